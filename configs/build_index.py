@@ -1,0 +1,19 @@
+"""A corpus to a BM25 index.
+
+python -m masksearch_jax.build_index --config=configs/build_index.py --config.corpus.path=wiki.jsonl.gz
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.corpus = ConfigDict()
+    c.corpus.path = ""  # JSONL of id, title, text, .gz allowed; empty: the built-in atlas of facts
+    c.corpus.questions = ""
+    c.corpus.limit = 0
+    c.corpus.max_bad_fraction = 0.01
+
+    c.index = "data/index"
+    c.language = "en"  # en | zh
+    return c

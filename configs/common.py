@@ -1,0 +1,122 @@
+"""Model architectures by name, each number as in the `config.json` of the published base model."""
+
+from __future__ import annotations
+
+import difflib
+
+from ml_collections import ConfigDict
+
+
+def _qwen2(
+    hidden,
+    intermediate,
+    layers,
+    heads,
+    kv_heads,
+    *,
+    vocab=151936,
+    tied=False,
+    window=131072,
+    eps=1e-6,
+):
+    return {
+        "family": "qwen2",
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_layers": layers,
+        "num_heads": heads,
+        "num_kv_heads": kv_heads,
+        "head_dim": hidden // heads,
+        "rope_theta": 1e6,
+        "rope_scaling": None,
+        "norm_eps": eps,
+        "qkv_bias": True,
+        "qk_norm": False,
+        "tie_embeddings": tied,
+        "max_position": window,
+    }
+
+
+def _qwen3(hidden, intermediate, layers, heads, kv_heads, *, tied=False):
+    base = _qwen2(hidden, intermediate, layers, heads, kv_heads, tied=tied, window=40960)
+    return base | {"family": "qwen3", "head_dim": 128, "qkv_bias": False, "qk_norm": True}
+
+
+def _llama3(hidden, intermediate, layers, heads, *, factor, tied):
+    return {
+        "family": "llama",
+        "vocab_size": 128256,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_layers": layers,
+        "num_heads": heads,
+        "num_kv_heads": 8,
+        "head_dim": hidden // heads,
+        "rope_theta": 5e5,
+        "rope_scaling": {
+            "factor": factor,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position": 8192,
+        },
+        "norm_eps": 1e-5,
+        "qkv_bias": False,
+        "qk_norm": False,
+        "tie_embeddings": tied,
+        "max_position": 131072,
+    }
+
+
+MODELS = {
+    # The quickstart's: small enough to learn to search on two CPU cores.
+    "tiny": _qwen2(128, 384, 4, 4, 2, vocab=2048, tied=True, window=2048) | {"rope_theta": 1e4},
+    "qwen2.5-0.5b": _qwen2(896, 4864, 24, 14, 2, tied=True, window=32768),
+    "qwen2.5-1.5b": _qwen2(1536, 8960, 28, 12, 2, tied=True),
+    "qwen2.5-3b": _qwen2(2048, 11008, 36, 16, 2, tied=True, window=32768),
+    "qwen2.5-7b": _qwen2(3584, 18944, 28, 28, 4, vocab=152064),
+    "qwen2.5-14b": _qwen2(5120, 13824, 48, 40, 8, vocab=152064, eps=1e-5),
+    "qwen2.5-32b": _qwen2(5120, 27648, 64, 40, 8, vocab=152064, eps=1e-5),
+    "qwen2.5-72b": _qwen2(8192, 29568, 80, 64, 8, vocab=152064, eps=1e-5),
+    "qwen3-0.6b": _qwen3(1024, 3072, 28, 16, 8, tied=True),
+    "qwen3-1.7b": _qwen3(2048, 6144, 28, 16, 8, tied=True),
+    "qwen3-4b": _qwen3(2560, 9728, 36, 32, 8, tied=True),
+    "qwen3-8b": _qwen3(4096, 12288, 36, 32, 8),
+    "qwen3-14b": _qwen3(5120, 17408, 40, 40, 8),
+    "qwen3-32b": _qwen3(5120, 25600, 64, 64, 8),
+    "llama3.2-1b": _llama3(2048, 8192, 16, 32, factor=32.0, tied=True),
+    "llama3.2-3b": _llama3(3072, 8192, 28, 24, factor=32.0, tied=True),
+    "llama3.1-8b": _llama3(4096, 14336, 32, 32, factor=8.0, tied=False),
+    "llama3.1-70b": _llama3(8192, 28672, 80, 64, factor=8.0, tied=False),
+}
+
+
+def model(name: str) -> ConfigDict:
+    """The architecture called `name`. Raises ValueError naming the nearest one and all choices."""
+    if name not in MODELS:
+        nearest = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"no model {name!r}; did you mean {nearest!r}? choices: {', '.join(MODELS)}"
+        )
+    return ConfigDict(MODELS[name])
+
+
+def parse_arg(arg: str, **defaults: str | bool) -> ConfigDict:
+    """The settings that a config's argument couples: `"qwen2.5-7b,runlocal"`, in any order.
+
+    `defaults` holds `model`, a name of `MODELS`, and switches that are off. A part of `arg` is a
+    model's name or a switch to turn on. Raises ValueError naming the choices.
+    """
+    parsed = ConfigDict(defaults)
+    switches = [name for name, value in defaults.items() if value is False]
+    for part in filter(None, arg.split(",")):
+        if part in switches:
+            parsed[part] = True
+        elif "model" in defaults and part in MODELS:
+            parsed.model = part
+        else:
+            choices = switches + sorted(MODELS if "model" in defaults else ())
+            close = difflib.get_close_matches(part, choices, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"{part!r} is not one of {', '.join(choices)}{hint}")
+    return parsed

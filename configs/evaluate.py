@@ -1,0 +1,73 @@
+"""A checkpoint on the evaluation suites, with and without search.
+
+    python -m masksearch_jax.evaluate --config=configs/evaluate.py:qwen2.5-1.5b \\
+        --config.init=runs/qa_dapo/export --config.tokenizer=runs/qa_dapo/export
+
+`init` takes an HF folder or a checkpoint folder. Greedy, so that a figure can be repeated.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    arg = common.parse_arg(arg, model="qwen2.5-1.5b", runlocal=False)
+    c = ConfigDict()
+    c.workdir = "runs/evaluate"
+    c.data = "runs/ramp"
+    c.tokenizer = ""  # folder with tokenizer.json; needed
+    c.init = ""  # HF folder or checkpoint folder; needed
+
+    c.model = common.model(arg.model)
+
+    c.compute = ConfigDict()
+    c.compute.dtype = "bfloat16"
+    c.compute.param_dtype = "float32"
+    c.compute.attention = "xla"
+    c.compute.remat = "none"
+    c.compute.loss_chunk = 2048
+
+    c.mesh = ConfigDict()
+    c.mesh.data = 1
+    c.mesh.fsdp = -1
+    c.mesh.tensor = 1
+
+    c.prompt = ConfigDict()
+    c.prompt.style = "chat"
+
+    c.search = ConfigDict()
+    c.search.kind = "bm25"
+    c.search.index = "runs/index"
+    c.search.url = ""
+    c.search.top_k = 5
+    c.search.max_passages = 5
+    c.search.max_queries = 4
+    c.search.timeout = 10.0
+    c.search.workers = 16
+
+    c.rollout = ConfigDict()
+    c.rollout.slots = 256
+    c.rollout.max_len = 6144
+    c.rollout.tick_tokens = 64
+    c.rollout.extend_tokens = 512
+    c.rollout.max_turns = 4
+    c.rollout.max_new_tokens = 1536
+    c.rollout.max_observation_tokens = 768
+    c.rollout.temperature = 0.0
+    c.rollout.seed = 0
+
+    c.eval = ConfigDict()
+    c.eval.suites = ("ramp", "two_hop")
+    c.eval.conditions = ("search", "no_search", "random")
+    c.eval.examples = 1000
+    c.eval.bootstrap = 1000
+    c.eval.seed = 0
+
+    if arg.runlocal:
+        c.eval.examples, c.eval.bootstrap = 4, 100
+        c.compute.dtype = "float32"
+        c.rollout.slots, c.rollout.max_len, c.rollout.max_new_tokens = 4, 256, 64
+        c.rollout.tick_tokens, c.rollout.extend_tokens = 8, 64
+        c.rollout.max_turns, c.rollout.max_observation_tokens = 1, 64
+    return c

@@ -1,0 +1,68 @@
+"""Multi-hop QA by SFT, the second stage (MaskSearch): start from a RAMP export.
+
+    python -m masksearch_jax.train_sft --config=configs/qa_sft.py:qwen2.5-1.5b \\
+        --config.init=runs/ramp_sft/export --config.tokenizer=runs/ramp_sft/export
+
+`ramp_sft` with other data, fewer steps and one mixture. The paper gives no training settings: every
+number here is ours.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    arg = common.parse_arg(arg, model="qwen2.5-1.5b", runlocal=False)
+    c = ConfigDict()
+    c.workdir = "runs/qa_sft"
+    c.seed = 0
+    c.data = "runs/qa_trajectories"
+    c.tokenizer = ""  # folder with tokenizer.json; needed
+    c.init = "runs/ramp_sft/export"  # HF folder to start from; empty: random weights
+
+    c.model = common.model(arg.model)
+
+    c.compute = ConfigDict()
+    c.compute.dtype = "bfloat16"
+    c.compute.param_dtype = "float32"
+    c.compute.attention = "xla"
+    c.compute.remat = "block"
+    c.compute.loss_chunk = 2048
+
+    c.mesh = ConfigDict()
+    c.mesh.data = 1
+    c.mesh.fsdp = -1
+    c.mesh.tensor = 1
+
+    c.optim = ConfigDict()
+    c.optim.learning_rate = 1e-5
+    c.optim.schedule = "cosine"
+    c.optim.warmup_steps = 30
+    c.optim.end_lr_ratio = 0.1
+    c.optim.b1 = 0.9
+    c.optim.b2 = 0.95
+    c.optim.eps = 1e-8
+    c.optim.weight_decay = 0.01
+    c.optim.clip_norm = 1.0
+    c.optim.accumulate = 1
+
+    c.sft = ConfigDict()
+    c.sft.batch_size = 128
+    c.sft.seq_len = 4096
+    c.sft.steps = 1000
+    c.sft.other_loss_weight = 0.0  # observations are the tool's words, never learned
+    c.sft.curriculum = "0:qa_sft_mixed"
+    c.sft.log_every = 10
+    c.sft.seed = 0
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every = 200
+    c.checkpoint.keep = 2
+
+    if arg.runlocal:
+        c.sft.batch_size, c.sft.seq_len, c.sft.steps, c.sft.log_every = 2, 128, 4, 1
+        c.sft.curriculum = "0:qa_sft_mixed"
+        c.compute.dtype = "float32"
+        c.checkpoint.every = 2
+    return c

@@ -1,0 +1,70 @@
+"""RAMP by SFT (MaskSearch): trajectories that fill 1, then up to 4 masked spans.
+
+    python -m masksearch_jax.train_sft --config=configs/ramp_sft.py:qwen2.5-1.5b \\
+        --config.init=PATH/Qwen2.5-1.5B --config.tokenizer=PATH/Qwen2.5-1.5B
+
+The argument names a model of `configs.common.MODELS`; `,runlocal` makes it a smoke run. The paper
+gives the curriculum's order and no training settings: every number here is ours.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    arg = common.parse_arg(arg, model="qwen2.5-1.5b", runlocal=False)
+    c = ConfigDict()
+    c.workdir = "runs/ramp_sft"
+    c.seed = 0
+    c.data = "runs/ramp_trajectories"
+    c.tokenizer = ""  # folder with tokenizer.json; needed
+    c.init = ""  # HF folder to start from; empty: random weights
+
+    c.model = common.model(arg.model)
+
+    c.compute = ConfigDict()
+    c.compute.dtype = "bfloat16"
+    c.compute.param_dtype = "float32"
+    c.compute.attention = "xla"
+    c.compute.remat = "block"
+    c.compute.loss_chunk = 2048
+
+    c.mesh = ConfigDict()
+    c.mesh.data = 1
+    c.mesh.fsdp = -1
+    c.mesh.tensor = 1
+
+    c.optim = ConfigDict()
+    c.optim.learning_rate = 1e-5
+    c.optim.schedule = "cosine"
+    c.optim.warmup_steps = 100
+    c.optim.end_lr_ratio = 0.1
+    c.optim.b1 = 0.9
+    c.optim.b2 = 0.95
+    c.optim.eps = 1e-8
+    c.optim.weight_decay = 0.01
+    c.optim.clip_norm = 1.0
+    c.optim.accumulate = 1
+
+    c.sft = ConfigDict()
+    c.sft.batch_size = 128
+    c.sft.seq_len = 4096
+    c.sft.steps = 4000
+    c.sft.other_loss_weight = 0.0  # observations are the tool's words, never learned
+    c.sft.curriculum = (
+        "0:ramp_sft_upto1,1000:ramp_sft_upto2,2000:ramp_sft_upto3,3000:ramp_sft_upto4"
+    )
+    c.sft.log_every = 10
+    c.sft.seed = 0
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every = 200
+    c.checkpoint.keep = 2
+
+    if arg.runlocal:
+        c.sft.batch_size, c.sft.seq_len, c.sft.steps, c.sft.log_every = 2, 128, 4, 1
+        c.sft.curriculum = "0:ramp_sft_upto1,2:ramp_sft_upto4"
+        c.compute.dtype = "float32"
+        c.checkpoint.every = 2
+    return c

@@ -1,0 +1,23 @@
+"""A search tool as an HTTP service.
+
+python -m masksearch_jax.serve_search --config=configs/serve_search.py --config.search.index=data/index
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.host = "127.0.0.1"
+    c.port = 8000
+
+    c.search = ConfigDict()
+    c.search.kind = "bm25"
+    c.search.index = "data/index"
+    c.search.url = ""
+    c.search.top_k = 5
+    c.search.max_passages = 5
+    c.search.max_queries = 4
+    c.search.timeout = 10.0
+    c.search.workers = 8  # searches at once; further requests wait
+    return c

@@ -1,0 +1,242 @@
+"""The way in to every main: one config file, checked overrides, plain messages, exit statuses.
+
+Exit statuses: 0 done, 1 the run failed, 2 the command is wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import errno
+import importlib.util
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+USAGE = "usage: python -m {name} --config=configs/NAME.py[:arg] [--config.section.key=value ...]"
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
+
+
+class UserError(Exception):
+    """Something the user can put right; `run` prints its message without a traceback."""
+
+
+class ConfigError(UserError):
+    """A config file, key or value that no run can be made of."""
+
+
+def nearest(word: str, choices: Iterable[str], prefix: str = "") -> str:
+    """A sentence with the choices most like `word`, or all undotted ones when none is.
+
+    A choice whose last dotted part equals that of `word` counts as alike.
+    """
+    choices = sorted(choices)
+    ratio = {c: difflib.SequenceMatcher(None, word, c).ratio() for c in choices}
+    best = max(ratio.values(), default=0.0)
+    close = [c for c in choices if ratio[c] >= max(0.6, best - 0.1)]
+    leaf = word.rpartition(".")[2]
+    same = [c for c in choices if c.rpartition(".")[2] == leaf]
+    ranked = sorted(same or close, key=lambda c: -ratio[c])[:3]
+    if ranked:
+        return f"did you mean {' or '.join(prefix + c for c in ranked)}?"
+    tops = [c for c in choices if "." not in c] or choices
+    return f"choices: {', '.join(prefix + c for c in tops) or 'none'}"
+
+
+def flat_keys(schema: type, prefix: str = "") -> dict[str, Any]:
+    """Dotted name to type of every key of a dataclass, sections and their keys alike."""
+    keys: dict[str, Any] = {}
+    for name, kind in typing.get_type_hints(schema).items():
+        keys[prefix + name] = kind
+        inner = _not_none(kind)
+        if dataclasses.is_dataclass(inner):
+            keys |= flat_keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+def to_dataclass(schema: type[T], config: Any, path: str = "config") -> T:
+    """The frozen dataclass `schema` filled from a ConfigDict or dict of exactly its keys.
+
+    An int is taken for a float and a list for a tuple; nothing else is converted. Raises
+    ConfigError that names the dotted key and the nearest valid ones (unknown), or the value and the
+    type it should have.
+    """
+    values = config.to_dict() if hasattr(config, "to_dict") else config
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path} is {values!r}; it must be a section with {_names(schema)}")
+    kinds = typing.get_type_hints(schema)
+    for key in values:
+        if key not in kinds:
+            near = nearest(key, kinds, prefix=f"{path}.")
+            raise ConfigError(f"{path}.{key} is not a key of {schema.__name__}; {near}")
+    required = {f.name for f in dataclasses.fields(schema) if _has_no_default(f)}
+    if missing := sorted(required - set(values)):
+        raise ConfigError(f"{path} lacks {', '.join(f'{path}.{m}' for m in missing)}")
+    return schema(**{k: _convert(kinds[k], v, f"{path}.{k}") for k, v in values.items()})
+
+
+def _names(schema: type) -> str:
+    return ", ".join(f.name for f in dataclasses.fields(schema))
+
+
+def _has_no_default(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _not_none(kind: Any) -> Any:
+    """T of `T | None`, and any other type itself."""
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return next(a for a in typing.get_args(kind) if a is not types.NoneType)
+    return kind
+
+
+def _convert(kind: Any, value: Any, path: str) -> Any:
+    inner = _not_none(kind)
+    if value is None and inner is not kind:
+        return None
+    if dataclasses.is_dataclass(inner):
+        return to_dataclass(inner, value, path)
+    origin, args = typing.get_origin(inner), typing.get_args(inner)
+    if origin is typing.Literal:
+        if value not in args:
+            near = nearest(str(value), map(str, args))
+            raise ConfigError(f"{path} is {value!r}, not one of {', '.join(args)}; {near}")
+        return value
+    if origin is tuple and isinstance(value, (tuple, list)):
+        return tuple(_convert(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+    if inner is float and type(value) is int:
+        return float(value)
+    if isinstance(inner, type) and type(value) is inner:
+        return value
+    name = inner.__name__ if isinstance(inner, type) and not args else str(inner)
+    name += " or None" if inner is not kind else ""
+    raise ConfigError(f"{path} is {value!r} ({type(value).__name__}); it must be {name}")
+
+
+def load_config(spec: str) -> Any:
+    """The ConfigDict that `get_config` of a file returns; `spec` is `path.py` or `path.py:arg`."""
+    name, _, arg = spec.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        near = nearest(name, map(str, path.parent.glob("*.py")))
+        raise ConfigError(f"--config={spec}: there is no file {name!r}; {near}")
+    root = str(path.resolve().parent.parent)
+    if root not in sys.path:  # so that a config may import configs.common from anywhere
+        sys.path.insert(0, root)
+    module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        return module.get_config(*([arg] if arg else []))
+    except Exception as error:
+        raise ConfigError(f"--config={spec}: {type(error).__name__}: {error}") from error
+
+
+def parse(schema: type[T], argv: Sequence[str]) -> T:
+    """The run described by `argv` (program name first). Raises ConfigError on anything amiss."""
+    spec, rest = _split_config(argv)
+    if spec is None:
+        raise ConfigError(f"--config is missing; {USAGE.format(name=_program(argv))}")
+    rest = [_checked_flag(schema, arg) for arg in rest]
+    return to_dataclass(schema, _with_overrides(load_config(spec), [argv[0], *rest]))
+
+
+def _split_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of the last `--config`, and the arguments without it."""
+    spec, rest, args = None, [], iter(argv[1:])
+    for arg in args:
+        if arg in ("--config", "-config"):
+            spec = next(args, None)
+        elif re.match(r"--?config=", arg):
+            spec = arg.partition("=")[2]
+        else:
+            rest.append(arg)
+    return spec, rest
+
+
+def _checked_flag(schema: type, arg: str) -> str:
+    """The argument, with `a,b` spelled as a tuple for a key that is one.
+
+    Raises ConfigError on a flag that is no key of the schema.
+    """
+    match = _OVERRIDE.match(arg)
+    if not match and not arg.startswith("--"):
+        return arg  # the value of the flag before it
+    flag, equals, value = arg.partition("=")
+    keys = flat_keys(schema)
+    key = match[1] if match else flag.lstrip("-")
+    if not match or key not in keys:
+        raise ConfigError(f"{flag} is not a flag; {nearest(key, keys, prefix='--config.')}")
+    if equals and typing.get_origin(keys[key]) is tuple and value[:1] not in ("(", "["):
+        return f"{flag}={tuple(v.strip() for v in value.split(',') if v.strip())!r}"
+    return arg
+
+
+def _with_overrides(config: Any, argv: list[str]) -> Any:
+    from absl import flags
+    from ml_collections import config_flags
+
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        extra = values(argv)[1:]
+    except (flags.Error, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ConfigError(str(error)) from error
+    if extra:
+        raise ConfigError(f"unexpected argument {extra[0]!r}; {USAGE.format(name=_program(argv))}")
+    return values.config
+
+
+def _program(argv: Sequence[str]) -> str:
+    return f"masksearch_jax.{Path(argv[0]).stem}"
+
+
+def _fail(message: str, status: int) -> typing.NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def run(fn: Callable[[T], int | None], schema: type[T], argv: Sequence[str] | None = None) -> None:
+    """Parses the command line into `schema`, calls `fn` with it, turns failures into statuses.
+
+    `fn` returns None or an exit status. A UserError, an error class of this package or an OSError
+    is printed as one line; any other exception is a defect and keeps its traceback.
+    """
+    argv = list(sys.argv if argv is None else argv)
+    if any(a in ("--help", "-h", "-help") for a in argv[1:]):
+        keys = "\n".join(f"  --config.{k}" for k in flat_keys(schema))
+        print(f"{USAGE.format(name=_program(argv))}\n\nkeys:\n{keys}")
+        return
+    try:
+        settings = parse(schema, argv)
+    except ConfigError as error:
+        _fail(str(error), 2)
+    try:
+        status = fn(settings)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        message = _expected(error)
+        if message is None:
+            raise
+        _fail(message, 1)
+    if status:
+        sys.exit(status)
+
+
+def _expected(error: Exception) -> str | None:
+    """What to tell the user of a failure that is not a defect; None for a defect."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = f" while writing {error.filename}" if error.filename else ""
+        return f"the disk is full{where}; free some space and start the same command again"
+    ours = type(error).__module__.partition(".")[0] == "masksearch_jax"
+    if isinstance(error, (UserError, OSError)) or ours:
+        return str(error) or type(error).__name__
+    return None

@@ -1,0 +1,257 @@
+"""What a run can be told: frozen sections, each key documented here and defaulted in `configs/`.
+
+ConfigDict stops here: `to_dataclass` turns it into these dataclasses once, strictly. The last part
+of the module puts the sections together: one `*Run` per main.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from masksearch_jax.cli import ConfigError, UserError, run, to_dataclass  # noqa: F401
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.x frequency scaling (`rope_type: llama3` of an HF config)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of one decoder-only transformer; the numbers of an HF `config.json`."""
+
+    family: str  # qwen2 | qwen3 | llama
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    norm_eps: float
+    qkv_bias: bool
+    qk_norm: bool
+    tie_embeddings: bool
+    max_position: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeConfig:
+    """How the model is computed; changes speed and memory, not the function."""
+
+    dtype: str  # activations and matrix products: bfloat16 | float32
+    param_dtype: str  # stored weights: float32 | bfloat16
+    attention: str  # xla
+    remat: str  # none | block
+    loss_chunk: int  # tokens per chunk of the LM head and the loss
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; one of them may be -1 (what is left)."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    learning_rate: float
+    schedule: str  # constant | linear | cosine, after the warm-up
+    warmup_steps: int
+    end_lr_ratio: float  # last learning rate / learning_rate
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    clip_norm: float
+    accumulate: int  # micro-batches per update
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    every: int  # steps between saves
+    keep: int  # newest checkpoints kept
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusConfig:
+    path: str  # JSONL of id, title, text (.gz allowed); empty: the built-in atlas of facts
+    questions: str  # JSONL of questions with gold passages; empty: the atlas's, or none
+    limit: int  # passages kept, 0: all
+    max_bad_fraction: float  # malformed lines tolerated before the build stops
+
+
+@dataclasses.dataclass(frozen=True)
+class RampConfig:
+    """Salient spans and masks (MaskSearch, section 3.1)."""
+
+    extractor: str  # rules
+    max_masks: int  # k is 1..max_masks, balanced
+    examples_per_passage: int
+    min_words: int  # shorter paragraphs are dropped
+    max_words: int  # longer paragraphs are dropped
+    heldout_fraction: float  # of articles, by a hash of the title
+    max_examples: int  # 0: all
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    kind: str  # bm25 | http | none | random
+    index: str  # folder of the BM25 index
+    url: str  # of a running `serve_search`, for kind http
+    top_k: int  # passages per query
+    max_passages: int  # passages shown per search, after merging
+    max_queries: int  # queries read from one <search> block
+    timeout: float  # seconds per search call
+    workers: int  # searches in flight
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    style: str  # minimal: the task text alone | chat: instructions in the tokenizer's chat template
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    slots: int  # trajectories on device at once
+    max_len: int  # tokens of prompt, sampled text and observations together; the KV cache length
+    tick_tokens: int  # tokens decoded per tick
+    extend_tokens: int  # prompt or observation tokens written per tick
+    max_turns: int  # searches allowed; the turn after the last must answer
+    max_new_tokens: int  # sampled tokens per trajectory
+    max_observation_tokens: int  # tokens per search result
+    temperature: float  # 0: greedy
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig:
+    batch_size: int  # packed rows per step, all hosts
+    seq_len: int
+    steps: int
+    other_loss_weight: float  # weight of tokens that the agent did not write
+    curriculum: str  # "0:mixture,200:mixture": the mixture in force from each step on
+    log_every: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DapoConfig:
+    """DAPO (arXiv 2503.14476), group-relative, token-level, no KL."""
+
+    steps: int
+    groups: int  # prompts with spread in reward per update
+    group_size: int  # samples per prompt
+    minibatches: int  # updates per step
+    micro_batch: int  # trajectories per gradient micro-batch
+    clip_low: float
+    clip_high: float
+    tis_cap: float  # cap of the truncated importance weight
+    reward: str  # recall | penalised | judge
+    format_weight: float  # share of the reward for a well-formed trajectory
+    length_penalty: float  # of the penalised reward, per excess answer token ratio
+    accuracy_threshold: float  # a sample is right at or above it; all right or all wrong: no spread
+    max_refills: int  # sampling rounds before training on what there is
+    overlong_buffer: int  # sampled tokens before max_new_tokens where the penalty ramps
+    overlong_penalty: float
+    overlong_filter: bool  # drop truncated samples from the loss
+    curriculum: str  # as in SftConfig
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    suites: tuple[str, ...]  # ramp, two_hop
+    conditions: tuple[str, ...]  # search, no_search, random
+    examples: int  # per suite
+    bootstrap: int  # resamples of the 95% interval
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SftRun:
+    """`train_sft`: supervised fine-tuning on cached trajectories."""
+
+    workdir: str
+    seed: int
+    data: str  # folder of tokenised records with their manifest
+    tokenizer: str  # folder with tokenizer.json
+    init: str  # HF folder to start from; empty: random weights
+    model: ModelConfig
+    compute: ComputeConfig
+    mesh: MeshConfig
+    optim: OptimConfig
+    sft: SftConfig
+    checkpoint: CheckpointConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DapoRun:
+    """`train_dapo`: reinforcement learning with live search."""
+
+    workdir: str
+    seed: int
+    data: str  # folder of examples
+    tokenizer: str
+    init: str
+    model: ModelConfig
+    compute: ComputeConfig
+    mesh: MeshConfig
+    prompt: PromptConfig
+    optim: OptimConfig
+    search: SearchConfig
+    rollout: RolloutConfig
+    dapo: DapoConfig
+    checkpoint: CheckpointConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalRun:
+    """`evaluate`: a checkpoint on the suites, under each search condition."""
+
+    workdir: str
+    data: str
+    tokenizer: str
+    init: str  # HF folder or checkpoint folder
+    model: ModelConfig
+    compute: ComputeConfig
+    mesh: MeshConfig
+    prompt: PromptConfig
+    search: SearchConfig
+    rollout: RolloutConfig
+    eval: EvalConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class QuickstartRun:
+    """`quickstart`: the whole recipe, from corpus to report."""
+
+    workdir: str
+    seed: int
+    corpus: CorpusConfig
+    ramp: RampConfig
+    prompt: PromptConfig
+    search: SearchConfig
+    tokenizer_vocab_size: int
+    demonstrations: int  # teacher's trajectories kept, 0: all
+    model: ModelConfig
+    compute: ComputeConfig
+    mesh: MeshConfig
+    sft: SftConfig
+    sft_optim: OptimConfig
+    dapo: DapoConfig
+    dapo_optim: OptimConfig
+    rollout: RolloutConfig
+    eval: EvalConfig
+    checkpoint: CheckpointConfig
+    report_trajectories: int  # trajectories shown in the report

@@ -1,0 +1,247 @@
+"""The atlas: a small encyclopedia of real facts that stands in for Wikipedia where there is no network.
+
+Each entity has one indexed article and a few paragraphs in other words that tell a part of its facts;
+facts that link two articles become two-hop questions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+
+from masksearch_jax.data import facts as facts_lib
+from masksearch_jax.data import wording
+from masksearch_jax.data.facts import Entity
+from masksearch_jax.types import Passage, QAExample
+
+_ALWAYS = {  # fact groups of the indexed article; a country adds some of the others
+    "country": ("continent", "capital", "currency", "population"),
+    "city": ("country", "population", "zone", "latitude", "neighbour"),
+    "element": ("symbol", "number", "discovery", "word", "after"),
+}
+_EXTRA = 1  # further groups of a country's article
+
+# kind: (facts of the subject that must be told, link to follow, facts read there; wordings)
+_QUESTIONS: dict[str, tuple[str, str, str, tuple[str, str]]] = {
+    "capital_to_currency": (
+        "city",
+        "country",
+        "currency",
+        (
+            "Which currency is used in the country whose capital is {s}?",
+            "What does one pay with in the country that has {s} as its capital?",
+        ),
+    ),
+    "city_to_capital": (
+        "city",
+        "country",
+        "capital",
+        (
+            "What is the capital of the country where the city of {s} lies?",
+            "The city of {s} lies in a country with which capital?",
+        ),
+    ),
+    "city_to_country_population": (
+        "city",
+        "country",
+        "population",
+        (
+            "How many people live in the country where the city of {s} lies?",
+            "What is the population of the country to which the city of {s} belongs?",
+        ),
+    ),
+    "city_to_currency_code": (
+        "city",
+        "country",
+        "currency_code",
+        (
+            "What is the code of the currency used in the city of {s}?",
+            "Which code has the currency of the country where the city of {s} lies?",
+        ),
+    ),
+    "city_to_neighbour_population": (
+        "city",
+        "neighbour",
+        "population",
+        (
+            "How many people live in the nearest larger city to {s}?",
+            "What is the population of the larger city that is nearest to {s}?",
+        ),
+    ),
+    "country_to_capital_population": (
+        "country",
+        "capital",
+        "population",
+        (
+            "How many people live in the capital of {the_s}?",
+            "What is the population of the city that is the capital of {the_s}?",
+        ),
+    ),
+    "country_to_capital_latitude": (
+        "country",
+        "capital",
+        "latitude",
+        (
+            "At which latitude does the capital of {the_s} lie?",
+            "How far from the equator is the capital of {the_s}?",
+        ),
+    ),
+    "element_to_capital": (
+        "element",
+        "place",
+        "capital",
+        (
+            "What is the capital of the country where the element {s} was discovered?",
+            "Which capital has the country in which {s} was discovered?",
+        ),
+    ),
+    "element_to_currency": (
+        "element",
+        "place",
+        "currency",
+        (
+            "Which currency is used in the country where the element {s} was discovered?",
+            "What does one pay with in the country in which {s} was discovered?",
+        ),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Atlas:
+    """Articles, their rewordings and questions.
+
+    passages: what search indexes, one per entity. paragraphs: what RAMP masks; the id is that of the
+    passage, "#" and the wording's number. questions: `gold` names the passage read first and the one
+    that holds the answer. told: the fact strings of each passage, by its id.
+    """
+
+    passages: tuple[Passage, ...]
+    paragraphs: tuple[Passage, ...]
+    questions: tuple[QAExample, ...]
+    told: Mapping[str, Mapping[str, str]]
+
+
+def build(
+    seed: int, cities: int = 3000, *, wordings: int = 3, verbatim: bool = False
+) -> Atlas:
+    """The atlas of all countries, elements, capitals and the `cities` largest cities.
+
+    The same arguments give the same atlas. wordings: paragraphs per article, 1 to 8; `verbatim` makes
+    the one paragraph of each article its indexed text (the paper's easier setting).
+    """
+    if not 1 <= wordings <= 8:
+        raise ValueError(f"wordings is {wordings}; it must be 1 to 8")
+    entities = facts_lib.read_entities(cities)
+    passages, paragraphs, told = [], [], {}
+    for entity in entities:
+        groups = _indexed_groups(entity, _rng(seed, entity.id, "facts"))
+        text = wording.compose(entity, groups, _rng(seed, entity.id, "indexed"))
+        passages.append(Passage(entity.id, entity.title, text))
+        told[entity.id] = _told(entity, groups)
+        if verbatim:
+            paragraphs.append(Passage(f"{entity.id}#0", entity.title, text))
+        else:
+            paragraphs += _reword(entity, groups, seed, wordings)
+    questions = _questions(entities, told, seed)
+    return Atlas(tuple(passages), tuple(paragraphs), tuple(questions), told)
+
+
+def _rng(seed: int, *key: object) -> random.Random:
+    return random.Random("/".join(map(str, (seed, *key))))
+
+
+def _told(entity: Entity, groups: Iterable[str]) -> dict[str, str]:
+    names = [n for g in groups for n in wording.GROUPS[entity.kind][g]]
+    names += [n for n in ("neighbour2",) if "neighbours" in groups and n in entity.facts]
+    return {n: entity.facts[n] for n in names}
+
+
+def _indexed_groups(entity: Entity, rng: random.Random) -> tuple[str, ...]:
+    have = [g for g in wording.groups_of(entity) if not _redundant(entity, g)]
+    fixed = [g for g in have if g in _ALWAYS[entity.kind]]
+    others = [g for g in have if g not in fixed]
+    chosen = {*fixed, *rng.sample(others, min(_EXTRA, len(others)))}
+    if entity.kind == "city" and {"zone", "latitude"} <= chosen:
+        chosen.remove(rng.choice(("zone", "latitude")))  # room for one of them
+    return tuple(g for g in have if g in chosen)
+
+
+def _redundant(entity: Entity, group: str) -> bool:
+    """True where a city state's name would be told as its own country or capital."""
+    return group in ("country", "capital") and entity.name == entity.facts[group]
+
+
+def _reword(
+    entity: Entity, groups: tuple[str, ...], seed: int, wordings: int
+) -> list[Passage]:
+    """Distinct paragraphs that tell a part of `groups`."""
+    found: dict[str, Passage] = {}
+    for i in range(1, wordings + 1):
+        rng = _rng(seed, entity.id, i)
+        text = wording.compose(entity, _part(entity, groups, rng), rng)
+        found.setdefault(text, Passage(f"{entity.id}#{i}", entity.title, text))
+    return list(found.values())
+
+
+def _part(entity: Entity, groups: tuple[str, ...], rng: random.Random) -> tuple[str, ...]:
+    """The groups one paragraph tells: not both of two facts that give each other away."""
+    drop: set[str] = set()
+    if entity.kind == "city":
+        if "zone" in groups and "country" in groups:
+            named_by_country = "," in entity.title or "capital_of" in entity.facts
+            drop.add("zone" if named_by_country else rng.choice(("zone", "country")))
+    elif entity.kind == "country":
+        optional = [g for g in groups if g != "continent"]
+        drop.update(rng.sample(optional, max(0, len(optional) - 4)))
+    elif len(groups) > 3:
+        drop.add(rng.choice(groups))
+    return tuple(g for g in groups if g not in drop)
+
+
+def _questions(
+    entities: tuple[Entity, ...], told: Mapping[str, Mapping[str, str]], seed: int
+) -> list[QAExample]:
+    by_id = {e.id: e for e in entities}
+    capital_names = Counter(e.facts["capital"] for e in entities if e.kind == "country")
+    by_kind: dict[str, list[str]] = defaultdict(list)
+    for name, (kind, *_) in _QUESTIONS.items():
+        by_kind[kind].append(name)
+    questions = []
+    for subject in entities:
+        for name in by_kind[subject.kind]:
+            if name == "capital_to_currency" and not _sole_capital(subject, capital_names):
+                continue
+            question = _question(name, subject, by_id, told, seed)
+            if question:
+                questions.append(question)
+    return questions
+
+
+def _sole_capital(city: Entity, capital_names: Counter[str]) -> bool:
+    return "capital_of" in city.facts and capital_names[city.name] == 1
+
+
+def _question(
+    name: str,
+    subject: Entity,
+    by_id: Mapping[str, Entity],
+    told: Mapping[str, Mapping[str, str]],
+    seed: int,
+) -> QAExample | None:
+    """The question, or None where a hop is not told, or where the subject or the first article
+    already says the answer."""
+    _, link, fact, texts = _QUESTIONS[name]
+    target = by_id.get(subject.links.get(link, ""))
+    if target is None or link not in told[subject.id] or fact not in told[target.id]:
+        return None
+    answer = told[target.id][fact]
+    # "the city of Hyderabad, Pakistan" names the country that the first hop should find.
+    if target.name in subject.title or answer in (subject.name, *told[subject.id].values()):
+        return None
+    text = _rng(seed, subject.id, name).choice(texts)
+    text = text.format(s=subject.title, the_s=wording.in_prose(subject.title))
+    gold = (subject.id, target.id)
+    return QAExample(f"atlas:{name}:{subject.id}", "atlas", text, (answer,), gold, name)

@@ -1,0 +1,238 @@
+"""Batches for training, read from the cache through grain: packed rows for SFT, prompts for RL.
+
+Every process plans the same global batch from the records' lengths and reads only the records of
+its own rows, so a position is a small dict that means the same for any number of processes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+
+from masksearch_jax.data import records
+from masksearch_jax.data.order import Order, Place
+from masksearch_jax.types import Example, QAExample, RampExample, from_json
+
+# Records that fit no row are kept for the next batch, up to this many; more fill rows better and
+# make the state longer.
+LOOKAHEAD = 32
+
+Batch = dict[str, np.ndarray]
+
+
+class Prompt(NamedTuple):
+    """ids int32[P] and the example that they ask for."""
+
+    ids: np.ndarray
+    example: Example
+
+
+class Plan(NamedTuple):
+    """Positions of each row's records, the next position, and those put off to the next batch."""
+
+    rows: list[list[int]]
+    next: int
+    pending: tuple[int, ...]
+
+
+def sft_batches(
+    manifest: records.Manifest,
+    curriculum: str,
+    *,
+    batch_size: int,
+    seq_len: int,
+    seed: int,
+    other_loss_weight: float,
+    process_index: int = 0,
+    process_count: int = 1,
+    split: str = "train",
+    prefetch: int = 0,
+) -> grain.DatasetIterator[Batch]:
+    """An endless, checkpointable iterator of packed batches; batch_size rows over all processes.
+
+    Each batch holds this process's rows, B = batch_size / process_count, T = seq_len: `ids`,
+    `targets`, `positions`, `segment_ids` int32[B, T] (segment 0 is padding) and `loss_weights`
+    float32[B, T]: 1 where the target was written by the agent, `other_loss_weight` where it was
+    not, 0 where there is no next token in the segment. `get_state()` is a JSON-ready dict;
+    `set_state` continues with bitwise the same batches, on any number of processes. `prefetch` > 0
+    prepares that many batches in a thread. Raises CacheError for a record longer than `seq_len`.
+    """
+    rows = _own_share(batch_size, process_index, process_count, "batch_size")
+    order = Order(manifest, curriculum, split, "sft", seed)
+    for source in order.sources.values():
+        if (longest := int(source.lengths.max())) > seq_len:
+            raise records.CacheError(
+                f"{source.name} has a record of {longest} tokens, seq_len is {seq_len}; raise "
+                "seq_len, or build the cache with a smaller max_len"
+            )
+    made = _SftBatches(order, batch_size, rows, seq_len, other_loss_weight, manifest.pad_id)
+    return grain.experimental.ThreadPrefetchDatasetIterator(made, prefetch) if prefetch else made
+
+
+def prompt_batches(
+    manifest: records.Manifest,
+    curriculum: str,
+    *,
+    groups: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    split: str = "train",
+) -> PromptBatches:
+    """An endless, checkpointable iterator of lists of `Prompt`: `groups` a step, all processes."""
+    order = Order(manifest, curriculum, split, "prompt", seed)
+    return PromptBatches(order, groups, process_index, process_count)
+
+
+class PromptBatches(grain.DatasetIterator[list[Prompt]]):
+    """Prompts of each RL step; `extra` draws more within a step, for groups that were dropped.
+
+    The state counts what was drawn, so a restored iterator goes on with prompts not yet seen.
+    """
+
+    def __init__(self, order: Order, groups: int, process_index: int, process_count: int) -> None:
+        super().__init__()
+        _own_share(groups, process_index, process_count, "groups")
+        self._order, self._groups = order, groups
+        self._process = process_index, process_count
+        self._place = Place()
+
+    def __next__(self) -> list[Prompt]:
+        self._place = self._order.enter(self._place)
+        prompts = self.extra(self._groups)
+        self._place = self._place._replace(step=self._place.step + 1)
+        return prompts
+
+    def extra(self, groups: int) -> list[Prompt]:
+        """This process's share of `groups` more prompts, from the mixture of the last step."""
+        own = _own_share(groups, *self._process, "groups")
+        stage, start = self._place.stage, self._place.next
+        self._place = self._place._replace(next=start + groups)
+        found = [self._order.record(stage, start + i) for i in own]
+        return [Prompt(r["ids"], _example(r["example"])) for r in found]
+
+    def get_state(self) -> dict[str, Any]:
+        return self._order.to_state(self._place)
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._place = self._order.from_state(state)
+
+
+class _SftBatches(grain.DatasetIterator[Batch]):
+    """The iterator behind `sft_batches`: plans the global batch, reads its own rows."""
+
+    def __init__(
+        self,
+        order: Order,
+        batch_size: int,
+        rows: range,
+        seq_len: int,
+        other_loss_weight: float,
+        pad_id: int,
+    ) -> None:
+        super().__init__()
+        self._order, self._batch_size, self._rows = order, batch_size, rows
+        self._seq_len, self._other, self._pad_id = seq_len, other_loss_weight, pad_id
+        self._place = Place()
+
+    def __next__(self) -> Batch:
+        place = self._order.enter(self._place)
+        plan = plan_rows(
+            lambda position: self._order.length(place.stage, position),
+            place.next,
+            place.pending,
+            rows=self._batch_size,
+            seq_len=self._seq_len,
+            shortest=self._order.shortest(place.stage),
+        )
+        found = [
+            [self._order.record(place.stage, position) for position in plan.rows[row]]
+            for row in self._rows
+        ]
+        self._place = Place(place.step + 1, place.stage, plan.next, plan.pending)
+        return pack(found, self._seq_len, self._other, self._pad_id)
+
+    def get_state(self) -> dict[str, Any]:
+        return self._order.to_state(self._place)
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._place = self._order.from_state(state)
+
+
+def plan_rows(
+    length: Callable[[int], int],
+    start: int,
+    pending: Sequence[int],
+    *,
+    rows: int,
+    seq_len: int,
+    shortest: int = 1,
+) -> Plan:
+    """First-fit of records, in order, into `rows` rows of `seq_len`; `length(position)` in tokens.
+
+    Records put off last time come first. Ends when LOOKAHEAD records fit nowhere, or when no row
+    has room for `shortest` tokens. Every length must be at most `seq_len`.
+    """
+    free = np.full(rows, seq_len)
+    filled: list[list[int]] = [[] for _ in range(rows)]
+    left: list[int] = []
+    waiting = list(pending)
+    while waiting or (len(left) < LOOKAHEAD and free.max() >= shortest):
+        if waiting:
+            position = waiting.pop(0)
+        else:
+            position, start = start, start + 1
+        size = length(position)
+        row = int(np.argmax(free >= size))
+        if free[row] >= size:
+            free[row] -= size
+            filled[row].append(position)
+        else:
+            left.append(position)
+    return Plan(filled, start, tuple(left))
+
+
+def pack(
+    rows: Sequence[Sequence[records.Record]], seq_len: int, other_loss_weight: float, pad_id: int
+) -> Batch:
+    """SFT records laid into rows of `seq_len`, as `sft_batches` describes."""
+    shape = len(rows), seq_len
+    batch = {
+        "ids": np.full(shape, pad_id, np.int32),
+        "targets": np.full(shape, pad_id, np.int32),
+        "positions": np.zeros(shape, np.int32),
+        "segment_ids": np.zeros(shape, np.int32),
+        "loss_weights": np.zeros(shape, np.float32),
+    }
+    for row, found in enumerate(rows):
+        start = 0
+        for segment, record in enumerate(found, 1):
+            ids, end = record["ids"], start + len(record["ids"])
+            batch["ids"][row, start:end] = ids
+            batch["targets"][row, start : end - 1] = ids[1:]
+            batch["positions"][row, start:end] = np.arange(len(ids))
+            batch["segment_ids"][row, start:end] = segment
+            weights = np.where(record["agent"][1:], 1.0, other_loss_weight)
+            batch["loss_weights"][row, start : end - 1] = weights
+            start = end
+    return batch
+
+
+def _own_share(total: int, process_index: int, process_count: int, name: str) -> range:
+    """The part of a global batch that this process holds."""
+    if total % process_count or not 0 <= process_index < process_count:
+        raise records.CacheError(
+            f"{name}={total} must be a multiple of the {process_count} processes, and process "
+            f"{process_index} one of them"
+        )
+    own = total // process_count
+    return range(process_index * own, (process_index + 1) * own)
+
+
+def _example(text: str) -> Example:
+    obj = json.loads(text)
+    return from_json(RampExample if "spans" in obj else QAExample, obj)

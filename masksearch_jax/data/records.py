@@ -1,0 +1,313 @@
+"""The offline cache: tokenised records as ArrayRecord shards, and one manifest that describes them.
+
+    CACHE/manifest.json                   tasks, counts, mixture rates, tokenizer, prompt style
+    CACHE/TASK-SPLIT/data-00000.array_record  lengths.npy  split.json
+
+A record is a flat dict of text and 1-D numpy arrays. Kinds of split: `sft` records have `id`, `ids`
+int32[T] and `agent` bool[T] (True where the agent wrote the token); `prompt` records have `id`,
+`ids` int32[P] and `example`, the example's JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgpack
+import numpy as np
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+Kind = Literal["sft", "prompt"]
+Record = dict[str, Any]
+
+
+class CacheError(ValueError):
+    """A cache, or a name or position in it, that cannot be used; the message says what to do."""
+
+
+_ARRAY = 1  # msgpack extension code of a numpy array
+_NAMED_DROPS = 20  # dropped ids kept by name; all are counted
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """What one task's split holds. `source` is a hash of what it was made from.
+
+    `tokens` and `agent_tokens` are totals, `longest` the most tokens of one record. `dropped` is
+    how many records had more than `max_len` tokens and were left out; `dropped_ids` names the first
+    of them. `shards` are (file name, bytes, records).
+    """
+
+    kind: Kind
+    source: str
+    max_len: int
+    records: int
+    tokens: int
+    agent_tokens: int
+    longest: int
+    dropped: int
+    dropped_ids: tuple[str, ...]
+    shards: tuple[tuple[str, int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """Everything a trainer needs to know of a cache but the records themselves.
+
+    tasks: task → split → `Split`. mixtures: mixture → task → rate.
+    """
+
+    folder: Path
+    tokenizer: str
+    vocab_size: int
+    eos_id: int
+    pad_id: int
+    prompt_style: str
+    tasks: Mapping[str, Mapping[str, Split]]
+    mixtures: Mapping[str, Mapping[str, float]]
+
+    @classmethod
+    def load(cls, folder: str | Path, *, tokenizer: str = "", prompt_style: str = "") -> Manifest:
+        """The manifest of a cache folder, checked against the given fingerprint and style if any.
+
+        Raises FileNotFoundError where no build finished, CacheError on another format, tokenizer
+        or prompt style.
+        """
+        folder = Path(folder)
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no {MANIFEST} in {str(folder)!r}: the cache was not built, or its build did not "
+                "finish; run `python -m masksearch_jax.build_ramp` to build or resume it"
+            )
+        obj = json.loads(path.read_text(encoding="utf-8"))
+        if obj.get("format") != FORMAT:
+            raise CacheError(f"{path}: format {obj.get('format')!r}, this code reads {FORMAT}")
+        del obj["format"]
+        obj["tasks"] = {
+            task: {split: _split_from_json(s) for split, s in splits.items()}
+            for task, splits in obj["tasks"].items()
+        }
+        manifest = cls(folder=folder, **obj)
+        for name, wanted, found in (
+            ("tokenizer", tokenizer, manifest.tokenizer),
+            ("prompt style", prompt_style, manifest.prompt_style),
+        ):
+            if wanted and wanted != found:
+                raise CacheError(
+                    f"{path}: the cache was built with {name} {found!r}, the run has {wanted!r}; "
+                    "rebuild the cache or give the run the other one"
+                )
+        return manifest
+
+    def save(self) -> Path:
+        """Write the manifest atomically, last of all: a cache without one is not finished."""
+        obj = dataclasses.asdict(self) | {"format": FORMAT}
+        del obj["folder"]
+        path = self.folder / MANIFEST
+        write_atomically(path, json.dumps(obj, indent=1))
+        return path
+
+    def rates(self, name: str) -> dict[str, float]:
+        """Tasks and rates of a mixture, or of a task alone; CacheError names the nearest."""
+        if name in self.mixtures:
+            return dict(self.mixtures[name])
+        if name in self.tasks:
+            return {name: 1.0}
+        raise CacheError(f"the cache {unknown('mixture or task', name, self.names())}")
+
+    def names(self) -> list[str]:
+        """Mixtures and tasks, as a curriculum may name them."""
+        return [*self.mixtures, *self.tasks]
+
+    def open(self, task: str, split: str) -> Source:
+        """The records of one task's split, after checking its files against the manifest."""
+        if task not in self.tasks:
+            raise CacheError(f"the cache {unknown('task', task, self.tasks)}")
+        if split not in self.tasks[task]:
+            raise CacheError(f"task {task!r} {unknown('split', split, self.tasks[task])}")
+        return Source(split_folder(self.folder, task, split), self.tasks[task][split])
+
+
+class Source:
+    """Random access to one split: `len(source)`, `source[i] -> Record`, `lengths` int32[n].
+
+    Safe to read from several threads. Raises CacheError on open when a file is missing, cut short
+    or holds another number of records than the manifest says.
+    """
+
+    def __init__(self, folder: Path, split: Split) -> None:
+        from array_record.python import array_record_data_source
+
+        self.name = folder.name
+        paths = []
+        for name, size, _ in split.shards:
+            path = folder / name
+            found = path.stat().st_size if path.is_file() else None
+            if found != size:
+                state = "is missing" if found is None else f"has {found} bytes"
+                raise CacheError(
+                    f"{path} {state}, the manifest says {size} bytes; the cache is damaged: "
+                    f"delete {str(folder)!r} and build it again"
+                )
+            paths.append(str(path))
+        self.lengths = np.load(folder / "lengths.npy")
+        self._reader = array_record_data_source.ArrayRecordDataSource(paths) if paths else []
+        counts = {"manifest": split.records, "lengths": len(self.lengths), "shards": len(self)}
+        if len(set(counts.values())) != 1:
+            raise CacheError(f"{folder}: numbers of records disagree: {counts}")
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def __getitem__(self, index: int) -> Record:
+        return decode(self._reader[int(index)])
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[i] for i in range(len(self)))
+
+
+def write_split(
+    cache: str | Path,
+    task: str,
+    split: str,
+    records: Iterable[Record],
+    *,
+    kind: Kind,
+    max_len: int,
+    source: str,
+    records_per_shard: int = 65_536,
+) -> Split:
+    """Write one split and return its description; the folder appears whole or not at all.
+
+    Records of more than `max_len` tokens are dropped and counted.
+    """
+    folder = split_folder(Path(cache), task, split)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temp = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        lengths, agent_tokens, dropped = [], 0, []
+
+        def kept() -> Iterator[bytes]:
+            nonlocal agent_tokens
+            for record in records:
+                if len(record["ids"]) > max_len:
+                    dropped.append(record["id"])
+                    continue
+                lengths.append(len(record["ids"]))
+                agent_tokens += int(np.sum(record.get("agent", 0)))
+                yield encode(record)
+
+        shards = _write_shards(temp, kept(), records_per_shard)
+        np.save(temp / "lengths.npy", np.asarray(lengths, np.int32))
+        written = Split(
+            kind=kind,
+            source=source,
+            max_len=max_len,
+            records=len(lengths),
+            tokens=sum(lengths),
+            agent_tokens=agent_tokens,
+            longest=max(lengths, default=0),
+            dropped=len(dropped),
+            dropped_ids=tuple(dropped[:_NAMED_DROPS]),
+            shards=shards,
+        )
+        (temp / "split.json").write_text(json.dumps(dataclasses.asdict(written)), "utf-8")
+        temp.chmod(0o755)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(temp, folder)
+        return written
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def finished_split(cache: str | Path, task: str, split: str) -> Split | None:
+    """The description of a split that was written to its end, or None."""
+    path = split_folder(Path(cache), task, split) / "split.json"
+    return _split_from_json(json.loads(path.read_text("utf-8"))) if path.is_file() else None
+
+
+def split_folder(cache: Path, task: str, split: str) -> Path:
+    return cache / f"{task}-{split}"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file beside its place and rename it there: whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temp = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temp, 0o644)
+        os.replace(temp, path)
+    except BaseException:
+        os.unlink(temp)
+        raise
+
+
+def encode(record: Record) -> bytes:
+    """A record as msgpack; arrays keep their dtype."""
+    return msgpack.packb(record, default=_pack_array)
+
+
+def decode(data: bytes) -> Record:
+    """The inverse of `encode`; arrays are read-only views of `data`."""
+    return msgpack.unpackb(data, ext_hook=_unpack_array)
+
+
+def _pack_array(value: Any) -> msgpack.ExtType:
+    if not isinstance(value, np.ndarray) or value.ndim != 1:
+        raise TypeError(f"a record holds text and 1-D arrays, not {type(value).__name__}")
+    return msgpack.ExtType(_ARRAY, value.dtype.str.encode() + b"\0" + value.tobytes())
+
+
+def _unpack_array(code: int, data: bytes) -> np.ndarray:
+    if code != _ARRAY:
+        raise CacheError(f"record with unknown msgpack extension {code}")
+    dtype, _, body = data.partition(b"\0")
+    return np.frombuffer(body, np.dtype(dtype.decode()))
+
+
+def _write_shards(
+    folder: Path, records: Iterator[bytes], per_shard: int
+) -> tuple[tuple[str, int, int], ...]:
+    from array_record.python import array_record_module
+
+    shards: list[tuple[str, int, int]] = []
+    record = next(records, None)
+    while record is not None:
+        path = folder / f"data-{len(shards):05d}.array_record"
+        writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+        count = 0
+        while record is not None and count < per_shard:
+            writer.write(record)
+            count += 1
+            record = next(records, None)
+        writer.close()
+        shards.append((path.name, path.stat().st_size, count))
+    return tuple(shards)
+
+
+def _split_from_json(obj: Mapping[str, Any]) -> Split:
+    values = dict(obj)
+    values["dropped_ids"] = tuple(values["dropped_ids"])
+    values["shards"] = tuple(tuple(s) for s in values["shards"])
+    return Split(**values)
+
+
+def unknown(what: str, name: str, choices: Iterable[str]) -> str:
+    """The tail of an error about a name that is not among `choices`, with the nearest one."""
+    choices = sorted(choices)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.0)
+    hint = f"; nearest is {near[0]!r}" if near else ""
+    return f"has no {what} {name!r}{hint}; choices: {choices}"

@@ -1,0 +1,319 @@
+"""A tokenizer folder in Hugging Face layout, read and written without importing transformers.
+
+Byte-level tokenizers only (Qwen, Llama 3, GPT-2, and what `train_bpe` makes): there each token is a
+byte string, so a token's place in the text is exact even where it ends inside a UTF-8 character.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from masksearch_jax import markup
+
+EOS, PAD = "<|endoftext|>", "<|pad|>"
+TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
+CONTROL_TOKENS = (EOS, PAD, TURN_START, TURN_END)
+
+# A word with its leading space, a single digit, a run of symbols, white space.
+_PIECES = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+_OLDER_FILES = ("vocab.json", "tokenizer.model", "tokenizer_config.json")
+
+
+class VocabError(ValueError):
+    """A tokenizer, or a use of one, that cannot work."""
+
+
+def train_bpe(texts: Iterable[str], folder: str | Path, vocab_size: int = 2048) -> Path:
+    """A byte-level BPE trained on `texts`, saved as an HF tokenizer folder of `vocab_size` tokens.
+
+    `[mask]` and the grammar's tags are single tokens that decoding keeps; each digit is a token.
+    The folder appears whole or not at all; the same texts give the same bytes. Few texts give fewer
+    tokens than asked for. Raises VocabError when `vocab_size` cannot hold the 256 bytes and the
+    added tokens.
+    """
+    added = [*CONTROL_TOKENS, markup.MASK, *markup.TAG_TOKENS]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if vocab_size < len(alphabet) + len(added):
+        raise VocabError(
+            f"vocab_size={vocab_size} is too small: {len(alphabet)} bytes and {len(added)} added "
+            f"tokens need at least {len(alphabet) + len(added)}"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(added), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(_without(texts, added), trainer)
+    tokenizer.add_special_tokens(list(CONTROL_TOKENS))
+    tokenizer.add_tokens(
+        [tokenizers.AddedToken(t, normalized=False) for t in (markup.MASK, *markup.TAG_TOKENS)]
+    )
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": EOS,
+        "pad_token": PAD,
+        "clean_up_tokenization_spaces": False,
+    }
+    _save_folder(
+        Path(folder),
+        {
+            "tokenizer.json": tokenizer.to_str(pretty=True),
+            "tokenizer_config.json": json.dumps(config, indent=2),
+            "chat_template.jinja": _CHAT_TEMPLATE,
+        },
+    )
+    return Path(folder)
+
+
+def _without(texts: Iterable[str], added: Sequence[str]) -> Iterable[str]:
+    """`texts` with added tokens cut out, so that no merge is spent on their spelling."""
+    for text in texts:
+        for token in added:
+            text = text.replace(token, "\n")
+        yield text
+
+
+def _save_folder(folder: Path, files: Mapping[str, str]) -> None:
+    """Write a folder of text files beside its place, then rename it there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temp = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for name, text in files.items():
+            (temp / name).write_text(text, encoding="utf-8")
+        temp.chmod(0o755)
+        if folder.exists():
+            old = temp / "replaced"
+            os.rename(folder, old)
+            os.rename(temp, folder)
+            shutil.rmtree(folder / "replaced")
+        else:
+            os.rename(temp, folder)
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+class Vocab:
+    """A byte-level tokenizer: text to ids, ids to bytes and text, the chat template, a fingerprint.
+
+    `size` is the largest id plus one. `eos_ids` are the ids that end a generation, the tokenizer's
+    own first; `pad_id` is its padding id, or the first of `eos_ids` where it has none.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, config: Mapping[str, Any], template: str = "") -> None:
+        self._tokenizer = tokenizer
+        self._config = config
+        self._template = template
+        ids = tokenizer.get_vocab(with_added_tokens=True)
+        self.size = max(ids.values()) + 1
+        self.eos_ids = _eos_ids(config, ids)
+        self.pad_id = ids.get(_token_text(config.get("pad_token")), self.eos_ids[0])
+        self._bytes = _byte_table(tokenizer, self.size)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Vocab:
+        """The tokenizer saved in a local folder; never asks the network.
+
+        Raises FileNotFoundError when the folder or its files are missing, VocabError for a
+        tokenizer that is not byte-level.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"tokenizer {str(folder)!r} is not a local folder; download the model first and "
+                "give the path of the folder that holds its tokenizer.json"
+            )
+        try:
+            config = _read_config(folder)
+            return cls(_read_tokenizer(folder), config, _read_template(folder, config))
+        except ValueError as error:  # also of JSON
+            raise VocabError(f"tokenizer {str(folder)!r}: {error}") from error
+
+    def encode(self, text: str, *, literal: bool = False) -> list[int]:
+        """Ids of `text`, nothing added. `literal`: control tokens spelled in it stay plain text.
+
+        Text from outside (a document, a teacher) is encoded with `literal=True`, so that an
+        `<|endoftext|>` in it cannot act; the tags of the grammar are tokens either way.
+        """
+        return self._coder(literal).encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str], *, literal: bool = False) -> list[list[int]]:
+        """`encode` of each text, in parallel."""
+        found = self._coder(literal).encode_batch_fast(list(texts), add_special_tokens=False)
+        return [e.ids for e in found]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`, tags and control tokens kept; invalid UTF-8 becomes U+FFFD."""
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token: joined over a sequence they are its text in UTF-8.
+
+        Empty for an id in the padding of an embedding table. Raises VocabError for a negative id.
+        """
+        if token_id < 0:
+            raise VocabError(f"token id {token_id} is negative; ids are 0..{self.size - 1}")
+        return self._bytes[token_id] if token_id < self.size else b""
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+    ) -> str:
+        """The messages as one prompt text. Raises VocabError when the folder has no template."""
+        if not self._template:
+            raise VocabError("this tokenizer has no chat template; use prompt style 'minimal'")
+        names = {k: _token_text(v) for k, v in self._config.items() if k.endswith("_token")}
+        return _compile(self._template).render(
+            messages=list(messages), add_generation_prompt=add_generation_prompt, **names
+        )
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self._template)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of what decides ids and prompts; the same when transformers re-saves it."""
+        spec = json.loads(self._tokenizer.to_str())
+        parts = {k: spec[k] for k in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
+        parts |= {"eos": self.eos_ids, "template": self._template}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _coder(self, literal: bool) -> Tokenizer:
+        return self._literal if literal else self._tokenizer
+
+    @functools.cached_property
+    def _literal(self) -> Tokenizer:
+        copy = Tokenizer.from_str(self._tokenizer.to_str())
+        copy.encode_special_tokens = True
+        return copy
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise VocabError(f"tokenizer.json cannot be read: {error}") from error
+    elif any((folder / name).is_file() for name in _OLDER_FILES):
+        from transformers import AutoTokenizer  # slow to import; only for folders of the old layout
+
+        loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = loaded.backend_tokenizer
+    else:
+        raise FileNotFoundError(f"{str(folder)!r} holds no tokenizer.json; it has {_names(folder)}")
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())[:10]
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, with `eos_token_id` of generation_config.json where there is one."""
+    config: dict[str, Any] = {}
+    path = folder / "tokenizer_config.json"
+    if path.is_file():
+        config = json.loads(path.read_text(encoding="utf-8"))
+    path = folder / "generation_config.json"
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        if found is not None:
+            config["eos_token_id"] = found
+    return config
+
+
+def _read_template(folder: Path, config: Mapping[str, Any]) -> str:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    found = config.get("chat_template") or ""
+    if isinstance(found, list):  # several templates, by name
+        found = {entry["name"]: entry["template"] for entry in found}.get("default", "")
+    return found
+
+
+def _token_text(token: str | Mapping[str, Any] | None) -> str:
+    """A token of a config, given as text or as a serialised AddedToken; empty when absent."""
+    return token.get("content", "") if isinstance(token, Mapping) else token or ""
+
+
+def _eos_ids(config: Mapping[str, Any], ids: Mapping[str, int]) -> tuple[int, ...]:
+    own = ids.get(_token_text(config.get("eos_token")) or EOS)
+    extra = config.get("eos_token_id", [])
+    found = [*([own] if own is not None else []), *(extra if isinstance(extra, list) else [extra])]
+    if not found:
+        raise VocabError("no end-of-sequence token: tokenizer_config.json names no eos_token")
+    return tuple(dict.fromkeys(found))
+
+
+def _byte_table(tokenizer: Tokenizer, size: int) -> list[bytes]:
+    """Bytes of each id 0..size-1. Raises VocabError where a token is not spelled in bytes."""
+    to_byte = _byte_of_char()
+    added = {i: t.content for i, t in tokenizer.get_added_tokens_decoder().items()}
+    table = [b""] * size
+    for token, index in tokenizer.get_vocab(with_added_tokens=True).items():
+        if index in added:
+            table[index] = added[index].encode()
+        elif all(c in to_byte for c in token):
+            table[index] = bytes(to_byte[c] for c in token)
+        else:
+            raise VocabError(
+                f"token {index} {token!r} is not byte-level; supported are byte-level BPE "
+                "tokenizers such as those of Qwen, Llama 3 and GPT-2"
+            )
+    return table
+
+
+def _byte_of_char() -> dict[str, int]:
+    """The byte that each printable stand-in of byte-level BPE means (GPT-2's table).
+
+    Printable Latin-1 bytes stand for themselves; the others, in order, are U+0100 and on.
+    """
+    own = np.r_[0x21:0x7F, 0xA1:0xAD, 0xAE:0x100]
+    others = np.setdiff1d(np.arange(256), own)
+    return {chr(b): int(b) for b in own} | {chr(0x100 + i): int(b) for i, b in enumerate(others)}
+
+
+@functools.lru_cache(maxsize=8)
+def _compile(template: str) -> Any:
+    """A Jinja template with the settings and helpers that HF chat templates expect."""
+    import jinja2.ext
+    import jinja2.sandbox
+
+    def refuse(message: str) -> None:
+        raise VocabError(f"chat template: {message}")
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
+        value, ensure_ascii=False, indent=indent
+    )
+    environment.globals["raise_exception"] = refuse
+    return environment.from_string(template)

@@ -1,0 +1,150 @@
+"""Evaluates a model on the suites, with its search tool, without it, and with a random retriever.
+
+    python -m masksearch_jax.evaluate --config=configs/evaluate.py:qwen2.5-1.5b --config.init=FOLDER
+
+Writes WORKDIR/eval.json and one line per trajectory to WORKDIR/trajectories.jsonl.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from masksearch_jax import cli
+from masksearch_jax.config import EvalRun, RolloutConfig
+from masksearch_jax.data import prompt, qa, ramp
+from masksearch_jax.data.vocab import Vocab
+from masksearch_jax.evals import suites
+from masksearch_jax.models import attention, hf
+from masksearch_jax.progress import Progress
+from masksearch_jax.rollout.engine import Engine, Request
+from masksearch_jax.search.tool import SearchTool, open_tool
+from masksearch_jax.sharding import make_mesh
+from masksearch_jax.types import Example, Trajectory, to_json
+
+CONDITIONS = {"search": "", "no_search": "none", "random": "random"}  # search.kind, "": as configured
+
+
+def tools(cfg: EvalRun) -> dict[str, SearchTool]:
+    """The search tool of each condition. Raises ConfigError for an unknown one."""
+    found = {}
+    for name in cfg.eval.conditions:
+        if name not in CONDITIONS:
+            raise cli.ConfigError(
+                f"config.eval.conditions has {name!r}; {cli.nearest(name, CONDITIONS)}"
+            )
+        kind = CONDITIONS[name] or cfg.search.kind
+        found[name] = open_tool(dataclasses.replace(cfg.search, kind=kind))
+    return found
+
+
+def load_suites(cfg: EvalRun) -> dict[str, list[Example]]:
+    """The first `eval.examples` of each suite's held-out file, in file order, which is shuffled."""
+    found: dict[str, list[Example]] = {}
+    for name in cfg.eval.suites:
+        if name == "ramp":
+            found[name] = ramp.read_examples(Path(cfg.data) / "ramp" / "heldout.jsonl")
+        elif name == "two_hop":
+            found[name] = qa.read_examples(Path(cfg.data) / "questions" / "heldout.jsonl")
+        else:
+            near = cli.nearest(name, ("ramp", "two_hop"))
+            raise cli.ConfigError(f"config.eval.suites has {name!r}; {near}")
+        found[name] = found[name][: cfg.eval.examples]
+    return found
+
+
+def rollout_suite(
+    engine: Engine,
+    model: Any,
+    examples: Sequence[Example],
+    prompts: Sequence[np.ndarray],
+    progress: Progress,
+) -> list[Trajectory]:
+    """One trajectory per example, in their order."""
+    requests = [Request(str(i), ids, i) for i, ids in enumerate(prompts)]
+    found: dict[int, Trajectory] = {}
+    for trajectory in engine.run(model, requests):
+        i = int(trajectory.example_id)
+        found[i] = dataclasses.replace(trajectory, example_id=examples[i].id)
+        progress.update(progress.done + 1)
+    return [found[i] for i in range(len(examples))]
+
+
+def run(cfg: EvalRun, model: Any = None) -> dict[str, Any]:
+    """{suite: {condition: {metric: {value, low, high, n}}}}; `model` saves loading `cfg.init`."""
+    workdir = Path(cfg.workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    vocab = Vocab.load(cfg.tokenizer)
+    by_suite, by_condition = load_suites(cfg), tools(cfg)
+    mesh = make_mesh(cfg.mesh)
+    if model is None:
+        model = hf.initial(cfg.init, cfg.model, cfg.compute, mesh, 0)
+    results: dict[str, Any] = {}
+    total = sum(map(len, by_suite.values())) * len(by_condition)
+    partial = workdir / "trajectories.jsonl.tmp"
+    with mesh, Progress("evaluate", total) as progress, partial.open("w") as file:
+        for condition, tool in by_condition.items():
+            with make_engine(cfg, vocab, tool) as engine:
+                for suite, examples in by_suite.items():
+                    prompts = [
+                        np.asarray(vocab.encode(prompt.render(e, cfg.prompt.style, vocab)), np.int32)
+                        for e in examples
+                    ]
+                    found = rollout_suite(engine, model, examples, prompts, progress)
+                    scores = [suites.score(e, t) for e, t in zip(examples, found, strict=True)]
+                    results.setdefault(suite, {})[condition] = suites.summarise(
+                        scores, cfg.eval.bootstrap, cfg.eval.seed
+                    )
+                    for e, t, s in zip(examples, found, scores, strict=True):
+                        row = {"suite": suite, "condition": condition, "scores": s}
+                        row |= to_json(t) | {"example": to_json(e)}
+                        row["tokens"] = [vocab.decode([i]) for i in t.ids.tolist()]
+                        file.write(json.dumps(row) + "\n")
+    os.replace(partial, workdir / "trajectories.jsonl")
+    write_json(workdir / "eval.json", results)
+    return results
+
+
+def make_engine(cfg: EvalRun, vocab: Vocab, tool: SearchTool) -> Engine:
+    rollout: RolloutConfig = cfg.rollout
+    return Engine(
+        vocab,
+        tool,
+        rollout,
+        cfg.search,
+        model_cache=lambda slots, length: attention.init_cache(
+            cfg.model, slots, length, jnp.dtype(cfg.compute.dtype)
+        ),
+        vocab_size=cfg.model.vocab_size,
+    )
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replaces the file at once."""
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results as lines of text: one per suite and condition."""
+    lines = []
+    for suite, conditions in results.items():
+        for condition, metrics in conditions.items():
+            cells = "  ".join(
+                f"{name} {m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]"
+                for name, m in metrics.items()
+            )
+            lines.append(f"{suite:8} {condition:10} {cells}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run(lambda cfg: print(table(run(cfg))), EvalRun)

@@ -1,0 +1,119 @@
+"""The agent's grammar, written once.
+
+    <think>...</think> <search>one query per line</search>
+    <information>...</information>                          written by the tool, never by the policy
+    <answer>...</answer>
+
+A turn ends at the first `</search>` or `</answer>`. Answers are read from policy text only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from masksearch_jax.types import Passage, Segment
+
+MASK = "[mask]"
+TAGS = ("think", "search", "information", "answer")
+TAG_TOKENS = tuple(t for tag in TAGS for t in (f"<{tag}>", f"</{tag}>"))
+STOPS = ("</search>", "</answer>")
+
+_OUR_TAG = re.compile(r"<(/?)(think|search|information|answer)>", re.IGNORECASE)
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_STOP = re.compile(r"</(search|answer)>")
+# One turn of policy text: an optional thought, then exactly one action.
+_TURN = re.compile(
+    r"\s*(?:<think>(?:(?!</?(?:think|search|information|answer)>).)*</think>)?\s*"
+    r"<(search|answer)>(?P<body>(?:(?!</?(?:think|search|information|answer)>).)*)</\1>\s*",
+    re.DOTALL,
+)
+
+
+class Stop(NamedTuple):
+    """Where a turn ended: `kind` is "search" or "answer", `end` the offset just after the tag."""
+
+    kind: str
+    end: int
+
+
+def wrap(tag: str, text: str) -> str:
+    return f"<{tag}>{text}</{tag}>"
+
+
+def escape(text: str) -> str:
+    """Text with our tags made harmless (`<answer>` → `<\u200banswer>`), so that no document can act."""
+    return _OUR_TAG.sub(lambda m: f"<\u200b{m[1]}{m[2]}>", text)
+
+
+def find_stop(text: str) -> Stop | None:
+    """The first closing action tag in one turn of policy text, or None while the turn is open."""
+    match = _STOP.search(text)
+    return Stop(match[1], match.end()) if match else None
+
+
+def parse_queries(turn_text: str, limit: int) -> tuple[str, ...]:
+    """Distinct non-empty queries, one per line, of the last `<search>` block; at most `limit`."""
+    start = turn_text.rfind("<search>")
+    end = turn_text.rfind("</search>")
+    if start < 0 or end < start:
+        return ()
+    lines = (line.strip() for line in turn_text[start + len("<search>") : end].splitlines())
+    return tuple(dict.fromkeys(line for line in lines if line))[:limit]
+
+
+def merge_results(per_query: Sequence[Sequence[Passage]], limit: int) -> tuple[Passage, ...]:
+    """Results of several queries merged round-robin by rank, each passage id once, at most `limit`."""
+    merged: dict[str, Passage] = {}
+    for rank in range(max((len(r) for r in per_query), default=0)):
+        for results in per_query:
+            if rank < len(results):
+                merged.setdefault(results[rank].id, results[rank])
+    return tuple(merged.values())[:limit]
+
+
+def render_information(
+    passages: Iterable[Passage],
+    *,
+    max_tokens: int | None = None,
+    count_tokens: Callable[[str], int] | None = None,
+    note: str = "Nothing found.",
+) -> tuple[str, tuple[Passage, ...]]:
+    """An `<information>` block and the passages in it, whole documents only.
+
+    A document that would not fit in `max_tokens` (counted on the wrapped block by `count_tokens`) is
+    left out with all after it, so that the block is always closed. No passages: the block says `note`.
+    """
+    shown: list[Passage] = []
+    body = ""
+    for passage in passages:
+        text = passage.text
+        line = escape(text if text.startswith(passage.title) else f"{passage.title}: {text}")
+        candidate = f"{body}\n{line}" if body else line
+        if max_tokens is not None and count_tokens(wrap("information", candidate)) > max_tokens:
+            break
+        body, shown = candidate, [*shown, passage]
+    return wrap("information", body or note), tuple(shown)
+
+
+def extract_answer(policy_text: str) -> str | None:
+    """The text of the one closed `<answer>` pair; None when there is none or more than one."""
+    found = _ANSWER.findall(policy_text)
+    return found[0].strip() if len(found) == 1 else None
+
+
+def is_well_formed(segments: Sequence[Segment]) -> bool:
+    """True when each policy turn is an optional thought and one action, and the last is an answer.
+
+    Every search but the answer must carry a query, and policy text holds no `<information>`.
+    """
+    turns = [s.text for s in segments if s.author == "policy"]
+    if not turns:
+        return False
+    matches = [_TURN.fullmatch(t) for t in turns]
+    if not all(matches):
+        return False
+    kinds = [m[1] for m in matches]
+    searches_ok = all(m["body"].strip() for m in matches if m[1] == "search")
+    return kinds[-1] == "answer" and "answer" not in kinds[:-1] and searches_ok

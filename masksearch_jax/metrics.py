@@ -1,0 +1,70 @@
+"""A run's curves: one JSON line per step, cut back on resume to the restored step."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+FILE_NAME = "metrics.jsonl"
+
+
+class MetricWriter:
+    """Appends `{"step": …, name: value, …}` lines to FOLDER/metrics.jsonl, from process 0 only.
+
+    A step is the number of updates done, as a checkpoint's. `resume_step` is the restored one:
+    lines after it, and a line cut short by a kill, are dropped. 0, nothing restored: start afresh.
+    """
+
+    def __init__(self, folder: str | os.PathLike, resume_step: int = 0):
+        self.path = pathlib.Path(folder) / FILE_NAME
+        self._writes = jax.process_index() == 0
+        if self._writes:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _truncate(self.path, resume_step)
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """One whole line, flushed. Values become Python numbers; a non-finite one becomes null."""
+        if not self._writes:
+            return
+        row = {"step": int(step)} | {name: _plain(x) for name, x in metrics.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """The rows of a run in file order; an unfinished last line is left out. No file: no rows."""
+    path = pathlib.Path(folder) / FILE_NAME
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def check_finite(step: int, metrics: Mapping[str, Any]) -> None:
+    """Raises FloatingPointError naming the step and every metric that is NaN or infinite."""
+    bad = {k: float(v) for k, v in metrics.items() if not math.isfinite(float(v))}
+    if bad:
+        raise FloatingPointError(
+            f"step {step}: not finite: {bad}; go back to a checkpoint before it, with a lower "
+            "learning rate or other data"
+        )
+
+
+def _truncate(path: pathlib.Path, step: int) -> None:
+    kept = [row for row in read_metrics(path.parent) if row["step"] <= step and step > 0]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str | bool | None):
+        return value
+    number = value.item() if hasattr(value, "item") else value
+    return None if isinstance(number, float) and not math.isfinite(number) else number

@@ -1,0 +1,140 @@
+"""HF `config.json` to `ModelConfig` and back, for Qwen2/2.5, Qwen3 and Llama 3.x."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from masksearch_jax.config import ModelConfig, RopeScaling
+
+ARCHITECTURES = {
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+}
+
+
+class HfError(ValueError):
+    """An HF folder that cannot be read as a model, or a model that has no HF form."""
+
+
+# Keys whose other values would change the function: value that we compute, by key.
+_REQUIRED = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "use_sliding_window": False,
+}
+_SCALING = {
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_max_position": "original_max_position_embeddings",
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises FileNotFoundError, or HfError naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path.name} in {path.parent}: not a whole HF model folder")
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise HfError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise HfError(f"{path} holds a {type(found).__name__}, not an object")
+    return found
+
+
+def read_config(folder: str | Path) -> ModelConfig:
+    """The architecture in `folder/config.json`, in the form of transformers 4 or 5.
+
+    Raises HfError naming the file and key for a model or option that the decoder does not compute.
+    """
+    path = Path(folder) / "config.json"
+    raw = read_json(path)
+
+    def need(key: str) -> Any:
+        if raw.get(key) is None:
+            raise HfError(f"{path} has no {key!r}; it has {sorted(raw)}")
+        return raw[key]
+
+    family = need("model_type")
+    if family not in ARCHITECTURES:
+        raise HfError(f"{path}: model_type {family!r} is unknown; choices: {[*ARCHITECTURES]}")
+    for key, value in _REQUIRED.items():
+        if raw.get(key, value) != value:
+            raise HfError(f"{path}: {key} is {raw[key]!r}; only {value!r} is supported")
+    if odd := set(raw.get("layer_types") or ()) - {"full_attention"}:
+        raise HfError(f"{path}: layer_types has {sorted(odd)}; only 'full_attention' is supported")
+    theta, scaling = _read_rope(raw, path)
+    heads = need("num_attention_heads")
+    return ModelConfig(
+        family=family,
+        vocab_size=need("vocab_size"),
+        hidden_size=need("hidden_size"),
+        intermediate_size=need("intermediate_size"),
+        num_layers=need("num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=raw.get("num_key_value_heads") or heads,
+        head_dim=raw.get("head_dim") or need("hidden_size") // heads,
+        rope_theta=theta,
+        rope_scaling=scaling,
+        norm_eps=need("rms_norm_eps"),
+        qkv_bias=family == "qwen2",
+        qk_norm=family == "qwen3",
+        tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        max_position=need("max_position_embeddings"),
+    )
+
+
+def _read_rope(raw: dict[str, Any], path: Path) -> tuple[float, RopeScaling | None]:
+    """Theta and scaling: `rope_parameters` (transformers 5), else `rope_theta` and `rope_scaling`."""
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    theta = rope.get("rope_theta", raw.get("rope_theta"))
+    if theta is None:
+        raise HfError(f"{path} has no rope_theta, at the top or in rope_parameters")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return float(theta), None
+    if kind != "llama3":
+        raise HfError(f"{path}: rope_type {kind!r} is unsupported; choices: default, llama3")
+    if missing := [key for key in _SCALING.values() if key not in rope]:
+        raise HfError(f"{path}: llama3 rope scaling lacks {missing}")
+    return float(theta), RopeScaling(**{ours: rope[key] for ours, key in _SCALING.items()})
+
+
+def to_hf_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
+    """The `config.json` object of an architecture, in the form that transformers 4 and 5 read.
+
+    Raises HfError when the family has no such biases or norms: HF derives them from `model_type`.
+    """
+    expected = (config.family == "qwen2", config.family == "qwen3")
+    if (config.qkv_bias, config.qk_norm) != expected:
+        raise HfError(
+            f"an HF {config.family} model has qkv_bias, qk_norm = {expected}, not "
+            f"{(config.qkv_bias, config.qk_norm)}"
+        )
+    out: dict[str, Any] = {
+        "architectures": [ARCHITECTURES[config.family]],
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "max_position_embeddings": config.max_position,
+        "tie_word_embeddings": config.tie_embeddings,
+        "torch_dtype": dtype,
+        "use_cache": True,
+    }
+    if config.rope_scaling is not None:
+        values = {key: getattr(config.rope_scaling, ours) for ours, key in _SCALING.items()}
+        out["rope_scaling"] = values | {"rope_type": "llama3"}
+    return out

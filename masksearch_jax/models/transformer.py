@@ -1,0 +1,288 @@
+"""One decoder-only transformer for Qwen2/2.5, Qwen3 and Llama 3.x: pre-norm, RoPE, GQA, gated MLP.
+
+Axis key: B batch row or cache slot, T query time, S key time, H heads, K kv heads, D head dim, M
+model, F hidden, V vocabulary, L layers. Parameters of all layers are stacked along a leading L and
+scanned. Norms, softmax and logits are float32; the rest is `ComputeConfig.dtype`. Parameters are
+pytree leaves of the model, so plain jax.jit, jax.grad and jax.lax.scan take it as a value.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from masksearch_jax import sharding
+from masksearch_jax.config import ComputeConfig, ModelConfig
+from masksearch_jax.models import attention
+from masksearch_jax.models.attention import KVCache
+
+FAMILIES = ("qwen2", "qwen3", "llama")
+INIT_STD = 0.02  # as transformers initialises these families
+
+
+class ModelError(ValueError):
+    """An architecture or a way to compute it that this decoder does not have."""
+
+
+class Block(nnx.Module):
+    """Parameters of every layer, stacked; one layer once sliced. Absent parameters are None."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        M, F, D = config.hidden_size, config.intermediate_size, config.head_dim
+        H, K = config.num_heads, config.num_kv_heads
+
+        def normal(*shape: int) -> nnx.Param:
+            return _normal(rngs, (config.num_layers, *shape), dtype)
+
+        def full(value: float, *shape: int) -> nnx.Param:
+            return nnx.Param(jnp.full((config.num_layers, *shape), value, dtype))
+
+        self.attention_norm = full(1.0, M)
+        self.q, self.k, self.v = normal(M, H, D), normal(M, K, D), normal(M, K, D)
+        self.q_bias = full(0.0, H, D) if config.qkv_bias else None
+        self.k_bias = full(0.0, K, D) if config.qkv_bias else None
+        self.v_bias = full(0.0, K, D) if config.qkv_bias else None
+        self.q_norm = full(1.0, D) if config.qk_norm else None
+        self.k_norm = full(1.0, D) if config.qk_norm else None
+        self.o = normal(H, D, M)
+        self.mlp_norm = full(1.0, M)
+        self.gate, self.up, self.down = normal(M, F), normal(M, F), normal(F, M)
+
+
+class Transformer(nnx.Module):
+    """Embedding, blocks, final norm and head (the embedding itself when tied)."""
+
+    def __init__(self, config: ModelConfig, compute: ComputeConfig, rngs: nnx.Rngs) -> None:
+        check(config, compute)
+        dtype = jnp.dtype(compute.param_dtype)
+        table = (config.vocab_size, config.hidden_size)
+        self.config = config
+        self.compute = compute
+        self.embedding = _normal(rngs, table, dtype)
+        self.blocks = Block(config, dtype, rngs)
+        self.norm = nnx.Param(jnp.ones((config.hidden_size,), dtype))
+        self.head = None if config.tie_embeddings else _normal(rngs, table, dtype)
+
+    def hidden(self, ids: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        """Final hidden states [B, T, M] of packed rows; ids, positions, segment_ids int [B, T].
+
+        Segments are contiguous and attend causally within themselves; segment 0 is padding.
+        """
+        tables = self._rope(positions)
+
+        def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
+            q, k, v = _project(block, x, tables, self.config.norm_eps)
+            out = attention.packed_attention(q, k, v, segment_ids)
+            x = _finish(block, x, out, self.config.norm_eps)
+            return sharding.constrain(x, "batch", "time", "activation"), None
+
+        if self.compute.remat == "block":
+            layer = jax.checkpoint(layer, prevent_cse=False)
+        x, _ = jax.lax.scan(layer, self.embed(ids), self.blocks)
+        return self.final_norm(x)
+
+    def embed(self, ids: jax.Array) -> jax.Array:
+        """Embeddings [..., M] of ids [...], in the compute dtype."""
+        x = self.embedding[...][ids].astype(self.compute.dtype)
+        return sharding.constrain(x, "batch", *("activation",) * ids.ndim)
+
+    def final_norm(self, x: jax.Array) -> jax.Array:
+        """The norm between the last block and the head, x [..., M]."""
+        return rms_norm(x, self.norm[...], self.config.norm_eps)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """float32 logits [..., V] of final hidden states [..., M]."""
+        return _logits(self.head_table, hidden)
+
+    @property
+    def head_table(self) -> jax.Array:
+        """The head's weight [V, M]: the embedding when tied."""
+        return (self.embedding if self.head is None else self.head)[...]
+
+    def layer(self, index: jax.Array | int) -> Block:
+        """The parameters of one layer, by a static or traced index."""
+        return jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), self.blocks
+        )
+
+    def block_step(
+        self, block: Block, x: jax.Array, cache: KVCache, layer: jax.Array, positions: jax.Array
+    ) -> tuple[jax.Array, KVCache]:
+        """One layer of one token per slot: x [B, M], positions int [B] -> x [B, M], cache.
+
+        Writes the token's key and value at its position, then attends to 0..position. A position at
+        or past the cache's length is not written: give it to slots that stand still. For a flat
+        loop over (token, layer): a scan over layers nested in a loop over tokens keeps a second
+        whole cache.
+        """
+        at = positions[:, None]
+        out, cache = self._cached(block, x[:, None], cache, layer, at, at)
+        return out[:, 0], cache
+
+    def step(
+        self, cache: KVCache, ids: jax.Array, positions: jax.Array
+    ) -> tuple[jax.Array, KVCache]:
+        """float32 logits [B, V] after one token per slot, ids and positions int [B]; and the cache."""
+        hidden, cache = self.extend(cache, ids[:, None], positions, jnp.ones_like(positions))
+        return self.logits(hidden[:, 0]), cache
+
+    def extend(
+        self, cache: KVCache, ids: jax.Array, start: jax.Array, count: jax.Array
+    ) -> tuple[jax.Array, KVCache]:
+        """Writes ids[B, T] of each slot at times start[B].. and returns hidden [B, T, M] and the cache.
+
+        Only the first count[B] tokens of a row are written; the hidden states after them mean
+        nothing. Each token attends to the slot's earlier cache and to the chunk, causally.
+        """
+        offsets = jnp.arange(ids.shape[1], dtype=start.dtype)[None]
+        positions = start[:, None] + offsets
+        at = jnp.where(offsets < count[:, None], positions, cache.length)
+
+        def layer(carry: tuple, xs: tuple) -> tuple[tuple, None]:
+            block, index = xs
+            return self._cached(block, carry[0], carry[1], index, positions, at), None
+
+        layers = jnp.arange(self.config.num_layers)
+        (x, cache), _ = jax.lax.scan(layer, (self.embed(ids), cache), (self.blocks, layers))
+        return self.final_norm(x), cache
+
+    def _cached(
+        self,
+        block: Block,
+        x: jax.Array,
+        cache: KVCache,
+        layer: jax.Array,
+        positions: jax.Array,
+        at: jax.Array,
+    ) -> tuple[jax.Array, KVCache]:
+        """One layer of x[B, T, M] against the cache, written at times at[B, T]."""
+        eps = self.config.norm_eps
+        q, k, v = _project(block, x, self._rope(positions), eps)
+        cache = attention.write_cache(cache, layer, k, v, at)
+        return _finish(block, x, attention.cached_attention(q, cache, layer, positions), eps), cache
+
+    def _rope(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        c = self.config
+        frequencies = attention.rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+        return attention.rope_tables(positions, frequencies)
+
+
+def init_model(
+    config: ModelConfig, compute: ComputeConfig, seed: int, mesh: Mesh | None = None
+) -> Transformer:
+    """A model of random weights that depend on `seed` alone, laid out over `mesh` when given."""
+
+    def build() -> Transformer:
+        return Transformer(config, compute, nnx.Rngs(seed))
+
+    if mesh is None:
+        return jax.jit(build)()
+    shardings = sharding.parameter_shardings(mesh, jax.eval_shape(build))
+    return jax.jit(build, out_shardings=shardings)()
+
+
+def check(config: ModelConfig, compute: ComputeConfig) -> None:
+    """Raises ModelError for a family, head count, backend or remat policy that does not exist."""
+    if config.family not in FAMILIES:
+        raise ModelError(f"model.family {config.family!r} is unknown; choices: {FAMILIES}")
+    if config.num_heads % config.num_kv_heads:
+        raise ModelError(
+            f"model.num_heads {config.num_heads} is not a multiple of "
+            f"model.num_kv_heads {config.num_kv_heads}"
+        )
+    for name, choices in (
+        ("dtype", ("bfloat16", "float32")),
+        ("param_dtype", ("float32", "bfloat16")),
+        ("attention", ("xla",)),
+        ("remat", ("none", "block")),
+    ):
+        if getattr(compute, name) not in choices:
+            raise ModelError(
+                f"compute.{name} {getattr(compute, name)!r} is unknown; choices: {choices}"
+            )
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """x / rms(x) · weight over the last axis, statistics in float32."""
+    wide = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    gain = jnp.expand_dims(weight.astype(x.dtype), tuple(range(x.ndim - 1)))
+    return (wide * scale).astype(x.dtype) * gain
+
+
+def token_logprobs(
+    model: Transformer, hidden: jax.Array, targets: jax.Array, temperature: float, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of each target and entropy of its distribution, float32 [B, T] each, nats.
+
+    hidden [B, T, M], targets int [B, T]; logits are divided by `temperature` > 0. About `chunk`
+    tokens are scored at a time, and again in the backward pass, so [B, T, V] never exists. A chunk
+    takes the same times of every row: chunks of flattened tokens would cut across the sharded
+    batch.
+    """
+    batch, time, _ = hidden.shape
+    width = min(time, max(1, chunk // batch))
+    pad = -time % width
+
+    def split(x: jax.Array) -> jax.Array:
+        padded = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(padded.reshape(batch, -1, width, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def score(table: jax.Array, h: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = _logits(table, h) / temperature
+        top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+        shifted = logits - top
+        exp = jnp.exp(shifted)
+        total = jnp.sum(exp, axis=-1)
+        # A comparison, not a gather: its gradient is no scatter, and V may be sharded.
+        hit = jnp.arange(logits.shape[-1])[None, None] == t[..., None]
+        target = jnp.sum(jnp.where(hit, shifted, 0.0), axis=-1)
+        log_total = jnp.log(total)
+        return target - log_total, log_total - jnp.sum(exp * shifted, axis=-1) / total
+
+    table = model.head_table
+    _, scored = jax.lax.scan(
+        lambda carry, xs: (carry, score(table, *xs)), None, (split(hidden), split(targets))
+    )
+    logprobs, entropy = (jnp.moveaxis(x, 0, 1).reshape(batch, -1)[:, :time] for x in scored)
+    return logprobs, entropy
+
+
+def _logits(table: jax.Array, hidden: jax.Array) -> jax.Array:
+    """float32 logits [..., V] of hidden [..., M] against a head [V, M]."""
+    weight = table.astype(hidden.dtype)
+    return jnp.einsum("...m,vm->...v", hidden, weight, preferred_element_type=jnp.float32)
+
+
+def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param:
+    return nnx.Param(jax.random.normal(rngs.params(), shape, dtype) * jnp.asarray(INIT_STD, dtype))
+
+
+def _project(
+    block: Block, x: jax.Array, tables: tuple[jax.Array, jax.Array], eps: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rotated queries [B, T, H, D] and keys, and values [B, T, K, D], of x [B, T, M]."""
+    normed = rms_norm(x, block.attention_norm[...], eps)
+
+    def project(weight: nnx.Param, bias: nnx.Param | None, norm: nnx.Param | None) -> jax.Array:
+        out = jnp.einsum("btm,mhd->bthd", normed, weight[...].astype(x.dtype))
+        if bias is not None:
+            out = out + bias[...].astype(x.dtype)[None, None]
+        return out if norm is None else rms_norm(out, norm[...], eps)
+
+    q = project(block.q, block.q_bias, block.q_norm)
+    k = project(block.k, block.k_bias, block.k_norm)
+    v = project(block.v, block.v_bias, None)
+    return attention.rotate(q, tables), attention.rotate(k, tables), v
+
+
+def _finish(block: Block, x: jax.Array, out: jax.Array, eps: float) -> jax.Array:
+    """x [B, T, M] plus the projected attention output [B, T, H, D], then plus the gated MLP."""
+    x = x + jnp.einsum("bthd,hdm->btm", out, block.o[...].astype(x.dtype))
+    normed = rms_norm(x, block.mlp_norm[...], eps)
+    gate = jnp.einsum("btm,mf->btf", normed, block.gate[...].astype(x.dtype))
+    up = jnp.einsum("btm,mf->btf", normed, block.up[...].astype(x.dtype))
+    return x + jnp.einsum("btf,fm->btm", jax.nn.silu(gate) * up, block.down[...].astype(x.dtype))

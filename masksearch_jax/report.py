@@ -1,0 +1,46 @@
+"""Writes RUN/report.html from the files of a run: `python -m masksearch_jax.report --config=…`.
+
+A run that is still going, or that was interrupted, gets a report of what there is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import sys
+
+from masksearch_jax import cli, viewer
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    workdir: (
+        str  # folder of the run, with summary.json, {sft,dapo}/metrics.jsonl, trajectories.jsonl
+    )
+
+
+def write(workdir: str | os.PathLike) -> pathlib.Path:
+    """Renders the run and replaces report.html at once, so that a reader never sees half a page.
+
+    Raises viewer.load.RunFilesError when the folder is no run's, OSError when it cannot be written.
+    """
+    path = pathlib.Path(workdir) / "report.html"
+    page = viewer.render(workdir)
+    temporary = path.with_suffix(".html.tmp")
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def run(cfg: ReportConfig) -> None:
+    """Writes the report of `cfg.workdir` and prints where it is."""
+    path = write(cfg.workdir)
+    print(f"report: {path} ({path.stat().st_size / 1024:.0f} KiB)", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run(run, ReportConfig)

@@ -1,0 +1,200 @@
+"""How an answer compares with gold text: SQuAD normalisation, overlap, slots of a masked text.
+
+Shared by rewards and evaluation, so that both mean the same by recall. Strings only.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from masksearch_jax.markup import MASK
+from masksearch_jax.types import RampExample
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_PIECE = re.compile(r"\w+|[^\w\s]")
+# Answers that are all or nothing, as in HotpotQA's scorer.
+_CLOSED = frozenset({"yes", "no", "noanswer"})
+# Words a fill may have beyond its span's at full score ("in the year 1879" for "1879").
+_SLACK = 2
+# An answer with more pieces than this many times the text's cannot be a copy of it.
+_LONGEST_COPY = 4
+_MATCH, _RUN = 4, 1  # score of a copied piece, and of continuing a run of copied pieces
+
+
+class Overlap(NamedTuple):
+    """Multiset token overlap of a prediction with one gold text, each in 0..1."""
+
+    recall: float
+    precision: float
+    f1: float
+
+
+def normalise(text: str) -> str:
+    """SQuAD's normal form: lower case, no ASCII punctuation, no a/an/the, single spaces."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+
+
+def tokenise(text: str) -> list[str]:
+    return normalise(text).split()
+
+
+def exact(prediction: str, gold: str) -> bool:
+    return normalise(prediction) == normalise(gold)
+
+
+def overlap(prediction: str, gold: str) -> Overlap:
+    """Token recall, precision, F1; yes/no answers count only when equal, empty texts likewise."""
+    mine, theirs = tokenise(prediction), tokenise(gold)
+    equal = mine == theirs
+    closed = {" ".join(mine), " ".join(theirs)} & _CLOSED
+    if equal or closed or not mine or not theirs:
+        return Overlap(*[float(equal)] * 3)
+    common = sum((Counter(mine) & Counter(theirs)).values())
+    recall, precision = common / len(theirs), common / len(mine)
+    return Overlap(recall, precision, 2 * common / (len(mine) + len(theirs)))
+
+
+def best_overlap(prediction: str, golds: Sequence[str]) -> Overlap:
+    """The best of each measure over the accepted answers. Raises ValueError when there are none."""
+    if not golds:
+        raise ValueError("an example needs at least one accepted answer; got none")
+    each = [overlap(prediction, gold) for gold in golds]
+    return Overlap(*(max(values) for values in zip(*each, strict=True)))
+
+
+def span_recall(example: RampExample, answer: str | None) -> float:
+    """Mean over the masked slots of the token recall of the gold span in its slot's fill, in 0..1.
+
+    Copied text earns nothing, a right span in the wrong slot earns nothing, and a fill may exceed
+    its span by two words: beyond that its recall shrinks in proportion, and at four times that
+    length it is 0, so that pouring a document or a list of guesses into a slot does not pay (this
+    guard is ours).
+    """
+    if answer is None:
+        return 0.0
+    fills = fill_slots(example, answer)
+    return sum(map(_slot_recall, fills, [s.text for s in example.spans])) / example.k
+
+
+def fill_slots(example: RampExample, answer: str) -> list[str | None]:
+    """What the answer put into each slot, in text order; None where no slot can be told."""
+    return align_fills(example.masked, answer, [span.text for span in example.spans])
+
+
+def align_fills(
+    masked: str, answer: str, expected: Sequence[str] | None = None
+) -> list[str | None]:
+    """The fill of each `[mask]` of `masked`, located in `answer` by the copied text around it.
+
+    A faithful copy (up to white space) is cut at the unmasked parts from left to right; where a
+    fill could hold its separator ("Paris, Texas" before ", "), `expected` fills decide. Any other
+    answer is aligned by its longest weighted run of copied pieces; a slot then needs a copied
+    piece on each side (or the text's edge). None: slot not found, empty, or still holding
+    `[mask]`. Never backtracks: O(len(masked) * len(answer)) at most, and answers over four times
+    the text's length are not read.
+    """
+    parts = [" ".join(part.split()) for part in masked.split(MASK)]
+    fills = _cut_copy(masked, answer, expected)
+    if fills is None:
+        fills = _align_pieces(parts, answer)
+    return [fill if fill and MASK not in fill else None for fill in fills]
+
+
+def _slot_recall(fill: str | None, gold: str) -> float:
+    if fill is None:
+        return 0.0
+    free = len(tokenise(gold)) + _SLACK
+    length = len(tokenise(fill))
+    return overlap(fill, gold).recall * min(1.0, free / max(length, 1)) * (length <= 4 * free)
+
+
+def _cut_copy(masked: str, answer: str, expected: Sequence[str] | None) -> list[str] | None:
+    """Fills of an answer that copies every unmasked part in order; None when it does not."""
+    first, *parts = " ".join(masked.split()).split(MASK)
+    text = " ".join(answer.split())
+    if not text.startswith(first):
+        return None
+    fills, position = [], len(first)
+    for i, part in enumerate(parts):
+        gold = " ".join(expected[i].split()) if expected else ""
+        last = i == len(parts) - 1
+        if gold and text.startswith(gold + part, position) and not last:
+            end = position + len(gold)
+        elif last:
+            end = len(text) - len(part) if text.endswith(part) else -1
+        else:
+            end = text.find(part, position)
+        if end < position:
+            return None
+        fills.append(text[position:end].strip())
+        position = end + len(part)
+    return fills
+
+
+def _align_pieces(parts: list[str], answer: str) -> list[str | None]:
+    """Fills by aligning the words and signs of the unmasked parts with those of the answer."""
+    literal = [(i, m[0].lower()) for i, part in enumerate(parts) for m in _PIECE.finditer(part)]
+    found = list(_PIECE.finditer(answer))
+    slots = len(parts) - 1
+    if len(found) > _LONGEST_COPY * (len(literal) + slots) + 64:
+        return [None] * slots
+    matches = _longest_runs(literal, [m[0].lower() for m in found])
+    ends: dict[int, list[int]] = {}
+    for row, column in matches:
+        ends.setdefault(literal[row][0], []).append(column)
+    fills: list[str | None] = []
+    for i in range(slots):
+        left = ends[i][-1] if i in ends else (-1 if i == 0 and not parts[0] else None)
+        at_end = i == slots - 1 and not parts[-1]
+        right = ends[i + 1][0] if i + 1 in ends else (len(found) if at_end else None)
+        inside = left is not None and right is not None and right - left > 1
+        fills.append(answer[found[left + 1].start() : found[right - 1].end()] if inside else None)
+    return fills
+
+
+def _longest_runs(literal: list[tuple[int, str]], words: list[str]) -> list[tuple[int, int]]:
+    """Matching (literal, word) index pairs, increasing in both, of the greatest score.
+
+    A match scores 4, and 1 more when it continues the run of the match before it within one part.
+    One NumPy row per literal piece: best[i, j] of prefixes, ending[i, j] with i and j matched to
+    each other.
+    """
+    n, m = len(literal), len(words)
+    best = np.zeros((n + 1, m + 1), np.int32)
+    ending = np.full((n + 1, m + 1), -1, np.int32)
+    columns = np.asarray(words, dtype=object)
+    for i, (part, piece) in enumerate(literal, start=1):
+        same = columns == piece
+        run = i > 1 and literal[i - 2][0] == part
+        after = np.maximum(best[i - 1, :-1], ending[i - 1, :-1] + _RUN if run else 0)
+        ending[i, 1:] = np.where(same, after + _MATCH, -1)
+        best[i] = np.maximum.accumulate(np.maximum(best[i - 1], ending[i]))
+    return _trace(best, ending, literal)
+
+
+def _trace(
+    best: np.ndarray, ending: np.ndarray, literal: list[tuple[int, str]]
+) -> list[tuple[int, int]]:
+    """The pairs of one best alignment, walked back from the end."""
+    i, j = best.shape[0] - 1, best.shape[1] - 1
+    pairs: list[tuple[int, int]] = []
+    in_run = False
+    while i > 0 and j > 0:
+        if not in_run and best[i, j] == best[i, j - 1]:
+            j -= 1
+        elif not in_run and best[i, j] == best[i - 1, j]:
+            i -= 1
+        else:
+            pairs.append((i - 1, j - 1))
+            continues = i > 1 and literal[i - 2][0] == literal[i - 1][0]
+            before = ending[i - 1, j - 1]
+            in_run = bool(continues and before >= 0 and before + _RUN > best[i - 1, j - 1])
+            i, j = i - 1, j - 1
+    return pairs[::-1]

@@ -1,0 +1,273 @@
+"""BM25 over passages on disk, by tantivy: opens in milliseconds, builds in constant memory.
+
+The title is searched twice, with the text and on its own at weight 0.4. A query is analysed here
+into terms and becomes a plain disjunction of them, so that no character of it can be read as query
+syntax: the engine's own parser raises on unbalanced quotes, on `a:b:c` and on stop words alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import tantivy
+
+from masksearch_jax.search.store import PassageStore, PassageWriter
+from masksearch_jax.search.tool import SearchError
+from masksearch_jax.search.words import LANGUAGES, query_words, text_words, title_words
+from masksearch_jax.types import Passage
+
+FORMAT = 1  # of the folder's layout and of the analysis of text; an index of another one is refused
+TITLE_BOOST = 0.4
+MAX_TERMS = 24  # rarest terms kept of a long query
+MAX_QUERY_CHARS = 20_000  # of a query; the rest is ignored
+
+_FIELDS = (("title", TITLE_BOOST), ("text", 1.0))
+_MANIFEST = "manifest.json"
+_HEAP = 128_000_000  # bytes the writer holds before it starts a new segment
+_COMMAND = "python -m masksearch_jax.build_index"
+
+
+class BM25:
+    """An index that `build` wrote, open for searching from any number of threads at once."""
+
+    def __init__(self, index: tantivy.Index, passages: PassageStore, language: str):
+        self.passages = passages
+        self.language = language
+        self._schema = index.schema
+        self._searcher = index.searcher()
+        self._analysers = query_words(language)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> BM25:
+        """Opens `folder`. Raises SearchError when there is no index, a damaged or another one."""
+        folder = Path(folder)
+        manifest = _read_manifest(folder)
+        try:
+            index = tantivy.Index.open(str(folder / "terms"))
+            tool = cls(index, PassageStore(folder), manifest["language"])
+        except (OSError, ValueError) as error:
+            raise SearchError(f"{folder} is damaged ({error}); rebuild it: {_COMMAND}") from error
+        counts = {
+            "manifest": manifest["count"],
+            "passages": len(tool),
+            "terms": tool._searcher.num_docs,
+        }
+        if len(set(counts.values())) > 1:
+            raise SearchError(f"{folder} is damaged (counts {counts}); rebuild it: {_COMMAND}")
+        return tool
+
+    def __len__(self) -> int:
+        return len(self.passages)
+
+    def get(self, passage_id: str) -> Passage:
+        """The passage of this id. Raises KeyError."""
+        passage = self.passages.find(passage_id)
+        if passage is None:
+            raise KeyError(f"no passage has the id {passage_id!r} among {len(self)}")
+        return passage
+
+    def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
+        return [[passage for passage, _ in hits] for hits in self.search_scored(queries, top_k)]
+
+    def search_scored(
+        self, queries: Sequence[str], top_k: int
+    ) -> list[list[tuple[Passage, float]]]:
+        """As `search`, each passage with its BM25 score; equal scores in the corpus's order."""
+        if top_k < 1:
+            raise SearchError(f"top_k is {top_k}, must be at least 1")
+        return [self._search_one(query, top_k) for query in queries]
+
+    def terms(self, query: str) -> list[str]:
+        """What is searched for: distinct terms that the index knows, the MAX_TERMS rarest."""
+        text = query[:MAX_QUERY_CHARS].encode("utf-8", "replace").decode()
+        for analyser in self._analysers:
+            frequency = {term: self._frequency(term) for term in analyser.analyze(text)}
+            if frequency:
+                known = [term for term, count in frequency.items() if count]
+                return sorted(known, key=frequency.__getitem__)[:MAX_TERMS]
+        return []
+
+    def _frequency(self, term: str) -> int:
+        return max(self._searcher.doc_freq(field, term) for field, _ in _FIELDS)
+
+    def _search_one(self, query: str, top_k: int) -> list[tuple[Passage, float]]:
+        clauses = [
+            (tantivy.Occur.Should, tantivy.Query.boost_query(self._term(field, term), boost))
+            for term in self.terms(query)
+            for field, boost in _FIELDS
+        ]
+        if not clauses:
+            return []
+        disjunction = tantivy.Query.boolean_query(clauses)
+        try:
+            # Uncounted, so that the engine may skip blocks that cannot reach the top.
+            hits = self._searcher.search(disjunction, top_k, count=False).hits
+            rows = self._searcher.fast_field_values("row", [address for _, address in hits])
+            scores = [score for score, _ in hits]
+            ranked = sorted(zip(rows, scores, strict=True), key=lambda hit: (-hit[1], hit[0]))
+            return [(self.passages[row], score) for row, score in ranked]
+        except (OSError, ValueError) as error:
+            raise SearchError(f"the index failed on query {query[:200]!r}: {error}") from error
+
+    def _term(self, field: str, term: str) -> tantivy.Query:
+        return tantivy.Query.term_query(self._schema, field, term, index_option="freq")
+
+
+def build(
+    passages: Iterable[Passage],
+    folder: str | os.PathLike[str],
+    *,
+    language: str = "en",
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """Writes an index of `passages` to `folder`, all or nothing; returns their number.
+
+    The folder appears, complete, by one rename; an index that was there is replaced, anything else
+    is refused. `progress` is told the number so far. Raises SearchError for no passages, an id that
+    occurs twice, an unknown language, a folder in the way, or a disk that fails.
+    """
+    folder = Path(folder).absolute()
+    if language not in LANGUAGES:
+        raise SearchError(f"language is {language!r}, must be one of {', '.join(LANGUAGES)}")
+    if folder.exists() and not is_index(folder) and not _is_empty_folder(folder):
+        raise SearchError(f"{folder} exists and is no index; choose another folder or remove it")
+    try:
+        with _build_folder(folder) as temporary:
+            count = _write(passages, temporary, language, progress)
+            _write_manifest(temporary, language, count)
+            _replace(temporary, folder)
+    except OSError as error:
+        raise SearchError(f"the index {folder} could not be written: {error}") from error
+    return count
+
+
+def is_index(folder: str | os.PathLike[str]) -> bool:
+    """True for a folder that `build` finished, of this or another version."""
+    return (Path(folder) / _MANIFEST).is_file()
+
+
+def _write(
+    passages: Iterable[Passage],
+    folder: Path,
+    language: str,
+    progress: Callable[[int], None] | None,
+) -> int:
+    """Writes the passage store and the terms; returns the number of passages."""
+    schema = tantivy.SchemaBuilder().add_integer_field("row", fast=True)
+    for field, _ in _FIELDS:
+        schema.add_text_field(field, tokenizer_name=field, index_option="freq")
+    (folder / "terms").mkdir()
+    index = tantivy.Index(schema.build(), path=str(folder / "terms"))
+    # Analysers are not kept with an index: whoever indexes into it must register them.
+    index.register_tokenizer("title", title_words(language))
+    index.register_tokenizer("text", text_words(language))
+    writer = index.writer(_HEAP, num_threads=1)
+    with PassageWriter(folder) as store:
+        for row, passage in enumerate(passages):
+            store.add(passage)
+            _guard(writer.add_document, _document(row, passage))
+            if progress and row % 1000 == 999:
+                progress(row + 1)
+        count = store.finish()
+    _guard(writer.commit)
+    _guard(writer.wait_merging_threads)
+    if progress:
+        progress(count)
+    return count
+
+
+def _document(row: int, passage: Passage) -> tantivy.Document:
+    document = tantivy.Document()
+    document.add_integer("row", row)  # as i64: an integer in an unsigned field kills the writer
+    document.add_text("title", passage.title)
+    document.add_text("text", f"{passage.title}\n{passage.text}")
+    return document
+
+
+def _guard(call: Callable, *args) -> None:
+    """Calls the writer; its errors (a full disk arrives as ValueError) become OSError."""
+    try:
+        call(*args)
+    except ValueError as error:
+        raise OSError(str(error)) from error
+
+
+def _write_manifest(folder: Path, language: str, count: int) -> None:
+    manifest = {"format": FORMAT, "engine": tantivy.__version__, "language": language}
+    with open(folder / _MANIFEST, "x") as file:
+        json.dump({**manifest, "count": count}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_manifest(folder: Path) -> dict:
+    """The manifest of an index that this program can read. Raises SearchError."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_bytes())
+        theirs = {key: manifest[key] for key in ("format", "engine")}
+    except (FileNotFoundError, NotADirectoryError):
+        raise SearchError(f"no search index in {str(folder)!r}; build it: {_COMMAND}") from None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise SearchError(
+            f"{folder / _MANIFEST} is damaged ({error!r}); rebuild: {_COMMAND}"
+        ) from None
+    ours = {"format": FORMAT, "engine": tantivy.__version__}
+    if theirs != ours:
+        raise SearchError(
+            f"{folder} was built as {theirs}, this program reads {ours}; rebuild it: {_COMMAND}"
+        )
+    return manifest
+
+
+@contextmanager
+def _build_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, gone afterwards; what killed builds left goes first."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{folder.name}.building-"
+    for other in list(folder.parent.iterdir()):
+        if other.name.startswith(prefix):
+            with suppress(OSError), _locked(other):
+                shutil.rmtree(other)
+    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+    try:
+        with _locked(temporary):
+            yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds a lock that dies with its process. Raises OSError while another process holds it."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _replace(temporary: Path, folder: Path) -> None:
+    """Renames the finished index into place; the old one stays whole until the new one is there."""
+    temporary.chmod(0o755)
+    old = temporary.with_name(f"{temporary.name}-old")
+    if folder.exists():
+        folder.rename(old)
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_empty_folder(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())

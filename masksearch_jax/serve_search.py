@@ -1,0 +1,47 @@
+"""Serve a search tool over HTTP, for runs on other machines (`search.kind = "http"`).
+
+    python -m masksearch_jax.serve_search --config=configs/serve_search.py \\
+        --config.search.index=DATA/index
+
+POST /retrieve takes Search-R1's request; GET /health says how many passages there are. It has no
+access control: bind it to a private address.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import threading
+from typing import Any
+
+from masksearch_jax import cli
+from masksearch_jax.config import SearchConfig
+from masksearch_jax.search.server import SearchServer
+from masksearch_jax.search.tool import open_tool
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeSearchRun:
+    """`serve_search`: a search tool as an HTTP service."""
+
+    search: SearchConfig
+    host: str  # address to bind; 127.0.0.1: this machine only
+    port: int  # 0: any free one
+
+
+def run(cfg: ServeSearchRun) -> None:
+    """Serves until SIGINT or SIGTERM; requests in progress are answered first."""
+    with SearchServer(open_tool(cfg.search), cfg.host, cfg.port, cfg.search.workers) as server:
+
+        def stop(*_: Any) -> None:
+            # From another thread, since `shutdown` waits for the loop that this signal interrupted.
+            threading.Thread(target=server.shutdown).start()
+
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
+        print(f"serving {cfg.search.index or cfg.search.kind} at {server.url}", flush=True)
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    cli.run(run, ServeSearchRun)

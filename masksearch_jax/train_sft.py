@@ -1,0 +1,100 @@
+"""Supervised fine-tuning on cached trajectories.
+
+    python -m masksearch_jax.train_sft --config=configs/ramp_sft.py:qwen2.5-1.5b
+
+The story: mesh, data, model, state (restored if there is one), loop. Stopping at any time loses at most
+`checkpoint.every` steps; the same command goes on with bitwise the same losses.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from masksearch_jax import cli, train_state
+from masksearch_jax.checkpoint import Checkpointer
+from masksearch_jax.config import ComputeConfig, SftRun
+from masksearch_jax.data import pipeline, records
+from masksearch_jax.metrics import MetricWriter, check_finite
+from masksearch_jax.models import hf, transformer
+from masksearch_jax.progress import Progress
+from masksearch_jax.rl import losses
+from masksearch_jax.sharding import make_mesh, shard_batch
+
+
+def make_loss_fn(compute: ComputeConfig) -> train_state.LossFn:
+    """The SFT loss of a packed batch as the update step wants it."""
+
+    def loss_fn(model: Any, batch: dict[str, jax.Array]):
+        hidden = model.hidden(batch["ids"], batch["positions"], batch["segment_ids"])
+        logprobs, _ = transformer.token_logprobs(
+            model, hidden, batch["targets"], 1.0, compute.loss_chunk
+        )
+        return losses.sft_loss(logprobs, batch["loss_weights"])
+
+    return loss_fn
+
+
+def run(cfg: SftRun) -> dict[str, Any]:
+    """Trains to `cfg.sft.steps`; returns the last step's metrics. Artefacts go to `cfg.workdir`."""
+    workdir = Path(cfg.workdir)
+
+    # ---- data
+    manifest = records.Manifest.load(cfg.data)
+    batches = pipeline.sft_batches(
+        manifest,
+        cfg.sft.curriculum,
+        batch_size=cfg.sft.batch_size,
+        seq_len=cfg.sft.seq_len,
+        seed=cfg.sft.seed,
+        other_loss_weight=cfg.sft.other_loss_weight,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+    # ---- model and state
+    mesh = make_mesh(cfg.mesh)
+    model = hf.initial(cfg.init, cfg.model, cfg.compute, mesh, cfg.seed)
+    tx = train_state.make_optimizer(cfg.optim, cfg.sft.steps)
+    state = train_state.init_state(model, tx)
+    train_step = train_state.make_train_step(
+        make_loss_fn(cfg.compute), tx, cfg.optim.accumulate, like=state
+    )
+
+    with Checkpointer(workdir / "checkpoints", cfg.checkpoint, cfg.model) as checkpointer:
+        start = 0
+        if checkpointer.latest_step() is not None:
+            state, extra = checkpointer.restore(state)
+            batches.set_state(extra["data"])
+            start = int(state.step)
+        writer = MetricWriter(workdir, start)
+
+        # ---- loop
+        metrics: dict[str, Any] = {}
+        tokens, clock = 0, time.perf_counter()
+        with mesh, Progress("SFT", cfg.sft.steps, start) as progress:
+            for step in range(start, cfg.sft.steps):
+                batch = next(batches)
+                tokens += int(np.count_nonzero(batch["segment_ids"]))
+                micro = train_state.split_micro(batch, cfg.optim.accumulate)
+                state, out = train_step(state, shard_batch(mesh, micro, axis=int(cfg.optim.accumulate > 1)))
+                done = step + 1
+                if done % cfg.sft.log_every == 0 or done == cfg.sft.steps:
+                    metrics = {k: float(v) for k, v in out.items()}
+                    check_finite(step, metrics)
+                    now = time.perf_counter()
+                    metrics["tokens_per_second"] = tokens / (now - clock)
+                    tokens, clock = 0, now
+                    writer.write(done, metrics)
+                    progress.update(done, loss=metrics["loss"], tok_s=int(metrics["tokens_per_second"]))
+                if checkpointer.is_due(done) or done == cfg.sft.steps:
+                    checkpointer.save(done, state, {"data": batches.get_state()})
+    return metrics
+
+
+if __name__ == "__main__":
+    cli.run(lambda cfg: run(cfg) and None, SftRun)

@@ -1,0 +1,227 @@
+"""Training state, optimizer and the one update step that SFT and RL share.
+
+A step is pure: `step(state, batch) -> (state, metrics)`. What differs between trainers is the loss
+function and the loop, not the update.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from masksearch_jax.config import OptimConfig
+
+PyTree = Any
+# (numerator, denominator): a metric is their ratio over the whole global batch.
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+LossFn = Callable[[PyTree, PyTree], tuple[jax.Array, jax.Array, Metrics]]
+
+SCHEDULES = ("constant", "linear", "cosine")
+_NOT_DECAYED = re.compile(r"norm|bias|scale", re.IGNORECASE)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything an update reads and writes. `step` (int32) counts the updates done."""
+
+    step: jax.Array
+    params: PyTree
+    opt_state: PyTree
+
+
+class LearningRateState(NamedTuple):
+    """`learning_rate` is the one the last update used."""
+
+    count: jax.Array
+    learning_rate: jax.Array
+
+
+def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
+    """Learning rate of update 0, 1, …: linear warm-up to the peak, then the named decay.
+
+    The warm-up's last update and the one after it run at the peak; update `total_steps - 1` runs at
+    `end_lr_ratio` of it (for `constant`, at the peak). Raises ValueError on an unknown schedule.
+    """
+    if config.schedule not in SCHEDULES:
+        raise ValueError(f"optim.schedule is {config.schedule!r}; choose one of {SCHEDULES}")
+    peak, end, warmup = config.learning_rate, config.end_lr_ratio, config.warmup_steps
+    decay_steps = max(total_steps - 1 - warmup, 1)
+
+    def schedule(count: jax.Array) -> jax.Array:
+        rise = jnp.minimum((count + 1) / max(warmup, 1), 1.0)
+        done = jnp.clip((count - warmup) / decay_steps, 0.0, 1.0)
+        shape = {
+            "constant": jnp.zeros_like(done),
+            "linear": done,
+            "cosine": (1 - jnp.cos(jnp.pi * done)) / 2,
+        }[config.schedule]
+        return jnp.asarray(peak * rise * (1 - (1 - end) * shape), jnp.float32)
+
+    return schedule
+
+
+def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
+    """AdamW: global-norm clipping, float32 moments, decay on matrices only (not norms, not biases).
+
+    `clip_norm` 0 turns clipping off. `total_steps` counts updates and sets the schedule's end.
+    """
+    schedule = make_schedule(config, total_steps)
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    chain = optax.chain(
+        clip,
+        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        _weight_decay(config.weight_decay),
+        _scale_by_learning_rate(schedule),
+    )
+    # Moments take the dtype of what `init` sees: bf16 weights must not make bf16 moments.
+    return optax.GradientTransformation(lambda params: chain.init(_float32(params)), chain.update)
+
+
+def decays(path: tuple[Any, ...]) -> bool:
+    """True when weight decay applies to the parameter at this pytree path: told by its name.
+
+    By name and not by rank, since stacked layers give a norm's scale the shape [L, M].
+    """
+    return not _NOT_DECAYED.search(jax.tree_util.keystr(path))
+
+
+def init_state(params: PyTree, tx: optax.GradientTransformation) -> TrainState:
+    """The state before the first update; moments are sharded as the parameters they belong to."""
+    state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+    sharding = jax.tree.leaves(params)[0].sharding
+    if not isinstance(sharding, NamedSharding):
+        return state
+    replicated = NamedSharding(sharding.mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.device_put(x, replicated) if x.ndim == 0 else x, state)
+
+
+def split_micro(batch: PyTree, accumulate: int) -> PyTree:
+    """A host batch [B, …] cut into [accumulate, B / accumulate, …]; unchanged for accumulate = 1.
+
+    Raises ValueError when B is not a multiple of `accumulate`.
+    """
+    if accumulate == 1:
+        return batch
+
+    def split(x: np.ndarray) -> np.ndarray:
+        if x.shape[0] % accumulate:
+            raise ValueError(
+                f"batch of {x.shape[0]} rows is no multiple of {accumulate} micro-batches"
+            )
+        return x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:])
+
+    return jax.tree.map(split, batch)
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    accumulate: int = 1,
+    like: TrainState | None = None,
+) -> Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]:
+    """A jitted update that donates its state: `step(state, batch) -> (state, metrics)`.
+
+    loss_fn(model, batch) returns (sum, count, {name: (sum, count)}); a name that ends in `_max` is
+    combined by maximum. Sums and gradients are added over `accumulate` micro-batches (leading batch
+    axis, absent when 1) and over the mesh, then divided once by the whole batch's count: the update
+    does not depend on how a batch is cut. `like`, a sharded state, fixes the result's shardings.
+    metrics: float32 scalars `loss`, `loss_weight` (the count), `grad_norm` (before clipping), `lr`
+    (where `tx` comes from make_optimizer), and the loss function's own.
+    """
+
+    def step(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, jax.Array]]:
+        grads, total, count, sums = _gradient(loss_fn, state.params, batch, accumulate)
+        divisor = jnp.where(count > 0, count, 1)
+        grads = jax.tree.map(lambda g: g / divisor, grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(_apply, state.params, updates)
+        metrics = {name: _finish(name, *pair) for name, pair in sums.items()}
+        metrics |= {"loss": total / divisor, "loss_weight": count}
+        metrics["grad_norm"] = optax.global_norm(grads)
+        rate = optax.tree_utils.tree_get(opt_state, "learning_rate")
+        if rate is not None:
+            metrics["lr"] = rate
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    shardings = None if like is None else (jax.tree.map(lambda x: x.sharding, like), None)
+    return jax.jit(step, donate_argnums=0, out_shardings=shardings)
+
+
+def _gradient(
+    loss_fn: LossFn, model: PyTree, batch: PyTree, accumulate: int
+) -> tuple[PyTree, jax.Array, jax.Array, Metrics]:
+    """Gradient of the summed numerator, the numerator, the count and the metrics' sums."""
+
+    def objective(model: PyTree, micro: PyTree) -> tuple[jax.Array, tuple[jax.Array, Metrics]]:
+        total, count, sums = loss_fn(model, micro)
+        return total, (total, jnp.asarray(count, jnp.float32), sums)
+
+    def one(micro: PyTree) -> tuple[PyTree, tuple[jax.Array, jax.Array, Metrics]]:
+        grads, aux = jax.grad(objective, has_aux=True)(model, micro)
+        return _float32(grads), aux
+
+    if accumulate == 1:
+        grads, (total, count, sums) = one(batch)
+        return grads, total, count, sums
+    rows = {x.shape[0] for x in jax.tree.leaves(batch)}
+    if rows != {accumulate}:
+        raise ValueError(f"leading batch axes are {sorted(rows)}; every one must be {accumulate}")
+
+    def add(grads: PyTree, micro: PyTree) -> tuple[PyTree, Any]:
+        more, aux = one(micro)
+        return jax.tree.map(jnp.add, grads, more), aux
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), model)
+    grads, (total, count, sums) = jax.lax.scan(add, zeros, batch)
+    sums = {
+        name: tuple(x.max() if name.endswith("_max") else x.sum() for x in pair)
+        for name, pair in sums.items()
+    }
+    return grads, total.sum(), count.sum(), sums
+
+
+def _finish(name: str, total: jax.Array, count: jax.Array) -> jax.Array:
+    if name.endswith("_max"):
+        return total
+    return total / jnp.where(count > 0, count, 1)
+
+
+def _apply(param: jax.Array, update: jax.Array) -> jax.Array:
+    return (param.astype(jnp.float32) + update).astype(param.dtype)
+
+
+def _float32(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
+def _weight_decay(rate: float) -> optax.GradientTransformation:
+    def add(updates: PyTree, params: PyTree) -> PyTree:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, u, p: u + rate * p.astype(u.dtype) if decays(path) else u, updates, params
+        )
+
+    return optax.stateless(add)
+
+
+def _scale_by_learning_rate(schedule: optax.Schedule) -> optax.GradientTransformation:
+    def init(params: PyTree) -> LearningRateState:
+        zero = jnp.zeros((), jnp.int32)
+        return LearningRateState(zero, schedule(zero))
+
+    def update(
+        updates: PyTree, state: LearningRateState, params: PyTree = None
+    ) -> tuple[PyTree, LearningRateState]:
+        rate = schedule(state.count)
+        scaled = jax.tree.map(lambda u: -rate * u, updates)
+        return scaled, LearningRateState(state.count + 1, rate)
+
+    return optax.GradientTransformation(init, update)

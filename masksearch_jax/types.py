@@ -1,0 +1,165 @@
+"""Records that cross room boundaries: immutable, numpy or plain Python, JSON in and out.
+
+Text records (`Passage`, `RampExample`, `QAExample`, `Turn`) convert with `to_json` / `from_json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import numpy as np
+
+Author = Literal["prompt", "policy", "tool"]
+
+# How a trajectory ended. Only "tool_failure" is not the policy's doing: it is excluded from the loss.
+STATUSES = ("answered", "no_answer", "out_of_tokens", "out_of_turns", "tool_failure")
+Status = Literal["answered", "no_answer", "out_of_tokens", "out_of_turns", "tool_failure"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Passage:
+    """One retrievable text. `id` is unique in its corpus; `title` names the article."""
+
+    id: str
+    title: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """A salient span, `paragraph[start:end] == text`, offsets in characters."""
+
+    start: int
+    end: int
+    text: str
+    type: str  # PERSON | PLACE | ORG | DATE | NUMBER | TERM
+
+
+@dataclasses.dataclass(frozen=True)
+class RampExample:
+    """A paragraph with `k` salient spans replaced by `[mask]` (MaskSearch, section 3.1).
+
+    `masked` holds exactly `len(spans)` times `[mask]`; `spans` are in text order with offsets into
+    `paragraph`, which is the full answer.
+    """
+
+    id: str
+    passage_id: str
+    title: str
+    masked: str
+    paragraph: str
+    spans: tuple[Span, ...]
+
+    @property
+    def k(self) -> int:
+        return len(self.spans)
+
+
+@dataclasses.dataclass(frozen=True)
+class QAExample:
+    """A question with its accepted answers and the ids of the passages that support it."""
+
+    id: str
+    dataset: str
+    question: str
+    answers: tuple[str, ...]
+    gold: tuple[str, ...] = ()
+    type: str = ""
+
+
+Example = RampExample | QAExample
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A stretch of a trajectory's text and who wrote it."""
+
+    author: Author
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One search action: its queries, the passages shown (ids and titles), seconds waited, error."""
+
+    queries: tuple[str, ...]
+    passage_ids: tuple[str, ...]
+    titles: tuple[str, ...]
+    seconds: float
+    error: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """One rollout, token-exact: prompt, sampled tokens and observations as the policy saw them.
+
+    ids: int32[T]. logprobs: float32[T], log-probability under the policy at the sampling temperature
+    for sampled tokens, 0 elsewhere. sampled: bool[T], True only where this policy sampled the token.
+    `segments` is the same sequence as text; `prompt_len` counts the leading prompt tokens.
+    """
+
+    example_id: str
+    sample: int
+    ids: np.ndarray
+    logprobs: np.ndarray
+    sampled: np.ndarray
+    prompt_len: int
+    segments: tuple[Segment, ...]
+    turns: tuple[Turn, ...]
+    status: Status
+    policy_version: int = 0
+    seconds: float = 0.0
+
+    def text_by(self, author: Author) -> str:
+        return "".join(s.text for s in self.segments if s.author == author)
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstration:
+    """A trajectory as text, written by a teacher: tokenised segment by segment for SFT."""
+
+    id: str
+    example_id: str
+    task: str  # ramp_k1 … ramp_k4, or a QA dataset
+    teacher: str
+    segments: tuple[Segment, ...]
+    turns: tuple[Turn, ...]
+
+
+_NESTED = {
+    "spans": Span,
+    "segments": Segment,
+    "turns": Turn,
+}
+
+
+def to_json(record: Any) -> dict[str, Any]:
+    """A JSON-ready dict of a record of this module; arrays become lists."""
+    out = dataclasses.asdict(record)
+    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in out.items()}
+
+
+def from_json(cls: type, obj: dict[str, Any]) -> Any:
+    """The inverse of `to_json`. Raises ValueError naming a missing or unknown field."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(obj) - set(fields))
+    missing = sorted(
+        n for n, f in fields.items() if n not in obj and f.default is dataclasses.MISSING
+    )
+    if unknown or missing:
+        raise ValueError(
+            f"{cls.__name__}: unknown fields {unknown}, missing fields {missing}; has {sorted(fields)}"
+        )
+    values: dict[str, Any] = {}
+    for name, value in obj.items():
+        if name in _NESTED:
+            values[name] = tuple(from_json(_NESTED[name], v) for v in value)
+        elif name in ("ids", "logprobs", "sampled"):
+            dtype = {"ids": np.int32, "logprobs": np.float32, "sampled": np.bool_}[name]
+            values[name] = np.asarray(value, dtype)
+        elif isinstance(value, list):
+            values[name] = tuple(value)
+        else:
+            values[name] = value
+    return cls(**values)

