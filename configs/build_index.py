@@ -1,6 +1,9 @@
 """A corpus to a BM25 index.
 
-python -m masksearch_jax.build_index --config=configs/build_index.py --config.corpus.path=wiki.jsonl.gz
+    python -m masksearch_jax.build_index --config=configs/build_index.py \\
+        --config.corpus.path=wiki.jsonl.gz
+
+The corpus is JSONL of id, title, text.
 """
 
 from ml_collections import ConfigDict
@@ -14,6 +17,6 @@ def get_config() -> ConfigDict:
     c.corpus.limit = 0
     c.corpus.max_bad_fraction = 0.01
 
-    c.index = "data/index"
+    c.index = "runs/index"
     c.language = "en"  # en | zh
     return c

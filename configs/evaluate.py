@@ -15,7 +15,7 @@ def get_config(arg: str = "") -> ConfigDict:
     arg = common.parse_arg(arg, model="qwen2.5-1.5b", runlocal=False)
     c = ConfigDict()
     c.workdir = "runs/evaluate"
-    c.data = "runs/ramp"
+    c.data = "runs/ramp"  # holds ramp/heldout.jsonl, questions/heldout.jsonl
     c.tokenizer = ""  # folder with tokenizer.json; needed
     c.init = ""  # HF folder or checkpoint folder; needed
 
@@ -61,6 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.suites = ("ramp", "two_hop")
     c.eval.conditions = ("search", "no_search", "random")
     c.eval.examples = 1000
+    c.eval.temperature = 1.0
     c.eval.bootstrap = 1000
     c.eval.seed = 0
 

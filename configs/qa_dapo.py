@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c = ConfigDict()
     c.workdir = "runs/qa_dapo"
     c.seed = 0
-    c.data = "runs/qa"
+    c.data = "runs/qa/cache"
     c.tokenizer = ""  # folder with tokenizer.json; needed
     c.init = "runs/ramp_dapo/export"  # HF folder to start from; empty: random weights
 

@@ -17,7 +17,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c = ConfigDict()
     c.workdir = "runs/qa_sft"
     c.seed = 0
-    c.data = "runs/qa_trajectories"
+    c.data = "runs/qa/cache"
     c.tokenizer = ""  # folder with tokenizer.json; needed
     c.init = "runs/ramp_sft/export"  # HF folder to start from; empty: random weights
 

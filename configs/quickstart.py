@@ -137,6 +137,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.suites = ("ramp", "two_hop")
     c.eval.conditions = ("search", "no_search", "random")
     c.eval.examples = 200
+    c.eval.temperature = 1.0
     c.eval.bootstrap = 1000
     c.eval.seed = 0
 

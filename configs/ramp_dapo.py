@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c = ConfigDict()
     c.workdir = "runs/ramp_dapo"
     c.seed = 0
-    c.data = "runs/ramp"
+    c.data = "runs/ramp/cache"
     c.tokenizer = ""  # folder with tokenizer.json; needed
     c.init = ""  # HF folder to start from; empty: random weights
 

@@ -1,6 +1,9 @@
 """A search tool as an HTTP service.
 
-python -m masksearch_jax.serve_search --config=configs/serve_search.py --config.search.index=data/index
+    python -m masksearch_jax.serve_search --config=configs/serve_search.py \\
+        --config.search.index=runs/index
+
+Runs on other machines reach it with `search.kind = "http"` and its address as `search.url`.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +16,7 @@ def get_config() -> ConfigDict:
 
     c.search = ConfigDict()
     c.search.kind = "bm25"
-    c.search.index = "data/index"
+    c.search.index = "runs/index"
     c.search.url = ""
     c.search.top_k = 5
     c.search.max_passages = 5

@@ -8,10 +8,12 @@ command resumes a stopped build; the manifest comes last.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,9 +39,7 @@ _PROBES = (
 class BuildRampRun:
     """`build_ramp`: JSONL records to tokenised records."""
 
-    folder: (
-        str  # holds ramp/, questions/ or demonstrations/, each with train.jsonl and heldout.jsonl
-    )
+    folder: str  # holds ramp/, questions/, demonstrations/ as `data.tasks` describes
     cache: str  # folder to write
     tokenizer: str  # folder with tokenizer.json
     prompt: PromptConfig
@@ -50,23 +50,28 @@ class BuildRampRun:
 def run(cfg: BuildRampRun) -> dict[str, Any]:
     """Builds or resumes the cache; per task and split its counts, and what the build cost."""
     started = time.monotonic()
-    seqio, tasks = _import_seqio()
     vocab = Vocab.load(cfg.tokenizer)
+    source = _source_hash(cfg, vocab, sorted(Path(cfg.folder).glob("*/*.jsonl")))
+    done = _finished(cfg.cache, source)
+    if done is not None:
+        return _summary(done, sum(map(len, done.tasks.values())), time.monotonic() - started)
+    seqio, tasks = _import_seqio()
     names = tasks.register(cfg.folder, cfg.tokenizer, cfg.prompt.style)
+    (Path(cfg.cache) / records.MANIFEST).unlink(missing_ok=True)  # of other inputs
     built: dict[str, dict[str, records.Split]] = {}
     reused = 0
-    for name in (n for n in names if n in seqio.TaskRegistry.names()):
-        task = seqio.TaskRegistry.get(name)
+    for task in (seqio.TaskRegistry.get(n) for n in names if n in seqio.TaskRegistry.names()):
         for split in task.splits:
-            source = _source_hash(cfg, vocab, tasks.inputs_of(cfg.folder, name, split))
-            found = records.finished_split(cfg.cache, name, split)
-            if found is not None and found.source == source:
+            inputs = _source_hash(cfg, vocab, tasks.inputs_of(cfg.folder, task.name, split))
+            found = records.finished_split(cfg.cache, task.name, split)
+            if found is not None and found.source == inputs:
                 reused += 1
             else:
-                found = _build(cfg, task, split, source)
-            built.setdefault(name, {})[split] = found
+                found = _build(cfg, task, split, inputs)
+            built.setdefault(task.name, {})[split] = found
     manifest = records.Manifest(
         folder=Path(cfg.cache),
+        source=source,
         tokenizer=vocab.fingerprint,
         vocab_size=vocab.size,
         eos_id=vocab.eos_ids[0],
@@ -79,19 +84,51 @@ def run(cfg: BuildRampRun) -> dict[str, Any]:
     return _summary(manifest, reused, time.monotonic() - started)
 
 
+def _finished(cache: str, source: str) -> records.Manifest | None:
+    """The manifest of a cache already built from these inputs, None where there is work to do."""
+    try:
+        manifest = records.Manifest.load(cache)
+    except (OSError, ValueError):
+        return None
+    whole = all(
+        records.finished_split(cache, task, split) == found
+        for task, splits in manifest.tasks.items()
+        for split, found in splits.items()
+    )
+    return manifest if manifest.source == source and whole else None
+
+
 def _import_seqio() -> tuple[Any, Any]:
-    """The modules `seqio` and `data.tasks`; they bring TensorFlow, seconds to import and loud."""
+    """The modules `seqio` and `data.tasks`; they bring TensorFlow, which takes seconds."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    import seqio
-    import tensorflow as tf
-    from absl import logging
+    with _hushed():
+        import seqio
+        import tensorflow as tf
+        from absl import logging
 
-    from masksearch_jax.data import tasks
+        from masksearch_jax.data import tasks
 
-    tf.config.set_visible_devices([], "GPU")  # the GPU is for training
-    logging.set_verbosity(logging.ERROR)
+        tf.config.set_visible_devices([], "GPU")  # the GPU is for training
+        logging.set_verbosity(logging.ERROR)
     return seqio, tasks
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Keeps back what C++ libraries write to stderr on import, unless the import fails."""
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(kept, said.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _build(cfg: BuildRampRun, task: Any, split: str, source: str) -> records.Split:
@@ -142,6 +179,7 @@ def _source_hash(cfg: BuildRampRun, vocab: Vocab, files: list[Path]) -> str:
     digest.update(repr((limits, probes)).encode())
     for path in files:
         with path.open("rb") as file:
+            digest.update(f"{path.parent.name}/{path.name}".encode())
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
 

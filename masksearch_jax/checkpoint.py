@@ -113,7 +113,7 @@ class Checkpointer:
             return
         disk = os.statvfs(self.folder)
         free = disk.f_bavail * disk.f_frsize
-        needed = sum(x.nbytes for tree in trees for x in tree.values())
+        needed = sum(x.size * x.dtype.itemsize for tree in trees for x in tree.values())
         if free < needed:
             raise CheckpointError(
                 f"step {step} needs {needed:,} bytes but {self.folder} has {free:,} free; "

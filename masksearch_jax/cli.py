@@ -202,11 +202,11 @@ def _fail(message: str, status: int) -> typing.NoReturn:
     sys.exit(status)
 
 
-def run(fn: Callable[[T], int | None], schema: type[T], argv: Sequence[str] | None = None) -> None:
+def run(fn: Callable[[T], Any], schema: type[T], argv: Sequence[str] | None = None) -> None:
     """Parses the command line into `schema`, calls `fn` with it, turns failures into statuses.
 
-    `fn` returns None or an exit status. A UserError, an error class of this package or an OSError
-    is printed as one line; any other exception is a defect and keeps its traceback.
+    An int that `fn` returns is the exit status. A UserError, an error class of this package or an
+    OSError is printed as one line; any other exception is a defect and keeps its traceback.
     """
     argv = list(sys.argv if argv is None else argv)
     if any(a in ("--help", "-h", "-help") for a in argv[1:]):
@@ -226,8 +226,8 @@ def run(fn: Callable[[T], int | None], schema: type[T], argv: Sequence[str] | No
         message = _expected(error)
         if message is None:
             raise
-        _fail(message, 1)
-    if status:
+        _fail(message, 2 if isinstance(error, ConfigError) else 1)
+    if isinstance(status, int) and status:
         sys.exit(status)
 
 
@@ -236,7 +236,7 @@ def _expected(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = f" while writing {error.filename}" if error.filename else ""
         return f"the disk is full{where}; free some space and start the same command again"
-    ours = type(error).__module__.partition(".")[0] == "masksearch_jax"
+    ours = type(error).__module__.partition(".")[0] in ("masksearch_jax", "__main__")
     if isinstance(error, (UserError, OSError)) or ours:
         return str(error) or type(error).__name__
     return None

@@ -7,6 +7,7 @@ of the module puts the sections together: one `*Run` per main.
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from masksearch_jax.cli import ConfigError, UserError, run, to_dataclass  # noqa: F401
 
@@ -25,7 +26,7 @@ class RopeScaling:
 class ModelConfig:
     """Architecture of one decoder-only transformer; the numbers of an HF `config.json`."""
 
-    family: str  # qwen2 | qwen3 | llama
+    family: Literal["qwen2", "qwen3", "llama"]
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -46,10 +47,10 @@ class ModelConfig:
 class ComputeConfig:
     """How the model is computed; changes speed and memory, not the function."""
 
-    dtype: str  # activations and matrix products: bfloat16 | float32
-    param_dtype: str  # stored weights: float32 | bfloat16
-    attention: str  # xla
-    remat: str  # none | block
+    dtype: Literal["bfloat16", "float32"]  # activations and matrix products
+    param_dtype: Literal["float32", "bfloat16"]  # stored weights
+    attention: Literal["xla"]
+    remat: Literal["none", "block"]  # block: keep one activation per layer, compute again
     loss_chunk: int  # tokens per chunk of the LM head and the loss
 
 
@@ -65,7 +66,7 @@ class MeshConfig:
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
     learning_rate: float
-    schedule: str  # constant | linear | cosine, after the warm-up
+    schedule: Literal["constant", "linear", "cosine"]  # after the warm-up
     warmup_steps: int
     end_lr_ratio: float  # last learning rate / learning_rate
     b1: float
@@ -94,7 +95,7 @@ class CorpusConfig:
 class RampConfig:
     """Salient spans and masks (MaskSearch, section 3.1)."""
 
-    extractor: str  # rules
+    extractor: Literal["rules"]
     max_masks: int  # k is 1..max_masks, balanced
     examples_per_passage: int
     min_words: int  # shorter paragraphs are dropped
@@ -106,7 +107,7 @@ class RampConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    kind: str  # bm25 | http | none | random
+    kind: Literal["bm25", "http", "none", "random"]
     index: str  # folder of the BM25 index
     url: str  # of a running `serve_search`, for kind http
     top_k: int  # passages per query
@@ -118,7 +119,8 @@ class SearchConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-    style: str  # minimal: the task text alone | chat: instructions in the tokenizer's chat template
+    # minimal: the task text alone. chat: instructions in the tokenizer's chat template
+    style: Literal["minimal", "chat"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +159,7 @@ class DapoConfig:
     clip_low: float
     clip_high: float
     tis_cap: float  # cap of the truncated importance weight
-    reward: str  # recall | penalised | judge
+    reward: Literal["recall", "penalised", "judge"]
     format_weight: float  # share of the reward for a well-formed trajectory
     length_penalty: float  # of the penalised reward, per excess answer token ratio
     accuracy_threshold: float  # a sample is right at or above it; all right or all wrong: no spread
@@ -174,6 +176,7 @@ class EvalConfig:
     suites: tuple[str, ...]  # ramp, two_hop
     conditions: tuple[str, ...]  # search, no_search, random
     examples: int  # per suite
+    temperature: float  # of evaluation rollouts, in place of rollout.temperature; 0: greedy
     bootstrap: int  # resamples of the 95% interval
     seed: int
 

@@ -18,16 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from masksearch_jax import cli
-from masksearch_jax.config import EvalRun, RolloutConfig
-from masksearch_jax.data import prompt, qa, ramp
+from masksearch_jax.config import EvalRun
+from masksearch_jax.data import prompt, ramp
 from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.evals import suites
-from masksearch_jax.models import attention, hf
+from masksearch_jax.models import attention
+from masksearch_jax.models.initial import initial
 from masksearch_jax.progress import Progress
 from masksearch_jax.rollout.engine import Engine, Request
 from masksearch_jax.search.tool import SearchTool, open_tool
 from masksearch_jax.sharding import make_mesh
-from masksearch_jax.types import Example, Trajectory, to_json
+from masksearch_jax.types import Example, QAExample, RampExample, Trajectory, to_json
 
 CONDITIONS = {"search": "", "no_search": "none", "random": "random"}  # search.kind, "": as configured
 
@@ -50,9 +51,9 @@ def load_suites(cfg: EvalRun) -> dict[str, list[Example]]:
     found: dict[str, list[Example]] = {}
     for name in cfg.eval.suites:
         if name == "ramp":
-            found[name] = ramp.read_examples(Path(cfg.data) / "ramp" / "heldout.jsonl")
+            found[name] = ramp.read_jsonl(Path(cfg.data) / "ramp" / "heldout.jsonl", RampExample)
         elif name == "two_hop":
-            found[name] = qa.read_examples(Path(cfg.data) / "questions" / "heldout.jsonl")
+            found[name] = ramp.read_jsonl(Path(cfg.data) / "questions" / "heldout.jsonl", QAExample)
         else:
             near = cli.nearest(name, ("ramp", "two_hop"))
             raise cli.ConfigError(f"config.eval.suites has {name!r}; {near}")
@@ -85,7 +86,7 @@ def run(cfg: EvalRun, model: Any = None) -> dict[str, Any]:
     by_suite, by_condition = load_suites(cfg), tools(cfg)
     mesh = make_mesh(cfg.mesh)
     if model is None:
-        model = hf.initial(cfg.init, cfg.model, cfg.compute, mesh, 0)
+        model = initial(cfg.init, cfg.model, cfg.compute, mesh, 0)
     results: dict[str, Any] = {}
     total = sum(map(len, by_suite.values())) * len(by_condition)
     partial = workdir / "trajectories.jsonl.tmp"
@@ -113,7 +114,7 @@ def run(cfg: EvalRun, model: Any = None) -> dict[str, Any]:
 
 
 def make_engine(cfg: EvalRun, vocab: Vocab, tool: SearchTool) -> Engine:
-    rollout: RolloutConfig = cfg.rollout
+    rollout = dataclasses.replace(cfg.rollout, temperature=cfg.eval.temperature)
     return Engine(
         vocab,
         tool,

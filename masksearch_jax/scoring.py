@@ -23,8 +23,8 @@ _PIECE = re.compile(r"\w+|[^\w\s]")
 _CLOSED = frozenset({"yes", "no", "noanswer"})
 # Words a fill may have beyond its span's at full score ("in the year 1879" for "1879").
 _SLACK = 2
-# An answer with more pieces than this many times the text's cannot be a copy of it.
-_LONGEST_COPY = 4
+# An answer is no copy of the text, but a dump, beyond twice its words and signs and this per slot.
+_ROOM_PER_SLOT = 16
 _MATCH, _RUN = 4, 1  # score of a copied piece, and of continuing a run of copied pieces
 
 
@@ -97,13 +97,17 @@ def align_fills(
     fill could hold its separator ("Paris, Texas" before ", "), `expected` fills decide. Any other
     answer is aligned by its longest weighted run of copied pieces; a slot then needs a copied
     piece on each side (or the text's edge). None: slot not found, empty, or still holding
-    `[mask]`. Never backtracks: O(len(masked) * len(answer)) at most, and answers over four times
+    `[mask]`. Never backtracks: O(len(masked) * len(answer)) at most, and answers of over twice
     the text's length are not read.
     """
     parts = [" ".join(part.split()) for part in masked.split(MASK)]
+    slots, length = len(parts) - 1, sum(len(_PIECE.findall(x)) for x in [*parts, *(expected or ())])
+    found = list(_PIECE.finditer(answer))
+    if len(found) > 2 * length + _ROOM_PER_SLOT * slots:
+        return [None] * slots
     fills = _cut_copy(masked, answer, expected)
     if fills is None:
-        fills = _align_pieces(parts, answer)
+        fills = _align_pieces(parts, answer, found)
     return [fill if fill and MASK not in fill else None for fill in fills]
 
 
@@ -138,13 +142,10 @@ def _cut_copy(masked: str, answer: str, expected: Sequence[str] | None) -> list[
     return fills
 
 
-def _align_pieces(parts: list[str], answer: str) -> list[str | None]:
+def _align_pieces(parts: list[str], answer: str, found: list[re.Match]) -> list[str | None]:
     """Fills by aligning the words and signs of the unmasked parts with those of the answer."""
     literal = [(i, m[0].lower()) for i, part in enumerate(parts) for m in _PIECE.finditer(part)]
-    found = list(_PIECE.finditer(answer))
     slots = len(parts) - 1
-    if len(found) > _LONGEST_COPY * (len(literal) + slots) + 64:
-        return [None] * slots
     matches = _longest_runs(literal, [m[0].lower() for m in found])
     ends: dict[int, list[int]] = {}
     for row, column in matches:

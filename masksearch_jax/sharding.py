@@ -1,4 +1,4 @@
-"""Where arrays lie: a mesh of three axes, one table of rules, and the crossings to and from the host.
+"""Where arrays lie: a mesh of three axes, a table of rules, the crossings to and from the host.
 
 Mesh axes: `data` (whole replicas), `fsdp` (replicas that share the weights), `tensor` (heads,
 hidden units and vocabulary split). Axis types are Auto: the compiler places what the rules leave
@@ -84,7 +84,7 @@ def spec(*logical: str) -> PartitionSpec:
 
 
 def parameter_name(path: tuple[Any, ...]) -> str:
-    """`blocks.q` of the pytree path of a parameter: attribute names without the trailing `value`."""
+    """`blocks.q` of a parameter's pytree path: attribute names without the trailing `value`."""
     names = [key.name for key in path]
     return ".".join(names[:-1] if names[-1] == "value" else names)
 
@@ -149,7 +149,7 @@ def to_host(tree: Tree) -> Tree:
 
 
 def constrain(x: jax.Array, *logical: str) -> jax.Array:
-    """x, laid out by its logical axes where a mesh is in force (`jax.set_mesh`); x itself elsewhere.
+    """x laid out by its logical axes where a mesh is in force (`jax.set_mesh`); x itself elsewhere.
 
     An axis that the mesh does not divide is left to the compiler.
     """

@@ -25,7 +25,8 @@ from masksearch_jax.config import ComputeConfig, DapoConfig, DapoRun, RolloutCon
 from masksearch_jax.data import pipeline, records
 from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.metrics import MetricWriter, check_finite
-from masksearch_jax.models import attention, hf, transformer
+from masksearch_jax.models import attention, transformer
+from masksearch_jax.models.initial import initial
 from masksearch_jax.progress import Progress
 from masksearch_jax.rl import advantages, losses, rewards
 from masksearch_jax.rollout.engine import Engine, EngineStats, Request
@@ -165,7 +166,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
 
     # ---- model, state, programs
     mesh = make_mesh(cfg.mesh)
-    model = hf.initial(cfg.init, cfg.model, cfg.compute, mesh, cfg.seed)
+    model = initial(cfg.init, cfg.model, cfg.compute, mesh, cfg.seed)
     tx = train_state.make_optimizer(cfg.optim, dapo.steps * dapo.minibatches)
     state = train_state.init_state(model, tx)
     accumulate = trajectories // (dapo.minibatches * dapo.micro_batch)

@@ -20,7 +20,8 @@ from masksearch_jax.checkpoint import Checkpointer
 from masksearch_jax.config import ComputeConfig, SftRun
 from masksearch_jax.data import pipeline, records
 from masksearch_jax.metrics import MetricWriter, check_finite
-from masksearch_jax.models import hf, transformer
+from masksearch_jax.models import transformer
+from masksearch_jax.models.initial import initial
 from masksearch_jax.progress import Progress
 from masksearch_jax.rl import losses
 from masksearch_jax.sharding import make_mesh, shard_batch
@@ -58,7 +59,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
 
     # ---- model and state
     mesh = make_mesh(cfg.mesh)
-    model = hf.initial(cfg.init, cfg.model, cfg.compute, mesh, cfg.seed)
+    model = initial(cfg.init, cfg.model, cfg.compute, mesh, cfg.seed)
     tx = train_state.make_optimizer(cfg.optim, cfg.sft.steps)
     state = train_state.init_state(model, tx)
     train_step = train_state.make_train_step(

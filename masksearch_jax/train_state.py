@@ -82,8 +82,16 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
         _weight_decay(config.weight_decay),
         _scale_by_learning_rate(schedule),
     )
-    # Moments take the dtype of what `init` sees: bf16 weights must not make bf16 moments.
-    return optax.GradientTransformation(lambda params: chain.init(_float32(params)), chain.update)
+
+    def init(params: PyTree) -> PyTree:
+        # Moments take the dtype of what `init` sees: bf16 weights must not make bf16 moments.
+        return chain.init(_float32(params))
+
+    def update(grads: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an int32 step count
+            return chain.update(grads, state, params)
+
+    return optax.GradientTransformation(init, update)
 
 
 def decays(path: tuple[Any, ...]) -> bool:
@@ -97,7 +105,7 @@ def decays(path: tuple[Any, ...]) -> bool:
 def init_state(params: PyTree, tx: optax.GradientTransformation) -> TrainState:
     """The state before the first update; moments are sharded as the parameters they belong to."""
     state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
-    sharding = jax.tree.leaves(params)[0].sharding
+    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)  # None while tracing
     if not isinstance(sharding, NamedSharding):
         return state
     replicated = NamedSharding(sharding.mesh, PartitionSpec())
@@ -146,8 +154,8 @@ def make_train_step(
         params = jax.tree.map(_apply, state.params, updates)
         metrics = {name: _finish(name, *pair) for name, pair in sums.items()}
         metrics |= {"loss": total / divisor, "loss_weight": count}
-        metrics["grad_norm"] = optax.global_norm(grads)
-        rate = optax.tree_utils.tree_get(opt_state, "learning_rate")
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        rate = optax.tree.get(opt_state, "learning_rate")
         if rate is not None:
             metrics["lr"] = rate
         return TrainState(state.step + 1, params, opt_state), metrics
@@ -163,7 +171,7 @@ def _gradient(
 
     def objective(model: PyTree, micro: PyTree) -> tuple[jax.Array, tuple[jax.Array, Metrics]]:
         total, count, sums = loss_fn(model, micro)
-        return total, (total, jnp.asarray(count, jnp.float32), sums)
+        return total, _float32((total, count, sums))
 
     def one(micro: PyTree) -> tuple[PyTree, tuple[jax.Array, jax.Array, Metrics]]:
         grads, aux = jax.grad(objective, has_aux=True)(model, micro)

@@ -61,11 +61,17 @@ def test_an_int_is_taken_for_a_float_and_stored_as_one():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"workdri": "w"}, r"config\.workdri is not a key of Outer; did you mean config\.workdir\?"),
+        (
+            {"workdri": "w"},
+            r"config\.workdri is not a key of Outer; did you mean config\.workdir\?",
+        ),
         ({"inner": 3}, r"config\.inner is 3; it must be a section with rate, steps, names"),
         ({"flag": 1}, r"config\.flag is 1 \(int\); it must be bool"),
         ({"workdir": None}, r"config\.workdir is None \(NoneType\); it must be str"),
-        ({"kind": "frist"}, r"config\.kind is 'frist', not one of first, second; did you mean first"),
+        (
+            {"kind": "frist"},
+            r"config\.kind is 'frist', not one of first, second; did you mean first",
+        ),
         (
             {"inner": {"rate": 0.5, "steps": True, "names": ()}},
             r"config\.inner\.steps is True \(bool\); it must be int",
@@ -114,7 +120,7 @@ def test_a_key_with_one_letter_gone_is_found_again(key, data):
     assert key in cli.nearest(typo, keys)
 
 
-# ---- the command line -----------------------------------------------------------------------------
+# ---- the command line ---------------------------------------------------------------------------
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -179,8 +185,11 @@ def test_the_argument_after_the_colon_reaches_get_config_and_the_last_config_win
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--config.inner.step=3"], "--config.inner.step is not a flag; did you mean --config.inner.steps?"),
-        (["--config.steps=3"], "--config.steps is not a flag; did you mean --config.inner.steps?"),
+        (
+            ["--config.inner.step=3"],
+            "--config.inner.step is not a flag; did you mean --config.inner.steps?",
+        ),
+        (["--config.steps=3"], "did you mean --config.inner.steps or --config.maybe.steps?"),
         (["-config.inner.stps=3"], "did you mean --config.inner.steps?"),
         (["--workdir=3"], "--workdir is not a flag; did you mean --config.workdir?"),
         (["--config.qqq=3"], "choices: --config.flag, --config.inner, --config.kind"),
@@ -198,18 +207,22 @@ def test_a_wrong_flag_is_a_config_error_with_the_nearest_name(folder, args, mess
 
 
 def test_a_wrong_config_file_or_argument_is_named(folder):
-    with pytest.raises(ConfigError, match=r"there is no file '.*jb\.py'; did you mean .*/job\.py\?"):
+    with pytest.raises(
+        ConfigError, match=r"there is no file '.*jb\.py'; did you mean .*/job\.py\?"
+    ):
         cli.parse(Outer, ["job", f"--config={folder}/configs/jb.py"])
     with pytest.raises(ConfigError, match=r"job\.py:smal: ValueError: 'smal' is not one of small"):
         cli.parse(Outer, ["job", f"--config={folder}/configs/job.py:smal"])
-    with pytest.raises(ConfigError, match=r"--config is missing; usage: python -m masksearch_jax\.job"):
+    with pytest.raises(
+        ConfigError, match=r"--config is missing; usage: python -m masksearch_jax\.job"
+    ):
         cli.parse(Outer, ["job.py"])
     (folder / "configs" / "empty.py").write_text("")
     with pytest.raises(ConfigError, match="no attribute 'get_config'"):
         cli.parse(Outer, ["job", f"--config={folder}/configs/empty.py"])
 
 
-# ---- exit statuses --------------------------------------------------------------------------------
+# ---- exit statuses ------------------------------------------------------------------------------
 
 
 class SearchDownError(UserError):
@@ -235,15 +248,25 @@ def status_of(folder: Path, fn, *args: str) -> int:
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (SearchDownError("the search server at :80 is down"), 1, "error: the search server at :80 is down\n"),
+        (
+            SearchDownError("the search server at :80 is down"),
+            1,
+            "error: the search server at :80 is down\n",
+        ),
         (UserError("two\nlines"), 1, "error: two lines\n"),
         (
             OSError(errno.ENOSPC, "No space left on device", "/x/index"),
             1,
-            "error: the disk is full while writing /x/index; free some space and start the same "
-            "command again\n",
+            (
+                "error: the disk is full while writing /x/index; free some space and start the "
+                "same command again\n"
+            ),
         ),
-        (FileNotFoundError(2, "No such file", "c.jsonl"), 1, "error: [Errno 2] No such file: 'c.jsonl'\n"),
+        (
+            FileNotFoundError(2, "No such file", "c.jsonl"),
+            1,
+            "error: [Errno 2] No such file: 'c.jsonl'\n",
+        ),
         (KeyboardInterrupt(), 130, "\ninterrupted; the same command goes on from here\n"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +145,7 @@ def test_sum_and_count_do_not_depend_on_the_cut(cuts):
     bounds = np.cumsum([0, *cuts])
     parts = [
         LOSS(**{k: v[a:b] for k, v in x.items()})[:2]
-        for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+        for a, b in itertools.pairwise(bounds)
     ]
     total, count = np.sum(np.asarray(parts), axis=0)
     expected = reference(x)

@@ -1,7 +1,7 @@
-"""The atlas: a small encyclopedia of real facts that stands in for Wikipedia where there is no network.
+"""The atlas: a small encyclopedia of real facts, for where there is no network and no Wikipedia.
 
-Each entity has one indexed article and a few paragraphs in other words that tell a part of its facts;
-facts that link two articles become two-hop questions.
+Each entity has one indexed article, and a few paragraphs in other words that tell a part of its
+facts; facts that link two articles become two-hop questions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ALWAYS = {  # fact groups of the indexed article; a country adds some of the ot
 }
 _EXTRA = 1  # further groups of a country's article
 
-# kind: (facts of the subject that must be told, link to follow, facts read there; wordings)
+# type: (kind of the subject, link told of it, fact told where the link leads, wordings)
 _QUESTIONS: dict[str, tuple[str, str, str, tuple[str, str]]] = {
     "capital_to_currency": (
         "city",
@@ -113,9 +113,9 @@ _QUESTIONS: dict[str, tuple[str, str, str, tuple[str, str]]] = {
 class Atlas:
     """Articles, their rewordings and questions.
 
-    passages: what search indexes, one per entity. paragraphs: what RAMP masks; the id is that of the
-    passage, "#" and the wording's number. questions: `gold` names the passage read first and the one
-    that holds the answer. told: the fact strings of each passage, by its id.
+    passages: what search indexes, one per entity. paragraphs: what RAMP masks; the id is that of
+    the passage, "#" and the wording's number. questions: `gold` names the passage read first and
+    the one that holds the answer. told: the fact strings of each passage, by its id.
     """
 
     passages: tuple[Passage, ...]
@@ -124,13 +124,11 @@ class Atlas:
     told: Mapping[str, Mapping[str, str]]
 
 
-def build(
-    seed: int, cities: int = 3000, *, wordings: int = 3, verbatim: bool = False
-) -> Atlas:
+def build(seed: int, cities: int = 3000, *, wordings: int = 3, verbatim: bool = False) -> Atlas:
     """The atlas of all countries, elements, capitals and the `cities` largest cities.
 
-    The same arguments give the same atlas. wordings: paragraphs per article, 1 to 8; `verbatim` makes
-    the one paragraph of each article its indexed text (the paper's easier setting).
+    The same arguments give the same atlas. wordings: paragraphs per article, 1 to 8. verbatim: the
+    one paragraph of each article is its indexed text (the paper's easier setting).
     """
     if not 1 <= wordings <= 8:
         raise ValueError(f"wordings is {wordings}; it must be 1 to 8")
@@ -138,7 +136,8 @@ def build(
     passages, paragraphs, told = [], [], {}
     for entity in entities:
         groups = _indexed_groups(entity, _rng(seed, entity.id, "facts"))
-        text = wording.compose(entity, groups, _rng(seed, entity.id, "indexed"))
+        rng = _rng(seed, entity.id, "indexed")
+        text = wording.compose(entity, groups, rng, name_first=True)
         passages.append(Passage(entity.id, entity.title, text))
         told[entity.id] = _told(entity, groups)
         if verbatim:
@@ -174,9 +173,7 @@ def _redundant(entity: Entity, group: str) -> bool:
     return group in ("country", "capital") and entity.name == entity.facts[group]
 
 
-def _reword(
-    entity: Entity, groups: tuple[str, ...], seed: int, wordings: int
-) -> list[Passage]:
+def _reword(entity: Entity, groups: tuple[str, ...], seed: int, wordings: int) -> list[Passage]:
     """Distinct paragraphs that tell a part of `groups`."""
     found: dict[str, Passage] = {}
     for i in range(1, wordings + 1):
@@ -238,8 +235,10 @@ def _question(
     if target is None or link not in told[subject.id] or fact not in told[target.id]:
         return None
     answer = told[target.id][fact]
-    # "the city of Hyderabad, Pakistan" names the country that the first hop should find.
-    if target.name in subject.title or answer in (subject.name, *told[subject.id].values()):
+    # "Hyderabad, Pakistan" names the country that the first hop should find.
+    if "(" in subject.title or target.name in subject.title:
+        return None
+    if answer in (subject.name, *told[subject.id].values()):
         return None
     text = _rng(seed, subject.id, name).choice(texts)
     text = text.format(s=subject.title, the_s=wording.in_prose(subject.title))

@@ -69,7 +69,7 @@ _NAMED_AFTER = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Entity:
-    """One article's subject: `facts` are surface strings, `links` name the entities facts point to."""
+    """One article's subject: `facts` are surface strings, `links` the entities that facts name."""
 
     id: str  # country:JP, city:1850147, element:31
     kind: str  # country | city | element
@@ -106,7 +106,7 @@ def read_entities(cities: int) -> tuple[Entity, ...]:
 
 
 def number(value: float) -> str:
-    """A number of at most three significant digits as prose writes it: 24.9 million, 173,000, 56."""
+    """A number to three significant digits as prose writes it: 24.9 million, 173,000, 56."""
     value = float(f"{value:.3g}")
     for size, word in ((1e9, "billion"), (1e6, "million")):
         if value >= size:
@@ -139,6 +139,7 @@ def _usable(city: dict[str, Any]) -> bool:
     name = city["name"]
     return bool(
         _PLACE_NAME.fullmatch(name)
+        and not any(map(unicodedata.combining, name))
         and name[0].isupper()
         and len(name) <= 24
         and len(name.split()) <= 3
@@ -193,9 +194,7 @@ def _country_entities(
     entities = []
     for code, row in countries.items():
         capital = capitals.get(code)
-        neighbours = [
-            countries[n]["name"] for n in row["neighbours"].split(",") if n in countries
-        ]
+        neighbours = [countries[n]["name"] for n in row["neighbours"].split(",") if n in countries]
         facts = {
             "continent": CONTINENTS[row["continentcode"]],
             "capital": capital["name"] if capital else row["capital"],
@@ -210,7 +209,9 @@ def _country_entities(
         }
         links = {"capital": f"city:{capital['geonameid']}"} if capital else {}
         facts = {k: v for k, v in facts.items() if v}
-        entities.append(Entity(f"country:{code}", "country", row["name"], row["name"], facts, links))
+        entities.append(
+            Entity(f"country:{code}", "country", row["name"], row["name"], facts, links)
+        )
     return entities
 
 
@@ -229,7 +230,7 @@ def _nearest_larger(
         km = np.where(km < _NEAR_KM, np.inf, km)
         if i and np.isfinite(km.min()):
             j = int(km.argmin())
-            found[city["geonameid"]] = (pool[j], int(round(float(km[j]))))
+            found[city["geonameid"]] = (pool[j], round(float(km[j])))
     return found
 
 
@@ -311,9 +312,7 @@ def _discoverers(text: str) -> str:
     return " and ".join(people[:2])
 
 
-def _link_elements(
-    elements: list[Entity], countries: Mapping[str, dict[str, Any]]
-) -> list[Entity]:
+def _link_elements(elements: list[Entity], countries: Mapping[str, dict[str, Any]]) -> list[Entity]:
     by_name = {row["name"]: f"country:{code}" for code, row in countries.items()}
     linked = []
     for element in elements:

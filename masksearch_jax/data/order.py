@@ -6,6 +6,7 @@ of processes, and going back to a position costs nothing.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -93,7 +94,7 @@ class Order:
     def length(self, stage: int, position: int) -> int:
         """Tokens of a record, without reading it."""
         order = self._orders[stage]
-        return int(order.lengths[order.numbers[position]])
+        return int(order.lengths[order.number(position)])
 
     def shortest(self, stage: int) -> int:
         return int(self._orders[stage].lengths.min())
@@ -128,9 +129,9 @@ class _StageOrder:
         self._sources = [s for s, _ in sources]
         self._starts = np.cumsum([0, *(len(s) for s in self._sources)])
         self.lengths = np.concatenate([s.lengths for s in self._sources])
-        self.numbers = grain.MapDataset.mix(
-            list(self._shuffled(seed)), [rate for _, rate in sources]
-        )
+        mixed = grain.MapDataset.mix(list(self._shuffled(seed)), [rate for _, rate in sources])
+        # A position is asked for while planning, again while it waits for room, and when read.
+        self.number = functools.lru_cache(maxsize=8192)(mixed.__getitem__)
 
     def _shuffled(self, seed: str) -> Iterator[grain.MapDataset[int]]:
         for source, start in zip(self._sources, self._starts[:-1], strict=True):
@@ -138,7 +139,7 @@ class _StageOrder:
             yield numbers.seed(_hash(seed, source.name)).shuffle().repeat()
 
     def record(self, position: int) -> records.Record:
-        number = self.numbers[position]
+        number = self.number(position)
         source = int(np.searchsorted(self._starts, number, side="right")) - 1
         return self._sources[source][number - int(self._starts[source])]
 

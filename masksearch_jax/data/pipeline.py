@@ -6,7 +6,6 @@ its own rows, so a position is a small dict that means the same for any number o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,8 +13,9 @@ import grain
 import numpy as np
 
 from masksearch_jax.data import records
+from masksearch_jax.data.demonstrations import parse_example
 from masksearch_jax.data.order import Order, Place
-from masksearch_jax.types import Example, QAExample, RampExample, from_json
+from masksearch_jax.types import Example
 
 # Records that fit no row are kept for the next batch, up to this many; more fill rows better and
 # make the state longer.
@@ -113,7 +113,7 @@ class PromptBatches(grain.DatasetIterator[list[Prompt]]):
         stage, start = self._place.stage, self._place.next
         self._place = self._place._replace(next=start + groups)
         found = [self._order.record(stage, start + i) for i in own]
-        return [Prompt(r["ids"], _example(r["example"])) for r in found]
+        return [Prompt(r["ids"], parse_example(r["example"])) for r in found]
 
     def get_state(self) -> dict[str, Any]:
         return self._order.to_state(self._place)
@@ -231,8 +231,3 @@ def _own_share(total: int, process_index: int, process_count: int, name: str) ->
         )
     own = total // process_count
     return range(process_index * own, (process_index + 1) * own)
-
-
-def _example(text: str) -> Example:
-    obj = json.loads(text)
-    return from_json(RampExample if "spans" in obj else QAExample, obj)

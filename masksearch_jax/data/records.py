@@ -62,10 +62,11 @@ class Split:
 class Manifest:
     """Everything a trainer needs to know of a cache but the records themselves.
 
-    tasks: task → split → `Split`. mixtures: mixture → task → rate.
+    tasks: task → split → `Split`. mixtures: mixture → task → rate. source: a hash of all inputs.
     """
 
     folder: Path
+    source: str
     tokenizer: str
     vocab_size: int
     eos_id: int
@@ -89,9 +90,10 @@ class Manifest:
                 "finish; run `python -m masksearch_jax.build_ramp` to build or resume it"
             )
         obj = json.loads(path.read_text(encoding="utf-8"))
-        if obj.get("format") != FORMAT:
-            raise CacheError(f"{path}: format {obj.get('format')!r}, this code reads {FORMAT}")
-        del obj["format"]
+        if (found := obj.pop("format", None)) != FORMAT:
+            raise CacheError(
+                f"{path}: format {found!r}, this code reads {FORMAT}; rebuild the cache"
+            )
         obj["tasks"] = {
             task: {split: _split_from_json(s) for split, s in splits.items()}
             for task, splits in obj["tasks"].items()
@@ -148,17 +150,9 @@ class Source:
         from array_record.python import array_record_data_source
 
         self.name = folder.name
-        paths = []
-        for name, size, _ in split.shards:
-            path = folder / name
-            found = path.stat().st_size if path.is_file() else None
-            if found != size:
-                state = "is missing" if found is None else f"has {found} bytes"
-                raise CacheError(
-                    f"{path} {state}, the manifest says {size} bytes; the cache is damaged: "
-                    f"delete {str(folder)!r} and build it again"
-                )
-            paths.append(str(path))
+        if damage := _damage(folder, split):
+            raise CacheError(f"{damage}; the cache is damaged: build it again")
+        paths = [str(folder / name) for name, _, _ in split.shards]
         self.lengths = np.load(folder / "lengths.npy")
         self._reader = array_record_data_source.ArrayRecordDataSource(paths) if paths else []
         counts = {"manifest": split.records, "lengths": len(self.lengths), "shards": len(self)}
@@ -230,9 +224,24 @@ def write_split(
 
 
 def finished_split(cache: str | Path, task: str, split: str) -> Split | None:
-    """The description of a split that was written to its end, or None."""
-    path = split_folder(Path(cache), task, split) / "split.json"
-    return _split_from_json(json.loads(path.read_text("utf-8"))) if path.is_file() else None
+    """The description of a split that was written to its end and is whole, or None."""
+    folder = split_folder(Path(cache), task, split)
+    path = folder / "split.json"
+    if not path.is_file():
+        return None
+    found = _split_from_json(json.loads(path.read_text("utf-8")))
+    return None if _damage(folder, found) else found
+
+
+def _damage(folder: Path, split: Split) -> str:
+    """What is wrong with the sizes of a split's shards; empty when nothing is."""
+    for name, size, _ in split.shards:
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            state = "is missing" if found is None else f"has {found} bytes"
+            return f"{path} {state}, the manifest says {size} bytes"
+    return ""
 
 
 def split_folder(cache: Path, task: str, split: str) -> Path:

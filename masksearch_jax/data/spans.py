@@ -18,19 +18,18 @@ EXTRACTORS = ("rules",)
 MAX_WORDS = 6
 MAX_CHARS = 60
 
-_MONTHS = (
-    "January|February|March|April|May|June|July|August|September|October|November|December"
-)
+_MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
 _DAYS = "Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday"
 _DATE = (
-    rf"(?:\d{{1,2}}(?:st|nd|rd|th)? (?:{_MONTHS})(?:,? \d{{4}})?|(?:{_MONTHS}) \d{{1,2}}(?:, \d{{4}})?"
+    rf"(?:\d{{1,2}}(?:st|nd|rd|th)? (?:{_MONTHS})(?:,? \d{{4}})?"
+    rf"|(?:{_MONTHS}) \d{{1,2}}(?:, \d{{4}})?"
     rf"|(?:{_MONTHS}),? \d{{4}}|\d{{1,4}} (?:BCE?|AD|CE)|(?:1\d|20)\d\ds"
     rf"|\d{{1,2}}(?:st|nd|rd|th)[ -]century(?: BCE?)?|(?:1[0-9]|20)\d\d(?![\d,.]\d|%))\b"
 )
 _UNIT = (
     r"(?:hundred|thousand|million|billion|trillion|percent|per cent|degrees(?: (?:north|south|east"
-    r"|west|Celsius|Fahrenheit))?|square (?:km|kilomet(?:re|er)s|miles|metres|meters)|kilomet(?:re|er)s"
-    r"|met(?:re|er)s|miles|feet|inches|acres|hectares|tonnes|tons|pounds|kilograms|grams"
+    r"|west|Celsius|Fahrenheit))?|square (?:km|kilomet(?:re|er)s|miles|metres|meters)"
+    r"|kilomet(?:re|er)s|met(?:re|er)s|miles|feet|inches|acres|hectares|tonnes|tons|pounds|kilograms|grams"
     r"|km²|km2|km|kg|mm|cm|nm|mph|m|ft|GHz|MHz|kHz|kW|MW|GW|years|days|hours|minutes|seconds)\b"
 )
 _NUMBER = (
@@ -45,22 +44,23 @@ _LINK = (
 )
 _TOKEN = re.compile(r"[^\W_]+")
 
-_ORDINARY = frozenset(
-    """a about above according across after again against all along also although always among an and
-    another any apart are as at away back because been before behind being below beneath besides between
-    beyond both but by can could currently despite did do does down due during each early either
-    element even eventually every except few finally first following for former formerly four from
-    further generally given had has have having he hence her here his how however i if in including
-    indeed initially instead into is it its itself just last late later latter less like likewise long
-    many may meanwhile modern more moreover most much my near nearly neither never nevertheless new next
-    no nonetheless nor not now number of often on once one only or originally other others otherwise our
-    out over overall own part perhaps previously prior rather recent recently second several she should
-    similarly simply since six so some sometimes soon still such symbol that the their them then there
-    therefore these they third this those though three through throughout thus to today together
-    traditionally two typically under unfortunately unlike until up upon upper us usually various very
-    was we well were what when where whereas whether which while who whom whose why will with within
-    without would yet you your""".split()
-)
+_ORDINARY_WORDS = """
+a about above according across after again against all along also although always among an and
+another any apart are as at away back because been before behind being below beneath besides
+between beyond both but by can could currently despite did do does down due during each either
+element even eventually every except few finally first following for former formerly four from
+further generally given had has have having he hence her here his how however i if in including
+indeed initially instead into is it its itself just later latter less like likewise many
+meanwhile more moreover most much my near nearly neither never nevertheless next no nonetheless
+nor not now number of often on once one only or originally other others otherwise our out over
+overall part perhaps previously prior rather recent recently several she should similarly simply
+since so some sometimes soon still such symbol that the their them then there therefore these
+they third this those though three through throughout thus to today together traditionally two
+typically under unfortunately unlike until up upon us usually various very was we well were what
+when where whereas whether which while who whom whose why will with within without would yet you
+your
+"""
+_ORDINARY = frozenset(_ORDINARY_WORDS.split())
 _TRIVIAL = frozenset(
     f"{_MONTHS}|{_DAYS}|I|A|OK|TV|UK|US|USA|AD|BC|Mr|Mrs|Ms|Dr|St|Sir|King|Queen|Prince|President|God"
     "|City|River|University|North|South|East|West|Northern|Southern|Eastern|Western|Category|Note"
@@ -120,11 +120,11 @@ class RulesExtractor:
     def _check(
         self, span: Span, paragraph: str, title_words: set[str], roots: Counter[str]
     ) -> tuple[Span, str]:
-        """The span without words that only open its sentence, and why it cannot be masked, or ""."""
+        """The span without words that only open its sentence; why it cannot be masked, or ""."""
         known = span.text in self.gazetteer
         if not known and span.text[0].isupper() and _opens_sentence(paragraph, span.start):
             span = _without_opening(paragraph, span)
-            if span is None or _opens_sentence(paragraph, span.start) and " " not in span.text:
+            if span is None or (_opens_sentence(paragraph, span.start) and " " not in span.text):
                 return span, "sentence_start"
         words = _words(span.text)
         if len(span.text.split()) > MAX_WORDS or len(span.text) > MAX_CHARS:
@@ -156,7 +156,7 @@ def _pattern() -> re.Pattern[str]:
     name = rf"(?<![\w’']){part}(?: {part}| {_LINK} {part}|/{part})*"
     return re.compile(
         rf"{_QUOTED}|(?P<domain>{_DOMAIN})|(?P<date>(?<![\w.,$€£+/-]){_DATE})"
-        rf"|(?P<number>(?<![\w.])(?:{_NUMBER})(?![\w]))|(?P<name>{name})"
+        rf"|(?P<number>(?<![\w.])(?:{_NUMBER})(?!\w|-[^\W\d]))|(?P<name>{name})"
     )
 
 
@@ -164,11 +164,21 @@ def _candidates(paragraph: str) -> Iterator[Span]:
     for match in _pattern().finditer(paragraph):
         group = match.lastgroup
         start, end = match.span(group)
-        text = paragraph[start:end]
         if group == "name":
-            yield Span(start, end, text, _name_type(paragraph, start, end))
+            end = start + _length_of_name(paragraph[start:end])
+            kind = _name_type(paragraph, start, end)
         else:
-            yield Span(start, end, text, {"date": "DATE", "number": "NUMBER"}.get(group, "TERM"))
+            kind = {"date": "DATE", "number": "NUMBER"}.get(group, "TERM")
+        yield Span(start, end, paragraph[start:end], kind)
+
+
+def _length_of_name(text: str) -> int:
+    """Its length without a next sentence taken for a surname: "F. It" is F, "J. Smith" all."""
+    for dot in re.finditer(r"\. ?", text):
+        following = _TOKEN.match(text, dot.end())
+        if following and following[0].casefold() in _ORDINARY:
+            return dot.start()
+    return len(text)
 
 
 def _without_opening(paragraph: str, span: Span) -> Span | None:
@@ -226,8 +236,7 @@ def _is_trivial(text: str, words: Sequence[str]) -> bool:
     return (
         text in _TRIVIAL
         or len(text) < 2
-        or text.isdigit()
-        and len(text) == 1
+        or (text.isdigit() and len(text) == 1)
         or all(w in _ORDINARY for w in words)
     )
 

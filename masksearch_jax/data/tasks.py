@@ -13,7 +13,6 @@ TensorFlow.
 
 from __future__ import annotations
 
-import collections
 import functools
 import json
 import re
@@ -25,17 +24,15 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from masksearch_jax.data import prompt
+from masksearch_jax.data import demonstrations, prompt
 from masksearch_jax.data.vocab import Vocab
-from masksearch_jax.types import Demonstration, Example, QAExample, RampExample, from_json, to_json
+from masksearch_jax.types import Demonstration, QAExample, RampExample, from_json, to_json
 
 SPLITS = ("train", "heldout")
 KINDS = {"ramp": RampExample, "questions": QAExample, "demonstrations": Demonstration}
 
 _BATCH = 256  # lines per call into Python
 _registered: set[str] = set()  # names that `register` added; seqio's registries are global too
-
-Rows = Mapping[str, list[Any]]
 
 
 class TaskError(ValueError):
@@ -71,13 +68,18 @@ class SeqioVocab(seqio.Vocabulary):
     def _decode(self, ids: Iterable[int]) -> str:
         return self.inner.decode(ids)
 
-    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-        def encode(text: bytes) -> np.ndarray:
-            return np.asarray(self.inner.encode(text.decode()), np.int32)
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
+        """Ids of a text, or of each text of a vector: a batch costs one call into Python."""
 
-        ids = tf.numpy_function(encode, [s], tf.int32, stateful=False)
+        def encode(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            ids = self.inner.encode_batch([t.decode() for t in texts])
+            return _flat(ids, np.int32), np.asarray([len(i) for i in ids], np.int64)
+
+        texts = tf.reshape(s, [-1])
+        ids, sizes = tf.numpy_function(encode, [texts], [tf.int32, tf.int64], stateful=False)
         ids.set_shape([None])
-        return ids
+        sizes.set_shape([None])
+        return ids if s.shape.rank == 0 else tf.RaggedTensor.from_row_lengths(ids, sizes)
 
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
         def decode(row: np.ndarray) -> bytes:
@@ -155,24 +157,14 @@ def mixtures_of(tasks: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def task_of(record: Example | Demonstration) -> str:
-    """The name of the task that a record belongs to."""
-    if isinstance(record, RampExample):
-        return f"ramp_k{record.k}"
-    if isinstance(record, QAExample):
-        return f"qa_{_word(record.dataset)}"
-    ramp = re.fullmatch(r"ramp_k(\d+)", record.task)
-    return f"ramp_sft_k{ramp[1]}" if ramp else f"qa_sft_{_word(record.task)}"
-
-
-def read_lines(path: Path, cls: type) -> Iterator[Any]:
-    """The records of a JSONL file. Raises TaskError naming file and line of a malformed one."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield from_json(cls, json.loads(line))
-            except (ValueError, TypeError) as error:
-                raise TaskError(f"{path}:{number}: not a {cls.__name__}: {error}") from error
+def task_of(kind: str, record: Mapping[str, Any]) -> str:
+    """The name of the task that a record, as JSON, belongs to."""
+    if kind == "ramp":
+        return f"ramp_k{len(record['spans'])}"
+    if kind == "questions":
+        return f"qa_{_word(record['dataset'])}"
+    ramp = re.fullmatch(r"ramp_k(\d+)", record["task"])
+    return f"ramp_sft_k{ramp[1]}" if ramp else f"qa_sft_{_word(record['task'])}"
 
 
 def inputs_of(folder: str | Path, task: str, split: str) -> list[Path]:
@@ -202,11 +194,23 @@ def _count(folder: Path, kind: str) -> dict[str, dict[str, int]]:
     counts: dict[str, dict[str, int]] = {}
     for split in SPLITS:
         path = _path(folder, kind, split)
-        if path.is_file():
-            found = collections.Counter(task_of(r) for r in read_lines(path, KINDS[kind]))
-            for task, count in found.items():
-                counts.setdefault(task, {})[split] = count
+        for task in _tasks_in(path, kind) if path.is_file() else ():
+            by_split = counts.setdefault(task, {})
+            by_split[split] = by_split.get(split, 0) + 1
     return counts
+
+
+def _tasks_in(path: Path, kind: str) -> Iterator[str]:
+    """The task of each record of a file. Raises TaskError naming the line of a malformed one."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                record = json.loads(line)
+                from_json(KINDS[kind], record)
+                yield task_of(kind, record)
+            except (ValueError, TypeError, AttributeError) as error:
+                name = KINDS[kind].__name__
+                raise TaskError(f"{path}:{number}: not a {name}: {error}") from error
 
 
 def _add_task(catalogue: _Catalogue, kind: str, name: str, splits: Mapping[str, int]) -> None:
@@ -215,11 +219,13 @@ def _add_task(catalogue: _Catalogue, kind: str, name: str, splits: Mapping[str, 
     if kind == "demonstrations":
         mask = seqio.Feature(seqio.PassThroughVocabulary(2), add_eos=False)
         features = {"targets": ids, "agent": mask}
-        steps = [functools.partial(_demonstrations, catalogue=catalogue, task=name)]
+        make = functools.partial(_sequences, catalogue=catalogue, task=name)
+        steps = [make, _one_by_one]
     else:
         features = {"inputs": ids, "targets": ids}
         make = functools.partial(_examples, catalogue=catalogue, kind=kind, task=name)
-        steps = [make, functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False)]
+        tokenize = functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False)
+        steps = [make, tokenize, _one_by_one]
     source = seqio.TextLineDataSource(
         {split: str(_path(catalogue.folder, kind, split)) for split in splits},
         num_input_examples=dict(splits),
@@ -230,11 +236,10 @@ def _add_task(catalogue: _Catalogue, kind: str, name: str, splits: Mapping[str, 
 def _examples(
     lines: tf.data.Dataset, catalogue: _Catalogue, kind: str, task: str
 ) -> tf.data.Dataset:
-    """JSON lines → `inputs`, `targets`, `id`, `example` as text, for the records of one task."""
+    """JSON lines → batches of `inputs`, `targets`, `id`, `example` as text, of one task."""
 
     def rows(batch: np.ndarray) -> tuple[np.ndarray, ...]:
-        found = [from_json(KINDS[kind], json.loads(line)) for line in batch]
-        found = [r for r in found if task_of(r) == task]
+        found = _of_task(batch, kind, task)
         return (
             _strings(prompt.render(r, catalogue.style, catalogue.vocab) for r in found),
             _strings(r.paragraph if isinstance(r, RampExample) else r.answers[0] for r in found),
@@ -243,111 +248,63 @@ def _examples(
         )
 
     def to_features(batch: tf.Tensor) -> dict[str, tf.Tensor]:
-        columns = tf.numpy_function(rows, [batch], [tf.string] * 4, stateful=False)
-        for column in columns:
-            column.set_shape([None])
+        columns = _call(rows, batch, [tf.string] * 4)
         return dict(zip(("inputs", "targets", "id", "example"), columns, strict=True))
 
-    return _in_batches(lines, to_features)
+    return lines.batch(_BATCH).map(to_features)
 
 
-def _demonstrations(lines: tf.data.Dataset, catalogue: _Catalogue, task: str) -> tf.data.Dataset:
-    """JSON lines → `targets` and `agent` as int32 ids and mask, `id`, for one task."""
-    prompts = _Prompts(catalogue)
+def _sequences(lines: tf.data.Dataset, catalogue: _Catalogue, task: str) -> tf.data.Dataset:
+    """JSON lines → batches of `targets` and `agent` (ragged int32) and `id`, of one task."""
+    folder, vocab = catalogue.folder, catalogue.vocab
+    paths = [_path(folder, kind, split) for kind in ("ramp", "questions") for split in SPLITS]
+    examples = demonstrations.Examples([p for p in paths if p.is_file()])
 
     def rows(batch: np.ndarray) -> tuple[np.ndarray, ...]:
-        found = [from_json(Demonstration, json.loads(line)) for line in batch]
-        found = [r for r in found if task_of(r) == task]
-        made = [sequence(prompts[r.example_id], r, catalogue.vocab) for r in found]
+        found = _of_task(batch, "demonstrations", task)
+        prompts = [prompt.render(examples[r.example_id], catalogue.style, vocab) for r in found]
+        made = [demonstrations.tokenise(p, r, vocab) for p, r in zip(prompts, found, strict=True)]
         sizes = np.asarray([len(ids) for ids, _ in made], np.int64)
-        empty = np.zeros(0, np.int32)
-        ids = np.concatenate([empty, *(ids for ids, _ in made)])
-        agent = np.concatenate([empty, *(agent for _, agent in made)])
-        return ids, agent.astype(np.int32), sizes, _strings(r.id for r in found)
+        ids = _flat([ids for ids, _ in made], np.int32)
+        agent = _flat([agent for _, agent in made], np.int32)
+        return ids, agent, sizes, _strings(r.id for r in found)
 
     def to_features(batch: tf.Tensor) -> dict[str, tf.Tensor]:
         types = [tf.int32, tf.int32, tf.int64, tf.string]
-        ids, agent, sizes, names = tf.numpy_function(rows, [batch], types, stateful=False)
-        for column in (ids, agent, sizes, names):
-            column.set_shape([None])
+        ids, agent, sizes, names = _call(rows, batch, types)
         ragged = functools.partial(tf.RaggedTensor.from_row_lengths, row_lengths=sizes)
         return {"targets": ragged(ids), "agent": ragged(agent), "id": names}
 
-    def to_dense(row: dict[str, Any]) -> dict[str, tf.Tensor]:
-        return {
-            k: v if k == "id" else tf.reshape(tf.convert_to_tensor(v), [-1]) for k, v in row.items()
-        }
-
-    return _in_batches(lines, to_features).map(to_dense, num_parallel_calls=tf.data.AUTOTUNE)
+    return lines.batch(_BATCH).map(to_features)
 
 
-def sequence(
-    prompt_text: str, demonstration: Demonstration, vocab: Vocab
-) -> tuple[np.ndarray, np.ndarray]:
-    """The SFT sequence of a demonstration: ids int32[T] and agent bool[T].
+def _one_by_one(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Batches of rows, ragged ones among them → rows."""
 
-    The prompt, then every segment tokenised alone (so that no token crosses authors, as in a
-    rollout), then the end-of-sequence token, which the agent writes. A prompt segment in the
-    demonstration is left out: prompts are rendered in the style of the run.
-    """
-    parts = [(vocab.encode(prompt_text), False)]
-    for segment in demonstration.segments:
-        if segment.author != "prompt":
-            parts.append((vocab.encode(segment.text, literal=True), segment.author == "policy"))
-    parts.append(([vocab.eos_ids[0]], True))
-    ids = np.concatenate([np.asarray(p, np.int32) for p, _ in parts])
-    return ids, np.repeat([agent for _, agent in parts], [len(p) for p, _ in parts])
+    def dense(row: dict[str, Any]) -> dict[str, tf.Tensor]:
+        return {k: tf.convert_to_tensor(v) for k, v in row.items()}
+
+    return batches.unbatch().map(dense)
 
 
-class _Prompts(Mapping[str, str]):
-    """Example id → rendered prompt, read from the example files by byte offset when asked for."""
-
-    def __init__(self, catalogue: _Catalogue) -> None:
-        self._catalogue = catalogue
-
-    @functools.cached_property
-    def _places(self) -> dict[str, tuple[str, Path, int]]:
-        places = {}
-        for kind in ("ramp", "questions"):
-            for path in (_path(self._catalogue.folder, kind, split) for split in SPLITS):
-                if path.is_file():
-                    places |= {i: (kind, path, start) for i, start in _offsets(path)}
-        return places
-
-    def __getitem__(self, example_id: str) -> str:
-        if example_id not in self._places:
-            raise TaskError(
-                f"a demonstration answers example {example_id!r}, which is not among the "
-                f"{len(self._places)} examples and questions of {str(self._catalogue.folder)!r}"
-            )
-        kind, path, start = self._places[example_id]
-        with path.open("rb") as file:
-            file.seek(start)
-            example = from_json(KINDS[kind], json.loads(file.readline()))
-        return prompt.render(example, self._catalogue.style, self._catalogue.vocab)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
+def _of_task(lines: np.ndarray, kind: str, task: str) -> list[Any]:
+    found = (json.loads(line) for line in lines)
+    return [from_json(KINDS[kind], r) for r in found if task_of(kind, r) == task]
 
 
-def _offsets(path: Path) -> Iterator[tuple[str, int]]:
-    """Id and byte offset of each line of a JSONL file."""
-    start = 0
-    with path.open("rb") as file:
-        for line in file:
-            yield json.loads(line)["id"], start
-            start += len(line)
+def _call(
+    rows: Callable[..., tuple[np.ndarray, ...]], batch: tf.Tensor, types: list[tf.DType]
+) -> list[tf.Tensor]:
+    """`rows(batch)` in Python, as vectors of unknown length."""
+    columns = tf.numpy_function(rows, [batch], types, stateful=False)
+    for column in columns:
+        column.set_shape([None])
+    return columns
+
+
+def _flat(rows: Iterable[Any], dtype: type) -> np.ndarray:
+    return np.concatenate([np.zeros(0, dtype), *(np.asarray(r, dtype) for r in rows)])
 
 
 def _strings(texts: Iterable[str]) -> np.ndarray:
     return np.asarray([t.encode() for t in texts], dtype=object)
-
-
-def _in_batches(
-    lines: tf.data.Dataset, to_features: Callable[[tf.Tensor], dict[str, Any]]
-) -> tf.data.Dataset:
-    """Map batches of lines to batches of rows, fewer or as many, and take those apart again."""
-    return lines.batch(_BATCH).map(to_features).unbatch()

@@ -48,6 +48,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
+# The first two of each begin with the name.
 _OPENINGS: dict[str, tuple[str, ...]] = {
     "country": (
         "{Name} lies in {continent}",
@@ -63,19 +64,19 @@ _OPENINGS: dict[str, tuple[str, ...]] = {
     ),
     "capital": (
         "{name} is the capital of {country}",
+        "{name} serves {country} as its capital",
         "{Country} has its capital at {name}",
         "The capital of {country} is {name}",
-        "{name} serves {country} as its capital",
     ),
     "symbol": (
         "{name} is the element with the symbol {symbol}",
-        "The symbol of {name} is {symbol}",
+        "{name} is the chemical element {symbol}",
         "{symbol} stands for the element {name}",
         "The element {name} has the symbol {symbol}",
     ),
     "number": (
         "{name} is the element with atomic number {number}",
-        "Element {number} is {name}",
+        "{name} is element {number} of the periodic table",
         "The element {name} has atomic number {number}",
         "Number {number} of the elements is {name}",
     ),
@@ -209,8 +210,13 @@ def groups_of(entity: Entity) -> tuple[str, ...]:
     return tuple(g for g, facts in groups.items() if all(f in entity.facts for f in facts))
 
 
-def compose(entity: Entity, groups: Collection[str], rng: random.Random) -> str:
-    """A paragraph that tells exactly the facts of `groups`; its name stands in it as in the title."""
+def compose(
+    entity: Entity, groups: Collection[str], rng: random.Random, *, name_first: bool = False
+) -> str:
+    """A paragraph that tells exactly the facts of `groups` and names its entity.
+
+    name_first: it begins with the name where one of the openings does, as an encyclopedia's does.
+    """
     values = _values(entity)
     left = [g for g in groups_of(entity) if g in groups]
     if entity.kind == "element" and "discovery" not in groups_of(entity):
@@ -223,11 +229,13 @@ def compose(entity: Entity, groups: Collection[str], rng: random.Random) -> str:
         left.remove(opener)
         key = opener if entity.kind == "element" else entity.kind
         key = "capital" if "capital_of" in entity.facts else key
-        sentences.append(rng.choice(_OPENINGS[key]).format(**values))
+        openings = _OPENINGS[key][:2] if name_first else _OPENINGS[key]
+        sentences.append(rng.choice(openings).format(**values))
     verbs = [rng.choice(phrases[g]).format(**values) for g in left]
     subjects = _SUBJECTS[entity.kind]
     if not opener:
-        named = {"city": "The city of {name}"}.get(entity.kind, "{Name}").format(**values)
+        city = entity.kind == "city" and not name_first
+        named = ("The city of {name}" if city else "{Name}").format(**values)
         sentences.append(f"{named} {verbs.pop(0)}")
     while verbs:
         taken = [verbs.pop(0) for _ in range(min(len(verbs), rng.choice((1, 2, 2))))]

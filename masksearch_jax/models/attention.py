@@ -93,7 +93,7 @@ def _ungroup(out: jax.Array, time: int) -> jax.Array:
 
 
 def _softmax(scores: jax.Array, allowed: jax.Array, dim: int, dtype: jnp.dtype) -> jax.Array:
-    """Attention weights of scores[B, K, G·T, S] over the keys that allowed[B, T, S] lets through."""
+    """Attention weights of scores[B, K, G·T, S] over the keys where allowed[B, T, S]."""
     batch, kv_heads, rows, keys = scores.shape
     time = allowed.shape[1]
     scaled = scores.astype(jnp.float32) * (dim**-0.5)
@@ -122,7 +122,7 @@ def packed_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.
 def write_cache(
     cache: KVCache, layer: jax.Array, k: jax.Array, v: jax.Array, at: jax.Array
 ) -> KVCache:
-    """The cache with k and v [B, T, K, D] at time indices at[B, T]; indices past its end are dropped."""
+    """The cache with k and v [B, T, K, D] written at times at[B, T], but for those past its end."""
     rows = jnp.arange(k.shape[0])[:, None]
     layers = jnp.broadcast_to(layer, (1, 1))
     return KVCache(

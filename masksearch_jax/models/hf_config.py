@@ -90,7 +90,7 @@ def read_config(folder: str | Path) -> ModelConfig:
 
 
 def _read_rope(raw: dict[str, Any], path: Path) -> tuple[float, RopeScaling | None]:
-    """Theta and scaling: `rope_parameters` (transformers 5), else `rope_theta` and `rope_scaling`."""
+    """Theta and scaling: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`."""
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     theta = rope.get("rope_theta", raw.get("rope_theta"))
     if theta is None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
 
 from masksearch_jax import sharding
 from masksearch_jax.config import ComputeConfig, ModelConfig
@@ -124,14 +123,14 @@ class Transformer(nnx.Module):
     def step(
         self, cache: KVCache, ids: jax.Array, positions: jax.Array
     ) -> tuple[jax.Array, KVCache]:
-        """float32 logits [B, V] after one token per slot, ids and positions int [B]; and the cache."""
+        """float32 logits [B, V] after one token per slot, ids and positions int [B]; the cache."""
         hidden, cache = self.extend(cache, ids[:, None], positions, jnp.ones_like(positions))
         return self.logits(hidden[:, 0]), cache
 
     def extend(
         self, cache: KVCache, ids: jax.Array, start: jax.Array, count: jax.Array
     ) -> tuple[jax.Array, KVCache]:
-        """Writes ids[B, T] of each slot at times start[B].. and returns hidden [B, T, M] and the cache.
+        """Hidden states [B, T, M] of ids[B, T] written at times start[B].. of each slot; the cache.
 
         Only the first count[B] tokens of a row are written; the hidden states after them mean
         nothing. Each token attends to the slot's earlier cache and to the chunk, causally.
@@ -169,20 +168,6 @@ class Transformer(nnx.Module):
         return attention.rope_tables(positions, frequencies)
 
 
-def init_model(
-    config: ModelConfig, compute: ComputeConfig, seed: int, mesh: Mesh | None = None
-) -> Transformer:
-    """A model of random weights that depend on `seed` alone, laid out over `mesh` when given."""
-
-    def build() -> Transformer:
-        return Transformer(config, compute, nnx.Rngs(seed))
-
-    if mesh is None:
-        return jax.jit(build)()
-    shardings = sharding.parameter_shardings(mesh, jax.eval_shape(build))
-    return jax.jit(build, out_shardings=shardings)()
-
-
 def check(config: ModelConfig, compute: ComputeConfig) -> None:
     """Raises ModelError for a family, head count, backend or remat policy that does not exist."""
     if config.family not in FAMILIES:
@@ -217,10 +202,10 @@ def token_logprobs(
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each target and entropy of its distribution, float32 [B, T] each, nats.
 
-    hidden [B, T, M], targets int [B, T]; logits are divided by `temperature` > 0. About `chunk`
-    tokens are scored at a time, and again in the backward pass, so [B, T, V] never exists. A chunk
-    takes the same times of every row: chunks of flattened tokens would cut across the sharded
-    batch.
+    hidden [B, T, M], targets int [B, T]; logits are divided by `temperature` (0, greedy, counts as
+    1). About `chunk` tokens are scored at a time, and again in the backward pass, so [B, T, V]
+    never exists. A chunk takes the same times of every row: chunks of flattened tokens would cut
+    across the sharded batch.
     """
     batch, time, _ = hidden.shape
     width = min(time, max(1, chunk // batch))
@@ -232,7 +217,7 @@ def token_logprobs(
 
     @jax.checkpoint
     def score(table: jax.Array, h: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = _logits(table, h) / temperature
+        logits = _logits(table, h) / (temperature or 1.0)
         top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
         shifted = logits - top
         exp = jnp.exp(shifted)

@@ -52,7 +52,7 @@ class BM25:
         try:
             index = tantivy.Index.open(str(folder / "terms"))
             tool = cls(index, PassageStore(folder), manifest["language"])
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise SearchError(f"{folder} is damaged ({error}); rebuild it: {_COMMAND}") from error
         counts = {
             "manifest": manifest["count"],
@@ -160,27 +160,42 @@ def _write(
     progress: Callable[[int], None] | None,
 ) -> int:
     """Writes the passage store and the terms; returns the number of passages."""
-    schema = tantivy.SchemaBuilder().add_integer_field("row", fast=True)
-    for field, _ in _FIELDS:
-        schema.add_text_field(field, tokenizer_name=field, index_option="freq")
-    (folder / "terms").mkdir()
-    index = tantivy.Index(schema.build(), path=str(folder / "terms"))
-    # Analysers are not kept with an index: whoever indexes into it must register them.
-    index.register_tokenizer("title", title_words(language))
-    index.register_tokenizer("text", text_words(language))
-    writer = index.writer(_HEAP, num_threads=1)
-    with PassageWriter(folder) as store:
+    with PassageWriter(folder) as store, _term_writer(folder / "terms", language) as writer:
         for row, passage in enumerate(passages):
             store.add(passage)
-            _guard(writer.add_document, _document(row, passage))
+            with _engine_errors():
+                writer.add_document(_document(row, passage))
             if progress and row % 1000 == 999:
                 progress(row + 1)
         count = store.finish()
-    _guard(writer.commit)
-    _guard(writer.wait_merging_threads)
+        with _engine_errors():
+            writer.commit()
     if progress:
         progress(count)
     return count
+
+
+@contextmanager
+def _term_writer(folder: Path, language: str) -> Iterator[tantivy.IndexWriter]:
+    """A writer of a new tantivy index in `folder`; its threads have ended when this has."""
+    schema = tantivy.SchemaBuilder().add_integer_field("row", fast=True)
+    for field, _ in _FIELDS:
+        schema.add_text_field(field, tokenizer_name=field, index_option="freq")
+    folder.mkdir()
+    with _engine_errors():
+        index = tantivy.Index(schema.build(), path=str(folder))
+        # Analysers are not kept with an index: whoever writes to it must register them.
+        index.register_tokenizer("title", title_words(language))
+        index.register_tokenizer("text", text_words(language))
+        writer = index.writer(_HEAP, num_threads=1)
+    try:
+        yield writer
+    except BaseException:
+        with suppress(ValueError):
+            writer.wait_merging_threads()
+        raise
+    with _engine_errors():
+        writer.wait_merging_threads()
 
 
 def _document(row: int, passage: Passage) -> tantivy.Document:
@@ -191,10 +206,11 @@ def _document(row: int, passage: Passage) -> tantivy.Document:
     return document
 
 
-def _guard(call: Callable, *args) -> None:
-    """Calls the writer; its errors (a full disk arrives as ValueError) become OSError."""
+@contextmanager
+def _engine_errors() -> Iterator[None]:
+    """Turns the engine's ValueError, which is what a full disk comes as, into an OSError."""
     try:
-        call(*args)
+        yield
     except ValueError as error:
         raise OSError(str(error)) from error
 

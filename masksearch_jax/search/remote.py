@@ -1,6 +1,6 @@
 """A search tool over HTTP: asks a `/retrieve` service, such as `serve_search` or Search-R1's.
 
-Request `{"queries": [...], "topk": 5, "return_scores": true}`; response `{"result": [[hit, ...], ...]}`
+Request `{"queries": [...], "topk": 5, "return_scores": true}`, response `{"result": [[hit, ...]]}`
 with a hit `{"document": {...}, "score": 1.2}` or the document itself, whose text is `text` (with
 `title`) or `contents`, a title line and then the text.
 """
@@ -12,7 +12,7 @@ import http.client
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,21 +26,13 @@ _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 class RemoteSearch:
     """Asks the service at `url`; safe for threads, one connection per attempt, proxies unused.
 
-    timeout: seconds for a call with all its attempts; retries: attempts after the first, made when
-    the service cannot be reached or says that it failed, after `backoff`·2^n seconds and some jitter.
+    timeout: seconds for a call with all its attempts. retries: attempts after the first, made when
+    the service cannot be reached or says that it failed, `backoff`·2^n seconds and some jitter
+    later.
     """
 
     def __init__(self, url: str, *, timeout: float, retries: int = 2, backoff: float = 0.2):
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise SearchError(
-                f"search.url is {url!r}, must be like http://host:port/retrieve, with http or https"
-            )
-        secure = parts.scheme == "https"
-        self._connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        self._host, self._port = parts.hostname, parts.port
-        self._path = parts.path if parts.path.strip("/") else "/retrieve"
-        self._path += f"?{parts.query}" if parts.query else ""
+        self._secure, self._host, self._port, self._path = _split(url)
         self._url = url
         self._timeout = timeout
         self._retries = retries
@@ -58,62 +50,88 @@ class RemoteSearch:
             )
         try:
             return [[_passage(hit) for hit in hits[:top_k]] for hits in results]
-        except (TypeError, LookupError) as error:
+        except (TypeError, LookupError, AttributeError) as error:
             raise SearchError(f"{self._url} sent a document of unknown form: {error!r}") from error
 
     def _ask(self, body: bytes) -> list[Any]:
+        """The results of the first attempt that works. Raises SearchError when none may follow."""
         deadline = time.monotonic() + self._timeout
-        for attempt in range(self._retries + 1):
+        attempt = 0
+        while True:
             try:
                 return self._post(body, deadline)
-            except (_Retry, OSError, http.client.HTTPException) as error:
+            except (_FailedForNow, OSError, http.client.HTTPException) as error:
                 wait = self._backoff * 2**attempt * random.uniform(1.0, 1.5)
-                if attempt == self._retries or time.monotonic() + wait >= deadline:
+                attempt += 1
+                if attempt > self._retries or time.monotonic() + wait >= deadline:
                     raise SearchError(
-                        f"{self._url} failed {attempt + 1} times within {self._timeout:g} s; "
-                        f"the last time: {error or type(error).__name__}"
+                        f"{self._url} failed, attempt {attempt} within {self._timeout:g} s: "
+                        f"{type(error).__name__} {error}"
                     ) from error
-            time.sleep(wait)
-        raise AssertionError("unreachable: the last attempt returns or raises")
+                time.sleep(wait)
 
     def _post(self, body: bytes, deadline: float) -> list[Any]:
-        """One attempt. Raises _Retry, OSError or HTTPException when another may succeed."""
+        """One attempt. Raises _FailedForNow, OSError or HTTPException when another may succeed."""
+        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         left = max(0.001, deadline - time.monotonic())
-        connection = self._connect(self._host, self._port, timeout=left)
+        connection = kind(self._host, self._port, timeout=left)
         try:
             connection.request("POST", self._path, body, {"Content-Type": "application/json"})
             response = connection.getresponse()
-            data = response.read(MAX_RESPONSE + 1)
+            data = b"".join(_chunks(response, deadline))
         finally:
             connection.close()
         if response.status != 200:
             reason = f"HTTP {response.status} {data[:200].decode('utf-8', 'replace')}"
             if response.status in _RETRIED:
-                raise _Retry(reason)
+                raise _FailedForNow(reason)
             raise SearchError(f"{self._url} refused the request: {reason}")
-        if len(data) > MAX_RESPONSE:
-            raise SearchError(f"{self._url} sent more than {MAX_RESPONSE} bytes")
         try:
             return list(json.loads(data)["result"])
         except (ValueError, LookupError, TypeError) as error:
-            raise SearchError(
-                f"{self._url} sent no JSON with a list `result`: {error!r}"
-            ) from error
+            raise SearchError(f"{self._url} sent no JSON list `result`: {error!r}") from error
 
 
-class _Retry(Exception):
-    """The service says that it failed for now."""
+class _FailedForNow(Exception):
+    """The service says that it failed, in a way that may pass."""
+
+
+def _split(url: str) -> tuple[bool, str, int | None, str]:
+    """(secure, host, port, path) of a service's address; the path is /retrieve if there is none."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise SearchError(f"search.url is {url!r}: {error}") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise SearchError(
+            f"search.url is {url!r}, must be like http://host:port/retrieve, with http or https"
+        )
+    path = parts.path if parts.path.strip("/") else "/retrieve"
+    return parts.scheme == "https", host, port, f"{path}?{parts.query}" if parts.query else path
+
+
+def _chunks(response: http.client.HTTPResponse, deadline: float) -> Iterator[bytes]:
+    """The body as it comes, which a slow service may not stretch beyond the deadline."""
+    size = 0
+    while chunk := response.read1(2**16):
+        size += len(chunk)
+        if size > MAX_RESPONSE:
+            raise SearchError(f"the search service sent more than {MAX_RESPONSE} bytes")
+        if time.monotonic() > deadline:
+            raise TimeoutError("timed out within the answer")
+        yield chunk
 
 
 def _passage(hit: Any) -> Passage:
-    """The passage of one hit. Raises TypeError or LookupError for an unknown form."""
+    """The passage of one hit. Raises TypeError, LookupError or AttributeError for another form."""
     document = hit.get("document", hit)
-    if isinstance(document, str):
-        document = {"contents": document}
     if "text" in document:
         title, text = document.get("title", ""), document["text"]
     else:
         title, _, text = document["contents"].partition("\n")
         title = title.strip().strip('"')
+    if not isinstance(title, str) or not isinstance(text, str):
+        raise TypeError(f"title and text must be strings, are {title!r:.80} and {text!r:.80}")
     digest = hashlib.sha256(f"{title}\n{text}".encode("utf-8", "replace")).hexdigest()[:16]
     return Passage(str(document.get("id", digest)), title, text)

@@ -3,12 +3,15 @@
 POST /retrieve  {"queries": ["..."], "topk": 5, "return_scores": true}
              →  {"result": [[{"document": {"id", "title", "text", "contents"}, "score": 7.1}, ...]]}
 GET  /health →  {"status": "ok", "passages": 54533}
-Errors are JSON too: {"error": "..."} with status 400, 404, 405, 411, 413 or 503.
+Errors are JSON too: {"error": "..."}, with status 400 (a request that makes no sense), 404, 405,
+411, 413 (too large), 500 (a defect here) or 503 (the search failed).
 """
 
 from __future__ import annotations
 
 import json
+import sys
+import threading
 from collections.abc import Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,15 +30,22 @@ _IDLE = 30.0  # seconds a connection may be silent
 class SearchServer(ThreadingHTTPServer):
     """Serves `tool` on (host, port), a thread per connection; port 0 takes a free one.
 
-    Call `serve_forever`, and `shutdown` from another thread. Raises OSError for a taken port.
+    At most `workers` searches run at once, the others wait. Call `serve_forever`, and `shutdown`
+    from another thread. Raises OSError for a taken port.
     """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, tool: SearchTool, host: str, port: int):
+    def __init__(self, tool: SearchTool, host: str, port: int, workers: int = 8):
         self.tool = tool
+        self.free = threading.BoundedSemaphore(workers)
         super().__init__((host, port), _Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Prints the traceback of a defect; a client that went away is none."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:
@@ -56,30 +66,41 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _IDLE
     server: SearchServer
 
-    def do_GET(self) -> None:  # noqa: N802, the base class's name
+    def do_GET(self) -> None:
         if self.path == "/health":
             self._send(HTTPStatus.OK, _health(self.server.tool))
         else:
             self._refuse(_wrong_place(self.path, "/retrieve", "POST"))
 
-    def do_POST(self) -> None:  # noqa: N802, the base class's name
+    def do_POST(self) -> None:
         try:
             if self.path != "/retrieve":
                 raise _wrong_place(self.path, "/health", "GET")
             queries, top_k, scored = _parse(self._body())
-            results = _retrieve(self.server.tool, queries, top_k, scored)
+            with self.server.free:
+                results = _retrieve(self.server.tool, queries, top_k, scored)
             self._send(HTTPStatus.OK, {"result": results})
         except _Refusal as refusal:
             self._refuse(refusal)
         except SearchError as error:
             self._refuse(_Refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(error)))
+        except OSError:
+            raise  # the connection's, with nobody left to tell
+        except Exception as error:
+            self._refuse(_Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, repr(error)))
+            raise
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the base class finds wrong with a request, as JSON too."""
+        status = HTTPStatus(code)
+        self._refuse(_Refusal(status, message or status.phrase))
+
+    def log_message(self, *_: Any) -> None:
         """Requests are not logged: writing to a terminal slows a busy service down."""
 
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
+        if not length.isdecimal() or len(length) > 12:
             raise _Refusal(HTTPStatus.LENGTH_REQUIRED, "the request needs a Content-Length")
         if int(length) > MAX_BODY:
             raise _Refusal(

@@ -69,7 +69,7 @@ class PassageWriter:
 class PassageStore(Sequence[Passage]):
     """The passages of a folder that `PassageWriter` finished, for any number of threads.
 
-    Raises OSError or ValueError for files that are missing or do not belong together.
+    Raises OSError, ValueError or EOFError for files that are missing, damaged or of two stores.
     """
 
     def __init__(self, folder: Path):

@@ -1,0 +1,250 @@
+"""The scripted teacher: demonstrations of searching that need no language model.
+
+It knows the answer, but queries only with words of the task and of what it has read, shows the real
+search engine's results, and keeps a demonstration only if they hold the answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from masksearch_jax import markup
+from masksearch_jax.config import SearchConfig
+from masksearch_jax.types import (
+    Demonstration,
+    Example,
+    Passage,
+    QAExample,
+    RampExample,
+    Segment,
+    Turn,
+)
+
+TEACHER = "scripted"
+REASONS = ("no_query", "spans_not_found", "gold_not_found", "answer_not_found", "reserved_text")
+_QUERY_WORDS = 6
+_NEAR = 10  # words on either side of a mask from which a query may draw
+_RAMP_SEARCHES = 2
+
+_LETTER = r"(?:[^\W_][\u0300-\u036f]*)"
+_WORD = re.compile(rf"\[mask\]|{_LETTER}+(?:[’'ʻ‘.-]{_LETTER}+)*")
+_LINK_WORDS = "of de da do dos del la las los el al von van der and the"
+_NAME_LINKS = frozenset(_LINK_WORDS.split())
+_COMMON_WORDS = """
+a about after all also an and any are as at be been before between by can city country did do
+does for from had has have he her his how if in into is it its larger lies located more most
+name named nearest not of on one or other people she some such than that the their them then
+there these they this those through time to under up used was were what when where which while
+who whom whose why will with would
+"""
+_COMMON = frozenset(_COMMON_WORDS.split())
+_FIRST = ("Look up", "Read about")
+_FOUND = ("Found it.", "All is there.", "Now fill in.")
+_AGAIN = ("Not there. Try again.", "Something is missing.", "Search again.")
+
+
+class SearchTool(Protocol):
+    def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Rejection:
+    """An example without a demonstration; `reason` is one of REASONS."""
+
+    example_id: str
+    reason: str
+
+
+@dataclasses.dataclass
+class _Transcript:
+    """A demonstration being written. `read` holds the passages shown so far, in order."""
+
+    search: SearchTool
+    cfg: SearchConfig
+    segments: list[Segment] = dataclasses.field(default_factory=list)
+    turns: list[Turn] = dataclasses.field(default_factory=list)
+    read: list[Passage] = dataclasses.field(default_factory=list)
+
+    def find(self, queries: Sequence[str]) -> tuple[Passage, ...]:
+        """What the engine would show for these queries; writes nothing."""
+        results = self.search.search(queries, self.cfg.top_k)
+        return markup.merge_results(results, self.cfg.max_passages)
+
+    def add_search(self, thought: str, queries: Sequence[str], found: Sequence[Passage]) -> None:
+        action = markup.wrap("think", thought) + markup.wrap("search", "\n".join(queries))
+        text, shown = markup.render_information(found)
+        self.segments += [Segment("policy", action), Segment("tool", text)]
+        ids, titles = tuple(p.id for p in shown), tuple(p.title for p in shown)
+        self.turns.append(Turn(tuple(queries), ids, titles, seconds=0.0))
+        self.read += shown
+
+    def finish(self, thought: str, answer: str, example: Example, task: str) -> Demonstration:
+        action = markup.wrap("think", thought) + markup.wrap("answer", answer)
+        return Demonstration(
+            id=f"{example.id}/{TEACHER}",
+            example_id=example.id,
+            task=task,
+            teacher=TEACHER,
+            segments=(*self.segments, Segment("policy", action)),
+            turns=tuple(self.turns),
+        )
+
+    def shows(self, text: str) -> bool:
+        """Whether the text stands, as whole words, in what was shown."""
+        pattern = re.compile(rf"(?<!\w){re.escape(text)}(?!\w)", re.IGNORECASE)
+        return any(pattern.search(s.text) for s in self.segments if s.author == "tool")
+
+
+def demonstrate(
+    example: Example,
+    search: SearchTool,
+    cfg: SearchConfig,
+    rng: random.Random,
+    *,
+    max_searches: int = 4,
+) -> Demonstration | Rejection:
+    """A solved example, or why there is none; the same for the same search, rng and config.
+
+    `turns` carry 0 seconds, so that the file of demonstrations is reproducible. What the search
+    tool raises passes through.
+    """
+    transcript = _Transcript(search, cfg)
+    answer = example.paragraph if isinstance(example, RampExample) else example.answers[0]
+    if markup.escape(answer) != answer:
+        return Rejection(example.id, "reserved_text")
+    if isinstance(example, RampExample):
+        return _solve_ramp(example, transcript, rng, min(max_searches, _RAMP_SEARCHES))
+    return _solve_qa(example, transcript, rng, max_searches)
+
+
+def _solve_ramp(
+    example: RampExample, transcript: _Transcript, rng: random.Random, max_searches: int
+) -> Demonstration | Rejection:
+    plans = _ramp_queries(example, transcript.cfg.max_queries, rng)[:max_searches]
+    if not plans:
+        return Rejection(example.id, "no_query")
+    for attempt, queries in enumerate(plans):
+        first = f"{rng.choice(_FIRST)} {queries[0]}."
+        thought = rng.choice(_AGAIN) if attempt else first
+        transcript.add_search(thought, queries, transcript.find(queries))
+        if all(transcript.shows(span.text) for span in example.spans):
+            return transcript.finish(
+                rng.choice(_FOUND), example.paragraph, example, f"ramp_k{example.k}"
+            )
+    return Rejection(example.id, "spans_not_found")
+
+
+def _ramp_queries(
+    example: RampExample, max_queries: int, rng: random.Random
+) -> list[tuple[str, ...]]:
+    """What to search for, first choice first: the subject, alone or with words near the masks."""
+    subject = _subject(example.title, example.masked)
+    near = _near_masks(example.masked, subject)
+    wide = " ".join([*subject, *near][:_QUERY_WORDS])
+    if not subject:
+        return [(wide,)] if wide else []
+    alone = " ".join(subject)
+    plain, more = (alone,), (" ".join([*subject, *near[:1]]),)
+    first = rng.choices((plain, more), weights=(3, 1))[0]
+    second = (wide, " ".join(near[:_QUERY_WORDS])) if max_queries > 1 and near else (wide,)
+    return [first, second]
+
+
+def _subject(title: str, masked: str) -> list[str]:
+    """The title, or those of its words that the masked paragraph shows, as it writes them."""
+    if title in masked:
+        return title.split()
+    given = {w.casefold(): w for w in reversed(_WORD.findall(masked))}
+    words = [given[w.casefold()] for w in _WORD.findall(title) if w.casefold() in given]
+    return words[:_QUERY_WORDS] if any(w.casefold() not in _COMMON for w in words) else []
+
+
+def _near_masks(masked: str, subject: Sequence[str]) -> list[str]:
+    """Telling words around the masks: names first, then the longest."""
+    words = _WORD.findall(masked)
+    masks = [i for i, w in enumerate(words) if w == markup.MASK]
+    known = {w.casefold() for w in subject}
+    found: dict[str, tuple[bool, int, int]] = {}
+    for i, word in enumerate(words):
+        key = word.casefold()
+        distance = min((abs(i - m) for m in masks), default=0)
+        telling = len(word) > 2 and word != markup.MASK and key not in known | _COMMON
+        if telling and distance <= _NEAR:
+            found.setdefault(word, (not word[0].isupper(), -len(word), distance))
+    return sorted(found, key=found.__getitem__)
+
+
+def _solve_qa(
+    example: QAExample, transcript: _Transcript, rng: random.Random, max_searches: int
+) -> Demonstration | Rejection:
+    """Reads the gold passages one after the other, each found by a name already in sight."""
+    unread = set(example.gold)
+    while len(transcript.turns) < max_searches and (unread or not transcript.turns):
+        query, found = _next_query(example, transcript, unread)
+        if query is None:
+            return Rejection(example.id, "gold_not_found")
+        first = ("Look up", "Start with") if not transcript.turns else ("Next:", "That leads to")
+        transcript.add_search(f"{rng.choice(first)} {query}.", (query,), found)
+        unread -= {p.id for p in found}
+    if unread:
+        return Rejection(example.id, "gold_not_found")
+    answer = example.answers[0]
+    if answer.casefold() not in ("yes", "no") and not transcript.shows(answer):
+        return Rejection(example.id, "answer_not_found")
+    return transcript.finish(rng.choice(_FOUND[:2]), answer, example, example.dataset)
+
+
+def _next_query(
+    example: QAExample, transcript: _Transcript, unread: set[str]
+) -> tuple[str | None, tuple[Passage, ...]]:
+    """The first name in sight whose search shows an unread gold passage, and all that it shows."""
+    gold_text = [p.text for p in transcript.read if p.id in example.gold]
+    names = list(_names(" . ".join([*gold_text[::-1], example.question])))
+    if not transcript.turns:
+        words = _WORD.findall(example.question)
+        names += [" ".join(names), " ".join(w for w in words if w.casefold() not in _COMMON)]
+    asked = {q for turn in transcript.turns for q in turn.queries}
+    for name in dict.fromkeys(names):
+        if not name or name in asked or len(name.split()) > 2 * _QUERY_WORDS:
+            continue
+        found = transcript.find((name,))
+        hits = [p for p in found if p.id in unread]
+        if not example.gold or (hits and _is_about(name, hits, transcript)):
+            return name, found
+    return None, ()
+
+
+def _is_about(name: str, hits: Iterable[Passage], transcript: _Transcript) -> bool:
+    """Whether a name found what it names; the first search may find otherwise."""
+    if not transcript.turns:
+        return True
+    words = {w.casefold() for w in _WORD.findall(name)}
+    return any(words & {w.casefold() for w in _WORD.findall(p.title)} for p in hits)
+
+
+def _names(text: str) -> Iterable[str]:
+    """Runs of capitalised words, quotations too: "Port of Spain", and of "X and Y" all three."""
+    yield from re.findall(r"[\"“]([^\"“”]{3,60})[\"”]", text)
+    for piece in re.split(r"[.!?:;,()\"“”]\s+|[()\"“”?]|\.$", text):
+        run: list[str] = []
+        for word in [*piece.split(), ""]:
+            capital = word[:1].isupper() and word.casefold() not in _COMMON
+            if capital or (run and word in _NAME_LINKS):
+                run.append(word)
+                continue
+            yield from _name_of(run)
+            run = []
+
+
+def _name_of(run: list[str]) -> Iterable[str]:
+    while run and run[-1] in _NAME_LINKS:
+        run = run[:-1]
+    if run:
+        name = " ".join(run)
+        yield name
+        if " and " in name:
+            yield from (part.removeprefix("the ") for part in name.split(" and "))

@@ -1,0 +1,96 @@
+"""How every LLM role speaks: a prompt file in, one JSON object out, or a rejection.
+
+A prompt file is `prompts/NAME.LANGUAGE.txt`: the system message, a line `===`, the user message;
+`$name` in either is a placeholder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from collections.abc import Callable
+from importlib import resources
+from typing import Any, TypeVar
+
+from masksearch_jax.agents.llm import LLM, Message
+
+T = TypeVar("T")
+
+LANGUAGES = ("en", "zh")
+_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+_FENCE = re.compile(r"```[\w-]*\n(.*?)```", re.DOTALL)
+_AGAIN = {
+    "en": "That could not be used: {error}. Send the JSON object again, corrected, alone.",
+    "zh": "上面的回复无法使用:{error}。请只重新发送修正后的 JSON 对象。",
+}
+
+
+class ReplyError(ValueError):
+    """A reply that does not hold what was asked for; the message says what is wrong."""
+
+
+def render(name: str, language: str, **values: str) -> list[Message]:
+    """The messages of prompt `name`. Placeholders in `values` themselves are left as they are.
+
+    Raises ValueError for an unknown language, KeyError for a placeholder without a value.
+    """
+    if language not in LANGUAGES:
+        raise ValueError(f"language is {language!r}, must be one of {', '.join(LANGUAGES)}")
+    folder = resources.files("masksearch_jax.agents").joinpath("prompts")
+    text = folder.joinpath(f"{name}.{language}.txt").read_text(encoding="utf-8")
+    parts = [string.Template(part.strip()).substitute(values) for part in text.split("\n===\n")]
+    roles = ("system", "user")
+    return [{"role": r, "content": p} for r, p in zip(roles, parts, strict=True)]
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """The one JSON object of a reply; a leading thought, prose and code fences around it are cut.
+
+    Line breaks inside strings are let through, nothing else is mended. Raises ReplyError when
+    there is no object, a broken one or more than one.
+    """
+    text = _THOUGHT.sub("", text)
+    fences = _FENCE.findall(text)
+    text = fences[0] if len(fences) == 1 else text
+    start = text.find("{")
+    if start < 0:
+        raise ReplyError("there is no JSON object")
+    try:
+        value, end = json.JSONDecoder(strict=False).raw_decode(text, start)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ReplyError(f"the JSON is broken: {error}") from error
+    if "{" in text[end:]:
+        raise ReplyError("there is more than one JSON object")
+    return value
+
+
+def text_field(fields: dict[str, Any], name: str) -> str:
+    """A non-empty string field, stripped. Raises ReplyError."""
+    value = fields.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise ReplyError(f'"{name}" must be a non-empty string, not {value!r:.80}')
+    return value.strip()
+
+
+async def ask(
+    llm: LLM, messages: list[Message], parse: Callable[[str], T], language: str, repairs: int = 1
+) -> T:
+    """The parsed reply; an unusable one is shown back with what is wrong, `repairs` times at most.
+
+    Raises ReplyError when the last reply is still unusable, LLMError when there is none.
+    """
+    for left in range(repairs, -1, -1):
+        reply = await llm.complete(messages)
+        try:
+            return parse(reply.text)
+        except ReplyError as error:
+            if not left:
+                raise
+            again = _AGAIN[language].format(error=error)
+            messages = [
+                *messages,
+                {"role": "assistant", "content": reply.text},
+                {"role": "user", "content": again},
+            ]
+    raise AssertionError("unreachable: the last reply returns or raises")

@@ -1,0 +1,52 @@
+"""What the policy is given: the task text, alone or inside instructions in the chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from masksearch_jax import markup
+from masksearch_jax.types import Example, RampExample
+
+STYLES = ("minimal", "chat")
+
+_TOOLS = """\
+You answer with the help of a search engine over an encyclopedia. In each turn, first think \
+between <think> and </think>. Then do one of two things:
+- search: put one to three queries, one per line, between <search> and </search>. What is found \
+comes back between <information> and </information>;
+- answer: put your final answer between <answer> and </answer>. This ends the task.
+Search as often as you need to, and trust what you read more than what you remember."""
+_RAMP = """\
+Below is a paragraph in which some words have been replaced by [mask]. Fill every [mask], and \
+give back the whole paragraph, changed nowhere else, as your answer."""
+_QA = """\
+Below is a question. Answer it with a name, a date, a number or a short phrase, without a sentence \
+around it."""
+
+
+class ChatTemplate(Protocol):
+    """A tokenizer that knows how its model wants a conversation written."""
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> str: ...
+
+
+def question_text(example: Example) -> str:
+    """The task itself: a masked paragraph, known by its `[mask]`, or a question without one."""
+    if isinstance(example, RampExample):
+        return example.masked
+    return markup.escape(example.question).replace(markup.MASK, "[ mask ]")
+
+
+def render(example: Example, style: str, vocab: ChatTemplate) -> str:
+    """The prompt of an example. ValueError with the choices for an unknown style.
+
+    minimal: the task text and a line break. chat: instructions and the task as one user message.
+    """
+    if style == "minimal":
+        return f"{question_text(example)}\n"
+    if style == "chat":
+        task = _RAMP if isinstance(example, RampExample) else _QA
+        content = "\n\n".join((_TOOLS, task, question_text(example)))
+        return vocab.apply_chat_template([{"role": "user", "content": content}])
+    raise ValueError(f"prompt style is {style!r}; choices: {', '.join(STYLES)}")

@@ -1,0 +1,52 @@
+"""Where a run's weights come from: random, an HF folder, or a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from masksearch_jax import checkpoint, sharding
+from masksearch_jax.config import ComputeConfig, ModelConfig
+from masksearch_jax.models import hf
+from masksearch_jax.models.transformer import Transformer
+
+
+class InitError(ValueError):
+    """Weights that are not of the model that the run is configured for."""
+
+
+def initial(
+    source: str, config: ModelConfig, compute: ComputeConfig, mesh: Mesh, seed: int
+) -> Transformer:
+    """The model laid out over `mesh`: from `source`, or random from `seed` when it is empty.
+
+    source: an HF folder (it holds config.json), or a checkpoint folder, whose latest step is taken.
+    Raises InitError when an HF folder is of another architecture (naming what differs), and what
+    `hf.load` and `checkpoint.load_params` raise.
+    """
+    shapes = hf.abstract(config, compute)
+    placed = sharding.parameter_shardings(mesh, shapes)
+    if not source:
+        make = jax.jit(lambda: Transformer(config, compute, nnx.Rngs(seed)), out_shardings=placed)
+        return make()
+    if (Path(source) / "config.json").is_file():
+        _check_same(source, hf.read_config(source), config)
+        return hf.load(source, compute, mesh)
+    like = jax.tree.map(
+        lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, placed
+    )
+    return checkpoint.load_params(source, like, config)
+
+
+def _check_same(folder: str, found: ModelConfig, asked: ModelConfig) -> None:
+    differing = [
+        f"{f.name}: {getattr(found, f.name)!r} there, {getattr(asked, f.name)!r} in config.model"
+        for f in dataclasses.fields(ModelConfig)
+        if getattr(found, f.name) != getattr(asked, f.name)
+    ]
+    if differing:
+        raise InitError(f"{folder} is of another architecture: " + "; ".join(differing))

@@ -1,0 +1,252 @@
+"""Checkpoints: resume is bitwise, a torn or foreign one is never taken for whole."""
+
+import dataclasses
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from masksearch_jax.checkpoint import Checkpointer, CheckpointError, load_params
+from masksearch_jax.config import CheckpointConfig, ModelConfig, OptimConfig, RopeScaling
+from masksearch_jax.train_state import TrainState, init_state, make_optimizer, make_train_step
+
+CONFIG = CheckpointConfig(every=2, keep=2)
+MODEL = ModelConfig(
+    family="llama",
+    vocab_size=16,
+    hidden_size=8,
+    intermediate_size=8,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=4,
+    rope_theta=1e4,
+    rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
+    norm_eps=1e-6,
+    qkv_bias=True,
+    qk_norm=False,
+    tie_embeddings=True,
+    max_position=32,
+)
+OPTIM = OptimConfig(0.1, "cosine", 2, 0.1, 0.9, 0.95, 1e-8, 0.1, 1.0, 1)
+
+
+def make_state(seed: int = 0, width: int = 6) -> TrainState:
+    key = jax.random.key(seed)
+    params = {"kernel": jax.random.normal(key, (4, width)), "bias": jnp.zeros(width)}
+    return init_state(params, make_optimizer(OPTIM, 8))
+
+
+def loss_fn(params, batch):
+    error = ((batch @ params["kernel"] + params["bias"][None]) ** 2).sum(axis=-1)
+    return error.sum(), jnp.float32(error.size), {}
+
+
+def train(folder, start: int, stop: int) -> list[float]:
+    """Losses of updates start..stop-1 from the checkpoint at start; data follow the position."""
+    state, losses = make_state(), []
+    step = make_train_step(loss_fn, make_optimizer(OPTIM, 8))
+    with Checkpointer(folder, CONFIG, MODEL) as checkpointer:
+        if start:
+            state, extra = checkpointer.restore(state)
+            assert extra == {"position": start, "stage": ["ramp_k1"]}
+        for position in range(int(state.step), stop):
+            batch = np.random.default_rng(position).normal(size=(3, 4)).astype(np.float32)
+            state, metrics = step(state, batch)
+            losses.append(float(metrics["loss"]))
+            if checkpointer.is_due(position + 1):
+                extra = {"position": position + 1, "stage": ["ramp_k1"]}
+                checkpointer.save(position + 1, state, extra)
+    return losses
+
+
+def assert_equal(a, b) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def test_resume_is_bitwise(tmp_path):
+    whole = train(tmp_path / "whole", 0, 8)
+    first = train(tmp_path / "cut", 0, 5)  # the last save is at 4
+    second = train(tmp_path / "cut", 4, 8)
+    assert first[:4] + second == whole
+    states = []
+    for name in ("whole", "cut"):
+        with Checkpointer(tmp_path / name, CONFIG, MODEL) as checkpointer:
+            states.append(checkpointer.restore(make_state(1))[0])
+    assert_equal(*states)
+
+
+def test_the_newest_steps_are_kept_and_any_kept_one_restores(tmp_path):
+    states = {step: make_state(step) for step in (1, 2, 3)}
+    with Checkpointer(tmp_path, CONFIG, MODEL) as checkpointer:
+        assert checkpointer.latest_step() is None
+        for step, state in states.items():
+            checkpointer.save(step, state, {"step": step})
+        checkpointer.save(3, states[1], {})  # the same step again changes nothing
+        assert checkpointer.latest_step() == 3
+        assert_equal(checkpointer.restore(make_state())[0], states[3])
+        abstract = jax.eval_shape(make_state)
+        state, extra = checkpointer.restore(abstract, step=2)
+        assert_equal(state, states[2])
+        assert extra == {"step": 2}
+        with pytest.raises(FileNotFoundError, match=r"does not hold step 1; it holds .*\[2, 3\]"):
+            checkpointer.restore(make_state(), step=1)
+
+
+def test_weights_alone_can_be_read(tmp_path):
+    state = make_state(5)
+    with Checkpointer(tmp_path, CONFIG, MODEL) as checkpointer:
+        checkpointer.save(1, state, {})
+    like = jax.eval_shape(lambda: make_state().params)
+    assert_equal(load_params(tmp_path, like, MODEL), state.params)
+    low = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), like)
+    expected = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.params)
+    assert_equal(load_params(tmp_path, low, MODEL), expected)
+
+
+def test_nothing_to_restore_says_where(tmp_path):
+    with (
+        Checkpointer(tmp_path / "empty", CONFIG, MODEL) as checkpointer,
+        pytest.raises(FileNotFoundError, match="empty does not hold a whole checkpoint"),
+    ):
+        checkpointer.restore(make_state())
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint folder .*absent"):
+        load_params(tmp_path / "absent", {}, MODEL)
+    assert not (tmp_path / "absent").exists()
+
+
+def test_another_models_checkpoint_is_refused_by_field(tmp_path):
+    with Checkpointer(tmp_path, CONFIG, MODEL) as checkpointer:
+        checkpointer.save(1, make_state(), {})
+    other = dataclasses.replace(MODEL, num_layers=3, rope_scaling=None)
+    with (
+        Checkpointer(tmp_path, CONFIG, other) as checkpointer,
+        pytest.raises(CheckpointError, match=r"num_layers: 2 stored, 3 asked for") as error,
+    ):
+        checkpointer.restore(make_state())
+    assert "rope_scaling" in str(error.value)
+    assert "vocab_size" not in str(error.value)
+
+
+def test_other_shapes_are_refused_by_name(tmp_path):
+    with Checkpointer(tmp_path, CONFIG, MODEL) as checkpointer:
+        checkpointer.save(1, make_state(), {})
+        with pytest.raises(CheckpointError, match=r"kernel: \[4, 6\] stored, \[4, 7\] asked for"):
+            checkpointer.restore(make_state(width=7))
+        state = make_state()
+        extended = dataclasses.replace(state, params=state.params | {"more": jnp.ones(1)})
+        with pytest.raises(CheckpointError, match=r"more: None stored, \[1\] asked for"):
+            checkpointer.restore(extended)
+
+
+def test_a_state_moves_to_another_mesh(tmp_path):
+    if jax.device_count() < 8:
+        pytest.skip(f"needs 8 devices, has {jax.device_count()}")
+
+    def on(shape: tuple[int, int], state: TrainState) -> TrainState:
+        mesh = jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+        spec = {1: PartitionSpec("fsdp"), 2: PartitionSpec("data", "fsdp")}
+        return jax.tree.map(
+            lambda x: jax.device_put(x, NamedSharding(mesh, spec.get(x.ndim, PartitionSpec()))),
+            state,
+        )
+
+    state = make_state(3, width=8)
+    like = on((4, 2), make_state(0, width=8))
+    with Checkpointer(tmp_path, CONFIG, MODEL) as checkpointer:
+        checkpointer.save(1, on((2, 4), state), {})
+        restored, _ = checkpointer.restore(like)
+    assert_equal(restored, state)
+    for x, y in zip(jax.tree.leaves(restored), jax.tree.leaves(like), strict=True):
+        assert x.sharding == y.sharding
+
+
+def test_a_failed_write_leaves_the_last_good_one(tmp_path):
+    good = make_state(1)
+    with Checkpointer(tmp_path, CONFIG, MODEL) as checkpointer:
+        checkpointer.save(1, good, {"good": True})
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))  # every larger write fails
+        try:
+            with pytest.raises(CheckpointError, match=r"step 2 could not .* step 1, untouched"):
+                checkpointer.save(2, make_state(2), {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with Checkpointer(tmp_path, CONFIG, MODEL) as checkpointer:
+        assert checkpointer.latest_step() == 1
+        state, extra = checkpointer.restore(make_state())
+        assert extra == {"good": True}
+        assert_equal(state, good)
+        checkpointer.save(2, make_state(2), {})
+        assert checkpointer.latest_step() == 2
+
+
+def test_a_state_larger_than_the_disk_is_refused_before_writing(tmp_path):
+    disk = os.statvfs(tmp_path)
+    elements = disk.f_bavail * disk.f_frsize // 4 + 2**30
+    huge = jax.ShapeDtypeStruct((elements,), jnp.float32)
+    with Checkpointer(tmp_path, CONFIG, MODEL) as checkpointer:
+        checkpointer.save(1, make_state(), {})
+        state = dataclasses.replace(make_state(), params={"kernel": huge})
+        with pytest.raises(CheckpointError, match=r"step 2 needs .* free; .* is step 1, untouched"):
+            checkpointer.save(2, state, {})
+        assert checkpointer.latest_step() == 1
+
+
+WRITER = """
+    import sys
+    import jax.numpy as jnp
+    from masksearch_jax.checkpoint import Checkpointer
+    from masksearch_jax.train_state import TrainState
+    from tests_of_checkpoint import CONFIG, MODEL
+
+    with Checkpointer(sys.argv[1], CONFIG, MODEL) as checkpointer:
+        for step in range(1, 1000):
+            params = {f"w{i}": jnp.full((256, 256), float(step)) for i in range(8)}
+            checkpointer.save(step, TrainState(jnp.int32(step), params, ()), {"step": step})
+            print(step, flush=True)
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.03])
+def test_sigkill_while_saving_leaves_a_whole_checkpoint(tmp_path, delay):
+    script = textwrap.dedent(WRITER)
+    link = tmp_path / "tests_of_checkpoint.py"
+    link.symlink_to(os.path.abspath(__file__))
+    paths = os.pathsep.join([str(tmp_path), os.getcwd()])
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+    while process.stdout.readline().strip() != "3":
+        assert process.poll() is None
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    like = TrainState(jnp.int32(0), {f"w{i}": jnp.zeros((256, 256)) for i in range(8)}, ())
+    with Checkpointer(folder, CONFIG, MODEL) as checkpointer:
+        step = checkpointer.latest_step()
+        assert step >= 3
+        state, extra = checkpointer.restore(like)
+        assert extra == {"step": step}
+        assert int(state.step) == step
+        for value in state.params.values():
+            np.testing.assert_array_equal(value, float(step))
+        checkpointer.save(step + 1, like, {})
+        assert checkpointer.latest_step() == step + 1

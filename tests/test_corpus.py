@@ -1,0 +1,181 @@
+"""Reading and writing passage files: what is kept, what is dropped and named, what stops."""
+
+import gzip
+import json
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from masksearch_jax.data.corpus import CorpusError, CorpusStats, read_passages, write_passages
+from masksearch_jax.types import Passage
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def line(name="1", title="T", text="some text", **more):
+    return json.dumps({"id": name, "title": title, "text": text, **more}).encode() + b"\n"
+
+
+def write(folder, *lines, name="corpus.jsonl"):
+    path = folder / name
+    path.write_bytes(b"".join(lines))
+    return path
+
+
+def read(path, **options):
+    stats, log = CorpusStats(), []
+    passages = list(read_passages(path, log=log.append, stats=stats, **options))
+    return passages, stats, log
+
+
+@given(
+    records=st.lists(
+        st.builds(Passage, TEXT.filter(bool), TEXT, TEXT.filter(str.strip)),
+        min_size=1,
+        unique_by=lambda p: p.id,
+    ),
+    zipped=st.booleans(),
+)
+def test_what_is_written_is_read_back(tmp_path_factory, records, zipped):
+    path = tmp_path_factory.mktemp("corpus") / ("c.jsonl.gz" if zipped else "c.jsonl")
+    assert write_passages(path, records) == len(records)
+    assert (path.read_bytes()[:2] == b"\x1f\x8b") == zipped
+    assert read(path) == (records, CorpusStats(len(records), len(records), {}, 1.0), [])
+
+
+def test_other_keys_whole_number_ids_blank_lines_and_a_byte_order_mark_are_taken(tmp_path):
+    path = write(tmp_path, b"\xef\xbb\xbf", line(7, src=["x"]), b"\n  \n", line("8", title=""))
+    passages, stats, log = read(path)
+    assert passages == [Passage("7", "T", "some text"), Passage("8", "", "some text")]
+    assert (stats.read, stats.kept, stats.dropped, log) == (2, 2, {}, [])
+
+
+def test_wiki18_rows_split_into_title_and_text(tmp_path):
+    row = {"id": "3", "contents": '"Ada "Countess" Lovelace"\nFirst line.\nSecond.'}
+    passages, _, _ = read(write(tmp_path, json.dumps(row).encode()))
+    assert passages == [Passage("3", 'Ada "Countess" Lovelace', "First line.\nSecond.")]
+
+
+BAD_LINES = {
+    "not JSON": b'{"id": "x", "title"\n',
+    "not UTF-8": b'{"id": "x", "title": "\xff", "text": "t"}\n',
+    "not a JSON object": b'["x", "T", "t"]\n',
+    "no text": b'{"id": "x", "title": "T"}\n',
+    "no title": b'{"id": "x", "text": "t"}\n',
+    "no id": b'{"title": "T", "text": "t"}\n',
+    "id is not a string": b'{"id": true, "title": "T", "text": "t"}\n',
+    "title is not a string": b'{"id": "x", "title": null, "text": "t"}\n',
+    "text is not a string": b'{"id": "x", "title": "T", "text": ["t"]}\n',
+    "empty text": b'{"id": "x", "title": "T", "text": " \\n"}\n',
+    "empty id": b'{"id": "", "title": "T", "text": "t"}\n',
+    "duplicate id": b'{"id": "1", "title": "T", "text": "t"}\n',
+    "not valid Unicode": b'{"id": "x", "title": "T", "text": "\\ud800"}\n',
+}
+
+
+@pytest.mark.parametrize("reason", BAD_LINES)
+def test_a_bad_line_is_dropped_counted_and_named(tmp_path, reason):
+    path = write(tmp_path, line("1"), BAD_LINES[reason], line("2"))
+    passages, stats, log = read(path, max_bad_fraction=0.5)
+    assert [p.id for p in passages] == ["1", "2"]
+    assert (stats.read, stats.kept, stats.dropped) == (3, 2, {reason: 1})
+    assert len(log) == 1
+    assert log[0].startswith(f"{path}:2: {reason}")
+
+
+def test_deeply_nested_json_is_a_bad_line(tmp_path):
+    path = write(tmp_path, line("1"), b"[" * 100_000 + b"\n", line("2"))
+    _, stats, _ = read(path, max_bad_fraction=0.5)
+    assert stats.dropped == {"not JSON": 1}
+
+
+def test_bad_lines_go_to_the_log_of_the_module_by_default(tmp_path, caplog):
+    path = write(tmp_path, line("1"), b"?\n")
+    with caplog.at_level(logging.WARNING):
+        list(read_passages(path, max_bad_fraction=0.5))
+    assert [r.getMessage().startswith(f"{path}:2: not JSON") for r in caplog.records] == [True]
+
+
+@pytest.mark.parametrize(("bad", "stops"), [(1, False), (2, True)])
+def test_more_than_the_fraction_stops_at_the_end_naming_file_and_line(tmp_path, bad, stops):
+    lines = [line(str(i)) for i in range(100 - bad)]
+    path = write(tmp_path, *lines[:40], *[b"?\n"] * bad, *lines[40:])
+    if not stops:
+        assert read(path)[1].bad == 1
+        return
+    with pytest.raises(CorpusError) as error:
+        read(path)
+    assert f"{path}: 2 of the first 100 lines are bad" in str(error.value)
+    assert f"{path}:41: not JSON" in str(error.value)
+    assert "max_bad_fraction 0.01" in str(error.value)
+
+
+def test_many_bad_lines_stop_early(tmp_path):
+    path = write(tmp_path, line("1"), *[b"?\n"] * 500)
+    stats = CorpusStats()
+    with pytest.raises(CorpusError, match=r"101 of the first 102 lines"):
+        list(read_passages(path, log=lambda message: None, stats=stats))
+    assert stats.read == 102
+
+
+def test_limit_stops_after_so_many_kept_passages(tmp_path):
+    path = write(tmp_path, line("1"), b"?\n", line("2"), line("3"))
+    passages, stats, _ = read(path, limit=2, max_bad_fraction=0.5)
+    assert [p.id for p in passages] == ["1", "2"]
+    assert (stats.read, stats.done) == (3, 1.0)
+
+
+def test_a_missing_file_and_an_empty_one_are_refused_before_the_first_passage(tmp_path):
+    with pytest.raises(CorpusError, match=r"cannot read the corpus .*none\.jsonl: No such file"):
+        read_passages(tmp_path / "none.jsonl")
+    with pytest.raises(CorpusError, match="Is a directory"):
+        read_passages(tmp_path)
+    with pytest.raises(CorpusError, match=r"empty\.jsonl is empty"):
+        read_passages(write(tmp_path, name="empty.jsonl"))
+
+
+@pytest.mark.parametrize("content", [b"\n \n", gzip.compress(b"")])
+def test_a_file_without_passages_is_refused(tmp_path, content):
+    with pytest.raises(CorpusError, match="has no passages"):
+        read(write(tmp_path, content))
+
+
+def test_gzip_is_told_by_content_and_its_damage_is_named(tmp_path):
+    data = gzip.compress(b"".join(line(str(i), text=f"text {i}") for i in range(5000)))
+    whole = write(tmp_path, data, name="whole.jsonl")
+    assert read(whole)[1].kept == 5000
+    for damaged in (data[: len(data) // 2], data[:-8] + b"\0" * 8):
+        with pytest.raises(CorpusError, match="unreadable after line"):
+            read(write(tmp_path, damaged, name="damaged.jsonl.gz"))
+
+
+def test_share_done_grows_to_one(tmp_path):
+    path = write(tmp_path, *[line(str(i)) for i in range(20_000)])
+    stats = CorpusStats()
+    shares = [stats.done for _ in read_passages(path, stats=stats)]
+    assert shares == sorted(shares)
+    assert len(set(shares)) > 10
+    assert stats.done == 1.0
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "c.jsonl"
+    write_passages(path, [Passage("old", "", "x")])
+
+    def broken():
+        yield Passage("new", "", "x")
+        raise RuntimeError("source failed")
+
+    with pytest.raises(RuntimeError, match="source failed"):
+        write_passages(path, broken())
+    assert [p.id for p in read_passages(path)] == ["old"]
+    assert [f.name for f in tmp_path.iterdir()] == ["c.jsonl"]
+
+
+def test_real_passages_are_read_whole(shared_data):
+    passages, stats, _ = read(shared_data / "multihop" / "passages.jsonl.gz", limit=2000)
+    assert (stats.kept, stats.bad) == (2000, 0)
+    assert passages[0].id == "0"
+    assert passages[0].title == "Jeff Porcaro"

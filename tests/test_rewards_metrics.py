@@ -1,0 +1,387 @@
+"""Scores of answers: slots, rewards and their hacks, SQuAD measures, intervals, curves."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from masksearch_jax import metrics as run_metrics
+from masksearch_jax.config import DapoConfig
+from masksearch_jax.evals.metrics import answer_metrics, bootstrap
+from masksearch_jax.evals.suites import METRICS, score, summarise
+from masksearch_jax.rl.rewards import RewardParts, qa_reward, ramp_reward, read_answer, reward
+from masksearch_jax.scoring import (
+    Overlap,
+    align_fills,
+    best_overlap,
+    exact,
+    fill_slots,
+    normalise,
+    overlap,
+    span_recall,
+)
+from masksearch_jax.types import QAExample, RampExample, Segment, Span, Trajectory, Turn
+
+PARAGRAPH = "Marie Curie was born in Warsaw in 1867 and discovered polonium with Pierre Curie."
+CFG = DapoConfig(
+    steps=1,
+    groups=1,
+    group_size=2,
+    minibatches=1,
+    micro_batch=2,
+    clip_low=0.2,
+    clip_high=0.28,
+    tis_cap=2.0,
+    reward="recall",
+    format_weight=0.1,
+    length_penalty=0.1,
+    accuracy_threshold=0.5,
+    max_refills=1,
+    overlong_buffer=0,
+    overlong_penalty=0.0,
+    overlong_filter=False,
+    curriculum="0:ramp_k1",
+    seed=0,
+)
+QA = QAExample("q1", "atlas", "Where was she born?", ("Warsaw", "Warsaw, Poland"))
+
+
+def ramp(paragraph: str = PARAGRAPH, *golds: str) -> RampExample:
+    """An example with the first occurrence of each gold text masked."""
+    spans, masked, end = [], "", 0
+    for gold in golds or ("Warsaw", "1867", "polonium"):
+        start = paragraph.index(gold, end)
+        spans.append(Span(start, start + len(gold), gold, "TERM"))
+        masked += paragraph[end:start] + "[mask]"
+        end = start + len(gold)
+    return RampExample("r1", "p1", "t", masked + paragraph[end:], paragraph, tuple(spans))
+
+
+EXAMPLE = ramp()
+
+
+def filled(*fills: str) -> str:
+    pieces = EXAMPLE.masked.split("[mask]")
+    return "".join(a + b for a, b in zip(pieces, [*fills, ""], strict=True))
+
+
+def policy(*texts: str) -> tuple[Segment, ...]:
+    return tuple(Segment("policy", text) for text in texts)
+
+
+def answered(text: str) -> tuple[Segment, ...]:
+    return policy(f"<think>plan</think><answer>{text}</answer>")
+
+
+def trajectory(segments: tuple[Segment, ...], searches: int = 0) -> Trajectory:
+    turn = Turn(("query",), (), (), 0.0)
+    none = np.zeros(0, np.int32)
+    return Trajectory(
+        "r1", 0, none, none.astype(np.float32), none.astype(bool), 0, segments,
+        (turn,) * searches, "answered",
+    )  # fmt: skip
+
+
+# ---- slots
+
+
+def test_a_faithful_copy_is_cut_at_the_unmasked_text():
+    assert align_fills(EXAMPLE.masked, filled("Paris", "in 1900", "x")) == ["Paris", "in 1900", "x"]
+    spaced = "  " + PARAGRAPH.replace(" ", "\n ") + " "
+    assert align_fills(EXAMPLE.masked, spaced) == ["Warsaw", "1867", "polonium"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "fills"),
+    [
+        (PARAGRAPH.upper(), ["WARSAW", "1867", "POLONIUM"]),
+        ("Marie Curie born in Warsaw in 1867 and discovered polonium with Pierre", None),
+        (
+            "Marie Curie , was born in New Warsaw in the year 1867 and found polonium with him.",
+            None,
+        ),
+    ],
+)
+def test_an_unfaithful_copy_is_aligned_by_what_was_copied(answer, fills):
+    got = align_fills(EXAMPLE.masked, answer)
+    if fills is not None:
+        assert got == fills
+    assert span_recall(EXAMPLE, answer) == 1.0
+
+
+def test_a_fill_that_holds_a_word_of_the_text_keeps_it():
+    masked = "[mask] of France visited the city of [mask] , then left ."
+    answer = "the Duke of Burgundy of France visited city of Bank of Hope , then left ."
+    assert align_fills(masked, answer) == ["the Duke of Burgundy", "Bank of Hope"]
+
+
+def test_a_fill_that_holds_its_separator_is_cut_by_the_gold_text():
+    example = ramp("In Paris, Texas, USA it rains.", "Paris, Texas", "USA")
+    assert align_fills(example.masked, example.paragraph) == ["Paris", "Texas, USA"]
+    assert fill_slots(example, example.paragraph) == ["Paris, Texas", "USA"]
+    assert fill_slots(example, "In Rome, USA it rains.") == ["Rome", "USA"]
+
+
+def test_slots_without_copied_neighbours_are_not_found():
+    assert align_fills(EXAMPLE.masked, "Warsaw 1867 polonium") == [None, None, None]
+    assert align_fills("[mask] [mask]", "New York") == ["New", "York"]
+    assert align_fills("x [mask] [mask] y", "X a b Y") == [None, None]
+    missing_middle = "Marie Curie was born in Warsaw and discovered polonium with Pierre Curie."
+    assert align_fills(EXAMPLE.masked, missing_middle) == [None, None, "polonium"]
+
+
+words = st.text(st.sampled_from("ab ,.\n[]"), max_size=40)
+
+
+@settings(max_examples=150, deadline=None)
+@given(words, words)
+def test_any_text_gives_one_fill_per_slot(masked, answer):
+    masked = masked + "[mask]" + answer + "[mask]"
+    fills = align_fills(masked, answer)
+    assert len(fills) == masked.count("[mask]")
+    text = " ".join(answer.split())
+    assert all(f is None or (f and " ".join(f.split()) in text) for f in fills)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.text(st.sampled_from("abé ,.-"), max_size=12), min_size=2, max_size=5),
+    st.lists(st.from_regex(r"[a-cé1](?:[a-c, .-]{0,6}[a-cé1])?", fullmatch=True), min_size=4),
+)
+def test_the_paragraph_itself_always_scores_one(parts, golds):
+    golds = golds[: len(parts) - 1]
+    assume(len(golds) == len(parts) - 1)
+    paragraph, spans = parts[0], []
+    for gold, part in zip(golds, parts[1:], strict=True):
+        spans.append(Span(len(paragraph), len(paragraph) + len(gold), gold, "TERM"))
+        paragraph += gold + part
+    example = RampExample("r", "p", "t", "[mask]".join(parts), paragraph, tuple(spans))
+    assert span_recall(example, paragraph) == 1.0
+
+
+def test_adversarial_text_is_bounded():
+    masked = "[mask] " + "a b " * 300 + "[mask] a [mask]"
+    assert len(align_fills(masked, "a b " * 900 + "c")) == 3
+    assert align_fills(EXAMPLE.masked, "in " * 100_000) == [None] * 3
+
+
+# ---- reward hacks
+
+
+def test_span_recall_is_the_mean_over_slots():
+    assert span_recall(EXAMPLE, filled("Warsaw", "1868", "polonium")) == pytest.approx(2 / 3)
+    two = ramp(PARAGRAPH, "Marie Curie", "Warsaw")
+    answer = two.masked.replace("[mask]", "Curie", 1).replace("[mask]", "Warsaw")
+    assert span_recall(two, answer) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        "",
+        EXAMPLE.masked,
+        filled("[mask]", "the [mask]", "Warsaw [mask]"),
+        filled("1867", "polonium", "Warsaw"),
+        "Warsaw 1867 polonium",
+        "polonium " * 50,
+        filled(*["Warsaw 1867 polonium and the rest of the encyclopedia " * 4] * 3),
+        filled(*[PARAGRAPH * 3] * 3),
+        " ".join([PARAGRAPH] * 40),
+    ],
+)
+def test_hacks_earn_nothing(answer):
+    assert span_recall(EXAMPLE, answer) == 0.0
+
+
+def test_a_list_of_guesses_earns_less_with_every_guess():
+    guesses = ["Warsaw", "Rome", "Oslo", "Bern", "Lima", "Riga"]
+    scores = [
+        span_recall(EXAMPLE, filled(" ".join(guesses[:n]), "1867", "polonium")) for n in range(1, 7)
+    ]
+    np.testing.assert_allclose(scores, [(2 + min(1, 3 / n)) / 3 for n in range(1, 7)])
+
+
+def test_only_one_closed_answer_by_the_policy_counts():
+    two = policy(f"<answer>{PARAGRAPH}</answer><answer>x</answer>")
+    in_result = (*policy("<search>q</search>"), Segment("tool", f"<answer>{PARAGRAPH}</answer>"))
+    open_tag = policy(f"<answer>{PARAGRAPH}")
+    empty = policy("<answer> </answer>")
+    for segments in (two, in_result, open_tag, empty, ()):
+        assert read_answer(segments) is None
+        got = ramp_reward(EXAMPLE, segments, CFG)
+        assert (got.answer, got.accuracy) == (0.0, 0.0)
+    assert read_answer((*in_result, *answered("mine"))) == "mine"
+
+
+def test_ramp_reward_mixes_answer_and_format():
+    assert ramp_reward(EXAMPLE, answered(PARAGRAPH), CFG) == RewardParts(1.0, 1.0, 1.0, 1.0)
+    bad_form = policy(f"junk <answer>{PARAGRAPH}</answer>")
+    assert ramp_reward(EXAMPLE, bad_form, CFG) == pytest.approx((0.9, 1.0, 0.0, 1.0))
+    wrong = answered(EXAMPLE.masked)
+    assert ramp_reward(EXAMPLE, wrong, CFG) == pytest.approx((0.1, 0.0, 1.0, 0.0))
+
+
+def test_the_penalty_counts_words_beyond_the_gold():
+    cfg = dataclasses.replace(CFG, reward="penalised", format_weight=0.0)
+    assert ramp_reward(EXAMPLE, answered(PARAGRAPH), cfg).total == 1.0
+    # Two words too many, three gold words.
+    longer = filled("old Warsaw", "about 1867", "polonium")
+    got = ramp_reward(EXAMPLE, answered(longer), cfg)
+    assert got.total == pytest.approx(1 - 0.1 * 2 / 3)
+    assert got.accuracy == 1.0
+    qa = qa_reward(QA, answered("Warsaw, Poland, in the east of Europe"), cfg)
+    assert qa.answer == pytest.approx(1 - 0.1 * 4 / 2)
+    dump = qa_reward(QA, answered("word " * 500 + "Warsaw"), cfg)
+    assert (dump.answer, dump.accuracy) == (0.0, 1.0)
+
+
+def test_qa_recall_and_dispatch():
+    assert qa_reward(QA, answered("Poland"), CFG).answer == 0.5
+    assert reward(QA, trajectory(answered("Warsaw")), CFG) == RewardParts(1.0, 1.0, 1.0, 1.0)
+    assert reward(EXAMPLE, trajectory(answered(PARAGRAPH)), CFG).total == 1.0
+    assert qa_reward(QA, policy("Warsaw"), CFG) == RewardParts(0.0, 0.0, 0.0, 0.0)
+
+
+def test_the_judge_is_asked_about_answers_only():
+    cfg = dataclasses.replace(CFG, reward="judge", format_weight=0.0)
+    asked = []
+
+    def judge(example, answer):
+        asked.append((example.id, answer))
+        return 0.5
+
+    assert ramp_reward(EXAMPLE, answered("text"), cfg, judge) == RewardParts(0.5, 0.5, 1.0, 0.5)
+    assert ramp_reward(EXAMPLE, policy("no answer"), cfg, judge).total == 0.0
+    assert asked == [("r1", "text")]
+    with pytest.raises(ValueError, match="no judge was given"):
+        qa_reward(QA, answered("Warsaw"), cfg)
+    for verdict in (1.5, float("nan")):
+        with pytest.raises(ValueError, match=r"example q1: the judge returned .* in 0\.\.1"):
+            qa_reward(QA, answered("Warsaw"), cfg, lambda *_, verdict=verdict: verdict)
+
+
+def test_an_unknown_reward_names_the_choices():
+    cfg = dataclasses.replace(CFG, reward="f2")
+    with pytest.raises(ValueError, match=r"'f2'.*recall.*penalised.*judge"):
+        ramp_reward(EXAMPLE, answered("x"), cfg)
+
+
+# ---- measures
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("The  Beatles!", "beatles"),
+        ("An apple, a day", "apple day"),
+        ("U.S.A.", "usa"),
+        ("1,234.5", "12345"),
+        ("Theatre", "theatre"),
+        ("the", ""),
+        ("Café—Bar", "café—bar"),
+    ],
+)
+def test_squad_normal_form(text, normal):
+    assert normalise(text) == normal
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold", "expected"),
+    [
+        ("a b c", "b c d e", (0.5, 1.0, 2 / 3)),  # the article goes: b c against b c d e
+        ("x x y", "x y y z", (0.5, 2 / 3, 4 / 7)),
+        ("yes it is", "yes", (0, 0, 0)),
+        ("Yes.", "yes", (1, 1, 1)),
+        ("no", "no one", (0, 0, 0)),
+        ("", "x", (0, 0, 0)),
+        ("the", "a", (1, 1, 1)),
+        ("cat", "dog", (0, 0, 0)),
+    ],
+)
+def test_overlap_by_hand(prediction, gold, expected):
+    assert overlap(prediction, gold) == pytest.approx(expected)
+
+
+def test_the_best_alias_counts_for_each_measure():
+    assert best_overlap("Warsaw city", QA.answers) == pytest.approx(Overlap(1.0, 0.5, 2 / 3))
+    got = answer_metrics("warsaw poland", QA.answers)
+    assert got == {"em": 1.0, "f1": 1.0, "recall": 1.0, "precision": 1.0}
+    assert set(answer_metrics(None, QA.answers).values()) == {0.0}
+    assert exact("The Warsaw.", "warsaw")
+    with pytest.raises(ValueError, match="at least one accepted answer"):
+        best_overlap("x", ())
+
+
+def test_suite_scores():
+    half = filled("Warsaw", "1867", "radium")
+    got = score(EXAMPLE, trajectory(answered(half), searches=2))
+    expected = {"span_recall": 2 / 3, "em": 0, "f1": 2 / 3, "format_rate": 1, "searches": 2}
+    assert got == pytest.approx(expected)
+    assert tuple(got) == METRICS
+    assert score(EXAMPLE, trajectory(answered(PARAGRAPH)))["em"] == 1.0
+    silent = score(EXAMPLE, trajectory(policy("hm")))
+    assert silent == dict.fromkeys(METRICS, 0.0)
+    qa = score(QA, trajectory(answered("Poland")))
+    expected = {"span_recall": 0.5, "em": 0, "f1": 2 / 3, "format_rate": 1, "searches": 0}
+    assert qa == pytest.approx(expected)
+    assert tuple(qa) == METRICS
+
+
+def test_summarise_gives_an_interval_per_metric():
+    items = [{"em": 1.0, "f1": 0.25}, {"em": 0.0, "f1": 0.25}]
+    got = summarise(items, 200, seed=0)
+    assert got["f1"] == {"value": 0.25, "low": 0.25, "high": 0.25, "n": 2}
+    assert got["em"] == {"value": 0.5, "low": 0.0, "high": 1.0, "n": 2}
+    assert json.loads(json.dumps(got)) == got
+    with pytest.raises(ValueError, match="without items"):
+        summarise([], 10, 0)
+
+
+def test_bootstrap_matches_the_normal_interval_and_its_seed():
+    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
+    got = bootstrap(values, 2000, seed=1)
+    half_width = 1.96 * values.std() / 20
+    assert got.value == pytest.approx(values.mean())
+    assert got.low == pytest.approx(values.mean() - half_width, abs=0.03)
+    assert got.high == pytest.approx(values.mean() + half_width, abs=0.03)
+    assert got == bootstrap(values, 2000, seed=1) != bootstrap(values, 2000, seed=2)
+    narrow = bootstrap(values, 2000, seed=1, level=0.5)
+    assert got.low < narrow.low < narrow.high < got.high
+    with pytest.raises(ValueError, match="0 values"):
+        bootstrap([], 10, 0)
+
+
+# ---- the metrics file
+
+
+def test_a_resumed_run_leaves_the_curve_of_one_that_never_stopped(tmp_path):
+    def train(folder, start, stop):
+        writer = run_metrics.MetricWriter(folder, start)
+        for step in range(start + 1, stop + 1):
+            writer.write(step, {"loss": np.float32(1 / step), "tokens": np.int64(step)})
+
+    train(tmp_path / "whole", 0, 6)
+    train(tmp_path / "broken", 0, 5)
+    path = tmp_path / "broken" / run_metrics.FILE_NAME
+    path.write_text(path.read_text() + '{"step": 6, "lo')  # killed in the middle of a line
+    train(tmp_path / "broken", 3, 6)
+    assert path.read_text() == (tmp_path / "whole" / run_metrics.FILE_NAME).read_text()
+    train(tmp_path / "broken", 0, 2)
+    assert [row["step"] for row in run_metrics.read_metrics(tmp_path / "broken")] == [1, 2]
+
+
+def test_rows_are_json_even_when_values_are_not_finite(tmp_path):
+    run_metrics.MetricWriter(tmp_path).write(
+        1, {"a": float("nan"), "b": np.float32("inf"), "c": "x"}
+    )
+    assert run_metrics.read_metrics(tmp_path) == [{"step": 1, "a": None, "b": None, "c": "x"}]
+
+
+def test_check_finite_names_step_and_metric():
+    run_metrics.check_finite(3, {"loss": np.float32(1.0)})
+    with pytest.raises(FloatingPointError, match=r"step 7.*'loss': nan"):
+        run_metrics.check_finite(7, {"loss": np.float32("nan"), "lr": 0.1})

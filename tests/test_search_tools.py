@@ -1,0 +1,135 @@
+"""Search tools that need no index, and the way from a config to a tool."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from masksearch_jax.config import SearchConfig
+from masksearch_jax.search.bm25 import BM25, build
+from masksearch_jax.search.remote import RemoteSearch
+from masksearch_jax.search.tool import (
+    FakeSearch,
+    NoSearch,
+    RandomSearch,
+    SearchError,
+    SearchTool,
+    open_tool,
+)
+from masksearch_jax.types import Passage
+
+FRUIT = (
+    Passage("a", "Apple", "red fruit tree"),
+    Passage("b", "Banana", "yellow fruit tropic"),
+    Passage("c", "Cherry", "red fruit stone stone"),
+    Passage("d", "Durian", "tropic smell"),
+    Passage("e", "Café de Flore", "São Paulo bar"),
+    Passage("f", "The Who", "rock band"),
+)
+
+
+def config(kind="bm25", index="", url=""):
+    return SearchConfig(kind, index, url, 5, 5, 2, timeout=2.0, workers=2)
+
+
+@pytest.fixture(scope="module")
+def fruit(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fruit") / "index"
+    assert build(FRUIT, folder) == 6
+    return BM25.open(folder)
+
+
+def ids(tool, query, top_k=10):
+    return [p.id for p in tool.search([query], top_k)[0]]
+
+
+def test_every_tool_is_a_search_tool(fruit):
+    for tool in (
+        NoSearch(),
+        RandomSearch(FRUIT),
+        FakeSearch({}),
+        fruit,
+        RemoteSearch("http://x", timeout=1),
+    ):
+        assert isinstance(tool, SearchTool)
+
+
+def test_no_search_finds_nothing():
+    assert NoSearch().search(["a", "b"], 3) == [[], []]
+
+
+def test_random_search_depends_on_seed_and_query_alone(fruit):
+    tool = RandomSearch(fruit.passages, seed=1)
+    queries = [f"q{i}" for i in range(40)]
+    drawn = tool.search(queries, 3)
+    assert drawn == RandomSearch(FRUIT, seed=1).search(queries[::-1], 3)[::-1]
+    assert drawn != RandomSearch(FRUIT, seed=2).search(queries, 3)
+    assert all(len({p.id for p in hits}) == 3 for hits in drawn)
+    assert {p.id for hits in drawn for p in hits} == {p.id for p in FRUIT}
+    assert [hits[:2] for hits in drawn] == tool.search(queries, 2)
+    assert sorted(p.id for p in tool.search(["x"], 99)[0]) == list("abcdef")
+    with pytest.raises(SearchError, match="at least one"):
+        RandomSearch([])
+
+
+def test_random_search_draws_the_same_in_another_process(repository):
+    code = (
+        "from masksearch_jax.search.tool import RandomSearch;"
+        "from masksearch_jax.types import Passage;"
+        "print([p.id for p in RandomSearch([Passage(str(i), '', '') for i in range(999)], 7)"
+        ".search(['une \\u00e9tude'], 5)[0]])"
+    )
+    pool = [Passage(str(i), "", "") for i in range(999)]
+    expected = [p.id for p in RandomSearch(pool, 7).search(["une étude"], 5)[0]]
+    for salt in "12":
+        env = {**os.environ, "PYTHONHASHSEED": salt}
+        out = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, check=True, cwd=repository
+        )
+        assert out.stdout.decode().strip() == str(expected)
+
+
+def test_fake_search_follows_its_script():
+    tool = FakeSearch({"q": FRUIT[:3]}, failing={"bad"}, fail_first=1)
+    with pytest.raises(SearchError, match="call 1"):
+        tool.search(["q"], 2)
+    assert tool.search(["q", "unknown"], 2) == [list(FRUIT[:2]), []]
+    with pytest.raises(SearchError, match="'bad'"):
+        tool.search(["q", "bad"], 2)
+    assert tool.calls == [("q",), ("q", "unknown"), ("q", "bad")]
+    waited = []
+    FakeSearch(lambda q: FRUIT, latency=lambda queries: waited.append(queries) or 0.0).search(
+        ["z"], 1
+    )
+    assert waited == [["z"]]
+
+
+def test_open_tool_opens_each_kind(fruit, tmp_path):
+    build(FRUIT, tmp_path / "i")
+    index = str(tmp_path / "i")
+    assert ids(open_tool(config(index=index)), "banana") == ["b"]
+    assert open_tool(config("random", index)).search(["q"], 3) == RandomSearch(FRUIT).search(
+        ["q"], 3
+    )
+    assert isinstance(open_tool(config("none")), NoSearch)
+    assert isinstance(open_tool(config("http", url="http://localhost:1/retrieve")), RemoteSearch)
+
+
+def test_open_tool_says_what_is_wrong(tmp_path):
+    with pytest.raises(SearchError, match=r"'bm52', must be one of bm25, http, none, random"):
+        open_tool(config("bm52"))
+    for kind in ("bm25", "random"):
+        with pytest.raises(SearchError, match=r"no search index in .*build_index"):
+            open_tool(config(kind, str(tmp_path / "none")))
+    with pytest.raises(SearchError, match="http://host:port"):
+        open_tool(config("http", url="localhost:80"))
+
+
+def test_the_room_starts_without_jax(repository):
+    code = (
+        "import sys, masksearch_jax.build_index, masksearch_jax.serve_search,"
+        " masksearch_jax.search.remote, masksearch_jax.search.cache;"
+        " sys.exit(int(bool({'jax', 'tensorflow', 'torch', 'seqio'} & set(sys.modules))))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=repository).returncode == 0

@@ -1,0 +1,325 @@
+"""Salient spans, masks and their inverse, and the balanced, split RAMP examples."""
+
+import collections
+import gzip
+import itertools
+import json
+import random
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+
+from masksearch_jax import markup
+from masksearch_jax.config import RampConfig
+from masksearch_jax.data import atlas, masking, ramp, spans
+from masksearch_jax.types import Passage, RampExample, Span
+
+CONFIG = RampConfig(
+    extractor="rules",
+    max_masks=4,
+    examples_per_passage=2,
+    min_words=5,
+    max_words=120,
+    heldout_fraction=0.2,
+    max_examples=0,
+    seed=0,
+)
+
+
+def replaced(**changes):
+    return RampConfig(**{**CONFIG.__dict__, **changes})
+
+
+def found(paragraph, title="Nothing", **options):
+    return [(s.text, s.type) for s in spans.RulesExtractor(**options).extract(paragraph, title)]
+
+
+# ---- spans ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("paragraph", "expected"),
+    [
+        (
+            "It was signed on 4 December 1982 by George McCready Price in Oxford.",
+            [("4 December 1982", "DATE"), ("George McCready Price", "PERSON"), ("Oxford", "PLACE")],
+        ),
+        (
+            "On February 21, 1967 about 2.1 million people left, and 25% came back in the 1970s.",
+            [
+                ("February 21, 1967", "DATE"),
+                ("2.1 million", "NUMBER"),
+                ("25%", "NUMBER"),
+                ("1970s", "DATE"),
+            ],
+        ),
+        (
+            "The bridge is 1,280 m long and cost $35 million in the 19th century.",
+            [("1,280 m", "NUMBER"), ("$35 million", "NUMBER"), ("19th century", "DATE")],
+        ),
+        (
+            "She taught at the University of California and joined NASA under J. A. Marinsky.",
+            [("University of California", "ORG"), ("NASA", "ORG"), ("J. A. Marinsky", "PERSON")],
+        ),
+        (
+            'It keeps Asia/Ho Chi Minh time, ends in .vn and is called "bringer of light".',
+            [("Asia/Ho Chi Minh", "PLACE"), (".vn", "TERM"), ("bringer of light", "TERM")],
+        ),
+        ("Its symbol is F. It has 35.3 degrees north.", [("35.3 degrees north", "NUMBER")]),
+        ("It rose in St. Louis and in N'Djamena.", [("St. Louis", "PLACE"), ("N'Djamena", "PLACE")]),
+    ],
+)
+def test_spans_by_rule(paragraph, expected):
+    assert found(paragraph) == expected
+
+
+@pytest.mark.parametrize(
+    ("paragraph", "title", "reason"),
+    [
+        ("the work of Marie Curie was known", "Marie Curie", "title"),
+        ("the work of Curie was known", "Marie Curie", "title"),
+        ("from Paris he went back to Paris again", "Nobody", "repeated"),
+        ("seen from Japan it is a Japanese island", "Nobody", "given_away"),
+        ("Rivers cross the land", "Nobody", "sentence_start"),
+        ("He left. Critics were glad", "Nobody", "sentence_start"),
+        ("they met in the shop on Monday", "Nobody", "trivial"),
+        ("there were 5 of them", "Nobody", "trivial"),
+        ("the Society for Aa of Bb of Cc of Dd of Ee met", "Nobody", "too_long"),
+    ],
+)
+def test_refusals_carry_their_reason(paragraph, title, reason):
+    extractor = spans.RulesExtractor()
+    kept = [s.text for s in extractor.extract(paragraph, title)]
+    assert extractor.refused[reason] >= 1
+    assert set(kept) <= {"Japanese", "Society"}
+
+
+def test_words_that_only_open_a_sentence_are_cut_off():
+    assert found("In France it rained. Critics of Marx left.") == [
+        ("France", "PLACE"),
+        ("Marx", "PLACE"),
+    ]
+    assert found("Tokyo grew.") == []
+    assert found("Tokyo grew.", gazetteer={"Tokyo"}) == [("Tokyo", "TERM")]
+
+
+def test_unknown_extractor_names_the_choices():
+    with pytest.raises(ValueError, match="no extractor 'ner'; choices: rules"):
+        spans.extractor("ner")
+
+
+def test_spans_of_real_paragraphs(shared_data):
+    with gzip.open(shared_data / "wiki_en" / "paragraphs.jsonl.gz") as file:
+        rows = [json.loads(line) for line in itertools.islice(file, 600)]
+    extractor = spans.extractor("rules")
+    per_paragraph = []
+    for row in rows:
+        spans_found = extractor.extract(row["text"], row["title"])
+        per_paragraph.append(len(spans_found))
+        for a, b in itertools.pairwise(spans_found):
+            assert a.end <= b.start
+        for span in spans_found:
+            assert row["text"][span.start : span.end] == span.text
+            assert span.type in spans.TYPES
+            assert span.text.casefold() not in row["title"].casefold()
+    assert sum(n > 0 for n in per_paragraph) > 0.8 * len(rows)
+    assert sum(per_paragraph) > 4 * len(rows)
+    assert set(extractor.refused) == {
+        *("sentence_start", "repeated", "title", "trivial", "given_away", "too_long")
+    }
+
+
+# ---- masks ------------------------------------------------------------------------------------
+
+
+@st.composite
+def marked_paragraphs(draw):
+    """A paragraph and spans of it that may overlap."""
+    paragraph = draw(st.text(st.characters(codec="utf-8"), min_size=1, max_size=60))
+    hypothesis.assume(not masking.reserved(paragraph))
+    size = len(paragraph)
+    pairs = draw(st.lists(st.tuples(st.integers(0, size - 1), st.integers(1, 8)), max_size=7))
+    return paragraph, [
+        Span(i, min(i + n, size), paragraph[i : min(i + n, size)], "TERM") for i, n in pairs
+    ]
+
+
+@hypothesis.given(marked_paragraphs(), st.integers(0, 9), st.integers(1, 4))
+def test_unmask_inverts_mask(marked, seed, k):
+    paragraph, marks = marked
+    hypothesis.assume(len(masking.disjoint(marks)) >= k)
+    masked, chosen = masking.mask(paragraph, marks, k, random.Random(seed))
+    assert masked.count(markup.MASK) == k == len(set(chosen))
+    assert masking.unmask(masked, [s.text for s in chosen]) == paragraph
+    assert all(a.end <= b.start for a, b in itertools.pairwise(chosen))
+    assert masking.mask(paragraph, marks, k, random.Random(seed)) == (masked, chosen)
+
+
+@hypothesis.given(marked_paragraphs())
+def test_disjoint_keeps_as_many_as_possible(marked):
+    _, marks = marked
+
+    def fits(chosen):
+        ordered = sorted(chosen, key=lambda s: s.start)
+        return all(a.end <= b.start for a, b in itertools.pairwise(ordered))
+
+    best = max(
+        n
+        for n in range(len(marks) + 1)
+        if any(fits(c) for c in itertools.combinations(marks, n))
+    )
+    assert len(masking.disjoint(marks)) == best
+
+
+def test_masks_are_drawn_evenly_and_without_replacement():
+    paragraph = "a b c d e"
+    marks = [Span(i, i + 1, paragraph[i], "TERM") for i in range(0, 9, 2)]
+    rng = random.Random(0)
+    drawn = collections.Counter(
+        s.text for _ in range(2000) for s in masking.mask(paragraph, marks, 2, rng)[1]
+    )
+    assert all(abs(n - 800) < 100 for n in drawn.values())
+
+
+@pytest.mark.parametrize("text", ["a [mask] here", "a [MASK] here", "<answer>x", "x</THINK>"])
+def test_reserved_text_is_not_masked(text):
+    assert masking.reserved(text)
+    with pytest.raises(ValueError, match="already holds"):
+        masking.mask(text, [Span(0, 1, text[0], "TERM")], 1, random.Random(0))
+
+
+def test_mask_and_unmask_name_what_is_wrong():
+    span = Span(0, 1, "a", "TERM")
+    with pytest.raises(ValueError, match="k is 2; it must be 1 to 1"):
+        masking.mask("ab", [span, span], 2, random.Random(0))
+    with pytest.raises(ValueError, match="not at its place"):
+        masking.mask("ba", [span], 1, random.Random(0))
+    with pytest.raises(ValueError, match="1 fills for 2 masks"):
+        masking.unmask("[mask] and [mask]", ["x"])
+
+
+# ---- examples ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def paragraphs():
+    return atlas.build(seed=0, cities=250).paragraphs
+
+
+@pytest.fixture(scope="module")
+def built(paragraphs):
+    return ramp.build_examples(paragraphs, CONFIG, lambda line: None)
+
+
+def test_examples_are_balanced_over_the_number_of_masks(built):
+    train, heldout, stats = built
+    for split, examples in (("train", train), ("heldout", heldout)):
+        counts = collections.Counter(e.k for e in examples)
+        assert set(counts) == {1, 2, 3, 4}
+        assert max(counts.values()) - min(counts.values()) <= 1
+        assert stats.examples[split] == counts
+
+
+def test_no_article_is_in_both_splits(built):
+    train, heldout, _ = built
+    kept = {e.title for e in train}, {e.title for e in heldout}
+    assert not kept[0] & kept[1]
+    assert 0.1 < len(kept[1]) / (len(kept[0]) + len(kept[1])) < 0.3
+    assert all(ramp.is_heldout(t, 0.2, 0) for t in kept[1])
+
+
+def test_examples_hold_together(built, paragraphs):
+    train, heldout, _ = built
+    known = {p.id: p for p in paragraphs}
+    assert len({e.id for e in (*train, *heldout)}) == len(train) + len(heldout)
+    for example in (*train, *heldout):
+        paragraph = known[example.id.rpartition("@")[0]]
+        assert example.paragraph == paragraph.text
+        assert example.passage_id == paragraph.id.partition("#")[0]
+        assert masking.unmask(example.masked, [s.text for s in example.spans]) == paragraph.text
+        assert example.masked.count(markup.MASK) == example.k
+
+
+def test_every_paragraph_is_accounted_for(built, paragraphs):
+    train, heldout, stats = built
+    assert stats.paragraphs == len(paragraphs) == stats.used
+    given = CONFIG.examples_per_passage * len(paragraphs)
+    assert stats.dropped == {"same_masks_again": given - len(train) - len(heldout)}
+    assert stats.refused["title"] > 0
+
+
+def test_drops_are_counted_by_reason():
+    text = "The town of Sora lies in Lazio and has 25,000 people."
+    given = [
+        Passage("1", "Sora", text),
+        Passage("2", "Sora", text),
+        Passage("3", "Short", "In Rome."),
+        Passage("4", "Long", text + " again" * 200),
+        Passage("5", "Tagged", text + " [mask]"),
+        Passage("6", "Plain", "there is nothing to be found in here"),
+    ]
+    lines = []
+    train, heldout, stats = ramp.build_examples(given, replaced(heldout_fraction=0.0), lines.append)
+    assert heldout == []
+    assert {e.title for e in train} == {"Sora"}
+    reasons = ("duplicate", "too_short", "too_long", "reserved_text", "no_spans")
+    assert stats.dropped == dict.fromkeys(reasons, 1)
+    assert (stats.paragraphs, stats.used) == (6, 1)
+    assert any("6 paragraphs in, 1 used" in line for line in lines)
+
+
+def test_max_examples_bounds_the_build_and_the_seed_decides_it(paragraphs):
+    def ids(**changes):
+        train, heldout, _ = ramp.build_examples(paragraphs, replaced(**changes), lambda line: None)
+        return [e.id for e in train], [e.id for e in heldout]
+
+    few = ids(max_examples=50)
+    assert 40 <= len(few[0]) + len(few[1]) <= 50
+    assert ids(max_examples=50) == few
+    assert ids(max_examples=50, seed=1) != few
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_masks": 0}, "ramp.max_masks is 0"),
+        ({"examples_per_passage": 0}, "ramp.examples_per_passage is 0"),
+        ({"heldout_fraction": 1.0}, "ramp.heldout_fraction is 1.0"),
+        ({"min_words": 9, "max_words": 8}, "ramp.min_words 9 is above"),
+        ({"extractor": "ner"}, "choices: rules"),
+    ],
+)
+def test_impossible_configs_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ramp.build_examples([], replaced(**changes), lambda line: None)
+
+
+def test_jsonl_round_trip_and_its_errors(tmp_path, built):
+    train = built[0][:20]
+    path = tmp_path / "deep" / "train.jsonl"
+    assert ramp.write_jsonl(path, train) == 20
+    assert ramp.read_jsonl(path, RampExample) == train
+    with pytest.raises(RuntimeError, match="stop"):
+        ramp.write_jsonl(path, _failing(train))
+    assert ramp.read_jsonl(path, RampExample) == train
+    assert [p.name for p in path.parent.iterdir()] == ["train.jsonl"]
+    path.write_text(path.read_text() + '{"id": 1}\n')
+    with pytest.raises(ValueError, match=r"train.jsonl:21: not a RampExample"):
+        ramp.read_jsonl(path, RampExample)
+
+
+def _failing(records):
+    yield records[0]
+    raise RuntimeError("stop")
+
+
+def test_real_passages_make_balanced_examples(shared_data):
+    with gzip.open(shared_data / "wiki_en" / "passages.jsonl.gz") as file:
+        rows = [json.loads(line) for line in itertools.islice(file, 1500)]
+    given = [Passage(r["id"], r["title"], r["text"]) for r in rows]
+    train, heldout, stats = ramp.build_examples(given, CONFIG, lambda line: None)
+    counts = collections.Counter(e.k for e in train)
+    assert max(counts.values()) - min(counts.values()) <= 1
+    assert stats.used > 0.9 * len(given)
+    assert len(train) + len(heldout) == 2 * stats.used - stats.dropped["same_masks_again"]

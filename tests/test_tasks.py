@@ -1,0 +1,407 @@
+"""The seqio catalogue and the cache built from it: features, mixtures, equality, resuming, refusals."""
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from masksearch_jax import build_ramp
+from masksearch_jax.config import PromptConfig
+from masksearch_jax.data import pipeline, prompt, records
+from masksearch_jax.data.vocab import Vocab, train_bpe
+from masksearch_jax.types import (
+    Demonstration,
+    QAExample,
+    RampExample,
+    Segment,
+    Span,
+    from_json,
+    to_json,
+)
+
+seqio, tasks = build_ramp._import_seqio()
+import seqio.test_utils  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+RAMP = [f"ramp_k{k}" for k in (1, 2, 3, 4)]
+RAMP_SFT = [f"ramp_sft_k{k}" for k in (1, 2, 3, 4)]
+TOWNS = ("Bodø", "Lima", "Oslo", "Rome", "Pécs", "Bern", "Cork")
+
+
+def ramp_example(name: str, k: int) -> RampExample:
+    """A paragraph that names k towns, each masked."""
+    rng = np.random.default_rng([len(name), *name.encode()])
+    paragraph, masked, spans = "In order:", "In order:", []
+    for town in rng.choice(TOWNS, k):
+        start = len(paragraph) + 1
+        spans.append(Span(start, start + len(town), str(town), "PLACE"))
+        paragraph, masked = f"{paragraph} {town}", f"{masked} [mask]"
+    return RampExample(name, f"p{name}", "Order", f"{masked}.", f"{paragraph}.", tuple(spans))
+
+
+def demonstration(example: RampExample | QAExample) -> Demonstration:
+    ramp = isinstance(example, RampExample)
+    answer = example.paragraph if ramp else example.answers[0]
+    segments = (
+        Segment("prompt", "not this prompt"),
+        Segment("policy", "<think>Look it up.</think><search>towns in order</search>"),
+        Segment("tool", f"<information>Order: {answer} <|endoftext|></information>"),
+        Segment("policy", f"<answer>{answer}</answer>"),
+    )
+    task = f"ramp_k{example.k}" if ramp else example.dataset
+    return Demonstration(f"d-{example.id}", example.id, task, "scripted", segments, ())
+
+
+def write_jsonl(path, made):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(to_json(r), ensure_ascii=False) + "\n" for r in made))
+
+
+def make_folder(folder, count=24):
+    """`count` RAMP examples of 1 to 4 masks, a quarter as many questions, all demonstrated."""
+    for split, size in (("train", count), ("heldout", 8)):
+        ramp = [ramp_example(f"{split}{i}", 1 + i % 4) for i in range(size)]
+        asked = [
+            QAExample(f"q{split}{i}", "two-hop", f"Which town is {i}th?", ("Oslo", "oslo"))
+            for i in range(size // 4)
+        ]
+        write_jsonl(folder / "ramp" / f"{split}.jsonl", ramp)
+        write_jsonl(folder / "questions" / f"{split}.jsonl", asked)
+        if split == "train":
+            made = map(demonstration, [*ramp, *asked])
+            write_jsonl(folder / "demonstrations" / "train.jsonl", made)
+            train_bpe((e.paragraph for e in ramp), folder / "tokenizer", 320)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def vocab(folder):
+    return Vocab.load(folder / "tokenizer")
+
+
+@pytest.fixture
+def names(folder):
+    return tasks.register(folder, folder / "tokenizer", "minimal")
+
+
+def config(folder, cache, **changes):
+    values = {
+        "folder": str(folder),
+        "cache": str(cache),
+        "tokenizer": str(folder / "tokenizer"),
+        "prompt": PromptConfig("minimal"),
+        "max_len": 400,
+        "max_prompt_len": 100,
+    }
+    return build_ramp.BuildRampRun(**(values | changes))
+
+
+def rows(name, split="train"):
+    data = seqio.TaskRegistry.get(name).get_dataset(split=split, shuffle=False)
+    return list(data.as_numpy_iterator())
+
+
+def read(folder, kind, split, cls):
+    lines = (folder / kind / f"{split}.jsonl").read_text().splitlines()
+    return [from_json(cls, json.loads(line)) for line in lines]
+
+
+# ---- the catalogue
+
+
+def test_tasks_and_mixtures_are_registered(names):
+    assert names[:10] == [*RAMP, "qa_two_hop", "qa_sft_two_hop", *RAMP_SFT]
+    stages = [f"ramp{sft}_upto{k}" for sft in ("", "_sft") for k in (1, 2, 3, 4)]
+    others = ["ramp_mixed", "ramp_sft_mixed", "qa_mixed", "qa_sft_mixed"]
+    both = ["ramp_qa_mixed", "ramp_sft_qa_mixed", "ramp_sft_qa_two_hop"]
+    assert sorted(names[10:]) == sorted([*stages, *others, *both])
+    assert set(names) <= set(seqio.TaskRegistry.names()) | set(seqio.MixtureRegistry.names())
+
+
+@pytest.mark.parametrize(
+    ("mixture", "parts"),
+    [
+        ("ramp_mixed", RAMP),
+        ("ramp_upto3", RAMP[:3]),
+        ("ramp_sft_upto2", RAMP_SFT[:2]),
+        ("ramp_qa_mixed", [*RAMP, "qa_two_hop"]),
+        ("ramp_sft_qa_two_hop", [*RAMP_SFT, "qa_sft_two_hop"]),
+    ],
+)
+def test_mixtures_take_their_tasks_at_equal_rates(names, mixture, parts):
+    found = seqio.get_mixture_or_task(mixture)
+    assert {t.name: found.get_rate(t) for t in found.tasks} == dict.fromkeys(parts, 1.0)
+
+
+def test_a_mixture_draws_from_all_its_tasks(names):
+    data = seqio.get_mixture_or_task("ramp_mixed").get_dataset(
+        split="train", seed=1, num_epochs=None, passthrough_features=["example"]
+    )
+    drawn = [
+        len(json.loads(row["example"])["spans"])
+        for row in itertools.islice(data.as_numpy_iterator(), 400)
+    ]
+    for k in (1, 2, 3, 4):
+        assert 60 <= drawn.count(k) <= 140, "each of four tasks is due 100 of 400"
+
+
+def test_examples_become_prompts_and_answers(names, folder, vocab):
+    known = [e for e in read(folder, "ramp", "heldout", RampExample) if e.k == 2]
+    expected = [
+        {
+            "inputs": vocab.encode(f"{e.masked}\n"),
+            "targets": vocab.encode(e.paragraph),
+            "id": e.id,
+            "example": json.dumps(to_json(e), ensure_ascii=False),
+        }
+        for e in known
+    ]
+    data = seqio.TaskRegistry.get("ramp_k2").get_dataset(split="heldout", shuffle=False)
+    seqio.test_utils.assert_dataset(data, expected)
+    assert len(expected) == seqio.TaskRegistry.get("ramp_k2").num_input_examples("heldout") == 2
+
+
+def test_questions_become_prompts_and_first_answers(names, vocab):
+    found = rows("qa_two_hop", "heldout")
+    assert [vocab.decode(r["inputs"]) for r in found] == [f"Which town is {i}th?\n" for i in (0, 1)]
+    assert {vocab.decode(r["targets"]) for r in found} == {"Oslo"}
+
+
+def test_the_chat_style_uses_the_template(folder, vocab):
+    tasks.register(folder, folder / "tokenizer", "chat")
+    example = read(folder, "ramp", "train", RampExample)[0]
+    text = vocab.decode(rows("ramp_k1")[0]["inputs"])
+    assert text == prompt.render(example, "chat", vocab)
+    assert text.startswith("<|im_start|>user\n")
+    assert vocab.decode(rows("ramp_sft_k1")[0]["targets"]).startswith(text)
+
+
+def test_the_agent_mask_covers_policy_segments_and_the_end(names, folder, vocab):
+    made = read(folder, "demonstrations", "train", Demonstration)
+    for name, task in zip([*RAMP_SFT, "qa_sft_two_hop"], [*RAMP, "two-hop"], strict=True):
+        known = [d for d in made if d.task == task]
+        found = rows(name)
+        assert [r["id"].decode() for r in found] == [d.id for d in known]
+        for row, demo in zip(found, known, strict=True):
+            runs = [
+                (bool(agent), vocab.decode(i for _, i in group))
+                for agent, group in itertools.groupby(
+                    zip(row["agent"], row["targets"], strict=True), key=lambda pair: pair[0]
+                )
+            ]
+            _, first, tool, last = demo.segments
+            assert [agent for agent, _ in runs] == [False, True, False, True]
+            assert runs[1][1] == first.text
+            assert runs[2][1] == tool.text
+            assert runs[3][1] == f"{last.text}<|endoftext|>"
+            ends = np.flatnonzero(row["targets"] == vocab.eos_ids[0])
+            assert ends.tolist() == [len(row["targets"]) - 1], "a document's control token is text"
+
+
+def test_seqio_can_pack_the_sequences(names):
+    data = seqio.get_dataset(
+        "ramp_sft_mixed",
+        task_feature_lengths={"targets": 256},
+        feature_converter=seqio.LMFeatureConverter(pack=True),
+        dataset_split="train",
+        shuffle=False,
+        num_epochs=1,
+    )
+    batch = next(iter(data))
+    assert batch["decoder_target_tokens"].shape == (256,)
+    assert int(tf.reduce_max(batch["decoder_segment_ids"])) > 1
+
+
+def test_an_iterator_over_a_mixture_restores_exactly(names, tmp_path):
+    def iterator():
+        return iter(
+            seqio.get_mixture_or_task("ramp_mixed").get_dataset(
+                split="train", seed=3, num_epochs=None
+            )
+        )
+
+    whole = iterator()
+    for _ in range(5):
+        next(whole)
+    path = tf.train.Checkpoint(data=whole).save(str(tmp_path / "position"))
+    expected = [next(whole)["targets"].numpy().tolist() for _ in range(10)]
+    other = iterator()
+    tf.train.Checkpoint(data=other).restore(path).assert_consumed()
+    assert [next(other)["targets"].numpy().tolist() for _ in range(10)] == expected
+
+
+def test_the_vocabulary_round_trips_in_the_graph(names, vocab):
+    feature = seqio.TaskRegistry.get("ramp_k1").output_features["inputs"].vocabulary
+    text = "Pécs [mask] <answer>1</answer>"
+    assert feature.encode(text) == vocab.encode(text)
+    assert feature.encode_tf(tf.constant(text)).numpy().tolist() == vocab.encode(text)
+    assert feature.encode_tf(tf.constant([text, "", "a"])).to_list() == vocab.encode_batch(
+        [text, "", "a"]
+    )
+    assert feature.decode_tf(tf.constant(vocab.encode(text))).numpy().decode() == text
+    assert feature == tasks.SeqioVocab(vocab)
+
+
+def test_registering_again_changes_nothing_and_another_folder_replaces(names, folder, tmp_path):
+    assert tasks.register(folder, folder / "tokenizer", "minimal") == names
+    write_jsonl(tmp_path / "ramp" / "train.jsonl", [ramp_example("x", 1), ramp_example("y", 3)])
+    found = tasks.register(tmp_path, folder / "tokenizer", "minimal")
+    assert found[:2] == ["ramp_k1", "ramp_k3"]
+    assert sorted(found[2:]) == ["ramp_mixed", "ramp_upto1", "ramp_upto2", "ramp_upto3"]
+    assert "ramp_k2" not in seqio.TaskRegistry.names()
+    assert seqio.TaskRegistry.get("ramp_k1").splits == {"train"}
+
+
+def test_what_cannot_be_registered_is_named(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no records.*ramp/train\.jsonl"):
+        tasks.register(tmp_path, folder / "tokenizer", "minimal")
+    write_jsonl(tmp_path / "ramp" / "train.jsonl", [ramp_example("x", 1)])
+    with (tmp_path / "ramp" / "train.jsonl").open("a") as file:
+        file.write('{"id": "y"}\n')
+    with pytest.raises(tasks.TaskError, match=r"ramp/train\.jsonl:2: not a RampExample"):
+        tasks.register(tmp_path, folder / "tokenizer", "minimal")
+
+
+# ---- the cache
+
+
+@pytest.fixture(scope="module")
+def built(folder, tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache") / "records"
+    return cache, build_ramp.run(config(folder, cache))
+
+
+def test_cached_records_equal_what_seqio_gives(built, names):
+    manifest = records.Manifest.load(built[0])
+    assert set(manifest.tasks) == set(names[:10])
+    for name, splits in manifest.tasks.items():
+        for split in splits:
+            found, expected = list(manifest.open(name, split)), rows(name, split)
+            assert len(found) == len(expected)
+            key = "targets" if "agent" in expected[0] else "inputs"
+            for record, row in zip(found, expected, strict=True):
+                assert record["id"] == row["id"].decode()
+                np.testing.assert_array_equal(record["ids"], row[key], strict=True)
+                if key == "targets":
+                    np.testing.assert_array_equal(record["agent"], row["agent"] == 1)
+                else:
+                    assert record["example"] == row["example"].decode()
+
+
+def test_the_manifest_describes_the_build(built, vocab, names):
+    cache, summary = built
+    manifest = records.Manifest.load(cache, tokenizer=vocab.fingerprint, prompt_style="minimal")
+    assert (manifest.vocab_size, manifest.eos_id) == (vocab.size, vocab.eos_ids[0])
+    assert manifest.pad_id == vocab.pad_id
+    assert set(manifest.mixtures) == set(names[10:])
+    assert manifest.mixtures["ramp_sft_upto2"] == {"ramp_sft_k1": 1.0, "ramp_sft_k2": 1.0}
+    assert summary["tasks"]["ramp_k1"]["train"]["records"] == 6
+    assert summary["tasks"]["qa_two_hop"]["heldout"]["records"] == 2
+    assert summary["splits_reused"] == 0
+
+
+def test_training_reads_the_cache(built):
+    manifest = records.Manifest.load(built[0])
+    batch = next(
+        pipeline.sft_batches(
+            manifest,
+            "0:ramp_sft_upto1,200:ramp_sft_qa_mixed",
+            batch_size=2,
+            seq_len=400,
+            seed=0,
+            other_loss_weight=0.2,
+        )
+    )
+    assert set(np.unique(batch["loss_weights"])) == {np.float32(0), np.float32(0.2), np.float32(1)}
+    prompts = next(pipeline.prompt_batches(manifest, "0:ramp_mixed", groups=8, seed=0))
+    assert sorted(p.example.k for p in prompts) == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def copy_of(cache, tmp_path):
+    target = tmp_path / "copy"
+    subprocess.run(["cp", "-a", str(cache), str(target)], check=True)
+    return target
+
+
+def test_a_finished_build_is_not_repeated(built, folder, tmp_path):
+    cache = copy_of(built[0], tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in cache.rglob("*")}
+    assert build_ramp.run(config(folder, cache))["splits_reused"] == 15
+    assert {p: p.stat().st_mtime_ns for p in cache.rglob("*")} == before
+
+
+def test_a_stopped_build_goes_on_where_it_stopped(built, folder, tmp_path):
+    cache = copy_of(built[0], tmp_path)
+    (cache / "manifest.json").unlink()
+    (cache / "ramp_k1-train" / "split.json").unlink()
+    shard = cache / "ramp_sft_k2-train" / "data-00000.array_record"
+    shard.write_bytes(shard.read_bytes()[:100])
+    assert build_ramp.run(config(folder, cache))["splits_reused"] == 13
+    fresh, again = records.Manifest.load(built[0]), records.Manifest.load(cache)
+    assert (again.tasks, again.mixtures) == (fresh.tasks, fresh.mixtures)
+
+
+def test_changed_inputs_are_built_again(built, folder, tmp_path):
+    cache = copy_of(built[0], tmp_path)
+    subprocess.run(["cp", "-a", str(folder), str(tmp_path / "data")], check=True)
+    changed = tmp_path / "data" / "questions" / "heldout.jsonl"
+    changed.write_text(changed.read_text().splitlines()[0] + "\n")
+    summary = build_ramp.run(config(tmp_path / "data", cache))
+    assert summary["tasks"]["qa_two_hop"]["heldout"]["records"] == 1
+    assert summary["splits_reused"] == 9, "RAMP's eight and the questions to train on"
+    assert build_ramp.run(config(folder, cache, prompt=PromptConfig("chat")))["splits_reused"] == 0
+
+
+def test_what_is_too_long_is_dropped_and_named(folder, tmp_path, capsys):
+    summary = build_ramp.run(config(folder, tmp_path / "cache", max_len=1, max_prompt_len=18))
+    kept = summary["tasks"]["ramp_k1"]["train"]
+    assert kept["longest"] <= 18
+    assert summary["tasks"]["ramp_sft_k4"]["train"]["dropped"] == 6
+    assert "ramp_sft_k4 train: dropped 6 of 6, longer than 1 tokens: d-train3, d-train7" in (
+        capsys.readouterr().err
+    )
+    assert summary["mixtures"]["ramp_sft_mixed"] == []
+
+
+def test_a_demonstration_of_nothing_is_refused(folder, tmp_path):
+    write_jsonl(tmp_path / "ramp" / "train.jsonl", [ramp_example("x", 1)])
+    stray = demonstration(ramp_example("stray", 1))
+    write_jsonl(tmp_path / "demonstrations" / "train.jsonl", [stray])
+    cfg = config(tmp_path, tmp_path / "cache", tokenizer=str(folder / "tokenizer"))
+    with pytest.raises(tasks.TaskError, match="'stray', which is not among the 1"):
+        build_ramp.run(cfg)
+    assert not (tmp_path / "cache" / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_the_command_builds_quietly(folder, tmp_path, repository):
+    settings = "\n".join(
+        f"    c.{k} = {v!r}"
+        for k, v in vars(config(folder, tmp_path / "cache")).items()
+        if k != "prompt"
+    )
+    path = tmp_path / "settings.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n\n\ndef get_config(arg=''):\n"
+        f"    c = ConfigDict()\n{settings}\n    c.prompt = ConfigDict({{'style': 'minimal'}})\n"
+        "    return c\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "masksearch_jax.build_ramp", f"--config={path}"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "ramp_sft_k4 train: 6 records" in done.stdout
+    noise = [line for line in done.stderr.splitlines() if not re.match(r"  \w+ \w+: ", line)]
+    assert noise == []

@@ -1,0 +1,329 @@
+"""The decoder: cached equals uncached, packed equals separate, scored equals log-softmax."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import common
+from masksearch_jax.cli import to_dataclass
+from masksearch_jax.config import ComputeConfig, ModelConfig, RopeScaling
+from masksearch_jax.models import attention, hf
+from masksearch_jax.models.transformer import ModelError, Transformer, rms_norm, token_logprobs
+
+COMPUTE = ComputeConfig("float32", "float32", "xla", "none", 16)
+MODEL = ModelConfig(
+    family="qwen3",
+    vocab_size=53,
+    hidden_size=24,
+    intermediate_size=40,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    rope_theta=1e4,
+    rope_scaling=RopeScaling(4.0, 1.0, 4.0, 16),
+    norm_eps=1e-6,
+    qkv_bias=True,
+    qk_norm=True,
+    tie_embeddings=False,
+    max_position=64,
+)
+
+# Parameters of the published checkpoints; a tied head counts once.
+PUBLISHED = {
+    "tiny": 1_050_752,  # ours
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-14b": 14_770_033_664,
+    "qwen2.5-32b": 32_763_876_352,
+    "qwen2.5-72b": 72_706_203_648,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-14b": 14_768_307_200,
+    "qwen3-32b": 32_762_123_264,
+    "llama3.2-1b": 1_235_814_400,
+    "llama3.2-3b": 3_212_749_824,
+    "llama3.1-8b": 8_030_261_248,
+    "llama3.1-70b": 70_553_706_496,
+}
+
+
+# Eager layers compile one operation at a time.
+HIDDEN, EXTEND = jax.jit(Transformer.hidden), jax.jit(Transformer.extend)
+STEP, LOGITS = jax.jit(Transformer.step), jax.jit(Transformer.logits)
+SCORE = jax.jit(token_logprobs, static_argnums=(3, 4))
+
+
+def make_model(compute: ComputeConfig = COMPUTE) -> Transformer:
+    """Random weights some times as wide as at initialisation, biases and norms too."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.1 * rng.normal(size=leaf.shape) + (leaf.ndim < 3), leaf.dtype),
+        hf.abstract(MODEL, compute),
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    return make_model()
+
+
+def random_ids(*shape: int) -> np.ndarray:
+    return np.random.default_rng(3).integers(0, MODEL.vocab_size, shape, np.int32)
+
+
+def full_hidden(model: Transformer, ids: np.ndarray) -> np.ndarray:
+    positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
+    return np.asarray(HIDDEN(model, ids, positions, np.ones_like(ids)))
+
+
+def close(found: jax.Array, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(np.asarray(found), expected, atol=2e-5)
+
+
+def test_extend_and_step_equal_the_full_forward(model: Transformer) -> None:
+    ids = random_ids(3, 14)
+    expected = full_hidden(model, ids)
+    logits = np.asarray(LOGITS(model, expected))
+    cache = attention.init_cache(MODEL, 3, 20, jnp.float32)
+    first, cache = EXTEND(model, cache, ids[:, :6], np.int32([0, 0, 0]), np.int32([6, 4, 0]))
+    close(first[0], expected[0, :6])
+    close(first[1, :4], expected[1, :4])
+    start = np.int32([6, 4, 0])
+    chunk = np.stack([ids[r, s : s + 3] for r, s in enumerate(start)])
+    second, cache = EXTEND(model, cache, chunk, start, np.int32([3, 3, 3]))
+    close(second, np.stack([expected[r, s : s + 3] for r, s in enumerate(start)]))
+    for i in range(3):
+        at = start + 3 + np.int32(i)
+        found, cache = STEP(model, cache, ids[np.arange(3), at], at)
+        close(found, logits[np.arange(3), at])
+
+
+def test_flat_loop_of_block_steps_equals_step(model: Transformer) -> None:
+    cache = attention.init_cache(MODEL, 2, 9, jnp.float32)
+    ids, positions = np.int32([5, 7]), np.int32([0, 0])
+    expected, expected_cache = STEP(model, cache, ids, positions)
+
+    @jax.jit
+    def flat(model: Transformer, cache: attention.KVCache) -> tuple:
+        def body(layer: jax.Array, carry: tuple) -> tuple:
+            x, cache = carry
+            return model.block_step(model.layer(layer), x, cache, layer, positions)
+
+        x, cache = jax.lax.fori_loop(0, MODEL.num_layers, body, (model.embed(ids), cache))
+        return model.logits(model.final_norm(x)), cache
+
+    found, found_cache = flat(model, cache)
+    close(found, np.asarray(expected))
+    jax.tree.map(lambda a, b: close(a, np.asarray(b)), found_cache, expected_cache)
+
+
+def test_flat_decode_loop_holds_no_second_cache() -> None:
+    config = dataclasses.replace(MODEL, num_layers=8)
+    model = hf.abstract(config, COMPUTE)
+    cache = jax.eval_shape(lambda: attention.init_cache(config, 16, 256, jnp.float32))
+    token = jax.ShapeDtypeStruct((16,), jnp.int32)
+
+    def decode(model: Transformer, cache: attention.KVCache, ids: jax.Array) -> tuple:
+        def body(i: jax.Array, carry: tuple) -> tuple:
+            layer, at = i % config.num_layers, jnp.full_like(ids, i // config.num_layers)
+            return model.block_step(model.layer(layer), *carry, layer, at)
+
+        return jax.lax.fori_loop(0, 4 * config.num_layers, body, (model.embed(ids), cache))
+
+    compiled = jax.jit(decode, donate_argnums=1).lower(model, cache, token).compile()
+    size = sum(leaf.size * 4 for leaf in cache)
+    assert compiled.memory_analysis().temp_size_in_bytes < size / 2
+
+
+def test_tokens_beyond_the_count_or_the_cache_write_nothing(model: Transformer) -> None:
+    cache = jax.tree.map(jnp.ones_like, attention.init_cache(MODEL, 3, 8, jnp.float32))
+    ids = random_ids(3, 4)
+    _, after = EXTEND(model, cache, ids, np.int32([2, 0, 6]), np.int32([2, 0, 4]))
+    changed = np.any(np.asarray(after.v) != 1, axis=(0, 2, 4))
+    expected = np.zeros((3, 8), bool)
+    expected[0, 2:4] = expected[2, 6:8] = True
+    np.testing.assert_array_equal(changed, expected)
+    np.testing.assert_array_equal(np.any(np.asarray(after.k) != 1, axis=(0, 2, 3)), expected)
+
+
+def test_rewinding_is_starting_earlier(model: Transformer) -> None:
+    ids = random_ids(1, 10)
+    cache = attention.init_cache(MODEL, 1, 10, jnp.float32)
+    _, cache = EXTEND(model, cache, random_ids(2, 10)[1:], np.int32([0]), np.int32([10]))
+    _, cache = EXTEND(model, cache, ids, np.int32([0]), np.int32([6]))
+    found, _ = STEP(model, cache, ids[:, 6], np.int32([6]))
+    close(found, np.asarray(LOGITS(model, full_hidden(model, ids)[:, 6])))
+
+
+def test_packed_segments_equal_separate_rows(model: Transformer) -> None:
+    ids = random_ids(1, 12)
+    segments = np.int32([[1, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 0]])
+    positions = np.int32([[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 0, 0]])
+    found = np.asarray(HIDDEN(model, ids, positions, segments))
+    close(found[:, :5], full_hidden(model, ids[:, :5]))
+    close(found[:, 5:9], full_hidden(model, ids[:, 5:9]))
+    assert np.isfinite(found).all()
+
+
+def test_padding_does_not_reach_tokens_or_gradients(model: Transformer) -> None:
+    segments = np.int32([[1, 1, 1, 0, 0]])
+    positions = np.int32([[0, 1, 2, 0, 0]])
+
+    def loss(model: Transformer, ids: np.ndarray) -> jax.Array:
+        return jnp.sum(model.hidden(ids, positions, segments)[:, :3] ** 2)
+
+    a, b = random_ids(1, 5), random_ids(1, 5)
+    b[0, 3:] = 7
+    gradient = jax.jit(jax.grad(loss))
+    jax.tree.map(np.testing.assert_array_equal, gradient(model, a), gradient(model, b))
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 16, 1000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_token_logprobs_equal_log_softmax(
+    model: Transformer, chunk: int, temperature: float
+) -> None:
+    hidden = jnp.asarray(full_hidden(model, random_ids(2, 11)))
+    targets = random_ids(4, 11)[2:]
+    reference = np.asarray(jax.nn.log_softmax(LOGITS(model, hidden) / temperature))
+    expected = np.take_along_axis(reference, targets[..., None], -1)[..., 0]
+    logprobs, entropy = SCORE(model, hidden, targets, temperature, chunk)
+    close(logprobs, expected)
+    close(entropy, -np.sum(np.exp(reference) * reference, axis=-1))
+    assert logprobs.dtype == entropy.dtype == jnp.float32
+
+
+def test_token_logprobs_at_temperature_zero_are_those_at_one(model: Transformer) -> None:
+    hidden, targets = jnp.asarray(full_hidden(model, random_ids(1, 4))), random_ids(1, 4)
+    greedy, one = (SCORE(model, hidden, targets, t, 8)[0] for t in (0.0, 1.0))
+    np.testing.assert_array_equal(greedy, one)
+
+
+def test_token_logprobs_gradient_and_memory(model: Transformer) -> None:
+    ids, targets = random_ids(2, 9), random_ids(4, 9)[2:]
+    positions, ones = np.broadcast_to(np.arange(9, dtype=np.int32), (2, 9)), np.ones_like(ids)
+
+    def chunked(model: Transformer) -> jax.Array:
+        hidden = model.hidden(ids, positions, ones)
+        return token_logprobs(model, hidden, targets, 0.9, 6)[0].sum()
+
+    def whole(model: Transformer) -> jax.Array:
+        logits = model.logits(model.hidden(ids, positions, ones)) / 0.9
+        return jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1).sum()
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4),
+        jax.jit(jax.grad(chunked))(model),
+        jax.jit(jax.grad(whole))(model),
+    )
+    arrays = re.findall(r"f32\[([\d,]+)\]", str(jax.make_jaxpr(jax.grad(chunked))(model)))
+    scored = {a for a in arrays if a.endswith(",53")}
+    assert "2,3,53" in scored  # one chunk: 3 times of both rows
+    assert max(np.prod([int(n) for n in a.split(",")]) for a in scored) == 2 * 3 * 53
+
+
+def test_remat_changes_no_gradient(model: Transformer) -> None:
+    ids = random_ids(1, 6)
+    positions = np.arange(6, dtype=np.int32)[None]
+
+    def gradient(remat: str) -> Transformer:
+        other = make_model(compute=dataclasses.replace(COMPUTE, remat=remat))
+        loss = jax.grad(lambda m: (m.hidden(ids, positions, np.ones_like(ids)) ** 2).sum())
+        return jax.jit(loss)(other)
+
+    pairs = zip(*map(jax.tree.leaves, (gradient("none"), gradient("block"))), strict=True)
+    for plain, again in pairs:
+        np.testing.assert_allclose(plain, again, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_compute_keeps_logits_and_scores_in_float32() -> None:
+    model = make_model(compute=dataclasses.replace(COMPUTE, dtype="bfloat16"))
+    ids = random_ids(1, 6)
+    hidden = HIDDEN(model, ids, np.arange(6, dtype=np.int32)[None], np.ones_like(ids))
+    exact = full_hidden(make_model(), ids)
+    assert hidden.dtype == jnp.bfloat16
+    assert model.logits(hidden).dtype == jnp.float32
+    np.testing.assert_allclose(np.float32(hidden), exact, atol=0.1)
+
+
+def test_initial_weights() -> None:
+    build = jax.jit(lambda: Transformer(MODEL, COMPUTE, nnx.Rngs(0)))
+    model = build()
+    assert float(jnp.std(model.embedding[...])) == pytest.approx(0.02, rel=0.1)
+    assert float(jnp.std(model.blocks.o[...])) == pytest.approx(0.02, rel=0.1)
+    np.testing.assert_array_equal(model.blocks.mlp_norm[...], 1.0)
+    np.testing.assert_array_equal(model.blocks.k_bias[...], 0.0)
+    other = jax.jit(lambda: Transformer(MODEL, COMPUTE, nnx.Rngs(1)))()
+    assert not np.array_equal(model.blocks.q[...], other.blocks.q[...])
+    assert not np.array_equal(model.blocks.k[...], model.blocks.v[...])
+
+
+def test_rms_norm_by_hand() -> None:
+    found = rms_norm(jnp.array([[3.0, 4.0]]), jnp.array([2.0, 1.0]), 0.0)
+    np.testing.assert_allclose(found, [[6.0 / 12.5**0.5, 4.0 / 12.5**0.5]], rtol=1e-6)
+
+
+def test_rope_depends_on_distance_alone() -> None:
+    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
+    frequencies = attention.rope_frequencies(8, 1e4, None)
+
+    def score(a: int, b: int) -> float:
+        turned = [
+            attention.rotate(x, attention.rope_tables(jnp.array([[at]]), frequencies))
+            for x, at in ((q, a), (k, b))
+        ]
+        return float(jnp.sum(turned[0] * turned[1]))
+
+    assert score(5, 3) == pytest.approx(score(45, 43), abs=1e-4)
+    assert score(5, 3) != pytest.approx(score(5, 4), abs=1e-3)
+
+
+def test_llama3_scaling_keeps_fast_and_slows_slow_frequencies() -> None:
+    plain = attention.rope_frequencies(64, 5e5, None)
+    scaled = attention.rope_frequencies(64, 5e5, RopeScaling(8.0, 1.0, 4.0, 8192))
+    wavelength = 2 * np.pi / plain
+    np.testing.assert_array_equal(scaled[wavelength < 2048], plain[wavelength < 2048])
+    np.testing.assert_allclose(scaled[wavelength > 8192], plain[wavelength > 8192] / 8, rtol=1e-6)
+    between = (wavelength > 2048) & (wavelength < 8192)
+    assert between.any()
+    assert (scaled[between] < plain[between]).all()
+    assert (scaled[between] > plain[between] / 8).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"family": "gpt2"}, "qwen2"), ({"num_kv_heads": 3}, "num_kv_heads 3")],
+)
+def test_an_impossible_architecture_is_refused(change: dict, named: str) -> None:
+    with pytest.raises(ModelError, match=named):
+        Transformer(dataclasses.replace(MODEL, **change), COMPUTE, nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("field", ["dtype", "param_dtype", "attention", "remat"])
+def test_an_unknown_way_to_compute_is_refused(field: str) -> None:
+    with pytest.raises(ModelError, match=rf"compute\.{field} 'fast' is unknown; choices"):
+        Transformer(MODEL, dataclasses.replace(COMPUTE, **{field: "fast"}), nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("name", sorted(common.MODELS))
+def test_every_named_model_has_the_published_size(name: str) -> None:
+    config = to_dataclass(ModelConfig, common.model(name))
+    count = sum(leaf.size for leaf in jax.tree.leaves(hf.abstract(config, COMPUTE)))
+    assert count == PUBLISHED[name]
+
+
+def test_an_unknown_model_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"'qwen2\.5-1b'; did you mean 'qwen2\.5-\d+b'\?.*llama3"):
+        common.model("qwen2.5-1b")
