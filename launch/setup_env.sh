@@ -36,10 +36,10 @@ has_pip() { "$python" -m pip --version >/dev/null 2>&1; }
 make_pip() {
   # A pip that is there and does not run was cut off while it was copied.
   rm -rf "$venv"/lib/python3*/site-packages/pip "$venv"/lib/python3*/site-packages/pip-*
-  "$python" -m ensurepip >/dev/null
+  "$python" -m ensurepip --default-pip >/dev/null
 }
 
-pip_install() { "$python" -m pip install --disable-pip-version-check --quiet "$@"; }
+pip_install() { "$python" -m pip install --disable-pip-version-check -qq "$@"; }
 
 install_requirements() {
   local overwrite=()

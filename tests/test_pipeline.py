@@ -3,6 +3,10 @@
 import collections
 import itertools
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,6 +158,25 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
         records.write_split(tmp_path, "a", "train", broken(), kind="sft", max_len=99, source="")
     assert list(tmp_path.iterdir()) == []
     assert records.finished_split(tmp_path, "a", "train") is None
+
+
+def test_a_full_disk_is_an_os_error_and_leaves_nothing(tmp_path):
+    """A file size limit stands in for a full disk; it needs a process of its own."""
+    code = f"""
+import resource, signal
+from tests.test_pipeline import records, sft_records
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, 70_000))
+try:
+    records.write_split({str(tmp_path)!r}, "a", "train", sft_records("a", 3000, 1), kind="sft",
+                        max_len=99, source="")
+except OSError as error:
+    print(type(error).__name__, error)
+"""
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert re.match(r"OSError \[Errno \d+\].*a-train-.*/data-00000", done.stdout), done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_split_can_be_opened(tmp_path):

@@ -44,6 +44,14 @@ CFG = DapoConfig(
     seed=0,
 )
 LOSS = jax.jit(functools.partial(dapo_loss, cfg=CFG))
+FLOATS = ("logp", "logp_old", "logp_sampler", "advantages")
+
+
+@jax.jit
+def gradients(x: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """d sum / d each float input of the loss."""
+    floats = {name: x[name] for name in FLOATS}
+    return jax.grad(lambda floats: dapo_loss(**x | floats, cfg=CFG)[0])(floats)
 
 
 def rollout(seed: int, batch: int = 8, time: int = 12) -> dict[str, np.ndarray]:
@@ -90,7 +98,7 @@ def test_dapo_equals_the_reference_and_its_gradient(seed):
     expected, tokens = reference(x)
     np.testing.assert_allclose(total, expected, rtol=1e-5, atol=1e-5)
     assert float(count) == tokens
-    gradient = jax.grad(lambda logp: LOSS(**x | {"logp": logp})[0])(x["logp"])
+    gradient = gradients(x)["logp"]
     np.testing.assert_allclose(gradient, reference_gradient(x), rtol=1e-5, atol=1e-6)
 
 
@@ -110,12 +118,9 @@ def test_dapo_gradient_by_finite_differences():
     np.testing.assert_array_equal(moved, [[1, 0, 1, 1], [1, 1, 0, 1]])
 
 
-@pytest.mark.parametrize("names", [["logp_old"], ["logp_sampler"], ["advantages"]])
-def test_dapo_gradient_flows_through_the_present_policy_only(names):
-    x = rollout(0)
-    for name in names:
-        gradient = jax.grad(lambda v, name=name: LOSS(**x | {name: v})[0])(x[name])
-        assert not np.asarray(gradient).any()
+def test_dapo_gradient_flows_through_the_present_policy_only():
+    moved = {name for name, gradient in gradients(rollout(0)).items() if np.any(gradient)}
+    assert moved == {"logp"}
 
 
 def test_what_the_policy_did_not_sample_changes_nothing():
@@ -127,7 +132,7 @@ def test_what_the_policy_did_not_sample_changes_nothing():
     calm = jax.tree.leaves(LOSS(**x, entropy=entropy))
     disturbed = LOSS(**noisy, entropy=np.where(x["mask"], entropy, np.nan))
     np.testing.assert_array_equal(calm, jax.tree.leaves(disturbed))
-    gradient = jax.grad(lambda v: LOSS(**noisy | {"logp": v})[0])(noisy["logp"])
+    gradient = gradients(noisy)["logp"]
     assert np.isfinite(gradient).all()
     assert not np.asarray(gradient)[~x["mask"]].any()
 
@@ -139,14 +144,11 @@ def test_padding_changes_nothing():
         np.testing.assert_allclose(mine, theirs, rtol=1e-6)
 
 
-@pytest.mark.parametrize("cuts", [[8], [4, 4], [1, 7], [3, 2, 3], [1] * 8])
+@pytest.mark.parametrize("cuts", [[8], [4, 4], [1, 7], [1] * 8])
 def test_sum_and_count_do_not_depend_on_the_cut(cuts):
     x = rollout(3)
     bounds = np.cumsum([0, *cuts])
-    parts = [
-        LOSS(**{k: v[a:b] for k, v in x.items()})[:2]
-        for a, b in itertools.pairwise(bounds)
-    ]
+    parts = [LOSS(**{k: v[a:b] for k, v in x.items()})[:2] for a, b in itertools.pairwise(bounds)]
     total, count = np.sum(np.asarray(parts), axis=0)
     expected = reference(x)
     np.testing.assert_allclose(total / count, expected[0] / expected[1], rtol=1e-5)
@@ -205,22 +207,17 @@ def test_an_outlier_ratio_stays_finite():
     one = np.ones((1, 1), np.float32)
     x = {"logp": 0 * one, "logp_old": -500 * one, "logp_sampler": -500 * one, "mask": one > 0}
     for gain in (1.0, -1.0):
-        loss, gradient = jax.value_and_grad(
-            lambda v, gain=gain: dapo_loss(
-                **x | {"logp": v}, advantages=np.full(1, gain, np.float32), cfg=CFG
-            )[0]
-        )(x["logp"])
-        assert np.isfinite(loss)
-        assert np.isfinite(gradient).all()
+        x["advantages"] = np.full(1, gain, np.float32)
+        assert all(np.isfinite(v).all() for v in jax.tree.leaves((LOSS(**x), gradients(x))))
 
 
 def test_dapo_metrics_by_hand():
     old = np.log(np.full((2, 2), 0.5, np.float32))
     ratio = np.asarray([[1.5, 1.0], [0.5, 1.1]], np.float32)
     gap = np.asarray([[0.0, 1.0], [-0.5, 0.0]], np.float32)  # log pi_old - log pi_sampler
-    metrics = dapo_loss(
+    metrics = LOSS(
         old + np.log(ratio), old, old - gap, np.asarray([1, -1], np.float32),
-        np.ones((2, 2), bool), CFG, entropy=np.full((2, 2), 0.25, np.float32),
+        np.ones((2, 2), bool), entropy=np.full((2, 2), 0.25, np.float32),
     )[2]  # fmt: skip
     weights = np.minimum(np.exp(gap), 2.0)
     expected = {
@@ -246,13 +243,15 @@ def test_dapo_metrics_by_hand():
 def test_clip_bounds_come_from_the_config():
     x = rollout(8)
     wide = dataclasses.replace(CFG, clip_low=0.9, clip_high=9.0, tis_cap=1e9)
-    np.testing.assert_allclose(dapo_loss(**x, cfg=wide)[0], reference(x, wide)[0], rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(functools.partial(dapo_loss, cfg=wide))(**x)[0], reference(x, wide)[0], rtol=1e-5
+    )
 
 
 def test_sft_loss_is_the_weighted_sum():
     logprobs = np.asarray([[-1.0, -2.0, -0.5], [-np.inf, -4.0, np.nan]], np.float32)
     weights = np.asarray([[1.0, 0.2, 1.0], [0.0, 1.0, 0.0]], np.float32)
-    total, count, metrics = sft_loss(logprobs, weights)
+    total, count, metrics = jax.jit(sft_loss)(logprobs, weights)
     np.testing.assert_allclose([total, count], [1 + 0.4 + 0.5 + 4, 3.2], rtol=1e-6)
     np.testing.assert_allclose(metrics["agent_nll"], [5.5, 3.0])
     np.testing.assert_allclose(metrics["agent_confident"], [1.0, 3.0])

@@ -234,3 +234,18 @@ def test_recall_on_multi_hop_questions(shared_data, tmp_path):
     assert mean["hotpotqa"] >= 75
     assert mean["2wiki"] >= 67
     assert mean["musique"] >= 44
+
+
+@pytest.mark.slow
+def test_a_piece_of_a_chinese_paragraph_finds_it(shared_data, tmp_path):
+    """24 characters out of a paragraph, searched for among 31,482."""
+    with gzip.open(shared_data / "wiki_zh" / "paragraphs.jsonl.gz") as lines:
+        records = list(map(json.loads, lines))
+    passages = [Passage(str(i), r["title"], r["text"]) for i, r in enumerate(records)]
+    build(passages, tmp_path / "i", language="zh")
+    tool = BM25.open(tmp_path / "i")
+    probes = [(p, len(p.text) // 3) for p in passages[::150] if len(p.text) >= 60]
+    assert len(probes) > 150
+    found = [tool.search([p.text[start : start + 24]], 1)[0] for p, start in probes]
+    right = sum(f[:1] == [p] for f, (p, _) in zip(found, probes, strict=True))
+    assert right >= 0.9 * len(probes)

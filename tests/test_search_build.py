@@ -173,6 +173,7 @@ def truncate(path, drop=1):
         (lambda f: rewrite_manifest(f, count=7), r"damaged \(counts .*'manifest': 7"),
         (lambda f: (f / "manifest.json").write_text("{"), "damaged"),
         (lambda f: (f / "manifest.json").write_text("[]"), "damaged"),
+        (lambda f: rewrite_manifest(f, language="fr"), "damaged .*'fr'"),
         (lambda f: (f / "manifest.json").unlink(), "no search index"),
         (lambda f: truncate(f / "passages.jsonl"), "damaged .*disagree"),
         (lambda f: (f / "passages.jsonl").unlink(), "damaged"),

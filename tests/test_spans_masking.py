@@ -67,7 +67,10 @@ def found(paragraph, title="Nothing", **options):
             [("Asia/Ho Chi Minh", "PLACE"), (".vn", "TERM"), ("bringer of light", "TERM")],
         ),
         ("Its symbol is F. It has 35.3 degrees north.", [("35.3 degrees north", "NUMBER")]),
-        ("It rose in St. Louis and in N'Djamena.", [("St. Louis", "PLACE"), ("N'Djamena", "PLACE")]),
+        (
+            "He saw St. Louis and N'Djamena.",
+            [("St. Louis", "PERSON"), ("N'Djamena", "TERM")],
+        ),
     ],
 )
 def test_spans_by_rule(paragraph, expected):
@@ -122,7 +125,7 @@ def test_spans_of_real_paragraphs(shared_data):
         for span in spans_found:
             assert row["text"][span.start : span.end] == span.text
             assert span.type in spans.TYPES
-            assert span.text.casefold() not in row["title"].casefold()
+            assert not set(span.text.split()) <= set(row["title"].split())
     assert sum(n > 0 for n in per_paragraph) > 0.8 * len(rows)
     assert sum(per_paragraph) > 4 * len(rows)
     assert set(extractor.refused) == {
@@ -165,9 +168,7 @@ def test_disjoint_keeps_as_many_as_possible(marked):
         return all(a.end <= b.start for a, b in itertools.pairwise(ordered))
 
     best = max(
-        n
-        for n in range(len(marks) + 1)
-        if any(fits(c) for c in itertools.combinations(marks, n))
+        n for n in range(len(marks) + 1) if any(fits(c) for c in itertools.combinations(marks, n))
     )
     assert len(masking.disjoint(marks)) == best
 

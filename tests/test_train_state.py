@@ -114,6 +114,7 @@ def test_three_adamw_updates_by_hand():
         OPTIM, weight_decay=0.1, clip_norm=0.5, schedule="linear", warmup_steps=1, end_lr_ratio=0.0
     )
     tx = make_optimizer(config, total_steps=4)
+    update = jax.jit(tx.update)
     params = {"kernel": np.asarray([1.0, -2.0]), "bias": np.asarray([0.5])}
     grads = [
         {"kernel": np.asarray([0.3, -0.1]) * s, "bias": np.asarray([2.0]) * s} for s in (1, 9, 0.1)
@@ -123,7 +124,7 @@ def test_three_adamw_updates_by_hand():
     m = dict.fromkeys(params, 0.0)
     v = dict.fromkeys(params, 0.0)
     for t, grad in enumerate(grads, start=1):
-        updates, state = tx.update(jax.tree.map(jnp.float32, grad), state, got)
+        updates, state = update(jax.tree.map(jnp.float32, grad), state, got)
         got = optax.apply_updates(got, updates)
         norm = np.sqrt(sum((g**2).sum() for g in grad.values()))
         rate = 0.1 * (1 - (t - 1 - (t > 1)) / 2 if t > 1 else 1.0)

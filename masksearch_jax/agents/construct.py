@@ -160,7 +160,11 @@ def _subject(title: str, masked: str) -> list[str]:
         return title.split()
     given = {w.casefold(): w for w in reversed(_WORD.findall(masked))}
     words = [given[w.casefold()] for w in _WORD.findall(title) if w.casefold() in given]
-    return words[:_QUERY_WORDS] if any(w.casefold() not in _COMMON for w in words) else []
+    while words and words[0].casefold() in _COMMON:
+        words = words[1:]
+    while words and words[-1].casefold() in _COMMON:
+        words = words[:-1]
+    return words[:_QUERY_WORDS]
 
 
 def _near_masks(masked: str, subject: Sequence[str]) -> list[str]:

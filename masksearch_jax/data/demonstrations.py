@@ -13,10 +13,6 @@ from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.types import Demonstration, Example, QAExample, RampExample, from_json
 
 
-class DemonstrationError(ValueError):
-    """A demonstration without its example."""
-
-
 def tokenise(
     prompt: str, demonstration: Demonstration, vocab: Vocab
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -46,11 +42,6 @@ class Examples:
         return {name: (path, start) for path in self._paths for name, start in _offsets(path)}
 
     def __getitem__(self, example_id: str) -> Example:
-        if example_id not in self._places:
-            raise DemonstrationError(
-                f"a demonstration answers example {example_id!r}, which is not among the "
-                f"{len(self._places)} of {[str(p) for p in self._paths]}"
-            )
         path, start = self._places[example_id]
         with path.open("rb") as file:
             file.seek(start)

@@ -41,9 +41,7 @@ def mask(
             raise ValueError(f"{span} is not at its place in {paragraph[:80]!r}")
     choices = disjoint(spans)
     if not 1 <= k <= len(choices):
-        raise ValueError(
-            f"k is {k}; the paragraph has {len(choices)} disjoint spans, k is 1 to that"
-        )
+        raise ValueError(f"k is {k}; it must be 1 to {len(choices)}, the number of disjoint spans")
     chosen = tuple(sorted(rng.sample(choices, k), key=lambda s: s.start))
     return _replace(paragraph, chosen), chosen
 

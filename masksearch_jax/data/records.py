@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
+import itertools
 import json
 import os
 import shutil
@@ -186,41 +188,55 @@ def write_split(
     """
     folder = split_folder(Path(cache), task, split)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for stale in folder.parent.glob(f".{folder.name}-*"):  # of a build that was killed
+        shutil.rmtree(stale)
     temp = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    tally = _Tally(max_len)
     try:
-        lengths, agent_tokens, dropped = [], 0, []
-
-        def kept() -> Iterator[bytes]:
-            nonlocal agent_tokens
-            for record in records:
-                if len(record["ids"]) > max_len:
-                    dropped.append(record["id"])
-                    continue
-                lengths.append(len(record["ids"]))
-                agent_tokens += int(np.sum(record.get("agent", 0)))
-                yield encode(record)
-
-        shards = _write_shards(temp, kept(), records_per_shard)
-        np.save(temp / "lengths.npy", np.asarray(lengths, np.int32))
-        written = Split(
-            kind=kind,
-            source=source,
-            max_len=max_len,
-            records=len(lengths),
-            tokens=sum(lengths),
-            agent_tokens=agent_tokens,
-            longest=max(lengths, default=0),
-            dropped=len(dropped),
-            dropped_ids=tuple(dropped[:_NAMED_DROPS]),
-            shards=shards,
-        )
+        shards = _write_shards(temp, map(encode, filter(tally.keep, records)), records_per_shard)
+        np.save(temp / "lengths.npy", np.asarray(tally.lengths, np.int32))
+        written = tally.split(kind, source, shards)
         (temp / "split.json").write_text(json.dumps(dataclasses.asdict(written)), "utf-8")
         temp.chmod(0o755)
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(temp, folder)
-        return written
     finally:
         shutil.rmtree(temp, ignore_errors=True)
+    return written
+
+
+@dataclasses.dataclass
+class _Tally:
+    """What was kept and dropped while writing a split."""
+
+    max_len: int
+    lengths: list[int] = dataclasses.field(default_factory=list)
+    dropped: list[str] = dataclasses.field(default_factory=list)
+    agent_tokens: int = 0
+
+    def keep(self, record: Record) -> bool:
+        """Whether a record is short enough; counts it either way."""
+        size = len(record["ids"])
+        if size > self.max_len:
+            self.dropped.append(record["id"])
+            return False
+        self.lengths.append(size)
+        self.agent_tokens += int(np.sum(record.get("agent", 0)))
+        return True
+
+    def split(self, kind: Kind, source: str, shards: tuple[tuple[str, int, int], ...]) -> Split:
+        return Split(
+            kind=kind,
+            source=source,
+            max_len=self.max_len,
+            records=len(self.lengths),
+            tokens=sum(self.lengths),
+            agent_tokens=self.agent_tokens,
+            longest=max(self.lengths, default=0),
+            dropped=len(self.dropped),
+            dropped_ids=tuple(self.dropped[:_NAMED_DROPS]),
+            shards=shards,
+        )
 
 
 def finished_split(cache: str | Path, task: str, split: str) -> Split | None:
@@ -288,23 +304,34 @@ def _unpack_array(code: int, data: bytes) -> np.ndarray:
 
 
 def _write_shards(
-    folder: Path, records: Iterator[bytes], per_shard: int
+    folder: Path, records: Iterable[bytes], per_shard: int
 ) -> tuple[tuple[str, int, int], ...]:
+    """Write shards of at most `per_shard` records. Raises OSError when the disk takes no more."""
     from array_record.python import array_record_module
 
+    records = iter(records)
     shards: list[tuple[str, int, int]] = []
-    record = next(records, None)
-    while record is not None:
+    for first in records:
         path = folder / f"data-{len(shards):05d}.array_record"
         writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
         count = 0
-        while record is not None and count < per_shard:
-            writer.write(record)
-            count += 1
-            record = next(records, None)
-        writer.close()
+        try:
+            for record in itertools.chain([first], itertools.islice(records, per_shard - 1)):
+                writer.write(record)
+                count += 1
+        finally:
+            _close(writer, path)
         shards.append((path.name, path.stat().st_size, count))
     return tuple(shards)
+
+
+def _close(writer: Any, path: Path) -> None:
+    """Close a shard; the writer reports a failed write only here, as RuntimeError."""
+    try:
+        writer.close()
+    except RuntimeError as error:
+        code = errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else errno.EIO
+        raise OSError(code, str(error), str(path)) from error
 
 
 def _split_from_json(obj: Mapping[str, Any]) -> Split:

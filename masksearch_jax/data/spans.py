@@ -151,7 +151,7 @@ def extractor(name: str, gazetteer: Collection[str] = ()) -> Extractor:
 def _pattern() -> re.Pattern[str]:
     """One expression for all candidates; its groups say what was found."""
     upper = "".join(c for c in map(chr, range(0x41, 0x2000)) if c.isupper())
-    word = rf"[{upper}]\w*(?:[’'ʻ‘](?!s\b)\w+|-\w+)*"
+    word = rf"(?!(?:{_MONTHS}),? \d)[{upper}]\w*(?:[’'ʻ‘](?!s\b)\w+|-\w+)*"
     part = rf"(?:(?:[{upper}]\. ?)+{word}|(?:[{upper}]\.){{2,}}|(?:St|Mt|Ft|Dr)\. {word}|{word})"
     name = rf"(?<![\w’']){part}(?: {part}| {_LINK} {part}|/{part})*"
     return re.compile(
@@ -176,7 +176,7 @@ def _length_of_name(text: str) -> int:
     """Its length without a next sentence taken for a surname: "F. It" is F, "J. Smith" all."""
     for dot in re.finditer(r"\. ?", text):
         following = _TOKEN.match(text, dot.end())
-        if following and following[0].casefold() in _ORDINARY:
+        if following and len(following[0]) > 1 and following[0].casefold() in _ORDINARY:
             return dot.start()
     return len(text)
 

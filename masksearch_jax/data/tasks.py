@@ -14,6 +14,7 @@ TensorFlow.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -111,8 +112,8 @@ def register(folder: str | Path, tokenizer: str | Path, prompt_style: str) -> li
     """
     folder = Path(folder)
     catalogue = _Catalogue(folder, Vocab.load(tokenizer), prompt_style)
-    counts = {kind: _count(folder, kind) for kind in KINDS}
-    if not any(counts.values()):
+    counts = _count(folder)
+    if not counts:
         raise FileNotFoundError(
             f"{str(folder)!r} holds no records; expected JSONL such as "
             f"{[f'{kind}/{SPLITS[0]}.jsonl' for kind in KINDS]}"
@@ -189,28 +190,39 @@ def _path(folder: Path, kind: str, split: str) -> Path:
     return folder / kind / f"{split}.jsonl"
 
 
-def _count(folder: Path, kind: str) -> dict[str, dict[str, int]]:
-    """Records of each task and split: task → split → count, only what is there."""
-    counts: dict[str, dict[str, int]] = {}
-    for split in SPLITS:
+def _count(folder: Path) -> dict[str, dict[str, dict[str, int]]]:
+    """Records of each kind, task and split: kind → task → split → count, only what is there.
+
+    Raises TaskError for a malformed record, and for a demonstration of an example not there.
+    """
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    examples: set[str] = set()
+    for kind, split in itertools.product(KINDS, SPLITS):
         path = _path(folder, kind, split)
-        for task in _tasks_in(path, kind) if path.is_file() else ():
-            by_split = counts.setdefault(task, {})
+        for number, record in _read(path, kind) if path.is_file() else ():
+            if kind != "demonstrations":
+                examples.add(record["id"])
+            elif record["example_id"] not in examples:
+                raise TaskError(
+                    f"{path}:{number}: a demonstration of example {record['example_id']!r}, which "
+                    f"is not among the {len(examples)} examples and questions of {str(folder)!r}"
+                )
+            by_split = counts.setdefault(kind, {}).setdefault(task_of(kind, record), {})
             by_split[split] = by_split.get(split, 0) + 1
     return counts
 
 
-def _tasks_in(path: Path, kind: str) -> Iterator[str]:
-    """The task of each record of a file. Raises TaskError naming the line of a malformed one."""
+def _read(path: Path, kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and JSON records of a file. Raises TaskError for one not of its kind."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 record = json.loads(line)
                 from_json(KINDS[kind], record)
-                yield task_of(kind, record)
             except (ValueError, TypeError, AttributeError) as error:
                 name = KINDS[kind].__name__
                 raise TaskError(f"{path}:{number}: not a {name}: {error}") from error
+            yield number, record
 
 
 def _add_task(catalogue: _Catalogue, kind: str, name: str, splits: Mapping[str, int]) -> None:
@@ -224,8 +236,7 @@ def _add_task(catalogue: _Catalogue, kind: str, name: str, splits: Mapping[str, 
     else:
         features = {"inputs": ids, "targets": ids}
         make = functools.partial(_examples, catalogue=catalogue, kind=kind, task=name)
-        tokenize = functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False)
-        steps = [make, tokenize, _one_by_one]
+        steps = [make, _tokenise, _one_by_one]
     source = seqio.TextLineDataSource(
         {split: str(_path(catalogue.folder, kind, split)) for split in splits},
         num_input_examples=dict(splits),
@@ -276,6 +287,16 @@ def _sequences(lines: tf.data.Dataset, catalogue: _Catalogue, task: str) -> tf.d
         return {"targets": ragged(ids), "agent": ragged(agent), "id": names}
 
     return lines.batch(_BATCH).map(to_features)
+
+
+def _tokenise(
+    batches: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
+) -> tf.data.Dataset:
+    """Batches of text → ragged ids. seqio's own step would keep 256 whole batches in flight."""
+    encode = functools.partial(
+        seqio.preprocessors.tokenize_impl, output_features=output_features, copy_pretokenized=False
+    )
+    return batches.map(encode)
 
 
 def _one_by_one(batches: tf.data.Dataset) -> tf.data.Dataset:

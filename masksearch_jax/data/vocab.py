@@ -56,18 +56,7 @@ def train_bpe(texts: Iterable[str], folder: str | Path, vocab_size: int = 2048) 
             f"vocab_size={vocab_size} is too small: {len(alphabet)} bytes and {len(added)} added "
             f"tokens need at least {len(alphabet) + len(added)}"
         )
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(added), initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(_without(texts, added), trainer)
+    tokenizer = _fit(_without(texts, added), vocab_size - len(added), alphabet)
     tokenizer.add_special_tokens(list(CONTROL_TOKENS))
     tokenizer.add_tokens(
         [tokenizers.AddedToken(t, normalized=False) for t in (markup.MASK, *markup.TAG_TOKENS)]
@@ -78,15 +67,28 @@ def train_bpe(texts: Iterable[str], folder: str | Path, vocab_size: int = 2048) 
         "pad_token": PAD,
         "clean_up_tokenization_spaces": False,
     }
-    _save_folder(
-        Path(folder),
-        {
-            "tokenizer.json": tokenizer.to_str(pretty=True),
-            "tokenizer_config.json": json.dumps(config, indent=2),
-            "chat_template.jinja": _CHAT_TEMPLATE,
-        },
-    )
+    files = {
+        "tokenizer.json": tokenizer.to_str(pretty=True),
+        "tokenizer_config.json": json.dumps(config, indent=2),
+        "chat_template.jinja": _CHAT_TEMPLATE,
+    }
+    _save_folder(Path(folder), files)
     return Path(folder)
+
+
+def _fit(texts: Iterable[str], size: int, alphabet: list[str]) -> Tokenizer:
+    """A byte-level BPE of at most `size` tokens, nothing added yet."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
 
 
 def _without(texts: Iterable[str], added: Sequence[str]) -> Iterable[str]:

@@ -17,6 +17,7 @@ _WITH_ARTICLE = re.compile(
     r"|.*(Islands|Republic|Territory)$"
 )
 _INSTITUTE = re.compile(
+    r"(?:^|(?<= and ))"
     r"((?:Nobel|Joint) Institute|Heavy Ion|GSI|Lawrence Livermore|Oak Ridge|University of)"
 )
 

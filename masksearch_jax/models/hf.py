@@ -242,7 +242,10 @@ def _enter(stack: contextlib.ExitStack, path: Path) -> Any:
 def _weight_map(folder: Path) -> dict[str, str]:
     """Tensor name to file name, from the index or the single file's header."""
     if (folder / INDEX).is_file():
-        return read_json(folder / INDEX)["weight_map"]
+        index = read_json(folder / INDEX)
+        if not isinstance(index.get("weight_map"), dict):
+            raise HfError(f"{folder / INDEX} has no weight_map; it has {sorted(index)}")
+        return index["weight_map"]
     if not (folder / SINGLE).is_file():
         raise FileNotFoundError(f"{folder} has neither {SINGLE} nor {INDEX}")
     with contextlib.ExitStack() as stack:

@@ -1,6 +1,6 @@
-"""What transformers computes from an HF folder: a child process, the only code here that needs torch.
+"""What transformers computes from an HF folder, in a child process: only that one needs torch.
 
-    python -m masksearch_jax.models.reload_check FOLDER PROMPTS.npy TOKENS OUT.npz
+python -m masksearch_jax.models.reload_check FOLDER PROMPTS.npy TOKENS OUT.npz
 """
 
 from __future__ import annotations
@@ -14,15 +14,21 @@ from pathlib import Path
 import numpy as np
 
 
+class ReloadError(Exception):
+    """transformers cannot load a folder."""
+
+
 def available() -> bool:
     """True where torch and transformers are installed; imports neither."""
     return all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers"))
 
 
-def reference(folder: str | Path, prompts: np.ndarray, tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """transformers' float32 logits [B, T, V] of prompts int32[B, T], and `tokens` greedy ids [B, N].
+def reference(
+    folder: str | Path, prompts: np.ndarray, tokens: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """float32 logits [B, T, V] of prompts int32[B, T], and `tokens` greedy ids [B, N] after them.
 
-    Raises RuntimeError with the child's last words when transformers cannot load the folder.
+    Raises ReloadError with the child's last words when transformers cannot load the folder.
     """
     with tempfile.TemporaryDirectory() as scratch:
         given, out = Path(scratch, "prompts.npy"), Path(scratch, "out.npz")
@@ -30,7 +36,8 @@ def reference(folder: str | Path, prompts: np.ndarray, tokens: int) -> tuple[np.
         command = [sys.executable, "-m", __name__, str(folder), str(given), str(tokens), str(out)]
         child = subprocess.run(command, capture_output=True, text=True, check=False)
         if child.returncode:
-            raise RuntimeError(f"transformers could not reload {folder}: {child.stderr[-2000:]}")
+            words = child.stderr.strip().splitlines() or [f"exit status {child.returncode}"]
+            raise ReloadError(f"transformers could not reload {folder}: {words[-1]}")
         with np.load(out) as found:
             return found["logits"], found["greedy"]
 

@@ -48,14 +48,14 @@ class BM25:
     def open(cls, folder: str | os.PathLike[str]) -> BM25:
         """Opens `folder`. Raises SearchError when there is no index, a damaged or another one."""
         folder = Path(folder)
-        manifest = _read_manifest(folder)
+        language, count = _read_manifest(folder)
         try:
             index = tantivy.Index.open(str(folder / "terms"))
-            tool = cls(index, PassageStore(folder), manifest["language"])
+            tool = cls(index, PassageStore(folder), language)
         except (OSError, ValueError, EOFError) as error:
             raise SearchError(f"{folder} is damaged ({error}); rebuild it: {_COMMAND}") from error
         counts = {
-            "manifest": manifest["count"],
+            "manifest": count,
             "passages": len(tool),
             "terms": tool._searcher.num_docs,
         }
@@ -223,10 +223,13 @@ def _write_manifest(folder: Path, language: str, count: int) -> None:
         os.fsync(file.fileno())
 
 
-def _read_manifest(folder: Path) -> dict:
-    """The manifest of an index that this program can read. Raises SearchError."""
+def _read_manifest(folder: Path) -> tuple[str, int]:
+    """(language, number of passages) of an index this program can read. Raises SearchError."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_bytes())
+        language, count = manifest["language"], manifest["count"]
+        if language not in LANGUAGES:
+            raise ValueError(f"unknown language {language!r}")
         theirs = {key: manifest[key] for key in ("format", "engine")}
     except (FileNotFoundError, NotADirectoryError):
         raise SearchError(f"no search index in {str(folder)!r}; build it: {_COMMAND}") from None
@@ -239,7 +242,7 @@ def _read_manifest(folder: Path) -> dict:
         raise SearchError(
             f"{folder} was built as {theirs}, this program reads {ours}; rebuild it: {_COMMAND}"
         )
-    return manifest
+    return language, count
 
 
 @contextmanager

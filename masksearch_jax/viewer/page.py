@@ -21,15 +21,20 @@ MAX_TRAJECTORIES = 10
 CURVES = {
     "reward": ("Reward", "mean per trajectory"),
     "accuracy": ("Accuracy", "share of trajectories"),
-    "span_recall": ("Span recall", "mean per trajectory"),
+    "answer": ("Answer score", "mean per trajectory"),
+    "format": ("Format", "share well-formed"),
     "searches": ("Searches", "per trajectory"),
     "sampled_tokens": ("Length", "sampled tokens per trajectory"),
     "entropy": ("Entropy", "nats per sampled token"),
-    "kept_groups": ("Groups kept", "with spread in reward"),
+    "truncated": ("Truncated", "share of trajectories"),
+    "groups_kept": ("Groups kept", "with spread in reward"),
     "loss": ("Loss", "per token"),
-    "learning_rate": ("Learning rate", ""),
+    "agent_nll": ("Loss on the agent's tokens", "nats per token"),
+    "agent_confident": ("Agent's tokens above even odds", "share"),
+    "lr": ("Learning rate", ""),
     "grad_norm": ("Gradient norm", "before clipping"),
     "tokens_per_second": ("Throughput", "tokens per second"),
+    "rollout_tokens_per_second": ("Rollout throughput", "sampled tokens per second"),
 }
 _BAD = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 

@@ -64,8 +64,8 @@ def line_chart(
     xs, ys = zip(*shown, strict=True)
     x_ticks = nice_ticks(min(xs), max(xs))
     y_ticks = nice_ticks(min(ys), max(ys))
-    if max(xs) > min(xs):  # the x axis ends where the data does
-        x_ticks = [t for t in x_ticks if min(xs) <= t <= max(xs)]
+    if max(xs) > min(xs):  # the axis ends where the data does, and steps are whole
+        x_ticks = [t for t in x_ticks if min(xs) <= t <= max(xs) and t == int(t)]
     x0, x1 = (min(xs), max(xs)) if max(xs) > min(xs) else (x_ticks[0], x_ticks[-1])
     px = _scale(x0, x1, LEFT, WIDTH - RIGHT)
     py = _scale(y_ticks[0], y_ticks[-1], height - BOTTOM, TOP)

@@ -138,7 +138,9 @@ def _authors(record: dict[str, Any]) -> list[str]:
 
 def _facts(record: dict[str, Any], example: dict[str, Any]) -> list[str]:
     searches = len(as_list(record.get("turns")))
-    facts = [f"{searches} search{'' if searches == 1 else 'es'}"]
+    suite = record.get("suite")
+    facts = [figures.SUITES.get(suite, figures.words(suite))] if isinstance(suite, str) else []
+    facts.append(f"{searches} search{'' if searches == 1 else 'es'}")
     if "spans" in example:
         masks = len(as_list(example["spans"]))
         facts.append(f"{masks} mask{'' if masks == 1 else 's'}")

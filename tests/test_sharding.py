@@ -1,0 +1,189 @@
+"""Meshes: where every parameter lies, equal results on all of them, refusals that name the axis."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from configs import common
+from masksearch_jax import sharding
+from masksearch_jax.cli import to_dataclass
+from masksearch_jax.config import ComputeConfig, MeshConfig, ModelConfig
+from masksearch_jax.models import attention, hf
+from masksearch_jax.models.transformer import Transformer, token_logprobs
+
+COMPUTE = ComputeConfig("float32", "float32", "xla", "none", 16)
+MODEL = ModelConfig(
+    family="qwen2",
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=2,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=8,
+    rope_theta=1e4,
+    rope_scaling=None,
+    norm_eps=1e-6,
+    qkv_bias=True,
+    qk_norm=True,
+    tie_embeddings=False,
+    max_position=64,
+)
+MESHES = {
+    "1x8": MeshConfig(1, 8, 1),
+    "2x4": MeshConfig(2, 4, 1),
+    "8x1": MeshConfig(8, 1, 1),
+    "2x2x2": MeshConfig(2, 2, 2),
+}
+
+
+def random_model() -> Transformer:
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype),
+        hf.abstract(MODEL, COMPUTE),
+    )
+
+
+def batch() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    ids = rng.integers(0, MODEL.vocab_size, (8, 9), np.int32)
+    return {
+        "ids": ids[:, :8],
+        "targets": ids[:, 1:],
+        "positions": np.broadcast_to(np.int32([0, 1, 2, 3, 4, 0, 1, 2]), (8, 8)),
+        "segment_ids": np.broadcast_to(np.int32([1, 1, 1, 1, 1, 2, 2, 2]), (8, 8)),
+    }
+
+
+@jax.jit
+def loss_and_gradient(model: Transformer, batch: dict[str, jax.Array]) -> tuple:
+    def loss(model: Transformer) -> jax.Array:
+        hidden = model.hidden(batch["ids"], batch["positions"], batch["segment_ids"])
+        return -token_logprobs(model, hidden, batch["targets"], 1.0, 16)[0].mean()
+
+    return jax.value_and_grad(loss)(model)
+
+
+@pytest.fixture(scope="module")
+def single() -> tuple:
+    return sharding.to_host(loss_and_gradient(random_model(), batch()))
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_loss_and_gradient_are_the_same_on_every_mesh(name: str, single: tuple) -> None:
+    mesh = sharding.make_mesh(MESHES[name])
+    model = sharding.shard_parameters(mesh, random_model())
+    with jax.set_mesh(mesh):
+        found = loss_and_gradient(model, sharding.shard_batch(mesh, batch()))
+    found, expected = (jax.tree.leaves(t) for t in (sharding.to_host(found), single))
+    assert len(found) == len(expected) == 18
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_cached_decoding_is_the_same_on_a_mesh() -> None:
+    mesh = sharding.make_mesh(MESHES["2x2x2"])
+    ids, counts = batch()["ids"], np.full(8, 8, np.int32)
+    cache = attention.init_cache(MODEL, 8, 10, jnp.float32)
+    extend = jax.jit(Transformer.extend)
+    expected, expected_cache = extend(random_model(), cache, ids, 0 * counts, counts)
+    model, shards = (
+        sharding.shard_parameters(mesh, random_model()),
+        sharding.shard_cache(mesh, cache),
+    )
+    assert shards.v.addressable_shards[0].data.shape == (2, 2, 2, 10, 8)
+    with jax.set_mesh(mesh):
+        found, found_cache = extend(model, shards, ids, 0 * counts, counts)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found_cache.k, expected_cache.k, atol=1e-5)
+
+
+def test_each_device_holds_its_part_of_the_weights() -> None:
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    model = sharding.shard_parameters(mesh, random_model())
+    assert model.blocks.q[...].sharding.spec == PartitionSpec(None, "fsdp", "tensor", None)
+    assert model.blocks.q[...].addressable_shards[0].data.shape == (2, 16, 4, 8)
+    assert model.embedding[...].addressable_shards[0].data.shape == (32, 16)
+    assert model.norm[...].sharding.is_fully_replicated
+    jax.tree.map(np.testing.assert_array_equal, sharding.to_host(model), random_model())
+
+
+@pytest.mark.parametrize("name", sorted(common.MODELS))
+def test_every_parameter_of_every_model_has_a_rule(name: str) -> None:
+    config = to_dataclass(ModelConfig, common.model(name))
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    model = hf.abstract(config, COMPUTE)
+    placed = sharding.parameter_shardings(mesh, model)
+    held = sum(
+        math.prod(at.shard_shape(leaf.shape))
+        for at, leaf in zip(jax.tree.leaves(placed), jax.tree.leaves(model), strict=True)
+    )
+    whole = sum(leaf.size for leaf in jax.tree.leaves(model))
+    assert whole / 8 <= held < whole / 8 * 1.02
+
+
+def test_one_axis_takes_the_devices_that_are_left() -> None:
+    mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=2, tensor=1))
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert mesh.axis_types == (AxisType.Auto,) * 3
+    one = sharding.make_mesh(MeshConfig(1, -1, 1), jax.devices()[:3])
+    assert dict(one.shape) == {"data": 1, "fsdp": 3, "tensor": 1}
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 1), (2, 2, 1), (-1, 3, 1), (16, 1, 1)])
+def test_a_mesh_that_does_not_fill_the_devices_is_refused(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(sharding.MeshError, match=rf"data={sizes[0]}, .* does not divide 8 devices"):
+        sharding.make_mesh(MeshConfig(*sizes))
+
+
+@pytest.mark.parametrize("sizes", [(-1, -1, 1), (0, 1, 1), (-2, 1, 1)])
+def test_a_mesh_of_impossible_sizes_is_refused(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(sharding.MeshError, match="at most one is -1"):
+        sharding.make_mesh(MeshConfig(*sizes))
+
+
+def test_a_mesh_that_does_not_divide_the_model_names_the_axis() -> None:
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=1, tensor=8))
+    with pytest.raises(
+        sharding.MeshError, match=r"blocks\.k: kv_heads of 4 does not divide over 8"
+    ):
+        sharding.shard_parameters(mesh, random_model())
+
+
+def test_a_parameter_without_a_rule_is_refused() -> None:
+    mesh = sharding.make_mesh(MESHES["8x1"])
+    with pytest.raises(sharding.MeshError, match="'adapter' has no sharding rule; known:"):
+        sharding.parameter_sharding(mesh, (jax.tree_util.GetAttrKey("adapter"),), (2, 2))
+
+
+def test_a_batch_is_split_by_rows_along_its_axis() -> None:
+    mesh = sharding.make_mesh(MESHES["2x4"])
+    rows = np.arange(48, dtype=np.int32).reshape(2, 8, 3)
+    found = sharding.shard_batch(mesh, {"ids": rows}, axis=1)["ids"]
+    assert found.addressable_shards[0].data.shape == (2, 1, 3)
+    np.testing.assert_array_equal(sharding.to_host(found), rows)
+    with pytest.raises(sharding.MeshError, match="batch: batch of 2 does not divide over 8"):
+        sharding.shard_batch(mesh, {"ids": rows})
+
+
+def test_a_replica_on_every_device() -> None:
+    mesh = sharding.make_mesh(MESHES["2x4"])
+    found = sharding.replicate(mesh, {"a": np.arange(3)})["a"]
+    assert [s.data.shape for s in found.addressable_shards] == [(3,)] * 8
+
+
+def test_constrain_does_nothing_without_a_mesh_and_leaves_odd_axes() -> None:
+    x = jnp.ones((8, 3))
+    assert sharding.constrain(x, "batch", "hidden") is x
+    mesh = sharding.make_mesh(dataclasses.replace(MESHES["8x1"], data=4, tensor=2))
+    with jax.set_mesh(mesh):
+        found = jax.jit(lambda x: sharding.constrain(x, "batch", "hidden"))(x)
+    assert found.addressable_shards[0].data.shape == (2, 3)
