@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,9 +29,14 @@ from masksearch_jax.progress import Progress
 from masksearch_jax.rollout.engine import Engine, Request
 from masksearch_jax.search.tool import SearchTool, open_tool
 from masksearch_jax.sharding import make_mesh
+from masksearch_jax.stages import write_json
 from masksearch_jax.types import Example, QAExample, RampExample, Trajectory, to_json
 
-CONDITIONS = {"search": "", "no_search": "none", "random": "random"}  # search.kind, "": as configured
+CONDITIONS = {
+    "search": "",
+    "no_search": "none",
+    "random": "random",
+}  # search.kind, "": as configured
 
 
 def tools(cfg: EvalRun) -> dict[str, SearchTool]:
@@ -90,12 +96,14 @@ def run(cfg: EvalRun, model: Any = None) -> dict[str, Any]:
     results: dict[str, Any] = {}
     total = sum(map(len, by_suite.values())) * len(by_condition)
     partial = workdir / "trajectories.jsonl.tmp"
-    with mesh, Progress("evaluate", total) as progress, partial.open("w") as file:
+    with jax.set_mesh(mesh), Progress("evaluate", total) as progress, partial.open("w") as file:
         for condition, tool in by_condition.items():
             with make_engine(cfg, vocab, tool) as engine:
                 for suite, examples in by_suite.items():
                     prompts = [
-                        np.asarray(vocab.encode(prompt.render(e, cfg.prompt.style, vocab)), np.int32)
+                        np.asarray(
+                            vocab.encode(prompt.render(e, cfg.prompt.style, vocab)), np.int32
+                        )
                         for e in examples
                     ]
                     found = rollout_suite(engine, model, examples, prompts, progress)
@@ -125,13 +133,6 @@ def make_engine(cfg: EvalRun, vocab: Vocab, tool: SearchTool) -> Engine:
         ),
         vocab_size=cfg.model.vocab_size,
     )
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replaces the file at once."""
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def table(results: Mapping[str, Any]) -> str:

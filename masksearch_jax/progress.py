@@ -67,5 +67,7 @@ class Progress:
         return f"{self.name} {self.done}/{self.total} {percent}% left {left}{self._figures()}"
 
     def _figures(self) -> str:
-        shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.figures.items())
+        shown = (
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.figures.items()
+        )
         return "".join(f"  {s}" for s in shown)

@@ -14,14 +14,10 @@ import os
 import platform
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from masksearch_jax import (
     build_trajectories,
@@ -39,116 +35,23 @@ from masksearch_jax.data.vocab import Vocab, train_bpe
 from masksearch_jax.models.initial import initial
 from masksearch_jax.search import bm25
 from masksearch_jax.sharding import make_mesh
+from masksearch_jax.stages import StageFolder, Usage, write_json
 from masksearch_jax.types import Passage, QAExample
 
 SHOWN_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "tantivy", "numpy")
 
 
-class Usage:
-    """Wall time and peak memory of the run, all its sessions and child processes; kept in usage.json."""
-
-    def __init__(self, folder: Path, every: float = 0.5):
-        self._path, self._every = folder / "usage.json", every
-        before = json.loads(self._path.read_text()) if self._path.exists() else {}
-        self._seconds = before.get("wall_seconds", 0.0)
-        self._peak = before.get("peak_memory_bytes", 0)
-        self._process = psutil.Process()
-        self._began = self._process.create_time()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Usage:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.save()
-
-    def figures(self) -> dict[str, float]:
-        return {
-            "wall_seconds": self._seconds + time.time() - self._began,
-            "peak_memory_bytes": self._peak,
-        }
-
-    def save(self) -> None:
-        evaluate.write_json(self._path, self.figures())
-
-    def _watch(self) -> None:
-        saved = time.monotonic()
-        while not self._stop.wait(self._every):
-            self._peak = max(self._peak, self._memory())
-            if time.monotonic() - saved > 5:
-                saved = time.monotonic()
-                self.save()
-
-    def _memory(self) -> int:
-        """Resident bytes of this process and its children, pages shared among them counted twice."""
-        total = 0
-        for process in [self._process, *self._process.children(recursive=True)]:
-            try:
-                total += process.memory_info().rss
-            except psutil.Error:  # it has just ended
-                continue
-        return total
-
-
-class Run:
-    """The run's folder: the paths in it, and which stages are done."""
+class Run(StageFolder):
+    """The run's folder and the paths in it."""
 
     def __init__(self, cfg: QuickstartRun):
+        super().__init__(Path(cfg.workdir))
         self.cfg = cfg
-        self.folder = Path(cfg.workdir)
         self.data = self.folder / "data"
         self.index = self.folder / "index"
         self.tokenizer = self.folder / "tokenizer"
         self.cache = self.folder / "cache"
         self.search = dataclasses.replace(cfg.search, index=str(cfg.search.index or self.index))
-        self.records: dict[str, dict[str, Any]] = {}
-
-    def open(self) -> None:
-        """Makes the folder this configuration's own. Raises ConfigError when it is another's."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "config.json"
-        mine = json.loads(json.dumps(dataclasses.asdict(self.cfg)))
-        if path.exists():
-            theirs = json.loads(path.read_text())
-            if differing := differences(theirs, mine):
-                raise cli.ConfigError(
-                    f"{self.folder} holds a run with other settings ({'; '.join(differing)}): "
-                    "choose another --config.workdir, or delete it"
-                )
-        evaluate.write_json(path, mine)
-
-    def stage(self, name: str, work: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
-        """Runs a stage unless its record is there; the record is written last."""
-        path = self.folder / "stages" / f"{name}.json"
-        if path.exists():
-            self.records[name] = json.loads(path.read_text())
-            print(f"{name}: done before, {self.records[name]['seconds']:.0f} s", file=sys.stderr)
-            return self.records[name]
-        print(f"{name}", file=sys.stderr, flush=True)
-        spent = path.with_suffix(".spent")  # seconds of sessions that were stopped in this stage
-        before = float(spent.read_text()) if spent.exists() else 0.0
-        path.parent.mkdir(exist_ok=True)
-        started = time.monotonic()
-        try:
-            result = work() or {}
-        except BaseException:
-            spent.write_text(str(before + time.monotonic() - started))
-            raise
-        self.records[name] = {"seconds": before + time.monotonic() - started} | result
-        evaluate.write_json(path, self.records[name])
-        return self.records[name]
-
-
-def differences(a: Any, b: Any, path: str = "") -> list[str]:
-    """`key: old → new` of each leaf where two nested dicts differ; `workdir` may."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = [k for k in sorted(a.keys() | b.keys()) if path or k != "workdir"]
-        return [d for k in keys for d in differences(a.get(k), b.get(k), f"{path}.{k}" if path else k)]
-    return [] if a == b else [f"{path}: {a!r} → {b!r}"]
 
 
 def log(line: str) -> None:
@@ -194,7 +97,9 @@ def make_corpus(run: Run) -> dict[str, Any]:
     for name in ("train", "heldout"):
         if found := getattr(split, name):
             ramp.write_jsonl(run.data / "questions" / f"{name}.jsonl", found)
-    log(f"{len(passages):,} passages, {len(paragraphs):,} paragraphs, dropped {dict(stats.dropped)}")
+    log(
+        f"{len(passages):,} passages, {len(paragraphs):,} paragraphs, dropped {dict(stats.dropped)}"
+    )
     log(f"{len(split.train):,} training and {len(split.heldout):,} held-out questions")
     return {
         "in": stats.read,
@@ -372,14 +277,16 @@ def write_summary(run: Run, usage: Usage) -> None:
         "config": dataclasses.asdict(run.cfg),
         "versions": versions(SHOWN_PACKAGES),
     }
-    evaluate.write_json(run.folder / "summary.json", summary)
+    write_json(run.folder / "summary.json", summary)
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
     found = {name: metadata.version(name) for name in packages}
-    return {"python": platform.python_version(), "machine": platform.machine()} | found | {
-        "cpus": str(os.cpu_count())
-    }
+    return (
+        {"python": platform.python_version(), "machine": platform.machine()}
+        | found
+        | {"cpus": str(os.cpu_count())}
+    )
 
 
 def pick_trajectories(run: Run) -> None:
@@ -400,7 +307,7 @@ def pick_trajectories(run: Run) -> None:
 def run(cfg: QuickstartRun) -> None:
     """All stages, then summary.json and report.html; prints where they are."""
     this = Run(cfg)
-    this.open()
+    this.open(dataclasses.asdict(cfg))
     with Usage(this.folder) as usage:
         this.stage("corpus", lambda: make_corpus(this))
         this.stage("index", lambda: make_index(this))
@@ -410,7 +317,9 @@ def run(cfg: QuickstartRun) -> None:
         this.stage("cache", lambda: make_cache(this))
         this.stage("evaluate_init", lambda: evaluate_model(this, "init", ""))
         this.stage("sft", lambda: run_sft(this))
-        this.stage("evaluate_sft", lambda: evaluate_model(this, "sft", this.folder / "sft/checkpoints"))
+        this.stage(
+            "evaluate_sft", lambda: evaluate_model(this, "sft", this.folder / "sft/checkpoints")
+        )
         this.stage("dapo", lambda: run_dapo(this))
         this.stage(
             "evaluate_dapo", lambda: evaluate_model(this, "dapo", this.folder / "dapo/checkpoints")

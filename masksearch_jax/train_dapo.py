@@ -43,7 +43,9 @@ class Group(NamedTuple):
     rewards: list[rewards.RewardParts]
 
 
-def make_loss_fn(compute: ComputeConfig, dapo: DapoConfig, temperature: float) -> train_state.LossFn:
+def make_loss_fn(
+    compute: ComputeConfig, dapo: DapoConfig, temperature: float
+) -> train_state.LossFn:
     """The DAPO loss of a batch of `to_batch`, as the update step wants it."""
 
     def loss_fn(model: Any, batch: dict[str, jax.Array]):
@@ -116,8 +118,13 @@ def score_groups(groups: Sequence[Group], cfg: DapoConfig, rollout: RolloutConfi
     return total, valid, keep
 
 
-def to_batch(groups: Sequence[Group], advantage: np.ndarray, rows: int, length: int) -> dict[str, np.ndarray]:
-    """Rows [rows, length] of next-token targets; rows beyond the groups have mask 0 and no weight."""
+def to_batch(
+    groups: Sequence[Group], advantage: np.ndarray, valid: np.ndarray, rows: int, length: int
+) -> dict[str, np.ndarray]:
+    """Rows [rows, length] of next-token targets, group by group, from advantage and valid [G, n].
+
+    Samples that do not count, and rows beyond the groups, have mask 0: neither loss nor tokens.
+    """
     trajectories = [t for g in groups for t in g.trajectories]
     shape = (rows, length)
     batch = {
@@ -130,13 +137,13 @@ def to_batch(groups: Sequence[Group], advantage: np.ndarray, rows: int, length: 
         "logp_old": np.zeros(shape, np.float32),
         "advantages": np.zeros(rows, np.float32),
     }
-    for row, trajectory in enumerate(trajectories):
+    for row, (trajectory, counts) in enumerate(zip(trajectories, valid.reshape(-1), strict=True)):
         n = len(trajectory.ids) - 1
         batch["ids"][row, :n] = trajectory.ids[:-1]
         batch["targets"][row, :n] = trajectory.ids[1:]
         batch["positions"][row, :n] = np.arange(n)
         batch["segment_ids"][row, :n] = 1
-        batch["mask"][row, :n] = trajectory.sampled[1:]
+        batch["mask"][row, :n] = trajectory.sampled[1:] & counts
         batch["logp_sampler"][row, :n] = trajectory.logprobs[1:]
     flat = advantage.reshape(-1)
     batch["advantages"][: len(flat)] = flat
@@ -195,7 +202,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         writer = MetricWriter(workdir, start)
 
         # ---- loop
-        with mesh, Progress("DAPO", dapo.steps, start) as progress:
+        with jax.set_mesh(mesh), Progress("DAPO", dapo.steps, start) as progress:
             for step in range(start, dapo.steps):
                 began, before = time.perf_counter(), dataclasses.replace(engine.stats)
 
@@ -222,7 +229,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 if kept:
                     total, valid, _ = score_groups(kept, dapo, rollout)
                     advantage = advantages.group_advantages(total, valid)
-                    batch = to_batch(kept, advantage, trajectories, rollout.max_len)
+                    batch = to_batch(kept, advantage, valid, trajectories, rollout.max_len)
                     if dapo.minibatches > 1:
                         on_device = shard_batch(mesh, batch)
                         batch["logp_old"] = np.asarray(logprob_fn(state.params, on_device))
@@ -230,12 +237,16 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                     for m in range(dapo.minibatches):
                         part = {k: v[m * rows : (m + 1) * rows] for k, v in batch.items()}
                         part = train_state.split_micro(part, accumulate)
-                        state, out = train_step(state, shard_batch(mesh, part, axis=int(accumulate > 1)))
+                        state, out = train_step(
+                            state, shard_batch(mesh, part, axis=int(accumulate > 1))
+                        )
                         outs.append({k: float(v) for k, v in out.items()})
 
                 # ---- figures
-                metrics = {k: float(np.mean([o[k] for o in outs])) for k in (outs[0] if outs else ())}
-                check_finite(step, metrics)
+                metrics = {
+                    k: float(np.mean([o[k] for o in outs])) for k in (outs[0] if outs else ())
+                }
+                check_finite(step + 1, metrics)
                 metrics |= rollout_metrics(seen, kept, before, engine.stats)
                 metrics["sample_seconds"] = sampled_at - began
                 metrics["update_seconds"] = time.perf_counter() - sampled_at

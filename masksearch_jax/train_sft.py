@@ -77,22 +77,27 @@ def run(cfg: SftRun) -> dict[str, Any]:
         # ---- loop
         metrics: dict[str, Any] = {}
         tokens, clock = 0, time.perf_counter()
-        with mesh, Progress("SFT", cfg.sft.steps, start) as progress:
+        with jax.set_mesh(mesh), Progress("SFT", cfg.sft.steps, start) as progress:
             for step in range(start, cfg.sft.steps):
                 batch = next(batches)
                 tokens += int(np.count_nonzero(batch["segment_ids"]))
                 micro = train_state.split_micro(batch, cfg.optim.accumulate)
-                state, out = train_step(state, shard_batch(mesh, micro, axis=int(cfg.optim.accumulate > 1)))
+                state, out = train_step(
+                    state, shard_batch(mesh, micro, axis=int(cfg.optim.accumulate > 1))
+                )
                 done = step + 1
-                if done % cfg.sft.log_every == 0 or done == cfg.sft.steps:
+                due = checkpointer.is_due(done) or done == cfg.sft.steps
+                if done % cfg.sft.log_every == 0 or due:
                     metrics = {k: float(v) for k, v in out.items()}
-                    check_finite(step, metrics)
+                    check_finite(done, metrics)
                     now = time.perf_counter()
                     metrics["tokens_per_second"] = tokens / (now - clock)
                     tokens, clock = 0, now
                     writer.write(done, metrics)
-                    progress.update(done, loss=metrics["loss"], tok_s=int(metrics["tokens_per_second"]))
-                if checkpointer.is_due(done) or done == cfg.sft.steps:
+                    progress.update(
+                        done, loss=metrics["loss"], tok_s=int(metrics["tokens_per_second"])
+                    )
+                if due:
                     checkpointer.save(done, state, {"data": batches.get_state()})
     return metrics
 

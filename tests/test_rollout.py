@@ -22,7 +22,20 @@ from masksearch_jax.rollout import decode
 from masksearch_jax.rollout.engine import Engine, Request
 from masksearch_jax.types import Passage
 
-WORDS = ["<eos>", *markup.TAG_TOKENS, "plan", "red", "blue", "green", " ", ":", "Nothing found.", ">", "</answer", "!\n"]
+WORDS = [
+    "<eos>",
+    *markup.TAG_TOKENS,
+    "plan",
+    "red",
+    "blue",
+    "green",
+    " ",
+    ":",
+    "Nothing found.",
+    ">",
+    "</answer",
+    "!\n",
+]
 ID = {w: i for i, w in enumerate(WORDS)}
 
 
@@ -149,9 +162,12 @@ GREEDY = dataclasses.replace(ROLLOUT, temperature=0.0)
 SEARCHER = chain("plan", "<search>", "red", "</search>")
 # `</search>` → tool → `</information>` → the answer
 ANSWERER = ScriptedModel(
-    SEARCHER.following.at[ID["</information>"]].set(ID["<answer>"])
-    .at[ID["<answer>"]].set(ID["blue"])
-    .at[ID["blue"]].set(ID["</answer>"])
+    SEARCHER.following.at[ID["</information>"]]
+    .set(ID["<answer>"])
+    .at[ID["<answer>"]]
+    .set(ID["blue"])
+    .at[ID["blue"]]
+    .set(ID["</answer>"])
 )
 SAID = "<search>red</search><information>red:green</information><answer>blue</answer>"
 
@@ -162,7 +178,12 @@ def test_scripted_trajectory_is_exact():
     said = WordVocab().encode(SAID)
     assert t.ids.tolist() == [*WordVocab().encode("red blue plan"), *said]
     assert [WORDS[i] for i in t.ids[t.sampled]] == [
-        "<search>", "red", "</search>", "<answer>", "blue", "</answer>",
+        "<search>",
+        "red",
+        "</search>",
+        "<answer>",
+        "blue",
+        "</answer>",
     ]
     expected = 8.0 - np.log(np.exp(8.0) + len(WORDS) - 1)
     np.testing.assert_allclose(t.logprobs[t.sampled], expected, atol=1e-6)
@@ -183,7 +204,12 @@ def test_scripted_trajectory_is_exact():
         (("plan", "<eos>"), GREEDY, "no_answer", 1),
         (("plan", "plan"), GREEDY, "out_of_tokens", 24),
         (("plan", "plan"), dataclasses.replace(GREEDY, max_new_tokens=99), "out_of_tokens", 63),
-        (("plan", "<search>", "red", "</search>"), dataclasses.replace(GREEDY, max_turns=0), "out_of_turns", 3),
+        (
+            ("plan", "<search>", "red", "</search>"),
+            dataclasses.replace(GREEDY, max_turns=0),
+            "out_of_turns",
+            3,
+        ),
     ],
 )
 def test_every_way_to_end(words, rollout, status, sampled):
@@ -200,7 +226,16 @@ def test_closing_tag_merged_with_its_neighbour_ends_the_turn_at_that_token():
 
 
 def test_stop_table_marks_only_tokens_that_can_complete_a_stop():
-    tokens = [b">", b"</think>", b"</answer>", b"r>\n", b"answer", b"x></search> y", b"<eos>", b"h>"]
+    tokens = [
+        b">",
+        b"</think>",
+        b"</answer>",
+        b"r>\n",
+        b"answer",
+        b"x></search> y",
+        b"<eos>",
+        b"h>",
+    ]
     table = decode.stop_table(tokens, (6,), markup.STOPS, 10)
     assert table.tolist() == [True, False, True, True, False, True, True, True, False, False]
 
@@ -226,7 +261,9 @@ def transformer(seed: int = 0) -> Transformer:
 
 
 def rollouts(search, seed: int = 0, slots: int = 4, order=None) -> dict[tuple[str, int], list[int]]:
-    requests = [request("red blue plan" if i % 2 else "plan", i, s) for i in range(6) for s in range(3)]
+    requests = [
+        request("red blue plan" if i % 2 else "plan", i, s) for i in range(6) for s in range(3)
+    ]
     if order:
         order.shuffle(requests)
     with engine(search, rollout=dataclasses.replace(ROLLOUT, slots=slots, seed=seed)) as e:
@@ -244,7 +281,9 @@ def test_ids_do_not_depend_on_search_latency_or_order():
     ]
     assert sum(len(t.turns) for t in plain.values()) >= 3
     for run in runs:
-        assert {k: t.ids.tolist() for k, t in run.items()} == {k: t.ids.tolist() for k, t in plain.items()}
+        assert {k: t.ids.tolist() for k, t in run.items()} == {
+            k: t.ids.tolist() for k, t in plain.items()
+        }
     other = rollouts(Colours(), seed=4)
     assert any(other[k].ids.tolist() != plain[k].ids.tolist() for k in plain)
 
@@ -282,7 +321,9 @@ def test_sampling_follows_the_softmax_and_its_logprobs():
     ids, logprobs = decode.sample(logits, stream, jnp.zeros(4000, jnp.int32), np.uint32(0), 1.0)
     share = np.bincount(np.asarray(ids), minlength=3) / 4000
     np.testing.assert_allclose(share, [0.5, 0.3, 0.2], atol=4 * 0.5 / 4000**0.5)
-    np.testing.assert_allclose(np.exp(logprobs), np.asarray([0.5, 0.3, 0.2])[np.asarray(ids)], rtol=1e-5)
+    np.testing.assert_allclose(
+        np.exp(logprobs), np.asarray([0.5, 0.3, 0.2])[np.asarray(ids)], rtol=1e-5
+    )
     hot, _ = decode.sample(logits, stream, jnp.zeros(4000, jnp.int32), np.uint32(0), 0.5)
     sharpened = np.asarray([0.25, 0.09, 0.04]) / 0.38
     np.testing.assert_allclose(

@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-EXTEND_ROWS = 8  # slots per extend chunk; fixed, so that numerics do not depend on who else is waiting
+EXTEND_ROWS = (
+    8  # slots per extend chunk; fixed, so that numerics do not depend on who else is waiting
+)
 
 
 class DeviceState(NamedTuple):
@@ -32,7 +34,9 @@ class Inbox(NamedTuple):
 
     chunks: np.ndarray  # int32[], chunks in use
     slot: np.ndarray  # int32[C, E]
-    ids: np.ndarray  # int32[C, E, P]; all but the last valid id are written, the last becomes pending
+    ids: (
+        np.ndarray
+    )  # int32[C, E, P]; all but the last valid id are written, the last becomes pending
     start: np.ndarray  # int32[C, E], position of ids[..., 0]
     count: np.ndarray  # int32[C, E], valid ids
     decode: np.ndarray  # bool[S], slots that decode in this tick
@@ -64,7 +68,9 @@ def empty_inbox(slots: int, extend_tokens: int) -> Inbox:
     )
 
 
-def stop_table(token_bytes: list[bytes], eos_ids: tuple[int, ...], stops: tuple[str, ...], size: int):
+def stop_table(
+    token_bytes: list[bytes], eos_ids: tuple[int, ...], stops: tuple[str, ...], size: int
+):
     """bool[V]: tokens after which a row waits for the host: EOS, or one that may complete a stop string.
 
     A token may complete a stop `s` when up to some place in it, it ends with `s` or `s` ends with it.
@@ -122,6 +128,24 @@ def _extend(model, state: DeviceState, inbox: Inbox) -> DeviceState:
     return jax.lax.fori_loop(0, inbox.chunks, write, state)
 
 
+def _emit(model, inbox, seed, stop, tokens: int, temperature: float, x, length, last, live, out):
+    """The end of a step: sample from x[S, M], record what live rows drew, embed it for the next step."""
+    ids, logprobs = sample(
+        model.logits(model.final_norm(x)), inbox.stream, length + 1, seed, temperature
+    )
+    rows = jnp.arange(length.shape[0])
+    at = jnp.where(live, out.count, tokens)  # rows at rest write nowhere
+    out = Sampled(
+        ids=out.ids.at[rows, at].set(ids, mode="drop"),
+        logprobs=out.logprobs.at[rows, at].set(logprobs, mode="drop"),
+        count=out.count + live.astype(jnp.int32),
+    )
+    length = length + live.astype(jnp.int32)
+    last = jnp.where(live, ids, last)
+    live = live & ~stop[ids] & (out.count < inbox.budget)
+    return model.embed(last), length, last, live, out
+
+
 def _decode(model, state: DeviceState, inbox: Inbox, seed, stop, tokens: int, temperature: float):
     """Up to `tokens` steps for every slot in `inbox.decode`: one flat loop over (token, layer).
 
@@ -129,23 +153,9 @@ def _decode(model, state: DeviceState, inbox: Inbox, seed, stop, tokens: int, te
     """
     layers = model.config.num_layers
     slots = state.length.shape[0]
-    rows = jnp.arange(slots)
 
     def emit(operand):
-        x, length, last, live, out = operand
-        ids, logprobs = sample(
-            model.logits(model.final_norm(x)), inbox.stream, length + 1, seed, temperature
-        )
-        at = jnp.where(live, out.count, tokens)  # rows at rest write nowhere
-        out = Sampled(
-            ids=out.ids.at[rows, at].set(ids, mode="drop"),
-            logprobs=out.logprobs.at[rows, at].set(logprobs, mode="drop"),
-            count=out.count + live.astype(jnp.int32),
-        )
-        length = length + live.astype(jnp.int32)
-        last = jnp.where(live, ids, last)
-        live = live & ~stop[ids] & (out.count < inbox.budget)
-        return model.embed(last), length, last, live, out
+        return _emit(model, inbox, seed, stop, tokens, temperature, *operand)
 
     def body(carry):
         step, x, cache, length, last, live, out = carry
@@ -166,7 +176,15 @@ def _decode(model, state: DeviceState, inbox: Inbox, seed, stop, tokens: int, te
         count=jnp.zeros((slots,), jnp.int32),
     )
     live = inbox.decode & (inbox.budget > 0)
-    carry = (jnp.int32(0), model.embed(state.last), state.cache, state.length, state.last, live, out)
+    carry = (
+        jnp.int32(0),
+        model.embed(state.last),
+        state.cache,
+        state.length,
+        state.last,
+        live,
+        out,
+    )
     _, _, cache, length, last, _, out = jax.lax.while_loop(unfinished, body, carry)
     return DeviceState(cache, length, last), out
 

@@ -60,7 +60,9 @@ class EngineStats:
     searches: int = 0
     trajectories: int = 0
     device_seconds: float = 0.0
-    search_wait_seconds: float = 0.0  # nothing could run on device: all open slots waited for search
+    search_wait_seconds: float = (
+        0.0  # nothing could run on device: all open slots waited for search
+    )
     host_seconds: float = 0.0
     decode_rows: int = 0  # sum over ticks of slots that decoded
 
@@ -129,7 +131,9 @@ class Engine:
         """Programs of this kind compiled in this process; does not grow after an engine's first tick."""
         return self._tick._cache_size()
 
-    def run(self, model: Any, requests: Iterable[Request], version: int = 0) -> Iterator[Trajectory]:
+    def run(
+        self, model: Any, requests: Iterable[Request], version: int = 0
+    ) -> Iterator[Trajectory]:
         """Trajectories as they finish, one per request, in no fixed order."""
         queue = collections.deque(requests)
         try:
@@ -294,7 +298,7 @@ class Engine:
         try:
             results = slot.search.result()
             passages = markup.merge_results(results, self.search_cfg.max_passages)
-        except Exception as error:  # noqa: BLE001  whatever a tool raises is the tool's failure
+        except Exception as error:
             return self._fail(slot, waited, f"{type(error).__name__}: {error}")
         room = min(self.cfg.max_observation_tokens, self.cfg.max_len - len(slot.ids) - 1)
         text, shown = markup.render_information(

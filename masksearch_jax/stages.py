@@ -1,0 +1,128 @@
+"""A run's folder of stages: each is done once, and what the run has cost so far.
+
+The folder belongs to one configuration. A stage's record is written last, so that a stage which was
+stopped runs again; stages keep their own work (checkpoints, parts) to go on from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from masksearch_jax.cli import ConfigError
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replaces the file at once, so that no reader sees half of it."""
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+class Usage:
+    """Wall time and peak memory of the run, all its sessions and child processes; kept in usage.json."""
+
+    def __init__(self, folder: Path, every: float = 0.5):
+        self._path, self._every = folder / "usage.json", every
+        before = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._seconds = before.get("wall_seconds", 0.0)
+        self._peak = before.get("peak_memory_bytes", 0)
+        self._process = psutil.Process()
+        self._began = self._process.create_time()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Usage:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.save()
+
+    def figures(self) -> dict[str, float]:
+        return {
+            "wall_seconds": self._seconds + time.time() - self._began,
+            "peak_memory_bytes": self._peak,
+        }
+
+    def save(self) -> None:
+        write_json(self._path, self.figures())
+
+    def _watch(self) -> None:
+        saved = time.monotonic()
+        while not self._stop.wait(self._every):
+            self._peak = max(self._peak, self._memory())
+            if time.monotonic() - saved > 5:
+                saved = time.monotonic()
+                self.save()
+
+    def _memory(self) -> int:
+        """Resident bytes of this process and its children, pages shared among them counted twice."""
+        total = 0
+        for process in [self._process, *self._process.children(recursive=True)]:
+            try:
+                total += process.memory_info().rss
+            except psutil.Error:  # it has just ended
+                continue
+        return total
+
+
+class StageFolder:
+    """FOLDER/stages/NAME.json: the records of the stages that are done."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.records: dict[str, dict[str, Any]] = {}
+
+    def open(self, settings: Mapping[str, Any]) -> None:
+        """Makes the folder these settings' own. Raises ConfigError when it is of others."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "config.json"
+        mine = json.loads(json.dumps(settings))
+        if path.exists() and (differing := differences(json.loads(path.read_text()), mine)):
+            raise ConfigError(
+                f"{self.folder} holds a run with other settings ({'; '.join(differing)}): "
+                "choose another --config.workdir, or delete it"
+            )
+        write_json(path, mine)
+
+    def stage(self, name: str, work: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
+        """The record of a stage: `work`'s result and its seconds, over all sessions; done once."""
+        path = self.folder / "stages" / f"{name}.json"
+        if path.exists():
+            self.records[name] = json.loads(path.read_text())
+            print(f"{name}: done before, {self.records[name]['seconds']:.0f} s", file=sys.stderr)
+            return self.records[name]
+        print(name, file=sys.stderr, flush=True)
+        spent = path.with_suffix(".spent")  # seconds of sessions that were stopped in this stage
+        before = float(spent.read_text()) if spent.exists() else 0.0
+        path.parent.mkdir(exist_ok=True)
+        started = time.monotonic()
+        try:
+            result = work() or {}
+        except BaseException:
+            spent.write_text(str(before + time.monotonic() - started))
+            raise
+        self.records[name] = {"seconds": before + time.monotonic() - started} | result
+        write_json(path, self.records[name])
+        return self.records[name]
+
+
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """`key: old → new` of each leaf where two nested dicts differ; a top-level `workdir` may."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [k for k in sorted(a.keys() | b.keys()) if path or k != "workdir"]
+        return [
+            d for k in keys for d in differences(a.get(k), b.get(k), f"{path}.{k}" if path else k)
+        ]
+    return [] if a == b else [f"{path}: {a!r} → {b!r}"]
