@@ -3,7 +3,7 @@
     python -m masksearch_jax.build_index --config=configs/build_index.py \\
         --config.corpus.path=wiki.jsonl.gz
 
-The corpus is JSONL of id, title, text.
+The corpus is JSONL of id, title, text; by default the passages that build_ramp wrote.
 """
 
 from ml_collections import ConfigDict
@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.corpus = ConfigDict()
-    c.corpus.path = ""  # JSONL of id, title, text, .gz allowed; empty: the built-in atlas of facts
-    c.corpus.questions = ""
+    c.corpus.path = "runs/ramp/passages.jsonl"  # .gz allowed
+    c.corpus.questions = ""  # not read
     c.corpus.limit = 0
     c.corpus.max_bad_fraction = 0.01
 

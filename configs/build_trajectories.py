@@ -8,8 +8,11 @@ The teacher knows the masked spans; a trajectory is kept when what it read conta
 
 from ml_collections import ConfigDict
 
+from configs import common
 
-def get_config() -> ConfigDict:
+
+def get_config(arg: str = "") -> ConfigDict:
+    arg = common.parse_arg(arg, runlocal=False)
     c = ConfigDict()
     c.folder = "runs/ramp"  # holds ramp/train.jsonl, questions/train.jsonl or both
     c.max_searches = 4
@@ -25,4 +28,8 @@ def get_config() -> ConfigDict:
     c.search.max_queries = 3
     c.search.timeout = 10.0
     c.search.workers = 4
+
+    if arg.runlocal:
+        c.demonstrations = 50
+        c.max_searches, c.search.top_k = 2, 1
     return c

@@ -1,9 +1,10 @@
 """A checkpoint on the evaluation suites, with and without search.
 
     python -m masksearch_jax.evaluate --config=configs/evaluate.py:qwen2.5-1.5b \\
-        --config.init=runs/qa_dapo/export --config.tokenizer=runs/qa_dapo/export
+        --config.tokenizer=PATH/Qwen2.5-1.5B-Instruct
 
-`init` takes an HF folder or a checkpoint folder. Greedy, so that a figure can be repeated.
+By default of what ramp_dapo trained. Sampled at temperature 1, seeded: the same command gives the
+same figures.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +18,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.workdir = "runs/evaluate"
     c.data = "runs/ramp"  # holds ramp/heldout.jsonl, questions/heldout.jsonl
     c.tokenizer = ""  # folder with tokenizer.json; needed
-    c.init = ""  # HF folder or checkpoint folder; needed
+    c.init = "runs/ramp_dapo/checkpoints"  # HF or checkpoint folder
 
     c.model = common.model(arg.model)
 
@@ -68,7 +69,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg.runlocal:
         c.eval.examples, c.eval.bootstrap = 4, 100
         c.compute.dtype = "float32"
-        c.rollout.slots, c.rollout.max_len, c.rollout.max_new_tokens = 4, 256, 64
+        c.rollout.slots, c.rollout.max_len, c.rollout.max_new_tokens = 4, 768, 64
         c.rollout.tick_tokens, c.rollout.extend_tokens = 8, 64
         c.rollout.max_turns, c.rollout.max_observation_tokens = 1, 64
     return c

@@ -1,8 +1,7 @@
 """A checkpoint to a Hugging Face folder; the argument names its model.
 
     python -m masksearch_jax.export_hf --config=configs/export_hf.py:qwen2.5-1.5b \\
-        --config.checkpoint=runs/ramp_dapo/checkpoints --config.folder=runs/ramp_dapo/export \\
-        --config.tokenizer=PATH/Qwen2.5-1.5B
+        --config.tokenizer=PATH/Qwen2.5-1.5B-Instruct
 """
 
 from ml_collections import ConfigDict
@@ -13,9 +12,9 @@ from configs import common
 def get_config(arg: str = "") -> ConfigDict:
     arg = common.parse_arg(arg, model="qwen2.5-1.5b")
     c = ConfigDict()
-    c.checkpoint = "runs/ramp_sft/checkpoints"
+    c.checkpoint = "runs/ramp_dapo/checkpoints"
     c.step = -1  # the latest
-    c.folder = "runs/ramp_sft/export"
+    c.folder = "runs/ramp_dapo/export"
     c.tokenizer = ""  # folder whose tokenizer files are copied; needed
     c.dtype = "bfloat16"
     c.max_shard_gigabytes = 5.0

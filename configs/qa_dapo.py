@@ -1,7 +1,7 @@
-"""Multi-hop QA by DAPO, the second stage: start from a RAMP export.
+"""Multi-hop QA by DAPO, the second stage (MaskSearch): start from what ramp_dapo trained.
 
     python -m masksearch_jax.train_dapo --config=configs/qa_dapo.py:qwen2.5-1.5b \\
-        --config.init=runs/ramp_dapo/export --config.tokenizer=runs/ramp_dapo/export
+        --config.tokenizer=PATH/Qwen2.5-1.5B-Instruct
 
 `ramp_dapo` with other data, one mixture and answer recall as the reward.
 Values marked DAPO are those of arXiv 2503.14476; the MaskSearch paper gives none, so that every
@@ -18,9 +18,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c = ConfigDict()
     c.workdir = "runs/qa_dapo"
     c.seed = 0
-    c.data = "runs/qa/cache"
+    c.data = "runs/ramp/cache"
     c.tokenizer = ""  # folder with tokenizer.json; needed
-    c.init = "runs/ramp_dapo/export"  # HF folder to start from; empty: random weights
+    c.init = "runs/ramp_dapo/checkpoints"  # HF or checkpoint folder; empty: random weights
 
     c.model = common.model(arg.model)
 
@@ -102,7 +102,7 @@ def get_config(arg: str = "") -> ConfigDict:
         c.dapo.overlong_buffer = 16
         c.dapo.curriculum = "0:qa_mixed"
         c.compute.dtype = "float32"
-        c.rollout.slots, c.rollout.max_len, c.rollout.max_new_tokens = 4, 256, 64
+        c.rollout.slots, c.rollout.max_len, c.rollout.max_new_tokens = 4, 768, 64
         c.rollout.tick_tokens, c.rollout.extend_tokens = 8, 64
         c.rollout.max_turns, c.rollout.max_observation_tokens = 1, 64
         c.checkpoint.every = 1

@@ -1,7 +1,7 @@
-"""Multi-hop QA by SFT, the second stage (MaskSearch): start from a RAMP export.
+"""Multi-hop QA by SFT, the second stage (MaskSearch): start from what ramp_sft trained.
 
     python -m masksearch_jax.train_sft --config=configs/qa_sft.py:qwen2.5-1.5b \\
-        --config.init=runs/ramp_sft/export --config.tokenizer=runs/ramp_sft/export
+        --config.tokenizer=PATH/Qwen2.5-1.5B
 
 `ramp_sft` with other data, fewer steps and one mixture. The paper gives no training settings: every
 number here is ours.
@@ -17,9 +17,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c = ConfigDict()
     c.workdir = "runs/qa_sft"
     c.seed = 0
-    c.data = "runs/qa/cache"
+    c.data = "runs/ramp/cache"
     c.tokenizer = ""  # folder with tokenizer.json; needed
-    c.init = "runs/ramp_sft/export"  # HF folder to start from; empty: random weights
+    c.init = "runs/ramp_sft/checkpoints"  # HF or checkpoint folder; empty: random weights
 
     c.model = common.model(arg.model)
 
@@ -61,7 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.checkpoint.keep = 2
 
     if arg.runlocal:
-        c.sft.batch_size, c.sft.seq_len, c.sft.steps, c.sft.log_every = 2, 128, 4, 1
+        c.sft.batch_size, c.sft.seq_len, c.sft.steps, c.sft.log_every = 2, 768, 4, 1
         c.sft.curriculum = "0:qa_sft_mixed"
         c.compute.dtype = "float32"
         c.checkpoint.every = 2

@@ -58,7 +58,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.compute.dtype = "float32"  # CPUs are slow at bfloat16
     c.compute.param_dtype = "float32"
     c.compute.attention = "xla"
-    c.compute.remat = "none"
+    c.compute.remat = "block"
     c.compute.loss_chunk = 1024
 
     c.mesh = ConfigDict()

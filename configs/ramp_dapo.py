@@ -1,7 +1,9 @@
 """RAMP by DAPO with live search (MaskSearch), from 1 to 4 masked spans.
 
     python -m masksearch_jax.train_dapo --config=configs/ramp_dapo.py:qwen2.5-1.5b \\
-        --config.init=PATH/Qwen2.5-1.5B-Instruct --config.tokenizer=PATH/Qwen2.5-1.5B-Instruct
+        --config.tokenizer=PATH/Qwen2.5-1.5B-Instruct
+
+Starts from what ramp_sft trained; with `--config.init=PATH/Qwen2.5-1.5B-Instruct`, from there.
 
 The argument names a model of `configs.common.MODELS`; `,runlocal` makes it a smoke run.
 Values marked DAPO are those of arXiv 2503.14476; the MaskSearch paper gives none, so that every
@@ -20,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.seed = 0
     c.data = "runs/ramp/cache"
     c.tokenizer = ""  # folder with tokenizer.json; needed
-    c.init = ""  # HF folder to start from; empty: random weights
+    c.init = "runs/ramp_sft/checkpoints"  # HF or checkpoint folder; empty: random weights
 
     c.model = common.model(arg.model)
 
@@ -102,7 +104,7 @@ def get_config(arg: str = "") -> ConfigDict:
         c.dapo.overlong_buffer = 16
         c.dapo.curriculum = "0:ramp_upto1,1:ramp_upto4"
         c.compute.dtype = "float32"
-        c.rollout.slots, c.rollout.max_len, c.rollout.max_new_tokens = 4, 256, 64
+        c.rollout.slots, c.rollout.max_len, c.rollout.max_new_tokens = 4, 768, 64
         c.rollout.tick_tokens, c.rollout.extend_tokens = 8, 64
         c.rollout.max_turns, c.rollout.max_observation_tokens = 1, 64
         c.checkpoint.every = 1

@@ -19,7 +19,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.seed = 0
     c.data = "runs/ramp/cache"
     c.tokenizer = ""  # folder with tokenizer.json; needed
-    c.init = ""  # HF folder to start from; empty: random weights
+    c.init = ""  # HF or checkpoint folder to start from; empty: random weights
 
     c.model = common.model(arg.model)
 
@@ -63,7 +63,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.checkpoint.keep = 2
 
     if arg.runlocal:
-        c.sft.batch_size, c.sft.seq_len, c.sft.steps, c.sft.log_every = 2, 128, 4, 1
+        c.sft.batch_size, c.sft.seq_len, c.sft.steps, c.sft.log_every = 2, 768, 4, 1
         c.sft.curriculum = "0:ramp_sft_upto1,2:ramp_sft_upto4"
         c.compute.dtype = "float32"
         c.checkpoint.every = 2

@@ -36,6 +36,11 @@ def run(cfg: BuildIndexRun) -> dict[str, Any]:
     """Builds the index; the counts in and out, every drop by reason, and what it cost."""
     if not cfg.index:
         raise cli.ConfigError("config.index is empty; it must name the folder to write")
+    if not cfg.corpus.path:
+        raise cli.ConfigError(
+            "config.corpus.path is empty; it must name a JSONL file of id, title, text, such as "
+            "the passages.jsonl of build_ramp"
+        )
     started = time.monotonic()
     stats = corpus.CorpusStats()
     with Progress("index", cfg.corpus.limit) as progress:
@@ -58,20 +63,13 @@ def run(cfg: BuildIndexRun) -> dict[str, Any]:
 
 
 def _passages(cfg: BuildIndexRun, stats: corpus.CorpusStats) -> Iterator[Passage]:
-    if cfg.corpus.path:
-        return corpus.read_passages(
-            cfg.corpus.path,
-            limit=cfg.corpus.limit,
-            max_bad_fraction=cfg.corpus.max_bad_fraction,
-            log=lambda message: print(f"  dropped {message}", file=sys.stderr),
-            stats=stats,
-        )
-    from masksearch_jax.data import atlas  # its fact packages take a second to load
-
-    passages = atlas.build(seed=0).passages
-    passages = passages[: cfg.corpus.limit or None]
-    stats.read = stats.kept = len(passages)
-    return iter(passages)
+    return corpus.read_passages(
+        cfg.corpus.path,
+        limit=cfg.corpus.limit,
+        max_bad_fraction=cfg.corpus.max_bad_fraction,
+        log=lambda message: print(f"  dropped {message}", file=sys.stderr),
+        stats=stats,
+    )
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

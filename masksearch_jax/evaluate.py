@@ -24,19 +24,16 @@ from masksearch_jax.data import prompt, ramp
 from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.evals import suites
 from masksearch_jax.models import attention
-from masksearch_jax.models.initial import initial
+from masksearch_jax.models.initial import check_vocabulary, initial
 from masksearch_jax.progress import Progress
 from masksearch_jax.rollout.engine import Engine, Request
 from masksearch_jax.search.tool import SearchTool, open_tool
-from masksearch_jax.sharding import make_mesh
+from masksearch_jax.sharding import make_mesh, shard_cache, use_cpu_cores
 from masksearch_jax.stages import write_json
 from masksearch_jax.types import Example, QAExample, RampExample, Trajectory, to_json
 
-CONDITIONS = {
-    "search": "",
-    "no_search": "none",
-    "random": "random",
-}  # search.kind, "": as configured
+# Condition → search.kind; "search" takes the kind that is configured.
+CONDITIONS = {"search": "", "no_search": "none", "random": "random"}
 
 
 def tools(cfg: EvalRun) -> dict[str, SearchTool]:
@@ -89,6 +86,7 @@ def run(cfg: EvalRun, model: Any = None) -> dict[str, Any]:
     workdir = Path(cfg.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     vocab = Vocab.load(cfg.tokenizer)
+    check_vocabulary(cfg.model, vocab.size)
     by_suite, by_condition = load_suites(cfg), tools(cfg)
     mesh = make_mesh(cfg.mesh)
     if model is None:
@@ -98,7 +96,7 @@ def run(cfg: EvalRun, model: Any = None) -> dict[str, Any]:
     partial = workdir / "trajectories.jsonl.tmp"
     with jax.set_mesh(mesh), Progress("evaluate", total) as progress, partial.open("w") as file:
         for condition, tool in by_condition.items():
-            with make_engine(cfg, vocab, tool) as engine:
+            with make_engine(cfg, vocab, tool, mesh) as engine:
                 for suite, examples in by_suite.items():
                     prompts = [
                         np.asarray(
@@ -121,15 +119,15 @@ def run(cfg: EvalRun, model: Any = None) -> dict[str, Any]:
     return results
 
 
-def make_engine(cfg: EvalRun, vocab: Vocab, tool: SearchTool) -> Engine:
+def make_engine(cfg: EvalRun, vocab: Vocab, tool: SearchTool, mesh: jax.sharding.Mesh) -> Engine:
     rollout = dataclasses.replace(cfg.rollout, temperature=cfg.eval.temperature)
     return Engine(
         vocab,
         tool,
         rollout,
         cfg.search,
-        model_cache=lambda slots, length: attention.init_cache(
-            cfg.model, slots, length, jnp.dtype(cfg.compute.dtype)
+        model_cache=lambda slots, length: shard_cache(
+            mesh, attention.init_cache(cfg.model, slots, length, jnp.dtype(cfg.compute.dtype))
         ),
         vocab_size=cfg.model.vocab_size,
     )
@@ -148,5 +146,11 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def main(cfg: EvalRun) -> None:
+    """`run`, on as many devices as the CPU has cores where there is no accelerator."""
+    use_cpu_cores(cfg.mesh, cfg.rollout.slots)
+    print(table(run(cfg)))
+
+
 if __name__ == "__main__":
-    cli.run(lambda cfg: print(table(run(cfg))), EvalRun)
+    cli.run(main, EvalRun)

@@ -43,7 +43,7 @@ def wrap(tag: str, text: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Text with our tags made harmless (`<answer>` → `<\u200banswer>`), so that no document can act."""
+    """Text with our tags made harmless (`<answer>` → `<\u200banswer>`): no document can act."""
     return _OUR_TAG.sub(lambda m: f"<\u200b{m[1]}{m[2]}>", text)
 
 
@@ -64,7 +64,7 @@ def parse_queries(turn_text: str, limit: int) -> tuple[str, ...]:
 
 
 def merge_results(per_query: Sequence[Sequence[Passage]], limit: int) -> tuple[Passage, ...]:
-    """Results of several queries merged round-robin by rank, each passage id once, at most `limit`."""
+    """Results of several queries, round-robin by rank, each passage id once, at most `limit`."""
     merged: dict[str, Passage] = {}
     for rank in range(max((len(r) for r in per_query), default=0)):
         for results in per_query:
@@ -82,8 +82,8 @@ def render_information(
 ) -> tuple[str, tuple[Passage, ...]]:
     """An `<information>` block and the passages in it, whole documents only.
 
-    A document that would not fit in `max_tokens` (counted on the wrapped block by `count_tokens`) is
-    left out with all after it, so that the block is always closed. No passages: the block says `note`.
+    A document that would not fit in `max_tokens` (counted on the wrapped block by `count_tokens`)
+    is left out with all after it, so that the block is always closed. No passages: it says `note`.
     """
     shown: list[Passage] = []
     body = ""
@@ -98,9 +98,15 @@ def render_information(
 
 
 def extract_answer(policy_text: str) -> str | None:
-    """The text of the one closed `<answer>` pair; None when there is none or more than one."""
-    found = _ANSWER.findall(policy_text)
-    return found[0].strip() if len(found) == 1 else None
+    """The text between the only `<answer>` and the only `</answer>`; None for any other number.
+
+    None too when a tag of the grammar stands between them: that is no answer, but a broken turn.
+    """
+    found = _ANSWER.search(policy_text)
+    pairs = [policy_text.count(tag) for tag in ("<answer>", "</answer>")]
+    if found is None or pairs != [1, 1] or _OUR_TAG.search(found[1]):
+        return None
+    return found[1].strip()
 
 
 def is_well_formed(segments: Sequence[Segment]) -> bool:

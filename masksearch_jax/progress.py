@@ -1,6 +1,7 @@
 """One line of progress per job: what, how far, time left, and the latest figures.
 
-On a terminal the line is redrawn in place; elsewhere (a log file, CI) a line is printed every few seconds.
+On a terminal the line is redrawn in place; elsewhere (a log file, CI) one is printed every few
+seconds.
 """
 
 from __future__ import annotations

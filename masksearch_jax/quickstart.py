@@ -2,24 +2,28 @@
 
     python -m masksearch_jax.quickstart --config=configs/quickstart.py
 
-Stages run in order and leave their results in the run's folder; a stage that is there is not run again,
-so the same command goes on where it was stopped. The folder belongs to one configuration.
+Stages run in order, each the main of its name, and leave their results in the run's folder. A stage
+that is done is not run again, so the same command goes on where it was stopped. The folder belongs
+to one configuration.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from masksearch_jax import (
+    build_index,
+    build_ramp,
     build_trajectories,
     cli,
     evaluate,
@@ -30,28 +34,31 @@ from masksearch_jax import (
 )
 from masksearch_jax import config as config_lib
 from masksearch_jax.config import QuickstartRun
-from masksearch_jax.data import corpus, qa, ramp
+from masksearch_jax.data import corpus
 from masksearch_jax.data.vocab import Vocab, train_bpe
 from masksearch_jax.models.initial import initial
-from masksearch_jax.search import bm25
-from masksearch_jax.sharding import make_mesh
+from masksearch_jax.sharding import make_mesh, use_cpu_cores
 from masksearch_jax.stages import StageFolder, Usage, write_json
-from masksearch_jax.types import Passage, QAExample
 
 SHOWN_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "tantivy", "numpy")
+SHOWN_METRICS = {"ramp": "span_recall", "two_hop": "f1"}  # of each suite, on the terminal
 
 
 class Run(StageFolder):
     """The run's folder and the paths in it."""
 
-    def __init__(self, cfg: QuickstartRun):
-        super().__init__(Path(cfg.workdir))
-        self.cfg = cfg
+    def __init__(self, cfg: QuickstartRun, usage: Usage):
+        super().__init__(Path(cfg.workdir), STAGES)
+        self.cfg, self.usage = cfg, usage
         self.data = self.folder / "data"
         self.index = self.folder / "index"
         self.tokenizer = self.folder / "tokenizer"
         self.cache = self.folder / "cache"
-        self.search = dataclasses.replace(cfg.search, index=str(cfg.search.index or self.index))
+        self.search = dataclasses.replace(cfg.search, index=cfg.search.index or str(self.index))
+
+    def checkpoints(self, name: str) -> str:
+        """Where the weights evaluated as `name` are; "" for those that SFT begins with."""
+        return "" if name == "init" else str(self.folder / name / "checkpoints")
 
 
 def log(line: str) -> None:
@@ -61,83 +68,26 @@ def log(line: str) -> None:
 # ---- stages: text
 
 
-def make_corpus(run: Run) -> dict[str, Any]:
-    """Passages to index, paragraphs to mask, questions split by article."""
-    cfg, stats = run.cfg, corpus.CorpusStats()
-    questions: list[QAExample] = []
-    if cfg.corpus.path:
-        passages = list(
-            corpus.read_passages(
-                cfg.corpus.path,
-                limit=cfg.corpus.limit,
-                max_bad_fraction=cfg.corpus.max_bad_fraction,
-                log=lambda message: log(f"dropped {message}"),
-                stats=stats,
-            )
-        )
-        paragraphs = passages
-        if cfg.corpus.questions:
-            questions = qa.read_questions(
-                cfg.corpus.questions, max_bad_fraction=cfg.corpus.max_bad_fraction, log=log
-            )
-    else:
-        from masksearch_jax.data import atlas  # its fact packages take a second to load
-
-        built = atlas.build(seed=cfg.seed)
-        passages = list(built.passages)[: cfg.corpus.limit or None]
-        ids = {p.id for p in passages}
-        paragraphs = [p for p in built.paragraphs if p.id.partition("#")[0] in ids]
-        questions = [q for q in built.questions if ids.issuperset(q.gold)]
-        stats.read = stats.kept = len(passages)
-    corpus.write_passages(run.data / "passages.jsonl", passages)
-    corpus.write_passages(run.data / "paragraphs.jsonl", paragraphs)
-    split = qa.split_questions(
-        questions, {p.id: p.title for p in passages}, cfg.ramp.heldout_fraction, cfg.ramp.seed
-    )
-    for name in ("train", "heldout"):
-        if found := getattr(split, name):
-            ramp.write_jsonl(run.data / "questions" / f"{name}.jsonl", found)
-    log(
-        f"{len(passages):,} passages, {len(paragraphs):,} paragraphs, dropped {dict(stats.dropped)}"
-    )
-    log(f"{len(split.train):,} training and {len(split.heldout):,} held-out questions")
-    return {
-        "in": stats.read,
-        "out": len(passages),
-        "dropped": dict(stats.dropped) | {"question between splits": split.between},
-        "paragraphs": len(paragraphs),
-        "questions": {"train": len(split.train), "heldout": len(split.heldout)},
-    }
-
-
-def read_passages(run: Run, name: str) -> list[Passage]:
-    return list(corpus.read_passages(run.data / f"{name}.jsonl", max_bad_fraction=0.0))
+def make_ramp(run: Run) -> dict[str, Any]:
+    cfg = run.cfg
+    made = build_ramp.run(build_ramp.BuildRampRun(str(run.data), cfg.corpus, cfg.ramp, cfg.seed))
+    for line in build_ramp.lines(made):
+        log(line)
+    return {"data": made}
 
 
 def make_index(run: Run) -> dict[str, Any]:
-    passages = read_passages(run, "passages")
-    count = bm25.build(passages, run.index)
-    return {"in": len(passages), "out": count, "dropped": {}}
+    passages = config_lib.CorpusConfig(str(run.data / "passages.jsonl"), "", 0, 0.0)
+    made = build_index.run(build_index.BuildIndexRun(passages, str(run.index), language="en"))
+    return counted("index", made["read"], made["passages"], made["dropped"])
 
 
 def make_tokenizer(run: Run) -> dict[str, Any]:
     """Byte-level BPE on all text of the corpus: words are not what is held out, facts are."""
-    texts = (p.text for name in ("passages", "paragraphs") for p in read_passages(run, name))
-    train_bpe(texts, run.tokenizer, run.cfg.tokenizer_vocab_size)
-    return {"out": Vocab.load(run.tokenizer).size}
-
-
-def make_ramp(run: Run) -> dict[str, Any]:
-    train, heldout, stats = ramp.build_examples(read_passages(run, "paragraphs"), run.cfg.ramp, log)
-    ramp.write_jsonl(run.data / "ramp" / "train.jsonl", train)
-    ramp.write_jsonl(run.data / "ramp" / "heldout.jsonl", heldout)
-    return {
-        "in": stats.paragraphs,
-        "out": len(train) + len(heldout),
-        "dropped": stats.dropped,
-        "refused_spans": stats.refused,
-        "examples": stats.examples,
-    }
+    files = [run.data / "passages.jsonl", run.data / "paragraphs.jsonl"]
+    read = (corpus.read_passages(f, max_bad_fraction=0.0) for f in files if f.is_file())
+    train_bpe((p.text for file in read for p in file), run.tokenizer, run.cfg.tokenizer_vocab_size)
+    return {"tokens": Vocab.load(run.tokenizer).size}
 
 
 def make_demonstrations(run: Run) -> dict[str, Any]:
@@ -152,7 +102,7 @@ def make_demonstrations(run: Run) -> dict[str, Any]:
         )
     )
     log(f"{made['demonstrations']:,} of {made['tried']:,} tried, rejected {made['rejected']}")
-    return {"in": made["tried"], "out": made["demonstrations"], "dropped": made["rejected"]} | made
+    return counted("demonstrations", made["tried"], made["demonstrations"], made["rejected"])
 
 
 def make_cache(run: Run) -> dict[str, Any]:
@@ -166,30 +116,36 @@ def make_cache(run: Run) -> dict[str, Any]:
         "max_len": cfg.sft.seq_len,
         "max_prompt_len": cfg.rollout.max_len // 2,
     }
-    config = Path(__file__).parent.parent / "configs" / "build_ramp.py"
-    command = [sys.executable, "-m", "masksearch_jax.build_ramp", f"--config={config}"]
+    config = Path(__file__).parent.parent / "configs" / "build_cache.py"
+    command = [sys.executable, "-m", "masksearch_jax.build_cache", f"--config={config}"]
     command += [f"--config.{k}={v}" for k, v in overrides.items()]
-    subprocess.run(command, check=True)
+    # In a session of its own, so that a Ctrl-C is this process's to tell of.
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    if done.returncode:
+        raise cli.UserError(f"build_cache ended with status {done.returncode}; see above")
     manifest = json.loads((run.cache / "manifest.json").read_text())
     splits = [s for task in manifest["tasks"].values() for s in task.values()]
     out, dropped = (sum(s[k] for s in splits) for k in ("records", "dropped"))
-    return {"in": out + dropped, "out": out, "dropped": {"too long": dropped} if dropped else {}}
+    return counted("cache", out + dropped, out, {"too long": dropped} if dropped else {})
+
+
+def counted(name: str, given: int, out: int, dropped: Mapping[str, int]) -> dict[str, Any]:
+    """A stage's counts as summary.json has them, under the name that they are shown by."""
+    return {"data": {name: {"in": given, "out": out, "dropped": dict(dropped)}}}
 
 
 # ---- stages: model
 
 
-def evaluate_model(run: Run, name: str, source: str | Path) -> dict[str, Any]:
-    """Scores of the model in `source` ("": the random weights that SFT begins with)."""
+def evaluate_model(run: Run, name: str) -> dict[str, Any]:
     cfg = run.cfg
-    suites = tuple(
-        s for s in cfg.eval.suites if s == "ramp" or (run.data / "questions/heldout.jsonl").exists()
-    )
+    asked = (run.data / "questions" / "heldout.jsonl").exists()
+    suites = tuple(s for s in cfg.eval.suites if asked or s != "two_hop")
     eval_run = config_lib.EvalRun(
         workdir=str(run.folder / "eval" / name),
         data=str(run.data),
         tokenizer=str(run.tokenizer),
-        init=str(source),
+        init=run.checkpoints(name),
         model=cfg.model,
         compute=cfg.compute,
         mesh=cfg.mesh,
@@ -198,9 +154,10 @@ def evaluate_model(run: Run, name: str, source: str | Path) -> dict[str, Any]:
         rollout=cfg.rollout,
         eval=dataclasses.replace(cfg.eval, suites=suites),
     )
-    model = initial(str(source), cfg.model, cfg.compute, make_mesh(cfg.mesh), cfg.seed)
+    model = initial(eval_run.init, cfg.model, cfg.compute, make_mesh(cfg.mesh), cfg.seed)
     results = evaluate.run(eval_run, model)
-    print(evaluate.table(results), file=sys.stderr)
+    for line in eval_lines({name: results}):
+        log(line)
     return {"eval": results}
 
 
@@ -231,7 +188,7 @@ def run_dapo(run: Run) -> dict[str, Any]:
             seed=cfg.seed,
             data=str(run.cache),
             tokenizer=str(run.tokenizer),
-            init=str(run.folder / "sft" / "checkpoints"),
+            init=run.checkpoints("sft"),
             model=cfg.model,
             compute=cfg.compute,
             mesh=cfg.mesh,
@@ -247,37 +204,53 @@ def run_dapo(run: Run) -> dict[str, Any]:
 
 def run_export(run: Run) -> dict[str, Any]:
     cfg = run.cfg
-    source = str(run.folder / "dapo" / "checkpoints")
-    model = initial(source, cfg.model, cfg.compute, make_mesh(cfg.mesh), cfg.seed)
-    done = export_hf.export(model, run.folder / "hf", run.tokenizer)
-    log(f"{run.folder / 'hf'}: {done}")
-    return {"export": done}
+    mesh = make_mesh(cfg.mesh)
+    model = initial(run.checkpoints("dapo"), cfg.model, cfg.compute, mesh, cfg.seed)
+    return {"export": export_hf.export(model, run.folder / "hf", run.tokenizer)}
+
+
+def run_report(run: Run) -> dict[str, Any]:
+    pick_trajectories(run)
+    return {"report": str(report.write(run.folder))}
+
+
+STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
+    "ramp": make_ramp,
+    "index": make_index,
+    "tokenizer": make_tokenizer,
+    "demonstrations": make_demonstrations,
+    "cache": make_cache,
+    "evaluate_init": lambda run: evaluate_model(run, "init"),
+    "sft": run_sft,
+    "evaluate_sft": lambda run: evaluate_model(run, "sft"),
+    "dapo": run_dapo,
+    "evaluate_dapo": lambda run: evaluate_model(run, "dapo"),
+    "export": run_export,
+    "report": run_report,
+}
 
 
 # ---- what a reader gets
 
 
-def write_summary(run: Run, usage: Usage) -> None:
+def write_summary(run: Run) -> None:
+    """summary.json: every figure of the stages that are done."""
     records = run.records
-    stages = {
-        name: {"seconds": r["seconds"]}
-        | {"counts": {k: r[k] for k in ("in", "out") if isinstance(r.get(k), int)}}
-        for name, r in records.items()
-    }
-    evals = {name: f"evaluate_{name}" for name in ("init", "sft", "dapo")}
-    summary = usage.figures() | {
-        "stages": stages,
-        "eval": {k: records[s]["eval"] for k, s in evals.items() if s in records},
+    data = [r["data"] for r in records.values() if "data" in r]
+    summary = run.usage.figures() | {
+        "stages": {name: {"seconds": r["seconds"]} for name, r in records.items()},
+        "eval": evaluations(run),
         "export": records.get("export", {}).get("export", {}),
-        "data": {
-            name: {k: r.get(k, 0) for k in ("in", "out")} | {"dropped": r["dropped"]}
-            for name, r in records.items()
-            if "dropped" in r
-        },
+        "data": {name: counts for stage in data for name, counts in stage.items()},
         "config": dataclasses.asdict(run.cfg),
         "versions": versions(SHOWN_PACKAGES),
     }
     write_json(run.folder / "summary.json", summary)
+
+
+def evaluations(run: Run) -> dict[str, Any]:
+    names = {name: f"evaluate_{name}" for name in ("init", "sft", "dapo")}
+    return {k: run.records[s]["eval"] for k, s in names.items() if s in run.records}
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
@@ -290,7 +263,7 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def pick_trajectories(run: Run) -> None:
-    """The first trajectories with search of each suite, from the last checkpoint, for the report."""
+    """The first trajectories with search of each suite, of the last checkpoint, for the report."""
     wanted = run.cfg.report_trajectories
     lines = (run.folder / "eval" / "dapo" / "trajectories.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
@@ -304,38 +277,55 @@ def pick_trajectories(run: Run) -> None:
     (run.folder / "trajectories.jsonl").write_text(text, encoding="utf-8")
 
 
-def run(cfg: QuickstartRun) -> None:
-    """All stages, then summary.json and report.html; prints where they are."""
-    this = Run(cfg)
-    this.open(dataclasses.asdict(cfg))
-    with Usage(this.folder) as usage:
-        this.stage("corpus", lambda: make_corpus(this))
-        this.stage("index", lambda: make_index(this))
-        this.stage("tokenizer", lambda: make_tokenizer(this))
-        this.stage("ramp", lambda: make_ramp(this))
-        this.stage("demonstrations", lambda: make_demonstrations(this))
-        this.stage("cache", lambda: make_cache(this))
-        this.stage("evaluate_init", lambda: evaluate_model(this, "init", ""))
-        this.stage("sft", lambda: run_sft(this))
-        this.stage(
-            "evaluate_sft", lambda: evaluate_model(this, "sft", this.folder / "sft/checkpoints")
-        )
-        this.stage("dapo", lambda: run_dapo(this))
-        this.stage(
-            "evaluate_dapo", lambda: evaluate_model(this, "dapo", this.folder / "dapo/checkpoints")
-        )
-        this.stage("export", lambda: run_export(this))
-        pick_trajectories(this)
-        write_summary(this, usage)
-        path = report.write(this.folder)
-    figures = usage.figures()
-    print(f"\nreport: {path}")
-    print(f"model: {this.folder / 'hf'}")
+def eval_lines(results: Mapping[str, Any]) -> list[str]:
+    """{checkpoint: evaluation} as a table: suites and checkpoints down, conditions across."""
+    suites = dict.fromkeys(suite for found in results.values() for suite in found)
+    conditions = dict.fromkeys(c for found in results.values() for by in found.values() for c in by)
+    lines = [f"{'':26}" + "".join(f"{c:22}" for c in conditions)]
+    for suite in suites:
+        metric = SHOWN_METRICS.get(suite, "f1")
+        for name, found in results.items():
+            cells = [found[suite][c][metric] for c in conditions]
+            shown = (f"{m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]" for m in cells)
+            lines.append(f"{suite:8}{metric:12}{name:6}" + "".join(f"{s:22}" for s in shown))
+    return [line.rstrip() for line in lines]
+
+
+def print_end(run: Run) -> None:
+    """Seconds of each stage, the evaluation, and where things are; on stdout."""
+    summary = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
+    print()
+    for name, stage in summary["stages"].items():
+        print(f"{name:16}{stage['seconds']:8.1f} s")
+    print("\n" + "\n".join(eval_lines(summary["eval"])))
     print(
-        f"{figures['wall_seconds'] / 60:.1f} min, peak memory "
-        f"{figures['peak_memory_bytes'] / 2**30:.2f} GiB"
+        f"\n{summary['wall_seconds'] / 60:.1f} min, peak memory "
+        f"{summary['peak_memory_bytes'] / 2**30:.2f} GiB"
     )
+    for what, name in (("report", "report.html"), ("model", "hf"), ("figures", "summary.json")):
+        print(f"{what:8}{run.folder / name}")
+
+
+def run(cfg: QuickstartRun) -> None:
+    """All stages; summary.json after each, report.html at the end."""
+    usage = Usage(Path(cfg.workdir))
+    this = Run(cfg, usage)
+    this.open(dataclasses.asdict(cfg))
+    with usage:
+        for name, work in STAGES.items():
+            before = this.is_done(name)
+            this.stage(name, functools.partial(work, this))
+            if not before and name != "report":  # the report shows what summary.json says
+                write_summary(this)
+    print_end(this)
+
+
+def main(cfg: QuickstartRun) -> None:
+    """`run`, on as many devices as the CPU has cores where there is no accelerator."""
+    micro_batch = cfg.sft.batch_size // cfg.sft_optim.accumulate
+    use_cpu_cores(cfg.mesh, micro_batch, cfg.dapo.micro_batch, cfg.rollout.slots)
+    run(cfg)
 
 
 if __name__ == "__main__":
-    cli.run(run, QuickstartRun)
+    cli.run(main, QuickstartRun)

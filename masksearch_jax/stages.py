@@ -6,12 +6,13 @@ stopped runs again; stages keep their own work (checkpoints, parts) to go on fro
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 class Usage:
-    """Wall time and peak memory of the run, all its sessions and child processes; kept in usage.json."""
+    """Wall time and peak memory of a run, its sessions and child processes, kept in usage.json."""
 
     def __init__(self, folder: Path, every: float = 0.5):
         self._path, self._every = folder / "usage.json", every
@@ -47,7 +48,8 @@ class Usage:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self.save()
+        with contextlib.suppress(OSError):  # a full disk is for whoever filled it to report
+            self.save()
 
     def figures(self) -> dict[str, float]:
         return {
@@ -60,14 +62,17 @@ class Usage:
 
     def _watch(self) -> None:
         saved = time.monotonic()
-        while not self._stop.wait(self._every):
+        stopped = False
+        while not stopped:
+            stopped = self._stop.wait(self._every)
             self._peak = max(self._peak, self._memory())
             if time.monotonic() - saved > 5:
                 saved = time.monotonic()
-                self.save()
+                with contextlib.suppress(OSError):
+                    self.save()
 
     def _memory(self) -> int:
-        """Resident bytes of this process and its children, pages shared among them counted twice."""
+        """Resident bytes of this process and its children; a page that two share counts twice."""
         total = 0
         for process in [self._process, *self._process.children(recursive=True)]:
             try:
@@ -78,10 +83,14 @@ class Usage:
 
 
 class StageFolder:
-    """FOLDER/stages/NAME.json: the records of the stages that are done."""
+    """FOLDER/stages/NAME.json: the records of the stages that are done.
 
-    def __init__(self, folder: Path):
+    `names`: all stages in order, to say which one of how many runs.
+    """
+
+    def __init__(self, folder: Path, names: Iterable[str] = ()):
         self.folder = folder
+        self._places = {n: i for i, n in enumerate(names, 1)}
         self.records: dict[str, dict[str, Any]] = {}
 
     def open(self, settings: Mapping[str, Any]) -> None:
@@ -96,14 +105,22 @@ class StageFolder:
             )
         write_json(path, mine)
 
+    def is_done(self, name: str) -> bool:
+        return self._path(name).exists()
+
+    def _path(self, name: str) -> Path:
+        return self.folder / "stages" / f"{name}.json"
+
     def stage(self, name: str, work: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
         """The record of a stage: `work`'s result and its seconds, over all sessions; done once."""
-        path = self.folder / "stages" / f"{name}.json"
+        path = self._path(name)
+        place = f"[{self._places[name]}/{len(self._places)}] " if name in self._places else ""
         if path.exists():
             self.records[name] = json.loads(path.read_text())
-            print(f"{name}: done before, {self.records[name]['seconds']:.0f} s", file=sys.stderr)
+            took = f"{self.records[name]['seconds']:.0f} s"
+            print(f"{place}{name}: done before, {took}", file=sys.stderr)
             return self.records[name]
-        print(name, file=sys.stderr, flush=True)
+        print(f"{place}{name}", file=sys.stderr, flush=True)
         spent = path.with_suffix(".spent")  # seconds of sessions that were stopped in this stage
         before = float(spent.read_text()) if spent.exists() else 0.0
         path.parent.mkdir(exist_ok=True)
@@ -115,6 +132,7 @@ class StageFolder:
             raise
         self.records[name] = {"seconds": before + time.monotonic() - started} | result
         write_json(path, self.records[name])
+        spent.unlink(missing_ok=True)
         return self.records[name]
 
 

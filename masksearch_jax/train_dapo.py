@@ -2,16 +2,15 @@
 
     python -m masksearch_jax.train_dapo --config=configs/ramp_dapo.py:qwen2.5-1.5b
 
-Each step: sample groups with the rollout engine, reward them, keep the groups with spread (refilling up
-to a cap), update. Synchronous: every token of a step was sampled by the weights that the step began with.
+Each step: sample groups with the rollout engine, reward them, keep the groups with spread (sampling
+again up to a cap), update. Synchronous: a step's tokens come from the weights that it began with.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +25,12 @@ from masksearch_jax.data import pipeline, records
 from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.metrics import MetricWriter, check_finite
 from masksearch_jax.models import attention, transformer
-from masksearch_jax.models.initial import initial
+from masksearch_jax.models.initial import check_vocabulary, initial
 from masksearch_jax.progress import Progress
 from masksearch_jax.rl import advantages, losses, rewards
 from masksearch_jax.rollout.engine import Engine, EngineStats, Request
 from masksearch_jax.search.tool import SearchTool, open_tool
-from masksearch_jax.sharding import make_mesh, shard_batch
+from masksearch_jax.sharding import make_mesh, shard_batch, shard_cache, use_cpu_cores
 from masksearch_jax.types import Example, Trajectory
 
 
@@ -63,7 +62,7 @@ def make_loss_fn(
 
 
 def make_logprob_fn(compute: ComputeConfig, temperature: float):
-    """Jitted log-probabilities of a batch's targets, float32[B, T]: the trainer's own, before updates."""
+    """Jitted log-probabilities of a batch's targets, float32[B, T], by the trainer's forward."""
 
     @jax.jit
     def logprobs(model: Any, batch: dict[str, jax.Array]) -> jax.Array:
@@ -82,25 +81,26 @@ def sample_groups(
     first_stream: int,
     cfg: DapoConfig,
     version: int,
-) -> Iterator[Group]:
-    """Groups as they complete: `group_size` trajectories of each prompt, rewarded."""
+) -> list[Group]:
+    """One group per prompt, in order: `group_size` trajectories each, rewarded."""
     requests = [
         Request(str(i), prompt.ids, (first_stream + i) % 2**32, sample)
         for i, prompt in enumerate(prompts)
         for sample in range(cfg.group_size)
     ]
-    open_groups: dict[int, list[Trajectory]] = defaultdict(list)
-    for trajectory in engine.run(model, requests, version):
-        i = int(trajectory.example_id)
-        example = prompts[i].example
-        open_groups[i].append(dataclasses.replace(trajectory, example_id=example.id))
-        if len(open_groups[i]) == cfg.group_size:
-            done = sorted(open_groups.pop(i), key=lambda t: t.sample)
-            yield Group(example, done, [rewards.reward(example, t, cfg) for t in done])
+    found: dict[tuple[int, int], Trajectory] = {}
+    for t in engine.run(model, requests, version):
+        found[int(t.example_id), t.sample] = t
+    groups = []
+    for i, (_, example) in enumerate(prompts):
+        members = [found[i, sample] for sample in range(cfg.group_size)]
+        members = [dataclasses.replace(t, example_id=example.id) for t in members]
+        groups.append(Group(example, members, [rewards.reward(example, t, cfg) for t in members]))
+    return groups
 
 
 def score_groups(groups: Sequence[Group], cfg: DapoConfig, rollout: RolloutConfig):
-    """Totals with the overlong penalty, which samples count, which groups have spread: [G, n] × 2, [G].
+    """Totals with the overlong penalty and which samples count [G, n], groups with spread [G].
 
     Tool failures never count; with `overlong_filter`, nor do truncated samples.
     """
@@ -121,7 +121,7 @@ def score_groups(groups: Sequence[Group], cfg: DapoConfig, rollout: RolloutConfi
 def to_batch(
     groups: Sequence[Group], advantage: np.ndarray, valid: np.ndarray, rows: int, length: int
 ) -> dict[str, np.ndarray]:
-    """Rows [rows, length] of next-token targets, group by group, from advantage and valid [G, n].
+    """Rows [rows, length] of next-token targets, group by group; advantage and valid are [G, n].
 
     Samples that do not count, and rows beyond the groups, have mask 0: neither loss nor tokens.
     """
@@ -151,12 +151,17 @@ def to_batch(
 
 
 def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
-    """Trains to `cfg.dapo.steps`; returns the last step's metrics. `search` overrides cfg.search."""
+    """Trains to `cfg.dapo.steps`; returns the last metrics. `search` stands for cfg.search."""
     workdir = Path(cfg.workdir)
     dapo, rollout = cfg.dapo, cfg.rollout
     if rollout.temperature <= 0:
         raise cli.ConfigError(
-            f"config.rollout.temperature is {rollout.temperature}; training samples need one above 0"
+            f"config.rollout.temperature is {rollout.temperature}; to train, it must be above 0"
+        )
+    if jax.process_count() > 1:
+        raise cli.ConfigError(
+            f"{jax.process_count()} processes: rollouts with live search run on one so far; start "
+            "train_dapo on a single host"
         )
     trajectories = dapo.groups * dapo.group_size
     if trajectories % (dapo.minibatches * dapo.micro_batch):
@@ -166,9 +171,19 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         )
 
     # ---- data, search
-    manifest = records.Manifest.load(cfg.data)
-    prompts = pipeline.prompt_batches(manifest, dapo.curriculum, groups=dapo.groups, seed=dapo.seed)
     vocab = Vocab.load(cfg.tokenizer)
+    check_vocabulary(cfg.model, vocab.size)
+    manifest = records.Manifest.load(
+        cfg.data, tokenizer=vocab.fingerprint, prompt_style=cfg.prompt.style
+    )
+    prompts = pipeline.prompt_batches(
+        manifest,
+        dapo.curriculum,
+        groups=dapo.groups,
+        seed=dapo.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
     search = search or open_tool(cfg.search)
 
     # ---- model, state, programs
@@ -185,8 +200,9 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         search,
         rollout,
         cfg.search,
-        model_cache=lambda slots, length: attention.init_cache(
-            cfg.model, slots, length, jnp.dtype(cfg.compute.dtype)
+        model_cache=lambda slots, length: shard_cache(
+            mesh,
+            attention.init_cache(cfg.model, slots, length, jnp.dtype(cfg.compute.dtype)),
         ),
         vocab_size=cfg.model.vocab_size,
     )
@@ -213,8 +229,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 for round_ in range(max(dapo.max_refills, 1)):
                     if round_:
                         drawn = prompts.extra(dapo.groups)
-                    groups = list(sample_groups(engine, state.params, drawn, stream, dapo, step))
-                    groups.sort(key=lambda g: g.example.id)
+                    groups = sample_groups(engine, state.params, drawn, stream, dapo, step)
                     stream += len(drawn)
                     seen += groups
                     _, _, keep = score_groups(groups, dapo, rollout)
@@ -290,5 +305,11 @@ def rollout_metrics(
     }
 
 
+def main(cfg: DapoRun) -> None:
+    """`run`, on as many devices as the CPU has cores where there is no accelerator."""
+    use_cpu_cores(cfg.mesh, cfg.dapo.micro_batch, cfg.rollout.slots)
+    run(cfg)
+
+
 if __name__ == "__main__":
-    cli.run(lambda cfg: run(cfg) and None, DapoRun)
+    cli.run(main, DapoRun)

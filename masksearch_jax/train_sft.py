@@ -2,7 +2,7 @@
 
     python -m masksearch_jax.train_sft --config=configs/ramp_sft.py:qwen2.5-1.5b
 
-The story: mesh, data, model, state (restored if there is one), loop. Stopping at any time loses at most
+The story: data, model, state (restored if there is one), loop. Stopping at any time loses at most
 `checkpoint.every` steps; the same command goes on with bitwise the same losses.
 """
 
@@ -19,12 +19,13 @@ from masksearch_jax import cli, train_state
 from masksearch_jax.checkpoint import Checkpointer
 from masksearch_jax.config import ComputeConfig, SftRun
 from masksearch_jax.data import pipeline, records
+from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.metrics import MetricWriter, check_finite
 from masksearch_jax.models import transformer
-from masksearch_jax.models.initial import initial
+from masksearch_jax.models.initial import check_vocabulary, initial
 from masksearch_jax.progress import Progress
 from masksearch_jax.rl import losses
-from masksearch_jax.sharding import make_mesh, shard_batch
+from masksearch_jax.sharding import make_mesh, shard_batch, use_cpu_cores
 
 
 def make_loss_fn(compute: ComputeConfig) -> train_state.LossFn:
@@ -45,7 +46,9 @@ def run(cfg: SftRun) -> dict[str, Any]:
     workdir = Path(cfg.workdir)
 
     # ---- data
-    manifest = records.Manifest.load(cfg.data)
+    vocab = Vocab.load(cfg.tokenizer)
+    check_vocabulary(cfg.model, vocab.size)
+    manifest = records.Manifest.load(cfg.data, tokenizer=vocab.fingerprint)
     batches = pipeline.sft_batches(
         manifest,
         cfg.sft.curriculum,
@@ -102,5 +105,11 @@ def run(cfg: SftRun) -> dict[str, Any]:
     return metrics
 
 
+def main(cfg: SftRun) -> None:
+    """`run`, on as many devices as the CPU has cores where there is no accelerator."""
+    use_cpu_cores(cfg.mesh, cfg.sft.batch_size // cfg.optim.accumulate)
+    run(cfg)
+
+
 if __name__ == "__main__":
-    cli.run(lambda cfg: run(cfg) and None, SftRun)
+    cli.run(main, SftRun)

@@ -12,7 +12,7 @@ import numpy as np
 
 Author = Literal["prompt", "policy", "tool"]
 
-# How a trajectory ended. Only "tool_failure" is not the policy's doing: it is excluded from the loss.
+# How a trajectory ended. Only "tool_failure" is not the policy's doing: the loss leaves it out.
 STATUSES = ("answered", "no_answer", "out_of_tokens", "out_of_turns", "tool_failure")
 Status = Literal["answered", "no_answer", "out_of_tokens", "out_of_turns", "tool_failure"]
 
@@ -81,7 +81,7 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """One search action: its queries, the passages shown (ids and titles), seconds waited, error."""
+    """A search: its queries, the passages shown (ids and titles), seconds waited, error if any."""
 
     queries: tuple[str, ...]
     passage_ids: tuple[str, ...]
@@ -94,8 +94,8 @@ class Turn:
 class Trajectory:
     """One rollout, token-exact: prompt, sampled tokens and observations as the policy saw them.
 
-    ids: int32[T]. logprobs: float32[T], log-probability under the policy at the sampling temperature
-    for sampled tokens, 0 elsewhere. sampled: bool[T], True only where this policy sampled the token.
+    ids: int32[T]. logprobs: float32[T], of sampled tokens under the policy at the sampling
+    temperature, 0 elsewhere. sampled: bool[T], True only where this policy sampled the token.
     `segments` is the same sequence as text; `prompt_len` counts the leading prompt tokens.
     """
 
@@ -149,7 +149,8 @@ def from_json(cls: type, obj: dict[str, Any]) -> Any:
     )
     if unknown or missing:
         raise ValueError(
-            f"{cls.__name__}: unknown fields {unknown}, missing fields {missing}; has {sorted(fields)}"
+            f"{cls.__name__}: unknown fields {unknown}, missing fields {missing}; "
+            f"it has {sorted(fields)}"
         )
     values: dict[str, Any] = {}
     for name, value in obj.items():

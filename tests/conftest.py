@@ -1,7 +1,9 @@
 """A stricter world than production: eight CPU devices, no silent dtype promotion, warnings fail."""
 
+import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 # Read when jax and tokenizers start, so set before any test module imports them.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -30,3 +32,67 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data is not here: {folder} (set MASKSEARCH_SHARED_DATA to its folder)")
     return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Miniature:
+    """What the quickstart builds before it trains, small: its configuration and the folders."""
+
+    cfg: Any  # QuickstartRun
+    data: Path
+    index: Path
+    tokenizer: Path
+    cache: Path
+
+    @property
+    def search(self):
+        return dataclasses.replace(self.cfg.search, index=str(self.index))
+
+
+@pytest.fixture(scope="session")
+def miniature(tmp_path_factory) -> Miniature:
+    """RAMP examples, questions, demonstrations, index and tokenizer of a few hundred articles.
+
+    Nothing is tokenised: `cache` is not there.
+    """
+    from masksearch_jax import build_index, build_ramp, build_trajectories, cli
+    from masksearch_jax.config import CorpusConfig, QuickstartRun, to_dataclass
+    from masksearch_jax.data import corpus
+    from masksearch_jax.data.vocab import train_bpe
+
+    c = cli.load_config(f"{REPOSITORY / 'configs' / 'quickstart.py'}:runlocal")
+    c.corpus.limit, c.ramp.max_examples, c.tokenizer_vocab_size = 300, 600, 512
+    c.model.hidden_size, c.model.intermediate_size, c.model.head_dim = 64, 128, 16
+    c.model.num_layers, c.compute.remat = 2, "none"
+    cfg = to_dataclass(QuickstartRun, c)
+    folder = tmp_path_factory.mktemp("miniature")
+    made = Miniature(cfg, *(folder / n for n in ("data", "index", "tokenizer", "cache")))
+    build_ramp.run(build_ramp.BuildRampRun(str(made.data), cfg.corpus, cfg.ramp, cfg.seed))
+    passages = made.data / "passages.jsonl"
+    source = CorpusConfig(str(passages), "", 0, 0.0)
+    build_index.run(build_index.BuildIndexRun(source, str(made.index), "en"))
+    train_bpe((p.text for p in corpus.read_passages(passages)), made.tokenizer, 512)
+    build_trajectories.run(
+        build_trajectories.BuildTrajectoriesRun(
+            folder=str(made.data),
+            search=made.search,
+            max_searches=cfg.rollout.max_turns,
+            demonstrations=0,
+            seed=cfg.seed,
+        )
+    )
+    return made
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Meshes of one device: as fast as tiny models can be."""
+    from masksearch_jax import evaluate, sharding, train_dapo, train_sft
+
+    def make_mesh(config):
+        return sharding.make_mesh(config, jax.devices()[:1])
+
+    with pytest.MonkeyPatch.context() as patch:
+        for main in (evaluate, train_dapo, train_sft):
+            patch.setattr(main, "make_mesh", make_mesh)
+        yield

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "masksearch_jax"
 # Floor 3: one job each, run with `python -m`. Only quickstart, all of them in one, imports others.
 MAINS = {
     "ask",
+    "build_cache",
     "build_index",
     "build_ramp",
     "build_trajectories",
@@ -49,10 +50,10 @@ MAY_IMPORT = {
         }
         for library in JAX
     },
-    "absl": {"cli", "build_ramp"},
+    "absl": {"cli", "build_cache"},
     "ml_collections": {"cli"},
-    "seqio": {"data.tasks", "build_ramp"},
-    "tensorflow": {"data.tasks", "build_ramp"},
+    "seqio": {"data.tasks", "build_cache"},
+    "tensorflow": {"data.tasks", "build_cache"},
     "tensorflow_datasets": {"data.tasks"},
     "grain": {"data.pipeline", "data.order"},
     "torch": {"models.reload_check"},

@@ -202,7 +202,7 @@ def test_a_cache_of_another_tokenizer_or_style_is_refused(manifest, wanted, mess
 
 
 def test_a_cache_without_manifest_or_of_another_format_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="build_ramp"):
+    with pytest.raises(FileNotFoundError, match="build_cache"):
         records.Manifest.load(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": 99}')
     with pytest.raises(records.CacheError, match="format 99"):

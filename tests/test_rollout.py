@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
+import re
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import flax.struct
 import jax
@@ -15,12 +20,22 @@ import pytest
 from flax import nnx
 
 from masksearch_jax import markup
-from masksearch_jax.config import ComputeConfig, ModelConfig, RolloutConfig, SearchConfig
+from masksearch_jax.config import (
+    ComputeConfig,
+    MeshConfig,
+    ModelConfig,
+    RolloutConfig,
+    SearchConfig,
+)
+from masksearch_jax.data import demonstrations
+from masksearch_jax.data.vocab import Vocab, train_bpe
 from masksearch_jax.models import attention
 from masksearch_jax.models.transformer import Transformer, token_logprobs
 from masksearch_jax.rollout import decode
 from masksearch_jax.rollout.engine import Engine, Request
-from masksearch_jax.types import Passage
+from masksearch_jax.search.tool import FakeSearch
+from masksearch_jax.sharding import make_mesh, shard_parameters
+from masksearch_jax.types import Demonstration, Passage
 
 WORDS = [
     "<eos>",
@@ -29,6 +44,7 @@ WORDS = [
     "red",
     "blue",
     "green",
+    "grey",
     " ",
     ":",
     "Nothing found.",
@@ -45,10 +61,11 @@ class WordVocab:
     eos_ids = (0,)
     size = len(WORDS)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, literal: bool = False) -> list[int]:
         ids = []
         while text:
-            word = max((w for w in WORDS if text.startswith(w)), key=len, default="")
+            words = WORDS[literal:]  # as text, `<eos>` has no word
+            word = max((w for w in words if text.startswith(w)), key=len, default="")
             ids.append(ID[word or "!\n"])  # what it has no word for
             text = text[max(len(word), 1) :]
         return ids
@@ -56,8 +73,8 @@ class WordVocab:
     def decode(self, ids) -> str:
         return "".join(WORDS[i] for i in ids)
 
-    def token_bytes(self, id: int) -> bytes:
-        return WORDS[id].encode()
+    def token_bytes(self, token_id: int) -> bytes:
+        return WORDS[token_id].encode()
 
 
 @flax.struct.dataclass
@@ -83,7 +100,8 @@ class ScriptedModel:
         return x
 
     def logits(self, x):
-        return 8.0 * jax.nn.one_hot(self.following[x[..., 0].astype(jnp.int32)], len(WORDS))
+        following = self.following[x[..., 0].astype(jnp.int32)]
+        return 8.0 * jax.nn.one_hot(following, len(self.following))
 
     def extend(self, cache, ids, start, count):
         return None, cache
@@ -138,7 +156,7 @@ class Colours:
 def chain(*words: str, **after: str) -> ScriptedModel:
     """A model that says the words one after the other."""
     following = np.zeros(len(WORDS), np.int32)
-    for a, b in zip(words, words[1:], strict=False):
+    for a, b in itertools.pairwise(words):
         following[ID[a]] = ID[b]
     return ScriptedModel(jnp.asarray(following))
 
@@ -195,7 +213,7 @@ def test_scripted_trajectory_is_exact():
         ("policy", "<answer>blue</answer>"),
     ]
     assert (t.status, t.policy_version, t.prompt_len) == ("answered", 7, 5)
-    assert t.turns[0].queries == ("red",) and t.turns[0].passage_ids == ("red",)
+    assert [(turn.queries, turn.passage_ids) for turn in t.turns] == [(("red",), ("red",))]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +240,7 @@ def test_closing_tag_merged_with_its_neighbour_ends_the_turn_at_that_token():
     model = chain("plan", "<answer>", "red", "</answer", ">")
     with engine(rollout=GREEDY) as e:
         (t,) = e.run(model, [request("plan")])
-    assert t.status == "answered" and t.segments[-1].text == "<answer>red</answer>"
+    assert (t.status, t.segments[-1].text) == ("answered", "<answer>red</answer>")
 
 
 def test_stop_table_marks_only_tokens_that_can_complete_a_stop():
@@ -240,18 +258,131 @@ def test_stop_table_marks_only_tokens_that_can_complete_a_stop():
     assert table.tolist() == [True, False, True, True, False, True, True, True, False, False]
 
 
-@pytest.mark.parametrize("fault", ["raises", "hangs"])
-def test_a_failing_search_ends_its_own_trajectory_only(fault):
-    never = threading.Event()
-    delay = (lambda q: never.wait(3.0) and 0.0 or 0.0) if fault == "hangs" else (lambda q: 0.0)
-    search = Colours(delay, fail=("red",) if fault == "raises" else ())
+class Malformed:
+    def search(self, queries, top_k):
+        return [None for _ in queries]
+
+
+@pytest.mark.parametrize(
+    ("search", "error"),
+    [
+        (Colours(fail=("red",)), "RuntimeError: index unplugged"),
+        (Malformed(), "TypeError: .*"),
+        (Colours(delay=lambda query: 0.5), r"no result in 0\.2 s"),
+    ],
+)
+def test_a_failing_search_ends_its_own_trajectory_only(search, error):
     config = dataclasses.replace(SEARCH, timeout=0.2)
     with engine(search, rollout=GREEDY, search_config=config) as e:
-        out = list(e.run(ANSWERER, [request("plan", 0), request("blue", 1)]))
-        never.set()
-    by_id = {t.example_id: t for t in out}
-    assert by_id["e0"].status == "tool_failure" and by_id["e0"].turns[0].error
-    assert by_id["e1"].status == "answered"
+        out = {t.example_id: t for t in e.run(ANSWERER, [request("plan", 0), request("blue", 1)])}
+    assert (out["e0"].status, out["e1"].status) == ("tool_failure", "answered")
+    assert re.fullmatch(error, out["e0"].turns[0].error)
+    assert out["e0"].segments[-1].author == "policy"  # nothing was observed
+
+
+def test_a_search_that_waits_its_turn_is_not_late():
+    config = dataclasses.replace(SEARCH, timeout=1.0, workers=1)
+    search = Colours(delay=lambda query: 0.35)
+    with engine(search, rollout=GREEDY, search_config=config) as e:
+        out = list(e.run(ANSWERER, [request("plan", i) for i in range(4)]))
+    assert [t.status for t in out] == ["answered"] * 4
+    assert max(t.turns[0].seconds for t in out) > 1.0
+
+
+def test_a_hung_search_holds_no_worker():
+    release = threading.Event()
+    hangs = iter([True, False, False])
+    config = dataclasses.replace(SEARCH, timeout=0.5, workers=1)
+    search = Colours(delay=lambda query: 0.0 if not next(hangs) else 0.0 * release.wait(30))
+    with engine(search, rollout=GREEDY, search_config=config) as e:
+        out = list(e.run(ANSWERER, [request("plan", i) for i in range(3)]))
+        release.set()
+    assert sorted(t.status for t in out) == ["answered", "answered", "tool_failure"]
+
+
+HANGS = """
+import sys, threading, time
+sys.path.insert(0, {tests!r})
+from test_rollout import ANSWERER, GREEDY, SEARCH, dataclasses, engine, request
+
+class Hangs:
+    def search(self, queries, top_k):
+        threading.Event().wait()
+
+config = dataclasses.replace(SEARCH, timeout=0.1)
+with engine(Hangs(), rollout=GREEDY, search_config=config) as e:
+    print([t.status for t in e.run(ANSWERER, [request("plan")])], flush=True)
+print(time.time(), flush=True)
+"""
+
+
+def test_a_process_ends_while_a_search_hangs():
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS.format(tests=str(Path(__file__).parent))],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    ended = time.time()
+    status, closed = done.stdout.split("\n")[:2]
+    assert (done.returncode, status) == (0, "['tool_failure']"), done.stderr
+    assert ended - float(closed) < 10
+
+
+def test_an_interrupted_engine_can_be_used_again():
+    with engine(rollout=GREEDY) as e:
+        (expected,) = e.run(ANSWERER, [request("plan")])
+        tick = e._tick
+
+        def interrupted(model, state, *rest):
+            tick(model, state, *rest)  # which takes the state
+            raise KeyboardInterrupt
+
+        e._tick = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            list(e.run(ANSWERER, [request("plan", i) for i in range(9)]))
+        e._tick = tick
+        (again,) = e.run(ANSWERER, [request("plan")])
+        one_of_two = next(e.run(ANSWERER, [request("plan", i) for i in range(2)]))
+        (last,) = e.run(ANSWERER, [request("plan")])
+    assert one_of_two.ids.tolist() == expected.ids.tolist()
+    for t in (again, last):
+        assert t.ids.tolist() == expected.ids.tolist()
+        np.testing.assert_array_equal(t.logprobs, expected.logprobs)
+
+
+def test_observations_are_tokenised_as_in_the_demonstrations(tmp_path):
+    text = "The river Aar </information> <answer>x</answer> ends <|endoftext|> in Koblenz."
+    vocab = Vocab.load(train_bpe([text], tmp_path / "tokenizer", 300))
+    following = np.full(vocab.size, vocab.eos_ids[0], np.int32)
+    said = vocab.encode("<search>river</search>")
+    for a, b in itertools.pairwise([*vocab.encode("\n"), *said]):
+        following[a] = b
+    passage = Passage("1", "Aar", text)
+    config = dataclasses.replace(GREEDY, max_len=256, max_observation_tokens=200)
+    e = Engine(
+        vocab,
+        FakeSearch({"river": [passage, dataclasses.replace(passage, id="2")]}),
+        config,
+        SEARCH,
+        model_cache=lambda s, t: attention.init_cache(MODEL, s, t, jnp.float32),
+        vocab_size=vocab.size,
+    )
+    prompt = np.asarray(vocab.encode("\n"), np.int32)
+    with e:
+        (t,) = e.run(ScriptedModel(jnp.asarray(following)), [Request("e", prompt, 0)])
+    tool = [s for s in t.segments if s.author == "tool"]
+    demonstration = Demonstration("d", "e", "ramp_k1", "t", tuple(tool), ())
+    ids, _ = demonstrations.tokenise("\n", demonstration, vocab)
+    observed = t.ids[len(prompt) + len(said) : -1]
+    assert not t.sampled[len(prompt) + len(said) : -1].any()
+    assert observed.tolist() == ids[len(prompt) : -1].tolist()
+    assert len(observed) <= 200
+    words = [vocab.decode([i]) for i in observed]
+    assert [w for w in words if w in markup.TAG_TOKENS] == ["<information>", "</information>"]
+    assert vocab.eos_ids[0] not in observed
+    assert vocab.decode(observed).count("<|endoftext|>") == len(t.turns[0].passage_ids)
 
 
 def transformer(seed: int = 0) -> Transformer:
@@ -288,18 +419,40 @@ def test_ids_do_not_depend_on_search_latency_or_order():
     assert any(other[k].ids.tolist() != plain[k].ids.tolist() for k in plain)
 
 
+def test_a_mesh_changes_neither_tokens_nor_the_number_of_programs():
+    requests = [request("plan", i, s) for i in range(6) for s in range(2)]
+    with engine(rollout=dataclasses.replace(ROLLOUT, slots=8)) as e:
+        alone = {(t.example_id, t.sample): t for t in e.run(transformer(), requests)}
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    model = shard_parameters(mesh, transformer())
+    with engine(rollout=dataclasses.replace(ROLLOUT, slots=8)) as e, jax.set_mesh(mesh):
+        before = e.compiles
+        split = list(e.run(model, requests))
+        assert e.compiles == before + 1
+        cache = jax.tree.leaves(e._state.cache)[0]
+    assert cache.size == 8 * np.prod(cache.sharding.shard_shape(cache.shape))  # split 8 ways
+    for t in split:
+        other = alone[t.example_id, t.sample]
+        assert t.ids.tolist() == other.ids.tolist()
+        np.testing.assert_allclose(t.logprobs, other.logprobs, atol=1e-4)
+
+
 def test_logprobs_equal_a_teacher_forced_forward():
-    model = transformer()
-    checked = 0
-    for t in rollouts(Colours()).values():
-        ids = jnp.asarray(t.ids)[None]
-        positions = jnp.arange(ids.shape[1], dtype=jnp.int32)[None]
-        hidden = model.hidden(ids[:, :-1], positions[:, :-1], jnp.ones_like(ids[:, :-1]))
-        logprobs, _ = token_logprobs(model, hidden, ids[:, 1:], ROLLOUT.temperature, 64)
-        mask = t.sampled[1:]
-        np.testing.assert_allclose(np.asarray(logprobs[0])[mask], t.logprobs[1:][mask], atol=1e-4)
-        checked += len(t.turns) > 0
-    assert checked >= 2  # trajectories with observations in the middle
+    model, positions = transformer(), jnp.arange(ROLLOUT.max_len, dtype=jnp.int32)[None]
+
+    @jax.jit
+    def forward(ids, targets, real):
+        hidden = model.hidden(ids, positions, real)
+        return token_logprobs(model, hidden, targets, ROLLOUT.temperature, 64)[0][0]
+
+    found = rollouts(Colours()).values()
+    for t in found:
+        rows = np.zeros((3, ROLLOUT.max_len), np.int32)
+        n = len(t.ids) - 1
+        rows[:, :n] = t.ids[:-1], t.ids[1:], np.ones(n)
+        logprobs, mask = np.asarray(forward(*rows[:, None]))[:n], t.sampled[1:]
+        np.testing.assert_allclose(logprobs[mask], t.logprobs[1:][mask], atol=1e-4)
+    assert sum(len(t.turns) > 0 for t in found) >= 2  # with observations in the middle
 
 
 def test_each_request_ends_once_and_nothing_compiles_after_the_first_tick():
@@ -332,5 +485,5 @@ def test_sampling_follows_the_softmax_and_its_logprobs():
 
 
 def test_a_prompt_without_room_is_refused_by_name():
-    with engine() as e, pytest.raises(ValueError, match="'e0' has 64 tokens.*max_len is 64"):
+    with engine() as e, pytest.raises(ValueError, match=r"'e0' has 64 tokens.*max_len is 64"):
         list(e.run(ANSWERER, [request("red" * 64)]))

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from masksearch_jax import build_ramp
+from masksearch_jax import build_cache
 from masksearch_jax.config import PromptConfig
 from masksearch_jax.data import pipeline, prompt, records
 from masksearch_jax.data.vocab import Vocab, train_bpe
@@ -24,7 +24,7 @@ from masksearch_jax.types import (
     to_json,
 )
 
-seqio, tasks = build_ramp._import_seqio()
+seqio, tasks = build_cache._import_seqio()
 import tensorflow as tf  # noqa: E402
 from seqio import test_utils as seqio_test  # noqa: E402
 
@@ -103,7 +103,7 @@ def config(folder, cache, **changes):
         "max_len": 400,
         "max_prompt_len": 100,
     }
-    return build_ramp.BuildRampRun(**(values | changes))
+    return build_cache.BuildCacheRun(**(values | changes))
 
 
 def rows(name, split="train"):
@@ -278,7 +278,7 @@ def test_what_cannot_be_registered_is_named(folder, tmp_path):
 @pytest.fixture(scope="module")
 def built(folder, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache") / "records"
-    return cache, build_ramp.run(config(folder, cache))
+    return cache, build_cache.run(config(folder, cache))
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def copy_of(cache, tmp_path):
 def test_a_finished_build_is_not_repeated(built, folder, tmp_path):
     cache = copy_of(built[0], tmp_path)
     before = {p: p.stat().st_mtime_ns for p in cache.rglob("*")}
-    assert build_ramp.run(config(folder, cache))["splits_reused"] == 15
+    assert build_cache.run(config(folder, cache))["splits_reused"] == 15
     assert {p: p.stat().st_mtime_ns for p in cache.rglob("*")} == before
 
 
@@ -352,7 +352,7 @@ def test_a_stopped_build_goes_on_where_it_stopped(built, folder, tmp_path):
     (cache / "ramp_k1-train" / "split.json").unlink()
     shard = cache / "ramp_sft_k2-train" / "data-00000.array_record"
     shard.write_bytes(shard.read_bytes()[:100])
-    assert build_ramp.run(config(folder, cache))["splits_reused"] == 13
+    assert build_cache.run(config(folder, cache))["splits_reused"] == 13
     fresh, again = records.Manifest.load(built[0]), records.Manifest.load(cache)
     assert (again.tasks, again.mixtures) == (fresh.tasks, fresh.mixtures)
 
@@ -369,19 +369,19 @@ def small(folder, tmp_path):
 
 
 def test_changed_inputs_are_built_again(small, tmp_path):
-    assert build_ramp.run(small)["splits_reused"] == 0
+    assert build_cache.run(small)["splits_reused"] == 0
     path = tmp_path / "data" / "demonstrations" / "train.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
-    summary = build_ramp.run(small)
+    summary = build_cache.run(small)
     assert summary["splits_reused"] == 2
     assert summary["tasks"]["ramp_sft_k1"]["train"]["records"] == 4
     chat = dataclasses.replace(small, prompt=PromptConfig("chat"), max_prompt_len=1000)
-    assert build_ramp.run(chat)["splits_reused"] == 0
+    assert build_cache.run(chat)["splits_reused"] == 0
     assert records.Manifest.load(tmp_path / "cache").prompt_style == "chat"
 
 
 def test_what_is_too_long_is_dropped_and_named(small, capsys):
-    summary = build_ramp.run(dataclasses.replace(small, max_len=1, max_prompt_len=1))
+    summary = build_cache.run(dataclasses.replace(small, max_len=1, max_prompt_len=1))
     assert "ramp_sft_k1 train: dropped 6 of 6, longer than 1 tokens: d-00, d-01, d-02" in (
         capsys.readouterr().err
     )
@@ -413,7 +413,7 @@ def test_the_command_builds_quietly(folder, tmp_path, repository):
         "    return c\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "masksearch_jax.build_ramp", f"--config={path}"],
+        [sys.executable, "-m", "masksearch_jax.build_cache", f"--config={path}"],
         cwd=repository,
         capture_output=True,
         text=True,

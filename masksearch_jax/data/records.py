@@ -89,7 +89,7 @@ class Manifest:
         if not path.is_file():
             raise FileNotFoundError(
                 f"no {MANIFEST} in {str(folder)!r}: the cache was not built, or its build did not "
-                "finish; run `python -m masksearch_jax.build_ramp` to build or resume it"
+                "finish; run `python -m masksearch_jax.build_cache` to build or resume it"
             )
         obj = json.loads(path.read_text(encoding="utf-8"))
         if (found := obj.pop("format", None)) != FORMAT:

@@ -33,6 +33,11 @@ def initial(
     if not source:
         make = jax.jit(lambda: Transformer(config, compute, nnx.Rngs(seed)), out_shardings=placed)
         return make()
+    if not Path(source).exists() and "://" not in source:
+        raise InitError(
+            f"config.init is {source!r}, which is not a local folder; download the model first and "
+            "give the path of the folder that holds its config.json, or of checkpoints"
+        )
     if (Path(source) / "config.json").is_file():
         _check_same(source, hf.read_config(source), config)
         return hf.load(source, compute, mesh)
@@ -40,6 +45,15 @@ def initial(
         lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, placed
     )
     return checkpoint.load_params(source, like, config)
+
+
+def check_vocabulary(config: ModelConfig, size: int) -> None:
+    """Raises InitError when a tokenizer of `size` ids has some that the model does not embed."""
+    if size > config.vocab_size:
+        raise InitError(
+            f"the tokenizer has ids up to {size - 1}, but config.model.vocab_size is "
+            f"{config.vocab_size}: give the tokenizer of this model"
+        )
 
 
 def _check_same(folder: str, found: ModelConfig, asked: ModelConfig) -> None:

@@ -1,24 +1,26 @@
 """The device side of rollouts: one jitted `tick` extends some slots and decodes all that can.
 
-Axes: S slots, N tokens per tick, C chunks, E slots per chunk, P tokens per chunk, V vocabulary, L layers.
+Axes: S slots, N tokens per tick, C chunks, E slots per chunk, P tokens per chunk, V vocabulary,
+L layers.
 
 A slot's sequence of n tokens has n-1 of them in the cache and one pending (`last`), which the next
-decode step feeds. The host owns lengths: an inbox row says where its first token goes, so rewinding a
-slot is writing at an earlier place. Rows that do not take part write only beyond their own length.
+decode step feeds. The host owns lengths: an inbox row says where its first token goes, so rewinding
+a slot is writing at an earlier place. Rows that take no part write only beyond their own length.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-EXTEND_ROWS = (
-    8  # slots per extend chunk; fixed, so that numerics do not depend on who else is waiting
-)
+from masksearch_jax.sharding import CACHE, constrain
+
+EXTEND_ROWS = 8  # slots per extend chunk; fixed, so that numerics do not depend on who else waits
 
 
 class DeviceState(NamedTuple):
@@ -30,13 +32,14 @@ class DeviceState(NamedTuple):
 
 
 class Inbox(NamedTuple):
-    """What the host sends with a tick; numpy. Row r of chunk c belongs to slot[c, r], or to none (= S)."""
+    """What the host sends with a tick; numpy. Row r of chunk c is of slot[c, r], or of none (= S).
+
+    Of a row's valid ids all but the last are written to the cache, the last becomes pending.
+    """
 
     chunks: np.ndarray  # int32[], chunks in use
     slot: np.ndarray  # int32[C, E]
-    ids: (
-        np.ndarray
-    )  # int32[C, E, P]; all but the last valid id are written, the last becomes pending
+    ids: np.ndarray  # int32[C, E, P]
     start: np.ndarray  # int32[C, E], position of ids[..., 0]
     count: np.ndarray  # int32[C, E], valid ids
     decode: np.ndarray  # bool[S], slots that decode in this tick
@@ -71,9 +74,9 @@ def empty_inbox(slots: int, extend_tokens: int) -> Inbox:
 def stop_table(
     token_bytes: list[bytes], eos_ids: tuple[int, ...], stops: tuple[str, ...], size: int
 ):
-    """bool[V]: tokens after which a row waits for the host: EOS, or one that may complete a stop string.
+    """bool[V]: tokens after which a row waits for the host: EOS, or what may complete a stop.
 
-    A token may complete a stop `s` when up to some place in it, it ends with `s` or `s` ends with it.
+    A token may complete a stop `s` when up to some place in it, it ends with `s` or `s` with it.
     """
     ends = [s.encode() for s in stops]
 
@@ -90,8 +93,8 @@ def stop_table(
 def sample(logits, stream, position, seed, temperature: float):
     """Tokens and their log-probabilities at the sampling temperature: int32[S], float32[S].
 
-    logits: float32[S, V]. Each row draws one uniform from `fold_in(seed, stream, position)` and inverts
-    the cumulative distribution, so that a row's token depends on its own logits and stream alone.
+    logits: float32[S, V]. Each row draws one uniform from `fold_in(seed, stream, position)` and
+    inverts the cumulative distribution: its token depends on its own logits and stream alone.
     Temperature 0 takes the argmax and reports log-probabilities at temperature 1.
     """
     logprobs = jax.nn.log_softmax(logits / (temperature or 1.0), axis=-1)
@@ -129,7 +132,7 @@ def _extend(model, state: DeviceState, inbox: Inbox) -> DeviceState:
 
 
 def _emit(model, inbox, seed, stop, tokens: int, temperature: float, x, length, last, live, out):
-    """The end of a step: sample from x[S, M], record what live rows drew, embed it for the next step."""
+    """The end of a step: sample from x[S, M], record what live rows drew, embed it for the next."""
     ids, logprobs = sample(
         model.logits(model.final_norm(x)), inbox.stream, length + 1, seed, temperature
     )
@@ -176,15 +179,7 @@ def _decode(model, state: DeviceState, inbox: Inbox, seed, stop, tokens: int, te
         count=jnp.zeros((slots,), jnp.int32),
     )
     live = inbox.decode & (inbox.budget > 0)
-    carry = (
-        jnp.int32(0),
-        model.embed(state.last),
-        state.cache,
-        state.length,
-        state.last,
-        live,
-        out,
-    )
+    carry = (jnp.int32(0), model.embed(state.last), *state, live, out)
     _, _, cache, length, last, _, out = jax.lax.while_loop(unfinished, body, carry)
     return DeviceState(cache, length, last), out
 
@@ -199,11 +194,35 @@ def make_tick(*, tokens: int, temperature: float):
 
     def tick(model, state: DeviceState, inbox: Inbox, seed, stop):
         state = _extend(model, state, inbox)
-        return _decode(model, state, inbox, seed, stop, tokens, temperature)
+        state, sampled = _decode(model, state, inbox, seed, stop, tokens, temperature)
+        return _laid_out(state), sampled
 
     return jax.jit(tick, donate_argnums=1)
 
 
-def init_state(cache: Any, slots: int) -> DeviceState:
-    """Empty slots around a fresh KV cache."""
-    return DeviceState(cache, jnp.zeros((slots,), jnp.int32), jnp.zeros((slots,), jnp.int32))
+def init_state(make_cache: Callable[[], Any], slots: int) -> DeviceState:
+    """Empty slots around a fresh KV cache, laid out as every tick leaves them."""
+
+    @jax.jit
+    def make():
+        length, last = jnp.zeros((2, slots), jnp.int32)
+        return _laid_out(DeviceState(make_cache(), length, last))
+
+    return make()
+
+
+def is_alive(state: DeviceState | None) -> bool:
+    """False where there is none yet, and after an interrupt in a tick, which had taken it."""
+    return state is not None and not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def _laid_out(state: DeviceState) -> DeviceState:
+    """The state split over the mesh in force, if any: slots as a batch, kv heads over `tensor`.
+
+    Fixed, so that a tick takes the layout that it returns: another one would compile it again.
+    """
+    return DeviceState(
+        cache=jax.tree.map(lambda leaf: constrain(leaf, *CACHE), state.cache),
+        length=constrain(state.length, "batch"),
+        last=constrain(state.last, "batch"),
+    )

@@ -1,13 +1,14 @@
 """The host side of rollouts: slots, stops, searches and refills around the device's `tick`.
 
-A slot that waits for its search holds nobody: the others go on decoding, a finished slot is refilled at
-once. Tokens in, tokens out: a sampled id is appended, never decoded and encoded again.
+A slot that waits for its search holds nobody: the others go on decoding, a finished slot is
+refilled at once. Tokens in, tokens out: a sampled id is appended, never decoded and encoded again.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
@@ -19,6 +20,7 @@ import numpy as np
 from masksearch_jax import markup
 from masksearch_jax.config import RolloutConfig, SearchConfig
 from masksearch_jax.rollout import decode
+from masksearch_jax.rollout.pool import Call, SearchPool
 from masksearch_jax.types import Passage, Segment, Status, Trajectory, Turn
 
 
@@ -27,9 +29,9 @@ class Vocabulary(Protocol):
 
     eos_ids: tuple[int, ...]
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, *, literal: bool = False) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
-    def token_bytes(self, id: int) -> bytes: ...
+    def token_bytes(self, token_id: int) -> bytes: ...
     @property
     def size(self) -> int: ...
 
@@ -42,7 +44,7 @@ class Search(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A trajectory to sample. (stream, sample) seeds its randomness: equal pairs give equal tokens."""
+    """A trajectory to sample; equal (stream, sample) draw the same random numbers."""
 
     example_id: str
     prompt_ids: np.ndarray  # int32[P]
@@ -52,7 +54,7 @@ class Request:
 
 @dataclasses.dataclass
 class EngineStats:
-    """Counts and seconds since the engine was made; a step's figures are differences of two copies."""
+    """Counts and seconds since the engine was made; a step's figures are the growth over it."""
 
     ticks: int = 0
     sampled_tokens: int = 0
@@ -60,9 +62,7 @@ class EngineStats:
     searches: int = 0
     trajectories: int = 0
     device_seconds: float = 0.0
-    search_wait_seconds: float = (
-        0.0  # nothing could run on device: all open slots waited for search
-    )
+    search_wait_seconds: float = 0.0  # the device was idle: all open slots waited for search
     host_seconds: float = 0.0
     decode_rows: int = 0  # sum over ticks of slots that decoded
 
@@ -82,7 +82,7 @@ class _Slot:
     turn_bytes: bytearray = dataclasses.field(default_factory=bytearray)
     fed: int = 0  # position from which ids must still be sent to the device
     new_tokens: int = 0
-    search: futures.Future | None = None
+    search: Call | None = None
     queries: tuple[str, ...] = ()
     asked: float = 0.0
 
@@ -90,8 +90,9 @@ class _Slot:
 class Engine:
     """Samples trajectories with live search on a fixed array of slots.
 
-    model_cache(slots, length) makes the KV cache. Raises ValueError for a prompt that leaves no room.
-    Use as a context manager, or call `close`.
+    model_cache(slots, length) makes the KV cache, laid out over the mesh in force at `run`.
+    `search` is called from `search_config.workers` threads. Use as a context manager, or call
+    `close`; a `run` that was interrupted may be followed by another.
     """
 
     def __init__(
@@ -112,8 +113,9 @@ class Engine:
             decode.stop_table(table, tuple(vocab.eos_ids), markup.STOPS, vocab_size)
         )
         self._tick = decode.make_tick(tokens=rollout.tick_tokens, temperature=rollout.temperature)
-        self._state = decode.init_state(model_cache(rollout.slots, rollout.max_len), rollout.slots)
-        self._pool = futures.ThreadPoolExecutor(search_config.workers, "search")
+        self._make_cache = functools.partial(model_cache, rollout.slots, rollout.max_len)
+        self._state: decode.DeviceState | None = None
+        self._pool = SearchPool(search_config.workers)
         self._slots: list[_Slot | None] = [None] * rollout.slots
         self._seed = np.uint32(rollout.seed)
 
@@ -124,18 +126,23 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
 
     @property
     def compiles(self) -> int:
-        """Programs of this kind compiled in this process; does not grow after an engine's first tick."""
+        """Programs of this kind compiled in this process: as many after the first tick as ever."""
         return self._tick._cache_size()
 
     def run(
         self, model: Any, requests: Iterable[Request], version: int = 0
     ) -> Iterator[Trajectory]:
-        """Trajectories as they finish, one per request, in no fixed order."""
+        """Trajectories as they finish, one per request, in no fixed order.
+
+        Raises ValueError for a prompt that leaves no room to answer.
+        """
         queue = collections.deque(requests)
+        if not decode.is_alive(self._state):
+            self._state = decode.init_state(self._make_cache, self.cfg.slots)
         try:
             while queue or any(self._slots):
                 started = time.perf_counter()
@@ -149,6 +156,9 @@ class Engine:
                     self._wait_for_search()
                 yield from finished
         finally:
+            for slot in self._slots:
+                if slot and slot.search:
+                    self._pool.abandon(slot.search)
             self._slots = [None] * self.cfg.slots
 
     # ---- opening and feeding slots
@@ -265,14 +275,15 @@ class Engine:
     # ---- search
 
     def _ask(self, slot: _Slot, queries: tuple[str, ...]) -> None:
-        """Send the queries to the pool; a search without a query finds nothing, at no cost."""
+        """Send the queries to the pool; a search without a query finds nothing."""
         slot.queries, slot.asked = queries, time.perf_counter()
         self.stats.searches += 1
-        if queries:
-            slot.search = self._pool.submit(self.search.search, queries, self.search_cfg.top_k)
-        else:
-            slot.search = futures.Future()
-            slot.search.set_result([])
+        slot.search = self._pool.submit(functools.partial(self._find, queries))
+
+    def _find(self, queries: tuple[str, ...]) -> tuple[Passage, ...]:
+        """The pool's work; what a tool returns is read here, so that its errors are the tool's."""
+        found = self.search.search(queries, self.search_cfg.top_k) if queries else []
+        return markup.merge_results(found, self.search_cfg.max_passages)
 
     def _collect_searches(self) -> list[Trajectory]:
         """Put finished searches into their slots; a failed or late one ends its trajectory."""
@@ -280,12 +291,13 @@ class Engine:
         for i, slot in enumerate(self._slots):
             if slot is None or slot.search is None:
                 continue
-            waited = time.perf_counter() - slot.asked
+            now = time.perf_counter()
             if slot.search.done():
-                status = self._observe(slot, waited)
-            elif waited > self.search_cfg.timeout:
-                slot.search.cancel()
-                status = self._fail(slot, waited, f"no result in {self.search_cfg.timeout:g} s")
+                status = self._observe(slot, now - slot.asked)
+            elif now > self._deadline(slot.search, now):
+                self._pool.abandon(slot.search)
+                late = f"no result in {self.search_cfg.timeout:g} s"
+                status = self._fail(slot, now - slot.asked, late)
             else:
                 continue
             slot.search = None
@@ -295,19 +307,18 @@ class Engine:
 
     def _observe(self, slot: _Slot, waited: float) -> Status | None:
         """Append the result's tokens, encoded on their own, to the slot."""
-        try:
-            results = slot.search.result()
-            passages = markup.merge_results(results, self.search_cfg.max_passages)
-        except Exception as error:
+        if (error := slot.search.exception()) is not None:
             return self._fail(slot, waited, f"{type(error).__name__}: {error}")
+        # A document's own control tokens stay text, here as in the demonstrations.
+        encode = functools.partial(self.vocab.encode, literal=True)
         room = min(self.cfg.max_observation_tokens, self.cfg.max_len - len(slot.ids) - 1)
         text, shown = markup.render_information(
-            passages, max_tokens=room, count_tokens=lambda t: len(self.vocab.encode(t))
+            slot.search.result(), max_tokens=room, count_tokens=lambda t: len(encode(t))
         )
         slot.turns.append(
             Turn(slot.queries, tuple(p.id for p in shown), tuple(p.title for p in shown), waited)
         )
-        ids = self.vocab.encode(text)
+        ids = encode(text)
         if len(ids) > self.cfg.max_len - len(slot.ids) - 1:
             return "out_of_tokens"
         slot.fed = len(slot.ids) - 1  # the pending token goes first
@@ -323,14 +334,15 @@ class Engine:
         slot.turns.append(Turn(slot.queries, (), (), waited, error))
         return "tool_failure"
 
+    def _deadline(self, call: Call, now: float) -> float:
+        """When a call is late; its clock starts with it, since waiting its turn is our doing."""
+        return (now if call.started is None else call.started) + self.search_cfg.timeout
+
     def _wait_for_search(self) -> None:
         """Sleep until a search ends or the earliest deadline passes."""
         started = time.perf_counter()
-        waiting = [s for s in self._slots if s and s.search]
-        deadline = min(s.asked for s in waiting) + self.search_cfg.timeout
-        futures.wait(
-            [s.search for s in waiting],
-            timeout=max(0.0, deadline - started) + 1e-3,
-            return_when=futures.FIRST_COMPLETED,
-        )
+        calls = [s.search for s in self._slots if s and s.search]
+        deadline = min(self._deadline(call, started) for call in calls)
+        left = max(0.0, deadline - started) + 1e-3
+        futures.wait(calls, left, return_when=futures.FIRST_COMPLETED)
         self.stats.search_wait_seconds += time.perf_counter() - started

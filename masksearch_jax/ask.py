@@ -1,0 +1,151 @@
+"""Ask a trained agent one question and watch it search.
+
+    python -m masksearch_jax.ask --config=configs/ask.py --config.init=runs/quickstart/hf \\
+        --config.question="Which currency is used in the country whose capital is Oslo?"
+
+A question with `[mask]` in it is a paragraph to fill. The architecture is read from the folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from masksearch_jax import cli, markup
+from masksearch_jax.config import (
+    ComputeConfig,
+    MeshConfig,
+    PromptConfig,
+    RolloutConfig,
+    SearchConfig,
+)
+from masksearch_jax.data import prompt
+from masksearch_jax.data.vocab import Vocab
+from masksearch_jax.models import attention, hf
+from masksearch_jax.models.initial import check_vocabulary
+from masksearch_jax.rollout.engine import Engine, Request
+from masksearch_jax.search.tool import SearchError, SearchTool, open_tool
+from masksearch_jax.sharding import make_mesh
+from masksearch_jax.types import Example, Passage, QAExample, RampExample, Trajectory
+
+_STYLES = {"search": "36", "found": "2", "answer": "1;32", "failed": "31"}  # ANSI codes
+
+
+@dataclasses.dataclass(frozen=True)
+class AskRun:
+    """`ask`: one trajectory of a model in HF format, with live search."""
+
+    init: str  # HF folder
+    question: str  # a question, or a paragraph with [mask] in it
+    tokenizer: str  # folder with tokenizer.json; empty: that of init
+    compute: ComputeConfig
+    mesh: MeshConfig
+    prompt: PromptConfig
+    search: SearchConfig
+    rollout: RolloutConfig
+
+
+class Screen:
+    """Lines with a label in front; coloured on a terminal, unless NO_COLOR is set."""
+
+    def __init__(self, file: TextIO):
+        self._file = file
+        self._colour = file.isatty() and not os.environ.get("NO_COLOR")
+
+    def show(self, label: str, text: str, style: str) -> None:
+        codes = _STYLES[style]
+        shown = f"\x1b[{codes}m{text}\x1b[0m" if self._colour else text
+        print(f"{label:>8}  {shown}", file=self._file, flush=True)
+
+
+class ShownSearch:
+    """A search tool that shows each call: its queries, then the titles that the agent reads."""
+
+    def __init__(self, tool: SearchTool, screen: Screen, max_passages: int):
+        self._tool, self._screen, self._max = tool, screen, max_passages
+
+    def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
+        for i, query in enumerate(queries):
+            self._screen.show("" if i else "search", query, "search")
+        found = self._tool.search(queries, top_k)
+        passages = markup.merge_results(found, self._max)
+        for passage in passages:
+            self._screen.show("", passage.title, "found")
+        if not passages:
+            self._screen.show("", "nothing found", "found")
+        return found
+
+
+def run(cfg: AskRun) -> Trajectory:
+    """The trajectory, shown on stdout while it is sampled.
+
+    Raises ConfigError for no question or an `init` that is no folder, SearchError when a search
+    failed.
+    """
+    if not cfg.question.strip():
+        raise cli.ConfigError("config.question is empty; it must be a question, or hold a [mask]")
+    if not Path(cfg.init).is_dir():
+        raise cli.ConfigError(
+            f"config.init is {cfg.init!r}, which is not a local folder; it must be one in Hugging "
+            "Face format, such as export_hf writes"
+        )
+    config = hf.read_config(cfg.init)
+    vocab = Vocab.load(cfg.tokenizer or cfg.init)
+    check_vocabulary(config, vocab.size)
+    screen = Screen(sys.stdout)
+    tool = ShownSearch(open_tool(cfg.search), screen, cfg.search.max_passages)
+    mesh = make_mesh(cfg.mesh)
+    model = hf.load(cfg.init, cfg.compute, mesh)
+    engine = Engine(
+        vocab,
+        tool,
+        cfg.rollout,
+        cfg.search,
+        model_cache=lambda slots, length: attention.init_cache(
+            config, slots, length, jnp.dtype(cfg.compute.dtype)
+        ),
+        vocab_size=config.vocab_size,
+    )
+    text = prompt.render(as_example(cfg.question), cfg.prompt.style, vocab)
+    request = Request("question", np.asarray(vocab.encode(text), np.int32), stream=0)
+    with jax.set_mesh(mesh), engine:
+        (trajectory,) = engine.run(model, [request])
+    show_end(screen, trajectory)
+    return trajectory
+
+
+def as_example(question: str) -> Example:
+    """A paragraph to fill where there is a `[mask]`, else a question; neither with an answer."""
+    question = question.strip()
+    if markup.MASK in question:
+        return RampExample("question", "", "", masked=question, paragraph="", spans=())
+    return QAExample("question", "", question, ())
+
+
+def show_end(screen: Screen, trajectory: Trajectory) -> None:
+    """The answer, or how it ended without one. Raises SearchError when the search tool failed."""
+    if trajectory.status == "tool_failure":
+        raise SearchError(f"the search failed: {trajectory.turns[-1].error}")
+    answer = markup.extract_answer(trajectory.text_by("policy"))
+    if answer is None:
+        screen.show("", f"no answer ({trajectory.status.replace('_', ' ')})", "failed")
+    else:
+        screen.show("answer", answer, "answer")
+    screen.show(
+        "",
+        f"{len(trajectory.turns)} searches, {int(trajectory.sampled.sum())} tokens, "
+        f"{trajectory.seconds:.1f} s",
+        "found",
+    )
+
+
+if __name__ == "__main__":
+    cli.run(lambda cfg: run(cfg) and None, AskRun)

@@ -1,0 +1,216 @@
+"""Tokenise RAMP examples, questions and demonstrations into the cache that training reads.
+
+    python -m masksearch_jax.build_cache --config=configs/build_cache.py \\
+        --config.folder=DATA --config.cache=DATA/cache --config.tokenizer=PATH
+
+The folder's layout is that of `data.tasks`. A split built from the same inputs is kept, so the same
+command resumes a stopped build; the manifest comes last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from masksearch_jax import cli
+from masksearch_jax.config import PromptConfig
+from masksearch_jax.data import prompt, records
+from masksearch_jax.data.vocab import Vocab
+from masksearch_jax.progress import Progress
+from masksearch_jax.types import QAExample, RampExample
+
+# Rendered into every split's hash, so that a change of the prompt's wording rebuilds the cache.
+_PROBES = (
+    RampExample("", "", "Title", "A [mask] here.", "A thing here.", ()),
+    QAExample("", "", "Which thing?", ("This",)),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildCacheRun:
+    """`build_cache`: JSONL records to tokenised records."""
+
+    folder: str  # holds ramp/, questions/, demonstrations/ as `data.tasks` describes
+    cache: str  # folder to write
+    tokenizer: str  # folder with tokenizer.json
+    prompt: PromptConfig
+    max_len: int  # tokens of a demonstration; longer ones are dropped and counted
+    max_prompt_len: int  # tokens of a prompt; longer ones are dropped and counted
+
+
+def run(cfg: BuildCacheRun) -> dict[str, Any]:
+    """Builds or resumes the cache; per task and split its counts, and what the build cost."""
+    started = time.monotonic()
+    vocab = Vocab.load(cfg.tokenizer)
+    source = _source_hash(cfg, vocab, sorted(Path(cfg.folder).glob("*/*.jsonl")))
+    done = _finished(cfg.cache, source)
+    if done is not None:
+        return _summary(done, sum(map(len, done.tasks.values())), time.monotonic() - started)
+    seqio, tasks = _import_seqio()
+    names = tasks.register(cfg.folder, cfg.tokenizer, cfg.prompt.style)
+    (Path(cfg.cache) / records.MANIFEST).unlink(missing_ok=True)  # of other inputs
+    built: dict[str, dict[str, records.Split]] = {}
+    reused = 0
+    for task in (seqio.TaskRegistry.get(n) for n in names if n in seqio.TaskRegistry.names()):
+        for split in task.splits:
+            inputs = _source_hash(cfg, vocab, tasks.inputs_of(cfg.folder, task.name, split))
+            found = records.finished_split(cfg.cache, task.name, split)
+            if found is not None and found.source == inputs:
+                reused += 1
+            else:
+                found = _build(cfg, task, split, inputs)
+            built.setdefault(task.name, {})[split] = found
+    manifest = records.Manifest(
+        folder=Path(cfg.cache),
+        source=source,
+        tokenizer=vocab.fingerprint,
+        vocab_size=vocab.size,
+        eos_id=vocab.eos_ids[0],
+        pad_id=vocab.pad_id,
+        prompt_style=cfg.prompt.style,
+        tasks=built,
+        mixtures={n: _rates(seqio, n, built) for n in names if n in seqio.MixtureRegistry.names()},
+    )
+    manifest.save()
+    return _summary(manifest, reused, time.monotonic() - started)
+
+
+def _finished(cache: str, source: str) -> records.Manifest | None:
+    """The manifest of a cache already built from these inputs, None where there is work to do."""
+    try:
+        manifest = records.Manifest.load(cache)
+    except (OSError, ValueError):
+        return None
+    whole = all(
+        records.finished_split(cache, task, split) == found
+        for task, splits in manifest.tasks.items()
+        for split, found in splits.items()
+    )
+    return manifest if manifest.source == source and whole else None
+
+
+def _import_seqio() -> tuple[Any, Any]:
+    """The modules `seqio` and `data.tasks`; they bring TensorFlow, which takes seconds."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    with _hushed():
+        import seqio
+        import tensorflow as tf
+        from absl import logging
+
+        from masksearch_jax.data import tasks
+
+        tf.config.set_visible_devices([], "GPU")  # the GPU is for training
+        logging.set_verbosity(logging.ERROR)
+    return seqio, tasks
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Keeps back what C++ libraries write to stderr on import, unless the import fails."""
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(kept, said.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _build(cfg: BuildCacheRun, task: Any, split: str, source: str) -> records.Split:
+    """Writes one split of one task, in the order of its file."""
+    kind = "sft" if "agent" in task.output_features else "prompt"
+    data = task.get_dataset(
+        sequence_length=None, split=split, shuffle=False, num_epochs=1, try_in_mem_cache=False
+    )
+    total = task.num_input_examples(split)
+    with Progress(f"{task.name} {split}", total) as progress:
+        written = records.write_split(
+            cfg.cache,
+            task.name,
+            split,
+            _records(data.as_numpy_iterator(), kind, progress),
+            kind=kind,
+            max_len=cfg.max_len if kind == "sft" else cfg.max_prompt_len,
+            source=source,
+        )
+        progress.update(total, records=written.records, tokens=written.tokens)
+    if written.dropped:
+        named = ", ".join(written.dropped_ids)
+        print(
+            f"  {task.name} {split}: dropped {written.dropped} of {total}, longer than "
+            f"{written.max_len} tokens: {named}{', …' if written.dropped > 20 else ''}",
+            file=sys.stderr,
+        )
+    return written
+
+
+def _records(
+    rows: Iterator[dict[str, Any]], kind: records.Kind, progress: Progress
+) -> Iterator[records.Record]:
+    for done, row in enumerate(rows, 1):
+        name = row["id"].decode()
+        if kind == "sft":
+            yield {"id": name, "ids": row["targets"], "agent": row["agent"].astype(np.bool_)}
+        else:
+            yield {"id": name, "ids": row["inputs"], "example": row["example"].decode()}
+        progress.update(done)
+
+
+def _source_hash(cfg: BuildCacheRun, vocab: Vocab, files: list[Path]) -> str:
+    """A hash of all that decides a split: files, tokenizer, prompts, limits, format."""
+    digest = hashlib.sha256()
+    limits = records.FORMAT, cfg.max_len, cfg.max_prompt_len, cfg.prompt.style, vocab.fingerprint
+    probes = [prompt.render(p, cfg.prompt.style, vocab) for p in _PROBES]
+    digest.update(repr((limits, probes)).encode())
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(f"{path.parent.name}/{path.name}".encode())
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _rates(seqio: Any, name: str, built: dict[str, dict[str, records.Split]]) -> dict[str, float]:
+    """Rates of a mixture's tasks, as seqio has them; tasks that kept no record are left out."""
+    mixture = seqio.MixtureRegistry.get(name)
+    kept = (t for t in mixture.tasks if any(s.records for s in built[t.name].values()))
+    return {t.name: float(mixture.get_rate(t)) for t in kept}
+
+
+def _summary(manifest: records.Manifest, reused: int, seconds: float) -> dict[str, Any]:
+    keys = ("records", "tokens", "agent_tokens", "longest", "dropped")
+    return {
+        "tasks": {
+            task: {split: {k: getattr(s, k) for k in keys} for split, s in splits.items()}
+            for task, splits in manifest.tasks.items()
+        },
+        "mixtures": {name: list(rates) for name, rates in manifest.mixtures.items()},
+        "splits_reused": reused,
+        "seconds": round(seconds, 1),
+    }
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    for task, splits in summary["tasks"].items():
+        for split, counts in splits.items():
+            print(f"{task} {split}: " + ", ".join(f"{v:,} {k}" for k, v in counts.items()))
+    print(f"{summary['splits_reused']} splits kept, {summary['seconds']} s")
+
+
+if __name__ == "__main__":
+    cli.run(lambda cfg: _print_summary(run(cfg)), BuildCacheRun)

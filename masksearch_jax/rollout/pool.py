@@ -1,0 +1,80 @@
+"""Searches in flight, on daemon threads: one that hangs holds up neither the others nor the exit.
+
+`concurrent.futures` has a pool too, but the interpreter joins its threads before it ends.
+"""
+
+from __future__ import annotations
+
+import functools
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent import futures
+from typing import Any
+
+
+class Call(futures.Future):
+    """One call of `work`. `started` is None while it waits its turn, then a `perf_counter` time."""
+
+    def __init__(self, work: Callable[[], Any]):
+        super().__init__()
+        self.work = work
+        self.started: float | None = None
+        self.abandoned = False
+
+
+class SearchPool:
+    """Runs calls on `workers` threads, in the order of `submit`."""
+
+    def __init__(self, workers: int):
+        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._threads: list[threading.Thread] = []
+        for _ in range(workers):
+            self._add_thread()
+
+    def submit(self, work: Callable[[], Any]) -> Call:
+        call = Call(work)
+        self._calls.put(call)
+        return call
+
+    def abandon(self, call: Call) -> None:
+        """Nobody waits for the call any more: it is not begun, or its thread is replaced."""
+        with self._lock:
+            if call.done() or call.cancel():
+                return
+            call.abandoned = True  # its thread ends when, and if, it comes back
+        self._add_thread()
+
+    def close(self, wait: float = 1.0) -> None:
+        """Drops what has not begun and waits at most `wait` seconds for what has."""
+        self._closed = True
+        for _ in self._threads:
+            self._calls.put(None)
+        deadline = time.monotonic() + wait
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _add_thread(self) -> None:
+        thread = threading.Thread(target=self._serve, name="search", daemon=True)
+        self._threads = [t for t in self._threads if t.is_alive()]
+        thread.start()
+        self._threads.append(thread)
+
+    def _serve(self) -> None:
+        while (call := self._calls.get()) is not None:
+            if self._closed:
+                call.cancel()
+            if not call.set_running_or_notify_cancel():
+                continue
+            call.started = time.perf_counter()
+            try:
+                end = functools.partial(call.set_result, call.work())
+            except BaseException as error:  # a panic of a Rust library is no Exception
+                end = functools.partial(call.set_exception, error)
+            with self._lock:
+                end()
+                if call.abandoned:
+                    return

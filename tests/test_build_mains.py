@@ -1,0 +1,448 @@
+"""The mains one after another, by their configs' own paths, and what each says of bad input."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from configs import common
+from masksearch_jax import (
+    ask,
+    build_cache,
+    build_index,
+    build_ramp,
+    build_trajectories,
+    cli,
+    evaluate,
+    export_hf,
+    train_dapo,
+    train_sft,
+    train_state,
+)
+from masksearch_jax.checkpoint import Checkpointer
+from masksearch_jax.config import (
+    CheckpointConfig,
+    ComputeConfig,
+    ModelConfig,
+    OptimConfig,
+    to_dataclass,
+)
+from masksearch_jax.data import corpus, prompt
+from masksearch_jax.data.ramp import read_jsonl
+from masksearch_jax.data.vocab import Vocab, train_bpe
+from masksearch_jax.models import hf
+from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.types import Passage, QAExample, RampExample
+
+MAINS = {
+    "ask": (ask.run, ask.AskRun),
+    "build_cache": (build_cache.run, build_cache.BuildCacheRun),
+    "build_index": (build_index.run, build_index.BuildIndexRun),
+    "build_ramp": (build_ramp.run, build_ramp.BuildRampRun),
+    "build_trajectories": (build_trajectories.run, build_trajectories.BuildTrajectoriesRun),
+    "evaluate": (evaluate.run, evaluate.EvalRun),
+    "export_hf": (export_hf.run, export_hf.ExportRun),
+    "train_dapo": (train_dapo.run, train_dapo.DapoRun),
+    "train_sft": (train_sft.run, train_sft.SftRun),
+}
+TOWNS = [
+    "Oslo",
+    "Bergen",
+    "Paris",
+    "Lyon",
+    "Rome",
+    "Milan",
+    "Madrid",
+    "Seville",
+    "Berlin",
+    "Munich",
+    "Vienna",
+    "Graz",
+]
+TINY = to_dataclass(ModelConfig, common.model("tiny"))
+FLOAT32 = ComputeConfig("float32", "float32", "xla", "none", 1024)
+
+
+def run(repository, main, config, **overrides):
+    """What `python -m masksearch_jax.MAIN --config=configs/CONFIG` does, in this process."""
+    fn, schema = MAINS[main]
+    argv = [main, f"--config={repository / 'configs' / config}"]
+    argv += [f"--config.{k.replace('__', '.')}={v}" for k, v in overrides.items()]
+    result = []
+    cli.run(lambda cfg: result.append(fn(cfg)), schema, argv)
+    return result[0]
+
+
+def failure(capsys, repository, main, config, **overrides):
+    """The one line on stderr, after what was dropped, of a command that must fail; its status."""
+    with pytest.raises(SystemExit) as end:
+        run(repository, main, config, **overrides)
+    *before, last = capsys.readouterr().err.strip().splitlines()
+    assert last.startswith("error: ")
+    assert not any("Traceback" in line for line in before)
+    return end.value.code, last.removeprefix("error: ")
+
+
+def passages():
+    for i, town in enumerate(TOWNS):
+        text = (
+            f"{town} is a town that was founded in {1100 + 7 * i} by King Harald on the river "
+            f"Glomma, and its university was opened in {1811 + i} by the physicist Marie Curie."
+        )
+        yield Passage(f"town:{i}", town, text)
+
+
+def write_lines(path, rows):
+    lines = (r if isinstance(r, str) else json.dumps(r) for r in rows)
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def question(i, gold):
+    return {
+        "qid": f"q{i}",
+        "dataset": "towns",
+        "question": f"When was {TOWNS[i]} founded?",
+        "answers": [str(1100 + 7 * i)],
+        "gold": gold,
+    }
+
+
+@pytest.fixture
+def towns(tmp_path):
+    """A corpus of a dozen passages and as many questions about them."""
+    corpus.write_passages(tmp_path / "towns.jsonl", passages())
+    asked = [question(i, [f"town:{i}"]) for i in range(len(TOWNS))]
+    write_lines(tmp_path / "questions.jsonl", asked)
+    return tmp_path
+
+
+def build(repository, place, **overrides):
+    settings = {
+        "corpus__path": place / "towns.jsonl",
+        "corpus__questions": place / "questions.jsonl",
+        "folder": place / "out",
+        "ramp__heldout_fraction": 0.3,
+    }
+    return run(repository, "build_ramp", "build_ramp.py", **(settings | overrides))
+
+
+# ---- build_ramp
+
+
+def test_every_record_is_written_or_counted(towns, repository, capsys):
+    rows = [json.dumps({"id": p.id, "title": p.title, "text": p.text}) for p in passages()]
+    write_lines(towns / "towns.jsonl", [*rows[:3], "{oops", *rows[3:], rows[0]])
+    asked = [question(i, [f"town:{i}"]) for i in range(4)] + [question(4, ["town:99"]), "[]"]
+    write_lines(towns / "questions.jsonl", asked)
+    made = build(repository, towns, corpus__max_bad_fraction=0.5)
+    said = capsys.readouterr().err
+    assert f"dropped {towns / 'towns.jsonl'}:4: not JSON" in said
+    assert f"dropped {towns / 'towns.jsonl'}:14: duplicate id: 'town:0'" in said
+    assert f"dropped {towns / 'questions.jsonl'}:6:" in said
+    assert made["corpus"] == {"in": 14, "out": 12, "dropped": {"not JSON": 1, "duplicate id": 1}}
+    assert made["questions"]["in"] == 6
+    assert made["questions"]["dropped"] == {"malformed": 1, "gold passage not in the corpus": 1}
+    out = towns / "out"
+    assert list(corpus.read_passages(out / "passages.jsonl")) == list(passages())
+    assert not (out / "paragraphs.jsonl").exists()
+    splits = {s: read_jsonl(out / "ramp" / f"{s}.jsonl", RampExample) for s in ("train", "heldout")}
+    titles = {s: {e.title for e in examples} for s, examples in splits.items()}
+    assert titles["train"] | titles["heldout"] == set(TOWNS)
+    assert not titles["train"] & titles["heldout"]
+    asked = [p for s in ("train", "heldout") for p in [out / "questions" / f"{s}.jsonl"]]
+    kept = [q for p in asked if p.exists() for q in read_jsonl(p, QAExample)]
+    assert sorted(q.id for q in kept) == ["q0", "q1", "q2", "q3"]
+    by_masks = made["ramp"]["by_masks"]
+    assert {s: sum(n.values()) for s, n in by_masks.items()} == {
+        s: len(examples) for s, examples in splits.items()
+    }
+    saved = json.loads((out / "counts.json").read_text())
+    assert {k: saved[k] for k in made} == made
+
+
+def contents(folder):
+    return {
+        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes())
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+def test_the_same_command_changes_nothing(towns, repository):
+    first = build(repository, towns)
+    before = contents(towns / "out")
+    assert build(repository, towns) == first
+    assert contents(towns / "out") == before
+
+
+@pytest.mark.parametrize("damage", ["ramp/train.jsonl", "passages.jsonl", "counts.json"])
+def test_a_damaged_build_is_made_whole(towns, repository, damage):
+    first = build(repository, towns)
+    before = {name: text for name, (_, text) in contents(towns / "out").items()}
+    (towns / "out" / damage).unlink()
+    assert build(repository, towns) == first
+    assert {name: text for name, (_, text) in contents(towns / "out").items()} == before
+
+
+def test_other_inputs_leave_nothing_of_the_earlier_ones(towns, repository):
+    build(repository, towns)
+    assert (towns / "out" / "questions" / "train.jsonl").is_file()
+    made = build(repository, towns, corpus__questions="", corpus__limit=6)
+    assert made["corpus"]["out"] == 6
+    assert made["questions"] == {"in": 0, "out": 0, "dropped": {}, "train": 0, "heldout": 0}
+    assert not list((towns / "out" / "questions").glob("*"))
+    found = read_jsonl(towns / "out" / "ramp" / "train.jsonl", RampExample)
+    assert {e.title for e in found} <= set(TOWNS[:6])
+
+
+def test_a_build_that_fails_is_not_taken_for_whole(towns, repository, capsys):
+    build(repository, towns)
+    short = {"corpus__path": towns / "towns.jsonl", "folder": towns / "out", "ramp__max_words": 9}
+    status, said = failure(capsys, repository, "build_ramp", "build_ramp.py", **short)
+    assert status == 2
+    assert "no training example came out of 12 paragraphs (dropped: {'too_long': 12}" in said
+    assert not (towns / "out" / "counts.json").exists()
+
+
+def test_the_atlas_has_paragraphs_of_its_own(tmp_path, repository):
+    made = run(repository, "build_ramp", "build_ramp.py:runlocal", folder=tmp_path)
+    assert made["corpus"] == {"in": 300, "out": 300, "dropped": {}}
+    paragraphs = list(corpus.read_passages(tmp_path / "paragraphs.jsonl"))
+    assert made["ramp"]["in"] == len(paragraphs) == 900
+    known = {p.id for p in corpus.read_passages(tmp_path / "passages.jsonl")}
+    asked = read_jsonl(tmp_path / "questions" / "train.jsonl", QAExample)
+    assert {p.id.partition("#")[0] for p in paragraphs} == known
+    assert {g for q in asked for g in q.gold} <= known
+
+
+# ---- bad input
+
+
+def test_a_corpus_that_cannot_be_used(tmp_path, repository, capsys):
+    for main, config in (("build_ramp", "build_ramp.py"), ("build_index", "build_index.py")):
+        told = (capsys, repository, main, config)
+        out = {"folder" if main == "build_ramp" else "index": tmp_path / "out"}
+        status, said = failure(*told, corpus__path=tmp_path / "none.jsonl", **out)
+        assert (status, said) == (
+            1,
+            f"cannot read the corpus {tmp_path / 'none.jsonl'}: No such file or directory",
+        )
+        empty = write_lines(tmp_path / "empty.jsonl", [])
+        status, said = failure(*told, corpus__path=empty, **out)
+        assert (status, said) == (1, f"the corpus {empty} is empty")
+        rows = [json.dumps({"id": p.id, "title": p.title, "text": p.text}) for p in passages()]
+        bad = write_lines(tmp_path / "bad.jsonl", [rows[0], '{"id": 1', *rows[1:]])
+        status, said = failure(*told, corpus__path=bad, **out)
+        assert status == 1
+        assert f"the first is {bad}:2: not JSON" in said
+        assert "more than max_bad_fraction 0.01 allows" in said
+        assert not (tmp_path / "out" / "manifest.json").exists()
+        assert not (tmp_path / "out" / "counts.json").exists()
+
+
+def test_questions_of_another_corpus(towns, repository, capsys):
+    write_lines(towns / "questions.jsonl", [question(0, ["wiki:7"])])
+    settings = {"corpus__path": towns / "towns.jsonl", "folder": towns / "out"}
+    settings["corpus__questions"] = towns / "questions.jsonl"
+    status, said = failure(capsys, repository, "build_ramp", "build_ramp.py", **settings)
+    assert status == 2
+    assert "not one of the 1 questions" in said
+    assert "('wiki:7',)" in said
+
+
+def test_a_typo_names_the_key(repository, capsys):
+    status, said = failure(capsys, repository, "build_ramp", "build_ramp.py", ramp__max_mask=3)
+    assert status == 2
+    assert said.endswith("did you mean --config.ramp.max_masks?")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """An HF folder with a random tiny model and a tokenizer trained on the towns."""
+    folder = tmp_path_factory.mktemp("small")
+    train_bpe((p.text for p in passages()), folder / "tokenizer", 512)
+    model = Transformer(TINY, FLOAT32, nnx.Rngs(0))
+    hf.save(model, folder / "model", tokenizer_dir=folder / "tokenizer")
+    return folder / "model"
+
+
+def broken(small, folder, change):
+    """A copy of the HF folder with its tensors as `change` makes them."""
+    folder.mkdir()
+    for path in small.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(small / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_tensor_that_is_missing_or_misshapen(small, tmp_path, repository, capsys):
+    name = "model.layers.2.mlp.up_proj.weight"
+    missing = broken(small, tmp_path / "missing", lambda t: t.pop(name))
+    shape = {name: np.zeros((3, 4), np.float32)}
+    misshapen = broken(small, tmp_path / "misshapen", lambda t: t.update(shape))
+    said = {
+        missing: f"{missing}: 1 tensors are missing: ['{name}']",
+        misshapen: f"{misshapen}: {name} has shape (3, 4), expected (384, 128)",
+    }
+    (tmp_path / "data" / "ramp").mkdir(parents=True)
+    write_lines(tmp_path / "data" / "ramp" / "heldout.jsonl", [])
+    for folder, message in said.items():
+        found = failure(
+            capsys, repository, "evaluate", "evaluate.py:tiny,runlocal", init=folder,
+            tokenizer=small, data=tmp_path / "data", search__kind="none", eval__suites="ramp",
+            eval__conditions="no_search", workdir=tmp_path / "eval",
+        )  # fmt: skip
+        assert found == (1, message)
+        found = failure(
+            capsys, repository, "ask", "ask.py", init=folder, question="Why?", search__kind="none"
+        )
+        assert found == (1, message)
+
+
+def test_a_hub_name_is_no_folder(small, towns, repository, capsys, monkeypatch):
+    monkeypatch.chdir(towns)
+    build(repository, towns, folder="runs/ramp")
+    name = "Qwen/Qwen2.5-1.5B"
+    for main, config, settings in (
+        ("build_cache", "build_cache.py", {"tokenizer": name}),
+        ("evaluate", "evaluate.py", {"tokenizer": name}),
+        ("evaluate", "evaluate.py:tiny", {"tokenizer": small, "init": name}),
+        ("ask", "ask.py", {"init": name, "question": "Why?"}),
+    ):
+        extra = {"search__kind": "none"} if main in ("evaluate", "ask") else {}
+        if main == "evaluate":
+            extra |= {"eval__suites": "ramp", "eval__conditions": "search"}
+        status, said = failure(capsys, repository, main, config, **settings, **extra)
+        assert status in (1, 2)
+        assert f"'{name}'" in said
+        assert "not a local folder" in said
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 1 MiB and a function that makes it larger."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no file system can be mounted here: {error}")
+    larger = ["mount", "-o", "remount,size=64m", str(folder)]
+    yield folder, lambda: subprocess.run(larger, check=True)
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_said_and_survived(disk, towns, repository, capsys):
+    folder, grow = disk
+    long = [Passage(f"long:{i}", f"Long {i}", "A " + "word " * 5000) for i in range(80)]
+    corpus.write_passages(towns / "towns.jsonl", [*passages(), *long])
+    ramp = ("build_ramp", "build_ramp.py")
+    index = ("build_index", "build_index.py")
+    into = {"corpus__path": towns / "towns.jsonl"}
+    for command, out in ((ramp, {"folder": folder / "d"}), (index, {"index": folder / "i"})):
+        status, said = failure(capsys, repository, *command, **into, **out)
+        assert status == 1
+        assert "the disk is full" in said or "No space left" in said
+        assert not [p for p in folder.rglob("*") if p.is_file()], "left over"
+    grow()
+    assert run(repository, *ramp, **into, folder=folder / "d")["corpus"]["out"] == 92
+    assert run(repository, *index, **into, index=folder / "i")["passages"] == 92
+
+
+def test_a_true_process_fails_with_one_line_and_a_status(tmp_path, repository):
+    done = subprocess.run(
+        [sys.executable, "-m", "masksearch_jax.build_ramp", "--config=configs/build_ramp.py",
+         f"--config.corpus.path={tmp_path / 'none.jsonl'}", f"--config.folder={tmp_path}"],
+        cwd=repository, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == (
+        f"error: cannot read the corpus {tmp_path / 'none.jsonl'}: No such file or directory\n"
+    )
+
+
+def test_a_checkpoint_of_another_model(small, tmp_path, repository, capsys):
+    optim = OptimConfig(1e-3, "constant", 0, 1.0, 0.9, 0.95, 1e-8, 0.0, 1.0, 1)
+    state = train_state.init_state(
+        Transformer(TINY, FLOAT32, nnx.Rngs(0)), train_state.make_optimizer(optim, 1)
+    )
+    with Checkpointer(tmp_path / "checkpoints", CheckpointConfig(1, 1), TINY) as checkpointer:
+        checkpointer.save(1, state, {})
+    status, said = failure(
+        capsys, repository, "export_hf", "export_hf.py:tiny", tokenizer=small,
+        checkpoint=tmp_path / "checkpoints", folder=tmp_path / "export", model__num_layers=2,
+    )  # fmt: skip
+    assert status == 1
+    assert said == "step 1 is of another model: num_layers: 4 stored, 2 asked for"
+    assert not (tmp_path / "export").exists()
+
+
+# ---- the chain
+
+
+class Contents:
+    """A chat template that is the messages' contents."""
+
+    def apply_chat_template(self, messages):
+        return "\n".join(m["content"] for m in messages)
+
+
+def chain_texts():
+    """What the chain's prompts and passages are made of, instructions as often as names."""
+    folder = Path("runs/ramp")
+    yield from (p.text for p in corpus.read_passages(folder / "passages.jsonl"))
+    for kind, cls in (("ramp", RampExample), ("questions", QAExample)):
+        for example in read_jsonl(folder / kind / "train.jsonl", cls)[:200]:
+            yield prompt.render(example, "chat", Contents())
+
+
+def start(repository, main, config, *overrides):
+    """The main as a user starts it, in the current folder; its stdout."""
+    command = [sys.executable, "-m", f"masksearch_jax.{main}", *overrides]
+    done = subprocess.run(
+        [*command, f"--config={repository / 'configs' / config}"],
+        env=os.environ | {"PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow  # nine processes
+def test_the_chain_runs_by_the_configs_own_paths(small, tmp_path, repository, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    start(repository, "build_ramp", "build_ramp.py:runlocal")
+    train_bpe(chain_texts(), "tokenizer", 2048)
+    given = "--config.tokenizer=tokenizer"
+    start(repository, "build_index", "build_index.py")
+    start(repository, "build_trajectories", "build_trajectories.py:runlocal")
+    start(repository, "build_cache", "build_cache.py:runlocal", given)
+    start(repository, "train_sft", "ramp_sft.py:tiny,runlocal", given, f"--config.init={small}")
+    start(repository, "train_dapo", "ramp_dapo.py:tiny,runlocal", given)
+    table = start(repository, "evaluate", "evaluate.py:tiny,runlocal", given)
+    rows = [line.split()[:2] for line in table.splitlines()]
+    assert rows == [[s, c] for s in ("ramp", "two_hop") for c in evaluate.CONDITIONS]
+    report = json.loads(start(repository, "export_hf", "export_hf.py:tiny", given))
+    assert report["tensors"] == len(hf.tensors(hf.abstract(TINY, FLOAT32)))
+    short = ("--config.rollout.max_new_tokens=8", "--config.rollout.max_len=768")
+    said = start(repository, "ask", "ask.py:chat", "--config.question=Where?", *short)
+    assert re.search(r"\d searches, \d+ tokens", said)
+    before = jax.tree.leaves(hf.load(small, FLOAT32))
+    after = jax.tree.leaves(hf.load("runs/ramp_dapo/export", FLOAT32))
+    assert any(not np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+    assert Vocab.load("runs/ramp_dapo/export").fingerprint == Vocab.load("tokenizer").fingerprint

@@ -1,0 +1,104 @@
+"""Evaluation counts exactly, is repeatable, and leaves one line per trajectory."""
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+
+from masksearch_jax import evaluate
+from masksearch_jax.cli import ConfigError
+from masksearch_jax.config import EvalRun
+from masksearch_jax.data.vocab import Vocab
+from masksearch_jax.evals.suites import METRICS
+from masksearch_jax.models.initial import InitError
+from masksearch_jax.types import QAExample, RampExample, Trajectory, from_json
+
+EXAMPLES = 7
+
+
+@pytest.fixture(scope="session")
+def run_config(miniature):
+    cfg = miniature.cfg
+    return EvalRun(
+        workdir="",
+        data=str(miniature.data),
+        tokenizer=str(miniature.tokenizer),
+        init="",
+        model=cfg.model,
+        compute=cfg.compute,
+        mesh=cfg.mesh,
+        prompt=cfg.prompt,
+        search=miniature.search,
+        rollout=dataclasses.replace(cfg.rollout, slots=4, max_new_tokens=12),
+        eval=dataclasses.replace(cfg.eval, examples=EXAMPLES, bootstrap=20),
+    )
+
+
+def read_rows(workdir):
+    return list(map(json.loads, (workdir / "trajectories.jsonl").read_text().splitlines()))
+
+
+@pytest.mark.usefixtures("one_device")
+def test_every_example_is_counted_once_in_every_condition(run_config, tmp_path):
+    cfg = dataclasses.replace(run_config, workdir=str(tmp_path / "a"))
+    results = evaluate.run(cfg)
+    assert json.loads((tmp_path / "a" / "eval.json").read_text()) == results
+    assert set(results) == {"ramp", "two_hop"}
+    rows = read_rows(tmp_path / "a")
+    seen = [(r["suite"], r["condition"], r["example"]["id"]) for r in rows]
+    wanted = itertools.product(cfg.eval.conditions, evaluate.load_suites(cfg).items())
+    assert seen == [(s, c, e.id) for c, (s, examples) in wanted for e in examples]
+    assert len(set(seen)) == len(seen) == 2 * 3 * EXAMPLES
+    for suite, condition in itertools.product(cfg.eval.suites, cfg.eval.conditions):
+        measured = results[suite][condition]
+        assert set(measured) == set(METRICS)
+        own = [r["scores"] for r in rows if (r["suite"], r["condition"]) == (suite, condition)]
+        for name, m in measured.items():
+            assert m["n"] == EXAMPLES
+            assert m["low"] <= m["value"] <= m["high"]
+            assert m["value"] == pytest.approx(sum(s[name] for s in own) / EXAMPLES)
+    assert len(evaluate.table(results).splitlines()) == 6
+
+    # The same again: the same tokens, whatever searches took.
+    evaluate.run(dataclasses.replace(cfg, workdir=str(tmp_path / "b")))
+    assert [r["ids"] for r in read_rows(tmp_path / "b")] == [r["ids"] for r in rows]
+    assert not list(tmp_path.glob("*/*.tmp"))
+
+    # A line holds the whole trajectory and its example.
+    vocab = Vocab.load(cfg.tokenizer)
+    for row in rows:
+        fields = {f.name: row[f.name] for f in dataclasses.fields(Trajectory)}
+        trajectory = from_json(Trajectory, fields)
+        example = from_json(RampExample if row["suite"] == "ramp" else QAExample, row["example"])
+        assert trajectory.example_id == example.id
+        assert [vocab.decode([i]) for i in trajectory.ids.tolist()] == row["tokens"]
+        assert trajectory.sampled.sum() == (trajectory.logprobs != 0).sum()
+
+
+def test_without_search_and_at_random_are_what_they_say(run_config):
+    tools = evaluate.tools(run_config)
+    assert tools["no_search"].search(["Berlin"], 2) == [[]]
+    (found,), (drawn,) = (tools[c].search(["Berlin"], 2) for c in ("search", "random"))
+    assert len(drawn) == 2
+    assert {p.id for p in drawn} != {p.id for p in found}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"suites": ("ramps",)}, r"config\.eval\.suites has 'ramps'; did you mean ramp"),
+        ({"conditions": ("nosearch",)}, r"config\.eval\.conditions has 'nosearch'; .*no_search"),
+    ],
+)
+def test_unknown_suites_and_conditions_are_named(run_config, tmp_path, change, message):
+    section = dataclasses.replace(run_config.eval, **change)
+    with pytest.raises(ConfigError, match=message):
+        evaluate.run(dataclasses.replace(run_config, workdir=str(tmp_path), eval=section))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_of_another_model_is_refused(run_config, tmp_path):
+    model = dataclasses.replace(run_config.model, vocab_size=100)
+    with pytest.raises(InitError, match=r"ids up to 511, but config\.model\.vocab_size is 100"):
+        evaluate.run(dataclasses.replace(run_config, workdir=str(tmp_path), model=model))

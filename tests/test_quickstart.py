@@ -1,0 +1,298 @@
+"""The whole recipe at toy size: what it leaves, and that stopping it anywhere changes nothing."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from masksearch_jax import cli, config, quickstart, viewer
+from masksearch_jax.stages import Usage
+
+SMALL = (
+    "rollout.slots=4", "rollout.max_new_tokens=48", "dapo.overlong_buffer=16",
+    "eval.examples=4", "eval.bootstrap=50", "checkpoint.every=1", "report_trajectories=2",
+)  # fmt: skip
+
+
+def start(repository, workdir, *overrides):
+    """The command as a user starts it; what it says goes to WORKDIR.err and WORKDIR.out."""
+    command = [sys.executable, "-m", "masksearch_jax.quickstart"]
+    command.append(f"--config={repository / 'configs' / 'quickstart.py'}:runlocal")
+    command += [f"--config.{o}" for o in (f"workdir={workdir}", *SMALL, *overrides)]
+    files = [open(f"{workdir}.{s}", "w") for s in ("out", "err")]  # noqa: SIM115, the child's
+    try:
+        return subprocess.Popen(command, cwd=repository, stdout=files[0], stderr=files[1])
+    finally:
+        for file in files:
+            file.close()
+
+
+def said(workdir, stream="err"):
+    return Path(f"{workdir}.{stream}").read_text()
+
+
+def finish(process, workdir):
+    """The summary of a run that must end well."""
+    assert process.wait() == 0, said(workdir)
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def stop(process, workdir, reached, number):
+    """Sends the signal once `reached(WORKDIR)`; the exit status."""
+    while not reached(workdir):
+        assert process.poll() is None, said(workdir)
+        time.sleep(0.02)
+    process.send_signal(number)
+    return process.wait()
+
+
+def curves(workdir):
+    """Losses, rewards and counts of both trainings, without what depends on the clock."""
+    rows = {}
+    for name in ("sft", "dapo"):
+        lines = (workdir / name / "metrics.jsonl").read_text().splitlines()
+        rows[name] = [
+            {k: v for k, v in json.loads(line).items() if not k.endswith(("_second", "_seconds"))}
+            for line in lines
+        ]
+    return rows
+
+
+@pytest.fixture(scope="module")
+def whole(repository, tmp_path_factory):
+    """The folder and the summary of a run that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("quickstart") / "whole"
+    return workdir, finish(start(repository, workdir), workdir)
+
+
+@pytest.mark.slow
+def test_every_figure_is_in_the_summary(whole):
+    workdir, summary = whole
+    assert list(summary["stages"]) == [s for s in quickstart.STAGES if s != "report"]
+    assert all(stage["seconds"] > 0 for stage in summary["stages"].values())
+    assert summary["wall_seconds"] >= sum(s["seconds"] for s in summary["stages"].values())
+    assert 2**28 < summary["peak_memory_bytes"] < 2**32
+    measured = {"span_recall", "em", "f1", "format_rate", "searches"}
+    assert summary["eval"].keys() == {"init", "sft", "dapo"}
+    for suites in summary["eval"].values():
+        assert suites.keys() == {"ramp", "two_hop"}
+        for conditions in suites.values():
+            assert conditions.keys() == {"search", "no_search", "random"}
+            for metrics in conditions.values():
+                assert metrics.keys() == measured
+                assert all(m.keys() == {"value", "low", "high", "n"} for m in metrics.values())
+    assert summary["data"].keys() == {
+        "corpus", "questions", "ramp", "index", "demonstrations", "cache"
+    }  # fmt: skip
+    assert all({"in", "out", "dropped"} <= counts.keys() for counts in summary["data"].values())
+    assert summary["export"]["tensors"] > 0
+    assert "<html" in (workdir / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_screen_is_short_and_names_every_stage(whole):
+    workdir, _ = whole
+    shown = said(workdir)
+    stages = list(quickstart.STAGES)
+    headers = [line for line in shown.splitlines() if line.startswith("[")]
+    assert headers == [f"[{i}/{len(stages)}] {name}" for i, name in enumerate(stages, 1)]
+    assert "warning" not in shown.lower()
+    assert "Traceback" not in shown
+    end = said(workdir, "out").splitlines()
+    assert len(end) < 40
+    assert all(len(line) <= 100 for line in end)
+    assert [line.split()[0] for line in end[1:12]] == stages[:-1]
+
+
+@pytest.mark.slow
+def test_the_same_command_again_changes_nothing(repository, whole):
+    workdir, summary = whole
+    page = (workdir / "report.html").read_bytes()
+    assert finish(start(repository, workdir), workdir) == summary
+    assert (workdir / "report.html").read_bytes() == page
+    assert said(workdir).count("done before") == len(quickstart.STAGES)
+
+
+@pytest.mark.slow
+def test_another_configuration_is_refused(repository, whole):
+    workdir, _ = whole
+    process = start(repository, workdir, "sft.steps=7")
+    assert process.wait() == 2
+    assert "sft.steps: 6 → 7" in said(workdir)
+
+
+def header(name):
+    return lambda workdir: f"] {name}\n" in said(workdir)
+
+
+def lines(name, count):
+    path = f"{name}/metrics.jsonl"
+    return lambda workdir: (
+        (workdir / path).exists() and (workdir / path).read_text().count("\n") >= count
+    )
+
+
+def exists(pattern):
+    return lambda workdir: any(workdir.glob(pattern))
+
+
+# Stage → when to stop in it. A stage that takes no time is stopped at its start or in the next.
+MOMENTS = {
+    "ramp": header("ramp"),
+    "index": header("index"),
+    "tokenizer": header("tokenizer"),
+    "demonstrations": exists("data/demonstrations/*"),
+    "cache": exists("cache/*"),
+    "evaluate_init": exists("eval/init/*.tmp"),
+    "sft": lines("sft", 3),
+    "evaluate_sft": exists("eval/sft/*.tmp"),
+    "dapo": lines("dapo", 1),
+    "evaluate_dapo": exists("eval/dapo/*.tmp"),
+    "export": header("export"),
+}
+KILLS = {"sft": lines("sft", 4), "dapo": header("dapo")}
+
+
+@pytest.mark.slow  # a dozen starts
+def test_stopping_anywhere_changes_no_figure(repository, whole, tmp_path):
+    undisturbed, expected = whole
+    workdir = tmp_path / "stopped"
+    for name, moment in MOMENTS.items():
+        status = stop(start(repository, workdir), workdir, moment, signal.SIGINT)
+        assert status == 130, (name, said(workdir))
+        end = said(workdir).splitlines()[-1]
+        assert end == "interrupted; the same command goes on from here", name
+        assert "Traceback" not in said(workdir), name
+        if name in KILLS:
+            status = stop(start(repository, workdir), workdir, KILLS[name], signal.SIGKILL)
+            assert status == -signal.SIGKILL
+    found = finish(start(repository, workdir), workdir)
+    for key in ("eval", "data", "export", "versions"):
+        assert found[key] == expected[key], key
+    assert curves(workdir) == curves(undisturbed)
+    assert found["stages"].keys() == expected["stages"].keys()
+    ours, theirs = (
+        json.loads((w / "data" / "counts.json").read_text()) for w in (workdir, undisturbed)
+    )
+    assert ours == theirs
+
+
+@pytest.mark.slow
+def test_a_corpus_of_ones_own(repository, tmp_path):
+    """Wikipedia's shape, no questions: RAMP alone is evaluated, and a bad line is counted."""
+    path = tmp_path / "own.jsonl"
+    text = "{} was founded in {} by King Olav the {}th on the river Glomma in the land of Norway."
+    rows = [{"id": i, "title": f"Town {i}", "text": text.format(f"Town {i}", 1000 + i, i)}
+            for i in range(200)]  # fmt: skip
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows) + "{oops\n")
+    workdir = tmp_path / "run"
+    process = start(
+        repository, workdir, f"corpus.path={path}", "corpus.limit=0", "ramp.heldout_fraction=0.2"
+    )
+    summary = finish(process, workdir)
+    assert summary["data"]["corpus"] == {"in": 201, "out": 200, "dropped": {"not JSON": 1}}
+    assert f"dropped {path}:201: not JSON" in said(workdir)
+    assert all(suites.keys() == {"ramp"} for suites in summary["eval"].values())
+
+
+# ---- quick
+
+
+@pytest.fixture
+def run(repository, tmp_path):
+    cfg = cli.to_dataclass(
+        config.QuickstartRun, cli.load_config(f"{repository / 'configs' / 'quickstart.py'}")
+    )
+    cfg = dataclasses.replace(cfg, workdir=str(tmp_path))
+    return quickstart.Run(cfg, Usage(tmp_path))
+
+
+def cell(value):
+    return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 8}
+
+
+def test_the_evaluation_is_a_table():
+    by = {"search": {"span_recall": cell(0.8)}, "no_search": {"span_recall": cell(0.2)}}
+    assert quickstart.eval_lines({"init": {"ramp": by}, "sft": {"ramp": by}}) == [
+        "                          search                no_search",
+        "ramp    span_recall init  0.800 [0.700, 0.900]  0.200 [0.100, 0.300]",
+        "ramp    span_recall sft   0.800 [0.700, 0.900]  0.200 [0.100, 0.300]",
+    ]
+
+
+def test_an_unfinished_run_has_a_summary_and_a_report(run):
+    run.stage("index", lambda: quickstart.counted("index", 4, 3, {"empty text": 1}))
+    run.stage("evaluate_init", lambda: {"eval": {"ramp": {"search": {"em": cell(0.5)}}}})
+    quickstart.write_summary(run)
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert summary["stages"].keys() == {"index", "evaluate_init"}
+    assert summary["data"] == {"index": {"in": 4, "out": 3, "dropped": {"empty text": 1}}}
+    assert summary["eval"] == {"init": {"ramp": {"search": {"em": cell(0.5)}}}}
+    assert summary["export"] == {}
+    assert "<html" in viewer.render(run.folder)
+
+
+def test_a_cache_that_cannot_be_built_stops_the_run(run, capfd):
+    with pytest.raises(cli.UserError, match="build_cache ended with status 1"):
+        quickstart.make_cache(run)
+    assert f"error: tokenizer '{run.tokenizer}' is not a local folder" in capfd.readouterr().err
+
+
+def test_trajectories_are_picked_from_each_suite(run):
+    rows = [{"suite": s, "condition": c, "i": i} for s in ("ramp", "two_hop")
+            for c in ("search", "random") for i in range(8)]  # fmt: skip
+    folder = run.folder / "eval" / "dapo"
+    folder.mkdir(parents=True)
+    (folder / "trajectories.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    quickstart.pick_trajectories(run)
+    lines = (run.folder / "trajectories.jsonl").read_text().splitlines()
+    picked = [json.loads(line) for line in lines]
+    assert len(picked) == run.cfg.report_trajectories == 10
+    assert {(r["condition"], r["checkpoint"]) for r in picked} == {("search", "dapo")}
+    assert [r["suite"] for r in picked] == ["ramp"] * 5 + ["two_hop"] * 5
+
+
+def test_the_model_evaluated_first_is_the_one_that_sft_starts_from(run):
+    assert run.checkpoints("init") == ""
+    assert run.checkpoints("sft") == os.path.join(run.folder, "sft", "checkpoints")
+
+
+CORES = """
+import os
+import jax
+from masksearch_jax import sharding
+from masksearch_jax.config import MeshConfig
+
+def devices(cores, mesh, *rows):
+    os.sched_getaffinity = lambda process: range(cores)
+    jax.config.update("jax_num_cpu_devices", -1)
+    return sharding.use_cpu_cores(MeshConfig(*mesh), *rows)
+
+print(devices(1, (-1, 1, 1), 16), devices(2, (-1, 1, 1), 16), devices(64, (1, -1, 1), 16))
+print(devices(6, (-1, 1, 1), 16, 64), devices(6, (-1, 1, 1), 12, 18), devices(8, (1, -1, 1), 4, 6))
+print(devices(8, (2, -1, 1), 2), devices(8, (1, 1, -1), 3), devices(8, (1, 1, 1), 16))
+print(devices(2, (2, 1, 1), 16), devices(2, (4, 1, 1), 16), devices(4, (-1, 1, 2), 2))
+jax.config.update("jax_num_cpu_devices", 3)
+print(sharding.use_cpu_cores(MeshConfig(-1, 1, 1), 16), len(jax.devices()))
+"""
+
+
+def test_the_cpu_has_as_many_devices_as_cores_that_divide_the_batches(repository):
+    env = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
+    done = subprocess.run(
+        [sys.executable, "-c", CORES], cwd=repository, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "1 2 8",  # at most eight
+        "4 6 2",
+        "2 8 1",  # a mesh without a -1 has its own number
+        "2 1 4",  # of four devices on two cores, the mesh itself complains
+        "3 3",  # the user's choice
+    ]

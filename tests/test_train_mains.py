@@ -1,0 +1,377 @@
+"""The trainers on a miniature: stopped anywhere, they go on as if nothing had happened."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from masksearch_jax import train_dapo, train_sft
+from masksearch_jax.checkpoint import CheckpointError
+from masksearch_jax.cli import ConfigError
+from masksearch_jax.config import DapoRun, SftRun
+from masksearch_jax.data import ramp
+from masksearch_jax.data.records import CacheError
+from masksearch_jax.data.vocab import train_bpe
+from masksearch_jax.metrics import read_metrics
+from masksearch_jax.models.initial import InitError, initial
+from masksearch_jax.progress import Progress
+from masksearch_jax.rl import advantages, rewards
+from masksearch_jax.search.tool import open_tool
+from masksearch_jax.types import QAExample, RampExample, Span, Trajectory
+
+SFT_STEPS, DAPO_STEPS = 50, 4
+
+
+@pytest.fixture(scope="module")
+def cached(miniature, repository):
+    """The miniature with its cache: the one process here that imports TensorFlow."""
+    cfg = miniature.cfg
+    train = ramp.read_jsonl(miniature.data / "ramp" / "train.jsonl", RampExample)
+    easy = [
+        QAExample(f"easy:{e.id}", "easy", e.paragraph, ("million", "Africa"))
+        for e in train[:40]  # that a policy of a few updates gets right now and then
+    ]
+    questions = miniature.data / "questions" / "train.jsonl"
+    ramp.write_jsonl(questions, [*ramp.read_jsonl(questions, QAExample), *easy])
+    values = {
+        "folder": miniature.data,
+        "cache": miniature.cache,
+        "tokenizer": miniature.tokenizer,
+        "prompt.style": cfg.prompt.style,
+        "max_len": cfg.sft.seq_len,
+        "max_prompt_len": cfg.rollout.max_len // 2,
+    }
+    command = [sys.executable, "-m", "masksearch_jax.build_cache"]
+    command += [f"--config={repository / 'configs' / 'build_cache.py'}"]
+    command += [f"--config.{name}={value}" for name, value in values.items()]
+    subprocess.run(command, check=True, cwd=repository)
+    return miniature
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Each program is compiled by the first run that needs it and read by the others."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def sft_config(run, workdir) -> SftRun:
+    cfg = run.cfg
+    return SftRun(
+        workdir=str(workdir),
+        seed=cfg.seed,
+        data=str(run.cache),
+        tokenizer=str(run.tokenizer),
+        init="",
+        model=cfg.model,
+        compute=cfg.compute,
+        mesh=cfg.mesh,
+        optim=dataclasses.replace(cfg.sft_optim, learning_rate=1e-2, warmup_steps=5),
+        sft=dataclasses.replace(
+            cfg.sft,
+            batch_size=8,
+            steps=SFT_STEPS,
+            curriculum="0:ramp_sft_k1,30:ramp_sft_upto2",
+            other_loss_weight=0.1,
+        ),
+        checkpoint=dataclasses.replace(cfg.checkpoint, every=10),
+    )
+
+
+def dapo_config(run, workdir, init) -> DapoRun:
+    cfg = run.cfg
+    return DapoRun(
+        workdir=str(workdir),
+        seed=cfg.seed,
+        data=str(run.cache),
+        tokenizer=str(run.tokenizer),
+        init=str(init),
+        model=cfg.model,
+        compute=cfg.compute,
+        mesh=cfg.mesh,
+        prompt=cfg.prompt,
+        optim=cfg.dapo_optim,
+        search=run.search,
+        rollout=dataclasses.replace(cfg.rollout, slots=16, max_new_tokens=96),
+        dapo=dataclasses.replace(
+            cfg.dapo,
+            steps=DAPO_STEPS,
+            groups=4,
+            group_size=8,
+            micro_batch=16,
+            max_refills=2,
+            curriculum="0:qa_easy,2:ramp_qa_mixed",
+        ),
+        checkpoint=dataclasses.replace(cfg.checkpoint, every=2),
+    )
+
+
+def curves(workdir) -> list[dict[str, float]]:
+    """metrics.jsonl without what the clock decides."""
+    rows = read_metrics(workdir)
+    return [{k: v for k, v in r.items() if "second" not in k} for r in rows]
+
+
+def run_until(step: int, main, *args) -> None:
+    """Runs a main that is interrupted once `step` steps are done and logged."""
+
+    class Interrupted(Progress):
+        def update(self, done, **figures):
+            super().update(done, **figures)
+            if done == step:
+                raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main, "Progress", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            main.run(*args)
+
+
+class Unsteady:
+    """A search tool whose every call takes another time."""
+
+    def __init__(self, tool):
+        self.tool, self.random, self.calls = tool, random.Random(0), 0
+
+    def search(self, queries, top_k):
+        self.calls += 1
+        time.sleep(self.random.random() * 0.03)
+        return self.tool.search(queries, top_k)
+
+
+@pytest.fixture(scope="module")
+def sft(cached, one_device, tmp_path_factory):
+    """The config of a whole SFT run, which has been run."""
+    cfg = sft_config(cached, tmp_path_factory.mktemp("sft"))
+    train_sft.run(cfg)
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def dapo(cached, sft, tmp_path_factory):
+    """The config of a whole DAPO run on it, which has been run."""
+    folder = tmp_path_factory.mktemp("dapo")
+    cfg = dapo_config(cached, folder, os.path.join(sft.workdir, "checkpoints"))
+    train_dapo.run(cfg)
+    return cfg
+
+
+def at(cfg, workdir):
+    return dataclasses.replace(cfg, workdir=str(workdir))
+
+
+# ---- stop and go on
+
+
+def test_sft_goes_on_bitwise(sft, tmp_path):
+    whole = curves(sft.workdir)
+    assert [row["step"] for row in whole] == list(range(1, SFT_STEPS + 1))
+    assert whole[-1]["loss"] < 0.6 * whole[0]["loss"]
+    run_until(37, train_sft, at(sft, tmp_path))
+    assert curves(tmp_path) == whole[:37]
+    train_sft.run(at(sft, tmp_path))
+    assert curves(tmp_path) == whole
+    assert train_sft.run(at(sft, tmp_path)) == {}  # nothing is left to do
+    assert curves(tmp_path) == whole
+
+
+def test_dapo_with_live_search_goes_on_bitwise(cached, dapo, tmp_path):
+    whole = curves(dapo.workdir)
+    assert [row["step"] for row in whole] == list(range(1, DAPO_STEPS + 1))
+    assert sum(row["groups_kept"] > 0 for row in whole) >= 2  # steps that updated
+    assert min(row["searches"] for row in whole) > 0
+    assert max(row["tool_failures"] for row in whole) == 0
+    unsteady = Unsteady(open_tool(cached.search))  # the order of results does not matter either
+    run_until(3, train_dapo, at(dapo, tmp_path), unsteady)
+    assert curves(tmp_path) == whole[:3]
+    train_dapo.run(at(dapo, tmp_path), unsteady)
+    assert curves(tmp_path) == whole
+    assert unsteady.calls > 0
+
+
+def test_dapo_before_its_first_checkpoint_starts_afresh(dapo, tmp_path):
+    for _ in range(2):
+        run_until(1, train_dapo, at(dapo, tmp_path))
+        assert curves(tmp_path) == curves(dapo.workdir)[:1]
+
+
+SFT_PROCESS = """
+import dataclasses, json, sys
+from masksearch_jax import train_sft
+from masksearch_jax.config import SftRun
+from masksearch_jax.cli import to_dataclass
+train_sft.run(to_dataclass(SftRun, json.loads(sys.argv[1])))
+"""
+
+
+@pytest.mark.slow
+def test_sft_that_was_killed_goes_on_bitwise(sft, tmp_path):
+    settings = {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+    def start(name: str) -> subprocess.Popen:
+        cfg = at(sft, tmp_path / name)
+        command = [sys.executable, "-c", SFT_PROCESS, json.dumps(dataclasses.asdict(cfg))]
+        return subprocess.Popen(command, env=os.environ | settings)
+
+    with start("whole") as process:
+        assert process.wait() == 0
+    for steps in (3, 24):  # before the first checkpoint, and between two
+        with start("cut") as process:
+            while len(read_metrics(tmp_path / "cut")) < steps and process.poll() is None:
+                time.sleep(0.01)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+    assert 24 <= len(read_metrics(tmp_path / "cut")) < SFT_STEPS
+    with start("cut") as process:
+        assert process.wait() == 0
+    assert curves(tmp_path / "cut") == curves(tmp_path / "whole")
+
+
+def test_weights_are_read_without_a_warning(sft, caplog):
+    mesh = train_sft.make_mesh(sft.mesh)
+    checkpoints = os.path.join(sft.workdir, "checkpoints")
+    before = sorted(os.listdir(checkpoints))
+    initial(checkpoints, sft.model, sft.compute, mesh, 0)
+    assert [r.getMessage() for r in caplog.records if r.levelname != "INFO"] == []
+    assert sorted(os.listdir(checkpoints)) == before
+
+
+# ---- refusals
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_field(sft, dapo):
+    model = dataclasses.replace(sft.model, intermediate_size=64, qkv_bias=False)
+    differing = r"another model: intermediate_size: 128 stored, 64 asked for; qkv_bias: True stored"
+    for main, cfg in ((train_sft, sft), (train_dapo, dapo)):
+        before = curves(cfg.workdir)
+        with pytest.raises(CheckpointError, match=differing):
+            main.run(dataclasses.replace(cfg, model=model))
+        assert curves(cfg.workdir) == before
+
+
+def test_data_of_another_tokenizer_or_style_are_refused(sft, dapo, tmp_path):
+    other = train_bpe(["other text"], tmp_path / "tokenizer", 300)
+    for main, cfg in ((train_sft, sft), (train_dapo, dapo)):
+        with pytest.raises(CacheError, match=r"was built with tokenizer .* rebuild the cache"):
+            main.run(dataclasses.replace(cfg, tokenizer=str(other)))
+        small = dataclasses.replace(cfg.model, vocab_size=511)
+        with pytest.raises(InitError, match=r"ids up to 511, but config\.model\.vocab_size is 511"):
+            main.run(dataclasses.replace(cfg, model=small))
+    with pytest.raises(CacheError, match="prompt style 'minimal', the run has 'chat'"):
+        train_dapo.run(
+            dataclasses.replace(dapo, prompt=dataclasses.replace(dapo.prompt, style="chat"))
+        )
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("rollout", {"temperature": 0.0}, r"config\.rollout\.temperature is 0\.0; .* above 0"),
+        ("dapo", {"micro_batch": 7}, r"groups × group_size = 32 .* micro-batches of 7"),
+        ("dapo", {"curriculum": "0:ramp_k9"}, r"no mixture or task 'ramp_k9'; nearest"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(dapo, tmp_path, section, change, message):
+    changed = dataclasses.replace(getattr(dapo, section), **change)
+    with pytest.raises((ConfigError, CacheError), match=message):
+        train_dapo.run(dataclasses.replace(at(dapo, tmp_path), **{section: changed}))
+
+
+# ---- the batch of DAPO
+
+EXAMPLE = RampExample("e", "p", "t", "A [mask].", "A b.", (Span(2, 3, "b", "TERM"),))
+
+
+def trajectory(sampled: list[int], status: str, sample: int) -> Trajectory:
+    """Ids 10, 11, …; the log-probability of a sampled id is -id / 100."""
+    ids, drawn = 10 + np.arange(len(sampled), dtype=np.int32), np.asarray(sampled, np.bool_)
+    logprobs = np.where(drawn, -ids / 100, 0).astype(np.float32)
+    return Trajectory("e", sample, ids, logprobs, drawn, 1, (), (), status)
+
+
+def make_group(rows: list[tuple[list[int], str, float]]) -> train_dapo.Group:
+    made = [trajectory(sampled, status, i) for i, (sampled, status, _) in enumerate(rows)]
+    return train_dapo.Group(EXAMPLE, made, [rewards.RewardParts(r, r, 0.0, r) for *_, r in rows])
+
+
+@pytest.fixture
+def groups():
+    mixed = make_group(
+        [
+            ([0, 1, 1, 0, 1], "answered", 1.0),
+            ([0, 1, 1], "tool_failure", 0.0),
+            ([0, 0, 1, 1], "out_of_tokens", 0.0),
+        ]
+    )
+    fails = make_group(
+        [([0, 1], "answered", 1.0), ([0, 1], "tool_failure", 0.0), ([0, 1], "answered", 1.0)]
+    )
+    return [mixed, fails]
+
+
+def test_tool_failures_neither_train_nor_make_spread(dapo, groups):
+    settings = dataclasses.replace(dapo.dapo, overlong_penalty=0.0)
+    total, valid, keep = train_dapo.score_groups(groups, settings, dapo.rollout)
+    assert valid.tolist() == [[True, False, True], [True, False, True]]
+    assert keep.tolist() == [True, False]  # in the second only the failure differs
+    advantage = advantages.group_advantages(total, valid)
+    assert advantage[0, 1] == 0
+    np.testing.assert_allclose(advantage[0, [0, 2]], [2**-0.5, -(2**-0.5)], atol=1e-5)
+    batch = train_dapo.to_batch(groups[:1], advantage[:1], valid[:1], 5, 6)
+    assert batch["mask"].astype(int).tolist() == [
+        [1, 1, 0, 1, 0, 0],
+        [0, 0, 0, 0, 0, 0],
+        [0, 1, 1, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0],
+    ]
+    filtered = dataclasses.replace(settings, overlong_filter=True)
+    _, valid, keep = train_dapo.score_groups(groups, filtered, dapo.rollout)
+    assert (valid[0].tolist(), keep[0]) == ([True, False, False], False)
+
+
+def test_a_batch_holds_each_token_as_the_target_of_the_one_before(groups):
+    advantage = np.asarray([[0.5, 0.0, -0.5]], np.float32)
+    batch = train_dapo.to_batch(groups[:1], advantage, np.ones((1, 3), bool), 4, 6)
+    assert batch["ids"][0].tolist() == [10, 11, 12, 13, 0, 0]
+    assert batch["targets"][0].tolist() == [11, 12, 13, 14, 0, 0]
+    assert batch["positions"][0].tolist() == [0, 1, 2, 3, 0, 0]
+    assert batch["segment_ids"][0].tolist() == [1, 1, 1, 1, 0, 0]
+    np.testing.assert_allclose(batch["logp_sampler"][0], [-0.11, -0.12, 0, -0.14, 0, 0], atol=1e-7)
+    assert batch["advantages"].tolist() == [0.5, 0.0, -0.5, 0.0]
+    assert not batch["mask"][3].any()
+    assert not batch["segment_ids"][3].any()
+    for t, row in zip(groups[0].trajectories, batch["mask"], strict=False):
+        assert row.sum() == t.sampled.sum()
+
+
+def test_overlong_samples_lose_reward(dapo, groups):
+    settings = dataclasses.replace(dapo.dapo, overlong_buffer=2, overlong_penalty=0.5)
+    rollout = dataclasses.replace(dapo.rollout, max_new_tokens=3)
+    total, _, _ = train_dapo.score_groups(groups[:1], settings, rollout)
+    np.testing.assert_allclose(total, [[1.0 - 0.5, -0.25, -0.25]])
+
+
+def test_sampler_and_trainer_agree_on_every_token(dapo):
+    updated = [row for row in curves(dapo.workdir) if row["groups_kept"]]
+    assert all(row["sampler_gap_max"] < 1e-3 for row in updated)
+    assert all(row["ratio"] == 1.0 for row in updated)  # one update per step: on policy
