@@ -25,6 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.corpus.max_bad_fraction = 0.01
 
     c.ramp = ConfigDict()
+    c.ramp.reworded = False  # True is harder: read, not copy
     c.ramp.extractor = "rules"
     c.ramp.max_masks = 4
     c.ramp.examples_per_passage = 2

@@ -174,10 +174,10 @@ def _watched(
 
 
 def _from_atlas(cfg: BuildRampRun, folder: Path) -> dict[str, Any]:
-    """Writes the atlas: its passages, its paragraphs in other words, and its questions."""
+    """Writes the atlas: its passages, the paragraphs to mask, and its questions."""
     from masksearch_jax.data import atlas  # its fact packages take a second to load
 
-    built = atlas.build(seed=cfg.seed)
+    built = atlas.build(seed=cfg.seed, verbatim=not cfg.ramp.reworded)
     passages = built.passages[: cfg.corpus.limit or None]
     titles = {p.id: p.title for p in passages}
     corpus.write_passages(folder / "passages.jsonl", passages)

@@ -95,6 +95,7 @@ class CorpusConfig:
 class RampConfig:
     """Salient spans and masks (MaskSearch, section 3.1)."""
 
+    reworded: bool  # of the atlas: mask paragraphs in other words than the indexed articles
     extractor: Literal["rules"]
     max_masks: int  # k is 1..max_masks, balanced
     examples_per_passage: int

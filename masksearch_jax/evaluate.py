@@ -28,7 +28,7 @@ from masksearch_jax.models.initial import check_vocabulary, initial
 from masksearch_jax.progress import Progress
 from masksearch_jax.rollout.engine import Engine, Request
 from masksearch_jax.search.tool import SearchTool, open_tool
-from masksearch_jax.sharding import make_mesh, shard_cache, use_cpu_cores
+from masksearch_jax.sharding import make_mesh, shard_cache
 from masksearch_jax.stages import write_json
 from masksearch_jax.types import Example, QAExample, RampExample, Trajectory, to_json
 
@@ -146,11 +146,5 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(cfg: EvalRun) -> None:
-    """`run`, on as many devices as the CPU has cores where there is no accelerator."""
-    use_cpu_cores(cfg.mesh, cfg.rollout.slots)
-    print(table(run(cfg)))
-
-
 if __name__ == "__main__":
-    cli.run(main, EvalRun)
+    cli.run(lambda cfg: print(table(run(cfg))), EvalRun)

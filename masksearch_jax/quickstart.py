@@ -37,7 +37,7 @@ from masksearch_jax.config import QuickstartRun
 from masksearch_jax.data import corpus
 from masksearch_jax.data.vocab import Vocab, train_bpe
 from masksearch_jax.models.initial import initial
-from masksearch_jax.sharding import make_mesh, use_cpu_cores
+from masksearch_jax.sharding import make_mesh
 from masksearch_jax.stages import StageFolder, Usage, write_json
 
 SHOWN_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "tantivy", "numpy")
@@ -320,12 +320,5 @@ def run(cfg: QuickstartRun) -> None:
     print_end(this)
 
 
-def main(cfg: QuickstartRun) -> None:
-    """`run`, on as many devices as the CPU has cores where there is no accelerator."""
-    micro_batch = cfg.sft.batch_size // cfg.sft_optim.accumulate
-    use_cpu_cores(cfg.mesh, micro_batch, cfg.dapo.micro_batch, cfg.rollout.slots)
-    run(cfg)
-
-
 if __name__ == "__main__":
-    cli.run(main, QuickstartRun)
+    cli.run(run, QuickstartRun)

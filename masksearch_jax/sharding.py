@@ -8,7 +8,6 @@ open.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -58,7 +57,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 CACHE = ("layers", "batch", "kv_heads", "any", "any")
 
 
-MAX_CPU_DEVICES = 8
+
 
 
 class MeshError(ValueError):
@@ -80,33 +79,6 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         raise MeshError(f"mesh {asked} does not divide {len(devices)} devices; one axis may be -1")
     shape = tuple(len(devices) // known if size == -1 else size for size in sizes)
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
-
-
-def use_cpu_cores(config: MeshConfig, *rows: int) -> int:
-    """Splits the CPU into devices, before JAX has started one; their number.
-
-    XLA's CPU backend runs the elementwise work of one device on one thread. As many devices as this
-    process has cores and `config` has room for, at most 8, such that `data` and `fsdp` divide every
-    one of `rows` (batch sizes, slots). An accelerator's devices are as they are, and so is a number
-    that the user set (JAX_NUM_CPU_DEVICES, or XLA_FLAGS).
-    """
-    chosen = jax.config.jax_num_cpu_devices
-    if chosen > 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        return chosen
-    sizes = [getattr(config, axis) for axis in AXES]
-    cores = min(len(os.sched_getaffinity(0)), MAX_CPU_DEVICES)
-    count = next((n for n in range(cores, 0, -1) if _divides(sizes, n, rows)), 1)
-    jax.config.update("jax_num_cpu_devices", count)
-    return count
-
-
-def _divides(sizes: Sequence[int], devices: int, rows: Sequence[int]) -> bool:
-    """Whether a mesh of these sizes takes exactly `devices`, and splits each of `rows` evenly."""
-    known = math.prod(size for size in sizes if size != -1)
-    if devices % known or (-1 not in sizes and devices != known):
-        return False
-    data, fsdp, _ = (devices // known if size == -1 else size for size in sizes)
-    return not any(row % (data * fsdp) for row in rows)
 
 
 def spec(*logical: str) -> PartitionSpec:

@@ -30,7 +30,7 @@ from masksearch_jax.progress import Progress
 from masksearch_jax.rl import advantages, losses, rewards
 from masksearch_jax.rollout.engine import Engine, EngineStats, Request
 from masksearch_jax.search.tool import SearchTool, open_tool
-from masksearch_jax.sharding import make_mesh, shard_batch, shard_cache, use_cpu_cores
+from masksearch_jax.sharding import make_mesh, shard_batch, shard_cache
 from masksearch_jax.types import Example, Trajectory
 
 
@@ -305,11 +305,5 @@ def rollout_metrics(
     }
 
 
-def main(cfg: DapoRun) -> None:
-    """`run`, on as many devices as the CPU has cores where there is no accelerator."""
-    use_cpu_cores(cfg.mesh, cfg.dapo.micro_batch, cfg.rollout.slots)
-    run(cfg)
-
-
 if __name__ == "__main__":
-    cli.run(main, DapoRun)
+    cli.run(lambda cfg: run(cfg) and None, DapoRun)

@@ -25,7 +25,7 @@ from masksearch_jax.models import transformer
 from masksearch_jax.models.initial import check_vocabulary, initial
 from masksearch_jax.progress import Progress
 from masksearch_jax.rl import losses
-from masksearch_jax.sharding import make_mesh, shard_batch, use_cpu_cores
+from masksearch_jax.sharding import make_mesh, shard_batch
 
 
 def make_loss_fn(compute: ComputeConfig) -> train_state.LossFn:
@@ -105,11 +105,5 @@ def run(cfg: SftRun) -> dict[str, Any]:
     return metrics
 
 
-def main(cfg: SftRun) -> None:
-    """`run`, on as many devices as the CPU has cores where there is no accelerator."""
-    use_cpu_cores(cfg.mesh, cfg.sft.batch_size // cfg.optim.accumulate)
-    run(cfg)
-
-
 if __name__ == "__main__":
-    cli.run(main, SftRun)
+    cli.run(lambda cfg: run(cfg) and None, SftRun)

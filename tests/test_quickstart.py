@@ -261,38 +261,3 @@ def test_trajectories_are_picked_from_each_suite(run):
 def test_the_model_evaluated_first_is_the_one_that_sft_starts_from(run):
     assert run.checkpoints("init") == ""
     assert run.checkpoints("sft") == os.path.join(run.folder, "sft", "checkpoints")
-
-
-CORES = """
-import os
-import jax
-from masksearch_jax import sharding
-from masksearch_jax.config import MeshConfig
-
-def devices(cores, mesh, *rows):
-    os.sched_getaffinity = lambda process: range(cores)
-    jax.config.update("jax_num_cpu_devices", -1)
-    return sharding.use_cpu_cores(MeshConfig(*mesh), *rows)
-
-print(devices(1, (-1, 1, 1), 16), devices(2, (-1, 1, 1), 16), devices(64, (1, -1, 1), 16))
-print(devices(6, (-1, 1, 1), 16, 64), devices(6, (-1, 1, 1), 12, 18), devices(8, (1, -1, 1), 4, 6))
-print(devices(8, (2, -1, 1), 2), devices(8, (1, 1, -1), 3), devices(8, (1, 1, 1), 16))
-print(devices(2, (2, 1, 1), 16), devices(2, (4, 1, 1), 16), devices(4, (-1, 1, 2), 2))
-jax.config.update("jax_num_cpu_devices", 3)
-print(sharding.use_cpu_cores(MeshConfig(-1, 1, 1), 16), len(jax.devices()))
-"""
-
-
-def test_the_cpu_has_as_many_devices_as_cores_that_divide_the_batches(repository):
-    env = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
-    done = subprocess.run(
-        [sys.executable, "-c", CORES], cwd=repository, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
-        "1 2 8",  # at most eight
-        "4 6 2",
-        "2 8 1",  # a mesh without a -1 has its own number
-        "2 1 4",  # of four devices on two cores, the mesh itself complains
-        "3 3",  # the user's choice
-    ]

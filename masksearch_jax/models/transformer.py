@@ -30,10 +30,11 @@ class ModelError(ValueError):
 class Block(nnx.Module):
     """Parameters of every layer, stacked; one layer once sliced. Absent parameters are None.
 
-    Random weights start as copiers: keys near their queries and outputs near their values, so that a
-    head attends to tokens like its own and passes on what it finds (after mimetic initialisation, arXiv
-    2305.09828, with both signs positive; the scales are ours). From plain random weights the tiny
-    model took about three times as many updates to copy from search results.
+    Random weights start as copiers: keys near their queries and outputs near their values, so that
+    a head attends to tokens like its own and passes on what it finds (after mimetic
+    initialisation, arXiv 2305.09828, with both signs positive; the scales are ours). From plain
+    random weights the tiny model took about three times as many updates to copy from search
+    results.
     """
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
