@@ -16,6 +16,7 @@ from masksearch_jax.data import atlas, masking, ramp, spans
 from masksearch_jax.types import Passage, RampExample, Span
 
 CONFIG = RampConfig(
+    reworded=False,
     extractor="rules",
     max_masks=4,
     examples_per_passage=2,

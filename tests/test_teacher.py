@@ -26,6 +26,7 @@ SEARCH = SearchConfig(
     workers=2,
 )
 RAMP = RampConfig(
+    reworded=False,
     extractor="rules",
     max_masks=4,
     examples_per_passage=1,
