@@ -213,12 +213,17 @@ def test_a_build_that_fails_is_not_taken_for_whole(towns, repository, capsys):
     assert not (towns / "out" / "counts.json").exists()
 
 
-def test_the_atlas_has_paragraphs_of_its_own(tmp_path, repository):
-    made = run(repository, "build_ramp", "build_ramp.py:runlocal", folder=tmp_path)
+@pytest.mark.parametrize(("reworded", "each"), [(False, 1), (True, 3)])
+def test_the_atlas_masks_its_articles_or_other_words_for_them(tmp_path, repository, reworded, each):
+    told = {"folder": tmp_path, "ramp__reworded": reworded}
+    made = run(repository, "build_ramp", "build_ramp.py:runlocal", **told)
     assert made["corpus"] == {"in": 300, "out": 300, "dropped": {}}
     paragraphs = list(corpus.read_passages(tmp_path / "paragraphs.jsonl"))
-    assert made["ramp"]["in"] == len(paragraphs) == 900
-    known = {p.id for p in corpus.read_passages(tmp_path / "passages.jsonl")}
+    assert made["ramp"]["in"] == len(paragraphs) == 300 * each
+    passages = {p.id: p.text for p in corpus.read_passages(tmp_path / "passages.jsonl")}
+    known = set(passages)
+    copies = sum(p.text == passages[p.id.partition("#")[0]] for p in paragraphs)
+    assert copies == 0 if reworded else copies == len(paragraphs)
     asked = read_jsonl(tmp_path / "questions" / "train.jsonl", QAExample)
     assert {p.id.partition("#")[0] for p in paragraphs} == known
     assert {g for q in asked for g in q.gold} <= known
