@@ -142,6 +142,10 @@ def exists(pattern):
     return lambda workdir: any(workdir.glob(pattern))
 
 
+def both(first, second):
+    return lambda workdir: first(workdir) and second(workdir)
+
+
 # Stage → when to stop in it. A stage that takes no time is stopped at its start or in the next.
 MOMENTS = {
     "ramp": header("ramp"),
@@ -164,7 +168,9 @@ def test_stopping_anywhere_changes_no_figure(repository, whole, tmp_path):
     undisturbed, expected = whole
     workdir = tmp_path / "stopped"
     for name, moment in MOMENTS.items():
-        status = stop(start(repository, workdir), workdir, moment, signal.SIGINT)
+        # Its header first: files of an earlier session would stop this one while it still imports.
+        reached = both(header(name), moment)
+        status = stop(start(repository, workdir), workdir, reached, signal.SIGINT)
         assert status == 130, (name, said(workdir))
         end = said(workdir).splitlines()[-1]
         assert end == "interrupted; the same command goes on from here", name
