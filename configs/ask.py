@@ -42,16 +42,31 @@ def get_config(arg: str = "") -> ConfigDict:
     c.search.max_queries = 2
     c.search.timeout = 10.0
     c.search.workers = 1
+    c.search.cache = ""
+    c.search.replay = False
 
     c.rollout = ConfigDict()
     c.rollout.slots = 1
+    c.rollout.decode_share = (1.0,)
     c.rollout.max_len = 320
+    c.rollout.lengths = ()
+    c.rollout.kv_dtype = "compute"
     c.rollout.tick_tokens = 16
     c.rollout.extend_tokens = 64
     c.rollout.max_turns = 2
     c.rollout.max_new_tokens = 192
+    c.rollout.max_turn_tokens = 0
     c.rollout.max_observation_tokens = 128
+    c.rollout.answer_tokens = 0
+    c.rollout.corrections = 0
     c.rollout.temperature = 0.0
+    c.rollout.top_k = 0
+    c.rollout.top_p = 1.0
+    c.rollout.min_p = 0.0
+    c.rollout.max_repeats = 0
+    c.rollout.deadline = 0.0
+    c.rollout.in_flight = "drop"
+    c.rollout.max_staleness = 1
     c.rollout.seed = 0
 
     if arg.chat:

@@ -16,6 +16,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c = ConfigDict()
     c.folder = "runs/ramp"  # holds ramp/, questions/ or demonstrations/, JSONL by split
     c.cache = "runs/ramp/cache"
+    c.tasks = ""  # a regular expression; empty: all
     c.tokenizer = ""  # folder with tokenizer.json; needed
     c.max_len = 4096
     c.max_prompt_len = 1024

@@ -25,6 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.corpus.max_bad_fraction = 0.01
 
     c.ramp = ConfigDict()
+    c.ramp.cities = 3000
     c.ramp.reworded = False  # True is harder: read, not copy
     c.ramp.extractor = "rules"
     c.ramp.max_masks = 4
@@ -32,6 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.ramp.min_words = 8
     c.ramp.max_words = 160
     c.ramp.heldout_fraction = 0.05
+    c.ramp.rl_fraction = 0.0
     c.ramp.max_examples = 0
     c.ramp.seed = 0
 

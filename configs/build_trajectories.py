@@ -15,6 +15,7 @@ def get_config(arg: str = "") -> ConfigDict:
     arg = common.parse_arg(arg, runlocal=False)
     c = ConfigDict()
     c.folder = "runs/ramp"  # holds ramp/train.jsonl, questions/train.jsonl or both
+    c.kinds = ("ramp", "questions")
     c.max_searches = 4
     c.demonstrations = 0  # kept of each kind, 0: all
     c.seed = 0
@@ -28,6 +29,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.search.max_queries = 3
     c.search.timeout = 10.0
     c.search.workers = 4
+    c.search.cache = ""
+    c.search.replay = False
 
     if arg.runlocal:
         c.demonstrations = 50

@@ -46,30 +46,47 @@ def get_config(arg: str = "") -> ConfigDict:
     c.search.max_queries = 4
     c.search.timeout = 10.0
     c.search.workers = 16
+    c.search.cache = ""
+    c.search.replay = False
 
     c.rollout = ConfigDict()
     c.rollout.slots = 256
+    c.rollout.decode_share = (0.25, 0.5, 0.75)  # more open than decode: some search
     c.rollout.max_len = 6144
+    c.rollout.lengths = (1536, 3072)
+    c.rollout.kv_dtype = "compute"
     c.rollout.tick_tokens = 64
     c.rollout.extend_tokens = 512
     c.rollout.max_turns = 4
     c.rollout.max_new_tokens = 1536
+    c.rollout.max_turn_tokens = 0
     c.rollout.max_observation_tokens = 768
+    c.rollout.answer_tokens = 256
+    c.rollout.corrections = 1
     c.rollout.temperature = 0.0
+    c.rollout.top_k = 0
+    c.rollout.top_p = 1.0
+    c.rollout.min_p = 0.0
+    c.rollout.max_repeats = 16
+    c.rollout.deadline = 600.0
+    c.rollout.in_flight = "drop"
+    c.rollout.max_staleness = 1
     c.rollout.seed = 0
 
     c.eval = ConfigDict()
     c.eval.suites = ("ramp", "two_hop")
     c.eval.conditions = ("search", "no_search", "random")
     c.eval.examples = 1000
+    c.eval.baseline_examples = 200
     c.eval.temperature = 1.0
     c.eval.bootstrap = 1000
     c.eval.seed = 0
 
     if arg.runlocal:
-        c.eval.examples, c.eval.bootstrap = 4, 100
+        c.eval.examples, c.eval.baseline_examples, c.eval.bootstrap = 4, 4, 100
         c.compute.dtype = "float32"
         c.rollout.slots, c.rollout.max_len, c.rollout.max_new_tokens = 4, 768, 64
         c.rollout.tick_tokens, c.rollout.extend_tokens = 8, 64
+        c.rollout.lengths, c.rollout.answer_tokens = (), 16
         c.rollout.max_turns, c.rollout.max_observation_tokens = 1, 64
     return c

@@ -60,6 +60,12 @@ def get_config(arg: str = "") -> ConfigDict:
     c.checkpoint.every = 200
     c.checkpoint.keep = 2
 
+    c.plan = ConfigDict()  # what `python -m masksearch_jax.plan` compiles this run for
+    c.plan.topology = ""
+    c.plan.slices = 1
+    c.plan.improve = True
+    c.plan.json = ""
+
     if arg.runlocal:
         c.sft.batch_size, c.sft.seq_len, c.sft.steps, c.sft.log_every = 2, 768, 4, 1
         c.sft.curriculum = "0:qa_sft_mixed"

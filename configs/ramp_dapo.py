@@ -62,16 +62,31 @@ def get_config(arg: str = "") -> ConfigDict:
     c.search.max_queries = 4
     c.search.timeout = 10.0
     c.search.workers = 16
+    c.search.cache = ""
+    c.search.replay = False
 
     c.rollout = ConfigDict()
     c.rollout.slots = 256
+    c.rollout.decode_share = (0.25, 0.5, 0.75)  # more open than decode: some search
     c.rollout.max_len = 6144
+    c.rollout.lengths = (1536, 3072)
+    c.rollout.kv_dtype = "compute"
     c.rollout.tick_tokens = 64
     c.rollout.extend_tokens = 512
     c.rollout.max_turns = 4
     c.rollout.max_new_tokens = 1536
+    c.rollout.max_turn_tokens = 0
     c.rollout.max_observation_tokens = 768
+    c.rollout.answer_tokens = 256
+    c.rollout.corrections = 1
     c.rollout.temperature = 1.0  # DAPO
+    c.rollout.top_k = 0
+    c.rollout.top_p = 1.0
+    c.rollout.min_p = 0.0
+    c.rollout.max_repeats = 16
+    c.rollout.deadline = 600.0
+    c.rollout.in_flight = "drop"
+    c.rollout.max_staleness = 1
     c.rollout.seed = 0
 
     c.dapo = ConfigDict()
@@ -91,12 +106,21 @@ def get_config(arg: str = "") -> ConfigDict:
     c.dapo.overlong_buffer = 256
     c.dapo.overlong_penalty = 1.0  # DAPO
     c.dapo.overlong_filter = False
+    c.dapo.allow_filters = False
+    c.dapo.oversample = 1.0
     c.dapo.curriculum = "0:ramp_upto1,100:ramp_upto2,200:ramp_upto3,300:ramp_upto4"
+    c.dapo.split = "train"
     c.dapo.seed = 0
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 10
     c.checkpoint.keep = 2
+
+    c.plan = ConfigDict()  # what `python -m masksearch_jax.plan` compiles this run for
+    c.plan.topology = ""
+    c.plan.slices = 1
+    c.plan.improve = True
+    c.plan.json = ""
 
     if arg.runlocal:
         c.dapo.steps, c.dapo.groups, c.dapo.group_size = 2, 2, 2
@@ -106,6 +130,7 @@ def get_config(arg: str = "") -> ConfigDict:
         c.compute.dtype = "float32"
         c.rollout.slots, c.rollout.max_len, c.rollout.max_new_tokens = 4, 768, 64
         c.rollout.tick_tokens, c.rollout.extend_tokens = 8, 64
+        c.rollout.lengths, c.rollout.answer_tokens = (), 16
         c.rollout.max_turns, c.rollout.max_observation_tokens = 1, 64
         c.checkpoint.every = 1
     return c

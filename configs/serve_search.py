@@ -23,4 +23,6 @@ def get_config() -> ConfigDict:
     c.search.max_queries = 4
     c.search.timeout = 10.0
     c.search.workers = 8  # searches at once; further requests wait
+    c.search.cache = ""
+    c.search.replay = False
     return c

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import TextIO
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from masksearch_jax import cli, markup
+from masksearch_jax import checkpoint, cli, markup
 from masksearch_jax.config import (
     ComputeConfig,
     MeshConfig,
@@ -29,21 +28,22 @@ from masksearch_jax.config import (
 )
 from masksearch_jax.data import prompt
 from masksearch_jax.data.vocab import Vocab
-from masksearch_jax.models import attention, hf
-from masksearch_jax.models.initial import check_vocabulary
-from masksearch_jax.rollout.engine import Engine, Request
+from masksearch_jax.models import hf
+from masksearch_jax.models.initial import check_vocabulary, initial
+from masksearch_jax.rollout.engine import Engine
+from masksearch_jax.rollout.episode import Request
 from masksearch_jax.search.tool import SearchError, SearchTool, open_tool
 from masksearch_jax.sharding import make_mesh
-from masksearch_jax.types import Example, Passage, QAExample, RampExample, Trajectory
+from masksearch_jax.types import Example, Passage, QAExample, RampExample, Segment, Trajectory
 
 _STYLES = {"search": "36", "found": "2", "answer": "1;32", "failed": "31"}  # ANSI codes
 
 
 @dataclasses.dataclass(frozen=True)
 class AskRun:
-    """`ask`: one trajectory of a model in HF format, with live search."""
+    """`ask`: one trajectory of a model, with live search."""
 
-    init: str  # HF folder
+    init: str  # folder in HF format, or of checkpoints
     question: str  # a question, or a paragraph with [mask] in it
     tokenizer: str  # folder with tokenizer.json; empty: that of init
     compute: ComputeConfig
@@ -57,13 +57,35 @@ class Screen:
     """Lines with a label in front; coloured on a terminal, unless NO_COLOR is set."""
 
     def __init__(self, file: TextIO):
-        self._file = file
+        self._file, self._open = file, False
         self._colour = file.isatty() and not os.environ.get("NO_COLOR")
 
+    def say(self, text: str) -> None:
+        """Text as it comes, until the next line is shown."""
+        if text:
+            print(text, end="", file=self._file, flush=True)
+            self._open = True
+
     def show(self, label: str, text: str, style: str) -> None:
+        if self._open:
+            print(file=self._file)
+            self._open = False
         codes = _STYLES[style]
         shown = f"\x1b[{codes}m{text}\x1b[0m" if self._colour else text
         print(f"{label:>8}  {shown}", file=self._file, flush=True)
+
+
+class Stream:
+    """Writes what the agent says as it says it; for `Engine(watch=…)`."""
+
+    def __init__(self, screen: Screen):
+        self._screen, self._written = screen, 0
+
+    def __call__(self, request: Request, segments: Sequence[Segment]) -> None:
+        said = "".join(s.text for s in segments if s.author == "policy")
+        whole = said.rstrip("\ufffd")  # a character whose last bytes are not there yet
+        self._screen.say(whole[self._written :])
+        self._written = len(whole)
 
 
 class ShownSearch:
@@ -95,24 +117,27 @@ def run(cfg: AskRun) -> Trajectory:
     if not Path(cfg.init).is_dir():
         raise cli.ConfigError(
             f"config.init is {cfg.init!r}, which is not a local folder; it must be one in Hugging "
-            "Face format, such as export_hf writes"
+            "Face format, such as export_hf writes, or of checkpoints"
         )
-    config = hf.read_config(cfg.init)
+    in_hf_format = (Path(cfg.init) / "config.json").is_file()
+    if not in_hf_format and not cfg.tokenizer:
+        raise cli.ConfigError(
+            f"config.init is {cfg.init!r}, which holds no config.json; if it is a folder of "
+            "checkpoints, give the folder of its tokenizer as config.tokenizer"
+        )
+    config = hf.read_config(cfg.init) if in_hf_format else checkpoint.read_model(cfg.init)
     vocab = Vocab.load(cfg.tokenizer or cfg.init)
     check_vocabulary(config, vocab.size)
     screen = Screen(sys.stdout)
     tool = ShownSearch(open_tool(cfg.search), screen, cfg.search.max_passages)
     mesh = make_mesh(cfg.mesh)
-    model = hf.load(cfg.init, cfg.compute, mesh)
+    model = initial(cfg.init, config, cfg.compute, mesh, 0)
     engine = Engine(
         vocab,
         tool,
         cfg.rollout,
         cfg.search,
-        model_cache=lambda slots, length: attention.init_cache(
-            config, slots, length, jnp.dtype(cfg.compute.dtype)
-        ),
-        vocab_size=config.vocab_size,
+        watch=Stream(screen),
     )
     text = prompt.render(as_example(cfg.question), cfg.prompt.style, vocab)
     request = Request("question", np.asarray(vocab.encode(text), np.int32), stream=0)

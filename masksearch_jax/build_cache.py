@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import re
 import sys
 import tempfile
 import time
@@ -42,6 +43,7 @@ class BuildCacheRun:
 
     folder: str  # holds ramp/, questions/, demonstrations/ as `data.tasks` describes
     cache: str  # folder to write
+    tasks: str  # a regular expression of the tasks to write; empty: all
     tokenizer: str  # folder with tokenizer.json
     prompt: PromptConfig
     max_len: int  # tokens of a demonstration; longer ones are dropped and counted
@@ -52,7 +54,7 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
     """Builds or resumes the cache; per task and split its counts, and what the build cost."""
     started = time.monotonic()
     vocab = Vocab.load(cfg.tokenizer)
-    source = _source_hash(cfg, vocab, sorted(Path(cfg.folder).glob("*/*.jsonl")))
+    source = _source_hash(cfg, vocab, sorted(Path(cfg.folder).glob("*/*.jsonl")), cfg.tasks)
     done = _finished(cfg.cache, source)
     if done is not None:
         return _summary(done, sum(map(len, done.tasks.values())), time.monotonic() - started)
@@ -61,7 +63,10 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
     (Path(cfg.cache) / records.MANIFEST).unlink(missing_ok=True)  # of other inputs
     built: dict[str, dict[str, records.Split]] = {}
     reused = 0
-    for task in (seqio.TaskRegistry.get(n) for n in names if n in seqio.TaskRegistry.names()):
+    wanted = [n for n in names if n in seqio.TaskRegistry.names() and _is_wanted(cfg.tasks, n)]
+    if not wanted:
+        raise cli.ConfigError(f"config.tasks, {cfg.tasks!r}, matches none of {', '.join(names)}")
+    for task in map(seqio.TaskRegistry.get, wanted):
         for split in task.splits:
             inputs = _source_hash(cfg, vocab, tasks.inputs_of(cfg.folder, task.name, split))
             found = records.finished_split(cfg.cache, task.name, split)
@@ -132,6 +137,10 @@ def _hushed() -> Iterator[None]:
             os.close(kept)
 
 
+def _is_wanted(pattern: str, task: str) -> bool:
+    return not pattern or re.fullmatch(pattern, task) is not None
+
+
 def _build(cfg: BuildCacheRun, task: Any, split: str, source: str) -> records.Split:
     """Writes one split of one task, in the order of its file."""
     kind = "sft" if "agent" in task.output_features else "prompt"
@@ -172,12 +181,12 @@ def _records(
         progress.update(done)
 
 
-def _source_hash(cfg: BuildCacheRun, vocab: Vocab, files: list[Path]) -> str:
-    """A hash of all that decides a split: files, tokenizer, prompts, limits, format."""
+def _source_hash(cfg: BuildCacheRun, vocab: Vocab, files: list[Path], wanted: str = "") -> str:
+    """A hash of all that decides a split, or the `wanted` ones together."""
     digest = hashlib.sha256()
     limits = records.FORMAT, cfg.max_len, cfg.max_prompt_len, cfg.prompt.style, vocab.fingerprint
     probes = [prompt.render(p, cfg.prompt.style, vocab) for p in _PROBES]
-    digest.update(repr((limits, probes)).encode())
+    digest.update(repr((limits, probes, wanted)).encode())
     for path in files:
         with path.open("rb") as file:
             digest.update(f"{path.parent.name}/{path.name}".encode())
@@ -188,7 +197,7 @@ def _source_hash(cfg: BuildCacheRun, vocab: Vocab, files: list[Path]) -> str:
 def _rates(seqio: Any, name: str, built: dict[str, dict[str, records.Split]]) -> dict[str, float]:
     """Rates of a mixture's tasks, as seqio has them; tasks that kept no record are left out."""
     mixture = seqio.MixtureRegistry.get(name)
-    kept = (t for t in mixture.tasks if any(s.records for s in built[t.name].values()))
+    kept = (t for t in mixture.tasks if any(s.records for s in built.get(t.name, {}).values()))
     return {t.name: float(mixture.get_rate(t)) for t in kept}
 
 

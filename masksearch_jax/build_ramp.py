@@ -3,7 +3,8 @@
     python -m masksearch_jax.build_ramp --config=configs/build_ramp.py \\
         --config.corpus.path=wiki.jsonl.gz --config.folder=DATA
 
-Writes FOLDER/passages.jsonl, FOLDER/{ramp,questions}/{train,heldout}.jsonl and, for the atlas,
+Writes FOLDER/passages.jsonl, FOLDER/ramp/{train,rl,heldout}.jsonl (rl: what ramp.rl_fraction
+keeps for reinforcement learning), FOLDER/questions/{train,heldout}.jsonl and, for the atlas,
 whose paragraphs are not its passages, FOLDER/paragraphs.jsonl. FOLDER/counts.json comes last: with
 it the build is whole, and the same command changes nothing.
 """
@@ -57,17 +58,17 @@ def run(cfg: BuildRampRun, log: Callable[[str], None] | None = None) -> dict[str
         return done
     (folder / COUNTS).unlink(missing_ok=True)  # of other inputs
     made = _from_file(cfg, folder, log) if cfg.corpus.path else _from_atlas(cfg, folder)
-    train, heldout, stats = ramp.build_examples(_paragraphs(folder), cfg.ramp, lambda line: None)
-    if not train:
+    made_of, stats = ramp.build_examples(_paragraphs(folder), cfg.ramp, lambda line: None)
+    if not made_of["train"]:
         raise cli.ConfigError(
             f"no training example came out of {stats.paragraphs} paragraphs "
             f"(dropped: {stats.dropped}, spans refused: {stats.refused}); see config.ramp"
         )
-    ramp.write_jsonl(folder / "ramp" / "train.jsonl", train)
-    ramp.write_jsonl(folder / "ramp" / "heldout.jsonl", heldout)
+    for split, examples in made_of.items():
+        ramp.write_jsonl(folder / "ramp" / f"{split}.jsonl", examples)
     made["ramp"] = {
         "in": stats.paragraphs,
-        "out": len(train) + len(heldout),
+        "out": sum(map(len, made_of.values())),
         "dropped": stats.dropped,
         "refused_spans": stats.refused,
         "by_masks": {s: dict(sorted(n.items())) for s, n in stats.examples.items()},
@@ -109,7 +110,7 @@ def _finished(folder: Path, source: str) -> dict[str, Any] | None:
 def _sizes(folder: Path) -> dict[str, int]:
     """Bytes of each file that a build writes, those that are there."""
     names = ["passages.jsonl", "paragraphs.jsonl"]
-    names += [f"{k}/{s}.jsonl" for k in ("ramp", "questions") for s in ("train", "heldout")]
+    names += [f"{k}/{s}.jsonl" for k in ("ramp", "questions") for s in ("train", "rl", "heldout")]
     return {n: (folder / n).stat().st_size for n in names if (folder / n).is_file()}
 
 
@@ -177,7 +178,7 @@ def _from_atlas(cfg: BuildRampRun, folder: Path) -> dict[str, Any]:
     """Writes the atlas: its passages, the paragraphs to mask, and its questions."""
     from masksearch_jax.data import atlas  # its fact packages take a second to load
 
-    built = atlas.build(seed=cfg.seed, verbatim=not cfg.ramp.reworded)
+    built = atlas.build(cfg.seed, cfg.ramp.cities, verbatim=not cfg.ramp.reworded)
     passages = built.passages[: cfg.corpus.limit or None]
     titles = {p.id: p.title for p in passages}
     corpus.write_passages(folder / "passages.jsonl", passages)

@@ -33,6 +33,7 @@ from masksearch_jax.search import tool
 from masksearch_jax.types import Demonstration, Example, QAExample, RampExample
 
 FORMAT = 1
+KINDS = ("ramp", "questions")
 PART = 2000  # examples per resumable part
 
 
@@ -41,6 +42,7 @@ class BuildTrajectoriesRun:
     """`build_trajectories`: training examples to demonstrations."""
 
     folder: str  # holds ramp/train.jsonl, questions/train.jsonl or both
+    kinds: tuple[str, ...]  # of examples: ramp, questions
     search: SearchConfig
     max_searches: int  # searches in a demonstration
     demonstrations: int  # kept of each kind (RAMP, questions), 0: all
@@ -52,12 +54,14 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
     if not cfg.folder:
         raise cli.ConfigError("config.folder is empty; it must name the folder of the examples")
     folder = Path(cfg.folder)
-    sources = {kind: folder / kind / "train.jsonl" for kind in ("ramp", "questions")}
+    for kind in cfg.kinds:
+        if kind not in KINDS:
+            raise cli.ConfigError(f"config.kinds has {kind!r}; {cli.nearest(kind, KINDS)}")
+    sources = {kind: folder / kind / "train.jsonl" for kind in cfg.kinds}
     sources = {kind: path for kind, path in sources.items() if path.is_file()}
     if not sources:
-        raise FileNotFoundError(
-            f"{folder} holds neither ramp/train.jsonl nor questions/train.jsonl"
-        )
+        wanted = " nor ".join(f"{kind}/train.jsonl" for kind in cfg.kinds)
+        raise FileNotFoundError(f"{folder} holds no {wanted}")
     output = folder / "demonstrations" / "train.jsonl"
     summary_path = output.with_suffix(".counts.json")
     source = _source_hash(cfg, sources.values())

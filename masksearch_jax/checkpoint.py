@@ -16,7 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from masksearch_jax.config import CheckpointConfig, ModelConfig
+from masksearch_jax.config import CheckpointConfig, ModelConfig, RopeScaling
 from masksearch_jax.train_state import TrainState
 
 PyTree = Any
@@ -142,14 +142,29 @@ def load_params(
 
     Raises as `Checkpointer.restore`.
     """
+    with _reader(folder) as manager:
+        step = _find_step(manager, folder, step)
+        return _restore(manager, step, "params", like, _read_meta(manager, step, model))
+
+
+def read_model(folder: str | os.PathLike) -> ModelConfig:
+    """The architecture of the latest checkpoint in `folder`. Raises FileNotFoundError for none."""
+    with _reader(folder) as manager:
+        step = _find_step(manager, folder, None)
+        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    stored = dict(meta["model"])
+    scaling = stored["rope_scaling"]
+    return ModelConfig(**stored | {"rope_scaling": scaling and RopeScaling(**scaling)})
+
+
+def _reader(folder: str | os.PathLike) -> ocp.CheckpointManager:
+    """A manager that saves nothing. Raises FileNotFoundError where there is no folder."""
     path = _absolute(folder)
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint folder {path}")
-    # Nothing is saved here. `read_only` would say so, but orbax then warns about it on every load.
+    # `read_only` would say that nothing is saved, but orbax then warns about it on every load.
     options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
-    with ocp.CheckpointManager(path, options=options, item_names=_ITEMS) as manager:
-        step = _find_step(manager, path, step)
-        return _restore(manager, step, "params", like, _read_meta(manager, step, model))
+    return ocp.CheckpointManager(path, options=options, item_names=_ITEMS)
 
 
 def _absolute(folder: str | os.PathLike) -> epath.Path:
@@ -157,7 +172,7 @@ def _absolute(folder: str | os.PathLike) -> epath.Path:
     return epath.Path(text if "://" in text else os.path.abspath(text))
 
 
-def _find_step(manager: ocp.CheckpointManager, folder: epath.Path, step: int | None) -> int:
+def _find_step(manager: ocp.CheckpointManager, folder: Any, step: int | None) -> int:
     steps = sorted(manager.all_steps())
     if not steps or step not in (None, *steps):
         wanted = "a whole checkpoint" if step is None else f"step {step}"

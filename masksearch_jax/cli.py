@@ -139,13 +139,20 @@ def load_config(spec: str) -> Any:
         raise ConfigError(f"--config={spec}: {type(error).__name__}: {error}") from error
 
 
-def parse(schema: type[T], argv: Sequence[str]) -> T:
-    """The run described by `argv` (program name first). Raises ConfigError on anything amiss."""
+def parse(schema: type[T] | tuple[type[T], ...], argv: Sequence[str]) -> T:
+    """The run described by `argv` (program name first). Raises ConfigError on anything amiss.
+
+    Of several schemas it is the first that has all the config's keys, else the first.
+    """
     spec, rest = _split_config(argv)
     if spec is None:
         raise ConfigError(f"--config is missing; {USAGE.format(name=_program(argv))}")
+    config = load_config(spec)
+    if isinstance(schema, tuple):
+        known = (s for s in schema if set(config) <= set(typing.get_type_hints(s)))
+        schema = next(known, schema[0])
     rest = [_checked_flag(schema, arg) for arg in rest]
-    return to_dataclass(schema, _with_overrides(load_config(spec), [argv[0], *rest]))
+    return to_dataclass(schema, _with_overrides(config, [argv[0], *rest]))
 
 
 def _split_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -203,15 +210,22 @@ def _fail(message: str, status: int) -> typing.NoReturn:
     sys.exit(status)
 
 
-def run(fn: Callable[[T], Any], schema: type[T], argv: Sequence[str] | None = None) -> None:
+def run(
+    fn: Callable[[T], Any],
+    schema: type[T] | tuple[type[T], ...],
+    argv: Sequence[str] | None = None,
+) -> None:
     """Parses the command line into `schema`, calls `fn` with it, turns failures into statuses.
 
-    An int that `fn` returns is the exit status. A UserError, an error class of this package or an
-    OSError is printed as one line; any other exception is a defect and keeps its traceback.
+    Of several schemas it is the one that fits the config. An int that `fn` returns is the exit
+    status. A UserError, an error class of this package or an OSError is printed as one line; any
+    other exception is a defect and keeps its traceback.
     """
     argv = list(sys.argv if argv is None else argv)
     if any(a in ("--help", "-h", "-help") for a in argv[1:]):
-        keys = "\n".join(f"  --config.{k}" for k in flat_keys(schema))
+        schemas = schema if isinstance(schema, tuple) else (schema,)
+        names = dict.fromkeys(k for s in schemas for k in flat_keys(s))
+        keys = "\n".join(f"  --config.{k}" for k in names)
         print(f"{USAGE.format(name=_program(argv))}\n\nkeys:\n{keys}")
         return
     try:

@@ -49,8 +49,10 @@ class ComputeConfig:
 
     dtype: Literal["bfloat16", "float32"]  # activations and matrix products
     param_dtype: Literal["float32", "bfloat16"]  # stored weights
-    attention: Literal["xla"]
-    remat: Literal["none", "block"]  # block: keep one activation per layer, compute again
+    attention: Literal["xla", "splash"]  # splash: the kernel for TPUs, in training
+    # What the backward pass finds of a layer: all; its matrix products; these, kept in the host's
+    # memory; its input alone.
+    remat: Literal["none", "dots", "offload", "block"]
     loss_chunk: int  # tokens per chunk of the LM head and the loss
 
 
@@ -95,6 +97,7 @@ class CorpusConfig:
 class RampConfig:
     """Salient spans and masks (MaskSearch, section 3.1)."""
 
+    cities: int  # of the atlas: articles on this many of the largest cities
     reworded: bool  # of the atlas: mask paragraphs in other words than the indexed articles
     extractor: Literal["rules"]
     max_masks: int  # k is 1..max_masks, balanced
@@ -102,6 +105,9 @@ class RampConfig:
     min_words: int  # shorter paragraphs are dropped
     max_words: int  # longer paragraphs are dropped
     heldout_fraction: float  # of articles, by a hash of the title
+    rl_fraction: (
+        float  # of the other articles, kept from demonstrations, for reinforcement learning
+    )
     max_examples: int  # 0: all
     seed: int
 
@@ -116,6 +122,8 @@ class SearchConfig:
     max_queries: int  # queries read from one <search> block
     timeout: float  # seconds per search call
     workers: int  # searches in flight
+    cache: str = ""  # SQLite file of results that need not be asked for again; empty: none
+    replay: bool = False  # answer from the cache alone, and fail where it lacks a result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,14 +134,33 @@ class PromptConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
-    slots: int  # trajectories on device at once
+    slots: int  # trajectories open at once, each with its KV cache
+    # Shares of them that decode at once, ascending: a program for each, the smallest that will do
+    # is run. Slots beyond the last share hold trajectories that wait for search.
+    decode_share: tuple[float, ...]
     max_len: int  # tokens of prompt, sampled text and observations together; the KV cache length
+    # Shorter lengths, ascending, that there are programs for. Programs of other sizes round
+    # differently in the last bit: with one alone (and one decode_share) nothing else ever does.
+    lengths: tuple[int, ...]
+    kv_dtype: Literal["compute", "float32", "bfloat16", "int8"]
     tick_tokens: int  # tokens decoded per tick
-    extend_tokens: int  # prompt or observation tokens written per tick
+    extend_tokens: int  # prompt or observation tokens written per slot and tick
     max_turns: int  # searches allowed; the turn after the last must answer
     max_new_tokens: int  # sampled tokens per trajectory
+    max_turn_tokens: int  # sampled tokens per turn; 0: no limit of its own
     max_observation_tokens: int  # tokens per search result
+    answer_tokens: int  # kept free for the answer: observations are cut to it
+    corrections: int  # per trajectory: invalid actions answered by a hint instead of the end
     temperature: float  # 0: greedy
+    top_k: int  # 0: off. Filters break log-probabilities: training wants dapo.allow_filters
+    top_p: float  # 1: off
+    min_p: float  # 0: off
+    max_repeats: int  # a phrase this often in a row ends the trajectory; 0: never
+    deadline: float  # seconds per trajectory; 0: none
+    # Trajectories in flight when sampling stops before all are done: dropped; kept with their
+    # cache, which other weights wrote; or kept, the cache rebuilt by the next weights.
+    in_flight: Literal["drop", "keep", "rebuild"]
+    max_staleness: int  # versions since a kept trajectory's first token before it starts again
     seed: int
 
 
@@ -168,7 +195,10 @@ class DapoConfig:
     overlong_buffer: int  # sampled tokens before max_new_tokens where the penalty ramps
     overlong_penalty: float
     overlong_filter: bool  # drop truncated samples from the loss
+    allow_filters: bool  # sample with top_k, top_p or min_p, though the trainer knows none
+    oversample: float  # prompts in flight per group wanted, where rollout.in_flight keeps them
     curriculum: str  # as in SftConfig
+    split: Literal["train", "rl"]  # of the prompts; rl where ramp.rl_fraction kept some
     seed: int
 
 
@@ -176,10 +206,21 @@ class DapoConfig:
 class EvalConfig:
     suites: tuple[str, ...]  # ramp, two_hop
     conditions: tuple[str, ...]  # search, no_search, random
-    examples: int  # per suite
+    examples: int  # of the first suite, searching
+    baseline_examples: int  # of the others and in the other conditions
     temperature: float  # of evaluation rollouts, in place of rollout.temperature; 0: greedy
     bootstrap: int  # resamples of the 95% interval
     seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanConfig:
+    """What `plan` compiles a run for; nothing else reads it."""
+
+    topology: str = ""  # a TPU slice: v5p-64, v6e-256, or by its sides, v5p:2x4x4
+    slices: int = 1  # of them, joined by the data centre's network
+    improve: bool = True  # where a program does not fit, try other ways to run it
+    json: str = ""  # file for the figures; empty: none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +238,7 @@ class SftRun:
     optim: OptimConfig
     sft: SftConfig
     checkpoint: CheckpointConfig
+    plan: PlanConfig = PlanConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +259,7 @@ class DapoRun:
     rollout: RolloutConfig
     dapo: DapoConfig
     checkpoint: CheckpointConfig
+    plan: PlanConfig = PlanConfig()
 
 
 @dataclasses.dataclass(frozen=True)

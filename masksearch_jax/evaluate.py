@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from masksearch_jax import cli
@@ -23,12 +22,12 @@ from masksearch_jax.config import EvalRun
 from masksearch_jax.data import prompt, ramp
 from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.evals import suites
-from masksearch_jax.models import attention
 from masksearch_jax.models.initial import check_vocabulary, initial
 from masksearch_jax.progress import Progress
-from masksearch_jax.rollout.engine import Engine, Request
+from masksearch_jax.rollout.engine import Engine
+from masksearch_jax.rollout.episode import Request
 from masksearch_jax.search.tool import SearchTool, open_tool
-from masksearch_jax.sharding import make_mesh, shard_cache
+from masksearch_jax.sharding import make_mesh
 from masksearch_jax.stages import write_json
 from masksearch_jax.types import Example, QAExample, RampExample, Trajectory, to_json
 
@@ -50,7 +49,7 @@ def tools(cfg: EvalRun) -> dict[str, SearchTool]:
 
 
 def load_suites(cfg: EvalRun) -> dict[str, list[Example]]:
-    """The first `eval.examples` of each suite's held-out file, in file order, which is shuffled."""
+    """All of each suite's held-out file."""
     found: dict[str, list[Example]] = {}
     for name in cfg.eval.suites:
         if name == "ramp":
@@ -60,8 +59,13 @@ def load_suites(cfg: EvalRun) -> dict[str, list[Example]]:
         else:
             near = cli.nearest(name, ("ramp", "two_hop"))
             raise cli.ConfigError(f"config.eval.suites has {name!r}; {near}")
-        found[name] = found[name][: cfg.eval.examples]
     return found
+
+
+def count(cfg: EvalRun, suite: str, condition: str) -> int:
+    """Examples of a suite in a condition, the first ones of its file, which is shuffled."""
+    first = suite == cfg.eval.suites[0] and condition == "search"
+    return cfg.eval.examples if first else cfg.eval.baseline_examples
 
 
 def rollout_suite(
@@ -91,13 +95,19 @@ def run(cfg: EvalRun, model: Any = None) -> dict[str, Any]:
     mesh = make_mesh(cfg.mesh)
     if model is None:
         model = initial(cfg.init, cfg.model, cfg.compute, mesh, 0)
+    rollout = dataclasses.replace(cfg.rollout, temperature=cfg.eval.temperature)
     results: dict[str, Any] = {}
-    total = sum(map(len, by_suite.values())) * len(by_condition)
+    total = sum(
+        min(len(examples), count(cfg, suite, condition))
+        for suite, examples in by_suite.items()
+        for condition in by_condition
+    )
     partial = workdir / "trajectories.jsonl.tmp"
     with jax.set_mesh(mesh), Progress("evaluate", total) as progress, partial.open("w") as file:
         for condition, tool in by_condition.items():
-            with make_engine(cfg, vocab, tool, mesh) as engine:
+            with Engine(vocab, tool, rollout, cfg.search) as engine:
                 for suite, examples in by_suite.items():
+                    examples = examples[: count(cfg, suite, condition)]
                     prompts = [
                         np.asarray(
                             vocab.encode(prompt.render(e, cfg.prompt.style, vocab)), np.int32
@@ -117,20 +127,6 @@ def run(cfg: EvalRun, model: Any = None) -> dict[str, Any]:
     os.replace(partial, workdir / "trajectories.jsonl")
     write_json(workdir / "eval.json", results)
     return results
-
-
-def make_engine(cfg: EvalRun, vocab: Vocab, tool: SearchTool, mesh: jax.sharding.Mesh) -> Engine:
-    rollout = dataclasses.replace(cfg.rollout, temperature=cfg.eval.temperature)
-    return Engine(
-        vocab,
-        tool,
-        rollout,
-        cfg.search,
-        model_cache=lambda slots, length: shard_cache(
-            mesh, attention.init_cache(cfg.model, slots, length, jnp.dtype(cfg.compute.dtype))
-        ),
-        vocab_size=cfg.model.vocab_size,
-    )
 
 
 def table(results: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from masksearch_jax import checkpoint, cli, sharding
 from masksearch_jax.config import ComputeConfig, ModelConfig
 from masksearch_jax.data.vocab import Vocab
-from masksearch_jax.models import attention, hf, reload_check
+from masksearch_jax.models import hf, reload_check
 from masksearch_jax.models.transformer import Transformer
 
 RELOADS = ("auto", "transformers", "table")
@@ -122,7 +122,7 @@ def _same(written: jax.Array, read: jax.Array, kept: np.dtype) -> bool:
 def _predict(model: Transformer, prompts: np.ndarray, tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """float32 logits [B, T, V] of prompts [B, T], and `tokens` greedy ids [B, N] after them."""
     batch, width = prompts.shape
-    cache = attention.init_cache(model.config, batch, width + tokens, jnp.float32)
+    cache = model.init_cache(1, batch, width + tokens, "float32")
     zeros = jnp.zeros(batch, jnp.int32)
     hidden, cache = jax.jit(Transformer.extend)(model, cache, prompts, zeros, zeros + width)
     logits = model.logits(hidden)

@@ -20,6 +20,14 @@ TAGS = ("think", "search", "information", "answer")
 TAG_TOKENS = tuple(t for tag in TAGS for t in (f"<{tag}>", f"</{tag}>"))
 STOPS = ("</search>", "</answer>")
 
+# What the tool says, as information, to a turn that is no action.
+CORRECTIONS = {
+    "no_action": "No action. Write <\u200bsearch> or <\u200banswer> and close it.",
+    "no_query": "No query. Write one query per line in <\u200bsearch>.",
+    "no_turns": "No searches are left. Answer now.",
+    "too_long": "That was too long. Answer now.",
+}
+
 _OUR_TAG = re.compile(r"<(/?)(think|search|information|answer)>", re.IGNORECASE)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _STOP = re.compile(r"</(search|answer)>")

@@ -95,6 +95,7 @@ def make_demonstrations(run: Run) -> dict[str, Any]:
     made = build_trajectories.run(
         build_trajectories.BuildTrajectoriesRun(
             folder=str(run.data),
+            kinds=("ramp",),
             search=run.search,
             max_searches=cfg.rollout.max_turns,
             demonstrations=cfg.demonstrations,
@@ -111,6 +112,7 @@ def make_cache(run: Run) -> dict[str, Any]:
     overrides = {
         "folder": run.data,
         "cache": run.cache,
+        "tasks": r"ramp_.*",
         "tokenizer": run.tokenizer,
         "prompt.style": cfg.prompt.style,
         "max_len": cfg.sft.seq_len,
@@ -141,6 +143,8 @@ def evaluate_model(run: Run, name: str) -> dict[str, Any]:
     cfg = run.cfg
     asked = (run.data / "questions" / "heldout.jsonl").exists()
     suites = tuple(s for s in cfg.eval.suites if asked or s != "two_hop")
+    # Random weights answer nothing, at length: few examples tell that.
+    few = {"examples": cfg.eval.baseline_examples} if name == "init" else {}
     eval_run = config_lib.EvalRun(
         workdir=str(run.folder / "eval" / name),
         data=str(run.data),
@@ -152,7 +156,7 @@ def evaluate_model(run: Run, name: str) -> dict[str, Any]:
         prompt=cfg.prompt,
         search=run.search,
         rollout=cfg.rollout,
-        eval=dataclasses.replace(cfg.eval, suites=suites),
+        eval=dataclasses.replace(cfg.eval, suites=suites, **few),
     )
     model = initial(eval_run.init, cfg.model, cfg.compute, make_mesh(cfg.mesh), cfg.seed)
     results = evaluate.run(eval_run, model)

@@ -8,12 +8,13 @@ open.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from masksearch_jax.config import MeshConfig
@@ -38,35 +39,56 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "head": ("vocab", "model"),
     "norm": ("norm",),
     "blocks.attention_norm": ("layers", "norm"),
-    "blocks.q": ("layers", "model", "heads", "head_dim"),
-    "blocks.k": ("layers", "model", "kv_heads", "head_dim"),
-    "blocks.v": ("layers", "model", "kv_heads", "head_dim"),
-    "blocks.q_bias": ("layers", "heads", "head_dim"),
-    "blocks.k_bias": ("layers", "kv_heads", "head_dim"),
-    "blocks.v_bias": ("layers", "kv_heads", "head_dim"),
+    "blocks.q": ("layers", "model", "heads"),
+    "blocks.k": ("layers", "model", "kv_heads"),
+    "blocks.v": ("layers", "model", "kv_heads"),
+    "blocks.q_bias": ("layers", "heads"),
+    "blocks.k_bias": ("layers", "kv_heads"),
+    "blocks.v_bias": ("layers", "kv_heads"),
     "blocks.q_norm": ("layers", "norm"),
     "blocks.k_norm": ("layers", "norm"),
-    "blocks.o": ("layers", "heads", "head_dim", "model"),
+    "blocks.o": ("layers", "heads", "model"),
     "blocks.mlp_norm": ("layers", "norm"),
     "blocks.gate": ("layers", "model", "hidden"),
     "blocks.up": ("layers", "model", "hidden"),
     "blocks.down": ("layers", "hidden", "model"),
 }
 
-# Both halves of a KV cache: k [L, B, K, D, S] and v [L, B, K, S, D].
-CACHE = ("layers", "batch", "kv_heads", "any", "any")
-
-
-
+# A KV cache: k [L, N, S, K, D, T], v [L, N, S, K, T, D], their scales [L, N, S, K, T].
+CACHE = ("layers", "batch", "any", "kv_heads", "any", "any")
 
 
 class MeshError(ValueError):
     """A mesh that does not fit the devices, the model or the batch."""
 
 
+def join_processes() -> None:
+    """Makes this one of several processes where the environment says so; call before any other use.
+
+    JAX_COORDINATOR_ADDRESS is HOST:PORT, with JAX_NUM_PROCESSES and JAX_PROCESS_ID, or `auto` on
+    a cluster that JAX knows by itself (Cloud TPU, GKE, SLURM, Open MPI). Raises MeshError for less.
+    """
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
+    if not address or jax.distributed.is_initialized():
+        return
+    if address == "auto":
+        del os.environ["JAX_COORDINATOR_ADDRESS"]  # JAX would take it for an address
+        jax.distributed.initialize()
+        return
+    try:
+        count, own = (int(os.environ[n]) for n in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    except (KeyError, ValueError) as error:
+        raise MeshError(
+            f"JAX_COORDINATOR_ADDRESS is {address!r}: JAX_NUM_PROCESSES and JAX_PROCESS_ID must be "
+            f"numbers with it, or it must be 'auto' ({type(error).__name__}: {error})"
+        ) from error
+    jax.distributed.initialize(address, count, own)
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of all devices (or of `devices`); one axis of -1 takes what is left.
 
+    Devices of several slices are split along `data` first: only gradients cross between slices.
     Raises MeshError when the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
@@ -78,7 +100,17 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if len(devices) % known or (-1 not in sizes and known != len(devices)):
         raise MeshError(f"mesh {asked} does not divide {len(devices)} devices; one axis may be -1")
     shape = tuple(len(devices) // known if size == -1 else size for size in sizes)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    if shape[0] % slices:
+        raise MeshError(f"mesh {asked}: data of {shape[0]} does not divide over {slices} slices")
+    within, between = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+    grid = mesh_utils.create_hybrid_device_mesh(
+        within, between, devices, allow_split_physical_axes=True
+    )
+    return Mesh(grid, AXES, axis_types=types)
 
 
 def spec(*logical: str) -> PartitionSpec:
@@ -92,31 +124,31 @@ def parameter_name(path: tuple[Any, ...]) -> str:
     return ".".join(names[:-1] if names[-1] == "value" else names)
 
 
-def parameter_sharding(mesh: Mesh, path: tuple[Any, ...], shape: tuple[int, ...]) -> NamedSharding:
-    """Where one parameter lies. Raises MeshError naming an axis that the mesh does not divide."""
-    name = parameter_name(path)
-    if name not in PARAMETERS:
-        raise MeshError(f"parameter {name!r} has no sharding rule; known: {sorted(PARAMETERS)}")
-    return _fitting(mesh, PARAMETERS[name], shape, name)
-
-
 def parameter_shardings(mesh: Mesh, model: Tree) -> Tree:
-    """A tree like `model` (arrays or shapes) of each parameter's sharding."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: parameter_sharding(mesh, path, leaf.shape), model
-    )
+    """A tree like `model` (arrays or shapes) of where each parameter lies.
+
+    Raises MeshError naming an axis that the mesh does not divide.
+    """
+    for heads in ("num_heads", "num_kv_heads"):
+        ways, count = _ways(mesh, RULES["heads"]), getattr(model.config, heads)
+        if count % ways:
+            raise MeshError(
+                f"model.{heads} {count} does not divide over {ways} devices (mesh "
+                f"{dict(mesh.shape)}, heads are split by {RULES['heads']})"
+            )
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = parameter_name(path)
+        if name not in PARAMETERS:
+            raise MeshError(f"parameter {name!r} has no sharding rule; known: {sorted(PARAMETERS)}")
+        return _fitting(mesh, PARAMETERS[name], leaf.shape, name)
+
+    return jax.tree_util.tree_map_with_path(place, model)
 
 
 def shard_parameters(mesh: Mesh, model: Tree) -> Tree:
     """The model with its parameters laid out over the mesh."""
     return jax.device_put(model, parameter_shardings(mesh, model))
-
-
-def shard_cache(mesh: Mesh, cache: Tree) -> Tree:
-    """A KV cache laid out over the mesh: slots as a batch, kv heads over `tensor`."""
-    return jax.tree.map(
-        lambda leaf: jax.device_put(leaf, _fitting(mesh, CACHE, leaf.shape, "KV cache")), cache
-    )
 
 
 def shard_batch(mesh: Mesh, batch: Tree, axis: int = 0) -> Tree:
@@ -151,6 +183,39 @@ def to_host(tree: Tree) -> Tree:
     return jax.tree.map(fetch, tree)
 
 
+def local_rows(x: jax.Array) -> np.ndarray:
+    """The rows, along axis 0, that this process's devices hold, in order."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
+def any_process(flag: bool) -> bool:
+    """Whether it holds on any process; all must call it."""
+    return bool(mean_over_processes({"flag": float(flag)})["flag"])
+
+
+def mean_over_processes(figures: dict[str, float]) -> dict[str, float]:
+    """Each figure's mean over the processes; all must call it, with the same names."""
+    if jax.process_count() == 1:
+        return figures
+    own = np.asarray(list(figures.values()), np.float32)
+    mean = np.asarray(multihost_utils.process_allgather(own)).mean(axis=0)
+    return dict(zip(figures, mean.tolist(), strict=True))
+
+
+def gather_texts(text: str) -> list[str]:
+    """The text of each process, in their order; all must call it."""
+    if jax.process_count() == 1:
+        return [text]
+    own = np.frombuffer(text.encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(own)))).reshape(-1)
+    padded = np.pad(own, (0, int(sizes.max()) - len(own)))
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+
+
 def constrain(x: jax.Array, *logical: str) -> jax.Array:
     """x laid out by its logical axes where a mesh is in force (`jax.set_mesh`); x itself elsewhere.
 
@@ -162,6 +227,48 @@ def constrain(x: jax.Array, *logical: str) -> jax.Array:
     pairs = zip(spec(*logical), x.shape, strict=True)
     kept = (axes if size % _ways(mesh, axes) == 0 else None for axes, size in pairs)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
+
+
+def on_shards(
+    function: Callable[..., Tree], inputs: Sequence[tuple[str, ...]], output: tuple[str, ...]
+) -> Callable[..., Tree]:
+    """`function` run by each device on its own parts alone, where a mesh in force splits them.
+
+    `inputs` has the leading logical axes of each argument's leaves, `output` the result's; sizes
+    and indices along the axes that the mesh splits are local then, the others as ever. For what
+    the compiler cannot split by itself: slices at places that differ between shards, and kernels.
+    """
+
+    def call(*args: Tree) -> Tree:
+        mesh = jax.sharding.get_abstract_mesh()
+        specs = [spec(*axes) for axes in (*inputs, output)]
+        if mesh.empty or mesh.size == 1 or not _all_divide(mesh, specs, args):
+            return function(*args)
+        split = {name for s in specs for axes in s if axes for name in np.atleast_1d(axes)}
+        mapped = jax.shard_map(
+            function,
+            in_specs=tuple(specs[:-1]),
+            out_specs=specs[-1],
+            axis_names={str(name) for name in split},
+            check_vma=False,
+        )
+        return mapped(*args)
+
+    return call
+
+
+def _all_divide(mesh: Any, specs: Sequence[PartitionSpec], args: Sequence[Tree]) -> bool:
+    return all(
+        size % _ways(mesh, axes) == 0
+        for partition, arg in zip(specs, args, strict=False)
+        for leaf in jax.tree.leaves(arg)
+        for axes, size in zip(partition, leaf.shape, strict=False)
+    )
+
+
+def batch_shards(mesh: Mesh | None) -> int:
+    """Into how many parts the mesh splits a batch; 1 without a mesh."""
+    return 1 if mesh is None or mesh.empty else _ways(mesh, RULES["batch"])
 
 
 def _ways(mesh: Any, axes: str | tuple[str, ...] | None) -> int:

@@ -37,7 +37,8 @@ class Usage:
         self._seconds = before.get("wall_seconds", 0.0)
         self._peak = before.get("peak_memory_bytes", 0)
         self._process = psutil.Process()
-        self._began = self._process.create_time()
+        # Not the process's own start: a script that sets up first may have become this process.
+        self._began = time.time()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 

@@ -9,37 +9,33 @@ again up to a cap), update. Synchronous: a step's tokens come from the weights t
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from masksearch_jax import cli, train_state
+from masksearch_jax import cli, sharding, train_state
 from masksearch_jax.checkpoint import Checkpointer
 from masksearch_jax.config import ComputeConfig, DapoConfig, DapoRun, RolloutConfig
 from masksearch_jax.data import pipeline, records
+from masksearch_jax.data.demonstrations import parse_example
 from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.metrics import MetricWriter, check_finite
-from masksearch_jax.models import attention, transformer
+from masksearch_jax.models import head
 from masksearch_jax.models.initial import check_vocabulary, initial
 from masksearch_jax.progress import Progress
 from masksearch_jax.rl import advantages, losses, rewards
-from masksearch_jax.rollout.engine import Engine, EngineStats, Request
+from masksearch_jax.rl.groups import Group, score_groups, to_batch
+from masksearch_jax.rollout import sampling
+from masksearch_jax.rollout.engine import Engine
+from masksearch_jax.rollout.episode import Request
 from masksearch_jax.search.tool import SearchTool, open_tool
-from masksearch_jax.sharding import make_mesh, shard_batch, shard_cache
-from masksearch_jax.types import Example, Trajectory
-
-
-class Group(NamedTuple):
-    """One prompt's samples, in sample order, and their rewards."""
-
-    example: Example
-    trajectories: list[Trajectory]
-    rewards: list[rewards.RewardParts]
+from masksearch_jax.sharding import join_processes, make_mesh, shard_batch
+from masksearch_jax.types import Trajectory, to_json
 
 
 def make_loss_fn(
@@ -49,7 +45,7 @@ def make_loss_fn(
 
     def loss_fn(model: Any, batch: dict[str, jax.Array]):
         hidden = model.hidden(batch["ids"], batch["positions"], batch["segment_ids"])
-        logp, entropy = transformer.token_logprobs(
+        logp, entropy = head.token_logprobs(
             model, hidden, batch["targets"], temperature, compute.loss_chunk
         )
         # With one update per step the policy is still the one that the step began with.
@@ -67,108 +63,133 @@ def make_logprob_fn(compute: ComputeConfig, temperature: float):
     @jax.jit
     def logprobs(model: Any, batch: dict[str, jax.Array]) -> jax.Array:
         hidden = model.hidden(batch["ids"], batch["positions"], batch["segment_ids"])
-        return transformer.token_logprobs(
+        return head.token_logprobs(
             model, hidden, batch["targets"], temperature, compute.loss_chunk
         )[0]
 
     return logprobs
 
 
-def sample_groups(
-    engine: Engine,
-    model: Any,
-    prompts: Sequence[pipeline.Prompt],
-    first_stream: int,
-    cfg: DapoConfig,
-    version: int,
-) -> list[Group]:
-    """One group per prompt, in order: `group_size` trajectories each, rewarded."""
-    requests = [
-        Request(str(i), prompt.ids, (first_stream + i) % 2**32, sample)
-        for i, prompt in enumerate(prompts)
-        for sample in range(cfg.group_size)
-    ]
-    found: dict[tuple[int, int], Trajectory] = {}
-    for t in engine.run(model, requests, version):
-        found[int(t.example_id), t.sample] = t
-    groups = []
-    for i, (_, example) in enumerate(prompts):
-        members = [found[i, sample] for sample in range(cfg.group_size)]
-        members = [dataclasses.replace(t, example_id=example.id) for t in members]
-        groups.append(Group(example, members, [rewards.reward(example, t, cfg) for t in members]))
-    return groups
+# Figures of which a process has its part; of the others all have their own.
+_TOTALS = ("groups_sampled", "groups_kept", "rollout_tokens_per_second", "restarted")
 
 
-def score_groups(groups: Sequence[Group], cfg: DapoConfig, rollout: RolloutConfig):
-    """Totals with the overlong penalty and which samples count [G, n], groups with spread [G].
+class GroupSampler:
+    """Draws prompts and samples groups; those that are not whole at a step's end go on in the next.
 
-    Tool failures never count; with `overlong_filter`, nor do truncated samples.
+    A prompt's stream is its number in the run, whatever the number of processes.
     """
-    total = np.asarray([[r.total for r in g.rewards] for g in groups], np.float32)
-    accuracy = np.asarray([[r.accuracy for r in g.rewards] for g in groups], np.float32)
-    lengths = np.asarray([[int(t.sampled.sum()) for t in g.trajectories] for g in groups])
-    status = np.asarray([[t.status for t in g.trajectories] for g in groups])
-    total = total + advantages.overlong_penalty(
-        lengths, rollout.max_new_tokens, cfg.overlong_buffer, cfg.overlong_penalty
-    )
-    valid = status != "tool_failure"
-    if cfg.overlong_filter:
-        valid &= status != "out_of_tokens"
-    keep = advantages.keep_groups(accuracy, cfg.accuracy_threshold, total, valid=valid)
-    return total, valid, keep
+
+    def __init__(self, engine: Engine, prompts: Any, dapo: DapoConfig, rollout: RolloutConfig):
+        self.engine, self.prompts, self.dapo, self.rollout = engine, prompts, dapo, rollout
+        self.partial = rollout.in_flight != "drop"
+        self.wanted = dapo.groups // jax.process_count()
+        self.stream = 0
+        self.open: dict[str, tuple[pipeline.Prompt, dict[int, Trajectory]]] = {}
+        self.again: list[Request] = []
+
+    def state(self) -> dict[str, Any]:
+        """JSON of the next stream and of the prompts, on all processes, whose groups are open."""
+        own = [
+            {
+                "stream": name,
+                "ids": prompt.ids.tolist(),
+                "example": json.dumps(to_json(prompt.example)),
+            }
+            for name, (prompt, _) in self.open.items()
+        ]
+        texts = sharding.gather_texts(json.dumps(own))
+        return {"stream": self.stream, "open": [p for text in texts for p in json.loads(text)]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from `state`, on any number of processes; open groups are sampled anew."""
+        self.stream = state["stream"]
+        for saved in state["open"][jax.process_index() :: jax.process_count()]:
+            ids = np.asarray(saved["ids"], np.int32)
+            prompt = pipeline.Prompt(ids, parse_example(saved["example"]))
+            self.again += self._request(int(saved["stream"]), prompt)
+
+    def step(self, model: Any, version: int) -> tuple[list[Group], list[Group]]:
+        """This process's groups with spread, at most its share, and all that it saw."""
+        kept: list[Group] = []
+        seen: list[Group] = []
+        drawn = next(self.prompts)
+        ahead = round((self.dapo.oversample - 1) * self.wanted) * jax.process_count()
+        if self.partial and ahead and not sharding.any_process(bool(self.open)):
+            drawn = [*drawn, *self.prompts.extra(ahead)]
+        for round_ in range(max(self.dapo.max_refills, 1)):
+            if round_:
+                drawn = self.prompts.extra(self.dapo.groups)
+            requests, self.again = self.again + self._requests(drawn), []
+            for group in self._sample(model, version, requests, kept):
+                seen.append(group)
+                if score_groups([group], self.dapo, self.rollout)[2][0]:
+                    kept.append(group)
+            if not sharding.any_process(len(kept) < self.wanted):
+                break
+        kept.sort(key=lambda group: group.stream)
+        return kept[: self.wanted], sorted(seen, key=lambda group: group.stream)
+
+    def _sample(
+        self, model: Any, version: int, requests: list[Request], kept: list[Group]
+    ) -> Iterator[Group]:
+        """Groups as they become whole; in parts, until `kept` has enough."""
+
+        def enough() -> bool:
+            return self.partial and len(kept) >= self.wanted
+
+        for trajectory in self.engine.run(model, requests, version, enough=enough):
+            name = trajectory.example_id
+            prompt, found = self.open[name]
+            found[trajectory.sample] = trajectory
+            if len(found) < self.dapo.group_size:
+                continue
+            del self.open[name]
+            example, members = prompt.example, [t for _, t in sorted(found.items())]
+            members = [dataclasses.replace(t, example_id=example.id) for t in members]
+            parts = [rewards.reward(example, t, self.dapo) for t in members]
+            yield Group(example, members, parts, int(name))
+
+    def _requests(self, drawn: Sequence[pipeline.Prompt]) -> list[Request]:
+        """One request per sample of each prompt; streams are numbered as one process would."""
+        first = self.stream + jax.process_index() * len(drawn)
+        self.stream += jax.process_count() * len(drawn)
+        return [r for i, prompt in enumerate(drawn, first) for r in self._request(i, prompt)]
+
+    def _request(self, stream: int, prompt: pipeline.Prompt) -> list[Request]:
+        self.open[str(stream)] = (prompt, {})
+        samples = range(self.dapo.group_size)
+        return [Request(str(stream), prompt.ids, stream % 2**32, s) for s in samples]
 
 
-def to_batch(
-    groups: Sequence[Group], advantage: np.ndarray, valid: np.ndarray, rows: int, length: int
-) -> dict[str, np.ndarray]:
-    """Rows [rows, length] of next-token targets, group by group; advantage and valid are [G, n].
-
-    Samples that do not count, and rows beyond the groups, have mask 0: neither loss nor tokens.
-    """
-    trajectories = [t for g in groups for t in g.trajectories]
-    shape = (rows, length)
-    batch = {
-        "ids": np.zeros(shape, np.int32),
-        "targets": np.zeros(shape, np.int32),
-        "positions": np.zeros(shape, np.int32),
-        "segment_ids": np.zeros(shape, np.int32),
-        "mask": np.zeros(shape, np.bool_),
-        "logp_sampler": np.zeros(shape, np.float32),
-        "logp_old": np.zeros(shape, np.float32),
-        "advantages": np.zeros(rows, np.float32),
-    }
-    for row, (trajectory, counts) in enumerate(zip(trajectories, valid.reshape(-1), strict=True)):
-        n = len(trajectory.ids) - 1
-        batch["ids"][row, :n] = trajectory.ids[:-1]
-        batch["targets"][row, :n] = trajectory.ids[1:]
-        batch["positions"][row, :n] = np.arange(n)
-        batch["segment_ids"][row, :n] = 1
-        batch["mask"][row, :n] = trajectory.sampled[1:] & counts
-        batch["logp_sampler"][row, :n] = trajectory.logprobs[1:]
-    flat = advantage.reshape(-1)
-    batch["advantages"][: len(flat)] = flat
-    return batch
-
-
-def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
-    """Trains to `cfg.dapo.steps`; returns the last metrics. `search` stands for cfg.search."""
-    workdir = Path(cfg.workdir)
-    dapo, rollout = cfg.dapo, cfg.rollout
+def check(dapo: DapoConfig, rollout: RolloutConfig) -> int:
+    """Trajectories per update on this process. Raises ConfigError for what cannot work."""
     if rollout.temperature <= 0:
         raise cli.ConfigError(
             f"config.rollout.temperature is {rollout.temperature}; to train, it must be above 0"
         )
-    if jax.process_count() > 1:
+    if sampling.sampler_of(rollout).filters and not dapo.allow_filters:
         raise cli.ConfigError(
-            f"{jax.process_count()} processes: rollouts with live search run on one so far; start "
-            "train_dapo on a single host"
+            f"config.rollout samples with top_k {rollout.top_k}, top_p {rollout.top_p}, min_p "
+            f"{rollout.min_p}: tokens left out make the sampler's log-probabilities differ from "
+            "the trainer's; turn them off, or set config.dapo.allow_filters"
         )
-    trajectories = dapo.groups * dapo.group_size
-    if trajectories % (dapo.minibatches * dapo.micro_batch):
+    trajectories, processes = dapo.groups * dapo.group_size, jax.process_count()
+    if trajectories % (dapo.minibatches * dapo.micro_batch) or dapo.micro_batch % processes:
         raise cli.ConfigError(
             f"config.dapo: groups × group_size = {trajectories} trajectories do not divide into "
-            f"{dapo.minibatches} minibatches of micro-batches of {dapo.micro_batch}"
+            f"{dapo.minibatches} minibatches of micro-batches of {dapo.micro_batch} over "
+            f"{processes} processes"
         )
+    return trajectories // processes
+
+
+def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
+    """Trains to `cfg.dapo.steps`; returns the last metrics. `search` stands for cfg.search."""
+    join_processes()
+    workdir = Path(cfg.workdir)
+    dapo, rollout = cfg.dapo, cfg.rollout
+    rows = check(dapo, rollout)
 
     # ---- data, search
     vocab = Vocab.load(cfg.tokenizer)
@@ -181,6 +202,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         dapo.curriculum,
         groups=dapo.groups,
         seed=dapo.seed,
+        split=dapo.split,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -191,30 +213,22 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     model = initial(cfg.init, cfg.model, cfg.compute, mesh, cfg.seed)
     tx = train_state.make_optimizer(cfg.optim, dapo.steps * dapo.minibatches)
     state = train_state.init_state(model, tx)
-    accumulate = trajectories // (dapo.minibatches * dapo.micro_batch)
+    accumulate = dapo.groups * dapo.group_size // (dapo.minibatches * dapo.micro_batch)
     loss_fn = make_loss_fn(cfg.compute, dapo, rollout.temperature)
     train_step = train_state.make_train_step(loss_fn, tx, accumulate, like=state)
     logprob_fn = make_logprob_fn(cfg.compute, rollout.temperature)
-    engine = Engine(
-        vocab,
-        search,
-        rollout,
-        cfg.search,
-        model_cache=lambda slots, length: shard_cache(
-            mesh,
-            attention.init_cache(cfg.model, slots, length, jnp.dtype(cfg.compute.dtype)),
-        ),
-        vocab_size=cfg.model.vocab_size,
-    )
+    engine = Engine(vocab, search, rollout, cfg.search)
+    sampler = GroupSampler(engine, prompts, dapo, rollout)
 
     metrics: dict[str, Any] = {}
     checkpoints = Checkpointer(workdir / "checkpoints", cfg.checkpoint, cfg.model)
     with engine, checkpoints as checkpointer:
-        start, stream = 0, 0
+        start = 0
         if checkpointer.latest_step() is not None:
             state, extra = checkpointer.restore(state)
             prompts.set_state(extra["prompts"])
-            start, stream = extra["step"], extra["stream"]
+            start = extra["step"]
+            sampler.restore(extra["sampler"])
         writer = MetricWriter(workdir, start)
 
         # ---- loop
@@ -223,34 +237,26 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 began, before = time.perf_counter(), dataclasses.replace(engine.stats)
 
                 # ---- sample until enough groups have spread
-                kept: list[Group] = []
-                seen: list[Group] = []
-                drawn = next(prompts)
-                for round_ in range(max(dapo.max_refills, 1)):
-                    if round_:
-                        drawn = prompts.extra(dapo.groups)
-                    groups = sample_groups(engine, state.params, drawn, stream, dapo, step)
-                    stream += len(drawn)
-                    seen += groups
-                    _, _, keep = score_groups(groups, dapo, rollout)
-                    kept += [g for g, k in zip(groups, keep, strict=True) if k]
-                    if len(kept) >= dapo.groups:
-                        break
-                kept = kept[: dapo.groups]
+                kept, seen = sampler.step(state.params, step)
                 sampled_at = time.perf_counter()
 
                 # ---- update
                 outs = []
-                if kept:
+                if sharding.any_process(bool(kept)):
                     total, valid, _ = score_groups(kept, dapo, rollout)
                     advantage = advantages.group_advantages(total, valid)
-                    batch = to_batch(kept, advantage, valid, trajectories, rollout.max_len)
+                    batch = to_batch(kept, advantage, valid, rows, rollout.max_len)
                     if dapo.minibatches > 1:
-                        on_device = shard_batch(mesh, batch)
-                        batch["logp_old"] = np.asarray(logprob_fn(state.params, on_device))
-                    rows = trajectories // dapo.minibatches
+                        size = dapo.micro_batch // jax.process_count()
+                        parts = [
+                            {k: v[i : i + size] for k, v in batch.items()}
+                            for i in range(0, rows, size)
+                        ]
+                        found = [logprob_fn(state.params, shard_batch(mesh, p)) for p in parts]
+                        batch["logp_old"] = np.concatenate([*map(sharding.local_rows, found)])
+                    part_rows = rows // dapo.minibatches
                     for m in range(dapo.minibatches):
-                        part = {k: v[m * rows : (m + 1) * rows] for k, v in batch.items()}
+                        part = {k: v[m * part_rows :][:part_rows] for k, v in batch.items()}
                         part = train_state.split_micro(part, accumulate)
                         state, out = train_step(
                             state, shard_batch(mesh, part, axis=int(accumulate > 1))
@@ -262,7 +268,9 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                     k: float(np.mean([o[k] for o in outs])) for k in (outs[0] if outs else ())
                 }
                 check_finite(step + 1, metrics)
-                metrics |= rollout_metrics(seen, kept, before, engine.stats)
+                own = rollout_metrics(seen, kept) | engine.stats.since(before).figures()
+                own |= {k: own[k] * jax.process_count() for k in _TOTALS}
+                metrics |= sharding.mean_over_processes(own)
                 metrics["sample_seconds"] = sampled_at - began
                 metrics["update_seconds"] = time.perf_counter() - sampled_at
                 done = step + 1
@@ -271,22 +279,19 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                     done, reward=metrics["reward"], accuracy=metrics["accuracy"], kept=len(kept)
                 )
                 if checkpointer.is_due(done) or done == dapo.steps:
-                    extra = {"prompts": prompts.get_state(), "step": done, "stream": stream}
+                    extra = {
+                        "prompts": prompts.get_state(),
+                        "step": done,
+                        "sampler": sampler.state(),
+                    }
                     checkpointer.save(done, state, extra)
     return metrics
 
 
-def rollout_metrics(
-    seen: Sequence[Group], kept: Sequence[Group], before: EngineStats, after: EngineStats
-) -> dict[str, float]:
-    """What the sampled groups looked like, and where the sampling time went."""
+def rollout_metrics(seen: Sequence[Group], kept: Sequence[Group]) -> dict[str, float]:
+    """What the sampled groups looked like."""
     trajectories = [t for g in seen for t in g.trajectories]
     parts = [r for g in seen for r in g.rewards]
-    spent = {
-        f.name: getattr(after, f.name) - getattr(before, f.name)
-        for f in dataclasses.fields(EngineStats)
-    }
-    busy = spent["device_seconds"] + spent["host_seconds"] + spent["search_wait_seconds"]
     return {
         "reward": float(np.mean([r.total for r in parts])),
         "answer": float(np.mean([r.answer for r in parts])),
@@ -298,10 +303,6 @@ def rollout_metrics(
         "tool_failures": float(np.mean([t.status == "tool_failure" for t in trajectories])),
         "groups_sampled": float(len(seen)),
         "groups_kept": float(len(kept)),
-        "rollout_tokens_per_second": spent["sampled_tokens"] / max(busy, 1e-9),
-        "device_seconds": spent["device_seconds"],
-        "host_seconds": spent["host_seconds"],
-        "search_wait_seconds": spent["search_wait_seconds"],
     }
 
 

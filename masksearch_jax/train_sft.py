@@ -21,11 +21,11 @@ from masksearch_jax.config import ComputeConfig, SftRun
 from masksearch_jax.data import pipeline, records
 from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.metrics import MetricWriter, check_finite
-from masksearch_jax.models import transformer
+from masksearch_jax.models import head
 from masksearch_jax.models.initial import check_vocabulary, initial
 from masksearch_jax.progress import Progress
 from masksearch_jax.rl import losses
-from masksearch_jax.sharding import make_mesh, shard_batch
+from masksearch_jax.sharding import join_processes, make_mesh, shard_batch
 
 
 def make_loss_fn(compute: ComputeConfig) -> train_state.LossFn:
@@ -33,9 +33,7 @@ def make_loss_fn(compute: ComputeConfig) -> train_state.LossFn:
 
     def loss_fn(model: Any, batch: dict[str, jax.Array]):
         hidden = model.hidden(batch["ids"], batch["positions"], batch["segment_ids"])
-        logprobs, _ = transformer.token_logprobs(
-            model, hidden, batch["targets"], 1.0, compute.loss_chunk
-        )
+        logprobs, _ = head.token_logprobs(model, hidden, batch["targets"], 1.0, compute.loss_chunk)
         return losses.sft_loss(logprobs, batch["loss_weights"])
 
     return loss_fn
@@ -43,6 +41,7 @@ def make_loss_fn(compute: ComputeConfig) -> train_state.LossFn:
 
 def run(cfg: SftRun) -> dict[str, Any]:
     """Trains to `cfg.sft.steps`; returns the last step's metrics. Artefacts go to `cfg.workdir`."""
+    join_processes()
     workdir = Path(cfg.workdir)
 
     # ---- data

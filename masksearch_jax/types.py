@@ -6,15 +6,24 @@ Text records (`Passage`, `RampExample`, `QAExample`, `Turn`) convert with `to_js
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 Author = Literal["prompt", "policy", "tool"]
 
-# How a trajectory ended. Only "tool_failure" is not the policy's doing: the loss leaves it out.
-STATUSES = ("answered", "no_answer", "out_of_tokens", "out_of_turns", "tool_failure")
-Status = Literal["answered", "no_answer", "out_of_tokens", "out_of_turns", "tool_failure"]
+# How a trajectory ended.
+Status = Literal[
+    "answered",
+    "no_answer",  # EOS without an action
+    "out_of_tokens",
+    "out_of_turns",
+    "repeating",  # cut by the repetition guard
+    "out_of_time",
+    "tool_failure",
+]
+STATUSES: tuple[Status, ...] = get_args(Status)
+NOT_ITS_DOING = ("out_of_time", "tool_failure")  # not the policy's: the loss leaves them out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +104,8 @@ class Trajectory:
     """One rollout, token-exact: prompt, sampled tokens and observations as the policy saw them.
 
     ids: int32[T]. logprobs: float32[T], of sampled tokens under the policy at the sampling
-    temperature, 0 elsewhere. sampled: bool[T], True only where this policy sampled the token.
+    temperature, 0 elsewhere. sampled: bool[T], True only where the policy sampled the token.
+    versions: int32[T], the policy's version then (weights may change in mid-trajectory), else -1.
     `segments` is the same sequence as text; `prompt_len` counts the leading prompt tokens.
     """
 
@@ -104,11 +114,11 @@ class Trajectory:
     ids: np.ndarray
     logprobs: np.ndarray
     sampled: np.ndarray
+    versions: np.ndarray
     prompt_len: int
     segments: tuple[Segment, ...]
     turns: tuple[Turn, ...]
     status: Status
-    policy_version: int = 0
     seconds: float = 0.0
 
     def text_by(self, author: Author) -> str:
@@ -127,6 +137,12 @@ class Demonstration:
     turns: tuple[Turn, ...]
 
 
+_ARRAYS = {
+    "ids": np.int32,
+    "logprobs": np.float32,
+    "sampled": np.bool_,
+    "versions": np.int32,
+}
 _NESTED = {
     "spans": Span,
     "segments": Segment,
@@ -156,9 +172,8 @@ def from_json(cls: type, obj: dict[str, Any]) -> Any:
     for name, value in obj.items():
         if name in _NESTED:
             values[name] = tuple(from_json(_NESTED[name], v) for v in value)
-        elif name in ("ids", "logprobs", "sampled"):
-            dtype = {"ids": np.int32, "logprobs": np.float32, "sampled": np.bool_}[name]
-            values[name] = np.asarray(value, dtype)
+        elif name in _ARRAYS:
+            values[name] = np.asarray(value, _ARRAYS[name])
         elif isinstance(value, list):
             values[name] = tuple(value)
         else:

@@ -75,6 +75,7 @@ def miniature(tmp_path_factory) -> Miniature:
     build_trajectories.run(
         build_trajectories.BuildTrajectoriesRun(
             folder=str(made.data),
+            kinds=("ramp", "questions"),
             search=made.search,
             max_searches=cfg.rollout.max_turns,
             demonstrations=0,

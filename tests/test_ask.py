@@ -5,17 +5,26 @@ import io
 import re
 
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from configs import common
-from masksearch_jax import ask, cli, markup
-from masksearch_jax.config import ComputeConfig, MeshConfig, ModelConfig, to_dataclass
+from masksearch_jax import ask, cli, markup, train_state
+from masksearch_jax.checkpoint import Checkpointer
+from masksearch_jax.config import (
+    CheckpointConfig,
+    ComputeConfig,
+    MeshConfig,
+    ModelConfig,
+    to_dataclass,
+)
 from masksearch_jax.data.vocab import train_bpe
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.search import bm25
 from masksearch_jax.search.tool import FakeSearch, SearchError
+from masksearch_jax.sharding import make_mesh
 from masksearch_jax.types import Passage, QAExample, RampExample, Segment, Trajectory, Turn
 
 OSLO = Passage("1", "Oslo", "Oslo is the capital of Norway, founded in 1040.")
@@ -74,7 +83,16 @@ def test_searches_are_shown_when_they_happen_and_handed_on():
 def trajectory(text, status, turns=()):
     n = np.ones(3)
     return Trajectory(
-        "q", 0, n.astype(int), n, n.astype(bool), 0, (Segment("policy", text),), turns, status
+        "q",
+        0,
+        n.astype(int),
+        n,
+        n.astype(bool),
+        n.astype(int),
+        0,
+        (Segment("policy", text),),
+        turns,
+        status,
     )
 
 
@@ -117,7 +135,7 @@ def test_what_cannot_be_asked(folder, repository):
             ask.run(cfg)
     with pytest.raises(SearchError, match="no search index"):
         ask.run(settings(folder, repository, "Why?", **{"search.index": folder / "none"}))
-    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+    with pytest.raises(cli.ConfigError, match=r"no config\.json"):
         ask.run(settings(folder, repository, "Why?", init=folder / "tokenizer"))
 
 
@@ -126,3 +144,31 @@ def test_the_weights_may_be_split_over_devices(folder, repository):
     assert cfg.mesh == MeshConfig(data=1, fsdp=-1, tensor=1)
     whole = dataclasses.replace(cfg, mesh=MeshConfig(data=-1, fsdp=1, tensor=1))
     np.testing.assert_array_equal(ask.run(cfg).ids, ask.run(whole).ids)
+
+
+def test_an_answer_is_streamed_as_it_is_sampled():
+    file = io.StringIO()
+    screen = ask.Screen(file)
+    stream = ask.Stream(screen)
+    said = [Segment("prompt", "Who?"), Segment("policy", "<think>caf\ufffd")]
+    stream(None, said)
+    assert file.getvalue() == "<think>caf"  # not half a character
+    said[1] = Segment("policy", "<think>café</think>")
+    stream(None, said)
+    screen.show("search", "x", "search")
+    assert file.getvalue() == "<think>café</think>\n  search  x\n"
+    stream(None, [*said, Segment("tool", "found"), Segment("policy", "<answer>")])
+    assert file.getvalue().endswith("  search  x\n<answer>")
+
+
+def test_a_checkpoint_answers_as_the_same_weights_in_hf_format(folder, repository, tmp_path):
+    cfg = settings(folder, repository, "Which currency has Norway?")
+    model = hf.load(folder / "hf", cfg.compute, make_mesh(cfg.mesh))
+    state = train_state.init_state(model, optax.sgd(0.1))
+    with Checkpointer(tmp_path / "c", CheckpointConfig(1, 1), model.config) as checkpoints:
+        checkpoints.save(3, state, {})
+    given = {"init": tmp_path / "c", "tokenizer": folder / "tokenizer"}
+    same = ask.run(settings(folder, repository, cfg.question, **given))
+    assert same.ids.tolist() == ask.run(cfg).ids.tolist()
+    with pytest.raises(cli.ConfigError, match="give the folder of its tokenizer"):
+        ask.run(settings(folder, repository, cfg.question, init=tmp_path / "c"))

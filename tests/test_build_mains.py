@@ -154,10 +154,12 @@ def test_every_record_is_written_or_counted(towns, repository, capsys):
     out = towns / "out"
     assert list(corpus.read_passages(out / "passages.jsonl")) == list(passages())
     assert not (out / "paragraphs.jsonl").exists()
-    splits = {s: read_jsonl(out / "ramp" / f"{s}.jsonl", RampExample) for s in ("train", "heldout")}
+    splits = {
+        s: read_jsonl(out / "ramp" / f"{s}.jsonl", RampExample) for s in ("train", "rl", "heldout")
+    }
     titles = {s: {e.title for e in examples} for s, examples in splits.items()}
-    assert titles["train"] | titles["heldout"] == set(TOWNS)
-    assert not titles["train"] & titles["heldout"]
+    assert set.union(*titles.values()) == set(TOWNS)
+    assert sum(map(len, titles.values())) == len(TOWNS)
     asked = [p for s in ("train", "heldout") for p in [out / "questions" / f"{s}.jsonl"]]
     kept = [q for p in asked if p.exists() for q in read_jsonl(p, QAExample)]
     assert sorted(q.id for q in kept) == ["q0", "q1", "q2", "q3"]

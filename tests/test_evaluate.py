@@ -31,7 +31,9 @@ def run_config(miniature):
         prompt=cfg.prompt,
         search=miniature.search,
         rollout=dataclasses.replace(cfg.rollout, slots=4, max_new_tokens=12),
-        eval=dataclasses.replace(cfg.eval, examples=EXAMPLES, bootstrap=20),
+        eval=dataclasses.replace(
+            cfg.eval, examples=EXAMPLES, baseline_examples=EXAMPLES - 2, bootstrap=20
+        ),
     )
 
 
@@ -48,16 +50,18 @@ def test_every_example_is_counted_once_in_every_condition(run_config, tmp_path):
     rows = read_rows(tmp_path / "a")
     seen = [(r["suite"], r["condition"], r["example"]["id"]) for r in rows]
     wanted = itertools.product(cfg.eval.conditions, evaluate.load_suites(cfg).items())
-    assert seen == [(s, c, e.id) for c, (s, examples) in wanted for e in examples]
-    assert len(set(seen)) == len(seen) == 2 * 3 * EXAMPLES
+    assert seen == [
+        (s, c, e.id) for c, (s, examples) in wanted for e in examples[: evaluate.count(cfg, s, c)]
+    ]
+    assert len(set(seen)) == len(seen) == 6 * EXAMPLES - 10
     for suite, condition in itertools.product(cfg.eval.suites, cfg.eval.conditions):
         measured = results[suite][condition]
         assert set(measured) == set(METRICS)
         own = [r["scores"] for r in rows if (r["suite"], r["condition"]) == (suite, condition)]
         for name, m in measured.items():
-            assert m["n"] == EXAMPLES
+            assert m["n"] == len(own) == evaluate.count(cfg, suite, condition)
             assert m["low"] <= m["value"] <= m["high"]
-            assert m["value"] == pytest.approx(sum(s[name] for s in own) / EXAMPLES)
+            assert m["value"] == pytest.approx(sum(s[name] for s in own) / len(own))
     assert len(evaluate.table(results).splitlines()) == 6
 
     # The same again: the same tokens, whatever searches took.

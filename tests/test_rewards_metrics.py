@@ -43,6 +43,9 @@ CFG = DapoConfig(
     overlong_buffer=0,
     overlong_penalty=0.0,
     overlong_filter=False,
+    allow_filters=False,
+    oversample=1.0,
+    split="train",
     curriculum="0:ramp_k1",
     seed=0,
 )
@@ -80,7 +83,7 @@ def trajectory(segments: tuple[Segment, ...], searches: int = 0) -> Trajectory:
     turn = Turn(("query",), (), (), 0.0)
     none = np.zeros(0, np.int32)
     return Trajectory(
-        "r1", 0, none, none.astype(np.float32), none.astype(bool), 0, segments,
+        "r1", 0, none, none.astype(np.float32), none.astype(bool), none, 0, segments,
         (turn,) * searches, "answered",
     )  # fmt: skip
 

@@ -40,6 +40,9 @@ CFG = DapoConfig(
     overlong_buffer=0,
     overlong_penalty=1.0,
     overlong_filter=False,
+    allow_filters=False,
+    oversample=1.0,
+    split="train",
     curriculum="0:ramp_k1",
     seed=0,
 )

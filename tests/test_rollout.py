@@ -19,20 +19,23 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from benchmarks import rollout_model
 from masksearch_jax import markup
 from masksearch_jax.config import (
     ComputeConfig,
     MeshConfig,
     ModelConfig,
-    RolloutConfig,
     SearchConfig,
 )
 from masksearch_jax.data import demonstrations
 from masksearch_jax.data.vocab import Vocab, train_bpe
-from masksearch_jax.models import attention
-from masksearch_jax.models.transformer import Transformer, token_logprobs
+from masksearch_jax.models import kv_cache
+from masksearch_jax.models.head import token_logprobs
+from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.rollout import decode
-from masksearch_jax.rollout.engine import Engine, Request
+from masksearch_jax.rollout.engine import Engine
+from masksearch_jax.rollout.episode import Request
+from masksearch_jax.rollout.sampling import Sampler, sample
 from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.sharding import make_mesh, shard_parameters
 from masksearch_jax.types import Demonstration, Passage
@@ -85,7 +88,7 @@ class ScriptedModel:
 
     @property
     def config(self):
-        return dataclasses.replace(MODEL, num_layers=2)
+        return dataclasses.replace(MODEL, num_layers=2, vocab_size=len(self.following))
 
     def embed(self, ids):
         return ids[..., None].astype(jnp.float32)
@@ -93,8 +96,14 @@ class ScriptedModel:
     def layer(self, index):
         return index
 
-    def block_step(self, block, x, cache, layer, positions):
-        return x, cache
+    def init_fresh(self, rows, tokens):
+        return ()
+
+    def block_step(self, block, x, cache, fresh, layer, step, length, window):
+        return x, fresh
+
+    def write_cache(self, cache, fresh, start, count):
+        return cache
 
     def final_norm(self, x):
         return x
@@ -103,8 +112,11 @@ class ScriptedModel:
         following = self.following[x[..., 0].astype(jnp.int32)]
         return 8.0 * jax.nn.one_hot(following, len(self.following))
 
-    def extend(self, cache, ids, start, count):
+    def extend(self, cache, ids, start, count, slot, window):
         return None, cache
+
+    def init_cache(self, shards, slots, length, dtype=""):
+        return kv_cache.init_cache(MODEL, shards, slots, length, dtype or "float32")
 
 
 MODEL = ModelConfig(
@@ -125,7 +137,8 @@ MODEL = ModelConfig(
     max_position=256,
 )
 COMPUTE = ComputeConfig("float32", "float32", "xla", "none", 64)
-ROLLOUT = RolloutConfig(
+ROLLOUT = dataclasses.replace(
+    rollout_model.ROLLOUT,
     slots=4,
     max_len=64,
     tick_tokens=4,
@@ -133,7 +146,6 @@ ROLLOUT = RolloutConfig(
     max_turns=2,
     max_new_tokens=24,
     max_observation_tokens=16,
-    temperature=1.0,
     seed=3,
 )
 SEARCH = SearchConfig("bm25", "", "", 2, 2, 2, timeout=5.0, workers=4)
@@ -161,15 +173,8 @@ def chain(*words: str, **after: str) -> ScriptedModel:
     return ScriptedModel(jnp.asarray(following))
 
 
-def engine(search=None, *, model_config=MODEL, rollout=ROLLOUT, search_config=SEARCH) -> Engine:
-    return Engine(
-        WordVocab(),
-        search or Colours(),
-        rollout,
-        search_config,
-        model_cache=lambda s, t: attention.init_cache(model_config, s, t, jnp.float32),
-        vocab_size=len(WORDS),
-    )
+def engine(search=None, *, rollout=ROLLOUT, search_config=SEARCH) -> Engine:
+    return Engine(WordVocab(), search or Colours(), rollout, search_config, strict=True)
 
 
 def request(text: str, stream: int = 0, sample: int = 0) -> Request:
@@ -212,7 +217,8 @@ def test_scripted_trajectory_is_exact():
         ("tool", "<information>red:green</information>"),
         ("policy", "<answer>blue</answer>"),
     ]
-    assert (t.status, t.policy_version, t.prompt_len) == ("answered", 7, 5)
+    assert (t.status, t.prompt_len) == ("answered", 5)
+    assert t.versions.tolist() == [7 if s else -1 for s in t.sampled]
     assert [(turn.queries, turn.passage_ids) for turn in t.turns] == [(("red",), ("red",))]
 
 
@@ -335,11 +341,14 @@ def test_an_interrupted_engine_can_be_used_again():
         (expected,) = e.run(ANSWERER, [request("plan")])
         tick = e._tick
 
-        def interrupted(model, state, *rest):
-            tick(model, state, *rest)  # which takes the state
-            raise KeyboardInterrupt
+        class Interrupted:
+            _cache_size = tick._cache_size
 
-        e._tick = interrupted
+            def __call__(self, model, state, *rest):
+                tick(model, state, *rest)  # which takes the state
+                raise KeyboardInterrupt
+
+        e._tick = Interrupted()
         with pytest.raises(KeyboardInterrupt):
             list(e.run(ANSWERER, [request("plan", i) for i in range(9)]))
         e._tick = tick
@@ -366,8 +375,6 @@ def test_observations_are_tokenised_as_in_the_demonstrations(tmp_path):
         FakeSearch({"river": [passage, dataclasses.replace(passage, id="2")]}),
         config,
         SEARCH,
-        model_cache=lambda s, t: attention.init_cache(MODEL, s, t, jnp.float32),
-        vocab_size=vocab.size,
     )
     prompt = np.asarray(vocab.encode("\n"), np.int32)
     with e:
@@ -471,13 +478,13 @@ def test_each_request_ends_once_and_nothing_compiles_after_the_first_tick():
 def test_sampling_follows_the_softmax_and_its_logprobs():
     logits = jnp.log(jnp.asarray([0.5, 0.3, 0.2]))[None].repeat(4000, 0)
     stream = jnp.stack([jnp.arange(4000, dtype=jnp.uint32), jnp.zeros(4000, jnp.uint32)], 1)
-    ids, logprobs = decode.sample(logits, stream, jnp.zeros(4000, jnp.int32), np.uint32(0), 1.0)
+    ids, logprobs = sample(logits, stream, jnp.zeros(4000, jnp.int32), np.uint32(0), Sampler(1.0))
     share = np.bincount(np.asarray(ids), minlength=3) / 4000
     np.testing.assert_allclose(share, [0.5, 0.3, 0.2], atol=4 * 0.5 / 4000**0.5)
     np.testing.assert_allclose(
         np.exp(logprobs), np.asarray([0.5, 0.3, 0.2])[np.asarray(ids)], rtol=1e-5
     )
-    hot, _ = decode.sample(logits, stream, jnp.zeros(4000, jnp.int32), np.uint32(0), 0.5)
+    hot, _ = sample(logits, stream, jnp.zeros(4000, jnp.int32), np.uint32(0), Sampler(0.5))
     sharpened = np.asarray([0.25, 0.09, 0.04]) / 0.38
     np.testing.assert_allclose(
         np.bincount(np.asarray(hot), minlength=3) / 4000, sharpened, atol=4 * 0.5 / 4000**0.5

@@ -1,6 +1,9 @@
 """Search tools that need no index, and the way from a config to a tool."""
 
+import contextlib
+import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 
@@ -133,3 +136,20 @@ def test_the_room_starts_without_jax(repository):
         " sys.exit(int(bool({'jax', 'tensorflow', 'torch', 'seqio'} & set(sys.modules))))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=repository).returncode == 0
+
+
+def test_a_configured_cache_remembers_and_replays(fruit, tmp_path):
+    folder = tmp_path / "index"
+    build(FRUIT, folder)
+    cfg = dataclasses.replace(config(index=str(folder)), cache=str(tmp_path / "cache.sqlite"))
+    with contextlib.closing(open_tool(cfg)) as first:
+        found = first.search(["red"], 2)
+        assert (first.hits, first.misses) == (0, 1)
+    shutil.rmtree(folder)
+    with contextlib.closing(open_tool(dataclasses.replace(cfg, replay=True))) as again:
+        assert again.search(["red"], 2) == found
+        assert again.hits == 1
+        with pytest.raises(SearchError, match="'yellow' with top_k 2 is not recorded"):
+            again.search(["yellow"], 2)
+    with pytest.raises(SearchError, match=r"search\.cache names none"):
+        open_tool(dataclasses.replace(config(), replay=True))

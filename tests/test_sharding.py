@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from configs import common
 from masksearch_jax import sharding
 from masksearch_jax.cli import to_dataclass
 from masksearch_jax.config import ComputeConfig, MeshConfig, ModelConfig
-from masksearch_jax.models import attention, hf
-from masksearch_jax.models.transformer import Transformer, token_logprobs
+from masksearch_jax.models import hf, kv_cache
+from masksearch_jax.models.head import token_logprobs
+from masksearch_jax.models.transformer import Transformer
 
 COMPUTE = ComputeConfig("float32", "float32", "xla", "none", 16)
 MODEL = ModelConfig(
@@ -95,14 +97,14 @@ def test_loss_and_gradient_are_the_same_on_every_mesh(name: str, single: tuple) 
 def test_cached_decoding_is_the_same_on_a_mesh() -> None:
     mesh = sharding.make_mesh(MESHES["2x2x2"])
     ids, counts = batch()["ids"], np.full(8, 8, np.int32)
-    cache = attention.init_cache(MODEL, 8, 10, jnp.float32)
+    cache = kv_cache.init_cache(MODEL, 4, 2, 10, jnp.float32)
     extend = jax.jit(Transformer.extend)
     expected, expected_cache = extend(random_model(), cache, ids, 0 * counts, counts)
     model, shards = (
         sharding.shard_parameters(mesh, random_model()),
-        sharding.shard_cache(mesh, cache),
+        jax.device_put(cache, NamedSharding(mesh, sharding.spec(*sharding.CACHE))),
     )
-    assert shards.v.addressable_shards[0].data.shape == (2, 2, 2, 10, 8)
+    assert shards.v.addressable_shards[0].data.shape == (2, 1, 2, 2, 10, 8)
     with jax.set_mesh(mesh):
         found, found_cache = extend(model, shards, ids, 0 * counts, counts)
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -112,8 +114,8 @@ def test_cached_decoding_is_the_same_on_a_mesh() -> None:
 def test_each_device_holds_its_part_of_the_weights() -> None:
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     model = sharding.shard_parameters(mesh, random_model())
-    assert model.blocks.q[...].sharding.spec == PartitionSpec(None, "fsdp", "tensor", None)
-    assert model.blocks.q[...].addressable_shards[0].data.shape == (2, 16, 4, 8)
+    assert model.blocks.q[...].sharding.spec == PartitionSpec(None, "fsdp", "tensor")
+    assert model.blocks.q[...].addressable_shards[0].data.shape == (2, 16, 32)
     assert model.embedding[...].addressable_shards[0].data.shape == (32, 16)
     assert model.norm[...].sharding.is_fully_replicated
     jax.tree.map(np.testing.assert_array_equal, sharding.to_host(model), random_model())
@@ -155,16 +157,20 @@ def test_a_mesh_of_impossible_sizes_is_refused(sizes: tuple[int, ...]) -> None:
 
 def test_a_mesh_that_does_not_divide_the_model_names_the_axis() -> None:
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=1, tensor=8))
-    with pytest.raises(
-        sharding.MeshError, match=r"blocks\.k: kv_heads of 4 does not divide over 8"
-    ):
+    with pytest.raises(sharding.MeshError, match=r"model\.num_kv_heads 4 does not divide over 8"):
         sharding.shard_parameters(mesh, random_model())
+
+
+@flax.struct.dataclass
+class Adapted:
+    adapter: jax.Array
+    config: ModelConfig = flax.struct.field(pytree_node=False, default=MODEL)
 
 
 def test_a_parameter_without_a_rule_is_refused() -> None:
     mesh = sharding.make_mesh(MESHES["8x1"])
     with pytest.raises(sharding.MeshError, match="'adapter' has no sharding rule; known:"):
-        sharding.parameter_sharding(mesh, (jax.tree_util.GetAttrKey("adapter"),), (2, 2))
+        sharding.parameter_shardings(mesh, Adapted(jnp.zeros((2, 2))))
 
 
 def test_a_batch_is_split_by_rows_along_its_axis() -> None:
@@ -190,3 +196,12 @@ def test_constrain_does_nothing_without_a_mesh_and_leaves_odd_axes() -> None:
     with jax.set_mesh(mesh):
         found = jax.jit(lambda x: sharding.constrain(x, "batch", "hidden"))(x)
     assert found.addressable_shards[0].data.shape == (2, 3)
+
+
+def test_a_process_that_lacks_its_number_says_what_is_missing(monkeypatch) -> None:
+    sharding.join_processes()  # alone: nothing to join
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1234")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.delenv("JAX_PROCESS_ID", raising=False)
+    with pytest.raises(sharding.MeshError, match=r"JAX_PROCESS_ID must be numbers .* 'auto'"):
+        sharding.join_processes()

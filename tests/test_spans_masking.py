@@ -16,6 +16,7 @@ from masksearch_jax.data import atlas, masking, ramp, spans
 from masksearch_jax.types import Passage, RampExample, Span
 
 CONFIG = RampConfig(
+    cities=20,
     reworded=False,
     extractor="rules",
     max_masks=4,
@@ -23,6 +24,7 @@ CONFIG = RampConfig(
     min_words=5,
     max_words=120,
     heldout_fraction=0.2,
+    rl_fraction=0.25,
     max_examples=0,
     seed=0,
 )
@@ -215,27 +217,30 @@ def built(paragraphs):
 
 
 def test_examples_are_balanced_over_the_number_of_masks(built):
-    train, heldout, stats = built
-    for split, examples in (("train", train), ("heldout", heldout)):
+    made, stats = built
+    for split, examples in made.items():
         counts = collections.Counter(e.k for e in examples)
         assert set(counts) == {1, 2, 3, 4}
         assert max(counts.values()) - min(counts.values()) <= 1
         assert stats.examples[split] == counts
 
 
-def test_no_article_is_in_both_splits(built):
-    train, heldout, _ = built
-    kept = {e.title for e in train}, {e.title for e in heldout}
-    assert not kept[0] & kept[1]
-    assert 0.1 < len(kept[1]) / (len(kept[0]) + len(kept[1])) < 0.3
-    assert all(ramp.is_heldout(t, 0.2, 0) for t in kept[1])
+def test_no_article_is_in_two_splits(built):
+    titles = {split: {e.title for e in examples} for split, examples in built[0].items()}
+    everything = sum(map(len, titles.values()))
+    assert len(set.union(*titles.values())) == everything
+    assert 0.1 < len(titles["heldout"]) / everything < 0.3
+    assert 0.1 < len(titles["rl"]) / everything < 0.3
+    assert all(ramp.is_heldout(t, 0.2, 0) for t in titles["heldout"])
+    again = ramp.split_of(next(iter(titles["rl"])), replaced(rl_fraction=0.0))
+    assert again == "train"  # rl is a part of what would be trained on, not of what is held out
 
 
 def test_examples_hold_together(built, paragraphs):
-    train, heldout, _ = built
     known = {p.id: p for p in paragraphs}
-    assert len({e.id for e in (*train, *heldout)}) == len(train) + len(heldout)
-    for example in (*train, *heldout):
+    examples = [e for made in built[0].values() for e in made]
+    assert len({e.id for e in examples}) == len(examples)
+    for example in examples:
         paragraph = known[example.id.rpartition("@")[0]]
         assert example.paragraph == paragraph.text
         assert example.passage_id == paragraph.id.partition("#")[0]
@@ -244,10 +249,10 @@ def test_examples_hold_together(built, paragraphs):
 
 
 def test_every_paragraph_is_accounted_for(built, paragraphs):
-    train, heldout, stats = built
+    made, stats = built
     assert stats.paragraphs == len(paragraphs) == stats.used
     given = CONFIG.examples_per_passage * len(paragraphs)
-    assert stats.dropped == {"same_masks_again": given - len(train) - len(heldout)}
+    assert stats.dropped == {"same_masks_again": given - sum(map(len, made.values()))}
     assert stats.refused["title"] > 0
 
 
@@ -262,9 +267,10 @@ def test_drops_are_counted_by_reason():
         Passage("6", "Plain", "there is nothing to be found in here"),
     ]
     lines = []
-    train, heldout, stats = ramp.build_examples(given, replaced(heldout_fraction=0.0), lines.append)
-    assert heldout == []
-    assert {e.title for e in train} == {"Sora"}
+    config = replaced(heldout_fraction=0.0, rl_fraction=0.0)
+    made, stats = ramp.build_examples(given, config, lines.append)
+    assert made["rl"] == made["heldout"] == []
+    assert {e.title for e in made["train"]} == {"Sora"}
     reasons = ("duplicate", "too_short", "too_long", "reserved_text", "no_spans")
     assert stats.dropped == dict.fromkeys(reasons, 1)
     assert (stats.paragraphs, stats.used) == (6, 1)
@@ -273,7 +279,8 @@ def test_drops_are_counted_by_reason():
 
 def test_max_examples_bounds_the_build_and_the_seed_decides_it(paragraphs):
     def ids(**changes):
-        train, heldout, _ = ramp.build_examples(paragraphs, replaced(**changes), lambda line: None)
+        made, _ = ramp.build_examples(paragraphs, replaced(**changes), lambda line: None)
+        train, heldout = made["train"] + made["rl"], made["heldout"]
         return [e.id for e in train], [e.id for e in heldout]
 
     few = ids(max_examples=50)
@@ -298,7 +305,7 @@ def test_impossible_configs_are_named(changes, message):
 
 
 def test_jsonl_round_trip_and_its_errors(tmp_path, built):
-    train = built[0][:20]
+    train = built[0]["train"][:20]
     path = tmp_path / "deep" / "train.jsonl"
     assert ramp.write_jsonl(path, train) == 20
     assert ramp.read_jsonl(path, RampExample) == train
@@ -320,7 +327,8 @@ def test_real_passages_make_balanced_examples(shared_data):
     with gzip.open(shared_data / "wiki_en" / "passages.jsonl.gz") as file:
         rows = [json.loads(line) for line in itertools.islice(file, 1500)]
     given = [Passage(r["id"], r["title"], r["text"]) for r in rows]
-    train, heldout, stats = ramp.build_examples(given, CONFIG, lambda line: None)
+    made, stats = ramp.build_examples(given, CONFIG, lambda line: None)
+    train, heldout = made["train"] + made["rl"], made["heldout"]
     counts = collections.Counter(e.k for e in train)
     assert max(counts.values()) - min(counts.values()) <= 1
     assert stats.used > 0.9 * len(given)

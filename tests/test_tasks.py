@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from masksearch_jax import build_cache
-from masksearch_jax.config import PromptConfig
+from masksearch_jax.config import ConfigError, PromptConfig
 from masksearch_jax.data import pipeline, prompt, records
 from masksearch_jax.data.vocab import Vocab, train_bpe
 from masksearch_jax.types import (
@@ -98,6 +98,7 @@ def config(folder, cache, **changes):
     values = {
         "folder": str(folder),
         "cache": str(cache),
+        "tasks": "",
         "tokenizer": str(folder / "tokenizer"),
         "prompt": PromptConfig("minimal"),
         "max_len": 400,
@@ -422,3 +423,13 @@ def test_the_command_builds_quietly(folder, tmp_path, repository):
     assert "ramp_sft_k4 train: 6 records" in done.stdout
     noise = [line for line in done.stderr.splitlines() if not re.match(r"  \w+ \w+: ", line)]
     assert noise == []
+
+
+def test_only_the_tasks_asked_for_are_written(folder, tmp_path):
+    everything = build_cache.run(config(folder, tmp_path / "all"))
+    found = build_cache.run(config(folder, tmp_path / "some", tasks="ramp_k[12]"))
+    assert set(found["tasks"]) == {"ramp_k1", "ramp_k2"} < set(everything["tasks"])
+    manifest = records.Manifest.load(tmp_path / "some")
+    assert manifest.rates("ramp_mixed") == {"ramp_k1": 1.0, "ramp_k2": 1.0}
+    with pytest.raises(ConfigError, match="'ramp_k9', matches none of ramp_k1, "):
+        build_cache.run(config(folder, tmp_path / "none", tasks="ramp_k9"))

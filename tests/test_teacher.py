@@ -26,6 +26,7 @@ SEARCH = SearchConfig(
     workers=2,
 )
 RAMP = RampConfig(
+    cities=20,
     reworded=False,
     extractor="rules",
     max_masks=4,
@@ -33,6 +34,7 @@ RAMP = RampConfig(
     min_words=5,
     max_words=120,
     heldout_fraction=0.1,
+    rl_fraction=0.0,
     max_examples=300,
     seed=0,
 )
@@ -57,8 +59,8 @@ def engine(small, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ramp_examples(small):
-    train, _, _ = ramp.build_examples(small.paragraphs, RAMP, lambda line: None)
-    return train
+    made, _ = ramp.build_examples(small.paragraphs, RAMP, lambda line: None)
+    return made["train"]
 
 
 @pytest.fixture(scope="module")
@@ -184,18 +186,25 @@ EXAMPLE = RampExample(
 ARTICLE = Passage("p", "Sora", "Sora lies on the Liri. 25,000 people live there.")
 
 
-def demonstrate(example, search, **options):
-    return construct.demonstrate(example, search, SEARCH, random.Random(0), **options)
+def demonstrate(example, search, seed=0, **options):
+    return construct.demonstrate(example, search, SEARCH, random.Random(seed), **options)
 
 
 def test_a_failed_search_is_followed_by_another():
-    search = FakeSearch(lambda query: [ARTICLE] if "town" in query else [])
-    demonstration = demonstrate(EXAMPLE, search)
-    assert len(demonstration.turns) == 2
-    assert demonstration.segments[1].text == "<information>Nothing found.</information>"
-    assert "town" in demonstration.turns[1].queries[0]
-    assert markup.is_well_formed(demonstration.segments)
-    assert demonstrate(EXAMPLE, search, max_searches=1).reason == "spans_not_found"
+    habits = set()
+    for seed in range(30):
+        search = FakeSearch(lambda query, found=[*[[ARTICLE]] * 3, []]: found.pop())
+        demonstration = demonstrate(EXAMPLE, search, seed)
+        first, second = (turn.queries for turn in demonstration.turns)
+        assert first != second
+        assert demonstration.segments[1].text == "<information>Nothing found.</information>"
+        assert markup.is_well_formed(demonstration.segments)
+        named = "Sora" in first[0].split()
+        assert named or second == ("Sora",)  # words alone failed: now the subject
+        habits.add(first)
+        fails = FakeSearch({})
+        assert demonstrate(EXAMPLE, fails, seed, max_searches=1).reason == "spans_not_found"
+    assert habits == {("Sora",), ("Sora Liri",), ("Liri town",)}
 
 
 def test_a_span_must_stand_as_whole_words():
@@ -256,7 +265,9 @@ def main(folder, engine, monkeypatch):
         main.calls = 0
         monkeypatch.setattr(build_trajectories.tool, "open_tool", lambda cfg: Counting(fail_after))
         options = {"max_searches": 4, "demonstrations": 0, "seed": 0, **changes}
-        cfg = build_trajectories.BuildTrajectoriesRun(str(folder), SEARCH, **options)
+        cfg = build_trajectories.BuildTrajectoriesRun(
+            str(folder), build_trajectories.KINDS, SEARCH, **options
+        )
         return build_trajectories.run(cfg)
 
     return main
@@ -310,6 +321,10 @@ def test_main_keeps_as_many_as_told(main):
 
 
 def test_main_names_a_folder_without_examples(tmp_path):
-    cfg = build_trajectories.BuildTrajectoriesRun(str(tmp_path / "none"), SEARCH, 4, 0, 0)
-    with pytest.raises(FileNotFoundError, match="holds neither ramp/train"):
+    cfg = build_trajectories.BuildTrajectoriesRun(
+        str(tmp_path / "none"), build_trajectories.KINDS, SEARCH, 4, 0, 0
+    )
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no ramp/train\.jsonl nor questions/train.jsonl"
+    ):
         build_trajectories.run(cfg)

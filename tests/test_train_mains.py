@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,14 +19,17 @@ from masksearch_jax.checkpoint import CheckpointError
 from masksearch_jax.cli import ConfigError
 from masksearch_jax.config import DapoRun, SftRun
 from masksearch_jax.data import ramp
+from masksearch_jax.data.pipeline import Prompt
 from masksearch_jax.data.records import CacheError
 from masksearch_jax.data.vocab import train_bpe
 from masksearch_jax.metrics import read_metrics
 from masksearch_jax.models.initial import InitError, initial
 from masksearch_jax.progress import Progress
 from masksearch_jax.rl import advantages, rewards
+from masksearch_jax.rl import groups as groups_lib
 from masksearch_jax.search.tool import open_tool
 from masksearch_jax.types import QAExample, RampExample, Span, Trajectory
+from tests.curves import without_clock
 
 SFT_STEPS, DAPO_STEPS = 50, 4
 
@@ -111,6 +115,7 @@ def dapo_config(run, workdir, init) -> DapoRun:
         rollout=dataclasses.replace(cfg.rollout, slots=16, max_new_tokens=96),
         dapo=dataclasses.replace(
             cfg.dapo,
+            split="train",
             steps=DAPO_STEPS,
             groups=4,
             group_size=8,
@@ -124,8 +129,7 @@ def dapo_config(run, workdir, init) -> DapoRun:
 
 def curves(workdir) -> list[dict[str, float]]:
     """metrics.jsonl without what the clock decides."""
-    rows = read_metrics(workdir)
-    return [{k: v for k, v in r.items() if "second" not in k} for r in rows]
+    return [without_clock(row) for row in read_metrics(workdir)]
 
 
 def run_until(step: int, main, *args) -> None:
@@ -246,6 +250,53 @@ def test_sft_that_was_killed_goes_on_bitwise(sft, tmp_path):
     assert curves(tmp_path / "cut") == curves(tmp_path / "whole")
 
 
+DAPO_PROCESS = """
+import json, sys
+import jax
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+from masksearch_jax import train_dapo
+from masksearch_jax.cli import to_dataclass
+from masksearch_jax.config import DapoRun
+train_dapo.run(to_dataclass(DapoRun, json.loads(sys.argv[2])))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_flight", ["drop", "rebuild"])
+def test_two_processes_train_on_the_rollouts_of_one(dapo, tmp_path, in_flight):
+    rollout = dataclasses.replace(dapo.rollout, in_flight=in_flight)
+    settings = dataclasses.replace(dapo.dapo, max_refills=1)
+    if in_flight == "rebuild":
+        settings = dataclasses.replace(settings, oversample=2.0)
+    for count in (1, 2):
+        cfg = at(dapo, tmp_path / str(count))
+        cfg = dataclasses.replace(cfg, rollout=rollout, dapo=settings)
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        given = json.dumps(dataclasses.asdict(cfg))
+        cluster = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", DAPO_PROCESS, str(2 // count), given],
+                env=os.environ | (cluster | {"JAX_PROCESS_ID": str(p)} if count > 1 else {}),
+            )
+            for p in range(count)
+        ]
+        assert [p.wait(timeout=400) for p in processes] == [0] * count
+    alone, together = (read_metrics(tmp_path / c) for c in "12")
+    assert len(alone) == len(together) == DAPO_STEPS
+    if in_flight == "drop":  # the same prompts, streams and weights: the same samples
+        for name in ("reward", "answer", "format", "searches", "sampled_tokens", "groups_sampled"):
+            assert together[0][name] == pytest.approx(alone[0][name], abs=1e-6)
+    updated = [row for row in together if row["groups_kept"]]
+    assert updated
+    assert (
+        max(row["sampler_gap"] for row in updated if row["step"] == 1 or "drop" in in_flight) < 1e-3
+    )
+
+
 def test_weights_are_read_without_a_warning(sft, caplog):
     mesh = train_sft.make_mesh(sft.mesh)
     checkpoints = os.path.join(sft.workdir, "checkpoints")
@@ -305,12 +356,13 @@ def trajectory(sampled: list[int], status: str, sample: int) -> Trajectory:
     """Ids 10, 11, …; the log-probability of a sampled id is -id / 100."""
     ids, drawn = 10 + np.arange(len(sampled), dtype=np.int32), np.asarray(sampled, np.bool_)
     logprobs = np.where(drawn, -ids / 100, 0).astype(np.float32)
-    return Trajectory("e", sample, ids, logprobs, drawn, 1, (), (), status)
+    versions = drawn.astype(np.int32) - 1
+    return Trajectory("e", sample, ids, logprobs, drawn, versions, 1, (), (), status)
 
 
-def make_group(rows: list[tuple[list[int], str, float]]) -> train_dapo.Group:
+def make_group(rows: list[tuple[list[int], str, float]]) -> groups_lib.Group:
     made = [trajectory(sampled, status, i) for i, (sampled, status, _) in enumerate(rows)]
-    return train_dapo.Group(EXAMPLE, made, [rewards.RewardParts(r, r, 0.0, r) for *_, r in rows])
+    return groups_lib.Group(EXAMPLE, made, [rewards.RewardParts(r, r, 0.0, r) for *_, r in rows])
 
 
 @pytest.fixture
@@ -329,14 +381,14 @@ def groups():
 
 
 def test_tool_failures_neither_train_nor_make_spread(dapo, groups):
-    settings = dataclasses.replace(dapo.dapo, overlong_penalty=0.0)
-    total, valid, keep = train_dapo.score_groups(groups, settings, dapo.rollout)
+    settings = dataclasses.replace(dapo.dapo, group_size=3, overlong_penalty=0.0)
+    total, valid, keep = groups_lib.score_groups(groups, settings, dapo.rollout)
     assert valid.tolist() == [[True, False, True], [True, False, True]]
     assert keep.tolist() == [True, False]  # in the second only the failure differs
     advantage = advantages.group_advantages(total, valid)
     assert advantage[0, 1] == 0
     np.testing.assert_allclose(advantage[0, [0, 2]], [2**-0.5, -(2**-0.5)], atol=1e-5)
-    batch = train_dapo.to_batch(groups[:1], advantage[:1], valid[:1], 5, 6)
+    batch = groups_lib.to_batch(groups[:1], advantage[:1], valid[:1], 5, 6)
     assert batch["mask"].astype(int).tolist() == [
         [1, 1, 0, 1, 0, 0],
         [0, 0, 0, 0, 0, 0],
@@ -345,13 +397,13 @@ def test_tool_failures_neither_train_nor_make_spread(dapo, groups):
         [0, 0, 0, 0, 0, 0],
     ]
     filtered = dataclasses.replace(settings, overlong_filter=True)
-    _, valid, keep = train_dapo.score_groups(groups, filtered, dapo.rollout)
+    _, valid, keep = groups_lib.score_groups(groups, filtered, dapo.rollout)
     assert (valid[0].tolist(), keep[0]) == ([True, False, False], False)
 
 
 def test_a_batch_holds_each_token_as_the_target_of_the_one_before(groups):
     advantage = np.asarray([[0.5, 0.0, -0.5]], np.float32)
-    batch = train_dapo.to_batch(groups[:1], advantage, np.ones((1, 3), bool), 4, 6)
+    batch = groups_lib.to_batch(groups[:1], advantage, np.ones((1, 3), bool), 4, 6)
     assert batch["ids"][0].tolist() == [10, 11, 12, 13, 0, 0]
     assert batch["targets"][0].tolist() == [11, 12, 13, 14, 0, 0]
     assert batch["positions"][0].tolist() == [0, 1, 2, 3, 0, 0]
@@ -365,9 +417,9 @@ def test_a_batch_holds_each_token_as_the_target_of_the_one_before(groups):
 
 
 def test_overlong_samples_lose_reward(dapo, groups):
-    settings = dataclasses.replace(dapo.dapo, overlong_buffer=2, overlong_penalty=0.5)
+    settings = dataclasses.replace(dapo.dapo, group_size=3, overlong_buffer=2, overlong_penalty=0.5)
     rollout = dataclasses.replace(dapo.rollout, max_new_tokens=3)
-    total, _, _ = train_dapo.score_groups(groups[:1], settings, rollout)
+    total, _, _ = groups_lib.score_groups(groups[:1], settings, rollout)
     np.testing.assert_allclose(total, [[1.0 - 0.5, -0.25, -0.25]])
 
 
@@ -375,3 +427,48 @@ def test_sampler_and_trainer_agree_on_every_token(dapo):
     updated = [row for row in curves(dapo.workdir) if row["groups_kept"]]
     assert all(row["sampler_gap_max"] < 1e-3 for row in updated)
     assert all(row["ratio"] == 1.0 for row in updated)  # one update per step: on policy
+
+
+# ---- groups in flight
+
+
+class Part:
+    """An engine that ends after `count` trajectories, and remembers what it was asked."""
+
+    def __init__(self, count: int):
+        self.count, self.asked = count, []
+
+    def run(self, model, requests, version, *, enough):
+        self.asked += [(r.example_id, r.sample, r.prompt_ids.tolist()) for r in requests]
+        for name, sample, _ in self.asked[: self.count]:
+            yield dataclasses.replace(trajectory([0, 1, 1], "answered", sample), example_id=name)
+
+
+class Prompts:
+    """Prompt i is [i, i]."""
+
+    def __init__(self):
+        self.drawn = 0
+
+    def extra(self, groups: int) -> list[Prompt]:
+        self.drawn += groups
+        return [Prompt(np.full(2, i), EXAMPLE) for i in range(self.drawn - groups, self.drawn)]
+
+    def __next__(self) -> list[Prompt]:
+        return self.extra(2)
+
+
+def test_groups_open_at_a_checkpoint_are_asked_for_again(dapo):
+    settings = dataclasses.replace(dapo.dapo, groups=2, group_size=2, max_refills=1, oversample=2.0)
+    rollout = dataclasses.replace(dapo.rollout, in_flight="keep")
+    before, prompts = Part(count=3), Prompts()
+    sampler = train_dapo.GroupSampler(before, prompts, settings, rollout)
+    kept, seen = sampler.step(None, 0)
+    assert before.asked == [(str(i), s, [i, i]) for i in range(4) for s in range(2)]
+    assert ([g.stream for g in seen], kept) == ([0], [])  # two alike have no spread
+    state = json.loads(json.dumps(sampler.state()))
+    after = Part(count=0)
+    restored = train_dapo.GroupSampler(after, prompts, settings, rollout)
+    restored.restore(state)
+    restored.step(None, 1)
+    assert after.asked == [(str(i), s, [i, i]) for i in (1, 2, 3, 4, 5) for s in range(2)]

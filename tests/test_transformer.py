@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -10,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
 from configs import common
 from masksearch_jax.cli import to_dataclass
 from masksearch_jax.config import ComputeConfig, ModelConfig, RopeScaling
-from masksearch_jax.models import attention, hf, transformer
-from masksearch_jax.models.transformer import ModelError, Transformer, rms_norm, token_logprobs
+from masksearch_jax.models import attention, hf, kv_cache, transformer
+from masksearch_jax.models.head import token_logprobs
+from masksearch_jax.models.transformer import ModelError, Transformer, rms_norm
 
 COMPUTE = ComputeConfig("float32", "float32", "xla", "none", 16)
 MODEL = ModelConfig(
@@ -96,7 +99,7 @@ def test_extend_and_step_equal_the_full_forward(model: Transformer) -> None:
     ids = random_ids(3, 14)
     expected = full_hidden(model, ids)
     logits = np.asarray(LOGITS(model, expected))
-    cache = attention.init_cache(MODEL, 3, 20, jnp.float32)
+    cache = kv_cache.init_cache(MODEL, 1, 3, 20, jnp.float32)
     first, cache = EXTEND(model, cache, ids[:, :6], np.int32([0, 0, 0]), np.int32([6, 4, 0]))
     close(first[0], expected[0, :6])
     close(first[1, :4], expected[1, :4])
@@ -110,57 +113,58 @@ def test_extend_and_step_equal_the_full_forward(model: Transformer) -> None:
         close(found, logits[np.arange(3), at])
 
 
-def test_flat_loop_of_block_steps_equals_step(model: Transformer) -> None:
-    cache = attention.init_cache(MODEL, 2, 9, jnp.float32)
-    ids, positions = np.int32([5, 7]), np.int32([0, 0])
-    expected, expected_cache = STEP(model, cache, ids, positions)
+def flat_decode(model: Transformer, cache: kv_cache.KVCache, ids: jax.Array, start: jax.Array):
+    """Logits of the last of the tokens ids[B, T], fed one by one from times start[B]; the cache."""
+    layers, tokens = model.config.num_layers, ids.shape[1]
 
-    @jax.jit
-    def flat(model: Transformer, cache: attention.KVCache) -> tuple:
-        def body(layer: jax.Array, carry: tuple) -> tuple:
-            x, cache = carry
-            return model.block_step(model.layer(layer), x, cache, layer, positions)
+    def body(i: jax.Array, carry: tuple) -> tuple:
+        x, fresh = carry
+        layer, step = i % layers, i // layers
+        x = jnp.where(layer == 0, model.embed(ids[:, step]), x)
+        return model.block_step(model.layer(layer), x, cache, fresh, layer, step, start)
 
-        x, cache = jax.lax.fori_loop(0, MODEL.num_layers, body, (model.embed(ids), cache))
-        return model.logits(model.final_norm(x)), cache
+    carry = model.embed(ids[:, 0]), model.init_fresh(len(ids), tokens)
+    x, fresh = jax.lax.fori_loop(0, tokens * layers, body, carry)
+    cache = model.write_cache(cache, fresh, start, jnp.full_like(start, tokens))
+    return model.logits(model.final_norm(x)), cache
 
-    found, found_cache = flat(model, cache)
+
+def test_flat_loop_of_block_steps_equals_steps(model: Transformer) -> None:
+    cache = kv_cache.init_cache(MODEL, 1, 2, 9, jnp.float32)
+    start, prompts, ids = np.int32([0, 4]), random_ids(2, 4), random_ids(2, 3)
+    _, cache = EXTEND(model, cache, prompts, np.int32([0, 0]), start)
+    found, found_cache = jax.jit(flat_decode)(model, cache, ids, start)
+    for i in range(3):
+        expected, cache = STEP(model, cache, ids[:, i], start + np.int32(i))
     close(found, np.asarray(expected))
-    jax.tree.map(lambda a, b: close(a, np.asarray(b)), found_cache, expected_cache)
+    jax.tree.map(lambda a, b: close(a, np.asarray(b)), found_cache, cache)
 
 
 def test_flat_decode_loop_holds_no_second_cache() -> None:
     config = dataclasses.replace(MODEL, num_layers=8)
     model = hf.abstract(config, COMPUTE)
-    cache = jax.eval_shape(lambda: attention.init_cache(config, 16, 256, jnp.float32))
-    token = jax.ShapeDtypeStruct((16,), jnp.int32)
-
-    def decode(model: Transformer, cache: attention.KVCache, ids: jax.Array) -> tuple:
-        def body(i: jax.Array, carry: tuple) -> tuple:
-            layer, at = i % config.num_layers, jnp.full_like(ids, i // config.num_layers)
-            return model.block_step(model.layer(layer), *carry, layer, at)
-
-        return jax.lax.fori_loop(0, 4 * config.num_layers, body, (model.embed(ids), cache))
-
-    compiled = jax.jit(decode, donate_argnums=1).lower(model, cache, token).compile()
-    size = sum(leaf.size * 4 for leaf in cache)
-    assert compiled.memory_analysis().temp_size_in_bytes < size / 2
+    cache = jax.eval_shape(lambda: kv_cache.init_cache(config, 1, 16, 256, jnp.float32))
+    ids, start = (jax.ShapeDtypeStruct(s, jnp.int32) for s in ((16, 4), (16,)))
+    compiled = jax.jit(flat_decode, donate_argnums=1).lower(model, cache, ids, start).compile()
+    size = sum(leaf.size * 4 for leaf in jax.tree.leaves(cache))
+    layer = size / config.num_layers  # which it reads
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.5 * layer
 
 
 def test_tokens_beyond_the_count_or_the_cache_write_nothing(model: Transformer) -> None:
-    cache = jax.tree.map(jnp.ones_like, attention.init_cache(MODEL, 3, 8, jnp.float32))
+    cache = jax.tree.map(jnp.ones_like, kv_cache.init_cache(MODEL, 1, 3, 8, jnp.float32))
     ids = random_ids(3, 4)
     _, after = EXTEND(model, cache, ids, np.int32([2, 0, 6]), np.int32([2, 0, 4]))
-    changed = np.any(np.asarray(after.v) != 1, axis=(0, 2, 4))
+    changed = np.any(np.asarray(after.v[:, 0]) != 1, axis=(0, 2, 4))
     expected = np.zeros((3, 8), bool)
     expected[0, 2:4] = expected[2, 6:8] = True
     np.testing.assert_array_equal(changed, expected)
-    np.testing.assert_array_equal(np.any(np.asarray(after.k) != 1, axis=(0, 2, 3)), expected)
+    np.testing.assert_array_equal(np.any(np.asarray(after.k[:, 0]) != 1, axis=(0, 2, 3)), expected)
 
 
 def test_rewinding_is_starting_earlier(model: Transformer) -> None:
     ids = random_ids(1, 10)
-    cache = attention.init_cache(MODEL, 1, 10, jnp.float32)
+    cache = kv_cache.init_cache(MODEL, 1, 1, 10, jnp.float32)
     _, cache = EXTEND(model, cache, random_ids(2, 10)[1:], np.int32([0]), np.int32([10]))
     _, cache = EXTEND(model, cache, ids, np.int32([0]), np.int32([6]))
     found, _ = STEP(model, cache, ids[:, 6], np.int32([6]))
@@ -266,6 +270,7 @@ def test_initial_weights_start_as_copiers() -> None:
         np.asarray(w[...]) for w in (model.blocks.q, model.blocks.k, model.blocks.v, model.blocks.o)
     )
     # x·Wq·(x·Wk)ᵀ / √D of a normed x, whose square sum is M, is about the trace of Wq·Wkᵀ / √D.
+    k, v = (x.reshape(*x.shape[:2], 2, 64) for x in (k, v))
     own = np.einsum("lmkgd,lmkd->lkg", q.reshape(*q.shape[:2], 2, 2, 64), k) / 64**0.5
     np.testing.assert_allclose(own, transformer.QK_IDENTITY, rtol=0.1)
     passed = np.einsum("lmkd,lkgdm->l", v, o.reshape(o.shape[0], 2, 2, 64, 256)) / 256
@@ -331,3 +336,53 @@ def test_every_named_model_has_the_published_size(name: str) -> None:
 def test_an_unknown_model_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"'qwen2\.5-1b'; did you mean 'qwen2\.5-\d+b'\?.*llama3"):
         common.model("qwen2.5-1b")
+
+
+@pytest.mark.slow  # the kernel in an interpreter
+def test_the_tpu_kernel_attends_as_the_plain_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = splash_attention_kernel.make_splash_mha_single_device
+    interpreted = functools.partial(make, interpret=True)
+    monkeypatch.setattr(splash_attention_kernel, "make_splash_mha_single_device", interpreted)
+    draw = iter(jax.random.split(jax.random.key(0), 4))
+    q = jax.random.normal(next(draw), (2, 256, 4, 64))
+    k, v = (jax.random.normal(next(draw), (2, 256, 2, 64)) for _ in range(2))
+    weights = jax.random.normal(next(draw), q.shape)
+    segments = jnp.int32([[1] * 100 + [2] * 130 + [0] * 26, [1] * 256])
+
+    def loss(attend, q, k, v):
+        out = attend(q, k, v, segments)
+        return jnp.sum(out * weights), out
+
+    def run(attend):
+        both = jax.value_and_grad(functools.partial(loss, attend), argnums=(0, 1, 2), has_aux=True)
+        (_, out), grads = both(q, k, v)
+        return out, grads
+
+    expected, expected_grads = run(attention.packed_attention)
+    found, found_grads = run(attention.splash_attention)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    for a, b in zip(found_grads, expected_grads, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_the_tpu_kernel_names_the_rows_that_it_takes() -> None:
+    q = jnp.zeros((1, 200, 2, 64))
+    with pytest.raises(ValueError, match="multiple of 128 tokens, got 200"):
+        attention.splash_attention(q, q, q, jnp.ones((1, 200), jnp.int32))
+
+
+@pytest.mark.parametrize("remat", ["dots", "block"])
+def test_what_is_computed_again_changes_no_gradient(remat: str) -> None:
+    ids = random_ids(2, 12)
+    positions = np.broadcast_to(np.arange(12, dtype=np.int32), ids.shape)
+
+    def gradient(name: str) -> Transformer:
+        compute = dataclasses.replace(COMPUTE, remat=name)
+        model = jax.jit(lambda: Transformer(MODEL, compute, nnx.Rngs(1)))()
+        return jax.jit(jax.grad(lambda m: jnp.sum(HIDDEN(m, ids, positions, ids * 0 + 1) ** 2)))(
+            model
+        )
+
+    found, expected = (jax.tree.leaves(gradient(name)) for name in (remat, "none"))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

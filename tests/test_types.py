@@ -48,6 +48,7 @@ def test_trajectories_survive_json_with_their_dtypes(tokens):
         ids=np.asarray([t[0] for t in tokens], np.int32),
         logprobs=np.asarray([t[1] for t in tokens], np.float32),
         sampled=np.asarray([t[2] for t in tokens], np.bool_),
+        versions=np.asarray([-1 + t[2] for t in tokens], np.int32),
         prompt_len=0,
         segments=(Segment("prompt", "p"), Segment("policy", "é")),
         turns=(Turn(("q",), (), (), 0.5, "late"),),
@@ -89,5 +90,5 @@ def test_a_nested_record_is_checked_too():
 def test_text_by_author_is_in_order():
     said = (Segment("policy", "a"), Segment("tool", "b"), Segment("policy", "c"))
     empty = np.zeros(0)
-    trajectory = Trajectory("e", 0, empty, empty, empty, 0, said, (), "answered")
+    trajectory = Trajectory("e", 0, empty, empty, empty, empty, 0, said, (), "answered")
     assert [trajectory.text_by(a) for a in ("prompt", "policy", "tool")] == ["", "ac", "b"]

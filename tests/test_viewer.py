@@ -104,7 +104,7 @@ def trajectory(**changes) -> dict:
             }
         ],
         "status": "answered",
-        "policy_version": 3,
+        "versions": [-1, -1, 3, 3],
         "seconds": 1.5,
         "example": {
             "id": "r-1",

@@ -26,9 +26,10 @@ from masksearch_jax.types import (
 
 TEACHER = "scripted"
 REASONS = ("no_query", "spans_not_found", "gold_not_found", "answer_not_found", "reserved_text")
-_QUERY_WORDS = 6
+_QUERY_WORDS = 5
 _NEAR = 10  # words on either side of a mask from which a query may draw
 _RAMP_SEARCHES = 2
+_HABITS = (12, 4, 8)  # weights of a first query: the subject, the subject and a word, only words
 
 _LETTER = r"(?:[^\W_][\u0300-\u036f]*)"
 _WORD = re.compile(rf"\[mask\]|{_LETTER}+(?:[’'ʻ‘.-]{_LETTER}+)*")
@@ -42,7 +43,8 @@ there these they this those through time to under up used was were what when whe
 who whom whose why will with would
 """
 _COMMON = frozenset(_COMMON_WORDS.split())
-_FIRST = ("Look up", "Read about")
+_FIRST = ("Look up the subject.", "Read about it.")
+_AROUND = ("Try the words around the gaps.", "Search the context.")
 _FOUND = ("Found it.", "All is there.", "Now fill in.")
 _AGAIN = ("Not there. Try again.", "Something is missing.", "Search again.")
 
@@ -124,12 +126,13 @@ def demonstrate(
 def _solve_ramp(
     example: RampExample, transcript: _Transcript, rng: random.Random, max_searches: int
 ) -> Demonstration | Rejection:
-    plans = _ramp_queries(example, transcript.cfg.max_queries, rng)[:max_searches]
+    subject = _subject(example.title, example.masked)
+    plans = _ramp_queries(example, subject, transcript.cfg.max_queries, rng)[:max_searches]
     if not plans:
         return Rejection(example.id, "no_query")
     for attempt, queries in enumerate(plans):
-        first = f"{rng.choice(_FIRST)} {queries[0]}."
-        thought = rng.choice(_AGAIN) if attempt else first
+        named = not subject or subject[0] in queries[0].split()
+        thought = rng.choice(_AGAIN if attempt else _FIRST if named else _AROUND)
         transcript.add_search(thought, queries, transcript.find(queries))
         if all(transcript.shows(span.text) for span in example.spans):
             return transcript.finish(
@@ -139,18 +142,23 @@ def _solve_ramp(
 
 
 def _ramp_queries(
-    example: RampExample, max_queries: int, rng: random.Random
+    example: RampExample, subject: Sequence[str], max_queries: int, rng: random.Random
 ) -> list[tuple[str, ...]]:
-    """What to search for, first choice first: the subject, alone or with words near the masks."""
-    subject = _subject(example.title, example.masked)
+    """What to search for, first choice first: the subject, what is near the masks, or both.
+
+    A query without the subject is the weaker habit; reinforcement learning has it to drop.
+    """
     near = _near_masks(example.masked, subject)
     wide = " ".join([*subject, *near][:_QUERY_WORDS])
     if not subject:
         return [(wide,)] if wide else []
     alone = " ".join(subject)
     plain, more = (alone,), (" ".join([*subject, *near[:1]]),)
-    first = rng.choices((plain, more), weights=(3, 1))[0]
-    second = (wide, " ".join(near[:_QUERY_WORDS])) if max_queries > 1 and near else (wide,)
+    context = (" ".join(near[:_QUERY_WORDS]),) if near else plain
+    first = rng.choices((plain, more, context), weights=_HABITS)[0]
+    if first == context:
+        return [first, plain]
+    second = (wide, *context) if max_queries > 1 and near else (wide,)
     return [first, second]
 
 

@@ -63,26 +63,30 @@ def is_heldout(title: str, fraction: float, seed: int) -> bool:
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
+def split_of(title: str, cfg: RampConfig) -> str:
+    """The split of an article: heldout, rl or train."""
+    if is_heldout(title, cfg.heldout_fraction, cfg.seed):
+        return "heldout"
+    return "rl" if is_heldout(f"rl\n{title}", cfg.rl_fraction, cfg.seed) else "train"
+
+
 def build_examples(
     paragraphs: Iterable[Passage], cfg: RampConfig, log: Callable[[str], None]
-) -> tuple[list[RampExample], list[RampExample], RampStats]:
-    """Training and held-out examples, and what became of each paragraph.
+) -> tuple[dict[str, list[RampExample]], RampStats]:
+    """Examples of each split (train, rl, heldout), and what became of each paragraph.
 
-    No article is in both lists. A paragraph of a rewording ("city:1#2") has the passage before "#"
+    No article is in two splits. A paragraph of a rewording ("city:1#2") has the passage before "#"
     as its `passage_id`. ValueError for an impossible config; `log` gets the counts as text.
     """
     _check(cfg)
     extractor = spans.extractor(cfg.extractor)
     given = list(paragraphs)
     usable, dropped = _usable(given, cfg, extractor)
-    heldout = {
-        i for i, (p, _) in enumerate(usable) if is_heldout(p.title, cfg.heldout_fraction, cfg.seed)
-    }
+    by_split: dict[str, list] = {"train": [], "rl": [], "heldout": []}
+    for paragraph, found in usable:
+        by_split[split_of(paragraph.title, cfg)].append((paragraph, found))
     made: dict[str, list[RampExample]] = {}
-    for split, members in (
-        ("train", [u for i, u in enumerate(usable) if i not in heldout]),
-        ("heldout", [u for i, u in enumerate(usable) if i in heldout]),
-    ):
+    for split, members in by_split.items():
         made[split], lost = _balanced(members, cfg, random.Random(f"{cfg.seed}/{split}"))
         dropped += lost
     stats = RampStats(
@@ -94,15 +98,16 @@ def build_examples(
     )
     for line in stats.lines():
         log(line)
-    return made["train"], made["heldout"], stats
+    return made, stats
 
 
 def _check(cfg: RampConfig) -> None:
     for name in ("max_masks", "examples_per_passage"):
         if getattr(cfg, name) < 1:
             raise ValueError(f"ramp.{name} is {getattr(cfg, name)}; it must be at least 1")
-    if not 0 <= cfg.heldout_fraction < 1:
-        raise ValueError(f"ramp.heldout_fraction is {cfg.heldout_fraction}; it must be in [0, 1)")
+    for name in ("heldout_fraction", "rl_fraction"):
+        if not 0 <= getattr(cfg, name) < 1:
+            raise ValueError(f"ramp.{name} is {getattr(cfg, name)}; it must be in [0, 1)")
     if cfg.min_words > cfg.max_words:
         raise ValueError(f"ramp.min_words {cfg.min_words} is above max_words {cfg.max_words}")
 

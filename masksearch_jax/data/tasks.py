@@ -4,7 +4,7 @@
     FOLDER/questions/SPLIT.jsonl       QAExample     tasks qa_DATASET
     FOLDER/demonstrations/SPLIT.jsonl  Demonstration tasks ramp_sft_k1, …, qa_sft_DATASET
 
-SPLIT is train or heldout. Features of `ramp_*` and `qa_*`: `inputs` (the prompt) and `targets`
+SPLIT is train, rl or heldout. Features of `ramp_*` and `qa_*`: `inputs` (the prompt) and `targets`
 (the whole paragraph, or the first accepted answer), with `id` and `example` (JSON) passed through.
 Features of `*_sft_*`: `targets` (prompt, then every segment) and `agent` (1 where the agent wrote
 the token), with `id`. Mixtures take their tasks at equal rates. Importing this module imports
@@ -29,7 +29,7 @@ from masksearch_jax.data import demonstrations, prompt
 from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.types import Demonstration, QAExample, RampExample, from_json, to_json
 
-SPLITS = ("train", "heldout")
+SPLITS = ("train", "rl", "heldout")
 KINDS = {"ramp": RampExample, "questions": QAExample, "demonstrations": Demonstration}
 
 _BATCH = 256  # lines per call into Python

@@ -45,15 +45,14 @@ TOKENIZER_FILES = (
 
 
 class Row(NamedTuple):
-    """HF name of a parameter, our path, and how the axes map.
+    """HF name of a parameter, our path, and whether it is a matrix of a layer.
 
-    `inputs`: our leading axes that feed the matrix. HF stores [outputs, inputs], both flattened;
-    None for vectors and tables, which keep their order.
+    Of those HF stores [outputs, inputs] and we the transpose; vectors and tables are alike.
     """
 
     hf: str
     ours: str
-    inputs: int | None = None
+    transposed: bool = False
 
 
 TABLE = (
@@ -61,28 +60,27 @@ TABLE = (
     Row("model.norm.weight", "norm"),
     Row("lm_head.weight", "head"),
     Row("model.layers.{}.input_layernorm.weight", "blocks.attention_norm"),
-    Row("model.layers.{}.self_attn.q_proj.weight", "blocks.q", 1),
-    Row("model.layers.{}.self_attn.k_proj.weight", "blocks.k", 1),
-    Row("model.layers.{}.self_attn.v_proj.weight", "blocks.v", 1),
+    Row("model.layers.{}.self_attn.q_proj.weight", "blocks.q", True),
+    Row("model.layers.{}.self_attn.k_proj.weight", "blocks.k", True),
+    Row("model.layers.{}.self_attn.v_proj.weight", "blocks.v", True),
     Row("model.layers.{}.self_attn.q_proj.bias", "blocks.q_bias"),
     Row("model.layers.{}.self_attn.k_proj.bias", "blocks.k_bias"),
     Row("model.layers.{}.self_attn.v_proj.bias", "blocks.v_bias"),
     Row("model.layers.{}.self_attn.q_norm.weight", "blocks.q_norm"),
     Row("model.layers.{}.self_attn.k_norm.weight", "blocks.k_norm"),
-    Row("model.layers.{}.self_attn.o_proj.weight", "blocks.o", 2),
+    Row("model.layers.{}.self_attn.o_proj.weight", "blocks.o", True),
     Row("model.layers.{}.post_attention_layernorm.weight", "blocks.mlp_norm"),
-    Row("model.layers.{}.mlp.gate_proj.weight", "blocks.gate", 1),
-    Row("model.layers.{}.mlp.up_proj.weight", "blocks.up", 1),
-    Row("model.layers.{}.mlp.down_proj.weight", "blocks.down", 1),
+    Row("model.layers.{}.mlp.gate_proj.weight", "blocks.gate", True),
+    Row("model.layers.{}.mlp.up_proj.weight", "blocks.up", True),
+    Row("model.layers.{}.mlp.down_proj.weight", "blocks.down", True),
 )
 
 
 class Tensor(NamedTuple):
-    """One HF tensor: its row, layer (None outside the blocks), our shape of it and HF's."""
+    """One HF tensor: its row, layer (None outside the blocks) and HF's shape of it."""
 
     row: Row
     layer: int | None
-    ours: tuple[int, ...]
     hf: tuple[int, ...]
 
 
@@ -102,7 +100,7 @@ def tensors(model: Transformer) -> dict[str, Tensor]:
         layers = range(shape[0]) if "{}" in row.hf else (None,)
         ours = shape if layers == (None,) else shape[1:]
         for layer in layers:
-            found[row.hf.format(layer)] = Tensor(row, layer, ours, _hf_shape(row, ours))
+            found[row.hf.format(layer)] = Tensor(row, layer, ours[::-1] if row.transposed else ours)
     if leaves:
         raise HfError(f"parameters without a row in the HF table: {sorted(leaves)}")
     return found
@@ -118,17 +116,20 @@ def load(folder: str | Path, compute: ComputeConfig, mesh: Mesh | None = None) -
     expected = tensors(model)
     with _open(folder, expected, model.config) as read:
 
-        def fill(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        def fill(path: tuple, leaf: jax.ShapeDtypeStruct, at: Any = None) -> jax.Array:
             name = _name(path)
             stacked = np.empty(leaf.shape, leaf.dtype)
             for hf_name, tensor in expected.items():
                 if tensor.row.ours == name:
                     place = stacked if tensor.layer is None else stacked[tensor.layer]
-                    place[...] = _from_hf(read(hf_name), tensor)
-            spec = None if mesh is None else sharding.parameter_sharding(mesh, path, leaf.shape)
-            return jax.device_put(stacked, spec)
+                    array = read(hf_name)
+                    place[...] = array.T if tensor.row.transposed else array
+            return jax.device_put(stacked, at)
 
-        return jax.tree_util.tree_map_with_path(fill, model)
+        if mesh is None:
+            return jax.tree_util.tree_map_with_path(fill, model)
+        placed = sharding.parameter_shardings(mesh, model)
+        return jax.tree_util.tree_map_with_path(fill, model, placed)
 
 
 def verify(folder: str | Path) -> dict[str, int]:
@@ -261,23 +262,10 @@ def _check_header(folder: Path, name: str, found: Any, tensor: Tensor) -> None:
         raise HfError(f"{folder}: {name} is {found.get_dtype()}, expected one of {[*DTYPES]}")
 
 
-def _hf_shape(row: Row, ours: tuple[int, ...]) -> tuple[int, ...]:
-    if row.inputs is not None:
-        return math.prod(ours[row.inputs :]), math.prod(ours[: row.inputs])
-    return (math.prod(ours),) if "{}" in row.hf else ours
-
-
-def _from_hf(array: np.ndarray, tensor: Tensor) -> np.ndarray:
-    turned = array if tensor.row.inputs is None else array.T
-    return turned.reshape(tensor.ours)
-
-
 def _to_hf(leaf: jax.Array, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
     one = leaf if tensor.layer is None else leaf[tensor.layer]
     array = sharding.to_host(one).astype(dtype)
-    if tensor.row.inputs is None:
-        return array.reshape(tensor.hf)
-    return np.ascontiguousarray(array.reshape(tensor.hf[::-1]).T)
+    return np.ascontiguousarray(array.T) if tensor.row.transposed else array
 
 
 def _name(path: tuple) -> str:

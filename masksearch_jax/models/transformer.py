@@ -14,13 +14,21 @@ from flax import nnx
 
 from masksearch_jax import sharding
 from masksearch_jax.config import ComputeConfig, ModelConfig
-from masksearch_jax.models import attention
-from masksearch_jax.models.attention import KVCache
+from masksearch_jax.models import attention, head, kv_cache
+from masksearch_jax.models.kv_cache import Fresh, KVCache
 
 FAMILIES = ("qwen2", "qwen3", "llama")
 INIT_STD = 0.02  # as transformers initialises these families
 QK_IDENTITY = 2.6  # attention logit of a token with itself, at random weights
 VO_IDENTITY = 0.46  # share of a token's normed embedding that all heads of a layer pass on
+
+# What the backward pass finds of a layer besides its input; the rest is computed again.
+_POLICIES = jax.checkpoint_policies
+REMAT = {
+    "dots": _POLICIES.dots_with_no_batch_dims_saveable,
+    "offload": _POLICIES.offload_dot_with_no_batch_dims("device", "pinned_host"),
+    "block": _POLICIES.nothing_saveable,
+}
 
 
 class ModelError(ValueError):
@@ -49,17 +57,22 @@ class Block(nnx.Module):
         def full(value: float, *shape: int) -> nnx.Param:
             return nnx.Param(jnp.full((config.num_layers, *shape), value, dtype))
 
+        def flat(x: jax.Array, heads: int) -> nnx.Param:
+            """[L, M, heads, D] as [L, M, heads·D], which pads no head to a TPU's tile of eight."""
+            return param(x.reshape(config.num_layers, M, heads * D))
+
         k = normal(M, K, D, std=(QK_IDENTITY / (M * D**0.5)) ** 0.5)
         v = normal(M, K, D, std=(VO_IDENTITY / (D * H)) ** 0.5)
         self.attention_norm = full(1.0, M)
-        self.q = param(jnp.repeat(k, H // K, axis=2) + normal(M, H, D))
-        self.k, self.v = param(k), param(v)
-        self.q_bias = full(0.0, H, D) if config.qkv_bias else None
-        self.k_bias = full(0.0, K, D) if config.qkv_bias else None
-        self.v_bias = full(0.0, K, D) if config.qkv_bias else None
+        self.q = flat(jnp.repeat(k, H // K, axis=2) + normal(M, H, D), H)
+        self.k, self.v = flat(k, K), flat(v, K)
+        self.q_bias = full(0.0, H * D) if config.qkv_bias else None
+        self.k_bias = full(0.0, K * D) if config.qkv_bias else None
+        self.v_bias = full(0.0, K * D) if config.qkv_bias else None
         self.q_norm = full(1.0, D) if config.qk_norm else None
         self.k_norm = full(1.0, D) if config.qk_norm else None
-        self.o = param(jnp.repeat(v, H // K, axis=2).transpose(0, 2, 3, 1) + normal(H, D, M))
+        o = jnp.repeat(v, H // K, axis=2).transpose(0, 2, 3, 1) + normal(H, D, M)
+        self.o = param(o.reshape(config.num_layers, H * D, M))
         self.mlp_norm = full(1.0, M)
         self.gate, self.up = param(normal(M, F)), param(normal(M, F))
         self.down = param(normal(F, M))
@@ -89,15 +102,17 @@ class Transformer(nnx.Module):
         Segments are contiguous and attend causally within themselves; segment 0 is padding.
         """
         tables = self._rope(positions)
+        attend = attention.ATTENTION[self.compute.attention]
 
         def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
             q, k, v = _project(block, x, tables, self.config.norm_eps)
-            out = attention.packed_attention(q, k, v, segment_ids)
+            out = attend(q, k, v, segment_ids)
             x = _finish(block, x, out, self.config.norm_eps)
             return sharding.constrain(x, "batch", "time", "activation"), None
 
-        if self.compute.remat == "block":
-            layer = jax.checkpoint(layer, prevent_cse=False)
+        if self.compute.remat != "none":
+            policy = REMAT[self.compute.remat]
+            layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
         x, _ = jax.lax.scan(layer, self.embed(ids), self.blocks)
         return self.final_norm(x)
 
@@ -112,7 +127,7 @@ class Transformer(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 logits [..., V] of final hidden states [..., M]."""
-        return _logits(self.head_table, hidden)
+        return head.logits(self.head_table, hidden)
 
     @property
     def head_table(self) -> jax.Array:
@@ -125,19 +140,63 @@ class Transformer(nnx.Module):
             lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), self.blocks
         )
 
-    def block_step(
-        self, block: Block, x: jax.Array, cache: KVCache, layer: jax.Array, positions: jax.Array
-    ) -> tuple[jax.Array, KVCache]:
-        """One layer of one token per slot: x [B, M], positions int [B] -> x [B, M], cache.
+    def init_cache(self, shards: int, slots: int, length: int, dtype: str = "") -> KVCache:
+        """A zeroed KV cache, by default in the compute dtype."""
+        dtype = dtype or self.compute.dtype
+        return kv_cache.init_cache(self.config, shards, slots, length, jnp.dtype(dtype))
 
-        Writes the token's key and value at its position, then attends to 0..position. A position at
-        or past the cache's length is not written: give it to slots that stand still. For a flat
-        loop over (token, layer): a scan over layers nested in a loop over tokens keeps a second
-        whole cache.
+    def init_fresh(self, rows: int, tokens: int) -> Fresh:
+        """Room for `tokens` fresh keys and values of each row, in the compute dtype."""
+        shape = (self.config.num_layers, rows, self.config.num_kv_heads, tokens)
+        zeros = jnp.zeros((*shape, self.config.head_dim), self.compute.dtype)
+        zeros = sharding.constrain(zeros, "layers", "batch", "kv_heads", "any", "any")
+        return Fresh(zeros, zeros)
+
+    def block_step(
+        self,
+        block: Block,
+        x: jax.Array,
+        cache: KVCache,
+        fresh: Fresh,
+        layer: jax.Array,
+        step: jax.Array,
+        length: jax.Array,
+        window: int | None = None,
+    ) -> tuple[jax.Array, Fresh]:
+        """One layer of one token per row: x [B, M], length int [B] -> x [B, M], fresh.
+
+        Rows are the first B/N slots of each of the cache's N shards. The token, at time length +
+        step, attends to the `length` tokens in the cache, which is below `window`, and to the
+        first `step` fresh ones and itself. For a flat loop over (token, layer) that only reads the
+        cache: a scan over layers nested in a loop over tokens keeps a second whole cache.
         """
-        at = positions[:, None]
-        out, cache = self._cached(block, x[:, None], cache, layer, at, at)
-        return out[:, 0], cache
+        positions = length[:, None] + step
+        q, k, v = _project(block, x[:, None], self._rope(positions), self.config.norm_eps)
+
+        def put(target: jax.Array, new: jax.Array) -> jax.Array:
+            new = new.swapaxes(1, 2)[None].astype(target.dtype)
+            return jax.lax.dynamic_update_slice(target, new, (layer, 0, 0, step, 0))
+
+        fresh = Fresh(put(fresh.k, k), put(fresh.v, v))
+        window = window or cache.length
+        out = kv_cache.decode_attention(q[:, 0], cache, fresh, layer, step, length, window)
+        return _finish(block, x[:, None], out[:, None], self.config.norm_eps)[:, 0], fresh
+
+    def write_cache(
+        self,
+        cache: KVCache,
+        fresh: Fresh,
+        start: jax.Array,
+        count: jax.Array,
+        slot: jax.Array | None = None,
+    ) -> KVCache:
+        """The cache with the first count[B] fresh tokens of each row at times start[B]..
+
+        Rows are the first B/N slots of each shard or, given slot[N, B/N], those; one past the last
+        slot is of no slot.
+        """
+        slot = cache.first_slots(len(start)) if slot is None else slot
+        return kv_cache.write_cache(cache, fresh, slot, start, count)
 
     def step(
         self, cache: KVCache, ids: jax.Array, positions: jax.Array
@@ -147,39 +206,35 @@ class Transformer(nnx.Module):
         return self.logits(hidden[:, 0]), cache
 
     def extend(
-        self, cache: KVCache, ids: jax.Array, start: jax.Array, count: jax.Array
+        self,
+        cache: KVCache,
+        ids: jax.Array,
+        start: jax.Array,
+        count: jax.Array,
+        slot: jax.Array | None = None,
+        window: int | None = None,
     ) -> tuple[jax.Array, KVCache]:
-        """Hidden states [B, T, M] of ids[B, T] written at times start[B].. of each slot; the cache.
+        """Hidden states [B, T, M] of ids[B, T] written at times start[B].. of each row; the cache.
 
-        Only the first count[B] tokens of a row are written; the hidden states after them mean
-        nothing. Each token attends to the slot's earlier cache and to the chunk, causally.
+        Rows are the first B/N slots of each shard or, given slot[N, B/N], those; one past the last
+        slot is of no slot. Only the first count[B] tokens of a row are written; the hidden states
+        after them mean nothing. Each token attends to the slot's earlier cache and to the chunk,
+        causally, all below `window`.
         """
-        offsets = jnp.arange(ids.shape[1], dtype=start.dtype)[None]
-        positions = start[:, None] + offsets
-        at = jnp.where(offsets < count[:, None], positions, cache.length)
+        tables = self._rope(start[:, None] + jnp.arange(ids.shape[1], dtype=start.dtype))
+        slot = cache.first_slots(len(ids)) if slot is None else slot
+        window = window or cache.length
 
-        def layer(carry: tuple, xs: tuple) -> tuple[tuple, None]:
+        def layer(x: jax.Array, xs: tuple) -> tuple[jax.Array, Fresh]:
             block, index = xs
-            return self._cached(block, carry[0], carry[1], index, positions, at), None
+            q, k, v = _project(block, x, tables, self.config.norm_eps)
+            fresh = Fresh(k.swapaxes(1, 2), v.swapaxes(1, 2))
+            out = kv_cache.extend_attention(q, cache, fresh, index, slot, start, window)
+            return _finish(block, x, out, self.config.norm_eps), fresh
 
         layers = jnp.arange(self.config.num_layers)
-        (x, cache), _ = jax.lax.scan(layer, (self.embed(ids), cache), (self.blocks, layers))
-        return self.final_norm(x), cache
-
-    def _cached(
-        self,
-        block: Block,
-        x: jax.Array,
-        cache: KVCache,
-        layer: jax.Array,
-        positions: jax.Array,
-        at: jax.Array,
-    ) -> tuple[jax.Array, KVCache]:
-        """One layer of x[B, T, M] against the cache, written at times at[B, T]."""
-        eps = self.config.norm_eps
-        q, k, v = _project(block, x, self._rope(positions), eps)
-        cache = attention.write_cache(cache, layer, k, v, at)
-        return _finish(block, x, attention.cached_attention(q, cache, layer, positions), eps), cache
+        x, fresh = jax.lax.scan(layer, self.embed(ids), (self.blocks, layers))
+        return self.final_norm(x), self.write_cache(cache, fresh, start, count, slot)
 
     def _rope(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         c = self.config
@@ -199,8 +254,8 @@ def check(config: ModelConfig, compute: ComputeConfig) -> None:
     for name, choices in (
         ("dtype", ("bfloat16", "float32")),
         ("param_dtype", ("float32", "bfloat16")),
-        ("attention", ("xla",)),
-        ("remat", ("none", "block")),
+        ("attention", tuple(attention.ATTENTION)),
+        ("remat", ("none", *REMAT)),
     ):
         if getattr(compute, name) not in choices:
             raise ModelError(
@@ -216,51 +271,6 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     return (wide * scale).astype(x.dtype) * gain
 
 
-def token_logprobs(
-    model: Transformer, hidden: jax.Array, targets: jax.Array, temperature: float, chunk: int
-) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of each target and entropy of its distribution, float32 [B, T] each, nats.
-
-    hidden [B, T, M], targets int [B, T]; logits are divided by `temperature` (0, greedy, counts as
-    1). About `chunk` tokens are scored at a time, and again in the backward pass, so [B, T, V]
-    never exists. A chunk takes the same times of every row: chunks of flattened tokens would cut
-    across the sharded batch.
-    """
-    batch, time, _ = hidden.shape
-    width = min(time, max(1, chunk // batch))
-    pad = -time % width
-
-    def split(x: jax.Array) -> jax.Array:
-        padded = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(padded.reshape(batch, -1, width, *x.shape[2:]), 1, 0)
-
-    @jax.checkpoint
-    def score(table: jax.Array, h: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = _logits(table, h) / (temperature or 1.0)
-        top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-        shifted = logits - top
-        exp = jnp.exp(shifted)
-        total = jnp.sum(exp, axis=-1)
-        # A comparison, not a gather: its gradient is no scatter, and V may be sharded.
-        hit = jnp.arange(logits.shape[-1])[None, None] == t[..., None]
-        target = jnp.sum(jnp.where(hit, shifted, 0.0), axis=-1)
-        log_total = jnp.log(total)
-        return target - log_total, log_total - jnp.sum(exp * shifted, axis=-1) / total
-
-    table = model.head_table
-    _, scored = jax.lax.scan(
-        lambda carry, xs: (carry, score(table, *xs)), None, (split(hidden), split(targets))
-    )
-    logprobs, entropy = (jnp.moveaxis(x, 0, 1).reshape(batch, -1)[:, :time] for x in scored)
-    return logprobs, entropy
-
-
-def _logits(table: jax.Array, hidden: jax.Array) -> jax.Array:
-    """float32 logits [..., V] of hidden [..., M] against a head [V, M]."""
-    weight = table.astype(hidden.dtype)
-    return jnp.einsum("...m,vm->...v", hidden, weight, preferred_element_type=jnp.float32)
-
-
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> jax.Array:
     return jax.random.normal(rngs.params(), shape, jnp.float32) * std
 
@@ -270,11 +280,13 @@ def _project(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Rotated queries [B, T, H, D] and keys, and values [B, T, K, D], of x [B, T, M]."""
     normed = rms_norm(x, block.attention_norm[...], eps)
+    head_dim = 2 * tables[0].shape[-1]
 
     def project(weight: nnx.Param, bias: nnx.Param | None, norm: nnx.Param | None) -> jax.Array:
-        out = jnp.einsum("btm,mhd->bthd", normed, weight[...].astype(x.dtype))
+        out = jnp.einsum("btm,mn->btn", normed, weight[...].astype(x.dtype))
         if bias is not None:
             out = out + bias[...].astype(x.dtype)[None, None]
+        out = out.reshape(*out.shape[:2], -1, head_dim)
         return out if norm is None else rms_norm(out, norm[...], eps)
 
     q = project(block.q, block.q_bias, block.q_norm)
@@ -285,7 +297,7 @@ def _project(
 
 def _finish(block: Block, x: jax.Array, out: jax.Array, eps: float) -> jax.Array:
     """x [B, T, M] plus the projected attention output [B, T, H, D], then plus the gated MLP."""
-    x = x + jnp.einsum("bthd,hdm->btm", out, block.o[...].astype(x.dtype))
+    x = x + jnp.einsum("btn,nm->btm", out.reshape(*x.shape[:2], -1), block.o[...].astype(x.dtype))
     normed = rms_norm(x, block.mlp_norm[...], eps)
     gate = jnp.einsum("btm,mf->btf", normed, block.gate[...].astype(x.dtype))
     up = jnp.einsum("btm,mf->btf", normed, block.up[...].astype(x.dtype))

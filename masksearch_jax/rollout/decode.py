@@ -1,73 +1,93 @@
-"""The device side of rollouts: one jitted `tick` extends some slots and decodes all that can.
+"""The device side of rollouts: one jitted `tick` moves, extends and decodes slots.
 
-Axes: S slots, N tokens per tick, C chunks, E slots per chunk, P tokens per chunk, V vocabulary,
-L layers.
+Axes: N shards, S slots of a shard, R slots that decode, M tokens per tick, C chunks, E slots per
+chunk, P tokens per chunk, V vocabulary, L layers.
 
 A slot's sequence of n tokens has n-1 of them in the cache and one pending (`last`), which the next
-decode step feeds. The host owns lengths: an inbox row says where its first token goes, so rewinding
-a slot is writing at an earlier place. Rows that take no part write only beyond their own length.
+decode step feeds. The host owns lengths and places: it may set a slot back, copy one slot to
+another (to park one that waits for its search, or to give a prompt to all of its group), and
+decodes the first R slots of each shard, R and the times read being of a short list of programs.
+Rows that take no part write only beyond their own length.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from masksearch_jax.sharding import CACHE, constrain
+from masksearch_jax.rollout.sampling import Sampler, sample
+from masksearch_jax.sharding import CACHE, constrain, on_shards
 
+COPIES = 4  # per slot and tick: out of a row, into it, into a smaller program, of a prompt
 EXTEND_ROWS = 8  # slots per extend chunk; fixed, so that numerics do not depend on who else waits
 
 
 class DeviceState(NamedTuple):
     """What stays on device between ticks."""
 
-    cache: Any  # KVCache, [L, S, ...]
-    length: jax.Array  # int32[S], tokens in the cache
-    last: jax.Array  # int32[S], the pending token
+    cache: Any  # KVCache, [L, N, S, ...]
+    length: jax.Array  # int32[N, S], tokens in the cache
+    last: jax.Array  # int32[N, S], the pending token
 
 
 class Inbox(NamedTuple):
-    """What the host sends with a tick; numpy. Row r of chunk c is of slot[c, r], or of none (= S).
+    """What the host sends with a tick; numpy, leading axis N. Slots are counted within a shard.
 
-    Of a row's valid ids all but the last are written to the cache, the last becomes pending.
+    Done in this order: copies, lengths, chunks, decoding.
     """
 
-    chunks: np.ndarray  # int32[], chunks in use
-    slot: np.ndarray  # int32[C, E]
-    ids: np.ndarray  # int32[C, E, P]
-    start: np.ndarray  # int32[C, E], position of ids[..., 0]
-    count: np.ndarray  # int32[C, E], valid ids
-    decode: np.ndarray  # bool[S], slots that decode in this tick
-    budget: np.ndarray  # int32[S], tokens a slot may sample in this tick
-    stream: np.ndarray  # uint32[S, 2], the trajectory's own randomness
+    copies: np.ndarray  # int32[N], copies in use
+    source: np.ndarray  # int32[N, 4S], copy c writes slot source[c] over slot target[c], in order
+    target: np.ndarray  # int32[N, 4S]
+    length: np.ndarray  # int32[N, S], tokens in the cache once all is written; -1: as it was
+    last: np.ndarray  # int32[N, S], the pending token, where length is set
+    chunks: np.ndarray  # int32[N], chunks in use
+    slot: np.ndarray  # int32[N, C, E], whose row it is, or none (= S)
+    ids: np.ndarray  # int32[N, C, E, P]
+    start: np.ndarray  # int32[N, C, E], time of ids[..., 0]
+    count: np.ndarray  # int32[N, C, E], ids to write
+    decode: np.ndarray  # bool[N, S], slots that decode in this tick, below R
+    budget: np.ndarray  # int32[N, S], tokens a slot may sample in this tick
+    stream: np.ndarray  # uint32[N, S, 2], the trajectory's own randomness
 
 
 class Sampled(NamedTuple):
-    """What a tick sampled: the first count[s] of N are valid."""
+    """What a tick sampled: the first count[n, r] of M are valid."""
 
-    ids: jax.Array  # int32[S, N]
-    logprobs: jax.Array  # float32[S, N]
-    count: jax.Array  # int32[S]
+    ids: jax.Array  # int32[N, R, M]
+    logprobs: jax.Array  # float32[N, R, M]
+    count: jax.Array  # int32[N, R]
 
 
-def empty_inbox(slots: int, extend_tokens: int) -> Inbox:
+class Program(NamedTuple):
+    """One of the shapes that a tick is compiled for."""
+
+    rows: int  # R, slots of each shard that decode
+    window: int  # times of the cache that are read
+
+
+def empty_inbox(shards: int, slots: int, extend_tokens: int) -> Inbox:
     """An inbox that does nothing, to be filled in place."""
-    chunks = -(-slots // EXTEND_ROWS)
-    rows = (chunks, EXTEND_ROWS)
+    rows = (shards, -(-slots // EXTEND_ROWS), EXTEND_ROWS)
+    zeros = functools.partial(np.zeros, dtype=np.int32)
     return Inbox(
-        chunks=np.zeros((), np.int32),
+        copies=zeros(shards),
+        source=zeros((shards, COPIES * slots)),
+        target=np.full((shards, COPIES * slots), slots, np.int32),
+        length=np.full((shards, slots), -1, np.int32),
+        last=zeros((shards, slots)),
+        chunks=zeros(shards),
         slot=np.full(rows, slots, np.int32),
-        ids=np.zeros((*rows, extend_tokens), np.int32),
-        start=np.zeros(rows, np.int32),
-        count=np.zeros(rows, np.int32),
-        decode=np.zeros(slots, np.bool_),
-        budget=np.zeros(slots, np.int32),
-        stream=np.zeros((slots, 2), np.uint32),
+        ids=zeros((*rows, extend_tokens)),
+        start=zeros(rows),
+        count=zeros(rows),
+        decode=np.zeros((shards, slots), np.bool_),
+        budget=zeros((shards, slots)),
+        stream=np.zeros((shards, slots, 2), np.uint32),
     )
 
 
@@ -90,123 +110,160 @@ def stop_table(
     return table
 
 
-def sample(logits, stream, position, seed, temperature: float):
-    """Tokens and their log-probabilities at the sampling temperature: int32[S], float32[S].
+def _copy(state: DeviceState, inbox: Inbox) -> DeviceState:
+    """Slots copied over slots, one after the other, so that a copy may read what one wrote."""
+    shard = jnp.arange(inbox.source.shape[0])
+    unused = jnp.arange(inbox.source.shape[1]) >= inbox.copies[:, None]
+    target = jnp.where(unused, inbox.source, inbox.target)  # onto itself
 
-    logits: float32[S, V]. Each row draws one uniform from `fold_in(seed, stream, position)` and
-    inverts the cumulative distribution: its token depends on its own logits and stream alone.
-    Temperature 0 takes the argmax and reports log-probabilities at temperature 1.
-    """
-    logprobs = jax.nn.log_softmax(logits / (temperature or 1.0), axis=-1)
-    if temperature == 0.0:
-        ids = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    else:
-        uniform = jax.vmap(_uniform, in_axes=(None, 0, 0))(seed, stream, position)
-        cumulative = jnp.cumsum(jnp.exp(logprobs), axis=-1)
-        ids = jnp.sum(cumulative <= uniform[:, None] * cumulative[:, -1:], axis=-1, dtype=jnp.int32)
-        ids = jnp.where(ids < logits.shape[-1], ids, jnp.argmax(logits, axis=-1).astype(jnp.int32))
-    return ids, jnp.take_along_axis(logprobs, ids[:, None], axis=-1)[:, 0]
+    def row(c, a):
+        return a.at[shard, target[:, c]].set(a[shard, inbox.source[:, c]])
 
-
-def _uniform(seed, stream, position):
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream[0]), stream[1])
-    return jax.random.uniform(jax.random.fold_in(key, position))
-
-
-def _extend(model, state: DeviceState, inbox: Inbox) -> DeviceState:
-    """Write the chunks in use, one after the other, each into the cache rows of its slots."""
-
-    def write(c, state):
-        slot, ids, start, count = inbox.slot[c], inbox.ids[c], inbox.start[c], inbox.count[c]
-        rows = jax.tree.map(lambda a: a.at[:, slot].get(mode="clip"), state.cache)
-        _, rows = model.extend(rows, ids, start, jnp.maximum(count - 1, 0))
-        put = lambda a, r: a.at[:, slot].set(r, mode="drop")  # noqa: E731
-        last = jnp.take_along_axis(ids, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
-        return DeviceState(
-            cache=jax.tree.map(put, state.cache, rows),
-            length=state.length.at[slot].set(start + count - 1, mode="drop"),
-            last=state.last.at[slot].set(last, mode="drop"),
-        )
-
-    return jax.lax.fori_loop(0, inbox.chunks, write, state)
-
-
-def _emit(model, inbox, seed, stop, tokens: int, temperature: float, x, length, last, live, out):
-    """The end of a step: sample from x[S, M], record what live rows drew, embed it for the next."""
-    ids, logprobs = sample(
-        model.logits(model.final_norm(x)), inbox.stream, length + 1, seed, temperature
+    own = ("batch",)
+    copy_cache = on_shards(_copy_slots, (CACHE[:2], own, own, own), CACHE[:2])
+    return DeviceState(
+        copy_cache(state.cache, inbox.copies, inbox.source, target),
+        *(jax.lax.fori_loop(0, jnp.max(inbox.copies), row, a) for a in (state.length, state.last)),
     )
+
+
+def _copy_slots(cache: Any, copies: jax.Array, source: jax.Array, target: jax.Array) -> Any:
+    """The copies of leaves [L, N, S, ...], a layer at a time: no more is held twice."""
+    shards, layers = len(copies), len(jax.tree.leaves(cache)[0])
+
+    def one(i, cache):
+        layer, n, c = i % layers, i // layers % shards, i // layers // shards
+
+        def put(leaf):
+            place = lambda slot: (layer, n, slot, *(0,) * (leaf.ndim - 3))  # noqa: E731
+            slot = jax.lax.dynamic_slice(leaf, place(source[n, c]), (1, 1, 1, *leaf.shape[3:]))
+            return jax.lax.dynamic_update_slice(leaf, slot, place(target[n, c]))
+
+        return jax.tree.map(put, cache)
+
+    return jax.lax.fori_loop(0, layers * shards * jnp.max(copies), one, cache)
+
+
+def _extend(model, cache: Any, inbox: Inbox, window: int):
+    """Write the chunks in use, one after the other, each into the cache of its slots."""
+    length = inbox.ids.shape[-1]
+
+    def write(c, cache):
+        ids = inbox.ids[:, c].reshape(-1, length)
+        start, count = inbox.start[:, c].reshape(-1), inbox.count[:, c].reshape(-1)
+        return model.extend(cache, ids, start, count, inbox.slot[:, c], window)[1]
+
+    return jax.lax.fori_loop(0, jnp.max(inbox.chunks), write, cache)
+
+
+def _emit(model, sampler, stream, budget, seed, stop, length, x, last, live, out):
+    """The end of a step: sample from x[B, D], record what live rows drew, embed it for the next.
+
+    length: tokens in the cache as the tick began, which `out.count` fresh ones follow.
+    """
+    logits = model.logits(model.final_norm(x))
+    ids, logprobs = sample(logits, stream, length + out.count + 1, seed, sampler)
     rows = jnp.arange(length.shape[0])
-    at = jnp.where(live, out.count, tokens)  # rows at rest write nowhere
+    at = jnp.where(live, out.count, out.ids.shape[1])  # rows at rest write nowhere
     out = Sampled(
         ids=out.ids.at[rows, at].set(ids, mode="drop"),
         logprobs=out.logprobs.at[rows, at].set(logprobs, mode="drop"),
         count=out.count + live.astype(jnp.int32),
     )
-    length = length + live.astype(jnp.int32)
     last = jnp.where(live, ids, last)
-    live = live & ~stop[ids] & (out.count < inbox.budget)
-    return model.embed(last), length, last, live, out
+    live = live & ~stop[ids] & (out.count < budget)
+    return model.embed(last), last, live, out
 
 
-def _decode(model, state: DeviceState, inbox: Inbox, seed, stop, tokens: int, temperature: float):
+def _nothing(rows: int, tokens: int) -> Sampled:
+    return Sampled(
+        ids=jnp.zeros((rows, tokens), jnp.int32),
+        logprobs=jnp.zeros((rows, tokens), jnp.float32),
+        count=jnp.zeros(rows, jnp.int32),
+    )
+
+
+def _flat(a: jax.Array, rows: int) -> jax.Array:
+    """The first rows of all shards, [N·R, ...], of a[N, S, ...]."""
+    return a[:, :rows].reshape(-1, *a.shape[2:])
+
+
+def _decode(model, state: DeviceState, inbox: Inbox, seed, stop, *, tokens, sampler, program):
     """Up to `tokens` steps for every slot in `inbox.decode`: one flat loop over (token, layer).
 
-    A scan over layers inside a loop over tokens would hold a second KV cache.
+    The loop reads the cache, and what it adds is written at its end. A scan over layers inside a
+    loop over tokens would hold a second KV cache.
     """
     layers = model.config.num_layers
-    slots = state.length.shape[0]
-
-    def emit(operand):
-        return _emit(model, inbox, seed, stop, tokens, temperature, *operand)
+    flat = functools.partial(_flat, rows=program.rows)
+    stream, budget = flat(inbox.stream), flat(inbox.budget)
+    length, last = flat(state.length), flat(state.last)
+    emit = functools.partial(_emit, model, sampler, stream, budget, seed, stop, length)
 
     def body(carry):
-        step, x, cache, length, last, live, out = carry
-        layer = step % layers
-        x, cache = model.block_step(model.layer(layer), x, cache, layer, length)
-        x, length, last, live, out = jax.lax.cond(
-            layer == layers - 1, emit, lambda operand: operand, (x, length, last, live, out)
+        i, x, fresh, last, live, out = carry
+        step, layer = i // layers, i % layers
+        x, fresh = model.block_step(
+            model.layer(layer), x, state.cache, fresh, layer, step, length, program.window
         )
-        return step + 1, x, cache, length, last, live, out
+        x, last, live, out = jax.lax.cond(
+            layer == layers - 1,
+            lambda operand: emit(*operand),
+            lambda operand: operand,
+            (x, last, live, out),
+        )
+        return i + 1, x, fresh, last, live, out
 
     def unfinished(carry):
-        step, live = carry[0], carry[5]
-        return (step < tokens * layers) & jnp.any(live)
+        return (carry[0] < tokens * layers) & jnp.any(carry[4])
 
-    out = Sampled(
-        ids=jnp.zeros((slots, tokens), jnp.int32),
-        logprobs=jnp.zeros((slots, tokens), jnp.float32),
-        count=jnp.zeros((slots,), jnp.int32),
-    )
-    live = inbox.decode & (inbox.budget > 0)
-    carry = (jnp.int32(0), model.embed(state.last), *state, live, out)
-    _, _, cache, length, last, _, out = jax.lax.while_loop(unfinished, body, carry)
-    return DeviceState(cache, length, last), out
+    out = _nothing(len(length), tokens)
+    live = flat(inbox.decode) & (budget > 0)
+    fresh = model.init_fresh(len(length), tokens)
+    carry = (jnp.int32(0), model.embed(last), fresh, last, live, out)
+    _, _, fresh, last, _, out = jax.lax.while_loop(unfinished, body, carry)
+    cache = model.write_cache(state.cache, fresh, length, out.count)
+    unflat = lambda a: a.reshape(-1, program.rows, *a.shape[1:])  # noqa: E731
+    put = lambda a, new: a.at[:, : program.rows].set(unflat(new))  # noqa: E731
+    state = DeviceState(cache, put(state.length, length + out.count), put(state.last, last))
+    return state, jax.tree.map(unflat, out)
 
 
 @functools.lru_cache
-def make_tick(*, tokens: int, temperature: float):
-    """The jitted `tick(model, state, inbox, seed, stop) -> (state, Sampled)`; the state is donated.
+def make_tick(*, tokens: int, sampler: Sampler):
+    """The jitted `tick(model, state, inbox, seed, stop, program) -> (state, Sampled)`.
 
-    One program per (tokens, temperature), shared by all engines of the process.
-    seed: uint32[]. stop: bool[V] from `stop_table`. A row stops on a `stop` token or at its budget.
+    The state is donated. One function per (tokens, sampler), shared by all engines of the process,
+    and one program of it per shape. seed: uint32[]. stop: bool[V] from `stop_table`. A row stops on
+    a `stop` token or at its budget.
     """
 
-    def tick(model, state: DeviceState, inbox: Inbox, seed, stop):
-        state = _extend(model, state, inbox)
-        state, sampled = _decode(model, state, inbox, seed, stop, tokens, temperature)
-        return _laid_out(state), sampled
+    @functools.partial(jax.jit, donate_argnums=1, static_argnums=5)
+    def tick(model, state: DeviceState, inbox: Inbox, seed, stop, program: Program):
+        state = _copy(state, inbox)
+        given = inbox.length >= 0
+        state = DeviceState(
+            cache=_extend(model, state.cache, inbox, program.window),
+            length=jnp.where(given, inbox.length, state.length),
+            last=jnp.where(given, inbox.last, state.last),
+        )
+        state, sampled = _decode(
+            model, state, inbox, seed, stop, tokens=tokens, sampler=sampler, program=program
+        )
+        return _laid_out(state), jax.tree.map(
+            lambda a: constrain(a, "batch", *("any",) * (a.ndim - 1)), sampled
+        )
 
-    return jax.jit(tick, donate_argnums=1)
+    return tick
 
 
-def init_state(make_cache: Callable[[], Any], slots: int) -> DeviceState:
+def init_state(model: Any, shards: int, slots: int, length: int, dtype: str) -> DeviceState:
     """Empty slots around a fresh KV cache, laid out as every tick leaves them."""
 
     @jax.jit
     def make():
-        length, last = jnp.zeros((2, slots), jnp.int32)
-        return _laid_out(DeviceState(make_cache(), length, last))
+        zeros = jnp.zeros((2, shards, slots), jnp.int32)
+        return _laid_out(DeviceState(model.init_cache(shards, slots, length, dtype), *zeros))
 
     return make()
 
@@ -217,12 +274,12 @@ def is_alive(state: DeviceState | None) -> bool:
 
 
 def _laid_out(state: DeviceState) -> DeviceState:
-    """The state split over the mesh in force, if any: slots as a batch, kv heads over `tensor`.
+    """The state split over the mesh in force, if any: shards as a batch, kv heads over `tensor`.
 
     Fixed, so that a tick takes the layout that it returns: another one would compile it again.
     """
     return DeviceState(
-        cache=jax.tree.map(lambda leaf: constrain(leaf, *CACHE), state.cache),
-        length=constrain(state.length, "batch"),
-        last=constrain(state.last, "batch"),
+        cache=jax.tree.map(lambda leaf: constrain(leaf, *CACHE[: leaf.ndim]), state.cache),
+        length=constrain(state.length, "batch", "any"),
+        last=constrain(state.last, "batch", "any"),
     )

@@ -1,39 +1,43 @@
-"""The host side of rollouts: slots, stops, searches and refills around the device's `tick`.
+"""The loop around the device's `tick`: searches, stops, refills, on any number of hosts.
 
-A slot that waits for its search holds nobody: the others go on decoding, a finished slot is
-refilled at once. Tokens in, tokens out: a sampled id is appended, never decoded and encoded again.
+A trajectory that waits for its search holds nobody: it is parked, another decodes in its place.
+Every process serves the slots of its own devices; each tick they agree on the program to run and on
+whether there is anything left, so all make the same calls in the same order.
 """
 
 from __future__ import annotations
 
 import collections
-import dataclasses
+import contextlib
 import functools
+import itertools
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import Any, Protocol
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
-from masksearch_jax import markup
+from masksearch_jax import markup, sharding
 from masksearch_jax.config import RolloutConfig, SearchConfig
-from masksearch_jax.rollout import decode
+from masksearch_jax.rollout import decode, memory, schedule
+from masksearch_jax.rollout.agreement import Agreement, Needs
+from masksearch_jax.rollout.episode import (
+    Episode,
+    Observation,
+    Request,
+    Rules,
+    Vocabulary,
+    finish,
+)
 from masksearch_jax.rollout.pool import Call, SearchPool
-from masksearch_jax.types import Passage, Segment, Status, Trajectory, Turn
+from masksearch_jax.rollout.sampling import sampler_of
+from masksearch_jax.rollout.stats import EngineStats
+from masksearch_jax.types import Passage, Segment, Status, Trajectory
 
-
-class Vocabulary(Protocol):
-    """The part of `data.vocab.Vocab` that the engine uses."""
-
-    eos_ids: tuple[int, ...]
-
-    def encode(self, text: str, *, literal: bool = False) -> list[int]: ...
-    def decode(self, ids: Sequence[int]) -> str: ...
-    def token_bytes(self, token_id: int) -> bytes: ...
-    @property
-    def size(self) -> int: ...
+_IDLE_SECONDS = 0.02  # a process without work looks again, since others may have some
 
 
 class Search(Protocol):
@@ -42,57 +46,17 @@ class Search(Protocol):
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]: ...
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """A trajectory to sample; equal (stream, sample) draw the same random numbers."""
-
-    example_id: str
-    prompt_ids: np.ndarray  # int32[P]
-    stream: int  # of the prompt, below 2**32
-    sample: int = 0
-
-
-@dataclasses.dataclass
-class EngineStats:
-    """Counts and seconds since the engine was made; a step's figures are the growth over it."""
-
-    ticks: int = 0
-    sampled_tokens: int = 0
-    observation_tokens: int = 0
-    searches: int = 0
-    trajectories: int = 0
-    device_seconds: float = 0.0
-    search_wait_seconds: float = 0.0  # the device was idle: all open slots waited for search
-    host_seconds: float = 0.0
-    decode_rows: int = 0  # sum over ticks of slots that decoded
-
-
-@dataclasses.dataclass
-class _Slot:
-    """One open trajectory."""
-
-    request: Request
-    ids: list[int]
-    logprobs: list[float]
-    sampled: list[bool]
-    segments: list[Segment]
-    opened: float
-    version: int
-    turns: list[Turn] = dataclasses.field(default_factory=list)
-    turn_bytes: bytearray = dataclasses.field(default_factory=bytearray)
-    fed: int = 0  # position from which ids must still be sent to the device
-    new_tokens: int = 0
-    search: Call | None = None
-    queries: tuple[str, ...] = ()
-    asked: float = 0.0
+class CompileError(RuntimeError):
+    """A program was compiled after the warm-up: a shape that the configuration does not name."""
 
 
 class Engine:
     """Samples trajectories with live search on a fixed array of slots.
 
-    model_cache(slots, length) makes the KV cache, laid out over the mesh in force at `run`.
-    `search` is called from `search_config.workers` threads. Use as a context manager, or call
-    `close`; a `run` that was interrupted may be followed by another.
+    `run` lays the slots out over the mesh in force. `search` is called from
+    `search_config.workers` threads. With `strict` a compile after the warm-up raises CompileError;
+    else it is logged. `watch` sees a trajectory's segments each time that it has sampled more. Use
+    as a context manager, or call `close`; a `run` that was interrupted may be followed by another.
     """
 
     def __init__(
@@ -102,22 +66,21 @@ class Engine:
         rollout: RolloutConfig,
         search_config: SearchConfig,
         *,
-        model_cache: Callable[[int, int], Any],
-        vocab_size: int,
+        strict: bool = False,
+        watch: Callable[[Request, Sequence[Segment]], None] | None = None,
     ):
-        self.vocab, self.search, self.cfg, self.search_cfg = vocab, search, rollout, search_config
-        self.stats = EngineStats()
-        table = [vocab.token_bytes(i) for i in range(min(vocab.size, vocab_size))]
-        self._token_bytes = table
-        self._stop = jnp.asarray(
-            decode.stop_table(table, tuple(vocab.eos_ids), markup.STOPS, vocab_size)
-        )
-        self._tick = decode.make_tick(tokens=rollout.tick_tokens, temperature=rollout.temperature)
-        self._make_cache = functools.partial(model_cache, rollout.slots, rollout.max_len)
-        self._state: decode.DeviceState | None = None
+        self.search, self.cfg, self.search_cfg, self.strict = search, rollout, search_config, strict
+        self.stats, self.watch = EngineStats(), watch
+        self.rules = Rules(vocab, rollout, search_config)
+        self._tick = decode.make_tick(tokens=rollout.tick_tokens, sampler=sampler_of(rollout))
+        self._warm: set[tuple[Any, decode.Program]] = set()
         self._pool = SearchPool(search_config.workers)
-        self._slots: list[_Slot | None] = [None] * rollout.slots
-        self._seed = np.uint32(rollout.seed)
+        self._queue: collections.deque[Request] = collections.deque()
+        self._finished: collections.deque[Trajectory] = collections.deque()
+        self._shards: list[schedule.Shard] = []
+        self._state: decode.DeviceState | None = None
+        self._stop: Any = None
+        self._version = 0
 
     def __enter__(self) -> Engine:
         return self
@@ -126,223 +89,262 @@ class Engine:
         self.close()
 
     def close(self) -> None:
+        self._drop()
         self._pool.close()
 
     @property
     def compiles(self) -> int:
-        """Programs of this kind compiled in this process: as many after the first tick as ever."""
+        """Programs of this kind compiled in this process."""
         return self._tick._cache_size()
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that are open or wait for a slot."""
+        return len(self._queue) + len(self._episodes())
+
     def run(
-        self, model: Any, requests: Iterable[Request], version: int = 0
+        self,
+        model: Any,
+        requests: Iterable[Request] = (),
+        version: int = 0,
+        *,
+        enough: Callable[[], bool] = lambda: False,
     ) -> Iterator[Trajectory]:
         """Trajectories as they finish, one per request, in no fixed order.
 
-        Raises ValueError for a prompt that leaves no room to answer.
+        It ends early once `enough` says so, on all processes; what is in flight then is dropped or,
+        as `rollout.in_flight` says, goes on in the next `run`. Under several processes all must
+        call it and take all that it yields. Raises ValueError for a prompt that leaves no room to
+        answer.
         """
-        queue = collections.deque(requests)
-        if not decode.is_alive(self._state):
-            self._state = decode.init_state(self._make_cache, self.cfg.slots)
+        mesh = jax.sharding.get_mesh()
+        mesh = mesh if mesh.size > 1 else None
+        self._begin(model, mesh, version)
+        self._queue.extend(requests)
         try:
-            while queue or any(self._slots):
-                started = time.perf_counter()
-                finished = self._collect_searches()
-                self._refill(queue, version)
-                inbox = self._inbox()
-                self.stats.host_seconds += time.perf_counter() - started
-                if inbox.chunks or inbox.decode.any():
-                    finished += self._advance(model, inbox)
-                elif not finished:
-                    self._wait_for_search()
-                yield from finished
+            yield from self._ticks(model, mesh, enough)
+        except (Exception, KeyboardInterrupt):
+            for episode in self._episodes():
+                episode.forget_cache()  # the device may be ahead of us
+            raise
         finally:
-            for slot in self._slots:
-                if slot and slot.search:
-                    self._pool.abandon(slot.search)
-            self._slots = [None] * self.cfg.slots
+            if self.cfg.in_flight == "drop":
+                self._drop()
 
-    # ---- opening and feeding slots
+    def _ticks(self, model: Any, mesh: Any, enough: Callable[[], bool]) -> Iterator[Trajectory]:
+        agreement = Agreement(mesh)
+        while True:
+            while self._finished:
+                yield self._finished.popleft()
+            started = time.perf_counter()
+            self._collect()
+            letter = self._plan()
+            self.stats.host_seconds += time.perf_counter() - started
+            left = bool(self._finished) or (self.in_flight > 0 and not enough())
+            needs = agreement.reach(Needs(*letter.program, letter.has_work, left))
+            if needs.work and (needs.left or self.cfg.in_flight != "drop"):
+                self._advance(model, mesh, letter, needs)
+            elif needs.left and not self._finished:
+                self._wait_for_search(agreement.alone)
+            if not needs.left:
+                return
 
-    def _refill(self, queue: collections.deque[Request], version: int) -> None:
-        for i, slot in enumerate(self._slots):
-            if slot is None and queue:
-                self._slots[i] = self._open(queue.popleft(), version)
+    # ---- the state between runs
 
-    def _open(self, request: Request, version: int) -> _Slot:
-        ids = [int(i) for i in request.prompt_ids]
-        if not 0 < len(ids) < self.cfg.max_len:
-            raise ValueError(
-                f"prompt of {request.example_id!r} has {len(ids)} tokens; rollout.max_len is "
-                f"{self.cfg.max_len} and must leave room to answer: raise it or drop the example"
-            )
-        return _Slot(
-            request=request,
-            ids=ids,
-            logprobs=[0.0] * len(ids),
-            sampled=[False] * len(ids),
-            segments=[Segment("prompt", self.vocab.decode(ids))],
-            opened=time.perf_counter(),
-            version=version,
-        )
+    def _begin(self, model: Any, mesh: Any, version: int) -> None:
+        """Slots for this mesh, programs for these shapes, and what was in flight made to go on."""
+        parts = sharding.batch_shards(mesh)
+        shards = parts if self.cfg.slots >= parts else 1  # a question alone: every device has it
+        sizes = schedule.sizes(self.cfg, shards)
+        own = max(shards // jax.process_count(), 1)
+        if not decode.is_alive(self._state) or self._state.length.shape != (shards, sizes.slots):
+            for episode in self._episodes():
+                episode.forget_cache()
+            dtype = "" if self.cfg.kv_dtype == "compute" else self.cfg.kv_dtype
+            memory.check(model, shards * sizes.slots, self.cfg, dtype)
+            self._state = decode.init_state(model, shards, sizes.slots, self.cfg.max_len, dtype)
+            self._shards = self._shards or [schedule.Shard.empty(sizes) for _ in range(own)]
+        self._warm_up(model, mesh, shards, sizes)
+        if version != self._version:
+            self._renew(version)
 
-    def _inbox(self) -> decode.Inbox:
-        """The next chunk of every slot that has tokens to send, and who decodes."""
-        inbox = decode.empty_inbox(self.cfg.slots, self.cfg.extend_tokens)
-        row = 0
-        for i, slot in enumerate(self._slots):
-            if slot is None or slot.search is not None:
-                continue
-            inbox.stream[i] = (slot.request.stream, slot.request.sample)
-            if slot.fed < len(slot.ids):
-                chunk = slot.ids[slot.fed : slot.fed + self.cfg.extend_tokens]
-                at = divmod(row, decode.EXTEND_ROWS)
-                inbox.slot[at], inbox.start[at], inbox.count[at] = i, slot.fed, len(chunk)
-                inbox.ids[at][: len(chunk)] = chunk
-                last = slot.fed + len(chunk) == len(slot.ids)
-                slot.fed = len(slot.ids) if last else slot.fed + len(chunk) - 1
-                row += 1
-                if not last:
+    def _renew(self, version: int) -> None:
+        """Trajectories in flight under new weights: those too old begin again."""
+        self._version = version
+        for shard in self._shards:
+            for place, episode in enumerate(shard.places):
+                if episode is None:
                     continue
-            inbox.decode[i] = True
-            inbox.budget[i] = min(self.cfg.tick_tokens, self._room(slot))
-        return inbox._replace(chunks=np.int32(-(-row // decode.EXTEND_ROWS)))
+                first = min((v for v in episode.versions if v >= 0), default=version)
+                if version - first > self.cfg.max_staleness:
+                    self._abandon(episode)
+                    shard.places[place] = None
+                    self._queue.appendleft(episode.request)
+                    self.stats.restarted += 1
+                elif self.cfg.in_flight == "rebuild" or not episode.new_tokens:
+                    episode.forget_cache()
+                else:
+                    episode.key = b""  # old weights wrote its prompt: nobody may copy it
 
-    def _room(self, slot: _Slot) -> int:
-        """Tokens that the slot may still sample."""
-        return min(self.cfg.max_new_tokens - slot.new_tokens, self.cfg.max_len - len(slot.ids))
+    def _warm_up(self, model: Any, mesh: Any, shards: int, sizes: schedule.Sizes) -> None:
+        """Run every program once on an empty inbox, so that all are compiled."""
+        if self._stop is None:
+            table = decode.stop_table(
+                self.rules.token_bytes[: model.config.vocab_size],
+                tuple(self.rules.vocab.eos_ids),
+                markup.STOPS,
+                model.config.vocab_size,
+            )
+            self._stop = table if mesh is None else sharding.replicate(mesh, table)
+        own = max(shards // jax.process_count(), 1)
+        programs = itertools.product(sizes.rows, schedule.windows(self.cfg))
+        programs = [decode.Program(*p) for p in programs]
+        if (mesh, programs[-1]) in self._warm:
+            return
+        # The first once more: the state of a tick may lie otherwise than the state before any.
+        for program in (*programs, programs[0]):
+            inbox = decode.empty_inbox(own, sizes.slots, self.cfg.extend_tokens)
+            self._call(model, mesh, inbox, program)
+        self._warm.update((mesh, program) for program in programs)
 
-    # ---- the device's part
-
-    def _advance(self, model: Any, inbox: decode.Inbox) -> list[Trajectory]:
-        started = time.perf_counter()
-        self._state, sampled = self._tick(model, self._state, inbox, self._seed, self._stop)
-        ids, logprobs, count = (np.asarray(a) for a in sampled)
-        now = time.perf_counter()
-        self.stats.ticks += 1
-        self.stats.device_seconds += now - started
-        self.stats.sampled_tokens += int(count.sum())
-        self.stats.decode_rows += int(inbox.decode.sum())
-        finished = []
-        for i in np.flatnonzero(inbox.decode):
-            n = count[i]
-            status = self._read(self._slots[i], ids[i, :n], logprobs[i, :n])
-            if status:
-                finished.append(self._finish(i, status))
-        self.stats.host_seconds += time.perf_counter() - now
-        return finished
-
-    def _read(self, slot: _Slot, ids: np.ndarray, logprobs: np.ndarray) -> Status | None:
-        """Append what was sampled and act on how the turn stands; a status ends the trajectory."""
-        if not slot.turn_bytes:
-            slot.segments.append(Segment("policy", ""))
-        slot.ids += ids.tolist()
-        slot.logprobs += logprobs.tolist()
-        slot.sampled += [True] * len(ids)
-        slot.fed = len(slot.ids)
-        slot.new_tokens += len(ids)
-        for i in ids:
-            slot.turn_bytes += self._token_bytes[i] if i < len(self._token_bytes) else b""
-        text = slot.turn_bytes.decode("utf-8", "replace")
-        slot.segments[-1] = Segment("policy", text)
-        stop = markup.find_stop(text)
-        if stop is None:
-            ended = len(ids) and int(ids[-1]) in self.vocab.eos_ids
-            return "no_answer" if ended else None if self._room(slot) > 0 else "out_of_tokens"
-        if stop.kind == "answer":
-            return "answered"
-        if len(slot.turns) >= self.cfg.max_turns:
-            return "out_of_turns"
-        self._ask(slot, markup.parse_queries(text, self.search_cfg.max_queries))
-        return None
-
-    def _finish(self, index: int, status: Status) -> Trajectory:
-        slot, self._slots[index] = self._slots[index], None
-        self.stats.trajectories += 1
-        return Trajectory(
-            example_id=slot.request.example_id,
-            sample=slot.request.sample,
-            ids=np.asarray(slot.ids, np.int32),
-            logprobs=np.asarray(slot.logprobs, np.float32),
-            sampled=np.asarray(slot.sampled, np.bool_),
-            prompt_len=len(slot.request.prompt_ids),
-            segments=tuple(s for s in slot.segments if s.text),
-            turns=tuple(slot.turns),
-            status=status,
-            policy_version=slot.version,
-            seconds=time.perf_counter() - slot.opened,
+    def _call(self, model: Any, mesh: Any, inbox: decode.Inbox, program: decode.Program):
+        """One tick. Raises CompileError if it was compiled only now."""
+        if mesh is not None and self._state.length.shape[0] > 1:
+            inbox = sharding.shard_batch(mesh, inbox)
+        before = self.compiles
+        self._state, sampled = self._tick(
+            model, self._state, inbox, np.uint32(self.cfg.seed), self._stop, program
         )
+        if self.compiles > before and (mesh, program) in self._warm:
+            message = f"rollout {program} was compiled again after the warm-up"
+            if self.strict:
+                raise CompileError(message)
+            logging.getLogger(__name__).warning(message)
+        return sampled
+
+    def _episodes(self) -> list[Episode]:
+        return [e for shard in self._shards for e in shard.open_episodes()]
+
+    def _abandon(self, episode: Episode) -> None:
+        if episode.search is not None:
+            self._pool.abandon(episode.search)
+
+    def _drop(self) -> None:
+        self._queue.clear()
+        self._finished.clear()
+        for episode in self._episodes():
+            self._abandon(episode)
+        self._shards = [schedule.Shard.empty(shard.sizes) for shard in self._shards]
+
+    # ---- one tick
+
+    def _plan(self) -> schedule.Letter:
+        def open_next() -> Episode | None:
+            if not self._queue:
+                return None
+            self.stats.prompts += 1
+            return self.rules.open(self._queue.popleft())
+
+        for i, shard in enumerate(self._shards):
+            # No more to each than its share, so that the last requests are spread over all.
+            share = -(-len(self._queue) // (len(self._shards) - i))
+            shard.plan(open_next, share)
+        return schedule.write_inbox(self._shards, self.cfg, self.rules)
+
+    def _advance(self, model: Any, mesh: Any, letter: schedule.Letter, needs: Needs) -> None:
+        """Tick; while the device works, take in what searches have found; then read the tokens."""
+        started = time.perf_counter()
+        program = decode.Program(needs.rows, needs.window)
+        sampled = self._call(model, mesh, letter.inbox, program)
+        self.stats.ticks += 1
+        self.stats.queued += len(self._queue)
+        self.stats.searching += sum(e.search is not None for e in self._episodes())
+        self.stats.shared_prompts += letter.shared
+        self.stats.cache_hits = getattr(self.search, "hits", 0)
+        if not letter.decoding and jax.process_count() == 1:
+            return  # the middle of a prompt: nothing to read, the next tick follows at once
+        self._collect()
+        overlapped = time.perf_counter()
+        ids, logprobs, count = (sharding.local_rows(a) for a in sampled)
+        now = time.perf_counter()
+        self.stats.device_seconds += now - started
+        self.stats.overlapped_seconds += overlapped - started
+        self.stats.sampled_tokens += int(count.sum())
+        self.stats.decode_rows += len(letter.decoding)
+        self.stats.program_rows += needs.rows * len(self._shards)
+        for n, episode in letter.decoding:
+            at = (n, episode.place)
+            c = count[at]
+            outcome = self.rules.read(episode, ids[at][:c], logprobs[at][:c], self._version)
+            if self.watch:
+                self.watch(episode.request, episode.segments)
+            if isinstance(outcome, tuple):
+                self._ask(episode, outcome)
+            elif outcome:
+                self._finish(n, episode, outcome)
+        self.stats.host_seconds += time.perf_counter() - now
+
+    def _finish(self, shard: int, episode: Episode, status: Status) -> None:
+        self._shards[shard].places[episode.place] = None
+        self.stats.trajectories += 1
+        self._finished.append(finish(episode, status))
 
     # ---- search
 
-    def _ask(self, slot: _Slot, queries: tuple[str, ...]) -> None:
+    def _ask(self, episode: Episode, queries: tuple[str, ...]) -> None:
         """Send the queries to the pool; a search without a query finds nothing."""
-        slot.queries, slot.asked = queries, time.perf_counter()
+        episode.queries, episode.asked = queries, time.perf_counter()
         self.stats.searches += 1
-        slot.search = self._pool.submit(functools.partial(self._find, queries))
+        self.stats.queries += len(queries)
+        room = self.rules.observation_room(episode)
+        episode.search = self._pool.submit(functools.partial(self._find, queries, room))
 
-    def _find(self, queries: tuple[str, ...]) -> tuple[Passage, ...]:
+    def _find(self, queries: tuple[str, ...], room: int) -> Observation:
         """The pool's work; what a tool returns is read here, so that its errors are the tool's."""
         found = self.search.search(queries, self.search_cfg.top_k) if queries else []
-        return markup.merge_results(found, self.search_cfg.max_passages)
+        return self.rules.render(markup.merge_results(found, self.search_cfg.max_passages), room)
 
-    def _collect_searches(self) -> list[Trajectory]:
+    def _collect(self) -> None:
         """Put finished searches into their slots; a failed or late one ends its trajectory."""
-        finished = []
-        for i, slot in enumerate(self._slots):
-            if slot is None or slot.search is None:
-                continue
-            now = time.perf_counter()
-            if slot.search.done():
-                status = self._observe(slot, now - slot.asked)
-            elif now > self._deadline(slot.search, now):
-                self._pool.abandon(slot.search)
-                late = f"no result in {self.search_cfg.timeout:g} s"
-                status = self._fail(slot, now - slot.asked, late)
-            else:
-                continue
-            slot.search = None
-            if status:
-                finished.append(self._finish(i, status))
-        return finished
+        for n, shard in enumerate(self._shards):
+            for episode in list(shard.open_episodes()):
+                now = time.perf_counter()
+                if status := self._look(episode, now):
+                    self._abandon(episode)
+                    self._finish(n, episode, status)
 
-    def _observe(self, slot: _Slot, waited: float) -> Status | None:
-        """Append the result's tokens, encoded on their own, to the slot."""
-        if (error := slot.search.exception()) is not None:
-            return self._fail(slot, waited, f"{type(error).__name__}: {error}")
-        # A document's own control tokens stay text, here as in the demonstrations.
-        encode = functools.partial(self.vocab.encode, literal=True)
-        room = min(self.cfg.max_observation_tokens, self.cfg.max_len - len(slot.ids) - 1)
-        text, shown = markup.render_information(
-            slot.search.result(), max_tokens=room, count_tokens=lambda t: len(encode(t))
-        )
-        slot.turns.append(
-            Turn(slot.queries, tuple(p.id for p in shown), tuple(p.title for p in shown), waited)
-        )
-        ids = encode(text)
-        if len(ids) > self.cfg.max_len - len(slot.ids) - 1:
-            return "out_of_tokens"
-        slot.fed = len(slot.ids) - 1  # the pending token goes first
-        slot.ids += ids
-        slot.logprobs += [0.0] * len(ids)
-        slot.sampled += [False] * len(ids)
-        slot.segments.append(Segment("tool", text))
-        slot.turn_bytes = bytearray()
-        self.stats.observation_tokens += len(ids)
+    def _look(self, episode: Episode, now: float) -> Status | None:
+        """Take in its search if that has ended; its status if it, or all its time, has run out."""
+        call = episode.search
+        if call is not None and call.done():
+            if (error := call.exception()) is not None:
+                text = f"{type(error).__name__}: {error}"
+                status = self.rules.fail(episode, now - episode.asked, text)
+            else:
+                self.stats.observation_tokens += len(call.result().ids)
+                status = self.rules.observe(episode, call.result(), now - episode.asked)
+            episode.search = None
+            return status
+        if self.cfg.deadline and now > episode.opened + self.cfg.deadline:
+            return "out_of_time"
+        if call is not None and now > self._late(call, now):
+            late = f"no result in {self.search_cfg.timeout:g} s"
+            return self.rules.fail(episode, now - episode.asked, late)
         return None
 
-    def _fail(self, slot: _Slot, waited: float, error: str) -> Status:
-        slot.turns.append(Turn(slot.queries, (), (), waited, error))
-        return "tool_failure"
-
-    def _deadline(self, call: Call, now: float) -> float:
+    def _late(self, call: Call, now: float) -> float:
         """When a call is late; its clock starts with it, since waiting its turn is our doing."""
         return (now if call.started is None else call.started) + self.search_cfg.timeout
 
-    def _wait_for_search(self) -> None:
-        """Sleep until a search ends or the earliest deadline passes."""
+    def _wait_for_search(self, alone: bool) -> None:
+        """Sleep until a search ends or the earliest deadline passes; not for long among others."""
         started = time.perf_counter()
-        calls = [s.search for s in self._slots if s and s.search]
-        deadline = min(self._deadline(call, started) for call in calls)
-        left = max(0.0, deadline - started) + 1e-3
-        futures.wait(calls, left, return_when=futures.FIRST_COMPLETED)
+        waiting = [e for e in self._episodes() if e.search]
+        ends = [self._late(e.search, started) for e in waiting]
+        if self.cfg.deadline:
+            ends += [e.opened + self.cfg.deadline for e in waiting]
+        left = max(0.0, min(ends, default=started) - started) + 1e-3
+        left = left if alone else min(left, _IDLE_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            futures.wait([e.search for e in waiting], left, return_when=futures.FIRST_COMPLETED)
         self.stats.search_wait_seconds += time.perf_counter() - started

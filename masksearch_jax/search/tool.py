@@ -97,8 +97,21 @@ class FakeSearch:
 
 
 def open_tool(cfg: SearchConfig) -> SearchTool:
-    """The search tool that `cfg.kind` names. Raises SearchError for an unknown kind or no index."""
+    """The search tool that `cfg` describes, with its cache. Raises SearchError if there is none."""
     # Imported here, so that each kind loads only its own dependencies (and those import this file).
+    if not cfg.cache:
+        if cfg.replay:
+            raise SearchError("search.replay answers from a cache, and search.cache names none")
+        return _open(cfg)
+    from masksearch_jax.search.cache import CachedSearch
+
+    tool = None if cfg.replay else _open(cfg)
+    source = cfg.url if cfg.kind == "http" else f"{cfg.kind}:{cfg.index}"
+    return CachedSearch(tool, cfg.cache, mode="replay" if cfg.replay else "use", source=source)
+
+
+def _open(cfg: SearchConfig) -> SearchTool:
+    """The tool itself, of the kind that the config names."""
     if cfg.kind == "bm25":
         from masksearch_jax.search.bm25 import BM25
 

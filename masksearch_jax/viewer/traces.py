@@ -146,8 +146,10 @@ def _facts(record: dict[str, Any], example: dict[str, Any]) -> list[str]:
         facts.append(f"{masks} mask{'' if masks == 1 else 's'}")
     if is_number(record.get("seconds")):
         facts.append(figures.seconds(record["seconds"]))
-    if is_number(record.get("policy_version")):
-        facts.append(f"policy version {record['policy_version']}")
+    versions = sorted({v for v in as_list(record.get("versions")) if is_number(v) and v >= 0})
+    if versions:
+        shown = versions if len(versions) == 1 else (versions[0], versions[-1])
+        facts.append(f"policy version {'–'.join(map(str, shown))}")
     return facts
 
 

@@ -1,0 +1,218 @@
+"""The rollout engine measured: waiting for search, plain decoding, parked slots, determinism.
+
+    python -m benchmarks.rollout --json=FILE [--only=latency,decode,parked,determinism]
+
+Random weights of Qwen2 shapes, computed in full. Contestants take turns within each repeat, and a
+ratio is of one repeat, so that a busy machine slows all alike. Each figure is the median of the
+repeats, with least and most. Compiling and first calls are not timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import rollout_decode, rollout_latency
+from benchmarks import rollout_model as stand_in
+from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.rollout import decode
+from masksearch_jax.rollout.engine import Engine
+from masksearch_jax.rollout.sampling import Sampler
+
+TARGETS = {
+    "latency.ratio_to_zero_latency": (">=", 0.9),
+    "latency.ratio_to_turn_synchronous": (">=", 2.0),
+    "parked.ratio_half_to_all": ("<=", 0.6),
+    "determinism.identical": (">=", 1.0),
+}
+PARKED_SLOTS, PARKED_LENGTH, PARKED_WINDOW = 64, 128, 256
+Values = dict[str, list[float]]
+Notes = dict[str, str]
+
+
+def latency(repeats: int) -> tuple[Values, Notes]:
+    model, vocab = medium(), stand_in.Words(MEDIUM.vocab_size)
+    return rollout_latency.measure(model, vocab, repeats), {}
+
+
+def plain_decode(repeats: int) -> tuple[Values, Notes]:
+    return rollout_decode.measure(medium(), repeats)
+
+
+def parked(repeats: int) -> tuple[Values, Notes]:
+    """Seconds of a decode tick with half of the open slots parked, and with all decoding."""
+    model, config = medium(), stand_in.ROLLOUT
+    tick = decode.make_tick(tokens=config.tick_tokens, sampler=Sampler(config.temperature))
+    slots = PARKED_SLOTS + 1  # as the engine, which needs one to let two change places
+    stop = np.zeros(model.config.vocab_size, np.bool_)
+    state = decode.init_state(model, 1, slots, PARKED_WINDOW, "")
+    values = defaultdict(list)
+    for repeat in range(-1, 3 * repeats):  # the first compiles
+        seconds = {}
+        for name, rows in (("half", PARKED_SLOTS // 2), ("all", PARKED_SLOTS)):
+            inbox = decoding_inbox(slots, rows, config.tick_tokens)
+            program = decode.Program(rows, PARKED_WINDOW)
+            started = time.perf_counter()
+            state, sampled = tick(model, state, inbox, np.uint32(0), stop, program)
+            count = np.asarray(sampled.count)
+            seconds[name] = time.perf_counter() - started
+            assert (count == config.tick_tokens).all(), count
+        if repeat >= 0:
+            values["half_seconds"].append(seconds["half"])
+            values["all_seconds"].append(seconds["all"])
+            values["ratio_half_to_all"].append(seconds["half"] / seconds["all"])
+    return values, {}
+
+
+def decoding_inbox(slots: int, rows: int, tokens: int) -> decode.Inbox:
+    """The first `rows` slots decode `tokens` tokens from the same length."""
+    inbox = decode.empty_inbox(1, slots, stand_in.ROLLOUT.extend_tokens)
+    inbox.length[0, :rows], inbox.last[0, :rows] = PARKED_LENGTH, np.arange(rows)
+    inbox.decode[0, :rows], inbox.budget[0, :rows] = True, tokens
+    inbox.stream[0, :rows, 0] = np.arange(rows)
+    return inbox
+
+
+def determinism(repeats: int) -> tuple[Values, Notes]:
+    """The same 256 trajectories under five latency patterns and two slot counts, all compared.
+
+    Tags are drawn like any other token, so trajectories differ in length, searches and end.
+    """
+    vocab = stand_in.Words(32)
+    model = stand_in.transformer(stand_in.qwen2(vocab.size, 32, 48, 2, 4))
+    # Spread the logits, so that sampling meets tags, answers and searches alike.
+    model = jax.tree.map(lambda p: p * 6.0 if p.ndim > 2 else p, model)
+    lengths = 4 * [4, 9, 14, 19, 24, 29, 34, 39]
+    requests = stand_in.requests(vocab.size, lengths, first_word=vocab.first_word, samples=8)
+    found = []
+    for slots in (64, 24):
+        for seconds in latency_patterns():
+            config = dataclasses.replace(
+                stand_in.ROLLOUT, slots=slots, decode_share=(0.25, 0.5, 1.0), max_len=128
+            )
+            search = stand_in.SlowSearch(6, seconds)
+            with Engine(vocab, search, config, stand_in.SEARCH, strict=True) as engine:
+                done = {(t.example_id, t.sample): t for t in engine.run(model, requests)}
+            found.append({name: t.ids.tolist() for name, t in done.items()})
+            searches = sum(len(t.turns) for t in done.values())
+    identical = sum(run[name] == ids for run in found[1:] for name, ids in found[0].items())
+    compared = (len(found) - 1) * len(found[0])
+    values = {
+        "identical": identical / compared,
+        "compared": compared,
+        "trajectories": len(found[0]),
+        "searches": searches,
+        "new_tokens": sum(map(len, found[0].values())) - sum(lengths) * 8,
+    }
+    return {name: [float(value)] for name, value in values.items()}, {}
+
+
+def latency_patterns() -> list[Callable[[str], float]]:
+    """None, constant, two of random latencies, and one where each search is faster than before."""
+    asked = iter(range(10**9))
+    return [
+        lambda query: 0.0,
+        lambda query: 0.01,
+        stand_in.log_normal(1, 0.005, 0.03),
+        stand_in.log_normal(2, 0.02, 0.1),
+        lambda query: 0.05 / (1 + next(asked) / 16),
+    ]
+
+
+MEDIUM = stand_in.qwen2(8192, 512, 1408, 8, 8)
+SECTIONS = {
+    "latency": latency,
+    "decode": plain_decode,
+    "parked": parked,
+    "determinism": determinism,
+}
+
+
+def medium() -> Transformer:
+    return stand_in.transformer(MEDIUM)
+
+
+def versions() -> dict[str, Any]:
+    found: dict[str, Any] = {"python": platform.python_version()}
+    for package in ("jax", "torch", "transformers"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "absent"
+    cpus = len(os.sched_getaffinity(0))
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return found | {"device": jax.devices()[0].device_kind, "cpus": cpus, "date": date}
+
+
+def table(values: Values) -> str:
+    """A line per figure: median, least and most, and the target where there is one."""
+    lines = [["figure", "median", "least", "most", "target"]]
+    for key, found in values.items():
+        figures = [f"{f(found):,.4g}" for f in (np.median, min, max)]
+        sign, target = TARGETS.get(key, ("", 0.0))
+        met = (np.median(found) >= target) == (sign == ">=")
+        note = f"{sign} {target:g} {'met' if met else 'MISSED'}" if sign else ""
+        lines.append([key, *figures, note])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        f"{line[0]:<{widths[0]}}  " + "  ".join(map(str.rjust, line[1:], widths[1:]))
+        for line in lines
+    )
+
+
+def nested(values: Values, notes: Notes) -> dict[str, Any]:
+    """Medians under their keys, split at the dots, and `<key>_range` with least and most."""
+    flat: dict[str, Any] = dict(notes)
+    for key, found in values.items():
+        flat[key] = float(np.median(found))
+        flat[f"{key}_range"] = [float(min(found)), float(max(found))]
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *path, name = key.split(".")
+        place = tree
+        for part in path:
+            place = place.setdefault(part, {})
+        place[name] = value
+    return tree
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", help="file to write the figures to")
+    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, by comma")
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    names = args.only.split(",")
+    if unknown := set(names) - set(SECTIONS):
+        parser.error(f"no section {', '.join(sorted(unknown))}; choices: {', '.join(SECTIONS)}")
+    about = versions()
+    print(*(f"{name} {value}" for name, value in about.items()), sep=", ", flush=True)
+    values, notes = {}, {}
+    for name in names:
+        found, said = SECTIONS[name](args.repeats)
+        found = {f"{name}.{key}": value for key, value in found.items()}
+        print(f"\n{table(found)}", flush=True)
+        for key, text in said.items():
+            print(f"{name}.{key}: {text}", flush=True)
+            notes[f"{name}.{key}"] = text
+        values |= found
+    if args.json:
+        figures = {"versions": about, "repeats": args.repeats} | nested(values, notes)
+        Path(args.json).write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The tick compiled for TPUs, ahead of time, without one: memory, collectives, bytes read.
+
+    python -m benchmarks.rollout_tpu [--json FILE]      needs libtpu (the `tpu` extra)
+
+Per model and topology, 64 slots of 8,192 tokens, bfloat16: what the compiler needs beyond weights
+and KV cache (temp / cache), whether it gathers the cache, and the bytes that a decode step moves to
+and from HBM against weights + KV cache, counted in the compiled tick itself (`planning.hlo`).
+Nothing is run: these are the compiler's figures, not measured ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections import Counter
+from typing import Any
+
+os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost"}
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import mesh_utils, topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from configs import common
+from masksearch_jax import sharding
+from masksearch_jax.config import ComputeConfig, ModelConfig, to_dataclass
+from masksearch_jax.models import hf
+from masksearch_jax.planning.hlo import Module
+from masksearch_jax.rollout import decode
+from masksearch_jax.rollout.memory import slot_bytes
+from masksearch_jax.rollout.sampling import Sampler
+
+SLOTS, LENGTH, EXTEND, TICK = 64, 8192, 512, 64
+# Name as users say it: topology, chips.
+TOPOLOGIES = {"v5e-8": ("v5e:2x4", 8), "v5p-8": ("v5p:2x2x1", 4), "v6e-8": ("v6e:2x4", 8)}
+MODELS = ("qwen2.5-1.5b", "qwen2.5-7b")
+COMPUTE = ComputeConfig("bfloat16", "bfloat16", "xla", "none", 1024)
+
+
+def mesh_of(topology: str, tensor: int) -> Mesh:
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    shape = (len(devices) // tensor, 1, tensor)
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def abstract(mesh: Mesh, config: ModelConfig) -> tuple[Any, Any, Any]:
+    """Shapes with shardings of the model, the device state and an inbox."""
+
+    def placed(tree: Any, spec_of: Any) -> Any:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=NamedSharding(mesh, spec_of(x))
+            ),
+            tree,
+        )
+
+    shapes = hf.abstract(config, COMPUTE)
+    at = sharding.parameter_shardings(mesh, shapes)
+    model = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, at
+    )
+    shards = sharding.batch_shards(mesh)
+    slots = SLOTS // shards
+    state = jax.eval_shape(lambda: decode.init_state(shapes, shards, slots, LENGTH, ""))
+    cache = placed(state.cache, lambda x: sharding.spec(*sharding.CACHE[: len(x.shape)]))
+    rows = sharding.spec("batch")
+    inbox = placed(decode.empty_inbox(shards, slots, EXTEND), lambda x: rows)
+    return (
+        model,
+        state._replace(
+            cache=cache,
+            length=placed(state.length, lambda x: rows),
+            last=placed(state.last, lambda x: rows),
+        ),
+        inbox,
+    )
+
+
+def measure(name: str, model_name: str) -> dict[str, Any]:
+    topology, _ = TOPOLOGIES[name]
+    config = to_dataclass(ModelConfig, common.model(model_name))
+    mesh = mesh_of(topology, config.num_kv_heads)
+    with jax.set_mesh(mesh):
+        model, state, inbox = abstract(mesh, config)
+        whole = jax.ShapeDtypeStruct((), jnp.uint32, sharding=NamedSharding(mesh, PartitionSpec()))
+        stop = jax.ShapeDtypeStruct((config.vocab_size,), jnp.bool_, sharding=whole.sharding)
+        program = decode.Program(SLOTS // sharding.batch_shards(mesh), LENGTH)
+        tick = decode.make_tick(tokens=TICK, sampler=Sampler(1.0))
+        started = time.perf_counter()
+        traced = tick.trace(model, state, inbox, whole, stop, program)
+        compiled = traced.lower(lowering_platforms=("tpu",)).compile()
+        seconds = time.perf_counter() - started
+    cache = SLOTS * slot_bytes(config, LENGTH, "bfloat16") / mesh.size
+    weights = sum(x.size * 2 for x in jax.tree.leaves(model)) / config.num_kv_heads
+    memory = compiled.memory_analysis()
+    module = Module(compiled.as_text())
+    step = module.decode_step_bytes(config.num_layers)
+    collectives = module.collectives()
+    largest = max((c.size for c in collectives if c.kind == "all-gather"), default=0)
+    return {
+        "mesh": dict(mesh.shape),
+        "compile_seconds": round(seconds, 1),
+        "weights_gib": weights / 2**30,
+        "cache_gib": cache / 2**30,
+        "temp_gib": memory.temp_size_in_bytes / 2**30,
+        "temp_to_cache": memory.temp_size_in_bytes / cache,
+        "largest_all_gather_to_cache": largest / cache,
+        "step_bytes_ratio": step / (weights + cache),
+        "collectives": dict(sorted(Counter(c.kind for c in collectives).items())),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json")
+    parser.add_argument("--models", nargs="*", default=MODELS)
+    parser.add_argument("--topologies", nargs="*", default=list(TOPOLOGIES))
+    args = parser.parse_args()
+    results: dict[str, Any] = {"versions": {"jax": jax.__version__, "date": time.strftime("%F")}}
+    columns = ("temp_to_cache", "largest_all_gather_to_cache", "step_bytes_ratio")
+    print(f"{'':24}{'mesh':14}{'weights':>9}{'cache':>9}{'temp':>9}  " + "  ".join(columns))
+    for model in args.models:
+        for name in args.topologies:
+            m = results.setdefault("tpu", {}).setdefault(name, {})[model] = measure(name, model)
+            mesh = "x".join(str(v) for v in m["mesh"].values())
+            gib = "".join(f"{m[k]:8.2f}G" for k in ("weights_gib", "cache_gib", "temp_gib"))
+            shown = "  ".join(f"{m[c]:>{len(c)}.3f}" for c in columns)
+            print(f"{model:14}{name:10}{mesh:14}{gib}  {shown}  {m['collectives']}", flush=True)
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(results, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

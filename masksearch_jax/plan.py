@@ -1,0 +1,350 @@
+"""What a run needs on TPUs: its programs compiled for a slice, ahead of time, without one.
+
+    python -m masksearch_jax.plan --config=configs/ramp_sft.py:qwen2.5-7b \\
+        --config.plan.topology=v5p-64 --config.compute.attention=splash
+
+Takes the config of `train_sft` or `train_dapo` as it is, needs libtpu (the `tpu` extra) and no
+weights. Memory, collectives and bytes are the compiler's; times are estimates by published peaks.
+Exits with 1 where a program does not fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from masksearch_jax import cli, sharding, train_dapo, train_sft, train_state
+from masksearch_jax.config import DapoRun, SftRun
+from masksearch_jax.models import hf
+from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.planning import chips, flops, measure
+from masksearch_jax.planning.hlo import Module
+from masksearch_jax.planning.page import page
+from masksearch_jax.rollout import decode, schedule
+from masksearch_jax.rollout.sampling import sampler_of
+from masksearch_jax.stages import write_json
+
+Run = SftRun | DapoRun
+_QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+_FIT = 0.98  # of the HBM: the runtime keeps some for itself
+
+
+class Program(NamedTuple):
+    """One jitted function of a run and the shapes that it is called with."""
+
+    name: str
+    function: Any
+    args: tuple[Any, ...]
+    held: int  # of these, how many leading arguments the run keeps on the device anyway
+    model_flops: float  # what the model needs for it; 0: not told
+
+
+def mesh_of(cfg: Run) -> tuple[chips.Slice, Any]:
+    """The slice that is asked for and the run's mesh over its devices.
+
+    Raises PlanError without libtpu or for a slice that does not exist.
+    """
+    found = chips.parse(cfg.plan.topology)
+    if importlib.util.find_spec("libtpu") is None:
+        raise chips.PlanError(
+            "libtpu, the compiler for TPUs, is not installed: pip install 'jax[tpu]'"
+        )
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    jax.config.update("jax_platforms", "cpu")
+    more = {"num_slices": cfg.plan.slices} if cfg.plan.slices > 1 else {}
+    try:
+        description = topologies.get_topology_desc(
+            platform="tpu", topology_name=found.topology, **found.options(), **more
+        )
+    except Exception as error:  # the compiler's own words for a slice that it does not know
+        raise chips.PlanError(f"plan.topology {found.topology}: {error}") from error
+    return found, sharding.make_mesh(cfg.mesh, description.devices)
+
+
+# ---- shapes
+
+
+def placed(tree: Any, mesh: Any, *logical: str) -> Any:
+    """Shapes of a tree whose leaves have these leading logical axes."""
+    at = jax.sharding.NamedSharding(mesh, sharding.spec(*logical))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree)
+
+
+def state_of(cfg: Run, mesh: Any) -> tuple[train_state.TrainState, Any]:
+    """Shapes of the training state, laid out as in the run, and its optimizer."""
+    steps = cfg.dapo.steps if isinstance(cfg, DapoRun) else cfg.sft.steps
+    tx = train_state.make_optimizer(cfg.optim, steps)
+    model = hf.abstract(cfg.model, cfg.compute)
+    state = jax.eval_shape(lambda m: train_state.init_state(m, tx), model)
+
+    def place(part: Any) -> Any:
+        if not isinstance(part, Transformer):
+            return placed(part, mesh)
+        return jax.tree.map(
+            lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+            part,
+            sharding.parameter_shardings(mesh, part),
+        )
+
+    return jax.tree.map(place, state, is_leaf=lambda x: isinstance(x, Transformer)), tx
+
+
+def batch_of(
+    mesh: Any, micro: int, rows: int, length: int, floats: tuple[str, ...], masks: tuple[str, ...]
+) -> dict[str, Any]:
+    """Shapes of a batch of `micro` micro-batches (axis absent for 1) of rows [rows, length]."""
+    parts = sharding.batch_shards(mesh)
+    if rows % parts:
+        raise sharding.MeshError(
+            f"a micro-batch of {rows} rows does not divide over {parts} devices "
+            f"(mesh {dict(mesh.shape)}, rows are split by data and fsdp)"
+        )
+    axes = ("micro", "batch", "time")[micro == 1 :]
+    shape = (micro, rows, length)[micro == 1 :]
+    kinds = dict.fromkeys(("ids", "targets", "positions", "segment_ids"), jnp.int32)
+    kinds |= dict.fromkeys(floats, jnp.float32) | dict.fromkeys(masks, jnp.bool_)
+    return {
+        name: placed(jax.ShapeDtypeStruct(shape, kind), mesh, *axes) for name, kind in kinds.items()
+    }
+
+
+def bytes_of(tree: Any) -> float:
+    """On one device."""
+    return float(
+        sum(
+            math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+            for x in jax.tree.leaves(tree)
+        )
+    )
+
+
+# ---- programs
+
+
+def sft_programs(cfg: SftRun, mesh: Any) -> Iterator[Program]:
+    state, tx = state_of(cfg, mesh)
+    micro = cfg.optim.accumulate
+    if cfg.sft.batch_size % micro:
+        raise chips.PlanError(
+            f"sft.batch_size {cfg.sft.batch_size} is no multiple of optim.accumulate {micro}"
+        )
+    batch = batch_of(
+        mesh, micro, cfg.sft.batch_size // micro, cfg.sft.seq_len, ("loss_weights",), ()
+    )
+    step = train_state.make_train_step(train_sft.make_loss_fn(cfg.compute), tx, micro, like=state)
+    tokens = cfg.sft.batch_size * cfg.sft.seq_len
+    need = flops.of_training(cfg.model, tokens, cfg.sft.seq_len)
+    yield Program("update", step, (state, batch), 1, need)
+
+
+def dapo_programs(cfg: DapoRun, mesh: Any) -> Iterator[Program]:
+    state, tx = state_of(cfg, mesh)
+    dapo, rollout = cfg.dapo, cfg.rollout
+    rows = train_dapo.check(dapo, rollout) // dapo.minibatches
+    micro, length = rows // dapo.micro_batch, rollout.max_len
+    batch = batch_of(mesh, micro, dapo.micro_batch, length, ("logp_sampler", "logp_old"), ("mask",))
+    shape = (micro, dapo.micro_batch)[micro == 1 :]
+    axes = ("micro", "batch")[micro == 1 :]
+    batch["advantages"] = placed(jax.ShapeDtypeStruct(shape, jnp.float32), mesh, *axes)
+    loss = train_dapo.make_loss_fn(cfg.compute, dapo, rollout.temperature)
+    step = train_state.make_train_step(loss, tx, micro, like=state)
+    need = flops.of_training(cfg.model, rows * length, length)
+    yield Program("update", step, (state, batch), 1, need)
+    if dapo.minibatches > 1:
+        part = batch_of(mesh, 1, dapo.micro_batch, length, (), ())
+        logprobs = train_dapo.make_logprob_fn(cfg.compute, rollout.temperature)
+        need = flops.of_forward(cfg.model, dapo.micro_batch * length, length)
+        yield Program("logprobs", logprobs, (state.params, part), 1, need)
+    tick, args = tick_of(cfg, mesh, state.params)
+    yield Program("tick", tick, args, 2, 0.0)
+
+
+def tick_of(cfg: DapoRun, mesh: Any, model: Any) -> tuple[Any, tuple[Any, ...]]:
+    """The engine's largest program and the shapes that it is called with."""
+    rollout = cfg.rollout
+    shards = sharding.batch_shards(mesh)
+    sizes = schedule.sizes(rollout, shards)
+    dtype = "" if rollout.kv_dtype == "compute" else rollout.kv_dtype
+    state = jax.eval_shape(
+        lambda m: decode.init_state(m, shards, sizes.slots, rollout.max_len, dtype), model
+    )
+    cache = jax.tree.map(lambda x: placed(x, mesh, *sharding.CACHE[: x.ndim]), state.cache)
+    state = decode.DeviceState(cache, *(placed(x, mesh, "batch") for x in state[1:]))
+    inbox = decode.empty_inbox(shards, sizes.slots, rollout.extend_tokens)
+    seed = placed(jax.ShapeDtypeStruct((), jnp.uint32), mesh)
+    stop = placed(jax.ShapeDtypeStruct((cfg.model.vocab_size,), jnp.bool_), mesh)
+    program = decode.Program(sizes.rows[-1], rollout.max_len)
+    tick = decode.make_tick(tokens=rollout.tick_tokens, sampler=sampler_of(rollout))
+    return tick, (model, state, placed(inbox, mesh, "batch"), seed, stop, program)
+
+
+def held_of(programs: list[Program]) -> dict[str, float]:
+    """Bytes on a chip that a run keeps from step to step, by kind."""
+    state = programs[0].args[0]
+    found = {"weights": bytes_of(state.params), "optimizer": bytes_of(state.opt_state)}
+    for program in programs:
+        if program.name == "tick":
+            found["kv_cache"] = bytes_of(program.args[1])
+    return found
+
+
+# ---- compiling
+
+
+def compile_program(program: Program, mesh: Any, found: chips.Slice) -> dict[str, Any]:
+    """A program's figures; `needed` bytes alone where the compiler says that it does not fit."""
+    started = time.perf_counter()
+    with jax.set_mesh(mesh):
+        traced = program.function.trace(*program.args)
+        lowered = traced.lower(lowering_platforms=("tpu",))
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if (needed := measure.needed(error)) is None:
+                raise
+            return needed | {"compile_seconds": time.perf_counter() - started}
+    module = Module(compiled.as_text())
+    done = flops.of_program(traced.jaxpr)
+    wires = module.collectives()
+    collectives = measure.wires(wires, [getattr(d, "slice_index", 0) for d in mesh.devices.flat])
+    figures: dict[str, Any] = {
+        "compile_seconds": time.perf_counter() - started,
+        "memory": measure.memory(compiled),
+        "held": sum(bytes_of(arg) for arg in program.args[: program.held]),
+        "hbm_traffic": module.traffic(),
+        "collectives": collectives,
+    }
+    if program.name == "tick":
+        return figures | tick_figures(program, module, mesh, found)
+    layers = getattr(program.args[0], "params", program.args[0]).config.num_layers
+    return figures | {
+        "flops": done,
+        "model_flops": program.model_flops,
+        "recompute": done / program.model_flops,
+        "weight_stacks_gathered": measure.stacks_gathered(wires, layers),
+        "estimate": measure.estimate(
+            found.chip,
+            devices=mesh.size,
+            program_flops=done,
+            model_flops=program.model_flops,
+            traffic=figures["hbm_traffic"],
+            collectives=collectives,
+        ),
+    }
+
+
+def tick_figures(
+    program: Program, module: Module, mesh: Any, found: chips.Slice
+) -> dict[str, float]:
+    """Bytes that a decode step moves to and from HBM and between chips, and the rate they allow."""
+    (body,) = module.loop_bodies("conditional")
+    layers = program.args[0].config.num_layers
+    step = module.decode_step_bytes(layers)
+    wires = module.collectives_of(body) * layers + module.collectives_of(*module.branches(body))
+    sent = sum(row["ici"] for row in measure.wires(wires, [0] * mesh.size).values())
+    rows = program.args[-1].rows * sharding.batch_shards(mesh)
+    share = found.chip.devices
+    seconds = max(step * share / found.chip.bandwidth, sent * share / found.chip.ici)
+    return {"step_bytes": step, "step_ici": sent, "tokens_per_second_at_most": rows / seconds}
+
+
+def peak_of(figures: dict[str, Any], held: dict[str, float]) -> float:
+    """Bytes on a chip while a program runs, with what the run holds besides its arguments."""
+    if "needed" in figures:
+        return figures["needed"]
+    return sum(figures["memory"].values()) - figures["held"] + sum(held.values())
+
+
+def plan(cfg: Run) -> dict[str, Any]:
+    """All programs of a run compiled for its slice: their figures, and whether they fit."""
+    found, mesh = mesh_of(cfg)
+    programs = list((dapo_programs if isinstance(cfg, DapoRun) else sft_programs)(cfg, mesh))
+    held = held_of(programs)
+    room = found.chip.hbm / found.chip.devices
+    results: dict[str, Any] = {
+        "topology": found.topology,
+        "slices": cfg.plan.slices,
+        "chips": found.chips * cfg.plan.slices,
+        "mesh": dict(mesh.shape),
+        "hbm": room,
+        "held": held,
+        "programs": {},
+    }
+    for program in programs:
+        print(f"  compiling {program.name} for {found.topology}", flush=True)
+        figures = compile_program(program, mesh, found)
+        figures["peak"] = peak_of(figures, held)
+        figures["fits"] = "needed" not in figures and figures["peak"] <= _FIT * room
+        results["programs"][program.name] = figures
+    results["fits"] = all(f["fits"] for f in results["programs"].values())
+    return results
+
+
+# ---- what to change
+
+
+def alternatives(cfg: Run) -> Iterator[tuple[str, Run]]:
+    """Other ways to run the same thing that need less memory, mildest first."""
+    change = dataclasses.replace
+    if cfg.compute.attention == "xla":
+        cfg = change(cfg, compute=change(cfg.compute, attention="splash"))
+        yield "compute.attention=splash", cfg
+    if cfg.compute.remat != "block":
+        cfg = change(cfg, compute=change(cfg.compute, remat="block"))
+        yield "compute.remat=block", cfg
+    for _ in range(2):
+        if isinstance(cfg, DapoRun):
+            if cfg.dapo.micro_batch % 2 == 0:
+                cfg = change(cfg, dapo=change(cfg.dapo, micro_batch=cfg.dapo.micro_batch // 2))
+                yield f"dapo.micro_batch={cfg.dapo.micro_batch}", cfg
+        elif cfg.sft.batch_size % (2 * cfg.optim.accumulate) == 0:
+            cfg = change(cfg, optim=change(cfg.optim, accumulate=cfg.optim.accumulate * 2))
+            yield f"optim.accumulate={cfg.optim.accumulate}", cfg
+    tensor = cfg.mesh.tensor * 2
+    yield f"mesh.tensor={tensor}", change(cfg, mesh=change(cfg.mesh, tensor=tensor))
+
+
+def improve(cfg: Run) -> list[dict[str, Any]]:
+    """Alternatives tried, each with all changes of those before it, until one fits."""
+    tried, changes = [], []
+    for name, other in alternatives(cfg):
+        changes.append(name)
+        try:
+            results = plan(other)
+        except ValueError as error:  # it does not divide
+            tried.append({"changes": list(changes), "error": str(error)})
+            continue
+        tried.append({"changes": list(changes), "results": results})
+        if results["fits"]:
+            break
+    return tried
+
+
+def run(cfg: Run) -> int:
+    """Prints the plan and what to change; 1 where the run does not fit."""
+    results = plan(cfg)
+    print(page(results))
+    tried = improve(cfg) if cfg.plan.improve and not results["fits"] else []
+    for t in tried:
+        what = t.get("error") or ("fits" if t["results"]["fits"] else "does not fit")
+        print(f"with {', '.join(t['changes'])}: {what}")
+    if tried and tried[-1].get("results", {}).get("fits"):
+        print(page(tried[-1]["results"]))
+    if cfg.plan.json:
+        write_json(Path(cfg.plan.json), results | {"tried": tried})
+    return 0 if results["fits"] else 1
+
+
+if __name__ == "__main__":
+    cli.run(run, (SftRun, DapoRun))

@@ -1,0 +1,76 @@
+"""Floating-point operations: those that a program does, and those that the model needs.
+
+The compiler's own count takes a loop's body once; here a program is counted as it is traced, where
+a scan says how often it runs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from jax.extend import core
+
+from masksearch_jax.config import ModelConfig
+
+# Matrix products of each attention kernel, in units of scores @ values; causal: half of each.
+_KERNELS = {"fwd": 2, "dq": 3, "dkv": 4}
+
+
+def of_program(jaxpr: Any) -> float:
+    """Of the matrix products of a traced program, over all devices; loops of unknown length once.
+
+    An attention kernel counts as causal: half of its square.
+    """
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation: Any) -> float:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), (batch, _) = params["dimension_numbers"]
+        left, right = (v.aval.shape for v in equation.invars)
+        inner = math.prod(left[i] for i in (*contracted, *batch))
+        return 2.0 * math.prod(left) * math.prod(right) / inner
+    if name == "pallas_call":
+        return _of_kernel(equation)
+    bodies = [p for p in params.values() if isinstance(p, core.Jaxpr | core.ClosedJaxpr)]
+    if name == "scan":
+        return params["length"] * of_program(params["jaxpr"])
+    if name == "cond":
+        return max(of_program(branch) for branch in params["branches"])
+    ways = 1
+    if name == "shard_map":
+        ways = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+    return ways * sum(of_program(body) for body in bodies)
+
+
+def _of_kernel(equation: Any) -> float:
+    """Of one splash attention kernel, by its name and its queries [..., H, T, D]."""
+    name = str(equation.params.get("name") or equation.params.get("name_and_src_info"))
+    kind = next((k for k in ("dkv", "dq", "fwd") if k in name), None)
+    shapes = [v.aval.shape for v in equation.invars if len(v.aval.shape) >= 3]
+    shapes = [s for s in shapes if s[-1] >= 32 and s[-2] >= 128]
+    if kind is None or not shapes:
+        return 0.0
+    *rows, time, dim = shapes[0]
+    return _KERNELS[kind] * 2.0 * math.prod(rows) * time * time * dim / 2
+
+
+def of_training(config: ModelConfig, tokens: int, length: int) -> float:
+    """That an update over `tokens` tokens needs at least: forward, and twice as much backward.
+
+    6 per token and weight of a matrix product (a tied table counts once, as the head), and the
+    causal attention of rows of `length` tokens (PaLM, appendix B, halved for causality).
+    """
+    return 3.0 * of_forward(config, tokens, length)
+
+
+def of_forward(config: ModelConfig, tokens: int, length: int) -> float:
+    heads = config.num_heads + 2 * config.num_kv_heads
+    layer = config.hidden_size * config.head_dim * (heads + config.num_heads)
+    layer += 3 * config.hidden_size * config.intermediate_size
+    weights = config.num_layers * layer + config.vocab_size * config.hidden_size
+    attention = config.num_layers * config.num_heads * config.head_dim * length / 2
+    return tokens * (2.0 * weights + 4.0 * attention)

@@ -1,0 +1,86 @@
+"""What a compiled program needs of a chip: memory, operations, traffic; and how long that takes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from masksearch_jax.planning import chips
+from masksearch_jax.planning.hlo import Collective
+
+# Bytes on the wire per byte of the largest array, on a ring of many.
+_WIRE = {"all-reduce": 2.0}
+
+
+def memory(compiled: Any) -> dict[str, float]:
+    """Bytes on a chip: what a program is given, returns elsewhere, needs besides, and its code."""
+    found = compiled.memory_analysis()
+    return {
+        "arguments": float(found.argument_size_in_bytes),
+        "results": float(found.output_size_in_bytes - found.alias_size_in_bytes),
+        "temporaries": float(found.temp_size_in_bytes),
+        "code": float(found.generated_code_size_in_bytes),
+    }
+
+
+def needed(error: Exception) -> dict[str, float] | None:
+    """Bytes by the compiler's message that a program does not fit; None for another error."""
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
+        return None
+    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    sizes = [float(n) * units[u] for n, u in re.findall(r"([\d.]+)([KMGT])", text)]
+    return {"needed": max(sizes, default=float("nan"))}
+
+
+def wires(
+    collectives: Sequence[Collective], slice_of: Sequence[int]
+) -> dict[str, dict[str, float]]:
+    """Per kind: count, bytes per run within a slice (`ici`) and between slices (`dcn`), on a chip.
+
+    slice_of: of each device by its place in the mesh.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for c in collectives:
+        row = found.setdefault(c.kind, {"count": 0.0, "ici": 0.0, "dcn": 0.0})
+        # Groups that the text does not tell may span all.
+        groups = c.groups or (tuple(range(len(slice_of))),)
+        between = any(len({slice_of[d] for d in group}) > 1 for group in groups)
+        row["count"] += 1
+        row["dcn" if between else "ici"] += c.size * c.times * _WIRE.get(c.kind, 1.0)
+    return dict(sorted(found.items()))
+
+
+def estimate(
+    chip: chips.Chip,
+    *,
+    devices: int,
+    program_flops: float,
+    model_flops: float,
+    traffic: float,
+    collectives: dict[str, dict[str, float]],
+) -> dict[str, float]:
+    """Seconds by published peaks, if all overlapped: the longest of them, never measured.
+
+    program_flops and model_flops over all devices; traffic on one.
+    """
+    share = chip.devices  # a chip's figures are for all its devices
+    peak = chip.flops / share
+    seconds = {
+        "compute": program_flops / devices / peak,
+        "hbm": traffic / (chip.bandwidth / share),
+        "ici": sum(row["ici"] for row in collectives.values()) / (chip.ici / share),
+        "dcn": sum(row["dcn"] for row in collectives.values()) / chips.DCN,
+    }
+    bound = max(seconds, key=seconds.__getitem__)
+    total = seconds[bound]
+    found = {f"{name}_seconds": value for name, value in seconds.items()}
+    return found | {"seconds": total, "mfu": model_flops / devices / peak / total, "bound": bound}
+
+
+def stacks_gathered(collectives: Sequence[Collective], layers: int) -> int:
+    """All-gathers of the weights of all layers at once, [layers, ., .], where one would do."""
+    return sum(
+        c.kind == "all-gather" and len(c.dims) == 3 and c.dims[0] == layers for c in collectives
+    )

@@ -1,0 +1,59 @@
+"""A plan as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from masksearch_jax.planning.chips import GIB
+
+
+def page(results: dict[str, Any]) -> str:
+    """All programs of a plan, one paragraph each."""
+    r = results
+    mesh = " ".join(f"{name}={size}" for name, size in r["mesh"].items())
+    held = ", ".join(f"{kind} {_gib(size)}" for kind, size in r["held"].items())
+    head = (
+        f"{r['slices']} x {r['topology']}: {r['chips']} chips, mesh {mesh}, {_gib(r['hbm'])} of "
+        f"HBM on a device\nheld on a device: {held}"
+    )
+    return "\n\n".join([head, *(_program(name, f) for name, f in r["programs"].items())])
+
+
+def _program(name: str, figures: dict[str, Any]) -> str:
+    fits = "fits" if figures["fits"] else "DOES NOT FIT"
+    lines = [f"{name}: {fits}, {_gib(figures['peak'])} at its peak"]
+    if "needed" in figures:
+        return lines[0]
+    memory = figures["memory"]
+    lines.append(
+        f"  temporaries {_gib(memory['temporaries'])}, code {_gib(memory['code'])}, compiled in "
+        f"{figures['compile_seconds']:.0f} s"
+    )
+    lines += [
+        f"  {kind}: {row['count']:.0f}, {_gib(row['ici'])} over ICI, {_gib(row['dcn'])} over DCN"
+        for kind, row in figures["collectives"].items()
+    ]
+    return "\n".join(
+        lines + (_decoding(figures) if "step_bytes" in figures else _training(figures))
+    )
+
+
+def _decoding(figures: dict[str, Any]) -> list[str]:
+    rate = f"{figures['tokens_per_second_at_most']:,.0f} tokens/s"
+    step, sent = _gib(figures["step_bytes"]), _gib(figures["step_ici"])
+    moved = f"{step} to and from HBM and {sent} over ICI"
+    return [f"  a decode step moves {moved}: at most {rate} (estimate by published peaks)"]
+
+
+def _training(figures: dict[str, Any]) -> list[str]:
+    e = figures["estimate"]
+    times = ", ".join(f"{k} {e[f'{k}_seconds']:.2f} s" for k in ("compute", "hbm", "ici", "dcn"))
+    return [
+        f"  {figures['flops']:.3g} FLOPs, {figures['recompute']:.2f} x the model's (causal)",
+        f"  all-gathers of the weights of all layers at once: {figures['weight_stacks_gathered']}",
+        f"  estimate by published peaks: {times}; all overlapped MFU {e['mfu']:.0%}",
+    ]
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,253 @@
+"""One open trajectory on the host: what it holds, when its turn ends, what is said to it then.
+
+Tokens in, tokens out: a sampled id is appended, never decoded and encoded again, and an observation
+is encoded on its own. Nothing here touches a device or waits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from masksearch_jax import markup
+from masksearch_jax.config import RolloutConfig, SearchConfig
+from masksearch_jax.rollout.pool import Call
+from masksearch_jax.types import Passage, Segment, Status, Trajectory, Turn
+
+_LONGEST_PERIOD = 32  # tokens of a phrase that the repetition guard knows
+
+
+class Vocabulary(Protocol):
+    """The part of `data.vocab.Vocab` that the engine uses."""
+
+    eos_ids: tuple[int, ...]
+
+    def encode(self, text: str, *, literal: bool = False) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+    def token_bytes(self, token_id: int) -> bytes: ...
+    @property
+    def size(self) -> int: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A trajectory to sample; equal (stream, sample) draw the same random numbers."""
+
+    example_id: str
+    prompt_ids: np.ndarray  # int32[P]
+    stream: int  # of the prompt, below 2**32
+    sample: int = 0
+
+
+class Observation(NamedTuple):
+    """What a search showed, as text and as tokens."""
+
+    text: str
+    ids: list[int]
+    shown: tuple[Passage, ...]
+
+
+@dataclasses.dataclass(eq=False)
+class Episode:
+    """One open trajectory. The cache of its slot holds ids[:written]."""
+
+    request: Request
+    key: bytes  # equal for equal prompts
+    ids: list[int]
+    logprobs: list[float]
+    versions: list[int]  # of the policy that sampled the token, -1 where none did
+    segments: list[Segment]
+    opened: float
+    place: int = -1  # slot of its shard
+    written: int = 0
+    placed: bool = False  # the device knows its length and its last token
+    turns: list[Turn] = dataclasses.field(default_factory=list)
+    turn_bytes: bytearray = dataclasses.field(default_factory=bytearray)
+    turn_tokens: int = 0
+    new_tokens: int = 0
+    corrections: int = 0
+    search: Call | None = None
+    queries: tuple[str, ...] = ()
+    asked: float = 0.0
+
+    @property
+    def prompt_len(self) -> int:
+        return len(self.request.prompt_ids)
+
+    def forget_cache(self) -> None:
+        """Its slot is lost or stale: all of it must be written again."""
+        self.written, self.placed = 0, False
+
+
+class Rules:
+    """How a trajectory opens, reads, is answered and ends, under one configuration."""
+
+    def __init__(self, vocab: Vocabulary, cfg: RolloutConfig, search_cfg: SearchConfig):
+        self.vocab, self.cfg, self.search_cfg = vocab, cfg, search_cfg
+        self.token_bytes = [vocab.token_bytes(i) for i in range(vocab.size)]
+
+    def open(self, request: Request) -> Episode:
+        """Raises ValueError for a prompt that leaves no room to answer."""
+        ids = [int(i) for i in request.prompt_ids]
+        if not 0 < len(ids) < self.cfg.max_len:
+            raise ValueError(
+                f"prompt of {request.example_id!r} has {len(ids)} tokens; rollout.max_len is "
+                f"{self.cfg.max_len} and must leave room to answer: raise it or drop the example"
+            )
+        return Episode(
+            request=request,
+            key=np.asarray(ids, np.int32).tobytes(),
+            ids=ids,
+            logprobs=[0.0] * len(ids),
+            versions=[-1] * len(ids),
+            segments=[Segment("prompt", self.vocab.decode(ids))],
+            opened=time.perf_counter(),
+        )
+
+    def room(self, episode: Episode) -> int:
+        """Tokens that it may sample before the host looks again."""
+        cfg = self.cfg
+        room = self._all_room(episode)
+        if self._keeps_answer_room(episode):
+            room -= cfg.answer_tokens
+        if cfg.max_turn_tokens:
+            room = min(room, cfg.max_turn_tokens - episode.turn_tokens)
+        return room
+
+    def read(
+        self, episode: Episode, ids: np.ndarray, logprobs: np.ndarray, version: int
+    ) -> Status | tuple[str, ...] | None:
+        """Append what was sampled; its end, or queries to search for, or None to go on."""
+        if not episode.turn_bytes:
+            episode.segments.append(Segment("policy", ""))
+        episode.ids += ids.tolist()
+        episode.logprobs += logprobs.tolist()
+        episode.versions += [version] * len(ids)
+        episode.written = len(episode.ids) - 1
+        episode.new_tokens += len(ids)
+        episode.turn_tokens += len(ids)
+        for i in ids:
+            episode.turn_bytes += self.token_bytes[i] if i < len(self.token_bytes) else b""
+        text = episode.turn_bytes.decode("utf-8", "replace")
+        episode.segments[-1] = Segment("policy", text)
+        stop = markup.find_stop(text)
+        if stop is None:
+            return self._unfinished(episode, ids)
+        if stop.kind == "answer":
+            return "answered"
+        if len(episode.turns) >= self.cfg.max_turns:
+            return self._correct(episode, "no_turns", "out_of_turns")
+        queries = markup.parse_queries(text, self.search_cfg.max_queries)
+        if not queries and self._may_correct(episode):
+            return self._correct(episode, "no_query", "out_of_tokens")
+        return queries
+
+    def _unfinished(self, episode: Episode, ids: np.ndarray) -> Status | None:
+        """A turn without an action so far."""
+        if len(ids) and int(ids[-1]) in self.vocab.eos_ids:
+            return self._correct(episode, "no_action", "no_answer")
+        turn = episode.ids[len(episode.ids) - episode.turn_tokens :]
+        if self.cfg.max_repeats and repeats(turn) >= self.cfg.max_repeats:
+            return "repeating"
+        if self.room(episode) > 0:
+            return None
+        return self._correct(episode, "too_long", "out_of_tokens")
+
+    def _may_correct(self, episode: Episode) -> bool:
+        return episode.corrections < self.cfg.corrections
+
+    def _keeps_answer_room(self, episode: Episode) -> bool:
+        """Whether the turn must leave room for another that answers."""
+        return self._may_correct(episode) and b"<answer>" not in episode.turn_bytes
+
+    def _correct(self, episode: Episode, mistake: str, status: Status) -> Status | None:
+        """Tell the policy what was wrong, or end with the status: no correction left, no room."""
+        if not self._may_correct(episode):
+            return status
+        text = markup.wrap("information", markup.CORRECTIONS[mistake])
+        ids = self.vocab.encode(text, literal=True)
+        room = self.cfg.max_len - len(episode.ids)
+        if len(ids) >= room or episode.new_tokens >= self.cfg.max_new_tokens:
+            return status
+        episode.corrections += 1
+        self._append(episode, text, ids)
+        return None
+
+    def _all_room(self, episode: Episode) -> int:
+        return min(
+            self.cfg.max_new_tokens - episode.new_tokens, self.cfg.max_len - len(episode.ids)
+        )
+
+    # ---- search
+
+    def observation_room(self, episode: Episode) -> int:
+        left = self.cfg.max_len - len(episode.ids) - 1 - self.cfg.answer_tokens
+        return min(self.cfg.max_observation_tokens, left)
+
+    def render(self, passages: Sequence[Passage], room: int) -> Observation:
+        """The passages that fit in `room` tokens. For the search's own thread: it takes a while."""
+
+        # A document's own control tokens stay text, here as in the demonstrations.
+        def encode(text: str) -> list[int]:
+            return self.vocab.encode(text, literal=True)
+
+        text, shown = markup.render_information(
+            passages, max_tokens=room, count_tokens=lambda t: len(encode(t))
+        )
+        return Observation(text, encode(text), shown)
+
+    def observe(self, episode: Episode, seen: Observation, waited: float) -> Status | None:
+        """Append a search result."""
+        titles = tuple(p.title for p in seen.shown)
+        ids = tuple(p.id for p in seen.shown)
+        episode.turns.append(Turn(episode.queries, ids, titles, waited))
+        if len(seen.ids) >= self.cfg.max_len - len(episode.ids):
+            return "out_of_tokens"
+        self._append(episode, seen.text, seen.ids)
+        return None
+
+    def fail(self, episode: Episode, waited: float, error: str) -> Status:
+        episode.turns.append(Turn(episode.queries, (), (), waited, error))
+        return "tool_failure"
+
+    def _append(self, episode: Episode, text: str, ids: list[int]) -> None:
+        """Tokens of ours; with them a new turn begins."""
+        episode.ids += ids
+        episode.logprobs += [0.0] * len(ids)
+        episode.versions += [-1] * len(ids)
+        episode.segments.append(Segment("tool", text))
+        episode.turn_bytes, episode.turn_tokens = bytearray(), 0
+        episode.placed = False
+
+
+def finish(episode: Episode, status: Status) -> Trajectory:
+    versions = np.asarray(episode.versions, np.int32)
+    return Trajectory(
+        example_id=episode.request.example_id,
+        sample=episode.request.sample,
+        ids=np.asarray(episode.ids, np.int32),
+        logprobs=np.asarray(episode.logprobs, np.float32),
+        sampled=versions >= 0,
+        versions=versions,
+        prompt_len=episode.prompt_len,
+        segments=tuple(s for s in episode.segments if s.text),
+        turns=tuple(episode.turns),
+        status=status,
+        seconds=time.perf_counter() - episode.opened,
+    )
+
+
+def repeats(ids: Sequence[int]) -> int:
+    """How often the last phrase, of at most 32 tokens, stands at the end of ids in a row."""
+    most = 1 if len(ids) else 0
+    for period in range(1, min(_LONGEST_PERIOD, len(ids) // 2) + 1):
+        tail = ids[-period:]
+        count = 1
+        while ids[-period * (count + 1) : -period * count] == tail:
+            count += 1
+        most = max(most, count)
+    return most

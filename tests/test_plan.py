@@ -1,0 +1,238 @@
+"""Planning for TPUs: names of slices, counts of operations, and real programs compiled for them."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import common
+from masksearch_jax import cli, plan, train_sft, train_state
+from masksearch_jax.config import (
+    ComputeConfig,
+    DapoRun,
+    ModelConfig,
+    OptimConfig,
+    SftRun,
+    to_dataclass,
+)
+from masksearch_jax.models import hf
+from masksearch_jax.planning import chips, flops, measure
+from masksearch_jax.planning.hlo import Collective
+
+OPTIM = OptimConfig(1e-3, "constant", 0, 1.0, 0.9, 0.95, 1e-8, 0.0, 1.0, 1)
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, the compiler for TPUs, is not installed: pip install 'jax[tpu]'",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "topology", "count"),
+    [
+        ("v5p-64", "v5p:2x4x4", 32),  # as sold by cores
+        ("v5p-128", "v5p:4x4x4", 64),
+        ("v4-8", "v4:2x2x1", 4),
+        ("v5e-8", "v5e:2x4", 8),  # as sold by chips
+        ("v5litepod-16", "v5e:4x4", 16),
+        ("v6e-256", "v6e:16x16", 256),
+        ("tpu7x-128", "tpu7x:4x4x4", 64),
+        ("V5P:2x2x4", "v5p:2x2x4", 16),
+    ],
+)
+def test_slices_by_their_names(name, topology, count):
+    found = chips.parse(name)
+    assert (found.topology, found.chips) == (topology, count)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("", "'' is no TPU slice"),
+        ("v5-64", "'v5-64' is no TPU slice; did you mean v"),
+        ("h100-8", "Write KIND-N or KIND:AxB, KIND one of v4, v5e, v5p, v6e, tpu7x"),
+        ("v5p-63", "'v5p-63' is not sold; choices: v5p-8, v5p-16"),
+        ("v6e-12", "choices: v6e-4, v6e-8, v6e-16, v6e-32, v6e-64, v6e-128, v6e-256"),
+        ("v5e:2x2x1", "a v5e slice has 2 sides, such as 2x2, 2x4"),
+        ("v5p:0x2x2", "a v5p slice has 3 sides"),
+    ],
+)
+def test_slices_that_do_not_exist(name, says):
+    with pytest.raises(chips.PlanError, match=says):
+        chips.parse(name)
+
+
+def test_rings_close_where_a_side_is_whole():
+    assert chips.parse("v5p-64").options()["wrap"] == (False,) * 3
+    assert chips.parse("v5p:4x4x8").options()["wrap"] == (True,) * 3
+    assert chips.parse("v6e-128").options()["wrap"] == (False, True, False)
+
+
+def test_operations_of_a_loop_count_as_often_as_it_runs():
+    def program(x, w):
+        def layer(x, _):
+            return jnp.tanh(x @ w), None
+
+        x, _ = jax.lax.scan(layer, x, None, length=7)
+        return jax.lax.cond(x[0, 0] > 0, lambda x: x @ w @ w, lambda x: x @ w, x).sum()
+
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((3, 5), (5, 5))]
+    one = 2 * 3 * 5 * 5
+    assert flops.of_program(jax.make_jaxpr(program)(*shapes)) == (7 + 2) * one
+
+
+@pytest.mark.parametrize("remat", ["none", "block"])
+def test_an_update_does_what_the_model_needs_and_what_is_computed_again(remat):
+    """The head's chunks are always computed again, layers where they are not kept."""
+    config = to_dataclass(ModelConfig, common.model("tiny"))
+    compute = ComputeConfig("float32", "float32", "xla", remat, 64)
+    rows, length = 2, 64
+    model = hf.abstract(config, compute)
+    tx = train_state.make_optimizer(OPTIM, 10)
+    state = jax.eval_shape(lambda m: train_state.init_state(m, tx), model)
+    kinds = dict.fromkeys(("ids", "positions", "segment_ids", "targets"), jnp.int32)
+    kinds |= {"loss_weights": jnp.float32}
+    batch = {k: jax.ShapeDtypeStruct((rows, length), v) for k, v in kinds.items()}
+    step = train_state.make_train_step(train_sft.make_loss_fn(compute), tx)
+    found = flops.of_program(step.trace(state, batch).jaxpr)
+    tokens = rows * length
+    need = flops.of_training(config, tokens, length)
+    head = 2.0 * tokens * config.vocab_size * config.hidden_size
+    layers = flops.of_forward(config, tokens, length) - head
+    square = 4.0 * tokens * config.num_layers * config.num_heads * config.head_dim * length / 2
+    # A layer's last product feeds nothing that the backward pass wants: it is not done again.
+    last = 2.0 * tokens * config.num_layers * config.hidden_size * config.intermediate_size
+    again = layers + square - last if remat == "block" else 0.0
+    assert found == need + head + 3 * square + again
+
+
+def test_operations_of_published_models():
+    """Six per weight and token, but for the embedding's rows, which are only looked up."""
+    config = to_dataclass(ModelConfig, common.model("qwen2.5-7b"))
+    table = config.vocab_size * config.hidden_size
+    need = flops.of_training(config, 1, 0)
+    assert need == pytest.approx(6 * (7_615_616_512 - table), rel=1e-4)
+
+
+def test_collectives_between_slices_are_told_from_those_within():
+    found = measure.wires(
+        [
+            Collective("all-reduce", 10.0, (5,), 3.0, ((0, 1), (2, 3))),
+            Collective("all-reduce", 7.0, (7,), 1.0, ((0, 2), (1, 3))),
+            Collective("all-gather", 5.0, (5,), 2.0, ((0, 1), (2, 3))),
+        ],
+        [0, 0, 1, 1],
+    )
+    assert found == {
+        "all-gather": {"count": 1, "ici": 10.0, "dcn": 0.0},
+        "all-reduce": {"count": 2, "ici": 60.0, "dcn": 14.0},
+    }
+
+
+def test_an_estimate_is_the_longest_of_what_overlaps():
+    found = measure.estimate(
+        chips.CHIPS["v5e"],
+        devices=4,
+        program_flops=4 * 197e12,
+        model_flops=2 * 197e12,
+        traffic=2 * 819e9,
+        collectives={"all-gather": {"count": 1, "ici": 100e9, "dcn": 0.0}},
+    )
+    assert (found["compute_seconds"], found["hbm_seconds"], found["ici_seconds"]) == (1, 2, 0.5)
+    assert (found["seconds"], found["bound"], found["mfu"]) == (2, "hbm", 0.25)
+
+
+def test_the_compilers_word_that_it_does_not_fit():
+    says = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (17.32G) exceeds available HBM (15.75G)."
+    )
+    assert measure.needed(RuntimeError(says)) == {"needed": 17.32 * 2**30}
+    assert measure.needed(RuntimeError("INTERNAL: something else")) is None
+
+
+def command(repository, config, *overrides):
+    run = [sys.executable, "-m", "masksearch_jax.plan", f"--config={repository}/configs/{config}"]
+    run += [f"--config.{o}" for o in overrides]
+    return subprocess.run(run, cwd=repository, capture_output=True, text=True, check=False)
+
+
+def test_a_slice_is_needed(repository):
+    done = command(repository, "ramp_sft.py:tiny")
+    assert done.returncode == 1
+    assert "error: plan.topology '' is no TPU slice" in done.stderr
+
+
+def config_of(repository, name, *overrides):
+    argv = ["plan", f"--config={repository}/configs/{name}"]
+    return cli.parse((SftRun, DapoRun), [*argv, *(f"--config.{o}" for o in overrides)])
+
+
+def test_a_plan_reads_the_config_of_either_trainer(repository):
+    assert type(config_of(repository, "ramp_sft.py:tiny")) is SftRun
+    assert type(config_of(repository, "qa_dapo.py:tiny")) is DapoRun
+    with pytest.raises(cli.ConfigError, match=r"did you mean --config\.plan\.topology"):
+        config_of(repository, "ramp_dapo.py:tiny", "plan.topolgy=v5e-8")
+
+
+def test_what_is_tried_keeps_what_was_tried_before(repository):
+    cfg = config_of(repository, "ramp_sft.py:tiny", "compute.remat=dots", "optim.accumulate=2")
+    names, runs = zip(*plan.alternatives(cfg), strict=True)
+    assert names == (
+        "compute.attention=splash",
+        "compute.remat=block",
+        "optim.accumulate=4",
+        "optim.accumulate=8",
+        "mesh.tensor=2",
+    )
+    last = runs[-1]
+    assert (last.compute.attention, last.compute.remat) == ("splash", "block")
+    assert (last.optim.accumulate, last.mesh.tensor) == (8, 2)
+    assert (runs[0].compute.remat, runs[1].optim.accumulate) == ("dots", 2)
+    cfg = config_of(repository, "ramp_dapo.py:tiny", "compute.attention=splash")
+    names, _ = zip(*plan.alternatives(cfg), strict=True)
+    assert names == ("dapo.micro_batch=8", "dapo.micro_batch=4", "mesh.tensor=2")
+    for name, *whole in (
+        ("ramp_dapo.py:tiny", "dapo.micro_batch=1"),
+        ("ramp_sft.py:tiny", "sft.batch_size=2", "optim.accumulate=2"),
+    ):
+        cfg = config_of(repository, name, "compute.attention=splash", *whole)
+        assert [n for n, _ in plan.alternatives(cfg)] == ["mesh.tensor=2"]
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["ramp_sft.py:tiny", "ramp_dapo.py:tiny"])
+def test_a_small_run_is_planned(repository, tmp_path, config):
+    path = tmp_path / "plan.json"
+    more = (
+        ("sft.batch_size=8", "sft.seq_len=512")
+        if "sft" in config
+        else ("dapo.groups=2", "dapo.minibatches=2", "dapo.micro_batch=8", "rollout.slots=16")
+    )
+    done = command(repository, config, "plan.topology=v5e-8", f"plan.json={path}", *more)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(path.read_text())
+    names = ["update"] if "sft" in config else ["update", "logprobs", "tick"]
+    assert list(found["programs"]) == names
+    assert found["chips"] == 8
+    # 1.05 million weights of 4 bytes and two moments of each, over eight chips.
+    assert found["held"]["weights"] == pytest.approx(1_050_752 * 4 / 8, rel=0.02)
+    assert found["held"]["optimizer"] == pytest.approx(1_050_752 * 8 / 8, rel=0.02)
+    for figures in found["programs"].values():
+        assert figures["fits"]
+        assert 0 < figures["peak"] < 2 * 2**30
+    assert found["programs"]["update"]["weight_stacks_gathered"] == 0
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_what_does_not_fit_says_so_and_exits_with_1(repository):
+    done = command(
+        repository, "ramp_sft.py:qwen2.5-7b", "plan.topology=v5e:2x2", "plan.improve=False"
+    )
+    assert done.returncode == 1, done.stderr
+    assert "update: DOES NOT FIT" in done.stdout
