@@ -59,6 +59,22 @@ def get_config(arg: str = "") -> ConfigDict:
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 200
     c.checkpoint.keep = 2
+    c.checkpoint.keep_every = 0
+    c.checkpoint.best_metric = ""
+    c.checkpoint.best_mode = "min"
+    c.checkpoint.folder = ""
+
+    c.survival = ConfigDict()
+    c.survival.startup_seconds = 3600.0
+    c.survival.step_factor = 10.0
+    c.survival.step_seconds = 300.0
+    c.survival.heartbeat_seconds = 30
+    c.survival.guard = "stop"
+    c.survival.spike_sigma = 0.0
+    c.survival.spike_window = 128
+    c.survival.max_skips = 10
+    c.survival.profile_steps = ()
+    c.survival.compile_cache = "runs/programs"
 
     c.plan = ConfigDict()  # what `python -m masksearch_jax.plan` compiles this run for
     c.plan.topology = ""

@@ -6,72 +6,111 @@ and every array's shape are stored beside the arrays and compared before anythin
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import json
 import os
-from collections.abc import Callable
+import sys
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from masksearch_jax import cli, sharding
 from masksearch_jax.config import CheckpointConfig, ModelConfig, RopeScaling
 from masksearch_jax.train_state import TrainState
 
 PyTree = Any
+FORMAT = 1  # of what a step's folder holds; grows when an older reader would misread it
 _ITEMS = ("params", "optimizer", "meta")
+_policies = ocp.checkpoint_managers
 
 
 class CheckpointError(Exception):
     """A checkpoint could not be written, or is not the one asked for; the message says why."""
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        return False  # `survival` asks JAX, and whoever else asked would disturb the count
+
+
 class Checkpointer:
     """Saves and restores `TrainState` and a JSON dict `extra` under FOLDER/STEP/.
 
-    Keeps the newest `config.keep` steps. Use as a context manager or call `close`, which waits for
-    what is still being written. Writes in the background on accelerators; on CPU, where an array
-    and its copy on the host may be the same memory, `save` returns when the step is on disk.
+    FOLDER is `config.folder`, or `folder` where that is empty. Keeps the newest `config.keep`
+    steps, multiples of `config.keep_every`, and the best by `config.best_metric`. Writes in the
+    background: `wait`, `close` or leaving the context returns when all is on disk. A save that
+    fails (a full disk) is told on stderr, leaves earlier steps as they were, and is in `failed`.
+    Raises CheckpointError where this process cannot write.
     """
 
     def __init__(self, folder: str | os.PathLike, config: CheckpointConfig, model: ModelConfig):
-        self.folder = _absolute(folder)
-        self._every = config.every
-        self._model = model
+        self.folder = _absolute(config.folder or folder)
+        self.failed: CheckpointError | None = None  # why the last save is not on disk
+        self._config, self._model = config, model
+        self._writing: int | None = None
+        _check_writable(self.folder)
+        self._manager = self._open()
+
+    def _open(self) -> _Manager:
+        """A manager of what is on disk; partial folders of failed or killed saves are removed."""
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=config.keep,
+            preservation_policy=_policy(self._config),
+            best_fn=_metric(self._config) if self._config.best_metric else None,
+            best_mode=self._config.best_mode,
             cleanup_tmp_directories=True,
-            enable_async_checkpointing=jax.default_backend() != "cpu",
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=_ITEMS)
+        return _Manager(self.folder, options=options, item_names=_ITEMS)
 
     def is_due(self, step: int) -> bool:
         """True when the state after `step` updates is one to save."""
-        return step % self._every == 0
+        return step % self._config.every == 0
 
-    def save(self, step: int, state: TrainState, extra: dict[str, Any]) -> None:
-        """Writes the state after `step` updates; an existing one is kept, since it is the same.
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        extra: dict[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Begins to write the state after `step` updates; an existing one is kept: it is the same.
 
-        Raises CheckpointError when it cannot be written (a full disk); earlier steps stay as they
-        were.
+        `state` may be donated as soon as this returns. Waits for the save before it. Raises
+        CheckpointError where `metrics` lack the one that tells the best.
         """
+        self.wait()
+        if sharding.any_process(self.failed is not None):
+            with contextlib.suppress(Exception):  # orbax would raise an old error again
+                self._manager.close()
+            self._manager, self.failed = self._open(), None
         if step == self.latest_step():
             return
+        tracked = None if metrics is None else self._tracked(metrics)
         params, optimizer = _flatten(state.params), _flatten((state.step, state.opt_state))
         meta = {
+            "format": FORMAT,
             "model": dataclasses.asdict(self._model),
             "params": _shapes(params),
             "optimizer": _shapes(optimizer),
             "extra": extra,
         }
-        items = ocp.args.Composite(
-            params=ocp.args.StandardSave(params),
-            optimizer=ocp.args.StandardSave(optimizer),
-            meta=ocp.args.JsonSave(meta),
-        )
-        self._check_space(step, params, optimizer)
-        self._guard(step, lambda: self._manager.save(step, args=items, force=True))
+
+        def write() -> None:
+            self._check_space(params, optimizer)
+            items = ocp.args.Composite(
+                params=ocp.args.StandardSave(_own(params)),
+                optimizer=ocp.args.StandardSave(_own(optimizer)),
+                meta=ocp.args.JsonSave(meta),
+            )
+            self._writing = step
+            self._manager.save(step, args=items, metrics=tracked, force=True)
+
+        self._guard(step, write)
 
     def restore(
         self, like: TrainState, step: int | None = None
@@ -93,13 +132,14 @@ class Checkpointer:
         return self._manager.latest_step()
 
     def wait(self) -> None:
-        """Returns when nothing is being written. Raises CheckpointError when that failed."""
-        self._guard(self.latest_step(), self._manager.wait_until_finished)
+        """Returns when nothing is being written."""
+        if self._writing is not None:
+            step, self._writing = self._writing, None
+            self._guard(step, self._manager.wait_until_finished)
 
     def close(self) -> None:
-        try:
-            self.wait()
-        finally:
+        self.wait()
+        with contextlib.suppress(Exception):  # what has failed was told
             self._manager.close()
 
     def __enter__(self) -> Checkpointer:
@@ -108,31 +148,44 @@ class Checkpointer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _check_space(self, step: int, *trees: dict[str, jax.Array]) -> None:
-        if not os.path.isdir(self.folder):  # a bucket
-            return
-        disk = os.statvfs(self.folder)
-        free = disk.f_bavail * disk.f_frsize
-        needed = sum(x.size * x.dtype.itemsize for tree in trees for x in tree.values())
-        if free < needed:
+    def _tracked(self, metrics: Mapping[str, float]) -> dict[str, float] | None:
+        """What the best step is told by; None where nothing tells."""
+        name = self._config.best_metric
+        if name and name not in metrics:
             raise CheckpointError(
-                f"step {step} needs {needed:,} bytes but {self.folder} has {free:,} free; "
-                f"the last good checkpoint is {self._last_good()}"
+                f"config.checkpoint.best_metric is {name!r}, which this run does not measure; "
+                + cli.nearest(name, metrics)
             )
+        return {name: float(metrics[name])} if name else None
 
-    def _guard(self, step: int | None, write: Callable[[], Any]) -> None:
+    def _check_space(self, *trees: dict[str, jax.Array]) -> None:
+        """Raises OSError on all processes where one has no room for its part."""
+        free, needed = None, 0
+        if os.path.isdir(self.folder):  # no bucket
+            disk = os.statvfs(self.folder)
+            free = disk.f_bavail * disk.f_frsize
+            needed = sum(_own_bytes(x) for tree in trees for x in tree.values())
+        if sharding.any_process(free is not None and free < needed):
+            raise OSError(f"it needs {needed:,} bytes, {free:,} are free there")
+
+    def _guard(self, step: int, write: Callable[[], Any]) -> None:
         try:
             write()
         except Exception as error:  # orbax and tensorstore raise many types for one full disk
-            raise CheckpointError(
-                f"step {step} could not be written to {self.folder}: {error}; "
-                f"the last good checkpoint is {self._last_good()}"
-            ) from error
-
-    def _last_good(self) -> str:
-        self._manager.reload()
-        step = self._manager.latest_step()
-        return "none" if step is None else f"step {step}, untouched"
+            why = " ".join(str(error).split())[:400]
+        else:
+            return
+        with warnings.catch_warnings():  # of coroutines that orbax never began
+            warnings.simplefilter("ignore", RuntimeWarning)
+            gc.collect()
+        self._writing = None
+        self._manager.reload()  # what is on disk, not what was to be
+        last = self._manager.latest_step()
+        self.failed = CheckpointError(
+            f"step {step} could not be written to {self.folder}: {why}; the last good "
+            f"checkpoint is {'none' if last is None else f'step {last}, untouched'}"
+        )
+        print(f"  warning: {self.failed}", file=sys.stderr, flush=True)
 
 
 def load_params(
@@ -140,21 +193,31 @@ def load_params(
 ) -> PyTree:
     """Only the weights of `step` (None: the latest), placed as `like` (arrays or shapes).
 
-    Raises as `Checkpointer.restore`.
+    FOLDER/STEP names a step too. Raises as `Checkpointer.restore`.
     """
+    folder, step = _split(folder, step)
     with _reader(folder) as manager:
         step = _find_step(manager, folder, step)
         return _restore(manager, step, "params", like, _read_meta(manager, step, model))
 
 
 def read_model(folder: str | os.PathLike) -> ModelConfig:
-    """The architecture of the latest checkpoint in `folder`. Raises FileNotFoundError for none."""
+    """The architecture of the latest checkpoint in `folder`, or of FOLDER/STEP.
+
+    Raises FileNotFoundError for none.
+    """
+    folder, step = _split(folder, None)
     with _reader(folder) as manager:
-        step = _find_step(manager, folder, None)
+        step = _find_step(manager, folder, step)
         meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     stored = dict(meta["model"])
     scaling = stored["rope_scaling"]
     return ModelConfig(**stored | {"rope_scaling": scaling and RopeScaling(**scaling)})
+
+
+def _split(folder: str | os.PathLike, step: int | None) -> tuple[epath.Path, int | None]:
+    path = _absolute(folder)
+    return (path.parent, int(path.name)) if path.name.isdigit() else (path, step)
 
 
 def _reader(folder: str | os.PathLike) -> ocp.CheckpointManager:
@@ -165,6 +228,51 @@ def _reader(folder: str | os.PathLike) -> ocp.CheckpointManager:
     # `read_only` would say that nothing is saved, but orbax then warns about it on every load.
     options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
     return ocp.CheckpointManager(path, options=options, item_names=_ITEMS)
+
+
+def _metric(config: CheckpointConfig) -> Callable[[Any], float]:
+    return lambda metrics: metrics[config.best_metric]
+
+
+def _policy(config: CheckpointConfig) -> Any:
+    kept = [_policies.LatestN(config.keep)]
+    if config.keep_every:
+        kept.append(_policies.EveryNSteps(config.keep_every))
+    if config.best_metric:
+        best = _policies.BestN(
+            get_metric_fn=_metric(config),
+            reverse=config.best_mode == "min",
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        kept.append(best)
+    return _policies.AnyPreservationPolicy(kept)
+
+
+def _check_writable(folder: epath.Path) -> None:
+    """Makes the folder and a file in it. Raises CheckpointError where that is not allowed."""
+    probe = folder / f".writable-{jax.process_index()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except Exception as error:  # every kind of bucket has its own
+        raise CheckpointError(
+            f"checkpoints cannot be written to {folder} ({type(error).__name__}: {error}); give "
+            "this process the right to write there, or choose another config.workdir or "
+            "config.checkpoint.folder"
+        ) from error
+
+
+def _own(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The arrays, safe from donation while they are written: on CPU, the host's copy is theirs."""
+    if jax.default_backend() != "cpu":
+        return arrays
+    return {name: jax.device_put(x, x.sharding, may_alias=False) for name, x in arrays.items()}
+
+
+def _own_bytes(x: jax.Array) -> int:
+    return sum(shard.data.nbytes for shard in x.addressable_shards if shard.replica_id == 0)
 
 
 def _absolute(folder: str | os.PathLike) -> epath.Path:
@@ -184,6 +292,12 @@ def _read_meta(manager: ocp.CheckpointManager, step: int, model: ModelConfig) ->
     """What was stored beside the arrays. Raises CheckpointError when it is another model's."""
     args = ocp.args.Composite(meta=ocp.args.JsonRestore())
     meta = manager.restore(step, args=args)["meta"]
+    if meta.get("format", 0) != FORMAT:
+        age = "a newer" if meta.get("format", 0) > FORMAT else "an older"
+        raise CheckpointError(
+            f"step {step} is of {age} format, {meta.get('format', 0)}; this version of "
+            f"masksearch_jax reads format {FORMAT}: use the one that wrote it"
+        )
     asked = json.loads(json.dumps(dataclasses.asdict(model)))
     stored = meta["model"]
     differing = [

@@ -1,6 +1,16 @@
 """The way in to every main: one config file, checked overrides, plain messages, exit statuses.
 
-Exit statuses: 0 done, 1 the run failed, 2 the command is wrong, 130 interrupted.
+Exit statuses, for those who start runs again:
+
+    0    done
+    1    failed: the same command would fail again (bad data, NaN, a full disk at the end, a defect)
+    2    the command is wrong
+    42   start the same command again: it was told to stop (SIGTERM) and has saved, lost another
+         process, or hung
+    130  interrupted (Ctrl-C)
+    134, 137 and the like: ended by a signal; JAX aborts (134) when its coordinator is gone
+
+xpk restarts on 42 and 127 to 255 by itself, not on 1 and 2.
 """
 
 from __future__ import annotations
@@ -9,8 +19,11 @@ import dataclasses
 import difflib
 import errno
 import importlib.util
+import os
 import re
+import socket
 import sys
+import traceback
 import types
 import typing
 import warnings
@@ -21,6 +34,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 USAGE = "usage: python -m {name} --config=configs/NAME.py[:arg] [--config.section.key=value ...]"
+RESTART = 42
+_process = (0, 1)  # which one of how many
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 
@@ -30,6 +45,25 @@ class UserError(Exception):
 
 class ConfigError(UserError):
     """A config file, key or value that no run can be made of."""
+
+
+class Restart(UserError):
+    """Nothing that the same command, started again, would not mend; `run` exits with 42."""
+
+
+def name_process(index: int, count: int) -> None:
+    """Says that this is one of several processes: errors then name it and its host."""
+    global _process
+    _process = (index, count)
+
+
+def process_index() -> int:
+    return _process[0]
+
+
+def this_process() -> str:
+    """`process 1 of 2 on HOST`."""
+    return f"process {_process[0]} of {_process[1]} on {socket.gethostname()}"
 
 
 def nearest(word: str, choices: Iterable[str], prefix: str = "") -> str:
@@ -206,7 +240,13 @@ def _program(argv: Sequence[str]) -> str:
 
 
 def _fail(message: str, status: int) -> typing.NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    several = _process[1] > 1
+    where = f"{this_process()}: " if several else ""
+    print(f"error: {where}{' '.join(message.split())}", file=sys.stderr, flush=True)
+    if several and status != RESTART:
+        # A usual exit would wait for the others, who wait for this one in a collective.
+        sys.stdout.flush()
+        os._exit(status)
     sys.exit(status)
 
 
@@ -232,8 +272,13 @@ def run(
         settings = parse(schema, argv)
     except ConfigError as error:
         _fail(str(error), 2)
+    call(lambda: fn(settings))
+
+
+def call(work: Callable[[], Any]) -> None:
+    """Calls `work` and ends the process as `run` does."""
     try:
-        status = fn(settings)
+        status = work()
     except KeyboardInterrupt:
         # A checkpoint may have been on its way; it was atomic, and its coroutines are no news.
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
@@ -242,8 +287,12 @@ def run(
     except Exception as error:
         message = _expected(error)
         if message is None:
-            raise
-        _fail(message, 2 if isinstance(error, ConfigError) else 1)
+            if _process[1] == 1:
+                raise
+            traceback.print_exc()
+            message = f"{type(error).__name__}: {error}"
+        status = RESTART if isinstance(error, Restart) else 1
+        _fail(message, 2 if isinstance(error, ConfigError) else status)
     if isinstance(status, int) and status:
         sys.exit(status)
 

@@ -83,6 +83,31 @@ class OptimConfig:
 class CheckpointConfig:
     every: int  # steps between saves
     keep: int  # newest checkpoints kept
+    keep_every: int = 0  # those of every so many steps are kept for good; 0: none
+    best_metric: str = ""  # the one with the best value of this metric is kept too; empty: none
+    best_mode: Literal["max", "min"] = "max"
+    folder: str = ""  # a folder or bucket of their own; empty: WORKDIR/checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class SurvivalConfig:
+    """How a run meets hangs, bad updates and lost hosts, and what it tells of its time."""
+
+    # Until the first step is done, and for each save, there are `startup_seconds`; later a step or
+    # rollout tick that takes `step_factor` times the median, and over `step_seconds`, is a hang:
+    # all threads' stacks are dumped and the process exits with 42.
+    startup_seconds: float = 3600.0  # 0: no watchdog
+    step_factor: float = 10.0
+    step_seconds: float = 300.0
+    heartbeat_seconds: int = 30  # a host that is silent for so long is lost
+    # An update whose loss or gradient is not finite, or whose loss is a spike, is never applied;
+    # then the run stops, or counts it and goes on unless `max_skips` come in a row.
+    guard: Literal["stop", "skip"] = "stop"
+    spike_sigma: float = 0.0  # a spike: so many standard deviations above the mean; 0: none is
+    spike_window: int = 128  # good losses that mean and deviation are taken of
+    max_skips: int = 10
+    profile_steps: tuple[int, ...] = ()  # traced to WORKDIR/profile; SIGUSR1: the next step
+    compile_cache: str = ""  # folder or bucket of compiled programs; empty: none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +263,7 @@ class SftRun:
     optim: OptimConfig
     sft: SftConfig
     checkpoint: CheckpointConfig
+    survival: SurvivalConfig = SurvivalConfig()
     plan: PlanConfig = PlanConfig()
 
 
@@ -259,6 +285,7 @@ class DapoRun:
     rollout: RolloutConfig
     dapo: DapoConfig
     checkpoint: CheckpointConfig
+    survival: SurvivalConfig = SurvivalConfig()
     plan: PlanConfig = PlanConfig()
 
 
@@ -301,4 +328,5 @@ class QuickstartRun:
     rollout: RolloutConfig
     eval: EvalConfig
     checkpoint: CheckpointConfig
+    survival: SurvivalConfig
     report_trajectories: int  # trajectories shown in the report

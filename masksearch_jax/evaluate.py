@@ -29,6 +29,7 @@ from masksearch_jax.rollout.episode import Request
 from masksearch_jax.search.tool import SearchTool, open_tool
 from masksearch_jax.sharding import make_mesh
 from masksearch_jax.stages import write_json
+from masksearch_jax.survival import Preemption
 from masksearch_jax.types import Example, QAExample, RampExample, Trajectory, to_json
 
 # Condition → search.kind; "search" takes the kind that is configured.
@@ -103,9 +104,14 @@ def run(cfg: EvalRun, model: Any = None) -> dict[str, Any]:
         for condition in by_condition
     )
     partial = workdir / "trajectories.jsonl.tmp"
-    with jax.set_mesh(mesh), Progress("evaluate", total) as progress, partial.open("w") as file:
+    with (
+        jax.set_mesh(mesh),
+        Progress("evaluate", total) as progress,
+        partial.open("w") as file,
+        Preemption() as preemption,
+    ):
         for condition, tool in by_condition.items():
-            with Engine(vocab, tool, rollout, cfg.search) as engine:
+            with Engine(vocab, tool, rollout, cfg.search, check=preemption.check) as engine:
                 for suite, examples in by_suite.items():
                     examples = examples[: count(cfg, suite, condition)]
                     prompts = [

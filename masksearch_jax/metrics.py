@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,11 +21,13 @@ class MetricWriter:
 
     A step is the number of updates done, as a checkpoint's. `resume_step` is the restored one:
     lines after it, and a line cut short by a kill, are dropped. 0, nothing restored: start afresh.
+    Lines that a full disk does not take are kept and written with a later one.
     """
 
     def __init__(self, folder: str | os.PathLike, resume_step: int = 0):
         self.path = pathlib.Path(folder) / FILE_NAME
         self._writes = jax.process_index() == 0
+        self._kept = ""
         if self._writes:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _truncate(self.path, resume_step)
@@ -33,8 +37,18 @@ class MetricWriter:
         if not self._writes:
             return
         row = {"step": int(step)} | {name: _plain(x) for name, x in metrics.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._kept += json.dumps(row, allow_nan=False) + "\n"
+        size = self.path.stat().st_size
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(self._kept)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            os.truncate(self.path, size)
+            print(f"  warning: no room on the disk for step {step} in {self.path}", file=sys.stderr)
+        else:
+            self._kept = ""
 
 
 def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
@@ -44,16 +58,6 @@ def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
-
-
-def check_finite(step: int, metrics: Mapping[str, Any]) -> None:
-    """Raises FloatingPointError naming the step and every metric that is NaN or infinite."""
-    bad = {k: float(v) for k, v in metrics.items() if not math.isfinite(float(v))}
-    if bad:
-        raise FloatingPointError(
-            f"step {step}: not finite: {bad}; go back to a checkpoint before it, with a lower "
-            "learning rate or other data"
-        )
 
 
 def _truncate(path: pathlib.Path, step: int) -> None:

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from masksearch_jax import cli, sharding, train_dapo, train_sft, train_state
+from masksearch_jax import cli, guard, sharding, train_dapo, train_sft, train_state
 from masksearch_jax.config import DapoRun, SftRun
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
@@ -84,7 +84,7 @@ def placed(tree: Any, mesh: Any, *logical: str) -> Any:
 def state_of(cfg: Run, mesh: Any) -> tuple[train_state.TrainState, Any]:
     """Shapes of the training state, laid out as in the run, and its optimizer."""
     steps = cfg.dapo.steps if isinstance(cfg, DapoRun) else cfg.sft.steps
-    tx = train_state.make_optimizer(cfg.optim, steps)
+    tx = guard.guarded(train_state.make_optimizer(cfg.optim, steps), cfg.survival)
     model = hf.abstract(cfg.model, cfg.compute)
     state = jax.eval_shape(lambda m: train_state.init_state(m, tx), model)
 

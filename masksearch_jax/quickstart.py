@@ -180,6 +180,7 @@ def run_sft(run: Run) -> dict[str, Any]:
             optim=cfg.sft_optim,
             sft=cfg.sft,
             checkpoint=cfg.checkpoint,
+            survival=cfg.survival,
         )
     )
 
@@ -202,6 +203,7 @@ def run_dapo(run: Run) -> dict[str, Any]:
             rollout=cfg.rollout,
             dapo=cfg.dapo,
             checkpoint=cfg.checkpoint,
+            survival=cfg.survival,
         )
     )
 

@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from masksearch_jax import cli
 from masksearch_jax.config import MeshConfig
 
 Tree = TypeVar("Tree")
@@ -62,19 +63,28 @@ class MeshError(ValueError):
     """A mesh that does not fit the devices, the model or the batch."""
 
 
-def join_processes() -> None:
+def join_processes(heartbeat_seconds: int = 30) -> None:
     """Makes this one of several processes where the environment says so; call before any other use.
 
     JAX_COORDINATOR_ADDRESS is HOST:PORT, with JAX_NUM_PROCESSES and JAX_PROCESS_ID, or `auto` on
-    a cluster that JAX knows by itself (Cloud TPU, GKE, SLURM, Open MPI). Raises MeshError for less.
+    a cluster that JAX knows by itself (Cloud TPU, GKE, SLURM, Open MPI). One that was not heard of
+    for `heartbeat_seconds` is taken for dead. Raises MeshError for less.
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
     if not address or jax.distributed.is_initialized():
         return
     if address == "auto":
         del os.environ["JAX_COORDINATOR_ADDRESS"]  # JAX would take it for an address
-        jax.distributed.initialize()
-        return
+        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds)
+    else:
+        jax.distributed.initialize(
+            address, *_place_among(address), heartbeat_timeout_seconds=heartbeat_seconds
+        )
+    cli.name_process(jax.process_index(), jax.process_count())
+
+
+def _place_among(address: str) -> tuple[int, int]:
+    """How many processes there are, and which one this is."""
     try:
         count, own = (int(os.environ[n]) for n in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
     except (KeyError, ValueError) as error:
@@ -82,7 +92,7 @@ def join_processes() -> None:
             f"JAX_COORDINATOR_ADDRESS is {address!r}: JAX_NUM_PROCESSES and JAX_PROCESS_ID must be "
             f"numbers with it, or it must be 'auto' ({type(error).__name__}: {error})"
         ) from error
-    jax.distributed.initialize(address, count, own)
+    return count, own
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

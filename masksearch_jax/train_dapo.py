@@ -24,7 +24,8 @@ from masksearch_jax.config import ComputeConfig, DapoConfig, DapoRun, RolloutCon
 from masksearch_jax.data import pipeline, records
 from masksearch_jax.data.demonstrations import parse_example
 from masksearch_jax.data.vocab import Vocab
-from masksearch_jax.metrics import MetricWriter, check_finite
+from masksearch_jax.guard import Guard, guarded
+from masksearch_jax.metrics import MetricWriter
 from masksearch_jax.models import head
 from masksearch_jax.models.initial import check_vocabulary, initial
 from masksearch_jax.progress import Progress
@@ -34,7 +35,8 @@ from masksearch_jax.rollout import sampling
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
 from masksearch_jax.search.tool import SearchTool, open_tool
-from masksearch_jax.sharding import join_processes, make_mesh, shard_batch
+from masksearch_jax.sharding import make_mesh, shard_batch
+from masksearch_jax.survival import Preempted, Survival
 from masksearch_jax.types import Trajectory, to_json
 
 
@@ -89,7 +91,7 @@ class GroupSampler:
         self.again: list[Request] = []
 
     def state(self) -> dict[str, Any]:
-        """JSON of the next stream and of the prompts, on all processes, whose groups are open."""
+        """JSON of the next stream and of this process's prompts whose groups are open."""
         own = [
             {
                 "stream": name,
@@ -98,8 +100,13 @@ class GroupSampler:
             }
             for name, (prompt, _) in self.open.items()
         ]
-        texts = sharding.gather_texts(json.dumps(own))
-        return {"stream": self.stream, "open": [p for text in texts for p in json.loads(text)]}
+        return {"stream": self.stream, "open": own}
+
+    @staticmethod
+    def gather(state: dict[str, Any]) -> dict[str, Any]:
+        """`state` with the prompts of all processes; all must call it."""
+        texts = sharding.gather_texts(json.dumps(state["open"]))
+        return state | {"open": [p for text in texts for p in json.loads(text)]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from `state`, on any number of processes; open groups are sampled anew."""
@@ -186,8 +193,8 @@ def check(dapo: DapoConfig, rollout: RolloutConfig) -> int:
 
 def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     """Trains to `cfg.dapo.steps`; returns the last metrics. `search` stands for cfg.search."""
-    join_processes()
     workdir = Path(cfg.workdir)
+    survival = Survival(cfg.survival, workdir)
     dapo, rollout = cfg.dapo, cfg.rollout
     rows = check(dapo, rollout)
 
@@ -211,33 +218,46 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     # ---- model, state, programs
     mesh = make_mesh(cfg.mesh)
     model = initial(cfg.init, cfg.model, cfg.compute, mesh, cfg.seed)
-    tx = train_state.make_optimizer(cfg.optim, dapo.steps * dapo.minibatches)
+    tx = guarded(train_state.make_optimizer(cfg.optim, dapo.steps * dapo.minibatches), cfg.survival)
     state = train_state.init_state(model, tx)
     accumulate = dapo.groups * dapo.group_size // (dapo.minibatches * dapo.micro_batch)
     loss_fn = make_loss_fn(cfg.compute, dapo, rollout.temperature)
     train_step = train_state.make_train_step(loss_fn, tx, accumulate, like=state)
     logprob_fn = make_logprob_fn(cfg.compute, rollout.temperature)
-    engine = Engine(vocab, search, rollout, cfg.search)
+    engine = Engine(vocab, search, rollout, cfg.search, check=survival.check)
     sampler = GroupSampler(engine, prompts, dapo, rollout)
 
     metrics: dict[str, Any] = {}
     checkpoints = Checkpointer(workdir / "checkpoints", cfg.checkpoint, cfg.model)
-    with engine, checkpoints as checkpointer:
+    with engine, checkpoints as checkpointer, survival:
         start = 0
         if checkpointer.latest_step() is not None:
-            state, extra = checkpointer.restore(state)
+            with survival.disk("restore"):
+                state, extra = checkpointer.restore(state)
             prompts.set_state(extra["prompts"])
             start = extra["step"]
             sampler.restore(extra["sampler"])
         writer = MetricWriter(workdir, start)
+        guard = Guard(cfg.survival, state.opt_state, start)
+
+        def save(done: int, position: dict[str, Any]) -> None:
+            with survival.disk("save", done):
+                extra = position | {"step": done, "sampler": sampler.gather(position["sampler"])}
+                checkpointer.save(done, state, extra, metrics or None)
 
         # ---- loop
         with jax.set_mesh(mesh), Progress("DAPO", dapo.steps, start) as progress:
-            for step in range(start, dapo.steps):
+            for step in survival.steps(start, dapo.steps, "update"):
                 began, before = time.perf_counter(), dataclasses.replace(engine.stats)
 
                 # ---- sample until enough groups have spread
-                kept, seen = sampler.step(state.params, step)
+                position = {"prompts": prompts.get_state(), "sampler": sampler.state()}
+                try:
+                    with survival.phase("sample"):
+                        kept, seen = sampler.step(state.params, step)
+                except Preempted:  # what this step has sampled is sampled again
+                    save(step, position)
+                    survival.stop(checkpointer)
                 sampled_at = time.perf_counter()
 
                 # ---- update
@@ -267,7 +287,9 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 metrics = {
                     k: float(np.mean([o[k] for o in outs])) for k in (outs[0] if outs else ())
                 }
-                check_finite(step + 1, metrics)
+                if outs:
+                    metrics |= {k: v for k, v in outs[-1].items() if k.startswith("skipped")}
+                    guard.check(step + 1, metrics)
                 own = rollout_metrics(seen, kept) | engine.stats.since(before).figures()
                 own |= {k: own[k] * jax.process_count() for k in _TOTALS}
                 metrics |= sharding.mean_over_processes(own)
@@ -278,13 +300,12 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 progress.update(
                     done, reward=metrics["reward"], accuracy=metrics["accuracy"], kept=len(kept)
                 )
-                if checkpointer.is_due(done) or done == dapo.steps:
-                    extra = {
-                        "prompts": prompts.get_state(),
-                        "step": done,
-                        "sampler": sampler.state(),
-                    }
-                    checkpointer.save(done, state, extra)
+                preempted = survival.preemption.reached()
+                if checkpointer.is_due(done) or done == dapo.steps or preempted:
+                    save(done, {"prompts": prompts.get_state(), "sampler": sampler.state()})
+                if preempted:
+                    survival.stop(checkpointer)
+            survival.finish(checkpointer)
     return metrics
 
 

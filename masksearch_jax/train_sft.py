@@ -20,12 +20,14 @@ from masksearch_jax.checkpoint import Checkpointer
 from masksearch_jax.config import ComputeConfig, SftRun
 from masksearch_jax.data import pipeline, records
 from masksearch_jax.data.vocab import Vocab
-from masksearch_jax.metrics import MetricWriter, check_finite
+from masksearch_jax.guard import Guard, guarded
+from masksearch_jax.metrics import MetricWriter
 from masksearch_jax.models import head
 from masksearch_jax.models.initial import check_vocabulary, initial
 from masksearch_jax.progress import Progress
 from masksearch_jax.rl import losses
-from masksearch_jax.sharding import join_processes, make_mesh, shard_batch
+from masksearch_jax.sharding import make_mesh, shard_batch
+from masksearch_jax.survival import Survival
 
 
 def make_loss_fn(compute: ComputeConfig) -> train_state.LossFn:
@@ -41,8 +43,8 @@ def make_loss_fn(compute: ComputeConfig) -> train_state.LossFn:
 
 def run(cfg: SftRun) -> dict[str, Any]:
     """Trains to `cfg.sft.steps`; returns the last step's metrics. Artefacts go to `cfg.workdir`."""
-    join_processes()
     workdir = Path(cfg.workdir)
+    survival = Survival(cfg.survival, workdir)
 
     # ---- data
     vocab = Vocab.load(cfg.tokenizer)
@@ -62,36 +64,42 @@ def run(cfg: SftRun) -> dict[str, Any]:
     # ---- model and state
     mesh = make_mesh(cfg.mesh)
     model = initial(cfg.init, cfg.model, cfg.compute, mesh, cfg.seed)
-    tx = train_state.make_optimizer(cfg.optim, cfg.sft.steps)
+    tx = guarded(train_state.make_optimizer(cfg.optim, cfg.sft.steps), cfg.survival)
     state = train_state.init_state(model, tx)
     train_step = train_state.make_train_step(
         make_loss_fn(cfg.compute), tx, cfg.optim.accumulate, like=state
     )
 
-    with Checkpointer(workdir / "checkpoints", cfg.checkpoint, cfg.model) as checkpointer:
+    metrics: dict[str, Any] = {}
+    checkpoints = Checkpointer(workdir / "checkpoints", cfg.checkpoint, cfg.model)
+    with checkpoints as checkpointer, survival:
         start = 0
         if checkpointer.latest_step() is not None:
-            state, extra = checkpointer.restore(state)
+            with survival.disk("restore"):
+                state, extra = checkpointer.restore(state)
             batches.set_state(extra["data"])
             start = int(state.step)
         writer = MetricWriter(workdir, start)
+        guard = Guard(cfg.survival, state.opt_state, start)
 
         # ---- loop
-        metrics: dict[str, Any] = {}
         tokens, clock = 0, time.perf_counter()
         with jax.set_mesh(mesh), Progress("SFT", cfg.sft.steps, start) as progress:
-            for step in range(start, cfg.sft.steps):
-                batch = next(batches)
+            for step in survival.steps(start, cfg.sft.steps, "update"):
+                with survival.phase("data"):
+                    batch = next(batches)
                 tokens += int(np.count_nonzero(batch["segment_ids"]))
                 micro = train_state.split_micro(batch, cfg.optim.accumulate)
                 state, out = train_step(
                     state, shard_batch(mesh, micro, axis=int(cfg.optim.accumulate > 1))
                 )
                 done = step + 1
+                preempted = survival.preemption.reached()
                 due = checkpointer.is_due(done) or done == cfg.sft.steps
-                if done % cfg.sft.log_every == 0 or due:
+                if done % cfg.sft.log_every == 0 or due or preempted:
                     metrics = {k: float(v) for k, v in out.items()}
-                    check_finite(done, metrics)
+                    guard.check(done, metrics)
+                if done % cfg.sft.log_every == 0 or due:
                     now = time.perf_counter()
                     metrics["tokens_per_second"] = tokens / (now - clock)
                     tokens, clock = 0, now
@@ -99,8 +107,13 @@ def run(cfg: SftRun) -> dict[str, Any]:
                     progress.update(
                         done, loss=metrics["loss"], tok_s=int(metrics["tokens_per_second"])
                     )
-                if due:
-                    checkpointer.save(done, state, {"data": batches.get_state()})
+                if due or preempted:
+                    with survival.disk("save", done):
+                        extra = {"data": batches.get_state()}
+                        checkpointer.save(done, state, extra, metrics)
+                if preempted:
+                    survival.stop(checkpointer)
+            survival.finish(checkpointer)
     return metrics
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from masksearch_jax import guard
 from masksearch_jax.config import OptimConfig
 
 PyTree = Any
@@ -143,17 +144,20 @@ def make_train_step(
     axis, absent when 1) and over the mesh, then divided once by the whole batch's count: the update
     does not depend on how a batch is cut. `like`, a sharded state, fixes the result's shardings.
     metrics: float32 scalars `loss`, `loss_weight` (the count), `grad_norm` (before clipping), `lr`
-    (where `tx` comes from make_optimizer), and the loss function's own.
+    (where `tx` comes from make_optimizer), the guard's (where `tx` is guarded), and the loss
+    function's own.
     """
+    update = optax.with_extra_args_support(tx).update
 
     def step(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, jax.Array]]:
         grads, total, count, sums = _gradient(loss_fn, state.params, batch, accumulate)
         divisor = jnp.where(count > 0, count, 1)
         grads = jax.tree.map(lambda g: g / divisor, grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        loss = total / divisor
+        updates, opt_state = update(grads, state.opt_state, state.params, value=loss)
         params = jax.tree.map(_apply, state.params, updates)
         metrics = {name: _finish(name, *pair) for name, pair in sums.items()}
-        metrics |= {"loss": total / divisor, "loss_weight": count}
+        metrics |= {"loss": loss, "loss_weight": count} | guard.figures(opt_state)
         metrics["grad_norm"] = optax.tree.norm(grads)
         rate = optax.tree.get(opt_state, "learning_rate")
         if rate is not None:

@@ -43,12 +43,14 @@ MAY_IMPORT = {
         library: {
             "checkpoint",
             "data.pipeline",
+            "guard",
             "metrics",
             "models.",
             "planning.flops",
             "rl.losses",
             "rollout.",
             "sharding",
+            "survival",
             "train_state",
         }
         for library in JAX

@@ -382,9 +382,3 @@ def test_rows_are_json_even_when_values_are_not_finite(tmp_path):
         1, {"a": float("nan"), "b": np.float32("inf"), "c": "x"}
     )
     assert run_metrics.read_metrics(tmp_path) == [{"step": 1, "a": None, "b": None, "c": "x"}]
-
-
-def test_check_finite_names_step_and_metric():
-    run_metrics.check_finite(3, {"loss": np.float32(1.0)})
-    with pytest.raises(FloatingPointError, match=r"step 7.*'loss': nan"):
-        run_metrics.check_finite(7, {"loss": np.float32("nan"), "lr": 0.1})

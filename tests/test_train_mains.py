@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from masksearch_jax import train_dapo, train_sft
+from masksearch_jax import goodput, train_dapo, train_sft
 from masksearch_jax.checkpoint import CheckpointError
 from masksearch_jax.cli import ConfigError
 from masksearch_jax.config import DapoRun, SftRun
@@ -28,6 +29,7 @@ from masksearch_jax.progress import Progress
 from masksearch_jax.rl import advantages, rewards
 from masksearch_jax.rl import groups as groups_lib
 from masksearch_jax.search.tool import open_tool
+from masksearch_jax.survival import Preempted
 from masksearch_jax.types import QAExample, RampExample, Span, Trajectory
 from tests.curves import without_clock
 
@@ -213,6 +215,56 @@ def test_dapo_before_its_first_checkpoint_starts_afresh(dapo, tmp_path):
     for _ in range(2):
         run_until(1, train_dapo, at(dapo, tmp_path))
         assert curves(tmp_path) == curves(dapo.workdir)[:1]
+
+
+def terminate(*_: object) -> None:
+    """What a scheduler does to a host that it wants back."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sft_that_is_told_to_stop_saves_that_step_and_goes_on_bitwise(sft, tmp_path, capsys):
+    class Stopped(Progress):
+        def update(self, done, **figures):
+            super().update(done, **figures)
+            if done == 30:
+                terminate()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_sft, "Progress", Stopped)
+        with pytest.raises(Preempted):
+            train_sft.run(at(sft, tmp_path))
+    assert "31" in os.listdir(tmp_path / "checkpoints")  # no multiple of 10: the step under way
+    train_sft.run(at(sft, tmp_path))
+    assert curves(tmp_path) == curves(sft.workdir)
+    assert re.search(r"goodput [\d.]+% of \d+ s in 2 sessions", capsys.readouterr().err)
+    found = goodput.summarise(tmp_path)
+    parts = (*goodput.BUCKETS, "lost", "down")
+    assert sum(found[k] for k in parts) == pytest.approx(found["wall"], rel=0.01)
+
+
+class Terminates:
+    """A search tool during whose n-th call this process is told to stop."""
+
+    def __init__(self, tool, call: int):
+        self.tool, self.left = tool, call
+
+    def search(self, queries, top_k):
+        self.left -= 1
+        if self.left == 0:
+            terminate()
+        return self.tool.search(queries, top_k)
+
+
+def test_dapo_that_is_told_to_stop_leaves_its_rollouts_and_goes_on_bitwise(cached, dapo, tmp_path):
+    calls = Unsteady(open_tool(cached.search))
+    run_until(1, train_dapo, at(dapo, tmp_path / "one"), calls)
+    tool = Terminates(open_tool(cached.search), calls.calls + 3)  # early in the second step
+    with pytest.raises(Preempted):
+        train_dapo.run(at(dapo, tmp_path), tool)
+    assert len(curves(tmp_path)) == 1  # the second step did not end
+    assert "1" in os.listdir(tmp_path / "checkpoints")
+    train_dapo.run(at(dapo, tmp_path), tool)
+    assert curves(tmp_path) == curves(dapo.workdir)
 
 
 SFT_PROCESS = """

@@ -24,14 +24,7 @@ from masksearch_jax import markup, sharding
 from masksearch_jax.config import RolloutConfig, SearchConfig
 from masksearch_jax.rollout import decode, memory, schedule
 from masksearch_jax.rollout.agreement import Agreement, Needs
-from masksearch_jax.rollout.episode import (
-    Episode,
-    Observation,
-    Request,
-    Rules,
-    Vocabulary,
-    finish,
-)
+from masksearch_jax.rollout.episode import Episode, Observation, Request, Rules, Vocabulary, finish
 from masksearch_jax.rollout.pool import Call, SearchPool
 from masksearch_jax.rollout.sampling import sampler_of
 from masksearch_jax.rollout.stats import EngineStats
@@ -55,8 +48,9 @@ class Engine:
 
     `run` lays the slots out over the mesh in force. `search` is called from
     `search_config.workers` threads. With `strict` a compile after the warm-up raises CompileError;
-    else it is logged. `watch` sees a trajectory's segments each time that it has sampled more. Use
-    as a context manager, or call `close`; a `run` that was interrupted may be followed by another.
+    else it is logged. `watch` sees a trajectory's segments each time that it has sampled more;
+    `check` is called before each tick, equally often on all processes, and ends the run by raising.
+    Use as a context manager, or call `close`; after an interrupted `run` there may be another.
     """
 
     def __init__(
@@ -68,9 +62,10 @@ class Engine:
         *,
         strict: bool = False,
         watch: Callable[[Request, Sequence[Segment]], None] | None = None,
+        check: Callable[[], None] = lambda: None,
     ):
         self.search, self.cfg, self.search_cfg, self.strict = search, rollout, search_config, strict
-        self.stats, self.watch = EngineStats(), watch
+        self.stats, self.watch, self.check = EngineStats(), watch, check
         self.rules = Rules(vocab, rollout, search_config)
         self._tick = decode.make_tick(tokens=rollout.tick_tokens, sampler=sampler_of(rollout))
         self._warm: set[tuple[Any, decode.Program]] = set()
@@ -136,6 +131,7 @@ class Engine:
         while True:
             while self._finished:
                 yield self._finished.popleft()
+            self.check()
             started = time.perf_counter()
             self._collect()
             letter = self._plan()

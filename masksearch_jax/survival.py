@@ -1,0 +1,204 @@
+"""What keeps a training run alive and accountable: one object around its loop.
+
+It turns SIGTERM into a save on all processes, watches for hangs, accounts for time, traces steps on
+demand, and tells a lost process (start again) from a failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from masksearch_jax import cli, goodput, sharding
+from masksearch_jax.config import SurvivalConfig
+from masksearch_jax.watchdog import Watchdog
+
+# What JAX says when another process is gone; nobody but its runtime knows.
+_LOST = re.compile(
+    r"gloo|connection (closed|reset|refused)|socket closed|unavailable|heartbeat|"
+    r"coordination service|barrier|deadline.exceeded|preempt",
+    re.IGNORECASE,
+)
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+_polls = itertools.count(1)  # JAX wants a number that grows, over all runs of a process
+
+
+class Preempted(cli.Restart):
+    """A process was told to stop; what the run had is saved."""
+
+
+class Preemption:
+    """SIGTERM as a question that all processes answer alike. Use as a context manager.
+
+    Alone, a signal handler answers; among several, JAX's own service, which knows of a signal on
+    any of them and needs no device: all must ask equally often.
+    """
+
+    def __init__(self) -> None:
+        self._told = False
+        self._before: Any = None
+
+    def __enter__(self) -> Preemption:
+        if not jax.distributed.is_initialized():
+            self._before = _handle(signal.SIGTERM, self._tell)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _restore(signal.SIGTERM, self._before)
+
+    def reached(self) -> bool:
+        """True once any process was told to stop: at the same call on all, and from then on."""
+        if jax.distributed.is_initialized():
+            self._told |= multihost_utils.reached_preemption_sync_point(next(_polls))
+        return self._told
+
+    def check(self) -> None:
+        """Raises Preempted where `reached`."""
+        if self.reached():
+            raise Preempted("told to stop (SIGTERM); the same command goes on from here")
+
+    def _tell(self, number: int, frame: FrameType | None) -> None:
+        self._told = True
+
+
+class Survival:
+    """A run's guardian. Make it first: its clock starts, and this process joins the others.
+
+    As a context manager around the loop it listens to signals and watches for hangs. `steps` gives
+    the loop's steps; `phase` says what time is spent on; `check` belongs into everything that takes
+    longer than a moment.
+    """
+
+    def __init__(self, config: SurvivalConfig, workdir: str | os.PathLike):
+        self.config, self._workdir = config, Path(workdir)
+        self._clock = goodput.Goodput(workdir)
+        sharding.join_processes(config.heartbeat_seconds)
+        self._clock.writes = jax.process_index() == 0
+        if config.compile_cache:
+            jax.config.update("jax_compilation_cache_dir", config.compile_cache)
+        self.preemption = Preemption()
+        self._watchdog = Watchdog(config, self._workdir, self._clock.touch)
+        self._step, self._trace_next = 0, False
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Survival:
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.preemption)
+            before = _handle(signal.SIGUSR1, self._ask_for_trace)
+            stack.callback(_restore, signal.SIGUSR1, before)
+            jax.monitoring.register_event_duration_secs_listener(self._listen)
+            stack.callback(jax.monitoring.unregister_event_duration_listener, self._listen)
+            stack.enter_context(self._watchdog)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+        self._clock.end(self._step)
+        if is_lost_process(error):
+            # Every way out that is not this one waits for the process that is gone.
+            text = " ".join(str(error).split())[:300]
+            print(f"error: {cli.this_process()}: lost another: {text}", file=sys.stderr, flush=True)
+            os._exit(cli.RESTART)
+        if self._clock.writes and (figures := goodput.summarise(self._workdir)):
+            print(f"  {goodput.sentence(figures)}", file=sys.stderr, flush=True)
+
+    def steps(self, start: int, stop: int, bucket: str) -> Iterator[int]:
+        """start, …, stop - 1: the steps to be done; time within them goes to `bucket`."""
+        self._step = start
+        self._clock.start(start)
+        self._clock.enter(bucket)
+        for step in range(start, stop):
+            with self._traced(step + 1):
+                yield step
+            self._step = step + 1
+            self._clock.step(self._step)
+            self._watchdog.beat("step")
+        self._clock.enter("save")
+
+    def phase(self, bucket: str) -> contextlib.AbstractContextManager[None]:
+        """Time within goes to this bucket of `goodput.BUCKETS`."""
+        return self._clock.phase(bucket)
+
+    @contextlib.contextmanager
+    def disk(self, bucket: str, step: int | None = None) -> Iterator[None]:
+        """A `save` or `restore`, which may take its time; `step` is what is then on its way."""
+        with self._watchdog.patient(), self._clock.phase(bucket):
+            yield
+        if step is not None:
+            self._clock.save(step)
+
+    def finish(self, checkpointer: Any) -> None:
+        """Waits for what is being written. Raises UserError where the last step is not."""
+        with self.disk("save"):
+            checkpointer.wait()
+        if sharding.any_process(checkpointer.failed is not None):
+            raise checkpointer.failed or cli.UserError("another process could not save")
+
+    def stop(self, checkpointer: Any) -> None:
+        """Waits for what is being written, then raises Preempted."""
+        with self.disk("save"):
+            checkpointer.wait()
+        self.preemption.check()
+
+    def check(self) -> None:
+        """Progress within a step. Raises Preempted, on all processes at the same call."""
+        self._watchdog.beat("tick")
+        self.preemption.check()
+
+    def _ask_for_trace(self, number: int, frame: FrameType | None) -> None:
+        self._trace_next = True
+
+    @contextlib.contextmanager
+    def _traced(self, step: int) -> Iterator[None]:
+        if not self._trace_next and step not in self.config.profile_steps:
+            yield
+            return
+        self._trace_next = False
+        folder = self._workdir / "profile" / f"step_{step}"
+        with self._watchdog.patient(), jax.profiler.trace(folder):
+            yield
+            jax.block_until_ready(jax.numpy.zeros(()) + 1)  # what was sent to the device before it
+        print(f"  profile of step {step}: {folder}", file=sys.stderr, flush=True)
+
+    def _listen(self, event: str, seconds: float, **_: object) -> None:
+        if event == _COMPILE_EVENT and threading.current_thread() is threading.main_thread():
+            self._clock.move(seconds, "compile")
+
+
+def is_lost_process(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is of a collective of which a process is gone."""
+    if error is None or jax.process_count() == 1:
+        return False
+    lost = isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error))
+    return bool(lost) or is_lost_process(error.__cause__)
+
+
+def _handle(number: int, handler: Any) -> Any:
+    """Installs a handler and returns the one before; None outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(number, handler)
+
+
+def _restore(number: int, before: Any) -> None:
+    if before is not None:
+        signal.signal(number, before)
