@@ -68,18 +68,21 @@ def join_processes(heartbeat_seconds: int = 30) -> None:
 
     JAX_COORDINATOR_ADDRESS is HOST:PORT, with JAX_NUM_PROCESSES and JAX_PROCESS_ID, or `auto` on
     a cluster that JAX knows by itself (Cloud TPU, GKE, SLURM, Open MPI). One that was not heard of
-    for `heartbeat_seconds` is taken for dead. Raises MeshError for less.
+    for `heartbeat_seconds` is taken for dead. Raises MeshError for less, cli.Restart where the
+    others do not come.
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
     if not address or jax.distributed.is_initialized():
         return
+    place: tuple[Any, ...] = ()
     if address == "auto":
         del os.environ["JAX_COORDINATOR_ADDRESS"]  # JAX would take it for an address
-        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds)
     else:
-        jax.distributed.initialize(
-            address, *_place_among(address), heartbeat_timeout_seconds=heartbeat_seconds
-        )
+        place = (address, *_place_among(address))
+    try:
+        jax.distributed.initialize(*place, heartbeat_timeout_seconds=heartbeat_seconds)
+    except jax.errors.JaxRuntimeError as error:
+        raise cli.Restart(f"the other processes cannot be joined at {address}: {error}") from error
     cli.name_process(jax.process_index(), jax.process_count())
 
 
