@@ -29,7 +29,7 @@ main, schema = {"sft": (train_sft, SftRun), "dapo": (train_dapo, DapoRun)}[sys.a
 cfg = cli.to_dataclass(schema, json.loads(sys.argv[2]))
 cli.call(lambda: main.run(cfg) and None)
 """
-# What the clock decides and no two runs agree on.
+# When a search comes back decides who decodes next to whom, and whose prompt is there to be copied.
 TIMED = (
     "second",
     "host_share",
@@ -41,7 +41,7 @@ TIMED = (
 
 
 def curve(workdir: Path) -> list[dict[str, float]]:
-    """metrics.jsonl without what the clock decides."""
+    """metrics.jsonl without what the clock decides: what two runs of the same seed agree on."""
     rows = read_metrics(workdir)
     return [{k: v for k, v in row.items() if not any(t in k for t in TIMED)} for row in rows]
 

@@ -1,4 +1,4 @@
-"""Several processes: the same tokens as one, and one whose search fails or hangs stops no other."""
+"""Several processes: the same tokens as one; a search that hangs stops nobody, a signal all."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ CHILD = """
 import json, sys, threading, time
 process, count, devices, port, mode = (int(a) if a.isdigit() else a for a in sys.argv[2:])
 sys.path.insert(0, sys.argv[1])
-import conftest, jax
+import conftest, jax, os, signal
 jax.config.update("jax_num_cpu_devices", devices)
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 if count > 1:
     jax.distributed.initialize(f"localhost:{port}", count, process)
 from test_rollout import *
 from masksearch_jax.sharding import replicate
+from masksearch_jax.survival import Preempted, Preemption
 
 def find(query):
     if mode == "jitter":
@@ -29,6 +30,10 @@ def find(query):
         raise OSError("index unplugged")
     if mode == "hangs" and process == 1:
         threading.Event().wait()
+    if mode == "stopped":
+        if process == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(2.0)
     return 0.0
 
 mesh = make_mesh(MeshConfig(-1, 1, 1))
@@ -40,12 +45,24 @@ config = dataclasses.replace(SEARCH, timeout=0.5)
 texts = "plan", "red blue plan"
 requests = [request(texts[i % 2], i, s) for i in range(16) for s in range(2)]
 own = len(requests) // count
+if mode == "stopped":
+    config = dataclasses.replace(SEARCH, timeout=60.0)
+preemption, polls, out = Preemption(), [], []
+
+def check():
+    polls.append(1)
+    preemption.check()
+
 with jax.set_mesh(mesh), engine(Colours(find), rollout=rollout, search_config=config) as e:
+    e.check = check
     model = transformer() if temperature else ANSWERER
-    out = list(e.run(replicate(mesh, model), requests[process * own :][:own]))
-    ticks = e.stats.ticks
+    try:
+        out.extend(e.run(replicate(mesh, model), requests[process * own :][:own]))
+    except Preempted:
+        mode = "preempted"
+    ticks = e.stats.ticks if mode != "preempted" else len(polls)
 rows = [[t.example_id, t.sample, t.status, t.ids.tolist(), t.logprobs.tolist()] for t in out]
-print("ROWS", json.dumps([ticks, rows]), flush=True)
+print("ROWS", json.dumps([ticks, rows if mode != "stopped" else "not stopped"]), flush=True)
 """
 
 
@@ -109,3 +126,11 @@ def test_a_process_whose_search_fails_stops_no_other(mode):
     assert len(healthy) == len(failing) == 16
     assert {row[2] for row in healthy} == {"answered"}
     assert {row[2] for row in failing} == {"tool_failure"}
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_at_the_same_tick():
+    (ticks, first), (others, second) = run(2, 1, "stopped")
+    assert ticks == others > 1
+    assert "not stopped" not in (first, second)
+    assert len(first) + len(second) < 32  # in the middle of it

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.crash_runs import curve
 from masksearch_jax import cli, config, quickstart, viewer
 from masksearch_jax.stages import Usage
-from tests.curves import without_clock
 
 SMALL = (
     "rollout.slots=4", "rollout.max_new_tokens=48", "dapo.overlong_buffer=16",
@@ -78,11 +78,7 @@ def stop(process, workdir, reached, number):
 
 def curves(workdir):
     """Losses, rewards and counts of both trainings, without what depends on the clock."""
-    rows = {}
-    for name in ("sft", "dapo"):
-        lines = (workdir / name / "metrics.jsonl").read_text().splitlines()
-        rows[name] = [without_clock(json.loads(line)) for line in lines]
-    return rows
+    return {name: curve(workdir / name) for name in ("sft", "dapo")}
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,10 +14,12 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks.crash_runs import Cluster
+from benchmarks.crash_runs import curve as curves
 from masksearch_jax import goodput, train_dapo, train_sft
 from masksearch_jax.checkpoint import CheckpointError
-from masksearch_jax.cli import ConfigError
-from masksearch_jax.config import DapoRun, SftRun
+from masksearch_jax.cli import RESTART, ConfigError
+from masksearch_jax.config import DapoRun, SftRun, SurvivalConfig
 from masksearch_jax.data import ramp
 from masksearch_jax.data.pipeline import Prompt
 from masksearch_jax.data.records import CacheError
@@ -31,7 +32,6 @@ from masksearch_jax.rl import groups as groups_lib
 from masksearch_jax.search.tool import open_tool
 from masksearch_jax.survival import Preempted
 from masksearch_jax.types import QAExample, RampExample, Span, Trajectory
-from tests.curves import without_clock
 
 SFT_STEPS, DAPO_STEPS = 50, 4
 
@@ -127,11 +127,6 @@ def dapo_config(run, workdir, init) -> DapoRun:
         ),
         checkpoint=dataclasses.replace(cfg.checkpoint, every=2),
     )
-
-
-def curves(workdir) -> list[dict[str, float]]:
-    """metrics.jsonl without what the clock decides."""
-    return [without_clock(row) for row in read_metrics(workdir)]
 
 
 def run_until(step: int, main, *args) -> None:
@@ -267,51 +262,48 @@ def test_dapo_that_is_told_to_stop_leaves_its_rollouts_and_goes_on_bitwise(cache
     assert curves(tmp_path) == curves(dapo.workdir)
 
 
-SFT_PROCESS = """
-import dataclasses, json, sys
-from masksearch_jax import train_sft
-from masksearch_jax.config import SftRun
-from masksearch_jax.cli import to_dataclass
-train_sft.run(to_dataclass(SftRun, json.loads(sys.argv[1])))
-"""
-
-
 @pytest.mark.slow
-def test_sft_that_was_killed_goes_on_bitwise(sft, tmp_path):
-    settings = {
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+def test_sft_of_two_processes_is_killed_moved_to_one_stopped_and_moved_back(sft, tmp_path):
+    """The same mesh in any number of processes: the same curve and weights, bit by bit."""
+    cfg = dataclasses.replace(
+        sft,
+        sft=dataclasses.replace(sft.sft, steps=80),
+        checkpoint=dataclasses.replace(sft.checkpoint, every=1),
+        survival=shared_programs(sft.survival),
+    )
+    assert Cluster(at(cfg, tmp_path / "whole"), 2).wait(400) == [0, 0]
 
-    def start(name: str) -> subprocess.Popen:
-        cfg = at(sft, tmp_path / name)
-        command = [sys.executable, "-c", SFT_PROCESS, json.dumps(dataclasses.asdict(cfg))]
-        return subprocess.Popen(command, env=os.environ | settings)
+    def session(count: int, rows: int) -> Cluster:
+        cluster = Cluster(at(cfg, tmp_path / "cut"), count)
+        while cluster.running() and len(curves(tmp_path / "cut")) < rows:
+            time.sleep(0.01)
+        return cluster
 
-    with start("whole") as process:
-        assert process.wait() == 0
-    for steps in (3, 24):  # before the first checkpoint, and between two
-        with start("cut") as process:
-            while len(read_metrics(tmp_path / "cut")) < steps and process.poll() is None:
-                time.sleep(0.01)
-            process.kill()
-        assert process.returncode == -signal.SIGKILL
-    assert 24 <= len(read_metrics(tmp_path / "cut")) < SFT_STEPS
-    with start("cut") as process:
-        assert process.wait() == 0
+    killed = session(2, 5)
+    killed.signal(signal.SIGKILL, 1)
+    assert killed.wait(100)[0] in (RESTART, -signal.SIGABRT)  # JAX itself may be the first to see
+    stopped = session(1, 15)
+    stopped.signal(signal.SIGTERM, 0)
+    assert stopped.wait(100) == [RESTART]
+    stopped = session(2, 20)
+    stopped.signal(signal.SIGTERM, 1)
+    assert stopped.wait(100) == [RESTART, RESTART]
+    assert "process 0 of 2 on" in stopped.text()
+    assert 20 <= len(curves(tmp_path / "cut")) < 80
+    assert session(1, 80).wait(400) == [0]
     assert curves(tmp_path / "cut") == curves(tmp_path / "whole")
+    weights = [np_weights(tmp_path / name, cfg) for name in ("whole", "cut")]
+    assert weights[0] == weights[1]
 
 
-DAPO_PROCESS = """
-import json, sys
-import jax
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
-from masksearch_jax import train_dapo
-from masksearch_jax.cli import to_dataclass
-from masksearch_jax.config import DapoRun
-train_dapo.run(to_dataclass(DapoRun, json.loads(sys.argv[2])))
-"""
+def shared_programs(settings: SurvivalConfig) -> SurvivalConfig:
+    return dataclasses.replace(settings, compile_cache=jax.config.jax_compilation_cache_dir)
+
+
+def np_weights(workdir, cfg: SftRun) -> list[bytes]:
+    mesh = train_sft.make_mesh(cfg.mesh)
+    model = initial(str(workdir / "checkpoints"), cfg.model, cfg.compute, mesh, 0)
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(model)]
 
 
 @pytest.mark.slow
@@ -321,22 +313,19 @@ def test_two_processes_train_on_the_rollouts_of_one(dapo, tmp_path, in_flight):
     settings = dataclasses.replace(dapo.dapo, max_refills=1)
     if in_flight == "rebuild":
         settings = dataclasses.replace(settings, oversample=2.0)
+    cfg = dataclasses.replace(
+        dapo, rollout=rollout, dapo=settings, survival=shared_programs(dapo.survival)
+    )
     for count in (1, 2):
-        cfg = at(dapo, tmp_path / str(count))
-        cfg = dataclasses.replace(cfg, rollout=rollout, dapo=settings)
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        given = json.dumps(dataclasses.asdict(cfg))
-        cluster = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", DAPO_PROCESS, str(2 // count), given],
-                env=os.environ | (cluster | {"JAX_PROCESS_ID": str(p)} if count > 1 else {}),
-            )
-            for p in range(count)
-        ]
-        assert [p.wait(timeout=400) for p in processes] == [0] * count
+        assert Cluster(at(cfg, tmp_path / str(count)), count).wait(400) == [0] * count
+    if in_flight == "drop":  # killed between two checkpoints, it goes on bitwise
+        cluster = Cluster(at(cfg, tmp_path / "cut"), 2)
+        while cluster.running() and len(curves(tmp_path / "cut")) < 3:
+            time.sleep(0.01)
+        cluster.signal(signal.SIGKILL, 0)
+        cluster.wait(100)
+        assert Cluster(at(cfg, tmp_path / "cut"), 2).wait(400) == [0, 0]
+        assert curves(tmp_path / "cut") == curves(tmp_path / "2")
     alone, together = (read_metrics(tmp_path / c) for c in "12")
     assert len(alone) == len(together) == DAPO_STEPS
     if in_flight == "drop":  # the same prompts, streams and weights: the same samples
