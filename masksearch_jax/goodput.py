@@ -71,10 +71,13 @@ class Goodput:
             self._line("step", step)
 
     def save(self, step: int) -> None:
+        """The state after `step` steps is on its way to disk."""
         self._line("save", step)
 
     def end(self, step: int) -> None:
-        self._line("end", step)
+        """The session is over; nothing where it was never begun."""
+        if self._written:
+            self._line("end", step)
 
     def touch(self) -> None:
         """Notes on disk that the session lives."""

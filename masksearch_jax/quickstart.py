@@ -28,6 +28,7 @@ from masksearch_jax import (
     cli,
     evaluate,
     export_hf,
+    goodput,
     report,
     train_dapo,
     train_sft,
@@ -247,6 +248,7 @@ def write_summary(run: Run) -> None:
         "stages": {name: {"seconds": r["seconds"]} for name, r in records.items()},
         "eval": evaluations(run),
         "export": records.get("export", {}).get("export", {}),
+        "time": {n: time_spent(run.folder / n) for n in ("sft", "dapo")},
         "data": {name: counts for stage in data for name, counts in stage.items()},
         "config": dataclasses.asdict(run.cfg),
         "versions": versions(SHOWN_PACKAGES),
@@ -257,6 +259,13 @@ def write_summary(run: Run) -> None:
 def evaluations(run: Run) -> dict[str, Any]:
     names = {name: f"evaluate_{name}" for name in ("init", "sft", "dapo")}
     return {k: run.records[s]["eval"] for k, s in names.items() if s in run.records}
+
+
+def time_spent(folder: Path) -> dict[str, float]:
+    """Seconds of a training by bucket, and the share of them that was productive."""
+    shares = ("goodput", "sessions")
+    found = goodput.summarise(folder).items()
+    return {k if k in shares else f"{k}_seconds": v for k, v in found}
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

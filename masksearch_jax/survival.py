@@ -124,7 +124,8 @@ class Survival:
     def steps(self, start: int, stop: int, bucket: str) -> Iterator[int]:
         """start, …, stop - 1: the steps to be done; time within them goes to `bucket`."""
         self._step = start
-        self._clock.start(start)
+        if start < stop:  # a run that is done is not made longer by looking at it
+            self._clock.start(start)
         self._clock.enter(bucket)
         for step in range(start, stop):
             with self._traced(step + 1):
