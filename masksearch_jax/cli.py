@@ -36,6 +36,12 @@ T = TypeVar("T")
 USAGE = "usage: python -m {name} --config=configs/NAME.py[:arg] [--config.section.key=value ...]"
 RESTART = 42
 _process = (0, 1)  # which one of how many
+# What JAX says when another process is gone; nobody but its runtime knows.
+_LOST = re.compile(
+    r"gloo|connection (closed|reset|refused)|socket closed|unavailable|heartbeat|"
+    r"coordination service|barrier|deadline.exceeded|preempt",
+    re.IGNORECASE,
+)
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 
@@ -64,6 +70,21 @@ def process_index() -> int:
 def this_process() -> str:
     """`process 1 of 2 on HOST`."""
     return f"process {_process[0]} of {_process[1]} on {socket.gethostname()}"
+
+
+def is_lost_process(error: BaseException | None) -> bool:
+    """Whether an error of JAX's, or what caused it, says that another process is gone."""
+    if error is None or _process[1] == 1:
+        return False
+    lost = type(error).__name__ == "JaxRuntimeError" and _LOST.search(str(error))
+    return bool(lost) or is_lost_process(error.__cause__)
+
+
+def end_alone(error: BaseException) -> typing.NoReturn:
+    """Exits with 42 at once: every other way waits for the process that is gone."""
+    text = " ".join(str(error).split())[:300]
+    print(f"error: {this_process()}: lost another process: {text}", file=sys.stderr, flush=True)
+    os._exit(RESTART)
 
 
 def nearest(word: str, choices: Iterable[str], prefix: str = "") -> str:
@@ -285,6 +306,8 @@ def call(work: Callable[[], Any]) -> None:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        if is_lost_process(error):
+            end_alone(error)
         message = _expected(error)
         if message is None:
             if _process[1] == 1:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import re
 import signal
 import sys
 import threading
@@ -25,12 +24,6 @@ from masksearch_jax import cli, goodput, sharding
 from masksearch_jax.config import SurvivalConfig
 from masksearch_jax.watchdog import Watchdog
 
-# What JAX says when another process is gone; nobody but its runtime knows.
-_LOST = re.compile(
-    r"gloo|connection (closed|reset|refused)|socket closed|unavailable|heartbeat|"
-    r"coordination service|barrier|deadline.exceeded|preempt",
-    re.IGNORECASE,
-)
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 _polls = itertools.count(1)  # JAX wants a number that grows, over all runs of a process
 
@@ -113,11 +106,8 @@ class Survival:
     ) -> None:
         self._stack.close()
         self._clock.end(self._step)
-        if is_lost_process(error):
-            # Every way out that is not this one waits for the process that is gone.
-            text = " ".join(str(error).split())[:300]
-            print(f"error: {cli.this_process()}: lost another: {text}", file=sys.stderr, flush=True)
-            os._exit(cli.RESTART)
+        if cli.is_lost_process(error):
+            cli.end_alone(error)  # before anything else that would wait for the one that is gone
         if self._clock.writes and (figures := goodput.summarise(self._workdir)):
             print(f"  {goodput.sentence(figures)}", file=sys.stderr, flush=True)
 
@@ -183,14 +173,6 @@ class Survival:
     def _listen(self, event: str, seconds: float, **_: object) -> None:
         if event == _COMPILE_EVENT and threading.current_thread() is threading.main_thread():
             self._clock.move(seconds, "compile")
-
-
-def is_lost_process(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is of a collective of which a process is gone."""
-    if error is None or jax.process_count() == 1:
-        return False
-    lost = isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error))
-    return bool(lost) or is_lost_process(error.__cause__)
 
 
 def _handle(number: int, handler: Any) -> Any:

@@ -19,7 +19,7 @@ import pytest
 from masksearch_jax import cli, goodput, watchdog
 from masksearch_jax.config import OptimConfig, SurvivalConfig
 from masksearch_jax.guard import Guard, GuardError, guarded
-from masksearch_jax.survival import Preempted, Preemption, Survival, is_lost_process
+from masksearch_jax.survival import Preempted, Preemption, Survival
 from masksearch_jax.train_state import init_state, make_optimizer, make_train_step
 
 CONFIG = SurvivalConfig()
@@ -57,14 +57,16 @@ def test_a_lost_process_is_told_from_a_failure():
     lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
     wrapped = ValueError("could not save")
     wrapped.__cause__ = lost
-    assert not is_lost_process(lost)  # alone there is nobody to lose
+    assert not cli.is_lost_process(lost)  # alone there is nobody to lose
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "process_count", lambda: 2)
-        assert is_lost_process(lost)
-        assert is_lost_process(wrapped)
-        assert not is_lost_process(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"))
-        assert not is_lost_process(ValueError("Connection closed"))
-        assert not is_lost_process(None)
+        patch.setattr(cli, "_process", (0, 2))
+        assert cli.is_lost_process(lost)
+        assert cli.is_lost_process(wrapped)
+        assert not cli.is_lost_process(
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        )
+        assert not cli.is_lost_process(ValueError("Connection closed"))
+        assert not cli.is_lost_process(None)
 
 
 # ---- exit statuses
@@ -96,6 +98,12 @@ cli.call(work)
             "1 / 0",
             1,
             r"error: process 1 of 2 on \S+: ZeroDivisionError: division by zero",
+        ),
+        (
+            "cli.name_process(0, 2)\nclass JaxRuntimeError(RuntimeError): pass",
+            "raise JaxRuntimeError('Gloo context initialization failed')",
+            42,
+            r"error: process 0 of 2 on \S+: lost another process: Gloo context .* failed",
         ),
     ],
 )
