@@ -160,18 +160,20 @@ class Checkpointer:
 
     def _check_space(self, *trees: dict[str, jax.Array]) -> None:
         """Raises OSError on all processes where one has no room for its part."""
-        free, needed = None, 0
+        free = needed = 0
         if os.path.isdir(self.folder):  # no bucket
             disk = os.statvfs(self.folder)
             free = disk.f_bavail * disk.f_frsize
             needed = sum(_own_bytes(x) for tree in trees for x in tree.values())
-        if sharding.any_process(free is not None and free < needed):
+        if sharding.any_process(free < needed):
             raise OSError(f"it needs {needed:,} bytes, {free:,} are free there")
 
     def _guard(self, step: int, write: Callable[[], Any]) -> None:
         try:
             write()
         except Exception as error:  # orbax and tensorstore raise many types for one full disk
+            if cli.is_lost_process(error):
+                raise
             why = " ".join(str(error).split())[:400]
         else:
             return

@@ -59,7 +59,10 @@ class Run(StageFolder):
 
     def checkpoints(self, name: str) -> str:
         """Where the weights evaluated as `name` are; "" for those that SFT begins with."""
-        return "" if name == "init" else str(self.folder / name / "checkpoints")
+        if name == "init":
+            return ""
+        elsewhere = self.cfg.checkpoint.folder
+        return f"{elsewhere}/{name}" if elsewhere else str(self.folder / name / "checkpoints")
 
 
 def log(line: str) -> None:
@@ -180,7 +183,7 @@ def run_sft(run: Run) -> dict[str, Any]:
             mesh=cfg.mesh,
             optim=cfg.sft_optim,
             sft=cfg.sft,
-            checkpoint=cfg.checkpoint,
+            checkpoint=dataclasses.replace(cfg.checkpoint, folder=run.checkpoints("sft")),
             survival=cfg.survival,
         )
     )
@@ -203,7 +206,7 @@ def run_dapo(run: Run) -> dict[str, Any]:
             search=run.search,
             rollout=cfg.rollout,
             dapo=cfg.dapo,
-            checkpoint=cfg.checkpoint,
+            checkpoint=dataclasses.replace(cfg.checkpoint, folder=run.checkpoints("dapo")),
             survival=cfg.survival,
         )
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +98,15 @@ def one_device():
         for main in (evaluate, train_dapo, train_sft):
             patch.setattr(main, "make_mesh", make_mesh)
         yield
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte; skips where none can be made."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=False)
+    if made.returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", folder], check=True)

@@ -204,18 +204,6 @@ def test_a_failed_write_is_told_and_leaves_the_last_good_one(tmp_path, capsys):
         assert_equal(state, good)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of one megabyte; skips where none can be made."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=False)
-    if made.returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
 def test_a_full_disk_is_seen_before_writing_and_the_run_goes_on(small_disk):
     def state(step: int, size: int) -> TrainState:
         kernel = jax.random.normal(jax.random.key(step), (size, 400))  # cannot be compressed

@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import os
+import signal
 
 import pytest
 
@@ -12,6 +14,8 @@ from masksearch_jax.config import EvalRun
 from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.evals.suites import METRICS
 from masksearch_jax.models.initial import InitError
+from masksearch_jax.progress import Progress
+from masksearch_jax.survival import Preempted
 from masksearch_jax.types import QAExample, RampExample, Trajectory, from_json
 
 EXAMPLES = 7
@@ -106,3 +110,17 @@ def test_a_tokenizer_of_another_model_is_refused(run_config, tmp_path):
     model = dataclasses.replace(run_config.model, vocab_size=100)
     with pytest.raises(InitError, match=r"ids up to 511, but config\.model\.vocab_size is 100"):
         evaluate.run(dataclasses.replace(run_config, workdir=str(tmp_path), model=model))
+
+
+@pytest.mark.usefixtures("one_device")
+def test_an_evaluation_that_is_told_to_stop_does(run_config, tmp_path, monkeypatch):
+    class Stopped(Progress):
+        def update(self, done, **figures):
+            assert done == 1, "nothing goes on after the first answer"
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(evaluate, "Progress", Stopped)
+    few = dataclasses.replace(run_config.rollout, slots=1)
+    with pytest.raises(Preempted):
+        evaluate.run(dataclasses.replace(run_config, workdir=str(tmp_path), rollout=few))
+    assert not (tmp_path / "eval.json").exists()

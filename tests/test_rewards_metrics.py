@@ -382,3 +382,19 @@ def test_rows_are_json_even_when_values_are_not_finite(tmp_path):
         1, {"a": float("nan"), "b": np.float32("inf"), "c": "x"}
     )
     assert run_metrics.read_metrics(tmp_path) == [{"step": 1, "a": None, "b": None, "c": "x"}]
+
+
+def test_rows_that_a_full_disk_does_not_take_are_written_later(small_disk, capsys):
+    writer = run_metrics.MetricWriter(small_disk)
+    filler = small_disk / "filler"
+    writer.write(1, {"loss": 1.0})
+    with pytest.raises(OSError, match="No space left"):
+        filler.write_bytes(b"x" * 2**21)
+    for step in (2, 3):  # the first may find room in the file's last page
+        writer.write(step, {"loss": 1.0, "note": "x" * 5000})
+    assert "no room on the disk for step 3" in capsys.readouterr().err
+    rows = [row["step"] for row in run_metrics.read_metrics(small_disk)]
+    assert rows == [1, 2][: len(rows)]
+    filler.unlink()
+    writer.write(4, {"loss": 2.0})
+    assert [row["step"] for row in run_metrics.read_metrics(small_disk)] == [1, 2, 3, 4]
