@@ -16,8 +16,20 @@ def get_config(arg: str = "") -> ConfigDict:
     c.step = -1  # the latest
     c.folder = "runs/ramp_dapo/export"
     c.tokenizer = ""  # folder whose tokenizer files are copied; needed
-    c.dtype = "bfloat16"
+    c.dtype = "bfloat16"  # stored: as the checkpoint has them
     c.max_shard_gigabytes = 5.0
     c.reload = "auto"  # with transformers where torch is installed, else against the table
+
+    c.card = ConfigDict()  # for the README.md of the folder; empty: left to whoever publishes it
+    c.card.base_model = ""
+    c.card.stage = "RAMP: SFT, then DAPO"
+    c.card.dataset = ""
+    c.card.license = ""
+
+    c.mesh = ConfigDict()  # a parameter lies on all devices while it is written
+    c.mesh.data = 1
+    c.mesh.fsdp = -1
+    c.mesh.tensor = 1
+
     c.model = common.model(arg.model)
     return c

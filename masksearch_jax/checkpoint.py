@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -203,6 +204,46 @@ def load_params(
         return _restore(manager, step, "params", like, _read_meta(manager, step, model))
 
 
+class StoredParams:
+    """The weights of one step, brought one parameter at a time, each placed as in the model `like`.
+
+    `step` is the one that was found (None: the latest), `dtype` what its weights are stored in,
+    `source` a text that no other checkpoint has. A context manager. Raises as
+    `Checkpointer.restore`.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike, like: PyTree, model: ModelConfig, step: int | None = None
+    ):
+        folder, step = _split(folder, step)
+        self._manager = _reader(folder)
+        self.step = _find_step(self._manager, folder, step)
+        wanted = _flatten(like)
+        _check_shapes(self.step, "params", _read_meta(self._manager, self.step, model), wanted)
+        paths = (path for path, _ in jax.tree_util.tree_flatten_with_path(like)[0])
+        self._wanted = dict(zip(map(sharding.parameter_name, paths), wanted.items(), strict=True))
+        place = _absolute(folder) / str(self.step)
+        stored = ocp.PyTreeCheckpointHandler().metadata(place / "params")
+        self.dtype = str(np.dtype(next(iter(stored.tree.values())).dtype))
+        # Times to the nanosecond: a step that was trained again is another checkpoint.
+        self.source = f"{place} {(place / '_CHECKPOINT_METADATA').read_text()}"
+
+    def read(self, parameter: str) -> jax.Array:
+        """One parameter, by its name as `sharding.parameter_name` has it."""
+        name, leaf = self._wanted[parameter]
+        item = {name: _abstract(leaf)}
+        how = ocp.checkpoint_utils.construct_restore_args(item)
+        args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
+        found = self._manager.restore(self.step, args=ocp.args.Composite(params=args))
+        return found["params"][name]
+
+    def __enter__(self) -> StoredParams:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+
 def read_model(folder: str | os.PathLike) -> ModelConfig:
     """The architecture of the latest checkpoint in `folder`, or of FOLDER/STEP.
 
@@ -317,6 +358,15 @@ def _restore(
 ) -> PyTree:
     """The item's arrays in the structure, dtypes and shardings of `like`."""
     wanted = _flatten(like)
+    _check_shapes(step, item, meta, wanted)
+    args = ocp.args.Composite(
+        **{item: ocp.args.StandardRestore({n: _abstract(x) for n, x in wanted.items()})}
+    )
+    arrays = manager.restore(step, args=args)[item]
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
+
+
+def _check_shapes(step: int, item: str, meta: dict[str, Any], wanted: dict[str, Any]) -> None:
     stored, asked = meta[item], _shapes(wanted)
     if stored != asked:
         names = sorted(n for n in stored.keys() | asked.keys() if stored.get(n) != asked.get(n))
@@ -324,11 +374,6 @@ def _restore(
         raise CheckpointError(
             f"step {step}: {len(names)} arrays of {item!r} differ in shape: " + "; ".join(shown)
         )
-    args = ocp.args.Composite(
-        **{item: ocp.args.StandardRestore({n: _abstract(x) for n, x in wanted.items()})}
-    )
-    arrays = manager.restore(step, args=args)[item]
-    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
 
 
 def _flatten(tree: PyTree) -> dict[str, jax.Array]:
@@ -342,5 +387,5 @@ def _shapes(arrays: dict[str, jax.Array]) -> dict[str, list[int]]:
 
 
 def _abstract(x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    sharding = x.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    place = x.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)

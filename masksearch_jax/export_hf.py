@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from masksearch_jax import checkpoint, cli, sharding
-from masksearch_jax.config import ComputeConfig, ModelConfig
+from masksearch_jax.config import ComputeConfig, MeshConfig, ModelConfig
 from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.models import hf, reload_check
+from masksearch_jax.models.hf_card import Card, model_card
 from masksearch_jax.models.transformer import Transformer
 
 RELOADS = ("auto", "transformers", "table")
+_AUTO_PARAMETERS = 2e9  # reload "auto" has more than these checked against the table alone
 _PROMPTS, _PROMPT_LEN, _GREEDY = 2, 16, 16
 # Of the largest logit: two float32 programs that sum in different orders.
 _TOLERANCE = 1e-4
+_COMPUTE = ComputeConfig("float32", "float32", "xla", "none", 1024)
 
 
 class ExportError(Exception):
@@ -39,27 +44,42 @@ class ExportRun:
     step: int  # -1: the latest
     folder: str  # to write; an earlier export of that name is replaced
     tokenizer: str  # folder whose tokenizer files are copied
-    dtype: str  # of the files: bfloat16 | float16 | float32
+    dtype: Literal["stored", "bfloat16", "float16", "float32"]  # of the files
     max_shard_gigabytes: float
     reload: str  # auto | transformers | table
+    card: Card  # for the folder's README.md
+    mesh: MeshConfig  # of the devices that a parameter lies on while it is written
     model: ModelConfig
 
 
 def run(cfg: ExportRun) -> dict[str, Any]:
-    """Exports `cfg.checkpoint` and prints and returns the report of `export`."""
-    compute = ComputeConfig("float32", "float32", "xla", "none", 1024)
-    shapes = hf.abstract(cfg.model, compute)
-    step = None if cfg.step < 0 else cfg.step
-    model = checkpoint.load_params(cfg.checkpoint, shapes, cfg.model, step)
-    report = export(
-        model,
-        cfg.folder,
-        cfg.tokenizer,
-        dtype=cfg.dtype,
-        max_shard_bytes=cfg.max_shard_gigabytes * 1e9,
-        reload=cfg.reload,
+    """Exports `cfg.checkpoint` and prints and returns the report of `export`.
+
+    One parameter of the checkpoint is in memory at a time. The same command after an interruption
+    keeps the shards that are whole.
+    """
+    sharding.join_processes()
+    shapes = hf.abstract(cfg.model, _COMPUTE)
+    placed = sharding.parameter_shardings(sharding.make_mesh(cfg.mesh), shapes)
+    like = jax.tree.map(
+        lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, placed
     )
-    print(json.dumps({"folder": cfg.folder} | report))
+    step = None if cfg.step < 0 else cfg.step
+    with checkpoint.StoredParams(cfg.checkpoint, like, cfg.model, step) as stored:
+        report = export(
+            shapes,
+            cfg.folder,
+            cfg.tokenizer,
+            read=stored.read,
+            source=stored.source,
+            dtype=stored.dtype if cfg.dtype == "stored" else cfg.dtype,
+            max_shard_bytes=cfg.max_shard_gigabytes * 1e9,
+            reload=cfg.reload,
+            card=cfg.card,
+            step=stored.step,
+        )
+    if jax.process_index() == 0:
+        print(json.dumps({"folder": cfg.folder, "step": stored.step} | report))
     return report
 
 
@@ -68,41 +88,70 @@ def export(
     folder: str | Path,
     tokenizer_dir: str | Path,
     *,
+    read: Callable[[str], jax.Array] | None = None,
+    source: str = "",
     dtype: str | None = None,
     max_shard_bytes: float = 5e9,
     reload: str = "auto",
+    card: Card | None = None,
+    step: int | None = None,
 ) -> dict[str, Any]:
-    """Writes the model with its tokenizer and checks the folder; dtype None: as it is stored.
+    """Writes the model with tokenizer and README.md, and checks the folder.
 
-    reload: "transformers" reloads in a child process and compares logits and greedy tokens, "table"
-    checks names, shapes and dtypes only, "auto" is the former where torch is installed. Returns
+    model, read, source, dtype, max_shard_bytes as in `hf.save`; card, step as in `model_card`.
+    reload: "transformers" reloads in a child process and compares weights, logits and greedy tokens
+    (the model in float32 must fit into memory twice), "table" checks names, shapes and dtypes only,
+    "auto" is the former in one process with torch installed and at most 2e9 parameters. Returns
     {"tensors", "bytes", "reload"} and, reloaded, {"max_logit_difference", "greedy_tokens_equal"}.
     Raises ExportError when the folder computes something else.
     """
     if reload not in RELOADS:
         raise ExportError(f"reload {reload!r} is unknown; choices: {', '.join(RELOADS)}")
+    kept = dtype or model.compute.param_dtype
     report: dict[str, Any] = hf.save(
         model,
         folder,
+        read=read,
+        source=source,
         tokenizer_dir=tokenizer_dir,
         generation_config=_generation_config(tokenizer_dir),
+        card=model_card(card or Card(), model.config, Path(folder).name, step, _size(model), kept),
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
     )
-    if reload == "table" or (reload == "auto" and not reload_check.available()):
-        return report | {"reload": "table"}
-    return report | {"reload": "transformers"} | _compare(model, folder, dtype)
+    return report | _check(model, read, folder, kept, reload)
 
 
-def _compare(model: Transformer, folder: str | Path, dtype: str | None) -> dict[str, Any]:
-    """Our reading of the folder against the model's weights, then against transformers' reading."""
-    ours = hf.load(folder, ComputeConfig("float32", "float32", "xla", "none", 1024))
-    kept = np.dtype(dtype or model.compute.param_dtype)
-    pairs = zip(jax.tree.leaves(model), jax.tree.leaves(ours), strict=True)
-    if not all(_same(written, read, kept) for written, read in pairs):
-        raise ExportError(f"{folder} does not hold the weights that were written to it")
-    shape = (_PROMPTS, min(_PROMPT_LEN, model.config.max_position))
-    prompts = np.random.default_rng(0).integers(0, model.config.vocab_size, shape, np.int32)
+def _size(model: Transformer) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model))
+
+
+def _check(
+    model: Transformer,
+    read: Callable[[str], jax.Array] | None,
+    folder: str | Path,
+    kept: str,
+    reload: str,
+) -> dict[str, Any]:
+    """What `export` reports of a check of the folder, whose header checks `hf.save` made."""
+    possible = jax.process_count() == 1 and reload_check.available()
+    if reload == "transformers" and not possible:
+        raise ExportError("reload 'transformers' takes one process, with torch and transformers")
+    if reload == "table" or not possible or (reload == "auto" and _size(model) > _AUTO_PARAMETERS):
+        return {"reload": "table"}
+    ours = hf.load(folder, _COMPUTE)
+    leaves = jax.tree_util.tree_flatten_with_path(model)[0]
+    for (path, leaf), found in zip(leaves, jax.tree.leaves(ours), strict=True):
+        name = sharding.parameter_name(path)
+        if not _same(read(name) if read else leaf, found, np.dtype(kept)):
+            raise ExportError(f"{folder} does not hold the weights that were written to it: {name}")
+    return {"reload": "transformers"} | _compare(ours, folder)
+
+
+def _compare(ours: Transformer, folder: str | Path) -> dict[str, Any]:
+    """Our computation with the folder's weights against transformers'."""
+    shape = (_PROMPTS, min(_PROMPT_LEN, ours.config.max_position))
+    prompts = np.random.default_rng(0).integers(0, ours.config.vocab_size, shape, np.int32)
     logits, greedy = reload_check.reference(folder, prompts, _GREEDY)
     found, tokens = _predict(ours, prompts, _GREEDY)
     difference = float(np.abs(found - logits).max())

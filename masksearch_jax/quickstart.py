@@ -37,6 +37,7 @@ from masksearch_jax import config as config_lib
 from masksearch_jax.config import QuickstartRun
 from masksearch_jax.data import corpus
 from masksearch_jax.data.vocab import Vocab, train_bpe
+from masksearch_jax.models.hf_card import Card
 from masksearch_jax.models.initial import initial
 from masksearch_jax.sharding import make_mesh
 from masksearch_jax.stages import StageFolder, Usage, write_json
@@ -216,7 +217,9 @@ def run_export(run: Run) -> dict[str, Any]:
     cfg = run.cfg
     mesh = make_mesh(cfg.mesh)
     model = initial(run.checkpoints("dapo"), cfg.model, cfg.compute, mesh, cfg.seed)
-    return {"export": export_hf.export(model, run.folder / "hf", run.tokenizer)}
+    card = Card(stage="RAMP: SFT, then DAPO", dataset=cfg.corpus.path or "the built-in atlas")
+    to, step = run.folder / "hf", cfg.dapo.steps
+    return {"export": export_hf.export(model, to, run.tokenizer, card=card, step=step)}
 
 
 def run_report(run: Run) -> dict[str, Any]:

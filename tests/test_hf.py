@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import resource
 import shutil
 from pathlib import Path
 
@@ -17,9 +18,16 @@ from safetensors.numpy import load_file, save_file
 
 from masksearch_jax import export_hf
 from masksearch_jax.checkpoint import Checkpointer
-from masksearch_jax.config import CheckpointConfig, ComputeConfig, ModelConfig, RopeScaling
+from masksearch_jax.config import (
+    CheckpointConfig,
+    ComputeConfig,
+    MeshConfig,
+    ModelConfig,
+    RopeScaling,
+)
 from masksearch_jax.data.vocab import train_bpe
 from masksearch_jax.models import hf, reload_check
+from masksearch_jax.models.hf_card import Card
 from masksearch_jax.models.hf_config import HfError, read_config, to_hf_config
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.train_state import TrainState
@@ -69,6 +77,18 @@ def random_model(
 def folder(tmp_path: Path) -> Path:
     hf.save(random_model(QWEN2), tmp_path / "model")
     return tmp_path / "model"
+
+
+@pytest.fixture
+def file_size_limit():
+    """A function that makes the kernel refuse to write files beyond so many bytes (None: any)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size: int | None) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft if size is None else size, hard))
+
+    yield limit
+    limit(None)
 
 
 def rewrite(folder: Path, change) -> None:
@@ -275,15 +295,12 @@ def test_a_tied_model_may_repeat_its_head_but_not_change_it(folder: Path) -> Non
         hf.load(folder, COMPUTE)
 
 
-def test_a_failed_save_leaves_the_earlier_folder(folder: Path, monkeypatch) -> None:
+def test_a_failed_save_leaves_the_earlier_folder(folder: Path, file_size_limit) -> None:
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(hf, "save_file", full)
-    with pytest.raises(OSError, match="No space left"):
+    file_size_limit(10_000)
+    with pytest.raises(OSError, match=r"File too large: '.*model\.safetensors'"):
         hf.save(random_model(QWEN2, seed=1), folder)
+    file_size_limit(None)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
 
@@ -364,10 +381,12 @@ def test_a_checkpoint_is_exported(tokenizer: Path, tmp_path: Path, capsys) -> No
         dtype="float32",
         max_shard_gigabytes=5.0,
         reload="table",
+        card=Card(base_model="org/base", license="mit"),
+        mesh=MeshConfig(1, -1, 1),
         model=config,
     )
     report = export_hf.run(run)
-    assert json.loads(capsys.readouterr().out) == {"folder": run.folder} | report
+    assert json.loads(capsys.readouterr().out) == {"folder": run.folder, "step": 2} | report
     twice = jax.tree.map(lambda leaf: leaf * 2, model)
     jax.tree.map(np.testing.assert_array_equal, hf.load(run.folder, COMPUTE), twice)
     export_hf.run(dataclasses.replace(run, step=1))

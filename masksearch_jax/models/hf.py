@@ -2,46 +2,33 @@
 
 A folder holds safetensors (one file, or shards and an index), `config.json`,
 `generation_config.json` and tokenizer files. Every tensor must match exactly one row of the table,
-with the right shape.
+with the right shape. Weights pass through the host one tensor at a time, both ways.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
+import itertools
 import json
-import math
-import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from masksearch_jax import sharding
 from masksearch_jax.config import ComputeConfig, ModelConfig
-from masksearch_jax.models.hf_config import HfError, read_config, read_json, to_hf_config
+from masksearch_jax.models import hf_files, hf_folder
+from masksearch_jax.models.hf_config import HfError, read_config, to_hf_config
+from masksearch_jax.models.hf_files import DTYPES, INDEX, SINGLE, Stored  # noqa: F401
 from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.progress import Progress
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-# Safetensors' names of the dtypes that we read.
-DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-)
+MB = 10**6
 
 
 class Row(NamedTuple):
@@ -109,27 +96,32 @@ def tensors(model: Transformer) -> dict[str, Tensor]:
 def load(folder: str | Path, compute: ComputeConfig, mesh: Mesh | None = None) -> Transformer:
     """The model in an HF folder, cast to `compute.param_dtype`, laid out over `mesh` when given.
 
-    Host memory: one stacked parameter at a time. Raises HfError naming tensor, expected and found.
+    Each process reads the slices that its devices hold, one tensor at a time; its host keeps none.
+    Nothing is written: an import that was cut off starts again, and takes as long as reading does.
+    Raises HfError naming tensor, expected and found, before any weight is read.
     """
     folder = Path(folder)
     model = abstract(read_config(folder), compute)
-    expected = tensors(model)
-    with _open(folder, expected, model.config) as read:
-
-        def fill(path: tuple, leaf: jax.ShapeDtypeStruct, at: Any = None) -> jax.Array:
+    rows: dict[str, list[Stored]] = {}
+    for tensor, stored in _matched(folder, model):
+        rows.setdefault(tensor.row.ours, []).append(stored)
+    transposed = {row.ours: row.transposed for row in TABLE}
+    leaves, tree = jax.tree_util.tree_flatten_with_path(model)
+    places = jax.tree.leaves(sharding.parameter_shardings(mesh, model)) if mesh else [None]
+    total = sum(leaf.size * leaf.dtype.itemsize for _, leaf in leaves)
+    arrays, done = [], 0
+    with Progress("import, MB", total // MB) as progress:
+        for (path, leaf), place in zip(leaves, itertools.cycle(places)):
             name = _name(path)
-            stacked = np.empty(leaf.shape, leaf.dtype)
-            for hf_name, tensor in expected.items():
-                if tensor.row.ours == name:
-                    place = stacked if tensor.layer is None else stacked[tensor.layer]
-                    array = read(hf_name)
-                    place[...] = array.T if tensor.row.transposed else array
-            return jax.device_put(stacked, at)
-
-        if mesh is None:
-            return jax.tree_util.tree_map_with_path(fill, model)
-        placed = sharding.parameter_shardings(mesh, model)
-        return jax.tree_util.tree_map_with_path(fill, model, placed)
+            stack = _empty(leaf, place) if name.startswith("blocks.") else None
+            for layer, stored in enumerate(rows[name]):
+                array = _read(stored, leaf.dtype, transposed[name], place, stack is not None)
+                stack = array if stack is None else _put(place)(stack, array, np.int32(layer))
+                stack.block_until_ready()  # or tensors would queue up on the host
+                done += array.nbytes
+                progress.update(done // MB)
+            arrays.append(stack)
+    return jax.tree.unflatten(tree, arrays)
 
 
 def verify(folder: str | Path) -> dict[str, int]:
@@ -140,132 +132,158 @@ def verify(folder: str | Path) -> dict[str, int]:
     folder = Path(folder)
     config = read_config(folder)
     compute = ComputeConfig("float32", "float32", "xla", "none", 1)
-    expected = tensors(abstract(config, compute))
-    with _open(folder, expected, config):
-        pass
+    count = len(_matched(folder, abstract(config, compute)))
     files = sorted(folder.glob("*.safetensors"))
-    return {"tensors": len(expected), "bytes": sum(f.stat().st_size for f in files)}
+    return {"tensors": count, "bytes": sum(f.stat().st_size for f in files)}
 
 
 def save(
     model: Transformer,
     folder: str | Path,
     *,
+    read: Callable[[str], jax.Array] | None = None,
+    source: str = "",
     tokenizer_dir: str | Path | None = None,
     generation_config: dict[str, Any] | None = None,
+    card: str = "",
     dtype: str | None = None,
     max_shard_bytes: float = 5e9,
 ) -> dict[str, int]:
     """Writes the model as an HF folder and returns {"tensors", "bytes"}.
 
-    dtype: of the files; None: as the parameters are stored. `generation_config`: its token ids
-    (bos, eos, pad) also go into `config.json`; None takes the file of `tokenizer_dir`, if any. The
-    folder appears whole or not at all; an earlier HF folder of that name is replaced.
+    The model is arrays, or shapes whose parameters `read` brings by our name, each once, in the
+    table's order. All processes must call it: the first writes, one tensor at a time. dtype: of
+    the files; None: as the parameters are stored. `generation_config`: its token ids (bos, eos,
+    pad) also go into `config.json`; None takes the file of `tokenizer_dir`, if any. card: the text
+    of README.md. The folder appears whole or not at all; an earlier HF folder of that name is
+    replaced. source: names where the weights come from; when the writing is cut off, the next call
+    with the same one keeps the shards that are whole. Raises HfError when the disk is too small.
     """
     folder = Path(folder)
-    dtype = dtype or model.compute.param_dtype
-    if dtype not in DTYPES.values():
+    kept = np.dtype(dtype or model.compute.param_dtype)
+    if kept.name not in DTYPES.values():
         raise HfError(f"dtype {dtype!r} is unknown; choices: {sorted(DTYPES.values())}")
-    with _replacing(folder) as partial:
-        generation = _copy_tokenizer(tokenizer_dir, partial)
+    read = read or _leaves(model).__getitem__
+    plan = hf_files.shards({k: t.hf for k, t in tensors(model).items()}, kept, max_shard_bytes)
+    if jax.process_index():
+        _write_weights(model, None, plan, read, kept)
+        return {"tensors": len(tensors(model)), "bytes": sum(s.size for s in plan)}
+    with hf_folder.replacing(folder, source) as partial:
+        generation = hf_folder.copy_tokenizer(tokenizer_dir, partial)
         generation = generation if generation_config is None else generation_config
         ids = {k: v for k, v in generation.items() if k.endswith("_token_id")}
-        _write_json(partial / "config.json", to_hf_config(model.config, dtype) | ids)
-        _write_json(partial / "generation_config.json", generation)
-        _write_weights(model, partial, np.dtype(dtype), max_shard_bytes)
+        hf_folder.write_json(partial / "config.json", to_hf_config(model.config, kept.name) | ids)
+        hf_folder.write_json(partial / "generation_config.json", generation)
+        if card:
+            (partial / "README.md").write_text(card, encoding="utf-8")
+        _write_weights(model, partial, plan, read, kept)
         return verify(partial)
 
 
-def _write_weights(model: Transformer, folder: Path, dtype: np.dtype, max_bytes: float) -> None:
-    """Safetensors in shards of at most `max_bytes` (one tensor may exceed it), and their index."""
+def _write_weights(
+    model: Transformer,
+    folder: Path | None,
+    plan: list[hf_files.Shard],
+    read: Callable[[str], jax.Array],
+    dtype: np.dtype,
+) -> None:
+    """Brings every tensor to the host once and, where `folder` is given, writes those not there."""
+    whole = [s.file for s in plan if folder and hf_files.is_whole(folder, s)]
+    whole = json.loads(sharding.gather_texts(json.dumps(whole))[0])  # what the first process has
+    missing = [shard for shard in plan if shard.file not in whole]
+    if folder:
+        hf_folder.check_space(folder, sum(shard.size for shard in missing))
+    total, done = (sum(s.size for s in shards) for shards in (plan, missing))
+    with Progress("export, MB", total // MB, (total - done) // MB) as progress:
+
+        def counted(arrays: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+            nonlocal done
+            for array in arrays:
+                yield array
+                done -= array.nbytes
+                progress.update((total - done) // MB)
+
+        arrays = counted(_gathered(model, [n for s in missing for n in s.names], read, dtype))
+        for shard in missing:
+            own = itertools.islice(arrays, len(shard.names))
+            if folder:
+                hf_files.write(folder, shard, own)
+            for _ in own:  # without a folder: take part in bringing them
+                pass
+    if folder and len(plan) > 1:
+        hf_folder.write_json(folder / INDEX, hf_files.index_of(plan))
+
+
+def _gathered(
+    model: Transformer, names: list[str], read: Callable[[str], jax.Array], dtype: np.dtype
+) -> Iterator[np.ndarray]:
+    """The HF tensors of these names on the host; each parameter is read when its first is due."""
     places = tensors(model)
-    sizes = {name: math.prod(t.hf) * dtype.itemsize for name, t in places.items()}
-    shards: list[list[str]] = [[]]
-    room = max_bytes
-    for name, size in sizes.items():
-        if shards[-1] and size > room:
-            shards.append([])
-            room = max_bytes
-        shards[-1].append(name)
-        room -= size
-    count = len(shards)
-    names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-    names = [SINGLE] if count == 1 else names
-    leaves = _leaves(model)
-    for file, shard in zip(names, shards, strict=True):
-        arrays = {
-            name: _to_hf(leaves[places[name].row.ours], places[name], dtype) for name in shard
-        }
-        save_file(arrays, folder / file, metadata={"format": "pt"})
-    if count > 1:
-        where = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
-        _write_json(folder / INDEX, index)
+    held, leaf = "", None
+    for name in names:
+        row, layer, _ = places[name]
+        if row.ours != held:
+            leaf = None  # let go before the next one is read
+            held, leaf = row.ours, read(row.ours)
+        yield sharding.to_host(_take(leaf, layer, row.transposed, dtype))
 
 
-@contextlib.contextmanager
-def _open(folder: Path, expected: dict[str, Tensor], config: ModelConfig) -> Iterator[Any]:
-    """A function from tensor name to numpy array, once names, shapes and dtypes are checked."""
-    where = _weight_map(folder)
-    with contextlib.ExitStack() as stack:
-        files = {name: _enter(stack, folder / name) for name in sorted(set(where.values()))}
-        missing_in = [n for n, file in where.items() if n not in set(files[file].keys())]
-        if missing_in:
-            raise HfError(f"{folder}: the index names tensors its files lack: {missing_in[:5]}")
-
-        def read(name: str) -> np.ndarray:
-            return files[where[name]].get_tensor(name)
-
-        extra = set(where) - set(expected)
-        # Some published tied models carry the head as well; it is redundant when equal.
-        if config.tie_embeddings and "lm_head.weight" in extra & set(where):
-            if not np.array_equal(read("lm_head.weight"), read("model.embed_tokens.weight")):
-                raise HfError(f"{folder}: tie_word_embeddings is true, but lm_head.weight differs")
-            extra.remove("lm_head.weight")
-        if missing := [name for name in expected if name not in where]:
-            raise HfError(f"{folder}: {len(missing)} tensors are missing: {missing[:5]}")
-        if extra:
-            raise HfError(f"{folder}: {len(extra)} tensors have no place: {sorted(extra)[:5]}")
-        for name, tensor in expected.items():
-            _check_header(folder, name, files[where[name]].get_slice(name), tensor)
-        yield read
+@functools.partial(jax.jit, static_argnames=("transposed", "dtype"))
+def _take(leaf: jax.Array, layer: int | None, transposed: bool, dtype: np.dtype) -> jax.Array:
+    one = leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
+    return (one.T if transposed else one).astype(dtype)
 
 
-def _enter(stack: contextlib.ExitStack, path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing, though {INDEX} names it")
-    try:
-        return stack.enter_context(safe_open(path, framework="numpy"))
-    except SafetensorError as error:
-        raise HfError(f"{path} is no whole safetensors file: {error}") from error
+def _matched(folder: Path, model: Transformer) -> list[tuple[Tensor, Stored]]:
+    """The place and the file of every tensor, once names, shapes and dtypes are checked."""
+    expected, found = tensors(model), hf_files.stored(folder)
+    extra = set(found) - set(expected)
+    # Some published tied models carry the head as well; it is redundant when equal.
+    if model.config.tie_embeddings and "lm_head.weight" in extra:
+        if not hf_files.equal(found["lm_head.weight"], found["model.embed_tokens.weight"]):
+            raise HfError(f"{folder}: tie_word_embeddings is true, but lm_head.weight differs")
+        extra.remove("lm_head.weight")
+    if missing := [name for name in expected if name not in found]:
+        raise HfError(f"{folder}: {len(missing)} tensors are missing: {missing[:5]}")
+    if extra:
+        raise HfError(f"{folder}: {len(extra)} tensors have no place: {sorted(extra)[:5]}")
+    for name, tensor in expected.items():
+        shape, dtype = found[name].shape, found[name].dtype
+        if shape != tensor.hf:
+            raise HfError(f"{folder}: {name} has shape {shape}, expected {tensor.hf}")
+        if dtype not in DTYPES:
+            raise HfError(f"{folder}: {name} is {dtype}, expected one of {[*DTYPES]}")
+    return [(tensor, found[name]) for name, tensor in expected.items()]
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
-    """Tensor name to file name, from the index or the single file's header."""
-    if (folder / INDEX).is_file():
-        index = read_json(folder / INDEX)
-        if not isinstance(index.get("weight_map"), dict):
-            raise HfError(f"{folder / INDEX} has no weight_map; it has {sorted(index)}")
-        return index["weight_map"]
-    if not (folder / SINGLE).is_file():
-        raise FileNotFoundError(f"{folder} has neither {SINGLE} nor {INDEX}")
-    with contextlib.ExitStack() as stack:
-        return dict.fromkeys(_enter(stack, folder / SINGLE).keys(), SINGLE)
+def _read(
+    stored: Stored, dtype: np.dtype, transposed: bool, place: NamedSharding | None, stacked: bool
+) -> jax.Array:
+    """One tensor, laid out as a layer of the stack is that lies at `place`."""
+    shape = stored.shape[::-1] if transposed else stored.shape
+    if place is None:
+        whole = tuple(map(slice, shape))
+        return jax.device_put(hf_files.read(stored, whole, dtype, transposed))
+    held: dict[str, np.ndarray] = {}  # replicas hold the same slice; it is read once
+
+    def part(index: hf_files.Index) -> np.ndarray:
+        if str(index) not in held:
+            held[str(index)] = hf_files.read(stored, index, dtype, transposed)
+        return held[str(index)]
+
+    spec = PartitionSpec(*place.spec[stacked:])
+    return jax.make_array_from_callback(shape, NamedSharding(place.mesh, spec), part, dtype)
 
 
-def _check_header(folder: Path, name: str, found: Any, tensor: Tensor) -> None:
-    if tuple(found.get_shape()) != tensor.hf:
-        raise HfError(
-            f"{folder}: {name} has shape {tuple(found.get_shape())}, expected {tensor.hf}"
-        )
-    if found.get_dtype() not in DTYPES:
-        raise HfError(f"{folder}: {name} is {found.get_dtype()}, expected one of {[*DTYPES]}")
+def _empty(leaf: jax.ShapeDtypeStruct, place: NamedSharding | None) -> jax.Array:
+    return jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=place)()
 
 
-def _to_hf(leaf: jax.Array, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
-    one = leaf if tensor.layer is None else leaf[tensor.layer]
-    array = sharding.to_host(one).astype(dtype)
-    return np.ascontiguousarray(array.T) if tensor.row.transposed else array
+@functools.cache
+def _put(place: NamedSharding | None) -> Callable[..., jax.Array]:
+    """(stack, array, layer) -> the stack with that layer set, in the memory that it had."""
+    put = functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0)
+    return jax.jit(put, donate_argnums=0, out_shardings=place)
 
 
 def _name(path: tuple) -> str:
@@ -274,45 +292,3 @@ def _name(path: tuple) -> str:
 
 def _leaves(model: Transformer) -> dict[str, Any]:
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]}
-
-
-def _copy_tokenizer(source: str | Path | None, folder: Path) -> dict[str, Any]:
-    """Copies the tokenizer's files; returns the generation config that lies with them."""
-    if source is None:
-        return {}
-    source = Path(source)
-    present = [name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if not present:
-        raise FileNotFoundError(f"no tokenizer in {source}; looked for {TOKENIZER_FILES}")
-    for name in present:
-        shutil.copyfile(source / name, folder / name)
-    path = source / "generation_config.json"
-    return read_json(path) if path.is_file() else {}
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
-
-
-@contextlib.contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A sibling folder to write in, renamed to `folder` on success and deleted on failure."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise HfError(f"{folder} exists and is no HF model folder; it is left as it is")
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for file in partial.iterdir():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        if folder.exists():
-            earlier = folder.with_name(f".{folder.name}.earlier-{os.getpid()}")
-            folder.rename(earlier)
-            partial.rename(folder)
-            shutil.rmtree(earlier)
-        else:
-            partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

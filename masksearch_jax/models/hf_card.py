@@ -1,0 +1,89 @@
+"""The README.md of an exported folder: what the model is, and how to load it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from masksearch_jax.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What the folder cannot say itself; what is empty is said to be for its publisher to fill."""
+
+    base_model: str = ""  # name of the model that training started from
+    stage: str = ""  # how it was trained, as "RAMP, DAPO"
+    dataset: str = ""  # what it was trained on
+    license: str = ""  # of the exported weights, as an identifier of the Hugging Face hub
+
+
+_TEXT = """\
+---
+{front}
+---
+
+# {title}
+
+A search agent: a language model that plans, calls a search engine, reads what comes back and
+answers. Trained with `masksearch_jax`, which implements MaskSearch (arXiv 2505.20285).
+
+| | |
+|---|---|
+| base model | {base_model} |
+| training | {stage} |
+| updates | {step} |
+| data | {dataset} |
+| architecture | {family}, {parameters:,} parameters, {layers} layers of {hidden}, {dtype} |
+| licence | {license} |
+
+## Load it
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{title}", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("{title}")
+```
+
+With searches, from a checkout of `masksearch_jax` and an index of passages:
+
+```bash
+python -m masksearch_jax.ask --config=configs/ask.py --config.init={title} \\
+  --config.tokenizer={title} --config.search.index=INDEX --config.question="..."
+```
+
+## Its words
+
+The model writes `<think>…</think>`, then `<search>` with one query per line `</search>`. Whoever
+runs it puts the passages found into `<information>…</information>` and lets it go on, until it
+writes `<answer>…</answer>`. It has not been trained to be safe, and what it reads may be wrong.
+"""
+
+
+def model_card(
+    card: Card, config: ModelConfig, title: str, step: int | None, parameters: int, dtype: str
+) -> str:
+    """The text of a README.md with the hub's front matter.
+
+    step: updates of the last stage, None when unknown. parameters: their number.
+    """
+    known = {"license": card.license, "base_model": card.base_model}
+    front = [f"{key}: {json.dumps(value)}" for key, value in known.items() if value]
+    front += ["library_name: transformers", "pipeline_tag: text-generation"]
+    front += ["tags: [search-agent, masksearch]"]
+    return _TEXT.format(
+        front="\n".join(front),
+        title=title,
+        base_model=card.base_model or "not recorded",
+        stage=card.stage or "not recorded",
+        step="not recorded" if step is None else f"{step:,}",
+        dataset=card.dataset or "not recorded",
+        license=card.license
+        or "to be filled in by whoever publishes it: the base model's licence binds them",
+        family=config.family,
+        parameters=parameters,
+        layers=config.num_layers,
+        hidden=config.hidden_size,
+        dtype=dtype,
+    )

@@ -1,0 +1,191 @@
+"""Safetensors files: headers checked, slices read when wanted, shards written array by array.
+
+No function holds more of a file than one block beside what it returns or was given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from masksearch_jax.models.hf_config import HfError, read_json
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+# Safetensors' names of the dtypes that we read and write.
+DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+BLOCK = 16 * 2**20  # bytes read at once
+
+Index = tuple[slice, ...]
+
+
+class Stored(NamedTuple):
+    """A tensor in a file: where, its shape, and safetensors' name of its dtype."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def stored(folder: Path) -> dict[str, Stored]:
+    """Every tensor of the folder's single file or indexed shards, from headers alone.
+
+    Raises FileNotFoundError or HfError naming a file that is missing or cut, or an index that names
+    tensors which its files lack.
+    """
+    where = _weight_map(folder)
+    found: dict[str, Stored] = {}
+    for file in sorted(set(where.values())):
+        with _open(folder / file) as content:
+            for name in content.keys():  # noqa: SIM118 (not a dict)
+                if where.get(name) == file:
+                    piece = content.get_slice(name)
+                    shape = tuple(piece.get_shape())
+                    found[name] = Stored(folder / file, name, shape, piece.get_dtype())
+    if lacking := sorted(set(where) - set(found)):
+        raise HfError(f"{folder}: the index names tensors its files lack: {lacking[:5]}")
+    return found
+
+
+def read(tensor: Stored, index: Index, dtype: np.dtype, transposed: bool) -> np.ndarray:
+    """The part `index` of a tensor, or of its transpose, in `dtype`; of the file only that part.
+
+    The file is mapped while it is read and no longer: its pages count as memory of the process.
+    """
+    shape = tensor.shape[::-1] if transposed else tensor.shape
+    bounds = [slice(*part.indices(size)[:2]) for part, size in zip(index, shape, strict=True)]
+    out = np.empty([b.stop - b.start for b in bounds], dtype)
+    rows, *rest = bounds[::-1] if transposed else bounds
+    target = out.T if transposed else out
+    with _open(tensor.path) as content:
+        piece = content.get_slice(tensor.name)
+        for block in _blocks(rows, target[:1].size * dtype.itemsize):
+            target[block.start - rows.start : block.stop - rows.start] = piece[(block, *rest)]
+        del piece  # it would keep the file mapped
+    return out
+
+
+def equal(a: Stored, b: Stored) -> bool:
+    """Whether two tensors hold the same values."""
+    if a.shape != b.shape:
+        return False
+    rest = [slice(0, size) for size in a.shape[1:]]
+    width = math.prod(a.shape[1:]) * 4
+    return all(
+        np.array_equal(*(read(t, (rows, *rest), np.dtype("float32"), False) for t in (a, b)))
+        for rows in _blocks(slice(0, a.shape[0]), width)
+    )
+
+
+class Shard(NamedTuple):
+    """A file to write: its tensors' names, its first bytes, and its size when whole."""
+
+    file: str
+    names: list[str]
+    header: bytes
+    size: int
+
+
+def shards(shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, max_bytes: float) -> list[Shard]:
+    """Files of at most `max_bytes` of tensors each (one tensor may exceed it), in order."""
+    groups: list[list[str]] = [[]]
+    room = max_bytes
+    for name, shape in shapes.items():
+        size = math.prod(shape) * dtype.itemsize
+        if groups[-1] and size > room:
+            groups.append([])
+            room = max_bytes
+        groups[-1].append(name)
+        room -= size
+    count = len(groups)
+    files = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    return [
+        _shard(file, {name: shapes[name] for name in group}, dtype)
+        for file, group in zip([SINGLE] if count == 1 else files, groups, strict=True)
+    ]
+
+
+def index_of(plan: Sequence[Shard]) -> dict[str, Any]:
+    """The object of the index file that goes with several shards."""
+    total = sum(s.size - len(s.header) for s in plan)
+    where = {name: shard.file for shard in plan for name in shard.names}
+    return {"metadata": {"total_size": total}, "weight_map": where}
+
+
+def is_whole(folder: Path, shard: Shard) -> bool:
+    """Whether the shard was written to its end: only then does a file have its name."""
+    path = folder / shard.file
+    if not path.is_file() or path.stat().st_size != shard.size:
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(shard.header)) == shard.header
+
+
+def write(folder: Path, shard: Shard, arrays: Iterable[np.ndarray]) -> None:
+    """Writes one array after the other and gives the file its name when it is on disk, whole."""
+    path = folder / shard.file
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as stream:
+            stream.write(shard.header)
+            for array in arrays:
+                stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    os.replace(partial, path)
+
+
+def _shard(file: str, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype) -> Shard:
+    kind = next(kind for kind, name in DTYPES.items() if name == dtype.name)
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(8, "little") + text
+    return Shard(file, list(shapes), header, len(header) + end)
+
+
+def _blocks(rows: slice, row_bytes: int) -> Iterator[slice]:
+    step = max(1, BLOCK // max(row_bytes, 1))
+    for start in range(rows.start, rows.stop, step):
+        yield slice(start, min(start + step, rows.stop))
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Tensor name to file name, from the index or the single file's header."""
+    if (folder / INDEX).is_file():
+        index = read_json(folder / INDEX)
+        if not isinstance(index.get("weight_map"), dict):
+            raise HfError(f"{folder / INDEX} has no weight_map; it has {sorted(index)}")
+        return index["weight_map"]
+    if not (folder / SINGLE).is_file():
+        raise FileNotFoundError(f"{folder} has neither {SINGLE} nor {INDEX}")
+    with _open(folder / SINGLE) as content:
+        return dict.fromkeys(content.keys(), SINGLE)
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing, though {INDEX} names it")
+    try:
+        content = safe_open(path, framework="numpy")
+    except SafetensorError as error:
+        raise HfError(f"{path} is no whole safetensors file: {error}") from error
+    with content:
+        yield content
