@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,22 +106,23 @@ def load(folder: str | Path, compute: ComputeConfig, mesh: Mesh | None = None) -
     rows: dict[str, list[Stored]] = {}
     for tensor, stored in _matched(folder, model):
         rows.setdefault(tensor.row.ours, []).append(stored)
+    largest = max(math.prod(s.shape) for found in rows.values() for s in found)
     transposed = {row.ours: row.transposed for row in TABLE}
     leaves, tree = jax.tree_util.tree_flatten_with_path(model)
     places = jax.tree.leaves(sharding.parameter_shardings(mesh, model)) if mesh else [None]
-    total = sum(leaf.size * leaf.dtype.itemsize for _, leaf in leaves)
     arrays, done = [], 0
+    total = sum(leaf.size * leaf.dtype.itemsize for _, leaf in leaves)
     with Progress("import, MB", total // MB) as progress:
         for (path, leaf), place in zip(leaves, itertools.cycle(places)):
             name = _name(path)
-            stack = _empty(leaf, place) if name.startswith("blocks.") else None
-            for layer, stored in enumerate(rows[name]):
-                array = _read(stored, leaf.dtype, transposed[name], place, stack is not None)
-                stack = array if stack is None else _put(place)(stack, array, np.int32(layer))
-                stack.block_until_ready()  # or tensors would queue up on the host
-                done += array.nbytes
-                progress.update(done // MB)
-            arrays.append(stack)
+            if leaf.size <= largest or len(rows[name]) == 1:
+                array = _read(rows[name], leaf, transposed[name], place)
+            else:
+                array = _stack(rows[name], leaf, transposed[name], place)
+            array.block_until_ready()  # or tensors would queue up on the host
+            arrays.append(array)
+            done += array.nbytes
+            progress.update(done // MB)
     return jax.tree.unflatten(tree, arrays)
 
 
@@ -151,24 +153,23 @@ def save(
 ) -> dict[str, int]:
     """Writes the model as an HF folder and returns {"tensors", "bytes"}.
 
-    The model is arrays, or shapes whose parameters `read` brings by our name, each once, in the
-    table's order. All processes must call it: the first writes, one tensor at a time. dtype: of
-    the files; None: as the parameters are stored. `generation_config`: its token ids (bos, eos,
-    pad) also go into `config.json`; None takes the file of `tokenizer_dir`, if any. card: the text
-    of README.md. The folder appears whole or not at all; an earlier HF folder of that name is
-    replaced. source: names where the weights come from; when the writing is cut off, the next call
-    with the same one keeps the shards that are whole. Raises HfError when the disk is too small.
+    The model is arrays, or shapes whose parameters `read` brings by name, one after the other. All
+    processes must call it; the first writes, tensor by tensor. dtype: of the files; None: as the
+    parameters are stored. `generation_config`: its token ids (bos, eos, pad) also go into
+    `config.json`; None takes the file of `tokenizer_dir`, if any. card: the text of README.md. The
+    folder appears whole or not at all; an earlier HF folder of that name is replaced. source: names
+    where the weights come from; after an interruption the next call with the same one keeps the
+    shards that are whole. Raises HfError when the disk is too small.
     """
-    folder = Path(folder)
     kept = np.dtype(dtype or model.compute.param_dtype)
     if kept.name not in DTYPES.values():
         raise HfError(f"dtype {dtype!r} is unknown; choices: {sorted(DTYPES.values())}")
-    read = read or _leaves(model).__getitem__
+    read = read or _leaves(model).get
     plan = hf_files.shards({k: t.hf for k, t in tensors(model).items()}, kept, max_shard_bytes)
     if jax.process_index():
         _write_weights(model, None, plan, read, kept)
         return {"tensors": len(tensors(model)), "bytes": sum(s.size for s in plan)}
-    with hf_folder.replacing(folder, source) as partial:
+    with hf_folder.replacing(Path(folder), source) as partial:
         generation = hf_folder.copy_tokenizer(tokenizer_dir, partial)
         generation = generation if generation_config is None else generation_config
         ids = {k: v for k, v in generation.items() if k.endswith("_token_id")}
@@ -225,13 +226,18 @@ def _gathered(
         if row.ours != held:
             leaf = None  # let go before the next one is read
             held, leaf = row.ours, read(row.ours)
-        yield sharding.to_host(_take(leaf, layer, row.transposed, dtype))
+        array = sharding.to_host(_take(leaf, layer, dtype))
+        if row.transposed:
+            array, untransposed = np.empty(array.shape[::-1], dtype), array
+            hf_files.copy_transposed(array, untransposed.T)
+            del untransposed
+        yield array
 
 
-@functools.partial(jax.jit, static_argnames=("transposed", "dtype"))
-def _take(leaf: jax.Array, layer: int | None, transposed: bool, dtype: np.dtype) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="dtype")
+def _take(leaf: jax.Array, layer: int | None, dtype: np.dtype) -> jax.Array:
     one = leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
-    return (one.T if transposed else one).astype(dtype)
+    return one.astype(dtype)
 
 
 def _matched(folder: Path, model: Transformer) -> list[tuple[Tensor, Stored]]:
@@ -257,26 +263,46 @@ def _matched(folder: Path, model: Transformer) -> list[tuple[Tensor, Stored]]:
 
 
 def _read(
-    stored: Stored, dtype: np.dtype, transposed: bool, place: NamedSharding | None, stacked: bool
+    rows: Sequence[Stored],
+    leaf: jax.ShapeDtypeStruct,
+    transposed: bool,
+    place: NamedSharding | None,
 ) -> jax.Array:
-    """One tensor, laid out as a layer of the stack is that lies at `place`."""
-    shape = stored.shape[::-1] if transposed else stored.shape
-    if place is None:
-        whole = tuple(map(slice, shape))
-        return jax.device_put(hf_files.read(stored, whole, dtype, transposed))
-    held: dict[str, np.ndarray] = {}  # replicas hold the same slice; it is read once
+    """The tensor, or the tensors stacked when `leaf` has an axis more, laid out at `place`."""
+    held: dict[str, np.ndarray] = {}  # replicas hold the same part; it is read once
 
     def part(index: hf_files.Index) -> np.ndarray:
-        if str(index) not in held:
-            held[str(index)] = hf_files.read(stored, index, dtype, transposed)
-        return held[str(index)]
+        if str(index) in held:
+            return held[str(index)]
+        sizes = [len(range(*i.indices(size))) for i, size in zip(index, leaf.shape, strict=True)]
+        out = held[str(index)] = np.empty(sizes, leaf.dtype)
+        if leaf.ndim == len(rows[0].shape):
+            hf_files.read(rows[0], index, transposed, out)
+            return out
+        for target, row in zip(out, rows[index[0]], strict=True):
+            hf_files.read(row, index[1:], transposed, target)
+        return out
 
-    spec = PartitionSpec(*place.spec[stacked:])
-    return jax.make_array_from_callback(shape, NamedSharding(place.mesh, spec), part, dtype)
+    if place is None:
+        return jax.device_put(part(tuple(map(slice, leaf.shape))))
+    return jax.make_array_from_callback(leaf.shape, place, part, leaf.dtype)
 
 
-def _empty(leaf: jax.ShapeDtypeStruct, place: NamedSharding | None) -> jax.Array:
-    return jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=place)()
+def _stack(
+    rows: Sequence[Stored],
+    leaf: jax.ShapeDtypeStruct,
+    transposed: bool,
+    place: NamedSharding | None,
+) -> jax.Array:
+    """The tensors stacked as `_read` does, but one after the other through the host."""
+    stack = jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=place)()
+    layer = jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+    within = place and NamedSharding(place.mesh, PartitionSpec(*place.spec[1:]))
+    for i, row in enumerate(rows):
+        array = _read([row], layer, transposed, within)
+        stack = _put(place)(stack, array, np.int32(i))
+        stack.block_until_ready()
+    return stack
 
 
 @functools.cache

@@ -23,6 +23,7 @@ INDEX = "model.safetensors.index.json"
 # Safetensors' names of the dtypes that we read and write.
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 BLOCK = 16 * 2**20  # bytes read at once
+TILE = 256  # rows and columns
 
 Index = tuple[slice, ...]
 
@@ -56,34 +57,44 @@ def stored(folder: Path) -> dict[str, Stored]:
     return found
 
 
-def read(tensor: Stored, index: Index, dtype: np.dtype, transposed: bool) -> np.ndarray:
-    """The part `index` of a tensor, or of its transpose, in `dtype`; of the file only that part.
+def read(tensor: Stored, index: Index, transposed: bool, out: np.ndarray) -> None:
+    """Fills `out` with the part `index` of a tensor, or of its transpose, cast to out's dtype.
 
-    The file is mapped while it is read and no longer: its pages count as memory of the process.
+    Of the file only that part is read, and it is mapped no longer than that: mapped pages count as
+    memory of the process.
     """
     shape = tensor.shape[::-1] if transposed else tensor.shape
     bounds = [slice(*part.indices(size)[:2]) for part, size in zip(index, shape, strict=True)]
-    out = np.empty([b.stop - b.start for b in bounds], dtype)
     rows, *rest = bounds[::-1] if transposed else bounds
     target = out.T if transposed else out
     with _open(tensor.path) as content:
         piece = content.get_slice(tensor.name)
-        for block in _blocks(rows, target[:1].size * dtype.itemsize):
-            target[block.start - rows.start : block.stop - rows.start] = piece[(block, *rest)]
+        for block in _blocks(rows, target[:1].size * out.dtype.itemsize):
+            found = piece[(block, *rest)]
+            part = target[block.start - rows.start : block.stop - rows.start]
+            copy_transposed(part, found) if transposed else np.copyto(part, found, "unsafe")
         del piece  # it would keep the file mapped
-    return out
+
+
+def copy_transposed(target: np.ndarray, source: np.ndarray) -> None:
+    """target[...] = source for matrices of which one is a transpose, in tiles that fit a cache."""
+    for i in range(0, target.shape[0], TILE):
+        for j in range(0, target.shape[1], TILE):
+            target[i : i + TILE, j : j + TILE] = source[i : i + TILE, j : j + TILE]
 
 
 def equal(a: Stored, b: Stored) -> bool:
     """Whether two tensors hold the same values."""
     if a.shape != b.shape:
         return False
-    rest = [slice(0, size) for size in a.shape[1:]]
-    width = math.prod(a.shape[1:]) * 4
-    return all(
-        np.array_equal(*(read(t, (rows, *rest), np.dtype("float32"), False) for t in (a, b)))
-        for rows in _blocks(slice(0, a.shape[0]), width)
-    )
+    for rows in _blocks(slice(0, a.shape[0]), math.prod(a.shape[1:]) * 4):
+        index = (rows, *(slice(0, size) for size in a.shape[1:]))
+        pair = np.empty((2, rows.stop - rows.start, *a.shape[1:]), np.float32)
+        read(a, index, False, pair[0])
+        read(b, index, False, pair[1])
+        if not np.array_equal(*pair):
+            return False
+    return True
 
 
 class Shard(NamedTuple):

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import jax
+from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -25,8 +26,8 @@ def initial(
     """The model laid out over `mesh`: from `source`, or random from `seed` when it is empty.
 
     source: an HF folder (it holds config.json), or a checkpoint folder, whose latest step is taken.
-    Raises InitError when an HF folder is of another architecture (naming what differs), and what
-    `hf.load` and `checkpoint.load_params` raise.
+    Raises InitError when an HF folder is of another architecture (naming what differs) or in a
+    bucket, and what `hf.load` and `checkpoint.load_params` raise.
     """
     shapes = hf.abstract(config, compute)
     placed = sharding.parameter_shardings(mesh, shapes)
@@ -37,6 +38,11 @@ def initial(
         raise InitError(
             f"config.init is {source!r}, which is not a local folder; download the model first and "
             "give the path of the folder that holds its config.json, or of checkpoints"
+        )
+    if "://" in source and (epath.Path(source) / "config.json").exists():
+        raise InitError(
+            f"config.init is {source!r}, an HF folder in a bucket: give a local path, of a copy "
+            "(gcloud storage cp -r) or of the bucket mounted as a folder (gcsfuse)"
         )
     if (Path(source) / "config.json").is_file():
         _check_same(source, hf.read_config(source), config)
