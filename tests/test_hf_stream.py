@@ -327,7 +327,7 @@ def test_processes_read_what_they_hold_and_the_first_writes(tmp_path: Path) -> N
     assert [p.returncode for p in started] == [0, 0], ends[0][1][-2000:] + ends[1][1][-2000:]
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(model))
     for out, _ in ends:
-        read, held, written = json.loads(out)
+        read, held, written = json.loads(out.splitlines()[-1])
         assert read == held < 0.6 * whole
         assert written == counts
     assert contents(tmp_path / "out0") == contents(tmp_path / "given")
