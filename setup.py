@@ -50,7 +50,7 @@ setup(
         "transformers>=5.0,<6",
     ],
     extras_require={
-        "tpu": ["jax[tpu]>=0.10.2,<0.11"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.11", "google-cloud-storage>=3,<4"],
         "gpu": ["jax[cuda13]>=0.10.2,<0.11"],
         "data": DATA,
         "quickstart": QUICKSTART,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from masksearch_jax import cli
+from masksearch_jax import cli, storage
 from masksearch_jax.config import EvalRun
 from masksearch_jax.data import prompt, ramp
 from masksearch_jax.data.vocab import Vocab
@@ -88,7 +87,7 @@ def rollout_suite(
 
 def run(cfg: EvalRun, model: Any = None) -> dict[str, Any]:
     """{suite: {condition: {metric: {value, low, high, n}}}}; `model` saves loading `cfg.init`."""
-    workdir = Path(cfg.workdir)
+    workdir = storage.path(cfg.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     vocab = Vocab.load(cfg.tokenizer)
     check_vocabulary(cfg.model, vocab.size)
@@ -130,7 +129,7 @@ def run(cfg: EvalRun, model: Any = None) -> dict[str, Any]:
                         row |= to_json(t) | {"example": to_json(e)}
                         row["tokens"] = [vocab.decode([i]) for i in t.ids.tolist()]
                         file.write(json.dumps(row) + "\n")
-    os.replace(partial, workdir / "trajectories.jsonl")
+    partial.replace(workdir / "trajectories.jsonl")
     write_json(workdir / "eval.json", results)
     return results
 

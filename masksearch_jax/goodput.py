@@ -11,8 +11,11 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
+
+from etils import epath
+
+from masksearch_jax import storage
 
 FILE_NAME = "goodput.jsonl"
 PRODUCTIVE = ("sample", "update")
@@ -30,10 +33,10 @@ class Goodput:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self.path = Path(folder) / FILE_NAME
+        self.path = storage.path(folder) / FILE_NAME
         self.writes = True  # one process of a run does
         self._began, self._clock = time.time(), time.monotonic()
-        self._alive = self.path.stat().st_mtime if self.path.exists() else 0.0
+        self._alive = float(self.path.stat().mtime) if self.path.exists() else 0.0
         self.seconds = dict.fromkeys(BUCKETS, 0.0)
         self._bucket, self._since, self._written = "init", self._clock, 0.0
 
@@ -94,17 +97,17 @@ class Goodput:
         row |= {"seconds": {k: round(v, 4) for k, v in self.seconds.items()}} | (more or {})
         with contextlib.suppress(OSError):  # a full disk ends no run
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(("\n" if _is_torn(self.path) else "") + json.dumps(row) + "\n")
+            torn = "\n" if _is_torn(self.path) else ""
+            storage.append(self.path, torn + json.dumps(row) + "\n")
 
 
 def read(folder: str | os.PathLike) -> list[dict[str, Any]]:
     """The whole lines of FOLDER/goodput.jsonl; none where there is no file."""
-    path = Path(folder) / FILE_NAME
+    path = storage.path(folder) / FILE_NAME
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_bytes().decode(errors="replace").splitlines():
         with contextlib.suppress(ValueError):  # a kill or a full disk cut it short
             rows.append(json.loads(line))
     return rows
@@ -157,8 +160,8 @@ def _lost(rows: list[dict[str, Any]], step: int, alive: float) -> dict[str, floa
     return found
 
 
-def _is_torn(path: Path) -> bool:
-    if not path.exists() or not path.stat().st_size:
+def _is_torn(path: epath.Path) -> bool:
+    if not path.exists() or not path.stat().length:
         return False
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)

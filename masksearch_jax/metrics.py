@@ -6,12 +6,14 @@ import errno
 import json
 import math
 import os
-import pathlib
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+from etils import epath
+
+from masksearch_jax import storage
 
 FILE_NAME = "metrics.jsonl"
 
@@ -25,7 +27,7 @@ class MetricWriter:
     """
 
     def __init__(self, folder: str | os.PathLike, resume_step: int = 0):
-        self.path = pathlib.Path(folder) / FILE_NAME
+        self.path = storage.path(folder) / FILE_NAME
         self._writes = jax.process_index() == 0
         self._kept = ""
         if self._writes:
@@ -38,14 +40,11 @@ class MetricWriter:
             return
         row = {"step": int(step)} | {name: _plain(x) for name, x in metrics.items()}
         self._kept += json.dumps(row, allow_nan=False) + "\n"
-        size = self.path.stat().st_size
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(self._kept)
+            storage.append(self.path, self._kept)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            os.truncate(self.path, size)
             print(f"  warning: no room on the disk for step {step} in {self.path}", file=sys.stderr)
         else:
             self._kept = ""
@@ -53,17 +52,17 @@ class MetricWriter:
 
 def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
     """The rows of a run in file order; an unfinished last line is left out. No file: no rows."""
-    path = pathlib.Path(folder) / FILE_NAME
+    path = storage.path(folder) / FILE_NAME
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_text().split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
 
 
-def _truncate(path: pathlib.Path, step: int) -> None:
+def _truncate(path: epath.Path, step: int) -> None:
     kept = [row for row in read_metrics(path.parent) if row["step"] <= step and step > 0]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
     temporary.replace(path)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 import threading
 import time
@@ -24,8 +23,8 @@ from masksearch_jax.cli import ConfigError
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Replaces the file at once, so that no reader sees half of it."""
     partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    partial.replace(path)
 
 
 class Usage:

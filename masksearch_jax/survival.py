@@ -13,14 +13,13 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
-from masksearch_jax import cli, goodput, sharding
+from masksearch_jax import cli, goodput, sharding, storage
 from masksearch_jax.config import SurvivalConfig
 from masksearch_jax.watchdog import Watchdog
 
@@ -75,7 +74,7 @@ class Survival:
     """
 
     def __init__(self, config: SurvivalConfig, workdir: str | os.PathLike):
-        self.config, self._workdir = config, Path(workdir)
+        self.config, self._workdir = config, storage.path(workdir)
         self._clock = goodput.Goodput(workdir)
         sharding.join_processes(config.heartbeat_seconds)
         self._clock.writes = jax.process_index() == 0

@@ -12,13 +12,12 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from masksearch_jax import cli, sharding, train_state
+from masksearch_jax import cli, sharding, storage, train_state
 from masksearch_jax.checkpoint import Checkpointer
 from masksearch_jax.config import ComputeConfig, DapoConfig, DapoRun, RolloutConfig
 from masksearch_jax.data import pipeline, records
@@ -193,7 +192,7 @@ def check(dapo: DapoConfig, rollout: RolloutConfig) -> int:
 
 def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     """Trains to `cfg.dapo.steps`; returns the last metrics. `search` stands for cfg.search."""
-    workdir = Path(cfg.workdir)
+    workdir = storage.path(cfg.workdir)
     survival = Survival(cfg.survival, workdir)
     dapo, rollout = cfg.dapo, cfg.rollout
     rows = check(dapo, rollout)

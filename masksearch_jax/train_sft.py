@@ -9,13 +9,12 @@ The story: data, model, state (restored if there is one), loop. Stopping at any 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from masksearch_jax import cli, train_state
+from masksearch_jax import cli, storage, train_state
 from masksearch_jax.checkpoint import Checkpointer
 from masksearch_jax.config import ComputeConfig, SftRun
 from masksearch_jax.data import pipeline, records
@@ -43,7 +42,7 @@ def make_loss_fn(compute: ComputeConfig) -> train_state.LossFn:
 
 def run(cfg: SftRun) -> dict[str, Any]:
     """Trains to `cfg.sft.steps`; returns the last step's metrics. Artefacts go to `cfg.workdir`."""
-    workdir = Path(cfg.workdir)
+    workdir = storage.path(cfg.workdir)
     survival = Survival(cfg.survival, workdir)
 
     # ---- data

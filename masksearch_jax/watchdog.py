@@ -18,6 +18,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from etils import epath
+
 from masksearch_jax import cli
 from masksearch_jax.config import SurvivalConfig
 
@@ -34,7 +36,7 @@ class Watchdog:
     """
 
     def __init__(
-        self, config: SurvivalConfig, folder: Path, alive: Callable[[], None] = lambda: None
+        self, config: SurvivalConfig, folder: epath.Path, alive: Callable[[], None] = lambda: None
     ):
         self._config, self._folder, self._alive = config, folder, alive
         self._intervals: dict[str, collections.deque[float]] = {}
@@ -93,9 +95,9 @@ class Watchdog:
             f"error: {cli.this_process()}: no progress for {silent:.1f} s (limit {limit:.1f} s): "
             f"stuck in {where}; the stacks of all threads follow"
         )
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):  # a bucket's files have no descriptor
             name = f"hang-{cli.process_index()}.txt"
-            with (self._folder / name).open("w", encoding="utf-8") as file:
+            with (self._folder / name).open("w") as file:
                 file.write(message + "\n")
                 file.flush()
                 faulthandler.dump_traceback(file=file, all_threads=True)

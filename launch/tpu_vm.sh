@@ -1,0 +1,223 @@
+#!/usr/bin/env bash
+# Runs a main on all hosts of a TPU slice until it is done: makes the slice where it is absent, waits
+# for it, copies this checkout, starts the command on every host, and starts it again when the slice
+# was preempted or a host exits with 42 or a signal. The same command again goes on with what there is.
+set -euo pipefail
+
+usage='usage: tpu_vm.sh [options] -- MAIN --config=FILE:ARG [--config.KEY=VALUE ...]
+  --name=NAME       of the queued resource and its node (needed)
+  --zone=ZONE       (needed)
+  --type=TYPE       accelerator: v5litepod-16, v5p-64, v6e-256 (needed but for --delete)
+  --project=PROJECT default: of gcloud
+  --runtime=VERSION software of the VMs; default: by the type
+  --spot            preemptible: cheaper, deleted and asked for again when it is taken away
+  --reserved        from a reservation
+  --data=gs://...   copied to /data on every host first; what is there already is not copied again
+  --restarts=50     starts after the first one before giving up
+  --delete          delete the slice and end
+  --dry-run         print the commands, as for an absent slice, and run none'
+
+fail() {
+  echo "error: $1" >&2
+  exit "${2:-2}"
+}
+
+name='' zone='' type='' project='' runtime='' data='' restarts=50 dry='' delete=''
+provision=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --name=*) name=${1#*=} ;;
+    --zone=*) zone=${1#*=} ;;
+    --type=*) type=${1#*=} ;;
+    --project=*) project=${1#*=} ;;
+    --runtime=*) runtime=${1#*=} ;;
+    --spot | --reserved) provision+=("$1") ;;
+    --data=*) data=${1#*=} ;;
+    --restarts=*) restarts=${1#*=} ;;
+    --delete) delete=yes ;;
+    --dry-run) dry=yes ;;
+    --help | -h) echo "$usage" && exit ;;
+    --) shift && break ;;
+    *) fail "$1 is not an option; a main and its arguments come after --
+$usage" ;;
+  esac
+  shift
+done
+[ -n "$name" ] && [ -n "$zone" ] || fail "--name and --zone are needed
+$usage"
+if [ -z "$delete" ]; then
+  [ -n "$type" ] && [ $# -gt 0 ] || fail "--type and a main after -- are needed
+$usage"
+fi
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+poll=${TPU_VM_POLL_SECONDS:-30}
+log=${TPU_VM_LOG:-$name.log}
+where=("--zone=$zone" ${project:+"--project=$project"})
+
+# Software versions as Google Cloud documents them for each generation.
+default_runtime() {
+  case $type in
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v4-*) echo tpu-ubuntu2204-base ;;
+    *) fail "--type=$type: no software version is known for it; give --runtime (TPU7x has no queued \
+resources: see gke/)" ;;
+  esac
+}
+
+say() { echo "tpu_vm: $*" >&2; }
+
+# Runs a command that changes something; with --dry-run only prints it.
+act() {
+  if [ -n "$dry" ]; then
+    printf '%q ' "$@" && echo
+  else
+    "$@"
+  fi
+}
+
+# ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ... or ABSENT. Fails when it cannot be known: a slice that
+# cannot be seen is not one to make a second time.
+state() {
+  local found error
+  error=$(mktemp)
+  if found=$(gcloud compute tpus queued-resources describe "$name" "${where[@]}" \
+    "--format=value(state.state)" 2>"$error"); then
+    rm -f "$error"
+    echo "$found"
+  elif grep -qiE 'not_found|not found' "$error"; then
+    rm -f "$error"
+    echo ABSENT
+  else
+    cat "$error" >&2
+    rm -f "$error"
+    return 1
+  fi
+}
+
+# The node's own state: a queued resource stays ACTIVE for a while after its node was preempted.
+node_is_ready() {
+  [ "$(gcloud compute tpus tpu-vm describe "$name" "${where[@]}" '--format=value(state)')" = READY ]
+}
+
+create() {
+  act gcloud compute tpus queued-resources create "$name" "--node-id=$name" "${where[@]}" \
+    "--accelerator-type=$type" "--runtime-version=$runtime" ${provision[@]+"${provision[@]}"}
+}
+
+remove() {
+  act gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
+}
+
+# Returns when there is a slice. Spot TPUs cannot be started again: deleted and asked for again.
+ensure() {
+  local now last=''
+  if [ -n "$dry" ]; then
+    create
+    return
+  fi
+  while true; do
+    now=$(state) || fail "the state of $name cannot be read" 1
+    [ "$now" = "$last" ] || say "$name is $now"
+    last=$now
+    case $now in
+      ACTIVE)
+        node_is_ready && return
+        say "the node of $name is gone"
+        remove
+        ;;
+      ABSENT) create || fail "$name cannot be created" 1 ;;
+      FAILED | SUSPENDED) remove || fail "$name cannot be deleted" 1 ;;
+      *) sleep "$poll" ;;
+    esac
+  done
+}
+
+on_all() { act gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all "--command=$1"; }
+
+# This checkout, without what is made in it, to ~/masksearch_jax of every host.
+copy_code() {
+  local archive
+  archive=$(mktemp -d)/masksearch_jax.tgz
+  act tar -czf "$archive" -C "$root" --exclude=./.venv --exclude=./.git --exclude=./runs .
+  act gcloud compute tpus tpu-vm scp "$archive" "$name:masksearch_jax.tgz" "${where[@]}" --worker=all
+  on_all 'mkdir -p masksearch_jax && tar -xzf masksearch_jax.tgz -C masksearch_jax'
+  rm -rf "$(dirname "$archive")"
+}
+
+copy_data() {
+  local quoted
+  printf -v quoted %q "$data"
+  on_all "sudo mkdir -p /data && sudo chown \"\$USER\" /data && gcloud storage rsync -r $quoted /data"
+}
+
+# The command on every host. What an earlier start left running there ends with its connection; it is
+# waited for. Each host says its status: gcloud has one for all.
+start() {
+  local quoted
+  printf -v quoted '%q ' "$@"
+  on_all "flock -w 60 -E 1 /tmp/masksearch_jax.lock bash masksearch_jax/launch/worker.sh $quoted; \
+status=\$?; echo \"tpu_vm: \$(hostname) exits with \$status\"; exit \$status"
+}
+
+# The log of an attempt beside the run's other files, where those are in a bucket.
+keep_log() {
+  local argument
+  for argument in "$@"; do
+    case $argument in
+      --config.workdir=gs://*)
+        act gcloud storage cp "$log" "${argument#*=}/logs/$name-$(date -u +%Y%m%dT%H%M%SZ).log" ||
+          say "the log was not copied to the bucket; it is $log"
+        ;;
+    esac
+  done
+}
+
+# One attempt; 0 done, 42 to start again, else the status to end with.
+attempt() {
+  local status=0 statuses
+  ensure
+  copy_code || return 42
+  [ -z "$data" ] || copy_data || return 42
+  if [ -n "$dry" ]; then
+    start "$@"
+    keep_log "$@"
+    return 0
+  fi
+  start "$@" 2>&1 | tee "$log" || status=${PIPESTATUS[0]}
+  keep_log "$@"
+  [ "$status" -ne 0 ] || return 0
+  statuses=$(sed -n 's/^tpu_vm: .* exits with \([0-9]*\)$/\1/p' "$log" | sort -un | tr '\n' ' ')
+  say "exit statuses of the hosts: ${statuses:-none was heard}"
+  case " $statuses" in
+    *' 1 '* | *' 2 '* | *' 126 '* | *' 127 '*)
+      # A host's own failure, unless the slice went from under it.
+      [ "$(state)" = ACTIVE ] && node_is_ready || return 42
+      case " $statuses" in *' 2 '*) return 2 ;; *) return 1 ;; esac
+      ;;
+  esac
+  return 42
+}
+
+if [ -n "$delete" ]; then
+  if [ -n "$dry" ] || [ "$(state)" != ABSENT ]; then
+    remove
+  fi
+  exit
+fi
+
+[ -n "$runtime" ] || runtime=$(default_runtime)
+trap 'say "stopped; $name is kept: the same command goes on, --delete deletes it"; exit 130' INT TERM
+for ((try = 0; try <= restarts; try++)); do
+  [ "$try" -eq 0 ] || say "start $try of at most $restarts after the first"
+  status=0
+  attempt "$@" || status=$?
+  case $status in
+    0) say "done; --delete deletes $name" && exit ;;
+    42) [ -n "$dry" ] || sleep "$poll" ;;
+    *) fail "the command failed on $name; see $log" "$status" ;;
+  esac
+done
+fail "given up after $restarts restarts; see $log" 1
