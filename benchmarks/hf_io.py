@@ -149,12 +149,12 @@ def theirs(job: str, base: Path) -> Row:
 
 
 def timed(work: Callable[[], Any]) -> Row:
-    base, began = memory(), time.perf_counter()
+    base, began, used = memory(), time.perf_counter(), time.process_time()
     kept = work()
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, time.process_time() - used
     del kept
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": seconds, "base": base, "peak": peak}
+    return {"seconds": seconds, "cpu_seconds": cpu, "base": base, "peak": peak}
 
 
 SIDES = {"ours": ours, "theirs": theirs}
@@ -210,9 +210,10 @@ def table(found: Row) -> str:
         ratios = [a / b for a, b in zip(pace["ours"], pace["theirs"], strict=True)]
         for side in SIDES:
             held = [(row[side]["peak"] - row[side]["base"]) / 1e6 for row in rows]
+            cpu = statistics.median(row[side]["cpu_seconds"] for row in rows)
             lines.append(
                 f"{job:7}{side:7}{statistics.median(pace[side]):8,.0f} MB/s "
-                f"({min(pace[side]):,.0f} to {max(pace[side]):,.0f})"
+                f"({min(pace[side]):,.0f} to {max(pace[side]):,.0f}), {cpu:.1f} s of CPU,"
                 f"{max(held):9,.0f} MB at most beyond the base"
                 + (f", bound {limit / 1e6:,.0f} MB" if side == "ours" else "")
             )

@@ -107,6 +107,8 @@ def export(
     """
     if reload not in RELOADS:
         raise ExportError(f"reload {reload!r} is unknown; choices: {', '.join(RELOADS)}")
+    if "://" in str(folder):
+        raise ExportError(f"{folder} is no local folder: export to one, then gcloud storage cp -r")
     kept = dtype or model.compute.param_dtype
     report: dict[str, Any] = hf.save(
         model,

@@ -12,7 +12,7 @@ from etils.epath import backend, gpath
 from fsspec.implementations.memory import MemoryFileSystem
 from orbax.checkpoint._src.path import gcs_utils
 
-from masksearch_jax import sharding, storage
+from masksearch_jax import export_hf, sharding, storage
 from masksearch_jax.checkpoint import Checkpointer, read_model
 from masksearch_jax.config import CheckpointConfig, MeshConfig
 from masksearch_jax.metrics import MetricWriter, read_metrics
@@ -84,6 +84,11 @@ def test_weights_in_hf_form_are_not_read_from_a_bucket(bucket: str, tmp_path) ->
         (where / file.name).write_bytes(file.read_bytes())
     with pytest.raises(InitError, match=r"an HF folder in a bucket: give a local path.*gcsfuse"):
         initial(str(where), QWEN2, COMPUTE, sharding.make_mesh(MeshConfig(-1, 1, 1)), 0)
+
+
+def test_weights_in_hf_form_are_not_written_to_a_bucket(tmp_path) -> None:
+    with pytest.raises(export_hf.ExportError, match="gs://a-bucket/hf is no local folder"):
+        export_hf.export(random_model(QWEN2), "gs://a-bucket/hf", tmp_path)
 
 
 def test_a_bucket_without_checkpoints_says_so(bucket: str) -> None:
