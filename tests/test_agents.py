@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import datetime
 import email.utils
-import http.server
-import itertools
 import json
+import re
 import string
 import threading
-import time
 from collections.abc import Callable
 from importlib import resources
 
@@ -28,90 +27,15 @@ from masksearch_jax.agents.llm import (
     JobError,
     LLMConfig,
     LLMError,
+    Reply,
     retry_after,
 )
 from masksearch_jax.config import SearchConfig
 from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.types import Demonstration, Passage, QAExample, RampExample, Span
+from tests.endpoint import Answer, Endpoint, in_turn
 
 HELLO = [{"role": "user", "content": "hello"}]
-
-
-class Answer:
-    """One scripted HTTP reply: a chat completion of `text`, or an error of `status`."""
-
-    def __init__(self, text="", status=200, headers=None, hang=False, code=None, tokens=(7, 3)):
-        self.status, self.headers, self.hang = status, headers or {}, hang
-        message = {"role": "assistant", "content": text}
-        ok = {
-            "id": "x",
-            "object": "chat.completion",
-            "created": 0,
-            "model": "m",
-            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
-            "usage": {
-                "prompt_tokens": tokens[0],
-                "completion_tokens": tokens[1],
-                "total_tokens": sum(tokens),
-            },
-        }
-        error = {"error": {"message": f"scripted {status}", "code": code}}
-        self.body = json.dumps(ok if status == 200 else error).encode()
-
-
-class Endpoint(http.server.ThreadingHTTPServer):
-    """Serves `answer(request body) -> Answer` and records bodies and times of arrival."""
-
-    daemon_threads = True
-
-    def __init__(self, answer: Callable[[dict], Answer]):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answer, self.requests, self.times = answer, [], []
-        self.lock, self.closing = threading.Lock(), threading.Event()
-        self.in_flight = self.most_in_flight = 0
-
-    def __enter__(self):
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}).start()
-        return self
-
-    def __exit__(self, *error):
-        self.closing.set()
-        self.shutdown()
-        self.server_close()
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_POST(self):
-        server = self.server
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        with server.lock:
-            server.requests.append(body)
-            server.times.append(time.monotonic())
-            server.in_flight += 1
-            server.most_in_flight = max(server.most_in_flight, server.in_flight)
-        answer = server.answer(body)
-        if answer.hang:
-            server.closing.wait(30)
-        with server.lock:
-            server.in_flight -= 1
-        try:
-            self.send_response(answer.status)
-            for name, value in {"content-type": "application/json", **answer.headers}.items():
-                self.send_header(name, value)
-            self.send_header("content-length", str(len(answer.body)))
-            self.end_headers()
-            self.wfile.write(answer.body)
-        except OSError:  # the client has given up, as some tests make it do
-            pass
-
-    def log_message(self, *args):
-        pass
-
-
-def in_turn(*answers: Answer) -> Callable[[dict], Answer]:
-    """Answers in this order, the last one for ever."""
-    rest = itertools.chain(answers, itertools.repeat(answers[-1]))
-    return lambda body: next(rest)
 
 
 def config(endpoint: Endpoint, tmp_path, **changes) -> LLMConfig:
@@ -127,7 +51,11 @@ def config(endpoint: Endpoint, tmp_path, **changes) -> LLMConfig:
         "retries": 2,
         "backoff": 0.01,
         "cache": str(tmp_path / "cache" / "replies.sqlite"),
+        "replay": False,
         "budget": 0,
+        "max_cost": 0.0,
+        "prompt_price": 2.0,
+        "completion_price": 8.0,
     }
     return LLMConfig(**values | changes)
 
@@ -220,7 +148,7 @@ def test_a_refusal_is_not_retried_and_may_end_the_job(tmp_path, refusal, kind):
 
 def test_a_hanging_server_is_left_after_the_timeout_and_the_retries(tmp_path):
     with (
-        Endpoint(in_turn(Answer(hang=True))) as endpoint,
+        Endpoint(in_turn(Answer(hang=30))) as endpoint,
         pytest.raises(LLMError, match=r"no reply in time after 2 attempt\(s\)"),
     ):
         complete(config(endpoint, tmp_path, timeout=0.2, retries=1), HELLO)
@@ -229,7 +157,7 @@ def test_a_hanging_server_is_left_after_the_timeout_and_the_retries(tmp_path):
 
 def test_the_deadline_ends_a_call_before_its_retries_do(tmp_path):
     with (
-        Endpoint(in_turn(Answer(hang=True))) as endpoint,
+        Endpoint(in_turn(Answer(hang=30))) as endpoint,
         pytest.raises(LLMError, match="would pass the deadline"),
     ):
         complete(config(endpoint, tmp_path, deadline=0.2, retries=5), HELLO)
@@ -270,7 +198,7 @@ def test_the_budget_stops_before_it_is_passed_and_outlives_the_process(tmp_path)
         cfg = config(endpoint, tmp_path, budget=149)  # 50 + 50 paid, 50 more would be 150
         complete(cfg, ask(0))
         complete(cfg, ask(1))
-        with pytest.raises(BudgetError, match=r"149 tokens cannot cover.*100 spent"):
+        with pytest.raises(BudgetError, match=r"149 tokens cannot cover.*100 tokens.*spent"):
             complete(cfg, ask(2))
         [reply], _ = complete(cfg, ask(1))
         assert reply.cached  # what is paid for stays free
@@ -278,11 +206,132 @@ def test_the_budget_stops_before_it_is_passed_and_outlives_the_process(tmp_path)
 
 
 def test_calls_in_flight_count_towards_the_budget(tmp_path):
-    with (
-        Endpoint(in_turn(Answer("hi"))) as endpoint,
-        pytest.raises(BudgetError, match="50 reserved"),
-    ):
-        complete(config(endpoint, tmp_path, budget=99), ask(0), ask(1))
+    """The second waits until the first has shown that it cost less than it might have."""
+    with Endpoint(in_turn(Answer("hi", hang=0.05))) as endpoint:
+        replies, _ = complete(config(endpoint, tmp_path, budget=99), ask(0), ask(1), ask(2))
+    assert [r.text for r in replies] == ["hi"] * 3
+    assert endpoint.most_in_flight == 1
+
+
+def test_the_budget_may_be_of_money(tmp_path):
+    """7 prompt and 3 completion tokens at 2 and 8 a million are 38 millionths, the next at most
+    400 + 14."""
+    with Endpoint(in_turn(Answer("hi"))) as endpoint:
+        cfg = config(endpoint, tmp_path, max_cost=437e-6)
+        complete(cfg, ask(0))
+        with pytest.raises(BudgetError, match=r"0\.000437 in money.*10 tokens \(0\.0000 in money"):
+            complete(cfg, ask(1))
+        complete(dataclasses.replace(cfg, max_cost=438e-6), ask(1))
+    assert len(endpoint.requests) == 2
+
+
+def test_a_spent_budget_lets_replies_in_flight_come_in(tmp_path):
+    """They are paid for: they are kept, while every call after the first refusal is refused."""
+    refused = threading.Event()
+
+    def answer(body):
+        if body["messages"] == ask(0):
+            refused.wait(10)
+        return Answer("hi", tokens=(60, 40))
+
+    async def go(cfg):
+        async with LLM(cfg) as llm:
+            slow = asyncio.create_task(llm.complete(ask(0)))
+            await llm.complete(ask(1))
+            for n in (2, 3):
+                with pytest.raises(BudgetError):
+                    await llm.complete(ask(n))
+            refused.set()
+            return await slow, await llm.complete(ask(1))
+
+    with Endpoint(answer) as endpoint:
+        cfg = config(endpoint, tmp_path, budget=140)
+        slow, known = asyncio.run(go(cfg))
+        assert (slow.text, slow.cached, known.cached) == ("hi", False, True)
+        [reply], _ = complete(cfg, ask(0))
+    assert reply.cached
+    assert len(endpoint.requests) == 2
+
+
+def test_an_empty_reply_is_paid_for_too(tmp_path):
+    async def go(cfg):
+        async with LLM(cfg) as llm:
+            await llm.complete(HELLO)
+            return llm.paid
+
+    with Endpoint(in_turn(Answer(""), Answer("hi"))) as endpoint:
+        assert asyncio.run(go(config(endpoint, tmp_path))) == (2, 14, 6)
+
+
+def test_everybody_keeps_a_pause_that_was_asked_of_one(tmp_path):
+    pause = Answer(status=429, headers={"retry-after": "0.4"})
+    with Endpoint(in_turn(pause, Answer("hi"))) as endpoint:
+        cfg = config(endpoint, tmp_path, concurrency=1)
+        replies, _ = complete(cfg, *map(ask, range(3)))
+    assert len(replies) == 3
+    assert all(t - endpoint.times[0] >= 0.4 for t in endpoint.times[1:])
+
+
+def test_a_pause_past_the_deadline_is_not_waited_for_by_others(tmp_path):
+    async def go(cfg):
+        async with LLM(cfg) as llm:
+            for n in range(2):
+                with pytest.raises(LLMError):
+                    await llm.complete(ask(n))
+            with pytest.raises(LLMError, match=r"asked for a pause of 3\d\d\d\.\d s more"):
+                await llm.complete(ask(2))
+
+    with Endpoint(in_turn(Answer(status=429, headers={"retry-after": "3600"}))) as endpoint:
+        asyncio.run(go(config(endpoint, tmp_path)))
+    assert len(endpoint.requests) == 1
+
+
+WHOLE = Answer("hi").body
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        Answer("hi", cut=40),
+        Answer("hi", cut=0),
+        Answer(body=WHOLE[:40]),
+        Answer(body=b"<html>busy</html>"),
+        Answer(body=b"[1, 2]"),
+        Answer(body=b'{"choices": null}'),
+        Answer(body=b'{"choices": []}'),
+        Answer(body=b'{"choices": [{"message": null}]}'),
+        Answer(body=WHOLE.replace(b'"hi"', b"5")),
+    ],
+)
+def test_a_broken_body_is_asked_for_again(tmp_path, broken):
+    with Endpoint(in_turn(broken, Answer("hi"))) as endpoint:
+        [reply], usage = complete(config(endpoint, tmp_path), HELLO)
+    assert (reply.text, usage.retries) == ("hi", 1)
+
+
+def test_a_reply_without_counts_costs_nothing(tmp_path):
+    body = json.loads(WHOLE) | {"usage": {"prompt_tokens": "x"}}
+    with Endpoint(in_turn(Answer(body=json.dumps(body).encode()))) as endpoint:
+        [reply], _ = complete(config(endpoint, tmp_path), HELLO)
+    assert reply == Reply("hi", 0, 0, cached=False)
+
+
+def test_a_replay_asks_nobody(tmp_path):
+    with Endpoint(in_turn(Answer("hi"), Answer(status=400))) as endpoint:
+        cfg = config(endpoint, tmp_path)
+        complete(cfg, ask(0))
+        with pytest.raises(LLMError, match="HTTP 400") as failed:
+            complete(cfg, ask(1))
+    replay = dataclasses.replace(cfg, replay=True)
+    [reply], _ = complete(replay, ask(0))
+    assert (reply.text, reply.cached) == ("hi", True)
+    with pytest.raises(LLMError, match="HTTP 400") as again:
+        complete(replay, ask(1))  # what failed fails again, in the same words
+    assert str(again.value) == str(failed.value)
+    with pytest.raises(JobError, match="a request is not recorded in"):
+        complete(replay, ask(2))
+    with pytest.raises(JobError, match="a request is not recorded in"):
+        complete(dataclasses.replace(replay, temperature=0.7), ask(0))  # the whole request counts
 
 
 def test_a_file_that_is_no_cache_is_named(tmp_path):
@@ -310,16 +359,17 @@ def test_retry_after_as_a_date():
 
 # ---- prompts and replies ---------------------------------------------------------------------
 
-PROMPTS = ("planner", "rewriter", "observer", "observer_last", "judge")
+PROMPTS = ("planner", "rewriter", "observer", "observer_last", "observer_knowledge", "judge")
+TEXTS = ("again", "task_ramp", "task_question")  # no system message
 
 
-@pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.parametrize("name", PROMPTS + TEXTS)
 def test_both_languages_take_the_same_values(name):
     folder = resources.files("masksearch_jax.agents").joinpath("prompts")
     names = {}
     for language in dialogue.LANGUAGES:
         text = folder.joinpath(f"{name}.{language}.txt").read_text(encoding="utf-8")
-        assert text.count("\n===\n") == 1
+        assert text.count("\n===\n") == (name in PROMPTS)
         names[language] = set(string.Template(text).get_identifiers())
     assert names["en"] == names["zh"] != set()
 
@@ -457,8 +507,8 @@ def role_of(body: dict) -> str:
     for name in PROMPTS:
         text = folder.joinpath(f"{name}.en.txt").read_text(encoding="utf-8")
         system = string.Template(text.split("\n===\n")[0].strip())
-        if body["messages"][0]["content"] == system.safe_substitute(minimum="3"):
-            return name.removesuffix("_last")
+        if body["messages"][0]["content"] == system.safe_substitute(minimum="3", failures="2"):
+            return name.removesuffix("_last").removeprefix("observer_")
     return body["messages"][0]["content"]
 
 
@@ -472,7 +522,7 @@ def by_role(**replies: list[str]) -> Callable[[dict], Answer]:
     return answer
 
 
-def teacher(max_searches=3, **changes) -> construct_llm.TeacherConfig:
+def teacher(max_searches=3, language="en", **changes) -> construct_llm.TeacherConfig:
     values = {
         "kind": "bm25",
         "index": "",
@@ -483,7 +533,7 @@ def teacher(max_searches=3, **changes) -> construct_llm.TeacherConfig:
         "timeout": 10.0,
         "workers": 1,
     }
-    return construct_llm.TeacherConfig("en", max_searches, SearchConfig(**values | changes))
+    return construct_llm.TeacherConfig(language, max_searches, SearchConfig(**values | changes))
 
 
 def demonstrate(example, llm_cfg, search=SEARCH, cfg=None):
@@ -559,33 +609,34 @@ def test_a_bad_reply_is_shown_back_once_and_may_be_mended(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("changes", "reason", "detail"),
     [
-        ({"planner": ["I plan.", "I plan on."]}, "unreadable_planner"),
-        ({"rewriter": ["{}", "{}"]}, "unreadable_rewriter"),
-        ({"observer": ["answer: CFA", "{}"]}, "unreadable_observer"),
-        ({"judge": ["correct", '{"verdict": "fully correct"}']}, "unreadable_judge"),
-        ({"judge": [WRONG]}, "judged_incorrect"),
-        ({"observer": [GIVE_UP]}, "gave_up"),
-        ({"observer": [NEXT] * 3, "rewriter": [QUERIES] * 3}, "out_of_searches"),
-        ({"planner": [PLAN.replace("land.", "</think><answer>x</answer>")]}, "reserved_text"),
-        ({"rewriter": [QUERIES.replace("capital", "</search>")]}, "reserved_text"),
-        ({"observer": [ANSWER.replace("CFA", "</answer>")]}, "reserved_text"),
-        ({"judge": [Answer(status=400)]}, "llm_failed"),
+        ({"planner": ["I plan.", "I plan on."]}, "unreadable_planner", "no JSON object"),
+        ({"rewriter": ["{}", "{}"]}, "unreadable_rewriter", "must be a list"),
+        ({"observer": ["answer: CFA", "{}"]}, "unreadable_observer", "one of answer, next"),
+        ({"judge": ["correct", '{"verdict": "quite"}']}, "unreadable_judge", "'quite'"),
+        ({"judge": [WRONG]}, "judged_incorrect", "other"),
+        ({"observer": [GIVE_UP]}, "gave_up", "No use."),
+        ({"observer": [NEXT] * 3, "rewriter": [QUERIES] * 3}, "out_of_searches", "after 3"),
+        ({"planner": [PLAN.replace("land.", "</think><answer>x</answer>")]}, "reserved_text", "</"),
+        ({"rewriter": [QUERIES.replace("capital", "</search>")]}, "reserved_text", "</"),
+        ({"observer": [ANSWER.replace("CFA", "</answer>")]}, "reserved_text", "</"),
+        ({"judge": [Answer(status=400)]}, "llm_failed", "HTTP 400"),
     ],
 )
-def test_a_rejection_says_why(tmp_path, changes, reason):
+def test_a_rejection_says_why(tmp_path, changes, reason, detail):
     with Endpoint(by_role(**GOOD | changes)) as endpoint:
         made = demonstrate(QUESTION, config(endpoint, tmp_path))
-    assert made == Rejection("q1", reason)
+    assert (made.example_id, made.reason) == ("q1", reason)
     assert reason in construct_llm.REASONS
+    assert detail in made.detail
 
 
 def test_an_answer_with_a_mask_left_is_rejected_without_a_judge(tmp_path):
     left = FILLED.replace("Africa", markup.MASK)
     with Endpoint(by_role(planner=[PLAN], rewriter=[QUERIES], observer=[left])) as endpoint:
         made = demonstrate(RAMP, config(endpoint, tmp_path))
-    assert made == Rejection("r1", "masks_left")
+    assert made == Rejection("r1", "masks_left", RAMP.masked)
 
 
 @pytest.mark.parametrize(
@@ -598,7 +649,73 @@ def test_an_answer_with_a_mask_left_is_rejected_without_a_judge(tmp_path):
 def test_a_failed_search_rejects_the_example(tmp_path, search, timeout):
     with Endpoint(by_role(**GOOD)) as endpoint:
         made = demonstrate(QUESTION, config(endpoint, tmp_path), search, teacher(timeout=timeout))
-    assert made == Rejection("q1", "search_failed")
+    assert (made.example_id, made.reason) == ("q1", "search_failed")
+    assert "Error: " in made.detail or made.detail == "TimeoutError:"
+
+
+REVISE = json.dumps({"thought": "Not there.", "action": "revise", "need": "Another land?"})
+KNOWN = json.dumps({"thought": "I recall Chad.", "action": "next", "need": "Its currency?"})
+
+
+def test_after_two_searches_of_no_use_the_observer_may_rely_on_memory(tmp_path):
+    script = GOOD | {
+        "rewriter": [QUERIES, QUERIES.replace("chad", "tchad"), QUERIES_2],
+        "observer": [REVISE, REVISE, ANSWER],
+        "knowledge": [KNOWN],
+    }
+    with Endpoint(by_role(**script)) as endpoint:
+        made = demonstrate(QUESTION, config(endpoint, tmp_path))
+    thoughts = [s.text.partition("</think>")[0] for s in made.segments if s.author == "policy"]
+    said = ("First the land.", "Not there.", "I recall Chad.", "All found.")
+    assert thoughts == [f"<think>{t}" for t in said]
+    asked = [role_of(body) for body in endpoint.requests]
+    assert asked == ["planner", *["rewriter", "observer"] * 2, "knowledge",
+                     "rewriter", "observer", "judge"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("observed", "known", "reason"),
+    [
+        ([REVISE, GIVE_UP], [GIVE_UP], "gave_up"),
+        ([REVISE, GIVE_UP], [REVISE, REVISE], "unreadable_observer"),  # no other plan to make
+        ([REVISE, GIVE_UP], [ANSWER], ""),
+        ([REVISE, NEXT, GIVE_UP], [], "gave_up"),  # a search of use between two of none
+    ],
+)
+def test_memory_is_asked_after_two_failures_in_a_row_alone(tmp_path, observed, known, reason):
+    script = GOOD | {"rewriter": [QUERIES] * 3, "observer": observed, "knowledge": known}
+    with Endpoint(by_role(**script)) as endpoint:
+        made = demonstrate(QUESTION, config(endpoint, tmp_path))
+    assert getattr(made, "reason", "") == reason
+    assert sum(role_of(body) == "knowledge" for body in endpoint.requests) == len(known)
+
+
+def test_the_whole_conversation_may_be_chinese(tmp_path):
+    script = iter([PLAN, "计划", PLAN, QUERIES, FILLED, RIGHT][1:])
+    with Endpoint(lambda body: Answer(next(script))) as endpoint:
+        made = demonstrate(RAMP, config(endpoint, tmp_path), cfg=teacher(language="zh"))
+    assert isinstance(made, Demonstration)
+    for body in endpoint.requests:
+        assert all(
+            re.search("[\u4e00-\u9fff]", m["content"])
+            for m in body["messages"]
+            if m["role"] != "assistant"
+        )
+
+
+def test_answers_from_elsewhere_are_judged(tmp_path):
+    async def go(cfg):
+        answers = [(RAMP, RAMP.paragraph), (RAMP, RAMP.masked), (QUESTION, "the euro")]
+        async with LLM(cfg) as llm:
+            return await construct_llm.judge_all(answers, llm, teacher())
+
+    def verdict(body):
+        return Answer(RIGHT if "N'Djamena" not in body["messages"][1]["content"] else WRONG)
+
+    with Endpoint(verdict) as endpoint:
+        found = asyncio.run(go(config(endpoint, tmp_path)))
+    assert found == [None, Rejection("r1", "masks_left", RAMP.masked),
+                     Rejection("q1", "judged_incorrect", "other")]  # fmt: skip
 
 
 def test_the_last_search_leaves_the_observer_no_other(tmp_path):

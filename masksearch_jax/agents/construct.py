@@ -55,10 +55,22 @@ class SearchTool(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Rejection:
-    """An example without a demonstration; `reason` is one of REASONS."""
+    """An example without a demonstration; `reason` is one of a teacher's, `detail` tells more."""
 
     example_id: str
     reason: str
+    detail: str = ""
+
+
+def task_name(example: Example) -> str:
+    """The task that a demonstration of the example is of."""
+    return f"ramp_k{example.k}" if isinstance(example, RampExample) else example.dataset
+
+
+def is_shown(text: str, segments: Iterable[Segment]) -> bool:
+    """Whether the text stands, as whole words, in what the search tool returned."""
+    pattern = re.compile(rf"(?<!\w){re.escape(text)}(?!\w)", re.IGNORECASE)
+    return any(pattern.search(s.text) for s in segments if s.author == "tool")
 
 
 @dataclasses.dataclass
@@ -84,12 +96,12 @@ class _Transcript:
         self.turns.append(Turn(tuple(queries), ids, titles, seconds=0.0))
         self.read += shown
 
-    def finish(self, thought: str, answer: str, example: Example, task: str) -> Demonstration:
+    def finish(self, thought: str, answer: str, example: Example) -> Demonstration:
         action = markup.wrap("think", thought) + markup.wrap("answer", answer)
         return Demonstration(
             id=f"{example.id}/{TEACHER}",
             example_id=example.id,
-            task=task,
+            task=task_name(example),
             teacher=TEACHER,
             segments=(*self.segments, Segment("policy", action)),
             turns=tuple(self.turns),
@@ -97,8 +109,7 @@ class _Transcript:
 
     def shows(self, text: str) -> bool:
         """Whether the text stands, as whole words, in what was shown."""
-        pattern = re.compile(rf"(?<!\w){re.escape(text)}(?!\w)", re.IGNORECASE)
-        return any(pattern.search(s.text) for s in self.segments if s.author == "tool")
+        return is_shown(text, self.segments)
 
 
 def demonstrate(
@@ -135,9 +146,7 @@ def _solve_ramp(
         thought = rng.choice(_AGAIN if attempt else _FIRST if named else _AROUND)
         transcript.add_search(thought, queries, transcript.find(queries))
         if all(transcript.shows(span.text) for span in example.spans):
-            return transcript.finish(
-                rng.choice(_FOUND), example.paragraph, example, f"ramp_k{example.k}"
-            )
+            return transcript.finish(rng.choice(_FOUND), example.paragraph, example)
     return Rejection(example.id, "spans_not_found")
 
 
@@ -207,7 +216,7 @@ def _solve_qa(
     answer = example.answers[0]
     if answer.casefold() not in ("yes", "no") and not transcript.shows(answer):
         return Rejection(example.id, "answer_not_found")
-    return transcript.finish(rng.choice(_FOUND[:2]), answer, example, example.dataset)
+    return transcript.finish(rng.choice(_FOUND[:2]), answer, example)
 
 
 def _next_query(

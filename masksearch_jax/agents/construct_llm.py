@@ -13,29 +13,20 @@ from typing import TypeVar
 
 from masksearch_jax import markup
 from masksearch_jax.agents import dialogue, judge, observer, planner, rewriter
-from masksearch_jax.agents.construct import Rejection, SearchTool
+from masksearch_jax.agents.construct import Rejection, SearchTool, task_name
 from masksearch_jax.agents.llm import LLM, LLMError, Message
 from masksearch_jax.config import SearchConfig
 from masksearch_jax.types import Demonstration, Example, Passage, RampExample, Segment, Turn
 
 T = TypeVar("T")
 
+_DETAIL = 300  # characters of it that are kept
 ROLES = ("planner", "rewriter", "observer", "judge")
 REASONS = (
     *(f"unreadable_{role}" for role in ROLES),
     *("llm_failed", "search_failed", "gave_up", "out_of_searches"),
     *("reserved_text", "masks_left", "judged_incorrect"),
 )
-_TASKS = {
-    "en": (
-        "Replace every [mask] in this paragraph by the right words; give it back whole:\n\n{}",
-        "Answer this question with a short phrase:\n\n{}",
-    ),
-    "zh": (
-        "把下面段落中的每个 [mask] 换成正确的内容,给出完整段落:\n\n{}",
-        "用简短的词语回答这个问题:\n\n{}",
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +37,10 @@ class TeacherConfig:
 
 
 class _RejectedError(Exception):
-    """Ends an example early; the message is one of REASONS."""
+    """Ends an example early: `reason` is one of REASONS, `detail` says more."""
+
+    def __init__(self, reason: str, detail: object = ""):
+        self.reason, self.detail = reason, " ".join(str(detail).split())[:_DETAIL]
 
 
 @dataclasses.dataclass
@@ -55,19 +49,23 @@ class _Work:
 
     task: str
     llm: LLM
-    search: SearchTool
+    search: SearchTool | None  # None: for the judge alone
     cfg: TeacherConfig
     segments: list[Segment] = dataclasses.field(default_factory=list)
     turns: list[Turn] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
 
+    @property
+    def language(self) -> str:
+        return self.cfg.language
+
     async def ask(self, role: str, messages: list[Message], parse: Callable[[str], T]) -> T:
         try:
-            return await dialogue.ask(self.llm, messages, parse, self.cfg.language)
+            return await dialogue.ask(self.llm, messages, parse, self.language)
         except dialogue.ReplyError as error:
-            raise _RejectedError(f"unreadable_{role}") from error
+            raise _RejectedError(f"unreadable_{role}", error) from error
         except LLMError as error:
-            raise _RejectedError("llm_failed") from error
+            raise _RejectedError("llm_failed", error) from error
 
 
 async def demonstrate_llm(
@@ -79,51 +77,100 @@ async def demonstrate_llm(
     `search.max_queries` of three or more) or the answer. Raises llm.JobError when the budget is
     spent or the endpoint refuses; replies so far are cached, so a later call goes on from there.
     """
-    ramp = isinstance(example, RampExample)
-    template = _TASKS[cfg.language][0 if ramp else 1]
-    work = _Work(template.format(example.masked if ramp else example.question), llm, search, cfg)
+    work = _Work(_task(example, cfg.language), llm, search, cfg)
     try:
         thought, answer = await _research(work)
         await _check(work, example, answer)
     except _RejectedError as rejected:
-        return Rejection(example.id, str(rejected))
+        return Rejection(example.id, rejected.reason, rejected.detail)
     final = markup.wrap("think", thought) + markup.wrap("answer", answer)
     return Demonstration(
         id=f"{example.id}/{llm.cfg.model}",
         example_id=example.id,
-        task=f"ramp_k{example.k}" if ramp else example.dataset,
+        task=task_name(example),
         teacher=llm.cfg.model,
         segments=(*work.segments, Segment("policy", final)),
         turns=tuple(work.turns),
     )
 
 
+async def demonstrate_all(
+    examples: Sequence[Example],
+    llm: LLM,
+    search: SearchTool,
+    cfg: TeacherConfig,
+    done: Callable[[Demonstration | Rejection], None],
+) -> list[Demonstration | Rejection]:
+    """`demonstrate_llm` of each, in order; `done` hears of each when it is.
+
+    As many examples are in progress as keep the endpoint busy. Once one raises, or `done` does, no
+    other begins, those in progress end, and the first error is raised.
+    """
+    gate = asyncio.Semaphore(2 * llm.cfg.concurrency)  # one searches while another asks
+    errors: list[Exception] = []
+
+    async def one(example: Example) -> Demonstration | Rejection | None:
+        async with gate:
+            if errors:
+                return None
+            try:
+                outcome = await demonstrate_llm(example, llm, search, cfg)
+                done(outcome)
+            except Exception as error:
+                errors.append(error)
+                return None
+            return outcome
+
+    outcomes = await asyncio.gather(*map(one, examples))
+    if errors:
+        raise errors[0]
+    return outcomes
+
+
 async def _research(work: _Work) -> tuple[str, str]:
     """Searches until the observer answers: its last thought and the answer."""
-    language = work.cfg.language
-    plan = await work.ask("planner", planner.messages(work.task, language), planner.parse)
+    plan = await work.ask("planner", planner.messages(work.task, work.language), planner.parse)
     course, thought, need = plan.thought, plan.thought, plan.need
+    failures = 0  # in a row
     for left in range(work.cfg.max_searches - 1, -1, -1):
         documents = await _search(work, thought, need)
-        messages = observer.messages(
-            work.task, course, "\n".join(work.notes), need, documents, not left, language
-        )
-        decision = await work.ask("observer", messages, observer.parse)
+        decision = await _observe(work, course, need, documents, last=not left)
+        failures = failures + 1 if decision.action in ("revise", "give_up") else 0
+        if failures >= observer.MAX_FAILURES:
+            decision = await _recall(work, course, need, documents)
+            failures = 0
         if decision.action == "answer":
             return _plain(decision.thought), _plain(decision.text)
         if decision.action == "give_up":
-            raise _RejectedError("gave_up")
+            raise _RejectedError("gave_up", decision.thought)
         work.notes.append(f"- {need} {decision.thought}")
         thought, need = decision.thought, decision.text
         course = thought if decision.action == "revise" else course
-    raise _RejectedError("out_of_searches")
+    raise _RejectedError("out_of_searches", f"after {work.cfg.max_searches}")
+
+
+async def _observe(
+    work: _Work, course: str, need: str, documents: str, *, last: bool
+) -> observer.Decision:
+    messages = observer.messages(
+        work.task, course, "\n".join(work.notes), need, documents, last, work.language
+    )
+    return await work.ask("observer", messages, observer.parse)
+
+
+async def _recall(work: _Work, course: str, need: str, documents: str) -> observer.Decision:
+    """What the observer decides when it may rely on its own knowledge."""
+    messages = observer.knowledge_messages(
+        work.task, course, "\n".join(work.notes), need, documents, work.language
+    )
+    return await work.ask("observer", messages, observer.parse_knowledge)
 
 
 async def _search(work: _Work, thought: str, need: str) -> str:
     """One search turn, written down; the text of its documents."""
     limits = work.cfg.search
     asked = [query for turn in work.turns for query in turn.queries]
-    messages = rewriter.messages(work.task, need, asked, work.cfg.language)
+    messages = rewriter.messages(work.task, need, asked, work.language)
     queries = (await work.ask("rewriter", messages, rewriter.parse))[: limits.max_queries]
     action = markup.wrap("think", _plain(thought))
     action += markup.wrap("search", "\n".join(map(_plain, queries)))
@@ -140,30 +187,55 @@ async def _find(work: _Work, queries: Sequence[str]) -> tuple[Passage, ...]:
     try:
         async with asyncio.timeout(limits.timeout):
             found = await asyncio.to_thread(work.search.search, queries, limits.top_k)
-    except (
-        RuntimeError,
-        OSError,
-    ) as error:  # SearchError is a RuntimeError, TimeoutError an OSError
-        raise _RejectedError("search_failed") from error
+    except (RuntimeError, OSError) as error:  # SearchError is the one, TimeoutError the other
+        raise _RejectedError("search_failed", f"{type(error).__name__}: {error}") from error
     return markup.merge_results(found, limits.max_passages)
+
+
+async def judge_all(
+    answers: Sequence[tuple[Example, str]], llm: LLM, cfg: TeacherConfig
+) -> list[Rejection | None]:
+    """What the judge says of answers from elsewhere: None for each that it calls correct.
+
+    Raises llm.JobError as `demonstrate_llm` does.
+    """
+
+    async def one(example: Example, answer: str) -> Rejection | None:
+        work = _Work(_task(example, cfg.language), llm, None, cfg)
+        try:
+            await _check(work, example, answer)
+        except _RejectedError as rejected:
+            return Rejection(example.id, rejected.reason, rejected.detail)
+        return None
+
+    found = await asyncio.gather(*(one(*a) for a in answers), return_exceptions=True)
+    if errors := [f for f in found if isinstance(f, BaseException)]:
+        raise errors[0]
+    return found
+
+
+def _task(example: Example, language: str) -> str:
+    ramp = isinstance(example, RampExample)
+    name, text = ("task_ramp", example.masked) if ramp else ("task_question", example.question)
+    return dialogue.fill(name, language, text=text)
 
 
 async def _check(work: _Work, example: Example, answer: str) -> None:
     """Raises _RejectedError unless the judge reads the answer as correct."""
     if isinstance(example, RampExample):
         if markup.MASK in answer:
-            raise _RejectedError("masks_left")
+            raise _RejectedError("masks_left", answer)
         known = "\n".join(f"{i}. {span.text}" for i, span in enumerate(example.spans, start=1))
     else:
         known = "\n".join(example.answers)
-    messages = judge.messages(work.task, known, answer, work.cfg.language)
+    messages = judge.messages(work.task, known, answer, work.language)
     verdict = await work.ask("judge", messages, judge.parse)
     if not verdict.correct:
-        raise _RejectedError("judged_incorrect")
+        raise _RejectedError("judged_incorrect", verdict.reason)
 
 
 def _plain(text: str) -> str:
     """The text, if it holds none of the grammar's tags: those would act in a demonstration."""
     if markup.escape(text) != text:
-        raise _RejectedError("reserved_text")
+        raise _RejectedError("reserved_text", text)
     return text

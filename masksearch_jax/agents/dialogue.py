@@ -1,11 +1,12 @@
 """How every LLM role speaks: a prompt file in, one JSON object out, or a rejection.
 
-A prompt file is `prompts/NAME.LANGUAGE.txt`: the system message, a line `===`, the user message;
-`$name` in either is a placeholder.
+A prompt file is `prompts/NAME.LANGUAGE.txt`: the system message, a line `===`, the user message, or
+a text alone; `$name` in it is a placeholder.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import string
@@ -20,10 +21,6 @@ T = TypeVar("T")
 LANGUAGES = ("en", "zh")
 _THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _FENCE = re.compile(r"```[\w-]*\n(.*?)```", re.DOTALL)
-_AGAIN = {
-    "en": "That could not be used: {error}. Send the JSON object again, corrected, alone.",
-    "zh": "上面的回复无法使用:{error}。请只重新发送修正后的 JSON 对象。",
-}
 
 
 class ReplyError(ValueError):
@@ -35,13 +32,23 @@ def render(name: str, language: str, **values: str) -> list[Message]:
 
     Raises ValueError for an unknown language, KeyError for a placeholder without a value.
     """
+    parts = _read(name, language).split("\n===\n")
+    roles = ("system", "user")
+    filled = [string.Template(part.strip()).substitute(values) for part in parts]
+    return [{"role": r, "content": p} for r, p in zip(roles, filled, strict=True)]
+
+
+def fill(name: str, language: str, **values: str) -> str:
+    """The text `name`, filled in as in `render`."""
+    return string.Template(_read(name, language).strip()).substitute(values)
+
+
+@functools.cache
+def _read(name: str, language: str) -> str:
     if language not in LANGUAGES:
         raise ValueError(f"language is {language!r}, must be one of {', '.join(LANGUAGES)}")
     folder = resources.files("masksearch_jax.agents").joinpath("prompts")
-    text = folder.joinpath(f"{name}.{language}.txt").read_text(encoding="utf-8")
-    parts = [string.Template(part.strip()).substitute(values) for part in text.split("\n===\n")]
-    roles = ("system", "user")
-    return [{"role": r, "content": p} for r, p in zip(roles, parts, strict=True)]
+    return folder.joinpath(f"{name}.{language}.txt").read_text(encoding="utf-8")
 
 
 def parse_object(text: str) -> dict[str, Any]:
@@ -87,7 +94,8 @@ async def ask(
         except ReplyError as error:
             if not left:
                 raise
-            again = _AGAIN[language].format(error=error)
+            llm.usage.repairs += 1
+            again = fill("again", language, error=str(error))
             messages = [
                 *messages,
                 {"role": "assistant", "content": reply.text},

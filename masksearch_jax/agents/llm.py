@@ -1,7 +1,8 @@
-"""A client of any OpenAI-compatible chat endpoint that pays for no call twice.
+"""A client of any OpenAI-compatible chat endpoint that pays for no reply twice.
 
 Every call has a deadline, bounded retries, a place in a concurrency limit, an entry in a cache on
-disk and a share of a token budget.
+disk and a share of a budget. A reply is in the cache before it is used: of a process that is killed
+at most the requests in flight, `concurrency` of them, are asked and paid for again.
 """
 
 from __future__ import annotations
@@ -10,30 +11,26 @@ import asyncio
 import dataclasses
 import datetime
 import email.utils
-import hashlib
-import json
 import os
-import pathlib
 import random
-import sqlite3
 import types
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import openai
+
+from masksearch_jax.agents.replies import Paid, Replies, RepliesError, Stored, key_of
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _HOPELESS = frozenset({401, 403, 404})  # wrong key, no permission, no such model or address
-_TABLE = """create table if not exists replies (
-    key text primary key, text text, prompt_tokens integer, completion_tokens integer
-) without rowid"""
 
 
 @dataclasses.dataclass(frozen=True)
 class LLMConfig:
-    """How one endpoint is called. Seconds are wall-clock."""
+    """How one endpoint is called. Seconds are wall-clock, prices in any one currency."""
 
     base_url: str  # e.g. http://localhost:8000/v1
     model: str  # name and pinned version, as the endpoint spells it
@@ -46,7 +43,11 @@ class LLMConfig:
     retries: int  # attempts after the first
     backoff: float  # wait before the first retry; doubles with each
     cache: str  # SQLite file of the replies paid for
+    replay: bool  # answer from the cache alone, and stop where it lacks a reply
     budget: int  # tokens ever paid for into this cache, prompts included; 0: no limit
+    max_cost: float  # the same in money; 0: no limit
+    prompt_price: float  # of a million prompt tokens
+    completion_price: float  # of a million completion tokens
 
 
 class LLMError(RuntimeError):
@@ -58,7 +59,7 @@ class JobError(RuntimeError):
 
 
 class BudgetError(JobError):
-    """The token budget is spent: stop and keep what there is."""
+    """The budget is spent: stop and keep what there is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +72,12 @@ class Reply:
 
 @dataclasses.dataclass
 class Usage:
-    """What this process did: replies from the network and the cache, retries, tokens paid for."""
+    """What this process did. `repairs`: replies shown back to the model, since unusable."""
 
     calls: int = 0
     cached: int = 0
     retries: int = 0
+    repairs: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -89,9 +91,15 @@ class LLM:
     def __init__(self, cfg: LLMConfig):
         self.cfg = cfg
         self.usage = Usage()
-        self._cache = _open_cache(cfg.cache)
+        try:
+            self._replies = Replies(cfg.cache)
+        except RepliesError as error:
+            raise JobError(str(error)) from error
         self._reserved = 0  # completion tokens that the requests in flight may still cost
+        self._settled = asyncio.Event()  # set each time that one of them has ended
         self._gate = asyncio.Semaphore(cfg.concurrency)
+        self._pause = 0.0  # until this time on the loop's clock nobody asks: the endpoint said so
+        self._stopped: JobError | None = None
         # One lock per question, so that two who ask the same pay once.
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._client = openai.AsyncOpenAI(
@@ -111,63 +119,82 @@ class LLM:
         trace: types.TracebackType | None,
     ) -> None:
         await self._client.close()
-        self._cache.close()
+        self._replies.close()
 
     @property
-    def spent(self) -> int:
-        """Tokens ever paid for into this cache, by this process or another."""
-        row = self._cache.execute("select sum(prompt_tokens + completion_tokens) from replies")
-        return row.fetchone()[0] or 0
+    def paid(self) -> Paid:
+        """All that was ever paid for into this cache, by this process or another."""
+        return self._replies.paid()
 
     async def complete(self, messages: Sequence[Message], sample: int = 0) -> Reply:
         """The reply to a conversation, from the cache if it was ever asked.
 
         `sample` tells apart independent replies to the same messages. Raises LLMError (with the
         cause) when there is no reply in time, BudgetError when the budget could not cover one,
-        JobError when asking anything more is useless.
+        JobError when asking anything more is useless; after that every reply that is not in the
+        cache raises the same, while those in flight come in and are kept.
         """
-        key = self._key(messages, sample)
+        request = self._request(messages)
+        key = key_of(request, sample)
         lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock:
-            row = self._cache.execute(
-                "select text, prompt_tokens, completion_tokens from replies where key = ?", [key]
-            ).fetchone()
-            if row:
-                self.usage.cached += 1
-                return Reply(*row, cached=True)
-            reply = await self._with_retries(list(messages))
-            self._keep(key, reply)
-            self.usage.calls += 1
-            self.usage.prompt_tokens += reply.prompt_tokens
-            self.usage.completion_tokens += reply.completion_tokens
-            return reply
+            try:
+                return await self._complete(key, request)
+            except RepliesError as error:
+                self._stopped = JobError(str(error))
+                raise self._stopped from error
+            except JobError as error:
+                self._stopped = error
+                raise
 
-    def _key(self, messages: Sequence[Message], sample: int) -> str:
-        asked = [self.cfg.model, self.cfg.temperature, self.cfg.max_tokens, list(messages), sample]
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    def _request(self, messages: Sequence[Message]) -> dict[str, Any]:
+        cfg = self.cfg
+        return {
+            "model": cfg.model,
+            "messages": list(messages),
+            "temperature": cfg.temperature,
+            "max_tokens": cfg.max_tokens,
+        }
 
-    def _keep(self, key: str, reply: Reply) -> None:
-        row = [key, reply.text, reply.prompt_tokens, reply.completion_tokens]
+    async def _complete(self, key: str, request: dict[str, Any]) -> Reply:
+        if found := self._replies.find(key):
+            self.usage.cached += 1
+            return Reply(*found, cached=True)
+        if self._stopped:
+            raise self._stopped
+        if self.cfg.replay:
+            if failure := self._replies.failure(key):
+                raise LLMError(failure)
+            raise JobError(f"llm.replay: a request is not recorded in {self.cfg.cache}")
         try:
-            self._cache.execute("insert or replace into replies values (?, ?, ?, ?)", row)
-        except sqlite3.Error as error:
-            raise JobError(
-                f"cannot write the cache of replies {self.cfg.cache}: {error}"
-            ) from error
+            reply = await self._with_retries(request)
+        except LLMError as error:
+            self._replies.keep_failure(key, request, str(error))
+            raise
+        self._replies.keep(key, request, reply)
+        self.usage.calls += 1
+        self._count(reply)
+        return Reply(*reply, cached=False)
 
-    async def _with_retries(self, messages: list[Message]) -> Reply:
+    def _count(self, reply: Stored) -> None:
+        self.usage.prompt_tokens += reply.prompt_tokens
+        self.usage.completion_tokens += reply.completion_tokens
+
+    async def _with_retries(self, request: dict[str, Any]) -> Stored:
         clock = asyncio.get_running_loop().time
         end = clock() + self.cfg.deadline
         for attempt in range(self.cfg.retries + 1):
             try:
                 async with asyncio.timeout_at(end), self._gate:
-                    return await self._attempt(messages)
-            except (openai.APIError, TimeoutError, _EmptyReplyError) as error:
+                    await self._wait_for_pause(end)
+                    return await self._attempt(request)
+            except (openai.APIError, TimeoutError, _UselessError) as error:
                 if _hopeless(error):
                     raise JobError(f"{self.cfg.base_url}: {_name(error)}") from error
                 if not _worth_retrying(error) or attempt == self.cfg.retries:
                     raise LLMError(f"{_name(error)} after {attempt + 1} attempt(s)") from error
-                wait = _wait(error, self.cfg.backoff * 2**attempt)
+                wait, asked = _wait(error, self.cfg.backoff * 2**attempt)
+                self._pause = max(self._pause, clock() + asked)
                 if clock() + wait >= end:
                     raise LLMError(
                         f"{_name(error)}; the next attempt in {wait:.1f} s would pass the "
@@ -177,46 +204,94 @@ class LLM:
             await asyncio.sleep(wait)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    async def _attempt(self, messages: list[Message]) -> Reply:
-        """One request, its completion tokens reserved while it is in flight."""
-        cfg = self.cfg
-        if cfg.budget and self.spent + self._reserved + cfg.max_tokens > cfg.budget:
-            raise BudgetError(
-                f"the budget of {cfg.budget} tokens cannot cover another reply: {self.spent} "
-                f"spent, {self._reserved} reserved by calls in flight, {cfg.max_tokens} asked for"
-            )
-        self._reserved += cfg.max_tokens
-        try:
-            async with asyncio.timeout(cfg.timeout):
-                answer = await self._client.chat.completions.create(
-                    model=cfg.model,
-                    messages=messages,
-                    temperature=cfg.temperature,
-                    max_tokens=cfg.max_tokens,
+    async def _wait_for_pause(self, end: float) -> None:
+        """Until the time that a Retry-After named, to whichever call; LLMError if past `end`."""
+        clock = asyncio.get_running_loop().time
+        while (left := self._pause - clock()) > 0:
+            if self._pause >= end:
+                raise LLMError(
+                    f"the endpoint asked for a pause of {left:.1f} s more, which would pass the "
+                    f"deadline of {self.cfg.deadline:g} s"
                 )
+            await asyncio.sleep(left)
+
+    async def _attempt(self, request: dict[str, Any]) -> Stored:
+        """One request, its completion tokens reserved while it is in flight."""
+        await self._reserve()
+        try:
+            async with asyncio.timeout(self.cfg.timeout):
+                answer = await self._client.chat.completions.create(**request)
+        except ValueError as error:  # a body that is no JSON
+            raise _UselessError("a reply that is no JSON") from error
         finally:
-            self._reserved -= cfg.max_tokens
-        text = answer.choices[0].message.content if answer.choices else None
-        if not text:
-            raise _EmptyReplyError
-        used = answer.usage
-        paid = (used.prompt_tokens, used.completion_tokens) if used else (0, 0)
-        return Reply(text, *paid, cached=False)
+            self._reserved -= self.cfg.max_tokens
+            self._settled.set()
+        reply = _read(answer)
+        if not reply.text:
+            self._replies.add_cost(reply.prompt_tokens, reply.completion_tokens)
+            self._count(reply)
+            raise _UselessError("an empty reply")
+        return reply
+
+    async def _reserve(self) -> None:
+        """Sets the tokens of one reply aside, once those in flight leave room for them.
+
+        Raises BudgetError when even then they would not fit. A prompt's tokens are known only when
+        it is paid for: the prompts in flight may pass the budget.
+        """
+        cfg = self.cfg
+        while True:
+            if not self._fits(cfg.max_tokens):
+                paid = self._replies.paid()
+                cost = cost_of(cfg, paid.prompt_tokens, paid.completion_tokens)
+                raise BudgetError(
+                    f"the budget of {_budget(cfg)} cannot cover another reply: "
+                    f"{paid.prompt_tokens + paid.completion_tokens} tokens ({cost:.4f} in money) "
+                    f"spent, {cfg.max_tokens} tokens asked for; raise llm.budget or llm.max_cost "
+                    "and start the same command again"
+                )
+            if self._fits(self._reserved + cfg.max_tokens):
+                self._reserved += cfg.max_tokens
+                return
+            self._settled.clear()
+            await self._settled.wait()
+
+    def _fits(self, tokens: int) -> bool:
+        cfg = self.cfg
+        paid = self._replies.paid()
+        in_tokens = paid.prompt_tokens + paid.completion_tokens + tokens
+        in_money = cost_of(cfg, paid.prompt_tokens, paid.completion_tokens + tokens)
+        return not (cfg.budget and in_tokens > cfg.budget) and not (
+            cfg.max_cost and in_money > cfg.max_cost
+        )
 
 
-class _EmptyReplyError(Exception):
-    """The endpoint answered without text: worth asking again, not worth keeping."""
+def cost_of(cfg: LLMConfig, prompt_tokens: int, completion_tokens: int) -> float:
+    """By the configured prices."""
+    return (prompt_tokens * cfg.prompt_price + completion_tokens * cfg.completion_price) / 1e6
 
 
-def _open_cache(path: str) -> sqlite3.Connection:
-    try:
-        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-        database = sqlite3.connect(path, timeout=30, isolation_level=None)
-        database.execute("pragma journal_mode=wal")
-        database.execute(_TABLE)
-    except (sqlite3.Error, OSError) as error:
-        raise JobError(f"cannot open the cache of replies {path}: {error}") from error
-    return database
+def _budget(cfg: LLMConfig) -> str:
+    limits = [f"{cfg.budget} tokens"] if cfg.budget else []
+    limits += [f"{cfg.max_cost:g} in money"] if cfg.max_cost else []
+    return " or ".join(limits)
+
+
+class _UselessError(Exception):
+    """The endpoint answered with nothing to use: worth asking again, not worth keeping."""
+
+
+def _read(answer: Any) -> Stored:
+    """Text and cost of whatever the endpoint sent as JSON; raises _UselessError for no reply."""
+    choices = getattr(answer, "choices", None)
+    if not isinstance(choices, list):
+        raise _UselessError("a reply without choices")
+    message = getattr(choices[0], "message", None) if choices else None
+    text = getattr(message, "content", None)
+    used = getattr(answer, "usage", None)
+    counts = [getattr(used, name, 0) for name in ("prompt_tokens", "completion_tokens")]
+    paid = (count if isinstance(count, int) else 0 for count in counts)
+    return Stored(text if isinstance(text, str) else "", *paid)
 
 
 def _hopeless(error: Exception) -> bool:
@@ -229,15 +304,15 @@ def _hopeless(error: Exception) -> bool:
 def _worth_retrying(error: Exception) -> bool:
     if isinstance(error, openai.APIStatusError):
         return error.status_code in _RETRIED
-    return isinstance(error, openai.APIConnectionError | TimeoutError | _EmptyReplyError)
+    return isinstance(error, openai.APIConnectionError | TimeoutError | _UselessError)
 
 
-def _wait(error: Exception, backoff: float) -> float:
-    """Seconds before the next attempt: what Retry-After says at least, spread by up to a half."""
-    wait = backoff * random.uniform(1.0, 1.5)
+def _wait(error: Exception, backoff: float) -> tuple[float, float]:
+    """Seconds before the next attempt (spread by up to a half), and those the endpoint asks for."""
+    wait, asked = backoff * random.uniform(1.0, 1.5), 0.0
     if isinstance(error, openai.APIStatusError):
-        wait = max(wait, retry_after(error.response.headers.get("retry-after", "")))
-    return wait
+        asked = retry_after(error.response.headers.get("retry-after", ""))
+    return max(wait, asked), asked
 
 
 def retry_after(header: str) -> float:
@@ -258,6 +333,6 @@ def _name(error: Exception) -> str:
         return f"HTTP {error.status_code}: {error.message}"
     if isinstance(error, TimeoutError | openai.APITimeoutError):
         return "no reply in time"
-    if isinstance(error, _EmptyReplyError):
-        return "an empty reply"
+    if isinstance(error, _UselessError):
+        return str(error)
     return f"{type(error).__name__}: {error}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 from masksearch_jax.agents import dialogue
@@ -10,6 +11,8 @@ from masksearch_jax.agents.llm import Message
 
 # The field that carries an action's object; giving up needs none.
 ACTIONS = {"answer": "answer", "next": "need", "revise": "need", "give_up": ""}
+# After so many searches in a row that found nothing of use, memory is asked (MaskSearch, 3.2).
+MAX_FAILURES = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +34,29 @@ def messages(
     return dialogue.render(name, language, need=need, documents=documents, **values)
 
 
-def parse(text: str) -> Decision:
+def knowledge_messages(
+    task: str, plan: str, history: str, need: str, documents: str, language: str
+) -> list[Message]:
+    """Asks for what the observer knows by heart, once searching has failed often enough."""
+    values = {"task": task, "plan": plan, "history": history or "-", "need": need}
+    failures = str(MAX_FAILURES)
+    return dialogue.render(
+        "observer_knowledge", language, failures=failures, documents=documents, **values
+    )
+
+
+def parse_knowledge(text: str) -> Decision:
+    """As `parse`, without another plan to choose."""
+    return parse(text, ("answer", "next", "give_up"))
+
+
+def parse(text: str, actions: Collection[str] = tuple(ACTIONS)) -> Decision:
     """Raises dialogue.ReplyError."""
     fields = dialogue.parse_object(text)
     action = fields.get("action")
-    if not isinstance(action, str) or action not in ACTIONS:
+    if not isinstance(action, str) or action not in actions:
         raise dialogue.ReplyError(
-            f'"action" must be one of {", ".join(ACTIONS)}, not {action!r:.80}'
+            f'"action" must be one of {", ".join(actions)}, not {action!r:.80}'
         )
     field = ACTIONS[action]
     value = dialogue.text_field(fields, field) if field else ""

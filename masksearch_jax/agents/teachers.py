@@ -1,0 +1,119 @@
+"""Teachers behind one protocol: examples in, a demonstration or a named rejection of each out."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+from masksearch_jax.agents import construct, construct_llm
+from masksearch_jax.agents.construct import Rejection, SearchTool
+from masksearch_jax.agents.llm import LLM, LLMConfig, cost_of
+from masksearch_jax.config import SearchConfig
+from masksearch_jax.types import Demonstration, Example
+
+Outcome = Demonstration | Rejection
+
+
+class Teacher(Protocol):
+    """Attempts examples: `attempts` outcomes of each, in order; `done` hears of each at once."""
+
+    attempts: int
+
+    def solve(
+        self, examples: Sequence[Example], done: Callable[[Outcome], None]
+    ) -> list[Outcome]: ...
+
+    def figures(self) -> dict[str, Any]:
+        """What it cost so far."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Scripted:
+    """`construct.demonstrate` in threads: no model, no network, the same for the same seed."""
+
+    attempts = 1
+
+    def __init__(self, search: SearchTool, cfg: SearchConfig, max_searches: int, seed: int):
+        self._search, self._cfg, self._max_searches = search, cfg, max_searches
+        self._seed = seed
+        self._pool = ThreadPoolExecutor(max(1, cfg.workers))
+
+    def solve(
+        self, examples: Sequence[Example], done: Callable[[Outcome], None]
+    ) -> list[Outcome]:
+        solved = []
+        for outcome in self._pool.map(self._solve, examples):
+            done(outcome)
+            solved.append(outcome)
+        return solved
+
+    def _solve(self, example: Example) -> Outcome:
+        rng = random.Random(f"{self._seed}/{example.id}")
+        return construct.demonstrate(
+            example, self._search, self._cfg, rng, max_searches=self._max_searches
+        )
+
+    def figures(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+class Session:
+    """An LLM with an event loop of its own, for callers that are not asynchronous."""
+
+    def __init__(self, cfg: LLMConfig):
+        self.cfg = cfg
+        self._runner = asyncio.Runner()
+        self.llm = self._runner.run(self._open())
+
+    async def _open(self) -> LLM:
+        return LLM(self.cfg)
+
+    def run(self, work: Any) -> Any:
+        return self._runner.run(work)
+
+    def figures(self) -> dict[str, Any]:
+        """Everything ever paid for into the cache, and what this process has seen of it."""
+        paid, usage = self.llm.paid, self.llm.usage
+        return paid._asdict() | {
+            "cost": cost_of(self.cfg, paid.prompt_tokens, paid.completion_tokens),
+            "from_cache": usage.cached,
+            "retries": usage.retries,
+            "repairs": usage.repairs,
+        }
+
+    def close(self) -> None:
+        self._runner.run(self.llm.__aexit__(None, None, None))
+        self._runner.close()
+
+
+class Agents:
+    """Planner, rewriter, observer and judge on one endpoint."""
+
+    attempts = 1
+
+    def __init__(self, llm: LLMConfig, search: SearchTool, cfg: construct_llm.TeacherConfig):
+        self._search, self._cfg = search, cfg
+        self._session = Session(llm)
+
+    def solve(
+        self, examples: Sequence[Example], done: Callable[[Outcome], None]
+    ) -> list[Outcome]:
+        return self._session.run(
+            construct_llm.demonstrate_all(
+                examples, self._session.llm, self._search, self._cfg, done
+            )
+        )
+
+    def figures(self) -> dict[str, Any]:
+        return self._session.figures()
+
+    def close(self) -> None:
+        self._session.close()
