@@ -120,3 +120,25 @@ def parse_arg(arg: str, **defaults: str | bool) -> ConfigDict:
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(f"{part!r} is not one of {', '.join(choices)}{hint}")
     return parsed
+
+
+def llm() -> ConfigDict:
+    """An OpenAI-compatible endpoint, and what is asked of it; `cache` is for the config to name."""
+    c = ConfigDict()
+    c.base_url = "http://localhost:8000/v1"
+    c.model = "Qwen2.5-72B-Instruct"  # as the endpoint spells it
+    c.api_key_env = "OPENAI_API_KEY"  # environment variable that holds the key; unset: no key
+    c.temperature = 0.7
+    c.max_tokens = 1024  # of one reply
+    c.concurrency = 32  # requests in flight
+    c.timeout = 120.0  # seconds of one attempt
+    c.deadline = 600.0  # of one call, its retries and waits included
+    c.retries = 6
+    c.backoff = 1.0  # seconds before the first retry; doubles with each
+    c.cache = ""  # SQLite file of the replies paid for
+    c.replay = False  # answer from the cache alone
+    c.budget = 0  # tokens ever paid for into the cache, 0: no limit
+    c.max_cost = 0.0  # the same in money
+    c.prompt_price = 0.0  # of a million prompt tokens
+    c.completion_price = 0.0  # of a million completion tokens
+    return c

@@ -1,30 +1,34 @@
-"""Write demonstrations: the scripted teacher solves training examples with the real search engine.
+"""Write demonstrations: a teacher solves examples with the real search engine.
 
     python -m masksearch_jax.build_trajectories --config=configs/build_trajectories.py \\
         --config.folder=DATA --config.search.index=DATA/index
 
 Reads FOLDER/ramp/train.jsonl and FOLDER/questions/train.jsonl, writes
-FOLDER/demonstrations/train.jsonl. The work is kept in parts, so that the same command goes on where
-it was stopped; a finished file made from the same inputs is kept.
+FOLDER/demonstrations/train.jsonl and beside it train.rejected.jsonl, which names every attempt
+without a demonstration and why. The teacher is a script, LLM agents on an endpoint, or a model of
+ours. The work is kept in parts, so that the same command goes on where it was stopped; a finished
+file made from the same inputs is kept.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
-import random
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from masksearch_jax import cli
-from masksearch_jax.agents import construct
+from masksearch_jax.agents import construct_llm, teachers
+from masksearch_jax.agents.construct import Rejection
+from masksearch_jax.agents.evolve import StudentConfig
+from masksearch_jax.agents.llm import LLMConfig
 from masksearch_jax.config import SearchConfig
 from masksearch_jax.data import records
 from masksearch_jax.data.ramp import read_jsonl, write_jsonl
@@ -32,14 +36,23 @@ from masksearch_jax.progress import Progress
 from masksearch_jax.search import tool
 from masksearch_jax.types import Demonstration, Example, QAExample, RampExample
 
-FORMAT = 1
+FORMAT = 2
 KINDS = ("ramp", "questions")
 PART = 2000  # examples per resumable part
+_NAMED = 3  # rejections that an error quotes
+# What does not change a demonstration: where and how fast it is made, what it may cost.
+_NO_MATTER = {
+    "search": ("timeout", "workers", "cache", "replay"),
+    "llm": (
+        *("base_url", "api_key_env", "concurrency", "timeout", "deadline", "retries", "backoff"),
+        *("cache", "replay", "budget", "max_cost", "prompt_price", "completion_price"),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class BuildTrajectoriesRun:
-    """`build_trajectories`: training examples to demonstrations."""
+    """`build_trajectories`: examples to demonstrations."""
 
     folder: str  # holds ramp/train.jsonl, questions/train.jsonl or both
     kinds: tuple[str, ...]  # of examples: ramp, questions
@@ -47,10 +60,42 @@ class BuildTrajectoriesRun:
     max_searches: int  # searches in a demonstration
     demonstrations: int  # kept of each kind (RAMP, questions), 0: all
     seed: int
+    teacher: Literal["scripted", "agents", "local"] = "scripted"
+    language: str = "en"  # of the agents' prompts: en | zh
+    max_rejected: float = 1.0  # share of attempts without a demonstration; beyond it the job fails
+    llm: LLMConfig | None = None  # of the agents, and of the judge
+    student: StudentConfig | None = None  # of teacher `local`
+
+
+class RejectedError(cli.UserError):
+    """More attempts gave no demonstration than `max_rejected` allows."""
+
+
+def make_teacher(cfg: BuildTrajectoriesRun) -> teachers.Teacher:
+    """Raises ConfigError when a section that the teacher needs is missing."""
+    needed = [("llm", cfg.llm)] if cfg.teacher == "agents" else []
+    needed += [("student", cfg.student)] if cfg.teacher == "local" else []
+    needed += [("llm", cfg.llm)] if cfg.student and cfg.student.judge == "llm" else []
+    for name, section in needed:
+        if section is None:
+            raise cli.ConfigError(f"config.teacher {cfg.teacher!r} needs the section config.{name}")
+    search = tool.open_tool(cfg.search)
+    if cfg.teacher == "scripted":
+        return teachers.Scripted(search, cfg.search, cfg.max_searches, cfg.seed)
+    limits = construct_llm.TeacherConfig(cfg.language, cfg.max_searches, cfg.search)
+    if cfg.teacher == "agents":
+        return teachers.Agents(cfg.llm, search, limits)
+    from masksearch_jax.student import Student  # JAX, which the others do without
+
+    return Student(cfg.student, search, limits, cfg.llm, cfg.seed)
 
 
 def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
-    """Builds or resumes the demonstrations; counts in, kept by task, rejected by reason."""
+    """Builds or resumes the demonstrations; counts in, kept by task, rejected by reason.
+
+    Raises RejectedError when more was rejected than `max_rejected`, and llm.BudgetError when the
+    budget is spent; what there is then is kept, and the same command goes on from it.
+    """
     if not cfg.folder:
         raise cli.ConfigError("config.folder is empty; it must name the folder of the examples")
     folder = Path(cfg.folder)
@@ -70,24 +115,33 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
         return finished
     parts = output.with_suffix(".parts") / source
     _drop_others(parts)
-    search = tool.open_tool(cfg.search)
-    counts = [_solve(cfg, kind, path, search, parts) for kind, path in sources.items()]
+    with contextlib.closing(make_teacher(cfg)) as teacher:
+        counts = [_solve(cfg, kind, path, teacher, parts) for kind, path in sources.items()]
+        figures = teacher.figures()
     written = write_jsonl(output, _kept(cfg, parts, sources))
-    summary = _summary(source, counts, output, written)
+    write_jsonl(output.with_suffix(".rejected.jsonl"), _rejected(parts))
+    summary = _summary(source, counts, output, written) | ({"paid": figures} if figures else {})
     records.write_atomically(summary_path, json.dumps(summary, indent=1))
     shutil.rmtree(parts.parent)
     return summary
 
 
 def _source_hash(cfg: BuildTrajectoriesRun, paths: Sequence[Path]) -> str:
-    """A hash of all that decides the result: examples, index, settings."""
+    """A hash of all that decides the result: examples, index, weights, settings."""
     settings = dataclasses.asdict(cfg)
-    del settings["folder"], settings["search"]["timeout"], settings["search"]["workers"]
+    del settings["folder"], settings["max_rejected"]
+    for section, keys in _NO_MATTER.items():
+        for key in keys if settings[section] else ():
+            del settings[section][key]
     digest = hashlib.sha256(json.dumps([FORMAT, settings], sort_keys=True).encode())
     indexed = Path(cfg.search.index) / "passages.jsonl" if cfg.search.index else None
     for path in (*paths, *([indexed] if indexed and indexed.is_file() else [])):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
+    weights = Path(cfg.student.init) if cfg.student and cfg.student.init else None
+    for path in sorted(weights.rglob("*")) if weights and weights.is_dir() else ():
+        if path.is_file():  # a path trained further is another model
+            digest.update(f"{path.relative_to(weights)} {path.stat().st_size}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -104,56 +158,84 @@ def _drop_others(parts: Path) -> None:
 
 
 def _solve(
-    cfg: BuildTrajectoriesRun, kind: str, path: Path, search: tool.SearchTool, parts: Path
+    cfg: BuildTrajectoriesRun, kind: str, path: Path, teacher: teachers.Teacher, parts: Path
 ) -> dict[str, Any]:
     """Writes the missing parts of one kind, until there are enough; its counts."""
     examples = read_jsonl(path, RampExample if kind == "ramp" else QAExample)
     total: Counter[str] = Counter()
-    kept = given = 0
-    with (
-        ThreadPoolExecutor(max(1, cfg.search.workers)) as pool,
-        Progress(f"teacher {kind}", len(examples)) as progress,
-    ):
+    kept = tried = 0
+    with Progress(f"{cfg.teacher} {kind}", len(examples) * teacher.attempts) as progress:
         for start in range(0, len(examples), PART):
             if cfg.demonstrations and kept >= cfg.demonstrations:
                 break
             chunk = examples[start : start + PART]
             counts_path = parts / f"{kind}-{start:09d}.json"
-            counts = _read_json(counts_path) or _solve_part(cfg, chunk, search, pool, counts_path)
+            part = Part(counts_path, cfg.max_rejected * progress.total - total.total(), progress)
+            counts = _read_json(counts_path) or part.solve(chunk, teacher)
             total += Counter(counts["rejected"])
-            kept, given = kept + counts["kept"], given + len(chunk)
-            progress.update(given, kept=kept, rejected=total.total())
-    return {"kind": kind, "examples": len(examples), "tried": given, "rejected": dict(total)}
+            kept, tried = kept + counts["kept"], tried + len(chunk) * teacher.attempts
+            progress.update(tried, kept=kept, rejected=total.total())
+    if total.total() > cfg.max_rejected * tried:
+        raise RejectedError(_too_many(parts, tried))
+    return {"kind": kind, "examples": len(examples), "tried": tried, "rejected": dict(total)}
 
 
-def _solve_part(
-    cfg: BuildTrajectoriesRun,
-    chunk: Sequence[Example],
-    search: tool.SearchTool,
-    pool: ThreadPoolExecutor,
-    counts_path: Path,
-) -> dict[str, Any]:
-    """Solves one part; its counts are written last, and tell that it is whole."""
+class Part:
+    """One part of the work; its counts are written last, and tell that it is whole."""
 
-    def solve(example: Example) -> Demonstration | construct.Rejection:
-        rng = random.Random(f"{cfg.seed}/{example.id}")
-        return construct.demonstrate(
-            example, search, cfg.search, rng, max_searches=cfg.max_searches
-        )
+    def __init__(self, counts_path: Path, allowed: float, progress: Progress):
+        self._path, self._allowed, self._progress = counts_path, allowed, progress
+        self._rejected: list[Rejection] = []
 
-    solved = list(pool.map(solve, chunk))
-    kept = [s for s in solved if isinstance(s, Demonstration)]
-    rejected = Counter(s.reason for s in solved if isinstance(s, construct.Rejection))
-    write_jsonl(counts_path.with_suffix(".jsonl"), kept)
-    counts = {"kept": len(kept), "rejected": dict(rejected)}
-    records.write_atomically(counts_path, json.dumps(counts))
-    return counts
+    def solve(self, chunk: Sequence[Example], teacher: teachers.Teacher) -> dict[str, Any]:
+        """Its counts. Raises RejectedError as soon as more than `allowed` are rejected."""
+        try:
+            outcomes = teacher.solve(chunk, self._hear)
+            # Those heard of came as they ended; the file is the same for the same outcomes.
+            self._rejected = [o for o in outcomes if isinstance(o, Rejection)]
+        finally:
+            write_jsonl(self._path.with_suffix(".rejected.jsonl"), self._rejected)
+        kept = [o for o in outcomes if isinstance(o, Demonstration)]
+        write_jsonl(self._path.with_suffix(".jsonl"), kept)
+        rejected = Counter(r.reason for r in self._rejected)
+        counts = {"kept": len(kept), "rejected": dict(rejected)}
+        records.write_atomically(self._path, json.dumps(counts))
+        return counts
+
+    def _hear(self, outcome: teachers.Outcome) -> None:
+        self._progress.update(self._progress.done + 1)
+        if isinstance(outcome, Rejection):
+            self._rejected.append(outcome)
+            if len(self._rejected) > self._allowed:
+                write_jsonl(self._path.with_suffix(".rejected.jsonl"), self._rejected)
+                raise RejectedError(_too_many(self._path.parent, self._progress.done))
+
+
+def _too_many(parts: Path, tried: int) -> str:
+    """What was rejected, by reason, and the first of them by name."""
+    reasons: Counter[str] = Counter()
+    named: list[str] = []
+    for rejected in _rejected(parts):
+        reasons[rejected.reason] += 1
+        if len(named) < _NAMED:
+            named.append(f"{rejected.example_id}: {rejected.reason} {rejected.detail}".rstrip())
+    counted = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
+    return (
+        f"{reasons.total()} of {tried} attempts gave no demonstration ({counted}), more than "
+        f"config.max_rejected allows; the first: {'; '.join(named)}; all are named in "
+        f"{parts}/*.rejected.jsonl"
+    )
+
+
+def _rejected(parts: Path) -> Iterator[Rejection]:
+    paths = sorted(parts.glob("*.rejected.jsonl"))
+    return itertools.chain.from_iterable(read_jsonl(p, Rejection) for p in paths)
 
 
 def _kept(cfg: BuildTrajectoriesRun, parts: Path, kinds: Sequence[str]) -> Iterator[Demonstration]:
     """The demonstrations of all parts in order, at most `cfg.demonstrations` of each kind."""
     for kind in kinds:
-        paths = sorted(parts.glob(f"{kind}-*.jsonl"))
+        paths = sorted(p.with_suffix(".jsonl") for p in parts.glob(f"{kind}-*.json"))
         found = itertools.chain.from_iterable(read_jsonl(p, Demonstration) for p in paths)
         yield from itertools.islice(found, cfg.demonstrations or None)
 
@@ -176,8 +258,7 @@ def _summary(
 def _print_summary(summary: dict[str, Any]) -> None:
     named = {
         k: ", ".join(f"{n} {r}" for r, n in summary[k].items()) or "none"
-        for k in summary
-        if isinstance(summary[k], dict)
+        for k in ("by_task", "by_searches", "rejected")
     }
     print(
         f"{summary['examples']} examples, {summary['tried']} tried, "
@@ -185,6 +266,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
         f"searches: {named['by_searches']}; rejected: {named['rejected']}",
         file=sys.stdout,
     )
+    if paid := summary.get("paid"):
+        print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in paid.items()))
 
 
 if __name__ == "__main__":

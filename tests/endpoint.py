@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import itertools
 import json
@@ -43,13 +44,14 @@ class Answer:
             },
         }
         error = {"error": {"message": f"scripted {status}", "code": code}}
+        self.whole = status == 200 and bool(text) and not hang and cut is None and body is None
         self.body = body or json.dumps(ok if status == 200 else error).encode()
 
 
 class Endpoint(http.server.ThreadingHTTPServer):
     """Serves `answer(request body) -> Answer` and records bodies and times of arrival.
 
-    `paid`: bodies of the requests that got a whole reply.
+    `paid`: bodies of the requests that got a whole reply with text.
     """
 
     daemon_threads = True
@@ -71,9 +73,18 @@ class Endpoint(http.server.ThreadingHTTPServer):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # connections are used again
+
+    def handle(self):
+        with contextlib.suppress(ConnectionError):  # the client was killed
+            super().handle()
+
     def do_POST(self):
         server = self.server
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        sent = self.rfile.read(int(self.headers["content-length"]))
+        if len(sent) < int(self.headers["content-length"]):
+            raise ConnectionError("the client was killed while it asked")
+        body = json.loads(sent)
         with server.lock:
             server.requests.append(body)
             server.times.append(time.monotonic())
@@ -92,7 +103,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(answer.body[: answer.cut])
             self.wfile.flush()
-            if answer.status == 200 and answer.cut is None and not answer.hang:
+            self.close_connection = answer.cut is not None
+            if answer.whole:
                 with server.lock:
                     server.paid.append(body)
         except OSError:  # the client has given up, as some tests make it do

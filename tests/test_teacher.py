@@ -308,7 +308,7 @@ def test_main_starts_over_for_other_inputs(main, folder):
     assert again["source"] != first["source"]
     assert main.calls > 0
     files = {p.name for p in (folder / "demonstrations").iterdir()}
-    assert files == {"train.jsonl", "train.counts.json"}
+    assert files == {"train.jsonl", "train.rejected.jsonl", "train.counts.json"}
     saved = json.loads((folder / "demonstrations" / "train.counts.json").read_text())
     assert saved == again
 

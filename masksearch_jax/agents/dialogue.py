@@ -77,7 +77,12 @@ def text_field(fields: dict[str, Any], name: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str) or not value.strip():
         raise ReplyError(f'"{name}" must be a non-empty string, not {value!r:.80}')
-    return value.strip()
+    return clean(value).strip()
+
+
+def clean(text: str) -> str:
+    """The text with lone surrogates, which JSON may hold and no file can, made U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 async def ask(

@@ -291,7 +291,8 @@ def _read(answer: Any) -> Stored:
     used = getattr(answer, "usage", None)
     counts = [getattr(used, name, 0) for name in ("prompt_tokens", "completion_tokens")]
     paid = (count if isinstance(count, int) else 0 for count in counts)
-    return Stored(text if isinstance(text, str) else "", *paid)
+    text = text if isinstance(text, str) else ""
+    return Stored(text.encode("utf-8", "replace").decode(), *paid)  # no lone surrogates
 
 
 def _hopeless(error: Exception) -> bool:

@@ -21,7 +21,8 @@ def parse(text: str) -> tuple[str, ...]:
     queries = dialogue.parse_object(text).get("queries")
     if not isinstance(queries, list) or not all(isinstance(q, str) for q in queries):
         raise dialogue.ReplyError(f'"queries" must be a list of strings, not {queries!r:.80}')
-    distinct = tuple(dict.fromkeys(q for q in (" ".join(q.split()) for q in queries) if q))
+    lines = (" ".join(dialogue.clean(query).split()) for query in queries)
+    distinct = tuple(dict.fromkeys(line for line in lines if line))
     if len(distinct) < MIN_QUERIES:
         raise dialogue.ReplyError(
             f'"queries" must hold at least {MIN_QUERIES} different queries, not {len(distinct)}'

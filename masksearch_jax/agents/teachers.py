@@ -43,9 +43,7 @@ class Scripted:
         self._seed = seed
         self._pool = ThreadPoolExecutor(max(1, cfg.workers))
 
-    def solve(
-        self, examples: Sequence[Example], done: Callable[[Outcome], None]
-    ) -> list[Outcome]:
+    def solve(self, examples: Sequence[Example], done: Callable[[Outcome], None]) -> list[Outcome]:
         solved = []
         for outcome in self._pool.map(self._solve, examples):
             done(outcome)
@@ -103,9 +101,7 @@ class Agents:
         self._search, self._cfg = search, cfg
         self._session = Session(llm)
 
-    def solve(
-        self, examples: Sequence[Example], done: Callable[[Outcome], None]
-    ) -> list[Outcome]:
+    def solve(self, examples: Sequence[Example], done: Callable[[Outcome], None]) -> list[Outcome]:
         return self._session.run(
             construct_llm.demonstrate_all(
                 examples, self._session.llm, self._search, self._cfg, done

@@ -1,0 +1,231 @@
+"""Self-evolving distillation, its logic alone: what to keep of a student's trajectories.
+
+As in MaskSearch, section 3.2: a student trained on demonstrations samples trajectories of its own;
+those that a judge accepts become the next demonstrations. Nothing here samples, trains or writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import random
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Literal
+
+from masksearch_jax import markup, scoring
+from masksearch_jax.agents.construct import Rejection, is_shown, task_name
+from masksearch_jax.config import (
+    ComputeConfig,
+    MeshConfig,
+    ModelConfig,
+    PromptConfig,
+    RolloutConfig,
+)
+from masksearch_jax.types import Demonstration, Example, RampExample, Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What a trajectory must be to be accepted."""
+
+    min_recall: float  # of the masked spans, each in its slot; of a question's answer
+    grounded: bool  # what it fills in must stand in what it has read
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentConfig:
+    """A model of ours as the teacher: it samples, and rules (or an LLM too) say what is kept."""
+
+    init: str  # HF folder or checkpoint folder
+    tokenizer: str  # folder with tokenizer.json
+    samples: int  # per example
+    rules: Rules
+    judge: Literal["rules", "llm"]  # llm: what the rules accept the LLM judge must accept too
+    model: ModelConfig
+    compute: ComputeConfig
+    mesh: MeshConfig
+    prompt: PromptConfig
+    rollout: RolloutConfig
+
+
+def to_demonstration(
+    trajectory: Trajectory, example: Example, teacher: str, sample: int
+) -> Demonstration:
+    """The trajectory as text; its turns carry 0 seconds, so that the same tokens give one file."""
+    return Demonstration(
+        id=f"{example.id}/{teacher}/{sample}",
+        example_id=example.id,
+        task=task_name(example),
+        teacher=teacher,
+        segments=tuple(s for s in trajectory.segments if s.author != "prompt"),
+        turns=tuple(dataclasses.replace(t, seconds=0.0) for t in trajectory.turns),
+    )
+
+
+def rejection(example: Example, trajectory: Trajectory, rules: Rules) -> Rejection | None:
+    """Why a trajectory is no demonstration by rule, or None.
+
+    Reasons: its status unless `answered`; malformed; no_search; repeated_search (a turn asks what
+    an earlier one asked); spans_wrong (`detail`: the recall); not_grounded (`detail`: the text).
+    """
+    if trajectory.status != "answered":
+        return Rejection(example.id, trajectory.status)
+    if not markup.is_well_formed([s for s in trajectory.segments if s.author != "prompt"]):
+        return Rejection(example.id, "malformed")
+    if not trajectory.turns:
+        return Rejection(example.id, "no_search")
+    if len({t.queries for t in trajectory.turns}) < len(trajectory.turns):
+        return Rejection(example.id, "repeated_search")
+    answer = markup.extract_answer(trajectory.text_by("policy")) or ""
+    recall, wanted = _recall(example, answer)
+    if recall < rules.min_recall:
+        return Rejection(example.id, "spans_wrong", f"{recall:.3f}")
+    unread = [text for text in wanted if not is_shown(text, trajectory.segments)]
+    if rules.grounded and unread:
+        return Rejection(example.id, "not_grounded", unread[0])
+    return None
+
+
+def _recall(example: Example, answer: str) -> tuple[float, list[str]]:
+    """How much of what was asked for the answer holds, and what it must have read to know it."""
+    if isinstance(example, RampExample):
+        return scoring.span_recall(example, answer), [s.text for s in example.spans]
+    closed = {"yes", "no"} & {a.casefold() for a in example.answers}
+    found = scoring.best_overlap(answer, example.answers).recall
+    return found, [] if closed else [answer]
+
+
+# ---- filtering and merging
+
+
+def digest(demonstration: Demonstration) -> str:
+    """Equal for demonstrations that say the same about the same example."""
+    said = [demonstration.example_id, *(s.text for s in demonstration.segments)]
+    normal = "\0".join(" ".join(text.split()) for text in said)
+    return hashlib.sha256(normal.encode("utf-8", "replace")).hexdigest()
+
+
+def select(
+    accepted: Iterable[Demonstration], per_example: int, seed: int
+) -> tuple[list[Demonstration], dict[str, int]]:
+    """At most `per_example` different demonstrations of each example, and the others counted.
+
+    Of those that say the same one is kept. Of more than may be kept those go that search most, and
+    among equals chance decides, the same for the same seed. In the order of the examples.
+    """
+    by_example: dict[str, dict[str, Demonstration]] = defaultdict(dict)
+    given = 0
+    for demonstration in accepted:
+        given += 1
+        by_example[demonstration.example_id].setdefault(digest(demonstration), demonstration)
+    kept: list[Demonstration] = []
+    for example_id, different in by_example.items():
+        rng = random.Random(f"{seed}/{example_id}")
+        ranked = sorted(different.values(), key=lambda d: (len(d.turns), rng.random()))
+        kept += sorted(ranked[:per_example], key=lambda d: d.id)
+    unique = sum(map(len, by_example.values()))
+    return kept, {"duplicate": given - unique, "enough of its example": unique - len(kept)}
+
+
+def merge(
+    old: Iterable[Demonstration], new: Iterable[Demonstration]
+) -> tuple[list[Demonstration], int]:
+    """All demonstrations, each saying once, the old first; how many new ones said nothing new."""
+    found = {digest(d): d for d in old}
+    before, given = len(found), 0
+    for demonstration in new:
+        given += 1
+        found.setdefault(digest(demonstration), demonstration)
+    return list(found.values()), given - (len(found) - before)
+
+
+# ---- the pool
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """Examples to sample next: new ones, and hard ones that came back."""
+
+    new: tuple[RampExample, ...]
+    hard: tuple[RampExample, ...]
+    given_up: tuple[str, ...]  # ids tried as often as allowed
+
+    @property
+    def examples(self) -> tuple[RampExample, ...]:
+        return self.new + self.hard
+
+
+def next_pool(
+    examples: Sequence[RampExample],
+    tried: Mapping[str, int],
+    solved: Collection[str],
+    *,
+    size: int,
+    hard_share: float,
+    max_tries: int,
+) -> Pool:
+    """The next `size` examples, in their order: those never tried, after hard ones come back.
+
+    examples: all there are. tried: id → iterations in which it was sampled. solved: ids of which a
+    trajectory was accepted; the others are hard, and at most `hard_share` of the pool. One tried
+    `max_tries` times is given up. Fewer than `size` are left at the end.
+    """
+    unsolved = [e for e in examples if e.id in tried and e.id not in solved]
+    hard = [e for e in unsolved if tried[e.id] < max_tries][: round(size * hard_share)]
+    new = [e for e in examples if e.id not in tried][: size - len(hard)]
+    given_up = tuple(e.id for e in unsolved if tried[e.id] >= max_tries)
+    return Pool(tuple(new), tuple(hard), given_up)
+
+
+# ---- figures
+
+
+def acceptance(
+    examples: Iterable[RampExample], accepted: Iterable[Demonstration], samples: int
+) -> dict[str, dict[str, float]]:
+    """By number of masks and for `all`: trajectories sampled and accepted, examples and solved."""
+    masks = {e.id: str(e.k) for e in examples}
+    by_id = Counter(d.example_id for d in accepted)
+    rows: dict[str, Counter[str]] = defaultdict(Counter)
+    for example_id, k in masks.items():
+        for row in (rows[k], rows["all"]):
+            row["examples"] += 1
+            row["sampled"] += samples
+            row["accepted"] += by_id[example_id]
+            row["solved"] += by_id[example_id] > 0
+    return {
+        k: dict(rows[k]) | {"rate": rows[k]["accepted"] / rows[k]["sampled"]} for k in sorted(rows)
+    }
+
+
+def lengths(demonstrations: Sequence[Demonstration]) -> dict[str, float]:
+    """Means over demonstrations: words that the agent wrote, searches, queries of a search."""
+    words = [
+        len(s.text.split()) for d in demonstrations for s in d.segments if s.author == "policy"
+    ]
+    turns = [t for d in demonstrations for t in d.turns]
+    count = max(len(demonstrations), 1)
+    return {
+        "words": sum(words) / count,
+        "searches": len(turns) / count,
+        "queries": sum(len(t.queries) for t in turns) / max(len(turns), 1),
+    }
+
+
+def collapsed(
+    diversity: Mapping[str, float], first: Mapping[str, float], floors: Mapping[str, float]
+) -> list[str]:
+    """What has fallen below its floor, a share of what it `first` was; in words, [] for nothing.
+
+    A measure that was 0 at first cannot collapse.
+    """
+    found = []
+    for name, share in floors.items():
+        floor = share * first[name]
+        if diversity[name] < floor:
+            found.append(
+                f"{name} is {diversity[name]:.3f}, below {share:g} of the {first[name]:.3f} that "
+                "it was at first"
+            )
+    return found

@@ -1,0 +1,99 @@
+"""A model of ours as a teacher: it samples with live search, rules say what is a demonstration."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from masksearch_jax import markup
+from masksearch_jax.agents import construct_llm, evolve, teachers
+from masksearch_jax.agents.evolve import StudentConfig
+from masksearch_jax.agents.llm import LLMConfig
+from masksearch_jax.data import prompt
+from masksearch_jax.data.vocab import Vocab
+from masksearch_jax.models.initial import check_vocabulary, initial
+from masksearch_jax.rollout.engine import Engine
+from masksearch_jax.rollout.episode import Request
+from masksearch_jax.search.tool import SearchTool
+from masksearch_jax.sharding import make_mesh
+from masksearch_jax.types import Demonstration, Example, Trajectory
+
+TEACHER = "local"
+
+
+class Student:
+    """A model of ours as a `teachers.Teacher`: `samples` trajectories of each example.
+
+    `llm` is for the judge. Raises what loading tokenizer and weights raises; `solve` ValueError for
+    a prompt that leaves no room to answer.
+    """
+
+    def __init__(
+        self,
+        cfg: StudentConfig,
+        search: SearchTool,
+        limits: construct_llm.TeacherConfig,
+        llm: LLMConfig | None,
+        seed: int,
+    ):
+        self.cfg, self.attempts, self._limits, self._seed = cfg, cfg.samples, limits, seed
+        self._vocab = Vocab.load(cfg.tokenizer)
+        check_vocabulary(cfg.model, self._vocab.size)
+        self._mesh = make_mesh(cfg.mesh)
+        self._model = initial(cfg.init, cfg.model, cfg.compute, self._mesh, 0)
+        self._engine = Engine(self._vocab, search, cfg.rollout, limits.search)
+        self._judge = teachers.Session(llm) if cfg.judge == "llm" else None
+
+    def solve(
+        self, examples: Sequence[Example], done: Callable[[teachers.Outcome], None]
+    ) -> list[teachers.Outcome]:
+        found: dict[tuple[int, int], Trajectory] = {}
+        with jax.set_mesh(self._mesh):
+            for trajectory in self._engine.run(self._model, self._requests(examples)):
+                found[int(trajectory.example_id), trajectory.sample] = trajectory
+        outcomes = []
+        for (i, sample), trajectory in sorted(found.items(), key=lambda item: item[0]):
+            refused = evolve.rejection(examples[i], trajectory, self.cfg.rules)
+            made = evolve.to_demonstration(trajectory, examples[i], TEACHER, sample)
+            outcomes.append(refused or made)
+        if self._judge:
+            outcomes = self._judged(examples, outcomes)
+        for outcome in outcomes:
+            done(outcome)
+        return outcomes
+
+    def _requests(self, examples: Sequence[Example]) -> Iterator[Request]:
+        """An example's random numbers are its own, wherever it stands."""
+        for i, example in enumerate(examples):
+            text = prompt.render(example, self.cfg.prompt.style, self._vocab)
+            ids = np.asarray(self._vocab.encode(text), np.int32)
+            name = f"{self._seed}/{example.id}".encode()
+            stream = int.from_bytes(hashlib.sha256(name).digest()[:4], "big")
+            for sample in range(self.attempts):
+                yield Request(str(i), ids, stream, sample)
+
+    def _judged(
+        self, examples: Sequence[Example], outcomes: list[teachers.Outcome]
+    ) -> list[teachers.Outcome]:
+        by_id = {e.id: e for e in examples}
+        asked = [i for i, o in enumerate(outcomes) if isinstance(o, Demonstration)]
+        answers = [
+            (by_id[outcomes[i].example_id], markup.extract_answer(outcomes[i].segments[-1].text))
+            for i in asked
+        ]
+        judged = construct_llm.judge_all(answers, self._judge.llm, self._limits)
+        for i, refused in zip(asked, self._judge.run(judged), strict=True):
+            outcomes[i] = refused or outcomes[i]
+        return outcomes
+
+    def figures(self) -> dict[str, Any]:
+        return {"judge": self._judge.figures()} if self._judge else {}
+
+    def close(self) -> None:
+        self._engine.close()
+        if self._judge:
+            self._judge.close()
