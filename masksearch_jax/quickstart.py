@@ -12,37 +12,28 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
-import platform
-import subprocess
-import sys
-from collections.abc import Callable, Iterable, Mapping
-from importlib import metadata
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from masksearch_jax import (
-    build_index,
-    build_ramp,
     build_trajectories,
     cli,
     evaluate,
     export_hf,
     goodput,
+    recipe,
     report,
     train_dapo,
     train_sft,
 )
 from masksearch_jax import config as config_lib
 from masksearch_jax.config import QuickstartRun
-from masksearch_jax.data import corpus
-from masksearch_jax.data.vocab import Vocab, train_bpe
 from masksearch_jax.models.hf_card import Card
 from masksearch_jax.models.initial import initial
 from masksearch_jax.sharding import make_mesh
 from masksearch_jax.stages import StageFolder, Usage, write_json
 
-SHOWN_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "tantivy", "numpy")
 SHOWN_METRICS = {"ramp": "span_recall", "two_hop": "f1"}  # of each suite, on the terminal
 
 
@@ -66,33 +57,19 @@ class Run(StageFolder):
         return f"{elsewhere}/{name}" if elsewhere else str(self.folder / name / "checkpoints")
 
 
-def log(line: str) -> None:
-    print(f"  {line}", file=sys.stderr, flush=True)
-
-
 # ---- stages: text
 
 
 def make_ramp(run: Run) -> dict[str, Any]:
-    cfg = run.cfg
-    made = build_ramp.run(build_ramp.BuildRampRun(str(run.data), cfg.corpus, cfg.ramp, cfg.seed))
-    for line in build_ramp.lines(made):
-        log(line)
-    return {"data": made}
+    return recipe.make_ramp(run.data, run.cfg.corpus, run.cfg.ramp, run.cfg.seed)
 
 
 def make_index(run: Run) -> dict[str, Any]:
-    passages = config_lib.CorpusConfig(str(run.data / "passages.jsonl"), "", 0, 0.0)
-    made = build_index.run(build_index.BuildIndexRun(passages, str(run.index), language="en"))
-    return counted("index", made["read"], made["passages"], made["dropped"])
+    return recipe.make_index(run.data, run.index)
 
 
 def make_tokenizer(run: Run) -> dict[str, Any]:
-    """Byte-level BPE on all text of the corpus: words are not what is held out, facts are."""
-    files = [run.data / "passages.jsonl", run.data / "paragraphs.jsonl"]
-    read = (corpus.read_passages(f, max_bad_fraction=0.0) for f in files if f.is_file())
-    train_bpe((p.text for file in read for p in file), run.tokenizer, run.cfg.tokenizer_vocab_size)
-    return {"tokens": Vocab.load(run.tokenizer).size}
+    return recipe.make_tokenizer(run.data, run.tokenizer, run.cfg.tokenizer_vocab_size)
 
 
 def make_demonstrations(run: Run) -> dict[str, Any]:
@@ -107,38 +84,19 @@ def make_demonstrations(run: Run) -> dict[str, Any]:
             seed=cfg.seed,
         )
     )
-    log(f"{made['demonstrations']:,} of {made['tried']:,} tried, rejected {made['rejected']}")
-    return counted("demonstrations", made["tried"], made["demonstrations"], made["rejected"])
+    kept, tried, lost = (made[k] for k in ("demonstrations", "tried", "rejected"))
+    recipe.log(f"{kept:,} of {tried:,} tried, rejected {lost}")
+    return recipe.counted("demonstrations", tried, kept, lost)
 
 
 def make_cache(run: Run) -> dict[str, Any]:
-    """seqio needs TensorFlow, which is imported in a process of its own and gone with it."""
     cfg = run.cfg
-    overrides = {
-        "folder": run.data,
-        "cache": run.cache,
-        "tasks": r"ramp_.*",
-        "tokenizer": run.tokenizer,
+    settings = {
         "prompt.style": cfg.prompt.style,
         "max_len": cfg.sft.seq_len,
         "max_prompt_len": cfg.rollout.max_len // 2,
     }
-    config = Path(__file__).parent.parent / "configs" / "build_cache.py"
-    command = [sys.executable, "-m", "masksearch_jax.build_cache", f"--config={config}"]
-    command += [f"--config.{k}={v}" for k, v in overrides.items()]
-    # In a session of its own, so that a Ctrl-C is this process's to tell of.
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, start_new_session=True)
-    if done.returncode:
-        raise cli.UserError(f"build_cache ended with status {done.returncode}; see above")
-    manifest = json.loads((run.cache / "manifest.json").read_text())
-    splits = [s for task in manifest["tasks"].values() for s in task.values()]
-    out, dropped = (sum(s[k] for s in splits) for k in ("records", "dropped"))
-    return counted("cache", out + dropped, out, {"too long": dropped} if dropped else {})
-
-
-def counted(name: str, given: int, out: int, dropped: Mapping[str, int]) -> dict[str, Any]:
-    """A stage's counts as summary.json has them, under the name that they are shown by."""
-    return {"data": {name: {"in": given, "out": out, "dropped": dict(dropped)}}}
+    return recipe.make_cache(run.data, run.cache, run.tokenizer, r"ramp_.*", **settings)
 
 
 # ---- stages: model
@@ -166,7 +124,7 @@ def evaluate_model(run: Run, name: str) -> dict[str, Any]:
     model = initial(eval_run.init, cfg.model, cfg.compute, make_mesh(cfg.mesh), cfg.seed)
     results = evaluate.run(eval_run, model)
     for line in eval_lines({name: results}):
-        log(line)
+        recipe.log(line)
     return {"eval": results}
 
 
@@ -257,7 +215,7 @@ def write_summary(run: Run) -> None:
         "time": {n: time_spent(run.folder / n) for n in ("sft", "dapo")},
         "data": {name: counts for stage in data for name, counts in stage.items()},
         "config": dataclasses.asdict(run.cfg),
-        "versions": versions(SHOWN_PACKAGES),
+        "versions": recipe.versions(),
     }
     write_json(run.folder / "summary.json", summary)
 
@@ -272,15 +230,6 @@ def time_spent(folder: Path) -> dict[str, float]:
     shares = ("goodput", "sessions")
     found = goodput.summarise(folder).items()
     return {k if k in shares else f"{k}_seconds": v for k, v in found}
-
-
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    found = {name: metadata.version(name) for name in packages}
-    return (
-        {"python": platform.python_version(), "machine": platform.machine()}
-        | found
-        | {"cpus": str(os.cpu_count())}
-    )
 
 
 def pick_trajectories(run: Run) -> None:

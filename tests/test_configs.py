@@ -29,6 +29,7 @@ SCHEMAS = {
     "build_cache": "build_cache.BuildCacheRun",
     "serve_search": "serve_search.ServeSearchRun",
     "build_trajectories": "build_trajectories.BuildTrajectoriesRun",
+    "evolve": "evolve.EvolveRun",
     "export_hf": "export_hf.ExportRun",
     "report": "report.ReportConfig",
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.crash_runs import curve
-from masksearch_jax import cli, config, quickstart, viewer
+from masksearch_jax import cli, config, quickstart, recipe, viewer
 from masksearch_jax.stages import Usage
 
 SMALL = (
@@ -250,7 +250,7 @@ def test_the_evaluation_is_a_table():
 
 
 def test_an_unfinished_run_has_a_summary_and_a_report(run):
-    run.stage("index", lambda: quickstart.counted("index", 4, 3, {"empty text": 1}))
+    run.stage("index", lambda: recipe.counted("index", 4, 3, {"empty text": 1}))
     run.stage("evaluate_init", lambda: {"eval": {"ramp": {"search": {"em": cell(0.5)}}}})
     quickstart.write_summary(run)
     summary = json.loads((run.folder / "summary.json").read_text())

@@ -49,6 +49,38 @@ class StudentConfig:
     rollout: RolloutConfig
 
 
+@dataclasses.dataclass(frozen=True)
+class Floors:
+    """Below this share of what it was at first, a measure of diversity has collapsed; 0: never."""
+
+    distinct_2: float
+    novelty: float
+    shape_entropy: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EvolveConfig:
+    """What an iteration samples, keeps and trains on."""
+
+    iterations: int  # after the first demonstrations
+    teacher: Literal["scripted", "agents"]  # of the first demonstrations
+    language: str  # of the agents' prompts: en | zh
+    seed_examples: int  # training examples that the teacher is given
+    seed_masks: int  # most masks in them
+    split: Literal["train", "rl"]  # of the examples that students sample on; rl: others' articles
+    items: int  # examples that a student samples on in an iteration
+    samples: int  # trajectories of each
+    hard_share: float  # of the items, at most: those that no trajectory has solved so far
+    max_tries: int  # iterations in which a hard item is sampled before it is given up
+    per_example: int  # accepted trajectories of an example that are kept in an iteration
+    rules: Rules
+    judge: Literal["rules", "llm"]
+    restart: bool  # train from the first weights each time; else from the last student's
+    diversity_texts: int  # trajectories that diversity is measured on
+    floors: Floors
+    on_collapse: Literal["stop", "warn"]
+
+
 def to_demonstration(
     trajectory: Trajectory, example: Example, teacher: str, sample: int
 ) -> Demonstration:

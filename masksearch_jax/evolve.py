@@ -1,0 +1,350 @@
+"""Self-evolving distillation: a student samples what it is trained on next.
+
+    python -m masksearch_jax.evolve --config=configs/evolve.py
+
+A teacher's demonstrations train the first student; in each iteration the student samples
+trajectories on new masked paragraphs with live search, a judge keeps the right ones, and all that
+was kept so far trains the next student. Every stage is done once, so that the same command goes on
+where it was stopped. WORKDIR/iterations/N holds what iteration N sampled, kept and trained, and its
+manifest.json; report.html shows all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from masksearch_jax import build_trajectories, cli, evaluate, recipe, report, train_sft
+from masksearch_jax import config as c
+from masksearch_jax.agents import evolve as logic
+from masksearch_jax.agents.evolve import EvolveConfig, StudentConfig
+from masksearch_jax.agents.llm import LLMConfig
+from masksearch_jax.data.ramp import read_jsonl, write_jsonl
+from masksearch_jax.evals import diversity, iterations
+from masksearch_jax.stages import StageFolder, Usage, write_json
+from masksearch_jax.types import Demonstration, RampExample
+
+# Files of an iteration: examples sampled on, what the judge accepted, what was kept of it, and all
+# demonstrations so far.
+POOL, ACCEPTED = "pool/ramp/train.jsonl", "pool/demonstrations/train.jsonl"
+NEW, ALL = "new.jsonl", "data/demonstrations/train.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class EvolveRun:
+    """`evolve`: from corpus to N students, each taught by the one before."""
+
+    workdir: str
+    seed: int
+    corpus: c.CorpusConfig
+    ramp: c.RampConfig
+    search: c.SearchConfig
+    prompt: c.PromptConfig
+    init: str  # HF folder or checkpoints that the first student starts from; empty: random weights
+    tokenizer: str  # folder with tokenizer.json; empty: one trained on the corpus
+    tokenizer_vocab_size: int  # of that one
+    model: c.ModelConfig
+    compute: c.ComputeConfig
+    mesh: c.MeshConfig
+    evolve: EvolveConfig
+    first_sft: c.SftConfig  # of the first student, on the teacher's demonstrations
+    first_optim: c.OptimConfig
+    sft: c.SftConfig  # of the others
+    optim: c.OptimConfig
+    rollout: c.RolloutConfig  # of students that sample; eval.temperature is evaluation's
+    llm: LLMConfig  # of the agents and the LLM judge
+    eval: c.EvalConfig
+    checkpoint: c.CheckpointConfig
+    report_trajectories: int  # of the last student, shown in the report
+
+
+class Run(StageFolder):
+    """The run's folder and the paths in it."""
+
+    def __init__(self, cfg: EvolveRun, usage: Usage):
+        self.cfg, self.usage = cfg, usage
+        super().__init__(Path(cfg.workdir), self.stages())
+        self.data, self.index = self.folder / "data", self.folder / "index"
+        self.tokenizer = Path(cfg.tokenizer) if cfg.tokenizer else self.folder / "tokenizer"
+        self.search = dataclasses.replace(cfg.search, index=cfg.search.index or str(self.index))
+
+    def stages(self) -> dict[str, Callable[[], dict[str, Any]]]:
+        """All stages in order, by name."""
+        cfg = self.cfg
+        work: dict[str, Callable[[], dict[str, Any]]] = {
+            "ramp": lambda: recipe.make_ramp(self.data, cfg.corpus, cfg.ramp, cfg.seed),
+            "index": lambda: recipe.make_index(self.data, self.index),
+        }
+        if not cfg.tokenizer:
+            size = cfg.tokenizer_vocab_size
+            work["tokenizer"] = lambda: recipe.make_tokenizer(self.data, self.tokenizer, size)
+        for n in range(cfg.evolve.iterations + 1):
+            for name, stage in ITERATION.items():
+                work[f"{name}_{n}"] = functools.partial(stage, self, n)
+        return work | {"report": functools.partial(make_report, self)}
+
+    def iteration(self, n: int) -> Path:
+        return self.folder / "iterations" / str(n)
+
+    def student(self, n: int) -> str:
+        """The checkpoints of the student that iteration `n` trains; before the first: `init`."""
+        return str(self.iteration(n) / "sft" / "checkpoints") if n >= 0 else self.cfg.init
+
+    def read(self, n: int, name: str, cls: type) -> list[Any]:
+        """Records of a file of iteration `n`."""
+        return read_jsonl(self.iteration(n) / name, cls)
+
+    def collapsed(self) -> list[str]:
+        """Why the run has stopped early, if it has."""
+        found = [r.get("collapsed", []) for r in self.records.values()]
+        return next(filter(None, found), []) if self.cfg.evolve.on_collapse == "stop" else []
+
+
+# ---- the stages of an iteration
+
+
+def sample(run: Run, n: int) -> dict[str, Any]:
+    """Trajectories of the teacher (iteration 0) or of the last student, judged, filtered, merged.
+
+    Writes the iteration's POOL, ACCEPTED, NEW and ALL.
+    """
+    cfg, folder = run.cfg.evolve, run.iteration(n)
+    pool = choose_pool(run, n)
+    if not pool.examples:
+        raise cli.UserError(
+            f"no example is left to sample in iteration {n}: lower config.evolve.items or "
+            "config.evolve.iterations, or give more text"
+        )
+    write_jsonl(folder / POOL, pool.examples)
+    made = build_trajectories.run(teaching(run, n))
+    accepted = run.read(n, ACCEPTED, Demonstration)
+    kept, dropped = logic.select(accepted, cfg.per_example, run.cfg.seed)
+    merged, known = logic.merge(run.read(n - 1, ALL, Demonstration) if n else [], kept)
+    write_jsonl(folder / NEW, kept)
+    write_jsonl(folder / ALL, merged)
+    link(run.data / "ramp", folder / "data" / "ramp")
+    samples = cfg.samples if n else 1
+    figures = {
+        "pool": {"new": len(pool.new), "hard": len(pool.hard), "given_up": len(pool.given_up)},
+        "acceptance": logic.acceptance(pool.examples, accepted, samples),
+        "rejected": made["rejected"],
+        "dropped": dropped | {"known before": known},
+        "kept": len(kept),
+        "demonstrations": len(merged),
+        "lengths": logic.lengths(kept),
+        "diversity": diversity.measure(kept, cfg.diversity_texts, run.cfg.seed),
+    }
+    collapsed = collapse(run, n, kept) if n else []
+    for line in collapsed:
+        recipe.log(f"iteration {n}: {line}")
+    return {"figures": figures, "collapsed": collapsed, "paid": made.get("paid", {})}
+
+
+def choose_pool(run: Run, n: int) -> logic.Pool:
+    """The examples of an iteration: the teacher's, or new and hard ones for the student."""
+    cfg = run.cfg.evolve
+    if not n:
+        found = read_jsonl(run.data / "ramp" / "train.jsonl", RampExample)
+        few = [e for e in found if e.k <= cfg.seed_masks][: cfg.seed_examples]
+        return logic.Pool(tuple(few), (), ())
+    examples = read_jsonl(run.data / "ramp" / f"{cfg.split}.jsonl", RampExample)
+    past = range(int(cfg.split != "train"), n)  # the teacher's examples too, where they are of it
+    tried = Counter(e.id for i in past for e in run.read(i, POOL, RampExample))
+    solved = {d.example_id for i in past for d in run.read(i, ACCEPTED, Demonstration)}
+    limits = {"size": cfg.items, "hard_share": cfg.hard_share, "max_tries": cfg.max_tries}
+    return logic.next_pool(examples, tried, solved, **limits)
+
+
+def teaching(run: Run, n: int) -> build_trajectories.BuildTrajectoriesRun:
+    """How iteration `n` gets its trajectories."""
+    cfg = run.cfg
+    student = StudentConfig(
+        init=run.student(n - 1),
+        tokenizer=str(run.tokenizer),
+        samples=cfg.evolve.samples,
+        rules=cfg.evolve.rules,
+        judge=cfg.evolve.judge,
+        model=cfg.model,
+        compute=cfg.compute,
+        mesh=cfg.mesh,
+        prompt=cfg.prompt,
+        rollout=cfg.rollout,
+    )
+    llm = dataclasses.replace(cfg.llm, cache=cfg.llm.cache or str(run.folder / "replies.sqlite"))
+    return build_trajectories.BuildTrajectoriesRun(
+        folder=str(run.iteration(n) / "pool"),
+        kinds=("ramp",),
+        search=run.search,
+        max_searches=cfg.rollout.max_turns,
+        demonstrations=0,
+        seed=cfg.seed + n,
+        teacher="local" if n else cfg.evolve.teacher,
+        language=cfg.evolve.language,
+        llm=llm,
+        student=student if n else None,
+    )
+
+
+def collapse(run: Run, n: int, kept: list[Demonstration]) -> list[str]:
+    """Measures of diversity below their floors, against as many of the first demonstrations."""
+    cfg = run.cfg.evolve
+    first = run.read(0, NEW, Demonstration)
+    most = min(cfg.diversity_texts, len(kept), len(first))
+    then, now = (diversity.measure(d, most, run.cfg.seed) for d in (first, kept))
+    return logic.collapsed(now, then, dataclasses.asdict(cfg.floors))
+
+
+def link(target: Path, path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to(os.path.relpath(target, path.parent), target_is_directory=True)
+
+
+def make_cache(run: Run, n: int) -> dict[str, Any]:
+    cfg, folder = run.cfg, run.iteration(n)
+    settings = {
+        "prompt.style": cfg.prompt.style,
+        "max_len": (cfg.sft if n else cfg.first_sft).seq_len,
+        "max_prompt_len": cfg.rollout.max_len // 2,
+    }
+    recipe.make_cache(folder / "data", folder / "cache", run.tokenizer, r"ramp_sft_.*", **settings)
+    return {}
+
+
+def train(run: Run, n: int) -> dict[str, Any]:
+    cfg, folder = run.cfg, run.iteration(n)
+    return train_sft.run(
+        c.SftRun(
+            workdir=str(folder / "sft"),
+            seed=cfg.seed,
+            data=str(folder / "cache"),
+            tokenizer=str(run.tokenizer),
+            init=cfg.init if cfg.evolve.restart else run.student(n - 1),
+            model=cfg.model,
+            compute=cfg.compute,
+            mesh=cfg.mesh,
+            optim=cfg.optim if n else cfg.first_optim,
+            sft=cfg.sft if n else cfg.first_sft,
+            checkpoint=cfg.checkpoint,
+        )
+    )
+
+
+def evaluate_student(run: Run, n: int) -> dict[str, Any]:
+    """Held-out scores of the new student; with them the iteration is whole and has its manifest."""
+    cfg, folder = run.cfg, run.iteration(n)
+    results = evaluate.run(
+        c.EvalRun(
+            workdir=str(folder / "eval"),
+            data=str(run.data),
+            tokenizer=str(run.tokenizer),
+            init=run.student(n),
+            model=cfg.model,
+            compute=cfg.compute,
+            mesh=cfg.mesh,
+            prompt=cfg.prompt,
+            search=run.search,
+            rollout=cfg.rollout,
+            eval=cfg.eval,
+        )
+    )
+    manifest = {
+        "iteration": n,
+        "teacher": f"student {n - 1}" if n else cfg.evolve.teacher,
+        "trained_from": f"student {n - 1}"
+        if n and not cfg.evolve.restart
+        else cfg.init or "random",
+        "bytes": {name: (folder / name).stat().st_size for name in (POOL, NEW, ALL)},
+        "figures": run.records[f"sample_{n}"]["figures"],
+        "collapsed": run.records[f"sample_{n}"]["collapsed"],
+        "eval": results,
+    }
+    write_json(folder / "manifest.json", manifest)
+    for line in iterations.table([iterations.row(manifest)]):
+        recipe.log(line)
+    return {"eval": results}
+
+
+ITERATION: dict[str, Callable[[Run, int], dict[str, Any]]] = {
+    "sample": sample,
+    "cache": make_cache,
+    "sft": train,
+    "evaluate": evaluate_student,
+}
+
+
+# ---- what a reader gets
+
+
+def manifests(run: Run) -> list[dict[str, Any]]:
+    """Of the iterations that are whole."""
+    paths = (run.iteration(n) / "manifest.json" for n in range(run.cfg.evolve.iterations + 1))
+    return [json.loads(p.read_text()) for p in paths if p.is_file()]
+
+
+def write_summary(run: Run) -> None:
+    """summary.json: every figure of the stages that are done."""
+    found = manifests(run)
+    data = [r["data"] for r in run.records.values() if "data" in r]
+    summary = run.usage.figures() | {
+        "stages": {name: {"seconds": r["seconds"]} for name, r in run.records.items()},
+        "eval": {f"student {m['iteration']}": m["eval"] for m in found},
+        "evolution": [iterations.row(m) for m in found],
+        "collapsed": run.collapsed(),
+        "data": {name: counts for stage in data for name, counts in stage.items()},
+        "config": dataclasses.asdict(run.cfg),
+        "versions": recipe.versions(),
+    }
+    write_json(run.folder / "summary.json", summary)
+
+
+def write_curves(run: Run, count: int) -> None:
+    """sft/metrics.jsonl: the curves of the first `count` students, one after the other."""
+    rows, before = [], 0
+    for n in range(count):
+        lines = (run.iteration(n) / "sft" / "metrics.jsonl").read_text().splitlines()
+        mine = [json.loads(line) for line in lines]
+        rows += [r | {"step": before + r["step"]} for r in mine]
+        before += (run.cfg.sft if n else run.cfg.first_sft).steps
+    (run.folder / "sft").mkdir(exist_ok=True)
+    text = "".join(json.dumps(r) + "\n" for r in rows)
+    (run.folder / "sft" / "metrics.jsonl").write_text(text, encoding="utf-8")
+
+
+def make_report(run: Run) -> dict[str, Any]:
+    last = len(manifests(run)) - 1
+    write_curves(run, last + 1)
+    with (run.iteration(last) / "eval" / "trajectories.jsonl").open(encoding="utf-8") as file:
+        rows = [json.loads(next(file)) for _ in range(run.cfg.report_trajectories)]
+    text = "".join(json.dumps(r | {"checkpoint": f"student {last}"}) + "\n" for r in rows)
+    (run.folder / "trajectories.jsonl").write_text(text, encoding="utf-8")
+    return {"report": str(report.write(run.folder))}
+
+
+def run(cfg: EvolveRun) -> None:
+    """All stages; summary.json after each, a manifest per iteration, report.html at the end."""
+    usage = Usage(Path(cfg.workdir))
+    this = Run(cfg, usage)
+    this.open(dataclasses.asdict(cfg))
+    with usage:
+        for name, work in this.stages().items():
+            if this.collapsed() and name != "report":
+                recipe.log(f"{name}: left out, diversity has collapsed")
+                continue
+            before = this.is_done(name)
+            this.stage(name, work)
+            if not before and name != "report":  # the report shows what summary.json says
+                write_summary(this)
+    print("\n".join(iterations.table([iterations.row(m) for m in manifests(this)])))
+    for line in this.collapsed():
+        print(f"stopped: {line}")
+    print(f"report   {this.folder / 'report.html'}\nfigures  {this.folder / 'summary.json'}")
+
+
+if __name__ == "__main__":
+    cli.run(run, EvolveRun)

@@ -1,0 +1,81 @@
+"""Stages that quickstart and evolve share: text in, masks, index, tokenizer, tokenised cache out.
+
+Each runs a main and returns a stage's record: counts as summary.json has them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from masksearch_jax import build_index, build_ramp, cli
+from masksearch_jax.config import CorpusConfig, RampConfig
+from masksearch_jax.data import corpus
+from masksearch_jax.data.vocab import Vocab, train_bpe
+
+SHOWN_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "tantivy", "numpy")
+
+
+def log(line: str) -> None:
+    print(f"  {line}", file=sys.stderr, flush=True)
+
+
+def counted(name: str, given: int, out: int, dropped: Mapping[str, int]) -> dict[str, Any]:
+    """A stage's counts as summary.json has them, under the name that they are shown by."""
+    return {"data": {name: {"in": given, "out": out, "dropped": dict(dropped)}}}
+
+
+def make_ramp(data: Path, text: CorpusConfig, ramp: RampConfig, seed: int) -> dict[str, Any]:
+    made = build_ramp.run(build_ramp.BuildRampRun(str(data), text, ramp, seed))
+    for line in build_ramp.lines(made):
+        log(line)
+    return {"data": made}
+
+
+def make_index(data: Path, index: Path) -> dict[str, Any]:
+    passages = CorpusConfig(str(data / "passages.jsonl"), "", 0, 0.0)
+    made = build_index.run(build_index.BuildIndexRun(passages, str(index), language="en"))
+    return counted("index", made["read"], made["passages"], made["dropped"])
+
+
+def make_tokenizer(data: Path, folder: Path, size: int) -> dict[str, Any]:
+    """Byte-level BPE on all text of the corpus: words are not what is held out, facts are."""
+    files = [data / "passages.jsonl", data / "paragraphs.jsonl"]
+    read = (corpus.read_passages(f, max_bad_fraction=0.0) for f in files if f.is_file())
+    train_bpe((p.text for file in read for p in file), folder, size)
+    return {"tokens": Vocab.load(folder).size}
+
+
+def make_cache(folder: Path, cache: Path, tokenizer: Path, tasks: str, **settings: Any) -> dict:
+    """`build_cache` of `tasks`, a regular expression, with other settings by their dotted names.
+
+    seqio needs TensorFlow, which is imported in a process of its own and gone with it.
+    """
+    given = {"folder": folder, "cache": cache, "tasks": tasks, "tokenizer": tokenizer} | settings
+    config = Path(__file__).parent.parent / "configs" / "build_cache.py"
+    command = [sys.executable, "-m", "masksearch_jax.build_cache", f"--config={config}"]
+    command += [f"--config.{k}={v}" for k, v in given.items()]
+    # In a session of its own, so that a Ctrl-C is this process's to tell of.
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    if done.returncode:
+        raise cli.UserError(f"build_cache ended with status {done.returncode}; see above")
+    manifest = json.loads((cache / "manifest.json").read_text())
+    splits = [s for task in manifest["tasks"].values() for s in task.values()]
+    out, dropped = (sum(s[k] for s in splits) for k in ("records", "dropped"))
+    return counted("cache", out + dropped, out, {"too long": dropped} if dropped else {})
+
+
+def versions(packages: Iterable[str] = SHOWN_PACKAGES) -> dict[str, str]:
+    found = {name: metadata.version(name) for name in packages}
+    return (
+        {"python": platform.python_version(), "machine": platform.machine()}
+        | found
+        | {"cpus": str(os.cpu_count())}
+    )
