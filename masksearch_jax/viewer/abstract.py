@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from masksearch_jax.viewer import figures
+from masksearch_jax.viewer import evolution, figures
 from masksearch_jax.viewer.load import as_dict, is_number
 
 
@@ -20,6 +20,8 @@ def abstract(summary: dict[str, Any]) -> list[Markup]:
         if is_number(wall)
         else Markup("Whole run: not finished, or not measured.")
     )  # fmt: skip
+    if evolved := evolution.lines(summary):
+        return [first, *evolved]
     return [
         first,
         _across_checkpoints(summary),

@@ -43,8 +43,10 @@ def read_run(run_dir: str | pathlib.Path) -> Run:
     missing = [name for name, path in paths.items() if not path.is_file()]
     if len(missing) == len(paths):
         raise RunFilesError(f"{root} is not the folder of a run: it has none of {', '.join(paths)}")
-    notes = [f"{name} is not there: what it would show is left out." for name in missing]
     summary = {} if SUMMARY in missing else _read_object(paths[SUMMARY])
+    if summary.get("evolution"):  # a run of self-evolution has no reinforcement learning
+        missing = [name for name in missing if name != "dapo/metrics.jsonl"]
+    notes = [f"{name} is not there: what it would show is left out." for name in missing]
     curves = {}
     for curve in CURVES:
         rows, note = _read_lines(paths[f"{curve}/metrics.jsonl"], root)

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from masksearch_jax.viewer import figures, plots, traces
+from masksearch_jax.viewer import evolution, figures, plots, traces
 from masksearch_jax.viewer.abstract import abstract
 from masksearch_jax.viewer.load import Run, as_dict, is_number, read_run
 
@@ -70,6 +70,7 @@ def context(run: Run) -> dict[str, Any]:
         "name": run.name,
         "notes": run.notes,
         "abstract": abstract(summary),
+        "evolution": evolution.view(summary),
         "stages": stages(summary),
         "curves": [
             (label, curve_charts(run.curves[key], _marks(summary, key)), len(run.curves[key]))
@@ -91,6 +92,7 @@ def context(run: Run) -> dict[str, Any]:
 
 _SHOWN = (
     "wall_seconds", "peak_memory_bytes", "stages", "eval", "export", "config", "data", "versions",
+    "evolution", "collapsed",
 )  # fmt: skip
 
 

@@ -53,17 +53,25 @@ def thin(points: list[tuple[float, float]], most: int = MAX_POINTS) -> tuple[lis
 
 
 def line_chart(
-    rows: list[dict[str, Any]], key: str, marks: list[tuple[float, str]] = (), height: int = 210
+    rows: list[dict[str, Any]],
+    key: str,
+    marks: list[tuple[float, str]] = (),
+    height: int = 210,
+    x_name: str = "step",
 ) -> Markup:
     """The curve of `key` over `step` with axes, ticks and vertical `marks` (step, label).
 
+    Rows that have `KEY_low` and `KEY_high` get a bar between them.
     The page's script shows the value under the pointer; `aria-label` gives the ends and extremes.
     """
     points = [(r["step"], r[key]) for r in rows if is_number(r.get(key))]
     shown, _ = thin(points)
     xs, ys = zip(*shown, strict=True)
+    bars = [(r["step"], r[f"{key}_low"], r[f"{key}_high"]) for r in rows
+            if is_number(r.get(f"{key}_low")) and is_number(r.get(f"{key}_high"))]  # fmt: skip
+    ends = [*ys, *(end for bar in bars for end in bar[1:])]
     x_ticks = nice_ticks(min(xs), max(xs))
-    y_ticks = nice_ticks(min(ys), max(ys))
+    y_ticks = nice_ticks(min(ends), max(ends))
     if max(xs) > min(xs):  # the axis ends where the data does, and steps are whole
         x_ticks = [t for t in x_ticks if min(xs) <= t <= max(xs) and t == int(t)]
     x0, x1 = (min(xs), max(xs)) if max(xs) > min(xs) else (x_ticks[0], x_ticks[-1])
@@ -74,13 +82,15 @@ def line_chart(
     data = [[round(px(x), 1), round(py(y), 1), _step(x), figures.number(y, 4)] for x, y in shown]
     parts = [
         _svg_open(height, _describe(key, points), json.dumps(data)),
-        _axes(x_ticks, y_ticks, px, py, height, "step"),
+        _axes(x_ticks, y_ticks, px, py, height, x_name),
+        *[f'<line class="bar" x1="{px(x):.1f}" x2="{px(x):.1f}" y1="{py(low):.1f}" '
+          f'y2="{py(high):.1f}"/>' for x, low, high in bars],
         *[_mark(px(x), label, height) for x, label in marks if x0 < x <= x1],
         f'<polyline class="curve" points="{path}"/>',
         *[f'<circle class="dot" cx="{px(x):.1f}" cy="{py(y):.1f}" r="2.4"/>' for x, y in dots],
         f'<line class="cursor" x1="0" x2="0" y1="{TOP}" y2="{height - BOTTOM}"/>',
         '<circle class="spot" r="4"/></svg>',
-    ]
+    ]  # fmt: skip
     return Markup("".join(parts))
 
 

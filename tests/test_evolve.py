@@ -1,0 +1,332 @@
+"""Self-evolution: what is kept of a student's trajectories, and that no kill changes a figure."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from masksearch_jax import cli, viewer
+from masksearch_jax.agents import evolve as logic
+from masksearch_jax.evals import iterations
+from masksearch_jax.types import (
+    Demonstration,
+    QAExample,
+    RampExample,
+    Segment,
+    Span,
+    Trajectory,
+    Turn,
+)
+
+TEXT = "Sora is a town on the Liri with 25,000 people."
+EXAMPLE = RampExample(
+    "e", "p", "Sora", "Sora is a town on the [mask] with [mask] people.", TEXT,
+    (Span(22, 26, "Liri", "PLACE"), Span(32, 38, "25,000", "NUMBER")),
+)  # fmt: skip
+FOUND = "<information>Sora lies on the Liri. 25,000 people live there.</information>"
+STRICT = logic.Rules(min_recall=1.0, grounded=True)
+
+
+def trajectory(*policy, status="answered", found=FOUND, queries=(("Sora",),)):
+    """The prompt, then what the policy wrote with the tool's text between."""
+    segments = [Segment("prompt", EXAMPLE.masked + "\n")]
+    for text in policy:
+        segments += [Segment("policy", text), Segment("tool", found)]
+    nothing = np.zeros(0)
+    turns = tuple(Turn(q, ("p",), ("Sora",), 0.5) for q in queries)
+    return Trajectory(
+        "0", 3, nothing, nothing, nothing, nothing, 0, tuple(segments[:-1]), turns, status, 1.0
+    )
+
+
+SEARCH = "<think>Look.</think><search>Sora</search>"
+ANSWER = f"<think>Found.</think><answer>{TEXT}</answer>"
+
+
+@pytest.mark.parametrize(
+    ("made", "rules", "reason", "detail"),
+    [
+        (trajectory(SEARCH, ANSWER), STRICT, "", ""),
+        (trajectory(SEARCH, ANSWER, status="out_of_tokens"), STRICT, "out_of_tokens", ""),
+        (trajectory("Hm. " + SEARCH, ANSWER), STRICT, "malformed", ""),
+        (trajectory(ANSWER, queries=()), STRICT, "no_search", ""),
+        (
+            trajectory(SEARCH, SEARCH, ANSWER, queries=(("Sora",),) * 2),
+            STRICT,
+            "repeated_search",
+            "",
+        ),
+        (trajectory(SEARCH, ANSWER.replace("Liri", "Po")), STRICT, "spans_wrong", "0.500"),
+        (
+            trajectory(SEARCH, ANSWER.replace("Liri", "Po")),
+            logic.Rules(0.5, grounded=False),
+            "",
+            "",
+        ),
+        (
+            trajectory(SEARCH, ANSWER, found=FOUND.replace("25,000", "Many")),
+            STRICT,
+            "not_grounded",
+            "25,000",
+        ),
+        (
+            trajectory(SEARCH, ANSWER, found=FOUND.replace("25,000", "125,000")),
+            STRICT,
+            "not_grounded",
+            "25,000",
+        ),
+    ],
+)
+def test_a_trajectory_is_accepted_or_refused_by_rule(made, rules, reason, detail):
+    refused = logic.rejection(EXAMPLE, made, rules)
+    found = (refused.reason, refused.detail) if refused else ("", "")
+    assert found == (reason, detail)
+
+
+@pytest.mark.parametrize(
+    ("answer", "accepted", "reason"),
+    [
+        ("the Liri", ("Liri", "Liris"), ""),
+        ("the Po", ("Liri",), "spans_wrong"),
+        ("Sora river", ("Sora river",), "not_grounded"),
+        ("yes", ("yes",), ""),
+    ],
+)
+def test_an_answer_to_a_question_is_judged_too(answer, accepted, reason):
+    example = QAExample("q", "atlas", "Which river?", accepted)
+    made = trajectory(SEARCH, f"<think>So.</think><answer>{answer}</answer>")
+    refused = logic.rejection(example, made, logic.Rules(1.0, grounded=True))
+    # "the" is in what was read, but "the Liri" is too.
+    assert (refused.reason if refused else "") == reason
+
+
+def test_a_demonstration_leaves_out_the_prompt_and_the_clock():
+    made = logic.to_demonstration(trajectory(SEARCH, ANSWER), EXAMPLE, "local", 3)
+    assert (made.id, made.example_id, made.task) == ("e/local/3", "e", "ramp_k2")
+    assert [s.text for s in made.segments] == [SEARCH, FOUND, ANSWER]
+    assert made.turns == (Turn(("Sora",), ("p",), ("Sora",), 0.0),)
+
+
+def demonstration(example_id, sample, text, searches=1):
+    segments = (Segment("policy", text),)
+    turns = (Turn((text,), (), (), 0.0),) * searches
+    return Demonstration(f"{example_id}/t/{sample}", example_id, "ramp_k1", "t", segments, turns)
+
+
+def test_of_each_example_a_few_different_ones_are_kept():
+    made = [
+        demonstration("b", 0, "long", searches=3),
+        demonstration("b", 1, "short"),
+        demonstration("b", 2, " short\n"),  # says the same
+        demonstration("b", 3, "brief"),
+        demonstration("a", 0, "long"),  # of another example
+    ]
+    kept, dropped = logic.select(made, 2, seed=0)
+    assert [d.id for d in kept] == ["b/t/1", "b/t/3", "a/t/0"]
+    assert dropped == {"duplicate": 1, "enough of its example": 1}
+    ones = {logic.select(made, 1, seed)[0][0].id for seed in range(20)}
+    assert ones == {"b/t/1", "b/t/3"}  # among equals chance decides
+    assert logic.select(made, 1, 5) == logic.select(made, 1, 5)
+    assert logic.select([], 2, 0) == ([], {"duplicate": 0, "enough of its example": 0})
+
+
+def test_what_is_known_is_not_merged_again():
+    old = [demonstration("a", 0, "x"), demonstration("b", 0, "x")]
+    new = [demonstration("a", 1, "x"), demonstration("a", 2, "y"), demonstration("a", 3, "y")]
+    merged, known = logic.merge(old, new)
+    assert [d.id for d in merged] == ["a/t/0", "b/t/0", "a/t/2"]
+    assert known == 2
+
+
+def examples(count, k=1):
+    spans = (Span(0, 1, "x", "TERM"),) * k
+    return [RampExample(f"e{i}", "p", "t", "", "", spans) for i in range(count)]
+
+
+def test_hard_items_come_back_until_they_are_given_up():
+    given = examples(20)
+    limits = {"size": 8, "hard_share": 0.25, "max_tries": 2}
+    first = logic.next_pool(given, {}, (), **limits)
+    assert [e.id for e in first.examples] == [f"e{i}" for i in range(8)]
+    tried = {e.id: 1 for e in first.examples}
+    second = logic.next_pool(given, tried, {"e0", "e2", "e5", "e6"}, **limits)
+    assert [e.id for e in second.hard] == ["e1", "e3"]  # two of eight, of the four unsolved
+    assert [e.id for e in second.new] == [f"e{i}" for i in range(8, 14)]
+    tried |= {e.id: tried.get(e.id, 0) + 1 for e in second.examples}
+    third = logic.next_pool(given, tried, {"e0", "e2", "e3", "e5", "e6"}, **limits)
+    assert third.given_up == ("e1",)
+    assert [e.id for e in third.hard] == ["e4", "e7"]
+    assert [e.id for e in third.new] == [f"e{i}" for i in range(14, 20)]
+    tried |= {e.id: 1 for e in third.new}
+    solved = {e.id for e in given} - {"e1"}
+    assert logic.next_pool(given, tried, solved, **limits).examples == ()
+
+
+def test_acceptance_by_mask_count():
+    given = [*examples(2), *(dataclasses.replace(e, id="k2" + e.id) for e in examples(1, k=2))]
+    accepted = [demonstration("e0", i, str(i)) for i in range(3)]
+    assert logic.acceptance(given, accepted, samples=4) == {
+        "1": {"examples": 2, "sampled": 8, "accepted": 3, "solved": 1, "rate": 3 / 8},
+        "2": {"examples": 1, "sampled": 4, "accepted": 0, "solved": 0, "rate": 0.0},
+        "all": {"examples": 3, "sampled": 12, "accepted": 3, "solved": 1, "rate": 0.25},
+    }
+
+
+def test_lengths_by_hand():
+    made = [demonstration("a", 0, "one two", searches=2), demonstration("b", 0, "one")]
+    assert logic.lengths(made) == {"words": 1.5, "searches": 1.5, "queries": 1.0}
+    assert logic.lengths([]) == {"words": 0.0, "searches": 0.0, "queries": 0.0}
+
+
+def test_a_collapse_names_the_measure():
+    first = {"distinct_2": 0.4, "novelty": 0.5, "shape_entropy": 0.0}
+    floors = {"distinct_2": 0.5, "novelty": 0.5, "shape_entropy": 0.5}
+    assert logic.collapsed(first, first, floors) == []
+    now = first | {"distinct_2": 0.19, "novelty": 0.25}
+    assert logic.collapsed(now, first, floors) == [
+        "distinct_2 is 0.190, below 0.5 of the 0.400 that it was at first"
+    ]
+    assert logic.collapsed(now, first, floors | {"distinct_2": 0.0}) == []
+
+
+# ---- what a reader gets
+
+
+def manifest(n, recall):
+    shown = dict.fromkeys((*iterations.SHOWN, "novelty"), 0.5) | {"shapes": 3}
+    sampled = {"examples": 5, "sampled": 10, "accepted": 4, "solved": 3, "rate": 0.4}
+    return {
+        "iteration": n,
+        "eval": {"ramp": {"search": {"span_recall": {"value": recall, "low": recall - 0.1,
+                                                      "high": recall + 0.1, "n": 9}}}},
+        "figures": {
+            "acceptance": {"all": sampled, "1": sampled} | ({"4": sampled} if n else {}),
+            "pool": {"new": 5, "hard": 0, "given_up": 0},
+            "diversity": shown,
+            "lengths": {"words": 20.0, "searches": 1.25, "queries": 1.5},
+            "kept": 4,
+            "demonstrations": 1000 + 4 * n,
+        },
+        "collapsed": ["distinct_2 is 0.1 <b>"] if n else [],
+    }  # fmt: skip
+
+
+def test_the_iterations_are_a_table():
+    rows = [iterations.row(manifest(n, 0.5 + n / 4)) for n in range(2)]
+    head, first, second = iterations.table(rows)
+    assert head.split("  ")[0].strip() == "n"
+    cells = "0 0.500 [0.400, 0.600] 1,000 4 10 0.400 0.40 - 0.500 0.500 0.500 3 20.0 1.25"
+    assert first.split() == cells.split()
+    assert second.split()[:5] == ["1", "0.750", "[0.650,", "0.850]", "1,004"]
+    assert len(head) == len(first) == len(second)
+
+
+def test_the_report_shows_the_iterations(tmp_path):
+    rows = [iterations.row(manifest(n, 0.5 + n / 4)) for n in range(2)]
+    summary = {"wall_seconds": 1.0, "evolution": rows}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    page = viewer.render(tmp_path)
+    assert "Held-out span recall by iteration: <b>0.500, 0.750</b>" in page
+    assert "0.650–0.850" in page
+    assert "distinct_2 is 0.1 &lt;b&gt;" in page  # escaped
+    assert "span recall: 0.500 at step 0, 0.750 at step 1" in page  # the chart's description
+    assert page.count('<line class="bar"') == 2
+    assert ">iteration</text>" in page
+    assert "dapo/metrics.jsonl is not there" not in page
+    assert "Two-hop questions" not in page
+
+
+def test_a_run_of_another_kind_shows_no_iterations(tmp_path):
+    (tmp_path / "summary.json").write_text("{}")
+    assert 'id="evolution"' not in viewer.render(tmp_path)
+
+
+# ---- the whole command
+
+
+def start(repository, workdir, *overrides):
+    command = [sys.executable, "-m", "masksearch_jax.evolve"]
+    command.append(f"--config={repository / 'configs' / 'evolve.py'}:runlocal")
+    command += [f"--config.{o}" for o in (f"workdir={workdir}", *overrides)]
+    # Programs that another session has compiled are not compiled again.
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "programs"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    with open(f"{workdir}.err", "a") as said:
+        return subprocess.Popen(
+            command, cwd=repository, env=os.environ | cache, stdout=said, stderr=said
+        )
+
+
+def said(workdir):
+    return Path(f"{workdir}.err").read_text()
+
+
+def finish(process, workdir):
+    assert process.wait() == 0, said(workdir)
+    return figures(workdir)
+
+
+def figures(workdir):
+    """All that a run leaves that must not depend on when it was stopped."""
+    manifests = sorted(workdir.glob("iterations/*/manifest.json"))
+    kept = sorted(workdir.glob("iterations/*/data/demonstrations/train.jsonl"))
+    summary = json.loads((workdir / "summary.json").read_text())
+    return (
+        [json.loads(p.read_text()) for p in manifests],
+        [p.read_bytes() for p in kept],
+        {k: summary[k] for k in ("evolution", "eval", "data", "collapsed")},
+    )
+
+
+def kill_at(process, workdir, pattern):
+    """SIGKILL as soon as there is a file of that name."""
+    while not any(workdir.glob(pattern)):
+        assert process.poll() is None, said(workdir)
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.slow  # five processes, some with children that import TensorFlow
+def test_a_kill_anywhere_changes_no_figure(repository, tmp_path):
+    """The run that is killed goes on from a copy of the other's first iteration."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    expected = finish(start(repository, whole), whole)
+    manifests, _, summary = expected
+    assert [m["iteration"] for m in manifests] == [0, 1]
+    assert manifests[1]["figures"]["acceptance"]["all"]["sampled"] == 16
+    assert summary["evolution"][0]["demonstrations"] >= 30
+    assert "<html" in (whole / "report.html").read_text()
+    shutil.copytree(whole, killed, symlinks=True)
+    for path in (killed / "iterations" / "1", killed / "sft"):
+        shutil.rmtree(path)
+    for name in ("sample_1", "cache_1", "sft_1", "evaluate_1", "report"):
+        (killed / "stages" / f"{name}.json").unlink()
+    for pattern in (
+        "iterations/1/pool/ramp/train.jsonl",
+        "iterations/1/cache/*",
+        "iterations/1/sft/checkpoints/2",
+        "iterations/1/eval/*.tmp",
+    ):
+        kill_at(start(repository, killed), killed, pattern)
+    assert finish(start(repository, killed), killed) == expected
+
+
+# ---- quick
+
+
+def test_the_students_articles_are_not_the_teachers(repository):
+    cfg = cli.load_config(f"{repository / 'configs' / 'evolve.py'}")
+    assert cfg.evolve.split == "rl"
+    assert cfg.ramp.rl_fraction > 0
+    assert cfg.rollout.corrections == 0
