@@ -45,8 +45,8 @@ HOUR = 3_600
 class Script(http.server.ThreadingHTTPServer):
     """A chat endpoint that solves the examples it is given as a good model would.
 
-    `solved`: by the masked paragraph. Tokens are counted with `count`. One search is enough: more of
-    them would cost two requests each.
+    `solved`: by the masked paragraph. Tokens are counted with `count`. One search is enough:
+    another would cost two requests more.
     """
 
     daemon_threads = True
@@ -272,8 +272,8 @@ def show(found: dict[str, Any], rows: dict[str, dict[str, float]], args: Any) ->
     for name, row in rows.items():
         print(f"{name:18}{row['hours']:>10.3f}{row['terabytes']:>10.3f}{row['cost']:>12,.0f}")
     print(
-        "\nhours = N / (rate per core x cores), N x CPU seconds / cores, or N x completion tokens / "
-        "(workers x tokens per second); TB = N x bytes; cost = N x tokens x price"
+        "\nhours = N / (rate per core x cores), N x CPU seconds / cores, or N x completion tokens "
+        "/ (workers x tokens per second); TB = N x bytes; cost = N x tokens x price"
     )
 
 

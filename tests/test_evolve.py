@@ -129,12 +129,15 @@ def test_of_each_example_a_few_different_ones_are_kept():
         demonstration("b", 3, "brief"),
         demonstration("a", 0, "long"),  # of another example
     ]
-    kept, dropped = logic.select(made, 2, seed=0)
-    assert [d.id for d in kept] == ["b/t/1", "b/t/3", "a/t/0"]
-    assert dropped == {"duplicate": 1, "enough of its example": 1}
-    ones = {logic.select(made, 1, seed)[0][0].id for seed in range(20)}
-    assert ones == {"b/t/1", "b/t/3"}  # among equals chance decides
-    assert logic.select(made, 1, 5) == logic.select(made, 1, 5)
+    for seed in range(20):
+        kept, dropped = logic.select(made, 2, seed)
+        assert dropped == {"duplicate": 1, "enough of its example": 1}
+        assert [d.id for d in kept if d.example_id == "a"] == ["a/t/0"]
+        assert sorted(len(d.turns) for d in kept if d.example_id == "b") == [1, 3]  # each plan
+        assert logic.select(made, 2, seed) == (kept, dropped)
+    ones = {logic.select(made, 1, seed)[0][0].id for seed in range(40)}
+    assert ones == {"b/t/0", "b/t/1", "b/t/3"}  # among equals chance decides
+    assert [d.id for d in logic.select(made, 9, 0)[0]] == ["b/t/0", "b/t/1", "b/t/3", "a/t/0"]
     assert logic.select([], 2, 0) == ([], {"duplicate": 0, "enough of its example": 0})
 
 

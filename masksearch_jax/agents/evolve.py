@@ -143,8 +143,9 @@ def select(
 ) -> tuple[list[Demonstration], dict[str, int]]:
     """At most `per_example` different demonstrations of each example, and the others counted.
 
-    Of those that say the same one is kept. Of more than may be kept those go that search most, and
-    among equals chance decides, the same for the same seed. In the order of the examples.
+    Of those that say the same one is kept. Of more than may be kept each plan (searches, and
+    queries in each) gives one before any gives a second, so that plans do not die out; else chance
+    decides, the same for the same seed. In the order of the examples.
     """
     by_example: dict[str, dict[str, Demonstration]] = defaultdict(dict)
     given = 0
@@ -153,8 +154,15 @@ def select(
         by_example[demonstration.example_id].setdefault(digest(demonstration), demonstration)
     kept: list[Demonstration] = []
     for example_id, different in by_example.items():
-        rng = random.Random(f"{seed}/{example_id}")
-        ranked = sorted(different.values(), key=lambda d: (len(d.turns), rng.random()))
+        drawn = list(different.values())
+        random.Random(f"{seed}/{example_id}").shuffle(drawn)
+        seen: Counter[tuple[int, ...]] = Counter()
+        ranks = []
+        for demonstration in drawn:
+            plan = tuple(len(turn.queries) for turn in demonstration.turns)
+            ranks.append(seen[plan])
+            seen[plan] += 1
+        ranked = [drawn[i] for i in sorted(range(len(drawn)), key=ranks.__getitem__)]
         kept += sorted(ranked[:per_example], key=lambda d: d.id)
     unique = sum(map(len, by_example.values()))
     return kept, {"duplicate": given - unique, "enough of its example": unique - len(kept)}
