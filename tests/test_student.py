@@ -1,0 +1,130 @@
+"""A model of ours as the teacher: every sample has an outcome, the same in any order."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import common
+from masksearch_jax import build_trajectories, cli, markup, sharding, student
+from masksearch_jax.agents import construct_llm, evolve
+from masksearch_jax.agents.construct import Rejection
+from masksearch_jax.agents.llm import LLMConfig
+from masksearch_jax.config import MeshConfig, PromptConfig
+from masksearch_jax.data import ramp
+from masksearch_jax.data.vocab import Vocab
+from masksearch_jax.search.tool import open_tool
+from masksearch_jax.types import Demonstration, RampExample
+from tests.endpoint import Answer, Endpoint
+from tests.test_rollout import ScriptedModel
+
+LENIENT = evolve.Rules(min_recall=0.0, grounded=False)
+SAID = ["<think>", "a", "</think>", "<search>", "e", "</search>"]
+THEN = ["</information>", "<answer>", "o", "</answer>"]
+
+
+def scripted(vocab) -> ScriptedModel:
+    """After the prompt it thinks and searches once; after what it finds it answers `o`."""
+    following = [vocab.eos_ids[0]] * vocab.size
+    before = vocab.encode("x\n")[-1:]
+    for words in (SAID, THEN):
+        for word in words:
+            [token] = vocab.encode(word)
+            if before:
+                following[before[0]] = token
+            before = [token]
+        before = []
+    return ScriptedModel(jnp.asarray(following, jnp.int32))
+
+
+@pytest.fixture
+def setting(miniature, monkeypatch):
+    """The student's section; its model searches once and answers `o`."""
+    vocab = Vocab.load(miniature.tokenizer)
+    mesh = sharding.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    monkeypatch.setattr(student, "make_mesh", lambda config: mesh)
+    monkeypatch.setattr(student, "initial", lambda *args: scripted(vocab))
+    cfg = miniature.cfg
+    rollout = dataclasses.replace(cfg.rollout, slots=4, max_new_tokens=24, temperature=0.0)
+    return evolve.StudentConfig(
+        "", str(miniature.tokenizer), 2, LENIENT, "rules", cfg.model, cfg.compute,
+        cfg.mesh, PromptConfig("minimal"), rollout,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def examples(miniature):
+    return ramp.read_jsonl(miniature.data / "ramp" / "train.jsonl", RampExample)[:5]
+
+
+def solve(miniature, setting, examples, llm=None):
+    tool = open_tool(miniature.search)
+    limits = construct_llm.TeacherConfig("en", 2, miniature.search)
+    heard = []
+    teacher = student.Student(setting, tool, limits, llm, seed=0)
+    try:
+        outcomes = teacher.solve(examples, heard.append)
+        assert heard == outcomes
+        return outcomes, teacher.figures()
+    finally:
+        teacher.close()
+
+
+def test_each_sample_of_each_example_is_a_demonstration(miniature, setting, examples):
+    outcomes, _ = solve(miniature, setting, examples)
+    assert [o.id for o in outcomes] == [f"{e.id}/local/{i}" for e in examples for i in range(2)]
+    for made in outcomes:
+        assert [s.author for s in made.segments] == ["policy", "tool", "policy"]
+        assert made.segments[0].text == "".join(SAID)
+        assert made.segments[2].text == "".join(THEN[1:])
+        assert made.turns[0].queries == ("e",)
+        assert made.turns[0].seconds == 0.0
+    backwards, _ = solve(miniature, setting, examples[::-1])
+    assert sorted(backwards, key=lambda o: o.id) == sorted(outcomes, key=lambda o: o.id)
+
+
+def test_rules_refuse_each_sample_by_name(miniature, setting, examples):
+    strict = dataclasses.replace(setting, rules=evolve.Rules(1.0, grounded=True))
+    outcomes, _ = solve(miniature, strict, examples)
+    assert outcomes == [Rejection(e.id, "spans_wrong", "0.000") for e in examples for _ in range(2)]
+    short = dataclasses.replace(setting.rollout, max_new_tokens=3)
+    outcomes, _ = solve(miniature, dataclasses.replace(setting, rollout=short), examples)
+    assert {o.reason for o in outcomes} == {"out_of_tokens"}
+
+
+def test_a_judge_may_have_the_last_word(miniature, setting, examples, tmp_path):
+    """Both samples of an example say the same: each example is judged, and paid for, once."""
+
+    def verdict(body):
+        wrong = examples[0].masked in body["messages"][1]["content"]
+        said = {"reason": "so it is", "verdict": "incorrect" if wrong else "correct"}
+        return Answer(json.dumps(said))
+
+    with Endpoint(verdict) as endpoint:
+        address = f"http://127.0.0.1:{endpoint.server_address[1]}/v1"
+        settings = {"base_url": address, "cache": str(tmp_path / "replies.sqlite")}
+        llm = LLMConfig(**common.llm().to_dict() | settings)
+        judged = dataclasses.replace(setting, judge="llm")
+        outcomes, figures = solve(miniature, judged, examples, llm)
+    assert outcomes[:2] == [Rejection(examples[0].id, "judged_incorrect", "so it is")] * 2
+    assert all(isinstance(o, Demonstration) for o in outcomes[2:])
+    assert figures["judge"]["calls"] == len(endpoint.requests) == 5
+
+
+def test_the_main_takes_it_for_a_teacher(miniature, setting, examples, tmp_path):
+    ramp.write_jsonl(tmp_path / "ramp" / "train.jsonl", examples)
+    cfg = build_trajectories.BuildTrajectoriesRun(
+        str(tmp_path), ("ramp",), miniature.search, 2, 0, 0, "local", student=setting
+    )
+    summary = build_trajectories.run(cfg)
+    assert (summary["examples"], summary["tried"], summary["demonstrations"]) == (5, 10, 10)
+    made = ramp.read_jsonl(tmp_path / "demonstrations" / "train.jsonl", Demonstration)
+    assert markup.is_well_formed(made[0].segments)
+    assert build_trajectories.run(cfg) == summary
+    for missing in ({"student": None}, {"student": dataclasses.replace(setting, judge="llm")}):
+        with pytest.raises(cli.ConfigError, match=r"needs the section config\.(student|llm)"):
+            build_trajectories.make_teacher(dataclasses.replace(cfg, **missing))
