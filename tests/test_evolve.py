@@ -255,10 +255,10 @@ def test_a_run_of_another_kind_shows_no_iterations(tmp_path):
 # ---- the whole command
 
 
-def start(repository, workdir, *overrides):
+def start(repository, workdir):
     command = [sys.executable, "-m", "masksearch_jax.evolve"]
     command.append(f"--config={repository / 'configs' / 'evolve.py'}:runlocal")
-    command += [f"--config.{o}" for o in (f"workdir={workdir}", *overrides)]
+    command += [f"--config.{o}" for o in (f"workdir={workdir}", "first_sft.steps=4")]
     # Programs that another session has compiled are not compiled again.
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "programs"),
@@ -300,7 +300,7 @@ def kill_at(process, workdir, pattern):
     assert process.wait() == -signal.SIGKILL
 
 
-@pytest.mark.slow  # five processes, some with children that import TensorFlow
+@pytest.mark.slow  # four processes, two with children that import TensorFlow
 def test_a_kill_anywhere_changes_no_figure(repository, tmp_path):
     """The run that is killed goes on from a copy of the other's first iteration."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -315,12 +315,7 @@ def test_a_kill_anywhere_changes_no_figure(repository, tmp_path):
         shutil.rmtree(path)
     for name in ("sample_1", "cache_1", "sft_1", "evaluate_1", "report"):
         (killed / "stages" / f"{name}.json").unlink()
-    for pattern in (
-        "iterations/1/pool/ramp/train.jsonl",
-        "iterations/1/cache/*",
-        "iterations/1/sft/checkpoints/2",
-        "iterations/1/eval/*.tmp",
-    ):
+    for pattern in ("iterations/1/pool/ramp/train.jsonl", "iterations/1/sft/checkpoints/2"):
         kill_at(start(repository, killed), killed, pattern)
     assert finish(start(repository, killed), killed) == expected
 

@@ -12,7 +12,7 @@ from masksearch_jax.viewer.load import as_dict, as_list, is_number
 # Curves in order: key → (title, unit).
 CURVES = {
     "span_recall": ("Held-out span recall", "bars: 95% intervals"),
-    "accepted": ("Accepted", "share of what was sampled"),
+    "accepted": ("Accepted", "share of what students sampled"),
     "demonstrations": ("Demonstrations", "trained on"),
     "distinct_2": ("Distinct-2", "of thoughts and queries"),
     "self_bleu": ("Self-BLEU", "the higher the more alike"),
@@ -36,10 +36,7 @@ _COLUMNS = {
 
 
 def rows_of(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """The iterations of a summary, flat: `span_recall` is a number, its interval `…_low, …_high`.
-
-    The teacher's iteration has no student who sampled: its acceptance is the teacher's.
-    """
+    """The iterations of a summary, flat: `span_recall` is a number, its interval `…_low, …_high`."""
     rows = []
     for given in as_list(summary.get("evolution")):
         row = dict(as_dict(given))
@@ -58,7 +55,9 @@ def view(summary: dict[str, Any]) -> dict[str, Any] | None:
     if not rows:
         return None
     masks = sorted({k for r in rows for k in r if k.startswith("accepted_k")})
-    known = CURVES | {k: (f"Accepted, {_masks(k)}", "share of what was sampled") for k in masks}
+    known = CURVES | {
+        k: (f"Accepted, {_masks(k)}", "share of what students sampled") for k in masks
+    }
     order = ["span_recall", "accepted", *masks, *list(CURVES)[2:]]
     charts = [_chart(rows, key, *known[key]) for key in order]
     columns = {**_COLUMNS, **{k: _masks(k) for k in masks}}
@@ -77,6 +76,8 @@ def _masks(key: str) -> str:
 
 def _chart(rows: list[dict[str, Any]], key: str, title: str, unit: str) -> dict[str, Any] | None:
     shown = [r for r in rows if is_number(r.get(key))]
+    if key.startswith("accepted"):
+        shown = [r for r in shown if r["iteration"] > 0]
     if not shown:
         return None
     return {
