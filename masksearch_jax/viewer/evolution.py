@@ -36,7 +36,7 @@ _COLUMNS = {
 
 
 def rows_of(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """The iterations of a summary, flat: `span_recall` is a number, its interval `…_low, …_high`."""
+    """Iterations of a summary, flat: `span_recall` is a number, its interval `…_low`, `…_high`."""
     rows = []
     for given in as_list(summary.get("evolution")):
         row = dict(as_dict(given))
