@@ -183,6 +183,23 @@ def get_config(arg: str = "") -> ConfigDict:
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 50
     c.checkpoint.keep = 1
+    c.checkpoint.keep_every = 0
+    c.checkpoint.best_metric = ""
+    c.checkpoint.best_mode = "max"
+    c.checkpoint.folder = ""
+
+    c.survival = ConfigDict()
+    c.survival.startup_seconds = 3600.0
+    c.survival.step_factor = 10.0
+    c.survival.step_seconds = 300.0
+    c.survival.heartbeat_seconds = 30
+    c.survival.guard = "stop"
+    c.survival.spike_sigma = 0.0
+    c.survival.spike_window = 128
+    c.survival.max_skips = 10
+    c.survival.profile_steps = ()
+    c.survival.compile_cache = ""
+
     c.report_trajectories = 8
 
     if arg.runlocal:

@@ -61,6 +61,7 @@ class EvolveRun:
     llm: LLMConfig  # of the agents and the LLM judge
     eval: c.EvalConfig
     checkpoint: c.CheckpointConfig
+    survival: c.SurvivalConfig
     report_trajectories: int  # of the last student, shown in the report
 
 
@@ -94,7 +95,13 @@ class Run(StageFolder):
 
     def student(self, n: int) -> str:
         """The checkpoints of the student that iteration `n` trains; before the first: `init`."""
-        return str(self.iteration(n) / "sft" / "checkpoints") if n >= 0 else self.cfg.init
+        if n < 0:
+            return self.cfg.init
+        elsewhere = self.cfg.checkpoint.folder
+        return f"{elsewhere}/{n}" if elsewhere else str(self.iteration(n) / "sft/checkpoints")
+
+    def sft(self, n: int) -> c.SftConfig:
+        return self.cfg.sft if n else self.cfg.first_sft
 
     def read(self, n: int, name: str, cls: type) -> list[Any]:
         """Records of a file of iteration `n`."""
@@ -229,8 +236,9 @@ def train(run: Run, n: int) -> dict[str, Any]:
             compute=cfg.compute,
             mesh=cfg.mesh,
             optim=cfg.optim if n else cfg.first_optim,
-            sft=cfg.sft if n else cfg.first_sft,
-            checkpoint=cfg.checkpoint,
+            sft=run.sft(n),
+            checkpoint=dataclasses.replace(cfg.checkpoint, folder=run.student(n)),
+            survival=cfg.survival,
         )
     )
 
@@ -303,22 +311,10 @@ def write_summary(run: Run) -> None:
     write_json(run.folder / "summary.json", summary)
 
 
-def write_curves(run: Run, count: int) -> None:
-    """sft/metrics.jsonl: the curves of the first `count` students, one after the other."""
-    rows, before = [], 0
-    for n in range(count):
-        lines = (run.iteration(n) / "sft" / "metrics.jsonl").read_text().splitlines()
-        mine = [json.loads(line) for line in lines]
-        rows += [r | {"step": before + r["step"]} for r in mine]
-        before += (run.cfg.sft if n else run.cfg.first_sft).steps
-    (run.folder / "sft").mkdir(exist_ok=True)
-    text = "".join(json.dumps(r) + "\n" for r in rows)
-    (run.folder / "sft" / "metrics.jsonl").write_text(text, encoding="utf-8")
-
-
 def make_report(run: Run) -> dict[str, Any]:
     last = len(manifests(run)) - 1
-    write_curves(run, last + 1)
+    students = [(run.iteration(n) / "sft", run.sft(n).steps) for n in range(last + 1)]
+    recipe.join_curves(students, run.folder / "sft")
     with (run.iteration(last) / "eval" / "trajectories.jsonl").open(encoding="utf-8") as file:
         rows = [json.loads(next(file)) for _ in range(run.cfg.report_trajectories)]
     text = "".join(json.dumps(r | {"checkpoint": f"student {last}"}) + "\n" for r in rows)

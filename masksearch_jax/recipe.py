@@ -19,6 +19,7 @@ from masksearch_jax import build_index, build_ramp, cli
 from masksearch_jax.config import CorpusConfig, RampConfig
 from masksearch_jax.data import corpus
 from masksearch_jax.data.vocab import Vocab, train_bpe
+from masksearch_jax.metrics import FILE_NAME, read_metrics
 
 SHOWN_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "tantivy", "numpy")
 
@@ -51,6 +52,17 @@ def make_tokenizer(data: Path, folder: Path, size: int) -> dict[str, Any]:
     read = (corpus.read_passages(f, max_bad_fraction=0.0) for f in files if f.is_file())
     train_bpe((p.text for file in read for p in file), folder, size)
     return {"tokens": Vocab.load(folder).size}
+
+
+def join_curves(trainings: Iterable[tuple[Path, int]], folder: Path) -> None:
+    """FOLDER/metrics.jsonl: the curves of trainings, (folder, steps) each, one after the other."""
+    rows, before = [], 0
+    for training, steps in trainings:
+        rows += [row | {"step": before + row["step"]} for row in read_metrics(training)]
+        before += steps
+    folder.mkdir(exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / FILE_NAME).write_text(text, encoding="utf-8")
 
 
 def make_cache(folder: Path, cache: Path, tokenizer: Path, tasks: str, **settings: Any) -> dict:
