@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from masksearch_jax import cli, viewer
+from masksearch_jax import cli, evolve, viewer
 from masksearch_jax.agents import evolve as logic
+from masksearch_jax.data import ramp
 from masksearch_jax.evals import iterations
+from masksearch_jax.stages import Usage
 from masksearch_jax.types import (
     Demonstration,
     QAExample,
@@ -234,12 +236,13 @@ def test_the_iterations_are_a_table():
 
 def test_the_report_shows_the_iterations(tmp_path):
     rows = [iterations.row(manifest(n, 0.5 + n / 4)) for n in range(2)]
-    summary = {"wall_seconds": 1.0, "evolution": rows}
+    summary = {"wall_seconds": 1.0, "evolution": rows, "collapsed": ["novelty is 0"]}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     page = viewer.render(tmp_path)
     assert "Held-out span recall by iteration: <b>0.500, 0.750</b>" in page
     assert "0.650–0.850" in page
-    assert "distinct_2 is 0.1 &lt;b&gt;" in page  # escaped
+    assert "Iteration 1: distinct_2 is 0.1 &lt;b&gt;" in page  # escaped
+    assert "Stopped: novelty is 0" in page
     assert "span recall: 0.500 at step 0, 0.750 at step 1" in page  # the chart's description
     assert page.count('<line class="bar"') == 2
     assert ">iteration</text>" in page
@@ -321,6 +324,53 @@ def test_a_kill_anywhere_changes_no_figure(repository, tmp_path):
 
 
 # ---- quick
+
+
+@pytest.fixture
+def run(repository, tmp_path):
+    c = cli.load_config(f"{repository / 'configs' / 'evolve.py'}")
+    c.workdir, c.evolve.seed_examples, c.evolve.items = str(tmp_path), 2, 3
+    c.evolve.hard_share = 1.0
+    made = [dataclasses.replace(e, id=f"{s}{e.id}") for s in ("train", "rl") for e in examples(4)]
+    for split, rows in (("train", [*examples(1, k=3), *made[:4]]), ("rl", made[4:])):
+        ramp.write_jsonl(tmp_path / "data" / "ramp" / f"{split}.jsonl", rows)
+    return evolve.Run(cli.to_dataclass(evolve.EvolveRun, c), Usage(tmp_path))
+
+
+def with_evolve(run, **changes):
+    section = dataclasses.replace(run.cfg.evolve, **changes)
+    return evolve.Run(dataclasses.replace(run.cfg, evolve=section), run.usage)
+
+
+def ids(pool):
+    return [e.id for e in pool.new], [e.id for e in pool.hard]
+
+
+def test_who_is_given_which_examples(run):
+    assert ids(evolve.choose_pool(run, 0)) == (["traine0", "traine1"], [])  # e0 has three masks
+    assert ids(evolve.choose_pool(run, 1)) == (["rle0", "rle1", "rle2"], [])
+    for n, pool, accepted in ((0, "train", ["traine0"]), (1, "rl", ["rle1"])):
+        given = evolve.choose_pool(run, n).examples
+        ramp.write_jsonl(run.iteration(n) / evolve.POOL, given)
+        made = [demonstration(name, 0, "x") for name in accepted]
+        ramp.write_jsonl(run.iteration(n) / evolve.ACCEPTED, made)
+        assert given[0].id.startswith(pool)
+    assert ids(evolve.choose_pool(run, 2)) == (["rle3"], ["rle0", "rle2"])
+    same = with_evolve(run, split="train")  # what the teacher has solved is not sampled again
+    assert ids(evolve.choose_pool(same, 1)) == (["e0", "traine2"], ["traine1"])
+
+
+def test_a_collapse_stops_the_run_or_warns(run):
+    for changes, found in (({"on_collapse": "stop"}, ["x"]), ({"on_collapse": "warn"}, [])):
+        this = with_evolve(run, **changes)
+        this.records = {"ramp": {}, "sample_0": {"collapsed": []}, "sample_1": {"collapsed": ["x"]}}
+        assert this.collapsed() == found
+
+
+def test_the_stages_in_order(run):
+    names = list(with_evolve(run, iterations=1).stages())
+    rounds = [f"{s}_{n}" for n in (0, 1) for s in ("sample", "cache", "sft", "evaluate")]
+    assert names == ["ramp", "index", "tokenizer", *rounds, "report"]
 
 
 def test_the_students_articles_are_not_the_teachers(repository):

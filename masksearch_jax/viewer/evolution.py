@@ -65,7 +65,8 @@ def view(summary: dict[str, Any]) -> dict[str, Any] | None:
         "charts": [c for c in charts if c],
         "columns": ["span recall", *columns.values()],
         "rows": [_cells(row, list(columns)) for row in rows],
-        "collapsed": [line for r in rows for line in _collapsed(r)],
+        "collapsed": [line for r in rows for line in _collapsed(r)]
+        + [f"Stopped: {line}" for line in as_list(summary.get("collapsed"))],
     }
 
 
