@@ -120,8 +120,9 @@ def torment(cfg: Run, kills: int, steps: int, rng: random.Random) -> dict[str, A
 def compare(make: Callable[[str], Run], kills: int, steps: int, seed: int) -> dict[str, Any]:
     """An undisturbed run and a tormented one; whether their curves are the same bit by bit."""
     whole, cut = make("whole"), make("cut")
-    if set(crash_runs.Cluster(whole).wait(1800)) != {0}:
-        raise RuntimeError("the undisturbed run failed")
+    while statuses := set(crash_runs.Cluster(whole).wait(1800)) - {0}:
+        if statuses != {cli.RESTART}:  # a busy machine may not have joined them in time
+            raise RuntimeError(f"the undisturbed run ended with {statuses}")
     found = torment(cut, kills, steps, random.Random(seed))
     ended = time.time()
     figures = goodput.summarise(cut.workdir)

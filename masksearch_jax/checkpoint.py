@@ -160,12 +160,12 @@ class Checkpointer:
         return {name: float(metrics[name])} if name else None
 
     def _check_space(self, *trees: dict[str, jax.Array]) -> None:
-        """Raises OSError on all processes where one has no room for its part."""
+        """Raises OSError on all processes where one sees no room for the whole."""
         free = needed = 0
         if os.path.isdir(self.folder):  # no bucket
             disk = os.statvfs(self.folder)
             free = disk.f_bavail * disk.f_frsize
-            needed = sum(_own_bytes(x) for tree in trees for x in tree.values())
+            needed = sum(x.nbytes for tree in trees for x in tree.values())
         if sharding.any_process(free < needed):
             raise OSError(f"it needs {needed:,} bytes, {free:,} are free there")
 
@@ -309,13 +309,12 @@ def _check_writable(folder: epath.Path) -> None:
 
 def _own(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """The arrays, safe from donation while they are written: on CPU, the host's copy is theirs."""
-    if jax.default_backend() != "cpu":
-        return arrays
-    return {name: jax.device_put(x, x.sharding, may_alias=False) for name, x in arrays.items()}
+    return arrays if jax.default_backend() != "cpu" else _copy(arrays)
 
 
-def _own_bytes(x: jax.Array) -> int:
-    return sum(shard.data.nbytes for shard in x.addressable_shards if shard.replica_id == 0)
+@jax.jit
+def _copy(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: jax.numpy.copy(x) for name, x in arrays.items()}
 
 
 def _absolute(folder: str | os.PathLike) -> epath.Path:

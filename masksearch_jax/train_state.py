@@ -110,7 +110,9 @@ def init_state(params: PyTree, tx: optax.GradientTransformation) -> TrainState:
     if not isinstance(sharding, NamedSharding):
         return state
     replicated = NamedSharding(sharding.mesh, PartitionSpec())
-    return jax.tree.map(lambda x: jax.device_put(x, replicated) if x.ndim == 0 else x, state)
+    # Not `device_put`: across processes, nothing that it returns can be asked for its shards.
+    put = jax.jit(jnp.copy, out_shardings=replicated)
+    return jax.tree.map(lambda x: put(np.asarray(x)) if x.ndim == 0 else x, state)
 
 
 def split_micro(batch: PyTree, accumulate: int) -> PyTree:
