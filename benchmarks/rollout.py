@@ -38,7 +38,7 @@ TARGETS = {
     "parked.ratio_half_to_all": ("<=", 0.6),
     "determinism.identical": (">=", 1.0),
 }
-PARKED_SLOTS, PARKED_LENGTH, PARKED_WINDOW = 64, 128, 256
+PARKED_SLOTS, PARKED_LENGTH = 64, 128
 Values = dict[str, list[float]]
 Notes = dict[str, str]
 
@@ -56,17 +56,16 @@ def parked(repeats: int) -> tuple[Values, Notes]:
     """Seconds of a decode tick with half of the open slots parked, and with all decoding."""
     model, config = medium(), stand_in.ROLLOUT
     tick = decode.make_tick(tokens=config.tick_tokens, sampler=Sampler(config.temperature))
-    slots = PARKED_SLOTS + 1  # as the engine, which needs one to let two change places
     stop = np.zeros(model.config.vocab_size, np.bool_)
-    state = decode.init_state(model, 1, slots, PARKED_WINDOW, "")
+    width = PARKED_LENGTH * 2 // config.page_tokens
+    cache = decode.init_cache(model, 1, PARKED_SLOTS * width, config.page_tokens, "")
     values = defaultdict(list)
     for repeat in range(-1, 3 * repeats):  # the first compiles
         seconds = {}
         for name, rows in (("half", PARKED_SLOTS // 2), ("all", PARKED_SLOTS)):
-            inbox = decoding_inbox(slots, rows, config.tick_tokens)
-            program = decode.Program(rows, PARKED_WINDOW)
+            inbox = decoding_inbox(rows, width, config.tick_tokens)
             started = time.perf_counter()
-            state, sampled = tick(model, state, inbox, np.uint32(0), stop, program)
+            cache, sampled = tick(model, cache, inbox, np.uint32(0), stop, rows)
             count = np.asarray(sampled.count)
             seconds[name] = time.perf_counter() - started
             assert (count == config.tick_tokens).all(), count
@@ -77,11 +76,12 @@ def parked(repeats: int) -> tuple[Values, Notes]:
     return values, {}
 
 
-def decoding_inbox(slots: int, rows: int, tokens: int) -> decode.Inbox:
-    """The first `rows` slots decode `tokens` tokens from the same length."""
-    inbox = decode.empty_inbox(1, slots, stand_in.ROLLOUT.extend_tokens)
+def decoding_inbox(rows: int, width: int, tokens: int) -> decode.Inbox:
+    """Of all rows the first `rows`, of `width` pages each, decode so many tokens."""
+    inbox = decode.empty_inbox(1, PARKED_SLOTS, width, stand_in.ROLLOUT.extend_tokens)
+    inbox.table[0] = np.arange(PARKED_SLOTS * width).reshape(PARKED_SLOTS, width)
     inbox.length[0, :rows], inbox.last[0, :rows] = PARKED_LENGTH, np.arange(rows)
-    inbox.decode[0, :rows], inbox.budget[0, :rows] = True, tokens
+    inbox.budget[0, :rows] = tokens
     inbox.stream[0, :rows, 0] = np.arange(rows)
     return inbox
 

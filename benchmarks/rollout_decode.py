@@ -24,7 +24,6 @@ PROMPTS = (16, 96)  # tokens, from and to
 CONFIG = dataclasses.replace(
     stand_in.ROLLOUT,
     max_len=PROMPTS[1] + NEW_TOKENS + 1,
-    lengths=(128,),
     tick_tokens=32,
     extend_tokens=96,
     max_new_tokens=NEW_TOKENS,

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -33,7 +33,6 @@ CONFIG = dataclasses.replace(
     slots=TRAJECTORIES,
     decode_share=SHARES,
     max_len=LENGTH + 10,
-    lengths=(192,),
     max_turns=SEARCHES,
     max_observation_tokens=OBSERVATION,
 )
@@ -57,28 +56,28 @@ class TurnSynchronous:
         rows = rollout.slots
         self.model, self.search, self.cfg, self.search_cfg = model, search, rollout, search_config
         self.rules = Rules(vocab, rollout, search_config)
-        self.sizes = schedule.Sizes((rows,), rows, rows)
+        self.sizes = schedule.sizes(dataclasses.replace(rollout, decode_share=(1.0,)), 1)
         self.pool = SearchPool(rows)
         self._tick = decode.make_tick(
             tokens=rollout.tick_tokens, sampler=Sampler(rollout.temperature)
         )
+        self._reach = functools.partial(schedule.reach, cfg=rollout, rules=self.rules)
         size = model.config.vocab_size
         self._stop = decode.stop_table(self.rules.token_bytes, vocab.eos_ids, markup.STOPS, size)
-        self._state = decode.init_state(model, 1, rows, rollout.max_len, "")
-        for window in schedule.windows(rollout):  # compiles
-            inbox = decode.empty_inbox(1, rows, rollout.extend_tokens)
-            self._call(inbox, decode.Program(rows, window))
+        self._cache = decode.init_cache(model, 1, self.sizes.pages, rollout.page_tokens, "")
+        self._call(decode.empty_inbox(1, rows, self.sizes.width, rollout.extend_tokens))  # compiles
 
     def run(self, requests: Sequence[Request]) -> list[Trajectory]:
         rows, done = self.cfg.slots, []
         for first in range(0, len(requests), rows):
             batch = iter([self.rules.open(r) for r in requests[first : first + rows]])
-            shard = schedule.Shard.empty(self.sizes)
-            shard.plan(functools.partial(next, batch, None), rows)
-            while open_ := list(shard.open_episodes()):
-                done += self._turn(shard)
-                futures.wait([e.search for e in open_ if e.search])
-                for episode in shard.open_episodes():
+            shard = schedule.Shard(self.sizes)
+            while True:
+                done += self._turn(shard, lambda fits, batch=batch: next(batch, None))
+                if not shard.episodes:
+                    break
+                futures.wait([e.search for e in shard.episodes])
+                for episode in shard.episodes:
                     seen, episode.search = episode.search.result(), None
                     self.rules.observe(episode, seen, 0.0)
         return done
@@ -86,28 +85,27 @@ class TurnSynchronous:
     def close(self) -> None:
         self.pool.close()
 
-    def _turn(self, shard: schedule.Shard) -> list[Trajectory]:
+    def _turn(self, shard: schedule.Shard, open_next: Callable) -> list[Trajectory]:
         """Decode until every row has ended or searches; those that ended."""
         done = []
         while True:
-            shard.copies = []
+            shard.plan(open_next, self.cfg.slots, self._reach)
             letter = schedule.write_inbox([shard], self.cfg, self.rules)
             if not letter.has_work:
                 return done
-            ids, logprobs, count = self._call(letter.inbox, letter.program)
-            for n, episode in letter.decoding:
-                at = (n, episode.place)
+            ids, logprobs, count = self._call(letter.inbox)
+            for at, episode in letter.decoding:
                 c = count[at]
                 outcome = self.rules.read(episode, ids[at][:c], logprobs[at][:c], 0)
                 if isinstance(outcome, tuple):
                     self._ask(episode, outcome)
                 elif outcome:
-                    shard.places[episode.place] = None
+                    shard.close(episode)
                     done.append(finish(episode, outcome))
 
-    def _call(self, inbox: decode.Inbox, program: decode.Program) -> list[np.ndarray]:
-        seed = np.uint32(self.cfg.seed)
-        self._state, sampled = self._tick(self.model, self._state, inbox, seed, self._stop, program)
+    def _call(self, inbox: decode.Inbox) -> list[np.ndarray]:
+        seed, rows = np.uint32(self.cfg.seed), self.cfg.slots
+        self._cache, sampled = self._tick(self.model, self._cache, inbox, seed, self._stop, rows)
         return [np.asarray(a) for a in jax.block_until_ready(sampled)]
 
     def _ask(self, episode: Episode, queries: tuple[str, ...]) -> None:

@@ -29,8 +29,10 @@ ROLLOUT = RolloutConfig(
     slots=64,
     decode_share=(1.0,),
     max_len=256,
-    lengths=(),
+    kv_tokens=0,
+    page_tokens=64,
     kv_dtype="compute",
+    attention="xla",
     tick_tokens=16,
     extend_tokens=64,
     max_turns=3,
@@ -190,14 +192,17 @@ class Scripted:
     def init_fresh(self, rows: int, tokens: int) -> Any:
         return self.inner.init_fresh(rows, tokens)
 
-    def block_step(self, block, x: At, cache, fresh, layer, step, length, window):
+    def block_step(self, block, x: At, cache, fresh, layer, step, table, length, backend):
         hidden, fresh = self.inner.block_step(
-            block, x.hidden, cache, fresh, layer, step, length, window
+            block, x.hidden, cache, fresh, layer, step, table, length, backend
         )
         return At(hidden, length + step), fresh
 
-    def write_cache(self, cache, fresh, start, count):
-        return self.inner.write_cache(cache, fresh, start, count)
+    def write_cache(self, cache, fresh, table, start, count):
+        return self.inner.write_cache(cache, fresh, table, start, count)
+
+    def copy_pages(self, cache, copies, source, target):
+        return self.inner.copy_pages(cache, copies, source, target)
 
     def final_norm(self, x: At) -> At:
         return At(self.inner.final_norm(x.hidden), x.time)
@@ -209,11 +214,11 @@ class Scripted:
         allowed = jnp.where(said >= 0, ids == said, ids >= self.first_word)
         return jnp.where(allowed, logits, -1e9)
 
-    def extend(self, cache, ids, start, count, slot, window):
-        return self.inner.extend(cache, ids, start, count, slot, window)
+    def extend(self, cache, ids, start, count, table):
+        return self.inner.extend(cache, ids, start, count, table)
 
-    def init_cache(self, shards: int, slots: int, length: int, dtype: str = ""):
-        return self.inner.init_cache(shards, slots, length, dtype)
+    def init_cache(self, shards: int, pages: int, page_tokens: int, dtype: str = ""):
+        return self.inner.init_cache(shards, pages, page_tokens, dtype)
 
 
 def search_script(

@@ -2,15 +2,17 @@
 
     python -m benchmarks.rollout_tpu [--json FILE]      needs libtpu (the `tpu` extra)
 
-Per model and topology, 64 slots of 8,192 tokens, bfloat16: what the compiler needs beyond weights
-and KV cache (temp / cache), whether it gathers the cache, and the bytes that a decode step moves to
-and from HBM against weights + KV cache, counted in the compiled tick itself (`planning.hlo`).
-Nothing is run: these are the compiler's figures, not measured ones.
+Per model, topology and way to read the KV cache, 64 slots of 8,192 tokens in pages of 128,
+bfloat16: what the compiler needs beyond weights and cache (temp / cache), whether it gathers the
+cache, and the bytes that a decode step over a full cache moves to and from HBM against weights +
+cache, counted in the compiled tick itself (`planning.hlo`); of the kernel, what it copies. Nothing
+is run: these are the compiler's figures, not measured ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import time
@@ -31,13 +33,15 @@ from masksearch_jax.config import ComputeConfig, ModelConfig, to_dataclass
 from masksearch_jax.models import hf
 from masksearch_jax.planning.hlo import Module
 from masksearch_jax.rollout import decode
-from masksearch_jax.rollout.memory import slot_bytes
+from masksearch_jax.rollout.memory import page_bytes
 from masksearch_jax.rollout.sampling import Sampler
 
-SLOTS, LENGTH, EXTEND, TICK = 64, 8192, 512, 64
+SLOTS, LENGTH, PAGE, EXTEND, TICK = 64, 8192, 128, 512, 64
+WIDTH = LENGTH // PAGE
 # Name as users say it: topology, chips.
 TOPOLOGIES = {"v5e-8": ("v5e:2x4", 8), "v5p-8": ("v5p:2x2x1", 4), "v6e-8": ("v6e:2x4", 8)}
 MODELS = ("qwen2.5-1.5b", "qwen2.5-7b")
+ATTENTION = ("pallas", "xla")
 COMPUTE = ComputeConfig("bfloat16", "bfloat16", "xla", "none", 1024)
 
 
@@ -49,7 +53,7 @@ def mesh_of(topology: str, tensor: int) -> Mesh:
 
 
 def abstract(mesh: Mesh, config: ModelConfig) -> tuple[Any, Any, Any]:
-    """Shapes with shardings of the model, the device state and an inbox."""
+    """Shapes with shardings of the model, the KV cache and an inbox."""
 
     def placed(tree: Any, spec_of: Any) -> Any:
         return jax.tree.map(
@@ -66,40 +70,32 @@ def abstract(mesh: Mesh, config: ModelConfig) -> tuple[Any, Any, Any]:
     )
     shards = sharding.batch_shards(mesh)
     slots = SLOTS // shards
-    state = jax.eval_shape(lambda: decode.init_state(shapes, shards, slots, LENGTH, ""))
-    cache = placed(state.cache, lambda x: sharding.spec(*sharding.CACHE[: len(x.shape)]))
+    cache = jax.eval_shape(lambda: decode.init_cache(shapes, shards, slots * WIDTH, PAGE, ""))
+    cache = placed(cache, lambda x: sharding.spec(*sharding.CACHE[: len(x.shape)]))
     rows = sharding.spec("batch")
-    inbox = placed(decode.empty_inbox(shards, slots, EXTEND), lambda x: rows)
-    return (
-        model,
-        state._replace(
-            cache=cache,
-            length=placed(state.length, lambda x: rows),
-            last=placed(state.last, lambda x: rows),
-        ),
-        inbox,
-    )
+    inbox = placed(decode.empty_inbox(shards, slots, WIDTH, EXTEND), lambda x: rows)
+    return model, cache, inbox
 
 
-def measure(name: str, model_name: str) -> dict[str, Any]:
+def measure(name: str, model_name: str, attention: str) -> dict[str, Any]:
     topology, _ = TOPOLOGIES[name]
     config = to_dataclass(ModelConfig, common.model(model_name))
     mesh = mesh_of(topology, config.num_kv_heads)
     with jax.set_mesh(mesh):
-        model, state, inbox = abstract(mesh, config)
+        model, cache, inbox = abstract(mesh, config)
         whole = jax.ShapeDtypeStruct((), jnp.uint32, sharding=NamedSharding(mesh, PartitionSpec()))
         stop = jax.ShapeDtypeStruct((config.vocab_size,), jnp.bool_, sharding=whole.sharding)
-        program = decode.Program(SLOTS // sharding.batch_shards(mesh), LENGTH)
-        tick = decode.make_tick(tokens=TICK, sampler=Sampler(1.0))
+        rows = SLOTS // sharding.batch_shards(mesh)
+        tick = decode.make_tick(tokens=TICK, sampler=Sampler(1.0), attention=attention)
         started = time.perf_counter()
-        traced = tick.trace(model, state, inbox, whole, stop, program)
+        traced = tick.trace(model, cache, inbox, whole, stop, rows)
         compiled = traced.lower(lowering_platforms=("tpu",)).compile()
         seconds = time.perf_counter() - started
-    cache = SLOTS * slot_bytes(config, LENGTH, "bfloat16") / mesh.size
+    cache = SLOTS * WIDTH * page_bytes(config, PAGE, "bfloat16") / mesh.size
     weights = sum(x.size * 2 for x in jax.tree.leaves(model)) / config.num_kv_heads
     memory = compiled.memory_analysis()
     module = Module(compiled.as_text())
-    step = module.decode_step_bytes(config.num_layers)
+    step = module.decode_step_bytes(config.num_layers, WIDTH)
     collectives = module.collectives()
     largest = max((c.size for c in collectives if c.kind == "all-gather"), default=0)
     return {
@@ -120,17 +116,18 @@ def main() -> None:
     parser.add_argument("--json")
     parser.add_argument("--models", nargs="*", default=MODELS)
     parser.add_argument("--topologies", nargs="*", default=list(TOPOLOGIES))
+    parser.add_argument("--attention", nargs="*", default=ATTENTION)
     args = parser.parse_args()
     results: dict[str, Any] = {"versions": {"jax": jax.__version__, "date": time.strftime("%F")}}
     columns = ("temp_to_cache", "largest_all_gather_to_cache", "step_bytes_ratio")
-    print(f"{'':24}{'mesh':14}{'weights':>9}{'cache':>9}{'temp':>9}  " + "  ".join(columns))
-    for model in args.models:
-        for name in args.topologies:
-            m = results.setdefault("tpu", {}).setdefault(name, {})[model] = measure(name, model)
-            mesh = "x".join(str(v) for v in m["mesh"].values())
-            gib = "".join(f"{m[k]:8.2f}G" for k in ("weights_gib", "cache_gib", "temp_gib"))
-            shown = "  ".join(f"{m[c]:>{len(c)}.3f}" for c in columns)
-            print(f"{model:14}{name:10}{mesh:14}{gib}  {shown}  {m['collectives']}", flush=True)
+    print(f"{'':31}{'mesh':14}{'weights':>9}{'cache':>9}{'temp':>9}  " + "  ".join(columns))
+    for model, name, how in itertools.product(args.models, args.topologies, args.attention):
+        m = measure(name, model, how)
+        results.setdefault("tpu", {}).setdefault(name, {}).setdefault(model, {})[how] = m
+        mesh = "x".join(str(v) for v in m["mesh"].values())
+        gib = "".join(f"{m[k]:8.2f}G" for k in ("weights_gib", "cache_gib", "temp_gib"))
+        shown = "  ".join(f"{m[c]:>{len(c)}.3f}" for c in columns)
+        print(f"{model:14}{name:10}{how:7}{mesh:14}{gib}  {shown}  {m['collectives']}", flush=True)
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump(results, file, indent=1)

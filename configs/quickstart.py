@@ -96,10 +96,12 @@ def get_config(arg: str = "") -> ConfigDict:
     # ---- DAPO with live search, up to four masks ----------------------------------------------
     c.rollout = ConfigDict()
     c.rollout.slots = 64
-    c.rollout.decode_share = (1.0,)
+    c.rollout.decode_share = (1.0,)  # one program: bit by bit the same, however long a search takes
     c.rollout.max_len = 224
-    c.rollout.lengths = ()  # one program: bit by bit the same, however long a search takes
+    c.rollout.kv_tokens = 0
+    c.rollout.page_tokens = 56
     c.rollout.kv_dtype = "compute"
+    c.rollout.attention = "xla"
     c.rollout.tick_tokens = 16
     c.rollout.extend_tokens = 64
     c.rollout.max_turns = 2

@@ -159,15 +159,16 @@ class PromptConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
-    slots: int  # trajectories open at once, each with its KV cache
+    slots: int  # trajectories open at once, if the KV cache holds them
     # Shares of them that decode at once, ascending: a program for each, the smallest that will do
-    # is run. Slots beyond the last share hold trajectories that wait for search.
+    # is run. What is open beyond the last share waits for search. Programs of other sizes round
+    # differently in the last bit: with one alone nothing ever does.
     decode_share: tuple[float, ...]
-    max_len: int  # tokens of prompt, sampled text and observations together; the KV cache length
-    # Shorter lengths, ascending, that there are programs for. Programs of other sizes round
-    # differently in the last bit: with one alone (and one decode_share) nothing else ever does.
-    lengths: tuple[int, ...]
+    max_len: int  # tokens of prompt, sampled text and observations together
+    kv_tokens: int  # that the KV cache holds, all slots together; 0: slots times max_len
+    page_tokens: int  # the KV cache is handed out in pages of so many
     kv_dtype: Literal["compute", "float32", "bfloat16", "int8"]
+    attention: Literal["xla", "pallas"]  # how a decode step reads the KV cache; pallas: on TPUs
     tick_tokens: int  # tokens decoded per tick
     extend_tokens: int  # prompt or observation tokens written per slot and tick
     max_turns: int  # searches allowed; the turn after the last must answer

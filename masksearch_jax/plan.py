@@ -30,7 +30,7 @@ from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.planning import chips, flops, measure
 from masksearch_jax.planning.hlo import Module
 from masksearch_jax.planning.page import page
-from masksearch_jax.rollout import decode, schedule
+from masksearch_jax.rollout import decode, memory, schedule
 from masksearch_jax.rollout.sampling import sampler_of
 from masksearch_jax.stages import write_json
 
@@ -172,21 +172,16 @@ def dapo_programs(cfg: DapoRun, mesh: Any) -> Iterator[Program]:
 
 def tick_of(cfg: DapoRun, mesh: Any, model: Any) -> tuple[Any, tuple[Any, ...]]:
     """The engine's largest program and the shapes that it is called with."""
-    rollout = cfg.rollout
-    shards = sharding.batch_shards(mesh)
-    sizes = schedule.sizes(rollout, shards)
-    dtype = "" if rollout.kv_dtype == "compute" else rollout.kv_dtype
-    state = jax.eval_shape(
-        lambda m: decode.init_state(m, shards, sizes.slots, rollout.max_len, dtype), model
-    )
-    cache = jax.tree.map(lambda x: placed(x, mesh, *sharding.CACHE[: x.ndim]), state.cache)
-    state = decode.DeviceState(cache, *(placed(x, mesh, "batch") for x in state[1:]))
-    inbox = decode.empty_inbox(shards, sizes.slots, rollout.extend_tokens)
+    rollout, shards = cfg.rollout, sharding.batch_shards(mesh)
+    sizes, dtype = schedule.sizes(rollout, shards), memory.cache_dtype(rollout, cfg.compute)
+    at = (shards, sizes.pages, sizes.page_tokens, dtype)
+    cache = jax.eval_shape(lambda m: decode.init_cache(m, *at), model)
+    cache = jax.tree.map(lambda x: placed(x, mesh, *sharding.CACHE[: x.ndim]), cache)
+    inbox = decode.empty_inbox(shards, sizes.rows[-1], sizes.width, rollout.extend_tokens)
     seed = placed(jax.ShapeDtypeStruct((), jnp.uint32), mesh)
     stop = placed(jax.ShapeDtypeStruct((cfg.model.vocab_size,), jnp.bool_), mesh)
-    program = decode.Program(sizes.rows[-1], rollout.max_len)
-    tick = decode.make_tick(tokens=rollout.tick_tokens, sampler=sampler_of(rollout))
-    return tick, (model, state, placed(inbox, mesh, "batch"), seed, stop, program)
+    tick = decode.make_tick(rollout.tick_tokens, sampler_of(rollout), rollout.attention)
+    return tick, (model, cache, placed(inbox, mesh, "batch"), seed, stop, sizes.rows[-1])
 
 
 def held_of(programs: list[Program]) -> dict[str, float]:
@@ -250,10 +245,10 @@ def tick_figures(
     """Bytes that a decode step moves to and from HBM and between chips, and the rate they allow."""
     (body,) = module.loop_bodies("conditional")
     layers = program.args[0].config.num_layers
-    step = module.decode_step_bytes(layers)
+    step = module.decode_step_bytes(layers, program.args[2].table.shape[-1])
     wires = module.collectives_of(body) * layers + module.collectives_of(*module.branches(body))
     sent = sum(row["ici"] for row in measure.wires(wires, [0] * mesh.size).values())
-    rows = program.args[-1].rows * sharding.batch_shards(mesh)
+    rows = program.args[-1] * sharding.batch_shards(mesh)
     share = found.chip.devices
     seconds = max(step * share / found.chip.bandwidth, sent * share / found.chip.ici)
     return {"step_bytes": step, "step_ici": sent, "tokens_per_second_at_most": rows / seconds}
@@ -287,6 +282,11 @@ def plan(cfg: Run) -> dict[str, Any]:
         figures["peak"] = peak_of(figures, held)
         figures["fits"] = "needed" not in figures and figures["peak"] <= _FIT * room
         results["programs"][program.name] = figures
+    if isinstance(cfg, DapoRun):
+        most = max(f["peak"] for f in results["programs"].values())
+        free = int((_FIT * room - most + held["kv_cache"]) * mesh.size)
+        at = sharding.batch_shards(mesh), memory.cache_dtype(cfg.rollout, cfg.compute)
+        results["kv"] = memory.room(cfg.model, cfg.rollout, *at, free)._asdict()
     results["fits"] = all(f["fits"] for f in results["programs"].values())
     return results
 

@@ -55,7 +55,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "blocks.down": ("layers", "hidden", "model"),
 }
 
-# A KV cache: k [L, N, S, K, D, T], v [L, N, S, K, T, D], their scales [L, N, S, K, T].
+# A KV cache: k [L, N, P, K, D, S], v [L, N, P, K, S, D], their scales [L, N, P, K, S].
 CACHE = ("layers", "batch", "any", "kv_heads", "any", "any")
 
 

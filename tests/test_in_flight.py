@@ -184,9 +184,7 @@ def test_a_run_interrupted_while_it_collects_can_be_followed(how, at, models, pl
             return
         second = list(e.run(models[0]))
     found = by_request(first, second)
-    # What the interrupt swallowed may be lost, but what comes out is whole.
-    assert len(found) >= len(REQUESTS) - ROLLOUT.slots
-    assert same_ids(found, {key: plain[key] for key in found})
+    assert same_ids(found, plain)  # by_request saw none twice
 
 
 def test_a_consumer_that_leaves_keeps_the_rest(models, plain):
@@ -196,4 +194,4 @@ def test_a_consumer_that_leaves_keeps_the_rest(models, plain):
         run.close()
         second = list(e.run(models[0]))
     assert same_ids(by_request(first, second), plain)
-    assert jax.tree.leaves(e._state.cache)  # the cache outlives its runs
+    assert jax.tree.leaves(e._cache)  # the cache outlives its runs

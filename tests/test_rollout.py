@@ -87,6 +87,10 @@ class ScriptedModel:
     following: jax.Array
 
     @property
+    def compute(self):
+        return COMPUTE
+
+    @property
     def config(self):
         return dataclasses.replace(MODEL, num_layers=2, vocab_size=len(self.following))
 
@@ -99,10 +103,13 @@ class ScriptedModel:
     def init_fresh(self, rows, tokens):
         return ()
 
-    def block_step(self, block, x, cache, fresh, layer, step, length, window):
+    def block_step(self, block, x, cache, fresh, layer, step, table, length, backend):
         return x, fresh
 
-    def write_cache(self, cache, fresh, start, count):
+    def write_cache(self, cache, fresh, table, start, count):
+        return cache
+
+    def copy_pages(self, cache, copies, source, target):
         return cache
 
     def final_norm(self, x):
@@ -112,11 +119,11 @@ class ScriptedModel:
         following = self.following[x[..., 0].astype(jnp.int32)]
         return 8.0 * jax.nn.one_hot(following, len(self.following))
 
-    def extend(self, cache, ids, start, count, slot, window):
+    def extend(self, cache, ids, start, count, table):
         return None, cache
 
-    def init_cache(self, shards, slots, length, dtype=""):
-        return kv_cache.init_cache(MODEL, shards, slots, length, dtype or "float32")
+    def init_cache(self, shards, pages, page_tokens, dtype):
+        return kv_cache.init_cache(MODEL, shards, pages, page_tokens, dtype)
 
 
 MODEL = ModelConfig(
@@ -141,6 +148,7 @@ ROLLOUT = dataclasses.replace(
     rollout_model.ROLLOUT,
     slots=4,
     max_len=64,
+    page_tokens=8,
     tick_tokens=4,
     extend_tokens=6,
     max_turns=2,
@@ -436,7 +444,7 @@ def test_a_mesh_changes_neither_tokens_nor_the_number_of_programs():
         before = e.compiles
         split = list(e.run(model, requests))
         assert e.compiles == before + 1
-        cache = jax.tree.leaves(e._state.cache)[0]
+        cache = jax.tree.leaves(e._cache)[0]
     assert cache.size == 8 * np.prod(cache.sharding.shard_shape(cache.shape))  # split 8 ways
     for t in split:
         other = alone[t.example_id, t.sample]

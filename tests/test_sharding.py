@@ -97,16 +97,17 @@ def test_loss_and_gradient_are_the_same_on_every_mesh(name: str, single: tuple) 
 def test_cached_decoding_is_the_same_on_a_mesh() -> None:
     mesh = sharding.make_mesh(MESHES["2x2x2"])
     ids, counts = batch()["ids"], np.full(8, 8, np.int32)
-    cache = kv_cache.init_cache(MODEL, 4, 2, 10, jnp.float32)
+    cache = kv_cache.init_cache(MODEL, 4, 4, 5, jnp.float32)
+    table = np.tile(np.int32([[[2, 0], [1, 3]]]), (4, 1, 1))
     extend = jax.jit(Transformer.extend)
-    expected, expected_cache = extend(random_model(), cache, ids, 0 * counts, counts)
+    expected, expected_cache = extend(random_model(), cache, ids, 0 * counts, counts, table)
     model, shards = (
         sharding.shard_parameters(mesh, random_model()),
         jax.device_put(cache, NamedSharding(mesh, sharding.spec(*sharding.CACHE))),
     )
-    assert shards.v.addressable_shards[0].data.shape == (2, 1, 2, 2, 10, 8)
+    assert shards.v.addressable_shards[0].data.shape == (2, 1, 4, 2, 5, 8)
     with jax.set_mesh(mesh):
-        found, found_cache = extend(model, shards, ids, 0 * counts, counts)
+        found, found_cache = extend(model, shards, ids, 0 * counts, counts, table)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     np.testing.assert_allclose(found_cache.k, expected_cache.k, atol=1e-5)
 

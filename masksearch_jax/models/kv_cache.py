@@ -1,11 +1,13 @@
-"""The KV cache: its layout, what is written to it, and attention over what it holds.
+"""The paged KV cache: its layout, what is written to it, and attention over what it holds.
 
-Axis key: B row, T query time, S key time, H heads, K kv heads, D head dim, L layers, N shards.
+Axis key: B row, T query time, S key time, H heads, K kv heads, X query heads of a kv head times T,
+D head dim, L layers, N shards, W pages of a row.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,39 +15,30 @@ import jax.numpy as jnp
 
 from masksearch_jax import sharding
 from masksearch_jax.config import ModelConfig
-from masksearch_jax.models import attention
+from masksearch_jax.models import attention, paged_attention
+from masksearch_jax.models.paged_attention import Partial
 
 SCORES = 2**22  # attention scores at a time of a chunk: 16 MiB in float32
 
 
 class KVCache(NamedTuple):
-    """Keys and values of every layer and slot; an index at or past a slot's length holds garbage.
+    """Keys and values of every layer in pages of S tokens; a row's table says which are its own.
 
-    Slots come in N shards of S, so that the slots of one device stay together: "the first n slots
-    of each shard" is a slice that moves nothing between devices. Keys have time last, so that q·k
-    runs along contiguous time: of the layouts tried on a CPU (64 slots, 384 tokens, 2 kv heads of
-    32) this one decodes 1.6 to 2.3 times as fast as time first. In int8 each token and head has a
-    scale, max|x| / 127, that multiplies scores and weights, never a copy of the cache.
+    A row's token at time t lies in page table[t // S] at t % S; what lies past its length is
+    garbage. Pages come in N shards of P, so that those of one device stay together; a table counts
+    within its shard. Keys have time last, so that q·k runs along contiguous time: of the layouts
+    tried on a CPU this one decodes 1.6 to 2.3 times as fast as time first. In int8 each token and
+    head has a scale, max|x| / 127, that multiplies scores and weights, never a copy of the cache.
     """
 
-    k: jax.Array  # [L, N, S, K, D, T]
-    v: jax.Array  # [L, N, S, K, T, D]
-    k_scale: jax.Array | None = None  # float32[L, N, S, K, T] in int8
+    k: jax.Array  # [L, N, P, K, D, S]
+    v: jax.Array  # [L, N, P, K, S, D]
+    k_scale: jax.Array | None = None  # float32[L, N, P, K, S] in int8
     v_scale: jax.Array | None = None
 
     @property
-    def slots(self) -> int:
-        """Slots of one shard."""
-        return self.v.shape[2]
-
-    @property
-    def length(self) -> int:
+    def page_tokens(self) -> int:
         return self.v.shape[4]
-
-    def first_slots(self, rows: int) -> jax.Array:
-        """int[N, rows/N]: the first slots of each shard."""
-        shards = self.v.shape[1]
-        return jnp.broadcast_to(jnp.arange(rows // shards), (shards, rows // shards))
 
 
 class Fresh(NamedTuple):
@@ -61,33 +54,60 @@ class Fresh(NamedTuple):
 
 
 def init_cache(
-    config: ModelConfig, shards: int, slots: int, length: int, dtype: jax.typing.DTypeLike
+    config: ModelConfig, shards: int, pages: int, page_tokens: int, dtype: jax.typing.DTypeLike
 ) -> KVCache:
-    """A zeroed cache for `shards` × `slots` sequences of at most `length` tokens."""
-    heads = (config.num_layers, shards, slots, config.num_kv_heads)
+    """A zeroed cache of `shards` × `pages` pages."""
+    heads = (config.num_layers, shards, pages, config.num_kv_heads)
     scaled = jnp.dtype(dtype) == jnp.int8
     return KVCache(
-        k=jnp.zeros((*heads, config.head_dim, length), dtype),
-        v=jnp.zeros((*heads, length, config.head_dim), dtype),
-        k_scale=jnp.zeros((*heads, length), jnp.float32) if scaled else None,
-        v_scale=jnp.zeros((*heads, length), jnp.float32) if scaled else None,
+        k=jnp.zeros((*heads, config.head_dim, page_tokens), dtype),
+        v=jnp.zeros((*heads, page_tokens, config.head_dim), dtype),
+        k_scale=jnp.zeros((*heads, page_tokens), jnp.float32) if scaled else None,
+        v_scale=jnp.zeros((*heads, page_tokens), jnp.float32) if scaled else None,
     )
 
 
-def write_cache(
-    cache: KVCache, fresh: Fresh, slot: jax.Array, start: jax.Array, count: jax.Array
-) -> KVCache:
-    """The cache with the first count[B] of each row's fresh tokens at times start[B].. of its slot.
+def copy_pages(cache: KVCache, copies: jax.Array, source: jax.Array, target: jax.Array) -> KVCache:
+    """The cache with page source[N, c] written over target[N, c], for c below copies[N], in order.
 
-    Rows are shard by shard, slot[N, B/N] within their shard; a slot past the last is not written,
-    nor is a time past the end.
+    A layer at a time: no more is held twice.
     """
-    shards, rows = slot.shape
-    span = min(fresh.k.shape[3], cache.length)
+
+    def copy(cache: KVCache, copies: jax.Array, source: jax.Array, target: jax.Array) -> KVCache:
+        shards, layers = len(copies), len(cache.k)
+
+        def one(i: jax.Array, cache: KVCache) -> KVCache:
+            layer, n, c = i % layers, i // layers % shards, i // layers // shards
+            onto = jnp.where(c < copies[n], target[n, c], source[n, c])
+
+            def put(leaf: jax.Array) -> jax.Array:
+                rest = (0,) * (leaf.ndim - 3)
+                size = (1, 1, 1, *leaf.shape[3:])
+                page = jax.lax.dynamic_slice(leaf, (layer, n, source[n, c], *rest), size)
+                return jax.lax.dynamic_update_slice(leaf, page, (layer, n, onto, *rest))
+
+            return jax.tree.map(put, cache)
+
+        return jax.lax.fori_loop(0, layers * shards * jnp.max(copies), one, cache)
+
+    own = ("batch",)
+    run = sharding.on_shards(copy, (sharding.CACHE[:2], own, own, own), sharding.CACHE[:2])
+    return run(cache, copies, source, target)
+
+
+def write_cache(
+    cache: KVCache, fresh: Fresh, table: jax.Array, start: jax.Array, count: jax.Array
+) -> KVCache:
+    """The cache with the first count[B] of each row's fresh tokens at times start[B]..
+
+    Rows are shard by shard, table int[N, B/N, W]. A time past the last page is not written.
+    """
+    shards, rows, _ = table.shape
+    page = cache.page_tokens
 
     def leaves(x: jax.Array, time_last: bool) -> list[jax.Array]:
-        """[L, N, rows, K, span, D] as the cache lays it out, with its scales in int8."""
-        x = x[:, :, :, :span].reshape(x.shape[0], shards, rows, x.shape[2], span, x.shape[4])
+        """[L, N, rows, K, T, D] as the cache lays it out, with its scales in int8."""
+        x = x.reshape(x.shape[0], shards, rows, *x.shape[2:])
         scales = []
         if cache.k_scale is not None:
             x, scale = quantise(x)
@@ -96,50 +116,54 @@ def write_cache(
 
     (k, *k_scale), (v, *v_scale) = leaves(fresh.k, True), leaves(fresh.v, False)
     new = KVCache(k, v, *k_scale, *v_scale)
-    at = (slot, start.reshape(slot.shape), count.reshape(slot.shape))
-    write = functools.partial(_write_rows, span=span)
-    slots, own = sharding.CACHE[:2], ("batch",)
-    return sharding.on_shards(write, (slots, slots, own, own, own), slots)(cache, new, *at)
+    at = (table, start.reshape(shards, rows), count.reshape(shards, rows))
+    touched = (fresh.k.shape[3] - 2) // page + 2  # pages that so many tokens in a row may lie in
+    write = functools.partial(_write_pages, touched=touched)
+    pages, own = sharding.CACHE[:2], ("batch",)
+    return sharding.on_shards(write, (pages, pages, own, own, own), pages)(cache, new, *at)
 
 
-def _time_axes(cache: KVCache) -> KVCache:
-    """Which axis of each leaf is time."""
-    return KVCache(5, 4, *((4, 4) if cache.k_scale is not None else ()))
-
-
-def _write_rows(
+def _write_pages(
     cache: KVCache,
     new: KVCache,
-    slot: jax.Array,
+    table: jax.Array,
     start: jax.Array,
     count: jax.Array,
     *,
-    span: int,
+    touched: int,
 ) -> KVCache:
-    """One row after the other, each a read and a write of `span` times of all layers."""
-    shards, rows = slot.shape
-    offsets = jnp.arange(span)
-    known = slot < cache.slots
+    """One page after the other, each a read and a write of all layers."""
+    shards, rows, width = table.shape
+    page = cache.page_tokens
 
     def one(i: jax.Array, cache: KVCache) -> KVCache:
-        n, e = i // rows, i % rows
-        first = jnp.clip(start[n, e], 0, cache.length - span)
-        shift = start[n, e] - first  # the last times of a full slot: a slice must not overhang
-        mine = (offsets >= shift) & (offsets < shift + count[n, e]) & known[n, e]
+        n, e, j = i // touched // rows, i // touched % rows, i % touched
+        number = start[n, e] // page + j
+        times = number * page + jnp.arange(page)
+        mine = (times >= start[n, e]) & (times < start[n, e] + count[n, e]) & (number < width)
+        index = table[n, e, jnp.minimum(number, width - 1)]
+        offset = number * page - start[n, e]  # in `new`
 
         def put(target: jax.Array, x: jax.Array, time_axis: int) -> jax.Array:
-            row = (0, n, e, *(0,) * (x.ndim - 3))
-            x = jax.lax.dynamic_slice(x, row, (x.shape[0], 1, 1, *x.shape[3:]))
-            x = jnp.roll(x, shift, axis=time_axis).astype(target.dtype)
-            place = [jnp.int32(0), n, jnp.minimum(slot[n, e], cache.slots - 1)]
-            place += [first if axis == time_axis else jnp.int32(0) for axis in range(3, x.ndim)]
-            old = jax.lax.dynamic_slice(target, place, x.shape)
+            def place(*head: jax.Array, time: jax.Array | int = 0) -> list[jax.Array | int]:
+                tail = [time if axis == time_axis else 0 for axis in range(3, x.ndim)]
+                return [jnp.int32(v) for v in (0, *head, *tail)]
+
+            x = jax.lax.dynamic_slice(x, place(n, e), (len(x), 1, 1, *x.shape[3:]))
+            x = jnp.pad(
+                x, [(page, page) if axis == time_axis else (0, 0) for axis in range(x.ndim)]
+            )
+            size = (len(x), 1, 1, *target.shape[3:])
+            x = jax.lax.dynamic_slice(x, place(0, 0, time=offset + page), size)
+            x = x.astype(target.dtype)
+            old = jax.lax.dynamic_slice(target, place(n, index), size)
             keep = mine.reshape([-1 if axis == time_axis else 1 for axis in range(x.ndim)])
-            return jax.lax.dynamic_update_slice(target, jnp.where(keep, x, old), place)
+            return jax.lax.dynamic_update_slice(target, jnp.where(keep, x, old), place(n, index))
 
-        return jax.tree.map(put, cache, new, _time_axes(cache))
+        scales = (4, 4) if cache.k_scale is not None else ()
+        return jax.tree.map(put, cache, new, KVCache(5, 4, *scales))
 
-    return jax.lax.fori_loop(0, shards * rows, one, cache)
+    return jax.lax.fori_loop(0, shards * rows * touched, one, cache)
 
 
 def quantise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -149,58 +173,65 @@ def quantise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.round(wide / scale[..., None]).astype(jnp.int8), scale
 
 
-def _layer_of(cache: KVCache, layer: jax.Array, rows: int, window: int) -> KVCache:
-    """One layer of the first `rows` slots of each shard, [N·rows, K, ...], below `window`."""
-
-    def read(leaf: jax.Array, time_axis: int) -> jax.Array:
-        sizes = list(leaf.shape)
-        sizes[0], sizes[2], sizes[time_axis] = 1, rows, window
-        found = jax.lax.dynamic_slice(leaf, (layer, *(0,) * (leaf.ndim - 1)), sizes)
-        return found.reshape(-1, *found.shape[3:])
-
-    return jax.tree.map(read, cache, _time_axes(cache))
-
-
-def _slot_of(
-    cache: KVCache, layer: jax.Array, shard: jax.Array, slot: jax.Array, window: int
-) -> KVCache:
-    """One layer of one slot, [1, K, ...], below `window`."""
-
-    def read(leaf: jax.Array, time_axis: int) -> jax.Array:
-        sizes = [1, 1, 1, *leaf.shape[3:]]
-        sizes[time_axis] = window
-        place = (layer, shard, slot, *(0,) * (leaf.ndim - 3))
-        return jax.lax.dynamic_slice(leaf, place, sizes)[0, 0]
-
-    return jax.tree.map(read, cache, _time_axes(cache))
-
-
 def _attend(
-    q: jax.Array, old: KVCache, length: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array
-) -> jax.Array:
-    """Attention of q[B, T, H, D] over cached and fresh tokens of one layer -> [B, T, H, D].
+    q: jax.Array,
+    cache: KVCache,
+    layer: jax.Array,
+    shard: jax.Array,
+    table: jax.Array,
+    length: jax.Array,
+) -> Callable[[Partial], Partial]:
+    """Folds attention of q[B, K, X, D] over the pages of its rows, page by page.
 
-    Of the cache, [B, K, ...], times below length[B]; of k and v [B, K, S, D], those allowed[T, S].
+    shard int[B], table int[B, W]; times below length[B] count, and no page past the longest is
+    read. A page past a row's length changes no bit of its result.
     """
-    batch, time, _, dim = q.shape
-    window = old.v.shape[2]
-    written = jnp.arange(window) < length[:, None]
-    written = jnp.broadcast_to(written[:, None], (batch, time, window))
-    allowed = jnp.broadcast_to(allowed, (batch, *allowed.shape))
-    grouped = attention.group(q, k.shape[1])
+    page = cache.page_tokens
+    dim = q.shape[-1]
 
-    def scores(spec: str, keys: jax.Array) -> jax.Array:
-        keys = keys.astype(q.dtype)
-        return jnp.einsum(spec, grouped, keys, preferred_element_type=jnp.float32)
+    def fold(number: jax.Array, partial: Partial) -> Partial:
+        index = jax.lax.dynamic_index_in_dim(table, number, axis=1, keepdims=False)
+        pages = jax.tree.map(
+            lambda leaf: leaf.at[layer, shard, index].get(mode="promise_in_bounds"), cache
+        )
+        written = number * page + jnp.arange(page) < length[:, None]
+        k, v = pages.k.astype(q.dtype), pages.v.astype(q.dtype)
+        scores = jnp.einsum("bkxd,bkds->bkxs", q, k, preferred_element_type=jnp.float32)
+        if pages.k_scale is not None:
+            scores = scores * pages.k_scale[:, :, None]
+        return _fold(partial, scores * dim**-0.5, written[:, None, None], v, pages.v_scale)
 
-    before, now = scores("bkxd,bkds->bkxs", old.k), scores("bkxd,bksd->bkxs", k)
-    if old.k_scale is not None:
-        before = before * old.k_scale[:, :, None]
-    weights, fresh = attention.softmax([(before, written), (now, allowed)], dim, q.dtype)
-    if old.v_scale is not None:
-        weights = (weights * old.v_scale[:, :, None]).astype(q.dtype)
-    out = jnp.einsum("bkxs,bksd->bkxd", weights, old.v.astype(q.dtype))
-    return attention.ungroup(out + jnp.einsum("bkxs,bksd->bkxd", fresh, v.astype(q.dtype)), time)
+    used = jnp.max((length + page - 1) // page)
+    return lambda partial: jax.lax.fori_loop(0, used, fold, partial)
+
+
+def _begin(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array) -> Partial:
+    """Attention of q[B, K, X, D] over fresh k and v [B, K, S, D] alone, those allowed[X, S]."""
+    dim = q.shape[-1]
+    scores = jnp.einsum("bkxd,bksd->bkxs", q, k, preferred_element_type=jnp.float32)
+    none = jnp.full(q.shape[:3], jnp.finfo(jnp.float32).min)
+    empty = Partial(jnp.zeros(q.shape, jnp.float32), none, jnp.zeros_like(none))
+    return _fold(empty, scores * dim**-0.5, allowed[None, None], v, None)
+
+
+def _fold(
+    old: Partial, scores: jax.Array, allowed: jax.Array, v: jax.Array, v_scale: jax.Array | None
+) -> Partial:
+    """Attention over more keys: scores[B, K, X, S], where `allowed` is, and v[B, K, S, D]."""
+    scores = jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)
+    top = jnp.maximum(old.top, jnp.max(scores, axis=-1))
+    weights, shrink = jnp.exp(scores - top[..., None]), jnp.exp(old.top - top)
+    total = old.total * shrink + jnp.sum(weights, axis=-1)
+    if v_scale is not None:
+        weights = weights * v_scale[:, :, None]
+    out = jnp.einsum(
+        "bkxs,bksd->bkxd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    return Partial(old.out * shrink[..., None] + out, top, total)
+
+
+def _end(partial: Partial, dtype: jnp.dtype) -> jax.Array:
+    return (partial.out / partial.total[..., None]).astype(dtype)
 
 
 def decode_attention(
@@ -209,19 +240,37 @@ def decode_attention(
     fresh: Fresh,
     layer: jax.Array,
     step: jax.Array,
+    table: jax.Array,
     length: jax.Array,
-    window: int,
+    backend: str = "xla",
 ) -> jax.Array:
     """Attention of one token per row, q[B, H, D], over one layer -> [B, H, D].
 
-    Rows are the first B/N slots of each shard. Of the cache, times below length[B] and `window`
-    count; of the fresh tokens, those up to `step`. Times past its length never count, so a slot is
-    rewound by lowering its length alone.
+    Rows are shard by shard, table int[N, B/N, W]. Of the cache, times below length[B] count; of
+    the fresh tokens, those up to `step`.
     """
-    old = _layer_of(cache, layer, len(q) // cache.v.shape[1], window)
+
+    def attend(q, cache, k, v, layer, step, table, length):
+        grouped = attention.group(q[:, None], k.shape[1])
+        allowed = jnp.arange(k.shape[2])[None] <= step
+        now = _begin(grouped, k.astype(q.dtype), v.astype(q.dtype), allowed)
+        if backend == "pallas":
+            before = paged_attention.attend(grouped, cache, layer, table, length)
+            now = paged_attention.merge(before, now)
+        else:
+            now = _attend(grouped, cache, layer, *_rows_of(table), length)(now)
+        return attention.ungroup(_end(now, q.dtype), 1)[:, 0]
+
     k, v = (jax.lax.dynamic_index_in_dim(a, layer, keepdims=False) for a in fresh)
-    allowed = jnp.arange(k.shape[2])[None] <= step
-    return _attend(q[:, None], old, length, k, v, allowed)[:, 0]
+    heads, kv, own = ("batch", "heads"), ("batch", "kv_heads"), ("batch",)
+    run = sharding.on_shards(attend, (heads, sharding.CACHE[:4], kv, kv, (), (), own, own), heads)
+    return run(q, cache, k, v, layer, step, table, length)
+
+
+def _rows_of(table: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Shard int[B] and table int[B, W] of each row of table[N, B/N, W]."""
+    shards, rows, width = table.shape
+    return jnp.repeat(jnp.arange(shards), rows), table.reshape(-1, width)
 
 
 def extend_attention(
@@ -229,37 +278,39 @@ def extend_attention(
     cache: KVCache,
     fresh: Fresh,
     layer: jax.Array,
-    slot: jax.Array,
+    table: jax.Array,
     length: jax.Array,
-    window: int,
 ) -> jax.Array:
     """Causal attention of a chunk, q[B, T, H, D] and one layer of fresh [B, K, T, D], after its
-    slot's first length[B] times, all below `window` -> [B, T, H, D].
+    row's first length[B] times in the cache -> [B, T, H, D].
 
-    Rows are shard by shard, slot[N, B/N]. One row at a time, and no more of its queries at once
-    than SCORES allows: the scores of all would outgrow the cache.
+    Rows are shard by shard, table int[N, B/N, W]. One row at a time, and no more of its queries
+    at once than SCORES allows: the scores of all would outgrow the cache.
     """
     time, heads = q.shape[1:3]
-    block = max(1, min(time, SCORES // (heads * (window + time))))
+    block = max(1, min(time, SCORES // (heads * (cache.page_tokens + time))))
     pad = -time % block
 
-    def attend(cache: KVCache, q: jax.Array, k: jax.Array, v: jax.Array, slot, length):
-        rows = slot.shape[1]
+    def attend(q, cache, k, v, layer, table, length):
         q = jnp.pad(q, [(0, 0), (0, pad), (0, 0), (0, 0)])
         q = q.reshape(len(q), -1, block, *q.shape[2:])
         blocks = q.shape[1]
+        shard, table = _rows_of(table)
 
         def one(unit: jax.Array) -> jax.Array:
             i, first = unit // blocks, unit % blocks * block
-            n, e = i // rows, i % rows
-            old = _slot_of(cache, layer, n, jnp.minimum(slot[n, e], cache.slots - 1), window)
             allowed = first + jnp.arange(block)[:, None] >= jnp.arange(time)
-            mine = (jax.lax.dynamic_index_in_dim(a, i) for a in (k, v))
-            return _attend(q[i, unit % blocks][None], old, length[n, e][None], *mine, allowed)[0]
+            row = lambda a: jax.lax.dynamic_index_in_dim(a, i)  # noqa: E731
+            grouped = attention.group(q[i, unit % blocks][None], k.shape[1])
+            each = grouped.shape[2] // block
+            now = _begin(grouped, row(k), row(v), jnp.tile(allowed, (each, 1)))
+            rows = (row(a) for a in (shard, table, length))
+            now = _attend(grouped, cache, layer, *rows)(now)
+            return attention.ungroup(_end(now, q.dtype), block)[0]
 
         out = jax.lax.map(one, jnp.arange(len(q) * blocks))
         return out.reshape(len(q), -1, *out.shape[2:])[:, :time]
 
-    rows = ("batch",)
-    run = sharding.on_shards(attend, (sharding.CACHE[:2], *(rows,) * 5), rows)
-    return run(cache, q, *fresh, slot, length.reshape(slot.shape))
+    heads, kv, own = ("batch", "any", "heads"), ("batch", "kv_heads"), ("batch",)
+    run = sharding.on_shards(attend, (heads, sharding.CACHE[:4], kv, kv, (), own, own), heads)
+    return run(q, cache, *fresh, layer, table, length)

@@ -140,10 +140,16 @@ class Transformer(nnx.Module):
             lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), self.blocks
         )
 
-    def init_cache(self, shards: int, slots: int, length: int, dtype: str = "") -> KVCache:
-        """A zeroed KV cache, by default in the compute dtype."""
-        dtype = dtype or self.compute.dtype
-        return kv_cache.init_cache(self.config, shards, slots, length, jnp.dtype(dtype))
+    def init_cache(self, shards: int, pages: int, page_tokens: int, dtype: str = "") -> KVCache:
+        """A zeroed KV cache of `shards` × `pages` pages, by default in the compute dtype."""
+        dtype = jnp.dtype(dtype or self.compute.dtype)
+        return kv_cache.init_cache(self.config, shards, pages, page_tokens, dtype)
+
+    def copy_pages(
+        self, cache: KVCache, copies: jax.Array, source: jax.Array, target: jax.Array
+    ) -> KVCache:
+        """The cache with page source[N, c] written over target[N, c], for c below copies[N]."""
+        return kv_cache.copy_pages(cache, copies, source, target)
 
     def init_fresh(self, rows: int, tokens: int) -> Fresh:
         """Room for `tokens` fresh keys and values of each row, in the compute dtype."""
@@ -160,15 +166,16 @@ class Transformer(nnx.Module):
         fresh: Fresh,
         layer: jax.Array,
         step: jax.Array,
+        table: jax.Array,
         length: jax.Array,
-        window: int | None = None,
+        backend: str = "xla",
     ) -> tuple[jax.Array, Fresh]:
         """One layer of one token per row: x [B, M], length int [B] -> x [B, M], fresh.
 
-        Rows are the first B/N slots of each of the cache's N shards. The token, at time length +
-        step, attends to the `length` tokens in the cache, which is below `window`, and to the
-        first `step` fresh ones and itself. For a flat loop over (token, layer) that only reads the
-        cache: a scan over layers nested in a loop over tokens keeps a second whole cache.
+        Rows are shard by shard, their pages in table[N, B/N, W]. The token, at time length + step,
+        attends to the `length` tokens in the cache and to the first `step` fresh ones and itself.
+        For a flat loop over (token, layer) that only reads the cache: a scan over layers nested in
+        a loop over tokens keeps a second whole cache.
         """
         positions = length[:, None] + step
         q, k, v = _project(block, x[:, None], self._rope(positions), self.config.norm_eps)
@@ -178,31 +185,28 @@ class Transformer(nnx.Module):
             return jax.lax.dynamic_update_slice(target, new, (layer, 0, 0, step, 0))
 
         fresh = Fresh(put(fresh.k, k), put(fresh.v, v))
-        window = window or cache.length
-        out = kv_cache.decode_attention(q[:, 0], cache, fresh, layer, step, length, window)
+        at = (layer, step, table, length)
+        out = kv_cache.decode_attention(q[:, 0], cache, fresh, *at, backend)
         return _finish(block, x[:, None], out[:, None], self.config.norm_eps)[:, 0], fresh
 
     def write_cache(
         self,
         cache: KVCache,
         fresh: Fresh,
+        table: jax.Array,
         start: jax.Array,
         count: jax.Array,
-        slot: jax.Array | None = None,
     ) -> KVCache:
-        """The cache with the first count[B] fresh tokens of each row at times start[B]..
-
-        Rows are the first B/N slots of each shard or, given slot[N, B/N], those; one past the last
-        slot is of no slot.
-        """
-        slot = cache.first_slots(len(start)) if slot is None else slot
-        return kv_cache.write_cache(cache, fresh, slot, start, count)
+        """The cache with the first count[B] fresh tokens of each row at times start[B].. of the
+        pages in table[N, B/N, W]."""
+        return kv_cache.write_cache(cache, fresh, table, start, count)
 
     def step(
-        self, cache: KVCache, ids: jax.Array, positions: jax.Array
+        self, cache: KVCache, ids: jax.Array, positions: jax.Array, table: jax.Array
     ) -> tuple[jax.Array, KVCache]:
-        """float32 logits [B, V] after one token per slot, ids and positions int [B]; the cache."""
-        hidden, cache = self.extend(cache, ids[:, None], positions, jnp.ones_like(positions))
+        """float32 logits [B, V] after one token per row, ids and positions int [B]; the cache."""
+        ones = jnp.ones_like(positions)
+        hidden, cache = self.extend(cache, ids[:, None], positions, ones, table)
         return self.logits(hidden[:, 0]), cache
 
     def extend(
@@ -211,30 +215,26 @@ class Transformer(nnx.Module):
         ids: jax.Array,
         start: jax.Array,
         count: jax.Array,
-        slot: jax.Array | None = None,
-        window: int | None = None,
+        table: jax.Array,
     ) -> tuple[jax.Array, KVCache]:
         """Hidden states [B, T, M] of ids[B, T] written at times start[B].. of each row; the cache.
 
-        Rows are the first B/N slots of each shard or, given slot[N, B/N], those; one past the last
-        slot is of no slot. Only the first count[B] tokens of a row are written; the hidden states
-        after them mean nothing. Each token attends to the slot's earlier cache and to the chunk,
-        causally, all below `window`.
+        Rows are shard by shard, their pages in table[N, B/N, W]. Only the first count[B] tokens of
+        a row are written; the hidden states after them mean nothing. Each token attends to the
+        row's earlier cache and to the chunk, causally.
         """
         tables = self._rope(start[:, None] + jnp.arange(ids.shape[1], dtype=start.dtype))
-        slot = cache.first_slots(len(ids)) if slot is None else slot
-        window = window or cache.length
 
         def layer(x: jax.Array, xs: tuple) -> tuple[jax.Array, Fresh]:
             block, index = xs
             q, k, v = _project(block, x, tables, self.config.norm_eps)
             fresh = Fresh(k.swapaxes(1, 2), v.swapaxes(1, 2))
-            out = kv_cache.extend_attention(q, cache, fresh, index, slot, start, window)
+            out = kv_cache.extend_attention(q, cache, fresh, index, table, start)
             return _finish(block, x, out, self.config.norm_eps), fresh
 
         layers = jnp.arange(self.config.num_layers)
         x, fresh = jax.lax.scan(layer, self.embed(ids), (self.blocks, layers))
-        return self.final_norm(x), self.write_cache(cache, fresh, start, count, slot)
+        return self.final_norm(x), self.write_cache(cache, fresh, table, start, count)
 
     def _rope(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         c = self.config

@@ -22,7 +22,7 @@ COLLECTIVES = {
     "all-gather", "all-reduce", "all-to-all", "collective-permute", "ragged-all-to-all",
     "reduce-scatter",
 }  # fmt: skip
-SLICES = {"dynamic-slice", "slice", "slice-start"}
+SLICES = {"dynamic-slice", "gather", "slice", "slice-start"}
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 
 
@@ -141,13 +141,16 @@ class Module:
         found = [_branches(i) for i in own.values() if i.op == "conditional"]
         return sum(max(self.hbm_bytes(b) for b in names) for names in found)
 
-    def decode_step_bytes(self, layers: int) -> float:
+    def decode_step_bytes(self, layers: int, pages: int) -> float:
         """Bytes that one decode step of the engine's tick moves to and from HBM.
 
-        Its loop over (token, layer) is the one with a branch: the end of a step.
+        Its loop over (token, layer) is the one with a branch: the end of a step. A loop within it
+        is over the pages of a row, which has so many.
         """
         (body,) = self.loop_bodies("conditional")
-        return self.hbm_bytes(body) * layers + self.branch_bytes(body)
+        inner = [i for i in self.computations[body].values() if i.op == "while"]
+        over_pages = sum(self.hbm_bytes(_called(i, "body")) for i in inner) * pages
+        return (self.hbm_bytes(body) + over_pages) * layers + self.branch_bytes(body)
 
     def _bytes(self, own: dict[str, Instruction], i: Instruction) -> float:
         if i.op in NOTHING or i.op in CONTROL or i.op.endswith("-done"):
@@ -162,6 +165,8 @@ class Module:
         if i.op == "copy-start":
             size, hbm = i.arrays()[0]
             return size * (hbm + _in_hbm(operands[0]))
+        if i.op == "custom-call" and (told := re.search(r'"bytes_accessed":"(\d+)"', i.text)):
+            return float(told[1])  # a kernel's own estimate: it reads parts of its operands
         if i.op == "fusion":
             inner = self.computations[_called(i, "calls")]
             return self._read(inner, operands) + self._result(inner, i)
@@ -189,8 +194,12 @@ class Module:
             elif user.op == "fusion":
                 nested = self.computations[_called(user, "calls")]
                 for at, operand in enumerate(user.operands):
+                    if operand != name:
+                        continue
                     inside = [n for n, i in nested.items() if f"parameter({at})" in i.text]
-                    total += sum(self._used(nested, n, whole) for n in inside if operand == name)
+                    used = sum(self._used(nested, n, whole) for n in inside)
+                    # One that nothing in there uses is handed on as it is.
+                    total += used or self._used(inner, user.name, whole)
             elif user.op != "dynamic-update-slice" or user.operands[0] != name:
                 return whole
         return total

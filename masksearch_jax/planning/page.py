@@ -16,6 +16,11 @@ def page(results: dict[str, Any]) -> str:
         f"{r['slices']} x {r['topology']}: {r['chips']} chips, mesh {mesh}, {_gib(r['hbm'])} of "
         f"HBM on a device\nheld on a device: {held}"
     )
+    if "kv" in r:
+        head += (
+            f"\nthe KV cache holds {r['kv']['tokens']:,} tokens, {r['kv']['longest']} slots of "
+            f"rollout.max_len; {r['kv']['slots_that_fit']} would fit"
+        )
     return "\n\n".join([head, *(_program(name, f) for name, f in r["programs"].items())])
 
 

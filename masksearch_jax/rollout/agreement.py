@@ -18,8 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 class Needs(NamedTuple):
     """What one process needs of the next tick, or all of them."""
 
-    rows: int
-    window: int
+    rows: int  # of the program
     work: bool  # something to write or decode
     left: bool  # trajectories that are not done
 
@@ -42,7 +41,7 @@ class Agreement:
         most = np.asarray(
             _most(self._mesh)(jax.make_array_from_process_local_data(split, own, shape))
         )
-        return Needs(int(most[0]), int(most[1]), bool(most[2]), bool(most[3]))
+        return Needs(int(most[0]), bool(most[1]), bool(most[2]))
 
 
 @functools.lru_cache

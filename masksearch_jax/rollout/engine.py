@@ -1,8 +1,8 @@
 """The loop around the device's `tick`: searches, stops, refills, on any number of hosts.
 
-A trajectory that waits for its search holds nobody: it is parked, another decodes in its place.
-Every process serves the slots of its own devices; each tick they agree on the program to run and on
-whether there is anything left, so all make the same calls in the same order.
+A trajectory that waits for its search holds nobody: another decodes in its row. Every process
+serves the rows of its own devices; each tick they agree on the program to run and on whether there
+is anything left, so all make the same calls in the same order.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
-import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,9 +43,9 @@ class CompileError(RuntimeError):
 
 
 class Engine:
-    """Samples trajectories with live search on a fixed array of slots.
+    """Samples trajectories with live search, on a KV cache of a fixed size.
 
-    `run` lays the slots out over the mesh in force. `search` is called from
+    `run` lays the cache out over the mesh in force. `search` is called from
     `search_config.workers` threads. With `strict` a compile after the warm-up raises CompileError;
     else it is logged. `watch` sees a trajectory's segments each time that it has sampled more;
     `check` is called before each tick, equally often on all processes, and ends the run by raising.
@@ -67,13 +66,16 @@ class Engine:
         self.search, self.cfg, self.search_cfg, self.strict = search, rollout, search_config, strict
         self.stats, self.watch, self.check = EngineStats(), watch, check
         self.rules = Rules(vocab, rollout, search_config)
-        self._tick = decode.make_tick(tokens=rollout.tick_tokens, sampler=sampler_of(rollout))
-        self._warm: set[tuple[Any, decode.Program]] = set()
+        self._tick = decode.make_tick(
+            tokens=rollout.tick_tokens, sampler=sampler_of(rollout), attention=rollout.attention
+        )
+        self._warm: set[tuple[Any, int]] = set()
         self._pool = SearchPool(search_config.workers)
         self._queue: collections.deque[Request] = collections.deque()
         self._finished: collections.deque[Trajectory] = collections.deque()
         self._shards: list[schedule.Shard] = []
-        self._state: decode.DeviceState | None = None
+        self._sizes: tuple[int, schedule.Sizes] | None = None  # number of shards, what each has
+        self._cache: Any = None
         self._stop: Any = None
         self._version = 0
 
@@ -119,8 +121,7 @@ class Engine:
         try:
             yield from self._ticks(model, mesh, enough)
         except (Exception, KeyboardInterrupt):
-            for episode in self._episodes():
-                episode.forget_cache()  # the device may be ahead of us
+            self._forget()  # the device may be ahead of us
             raise
         finally:
             if self.cfg.in_flight == "drop":
@@ -137,7 +138,7 @@ class Engine:
             letter = self._plan()
             self.stats.host_seconds += time.perf_counter() - started
             left = bool(self._finished) or (self.in_flight > 0 and not enough())
-            needs = agreement.reach(Needs(*letter.program, letter.has_work, left))
+            needs = agreement.reach(Needs(letter.rows, letter.has_work, left))
             if needs.work and (needs.left or self.cfg.in_flight != "drop"):
                 self._advance(model, mesh, letter, needs)
             elif needs.left and not self._finished:
@@ -148,18 +149,19 @@ class Engine:
     # ---- the state between runs
 
     def _begin(self, model: Any, mesh: Any, version: int) -> None:
-        """Slots for this mesh, programs for these shapes, and what was in flight made to go on."""
+        """A cache for this mesh, programs for these shapes; what was in flight made to go on."""
         parts = sharding.batch_shards(mesh)
         shards = parts if self.cfg.slots >= parts else 1  # a question alone: every device has it
         sizes = schedule.sizes(self.cfg, shards)
         own = max(shards // jax.process_count(), 1)
-        if not decode.is_alive(self._state) or self._state.length.shape != (shards, sizes.slots):
-            for episode in self._episodes():
-                episode.forget_cache()
-            dtype = "" if self.cfg.kv_dtype == "compute" else self.cfg.kv_dtype
-            memory.check(model, shards * sizes.slots, self.cfg, dtype)
-            self._state = decode.init_state(model, shards, sizes.slots, self.cfg.max_len, dtype)
-            self._shards = self._shards or [schedule.Shard.empty(sizes) for _ in range(own)]
+        decode.check_backend(self.cfg.attention)
+        if not decode.is_alive(self._cache) or self._sizes != (shards, sizes):
+            self._forget()
+            dtype = memory.cache_dtype(self.cfg, model.compute)
+            memory.check(model.config, self.cfg, shards, dtype)
+            self._cache = decode.init_cache(model, shards, sizes.pages, sizes.page_tokens, dtype)
+            self._sizes = (shards, sizes)
+            self._shards = self._shards or [schedule.Shard(sizes) for _ in range(own)]
         self._warm_up(model, mesh, shards, sizes)
         if version != self._version:
             self._renew(version)
@@ -168,19 +170,17 @@ class Engine:
         """Trajectories in flight under new weights: those too old begin again."""
         self._version = version
         for shard in self._shards:
-            for place, episode in enumerate(shard.places):
-                if episode is None:
-                    continue
+            for episode in shard.episodes:
                 first = min((v for v in episode.versions if v >= 0), default=version)
                 if version - first > self.cfg.max_staleness:
                     self._abandon(episode)
-                    shard.places[place] = None
+                    shard.close(episode)
                     self._queue.appendleft(episode.request)
                     self.stats.restarted += 1
                 elif self.cfg.in_flight == "rebuild" or not episode.new_tokens:
-                    episode.forget_cache()
+                    shard.forget(episode)
                 else:
-                    episode.key = b""  # old weights wrote its prompt: nobody may copy it
+                    episode.key = b""  # old weights wrote its prompt: nobody may share it
 
     def _warm_up(self, model: Any, mesh: Any, shards: int, sizes: schedule.Sizes) -> None:
         """Run every program once on an empty inbox, so that all are compiled."""
@@ -193,33 +193,36 @@ class Engine:
             )
             self._stop = table if mesh is None else sharding.replicate(mesh, table)
         own = max(shards // jax.process_count(), 1)
-        programs = itertools.product(sizes.rows, schedule.windows(self.cfg))
-        programs = [decode.Program(*p) for p in programs]
-        if (mesh, programs[-1]) in self._warm:
+        if (mesh, sizes.rows[-1]) in self._warm:
             return
-        # The first once more: the state of a tick may lie otherwise than the state before any.
-        for program in (*programs, programs[0]):
-            inbox = decode.empty_inbox(own, sizes.slots, self.cfg.extend_tokens)
-            self._call(model, mesh, inbox, program)
-        self._warm.update((mesh, program) for program in programs)
+        # The first once more: the cache of a tick may lie otherwise than the cache before any.
+        for rows in (*sizes.rows, sizes.rows[0]):
+            at_most = (sizes.rows[-1], sizes.width)
+            inbox = decode.empty_inbox(own, *at_most, self.cfg.extend_tokens)
+            self._call(model, mesh, inbox, rows)
+        self._warm.update((mesh, rows) for rows in sizes.rows)
 
-    def _call(self, model: Any, mesh: Any, inbox: decode.Inbox, program: decode.Program):
+    def _call(self, model: Any, mesh: Any, inbox: decode.Inbox, rows: int):
         """One tick. Raises CompileError if it was compiled only now."""
-        if mesh is not None and self._state.length.shape[0] > 1:
+        if mesh is not None and self._sizes[0] > 1:
             inbox = sharding.shard_batch(mesh, inbox)
         before = self.compiles
-        self._state, sampled = self._tick(
-            model, self._state, inbox, np.uint32(self.cfg.seed), self._stop, program
+        self._cache, sampled = self._tick(
+            model, self._cache, inbox, np.uint32(self.cfg.seed), self._stop, rows
         )
-        if self.compiles > before and (mesh, program) in self._warm:
-            message = f"rollout {program} was compiled again after the warm-up"
+        if self.compiles > before and (mesh, rows) in self._warm:
+            message = f"the rollout program of {rows} rows was compiled again after the warm-up"
             if self.strict:
                 raise CompileError(message)
             logging.getLogger(__name__).warning(message)
         return sampled
 
     def _episodes(self) -> list[Episode]:
-        return [e for shard in self._shards for e in shard.open_episodes()]
+        return [e for shard in self._shards for e in shard.episodes]
+
+    def _forget(self) -> None:
+        for shard in self._shards:
+            shard.forget_all()
 
     def _abandon(self, episode: Episode) -> None:
         if episode.search is not None:
@@ -230,32 +233,30 @@ class Engine:
         self._finished.clear()
         for episode in self._episodes():
             self._abandon(episode)
-        self._shards = [schedule.Shard.empty(shard.sizes) for shard in self._shards]
+        self._shards = [schedule.Shard(shard.sizes) for shard in self._shards]
 
     # ---- one tick
 
     def _plan(self) -> schedule.Letter:
-        def open_next() -> Episode | None:
-            if not self._queue:
+        def open_next(fits: Callable[[Request], bool]) -> Episode | None:
+            if not self._queue or not fits(self._queue[0]):
                 return None
             self.stats.prompts += 1
             return self.rules.open(self._queue.popleft())
 
+        reach = functools.partial(schedule.reach, cfg=self.cfg, rules=self.rules)
+
         for i, shard in enumerate(self._shards):
             # No more to each than its share, so that the last requests are spread over all.
             share = -(-len(self._queue) // (len(self._shards) - i))
-            shard.plan(open_next, share)
+            shard.plan(open_next, share, reach)
         return schedule.write_inbox(self._shards, self.cfg, self.rules)
 
     def _advance(self, model: Any, mesh: Any, letter: schedule.Letter, needs: Needs) -> None:
         """Tick; while the device works, take in what searches have found; then read the tokens."""
         started = time.perf_counter()
-        program = decode.Program(needs.rows, needs.window)
-        sampled = self._call(model, mesh, letter.inbox, program)
-        self.stats.ticks += 1
-        self.stats.queued += len(self._queue)
-        self.stats.searching += sum(e.search is not None for e in self._episodes())
-        self.stats.shared_prompts += letter.shared
+        sampled = self._call(model, mesh, letter.inbox, needs.rows)
+        self.stats.add_tick(self._shards, len(self._queue))
         self.stats.cache_hits = getattr(self.search, "hits", 0)
         if not letter.decoding and jax.process_count() == 1:
             return  # the middle of a prompt: nothing to read, the next tick follows at once
@@ -268,8 +269,7 @@ class Engine:
         self.stats.sampled_tokens += int(count.sum())
         self.stats.decode_rows += len(letter.decoding)
         self.stats.program_rows += needs.rows * len(self._shards)
-        for n, episode in letter.decoding:
-            at = (n, episode.place)
+        for at, episode in letter.decoding:
             c = count[at]
             outcome = self.rules.read(episode, ids[at][:c], logprobs[at][:c], self._version)
             if self.watch:
@@ -277,11 +277,11 @@ class Engine:
             if isinstance(outcome, tuple):
                 self._ask(episode, outcome)
             elif outcome:
-                self._finish(n, episode, outcome)
+                self._finish(self._shards[at[0]], episode, outcome)
         self.stats.host_seconds += time.perf_counter() - now
 
-    def _finish(self, shard: int, episode: Episode, status: Status) -> None:
-        self._shards[shard].places[episode.place] = None
+    def _finish(self, shard: schedule.Shard, episode: Episode, status: Status) -> None:
+        shard.close(episode)
         self.stats.trajectories += 1
         self._finished.append(finish(episode, status))
 
@@ -302,12 +302,12 @@ class Engine:
 
     def _collect(self) -> None:
         """Put finished searches into their slots; a failed or late one ends its trajectory."""
-        for n, shard in enumerate(self._shards):
-            for episode in list(shard.open_episodes()):
+        for shard in self._shards:
+            for episode in shard.episodes:
                 now = time.perf_counter()
                 if status := self._look(episode, now):
                     self._abandon(episode)
-                    self._finish(n, episode, status)
+                    self._finish(shard, episode, status)
 
     def _look(self, episode: Episode, now: float) -> Status | None:
         """Take in its search if that has ended; its status if it, or all its time, has run out."""

@@ -53,18 +53,17 @@ class Observation(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class Episode:
-    """One open trajectory. The cache of its slot holds ids[:written]."""
+    """One open trajectory. Its pages of the cache hold ids[:written]."""
 
     request: Request
-    key: bytes  # equal for equal prompts
+    key: bytes  # equal for equal prompts in the cache
     ids: list[int]
     logprobs: list[float]
     versions: list[int]  # of the policy that sampled the token, -1 where none did
     segments: list[Segment]
     opened: float
-    place: int = -1  # slot of its shard
+    pages: list[int] = dataclasses.field(default_factory=list)  # of its shard, in order of time
     written: int = 0
-    placed: bool = False  # the device knows its length and its last token
     turns: list[Turn] = dataclasses.field(default_factory=list)
     turn_bytes: bytearray = dataclasses.field(default_factory=bytearray)
     turn_tokens: int = 0
@@ -79,8 +78,13 @@ class Episode:
         return len(self.request.prompt_ids)
 
     def forget_cache(self) -> None:
-        """Its slot is lost or stale: all of it must be written again."""
-        self.written, self.placed = 0, False
+        """Its pages are lost or stale: all of it must be written again, by the present weights."""
+        self.pages, self.written, self.key = [], 0, key_of(self.request)
+
+
+def key_of(request: Request) -> bytes:
+    """Equal for equal prompts."""
+    return np.asarray(request.prompt_ids, np.int32).tobytes()
 
 
 class Rules:
@@ -100,7 +104,7 @@ class Rules:
             )
         return Episode(
             request=request,
-            key=np.asarray(ids, np.int32).tobytes(),
+            key=key_of(request),
             ids=ids,
             logprobs=[0.0] * len(ids),
             versions=[-1] * len(ids),
@@ -221,7 +225,6 @@ class Rules:
         episode.versions += [-1] * len(ids)
         episode.segments.append(Segment("tool", text))
         episode.turn_bytes, episode.turn_tokens = bytearray(), 0
-        episode.placed = False
 
 
 def finish(episode: Episode, status: Status) -> Trajectory:

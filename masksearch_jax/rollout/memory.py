@@ -1,40 +1,60 @@
-"""How many slots a device has room for: one count for the engine and for planning a run."""
+"""How much memory the KV cache takes: one count for the engine and for planning a run."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from masksearch_jax.config import ModelConfig, RolloutConfig
+from masksearch_jax.config import ComputeConfig, ModelConfig, RolloutConfig
+from masksearch_jax.rollout import schedule
 
 
-def slot_bytes(config: ModelConfig, length: int, dtype: str) -> int:
-    """Bytes of one slot's keys and values, over all layers; with the scales of int8."""
-    heads = 2 * config.num_layers * config.num_kv_heads * length
+class Room(NamedTuple):
+    """What a KV cache takes and what it holds, on all devices together."""
+
+    bytes: int
+    tokens: int
+    longest: int  # trajectories of rollout.max_len that it holds; shorter ones: more
+    slots_that_fit: int  # of that length, in the free bytes
+
+
+def cache_dtype(cfg: RolloutConfig, compute: ComputeConfig) -> str:
+    return compute.dtype if cfg.kv_dtype == "compute" else cfg.kv_dtype
+
+
+def page_bytes(config: ModelConfig, page_tokens: int, dtype: str) -> int:
+    """Bytes of one page's keys and values, over all layers; with the scales of int8."""
+    heads = 2 * config.num_layers * config.num_kv_heads * page_tokens
     scales = 4 if dtype == "int8" else 0
     return heads * (config.head_dim * jnp.dtype(dtype).itemsize + scales)
 
 
-def slots_that_fit(config: ModelConfig, length: int, dtype: str, free: int) -> int:
-    """Slots of `length` tokens that fit in `free` bytes, which may be those of several devices."""
-    return max(0, free // slot_bytes(config, length, dtype))
+def room(config: ModelConfig, cfg: RolloutConfig, shards: int, dtype: str, free: int) -> Room:
+    """Of the cache that `cfg` asks for; `free` bytes may be those of several devices."""
+    sizes = schedule.sizes(cfg, shards)
+    page = page_bytes(config, cfg.page_tokens, dtype)
+    return Room(
+        bytes=shards * sizes.pages * page,
+        tokens=shards * sizes.pages * cfg.page_tokens,
+        longest=shards * (sizes.pages // sizes.width),
+        slots_that_fit=shards * max(0, free // (shards * sizes.width * page)),
+    )
 
 
-def check(model: Any, slots: int, cfg: RolloutConfig, dtype: str) -> None:
-    """Raises ValueError where the devices report their memory and the slots do not fit in it."""
+def check(config: ModelConfig, cfg: RolloutConfig, shards: int, dtype: str) -> None:
+    """Raises ValueError where the devices report their memory and the cache does not fit in it."""
     stats = [d.memory_stats() for d in jax.local_devices()]
     if not all(s and "bytes_limit" in s for s in stats):
         return  # CPUs do not say
     free = sum(s["bytes_limit"] - s["bytes_in_use"] for s in stats) * jax.process_count()
-    dtype = dtype or model.compute.dtype
-    fit = slots_that_fit(model.config, cfg.max_len, dtype, free)
-    if slots > fit:
-        size = slot_bytes(model.config, cfg.max_len, dtype)
+    needs = room(config, cfg, shards, dtype, free)
+    if needs.bytes > free:
         raise ValueError(
-            f"rollout: {slots} slots of {cfg.max_len} tokens in {dtype} take "
-            f"{math.ceil(slots * size / 2**20):,} MiB, and {free / 2**20:,.0f} MiB are free: {fit} "
-            "slots fit; lower rollout.slots or rollout.max_len, or take rollout.kv_dtype int8"
+            f"rollout: a KV cache of {needs.tokens:,} tokens in {dtype} takes "
+            f"{math.ceil(needs.bytes / 2**20):,} MiB, and {free / 2**20:,.0f} MiB are free: "
+            f"{needs.slots_that_fit} slots of rollout.max_len {cfg.max_len} fit; set "
+            "rollout.kv_tokens, lower rollout.slots or take rollout.kv_dtype int8"
         )

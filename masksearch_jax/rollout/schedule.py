@@ -1,35 +1,35 @@
-"""Which slot an open trajectory has, who decodes, and what the device is told about it.
+"""Which trajectories are open, who decodes, which pages of the cache each holds.
 
-The first R slots of a shard decode. A trajectory that waits for its search gives its place there
-to one that can go on: its cache is copied to a slot beyond R and back, which costs about as much
-as two decode steps read, once per search. When few can go on they are moved together, so that a
-program of fewer rows will do. A group's prompt is written once and copied to its other samples.
+A trajectory keeps its row while it can go on. One that waits for its search leaves the row to
+another and keeps its pages, which cost no decode time. A group's prompt is written once; the pages
+that it fills are shared, and the one that it ends in is copied. When pages run out nobody is
+opened, and then they are taken from those that wait or came last, to be written again later.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from masksearch_jax.config import RolloutConfig
 from masksearch_jax.rollout import decode
-from masksearch_jax.rollout.episode import Episode, Rules
+from masksearch_jax.rollout.episode import Episode, Request, Rules, key_of
+from masksearch_jax.rollout.pages import PagePool
 
 
 class Sizes(NamedTuple):
-    """Slots of one shard: R of each program, ascending, how many may be open, and how many exist.
-
-    One slot more than may be open lets two trajectories change places.
-    """
+    """Of one shard: rows of each program, ascending; how many may be open; pages of the cache."""
 
     rows: tuple[int, ...]
     open: int
-    slots: int
+    pages: int
+    page_tokens: int
+    width: int  # pages of the longest trajectory
 
 
 def sizes(cfg: RolloutConfig, shards: int) -> Sizes:
-    """Slots of each of `shards` equal parts. ValueError for parts or shares that are none."""
+    """Sizes of each of `shards` equal parts. ValueError for parts, shares, pages that are none."""
     if cfg.slots < 1 or cfg.slots % shards:
         raise ValueError(
             f"rollout.slots is {cfg.slots}; it must be a positive multiple of {shards}, the parts "
@@ -38,105 +38,172 @@ def sizes(cfg: RolloutConfig, shards: int) -> Sizes:
     share = cfg.decode_share
     if not share or list(share) != sorted(set(share)) or not 0 < share[0] <= share[-1] <= 1:
         raise ValueError(f"rollout.decode_share is {share}; it must ascend, above 0 and up to 1")
+    if cfg.page_tokens < 1:
+        raise ValueError(f"rollout.page_tokens is {cfg.page_tokens}; it must be positive")
     open_ = cfg.slots // shards
     rows = tuple(sorted({max(1, round(s * open_)) for s in share}))
-    return Sizes(rows, open_, open_ + (open_ > rows[-1] or len(rows) > 1))
-
-
-def windows(cfg: RolloutConfig) -> tuple[int, ...]:
-    """The cache lengths that programs read. Raises ValueError unless they ascend to max_len."""
-    lengths = (*cfg.lengths, cfg.max_len)
-    if list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
+    width = math.ceil(cfg.max_len / cfg.page_tokens)
+    pages = cfg.kv_tokens // (shards * cfg.page_tokens) if cfg.kv_tokens else open_ * width
+    if pages < width:
         raise ValueError(
-            f"rollout.lengths is {cfg.lengths}; it must ascend from 1 to below max_len, "
-            f"{cfg.max_len}"
+            f"rollout.kv_tokens is {cfg.kv_tokens}; each of {shards} parts must hold one "
+            f"trajectory of rollout.max_len {cfg.max_len} in pages of {cfg.page_tokens}: at least "
+            f"{shards * width * cfg.page_tokens}, or 0 for {cfg.slots} of them"
         )
-    return lengths
+    return Sizes(rows, open_, pages, cfg.page_tokens, width)
 
 
-@dataclasses.dataclass
 class Shard:
-    """The places of one shard and the copies that the next tick begins with."""
+    """The open trajectories of one shard, and what the next tick begins with."""
 
-    sizes: Sizes
-    places: list[Episode | None]
-    copies: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    def __init__(self, sizes: Sizes):
+        self.sizes = sizes
+        self.pool = PagePool(sizes.pages)
+        self.episodes: list[Episode] = []  # open, in the order of opening
+        self.rows: list[Episode] = []  # those of the next tick, in the order of their rows
+        self.copies: list[tuple[int, int]] = []  # of pages, in order
+        self.shared = self.evicted = 0  # prompts copied, caches taken, since it was made
 
-    @classmethod
-    def empty(cls, sizes: Sizes) -> Shard:
-        return cls(sizes, [None] * sizes.slots)
+    def close(self, episode: Episode) -> None:
+        """It has ended: its pages are free."""
+        self.forget(episode)
+        self.episodes = [e for e in self.episodes if e is not episode]
+        self.rows = [e for e in self.rows if e is not episode]
 
-    def open_episodes(self) -> Iterator[Episode]:
-        return (e for e in self.places if e is not None)
+    def forget(self, episode: Episode) -> None:
+        """Take its cache, which will be written again."""
+        self.pool.release(episode.pages)
+        episode.forget_cache()
 
-    def running(self) -> list[Episode]:
-        """Those that decode or are being written, in order of place."""
-        return [e for e in self.places[: self.sizes.rows[-1]] if e and e.search is None]
+    def forget_all(self) -> None:
+        self.pool = PagePool(self.sizes.pages)
+        for episode in self.episodes:
+            episode.forget_cache()
 
-    def plan(self, open_next: Callable[[], Episode | None], share: int) -> None:
-        """Give every decode row to one that can go on; `open_next` makes up to `share` new ones.
+    # ---- a tick's plan
 
-        Those with the most searches before them go first: the waits of all overlap with work then,
-        where the last to begin would wait for search after search with nobody left beside them.
+    def plan(
+        self,
+        open_next: Callable[[Callable[[Request], bool]], Episode | None],
+        share: int,
+        reach: Callable[[Episode, int], int],
+    ) -> None:
+        """Fill the rows: those that had one and go on, then up to `share` new ones, then others.
+
+        `open_next` opens the next request if it fits; reach(episode, written) is how many tokens
+        of cache it needs by the end of the tick. Of those that come back from a search, the ones
+        with the fewest go first: the waits of all overlap with work then, where the last to begin
+        would wait for search after search with nobody left beside them.
         """
-        self.copies = []
-        most = self.sizes.rows[-1]
-        ready = [e for e in self.places[most:] if e and e.search is None]
-        ready.sort(key=lambda e: (len(e.turns), e.asked))
-        free = self.sizes.open - sum(e is not None for e in self.places)
-        free = min(free, share)
-        # Empty rows first: they need no copy.
-        for place in sorted(range(most), key=lambda i: self.places[i] is not None):
-            holder = self.places[place]
-            if holder is not None and holder.search is None:
-                continue
-            if free and (new := open_next()) is not None:
-                free -= 1
-                self._give(place, new)
-            elif ready:
-                self._give(place, ready.pop(0))
-        self._compact()
-
-    def _give(self, place: int, episode: Episode) -> None:
-        """Put an episode there; a waiting one that was there is parked."""
-        if (waiting := self.places[place]) is not None:
-            self._move(waiting, self.places.index(None))
-        self._move(episode, place)
-
-    def _compact(self) -> None:
-        """Bring those that run to the front, if a smaller program will do then."""
-        running = self.running()
-        wanted = fitting(self.sizes.rows, len(running))
-        holes = [i for i in range(wanted) if not (e := self.places[i]) or e.search]
-        for episode in reversed(running):
-            if episode.place < wanted:
+        had = set(self.rows)
+        ready = [e for e in self.episodes if e.search is None]
+        # Some wait for another to write their prompt, some have lost their pages: before new ones.
+        first = [e for e in ready if e in had]
+        first += [e for e in ready if e not in had and not (e.turns and e.written)]
+        back = [e for e in ready if e not in had and e.turns and e.written]
+        self.rows, self.copies = [], []
+        had_pages = [self._seat(e, reach) for e in first]
+        share = share if all(had_pages) else 0
+        while share and len(self.rows) < self.sizes.rows[-1] and self.free:
+            if (new := open_next(self._fits)) is None:
                 break
-            self._give(holes.pop(0), episode)
+            self.episodes.append(new)
+            self._seat(new, reach, take=False)
+            share -= 1
+        for episode in sorted(back, key=lambda e: (len(e.turns), e.asked)):
+            self._seat(episode, reach)
 
-    def _move(self, episode: Episode, place: int) -> None:
-        if episode.place >= 0:
-            self.places[episode.place] = None
-            if episode.written:
-                self.copies.append((episode.place, place))
-        self.places[place], episode.place = episode, place
+    @property
+    def free(self) -> int:
+        """How many more may be open."""
+        return self.sizes.open - len(self.episodes)
 
-    def share_prompts(self) -> set[Episode]:
-        """Copy written prompts to those that have the same; returns those that wait for one.
+    def _seat(
+        self, episode: Episode, reach: Callable[[Episode, int], int], take: bool = True
+    ) -> bool:
+        """Give it a row, if there is one, unless another is about to write its prompt.
 
-        A prompt that two are about to write is written by the first alone.
+        False where the pages that it needs could not be had; with `take`, not even from others.
         """
-        written = {e.key: e for e in self.open_episodes() if e.written >= e.prompt_len - 1}
-        writers = {e.key: e for e in self.running() if 0 < e.written < e.prompt_len - 1}
-        waiting = set()
-        for episode in self.running():
-            if episode.written or episode.prompt_len < 2:
-                continue
-            if (donor := written.get(episode.key)) is not None:
-                self.copies.append((donor.place, episode.place))
-                episode.written = episode.prompt_len - 1
-            elif writers.setdefault(episode.key, episode) is not episode:
-                waiting.add(episode)
-        return waiting
+        if len(self.rows) == self.sizes.rows[-1]:
+            return True
+        begins = not episode.written and episode.prompt_len > 1
+        donor = self._donor(episode.key) if begins else None
+        if begins and not donor and any(self._writes(e, episode.key) for e in self.rows):
+            return True
+        if not self._make_room(episode, self._missing(episode, donor, reach), take):
+            return False
+        if donor and not donor.written:  # its pages were taken just now
+            donor = None
+            if not self._make_room(episode, self._missing(episode, None, reach), take):
+                return False
+        if donor:
+            self._share(donor, episode)
+        missing = self._missing(episode, None, reach)
+        episode.pages += self.pool.take(missing)
+        self.rows.append(episode)
+        return True
+
+    def _missing(
+        self, episode: Episode, donor: Episode | None, reach: Callable[[Episode, int], int]
+    ) -> int:
+        """Pages that it needs for the tick beyond its own and those that the donor shares."""
+        page = self.sizes.page_tokens
+        has = (episode.prompt_len - 1) // page if donor else len(episode.pages)
+        written = episode.prompt_len - 1 if donor else episode.written
+        return max(0, math.ceil(reach(episode, written) / page) - has)
+
+    def _donor(self, key: bytes) -> Episode | None:
+        """One whose cache holds this whole prompt."""
+        return next(
+            (e for e in self.episodes if e.key == key and e.written >= e.prompt_len - 1), None
+        )
+
+    @staticmethod
+    def _writes(episode: Episode, key: bytes) -> bool:
+        return episode.key == key and episode.written < episode.prompt_len - 1
+
+    def _share(self, donor: Episode, episode: Episode) -> None:
+        """The prompt's full pages by reference; the one that it ends in is copied."""
+        full, rest = divmod(episode.prompt_len - 1, self.sizes.page_tokens)
+        episode.pages = self.pool.share(donor.pages[:full])
+        if rest:
+            episode.pages += self.pool.take(1)
+            self.copies.append((donor.pages[full], episode.pages[-1]))
+        episode.written = episode.prompt_len - 1
+        self.shared += 1
+
+    def _fits(self, request: Request) -> bool:
+        """Whether the prompt finds pages free, and one more for each row in use to grow by."""
+        page, key = self.sizes.page_tokens, key_of(request)
+        length = len(request.prompt_ids)
+        need = min(math.ceil(length / page), self.sizes.width)
+        if any(e.key == key for e in self.episodes):
+            need -= (length - 1) // page
+        growing = sum(len(e.pages) < self.sizes.width for e in self.rows)
+        return need + growing <= self.pool.free
+
+    def _make_room(self, episode: Episode, count: int, take: bool) -> bool:
+        """Whether so many pages are free, after taking those of others where that is allowed."""
+        while self.pool.free < count:
+            victim = self._victim(episode) if take else None
+            if victim is None:
+                return False
+            self.forget(victim)
+            self.evicted += 1
+        return True
+
+    def _victim(self, episode: Episode) -> Episode | None:
+        """The last that began to wait; else the youngest, but younger than `episode`.
+
+        So the oldest that can go on always does, and nobody is robbed in this tick's rows.
+        """
+        seated = {episode, *self.rows}
+        others = [e for e in self.episodes if e.pages and e not in seated]
+        if waiting := [e for e in others if e.search is not None]:
+            return max(waiting, key=lambda e: e.asked)
+        younger = self.episodes[self.episodes.index(episode) + 1 :]
+        return next((e for e in reversed(younger) if e in others), None)
 
 
 def fitting(choices: tuple[int, ...], needed: int) -> int:
@@ -145,66 +212,62 @@ def fitting(choices: tuple[int, ...], needed: int) -> int:
 
 
 class Letter(NamedTuple):
-    """An inbox, the program that it needs, and who decodes."""
+    """An inbox, the rows of the program that it needs, and who decodes."""
 
     inbox: decode.Inbox
-    program: decode.Program
-    decoding: list[tuple[int, Episode]]  # with the shard's number
-    shared: int  # prompts copied from another slot
+    rows: int
+    decoding: list[tuple[tuple[int, int], Episode]]  # with the numbers of shard and row
 
     @property
     def has_work(self) -> bool:
         return bool(self.decoding) or bool(self.inbox.chunks.any())
 
 
+def reach(episode: Episode, written: int, cfg: RolloutConfig, rules: Rules) -> int:
+    """Tokens that its cache may hold after a tick that finds `written` of them there."""
+    end = min(len(episode.ids) - 1, written + cfg.extend_tokens)
+    if end < len(episode.ids) - 1:
+        return end
+    return end + min(cfg.tick_tokens, max(rules.room(episode), 0))
+
+
 def write_inbox(shards: list[Shard], cfg: RolloutConfig, rules: Rules) -> Letter:
     """The next chunk of all that have tokens to write, and who decodes, on all shards."""
-    inbox = decode.empty_inbox(len(shards), shards[0].sizes.slots, cfg.extend_tokens)
-    decoding, longest, last_row, shared = [], 1, 0, 0
+    sizes = shards[0].sizes
+    inbox = decode.empty_inbox(len(shards), sizes.rows[-1], sizes.width, cfg.extend_tokens)
+    decoding = []
     for n, shard in enumerate(shards):
-        moved = len(shard.copies)
-        waiting = shard.share_prompts()
-        shared += len(shard.copies) - moved
-        row = 0
-        for episode in shard.running():
-            if episode in waiting:
-                continue
-            last_row = max(last_row, episode.place)
-            row += _write_chunk(inbox, n, row, episode, cfg.extend_tokens)
-            longest = max(longest, episode.written)
-            if episode.written < len(episode.ids) - 1:
-                continue
-            _let_decode(inbox, n, episode, min(cfg.tick_tokens, rules.room(episode)))
-            decoding.append((n, episode))
-        inbox.chunks[n] = -(-row // decode.EXTEND_ROWS)
+        chunks = 0
+        for row, episode in enumerate(shard.rows):
+            inbox.table[n, row, : len(episode.pages)] = episode.pages
+            chunks += _write_chunk(inbox, n, row, chunks, episode, cfg.extend_tokens)
+            if episode.written == len(episode.ids) - 1:
+                _let_decode(inbox, (n, row), episode, min(cfg.tick_tokens, rules.room(episode)))
+                decoding.append(((n, row), episode))
+        inbox.chunks[n] = -(-chunks // decode.EXTEND_ROWS)
         inbox.copies[n] = len(shard.copies)
         for c, (source, target) in enumerate(shard.copies):
             inbox.source[n, c], inbox.target[n, c] = source, target
-    rows = fitting(shards[0].sizes.rows, last_row + 1)
-    program = decode.Program(rows, fitting(windows(cfg), longest))
-    return Letter(inbox, program, decoding, shared)
+    rows = fitting(sizes.rows, max(1, *(len(shard.rows) for shard in shards)))
+    return Letter(inbox, rows, decoding)
 
 
-def _write_chunk(inbox: decode.Inbox, n: int, row: int, episode: Episode, most: int) -> int:
+def _write_chunk(
+    inbox: decode.Inbox, n: int, row: int, chunk: int, episode: Episode, most: int
+) -> int:
     """Send the next tokens that the cache lacks; 1 if there were any."""
     end = min(len(episode.ids) - 1, episode.written + most)
-    chunk = episode.ids[episode.written : end]
-    if not chunk:
+    ids = episode.ids[episode.written : end]
+    if not ids:
         return 0
-    at = (n, *divmod(row, decode.EXTEND_ROWS))
-    inbox.slot[at], inbox.start[at], inbox.count[at] = episode.place, episode.written, len(chunk)
-    inbox.ids[at][: len(chunk)] = chunk
-    # Rows at rest write at their length: past what is written, not where a former holder stood.
-    place = (n, episode.place)
-    inbox.length[place], inbox.last[place] = end, episode.ids[end]
-    episode.written, episode.placed = end, False
+    at = (n, *divmod(chunk, decode.EXTEND_ROWS))
+    inbox.row[at], inbox.start[at], inbox.count[at] = row, episode.written, len(ids)
+    inbox.ids[at][: len(ids)] = ids
+    episode.written = end
     return 1
 
 
-def _let_decode(inbox: decode.Inbox, n: int, episode: Episode, budget: int) -> None:
-    at = (n, episode.place)
-    inbox.decode[at], inbox.budget[at] = True, budget
+def _let_decode(inbox: decode.Inbox, at: tuple[int, int], episode: Episode, budget: int) -> None:
+    inbox.length[at], inbox.last[at] = len(episode.ids) - 1, episode.ids[-1]
+    inbox.budget[at] = max(budget, 0)
     inbox.stream[at] = (episode.request.stream, episode.request.sample)
-    if not episode.placed:
-        inbox.length[at], inbox.last[at] = len(episode.ids) - 1, episode.ids[-1]
-        episode.placed = True

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+
+from masksearch_jax.rollout.schedule import Shard
 
 
 @dataclasses.dataclass
@@ -16,17 +19,34 @@ class EngineStats:
     queries: int = 0
     cache_hits: int = 0  # queries answered from the search tool's cache
     prompts: int = 0  # begun
-    shared_prompts: int = 0  # of these, copied from another slot
+    shared_prompts: int = 0  # of these, found in another's cache
     trajectories: int = 0
     restarted: int = 0  # trajectories begun again, their weights too old
+    evicted: int = 0  # caches taken from trajectories for others, to be written again
     device_seconds: float = 0.0  # from a tick's call to its tokens
     overlapped_seconds: float = 0.0  # of these, the host worked too
     host_seconds: float = 0.0  # the device had nothing to do but wait for us
     search_wait_seconds: float = 0.0  # nor we: all open trajectories waited for search
     decode_rows: int = 0  # sum over ticks of trajectories that decoded
     program_rows: int = 0  # sum over ticks of rows that the program had
-    queued: int = 0  # sum over ticks of requests without a slot
+    queued: int = 0  # sum over ticks of requests not open
     searching: int = 0  # sum over ticks of trajectories that waited for a search
+    opened: int = 0  # sum over ticks of open trajectories
+    used_pages: int = 0  # sum over ticks of pages of the cache that somebody uses
+    all_pages: int = 0  # sum over ticks of pages that there are
+
+    def add_tick(self, shards: Sequence[Shard], queued: int) -> None:
+        """The state of things as a tick begins."""
+        self.ticks += 1
+        self.queued += queued
+        for shard in shards:
+            self.searching += sum(e.search is not None for e in shard.episodes)
+            self.opened += len(shard.episodes)
+            self.used_pages += shard.pool.used
+            self.all_pages += shard.sizes.pages
+            self.shared_prompts += shard.shared
+            self.evicted += shard.evicted
+            shard.shared = shard.evicted = 0
 
     def since(self, before: EngineStats) -> EngineStats:
         names = [f.name for f in dataclasses.fields(self)]
@@ -47,5 +67,8 @@ class EngineStats:
             "host_share": self.host_seconds / max(busy, 1e-9),
             "overlapped_seconds": self.overlapped_seconds,
             "search_wait_seconds": self.search_wait_seconds,
+            "open_trajectories": self.opened / max(self.ticks, 1),
+            "kv_pages_used": self.used_pages / max(self.all_pages, 1),
+            "evicted": float(self.evicted),
             "restarted": float(self.restarted),
         }
