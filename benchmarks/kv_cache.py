@@ -80,17 +80,7 @@ def scarce(repeats: int) -> tuple[Values, list[int]]:
     requests = stand_in.requests(
         vocab.size - 2, [PROMPT] * PROMPTS, first_word=vocab.first_word, samples=SAMPLES
     )
-    search = stand_in.SlowSearch(OBSERVATION - 2, lambda query: SECONDS)
-    engines = {
-        name: Engine(
-            vocab,
-            search,
-            dataclasses.replace(CONFIG, page_tokens=page),
-            stand_in.SEARCH,
-            strict=True,
-        )
-        for name, page in CACHES.items()
-    }
+    engines = {name: engine_of(vocab, page) for name, page in CACHES.items()}
     values, lengths = defaultdict(list), {}
     for repeat in range(-1, repeats):  # the first compiles
         speed, opened = {}, {}
@@ -117,6 +107,12 @@ def scarce(repeats: int) -> tuple[Values, list[int]]:
     same = [lengths["paged"][key] == n for key, n in lengths["contiguous"].items()]
     values["same_lengths"].append(float(np.mean(same)))
     return values, sorted(lengths["paged"].values())
+
+
+def engine_of(vocab: Actions, page: int) -> Engine:
+    search = stand_in.SlowSearch(OBSERVATION - 2, lambda query: SECONDS)
+    config = dataclasses.replace(CONFIG, page_tokens=page)
+    return Engine(vocab, search, config, stand_in.SEARCH, strict=True)
 
 
 def step(repeats: int) -> Values:

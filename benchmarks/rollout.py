@@ -10,14 +10,12 @@ repeats, with least and most. Compiling and first calls are not timed.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import datetime
 import json
 import os
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,11 +23,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import rollout_decode, rollout_latency
+from benchmarks import rollout_decode, rollout_determinism, rollout_latency
 from benchmarks import rollout_model as stand_in
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.rollout import decode
-from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.sampling import Sampler
 
 TARGETS = {
@@ -37,6 +34,8 @@ TARGETS = {
     "latency.ratio_to_turn_synchronous": (">=", 2.0),
     "parked.ratio_half_to_all": ("<=", 0.6),
     "determinism.identical": (">=", 1.0),
+    "determinism.identical_one_process": (">=", 1.0),
+    "determinism.identical_two_processes": (">=", 1.0),
 }
 PARKED_SLOTS, PARKED_LENGTH = 64, 128
 Values = dict[str, list[float]]
@@ -87,49 +86,7 @@ def decoding_inbox(rows: int, width: int, tokens: int) -> decode.Inbox:
 
 
 def determinism(repeats: int) -> tuple[Values, Notes]:
-    """The same 256 trajectories under five latency patterns and two slot counts, all compared.
-
-    Tags are drawn like any other token, so trajectories differ in length, searches and end.
-    """
-    vocab = stand_in.Words(32)
-    model = stand_in.transformer(stand_in.qwen2(vocab.size, 32, 48, 2, 4))
-    # Spread the logits, so that sampling meets tags, answers and searches alike.
-    model = jax.tree.map(lambda p: p * 6.0 if p.ndim > 2 else p, model)
-    lengths = 4 * [4, 9, 14, 19, 24, 29, 34, 39]
-    requests = stand_in.requests(vocab.size, lengths, first_word=vocab.first_word, samples=8)
-    found = []
-    for slots in (64, 24):
-        for seconds in latency_patterns():
-            config = dataclasses.replace(
-                stand_in.ROLLOUT, slots=slots, decode_share=(0.25, 0.5, 1.0), max_len=128
-            )
-            search = stand_in.SlowSearch(6, seconds)
-            with Engine(vocab, search, config, stand_in.SEARCH, strict=True) as engine:
-                done = {(t.example_id, t.sample): t for t in engine.run(model, requests)}
-            found.append({name: t.ids.tolist() for name, t in done.items()})
-            searches = sum(len(t.turns) for t in done.values())
-    identical = sum(run[name] == ids for run in found[1:] for name, ids in found[0].items())
-    compared = (len(found) - 1) * len(found[0])
-    values = {
-        "identical": identical / compared,
-        "compared": compared,
-        "trajectories": len(found[0]),
-        "searches": searches,
-        "new_tokens": sum(map(len, found[0].values())) - sum(lengths) * 8,
-    }
-    return {name: [float(value)] for name, value in values.items()}, {}
-
-
-def latency_patterns() -> list[Callable[[str], float]]:
-    """None, constant, two of random latencies, and one where each search is faster than before."""
-    asked = iter(range(10**9))
-    return [
-        lambda query: 0.0,
-        lambda query: 0.01,
-        stand_in.log_normal(1, 0.005, 0.03),
-        stand_in.log_normal(2, 0.02, 0.1),
-        lambda query: 0.05 / (1 + next(asked) / 16),
-    ]
+    return rollout_determinism.measure(), {}
 
 
 MEDIUM = stand_in.qwen2(8192, 512, 1408, 8, 8)

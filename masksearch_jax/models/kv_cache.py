@@ -129,7 +129,6 @@ def _write_pages(
     table: jax.Array,
     start: jax.Array,
     count: jax.Array,
-    *,
     touched: int,
 ) -> KVCache:
     """One page after the other, each a read and a write of all layers."""
@@ -289,10 +288,9 @@ def extend_attention(
     """
     time, heads = q.shape[1:3]
     block = max(1, min(time, SCORES // (heads * (cache.page_tokens + time))))
-    pad = -time % block
 
     def attend(q, cache, k, v, layer, table, length):
-        q = jnp.pad(q, [(0, 0), (0, pad), (0, 0), (0, 0)])
+        q = jnp.pad(q, [(0, 0), (0, -time % block), (0, 0), (0, 0)])
         q = q.reshape(len(q), -1, block, *q.shape[2:])
         blocks = q.shape[1]
         shard, table = _rows_of(table)

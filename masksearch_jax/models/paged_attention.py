@@ -82,23 +82,20 @@ def attend(
     leaves = [leaf for leaf in cache if leaf is not None]
     read = 2 * len(q) * width * math.prod(cache.k.shape[3:]) * cache.k.dtype.itemsize
     mine = lambda *tail: pl.BlockSpec((1, *tail), lambda b, *_: (b, *(0,) * len(tail)))  # noqa: E731
-    heads = q.shape[1:3]
+    heads, sizes = q.shape[1:3], (dim, LANES, LANES)
     out, top, total = pl.pallas_call(
-        functools.partial(_kernel, pages=pages, width=width, rows=rows),
+        functools.partial(_kernel, width=width, rows=rows),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(items),
             grid=(len(q),),
             in_specs=[mine(*heads, dim), *[pl.BlockSpec(memory_space=pl.ANY)] * len(leaves)],
-            out_specs=[mine(*heads, dim), mine(*heads, LANES), mine(*heads, LANES)],
+            out_specs=[mine(*heads, size) for size in sizes],
             scratch_shapes=[
                 pltpu.SemaphoreType.DMA((2,)),
                 *(pltpu.VMEM((2, pages, *leaf.shape[3:]), leaf.dtype) for leaf in leaves),
             ],
         ),
-        out_shape=[
-            jax.ShapeDtypeStruct((len(q), *heads, size), jnp.float32)
-            for size in (dim, LANES, LANES)
-        ],
+        out_shape=[jax.ShapeDtypeStruct((*q.shape[:3], s), jnp.float32) for s in sizes],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         cost_estimate=pl.CostEstimate(
             flops=4 * q.size * width * page,
@@ -110,55 +107,62 @@ def attend(
     return Partial(out, top[..., 0], total[..., 0])
 
 
-def _kernel(*refs: Any, pages: int, width: int, rows: int) -> None:
+def _kernel(*refs: Any, width: int, rows: int) -> None:
     """One row: its items, each copied while the one before it is attended to."""
     items, (q, *refs) = _Items(*refs[: len(_Items._fields)]), refs[len(_Items._fields) :]
     leaves = (len(refs) - 4) // 2
-    stored, (out, top, total, arrived), buffers = (
-        refs[:leaves],
-        refs[leaves : leaves + 4],
-        refs[leaves + 4 :],
-    )
-    page = buffers[1].shape[3]
+    stored, results, buffers = refs[:leaves], refs[leaves : leaves + 3], refs[leaves + 4 :]
+    copy = functools.partial(_copy, items, stored, buffers, refs[leaves + 3], width, rows)
+    pages, page = buffers[1].shape[1], buffers[1].shape[3]
     b = pl.program_id(0)
     last = items.first[pl.num_programs(0)]
 
-    def copies(item: jax.Array, act: str) -> None:
-        """Starts or awaits the copies of an item's pages."""
-        row = items.row[item]
-        start = (item - items.first[row]) * pages
-        for c in range(pages):
-
-            @pl.when((start + c) * page < items.length[row])
-            def _(c: int = c) -> None:
-                index = items.table[row * width + start + c]
-                for source, target in zip(stored, buffers, strict=True):
-                    place = source.at[items.layer[0], row // rows, index]
-                    to = target.at[item % 2, c]
-                    getattr(pltpu.make_async_copy(place, to, arrived.at[item % 2]), act)()
-
     @pl.when((b == 0) & (last > 0))
     def _() -> None:
-        copies(jnp.int32(0), "start")
+        copy(jnp.int32(0), "start")
 
-    out[...] = jnp.zeros_like(out)
-    top[...] = jnp.full_like(top, _LEAST)
-    total[...] = jnp.zeros_like(total)
+    for result, start in zip(results, (0.0, _LEAST, 0.0), strict=True):
+        result[...] = jnp.full_like(result, start)
 
     def attend_to(item: jax.Array, _: None) -> None:
         @pl.when(item + 1 < last)
         def _() -> None:
-            copies(item + 1, "start")
+            copy(item + 1, "start")
 
-        copies(item, "wait")
+        copy(item, "wait")
         start = (item - items.first[b]) * (pages * page)
         for c in range(pages):
             for head in range(q.shape[1]):
                 held = [buffer.at[item % 2, c, head] for buffer in buffers]
                 left = items.length[b] - start - c * page
-                _fold(q[0, head], held, left, *(x.at[0, head] for x in (out, top, total)))
+                _fold(q[0, head], held, left, *(x.at[0, head] for x in results))
 
     jax.lax.fori_loop(items.first[b], items.first[b + 1], attend_to, None)
+
+
+def _copy(
+    items: _Items,
+    stored: list[Any],
+    buffers: list[Any],
+    arrived: Any,
+    width: int,
+    rows: int,
+    item: jax.Array,
+    act: str,
+) -> None:
+    """Starts or awaits the copies of an item's pages, of those that the row uses."""
+    pages, page = buffers[1].shape[1], buffers[1].shape[3]
+    row = items.row[item]
+    start = (item - items.first[row]) * pages
+    for c in range(pages):
+
+        @pl.when((start + c) * page < items.length[row])
+        def _(c: int = c) -> None:
+            index = items.table[row * width + start + c]
+            for source, target in zip(stored, buffers, strict=True):
+                page_of = source.at[items.layer[0], row // rows, index]
+                to = target.at[item % 2, c]
+                getattr(pltpu.make_async_copy(page_of, to, arrived.at[item % 2]), act)()
 
 
 def _fold(q: jax.Array, held: list[Any], left: jax.Array, out: Any, top: Any, total: Any) -> None:
