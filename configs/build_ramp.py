@@ -23,6 +23,10 @@ def get_config(arg: str = "") -> ConfigDict:
     c.corpus.questions = ""  # JSONL of qid, dataset, question, answers, gold
     c.corpus.limit = 0
     c.corpus.max_bad_fraction = 0.01
+    c.corpus.format = "auto"
+    c.corpus.language = "en"  # en | zh
+    c.corpus.articles = False  # True where rows are whole articles: they are cut into passages
+    c.corpus.passage_words = 100
 
     c.ramp = ConfigDict()
     c.ramp.cities = 3000

@@ -112,10 +112,16 @@ class SurvivalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig:
-    path: str  # JSONL of id, title, text (.gz allowed); empty: the built-in atlas of facts
+    path: str  # a file or folder of `format`; empty: the built-in atlas of facts
     questions: str  # JSONL of questions with gold passages; empty: the atlas's, or none
     limit: int  # passages kept, 0: all
-    max_bad_fraction: float  # malformed lines tolerated before the build stops
+    max_bad_fraction: float  # malformed rows tolerated before the build stops
+    # jsonl: id, title, text, .gz allowed. hf: a folder of parquet or arrow files. dump: Wikipedia's
+    # pages-articles.xml, .bz2 allowed. tfds: a prepared dataset's folder. auto: told by the name
+    format: Literal["auto", "jsonl", "hf", "dump", "tfds"] = "auto"
+    language: Literal["en", "zh"] = "en"
+    articles: bool = False  # rows of jsonl or hf are whole articles, not passages
+    passage_words: int = 100  # of the passages that articles are cut into
 
 
 @dataclasses.dataclass(frozen=True)

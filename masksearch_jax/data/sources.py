@@ -1,0 +1,234 @@
+"""A corpus of any kind as passages: JSON lines, folders of datasets, Wikipedia's dumps, TFDS.
+
+Rows of `jsonl` and `hf` are passages as they are unless `corpus.articles` says that they are whole
+articles; those, and all of `dump` and `tfds`, lose what is no prose and are cut into passages.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from masksearch_jax.config import CorpusConfig
+from masksearch_jax.data import corpus, dump, prose
+from masksearch_jax.data.corpus import BadRow, CorpusError, CorpusStats
+from masksearch_jax.data.dump import Article
+from masksearch_jax.data.tally import Tally
+from masksearch_jax.types import Passage
+
+FORMATS = ("auto", "jsonl", "hf", "dump", "tfds")
+Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+_log = logging.getLogger(__name__)
+
+
+class Read(NamedTuple):
+    """What one article gave: its passages, texts of its links, and what was left out of it."""
+
+    passages: list[Passage]
+    anchors: list[str]
+    left_out: Tally
+
+
+def read_corpus(
+    cfg: CorpusConfig,
+    *,
+    log: Callable[[str], None] = _log.warning,
+    stats: CorpusStats | None = None,
+    mapper: Mapper = map,
+    anchors: Callable[[str], None] | None = None,
+) -> Iterator[Passage]:
+    """Yields the passages of `cfg.path`, at most `cfg.limit` (0: all).
+
+    stats: counts of rows, bad ones apart from pages and paragraphs left out since they are no
+    prose. mapper: `map`, or one that works in other processes. anchors: is told the text of each
+    link, where the format has links. Raises CorpusError for what cannot be read, too many bad rows,
+    no passages at all, a format or language that is not there.
+    """
+    if cfg.language not in prose.LANGUAGES:
+        choices = ", ".join(prose.LANGUAGES)
+        raise CorpusError(f"corpus.language is {cfg.language!r}; choices: {choices}")
+    stats = CorpusStats() if stats is None else stats
+    kind = detect(cfg.path) if cfg.format == "auto" else cfg.format
+    rows = _rows(kind, cfg, stats)
+    if kind in ("jsonl", "hf") and not cfg.articles:
+        return corpus.from_rows(rows, cfg.path, cfg.limit, cfg.max_bad_fraction, log, stats)
+    return _limited(_articles(rows, cfg, log, stats, mapper, anchors), cfg, stats)
+
+
+def detect(path: str) -> str:
+    """The format of a path by its name and what a folder holds. Raises CorpusError."""
+    place = Path(path)
+    if place.is_dir():
+        if any(place.rglob("features.json")):
+            return "tfds"
+        if any(_dataset_files(place)):
+            return "hf"
+        raise CorpusError(
+            f"the corpus {path} is a folder without .parquet or .arrow files and without a TFDS "
+            "features.json: Is a directory that no reader knows"
+        )
+    name = place.name.lower()
+    if name.endswith((".xml", ".xml.bz2")):
+        return "dump"
+    return "hf" if name.endswith((".parquet", ".arrow")) else "jsonl"
+
+
+def _rows(kind: str, cfg: CorpusConfig, stats: CorpusStats) -> Iterator[corpus.Row]:
+    """Rows of a corpus with where they stand; those of a dump hold pages."""
+    if kind == "jsonl":
+        return corpus.read_rows(cfg.path, stats)
+    if kind not in FORMATS[2:]:
+        raise CorpusError(f"corpus.format is {kind!r}; choices: {', '.join(FORMATS)}")
+    if not Path(cfg.path).exists():
+        raise CorpusError(f"cannot read the corpus {cfg.path}: No such file or directory")
+    if kind == "hf":
+        return _hf_rows(Path(cfg.path), stats)
+    if kind == "tfds":
+        from masksearch_jax.data import tfds_rows  # loads TensorFlow
+
+        return tfds_rows.rows(cfg.path)
+    return ((f"{cfg.path}: page {p.id}", p) for p in dump.read_pages(cfg.path))
+
+
+def _dataset_files(path: Path) -> list[Path]:
+    files = [path] if path.is_file() else sorted(path.rglob("*"))
+    return [f for f in files if f.suffix in (".parquet", ".arrow")]
+
+
+def _hf_rows(path: Path, stats: CorpusStats) -> Iterator[corpus.Row]:
+    """Rows of the parquet and arrow files of a dataset's folder, in the order of their names."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    files = _dataset_files(path)
+    for number, file in enumerate(files):
+        stats.done = number / len(files)
+        try:
+            if file.suffix == ".parquet":
+                batches = parquet.ParquetFile(file).iter_batches(batch_size=1024)
+            else:
+                batches = _arrow_batches(file)
+            rows = (row for batch in batches for row in batch.to_pylist())
+            for row_number, row in enumerate(rows, 1):
+                yield f"{file}: row {row_number}", row
+        except (pa.ArrowException, OSError) as error:
+            raise CorpusError(f"{file}: unreadable: {error}") from error
+
+
+def _arrow_batches(file: Path) -> Iterator[Any]:
+    """Batches of an Arrow file in the stream format, as `datasets` saves it, or the file format."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(file)) as source:
+        if source.read(6) == b"ARROW1":
+            reader = pa.ipc.open_file(source)
+            yield from map(reader.get_batch, range(reader.num_record_batches))
+        else:
+            source.seek(0)
+            yield from pa.ipc.open_stream(source)
+
+
+def _articles(
+    rows: Iterable[Any],
+    cfg: CorpusConfig,
+    log: Callable[[str], None],
+    stats: CorpusStats,
+    mapper: Mapper,
+    anchors: Callable[[str], None] | None,
+) -> Iterator[Passage]:
+    """The passages of articles, read by `mapper` in blocks."""
+    blocks = ((block, cfg.passage_words, cfg.language) for block in _blocks(rows, 64))
+    for results in mapper(read_block, blocks):
+        for where, result in results:
+            stats.read += 1
+            if isinstance(result, BadRow):
+                log(stats.note(result, where))
+                if stats.bad > corpus.EARLY:
+                    stats.check(cfg.path, cfg.max_bad_fraction)
+                continue
+            stats.left_out.add(result.left_out)
+            for anchor in result.anchors if anchors else ():
+                anchors(anchor)
+            yield from result.passages
+
+
+def _blocks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    rows = iter(rows)
+    while block := list(itertools.islice(rows, size)):
+        yield block
+
+
+def read_block(task: tuple[list[corpus.Row], int, str]) -> list[tuple[str, Read | BadRow]]:
+    """What each row of a block gives; pure, to be run in any process."""
+    rows, words, language = task
+    read: list[tuple[str, Read | BadRow]] = []
+    for where, row in rows:
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            read.append((where, read_article(row, words, language)))
+        except BadRow as bad:
+            read.append((where, bad))
+    return read
+
+
+def read_article(row: dict[str, Any] | dump.Page, words: int, language: str) -> Read:
+    """The passages of a dump page or of a row of id, title, text. Raises BadRow."""
+    left_out = Tally()
+    if isinstance(row, dump.Page):
+        if row.refusal:
+            left_out.drop(row.refusal, repr(row.title))
+            return Read([], [], left_out)
+        try:
+            article = dump.render(row)
+        except ValueError as error:
+            raise BadRow("unparsable wikitext", f"{row.title!r}: {error}") from None
+    else:
+        whole = corpus.to_passage(_with_id(row))
+        article = Article(whole.id, whole.title, tuple(whole.text.split("\n")))
+    kept = _prose(article, language, left_out)
+    texts = prose.cut(kept, words, language)
+    passages = [Passage(f"{article.id}-{i}", article.title, text) for i, text in enumerate(texts)]
+    return Read(passages, list(article.anchors), left_out)
+
+
+def _with_id(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without an id, as TFDS has them, gets its title for one: titles are unique there."""
+    return row if "id" in row or "title" not in row else {**row, "id": row["title"]}
+
+
+def _prose(article: Article, language: str, left_out: Tally) -> list[str]:
+    """The paragraphs that are prose; none of an article that has too little."""
+    kept: list[str] = []
+    for text in filter(str.strip, article.paragraphs):
+        left_out.seen += 1
+        text = prose.mend(text)
+        heading = "heading" if prose.is_heading(text, language) else ""
+        if reason := prose.refusal(text, language) or heading:
+            left_out.drop(reason, f"{article.title!r}: {text[:60]!r}")
+        else:
+            kept.append(text)
+    if kept and sum(prose.length(t, language) for t in kept) < prose.STUB_WORDS:
+        left_out.drop("stub", repr(article.title), len(kept))
+        kept = []
+    left_out.kept += len(kept)
+    return kept
+
+
+def _limited(
+    passages: Iterable[Passage], cfg: CorpusConfig, stats: CorpusStats
+) -> Iterator[Passage]:
+    try:
+        for passage in itertools.islice(passages, cfg.limit or None):
+            stats.kept += 1
+            yield passage
+    except dump.DumpError as error:
+        raise CorpusError(str(error)) from error
+    stats.done = 1.0
+    stats.check(cfg.path, cfg.max_bad_fraction)
+    if not stats.kept:
+        reasons = dict(stats.left_out.dropped) | stats.dropped
+        raise CorpusError(f"the corpus {cfg.path} has no passages (left out: {reasons or 'none'})")

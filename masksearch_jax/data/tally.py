@@ -1,0 +1,52 @@
+"""Counts of what was left out, by reason, each reason with the first item it met."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+
+class ShareError(ValueError):
+    """A stage left out more than its share; the message names reasons and examples."""
+
+
+@dataclasses.dataclass
+class Tally:
+    """Items seen and kept by a stage, those left out by reason, and one example of each reason."""
+
+    seen: int = 0
+    kept: int = 0
+    dropped: Counter[str] = dataclasses.field(default_factory=Counter)
+    example: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def drop(self, reason: str, name: str, count: int = 1) -> None:
+        self.dropped[reason] += count
+        self.example.setdefault(reason, name)
+
+    def add(self, other: Tally) -> None:
+        """Adds the counts of `other`; the examples here stay where there are some."""
+        self.seen += other.seen
+        self.kept += other.kept
+        self.dropped += other.dropped
+        self.example = other.example | self.example
+
+    def check(self, stage: str, share: float, key: str) -> None:
+        """Raises ShareError when more than `share` of what was seen was left out."""
+        lost = self.dropped.total()
+        if lost > share * self.seen:
+            reasons = ", ".join(
+                f"{n:,} {reason} (as {self.example.get(reason, '?')})"
+                for reason, n in self.dropped.most_common()
+            )
+            raise ShareError(
+                f"{stage}: {lost:,} of {self.seen:,} left out, more than {key}={share:g} allows: "
+                f"{reasons}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"dropped": dict(self.dropped.most_common())}
+
+    @classmethod
+    def from_json(cls, obj: dict[str, Any]) -> Tally:
+        return cls(obj["seen"], obj["kept"], Counter(obj["dropped"]), dict(obj["example"]))

@@ -1,0 +1,444 @@
+"""Corpora of every format as passages: dumps, dataset folders, TFDS; what is left out, and why."""
+
+import bz2
+import gzip
+import itertools
+import json
+import random
+from xml.sax.saxutils import escape
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from masksearch_jax.config import CorpusConfig
+from masksearch_jax.data import corpus, dump, duplicates, prose, sources
+from masksearch_jax.data.corpus import CorpusError, CorpusStats
+from masksearch_jax.data.tally import ShareError, Tally
+
+RIVER = (
+    "The Ember is a river in the north of Valdria, which rises near the town of Old Harrow and "
+    "flows for 84 km to the sea. It was first mapped in 1731 by the surveyor Anna Lind, and a "
+    "bridge at Lowmere has crossed it since 1902."
+)
+SEE = (
+    "Lowmere is a town on the river Ember that had 4,120 inhabitants in 1990. Its harbour was "
+    "built in 1844, and the town hall, which the architect Jonas Rehn designed, was opened by the "
+    "king in the spring of 1911 after a fire had destroyed an older one."
+)
+WIKITEXT = f"""{{{{Infobox river|length={{{{convert|84|km}}}}}}}}
+'''The Ember'''{RIVER[9:].replace("Old Harrow", "[[Harrow (town)|Old Harrow]]")}<ref>A book.</ref>
+
+== Towns ==
+* [[Lowmere]]
+* Harrow
+{{| class="wikitable"
+| a || b
+|}}
+[[File:Ember.jpg|thumb|The river [[Ember]]]]
+{SEE} It is {{{{convert|5|km|mi}}}} long.<!-- not shown -->
+The speed is {{{{rate|3}}}} at most, which is less than that of other rivers in the north of it.
+[[Category:Rivers]]
+"""
+
+
+def page(number, title, text, namespace=0, redirect=""):
+    moved = f'<redirect title="{redirect}" />' if redirect else ""
+    return (
+        f"<page><title>{escape(title)}</title><ns>{namespace}</ns><id>{number}</id>{moved}"
+        f"<revision><id>{number}0</id><timestamp>2020-01-01T00:00:00Z</timestamp>"
+        f'<text xml:space="preserve">{escape(text)}</text></revision></page>\n'
+    )
+
+
+HEAD = '<mediawiki xml:lang="en"><siteinfo><dbname>enwiki</dbname></siteinfo>\n'
+PAGES = [
+    page(1, "Ember", WIKITEXT),
+    page(2, "The Ember", "#REDIRECT [[Ember]]", redirect="Ember"),
+    page(3, "Talk:Ember", RIVER, namespace=1),
+    page(4, "Ember (disambiguation)", "{{disambiguation}} Ember may be a river."),
+    page(5, "Stub", "A stub is a thing that is short."),
+    page(6, "Lowmere", SEE),
+]
+DUMP = [HEAD, *PAGES, "</mediawiki>\n"]
+
+
+def config(path, **changes):
+    values = {"path": str(path), "questions": "", "limit": 0, "max_bad_fraction": 0.0}
+    return CorpusConfig(**(values | changes))
+
+
+def read(cfg, **options):
+    stats, log = CorpusStats(), []
+    passages = list(sources.read_corpus(cfg, log=log.append, stats=stats, **options))
+    return passages, stats, log
+
+
+def write_dump(folder, data, name="wiki-pages-articles.xml.bz2"):
+    (folder / name).write_bytes(data)
+    return folder / name
+
+
+# ---- dumps
+
+
+@pytest.mark.parametrize("kind", ["plain", "bz2", "multistream"])
+def test_a_dump_gives_prose_and_counts_the_rest(tmp_path, kind):
+    text = [part.encode() for part in DUMP]
+    if kind == "plain":
+        path = write_dump(tmp_path, b"".join(text), "wiki.xml")
+    elif kind == "bz2":
+        path = write_dump(tmp_path, bz2.compress(b"".join(text)))
+    else:
+        path = write_dump(tmp_path, b"".join(map(bz2.compress, text)))
+    anchors = []
+    passages, stats, log = read(config(path, passage_words=60), anchors=anchors.append)
+    assert [(p.id, p.title, p.text) for p in passages] == [
+        ("1-0", "Ember", RIVER),
+        ("1-1", "Ember", f"{SEE} It is 5 km long."),
+        ("6-0", "Lowmere", SEE),
+    ]
+    assert (stats.read, stats.kept, stats.dropped, log) == (6, 3, {}, [])
+    reasons = ("redirect", "namespace", "disambiguation", "stub", "hole")
+    assert stats.left_out.dropped == {**dict.fromkeys(reasons, 1), "list": 2}
+    assert stats.left_out.example["redirect"] == "'The Ember'"
+    assert sorted(anchors) == ["Lowmere", "Old Harrow"]
+
+
+def test_a_page_that_cannot_be_parsed_is_one_drop(tmp_path, monkeypatch):
+    import mwparserfromhell
+
+    real = mwparserfromhell.parse
+
+    def parse(text, **options):  # the parser is not known to fail on any text
+        if "town hall" in text and "Infobox" not in text:
+            raise mwparserfromhell.parser.ParserError("odd")
+        return real(text, **options)
+
+    monkeypatch.setattr(mwparserfromhell, "parse", parse)
+    path = write_dump(tmp_path, "".join(DUMP).encode(), "wiki.xml")
+    passages, stats, log = read(config(path, max_bad_fraction=0.5))
+    assert {p.title for p in passages} == {"Ember"}
+    assert stats.dropped == {"unparsable wikitext": 1}
+    assert "page 6: unparsable wikitext: 'Lowmere'" in log[0]
+
+
+def test_a_dump_that_breaks_off_names_the_last_whole_page(tmp_path):
+    whole = "".join(DUMP).encode()
+    cut_xml = write_dump(tmp_path, whole[: whole.index(b"<id>6</id>")], "cut.xml")
+    with pytest.raises(CorpusError, match=r"cut\.xml: unreadable after page 5 'Stub'"):
+        read(config(cut_xml))
+    broken = whole.replace(b"<id>4</id>", b"<id>4</ID>")
+    with pytest.raises(CorpusError, match=r"unreadable after page 3 'Talk:Ember'"):
+        read(config(write_dump(tmp_path, broken, "broken.xml")))
+    packed = bz2.compress(whole)
+    for data in (packed[:-9], packed[:40]):
+        with pytest.raises(CorpusError, match="unreadable after"):
+            read(config(write_dump(tmp_path, data)))
+
+
+def test_wikitext_of_any_kind_is_rendered_or_left_out():
+    def render(text):
+        return dump.render(dump.Page("1", "T", text, "")).paragraphs
+
+    assert render("a ''b'' [[c#d|e]] [http://x.y f] &amp; {{nowrap|g h}}") == ("a b e f & g h",)
+    assert render("x<ref name=a/> y <nowiki>[[z]]</nowiki>") == ("x y [[z]]",)
+    assert render("see {{odd|x}} and <math>x^2</math>") == (f"see {prose.HOLE} and {prose.HOLE}",)
+    assert render("town ({{IPA|x}}; ) lies") == ("town lies",)
+    assert render("[[de:Fluss]][[File:a.jpg|thumb|b [[c]]]]") == ()
+    assert prose.refusal(render("an unclosed {{tmpl and [[link")[0], "en") == "markup"
+
+
+# ---- folders of datasets
+
+
+def rows():
+    return [
+        {"id": "1", "url": "u", "title": "Ember", "text": RIVER},
+        {"id": "2", "url": "u", "title": "Lowmere", "text": SEE},
+    ]
+
+
+def write_stream(path, table):
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def write_file(path, table):
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("data-00000.parquet", lambda path, table: parquet.write_table(table, path)),
+        ("data-00000.arrow", write_stream),
+        ("data-00001.arrow", write_file),
+    ],
+)
+def test_a_folder_of_parquet_or_arrow_files(tmp_path, name, write):
+    (tmp_path / "train").mkdir()
+    bad = {"id": "3", "url": "u", "title": None, "text": "x"}
+    write(tmp_path / "train" / name, pa.Table.from_pylist([*rows(), bad, rows()[0]]))
+    passages, stats, log = read(config(tmp_path, max_bad_fraction=0.5))
+    assert [(p.id, p.text) for p in passages] == [("1", RIVER), ("2", SEE)]
+    assert stats.dropped == {"title is not a string": 1, "duplicate id": 1}
+    assert log[0].startswith(f"{tmp_path / 'train' / name}: row 3: title is not a string")
+    cut, _, _ = read(config(tmp_path, max_bad_fraction=0.5, articles=True, passage_words=30))
+    assert [p.id for p in cut][:2] == ["1-0", "1-1"]
+    assert " ".join(p.text for p in cut if p.title == "Ember") == f"{RIVER} {RIVER}"
+
+
+def test_a_damaged_dataset_file_is_named(tmp_path):
+    for name in ("a.parquet", "a.arrow"):
+        (tmp_path / name).write_bytes(b"nothing of the kind")
+        with pytest.raises(CorpusError, match=rf"{name}: unreadable"):
+            read(config(tmp_path / name))
+
+
+def test_formats_are_told_apart_and_bad_settings_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CorpusError, match=r"without \.parquet or \.arrow files"):
+        read(config(tmp_path / "empty"))
+    with pytest.raises(CorpusError, match="No such file"):
+        read(config(tmp_path / "none.xml.bz2"))
+    with pytest.raises(CorpusError, match=r"corpus.format is 'csv'; choices: auto, jsonl"):
+        read(config(tmp_path, format="csv"))
+    with pytest.raises(CorpusError, match=r"corpus.language is 'fr'; choices: en, zh"):
+        read(config(tmp_path, language="fr"))
+    found = [sources.detect(p) for p in ("x.jsonl.gz", "x.xml", "x.XML.BZ2", "x.parquet")]
+    assert found == ["jsonl", "dump", "dump", "hf"]
+
+
+def test_whole_articles_as_json_lines_and_paragraphs_with_a_wiki_id(tmp_path):
+    path = tmp_path / "articles.jsonl"
+    article = {"id": "9", "title": "Ember", "text": f"{RIVER}\n* a list\n\n{SEE}\nWhat [[is]] it?"}
+    path.write_text(json.dumps(article) + "\n{\n")
+    passages, stats, _ = read(config(path, articles=True, max_bad_fraction=0.5))
+    assert [(p.id, p.text) for p in passages] == [("9-0", f"{RIVER} {SEE}")]
+    assert stats.left_out.to_json() == {
+        "seen": 4,
+        "kept": 2,
+        "dropped": {"list": 1, "markup": 1},
+        "example": {"list": "'Ember': '* a list'", "markup": "'Ember': 'What [[is]] it?'"},
+    }
+    assert stats.dropped == {"not JSON": 1}
+    path.write_text(
+        json.dumps({"wiki_id": "7", "par": 3, "title": "T", "text": "a"})
+        + "\n"
+        + json.dumps({"wiki_id": "7", "title": "T", "text": "b"})
+    )
+    ids = [p.id for p in read(config(path))[0]]
+    assert ids[0] == "7-3"
+    assert len(ids[1]) == len("7-") + 12
+
+
+@pytest.mark.slow
+def test_a_prepared_tfds_dataset(tmp_path):
+    import tensorflow_datasets as tfds
+
+    class Wiki(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            text = tfds.features.Text()
+            features = tfds.features.FeaturesDict({"title": text, "text": text})
+            return self.dataset_info_from_configs(features=features)
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for row in rows():
+                yield row["id"], {"title": row["title"], "text": f"{row['text']}\n\nSee also\n"}
+
+    builder = Wiki(data_dir=str(tmp_path))
+    builder.download_and_prepare()
+    passages, stats, _ = read(config(builder.data_dir))
+    assert sorted((p.id, p.text) for p in passages) == [("Ember-0", RIVER), ("Lowmere-0", SEE)]
+    assert stats.left_out.dropped == {"heading": 2}
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "features.json").write_text("{}")
+    with pytest.raises(CorpusError, match="is no prepared TFDS dataset"):
+        read(config(tmp_path / "odd"))
+
+
+# ---- prose
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "reason"),
+    [
+        (RIVER, "en", ""),
+        (f"{RIVER}\x00", "en", "control_characters"),
+        (f"{RIVER} [mask]", "en", "reserved_text"),
+        (f"{RIVER} </Search>", "en", "reserved_text"),
+        (f"{RIVER} <br /> and so on", "en", "markup"),
+        (f"{RIVER} {{{{cite", "en", "markup"),
+        (RIVER.replace("the sea", f"the {prose.HOLE}"), "en", "hole"),
+        ("It lost $ million in the year that had been the best for all of them.", "en", "hole"),
+        ("* one\n* two\nand three", "en", "list"),
+        ("He met " + ", ".join(["Ada", "Bo", "Cy"] * 6) + " and the others.", "en", "list"),
+        ("a | b | c | d is the row of the table", "en", "table"),
+        ("in 1990 12 13 14 1991 15 16 17 and 18 of the", "en", "table"),
+        ("نهر إمبر هو نهر في شمال فالدريا ويبلغ طوله ٨٤ كيلومترا", "en", "other_script"),
+        ("恩伯河是瓦尔德里亚北部的一条河流。", "en", "other_script"),
+        ("Gold Silver Bronze Winner Team Ember Harrow Lowmere Valdria", "en", "not_prose"),
+        ("x" * 1_000_000, "en", "too_long"),
+        (" \n", "en", "empty"),
+        ("1731", "zh", "other_script"),
+        ("恩伯河是瓦尔德里亚北部的一条河流，全长84公里，在洛米尔附近流入大海。", "zh", ""),
+        ("恩伯河，、是北部的一条河流。", "zh", "hole"),
+        ("曾祖郭桂；祖郭琳；父郭善道，衢州府教授，母衛氏。", "zh", "not_prose"),
+        ("The Ember is a river.", "zh", "other_script"),
+    ],
+)
+def test_what_is_no_clean_paragraph(text, language, reason):
+    assert prose.refusal(text, language) == reason
+
+
+def test_empty_brackets_are_mended():
+    assert prose.mend("Budapest ( ; ) lies. Sapir (; 1884–1939) and 恩伯（，）河") == (
+        "Budapest lies. Sapir (1884–1939) and 恩伯河"
+    )
+
+
+@given(
+    st.lists(st.text(st.characters(codec="utf-8"), max_size=80), max_size=6),
+    st.integers(1, 40),
+    st.sampled_from(prose.LANGUAGES),
+)
+def test_cutting_loses_nothing_but_spaces(paragraphs, words, language):
+    passages = prose.cut(paragraphs, words, language)
+
+    def squeezed(texts):
+        return "".join("".join(texts).split())
+
+    assert squeezed(passages) == squeezed(paragraphs)
+    for passage in passages:
+        one = len(prose.sentences(passage, language)) == 1
+        assert one or prose.length(passage, language) <= 2 * words + 2
+
+
+def test_passages_end_with_sentences_and_keep_their_length():
+    text = (
+        "Dr. J. Lind came to St. Ives in 1901. She (b. 1870) left. “Why?” asked Mr. Rehn. So it is."
+    )
+    assert prose.sentences(text, "en") == [
+        "Dr. J. Lind came to St. Ives in 1901.",
+        "She (b. 1870) left.",
+        "“Why?” asked Mr. Rehn.",
+        "So it is.",
+    ]
+    first, second = prose.sentences(RIVER, "en")
+    lengths = [len(s.split()) for s in (first, second)]
+    assert prose.cut([SEE, RIVER], sum(lengths), "en")[-1] == RIVER
+    assert prose.cut([RIVER], sum(lengths) - 1, "en") == [first, second]
+    chinese = "恩伯河是一条河流。它长84公里！“真的？”是的。"
+    assert prose.sentences(chinese, "zh") == [
+        "恩伯河是一条河流。",
+        "它长84公里！",
+        "“真的？”",
+        "是的。",
+    ]
+    assert prose.length(chinese, "zh") == 9  # 16 characters and a number
+    assert prose.cut([chinese], 5, "zh") == ["恩伯河是一条河流。", "它长84公里！“真的？”是的。"]
+
+
+# ---- counts and duplicates
+
+
+def test_a_stage_fails_beyond_its_share_and_names_an_example():
+    tally = Tally(seen=10, kept=7)
+    tally.drop("list", "'Ember'", 2)
+    tally.drop("hole", "'Harrow'")
+    tally.check("paragraphs", 0.3, "clean.max_drop")
+    message = (
+        r"paragraphs: 3 of 10 left out, .*clean\.max_drop=0\.2 .*2 list \(as 'Ember'\), 1 hole"
+    )
+    with pytest.raises(ShareError, match=message):
+        tally.check("paragraphs", 0.2, "clean.max_drop")
+    assert Tally.from_json(json.loads(json.dumps(tally.to_json()))) == tally
+
+
+def jaccard(a, b):
+    a, b = set(duplicates.shingles(a, "en")), set(duplicates.shingles(b, "en"))
+    return len(a & b) / len(a | b)
+
+
+def test_duplicates_are_found_by_exact_similarity():
+    rng = random.Random(0)
+    base = [" ".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=100)) for _ in range(200)]
+    texts, expected = list(base), [duplicates.KEPT] * len(base)
+    for i, text in enumerate(base):
+        words = text.split()
+        if i % 4 == 0:
+            texts.append(text.upper() + "!")
+            expected.append(duplicates.EXACT)
+        elif i % 4 == 1:
+            words[50] = "one"
+            texts.append(" ".join(words))
+            expected.append(duplicates.NEAR)
+        elif i % 4 == 2:
+            words[10::12] = ["other"] * len(words[10::12])
+            texts.append(" ".join(words))
+            expected.append(duplicates.KEPT)
+    assert jaccard(texts[1], texts[201]) > 0.88
+    assert jaccard(texts[2], texts[202]) < 0.5
+    blocks = [duplicates.sketch(texts[i : i + 64], "en") for i in range(0, len(texts), 64)]
+    sketches = duplicates.Sketches(*map(np.concatenate, zip(*blocks, strict=True)))
+    assert duplicates.find(sketches, 0.8).tolist() == expected
+
+
+def test_signatures_estimate_similarity():
+    rng = random.Random(1)
+    words = rng.choices("abcdefghijklmnopqrstuvwxyz", k=2000)
+    texts = [" ".join(words[i : i + 1000]) for i in (0, 50, 200, 500)]
+    signatures = duplicates.sketch(texts, "en").signatures
+    for i, j in itertools.combinations(range(4), 2):
+        estimate = (signatures[i] == signatures[j]).mean()
+        assert abs(estimate - jaccard(texts[i], texts[j])) < 0.15
+
+
+def test_near_duplicates_in_chinese_and_short_texts():
+    text = (
+        "恩伯河是瓦尔德里亚北部的一条河流，全长84公里，在洛米尔附近流入大海，"
+        "沿岸有三座城市和许多村庄，最大的是旧哈罗。"
+    )
+    texts = [text, text.replace("，", "、"), text + "它很美。", "一", "二", "", ""]
+    K, E, N = duplicates.KEPT, duplicates.EXACT, duplicates.NEAR
+    assert duplicates.find(duplicates.sketch(texts, "zh"), 0.8).tolist() == [K, E, N, K, K, K, E]
+    assert duplicates.find(duplicates.sketch([], "zh"), 0.8).tolist() == []
+
+
+def test_ids_are_told_apart_as_a_set_does():
+    ids, plain = corpus._Ids(), set()
+    rng = random.Random(0)
+    for _ in range(20_000):
+        name = str(rng.randrange(15_000))
+        assert ids.add(name) == (name not in plain)
+        plain.add(name)
+
+
+def test_real_paragraphs_in_both_languages(shared_data):
+    kept = {}
+    for name, language in (("wiki_en", "en"), ("wiki_zh", "zh")):
+        cfg = config(
+            shared_data / name / "paragraphs.jsonl.gz", language=language, limit=2000,
+            max_bad_fraction=0.01,
+        )  # fmt: skip
+        texts = [p.text for p in read(cfg)[0]]
+        kept[name] = sum(not prose.refusal(prose.mend(t), language) for t in texts) / len(texts)
+    assert kept["wiki_en"] > 0.9
+    assert kept["wiki_zh"] > 0.8
+
+
+def test_gzipped_wiki18_rows(tmp_path):
+    path = tmp_path / "wiki-18.jsonl.gz"
+    row = {"id": "0", "contents": f'"Ember"\n{RIVER}'}
+    path.write_bytes(gzip.compress(json.dumps(row).encode()))
+    assert [(p.id, p.title, p.text) for p in read(config(path))[0]] == [("0", "Ember", RIVER)]
