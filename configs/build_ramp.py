@@ -19,7 +19,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.seed = 0  # of the atlas's wording
 
     c.corpus = ConfigDict()
-    c.corpus.path = ""  # JSONL of id, title, text, .gz allowed; empty: the built-in atlas of facts
+    c.corpus.path = ""  # empty: the built-in atlas of facts
     c.corpus.questions = ""  # JSONL of qid, dataset, question, answers, gold
     c.corpus.limit = 0
     c.corpus.max_bad_fraction = 0.01
@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.ramp = ConfigDict()
     c.ramp.cities = 3000
     c.ramp.reworded = False  # True is harder: read, not copy
-    c.ramp.extractor = "rules"
+    c.ramp.extractor = "rules"  # rules | spacy | llm
     c.ramp.max_masks = 4
     c.ramp.examples_per_passage = 2
     c.ramp.min_words = 8
@@ -40,6 +40,54 @@ def get_config(arg: str = "") -> ConfigDict:
     c.ramp.rl_fraction = 0.0
     c.ramp.max_examples = 0
     c.ramp.seed = 0
+    c.ramp.strategy = "random"  # random | weighted | ppl
+    c.ramp.min_nll = 0.5  # of ppl
+    c.ramp.max_nll = 6.0
+    c.ramp.gazetteer = 1_000_000  # names learned from titles and links
+    c.ramp.spacy_model = ""  # of the extractor spacy, such as en_core_web_sm
+
+    c.clean = ConfigDict()
+    c.clean.prose = True
+    c.clean.duplicates = 0.8
+    c.clean.max_drop = 0.5
+    c.clean.leakage = "keep"  # keep | tag | drop
+    c.clean.evaluation = ()  # JSONL of questions
+    c.clean.evaluation_passages = ""  # JSONL of the passages that they name
+    c.clean.ngram = 13
+
+    c.work = ConfigDict()
+    c.work.workers = 1
+    c.work.part = 5000
+
+    c.ppl = ConfigDict()
+    c.ppl.init = ""  # of the strategy ppl: HF folder or checkpoints
+    c.ppl.tokenizer = ""
+    c.ppl.batch = 16
+    c.ppl.max_len = 1024
+    c.ppl.compute = ConfigDict()
+    c.ppl.compute.dtype = "bfloat16"
+    c.ppl.compute.param_dtype = "float32"
+    c.ppl.compute.attention = "xla"
+    c.ppl.compute.remat = "none"
+    c.ppl.compute.loss_chunk = 1024
+    c.ppl.mesh = ConfigDict()
+    c.ppl.mesh.data = 1
+    c.ppl.mesh.fsdp = -1
+    c.ppl.mesh.tensor = 1
+
+    c.llm = ConfigDict()
+    c.llm.base_url = "http://localhost:8000/v1"  # of the extractor llm
+    c.llm.model = ""
+    c.llm.api_key_env = "OPENAI_API_KEY"
+    c.llm.temperature = 0.0
+    c.llm.max_tokens = 1024
+    c.llm.concurrency = 32
+    c.llm.timeout = 60.0
+    c.llm.deadline = 300.0
+    c.llm.retries = 5
+    c.llm.backoff = 1.0
+    c.llm.cache = "runs/llm.sqlite"
+    c.llm.budget = 0
 
     if arg.runlocal:
         c.corpus.limit = 300

@@ -41,6 +41,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.ramp.rl_fraction = 0.25
     c.ramp.max_examples = 0
     c.ramp.seed = 0
+    c.ramp.strategy = "random"
+    c.ramp.gazetteer = 0
 
     c.search = ConfigDict()
     c.search.kind = "bm25"

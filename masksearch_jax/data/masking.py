@@ -1,15 +1,24 @@
 """Masking and its inverse: chosen spans become `[mask]`, and fills make the paragraph whole again.
 
-k distinct spans that do not overlap, drawn without replacement (MaskSearch, section 3.1).
+k distinct spans that do not overlap, drawn without replacement (MaskSearch, section 3.1): evenly,
+by type and rarity, or by how hard the current model finds them.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 from masksearch_jax import markup
 from masksearch_jax.types import Span
+
+STRATEGIES = ("random", "weighted", "ppl")
+# How worth searching for a type is; a year or a count is often one of many that would do.
+TYPE_WEIGHTS = {"PERSON": 3.0, "ORG": 3.0, "PLACE": 2.0, "TERM": 2.0, "DATE": 1.5, "NUMBER": 1.0}
+
+# Mean negative log-likelihoods, in nats per token, of targets after their contexts.
+Scorer = Callable[[Sequence[tuple[str, str]]], Sequence[float]]
 
 
 def reserved(text: str) -> bool:
@@ -27,12 +36,17 @@ def disjoint(spans: Sequence[Span]) -> list[Span]:
 
 
 def mask(
-    paragraph: str, spans: Sequence[Span], k: int, rng: random.Random
+    paragraph: str,
+    spans: Sequence[Span],
+    k: int,
+    rng: random.Random,
+    weights: Mapping[Span, float] | None = None,
 ) -> tuple[str, tuple[Span, ...]]:
     """The paragraph with `k` of the spans masked, and those spans in text order.
 
-    ValueError for fewer than `k` disjoint spans, a span that is not where it says, or a paragraph
-    that already holds `[mask]` or our tags.
+    weights: of each span, above 0; a span of twice the weight is as likely as two. ValueError
+    for fewer than `k` disjoint spans, a span that is not where it says, or a paragraph that already
+    holds `[mask]` or our tags.
     """
     if reserved(paragraph):
         raise ValueError(f"the paragraph already holds {markup.MASK} or a tag: {paragraph[:80]!r}")
@@ -42,7 +56,12 @@ def mask(
     choices = disjoint(spans)
     if not 1 <= k <= len(choices):
         raise ValueError(f"k is {k}; it must be 1 to {len(choices)}, the number of disjoint spans")
-    chosen = tuple(sorted(rng.sample(choices, k), key=lambda s: s.start))
+    if weights is None:
+        drawn = rng.sample(choices, k)
+    else:  # Efraimidis and Spirakis 2006: a weighted sample without replacement
+        keyed = [(rng.random() ** (1 / weights[s]), s) for s in choices]
+        drawn = [s for _, s in sorted(keyed, key=lambda pair: -pair[0])[:k]]
+    chosen = tuple(sorted(drawn, key=lambda s: s.start))
     return _replace(paragraph, chosen), chosen
 
 
@@ -60,3 +79,55 @@ def unmask(masked: str, fills: Sequence[str]) -> str:
     if len(pieces) - 1 != len(fills):
         raise ValueError(f"{len(fills)} fills for {len(pieces) - 1} masks in {masked[:80]!r}")
     return pieces[0] + "".join(f + p for f, p in zip(fills, pieces[1:], strict=True))
+
+
+def by_type_and_rarity(
+    spans: Sequence[Sequence[Span]],
+) -> list[dict[Span, float]]:
+    """Weights of the spans of some paragraphs: their type's, over how many paragraphs have them."""
+    paragraphs = Counter(text for found in spans for text in {s.text for s in found})
+    return [{s: TYPE_WEIGHTS[s.type] / paragraphs[s.text] for s in found} for found in spans]
+
+
+def questions(paragraph: str, spans: Sequence[Span]) -> list[tuple[str, str]]:
+    """For each span, what a model is asked: the paragraph with it masked, then written up to it.
+
+    (context, span): the teacher-forced likelihood of the span is how hard the mask is.
+    """
+    asked = []
+    for span in spans:
+        context = f"{_replace(paragraph, [span])}\n\n{paragraph[: span.start]}"
+        asked.append((context, span.text))
+    return asked
+
+
+def by_difficulty(
+    spans: Sequence[Span], losses: Sequence[float], low: float, high: float
+) -> tuple[dict[Span, float], Counter[str]]:
+    """The spans whose loss is within [low, high], with it as weight; the others counted.
+
+    too_easy: the model knows them without searching. too_hard: nothing tells them, often a mistake
+    of the text or of the extractor.
+    """
+    kept: dict[Span, float] = {}
+    refused: Counter[str] = Counter()
+    for span, loss in zip(spans, losses, strict=True):
+        if low <= loss <= high:
+            kept[span] = max(loss, 1e-6)
+        else:
+            refused["too_easy" if loss < low else "too_hard"] += 1
+    return kept, refused
+
+
+def token_rows(
+    asked: Sequence[tuple[str, str]], encode: Callable[[str], list[int]]
+) -> list[tuple[list[int], list[int]]]:
+    """Contexts and targets as ids of the whole text; a token across the border is the target's."""
+    rows = []
+    for context, target in asked:
+        whole, before = encode(context + target), encode(context)
+        same = 0
+        while same < min(len(before), len(whole) - 1) and whole[same] == before[same]:
+            same += 1
+        rows.append((whole[:same], whole[same:]))
+    return rows

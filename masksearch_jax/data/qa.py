@@ -12,10 +12,12 @@ import gzip
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from masksearch_jax.config import ConfigError, RampConfig
 from masksearch_jax.data import ramp
 from masksearch_jax.types import QAExample
 
@@ -183,3 +185,39 @@ def split_questions(
         else:
             train.append(question)
     return QuestionSplit(tuple(train), tuple(heldout), between)
+
+
+def write_split(
+    folder: Path,
+    questions: Iterable[QAExample],
+    titles: Mapping[str, str],
+    dropped: Counter[str],
+    cfg: RampConfig,
+    path: str,
+) -> dict[str, Any]:
+    """Writes FOLDER/questions/{train,heldout}.jsonl, split by article; the counts in and out.
+
+    Kept are the questions whose gold passages are all in `titles`. dropped: lines of the file
+    `path` that were none, by reason. Raises ConfigError where not one of the file is kept.
+    """
+    asked = list(questions)
+    kept = [q for q in asked if titles.keys() >= set(q.gold)]
+    if asked and not kept and path:
+        raise ConfigError(
+            f"not one of the {len(asked)} questions of {path} has its gold passages in the corpus; "
+            f"the first asks for {asked[0].gold}"
+        )
+    split = split_questions(kept, titles, cfg.heldout_fraction, cfg.seed)
+    for name in ("train", "heldout"):
+        file = folder / "questions" / f"{name}.jsonl"
+        file.unlink(missing_ok=True)
+        if found := getattr(split, name):
+            ramp.write_jsonl(file, found)
+    read = len(asked) + dropped.total()
+    lost = {
+        "gold passage not in the corpus": len(asked) - len(kept),
+        "between splits": split.between,
+    }
+    by_split = {"train": len(split.train), "heldout": len(split.heldout)}
+    counts = {"in": read, "out": sum(by_split.values()), "dropped": dict(dropped + Counter(lost))}
+    return counts | by_split

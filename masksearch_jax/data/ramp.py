@@ -12,28 +12,54 @@ import os
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from masksearch_jax.config import RampConfig
-from masksearch_jax.data import masking, spans
+from masksearch_jax.data import masking, prose, spans
+from masksearch_jax.data.tally import Tally
 from masksearch_jax.types import Passage, RampExample, Span, from_json, to_json
+
+_BLOCK = 512  # paragraphs given to the extractor at once
 
 
 @dataclasses.dataclass(frozen=True)
 class RampStats:
-    """Counts of one build.
+    """Counts of one build, or of several added together.
 
-    paragraphs: given. used: masked at least once. examples: per split and number of masks.
-    dropped: paragraphs, and examples that came out twice, by reason. refused: spans by reason.
+    paragraphs: given. used: masked at least once. examples: per split and number of masks. dropped:
+    paragraphs, and examples that came out twice, by reason; example: the first one of each reason.
+    refused, types: spans refused by reason, spans masked by type.
     """
 
-    paragraphs: int
-    used: int
-    examples: dict[str, dict[int, int]]
-    dropped: dict[str, int]
-    refused: dict[str, int]
+    paragraphs: int = 0
+    used: int = 0
+    examples: dict[str, dict[int, int]] = dataclasses.field(default_factory=dict)
+    dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    refused: dict[str, int] = dataclasses.field(default_factory=dict)
+    example: dict[str, str] = dataclasses.field(default_factory=dict)
+    types: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def __add__(self, other: RampStats) -> RampStats:
+        splits = self.examples.keys() | other.examples.keys()
+        return RampStats(
+            paragraphs=self.paragraphs + other.paragraphs,
+            used=self.used + other.used,
+            examples={
+                s: _sum(self.examples.get(s, {}), other.examples.get(s, {})) for s in sorted(splits)
+            },
+            dropped=_sum(self.dropped, other.dropped),
+            refused=_sum(self.refused, other.refused),
+            example=other.example | self.example,
+            types=_sum(self.types, other.types),
+        )
+
+    @classmethod
+    def from_json(cls, obj: dict[str, Any]) -> RampStats:
+        """The inverse of `dataclasses.asdict` through JSON."""
+        examples = {s: {int(k): n for k, n in by_k.items()} for s, by_k in obj["examples"].items()}
+        return cls(**(obj | {"examples": examples}))
 
     def lines(self) -> list[str]:
         """The counts as text, one fact per line."""
@@ -49,6 +75,10 @@ class RampStats:
             f"RAMP dropped: {_counts(self.dropped)}",
             f"RAMP spans refused: {_counts(self.refused)}",
         ]
+
+
+def _sum(a: dict[Any, int], b: dict[Any, int]) -> dict[Any, int]:
+    return dict(Counter(a) + Counter(b))
 
 
 def _counts(by_reason: dict[str, int]) -> str:
@@ -71,37 +101,53 @@ def split_of(title: str, cfg: RampConfig) -> str:
 
 
 def build_examples(
-    paragraphs: Iterable[Passage], cfg: RampConfig, log: Callable[[str], None]
+    paragraphs: Iterable[Passage],
+    cfg: RampConfig,
+    log: Callable[[str], None],
+    *,
+    language: str = "en",
+    extractor: spans.Extractor | None = None,
+    scorer: masking.Scorer | None = None,
 ) -> tuple[dict[str, list[RampExample]], RampStats]:
     """Examples of each split (train, rl, heldout), and what became of each paragraph.
 
     No article is in two splits. A paragraph of a rewording ("city:1#2") has the passage before "#"
-    as its `passage_id`. ValueError for an impossible config; `log` gets the counts as text.
+    as its `passage_id`. extractor: by default the rules alone. scorer: for the strategy ppl.
+    ValueError for an impossible config; `log` gets the counts as text.
     """
-    _check(cfg)
-    extractor = spans.extractor(cfg.extractor)
+    check(cfg)
+    extractor = extractor or spans.RulesExtractor(language)
     given = list(paragraphs)
-    usable, dropped = _usable(given, cfg, extractor)
-    by_split: dict[str, list] = {"train": [], "rl": [], "heldout": []}
-    for paragraph, found in usable:
-        by_split[split_of(paragraph.title, cfg)].append((paragraph, found))
-    made: dict[str, list[RampExample]] = {}
-    for split, members in by_split.items():
-        made[split], lost = _balanced(members, cfg, random.Random(f"{cfg.seed}/{split}"))
-        dropped += lost
+    tally = Tally(seen=len(given))
+    usable, refused = _usable(given, cfg, language, extractor, tally)
+    usable, too = _weighted(usable, cfg, scorer, tally)
+    by_split: dict[str, list[_Usable]] = {"train": [], "rl": [], "heldout": []}
+    for member in usable:
+        by_split[split_of(member.paragraph.title, cfg)].append(member)
+    made = {split: _balanced(members, cfg, split, tally) for split, members in by_split.items()}
+    everything = [e for examples in made.values() for e in examples]
     stats = RampStats(
         paragraphs=len(given),
-        used=len({e.id.rpartition("@")[0] for examples in made.values() for e in examples}),
+        used=len({e.id.rpartition("@")[0] for e in everything}),
         examples={s: dict(Counter(e.k for e in examples)) for s, examples in made.items()},
-        dropped=dict(dropped),
-        refused=dict(extractor.refused),
+        dropped=dict(tally.dropped),
+        refused=dict(refused + too),
+        example=tally.example,
+        types=dict(Counter(s.type for e in everything for s in e.spans)),
     )
     for line in stats.lines():
         log(line)
     return made, stats
 
 
-def _check(cfg: RampConfig) -> None:
+class _Usable(NamedTuple):
+    paragraph: Passage
+    found: list[Span]
+    weights: dict[Span, float] | None = None
+
+
+def check(cfg: RampConfig) -> None:
+    """Raises ValueError for settings that contradict each other."""
     for name in ("max_masks", "examples_per_passage"):
         if getattr(cfg, name) < 1:
             raise ValueError(f"ramp.{name} is {getattr(cfg, name)}; it must be at least 1")
@@ -110,43 +156,58 @@ def _check(cfg: RampConfig) -> None:
             raise ValueError(f"ramp.{name} is {getattr(cfg, name)}; it must be in [0, 1)")
     if cfg.min_words > cfg.max_words:
         raise ValueError(f"ramp.min_words {cfg.min_words} is above max_words {cfg.max_words}")
+    if cfg.min_nll > cfg.max_nll:
+        raise ValueError(f"ramp.min_nll {cfg.min_nll} is above max_nll {cfg.max_nll}")
+    for name, choices in (("extractor", spans.EXTRACTORS), ("strategy", masking.STRATEGIES)):
+        if getattr(cfg, name) not in choices:
+            raise ValueError(
+                f"no {name} {getattr(cfg, name)!r} (ramp.{name}); choices: {', '.join(choices)}"
+            )
 
 
 def _usable(
-    given: list[Passage], cfg: RampConfig, extractor: spans.Extractor
-) -> tuple[list[tuple[Passage, list[Span]]], Counter[str]]:
-    """Paragraphs with their spans, and the others counted by reason.
+    given: list[Passage],
+    cfg: RampConfig,
+    language: str,
+    extractor: spans.Extractor,
+    tally: Tally,
+) -> tuple[list[_Usable], Counter[str]]:
+    """Paragraphs with their spans; the others are counted in `tally`, refused spans by reason.
 
     In a random order, so that `max_examples` takes a sample, and stopping there saves the rest.
     """
-    wanted = -(-cfg.max_examples // cfg.examples_per_passage)
+    wanted = -(-cfg.max_examples // cfg.examples_per_passage) or len(given)
     order = random.Random(f"{cfg.seed}/order").sample(range(len(given)), len(given))
-    usable: list[tuple[Passage, list[Span]]] = []
-    dropped: Counter[str] = Counter()
+    usable: list[_Usable] = []
+    refused: Counter[str] = Counter()
     seen: set[tuple[str, str]] = set()
-    for i in order:
-        paragraph = given[i]
-        if cfg.max_examples and len(usable) == wanted:
-            dropped["beyond_max_examples"] += 1
-            continue
-        reason = _refusal(paragraph, cfg)
-        found = (
-            [] if reason else masking.disjoint(extractor.extract(paragraph.text, paragraph.title))
-        )
-        if not reason and (paragraph.title, paragraph.text) in seen:
-            reason = "duplicate"
-        if not reason and not found:
-            reason = "no_spans"
-        if reason:
-            dropped[reason] += 1
-        else:
-            seen.add((paragraph.title, paragraph.text))
-            usable.append((paragraph, found))
-    return usable, dropped
+    while order and len(usable) < wanted:
+        size = min(_BLOCK, wanted - len(usable))
+        block, order = order[:size], order[size:]
+        fit = []
+        for paragraph in (given[i] for i in block):
+            key = (paragraph.title, paragraph.text)
+            reason = _refusal(paragraph, cfg, language) or ("duplicate" if key in seen else "")
+            if reason:
+                tally.drop(reason, paragraph.id)
+            else:
+                seen.add(key)
+                fit.append(paragraph)
+        for paragraph, (found, why) in zip(fit, extractor.find(fit), strict=True):
+            refused += why
+            if disjoint := masking.disjoint(found):
+                usable.append(_Usable(paragraph, disjoint))
+            else:
+                tally.drop("no_spans", paragraph.id)
+    if order:
+        tally.drop("beyond_max_examples", given[order[0]].id, len(order))
+    return usable, refused
 
 
-def _refusal(paragraph: Passage, cfg: RampConfig) -> str:
-    words = len(paragraph.text.split())
+def _refusal(paragraph: Passage, cfg: RampConfig, language: str) -> str:
+    if len(paragraph.text) > prose.MAX_CHARS:
+        return "too_long"
+    words = prose.length(paragraph.text, language)
     if words < cfg.min_words:
         return "too_short"
     if words > cfg.max_words:
@@ -154,9 +215,32 @@ def _refusal(paragraph: Passage, cfg: RampConfig) -> str:
     return "reserved_text" if masking.reserved(paragraph.text) else ""
 
 
+def _weighted(
+    usable: list[_Usable], cfg: RampConfig, scorer: masking.Scorer | None, tally: Tally
+) -> tuple[list[_Usable], Counter[str]]:
+    """The paragraphs with weights for their spans, as `cfg.strategy` says; spans refused by it."""
+    if cfg.strategy == "random":
+        return usable, Counter()
+    if cfg.strategy == "weighted":
+        weights = masking.by_type_and_rarity([u.found for u in usable])
+        return [u._replace(weights=w) for u, w in zip(usable, weights, strict=True)], Counter()
+    if scorer is None:
+        raise ValueError("ramp.strategy 'ppl' needs a model that scores spans; there is none")
+    kept, refused = [], Counter[str]()
+    for member in usable:
+        losses = scorer(masking.questions(member.paragraph.text, member.found))
+        weighed, why = masking.by_difficulty(member.found, losses, cfg.min_nll, cfg.max_nll)
+        refused += why
+        if weighed:
+            kept.append(_Usable(member.paragraph, list(weighed), weighed))
+        else:
+            tally.drop("no_span_within_nll", member.paragraph.id)
+    return kept, refused
+
+
 def _balanced(
-    members: list[tuple[Passage, list[Span]]], cfg: RampConfig, rng: random.Random
-) -> tuple[list[RampExample], Counter[str]]:
+    members: list[_Usable], cfg: RampConfig, split: str, tally: Tally
+) -> list[RampExample]:
     """Examples with as many of each number of masks as the paragraphs allow, shuffled.
 
     Paragraphs with the fewest spans choose first, since they have the least choice; each takes the
@@ -164,20 +248,33 @@ def _balanced(
     """
     made: Counter[int] = Counter()
     examples: list[RampExample] = []
-    dropped: Counter[str] = Counter()
-    for paragraph, found in sorted(members, key=lambda m: len(m[1])):
+    for paragraph, found, weights in sorted(members, key=lambda m: len(m.found)):
         seen: set[str] = set()
         for i in range(cfg.examples_per_passage):
             k = min(range(1, min(len(found), cfg.max_masks) + 1), key=lambda k: (made[k], -k))
-            masked, chosen = masking.mask(paragraph.text, found, k, rng)
-            if masked in seen:
-                dropped["same_masks_again"] += 1
+            example = mask_paragraph(paragraph, found, k, i, cfg.seed, weights)
+            if example.masked in seen:
+                tally.drop("same_masks_again", paragraph.id)
                 continue
-            seen.add(masked)
+            seen.add(example.masked)
             made[k] += 1
-            examples.append(_example(paragraph, i, masked, chosen))
-    rng.shuffle(examples)
-    return examples, dropped
+            examples.append(example)
+    random.Random(f"{cfg.seed}/{split}").shuffle(examples)
+    return examples
+
+
+def mask_paragraph(
+    paragraph: Passage,
+    found: Sequence[Span],
+    k: int,
+    number: int,
+    seed: int,
+    weights: Mapping[Span, float] | None = None,
+) -> RampExample:
+    """Example `number` of a paragraph, with `k` masks; pure, drawn by (seed, id, number)."""
+    rng = random.Random(f"{seed}/{paragraph.id}/{number}")
+    masked, chosen = masking.mask(paragraph.text, found, k, rng, weights)
+    return _example(paragraph, number, masked, chosen)
 
 
 def _example(paragraph: Passage, i: int, masked: str, chosen: tuple[Span, ...]) -> RampExample:

@@ -58,6 +58,12 @@ def read_corpus(
     return _limited(_articles(rows, cfg, log, stats, mapper, anchors), cfg, stats)
 
 
+def has_articles(cfg: CorpusConfig) -> bool:
+    """True where whole articles are cut into passages, which is worth several processes."""
+    kind = detect(cfg.path) if cfg.format == "auto" else cfg.format
+    return cfg.articles or kind in ("dump", "tfds")
+
+
 def detect(path: str) -> str:
     """The format of a path by its name and what a folder holds. Raises CorpusError."""
     place = Path(path)

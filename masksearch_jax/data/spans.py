@@ -1,218 +1,136 @@
-"""Salient spans by rules: names, dates, numbers and terms that a reader would have to look up.
+"""Salient spans: what a reader would have to look up, found by one of several extractors.
 
-`RulesExtractor` works on any English prose. What it refuses it counts by reason.
+An extractor proposes; `sift` refuses what would make a bad mask, with counts by reason. All is pure
+and needs one paragraph at a time.
 """
 
 from __future__ import annotations
 
-import functools
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple, Protocol
 
-from masksearch_jax.types import Span
+from masksearch_jax.data import lexicon, rules_en, rules_zh
+from masksearch_jax.data.gazetteer import Gazetteer
+from masksearch_jax.types import Passage, Span
 
 TYPES = ("PERSON", "PLACE", "ORG", "DATE", "NUMBER", "TERM")
-EXTRACTORS = ("rules",)
+EXTRACTORS = ("rules", "spacy", "llm")
 MAX_WORDS = 6
 MAX_CHARS = 60
-
-_MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
-_DAYS = "Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday"
-_DATE = (
-    rf"(?:\d{{1,2}}(?:st|nd|rd|th)? (?:{_MONTHS})(?:,? \d{{4}})?"
-    rf"|(?:{_MONTHS}) \d{{1,2}}(?:, \d{{4}})?"
-    rf"|(?:{_MONTHS}),? \d{{4}}|\d{{1,4}} (?:BCE?|AD|CE)|(?:1\d|20)\d\ds"
-    rf"|\d{{1,2}}(?:st|nd|rd|th)[ -]century(?: BCE?)?|(?:1[0-9]|20)\d\d(?![\d,.]\d|%))\b"
-)
-_UNIT = (
-    r"(?:hundred|thousand|million|billion|trillion|percent|per cent|degrees(?: (?:north|south|east"
-    r"|west|Celsius|Fahrenheit))?|square (?:km|kilomet(?:re|er)s|miles|metres|meters)"
-    r"|kilomet(?:re|er)s|met(?:re|er)s|miles|feet|inches|acres|hectares|tonnes|tons|pounds|kilograms|grams"
-    r"|km²|km2|km|kg|mm|cm|nm|mph|m|ft|GHz|MHz|kHz|kW|MW|GW|years|days|hours|minutes|seconds)\b"
-)
-_NUMBER = (
-    rf"(?:US)?[$€£+−-]?\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?(?:[ -]{_UNIT}|%)?"
-    rf"|(?:US)?[$€£+−]?\d+(?:\.\d+)?(?:%|[ -]{_UNIT}(?: {_UNIT})?|(?:st|nd|rd|th)\b)?"
-)
-_DOMAIN = r"(?<![\w.])\.[a-z]{2,4}\b(?!\.\w)"
-_QUOTED = r"(?<![^\s(])[\"“](?P<quoted>[^\"“”]{3,50})[\"”](?![^\s.,;:)!?])"
-_LINK = (
-    r"(?:of the|of|de la|de los|de las|de|del|della|di|da|dos|do|van der|van den|van|von der|von"
-    r"|bin|ibn|al|el|la|le|du|es|y|und)"
-)
 _TOKEN = re.compile(r"[^\W_]+")
+_HAN = re.compile("[\u3400-\u9fff]")
 
-_ORDINARY_WORDS = """
-a about above according across after again against all along also although always among an and
-another any apart are as at away back because been before behind being below beneath besides
-between beyond both but by can could currently despite did do does down due during each either
-element even eventually every except few finally first following for former formerly four from
-further generally given had has have having he hence her here his how however i if in including
-indeed initially instead into is it its itself just later latter less like likewise many
-meanwhile more moreover most much my near nearly neither never nevertheless next no nonetheless
-nor not now number of often on once one only or originally other others otherwise our out over
-overall part perhaps previously prior rather recent recently several she should similarly simply
-since so some sometimes soon still such symbol that the their them then there therefore these
-they third this those though three through throughout thus to today together traditionally two
-typically under unfortunately unlike until up upon us usually various very was we well were what
-when where whereas whether which while who whom whose why will with within without would yet you
-your
-"""
-_ORDINARY = frozenset(_ORDINARY_WORDS.split())
-_TRIVIAL = frozenset(
-    f"{_MONTHS}|{_DAYS}|I|A|OK|TV|UK|US|USA|AD|BC|Mr|Mrs|Ms|Dr|St|Sir|King|Queen|Prince|President|God"
-    "|City|River|University|North|South|East|West|Northern|Southern|Eastern|Western|Category|Note"
-    "|English|Internet".split("|")
-)
-_ORG = re.compile(
-    r"\b(?:University|Institute|Laborator(?:y|ies)|College|School|Company|Corporation|Corp|Inc|Ltd"
-    r"|Party|Church|Club|Association|Society|Committee|Council|Ministry|Department|Agency|Bank|Union"
-    r"|League|Orchestra|Museum|Records|Press|Times|Army|Navy|Force|Court|Parliament|Congress|Senate"
-    r"|Foundation|Group|Centre|Center|Commission|Organi[sz]ation|Airlines|Studios|F\.?C\.?)\b"
-)
-_PLACE = re.compile(
-    r"\b(?:River|Lake|Mount|Mountains?|Island|Islands|Sea|Ocean|Bay|Gulf|Street|Avenue|County"
-    r"|Province|Republic|Kingdom|Valley|Desert|Peninsula|Cape|Park|Bridge|Castle|Palace|Cathedral"
-    r"|Airport|Station|States|Africa|America|Asia|Europe|Oceania)\b"
-)
-_PLACE_CUE = re.compile(
-    r"\b(?:in|at|from|near|to|of|into|across|throughout|borders|lies|capital|city)(?: the)? $",
-    re.IGNORECASE,
-)
-_PERSON_CUE = re.compile(r"\b(?:by|Sir|Lord|Dr\.?|Mr\.?|Mrs\.?|President|King|Queen|Saint) $")
-_BORN = re.compile(r"^\s*(?:\(born\b|was born\b|died\b|wrote\b|said\b|married\b)")
+
+class Found(NamedTuple):
+    """Spans in text order without overlaps, `text[s.start:s.end] == s.text`; refusals by reason."""
+
+    spans: list[Span]
+    refused: Counter[str]
 
 
 class Extractor(Protocol):
-    """Finds the salient spans of a paragraph; `title` names its article and is never a span."""
+    """Finds the salient spans of passages; their titles name the articles and are never spans."""
 
-    refused: Counter[str]
-
-    def extract(self, paragraph: str, title: str) -> list[Span]: ...
+    def find(self, passages: Sequence[Passage]) -> list[Found]: ...
 
 
 class RulesExtractor:
-    """Salient spans by regular expressions, no model and no network.
+    """Salient spans by regular expressions and a gazetteer, no model and no network.
 
-    gazetteer: names that are spans even alone at the start of a sentence.
-    refused: candidates refused so far, by reason.
+    language: en | zh. gazetteer: names that are spans wherever they stand, with their types, and
+    the ordinary words of the corpus.
     """
 
-    def __init__(self, gazetteer: Collection[str] = ()):
-        self.gazetteer = frozenset(gazetteer)
-        self.refused: Counter[str] = Counter()
+    def __init__(self, language: str = "en", gazetteer: Gazetteer | None = None):
+        self.language = language
+        self.gazetteer = gazetteer
 
-    def extract(self, paragraph: str, title: str) -> list[Span]:
-        """Spans in text order, without overlaps; `paragraph[s.start:s.end] == s.text`."""
-        title_words = set(_words(title))
-        roots = Counter(map(_root, _words(paragraph)))
-        found = []
-        for span in _candidates(paragraph):
-            span, reason = self._check(span, paragraph, title_words, roots)
-            if reason:
-                self.refused[reason] += 1
-            else:
-                found.append(span)
-        return found
+    def find(self, passages: Sequence[Passage]) -> list[Found]:
+        return [self._find(p) for p in passages]
 
-    def _check(
-        self, span: Span, paragraph: str, title_words: set[str], roots: Counter[str]
-    ) -> tuple[Span, str]:
-        """The span without words that only open its sentence; why it cannot be masked, or ""."""
-        known = span.text in self.gazetteer
-        if not known and span.text[0].isupper() and _opens_sentence(paragraph, span.start):
-            span = _without_opening(paragraph, span)
-            if span is None or (_opens_sentence(paragraph, span.start) and " " not in span.text):
-                return span, "sentence_start"
-        words = _words(span.text)
-        if len(span.text.split()) > MAX_WORDS or len(span.text) > MAX_CHARS:
-            return span, "too_long"
-        if _in_title(words, title_words):
-            return span, "title"
-        if _is_trivial(span.text, words):
-            return span, "trivial"
-        if _repeated(span.text, paragraph):
-            return span, "repeated"
-        if span.type not in ("DATE", "NUMBER") and _given_away(words, roots):
-            return span, "given_away"
-        return span, ""
-
-
-def extractor(name: str, gazetteer: Collection[str] = ()) -> Extractor:
-    """The extractor called `name`. ValueError with the choices where there is none."""
-    if name != "rules":
-        raise ValueError(f"no extractor {name!r}; choices: {', '.join(EXTRACTORS)}")
-    return RulesExtractor(gazetteer)
-
-
-@functools.cache
-def _pattern() -> re.Pattern[str]:
-    """One expression for all candidates; its groups say what was found."""
-    upper = "".join(c for c in map(chr, range(0x41, 0x2000)) if c.isupper())
-    word = rf"(?!(?:{_MONTHS}),? \d)[{upper}]\w*(?:[’'ʻ‘](?!s\b)\w+|-\w+)*"
-    part = rf"(?:(?:[{upper}]\. ?)+{word}|(?:[{upper}]\.){{2,}}|(?:St|Mt|Ft|Dr)\. {word}|{word})"
-    name = rf"(?<![\w’']){part}(?: {part}| {_LINK} {part}|/{part})*"
-    return re.compile(
-        rf"{_QUOTED}|(?P<domain>{_DOMAIN})|(?P<date>(?<![\w.,$€£+/-]){_DATE})"
-        rf"|(?P<number>(?<![\w.])(?:{_NUMBER})(?!\w|-[^\W\d]))|(?P<name>{name})"
-    )
-
-
-def _candidates(paragraph: str) -> Iterator[Span]:
-    for match in _pattern().finditer(paragraph):
-        group = match.lastgroup
-        start, end = match.span(group)
-        if group == "name":
-            end = start + _length_of_name(paragraph[start:end])
-            kind = _name_type(paragraph, start, end)
+    def _find(self, passage: Passage) -> Found:
+        known = self.gazetteer
+        ordinary = known.ordinary if known and known.ordinary else lexicon.ORDINARY
+        if self.language == "zh":
+            proposed = rules_zh.candidates(passage.text)
         else:
-            kind = {"date": "DATE", "number": "NUMBER"}.get(group, "TERM")
-        yield Span(start, end, paragraph[start:end], kind)
+            proposed = rules_en.candidates(passage.text, ordinary)
+        spans: list[Span] = []
+        refused: Counter[str] = Counter()
+        for span, reason in proposed:
+            if span is None:
+                refused[reason] += 1
+            else:
+                spans.append(span)
+        if known:
+            spans = merge(spans, known.find(passage.text))
+        kept, refused = sift(passage, spans, refused)
+        if self.language == "en":
+            kept = [rules_en.typed(passage.text, s, ordinary) for s in kept]
+        return Found(kept, refused)
 
 
-def _length_of_name(text: str) -> int:
-    """Its length without a next sentence taken for a surname: "F. It" is F, "J. Smith" all."""
-    for dot in re.finditer(r"\. ?", text):
-        following = _TOKEN.match(text, dot.end())
-        if following and len(following[0]) > 1 and following[0].casefold() in _ORDINARY:
-            return dot.start()
-    return len(text)
+def merge(spans: Sequence[Span], known: Iterable[Span]) -> list[Span]:
+    """Spans by rule, corrected by known names: equal ones take its type, longer ones replace.
+
+    A known name inside a longer span by rule is left out: "Paris" in "University of Paris".
+    """
+    merged = list(spans)
+    for name in known:
+        over = [s for s in merged if s.start < name.end and name.start < s.end]
+        if any(s.end - s.start > len(name.text) or s.type in ("DATE", "NUMBER") for s in over):
+            continue
+        same = next((s for s in over if s.text == name.text), None)
+        kind = same.type if same and name.type == "TERM" else name.type
+        merged = [s for s in merged if s not in over]
+        merged.append(Span(name.start, name.end, name.text, kind))
+    return sorted(merged, key=lambda s: s.start)
 
 
-def _without_opening(paragraph: str, span: Span) -> Span | None:
-    """The name inside a sentence's opening: "In France" → "France", "Critics of Marx" → "Marx"."""
-    first, _, rest = span.text.partition(" ")
-    linked = re.match(rf"{_LINK} (?=\S)", rest)
-    if linked and not _ORG.match(first):
-        rest = rest[linked.end() :]
-    elif first.lower() not in _ORDINARY:
-        return span
-    if not rest:
-        return None
-    start = span.end - len(rest)
-    return Span(start, span.end, rest, _name_type(paragraph, start, span.end))
+def sift(passage: Passage, spans: Iterable[Span], refused: Counter[str] | None = None) -> Found:
+    """The spans that make good masks; why the others do not is added to `refused`.
+
+    overlap | too_long | title | trivial | demonym | repeated | given_away: a mask must be hidden,
+    worth asking for, and not to be read off the rest of the paragraph or the article's title.
+    """
+    refused = Counter() if refused is None else refused
+    title_words = set(words(passage.title))
+    roots: Counter[str] = Counter()
+    kept: list[Span] = []
+    for span in spans:
+        reason = _refusal(span, passage, title_words)
+        if not reason and span.type not in ("DATE", "NUMBER"):
+            roots = roots or Counter([w[:5] for w in words(passage.text)])
+            reason = "given_away" if _given_away(words(span.text), roots) else ""
+        if not reason and kept and span.start < kept[-1].end:
+            reason = "overlap"
+        if reason:
+            refused[reason] += 1
+        else:
+            kept.append(span)
+    return Found(kept, refused)
 
 
-def _name_type(paragraph: str, start: int, end: int) -> str:
-    """The likely type of a name from its words and its neighbours; TERM where nothing tells."""
-    text, before, after = paragraph[start:end], paragraph[:start], paragraph[end : end + 20]
-    if _ORG.search(text):
-        return "ORG"
-    if "/" in text or _PLACE.search(text):
-        return "PLACE"
-    if _PERSON_CUE.search(before[-12:]) or _BORN.match(after) or re.match(r"(?:\w\. ?)+\w", text):
-        return "PERSON"
-    if text.isupper():
-        return "ORG" if len(text) > 2 else "TERM"
-    if _PLACE_CUE.search(before[-16:]):
-        return "PLACE"
-    return "PERSON" if text.count(" ") in (1, 2) else "TERM"
+def _refusal(span: Span, passage: Passage, title_words: set[str]) -> str:
+    mine = words(span.text)
+    if len(span.text.split()) > MAX_WORDS or len(span.text) > MAX_CHARS:
+        return "too_long"
+    if _in_title(span, mine, passage.title, title_words):
+        return "title"
+    if _is_trivial(span.text, mine):
+        return "trivial"
+    if lexicon.DEMONYM.match(span.text):
+        return "demonym"
+    if _repeated(span.text, passage.text):
+        return "repeated"
+    return ""
 
 
-def _words(text: str) -> list[str]:
-    return [w.casefold() for w in _TOKEN.findall(text)]
+def words(text: str) -> list[str]:
+    """The words of a text in small letters; Chinese is one word as long as it runs."""
+    return _TOKEN.findall(text.casefold())
 
 
 def _root(word: str) -> str:
@@ -220,35 +138,39 @@ def _root(word: str) -> str:
     return word[:5]
 
 
-def _opens_sentence(paragraph: str, start: int) -> bool:
-    before = paragraph[:start].rstrip(" \"“'(")
-    return not before or before[-1] in ".!?:\n"
-
-
-def _in_title(words: Sequence[str], title_words: set[str]) -> bool:
+def _in_title(span: Span, mine: Sequence[str], title: str, title_words: Collection[str]) -> bool:
     """True when the span is part of the title or shares a word of four letters with it."""
-    shared = [w for w in words if w in title_words]
-    return bool(shared) and (len(shared) == len(words) or any(len(w) > 3 for w in shared))
+    if _HAN.search(span.text):
+        return span.text in title or (len(title) > 1 and title in span.text)
+    shared = [w for w in mine if w in title_words]
+    return bool(shared) and (len(shared) == len(mine) or any(len(w) > 3 for w in shared))
 
 
-def _is_trivial(text: str, words: Sequence[str]) -> bool:
+def _is_trivial(text: str, mine: Sequence[str]) -> bool:
     """True for ordinary words, months and weekdays alone, titles, and numbers of one digit."""
     return (
-        text in _TRIVIAL
-        or len(text) < 2
-        or (text.isdigit() and len(text) == 1)
-        or all(w in _ORDINARY for w in words)
+        text in lexicon.TRIVIAL
+        or (len(text) < 2 and not _HAN.match(text))
+        or all(w in lexicon.ORDINARY for w in mine)
     )
 
 
 def _repeated(text: str, paragraph: str) -> bool:
     if paragraph.count(text) < 2:
         return False
-    return len(re.findall(rf"(?<!\w){re.escape(text)}(?!\w)", paragraph)) > 1
+    if _HAN.search(text):
+        return True
+    whole, start = 0, paragraph.find(text)
+    while start >= 0 and whole < 2:
+        end = start + len(text)
+        before, after = paragraph[start - 1 : start], paragraph[end : end + 1]
+        whole += not (before.isalnum() or before == "_" or after.isalnum() or after == "_")
+        start = paragraph.find(text, end)
+    return whole > 1
 
 
-def _given_away(words: Sequence[str], roots: Counter[str]) -> bool:
+def _given_away(mine: Sequence[str], roots: Counter[str]) -> bool:
     """True when each word of the span has a relative in the rest of the paragraph."""
-    telling = [w for w in words if len(w) > 2]
-    mine = Counter(map(_root, words))
-    return bool(telling) and all(roots[_root(w)] > mine[_root(w)] for w in telling)
+    telling = [w for w in mine if len(w) > 2]
+    own = Counter(map(_root, mine))
+    return bool(telling) and all(roots[_root(w)] > own[_root(w)] for w in telling)

@@ -1,0 +1,45 @@
+"""The agent that names the salient spans of a paragraph, the paper's way, as strict JSON."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from masksearch_jax.agents import dialogue
+from masksearch_jax.agents.llm import LLM, LLMError
+from masksearch_jax.types import Passage
+
+REPAIRS = 2  # replies shown back with what is wrong before a paragraph is given up
+Named = list[tuple[str, str]]
+
+
+def parse(text: str) -> Named:
+    """(text, type) of each span of a reply. Raises dialogue.ReplyError."""
+    rows = dialogue.parse_object(text).get("spans")
+    if not isinstance(rows, list):
+        raise dialogue.ReplyError('"spans" must be a list of objects with "text" and "type"')
+    named = []
+    for row in rows:
+        if not isinstance(row, dict):
+            raise dialogue.ReplyError(f"a span must be an object, not {row!r:.80}")
+        kind = dialogue.text_field(row, "type").upper()
+        named.append((dialogue.text_field(row, "text"), kind))
+    return named
+
+
+async def name_spans(llm: LLM, passages: Sequence[Passage], language: str) -> list[Named | str]:
+    """What the model names in each passage; `unreadable_reply` or `llm_failed` where it does not.
+
+    All are asked at once, within the client's limit. Raises llm.JobError when asking is useless.
+    """
+
+    async def name(passage: Passage) -> Named | str:
+        messages = dialogue.render("salient", language, paragraph=passage.text, title=passage.title)
+        try:
+            return await dialogue.ask(llm, messages, parse, language, REPAIRS)
+        except dialogue.ReplyError:
+            return "unreadable_reply"
+        except LLMError:
+            return "llm_failed"
+
+    return list(await asyncio.gather(*map(name, passages)))

@@ -1,0 +1,204 @@
+"""From passages to masked examples in parts: any number of processes, resumable, in flat memory.
+
+1. survey: what of the passages is clean prose, and no duplicate or leak; in blocks, in order.
+2. partition: the clean ones into parts, by a hash of the title, so that each is a sample.
+3. mask: each part on its own; a part that is done is not done again.
+The work on one paragraph is in pure functions: `survey`, spans, `ramp.mask_paragraph`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from masksearch_jax.data import leakage, masking, prose, ramp, spans
+from masksearch_jax.data.corpus import read_passages
+from masksearch_jax.data.gazetteer import Gazetteer, Learner
+from masksearch_jax.data.survey import Plan, mapper, survey_all, write_json
+from masksearch_jax.data.tally import Tally
+from masksearch_jax.types import Passage
+
+SPLITS = ("train", "rl", "heldout")
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkConfig:
+    """How a build is divided; changes nothing but speed and memory."""
+
+    workers: int = 1  # processes
+    part: int = 5000  # passages masked together: balanced over mask counts, done again if stopped
+
+
+_EXTRACTORS: dict[Plan, spans.Extractor] = {}  # of this process: loading one takes time
+
+
+def extractor_of(plan: Plan, namer: Any = None) -> spans.Extractor:
+    """The extractor that the plan names. namer: of an `LLMExtractor`."""
+    if plan.ramp.extractor == "spacy":
+        from masksearch_jax.data.spacy_spans import SpacyExtractor
+
+        return SpacyExtractor(plan.ramp.spacy_model)
+    if plan.ramp.extractor == "llm":
+        from masksearch_jax.data.llm_spans import LLMExtractor
+
+        return LLMExtractor(namer)
+    known = Gazetteer.load(plan.gazetteer) if plan.gazetteer else None
+    return spans.RulesExtractor(plan.language, known)
+
+
+# ---- parts
+
+
+def partition(source: Path, work: Path, kept: np.ndarray, plan: Plan, size: int) -> list[Path]:
+    """Writes the kept passages into files of about `size`, whole articles each, by title."""
+    count = max(1, -(-int(kept.sum()) // size))
+    paths = [work / f"part-{i:05d}.jsonl" for i in range(count)]
+    done = work / "parts.json"
+    if done.is_file() and json.loads(done.read_text()) == count:
+        return paths
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(open(p, "w", encoding="utf-8")) for p in paths]
+        for row, passage in enumerate(read_passages(source, max_bad_fraction=0.0)):
+            if kept[row]:
+                text = prose.mend(passage.text) if plan.clean.prose else passage.text
+                value = {"id": passage.id, "title": passage.title, "text": text}
+                digest = hashlib.sha256(passage.title.encode()).digest()
+                part = int.from_bytes(digest[8:16]) % count
+                files[part].write(json.dumps(value, ensure_ascii=False) + "\n")
+    write_json(done, count)
+    return paths
+
+
+class _Part(NamedTuple):
+    path: Path
+    plan: Plan
+    most: int  # examples, 0: all
+
+
+def _mask_part(task: _Part) -> ramp.RampStats:
+    """Writes the examples of a part, in a process of its own perhaps; its counts."""
+    return mask_part(task, None, None)
+
+
+def mask_part(
+    task: _Part, extractor: spans.Extractor | None, scorer: masking.Scorer | None
+) -> ramp.RampStats:
+    """Writes PART.SPLIT of each split, then PART.json, its counts; a part that has them is done."""
+    done = task.path.with_suffix(".json")
+    if done.is_file():
+        return ramp.RampStats.from_json(json.loads(done.read_text(encoding="utf-8")))
+    if extractor is None:
+        if task.plan not in _EXTRACTORS:
+            _EXTRACTORS[task.plan] = extractor_of(task.plan)
+        extractor = _EXTRACTORS[task.plan]
+    passages = list(_read_part(task.path))
+    cfg = dataclasses.replace(task.plan.ramp, max_examples=task.most)
+    made, stats = ramp.build_examples(
+        passages, cfg, _quiet, language=task.plan.language, extractor=extractor, scorer=scorer
+    )
+    for split in SPLITS:
+        ramp.write_jsonl(task.path.with_suffix(f".{split}"), made[split])
+    write_json(done, dataclasses.asdict(stats))
+    return stats
+
+
+def _read_part(path: Path) -> Iterable[Passage]:
+    return read_passages(path, max_bad_fraction=0.0) if path.stat().st_size else ()
+
+
+def _quiet(line: str) -> None:
+    pass
+
+
+def _quotas(paths: list[Path], most: int) -> list[int]:
+    """The examples that each part may give, in proportion to its size, `most` in all; 0: all."""
+    sizes = np.cumsum([0, *(p.stat().st_size for p in paths)])
+    edges = np.round(sizes / max(sizes[-1], 1) * most).astype(int)
+    return np.diff(edges).tolist()
+
+
+# ---- the whole
+
+
+def build(
+    source: Path,
+    folder: Path,
+    plan: Plan,
+    work_cfg: WorkConfig,
+    *,
+    namer: Any = None,
+    scorer: masking.Scorer | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Tally, ramp.RampStats]:
+    """Writes FOLDER/ramp/SPLIT.jsonl from the passages of `source`; what each stage left out.
+
+    The work so far is in FOLDER/work: the same call goes on from there, and removes it in the end
+    (the caller sees to it that it belongs to the same inputs). namer, scorer: see `extractor_of`
+    and `ramp.build_examples`; with either all parts are masked in this process. Raises ShareError
+    when more than `plan.clean.max_drop` of the passages are left out, ValueError as they do.
+    """
+    ramp.check(plan.ramp)
+    work = folder / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    kept, tally = survey_all(source, work, plan, work_cfg.workers)
+    tally.check("passages to mask", plan.clean.max_drop, "config.clean.max_drop")
+    paths = partition(source, work, kept, plan, work_cfg.part)
+    most = plan.ramp.max_examples
+    tasks = [
+        _Part(path, plan, quota)
+        for path, quota in zip(paths, _quotas(paths, most), strict=True)
+        if quota or not most
+    ]
+    stats = ramp.RampStats()
+    own = bool(namer or scorer)
+    extractor = extractor_of(plan, namer) if own else None
+    with mapper(1 if own or len(tasks) < 2 else work_cfg.workers) as each:
+        run = (lambda t: mask_part(t, extractor, scorer)) if own else _mask_part
+        for number, part in enumerate(each(run, tasks), 1):
+            stats += part
+            progress(number, len(tasks))
+    for split in SPLITS:
+        _join([t.path.with_suffix(f".{split}") for t in tasks], folder / "ramp" / f"{split}.jsonl")
+    return tally, stats
+
+
+def learn_gazetteer(source: Path, anchors: Iterable[str], plan: Plan, path: Path) -> int:
+    """Writes the gazetteer of a corpus; the number of its names."""
+    if not path.is_file():
+        learner = Learner(plan.language, plan.ramp.gazetteer)
+        for passage in read_passages(source, max_bad_fraction=0.0):
+            learner.add(passage)
+        for anchor in anchors:
+            learner.add_link(anchor)
+        learner.finish().save(path)
+    return len(json.loads(path.read_text(encoding="utf-8"))["types"])
+
+
+def leaks(folder: Path, evaluation: leakage.Evaluation) -> Iterator[dict[str, str]]:
+    """The examples of a build that overlap an evaluation set, and why."""
+    for split in SPLITS:
+        with open(folder / "ramp" / f"{split}.jsonl", encoding="utf-8") as file:
+            for line in file:
+                row = json.loads(line)
+                passage = Passage(row["passage_id"], row["title"], row["paragraph"])
+                if reason := evaluation.overlap(passage):
+                    yield {"id": row["id"], "split": split, "reason": reason}
+
+
+def _join(parts: list[Path], path: Path) -> None:
+    """One file of many, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as out:
+        for part in parts:
+            with open(part, "rb") as file:
+                while chunk := file.read(1 << 20):
+                    out.write(chunk)
+    temporary.replace(path)

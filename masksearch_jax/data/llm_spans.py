@@ -1,0 +1,44 @@
+"""Salient spans named by a language model, located and checked here.
+
+The model is a value: a function from passages to what it named in each, or to why it named nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from masksearch_jax.data import spans
+from masksearch_jax.types import Passage, Span
+
+# For each passage: (text, type) of the spans as the model spells them, or the reason for none.
+Namer = Callable[[Sequence[Passage]], Sequence[Sequence[tuple[str, str]] | str]]
+
+
+class LLMExtractor:
+    """What a model names, where each name stands once in the paragraph and has one of our types."""
+
+    def __init__(self, name: Namer):
+        self._name = name
+
+    def find(self, passages: Sequence[Passage]) -> list[spans.Found]:
+        answers = self._name(passages)
+        return [_located(p, a) for p, a in zip(passages, answers, strict=True)]
+
+
+def _located(passage: Passage, named: Sequence[tuple[str, str]] | str) -> spans.Found:
+    """Spans of the names in text order; names not in the text or of no type are counted."""
+    if isinstance(named, str):
+        return spans.Found([], Counter([named]))
+    refused: Counter[str] = Counter()
+    proposed: dict[tuple[int, int], Span] = {}
+    for text, kind in named:
+        start = passage.text.find(text) if text else -1
+        if start < 0:
+            refused["not_in_text"] += 1
+        elif kind not in spans.TYPES:
+            refused["unknown_type"] += 1
+        else:
+            proposed[start, start + len(text)] = Span(start, start + len(text), text, kind)
+    ordered = [proposed[place] for place in sorted(proposed)]
+    return spans.sift(passage, ordered, refused)

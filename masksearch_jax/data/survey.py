@@ -1,0 +1,176 @@
+"""What of a corpus may be masked: clean prose, no duplicates, nothing of the evaluation sets.
+
+`survey` is pure, on a block of passages; `survey_all` runs it in any number of processes.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import itertools
+import json
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from masksearch_jax.config import RampConfig
+from masksearch_jax.data import duplicates, leakage, prose
+from masksearch_jax.data.corpus import read_passages
+from masksearch_jax.data.tally import Tally
+from masksearch_jax.types import Passage
+
+_BLOCK = 1000  # passages surveyed at once
+_AHEAD = 3  # tasks per process handed out before their turn: bounds memory
+_DUPLICATE = {duplicates.EXACT: "duplicate", duplicates.NEAR: "near_duplicate"}
+Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class CleanConfig:
+    """What of a corpus may be masked; all of it is indexed."""
+
+    prose: bool = False  # leave out lists, tables, markup, holes and other scripts
+    duplicates: float = 0.0  # similarity (Jaccard) of near duplicates, left out; 0: keep them
+    max_drop: float = 1.0  # share of the passages left out for any reason before the build stops
+    leakage: Literal["keep", "tag", "drop"] = "keep"  # paragraphs that overlap evaluation sets
+    evaluation: tuple[str, ...] = ()  # question files (JSONL) that must not be trained on
+    evaluation_passages: str = ""  # JSONL of the passages that their `gold` names
+    ngram: int = 13  # words in a row, shared with a gold passage, that make an overlap
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is done to passages; a value that other processes get as it is."""
+
+    clean: CleanConfig
+    ramp: RampConfig
+    language: str = "en"
+    evaluation: leakage.Evaluation | None = None
+    gazetteer: str = ""  # file of a `Gazetteer`; empty: none
+
+
+class Surveyed(NamedTuple):
+    """Of a block of passages: why each cannot be masked ("" where it can), and their sketches."""
+
+    reasons: list[str]
+    sketches: duplicates.Sketches | None
+
+
+def survey(block: list[Passage], plan: Plan) -> Surveyed:
+    """Pure: reasons of `prose.refusal` and `leakage`, and sketches where duplicates are sought."""
+    reasons = [_reason(p, plan) for p in block]
+    if not plan.clean.duplicates:
+        return Surveyed(reasons, None)
+    texts = (p.text[: prose.MAX_CHARS] for p in block)
+    return Surveyed(reasons, duplicates.sketch(texts, plan.language))
+
+
+def _reason(passage: Passage, plan: Plan) -> str:
+    reason = prose.refusal(prose.mend(passage.text), plan.language) if plan.clean.prose else ""
+    if not reason and plan.evaluation and plan.clean.leakage == "drop":
+        reason = plan.evaluation.overlap(passage)
+    return reason
+
+
+# ---- processes
+
+
+@contextlib.contextmanager
+def mapper(workers: int) -> Iterator[Each]:
+    """A `map` over tasks in order, in this process or in `workers` others, a few tasks ahead."""
+    if workers < 2:
+        yield map
+        return
+    # Spawned, not forked: threads of other libraries may hold locks.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+
+        def bounded(fn: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
+            waiting: deque[concurrent.futures.Future[Any]] = deque()
+            for task in tasks:
+                waiting.append(pool.submit(fn, task))
+                if len(waiting) > _AHEAD * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+        yield bounded
+
+
+def _survey(task: tuple[list[Passage], Plan]) -> Surveyed:
+    return survey(*task)
+
+
+def survey_all(source: Path, work: Path, plan: Plan, workers: int) -> tuple[np.ndarray, Tally]:
+    """bool[n], which passages of `source` may be masked, and the others counted; kept in `work`."""
+    if (work / "survey.json").is_file():
+        tally = Tally.from_json(json.loads((work / "survey.json").read_text(encoding="utf-8")))
+        return np.load(work / "kept.npy"), tally
+    tally = Tally()
+    kept = bytearray()
+    passages = read_passages(source, max_bad_fraction=0.0)
+    blocks = ((block, plan) for block in _blocks(passages, _BLOCK))
+    with (
+        mapper(workers) as each,
+        open(work / "digests.bin", "wb") as digests,
+        open(work / "signatures.bin", "wb") as signatures,
+    ):
+        sent: deque[list[str]] = deque()
+        for reasons, sketches in each(_survey, _noted(blocks, sent)):
+            ids = sent.popleft()
+            for name, reason in zip(ids, reasons, strict=True):
+                kept.append(not reason)
+                if reason:
+                    tally.drop(reason, name)
+            if sketches:
+                digests.write(sketches.digests.tobytes())
+                signatures.write(sketches.signatures.tobytes())
+    usable = np.frombuffer(bytes(kept), bool).copy()
+    if plan.clean.duplicates and len(usable):
+        _drop_duplicates(usable, work, plan, tally)
+    tally.seen, tally.kept = len(usable), int(usable.sum())
+    np.save(work / "kept.npy", usable)
+    write_json(work / "survey.json", tally.to_json())
+    return usable, tally
+
+
+def _noted(
+    blocks: Iterable[tuple[list[Passage], Plan]], sent: deque[list[str]]
+) -> Iterator[tuple[list[Passage], Plan]]:
+    """The tasks, the ids of each noted in `sent` on its way."""
+    for block, plan in blocks:
+        sent.append([p.id for p in block])
+        yield block, plan
+
+
+def _drop_duplicates(usable: np.ndarray, work: Path, plan: Plan, tally: Tally) -> None:
+    """Unsets those of `usable` that copy an earlier passage, and counts them."""
+    shape = (len(usable), duplicates.PERMUTATIONS)
+    sketches = duplicates.Sketches(
+        np.fromfile(work / "digests.bin", np.uint64),
+        np.memmap(work / "signatures.bin", np.uint32, "r", shape=shape),
+    )
+    found = duplicates.find(sketches, plan.clean.duplicates)
+    for kind, reason in _DUPLICATE.items():
+        rows = np.flatnonzero(usable & (found == kind))
+        if len(rows):
+            tally.drop(reason, f"passage number {rows[0] + 1}", len(rows))
+            usable[rows] = False
+
+
+def _blocks(items: Iterable[Passage], size: int) -> Iterator[list[Passage]]:
+    items = iter(items)
+    while block := list(itertools.islice(items, size)):
+        yield block
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces a small file at once."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value), encoding="utf-8")
+    temporary.replace(path)
