@@ -58,6 +58,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.work = ConfigDict()
     c.work.workers = 1
     c.work.part = 5000
+    c.work.examples = 0  # of each number of masks to read, in FOLDER/examples.html
 
     c.ppl = ConfigDict()
     c.ppl.init = ""  # of the strategy ppl: HF folder or checkpoints

@@ -35,6 +35,7 @@ from masksearch_jax.data.survey import CleanConfig
 from masksearch_jax.data.tally import Tally
 from masksearch_jax.progress import Progress
 from masksearch_jax.types import Passage, QAExample
+from masksearch_jax.viewer import examples as page
 
 FORMAT = 1  # of the folder's files; a build of another one is done again
 COUNTS = "counts.json"
@@ -90,6 +91,8 @@ def run(cfg: BuildRampRun, log: Callable[[str], None] | None = None) -> dict[str
         "refused_spans": stats.refused,
         "by_masks": {s: dict(sorted(n.items())) for s, n in stats.examples.items()},
     }
+    if cfg.work.examples:
+        page.write(folder / "examples.html", factory.examples(folder), cfg.work.examples)
     counts = made | {"source": source, "files": _sizes(folder)}
     write_atomically(folder / COUNTS, json.dumps(counts, indent=1) + "\n")
     shutil.rmtree(folder / "work")

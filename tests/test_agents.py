@@ -19,7 +19,15 @@ import pytest
 from hypothesis import strategies as st
 
 from masksearch_jax import markup
-from masksearch_jax.agents import construct_llm, dialogue, judge, observer, planner, rewriter
+from masksearch_jax.agents import (
+    construct_llm,
+    dialogue,
+    judge,
+    observer,
+    planner,
+    rewriter,
+    salient,
+)
 from masksearch_jax.agents.construct import Rejection
 from masksearch_jax.agents.llm import (
     LLM,
@@ -31,6 +39,7 @@ from masksearch_jax.agents.llm import (
     retry_after,
 )
 from masksearch_jax.config import SearchConfig
+from masksearch_jax.data import llm_spans
 from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.types import Demonstration, Passage, QAExample, RampExample, Span
 from tests.endpoint import Answer, Endpoint, in_turn
@@ -737,3 +746,78 @@ def test_a_spent_budget_ends_the_job_and_not_only_the_example(tmp_path):
     with Endpoint(by_role(**GOOD)) as endpoint, pytest.raises(BudgetError):
         demonstrate(QUESTION, config(endpoint, tmp_path, budget=70))
     assert len(endpoint.requests) == 3
+
+
+# ---- salient spans
+
+
+PARAGRAPHS = [
+    Passage("0", "Ember", "Anna Lind mapped it in 1731 for the Lowmere Works, and then in 1740."),
+    Passage("1", "Harrow", "It was built by Jonas Rehn."),
+    Passage("2", "Quill", "It lies in the north."),
+    Passage("3", "Tarn", "It lies in the south."),
+]
+
+
+def spans_reply(*pairs):
+    rows = [{"text": text, "type": kind} for text, kind in pairs]
+    return f"Here they are:\n```json\n{json.dumps({'spans': rows})}\n```"
+
+
+def answer_spans(body):
+    """What a model says of each paragraph: good, bad at first, never good, and an error."""
+    text, turns = body["messages"][1]["content"], len(body["messages"])
+    if "Article: Ember" in text:
+        return Answer(
+            spans_reply(
+                ("Anna Lind", "person"),
+                ("1731", "DATE"),
+                ("Lowmere Works", "ORG"),
+                ("in", "TERM"),
+                ("Ember", "PLACE"),
+                ("Bergen", "PLACE"),
+                ("1740", "YEAR"),
+            )
+        )
+    if "Article: Harrow" in text:
+        return Answer(spans_reply(("Jonas Rehn", "PERSON")) if turns > 2 else "Jonas Rehn, I think")
+    return Answer("{}") if "Article: Quill" in text else Answer(status=400)
+
+
+def test_a_model_names_salient_spans_as_strict_json(tmp_path):
+    with Endpoint(answer_spans) as endpoint:
+
+        async def ask(passages):
+            async with LLM(config(endpoint, tmp_path)) as llm:
+                return await salient.name_spans(llm, passages, "en")
+
+        extractor = llm_spans.LLMExtractor(lambda passages: asyncio.run(ask(passages)))
+        found = extractor.find(PARAGRAPHS)
+        asked = len(endpoint.requests)
+        assert extractor.find(PARAGRAPHS)[0] == found[0]
+        # Only the refused one is asked for again: the others are in the cache.
+        assert len(endpoint.requests) == asked + 1
+    assert [(s.text, s.type) for s in found[0].spans] == [
+        ("Anna Lind", "PERSON"),
+        ("1731", "DATE"),
+        ("Lowmere Works", "ORG"),
+    ]
+    assert found[0].refused == {"trivial": 1, "not_in_text": 2, "unknown_type": 1}
+    assert [(s.text, s.type) for s in found[1].spans] == [("Jonas Rehn", "PERSON")]
+    assert found[2] == ([], {"unreadable_reply": 1})
+    assert found[3] == ([], {"llm_failed": 1})
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        ('{"spans": "Anna"}', "must be a list"),
+        ('{"spans": ["Anna"]}', "must be an object"),
+        ('{"spans": [{"text": "Anna"}]}', '"type" must be'),
+        ('{"spans": [{"text": "", "type": "DATE"}]}', '"text" must be'),
+        ("no JSON", "no JSON object"),
+    ],
+)
+def test_a_list_of_spans_is_strict(reply, message):
+    with pytest.raises(dialogue.ReplyError, match=message):
+        salient.parse(reply)

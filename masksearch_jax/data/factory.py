@@ -23,7 +23,7 @@ from masksearch_jax.data.corpus import read_passages
 from masksearch_jax.data.gazetteer import Gazetteer, Learner
 from masksearch_jax.data.survey import Plan, mapper, survey_all, write_json
 from masksearch_jax.data.tally import Tally
-from masksearch_jax.types import Passage
+from masksearch_jax.types import Passage, RampExample, from_json
 
 SPLITS = ("train", "rl", "heldout")
 
@@ -33,6 +33,7 @@ class WorkConfig:
     """How a build is divided; changes nothing but speed and memory."""
 
     workers: int = 1  # processes
+    examples: int = 0  # of each number of masks, shown in FOLDER/examples.html; 0: no page
     part: int = 5000  # passages masked together: balanced over mask counts, done again if stopped
 
 
@@ -179,6 +180,13 @@ def learn_gazetteer(source: Path, anchors: Iterable[str], plan: Plan, path: Path
             learner.add_link(anchor)
         learner.finish().save(path)
     return len(json.loads(path.read_text(encoding="utf-8"))["types"])
+
+
+def examples(folder: Path) -> Iterator[RampExample]:
+    """The examples of a build, split by split, one at a time."""
+    for split in SPLITS:
+        with open(folder / "ramp" / f"{split}.jsonl", encoding="utf-8") as file:
+            yield from (from_json(RampExample, json.loads(line)) for line in file)
 
 
 def leaks(folder: Path, evaluation: leakage.Evaluation) -> Iterator[dict[str, str]]:

@@ -68,4 +68,4 @@ def _mean_losses(model: Transformer, ids: jax.Array, mask: jax.Array) -> jax.Arr
     logprobs, _ = head.token_logprobs(model, hidden, targets, 1.0, model.compute.loss_chunk)
     wanted = jnp.roll(mask, -1, axis=1).at[:, -1].set(False)
     total = jnp.sum(jnp.where(wanted, -logprobs, 0.0), axis=1)
-    return total / jnp.maximum(jnp.sum(wanted, axis=1), 1)
+    return total / jnp.maximum(jnp.sum(wanted, axis=1, dtype=jnp.float32), 1.0)

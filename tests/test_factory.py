@@ -1,0 +1,318 @@
+"""The data factory: parts, processes, stops and starts; leaks; and how hard a model finds spans."""
+
+import dataclasses
+import json
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from masksearch_jax.config import ComputeConfig, ModelConfig, RampConfig
+from masksearch_jax.data import factory, leakage, masking, ramp, survey
+from masksearch_jax.data.corpus import read_passages, write_passages
+from masksearch_jax.data.spacy_spans import SpacyError
+from masksearch_jax.data.tally import ShareError
+from masksearch_jax.models import likelihood
+from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.search import bm25
+from masksearch_jax.types import Passage, QAExample, RampExample, Span
+from masksearch_jax.viewer import examples as page
+
+RAMP = RampConfig(
+    cities=20,
+    reworded=False,
+    extractor="rules",
+    max_masks=4,
+    examples_per_passage=2,
+    min_words=5,
+    max_words=120,
+    heldout_fraction=0.2,
+    rl_fraction=0.25,
+    max_examples=0,
+    seed=0,
+)
+CLEAN = survey.CleanConfig(prose=True, duplicates=0.8)
+NAMES = ["Lind", "Rehn", "Boyle", "Marsh", "Quill", "Tarn", "Voss", "Wick", "Yarrow", "Zeller"]
+
+
+def town(i):
+    rng = random.Random(i)
+    a, b, c = (rng.choice(NAMES) for _ in range(3))
+    text = (
+        f"Town{i} was founded in {1100 + i} by George {a} on the river {b}brook, and its harbour "
+        f"was opened in {1811 + i % 150} by Marie {c}. It has {20_000 + 37 * i:,} inhabitants, "
+        f"and lies {i + 12} km from the city of {rng.choice(NAMES)}ville in the north."
+    )
+    return Passage(f"t{i}", f"Town{i}", text)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Eighty towns; one is there twice, one with a small change, four are no clean prose."""
+    towns = [town(i) for i in range(80)]
+    odd = [
+        Passage("same", "Copy", towns[3].text.upper()),
+        Passage("near", "Near", towns[60].text + " See it."),
+        Passage("list", "List", "* one\n* two"),
+        Passage("nul", "Nul", towns[5].text + "\x00"),
+        Passage("mask", "Mask", towns[6].text + " [mask]"),
+        Passage("huge", "Huge", "word " * 200_000),
+    ]
+    path = tmp_path_factory.mktemp("factory") / "passages.jsonl"
+    write_passages(path, [*towns, *odd])
+    return path
+
+
+def build(source, folder, *, clean=CLEAN, cfg=RAMP, workers=1, part=20, **options):
+    plan = survey.Plan(clean, cfg, **options.pop("plan", {}))
+    work = factory.WorkConfig(workers=workers, part=part)
+    return factory.build(source, folder, plan, work, **options)
+
+
+def examples(folder):
+    return {
+        split: ramp.read_jsonl(folder / "ramp" / f"{split}.jsonl", RampExample)
+        for split in factory.SPLITS
+    }
+
+
+@pytest.fixture(scope="module")
+def built(source, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("built")
+    return folder, *build(source, folder)
+
+
+def test_every_passage_is_masked_or_counted_with_an_example(built):
+    folder, tally, stats = built
+    assert tally.seen == 86
+    reasons = ["duplicate", "near_duplicate", "list", "control_characters", "too_long"]
+    assert tally.dropped == dict.fromkeys([*reasons, "reserved_text"], 1)
+    assert tally.example["list"] == "list"
+    assert tally.example["duplicate"] == "passage number 81"
+    assert stats.paragraphs == tally.kept == 80 == stats.used
+    made = examples(folder)
+    assert sum(map(len, made.values())) == 160 - stats.dropped.get("same_masks_again", 0)
+    titles = [{e.title for e in made[split]} for split in factory.SPLITS]
+    assert sum(map(len, titles)) == len(set.union(*titles)) == 80
+    assert {split: len(made[split]) for split in made} == {
+        split: sum(by_k.values()) for split, by_k in stats.examples.items()
+    }
+    assert sum(stats.types.values()) == sum(e.k for split in made.values() for e in split)
+
+
+def test_a_stopped_build_goes_on_and_ends_the_same(source, built, tmp_path):
+    folder, tally, stats = built
+
+    class Stopped(Exception):
+        pass
+
+    def stop(done, total):
+        assert total == 4
+        if done == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        build(source, tmp_path, progress=stop)
+    finished = sorted((tmp_path / "work").glob("part-*.json"))
+    before = [path.stat().st_mtime_ns for path in finished]
+    assert len(finished) == 2
+    assert not (tmp_path / "ramp").exists()
+    assert build(source, tmp_path) == (tally, stats)
+    assert [path.stat().st_mtime_ns for path in finished] == before
+    assert examples(tmp_path) == examples(folder)
+
+
+@pytest.mark.slow
+def test_several_processes_make_the_same(source, built, tmp_path):
+    folder, tally, stats = built
+    assert build(source, tmp_path, workers=2) == (tally, stats)
+    assert examples(tmp_path) == examples(folder)
+
+
+def test_max_examples_is_shared_among_the_parts(source, tmp_path):
+    _, stats = build(source, tmp_path, cfg=dataclasses.replace(RAMP, max_examples=40))
+    assert 32 <= sum(map(len, examples(tmp_path).values())) <= 44
+    assert stats.dropped["beyond_max_examples"] > 40
+
+
+def test_a_build_fails_that_leaves_out_more_than_its_share(source, tmp_path):
+    clean = dataclasses.replace(CLEAN, max_drop=0.05)
+    with pytest.raises(ShareError, match=r"passages to mask: 6 of 86 .*clean\.max_drop=0\.05"):
+        build(source, tmp_path, clean=clean)
+
+
+# ---- leaks
+
+
+def evaluation(**changes):
+    asked = [QAExample("q", "d", "Who opened the harbour?", ("x",), ("t7", "t8"))]
+    copied = Passage("t8", "Other", town(9).text)
+    passages = [town(7), copied, town(30)]
+    return leakage.evaluation(asked, passages, **({"n": 25} | changes))
+
+
+def test_overlap_by_title_and_by_text():
+    found = evaluation()
+    assert found.overlap(town(7)) == "gold_title"
+    assert found.overlap(town(9)) == "gold_text"
+    assert found.overlap(town(30)) == ""  # no question names it
+    assert found.overlap(town(40)) == ""
+    chinese = Passage("z", "河", "恩伯河是瓦尔德里亚北部的一条河流，全长84公里。")
+    asked = [QAExample("q", "d", "哪条河？", ("x",), ("z",))]
+    grams = leakage.evaluation(asked, [chinese], 13)
+    assert grams.overlap(Passage("y", "别", f"有人说{chinese.text}")) == "gold_text"
+    assert grams.overlap(Passage("y", "别", "恩伯河很长。")) == ""
+
+
+def test_leaks_are_dropped_or_tagged(source, built, tmp_path):
+    clean = dataclasses.replace(CLEAN, leakage="drop")
+    tally, _ = build(source, tmp_path, clean=clean, plan={"evaluation": evaluation()})
+    assert (tally.dropped["gold_title"], tally.dropped["gold_text"]) == (1, 1)
+    titles = {e.title for made in examples(tmp_path).values() for e in made}
+    assert titles == {f"Town{i}" for i in range(80)} - {"Town7", "Town9"}
+    tagged = list(factory.leaks(built[0], evaluation()))
+    assert {(t["id"].partition("@")[0], t["reason"]) for t in tagged} == {
+        ("t7", "gold_title"),
+        ("t9", "gold_text"),
+    }
+
+
+# ---- strategies
+
+
+def span(text, word, kind="TERM"):
+    start = text.index(word)
+    return Span(start, start + len(word), word, kind)
+
+
+def test_weights_by_type_and_rarity():
+    text = "Ada met Bo in 1731"
+    found = [span(text, "Ada", "PERSON"), span(text, "1731", "DATE")]
+    weights = masking.by_type_and_rarity([found, [found[0]]])
+    assert weights == [{found[0]: 1.5, found[1]: 1.5}, {found[0]: 1.5}]
+    rng = random.Random(0)
+    drawn = sum(
+        masking.mask(text, found, 1, rng, {found[0]: 3.0, found[1]: 1.0})[1][0] is found[0]
+        for _ in range(4000)
+    )
+    assert abs(drawn / 4000 - 0.75) < 0.03
+
+
+def test_ppl_masks_what_is_hard_but_possible():
+    text = "Ada met Bo and Cy in Rome"
+    found = [span(text, w) for w in ("Ada", "Bo", "Cy", "Rome")]
+    asked = masking.questions(text, found)
+    assert asked[1] == ("Ada met [mask] and Cy in Rome\n\nAda met ", "Bo")
+    kept, refused = masking.by_difficulty(found, [0.1, 2.0, 3.0, 9.0], 0.5, 6.0)
+    assert kept == {found[1]: 2.0, found[2]: 3.0}
+    assert refused == {"too_easy": 1, "too_hard": 1}
+    passage = Passage("1", "T", text + " as they had done in the year before that one")
+    cfg = dataclasses.replace(RAMP, strategy="ppl", heldout_fraction=0.0, rl_fraction=0.0)
+    seen = []
+
+    def scorer(asked):
+        seen.extend(target for _, target in asked)
+        return [2.0 if target == "Bo" else 9.0 for _, target in asked]
+
+    made, stats = ramp.build_examples([passage], cfg, lambda line: None, scorer=scorer)
+    assert [[s.text for s in e.spans] for e in made["train"]] == [["Bo"]]
+    assert stats.refused["too_hard"] == len(seen) - 1
+    with pytest.raises(ValueError, match="'ppl' needs a model"):
+        ramp.build_examples([passage], cfg, lambda line: None)
+
+
+def test_token_rows_give_a_token_across_the_border_to_the_target():
+    def encode(text):  # "ab" is one token
+        return [*text.replace("ab", "\x00").encode()]
+
+    assert masking.token_rows([("xa", "bc"), ("x", "y")], encode) == [
+        ([120], [0, 99]),
+        ([120], [121]),
+    ]
+
+
+def test_losses_are_those_of_the_logits():
+    config = ModelConfig(
+        family="qwen2", vocab_size=50, hidden_size=16, intermediate_size=32, num_layers=2,
+        num_heads=2, num_kv_heads=1, head_dim=8, rope_theta=1e4, rope_scaling=None, norm_eps=1e-6,
+        qkv_bias=True, qk_norm=False, tie_embeddings=True, max_position=512,
+    )  # fmt: skip
+    compute = ComputeConfig("float32", "float32", "xla", "none", 64)
+    model = Transformer(config, compute, nnx.Rngs(0))
+    rows = [([1, 2, 3], [4, 5]), ([6], [7]), ([9] * 150, [3, 2, 1])]
+    found = likelihood.losses(model, rows, batch=2, longest=140)
+    for (context, target), loss in zip(rows, found, strict=True):
+        ids = jnp.asarray([[*context, *target][-140:]])
+        positions = jnp.arange(ids.shape[1])[None]
+        logits = model.logits(model.hidden(ids, positions, jnp.ones_like(ids)))[0]
+        logprobs = jax.nn.log_softmax(logits)[:-1]
+        picked = logprobs[jnp.arange(ids.shape[1] - 1), ids[0, 1:]][-len(target) :]
+        np.testing.assert_allclose(loss, -picked.mean(), rtol=1e-5)
+    with pytest.raises(ValueError, match="0 of target"):
+        likelihood.losses(model, [([1], [])], 2, 140)
+
+
+def test_counts_are_json(built):
+    stats = built[2]
+    again = ramp.RampStats.from_json(json.loads(json.dumps(dataclasses.asdict(stats))))
+    assert again == stats
+    assert (stats + stats).examples["train"] == {
+        k: 2 * n for k, n in stats.examples["train"].items()
+    }
+
+
+def test_a_page_shows_a_sample_of_each_number_of_masks(built, tmp_path):
+    folder = built[0]
+    path = tmp_path / "examples.html"
+    assert page.write(path, factory.examples(folder), 3) == {1: 3, 2: 3, 3: 3, 4: 3}
+    text = path.read_text(encoding="utf-8")
+    assert text.count("<article>") == 12
+    assert text.count("<mark>") == 3 * (1 + 2 + 3 + 4)
+    shown = RampExample("a@0", "a", "<T>", "", "x & <b>", (Span(0, 1, "x", "TERM"),))
+    assert (
+        "<h3>&lt;T&gt; <small>a@0</small></h3><p><mark>x<sup>TERM</sup></mark> &amp; &lt;b&gt;"
+        in (page.page({1: [shown]}))
+    )
+    drawn = [
+        example.id
+        for seed in range(300)
+        for example in page.sample((e for e in _numbered(10)), 2, seed)[1]
+    ]
+    assert all(30 <= drawn.count(str(i)) <= 90 for i in range(10))
+
+
+def _numbered(count):
+    return [
+        RampExample(str(i), "p", "T", "", "x", (Span(0, 1, "x", "TERM"),)) for i in range(count)
+    ]
+
+
+def test_chinese_paragraphs_end_to_end(shared_data, tmp_path):
+    source = tmp_path / "zh.jsonl"
+    given = read_passages(shared_data / "wiki_zh" / "paragraphs.jsonl.gz", limit=400)
+    write_passages(source, given)
+    plan = survey.Plan(CLEAN, dataclasses.replace(RAMP, min_words=20, max_words=200), "zh")
+    factory.learn_gazetteer(source, (), plan, tmp_path / "known.json")
+    plan = dataclasses.replace(plan, gazetteer=str(tmp_path / "known.json"))
+    tally, stats = factory.build(source, tmp_path, plan, factory.WorkConfig(part=200))
+    assert tally.seen == 400
+    assert tally.kept > 300
+    assert stats.used > 0.85 * tally.kept
+    made = list(factory.examples(tmp_path))
+    for example in made:
+        assert masking.unmask(example.masked, [s.text for s in example.spans]) == example.paragraph
+        assert all(s.text not in example.title for s in example.spans)
+    bm25.build(read_passages(source), tmp_path / "index", language="zh")
+    tool = bm25.BM25.open(tmp_path / "index")
+    hits = tool.search([e.masked for e in made[:100]], 3)
+    same = [e.passage_id in {p.id for p in found} for e, found in zip(made, hits, strict=False)]
+    assert sum(same) > 90
+
+
+def test_a_missing_spacy_or_pipeline_is_named(tmp_path):
+    cfg = dataclasses.replace(RAMP, extractor="spacy", spacy_model=str(tmp_path))
+    with pytest.raises(SpacyError, match=r"spaCy, which is not installed|no installed pipeline"):
+        factory.extractor_of(survey.Plan(CLEAN, cfg))
