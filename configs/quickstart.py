@@ -42,7 +42,10 @@ def get_config(arg: str = "") -> ConfigDict:
     c.ramp.max_examples = 0
     c.ramp.seed = 0
     c.ramp.strategy = "random"
+    c.ramp.min_nll = 0.5  # of the strategy ppl, which this recipe has no model for
+    c.ramp.max_nll = 6.0
     c.ramp.gazetteer = 0
+    c.ramp.spacy_model = ""
 
     c.search = ConfigDict()
     c.search.kind = "bm25"
