@@ -133,7 +133,7 @@ def test_spans_of_real_paragraphs(shared_data):
     assert sum(n > 0 for n in per_paragraph) > 0.8 * len(rows)
     assert sum(per_paragraph) > 4 * len(rows)
     reasons = ("sentence_start", "repeated", "title", "trivial", "given_away", "too_long")
-    assert set(refused) == {*reasons, "demonym", "quoted_words"}
+    assert set(refused) == {*reasons, "demonym", "quoted_words", "cut_name"}
 
 
 # ---- masks ------------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ from masksearch_jax.types import Span
 _ERA = r"(?:BCE?|AD|CE)"
 _YEAR = r"(?:1\d|20)\d\d"
 _DATE = (
-    rf"(?:\d{{1,2}}(?:st|nd|rd|th)? (?:{MONTHS})(?:,? \d{{1,4}}(?: {_ERA})?(?!\d|,\d))?"
+    rf"(?:\d{{1,2}}(?:st|nd|rd|th)? (?:{MONTHS})(?:,? \d{{1,4}} {_ERA}|,? \d{{3,4}}(?!\d|,\d))?"
     rf"|(?:{MONTHS}) \d{{1,2}}(?:st|nd|rd|th)?(?:, \d{{4}}(?!\d))?"
     rf"|(?:{MONTHS}),? (?:of )?\d{{4}}|\d{{1,4}} {_ERA}|AD \d{{1,4}}|{_YEAR}s"
     rf"|\d{{1,2}}(?:st|nd|rd|th)[ -]century(?: {_ERA})?"
-    rf"|{_YEAR}(?![\d,.]\d|%|[–-]\d|{{unit}}))\b"
+    rf"|{_YEAR}[–-](?:{_YEAR}|\d\d)(?![\d–-])|{_YEAR}(?![\d,.]\d|%|[–-]\d|{{unit}}))\b"
 )
 _UNIT = (
     r"(?:hundred|thousand|million|billion|trillion|percent|per cent|percentage points"
@@ -41,13 +41,13 @@ _MONEY = r"(?:US|A|C|HK|NZ|CA|AU|S|R)?[$€£¥₹]"
 _SCALE = rf"(?:%|(?:[ -]| ?(?=°)){_UNIT}(?: {_UNIT})?"
 _NUMBER = (
     rf"(?:{_MONEY}|[+−-])?\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?{_SCALE})?"
-    rf"|(?:{_MONEY}|[+−-])?\d+(?:\.\d+)?{_SCALE}|(?:st|nd|rd|th)\b)?"
+    rf"|(?:{_MONEY}|[+−-])?\d+(?:\.\d+)?{_SCALE})?"
 )
 _DOMAIN = r"(?<![\w.])\.[a-z]{2,4}\b(?!\.\w)"
 _QUOTED = r"(?<![^\s(])[\"“](?P<quoted>[^\"“”]{3,50})[\"”](?![^\s.,;:)!?])"
 _LINK = (
     r"(?:of the|of|de la|de los|de las|de|del|della|di|da|dos|do|van der|van den|van|von der|von"
-    r"|bin|ibn|al|el|la|le|du|des|es|y|und|for)"
+    r"|bin|ibn|al|el|la|le|du|des|es|y|und|for|de’|de')"
 )
 _FOREIGN_LINK = re.compile(
     r"(?:de|del|della|di|da|dos|do|van|von|bin|ibn|al|el|la|le|du|des|y|und)\b"
@@ -83,6 +83,9 @@ _PLACE_CUE = re.compile(
     r"|touches|island of|coast of|north of|south of|east of|west of|off)(?: the)?,? $",
     re.IGNORECASE,
 )
+_MEANING = re.compile(r"\b(?:name|named|word|after|from)\b[^.\"“”]*[^\W\d], \Z")
+_NO_TITLE = re.compile(r"[{}=<>|\\]|[?!].|\b(?:That|It|I|He|She|We|You)[’'](?:s|m|re|ll|ve|d)\b")
+_JOINED = re.compile(r"(?<![.!?] )\b([A-Z][a-z]+) and \Z")
 _OF = re.compile(r"\bof(?: the)? $")
 _PERSON_CUE = re.compile(
     rf"\b(?:by|Sir|Lord|Lady|Dr\.?|Mr\.?|Mrs\.?|Saint|Pope|(?:{lexicon.PEOPLE})(?: called)?),? $",
@@ -106,6 +109,7 @@ def _pattern() -> re.Pattern[str]:
     """One expression for all candidates; its groups say what was found."""
     upper = "".join(c for c in map(chr, range(0x41, 0x2000)) if c.isupper())
     word = (
+        rf"(?:(?<= )(?:al|el|d)[-’'])?"
         rf"(?!(?:{MONTHS}),? (?:of )?\d|(?:AD|BC) \d)[{upper}]\w*(?:[’'ʻ‘](?!s\b)\w+|[-–](?:\w+))*"
     )
     initials = rf"(?:(?:[{upper}]\. ?)+{word}|(?:[{upper}]\. )*[{upper}]\.(?= {_LINK} ))"
@@ -121,7 +125,7 @@ def _pattern() -> re.Pattern[str]:
     return re.compile(
         # The first look-ahead skips most characters at once.
         rf"(?![a-z ,])(?:{_QUOTED}|(?P<domain>{_DOMAIN})|(?P<date>(?<![\w.,$€£+/-]){date})"
-        rf"|(?P<number>(?<![\w.])(?:{_NUMBER})(?!\w|-[^\W\d]))|(?P<name>{name}))"
+        rf"|(?P<number>(?<![\w.:/])(?<!\d[–−-])(?:{_NUMBER})(?!\w|[:/–-]\d|-[^\W\d]))|(?P<name>{name}))"
         rf"|\b(?P<spelled>(?:{_SPELLED}) {_SPELLED_UNIT}(?: {_SPELLED_UNIT})?)"
     )
 
@@ -137,21 +141,26 @@ def candidates(
         group = match.lastgroup
         start, end = match.span(group)
         if group != "name":
-            text = paragraph[start:end].rstrip(",.;")
+            text = paragraph[start:end].rstrip(" ,.;")
             if group == "quoted" and not _is_quoted_name(paragraph, start, text):
                 yield None, "quoted_words"
             else:
                 yield Span(start, start + len(text), text, _TYPES[group]), ""
             continue
-        end = start + _length_of_name(paragraph[start:end], ordinary)
+        end = start + _length_of_name(paragraph[start:end])
         for piece in _pieces(paragraph, start, end):
             yield _named(paragraph, *piece, ordinary)
 
 
 def _is_quoted_name(paragraph: str, start: int, text: str) -> bool:
     """True for a title, and for what a word means: "sun" in (from Greek helios, "sun")."""
-    before = paragraph[max(0, start - 9) : start - 1]
-    return text[:1].isupper() or before.endswith((", ", "called ", "named ", "means "))
+    before = paragraph[max(0, start - 50) : start - 1]
+    if not text[:1].isupper():
+        called = before.endswith(("called ", "named ")) and " " in text
+        return called or bool(_MEANING.search(before))
+    parts = text.split()
+    large = sum(p[:1].isupper() for p in parts)
+    return not _NO_TITLE.search(text) and (len(parts) < 4 or 2 * large >= len(parts))
 
 
 def _named(
@@ -162,9 +171,25 @@ def _named(
         if start < 0:
             return None, "sentence_start"
     text = paragraph[start:end]
-    if " " not in text and ordinary is not lexicon.ORDINARY and text.lower() in ordinary:
+    if " " not in text and ordinary is not lexicon.ORDINARY and _is_ordinary(text, ordinary):
         return None, "ordinary_word"
+    if _is_cut(paragraph, start, end, ordinary):
+        return None, "cut_name"
     return Span(start, end, text, NAME), ""
+
+
+def _is_ordinary(word: str, ordinary: Collection[str]) -> bool:
+    """True for a word that is also written small, and for Slip-on, of two such words."""
+    return all(part in ordinary for part in word.lower().split("-"))
+
+
+def _is_cut(paragraph: str, start: int, end: int, ordinary: Collection[str]) -> bool:
+    """True for a part of a longer name: anti-X, X & Y, the second half of Rules and Orders."""
+    before, after = paragraph[max(0, start - 24) : start], paragraph[end : end + 3]
+    if before.endswith(("-", "& ", "& the ")) or after.startswith(("-", " &", "–", ".,")):
+        return True
+    joined = _JOINED.search(before)
+    return bool(joined) and joined[1].lower() in ordinary
 
 
 def typed(paragraph: str, span: Span, ordinary: Collection[str] = lexicon.ORDINARY) -> Span:
@@ -178,11 +203,11 @@ def typed(paragraph: str, span: Span, ordinary: Collection[str] = lexicon.ORDINA
     return Span(span.start, span.end, span.text, kind)
 
 
-def _length_of_name(text: str, ordinary: Collection[str]) -> int:
+def _length_of_name(text: str) -> int:
     """Its length without a next sentence taken for a surname: "F. It" is F, "J. Smith" all."""
     for dot in re.finditer(r"\. ?", text):
         following = _TOKEN.match(text, dot.end())
-        if following and len(following[0]) > 1 and following[0].lower() in ordinary:
+        if following and len(following[0]) > 1 and following[0].lower() in lexicon.ORDINARY:
             return dot.start()
     return len(text.rstrip())
 
@@ -219,7 +244,7 @@ def _after_opening(paragraph: str, start: int, end: int, ordinary: Collection[st
         if not plain and bare in lexicon.GIVEN_NAMES:
             return start
         start = end - len(rest) + linked.end()
-    elif plain or lexicon.DEMONYM.match(bare):
+    elif (plain and not _FOREIGN_LINK.fullmatch(bare.lower())) or lexicon.DEMONYM.match(bare):
         start = end - len(rest)
     elif not rest and ordinary is lexicon.ORDINARY:
         return -1  # the built-in list is too short to tell a name from a word
@@ -228,7 +253,7 @@ def _after_opening(paragraph: str, start: int, end: int, ordinary: Collection[st
     if start >= end:
         return -1
     following = paragraph[start:end]
-    again = following.partition(" ")[0].lower() in ordinary
+    again = following.partition(" ")[0].lower() in lexicon.ORDINARY
     return _after_opening(paragraph, start, end, ordinary) if again else start
 
 

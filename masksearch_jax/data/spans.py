@@ -20,6 +20,7 @@ EXTRACTORS = ("rules", "spacy", "llm")
 MAX_WORDS = 6
 MAX_CHARS = 60
 _TOKEN = re.compile(r"[^\W_]+")
+_CONTRACTION = re.compile(r"(?:I|It|He|She|We|You|They|There|That|What)[’']\w+\Z|U\.S\.?\Z")
 _HAN = re.compile("[\u3400-\u9fff]")
 
 
@@ -148,8 +149,9 @@ def _in_title(span: Span, mine: Sequence[str], title: str, title_words: Collecti
 
 def _is_trivial(text: str, mine: Sequence[str]) -> bool:
     """True for ordinary words, months and weekdays alone, titles, and numbers of one digit."""
-    return (
-        text in lexicon.TRIVIAL
+    return bool(
+        all(part in lexicon.TRIVIAL for part in re.split("[-–/]", text))
+        or _CONTRACTION.match(text)
         or (len(text) < 2 and not _HAN.match(text))
         or all(w in lexicon.ORDINARY for w in mine)
     )
