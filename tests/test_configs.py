@@ -27,6 +27,7 @@ SCHEMAS = {
     "ask": "ask.AskRun",
     "build_ramp": "build_ramp.BuildRampRun",
     "build_cache": "build_cache.BuildCacheRun",
+    "build_dataset": "build_dataset.BuildDatasetRun",
     "serve_search": "serve_search.ServeSearchRun",
     "build_trajectories": "build_trajectories.BuildTrajectoriesRun",
     "evolve": "evolve.EvolveRun",

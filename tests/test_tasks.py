@@ -13,6 +13,7 @@ import pytest
 from masksearch_jax import build_cache
 from masksearch_jax.config import ConfigError, PromptConfig
 from masksearch_jax.data import pipeline, prompt, records
+from masksearch_jax.data.folder import RecordError
 from masksearch_jax.data.vocab import Vocab, train_bpe
 from masksearch_jax.types import (
     Demonstration,
@@ -269,7 +270,7 @@ def test_what_cannot_be_registered_is_named(folder, tmp_path):
     write_jsonl(tmp_path / "ramp" / "train.jsonl", [ramp_example("x", 1)])
     with (tmp_path / "ramp" / "train.jsonl").open("a") as file:
         file.write('{"id": "y"}\n')
-    with pytest.raises(tasks.TaskError, match=r"ramp/train\.jsonl:2: not a RampExample"):
+    with pytest.raises(RecordError, match=r"ramp/train\.jsonl:2: not a RampExample"):
         tasks.register(tmp_path, folder / "tokenizer", "minimal")
 
 
@@ -395,7 +396,7 @@ def test_a_demonstration_of_nothing_is_refused(folder, tmp_path):
     stray = demonstration(ramp_example("stray", 1))
     write_jsonl(tmp_path / "demonstrations" / "train.jsonl", [stray])
     with pytest.raises(
-        tasks.TaskError, match=r"train\.jsonl:1: .*'stray', which is not among the 1"
+        RecordError, match=r"train\.jsonl:1: .*'stray', which is not among the 1"
     ):
         tasks.register(tmp_path, folder / "tokenizer", "minimal")
 

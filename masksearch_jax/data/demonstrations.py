@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -31,33 +28,7 @@ def tokenise(
     return ids, np.repeat([agent for _, agent in parts], [len(p) for p, _ in parts])
 
 
-class Examples:
-    """Examples of JSONL files by id, read from disk when asked for; only their places are kept."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = tuple(paths)
-
-    @functools.cached_property
-    def _places(self) -> dict[str, tuple[Path, int]]:
-        return {name: (path, start) for path in self._paths for name, start in _offsets(path)}
-
-    def __getitem__(self, example_id: str) -> Example:
-        path, start = self._places[example_id]
-        with path.open("rb") as file:
-            file.seek(start)
-            return parse_example(file.readline())
-
-
 def parse_example(text: str | bytes) -> Example:
     """The example that a line of JSON holds: with `spans` a RampExample, else a QAExample."""
     obj = json.loads(text)
     return from_json(RampExample if "spans" in obj else QAExample, obj)
-
-
-def _offsets(path: Path) -> Iterator[tuple[str, int]]:
-    """Id and byte offset of each line of a JSONL file."""
-    start = 0
-    with path.open("rb") as file:
-        for line in file:
-            yield json.loads(line)["id"], start
-            start += len(line)

@@ -1,23 +1,18 @@
 """The seqio catalogue: tasks and mixtures over a folder of examples and demonstrations.
 
-    FOLDER/ramp/SPLIT.jsonl            RampExample   tasks ramp_k1, ramp_k2, …
-    FOLDER/questions/SPLIT.jsonl       QAExample     tasks qa_DATASET
-    FOLDER/demonstrations/SPLIT.jsonl  Demonstration tasks ramp_sft_k1, …, qa_sft_DATASET
-
-SPLIT is train, rl or heldout. Features of `ramp_*` and `qa_*`: `inputs` (the prompt) and `targets`
-(the whole paragraph, or the first accepted answer), with `id` and `example` (JSON) passed through.
-Features of `*_sft_*`: `targets` (prompt, then every segment) and `agent` (1 where the agent wrote
-the token), with `id`. Mixtures take their tasks at equal rates. Importing this module imports
-TensorFlow.
+The folder's layout is that of `data.folder`. Features of `ramp_*` and `qa_*`: `inputs` (the prompt)
+and `targets` (the whole paragraph, or the first accepted answer), with `id` and `example` (JSON)
+passed through. Features of `*_sft_*`: `targets` (prompt, then every segment) and `agent` (1 where
+the agent wrote the token), with `id`. Mixtures take their tasks at equal rates, those named `*_tT`
+in proportion to examples ** (1/T). Importing this module imports TensorFlow.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,18 +21,12 @@ import seqio
 import tensorflow as tf
 
 from masksearch_jax.data import demonstrations, prompt
+from masksearch_jax.data.folder import KINDS, SPLITS, Folder, is_sft, task_of
 from masksearch_jax.data.vocab import Vocab
-from masksearch_jax.types import Demonstration, QAExample, RampExample, from_json, to_json
+from masksearch_jax.types import RampExample, from_json, to_json
 
-SPLITS = ("train", "rl", "heldout")
-KINDS = {"ramp": RampExample, "questions": QAExample, "demonstrations": Demonstration}
-
-_BATCH = 256  # lines per call into Python
+_BATCH = 256  # records per call into Python
 _registered: set[str] = set()  # names that `register` added; seqio's registries are global too
-
-
-class TaskError(ValueError):
-    """Records that no task can be made of; the message names file and line, or the record."""
 
 
 class SeqioVocab(seqio.Vocabulary):
@@ -95,28 +84,74 @@ class SeqioVocab(seqio.Vocabulary):
         return hash(self.inner.fingerprint)
 
 
+class ExampleSource(seqio.DataSource):
+    """RAMP examples of a TFDS dataset for seqio, as JSON; each process reads its own alone.
+
+    `sources`: split → examples by number. Shuffling is of the whole split.
+    """
+
+    def __init__(self, sources: Mapping[str, Sequence[RampExample]]) -> None:
+        self._sources = dict(sources)
+        super().__init__(self._sources, {s: len(found) for s, found in sources.items()})
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return True
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        return [split]
+
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        **unused: Any,
+    ) -> tf.data.Dataset:
+        source = self._sources[split]
+
+        def lines(numbers: np.ndarray) -> np.ndarray:
+            return _strings(_json(source[number]) for number in numbers)
+
+        numbers = tf.data.Dataset.range(len(source))
+        if shard_info is not None:
+            numbers = numbers.shard(shard_info.num_shards, shard_info.index)
+        if shuffle:
+            numbers = numbers.shuffle(len(source), seed=seed)
+        read = functools.partial(_call, lines, types=[tf.string])
+        return numbers.batch(_BATCH).map(lambda batch: read(batch)[0]).unbatch()
+
+
 class _Catalogue(NamedTuple):
     """What the tasks of one folder share."""
 
-    folder: Path
+    folder: Folder
     vocab: Vocab
     style: str
 
 
-def register(folder: str | Path, tokenizer: str | Path, prompt_style: str) -> list[str]:
+def register(
+    folder: str | Path,
+    tokenizer: str | Path,
+    prompt_style: str,
+    temperatures: Iterable[float] = (),
+) -> list[str]:
     """Add the tasks and mixtures of `folder` to seqio's registries; their names, tasks first.
 
     Replaces what an earlier call added, so calling it again changes nothing. A task has the splits
-    that hold records of it. Raises FileNotFoundError when the folder has none of the files, and
-    TaskError naming file and line of a malformed record.
+    that hold records of it. Every mixture comes once more for each of `temperatures`. Raises
+    FileNotFoundError when the folder has no records, RecordError naming file and line of a
+    malformed one, and ValueError for a temperature that is not positive.
     """
-    folder = Path(folder)
-    catalogue = _Catalogue(folder, Vocab.load(tokenizer), prompt_style)
-    counts = _count(folder)
+    if bad := [t for t in temperatures if not t > 0]:
+        raise ValueError(f"mixture temperatures {bad} are not positive")
+    catalogue = _Catalogue(Folder(folder), Vocab.load(tokenizer), prompt_style)
+    counts = catalogue.folder.counts()
     if not counts:
         raise FileNotFoundError(
             f"{str(folder)!r} holds no records; expected JSONL such as "
-            f"{[f'{kind}/{SPLITS[0]}.jsonl' for kind in KINDS]}"
+            f"{[f'{kind}/{SPLITS[0]}.jsonl' for kind in KINDS]}, or a TFDS dataset, ramp/kN"
         )
     for name in _registered:
         seqio.TaskRegistry.remove(name)
@@ -128,10 +163,16 @@ def register(folder: str | Path, tokenizer: str | Path, prompt_style: str) -> li
             _add_task(catalogue, kind, name, splits)
             tasks[name] = splits
     mixtures = mixtures_of([name for name, splits in tasks.items() if "train" in splits])
+    added = list(tasks)
     for name, parts in mixtures.items():
-        seqio.MixtureRegistry.add(name, [(part, 1.0) for part in parts])
-    _registered.update(tasks, mixtures)
-    return [*tasks, *mixtures]
+        rates = {name: [(part, 1.0) for part in parts]}
+        for t in temperatures:
+            rates[f"{name}_t{t:g}"] = [(part, tasks[part]["train"] ** (1 / t)) for part in parts]
+        for mixture, parts_and_rates in rates.items():
+            seqio.MixtureRegistry.add(mixture, parts_and_rates)
+        added += rates
+    _registered.update(added)
+    return added
 
 
 def mixtures_of(tasks: Iterable[str]) -> dict[str, list[str]]:
@@ -144,7 +185,7 @@ def mixtures_of(tasks: Iterable[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for sft in ("", "_sft"):
         ramp = {int(t.rpartition("_k")[2]): t for t in tasks if re.fullmatch(f"ramp{sft}_k\\d+", t)}
-        qa = [t for t in tasks if t.startswith(f"qa{sft}_") and (sft or not _is_sft(t))]
+        qa = [t for t in tasks if t.startswith(f"qa{sft}_") and (sft or not is_sft(t))]
         if ramp:
             found[f"ramp{sft}_mixed"] = [ramp[k] for k in sorted(ramp)]
         for most in range(min(ramp, default=0), max(ramp, default=-1) + 1):
@@ -156,73 +197,6 @@ def mixtures_of(tasks: Iterable[str]) -> dict[str, list[str]]:
     for task in found.get("qa_sft_mixed", []) if "ramp_sft_mixed" in found else []:
         found[f"ramp_sft_{task.replace('_sft', '', 1)}"] = [*found["ramp_sft_mixed"], task]
     return found
-
-
-def task_of(kind: str, record: Mapping[str, Any]) -> str:
-    """The name of the task that a record, as JSON, belongs to."""
-    if kind == "ramp":
-        return f"ramp_k{len(record['spans'])}"
-    if kind == "questions":
-        return f"qa_{_word(record['dataset'])}"
-    ramp = re.fullmatch(r"ramp_k(\d+)", record["task"])
-    return f"ramp_sft_k{ramp[1]}" if ramp else f"qa_sft_{_word(record['task'])}"
-
-
-def inputs_of(folder: str | Path, task: str, split: str) -> list[Path]:
-    """The files that decide the records of a task's split."""
-    folder = Path(folder)
-    if not _is_sft(task):
-        return [_path(folder, "ramp" if task.startswith("ramp_") else "questions", split)]
-    examples = (_path(folder, kind, s) for kind in ("ramp", "questions") for s in SPLITS)
-    return [_path(folder, "demonstrations", split), *(p for p in examples if p.is_file())]
-
-
-def _is_sft(task: str) -> bool:
-    return "_sft_" in task
-
-
-def _word(name: str) -> str:
-    """A dataset's name with the characters that seqio allows in a task's."""
-    return re.sub(r"\W", "_", name)
-
-
-def _path(folder: Path, kind: str, split: str) -> Path:
-    return folder / kind / f"{split}.jsonl"
-
-
-def _count(folder: Path) -> dict[str, dict[str, dict[str, int]]]:
-    """Records of each kind, task and split: kind → task → split → count, only what is there.
-
-    Raises TaskError for a malformed record, and for a demonstration of an example not there.
-    """
-    counts: dict[str, dict[str, dict[str, int]]] = {}
-    examples: set[str] = set()
-    for kind, split in itertools.product(KINDS, SPLITS):
-        path = _path(folder, kind, split)
-        for number, record in _read(path, kind) if path.is_file() else ():
-            if kind != "demonstrations":
-                examples.add(record["id"])
-            elif record["example_id"] not in examples:
-                raise TaskError(
-                    f"{path}:{number}: a demonstration of example {record['example_id']!r}, which "
-                    f"is not among the {len(examples)} examples and questions of {str(folder)!r}"
-                )
-            by_split = counts.setdefault(kind, {}).setdefault(task_of(kind, record), {})
-            by_split[split] = by_split.get(split, 0) + 1
-    return counts
-
-
-def _read(path: Path, kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers and JSON records of a file. Raises TaskError for one not of its kind."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                record = json.loads(line)
-                from_json(KINDS[kind], record)
-            except (ValueError, TypeError, AttributeError) as error:
-                name = KINDS[kind].__name__
-                raise TaskError(f"{path}:{number}: not a {name}: {error}") from error
-            yield number, record
 
 
 def _add_task(catalogue: _Catalogue, kind: str, name: str, splits: Mapping[str, int]) -> None:
@@ -237,11 +211,21 @@ def _add_task(catalogue: _Catalogue, kind: str, name: str, splits: Mapping[str, 
         features = {"inputs": ids, "targets": ids}
         make = functools.partial(_examples, catalogue=catalogue, kind=kind, task=name)
         steps = [make, _tokenise, _one_by_one]
-    source = seqio.TextLineDataSource(
-        {split: str(_path(catalogue.folder, kind, split)) for split in splits},
-        num_input_examples=dict(splits),
+    seqio.TaskRegistry.add(
+        name,
+        source=_source(catalogue.folder, kind, name, splits),
+        preprocessors=[*steps, seqio.CacheDatasetPlaceholder()],
+        output_features=features,
     )
-    seqio.TaskRegistry.add(name, source=source, preprocessors=steps, output_features=features)
+
+
+def _source(folder: Folder, kind: str, name: str, splits: Mapping[str, int]) -> seqio.DataSource:
+    """Records of a task, and of others of its kind, as JSON: lines of files, or of a dataset."""
+    if kind == "ramp" and folder.dataset:
+        return ExampleSource(folder.dataset[int(name.removeprefix("ramp_k"))])
+    return seqio.TextLineDataSource(
+        {split: str(folder.file(kind, split)) for split in splits}, num_input_examples=dict(splits)
+    )
 
 
 def _examples(
@@ -255,7 +239,7 @@ def _examples(
             _strings(prompt.render(r, catalogue.style, catalogue.vocab) for r in found),
             _strings(r.paragraph if isinstance(r, RampExample) else r.answers[0] for r in found),
             _strings(r.id for r in found),
-            _strings(json.dumps(to_json(r), ensure_ascii=False) for r in found),
+            _strings(map(_json, found)),
         )
 
     def to_features(batch: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -267,9 +251,7 @@ def _examples(
 
 def _sequences(lines: tf.data.Dataset, catalogue: _Catalogue, task: str) -> tf.data.Dataset:
     """JSON lines → batches of `targets` and `agent` (ragged int32) and `id`, of one task."""
-    folder, vocab = catalogue.folder, catalogue.vocab
-    paths = [_path(folder, kind, split) for kind in ("ramp", "questions") for split in SPLITS]
-    examples = demonstrations.Examples([p for p in paths if p.is_file()])
+    examples, vocab = catalogue.folder.examples, catalogue.vocab
 
     def rows(batch: np.ndarray) -> tuple[np.ndarray, ...]:
         found = _of_task(batch, "demonstrations", task)
@@ -325,6 +307,10 @@ def _call(
 
 def _flat(rows: Iterable[Any], dtype: type) -> np.ndarray:
     return np.concatenate([np.zeros(0, dtype), *(np.asarray(r, dtype) for r in rows)])
+
+
+def _json(record: Any) -> str:
+    return json.dumps(to_json(record), ensure_ascii=False)
 
 
 def _strings(texts: Iterable[str]) -> np.ndarray:

@@ -1,0 +1,316 @@
+"""Turn a corpus of any size into the TFDS dataset `ramp/k1`, `ramp/k2`, … through Apache Beam.
+
+    python -m masksearch_jax.build_dataset --config=configs/build_dataset.py \\
+        --config.corpus='wiki/*.jsonl.gz' --config.folder=DATA \\
+        --config.beam.options='--direct_num_workers=8 --direct_running_mode=multi_processing'
+
+Writes DATA/ramp/kN/VERSION (ArrayRecord; splits train, rl, heldout by article), counts.json and,
+last, SHA256SUMS beside them: with it the dataset is whole, and the same command changes nothing. A
+stopped build keeps its examples once all are made, and every finished kN.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import io
+import json
+import logging
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from masksearch_jax import cli
+from masksearch_jax.config import RampConfig
+from masksearch_jax.data import ramp, ramp_source
+from masksearch_jax.progress import Progress
+
+FORMAT = 1  # of the dataset; one of another format is built again
+COUNTS = "counts.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class BeamConfig:
+    runner: str  # a runner of Beam: FnApiRunner (this machine), FlinkRunner, SparkRunner, …
+    options: str  # flags of Beam and of the runner, as on a command line
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildDatasetRun:
+    """`build_dataset`: a corpus to a TFDS dataset of RAMP examples."""
+
+    folder: str  # the dataset's data_dir
+    corpus: str  # files or patterns, separated by commas: JSONL of id, title, text (.gz allowed)
+    max_bad_fraction: float  # malformed lines tolerated
+    ramp: RampConfig
+    beam: BeamConfig
+
+
+class DropError(cli.UserError):
+    """More was left out than the config allows."""
+
+
+def run(cfg: BuildDatasetRun) -> dict[str, Any]:
+    """Builds or resumes the dataset; {"corpus", "ramp"}, each with its counts.
+
+    Raises ConfigError for a config that no dataset can be made of, DropError for too many malformed
+    lines, or when no training example comes out.
+    """
+    _check(cfg)
+    with _hushed():
+        files = _files(cfg.corpus)
+    root, source = epath.Path(cfg.folder) / ramp_source.NAME, _source_hash(cfg, files)
+    if (finished := _finished(root, source)) is not None:
+        return finished
+    for name in (ramp_source.CHECKSUMS, COUNTS):
+        (root / name).unlink(missing_ok=True)
+    work = root / f".examples-{source}"
+    for stale in root.glob(".examples-*"):
+        if stale.name != work.name:
+            stale.rmtree()
+    with Progress("RAMP dataset", 1 + cfg.ramp.max_masks) as progress, _hushed():
+        progress.update(0, stage="examples")
+        counts = _read_json(work / COUNTS) or _extract(cfg, files, work)
+        wanted = [k for k in range(1, cfg.ramp.max_masks + 1) if _splits_of(counts, k)]
+        for done, k in enumerate(wanted, 1):
+            progress.update(done, stage=f"k{k}", examples=counts["ramp"]["out"])
+            _write(cfg, k, counts, work, source)
+        progress.update(progress.total, stage="checksums")
+        for stale in root.glob("k*"):
+            if stale.name not in {f"k{k}" for k in wanted}:
+                stale.rmtree()
+        work.rmtree()
+        _finish(root, counts, source)
+    return counts
+
+
+def _check(cfg: BuildDatasetRun) -> None:
+    if not cfg.folder or not cfg.corpus:
+        raise cli.ConfigError("config.folder and config.corpus must not be empty")
+    if cfg.ramp.max_examples:
+        raise cli.ConfigError(
+            f"config.ramp.max_examples is {cfg.ramp.max_examples}; it must be 0 here: any part of "
+            "the dataset can be read, as train[:1000]"
+        )
+    if stray := next((epath.Path(cfg.folder) / ramp_source.NAME).glob("*.jsonl"), None):
+        raise cli.ConfigError(f"config.folder holds RAMP examples as JSONL already: {stray}")
+    if importlib.util.find_spec("apache_beam") is None:
+        raise cli.ConfigError("Apache Beam is not installed; pip install 'masksearch_jax[beam]'")
+    ramp._check(cfg.ramp)
+
+
+def _files(patterns: str) -> list[str]:
+    """Every file that the patterns match, sorted. Raises ConfigError for one that matches none."""
+    from apache_beam.io.filesystems import FileSystems
+
+    found: set[str] = set()
+    for pattern in map(str.strip, patterns.split(",")):
+        matched = [m.path for m in FileSystems.match([pattern])[0].metadata_list]
+        if not matched:
+            raise cli.ConfigError(f"config.corpus: no file matches {pattern!r}")
+        found.update(matched)
+    return sorted(found)
+
+
+def _source_hash(cfg: BuildDatasetRun, files: list[str]) -> str:
+    """A hash of all that decides the examples: settings and the corpus's files."""
+    settings = [FORMAT, cfg.max_bad_fraction, dataclasses.asdict(cfg.ramp)]
+    sums = sorted(_sha256(epath.Path(file)) for file in files)
+    return hashlib.sha256(json.dumps([settings, sums], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _sha256(path: epath.Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _write_text(path: epath.Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.parent / f".{path.name}.part"
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _finished(root: epath.Path, source: str) -> dict[str, Any] | None:
+    """The counts of a whole dataset made from these inputs, None where there is work to do."""
+    counts = _read_json(root / COUNTS)
+    if not (root / ramp_source.CHECKSUMS).exists() or counts.pop("source") != source:
+        return None
+    return counts if counts.pop("files") == _sizes(root) else None
+
+
+def _sizes(root: epath.Path) -> dict[str, int]:
+    """Bytes of each file of the dataset, by its path in `root`."""
+    files = sorted(root.glob("k*/*/*"))
+    return {file.relative_to(root).as_posix(): file.stat().length for file in files}
+
+
+def _finish(root: epath.Path, counts: dict[str, Any], source: str) -> None:
+    """Writes the counts and, last, the checksums in the format of `sha256sum`."""
+    sizes = _sizes(root)
+    record = counts | {"source": source, "files": sizes}
+    _write_text(root / COUNTS, json.dumps(record, indent=1) + "\n")
+    sums = "".join(f"{_sha256(root / name)}  {name}\n" for name in sizes)
+    _write_text(root / ramp_source.CHECKSUMS, sums)
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Keeps back the notes and warnings that libraries log; their errors come through."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _options(cfg: BeamConfig) -> Any:
+    """Beam's options. Raises ConfigError for a flag that Beam does not know."""
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    given = shlex.split(cfg.options)
+    known = PipelineOptions([]).get_all_options()
+    for flag in PipelineOptions(given).get_all_options(retain_unknown_options=True):
+        if flag not in known:
+            near = cli.nearest(flag, known, prefix="--")
+            raise cli.ConfigError(f"config.beam.options: Beam has no flag --{flag}; {near}")
+    return PipelineOptions(["--default_sdk_harness_log_level=ERROR", *given])
+
+
+def _extract(cfg: BuildDatasetRun, files: list[str], work: epath.Path) -> dict[str, Any]:
+    """Makes all examples as JSON lines under `work`; their counts, which are written there last."""
+    import apache_beam as beam
+
+    from masksearch_jax.data import beam_ramp
+
+    if work.exists():
+        work.rmtree()
+    work.mkdir(parents=True)
+    pipeline = beam.Pipeline(cfg.beam.runner, _options(cfg.beam))
+    beam_ramp.extract(pipeline, files, cfg.ramp, str(work))
+    result = pipeline.run()
+    result.wait_until_finish()
+    found = {
+        (c.key.metric.namespace, c.key.metric.name): c.result
+        for c in result.metrics().query()["counters"]
+    }
+    counts = _counts(found, _named(work))
+    _check_drops(cfg, counts)
+    _write_text(work / COUNTS, json.dumps(counts))
+    return counts
+
+
+def _named(work: epath.Path) -> dict[str, dict[str, list[str]]]:
+    """A few of what was left out: stage → reason → names."""
+    named: dict[str, dict[str, list[str]]] = defaultdict(dict)
+    for file in sorted(work.glob("dropped-*")):
+        for line in file.read_text().splitlines():
+            (stage, reason), names = json.loads(line)
+            named[stage][reason] = names
+    return named
+
+
+def _counts(
+    counters: Mapping[tuple[str, str], int], named: Mapping[str, dict[str, list[str]]]
+) -> dict[str, Any]:
+    """Beam's counters as counts per stage."""
+    dropped: dict[str, Counter[str]] = defaultdict(Counter)
+    by_masks: dict[str, Counter[str]] = defaultdict(Counter)
+    for (stage, name), count in sorted(counters.items()):
+        kind, _, detail = name.partition("/")
+        if stage == "examples":
+            by_masks[kind][detail] += count
+        elif kind == "dropped":
+            dropped[stage][detail] += count
+    read, kept = counters.get(("corpus", "in"), 0), counters.get(("corpus", "out"), 0)
+
+    def stage(name: str, given: int, out: int) -> dict[str, Any]:
+        left_out = {"dropped": dict(dropped[name]), "such_as": dict(sorted(named[name].items()))}
+        return {"in": given, "out": out} | left_out
+
+    made = sum(c.total() for c in by_masks.values())
+    return {
+        "corpus": stage("corpus", read, kept),
+        "ramp": stage("ramp", kept, made)
+        | {
+            "used": counters.get(("ramp", "used"), 0),
+            "refused_spans": dict(dropped["spans"]),
+            "by_masks": {s: dict(by_masks[s]) for s in ("train", "rl", "heldout") if s in by_masks},
+        },
+    }
+
+
+def _check_drops(cfg: BuildDatasetRun, counts: dict[str, Any]) -> None:
+    corpus, made = counts["corpus"], counts["ramp"]
+    lost = sum(corpus["dropped"].values())
+    if lost > cfg.max_bad_fraction * corpus["in"]:
+        raise DropError(
+            f"{lost:,} of {corpus['in']:,} lines are malformed, more than config.max_bad_fraction="
+            f"{cfg.max_bad_fraction:g} allows: {corpus['dropped']}, such as {corpus['such_as']}"
+        )
+    if "train" not in made["by_masks"]:
+        raise DropError(
+            f"no training example came out of {made['in']:,} paragraphs (dropped: "
+            f"{made['dropped']}, spans refused: {made['refused_spans']}); see config.ramp"
+        )
+
+
+def _splits_of(counts: dict[str, Any], k: int) -> list[str]:
+    return [split for split, by_k in counts["ramp"]["by_masks"].items() if by_k.get(str(k))]
+
+
+def _write(
+    cfg: BuildDatasetRun, k: int, counts: dict[str, Any], work: epath.Path, source: str
+) -> None:
+    """Writes `ramp/kN` from the examples under `work`, unless it was written to its end."""
+    import tensorflow_datasets as tfds
+
+    from masksearch_jax.data import ramp_builder
+
+    folder = work.parent / f"k{k}"
+    if _read_json(folder / ramp_builder.VERSION / "metadata.json").get("source") == source:
+        return
+    if folder.exists():  # of other inputs, or of a build that was stopped
+        folder.rmtree()
+    tfds.disable_progress_bar()
+    builder = ramp_builder.Ramp(
+        k=k,
+        pattern=str(work / f"k{k}" / "part*"),
+        splits=_splits_of(counts, k),
+        facts={"source": source},
+        data_dir=str(epath.Path(cfg.folder)),
+    )
+    download = tfds.download.DownloadConfig(
+        beam_runner=cfg.beam.runner, beam_options=_options(cfg.beam)
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(download_dir=str(work / "downloads"), download_config=download)
+
+
+def _print_summary(counts: dict[str, Any], folder: str) -> None:
+    for name in ("corpus", "ramp"):
+        part = counts[name]
+        print(f"{name}: {part['in']:,} in, {part['out']:,} out")
+        for reason, count in sorted(part["dropped"].items(), key=lambda item: -item[1]):
+            print(f"  dropped {count:,} {reason}, such as {', '.join(part['such_as'][reason])}")
+    for split, by_k in counts["ramp"]["by_masks"].items():
+        each = ", ".join(f"{k}: {n:,}" for k, n in by_k.items())
+        print(f"ramp {split}: {sum(by_k.values()):,} examples, by masks {each}")
+    print(f"in {folder}/{ramp_source.NAME}")
+
+
+if __name__ == "__main__":
+    cli.run(lambda cfg: _print_summary(run(cfg), cfg.folder), BuildDatasetRun)
