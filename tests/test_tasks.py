@@ -395,9 +395,7 @@ def test_a_demonstration_of_nothing_is_refused(folder, tmp_path):
     write_jsonl(tmp_path / "ramp" / "train.jsonl", [ramp_example("x", 1)])
     stray = demonstration(ramp_example("stray", 1))
     write_jsonl(tmp_path / "demonstrations" / "train.jsonl", [stray])
-    with pytest.raises(
-        RecordError, match=r"train\.jsonl:1: .*'stray', which is not among the 1"
-    ):
+    with pytest.raises(RecordError, match=r"train\.jsonl:1: .*'stray', which is not among the 1"):
         tasks.register(tmp_path, folder / "tokenizer", "minimal")
 
 
