@@ -63,7 +63,7 @@ def run(cfg: BuildDatasetRun) -> dict[str, Any]:
     """
     _check(cfg)
     with _hushed():
-        files = _files(cfg.corpus)
+        files = files_of(cfg.corpus)
     root, source = epath.Path(cfg.folder) / ramp_source.NAME, _source_hash(cfg, files)
     if (finished := _finished(root, source)) is not None:
         return finished
@@ -75,7 +75,7 @@ def run(cfg: BuildDatasetRun) -> dict[str, Any]:
             stale.rmtree()
     with Progress("RAMP dataset", 1 + cfg.ramp.max_masks) as progress, _hushed():
         progress.update(0, stage="examples")
-        counts = _read_json(work / COUNTS) or _extract(cfg, files, work)
+        counts = _read_json(work / COUNTS) or extract(cfg, files, work)
         wanted = [k for k in range(1, cfg.ramp.max_masks + 1) if _splits_of(counts, k)]
         for done, k in enumerate(wanted, 1):
             progress.update(done, stage=f"k{k}", examples=counts["ramp"]["out"])
@@ -104,7 +104,7 @@ def _check(cfg: BuildDatasetRun) -> None:
     ramp._check(cfg.ramp)
 
 
-def _files(patterns: str) -> list[str]:
+def files_of(patterns: str) -> list[str]:
     """Every file that the patterns match, sorted. Raises ConfigError for one that matches none."""
     from apache_beam.io.filesystems import FileSystems
 
@@ -190,7 +190,7 @@ def _options(cfg: BeamConfig) -> Any:
     return PipelineOptions(["--default_sdk_harness_log_level=ERROR", *given])
 
 
-def _extract(cfg: BuildDatasetRun, files: list[str], work: epath.Path) -> dict[str, Any]:
+def extract(cfg: BuildDatasetRun, files: list[str], work: epath.Path) -> dict[str, Any]:
     """Makes all examples as JSON lines under `work`; their counts, which are written there last."""
     import apache_beam as beam
 
