@@ -343,7 +343,7 @@ def test_a_killed_build_goes_on_from_its_last_finished_config(made, tmp_path):
 
 def demonstration(example) -> Demonstration:
     segments = (
-        Segment("policy", "<search>it</search>"),
+        Segment("policy", "<search>it!</search>"),
         Segment("tool", f"<information>{example.title}</information>"),
         Segment("policy", f"<answer>{example.paragraph}</answer>"),
     )
@@ -513,6 +513,7 @@ def test_seqio_and_grain_train_on_the_same_tokens(both, caches):
         shuffle=False,
         num_epochs=1,
     )
+    assert any(0 in row["targets"] for row in rows(both.seqio, "ramp_sft_k1")), "id 0 is a token"
     found, segments = [], 0
     for row in data.as_numpy_iterator():
         ids, inputs = row["decoder_target_tokens"], row["decoder_input_tokens"]
