@@ -94,8 +94,27 @@ def extract(pipeline: beam.Pipeline, files: Sequence[str], cfg: RampConfig, work
     read, bad = _split(lines | "parse" >> beam.ParDo(_Parse(cfg)).with_outputs(DROPPED, main="ok"))
     by_id, same_id = _unique(read, "id", lambda row: row[0])
     by_text, same_text = _unique(by_id, "text", lambda row: f"{row[1]}\n{row[2]}")
+    made, lost = _examples(by_text, cfg)
+    parts = made | "by masks" >> beam.Partition(lambda item, n: item[0] - 1, cfg.max_masks)
+    for k, part in enumerate(parts, 1):
+        _ = (
+            part
+            | f"lines {k}" >> beam.Values()
+            | f"write {k}" >> beam.io.WriteToText(f"{work}/k{k}/part", ".jsonl.gz")
+        )
+    _ = (
+        (bad, same_id, same_text, *lost)
+        | "dropped" >> beam.Flatten()
+        | "a few" >> combiners.Top.PerKey(NAMED_DROPS, reverse=True)
+        | "as JSON" >> beam.Map(json.dumps)
+        | "write dropped" >> beam.io.WriteToText(f"{work}/dropped", ".jsonl", num_shards=1)
+    )
+
+
+def _examples(rows: Any, cfg: RampConfig) -> tuple[Any, list[Any]]:
+    """Rows to (k, JSON of an example), and what is dropped on the way."""
     found, empty = _split(
-        by_text | "spans" >> beam.ParDo(_FindSpans(cfg)).with_outputs(DROPPED, main="ok")
+        rows | "spans" >> beam.ParDo(_FindSpans(cfg)).with_outputs(DROPPED, main="ok")
     )
     odds = (
         found
@@ -109,20 +128,7 @@ def extract(pipeline: beam.Pipeline, files: Sequence[str], cfg: RampConfig, work
         | "masks"
         >> beam.ParDo(_Mask(cfg), beam.pvalue.AsSingleton(odds)).with_outputs(DROPPED, main="ok")
     )
-    parts = made | "by masks" >> beam.Partition(lambda item, n: item[0] - 1, cfg.max_masks)
-    for k, part in enumerate(parts, 1):
-        _ = (
-            part
-            | f"lines {k}" >> beam.Values()
-            | f"write {k}" >> beam.io.WriteToText(f"{work}/k{k}/part", ".jsonl.gz")
-        )
-    _ = (
-        (bad, same_id, same_text, empty, again)
-        | "dropped" >> beam.Flatten()
-        | "a few" >> combiners.Top.PerKey(NAMED_DROPS, reverse=True)
-        | "as JSON" >> beam.Map(json.dumps)
-        | "write dropped" >> beam.io.WriteToText(f"{work}/dropped", ".jsonl", num_shards=1)
-    )
+    return made, [empty, again]
 
 
 def _split(outputs: Any) -> tuple[Any, Any]:

@@ -135,7 +135,7 @@ def register(
     folder: str | Path,
     tokenizer: str | Path,
     prompt_style: str,
-    temperatures: Iterable[float] = (),
+    temperatures: Sequence[float] = (),
 ) -> list[str]:
     """Add the tasks and mixtures of `folder` to seqio's registries; their names, tasks first.
 
@@ -162,17 +162,23 @@ def register(
         for name, splits in sorted(by_task.items()):
             _add_task(catalogue, kind, name, splits)
             tasks[name] = splits
-    mixtures = mixtures_of([name for name, splits in tasks.items() if "train" in splits])
-    added = list(tasks)
-    for name, parts in mixtures.items():
-        rates = {name: [(part, 1.0) for part in parts]}
+    rates = _rates({t: s["train"] for t, s in tasks.items() if "train" in s}, temperatures)
+    for name, parts in rates.items():
+        seqio.MixtureRegistry.add(name, parts)
+    _registered.update(tasks, rates)
+    return [*tasks, *rates]
+
+
+def _rates(
+    counts: Mapping[str, int], temperatures: Sequence[float]
+) -> dict[str, list[tuple[str, float]]]:
+    """Tasks and rates of every mixture of the tasks with that many training examples."""
+    found: dict[str, list[tuple[str, float]]] = {}
+    for name, parts in mixtures_of(counts).items():
+        found[name] = [(part, 1.0) for part in parts]
         for t in temperatures:
-            rates[f"{name}_t{t:g}"] = [(part, tasks[part]["train"] ** (1 / t)) for part in parts]
-        for mixture, parts_and_rates in rates.items():
-            seqio.MixtureRegistry.add(mixture, parts_and_rates)
-        added += rates
-    _registered.update(added)
-    return added
+            found[f"{name}_t{t:g}"] = [(part, counts[part] ** (1 / t)) for part in parts]
+    return found
 
 
 def mixtures_of(tasks: Iterable[str]) -> dict[str, list[str]]:
