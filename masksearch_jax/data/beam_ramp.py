@@ -64,10 +64,11 @@ def draw(paragraph: Passage, found: Sequence[Span], odds: Shares, cfg: RampConfi
     """The examples of a paragraph, and a reason in place of one that came out again."""
     seen: set[str] = set()
     for i in range(cfg.examples_per_passage):
-        rng = random.Random(f"{cfg.seed}/{paragraph.id}/{i}")
+        name = f"{cfg.seed}/{paragraph.id}/{i}"
         edges = list(itertools.accumulate(odds[len(found)]))
-        k = 1 + min(bisect.bisect(edges, rng.random() * edges[-1]), len(edges) - 1)
-        masked, chosen = masking.mask(paragraph.text, found, k, rng)
+        point = random.Random(f"{name}/k").random() * edges[-1]
+        k = 1 + min(bisect.bisect(edges, point), len(edges) - 1)
+        masked, chosen = masking.mask(paragraph.text, found, k, random.Random(name))
         yield "same_masks_again" if masked in seen else ramp._example(paragraph, i, masked, chosen)
         seen.add(masked)
 
