@@ -13,6 +13,7 @@ import argparse
 import gzip
 import itertools
 import json
+import logging
 import os
 import platform
 import statistics
@@ -99,6 +100,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    logging.disable(logging.WARNING)  # what Beam notes of its workers
     found = measure(args)
     for key, value in found.items():
         if key != "repeats":
