@@ -136,7 +136,7 @@ def test_known_names_are_whole_words_and_give_way_to_longer_spans(tmp_path):
 
 
 def test_ordinary_words_of_a_corpus_are_no_names():
-    text = "The Standard was met. Harrow lies in Standard, by Plan B and Slip-on."
+    text = "The Standard was met. Harrow lies in Standard, by Plan B, Slip-on."
     words = frozenset({"standard", "plan", "slip", *lexicon.ORDINARY})
     found = [s.text if s else why for s, why in rules_en.candidates(text, words)]
     assert found == ["ordinary_word", "Harrow", "ordinary_word", "Plan B", "ordinary_word"]
@@ -148,6 +148,7 @@ def test_ordinary_words_of_a_corpus_are_no_names():
         ("the anti-Boyle riots and the Rules and Orders of Harrow of 1901", ["1901"]),
         ("sung by The Marshes & the Quills at 4:30 in 1899–1901", ["1899–1901"]),
         ("He met De Boyle and Omar al-Quill, as I'd say, on 8 April 9 weeks ago", None),
+        ("the Rules Boyle and Harrow Act of de Marsh in 1901", ["Harrow Act", "1901"]),
         ('the word "neutral" and the 14th row of 2006-11-18', []),
     ],
 )

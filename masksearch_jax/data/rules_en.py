@@ -85,6 +85,8 @@ _PLACE_CUE = re.compile(
 )
 _MEANING = re.compile(r"\b(?:name|named|word|after|from)\b[^.\"“”]*[^\W\d], \Z")
 _NO_TITLE = re.compile(r"[{}=<>|\\]|[?!].|\b(?:That|It|I|He|She|We|You)[’'](?:s|m|re|ll|ve|d)\b")
+_PREFIX = re.compile(r"\b(?:de|von|van|di|da|del|della|du|le|la) \Z")
+_AND_MORE = re.compile(" and [A-Z]")
 _JOINED = re.compile(r"(?<![.!?] )\b([A-Z][a-z]+) and \Z")
 _OF = re.compile(r"\bof(?: the)? $")
 _PERSON_CUE = re.compile(
@@ -185,7 +187,12 @@ def _is_ordinary(word: str, ordinary: Collection[str]) -> bool:
 
 def _is_cut(paragraph: str, start: int, end: int, ordinary: Collection[str]) -> bool:
     """True for a part of a longer name: anti-X, X & Y, the second half of Rules and Orders."""
-    before, after = paragraph[max(0, start - 24) : start], paragraph[end : end + 3]
+    before, after = paragraph[max(0, start - 24) : start], paragraph[end : end + 8]
+    if _PREFIX.search(before):  # de Havilland
+        return True
+    first, _, rest = paragraph[start:end].partition(" ")
+    if rest and first.lower() in ordinary and _AND_MORE.match(after):  # International X and Y
+        return True
     if before.endswith(("-", "& ", "& the ")) or after.startswith(("-", " &", "–", ".,")):
         return True
     joined = _JOINED.search(before)
