@@ -17,12 +17,24 @@ def get_config(arg: str = "") -> ConfigDict:
     c = ConfigDict()
     c.folder = "runs/ramp"
     c.corpus = ""  # files or patterns, separated by commas; needed
+    c.language = "en"  # en | zh
+    c.articles = False  # True where lines are whole articles: they are cut into passages
+    c.passage_words = 100
     c.max_bad_fraction = 0.01
+
+    c.clean = ConfigDict()
+    c.clean.prose = True
+    c.clean.duplicates = 0.0  # near duplicates are build_ramp's to find; exact ones are dropped
+    c.clean.max_drop = 0.5
+    c.clean.leakage = "keep"  # keep | drop
+    c.clean.evaluation = ()  # JSONL of questions
+    c.clean.evaluation_passages = ""  # JSONL of the passages that they name
+    c.clean.ngram = 13
 
     c.ramp = ConfigDict()
     c.ramp.cities = 0  # of the atlas, which is not used here
     c.ramp.reworded = False
-    c.ramp.extractor = "rules"
+    c.ramp.extractor = "rules"  # rules | spacy
     c.ramp.max_masks = 4
     c.ramp.examples_per_passage = 2
     c.ramp.min_words = 8
@@ -31,6 +43,11 @@ def get_config(arg: str = "") -> ConfigDict:
     c.ramp.rl_fraction = 0.0
     c.ramp.max_examples = 0
     c.ramp.seed = 0
+    c.ramp.strategy = "random"  # random | weighted
+    c.ramp.min_nll = 0.5  # of ppl, which is not used here
+    c.ramp.max_nll = 6.0
+    c.ramp.gazetteer = 0  # learned by build_ramp alone
+    c.ramp.spacy_model = ""  # of the extractor spacy, such as en_core_web_sm
 
     c.beam = ConfigDict()
     c.beam.runner = "FnApiRunner"  # this machine; FlinkRunner, SparkRunner, DataflowRunner, …

@@ -76,19 +76,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.ppl.mesh.fsdp = -1
     c.ppl.mesh.tensor = 1
 
-    c.llm = ConfigDict()
-    c.llm.base_url = "http://localhost:8000/v1"  # of the extractor llm
-    c.llm.model = ""
-    c.llm.api_key_env = "OPENAI_API_KEY"
+    c.llm = common.llm()  # of the extractor llm
     c.llm.temperature = 0.0
-    c.llm.max_tokens = 1024
-    c.llm.concurrency = 32
-    c.llm.timeout = 60.0
-    c.llm.deadline = 300.0
-    c.llm.retries = 5
-    c.llm.backoff = 1.0
     c.llm.cache = "runs/llm.sqlite"
-    c.llm.budget = 0
 
     if arg.runlocal:
         c.corpus.limit = 300

@@ -19,19 +19,30 @@ import io
 import json
 import logging
 import shlex
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from etils import epath
 
 from masksearch_jax import cli
 from masksearch_jax.config import RampConfig
-from masksearch_jax.data import ramp, ramp_source
+from masksearch_jax.data import factory, leakage, ramp, ramp_counts, ramp_source
+from masksearch_jax.data.survey import CleanConfig, Plan
+from masksearch_jax.data.tally import Tally
 from masksearch_jax.progress import Progress
 
-FORMAT = 1  # of the dataset; one of another format is built again
+FORMAT = 2  # of the dataset; one of another format is built again
 COUNTS = "counts.json"
+# What `build_ramp` does and paragraphs on their own do not allow: the values that remain, and why
+_ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
+    "ramp.max_examples": ((0,), "any part of the dataset can be read, as train[:1000]"),
+    "ramp.extractor": (("rules", "spacy"), "workers have no language model"),
+    "ramp.strategy": (("random", "weighted"), "workers have no model to ask"),
+    "ramp.gazetteer": ((0,), "names are learned from passages in order, as build_ramp reads them"),
+    "clean.duplicates": ((0,), "near duplicates are found by build_ramp, in one process"),
+    "clean.leakage": (("keep", "drop"), "examples are not tagged"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +57,11 @@ class BuildDatasetRun:
 
     folder: str  # the dataset's data_dir
     corpus: str  # files or patterns, separated by commas: JSONL of id, title, text (.gz allowed)
+    language: Literal["en", "zh"]
+    articles: bool  # lines are whole articles, not passages
+    passage_words: int  # of the passages that articles are cut into
     max_bad_fraction: float  # malformed lines tolerated
+    clean: CleanConfig
     ramp: RampConfig
     beam: BeamConfig
 
@@ -56,10 +71,10 @@ class DropError(cli.UserError):
 
 
 def run(cfg: BuildDatasetRun) -> dict[str, Any]:
-    """Builds or resumes the dataset; {"corpus", "ramp"}, each with its counts.
+    """Builds or resumes the dataset; {"corpus", "clean", "ramp"}, each with its counts.
 
     Raises ConfigError for a config that no dataset can be made of, DropError for too many malformed
-    lines, or when no training example comes out.
+    lines, or when no training example comes out, ShareError when too much of the rest is no prose.
     """
     _check(cfg)
     with _hushed():
@@ -92,16 +107,29 @@ def run(cfg: BuildDatasetRun) -> dict[str, Any]:
 def _check(cfg: BuildDatasetRun) -> None:
     if not cfg.folder or not cfg.corpus:
         raise cli.ConfigError("config.folder and config.corpus must not be empty")
-    if cfg.ramp.max_examples:
-        raise cli.ConfigError(
-            f"config.ramp.max_examples is {cfg.ramp.max_examples}; it must be 0 here: any part of "
-            "the dataset can be read, as train[:1000]"
-        )
+    for key, (allowed, reason) in _ONLY.items():
+        part, _, name = key.partition(".")
+        value = getattr(getattr(cfg, part), name)
+        if value not in allowed:
+            choices = " or ".join(map(str, allowed))
+            raise cli.ConfigError(f"config.{key} is {value!r}; it must be {choices} here: {reason}")
+    if cfg.clean.leakage == "drop" and not cfg.clean.evaluation:
+        raise cli.ConfigError("config.clean.leakage is 'drop' and config.clean.evaluation is empty")
     if stray := next((epath.Path(cfg.folder) / ramp_source.NAME).glob("*.jsonl"), None):
         raise cli.ConfigError(f"config.folder holds RAMP examples as JSONL already: {stray}")
     if importlib.util.find_spec("apache_beam") is None:
         raise cli.ConfigError("Apache Beam is not installed; pip install 'masksearch_jax[beam]'")
-    ramp._check(cfg.ramp)
+    ramp.check(cfg.ramp)
+    if cfg.ramp.extractor == "spacy":
+        factory.extractor_of(Plan(cfg.clean, cfg.ramp, cfg.language))  # or says what is missing
+
+
+def _plan(cfg: BuildDatasetRun) -> Plan:
+    clean = cfg.clean
+    evaluation = None
+    if clean.leakage == "drop":
+        evaluation = leakage.read(clean.evaluation, clean.evaluation_passages, clean.ngram)
+    return Plan(clean, cfg.ramp, cfg.language, evaluation)
 
 
 def files_of(patterns: str) -> list[str]:
@@ -118,9 +146,14 @@ def files_of(patterns: str) -> list[str]:
 
 
 def _source_hash(cfg: BuildDatasetRun, files: list[str]) -> str:
-    """A hash of all that decides the examples: settings and the corpus's files."""
-    settings = [FORMAT, cfg.max_bad_fraction, dataclasses.asdict(cfg.ramp)]
+    """A hash of all that decides the examples: settings, the corpus's files, evaluation sets."""
+    settings: dict[str, Any] = {"format": FORMAT, **dataclasses.asdict(cfg)}
+    for key in ("folder", "corpus", "beam"):  # decide nothing
+        del settings[key]
     sums = sorted(_sha256(epath.Path(file)) for file in files)
+    if cfg.clean.leakage != "keep":
+        kept_out = (*cfg.clean.evaluation, cfg.clean.evaluation_passages)
+        sums += [_sha256(epath.Path(file)) for file in kept_out if file]
     return hashlib.sha256(json.dumps([settings, sums], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -196,71 +229,36 @@ def extract(cfg: BuildDatasetRun, files: list[str], work: epath.Path) -> dict[st
 
     from masksearch_jax.data import beam_ramp
 
+    plan = _plan(cfg)
     if work.exists():
         work.rmtree()
     work.mkdir(parents=True)
     pipeline = beam.Pipeline(cfg.beam.runner, _options(cfg.beam))
-    beam_ramp.extract(pipeline, files, cfg.ramp, str(work))
+    words = cfg.passage_words if cfg.articles else 0
+    beam_ramp.extract(pipeline, files, plan, str(work), words)
     result = pipeline.run()
     result.wait_until_finish()
     found = {
         (c.key.metric.namespace, c.key.metric.name): c.result
         for c in result.metrics().query()["counters"]
     }
-    counts = _counts(found, _named(work))
+    counts = ramp_counts.counts(found, ramp_counts.named(work))
     _check_drops(cfg, counts)
     _write_text(work / COUNTS, json.dumps(counts))
     return counts
 
 
-def _named(work: epath.Path) -> dict[str, dict[str, list[str]]]:
-    """A few of what was left out: stage → reason → names."""
-    named: dict[str, dict[str, list[str]]] = defaultdict(dict)
-    for file in sorted(work.glob("dropped-*")):
-        for line in file.read_text().splitlines():
-            (stage, reason), names = json.loads(line)
-            named[stage][reason] = names
-    return named
-
-
-def _counts(
-    counters: Mapping[tuple[str, str], int], named: Mapping[str, dict[str, list[str]]]
-) -> dict[str, Any]:
-    """Beam's counters as counts per stage."""
-    dropped: dict[str, Counter[str]] = defaultdict(Counter)
-    by_masks: dict[str, Counter[str]] = defaultdict(Counter)
-    for (stage, name), count in sorted(counters.items()):
-        kind, _, detail = name.partition("/")
-        if stage == "examples":
-            by_masks[kind][detail] += count
-        elif kind == "dropped":
-            dropped[stage][detail] += count
-    read, kept = counters.get(("corpus", "in"), 0), counters.get(("corpus", "out"), 0)
-
-    def stage(name: str, given: int, out: int) -> dict[str, Any]:
-        left_out = {"dropped": dict(dropped[name]), "such_as": dict(sorted(named[name].items()))}
-        return {"in": given, "out": out} | left_out
-
-    made = sum(c.total() for c in by_masks.values())
-    return {
-        "corpus": stage("corpus", read, kept),
-        "ramp": stage("ramp", kept, made)
-        | {
-            "used": counters.get(("ramp", "used"), 0),
-            "refused_spans": dict(dropped["spans"]),
-            "by_masks": {s: dict(by_masks[s]) for s in ("train", "rl", "heldout") if s in by_masks},
-        },
-    }
-
-
 def _check_drops(cfg: BuildDatasetRun, counts: dict[str, Any]) -> None:
-    corpus, made = counts["corpus"], counts["ramp"]
+    corpus, clean, made = counts["corpus"], counts["clean"], counts["ramp"]
     lost = sum(corpus["dropped"].values())
     if lost > cfg.max_bad_fraction * corpus["in"]:
         raise DropError(
             f"{lost:,} of {corpus['in']:,} lines are malformed, more than config.max_bad_fraction="
             f"{cfg.max_bad_fraction:g} allows: {corpus['dropped']}, such as {corpus['such_as']}"
         )
+    such = {reason: names[0] for reason, names in clean["such_as"].items()}
+    tally = Tally(clean["in"], clean["out"], Counter(clean["dropped"]), such)
+    tally.check("passages to mask", cfg.clean.max_drop, "config.clean.max_drop")
     if "train" not in made["by_masks"]:
         raise DropError(
             f"no training example came out of {made['in']:,} paragraphs (dropped: "
@@ -301,7 +299,7 @@ def _write(
 
 
 def _print_summary(counts: dict[str, Any], folder: str) -> None:
-    for name in ("corpus", "ramp"):
+    for name in ("corpus", "clean", "ramp"):
         part = counts[name]
         print(f"{name}: {part['in']:,} in, {part['out']:,} out")
         for reason, count in sorted(part["dropped"].items(), key=lambda item: -item[1]):

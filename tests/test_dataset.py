@@ -22,12 +22,20 @@ from hypothesis import strategies as st
 
 pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install -e '.[beam]'")
 
-from masksearch_jax import build_cache, build_dataset, cli
+from masksearch_jax import build_cache, build_dataset, build_ramp, cli
 from masksearch_jax.config import PromptConfig, to_dataclass
 from masksearch_jax.data import beam_ramp, masking, pipeline, ramp, ramp_source, records, spans
 from masksearch_jax.data.folder import Folder, RecordError
+from masksearch_jax.data.tally import ShareError
 from masksearch_jax.data.vocab import train_bpe
-from masksearch_jax.types import Demonstration, Passage, Segment, to_json
+from masksearch_jax.types import (
+    Demonstration,
+    Passage,
+    RampExample,
+    Segment,
+    from_json,
+    to_json,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:::apache_beam", "ignore:::tensorflow_datasets")
 
@@ -135,7 +143,7 @@ def test_shares_balance_as_well_as_choosing_one_by_one(histogram, max_masks):
 
 def test_a_draw_depends_on_its_paragraph_alone(made):
     odds = {n: (1.0,) * min(n, 4) for n in range(1, 8)}
-    found = spans.extractor("rules").extract(GIVEN[2].text, GIVEN[2].title)
+    found = spans.RulesExtractor().find([GIVEN[2]])[0].spans
     first = list(beam_ramp.draw(GIVEN[2], found, odds, made.cfg.ramp))
     list(beam_ramp.draw(dataclasses.replace(GIVEN[2], id="x"), found, odds, made.cfg.ramp))
     assert list(beam_ramp.draw(GIVEN[2], found, odds, made.cfg.ramp)) == first
@@ -154,12 +162,18 @@ def test_every_paragraph_is_used_or_counted_with_its_reason(made):
         "dropped": {"not JSON": 1},
         "such_as": {"not JSON": ["part-0.jsonl.gz: b'not json'"]},
     }
+    assert made.counts["clean"] == {
+        "in": 61,
+        "out": 60,
+        "dropped": {"not_prose": 1},
+        "such_as": {"not_prose": ["p4"]},
+    }
     lost = dict(found["dropped"])
     again = lost.pop("same_masks_again", 0)
-    assert lost == {"too_short": 1, "duplicate_id": 1, "duplicate_text": 1}
+    assert lost == {"duplicate_id": 1, "duplicate_text": 1}
     assert found["such_as"]["duplicate_text"] == ["p3again"]
     assert found["such_as"]["duplicate_id"] == ["p5"]
-    assert found["used"] == 61 - 3 == found["in"] - sum(lost.values())
+    assert found["used"] == 60 - 2 == found["in"] - sum(lost.values())
     assert found["out"] == 2 * found["used"] - again
     assert found["out"] == sum(sum(by_k.values()) for by_k in found["by_masks"].values())
     assert found["refused_spans"]
@@ -260,10 +274,16 @@ def test_a_half_written_config_is_made_again_and_a_finished_one_kept(made, tmp_p
         ),
         pytest.param(
             {"ramp.min_words": 50},
-            r"no training example .* 61 paragraphs .*'too_short': 61",
+            r"no training example .* 60 paragraphs .*'too_short': 60",
             marks=pytest.mark.slow,
         ),
         ({"ramp.max_examples": 5}, r"max_examples is 5; it must be 0"),
+        ({"ramp.gazetteer": 9}, r"gazetteer is 9; it must be 0 here"),
+        ({"ramp.extractor": "llm"}, r"extractor is 'llm'; it must be rules or spacy here"),
+        ({"ramp.strategy": "ppl"}, r"strategy is 'ppl'; it must be random or weighted here"),
+        ({"clean.duplicates": 0.8}, r"duplicates is 0.8; it must be 0 here"),
+        ({"clean.leakage": "tag"}, r"leakage is 'tag'; it must be keep or drop here"),
+        ({"clean.leakage": "drop"}, r"'drop' and config.clean.evaluation is empty"),
         ({"corpus": "/nowhere/*.gz"}, r"no file matches '/nowhere/\*.gz'"),
         ({"beam.options": "--direct_num_worker=2"}, "did you mean --direct_num_workers"),
         ({"folder": ""}, "must not be empty"),
@@ -336,6 +356,108 @@ def test_a_killed_build_goes_on_from_its_last_finished_config(made, tmp_path):
     assert build_dataset.run(cfg) == made.counts
     assert states(tmp_path / "ramp" / "k1") == before
     assert examples(ramp_source.sources(tmp_path)) == examples(made.sources)
+
+
+# ---- as build_ramp makes it
+
+
+HOLE = dataclasses.replace(GIVEN[6], id="hole", text=f"{GIVEN[6].text} It cost US$ million.")
+BRACKETS = dataclasses.replace(GIVEN[7], id="mended", text=GIVEN[7].text.replace("So", "So ()"))
+ZH = [
+    Passage(
+        f"z{i}",
+        f"条目{i}",
+        f"这座城市位于长江的北岸，建于{1800 + i}年，由{name}主持修建，是当地的文化中心之一。",
+    )
+    for i, name in enumerate(("詹天佑", "梁思成", "林徽因", "贝聿铭"))
+]
+ARTICLES = [
+    Passage(
+        f"a{i}",
+        f"Article {i}",
+        "\n".join([*(p.text for p in GIVEN[i * 6 : i * 6 + 6]), "In the notes"]),
+    )
+    for i in range(5)
+]
+
+
+def as_build_ramp(cfg: build_dataset.BuildDatasetRun, path: Path, folder: Path) -> tuple:
+    """What `build_ramp` makes of the same corpus in one part: examples by split, its counts."""
+    c = cli.load_config(str(REPOSITORY / "configs" / "build_ramp.py"))
+    c.corpus.path, c.folder = str(path), str(folder)
+    same = {
+        f"corpus.{key}": getattr(cfg, key)
+        for key in ("language", "articles", "passage_words", "max_bad_fraction")
+    }
+    for part in ("clean", "ramp"):
+        values = dataclasses.asdict(getattr(cfg, part))
+        same |= {f"{part}.{key}": value for key, value in values.items()}
+    c.update_from_flattened_dict(same)
+    run = to_dataclass(build_ramp.BuildRampRun, c)
+    counts = build_ramp.run(run, log=lambda message: None)
+    found = {
+        split: ramp.read_jsonl(folder / "ramp" / f"{split}.jsonl", RampExample)
+        for split in ("train", "rl", "heldout")
+    }
+    return found, counts
+
+
+@pytest.mark.parametrize(
+    ("given", "changes"),
+    [
+        pytest.param(
+            [*GIVEN, HOLE, BRACKETS, AGAIN[0]], {"ramp.strategy": "weighted"}, id="weighted"
+        ),
+        pytest.param([*GIVEN[:9], HOLE, BRACKETS], {"clean.prose": False}, id="any-text"),
+        pytest.param([*ZH, GIVEN[0]], {"language": "zh", "ramp.heldout_fraction": 0}, id="zh"),
+        pytest.param(ARTICLES, {"articles": True, "passage_words": 40}, id="articles"),
+    ],
+)
+def test_a_paragraphs_examples_are_those_of_build_ramp(tmp_path, given, changes):
+    """With one mask an example everywhere, nothing is left to how the numbers are balanced."""
+    path = Path(write_corpus(tmp_path / "corpus", given, 1).replace("*", "part-0"))
+    cfg = config(str(path), tmp_path, **{"ramp.max_masks": 1, "max_bad_fraction": 0.5} | changes)
+    work = tmp_path / "work"
+    counts = build_dataset.extract(cfg, [str(path)], build_dataset.epath.Path(work))
+    found = collections.defaultdict(list)
+    for part in work.glob("k1/part*"):
+        for text in gzip.decompress(part.read_bytes()).decode().splitlines():
+            row = json.loads(text)
+            found[row.pop("split")].append(from_json(RampExample, row))
+    expected, reference = as_build_ramp(cfg, path, tmp_path / "reference")
+    by_id = functools.partial(sorted, key=lambda e: e.id)
+    assert expected["train"]
+    for split, of_split in expected.items():
+        assert by_id(found[split]) == by_id(of_split)
+    left_out = [c["corpus"].get("left_out", {}).get("dropped", {}) for c in (counts, reference)]
+    assert counts["corpus"]["dropped"] == reference["corpus"]["dropped"]
+    assert left_out[0] == left_out[1]
+    assert bool(left_out[0]) == cfg.articles
+    assert counts["clean"]["dropped"] == reference["clean"]["dropped"]
+    lost = dict(counts["ramp"]["dropped"])
+    if copies := lost.pop("duplicate_text", 0):
+        lost["duplicate"] = copies
+    assert lost == reference["ramp"]["dropped"]
+    assert counts["ramp"]["refused_spans"] == reference["ramp"]["refused_spans"]
+
+
+def test_a_dataset_leaves_out_what_is_evaluated_on(tmp_path):
+    asked = {"qid": "q0", "dataset": "asked", "question": "Which?", "answers": ["It"]}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(asked | {"gold": [GIVEN[0].id]}))
+    ramp.write_jsonl(tmp_path / "gold.jsonl", GIVEN[:1])
+    changes = {
+        "clean.leakage": "drop",
+        "clean.evaluation": (str(tmp_path / "questions.jsonl"),),
+        "clean.evaluation_passages": str(tmp_path / "gold.jsonl"),
+    }
+    pattern = write_corpus(tmp_path / "corpus", GIVEN[:20], 1)
+    cfg = config(pattern, tmp_path, **{"max_bad_fraction": 0.5} | changes)
+    files = build_dataset.files_of(pattern)
+    counts = build_dataset.extract(cfg, files, build_dataset.epath.Path(tmp_path / "work"))
+    assert counts["clean"]["dropped"]["gold_title"] == 2  # both paragraphs of the article
+    strict = dataclasses.replace(cfg, clean=dataclasses.replace(cfg.clean, max_drop=0.01))
+    with pytest.raises(ShareError, match=r"passages to mask: .* of 20 left out, .*max_drop=0.01"):
+        build_dataset.extract(strict, files, build_dataset.epath.Path(tmp_path / "again"))
 
 
 # ---- seqio and grain

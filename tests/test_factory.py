@@ -191,8 +191,8 @@ def span(text, word, kind="TERM"):
 def test_weights_by_type_and_rarity():
     text = "Ada met Bo in 1731"
     found = [span(text, "Ada", "PERSON"), span(text, "1731", "DATE")]
-    weights = masking.by_type_and_rarity([found, [found[0]]])
-    assert weights == [{found[0]: 1.5, found[1]: 1.5}, {found[0]: 1.5}]
+    assert masking.texts([*found, found[0]]) == {"Ada", "1731"}
+    assert masking.by_type_and_rarity(found, {"Ada": 2}) == {found[0]: 1.5, found[1]: 1.5}
     rng = random.Random(0)
     drawn = sum(
         masking.mask(text, found, 1, rng, {found[0]: 3.0, found[1]: 1.0})[1][0] is found[0]

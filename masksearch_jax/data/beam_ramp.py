@@ -2,14 +2,16 @@
 
     read → parse, refuse → one of each id → one of each text → spans → masks → JSON lines per k
 
-What becomes of a paragraph depends on it, the config and the corpus's counts of spans, and on
-nothing else: not on bundles, workers, or how the corpus is cut into files. Everything left out is
-counted in Beam's metrics (namespace: stage, name: "dropped/REASON") and a few of each are named.
+What becomes of a paragraph is what `factory` makes of it, but for its number of masks. It depends
+on the paragraph, the plan and the corpus's counts of spans, and on nothing else: not on bundles,
+workers, or how the corpus is cut into files. Everything left out is counted in Beam's metrics
+(namespace: stage, name: "dropped/REASON") and a few of each are named.
 """
 
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -23,7 +25,9 @@ import apache_beam as beam
 from apache_beam.transforms import combiners
 
 from masksearch_jax.config import RampConfig
-from masksearch_jax.data import corpus, masking, ramp, spans
+from masksearch_jax.data import corpus, factory, masking, ramp, sources, survey
+from masksearch_jax.data.survey import Plan
+from masksearch_jax.data.tally import Tally
 from masksearch_jax.types import Passage, RampExample, Span, to_json
 
 NAMED_DROPS = 3  # items named of each reason
@@ -60,43 +64,55 @@ def _level(heights: Sequence[float], amount: float) -> list[float]:
     return [max(0.0, surface - height) for height in heights]
 
 
-def draw(paragraph: Passage, found: Sequence[Span], odds: Shares, cfg: RampConfig) -> Iterator[Any]:
+def draw(
+    paragraph: Passage,
+    found: Sequence[Span],
+    odds: Shares,
+    cfg: RampConfig,
+    weights: Mapping[Span, float] | None = None,
+) -> Iterator[RampExample | str]:
     """The examples of a paragraph, and a reason in place of one that came out again."""
     seen: set[str] = set()
+    edges = list(itertools.accumulate(odds[len(found)]))
     for i in range(cfg.examples_per_passage):
-        name = f"{cfg.seed}/{paragraph.id}/{i}"
-        edges = list(itertools.accumulate(odds[len(found)]))
-        point = random.Random(f"{name}/k").random() * edges[-1]
+        point = random.Random(f"{cfg.seed}/{paragraph.id}/{i}/k").random() * edges[-1]
         k = 1 + min(bisect.bisect(edges, point), len(edges) - 1)
-        masked, chosen = masking.mask(paragraph.text, found, k, random.Random(name))
-        yield "same_masks_again" if masked in seen else ramp._example(paragraph, i, masked, chosen)
-        seen.add(masked)
+        example = ramp.mask_paragraph(paragraph, found, k, i, cfg.seed, weights)
+        yield "same_masks_again" if example.masked in seen else example
+        seen.add(example.masked)
 
 
-def parse(line: bytes) -> Passage | str:
-    """The passage of a line of a corpus, or why it is none."""
-    try:
-        return corpus._parse(line)
-    except corpus._BadLine as bad:
-        return bad.reason
+def read(line: bytes, words: int, language: str) -> sources.Read:
+    """What a line of a corpus gives: its passage, or an article's of `words` words. Raises BadRow.
+
+    words: 0 where lines are passages.
+    """
+    row = corpus.parse_line(line)
+    if words:
+        return sources.read_article(row, words, language)
+    return sources.Read([corpus.to_passage(row)], [], Tally())
 
 
-def extract(pipeline: beam.Pipeline, files: Sequence[str], cfg: RampConfig, work: str) -> None:
+def extract(
+    pipeline: beam.Pipeline, files: Sequence[str], plan: Plan, work: str, words: int = 0
+) -> None:
     """Adds to `pipeline` all stages from the corpus `files` to JSON lines under the folder `work`.
 
     WORK/kN/*.jsonl.gz hold an example and its `split` a line, WORK/dropped-* the names of what was
-    left out by stage and reason.
+    left out by stage and reason. words: of the passages that articles are cut into; 0: lines are
+    passages. Of the plan neither near duplicates nor what needs a model or an order is done here.
     """
     lines = (
         pipeline
         | "files" >> beam.Create(list(files))
         | "read" >> beam.io.ReadAllFromText(coder=beam.coders.BytesCoder(), with_filename=True)
     )
-    read, bad = _split(lines | "parse" >> beam.ParDo(_Parse(cfg)).with_outputs(DROPPED, main="ok"))
-    by_id, same_id = _unique(read, "id", lambda row: row[0])
+    parse = beam.ParDo(_Parse(plan, words))
+    whole, bad = _split(lines | "parse" >> parse.with_outputs(DROPPED, main="ok"))
+    by_id, same_id = _unique(whole, "id", lambda row: row[0])
     by_text, same_text = _unique(by_id, "text", lambda row: f"{row[1]}\n{row[2]}")
-    made, lost = _examples(by_text, cfg)
-    parts = made | "by masks" >> beam.Partition(lambda item, n: item[0] - 1, cfg.max_masks)
+    made, lost = _examples(by_text, dataclasses.replace(plan, evaluation=None))
+    parts = made | "by masks" >> beam.Partition(lambda item, n: item[0] - 1, plan.ramp.max_masks)
     for k, part in enumerate(parts, 1):
         _ = (
             part
@@ -112,24 +128,33 @@ def extract(pipeline: beam.Pipeline, files: Sequence[str], cfg: RampConfig, work
     )
 
 
-def _examples(rows: Any, cfg: RampConfig) -> tuple[Any, list[Any]]:
+def _examples(rows: Any, plan: Plan) -> tuple[Any, list[Any]]:
     """Rows to (k, JSON of an example), and what is dropped on the way."""
     found, empty = _split(
-        rows | "spans" >> beam.ParDo(_FindSpans(cfg)).with_outputs(DROPPED, main="ok")
+        rows | "spans" >> beam.ParDo(_FindSpans(plan)).with_outputs(DROPPED, main="ok")
     )
     odds = (
         found
         | "spans of each" >> beam.Map(lambda item: len(item[1]))
         | combiners.Count.PerElement()
         | combiners.ToDict()
-        | "shares" >> beam.Map(shares, cfg.max_masks)
+        | "shares" >> beam.Map(shares, plan.ramp.max_masks)
     )
-    made, again = _split(
-        found
-        | "masks"
-        >> beam.ParDo(_Mask(cfg), beam.pvalue.AsSingleton(odds)).with_outputs(DROPPED, main="ok")
-    )
+    common = beam.pvalue.AsSingleton(_common(found)) if plan.ramp.strategy == "weighted" else None
+    mask = beam.ParDo(_Mask(plan.ramp), beam.pvalue.AsSingleton(odds), common)
+    made, again = _split(found | "masks" >> mask.with_outputs(DROPPED, main="ok"))
     return made, [empty, again]
+
+
+def _common(found: Any) -> Any:
+    """In how many paragraphs a span's text stands, of those in several; each worker holds it."""
+    return (
+        found
+        | "texts" >> beam.FlatMap(lambda item: masking.texts(Span(*s) for s in item[1]))
+        | "paragraphs of each" >> combiners.Count.PerElement()
+        | "in several" >> beam.Filter(lambda item: item[1] > 1)
+        | "common" >> combiners.ToDict()
+    )
 
 
 def _split(outputs: Any) -> tuple[Any, Any]:
@@ -156,31 +181,43 @@ def _counter(stage: str, name: str) -> Any:
     return beam.metrics.Metrics.counter(stage, name)
 
 
-def _drop(stage: str, reason: str, name: str) -> beam.pvalue.TaggedOutput:
-    _counter(stage, f"dropped/{reason}").inc()
+def _drop(stage: str, reason: str, name: str, count: int = 1) -> beam.pvalue.TaggedOutput:
+    _counter(stage, f"dropped/{reason}").inc(count)
     return beam.pvalue.TaggedOutput(DROPPED, ((stage, reason), name))
 
 
 class _Parse(beam.DoFn):
-    """(file, line) → Row of a paragraph that can be masked."""
+    """(file, line) → Rows of paragraphs that can be masked."""
 
-    def __init__(self, cfg: RampConfig) -> None:
-        self._cfg = cfg
+    def __init__(self, plan: Plan, words: int) -> None:
+        self._plan, self._words = plan, words
 
     def process(self, item: tuple[str, bytes]) -> Iterator[Any]:
         file, line = item
         if not line.strip():
             return
         _counter("corpus", "in").inc()
-        passage = parse(line)
-        if isinstance(passage, str):
-            yield _drop("corpus", passage, f"{PurePosixPath(file).name}: {line[:80]!r}")
+        try:
+            passages, _, left_out = read(line, self._words, self._plan.language)
+        except corpus.BadRow as bad:
+            yield _drop("corpus", bad.reason, f"{PurePosixPath(file).name}: {line[:80]!r}")
             return
-        _counter("corpus", "out").inc()
-        if reason := ramp._refusal(passage, self._cfg):
-            yield _drop("ramp", reason, passage.id)
-        else:
-            yield passage.id, passage.title, passage.text
+        _counter("articles", "in").inc(left_out.seen)
+        _counter("articles", "out").inc(left_out.kept)
+        for reason, count in left_out.dropped.items():
+            yield _drop("articles", reason, left_out.example[reason], count)
+        _counter("corpus", "out").inc(len(passages))
+        for passage in passages:
+            yield self._row(passage)
+
+    def _row(self, passage: Passage) -> Row | beam.pvalue.TaggedOutput:
+        if reason := survey.refusal(passage, self._plan):
+            return _drop("clean", reason, passage.id)
+        _counter("clean", "out").inc()
+        passage = survey.mended(passage, self._plan)
+        if reason := ramp.refusal(passage, self._plan.ramp, self._plan.language):
+            return _drop("ramp", reason, passage.id)
+        return passage.id, passage.title, passage.text
 
 
 class _KeepLeast(beam.DoFn):
@@ -201,19 +238,18 @@ class _KeepLeast(beam.DoFn):
 class _FindSpans(beam.DoFn):
     """Row → (Row, its disjoint spans as tuples)."""
 
-    def __init__(self, cfg: RampConfig) -> None:
-        self._cfg = cfg
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
 
     def setup(self) -> None:
-        self._extractor = spans.extractor(self._cfg.extractor)
+        self._extractor = factory.extractor_of(self._plan)
 
     def process(self, row: Row) -> Iterator[Any]:
         paragraph = Passage(*row)
-        found = masking.disjoint(self._extractor.extract(paragraph.text, paragraph.title))
-        for reason, count in self._extractor.refused.items():
+        [(proposed, refused)] = self._extractor.find([paragraph])
+        for reason, count in refused.items():
             _counter("spans", f"dropped/{reason}").inc(count)
-        self._extractor.refused.clear()
-        if found:
+        if found := masking.disjoint(proposed):
             yield row, tuple((s.start, s.end, s.text, s.type) for s in found)
         else:
             yield _drop("ramp", "no_spans", paragraph.id)
@@ -225,13 +261,15 @@ class _Mask(beam.DoFn):
     def __init__(self, cfg: RampConfig) -> None:
         self._cfg = cfg
 
-    def process(self, item: tuple[Row, tuple], odds: Shares) -> Iterator[Any]:
-        row, found = item
-        paragraph = Passage(*row)
+    def process(
+        self, item: tuple[Row, tuple], odds: Shares, common: Mapping[str, int] | None
+    ) -> Iterator[Any]:
+        paragraph, found = Passage(*item[0]), [Span(*s) for s in item[1]]
+        weights = None if common is None else masking.by_type_and_rarity(found, common)
         split = ramp.split_of(paragraph.title, self._cfg)
         _counter("ramp", "used").inc()
-        for made in draw(paragraph, [Span(*s) for s in found], odds, self._cfg):
-            if not isinstance(made, RampExample):
+        for made in draw(paragraph, found, odds, self._cfg, weights):
+            if isinstance(made, str):
                 yield _drop("ramp", made, paragraph.id)
                 continue
             _counter("examples", f"{split}/{made.k}").inc()

@@ -115,7 +115,7 @@ def _read_rows(path: Path, stats: CorpusStats) -> Iterator[Row]:
             if number % 1000 == 1:
                 stats.done = min(1.0, file.tell() / size)
             try:
-                yield f"{path}:{number}", _parse(line)
+                yield f"{path}:{number}", parse_line(line)
             except BadRow as bad:
                 yield f"{path}:{number}", bad
 
@@ -223,7 +223,7 @@ class _Ids:
         return True
 
 
-def _parse(line: bytes) -> dict[str, Any]:
+def parse_line(line: bytes) -> dict[str, Any]:
     """The object of one line. Raises BadRow."""
     try:
         record = json.loads(line.decode("utf-8-sig"))

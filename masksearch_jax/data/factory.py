@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from masksearch_jax.data import leakage, masking, prose, ramp, spans
+from masksearch_jax.data import leakage, masking, ramp, spans
 from masksearch_jax.data.corpus import read_passages
 from masksearch_jax.data.gazetteer import Gazetteer, Learner
-from masksearch_jax.data.survey import Plan, mapper, survey_all, write_json
+from masksearch_jax.data.survey import Plan, mapper, mended, survey_all, write_json
 from masksearch_jax.data.tally import Tally
 from masksearch_jax.types import Passage, RampExample, from_json
 
@@ -68,8 +68,7 @@ def partition(source: Path, work: Path, kept: np.ndarray, plan: Plan, size: int)
         files = [stack.enter_context(open(p, "w", encoding="utf-8")) for p in paths]
         for row, passage in enumerate(read_passages(source, max_bad_fraction=0.0)):
             if kept[row]:
-                text = prose.mend(passage.text) if plan.clean.prose else passage.text
-                value = {"id": passage.id, "title": passage.title, "text": text}
+                value = dataclasses.asdict(mended(passage, plan))
                 digest = hashlib.sha256(passage.title.encode()).digest()
                 part = int.from_bytes(digest[8:16]) % count
                 files[part].write(json.dumps(value, ensure_ascii=False) + "\n")

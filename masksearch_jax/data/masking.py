@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from masksearch_jax import markup
 from masksearch_jax.types import Span
@@ -81,12 +81,17 @@ def unmask(masked: str, fills: Sequence[str]) -> str:
     return pieces[0] + "".join(f + p for f, p in zip(fills, pieces[1:], strict=True))
 
 
-def by_type_and_rarity(
-    spans: Sequence[Sequence[Span]],
-) -> list[dict[Span, float]]:
-    """Weights of the spans of some paragraphs: their type's, over how many paragraphs have them."""
-    paragraphs = Counter(text for found in spans for text in {s.text for s in found})
-    return [{s: TYPE_WEIGHTS[s.type] / paragraphs[s.text] for s in found} for found in spans]
+def texts(spans: Iterable[Span]) -> set[str]:
+    """The distinct texts of a paragraph's spans: what `by_type_and_rarity` wants counted."""
+    return {span.text for span in spans}
+
+
+def by_type_and_rarity(spans: Sequence[Span], common: Mapping[str, int]) -> dict[Span, float]:
+    """Weights of a paragraph's spans: their type's, over how many paragraphs have their text.
+
+    common: those numbers by `texts`; a text that is not there stands in one paragraph.
+    """
+    return {s: TYPE_WEIGHTS[s.type] / common.get(s.text, 1) for s in spans}
 
 
 def questions(paragraph: str, spans: Sequence[Span]) -> list[tuple[str, str]]:

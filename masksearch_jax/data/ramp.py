@@ -187,7 +187,7 @@ def _usable(
         fit = []
         for paragraph in (given[i] for i in block):
             key = (paragraph.title, paragraph.text)
-            reason = _refusal(paragraph, cfg, language) or ("duplicate" if key in seen else "")
+            reason = refusal(paragraph, cfg, language) or ("duplicate" if key in seen else "")
             if reason:
                 tally.drop(reason, paragraph.id)
             else:
@@ -204,7 +204,8 @@ def _usable(
     return usable, refused
 
 
-def _refusal(paragraph: Passage, cfg: RampConfig, language: str) -> str:
+def refusal(paragraph: Passage, cfg: RampConfig, language: str) -> str:
+    """Why a paragraph is not masked, or "": too_long | too_short | reserved_text."""
     if len(paragraph.text) > prose.MAX_CHARS:
         return "too_long"
     words = prose.length(paragraph.text, language)
@@ -222,8 +223,9 @@ def _weighted(
     if cfg.strategy == "random":
         return usable, Counter()
     if cfg.strategy == "weighted":
-        weights = masking.by_type_and_rarity([u.found for u in usable])
-        return [u._replace(weights=w) for u, w in zip(usable, weights, strict=True)], Counter()
+        common = Counter(text for u in usable for text in masking.texts(u.found))
+        weigh = masking.by_type_and_rarity
+        return [u._replace(weights=weigh(u.found, common)) for u in usable], Counter()
     if scorer is None:
         raise ValueError("ramp.strategy 'ppl' needs a model that scores spans; there is none")
     kept, refused = [], Counter[str]()

@@ -62,19 +62,27 @@ class Surveyed(NamedTuple):
 
 
 def survey(block: list[Passage], plan: Plan) -> Surveyed:
-    """Pure: reasons of `prose.refusal` and `leakage`, and sketches where duplicates are sought."""
-    reasons = [_reason(p, plan) for p in block]
+    """Pure: reasons of `refusal`, and sketches where duplicates are sought."""
+    reasons = [refusal(p, plan) for p in block]
     if not plan.clean.duplicates:
         return Surveyed(reasons, None)
     texts = (p.text[: prose.MAX_CHARS] for p in block)
     return Surveyed(reasons, duplicates.sketch(texts, plan.language))
 
 
-def _reason(passage: Passage, plan: Plan) -> str:
+def refusal(passage: Passage, plan: Plan) -> str:
+    """Why a passage is not masked, or "": reasons of `prose.refusal`, `Evaluation.overlap`."""
     reason = prose.refusal(prose.mend(passage.text), plan.language) if plan.clean.prose else ""
     if not reason and plan.evaluation and plan.clean.leakage == "drop":
         reason = plan.evaluation.overlap(passage)
     return reason
+
+
+def mended(passage: Passage, plan: Plan) -> Passage:
+    """The passage as it is masked: where only prose is, without empty brackets."""
+    if not plan.clean.prose:
+        return passage
+    return dataclasses.replace(passage, text=prose.mend(passage.text))
 
 
 # ---- processes
