@@ -254,7 +254,7 @@ def _from_file(cfg: BuildRampRun, folder: Path, log: Callable[[str], None]) -> d
     wanted = {g for q in questions for g in q.gold}
     titles: dict[str, str] = {}
     (folder / "paragraphs.jsonl").unlink(missing_ok=True)
-    with Progress("passages", settings.limit) as progress, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         mapper, anchors = map, None
         if sources.has_articles(settings):
             mapper = stack.enter_context(survey.mapper(cfg.work.workers))
@@ -265,6 +265,7 @@ def _from_file(cfg: BuildRampRun, folder: Path, log: Callable[[str], None]) -> d
         passages = sources.read_corpus(
             settings, log=log, stats=stats, mapper=mapper, anchors=anchors
         )
+        progress = stack.enter_context(Progress("passages", settings.limit))
         count = corpus.write_passages(
             folder / "passages.jsonl", _watched(passages, wanted, titles, stats, progress)
         )

@@ -364,7 +364,8 @@ def test_a_full_disk_is_said_and_survived(disk, towns, repository, capsys):
         assert "the disk is full" in said or "No space left" in said
         assert not [p for p in folder.rglob("*") if p.is_file()], "left over"
     grow()
-    assert run(repository, *ramp, **into, folder=folder / "d")["corpus"]["out"] == 92
+    made = run(repository, *ramp, **into, folder=folder / "d", clean__max_drop=1.0)
+    assert made["corpus"]["out"] == 92
     assert run(repository, *index, **into, index=folder / "i")["passages"] == 92
 
 
