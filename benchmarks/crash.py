@@ -121,7 +121,7 @@ def compare(make: Callable[[str], Run], kills: int, steps: int, seed: int) -> di
     """An undisturbed run and a tormented one; whether their curves are the same bit by bit."""
     whole, cut = make("whole"), make("cut")
     while statuses := set(crash_runs.Cluster(whole).wait(1800)) - {0}:
-        if statuses != {cli.RESTART}:  # a busy machine may not have joined them in time
+        if not statuses <= ENDS:  # a busy machine may not have joined them in time
             raise RuntimeError(f"the undisturbed run ended with {statuses}")
     found = torment(cut, kills, steps, random.Random(seed))
     ended = time.time()
