@@ -14,6 +14,7 @@ DATA = [
 BEAM = [*DATA, "apache-beam[tfrecord]>=2.77,<3", "sentencepiece<0.2.3"]
 RAMP = [
     "ahocorasick_rs>=1.0,<2",
+    "importlib_resources>=6",
     "mwparserfromhell>=0.7",
     "mwxml>=0.3.8",
     "pyarrow>=17",
@@ -73,6 +74,7 @@ setup(
         "beam": BEAM,
         "quickstart": QUICKSTART,
         "ramp": RAMP,
+        "spacy": ["spacy>=3.8,<4"],
         "test": TEST,
     },
 )
