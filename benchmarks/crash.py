@@ -33,8 +33,9 @@ import numpy as np
 
 from benchmarks import crash_runs
 from masksearch_jax import cli, goodput
-from masksearch_jax.checkpoint import Checkpointer, CheckpointError
+from masksearch_jax.checkpoint import Checkpointer
 from masksearch_jax.config import CheckpointConfig, DapoRun, ModelConfig, SftRun, to_dataclass
+from masksearch_jax.stored import CheckpointError
 from masksearch_jax.train_state import TrainState
 
 Run = SftRun | DapoRun

@@ -104,7 +104,7 @@ def memory() -> int:
 def ours(job: str, base: Path) -> Row:
     import jax.numpy as jnp
 
-    from masksearch_jax import checkpoint
+    from masksearch_jax import checkpoint, stored
     from masksearch_jax.train_state import TrainState
 
     def load(folder: Path) -> Any:
@@ -115,9 +115,9 @@ def ours(job: str, base: Path) -> Row:
             checkpointer.save(1, TrainState(jnp.int32(1), model, ()), {})
 
     def export(folder: Path, config: ModelConfig, out: Path) -> None:
-        with checkpoint.StoredParams(folder, hf.abstract(config, COMPUTE), config) as stored:
+        with stored.StoredParams(folder, hf.abstract(config, COMPUTE), config) as params:
             shapes = hf.abstract(config, COMPUTE)
-            hf.save(shapes, out, read=stored.read, max_shard_bytes=SHARD)
+            hf.save(shapes, out, read=params.read, max_shard_bytes=SHARD)
 
     tiny = load(base / "tiny")
     if job == "checkpoint":

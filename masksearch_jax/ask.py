@@ -18,7 +18,7 @@ from typing import TextIO
 import jax
 import numpy as np
 
-from masksearch_jax import checkpoint, cli, markup
+from masksearch_jax import cli, markup, stored
 from masksearch_jax.config import (
     ComputeConfig,
     MeshConfig,
@@ -125,7 +125,7 @@ def run(cfg: AskRun) -> Trajectory:
             f"config.init is {cfg.init!r}, which holds no config.json; if it is a folder of "
             "checkpoints, give the folder of its tokenizer as config.tokenizer"
         )
-    config = hf.read_config(cfg.init) if in_hf_format else checkpoint.read_model(cfg.init)
+    config = hf.read_config(cfg.init) if in_hf_format else stored.read_model(cfg.init)
     vocab = Vocab.load(cfg.tokenizer or cfg.init)
     check_vocabulary(config, vocab.size)
     screen = Screen(sys.stdout)

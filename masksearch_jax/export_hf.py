@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from masksearch_jax import checkpoint, cli, sharding
+from masksearch_jax import cli, sharding, stored
 from masksearch_jax.config import ComputeConfig, MeshConfig, ModelConfig
 from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.models import hf, reload_check
@@ -65,21 +65,21 @@ def run(cfg: ExportRun) -> dict[str, Any]:
         lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, placed
     )
     step = None if cfg.step < 0 else cfg.step
-    with checkpoint.StoredParams(cfg.checkpoint, like, cfg.model, step) as stored:
+    with stored.StoredParams(cfg.checkpoint, like, cfg.model, step) as params:
         report = export(
             shapes,
             cfg.folder,
             cfg.tokenizer,
-            read=stored.read,
-            source=stored.source,
-            dtype=stored.dtype if cfg.dtype == "stored" else cfg.dtype,
+            read=params.read,
+            source=params.source,
+            dtype=params.dtype if cfg.dtype == "stored" else cfg.dtype,
             max_shard_bytes=cfg.max_shard_gigabytes * 1e9,
             reload=cfg.reload,
             card=cfg.card,
-            step=stored.step,
+            step=params.step,
         )
     if jax.process_index() == 0:
-        print(json.dumps({"folder": cfg.folder, "step": stored.step} | report))
+        print(json.dumps({"folder": cfg.folder, "step": params.step} | report))
     return report
 
 

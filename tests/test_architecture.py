@@ -55,6 +55,7 @@ MAY_IMPORT = {
             "rl.losses",
             "rollout.",
             "sharding",
+            "stored",
             "survival",
             "train_state",
         }

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from masksearch_jax import checkpoint
-from masksearch_jax.checkpoint import Checkpointer, CheckpointError, load_params
+from masksearch_jax import stored
+from masksearch_jax.checkpoint import Checkpointer
 from masksearch_jax.config import CheckpointConfig, ModelConfig, OptimConfig, RopeScaling
+from masksearch_jax.stored import CheckpointError, load_params
 from masksearch_jax.train_state import TrainState, init_state, make_optimizer, make_train_step
 
 CONFIG = CheckpointConfig(every=2, keep=2)
@@ -234,7 +235,7 @@ def test_a_place_that_cannot_be_written_is_told_at_the_start(tmp_path, folder):
 
 def test_a_newer_format_is_refused(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+        patch.setattr(stored, "FORMAT", stored.FORMAT + 1)
         with Checkpointer(tmp_path, CONFIG, MODEL) as checkpointer:
             checkpointer.save(1, make_state(), {})
     message = r"step 1 is of a newer format, 2; this version of masksearch_jax reads format 1"

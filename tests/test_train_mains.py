@@ -17,7 +17,6 @@ import pytest
 from benchmarks.crash_runs import Cluster
 from benchmarks.crash_runs import curve as curves
 from masksearch_jax import goodput, train_dapo, train_sft
-from masksearch_jax.checkpoint import CheckpointError
 from masksearch_jax.cli import RESTART, ConfigError
 from masksearch_jax.config import DapoRun, SftRun, SurvivalConfig
 from masksearch_jax.data import ramp
@@ -30,6 +29,7 @@ from masksearch_jax.progress import Progress
 from masksearch_jax.rl import advantages, rewards
 from masksearch_jax.rl import groups as groups_lib
 from masksearch_jax.search.tool import open_tool
+from masksearch_jax.stored import CheckpointError
 from masksearch_jax.survival import Preempted
 from masksearch_jax.types import QAExample, RampExample, Span, Trajectory
 

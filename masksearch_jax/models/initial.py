@@ -10,7 +10,7 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from masksearch_jax import checkpoint, sharding
+from masksearch_jax import sharding, stored
 from masksearch_jax.config import ComputeConfig, ModelConfig
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
@@ -27,7 +27,7 @@ def initial(
 
     source: an HF folder (it holds config.json), or a checkpoint folder, whose latest step is taken.
     Raises InitError when an HF folder is of another architecture (naming what differs) or in a
-    bucket, and what `hf.load` and `checkpoint.load_params` raise.
+    bucket, and what `hf.load` and `stored.load_params` raise.
     """
     shapes = hf.abstract(config, compute)
     placed = sharding.parameter_shardings(mesh, shapes)
@@ -50,7 +50,7 @@ def initial(
     like = jax.tree.map(
         lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, placed
     )
-    return checkpoint.load_params(source, like, config)
+    return stored.load_params(source, like, config)
 
 
 def check_vocabulary(config: ModelConfig, size: int) -> None:

@@ -1,0 +1,186 @@
+"""What lies in a step's folder: read back whole, one parameter at a time, or as what it is of.
+
+The model's configuration and every array's shape are stored beside the arrays and compared before
+anything is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from masksearch_jax import sharding
+from masksearch_jax.config import ModelConfig, RopeScaling
+
+PyTree = Any
+FORMAT = 1  # of what a step's folder holds; grows when an older reader would misread it
+ITEMS = ("params", "optimizer", "meta")
+
+
+class CheckpointError(Exception):
+    """A checkpoint could not be written, or is not the one asked for; the message says why."""
+
+
+def load_params(
+    folder: str | os.PathLike, like: PyTree, model: ModelConfig, step: int | None = None
+) -> PyTree:
+    """Only the weights of `step` (None: the latest), placed as `like` (arrays or shapes).
+
+    FOLDER/STEP names a step too. Raises as `Checkpointer.restore`.
+    """
+    folder, step = _split(folder, step)
+    with _reader(folder) as manager:
+        step = find_step(manager, folder, step)
+        return restore(manager, step, "params", like, read_meta(manager, step, model))
+
+
+class StoredParams:
+    """The weights of one step, brought one parameter at a time, each placed as in the model `like`.
+
+    `step` is the one that was found (None: the latest), `dtype` what its weights are stored in,
+    `source` a text that no other checkpoint has. A context manager. Raises as
+    `Checkpointer.restore`.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike, like: PyTree, model: ModelConfig, step: int | None = None
+    ):
+        folder, step = _split(folder, step)
+        self._manager = _reader(folder)
+        self.step = find_step(self._manager, folder, step)
+        wanted = flatten(like)
+        _check_shapes(self.step, "params", read_meta(self._manager, self.step, model), wanted)
+        paths = (path for path, _ in jax.tree_util.tree_flatten_with_path(like)[0])
+        self._wanted = dict(zip(map(sharding.parameter_name, paths), wanted.items(), strict=True))
+        place = absolute(folder) / str(self.step)
+        stored = ocp.PyTreeCheckpointHandler().metadata(place / "params")
+        self.dtype = str(np.dtype(next(iter(stored.tree.values())).dtype))
+        # Times to the nanosecond: a step that was trained again is another checkpoint.
+        self.source = f"{place} {(place / '_CHECKPOINT_METADATA').read_text()}"
+
+    def read(self, parameter: str) -> jax.Array:
+        """One parameter, by its name as `sharding.parameter_name` has it."""
+        name, leaf = self._wanted[parameter]
+        item = {name: _abstract(leaf)}
+        how = ocp.checkpoint_utils.construct_restore_args(item)
+        args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
+        found = self._manager.restore(self.step, args=ocp.args.Composite(params=args))
+        return found["params"][name]
+
+    def __enter__(self) -> StoredParams:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+
+def read_model(folder: str | os.PathLike) -> ModelConfig:
+    """The architecture of the latest checkpoint in `folder`, or of FOLDER/STEP.
+
+    Raises FileNotFoundError for none.
+    """
+    folder, step = _split(folder, None)
+    with _reader(folder) as manager:
+        step = find_step(manager, folder, step)
+        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    stored = dict(meta["model"])
+    scaling = stored["rope_scaling"]
+    return ModelConfig(**stored | {"rope_scaling": scaling and RopeScaling(**scaling)})
+
+
+def _split(folder: str | os.PathLike, step: int | None) -> tuple[epath.Path, int | None]:
+    path = absolute(folder)
+    return (path.parent, int(path.name)) if path.name.isdigit() else (path, step)
+
+
+def _reader(folder: str | os.PathLike) -> ocp.CheckpointManager:
+    """A manager that saves nothing. Raises FileNotFoundError where there is no folder."""
+    path = absolute(folder)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no checkpoint folder {path}")
+    # `read_only` would say that nothing is saved, but orbax then warns about it on every load.
+    options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
+    return ocp.CheckpointManager(path, options=options, item_names=ITEMS)
+
+
+def absolute(folder: str | os.PathLike) -> epath.Path:
+    """Of a local folder, what orbax asks for; of a bucket, as it is."""
+    text = os.fspath(folder)
+    return epath.Path(text if "://" in text else os.path.abspath(text))
+
+
+def find_step(manager: ocp.CheckpointManager, folder: Any, step: int | None) -> int:
+    """The step, if it is whole; None: the latest. Raises FileNotFoundError where there is none."""
+    steps = sorted(manager.all_steps())
+    if not steps or step not in (None, *steps):
+        wanted = "a whole checkpoint" if step is None else f"step {step}"
+        raise FileNotFoundError(f"{folder} does not hold {wanted}; it holds the steps {steps}")
+    return steps[-1] if step is None else step
+
+
+def read_meta(manager: ocp.CheckpointManager, step: int, model: ModelConfig) -> dict[str, Any]:
+    """What was stored beside the arrays. Raises CheckpointError when it is another model's."""
+    args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+    meta = manager.restore(step, args=args)["meta"]
+    if meta.get("format", 0) != FORMAT:
+        age = "a newer" if meta.get("format", 0) > FORMAT else "an older"
+        raise CheckpointError(
+            f"step {step} is of {age} format, {meta.get('format', 0)}; this version of "
+            f"masksearch_jax reads format {FORMAT}: use the one that wrote it"
+        )
+    asked = json.loads(json.dumps(dataclasses.asdict(model)))
+    stored = meta["model"]
+    differing = [
+        f"{name}: {stored.get(name)!r} stored, {asked.get(name)!r} asked for"
+        for name in sorted(stored.keys() | asked.keys())
+        if stored.get(name) != asked.get(name)
+    ]
+    if differing:
+        raise CheckpointError(f"step {step} is of another model: " + "; ".join(differing))
+    return meta
+
+
+def restore(
+    manager: ocp.CheckpointManager, step: int, item: str, like: PyTree, meta: dict[str, Any]
+) -> PyTree:
+    """The item's arrays in the structure, dtypes and shardings of `like`."""
+    wanted = flatten(like)
+    _check_shapes(step, item, meta, wanted)
+    args = ocp.args.Composite(
+        **{item: ocp.args.StandardRestore({n: _abstract(x) for n, x in wanted.items()})}
+    )
+    arrays = manager.restore(step, args=args)[item]
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
+
+
+def _check_shapes(step: int, item: str, meta: dict[str, Any], wanted: dict[str, Any]) -> None:
+    stored, asked = meta[item], shapes(wanted)
+    if stored != asked:
+        names = sorted(n for n in stored.keys() | asked.keys() if stored.get(n) != asked.get(n))
+        shown = [f"{n}: {stored.get(n)} stored, {asked.get(n)} asked for" for n in names[:8]]
+        raise CheckpointError(
+            f"step {step}: {len(names)} arrays of {item!r} differ in shape: " + "; ".join(shown)
+        )
+
+
+def flatten(tree: PyTree) -> dict[str, jax.Array]:
+    """Leaves by their path: what is on disk does not depend on the classes that held them."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def shapes(arrays: dict[str, jax.Array]) -> dict[str, list[int]]:
+    """As JSON has them."""
+    return {name: list(x.shape) for name, x in arrays.items()}
+
+
+def _abstract(x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    place = x.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
