@@ -15,6 +15,7 @@ def get_config(arg: str = "") -> ConfigDict:
     arg = common.parse_arg(arg, chat=False)
     c = ConfigDict()
     c.init = "runs/quickstart/hf"  # HF folder
+    c.base = ""  # where init holds adapters: their base model; empty: where they say it is
     c.question = ""  # or a paragraph with [mask] in it; needed
     c.tokenizer = ""  # empty: that of init
 

@@ -19,6 +19,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data = "runs/ramp"  # holds ramp/heldout.jsonl, questions/heldout.jsonl
     c.tokenizer = ""  # folder with tokenizer.json; needed
     c.init = "runs/ramp_dapo/checkpoints"  # HF or checkpoint folder
+    c.base = ""  # where init holds adapters: their base model; empty: where they say it is
 
     c.model = common.model(arg.model)
 

@@ -13,10 +13,11 @@ def get_config(arg: str = "") -> ConfigDict:
     arg = common.parse_arg(arg, model="qwen2.5-1.5b")
     c = ConfigDict()
     c.checkpoint = "runs/ramp_dapo/checkpoints"
+    c.base = ""  # where that holds adapters: their base model; empty: where they say it is
     c.step = -1  # the latest
     c.folder = "runs/ramp_dapo/export"
     c.tokenizer = ""  # folder whose tokenizer files are copied; needed
-    c.dtype = "bfloat16"  # stored: as the checkpoint has them
+    c.dtype = "bfloat16"  # stored: as the checkpoint has them, or the base of its adapters
     c.max_shard_gigabytes = 5.0
     c.reload = "auto"  # with transformers where torch is installed, else against the table
 

@@ -21,6 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data = "runs/ramp/cache"
     c.tokenizer = ""  # folder with tokenizer.json; needed
     c.init = "runs/ramp_dapo/checkpoints"  # HF or checkpoint folder; empty: random weights
+    c.base = ""  # where init holds adapters: their base model; empty: where they say it is
 
     c.model = common.model(arg.model)
 
@@ -39,6 +40,11 @@ def get_config(arg: str = "") -> ConfigDict:
     c.prompt = ConfigDict()
     c.prompt.style = "chat"
 
+    c.lora = ConfigDict()
+    c.lora.rank = 0  # 0: off, all weights are trained; 16 with learning_rate 2e-4 is a usual start
+    c.lora.alpha = 32.0
+    c.lora.targets = ("q", "k", "v", "o", "gate", "up", "down")
+
     c.optim = ConfigDict()
     c.optim.learning_rate = 1e-6  # DAPO
     c.optim.schedule = "constant"
@@ -50,6 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim.weight_decay = 0.1  # DAPO
     c.optim.clip_norm = 1.0
     c.optim.accumulate = 1
+    c.optim.rounding = "nearest"
 
     c.search = ConfigDict()
     c.search.kind = "bm25"

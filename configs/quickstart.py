@@ -101,6 +101,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.sft_optim.weight_decay = 0.01
     c.sft_optim.clip_norm = 1.0
     c.sft_optim.accumulate = 1
+    c.sft_optim.rounding = "nearest"
 
     # ---- DAPO with live search, up to four masks ----------------------------------------------
     c.rollout = ConfigDict()
@@ -163,6 +164,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.dapo_optim.weight_decay = 0.0
     c.dapo_optim.clip_norm = 1.0
     c.dapo_optim.accumulate = 1
+    c.dapo_optim.rounding = "nearest"
 
     # ---- evaluation, checkpoints, report ------------------------------------------------------
     c.eval = ConfigDict()

@@ -51,6 +51,7 @@ class AskRun:
     prompt: PromptConfig
     search: SearchConfig
     rollout: RolloutConfig
+    base: str = ""  # where init holds adapters: their base model; empty: where they say it is
 
 
 class Screen:
@@ -131,7 +132,7 @@ def run(cfg: AskRun) -> Trajectory:
     screen = Screen(sys.stdout)
     tool = ShownSearch(open_tool(cfg.search), screen, cfg.search.max_passages)
     mesh = make_mesh(cfg.mesh)
-    model = initial(cfg.init, config, cfg.compute, mesh, 0)
+    model = initial(cfg.init, config, cfg.compute, mesh, 0, cfg.base)
     engine = Engine(
         vocab,
         tool,

@@ -49,7 +49,8 @@ class ComputeConfig:
 
     dtype: Literal["bfloat16", "float32"]  # activations and matrix products
     param_dtype: Literal["float32", "bfloat16"]  # stored weights
-    attention: Literal["xla", "splash"]  # splash: the kernel for TPUs, in training
+    # splash: the kernel for TPUs, in training; cudnn: that for NVIDIA GPUs
+    attention: Literal["xla", "splash", "cudnn"]
     # What the backward pass finds of a layer: all; its matrix products; these, kept in the host's
     # memory; its input alone.
     remat: Literal["none", "dots", "offload", "block"]
@@ -77,6 +78,18 @@ class OptimConfig:
     weight_decay: float
     clip_norm: float
     accumulate: int  # micro-batches per update
+    # Of bfloat16 weights (compute.param_dtype): to the nearest, which loses updates below half a
+    # step of theirs, or up or down by chance, so that the mean is right.
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (LoRA, arXiv 2106.09685) in place of all weights."""
+
+    rank: int = 0  # of the adapters; 0: off, all weights are trained
+    alpha: float = 32.0  # what an adapter adds counts alpha / rank times
+    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")  # adapted matrices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,6 +302,8 @@ class SftRun:
     sft: SftConfig
     checkpoint: CheckpointConfig
     survival: SurvivalConfig = SurvivalConfig()
+    lora: LoraConfig = LoraConfig()
+    base: str = ""  # where init holds adapters: their base model; empty: where they say it is
     plan: PlanConfig = PlanConfig()
 
 
@@ -311,6 +326,8 @@ class DapoRun:
     dapo: DapoConfig
     checkpoint: CheckpointConfig
     survival: SurvivalConfig = SurvivalConfig()
+    lora: LoraConfig = LoraConfig()
+    base: str = ""  # where init holds adapters: their base model; empty: where they say it is
     plan: PlanConfig = PlanConfig()
 
 
@@ -329,6 +346,7 @@ class EvalRun:
     search: SearchConfig
     rollout: RolloutConfig
     eval: EvalConfig
+    base: str = ""  # as in SftRun
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,7 +94,7 @@ def run(cfg: EvalRun, model: Any = None) -> dict[str, Any]:
     by_suite, by_condition = load_suites(cfg), tools(cfg)
     mesh = make_mesh(cfg.mesh)
     if model is None:
-        model = initial(cfg.init, cfg.model, cfg.compute, mesh, 0)
+        model = initial(cfg.init, cfg.model, cfg.compute, mesh, 0, cfg.base)
     rollout = dataclasses.replace(cfg.rollout, temperature=cfg.eval.temperature)
     results: dict[str, Any] = {}
     total = sum(

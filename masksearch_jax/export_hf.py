@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from masksearch_jax import cli, sharding, stored
+from masksearch_jax import cli, sharding
 from masksearch_jax.config import ComputeConfig, MeshConfig, ModelConfig
 from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.models import hf, reload_check
 from masksearch_jax.models.hf_card import Card, model_card
+from masksearch_jax.models.initial import weights
 from masksearch_jax.models.transformer import Transformer
 
 RELOADS = ("auto", "transformers", "table")
@@ -50,24 +51,20 @@ class ExportRun:
     card: Card  # for the folder's README.md
     mesh: MeshConfig  # of the devices that a parameter lies on while it is written
     model: ModelConfig
+    base: str = ""  # where checkpoint holds adapters: their base model; empty: where they say it is
 
 
 def run(cfg: ExportRun) -> dict[str, Any]:
     """Exports `cfg.checkpoint` and prints and returns the report of `export`.
 
-    One parameter of the checkpoint is in memory at a time. The same command after an interruption
-    keeps the shards that are whole.
+    One parameter of the checkpoint is in memory at a time, with what adapters add to it. The same
+    command after an interruption keeps the shards that are whole.
     """
     sharding.join_processes()
-    shapes = hf.abstract(cfg.model, _COMPUTE)
-    placed = sharding.parameter_shardings(sharding.make_mesh(cfg.mesh), shapes)
-    like = jax.tree.map(
-        lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, placed
-    )
-    step = None if cfg.step < 0 else cfg.step
-    with stored.StoredParams(cfg.checkpoint, like, cfg.model, step) as params:
+    mesh, step = sharding.make_mesh(cfg.mesh), None if cfg.step < 0 else cfg.step
+    with weights(cfg.checkpoint, cfg.model, _COMPUTE, mesh, cfg.base, step) as params:
         report = export(
-            shapes,
+            hf.abstract(cfg.model, _COMPUTE),
             cfg.folder,
             cfg.tokenizer,
             read=params.read,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from jax.experimental import topologies
 
 from masksearch_jax import cli, guard, sharding, train_dapo, train_sft, train_state
 from masksearch_jax.config import DapoRun, SftRun
-from masksearch_jax.models import hf
+from masksearch_jax.models import hf, lora
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.planning import chips, flops, measure
 from masksearch_jax.planning.hlo import Module
@@ -85,8 +84,8 @@ def state_of(cfg: Run, mesh: Any) -> tuple[train_state.TrainState, Any]:
     """Shapes of the training state, laid out as in the run, and its optimizer."""
     steps = cfg.dapo.steps if isinstance(cfg, DapoRun) else cfg.sft.steps
     tx = guard.guarded(train_state.make_optimizer(cfg.optim, steps), cfg.survival)
-    model = hf.abstract(cfg.model, cfg.compute)
-    state = jax.eval_shape(lambda m: train_state.init_state(m, tx), model)
+    parts = lora.shapes(hf.abstract(cfg.model, cfg.compute), cfg.lora)
+    state = jax.eval_shape(lambda p, f: train_state.init_state(p, tx, f), *parts)
 
     def place(part: Any) -> Any:
         if not isinstance(part, Transformer):
@@ -119,16 +118,6 @@ def batch_of(
     }
 
 
-def bytes_of(tree: Any) -> float:
-    """On one device."""
-    return float(
-        sum(
-            math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-            for x in jax.tree.leaves(tree)
-        )
-    )
-
-
 # ---- programs
 
 
@@ -142,9 +131,11 @@ def sft_programs(cfg: SftRun, mesh: Any) -> Iterator[Program]:
     batch = batch_of(
         mesh, micro, cfg.sft.batch_size // micro, cfg.sft.seq_len, ("loss_weights",), ()
     )
-    step = train_state.make_train_step(train_sft.make_loss_fn(cfg.compute), tx, micro, like=state)
+    rounding = train_state.rounding_seed(cfg.optim, state.params, cfg.seed)
+    loss = train_sft.make_loss_fn(cfg.compute)
+    step = train_state.make_train_step(loss, tx, micro, state, rounding)
     tokens = cfg.sft.batch_size * cfg.sft.seq_len
-    need = flops.of_training(cfg.model, tokens, cfg.sft.seq_len)
+    need = flops.of_training(cfg.model, tokens, cfg.sft.seq_len, cfg.lora.rank > 0)
     yield Program("update", step, (state, batch), 1, need)
 
 
@@ -158,15 +149,16 @@ def dapo_programs(cfg: DapoRun, mesh: Any) -> Iterator[Program]:
     axes = ("micro", "batch")[micro == 1 :]
     batch["advantages"] = placed(jax.ShapeDtypeStruct(shape, jnp.float32), mesh, *axes)
     loss = train_dapo.make_loss_fn(cfg.compute, dapo, rollout.temperature)
-    step = train_state.make_train_step(loss, tx, micro, like=state)
-    need = flops.of_training(cfg.model, rows * length, length)
+    rounding = train_state.rounding_seed(cfg.optim, state.params, cfg.seed)
+    step = train_state.make_train_step(loss, tx, micro, state, rounding)
+    need = flops.of_training(cfg.model, rows * length, length, cfg.lora.rank > 0)
     yield Program("update", step, (state, batch), 1, need)
     if dapo.minibatches > 1:
         part = batch_of(mesh, 1, dapo.micro_batch, length, (), ())
         logprobs = train_dapo.make_logprob_fn(cfg.compute, rollout.temperature)
         need = flops.of_forward(cfg.model, dapo.micro_batch * length, length)
-        yield Program("logprobs", logprobs, (state.params, part), 1, need)
-    tick, args = tick_of(cfg, mesh, state.params)
+        yield Program("logprobs", logprobs, (state.model, part), 1, need)
+    tick, args = tick_of(cfg, mesh, state.model)
     yield Program("tick", tick, args, 2, 0.0)
 
 
@@ -187,10 +179,13 @@ def tick_of(cfg: DapoRun, mesh: Any, model: Any) -> tuple[Any, tuple[Any, ...]]:
 def held_of(programs: list[Program]) -> dict[str, float]:
     """Bytes on a chip that a run keeps from step to step, by kind."""
     state = programs[0].args[0]
-    found = {"weights": bytes_of(state.params), "optimizer": bytes_of(state.opt_state)}
+    found = {
+        "weights": sharding.bytes_on_device(state.model),
+        "optimizer": sharding.bytes_on_device(state.opt_state),
+    }
     for program in programs:
         if program.name == "tick":
-            found["kv_cache"] = bytes_of(program.args[1])
+            found["kv_cache"] = sharding.bytes_on_device(program.args[1])
     return found
 
 
@@ -216,7 +211,7 @@ def compile_program(program: Program, mesh: Any, found: chips.Slice) -> dict[str
     figures: dict[str, Any] = {
         "compile_seconds": time.perf_counter() - started,
         "memory": measure.memory(compiled),
-        "held": sum(bytes_of(arg) for arg in program.args[: program.held]),
+        "held": sum(sharding.bytes_on_device(arg) for arg in program.args[: program.held]),
         "hbm_traffic": module.traffic(),
         "collectives": collectives,
     }

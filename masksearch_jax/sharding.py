@@ -54,6 +54,15 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "blocks.up": ("layers", "model", "hidden"),
     "blocks.down": ("layers", "hidden", "model"),
 }
+# An adapter's A is split as its matrix's inputs, B as its outputs.
+PARAMETERS |= {
+    f"blocks.adapters.{name}_{half}": axes
+    for name in ("q", "k", "v", "o", "gate", "up", "down")
+    for half, axes in (
+        ("a", (*PARAMETERS[f"blocks.{name}"][:2], "rank")),
+        ("b", ("layers", "rank", PARAMETERS[f"blocks.{name}"][2])),
+    )
+}
 
 # A KV cache: k [L, N, P, K, D, S], v [L, N, P, K, S, D], their scales [L, N, P, K, S].
 CACHE = ("layers", "batch", "any", "kv_heads", "any", "any")
@@ -276,6 +285,16 @@ def _all_divide(mesh: Any, specs: Sequence[PartitionSpec], args: Sequence[Tree])
         for partition, arg in zip(specs, args, strict=False)
         for leaf in jax.tree.leaves(arg)
         for axes, size in zip(partition, leaf.shape, strict=False)
+    )
+
+
+def bytes_on_device(tree: Any) -> float:
+    """Of the parts of a tree, of arrays or of shapes with shardings, that one device holds."""
+    return float(
+        sum(
+            math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+            for x in jax.tree.leaves(tree)
+        )
     )
 
 

@@ -86,13 +86,24 @@ def read_model(folder: str | os.PathLike) -> ModelConfig:
 
     Raises FileNotFoundError for none.
     """
-    folder, step = _split(folder, None)
-    with _reader(folder) as manager:
-        step = find_step(manager, folder, step)
-        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-    stored = dict(meta["model"])
+    stored = dict(_any_meta(folder, None)["model"])
     scaling = stored["rope_scaling"]
     return ModelConfig(**stored | {"rope_scaling": scaling and RopeScaling(**scaling)})
+
+
+def read_adapters(folder: str | os.PathLike, step: int | None = None) -> dict[str, Any] | None:
+    """What the adapters of `step` (None: the latest) are and belong to; None: it holds no such.
+
+    FOLDER/STEP names a step too. Raises FileNotFoundError for none.
+    """
+    return _any_meta(folder, step).get("adapters")
+
+
+def _any_meta(folder: str | os.PathLike, step: int | None) -> dict[str, Any]:
+    folder, step = _split(folder, step)
+    with _reader(folder) as manager:
+        step = find_step(manager, folder, step)
+        return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
 
 
 def _split(folder: str | os.PathLike, step: int | None) -> tuple[epath.Path, int | None]:
@@ -135,16 +146,30 @@ def read_meta(manager: ocp.CheckpointManager, step: int, model: ModelConfig) -> 
             f"step {step} is of {age} format, {meta.get('format', 0)}; this version of "
             f"masksearch_jax reads format {FORMAT}: use the one that wrote it"
         )
-    asked = json.loads(json.dumps(dataclasses.asdict(model)))
-    stored = meta["model"]
-    differing = [
+    if differing := _differing(meta["model"], json.loads(json.dumps(dataclasses.asdict(model)))):
+        raise CheckpointError(f"step {step} is of another model: {differing}")
+    return meta
+
+
+def check_adapters(step: int, meta: dict[str, Any], asked: dict[str, Any] | None) -> None:
+    """Raises CheckpointError where the step's adapters are others, or for another base."""
+    stored = meta.get("adapters")
+    if (stored is None) != (asked is None):
+        kinds = ["all weights" if a is None else f"rank {a['rank']}" for a in (stored, asked)]
+        raise CheckpointError(f"step {step}: {kinds[0]} stored, config.lora asks for {kinds[1]}")
+    # A base that was moved is still the same.
+    found, wanted = ({**(a or {}), "base": "", "base_seed": 0} for a in (stored, asked))
+    if differing := _differing(found, wanted):
+        base = stored and stored["base"]
+        raise CheckpointError(f"step {step} is of adapters for the base {base!r}: {differing}")
+
+
+def _differing(stored: dict[str, Any], asked: dict[str, Any]) -> str:
+    return "; ".join(
         f"{name}: {stored.get(name)!r} stored, {asked.get(name)!r} asked for"
         for name in sorted(stored.keys() | asked.keys())
         if stored.get(name) != asked.get(name)
-    ]
-    if differing:
-        raise CheckpointError(f"step {step} is of another model: " + "; ".join(differing))
-    return meta
+    )
 
 
 def restore(

@@ -25,7 +25,7 @@ from masksearch_jax.data.demonstrations import parse_example
 from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.guard import Guard, guarded
 from masksearch_jax.metrics import MetricWriter
-from masksearch_jax.models import head
+from masksearch_jax.models import head, lora
 from masksearch_jax.models.initial import check_vocabulary, initial
 from masksearch_jax.progress import Progress
 from masksearch_jax.rl import advantages, losses, rewards
@@ -216,18 +216,21 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
 
     # ---- model, state, programs
     mesh = make_mesh(cfg.mesh)
-    model = initial(cfg.init, cfg.model, cfg.compute, mesh, cfg.seed)
+    model = initial(cfg.init, cfg.model, cfg.compute, mesh, cfg.seed, cfg.base)
+    params, frozen = lora.trained(model, cfg.lora, mesh, cfg.seed)
+    adapters = lora.describe(cfg.lora, model, cfg.init, cfg.seed)
     tx = guarded(train_state.make_optimizer(cfg.optim, dapo.steps * dapo.minibatches), cfg.survival)
-    state = train_state.init_state(model, tx)
+    state = train_state.init_state(params, tx, frozen)
     accumulate = dapo.groups * dapo.group_size // (dapo.minibatches * dapo.micro_batch)
     loss_fn = make_loss_fn(cfg.compute, dapo, rollout.temperature)
-    train_step = train_state.make_train_step(loss_fn, tx, accumulate, like=state)
+    rounding = train_state.rounding_seed(cfg.optim, params, cfg.seed)
+    train_step = train_state.make_train_step(loss_fn, tx, accumulate, state, rounding)
     logprob_fn = make_logprob_fn(cfg.compute, rollout.temperature)
     engine = Engine(vocab, search, rollout, cfg.search, check=survival.check)
     sampler = GroupSampler(engine, prompts, dapo, rollout)
 
     metrics: dict[str, Any] = {}
-    checkpoints = Checkpointer(workdir / "checkpoints", cfg.checkpoint, cfg.model)
+    checkpoints = Checkpointer(workdir / "checkpoints", cfg.checkpoint, cfg.model, adapters)
     with engine, checkpoints as checkpointer, survival:
         start = 0
         if checkpointer.latest_step() is not None:
@@ -253,7 +256,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 position = {"prompts": prompts.get_state(), "sampler": sampler.state()}
                 try:
                     with survival.phase("sample"):
-                        kept, seen = sampler.step(state.params, step)
+                        kept, seen = sampler.step(state.model, step)
                 except Preempted:  # what this step has sampled is sampled again
                     save(step, position)
                     survival.stop(checkpointer)
@@ -271,7 +274,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                             {k: v[i : i + size] for k, v in batch.items()}
                             for i in range(0, rows, size)
                         ]
-                        found = [logprob_fn(state.params, shard_batch(mesh, p)) for p in parts]
+                        found = [logprob_fn(state.model, shard_batch(mesh, p)) for p in parts]
                         batch["logp_old"] = np.concatenate([*map(sharding.local_rows, found)])
                     part_rows = rows // dapo.minibatches
                     for m in range(dapo.minibatches):

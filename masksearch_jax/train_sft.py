@@ -21,7 +21,7 @@ from masksearch_jax.data import pipeline, records
 from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.guard import Guard, guarded
 from masksearch_jax.metrics import MetricWriter
-from masksearch_jax.models import head
+from masksearch_jax.models import head, lora
 from masksearch_jax.models.initial import check_vocabulary, initial
 from masksearch_jax.progress import Progress
 from masksearch_jax.rl import losses
@@ -62,15 +62,21 @@ def run(cfg: SftRun) -> dict[str, Any]:
 
     # ---- model and state
     mesh = make_mesh(cfg.mesh)
-    model = initial(cfg.init, cfg.model, cfg.compute, mesh, cfg.seed)
+    model = initial(cfg.init, cfg.model, cfg.compute, mesh, cfg.seed, cfg.base)
+    params, frozen = lora.trained(model, cfg.lora, mesh, cfg.seed)
+    adapters = lora.describe(cfg.lora, model, cfg.init, cfg.seed)
     tx = guarded(train_state.make_optimizer(cfg.optim, cfg.sft.steps), cfg.survival)
-    state = train_state.init_state(model, tx)
+    state = train_state.init_state(params, tx, frozen)
     train_step = train_state.make_train_step(
-        make_loss_fn(cfg.compute), tx, cfg.optim.accumulate, like=state
+        make_loss_fn(cfg.compute),
+        tx,
+        cfg.optim.accumulate,
+        like=state,
+        rounding=train_state.rounding_seed(cfg.optim, params, cfg.seed),
     )
 
     metrics: dict[str, Any] = {}
-    checkpoints = Checkpointer(workdir / "checkpoints", cfg.checkpoint, cfg.model)
+    checkpoints = Checkpointer(workdir / "checkpoints", cfg.checkpoint, cfg.model, adapters)
     with checkpoints as checkpointer, survival:
         start = 0
         if checkpointer.latest_step() is not None:

@@ -32,11 +32,20 @@ _NOT_DECAYED = re.compile(r"norm|bias|scale", re.IGNORECASE)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything an update reads and writes. `step` (int32) counts the updates done."""
+    """Everything an update reads and writes. `step` (int32) counts the updates done.
+
+    `frozen`: the part of the model that is not trained, as `split` leaves it; None: there is none.
+    """
 
     step: jax.Array
     params: PyTree
     opt_state: PyTree
+    frozen: PyTree = None
+
+    @property
+    def model(self) -> PyTree:
+        """The whole model: what is trained and what is not."""
+        return join(self.params, self.frozen)
 
 
 class LearningRateState(NamedTuple):
@@ -103,9 +112,31 @@ def decays(path: tuple[Any, ...]) -> bool:
     return not _NOT_DECAYED.search(jax.tree_util.keystr(path))
 
 
-def init_state(params: PyTree, tx: optax.GradientTransformation) -> TrainState:
+def split(model: PyTree, wanted: Callable[[tuple[Any, ...]], bool]) -> tuple[PyTree, PyTree]:
+    """The leaves whose path is wanted, and the others; each with None where the other has them."""
+
+    def part(keep: bool) -> PyTree:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: x if wanted(path) is keep else None, model
+        )
+
+    return part(True), part(False)
+
+
+def join(params: PyTree, frozen: PyTree) -> PyTree:
+    """The model that was `split`; params itself where nothing is frozen."""
+    if frozen is None:
+        return params
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, params, frozen, is_leaf=lambda x: x is None
+    )
+
+
+def init_state(
+    params: PyTree, tx: optax.GradientTransformation, frozen: PyTree = None
+) -> TrainState:
     """The state before the first update; moments are sharded as the parameters they belong to."""
-    state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+    state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), frozen)
     sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)  # None while tracing
     if not isinstance(sharding, NamedSharding):
         return state
@@ -133,11 +164,26 @@ def split_micro(batch: PyTree, accumulate: int) -> PyTree:
     return jax.tree.map(split, batch)
 
 
+def rounding_seed(config: OptimConfig, params: PyTree, seed: int) -> int | None:
+    """`rounding` of make_train_step. Raises ValueError where the trained weights need none."""
+    if config.rounding == "nearest":
+        return None
+    kinds = sorted({x.dtype.name for x in jax.tree.leaves(params)})
+    if kinds != ["bfloat16"]:
+        raise ValueError(
+            f"optim.rounding is {config.rounding!r}, but the weights that are trained are "
+            f"{', '.join(kinds)}: set compute.param_dtype=bfloat16 and no adapters, or "
+            "optim.rounding=nearest"
+        )
+    return seed
+
+
 def make_train_step(
     loss_fn: LossFn,
     tx: optax.GradientTransformation,
     accumulate: int = 1,
     like: TrainState | None = None,
+    rounding: int | None = None,
 ) -> Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]:
     """A jitted update that donates its state: `step(state, batch) -> (state, metrics)`.
 
@@ -145,6 +191,7 @@ def make_train_step(
     combined by maximum. Sums and gradients are added over `accumulate` micro-batches (leading batch
     axis, absent when 1) and over the mesh, then divided once by the whole batch's count: the update
     does not depend on how a batch is cut. `like`, a sharded state, fixes the result's shardings.
+    `rounding`: seed of the stochastic rounding of bfloat16 weights; None: to the nearest.
     metrics: float32 scalars `loss`, `loss_weight` (the count), `grad_norm` (before clipping), `lr`
     (where `tx` comes from make_optimizer), the guard's (where `tx` is guarded), and the loss
     function's own.
@@ -152,35 +199,35 @@ def make_train_step(
     update = optax.with_extra_args_support(tx).update
 
     def step(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, jax.Array]]:
-        grads, total, count, sums = _gradient(loss_fn, state.params, batch, accumulate)
+        grads, total, count, sums = _gradient(loss_fn, state, batch, accumulate)
         divisor = jnp.where(count > 0, count, 1)
         grads = jax.tree.map(lambda g: g / divisor, grads)
         loss = total / divisor
         updates, opt_state = update(grads, state.opt_state, state.params, value=loss)
-        params = jax.tree.map(_apply, state.params, updates)
+        params = _apply(state.params, updates, rounding, state.step)
         metrics = {name: _finish(name, *pair) for name, pair in sums.items()}
         metrics |= {"loss": loss, "loss_weight": count} | guard.figures(opt_state)
         metrics["grad_norm"] = optax.tree.norm(grads)
         rate = optax.tree.get(opt_state, "learning_rate")
         if rate is not None:
             metrics["lr"] = rate
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state, state.frozen), metrics
 
     shardings = None if like is None else (jax.tree.map(lambda x: x.sharding, like), None)
     return jax.jit(step, donate_argnums=0, out_shardings=shardings)
 
 
 def _gradient(
-    loss_fn: LossFn, model: PyTree, batch: PyTree, accumulate: int
+    loss_fn: LossFn, state: TrainState, batch: PyTree, accumulate: int
 ) -> tuple[PyTree, jax.Array, jax.Array, Metrics]:
     """Gradient of the summed numerator, the numerator, the count and the metrics' sums."""
 
-    def objective(model: PyTree, micro: PyTree) -> tuple[jax.Array, tuple[jax.Array, Metrics]]:
-        total, count, sums = loss_fn(model, micro)
+    def objective(params: PyTree, micro: PyTree) -> tuple[jax.Array, tuple[jax.Array, Metrics]]:
+        total, count, sums = loss_fn(join(params, state.frozen), micro)
         return total, _float32((total, count, sums))
 
     def one(micro: PyTree) -> tuple[PyTree, tuple[jax.Array, jax.Array, Metrics]]:
-        grads, aux = jax.grad(objective, has_aux=True)(model, micro)
+        grads, aux = jax.grad(objective, has_aux=True)(state.params, micro)
         return _float32(grads), aux
 
     if accumulate == 1:
@@ -194,7 +241,7 @@ def _gradient(
         more, aux = one(micro)
         return jax.tree.map(jnp.add, grads, more), aux
 
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), model)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.params)
     grads, (total, count, sums) = jax.lax.scan(add, zeros, batch)
     sums = {
         name: tuple(x.max() if name.endswith("_max") else x.sum() for x in pair)
@@ -209,8 +256,26 @@ def _finish(name: str, total: jax.Array, count: jax.Array) -> jax.Array:
     return total / jnp.where(count > 0, count, 1)
 
 
-def _apply(param: jax.Array, update: jax.Array) -> jax.Array:
-    return (param.astype(jnp.float32) + update).astype(param.dtype)
+def _apply(params: PyTree, updates: PyTree, rounding: int | None, step: jax.Array) -> PyTree:
+    sums = jax.tree.map(lambda p, u: p.astype(jnp.float32) + u, params, updates)
+    if rounding is None:
+        return jax.tree.map(lambda x, p: x.astype(p.dtype), sums, params)
+    leaves, structure = jax.tree.flatten(sums)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(rounding), step), len(leaves))
+    return structure.unflatten(map(round_stochastically, leaves, keys))
+
+
+def round_stochastically(x: jax.Array, key: jax.Array) -> jax.Array:
+    """bfloat16 of float32 x, one of its two neighbours by chance, so that the mean is x.
+
+    The upper is as likely as x is far from the lower: 16 random bits are added to those that
+    bfloat16 lacks. The same key gives the same on any mesh.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    kept = (bits + noise) & jnp.uint32(0xFFFF0000)
+    rounded = jax.lax.bitcast_convert_type(kept, jnp.float32)
+    return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
 
 
 def _float32(tree: PyTree) -> PyTree:

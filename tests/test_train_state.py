@@ -20,6 +20,8 @@ from masksearch_jax.train_state import (
     make_optimizer,
     make_schedule,
     make_train_step,
+    round_stochastically,
+    rounding_seed,
     split_micro,
 )
 
@@ -269,3 +271,57 @@ def test_batches_that_cannot_be_cut_are_refused():
         make_train_step(loss_fn, optax.sgd(0.1), 2)(
             init_state(Tiny(), optax.sgd(0.1)), make_batch()
         )
+
+
+# ---- stochastic rounding
+
+
+def test_stochastic_rounding_takes_a_neighbour_and_is_right_in_the_mean():
+    below, above = jnp.float32(1.0), jnp.float32(1.0 + 2**-7)
+    x = jnp.float32([1.0 + 2**-7 * 0.3, -(1.0 + 2**-7 * 0.3), 1.0, jnp.inf, 3e-39])
+    many = jnp.broadcast_to(x, (20_000, 5))
+    got = np.asarray(round_stochastically(many, jax.random.key(0)).astype(jnp.float32))
+    assert set(np.unique(got[:, 0])) == {below, above}
+    assert set(np.unique(got[:, 1])) == {-below, -above}
+    error = 2**-7 * (0.3 * 0.7 / len(many)) ** 0.5  # one standard deviation of the mean
+    np.testing.assert_allclose(got[:, :2].mean(0), x[:2], atol=4 * error)
+    assert (got[:, 2] == 1.0).all()
+    assert np.isposinf(got[:, 3]).all()
+    assert got[:, 4].max() < 1e-38
+
+
+def descend(dtype: str, rounding: int | None, steps: int = 60, cut: int = 0):
+    """Weights after small steps of plain descent; stopped and taken up again after `cut`."""
+    tx = optax.sgd(2e-3)
+    state = init_state(jax.tree.map(lambda x: x.astype(dtype), {"w": jnp.full(512, 4.0)}), tx)
+    batch = {"target": np.linspace(-1.0, 1.0, 512, dtype=np.float32)}
+
+    def loss(params, batch):
+        error = params["w"].astype(jnp.float32) - batch["target"]
+        return (0.5 * error**2).sum(), jnp.float32(1.0), {}
+
+    for part in (cut, steps - cut):
+        step = make_train_step(loss, tx, rounding=rounding)
+        for _ in range(part):
+            state, _ = step(state, batch)
+        state = jax.tree.map(jnp.copy, state)
+    return np.asarray(state.params["w"].astype(jnp.float32))
+
+
+def test_stochastic_rounding_follows_float32_where_the_nearest_stays():
+    exact, nearest = descend("float32", None), descend("bfloat16", None)
+    drawn = descend("bfloat16", 7)
+    assert (nearest == 4.0).mean() > 0.4  # updates under half a step of the weight are lost
+    assert np.abs(nearest - exact).mean() > 0.2
+    assert np.abs(drawn - exact).mean() < 0.1 * np.abs(nearest - exact).mean()
+    assert abs((drawn - exact).mean()) < 0.005
+    np.testing.assert_array_equal(descend("bfloat16", 7, cut=23), drawn)
+    assert not np.array_equal(descend("bfloat16", 8), drawn)
+
+
+def test_stochastic_rounding_of_float32_weights_is_refused():
+    drawn = dataclasses.replace(OPTIM, rounding="stochastic")
+    assert rounding_seed(OPTIM, {"w": jnp.ones(2)}, 3) is None
+    assert rounding_seed(drawn, {"w": jnp.ones(2, jnp.bfloat16)}, 3) == 3
+    with pytest.raises(ValueError, match=r"trained are float32: set compute\.param_dtype=bfloat16"):
+        rounding_seed(drawn, {"w": jnp.ones(2)}, 3)

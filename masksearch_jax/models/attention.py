@@ -139,4 +139,32 @@ def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.
     return run(q, k, v, segment_ids)
 
 
-ATTENTION = {"xla": packed_attention, "splash": splash_attention}
+def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """`packed_attention` by cuDNN's fused kernel for NVIDIA GPUs, which keeps no scores in memory.
+
+    It does hold the mask, [B, T, T] in bfloat16: cuDNN's own packing wants the number of segments
+    when it compiles. Raises ValueError on another device or in another dtype than bfloat16, and
+    cuDNN's own errors for shapes that it has no kernel for (odd T, D no multiple of 8).
+    """
+    if jax.default_backend() != "gpu" or q.dtype != jnp.bfloat16:
+        raise ValueError(
+            "compute.attention cudnn is for compute.dtype bfloat16 on an NVIDIA GPU, got "
+            f"{q.dtype} on {jax.default_backend()}; choose xla, or splash on a TPU"
+        )
+    heads, kv_heads = ("batch", "any", "heads"), ("batch", "any", "kv_heads")
+    attend = functools.partial(fused_attention, implementation="cudnn")
+    run = sharding.on_shards(attend, (heads, kv_heads, kv_heads, ("batch",)), heads)
+    return run(q, k, v, segment_ids)
+
+
+def fused_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *, implementation: str
+) -> jax.Array:
+    """`packed_attention` as JAX offers it, by `xla` or `cudnn`."""
+    own = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=own, is_causal=True, implementation=implementation
+    )
+
+
+ATTENTION = {"xla": packed_attention, "splash": splash_attention, "cudnn": cudnn_attention}

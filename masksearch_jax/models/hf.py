@@ -97,33 +97,44 @@ def tensors(model: Transformer) -> dict[str, Tensor]:
 def load(folder: str | Path, compute: ComputeConfig, mesh: Mesh | None = None) -> Transformer:
     """The model in an HF folder, cast to `compute.param_dtype`, laid out over `mesh` when given.
 
-    Each process reads the slices that its devices hold, one tensor at a time; its host keeps none.
     Nothing is written: an import that was cut off starts again, and takes as long as reading does.
+    Raises as `Parameters`.
+    """
+    parameters = Parameters(folder, compute, mesh)
+    arrays, done = [], 0
+    shapes = _leaves(parameters.model)
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in shapes.values())
+    with Progress("import, MB", total // MB) as progress:
+        for name in shapes:
+            arrays.append(parameters.read(name))
+            done += arrays[-1].nbytes
+            progress.update(done // MB)
+    return jax.tree.unflatten(jax.tree.structure(parameters.model), arrays)
+
+
+class Parameters:
+    """What `load` loads, one parameter at a time; `model` has their shapes.
+
+    Each process reads the slices that its devices hold, one tensor at a time; its host keeps none.
     Raises HfError naming tensor, expected and found, before any weight is read.
     """
-    folder = Path(folder)
-    model = abstract(read_config(folder), compute)
-    rows: dict[str, list[Stored]] = {}
-    for tensor, stored in _matched(folder, model):
-        rows.setdefault(tensor.row.ours, []).append(stored)
-    largest = max(math.prod(s.shape) for found in rows.values() for s in found)
-    transposed = {row.ours: row.transposed for row in TABLE}
-    leaves, tree = jax.tree_util.tree_flatten_with_path(model)
-    places = jax.tree.leaves(sharding.parameter_shardings(mesh, model)) if mesh else [None]
-    arrays, done = [], 0
-    total = sum(leaf.size * leaf.dtype.itemsize for _, leaf in leaves)
-    with Progress("import, MB", total // MB) as progress:
-        for (path, leaf), place in zip(leaves, itertools.cycle(places)):
-            name = _name(path)
-            if leaf.size <= largest or len(rows[name]) == 1:
-                array = _read(rows[name], leaf, transposed[name], place)
-            else:
-                array = _stack(rows[name], leaf, transposed[name], place)
-            array.block_until_ready()  # or tensors would queue up on the host
-            arrays.append(array)
-            done += array.nbytes
-            progress.update(done // MB)
-    return jax.tree.unflatten(tree, arrays)
+
+    def __init__(self, folder: str | Path, compute: ComputeConfig, mesh: Mesh | None = None):
+        folder = Path(folder)
+        self.model = abstract(read_config(folder), compute)
+        self._rows: dict[str, list[Stored]] = {}
+        for tensor, stored in _matched(folder, self.model):
+            self._rows.setdefault(tensor.row.ours, []).append(stored)
+        self._largest = max(math.prod(s.shape) for found in self._rows.values() for s in found)
+        self._places = _leaves(sharding.parameter_shardings(mesh, self.model)) if mesh else {}
+
+    def read(self, name: str) -> jax.Array:
+        """One parameter, by its name as `sharding.parameter_name` has it."""
+        rows, leaf = self._rows[name], _leaves(self.model)[name]
+        whole = leaf.size <= self._largest or len(rows) == 1
+        transposed = next(row.transposed for row in TABLE if row.ours == name)
+        array = (_read if whole else _stack)(rows, leaf, transposed, self._places.get(name))
+        return array.block_until_ready()  # or tensors would queue up on the host
 
 
 def verify(folder: str | Path) -> dict[str, int]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
@@ -11,8 +14,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from masksearch_jax import sharding, stored
-from masksearch_jax.config import ComputeConfig, ModelConfig
-from masksearch_jax.models import hf
+from masksearch_jax.config import ComputeConfig, LoraConfig, ModelConfig
+from masksearch_jax.models import hf, lora
 from masksearch_jax.models.transformer import Transformer
 
 
@@ -21,19 +24,145 @@ class InitError(ValueError):
 
 
 def initial(
-    source: str, config: ModelConfig, compute: ComputeConfig, mesh: Mesh, seed: int
+    source: str, config: ModelConfig, compute: ComputeConfig, mesh: Mesh, seed: int, base: str = ""
 ) -> Transformer:
     """The model laid out over `mesh`: from `source`, or random from `seed` when it is empty.
 
     source: an HF folder (it holds config.json), or a checkpoint folder, whose latest step is taken.
     Raises InitError when an HF folder is of another architecture (naming what differs) or in a
-    bucket, and what `hf.load` and `stored.load_params` raise.
+    bucket, and what `hf.load` and `from_checkpoint` raise.
     """
-    shapes = hf.abstract(config, compute)
-    placed = sharding.parameter_shardings(mesh, shapes)
     if not source:
+        placed = sharding.parameter_shardings(mesh, hf.abstract(config, compute))
         make = jax.jit(lambda: Transformer(config, compute, nnx.Rngs(seed)), out_shardings=placed)
         return make()
+    if _is_hf(source, config):
+        return hf.load(source, compute, mesh)
+    return from_checkpoint(source, config, compute, mesh, base)
+
+
+def from_checkpoint(
+    folder: str, config: ModelConfig, compute: ComputeConfig, mesh: Mesh, base: str = ""
+) -> Transformer:
+    """The model of the latest step, or of FOLDER/STEP, laid out over `mesh`; adapters are merged.
+
+    base: where the model that these are for is, an HF or checkpoint folder; empty: where it was in
+    training. Raises InitError when it is not there or another one, and what `stored.load_params`
+    raises.
+    """
+    adapters = stored.read_adapters(folder)
+    if adapters is None:
+        return stored.load_params(folder, _placed(hf.abstract(config, compute), mesh), config)
+    where, as_trained = _base(folder, adapters, base, compute)
+    model = initial(where, config, as_trained, mesh, adapters["base_seed"])
+    _check_base(folder, adapters, where, lora.fingerprint(model))
+    like = _adapter_shapes(adapters, config, as_trained, mesh)
+    params = stored.load_params(folder, like, config)
+    return lora.merge(lora.attach(model, params.blocks.adapters), compute.param_dtype)
+
+
+class Weights(NamedTuple):
+    """A model's parameters, brought by name one at a time; see `stored.StoredParams`."""
+
+    read: Callable[[str], jax.Array]
+    step: int
+    dtype: str  # of adapters, that of their base
+    source: str
+
+
+@contextlib.contextmanager
+def weights(
+    folder: str,
+    config: ModelConfig,
+    compute: ComputeConfig,
+    mesh: Mesh,
+    base: str = "",
+    step: int | None = None,
+) -> Iterator[Weights]:
+    """What `from_checkpoint` loads, of a step (None: the latest), one parameter at a time.
+
+    The base of adapters is read twice: first to see that it is the one that they are for.
+    """
+    adapters, shapes = stored.read_adapters(folder, step), hf.abstract(config, compute)
+    if adapters is None:
+        with stored.StoredParams(folder, _placed(shapes, mesh), config, step) as params:
+            yield Weights(params.read, params.step, params.dtype, params.source)
+        return
+    where, as_trained = _base(folder, adapters, base, compute)
+    like = _adapter_shapes(adapters, config, as_trained, mesh)
+    with (
+        stored.StoredParams(folder, like, config, step) as own,
+        _reading(where, config, as_trained, mesh, adapters["base_seed"]) as of_base,
+    ):
+        fingerprint = lora.fingerprint(hf.abstract(config, as_trained), of_base)
+        _check_base(folder, adapters, where, fingerprint)
+        targets = {f"blocks.{name}" for name in adapters["targets"]}
+        scale = adapters["alpha"] / adapters["rank"]
+
+        def read(name: str) -> jax.Array:
+            if name not in targets:
+                return of_base(name).astype(compute.param_dtype)
+            a, b = (own.read(name.replace(".", ".adapters.") + half) for half in ("_a", "_b"))
+            return lora.merged(of_base(name), a, b, scale, compute.param_dtype)
+
+        yield Weights(read, own.step, adapters["base_dtype"], f"{own.source} {fingerprint}")
+
+
+@contextlib.contextmanager
+def _reading(
+    source: str, config: ModelConfig, compute: ComputeConfig, mesh: Mesh, seed: int
+) -> Iterator[Callable[[str], jax.Array]]:
+    """The parameters of `initial`, by name; only random ones are made all at once."""
+    if not source:
+        leaves = jax.tree_util.tree_flatten_with_path(initial("", config, compute, mesh, seed))[0]
+        yield {sharding.parameter_name(path): leaf for path, leaf in leaves}.__getitem__
+    elif _is_hf(source, config):
+        yield hf.Parameters(source, compute, mesh).read
+    else:
+        with weights(source, config, compute, mesh) as found:
+            yield found.read
+
+
+def _base(
+    folder: str, adapters: dict[str, Any], base: str, compute: ComputeConfig
+) -> tuple[str, ComputeConfig]:
+    """Where the base of adapters is, and how to read it. Raises InitError where it is not there."""
+    where = base or adapters["base"]
+    if where and "://" not in where and not Path(where).exists():
+        raise InitError(
+            f"{folder} holds adapters for the model in {where}, which is not there; give the "
+            "folder where it is now as config.base"
+        )
+    # As it was in training: in another dtype its values, and their fingerprint, may be others.
+    return where, dataclasses.replace(compute, param_dtype=adapters["base_dtype"])
+
+
+def _check_base(folder: str, adapters: dict[str, Any], where: str, found: str) -> None:
+    if found != adapters["base_fingerprint"]:
+        raise InitError(
+            f"{folder} holds adapters for the model that was in {adapters['base'] or 'no folder'} "
+            f"(fingerprint {adapters['base_fingerprint']}); {where} holds another one ({found})"
+        )
+
+
+def _adapter_shapes(
+    adapters: dict[str, Any], config: ModelConfig, compute: ComputeConfig, mesh: Mesh
+) -> Transformer:
+    names = {f.name for f in dataclasses.fields(LoraConfig)}
+    settings = LoraConfig(**{k: v for k, v in adapters.items() if k in names})
+    return _placed(lora.shapes(hf.abstract(config, compute), settings)[0], mesh)
+
+
+def _placed(shapes: Transformer, mesh: Mesh) -> Transformer:
+    return jax.tree.map(
+        lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
+        shapes,
+        sharding.parameter_shardings(mesh, shapes),
+    )
+
+
+def _is_hf(source: str, config: ModelConfig) -> bool:
+    """True for an HF folder of this architecture, False for what may hold checkpoints."""
     if not Path(source).exists() and "://" not in source:
         raise InitError(
             f"config.init is {source!r}, which is not a local folder; download the model first and "
@@ -44,13 +173,10 @@ def initial(
             f"config.init is {source!r}, an HF folder in a bucket: give a local path, of a copy "
             "(gcloud storage cp -r) or of the bucket mounted as a folder (gcsfuse)"
         )
-    if (Path(source) / "config.json").is_file():
-        _check_same(source, hf.read_config(source), config)
-        return hf.load(source, compute, mesh)
-    like = jax.tree.map(
-        lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, placed
-    )
-    return stored.load_params(source, like, config)
+    if not (Path(source) / "config.json").is_file():
+        return False
+    _check_same(source, hf.read_config(source), config)
+    return True
 
 
 def check_vocabulary(config: ModelConfig, size: int) -> None:

@@ -76,6 +76,7 @@ class Block(nnx.Module):
         self.mlp_norm = full(1.0, M)
         self.gate, self.up = param(normal(M, F)), param(normal(M, F))
         self.down = param(normal(F, M))
+        self.adapters = nnx.data(None)  # of models.lora
 
 
 class Transformer(nnx.Module):
@@ -275,6 +276,13 @@ def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> jax.Array:
     return jax.random.normal(rngs.params(), shape, jnp.float32) * std
 
 
+def _linear(block: Block, name: str, x: jax.Array) -> jax.Array:
+    """x [B, T, I] times the block's matrix of that name [I, O], and what its adapter adds."""
+    out = jnp.einsum("bti,io->bto", x, getattr(block, name)[...].astype(x.dtype))
+    more = None if block.adapters is None else block.adapters(name, x)
+    return out if more is None else out + more
+
+
 def _project(
     block: Block, x: jax.Array, tables: tuple[jax.Array, jax.Array], eps: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -282,23 +290,22 @@ def _project(
     normed = rms_norm(x, block.attention_norm[...], eps)
     head_dim = 2 * tables[0].shape[-1]
 
-    def project(weight: nnx.Param, bias: nnx.Param | None, norm: nnx.Param | None) -> jax.Array:
-        out = jnp.einsum("btm,mn->btn", normed, weight[...].astype(x.dtype))
+    def project(name: str, bias: nnx.Param | None, norm: nnx.Param | None) -> jax.Array:
+        out = _linear(block, name, normed)
         if bias is not None:
             out = out + bias[...].astype(x.dtype)[None, None]
         out = out.reshape(*out.shape[:2], -1, head_dim)
         return out if norm is None else rms_norm(out, norm[...], eps)
 
-    q = project(block.q, block.q_bias, block.q_norm)
-    k = project(block.k, block.k_bias, block.k_norm)
-    v = project(block.v, block.v_bias, None)
+    q = project("q", block.q_bias, block.q_norm)
+    k = project("k", block.k_bias, block.k_norm)
+    v = project("v", block.v_bias, None)
     return attention.rotate(q, tables), attention.rotate(k, tables), v
 
 
 def _finish(block: Block, x: jax.Array, out: jax.Array, eps: float) -> jax.Array:
     """x [B, T, M] plus the projected attention output [B, T, H, D], then plus the gated MLP."""
-    x = x + jnp.einsum("btn,nm->btm", out.reshape(*x.shape[:2], -1), block.o[...].astype(x.dtype))
+    x = x + _linear(block, "o", out.reshape(*x.shape[:2], -1))
     normed = rms_norm(x, block.mlp_norm[...], eps)
-    gate = jnp.einsum("btm,mf->btf", normed, block.gate[...].astype(x.dtype))
-    up = jnp.einsum("btm,mf->btf", normed, block.up[...].astype(x.dtype))
-    return x + jnp.einsum("btf,fm->btm", jax.nn.silu(gate) * up, block.down[...].astype(x.dtype))
+    gate, up = _linear(block, "gate", normed), _linear(block, "up", normed)
+    return x + _linear(block, "down", jax.nn.silu(gate) * up)

@@ -58,19 +58,27 @@ def _of_kernel(equation: Any) -> float:
     return _KERNELS[kind] * 2.0 * math.prod(rows) * time * time * dim / 2
 
 
-def of_training(config: ModelConfig, tokens: int, length: int) -> float:
+def of_training(config: ModelConfig, tokens: int, length: int, adapters: bool = False) -> float:
     """That an update over `tokens` tokens needs at least: forward, and twice as much backward.
 
     6 per token and weight of a matrix product (a tied table counts once, as the head), and the
-    causal attention of rows of `length` tokens (PaLM, appendix B, halved for causality).
+    causal attention of rows of `length` tokens (PaLM, appendix B, halved for causality). With
+    `adapters` alone trained 4 per token and weight: frozen ones have no gradient; the adapters' own
+    products, under a hundredth of these, are not counted.
     """
-    return 3.0 * of_forward(config, tokens, length)
+    weights, attention = _forward(config, length)
+    return tokens * ((2.0 if adapters else 3.0) * weights + 3.0 * attention)
 
 
 def of_forward(config: ModelConfig, tokens: int, length: int) -> float:
+    return tokens * sum(_forward(config, length))
+
+
+def _forward(config: ModelConfig, length: int) -> tuple[float, float]:
+    """Of a token: with the weights, and in attention."""
     heads = config.num_heads + 2 * config.num_kv_heads
     layer = config.hidden_size * config.head_dim * (heads + config.num_heads)
     layer += 3 * config.hidden_size * config.intermediate_size
     weights = config.num_layers * layer + config.vocab_size * config.hidden_size
     attention = config.num_layers * config.num_heads * config.head_dim * length / 2
-    return tokens * (2.0 * weights + 4.0 * attention)
+    return 2.0 * weights, 4.0 * attention

@@ -1,0 +1,331 @@
+"""The SFT step measured against transformers with torch, and the input pipeline against the step.
+
+    python -m benchmarks.train_step --json=FILE [--only=tiny,m100,data] [--repeats=7]
+
+Both sides start from the same weights in Hugging Face format, take the same packed batch, make the
+same AdamW update in float32 on two CPU threads, and must report the same losses. Each lives in a
+process of its own, so that each has its own memory peak; they take turns within a repeat, and a
+ratio is of one repeat. A figure is the median of the repeats, with least and most. torch runs
+eagerly with sdpa attention under a block-diagonal mask, as bool or as float, whichever is faster;
+gradients of both sides keep all activations. Compiling and first calls are not timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from configs import common
+from masksearch_jax.cli import to_dataclass
+from masksearch_jax.config import ComputeConfig, MeshConfig, ModelConfig, OptimConfig
+from masksearch_jax.data import pipeline, records
+
+TARGETS = {
+    "tiny.ratio_to_torch": (">=", 1.5),
+    "m100.ratio_to_torch": (">=", 0.8),
+    "data.ratio_to_step": (">=", 5.0),
+}
+THREADS = 2
+OPTIM = OptimConfig(1e-3, "constant", 0, 1.0, 0.9, 0.95, 1e-8, 0.01, 1.0, 1)
+STEPS_COMPARED = 3  # losses of both sides that must agree
+TOLERANCE = 1e-3
+
+
+class Shape(NamedTuple):
+    """A model, packed rows, the lengths of their records, and steps per repeat."""
+
+    model: ModelConfig
+    rows: int
+    length: int
+    records: tuple[int, int]
+    loss_chunk: int
+    steps: int
+
+
+TINY = to_dataclass(ModelConfig, common.model("tiny"))
+SHAPES = {
+    # The quickstart's.
+    "tiny": Shape(TINY, 12, 192, (60, 130), 1024, 5),
+    # 75M parameters.
+    "m100": Shape(
+        dataclasses.replace(
+            TINY,
+            vocab_size=16384,
+            hidden_size=768,
+            intermediate_size=2048,
+            num_layers=10,
+            num_heads=12,
+            num_kv_heads=4,
+            head_dim=64,
+        ),
+        *(2, 512, (100, 300), 1024, 1),
+    ),
+}
+
+
+# ---- data
+
+
+def write_cache(folder: Path, shape: Shape, count: int = 2000) -> records.Manifest:
+    """A cache of records of random ids, half of their tokens the agent's."""
+    draw = np.random.default_rng(0)
+
+    def made() -> Iterator[records.Record]:
+        for i in range(count):
+            size = int(draw.integers(*shape.records))
+            ids = draw.integers(0, shape.model.vocab_size, size, np.int32)
+            yield {"id": str(i), "ids": ids, "agent": draw.random(size) < 0.5}
+
+    split = records.write_split(
+        folder, "task", "train", made(), kind="sft", max_len=shape.length, source="random"
+    )
+    manifest = records.Manifest(
+        folder, "", "", shape.model.vocab_size, 0, 0, "minimal", {"task": {"train": split}}, {}
+    )
+    manifest.save()
+    return manifest
+
+
+def batches(manifest: records.Manifest, shape: Shape) -> Iterator[pipeline.Batch]:
+    return pipeline.sft_batches(
+        manifest,
+        "0:task",
+        batch_size=shape.rows,
+        seq_len=shape.length,
+        seed=0,
+        other_loss_weight=0.2,
+    )
+
+
+def count_tokens(batch: pipeline.Batch) -> int:
+    return int(np.count_nonzero(batch["segment_ids"]))
+
+
+def data_tokens_per_second(folder: Path, seconds: float = 1.0) -> float:
+    """Of the pipeline alone at the tiny shape: records read, packed, laid into rows."""
+    shape = SHAPES["tiny"]
+    stream = batches(records.Manifest.load(folder), shape)
+    next(stream)
+    tokens, started = 0, time.perf_counter()
+    while (spent := time.perf_counter() - started) < seconds:
+        tokens += count_tokens(next(stream))
+    return tokens / spent
+
+
+# ---- the two sides, each in its own process
+
+
+def ours(folder: Path, shape: Shape) -> Callable[[], float]:
+    """One update on our side; returns its loss."""
+    import jax
+
+    from masksearch_jax import train_sft, train_state
+    from masksearch_jax.models import hf
+    from masksearch_jax.sharding import make_mesh, shard_batch
+
+    compute = ComputeConfig("float32", "float32", "xla", "none", shape.loss_chunk)
+    mesh = make_mesh(MeshConfig(1, 1, 1))
+    batch = dict(np.load(folder / "batch.npz"))
+    tx = train_state.make_optimizer(OPTIM, 1000)
+    state = train_state.init_state(hf.load(folder / "model", compute, mesh), tx)
+    update = train_state.make_train_step(train_sft.make_loss_fn(compute), tx, like=state)
+
+    def step() -> float:
+        nonlocal state
+        with jax.set_mesh(mesh):
+            state, metrics = update(state, shard_batch(mesh, batch))
+        return float(metrics["loss"])
+
+    return step
+
+
+def torch(folder: Path, shape: Shape) -> Callable[[], float]:
+    """One update on torch's side; returns its loss."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(THREADS)
+    batch = {k: torch.from_numpy(v) for k, v in np.load(folder / "batch.npz").items()}
+    ids, targets, positions = (batch[k].long() for k in ("ids", "targets", "positions"))
+    segments, weights = batch["segment_ids"], batch["loss_weights"]
+    model = AutoModelForCausalLM.from_pretrained(
+        folder / "model", dtype=torch.float32, attn_implementation="sdpa"
+    ).train()
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim == 1]
+    adam = torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": OPTIM.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=OPTIM.learning_rate,
+        betas=(OPTIM.b1, OPTIM.b2),
+        eps=OPTIM.eps,
+        fused=True,
+    )
+    time_ = torch.arange(shape.length)
+    allowed = (segments[:, :, None] == segments[:, None, :]) & (time_[:, None] >= time_)
+    allowed = allowed[:, None]
+    least = torch.finfo(torch.float32).min
+    masks = {"bool": allowed, "float": torch.where(allowed, 0.0, least)}
+
+    def gradient(mask: Any) -> Any:
+        out = model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+        nll = torch.nn.functional.cross_entropy(
+            out.flatten(0, 1), targets.flatten(), reduction="none"
+        )
+        loss = (weights.flatten() * nll).sum() / weights.sum()
+        loss.backward()
+        return loss
+
+    seconds = defaultdict(lambda: float("inf"))
+    for name in [*masks] * 3:
+        started = time.perf_counter()
+        gradient(masks[name])
+        seconds[name] = min(seconds[name], time.perf_counter() - started)
+        adam.zero_grad()
+    mask = masks[min(seconds, key=seconds.__getitem__)]
+
+    def step() -> float:
+        loss = gradient(mask)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip_norm)
+        adam.step()
+        adam.zero_grad()
+        return float(loss)
+
+    return step
+
+
+SIDES = {"ours": ours, "torch": torch}
+
+
+def serve(side: str, name: str, folder: Path) -> None:
+    """Answers each line `N` on stdin by N steps: their losses, seconds, and the memory peak."""
+    answers = os.dup(1)
+    os.dup2(2, 1)  # what libraries print is no answer
+    step = SIDES[side](folder, SHAPES[name])
+    with os.fdopen(answers, "w") as out:
+        for line in sys.stdin:
+            started = time.perf_counter()
+            losses = [step() for _ in range(int(line))]
+            seconds = time.perf_counter() - started
+            answer = {"losses": losses, "seconds": seconds, "peak_bytes": peak_bytes()}
+            print(json.dumps(answer), file=out, flush=True)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held, libraries included."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+class Side:
+    """One of the two in its process, held to two cores."""
+
+    def __init__(self, side: str, name: str, folder: Path):
+        command = [sys.executable, "-m", "benchmarks.train_step", f"--serve={side}:{name}:{folder}"]
+        cores = sorted(os.sched_getaffinity(0))[:THREADS]
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": str(THREADS)},
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        )
+
+    def run(self, steps: int) -> dict[str, Any]:
+        print(steps, file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
+
+    def __enter__(self) -> Side:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def against_torch(name: str, repeats: int, folder: Path) -> dict[str, list[float]]:
+    """Tokens/s of both sides at one shape, and their ratio."""
+    import jax
+    from flax import nnx
+
+    from masksearch_jax.models import hf
+    from masksearch_jax.models.transformer import Transformer
+
+    shape = SHAPES[name]
+    batch = next(batches(write_cache(folder, shape), shape))
+    np.savez(folder / "batch.npz", **batch)
+    compute = ComputeConfig("float32", "float32", "xla", "none", shape.loss_chunk)
+    model = jax.jit(lambda: Transformer(shape.model, compute, nnx.Rngs(0)))()
+    hf.save(model, folder / "model", generation_config={})
+    values = defaultdict(list)
+    with Side("ours", name, folder) as mine, Side("torch", name, folder) as theirs:
+        sides = {"ours": mine, "torch": theirs}
+        losses = {k: side.run(STEPS_COMPARED)["losses"] for k, side in sides.items()}
+        np.testing.assert_allclose(losses["ours"], losses["torch"], rtol=TOLERANCE)
+        for _ in range(repeats):
+            found = {k: side.run(shape.steps) for k, side in sides.items()}
+            speed = {k: shape.steps * count_tokens(batch) / f["seconds"] for k, f in found.items()}
+            for side in sides:
+                values[f"{side}_tokens_per_second"].append(speed[side])
+            values["ratio_to_torch"].append(speed["ours"] / speed["torch"])
+        for side in sides:
+            values[f"{side}_peak_bytes"].append(found[side]["peak_bytes"])
+        peaks = [values[f"{side}_peak_bytes"][0] for side in sides]
+        values["peak_ratio_to_torch"].append(peaks[0] / peaks[1])
+    return values
+
+
+def main() -> None:
+    from benchmarks import rollout
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", help="file to write the figures to")
+    parser.add_argument("--only", default="tiny,m100,data", help="sections, by comma")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        side, name, folder = args.serve.split(":", 2)
+        serve(side, name, Path(folder))
+        return
+    about = rollout.versions() | {"threads": THREADS}
+    print(*(f"{name} {value}" for name, value in about.items()), sep=", ", flush=True)
+    values: dict[str, list[float]] = {}
+    for name in args.only.split(","):
+        with tempfile.TemporaryDirectory(prefix="train-step-") as made:
+            folder = Path(made)
+            if name == "data":
+                write_cache(folder, SHAPES["tiny"])
+                speeds = [data_tokens_per_second(folder) for _ in range(args.repeats)]
+                step = np.median(values["tiny.ours_tokens_per_second"])
+                found = {
+                    "tokens_per_second": speeds,
+                    "ratio_to_step": [speed / step for speed in speeds],
+                }
+            else:
+                found = against_torch(name, args.repeats, folder)
+        found = {f"{name}.{key}": value for key, value in found.items()}
+        print(f"\n{rollout.table(found, TARGETS)}", flush=True)
+        values |= found
+    if args.json:
+        figures = {"versions": about, "repeats": args.repeats} | rollout.nested(values, {})
+        Path(args.json).write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

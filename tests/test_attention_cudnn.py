@@ -1,0 +1,65 @@
+"""Attention by cuDNN: the same function, lowered to its kernels, and refused where there are none.
+
+No GPU runs here: its mask and layout are compared through JAX's own `xla` implementation, which
+takes the same arguments, and the kernels are looked for in what is lowered for CUDA.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.cudnn import fused_attention_stablehlo
+
+from masksearch_jax.models import attention
+
+
+def inputs(dtype: str, time: int = 16) -> tuple[jax.Array, ...]:
+    rng = np.random.default_rng(0)
+    shapes = ((2, time, 4, 8), (2, time, 2, 8), (2, time, 2, 8))
+    q, k, v = (jnp.asarray(rng.normal(size=s), dtype) for s in shapes)
+    segments = np.zeros((2, time), np.int32)
+    segments[0, :9], segments[0, 9:], segments[1, :5] = 1, 2, 1
+    return q, k, v, jnp.asarray(segments)
+
+
+def total(implementation, q, k, v, segments):
+    own = (segments > 0)[..., None, None]
+    out = implementation(q, k, v, segments).astype(jnp.float32)
+    return jnp.sum(jnp.where(own, jnp.sin(out), 0.0))
+
+
+def test_it_is_the_attention_of_packed_rows():
+    def fused(*args):
+        return attention.fused_attention(*args, implementation="xla")
+
+    found, expected = (
+        jax.value_and_grad(lambda *args, f=f: total(f, *args), (0, 1, 2))(*inputs("float32"))
+        for f in (fused, attention.packed_attention)
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_it_is_lowered_to_the_kernels_of_cudnn(monkeypatch):
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91200)
+
+    def fused(*args):
+        return attention.fused_attention(*args, implementation="cudnn")
+
+    gradient = jax.jit(jax.grad(lambda *args: total(fused, *args), (0, 1, 2)))
+    text = gradient.trace(*inputs("bfloat16")).lower(lowering_platforms=("cuda",)).as_text()
+    kernels = re.findall(r"__cudnn\$\w+", text)
+    assert kernels == ["__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward"]
+    assert "dot_general" not in text
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_it_is_refused_where_there_is_no_kernel(dtype, monkeypatch):
+    with pytest.raises(ValueError, match=f"bfloat16 on an NVIDIA GPU, got {dtype} on cpu; choose"):
+        attention.ATTENTION["cudnn"](*inputs(dtype))
+    if dtype == "float32":
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        with pytest.raises(ValueError, match="got float32 on gpu"):
+            attention.ATTENTION["cudnn"](*inputs(dtype))

@@ -1,0 +1,152 @@
+"""Updates of SFT and DAPO on 1, 2 and 4 processes and meshes: the loss and gradient of one."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from masksearch_jax import cli, sharding, train_dapo, train_sft, train_state
+from masksearch_jax.config import ComputeConfig, DapoRun, MeshConfig, ModelConfig
+from masksearch_jax.models import hf
+
+CHILD = """
+import sys
+process, count, port, folder = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
+sys.path.insert(0, sys.argv[1])
+import conftest, jax
+jax.config.update("jax_num_cpu_devices", 4 // count)
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+if count > 1:
+    jax.distributed.initialize(f"localhost:{port}", count, process)
+import numpy as np
+from test_mesh_parity import MESHES, updates
+for name, mesh in MESHES.items():
+    found = updates(mesh, process, count)
+    if process == 0:
+        np.savez(f"{folder}/{name}.npz", **found)
+"""
+MESHES = {"data_fsdp": MeshConfig(2, 2, 1), "fsdp_tensor": MeshConfig(1, 2, 2)}
+COMPUTE = ComputeConfig("float32", "float32", "xla", "block", 16)
+MODEL = ModelConfig(
+    family="qwen2",
+    vocab_size=48,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    rope_theta=1e4,
+    rope_scaling=None,
+    norm_eps=1e-6,
+    qkv_bias=True,
+    qk_norm=False,
+    tie_embeddings=True,
+    max_position=64,
+)
+ROWS, TIME = 8, 12
+
+
+def batch() -> dict[str, np.ndarray]:
+    """Packed rows whose weights, masks and advantages all differ, for either loss."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, MODEL.vocab_size, (ROWS, TIME + 1), np.int32)
+    sampler = rng.normal(-4.0, 0.3, (ROWS, TIME)).astype(np.float32)
+    return {
+        "ids": ids[:, :-1],
+        "targets": ids[:, 1:],
+        "positions": np.tile(np.int32([*range(7), *range(5)]), (ROWS, 1)),
+        "segment_ids": np.tile(np.int32([1] * 7 + [2] * 3 + [0] * 2), (ROWS, 1)),
+        "loss_weights": rng.choice(np.float32([0, 0.2, 1]), (ROWS, TIME)),
+        "mask": rng.random((ROWS, TIME)) < np.linspace(0.1, 0.9, ROWS)[:, None],
+        "advantages": rng.normal(size=ROWS).astype(np.float32),
+        "logp_sampler": sampler,
+        "logp_old": sampler + rng.normal(0, 0.1, (ROWS, TIME)).astype(np.float32),
+    }
+
+
+def updates(config: MeshConfig, process: int, count: int, devices=None) -> dict[str, np.ndarray]:
+    """Loss and gradient, by parameter, of an SFT and a DAPO update with this process's rows."""
+    path = Path(__file__).parent.parent / "configs" / "ramp_dapo.py"
+    dapo = cli.to_dataclass(DapoRun, cli.load_config(f"{path}:tiny")).dapo
+    losses = {
+        "sft": train_sft.make_loss_fn(COMPUTE),
+        "dapo": train_dapo.make_loss_fn(COMPUTE, dataclasses.replace(dapo, minibatches=2), 1.0),
+    }
+    mesh, tx = sharding.make_mesh(config, devices), optax.sgd(1.0)
+    own = {k: np.split(v, count)[process] for k, v in batch().items()}
+    rng = np.random.default_rng(1)
+    shapes = hf.abstract(MODEL, COMPUTE)
+    host = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes)
+    placed = sharding.parameter_shardings(mesh, shapes)
+    found = {}
+    for name, loss_fn in losses.items():
+        model = jax.tree.map(
+            lambda x, at: jax.make_array_from_callback(x.shape, at, lambda i, x=x: x[i]),
+            host,
+            placed,
+        )
+        state = train_state.init_state(model, tx)
+        step = train_state.make_train_step(loss_fn, tx, like=state)
+        with jax.set_mesh(mesh):
+            state, metrics = step(state, sharding.shard_batch(mesh, own))
+        after = sharding.to_host(state.params)
+        found[f"{name}.loss"] = np.asarray(metrics["loss"])
+        pairs = zip(
+            jax.tree_util.tree_flatten_with_path(host)[0], jax.tree.leaves(after), strict=True
+        )
+        for (path, before), new in pairs:
+            found[f"{name}.{sharding.parameter_name(path)}"] = before - new
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return updates(MeshConfig(1, 1, 1), 0, 1, jax.devices()[:1])
+
+
+def test_the_gradients_compared_are_of_every_parameter(alone):
+    for name in ("sft", "dapo"):
+        gradients = {k: v for k, v in alone.items() if k.startswith(name)}
+        assert len(gradients) == 1 + 14
+        assert all(np.abs(v).max() > 1e-4 for v in gradients.values())
+    assert jnp.isfinite(alone["dapo.loss"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_processes_and_meshes_update_as_one_device_does(alone, count, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    tests = str(Path(__file__).parent)
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD, tests, str(p), str(count), str(port), str(tmp_path)],
+            cwd=Path(tests).parent,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for p in range(count)
+    ]
+    try:
+        for process in started:
+            _, errors = process.communicate(timeout=240)
+            assert process.returncode == 0, errors[-3000:]
+    finally:
+        for process in started:
+            process.kill()
+    for name in MESHES:
+        found = np.load(tmp_path / f"{name}.npz")
+        assert set(found) == set(alone)
+        for key, expected in alone.items():
+            np.testing.assert_allclose(found[key], expected, rtol=1e-5, atol=1e-5, err_msg=key)
