@@ -218,10 +218,14 @@ def serve(side: str, name: str, folder: Path) -> None:
     step = SIDES[side](folder, SHAPES[name])
     with os.fdopen(answers, "w") as out:
         for line in sys.stdin:
-            started = time.perf_counter()
+            started, worked = time.perf_counter(), time.process_time()
             losses = [step() for _ in range(int(line))]
-            seconds = time.perf_counter() - started
-            answer = {"losses": losses, "seconds": seconds, "peak_bytes": peak_bytes()}
+            answer = {
+                "losses": losses,
+                "seconds": time.perf_counter() - started,
+                "cpu_seconds": time.process_time() - worked,
+                "peak_bytes": peak_bytes(),
+            }
             print(json.dumps(answer), file=out, flush=True)
 
 
@@ -282,6 +286,7 @@ def against_torch(name: str, repeats: int, folder: Path) -> dict[str, list[float
             speed = {k: shape.steps * count_tokens(batch) / f["seconds"] for k, f in found.items()}
             for side in sides:
                 values[f"{side}_tokens_per_second"].append(speed[side])
+                values[f"{side}_cpu_seconds"].append(found[side]["cpu_seconds"] / shape.steps)
             values["ratio_to_torch"].append(speed["ours"] / speed["torch"])
         for side in sides:
             values[f"{side}_peak_bytes"].append(found[side]["peak_bytes"])
