@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from masksearch_jax import cli, train_dapo, train_sft, train_state
+from masksearch_jax import cli, plan, train_dapo, train_sft, train_state
 from masksearch_jax.checkpoint import Checkpointer
 from masksearch_jax.config import (
     CheckpointConfig,
@@ -23,11 +23,13 @@ from masksearch_jax.config import (
     MeshConfig,
     ModelConfig,
     OptimConfig,
+    SftRun,
 )
 from masksearch_jax.models import head, hf, lora
 from masksearch_jax.models.initial import InitError, from_checkpoint, initial
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.sharding import (
+    bytes_on_device,
     make_mesh,
     parameter_name,
     shard_batch,
@@ -298,6 +300,36 @@ def test_a_checkpoint_refuses_another_base_rank_or_kind(mesh, tmp_path):
         checkpointer, like = opened(model, config)
         with checkpointer, pytest.raises(CheckpointError, match=says):
             checkpointer.restore(like)
+
+
+def test_training_goes_on_bitwise_from_a_checkpoint(mesh, tmp_path):
+    batch, tx = rows(), train_state.make_optimizer(OPTIM, 20)
+    adapters = lora.describe(LORA, random_model(), "", 0)
+    step = train_state.make_train_step(train_sft.make_loss_fn(COMPUTE), tx, like=start(mesh))
+
+    def go_on(state: train_state.TrainState, count: int) -> train_state.TrainState:
+        for _ in range(count):
+            state, _ = step(state, batch)
+        return state
+
+    whole = go_on(start(mesh), 4)
+    with Checkpointer(tmp_path, SAVING, MODEL, adapters) as checkpointer:
+        checkpointer.save(2, go_on(start(mesh), 2), {})
+        state, _ = checkpointer.restore(start(mesh))
+    jax.tree.map(np.testing.assert_array_equal, go_on(state, 2), whole)
+
+
+def test_a_plan_counts_the_moments_of_adapters_alone(repository):
+    path = repository / "configs" / "ramp_sft.py"
+    cfg = cli.to_dataclass(SftRun, cli.load_config(f"{path}:qwen2.5-7b"))
+    compute = dataclasses.replace(cfg.compute, param_dtype="bfloat16")
+    cfg = dataclasses.replace(cfg, compute=compute, lora=LoraConfig(rank=16))
+    state, _ = plan.state_of(cfg, make_mesh(MeshConfig(1, 4, 2)))
+    inputs_and_outputs = 28 * (7 * 3584 + 3584 + 2 * 512 + 3584 + 3 * 18944)
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    assert count == 16 * (inputs_and_outputs - 28 * 2 * 3584 + 28 * 3584)
+    assert bytes_on_device(state.opt_state) == pytest.approx(2 * 4 * count / 8, rel=0.01)
+    assert bytes_on_device(state.model) == pytest.approx(2 * 7.616e9 / 8 + count / 2, rel=0.001)
 
 
 def test_a_fingerprint_tells_values_and_their_places(mesh):

@@ -18,7 +18,7 @@ from benchmarks.crash_runs import Cluster
 from benchmarks.crash_runs import curve as curves
 from masksearch_jax import goodput, train_dapo, train_sft
 from masksearch_jax.cli import RESTART, ConfigError
-from masksearch_jax.config import DapoRun, SftRun, SurvivalConfig
+from masksearch_jax.config import DapoRun, LoraConfig, SftRun, SurvivalConfig
 from masksearch_jax.data import ramp
 from masksearch_jax.data.pipeline import Prompt
 from masksearch_jax.data.records import CacheError
@@ -260,6 +260,42 @@ def test_dapo_that_is_told_to_stop_leaves_its_rollouts_and_goes_on_bitwise(cache
     assert "1" in os.listdir(tmp_path / "checkpoints")
     train_dapo.run(at(dapo, tmp_path), tool)
     assert curves(tmp_path) == curves(dapo.workdir)
+
+
+@pytest.mark.slow
+def test_adapters_go_on_bitwise_in_both_trainers(sft, dapo, tmp_path):
+    """Adapters on the weights of `sft`, then new ones on these for reinforcement learning."""
+    kept = dataclasses.replace(sft.checkpoint, every=2)
+    first = dataclasses.replace(
+        sft,
+        init=os.path.join(sft.workdir, "checkpoints"),
+        sft=dataclasses.replace(sft.sft, steps=6),
+        checkpoint=kept,
+        lora=LoraConfig(rank=4, alpha=8.0),
+    )
+    second = dataclasses.replace(
+        dapo, init=str(tmp_path / "sft" / "whole" / "checkpoints"), lora=first.lora
+    )
+    for name, main, cfg in (("sft", train_sft, first), ("dapo", train_dapo, second)):
+        whole, cut = tmp_path / name / "whole", tmp_path / name / "cut"
+        main.run(at(cfg, whole))
+        run_until(3, main, at(cfg, cut))
+        main.run(at(cfg, cut))
+        assert curves(cut) == curves(whole)
+        with pytest.raises(CheckpointError, match=r"rank 4 stored, config\.lora asks for all"):
+            main.run(dataclasses.replace(at(cfg, whole), lora=LoraConfig()))
+    updated = [row for row in curves(tmp_path / "dapo" / "whole") if row["groups_kept"]]
+    assert updated
+    assert all(row["sampler_gap_max"] < 1e-4 for row in updated)
+    mesh = train_sft.make_mesh(sft.mesh)
+    merged, base = (
+        initial(folder, sft.model, sft.compute, mesh, 0)
+        for folder in (str(tmp_path / "dapo" / "whole" / "checkpoints"), second.init)
+    )
+    assert not np.array_equal(merged.blocks.q[...], base.blocks.q[...])
+    np.testing.assert_array_equal(merged.embedding[...], base.embedding[...])
+
+
 
 
 @pytest.mark.slow

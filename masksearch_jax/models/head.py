@@ -20,9 +20,10 @@ def token_logprobs(
     """Log-probability of each target and entropy of its distribution, float32 [B, T] each, nats.
 
     hidden [B, T, M], targets int [B, T]; logits are divided by `temperature` (0, greedy, counts as
-    1). A device scores about `chunk` of its tokens at a time, and again in the backward pass, so
-    [B, T, V] never exists. Each has the head's table whole and adds up its gradient on its own:
-    the compiler would gather the one and sum the other over all devices for every chunk.
+    1). A device scores about `chunk` of its tokens at a time and, where these are not all, again in
+    the backward pass, so that [B, T, V] never exists. Each has the head's table whole and adds up
+    its gradient on its own: the compiler would gather the one and sum the other over all devices
+    for every chunk.
     """
     score = functools.partial(_token_logprobs, temperature=temperature, chunk=chunk)
     rows = ("batch",)
@@ -42,7 +43,6 @@ def _token_logprobs(
         padded = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(padded.reshape(batch, -1, width, *x.shape[2:]), 1, 0)
 
-    @jax.checkpoint
     def score(table: jax.Array, h: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         scaled = logits(table, h) / (temperature or 1.0)
         top = jax.lax.stop_gradient(jnp.max(scaled, axis=-1, keepdims=True))
@@ -55,6 +55,8 @@ def _token_logprobs(
         log_total = jnp.log(total)
         return target - log_total, log_total - jnp.sum(exp * shifted, axis=-1) / total
 
+    if width < time:
+        score = jax.checkpoint(score)
     _, scored = jax.lax.scan(
         lambda carry, xs: (carry, score(table, *xs)), None, (split(hidden), split(targets))
     )
