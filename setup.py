@@ -26,6 +26,7 @@ TEST = [
     *BEAM,
     *RAMP,
     "hypothesis>=6.100",
+    "peft>=0.21,<0.22",
     "pytest>=9",
     "pyyaml>=6",
     "ruff>=0.17,<0.18",
