@@ -26,7 +26,7 @@ from masksearch_jax.config import (
     SftRun,
 )
 from masksearch_jax.models import head, hf, lora
-from masksearch_jax.models.initial import InitError, from_checkpoint, initial
+from masksearch_jax.models.initial import InitError, from_checkpoint, initial, weights
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.sharding import (
     bytes_on_device,
@@ -333,7 +333,9 @@ def test_a_plan_counts_the_moments_of_adapters_alone(repository):
     )  # of these, the model's and others
     held = 28 * 16 * (by_fsdp / 4 + by_tensor / 2)
     assert bytes_on_device(state.params) == 4 * held
-    assert bytes_on_device(state.opt_state) == 2 * 4 * held + 12  # and three scalars
+    assert (
+        bytes_on_device(state.opt_state) == 2 * 4 * held + 32
+    )  # and eight scalars, five the guard's
     assert bytes_on_device(state.frozen) == pytest.approx(2 * 7_615_616_512 / 8, rel=0.001)
 
 
@@ -388,6 +390,34 @@ def test_the_exported_folder_is_base_plus_scaled_b_times_a(tmp_path):
         np.testing.assert_allclose(merged[name], expected, atol=1e-6)
     with pytest.raises(hf.HfError, match=r"without a row in the HF table: \['blocks\.adapters"):
         hf.save(model, tmp_path / "unmerged")
+
+
+def test_an_export_of_adapters_streams_what_merging_gives(mesh, tmp_path):
+    """On an HF folder, on random weights, on other adapters; kept shards are of the same base."""
+    hf.save(random_model(), tmp_path / "base")
+    wide = make_mesh(MeshConfig(1, 2, 2), jax.devices()[:4])
+    shapes = hf.abstract(MODEL, COMPUTE)
+    sources, stack = (
+        {"hf": str(tmp_path / "base"), "random": "", "nested": str(tmp_path / "hf")},
+        [],
+    )
+    for name, base in sources.items():
+        whole = lora.merge(saved(tmp_path / name, base, mesh, dtype="bfloat16"), "float32")
+        hf.save(whole, tmp_path / f"{name}_whole")
+        with weights(str(tmp_path / name), MODEL, COMPUTE, wide) as found:
+            assert (found.step, found.dtype) == (1, "bfloat16")
+            stack.append(found.source)
+            hf.save(shapes, tmp_path / f"{name}_out", read=found.read, source=found.source)
+        expected = load_file(tmp_path / f"{name}_whole" / hf.SINGLE)
+        written = load_file(tmp_path / f"{name}_out" / hf.SINGLE)
+        jax.tree.map(np.testing.assert_array_equal, written, expected)
+    assert len(set(stack)) == 3
+    hf.save(random_model(seed=8), tmp_path / "other")
+    with (
+        pytest.raises(InitError, match=r"other holds another one \([0-9a-f]{16}\)"),
+        weights(str(tmp_path / "hf"), MODEL, COMPUTE, mesh, str(tmp_path / "other")),
+    ):
+        pass
 
 
 PEFT = """

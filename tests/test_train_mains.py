@@ -296,8 +296,6 @@ def test_adapters_go_on_bitwise_in_both_trainers(sft, dapo, tmp_path):
     np.testing.assert_array_equal(merged.embedding[...], base.embedding[...])
 
 
-
-
 @pytest.mark.slow
 def test_sft_of_two_processes_is_stopped_moved_to_one_killed_and_moved_back(sft, tmp_path):
     """The same mesh in any number of processes: the same curve and weights, bit by bit."""
