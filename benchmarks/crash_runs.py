@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from masksearch_jax import build_index, build_ramp, build_trajectories, cli
-from masksearch_jax.config import CorpusConfig, DapoRun, QuickstartRun, SftRun, to_dataclass
+from masksearch_jax.config import CorpusConfig, DapoRun, SftRun, to_dataclass
 from masksearch_jax.data import corpus, ramp
 from masksearch_jax.data.vocab import train_bpe
 from masksearch_jax.metrics import read_metrics
+from masksearch_jax.quickstart import QuickstartRun
 from masksearch_jax.types import QAExample, RampExample
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -149,9 +149,7 @@ class RampConfig:
     min_words: int  # shorter paragraphs are dropped
     max_words: int  # longer paragraphs are dropped
     heldout_fraction: float  # of articles, by a hash of the title
-    rl_fraction: (
-        float  # of the other articles, kept from demonstrations, for reinforcement learning
-    )
+    rl_fraction: float  # of the other articles: kept from demonstrations, for DAPO
     max_examples: int  # 0: all
     seed: int
     # Which spans are masked: any; by type and rarity; by how hard the model `ppl` finds them
@@ -286,90 +284,52 @@ class PlanConfig:
     json: str = ""  # file for the figures; empty: none
 
 
-@dataclasses.dataclass(frozen=True)
-class SftRun:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelRun:
+    """What every main that runs a model is told."""
+
+    workdir: str
+    data: str  # folder of tokenised records with their manifest; of evaluate: of examples
+    tokenizer: str  # folder with tokenizer.json
+    init: str  # HF or checkpoint folder to start from; empty: random weights
+    base: str = ""  # where init holds adapters: their base model; empty: where they say it is
+    model: ModelConfig
+    compute: ComputeConfig
+    mesh: MeshConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainRun(ModelRun):
+    seed: int
+    optim: OptimConfig
+    checkpoint: CheckpointConfig
+    survival: SurvivalConfig = SurvivalConfig()
+    lora: LoraConfig = LoraConfig()
+    plan: PlanConfig = PlanConfig()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SftRun(TrainRun):
     """`train_sft`: supervised fine-tuning on cached trajectories."""
 
-    workdir: str
-    seed: int
-    data: str  # folder of tokenised records with their manifest
-    tokenizer: str  # folder with tokenizer.json
-    init: str  # HF folder to start from; empty: random weights
-    model: ModelConfig
-    compute: ComputeConfig
-    mesh: MeshConfig
-    optim: OptimConfig
     sft: SftConfig
-    checkpoint: CheckpointConfig
-    survival: SurvivalConfig = SurvivalConfig()
-    lora: LoraConfig = LoraConfig()
-    base: str = ""  # where init holds adapters: their base model; empty: where they say it is
-    plan: PlanConfig = PlanConfig()
 
 
-@dataclasses.dataclass(frozen=True)
-class DapoRun:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DapoRun(TrainRun):
     """`train_dapo`: reinforcement learning with live search."""
 
-    workdir: str
-    seed: int
-    data: str  # folder of examples
-    tokenizer: str
-    init: str
-    model: ModelConfig
-    compute: ComputeConfig
-    mesh: MeshConfig
     prompt: PromptConfig
-    optim: OptimConfig
     search: SearchConfig
     rollout: RolloutConfig
     dapo: DapoConfig
-    checkpoint: CheckpointConfig
-    survival: SurvivalConfig = SurvivalConfig()
-    lora: LoraConfig = LoraConfig()
-    base: str = ""  # where init holds adapters: their base model; empty: where they say it is
-    plan: PlanConfig = PlanConfig()
 
 
-@dataclasses.dataclass(frozen=True)
-class EvalRun:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalRun(ModelRun):
     """`evaluate`: a checkpoint on the suites, under each search condition."""
 
-    workdir: str
-    data: str
-    tokenizer: str
-    init: str  # HF folder or checkpoint folder
-    model: ModelConfig
-    compute: ComputeConfig
-    mesh: MeshConfig
     prompt: PromptConfig
     search: SearchConfig
     rollout: RolloutConfig
     eval: EvalConfig
-    base: str = ""  # as in SftRun
-
-
-@dataclasses.dataclass(frozen=True)
-class QuickstartRun:
-    """`quickstart`: the whole recipe, from corpus to report."""
-
-    workdir: str
-    seed: int
-    corpus: CorpusConfig
-    ramp: RampConfig
-    prompt: PromptConfig
-    search: SearchConfig
-    tokenizer_vocab_size: int
-    demonstrations: int  # teacher's trajectories kept, 0: all
-    model: ModelConfig
-    compute: ComputeConfig
-    mesh: MeshConfig
-    sft: SftConfig
-    sft_optim: OptimConfig
-    dapo: DapoConfig
-    dapo_optim: OptimConfig
-    rollout: RolloutConfig
-    eval: EvalConfig
-    checkpoint: CheckpointConfig
-    survival: SurvivalConfig
-    report_trajectories: int  # trajectories shown in the report

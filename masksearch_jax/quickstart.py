@@ -28,13 +28,38 @@ from masksearch_jax import (
     train_sft,
 )
 from masksearch_jax import config as config_lib
-from masksearch_jax.config import QuickstartRun
 from masksearch_jax.models.hf_card import Card
 from masksearch_jax.models.initial import initial
 from masksearch_jax.sharding import make_mesh
 from masksearch_jax.stages import StageFolder, Usage, write_json
 
 SHOWN_METRICS = {"ramp": "span_recall", "two_hop": "f1"}  # of each suite, on the terminal
+
+
+@dataclasses.dataclass(frozen=True)
+class QuickstartRun:
+    """`quickstart`: the whole recipe, from corpus to report."""
+
+    workdir: str
+    seed: int
+    corpus: config_lib.CorpusConfig
+    ramp: config_lib.RampConfig
+    prompt: config_lib.PromptConfig
+    search: config_lib.SearchConfig
+    tokenizer_vocab_size: int
+    demonstrations: int  # teacher's trajectories kept, 0: all
+    model: config_lib.ModelConfig
+    compute: config_lib.ComputeConfig
+    mesh: config_lib.MeshConfig
+    sft: config_lib.SftConfig
+    sft_optim: config_lib.OptimConfig
+    dapo: config_lib.DapoConfig
+    dapo_optim: config_lib.OptimConfig
+    rollout: config_lib.RolloutConfig
+    eval: config_lib.EvalConfig
+    checkpoint: config_lib.CheckpointConfig
+    survival: config_lib.SurvivalConfig
+    report_trajectories: int  # trajectories shown in the report
 
 
 class Run(StageFolder):

@@ -57,9 +57,10 @@ def miniature(tmp_path_factory) -> Miniature:
     Nothing is tokenised: `cache` is not there.
     """
     from masksearch_jax import build_index, build_ramp, build_trajectories, cli
-    from masksearch_jax.config import CorpusConfig, QuickstartRun, to_dataclass
+    from masksearch_jax.config import CorpusConfig, to_dataclass
     from masksearch_jax.data import corpus
     from masksearch_jax.data.vocab import train_bpe
+    from masksearch_jax.quickstart import QuickstartRun
 
     c = cli.load_config(f"{REPOSITORY / 'configs' / 'quickstart.py'}:runlocal")
     c.corpus.limit, c.ramp.max_examples, c.tokenizer_vocab_size = 300, 600, 512

@@ -15,6 +15,7 @@ import pytest
 
 from masksearch_jax import cli, config
 from masksearch_jax.config import ConfigError, UserError, to_dataclass
+from masksearch_jax.quickstart import QuickstartRun
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,13 +109,13 @@ def test_a_missing_key_is_named():
         to_dataclass(Outer, values | {"flag": False})
 
 
-@hypothesis.given(st.sampled_from(sorted(cli.flat_keys(config.QuickstartRun))), st.data())
+@hypothesis.given(st.sampled_from(sorted(cli.flat_keys(QuickstartRun))), st.data())
 def test_a_key_with_one_letter_gone_is_found_again(key, data):
     leaf = key.rpartition(".")[2]
     at = data.draw(st.integers(0, len(leaf) - 1))
     start = len(key) - len(leaf)
     typo = key[: start + at] + key[start + at + 1 :]
-    keys = cli.flat_keys(config.QuickstartRun)
+    keys = cli.flat_keys(QuickstartRun)
     hypothesis.assume(typo not in keys and len(leaf) > 3)
     hypothesis.assume(typo.rpartition(".")[2] not in {k.rpartition(".")[2] for k in keys})
     assert key in cli.nearest(typo, keys)

@@ -22,7 +22,7 @@ SCHEMAS = {
     "ramp_dapo": "config.DapoRun",
     "qa_dapo": "config.DapoRun",
     "evaluate": "config.EvalRun",
-    "quickstart": "config.QuickstartRun",
+    "quickstart": "quickstart.QuickstartRun",
     "build_index": "build_index.BuildIndexRun",
     "ask": "ask.AskRun",
     "build_ramp": "build_ramp.BuildRampRun",

@@ -16,6 +16,7 @@ import yaml
 
 from masksearch_jax import cli, config
 from masksearch_jax.export_hf import ExportRun
+from masksearch_jax.quickstart import QuickstartRun
 from masksearch_jax.serve_search import ServeSearchRun
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -399,7 +400,7 @@ def test_help_names_every_option(fakes: Path, name: str) -> None:
 
 def test_the_guide_names_keys_and_configs_that_exist() -> None:
     text = (LAUNCH / "README.md").read_text().partition("## On TPUs")[2]
-    runs = [config.SftRun, config.DapoRun, config.EvalRun, config.QuickstartRun]
+    runs = [config.SftRun, config.DapoRun, config.EvalRun, QuickstartRun]
     schemas = [*runs, ExportRun, ServeSearchRun]
     known = {key for schema in schemas for key in cli.flat_keys(schema)}
     keys = {key.rstrip(".") for key in re.findall(r"--config\.([a-z_.]+)", text)}

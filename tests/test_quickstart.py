@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.crash_runs import curve
-from masksearch_jax import cli, config, quickstart, recipe, viewer
+from masksearch_jax import cli, quickstart, recipe, viewer
 from masksearch_jax.stages import Usage
 
 SMALL = (
@@ -230,7 +230,7 @@ def test_a_corpus_of_ones_own(repository, tmp_path):
 @pytest.fixture
 def run(repository, tmp_path):
     cfg = cli.to_dataclass(
-        config.QuickstartRun, cli.load_config(f"{repository / 'configs' / 'quickstart.py'}")
+        quickstart.QuickstartRun, cli.load_config(f"{repository / 'configs' / 'quickstart.py'}")
     )
     cfg = dataclasses.replace(cfg, workdir=str(tmp_path))
     return quickstart.Run(cfg, Usage(tmp_path))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from masksearch_jax import cli, train_dapo
-from masksearch_jax.config import ConfigError, QuickstartRun, to_dataclass
+from masksearch_jax.config import ConfigError, to_dataclass
+from masksearch_jax.quickstart import QuickstartRun
 from masksearch_jax.rollout import sampling
 from masksearch_jax.rollout.sampling import Sampler, keep, sample
 from tests.test_rollout import GREEDY, ROLLOUT, engine, request, transformer
