@@ -171,14 +171,15 @@ def _predict(model: Transformer, prompts: np.ndarray, tokens: int) -> tuple[np.n
     """float32 logits [B, T, V] of prompts [B, T], and `tokens` greedy ids [B, N] after them."""
     batch, width = prompts.shape
     cache = model.init_cache(1, batch, width + tokens, "float32")
+    pages = jnp.arange(batch, dtype=jnp.int32)[None, :, None]  # one to each row
     zeros = jnp.zeros(batch, jnp.int32)
-    hidden, cache = jax.jit(Transformer.extend)(model, cache, prompts, zeros, zeros + width)
+    hidden, cache = jax.jit(Transformer.extend)(model, cache, prompts, zeros, zeros + width, pages)
     logits = model.logits(hidden)
     step = jax.jit(Transformer.step)
     last, ids = logits[:, -1], []
     for i in range(tokens):
         ids.append(jnp.argmax(last, axis=-1).astype(jnp.int32))
-        last, cache = step(model, cache, ids[-1], zeros + width + i)
+        last, cache = step(model, cache, ids[-1], zeros + width + i, pages)
     return np.asarray(logits), np.stack([np.asarray(i) for i in ids], axis=1)
 
 

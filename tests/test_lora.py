@@ -149,10 +149,11 @@ def test_sampler_and_trainer_agree():
     model, batch = adapted(random_model()), rows()
     ids = batch["ids"][:, :7]
     cache, zeros = model.init_cache(1, 2, 7), jnp.zeros(2, jnp.int32)
-    hidden, cache = jax.jit(Transformer.extend)(model, cache, ids[:, :3], zeros, zeros + 3)
+    pages = jnp.arange(2, dtype=jnp.int32)[None, :, None]
+    hidden, cache = jax.jit(Transformer.extend)(model, cache, ids[:, :3], zeros, zeros + 3, pages)
     found, step = [model.logits(hidden[:, -1])], jax.jit(Transformer.step)
     for time in range(3, 6):
-        logits, cache = step(model, cache, ids[:, time], zeros + time)
+        logits, cache = step(model, cache, ids[:, time], zeros + time, pages)
         found.append(logits)
     sampled = jax.nn.log_softmax(jnp.stack(found, 1))
     own = jnp.take_along_axis(sampled, batch["targets"][:, 2:6, None], axis=2)[..., 0]
