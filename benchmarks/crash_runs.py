@@ -38,6 +38,9 @@ TIMED = (
     "queue_length",
     "searches_in_flight",
     "prompts_shared",
+    "open_trajectories",
+    "kv_pages_used",
+    "evicted",
 )
 
 
