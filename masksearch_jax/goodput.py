@@ -36,7 +36,7 @@ class Goodput:
         self.path = storage.path(folder) / FILE_NAME
         self.writes = True  # one process of a run does
         self._began, self._clock = time.time(), time.monotonic()
-        self._alive = float(self.path.stat().mtime) if self.path.exists() else 0.0
+        self._alive = storage.modified(self.path) if self.path.exists() else 0.0
         self.seconds = dict.fromkeys(BUCKETS, 0.0)
         self._bucket, self._since, self._written = "init", self._clock, 0.0
 

@@ -16,6 +16,11 @@ def is_bucket(place: epath.Path) -> bool:
     return "://" in os.fspath(place)
 
 
+def modified(file: epath.Path) -> float:
+    """When a file was last written, seconds since 1970; of a bucket's, to the second."""
+    return float(file.stat().mtime) if is_bucket(file) else os.stat(file).st_mtime
+
+
 def append(file: epath.Path, text: str) -> None:
     """Adds text to a file, which need not exist; on disk when it returns, all of it or nothing.
 

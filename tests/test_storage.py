@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import ClassVar
 
 import fsspec
@@ -98,3 +99,10 @@ def test_a_bucket_without_checkpoints_says_so(bucket: str) -> None:
     with Checkpointer(f"{bucket}/run", CheckpointConfig(every=1, keep=1), QWEN2) as checkpointer:
         assert str(checkpointer.folder) == "gs://a-bucket/run"
         assert checkpointer.latest_step() is None
+
+
+def test_a_local_file_s_time_has_fractions_of_a_second(tmp_path):
+    file = storage.path(tmp_path) / "file"
+    file.write_text("x")
+    os.utime(file, (1.25, 1.75))
+    assert storage.modified(file) == 1.75
