@@ -20,7 +20,6 @@ import importlib.metadata
 import json
 import math
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -33,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import memory
 from masksearch_jax.config import CheckpointConfig, ComputeConfig, ModelConfig
 from masksearch_jax.models import hf, hf_files, hf_folder
 from masksearch_jax.models.hf_config import to_hf_config
@@ -96,11 +96,6 @@ def write_folder(config: ModelConfig, folder: Path, shard_bytes: float) -> Row:
 # ---- one measurement, in a process of its own
 
 
-def memory() -> int:
-    with open("/proc/self/statm", encoding="ascii") as pages:
-        return int(pages.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 def ours(job: str, base: Path) -> Row:
     import jax.numpy as jnp
 
@@ -149,12 +144,11 @@ def theirs(job: str, base: Path) -> Row:
 
 
 def timed(work: Callable[[], Any]) -> Row:
-    base, began, used = memory(), time.perf_counter(), time.process_time()
+    base, began, used = memory.resident(), time.perf_counter(), time.process_time()
     kept = work()
     seconds, cpu = time.perf_counter() - began, time.process_time() - used
     del kept
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": seconds, "cpu_seconds": cpu, "base": base, "peak": peak}
+    return {"seconds": seconds, "cpu_seconds": cpu, "base": base, "peak": memory.peak()}
 
 
 SIDES = {"ours": ours, "theirs": theirs}

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks import memory
 from configs import common
 from masksearch_jax.cli import to_dataclass
 from masksearch_jax.config import ComputeConfig, MeshConfig, ModelConfig, OptimConfig
@@ -225,15 +226,9 @@ def serve(side: str, name: str, folder: Path) -> None:
                 "losses": losses,
                 "seconds": time.perf_counter() - started,
                 "cpu_seconds": time.process_time() - worked,
-                "peak_bytes": peak_bytes(),
+                "peak_bytes": memory.peak(),
             }
             print(json.dumps(answer), file=out, flush=True)
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has held, libraries included."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 class Side:

@@ -42,6 +42,8 @@ _LOST = re.compile(
     r"coordination service|barrier|deadline.exceeded|preempt",
     re.IGNORECASE,
 )
+# Not every way out of its runtime raises its own class of error; the status is in front of all.
+_STATUS = re.compile(r"(unknown|internal|aborted|cancelled|unavailable|deadline_exceeded): ", re.I)
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 
@@ -73,11 +75,14 @@ def this_process() -> str:
 
 
 def is_lost_process(error: BaseException | None) -> bool:
-    """Whether an error of JAX's, or what caused it, says that another process is gone."""
+    """Whether an error of JAX's, or one it came from, says that another process is gone."""
     if error is None or _process[1] == 1:
         return False
-    lost = type(error).__name__ == "JaxRuntimeError" and _LOST.search(str(error))
-    return bool(lost) or is_lost_process(error.__cause__)
+    text = str(error)
+    theirs = type(error).__name__ == "JaxRuntimeError" or _STATUS.match(text)
+    if theirs and _LOST.search(text):
+        return True
+    return is_lost_process(error.__cause__ or error.__context__)
 
 
 def end_alone(error: BaseException) -> typing.NoReturn:

@@ -335,9 +335,18 @@ def test_processes_read_what_they_hold_and_the_first_writes(tmp_path: Path) -> N
     assert sorted(os.listdir(tmp_path)) == ["given", "out0"]
 
 
+def test_a_peak_of_memory_is_not_the_parents() -> None:
+    if not Path("/proc/self/status").exists():
+        pytest.skip("resident memory is read from /proc")
+    ballast = bytearray(b"1") * 300_000_000
+    command = [sys.executable, "-c", "from benchmarks import memory; print(memory.peak())"]
+    peak = int(subprocess.run(command, cwd=TESTS.parent, stdout=subprocess.PIPE, check=True).stdout)
+    assert 2**20 < peak < len(ballast)
+
+
 @pytest.mark.slow
 def test_memory_stays_within_its_bounds() -> None:
-    if not Path("/proc/self/statm").exists():
+    if not Path("/proc/self/status").exists():
         pytest.skip("resident memory is read from /proc")
     found = hf_io.measure(300, repeats=1, sides=("ours",))
     assert found["sizes"]["shards"] >= 3

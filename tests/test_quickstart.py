@@ -105,7 +105,7 @@ def test_every_figure_is_in_the_summary(whole):
                 assert metrics.keys() == measured
                 assert all(m.keys() == {"value", "low", "high", "n"} for m in metrics.values())
     assert summary["data"].keys() == {
-        "corpus", "questions", "ramp", "index", "demonstrations", "cache"
+        "corpus", "questions", "clean", "ramp", "index", "demonstrations", "cache"
     }  # fmt: skip
     assert all({"in", "out", "dropped"} <= counts.keys() for counts in summary["data"].values())
     assert summary["export"]["tensors"] > 0

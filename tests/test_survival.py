@@ -66,6 +66,10 @@ def test_a_lost_process_is_told_from_a_failure():
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
         )
         assert not cli.is_lost_process(ValueError("Connection closed"))
+        assert cli.is_lost_process(ValueError("INTERNAL: Gloo context: Connection closed by peer"))
+        during = RuntimeError("could not close")
+        during.__context__ = lost
+        assert cli.is_lost_process(during)
         assert not cli.is_lost_process(None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
@@ -12,7 +13,9 @@ from masksearch_jax.data import corpus
 def rows(folder: str) -> Iterator[corpus.Row]:
     """The examples of all splits as dicts of title and text, in order. Raises CorpusError."""
     try:
-        builder = tfds.builder_from_directory(folder)
+        with warnings.catch_warnings():  # it calls what newer protobufs deprecate
+            warnings.filterwarnings("ignore", module="tensorflow_datasets")
+            builder = tfds.builder_from_directory(folder)
     except Exception as error:  # the library raises several kinds
         raise corpus.CorpusError(f"{folder} is no prepared TFDS dataset: {error}") from error
     missing = {"title", "text"} - set(builder.info.features)
