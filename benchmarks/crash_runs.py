@@ -175,7 +175,7 @@ def sft_run(data: Data, workdir: Path, steps: int, **survival: Any) -> SftRun:
             cfg.sft, batch_size=8, steps=steps, log_every=1, curriculum="0:ramp_sft_upto2"
         ),
         checkpoint=dataclasses.replace(cfg.checkpoint, every=2),
-        survival=dataclasses.replace(cfg.survival, heartbeat_seconds=10, **survival),
+        survival=dataclasses.replace(cfg.survival, **{"heartbeat_seconds": 10} | survival),
     )
 
 
@@ -206,5 +206,5 @@ def dapo_run(data: Data, workdir: Path, init: Path, steps: int, **survival: Any)
             curriculum="0:qa_easy",
         ),
         checkpoint=dataclasses.replace(cfg.checkpoint, every=1),
-        survival=dataclasses.replace(cfg.survival, heartbeat_seconds=10, **survival),
+        survival=dataclasses.replace(cfg.survival, **{"heartbeat_seconds": 10} | survival),
     )

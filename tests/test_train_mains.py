@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import crash_runs
 from benchmarks.crash_runs import Cluster
 from benchmarks.crash_runs import curve as curves
 from masksearch_jax import goodput, train_dapo, train_sft
@@ -78,53 +79,21 @@ def compiled_once(tmp_path_factory):
 
 
 def sft_config(run, workdir) -> SftRun:
-    cfg = run.cfg
-    return SftRun(
-        workdir=str(workdir),
-        seed=cfg.seed,
-        data=str(run.cache),
-        tokenizer=str(run.tokenizer),
-        init="",
-        model=cfg.model,
-        compute=cfg.compute,
-        mesh=cfg.mesh,
-        optim=dataclasses.replace(cfg.sft_optim, learning_rate=1e-2, warmup_steps=5),
-        sft=dataclasses.replace(
-            cfg.sft,
-            batch_size=8,
-            steps=SFT_STEPS,
-            curriculum="0:ramp_sft_k1,30:ramp_sft_upto2",
-            other_loss_weight=0.1,
-        ),
+    cfg = crash_runs.sft_run(run, workdir, SFT_STEPS, heartbeat_seconds=30)
+    curriculum = "0:ramp_sft_k1,30:ramp_sft_upto2"
+    return dataclasses.replace(
+        cfg,
+        sft=dataclasses.replace(cfg.sft, curriculum=curriculum, other_loss_weight=0.1),
         checkpoint=dataclasses.replace(cfg.checkpoint, every=10),
     )
 
 
 def dapo_config(run, workdir, init) -> DapoRun:
-    cfg = run.cfg
-    return DapoRun(
-        workdir=str(workdir),
-        seed=cfg.seed,
-        data=str(run.cache),
-        tokenizer=str(run.tokenizer),
-        init=str(init),
-        model=cfg.model,
-        compute=cfg.compute,
-        mesh=cfg.mesh,
-        prompt=cfg.prompt,
-        optim=cfg.dapo_optim,
-        search=run.search,
-        rollout=dataclasses.replace(cfg.rollout, slots=16, max_new_tokens=96),
-        dapo=dataclasses.replace(
-            cfg.dapo,
-            split="train",
-            steps=DAPO_STEPS,
-            groups=4,
-            group_size=8,
-            micro_batch=16,
-            max_refills=2,
-            curriculum="0:qa_easy,2:ramp_qa_mixed",
-        ),
+    cfg = crash_runs.dapo_run(run, workdir, init, DAPO_STEPS, heartbeat_seconds=30)
+    curriculum = "0:qa_easy,2:ramp_qa_mixed"
+    return dataclasses.replace(
+        cfg,
+        dapo=dataclasses.replace(cfg.dapo, group_size=8, micro_batch=16, curriculum=curriculum),
         checkpoint=dataclasses.replace(cfg.checkpoint, every=2),
     )
 
