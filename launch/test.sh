@@ -5,4 +5,4 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source-path=SCRIPTDIR source=setup_env.sh
 . "$here/setup_env.sh" requirements-test.txt
 cd "$root"
-exec "$python" -m pytest "$@"
+exec "$python" -m pytest -n auto --dist loadfile "$@"

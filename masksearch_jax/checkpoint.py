@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import logging
 import os
 import sys
 import warnings
@@ -31,6 +32,11 @@ from masksearch_jax.train_state import TrainState
 
 Arrays = dict[str, jax.Array]
 _policies = ocp.checkpoint_managers
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for what orbax logs of a Ctrl-C that finds it waiting, with its traceback."""
+    return not (record.exc_info and isinstance(record.exc_info[1], KeyboardInterrupt))
 
 
 class _Manager(ocp.CheckpointManager):
@@ -61,6 +67,7 @@ class Checkpointer:
         self._config, self._model, self._adapters = config, model, adapters
         self._writing: int | None = None
         _check_writable(self.folder)
+        logging.getLogger("absl").addFilter(_is_news)
         self._manager = self._open()
 
     def _open(self) -> _Manager:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from masksearch_jax import stored
@@ -174,6 +175,20 @@ def test_a_state_moves_to_another_mesh(tmp_path):
     assert_equal(restored, state)
     for x, y in zip(jax.tree.leaves(restored), jax.tree.leaves(like), strict=True):
         assert x.sharding == y.sharding
+
+
+def test_an_interrupted_wait_is_not_logged_with_its_traceback(tmp_path, caplog):
+    def wait(error: type[BaseException]) -> None:
+        try:
+            raise error
+        except error:  # as orbax's wait_until_finished does
+            logging.exception("failed")
+
+    with Checkpointer(tmp_path, CONFIG, MODEL):
+        wait(KeyboardInterrupt)
+        assert not caplog.records
+        wait(OSError)
+        assert [r.getMessage() for r in caplog.records] == ["failed"]
 
 
 # A callback of tensorstore's may come when orbax has closed its event loop.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -262,15 +261,8 @@ def start(repository, workdir):
     command = [sys.executable, "-m", "masksearch_jax.evolve"]
     command.append(f"--config={repository / 'configs' / 'evolve.py'}:runlocal")
     command += [f"--config.{o}" for o in (f"workdir={workdir}", "first_sft.steps=4")]
-    # Programs that another session has compiled are not compiled again.
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "programs"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
     with open(f"{workdir}.err", "a") as said:
-        return subprocess.Popen(
-            command, cwd=repository, env=os.environ | cache, stdout=said, stderr=said
-        )
+        return subprocess.Popen(command, cwd=repository, stdout=said, stderr=said)
 
 
 def said(workdir):

@@ -36,16 +36,9 @@ def start(repository, workdir, *overrides):
     command = [sys.executable, "-c", HEED_CTRL_C, "-m", "masksearch_jax.quickstart"]
     command.append(f"--config={repository / 'configs' / 'quickstart.py'}:runlocal")
     command += [f"--config.{o}" for o in (f"workdir={workdir}", *SMALL, *overrides)]
-    # All starts share compiled programs, which are most of what a short run takes.
-    programs = {
-        "JAX_COMPILATION_CACHE_DIR": str(Path(workdir).parent.parent / "programs"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    }
     files = [open(f"{workdir}.{s}", "w") for s in ("out", "err")]  # noqa: SIM115, the child's
     try:
-        return subprocess.Popen(
-            command, cwd=repository, env=os.environ | programs, stdout=files[0], stderr=files[1]
-        )
+        return subprocess.Popen(command, cwd=repository, stdout=files[0], stderr=files[1])
     finally:
         for file in files:
             file.close()

@@ -221,8 +221,8 @@ def test_whole_articles_as_json_lines_and_paragraphs_with_a_wiki_id(tmp_path):
     passages, stats, _ = read(config(path, articles=True, max_bad_fraction=0.5))
     assert [(p.id, p.text) for p in passages] == [("9-0", f"{RIVER} {SEE}")]
     assert stats.left_out.to_json() == {
-        "seen": 4,
-        "kept": 2,
+        "in": 4,
+        "out": 2,
         "dropped": {"list": 1, "markup": 1},
         "example": {"list": "'Ember': '* a list'", "markup": "'Ember': 'What [[is]] it?'"},
     }

@@ -19,7 +19,7 @@ from benchmarks.crash_runs import Cluster
 from benchmarks.crash_runs import curve as curves
 from masksearch_jax import goodput, train_dapo, train_sft
 from masksearch_jax.cli import RESTART, ConfigError
-from masksearch_jax.config import DapoRun, LoraConfig, SftRun, SurvivalConfig
+from masksearch_jax.config import DapoRun, LoraConfig, SftRun
 from masksearch_jax.data import ramp
 from masksearch_jax.data.pipeline import Prompt
 from masksearch_jax.data.records import CacheError
@@ -61,21 +61,6 @@ def cached(miniature, repository):
     command += [f"--config.{name}={value}" for name, value in values.items()]
     subprocess.run(command, check=True, cwd=repository)
     return miniature
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Each program is compiled by the first run that needs it and read by the others."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 def sft_config(run, workdir) -> SftRun:
@@ -270,9 +255,8 @@ def test_sft_of_two_processes_is_stopped_moved_to_one_killed_and_moved_back(sft,
     """The same mesh in any number of processes: the same curve and weights, bit by bit."""
     cfg = dataclasses.replace(
         sft,
-        sft=dataclasses.replace(sft.sft, steps=80),
+        sft=dataclasses.replace(sft.sft, steps=40),
         checkpoint=dataclasses.replace(sft.checkpoint, every=1),
-        survival=shared_programs(sft.survival),
     )
     assert Cluster(at(cfg, tmp_path / "whole"), 2).wait(400) == [0, 0]
 
@@ -289,15 +273,11 @@ def test_sft_of_two_processes_is_stopped_moved_to_one_killed_and_moved_back(sft,
     killed = session(1, len(curves(tmp_path / "cut")) + 5)
     killed.signal(signal.SIGKILL, 0)
     assert killed.wait(100) == [-signal.SIGKILL]
-    assert 10 <= len(curves(tmp_path / "cut")) < 80
-    assert session(2, 80).wait(400) == [0, 0]
+    assert 10 <= len(curves(tmp_path / "cut")) < 40
+    assert session(2, 40).wait(400) == [0, 0]
     assert curves(tmp_path / "cut") == curves(tmp_path / "whole")
     weights = [np_weights(tmp_path / name, cfg) for name in ("whole", "cut")]
     assert weights[0] == weights[1]
-
-
-def shared_programs(settings: SurvivalConfig) -> SurvivalConfig:
-    return dataclasses.replace(settings, compile_cache=jax.config.jax_compilation_cache_dir)
 
 
 def np_weights(workdir, cfg: SftRun) -> list[bytes]:
@@ -313,9 +293,7 @@ def test_two_processes_train_on_the_rollouts_of_one(dapo, tmp_path, in_flight):
     settings = dataclasses.replace(dapo.dapo, max_refills=1)
     if in_flight == "rebuild":
         settings = dataclasses.replace(settings, oversample=2.0)
-    cfg = dataclasses.replace(
-        dapo, rollout=rollout, dapo=settings, survival=shared_programs(dapo.survival)
-    )
+    cfg = dataclasses.replace(dapo, rollout=rollout, dapo=settings)
     for count in (1, 2):
         assert Cluster(at(cfg, tmp_path / str(count)), count).wait(400) == [0] * count
     if in_flight == "drop":  # killed between two checkpoints, it goes on bitwise

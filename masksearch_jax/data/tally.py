@@ -45,8 +45,10 @@ class Tally:
             )
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"dropped": dict(self.dropped.most_common())}
+        """{"in", "out", "dropped" by reason, most first, "example" of each reason}."""
+        dropped = dict(self.dropped.most_common())
+        return {"in": self.seen, "out": self.kept, "dropped": dropped, "example": self.example}
 
     @classmethod
     def from_json(cls, obj: dict[str, Any]) -> Tally:
-        return cls(obj["seen"], obj["kept"], Counter(obj["dropped"]), dict(obj["example"]))
+        return cls(obj["in"], obj["out"], Counter(obj["dropped"]), dict(obj["example"]))
