@@ -34,7 +34,7 @@ from masksearch_jax.data import records
 from masksearch_jax.data.ramp import read_jsonl, write_jsonl
 from masksearch_jax.progress import Progress
 from masksearch_jax.search import tool
-from masksearch_jax.types import Demonstration, Example, QAExample, RampExample
+from masksearch_jax.types import Demonstration, Example, QAExample, RampExample, from_json
 
 FORMAT = 2
 KINDS = ("ramp", "questions")
@@ -80,6 +80,7 @@ def make_teacher(cfg: BuildTrajectoriesRun) -> teachers.Teacher:
         if section is None:
             raise cli.ConfigError(f"config.teacher {cfg.teacher!r} needs the section config.{name}")
     search = tool.open_tool(cfg.search)
+    tool.check_sources(search, cfg.search, _first_examples(cfg))
     if cfg.teacher == "scripted":
         return teachers.Scripted(search, cfg.search, cfg.max_searches, cfg.seed)
     limits = construct_llm.TeacherConfig(cfg.language, cfg.max_searches, cfg.search)
@@ -88,6 +89,15 @@ def make_teacher(cfg: BuildTrajectoriesRun) -> teachers.Teacher:
     from masksearch_jax.student import Student  # JAX, which the others do without
 
     return Student(cfg.student, search, limits, cfg.llm, cfg.seed)
+
+
+def _first_examples(cfg: BuildTrajectoriesRun) -> list[RampExample]:
+    """A few of those that will be solved."""
+    path = Path(cfg.folder) / "ramp" / "train.jsonl"
+    if "ramp" not in cfg.kinds or not path.is_file():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [from_json(RampExample, json.loads(line)) for line in itertools.islice(file, 8)]
 
 
 def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:

@@ -590,6 +590,18 @@ def test_the_same_demonstration_comes_from_the_cache_alone(tmp_path):
     assert len(endpoint.requests) == 6
 
 
+def test_a_masked_paragraph_is_not_found_by_its_own_searches(tmp_path):
+    tool = FakeSearch(lambda query: [CHAD, CFA])
+    shown = {}
+    for hiding in (False, True):
+        script = by_role(planner=[PLAN], rewriter=[QUERIES], observer=[FILLED], judge=[RIGHT])
+        with Endpoint(script) as endpoint:
+            cfg = teacher(exclude_source=hiding)
+            made = demonstrate(RAMP, config(endpoint, tmp_path / str(hiding)), tool, cfg)
+        shown[hiding] = [t.passage_ids for t in made.turns]
+    assert shown == {False: [("p1", "p2")], True: [("p2",)]}
+
+
 def test_a_masked_paragraph_is_demonstrated(tmp_path):
     script = by_role(planner=[PLAN], rewriter=[QUERIES], observer=[FILLED], judge=[RIGHT])
     with Endpoint(script) as endpoint:
