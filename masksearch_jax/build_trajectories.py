@@ -24,11 +24,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from masksearch_jax import cli
+from masksearch_jax import cli, storage
 from masksearch_jax.agents import construct_llm, teachers
 from masksearch_jax.agents.construct import Rejection
 from masksearch_jax.agents.evolve import StudentConfig
-from masksearch_jax.agents.llm import LLMConfig
+from masksearch_jax.agents.llm import NO_MATTER, LLMConfig
 from masksearch_jax.config import SearchConfig
 from masksearch_jax.data import records
 from masksearch_jax.data.ramp import read_jsonl, write_jsonl
@@ -41,13 +41,7 @@ KINDS = ("ramp", "questions")
 PART = 2000  # examples per resumable part
 _NAMED = 3  # rejections that an error quotes
 # What does not change a demonstration: where and how fast it is made, what it may cost.
-_NO_MATTER = {
-    "search": ("timeout", "workers", "cache", "replay"),
-    "llm": (
-        *("base_url", "api_key_env", "concurrency", "timeout", "deadline", "retries", "backoff"),
-        *("cache", "replay", "budget", "max_cost", "prompt_price", "completion_price"),
-    ),
-}
+_NO_MATTER = {"search": ("timeout", "workers", "cache", "replay"), "llm": NO_MATTER}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,10 +142,8 @@ def _source_hash(cfg: BuildTrajectoriesRun, paths: Sequence[Path]) -> str:
     for path in (*paths, *([indexed] if indexed and indexed.is_file() else [])):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    weights = Path(cfg.student.init) if cfg.student and cfg.student.init else None
-    for path in sorted(weights.rglob("*")) if weights and weights.is_dir() else ():
-        if path.is_file():  # a path trained further is another model
-            digest.update(f"{path.relative_to(weights)} {path.stat().st_size}".encode())
+    if cfg.student:
+        digest.update(storage.fingerprint(cfg.student.init))
     return digest.hexdigest()[:16]
 
 

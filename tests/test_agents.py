@@ -820,6 +820,24 @@ def test_a_model_names_salient_spans_as_strict_json(tmp_path):
     assert found[3] == ([], {"llm_failed": 1})
 
 
+def test_a_reply_in_flight_when_the_job_ends_is_paid_for_once(tmp_path):
+    def answer(body):
+        if "Article: Ember" in body["messages"][1]["content"]:
+            return Answer(spans_reply(("1731", "DATE")), hang=0.3)
+        return Answer(status=401)
+
+    with Endpoint(answer) as endpoint:
+
+        async def ask(passages):
+            async with LLM(config(endpoint, tmp_path)) as llm:
+                return await salient.name_spans(llm, passages, "en")
+
+        with pytest.raises(JobError, match="401"):
+            asyncio.run(ask(PARAGRAPHS[:2]))
+        assert asyncio.run(ask(PARAGRAPHS[:1])) == [[("1731", "DATE")]]
+        assert len(endpoint.requests) == 2
+
+
 @pytest.mark.parametrize(
     ("reply", "message"),
     [
