@@ -137,7 +137,7 @@ def make_data(folder: Path, cities: int = 300) -> Data:
     ramp.write_jsonl(data / "questions" / "train.jsonl", easy)
     passages = data / "passages.jsonl"
     source = CorpusConfig(str(passages), "", 0, 0.0)
-    build_index.run(build_index.BuildIndexRun(source, str(made.index), "en"))
+    build_index.run(build_index.BuildIndexRun(source, str(made.index)))
     train_bpe((p.text for p in corpus.read_passages(passages)), made.tokenizer, 512)
     search = dataclasses.replace(cfg.search, index=str(made.index))
     build_trajectories.run(

@@ -45,6 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.search.workers = 1
     c.search.cache = ""
     c.search.replay = False
+    c.search.exclude_source = False  # a question is of no passage
 
     c.rollout = ConfigDict()
     c.rollout.slots = 1

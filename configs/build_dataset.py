@@ -21,13 +21,14 @@ def get_config(arg: str = "") -> ConfigDict:
     c.articles = False  # True where lines are whole articles: they are cut into passages
     c.passage_words = 100
     c.max_bad_fraction = 0.01
+    c.tfrecord = True  # also as TFRecord, which tfds.load reads; False: half the bytes
 
     c.clean = ConfigDict()
     c.clean.prose = True
     c.clean.duplicates = 0.0  # near duplicates are build_ramp's to find; exact ones are dropped
     c.clean.max_drop = 0.5
     c.clean.leakage = "keep"  # keep | drop
-    c.clean.evaluation = ()  # JSONL of questions
+    c.clean.evaluation = ()  # questions: JSONL, FanOutQA .json, FreshQA .csv
     c.clean.evaluation_passages = ""  # JSONL of the passages that they name
     c.clean.ngram = 13
 

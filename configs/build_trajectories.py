@@ -38,6 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.search.workers = 4
     c.search.cache = ""
     c.search.replay = False
+    c.search.exclude_source = False  # True: a masked paragraph is not found by its own searches
 
     c.llm = common.llm()
     c.llm.cache = "runs/ramp/replies.sqlite"

@@ -49,6 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.search.workers = 16
     c.search.cache = ""
     c.search.replay = False
+    c.search.exclude_source = False  # True: a masked paragraph is not found by its own searches
 
     c.rollout = ConfigDict()
     c.rollout.slots = 256

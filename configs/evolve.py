@@ -60,6 +60,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.search.workers = 2
     c.search.cache = ""
     c.search.replay = False
+    c.search.exclude_source = False  # True: a masked paragraph is not found by its own searches
 
     c.prompt = ConfigDict()
     c.prompt.style = "minimal"

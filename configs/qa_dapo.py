@@ -69,6 +69,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.search.workers = 16
     c.search.cache = ""
     c.search.replay = False
+    c.search.exclude_source = False  # of masked paragraphs; questions are of no passage
 
     c.rollout = ConfigDict()
     c.rollout.slots = 256

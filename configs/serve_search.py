@@ -25,4 +25,5 @@ def get_config() -> ConfigDict:
     c.search.workers = 8  # searches at once; further requests wait
     c.search.cache = ""
     c.search.replay = False
+    c.search.exclude_source = False  # the clients hide
     return c

@@ -4,9 +4,10 @@
         --config.corpus='wiki/*.jsonl.gz' --config.folder=DATA \\
         --config.beam.options='--direct_num_workers=8 --direct_running_mode=multi_processing'
 
-Writes DATA/ramp/kN/VERSION (ArrayRecord; splits train, rl, heldout by article), counts.json and,
-last, SHA256SUMS beside them: with it the dataset is whole, and the same command changes nothing. A
-stopped build keeps its examples once all are made, and every finished kN.
+Writes DATA/ramp/kN/VERSION (splits train, rl, heldout by article; ArrayRecord, which is read by
+number, and TFRecord, which `tfds.load` reads), counts.json and, last, SHA256SUMS beside them: with
+it the dataset is whole, and the same command changes nothing. A stopped build keeps its examples
+once all are made, and every finished kN.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from masksearch_jax.data.survey import CleanConfig, Plan
 from masksearch_jax.data.tally import Tally
 from masksearch_jax.progress import Progress
 
-FORMAT = 2  # of the dataset; one of another format is built again
+FORMAT = 3  # of the dataset; one of another format is built again
 COUNTS = "counts.json"
 # What `build_ramp` does and paragraphs on their own do not allow: the values that remain, and why
 _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -61,6 +62,9 @@ class BuildDatasetRun:
     articles: bool  # lines are whole articles, not passages
     passage_words: int  # of the passages that articles are cut into
     max_bad_fraction: float  # malformed lines tolerated
+    # Also as TFRecord, for `tfds.load`, at twice the bytes. Without it `tfds.load` fails, which has
+    # no reader for ArrayRecord; `tfds.data_source`, grain and `tasks.register` need nothing else.
+    tfrecord: bool
     clean: CleanConfig
     ramp: RampConfig
     beam: BeamConfig
@@ -279,23 +283,28 @@ def _write(
     from masksearch_jax.data import ramp_builder
 
     folder = work.parent / f"k{k}"
-    if _read_json(folder / ramp_builder.VERSION / "metadata.json").get("source") == source:
-        return
-    if folder.exists():  # of other inputs, or of a build that was stopped
-        folder.rmtree()
-    tfds.disable_progress_bar()
-    builder = ramp_builder.Ramp(
-        k=k,
-        pattern=str(work / f"k{k}" / "part*"),
-        splits=_splits_of(counts, k),
-        facts={"source": source},
-        data_dir=str(epath.Path(cfg.folder)),
-    )
-    download = tfds.download.DownloadConfig(
-        beam_runner=cfg.beam.runner, beam_options=_options(cfg.beam)
-    )
-    with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare(download_dir=str(work / "downloads"), download_config=download)
+    version = folder / ramp_builder.VERSION
+    if _read_json(version / "metadata.json").get("source") != source:
+        if folder.exists():  # of other inputs, or of a build that was stopped
+            folder.rmtree()
+        tfds.disable_progress_bar()
+        builder = ramp_builder.Ramp(
+            k=k,
+            pattern=str(work / f"k{k}" / "part*"),
+            splits=_splits_of(counts, k),
+            facts={"source": source},
+            data_dir=str(epath.Path(cfg.folder)),
+            file_format="tfrecord" if cfg.tfrecord else "array_record",
+        )
+        download = tfds.download.DownloadConfig(
+            beam_runner=cfg.beam.runner, beam_options=_options(cfg.beam)
+        )
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(
+                download_dir=str(work / "downloads"), download_config=download
+            )
+    if cfg.tfrecord:
+        ramp_builder.add_array_record(version, cfg.beam.runner, _options(cfg.beam))
 
 
 def _print_summary(counts: dict[str, Any], folder: str) -> None:

@@ -11,7 +11,6 @@ it the build is whole, and the same command changes nothing.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import hashlib
@@ -19,21 +18,21 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from masksearch_jax import cli
-from masksearch_jax.agents.llm import LLMConfig
+from masksearch_jax import cli, storage
+from masksearch_jax.agents.llm import NO_MATTER, LLMConfig
 from masksearch_jax.config import CorpusConfig, PplConfig, RampConfig
-from masksearch_jax.data import corpus, factory, leakage, masking, qa, ramp, sources, survey
+from masksearch_jax.data import corpus, factory, leakage, qa, ramp, sources, survey
 from masksearch_jax.data.factory import WorkConfig
-from masksearch_jax.data.llm_spans import Namer
 from masksearch_jax.data.records import write_atomically
 from masksearch_jax.data.survey import CleanConfig
 from masksearch_jax.data.tally import Tally
 from masksearch_jax.progress import Progress
+from masksearch_jax.span_models import SpanModels
 from masksearch_jax.types import Passage, QAExample
 from masksearch_jax.viewer import examples as page
 
@@ -75,7 +74,7 @@ def run(cfg: BuildRampRun, log: Callable[[str], None] | None = None) -> dict[str
     (folder / COUNTS).unlink(missing_ok=True)  # of other inputs
     ramp.check(cfg.ramp)
     made = _corpus(cfg, folder, source, log)
-    tally, stats = _mask(cfg, folder)
+    tally, stats, paid = _mask(cfg, folder)
     if not stats.examples.get("train"):
         raise cli.ConfigError(
             f"no training example came out of {stats.paragraphs} paragraphs "
@@ -91,6 +90,8 @@ def run(cfg: BuildRampRun, log: Callable[[str], None] | None = None) -> dict[str
         "refused_spans": stats.refused,
         "by_masks": {s: dict(sorted(n.items())) for s, n in stats.examples.items()},
     }
+    if paid:
+        made["paid"] = paid
     if cfg.work.examples:
         page.write(folder / "examples.html", factory.examples(folder), cfg.work.examples)
     counts = made | {"source": source, "files": _sizes(folder)}
@@ -109,7 +110,14 @@ def _source_hash(cfg: BuildRampRun) -> str:
     for key in ("folder", "work"):  # decide nothing
         del settings[key]
     del settings["corpus"]["path"], settings["corpus"]["questions"]
+    for name, used in (("llm", cfg.ramp.extractor == "llm"), ("ppl", cfg.ramp.strategy == "ppl")):
+        section = settings.pop(name)
+        if used and section:
+            unimportant = NO_MATTER if name == "llm" else ("init", "tokenizer")
+            settings[name] = {k: v for k, v in section.items() if k not in unimportant}
     digest = hashlib.sha256(json.dumps([FORMAT, settings], sort_keys=True).encode())
+    if cfg.ppl and cfg.ramp.strategy == "ppl":
+        digest.update(b"".join(map(storage.fingerprint, (cfg.ppl.init, cfg.ppl.tokenizer))))
     clean = cfg.clean
     for path in (
         cfg.corpus.path,
@@ -161,8 +169,8 @@ def _corpus(
     return made
 
 
-def _mask(cfg: BuildRampRun, folder: Path) -> tuple[Tally, ramp.RampStats]:
-    """Writes the examples; what was left out before and while masking."""
+def _mask(cfg: BuildRampRun, folder: Path) -> tuple[Tally, ramp.RampStats, dict[str, Any]]:
+    """Writes the examples; what was left out before and while masking, and what was paid."""
     clean = cfg.clean if cfg.corpus.path else _AS_IT_IS
     evaluation = None
     if clean.leakage != "keep":
@@ -175,7 +183,8 @@ def _mask(cfg: BuildRampRun, folder: Path) -> tuple[Tally, ramp.RampStats]:
         anchors = _lines_of(folder / "work" / "anchors.txt")
         factory.learn_gazetteer(folder / "passages.jsonl", anchors, plan, known)
         plan = dataclasses.replace(plan, gazetteer=str(known))
-    with contextlib.ExitStack() as stack, Progress("parts masked", 1) as progress:
+    models = SpanModels(cfg.ramp, cfg.llm, cfg.ppl, cfg.corpus.language)
+    with contextlib.closing(models), Progress("parts masked", 1) as progress:
 
         def show(done: int, total: int) -> None:
             progress.total = total
@@ -186,60 +195,21 @@ def _mask(cfg: BuildRampRun, folder: Path) -> tuple[Tally, ramp.RampStats]:
             folder,
             plan,
             cfg.work,
-            namer=_namer(cfg, stack) if cfg.ramp.extractor == "llm" else None,
-            scorer=_scorer(cfg.ppl) if cfg.ramp.strategy == "ppl" else None,
+            namer=models.namer,
+            scorer=models.scorer,
             progress=show,
         )
+        paid = models.figures()
     if evaluation and clean.leakage == "tag":
         found = (json.dumps(row) + "\n" for row in factory.leaks(folder, evaluation))
         write_atomically(folder / "ramp" / "leaks.jsonl", "".join(found))
-    return tally, stats
+    return tally, stats, paid
 
 
 def _lines_of(path: Path) -> Iterator[str]:
     if path.is_file():
         with open(path, encoding="utf-8") as file:
             yield from (line.rstrip("\n") for line in file)
-
-
-def _namer(cfg: BuildRampRun, stack: contextlib.ExitStack) -> Namer:
-    """The language model of `cfg.llm` as what names the spans of passages."""
-    from masksearch_jax.agents import llm, salient
-
-    if cfg.llm is None:
-        raise cli.ConfigError("ramp.extractor is 'llm' and config.llm is None; it must say which")
-    runner = stack.enter_context(asyncio.Runner())
-    client = llm.LLM(cfg.llm)
-    stack.callback(lambda: runner.run(client.__aexit__(None, None, None)))
-    return lambda passages: runner.run(salient.name_spans(client, passages, cfg.corpus.language))
-
-
-def _scorer(cfg: PplConfig | None) -> masking.Scorer:
-    """The model of `config.ppl` as what says how hard a span is."""
-    if cfg is None or not Path(cfg.init).is_dir():
-        raise cli.ConfigError(
-            f"ramp.strategy is 'ppl' and config.ppl.init is {cfg and cfg.init!r}; it must be a "
-            "folder in Hugging Face format or of checkpoints"
-        )
-    import jax  # only where a model is asked
-
-    from masksearch_jax import checkpoint, sharding
-    from masksearch_jax.data.vocab import Vocab
-    from masksearch_jax.models import hf, initial, likelihood
-
-    in_hf_format = (Path(cfg.init) / "config.json").is_file()
-    config = hf.read_config(cfg.init) if in_hf_format else checkpoint.read_model(cfg.init)
-    vocab = Vocab.load(cfg.tokenizer or cfg.init)
-    initial.check_vocabulary(config, vocab.size)
-    mesh = sharding.make_mesh(cfg.mesh)
-    model = initial.initial(cfg.init, config, cfg.compute, mesh, 0)
-
-    def score(asked: Sequence[tuple[str, str]]) -> list[float]:
-        with jax.set_mesh(mesh):
-            rows = masking.token_rows(asked, vocab.encode)
-            return likelihood.losses(model, rows, cfg.batch, cfg.max_len)
-
-    return score
 
 
 def _from_file(cfg: BuildRampRun, folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
@@ -336,7 +306,10 @@ def lines(counts: dict[str, Any]) -> list[str]:
     for split, by_masks in counts["ramp"]["by_masks"].items():
         each = ", ".join(f"{k}: {n:,}" for k, n in sorted(by_masks.items()))
         out.append(f"ramp {split}: {sum(by_masks.values()):,} examples, by masks {each or 'none'}")
-    return [*out, f"ramp spans refused: {named(counts['ramp']['refused_spans'])}"]
+    out.append(f"ramp spans refused: {named(counts['ramp']['refused_spans'])}")
+    if paid := counts.get("paid"):
+        out.append(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in paid.items()))
+    return out
 
 
 def _print_summary(counts: dict[str, Any], folder: str) -> None:

@@ -24,30 +24,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from masksearch_jax import cli
+from masksearch_jax import cli, storage
 from masksearch_jax.agents import construct_llm, teachers
 from masksearch_jax.agents.construct import Rejection
 from masksearch_jax.agents.evolve import StudentConfig
-from masksearch_jax.agents.llm import LLMConfig
+from masksearch_jax.agents.llm import NO_MATTER, LLMConfig
 from masksearch_jax.config import SearchConfig
 from masksearch_jax.data import records
 from masksearch_jax.data.ramp import read_jsonl, write_jsonl
 from masksearch_jax.progress import Progress
 from masksearch_jax.search import tool
-from masksearch_jax.types import Demonstration, Example, QAExample, RampExample
+from masksearch_jax.types import Demonstration, Example, QAExample, RampExample, from_json
 
 FORMAT = 2
 KINDS = ("ramp", "questions")
 PART = 2000  # examples per resumable part
 _NAMED = 3  # rejections that an error quotes
 # What does not change a demonstration: where and how fast it is made, what it may cost.
-_NO_MATTER = {
-    "search": ("timeout", "workers", "cache", "replay"),
-    "llm": (
-        *("base_url", "api_key_env", "concurrency", "timeout", "deadline", "retries", "backoff"),
-        *("cache", "replay", "budget", "max_cost", "prompt_price", "completion_price"),
-    ),
-}
+_NO_MATTER = {"search": ("timeout", "workers", "cache", "replay"), "llm": NO_MATTER}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +74,7 @@ def make_teacher(cfg: BuildTrajectoriesRun) -> teachers.Teacher:
         if section is None:
             raise cli.ConfigError(f"config.teacher {cfg.teacher!r} needs the section config.{name}")
     search = tool.open_tool(cfg.search)
+    tool.check_sources(search, cfg.search, _first_examples(cfg))
     if cfg.teacher == "scripted":
         return teachers.Scripted(search, cfg.search, cfg.max_searches, cfg.seed)
     limits = construct_llm.TeacherConfig(cfg.language, cfg.max_searches, cfg.search)
@@ -88,6 +83,15 @@ def make_teacher(cfg: BuildTrajectoriesRun) -> teachers.Teacher:
     from masksearch_jax.student import Student  # JAX, which the others do without
 
     return Student(cfg.student, search, limits, cfg.llm, cfg.seed)
+
+
+def _first_examples(cfg: BuildTrajectoriesRun) -> list[RampExample]:
+    """A few of those that will be solved."""
+    path = Path(cfg.folder) / "ramp" / "train.jsonl"
+    if "ramp" not in cfg.kinds or not path.is_file():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [from_json(RampExample, json.loads(line)) for line in itertools.islice(file, 8)]
 
 
 def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
@@ -138,10 +142,8 @@ def _source_hash(cfg: BuildTrajectoriesRun, paths: Sequence[Path]) -> str:
     for path in (*paths, *([indexed] if indexed and indexed.is_file() else [])):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    weights = Path(cfg.student.init) if cfg.student and cfg.student.init else None
-    for path in sorted(weights.rglob("*")) if weights and weights.is_dir() else ():
-        if path.is_file():  # a path trained further is another model
-            digest.update(f"{path.relative_to(weights)} {path.stat().st_size}".encode())
+    if cfg.student:
+        digest.update(storage.fingerprint(cfg.student.init))
     return digest.hexdigest()[:16]
 
 

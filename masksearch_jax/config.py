@@ -184,6 +184,8 @@ class SearchConfig:
     workers: int  # searches in flight
     cache: str = ""  # SQLite file of results that need not be asked for again; empty: none
     replay: bool = False  # answer from the cache alone, and fail where it lacks a result
+    # Hide the passage that a RAMP example masks from its own searches, as if it were not indexed
+    exclude_source: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

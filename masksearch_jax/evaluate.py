@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from masksearch_jax import cli, storage
+from masksearch_jax import cli, retrieval, storage
 from masksearch_jax.config import EvalRun
 from masksearch_jax.data import prompt, ramp
 from masksearch_jax.data.vocab import Vocab
@@ -25,7 +25,7 @@ from masksearch_jax.models.initial import check_vocabulary, initial
 from masksearch_jax.progress import Progress
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
-from masksearch_jax.search.tool import SearchTool, open_tool
+from masksearch_jax.search.tool import SearchTool, check_sources, open_tool
 from masksearch_jax.sharding import make_mesh
 from masksearch_jax.stages import write_json
 from masksearch_jax.survival import Preemption
@@ -76,7 +76,11 @@ def rollout_suite(
     progress: Progress,
 ) -> list[Trajectory]:
     """One trajectory per example, in their order."""
-    requests = [Request(str(i), ids, i) for i, ids in enumerate(prompts)]
+    sources = map(retrieval.source_of, examples)
+    requests = [
+        Request(str(i), ids, i, source=source)
+        for i, (ids, source) in enumerate(zip(prompts, sources, strict=True))
+    ]
     found: dict[int, Trajectory] = {}
     for trajectory in engine.run(model, requests):
         i = int(trajectory.example_id)
@@ -92,6 +96,8 @@ def run(cfg: EvalRun, model: Any = None) -> dict[str, Any]:
     vocab = Vocab.load(cfg.tokenizer)
     check_vocabulary(cfg.model, vocab.size)
     by_suite, by_condition = load_suites(cfg), tools(cfg)
+    if "search" in by_condition:
+        check_sources(by_condition["search"], cfg.search, by_suite.get("ramp", ()))
     mesh = make_mesh(cfg.mesh)
     if model is None:
         model = initial(cfg.init, cfg.model, cfg.compute, mesh, 0, cfg.base)

@@ -80,7 +80,7 @@ class Run(StageFolder):
         cfg = self.cfg
         work: dict[str, Callable[[], dict[str, Any]]] = {
             "ramp": lambda: recipe.make_ramp(self.data, cfg.corpus, cfg.ramp, cfg.seed),
-            "index": lambda: recipe.make_index(self.data, self.index),
+            "index": lambda: recipe.make_index(self.data, self.index, cfg.corpus.language),
         }
         if not cfg.tokenizer:
             size = cfg.tokenizer_vocab_size

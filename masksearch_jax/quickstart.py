@@ -90,7 +90,7 @@ def make_ramp(run: Run) -> dict[str, Any]:
 
 
 def make_index(run: Run) -> dict[str, Any]:
-    return recipe.make_index(run.data, run.index)
+    return recipe.make_index(run.data, run.index, run.cfg.corpus.language)
 
 
 def make_tokenizer(run: Run) -> dict[str, Any]:

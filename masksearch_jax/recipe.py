@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from masksearch_jax import build_index, build_ramp, cli
 from masksearch_jax.config import CorpusConfig, RampConfig
@@ -40,9 +40,9 @@ def make_ramp(data: Path, text: CorpusConfig, ramp: RampConfig, seed: int) -> di
     return {"data": made}
 
 
-def make_index(data: Path, index: Path) -> dict[str, Any]:
-    passages = CorpusConfig(str(data / "passages.jsonl"), "", 0, 0.0)
-    made = build_index.run(build_index.BuildIndexRun(passages, str(index), language="en"))
+def make_index(data: Path, index: Path, language: Literal["en", "zh"]) -> dict[str, Any]:
+    passages = CorpusConfig(str(data / "passages.jsonl"), "", 0, 0.0, language=language)
+    made = build_index.run(build_index.BuildIndexRun(passages, str(index)))
     return counted("index", made["read"], made["passages"], made["dropped"])
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import pathlib
 
 from etils import epath
+
+_SAMPLE = 65_536  # bytes of a file's beginning, middle and end that tell it from others
 
 
 def path(text: str | os.PathLike) -> epath.Path:
@@ -19,6 +23,24 @@ def is_bucket(place: epath.Path) -> bool:
 def modified(file: epath.Path) -> float:
     """When a file was last written, seconds since 1970; of a bucket's, to the second."""
     return float(file.stat().mtime) if is_bucket(file) else os.stat(file).st_mtime
+
+
+def fingerprint(folder: str) -> bytes:
+    """What tells the files of a local folder from others: their names, sizes and samples of each.
+
+    Weights that were trained further differ everywhere, so samples do. Empty for no local folder.
+    """
+    digest = hashlib.sha256()
+    root = pathlib.Path(folder)
+    files = [p for p in sorted(root.rglob("*")) if p.is_file()] if folder and root.is_dir() else []
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(root).as_posix()} {size}\n".encode())
+        with file.open("rb") as stream:
+            for start in (0, size // 2, max(0, size - _SAMPLE)):
+                stream.seek(start)
+                digest.update(stream.read(_SAMPLE))
+    return digest.digest() if files else b""
 
 
 def append(file: epath.Path, text: str) -> None:

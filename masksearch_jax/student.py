@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from masksearch_jax import markup
+from masksearch_jax import markup, retrieval
 from masksearch_jax.agents import construct_llm, evolve, teachers
 from masksearch_jax.agents.evolve import StudentConfig
 from masksearch_jax.agents.llm import LLMConfig
@@ -74,7 +74,7 @@ class Student:
             name = f"{self._seed}/{example.id}".encode()
             stream = int.from_bytes(hashlib.sha256(name).digest()[:4], "big")
             for sample in range(self.attempts):
-                yield Request(str(i), ids, stream, sample)
+                yield Request(str(i), ids, stream, sample, retrieval.source_of(example))
 
     def _judged(
         self, examples: Sequence[Example], outcomes: list[teachers.Outcome]

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from masksearch_jax import cli, sharding, storage, train_state
+from masksearch_jax import cli, retrieval, sharding, storage, train_state
 from masksearch_jax.checkpoint import Checkpointer
 from masksearch_jax.config import ComputeConfig, DapoConfig, DapoRun, RolloutConfig
 from masksearch_jax.data import pipeline, records
@@ -33,7 +33,7 @@ from masksearch_jax.rl.groups import Group, score_groups, to_batch
 from masksearch_jax.rollout import sampling
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
-from masksearch_jax.search.tool import SearchTool, open_tool
+from masksearch_jax.search.tool import SearchTool, check_sources, open_tool
 from masksearch_jax.sharding import make_mesh, shard_batch
 from masksearch_jax.survival import Preempted, Survival
 from masksearch_jax.types import Trajectory, to_json
@@ -164,8 +164,9 @@ class GroupSampler:
 
     def _request(self, stream: int, prompt: pipeline.Prompt) -> list[Request]:
         self.open[str(stream)] = (prompt, {})
+        source = retrieval.source_of(prompt.example)
         samples = range(self.dapo.group_size)
-        return [Request(str(stream), prompt.ids, stream % 2**32, s) for s in samples]
+        return [Request(str(stream), prompt.ids, stream % 2**32, s, source) for s in samples]
 
 
 def check(dapo: DapoConfig, rollout: RolloutConfig) -> int:
@@ -213,6 +214,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         process_count=jax.process_count(),
     )
     search = search or open_tool(cfg.search)
+    check_sources(search, cfg.search, [p.example for p in prompts.first(8)])
 
     # ---- model, state, programs
     mesh = make_mesh(cfg.mesh)

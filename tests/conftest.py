@@ -81,7 +81,7 @@ def miniature(tmp_path_factory) -> Miniature:
     build_ramp.run(build_ramp.BuildRampRun(str(made.data), cfg.corpus, cfg.ramp, cfg.seed))
     passages = made.data / "passages.jsonl"
     source = CorpusConfig(str(passages), "", 0, 0.0)
-    build_index.run(build_index.BuildIndexRun(source, str(made.index), "en"))
+    build_index.run(build_index.BuildIndexRun(source, str(made.index)))
     train_bpe((p.text for p in corpus.read_passages(passages)), made.tokenizer, 512)
     build_trajectories.run(
         build_trajectories.BuildTrajectoriesRun(

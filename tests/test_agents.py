@@ -590,6 +590,18 @@ def test_the_same_demonstration_comes_from_the_cache_alone(tmp_path):
     assert len(endpoint.requests) == 6
 
 
+def test_a_masked_paragraph_is_not_found_by_its_own_searches(tmp_path):
+    tool = FakeSearch(lambda query: [CHAD, CFA])
+    shown = {}
+    for hiding in (False, True):
+        script = by_role(planner=[PLAN], rewriter=[QUERIES], observer=[FILLED], judge=[RIGHT])
+        with Endpoint(script) as endpoint:
+            cfg = teacher(exclude_source=hiding)
+            made = demonstrate(RAMP, config(endpoint, tmp_path / str(hiding)), tool, cfg)
+        shown[hiding] = [t.passage_ids for t in made.turns]
+    assert shown == {False: [("p1", "p2")], True: [("p2",)]}
+
+
 def test_a_masked_paragraph_is_demonstrated(tmp_path):
     script = by_role(planner=[PLAN], rewriter=[QUERIES], observer=[FILLED], judge=[RIGHT])
     with Endpoint(script) as endpoint:
@@ -806,6 +818,24 @@ def test_a_model_names_salient_spans_as_strict_json(tmp_path):
     assert [(s.text, s.type) for s in found[1].spans] == [("Jonas Rehn", "PERSON")]
     assert found[2] == ([], {"unreadable_reply": 1})
     assert found[3] == ([], {"llm_failed": 1})
+
+
+def test_a_reply_in_flight_when_the_job_ends_is_paid_for_once(tmp_path):
+    def answer(body):
+        if "Article: Ember" in body["messages"][1]["content"]:
+            return Answer(spans_reply(("1731", "DATE")), hang=0.3)
+        return Answer(status=401)
+
+    with Endpoint(answer) as endpoint:
+
+        async def ask(passages):
+            async with LLM(config(endpoint, tmp_path)) as llm:
+                return await salient.name_spans(llm, passages, "en")
+
+        with pytest.raises(JobError, match="401"):
+            asyncio.run(ask(PARAGRAPHS[:2]))
+        assert asyncio.run(ask(PARAGRAPHS[:1])) == [[("1731", "DATE")]]
+        assert len(endpoint.requests) == 2
 
 
 @pytest.mark.parametrize(

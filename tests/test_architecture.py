@@ -32,8 +32,8 @@ MAINS = {
     "train_dapo",
     "train_sft",
 }
-# Parts of mains, below them, that join rooms: a model of ours as a teacher.
-PARTS = {"student"}
+# Parts of mains, below them, that join rooms: a model of ours as a teacher, models asked for spans.
+PARTS = {"span_models", "student"}
 # Floor 2: folders that never import each other. Floor 1 is every other module of the package.
 ROOMS = {"agents", "data", "evals", "models", "planning", "rl", "rollout", "search", "viewer"}
 

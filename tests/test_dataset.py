@@ -37,6 +37,11 @@ from masksearch_jax.types import (
     to_json,
 )
 
+seqio, tasks = build_cache._import_seqio()
+import tensorflow as tf  # noqa: E402
+import tensorflow_datasets as tfds  # noqa: E402
+from seqio import test_utils as seqio_test  # noqa: E402
+
 pytestmark = pytest.mark.filterwarnings("ignore:::apache_beam", "ignore:::tensorflow_datasets")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -293,7 +298,7 @@ def test_what_cannot_be_built_is_said_and_leaves_nothing(made, tmp_path, changes
     cfg = config(**({"corpus": made.cfg.corpus, "folder": tmp_path} | changes))
     with pytest.raises(cli.UserError, match=message):
         build_dataset.run(cfg)
-    assert not list(tmp_path.rglob("*.array_record*"))
+    assert not [p for p in tmp_path.rglob("*record*") if p.is_file()]
     assert not list(tmp_path.rglob("counts.json"))
 
 
@@ -324,6 +329,77 @@ print([m for m in ("tensorflow", "apache_beam", "masksearch_jax") if m in sys.mo
 """
 
 
+def test_tfds_loads_it_and_so_does_a_users_own_seqio_task(made):
+    """What `tfds.load` gives is what is read by number, in the same order, in every split."""
+    folder = made.cfg.folder
+    for k, by_split in made.sources.items():
+        loaded, info = tfds.load(f"ramp/k{k}", data_dir=folder, with_info=True)
+        assert set(loaded) == set(by_split)
+        for split, source in by_split.items():
+            rows = list(tfds.as_numpy(loaded[split]))
+            assert list(map(ramp_source.from_features, rows)) == list(source)
+            assert info.splits[split].num_examples == len(source)
+            part = tfds.load(f"ramp/k{k}", data_dir=folder, split=f"{split}[:3]")
+            ids = [row["id"].decode() for row in tfds.as_numpy(part)]
+            assert ids == [e.id for e in list(source)[:3]]
+    text = seqio.Feature(seqio.PassThroughVocabulary(1), add_eos=False, dtype=tf.string, rank=0)
+    task = seqio.Task(
+        "own",
+        source=seqio.TfdsDataSource("ramp/k2:1.0.0", tfds_data_dir=folder),
+        preprocessors=[lambda ds: ds.map(lambda row: {"targets": row["masked"]})],
+        output_features={"targets": text},
+    )
+    given = task.get_dataset(None, "heldout", shuffle=False)
+    seqio_test.assert_dataset(given, [{"targets": e.masked} for e in made.sources[2]["heldout"]])
+
+
+@pytest.mark.slow
+def test_without_tfrecord_it_is_read_by_number_alone(made, tmp_path):
+    cfg = dataclasses.replace(
+        made.cfg,
+        folder=str(tmp_path),
+        tfrecord=False,
+        ramp=dataclasses.replace(made.cfg.ramp, max_masks=1),
+    )
+    counts = build_dataset.run(cfg)
+    assert not list(tmp_path.rglob("*.tfrecord*"))
+    found = ramp_source.sources(tmp_path)
+    assert {s: len(source) for s, source in found[1].items()} == {
+        split: by_k["1"] for split, by_k in counts["ramp"]["by_masks"].items()
+    }
+    assert len(tfds.data_source("ramp/k1", data_dir=tmp_path, split="train")) == len(
+        found[1]["train"]
+    )
+    with pytest.raises(NotImplementedError, match="as_data_source"):
+        tfds.load("ramp/k1", data_dir=tmp_path, split="train")
+
+
+@pytest.mark.slow
+def test_a_conversion_that_was_killed_goes_on(made, tmp_path):
+    folder = tmp_path / "dataset"
+    subprocess.run(["cp", "-r", "--preserve=timestamps", made.cfg.folder, folder], check=True)
+    root = folder / "ramp"
+    sums = (root / "SHA256SUMS").read_text()
+    (root / "SHA256SUMS").unlink()
+    version = root / "k1" / "1.0.0"
+    info = json.loads((version / "dataset_info.json").read_text())
+    assert info.pop("alternativeFileFormats") == ["array_record"]
+    (version / "dataset_info.json").write_text(json.dumps(info))
+    shards = sorted(version.glob("*.array_record*"))
+    shards[0].rename(version / f"incomplete.{'0' * 32}.{shards[0].name}")
+    before = states(root)
+    build_dataset.run(dataclasses.replace(made.cfg, folder=str(folder)))
+    kept = {Path(p).name for p, time in states(root).items() if before.get(p) == time}
+    assert {p.name for p in shards[1:]} <= kept
+    assert any(".tfrecord" in name for name in kept)
+    by_name = dict(text.split("  ")[::-1] for text in sums.splitlines())
+    again = dict(text.split("  ")[::-1] for text in (root / "SHA256SUMS").read_text().splitlines())
+    assert again.keys() == by_name.keys()
+    for name in again:
+        assert again[name] == by_name[name] or name.endswith(("_info.json", ".array_record"))
+    assert list(ramp_source.sources(folder)[1]["train"]) == list(made.sources[1]["train"])
+
+
 def test_a_users_script_reads_it_through_tfds_and_grain_without_tensorflow(made):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _READ, made.cfg.folder],
@@ -346,7 +422,9 @@ def test_a_killed_build_goes_on_from_its_last_finished_config(made, tmp_path):
         cwd=REPOSITORY, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     first = tmp_path / "ramp" / "k1" / "1.0.0" / "dataset_info.json"
-    while not first.is_file() and process.poll() is None:
+    while process.poll() is None:  # until k1 is there in both formats
+        if first.is_file() and "array_record" in first.read_text():
+            break
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -475,7 +553,6 @@ def demonstration(example) -> Demonstration:
 @pytest.fixture(scope="module")
 def both(made, tmp_path_factory):
     """The same examples and demonstrations in two folders: as a dataset and as JSON lines."""
-    seqio, tasks = build_cache._import_seqio()
     folder = tmp_path_factory.mktemp("both")
     dataset, lines, tokenizer = (folder / n for n in ("dataset", "lines", "tokenizer"))
     dataset.mkdir()
@@ -490,11 +567,11 @@ def both(made, tmp_path_factory):
     train_bpe((p.text for p in GIVEN), tokenizer, 320)
     register = functools.partial(tasks.register, tokenizer=tokenizer, prompt_style="minimal")
     return types.SimpleNamespace(
-        seqio=seqio, register=register, dataset=dataset, lines=lines, tokenizer=tokenizer
+        register=register, dataset=dataset, lines=lines, tokenizer=tokenizer
     )
 
 
-def rows(seqio, name, split="train", **kwargs):
+def rows(name, split="train", **kwargs):
     found = seqio.get_mixture_or_task(name)
     data = found.get_dataset(None, split=split, shuffle=kwargs.pop("shuffle", False), **kwargs)
     return list(data.as_numpy_iterator())
@@ -511,20 +588,20 @@ def assert_rows_equal(left, right):
 def test_a_task_gives_the_same_from_the_dataset_as_from_lines(both):
     tasks = {"ramp_k1": ("train", "heldout"), "ramp_k2": ("rl",), "ramp_sft_k2": ("train",)}
     names = both.register(both.lines)
-    expected = {(n, s): rows(both.seqio, n, s) for n, splits in tasks.items() for s in splits}
+    expected = {(n, s): rows(n, s) for n, splits in tasks.items() for s in splits}
     assert both.register(both.dataset) == names
     for (name, split), found in expected.items():
-        assert_rows_equal(rows(both.seqio, name, split), found)
-        assert both.seqio.get_mixture_or_task(name).num_input_examples(split) >= len(found)
+        assert_rows_equal(rows(name, split), found)
+        assert seqio.get_mixture_or_task(name).num_input_examples(split) >= len(found)
 
 
 def test_each_process_reads_its_share_and_shuffling_follows_the_seed(both):
     both.register(both.dataset)
-    ids = functools.partial(lambda **kw: [r["id"] for r in rows(both.seqio, "ramp_k1", **kw)])
+    ids = functools.partial(lambda **kw: [r["id"] for r in rows("ramp_k1", **kw)])
     whole = ids()
     for count in (2, 3):
         shares = [
-            ids(shard_info=both.seqio.ShardInfo(index, count), shuffle=True, seed=3)
+            ids(shard_info=seqio.ShardInfo(index, count), shuffle=True, seed=3)
             for index in range(count)
         ]
         assert sorted(itertools.chain(*shares)) == sorted(whole)
@@ -536,7 +613,6 @@ def test_each_process_reads_its_share_and_shuffling_follows_the_seed(both):
 
 
 def test_rates_by_temperature_are_those_of_seqio(both):
-    seqio = both.seqio
     names = both.register(both.dataset, temperatures=(1.0, 2.0, 0.5))
     assert names.index("ramp_mixed_t1") == names.index("ramp_mixed") + 1
     for t in (1.0, 2.0, 0.5):
@@ -549,12 +625,10 @@ def test_rates_by_temperature_are_those_of_seqio(both):
 
 
 def test_a_position_in_a_mixture_restores_exactly(both, tmp_path):
-    import tensorflow as tf
-
     both.register(both.dataset)
 
     def iterator():
-        mixture = both.seqio.get_mixture_or_task("ramp_mixed")
+        mixture = seqio.get_mixture_or_task("ramp_mixed")
         return iter(mixture.get_dataset(None, split="train", shuffle=False, num_epochs=None))
 
     whole = iterator()
@@ -627,7 +701,7 @@ def test_seqio_and_grain_train_on_the_same_tokens(both, caches):
     from masksearch_jax.data.agent_lm import AgentLMFeatureConverter
 
     both.register(both.dataset)
-    data = both.seqio.get_dataset(
+    data = seqio.get_dataset(
         "ramp_sft_k1",
         task_feature_lengths={"targets": 400, "agent": 400},
         feature_converter=AgentLMFeatureConverter(pack=True),
@@ -635,7 +709,7 @@ def test_seqio_and_grain_train_on_the_same_tokens(both, caches):
         shuffle=False,
         num_epochs=1,
     )
-    assert any(0 in row["targets"] for row in rows(both.seqio, "ramp_sft_k1")), "id 0 is a token"
+    assert any(0 in row["targets"] for row in rows("ramp_sft_k1")), "id 0 is a token"
     found, segments = [], 0
     for row in data.as_numpy_iterator():
         ids, inputs = row["decoder_target_tokens"], row["decoder_input_tokens"]
@@ -653,51 +727,70 @@ def test_seqio_and_grain_train_on_the_same_tokens(both, caches):
     assert batch["targets"][0][weights].tolist() == found[0] + found[1]
 
 
-@pytest.mark.slow
-def test_seqios_own_cache_holds_what_a_task_gives(both, tmp_path):
-    import apache_beam as beam
-    from absl import flags
-    from seqio import test_utils
-    from seqio.scripts import cache_tasks_main
+_TASKS = """
+import os
+from masksearch_jax.data import tasks
 
-    both.register(both.dataset)
-    expected = both.seqio.get_mixture_or_task("ramp_k1").get_dataset(None, "heldout", shuffle=False)
-    flags.FLAGS(["cache_tasks"])
-    runner = beam.Pipeline("FnApiRunner")
-    folders = cache_tasks_main.run_pipeline(runner, ["ramp_k1"], str(tmp_path))
-    runner.run().wait_until_finish()
-    assert len(folders) == 1
-    both.seqio.add_global_cache_dirs([str(tmp_path)])
-    task = both.seqio.get_mixture_or_task("ramp_k1")
-    cached = task.get_dataset(None, "heldout", use_cached=True, shuffle=False)
-    by_id = functools.partial(sorted, key=lambda row: row["id"])
-    known = by_id(expected.as_numpy_iterator())
-    assert_rows_equal(by_id(cached.as_numpy_iterator()), known)
-    test_utils.assert_dataset(expected, list(expected.as_numpy_iterator()))
-    assert task.get_cached_stats("heldout")["examples"] == len(known)
-
-
+tasks.register(os.environ["FOLDER"], tokenizer=os.environ["TOKENIZER"], prompt_style="minimal")
+"""
 _SEQIO = """
+import itertools
 import json
 import sys
-from masksearch_jax.data import tasks
+
+import my_tasks
 import seqio
 
-tasks.register(sys.argv[1], tokenizer=sys.argv[2], prompt_style="minimal")
-dataset = seqio.get_mixture_or_task("ramp_mixed").get_dataset(
-    None, split="heldout", num_epochs=1, passthrough_features=["id"]
-)
-print(json.dumps(sorted(row["id"].decode() for row in dataset.as_numpy_iterator())))
+seqio.add_global_cache_dirs([sys.argv[1]])
+found = {}
+for cached, name in ((False, "ramp_mixed"), (True, "ramp_upto1")):
+    task = seqio.get_mixture_or_task("ramp_k1")
+    rows = task.get_dataset(None, "heldout", use_cached=cached, shuffle=False).as_numpy_iterator()
+    found[f"task {cached}"] = [
+        [row["id"].decode(), row["inputs"].tolist(), row["targets"].tolist()] for row in rows
+    ]
+    mixture = seqio.get_mixture_or_task(name).get_dataset(
+        None, split="heldout", use_cached=cached, num_epochs=None, passthrough_features=["id"]
+    )
+    found[name] = [row["id"].decode() for row in itertools.islice(mixture.as_numpy_iterator(), 120)]
+found["stats"] = task.get_cached_stats("heldout")
+print(json.dumps(found))
 """
 
 
 @pytest.mark.slow
-def test_a_users_script_gets_a_mixture_from_seqio(both, made):
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _SEQIO, both.dataset, both.tokenizer],
-        capture_output=True, text=True, check=True, cwd=REPOSITORY,
-    )  # fmt: skip
-    expected = sorted(e.id for e in examples(made.sources)["heldout"])
+def test_a_users_script_gets_tasks_and_mixtures_cached_by_seqio_and_not(both, made, tmp_path):
+    """One import of the user's registers all, in seqio's command too; its cache changes nothing."""
+    (tmp_path / "my_tasks.py").write_text(_TASKS)
+    settings = {
+        "FOLDER": str(both.dataset),
+        "TOKENIZER": str(both.tokenizer),
+        "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{tmp_path}",
+        "PYTHONWARNINGS": "ignore",
+    }
+    run = functools.partial(
+        subprocess.run, env=os.environ | settings, capture_output=True, text=True, cwd=tmp_path
+    )
+    command = [
+        *("-m", "seqio.scripts.cache_tasks_main", "--module_import=my_tasks"),
+        *("--tasks=ramp_k1", f"--output_cache_dir={tmp_path / 'cache'}"),
+        *("--pipeline_options=--runner=FnApiRunner", "--min_shards=1"),
+    ]
+    done = run([sys.executable, *command])
+    assert done.returncode == 0, done.stderr[-2000:]
+    done = run([sys.executable, "-c", _SEQIO, str(tmp_path / "cache")])
+    assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
-    assert len(found) == len(set(found)) >= 2
-    assert set(found) <= set(expected)
+
+    both.register(both.dataset)
+    expected = [
+        [row["id"].decode(), row["inputs"].tolist(), row["targets"].tolist()]
+        for row in rows("ramp_k1", "heldout")
+    ]
+    assert found["task False"] == expected
+    assert sorted(found["task True"]) == sorted(expected)
+    heldout = {e.id for e in examples(made.sources)["heldout"]}
+    assert set(found["ramp_mixed"]) == heldout
+    assert set(found["ramp_upto1"]) == {name for name, _, _ in expected} < heldout
+    assert found["stats"]["examples"] == len(expected)
+    assert found["stats"]["targets_tokens"] == sum(len(targets) for _, _, targets in expected)

@@ -11,10 +11,12 @@ import pytest
 from masksearch_jax import evaluate
 from masksearch_jax.cli import ConfigError
 from masksearch_jax.config import EvalRun
+from masksearch_jax.data import ramp
 from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.evals.suites import METRICS
 from masksearch_jax.models.initial import InitError
 from masksearch_jax.progress import Progress
+from masksearch_jax.search.tool import SearchError
 from masksearch_jax.survival import Preempted
 from masksearch_jax.types import QAExample, RampExample, Trajectory, from_json
 
@@ -104,6 +106,21 @@ def test_unknown_suites_and_conditions_are_named(run_config, tmp_path, change, m
     with pytest.raises(ConfigError, match=message):
         evaluate.run(dataclasses.replace(run_config, workdir=str(tmp_path), eval=section))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sources_that_cannot_be_hidden_are_refused(run_config, tmp_path):
+    found = evaluate.load_suites(run_config)["ramp"][:3]
+    other = [dataclasses.replace(e, passage_id=f"wiki-{e.passage_id}") for e in found]
+    ramp.write_jsonl(tmp_path / "data" / "ramp" / "heldout.jsonl", other)
+    cfg = dataclasses.replace(
+        run_config,
+        workdir=str(tmp_path / "work"),
+        data=str(tmp_path / "data"),
+        search=dataclasses.replace(run_config.search, exclude_source=True),
+        eval=dataclasses.replace(run_config.eval, suites=("ramp",)),
+    )
+    with pytest.raises(SearchError, match="can hide nothing"):
+        evaluate.run(cfg)
 
 
 def test_a_tokenizer_of_another_model_is_refused(run_config, tmp_path):

@@ -441,6 +441,16 @@ def test_no_prompt_comes_twice_before_all_have_come(manifest):
     assert sorted(drawn) == sorted(e.id for e in examples(40))
 
 
+def test_the_first_prompts_of_all_stages_are_seen_without_drawing(manifest):
+    iterator = pipeline.prompt_batches(manifest, "0:r,2:q", groups=2, seed=0)
+    state = iterator.get_state()
+    ahead = names(iterator.first(2))
+    assert iterator.get_state() == state
+    assert ahead[:2] == names(next(iterator))
+    next(iterator)
+    assert ahead[2:] == names(next(iterator))
+
+
 def test_extra_prompts_do_not_advance_the_curriculum(manifest):
     iterator = pipeline.prompt_batches(manifest, "0:r,2:q", groups=2, seed=0)
     kinds = []

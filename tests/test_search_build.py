@@ -1,5 +1,7 @@
 """Building an index: all or nothing, whatever kills it; damaged and older indexes are refused."""
 
+import bz2
+import dataclasses
 import json
 import os
 import re
@@ -7,15 +9,18 @@ import signal
 import subprocess
 import sys
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
-from masksearch_jax import build_index
-from masksearch_jax.config import CorpusConfig
-from masksearch_jax.data.corpus import write_passages
+from masksearch_jax import build_index, build_ramp
+from masksearch_jax.config import CorpusConfig, RampConfig
+from masksearch_jax.data.corpus import read_passages, write_passages
 from masksearch_jax.search.bm25 import BM25, build
 from masksearch_jax.search.remote import RemoteSearch
 from masksearch_jax.search.tool import SearchError
 from masksearch_jax.types import Passage
+from tests.test_sources import DUMP, RIVER, SEE, prepare_tfds, rows, write_stream
 
 FRUIT = (
     Passage("a", "Apple", "red fruit tree"),
@@ -193,7 +198,7 @@ def test_a_damaged_index_or_one_of_another_version_is_refused(tmp_path, harm, me
 
 def index_run(path, index, **options):
     corpus = CorpusConfig(path=str(path), questions="", limit=0, max_bad_fraction=0.5)
-    return build_index.BuildIndexRun(corpus=corpus, index=str(index), language="en", **options)
+    return build_index.BuildIndexRun(corpus=corpus, index=str(index), **options)
 
 
 def test_build_index_counts_what_went_in_and_out(tmp_path, capsys):
@@ -205,6 +210,90 @@ def test_build_index_counts_what_went_in_and_out(tmp_path, capsys):
     assert summary["bytes"] > 0
     assert f"dropped {tmp_path / 'c.jsonl'}:7: not JSON" in capsys.readouterr().err
     assert list(BM25.open(tmp_path / "i").passages) == list(FRUIT)
+
+
+RAMP = RampConfig(
+    cities=0,
+    reworded=False,
+    extractor="rules",
+    max_masks=2,
+    examples_per_passage=1,
+    min_words=5,
+    max_words=200,
+    heldout_fraction=0.0,
+    rl_fraction=0.0,
+    max_examples=0,
+    seed=0,
+)
+ARTICLE = {"id": "9", "title": "Ember", "text": f"{RIVER}\n* a list\n\n{SEE}\nWhat [[is]] it?"}
+
+
+def corpus_of(kind, folder) -> CorpusConfig:
+    """A small corpus of a kind, with what cannot be read or is no prose in it."""
+    path = folder / {"dump": "wiki.xml.bz2", "jsonl": "articles.jsonl"}.get(kind, f"a.{kind}")
+    bad = {"id": "3", "title": None, "text": "x"}
+    if kind == "dump":
+        path.write_bytes(bz2.compress("".join(DUMP).encode()))
+    elif kind == "tfds":
+        path = prepare_tfds(folder)
+    elif kind == "jsonl":
+        lines = [json.dumps(ARTICLE), "{", json.dumps(ARTICLE)]
+        path.write_text("\n".join(lines) + "\n")
+    elif kind == "wiki18":
+        lines = [
+            {"id": i, "contents": f'"{r["title"]}"\n{r["text"]}'} for i, r in enumerate(rows())
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, bad, lines[0]]))
+    elif kind == "arrow":
+        write_stream(path, pa.Table.from_pylist([*rows(), bad, rows()[0]]))
+    else:
+        parquet.write_table(pa.Table.from_pylist([*rows(), bad, rows()[0]]), path)
+    articles = kind in ("jsonl", "arrow")
+    return CorpusConfig(str(path), "", 0, 0.7, articles=articles, passage_words=40)
+
+
+KINDS = [
+    "dump",
+    "jsonl",
+    "wiki18",
+    "parquet",
+    "arrow",
+    pytest.param("tfds", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_corpus_is_indexed_as_build_ramp_reads_it(tmp_path, kind):
+    read = corpus_of(kind, tmp_path)
+    made = build_ramp.run(build_ramp.BuildRampRun(str(tmp_path / "ramp"), read, RAMP, seed=0))
+    summary = build_index.run(build_index.BuildIndexRun(read, str(tmp_path / "i")))
+    indexed = list(BM25.open(tmp_path / "i").passages)
+    assert indexed == list(read_passages(tmp_path / "ramp" / "passages.jsonl"))
+    assert len(indexed) >= 2
+    counts = made["corpus"]
+    assert [summary[k] for k in ("read", "passages")] == [counts["in"], counts["out"]]
+    assert summary["dropped"] == counts["dropped"]
+    assert summary["left_out"] == counts.get("left_out", {}).get("dropped", {})
+    assert bool(summary["dropped"]) == (kind not in ("dump", "tfds"))
+    assert bool(summary["left_out"]) == (kind in ("dump", "jsonl", "tfds"))
+
+
+@pytest.mark.slow
+def test_several_processes_index_the_same(tmp_path):
+    read = corpus_of("dump", tmp_path)
+    for workers in (1, 2):
+        build_index.run(build_index.BuildIndexRun(read, str(tmp_path / str(workers)), workers))
+    one, two = (list(BM25.open(tmp_path / name).passages) for name in "12")
+    assert one == two
+
+
+def test_an_index_is_of_the_language_of_its_corpus(tmp_path):
+    write_passages(tmp_path / "c.jsonl", [Passage("1", "河", "恩伯河是一条河流，全长84公里。")])
+    cfg = index_run(tmp_path / "c.jsonl", tmp_path / "i")
+    build_index.run(dataclasses.replace(cfg, corpus=dataclasses.replace(cfg.corpus, language="zh")))
+    tool = BM25.open(tmp_path / "i")
+    assert tool.language == "zh"
+    assert ids(tool, "河流") == ["1"]
 
 
 def main(name, *overrides, repository):

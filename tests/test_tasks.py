@@ -168,9 +168,63 @@ def test_examples_become_prompts_and_answers(names, folder, vocab):
         }
         for e in known
     ]
-    data = seqio.TaskRegistry.get("ramp_k2").get_dataset(split="heldout", shuffle=False)
-    seqio_test.assert_dataset(data, expected)
-    assert len(expected) == seqio.TaskRegistry.get("ramp_k2").num_input_examples("heldout") == 2
+    task = seqio.TaskRegistry.get("ramp_k2")
+    types = {"inputs": tf.int32, "targets": tf.int32, "id": tf.string, "example": tf.string}
+    given = task.get_dataset(split="heldout", shuffle=False)
+    seqio_test.assert_dataset(given, expected, expected_dtypes=types)
+    assert len(expected) == task.num_input_examples("heldout") == 2
+    limits = {"inputs": 3, "targets": 5}
+    trimmed = [row | {k: row[k][:most] for k, most in limits.items()} for row in expected]
+    seqio_test.assert_dataset(task.get_dataset(limits, "heldout", shuffle=False), trimmed)
+
+
+def test_demonstrations_become_tokens_and_whose_they_are(names, folder, vocab):
+    for task, source in (("ramp_sft_k2", "ramp_k2"), ("qa_sft_two_hop", "two-hop")):
+        kinds = (("ramp", RampExample), ("questions", QAExample))
+        asked = {e.id: e for kind, cls in kinds for e in read(folder, kind, "train", cls)}
+        expected = []
+        for d in read(folder, "demonstrations", "train", Demonstration):
+            if d.task != source:
+                continue
+            example = asked[d.example_id]
+            text = example.masked if isinstance(example, RampExample) else example.question
+            parts = [(vocab.encode(f"{text}\n"), 0)]
+            for segment in d.segments[1:]:
+                by_agent = int(segment.author == "policy")
+                parts.append((vocab.encode(segment.text, literal=True), by_agent))
+            parts.append(([vocab.eos_ids[0]], 1))
+            expected.append(
+                {
+                    "targets": list(itertools.chain(*(ids for ids, _ in parts))),
+                    "agent": [a for ids, a in parts for _ in ids],
+                    "id": d.id,
+                }
+            )
+        given = seqio.get_mixture_or_task(task).get_dataset(None, "train", shuffle=False)
+        types = {"targets": tf.int32, "agent": tf.int32, "id": tf.string}
+        assert len(expected) == 6
+        seqio_test.assert_dataset(given, expected, expected_dtypes=types)
+
+
+def test_one_injected_record_passes_through_the_steps_of_its_task_alone(names, vocab):
+    """seqio's own harness: raw records in, features out, with the task's vocabulary."""
+    example = ramp_example("injected", 3)
+    raw = {"heldout": json.dumps(to_json(example))}
+    row = seqio_test.test_preprocessing_single("ramp_k3", raw)
+    assert row["inputs"].tolist() == seqio_test.encode_str(
+        "ramp_k3", f"{example.masked}\n", "inputs"
+    )
+    assert row["targets"].tolist() == seqio_test.encode_str("ramp_k3", example.paragraph)
+    assert json.loads(row["example"]) == json.loads(raw["heldout"])
+    assert list(seqio_test.test_preprocessing("ramp_k1", raw)) == []
+    asked = QAExample("q", "two-hop", "Which [mask] is it?", ("Oslo", "Bern"))
+    row = seqio_test.test_preprocessing_single("qa_two_hop", {"train": json.dumps(to_json(asked))})
+    assert vocab.decode(row["inputs"]) == "Which [ mask ] is it?\n"
+    assert row["targets"].tolist() == seqio_test.encode_str("qa_two_hop", "Oslo")
+    made = demonstration(ramp_example("train1", 2))
+    row = seqio_test.test_preprocessing_single("ramp_sft_k2", {"train": json.dumps(to_json(made))})
+    assert row["id"] == made.id.encode()
+    assert row["targets"].shape == row["agent"].shape
 
 
 def test_questions_become_prompts_and_first_answers(names, vocab):

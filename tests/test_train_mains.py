@@ -29,10 +29,10 @@ from masksearch_jax.models.initial import InitError, initial
 from masksearch_jax.progress import Progress
 from masksearch_jax.rl import advantages, rewards
 from masksearch_jax.rl import groups as groups_lib
-from masksearch_jax.search.tool import open_tool
+from masksearch_jax.search.tool import FakeSearch, SearchError, open_tool
 from masksearch_jax.stored import CheckpointError
 from masksearch_jax.survival import Preempted
-from masksearch_jax.types import QAExample, RampExample, Span, Trajectory
+from masksearch_jax.types import Passage, QAExample, RampExample, Span, Trajectory
 
 SFT_STEPS, DAPO_STEPS = 50, 4
 
@@ -158,6 +158,15 @@ def test_dapo_with_live_search_goes_on_bitwise(cached, dapo, tmp_path):
     train_dapo.run(at(dapo, tmp_path), unsteady)
     assert curves(tmp_path) == whole
     assert unsteady.calls > 0
+
+
+def test_dapo_with_sources_that_cannot_be_hidden_is_refused(dapo, tmp_path):
+    """Also where the curriculum begins with questions, which hide nothing."""
+    hiding = dataclasses.replace(dapo.search, exclude_source=True)
+    tool = FakeSearch(lambda query: [Passage("wiki-1", "Title", "Text")])
+    with pytest.raises(SearchError, match=r"can hide nothing: .* gave \['wiki-1'\]"):
+        train_dapo.run(dataclasses.replace(at(dapo, tmp_path), search=hiding), tool)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_dapo_before_its_first_checkpoint_starts_afresh(dapo, tmp_path):

@@ -10,9 +10,8 @@ import dataclasses
 import random
 import re
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
-from masksearch_jax import markup
+from masksearch_jax import markup, retrieval
 from masksearch_jax.config import SearchConfig
 from masksearch_jax.types import (
     Demonstration,
@@ -49,10 +48,6 @@ _FOUND = ("Found it.", "All is there.", "Now fill in.")
 _AGAIN = ("Not there. Try again.", "Something is missing.", "Search again.")
 
 
-class SearchTool(Protocol):
-    def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]: ...
-
-
 @dataclasses.dataclass(frozen=True)
 class Rejection:
     """An example without a demonstration; `reason` is one of a teacher's, `detail` tells more."""
@@ -77,16 +72,16 @@ def is_shown(text: str, segments: Iterable[Segment]) -> bool:
 class _Transcript:
     """A demonstration being written. `read` holds the passages shown so far, in order."""
 
-    search: SearchTool
+    search: retrieval.Search
     cfg: SearchConfig
+    source: str  # passage that the example masks, if any
     segments: list[Segment] = dataclasses.field(default_factory=list)
     turns: list[Turn] = dataclasses.field(default_factory=list)
     read: list[Passage] = dataclasses.field(default_factory=list)
 
     def find(self, queries: Sequence[str]) -> tuple[Passage, ...]:
         """What the engine would show for these queries; writes nothing."""
-        results = self.search.search(queries, self.cfg.top_k)
-        return markup.merge_results(results, self.cfg.max_passages)
+        return retrieval.find(self.search, queries, self.cfg, self.source)
 
     def add_search(self, thought: str, queries: Sequence[str], found: Sequence[Passage]) -> None:
         action = markup.wrap("think", thought) + markup.wrap("search", "\n".join(queries))
@@ -114,7 +109,7 @@ class _Transcript:
 
 def demonstrate(
     example: Example,
-    search: SearchTool,
+    search: retrieval.Search,
     cfg: SearchConfig,
     rng: random.Random,
     *,
@@ -125,7 +120,7 @@ def demonstrate(
     `turns` carry 0 seconds, so that the file of demonstrations is reproducible. What the search
     tool raises passes through.
     """
-    transcript = _Transcript(search, cfg)
+    transcript = _Transcript(search, cfg, retrieval.source_of(example))
     answer = example.paragraph if isinstance(example, RampExample) else example.answers[0]
     if markup.escape(answer) != answer:
         return Rejection(example.id, "reserved_text")

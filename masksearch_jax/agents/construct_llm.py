@@ -11,9 +11,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from masksearch_jax import markup
+from masksearch_jax import markup, retrieval
 from masksearch_jax.agents import dialogue, judge, observer, planner, rewriter
-from masksearch_jax.agents.construct import Rejection, SearchTool, task_name
+from masksearch_jax.agents.construct import Rejection, task_name
 from masksearch_jax.agents.llm import LLM, LLMError, Message
 from masksearch_jax.config import SearchConfig
 from masksearch_jax.types import Demonstration, Example, Passage, RampExample, Segment, Turn
@@ -49,8 +49,9 @@ class _Work:
 
     task: str
     llm: LLM
-    search: SearchTool | None  # None: for the judge alone
+    search: retrieval.Search | None  # None: for the judge alone
     cfg: TeacherConfig
+    source: str = ""  # passage that the example masks, if any
     segments: list[Segment] = dataclasses.field(default_factory=list)
     turns: list[Turn] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -69,7 +70,7 @@ class _Work:
 
 
 async def demonstrate_llm(
-    example: Example, llm: LLM, search: SearchTool, cfg: TeacherConfig
+    example: Example, llm: LLM, search: retrieval.Search, cfg: TeacherConfig
 ) -> Demonstration | Rejection:
     """A solved example in the grammar of `markup`, or why there is none (one of REASONS).
 
@@ -77,7 +78,7 @@ async def demonstrate_llm(
     `search.max_queries` of three or more) or the answer. Raises llm.JobError when the budget is
     spent or the endpoint refuses; replies so far are cached, so a later call goes on from there.
     """
-    work = _Work(_task(example, cfg.language), llm, search, cfg)
+    work = _Work(_task(example, cfg.language), llm, search, cfg, retrieval.source_of(example))
     try:
         thought, answer = await _research(work)
         await _check(work, example, answer)
@@ -97,7 +98,7 @@ async def demonstrate_llm(
 async def demonstrate_all(
     examples: Sequence[Example],
     llm: LLM,
-    search: SearchTool,
+    search: retrieval.Search,
     cfg: TeacherConfig,
     done: Callable[[Demonstration | Rejection], None],
 ) -> list[Demonstration | Rejection]:
@@ -186,10 +187,11 @@ async def _find(work: _Work, queries: Sequence[str]) -> tuple[Passage, ...]:
     limits = work.cfg.search
     try:
         async with asyncio.timeout(limits.timeout):
-            found = await asyncio.to_thread(work.search.search, queries, limits.top_k)
+            return await asyncio.to_thread(
+                retrieval.find, work.search, queries, limits, work.source
+            )
     except (RuntimeError, OSError) as error:  # SearchError is the one, TimeoutError the other
         raise _RejectedError("search_failed", f"{type(error).__name__}: {error}") from error
-    return markup.merge_results(found, limits.max_passages)
 
 
 async def judge_all(

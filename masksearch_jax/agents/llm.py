@@ -50,6 +50,13 @@ class LLMConfig:
     completion_price: float  # of a million completion tokens
 
 
+# Settings that change no reply: where, how fast and at what price one is asked for.
+NO_MATTER = (
+    *("base_url", "api_key_env", "concurrency", "timeout", "deadline", "retries", "backoff"),
+    *("cache", "replay", "budget", "max_cost", "prompt_price", "completion_price"),
+)
+
+
 class LLMError(RuntimeError):
     """One call gave no reply: refused, out of retries, or past its deadline. Others may."""
 

@@ -30,7 +30,8 @@ def parse(text: str) -> Named:
 async def name_spans(llm: LLM, passages: Sequence[Passage], language: str) -> list[Named | str]:
     """What the model names in each passage; `unreadable_reply` or `llm_failed` where it does not.
 
-    All are asked at once, within the client's limit. Raises llm.JobError when asking is useless.
+    All are asked at once, within the client's limit. Raises llm.JobError when asking is useless,
+    once those in flight have ended: what they are paid for is kept.
     """
 
     async def name(passage: Passage) -> Named | str:
@@ -42,4 +43,7 @@ async def name_spans(llm: LLM, passages: Sequence[Passage], language: str) -> li
         except LLMError:
             return "llm_failed"
 
-    return list(await asyncio.gather(*map(name, passages)))
+    found = await asyncio.gather(*map(name, passages), return_exceptions=True)
+    if errors := [f for f in found if isinstance(f, BaseException)]:
+        raise errors[0]
+    return found

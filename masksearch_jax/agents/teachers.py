@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
+from masksearch_jax import retrieval
 from masksearch_jax.agents import construct, construct_llm
-from masksearch_jax.agents.construct import Rejection, SearchTool
+from masksearch_jax.agents.construct import Rejection
 from masksearch_jax.agents.llm import LLM, LLMConfig, cost_of
 from masksearch_jax.config import SearchConfig
 from masksearch_jax.types import Demonstration, Example
@@ -38,7 +39,7 @@ class Scripted:
 
     attempts = 1
 
-    def __init__(self, search: SearchTool, cfg: SearchConfig, max_searches: int, seed: int):
+    def __init__(self, search: retrieval.Search, cfg: SearchConfig, max_searches: int, seed: int):
         self._search, self._cfg, self._max_searches = search, cfg, max_searches
         self._seed = seed
         self._pool = ThreadPoolExecutor(max(1, cfg.workers))
@@ -97,7 +98,7 @@ class Agents:
 
     attempts = 1
 
-    def __init__(self, llm: LLMConfig, search: SearchTool, cfg: construct_llm.TeacherConfig):
+    def __init__(self, llm: LLMConfig, search: retrieval.Search, cfg: construct_llm.TeacherConfig):
         self._search, self._cfg = search, cfg
         self._session = Session(llm)
 

@@ -129,7 +129,7 @@ def from_rows(
     stats: CorpusStats,
 ) -> Iterator[Passage]:
     """Yields the passages of rows, each id once; errors and counts as in `read_passages`."""
-    seen = _Ids()
+    seen = Ids()
     for where, row in rows:
         stats.read += 1
         try:
@@ -191,7 +191,7 @@ def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
         raise CorpusError(f"{path}: unreadable after line {number}: {error}") from error
 
 
-class _Ids:
+class Ids:
     """A set of ids in 16 bytes each: open addressing over 64-bit hashes."""
 
     def __init__(self) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from masksearch_jax.data import corpus, qa
 from masksearch_jax.types import Passage, QAExample
@@ -36,27 +37,43 @@ def ngrams(text: str, n: int) -> Iterator[int]:
         yield int.from_bytes(hashlib.blake2b(run, digest_size=8).digest())
 
 
-def evaluation(questions: Iterable[QAExample], passages: Iterable[Passage], n: int) -> Evaluation:
-    """The titles and n-grams of questions and of those passages that their `gold` names."""
+def evaluation(
+    questions: Iterable[QAExample], passages: Iterable[Passage], n: int, titles: Iterable[str] = ()
+) -> Evaluation:
+    """The titles and n-grams of questions and of those passages that their `gold` names.
+
+    titles: of gold articles whose text is not at hand.
+    """
     grams: set[int] = set()
     wanted: set[str] = set()
     for question in questions:
         wanted.update(question.gold)
         grams.update(ngrams(question.question, n))
-    titles: set[str] = set()
+    gold = {title.casefold() for title in titles}
     for passage in passages:
         if passage.id in wanted:
-            titles.add(passage.title.casefold())
+            gold.add(passage.title.casefold())
             grams.update(ngrams(passage.text, n))
-    return Evaluation(frozenset(titles), frozenset(grams), n)
+    return Evaluation(frozenset(gold), frozenset(grams), n)
 
 
 def read(questions: Iterable[str], passages: str, n: int) -> Evaluation:
-    """The evaluation sets of JSONL files of questions, and of the passages that they name, if any.
+    """The evaluation sets of files of questions, and of the passages (JSONL) that those name.
 
-    Raises ValueError where no file is named, and as the readers do.
+    Questions are JSONL of ours, FanOutQA's .json, with the titles of its evidence, or FreshQA's
+    .csv. Raises ValueError where no file is named, and as the readers do.
     """
-    asked = [q for path in questions for q in qa.read_questions(path)]
+    asked: list[QAExample] = []
+    titles: set[str] = set()
+    for path in questions:
+        kind = Path(path).suffix
+        if kind == ".json":
+            # Its gold are numbers of pages, which may be those of other passages here.
+            asked += (dataclasses.replace(q, gold=()) for q in qa.read_fanoutqa(path))
+            titles |= qa.fanoutqa_titles(path)
+        else:
+            asked += qa.read_freshqa(path) if kind == ".csv" else qa.read_questions(path)
     if not asked:
         raise ValueError("no file of questions that must not be trained on (clean.evaluation)")
-    return evaluation(asked, corpus.read_passages(passages) if passages else (), n)
+    known = corpus.read_passages(passages) if passages else ()
+    return evaluation(asked, known, n, titles)

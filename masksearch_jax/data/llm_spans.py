@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from masksearch_jax.data import spans
 from masksearch_jax.types import Passage, Span
 
-# For each passage: (text, type) of the spans as the model spells them, or the reason for none.
-Namer = Callable[[Sequence[Passage]], Sequence[Sequence[tuple[str, str]] | str]]
+# (text, type) of a passage's spans as the model spells them, or the reason for none.
+Named = Sequence[tuple[str, str]] | str
+Namer = Callable[[Sequence[Passage]], Sequence[Named]]
 
 
 class LLMExtractor:
@@ -26,7 +27,7 @@ class LLMExtractor:
         return [_located(p, a) for p, a in zip(passages, answers, strict=True)]
 
 
-def _located(passage: Passage, named: Sequence[tuple[str, str]] | str) -> spans.Found:
+def _located(passage: Passage, named: Named) -> spans.Found:
     """Spans of the names in text order; names not in the text or of no type are counted."""
     if isinstance(named, str):
         return spans.Found([], Counter([named]))

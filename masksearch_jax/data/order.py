@@ -86,6 +86,10 @@ class Order:
             self._orders.append(_StageOrder(sources, f"{seed}/{index}/{stage.mixture}"))
             self._hashes.append(f"{_hash(str(seed), stage.mixture, json.dumps(made_of)):08x}")
 
+    @property
+    def stages(self) -> int:
+        return len(self._stages)
+
     def enter(self, place: Place) -> Place:
         """The place itself, or the start of the next stage when its step has come."""
         stage = max(i for i, s in enumerate(self._stages) if s.step <= place.step)
@@ -110,11 +114,11 @@ class Order:
     def from_state(self, state: dict[str, Any]) -> Place:
         """The inverse of `to_state`. Raises CacheError for a state that counts in another order."""
         place = Place(**{k: state[k] for k in Place._fields})
-        stages = len(self._stages)
-        if place.stage >= stages or state["order"] != self._hashes[place.stage]:
+        if place.stage >= self.stages or state["order"] != self._hashes[place.stage]:
             raise records.CacheError(
                 f"data position of step {place.step} counts in another order (stage {place.stage} "
-                f"of {stages}): seed, curriculum so far and cache must be those it was saved with"
+                f"of {self.stages}): seed, curriculum so far and cache must be those it was saved "
+                "with"
             )
         return place._replace(pending=tuple(place.pending))
 

@@ -110,10 +110,18 @@ class PromptBatches(grain.DatasetIterator[list[Prompt]]):
     def extra(self, groups: int) -> list[Prompt]:
         """This process's share of `groups` more prompts, from the mixture of the last step."""
         own = _own_share(groups, *self._process, "groups")
-        stage, start = self._place.stage, self._place.next
+        start = self._place.next
         self._place = self._place._replace(next=start + groups)
-        found = [self._order.record(stage, start + i) for i in own]
-        return [Prompt(r["ids"], parse_example(r["example"])) for r in found]
+        return [self._prompt(self._place.stage, start + i) for i in own]
+
+    def first(self, count: int) -> list[Prompt]:
+        """The first `count` prompts of each stage of the curriculum; draws none."""
+        stages = range(self._order.stages)
+        return [self._prompt(stage, i) for stage in stages for i in range(count)]
+
+    def _prompt(self, stage: int, position: int) -> Prompt:
+        record = self._order.record(stage, position)
+        return Prompt(record["ids"], parse_example(record["example"]))
 
     def get_state(self) -> dict[str, Any]:
         return self._order.to_state(self._place)

@@ -129,11 +129,17 @@ def _flat(answer: Any) -> str:
     return str(answer)
 
 
-def _evidence(steps: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+def fanoutqa_titles(path: str | os.PathLike[str]) -> set[str]:
+    """The titles of all articles that are evidence in a FanOutQA file."""
+    rows = json.loads(Path(path).read_text(encoding="utf-8"))
+    return {t for row in rows for t in _evidence(row.get("decomposition", ()), "title")}
+
+
+def _evidence(steps: Iterable[Mapping[str, Any]], key: str = "pageid") -> Iterable[str]:
     for step in steps:
         if step.get("evidence"):
-            yield str(step["evidence"]["pageid"])
-        yield from _evidence(step.get("decomposition", ()))
+            yield str(step["evidence"][key])
+        yield from _evidence(step.get("decomposition", ()), key)
 
 
 def read_freshqa(path: str | os.PathLike[str]) -> list[QAExample]:

@@ -1,6 +1,7 @@
 """The TFDS dataset `ramp/k1`, `ramp/k2`, …: one config per number of masks, written by Beam.
 
-Reading it needs neither this module nor Beam: `tfds.data_source("ramp/k2", data_dir=FOLDER)`.
+Reading it needs neither this module nor Beam: `tfds.data_source("ramp/k2", data_dir=FOLDER)` gives
+examples by number, without TensorFlow, and `tfds.load("ramp/k2", data_dir=FOLDER)` a tf.data one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
+from tensorflow_datasets.core import dataset_info
+from tensorflow_datasets.scripts.cli import convert_format_utils as convert_format
 
 from masksearch_jax.data import ramp_source
 from masksearch_jax.types import RampExample, from_json
@@ -69,7 +73,7 @@ class Ramp(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     ) -> None:
         self._k, self._pattern, self._splits, self._facts = k, pattern, tuple(splits), dict(facts)
         config = tfds.core.BuilderConfig(name=f"k{k}", description=f"{k} masks")
-        super().__init__(config=config, file_format="array_record", **kwargs)
+        super().__init__(config=config, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -92,6 +96,33 @@ class Ramp(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, split: str) -> beam.PTransform:
         return beam.FlatMap(_of_split, split)
+
+
+def add_array_record(folder: epath.Path, runner: str, options: Any) -> None:
+    """Writes each TFRecord shard of a prepared dataset as ArrayRecord beside it.
+
+    The dataset's info names the other format last, so that a stopped conversion goes on, and one
+    that has ended does nothing. As `tfds convert_format`, which takes neither runner nor options.
+    """
+    info = dataset_info.read_proto_from_builder_dir(folder)
+    wanted = convert_format.ConvertConfig(
+        out_file_format=tfds.core.FileFormat.ARRAY_RECORD, fail_on_error=True
+    )
+    if wanted.out_file_format.value in info.alternative_file_formats:
+        return
+    for stale in filter(tfds.core.utils.is_incomplete_file, folder.iterdir()):
+        stale.unlink()  # of a conversion that was killed
+    shards = convert_format.get_all_shard_instructions(info, folder, folder, wanted)
+    with beam.Pipeline(runner, options) as pipeline:
+        _ = pipeline | "shards" >> beam.Create(shards) | "convert" >> beam.Map(_convert)
+    convert_format.convert_metadata(folder, info, folder, wanted)
+
+
+def _convert(shard: convert_format.ShardInstruction) -> None:
+    """One shard, whole or not at all. The instruction's own method draws a progress bar."""
+    rows = shard.config.in_file_adapter.make_tf_data(shard.in_path)
+    with tfds.core.utils.incomplete_file(shard.out_path) as temporary:
+        shard.config.out_file_adapter.write_examples(temporary, enumerate(rows.as_numpy_iterator()))
 
 
 def _of_split(row: dict[str, Any], split: str) -> list[tuple[str, dict[str, Any]]]:

@@ -145,11 +145,16 @@ def _articles(
     mapper: Mapper,
     anchors: Callable[[str], None] | None,
 ) -> Iterator[Passage]:
-    """The passages of articles, read by `mapper` in blocks."""
+    """The passages of articles, each article's id once, read by `mapper` in blocks."""
     blocks = ((block, cfg.passage_words, cfg.language) for block in _blocks(rows, 64))
+    seen = corpus.Ids()
     for results in mapper(read_block, blocks):
         for where, result in results:
             stats.read += 1
+            if isinstance(result, Read) and result.passages:
+                article = result.passages[0].id.rpartition("-")[0]
+                if not seen.add(article):
+                    result = BadRow("duplicate id", repr(article))
             if isinstance(result, BadRow):
                 log(stats.note(result, where))
                 if stats.bad > corpus.EARLY:

@@ -14,12 +14,12 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 
-from masksearch_jax import markup, sharding
+from masksearch_jax import markup, retrieval, sharding
 from masksearch_jax.config import RolloutConfig, SearchConfig
 from masksearch_jax.rollout import decode, memory, schedule
 from masksearch_jax.rollout.agreement import Agreement, Needs
@@ -27,15 +27,9 @@ from masksearch_jax.rollout.episode import Episode, Observation, Request, Rules,
 from masksearch_jax.rollout.pool import Call, SearchPool
 from masksearch_jax.rollout.sampling import sampler_of
 from masksearch_jax.rollout.stats import EngineStats
-from masksearch_jax.types import Passage, Segment, Status, Trajectory
+from masksearch_jax.types import Segment, Status, Trajectory
 
 _IDLE_SECONDS = 0.02  # a process without work looks again, since others may have some
-
-
-class Search(Protocol):
-    """The part of `search.tool.SearchTool` that the engine uses."""
-
-    def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]: ...
 
 
 class CompileError(RuntimeError):
@@ -55,7 +49,7 @@ class Engine:
     def __init__(
         self,
         vocab: Vocabulary,
-        search: Search,
+        search: retrieval.Search,
         rollout: RolloutConfig,
         search_config: SearchConfig,
         *,
@@ -293,12 +287,13 @@ class Engine:
         self.stats.searches += 1
         self.stats.queries += len(queries)
         room = self.rules.observation_room(episode)
-        episode.search = self._pool.submit(functools.partial(self._find, queries, room))
+        find = functools.partial(self._find, queries, episode.request.source, room)
+        episode.search = self._pool.submit(find)
 
-    def _find(self, queries: tuple[str, ...], room: int) -> Observation:
+    def _find(self, queries: tuple[str, ...], source: str, room: int) -> Observation:
         """The pool's work; what a tool returns is read here, so that its errors are the tool's."""
-        found = self.search.search(queries, self.search_cfg.top_k) if queries else []
-        return self.rules.render(markup.merge_results(found, self.search_cfg.max_passages), room)
+        shown = retrieval.find(self.search, queries, self.search_cfg, source) if queries else ()
+        return self.rules.render(shown, room)
 
     def _collect(self) -> None:
         """Put finished searches into their slots; a failed or late one ends its trajectory."""

@@ -41,6 +41,7 @@ class Request:
     prompt_ids: np.ndarray  # int32[P]
     stream: int  # of the prompt, below 2**32
     sample: int = 0
+    source: str = ""  # passage that search.exclude_source hides from it; empty: none
 
 
 class Observation(NamedTuple):

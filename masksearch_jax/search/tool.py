@@ -10,9 +10,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from masksearch_jax.config import SearchConfig
-from masksearch_jax.types import Passage
+from masksearch_jax.types import Example, Passage, RampExample
 
 KINDS = ("bm25", "http", "none", "random")
+_PROBES, _PROBE_DEPTH = 8, 10  # examples searched for, and how deep
 
 
 class SearchError(RuntimeError):
@@ -108,6 +109,28 @@ def open_tool(cfg: SearchConfig) -> SearchTool:
     tool = None if cfg.replay else _open(cfg)
     source = cfg.url if cfg.kind == "http" else f"{cfg.kind}:{cfg.index}"
     return CachedSearch(tool, cfg.cache, mode="replay" if cfg.replay else "use", source=source)
+
+
+def check_sources(tool: SearchTool, cfg: SearchConfig, examples: Sequence[Example]) -> None:
+    """Raises SearchError where `cfg.exclude_source` would hide nothing, else does nothing.
+
+    A tool that numbers its passages otherwise than the examples do hides none of them, and nobody
+    would notice. So paragraphs of the first few RAMP examples are searched for, and one of them at
+    least must come back as the passage that it is of. A replayed run was checked when recorded.
+    """
+    if not cfg.exclude_source or cfg.replay or cfg.kind in ("none", "random"):
+        return
+    asked = [e for e in examples if isinstance(e, RampExample)][:_PROBES]
+    depth = max(_PROBE_DEPTH, cfg.top_k + 1)
+    found = tool.search([e.paragraph for e in asked], depth) if asked else []
+    ids = [[p.id for p in hits] for hits in found]
+    if asked and not any(e.passage_id in hits for e, hits in zip(asked, ids, strict=True)):
+        raise SearchError(
+            "search.exclude_source can hide nothing: the search tool knows passages by other ids "
+            f"than the examples. {len(asked)} paragraphs were searched for; that of passage "
+            f"{asked[0].passage_id!r} gave {ids[0][:3]}. Search the corpus that the examples were "
+            "made of, or turn search.exclude_source off"
+        )
 
 
 def _open(cfg: SearchConfig) -> SearchTool:

@@ -1,0 +1,79 @@
+"""Models that a RAMP build asks: one names the spans of a passage, one says how hard they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from masksearch_jax import cli
+from masksearch_jax.agents import salient, teachers
+from masksearch_jax.agents.llm import LLMConfig
+from masksearch_jax.config import PplConfig, RampConfig
+from masksearch_jax.data import masking
+from masksearch_jax.data.llm_spans import Named, Namer
+
+
+class SpanModels:
+    """`namer` where `ramp.extractor` is llm, `scorer` where `ramp.strategy` is ppl, else None.
+
+    Raises ConfigError where the section of a model that is needed is missing or names none, and
+    what loading its weights or opening its cache of replies raises.
+    """
+
+    def __init__(
+        self, ramp: RampConfig, llm: LLMConfig | None, ppl: PplConfig | None, language: str
+    ):
+        self._session: teachers.Session | None = None
+        self.namer: Namer | None = None
+        self.scorer = load_scorer(ppl) if ramp.strategy == "ppl" else None
+        if ramp.extractor == "llm":
+            if llm is None:
+                raise cli.ConfigError("ramp.extractor is 'llm' and config.llm is None")
+            self._session = teachers.Session(llm)
+            self._language, self.namer = language, self._name
+
+    def _name(self, passages: Sequence[Any]) -> Sequence[Named]:
+        asked = salient.name_spans(self._session.llm, passages, self._language)
+        return self._session.run(asked)
+
+    def figures(self) -> dict[str, Any]:
+        """What the replies cost; empty where none was asked for."""
+        return self._session.figures() if self._session else {}
+
+    def close(self) -> None:
+        if self._session:
+            self._session.close()
+
+
+def load_scorer(cfg: PplConfig | None) -> masking.Scorer:
+    """The model of `config.ppl`: (context, target) texts to nats per token of each target."""
+    if cfg is None or not cfg.init or not Path(cfg.init).is_dir():
+        raise cli.ConfigError(
+            f"ramp.strategy is 'ppl' and config.ppl.init is {cfg and cfg.init!r}; it must be a "
+            "folder in Hugging Face format or of checkpoints"
+        )
+    import jax  # only where a model is asked
+
+    from masksearch_jax import sharding, stored
+    from masksearch_jax.data.vocab import Vocab
+    from masksearch_jax.models import hf, initial, likelihood
+
+    in_hf_format = (Path(cfg.init) / "config.json").is_file()
+    if not in_hf_format and not cfg.tokenizer:
+        raise cli.ConfigError(
+            f"config.ppl.init, {cfg.init!r}, holds checkpoints: config.ppl.tokenizer must name the "
+            "folder of their tokenizer"
+        )
+    config = hf.read_config(cfg.init) if in_hf_format else stored.read_model(cfg.init)
+    vocab = Vocab.load(cfg.tokenizer or cfg.init)
+    initial.check_vocabulary(config, vocab.size)
+    mesh = sharding.make_mesh(cfg.mesh)
+    model = initial.initial(cfg.init, config, cfg.compute, mesh, 0)
+
+    def score(asked: Sequence[tuple[str, str]]) -> list[float]:
+        with jax.set_mesh(mesh):
+            rows = masking.token_rows(asked, vocab.encode)
+            return likelihood.losses(model, rows, cfg.batch, cfg.max_len)
+
+    return score
