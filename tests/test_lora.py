@@ -25,6 +25,7 @@ from masksearch_jax.config import (
     OptimConfig,
     SftRun,
 )
+from masksearch_jax.hosts import shard_batch
 from masksearch_jax.models import head, hf, lora
 from masksearch_jax.models.initial import InitError, from_checkpoint, initial, weights
 from masksearch_jax.models.transformer import Transformer
@@ -32,7 +33,6 @@ from masksearch_jax.sharding import (
     bytes_on_device,
     make_mesh,
     parameter_name,
-    shard_batch,
     shard_parameters,
     to_host,
 )
