@@ -178,11 +178,12 @@ def tick_of(cfg: DapoRun, mesh: Any, model: Any) -> tuple[Any, tuple[Any, ...]]:
 
 def held_of(programs: list[Program]) -> dict[str, float]:
     """Bytes on a chip that a run keeps from step to step, by kind."""
-    state = programs[0].args[0]
-    found = {
-        "weights": sharding.bytes_on_device(state.model),
-        "optimizer": sharding.bytes_on_device(state.opt_state),
-    }
+    state, on_device = programs[0].args[0], sharding.bytes_on_device
+    if state.frozen is None:
+        found = {"weights": on_device(state.params)}
+    else:
+        found = {"base_weights": on_device(state.frozen), "adapters": on_device(state.params)}
+    found["optimizer"] = on_device(state.opt_state)
     for program in programs:
         if program.name == "tick":
             found["kv_cache"] = sharding.bytes_on_device(program.args[1])

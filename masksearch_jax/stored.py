@@ -40,7 +40,7 @@ def load_params(
 
     FOLDER/STEP names a step too. Raises as `Checkpointer.restore`.
     """
-    folder, step = _split(folder, step)
+    folder, step = split(folder, step)
     with _reader(folder) as manager:
         step = find_step(manager, folder, step)
         return restore(manager, step, "params", like, read_meta(manager, step, model))
@@ -57,7 +57,7 @@ class StoredParams:
     def __init__(
         self, folder: str | os.PathLike, like: PyTree, model: ModelConfig, step: int | None = None
     ):
-        folder, step = _split(folder, step)
+        folder, step = split(folder, step)
         self._manager = _reader(folder)
         self.step = find_step(self._manager, folder, step)
         wanted = flatten(like)
@@ -101,14 +101,22 @@ def read_adapters(folder: str | os.PathLike, step: int | None = None) -> dict[st
     return _any_meta(folder, step).get("adapters")
 
 
+def pinned(folder: str | os.PathLike) -> str:
+    """FOLDER/STEP of the latest step there is now. Raises FileNotFoundError for none."""
+    folder, step = split(folder)
+    with _reader(folder) as manager:
+        return f"{folder}/{find_step(manager, folder, step)}"
+
+
 def _any_meta(folder: str | os.PathLike, step: int | None) -> dict[str, Any]:
-    folder, step = _split(folder, step)
+    folder, step = split(folder, step)
     with _reader(folder) as manager:
         step = find_step(manager, folder, step)
         return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
 
 
-def _split(folder: str | os.PathLike, step: int | None) -> tuple[epath.Path, int | None]:
+def split(folder: str | os.PathLike, step: int | None = None) -> tuple[epath.Path, int | None]:
+    """FOLDER and the step: STEP of FOLDER/STEP, else the one that is given."""
     path = absolute(folder)
     return (path.parent, int(path.name)) if path.name.isdigit() else (path, step)
 
@@ -159,11 +167,23 @@ def check_adapters(step: int, meta: dict[str, Any], asked: dict[str, Any] | None
     if (stored is None) != (asked is None):
         kinds = ["all weights" if a is None else f"rank {a['rank']}" for a in (stored, asked)]
         raise CheckpointError(f"step {step}: {kinds[0]} stored, config.lora asks for {kinds[1]}")
+    if stored is None:
+        return
     # A base that was moved is still the same.
-    found, wanted = ({**(a or {}), "base": "", "base_seed": 0} for a in (stored, asked))
+    found, wanted = ({**a, "base": "", "base_step": None, "base_seed": 0} for a in (stored, asked))
     if differing := _differing(found, wanted):
-        base = stored and stored["base"]
-        raise CheckpointError(f"step {step} is of adapters for the base {base!r}: {differing}")
+        raise CheckpointError(
+            f"step {step} is of adapters for {base_of(stored)}, config.init is {base_of(asked)}: "
+            f"{differing}; go on with the same base and config.lora, or in another config.workdir"
+        )
+
+
+def base_of(adapters: dict[str, Any]) -> str:
+    """What to call the model that they are for."""
+    if not adapters["base"]:
+        return f"random weights of seed {adapters['base_seed']}"
+    step = adapters.get("base_step")
+    return adapters["base"] if step is None else f"step {step} of {adapters['base']}"
 
 
 def _differing(stored: dict[str, Any], asked: dict[str, Any]) -> str:

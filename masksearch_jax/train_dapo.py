@@ -26,7 +26,7 @@ from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.guard import Guard, guarded
 from masksearch_jax.metrics import MetricWriter
 from masksearch_jax.models import head, lora
-from masksearch_jax.models.initial import check_vocabulary, initial
+from masksearch_jax.models.initial import check_vocabulary, initial, pinned
 from masksearch_jax.progress import Progress
 from masksearch_jax.rl import advantages, losses, rewards
 from masksearch_jax.rl.groups import Group, score_groups, to_batch
@@ -220,9 +220,10 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     search = search or open_tool(cfg.search)
 
     # ---- model, state, programs
-    model = initial(cfg.init, cfg.model, cfg.compute, mesh, cfg.seed, cfg.base)
+    init = pinned(cfg.init, cfg.model)
+    model = initial(init, cfg.model, cfg.compute, mesh, cfg.seed, cfg.base)
     params, frozen = lora.trained(model, cfg.lora, mesh, cfg.seed)
-    adapters = lora.describe(cfg.lora, model, cfg.init, cfg.seed)
+    adapters = lora.describe(cfg.lora, model, init, cfg.seed)
     tx = guarded(train_state.make_optimizer(cfg.optim, dapo.steps * dapo.minibatches), cfg.survival)
     state = train_state.init_state(params, tx, frozen)
     accumulate = dapo.groups * dapo.group_size // (dapo.minibatches * dapo.micro_batch)

@@ -22,7 +22,7 @@ from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.guard import Guard, guarded
 from masksearch_jax.metrics import MetricWriter
 from masksearch_jax.models import head, lora
-from masksearch_jax.models.initial import check_vocabulary, initial
+from masksearch_jax.models.initial import check_vocabulary, initial, pinned
 from masksearch_jax.progress import Progress
 from masksearch_jax.rl import losses
 from masksearch_jax.sharding import make_mesh
@@ -63,9 +63,10 @@ def run(cfg: SftRun) -> dict[str, Any]:
     )
 
     # ---- model and state
-    model = initial(cfg.init, cfg.model, cfg.compute, mesh, cfg.seed, cfg.base)
+    init = pinned(cfg.init, cfg.model)
+    model = initial(init, cfg.model, cfg.compute, mesh, cfg.seed, cfg.base)
     params, frozen = lora.trained(model, cfg.lora, mesh, cfg.seed)
-    adapters = lora.describe(cfg.lora, model, cfg.init, cfg.seed)
+    adapters = lora.describe(cfg.lora, model, init, cfg.seed)
     tx = guarded(train_state.make_optimizer(cfg.optim, cfg.sft.steps), cfg.survival)
     state = train_state.init_state(params, tx, frozen)
     train_step = train_state.make_train_step(
