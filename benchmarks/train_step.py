@@ -133,8 +133,9 @@ def ours(folder: Path, shape: Shape) -> Callable[[], float]:
     import jax
 
     from masksearch_jax import train_sft, train_state
+    from masksearch_jax.hosts import shard_batch
     from masksearch_jax.models import hf
-    from masksearch_jax.sharding import make_mesh, shard_batch
+    from masksearch_jax.sharding import make_mesh
 
     compute = ComputeConfig("float32", "float32", "xla", "none", shape.loss_chunk)
     mesh = make_mesh(MeshConfig(1, 1, 1))

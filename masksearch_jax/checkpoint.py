@@ -111,8 +111,8 @@ class Checkpointer:
         def write() -> None:
             self._check_space(params, optimizer)
             items = ocp.args.Composite(
-                params=ocp.args.StandardSave(_own(params)),
-                optimizer=ocp.args.StandardSave(_own(optimizer)),
+                params=_in_chunks(_own(params)),
+                optimizer=_in_chunks(_own(optimizer)),
                 meta=ocp.args.JsonSave(meta),
             )
             self._writing = step
@@ -243,6 +243,11 @@ def _check_writable(folder: epath.Path) -> None:
             "this process the right to write there, or choose another config.workdir or "
             "config.checkpoint.folder"
         ) from error
+
+
+def _in_chunks(arrays: Arrays) -> Any:
+    how = ocp.SaveArgs(chunk_byte_size=stored.CHUNK)
+    return ocp.args.StandardSave(arrays, dict.fromkeys(arrays, how))
 
 
 def _own(arrays: Arrays) -> Arrays:

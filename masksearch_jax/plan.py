@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from masksearch_jax import cli, guard, sharding, train_dapo, train_sft, train_state
+from masksearch_jax import cli, guard, hosts, sharding, train_dapo, train_sft, train_state
 from masksearch_jax.config import DapoRun, SftRun
 from masksearch_jax.models import hf, lora
 from masksearch_jax.models.transformer import Transformer
@@ -164,7 +164,7 @@ def dapo_programs(cfg: DapoRun, mesh: Any) -> Iterator[Program]:
 
 def tick_of(cfg: DapoRun, mesh: Any, model: Any) -> tuple[Any, tuple[Any, ...]]:
     """The engine's largest program and the shapes that it is called with."""
-    rollout, shards = cfg.rollout, sharding.batch_shards(mesh)
+    rollout, shards = cfg.rollout, hosts.shards(mesh)
     sizes, dtype = schedule.sizes(rollout, shards), memory.cache_dtype(rollout, cfg.compute)
     at = (shards, sizes.pages, sizes.page_tokens, dtype)
     cache = jax.eval_shape(lambda m: decode.init_cache(m, *at), model)
@@ -178,11 +178,12 @@ def tick_of(cfg: DapoRun, mesh: Any, model: Any) -> tuple[Any, tuple[Any, ...]]:
 
 def held_of(programs: list[Program]) -> dict[str, float]:
     """Bytes on a chip that a run keeps from step to step, by kind."""
-    state = programs[0].args[0]
-    found = {
-        "weights": sharding.bytes_on_device(state.model),
-        "optimizer": sharding.bytes_on_device(state.opt_state),
-    }
+    state, on_device = programs[0].args[0], sharding.bytes_on_device
+    if state.frozen is None:
+        found = {"weights": on_device(state.params)}
+    else:
+        found = {"base_weights": on_device(state.frozen), "adapters": on_device(state.params)}
+    found["optimizer"] = on_device(state.opt_state)
     for program in programs:
         if program.name == "tick":
             found["kv_cache"] = sharding.bytes_on_device(program.args[1])
@@ -243,7 +244,7 @@ def tick_figures(
     step = module.decode_step_bytes(layers, program.args[2].table.shape[-1])
     wires = module.collectives_of(body) * layers + module.collectives_of(*module.branches(body))
     sent = sum(row["ici"] for row in measure.wires(wires, [0] * mesh.size).values())
-    rows = program.args[-1] * sharding.batch_shards(mesh)
+    rows = program.args[-1] * hosts.shards(mesh)
     share = found.chip.devices
     seconds = max(step * share / found.chip.bandwidth, sent * share / found.chip.ici)
     return {"step_bytes": step, "step_ici": sent, "tokens_per_second_at_most": rows / seconds}
@@ -280,7 +281,7 @@ def plan(cfg: Run) -> dict[str, Any]:
     if isinstance(cfg, DapoRun):
         most = max(f["peak"] for f in results["programs"].values())
         free = int((_FIT * room - most + held["kv_cache"]) * mesh.size)
-        at = sharding.batch_shards(mesh), memory.cache_dtype(cfg.rollout, cfg.compute)
+        at = hosts.shards(mesh), memory.cache_dtype(cfg.rollout, cfg.compute)
         results["kv"] = memory.room(cfg.model, cfg.rollout, *at, free)._asdict()
     results["fits"] = all(f["fits"] for f in results["programs"].values())
     return results

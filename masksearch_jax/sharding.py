@@ -163,7 +163,7 @@ def parameter_shardings(mesh: Mesh, model: Tree) -> Tree:
         name = parameter_name(path)
         if name not in PARAMETERS:
             raise MeshError(f"parameter {name!r} has no sharding rule; known: {sorted(PARAMETERS)}")
-        return _fitting(mesh, PARAMETERS[name], leaf.shape, name)
+        return fitting(mesh, PARAMETERS[name], leaf.shape, name)
 
     return jax.tree_util.tree_map_with_path(place, model)
 
@@ -171,22 +171,6 @@ def parameter_shardings(mesh: Mesh, model: Tree) -> Tree:
 def shard_parameters(mesh: Mesh, model: Tree) -> Tree:
     """The model with its parameters laid out over the mesh."""
     return jax.device_put(model, parameter_shardings(mesh, model))
-
-
-def shard_batch(mesh: Mesh, batch: Tree, axis: int = 0) -> Tree:
-    """Global arrays of a host batch, rows along `axis`; every process brings its own rows.
-
-    Raises MeshError when the rows of all processes do not divide over `data` and `fsdp`.
-    """
-
-    def put(rows: np.ndarray) -> jax.Array:
-        shape = list(rows.shape)
-        shape[axis] *= jax.process_count()
-        logical = ("any",) * axis + ("batch",) + ("any",) * (rows.ndim - axis - 1)
-        sharding = _fitting(mesh, logical, tuple(shape), "batch")
-        return jax.make_array_from_process_local_data(sharding, rows, tuple(shape))
-
-    return jax.tree.map(put, batch)
 
 
 def replicate(mesh: Mesh, tree: Tree) -> Tree:
@@ -203,14 +187,6 @@ def to_host(tree: Tree) -> Tree:
         return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
 
     return jax.tree.map(fetch, tree)
-
-
-def local_rows(x: jax.Array) -> np.ndarray:
-    """The rows, along axis 0, that this process's devices hold, in order."""
-    if x.is_fully_addressable:
-        return np.asarray(x)
-    parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
-    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
 
 def any_process(flag: bool) -> bool:
@@ -309,9 +285,10 @@ def _ways(mesh: Any, axes: str | tuple[str, ...] | None) -> int:
     return math.prod(mesh.shape[name] for name in names)
 
 
-def _fitting(
+def fitting(
     mesh: Mesh, logical: tuple[str, ...], shape: tuple[int, ...], what: str
 ) -> NamedSharding:
+    """Where an array with these logical axes lies. Raises MeshError for an axis not divided."""
     partition = spec(*logical)
     for axis, axes, size in zip(logical, partition, shape, strict=True):
         if size % _ways(mesh, axes):

@@ -1,13 +1,15 @@
 """What lies in a step's folder: read back whole, one parameter at a time, or as what it is of.
 
 The model's configuration and every array's shape are stored beside the arrays and compared before
-anything is loaded.
+anything is loaded. Arrays are written in chunks and read by each process where it wants them, no
+more at once than the largest takes: beside what it keeps, a host holds at most twice that.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from typing import Any
 
@@ -22,6 +24,9 @@ from masksearch_jax.config import ModelConfig, RopeScaling
 PyTree = Any
 FORMAT = 1  # of what a step's folder holds; grows when an older reader would misread it
 ITEMS = ("params", "optimizer", "meta")
+# Bytes of a chunk of an array, at most. Other meshes and processes read whole chunks of which they
+# may want a part; without a limit one is all that a device held.
+CHUNK = 2**25
 
 
 class CheckpointError(Exception):
@@ -35,7 +40,7 @@ def load_params(
 
     FOLDER/STEP names a step too. Raises as `Checkpointer.restore`.
     """
-    folder, step = _split(folder, step)
+    folder, step = split(folder, step)
     with _reader(folder) as manager:
         step = find_step(manager, folder, step)
         return restore(manager, step, "params", like, read_meta(manager, step, model))
@@ -52,7 +57,7 @@ class StoredParams:
     def __init__(
         self, folder: str | os.PathLike, like: PyTree, model: ModelConfig, step: int | None = None
     ):
-        folder, step = _split(folder, step)
+        folder, step = split(folder, step)
         self._manager = _reader(folder)
         self.step = find_step(self._manager, folder, step)
         wanted = flatten(like)
@@ -60,7 +65,8 @@ class StoredParams:
         paths = (path for path, _ in jax.tree_util.tree_flatten_with_path(like)[0])
         self._wanted = dict(zip(map(sharding.parameter_name, paths), wanted.items(), strict=True))
         place = absolute(folder) / str(self.step)
-        stored = ocp.PyTreeCheckpointHandler().metadata(place / "params")
+        self._place = place / "params"
+        stored = ocp.PyTreeCheckpointHandler().metadata(self._place)
         self.dtype = str(np.dtype(next(iter(stored.tree.values())).dtype))
         # Times to the nanosecond: a step that was trained again is another checkpoint.
         self.source = f"{place} {(place / '_CHECKPOINT_METADATA').read_text()}"
@@ -68,11 +74,7 @@ class StoredParams:
     def read(self, parameter: str) -> jax.Array:
         """One parameter, by its name as `sharding.parameter_name` has it."""
         name, leaf = self._wanted[parameter]
-        item = {name: _abstract(leaf)}
-        how = ocp.checkpoint_utils.construct_restore_args(item)
-        args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
-        found = self._manager.restore(self.step, args=ocp.args.Composite(params=args))
-        return found["params"][name]
+        return _read(self._place, {name: leaf})[name]
 
     def __enter__(self) -> StoredParams:
         return self
@@ -99,14 +101,22 @@ def read_adapters(folder: str | os.PathLike, step: int | None = None) -> dict[st
     return _any_meta(folder, step).get("adapters")
 
 
+def pinned(folder: str | os.PathLike) -> str:
+    """FOLDER/STEP of the latest step there is now. Raises FileNotFoundError for none."""
+    folder, step = split(folder)
+    with _reader(folder) as manager:
+        return f"{folder}/{find_step(manager, folder, step)}"
+
+
 def _any_meta(folder: str | os.PathLike, step: int | None) -> dict[str, Any]:
-    folder, step = _split(folder, step)
+    folder, step = split(folder, step)
     with _reader(folder) as manager:
         step = find_step(manager, folder, step)
         return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
 
 
-def _split(folder: str | os.PathLike, step: int | None) -> tuple[epath.Path, int | None]:
+def split(folder: str | os.PathLike, step: int | None = None) -> tuple[epath.Path, int | None]:
+    """FOLDER and the step: STEP of FOLDER/STEP, else the one that is given."""
     path = absolute(folder)
     return (path.parent, int(path.name)) if path.name.isdigit() else (path, step)
 
@@ -157,11 +167,23 @@ def check_adapters(step: int, meta: dict[str, Any], asked: dict[str, Any] | None
     if (stored is None) != (asked is None):
         kinds = ["all weights" if a is None else f"rank {a['rank']}" for a in (stored, asked)]
         raise CheckpointError(f"step {step}: {kinds[0]} stored, config.lora asks for {kinds[1]}")
+    if stored is None:
+        return
     # A base that was moved is still the same.
-    found, wanted = ({**(a or {}), "base": "", "base_seed": 0} for a in (stored, asked))
+    found, wanted = ({**a, "base": "", "base_step": None, "base_seed": 0} for a in (stored, asked))
     if differing := _differing(found, wanted):
-        base = stored and stored["base"]
-        raise CheckpointError(f"step {step} is of adapters for the base {base!r}: {differing}")
+        raise CheckpointError(
+            f"step {step} is of adapters for {base_of(stored)}, config.init is {base_of(asked)}: "
+            f"{differing}; go on with the same base and config.lora, or in another config.workdir"
+        )
+
+
+def base_of(adapters: dict[str, Any]) -> str:
+    """What to call the model that they are for."""
+    if not adapters["base"]:
+        return f"random weights of seed {adapters['base_seed']}"
+    step = adapters.get("base_step")
+    return adapters["base"] if step is None else f"step {step} of {adapters['base']}"
 
 
 def _differing(stored: dict[str, Any], asked: dict[str, Any]) -> str:
@@ -178,11 +200,22 @@ def restore(
     """The item's arrays in the structure, dtypes and shardings of `like`."""
     wanted = flatten(like)
     _check_shapes(step, item, meta, wanted)
-    args = ocp.args.Composite(
-        **{item: ocp.args.StandardRestore({n: _abstract(x) for n, x in wanted.items()})}
-    )
-    arrays = manager.restore(step, args=args)[item]
+    arrays = _read(epath.Path(manager.directory) / str(step) / item, wanted)
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
+
+
+def _read(place: epath.Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
+    """Some of an item's arrays, by name; the largest's bytes are on their way at once, at most."""
+    metadata = ocp.PyTreeCheckpointHandler().metadata(place).tree
+    sizes = [
+        math.prod(metadata[name].shape) * np.dtype(metadata[name].dtype).itemsize for name in wanted
+    ]
+    limit = max(sizes, default=0) + 1  # which it must not reach
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=limit / 10**9)
+    item = {name: _abstract(leaf) for name, leaf in wanted.items()}
+    how = ocp.checkpoint_utils.construct_restore_args(item)
+    args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
+    return handler.restore(place, args=args)
 
 
 def _check_shapes(step: int, item: str, meta: dict[str, Any], wanted: dict[str, Any]) -> None:

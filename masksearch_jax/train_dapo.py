@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from masksearch_jax import cli, retrieval, sharding, storage, train_state
+from masksearch_jax import cli, hosts, retrieval, sharding, storage, train_state
 from masksearch_jax.checkpoint import Checkpointer
 from masksearch_jax.config import ComputeConfig, DapoConfig, DapoRun, RolloutConfig
 from masksearch_jax.data import pipeline, records
@@ -26,7 +26,7 @@ from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.guard import Guard, guarded
 from masksearch_jax.metrics import MetricWriter
 from masksearch_jax.models import head, lora
-from masksearch_jax.models.initial import check_vocabulary, initial
+from masksearch_jax.models.initial import check_vocabulary, initial, pinned
 from masksearch_jax.progress import Progress
 from masksearch_jax.rl import advantages, losses, rewards
 from masksearch_jax.rl.groups import Group, score_groups, to_batch
@@ -34,7 +34,7 @@ from masksearch_jax.rollout import sampling
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
 from masksearch_jax.search.tool import SearchTool, check_sources, open_tool
-from masksearch_jax.sharding import make_mesh, shard_batch
+from masksearch_jax.sharding import make_mesh
 from masksearch_jax.survival import Preempted, Survival
 from masksearch_jax.types import Trajectory, to_json
 
@@ -169,8 +169,11 @@ class GroupSampler:
         return [Request(str(stream), prompt.ids, stream % 2**32, s, source) for s in samples]
 
 
-def check(dapo: DapoConfig, rollout: RolloutConfig) -> int:
-    """Trajectories per update on this process. Raises ConfigError for what cannot work."""
+def check(dapo: DapoConfig, rollout: RolloutConfig, shares: int = 1) -> int:
+    """Trajectories per update on this process. Raises ConfigError for what cannot work.
+
+    shares: into how many the mesh and the processes split a batch's rows.
+    """
     if rollout.temperature <= 0:
         raise cli.ConfigError(
             f"config.rollout.temperature is {rollout.temperature}; to train, it must be above 0"
@@ -182,11 +185,11 @@ def check(dapo: DapoConfig, rollout: RolloutConfig) -> int:
             "the trainer's; turn them off, or set config.dapo.allow_filters"
         )
     trajectories, processes = dapo.groups * dapo.group_size, jax.process_count()
-    if trajectories % (dapo.minibatches * dapo.micro_batch) or dapo.micro_batch % processes:
+    if trajectories % (dapo.minibatches * dapo.micro_batch) or dapo.micro_batch % shares:
         raise cli.ConfigError(
             f"config.dapo: groups × group_size = {trajectories} trajectories do not divide into "
             f"{dapo.minibatches} minibatches of micro-batches of {dapo.micro_batch} over "
-            f"{processes} processes"
+            f"{shares} groups of processes"
         )
     return trajectories // processes
 
@@ -196,7 +199,9 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     workdir = storage.path(cfg.workdir)
     survival = Survival(cfg.survival, workdir)
     dapo, rollout = cfg.dapo, cfg.rollout
-    rows = check(dapo, rollout)
+    mesh = make_mesh(cfg.mesh)
+    shares = hosts.share(mesh)[1]
+    sampled = check(dapo, rollout, shares)
 
     # ---- data, search
     vocab = Vocab.load(cfg.tokenizer)
@@ -217,10 +222,10 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     check_sources(search, cfg.search, [p.example for p in prompts.first(8)])
 
     # ---- model, state, programs
-    mesh = make_mesh(cfg.mesh)
-    model = initial(cfg.init, cfg.model, cfg.compute, mesh, cfg.seed, cfg.base)
+    init = pinned(cfg.init, cfg.model)
+    model = initial(init, cfg.model, cfg.compute, mesh, cfg.seed, cfg.base)
     params, frozen = lora.trained(model, cfg.lora, mesh, cfg.seed)
-    adapters = lora.describe(cfg.lora, model, cfg.init, cfg.seed)
+    adapters = lora.describe(cfg.lora, model, init, cfg.seed)
     tx = guarded(train_state.make_optimizer(cfg.optim, dapo.steps * dapo.minibatches), cfg.survival)
     state = train_state.init_state(params, tx, frozen)
     accumulate = dapo.groups * dapo.group_size // (dapo.minibatches * dapo.micro_batch)
@@ -269,22 +274,23 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 if sharding.any_process(bool(kept)):
                     total, valid, _ = score_groups(kept, dapo, rollout)
                     advantage = advantages.group_advantages(total, valid)
-                    batch = to_batch(kept, advantage, valid, rows, rollout.max_len)
+                    batch = to_batch(kept, advantage, valid, sampled, rollout.max_len)
+                    batch = hosts.exchange(mesh, batch)
+                    count = len(batch["ids"])
                     if dapo.minibatches > 1:
-                        size = dapo.micro_batch // jax.process_count()
+                        size = dapo.micro_batch // shares
                         parts = [
                             {k: v[i : i + size] for k, v in batch.items()}
-                            for i in range(0, rows, size)
+                            for i in range(0, count, size)
                         ]
-                        found = [logprob_fn(state.model, shard_batch(mesh, p)) for p in parts]
-                        batch["logp_old"] = np.concatenate([*map(sharding.local_rows, found)])
-                    part_rows = rows // dapo.minibatches
+                        found = [logprob_fn(state.model, hosts.shard_batch(mesh, p)) for p in parts]
+                        batch["logp_old"] = np.concatenate([*map(hosts.local_rows, found)])
+                    part_rows = count // dapo.minibatches
                     for m in range(dapo.minibatches):
                         part = {k: v[m * part_rows :][:part_rows] for k, v in batch.items()}
                         part = train_state.split_micro(part, accumulate)
-                        state, out = train_step(
-                            state, shard_batch(mesh, part, axis=int(accumulate > 1))
-                        )
+                        part = hosts.shard_batch(mesh, part, axis=int(accumulate > 1))
+                        state, out = train_step(state, part)
                         outs.append({k: float(v) for k, v in out.items()})
 
                 # ---- figures

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from masksearch_jax import cli, storage, train_state
+from masksearch_jax import cli, hosts, storage, train_state
 from masksearch_jax.checkpoint import Checkpointer
 from masksearch_jax.config import ComputeConfig, SftRun
 from masksearch_jax.data import pipeline, records
@@ -22,10 +22,10 @@ from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.guard import Guard, guarded
 from masksearch_jax.metrics import MetricWriter
 from masksearch_jax.models import head, lora
-from masksearch_jax.models.initial import check_vocabulary, initial
+from masksearch_jax.models.initial import check_vocabulary, initial, pinned
 from masksearch_jax.progress import Progress
 from masksearch_jax.rl import losses
-from masksearch_jax.sharding import make_mesh, shard_batch
+from masksearch_jax.sharding import make_mesh
 from masksearch_jax.survival import Survival
 
 
@@ -45,7 +45,9 @@ def run(cfg: SftRun) -> dict[str, Any]:
     workdir = storage.path(cfg.workdir)
     survival = Survival(cfg.survival, workdir)
 
-    # ---- data
+    # ---- mesh, data
+    mesh = make_mesh(cfg.mesh)
+    share, shares = hosts.share(mesh)
     vocab = Vocab.load(cfg.tokenizer)
     check_vocabulary(cfg.model, vocab.size)
     manifest = records.Manifest.load(cfg.data, tokenizer=vocab.fingerprint)
@@ -56,15 +58,15 @@ def run(cfg: SftRun) -> dict[str, Any]:
         seq_len=cfg.sft.seq_len,
         seed=cfg.sft.seed,
         other_loss_weight=cfg.sft.other_loss_weight,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=share,
+        process_count=shares,
     )
 
     # ---- model and state
-    mesh = make_mesh(cfg.mesh)
-    model = initial(cfg.init, cfg.model, cfg.compute, mesh, cfg.seed, cfg.base)
+    init = pinned(cfg.init, cfg.model)
+    model = initial(init, cfg.model, cfg.compute, mesh, cfg.seed, cfg.base)
     params, frozen = lora.trained(model, cfg.lora, mesh, cfg.seed)
-    adapters = lora.describe(cfg.lora, model, cfg.init, cfg.seed)
+    adapters = lora.describe(cfg.lora, model, init, cfg.seed)
     tx = guarded(train_state.make_optimizer(cfg.optim, cfg.sft.steps), cfg.survival)
     state = train_state.init_state(params, tx, frozen)
     train_step = train_state.make_train_step(
@@ -95,9 +97,8 @@ def run(cfg: SftRun) -> dict[str, Any]:
                     batch = next(batches)
                 tokens += int(np.count_nonzero(batch["segment_ids"]))
                 micro = train_state.split_micro(batch, cfg.optim.accumulate)
-                state, out = train_step(
-                    state, shard_batch(mesh, micro, axis=int(cfg.optim.accumulate > 1))
-                )
+                micro = hosts.shard_batch(mesh, micro, axis=int(cfg.optim.accumulate > 1))
+                state, out = train_step(state, micro)
                 done = step + 1
                 preempted = survival.preemption.reached()
                 due = checkpointer.is_due(done) or done == cfg.sft.steps

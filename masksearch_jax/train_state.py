@@ -226,28 +226,48 @@ def _gradient(
         total, count, sums = loss_fn(join(params, state.frozen), micro)
         return total, _float32((total, count, sums))
 
-    def one(micro: PyTree) -> tuple[PyTree, tuple[jax.Array, jax.Array, Metrics]]:
-        grads, aux = jax.grad(objective, has_aux=True)(state.params, micro)
-        return _float32(grads), aux
-
     if accumulate == 1:
-        grads, (total, count, sums) = one(batch)
-        return grads, total, count, sums
+        grads, (total, count, sums) = jax.grad(objective, has_aux=True)(state.params, batch)
+        return _float32(grads), total, count, sums
     rows = {x.shape[0] for x in jax.tree.leaves(batch)}
     if rows != {accumulate}:
         raise ValueError(f"leading batch axes are {sorted(rows)}; every one must be {accumulate}")
-
-    def add(grads: PyTree, micro: PyTree) -> tuple[PyTree, Any]:
-        more, aux = one(micro)
-        return jax.tree.map(jnp.add, grads, more), aux
-
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.params)
-    grads, (total, count, sums) = jax.lax.scan(add, zeros, batch)
+    grads, (total, count, sums) = _accumulated(objective, state.params, batch)
     sums = {
         name: tuple(x.max() if name.endswith("_max") else x.sum() for x in pair)
         for name, pair in sums.items()
     }
     return grads, total.sum(), count.sum(), sums
+
+
+def _accumulated(
+    objective: Callable[[PyTree, PyTree], tuple[jax.Array, Any]], params: PyTree, batch: PyTree
+) -> tuple[PyTree, Any]:
+    """Float32 sum of the gradients of the micro-batches, and each one's auxiliary output.
+
+    The backward pass adds each layer's gradient to its place in the sum as soon as it has it, so
+    that there is no second gradient beside the sum. That of weights in another dtype (bfloat16) is
+    made whole first: a reference takes its own dtype only.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    kept = [jax.new_ref(jnp.zeros(x.shape, jnp.float32)) for x in leaves]
+    into = [
+        ref if x.dtype == jnp.float32 else jax.ad.GradValue()
+        for ref, x in zip(kept, leaves, strict=True)
+    ]
+
+    def add(_: None, micro: PyTree) -> tuple[None, Any]:
+        total, backward, aux = jax.vjp(
+            lambda parts: objective(structure.unflatten(parts), micro), leaves, has_aux=True
+        )
+        (found,) = backward.with_refs(into)(jnp.ones_like(total))
+        for ref, target, grad in zip(kept, into, found, strict=True):
+            if target is not ref:
+                ref[...] += grad.astype(jnp.float32)
+        return None, aux
+
+    _, aux = jax.lax.scan(add, None, batch)
+    return structure.unflatten([jax.freeze(ref) for ref in kept]), aux
 
 
 def _finish(name: str, total: jax.Array, count: jax.Array) -> jax.Array:

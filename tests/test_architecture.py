@@ -49,6 +49,7 @@ MAY_IMPORT = {
             "checkpoint",
             "data.pipeline",
             "guard",
+            "hosts",
             "metrics",
             "models.",
             "planning.flops",

@@ -1,6 +1,7 @@
 """Checkpoints: resume is bitwise, a torn or foreign one is never taken for whole."""
 
 import dataclasses
+import math
 import os
 import re
 import resource
@@ -9,14 +10,17 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from absl import logging
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from benchmarks import restore
 from masksearch_jax import stored
 from masksearch_jax.checkpoint import Checkpointer
 from masksearch_jax.config import CheckpointConfig, ModelConfig, OptimConfig, RopeScaling
@@ -155,17 +159,19 @@ def test_other_shapes_are_refused_by_name(tmp_path):
             checkpointer.restore(extended)
 
 
+def on(shape: tuple[int, int], state: TrainState) -> TrainState:
+    """The state on a mesh of this shape."""
+    mesh = jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    spec = {1: PartitionSpec("fsdp"), 2: PartitionSpec("data", "fsdp")}
+    return jax.tree.map(
+        lambda x: jax.device_put(x, NamedSharding(mesh, spec.get(x.ndim, PartitionSpec()))),
+        state,
+    )
+
+
 def test_a_state_moves_to_another_mesh(tmp_path):
     if jax.device_count() < 8:
         pytest.skip(f"needs 8 devices, has {jax.device_count()}")
-
-    def on(shape: tuple[int, int], state: TrainState) -> TrainState:
-        mesh = jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
-        spec = {1: PartitionSpec("fsdp"), 2: PartitionSpec("data", "fsdp")}
-        return jax.tree.map(
-            lambda x: jax.device_put(x, NamedSharding(mesh, spec.get(x.ndim, PartitionSpec()))),
-            state,
-        )
 
     state = make_state(3, width=8)
     like = on((4, 2), make_state(0, width=8))
@@ -189,6 +195,32 @@ def test_an_interrupted_wait_is_not_logged_with_its_traceback(tmp_path, caplog):
         assert not caplog.records
         wait(OSError)
         assert [r.getMessage() for r in caplog.records] == ["failed"]
+
+
+def test_arrays_lie_in_chunks_that_other_meshes_read_in_part(tmp_path, monkeypatch):
+    """Of the largest array a device may hold all: its chunks are small all the same."""
+    monkeypatch.setattr(stored, "CHUNK", 2**12)
+    state = make_state(2, width=4096)
+    with Checkpointer(tmp_path, CONFIG, MODEL) as checkpointer:
+        checkpointer.save(1, state, {})
+        restored, _ = checkpointer.restore(on((2, 4), make_state(0, width=4096)))
+    assert_equal(restored, state)
+    for item in ("params", "optimizer"):
+        tree = ocp.PyTreeCheckpointHandler().metadata(tmp_path / "1" / item).tree
+        sizes = [math.prod(x.storage.chunk_shape) * x.dtype.itemsize for x in tree.values()]
+        assert 2**11 <= max(sizes) <= 2**12
+
+
+@pytest.mark.slow
+def test_a_restore_stays_within_its_bound():
+    if not Path("/proc/self/status").exists():
+        pytest.skip("resident memory is read from /proc")
+    found = restore.measure(300, repeats=1, meshes=("1x2x4",))
+    assert found["sizes"]["largest"] > 2 * stored.CHUNK
+    assert {row["job"]: row["of_bound"] <= 1 for row in found["rows"]} == {
+        "whole": True,
+        "parameters": True,
+    }, found
 
 
 # A callback of tensorstore's may come when orbax has closed its event loop.

@@ -1,6 +1,7 @@
 """Low-rank adapters: what they compute, what trains, what a checkpoint holds, what is exported."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -25,14 +26,14 @@ from masksearch_jax.config import (
     OptimConfig,
     SftRun,
 )
+from masksearch_jax.hosts import shard_batch
 from masksearch_jax.models import head, hf, lora
-from masksearch_jax.models.initial import InitError, from_checkpoint, initial, weights
+from masksearch_jax.models.initial import InitError, from_checkpoint, initial, pinned, weights
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.sharding import (
     bytes_on_device,
     make_mesh,
     parameter_name,
-    shard_batch,
     shard_parameters,
     to_host,
 )
@@ -237,6 +238,7 @@ def test_adapters_that_cannot_be_are_refused(change, says, mesh):
 
 def saved(folder: Path, base: str, mesh, *, dtype: str = "float32") -> Transformer:
     """Adapters on a base, in a checkpoint of step 1; the model they make."""
+    base = pinned(base, MODEL)
     model = initial(base, MODEL, dataclasses.replace(COMPUTE, param_dtype=dtype), mesh, 5)
     whole = adapted(model)
     adapters = lora.describe(LORA, model, base, 5)
@@ -258,7 +260,7 @@ def test_a_checkpoint_of_adapters_is_loaded_merged_into_its_base(dtype, mesh, tm
     jax.tree.map(np.testing.assert_array_equal, found, lora.merge(whole, "float32"))
     # A base that moved is given, and known by its values.
     (tmp_path / "base").rename(tmp_path / "moved")
-    with pytest.raises(InitError, match=r"base, which is not there; .* as config\.base"):
+    with pytest.raises(InitError, match=r"adapters for .*base, but .*base is not there; .*\.base$"):
         initial(str(tmp_path / "c"), MODEL, COMPUTE, mesh, 0)
     again = initial(str(tmp_path / "c"), MODEL, COMPUTE, mesh, 0, str(tmp_path / "moved"))
     jax.tree.map(np.testing.assert_array_equal, again, found)
@@ -277,6 +279,36 @@ def test_adapters_may_be_for_the_model_of_other_adapters(mesh, tmp_path):
     )
 
 
+def test_adapters_name_the_step_that_they_are_for(mesh, tmp_path):
+    base, models = tmp_path / "base", [random_model(seed) for seed in (3, 4)]
+
+    def train_on(step: int) -> None:
+        state = train_state.TrainState(jnp.int32(step), models[step - 1], ())
+        with Checkpointer(base, SAVING, MODEL) as checkpointer:
+            checkpointer.save(step, state, {})
+
+    train_on(1)
+    expected = lora.merge(saved(tmp_path / "c", str(base), mesh), "float32")
+    train_on(2)
+    found = initial(str(tmp_path / "c"), MODEL, COMPUTE, mesh, 0)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    base.rename(tmp_path / "moved")
+    again = initial(str(tmp_path / "c"), MODEL, COMPUTE, mesh, 0, str(tmp_path / "moved"))
+    jax.tree.map(np.testing.assert_array_equal, again, expected)
+    (tmp_path / "moved").rename(base)
+    # A run that goes on takes the latest step, unless it is told the one it began with.
+    latest = lora.describe(LORA, models[1], pinned(str(base), MODEL), 0)
+    says = rf"for step 1 of {base}, config\.init is step 2 of {base}: base_fingerprint: .* stored"
+    with (
+        Checkpointer(tmp_path / "c", SAVING, MODEL, latest) as checkpointer,
+        pytest.raises(CheckpointError, match=says),
+    ):
+        checkpointer.restore(start(mesh))
+    shutil.rmtree(base / "1")
+    with pytest.raises(InitError, match=rf"for step 1 of {base}, but {base}/1 is not there"):
+        initial(str(tmp_path / "c"), MODEL, COMPUTE, mesh, 0)
+
+
 def test_a_checkpoint_refuses_another_base_rank_or_kind(mesh, tmp_path):
     tx = train_state.make_optimizer(OPTIM, 20)
 
@@ -292,7 +324,7 @@ def test_a_checkpoint_refuses_another_base_rank_or_kind(mesh, tmp_path):
         restored, _ = first.restore(state)
         assert jax.tree.structure(restored) == jax.tree.structure(state)
     for model, config, says in (
-        (random_model(seed=8), LORA, "adapters for the base '': base_fingerprint"),
+        (random_model(seed=8), LORA, "for random weights of seed 0, config.init is .*fingerprint"),
         (random_model(dtype="bfloat16"), LORA, "base_dtype: 'float32' stored, 'bfloat16' asked"),
         (random_model(), dataclasses.replace(LORA, rank=4), "rank: 3 stored, 4 asked for"),
         (random_model(), dataclasses.replace(LORA, alpha=1.0), "alpha: 6.0 stored, 1.0 asked"),
@@ -338,6 +370,11 @@ def test_a_plan_counts_the_moments_of_adapters_alone(repository):
         bytes_on_device(state.opt_state) == 2 * 4 * held + 32
     )  # and eight scalars, five the guard's
     assert bytes_on_device(state.frozen) == pytest.approx(2 * 7_615_616_512 / 8, rel=0.001)
+    assert plan.held_of([plan.Program("update", None, (state, {}), 1, 0.0)]) == {
+        "base_weights": bytes_on_device(state.frozen),
+        "adapters": 4 * held,
+        "optimizer": 2 * 4 * held + 32,
+    }
 
 
 def test_a_fingerprint_tells_values_and_their_places(mesh):

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from masksearch_jax import cli, sharding, train_dapo, train_sft, train_state
+from masksearch_jax import cli, hosts, sharding, train_dapo, train_sft, train_state
 from masksearch_jax.config import ComputeConfig, DapoRun, MeshConfig, ModelConfig
 from masksearch_jax.models import hf
 
@@ -75,7 +75,10 @@ def batch() -> dict[str, np.ndarray]:
 
 
 def updates(config: MeshConfig, process: int, count: int, devices=None) -> dict[str, np.ndarray]:
-    """Loss and gradient, by parameter, of an SFT and a DAPO update with this process's rows."""
+    """Loss and gradient, by parameter, of an SFT and a DAPO update with this process's rows.
+
+    Those of SFT are read by all processes of a share, those of DAPO made by one and exchanged.
+    """
     path = Path(__file__).parent.parent / "configs" / "ramp_dapo.py"
     dapo = cli.to_dataclass(DapoRun, cli.load_config(f"{path}:tiny")).dapo
     losses = {
@@ -83,7 +86,12 @@ def updates(config: MeshConfig, process: int, count: int, devices=None) -> dict[
         "dapo": train_dapo.make_loss_fn(COMPUTE, dataclasses.replace(dapo, minibatches=2), 1.0),
     }
     mesh, tx = sharding.make_mesh(config, devices), optax.sgd(1.0)
+    share, shares = hosts.share(mesh)
     own = {k: np.split(v, count)[process] for k, v in batch().items()}
+    rows = {
+        "sft": {k: np.split(v, shares)[share] for k, v in batch().items()},
+        "dapo": hosts.exchange(mesh, own),
+    }
     rng = np.random.default_rng(1)
     shapes = hf.abstract(MODEL, COMPUTE)
     host = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes)
@@ -98,7 +106,7 @@ def updates(config: MeshConfig, process: int, count: int, devices=None) -> dict[
         state = train_state.init_state(model, tx)
         step = train_state.make_train_step(loss_fn, tx, like=state)
         with jax.set_mesh(mesh):
-            state, metrics = step(state, sharding.shard_batch(mesh, own))
+            state, metrics = step(state, hosts.shard_batch(mesh, rows[name]))
         after = sharding.to_host(state.params)
         found[f"{name}.loss"] = np.asarray(metrics["loss"])
         pairs = zip(
@@ -123,7 +131,7 @@ def test_the_gradients_compared_are_of_every_parameter(alone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, 2, 4])
 def test_processes_and_meshes_update_as_one_device_does(alone, count, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -230,6 +230,25 @@ def test_a_small_run_is_planned(repository, tmp_path, config):
 
 @needs_libtpu
 @pytest.mark.slow
+def test_micro_batches_need_no_second_gradient(repository, tmp_path):
+    wide = ("hidden_size=512", "intermediate_size=2048", "num_layers=8", "num_heads=4")
+    needs = []
+    for accumulate in (1, 4):
+        path = tmp_path / f"{accumulate}.json"
+        more = (f"optim.accumulate={accumulate}", f"sft.batch_size={8 * accumulate}")
+        more += (f"plan.json={path}", "plan.topology=v5e-8", "sft.seq_len=256")
+        done = command(repository, "ramp_sft.py:tiny", *more, *(f"model.{w}" for w in wide))
+        assert done.returncode == 0, done.stderr
+        found = json.loads(path.read_text())
+        memory = found["programs"]["update"]["memory"]
+        needs.append(memory["arguments"] + memory["temporaries"] + memory["results"])
+    gradient = found["held"]["weights"]  # float32 both
+    assert gradient > 2**22
+    assert (needs[1] - needs[0]) / gradient < 0.2
+
+
+@needs_libtpu
+@pytest.mark.slow
 def test_what_does_not_fit_says_so_and_exits_with_1(repository):
     done = command(
         repository, "ramp_sft.py:qwen2.5-7b", "plan.topology=v5e:2x2", "plan.improve=False"

@@ -12,7 +12,9 @@ import pytest
 
 CHILD = """
 import json, sys, threading, time
-process, count, devices, port, mode = (int(a) if a.isdigit() else a for a in sys.argv[2:])
+process, count, devices, port, mode, tensor = (
+    int(a) if a.isdigit() else a for a in sys.argv[2:]
+)
 sys.path.insert(0, sys.argv[1])
 import conftest, jax, os, signal
 jax.config.update("jax_num_cpu_devices", devices)
@@ -36,7 +38,7 @@ def find(query):
         time.sleep(2.0)
     return 0.0
 
-mesh = make_mesh(MeshConfig(-1, 1, 1))
+mesh = make_mesh(MeshConfig(-1, 1, tensor))
 temperature = float(mode in ("plain", "jitter"))
 rollout = dataclasses.replace(
     ROLLOUT, slots=16, decode_share=(0.5, 0.75), temperature=temperature
@@ -66,16 +68,17 @@ print("ROWS", json.dumps([ticks, rows if mode != "stopped" else "not stopped"]),
 """
 
 
-def run(count: int, devices: int, mode: str) -> list[tuple[int, list]]:
-    """What each of `count` processes with `devices` devices printed: its ticks and trajectories."""
+def run(count: int, devices: int, mode: str, tensor: int = 1) -> list[tuple[int, list]]:
+    """What each of `count` processes with `devices` devices printed: its ticks and trajectories.
+
+    `tensor`: devices that share the rows of a batch; more than `devices`: they span processes.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     tests = str(Path(__file__).parent)
-    commands = [
-        [sys.executable, "-c", CHILD, tests, str(p), str(count), str(devices), str(port), mode]
-        for p in range(count)
-    ]
+    settings = [str(a) for a in (count, devices, port, mode, tensor)]
+    commands = [[sys.executable, "-c", CHILD, tests, str(p), *settings] for p in range(count)]
     started = [
         subprocess.Popen(
             c, cwd=Path(tests).parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -108,9 +111,9 @@ def alone():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_sample_the_tokens_that_one_does(alone, count):
-    found = run(count, 4 // count, "jitter")
+@pytest.mark.parametrize(("count", "tensor"), [(2, 1), (4, 2)])
+def test_processes_sample_the_tokens_that_one_does(alone, count, tensor):
+    found = run(count, 4 // count, "jitter", tensor)
     assert len({ticks for ticks, _ in found}) == 1  # all left at the same tick
     together = trajectories(found)
     assert {k: v[:2] for k, v in together.items()} == {k: v[:2] for k, v in alone.items()}

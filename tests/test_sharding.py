@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from configs import common
-from masksearch_jax import sharding
+from masksearch_jax import hosts, sharding
 from masksearch_jax.cli import to_dataclass
 from masksearch_jax.config import ComputeConfig, MeshConfig, ModelConfig
 from masksearch_jax.models import hf, kv_cache
@@ -87,7 +87,7 @@ def test_loss_and_gradient_are_the_same_on_every_mesh(name: str, single: tuple) 
     mesh = sharding.make_mesh(MESHES[name])
     model = sharding.shard_parameters(mesh, random_model())
     with jax.set_mesh(mesh):
-        found = loss_and_gradient(model, sharding.shard_batch(mesh, batch()))
+        found = loss_and_gradient(model, hosts.shard_batch(mesh, batch()))
     found, expected = (jax.tree.leaves(t) for t in (sharding.to_host(found), single))
     assert len(found) == len(expected) == 18
     for a, b in zip(found, expected, strict=True):
@@ -177,11 +177,11 @@ def test_a_parameter_without_a_rule_is_refused() -> None:
 def test_a_batch_is_split_by_rows_along_its_axis() -> None:
     mesh = sharding.make_mesh(MESHES["2x4"])
     rows = np.arange(48, dtype=np.int32).reshape(2, 8, 3)
-    found = sharding.shard_batch(mesh, {"ids": rows}, axis=1)["ids"]
+    found = hosts.shard_batch(mesh, {"ids": rows}, axis=1)["ids"]
     assert found.addressable_shards[0].data.shape == (2, 1, 3)
     np.testing.assert_array_equal(sharding.to_host(found), rows)
     with pytest.raises(sharding.MeshError, match="batch: batch of 2 does not divide over 8"):
-        sharding.shard_batch(mesh, {"ids": rows})
+        hosts.shard_batch(mesh, {"ids": rows})
 
 
 def test_a_replica_on_every_device() -> None:

@@ -54,6 +54,8 @@ def sft_batches(
 ) -> grain.DatasetIterator[Batch]:
     """An endless, checkpointable iterator of packed batches; batch_size rows over all processes.
 
+    Processes that are to have the same rows have the same number (`hosts.share`).
+
     Each batch holds this process's rows, B = batch_size / process_count, T = seq_len: `ids`,
     `targets`, `positions`, `segment_ids` int32[B, T] (segment 0 is padding) and `loss_weights`
     float32[B, T]: 1 where the target was written by the agent, `other_loss_weight` where it was

@@ -41,6 +41,14 @@ def initial(
     return from_checkpoint(source, config, compute, mesh, base)
 
 
+def pinned(source: str, config: ModelConfig) -> str:
+    """`source` of `initial` with the step that is the latest now, where it holds checkpoints.
+
+    So what a run says of its base is what it has read, though more steps may come there.
+    """
+    return stored.pinned(source) if source and not _is_hf(source, config) else source
+
+
 def from_checkpoint(
     folder: str, config: ModelConfig, compute: ComputeConfig, mesh: Mesh, base: str = ""
 ) -> Transformer:
@@ -127,11 +135,13 @@ def _base(
     folder: str, adapters: dict[str, Any], base: str, compute: ComputeConfig
 ) -> tuple[str, ComputeConfig]:
     """Where the base of adapters is, and how to read it. Raises InitError where it is not there."""
-    where = base or adapters["base"]
-    if where and "://" not in where and not Path(where).exists():
+    where, step = base or adapters["base"], adapters.get("base_step")
+    if step is not None and not (epath.Path(where) / "config.json").exists():  # no export of it
+        where = f"{stored.split(where)[0]}/{step}"
+    if where and not epath.Path(where).exists():
         raise InitError(
-            f"{folder} holds adapters for the model in {where}, which is not there; give the "
-            "folder where it is now as config.base"
+            f"{folder} holds adapters for {stored.base_of(adapters)}, but {where} is not there; "
+            "give the folder where it is now as config.base"
         )
     # As it was in training: in another dtype its values, and their fingerprint, may be others.
     return where, dataclasses.replace(compute, param_dtype=adapters["base_dtype"])
@@ -140,8 +150,8 @@ def _base(
 def _check_base(folder: str, adapters: dict[str, Any], where: str, found: str) -> None:
     if found != adapters["base_fingerprint"]:
         raise InitError(
-            f"{folder} holds adapters for the model that was in {adapters['base'] or 'no folder'} "
-            f"(fingerprint {adapters['base_fingerprint']}); {where} holds another one ({found})"
+            f"{folder} holds adapters for {stored.base_of(adapters)} (fingerprint "
+            f"{adapters['base_fingerprint']}); {where} holds another one ({found})"
         )
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from masksearch_jax import sharding, train_state
+from masksearch_jax import sharding, stored, train_state
 from masksearch_jax.config import LoraConfig
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -141,15 +140,16 @@ def merged(weight: jax.Array, a: jax.Array, b: jax.Array, scale: float, dtype: s
 def describe(config: LoraConfig, base: Any, source: str, seed: int) -> dict[str, Any] | None:
     """What a checkpoint of adapters says about them and their base, as JSON; None at rank 0.
 
-    source: where the base came from, as `initial` takes it; `seed`: of random weights.
+    source: where the base came from, as `pinned` gives it; `seed`: of random weights.
     """
     if not config.rank:
         return None
-    absolute = source if "://" in source or not source else os.path.abspath(source)
+    folder, step = stored.split(source) if source else ("", None)
     return {
         **dataclasses.asdict(config),
         "targets": list(config.targets),
-        "base": absolute,
+        "base": str(folder),
+        "base_step": step,  # None: it is no checkpoint
         "base_seed": seed,
         "base_dtype": base.compute.param_dtype,
         "base_fingerprint": fingerprint(base),

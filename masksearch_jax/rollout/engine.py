@@ -1,8 +1,8 @@
 """The loop around the device's `tick`: searches, stops, refills, on any number of hosts.
 
 A trajectory that waits for its search holds nobody: another decodes in its row. Every process
-serves the rows of its own devices; each tick they agree on the program to run and on whether there
-is anything left, so all make the same calls in the same order.
+serves rows of its own; each tick they agree on the program to run and on whether there is anything
+left, so all make the same calls in the same order, and give each other what their devices share.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from masksearch_jax import markup, retrieval, sharding
+from masksearch_jax import hosts, markup, retrieval, sharding
 from masksearch_jax.config import RolloutConfig, SearchConfig
 from masksearch_jax.rollout import decode, memory, schedule
 from masksearch_jax.rollout.agreement import Agreement, Needs
@@ -144,7 +144,7 @@ class Engine:
 
     def _begin(self, model: Any, mesh: Any, version: int) -> None:
         """A cache for this mesh, programs for these shapes; what was in flight made to go on."""
-        parts = sharding.batch_shards(mesh)
+        parts = hosts.shards(mesh)
         shards = parts if self.cfg.slots >= parts else 1  # a question alone: every device has it
         sizes = schedule.sizes(self.cfg, shards)
         own = max(shards // jax.process_count(), 1)
@@ -198,8 +198,8 @@ class Engine:
 
     def _call(self, model: Any, mesh: Any, inbox: decode.Inbox, rows: int):
         """One tick. Raises CompileError if it was compiled only now."""
-        if mesh is not None and self._sizes[0] > 1:
-            inbox = sharding.shard_batch(mesh, inbox)
+        if self._split(mesh):
+            inbox = hosts.shard_batch(mesh, hosts.exchange(mesh, inbox))
         before = self.compiles
         self._cache, sampled = self._tick(
             model, self._cache, inbox, np.uint32(self.cfg.seed), self._stop, rows
@@ -210,6 +210,9 @@ class Engine:
                 raise CompileError(message)
             logging.getLogger(__name__).warning(message)
         return sampled
+
+    def _split(self, mesh: Any) -> bool:
+        return mesh is not None and self._sizes[0] > 1
 
     def _episodes(self) -> list[Episode]:
         return [e for shard in self._shards for e in shard.episodes]
@@ -256,7 +259,8 @@ class Engine:
             return  # the middle of a prompt: nothing to read, the next tick follows at once
         self._collect()
         overlapped = time.perf_counter()
-        ids, logprobs, count = (sharding.local_rows(a) for a in sampled)
+        read = functools.partial(hosts.own_rows, mesh) if self._split(mesh) else hosts.local_rows
+        ids, logprobs, count = map(read, sampled)
         now = time.perf_counter()
         self.stats.device_seconds += now - started
         self.stats.overlapped_seconds += overlapped - started

@@ -33,7 +33,7 @@ def sizes(cfg: RolloutConfig, shards: int) -> Sizes:
     if cfg.slots < 1 or cfg.slots % shards:
         raise ValueError(
             f"rollout.slots is {cfg.slots}; it must be a positive multiple of {shards}, the parts "
-            "that the mesh splits a batch into"
+            "that the mesh and the processes split a batch into"
         )
     share = cfg.decode_share
     if not share or list(share) != sorted(set(share)) or not 0 < share[0] <= share[-1] <= 1:

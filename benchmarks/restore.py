@@ -1,0 +1,197 @@
+"""Restoring a checkpoint onto other meshes: memory against its bound, and pace.
+
+    python -m benchmarks.restore --megabytes=1500 --repeats=3 --json=F
+
+Weights and two moments of each, float32, are saved from eight CPU devices and restored, whole and
+one parameter at a time (as an export reads them), onto the same mesh and onto others. Every
+measurement is a process of its own. `peak` is its largest resident memory, `base` what it held
+before it began, with all libraries loaded and a tiny checkpoint restored. The bound beyond `base`:
+what it keeps (of CPU devices, all that is restored; of parameters one after the other, one of them)
+and twice the largest array. Exits with 1 where a bound is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from benchmarks import hf_io
+from masksearch_jax import checkpoint, sharding, stored
+from masksearch_jax.config import CheckpointConfig, ComputeConfig, MeshConfig, ModelConfig
+from masksearch_jax.models import hf
+from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.train_state import TrainState, init_state
+
+COMPUTE = ComputeConfig("float32", "float32", "xla", "none", 1024)
+CHECKPOINT = CheckpointConfig(every=1, keep=1)
+SAVED = "1x8x1"
+MESHES = (SAVED, "1x2x4", "8x1x1")
+Row = dict[str, Any]
+
+
+def architecture(name: str, megabytes: float) -> ModelConfig:
+    """`tiny`, or one whose weights and moments take about so many megabytes in float32."""
+    return hf_io.architecture(1 if name == "tiny" else megabytes / 6)
+
+
+def state_of(model: Transformer) -> TrainState:
+    return init_state(model, optax.scale_by_adam())
+
+
+def shapes(config: ModelConfig, mesh: Mesh) -> TrainState:
+    """Of the state, laid out over `mesh`."""
+    model = hf.abstract(config, COMPUTE)
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def place(part: Any) -> Any:
+        at = sharding.parameter_shardings(mesh, part) if isinstance(part, Transformer) else whole
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), part, at
+        )
+
+    state = jax.eval_shape(state_of, model)
+    return jax.tree.map(place, state, is_leaf=lambda x: isinstance(x, Transformer))
+
+
+def mesh_of(name: str) -> Mesh:
+    return sharding.make_mesh(MeshConfig(*map(int, name.split("x"))))
+
+
+# ---- one measurement, in a process of its own
+
+
+def save(config: ModelConfig, folder: Path) -> None:
+    """Random numbers, which nothing compresses."""
+    like = shapes(config, mesh_of(SAVED))
+    keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(like))))
+
+    def fill(x: jax.ShapeDtypeStruct) -> jax.Array:
+        if x.dtype != jnp.float32:
+            return jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding)
+        return jax.jit(lambda k: jax.random.normal(k, x.shape), out_shardings=x.sharding)(
+            next(keys)
+        )
+
+    with checkpoint.Checkpointer(folder, CHECKPOINT, config) as checkpointer:
+        checkpointer.save(1, jax.tree.map(fill, like), {})
+
+
+def restore(job: str, config: ModelConfig, folder: Path, mesh: Mesh) -> Any:
+    if job == "whole":
+        like = shapes(config, mesh)
+        with checkpoint.Checkpointer(folder, CHECKPOINT, config) as checkpointer:
+            return jax.block_until_ready(checkpointer.restore(like)[0])
+    like = shapes(config, mesh).params
+    names = map(sharding.parameter_name, dict(jax.tree_util.tree_leaves_with_path(like)))
+    with stored.StoredParams(folder, like, config) as params:
+        for name in names:
+            jax.block_until_ready(params.read(name))
+    return None
+
+
+def child(base: Path, megabytes: float, job: str, mesh: str) -> Row:
+    """Runs `main --child` and returns what it measured."""
+    command = [sys.executable, "-m", "benchmarks.restore", f"--megabytes={megabytes}"]
+    command += ["--child", job, mesh, str(base)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_child(megabytes: float, job: str, mesh: str, base: Path) -> Row:
+    tiny, large = (architecture(name, megabytes) for name in ("tiny", "large"))
+    if job == "save":
+        save(tiny, base / "tiny")
+        save(large, base / "large")
+        return {}
+    restore(job, tiny, base / "tiny", mesh_of(mesh))
+    return hf_io.timed(lambda: restore(job, large, base / "large", mesh_of(mesh)))
+
+
+# ---- the table
+
+
+def sizes(megabytes: float) -> Row:
+    """Bytes of the whole state and of its largest array."""
+    model = hf.abstract(architecture("large", megabytes), COMPUTE)
+    state = jax.tree.leaves(jax.eval_shape(state_of, model))
+    found = [math.prod(x.shape) * x.dtype.itemsize for x in state]
+    return {"state": sum(found), "largest": max(found)}
+
+
+def measure(megabytes: float, repeats: int, meshes: tuple[str, ...] = MESHES) -> Row:
+    size = sizes(megabytes)
+    bounds = {
+        "whole": size["state"] + 2 * size["largest"],
+        "parameters": 3 * size["largest"],
+    }
+    base = Path(tempfile.mkdtemp(prefix="restore-"))
+    try:
+        child(base, megabytes, "save", SAVED)
+        rows = [
+            {"job": job, "mesh": mesh} | child(base, megabytes, job, mesh)
+            for _ in range(repeats)
+            for job in bounds
+            for mesh in meshes
+        ]
+    finally:
+        shutil.rmtree(base)
+    for row in rows:
+        row["of_bound"] = (row["peak"] - row["base"]) / bounds[row["job"]]
+    return {"sizes": size, "bounds": bounds, "saved_from": SAVED, "rows": rows}
+
+
+def table(found: Row) -> str:
+    size = found["sizes"]
+    whole, largest = (f"{size[name] / 1e6:,.0f} MB" for name in ("state", "largest"))
+    lines = [f"{whole} saved from {SAVED}, largest array {largest}"]
+    for job, mesh in dict.fromkeys((row["job"], row["mesh"]) for row in found["rows"]):
+        rows = [row for row in found["rows"] if (row["job"], row["mesh"]) == (job, mesh)]
+        seconds = [row["seconds"] for row in rows]
+        held = max(row["peak"] - row["base"] for row in rows)
+        lines.append(
+            f"{job:11}{mesh:7}{statistics.median(seconds):6.1f} s ({min(seconds):.1f} to "
+            f"{max(seconds):.1f}), {held / 1e6:,.0f} MB at most beyond the base, bound "
+            f"{found['bounds'][job] / 1e6:,.0f} MB"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--megabytes", type=float, default=1500)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", help="file to write the figures to")
+    parser.add_argument("--child", nargs=3, metavar=("JOB", "MESH", "FOLDER"))
+    args = parser.parse_args()
+    if args.child:
+        job, mesh, folder = args.child
+        print(json.dumps(run_child(args.megabytes, job, mesh, Path(folder))))
+        return 0
+    found = measure(args.megabytes, args.repeats)
+    names = ("jax", "orbax-checkpoint", "tensorstore")
+    found["versions"] = {name: importlib.metadata.version(name) for name in names}
+    print(", ".join(f"{k} {v}" for k, v in found["versions"].items()))
+    print(table(found))
+    if args.json:
+        Path(args.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return int(any(row["of_bound"] > 1 for row in found["rows"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Which rows of a batch each process has, and their way to the devices and back.
+
+A mesh splits a batch into parts. Where the devices of a part lie on several processes, as where
+`tensor` spans hosts, all of these need the part's rows: they read the same rows of the data, and
+where each has made its own, as in rollouts, they give them to each other.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from masksearch_jax import sharding
+from masksearch_jax.sharding import MeshError
+
+Tree = TypeVar("Tree")
+
+
+def share(mesh: Mesh) -> tuple[int, int]:
+    """Which share of a batch's rows this process's devices hold, and how many shares there are.
+
+    Raises MeshError where processes have some parts of a batch in common and others not.
+    """
+    held = _held(mesh)
+    shares = sorted(set(held.values()))
+    return shares.index(held[jax.process_index()]), len(shares)
+
+
+def peers(mesh: Mesh) -> list[int]:
+    """The processes, ascending, that have this one's share: itself, and maybe others."""
+    held = _held(mesh)
+    return [process for process, parts in held.items() if parts == held[jax.process_index()]]
+
+
+def _held(mesh: Mesh) -> dict[int, tuple[int, ...]]:
+    """The parts of a batch that each process's devices hold, ascending."""
+    found: dict[int, set[int]] = {}
+    count = sharding.batch_shards(mesh)
+    for part, devices in enumerate(mesh.devices.reshape(count, -1)):  # `tensor` is the last axis
+        for device in devices:
+            found.setdefault(device.process_index, set()).add(part)
+    held = {process: tuple(sorted(parts)) for process, parts in sorted(found.items())}
+    if sum(map(len, set(held.values()))) != count or len(set(map(len, held.values()))) > 1:
+        raise MeshError(
+            f"mesh {dict(mesh.shape)}: the {count} parts of a batch lie on {len(held)} processes "
+            f"as {held}; two processes must have all their parts in common, or none"
+        )
+    return held
+
+
+def exchange(mesh: Mesh, batch: Tree) -> Tree:
+    """The rows of all peers, in their order, of a host batch that each has made for itself.
+
+    All must call it, with equally many rows.
+    """
+    among = peers(mesh)
+    if len(among) == 1:
+        return batch
+    leaves, structure = jax.tree.flatten(batch)
+    packed = np.concatenate([np.ascontiguousarray(x).view(np.uint8).reshape(-1) for x in leaves])
+    found = np.asarray(multihost_utils.process_allgather(packed))[among]  # one for all leaves
+    ends = np.cumsum([x.nbytes for x in leaves])[:-1]
+    parts = (np.ascontiguousarray(x) for x in np.split(found, ends, axis=1))
+    together = [
+        part.view(x.dtype).reshape(-1, *x.shape[1:]) for part, x in zip(parts, leaves, strict=True)
+    ]
+    return structure.unflatten(together)
+
+
+def shard_batch(mesh: Mesh, batch: Tree, axis: int = 0) -> Tree:
+    """Global arrays of a host batch, rows along `axis`; each process brings those of its share.
+
+    Raises MeshError when the rows of all shares do not divide over `data` and `fsdp`.
+    """
+    _, shares = share(mesh)
+
+    def put(rows: np.ndarray) -> jax.Array:
+        shape = list(rows.shape)
+        shape[axis] *= shares
+        logical = ("any",) * axis + ("batch",) + ("any",) * (rows.ndim - axis - 1)
+        place = sharding.fitting(mesh, logical, tuple(shape), "batch")
+        return jax.make_array_from_process_local_data(place, rows, tuple(shape))
+
+    return jax.tree.map(put, batch)
+
+
+def local_rows(x: jax.Array) -> np.ndarray:
+    """The rows, along axis 0, that this process's devices hold, in order: those of its share."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
+def own_rows(mesh: Mesh, x: jax.Array) -> np.ndarray:
+    """Of what became of exchanged rows, along axis 0, that of this process's own."""
+    found = local_rows(x)
+    among = peers(mesh)
+    return np.split(found, len(among))[among.index(jax.process_index())]
+
+
+def shards(mesh: Mesh | None) -> int:
+    """The fewest shards of which all parts of a batch, and all processes, have equally many."""
+    if mesh is None or mesh.empty:
+        return 1
+    hosts = {device.process_index for device in mesh.devices.flat}
+    return math.lcm(sharding.batch_shards(mesh), len(hosts))

@@ -1,0 +1,152 @@
+"""Micro-batches of one update: the same loss and gradient, in the memory of one gradient."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from masksearch_jax import train_dapo, train_sft
+from masksearch_jax.checkpoint import Checkpointer
+from masksearch_jax.cli import load_config, to_dataclass
+from masksearch_jax.config import (
+    CheckpointConfig,
+    ComputeConfig,
+    DapoRun,
+    LoraConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+)
+from masksearch_jax.models import hf, lora
+from masksearch_jax.sharding import make_mesh
+from masksearch_jax.train_state import init_state, make_optimizer, make_train_step, split_micro
+
+COMPUTE = ComputeConfig("float32", "float32", "xla", "block", 16)
+MODEL = ModelConfig(
+    family="qwen2",
+    vocab_size=48,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    rope_theta=1e4,
+    rope_scaling=None,
+    norm_eps=1e-6,
+    qkv_bias=True,
+    qk_norm=False,
+    tie_embeddings=True,
+    max_position=64,
+)
+OPTIM = OptimConfig(3e-2, "constant", 0, 1.0, 0.9, 0.95, 1e-8, 0.1, 1.0, 1)
+ROWS, TIME = 8, 12
+
+
+def batch() -> dict[str, np.ndarray]:
+    """Rows whose weights, masks and advantages all differ, for either loss."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, MODEL.vocab_size, (ROWS, TIME + 1), np.int32)
+    sampler = rng.normal(-4.0, 0.3, (ROWS, TIME)).astype(np.float32)
+    return {
+        "ids": ids[:, :-1],
+        "targets": ids[:, 1:],
+        "positions": np.tile(np.int32([*range(7), *range(5)]), (ROWS, 1)),
+        "segment_ids": np.tile(np.int32([1] * 7 + [2] * 3 + [0] * 2), (ROWS, 1)),
+        "loss_weights": rng.choice(np.float32([0, 0.2, 1]), (ROWS, TIME)),
+        "mask": rng.random((ROWS, TIME)) < np.linspace(0.1, 0.9, ROWS)[:, None],
+        "advantages": rng.normal(size=ROWS).astype(np.float32),
+        "logp_sampler": sampler,
+        "logp_old": sampler + rng.normal(0, 0.1, (ROWS, TIME)).astype(np.float32),
+    }
+
+
+def random_model(compute: ComputeConfig = COMPUTE):
+    rng = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype), hf.abstract(MODEL, compute)
+    )
+
+
+@pytest.fixture(scope="module")
+def losses(repository):
+    path = repository / "configs" / "ramp_dapo.py"
+    dapo = to_dataclass(DapoRun, load_config(f"{path}:tiny")).dapo
+    return {
+        "sft": train_sft.make_loss_fn(COMPUTE),
+        "dapo": train_dapo.make_loss_fn(COMPUTE, dataclasses.replace(dapo, minibatches=2), 1.0),
+    }
+
+
+@pytest.mark.parametrize(("name", "remat", "rank"), [("sft", "block", 0), ("dapo", "none", 2)])
+def test_loss_and_gradient_are_those_of_the_whole_batch(name, remat, rank, losses):
+    model = random_model(dataclasses.replace(COMPUTE, remat=remat))
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    params, frozen = lora.trained(model, LoraConfig(rank=rank), mesh, 0)
+    before = jax.tree.map(np.asarray, params)
+    found = []
+    for accumulate in (1, 4):
+        tx = optax.sgd(1.0)
+        own, rest = jax.tree.map(jnp.copy, (params, frozen))  # a step takes its state
+        state = init_state(own, tx, rest)
+        step = make_train_step(losses[name], tx, accumulate)
+        state, metrics = step(state, split_micro(batch(), accumulate))
+        gradient = jax.tree.map(lambda a, b: a - np.asarray(b), before, state.params)
+        found.append((float(metrics["loss"]), jax.tree.leaves(gradient)))
+    (whole, expected), (cut, gradients) = found
+    assert abs(cut - whole) < 1e-6
+    assert len(expected) == 14
+    for mine, theirs in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-6)
+
+
+def test_accumulated_updates_go_on_bitwise_from_a_checkpoint(losses, tmp_path):
+    tx = make_optimizer(OPTIM, 20)
+    step = make_train_step(losses["sft"], tx, accumulate=2)
+
+    def go_on(state, count: int):
+        for _ in range(count):
+            state, _ = step(state, split_micro(batch(), 2))
+        return state
+
+    whole = go_on(init_state(random_model(), tx), 4)
+    with Checkpointer(tmp_path, CheckpointConfig(every=1, keep=9), MODEL) as checkpointer:
+        checkpointer.save(2, go_on(init_state(random_model(), tx), 2), {})
+        state, _ = checkpointer.restore(init_state(random_model(), tx))
+    jax.tree.map(np.testing.assert_array_equal, go_on(state, 2), whole)
+
+
+# ---- memory, by the compiler
+
+WIDE = dataclasses.replace(
+    MODEL, vocab_size=256, hidden_size=128, intermediate_size=384, num_layers=8, head_dim=32
+)
+
+
+def needs(accumulate: int, param_dtype: str) -> tuple[int, int]:
+    """Bytes of an update of `accumulate` micro-batches of the same size, and of its gradient."""
+    compute = dataclasses.replace(COMPUTE, param_dtype=param_dtype)
+    model, tx = hf.abstract(WIDE, compute), make_optimizer(OPTIM, 20)
+    state = jax.eval_shape(lambda m: init_state(m, tx), model)
+    shape = (accumulate, 2, 32)[accumulate == 1 :]
+    kinds = dict.fromkeys(("ids", "targets", "positions", "segment_ids"), jnp.int32)
+    kinds |= {"loss_weights": jnp.float32}
+    rows = {name: jax.ShapeDtypeStruct(shape, kind) for name, kind in kinds.items()}
+    step = make_train_step(train_sft.make_loss_fn(compute), tx, accumulate)
+    found = step.lower(state, rows).compile().memory_analysis()
+    total = found.argument_size_in_bytes + found.temp_size_in_bytes
+    gradient = 4 * sum(x.size for x in jax.tree.leaves(model))
+    return total - sum(x.size * 4 for x in rows.values()), gradient
+
+
+@pytest.mark.parametrize(("param_dtype", "most"), [("float32", 0.1), ("bfloat16", 1.05)])
+def test_micro_batches_need_no_second_gradient(param_dtype, most):
+    once, gradient = needs(1, param_dtype)
+    cut, _ = needs(4, param_dtype)
+    assert once > 3 * gradient
+    assert (cut - once) / gradient <= most

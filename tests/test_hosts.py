@@ -1,0 +1,63 @@
+"""Which rows of a batch each process has, by where the devices of its parts lie."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from masksearch_jax import hosts, sharding
+from masksearch_jax.config import MeshConfig
+
+
+def mesh_on(processes: list[int], shape: tuple[int, int, int]) -> SimpleNamespace:
+    """A mesh whose devices, in order, lie on these processes."""
+    devices = np.empty(math.prod(shape), object)
+    devices[:] = [SimpleNamespace(process_index=process) for process in processes]
+    sizes = dict(zip(sharding.AXES, shape, strict=True))
+    return SimpleNamespace(devices=devices.reshape(shape), shape=sizes, empty=False)
+
+
+@pytest.mark.parametrize(
+    ("processes", "shape", "peers", "shares", "shards"),
+    [
+        ([0, 0, 1, 1], (2, 2, 1), ([0], [1]), (0, 1), 4),
+        ([0, 0, 1, 1], (1, 4, 1), ([0], [1]), (0, 1), 4),
+        ([0, 1, 2, 3], (1, 2, 2), ([0, 1], [0, 1], [2, 3], [2, 3]), (0, 0, 1, 1), 4),
+        ([0, 1, 2, 3], (1, 1, 4), 4 * ([0, 1, 2, 3],), (0, 0, 0, 0), 4),
+        # A slice's devices by its wiring: one process has every other part.
+        ([0, 1, 0, 1], (1, 4, 1), ([0], [1]), (0, 1), 4),
+        # `tensor` goes over all hosts, which so have all parts.
+        ([0, 1, 0, 1, 0, 1, 0, 1], (2, 2, 2), ([0, 1], [0, 1]), (0, 0), 4),
+        ([0, 1, 2, 3, 4, 5], (1, 2, 3), ([0, 1, 2],) * 3 + ([3, 4, 5],) * 3, (0, 0, 0, 1, 1, 1), 6),
+    ],
+)
+def test_processes_with_the_same_parts_share_their_rows(
+    processes, shape, peers, shares, shards, monkeypatch
+):
+    mesh = mesh_on(processes, shape)
+    for process, (among, share) in enumerate(zip(peers, shares, strict=True)):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        assert hosts.peers(mesh) == among
+        assert hosts.share(mesh) == (share, len(set(shares)))
+    assert hosts.shards(mesh) == shards
+
+
+def test_parts_that_are_shared_only_in_part_are_refused():
+    with pytest.raises(sharding.MeshError, match=r"lie on 3 processes as .*1: \(0, 1\)"):
+        hosts.share(mesh_on([0, 0, 1, 1, 2, 2], (1, 2, 3)))
+
+
+def test_a_process_alone_has_all_rows():
+    mesh = sharding.make_mesh(MeshConfig(2, 2, 2))
+    batch = {"ids": np.arange(12, dtype=np.int32).reshape(4, 3)}
+    assert hosts.share(mesh) == (0, 1)
+    assert hosts.exchange(mesh, batch) is batch
+    placed = hosts.shard_batch(mesh, batch)["ids"]
+    assert placed.addressable_shards[0].data.shape == (1, 3)
+    np.testing.assert_array_equal(hosts.local_rows(placed), batch["ids"])
+    np.testing.assert_array_equal(hosts.own_rows(mesh, placed), batch["ids"])
+    assert hosts.shards(None) == 1
