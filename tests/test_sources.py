@@ -242,7 +242,7 @@ def prepare_tfds(folder) -> str:
     """The rows as a TFDS dataset like `wikipedia`; its folder."""
     import tensorflow_datasets as tfds
 
-    class Wiki(tfds.core.GeneratorBasedBuilder):
+    class Wiki(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
