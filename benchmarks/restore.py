@@ -6,13 +6,14 @@ Weights and two moments of each, float32, are saved from eight CPU devices and r
 one parameter at a time (as an export reads them), onto the same mesh and onto others. Every
 measurement is a process of its own. `peak` is its largest resident memory, `base` what it held
 before it began, with all libraries loaded and a tiny checkpoint restored. The bound beyond `base`:
-what it keeps (of CPU devices, all that is restored; of parameters one after the other, one of them)
-and twice the largest array. Exits with 1 where a bound is broken.
+the shards that it keeps (the host's memory is that of all eight devices; of parameters one after
+the other, those of one) and twice the largest array. Exits with 1 where a bound is broken.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -46,7 +47,11 @@ Row = dict[str, Any]
 
 def architecture(name: str, megabytes: float) -> ModelConfig:
     """`tiny`, or one whose weights and moments take about so many megabytes in float32."""
-    return hf_io.architecture(1 if name == "tiny" else megabytes / 6)
+    config = hf_io.architecture(megabytes / 6)
+    small = {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 64}
+    config = dataclasses.replace(config, **small if name == "tiny" else {})
+    heads = {"num_heads": 8, "num_kv_heads": 4, "head_dim": config.hidden_size // 8}
+    return dataclasses.replace(config, **heads)  # which `tensor` divides
 
 
 def state_of(model: Transformer) -> TrainState:
@@ -76,17 +81,17 @@ def mesh_of(name: str) -> Mesh:
 
 
 def save(config: ModelConfig, folder: Path) -> None:
-    """Random numbers, which nothing compresses."""
-    like = shapes(config, mesh_of(SAVED))
-    keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(like))))
+    """Random numbers, which hardly anything compresses."""
+    rng = np.random.default_rng(0)
 
     def fill(x: jax.ShapeDtypeStruct) -> jax.Array:
-        if x.dtype != jnp.float32:
-            return jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding)
-        return jax.jit(lambda k: jax.random.normal(k, x.shape), out_shardings=x.sharding)(
-            next(keys)
-        )
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            shape = [len(range(*p.indices(n))) for p, n in zip(index, x.shape, strict=True)]
+            return rng.random(shape, np.float32).astype(x.dtype)
 
+        return jax.make_array_from_callback(x.shape, x.sharding, part)
+
+    like = shapes(config, mesh_of(SAVED))
     with checkpoint.Checkpointer(folder, CHECKPOINT, config) as checkpointer:
         checkpointer.save(1, jax.tree.map(fill, like), {})
 
@@ -108,7 +113,7 @@ def child(base: Path, megabytes: float, job: str, mesh: str) -> Row:
     """Runs `main --child` and returns what it measured."""
     command = [sys.executable, "-m", "benchmarks.restore", f"--megabytes={megabytes}"]
     command += ["--child", job, mesh, str(base)]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -126,48 +131,46 @@ def run_child(megabytes: float, job: str, mesh: str, base: Path) -> Row:
 # ---- the table
 
 
-def sizes(megabytes: float) -> Row:
-    """Bytes of the whole state and of its largest array."""
-    model = hf.abstract(architecture("large", megabytes), COMPUTE)
-    state = jax.tree.leaves(jax.eval_shape(state_of, model))
-    found = [math.prod(x.shape) * x.dtype.itemsize for x in state]
-    return {"state": sum(found), "largest": max(found)}
+def bounds(megabytes: float, name: str) -> Row:
+    """Bytes beyond `base` that each job may hold on the mesh of this name."""
+    config = architecture("large", megabytes)
+    state = jax.tree.leaves(jax.eval_shape(state_of, hf.abstract(config, COMPUTE)))
+    largest = max(math.prod(x.shape) * x.dtype.itemsize for x in state)
+    mesh = mesh_of(name)
+    like = shapes(config, mesh)
+    kept = [mesh.size * sharding.bytes_on_device(x) for x in jax.tree.leaves(like)]
+    return {"whole": sum(kept) + 2 * largest, "parameters": max(kept) + 2 * largest}
 
 
 def measure(megabytes: float, repeats: int, meshes: tuple[str, ...] = MESHES) -> Row:
-    size = sizes(megabytes)
-    bounds = {
-        "whole": size["state"] + 2 * size["largest"],
-        "parameters": 3 * size["largest"],
-    }
+    limits = {mesh: bounds(megabytes, mesh) for mesh in meshes}
     base = Path(tempfile.mkdtemp(prefix="restore-"))
     try:
         child(base, megabytes, "save", SAVED)
         rows = [
             {"job": job, "mesh": mesh} | child(base, megabytes, job, mesh)
             for _ in range(repeats)
-            for job in bounds
             for mesh in meshes
+            for job in limits[mesh]
         ]
     finally:
         shutil.rmtree(base)
     for row in rows:
-        row["of_bound"] = (row["peak"] - row["base"]) / bounds[row["job"]]
-    return {"sizes": size, "bounds": bounds, "saved_from": SAVED, "rows": rows}
+        row["bound"] = limits[row["mesh"]][row["job"]]
+        row["of_bound"] = (row["peak"] - row["base"]) / row["bound"]
+    return {"saved_from": SAVED, "rows": rows}
 
 
 def table(found: Row) -> str:
-    size = found["sizes"]
-    whole, largest = (f"{size[name] / 1e6:,.0f} MB" for name in ("state", "largest"))
-    lines = [f"{whole} saved from {SAVED}, largest array {largest}"]
-    for job, mesh in dict.fromkeys((row["job"], row["mesh"]) for row in found["rows"]):
+    lines = [f"saved from {found['saved_from']} (data x fsdp x tensor), restored onto"]
+    for mesh, job in dict.fromkeys((row["mesh"], row["job"]) for row in found["rows"]):
         rows = [row for row in found["rows"] if (row["job"], row["mesh"]) == (job, mesh)]
         seconds = [row["seconds"] for row in rows]
         held = max(row["peak"] - row["base"] for row in rows)
         lines.append(
-            f"{job:11}{mesh:7}{statistics.median(seconds):6.1f} s ({min(seconds):.1f} to "
+            f"{mesh:7}{job:11}{statistics.median(seconds):6.1f} s ({min(seconds):.1f} to "
             f"{max(seconds):.1f}), {held / 1e6:,.0f} MB at most beyond the base, bound "
-            f"{found['bounds'][job] / 1e6:,.0f} MB"
+            f"{rows[0]['bound'] / 1e6:,.0f} MB"
         )
     return "\n".join(lines)
 
@@ -179,6 +182,7 @@ def main() -> int:
     parser.add_argument("--json", help="file to write the figures to")
     parser.add_argument("--child", nargs=3, metavar=("JOB", "MESH", "FOLDER"))
     args = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", 8)
     if args.child:
         job, mesh, folder = args.child
         print(json.dumps(run_child(args.megabytes, job, mesh, Path(folder))))

@@ -1,8 +1,8 @@
 """What lies in a step's folder: read back whole, one parameter at a time, or as what it is of.
 
 The model's configuration and every array's shape are stored beside the arrays and compared before
-anything is loaded. Arrays are written in chunks and read by each process where it wants them, no
-more at once than the largest takes: beside what it keeps, a host holds at most twice that.
+anything is loaded. Arrays are written in chunks, and each process reads those that it wants, a few
+at once: beside the shards that it keeps, a host holds at most twice the largest array.
 """
 
 from __future__ import annotations
@@ -205,17 +205,36 @@ def restore(
 
 
 def _read(place: epath.Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
-    """Some of an item's arrays, by name; the largest's bytes are on their way at once, at most."""
-    metadata = ocp.PyTreeCheckpointHandler().metadata(place).tree
-    sizes = [
-        math.prod(metadata[name].shape) * np.dtype(metadata[name].dtype).itemsize for name in wanted
-    ]
-    limit = max(sizes, default=0) + 1  # which it must not reach
-    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=limit / 10**9)
+    """Some of an item's arrays, by name, each process its shards of them.
+
+    On their way at once is at most a quarter of what the largest array takes, or one shard. That is
+    held about twice: as it lies in the file, and as it is wanted.
+    """
     item = {name: _abstract(leaf) for name, leaf in wanted.items()}
+    stored = ocp.PyTreeCheckpointHandler().metadata(place).tree
+    sizes = [math.prod(stored[n].shape) * stored[n].dtype.itemsize for n in item]
+    shards = [_footprint(stored[n], leaf.sharding) for n, leaf in item.items()]
+    limit = max(max(sizes) // 4, max(shards)) + 1  # which none may reach
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=limit / 10**9)
     how = ocp.checkpoint_utils.construct_restore_args(item)
     args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
     return handler.restore(place, args=args)
+
+
+def _footprint(stored: Any, sharding: jax.sharding.Sharding) -> int:
+    """Bytes of the chunks that the largest shard of a stored array lies in."""
+
+    def cover(index: tuple[slice, ...]) -> int:
+        extents = (
+            -(-stop // chunk) * chunk - start // chunk * chunk
+            for part, size, chunk in zip(
+                index, stored.shape, stored.storage.chunk_shape, strict=True
+            )
+            for start, stop, _ in (part.indices(size),)
+        )
+        return math.prod(extents) * stored.dtype.itemsize
+
+    return max(map(cover, sharding.addressable_devices_indices_map(stored.shape).values()))
 
 
 def _check_shapes(step: int, item: str, meta: dict[str, Any], wanted: dict[str, Any]) -> None:

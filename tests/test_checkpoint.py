@@ -216,7 +216,6 @@ def test_a_restore_stays_within_its_bound():
     if not Path("/proc/self/status").exists():
         pytest.skip("resident memory is read from /proc")
     found = restore.measure(300, repeats=1, meshes=("1x2x4",))
-    assert found["sizes"]["largest"] > 2 * stored.CHUNK
     assert {row["job"]: row["of_bound"] <= 1 for row in found["rows"]} == {
         "whole": True,
         "parameters": True,
