@@ -19,6 +19,7 @@ import dataclasses
 import difflib
 import errno
 import importlib.util
+import logging
 import os
 import re
 import socket
@@ -306,7 +307,9 @@ def call(work: Callable[[], Any]) -> None:
     try:
         status = work()
     except KeyboardInterrupt:
-        # A checkpoint may have been on its way; it was atomic, and its coroutines are no news.
+        # A checkpoint may have been on its way; it was atomic, and what its threads and coroutines
+        # say on the way out is no news.
+        logging.disable()
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

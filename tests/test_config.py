@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import logging
 import subprocess
 import sys
 import textwrap
@@ -133,6 +134,13 @@ def get_config(arg=""):
     inner = dict(rate=0.5, steps=steps, names=("a", "b"))
     return ConfigDict(dict(workdir="w", flag=True, inner=inner, maybe=None, kind="first"))
 """
+
+
+@pytest.fixture(autouse=True)
+def heard():
+    """What is logged is heard again: an interrupted main turns that off, as its last act."""
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture
@@ -274,6 +282,12 @@ def status_of(folder: Path, fn, *args: str) -> int:
 def test_an_expected_failure_is_one_line_and_a_status(folder, capsys, error, status, message):
     assert status_of(folder, raising(error)) == status
     assert capsys.readouterr() == ("", message)
+
+
+def test_after_an_interruption_no_thread_of_a_library_is_heard(folder, caplog):
+    assert status_of(folder, raising(KeyboardInterrupt())) == 130
+    logging.getLogger("absl").error("cannot schedule new futures after shutdown")
+    assert not caplog.records
 
 
 def test_a_defect_keeps_its_traceback(folder):

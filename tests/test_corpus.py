@@ -136,7 +136,7 @@ def test_a_missing_file_and_an_empty_one_are_refused_before_the_first_passage(tm
         read_passages(write(tmp_path, name="empty.jsonl"))
 
 
-@pytest.mark.parametrize("content", [b"\n \n", gzip.compress(b"")])
+@pytest.mark.parametrize("content", [b"\n \n", gzip.compress(b"")], ids=["blank", "gzip"])
 def test_a_file_without_passages_is_refused(tmp_path, content):
     with pytest.raises(CorpusError, match="has no passages"):
         read(write(tmp_path, content))

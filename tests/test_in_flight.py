@@ -121,6 +121,16 @@ def test_a_run_in_pieces_under_the_same_weights_gives_the_same_tokens(
 
 
 @pytest.mark.parametrize("rollout", KEPT, ids=lambda c: c.in_flight)
+def test_what_has_ended_but_was_not_taken_is_still_in_flight(rollout, models):
+    """The tick after `enough` may end several: the next run gives them, if there is one."""
+    found, requests = 0, REQUESTS
+    with engine(rollout=rollout) as e:
+        while requests or e.in_flight:
+            found, requests = found + len(some(e, models[0], requests, 0, 1)), []
+            assert found + e.in_flight == len(REQUESTS)
+
+
+@pytest.mark.parametrize("rollout", KEPT, ids=lambda c: c.in_flight)
 def test_requests_wait_for_their_turn_over_a_stop(rollout, models, plain):
     half = len(REQUESTS) // 2
     with engine(rollout=rollout) as e:

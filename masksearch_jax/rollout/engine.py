@@ -90,8 +90,8 @@ class Engine:
 
     @property
     def in_flight(self) -> int:
-        """Requests that are open or wait for a slot."""
-        return len(self._queue) + len(self._episodes())
+        """Requests that are open, wait for a slot, or have ended and were not taken yet."""
+        return len(self._queue) + len(self._episodes()) + len(self._finished)
 
     def run(
         self,
