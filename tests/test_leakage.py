@@ -96,9 +96,9 @@ def test_nothing_that_overlaps_the_real_question_sets_is_masked(real, tmp_path):
     expected = collections.Counter(filter(None, reasons.values()))
     assert set(expected) == {"gold_title", "gold_text"}
     assert made["clean"]["dropped"] == expected
-    assert made["clean"]["seen"] == len(reasons)
-    assert made["clean"]["kept"] == len(reasons) - expected.total()
-    assert len(kept) > 0.5 * made["clean"]["kept"]
+    assert made["clean"]["in"] == len(reasons)
+    assert made["clean"]["out"] == len(reasons) - expected.total()
+    assert len(kept) > 0.5 * made["clean"]["out"]
     assert not [e.id for e in kept if reasons[e.passage_id]]
     assert reasons["quote"] == "gold_text"
 
