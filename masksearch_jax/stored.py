@@ -213,7 +213,7 @@ def _read(place: epath.Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
     item = {name: _abstract(leaf) for name, leaf in wanted.items()}
     stored = ocp.PyTreeCheckpointHandler().metadata(place).tree
     sizes = [math.prod(stored[n].shape) * stored[n].dtype.itemsize for n in item]
-    shards = [_footprint(stored[n], leaf.sharding) for n, leaf in item.items()]
+    shards = [_footprint(stored[n], leaf) for n, leaf in item.items()]
     limit = max(max(sizes) // 4, max(shards)) + 1  # which none may reach
     handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=limit / 10**9)
     how = ocp.checkpoint_utils.construct_restore_args(item)
@@ -221,8 +221,9 @@ def _read(place: epath.Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
     return handler.restore(place, args=args)
 
 
-def _footprint(stored: Any, sharding: jax.sharding.Sharding) -> int:
-    """Bytes of the chunks that the largest shard of a stored array lies in."""
+def _footprint(stored: Any, wanted: jax.ShapeDtypeStruct) -> int:
+    """Bytes, in the wider dtype, of the chunks that the largest shard of a stored array lies in."""
+    width = max(stored.dtype.itemsize, wanted.dtype.itemsize)
 
     def cover(index: tuple[slice, ...]) -> int:
         extents = (
@@ -232,9 +233,9 @@ def _footprint(stored: Any, sharding: jax.sharding.Sharding) -> int:
             )
             for start, stop, _ in (part.indices(size),)
         )
-        return math.prod(extents) * stored.dtype.itemsize
+        return math.prod(extents) * width
 
-    return max(map(cover, sharding.addressable_devices_indices_map(stored.shape).values()))
+    return max(map(cover, wanted.sharding.addressable_devices_indices_map(stored.shape).values()))
 
 
 def _check_shapes(step: int, item: str, meta: dict[str, Any], wanted: dict[str, Any]) -> None:
