@@ -26,7 +26,7 @@ FORMAT = 1  # of what a step's folder holds; grows when an older reader would mi
 ITEMS = ("params", "optimizer", "meta")
 # Bytes of a chunk of an array, at most. Other meshes and processes read whole chunks of which they
 # may want a part; without a limit one is all that a device held.
-CHUNK = 2**25
+CHUNK = 2**23
 
 
 class CheckpointError(Exception):
