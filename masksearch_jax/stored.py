@@ -66,15 +66,15 @@ class StoredParams:
         self._wanted = dict(zip(map(sharding.parameter_name, paths), wanted.items(), strict=True))
         place = absolute(folder) / str(self.step)
         self._place = place / "params"
-        stored = ocp.PyTreeCheckpointHandler().metadata(self._place)
-        self.dtype = str(np.dtype(next(iter(stored.tree.values())).dtype))
+        self._stored = _arrays_in(self._place)
+        self.dtype = str(np.dtype(next(iter(self._stored.values())).dtype))
         # Times to the nanosecond: a step that was trained again is another checkpoint.
         self.source = f"{place} {(place / '_CHECKPOINT_METADATA').read_text()}"
 
     def read(self, parameter: str) -> jax.Array:
         """One parameter, by its name as `sharding.parameter_name` has it."""
         name, leaf = self._wanted[parameter]
-        return _read(self._place, {name: leaf})[name]
+        return _read(self._place, self._stored, {name: leaf})[name]
 
     def __enter__(self) -> StoredParams:
         return self
@@ -200,18 +200,25 @@ def restore(
     """The item's arrays in the structure, dtypes and shardings of `like`."""
     wanted = flatten(like)
     _check_shapes(step, item, meta, wanted)
-    arrays = _read(epath.Path(manager.directory) / str(step) / item, wanted)
+    place = epath.Path(manager.directory) / str(step) / item
+    arrays = _read(place, _arrays_in(place), wanted)
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
 
 
-def _read(place: epath.Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
+def _arrays_in(place: epath.Path) -> dict[str, Any]:
+    """Shapes, dtypes and chunks of an item's arrays, by name."""
+    return ocp.PyTreeCheckpointHandler().metadata(place).tree
+
+
+def _read(
+    place: epath.Path, stored: dict[str, Any], wanted: dict[str, Any]
+) -> dict[str, jax.Array]:
     """Some of an item's arrays, by name, each process its shards of them.
 
     On their way at once is at most a quarter of what the largest array takes, or one shard. That is
     held about twice: as it lies in the file, and as it is wanted.
     """
     item = {name: _abstract(leaf) for name, leaf in wanted.items()}
-    stored = ocp.PyTreeCheckpointHandler().metadata(place).tree
     sizes = [math.prod(stored[n].shape) * stored[n].dtype.itemsize for n in item]
     shards = [_footprint(stored[n], leaf) for n, leaf in item.items()]
     limit = max(max(sizes) // 4, max(shards)) + 1  # which none may reach

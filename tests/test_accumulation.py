@@ -10,60 +10,23 @@ import numpy as np
 import optax
 import pytest
 
-from masksearch_jax import train_dapo, train_sft
+from masksearch_jax import train_sft
 from masksearch_jax.checkpoint import Checkpointer
-from masksearch_jax.cli import load_config, to_dataclass
 from masksearch_jax.config import (
     CheckpointConfig,
     ComputeConfig,
-    DapoRun,
     LoraConfig,
     MeshConfig,
-    ModelConfig,
     OptimConfig,
 )
 from masksearch_jax.models import hf, lora
 from masksearch_jax.sharding import make_mesh
 from masksearch_jax.train_state import init_state, make_optimizer, make_train_step, split_micro
+from tests import test_mesh_parity
+from tests.test_mesh_parity import COMPUTE, batch
 
-COMPUTE = ComputeConfig("float32", "float32", "xla", "block", 16)
-MODEL = ModelConfig(
-    family="qwen2",
-    vocab_size=48,
-    hidden_size=16,
-    intermediate_size=24,
-    num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    rope_theta=1e4,
-    rope_scaling=None,
-    norm_eps=1e-6,
-    qkv_bias=True,
-    qk_norm=False,
-    tie_embeddings=True,
-    max_position=64,
-)
+MODEL = dataclasses.replace(test_mesh_parity.MODEL, num_layers=3)
 OPTIM = OptimConfig(3e-2, "constant", 0, 1.0, 0.9, 0.95, 1e-8, 0.1, 1.0, 1)
-ROWS, TIME = 8, 12
-
-
-def batch() -> dict[str, np.ndarray]:
-    """Rows whose weights, masks and advantages all differ, for either loss."""
-    rng = np.random.default_rng(0)
-    ids = rng.integers(0, MODEL.vocab_size, (ROWS, TIME + 1), np.int32)
-    sampler = rng.normal(-4.0, 0.3, (ROWS, TIME)).astype(np.float32)
-    return {
-        "ids": ids[:, :-1],
-        "targets": ids[:, 1:],
-        "positions": np.tile(np.int32([*range(7), *range(5)]), (ROWS, 1)),
-        "segment_ids": np.tile(np.int32([1] * 7 + [2] * 3 + [0] * 2), (ROWS, 1)),
-        "loss_weights": rng.choice(np.float32([0, 0.2, 1]), (ROWS, TIME)),
-        "mask": rng.random((ROWS, TIME)) < np.linspace(0.1, 0.9, ROWS)[:, None],
-        "advantages": rng.normal(size=ROWS).astype(np.float32),
-        "logp_sampler": sampler,
-        "logp_old": sampler + rng.normal(0, 0.1, (ROWS, TIME)).astype(np.float32),
-    }
 
 
 def random_model(compute: ComputeConfig = COMPUTE):
@@ -74,13 +37,8 @@ def random_model(compute: ComputeConfig = COMPUTE):
 
 
 @pytest.fixture(scope="module")
-def losses(repository):
-    path = repository / "configs" / "ramp_dapo.py"
-    dapo = to_dataclass(DapoRun, load_config(f"{path}:tiny")).dapo
-    return {
-        "sft": train_sft.make_loss_fn(COMPUTE),
-        "dapo": train_dapo.make_loss_fn(COMPUTE, dataclasses.replace(dapo, minibatches=2), 1.0),
-    }
+def losses():
+    return test_mesh_parity.losses()
 
 
 @pytest.mark.parametrize(("name", "remat", "rank"), [("sft", "block", 0), ("dapo", "none", 2)])

@@ -6,6 +6,7 @@ import dataclasses
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -74,17 +75,20 @@ def batch() -> dict[str, np.ndarray]:
     }
 
 
+def losses() -> dict[str, Callable]:
+    path = Path(__file__).parent.parent / "configs" / "ramp_dapo.py"
+    dapo = cli.to_dataclass(DapoRun, cli.load_config(f"{path}:tiny")).dapo
+    return {
+        "sft": train_sft.make_loss_fn(COMPUTE),
+        "dapo": train_dapo.make_loss_fn(COMPUTE, dataclasses.replace(dapo, minibatches=2), 1.0),
+    }
+
+
 def updates(config: MeshConfig, process: int, count: int, devices=None) -> dict[str, np.ndarray]:
     """Loss and gradient, by parameter, of an SFT and a DAPO update with this process's rows.
 
     Those of SFT are read by all processes of a share, those of DAPO made by one and exchanged.
     """
-    path = Path(__file__).parent.parent / "configs" / "ramp_dapo.py"
-    dapo = cli.to_dataclass(DapoRun, cli.load_config(f"{path}:tiny")).dapo
-    losses = {
-        "sft": train_sft.make_loss_fn(COMPUTE),
-        "dapo": train_dapo.make_loss_fn(COMPUTE, dataclasses.replace(dapo, minibatches=2), 1.0),
-    }
     mesh, tx = sharding.make_mesh(config, devices), optax.sgd(1.0)
     share, shares = hosts.share(mesh)
     own = {k: np.split(v, count)[process] for k, v in batch().items()}
@@ -97,7 +101,7 @@ def updates(config: MeshConfig, process: int, count: int, devices=None) -> dict[
     host = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes)
     placed = sharding.parameter_shardings(mesh, shapes)
     found = {}
-    for name, loss_fn in losses.items():
+    for name, loss_fn in losses().items():
         model = jax.tree.map(
             lambda x, at: jax.make_array_from_callback(x.shape, at, lambda i, x=x: x[i]),
             host,
