@@ -77,8 +77,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.compute.param_dtype = "float32"
     c.compute.attention = "xla"
     c.compute.remat = "block"
-    c.compute.loss_chunk = 1024
+    c.compute.loss_chunk = 4096
 
+    c.cpu_devices = 2
     c.mesh = ConfigDict()
     c.mesh.data = -1
     c.mesh.fsdp = 1
@@ -131,7 +132,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.first_optim.eps = 1e-8
     c.first_optim.weight_decay = 0.01
     c.first_optim.clip_norm = 1.0
-    c.first_optim.accumulate = 1
+    c.first_optim.accumulate = 3
 
     c.sft = ConfigDict()
     c.sft.batch_size = 12
@@ -152,7 +153,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim.eps = 1e-8
     c.optim.weight_decay = 0.01
     c.optim.clip_norm = 1.0
-    c.optim.accumulate = 1
+    c.optim.accumulate = 3
 
     # ---- students sample, and are evaluated ---------------------------------------------------
     c.rollout = ConfigDict()
@@ -223,6 +224,7 @@ def get_config(arg: str = "") -> ConfigDict:
         c.first_sft.batch_size, c.first_sft.steps, c.first_sft.log_every = 4, 20, 10
         c.first_sft.curriculum = "0:ramp_sft_upto2"
         c.sft.batch_size, c.sft.steps, c.sft.log_every = 4, 4, 1
+        c.first_optim.accumulate = c.optim.accumulate = 2
         c.rollout.slots, c.rollout.max_new_tokens = 8, 48
         c.eval.examples = c.eval.baseline_examples = 8
         c.eval.bootstrap, c.checkpoint.every, c.report_trajectories = 50, 2, 2

@@ -74,8 +74,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.compute.param_dtype = "float32"
     c.compute.attention = "xla"
     c.compute.remat = "block"
-    c.compute.loss_chunk = 1024
+    c.compute.loss_chunk = 4096
 
+    c.cpu_devices = 2  # each works in a thread of its own, a third faster than one that shares out
     c.mesh = ConfigDict()
     c.mesh.data = -1
     c.mesh.fsdp = 1
@@ -101,7 +102,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.sft_optim.eps = 1e-8
     c.sft_optim.weight_decay = 0.01
     c.sft_optim.clip_norm = 1.0
-    c.sft_optim.accumulate = 1
+    c.sft_optim.accumulate = 3  # what two rows a device touch stays in its core's cache
     c.sft_optim.rounding = "nearest"
 
     # ---- DAPO with live search, up to four masks ----------------------------------------------
@@ -136,7 +137,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.dapo.groups = 12
     c.dapo.group_size = 8
     c.dapo.minibatches = 1
-    c.dapo.micro_batch = 48
+    c.dapo.micro_batch = 16
     c.dapo.clip_low = 0.2
     c.dapo.clip_high = 0.28
     c.dapo.tis_cap = 2.0
@@ -203,6 +204,7 @@ def get_config(arg: str = "") -> ConfigDict:
         c.corpus.limit = 300
         c.sft.batch_size, c.sft.steps, c.sft.log_every = 4, 6, 1
         c.sft.curriculum = "0:ramp_sft_upto1,3:ramp_sft_upto2"
+        c.sft_optim.accumulate = 2
         c.rollout.slots = 8
         c.dapo.steps, c.dapo.groups, c.dapo.group_size, c.dapo.micro_batch = 2, 2, 4, 4
         c.dapo.max_refills = 1

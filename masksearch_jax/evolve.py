@@ -27,6 +27,7 @@ from masksearch_jax.agents.evolve import EvolveConfig, StudentConfig
 from masksearch_jax.agents.llm import LLMConfig
 from masksearch_jax.data.ramp import read_jsonl, write_jsonl
 from masksearch_jax.evals import diversity, iterations
+from masksearch_jax.sharding import split_cpu
 from masksearch_jax.stages import StageFolder, Usage, write_json
 from masksearch_jax.types import Demonstration, RampExample
 
@@ -51,6 +52,7 @@ class EvolveRun:
     tokenizer_vocab_size: int  # of that one
     model: c.ModelConfig
     compute: c.ComputeConfig
+    cpu_devices: int  # where there is no accelerator: devices that the CPU is split into
     mesh: c.MeshConfig
     evolve: EvolveConfig
     first_sft: c.SftConfig  # of the first student, on the teacher's demonstrations
@@ -324,6 +326,7 @@ def make_report(run: Run) -> dict[str, Any]:
 
 def run(cfg: EvolveRun) -> None:
     """All stages; summary.json after each, a manifest per iteration, report.html at the end."""
+    split_cpu(cfg.cpu_devices)
     usage = Usage(Path(cfg.workdir))
     this = Run(cfg, usage)
     this.open(dataclasses.asdict(cfg))

@@ -30,7 +30,7 @@ from masksearch_jax import (
 from masksearch_jax import config as config_lib
 from masksearch_jax.models.hf_card import Card
 from masksearch_jax.models.initial import initial
-from masksearch_jax.sharding import make_mesh
+from masksearch_jax.sharding import make_mesh, split_cpu
 from masksearch_jax.stages import StageFolder, Usage, write_json
 
 SHOWN_METRICS = {"ramp": "span_recall", "two_hop": "f1"}  # of each suite, on the terminal
@@ -50,6 +50,7 @@ class QuickstartRun:
     demonstrations: int  # teacher's trajectories kept, 0: all
     model: config_lib.ModelConfig
     compute: config_lib.ComputeConfig
+    cpu_devices: int  # where there is no accelerator: devices that the CPU is split into
     mesh: config_lib.MeshConfig
     sft: config_lib.SftConfig
     sft_optim: config_lib.OptimConfig
@@ -132,7 +133,8 @@ def evaluate_model(run: Run, name: str) -> dict[str, Any]:
     asked = (run.data / "questions" / "heldout.jsonl").exists()
     suites = tuple(s for s in cfg.eval.suites if asked or s != "two_hop")
     # Random weights answer nothing, at length: few examples tell that.
-    few = {"examples": cfg.eval.baseline_examples} if name == "init" else {}
+    few = dict.fromkeys(("examples", "baseline_examples"), min(50, cfg.eval.baseline_examples))
+    few = few if name == "init" else {}
     eval_run = config_lib.EvalRun(
         workdir=str(run.folder / "eval" / name),
         data=str(run.data),
@@ -303,6 +305,7 @@ def print_end(run: Run) -> None:
 
 def run(cfg: QuickstartRun) -> None:
     """All stages; summary.json after each, report.html at the end."""
+    split_cpu(cfg.cpu_devices)
     usage = Usage(Path(cfg.workdir))
     this = Run(cfg, usage)
     this.open(dataclasses.asdict(cfg))

@@ -7,6 +7,7 @@ open.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -105,6 +106,12 @@ def _place_among(address: str) -> tuple[int, int]:
             f"numbers with it, or it must be 'auto' ({type(error).__name__}: {error})"
         ) from error
     return count, own
+
+
+def split_cpu(count: int) -> None:
+    """Makes `count` devices of the CPU, each with a thread of its own, unless JAX has begun."""
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", count)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -29,7 +29,7 @@ from masksearch_jax.models import head, lora
 from masksearch_jax.models.initial import check_vocabulary, initial, pinned
 from masksearch_jax.progress import Progress
 from masksearch_jax.rl import advantages, losses, rewards
-from masksearch_jax.rl.groups import Group, score_groups, to_batch
+from masksearch_jax.rl.groups import Group, lacking, score_groups, to_batch
 from masksearch_jax.rollout import sampling
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
@@ -125,14 +125,16 @@ class GroupSampler:
             drawn = [*drawn, *self.prompts.extra(ahead)]
         for round_ in range(max(self.dapo.max_refills, 1)):
             if round_:
-                drawn = self.prompts.extra(self.dapo.groups)
+                counts = sharding.gather_texts(json.dumps([len(kept), len(seen)]))
+                short = lacking([json.loads(c) for c in counts], self.wanted)
+                if not short:
+                    break
+                drawn = self.prompts.extra(short * jax.process_count())
             requests, self.again = self.again + self._requests(drawn), []
             for group in self._sample(model, version, requests, kept):
                 seen.append(group)
                 if score_groups([group], self.dapo, self.rollout)[2][0]:
                     kept.append(group)
-            if not sharding.any_process(len(kept) < self.wanted):
-                break
         kept.sort(key=lambda group: group.stream)
         return kept[: self.wanted], sorted(seen, key=lambda group: group.stream)
 

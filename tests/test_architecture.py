@@ -68,7 +68,10 @@ MAY_IMPORT = {
     "seqio": {"data.tasks", "data.agent_lm", "build_cache"},
     "tensorflow": {"data.tasks", "data.agent_lm", "build_cache"},
     "tensorflow_datasets": {
-        "data.ramp_builder", "data.ramp_source", "data.tfds_rows", "build_dataset",
+        "data.ramp_builder",
+        "data.ramp_source",
+        "data.tfds_rows",
+        "build_dataset",
     },
     "mwxml": {"data.dump"},
     "mwparserfromhell": {"data.dump"},

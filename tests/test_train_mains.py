@@ -32,7 +32,7 @@ from masksearch_jax.rl import groups as groups_lib
 from masksearch_jax.search.tool import FakeSearch, SearchError, open_tool
 from masksearch_jax.stored import CheckpointError
 from masksearch_jax.survival import Preempted
-from masksearch_jax.types import Passage, QAExample, RampExample, Span, Trajectory
+from masksearch_jax.types import Passage, QAExample, RampExample, Segment, Span, Trajectory
 
 SFT_STEPS, DAPO_STEPS = 50, 4
 
@@ -476,15 +476,15 @@ class Part:
 class Prompts:
     """Prompt i is [i, i]."""
 
-    def __init__(self):
-        self.drawn = 0
+    def __init__(self, per_step=2):
+        self.drawn, self.per_step = 0, per_step
 
     def extra(self, groups: int) -> list[Prompt]:
         self.drawn += groups
         return [Prompt(np.full(2, i), EXAMPLE) for i in range(self.drawn - groups, self.drawn)]
 
     def __next__(self) -> list[Prompt]:
-        return self.extra(2)
+        return self.extra(self.per_step)
 
 
 def test_groups_open_at_a_checkpoint_are_asked_for_again(dapo):
@@ -501,3 +501,39 @@ def test_groups_open_at_a_checkpoint_are_asked_for_again(dapo):
     restored.restore(state)
     restored.step(None, 1)
     assert after.asked == [(str(i), s, [i, i]) for i in (1, 2, 3, 4, 5) for s in range(2)]
+
+
+class Answers:
+    """An engine whose samples of a prompt differ in their answers where its number is even."""
+
+    def __init__(self):
+        self.prompts = []
+
+    def run(self, model, requests, version, *, enough):
+        self.prompts.append(len({r.example_id for r in requests}))
+        for r in requests:
+            right = int(r.example_id) % 2 == 0 and r.sample == 0
+            segments = (Segment("policy", f"<answer>{'A b.' if right else 'none'}</answer>"),)
+            made = trajectory([0, 1, 1], "answered", r.sample)
+            yield dataclasses.replace(made, example_id=r.example_id, segments=segments)
+
+
+def test_a_refill_draws_as_many_prompts_as_are_likely_to_be_lacking(dapo):
+    settings = dataclasses.replace(
+        dapo.dapo, groups=5, group_size=2, max_refills=4, overlong_buffer=0
+    )
+    engine, prompts = Answers(), Prompts(per_step=5)
+    sampler = train_dapo.GroupSampler(engine, prompts, settings, dapo.rollout)
+    kept, seen = sampler.step(None, 0)
+    # Of streams 0-4, three have spread: two are lacking, of which 2 · 5/3 are wanted, and so on.
+    assert engine.prompts == [5, 4]
+    assert [g.stream for g in kept] == [0, 2, 4, 6, 8]
+    assert [g.stream for g in seen] == list(range(9))
+    assert prompts.drawn == 9
+
+
+def test_what_is_lacking_is_that_of_the_process_with_the_fewest_groups():
+    assert groups_lib.lacking([(4, 4), (5, 9)], 4) == 0
+    assert groups_lib.lacking([(4, 4), (3, 6)], 4) == 2  # one is lacking, 7 of 10 have spread
+    assert groups_lib.lacking([(0, 4), (0, 4)], 4) == 4  # never more than a step's
+    assert groups_lib.lacking([(0, 0)], 4) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -45,6 +46,17 @@ def score_groups(groups: Sequence[Group], cfg: DapoConfig, rollout: RolloutConfi
         valid &= status != "out_of_tokens"
     keep = advantages.keep_groups(accuracy, cfg.accuracy_threshold, total, valid=valid)
     return total, valid, keep
+
+
+def lacking(counts: Sequence[tuple[int, int]], wanted: int) -> int:
+    """Prompts per process to sample so that each is likely to get `wanted` groups with spread.
+
+    counts: groups with spread, and all, of each process so far. 0: all have theirs. At most
+    `wanted`, whatever share of groups had spread.
+    """
+    short = max(wanted - min(kept for kept, _ in counts), 0)
+    kept, seen = (sum(column) for column in zip(*counts, strict=True))
+    return min(math.ceil(short * max(seen, 1) / max(kept, 1)), wanted)
 
 
 def to_batch(
