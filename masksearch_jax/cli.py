@@ -293,7 +293,10 @@ def run(
         schemas = schema if isinstance(schema, tuple) else (schema,)
         names = dict.fromkeys(k for s in schemas for k in flat_keys(s))
         keys = "\n".join(f"  --config.{k}" for k in names)
-        print(f"{USAGE.format(name=_program(argv))}\n\nkeys:\n{keys}")
+        try:
+            print(f"{USAGE.format(name=_program(argv))}\n\nkeys:\n{keys}", flush=True)
+        except BrokenPipeError:  # `--help | head`: at exit, Python would try to write again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     try:
         settings = parse(schema, argv)

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import logging
+import os
 import subprocess
 import sys
 import textwrap
@@ -304,6 +305,17 @@ def test_help_lists_every_key(folder, capsys):
     assert status_of(folder, raising(AssertionError("must not run")), "--help") == 0
     out = capsys.readouterr().out
     assert all(f"--config.{key}\n" in out for key in cli.flat_keys(Outer))
+
+
+def test_help_that_nobody_reads_to_its_end_says_nothing(repository):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer) as closed:
+        command = [sys.executable, "-m", "masksearch_jax.build_index", "--help"]
+        done = subprocess.run(
+            command, stdout=closed, stderr=subprocess.PIPE, cwd=repository, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_as_a_process_a_typo_is_one_line_on_stderr_and_status_2(folder):
