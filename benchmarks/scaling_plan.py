@@ -20,24 +20,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import drawings
 from masksearch_jax import cli, plan
 from masksearch_jax.config import SftRun
 from masksearch_jax.planning.chips import GIB
-from masksearch_jax.viewer import plots
 
 CHIPS = (8, 16, 32, 64, 128, 256)
 ROOM = 1.01  # of the smallest before, from 16 chips on
 CONFIG = Path(__file__).parent.parent / "configs" / "ramp_sft.py"
 Row = dict[str, Any]
-
-STYLE = """
-  svg { font: 11px system-ui, "DejaVu Sans", sans-serif; }
-  .paper { fill: #fff; } .title { font-size: 13px; fill: #1b1e23; }
-  .tick { fill: #5b626d; } .mid { text-anchor: middle; } .end { text-anchor: end; }
-  .grid { stroke: #eceef0; } .axis { stroke: #9aa2ae; }
-  .curve { fill: none; stroke: #1f5fbf; stroke-width: 1.8; } .dot { fill: #1f5fbf; }
-  .cursor, .spot { display: none; }
-"""
 
 
 def run_for(kind: str, chips: int) -> SftRun:
@@ -105,23 +96,13 @@ def table(rows: list[Row]) -> str:
 
 
 def drawing(rows: list[Row]) -> str:
-    """Both figures over the number of chips, as an SVG of its own."""
-    charts = (("peak", "GiB in a chip's HBM at its peak"), ("sent", "GiB that a chip sends a step"))
-    height, gap = 210, 30
-    width = 2 * plots.WIDTH + gap
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + 24}">',
-        f"<style>{STYLE}</style>",
-        f'<rect class="paper" width="{width}" height="{height + 24}"/>',
-    ]
-    for i, (name, title) in enumerate(charts):
+    """Both figures over the number of chips."""
+    titles = {"peak": "GiB in a chip's HBM at its peak", "sent": "GiB that a chip sends a step"}
+    charts = []
+    for name, title in titles.items():
         points = [{"step": r["chips"], title: r[name] / GIB} for r in rows if name in r]
-        chart = str(plots.line_chart(points, title, height=height, x_name="chips"))
-        x = i * (plots.WIDTH + gap)
-        place = f'<svg x="{x}" y="24" width="{plots.WIDTH}" height="{height}" '
-        parts.append(f'<text class="title" x="{x + plots.LEFT}" y="16">{title}</text>')
-        parts.append(chart.replace("<svg ", place, 1).replace(" at step ", " at chips "))
-    return "\n".join([*parts, "</svg>\n"])
+        charts.append(drawings.Chart(points, title))
+    return drawings.side_by_side(charts, "chips")
 
 
 def main() -> int:

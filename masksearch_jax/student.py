@@ -20,7 +20,7 @@ from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
 from masksearch_jax.search.tool import SearchTool
 from masksearch_jax.sharding import make_mesh
-from masksearch_jax.types import Demonstration, Example, Trajectory
+from masksearch_jax.types import Demonstration, Example
 
 TEACHER = "local"
 
@@ -51,20 +51,17 @@ class Student:
     def solve(
         self, examples: Sequence[Example], done: Callable[[teachers.Outcome], None]
     ) -> list[teachers.Outcome]:
-        found: dict[tuple[int, int], Trajectory] = {}
+        found: dict[tuple[int, int], teachers.Outcome] = {}
         with jax.set_mesh(self._mesh):
             for trajectory in self._engine.run(self._model, self._requests(examples)):
-                found[int(trajectory.example_id), trajectory.sample] = trajectory
-        outcomes = []
-        for (i, sample), trajectory in sorted(found.items(), key=lambda item: item[0]):
-            refused = evolve.rejection(examples[i], trajectory, self.cfg.rules)
-            made = evolve.to_demonstration(trajectory, examples[i], TEACHER, sample)
-            outcomes.append(refused or made)
-        if self._judge:
-            outcomes = self._judged(examples, outcomes)
-        for outcome in outcomes:
-            done(outcome)
-        return outcomes
+                i, sample = int(trajectory.example_id), trajectory.sample
+                refused = evolve.rejection(examples[i], trajectory, self.cfg.rules)
+                made = evolve.to_demonstration(trajectory, examples[i], TEACHER, sample)
+                found[i, sample] = refused or made
+                if refused or not self._judge:
+                    done(found[i, sample])
+        outcomes = [found[key] for key in sorted(found)]
+        return self._judged(examples, outcomes, done) if self._judge else outcomes
 
     def _requests(self, examples: Sequence[Example]) -> Iterator[Request]:
         """An example's random numbers are its own, wherever it stands."""
@@ -77,7 +74,10 @@ class Student:
                 yield Request(str(i), ids, stream, sample, retrieval.source_of(example))
 
     def _judged(
-        self, examples: Sequence[Example], outcomes: list[teachers.Outcome]
+        self,
+        examples: Sequence[Example],
+        outcomes: list[teachers.Outcome],
+        done: Callable[[teachers.Outcome], None],
     ) -> list[teachers.Outcome]:
         by_id = {e.id: e for e in examples}
         asked = [i for i, o in enumerate(outcomes) if isinstance(o, Demonstration)]
@@ -88,6 +88,7 @@ class Student:
         judged = construct_llm.judge_all(answers, self._judge.llm, self._limits)
         for i, refused in zip(asked, self._judge.run(judged), strict=True):
             outcomes[i] = refused or outcomes[i]
+            done(outcomes[i])
         return outcomes
 
     def figures(self) -> dict[str, Any]:

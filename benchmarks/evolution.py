@@ -1,0 +1,77 @@
+"""What self-evolution did, iteration by iteration: a table and a drawing for the README.
+
+    python -m masksearch_jax.evolve --config=configs/evolve.py
+    python -m benchmarks.evolution runs/evolve --svg=benchmarks/evolution.svg
+
+Iteration 0 is the student of the teacher's demonstrations. `accepted` is the share of what the
+student before sampled that the judge accepted; the diversity is of the demonstrations that an
+iteration added.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks import drawings
+from masksearch_jax.viewer import evolution
+
+COLUMNS = {
+    "demonstrations": "{:,}",
+    "accepted": "{:.2f}",
+    "distinct_2": "{:.3f}",
+    "self_bleu": "{:.3f}",
+    "shapes": "{}",
+    "words": "{:.1f}",
+    "searches": "{:.2f}",
+}
+CHARTS = {
+    "span_recall": "held-out span recall, 95% intervals",
+    "accepted": "share of samples accepted",
+    "self_bleu": "self-BLEU of new demonstrations",
+}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, a line for each iteration."""
+    masks = sorted({k for row in rows for k in row if k.startswith("accepted_k")})
+    columns = COLUMNS | dict.fromkeys(masks, "{:.2f}")
+    names = ["iteration", "held-out span recall", *(c.replace("_", " ") for c in columns)]
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for row in rows:
+        value, low, high = (row[f"span_recall{end}"] for end in ("", "_low", "_high"))
+        cells = [str(row["iteration"]), f"{value:.3f} [{low:.3f}, {high:.3f}]"]
+        for key, form in columns.items():
+            cells.append("" if row.get(key) is None else form.format(row[key]))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def drawing(rows: list[dict[str, Any]]) -> str:
+    charts = []
+    for key, title in CHARTS.items():
+        points = [
+            {"step": row["iteration"]}
+            | {title + end: row[key + end] for end in ("", "_low", "_high") if key + end in row}
+            for row in rows
+            if row.get(key) is not None
+        ]
+        charts.append(drawings.Chart(points, title))
+    return drawings.side_by_side(charts, "iteration")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="workdir of `evolve`")
+    parser.add_argument("--svg", type=Path, help="file to draw them to")
+    args = parser.parse_args()
+    rows = evolution.rows_of(json.loads((args.folder / "summary.json").read_text("utf-8")))
+    print(table(rows))
+    if args.svg:
+        args.svg.write_text(drawing(rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
