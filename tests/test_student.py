@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 
@@ -68,7 +69,7 @@ def solve(miniature, setting, examples, llm=None):
     teacher = student.Student(setting, tool, limits, llm, seed=0)
     try:
         outcomes = teacher.solve(examples, heard.append)
-        assert heard == outcomes
+        assert sorted(map(repr, heard)) == sorted(map(repr, outcomes))
         return outcomes, teacher.figures()
     finally:
         teacher.close()
@@ -85,6 +86,23 @@ def test_each_sample_of_each_example_is_a_demonstration(miniature, setting, exam
         assert made.turns[0].seconds == 0.0
     backwards, _ = solve(miniature, setting, examples[::-1])
     assert sorted(backwards, key=lambda o: o.id) == sorted(outcomes, key=lambda o: o.id)
+
+
+def test_outcomes_are_heard_of_as_they_come(miniature, setting, examples, monkeypatch):
+    log = []
+    sample = student.Engine.run
+
+    def run(engine, *args):
+        for trajectory in sample(engine, *args):
+            log.append("sampled")
+            yield trajectory
+
+    monkeypatch.setattr(student.Engine, "run", run)
+    limits = construct_llm.TeacherConfig("en", 2, miniature.search)
+    tool = open_tool(miniature.search)
+    with contextlib.closing(student.Student(setting, tool, limits, None, seed=0)) as teacher:
+        teacher.solve(examples, lambda _: log.append("heard"))
+    assert log == ["sampled", "heard"] * 2 * len(examples)
 
 
 def test_rules_refuse_each_sample_by_name(miniature, setting, examples):
