@@ -27,12 +27,18 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-# Most programs here are compiled to run once: optimising them costs more than it saves. Read when
-# JAX finds its devices; the processes that tests start run longer, and optimise.
-with pytest.MonkeyPatch.context() as patch:
-    flags = os.environ.get("XLA_FLAGS", "")
-    patch.setenv("XLA_FLAGS", f"{flags} --xla_backend_optimization_level=0")
-    jax.devices()
+
+def pytest_sessionstart():
+    """Most programs here are compiled to run once: optimising them costs more than it saves.
+
+    Flags are read when JAX finds its devices. The processes that tests start run longer, and
+    optimise.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        flags = os.environ.get("XLA_FLAGS", "")
+        patch.setenv("XLA_FLAGS", f"{flags} --xla_backend_optimization_level=0")
+        jax.devices()
+
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
