@@ -31,9 +31,11 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 def pytest_sessionstart():
     """Most programs here are compiled to run once: optimising them costs more than it saves.
 
-    Flags are read when JAX finds its devices. The processes that tests start run longer, and
-    optimise.
+    Flags are read when JAX finds its devices. The processes that tests start run longer and
+    optimise; the names of cached programs would not tell one kind from the other.
     """
+    cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / "unoptimised"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
     with pytest.MonkeyPatch.context() as patch:
         flags = os.environ.get("XLA_FLAGS", "")
         patch.setenv("XLA_FLAGS", f"{flags} --xla_backend_optimization_level=0")
