@@ -16,37 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import drawings
+from masksearch_jax.evals import iterations
 from masksearch_jax.viewer import evolution
 
-COLUMNS = {
-    "demonstrations": "{:,}",
-    "accepted": "{:.2f}",
-    "distinct_2": "{:.3f}",
-    "self_bleu": "{:.3f}",
-    "shapes": "{}",
-    "words": "{:.1f}",
-    "searches": "{:.2f}",
-}
 CHARTS = {
     "span_recall": "held-out span recall, 95% intervals",
     "accepted": "share of samples accepted",
     "self_bleu": "self-BLEU of new demonstrations",
 }
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, a line for each iteration."""
-    masks = sorted({k for row in rows for k in row if k.startswith("accepted_k")})
-    columns = COLUMNS | dict.fromkeys(masks, "{:.2f}")
-    names = ["iteration", "held-out span recall", *(c.replace("_", " ") for c in columns)]
-    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    for row in rows:
-        value, low, high = (row[f"span_recall{end}"] for end in ("", "_low", "_high"))
-        cells = [str(row["iteration"]), f"{value:.3f} [{low:.3f}, {high:.3f}]"]
-        for key, form in columns.items():
-            cells.append("" if row.get(key) is None else form.format(row[key]))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def drawing(rows: list[dict[str, Any]]) -> str:
@@ -67,10 +44,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="workdir of `evolve`")
     parser.add_argument("--svg", type=Path, help="file to draw them to")
     args = parser.parse_args()
-    rows = evolution.rows_of(json.loads((args.folder / "summary.json").read_text("utf-8")))
-    print(table(rows))
+    summary = json.loads((args.folder / "summary.json").read_text("utf-8"))
+    print("\n".join(iterations.table(summary["evolution"])))
     if args.svg:
-        args.svg.write_text(drawing(rows), encoding="utf-8")
+        args.svg.write_text(drawing(evolution.rows_of(summary)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -133,8 +133,8 @@ def evaluate_model(run: Run, name: str) -> dict[str, Any]:
     asked = (run.data / "questions" / "heldout.jsonl").exists()
     suites = tuple(s for s in cfg.eval.suites if asked or s != "two_hop")
     # Random weights answer nothing, at length: few examples tell that.
-    few = dict.fromkeys(("examples", "baseline_examples"), min(50, cfg.eval.baseline_examples))
-    few = few if name == "init" else {}
+    few = min(50, cfg.eval.baseline_examples)
+    counts = dict.fromkeys(("examples", "baseline_examples"), few) if name == "init" else {}
     eval_run = config_lib.EvalRun(
         workdir=str(run.folder / "eval" / name),
         data=str(run.data),
@@ -146,7 +146,7 @@ def evaluate_model(run: Run, name: str) -> dict[str, Any]:
         prompt=cfg.prompt,
         search=run.search,
         rollout=cfg.rollout,
-        eval=dataclasses.replace(cfg.eval, suites=suites, **few),
+        eval=dataclasses.replace(cfg.eval, suites=suites, **counts),
     )
     model = initial(eval_run.init, cfg.model, cfg.compute, make_mesh(cfg.mesh), cfg.seed)
     results = evaluate.run(eval_run, model)

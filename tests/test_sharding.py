@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
 
 import flax.struct
 import jax
@@ -134,6 +136,17 @@ def test_every_parameter_of_every_model_has_a_rule(name: str) -> None:
     )
     whole = sum(leaf.size for leaf in jax.tree.leaves(model))
     assert whole / 8 <= held < whole / 8 * 1.02
+
+
+def test_the_cpu_is_split_unless_jax_has_begun() -> None:
+    code = (
+        "import jax; from masksearch_jax import sharding; sharding.split_cpu(3); "
+        "print(jax.device_count()); sharding.split_cpu(2); print(jax.device_count())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert done.stdout.split() == ["3", "3"]
 
 
 def test_one_axis_takes_the_devices_that_are_left() -> None:
