@@ -34,6 +34,7 @@ def drawing(rows: list[dict[str, Any]]) -> str:
             | {title + end: row[key + end] for end in ("", "_low", "_high") if key + end in row}
             for row in rows
             if row.get(key) is not None
+            and (key != "accepted" or row["iteration"])  # not the teacher
         ]
         charts.append(drawings.Chart(points, title))
     return drawings.side_by_side(charts, "iteration")
