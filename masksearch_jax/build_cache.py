@@ -44,7 +44,7 @@ class BuildCacheRun:
 
     folder: str  # holds ramp/, questions/, demonstrations/ as `data.tasks` describes
     cache: str  # folder to write
-    tasks: str  # a regular expression of the tasks to write; empty: all
+    tasks: str  # regular expression of the tasks, or the TASK-SPLITs, to write; empty: all
     tokenizer: str  # folder with tokenizer.json
     prompt: PromptConfig
     max_len: int  # tokens of a demonstration; longer ones are dropped and counted
@@ -68,18 +68,19 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
     (Path(cfg.cache) / records.MANIFEST).unlink(missing_ok=True)  # of other inputs
     built: dict[str, dict[str, records.Split]] = {}
     reused = 0
-    wanted = [n for n in names if n in seqio.TaskRegistry.names() and _is_wanted(cfg.tasks, n)]
+    there = [seqio.TaskRegistry.get(n) for n in names if n in seqio.TaskRegistry.names()]
+    wanted = [(t, s) for t in there for s in t.splits if _is_wanted(cfg.tasks, t.name, s)]
     if not wanted:
-        raise cli.ConfigError(f"config.tasks, {cfg.tasks!r}, matches none of {', '.join(names)}")
-    for task in map(seqio.TaskRegistry.get, wanted):
-        for split in task.splits:
-            inputs = _source_hash(cfg, vocab, folder.files_of(task.name, split))
-            found = records.finished_split(cfg.cache, task.name, split)
-            if found is not None and found.source == inputs:
-                reused += 1
-            else:
-                found = _build(cfg, task, split, inputs)
-            built.setdefault(task.name, {})[split] = found
+        choices = ", ".join(f"{t.name} ({', '.join(t.splits)})" for t in there)
+        raise cli.ConfigError(f"config.tasks, {cfg.tasks!r}, matches none of {choices}")
+    for task, split in wanted:
+        inputs = _source_hash(cfg, vocab, folder.files_of(task.name, split))
+        found = records.finished_split(cfg.cache, task.name, split)
+        if found is not None and found.source == inputs:
+            reused += 1
+        else:
+            found = _build(cfg, task, split, inputs)
+        built.setdefault(task.name, {})[split] = found
     manifest = records.Manifest(
         folder=Path(cfg.cache),
         source=source,
@@ -142,8 +143,8 @@ def _hushed() -> Iterator[None]:
             os.close(kept)
 
 
-def _is_wanted(pattern: str, task: str) -> bool:
-    return not pattern or re.fullmatch(pattern, task) is not None
+def _is_wanted(pattern: str, task: str, split: str) -> bool:
+    return not pattern or any(re.fullmatch(pattern, n) for n in (task, f"{task}-{split}"))
 
 
 def _build(cfg: BuildCacheRun, task: Any, split: str, source: str) -> records.Split:

@@ -48,7 +48,7 @@ class EvolveRun:
     search: c.SearchConfig
     prompt: c.PromptConfig
     init: str  # HF folder or checkpoints that the first student starts from; empty: random weights
-    tokenizer: str  # folder with tokenizer.json; empty: one trained on the corpus
+    tokenizer: str  # folder with tokenizer.json; empty: one trained on this run's text
     tokenizer_vocab_size: int  # of that one
     model: c.ModelConfig
     compute: c.ComputeConfig
@@ -84,12 +84,11 @@ class Run(StageFolder):
             "ramp": lambda: recipe.make_ramp(self.data, cfg.corpus, cfg.ramp, cfg.seed),
             "index": lambda: recipe.make_index(self.data, self.index, cfg.corpus.language),
         }
-        if not cfg.tokenizer:
-            size = cfg.tokenizer_vocab_size
-            work["tokenizer"] = lambda: recipe.make_tokenizer(self.data, self.tokenizer, size)
         for n in range(cfg.evolve.iterations + 1):
             for name, stage in ITERATION.items():
                 work[f"{name}_{n}"] = functools.partial(stage, self, n)
+                if name == "sample" and not n and not cfg.tokenizer:
+                    work["tokenizer"] = functools.partial(make_tokenizer, self)
         return work | {"report": functools.partial(make_report, self)}
 
     def iteration(self, n: int) -> Path:
@@ -212,6 +211,11 @@ def collapse(run: Run, n: int, kept: list[Demonstration]) -> list[str]:
 def link(target: Path, path: Path) -> None:
     path.unlink(missing_ok=True)
     path.symlink_to(os.path.relpath(target, path.parent), target_is_directory=True)
+
+
+def make_tokenizer(run: Run) -> dict[str, Any]:
+    shown = run.iteration(0) / "data"
+    return recipe.make_tokenizer(run.data, shown, run.tokenizer, run.cfg.tokenizer_vocab_size)
 
 
 def make_cache(run: Run, n: int) -> dict[str, Any]:

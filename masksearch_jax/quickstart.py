@@ -94,10 +94,6 @@ def make_index(run: Run) -> dict[str, Any]:
     return recipe.make_index(run.data, run.index, run.cfg.corpus.language)
 
 
-def make_tokenizer(run: Run) -> dict[str, Any]:
-    return recipe.make_tokenizer(run.data, run.tokenizer, run.cfg.tokenizer_vocab_size)
-
-
 def make_demonstrations(run: Run) -> dict[str, Any]:
     cfg = run.cfg
     made = build_trajectories.run(
@@ -115,6 +111,10 @@ def make_demonstrations(run: Run) -> dict[str, Any]:
     return recipe.counted("demonstrations", tried, kept, lost)
 
 
+def make_tokenizer(run: Run) -> dict[str, Any]:
+    return recipe.make_tokenizer(run.data, run.data, run.tokenizer, run.cfg.tokenizer_vocab_size)
+
+
 def make_cache(run: Run) -> dict[str, Any]:
     cfg = run.cfg
     settings = {
@@ -122,7 +122,8 @@ def make_cache(run: Run) -> dict[str, Any]:
         "max_len": cfg.sft.seq_len,
         "max_prompt_len": cfg.rollout.max_len // 2,
     }
-    return recipe.make_cache(run.data, run.cache, run.tokenizer, r"ramp_.*", **settings)
+    trained_on = rf"ramp_sft_.*|ramp_k\d+-{cfg.dapo.split}"
+    return recipe.make_cache(run.data, run.cache, run.tokenizer, trained_on, **settings)
 
 
 # ---- stages: model
@@ -215,8 +216,8 @@ def run_report(run: Run) -> dict[str, Any]:
 STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
     "ramp": make_ramp,
     "index": make_index,
-    "tokenizer": make_tokenizer,
     "demonstrations": make_demonstrations,
+    "tokenizer": make_tokenizer,
     "cache": make_cache,
     "evaluate_init": lambda run: evaluate_model(run, "init"),
     "sft": run_sft,

@@ -5,6 +5,7 @@ Each runs a main and returns a stage's record: counts as summary.json has them.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -18,6 +19,7 @@ from typing import Any, Literal
 from masksearch_jax import build_index, build_ramp, cli
 from masksearch_jax.config import CorpusConfig, RampConfig
 from masksearch_jax.data import corpus
+from masksearch_jax.data.folder import Folder
 from masksearch_jax.data.vocab import Vocab, train_bpe
 from masksearch_jax.metrics import FILE_NAME, read_metrics
 
@@ -46,11 +48,18 @@ def make_index(data: Path, index: Path, language: Literal["en", "zh"]) -> dict[s
     return counted("index", made["read"], made["passages"], made["dropped"])
 
 
-def make_tokenizer(data: Path, folder: Path, size: int) -> dict[str, Any]:
-    """Byte-level BPE on all text of the corpus: words are not what is held out, facts are."""
+def make_tokenizer(data: Path, shown: Path, folder: Path, size: int) -> dict[str, Any]:
+    """Byte-level BPE on all text of the corpus and of the demonstrations in the folder `shown`.
+
+    Words are not what is held out, facts are. Those that only demonstrations have, as in thoughts,
+    would otherwise be spelled out, at the price of more tokens in every trajectory.
+    """
     files = [data / "passages.jsonl", data / "paragraphs.jsonl"]
     read = (corpus.read_passages(f, max_bad_fraction=0.0) for f in files if f.is_file())
-    train_bpe((p.text for file in read for p in file), folder, size)
+    texts = (p.text for file in read for p in file)
+    demonstrations = Folder(shown).read("demonstrations", "train")
+    segments = (s.text for d in demonstrations for s in d.segments)
+    train_bpe(itertools.chain(texts, segments), folder, size)
     return {"tokens": Vocab.load(folder).size}
 
 

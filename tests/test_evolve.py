@@ -361,8 +361,9 @@ def test_a_collapse_stops_the_run_or_warns(run):
 
 def test_the_stages_in_order(run):
     names = list(with_evolve(run, iterations=1).stages())
-    rounds = [f"{s}_{n}" for n in (0, 1) for s in ("sample", "cache", "sft", "evaluate")]
-    assert names == ["ramp", "index", "tokenizer", *rounds, "report"]
+    first, second = ([f"{s}_{n}" for s in ("cache", "sft", "evaluate")] for n in (0, 1))
+    rounds = ["sample_0", "tokenizer", *first, "sample_1", *second]
+    assert names == ["ramp", "index", *rounds, "report"]
 
 
 def test_the_students_articles_are_not_the_teachers(repository):

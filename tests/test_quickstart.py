@@ -160,8 +160,8 @@ def both(first, second):
 MOMENTS = {
     "ramp": header("ramp"),
     "index": header("index"),
-    "tokenizer": header("tokenizer"),
     "demonstrations": exists("data/demonstrations/*"),
+    "tokenizer": header("tokenizer"),
     "cache": exists("cache/*"),
     "evaluate_init": exists("eval/init/*.tmp"),
     "sft": lines("sft", 3),

@@ -484,5 +484,8 @@ def test_only_the_tasks_asked_for_are_written(folder, tmp_path):
     assert set(found["tasks"]) == {"ramp_k1", "ramp_k2"} < set(everything["tasks"])
     manifest = records.Manifest.load(tmp_path / "some")
     assert manifest.rates("ramp_mixed") == {"ramp_k1": 1.0, "ramp_k2": 1.0}
-    with pytest.raises(ConfigError, match="'ramp_k9', matches none of ramp_k1, "):
+    one = build_cache.run(config(folder, tmp_path / "one", tasks="ramp_sft_k1|ramp_k2-heldout"))
+    splits = {task: list(found) for task, found in one["tasks"].items()}
+    assert splits == {"ramp_k2": ["heldout"], "ramp_sft_k1": ["train"]}
+    with pytest.raises(ConfigError, match=r"'ramp_k9', matches none of ramp_k1 \(train, heldout"):
         build_cache.run(config(folder, tmp_path / "none", tasks="ramp_k9"))

@@ -28,7 +28,7 @@ REASONS = ("no_query", "spans_not_found", "gold_not_found", "answer_not_found", 
 _QUERY_WORDS = 5
 _NEAR = 10  # words on either side of a mask from which a query may draw
 _RAMP_SEARCHES = 2
-_HABITS = (12, 4, 8)  # weights of a first query: the subject, the subject and a word, only words
+_HABITS = (12, 4, 12)  # weights of a first query: the subject, the subject and a word, only words
 
 _LETTER = r"(?:[^\W_][\u0300-\u036f]*)"
 _WORD = re.compile(rf"\[mask\]|{_LETTER}+(?:[’'ʻ‘.-]{_LETTER}+)*")

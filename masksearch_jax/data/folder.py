@@ -133,6 +133,9 @@ class Examples(Mapping[str, Example]):
             file.seek(start)
             return parse_example(file.readline())
 
+    def __contains__(self, example_id: object) -> bool:
+        return example_id in self._places
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 
