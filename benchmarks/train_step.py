@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import memory
-from configs import common
+from masksearch_jax import cli
 from masksearch_jax.cli import to_dataclass
 from masksearch_jax.config import ComputeConfig, MeshConfig, ModelConfig, OptimConfig
 from masksearch_jax.data import pipeline, records
@@ -55,7 +55,8 @@ class Shape(NamedTuple):
     steps: int
 
 
-TINY = to_dataclass(ModelConfig, common.model("tiny"))
+QUICKSTART = cli.load_config(str(Path(__file__).parent.parent / "configs" / "quickstart.py"))
+TINY = to_dataclass(ModelConfig, QUICKSTART.model)
 SHAPES = {
     # The quickstart's.
     "tiny": Shape(TINY, 12, 192, (60, 130), 1024, 5),
