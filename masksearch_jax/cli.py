@@ -32,6 +32,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from masksearch_jax.interrupts import never_lost
+
 T = TypeVar("T")
 
 USAGE = "usage: python -m {name} --config=configs/NAME.py[:arg] [--config.section.key=value ...]"
@@ -308,7 +310,8 @@ def run(
 def call(work: Callable[[], Any]) -> None:
     """Calls `work` and ends the process as `run` does."""
     try:
-        status = work()
+        with never_lost():
+            status = work()
     except KeyboardInterrupt:
         # A checkpoint may have been on its way; it was atomic, and what its threads and coroutines
         # say on the way out is no news.

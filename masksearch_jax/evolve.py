@@ -2,11 +2,8 @@
 
     python -m masksearch_jax.evolve --config=configs/evolve.py
 
-A teacher's demonstrations train the first student; in each iteration the student samples
-trajectories on new masked paragraphs with live search, a judge keeps the right ones, and all that
-was kept so far trains the next student. Every stage is done once, so that the same command goes on
-where it was stopped. WORKDIR/iterations/N holds what iteration N sampled, kept and trained, and its
-manifest.json; report.html shows all.
+A teacher's demonstrations train the first student; in each iteration the student samples with live
+search, a judge keeps what is right, and all kept so far trains the next (WORKDIR/iterations/N).
 """
 
 from __future__ import annotations
@@ -214,8 +211,8 @@ def link(target: Path, path: Path) -> None:
 
 
 def make_tokenizer(run: Run) -> dict[str, Any]:
-    shown = run.iteration(0) / "data"
-    return recipe.make_tokenizer(run.data, shown, run.tokenizer, run.cfg.tokenizer_vocab_size)
+    size = run.cfg.tokenizer_vocab_size
+    return recipe.make_tokenizer(run.data, run.iteration(0) / "data", run.tokenizer, size)
 
 
 def make_cache(run: Run, n: int) -> dict[str, Any]:
