@@ -155,7 +155,9 @@ class Checkpointer:
     def __enter__(self) -> Checkpointer:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is KeyboardInterrupt:  # a save that this cuts off was atomic; its end is no news
+            logging.getLogger("absl").disabled = True
         self.close()
 
     def _meta(self, params: Arrays, optimizer: Arrays, extra: dict[str, Any]) -> dict[str, Any]:

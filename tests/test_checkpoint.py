@@ -197,6 +197,23 @@ def test_an_interrupted_wait_is_not_logged_with_its_traceback(tmp_path, caplog):
         assert [r.getMessage() for r in caplog.records] == ["failed"]
 
 
+def test_what_an_interruption_cuts_off_is_not_logged(tmp_path, caplog, monkeypatch):
+    """Orbax logs, by absl, the traceback of a thread whose executor was closed under it."""
+    absl = logging.get_absl_logger()
+    monkeypatch.setattr(absl, "disabled", False)
+    checkpointer = Checkpointer(tmp_path, CONFIG, MODEL)
+    close = checkpointer.close
+
+    def close_under_a_thread():
+        absl.error("cannot schedule new futures after shutdown")
+        close()
+
+    monkeypatch.setattr(checkpointer, "close", close_under_a_thread)
+    with pytest.raises(KeyboardInterrupt), checkpointer:
+        raise KeyboardInterrupt
+    assert not caplog.records
+
+
 def test_arrays_lie_in_chunks_that_other_meshes_read_in_part(tmp_path, monkeypatch):
     """Of the largest array a device may hold all: its chunks are small all the same."""
     monkeypatch.setattr(stored, "CHUNK", 2**12)
