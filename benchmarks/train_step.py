@@ -28,8 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import memory
-from masksearch_jax import cli
-from masksearch_jax.cli import to_dataclass
+from masksearch_jax.cli import load_config, to_dataclass
 from masksearch_jax.config import ComputeConfig, MeshConfig, ModelConfig, OptimConfig
 from masksearch_jax.data import pipeline, records
 
@@ -55,7 +54,7 @@ class Shape(NamedTuple):
     steps: int
 
 
-QUICKSTART = cli.load_config(str(Path(__file__).parent.parent / "configs" / "quickstart.py"))
+QUICKSTART = load_config(str(Path(__file__).parent.parent / "configs" / "quickstart.py"))
 TINY = to_dataclass(ModelConfig, QUICKSTART.model)
 SHAPES = {
     # The quickstart's.

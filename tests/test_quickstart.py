@@ -14,7 +14,10 @@ import pytest
 
 from benchmarks.crash_runs import curve
 from masksearch_jax import cli, quickstart, recipe, viewer
+from masksearch_jax.data.ramp import write_jsonl
+from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.stages import Usage
+from masksearch_jax.types import Demonstration, Passage, Segment
 
 SMALL = (
     "rollout.slots=4", "rollout.max_new_tokens=48", "dapo.overlong_buffer=16",
@@ -227,6 +230,20 @@ def run(repository, tmp_path):
     )
     cfg = dataclasses.replace(cfg, workdir=str(tmp_path))
     return quickstart.Run(cfg, Usage(tmp_path))
+
+
+def test_words_that_only_demonstrations_have_are_tokens(tmp_path):
+    segments = tuple(Segment("policy", f"<think>{text}</think>") for text in ["Read subject."] * 9)
+    shown = Demonstration("d", "e", "ramp_k1", "scripted", segments, ())
+    passage = Passage("p", "Oslo", "Oslo lies in Norway.")
+    spelled = []
+    for name, demonstrations in (("without", []), ("with", [shown])):
+        data = tmp_path / name
+        write_jsonl(data / "passages.jsonl", [passage])
+        write_jsonl(data / "demonstrations" / "train.jsonl", demonstrations)
+        recipe.make_tokenizer(data, data, data / "tokenizer", 320)
+        spelled.append(len(Vocab.load(data / "tokenizer").encode(" subject")))
+    assert spelled == [8, 1]
 
 
 def cell(value):
