@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-import logging
 import os
 import sys
 import warnings
@@ -27,16 +26,12 @@ from etils import epath
 
 from masksearch_jax import cli, sharding, stored
 from masksearch_jax.config import CheckpointConfig, ModelConfig
+from masksearch_jax.interrupts import held
 from masksearch_jax.stored import CheckpointError
 from masksearch_jax.train_state import TrainState
 
 Arrays = dict[str, jax.Array]
 _policies = ocp.checkpoint_managers
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """False for what orbax logs of a Ctrl-C that finds it waiting, with its traceback."""
-    return not (record.exc_info and isinstance(record.exc_info[1], KeyboardInterrupt))
 
 
 class _Manager(ocp.CheckpointManager):
@@ -49,8 +44,9 @@ class Checkpointer:
 
     FOLDER is `config.folder`, or `folder` where that is empty. Keeps the newest `config.keep`
     steps, multiples of `config.keep_every`, and the best by `config.best_metric`. Writes in the
-    background: `wait`, `close` or leaving the context returns when all is on disk. A save that
-    fails (a full disk) is told on stderr, leaves earlier steps as they were, and is in `failed`.
+    background: `wait`, `close` or leaving the context returns when all is on disk, and a Ctrl-C in
+    them waits for that. A save that fails (a full disk) is told on stderr, leaves earlier steps as
+    they were, and is in `failed`.
     `adapters`: JSON of the adapters that the weights are, and of their base; None: they are all.
     Raises CheckpointError where this process cannot write.
     """
@@ -67,7 +63,6 @@ class Checkpointer:
         self._config, self._model, self._adapters = config, model, adapters
         self._writing: int | None = None
         _check_writable(self.folder)
-        logging.getLogger("absl").addFilter(_is_news)
         self._manager = self._open()
 
     def _open(self) -> _Manager:
@@ -98,9 +93,10 @@ class Checkpointer:
         """
         self.wait()
         if sharding.any_process(self.failed is not None):
-            with contextlib.suppress(Exception):  # orbax would raise an old error again
-                self._manager.close()
-            self._manager, self.failed = self._open(), None
+            with held():
+                with contextlib.suppress(Exception):  # orbax would raise an old error again
+                    self._manager.close()
+                self._manager, self.failed = self._open(), None
         if step == self.latest_step():
             return
         tracked = None if metrics is None else self._tracked(metrics)
@@ -149,15 +145,13 @@ class Checkpointer:
 
     def close(self) -> None:
         self.wait()
-        with contextlib.suppress(Exception):  # what has failed was told
+        with held(), contextlib.suppress(Exception):  # what has failed was told
             self._manager.close()
 
     def __enter__(self) -> Checkpointer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is KeyboardInterrupt:  # a save that this cuts off was atomic; its end is no news
-            logging.getLogger("absl").disabled = True
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _meta(self, params: Arrays, optimizer: Arrays, extra: dict[str, Any]) -> dict[str, Any]:
@@ -193,7 +187,8 @@ class Checkpointer:
 
     def _guard(self, step: int, write: Callable[[], Any]) -> None:
         try:
-            write()
+            with held():
+                write()
         except Exception as error:  # orbax and tensorstore raise many types for one full disk
             if cli.is_lost_process(error):
                 raise

@@ -313,10 +313,11 @@ def call(work: Callable[[], Any]) -> None:
         with never_lost():
             status = work()
     except KeyboardInterrupt:
-        # A checkpoint may have been on its way; it was atomic, and what its threads and coroutines
-        # say on the way out is no news.
+        # Libraries were cut off anywhere; what their threads, coroutines and half-made objects say
+        # on the way out is no news.
         logging.disable()
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        sys.unraisablehook = lambda _: None
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     except Exception as error:

@@ -2,13 +2,11 @@
 
 import dataclasses
 import errno
-import gc
 import logging
 import os
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -285,26 +283,6 @@ def status_of(folder: Path, fn, *args: str) -> int:
 def test_an_expected_failure_is_one_line_and_a_status(folder, capsys, error, status, message):
     assert status_of(folder, raising(error)) == status
     assert capsys.readouterr() == ("", message)
-
-
-def test_after_an_interruption_no_thread_of_a_library_is_heard(folder, caplog):
-    assert status_of(folder, raising(KeyboardInterrupt())) == 130
-    logging.getLogger("absl").error("cannot schedule new futures after shutdown")
-    assert not caplog.records
-
-
-def test_an_interruption_that_meets_a_callback_of_gc_is_not_lost(folder, capsys):
-    def interrupted(phase, info):
-        gc.callbacks.remove(interrupted)
-        raise KeyboardInterrupt
-
-    def work(_):
-        gc.callbacks.append(interrupted)
-        gc.collect()
-        time.sleep(30)
-
-    assert status_of(folder, work) == 130
-    assert capsys.readouterr().err == "\ninterrupted; the same command goes on from here\n"
 
 
 def test_a_defect_keeps_its_traceback(folder):
