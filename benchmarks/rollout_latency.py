@@ -16,8 +16,9 @@ import numpy as np
 from benchmarks import rollout_model as stand_in
 from masksearch_jax import markup
 from masksearch_jax.config import RolloutConfig, SearchConfig
+from masksearch_jax.retrieval import Search
 from masksearch_jax.rollout import decode, schedule
-from masksearch_jax.rollout.engine import Engine, Search
+from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Episode, Request, Rules, finish
 from masksearch_jax.rollout.pool import SearchPool
 from masksearch_jax.rollout.sampling import Sampler

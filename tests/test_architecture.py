@@ -1,6 +1,7 @@
 """The rules that keep the code's shape, read from its syntax: who imports what, and how long."""
 
 import ast
+import importlib
 import os
 import subprocess
 import sys
@@ -283,3 +284,14 @@ def test_the_probe_sees_a_module_that_acts(tmp_path):
     (tmp_path / "acts" / "rests.py").write_text("import json\ndef f():\n    return open('x')\n")
     assert "reads.py:3" in import_all(["acts.reads"], tmp_path / "acts", tmp_path)[0]
     assert import_all(["acts.rests"], tmp_path / "acts", tmp_path)[0] == ""
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py")))
+def test_a_benchmark_finds_what_it_measures(name):
+    """Their figures are taken rarely: what is renamed in between must not wait until then."""
+    for node in ast.walk(ast.parse((ROOT / "benchmarks" / f"{name}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith(("masksearch", "bench")):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
