@@ -138,7 +138,7 @@ def test_known_names_are_whole_words_and_give_way_to_longer_spans(tmp_path):
 def test_ordinary_words_of_a_corpus_are_no_names():
     text = "The Standard was met. Harrow lies in Standard, by Plan B, Slip-on."
     words = frozenset({"standard", "plan", "slip", *lexicon.ORDINARY})
-    found = [s.text if s else why for s, why in rules_en.candidates(text, words)]
+    found = [why or s.text for s, why in rules_en.candidates(text, words)]
     assert found == ["ordinary_word", "Harrow", "ordinary_word", "Plan B", "ordinary_word"]
 
 
@@ -147,17 +147,29 @@ def test_ordinary_words_of_a_corpus_are_no_names():
     [
         ("the anti-Boyle riots and the Rules and Orders of Harrow of 1901", ["1901"]),
         ("sung by The Marshes & the Quills at 4:30 in 1899–1901", ["1899–1901"]),
-        ("He met De Boyle and Omar al-Quill, as I'd say, on 8 April 9 weeks ago", None),
+        (
+            "He met De Boyle and Omar al-Quill, as I'd say, on 8 April 9 weeks ago",
+            ["De Boyle", "Omar al-Quill", "8 April", "9 weeks"],
+        ),
         ("the Rules Boyle and Harrow Act of de Marsh in 1901", ["Harrow Act", "1901"]),
         ('the word "neutral" and the 14th row of 2006-11-18', []),
+        ("joined the 29th Signals Group and wrote .NET Words for GTK+ of 6S-1988", []),
+        ("he read “C implies E” and the text “to see old Harrow”", []),
+        ("the Access to the Harrow Act and the Temps d´Marsh Fair of 1901", ["1901"]),
+        ("the words “an old man in Zzyzx left” and “Quill: A Life of Marsh, a Man of the Sea”", []),
+        (
+            "the Irish Free Marsh, the Byzantine Crown and the Scot William Quill",
+            ["Irish Free Marsh", "Byzantine Crown", "William Quill"],
+        ),
+        ("the Dutchman J. B. van Quill met", ["Dutchman J. B. van Quill"]),
+        ("the Church of Old Harrow of Last-day Quills of Marsh", []),
     ],
 )
 def test_parts_of_names_and_numbers_are_not_masked(text, expected):
-    words = frozenset({"rules", "orders", *lexicon.ORDINARY})
+    words = frozenset({"rules", "orders", "access", "temps", *lexicon.ORDINARY})
     known = gazetteer.Gazetteer("en", {"Zzyzx": "PLACE"}, words)
     (found,) = spans.RulesExtractor("en", known).find([Passage("1", "None", text)])
-    wanted = ["De Boyle", "Omar al-Quill", "8 April", "9 weeks"] if expected is None else expected
-    assert [s.text for s in found.spans] == wanted
+    assert [s.text for s in found.spans] == expected
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ def test_spans_by_rule(paragraph, expected):
     [
         ("the work of Marie Curie was known", "Marie Curie", "title"),
         ("the work of Curie was known", "Marie Curie", "title"),
+        ("they met at the Red Hat Headquarters", "Red Hat", "title"),
         ("from Paris he went back to Paris again", "Nobody", "repeated"),
         ("seen from Japan it is a Japanese island", "Nobody", "given_away"),
         ("Rivers cross the land", "Nobody", "sentence_start"),

@@ -87,6 +87,12 @@ _MEANING = re.compile(r"\b(?:name|named|word|after|from)\b[^.\"“”]*[^\W\d], 
 _NO_TITLE = re.compile(r"[{}=<>|\\]|[?!].|\b(?:That|It|I|He|She|We|You)[’'](?:s|m|re|ll|ve|d)\b")
 _PREFIX = re.compile(r"\b(?:de|von|van|di|da|del|della|du|le|la) \Z")
 _AND_MORE = re.compile(" and [A-Z]")
+_CUT_BEFORE = re.compile(r"(?:[-.´]|& (?:the )?|\d(?:st|nd|rd|th) )\Z")  # .NET, 29th Infantry Group
+_CUT_AFTER = re.compile(r"[-–+#]| &|\.,")  # GTK+
+_LAW = re.compile(r"\b(?:Act|Bill|Treaty|Convention)\Z")
+_LAW_OF = re.compile(r"[A-Z]\w+ (?:to|on|in|for|with)(?: the)? \Z")
+_MORE_OF_TITLE = re.compile(r"[’']?: |[’'](?!s)| (?:the|a|an|of|in|on|to|and|for|with) ")
+_QUOTE = ('"', "“", "”")
 _JOINED = re.compile(r"(?<![.!?] )\b([A-Z][a-z]+) and \Z")
 _OF = re.compile(r"\bof(?: the)? $")
 _PERSON_CUE = re.compile(
@@ -102,6 +108,7 @@ _PERSON_AFTER = re.compile(rf"\s*(?:\((?:born|\d{{4}}[–-])|, (?:who|whose)\b|(
 _TITLED = re.compile(
     r"(?:Sir|Lord|Lady|King|Queen|Prince|Princess|Pope|Emperor|Saint|Earl|Duke|Dr)\b"
 )
+_PERSON_NAME = re.compile(rf"(?:{'|'.join(sorted(lexicon.GIVEN_NAMES))}|[A-Z]\.)(?!\w)")
 _ROMAN = re.compile(r" (?:[IVX]+|Jr\.?|Sr\.?)\Z")
 _NUMBERED = re.compile(r" \d{1,4}\Z")
 
@@ -114,7 +121,9 @@ def _pattern() -> re.Pattern[str]:
         rf"(?:(?<= )(?:al|el|d)[-’'])?"
         rf"(?!(?:{MONTHS}),? (?:of )?\d|(?:AD|BC) \d)[{upper}]\w*(?:[’'ʻ‘](?!s\b)\w+|[-–](?:\w+))*"
     )
-    initials = rf"(?:(?:[{upper}]\. ?)+{word}|(?:[{upper}]\. )*[{upper}]\.(?= {_LINK} ))"
+    initials = (
+        rf"(?:(?:[{upper}]\. ?)+(?![{upper}]\.){word}|(?:[{upper}]\. )*[{upper}]\.(?= {_LINK} ))"
+    )
     part = rf"(?:{initials}|(?:[{upper}]\.){{2,}}|(?:St|Mt|Ft|Dr)\.? {word}|{word})"
     owner = rf"(?:{part}(?: {part})*[’']s? (?=(?:[{upper}]\w+ ){{0,2}}(?:{_OWNED})\b))?"
     plain = rf"{part}(?: {part}| (?:{_LINK}) {part}| {_EPITHET}\b|/{part})*"
@@ -127,15 +136,15 @@ def _pattern() -> re.Pattern[str]:
     return re.compile(
         # The first look-ahead skips most characters at once.
         rf"(?![a-z ,])(?:{_QUOTED}|(?P<domain>{_DOMAIN})|(?P<date>(?<![\w.,$€£+/-]){date})"
-        rf"|(?P<number>(?<![\w.:/])(?<!\d[–−-])(?:{_NUMBER})(?!\w|[:/–-]\d|-[^\W\d]))|(?P<name>{name}))"
+        rf"|(?P<number>(?<![\w.:/])(?<![\dA-Za-z][–−-])(?:{_NUMBER})(?!\w|[:/–-]\d|-[^\W\d]))|(?P<name>{name}))"
         rf"|\b(?P<spelled>(?:{_SPELLED}) {_SPELLED_UNIT}(?: {_SPELLED_UNIT})?)"
     )
 
 
 def candidates(
     paragraph: str, ordinary: Collection[str] = lexicon.ORDINARY
-) -> Iterator[tuple[Span | None, str]]:
-    """Spans, or None and why a name was refused, in text order.
+) -> Iterator[tuple[Span, str]]:
+    """Spans in text order, each with why it is refused, or with an empty text.
 
     ordinary: words in small letters that open a sentence without being a part of a name.
     """
@@ -144,10 +153,9 @@ def candidates(
         start, end = match.span(group)
         if group != "name":
             text = paragraph[start:end].rstrip(" ,.;")
-            if group == "quoted" and not _is_quoted_name(paragraph, start, text):
-                yield None, "quoted_words"
-            else:
-                yield Span(start, start + len(text), text, _TYPES[group]), ""
+            words = group == "quoted" and not _is_quoted_name(paragraph, start, text)
+            span = Span(start, start + len(text), text, _TYPES[group])
+            yield span, "quoted_words" if words else ""
             continue
         end = start + _length_of_name(paragraph[start:end])
         for piece in _pieces(paragraph, start, end):
@@ -162,21 +170,22 @@ def _is_quoted_name(paragraph: str, start: int, text: str) -> bool:
         return called or bool(_MEANING.search(before))
     parts = text.split()
     large = sum(p[:1].isupper() for p in parts)
+    if len(parts) > 1 and not any(p[:1].isupper() and len(p) > 2 for p in parts):  # C implies E
+        return False
     return not _NO_TITLE.search(text) and (len(parts) < 4 or 2 * large >= len(parts))
 
 
-def _named(
-    paragraph: str, start: int, end: int, ordinary: Collection[str]
-) -> tuple[Span | None, str]:
+def _named(paragraph: str, start: int, end: int, ordinary: Collection[str]) -> tuple[Span, str]:
+    whole = Span(start, end, paragraph[start:end], NAME)
     if opens_sentence(paragraph, start):
         start = _after_opening(paragraph, start, end, ordinary)
         if start < 0:
-            return None, "sentence_start"
+            return whole, "sentence_start"
     text = paragraph[start:end]
     if " " not in text and ordinary is not lexicon.ORDINARY and _is_ordinary(text, ordinary):
-        return None, "ordinary_word"
+        return whole, "ordinary_word"
     if _is_cut(paragraph, start, end, ordinary):
-        return None, "cut_name"
+        return whole, "cut_name"
     return Span(start, end, text, NAME), ""
 
 
@@ -187,16 +196,26 @@ def _is_ordinary(word: str, ordinary: Collection[str]) -> bool:
 
 def _is_cut(paragraph: str, start: int, end: int, ordinary: Collection[str]) -> bool:
     """True for a part of a longer name: anti-X, X & Y, the second half of Rules and Orders."""
-    before, after = paragraph[max(0, start - 24) : start], paragraph[end : end + 8]
+    text, before = paragraph[start:end], paragraph[max(0, start - 24) : start]
+    after = paragraph[end : end + 8]
     if _PREFIX.search(before):  # de Havilland
         return True
-    first, _, rest = paragraph[start:end].partition(" ")
+    first, _, rest = text.partition(" ")
     if rest and first.lower() in ordinary and _AND_MORE.match(after):  # International X and Y
         return True
-    if before.endswith(("-", "& ", "& the ")) or after.startswith(("-", " &", "–", ".,")):
+    if _CUT_BEFORE.search(before) or _CUT_AFTER.match(after) or _is_part_of_title(before, after):
+        return True
+    if _LAW.search(text) and _LAW_OF.search(before):  # Access to the Countryside Act
         return True
     joined = _JOINED.search(before)
     return bool(joined) and joined[1].lower() in ordinary
+
+
+def _is_part_of_title(before: str, after: str) -> bool:
+    """True for the first or the last words of what stands in quotation marks."""
+    if before.endswith(_QUOTE):
+        return bool(_MORE_OF_TITLE.match(after))
+    return after.startswith(_QUOTE)
 
 
 def typed(paragraph: str, span: Span, ordinary: Collection[str] = lexicon.ORDINARY) -> Span:
@@ -205,8 +224,10 @@ def typed(paragraph: str, span: Span, ordinary: Collection[str] = lexicon.ORDINA
         return span
     kind = _name_type(paragraph, span.start, span.end, ordinary)
     first, _, rest = span.text.partition(" ")
-    if kind == "PERSON" and rest and lexicon.DEMONYM.match(first):  # "the Scot William Paterson"
-        return Span(span.end - len(rest), span.end, rest, kind)
+    if kind == "PERSON" and rest and lexicon.DEMONYM.match(first):
+        if _PERSON_NAME.match(rest):  # "the Scot William Paterson"
+            return Span(span.end - len(rest), span.end, rest, kind)
+        kind = "TERM"  # "the Russian Empire"
     return Span(span.start, span.end, span.text, kind)
 
 
@@ -227,6 +248,7 @@ def _pieces(paragraph: str, start: int, end: int) -> list[tuple[int, int]]:
         last = left.rpartition(" ")[2]
         head = lexicon.ORG.search(last) or lexicon.PLACE.search(last) or lexicon.TERM.search(last)
         one = " " not in left and link[1] != "for"
+        one = one or (" of " in left and bool(lexicon.ORG.match(left)))  # Church of X of Y
         if not (head or one or _TITLED.match(last)):
             return [
                 (start, start + link.start()),

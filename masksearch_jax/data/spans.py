@@ -59,27 +59,33 @@ class RulesExtractor:
         else:
             proposed = rules_en.candidates(passage.text, ordinary)
         spans: list[Span] = []
+        parts: list[Span] = []  # of longer names and titles; so are known names within them
         refused: Counter[str] = Counter()
         for span, reason in proposed:
-            if span is None:
-                refused[reason] += 1
-            else:
+            if not reason:
                 spans.append(span)
+                continue
+            refused[reason] += 1
+            if reason in ("cut_name", "quoted_words"):
+                parts.append(span)
         if known:
-            spans = merge(spans, known.find(passage.text))
+            spans = merge(spans, known.find(passage.text), parts)
         kept, refused = sift(passage, spans, refused)
         if self.language == "en":
             kept = [rules_en.typed(passage.text, s, ordinary) for s in kept]
         return Found(kept, refused)
 
 
-def merge(spans: Sequence[Span], known: Iterable[Span]) -> list[Span]:
+def merge(spans: Sequence[Span], known: Iterable[Span], parts: Sequence[Span] = ()) -> list[Span]:
     """Spans by rule, corrected by known names: equal ones take its type, longer ones replace.
 
-    A known name inside a longer span by rule is left out: "Paris" in "University of Paris".
+    A known name inside a longer span by rule is left out: "Paris" in "University of Paris". So is
+    one that does not reach beyond one of `parts`, which rules have refused.
     """
     merged = list(spans)
     for name in known:
+        if any(p.start <= name.start and name.end <= p.end for p in parts):
+            continue
         over = [s for s in merged if s.start < name.end and name.start < s.end]
         if any(s.end - s.start > len(name.text) or s.type in ("DATE", "NUMBER") for s in over):
             continue
@@ -140,11 +146,12 @@ def _root(word: str) -> str:
 
 
 def _in_title(span: Span, mine: Sequence[str], title: str, title_words: Collection[str]) -> bool:
-    """True when the span is part of the title or shares a word of four letters with it."""
+    """True when the span is part of the title, has all of it, or shares a word of four letters."""
     if _HAN.search(span.text):
         return span.text in title or (len(title) > 1 and title in span.text)
     shared = [w for w in mine if w in title_words]
-    return bool(shared) and (len(shared) == len(mine) or any(len(w) > 3 for w in shared))
+    whole = len(shared) in (len(mine), len(title_words))
+    return bool(shared) and (whole or any(len(w) > 3 for w in shared))
 
 
 def _is_trivial(text: str, mine: Sequence[str]) -> bool:
