@@ -6,14 +6,17 @@ Both sides start from the same weights in Hugging Face format, take the same pac
 same AdamW update in float32 on two CPU threads, and must report the same losses. Each lives in a
 process of its own, so that each has its own memory peak; they take turns within a repeat, and a
 ratio is of one repeat. A figure is the median of the repeats, with least and most. torch runs
-eagerly with sdpa attention under a block-diagonal mask, as bool or as float, whichever is faster;
-gradients of both sides keep all activations. Compiling and first calls are not timed.
+eagerly with sdpa attention under a block-diagonal mask, as bool or as float, on whole batches or in
+our micro-batches, whichever is fastest, and keeps all activations. Ours computes the tiny shape as
+configs/quickstart.py does: one device a core, micro-batches, each layer's insides computed again.
+Compiling and first calls are not timed.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -44,21 +47,26 @@ TOLERANCE = 1e-3
 
 
 class Shape(NamedTuple):
-    """A model, packed rows, the lengths of their records, and steps per repeat."""
+    """A model, packed rows, the lengths of their records, steps per repeat, and how we compute."""
 
     model: ModelConfig
     rows: int
     length: int
     records: tuple[int, int]
-    loss_chunk: int
     steps: int
+    compute: ComputeConfig
+    accumulate: int
+    devices: int
 
 
 QUICKSTART = load_config(str(Path(__file__).parent.parent / "configs" / "quickstart.py"))
 TINY = to_dataclass(ModelConfig, QUICKSTART.model)
+COMPUTE = to_dataclass(ComputeConfig, QUICKSTART.compute)
 SHAPES = {
-    # The quickstart's.
-    "tiny": Shape(TINY, 12, 192, (60, 130), 1024, 5),
+    "tiny": Shape(
+        *(TINY, QUICKSTART.sft.batch_size, QUICKSTART.sft.seq_len, (60, 130), 5, COMPUTE),
+        *(QUICKSTART.sft_optim.accumulate, QUICKSTART.cpu_devices),
+    ),
     # 75M parameters.
     "m100": Shape(
         dataclasses.replace(
@@ -71,7 +79,9 @@ SHAPES = {
             num_kv_heads=4,
             head_dim=64,
         ),
-        *(2, 512, (100, 300), 1024, 1),
+        *(2, 512, (100, 300), 1),
+        dataclasses.replace(COMPUTE, remat="none", loss_chunk=1024),
+        *(1, 1),
     ),
 }
 
@@ -132,22 +142,24 @@ def ours(folder: Path, shape: Shape) -> Callable[[], float]:
     """One update on our side; returns its loss."""
     import jax
 
+    jax.config.update("jax_num_cpu_devices", shape.devices)
     from masksearch_jax import train_sft, train_state
     from masksearch_jax.hosts import shard_batch
     from masksearch_jax.models import hf
     from masksearch_jax.sharding import make_mesh
 
-    compute = ComputeConfig("float32", "float32", "xla", "none", shape.loss_chunk)
-    mesh = make_mesh(MeshConfig(1, 1, 1))
-    batch = dict(np.load(folder / "batch.npz"))
+    mesh = make_mesh(MeshConfig(-1, 1, 1))
+    batch = train_state.split_micro(dict(np.load(folder / "batch.npz")), shape.accumulate)
     tx = train_state.make_optimizer(OPTIM, 1000)
-    state = train_state.init_state(hf.load(folder / "model", compute, mesh), tx)
-    update = train_state.make_train_step(train_sft.make_loss_fn(compute), tx, like=state)
+    state = train_state.init_state(hf.load(folder / "model", shape.compute, mesh), tx)
+    loss_fn = train_sft.make_loss_fn(shape.compute)
+    update = train_state.make_train_step(loss_fn, tx, shape.accumulate, like=state)
 
     def step() -> float:
         nonlocal state
         with jax.set_mesh(mesh):
-            state, metrics = update(state, shard_batch(mesh, batch))
+            placed = shard_batch(mesh, batch, axis=int(shape.accumulate > 1))
+            state, metrics = update(state, placed)
         return float(metrics["loss"])
 
     return step
@@ -183,29 +195,36 @@ def torch(folder: Path, shape: Shape) -> Callable[[], float]:
     least = torch.finfo(torch.float32).min
     masks = {"bool": allowed, "float": torch.where(allowed, 0.0, least)}
 
-    def gradient(mask: Any) -> Any:
-        out = model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
-        nll = torch.nn.functional.cross_entropy(
-            out.flatten(0, 1), targets.flatten(), reduction="none"
-        )
-        loss = (weights.flatten() * nll).sum() / weights.sum()
-        loss.backward()
+    total = weights.sum()
+
+    def gradient(mask: Any, micro: int) -> float:
+        loss = 0.0
+        for part in torch.arange(shape.rows).chunk(micro):
+            out = model(
+                ids[part], attention_mask=mask[part], position_ids=positions[part], use_cache=False
+            ).logits
+            nll = torch.nn.functional.cross_entropy(
+                out.flatten(0, 1), targets[part].flatten(), reduction="none"
+            )
+            share = (weights[part].flatten() * nll).sum() / total
+            share.backward()
+            loss += float(share.detach())
         return loss
 
     seconds = defaultdict(lambda: float("inf"))
-    for name in [*masks] * 3:
+    for way in [*itertools.product(masks, sorted({1, shape.accumulate * shape.devices}))] * 3:
         started = time.perf_counter()
-        gradient(masks[name])
-        seconds[name] = min(seconds[name], time.perf_counter() - started)
+        gradient(masks[way[0]], way[1])
+        seconds[way] = min(seconds[way], time.perf_counter() - started)
         adam.zero_grad()
-    mask = masks[min(seconds, key=seconds.__getitem__)]
+    name, micro = min(seconds, key=seconds.__getitem__)
 
     def step() -> float:
-        loss = gradient(mask)
+        loss = gradient(masks[name], micro)
         torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip_norm)
         adam.step()
         adam.zero_grad()
-        return float(loss.detach())
+        return loss
 
     return step
 
@@ -268,8 +287,7 @@ def against_torch(name: str, repeats: int, folder: Path) -> dict[str, list[float
     shape = SHAPES[name]
     batch = next(batches(write_cache(folder, shape), shape))
     np.savez(folder / "batch.npz", **batch)
-    compute = ComputeConfig("float32", "float32", "xla", "none", shape.loss_chunk)
-    model = jax.jit(lambda: Transformer(shape.model, compute, nnx.Rngs(0)))()
+    model = jax.jit(lambda: Transformer(shape.model, shape.compute, nnx.Rngs(0)))()
     hf.save(model, folder / "model", generation_config={})
     values = defaultdict(list)
     with Side("ours", name, folder) as mine, Side("torch", name, folder) as theirs:

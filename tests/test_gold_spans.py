@@ -158,15 +158,27 @@ def test_ordinary_words_of_a_corpus_are_no_names():
         ("the Access to the Harrow Act and the Temps d´Marsh Fair of 1901", ["1901"]),
         ("the words “an old man in Zzyzx left” and “Quill: A Life of Marsh, a Man of the Sea”", []),
         (
-            "the Irish Free Marsh, the Byzantine Crown and the Scot William Quill",
+            "the Irish Free Marsh, the Byzantine Crown and the Scot William Quill met",
             ["Irish Free Marsh", "Byzantine Crown", "William Quill"],
         ),
+        ("it costs 300,000–400,000 or 10.688km, by 12.Be4, ISO Quill 1979:2004", ["ISO Quill"]),
+        ("the Quill MP4/1 in Marsh No. 8 by Aut(G) of the Marsh-style GB£13", []),
+        (
+            "the Quill Music and Arts Festival, the Château des ducs of Hugo “Hurley” Quill",
+            ["Hurley"],
+        ),
+        (
+            "the Convention on Harrow Trade by the Police Service of Northern Marsh met",
+            ["Convention", "Police Service of Northern Marsh"],
+        ),
+        ("it lies in old Harrow", []),
+        ("Q3/Q4 drives Q5 to Ξ1, not B747 there", ["B747"]),
         ("the Dutchman J. B. van Quill met", ["Dutchman J. B. van Quill"]),
         ("the Church of Old Harrow of Last-day Quills of Marsh", []),
     ],
 )
 def test_parts_of_names_and_numbers_are_not_masked(text, expected):
-    words = frozenset({"rules", "orders", "access", "temps", *lexicon.ORDINARY})
+    words = frozenset({"rules", "orders", "access", "temps", "music", "hugo", *lexicon.ORDINARY})
     known = gazetteer.Gazetteer("en", {"Zzyzx": "PLACE"}, words)
     (found,) = spans.RulesExtractor("en", known).find([Passage("1", "None", text)])
     assert [s.text for s in found.spans] == expected

@@ -103,7 +103,7 @@ ORG = re.compile(
     r"|Army|Navy|Air Force|Corps|Court|Congress|Senate|Foundation|Group|Centre|Center|Commission"
     r"|Organi[sz]ation|Airlines|Airways|Studios|Pictures|Entertainment|Hospital|Brothers|Motors"
     r"|Systems|Microsystems|Technologies|Industries|Observatory|Exchange|Brigade|Regiment|Division"
-    r"|Bureau|Compagnie|Men|Boys|United|F\.?C\.?)\b"
+    r"|Bureau|Service|Compagnie|Men|Boys|United|F\.?C\.?)\b"
 )
 PLACE = re.compile(
     r"\b(?:River|Lake|Mount|Mountains?|Island|Islands|Isle|Sea|Ocean|Bay|Gulf|Street|Avenue|Road|Lane"

@@ -21,6 +21,7 @@ MAX_WORDS = 6
 MAX_CHARS = 60
 _TOKEN = re.compile(r"[^\W_]+")
 _CONTRACTION = re.compile(r"(?:I|It|He|She|We|You|They|There|That|What)[’']\w+\Z|U\.S\.?\Z")
+_VARIABLE = re.compile(r"[^\W\d_]{1,2}\d{1,2}(?:/[^\W\d_]{1,2}\d{1,2})*\Z")  # Q5, Q3/Q4, Kd8
 _HAN = re.compile("[\u3400-\u9fff]")
 
 
@@ -155,10 +156,11 @@ def _in_title(span: Span, mine: Sequence[str], title: str, title_words: Collecti
 
 
 def _is_trivial(text: str, mine: Sequence[str]) -> bool:
-    """True for ordinary words, months and weekdays alone, titles, and numbers of one digit."""
+    """True for ordinary words, months, weekdays, titles, variables, and numbers of one digit."""
     return bool(
         all(part in lexicon.TRIVIAL for part in re.split("[-–/]", text))
         or _CONTRACTION.match(text)
+        or _VARIABLE.match(text)
         or (len(text) < 2 and not _HAN.match(text))
         or all(w in lexicon.ORDINARY for w in mine)
     )
