@@ -23,8 +23,8 @@ from masksearch_jax import hosts, markup, retrieval, sharding
 from masksearch_jax.config import RolloutConfig, SearchConfig
 from masksearch_jax.rollout import decode, memory, schedule
 from masksearch_jax.rollout.agreement import Agreement, Needs
-from masksearch_jax.rollout.episode import Episode, Observation, Request, Rules, Vocabulary, finish
-from masksearch_jax.rollout.pool import Call, SearchPool
+from masksearch_jax.rollout.episode import Episode, Request, Rules, Vocabulary, finish
+from masksearch_jax.rollout.pool import SearchPool
 from masksearch_jax.rollout.sampling import sampler_of
 from masksearch_jax.rollout.stats import EngineStats
 from masksearch_jax.types import Segment, Status, Trajectory
@@ -92,6 +92,20 @@ class Engine:
     def in_flight(self) -> int:
         """Requests that are open, wait for a slot, or have ended and were not taken yet."""
         return len(self._queue) + len(self._episodes()) + len(self._finished)
+
+    def submit(self, request: Request) -> None:
+        """Adds a request to the `run` in progress, or to the next; callable from any thread.
+
+        Raises ValueError for a prompt that leaves no room to answer, and where rollout.in_flight is
+        "drop".
+        """
+        if self.cfg.in_flight == "drop":
+            raise ValueError(
+                "rollout.in_flight is 'drop': a run that ends as a request is added would lose it; "
+                "choose 'keep'"
+            )
+        self.rules.check(request)
+        self._queue.append(request)
 
     def run(
         self,
@@ -179,12 +193,9 @@ class Engine:
     def _warm_up(self, model: Any, mesh: Any, shards: int, sizes: schedule.Sizes) -> None:
         """Run every program once on an empty inbox, so that all are compiled."""
         if self._stop is None:
-            table = decode.stop_table(
-                self.rules.token_bytes[: model.config.vocab_size],
-                tuple(self.rules.vocab.eos_ids),
-                markup.STOPS,
-                model.config.vocab_size,
-            )
+            size, eos_ids = model.config.vocab_size, tuple(self.rules.vocab.eos_ids)
+            spelled = self.rules.token_bytes[:size]
+            table = decode.stop_table(spelled, eos_ids, markup.STOPS, size)
             self._stop = table if mesh is None else sharding.replicate(mesh, table)
         own = max(shards // jax.process_count(), 1)
         if (mesh, sizes.rows[-1]) in self._warm:
@@ -268,6 +279,8 @@ class Engine:
         self.stats.decode_rows += len(letter.decoding)
         self.stats.program_rows += needs.rows * len(self._shards)
         for at, episode in letter.decoding:
+            if episode not in self._shards[at[0]].rows:
+                continue  # its time ran out during the tick
             c = count[at]
             outcome = self.rules.read(episode, ids[at][:c], logprobs[at][:c], self._version)
             if self.watch:
@@ -290,14 +303,8 @@ class Engine:
         episode.queries, episode.asked = queries, time.perf_counter()
         self.stats.searches += 1
         self.stats.queries += len(queries)
-        room = self.rules.observation_room(episode)
-        find = functools.partial(self._find, queries, episode.request.source, room)
-        episode.search = self._pool.submit(find)
-
-    def _find(self, queries: tuple[str, ...], source: str, room: int) -> Observation:
-        """The pool's work; what a tool returns is read here, so that its errors are the tool's."""
-        shown = retrieval.find(self.search, queries, self.search_cfg, source) if queries else ()
-        return self.rules.render(shown, room)
+        asked = (self.search, queries, episode.request.source, self.rules.observation_room(episode))
+        episode.search = self._pool.submit(functools.partial(self.rules.search, *asked))
 
     def _collect(self) -> None:
         """Put finished searches into their slots; a failed or late one ends its trajectory."""
@@ -320,22 +327,19 @@ class Engine:
                 status = self.rules.observe(episode, call.result(), now - episode.asked)
             episode.search = None
             return status
-        if self.cfg.deadline and now > episode.opened + self.cfg.deadline:
+        expired = self.cfg.deadline and now > episode.opened + self.cfg.deadline
+        if expired or episode.request.withdrawn():
             return "out_of_time"
-        if call is not None and now > self._late(call, now):
+        if call is not None and now > call.late(self.search_cfg.timeout, now):
             late = f"no result in {self.search_cfg.timeout:g} s"
             return self.rules.fail(episode, now - episode.asked, late)
         return None
-
-    def _late(self, call: Call, now: float) -> float:
-        """When a call is late; its clock starts with it, since waiting its turn is our doing."""
-        return (now if call.started is None else call.started) + self.search_cfg.timeout
 
     def _wait_for_search(self, alone: bool) -> None:
         """Sleep until a search ends or the earliest deadline passes; not for long among others."""
         started = time.perf_counter()
         waiting = [e for e in self._episodes() if e.search]
-        ends = [self._late(e.search, started) for e in waiting]
+        ends = [e.search.late(self.search_cfg.timeout, started) for e in waiting]
         if self.cfg.deadline:
             ends += [e.opened + self.cfg.deadline for e in waiting]
         left = max(0.0, min(ends, default=started) - started) + 1e-3

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from masksearch_jax import markup
+from masksearch_jax import markup, retrieval
 from masksearch_jax.config import RolloutConfig, SearchConfig
 from masksearch_jax.rollout.pool import Call
 from masksearch_jax.types import Passage, Segment, Status, Trajectory, Turn
@@ -35,13 +35,20 @@ class Vocabulary(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A trajectory to sample; equal (stream, sample) draw the same random numbers."""
+    """A trajectory to sample; equal (stream, sample) draw the same random numbers.
+
+    A plain one is free text, whose tags are only text: it ends at EOS, which its text leaves out
+    (`answered`), or at its limit (`out_of_tokens`).
+    """
 
     example_id: str
     prompt_ids: np.ndarray  # int32[P]
     stream: int  # of the prompt, below 2**32
     sample: int = 0
     source: str = ""  # passage that search.exclude_source hides from it; empty: none
+    plain: bool = False
+    max_new_tokens: int = 0  # where below rollout.max_new_tokens; 0: that one
+    withdrawn: Callable[[], bool] = lambda: False  # once true, it ends as `out_of_time`
 
 
 class Observation(NamedTuple):
@@ -95,14 +102,19 @@ class Rules:
         self.vocab, self.cfg, self.search_cfg = vocab, cfg, search_cfg
         self.token_bytes = [vocab.token_bytes(i) for i in range(vocab.size)]
 
-    def open(self, request: Request) -> Episode:
+    def check(self, request: Request) -> None:
         """Raises ValueError for a prompt that leaves no room to answer."""
-        ids = [int(i) for i in request.prompt_ids]
-        if not 0 < len(ids) < self.cfg.max_len:
+        length = len(request.prompt_ids)
+        if not 0 < length < self.cfg.max_len:
             raise ValueError(
-                f"prompt of {request.example_id!r} has {len(ids)} tokens; rollout.max_len is "
+                f"prompt of {request.example_id!r} has {length} tokens; rollout.max_len is "
                 f"{self.cfg.max_len} and must leave room to answer: raise it or drop the example"
             )
+
+    def open(self, request: Request) -> Episode:
+        """Raises what `check` raises."""
+        self.check(request)
+        ids = [int(i) for i in request.prompt_ids]
         return Episode(
             request=request,
             key=key_of(request),
@@ -117,6 +129,8 @@ class Rules:
         """Tokens that it may sample before the host looks again."""
         cfg = self.cfg
         room = self._all_room(episode)
+        if episode.request.plain:
+            return room
         if self._keeps_answer_room(episode):
             room -= cfg.answer_tokens
         if cfg.max_turn_tokens:
@@ -135,13 +149,16 @@ class Rules:
         episode.written = len(episode.ids) - 1
         episode.new_tokens += len(ids)
         episode.turn_tokens += len(ids)
-        for i in ids:
+        ended = len(ids) > 0 and int(ids[-1]) in self.vocab.eos_ids
+        for i in ids[:-1] if episode.request.plain and ended else ids:
             episode.turn_bytes += self.token_bytes[i] if i < len(self.token_bytes) else b""
         text = episode.turn_bytes.decode("utf-8", "replace")
         episode.segments[-1] = Segment("policy", text)
+        if episode.request.plain:
+            return self._plain(episode, ended)
         stop = markup.find_stop(text)
         if stop is None:
-            return self._unfinished(episode, ids)
+            return self._unfinished(episode, ended)
         if stop.kind == "answer":
             return "answered"
         if len(episode.turns) >= self.cfg.max_turns:
@@ -151,9 +168,15 @@ class Rules:
             return self._correct(episode, "no_query", "out_of_tokens")
         return queries
 
-    def _unfinished(self, episode: Episode, ids: np.ndarray) -> Status | None:
-        """A turn without an action so far."""
-        if len(ids) and int(ids[-1]) in self.vocab.eos_ids:
+    def _plain(self, episode: Episode, ended: bool) -> Status | None:
+        """How free text ends, or None to go on; `ended`: by EOS."""
+        if ended:
+            return "answered"
+        return None if self.room(episode) > 0 else "out_of_tokens"
+
+    def _unfinished(self, episode: Episode, ended: bool) -> Status | None:
+        """A turn without an action so far; `ended`: by EOS."""
+        if ended:
             return self._correct(episode, "no_action", "no_answer")
         turn = episode.ids[len(episode.ids) - episode.turn_tokens :]
         if self.cfg.max_repeats and repeats(turn) >= self.cfg.max_repeats:
@@ -176,22 +199,33 @@ class Rules:
         text = markup.wrap("information", markup.CORRECTIONS[mistake])
         ids = self.vocab.encode(text, literal=True)
         room = self.cfg.max_len - len(episode.ids)
-        if len(ids) >= room or episode.new_tokens >= self.cfg.max_new_tokens:
+        if len(ids) >= room or episode.new_tokens >= self._limit(episode):
             return status
         episode.corrections += 1
         self._append(episode, text, ids)
         return None
 
+    def _limit(self, episode: Episode) -> int:
+        """Tokens that it may sample in all."""
+        most = self.cfg.max_new_tokens
+        return min(most, episode.request.max_new_tokens or most)
+
     def _all_room(self, episode: Episode) -> int:
-        return min(
-            self.cfg.max_new_tokens - episode.new_tokens, self.cfg.max_len - len(episode.ids)
-        )
+        left = self._limit(episode) - episode.new_tokens
+        return min(left, self.cfg.max_len - len(episode.ids))
 
     # ---- search
 
     def observation_room(self, episode: Episode) -> int:
         left = self.cfg.max_len - len(episode.ids) - 1 - self.cfg.answer_tokens
         return min(self.cfg.max_observation_tokens, left)
+
+    def search(
+        self, tool: retrieval.Search, queries: tuple[str, ...], source: str, room: int
+    ) -> Observation:
+        """The pool's work; what a tool returns is read here, so that its errors are the tool's."""
+        shown = retrieval.find(tool, queries, self.search_cfg, source) if queries else ()
+        return self.render(shown, room)
 
     def render(self, passages: Sequence[Passage], room: int) -> Observation:
         """The passages that fit in `room` tokens. For the search's own thread: it takes a while."""

@@ -23,6 +23,10 @@ class Call(futures.Future):
         self.started: float | None = None
         self.abandoned = False
 
+    def late(self, timeout: float, now: float) -> float:
+        """When it is late; its clock starts with it, since waiting its turn is our doing."""
+        return (now if self.started is None else self.started) + timeout
+
 
 class SearchPool:
     """Runs calls on `workers` threads, in the order of `submit`."""
