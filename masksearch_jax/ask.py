@@ -12,13 +12,12 @@ import dataclasses
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TextIO
 
 import jax
 import numpy as np
 
-from masksearch_jax import cli, markup, stored
+from masksearch_jax import cli, local_model, markup
 from masksearch_jax.config import (
     ComputeConfig,
     MeshConfig,
@@ -27,9 +26,7 @@ from masksearch_jax.config import (
     SearchConfig,
 )
 from masksearch_jax.data import prompt
-from masksearch_jax.data.vocab import Vocab
-from masksearch_jax.models import hf
-from masksearch_jax.models.initial import check_vocabulary, initial
+from masksearch_jax.models.initial import initial
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
 from masksearch_jax.search.tool import SearchError, SearchTool, open_tool
@@ -115,20 +112,7 @@ def run(cfg: AskRun) -> Trajectory:
     """
     if not cfg.question.strip():
         raise cli.ConfigError("config.question is empty; it must be a question, or hold a [mask]")
-    if not Path(cfg.init).is_dir():
-        raise cli.ConfigError(
-            f"config.init is {cfg.init!r}, which is not a local folder; it must be one in Hugging "
-            "Face format, such as export_hf writes, or of checkpoints"
-        )
-    in_hf_format = (Path(cfg.init) / "config.json").is_file()
-    if not in_hf_format and not cfg.tokenizer:
-        raise cli.ConfigError(
-            f"config.init is {cfg.init!r}, which holds no config.json; if it is a folder of "
-            "checkpoints, give the folder of its tokenizer as config.tokenizer"
-        )
-    config = hf.read_config(cfg.init) if in_hf_format else stored.read_model(cfg.init)
-    vocab = Vocab.load(cfg.tokenizer or cfg.init)
-    check_vocabulary(config, vocab.size)
+    config, vocab = local_model.describe(cfg.init, cfg.tokenizer)
     screen = Screen(sys.stdout)
     tool = ShownSearch(open_tool(cfg.search), screen, cfg.search.max_passages)
     mesh = make_mesh(cfg.mesh)

@@ -29,12 +29,14 @@ MAINS = {
     "quickstart",
     "recipe",
     "report",
+    "serve_model",
     "serve_search",
     "train_dapo",
     "train_sft",
 }
-# Parts of mains, below them, that join rooms: a model of ours as a teacher, models asked for spans.
-PARTS = {"span_models", "student"}
+# Parts of mains, below them, that join rooms: a model of ours as a teacher, models asked for spans,
+# a folder's architecture with its tokenizer.
+PARTS = {"local_model", "span_models", "student"}
 # Floor 2: folders that never import each other. Floor 1 is every other module of the package.
 ROOMS = {"agents", "data", "evals", "models", "planning", "rl", "rollout", "search", "viewer"}
 

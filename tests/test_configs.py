@@ -28,6 +28,7 @@ SCHEMAS = {
     "build_ramp": "build_ramp.BuildRampRun",
     "build_cache": "build_cache.BuildCacheRun",
     "build_dataset": "build_dataset.BuildDatasetRun",
+    "serve_model": "serve_model.ServeModelRun",
     "serve_search": "serve_search.ServeSearchRun",
     "build_trajectories": "build_trajectories.BuildTrajectoriesRun",
     "evolve": "evolve.EvolveRun",

@@ -108,7 +108,7 @@ class Rules:
         if not 0 < length < self.cfg.max_len:
             raise ValueError(
                 f"prompt of {request.example_id!r} has {length} tokens; rollout.max_len is "
-                f"{self.cfg.max_len} and must leave room to answer: raise it or drop the example"
+                f"{self.cfg.max_len} and must leave room to answer: raise it or drop this prompt"
             )
 
     def open(self, request: Request) -> Episode:

@@ -1,0 +1,34 @@
+"""A model of ours from its folder alone: its architecture and its tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from masksearch_jax import cli, stored
+from masksearch_jax.config import ModelConfig
+from masksearch_jax.data.vocab import Vocab
+from masksearch_jax.models import hf
+from masksearch_jax.models.initial import check_vocabulary
+
+
+def describe(init: str, tokenizer: str) -> tuple[ModelConfig, Vocab]:
+    """What `initial` needs of a folder in HF format or of checkpoints, and its tokenizer.
+
+    tokenizer: its folder; empty: that of `init`. Raises ConfigError for an `init` that is no
+    folder, or one of checkpoints without a tokenizer, and what reading either raises.
+    """
+    if not Path(init).is_dir():
+        raise cli.ConfigError(
+            f"config.init is {init!r}, which is not a local folder; it must be one in Hugging "
+            "Face format, such as export_hf writes, or of checkpoints"
+        )
+    in_hf_format = (Path(init) / "config.json").is_file()
+    if not in_hf_format and not tokenizer:
+        raise cli.ConfigError(
+            f"config.init is {init!r}, which holds no config.json; if it is a folder of "
+            "checkpoints, give the folder of its tokenizer as config.tokenizer"
+        )
+    config = hf.read_config(init) if in_hf_format else stored.read_model(init)
+    vocab = Vocab.load(tokenizer or init)
+    check_vocabulary(config, vocab.size)
+    return config, vocab

@@ -1,0 +1,133 @@
+"""OpenAI's chat protocol, as far as one sampler for all goes: a request read, a reply written."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from masksearch_jax.config import RolloutConfig
+from masksearch_jax.http_service import Refusal
+from masksearch_jax.types import Trajectory
+
+ROLES = ("system", "user", "assistant")
+_SAMPLER = ("temperature", "top_p", "top_k", "min_p")
+# Fields that would change a reply, and the one value of each that is served: what absent means.
+_SERVED: dict[str, Any] = {
+    "stream": False,
+    "n": 1,
+    "stop": [],
+    "tools": [],
+    "logprobs": False,
+    "logit_bias": {},
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "response_format": {"type": "text"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat:
+    """A request for one reply."""
+
+    messages: tuple[Mapping[str, str], ...]  # of role and content
+    max_new_tokens: int  # 0: as many as the service allows
+    seed: int | None  # of its randomness; None: one of its own
+
+
+def parse(content: Mapping[str, Any], model: str, cfg: RolloutConfig) -> Chat:
+    """The request in a JSON object, for a service that has `model` and samples as `cfg` says.
+
+    Fields of null are absent, unknown ones ignored. Raises Refusal: 404 for another model, 400 for
+    all else that is amiss or would have to be sampled in another way.
+    """
+    given = {name: value for name, value in content.items() if value is not None}
+    _check_model(given, model)
+    for name, served in _SERVED.items():
+        if given.get(name, served) != served:
+            raise _bad(f"`{name}` is {_short(given[name])}; this service knows only {served!r}")
+    for name in _SAMPLER:
+        _check_sampler(name, given.get(name, getattr(cfg, name)), getattr(cfg, name))
+    limit = given.get("max_completion_tokens", given.get("max_tokens"))
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise _bad(f"`max_tokens` is {_short(limit)}, must be a whole number above 0")
+    seed = given.get("seed")
+    if seed is not None and type(seed) is not int:
+        raise _bad(f"`seed` is {_short(seed)}, must be a whole number")
+    return Chat(_messages(given.get("messages")), limit or 0, seed)
+
+
+def reply(trajectory: Trajectory, model: str) -> dict[str, Any]:
+    """The chat completion of a plain trajectory, which has ended by itself or at its limit."""
+    sampled = int(trajectory.sampled.sum())
+    message = {"role": "assistant", "content": trajectory.text_by("policy")}
+    reason = "stop" if trajectory.status == "answered" else "length"
+    return {
+        "id": trajectory.example_id,
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": model,
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": reason}],
+        "usage": {
+            "prompt_tokens": trajectory.prompt_len,
+            "completion_tokens": sampled,
+            "total_tokens": trajectory.prompt_len + sampled,
+        },
+    }
+
+
+def error(refusal: Refusal) -> dict[str, Any]:
+    """A refusal in OpenAI's format."""
+    ours = refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    kind = "server_error" if ours else "invalid_request_error"
+    about = {"message": str(refusal), "type": kind, "param": None, "code": refusal.code or None}
+    return {"error": about}
+
+
+def _check_model(given: Mapping[str, Any], model: str) -> None:
+    if "model" not in given:
+        raise _bad(f"`model` is missing; this service has {model!r}")
+    if given["model"] != model:
+        raise Refusal(
+            HTTPStatus.NOT_FOUND,
+            f"`model` is {_short(given['model'])}; this service has {model!r}",
+            "model_not_found",
+        )
+
+
+def _check_sampler(name: str, asked: Any, ours: float) -> None:
+    if type(asked) not in (int, float):
+        raise _bad(f"`{name}` is {_short(asked)}, must be a number")
+    if asked != ours:
+        raise _bad(
+            f"`{name}` is {_short(asked)}, and this service samples all with {ours!r}: leave it "
+            f"out, or start the service with --config.rollout.{name}={asked!r}"
+        )
+
+
+def _messages(given: Any) -> tuple[Mapping[str, str], ...]:
+    if not isinstance(given, list) or not given:
+        raise _bad("`messages` must be a list of at least one {role, content}")
+    found = []
+    for i, message in enumerate(given):
+        role, content = (
+            message.get(k) if isinstance(message, dict) else None for k in ("role", "content")
+        )
+        if role not in ROLES:
+            choices = ", ".join(ROLES)
+            raise _bad(f"`messages[{i}].role` is {_short(role)}, must be one of {choices}")
+        if not isinstance(content, str):
+            raise _bad(f"`messages[{i}].content` is {_short(content)}, must be a string")
+        # JSON may hold lone surrogates, which are in no text.
+        found.append({"role": role, "content": content.encode("utf-8", "replace").decode()})
+    return tuple(found)
+
+
+def _bad(message: str) -> Refusal:
+    return Refusal(HTTPStatus.BAD_REQUEST, message)
+
+
+def _short(value: Any) -> str:
+    return f"{value!r:.80}"

@@ -1,0 +1,100 @@
+"""Serve a model to OpenAI-compatible clients, decoded by the rollout engine.
+
+    python -m masksearch_jax.serve_model --config=configs/serve_model.py --config.init=FOLDER
+
+POST /v1/chat/completions and GET /v1/models are OpenAI's; GET /health says how many requests are in
+flight. It has no access control: bind it to a private address.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from masksearch_jax import cli, local_model
+from masksearch_jax.config import ComputeConfig, MeshConfig, RolloutConfig, SearchConfig
+from masksearch_jax.models.initial import initial
+from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.rollout.engine import Engine
+from masksearch_jax.rollout.server import ChatServer
+from masksearch_jax.search.tool import open_tool
+from masksearch_jax.sharding import make_mesh
+
+# Plain requests never search.
+_NO_SEARCH = SearchConfig(
+    kind="none", index="", url="", top_k=1, max_passages=1, max_queries=1, timeout=1.0, workers=0
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeModelRun:
+    """`serve_model`: a model as an OpenAI-compatible HTTP service."""
+
+    init: str  # folder in HF format, or of checkpoints
+    tokenizer: str  # folder with tokenizer.json and a chat template; empty: that of init
+    name: str  # what clients call the model; empty: as the folder init is called
+    host: str  # address to bind; 127.0.0.1: this machine only
+    port: int  # 0: any free one
+    deadline: float  # seconds of a request, its wait for a slot included
+    grace: float  # seconds that requests in flight have once it is told to stop
+    compute: ComputeConfig
+    mesh: MeshConfig
+    rollout: RolloutConfig
+    base: str = ""  # where init holds adapters: their base model; empty: where they say it is
+
+
+@contextlib.contextmanager
+def opened(cfg: ServeModelRun) -> Iterator[tuple[ChatServer, Transformer]]:
+    """The service, its port bound and all programs compiled, and the model to `serve` with it.
+
+    Raises ConfigError for an `init` that is no folder, a tokenizer without a chat template, and a
+    rollout that drops what is in flight; OSError for a taken port.
+    """
+    if cfg.rollout.in_flight == "drop":
+        raise cli.ConfigError(
+            "config.rollout.in_flight is 'drop', which loses requests that come as others end; it "
+            "must be 'keep'"
+        )
+    config, vocab = local_model.describe(cfg.init, cfg.tokenizer)
+    if not vocab.has_chat_template:
+        raise cli.ConfigError(
+            f"the tokenizer of {cfg.tokenizer or cfg.init!r} has no chat template, which chat "
+            "completions need; give the folder of one that has as config.tokenizer"
+        )
+    mesh, name = make_mesh(cfg.mesh), cfg.name or Path(cfg.init).resolve().name
+    limits = {"deadline": cfg.deadline, "grace": cfg.grace}
+    with (
+        jax.set_mesh(mesh),
+        Engine(vocab, open_tool(_NO_SEARCH), cfg.rollout, _NO_SEARCH) as engine,
+        ChatServer(engine, vocab, name, cfg.host, cfg.port, **limits) as server,
+    ):
+        model = initial(cfg.init, config, cfg.compute, mesh, 0, cfg.base)
+        collections.deque(engine.run(model), maxlen=0)
+        yield server, model
+
+
+def run(cfg: ServeModelRun) -> None:
+    """Serves until SIGINT or SIGTERM; a second one ends it at once. Raises what `opened` raises."""
+    with opened(cfg) as (server, model):
+
+        def stop(number: int, _: Any) -> None:
+            signal.signal(number, signal.SIG_DFL)
+            # From another thread, since this one may hold the lock that it takes.
+            threading.Thread(target=server.stop).start()
+
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
+        print(f"serving {server.name} at {server.url}", flush=True)
+        server.serve(model)
+
+
+if __name__ == "__main__":
+    cli.run(run, ServeModelRun)
