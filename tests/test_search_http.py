@@ -200,6 +200,18 @@ def test_at_most_so_many_searches_run_at_once():
     assert most[0] == 2
 
 
+def test_a_closed_service_has_sent_the_replies_in_progress():
+    tool = FakeSearch({"q": FRUIT[:1]}, latency=0.2)
+    body = json.dumps({"queries": ["q"]})
+    with ThreadPoolExecutor(1) as pool:
+        with serving(SearchServer(tool, "127.0.0.1", 0)) as server:
+            waiting = pool.submit(ask, server, "POST", "/retrieve", body)
+            while not tool.calls:
+                time.sleep(0.01)
+        assert server._in_progress == 0
+        assert waiting.result()[0] == 200
+
+
 @contextmanager
 def answering(answer):
     """A service that sends the bytes that `answer` yields, whatever is asked."""

@@ -436,7 +436,7 @@ def handlers_kept():
 def test_a_signal_ends_it_once_those_in_flight_are_answered(
     server, settings, monkeypatch, capsys, number
 ):
-    """Twelve requests in four slots; the signal comes when none is answered."""
+    """Twelve requests in four slots; the signal comes once all of them are there."""
     made, answers = [], []
 
     class Seen(ChatServer):
