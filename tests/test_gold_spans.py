@@ -172,13 +172,20 @@ def test_ordinary_words_of_a_corpus_are_no_names():
             ["Convention", "Police Service of Northern Marsh"],
         ),
         ("it lies in old Harrow", []),
+        (
+            "South Wes Trains met. Nick Quill met the Secretary of State for the Marshes.",
+            ["South Wes Trains", "Nick Quill", "Marshes"],
+        ),
+        ("at 3,000 km/s in the early 1850´s", ["3,000"]),
         ("Q3/Q4 drives Q5 to Ξ1, not B747 there", ["B747"]),
         ("the Dutchman J. B. van Quill met", ["Dutchman J. B. van Quill"]),
         ("the Church of Old Harrow of Last-day Quills of Marsh", []),
     ],
 )
 def test_parts_of_names_and_numbers_are_not_masked(text, expected):
-    words = frozenset({"rules", "orders", "access", "temps", "music", "hugo", *lexicon.ORDINARY})
+    words = frozenset(
+        {"rules", "orders", "access", "temps", "music", "hugo", "nick", *lexicon.ORDINARY}
+    )
     known = gazetteer.Gazetteer("en", {"Zzyzx": "PLACE"}, words)
     (found,) = spans.RulesExtractor("en", known).find([Passage("1", "None", text)])
     assert [s.text for s in found.spans] == expected

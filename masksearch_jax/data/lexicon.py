@@ -130,3 +130,8 @@ PEOPLE = (  # what people are called before their names
     "|sultan|surveyor|teacher|trumpeter|uncle|wife|writer|successor|predecessor|partner|colleague"
     "|rival|secretary|senator|premier|chancellor|guitarist|drummer|actors|brothers|curate|clerk"
 )
+
+
+def is_head(word: str) -> bool:
+    """True for a word that says what a name is: University, River, Treaty."""
+    return bool(ORG.match(word) or PLACE.match(word) or TERM.match(word))

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterator
 
 from masksearch_jax.data import lexicon
+from masksearch_jax.data.cut_names import is_cut
 from masksearch_jax.data.lexicon import MONTHS
 from masksearch_jax.types import Span
 
@@ -17,7 +18,7 @@ _DATE = (
     rf"|(?:{MONTHS}) \d{{1,2}}(?:st|nd|rd|th)?(?:, \d{{4}}(?!\d))?"
     rf"|(?:{MONTHS}),? (?:of )?\d{{4}}|\d{{1,4}} {_ERA}|AD \d{{1,4}}|{_YEAR}s"
     rf"|\d{{1,2}}(?:st|nd|rd|th)[ -]century(?: {_ERA})?"
-    rf"|{_YEAR}[–-](?:{_YEAR}|\d\d)(?![\d–-])|{_YEAR}(?![\d,.:]\d|%|[–-]\d|{{unit}}))\b"
+    rf"|{_YEAR}[–-](?:{_YEAR}|\d\d)(?![\d–-])|{_YEAR}(?![\d,.:]\d|%|[–-]\d|['’´]s|{{unit}}))\b"
 )
 _UNIT = (
     r"(?:hundred|thousand|million|billion|trillion|percent|per cent|percentage points"
@@ -61,6 +62,11 @@ _OWNED = (
     "Hospital|College|School|Cathedral|Church|Theatre|Theater|Men|Boys|Day|Company|Union|Party"
     "|University|Club|Island|Bay|Park|House|Hall|Square|Cross|Court|Palace|Castle|Bridge|Gate|Army"
 )
+# Ordinary words that open a sentence as the first word of a name: South West Trains.
+_OPENINGS = re.compile(
+    "(?:South|North|East|West|New|Great|Old|Upper|Lower|Royal|National|International|Foreign"
+    r"|Prime|Central|Saint)\Z"
+)
 # Words before a number that is not a part of a name: In 218, About 300.
 _NOT_NAMES = """
 In On By At Of To About Over Some The With From Since Until After Before Only Nearly Almost Around
@@ -85,28 +91,6 @@ _PLACE_CUE = re.compile(
 )
 _MEANING = re.compile(r"\b(?:name|named|word|after|from)\b[^.\"“”]*[^\W\d], \Z")
 _NO_TITLE = re.compile(r"[{}=<>|\\]|[?!].|\b(?:That|It|I|He|She|We|You)[’'](?:s|m|re|ll|ve|d)\b")
-_PREFIX = re.compile(r"\b(?:de|von|van|di|da|del|della|du|le|la) \Z")
-_AND_MORE = re.compile(" and [A-Z]")
-_CUT_BEFORE = re.compile(  # .NET, 29th Infantry Group, Hugo "Hurley" Reyes
-    r"(?:[-.´]|& (?:the )?|\d(?:st|nd|rd|th) |[A-Z]\w+ [\"“][^\"“”]{2,15}[\"”] )\Z"
-)
-_CUT_AFTER = re.compile(  # GTK+, MP4/1, Aut(G), Château des ducs
-    r"[-–+#/(£$€¥]| &|\.,|\Z| (?:des|du|de|der|della|van|von) "
-)
-_CUT_END = re.compile(
-    r"(?:\b(?:Nos?|Vol|Op|Art|Fig|Ch|Pt)"
-    r"|[-–](?:style|based|speaking|only|like|born|type|era|level|wide|made|led|owned|shaped))\Z"
-)
-_LAW = re.compile(r"\b(?:Act|Bill|Treaty|Convention)\Z")
-_LAW_OF = re.compile(r"[A-Z]\w+ (?:to|on|in|for|with)(?: the)? \Z")
-_LAW_ON = re.compile(
-    r"\b(?:Convention|Treaty|Act|Committee|Commission|Conference|Council|Declaration|Agreement"
-    r"|Office|Department|Ministry|Minister|Institute|Center|Centre) (?:on|for|against)(?: the)? \Z"
-)
-_MORE_OF_TITLE = re.compile(r"[’']?: |[’'](?!s)| (?:the|a|an|of|in|on|to|and|for|with) ")
-_QUOTE = ('"', "“", "”")
-_AND_HEAD = re.compile(r" and [A-Z]\w+ ([A-Z]\w+)")
-_JOINED = re.compile(r"(?<![.!?] )\b([A-Z][a-z]+) and \Z")
 _OF = re.compile(r"\bof(?: the)? $")
 _PERSON_CUE = re.compile(
     rf"\b(?:by|Sir|Lord|Lady|Dr\.?|Mr\.?|Mrs\.?|Saint|Pope|(?:{lexicon.PEOPLE})(?: called)?),? $",
@@ -149,7 +133,7 @@ def _pattern() -> re.Pattern[str]:
     return re.compile(
         # The first look-ahead skips most characters at once.
         rf"(?![a-z ,])(?:{_QUOTED}|(?P<domain>{_DOMAIN})|(?P<date>(?<![\w.,:$€£+/-]){date})"
-        rf"|(?P<number>(?<![\w.:/$£€¥₹])(?<![\dA-Za-z][–−-])(?:{_NUMBER})(?!\w|[,.:/–-]\d|[-.][^\W\d]))|(?P<name>{name}))"
+        rf"|(?P<number>(?<![\w.:/$£€¥₹])(?<![\dA-Za-z][–−-])(?:{_NUMBER})(?!\w|[,.:/–-]\d|[-./][^\W\d]|['’´]s))|(?P<name>{name}))"
         rf"|\b(?P<spelled>(?:{_SPELLED}) {_SPELLED_UNIT}(?: {_SPELLED_UNIT})?)"
     )
 
@@ -197,7 +181,7 @@ def _named(paragraph: str, start: int, end: int, ordinary: Collection[str]) -> t
     text = paragraph[start:end]
     if " " not in text and ordinary is not lexicon.ORDINARY and _is_ordinary(text, ordinary):
         return whole, "ordinary_word"
-    if _is_cut(paragraph, start, end, ordinary):
+    if is_cut(paragraph, start, end, ordinary):
         return whole, "cut_name"
     return Span(start, end, text, NAME), ""
 
@@ -205,39 +189,6 @@ def _named(paragraph: str, start: int, end: int, ordinary: Collection[str]) -> t
 def _is_ordinary(word: str, ordinary: Collection[str]) -> bool:
     """True for a word that is also written small, and for Slip-on, of two such words."""
     return all(part in ordinary for part in word.lower().split("-"))
-
-
-def _is_cut(paragraph: str, start: int, end: int, ordinary: Collection[str]) -> bool:
-    """True for a part of a longer name: anti-X, X & Y, the second half of Rules and Orders."""
-    text, before = paragraph[start:end], paragraph[max(0, start - 24) : start]
-    after = paragraph[end : end + 24]
-    if _PREFIX.search(before):  # de Havilland
-        return True
-    first, _, rest = text.partition(" ")
-    more = rest and _AND_MORE.match(after)
-    if more and (first.lower() in ordinary or _and_head(text, after)):  # International X and Y
-        return True
-    if _CUT_BEFORE.search(before) or _CUT_AFTER.match(after) or _is_part_of_title(before, after):
-        return True
-    if _CUT_END.search(text) or _LAW_ON.search(before):
-        return True
-    if _LAW.search(text) and _LAW_OF.search(before):  # Access to the Countryside Act
-        return True
-    joined = _JOINED.search(before)
-    return bool(joined) and joined[1].lower() in ordinary
-
-
-def _and_head(text: str, after: str) -> bool:
-    """True where what it is comes only after "and": Bonnaroo Music and Arts Festival."""
-    more = _AND_HEAD.match(after)
-    return bool(more) and _is_head(more[1]) and not _is_head(text.rpartition(" ")[2])
-
-
-def _is_part_of_title(before: str, after: str) -> bool:
-    """True for the first or the last words of what stands in quotation marks."""
-    if before.endswith(_QUOTE):
-        return bool(_MORE_OF_TITLE.match(after))
-    return after.startswith(_QUOTE)
 
 
 def typed(paragraph: str, span: Span, ordinary: Collection[str] = lexicon.ORDINARY) -> Span:
@@ -290,8 +241,10 @@ def _after_opening(paragraph: str, start: int, end: int, ordinary: Collection[st
     plain = bare.lower() in ordinary
     if text in lexicon.PLACES or _LONE.match(bare):
         return start
+    if rest[:1].isupper() and (bare in lexicon.GIVEN_NAMES or _OPENINGS.match(bare)):
+        return start
     linked = re.match(rf"{_LINK} (?=\S)", rest)
-    if linked and not _FOREIGN_LINK.match(rest) and not _is_head(bare) and bare.istitle():
+    if linked and not _FOREIGN_LINK.match(rest) and not lexicon.is_head(bare) and bare.istitle():
         if not plain and bare in lexicon.GIVEN_NAMES:
             return start
         start = end - len(rest) + linked.end()
@@ -306,10 +259,6 @@ def _after_opening(paragraph: str, start: int, end: int, ordinary: Collection[st
     following = paragraph[start:end]
     again = following.partition(" ")[0].lower() in lexicon.ORDINARY
     return _after_opening(paragraph, start, end, ordinary) if again else start
-
-
-def _is_head(word: str) -> bool:
-    return bool(lexicon.ORG.match(word) or lexicon.PLACE.match(word) or lexicon.TERM.match(word))
 
 
 def opens_sentence(paragraph: str, start: int) -> bool:
