@@ -276,9 +276,31 @@ def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> jax.Array:
     return jax.random.normal(rngs.params(), shape, jnp.float32) * std
 
 
+@jax.custom_vjp
+def _matmul(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x [B, T, I] times w [I, O].
+
+    JAX's own rule transposes w's gradient, a product that XLA's CPU backend then runs with both
+    operands transposed, at half the speed.
+    """
+    return jnp.einsum("bti,io->bto", x, w)
+
+
+def _matmul_fwd(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _matmul(x, w), (x, w)
+
+
+def _matmul_bwd(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, w = kept
+    return jnp.einsum("bto,io->bti", g, w), jnp.einsum("bti,bto->io", x, g)
+
+
+_matmul.defvjp(_matmul_fwd, _matmul_bwd)
+
+
 def _linear(block: Block, name: str, x: jax.Array) -> jax.Array:
     """x [B, T, I] times the block's matrix of that name [I, O], and what its adapter adds."""
-    out = jnp.einsum("bti,io->bto", x, getattr(block, name)[...].astype(x.dtype))
+    out = _matmul(x, getattr(block, name)[...].astype(x.dtype))
     more = None if block.adapters is None else block.adapters(name, x)
     return out if more is None else out + more
 
