@@ -176,6 +176,8 @@ def test_ordinary_words_of_a_corpus_are_no_names():
             "South Wes Trains met. Nick Quill met the Secretary of State for the Marshes.",
             ["South Wes Trains", "Nick Quill", "Marshes"],
         ),
+        ("1,020–1,520 mm, p. 35 and pp. 36 of Quill Period 542± 3, by the Hon. member.", []),
+        ("It is of what “Being Quill is”. Fortunately, it rained. Contactless cards", []),
         ("at 3,000 km/s in the early 1850´s", ["3,000"]),
         ("Q3/Q4 drives Q5 to Ξ1, not B747 there", ["B747"]),
         ("the Dutchman J. B. van Quill met", ["Dutchman J. B. van Quill"]),

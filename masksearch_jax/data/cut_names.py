@@ -14,10 +14,10 @@ _CUT_BEFORE = re.compile(  # .NET, 29th Infantry Group, Hugo "Hurley" Reyes
     r"(?:[-.´]|& (?:the )?|\d(?:st|nd|rd|th) |[A-Z]\w+ [\"“][^\"“”]{2,15}[\"”] )\Z"
 )
 _CUT_AFTER = re.compile(  # GTK+, MP4/1, Aut(G), Château des ducs
-    r"[-–+#/(£$€¥]| &|\.,|\Z| (?:des|du|de|der|della|van|von) "
+    r"[-–+#/(£$€¥±]| &|\.,|\Z| (?:des|du|de|der|della|van|von) "
 )
 _CUT_END = re.compile(
-    r"(?:\b(?:Nos?|Vol|Op|Art|Fig|Ch|Pt)"
+    r"(?:\b(?:Nos?|Vol|Op|Art|Fig|Ch|Pt|Hon|Rev|Prof|Capt|Gen|Col|Lt|Gov|Sen|Messrs)"
     r"|[-–](?:style|based|speaking|only|like|born|type|era|level|wide|made|led|owned|shaped))\Z"
 )
 _LAW = re.compile(r"\b(?:Act|Bill|Treaty|Convention)\Z")

@@ -44,6 +44,9 @@ _NUMBER = (
     rf"(?:{_MONEY}|[+−-])?\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?{_SCALE})?"
     rf"|(?:{_MONEY}|[+−-])?\d+(?:\.\d+)?{_SCALE})?"
 )
+# No part of another number, of a code, or the number of a page.
+_NO_DIGIT_BEFORE = r"(?<![\w.:/$£€¥₹])(?<!\d,)(?<!\bp\. )(?<!pp\. )(?<![\dA-Za-z][–−-])"
+_NO_DIGIT_AFTER = r"(?!\w|[,.:/–-]\d|[-./][^\W\d]|['’´]s)"
 _DOMAIN = r"(?<![\w.])\.[a-z]{2,4}\b(?!\.\w)"
 _QUOTED = r"(?<![^\s(])[\"“](?P<quoted>[^\"“”]{3,50})[\"”](?![^\s.,;:)!?])"
 _LINK = (
@@ -89,6 +92,7 @@ _PLACE_CUE = re.compile(
     r"|touches|island of|coast of|north of|south of|east of|west of|off)(?: the)?,? $",
     re.IGNORECASE,
 )
+_WORD = re.compile(r"[a-z](?:ly|less|ness|ing|ed|tion|ous|ive|able)\Z")  # Fortunately
 _MEANING = re.compile(r"\b(?:name|named|word|after|from)\b[^.\"“”]*[^\W\d], \Z")
 _NO_TITLE = re.compile(r"[{}=<>|\\]|[?!].|\b(?:That|It|I|He|She|We|You)[’'](?:s|m|re|ll|ve|d)\b")
 _OF = re.compile(r"\bof(?: the)? $")
@@ -133,7 +137,7 @@ def _pattern() -> re.Pattern[str]:
     return re.compile(
         # The first look-ahead skips most characters at once.
         rf"(?![a-z ,])(?:{_QUOTED}|(?P<domain>{_DOMAIN})|(?P<date>(?<![\w.,:$€£+/-]){date})"
-        rf"|(?P<number>(?<![\w.:/$£€¥₹])(?<![\dA-Za-z][–−-])(?:{_NUMBER})(?!\w|[,.:/–-]\d|[-./][^\W\d]|['’´]s))|(?P<name>{name}))"
+        rf"|(?P<number>{_NO_DIGIT_BEFORE}(?:{_NUMBER}){_NO_DIGIT_AFTER})|(?P<name>{name}))"
         rf"|\b(?P<spelled>(?:{_SPELLED}) {_SPELLED_UNIT}(?: {_SPELLED_UNIT})?)"
     )
 
@@ -167,6 +171,8 @@ def _is_quoted_name(paragraph: str, start: int, text: str) -> bool:
         return called or bool(_MEANING.search(before))
     parts = text.split()
     large = sum(p[:1].isupper() for p in parts)
+    if parts[-1] in ("is", "was", "are", "were", "of", "the", "and"):
+        return False
     if len(parts) > 1 and not any(p[:1].isupper() and len(p) > 2 for p in parts):  # C implies E
         return False
     return not _NO_TITLE.search(text) and (len(parts) < 4 or 2 * large >= len(parts))
@@ -250,8 +256,8 @@ def _after_opening(paragraph: str, start: int, end: int, ordinary: Collection[st
         start = end - len(rest) + linked.end()
     elif (plain and not _FOREIGN_LINK.fullmatch(bare.lower())) or lexicon.DEMONYM.match(bare):
         start = end - len(rest)
-    elif not rest and ordinary is lexicon.ORDINARY:
-        return -1  # the built-in list is too short to tell a name from a word
+    elif not rest and (ordinary is lexicon.ORDINARY or _WORD.search(bare)):
+        return -1  # a list of words is too short to tell a name from any word
     else:
         return start
     if start >= end:
