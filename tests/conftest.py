@@ -14,6 +14,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Most programs here, those of the processes that tests start too, are compiled to run a few times:
+# optimising them costs more than it saves.
+UNOPTIMISED = "--xla_backend_optimization_level=0"
+if UNOPTIMISED not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {UNOPTIMISED}"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Each program is compiled by the first process of a run that needs it and read by the others.
     programs = tempfile.mkdtemp(prefix="masksearch_jax-programs-")
@@ -26,21 +31,6 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-
-
-def pytest_sessionstart():
-    """Most programs here are compiled to run once: optimising them costs more than it saves.
-
-    Flags are read when JAX finds its devices. The processes that tests start run longer and
-    optimise; the names of cached programs would not tell one kind from the other.
-    """
-    cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / "unoptimised"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    with pytest.MonkeyPatch.context() as patch:
-        flags = os.environ.get("XLA_FLAGS", "")
-        patch.setenv("XLA_FLAGS", f"{flags} --xla_backend_optimization_level=0")
-        jax.devices()
-
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -6,7 +6,7 @@ import dataclasses
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -26,8 +26,7 @@ sys.path.insert(0, sys.argv[1])
 import conftest, jax
 jax.config.update("jax_num_cpu_devices", 4 // count)
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
-if count > 1:
-    jax.distributed.initialize(f"localhost:{port}", count, process)
+jax.distributed.initialize(f"localhost:{port}", count, process)
 import numpy as np
 from test_mesh_parity import MESHES, updates
 for name, mesh in MESHES.items():
@@ -134,8 +133,20 @@ def test_the_gradients_compared_are_of_every_parameter(alone):
     assert jnp.isfinite(alone["dapo.loss"])
 
 
+def assert_as_alone(found: Mapping[str, np.ndarray], alone: dict[str, np.ndarray]) -> None:
+    assert set(found) == set(alone)
+    for key, expected in alone.items():
+        np.testing.assert_allclose(found[key], expected, rtol=1e-5, atol=1e-5, err_msg=key)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+def test_meshes_update_as_one_device_does(alone, mesh):
+    assert_as_alone(updates(mesh, 0, 1, jax.devices()[:4]), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
 def test_processes_and_meshes_update_as_one_device_does(alone, count, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -158,7 +169,4 @@ def test_processes_and_meshes_update_as_one_device_does(alone, count, tmp_path):
         for process in started:
             process.kill()
     for name in MESHES:
-        found = np.load(tmp_path / f"{name}.npz")
-        assert set(found) == set(alone)
-        for key, expected in alone.items():
-            np.testing.assert_allclose(found[key], expected, rtol=1e-5, atol=1e-5, err_msg=key)
+        assert_as_alone(np.load(tmp_path / f"{name}.npz"), alone)
