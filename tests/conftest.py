@@ -16,9 +16,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Most programs here, those of the processes that tests start too, are compiled to run a few times:
 # optimising them costs more than it saves.
-UNOPTIMISED = "--xla_backend_optimization_level=0"
-if UNOPTIMISED not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {UNOPTIMISED}"
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+)
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Each program is compiled by the first process of a run that needs it and read by the others.
     programs = tempfile.mkdtemp(prefix="masksearch_jax-programs-")

@@ -178,6 +178,11 @@ def test_ordinary_words_of_a_corpus_are_no_names():
         ),
         ("1,020–1,520 mm, p. 35 and pp. 36 of Quill Period 542± 3, by the Hon. member.", []),
         ("It is of what “Being Quill is”. Fortunately, it rained. Contactless cards", []),
+        (
+            "the World Fellowship of Quills of 3000 B.C. met",
+            ["World Fellowship of Quills", "3000 B.C."],
+        ),
+        ("the Quill&I Archives met. Supreme Commander Quill left", ["Supreme Commander Quill"]),
         ("at 3,000 km/s in the early 1850´s", ["3,000"]),
         ("Q3/Q4 drives Q5 to Ξ1, not B747 there", ["B747"]),
         ("the Dutchman J. B. van Quill met", ["Dutchman J. B. van Quill"]),
@@ -186,7 +191,18 @@ def test_ordinary_words_of_a_corpus_are_no_names():
 )
 def test_parts_of_names_and_numbers_are_not_masked(text, expected):
     words = frozenset(
-        {"rules", "orders", "access", "temps", "music", "hugo", "nick", *lexicon.ORDINARY}
+        {
+            "rules",
+            "orders",
+            "access",
+            "temps",
+            "music",
+            "hugo",
+            "nick",
+            "world",
+            "supreme",
+            *lexicon.ORDINARY,
+        }
     )
     known = gazetteer.Gazetteer("en", {"Zzyzx": "PLACE"}, words)
     (found,) = spans.RulesExtractor("en", known).find([Passage("1", "None", text)])

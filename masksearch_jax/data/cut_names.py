@@ -11,7 +11,7 @@ _PREFIX = re.compile(r"\b(?:de|von|van|di|da|del|della|du|le|la) \Z")
 _AND_MORE = re.compile(" and [A-Z]")
 _FOR_MORE = re.compile(" for the [A-Z]")
 _CUT_BEFORE = re.compile(  # .NET, 29th Infantry Group, Hugo "Hurley" Reyes
-    r"(?:[-.´]|& (?:the )?|\d(?:st|nd|rd|th) |[A-Z]\w+ [\"“][^\"“”]{2,15}[\"”] )\Z"
+    r"(?:[-.´&]|& (?:the )?|\d(?:st|nd|rd|th) |[A-Z]\w+ [\"“][^\"“”]{2,15}[\"”] )\Z"
 )
 _CUT_AFTER = re.compile(  # GTK+, MP4/1, Aut(G), Château des ducs
     r"[-–+#/(£$€¥±]| &|\.,|\Z| (?:des|du|de|der|della|van|von) "

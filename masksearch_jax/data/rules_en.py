@@ -11,14 +11,14 @@ from masksearch_jax.data.cut_names import is_cut
 from masksearch_jax.data.lexicon import MONTHS
 from masksearch_jax.types import Span
 
-_ERA = r"(?:BCE?|AD|CE)"
+_ERA = r"(?:B\.C\.E\.|B\.C\.|A\.D\.|C\.E\.|BCE?|AD|CE)"
 _YEAR = r"(?:1\d|20)\d\d"
 _DATE = (
     rf"(?:\d{{1,2}}(?:st|nd|rd|th)? (?:{MONTHS})(?:,? \d{{1,4}} {_ERA}|,? \d{{3,4}}(?!\d|,\d))?"
     rf"|(?:{MONTHS}) \d{{1,2}}(?:st|nd|rd|th)?(?:, \d{{4}}(?!\d))?"
     rf"|(?:{MONTHS}),? (?:of )?\d{{4}}|\d{{1,4}} {_ERA}|AD \d{{1,4}}|{_YEAR}s"
     rf"|\d{{1,2}}(?:st|nd|rd|th)[ -]century(?: {_ERA})?"
-    rf"|{_YEAR}[–-](?:{_YEAR}|\d\d)(?![\d–-])|{_YEAR}(?![\d,.:]\d|%|[–-]\d|['’´]s|{{unit}}))\b"
+    rf"|{_YEAR}[–-](?:{_YEAR}|\d\d)(?![\d–-])|{_YEAR}(?![\d,.:]\d|%|[–-]\d|['’´]s|{{unit}}))(?<=[.\w])(?!\w)"
 )
 _UNIT = (
     r"(?:hundred|thousand|million|billion|trillion|percent|per cent|percentage points"
@@ -68,7 +68,7 @@ _OWNED = (
 # Ordinary words that open a sentence as the first word of a name: South West Trains.
 _OPENINGS = re.compile(
     "(?:South|North|East|West|New|Great|Old|Upper|Lower|Royal|National|International|Foreign"
-    r"|Prime|Central|Saint)\Z"
+    r"|Prime|Supreme|Central|Saint)\Z"
 )
 # Words before a number that is not a part of a name: In 218, About 300.
 _NOT_NAMES = """
@@ -153,13 +153,13 @@ def candidates(
         group = match.lastgroup
         start, end = match.span(group)
         if group != "name":
-            text = paragraph[start:end].rstrip(" ,.;")
+            text = paragraph[start:end].rstrip(" ,;" if group == "date" else " ,.;")
             words = group == "quoted" and not _is_quoted_name(paragraph, start, text)
             span = Span(start, start + len(text), text, _TYPES[group])
             yield span, "quoted_words" if words else ""
             continue
         end = start + _length_of_name(paragraph[start:end])
-        for piece in _pieces(paragraph, start, end):
+        for piece in _pieces(paragraph, start, end, ordinary):
             yield _named(paragraph, *piece, ordinary)
 
 
@@ -219,19 +219,26 @@ def _length_of_name(text: str) -> int:
     return len(text.rstrip())
 
 
-def _pieces(paragraph: str, start: int, end: int) -> list[tuple[int, int]]:
-    """A name cut where "of" or "for" only joins two: "Ann Lee of Sun Labs", "Rome for Paris"."""
+def _pieces(
+    paragraph: str, start: int, end: int, ordinary: Collection[str]
+) -> list[tuple[int, int]]:
+    """A name cut where "of" or "for" only joins two: "Ann Lee of Sun Labs", "Rome for Paris".
+
+    Not where it begins with a word that is no name: "World Fellowship of Buddhists".
+    """
     text = paragraph[start:end]
     for link in re.finditer(r" (of the|of|for) ", text):
         left = text[: link.start()]
         last = left.rpartition(" ")[2]
         head = lexicon.ORG.search(last) or lexicon.PLACE.search(last) or lexicon.TERM.search(last)
         one = " " not in left and link[1] != "for"
+        first = left.partition(" ")[0]
+        one = one or (first.lower() in ordinary and first not in lexicon.GIVEN_NAMES)
         one = one or (" of " in left and bool(lexicon.ORG.match(left)))  # Church of X of Y
         if not (head or one or _TITLED.match(last)):
             return [
                 (start, start + link.start()),
-                *_pieces(paragraph, start + link.end(), end),
+                *_pieces(paragraph, start + link.end(), end, ordinary),
             ]
     return [(start, end)]
 
