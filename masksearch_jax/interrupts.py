@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
+
+
+def _send() -> None:
+    """Ctrl-C to the main thread: a real one, which wakes it from whatever it waits for."""
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
 
 @contextlib.contextmanager
@@ -21,7 +25,7 @@ def never_lost() -> Iterator[None]:
 
     def hook(unraisable: Any) -> None:
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            threading.Timer(0.01, _thread.interrupt_main).start()  # later, or it would end here
+            threading.Timer(0.01, _send).start()  # later, or it would end here
         else:
             before(unraisable)
 

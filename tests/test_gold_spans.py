@@ -183,6 +183,11 @@ def test_ordinary_words_of_a_corpus_are_no_names():
             ["World Fellowship of Quills", "3000 B.C."],
         ),
         ("the Quill&I Archives met. Supreme Commander Quill left", ["Supreme Commander Quill"]),
+        ("Music Society of Quills met (of “Harrow”.) In Marsh the Co. rose.", ["Harrow", "Marsh"]),
+        (
+            "the World's Old Shop, the Quill and Old Marsh Authority, Harrow e Marsh met",
+            ["Quill", "Harrow"],
+        ),
         ("at 3,000 km/s in the early 1850´s", ["3,000"]),
         ("Q3/Q4 drives Q5 to Ξ1, not B747 there", ["B747"]),
         ("the Dutchman J. B. van Quill met", ["Dutchman J. B. van Quill"]),

@@ -201,7 +201,10 @@ def test_sft_that_is_told_to_stop_saves_that_step_and_goes_on_bitwise(sft, tmp_p
 
 
 class Terminates:
-    """A search tool during whose n-th call this process is told to stop."""
+    """A search tool during whose n-th call this process is told to stop.
+
+    It takes long: whoever waits for it looks meanwhile whether to stop, however fast all else is.
+    """
 
     def __init__(self, tool, call: int):
         self.tool, self.left = tool, call
@@ -210,6 +213,7 @@ class Terminates:
         self.left -= 1
         if self.left == 0:
             terminate()
+            time.sleep(2.0)
         return self.tool.search(queries, top_k)
 
 

@@ -11,7 +11,8 @@ _PREFIX = re.compile(r"\b(?:de|von|van|di|da|del|della|du|le|la) \Z")
 _AND_MORE = re.compile(" and [A-Z]")
 _FOR_MORE = re.compile(" for the [A-Z]")
 _CUT_BEFORE = re.compile(  # .NET, 29th Infantry Group, Hugo "Hurley" Reyes
-    r"(?:[-.´&]|& (?:the )?|\d(?:st|nd|rd|th) |[A-Z]\w+ [\"“][^\"“”]{2,15}[\"”] )\Z"
+    r"(?:[-.´&]|& (?:the )?|\d(?:st|nd|rd|th) |[A-Z]\w+ [\"“][^\"“”]{2,15}[\"”] "
+    r"|[A-Z]\w+ (?:e|y|et|und|och) )\Z"
 )
 _CUT_AFTER = re.compile(  # GTK+, MP4/1, Aut(G), Château des ducs
     r"[-–+#/(£$€¥±]| &|\.,|\Z| (?:des|du|de|der|della|van|von) "
@@ -27,6 +28,7 @@ _LAW_ON = re.compile(
     r"|Office|Department|Ministry|Minister|Institute|Center|Centre) (?:on|for|against)(?: the)? \Z"
 )
 _MORE_OF_TITLE = re.compile(r"[’']?: |[’'](?!s)| (?:the|a|an|of|in|on|to|and|for|with) ")
+_OWNER = ("'s ", "’s ")
 _QUOTE = ('"', "“", "”")
 _AND_HEAD = re.compile(r" and [A-Z]\w+ ([A-Z]\w+)")
 _JOINED = re.compile(r"(?<![.!?] )\b([A-Z][a-z]+) and \Z")
@@ -50,8 +52,12 @@ def is_cut(paragraph: str, start: int, end: int, ordinary: Collection[str]) -> b
         return True
     if _LAW.search(text) and _LAW_OF.search(before):  # Access to the Countryside Act
         return True
-    joined = _JOINED.search(before)
-    return bool(joined) and joined[1].lower() in ordinary
+    plain = bool(rest) and first.lower() in ordinary
+    if plain and before.endswith(_OWNER):  # World's Biggest Bookstore
+        return True
+    joined = _JOINED.search(before)  # Oceanographic and Atmospheric Administration
+    headed = plain and lexicon.is_head(text.rpartition(" ")[2])
+    return bool(joined) and (headed or joined[1].lower() in ordinary)
 
 
 def _and_head(text: str, after: str) -> bool:

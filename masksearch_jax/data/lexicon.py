@@ -34,7 +34,8 @@ TRIVIAL = frozenset(
     f"{MONTHS}|{DAYS}|I|A|OK|TV|UK|US|USA|AD|BC|Mr|Mrs|Ms|Dr|St|Sir|King|Queen|Prince|President|God"
     "|City|River|University|North|South|East|West|Northern|Southern|Eastern|Western|Category|Note"
     "|English|Internet|Lord|Earth|Sun|Moon|Pope|Emperor|General|Saint|Lady|Duke|State|Parliament"
-    "|Church|Government|Christmas|Bible|Western|Central|Street|Island|Lake|Mount".split("|")
+    "|Church|Government|Christmas|Bible|Western|Central|Street|Island|Lake|Mount"
+    "|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sep|Sept|Oct|Nov|Dec|Ltd|Inc|Co|Corp".split("|")
 )
 
 _DEMONYM_ENDS = "ese|ish|ean"
@@ -103,7 +104,7 @@ ORG = re.compile(
     r"|Army|Navy|Air Force|Corps|Court|Congress|Senate|Foundation|Group|Centre|Center|Commission"
     r"|Organi[sz]ation|Airlines|Airways|Studios|Pictures|Entertainment|Hospital|Brothers|Motors"
     r"|Systems|Microsystems|Technologies|Industries|Observatory|Exchange|Brigade|Regiment|Division"
-    r"|Bureau|Service|Compagnie|Men|Boys|United|F\.?C\.?)\b"
+    r"|Bureau|Service|Administration|Authority|Compagnie|Men|Boys|United|F\.?C\.?)\b"
 )
 PLACE = re.compile(
     r"\b(?:River|Lake|Mount|Mountains?|Island|Islands|Isle|Sea|Ocean|Bay|Gulf|Street|Avenue|Road|Lane"

@@ -182,7 +182,9 @@ def _named(paragraph: str, start: int, end: int, ordinary: Collection[str]) -> t
     whole = Span(start, end, paragraph[start:end], NAME)
     if opens_sentence(paragraph, start):
         start = _after_opening(paragraph, start, end, ordinary)
-        if start < 0:
+        first = whole.text.partition(" ")[0].lower()
+        # Most passages begin within a sentence, some within a name.
+        if start < 0 or (whole.start == 0 < start and first not in lexicon.ORDINARY):
             return whole, "sentence_start"
     text = paragraph[start:end]
     if " " not in text and ordinary is not lexicon.ORDINARY and _is_ordinary(text, ordinary):
@@ -275,7 +277,7 @@ def _after_opening(paragraph: str, start: int, end: int, ordinary: Collection[st
 
 
 def opens_sentence(paragraph: str, start: int) -> bool:
-    before = paragraph[:start].rstrip(" \"“'‘(")
+    before = paragraph[:start].rstrip(" \"“”'‘()")
     return not before or (before[-1] in ".!?:;\n" and not before.endswith(("St.", "Dr.", "Mt.")))
 
 
