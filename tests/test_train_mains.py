@@ -220,7 +220,7 @@ class Terminates:
 def test_dapo_that_is_told_to_stop_leaves_its_rollouts_and_goes_on_bitwise(cached, dapo, tmp_path):
     calls = Unsteady(open_tool(cached.search))
     run_until(1, train_dapo, at(dapo, tmp_path / "one"), calls)
-    tool = Terminates(open_tool(cached.search), calls.calls + 3)  # early in the second step
+    tool = Terminates(open_tool(cached.search), calls.calls + 1)  # the first of the second step
     with pytest.raises(Preempted):
         train_dapo.run(at(dapo, tmp_path), tool)
     assert len(curves(tmp_path)) == 1  # the second step did not end
