@@ -214,7 +214,7 @@ def typed(paragraph: str, span: Span, ordinary: Collection[str] = lexicon.ORDINA
 
 def _length_of_name(text: str) -> int:
     """Its length without a next sentence taken for a surname: "F. It" is F, "J. Smith" all."""
-    for dot in re.finditer(r"\. ?", text):
+    for dot in re.finditer(r"\. ?", text) if "." in text else ():
         following = _TOKEN.match(text, dot.end())
         if following and len(following[0]) > 1 and following[0].lower() in lexicon.ORDINARY:
             return dot.start()
@@ -229,6 +229,8 @@ def _pieces(
     Not where it begins with a word that is no name: "World Fellowship of Buddhists".
     """
     text = paragraph[start:end]
+    if " of " not in text and " for " not in text:
+        return [(start, end)]
     for link in re.finditer(r" (of the|of|for) ", text):
         left = text[: link.start()]
         last = left.rpartition(" ")[2]
