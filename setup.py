@@ -51,7 +51,7 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8",
-        "etils[epath]>=1.12",
+        "etils[epath,epy]>=1.12",
         "flax>=0.12.8,<0.13",
         "grain>=0.2.16,<0.3",
         "jax>=0.10.2,<0.11",

@@ -1,22 +1,29 @@
 """What self-evolution did, iteration by iteration: a table and a drawing for the README.
 
     python -m masksearch_jax.evolve --config=configs/evolve.py
-    python -m benchmarks.evolution runs/evolve --svg=benchmarks/evolution.svg
+    python -m benchmarks.evolution runs/evolve --control --svg=benchmarks/evolution.svg
 
 Iteration 0 is the student of the teacher's demonstrations. `accepted` is the share of what the
 student before sampled that the judge accepted; the diversity is of the demonstrations that an
-iteration added.
+iteration added. `--control`: beside each student another is trained, as long and alike, on the
+teacher's demonstrations alone, in FOLDER/control; stopped, it goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from benchmarks import drawings
+from masksearch_jax import evolve
+from masksearch_jax.cli import to_dataclass
+from masksearch_jax.config import SftConfig
 from masksearch_jax.evals import iterations
+from masksearch_jax.sharding import split_cpu
+from masksearch_jax.stages import Usage
 from masksearch_jax.viewer import evolution
 
 CHARTS = {
@@ -40,13 +47,46 @@ def drawing(rows: list[dict[str, Any]]) -> str:
     return drawings.side_by_side(charts, "iteration")
 
 
+class Control(evolve.Run):
+    """The students of a run that is done, had they learned from the teacher alone."""
+
+    def iteration(self, n: int) -> Path:
+        return self.folder / "control" / str(n) if n else super().iteration(n)
+
+    def student(self, n: int) -> str:
+        return str(self.iteration(n) / "sft/checkpoints") if n else super().student(n)
+
+    def sft(self, n: int) -> SftConfig:
+        taught = f"0:ramp_sft_upto{self.cfg.evolve.seed_masks}"
+        return dataclasses.replace(super().sft(n), curriculum=taught)
+
+
+def control(summary: dict[str, Any], folder: Path) -> list[str]:
+    """Held-out span recall of each iteration's control, as lines of text."""
+    cfg = to_dataclass(evolve.EvolveRun, summary["config"])
+    split_cpu(cfg.cpu_devices)
+    run = Control(dataclasses.replace(cfg, workdir=str(folder)), Usage(folder))
+    lines = ["n  held-out span recall, the teacher's demonstrations alone"]
+    for row in summary["evolution"][1:]:
+        n = row["iteration"]
+        run.iteration(n).mkdir(parents=True, exist_ok=True)
+        evolve.link(run.iteration(0) / "cache", run.iteration(n) / "cache")
+        evolve.train(run, n)
+        found = evolve.score(run, n)["ramp"]["search"]["span_recall"]
+        lines.append(f"{n}  {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="workdir of `evolve`")
+    parser.add_argument("--control", action="store_true", help="train and score the controls too")
     parser.add_argument("--svg", type=Path, help="file to draw them to")
     args = parser.parse_args()
     summary = json.loads((args.folder / "summary.json").read_text("utf-8"))
     print("\n".join(iterations.table(summary["evolution"])))
+    if args.control:
+        print("\n".join(control(summary, args.folder)))
     if args.svg:
         args.svg.write_text(drawing(evolution.rows_of(summary)), encoding="utf-8")
 

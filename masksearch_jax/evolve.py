@@ -73,6 +73,7 @@ class Run(StageFolder):
         self.data, self.index = self.folder / "data", self.folder / "index"
         self.tokenizer = Path(cfg.tokenizer) if cfg.tokenizer else self.folder / "tokenizer"
         self.search = dataclasses.replace(cfg.search, index=cfg.search.index or str(self.index))
+        self.policy = {"model": cfg.model, "compute": cfg.compute, "mesh": cfg.mesh}
 
     def stages(self) -> dict[str, Callable[[], dict[str, Any]]]:
         """All stages in order, by name."""
@@ -175,9 +176,7 @@ def teaching(run: Run, n: int) -> build_trajectories.BuildTrajectoriesRun:
         samples=cfg.evolve.samples,
         rules=cfg.evolve.rules,
         judge=cfg.evolve.judge,
-        model=cfg.model,
-        compute=cfg.compute,
-        mesh=cfg.mesh,
+        **run.policy,
         prompt=cfg.prompt,
         rollout=cfg.rollout,
     )
@@ -219,7 +218,7 @@ def make_cache(run: Run, n: int) -> dict[str, Any]:
     cfg, folder = run.cfg, run.iteration(n)
     settings = {
         "prompt.style": cfg.prompt.style,
-        "max_len": (cfg.sft if n else cfg.first_sft).seq_len,
+        "max_len": run.sft(n).seq_len,
         "max_prompt_len": cfg.rollout.max_len // 2,
     }
     recipe.make_cache(folder / "data", folder / "cache", run.tokenizer, r"ramp_sft_.*", **settings)
@@ -235,9 +234,7 @@ def train(run: Run, n: int) -> dict[str, Any]:
             data=str(folder / "cache"),
             tokenizer=str(run.tokenizer),
             init=cfg.init if cfg.evolve.restart else run.student(n - 1),
-            model=cfg.model,
-            compute=cfg.compute,
-            mesh=cfg.mesh,
+            **run.policy,
             optim=cfg.optim if n else cfg.first_optim,
             sft=run.sft(n),
             checkpoint=dataclasses.replace(cfg.checkpoint, folder=run.student(n)),
@@ -246,24 +243,27 @@ def train(run: Run, n: int) -> dict[str, Any]:
     )
 
 
-def evaluate_student(run: Run, n: int) -> dict[str, Any]:
-    """Held-out scores of the new student; with them the iteration is whole and has its manifest."""
-    cfg, folder = run.cfg, run.iteration(n)
-    results = evaluate.run(
+def score(run: Run, n: int) -> dict[str, Any]:
+    """Held-out scores of the student that iteration `n` trained."""
+    cfg = run.cfg
+    return evaluate.run(
         c.EvalRun(
-            workdir=str(folder / "eval"),
+            workdir=str(run.iteration(n) / "eval"),
             data=str(run.data),
             tokenizer=str(run.tokenizer),
             init=run.student(n),
-            model=cfg.model,
-            compute=cfg.compute,
-            mesh=cfg.mesh,
+            **run.policy,
             prompt=cfg.prompt,
             search=run.search,
             rollout=cfg.rollout,
             eval=cfg.eval,
         )
     )
+
+
+def evaluate_student(run: Run, n: int) -> dict[str, Any]:
+    """Scores the new student; with them the iteration is whole and has its manifest."""
+    cfg, folder, results = run.cfg, run.iteration(n), score(run, n)
     manifest = {
         "iteration": n,
         "teacher": f"student {n - 1}" if n else cfg.evolve.teacher,

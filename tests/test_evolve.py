@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.evolution import Control
 from masksearch_jax import cli, evolve, viewer
 from masksearch_jax.agents import evolve as logic
 from masksearch_jax.data import ramp
@@ -350,6 +351,14 @@ def test_who_is_given_which_examples(run):
     assert ids(evolve.choose_pool(run, 2)) == (["rle3"], ["rle0", "rle2"])
     same = with_evolve(run, split="train")  # what the teacher has solved is not sampled again
     assert ids(evolve.choose_pool(same, 1)) == (["e0", "traine2"], ["traine1"])
+
+
+def test_a_control_is_trained_as_long_on_the_teachers_demonstrations(run):
+    beside = Control(run.cfg, run.usage)
+    for n, folder in ((0, "iterations"), (1, "control"), (2, "control")):
+        assert beside.iteration(n) == run.folder / folder / str(n)
+        assert beside.student(n) == str(run.folder / folder / str(n) / "sft/checkpoints")
+    assert beside.sft(2) == dataclasses.replace(run.sft(2), curriculum="0:ramp_sft_upto2")
 
 
 def test_a_collapse_stops_the_run_or_warns(run):

@@ -18,9 +18,12 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
-import openai
+from etils import epy
 
 from masksearch_jax.agents.replies import Paid, Replies, RepliesError, Stored, key_of
+
+with epy.lazy_imports():  # it takes more than a second, and the other teachers do without
+    import openai
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 

@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from etils import epy
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
+
+with epy.lazy_imports():  # it takes a third of a second, and most runs do without
+    from jax.experimental.pallas import tpu as pltpu
 
 BLOCK = 512  # tokens
 LANES = 128
