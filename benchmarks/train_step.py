@@ -149,7 +149,7 @@ def ours(folder: Path, shape: Shape) -> Callable[[], float]:
     from masksearch_jax.sharding import make_mesh
 
     mesh = make_mesh(MeshConfig(-1, 1, 1))
-    batch = train_state.split_micro(dict(np.load(folder / "batch.npz")), shape.accumulate)
+    batch = dict(np.load(folder / "batch.npz"))
     tx = train_state.make_optimizer(OPTIM, 1000)
     state = train_state.init_state(hf.load(folder / "model", shape.compute, mesh), tx)
     loss_fn = train_sft.make_loss_fn(shape.compute)
@@ -158,7 +158,7 @@ def ours(folder: Path, shape: Shape) -> Callable[[], float]:
     def step() -> float:
         nonlocal state
         with jax.set_mesh(mesh):
-            placed = shard_batch(mesh, batch, axis=int(shape.accumulate > 1))
+            placed = shard_batch(mesh, batch, shape.accumulate)
             state, metrics = update(state, placed)
         return float(metrics["loss"])
 

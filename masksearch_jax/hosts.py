@@ -72,12 +72,19 @@ def exchange(mesh: Mesh, batch: Tree) -> Tree:
     return structure.unflatten(together)
 
 
-def shard_batch(mesh: Mesh, batch: Tree, axis: int = 0) -> Tree:
-    """Global arrays of a host batch, rows along `axis`; each process brings those of its share.
+def shard_batch(mesh: Mesh, batch: Tree, accumulate: int = 1) -> Tree:
+    """Global arrays of a host batch [B, …]; each process brings the rows of its share.
 
-    Raises MeshError when the rows of all shares do not divide over `data` and `fsdp`.
+    `accumulate` above 1: [accumulate, B / accumulate, …], micro-batches that have equally many rows
+    of each part of the mesh, so that they are the same on any number of processes.
+
+    Raises MeshError when the rows of all shares do not divide over `data` and `fsdp`, ValueError
+    when those of a part are no multiple of `accumulate`.
     """
     _, shares = share(mesh)
+    parts = sharding.batch_shards(mesh) // shares
+    axis = int(accumulate > 1)
+    batch = split_micro(batch, accumulate, parts)
 
     def put(rows: np.ndarray) -> jax.Array:
         shape = list(rows.shape)
@@ -87,6 +94,26 @@ def shard_batch(mesh: Mesh, batch: Tree, axis: int = 0) -> Tree:
         return jax.make_array_from_process_local_data(place, rows, tuple(shape))
 
     return jax.tree.map(put, batch)
+
+
+def split_micro(batch: Tree, accumulate: int, parts: int = 1) -> Tree:
+    """A host batch of `parts` parts as micro-batches, each with as many rows of every part.
+
+    Raises ValueError for rows that cannot be cut so.
+    """
+    if accumulate == 1:
+        return batch
+
+    def cut(x: np.ndarray) -> np.ndarray:
+        if x.shape[0] % (accumulate * parts):
+            raise ValueError(
+                f"batch of {x.shape[0]} rows, on {parts} parts of the mesh, is no multiple of "
+                f"{accumulate} micro-batches on each"
+            )
+        rows = x.reshape(parts, accumulate, -1, *x.shape[1:]).swapaxes(0, 1)
+        return rows.reshape(accumulate, -1, *x.shape[1:])
+
+    return jax.tree.map(cut, batch)
 
 
 def local_rows(x: jax.Array) -> np.ndarray:

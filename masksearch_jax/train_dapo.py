@@ -290,8 +290,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                     part_rows = count // dapo.minibatches
                     for m in range(dapo.minibatches):
                         part = {k: v[m * part_rows :][:part_rows] for k, v in batch.items()}
-                        part = train_state.split_micro(part, accumulate)
-                        part = hosts.shard_batch(mesh, part, axis=int(accumulate > 1))
+                        part = hosts.shard_batch(mesh, part, accumulate)
                         state, out = train_step(state, part)
                         outs.append({k: float(v) for k, v in out.items()})
 

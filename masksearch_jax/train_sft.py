@@ -96,9 +96,8 @@ def run(cfg: SftRun) -> dict[str, Any]:
                 with survival.phase("data"):
                     batch = next(batches)
                 tokens += int(np.count_nonzero(batch["segment_ids"]))
-                micro = train_state.split_micro(batch, cfg.optim.accumulate)
-                micro = hosts.shard_batch(mesh, micro, axis=int(cfg.optim.accumulate > 1))
-                state, out = train_step(state, micro)
+                batch = hosts.shard_batch(mesh, batch, cfg.optim.accumulate)
+                state, out = train_step(state, batch)
                 done = step + 1
                 preempted = survival.preemption.reached()
                 due = checkpointer.is_due(done) or done == cfg.sft.steps

@@ -146,24 +146,6 @@ def init_state(
     return jax.tree.map(lambda x: put(np.asarray(x)) if x.ndim == 0 else x, state)
 
 
-def split_micro(batch: PyTree, accumulate: int) -> PyTree:
-    """A host batch [B, …] cut into [accumulate, B / accumulate, …]; unchanged for accumulate = 1.
-
-    Raises ValueError when B is not a multiple of `accumulate`.
-    """
-    if accumulate == 1:
-        return batch
-
-    def split(x: np.ndarray) -> np.ndarray:
-        if x.shape[0] % accumulate:
-            raise ValueError(
-                f"batch of {x.shape[0]} rows is no multiple of {accumulate} micro-batches"
-            )
-        return x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:])
-
-    return jax.tree.map(split, batch)
-
-
 def rounding_seed(config: OptimConfig, params: PyTree, seed: int) -> int | None:
     """`rounding` of make_train_step. Raises ValueError where the trained weights need none."""
     if config.rounding == "nearest":

@@ -19,9 +19,10 @@ from masksearch_jax.config import (
     MeshConfig,
     OptimConfig,
 )
+from masksearch_jax.hosts import split_micro
 from masksearch_jax.models import hf, lora
 from masksearch_jax.sharding import make_mesh
-from masksearch_jax.train_state import init_state, make_optimizer, make_train_step, split_micro
+from masksearch_jax.train_state import init_state, make_optimizer, make_train_step
 from tests import test_mesh_parity
 from tests.test_mesh_parity import COMPUTE, batch
 

@@ -187,14 +187,22 @@ def test_a_parameter_without_a_rule_is_refused() -> None:
         sharding.parameter_shardings(mesh, Adapted(jnp.zeros((2, 2))))
 
 
-def test_a_batch_is_split_by_rows_along_its_axis() -> None:
-    mesh = sharding.make_mesh(MESHES["2x4"])
-    rows = np.arange(48, dtype=np.int32).reshape(2, 8, 3)
-    found = hosts.shard_batch(mesh, {"ids": rows}, axis=1)["ids"]
-    assert found.addressable_shards[0].data.shape == (2, 1, 3)
-    np.testing.assert_array_equal(sharding.to_host(found), rows)
-    with pytest.raises(sharding.MeshError, match="batch: batch of 2 does not divide over 8"):
-        hosts.shard_batch(mesh, {"ids": rows})
+def test_micro_batches_have_rows_of_every_part_of_the_mesh() -> None:
+    """Each part's own rows in their order, whichever process they came through."""
+    mesh = sharding.make_mesh(MeshConfig(2, 2, 2))
+    rows = np.arange(48, dtype=np.int32).reshape(16, 3)
+    found = hosts.shard_batch(mesh, {"ids": rows}, accumulate=2)["ids"]
+    assert found.addressable_shards[0].data.shape == (2, 2, 3)
+    np.testing.assert_array_equal(
+        sharding.to_host(found)[:, :, 0] // 3,
+        [[0, 1, 4, 5, 8, 9, 12, 13], [2, 3, 6, 7, 10, 11, 14, 15]],
+    )
+    halves = (hosts.split_micro(half, 2, parts=2) for half in np.split(rows, 2))  # two processes'
+    np.testing.assert_array_equal(sharding.to_host(found), np.concatenate([*halves], axis=1))
+    with pytest.raises(ValueError, match="8 rows, on 4 parts of the mesh, is no multiple of 4"):
+        hosts.shard_batch(mesh, {"ids": rows[:8]}, accumulate=4)
+    with pytest.raises(sharding.MeshError, match="batch: batch of 2 does not divide over 4"):
+        hosts.shard_batch(mesh, {"ids": rows[:2]})
 
 
 def test_a_replica_on_every_device() -> None:

@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from masksearch_jax.config import ComputeConfig, ModelConfig, OptimConfig
+from masksearch_jax.hosts import split_micro
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.train_state import (
     TrainState,
@@ -22,7 +23,6 @@ from masksearch_jax.train_state import (
     make_train_step,
     round_stochastically,
     rounding_seed,
-    split_micro,
 )
 
 OPTIM = OptimConfig(
@@ -265,7 +265,7 @@ def test_the_old_state_is_donated():
 
 
 def test_batches_that_cannot_be_cut_are_refused():
-    with pytest.raises(ValueError, match="16 rows is no multiple of 3"):
+    with pytest.raises(ValueError, match="16 rows, on 1 parts of the mesh, is no multiple of 3"):
         split_micro(make_batch(), 3)
     with pytest.raises(ValueError, match=r"\[16\]; every one must be 2"):
         make_train_step(loss_fn, optax.sgd(0.1), 2)(

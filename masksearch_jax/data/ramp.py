@@ -194,7 +194,7 @@ def _usable(
                 seen.add(key)
                 fit.append(paragraph)
         for paragraph, (found, why) in zip(fit, extractor.find(fit), strict=True):
-            refused += why
+            refused.update(why)
             if disjoint := masking.disjoint(found):
                 usable.append(_Usable(paragraph, disjoint))
             else:

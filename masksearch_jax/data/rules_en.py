@@ -53,6 +53,7 @@ _LINK = (
     r"(?:of the|of|de la|de los|de las|de|del|della|di|da|dos|do|van der|van den|van|von der|von"
     r"|bin|ibn|al|el|la|le|du|des|es|y|und|for|de’|de')"
 )
+_LINKED = re.compile(rf"{_LINK} (?=\S)")
 _FOREIGN_LINK = re.compile(
     r"(?:de|del|della|di|da|dos|do|van|von|bin|ibn|al|el|la|le|du|des|y|und)\b"
 )
@@ -110,6 +111,8 @@ _TITLED = re.compile(
     r"(?:Sir|Lord|Lady|King|Queen|Prince|Princess|Pope|Emperor|Saint|Earl|Duke|Dr)\b"
 )
 _PERSON_NAME = re.compile(rf"(?:{'|'.join(sorted(lexicon.GIVEN_NAMES))}|[A-Z]\.)(?!\w)")
+_INITIALS = re.compile(r"(?:\w\. ?)+\w")
+_FOREIGN = re.compile(" (?:de|da|van|von|di|del|bin|ibn) ")
 _ROMAN = re.compile(r" (?:[IVX]+|Jr\.?|Sr\.?)\Z")
 _NUMBERED = re.compile(r" \d{1,4}\Z")
 
@@ -134,10 +137,13 @@ def _pattern() -> re.Pattern[str]:
     )
     name = rf"(?<![\w’']){owner}{plain}{number}"
     date = _DATE.replace("{unit}", rf"[ -]{_UNIT}")
+    number_starts, date_starts = r"(?=[\d$€£¥₹+−-]|[A-Z]{1,2}[$€£¥₹])", r"(?=[\dAJFMSOND])"
     return re.compile(
-        # The first look-ahead skips most characters at once.
-        rf"(?![a-z ,])(?:{_QUOTED}|(?P<domain>{_DOMAIN})|(?P<date>(?<![\w.,:$€£+/-]){date})"
-        rf"|(?P<number>{_NO_DIGIT_BEFORE}(?:{_NUMBER}){_NO_DIGIT_AFTER})|(?P<name>{name}))"
+        # The look-aheads skip most characters at once.
+        rf"(?![a-z ,])(?:{_QUOTED}|(?P<domain>{_DOMAIN})"
+        rf"|(?P<date>{date_starts}(?<![\w.,:$€£+/-]){date})"
+        rf"|(?P<number>{number_starts}{_NO_DIGIT_BEFORE}(?:{_NUMBER}){_NO_DIGIT_AFTER})"
+        rf"|(?P<name>{name}))"
         rf"|\b(?P<spelled>(?:{_SPELLED}) {_SPELLED_UNIT}(?: {_SPELLED_UNIT})?)"
     )
 
@@ -196,7 +202,8 @@ def _named(paragraph: str, start: int, end: int, ordinary: Collection[str]) -> t
 
 def _is_ordinary(word: str, ordinary: Collection[str]) -> bool:
     """True for a word that is also written small, and for Slip-on, of two such words."""
-    return all(part in ordinary for part in word.lower().split("-"))
+    word = word.lower()
+    return word in ordinary or ("-" in word and all(part in ordinary for part in word.split("-")))
 
 
 def typed(paragraph: str, span: Span, ordinary: Collection[str] = lexicon.ORDINARY) -> Span:
@@ -260,7 +267,7 @@ def _after_opening(paragraph: str, start: int, end: int, ordinary: Collection[st
         return start
     if rest[:1].isupper() and (bare in lexicon.GIVEN_NAMES or _OPENINGS.match(bare)):
         return start
-    linked = re.match(rf"{_LINK} (?=\S)", rest)
+    linked = _LINKED.match(rest)
     if linked and not _FOREIGN_LINK.match(rest) and not lexicon.is_head(bare) and bare.istitle():
         if not plain and bare in lexicon.GIVEN_NAMES:
             return start
@@ -298,7 +305,7 @@ def _name_type(paragraph: str, start: int, end: int, ordinary: Collection[str]) 
     for kind in ("TERM", "ORG", "PLACE"):
         if getattr(lexicon, kind).search(text):
             return kind
-    if _PERSON_CUE.search(before) or re.match(r"(?:\w\. ?)+\w", text) or _ROMAN.search(text):
+    if _PERSON_CUE.search(before) or _INITIALS.match(text) or _ROMAN.search(text):
         return "PERSON"
     if _LONE.match(text):
         return "ORG" if len(text) > 2 else "TERM"
@@ -311,6 +318,6 @@ def _by_neighbours(text: str, before: str, after: str, ordinary: Collection[str]
         return "PLACE"
     if _PERSON_AFTER.match(after):
         return "PERSON"
-    foreign = re.search(r" (?:de|da|van|von|di|del|bin|ibn) ", text)
+    foreign = _FOREIGN.search(text)
     plain = text.lower().split()[0] in ordinary  # "Middle Ages", "Disease Control"
     return "PERSON" if foreign or (text.count(" ") in (1, 2) and not plain) else "TERM"

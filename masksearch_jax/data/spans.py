@@ -20,6 +20,7 @@ EXTRACTORS = ("rules", "spacy", "llm")
 MAX_WORDS = 6
 MAX_CHARS = 60
 _TOKEN = re.compile(r"[^\W_]+")
+_JOINTS = re.compile("[-–/]")
 _CONTRACTION = re.compile(r"(?:I|It|He|She|We|You|They|There|That|What)[’']\w+\Z|U\.S\.?\Z")
 _VARIABLE = re.compile(r"[^\W\d_]{1,2}\d{1,2}(?:/[^\W\d_]{1,2}\d{1,2})*\Z")  # Q5, Q3/Q4, Kd8
 _HAN = re.compile("[\u3400-\u9fff]")
@@ -85,14 +86,15 @@ def merge(spans: Sequence[Span], known: Iterable[Span], parts: Sequence[Span] = 
     """
     merged = list(spans)
     for name in known:
-        if any(p.start <= name.start and name.end <= p.end for p in parts):
+        if parts and any(p.start <= name.start and name.end <= p.end for p in parts):
             continue
         over = [s for s in merged if s.start < name.end and name.start < s.end]
         if any(s.end - s.start > len(name.text) or s.type in ("DATE", "NUMBER") for s in over):
             continue
         same = next((s for s in over if s.text == name.text), None)
         kind = same.type if same and name.type == "TERM" else name.type
-        merged = [s for s in merged if s not in over]
+        if over:
+            merged = [s for s in merged if s.end <= name.start or name.end <= s.start]
         merged.append(Span(name.start, name.end, name.text, kind))
     return sorted(merged, key=lambda s: s.start)
 
@@ -108,10 +110,11 @@ def sift(passage: Passage, spans: Iterable[Span], refused: Counter[str] | None =
     roots: Counter[str] = Counter()
     kept: list[Span] = []
     for span in spans:
-        reason = _refusal(span, passage, title_words)
+        mine = words(span.text)
+        reason = _refusal(span, mine, passage, title_words)
         if not reason and span.type not in ("DATE", "NUMBER"):
             roots = roots or Counter([w[:5] for w in words(passage.text)])
-            reason = "given_away" if _given_away(words(span.text), roots) else ""
+            reason = "given_away" if _given_away(mine, roots) else ""
         if not reason and kept and span.start < kept[-1].end:
             reason = "overlap"
         if reason:
@@ -121,9 +124,8 @@ def sift(passage: Passage, spans: Iterable[Span], refused: Counter[str] | None =
     return Found(kept, refused)
 
 
-def _refusal(span: Span, passage: Passage, title_words: set[str]) -> str:
-    mine = words(span.text)
-    if len(span.text.split()) > MAX_WORDS or len(span.text) > MAX_CHARS:
+def _refusal(span: Span, mine: Sequence[str], passage: Passage, title_words: set[str]) -> str:
+    if len(span.text) > MAX_CHARS or len(span.text.split()) > MAX_WORDS:
         return "too_long"
     if _in_title(span, mine, passage.title, title_words):
         return "title"
@@ -141,11 +143,6 @@ def words(text: str) -> list[str]:
     return _TOKEN.findall(text.casefold())
 
 
-def _root(word: str) -> str:
-    """What forms of a word share: Japan and Japanese, Curie and Curies."""
-    return word[:5]
-
-
 def _in_title(span: Span, mine: Sequence[str], title: str, title_words: Collection[str]) -> bool:
     """True when the span is part of the title, has all of it, or shares a word of four letters."""
     if _HAN.search(span.text):
@@ -158,7 +155,8 @@ def _in_title(span: Span, mine: Sequence[str], title: str, title_words: Collecti
 def _is_trivial(text: str, mine: Sequence[str]) -> bool:
     """True for ordinary words, months, weekdays, titles, variables, and numbers of one digit."""
     return bool(
-        all(part in lexicon.TRIVIAL for part in re.split("[-–/]", text))
+        text in lexicon.TRIVIAL
+        or all(part in lexicon.TRIVIAL for part in _JOINTS.split(text))
         or _CONTRACTION.match(text)
         or _VARIABLE.match(text)
         or (len(text) < 2 and not _HAN.match(text))
@@ -182,6 +180,6 @@ def _repeated(text: str, paragraph: str) -> bool:
 
 def _given_away(mine: Sequence[str], roots: Counter[str]) -> bool:
     """True when each word of the span has a relative in the rest of the paragraph."""
-    telling = [w for w in mine if len(w) > 2]
-    own = Counter(map(_root, mine))
-    return bool(telling) and all(roots[_root(w)] > own[_root(w)] for w in telling)
+    own = [w[:5] for w in mine]  # Japan and Japanese, Curie and Curies share it
+    telling = [root for root in own if len(root) > 2]
+    return bool(telling) and all(roots[root] > own.count(root) for root in telling)
