@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from masksearch_jax import han
 from masksearch_jax.markup import MASK
 from masksearch_jax.types import RampExample
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_PIECE = re.compile(r"\w+|[^\w\s]")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation + han.PUNCTUATION)
+_PIECE = re.compile(rf"[{han.CHARACTERS}]|[^\W{han.CHARACTERS}]+|[^\w\s]")
 # Answers that are all or nothing, as in HotpotQA's scorer.
 _CLOSED = frozenset({"yes", "no", "noanswer"})
 # Words a fill may have beyond its span's at full score ("in the year 1879" for "1879").
@@ -37,12 +38,16 @@ class Overlap(NamedTuple):
 
 
 def normalise(text: str) -> str:
-    """SQuAD's normal form: lower case, no ASCII punctuation, no a/an/the, single spaces."""
+    """SQuAD's normal form: lower case, no punctuation, no a/an/the, single spaces.
+
+    As there, of ASCII; and of Chinese, which SQuAD does not have.
+    """
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
 def tokenise(text: str) -> list[str]:
-    return normalise(text).split()
+    """Words of the normal form; each Chinese character is one."""
+    return han.spaced(normalise(text)).split()
 
 
 def exact(prediction: str, gold: str) -> bool:

@@ -188,6 +188,7 @@ def test_acceptance_by_mask_count():
 def test_lengths_by_hand():
     made = [demonstration("a", 0, "one two", searches=2), demonstration("b", 0, "one")]
     assert logic.lengths(made) == {"words": 1.5, "searches": 1.5, "queries": 1.0}
+    assert logic.lengths([demonstration("c", 0, "查北京 now")])["words"] == 4.0
     assert logic.lengths([]) == {"words": 0.0, "searches": 0.0, "queries": 0.0}
 
 

@@ -276,6 +276,20 @@ def test_an_unknown_reward_names_the_choices():
 # ---- measures
 
 
+def test_chinese_is_scored_by_characters():
+    text = "索拉位於意大利利里河畔，1943年有25,000人居住。"
+    spans = (Span(7, 10, "利里河", "PLACE"), Span(18, 24, "25,000", "NUMBER"))
+    masked = "索拉位於意大利[mask]畔，1943年有[mask]人居住。"
+    example = RampExample("zh", "p", "索拉", masked, text, spans)
+    assert all(text[s.start : s.end] == s.text for s in spans)
+    assert span_recall(example, text) == 1.0
+    loose = "索拉城位於意大利利里江畔，在1943年有大約25,000人住。"  # no faithful copy
+    assert fill_slots(example, loose) == ["利里江", "大約25,000"]
+    assert span_recall(example, loose) == pytest.approx((2 / 3 + 1) / 2)
+    assert overlap("北京市", "北京。") == (1.0, 2 / 3, 0.8)
+    assert exact("《春秋》", "春秋")
+
+
 @pytest.mark.parametrize(
     ("text", "normal"),
     [

@@ -212,6 +212,18 @@ def test_a_span_must_stand_as_whole_words():
     assert demonstrate(EXAMPLE, search) == construct.Rejection("e", "spans_not_found")
 
 
+def test_a_chinese_span_needs_no_space_around_it():
+    text = "索拉位於意大利利里河畔，1943年有25,000人居住。"
+    spans = (Span(7, 10, "利里河", "PLACE"), Span(18, 24, "25,000", "NUMBER"))
+    assert [text[s.start : s.end] for s in spans] == ["利里河", "25,000"]
+    masked = "索拉位於意大利[mask]畔，1943年有[mask]人居住。"
+    example = RampExample("zh", "p", "索拉", masked, text, spans)
+    search = FakeSearch(lambda query: [Passage("p", "索拉", text)])
+    assert demonstrate(example, search).segments[-1].text.endswith(f"<answer>{text}</answer>")
+    more = FakeSearch(lambda query: [Passage("p", "索拉", text.replace("25,000", "125,000"))])
+    assert demonstrate(example, more) == construct.Rejection("zh", "spans_not_found")
+
+
 def test_examples_that_cannot_be_solved_are_rejected_with_a_reason():
     bare = RampExample("b", "p", "T", "[mask] is on", "It is on", (Span(0, 2, "It", "TERM"),))
     tagged = QAExample("t", "d", "Who?", ("<answer>x</answer>",))

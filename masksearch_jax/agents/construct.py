@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 
-from masksearch_jax import markup, retrieval
+from masksearch_jax import han, markup, retrieval
 from masksearch_jax.config import SearchConfig
 from masksearch_jax.types import (
     Demonstration,
@@ -64,7 +64,7 @@ def task_name(example: Example) -> str:
 
 def is_shown(text: str, segments: Iterable[Segment]) -> bool:
     """Whether the text stands, as whole words, in what the search tool returned."""
-    pattern = re.compile(rf"(?<!\w){re.escape(text)}(?!\w)", re.IGNORECASE)
+    pattern = han.as_words(text)
     return any(pattern.search(s.text) for s in segments if s.author == "tool")
 
 

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
-from masksearch_jax import markup, scoring
+from masksearch_jax import han, markup, scoring
 from masksearch_jax.agents.construct import Rejection, is_shown, task_name
 from masksearch_jax.config import (
     ComputeConfig,
@@ -241,9 +241,8 @@ def acceptance(
 
 def lengths(demonstrations: Sequence[Demonstration]) -> dict[str, float]:
     """Means over demonstrations: words that the agent wrote, searches, queries of a search."""
-    words = [
-        len(s.text.split()) for d in demonstrations for s in d.segments if s.author == "policy"
-    ]
+    said = (s.text for d in demonstrations for s in d.segments if s.author == "policy")
+    words = [len(han.spaced(text).split()) for text in said]
     turns = [t for d in demonstrations for t in d.turns]
     count = max(len(demonstrations), 1)
     return {

@@ -15,12 +15,12 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from masksearch_jax import han
 from masksearch_jax.data import lexicon
 from masksearch_jax.types import Passage, Span
 
 LEARN_FROM = 50_000  # passages that ordinary words are learned from
 _SMALL = re.compile(r"(?<![\w’'.-])[a-z]{2,}(?![\w’'-])")
-_HAN = re.compile("[\u3400-\u9fff]")
 _PARENTHESES = re.compile(r"\s*[(（][^()（）]*[)）]\Z")
 _MIN = {"en": 3, "zh": 2}  # characters of a name
 
@@ -131,7 +131,7 @@ class Learner:
         if len(name) < _MIN[self.language] or len(name) > 60:
             return False
         if self.language == "zh":
-            return bool(_HAN.search(name)) and not name.isascii()
+            return bool(han.CHARACTER.search(name)) and not name.isascii()
         return name[0].isupper() and " and " not in name and name not in lexicon.TRIVIAL
 
     def finish(self) -> Gazetteer:

@@ -8,10 +8,11 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from masksearch_jax import han
 from masksearch_jax.data import corpus, qa
 from masksearch_jax.types import Passage, QAExample
 
-_WORD = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff_]+")  # a Chinese character is a word here
+_WORD = re.compile(rf"[{han.CHARACTERS}]|[^\W{han.CHARACTERS}_]+")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,15 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from masksearch_jax import markup
+from masksearch_jax import han, markup
 
 LANGUAGES = ("en", "zh")
 HOLE = "\ufffc"  # where something that is no text stood: a formula, a template
 MAX_CHARS = 20_000  # of a paragraph; nothing longer is read at all
 STUB_WORDS = 30  # an article with less prose than this is left out
 
-HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_HAN = re.compile(f"[{HAN}]")
 _LETTER = re.compile(r"[^\W\d_]")
 _LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
 _LATIN_RUN = re.compile(r"[^\W_]+")
@@ -56,8 +54,8 @@ def length(text: str, language: str) -> int:
     """Words of a text; in Chinese two characters are one word."""
     if language == "en":
         return len(text.split())
-    han = len(_HAN.findall(text))
-    return (han + 1) // 2 + len(_LATIN_RUN.findall(_HAN.sub(" ", text)))
+    characters = len(han.CHARACTER.findall(text))
+    return (characters + 1) // 2 + len(_LATIN_RUN.findall(han.CHARACTER.sub(" ", text)))
 
 
 def mend(text: str) -> str:
@@ -115,10 +113,10 @@ def _language_refusal(text: str, language: str) -> str:
         letters = len(_LETTER.findall(text))
         latin = len(_LATIN.findall(text))
     if language == "zh":
-        han = len(_HAN.findall(text))
-        if han < 0.5 * letters or not letters:
+        characters = len(han.CHARACTER.findall(text))
+        if characters < 0.5 * letters or not letters:
             return "other_script"
-        return "" if len(_FUNCTION_HAN.findall(text)) >= 0.03 * han else "not_prose"
+        return "" if len(_FUNCTION_HAN.findall(text)) >= 0.03 * characters else "not_prose"
     if latin < 0.7 * letters or not letters:
         return "other_script"
     words = text.casefold().split()

@@ -10,9 +10,10 @@ import functools
 import re
 from collections.abc import Iterator
 
+from masksearch_jax import han
 from masksearch_jax.types import Span
 
-_H = "\u3400-\u4dbf\u4e00-\u9fff"
+_H = han.CHARACTERS
 _D = "\\d０-９"
 _CN = "〇零一二三四五六七八九十百千"
 _ERAS = (

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
+from masksearch_jax import han
 from masksearch_jax.data import lexicon, rules_en, rules_zh
 from masksearch_jax.data.gazetteer import Gazetteer
 from masksearch_jax.types import Passage, Span
@@ -23,7 +24,6 @@ _TOKEN = re.compile(r"[^\W_]+")
 _JOINTS = re.compile("[-–/]")
 _CONTRACTION = re.compile(r"(?:I|It|He|She|We|You|They|There|That|What)[’']\w+\Z|U\.S\.?\Z")
 _VARIABLE = re.compile(r"[^\W\d_]{1,2}\d{1,2}(?:/[^\W\d_]{1,2}\d{1,2})*\Z")  # Q5, Q3/Q4, Kd8
-_HAN = re.compile("[\u3400-\u9fff]")
 
 
 class Found(NamedTuple):
@@ -145,7 +145,7 @@ def words(text: str) -> list[str]:
 
 def _in_title(span: Span, mine: Sequence[str], title: str, title_words: Collection[str]) -> bool:
     """True when the span is part of the title, has all of it, or shares a word of four letters."""
-    if _HAN.search(span.text):
+    if han.CHARACTER.search(span.text):
         return span.text in title or (len(title) > 1 and title in span.text)
     shared = [w for w in mine if w in title_words]
     whole = len(shared) in (len(mine), len(title_words))
@@ -159,7 +159,7 @@ def _is_trivial(text: str, mine: Sequence[str]) -> bool:
         or all(part in lexicon.TRIVIAL for part in _JOINTS.split(text))
         or _CONTRACTION.match(text)
         or _VARIABLE.match(text)
-        or (len(text) < 2 and not _HAN.match(text))
+        or (len(text) < 2 and not han.CHARACTER.match(text))
         or all(w in lexicon.ORDINARY for w in mine)
     )
 
@@ -167,7 +167,7 @@ def _is_trivial(text: str, mine: Sequence[str]) -> bool:
 def _repeated(text: str, paragraph: str) -> bool:
     if paragraph.count(text) < 2:
         return False
-    if _HAN.search(text):
+    if han.CHARACTER.search(text):
         return True
     whole, start = 0, paragraph.find(text)
     while start >= 0 and whole < 2:

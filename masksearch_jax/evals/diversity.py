@@ -12,6 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from masksearch_jax import han
 from masksearch_jax.types import Demonstration
 
 Tokens = Sequence[str]
@@ -51,7 +52,11 @@ def measure(demonstrations: Iterable[Demonstration], most: int, seed: int) -> di
 def words_of(demonstration: Demonstration) -> list[str]:
     """Lower-case words and signs of its thoughts and queries."""
     said = " ".join(s.text for s in demonstration.segments if s.author == "policy")
-    return _WORD.findall(_TAG.sub(" ", _ANSWER.sub(" ", said)).lower())
+    return _words(_TAG.sub(" ", _ANSWER.sub(" ", said)))
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(han.spaced(text).lower())
 
 
 def distinct_n(texts: Iterable[Tokens], n: int) -> float:
@@ -82,7 +87,7 @@ def query_overlap(demonstrations: Iterable[Demonstration]) -> float:
     asked: dict[str, list[set[str]]] = defaultdict(list)
     for d in demonstrations:
         queries = " ".join(q for turn in d.turns for q in turn.queries)
-        asked[d.example_id].append(set(_WORD.findall(queries.lower())))
+        asked[d.example_id].append(set(_words(queries)))
     means = []
     for sets in asked.values():
         pairs = [len(a & b) / len(a | b) for a, b in itertools.combinations(sets, 2) if a | b]
