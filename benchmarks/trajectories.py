@@ -270,7 +270,7 @@ def show(found: dict[str, Any], rows: dict[str, dict[str, float]], args: Any) ->
     )
     print(f"{'':18}{'hours':>10}{'TB':>10}{'cost':>12}")
     for name, row in rows.items():
-        print(f"{name:18}{row['hours']:>10.3f}{row['terabytes']:>10.3f}{row['cost']:>12,.0f}")
+        print(f"{name:18}{row['hours']:>10.2g}{row['terabytes']:>10.3f}{row['cost']:>12,.0f}")
     print(
         "\nhours = N / (rate per core x cores), N x CPU seconds / cores, or N x completion tokens "
         "/ (workers x tokens per second); TB = N x bytes; cost = N x tokens x price"
