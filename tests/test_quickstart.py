@@ -161,17 +161,15 @@ def both(first, second):
 
 # Stage → when to stop in it: one of each way to keep what is done.
 MOMENTS = {
-    "demonstrations": exists("data/demonstrations/*"),
     "cache": exists("cache/*"),
     "sft": lines("sft", 3),
     "evaluate_sft": exists("eval/sft/*.tmp"),
     "dapo": lines("dapo", 1),
-    "export": header("export"),
 }
 KILLS = {"sft": lines("sft", 4), "dapo": header("dapo")}
 
 
-@pytest.mark.slow  # nine starts
+@pytest.mark.slow  # seven starts
 def test_stopping_anywhere_changes_no_figure(repository, whole, tmp_path):
     undisturbed, expected = whole
     workdir = tmp_path / "stopped"
