@@ -6,6 +6,7 @@ import re
 
 CHARACTERS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # for a class of a regular expression
 CHARACTER = re.compile(f"[{CHARACTERS}]")
+_WORD = re.compile(rf"[^\W{CHARACTERS}]")
 PUNCTUATION = "，。、；：？！（）《》「」『』【】"
 
 
@@ -14,8 +15,14 @@ def spaced(text: str) -> str:
     return CHARACTER.sub(r" \g<0> ", text)
 
 
-def as_words(text: str) -> re.Pattern[str]:
-    """Finds a text, in any case, where no word of letters and digits goes on before or after it."""
-    before = "" if CHARACTER.match(text) else rf"(?<![^\W{CHARACTERS}])"
-    after = "" if CHARACTER.match(text[-1:]) else rf"(?![^\W{CHARACTERS}])"
-    return re.compile(before + re.escape(text) + after, re.IGNORECASE)
+def stands_in(part: str, text: str) -> bool:
+    """Whether a part stands in a text, in any case, as whole words: none goes on beside it.
+
+    Chinese has no whole words, so that anything may stand beside its characters.
+    """
+    open_start, open_end = CHARACTER.match(part), CHARACTER.match(part[-1:])
+    for found in re.finditer(re.escape(part), text, re.IGNORECASE):
+        before, after = text[found.start() - 1 : found.start()], text[found.end() : found.end() + 1]
+        if (open_start or not _WORD.match(before)) and (open_end or not _WORD.match(after)):
+            return True
+    return False

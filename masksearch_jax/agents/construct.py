@@ -64,8 +64,7 @@ def task_name(example: Example) -> str:
 
 def is_shown(text: str, segments: Iterable[Segment]) -> bool:
     """Whether the text stands, as whole words, in what the search tool returned."""
-    pattern = han.as_words(text)
-    return any(pattern.search(s.text) for s in segments if s.author == "tool")
+    return any(han.stands_in(text, s.text) for s in segments if s.author == "tool")
 
 
 @dataclasses.dataclass
