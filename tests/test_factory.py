@@ -1,6 +1,7 @@
 """The data factory: parts, processes, stops and starts; leaks; and how hard a model finds spans."""
 
 import dataclasses
+import importlib.util
 import json
 import random
 
@@ -312,7 +313,57 @@ def test_chinese_paragraphs_end_to_end(shared_data, tmp_path):
     assert sum(same) > 90
 
 
-def test_a_missing_spacy_or_pipeline_is_named(tmp_path):
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # spaCy's own
+def test_the_entities_of_a_spacy_pipeline_are_masked(tmp_path):
+    """A pipeline whose entities are told, in a folder, as one that is trained would be."""
+    import spacy
+
+    entities = {
+        "Ola Nordmann": "PERSON",
+        "the Glomma": "LOC",
+        "Bergen": "GPE",
+        "1906": "DATE",
+        "25,000 kroner": "MONEY",
+        "Norwegian": "NORP",  # none of ours
+        "the Labour Party's": "ORG",
+        "Trondheim": "GPE",  # the article's title
+    }
+    pipeline = spacy.blank("en")
+    patterns = [{"label": label, "pattern": text} for text, label in entities.items()]
+    pipeline.add_pipe("entity_ruler").add_patterns(patterns)
+    pipeline.to_disk(tmp_path / "pipeline")
+    text = (
+        "Ola Nordmann left the Glomma and Trondheim for Bergen in 1906 with 25,000 kroner and a "
+        "Norwegian shirt, as the Labour Party's leader had told him to do on a cold morning."
+    )
+    source = tmp_path / "passages.jsonl"
+    write_passages(source, [Passage("p", "Trondheim", text)])
+    cfg = dataclasses.replace(
+        RAMP, extractor="spacy", spacy_model=str(tmp_path / "pipeline"), min_words=20
+    )
+    plan = survey.Plan(survey.CleanConfig(), cfg)
+    (found,) = factory.extractor_of(plan).find([Passage("p", "Trondheim", text)])
+    assert {s.text: s.type for s in found.spans} == {
+        "Ola Nordmann": "PERSON",
+        "Glomma": "PLACE",
+        "Bergen": "PLACE",
+        "1906": "DATE",
+        "25,000 kroner": "NUMBER",
+        "Labour Party": "ORG",
+    }
+    assert found.refused == {"label_NORP": 1, "title": 1}
+    factory.build(source, tmp_path / "built", plan, factory.WorkConfig())
+    assert {s for e in factory.examples(tmp_path / "built") for s in e.spans} <= {*found.spans}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_missing_spacy_pipeline_is_named(tmp_path):
     cfg = dataclasses.replace(RAMP, extractor="spacy", spacy_model=str(tmp_path))
-    with pytest.raises(SpacyError, match=r"spaCy, which is not installed|no installed pipeline"):
+    with pytest.raises(SpacyError, match=r"no installed pipeline or folder; installed: none"):
         factory.extractor_of(survey.Plan(CLEAN, cfg))
+
+
+def test_a_missing_spacy_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SpacyError, match=r"not installed: pip install 'masksearch_jax\[spacy\]'"):
+        factory.extractor_of(survey.Plan(CLEAN, dataclasses.replace(RAMP, extractor="spacy")))
