@@ -83,7 +83,10 @@ def main() -> None:
     parser.add_argument("--control", action="store_true", help="train and score the controls too")
     parser.add_argument("--svg", type=Path, help="file to draw them to")
     args = parser.parse_args()
-    summary = json.loads((args.folder / "summary.json").read_text("utf-8"))
+    path = args.folder / "summary.json"
+    if not path.is_file():
+        parser.error(f"{path} is not there: {args.folder} must be the workdir of a run of evolve")
+    summary = json.loads(path.read_text("utf-8"))
     print("\n".join(iterations.table(summary["evolution"])))
     if args.control:
         print("\n".join(control(summary, args.folder)))

@@ -7,8 +7,7 @@ one parameter at a time (as an export reads them), onto the same mesh and onto o
 measurement is a process of its own. `peak` is its largest resident memory, `base` what it held
 before it began, with all libraries loaded and a tiny checkpoint restored. The bound beyond `base`:
 the shards that it keeps (the host's memory is that of all eight devices; of parameters one after
-the other, those of one) and twice the largest array. glibc gives freed chunks back at once, so that
-none counts as held. Exits with 1 where a bound is broken.
+the other, those of one) and twice the largest array. Exits with 1 where a bound is broken.
 """
 
 from __future__ import annotations
@@ -114,7 +113,7 @@ def child(base: Path, megabytes: float, job: str, mesh: str) -> Row:
     """Runs `main --child` and returns what it measured."""
     command = [sys.executable, "-m", "benchmarks.restore", f"--megabytes={megabytes}"]
     command += ["--child", job, mesh, str(base)]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "MALLOC_MMAP_THRESHOLD_": str(2**17)}
+    environment = os.environ | hf_io.ENVIRONMENT
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 

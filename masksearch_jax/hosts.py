@@ -78,8 +78,8 @@ def shard_batch(mesh: Mesh, batch: Tree, accumulate: int = 1) -> Tree:
     `accumulate` above 1: [accumulate, B / accumulate, …], micro-batches that have equally many rows
     of each part of the mesh, so that they are the same on any number of processes.
 
-    Raises MeshError when the rows of all shares do not divide over `data` and `fsdp`, ValueError
-    when those of a part are no multiple of `accumulate`.
+    Raises MeshError when the rows of all shares do not divide over `data` and `fsdp`, or those of a
+    part are no multiple of `accumulate`.
     """
     _, shares = share(mesh)
     parts = sharding.batch_shards(mesh) // shares
@@ -99,14 +99,14 @@ def shard_batch(mesh: Mesh, batch: Tree, accumulate: int = 1) -> Tree:
 def split_micro(batch: Tree, accumulate: int, parts: int = 1) -> Tree:
     """A host batch of `parts` parts as micro-batches, each with as many rows of every part.
 
-    Raises ValueError for rows that cannot be cut so.
+    Raises MeshError for rows that cannot be cut so.
     """
     if accumulate == 1:
         return batch
 
     def cut(x: np.ndarray) -> np.ndarray:
         if x.shape[0] % (accumulate * parts):
-            raise ValueError(
+            raise MeshError(
                 f"batch of {x.shape[0]} rows, on {parts} parts of the mesh, is no multiple of "
                 f"{accumulate} micro-batches on each"
             )

@@ -25,7 +25,7 @@ from masksearch_jax.models import head, lora
 from masksearch_jax.models.initial import check_vocabulary, initial, pinned
 from masksearch_jax.progress import Progress
 from masksearch_jax.rl import losses
-from masksearch_jax.sharding import make_mesh
+from masksearch_jax.sharding import batch_shards, make_mesh
 from masksearch_jax.survival import Survival
 
 
@@ -40,6 +40,17 @@ def make_loss_fn(compute: ComputeConfig) -> train_state.LossFn:
     return loss_fn
 
 
+def check(cfg: SftRun, mesh: jax.sharding.Mesh) -> None:
+    """Raises ConfigError for a batch that the micro-batches on the mesh's parts do not divide."""
+    parts, accumulate = batch_shards(mesh), cfg.optim.accumulate
+    if cfg.sft.batch_size % (parts * accumulate):
+        raise cli.ConfigError(
+            f"config.sft.batch_size is {cfg.sft.batch_size}; it must be a multiple of "
+            f"{parts * accumulate}: {accumulate} micro-batches (config.optim.accumulate) on each "
+            f"of the {parts} parts that the mesh {dict(mesh.shape)} splits a batch into"
+        )
+
+
 def run(cfg: SftRun) -> dict[str, Any]:
     """Trains to `cfg.sft.steps`; returns the last step's metrics. Artefacts go to `cfg.workdir`."""
     workdir = storage.path(cfg.workdir)
@@ -47,6 +58,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
 
     # ---- mesh, data
     mesh = make_mesh(cfg.mesh)
+    check(cfg, mesh)
     share, shares = hosts.share(mesh)
     vocab = Vocab.load(cfg.tokenizer)
     check_vocabulary(cfg.model, vocab.size)

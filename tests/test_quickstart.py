@@ -159,17 +159,24 @@ def both(first, second):
     return lambda workdir: first(workdir) and second(workdir)
 
 
-# Stage → when to stop in it: one of each way to keep what is done.
+# Stage → when to stop in it. A stage that takes no time is stopped at its start or in the next.
 MOMENTS = {
+    "ramp": header("ramp"),
+    "index": header("index"),
+    "demonstrations": exists("data/demonstrations/*"),
+    "tokenizer": header("tokenizer"),
     "cache": exists("cache/*"),
+    "evaluate_init": exists("eval/init/*.tmp"),
     "sft": lines("sft", 3),
     "evaluate_sft": exists("eval/sft/*.tmp"),
     "dapo": lines("dapo", 1),
+    "evaluate_dapo": exists("eval/dapo/*.tmp"),
+    "export": header("export"),
 }
 KILLS = {"sft": lines("sft", 4), "dapo": header("dapo")}
 
 
-@pytest.mark.slow  # seven starts
+@pytest.mark.slow  # a dozen starts
 def test_stopping_anywhere_changes_no_figure(repository, whole, tmp_path):
     undisturbed, expected = whole
     workdir = tmp_path / "stopped"

@@ -230,7 +230,7 @@ def test_dapo_that_is_told_to_stop_leaves_its_rollouts_and_goes_on_bitwise(cache
 
 
 @pytest.mark.slow
-def test_adapters_train_in_both_trainers_and_go_on_bitwise(sft, dapo, tmp_path):
+def test_adapters_go_on_bitwise_in_both_trainers(sft, dapo, tmp_path):
     """Adapters on the weights of `sft`, then new ones on these for reinforcement learning."""
     kept = dataclasses.replace(sft.checkpoint, every=2)
     first = dataclasses.replace(
@@ -246,10 +246,9 @@ def test_adapters_train_in_both_trainers_and_go_on_bitwise(sft, dapo, tmp_path):
     for name, main, cfg in (("sft", train_sft, first), ("dapo", train_dapo, second)):
         whole, cut = tmp_path / name / "whole", tmp_path / name / "cut"
         main.run(at(cfg, whole))
-        if main is train_dapo:
-            run_until(3, main, at(cfg, cut))
-            main.run(at(cfg, cut))
-            assert curves(cut) == curves(whole)
+        run_until(3, main, at(cfg, cut))
+        main.run(at(cfg, cut))
+        assert curves(cut) == curves(whole)
         with pytest.raises(CheckpointError, match=r"rank 4 stored, config\.lora asks for all"):
             main.run(dataclasses.replace(at(cfg, whole), lora=LoraConfig()))
     updated = [row for row in curves(tmp_path / "dapo" / "whole") if row["groups_kept"]]
@@ -368,6 +367,13 @@ def test_data_of_another_tokenizer_or_style_are_refused(sft, dapo, tmp_path):
         train_dapo.run(
             dataclasses.replace(dapo, prompt=dataclasses.replace(dapo.prompt, style="chat"))
         )
+
+
+def test_a_batch_that_does_not_divide_is_refused_at_the_start(sft, tmp_path):
+    optim = dataclasses.replace(sft.optim, accumulate=3)
+    with pytest.raises(ConfigError, match=r"batch_size is 8; it must be a multiple of 3: 3 micro"):
+        train_sft.run(dataclasses.replace(at(sft, tmp_path), optim=optim))
+    assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(

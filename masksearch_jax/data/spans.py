@@ -155,8 +155,7 @@ def _in_title(span: Span, mine: Sequence[str], title: str, title_words: Collecti
 def _is_trivial(text: str, mine: Sequence[str]) -> bool:
     """True for ordinary words, months, weekdays, titles, variables, and numbers of one digit."""
     return bool(
-        text in lexicon.TRIVIAL
-        or all(part in lexicon.TRIVIAL for part in _JOINTS.split(text))
+        all(part in lexicon.TRIVIAL for part in _JOINTS.split(text))
         or _CONTRACTION.match(text)
         or _VARIABLE.match(text)
         or (len(text) < 2 and not han.CHARACTER.match(text))
