@@ -31,6 +31,7 @@ import numpy as np
 
 from benchmarks import rollout_model as stand_in
 from benchmarks.rollout import Values, nested, table, versions
+from masksearch_jax.models.unrolled import unroll
 from masksearch_jax.rollout import decode
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.sampling import Sampler
@@ -76,7 +77,7 @@ def scarce(repeats: int) -> tuple[Values, list[int]]:
     """Figures of the engine with each cache, and the lengths of all trajectories."""
     vocab = Actions(MODEL.vocab_size)
     script = np.full(1, -1, np.int32)
-    model = Hazard(stand_in.transformer(MODEL), script, vocab.first_word)
+    model = Hazard(unroll(stand_in.transformer(MODEL)), script, vocab.first_word)
     requests = stand_in.requests(
         vocab.size - 2, [PROMPT] * PROMPTS, first_word=vocab.first_word, samples=SAMPLES
     )
@@ -117,7 +118,7 @@ def engine_of(vocab: Actions, page: int) -> Engine:
 
 def step(repeats: int) -> Values:
     """Seconds of a tick in which all rows decode, with each cache and length."""
-    model = stand_in.transformer(MODEL)
+    model = unroll(stand_in.transformer(MODEL))
     tokens = CONFIG.tick_tokens
     tick = decode.make_tick(tokens, Sampler(1.0))
     stop = np.zeros(MODEL.vocab_size, np.bool_)

@@ -26,6 +26,7 @@ import numpy as np
 from benchmarks import rollout_decode, rollout_determinism, rollout_latency
 from benchmarks import rollout_model as stand_in
 from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.models.unrolled import unroll
 from masksearch_jax.rollout import decode
 from masksearch_jax.rollout.sampling import Sampler
 
@@ -44,7 +45,7 @@ Notes = dict[str, str]
 
 def latency(repeats: int) -> tuple[Values, Notes]:
     model, vocab = medium(), stand_in.Words(MEDIUM.vocab_size)
-    return rollout_latency.measure(model, vocab, repeats), {}
+    return rollout_latency.measure(unroll(model), vocab, repeats), {}
 
 
 def plain_decode(repeats: int) -> tuple[Values, Notes]:
@@ -53,7 +54,7 @@ def plain_decode(repeats: int) -> tuple[Values, Notes]:
 
 def parked(repeats: int) -> tuple[Values, Notes]:
     """Seconds of a decode tick with half of the open slots parked, and with all decoding."""
-    model, config = medium(), stand_in.ROLLOUT
+    model, config = unroll(medium()), stand_in.ROLLOUT
     tick = decode.make_tick(tokens=config.tick_tokens, sampler=Sampler(config.temperature))
     stop = np.zeros(model.config.vocab_size, np.bool_)
     width = PARKED_LENGTH * 2 // config.page_tokens

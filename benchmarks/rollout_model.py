@@ -20,6 +20,7 @@ from flax import nnx
 from masksearch_jax import markup
 from masksearch_jax.config import ComputeConfig, ModelConfig, RolloutConfig, SearchConfig
 from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.models.unrolled import Unrolled
 from masksearch_jax.rollout.episode import Request
 from masksearch_jax.types import Passage
 
@@ -171,7 +172,7 @@ class Scripted:
     `script` int32[T]: the token at each time, or -1 for a word that the transformer draws.
     """
 
-    inner: Transformer
+    inner: Transformer | Unrolled
     script: jax.Array
     first_word: int = flax.struct.field(pytree_node=False)
 
@@ -186,17 +187,16 @@ class Scripted:
     def embed(self, ids: jax.Array) -> At:
         return At(self.inner.embed(ids), jnp.zeros_like(ids))
 
-    def layer(self, index: jax.Array) -> Any:
-        return self.inner.layer(index)
+    @property
+    def steps_per_token(self) -> int:
+        return self.inner.steps_per_token
 
     def init_fresh(self, rows: int, tokens: int) -> Any:
         return self.inner.init_fresh(rows, tokens)
 
-    def block_step(self, block, x: At, cache, fresh, layer, step, table, length, backend):
-        hidden, fresh = self.inner.block_step(
-            block, x.hidden, cache, fresh, layer, step, table, length, backend
-        )
-        return At(hidden, length + step), fresh
+    def decode_step(self, step, x: At, cache, fresh, table, length, backend):
+        hidden, fresh = self.inner.decode_step(step, x.hidden, cache, fresh, table, length, backend)
+        return At(hidden, length + step // self.steps_per_token), fresh
 
     def write_cache(self, cache, fresh, table, start, count):
         return self.inner.write_cache(cache, fresh, table, start, count)

@@ -61,7 +61,7 @@ def test_both_ways_to_read_the_cache_give_the_same_attention() -> None:
     cache, *_ = caches("float32")
     draw = np.random.default_rng(2)
     q = jnp.asarray(draw.normal(size=(4, HEADS * EACH, DIM)), jnp.float32)
-    shape = (LAYERS, 4, HEADS, 3, DIM)
+    shape = (4, HEADS, 3, DIM)
     fresh = kv_cache.Fresh(*(jnp.asarray(draw.normal(size=shape), jnp.float32) for _ in range(2)))
     table = draw.permutation(PAGES).reshape(1, 4, WIDTH).astype(np.int32)
     at = (jnp.int32(0), jnp.int32(1), jnp.asarray(table), jnp.asarray(LENGTH))

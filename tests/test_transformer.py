@@ -15,10 +15,12 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 
 from configs import common
 from masksearch_jax.cli import to_dataclass
-from masksearch_jax.config import ComputeConfig, ModelConfig, RopeScaling
+from masksearch_jax.config import ComputeConfig, LoraConfig, ModelConfig, RopeScaling
 from masksearch_jax.models import attention, hf, kv_cache, transformer
+from masksearch_jax.models import lora as lora_module
 from masksearch_jax.models.head import token_logprobs
 from masksearch_jax.models.transformer import ModelError, Transformer, rms_norm
+from masksearch_jax.models.unrolled import Unrolled, unroll
 
 COMPUTE = ComputeConfig("float32", "float32", "xla", "none", 16)
 MODEL = ModelConfig(
@@ -64,16 +66,23 @@ PUBLISHED = {
 
 # Eager layers compile one operation at a time.
 HIDDEN, EXTEND = jax.jit(Transformer.hidden), jax.jit(Transformer.extend)
-STEP, LOGITS = jax.jit(Transformer.step), jax.jit(Transformer.logits)
+LOGITS = jax.jit(Transformer.logits)
 SCORE = jax.jit(token_logprobs, static_argnums=(3, 4))
 
 
-def make_model(compute: ComputeConfig = COMPUTE) -> Transformer:
+@jax.jit
+def STEP(model: Transformer, cache: kv_cache.KVCache, ids, positions, table):
+    """Logits after one token per row, ids and positions int[B]; the cache."""
+    hidden, cache = model.extend(cache, ids[:, None], positions, jnp.ones_like(positions), table)
+    return model.logits(hidden[:, 0]), cache
+
+
+def make_model(compute: ComputeConfig = COMPUTE, config: ModelConfig = MODEL) -> Transformer:
     """Random weights some times as wide as at initialisation, biases and norms too."""
     rng = np.random.default_rng(1)
     return jax.tree.map(
         lambda leaf: jnp.asarray(0.1 * rng.normal(size=leaf.shape) + (leaf.ndim < 3), leaf.dtype),
-        hf.abstract(MODEL, compute),
+        hf.abstract(config, compute),
     )
 
 
@@ -131,31 +140,71 @@ def test_extend_and_step_equal_the_full_forward(model: Transformer) -> None:
         close(found, logits[np.arange(3), at])
 
 
-def flat_decode(model: Transformer, cache: kv_cache.KVCache, ids, start, table):
+def flat_decode(model, cache: kv_cache.KVCache, ids, start, table):
     """Logits of the last of the tokens ids[B, T], fed one by one from times start[B]; the cache."""
-    layers, tokens = model.config.num_layers, ids.shape[1]
+    steps, tokens = model.steps_per_token, ids.shape[1]
 
     def body(i: jax.Array, carry: tuple) -> tuple:
         x, fresh = carry
-        layer, step = i % layers, i // layers
-        x = jnp.where(layer == 0, model.embed(ids[:, step]), x)
-        return model.block_step(model.layer(layer), x, cache, fresh, layer, step, table, start)
+        x = jnp.where(i % steps == 0, model.embed(ids[:, i // steps]), x)
+        return model.decode_step(i, x, cache, fresh, table, start)
 
     carry = model.embed(ids[:, 0]), model.init_fresh(len(ids), tokens)
-    x, fresh = jax.lax.fori_loop(0, tokens * layers, body, carry)
+    x, fresh = jax.lax.fori_loop(0, tokens * steps, body, carry)
     cache = model.write_cache(cache, fresh, table, start, jnp.full_like(start, tokens))
     return model.logits(model.final_norm(x)), cache
 
 
-def test_flat_loop_of_block_steps_equals_steps(model: Transformer) -> None:
+@pytest.mark.parametrize("form", ["stacked", "unrolled"])
+def test_flat_loop_of_decode_steps_equals_steps(model: Transformer, form: str) -> None:
     cache, table = paged(2, 9)
     start, prompts, ids = np.int32([0, 4]), random_ids(2, 4), random_ids(2, 3)
     _, cache = EXTEND(model, cache, prompts, np.int32([0, 0]), start, table)
-    found, found_cache = jax.jit(flat_decode)(model, cache, ids, start, table)
+    formed = unroll(model) if form == "unrolled" else model
+    found, found_cache = jax.jit(flat_decode)(formed, cache, ids, start, table)
     for i in range(3):
         expected, cache = STEP(model, cache, ids[:, i], start + np.int32(i), table)
     close(found, np.asarray(expected))
     jax.tree.map(lambda a, b: close(a, np.asarray(b)), found_cache, cache)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("lora", [0, 2])
+def test_the_unrolled_model_writes_and_finds_what_the_stacked_one_does(
+    tied: bool, lora: int
+) -> None:
+    stacked = make_model(config=dataclasses.replace(MODEL, tie_embeddings=tied))
+    if lora:
+        stacked = with_adapters(stacked, lora)
+    cache, table = paged(2, 9)
+    at = random_ids(2, 6), np.int32([0, 2]), np.int32([6, 3]), table
+    expected, expected_cache = EXTEND(stacked, cache, *at)
+    found, found_cache = jax.jit(Unrolled.extend)(unroll(stacked), cache, *at)
+    close(found[0], expected[0])
+    close(found[1, :3], expected[1, :3])
+    jax.tree.map(lambda a, b: close(a, np.asarray(b)), found_cache, expected_cache)
+    close(unroll(stacked).logits(found[0]), np.asarray(LOGITS(stacked, found[0])))
+
+
+def test_unrolled_weights_are_in_the_compute_dtype_and_adapters_as_they_train() -> None:
+    compute = dataclasses.replace(COMPUTE, dtype="bfloat16")
+    model = with_adapters(make_model(compute), 2)
+    unrolled = unroll(model)
+    adapters = [layer.adapters for layer in unrolled.layers]
+    rest = unrolled.replace(layers=[layer._replace(adapters=None) for layer in unrolled.layers])
+    assert {x.dtype.name for x in jax.tree.leaves(rest)} == {"bfloat16"}
+    assert {x.dtype.name for x in jax.tree.leaves(adapters)} == {"float32"}
+    matrices = model.blocks.q, model.blocks.k, model.blocks.v
+    whole = jnp.concatenate([x[1] for x in matrices], axis=-1).astype("bfloat16")
+    np.testing.assert_array_equal(unrolled.layers[1].qkv, whole)
+
+
+def with_adapters(model: Transformer, rank: int) -> Transformer:
+    """All matrices adapted, both factors random."""
+    grown = lora_module.add(model, LoraConfig(rank, 2.0 * rank, lora_module.TARGETS), seed=0)
+    draw = np.random.default_rng(2)
+    fill = lambda x: jnp.asarray(0.1 * draw.normal(size=x.shape), x.dtype)  # noqa: E731
+    return lora_module.attach(model, jax.tree.map(fill, grown.blocks.adapters))
 
 
 def test_flat_decode_loop_holds_no_second_cache() -> None:

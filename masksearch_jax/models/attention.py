@@ -22,6 +22,7 @@ from masksearch_jax import sharding
 from masksearch_jax.config import RopeScaling
 
 SPLASH_BLOCKS = (512, 256, 128)
+SEGMENT = 512  # tokens; of segments that long as many fit a row as cuDNN's packing is made for
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
@@ -142,19 +143,63 @@ def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.
 def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
     """`packed_attention` by cuDNN's fused kernel for NVIDIA GPUs, which keeps no scores in memory.
 
-    It does hold the mask, [B, T, T] in bfloat16: cuDNN's own packing wants the number of segments
-    when it compiles. Raises ValueError on another device or in another dtype than bfloat16, and
-    cuDNN's own errors for shapes that it has no kernel for (odd T, D no multiple of 8).
+    Rows of at most T / SEGMENT segments go to its own packing, which skips what other segments
+    hold and wants that number when it compiles; where a row has more, all get a mask, [B, T, T] in
+    bfloat16, three to four times as slow. Raises ValueError on another device or in another dtype
+    than bfloat16, and cuDNN's own errors for shapes that it has no kernel for (odd T, D no multiple
+    of 8, a GPU before Hopper).
     """
     if jax.default_backend() != "gpu" or q.dtype != jnp.bfloat16:
         raise ValueError(
             "compute.attention cudnn is for compute.dtype bfloat16 on an NVIDIA GPU, got "
             f"{q.dtype} on {jax.default_backend()}; choose xla, or splash on a TPU"
         )
+    most = max(1, q.shape[1] // SEGMENT)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+        masked = functools.partial(fused_attention, implementation="cudnn")
+        own = functools.partial(segmented_attention, most=most)
+        few = jnp.all(jnp.sum(_begins(segments), axis=1) <= most)
+        return jax.lax.cond(few, own, masked, q, k, v, segments)
+
     heads, kv_heads = ("batch", "any", "heads"), ("batch", "any", "kv_heads")
-    attend = functools.partial(fused_attention, implementation="cudnn")
     run = sharding.on_shards(attend, (heads, kv_heads, kv_heads, ("batch",)), heads)
     return run(q, k, v, segment_ids)
+
+
+def _begins(segment_ids: jax.Array) -> jax.Array:
+    """Where a segment begins, bool[B, T]."""
+    change = segment_ids[:, 1:] != segment_ids[:, :-1]
+    return jnp.pad(change, [(0, 0), (1, 0)], constant_values=True)
+
+
+def segments_of(segment_ids: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
+    """Lengths int32[B, most] and starts int32[B, most + 1] of the segments; -1 where there is none.
+
+    The start after the last is T.
+    """
+    time = segment_ids.shape[1]
+    starts = jnp.where(_begins(segment_ids), jnp.arange(time, dtype=jnp.int32), time)
+    starts = jnp.sort(starts, axis=1)[:, : most + 1]
+    starts = jnp.pad(starts, [(0, 0), (0, most + 1 - starts.shape[1])], constant_values=time)
+    used = starts[:, :-1] < time
+    lengths = jnp.where(used, starts[:, 1:] - starts[:, :-1], -1)
+    known = jnp.arange(most + 1) <= jnp.sum(used, axis=1, keepdims=True)
+    return lengths, jnp.where(known, starts, -1)
+
+
+def segmented_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *, most: int
+) -> jax.Array:
+    """`packed_attention` by cuDNN's kernel for rows of at most so many segments."""
+    from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
+
+    lengths, starts = segments_of(segment_ids, most)
+    return dot_product_attention(
+        *(q, k, v, None, None, lengths, lengths, starts, starts),
+        scale=q.shape[-1] ** -0.5,
+        mask_type=MaskType.PADDING_CAUSAL,
+    )
 
 
 def fused_attention(

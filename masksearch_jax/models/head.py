@@ -6,12 +6,20 @@ Axis key: B row, T time, M model, V vocabulary.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from masksearch_jax import sharding
+
+
+class _Score(NamedTuple):
+    """float32 of each token; log Σ e^logit with the temperature in it."""
+
+    logprob: jax.Array
+    entropy: jax.Array
+    log_total: jax.Array
 
 
 def token_logprobs(
@@ -25,43 +33,114 @@ def token_logprobs(
     its gradient on its own: the compiler would gather the one and sum the other over all devices
     for every chunk.
     """
-    score = functools.partial(_token_logprobs, temperature=temperature, chunk=chunk)
+    score = functools.partial(_token_logprobs, temperature=temperature or 1.0, chunk=chunk)
     rows = ("batch",)
     return sharding.on_shards(score, (("any",), rows, rows), rows)(
         model.head_table, hidden, targets
     )
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnames=("temperature", "chunk"))
 def _token_logprobs(
-    table: jax.Array, hidden: jax.Array, targets: jax.Array, *, temperature: float, chunk: int
+    table: jax.Array, hidden: jax.Array, targets: jax.Array, temperature: float, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
+    return _forward(table, hidden, targets, temperature, chunk)[0]
+
+
+def _forward(table, hidden, targets, temperature, chunk):
     batch, time, _ = hidden.shape
-    width = min(time, max(1, chunk // batch))
-    pad = -time % width
+    chunks = _Chunks(batch, time, chunk)
+    weight = table.astype(hidden.dtype)
+    score = functools.partial(_score, weight, temperature)
+    if chunks.count == 1:
+        scaled = logits(weight, hidden) / temperature
+        found = _score_of(scaled, targets)
+    else:
+        scaled = None
+        parts = (chunks.split(hidden), chunks.split(targets))
+        _, found = jax.lax.scan(lambda carry, xs: (carry, score(*xs)), None, parts)
+        found = _Score(*map(chunks.join, found))
+    return (found.logprob, found.entropy), (table, hidden, targets, found, scaled)
 
-    def split(x: jax.Array) -> jax.Array:
-        padded = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(padded.reshape(batch, -1, width, *x.shape[2:]), 1, 0)
 
-    def score(table: jax.Array, h: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        scaled = logits(table, h) / (temperature or 1.0)
-        top = jax.lax.stop_gradient(jnp.max(scaled, axis=-1, keepdims=True))
-        shifted = scaled - top
-        exp = jnp.exp(shifted)
-        total = jnp.sum(exp, axis=-1)
-        # A comparison, not a gather: its gradient is no scatter, and V may be sharded.
+def _backward(temperature, chunk, kept, cotangents):
+    """Products in the dtype of the hidden states, sums over chunks in float32."""
+    table, hidden, targets, found, scaled = kept
+    weight = table.astype(hidden.dtype)
+    chunks = _Chunks(*targets.shape, chunk)
+
+    def gradients(scaled, h, t, found, upstream):
+        """Of one chunk's hidden states and of the table."""
+        logprob, entropy = (x[..., None] for x in upstream)
+        log_p = scaled - found.log_total[..., None]
+        p = jnp.exp(log_p)
         hit = jnp.arange(scaled.shape[-1])[None, None] == t[..., None]
-        target = jnp.sum(jnp.where(hit, shifted, 0.0), axis=-1)
-        log_total = jnp.log(total)
-        return target - log_total, log_total - jnp.sum(exp * shifted, axis=-1) / total
+        slope = jnp.where(hit, logprob, 0.0) - p * (
+            logprob + entropy * (log_p + found.entropy[..., None])
+        )
+        slope = (slope / temperature).astype(h.dtype)
+        of_table = jnp.einsum("btv,btm->vm", slope, h, preferred_element_type=jnp.float32)
+        return jnp.einsum("btv,vm->btm", slope, weight), of_table
 
-    if width < time:
-        score = jax.checkpoint(score)
-    _, scored = jax.lax.scan(
-        lambda carry, xs: (carry, score(table, *xs)), None, (split(hidden), split(targets))
-    )
-    logprobs, entropy = (jnp.moveaxis(x, 0, 1).reshape(batch, -1)[:, :time] for x in scored)
-    return logprobs, entropy
+    if scaled is not None:
+        of_hidden, of_table = gradients(scaled, hidden, targets, found, cotangents)
+    else:
+
+        def add(total, xs):
+            h, *rest = xs
+            of_hidden, of_table = gradients(logits(weight, h) / temperature, h, *rest)
+            return total + of_table, of_hidden
+
+        start = jnp.zeros(table.shape, jnp.float32)
+        parts = jax.tree.map(chunks.split, (hidden, targets, found, cotangents))
+        of_table, of_hidden = jax.lax.scan(add, start, parts)
+        of_hidden = chunks.join(of_hidden)
+    return of_table.astype(table.dtype), of_hidden, None
+
+
+_token_logprobs.defvjp(_forward, _backward)
+
+
+class _Chunks(NamedTuple):
+    """How `chunk` tokens at a time make [B, T, ...]: all rows, so much of the time."""
+
+    batch: int
+    time: int
+    chunk: int
+
+    @property
+    def width(self) -> int:
+        return min(self.time, max(1, self.chunk // self.batch))
+
+    @property
+    def count(self) -> int:
+        return -(-self.time // self.width)
+
+    def split(self, x: jax.Array) -> jax.Array:
+        pad = self.count * self.width - self.time
+        padded = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(padded.reshape(self.batch, -1, self.width, *x.shape[2:]), 1, 0)
+
+    def join(self, x: jax.Array) -> jax.Array:
+        whole = jnp.moveaxis(x, 0, 1)
+        return whole.reshape(self.batch, -1, *x.shape[3:])[:, : self.time]
+
+
+def _score(weight: jax.Array, temperature: float, h: jax.Array, targets: jax.Array) -> _Score:
+    return _score_of(logits(weight, h) / temperature, targets)
+
+
+def _score_of(scaled: jax.Array, targets: jax.Array) -> _Score:
+    top = jnp.max(scaled, axis=-1, keepdims=True)
+    shifted = scaled - top
+    exp = jnp.exp(shifted)
+    total = jnp.sum(exp, axis=-1)
+    # A comparison, not a gather: V may be sharded.
+    hit = jnp.arange(scaled.shape[-1])[None, None] == targets[..., None]
+    target = jnp.sum(jnp.where(hit, shifted, 0.0), axis=-1)
+    log_total = jnp.log(total)
+    entropy = log_total - jnp.sum(exp * shifted, axis=-1) / total
+    return _Score(target - log_total, entropy, top[..., 0] + log_total)
 
 
 def logits(table: jax.Array, hidden: jax.Array) -> jax.Array:

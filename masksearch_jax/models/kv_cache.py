@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from masksearch_jax import sharding
 from masksearch_jax.config import ModelConfig
-from masksearch_jax.models import attention, paged_attention
+from masksearch_jax.models import attention, paged_attention, triton_attention
 from masksearch_jax.models.paged_attention import Partial
 
 SCORES = 2**22  # attention scores at a time of a chunk: 16 MiB in float32
@@ -49,8 +49,8 @@ class Fresh(NamedTuple):
     each step; one that a whole tick only reads stays where it is.
     """
 
-    k: jax.Array  # [L, B, K, T, D]
-    v: jax.Array  # [L, B, K, T, D]
+    k: jax.Array  # [L, B, K, T, D], or one layer's
+    v: jax.Array
 
 
 def init_cache(
@@ -246,11 +246,14 @@ def decode_attention(
     """Attention of one token per row, q[B, H, D], over one layer -> [B, H, D].
 
     Rows are shard by shard, table int[N, B/N, W]. Of the cache, times below length[B] count; of
-    the fresh tokens, those up to `step`.
+    the layer's fresh tokens [B, K, T, D], those up to `step`.
     """
 
     def attend(q, cache, k, v, layer, step, table, length):
         grouped = attention.group(q[:, None], k.shape[1])
+        if backend == "pallas" and jax.default_backend() == "gpu":
+            now = triton_attention.attend(grouped, cache, Fresh(k, v), layer, step, table, length)
+            return attention.ungroup(now, 1)[:, 0]
         allowed = jnp.arange(k.shape[2])[None] <= step
         now = _begin(grouped, k.astype(q.dtype), v.astype(q.dtype), allowed)
         if backend == "pallas":
@@ -260,10 +263,9 @@ def decode_attention(
             now = _attend(grouped, cache, layer, *_rows_of(table), length)(now)
         return attention.ungroup(_end(now, q.dtype), 1)[:, 0]
 
-    k, v = (jax.lax.dynamic_index_in_dim(a, layer, keepdims=False) for a in fresh)
     heads, kv, own = ("batch", "heads"), ("batch", "kv_heads"), ("batch",)
     run = sharding.on_shards(attend, (heads, sharding.CACHE[:4], kv, kv, (), (), own, own), heads)
-    return run(q, cache, k, v, layer, step, table, length)
+    return run(q, cache, *fresh, layer, step, table, length)
 
 
 def _rows_of(table: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -8,6 +8,8 @@ pytree leaves of the model, so plain jax.jit, jax.grad and jax.lax.scan take it 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -16,19 +18,12 @@ from masksearch_jax import sharding
 from masksearch_jax.config import ComputeConfig, ModelConfig
 from masksearch_jax.models import attention, head, kv_cache
 from masksearch_jax.models.kv_cache import Fresh, KVCache
+from masksearch_jax.models.remat import REMAT
 
 FAMILIES = ("qwen2", "qwen3", "llama")
 INIT_STD = 0.02  # as transformers initialises these families
 QK_IDENTITY = 2.6  # attention logit of a token with itself, at random weights
 VO_IDENTITY = 0.46  # share of a token's normed embedding that all heads of a layer pass on
-
-# What the backward pass finds of a layer besides its input; the rest is computed again.
-_POLICIES = jax.checkpoint_policies
-REMAT = {
-    "dots": _POLICIES.dots_with_no_batch_dims_saveable,
-    "offload": _POLICIES.offload_dot_with_no_batch_dims("device", "pinned_host"),
-    "block": _POLICIES.nothing_saveable,
-}
 
 
 class ModelError(ValueError):
@@ -102,7 +97,7 @@ class Transformer(nnx.Module):
 
         Segments are contiguous and attend causally within themselves; segment 0 is padding.
         """
-        tables = self._rope(positions)
+        tables = rope(self.config, positions)
         attend = attention.ATTENTION[self.compute.attention]
 
         def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
@@ -135,12 +130,6 @@ class Transformer(nnx.Module):
         """The head's weight [V, M]: the embedding when tied."""
         return (self.embedding if self.head is None else self.head)[...]
 
-    def layer(self, index: jax.Array | int) -> Block:
-        """The parameters of one layer, by a static or traced index."""
-        return jax.tree.map(
-            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), self.blocks
-        )
-
     def init_cache(self, shards: int, pages: int, page_tokens: int, dtype: str = "") -> KVCache:
         """A zeroed KV cache of `shards` × `pages` pages, by default in the compute dtype."""
         dtype = jnp.dtype(dtype or self.compute.dtype)
@@ -159,35 +148,45 @@ class Transformer(nnx.Module):
         zeros = sharding.constrain(zeros, "layers", "batch", "kv_heads", "any", "any")
         return Fresh(zeros, zeros)
 
-    def block_step(
+    @property
+    def steps_per_token(self) -> int:
+        """How many of `decode_step` make a token."""
+        return self.config.num_layers
+
+    def decode_step(
         self,
-        block: Block,
+        step: jax.Array,
         x: jax.Array,
         cache: KVCache,
         fresh: Fresh,
-        layer: jax.Array,
-        step: jax.Array,
         table: jax.Array,
         length: jax.Array,
         backend: str = "xla",
     ) -> tuple[jax.Array, Fresh]:
         """One layer of one token per row: x [B, M], length int [B] -> x [B, M], fresh.
 
-        Rows are shard by shard, their pages in table[N, B/N, W]. The token, at time length + step,
-        attends to the `length` tokens in the cache and to the first `step` fresh ones and itself.
-        For a flat loop over (token, layer) that only reads the cache: a scan over layers nested in
-        a loop over tokens keeps a second whole cache.
+        Of token t, at time length + t, steps t·L to (t + 1)·L - 1 are the layers. Rows are shard by
+        shard, their pages in table[N, B/N, W]. The token attends to the `length` tokens in the
+        cache, to the first t fresh ones and to itself. For a flat loop over (token, layer) that
+        only reads the cache: a scan over layers nested in a loop over tokens keeps a second one.
         """
-        positions = length[:, None] + step
-        q, k, v = _project(block, x[:, None], self._rope(positions), self.config.norm_eps)
+        token, layer = step // self.config.num_layers, step % self.config.num_layers
+        block = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), self.blocks
+        )
+        tables = rope(self.config, length[:, None] + token)
+        q, k, v = _project(block, x[:, None], tables, self.config.norm_eps)
 
         def put(target: jax.Array, new: jax.Array) -> jax.Array:
             new = new.swapaxes(1, 2)[None].astype(target.dtype)
-            return jax.lax.dynamic_update_slice(target, new, (layer, 0, 0, step, 0))
+            return jax.lax.dynamic_update_slice(target, new, (layer, 0, 0, token, 0))
+
+        def of_layer(stacked: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False)
 
         fresh = Fresh(put(fresh.k, k), put(fresh.v, v))
-        at = (layer, step, table, length)
-        out = kv_cache.decode_attention(q[:, 0], cache, fresh, *at, backend)
+        mine = jax.tree.map(of_layer, fresh)
+        out = kv_cache.decode_attention(q[:, 0], cache, mine, layer, token, table, length, backend)
         return _finish(block, x[:, None], out[:, None], self.config.norm_eps)[:, 0], fresh
 
     def write_cache(
@@ -201,14 +200,6 @@ class Transformer(nnx.Module):
         """The cache with the first count[B] fresh tokens of each row at times start[B].. of the
         pages in table[N, B/N, W]."""
         return kv_cache.write_cache(cache, fresh, table, start, count)
-
-    def step(
-        self, cache: KVCache, ids: jax.Array, positions: jax.Array, table: jax.Array
-    ) -> tuple[jax.Array, KVCache]:
-        """float32 logits [B, V] after one token per row, ids and positions int [B]; the cache."""
-        ones = jnp.ones_like(positions)
-        hidden, cache = self.extend(cache, ids[:, None], positions, ones, table)
-        return self.logits(hidden[:, 0]), cache
 
     def extend(
         self,
@@ -224,7 +215,7 @@ class Transformer(nnx.Module):
         a row are written; the hidden states after them mean nothing. Each token attends to the
         row's earlier cache and to the chunk, causally.
         """
-        tables = self._rope(start[:, None] + jnp.arange(ids.shape[1], dtype=start.dtype))
+        tables = rope(self.config, start[:, None] + jnp.arange(ids.shape[1], dtype=start.dtype))
 
         def layer(x: jax.Array, xs: tuple) -> tuple[jax.Array, Fresh]:
             block, index = xs
@@ -236,11 +227,6 @@ class Transformer(nnx.Module):
         layers = jnp.arange(self.config.num_layers)
         x, fresh = jax.lax.scan(layer, self.embed(ids), (self.blocks, layers))
         return self.final_norm(x), self.write_cache(cache, fresh, table, start, count)
-
-    def _rope(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-        c = self.config
-        frequencies = attention.rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
-        return attention.rope_tables(positions, frequencies)
 
 
 def check(config: ModelConfig, compute: ComputeConfig) -> None:
@@ -262,6 +248,14 @@ def check(config: ModelConfig, compute: ComputeConfig) -> None:
             raise ModelError(
                 f"compute.{name} {getattr(compute, name)!r} is unknown; choices: {choices}"
             )
+
+
+def rope(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of each position's angles, float32 [..., D/2]."""
+    frequencies = attention.rope_frequencies(
+        config.head_dim, config.rope_theta, config.rope_scaling
+    )
+    return attention.rope_tables(positions, frequencies)
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
@@ -310,18 +304,33 @@ def _project(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Rotated queries [B, T, H, D] and keys, and values [B, T, K, D], of x [B, T, M]."""
     normed = rms_norm(x, block.attention_norm[...], eps)
-    head_dim = 2 * tables[0].shape[-1]
 
-    def project(name: str, bias: nnx.Param | None, norm: nnx.Param | None) -> jax.Array:
+    def project(name: str, bias: nnx.Param | None) -> jax.Array:
         out = _linear(block, name, normed)
-        if bias is not None:
-            out = out + bias[...].astype(x.dtype)[None, None]
-        out = out.reshape(*out.shape[:2], -1, head_dim)
-        return out if norm is None else rms_norm(out, norm[...], eps)
+        return out if bias is None else out + bias[...].astype(x.dtype)[None, None]
 
-    q = project("q", block.q_bias, block.q_norm)
-    k = project("k", block.k_bias, block.k_norm)
-    v = project("v", block.v_bias, None)
+    q, k, v = project("q", block.q_bias), project("k", block.k_bias), project("v", block.v_bias)
+    norms = [None if norm is None else norm[...] for norm in (block.q_norm, block.k_norm)]
+    return heads(q, k, v, norms, tables, eps)
+
+
+def heads(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    norms: Sequence[jax.Array | None],
+    tables: tuple[jax.Array, jax.Array],
+    eps: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Projections [B, T, H·D] and [B, T, K·D] as rotated queries and keys, and values.
+
+    norms: weights [D] of the queries' and the keys' own norm, or None.
+    """
+    head_dim = 2 * tables[0].shape[-1]
+    q, k, v = (x.reshape(*x.shape[:2], -1, head_dim) for x in (q, k, v))
+    q, k = (
+        x if norm is None else rms_norm(x, norm, eps) for x, norm in zip((q, k), norms, strict=True)
+    )
     return attention.rotate(q, tables), attention.rotate(k, tables), v
 
 

@@ -139,12 +139,11 @@ def _flat(a: jax.Array, rows: int) -> jax.Array:
 
 
 def _decode(model, cache: Any, inbox: Inbox, seed, stop, *, tokens, sampler, attention, rows):
-    """Up to `tokens` steps for every row that has a budget: one flat loop over (token, layer).
+    """Up to `tokens` tokens for every row that has a budget, in one flat loop over decode steps.
 
-    The loop reads the cache, and what it adds is written at its end. A scan over layers inside a
-    loop over tokens would hold a second KV cache.
+    The loop reads the cache, and what it adds is written at its end.
     """
-    layers = model.config.num_layers
+    steps = model.steps_per_token
     flat = functools.partial(_flat, rows=rows)
     budget, last = flat(inbox.budget), flat(inbox.last)
     live = budget > 0
@@ -154,20 +153,17 @@ def _decode(model, cache: Any, inbox: Inbox, seed, stop, *, tokens, sampler, att
 
     def body(carry):
         i, x, fresh, last, live, out = carry
-        step, layer = i // layers, i % layers
-        x, fresh = model.block_step(
-            model.layer(layer), x, cache, fresh, layer, step, table, length, attention
-        )
-        x, last, live, out = jax.lax.cond(
-            layer == layers - 1,
-            lambda operand: emit(*operand),
-            lambda operand: operand,
-            (x, last, live, out),
-        )
+        x, fresh = model.decode_step(i, x, cache, fresh, table, length, attention)
+        rest = (x, last, live, out)
+        if steps == 1:
+            x, last, live, out = emit(*rest)
+        else:
+            ended = i % steps == steps - 1
+            x, last, live, out = jax.lax.cond(ended, lambda a: emit(*a), lambda a: a, rest)
         return i + 1, x, fresh, last, live, out
 
     def unfinished(carry):
-        return (carry[0] < tokens * layers) & jnp.any(carry[4])
+        return (carry[0] < tokens * steps) & jnp.any(carry[4])
 
     out = _nothing(len(length), tokens)
     fresh = model.init_fresh(len(length), tokens)

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 
 from masksearch_jax.config import RolloutConfig
 
+BLOCK = 512  # tokens of the vocabulary whose weights are summed first
+
 
 class Sampler(NamedTuple):
     """How a token is drawn; hashable, since it is a part of the program.
@@ -47,19 +49,48 @@ def sample(
     token depends on its own logits and stream alone. At temperature 0 log-probabilities are those
     at 1.
     """
-    logprobs = jax.nn.log_softmax(logits / (sampler.temperature or 1.0), axis=-1)
-    likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    scaled = logits / (sampler.temperature or 1.0)
+    top = jnp.max(scaled, axis=-1, keepdims=True)
+    blocks = _blocks(jnp.exp(scaled - top))
+    log_total = jnp.log(jnp.sum(jnp.sum(blocks, axis=-1), axis=-1, keepdims=True))
     if sampler.temperature == 0.0:
-        ids = likeliest
+        ids = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     else:
         uniform = jax.vmap(_uniform, in_axes=(None, 0, 0))(seed, stream, position)
-        kept = keep(logprobs, sampler)
-        cumulative = jnp.cumsum(jnp.where(kept, jnp.exp(logprobs), 0.0), axis=-1)
-        # Rounding may lift the sum over tokens left out, so these are asked for again.
-        above = kept & (cumulative > uniform[:, None] * cumulative[:, -1:])
-        ids = jnp.where(above.any(axis=-1), jnp.argmax(above, axis=-1), likeliest)
-        ids = ids.astype(jnp.int32)
-    return ids, jnp.take_along_axis(logprobs, ids[:, None], axis=-1)[:, 0]
+        if sampler.filters:
+            kept = keep(scaled - top - log_total, sampler)
+            blocks = _blocks(jnp.where(kept, jnp.exp(scaled - top), 0.0))
+        ids = _invert(blocks, uniform)
+    logprobs = jnp.take_along_axis(scaled, ids[:, None], axis=-1) - top - log_total
+    return ids, logprobs[:, 0]
+
+
+def _blocks(weights: jax.Array) -> jax.Array:
+    """[B, V] as [B, V / BLOCK, BLOCK], the last block filled up with zeros."""
+    batch, size = weights.shape
+    return jnp.pad(weights, [(0, 0), (0, -size % BLOCK)]).reshape(batch, -1, BLOCK)
+
+
+def _invert(blocks: jax.Array, uniform: jax.Array) -> jax.Array:
+    """The token int32[B] at which the sum of the weights passes `uniform` of the whole.
+
+    First the block in which it does, then the place in it: a sum along all of V is slow anywhere.
+    """
+    sums = jnp.sum(blocks, axis=-1)
+    ends = jnp.cumsum(sums, axis=-1)
+    goal = uniform[:, None] * ends[:, -1:]
+    block = _first((ends > goal) & (sums > 0), sums > 0)
+    before = jnp.take_along_axis(ends, jnp.maximum(block - 1, 0)[:, None], axis=-1)
+    before = jnp.where(block[:, None] > 0, before, 0.0)
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    passed = before + jnp.cumsum(inside, axis=-1) > goal
+    return block * BLOCK + _first(passed & (inside > 0), inside > 0)
+
+
+def _first(passed: jax.Array, possible: jax.Array) -> jax.Array:
+    """The first place [B] that has passed; where rounding let none, the last possible one."""
+    last = possible.shape[-1] - 1 - jnp.argmax(possible[:, ::-1], axis=-1)
+    return jnp.where(passed.any(axis=-1), jnp.argmax(passed, axis=-1), last).astype(jnp.int32)
 
 
 def keep(logprobs: jax.Array, sampler: Sampler) -> jax.Array:

@@ -1,0 +1,300 @@
+"""One NVIDIA GPU: decoding against its memory bandwidth, the SFT step against its matrix units.
+
+    python -m benchmarks.gpu --json=FILE [--only=decode,train] [--repeats=5]
+
+Random weights of Qwen2.5-1.5B's shape, computed in full, in bfloat16. Next to our figures those of
+transformers on the same card and the same shapes, by the fastest of its WAYS. Each side, way and
+context has a process of its own, one after the other. Compiling and first calls are not timed. A
+figure is the median of the repeats, with least and most.
+
+decode: a tick of the engine, ROWS rows of so many tokens each (CONTEXTS) that sample TICK more at
+temperature 1. The bound: bytes of all weights and of the live keys and values, once per token of
+all rows, over the bandwidth of the card, which is that of torch's largest of a copy, a negation and
+a sum of 4 GiB (bytes read and written). transformers: `generate` with a static cache, which it
+compiles; the time of many new tokens less that of few.
+
+train: SFT updates of PACKED rows of LENGTH tokens, float32 master weights and AdamW moments,
+products in bfloat16. MFU = (6·N·tokens + 6·L·H·D·Σ s²) / seconds / PEAK: N all parameters (the
+tied head counts once, the lookup not at all), s the lengths of the segments, since attention is
+causal within them. Nothing counts for recomputing. transformers: eager or compiled, sdpa under a
+block mask or flex attention, autocast to bfloat16, fused AdamW, in micro-batches of MICRO rows, as
+many as fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PEAK = 989.4e12  # FLOP/s in bfloat16 without sparsity, of an H100 or H200 SXM by its datasheet
+ROWS, CONTEXTS, TICK, PAGE = (64, 256), (2048, 4096), 32, 128
+LENGTH, PACKED, RECORDS = 4096, 16, (200, 1500)  # tokens of a row, rows, tokens of their records
+MICRO = 4
+TARGETS = {"train.mfu": (">=", 0.5)} | {
+    f"decode.c{context}.r{rows}.share_of_bandwidth": (">=", 0.6)
+    for context in CONTEXTS
+    for rows in ROWS
+}
+Values = dict[str, list[float]]
+
+
+def shape() -> Any:
+    """Qwen2.5-1.5B."""
+    from benchmarks.rollout_model import qwen2
+
+    config = qwen2(151936, 1536, 8960, 28, 12)
+    return dataclasses.replace(config, max_position=32768)
+
+
+def parameters(config: Any) -> int:
+    c, wide = config, config.hidden_size
+    heads = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+    block = wide * heads + heads + c.num_heads * c.head_dim * wide + 3 * wide * c.intermediate_size
+    return c.vocab_size * wide + c.num_layers * (block + 2 * wide) + wide
+
+
+def packed_batch(config: Any) -> dict[str, np.ndarray]:
+    """Rows full of records of random ids, each a segment; half of the tokens count."""
+    draw = np.random.default_rng(0)
+    shape_ = (PACKED, LENGTH)
+    segments, positions = np.zeros(shape_, np.int32), np.zeros(shape_, np.int32)
+    for row in range(PACKED):
+        at, number = 0, 0
+        while at < LENGTH:
+            size, number = min(int(draw.integers(*RECORDS)), LENGTH - at), number + 1
+            segments[row, at : at + size], positions[row, at : at + size] = number, np.arange(size)
+            at += size
+    return {
+        "ids": draw.integers(0, config.vocab_size, shape_, np.int32),
+        "targets": draw.integers(0, config.vocab_size, shape_, np.int32),
+        "segment_ids": segments,
+        "positions": positions,
+        "loss_weights": draw.choice([0.2, 1.0], shape_).astype(np.float32),
+    }
+
+
+def train_flops(config: Any, batch: dict[str, np.ndarray]) -> float:
+    sizes = [np.unique(row, return_counts=True)[1] for row in batch["segment_ids"]]
+    attention = (
+        config.num_layers
+        * config.num_heads
+        * config.head_dim
+        * sum(float(np.sum(s.astype(np.float64) ** 2)) for s in sizes)
+    )
+    return 6.0 * parameters(config) * batch["ids"].size + 6.0 * attention
+
+
+def seconds(call: Callable[[], Any], repeats: int) -> list[float]:
+    """Of each of so many calls, each waiting for what it began; the first two are left out."""
+    found = []
+    for _ in range(repeats + 2):
+        started = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - started)
+    return found[2:]
+
+
+# ---- ours
+
+
+def model(param_dtype: str, attention: str, remat: str, chunk: int) -> Any:
+    import jax
+    from flax import nnx
+
+    from masksearch_jax.config import ComputeConfig
+    from masksearch_jax.models.transformer import Transformer
+
+    compute = ComputeConfig("bfloat16", param_dtype, attention, remat, chunk)
+    return jax.jit(lambda: Transformer(shape(), compute, nnx.Rngs(0)))()
+
+
+def ours_decode(repeats: int, context: int, bandwidth: float) -> Values:
+    """Ours; bandwidth in bytes per second."""
+    import jax
+
+    from masksearch_jax.models.unrolled import unroll
+    from masksearch_jax.rollout import decode
+    from masksearch_jax.rollout.sampling import Sampler
+
+    weights = unroll(model("bfloat16", "xla", "none", 4096))
+    config = weights.config
+    tick = decode.make_tick(tokens=TICK, sampler=Sampler(1.0), attention="pallas")
+    stop = np.zeros(config.vocab_size, np.bool_)
+    width = -(-(context + TICK) // PAGE)
+    values = defaultdict(list)
+    fill = jax.jit(lambda leaf: jax.random.normal(jax.random.key(1), leaf.shape, leaf.dtype))
+    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 2
+    for rows in ROWS:
+        cache = jax.tree.map(fill, decode.init_cache(weights, 1, rows * width, PAGE, ""))
+        inbox = decode.empty_inbox(1, rows, width, 128)
+        inbox.table[0] = np.random.default_rng(0).permutation(rows * width).reshape(rows, width)
+        inbox.length[:], inbox.budget[:] = context, TICK
+        inbox.stream[0, :, 0] = np.arange(rows)
+
+        def call(rows: int = rows, inbox: Any = inbox) -> None:
+            nonlocal cache
+            cache, sampled = tick(weights, cache, inbox, np.uint32(0), stop, rows)
+            assert (np.asarray(sampled.count) == TICK).all()
+
+        needed = 2 * parameters(config) + rows * (context + TICK / 2) * per_token
+        for s in seconds(call, repeats):
+            values[f"r{rows}.tokens_per_second"].append(rows * TICK / s)
+            values[f"r{rows}.share_of_bandwidth"].append(needed / bandwidth / (s / TICK))
+        del cache
+    return dict(values)
+
+
+def ours_train(repeats: int, chunk: int = 16384, accumulate: int = 1) -> Values:
+    import jax
+
+    from masksearch_jax import train_sft, train_state
+    from masksearch_jax.config import MeshConfig, OptimConfig
+    from masksearch_jax.hosts import shard_batch
+    from masksearch_jax.sharding import make_mesh
+
+    config, mesh = shape(), make_mesh(MeshConfig(-1, 1, 1))
+    batch = packed_batch(config)
+    optim = OptimConfig(1e-5, "constant", 0, 1.0, 0.9, 0.95, 1e-8, 0.01, 1.0, accumulate)
+    tx = train_state.make_optimizer(optim, 1000)
+    net = model("float32", "cudnn", "dots", chunk)
+    state = train_state.init_state(net, tx)
+    step = train_state.make_train_step(train_sft.make_loss_fn(net.compute), tx, accumulate)
+    values = defaultdict(list)
+    with jax.set_mesh(mesh):
+        placed = shard_batch(mesh, batch, accumulate)
+
+        def call() -> None:
+            nonlocal state
+            state, metrics = step(state, placed)
+            values["loss"].append(float(metrics["loss"]))
+
+        for s in seconds(call, repeats):
+            values["tokens_per_second"].append(batch["ids"].size / s)
+            values["mfu"].append(train_flops(config, batch) / s / PEAK)
+    values["peak_bytes"].append(jax.local_devices()[0].memory_stats()["peak_bytes_in_use"])
+    return dict(values)
+
+
+# ---- the processes
+
+
+WAYS = {
+    "decode": [{"attention": "sdpa"}],
+    "train": [
+        {"attention": "sdpa", "compiled": False},
+        {"attention": "sdpa", "compiled": True},
+        {"attention": "flex_attention", "compiled": True},
+    ],
+}
+
+
+def alone(side: str, timeout: float = 300.0, **how: Any) -> Values:
+    """A side's figures from a process of its own. RuntimeError with its last words if it fails."""
+    command = [sys.executable, "-m", "benchmarks.gpu", f"--serve={side}:{json.dumps(how)}"]
+    started = time.perf_counter()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"{side} {how}: no answer in {timeout:g} s") from error
+    spent = time.perf_counter() - started
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:]
+        raise RuntimeError(f"{side} {how}: exit {done.returncode} after {spent:.0f} s: {last}")
+    print(f"{side} {how}: {spent:.0f} s", file=sys.stderr, flush=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def fastest(side: str, ways: list[dict[str, Any]], key: str, **how: Any) -> tuple[Values, str]:
+    """The figures of the way with the highest of this key, and its name; a way may fail."""
+    found, failed = {}, []
+    for way in ways:
+        try:
+            found[json.dumps(way)] = alone(side, **how, **way)
+        except RuntimeError as error:
+            failed.append(str(error)[:300])
+            print(failed[-1], file=sys.stderr, flush=True)
+    if not found:
+        raise RuntimeError("; ".join(failed))
+    best = max(found, key=lambda way: np.median(found[way][key]))
+    speeds = {way: round(float(np.median(v[key]))) for way, v in found.items()}
+    return found[best], f"{best} of {speeds}" + "".join(f"; {text}" for text in failed)
+
+
+def decode_section(repeats: int) -> tuple[Values, dict[str, str]]:
+    moves = alone("torch_bandwidth", repeats=repeats)
+    best = max(moves.values(), key=np.median)
+    values, notes = {"bandwidth_bytes_per_second": best}, {}
+    for context in CONTEXTS:
+        ours = alone(
+            "ours_decode", repeats=repeats, context=context, bandwidth=float(np.median(best))
+        )
+        values |= {f"c{context}.{key}": found for key, found in ours.items()}
+        key = f"r{ROWS[0]}.tokens_per_second"
+        theirs, notes[f"c{context}.transformers"] = fastest(
+            "torch_decode", WAYS["decode"], key, repeats=2, context=context
+        )
+        for key, found in theirs.items():
+            rows = key.split(".")[0]
+            values[f"c{context}.{rows}.transformers_tokens_per_second"] = found
+            ratio = np.median(ours[key]) / np.median(found)
+            values[f"c{context}.{rows}.ratio_to_transformers"] = [float(ratio)]
+    return values, notes
+
+
+def train_section(repeats: int) -> tuple[Values, dict[str, str]]:
+    ours = alone("ours_train", repeats=repeats)
+    theirs, note = fastest("torch_train", WAYS["train"], "tokens_per_second", repeats=repeats)
+    values = ours | {f"transformers_{key}": found for key, found in theirs.items()}
+    ratio = np.median(ours["tokens_per_second"]) / np.median(theirs["tokens_per_second"])
+    return values | {"ratio_to_transformers": [float(ratio)]}, {"transformers": note}
+
+
+SECTIONS = {"decode": decode_section, "train": train_section}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", help="file to write the figures to")
+    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, by comma")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        from benchmarks import gpu_torch
+
+        side, how = args.serve.split(":", 1)
+        module = gpu_torch if side.startswith("torch") else sys.modules[__name__]
+        print(json.dumps(getattr(module, side)(**json.loads(how))))
+        return
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several processes share the card
+    from benchmarks import rollout
+
+    about = rollout.versions()
+    print(*(f"{name} {value}" for name, value in about.items()), sep=", ", flush=True)
+    values, notes = {}, {}
+    for name in args.only.split(","):
+        found, said = SECTIONS[name](args.repeats)
+        found = {f"{name}.{key}": value for key, value in found.items()}
+        print(f"\n{rollout.table(found, TARGETS)}", flush=True)
+        for key, text in said.items():
+            print(f"{name}.{key}: {text}", flush=True)
+            notes[f"{name}.{key}"] = text
+        values |= found
+    if args.json:
+        figures = {"versions": about, "repeats": args.repeats} | rollout.nested(values, notes)
+        Path(args.json).write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

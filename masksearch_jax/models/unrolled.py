@@ -1,0 +1,209 @@
+"""The transformer as rollouts read it on CPUs and GPUs: every layer's weights apart, none stacked.
+
+Axis key as in `transformer`. A loop over stacked layers makes XLA's CPU and GPU backends copy the
+weights of a layer for every token before they multiply by it, and those of products that share an
+input once more to join them. Here both are done once for many ticks: weights in the compute dtype,
+q, k and v as one matrix, gate and up as another, a decode step one straight program. TPUs read
+stacked weights where they lie and compile a loop over layers that much sooner.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from masksearch_jax.config import ComputeConfig, ModelConfig
+from masksearch_jax.models import head, kv_cache, transformer
+from masksearch_jax.models.kv_cache import Fresh, KVCache
+
+
+class Layer(NamedTuple):
+    """One layer's parameters in the compute dtype; absent ones are None."""
+
+    attention_norm: jax.Array  # [M]
+    qkv: jax.Array  # [M, (H + 2K)·D]
+    qkv_bias: jax.Array | None
+    q_norm: jax.Array | None  # [D]
+    k_norm: jax.Array | None
+    o: jax.Array  # [H·D, M]
+    mlp_norm: jax.Array  # [M]
+    gate_up: jax.Array  # [M, 2F]
+    down: jax.Array  # [F, M]
+    adapters: Any  # models.lora.Adapters of the layer, as they are trained
+
+
+@flax.struct.dataclass
+class Unrolled:
+    """A Transformer's weights for sampling; its methods are the Transformer's of the same names."""
+
+    embedding: jax.Array  # [V, M]
+    layers: tuple[Layer, ...]
+    norm: jax.Array  # [M]
+    head_table: jax.Array | None  # [V, M]; None: the embedding
+    config: ModelConfig = flax.struct.field(pytree_node=False)
+    compute: ComputeConfig = flax.struct.field(pytree_node=False)
+
+    steps_per_token = 1
+
+    def embed(self, ids: jax.Array) -> jax.Array:
+        return self.embedding[ids]
+
+    def final_norm(self, x: jax.Array) -> jax.Array:
+        return transformer.rms_norm(x, self.norm, self.config.norm_eps)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        table = self.embedding if self.head_table is None else self.head_table
+        return head.logits(table, hidden)
+
+    def init_cache(self, shards: int, pages: int, page_tokens: int, dtype: str = "") -> KVCache:
+        dtype = jnp.dtype(dtype or self.compute.dtype)
+        return kv_cache.init_cache(self.config, shards, pages, page_tokens, dtype)
+
+    copy_pages = staticmethod(kv_cache.copy_pages)
+
+    def init_fresh(self, rows: int, tokens: int) -> tuple[Fresh, ...]:
+        tokens = max(16, 1 << (tokens - 1).bit_length())  # the kernel for GPUs takes no others
+        shape = (rows, self.config.num_kv_heads, tokens, self.config.head_dim)
+        return (Fresh(*[jnp.zeros(shape, self.compute.dtype)] * 2),) * len(self.layers)
+
+    def decode_step(
+        self,
+        step: jax.Array,
+        x: jax.Array,
+        cache: KVCache,
+        fresh: tuple[Fresh, ...],
+        table: jax.Array,
+        length: jax.Array,
+        backend: str = "xla",
+    ) -> tuple[jax.Array, tuple[Fresh, ...]]:
+        """All layers of token `step` per row: x [B, M], length int [B] -> x [B, M], fresh."""
+        tables = transformer.rope(self.config, length[:, None] + step)
+        x, held = x[:, None], []
+        for index, (layer, kept) in enumerate(zip(self.layers, fresh, strict=True)):
+            q, k, v = _project(layer, x, tables, self.config)
+            put = lambda old, new: jax.lax.dynamic_update_slice(  # noqa: E731
+                old, new.swapaxes(1, 2).astype(old.dtype), (0, 0, step, 0)
+            )
+            kept = Fresh(put(kept.k, k), put(kept.v, v))
+            at = (jnp.int32(index), step, table, length)
+            out = kv_cache.decode_attention(q[:, 0], cache, kept, *at, backend)
+            x = _finish(layer, x, out[:, None], self.config.norm_eps)
+            held.append(kept)
+        return x[:, 0], tuple(held)
+
+    def write_cache(
+        self,
+        cache: KVCache,
+        fresh: tuple[Fresh, ...],
+        table: jax.Array,
+        start: jax.Array,
+        count: jax.Array,
+    ) -> KVCache:
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *fresh)
+        return kv_cache.write_cache(cache, stacked, table, start, count)
+
+    def extend(
+        self,
+        cache: KVCache,
+        ids: jax.Array,
+        start: jax.Array,
+        count: jax.Array,
+        table: jax.Array,
+    ) -> tuple[jax.Array, KVCache]:
+        positions = start[:, None] + jnp.arange(ids.shape[1], dtype=start.dtype)
+        tables = transformer.rope(self.config, positions)
+        x, held = self.embed(ids), []
+        for index, layer in enumerate(self.layers):
+            q, k, v = _project(layer, x, tables, self.config)
+            fresh = Fresh(k.swapaxes(1, 2), v.swapaxes(1, 2))
+            out = kv_cache.extend_attention(q, cache, fresh, jnp.int32(index), table, start)
+            x = _finish(layer, x, out, self.config.norm_eps)
+            held.append(fresh)
+        return self.final_norm(x), self.write_cache(cache, tuple(held), table, start, count)
+
+
+def for_sampling(model: Any) -> Any:
+    """The model as a rollout should read it on the devices and the mesh in force.
+
+    Unrolled, a copy, except on TPUs and where a mesh splits the weights.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    split = any(mesh.shape.get(axis, 1) > 1 for axis in ("fsdp", "tensor"))
+    if not isinstance(model, transformer.Transformer) or jax.default_backend() == "tpu" or split:
+        return model
+    return unroll(model)
+
+
+@jax.jit
+def unroll(model: transformer.Transformer) -> Unrolled:
+    """A copy of the model's weights, apart and in the compute dtype; its adapters as they are."""
+    dtype, blocks = model.compute.dtype, model.blocks
+
+    def joined(index: int, *names: str) -> jax.Array | None:
+        found = [getattr(blocks, name) for name in names]
+        if found[0] is None:
+            return None
+        return jnp.concatenate([x[index].astype(dtype) for x in found], axis=-1)
+
+    layers = tuple(
+        Layer(
+            attention_norm=joined(i, "attention_norm"),
+            qkv=joined(i, "q", "k", "v"),
+            qkv_bias=joined(i, "q_bias", "k_bias", "v_bias"),
+            q_norm=joined(i, "q_norm"),
+            k_norm=joined(i, "k_norm"),
+            o=joined(i, "o"),
+            mlp_norm=joined(i, "mlp_norm"),
+            gate_up=joined(i, "gate", "up"),
+            down=joined(i, "down"),
+            adapters=jax.tree.map(lambda x, i=i: x[i], blocks.adapters),
+        )
+        for i in range(model.config.num_layers)
+    )
+    return Unrolled(
+        embedding=model.embedding[...].astype(dtype),
+        layers=layers,
+        norm=model.norm[...].astype(dtype),
+        head_table=None if model.head is None else model.head[...].astype(dtype),
+        config=model.config,
+        compute=model.compute,
+    )
+
+
+def _products(
+    layer: Layer, names: tuple[str, ...], x: jax.Array, w: jax.Array, sizes: list[int]
+) -> list[jax.Array]:
+    """x [B, T, I] times each of the matrices of these names and sizes, side by side in w."""
+    out = jnp.einsum("bti,io->bto", x, w)
+    parts = jnp.split(out, np.cumsum(sizes)[:-1], axis=-1)
+    if layer.adapters is None:
+        return parts
+    more = [layer.adapters(name, x) for name in names]
+    return [a if b is None else a + b for a, b in zip(parts, more, strict=True)]
+
+
+def _project(
+    layer: Layer, x: jax.Array, tables: tuple[jax.Array, jax.Array], config: ModelConfig
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    normed = transformer.rms_norm(x, layer.attention_norm, config.norm_eps)
+    sizes = [n * config.head_dim for n in (config.num_heads, *[config.num_kv_heads] * 2)]
+    parts = _products(layer, ("q", "k", "v"), normed, layer.qkv, sizes)
+    if layer.qkv_bias is not None:
+        biases = jnp.split(layer.qkv_bias, np.cumsum(sizes)[:-1])
+        parts = [part + bias[None, None] for part, bias in zip(parts, biases, strict=True)]
+    return transformer.heads(*parts, (layer.q_norm, layer.k_norm), tables, config.norm_eps)
+
+
+def _finish(layer: Layer, x: jax.Array, out: jax.Array, eps: float) -> jax.Array:
+    def added(name: str, inner: jax.Array, w: jax.Array) -> jax.Array:
+        return x + _products(layer, (name,), inner, w, [w.shape[1]])[0]
+
+    x = added("o", out.reshape(*x.shape[:2], -1), layer.o)
+    normed = transformer.rms_norm(x, layer.mlp_norm, eps)
+    sizes = [layer.gate_up.shape[1] // 2] * 2
+    gate, up = _products(layer, ("gate", "up"), normed, layer.gate_up, sizes)
+    return added("down", jax.nn.silu(gate) * up, layer.down)
