@@ -187,6 +187,9 @@ class Scripted:
     def embed(self, ids: jax.Array) -> At:
         return At(self.inner.embed(ids), jnp.zeros_like(ids))
 
+    def for_sampling(self) -> Scripted:
+        return self
+
     @property
     def steps_per_token(self) -> int:
         return self.inner.steps_per_token

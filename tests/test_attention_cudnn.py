@@ -42,16 +42,50 @@ def test_it_is_the_attention_of_packed_rows():
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def test_segments_are_handed_over_as_cudnn_reads_them():
+    """All rows' lengths one after the other, and where each begins in all rows' elements."""
+    segments = np.int32([[1, 1, 1, 2, 2, 0, 0, 0], [1] * 8, [1, 2, 3, 3, 4, 4, 4, 4]])
+    lengths, starts = attention.segments_of(jnp.asarray(segments), 4)
+    np.testing.assert_array_equal(lengths, [[3, 2, 3, -1], [8, -1, -1, -1], [1, 1, 2, 4]])
+    np.testing.assert_array_equal(starts, [[0, 3, 5, -1, -1], [0] + [-1] * 4, [0, 1, 2, 4, -1]])
+    q = jnp.zeros((3, 8, 4, 16))
+    told = fused_attention_stablehlo._fix_seqlen_offsets(lengths, lengths, starts, starts, q, q)
+    lengths, _, of_queries, of_keys = (np.ravel(x) for x in told)
+    begins = [0, 3, 5, 8, 16, 17, 18, 20] + 7 * [24]
+    np.testing.assert_array_equal(lengths, [3, 2, 3, 8, 1, 1, 2, 4] + 4 * [0])
+    np.testing.assert_array_equal(of_queries, np.multiply(begins, 4 * 16))
+    np.testing.assert_array_equal(of_keys, of_queries)
+
+
+def test_cudnn_s_packing_is_told_of_as_many_key_heads_as_query_heads(monkeypatch):
+    told = {}
+
+    def kernel(*args, **options):
+        told["shapes"] = [x.shape for x in args[:3]]
+        return args[0]
+
+    monkeypatch.setattr(fused_attention_stablehlo, "dot_product_attention", kernel)
+    attention.segmented_attention(*inputs("bfloat16"), most=2)
+    assert told["shapes"] == [(2, 16, 4, 8)] * 3
+
+
 def test_it_is_lowered_to_the_kernels_of_cudnn(monkeypatch):
-    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91200)
-
-    def fused(*args):
-        return attention.fused_attention(*args, implementation="cudnn")
-
-    gradient = jax.jit(jax.grad(lambda *args: total(fused, *args), (0, 1, 2)))
+    for name, found in (
+        ("check_cudnn_version", lambda: 91200),
+        ("check_compute_capability", lambda capability: True),
+        ("is_cuda_compute_capability_equal", lambda capability: False),
+    ):
+        monkeypatch.setattr(fused_attention_stablehlo, name, found)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    gradient = jax.jit(jax.grad(lambda *a: total(attention.cudnn_attention, *a), (0, 1, 2)))
     text = gradient.trace(*inputs("bfloat16")).lower(lowering_platforms=("cuda",)).as_text()
     kernels = re.findall(r"__cudnn\$\w+", text)
-    assert kernels == ["__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward"]
+    assert sorted(kernels) == [
+        "__cudnn$fmhaScaleBiasSoftmax",
+        "__cudnn$fmhaScaleBiasSoftmaxBackward",
+        "__cudnn$fmhaSoftmax",
+        "__cudnn$fmhaSoftmaxBackward",
+    ]
     assert "dot_general" not in text
 
 

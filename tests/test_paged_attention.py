@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from masksearch_jax.models import kv_cache, paged_attention
+from masksearch_jax.models import attention, kv_cache, paged_attention, triton_attention
 from masksearch_jax.rollout import decode
 
 LAYERS, PAGES, HEADS, EACH, DIM, PAGE, WIDTH = 2, 20, 2, 3, 128, 128, 5
@@ -69,6 +69,57 @@ def test_both_ways_to_read_the_cache_give_the_same_attention() -> None:
     with pltpu.force_tpu_interpret_mode():
         found = attend(q, cache, fresh, *at, "pallas")
     np.testing.assert_allclose(found, attend(q, cache, fresh, *at, "xla"), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("step", [0, 2])
+def test_the_gpu_kernel_gives_the_attention_of_xla(dtype: str, step: int, monkeypatch) -> None:
+    """Interpreted on a CPU; in parts of one page and of several, fresh tokens in the first."""
+    cache, *_ = caches(dtype)
+    draw = np.random.default_rng(2)
+    kind = "bfloat16" if dtype == "bfloat16" else "float32"
+    q = jnp.asarray(draw.normal(size=(4, HEADS * EACH, DIM)), kind)
+    shape = (4, HEADS, 3, DIM)
+    fresh = kv_cache.Fresh(*(jnp.asarray(draw.normal(size=shape), kind) for _ in range(2)))
+    table = draw.permutation(PAGES).reshape(1, 4, WIDTH).astype(np.int32)
+    at = (jnp.int32(1), jnp.int32(step), jnp.asarray(table), jnp.asarray(LENGTH))
+    expected = kv_cache.decode_attention(q, cache, fresh, *at)
+    for part in (PAGE, 2 * PAGE):
+        monkeypatch.setattr(triton_attention, "PART", part)
+        grouped = attention.group(q[:, None], HEADS)
+        found = triton_attention.attend(grouped, cache, fresh, *at, interpret=True)
+        found = attention.ungroup(found, 1)[:, 0]
+        assert found.dtype == q.dtype
+        np.testing.assert_allclose(
+            *(np.asarray(x, np.float32) for x in (found, expected)),
+            atol=8e-3 if dtype == "bfloat16" else 1e-5,
+        )
+
+
+def test_on_a_gpu_the_cache_is_read_by_one_kernel(monkeypatch) -> None:
+    cache, *_ = caches("bfloat16")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    q = jax.ShapeDtypeStruct((4, HEADS * EACH, DIM), jnp.bfloat16)
+    now = jax.ShapeDtypeStruct((4, HEADS, 3, DIM), jnp.bfloat16)
+    table = jax.ShapeDtypeStruct((1, 4, WIDTH), jnp.int32)
+    step, length = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((), (4,)))
+    attend = jax.jit(kv_cache.decode_attention, static_argnums=7)
+    traced = attend.trace(q, cache, kv_cache.Fresh(now, now), step, step, table, length, "pallas")
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert re.findall(r"__gpu\$xla.gpu.triton", text) == ["__gpu$xla.gpu.triton"]
+    assert "stablehlo.dot_general" not in text
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "page", "says"),
+    [
+        (96, 64, "on a GPU a model.head_dim that is a power of two from 16, got 96; choose"),
+        (64, 8, "a rollout.page_tokens that is a power of two from 16, got 8"),
+    ],
+)
+def test_sizes_that_triton_has_no_blocks_of_are_refused(head_dim, page, says) -> None:
+    with pytest.raises(ValueError, match=says):
+        triton_attention.check(head_dim, page)
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,9 @@ class ScriptedModel:
 
     steps_per_token = 2
 
+    def for_sampling(self):
+        return self
+
     def init_fresh(self, rows, tokens):
         return ()
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from masksearch_jax import sharding
-from masksearch_jax.config import RopeScaling
+from masksearch_jax.config import ModelConfig, RopeScaling
 
 SPLASH_BLOCKS = (512, 256, 128)
 SEGMENT = 512  # tokens; of segments that long as many fit a row as cuDNN's packing is made for
@@ -47,6 +47,12 @@ def rope_tables(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Arra
     steps = jnp.expand_dims(frequencies, tuple(range(positions.ndim)))
     angles = positions.astype(jnp.float32)[..., None] * steps
     return jnp.cos(angles), jnp.sin(angles)
+
+
+def rope(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The model's `rope_tables` at these positions."""
+    frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+    return rope_tables(positions, frequencies)
 
 
 def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -176,7 +182,8 @@ def _begins(segment_ids: jax.Array) -> jax.Array:
 def segments_of(segment_ids: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
     """Lengths int32[B, most] and starts int32[B, most + 1] of the segments; -1 where there is none.
 
-    The start after the last is T.
+    No row says where its last one ends: cuDNN's list, of all rows one after the other, has the next
+    row's first start there.
     """
     time = segment_ids.shape[1]
     starts = jnp.where(_begins(segment_ids), jnp.arange(time, dtype=jnp.int32), time)
@@ -184,7 +191,7 @@ def segments_of(segment_ids: jax.Array, most: int) -> tuple[jax.Array, jax.Array
     starts = jnp.pad(starts, [(0, 0), (0, most + 1 - starts.shape[1])], constant_values=time)
     used = starts[:, :-1] < time
     lengths = jnp.where(used, starts[:, 1:] - starts[:, :-1], -1)
-    known = jnp.arange(most + 1) <= jnp.sum(used, axis=1, keepdims=True)
+    known = jnp.arange(most + 1) < jnp.sum(used, axis=1, keepdims=True)
     return lengths, jnp.where(known, starts, -1)
 
 
@@ -195,6 +202,8 @@ def segmented_attention(
     from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
 
     lengths, starts = segments_of(segment_ids, most)
+    # JAX 0.10 counts the keys' starts in the queries' heads: give both as many.
+    k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
     return dot_product_attention(
         *(q, k, v, None, None, lengths, lengths, starts, starts),
         scale=q.shape[-1] ** -0.5,

@@ -9,6 +9,7 @@ pytree leaves of the model, so plain jax.jit, jax.grad and jax.lax.scan take it 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +98,7 @@ class Transformer(nnx.Module):
 
         Segments are contiguous and attend causally within themselves; segment 0 is padding.
         """
-        tables = rope(self.config, positions)
+        tables = attention.rope(self.config, positions)
         attend = attention.ATTENTION[self.compute.attention]
 
         def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
@@ -148,6 +149,18 @@ class Transformer(nnx.Module):
         zeros = sharding.constrain(zeros, "layers", "batch", "kv_heads", "any", "any")
         return Fresh(zeros, zeros)
 
+    def for_sampling(self) -> Any:
+        """The model as a rollout should read it on the devices and the mesh in force.
+
+        `unrolled.Unrolled`, a copy, except on TPUs and where a mesh splits the weights.
+        """
+        from masksearch_jax.models import unrolled  # which knows this module
+
+        mesh = jax.sharding.get_abstract_mesh()
+        split = any(mesh.shape.get(axis, 1) > 1 for axis in ("fsdp", "tensor"))
+        stacked = split or jax.default_backend() == "tpu"
+        return self if stacked else unrolled.unroll(self)
+
     @property
     def steps_per_token(self) -> int:
         """How many of `decode_step` make a token."""
@@ -174,7 +187,7 @@ class Transformer(nnx.Module):
         block = jax.tree.map(
             lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), self.blocks
         )
-        tables = rope(self.config, length[:, None] + token)
+        tables = attention.rope(self.config, length[:, None] + token)
         q, k, v = _project(block, x[:, None], tables, self.config.norm_eps)
 
         def put(target: jax.Array, new: jax.Array) -> jax.Array:
@@ -215,7 +228,9 @@ class Transformer(nnx.Module):
         a row are written; the hidden states after them mean nothing. Each token attends to the
         row's earlier cache and to the chunk, causally.
         """
-        tables = rope(self.config, start[:, None] + jnp.arange(ids.shape[1], dtype=start.dtype))
+        tables = attention.rope(
+            self.config, start[:, None] + jnp.arange(ids.shape[1], dtype=start.dtype)
+        )
 
         def layer(x: jax.Array, xs: tuple) -> tuple[jax.Array, Fresh]:
             block, index = xs
@@ -248,14 +263,6 @@ def check(config: ModelConfig, compute: ComputeConfig) -> None:
             raise ModelError(
                 f"compute.{name} {getattr(compute, name)!r} is unknown; choices: {choices}"
             )
-
-
-def rope(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of each position's angles, float32 [..., D/2]."""
-    frequencies = attention.rope_frequencies(
-        config.head_dim, config.rope_theta, config.rope_scaling
-    )
-    return attention.rope_tables(positions, frequencies)
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:

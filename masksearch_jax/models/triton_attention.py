@@ -53,42 +53,17 @@ def attend(
     shard, table int[N, B/N, W]. Reads a row's used pages and no other. Raises ValueError for sizes
     that the kernel does not take.
     """
-    batch, kv_heads, heads, dim = q.shape
-    rows, width = table.shape[1:]
-    page = cache.page_tokens
-    check(dim, page)
-    pages = max(1, PART // page)
-    parts = math.ceil(width / pages)
-    padded = max(LEAST_ROWS, pl.next_power_of_2(heads))
-    time = max(LEAST_ROWS, pl.next_power_of_2(fresh.k.shape[2]))
-    late = [(0, 0), (0, 0), (0, time - fresh.k.shape[2]), (0, 0)]
-    leaves = [leaf for leaf in cache if leaf is not None]
-    whole = pl.BlockSpec(memory_space=pl.ANY)
-    own = lambda *tail: pl.BlockSpec((None, None, *tail), lambda b, k, c: (b, k, 0, 0))  # noqa: E731
-    shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    out, top, total = pl.pallas_call(
-        functools.partial(_kernel, rows=rows, pages=pages, padded=padded),
-        grid=(batch, kv_heads, parts),
-        in_specs=[
-            *[whole] * 4,
-            *[own(time, dim)] * 2,
-            *[whole] * len(leaves),
-        ],
-        out_specs=[whole] * 3,
-        out_shape=[
-            shape((batch, kv_heads, parts, heads, dim)),
-            *[shape((batch, kv_heads, parts, heads))] * 2,
-        ],
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=STAGES),
-        interpret=interpret,
-        name="paged_attention",
-    )(
+    check(q.shape[-1], cache.page_tokens)
+    size = max(LEAST_ROWS, pl.next_power_of_2(fresh.k.shape[2]))
+    more = [(0, 0), (0, 0), (0, size - fresh.k.shape[2]), (0, 0)]
+    out, top, total = _parts(
         jnp.stack([layer, step]).astype(jnp.int32),
-        table.reshape(batch, width),
+        table,
         length,
         q,
-        *(jnp.pad(x, late).astype(q.dtype) for x in fresh),
-        *leaves,
+        [jnp.pad(x, more).astype(q.dtype) for x in fresh],
+        [leaf for leaf in cache if leaf is not None],
+        interpret,
     )
     highest = jnp.max(top, axis=2)
     shares = jnp.exp(top - highest[:, :, None])
@@ -96,49 +71,58 @@ def attend(
     return seen.astype(q.dtype)
 
 
-def _kernel(
-    at: Any,
-    table: Any,
-    length: Any,
-    q: Any,
-    k_now: Any,
-    v_now: Any,
-    *refs: Any,
-    rows,
-    pages,
-    padded,
-) -> None:
+def _parts(
+    at: jax.Array,
+    table: jax.Array,
+    length: jax.Array,
+    q: jax.Array,
+    fresh: list[jax.Array],
+    leaves: list[jax.Array],
+    interpret: bool,
+) -> list[jax.Array]:
+    """Of each part float32 Σ e^(s-top)·v [B, K, C, X, D], the highest score s and Σ e^(s-top)."""
+    batch, kv_heads, heads, dim = q.shape
+    rows, width = table.shape[1:]
+    pages = max(1, PART // leaves[1].shape[4])
+    kernel = functools.partial(
+        _kernel, rows=rows, pages=pages, padded=max(LEAST_ROWS, pl.next_power_of_2(heads))
+    )
+    shape = (batch, kv_heads, math.ceil(width / pages), heads)
+    whole = pl.BlockSpec(memory_space=pl.ANY)
+    own = pl.BlockSpec((None, None, *fresh[0].shape[2:]), lambda b, k, c: (b, k, 0, 0))
+    return pl.pallas_call(
+        kernel,
+        grid=shape[:3],
+        in_specs=[*[whole] * 4, own, own, *[whole] * len(leaves)],
+        out_specs=[whole] * 3,
+        out_shape=[jax.ShapeDtypeStruct(s, jnp.float32) for s in ((*shape, dim), shape, shape)],
+        compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=STAGES),
+        interpret=interpret,
+        name="paged_attention",
+    )(at, table.reshape(batch, width), length, q, *fresh, *leaves)
+
+
+Held = tuple[jax.Array, jax.Array, jax.Array]  # what `_parts` finds, so far
+
+
+def _kernel(*refs: Any, rows: int, pages: int, padded: int) -> None:
     """One part of one row and kv head; the first has the fresh tokens too."""
-    leaves, results = refs[:-3], refs[-3:]
+    (at, table, length, q, k_now, v_now), leaves, results = refs[:6], refs[6:-3], refs[-3:]
     b, head, part = (pl.program_id(axis) for axis in range(3))
     page, dim = leaves[1].shape[4:]
     all_heads, left = pl.ds(0, padded), length[b]
     real = jnp.arange(padded, dtype=jnp.int32) < q.shape[2]
     query = plgpu.load(q.at[b, head, all_heads], mask=real[:, None], other=0.0)
 
-    def add(held: tuple, scores: jax.Array, allowed: jax.Array, v: jax.Array, scale: Any) -> tuple:
-        out, top, total = held
-        scores = jnp.where(allowed[None], scores * dim**-0.5, _LEAST)
-        new = jnp.maximum(top, jnp.max(scores, axis=1))
-        weights, shrink = jnp.exp(scores - new[:, None]), jnp.exp(top - new)
-        total = total * shrink + jnp.sum(weights, axis=1)
-        weights = weights if scale is None else weights * scale[None]
-        seen = plgpu.dot(weights.astype(query.dtype), v.astype(query.dtype))
-        return out * shrink[:, None] + seen, new, total
-
-    def of_cache(i: jax.Array, held: tuple) -> tuple:
+    def of_cache(i: jax.Array, held: Held) -> Held:
         page_of = (at[0], b // rows, table[b, i], head)
         k, v, *scales = (leaf[page_of] for leaf in leaves)
-        scores = plgpu.dot(query, k.astype(query.dtype))
-        k_scale, v_scale = scales or (None, None)
-        scores = scores if k_scale is None else scores * k_scale[None]
         written = i * page + jnp.arange(page, dtype=jnp.int32) < left
-        return add(held, scores, written, v, v_scale)
+        return _add(held, query, k, v, written, *scales)
 
-    def of_fresh(_: jax.Array, held: tuple) -> tuple:
-        scores = plgpu.dot(query, k_now[...].T)
+    def of_fresh(_: jax.Array, held: Held) -> Held:
         allowed = jnp.arange(k_now.shape[0], dtype=jnp.int32) <= at[1]
-        return add(held, scores, allowed, v_now[...], None)
+        return _add(held, query, k_now[...].T, v_now[...], allowed)
 
     held = (
         jnp.zeros((padded, dim), jnp.float32),
@@ -151,3 +135,24 @@ def _kernel(
     for result, value in zip(results, held, strict=True):
         mask = real.reshape(-1, *(1,) * (value.ndim - 1))
         plgpu.store(result.at[b, head, part, all_heads], value, mask=mask)
+
+
+def _add(
+    held: Held, q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array, *scales: jax.Array
+) -> Held:
+    """Attention of q[X, D] over more keys too, k[D, S] and v[S, D], one at least allowed[S].
+
+    scales: of k and v in int8, [S] each.
+    """
+    out, top, total = held
+    scores = plgpu.dot(q, k.astype(q.dtype)) * q.shape[1] ** -0.5
+    if scales:
+        scores = scores * scales[0][None]
+    scores = jnp.where(allowed[None], scores, _LEAST)
+    new = jnp.maximum(top, jnp.max(scores, axis=1))
+    weights, shrink = jnp.exp(scores - new[:, None]), jnp.exp(top - new)
+    total = total * shrink + jnp.sum(weights, axis=1)
+    if scales:
+        weights = weights * scales[1][None]
+    seen = plgpu.dot(weights.astype(q.dtype), v.astype(q.dtype))
+    return out * shrink[:, None] + seen, new, total

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from masksearch_jax.config import ComputeConfig, ModelConfig
-from masksearch_jax.models import head, kv_cache, transformer
+from masksearch_jax.models import attention, head, kv_cache, transformer
 from masksearch_jax.models.kv_cache import Fresh, KVCache
 
 
@@ -48,6 +48,9 @@ class Unrolled:
     compute: ComputeConfig = flax.struct.field(pytree_node=False)
 
     steps_per_token = 1
+
+    def for_sampling(self) -> Unrolled:
+        return self
 
     def embed(self, ids: jax.Array) -> jax.Array:
         return self.embedding[ids]
@@ -81,7 +84,7 @@ class Unrolled:
         backend: str = "xla",
     ) -> tuple[jax.Array, tuple[Fresh, ...]]:
         """All layers of token `step` per row: x [B, M], length int [B] -> x [B, M], fresh."""
-        tables = transformer.rope(self.config, length[:, None] + step)
+        tables = attention.rope(self.config, length[:, None] + step)
         x, held = x[:, None], []
         for index, (layer, kept) in enumerate(zip(self.layers, fresh, strict=True)):
             q, k, v = _project(layer, x, tables, self.config)
@@ -115,7 +118,7 @@ class Unrolled:
         table: jax.Array,
     ) -> tuple[jax.Array, KVCache]:
         positions = start[:, None] + jnp.arange(ids.shape[1], dtype=start.dtype)
-        tables = transformer.rope(self.config, positions)
+        tables = attention.rope(self.config, positions)
         x, held = self.embed(ids), []
         for index, layer in enumerate(self.layers):
             q, k, v = _project(layer, x, tables, self.config)
@@ -124,18 +127,6 @@ class Unrolled:
             x = _finish(layer, x, out, self.config.norm_eps)
             held.append(fresh)
         return self.final_norm(x), self.write_cache(cache, tuple(held), table, start, count)
-
-
-def for_sampling(model: Any) -> Any:
-    """The model as a rollout should read it on the devices and the mesh in force.
-
-    Unrolled, a copy, except on TPUs and where a mesh splits the weights.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    split = any(mesh.shape.get(axis, 1) > 1 for axis in ("fsdp", "tensor"))
-    if not isinstance(model, transformer.Transformer) or jax.default_backend() == "tpu" or split:
-        return model
-    return unroll(model)
 
 
 @jax.jit

@@ -21,7 +21,6 @@ import numpy as np
 
 from masksearch_jax import hosts, markup, retrieval, sharding
 from masksearch_jax.config import RolloutConfig, SearchConfig
-from masksearch_jax.models import unrolled
 from masksearch_jax.rollout import decode, memory, schedule
 from masksearch_jax.rollout.agreement import Agreement, Needs
 from masksearch_jax.rollout.episode import Episode, Request, Rules, Vocabulary, finish
@@ -125,7 +124,7 @@ class Engine:
         """
         mesh = jax.sharding.get_mesh()
         mesh = mesh if mesh.size > 1 else None
-        model = unrolled.for_sampling(model)
+        model = model.for_sampling()
         self._begin(model, mesh, version)
         self._queue.extend(requests)
         try:
