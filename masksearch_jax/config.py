@@ -205,7 +205,8 @@ class RolloutConfig:
     kv_tokens: int  # that the KV cache holds, all slots together; 0: slots times max_len
     page_tokens: int  # the KV cache is handed out in pages of so many
     kv_dtype: Literal["compute", "float32", "bfloat16", "int8"]
-    attention: Literal["xla", "pallas"]  # how a decode step reads the KV cache; pallas: on TPUs
+    # How a decode step reads the KV cache; pallas: by a kernel, on TPUs and GPUs
+    attention: Literal["xla", "pallas"]
     tick_tokens: int  # tokens decoded per tick
     extend_tokens: int  # prompt or observation tokens written per slot and tick
     max_turns: int  # searches allowed; the turn after the last must answer

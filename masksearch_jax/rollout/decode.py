@@ -202,10 +202,11 @@ def init_cache(model: Any, shards: int, pages: int, page_tokens: int, dtype: str
 
 def check_backend(attention: str) -> None:
     """Raises ValueError for a way to read the KV cache that these devices do not have."""
-    if attention == "pallas" and jax.default_backend() != "tpu":
+    if attention == "pallas" and jax.default_backend() not in ("tpu", "gpu"):
         found = jax.default_backend()
         raise ValueError(
-            f"rollout.attention is 'pallas', a kernel for TPUs, and this is {found!r}; choose 'xla'"
+            f"rollout.attention is 'pallas', a kernel for TPUs and one for GPUs, and this is {found!r}"
+            "; choose 'xla'"
         )
 
 
