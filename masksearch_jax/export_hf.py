@@ -173,13 +173,14 @@ def _predict(model: Transformer, prompts: np.ndarray, tokens: int) -> tuple[np.n
     cache = model.init_cache(1, batch, width + tokens, "float32")
     pages = jnp.arange(batch, dtype=jnp.int32)[None, :, None]  # one to each row
     zeros = jnp.zeros(batch, jnp.int32)
-    hidden, cache = jax.jit(Transformer.extend)(model, cache, prompts, zeros, zeros + width, pages)
+    extend = jax.jit(Transformer.extend)
+    hidden, cache = extend(model, cache, prompts, zeros, zeros + width, pages)
     logits = model.logits(hidden)
-    step = jax.jit(Transformer.step)
     last, ids = logits[:, -1], []
     for i in range(tokens):
         ids.append(jnp.argmax(last, axis=-1).astype(jnp.int32))
-        last, cache = step(model, cache, ids[-1], zeros + width + i, pages)
+        hidden, cache = extend(model, cache, ids[-1][:, None], zeros + width + i, zeros + 1, pages)
+        last = model.logits(hidden[:, 0])
     return np.asarray(logits), np.stack([np.asarray(i) for i in ids], axis=1)
 
 

@@ -34,7 +34,7 @@ from masksearch_jax.rollout import sampling
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
 from masksearch_jax.search.tool import SearchTool, check_sources, open_tool
-from masksearch_jax.sharding import make_mesh
+from masksearch_jax.sharding import batch_shards, make_mesh
 from masksearch_jax.survival import Preempted, Survival
 from masksearch_jax.types import Trajectory, to_json
 
@@ -171,10 +171,10 @@ class GroupSampler:
         return [Request(str(stream), prompt.ids, stream % 2**32, s, source) for s in samples]
 
 
-def check(dapo: DapoConfig, rollout: RolloutConfig, shares: int = 1) -> int:
+def check(dapo: DapoConfig, rollout: RolloutConfig, parts: int = 1) -> int:
     """Trajectories per update on this process. Raises ConfigError for what cannot work.
 
-    shares: into how many the mesh and the processes split a batch's rows.
+    parts: into how many the mesh splits a batch's rows.
     """
     if rollout.temperature <= 0:
         raise cli.ConfigError(
@@ -187,11 +187,11 @@ def check(dapo: DapoConfig, rollout: RolloutConfig, shares: int = 1) -> int:
             "the trainer's; turn them off, or set config.dapo.allow_filters"
         )
     trajectories, processes = dapo.groups * dapo.group_size, jax.process_count()
-    if trajectories % (dapo.minibatches * dapo.micro_batch) or dapo.micro_batch % shares:
+    if trajectories % (dapo.minibatches * dapo.micro_batch) or dapo.micro_batch % parts:
         raise cli.ConfigError(
             f"config.dapo: groups × group_size = {trajectories} trajectories do not divide into "
             f"{dapo.minibatches} minibatches of micro-batches of {dapo.micro_batch} over "
-            f"{shares} groups of processes"
+            f"the {parts} parts that the mesh splits a batch into"
         )
     return trajectories // processes
 
@@ -203,7 +203,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     dapo, rollout = cfg.dapo, cfg.rollout
     mesh = make_mesh(cfg.mesh)
     shares = hosts.share(mesh)[1]
-    sampled = check(dapo, rollout, shares)
+    sampled = check(dapo, rollout, batch_shards(mesh))
 
     # ---- data, search
     vocab = Vocab.load(cfg.tokenizer)

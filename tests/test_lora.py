@@ -151,11 +151,13 @@ def test_sampler_and_trainer_agree():
     ids = batch["ids"][:, :7]
     cache, zeros = model.init_cache(1, 2, 7), jnp.zeros(2, jnp.int32)
     pages = jnp.arange(2, dtype=jnp.int32)[None, :, None]
-    hidden, cache = jax.jit(Transformer.extend)(model, cache, ids[:, :3], zeros, zeros + 3, pages)
-    found, step = [model.logits(hidden[:, -1])], jax.jit(Transformer.step)
+    extend = jax.jit(Transformer.extend)
+    hidden, cache = extend(model, cache, ids[:, :3], zeros, zeros + 3, pages)
+    found = [model.logits(hidden[:, -1])]
     for time in range(3, 6):
-        logits, cache = step(model, cache, ids[:, time], zeros + time, pages)
-        found.append(logits)
+        at = zeros + time, zeros + 1, pages
+        hidden, cache = extend(model, cache, ids[:, time : time + 1], *at)
+        found.append(model.logits(hidden[:, 0]))
     sampled = jax.nn.log_softmax(jnp.stack(found, 1))
     own = jnp.take_along_axis(sampled, batch["targets"][:, 2:6, None], axis=2)[..., 0]
     np.testing.assert_allclose(own, logprobs(model, batch)[:, 2:6], atol=1e-5)

@@ -136,5 +136,7 @@ def test_sizes_that_the_kernel_does_not_take_are_refused_by_name(head_dim, page,
 
 def test_the_kernel_is_refused_where_there_is_no_tpu() -> None:
     decode.check_backend("xla")
-    with pytest.raises(ValueError, match="for TPUs and one for GPUs, and this is 'cpu'; choose 'xla'"):
+    with pytest.raises(
+        ValueError, match="for TPUs and one for GPUs, and this is 'cpu'; choose 'xla'"
+    ):
         decode.check_backend("pallas")

@@ -390,6 +390,13 @@ def test_settings_that_cannot_work_are_refused(dapo, tmp_path, section, change, 
         train_dapo.run(dataclasses.replace(at(dapo, tmp_path), **{section: changed}))
 
 
+def test_dapo_refuses_micro_batches_that_the_parts_of_a_mesh_do_not_divide(dapo):
+    says = r"micro-batches of 16 over the 3 parts that the mesh splits a batch into"
+    with pytest.raises(ConfigError, match=says):
+        train_dapo.check(dapo.dapo, dapo.rollout, 3)
+    assert train_dapo.check(dapo.dapo, dapo.rollout, 8) == 32
+
+
 # ---- the batch of DAPO
 
 EXAMPLE = RampExample("e", "p", "t", "A [mask].", "A b.", (Span(2, 3, "b", "TERM"),))

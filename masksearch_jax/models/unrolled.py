@@ -5,6 +5,10 @@ weights of a layer for every token before they multiply by it, and those of prod
 input once more to join them. Here both are done once for many ticks: weights in the compute dtype,
 q, k and v as one matrix, gate and up as another, a decode step one straight program. TPUs read
 stacked weights where they lie and compile a loop over layers that much sooner.
+
+On a CPU matrices have their outputs first, [O, I], and stand on the left of a product: XLA's CPU
+backend packs what is on the right anew for each product, and the few rows of a decode step are
+packed sooner than the weights (1.6 to 3 times as fast at 8 to 32 rows).
 """
 
 from __future__ import annotations
@@ -20,9 +24,11 @@ from masksearch_jax.config import ComputeConfig, ModelConfig
 from masksearch_jax.models import attention, head, kv_cache, transformer
 from masksearch_jax.models.kv_cache import Fresh, KVCache
 
+FEW = 64  # rows, up to which a CPU has the weights on the left
+
 
 class Layer(NamedTuple):
-    """One layer's parameters in the compute dtype; absent ones are None."""
+    """One layer's parameters in the compute dtype; absent ones are None. Matrices may be turned."""
 
     attention_norm: jax.Array  # [M]
     qkv: jax.Array  # [M, (H + 2K)·D]
@@ -60,7 +66,10 @@ class Unrolled:
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         table = self.embedding if self.head_table is None else self.head_table
-        return head.logits(table, hidden)
+        if not _turned() or len(hidden) > FEW:
+            return head.logits(table, hidden)
+        how = {"preferred_element_type": jnp.float32}
+        return jax.lax.optimization_barrier(jnp.einsum("vm,bm->vb", table, hidden, **how)).T
 
     def init_cache(self, shards: int, pages: int, page_tokens: int, dtype: str = "") -> KVCache:
         dtype = jnp.dtype(dtype or self.compute.dtype)
@@ -138,7 +147,8 @@ def unroll(model: transformer.Transformer) -> Unrolled:
         found = [getattr(blocks, name) for name in names]
         if found[0] is None:
             return None
-        return jnp.concatenate([x[index].astype(dtype) for x in found], axis=-1)
+        whole = jnp.concatenate([x[index].astype(dtype) for x in found], axis=-1)
+        return whole.T if _turned() and whole.ndim == 2 else whole
 
     layers = tuple(
         Layer(
@@ -165,11 +175,27 @@ def unroll(model: transformer.Transformer) -> Unrolled:
     )
 
 
+def _turned() -> bool:
+    """Whether matrices are [O, I]."""
+    return jax.default_backend() == "cpu"
+
+
+def _product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """[B, T, O] of x [B, T, I]."""
+    if not _turned():
+        return jnp.einsum("bti,io->bto", x, w)
+    if x.shape[0] * x.shape[1] > FEW:
+        return jnp.einsum("bti,oi->bto", x, w)
+    out = jnp.einsum("oi,ni->on", w, x.reshape(-1, x.shape[2]))
+    # Without the barrier XLA puts the weights on the right again.
+    return jax.lax.optimization_barrier(out).T.reshape(*x.shape[:2], -1)
+
+
 def _products(
     layer: Layer, names: tuple[str, ...], x: jax.Array, w: jax.Array, sizes: list[int]
 ) -> list[jax.Array]:
     """x [B, T, I] times each of the matrices of these names and sizes, side by side in w."""
-    out = jnp.einsum("bti,io->bto", x, w)
+    out = _product(x, w)
     parts = jnp.split(out, np.cumsum(sizes)[:-1], axis=-1)
     if layer.adapters is None:
         return parts
@@ -191,10 +217,10 @@ def _project(
 
 def _finish(layer: Layer, x: jax.Array, out: jax.Array, eps: float) -> jax.Array:
     def added(name: str, inner: jax.Array, w: jax.Array) -> jax.Array:
-        return x + _products(layer, (name,), inner, w, [w.shape[1]])[0]
+        return x + _products(layer, (name,), inner, w, [x.shape[2]])[0]
 
     x = added("o", out.reshape(*x.shape[:2], -1), layer.o)
     normed = transformer.rms_norm(x, layer.mlp_norm, eps)
-    sizes = [layer.gate_up.shape[1] // 2] * 2
+    sizes = [layer.gate_up.size // x.shape[2] // 2] * 2
     gate, up = _products(layer, ("gate", "up"), normed, layer.gate_up, sizes)
     return added("down", jax.nn.silu(gate) * up, layer.down)

@@ -205,8 +205,8 @@ def check_backend(attention: str) -> None:
     if attention == "pallas" and jax.default_backend() not in ("tpu", "gpu"):
         found = jax.default_backend()
         raise ValueError(
-            f"rollout.attention is 'pallas', a kernel for TPUs and one for GPUs, and this is {found!r}"
-            "; choose 'xla'"
+            "rollout.attention is 'pallas', a kernel for TPUs and one for GPUs, and this is "
+            f"{found!r}; choose 'xla'"
         )
 
 
