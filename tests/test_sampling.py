@@ -122,6 +122,29 @@ def test_no_rounding_of_sums_draws_a_token_left_out(monkeypatch, sampler):
     assert keep(logprobs, sampler)[jnp.arange(256), ids].all()
 
 
+@pytest.mark.parametrize("size", [1, 511, 512, 513, 1300])
+def test_a_token_is_drawn_where_the_sum_of_all_passes_the_uniform(size: int) -> None:
+    """By blocks as along the whole; some weights, and all of the second block, are zero."""
+    draw = np.random.default_rng(size)
+    weights = draw.exponential(size=(200, size)).astype(np.float32) ** 4
+    weights[draw.random(weights.shape) < 0.3] = 0.0
+    weights[::2, 512:1024] = 0.0
+    weights[:, draw.integers(size)] += 1.0
+    uniform = draw.random(200).astype(np.float32)
+    uniform[:2], uniform[2:4] = 0.0, np.nextafter(np.float32(1), np.float32(0))
+    ids = np.asarray(
+        jax.jit(lambda w, u: sampling._invert(sampling._blocks(w), u))(weights, uniform)
+    )
+    rows = np.arange(200)
+    assert ((ids >= 0) & (ids < size)).all()
+    assert (weights[rows, ids] > 0).all()
+    wide = weights.astype(np.float64)
+    ends = np.cumsum(wide, axis=1)
+    goal, slack = uniform * ends[:, -1], 1e-5 * ends[:, -1]
+    assert (ends[rows, ids] >= goal - slack).all()
+    assert (ends[rows, ids] - wide[rows, ids] <= goal + slack).all()
+
+
 @pytest.mark.parametrize("sampler", [Sampler(0.0), Sampler(0.0, top_k=4, top_p=0.9, min_p=0.2)])
 def test_temperature_zero_takes_the_likeliest_with_its_logprob_at_one(sampler):
     logprobs = random_logprobs(seed=2)

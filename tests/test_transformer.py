@@ -354,6 +354,32 @@ def test_token_logprobs_gradient_and_memory(model: Transformer) -> None:
     assert max(np.prod([int(n) for n in a.split(",")]) for a in scored) == 2 * 3 * 53
 
 
+@pytest.mark.parametrize("chunk", [6, 18])
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (-2.0, 0.3)])
+def test_gradients_of_logprobs_and_entropy_are_those_of_log_softmax(
+    model: Transformer, chunk: int, weights: tuple[float, float]
+) -> None:
+    """In chunks and, where one holds all tokens, from the logits that are kept."""
+    hidden, targets = full_hidden(model, random_ids(2, 9)), random_ids(4, 9)[2:]
+    draw = np.random.default_rng(5)
+    shares = [w * draw.normal(size=(2, 9)).astype(np.float32) for w in weights]
+
+    def scored(model: Transformer, hidden: jax.Array) -> jax.Array:
+        found = token_logprobs(model, hidden, targets, 0.7, chunk)
+        return sum((x * share).sum() for x, share in zip(found, shares, strict=True))
+
+    def whole(model: Transformer, hidden: jax.Array) -> jax.Array:
+        logprobs = jax.nn.log_softmax(model.logits(hidden) / 0.7)
+        of_target = jnp.take_along_axis(logprobs, targets[..., None], -1)[..., 0]
+        entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+        return (of_target * shares[0]).sum() + (entropy * shares[1]).sum()
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5),
+        *(jax.jit(jax.grad(f, argnums=(0, 1)))(model, hidden) for f in (scored, whole)),
+    )
+
+
 def test_remat_changes_no_gradient(model: Transformer) -> None:
     ids = random_ids(1, 6)
     positions = np.arange(6, dtype=np.int32)[None]
