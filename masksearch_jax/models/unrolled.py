@@ -66,7 +66,7 @@ class Unrolled:
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         table = self.embedding if self.head_table is None else self.head_table
-        if not _turned() or len(hidden) > FEW:
+        if not _turned() or hidden.ndim > 2 or len(hidden) > FEW:
             return head.logits(table, hidden)
         how = {"preferred_element_type": jnp.float32}
         return jax.lax.optimization_barrier(jnp.einsum("vm,bm->vb", table, hidden, **how)).T
