@@ -14,17 +14,16 @@ a sum of 4 GiB (bytes read and written). transformers: `generate` with a static 
 compiles; the time of many new tokens less that of few.
 
 train: SFT updates of PACKED rows of LENGTH tokens, float32 master weights and AdamW moments,
-products in bfloat16. MFU = (6·N·tokens + 6·L·H·D·Σ s²) / seconds / PEAK: N all parameters (the
-tied head counts once, the lookup not at all), s the lengths of the segments, since attention is
-causal within them. Nothing counts for recomputing. transformers: eager or compiled, sdpa under a
-block mask or flex attention, autocast to bfloat16, fused AdamW, in micro-batches of MICRO rows, as
-many as fit.
+products in bfloat16. MFU = (6·N·tokens + 6·L·H·D·Σ s²) / seconds / PEAK: N the weights of matrix
+products (the tied head counts once, the lookup not at all), s the lengths of the segments, since
+attention is causal within them. Nothing counts for recomputing. transformers: eager or compiled,
+sdpa under a block mask or flex attention, autocast to bfloat16, fused AdamW, in micro-batches of
+MICRO rows, as many as fit.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import subprocess
@@ -32,10 +31,15 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks import rollout
+from configs import common
+from masksearch_jax.cli import to_dataclass
+from masksearch_jax.config import ModelConfig
+from masksearch_jax.planning import flops
 
 PEAK = 989.4e12  # FLOP/s in bfloat16 without sparsity, of an H100 or H200 SXM by its datasheet
 ROWS, CONTEXTS, TICK, PAGE = (64, 256), (2048, 4096), 32, 128
@@ -46,25 +50,13 @@ TARGETS = {"train.mfu": (">=", 0.5)} | {
     for context in CONTEXTS
     for rows in ROWS
 }
-Values = dict[str, list[float]]
 
 
-def shape() -> Any:
-    """Qwen2.5-1.5B."""
-    from benchmarks.rollout_model import qwen2
-
-    config = qwen2(151936, 1536, 8960, 28, 12)
-    return dataclasses.replace(config, max_position=32768)
+def shape() -> ModelConfig:
+    return to_dataclass(ModelConfig, common.model("qwen2.5-1.5b"))
 
 
-def parameters(config: Any) -> int:
-    c, wide = config, config.hidden_size
-    heads = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
-    block = wide * heads + heads + c.num_heads * c.head_dim * wide + 3 * wide * c.intermediate_size
-    return c.vocab_size * wide + c.num_layers * (block + 2 * wide) + wide
-
-
-def packed_batch(config: Any) -> dict[str, np.ndarray]:
+def packed_batch(config: ModelConfig) -> dict[str, np.ndarray]:
     """Rows full of records of random ids, each a segment; half of the tokens count."""
     draw = np.random.default_rng(0)
     shape_ = (PACKED, LENGTH)
@@ -84,15 +76,12 @@ def packed_batch(config: Any) -> dict[str, np.ndarray]:
     }
 
 
-def train_flops(config: Any, batch: dict[str, np.ndarray]) -> float:
-    sizes = [np.unique(row, return_counts=True)[1] for row in batch["segment_ids"]]
-    attention = (
-        config.num_layers
-        * config.num_heads
-        * config.head_dim
-        * sum(float(np.sum(s.astype(np.float64) ** 2)) for s in sizes)
+def train_flops(config: ModelConfig, batch: dict[str, np.ndarray]) -> float:
+    return sum(
+        flops.of_training(config, int(size), int(size))
+        for row in batch["segment_ids"]
+        for size in np.unique(row, return_counts=True)[1]
     )
-    return 6.0 * parameters(config) * batch["ids"].size + 6.0 * attention
 
 
 def seconds(call: Callable[[], Any], repeats: int) -> list[float]:
@@ -119,12 +108,12 @@ def model(param_dtype: str, attention: str, remat: str, chunk: int) -> Any:
     return jax.jit(lambda: Transformer(shape(), compute, nnx.Rngs(0)))()
 
 
-def ours_decode(repeats: int, context: int, bandwidth: float) -> Values:
+def ours_decode(repeats: int, context: int, bandwidth: float) -> rollout.Values:
     """Ours; bandwidth in bytes per second."""
     import jax
 
     from masksearch_jax.models.unrolled import unroll
-    from masksearch_jax.rollout import decode
+    from masksearch_jax.rollout import decode, memory
     from masksearch_jax.rollout.sampling import Sampler
 
     weights = unroll(model("bfloat16", "xla", "none", 4096))
@@ -134,7 +123,8 @@ def ours_decode(repeats: int, context: int, bandwidth: float) -> Values:
     width = -(-(context + TICK) // PAGE)
     values = defaultdict(list)
     fill = jax.jit(lambda leaf: jax.random.normal(jax.random.key(1), leaf.shape, leaf.dtype))
-    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 2
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
+    per_token = memory.page_bytes(config, 1, weights.compute.dtype)
     for rows in ROWS:
         cache = jax.tree.map(fill, decode.init_cache(weights, 1, rows * width, PAGE, ""))
         inbox = decode.empty_inbox(1, rows, width, 128)
@@ -147,7 +137,7 @@ def ours_decode(repeats: int, context: int, bandwidth: float) -> Values:
             cache, sampled = tick(weights, cache, inbox, np.uint32(0), stop, rows)
             assert (np.asarray(sampled.count) == TICK).all()
 
-        needed = 2 * parameters(config) + rows * (context + TICK / 2) * per_token
+        needed = held + rows * (context + TICK / 2) * per_token
         for s in seconds(call, repeats):
             values[f"r{rows}.tokens_per_second"].append(rows * TICK / s)
             values[f"r{rows}.share_of_bandwidth"].append(needed / bandwidth / (s / TICK))
@@ -155,7 +145,7 @@ def ours_decode(repeats: int, context: int, bandwidth: float) -> Values:
     return dict(values)
 
 
-def ours_train(repeats: int, chunk: int = 16384, accumulate: int = 1) -> Values:
+def ours_train(repeats: int, chunk: int = 16384, accumulate: int = 1) -> rollout.Values:
     import jax
 
     from masksearch_jax import train_sft, train_state
@@ -199,7 +189,7 @@ WAYS = {
 }
 
 
-def alone(side: str, timeout: float = 300.0, **how: Any) -> Values:
+def alone(side: str, timeout: float = 300.0, **how: Any) -> rollout.Values:
     """A side's figures from a process of its own. RuntimeError with its last words if it fails."""
     command = [sys.executable, "-m", "benchmarks.gpu", f"--serve={side}:{json.dumps(how)}"]
     started = time.perf_counter()
@@ -215,7 +205,9 @@ def alone(side: str, timeout: float = 300.0, **how: Any) -> Values:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def fastest(side: str, ways: list[dict[str, Any]], key: str, **how: Any) -> tuple[Values, str]:
+def fastest(
+    side: str, ways: list[dict[str, Any]], key: str, **how: Any
+) -> tuple[rollout.Values, str]:
     """The figures of the way with the highest of this key, and its name; a way may fail."""
     found, failed = {}, []
     for way in ways:
@@ -231,7 +223,7 @@ def fastest(side: str, ways: list[dict[str, Any]], key: str, **how: Any) -> tupl
     return found[best], f"{best} of {speeds}" + "".join(f"; {text}" for text in failed)
 
 
-def decode_section(repeats: int) -> tuple[Values, dict[str, str]]:
+def decode_section(repeats: int) -> tuple[rollout.Values, rollout.Notes]:
     moves = alone("torch_bandwidth", repeats=repeats)
     best = max(moves.values(), key=np.median)
     values, notes = {"bandwidth_bytes_per_second": best}, {}
@@ -252,7 +244,7 @@ def decode_section(repeats: int) -> tuple[Values, dict[str, str]]:
     return values, notes
 
 
-def train_section(repeats: int) -> tuple[Values, dict[str, str]]:
+def train_section(repeats: int) -> tuple[rollout.Values, rollout.Notes]:
     ours = alone("ours_train", repeats=repeats)
     theirs, note = fastest("torch_train", WAYS["train"], "tokens_per_second", repeats=repeats)
     values = ours | {f"transformers_{key}": found for key, found in theirs.items()}
@@ -264,36 +256,21 @@ SECTIONS = {"decode": decode_section, "train": train_section}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--json", help="file to write the figures to")
-    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, by comma")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser = rollout.arguments(__doc__, SECTIONS, 5)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.serve:
+    if serve := parser.parse_args().serve:
         from benchmarks import gpu_torch
 
-        side, how = args.serve.split(":", 1)
+        side, how = serve.split(":", 1)
         module = gpu_torch if side.startswith("torch") else sys.modules[__name__]
         print(json.dumps(getattr(module, side)(**json.loads(how))))
         return
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several processes share the card
-    from benchmarks import rollout
+    import jax
 
-    about = rollout.versions()
-    print(*(f"{name} {value}" for name, value in about.items()), sep=", ", flush=True)
-    values, notes = {}, {}
-    for name in args.only.split(","):
-        found, said = SECTIONS[name](args.repeats)
-        found = {f"{name}.{key}": value for key, value in found.items()}
-        print(f"\n{rollout.table(found, TARGETS)}", flush=True)
-        for key, text in said.items():
-            print(f"{name}.{key}: {text}", flush=True)
-            notes[f"{name}.{key}"] = text
-        values |= found
-    if args.json:
-        figures = {"versions": about, "repeats": args.repeats} | rollout.nested(values, notes)
-        Path(args.json).write_text(json.dumps(figures, indent=1) + "\n")
+    if jax.default_backend() != "gpu":
+        parser.error(f"needs an NVIDIA GPU and jax[cuda13]; this is {jax.default_backend()!r}")
+    rollout.report(parser, SECTIONS, TARGETS)
 
 
 if __name__ == "__main__":

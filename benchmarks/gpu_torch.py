@@ -8,33 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import gpu
+from benchmarks import gpu, rollout
+from masksearch_jax.models.hf_config import to_hf_config
 
 
 def torch_model(dtype: str, attention: str) -> Any:
     import torch
     import transformers
 
-    c = gpu.shape()
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = True
-    config = transformers.Qwen2Config(
-        vocab_size=c.vocab_size,
-        hidden_size=c.hidden_size,
-        intermediate_size=c.intermediate_size,
-        num_hidden_layers=c.num_layers,
-        num_attention_heads=c.num_heads,
-        num_key_value_heads=c.num_kv_heads,
-        max_position_embeddings=c.max_position,
-        tie_word_embeddings=True,
-    )
+    config = transformers.Qwen2Config.from_dict(to_hf_config(gpu.shape(), dtype))
     with torch.device("cuda"):
         return transformers.AutoModelForCausalLM.from_config(
             config, dtype=getattr(torch, dtype), attn_implementation=attention
         )
 
 
-def torch_bandwidth(repeats: int) -> gpu.Values:
+def torch_bandwidth(repeats: int) -> rollout.Values:
     import torch
 
     x = torch.randn(2**31, device="cuda", dtype=torch.bfloat16)
@@ -55,15 +46,14 @@ def torch_bandwidth(repeats: int) -> gpu.Values:
     }
 
 
-def torch_decode(repeats: int, context: int, attention: str) -> gpu.Values:
+def torch_decode(repeats: int, context: int, attention: str) -> rollout.Values:
     import torch
 
     net = torch_model("bfloat16", attention).eval()
     values = defaultdict(list)
     few, many = 8, 8 + 2 * gpu.TICK
-    for rows in (
-        gpu.ROWS if context == gpu.CONTEXTS[0] else gpu.ROWS[:1]
-    ):  # more do not fit with its prefill
+    # With longer prompts no more rows fit: it reads them all at once.
+    for rows in gpu.ROWS if context == gpu.CONTEXTS[0] else gpu.ROWS[:1]:
         ids = torch.randint(0, net.config.vocab_size, (rows, context), device="cuda")
 
         def call(tokens: int, ids: Any = ids) -> None:
@@ -87,11 +77,12 @@ def torch_decode(repeats: int, context: int, attention: str) -> gpu.Values:
     return dict(values)
 
 
-def torch_train(repeats: int, attention: str, compiled: bool) -> gpu.Values:
+def torch_train(repeats: int, attention: str, compiled: bool) -> rollout.Values:
     import torch
 
     net = torch_model("float32", attention).train()
-    batch = {k: torch.from_numpy(v).cuda() for k, v in gpu.packed_batch(gpu.shape()).items()}
+    packed = gpu.packed_batch(gpu.shape())
+    batch = {k: torch.from_numpy(v).cuda() for k, v in packed.items()}
     ids, targets, positions = (batch[k].long() for k in ("ids", "targets", "positions"))
     weights = batch["loss_weights"]
     parts = [
@@ -121,11 +112,10 @@ def torch_train(repeats: int, attention: str, compiled: bool) -> gpu.Values:
         adam.zero_grad()
         values["loss"].append(total)
 
+    needed = gpu.train_flops(gpu.shape(), packed)
     for s in gpu.seconds(call, repeats):
         values["tokens_per_second"].append(ids.numel() / s)
-        values["mfu"].append(
-            gpu.train_flops(gpu.shape(), gpu.packed_batch(gpu.shape())) / s / gpu.PEAK
-        )
+        values["mfu"].append(needed / s / gpu.PEAK)
     values["peak_bytes"].append(torch.cuda.max_memory_allocated())
     return dict(values)
 

@@ -16,6 +16,7 @@ import os
 import platform
 import time
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -147,22 +148,32 @@ def nested(values: Values, notes: Notes) -> dict[str, Any]:
     return tree
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def arguments(doc: str, sections: Mapping[str, Any], repeats: int) -> argparse.ArgumentParser:
+    """The command line of a benchmark of sections."""
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
     parser.add_argument("--json", help="file to write the figures to")
-    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, by comma")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", default=",".join(sections), help="sections, by comma")
+    parser.add_argument("--repeats", type=int, default=repeats)
+    return parser
+
+
+def report(
+    parser: argparse.ArgumentParser,
+    sections: Mapping[str, Callable[[int], tuple[Values, Notes]]],
+    targets: dict[str, tuple[str, float]],
+) -> None:
+    """Runs the sections asked for, prints their figures and writes them."""
     args = parser.parse_args()
     names = args.only.split(",")
-    if unknown := set(names) - set(SECTIONS):
-        parser.error(f"no section {', '.join(sorted(unknown))}; choices: {', '.join(SECTIONS)}")
+    if unknown := set(names) - set(sections):
+        parser.error(f"no section {', '.join(sorted(unknown))}; choices: {', '.join(sections)}")
     about = versions()
     print(*(f"{name} {value}" for name, value in about.items()), sep=", ", flush=True)
     values, notes = {}, {}
     for name in names:
-        found, said = SECTIONS[name](args.repeats)
+        found, said = sections[name](args.repeats)
         found = {f"{name}.{key}": value for key, value in found.items()}
-        print(f"\n{table(found)}", flush=True)
+        print(f"\n{table(found, targets)}", flush=True)
         for key, text in said.items():
             print(f"{name}.{key}: {text}", flush=True)
             notes[f"{name}.{key}"] = text
@@ -173,4 +184,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    report(arguments(__doc__, SECTIONS, 3), SECTIONS, TARGETS)

@@ -151,19 +151,23 @@ def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.A
 
     Rows of at most T / SEGMENT segments go to its own packing, which skips what other segments
     hold and wants that number when it compiles; where a row has more, all get a mask, [B, T, T] in
-    bfloat16, three to four times as slow. Raises ValueError on another device or in another dtype
-    than bfloat16, and cuDNN's own errors for shapes that it has no kernel for (odd T, D no multiple
-    of 8, a GPU before Hopper).
+    bfloat16, three to four times as slow, as on GPUs before Hopper. Raises ValueError on another
+    device or in another dtype than bfloat16, and cuDNN's own errors for shapes that it has no
+    kernel for (odd T, D no multiple of 8).
     """
     if jax.default_backend() != "gpu" or q.dtype != jnp.bfloat16:
         raise ValueError(
             "compute.attention cudnn is for compute.dtype bfloat16 on an NVIDIA GPU, got "
             f"{q.dtype} on {jax.default_backend()}; choose xla, or splash on a TPU"
         )
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
     most = max(1, q.shape[1] // SEGMENT)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
         masked = functools.partial(fused_attention, implementation="cudnn")
+        if not cudnn.check_compute_capability("9.0"):
+            return masked(q, k, v, segments)
         own = functools.partial(segmented_attention, most=most)
         few = jnp.all(jnp.sum(_begins(segments), axis=1) <= most)
         return jax.lax.cond(few, own, masked, q, k, v, segments)

@@ -51,14 +51,13 @@ def _forward(table, hidden, targets, temperature, chunk):
     batch, time, _ = hidden.shape
     chunks = _Chunks(batch, time, chunk)
     weight = table.astype(hidden.dtype)
-    score = functools.partial(_score, weight, temperature)
     if chunks.count == 1:
         scaled = logits(weight, hidden) / temperature
-        found = _score_of(scaled, targets)
+        found = _score(scaled, targets)
     else:
         scaled = None
         parts = (chunks.split(hidden), chunks.split(targets))
-        _, found = jax.lax.scan(lambda carry, xs: (carry, score(*xs)), None, parts)
+        found = jax.lax.map(lambda xs: _score(logits(weight, xs[0]) / temperature, xs[1]), parts)
         found = _Score(*map(chunks.join, found))
     return (found.logprob, found.entropy), (table, hidden, targets, found, scaled)
 
@@ -126,11 +125,7 @@ class _Chunks(NamedTuple):
         return whole.reshape(self.batch, -1, *x.shape[3:])[:, : self.time]
 
 
-def _score(weight: jax.Array, temperature: float, h: jax.Array, targets: jax.Array) -> _Score:
-    return _score_of(logits(weight, h) / temperature, targets)
-
-
-def _score_of(scaled: jax.Array, targets: jax.Array) -> _Score:
+def _score(scaled: jax.Array, targets: jax.Array) -> _Score:
     top = jnp.max(scaled, axis=-1, keepdims=True)
     shifted = scaled - top
     exp = jnp.exp(shifted)

@@ -78,7 +78,6 @@ class Unrolled:
     copy_pages = staticmethod(kv_cache.copy_pages)
 
     def init_fresh(self, rows: int, tokens: int) -> tuple[Fresh, ...]:
-        tokens = max(16, 1 << (tokens - 1).bit_length())  # the kernel for GPUs takes no others
         shape = (rows, self.config.num_kv_heads, tokens, self.config.head_dim)
         return (Fresh(*[jnp.zeros(shape, self.compute.dtype)] * 2),) * len(self.layers)
 
