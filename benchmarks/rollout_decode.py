@@ -26,6 +26,7 @@ CONFIG = dataclasses.replace(
     max_len=PROMPTS[1] + NEW_TOKENS + 1,
     tick_tokens=32,
     extend_tokens=96,
+    chunk_tokens=16,
     max_new_tokens=NEW_TOKENS,
     temperature=0.0,
 )

@@ -36,6 +36,7 @@ ROLLOUT = RolloutConfig(
     attention="xla",
     tick_tokens=16,
     extend_tokens=64,
+    chunk_tokens=16,
     max_turns=3,
     max_new_tokens=256,
     max_turn_tokens=0,

@@ -36,7 +36,8 @@ from masksearch_jax.rollout import decode
 from masksearch_jax.rollout.memory import page_bytes
 from masksearch_jax.rollout.sampling import Sampler
 
-SLOTS, LENGTH, PAGE, EXTEND, TICK = 64, 8192, 128, 512, 64
+SLOTS, LENGTH, PAGE, TICK = 64, 8192, 128, 64
+EXTEND, CHUNK = 512, 128
 WIDTH = LENGTH // PAGE
 # Name as users say it: topology, chips.
 TOPOLOGIES = {"v5e-8": ("v5e:2x4", 8), "v5p-8": ("v5p:2x2x1", 4), "v6e-8": ("v6e:2x4", 8)}
@@ -73,7 +74,7 @@ def abstract(mesh: Mesh, config: ModelConfig) -> tuple[Any, Any, Any]:
     cache = jax.eval_shape(lambda: decode.init_cache(shapes, shards, slots * WIDTH, PAGE, ""))
     cache = placed(cache, lambda x: sharding.spec(*sharding.CACHE[: len(x.shape)]))
     rows = sharding.spec("batch")
-    inbox = placed(decode.empty_inbox(shards, slots, WIDTH, EXTEND), lambda x: rows)
+    inbox = placed(decode.empty_inbox(shards, slots, WIDTH, EXTEND, CHUNK), lambda x: rows)
     return model, cache, inbox
 
 

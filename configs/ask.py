@@ -57,6 +57,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.rollout.attention = "xla"
     c.rollout.tick_tokens = 16
     c.rollout.extend_tokens = 64
+    c.rollout.chunk_tokens = 32
     c.rollout.max_turns = 2
     c.rollout.max_new_tokens = 192
     c.rollout.max_turn_tokens = 0
@@ -80,6 +81,6 @@ def get_config(arg: str = "") -> ConfigDict:
         c.search.index = "runs/index"
         c.search.top_k, c.search.max_passages, c.search.max_queries = 5, 5, 4
         c.rollout.max_len, c.rollout.max_new_tokens = 6144, 1536
-        c.rollout.tick_tokens, c.rollout.extend_tokens = 64, 512
+        c.rollout.tick_tokens, c.rollout.extend_tokens, c.rollout.chunk_tokens = 64, 512, 128
         c.rollout.max_turns, c.rollout.max_observation_tokens = 4, 768
     return c

@@ -80,6 +80,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.student.rollout.kv_dtype = "compute"
     c.student.rollout.tick_tokens = 64
     c.student.rollout.extend_tokens = 512
+    c.student.rollout.chunk_tokens = 128
     c.student.rollout.max_turns = 4
     c.student.rollout.max_new_tokens = 1536
     c.student.rollout.max_turn_tokens = 0

@@ -61,6 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.rollout.attention = "xla"
     c.rollout.tick_tokens = 64
     c.rollout.extend_tokens = 512
+    c.rollout.chunk_tokens = 128
     c.rollout.max_turns = 4
     c.rollout.max_new_tokens = 1536
     c.rollout.max_turn_tokens = 0
@@ -90,7 +91,7 @@ def get_config(arg: str = "") -> ConfigDict:
         c.eval.examples, c.eval.baseline_examples, c.eval.bootstrap = 4, 4, 100
         c.compute.dtype = "float32"
         c.rollout.slots, c.rollout.max_len, c.rollout.max_new_tokens = 4, 768, 64
-        c.rollout.tick_tokens, c.rollout.extend_tokens = 8, 64
+        c.rollout.tick_tokens, c.rollout.extend_tokens, c.rollout.chunk_tokens = 8, 64, 32
         c.rollout.answer_tokens = 16
         c.rollout.max_turns, c.rollout.max_observation_tokens = 1, 64
     return c

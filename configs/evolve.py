@@ -166,6 +166,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.rollout.kv_dtype = "compute"
     c.rollout.tick_tokens = 16
     c.rollout.extend_tokens = 64
+    c.rollout.chunk_tokens = 32
     c.rollout.max_turns = 2
     c.rollout.max_new_tokens = 104
     c.rollout.max_turn_tokens = 0

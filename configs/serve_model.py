@@ -44,6 +44,7 @@ def get_config() -> ConfigDict:
     c.rollout.attention = "xla"
     c.rollout.tick_tokens = 16  # a new request is taken up after as many
     c.rollout.extend_tokens = 512
+    c.rollout.chunk_tokens = 128
     c.rollout.max_new_tokens = 1024  # of a reply; a client may ask for fewer
     c.rollout.temperature = 0.7
     c.rollout.top_k = 0

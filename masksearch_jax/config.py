@@ -209,6 +209,7 @@ class RolloutConfig:
     attention: Literal["xla", "pallas"]
     tick_tokens: int  # tokens decoded per tick
     extend_tokens: int  # prompt or observation tokens written per slot and tick
+    chunk_tokens: int  # of those, written at once: a chunk is 8 rows of so many, padded
     max_turns: int  # searches allowed; the turn after the last must answer
     max_new_tokens: int  # sampled tokens per trajectory
     max_turn_tokens: int  # sampled tokens per turn; 0: no limit of its own

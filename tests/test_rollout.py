@@ -153,6 +153,7 @@ ROLLOUT = dataclasses.replace(
     page_tokens=8,
     tick_tokens=4,
     extend_tokens=6,
+    chunk_tokens=4,
     max_turns=2,
     max_new_tokens=24,
     max_observation_tokens=16,

@@ -100,6 +100,8 @@ def test_sizes_of_a_shard(change, shards, expected):
         ({"decode_share": (0.0, 0.5)}, 1, "rollout.decode_share is (0.0, 0.5); it must"),
         ({"decode_share": (0.5, 1.5)}, 1, "rollout.decode_share is (0.5, 1.5); it must"),
         ({"page_tokens": 0}, 1, "rollout.page_tokens is 0; it must be positive"),
+        ({"chunk_tokens": 0}, 1, "rollout.chunk_tokens is 0; it must be from 1 to"),
+        ({"chunk_tokens": 7}, 1, "is 7; it must be from 1 to rollout.extend_tokens, 6"),
         ({"kv_tokens": 127}, 2, "in pages of 8: at least 128, or 0 for 4 of them"),
         ({"kv_tokens": -1}, 1, "rollout.kv_tokens is -1; each of 1 parts must hold one"),
     ],
@@ -110,6 +112,36 @@ def test_sizes_that_are_none_are_refused_by_name(change, shards, says):
 
 
 # ---- plans, without a device
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_chunks_are_as_few_as_can_be_and_a_row_s_pieces_are_in_order(seed):
+    draw = np.random.default_rng(seed)
+    cfg = dataclasses.replace(ROLLOUT, slots=20, extend_tokens=22, chunk_tokens=5)
+    shard = schedule.Shard(schedule.sizes(cfg, 1))
+    shard.rows = [Pretender(list(range(n, 2 * n)), n) for n in draw.integers(1, 40, 20)]
+    before = [draw.integers(0, len(e.ids)) for e in shard.rows]
+    for episode, written in zip(shard.rows, before, strict=True):
+        episode.written = int(written)
+    inbox = schedule.write_inbox([shard], cfg, SimpleNamespace(room=lambda episode: 9)).inbox
+
+    chunks, written, pieces = int(inbox.chunks[0]), list(before), []
+    for c in range(chunks):
+        used = np.flatnonzero(inbox.count[0, c])
+        assert len(set(inbox.row[0, c, used])) == len(used)  # none needs another of its chunk
+        for lane in used:
+            row, count = inbox.row[0, c, lane], inbox.count[0, c, lane]
+            assert inbox.start[0, c, lane] == written[row]
+            expected = shard.rows[row].ids[written[row] : written[row] + count]
+            assert inbox.ids[0, c, lane, :count].tolist() == expected
+            written[row] += count
+            pieces.append(row)
+    assert not inbox.count[0, chunks:].any()
+    ends = [min(w + 22, len(e.ids) - 1) for w, e in zip(before, shard.rows, strict=True)]
+    assert written == ends == [e.written for e in shard.rows]
+    most = max(pieces.count(row) for row in range(20))
+    assert chunks == max(most, -(-len(pieces) // 8))
+    assert len(pieces) == sum(-(-(e - w) // 5) for w, e in zip(before, ends, strict=True))
 
 
 def test_a_page_is_free_again_after_its_last_user():

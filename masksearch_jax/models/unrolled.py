@@ -24,7 +24,7 @@ from masksearch_jax.config import ComputeConfig, ModelConfig
 from masksearch_jax.models import attention, head, kv_cache, transformer
 from masksearch_jax.models.kv_cache import Fresh, KVCache
 
-FEW = 64  # rows, up to which a CPU has the weights on the left
+FEW = 128  # rows, up to which a CPU has the weights on the left
 
 
 class Layer(NamedTuple):

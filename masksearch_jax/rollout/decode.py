@@ -53,9 +53,13 @@ class Sampled(NamedTuple):
     count: jax.Array  # int32[N, R]
 
 
-def empty_inbox(shards: int, rows: int, pages: int, extend_tokens: int) -> Inbox:
-    """An inbox that does nothing, for rows of at most `pages` pages, to be filled in place."""
-    chunks = (shards, -(-rows // EXTEND_ROWS), EXTEND_ROWS)
+def empty_inbox(shards: int, rows: int, pages: int, extend_tokens: int, chunk_tokens: int) -> Inbox:
+    """An inbox that does nothing, to be filled in place.
+
+    For rows of at most `pages` pages that write up to `extend_tokens` each, so many at once.
+    """
+    pieces = -(-extend_tokens // chunk_tokens)
+    chunks = (shards, -(-rows // EXTEND_ROWS) * pieces, EXTEND_ROWS)
     zeros = functools.partial(np.zeros, dtype=np.int32)
     return Inbox(
         copies=zeros(shards),
@@ -64,7 +68,7 @@ def empty_inbox(shards: int, rows: int, pages: int, extend_tokens: int) -> Inbox
         table=zeros((shards, rows, pages)),
         chunks=zeros(shards),
         row=zeros(chunks),
-        ids=zeros((*chunks, extend_tokens)),
+        ids=zeros((*chunks, chunk_tokens)),
         start=zeros(chunks),
         count=zeros(chunks),
         length=zeros((shards, rows)),

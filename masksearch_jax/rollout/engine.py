@@ -203,8 +203,8 @@ class Engine:
             return
         # The first once more: the cache of a tick may lie otherwise than the cache before any.
         for rows in (*sizes.rows, sizes.rows[0]):
-            at_most = (sizes.rows[-1], sizes.width)
-            inbox = decode.empty_inbox(own, *at_most, self.cfg.extend_tokens)
+            tokens = (self.cfg.extend_tokens, self.cfg.chunk_tokens)
+            inbox = decode.empty_inbox(own, sizes.rows[-1], sizes.width, *tokens)
             self._call(model, mesh, inbox, rows)
         self._warm.update((mesh, rows) for rows in sizes.rows)
 

@@ -50,6 +50,11 @@ def sizes(cfg: RolloutConfig, shards: int) -> Sizes:
             f"trajectory of rollout.max_len {cfg.max_len} in pages of {cfg.page_tokens}: at least "
             f"{shards * width * cfg.page_tokens}, or 0 for {cfg.slots} of them"
         )
+    if not 1 <= cfg.chunk_tokens <= cfg.extend_tokens:
+        raise ValueError(
+            f"rollout.chunk_tokens is {cfg.chunk_tokens}; it must be from 1 to "
+            f"rollout.extend_tokens, {cfg.extend_tokens}"
+        )
     return Sizes(rows, open_, pages, cfg.page_tokens, width)
 
 
@@ -232,19 +237,19 @@ def reach(episode: Episode, written: int, cfg: RolloutConfig, rules: Rules) -> i
 
 
 def write_inbox(shards: list[Shard], cfg: RolloutConfig, rules: Rules) -> Letter:
-    """The next chunk of all that have tokens to write, and who decodes, on all shards."""
+    """The next tokens of all that have some to write, and who decodes, on all shards."""
     sizes = shards[0].sizes
-    inbox = decode.empty_inbox(len(shards), sizes.rows[-1], sizes.width, cfg.extend_tokens)
+    inbox = decode.empty_inbox(
+        len(shards), sizes.rows[-1], sizes.width, cfg.extend_tokens, cfg.chunk_tokens
+    )
     decoding = []
     for n, shard in enumerate(shards):
-        chunks = 0
+        inbox.chunks[n] = _write_chunks(inbox, n, shard.rows, cfg)
         for row, episode in enumerate(shard.rows):
             inbox.table[n, row, : len(episode.pages)] = episode.pages
-            chunks += _write_chunk(inbox, n, row, chunks, episode, cfg.extend_tokens)
             if episode.written == len(episode.ids) - 1:
                 _let_decode(inbox, (n, row), episode, min(cfg.tick_tokens, rules.room(episode)))
                 decoding.append(((n, row), episode))
-        inbox.chunks[n] = -(-chunks // decode.EXTEND_ROWS)
         inbox.copies[n] = len(shard.copies)
         for c, (source, target) in enumerate(shard.copies):
             inbox.source[n, c], inbox.target[n, c] = source, target
@@ -252,19 +257,29 @@ def write_inbox(shards: list[Shard], cfg: RolloutConfig, rules: Rules) -> Letter
     return Letter(inbox, rows, decoding)
 
 
-def _write_chunk(
-    inbox: decode.Inbox, n: int, row: int, chunk: int, episode: Episode, most: int
-) -> int:
-    """Send the next tokens that the cache lacks; 1 if there were any."""
-    end = min(len(episode.ids) - 1, episode.written + most)
-    ids = episode.ids[episode.written : end]
-    if not ids:
-        return 0
-    at = (n, *divmod(chunk, decode.EXTEND_ROWS))
-    inbox.row[at], inbox.start[at], inbox.count[at] = row, episode.written, len(ids)
-    inbox.ids[at][: len(ids)] = ids
-    episode.written = end
-    return 1
+def _write_chunks(inbox: decode.Inbox, n: int, rows: list[Episode], cfg: RolloutConfig) -> int:
+    """Send the next tokens that the caches of these rows lack, in as few chunks as can be.
+
+    Cut into pieces of `chunk_tokens`, all pieces of all rows are laid along the lanes of as many
+    chunks as that takes, one lane after the other. A row has no more pieces than there are chunks,
+    so none has two of its own, and one piece finds those before it in the cache.
+    """
+    size, pieces = cfg.chunk_tokens, []
+    for row, episode in enumerate(rows):
+        end = min(len(episode.ids) - 1, episode.written + cfg.extend_tokens)
+        pieces.append([(row, at, min(at + size, end)) for at in range(episode.written, end, size)])
+    total = sum(map(len, pieces))
+    chunks = max(-(-total // decode.EXTEND_ROWS), *map(len, pieces), 0)
+    first = 0
+    for own in pieces:
+        places = [divmod(i, chunks)[::-1] for i in range(first, first + len(own))]
+        first += len(own)
+        for place, (row, start, end) in zip(sorted(places), own, strict=True):
+            at = (n, *place)
+            inbox.row[at], inbox.start[at], inbox.count[at] = row, start, end - start
+            inbox.ids[at][: end - start] = rows[row].ids[start:end]
+            rows[row].written = end
+    return chunks
 
 
 def _let_decode(inbox: decode.Inbox, at: tuple[int, int], episode: Episode, budget: int) -> None:
