@@ -48,9 +48,9 @@ COMPUTE = ComputeConfig("bfloat16", "bfloat16", "xla", "none", 1024)
 
 def mesh_of(topology: str, tensor: int) -> Mesh:
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    shape = (len(devices) // tensor, 1, tensor)
+    shape = (len(devices) // tensor, 1, 1, tensor)
     grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return Mesh(grid, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(grid, sharding.AXES, axis_types=(AxisType.Auto,) * len(sharding.AXES))
 
 
 def abstract(mesh: Mesh, config: ModelConfig) -> tuple[Any, Any, Any]:

@@ -74,6 +74,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.ppl.mesh = ConfigDict()
     c.ppl.mesh.data = 1
     c.ppl.mesh.fsdp = -1
+    c.ppl.mesh.context = 1
     c.ppl.mesh.tensor = 1
 
     c.llm = common.llm()  # of the extractor llm

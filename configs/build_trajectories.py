@@ -65,6 +65,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.student.mesh = ConfigDict()
     c.student.mesh.data = 1
     c.student.mesh.fsdp = -1
+    c.student.mesh.context = 1
     c.student.mesh.tensor = 1
 
     c.student.prompt = ConfigDict()

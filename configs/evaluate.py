@@ -33,6 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.mesh = ConfigDict()
     c.mesh.data = 1
     c.mesh.fsdp = -1
+    c.mesh.context = 1
     c.mesh.tensor = 1
 
     c.prompt = ConfigDict()

@@ -30,6 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.mesh = ConfigDict()  # a parameter lies on all devices while it is written
     c.mesh.data = 1
     c.mesh.fsdp = -1
+    c.mesh.context = 1
     c.mesh.tensor = 1
 
     c.model = common.model(arg.model)

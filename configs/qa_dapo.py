@@ -35,6 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.mesh = ConfigDict()
     c.mesh.data = 1
     c.mesh.fsdp = -1
+    c.mesh.context = 1  # above 1: rows too long for a device are split over so many
     c.mesh.tensor = 1
 
     c.prompt = ConfigDict()

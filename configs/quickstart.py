@@ -80,6 +80,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.mesh = ConfigDict()
     c.mesh.data = -1
     c.mesh.fsdp = 1
+    c.mesh.context = 1
     c.mesh.tensor = 1
 
     # ---- SFT: one mask, then up to two, so that RL has masks left to learn --------------------

@@ -64,6 +64,7 @@ class MeshConfig:
     data: int
     fsdp: int
     tensor: int
+    context: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

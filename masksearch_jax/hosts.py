@@ -41,7 +41,7 @@ def _held(mesh: Mesh) -> dict[int, tuple[int, ...]]:
     """The parts of a batch that each process's devices hold, ascending."""
     found: dict[int, set[int]] = {}
     count = sharding.batch_shards(mesh)
-    for part, devices in enumerate(mesh.devices.reshape(count, -1)):  # `tensor` is the last axis
+    for part, devices in enumerate(mesh.devices.reshape(count, -1)):  # `context`, `tensor` are last
         for device in devices:
             found.setdefault(device.process_index, set()).add(part)
     held = {process: tuple(sorted(parts)) for process, parts in sorted(found.items())}

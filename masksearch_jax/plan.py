@@ -109,7 +109,7 @@ def batch_of(
             f"a micro-batch of {rows} rows does not divide over {parts} devices "
             f"(mesh {dict(mesh.shape)}, rows are split by data and fsdp)"
         )
-    axes = ("micro", "batch", "time")[micro == 1 :]
+    axes = ("micro", "batch", "any")[micro == 1 :]
     shape = (micro, rows, length)[micro == 1 :]
     kinds = dict.fromkeys(("ids", "targets", "positions", "segment_ids"), jnp.int32)
     kinds |= dict.fromkeys(floats, jnp.float32) | dict.fromkeys(masks, jnp.bool_)
@@ -207,7 +207,6 @@ def compile_program(program: Program, mesh: Any, found: chips.Slice) -> dict[str
                 raise
             return needed | {"compile_seconds": time.perf_counter() - started}
     module = Module(compiled.as_text())
-    done = flops.of_program(traced.jaxpr)
     wires = module.collectives()
     collectives = measure.wires(wires, [getattr(d, "slice_index", 0) for d in mesh.devices.flat])
     figures: dict[str, Any] = {
@@ -221,7 +220,7 @@ def compile_program(program: Program, mesh: Any, found: chips.Slice) -> dict[str
         return figures | tick_figures(program, module, mesh, found)
     layers = getattr(program.args[0], "params", program.args[0]).config.num_layers
     return figures | {
-        "flops": done,
+        "flops": (done := flops.of_program(traced.jaxpr)),
         "model_flops": program.model_flops,
         "recompute": done / program.model_flops,
         "weight_stacks_gathered": measure.stacks_gathered(wires, layers),
@@ -245,10 +244,9 @@ def tick_figures(
     step = module.decode_step_bytes(layers, program.args[2].table.shape[-1])
     wires = module.collectives_of(body) * layers + module.collectives_of(*module.branches(body))
     sent = sum(row["ici"] for row in measure.wires(wires, [0] * mesh.size).values())
-    rows = program.args[-1] * hosts.shards(mesh)
-    share = found.chip.devices
-    seconds = max(step * share / found.chip.bandwidth, sent * share / found.chip.ici)
-    return {"step_bytes": step, "step_ici": sent, "tokens_per_second_at_most": rows / seconds}
+    seconds = max(step / found.chip.bandwidth, sent / found.chip.ici) * found.chip.devices
+    rate = program.args[-1] * hosts.shards(mesh) / seconds
+    return {"step_bytes": step, "step_ici": sent, "tokens_per_second_at_most": rate}
 
 
 def peak_of(figures: dict[str, Any], held: dict[str, float]) -> float:
@@ -291,40 +289,45 @@ def plan(cfg: Run) -> dict[str, Any]:
 # ---- what to change
 
 
-def alternatives(cfg: Run) -> Iterator[tuple[str, Run]]:
-    """Other ways to run the same thing that need less memory, mildest first."""
-    change = dataclasses.replace
+def alternatives(cfg: Run) -> Iterator[tuple[tuple[str, ...], Run]]:
+    """Changes that need less memory, each with those before it, mildest first, and the run then."""
+    names: tuple[str, ...] = ()
+
+    def changed(section: str, key: str, value: Any) -> tuple[tuple[str, ...], Run]:
+        part = dataclasses.replace(getattr(cfg, section), **{key: value})
+        name = f"{section}.{key}={value}"
+        return (*names, name), dataclasses.replace(cfg, **{section: part})
+
     if cfg.compute.attention == "xla":
-        cfg = change(cfg, compute=change(cfg.compute, attention="splash"))
-        yield "compute.attention=splash", cfg
+        names, cfg = changed("compute", "attention", "splash")
+        yield names, cfg
     if cfg.compute.remat != "block":
-        cfg = change(cfg, compute=change(cfg.compute, remat="block"))
-        yield "compute.remat=block", cfg
+        names, cfg = changed("compute", "remat", "block")
+        yield names, cfg
     for _ in range(2):
         if isinstance(cfg, DapoRun):
             if cfg.dapo.micro_batch % 2 == 0:
-                cfg = change(cfg, dapo=change(cfg.dapo, micro_batch=cfg.dapo.micro_batch // 2))
-                yield f"dapo.micro_batch={cfg.dapo.micro_batch}", cfg
+                names, cfg = changed("dapo", "micro_batch", cfg.dapo.micro_batch // 2)
+                yield names, cfg
         elif cfg.sft.batch_size % (2 * cfg.optim.accumulate) == 0:
-            cfg = change(cfg, optim=change(cfg.optim, accumulate=cfg.optim.accumulate * 2))
-            yield f"optim.accumulate={cfg.optim.accumulate}", cfg
-    tensor = cfg.mesh.tensor * 2
-    yield f"mesh.tensor={tensor}", change(cfg, mesh=change(cfg.mesh, tensor=tensor))
+            names, cfg = changed("optim", "accumulate", cfg.optim.accumulate * 2)
+            yield names, cfg
+    yield changed("mesh", "context", cfg.mesh.context * 2)  # either, not both
+    yield changed("mesh", "tensor", cfg.mesh.tensor * 2)
 
 
 def improve(cfg: Run) -> list[dict[str, Any]]:
-    """Alternatives tried, each with all changes of those before it, until one fits."""
-    tried, changes = [], []
-    for name, other in alternatives(cfg):
-        changes.append(name)
+    """Alternatives tried, until one fits."""
+    tried = []
+    for changes, other in alternatives(cfg):
         try:
             results = plan(other)
         except ValueError as error:  # it does not divide
             tried.append({"changes": list(changes), "error": str(error)})
-            continue
-        tried.append({"changes": list(changes), "results": results})
-        if results["fits"]:
-            break
+        else:
+            tried.append({"changes": list(changes), "results": results})
+            if results["fits"]:
+                break
     return tried
 
 

@@ -1,8 +1,8 @@
-"""Where arrays lie: a mesh of three axes, a table of rules, the crossings to and from the host.
+"""Where arrays lie: a mesh of four axes, a table of rules, the crossings to and from the host.
 
-Mesh axes: `data` (whole replicas), `fsdp` (replicas that share the weights), `tensor` (heads,
-hidden units and vocabulary split). Axis types are Auto: the compiler places what the rules leave
-open.
+Mesh axes: `data` (whole replicas), `fsdp` (replicas that share the weights), `context` (the time
+of packed rows split, in training; these share the weights too), `tensor` (heads, hidden units and
+vocabulary split). Axis types are Auto: the compiler places what the rules leave open.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from masksearch_jax.config import MeshConfig
 
 Tree = TypeVar("Tree")
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "context", "tensor")
 
 # Logical axis -> mesh axes that split it. What is not listed is not split.
 RULES: dict[str, str | tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
-    "model": "fsdp",
+    "time": "context",
+    "model": ("fsdp", "context"),
     "heads": "tensor",
     "kv_heads": "tensor",
     "hidden": "tensor",
@@ -135,7 +136,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
     if shape[0] % slices:
         raise MeshError(f"mesh {asked}: data of {shape[0]} does not divide over {slices} slices")
-    within, between = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+    within, between = (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1)
     grid = mesh_utils.create_hybrid_device_mesh(
         within, between, devices, allow_split_physical_axes=True
     )

@@ -262,7 +262,7 @@ def test_a_checkpoint_is_read_by_parameter_in_the_dtype_that_it_is_stored_in(
             found = stored.read("blocks.up")
             sources.add(stored.source)
             assert (stored.step, stored.dtype) == (step, dtype)
-        assert tuple(found.sharding.spec) == (None, "fsdp", "tensor")
+        assert tuple(found.sharding.spec) == (None, ("fsdp", "context"), "tensor")
         assert len(found.addressable_shards) == 8
         expected = model.blocks.up[...].astype(jnp.float32) * step
         np.testing.assert_array_equal(found, expected)

@@ -34,7 +34,11 @@ for name, mesh in MESHES.items():
     if process == 0:
         np.savez(f"{folder}/{name}.npz", **found)
 """
-MESHES = {"data_fsdp": MeshConfig(2, 2, 1), "fsdp_tensor": MeshConfig(1, 2, 2)}
+MESHES = {
+    "data_fsdp": MeshConfig(2, 2, 1),
+    "fsdp_tensor": MeshConfig(1, 2, 2),
+    "fsdp_context": MeshConfig(1, 2, 1, 2),
+}
 COMPUTE = ComputeConfig("float32", "float32", "xla", "block", 16)
 MODEL = ModelConfig(
     family="qwen2",

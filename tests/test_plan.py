@@ -11,16 +11,17 @@ import jax.numpy as jnp
 import pytest
 
 from configs import common
-from masksearch_jax import cli, plan, train_sft, train_state
+from masksearch_jax import cli, plan, sharding, train_sft, train_state
 from masksearch_jax.config import (
     ComputeConfig,
     DapoRun,
+    MeshConfig,
     ModelConfig,
     OptimConfig,
     SftRun,
     to_dataclass,
 )
-from masksearch_jax.models import hf
+from masksearch_jax.models import attention, hf
 from masksearch_jax.planning import chips, flops, measure
 from masksearch_jax.planning.hlo import Collective
 
@@ -83,6 +84,22 @@ def test_operations_of_a_loop_count_as_often_as_it_runs():
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((3, 5), (5, 5))]
     one = 2 * 3 * 5 * 5
     assert flops.of_program(jax.make_jaxpr(program)(*shapes)) == (7 + 2) * one
+
+
+def test_an_attention_kernel_counts_half_of_its_queries_times_its_keys():
+    def loss(q, k, v, segments):
+        return attention.splash_attention(q, k, v, segments).sum()
+
+    q = jax.ShapeDtypeStruct((2, 512, 4, 64), jnp.float32)
+    k = jax.ShapeDtypeStruct((2, 512, 2, 64), jnp.float32)
+    segments = jax.ShapeDtypeStruct((2, 512), jnp.int32)
+    both = jax.value_and_grad(loss, argnums=(0, 1, 2))
+    for mesh in (MeshConfig(1, 1, 1), MeshConfig(2, 1, 1), MeshConfig(2, 1, 1, 2)):
+        count = mesh.data * mesh.context
+        with jax.set_mesh(sharding.make_mesh(mesh, jax.devices()[:count])):
+            found = flops.of_program(jax.make_jaxpr(both)(q, k, k, segments))
+        sums = 2.0 * q.size  # of the output times its gradient, outside of the kernels
+        assert found - sums == (2 + 3 + 4) * 2.0 * 2 * 4 * 512 * 512 * 64 / 2
 
 
 @pytest.mark.parametrize("remat", ["none", "block"])
@@ -182,27 +199,32 @@ def test_a_plan_reads_the_config_of_either_trainer(repository):
 
 def test_what_is_tried_keeps_what_was_tried_before(repository):
     cfg = config_of(repository, "ramp_sft.py:tiny", "compute.remat=dots", "optim.accumulate=2")
-    names, runs = zip(*plan.alternatives(cfg), strict=True)
-    assert names == (
+    changes, runs = zip(*plan.alternatives(cfg), strict=True)
+    kept = (
         "compute.attention=splash",
         "compute.remat=block",
         "optim.accumulate=4",
         "optim.accumulate=8",
-        "mesh.tensor=2",
     )
-    last = runs[-1]
-    assert (last.compute.attention, last.compute.remat) == ("splash", "block")
-    assert (last.optim.accumulate, last.mesh.tensor) == (8, 2)
+    assert changes[:4] == tuple(kept[: i + 1] for i in range(4))
+    assert changes[4:] == ((*kept, "mesh.context=2"), (*kept, "mesh.tensor=2"))
+    for last, split in zip(runs[4:], ((2, 1), (1, 2)), strict=True):
+        assert (last.compute.attention, last.compute.remat) == ("splash", "block")
+        assert last.optim.accumulate == 8
+        assert (last.mesh.context, last.mesh.tensor) == split
     assert (runs[0].compute.remat, runs[1].optim.accumulate) == ("dots", 2)
     cfg = config_of(repository, "ramp_dapo.py:tiny", "compute.attention=splash")
-    names, _ = zip(*plan.alternatives(cfg), strict=True)
-    assert names == ("dapo.micro_batch=8", "dapo.micro_batch=4", "mesh.tensor=2")
+    assert [c[-1] for c, _ in plan.alternatives(cfg)] == [
+        *("dapo.micro_batch=8", "dapo.micro_batch=4"),
+        *("mesh.context=2", "mesh.tensor=2"),
+    ]
     for name, *whole in (
         ("ramp_dapo.py:tiny", "dapo.micro_batch=1"),
         ("ramp_sft.py:tiny", "sft.batch_size=2", "optim.accumulate=2"),
     ):
         cfg = config_of(repository, name, "compute.attention=splash", *whole)
-        assert [n for n, _ in plan.alternatives(cfg)] == ["mesh.tensor=2"]
+        changes = [c for c, _ in plan.alternatives(cfg)]
+        assert changes == [("mesh.context=2",), ("mesh.tensor=2",)]
 
 
 @needs_libtpu

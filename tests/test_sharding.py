@@ -117,7 +117,7 @@ def test_cached_decoding_is_the_same_on_a_mesh() -> None:
 def test_each_device_holds_its_part_of_the_weights() -> None:
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     model = sharding.shard_parameters(mesh, random_model())
-    assert model.blocks.q[...].sharding.spec == PartitionSpec(None, "fsdp", "tensor")
+    assert model.blocks.q[...].sharding.spec == PartitionSpec(None, ("fsdp", "context"), "tensor")
     assert model.blocks.q[...].addressable_shards[0].data.shape == (2, 16, 32)
     assert model.embedding[...].addressable_shards[0].data.shape == (32, 16)
     assert model.norm[...].sharding.is_fully_replicated
@@ -151,10 +151,10 @@ def test_the_cpu_is_split_unless_jax_has_begun() -> None:
 
 def test_one_axis_takes_the_devices_that_are_left() -> None:
     mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=2, tensor=1))
-    assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
-    assert mesh.axis_types == (AxisType.Auto,) * 3
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "context": 1, "tensor": 1}
+    assert mesh.axis_types == (AxisType.Auto,) * 4
     one = sharding.make_mesh(MeshConfig(1, -1, 1), jax.devices()[:3])
-    assert dict(one.shape) == {"data": 1, "fsdp": 3, "tensor": 1}
+    assert dict(one.shape) == {"data": 1, "fsdp": 3, "context": 1, "tensor": 1}
 
 
 @pytest.mark.parametrize("sizes", [(3, 1, 1), (2, 2, 1), (-1, 3, 1), (16, 1, 1)])

@@ -14,9 +14,10 @@ from flax import nnx
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
 from configs import common
+from masksearch_jax import sharding
 from masksearch_jax.cli import to_dataclass
-from masksearch_jax.config import ComputeConfig, LoraConfig, ModelConfig, RopeScaling
-from masksearch_jax.models import attention, hf, kv_cache, transformer
+from masksearch_jax.config import ComputeConfig, LoraConfig, MeshConfig, ModelConfig, RopeScaling
+from masksearch_jax.models import attention, context, hf, kv_cache, transformer
 from masksearch_jax.models import lora as lora_module
 from masksearch_jax.models.head import token_logprobs
 from masksearch_jax.models.transformer import ModelError, Transformer, rms_norm
@@ -502,15 +503,18 @@ def test_an_unknown_model_names_the_nearest() -> None:
 
 
 @pytest.mark.slow  # the kernel in an interpreter
-def test_the_tpu_kernel_attends_as_the_plain_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    make = splash_attention_kernel.make_splash_mha_single_device
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_tpu_kernel_attends_as_the_plain_form(
+    monkeypatch: pytest.MonkeyPatch, parts: int
+) -> None:
+    make = splash_attention_kernel.make_splash_mha
     interpreted = functools.partial(make, interpret=True)
-    monkeypatch.setattr(splash_attention_kernel, "make_splash_mha_single_device", interpreted)
+    monkeypatch.setattr(splash_attention_kernel, "make_splash_mha", interpreted)
     draw = iter(jax.random.split(jax.random.key(0), 4))
-    q = jax.random.normal(next(draw), (2, 256, 4, 64))
-    k, v = (jax.random.normal(next(draw), (2, 256, 2, 64)) for _ in range(2))
+    q = jax.random.normal(next(draw), (2, 512, 4, 64))
+    k, v = (jax.random.normal(next(draw), (2, 512, 2, 64)) for _ in range(2))
     weights = jax.random.normal(next(draw), q.shape)
-    segments = jnp.int32([[1] * 100 + [2] * 130 + [0] * 26, [1] * 256])
+    segments = jnp.int32([[1] * 200 + [2] * 260 + [0] * 52, [1] * 512])
 
     def loss(attend, q, k, v):
         out = attend(q, k, v, segments)
@@ -518,11 +522,18 @@ def test_the_tpu_kernel_attends_as_the_plain_form(monkeypatch: pytest.MonkeyPatc
 
     def run(attend):
         both = jax.value_and_grad(functools.partial(loss, attend), argnums=(0, 1, 2), has_aux=True)
-        (_, out), grads = both(q, k, v)
+        (_, out), grads = jax.jit(both)(q, k, v)
         return out, grads
 
+    def as_laid_out(*args):
+        times = context.order(512, parts)
+        out = attention.splash_attention(*(x[:, times] for x in args))
+        return out[:, np.argsort(times)]
+
     expected, expected_grads = run(attention.packed_attention)
-    found, found_grads = run(attention.splash_attention)
+    mesh = sharding.make_mesh(MeshConfig(1, 1, 1, parts), jax.devices()[:parts])
+    with jax.set_mesh(mesh):
+        found, found_grads = run(as_laid_out)
     np.testing.assert_allclose(found, expected, atol=2e-5)
     for a, b in zip(found_grads, expected_grads, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)
@@ -530,8 +541,40 @@ def test_the_tpu_kernel_attends_as_the_plain_form(monkeypatch: pytest.MonkeyPatc
 
 def test_the_tpu_kernel_names_the_rows_that_it_takes() -> None:
     q = jnp.zeros((1, 200, 2, 64))
-    with pytest.raises(ValueError, match="multiple of 128 tokens, got 200"):
+    with pytest.raises(ValueError, match=r"multiple of 128 tokens, .*, got 200"):
         attention.splash_attention(q, q, q, jnp.ones((1, 200), jnp.int32))
+
+
+def test_time_is_split_so_that_each_device_has_early_and_late_tokens() -> None:
+    assert context.order(12, 3).tolist() == [0, 1, 10, 11, 2, 3, 8, 9, 4, 5, 6, 7]
+    causal = np.tril(np.ones((24, 24)))
+    work = causal[context.order(24, 4)].reshape(4, -1).sum(axis=1)
+    assert work.tolist() == [causal.sum() / 4] * 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "time", "says"),
+    [
+        (2, 14, "rows of 14 tokens do not divide over mesh.context 2"),
+        (3, 16, "batch of 3 does not divide over 2 devices"),
+    ],
+)
+def test_rows_that_cannot_be_split_say_so(
+    model: Transformer, rows: int, time: int, says: str
+) -> None:
+    mesh = sharding.make_mesh(MeshConfig(2, 1, 1, 2), jax.devices()[:4])
+    ids = random_ids(rows, time)
+    with jax.set_mesh(mesh), pytest.raises(sharding.MeshError, match=says):
+        jax.eval_shape(model.hidden, ids, ids, ids)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_hidden_states_come_back_in_order(parts: int) -> None:
+    x = np.arange(2 * 16 * 3, dtype=np.float32).reshape(2, 16, 3)
+    mesh = sharding.make_mesh(MeshConfig(2, 1, 1, parts), jax.devices()[: 2 * parts])
+    with jax.set_mesh(mesh):
+        found = jax.jit(context.in_order)(x[:, context.order(16, parts)])
+    np.testing.assert_array_equal(found, x)
 
 
 @pytest.mark.parametrize("remat", ["dots", "block"])

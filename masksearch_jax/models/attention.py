@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,12 @@ import numpy as np
 
 from masksearch_jax import sharding
 from masksearch_jax.config import ModelConfig, RopeScaling
+from masksearch_jax.models import context
 
 SPLASH_BLOCKS = (512, 256, 128)
+# Logical axes of queries, keys, values and segment ids, and of what attention makes of them.
+_Q, _KV = ("batch", "time", "heads"), ("batch", "time", "kv_heads")
+_SPLIT = ((_Q, _KV, _KV, ("batch", "time")), _Q)
 SEGMENT = 512  # tokens; of segments that long as many fit a row as cuDNN's packing is made for
 
 
@@ -104,14 +109,21 @@ def packed_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.
     0) attends to padding only, so that its rows stay finite.
     """
     time, dim = q.shape[1], q.shape[3]
-    causal = jnp.tril(jnp.ones((time, time), jnp.bool_))
-    allowed = (segment_ids[:, :, None] == segment_ids[:, None, :]) & causal[None]
-    grouped = group(q, k.shape[2])
-    scores = jnp.einsum(
-        "bkxd,bksd->bkxs", grouped, k.transpose(0, 2, 1, 3), preferred_element_type=jnp.float32
-    )
-    (weights,) = softmax([(scores, allowed)], dim, q.dtype)
-    return ungroup(jnp.einsum("bkxs,bksd->bkxd", weights, v.transpose(0, 2, 1, 3)), time)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+        k, v, keys = (context.whole(x) for x in (k, v, segments))
+        causal = context.times(time)[:, None] >= jnp.arange(time)
+        allowed = (segments[:, :, None] == keys[:, None, :]) & causal[None]
+        grouped = group(q, k.shape[2])
+        scores = jnp.einsum(
+            "bkxd,bksd->bkxs", grouped, k.transpose(0, 2, 1, 3), preferred_element_type=jnp.float32
+        )
+        (weights,) = softmax([(scores, allowed)], dim, q.dtype)
+        return ungroup(jnp.einsum("bkxs,bksd->bkxd", weights, v.transpose(0, 2, 1, 3)), q.shape[1])
+
+    if context.parts(time) > 1:
+        attend = sharding.on_shards(attend, *_SPLIT)
+    return attend(q, k, v, segment_ids)
 
 
 def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
@@ -122,28 +134,53 @@ def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    time, dim = q.shape[1], q.shape[3]
-    block = next((b for b in SPLASH_BLOCKS if time % b == 0), None)
+    time, dim, parts = q.shape[1], q.shape[3], context.parts(q.shape[1])
+    block = next((b for b in SPLASH_BLOCKS if time % (b * parts) == 0), None)
     if block is None:
         raise ValueError(
-            f"compute.attention splash takes rows of a multiple of {SPLASH_BLOCKS[-1]} tokens, "
-            f"got {time}"
+            f"compute.attention splash takes rows of a multiple of {SPLASH_BLOCKS[-1] * parts} "
+            f"tokens, {SPLASH_BLOCKS[-1]} for each part of mesh.context, got {time}"
         )
     sizes = splash.BlockSizes(
         **dict.fromkeys(("block_q", "block_kv", "block_q_dkv", "block_kv_dkv"), block),
         **dict.fromkeys(("block_q_dq", "block_kv_dq"), block),
     )
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
-        heads = [masks.CausalMask((time, time))] * q.shape[2]
-        kernel = splash.make_splash_mha_single_device(masks.MultiHeadMask(heads), block_sizes=sizes)
-        q = (q.astype(jnp.float32) * dim**-0.5).astype(q.dtype)
-        q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-        return jax.vmap(kernel)(q, k, v, splash.SegmentIds(segments, segments)).swapaxes(1, 2)
+    mask = masks.CausalMask((time, time))
+    mask.q_sequence = context.order(time, parts)
 
-    heads, kv_heads = ("batch", "any", "heads"), ("batch", "any", "kv_heads")
-    run = sharding.on_shards(attend, (heads, kv_heads, kv_heads, ("batch",)), heads)
-    return run(q, k, v, segment_ids)
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+        heads = masks.MultiHeadMask([mask] * q.shape[2])
+        kernel = splash.make_splash_mha(heads, block_sizes=sizes, head_shards=1, q_seq_shards=parts)
+        if parts > 1:
+            kernel = _own_part(kernel, parts)
+        q = (q.astype(jnp.float32) * dim**-0.5).astype(q.dtype)
+        k, v, keys = (context.whole(x) for x in (k, v, segments))
+        q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+        return jax.vmap(kernel)(q, k, v, splash.SegmentIds(segments, keys)).swapaxes(1, 2)
+
+    return sharding.on_shards(attend, *_SPLIT)(q, k, v, segment_ids)
+
+
+def _own_part(kernel: Any, parts: int) -> Any:
+    """A splash kernel whose mask is laid out for `parts` devices, for this one of them."""
+
+    def cut(x: jax.Array, axis: int) -> jax.Array:
+        size = x.shape[axis] // parts
+        return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(context.AXIS) * size, size, axis)
+
+    infos, how = kernel.tree_flatten()
+    held = (
+        info._replace(
+            **{
+                name: cut(value, 0 if name == "q_sequence" else 1)
+                for name, value in info._asdict().items()
+                if value is not None and name != "partial_mask_blocks"
+            }
+        )
+        for info in infos
+    )
+    return kernel.tree_unflatten(how, held)
 
 
 def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
@@ -159,6 +196,11 @@ def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.A
         raise ValueError(
             "compute.attention cudnn is for compute.dtype bfloat16 on an NVIDIA GPU, got "
             f"{q.dtype} on {jax.default_backend()}; choose xla, or splash on a TPU"
+        )
+    if (parts := context.parts(q.shape[1])) > 1:
+        raise ValueError(
+            f"compute.attention cudnn does not split rows over mesh.context {parts}; choose xla, "
+            "or splash on a TPU"
         )
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 

@@ -34,7 +34,7 @@ def token_logprobs(
     for every chunk.
     """
     score = functools.partial(_token_logprobs, temperature=temperature or 1.0, chunk=chunk)
-    rows = ("batch",)
+    rows = ("batch", "time")
     return sharding.on_shards(score, (("any",), rows, rows), rows)(
         model.head_table, hidden, targets
     )

@@ -17,7 +17,7 @@ from flax import nnx
 
 from masksearch_jax import sharding
 from masksearch_jax.config import ComputeConfig, ModelConfig
-from masksearch_jax.models import attention, head, kv_cache
+from masksearch_jax.models import attention, context, head, kv_cache
 from masksearch_jax.models.kv_cache import Fresh, KVCache
 from masksearch_jax.models.remat import REMAT
 
@@ -98,6 +98,7 @@ class Transformer(nnx.Module):
 
         Segments are contiguous and attend causally within themselves; segment 0 is padding.
         """
+        ids, positions, segment_ids = map(context.in_parts, (ids, positions, segment_ids))
         tables = attention.rope(self.config, positions)
         attend = attention.ATTENTION[self.compute.attention]
 
@@ -111,7 +112,7 @@ class Transformer(nnx.Module):
             policy = REMAT[self.compute.remat]
             layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
         x, _ = jax.lax.scan(layer, self.embed(ids), self.blocks)
-        return self.final_norm(x)
+        return context.in_order(self.final_norm(x))
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """Embeddings [..., M] of ids [...], in the compute dtype."""
@@ -156,8 +157,8 @@ class Transformer(nnx.Module):
         """
         from masksearch_jax.models import unrolled  # which knows this module
 
-        mesh = jax.sharding.get_abstract_mesh()
-        split = any(mesh.shape.get(axis, 1) > 1 for axis in ("fsdp", "tensor"))
+        sizes = jax.sharding.get_abstract_mesh().shape
+        split = any(sizes.get(axis, 1) > 1 for axis in ("fsdp", "context", "tensor"))
         stacked = split or jax.default_backend() == "tpu"
         return self if stacked else unrolled.unroll(self)
 

@@ -20,7 +20,7 @@ _KERNELS = {"fwd": 2, "dq": 3, "dkv": 4}
 def of_program(jaxpr: Any) -> float:
     """Of the matrix products of a traced program, over all devices; loops of unknown length once.
 
-    An attention kernel counts as causal: half of its square.
+    An attention kernel counts as causal: half of its queries times its keys.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     return sum(_of_equation(equation) for equation in jaxpr.eqns)
@@ -47,15 +47,15 @@ def _of_equation(equation: Any) -> float:
 
 
 def _of_kernel(equation: Any) -> float:
-    """Of one splash attention kernel, by its name and its queries [..., H, T, D]."""
+    """Of one splash attention kernel, by its name, queries [..., H, T, D], keys [..., K, S, D]."""
     name = str(equation.params.get("name") or equation.params.get("name_and_src_info"))
     kind = next((k for k in ("dkv", "dq", "fwd") if k in name), None)
     shapes = [v.aval.shape for v in equation.invars if len(v.aval.shape) >= 3]
     shapes = [s for s in shapes if s[-1] >= 32 and s[-2] >= 128]
     if kind is None or not shapes:
         return 0.0
-    *rows, time, dim = shapes[0]
-    return _KERNELS[kind] * 2.0 * math.prod(rows) * time * time * dim / 2
+    (*rows, time, dim), keys = shapes[0], shapes[1][-2]
+    return _KERNELS[kind] * 2.0 * math.prod(rows) * time * keys * dim / 2
 
 
 def of_training(config: ModelConfig, tokens: int, length: int, adapters: bool = False) -> float:
