@@ -450,6 +450,7 @@ def test_an_export_of_adapters_streams_what_merging_gives(mesh, tmp_path):
             hf.save(shapes, tmp_path / f"{name}_out", read=found.read, source=found.source)
         expected = load_file(tmp_path / f"{name}_whole" / hf.SINGLE)
         written = load_file(tmp_path / f"{name}_out" / hf.SINGLE)
+        assert written.keys() == expected.keys()
         for key, value in expected.items():  # products of two layouts may round differently
             np.testing.assert_allclose(written[key], value, atol=1e-6, err_msg=key)
     assert len(set(stack)) == 3
