@@ -206,8 +206,9 @@ class RolloutConfig:
     kv_tokens: int  # that the KV cache holds, all slots together; 0: slots times max_len
     page_tokens: int  # the KV cache is handed out in pages of so many
     kv_dtype: Literal["compute", "float32", "bfloat16", "int8"]
-    # How a decode step reads the KV cache; pallas: by a kernel, on TPUs and GPUs
-    attention: Literal["xla", "pallas"]
+    # How a decode step reads the KV cache; pallas: by a kernel, on TPUs and GPUs; auto: by it where
+    # it takes the head_dim and the page_tokens
+    attention: Literal["auto", "xla", "pallas"]
     tick_tokens: int  # tokens decoded per tick
     extend_tokens: int  # prompt or observation tokens written per slot and tick
     chunk_tokens: int  # of those, written at once: a chunk is 8 rows of so many, padded

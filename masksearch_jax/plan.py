@@ -24,7 +24,7 @@ from jax.experimental import topologies
 
 from masksearch_jax import cli, guard, hosts, sharding, train_dapo, train_sft, train_state
 from masksearch_jax.config import DapoRun, SftRun
-from masksearch_jax.models import hf, lora
+from masksearch_jax.models import hf, kv_cache, lora
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.planning import chips, flops, measure
 from masksearch_jax.planning.hlo import Module
@@ -55,9 +55,7 @@ def mesh_of(cfg: Run) -> tuple[chips.Slice, Any]:
     """
     found = chips.parse(cfg.plan.topology)
     if importlib.util.find_spec("libtpu") is None:
-        raise chips.PlanError(
-            "libtpu, the compiler for TPUs, is not installed: pip install 'jax[tpu]'"
-        )
+        raise chips.PlanError("libtpu, a TPU compiler, is not installed: pip install 'jax[tpu]'")
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
@@ -173,7 +171,8 @@ def tick_of(cfg: DapoRun, mesh: Any, model: Any) -> tuple[Any, tuple[Any, ...]]:
     inbox = decode.empty_inbox(shards, sizes.rows[-1], sizes.width, *tokens)
     seed = placed(jax.ShapeDtypeStruct((), jnp.uint32), mesh)
     stop = placed(jax.ShapeDtypeStruct((cfg.model.vocab_size,), jnp.bool_), mesh)
-    tick = decode.make_tick(rollout.tick_tokens, sampler_of(rollout), rollout.attention)
+    attention = kv_cache.reader(rollout.attention, "tpu", cfg.model.head_dim, sizes.page_tokens)
+    tick = decode.make_tick(rollout.tick_tokens, sampler_of(rollout), attention)
     return tick, (model, cache, placed(inbox, mesh, "batch"), seed, stop, sizes.rows[-1])
 
 

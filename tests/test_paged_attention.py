@@ -134,6 +134,25 @@ def test_sizes_that_the_kernel_does_not_take_are_refused_by_name(head_dim, page,
         paged_attention.check(head_dim, page)
 
 
+@pytest.mark.parametrize(
+    ("choice", "platform", "head_dim", "page", "expected"),
+    [
+        ("auto", "tpu", 128, 256, "pallas"),
+        ("auto", "tpu", 64, 128, "xla"),
+        ("auto", "tpu", 128, 64, "xla"),
+        ("auto", "gpu", 64, 64, "pallas"),
+        ("auto", "gpu", 96, 64, "xla"),
+        ("auto", "cpu", 128, 128, "xla"),
+        ("xla", "tpu", 128, 128, "xla"),
+        ("pallas", "tpu", 64, 128, "pallas"),  # which its own check refuses
+    ],
+)
+def test_the_kernel_is_chosen_where_there_is_one(
+    choice, platform, head_dim, page, expected
+) -> None:
+    assert kv_cache.reader(choice, platform, head_dim, page) == expected
+
+
 def test_the_kernel_is_refused_where_there_is_no_tpu() -> None:
     decode.check_backend("xla")
     with pytest.raises(

@@ -233,6 +233,18 @@ def _end(partial: Partial, dtype: jnp.dtype) -> jax.Array:
     return (partial.out / partial.total[..., None]).astype(dtype)
 
 
+def reader(choice: str, platform: str, head_dim: int, page_tokens: int) -> str:
+    """`xla` or `pallas` of a choice that may be `auto`: the kernel if there is one for these."""
+    kernels = {"tpu": paged_attention.check, "gpu": triton_attention.check}
+    if choice != "auto":
+        return choice
+    try:
+        kernels[platform](head_dim, page_tokens)
+    except (KeyError, ValueError):
+        return "xla"
+    return "pallas"
+
+
 def decode_attention(
     q: jax.Array,
     cache: KVCache,
@@ -248,6 +260,7 @@ def decode_attention(
     Rows are shard by shard, table int[N, B/N, W]. Of the cache, times below length[B] count; of
     the layer's fresh tokens [B, K, T, D], those up to `step`.
     """
+    backend = reader(backend, jax.default_backend(), q.shape[-1], cache.page_tokens)
 
     def attend(q, cache, k, v, layer, step, table, length):
         grouped = attention.group(q[:, None], k.shape[1])
