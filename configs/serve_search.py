@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.host = "127.0.0.1"
-    c.port = 8000
+    c.port = 8001  # beside serve_model, whose is 8000
 
     c.search = ConfigDict()
     c.search.kind = "bm25"
