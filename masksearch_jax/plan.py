@@ -101,12 +101,6 @@ def batch_of(
     mesh: Any, micro: int, rows: int, length: int, floats: tuple[str, ...], masks: tuple[str, ...]
 ) -> dict[str, Any]:
     """Shapes of a batch of `micro` micro-batches (axis absent for 1) of rows [rows, length]."""
-    parts = sharding.batch_shards(mesh)
-    if rows % parts:
-        raise sharding.MeshError(
-            f"a micro-batch of {rows} rows does not divide over {parts} devices "
-            f"(mesh {dict(mesh.shape)}, rows are split by data and fsdp)"
-        )
     axes = ("micro", "batch", "any")[micro == 1 :]
     shape = (micro, rows, length)[micro == 1 :]
     kinds = dict.fromkeys(("ids", "targets", "positions", "segment_ids"), jnp.int32)
@@ -121,11 +115,8 @@ def batch_of(
 
 def sft_programs(cfg: SftRun, mesh: Any) -> Iterator[Program]:
     state, tx = state_of(cfg, mesh)
+    train_sft.check(cfg, mesh)
     micro = cfg.optim.accumulate
-    if cfg.sft.batch_size % micro:
-        raise chips.PlanError(
-            f"sft.batch_size {cfg.sft.batch_size} is no multiple of optim.accumulate {micro}"
-        )
     batch = batch_of(
         mesh, micro, cfg.sft.batch_size // micro, cfg.sft.seq_len, ("loss_weights",), ()
     )
@@ -140,7 +131,7 @@ def sft_programs(cfg: SftRun, mesh: Any) -> Iterator[Program]:
 def dapo_programs(cfg: DapoRun, mesh: Any) -> Iterator[Program]:
     state, tx = state_of(cfg, mesh)
     dapo, rollout = cfg.dapo, cfg.rollout
-    rows = train_dapo.check(dapo, rollout) // dapo.minibatches
+    rows = train_dapo.check(dapo, rollout, mesh) // dapo.minibatches
     micro, length = rows // dapo.micro_batch, rollout.max_len
     batch = batch_of(mesh, micro, dapo.micro_batch, length, ("logp_sampler", "logp_old"), ("mask",))
     shape = (micro, dapo.micro_batch)[micro == 1 :]
@@ -321,7 +312,7 @@ def improve(cfg: Run) -> list[dict[str, Any]]:
     for changes, other in alternatives(cfg):
         try:
             results = plan(other)
-        except ValueError as error:  # it does not divide
+        except (ValueError, cli.UserError) as error:  # it does not divide
             tried.append({"changes": list(changes), "error": str(error)})
         else:
             tried.append({"changes": list(changes), "results": results})

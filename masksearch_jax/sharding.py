@@ -287,6 +287,20 @@ def batch_shards(mesh: Mesh | None) -> int:
     return 1 if mesh is None or mesh.empty else _ways(mesh, RULES["batch"])
 
 
+def time_parts(mesh: Any, time: int) -> int:
+    """Into how many parts the mesh splits rows of `time` tokens, each in two pieces.
+
+    Raises MeshError for rows that cannot be cut so.
+    """
+    count = mesh.shape.get(RULES["time"], 1)
+    if count > 1 and time % (2 * count):
+        raise MeshError(
+            f"rows of {time} tokens do not divide over mesh.context {count}, in two pieces on "
+            f"each device: choose a length that is a multiple of {2 * count}"
+        )
+    return count
+
+
 def _ways(mesh: Any, axes: str | tuple[str, ...] | None) -> int:
     """Into how many parts these mesh axes split an array's axis."""
     names = (axes,) if isinstance(axes, str) else axes or ()

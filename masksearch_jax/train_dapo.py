@@ -34,7 +34,7 @@ from masksearch_jax.rollout import sampling
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
 from masksearch_jax.search.tool import SearchTool, check_sources, open_tool
-from masksearch_jax.sharding import batch_shards, make_mesh
+from masksearch_jax.sharding import make_mesh
 from masksearch_jax.survival import Preempted, Survival
 from masksearch_jax.types import Trajectory, to_json
 
@@ -171,11 +171,10 @@ class GroupSampler:
         return [Request(str(stream), prompt.ids, stream % 2**32, s, source) for s in samples]
 
 
-def check(dapo: DapoConfig, rollout: RolloutConfig, parts: int = 1) -> int:
-    """Trajectories per update on this process. Raises ConfigError for what cannot work.
-
-    parts: into how many the mesh splits a batch's rows.
-    """
+def check(dapo: DapoConfig, rollout: RolloutConfig, mesh: Any) -> int:
+    """Trajectories per update on this process. ConfigError, MeshError for what cannot work."""
+    parts = sharding.batch_shards(mesh)
+    sharding.time_parts(mesh, rollout.max_len)
     if rollout.temperature <= 0:
         raise cli.ConfigError(
             f"config.rollout.temperature is {rollout.temperature}; to train, it must be above 0"
@@ -203,7 +202,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     dapo, rollout = cfg.dapo, cfg.rollout
     mesh = make_mesh(cfg.mesh)
     shares = hosts.share(mesh)[1]
-    sampled = check(dapo, rollout, batch_shards(mesh))
+    sampled = check(dapo, rollout, mesh)
 
     # ---- data, search
     vocab = Vocab.load(cfg.tokenizer)

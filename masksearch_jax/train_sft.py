@@ -25,7 +25,7 @@ from masksearch_jax.models import head, lora
 from masksearch_jax.models.initial import check_vocabulary, initial, pinned
 from masksearch_jax.progress import Progress
 from masksearch_jax.rl import losses
-from masksearch_jax.sharding import batch_shards, make_mesh
+from masksearch_jax.sharding import batch_shards, make_mesh, time_parts
 from masksearch_jax.survival import Survival
 
 
@@ -41,7 +41,11 @@ def make_loss_fn(compute: ComputeConfig) -> train_state.LossFn:
 
 
 def check(cfg: SftRun, mesh: jax.sharding.Mesh) -> None:
-    """Raises ConfigError for a batch that the micro-batches on the mesh's parts do not divide."""
+    """Raises ConfigError for a batch that the micro-batches on the mesh's parts do not divide.
+
+    MeshError for rows that it cannot split.
+    """
+    time_parts(mesh, cfg.sft.seq_len)
     parts, accumulate = batch_shards(mesh), cfg.optim.accumulate
     if cfg.sft.batch_size % (parts * accumulate):
         raise cli.ConfigError(

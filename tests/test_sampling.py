@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from masksearch_jax import cli, train_dapo
-from masksearch_jax.config import ConfigError, to_dataclass
+from masksearch_jax.config import ConfigError, MeshConfig, to_dataclass
 from masksearch_jax.quickstart import QuickstartRun
 from masksearch_jax.rollout import sampling
 from masksearch_jax.rollout.sampling import Sampler, keep, sample
+from masksearch_jax.sharding import make_mesh
 from tests.test_rollout import GREEDY, ROLLOUT, engine, request, transformer
 
 DRAW = jax.jit(sample, static_argnums=4)
+MESH = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
 FILTERS = [
     Sampler(1.0, top_k=1),
     Sampler(1.0, top_k=5),
@@ -208,12 +210,12 @@ def dapo(repository):
 def test_training_refuses_filters_unless_they_are_allowed(change, says, dapo):
     rollout = dataclasses.replace(ROLLOUT, **change)
     with pytest.raises(ConfigError, match=rf"{says}: .*set config\.dapo\.allow_filters"):
-        train_dapo.check(dapo, rollout)
+        train_dapo.check(dapo, rollout, MESH)
     allowed = dataclasses.replace(dapo, allow_filters=True)
-    assert train_dapo.check(allowed, rollout) == dapo.groups * dapo.group_size
-    assert train_dapo.check(dapo, ROLLOUT) == dapo.groups * dapo.group_size
+    assert train_dapo.check(allowed, rollout, MESH) == dapo.groups * dapo.group_size
+    assert train_dapo.check(dapo, ROLLOUT, MESH) == dapo.groups * dapo.group_size
 
 
 def test_training_refuses_greedy_sampling(dapo):
     with pytest.raises(ConfigError, match=r"temperature is 0\.0; to train, it must be above 0"):
-        train_dapo.check(dapo, GREEDY)
+        train_dapo.check(dapo, GREEDY, MESH)

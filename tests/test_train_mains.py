@@ -19,7 +19,7 @@ from benchmarks.crash_runs import Cluster
 from benchmarks.crash_runs import curve as curves
 from masksearch_jax import goodput, train_dapo, train_sft
 from masksearch_jax.cli import RESTART, ConfigError
-from masksearch_jax.config import DapoRun, LoraConfig, SftRun
+from masksearch_jax.config import DapoRun, LoraConfig, MeshConfig, SftRun
 from masksearch_jax.data import ramp
 from masksearch_jax.data.pipeline import Prompt
 from masksearch_jax.data.records import CacheError
@@ -30,6 +30,7 @@ from masksearch_jax.progress import Progress
 from masksearch_jax.rl import advantages, rewards
 from masksearch_jax.rl import groups as groups_lib
 from masksearch_jax.search.tool import FakeSearch, SearchError, open_tool
+from masksearch_jax.sharding import MeshError, make_mesh
 from masksearch_jax.stored import CheckpointError
 from masksearch_jax.survival import Preempted
 from masksearch_jax.types import Passage, QAExample, RampExample, Segment, Span, Trajectory
@@ -392,9 +393,18 @@ def test_settings_that_cannot_work_are_refused(dapo, tmp_path, section, change, 
 
 def test_dapo_refuses_micro_batches_that_the_parts_of_a_mesh_do_not_divide(dapo):
     says = r"micro-batches of 16 over the 3 parts that the mesh splits a batch into"
+    three, eight = (make_mesh(MeshConfig(n, 1, 1), jax.devices()[:n]) for n in (3, 8))
     with pytest.raises(ConfigError, match=says):
-        train_dapo.check(dapo.dapo, dapo.rollout, 3)
-    assert train_dapo.check(dapo.dapo, dapo.rollout, 8) == 32
+        train_dapo.check(dapo.dapo, dapo.rollout, three)
+    assert train_dapo.check(dapo.dapo, dapo.rollout, eight) == 32
+
+
+def test_rows_that_the_mesh_cannot_split_in_time_are_refused_at_the_start(sft, dapo):
+    mesh = make_mesh(MeshConfig(1, 1, 1, context=5), jax.devices()[:5])
+    with pytest.raises(MeshError, match=r"rows of \d+ tokens do not divide over mesh.context 5"):
+        train_sft.check(sft, mesh)
+    with pytest.raises(MeshError, match=r"choose a length that is a multiple of 10"):
+        train_dapo.check(dapo.dapo, dapo.rollout, mesh)
 
 
 # ---- the batch of DAPO

@@ -23,17 +23,8 @@ AXIS = "context"
 
 
 def parts(time: int) -> int:
-    """Into how many parts the mesh in force splits rows of `time` tokens.
-
-    Raises MeshError for rows that cannot be cut so.
-    """
-    count = jax.sharding.get_abstract_mesh().shape.get(AXIS, 1)
-    if count > 1 and time % (2 * count):
-        raise sharding.MeshError(
-            f"rows of {time} tokens do not divide over mesh.context {count}, in two pieces on "
-            f"each device: choose a length that is a multiple of {2 * count}"
-        )
-    return count
+    """Parts into which the mesh in force splits rows of `time` tokens; MeshError if it cannot."""
+    return sharding.time_parts(jax.sharding.get_abstract_mesh(), time)
 
 
 def order(time: int, count: int) -> np.ndarray:
