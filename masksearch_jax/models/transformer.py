@@ -117,7 +117,7 @@ class Transformer(nnx.Module):
     def embed(self, ids: jax.Array) -> jax.Array:
         """Embeddings [..., M] of ids [...], in the compute dtype."""
         x = self.embedding[...][ids].astype(self.compute.dtype)
-        return sharding.constrain(x, "batch", *("activation",) * ids.ndim)
+        return sharding.constrain(x, *("batch", "time")[: ids.ndim], "activation")
 
     def final_norm(self, x: jax.Array) -> jax.Array:
         """The norm between the last block and the head, x [..., M]."""
