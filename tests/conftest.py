@@ -37,6 +37,37 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+# Begun first, so that at the end no worker waits long for another's last file.
+LONGEST = (
+    "quickstart",
+    "train_mains",
+    "processes",
+    "build_mains",
+    "evolve",
+    "mesh_parity",
+    "dataset",
+    "lora",
+    "transformer",
+    "plan",
+    "hf_stream",
+    "tasks",
+    "checkpoint",
+    "hf",
+    "agents_job",
+    "schedule",
+    "sharding",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # xdist would begin with the files of the most tests
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return REPOSITORY
