@@ -48,7 +48,6 @@ LONGEST = (
     "dataset",
     "lora",
     "transformer",
-    "plan",
     "hf_stream",
     "tasks",
     "checkpoint",
