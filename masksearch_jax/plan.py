@@ -208,12 +208,12 @@ def compile_program(program: Program, mesh: Any, found: chips.Slice) -> dict[str
     }
     if program.name == "tick":
         return figures | tick_figures(program, module, mesh, found)
-    layers = getattr(program.args[0], "params", program.args[0]).config.num_layers
+    config = getattr(program.args[0], "params", program.args[0]).config
     return figures | {
         "flops": (done := flops.of_program(traced.jaxpr)),
         "model_flops": program.model_flops,
         "recompute": done / program.model_flops,
-        "weight_stacks_gathered": measure.stacks_gathered(wires, layers),
+        "weight_stacks_gathered": measure.stacks_gathered(wires, config, mesh.shape["tensor"]),
         "estimate": measure.estimate(
             found.chip,
             devices=mesh.size,

@@ -70,6 +70,21 @@ PARAMETERS |= {
 CACHE = ("layers", "batch", "any", "kv_heads", "any", "any")
 
 
+# The TPU compiler would make loops of products with weights that devices share, to gather these by
+# pieces: for a 7B on 32 chips of v6e the loops' sums move six times as much in HBM as all else.
+_NO_LOOPS = "--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"
+
+
+def libtpu_args(own: str) -> str:
+    """LIBTPU_INIT_ARGS as this package wants them: what is there, and that unless it is told."""
+    told = _NO_LOOPS.split("=")[0].lstrip("-") in own
+    return own if told else f"{own} {_NO_LOOPS}".strip()
+
+
+# Read when JAX first looks for TPUs, or compiles for some.
+os.environ["LIBTPU_INIT_ARGS"] = libtpu_args(os.environ.get("LIBTPU_INIT_ARGS", ""))
+
+
 class MeshError(ValueError):
     """A mesh that does not fit the devices, the model or the batch."""
 

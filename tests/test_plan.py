@@ -150,6 +150,17 @@ def test_collectives_between_slices_are_told_from_those_within():
     }
 
 
+def test_a_stack_of_weights_is_told_from_a_layer_s_heads():
+    config = to_dataclass(ModelConfig, common.model("qwen2.5-7b"))  # 28 layers, 28 heads
+
+    def gathers(*dims, tensor=1):
+        one = Collective("all-gather", 1.0, dims, 1.0, ())
+        return measure.stacks_gathered([one], config, tensor)
+
+    assert gathers(28, 3584, 512) == gathers(28, 3584, 128, tensor=4) == 1
+    assert gathers(28, 128, 3584) == gathers(1, 3584, 18944) == gathers(152064, 3584) == 0
+
+
 def test_an_estimate_is_the_longest_of_what_overlaps():
     found = measure.estimate(
         chips.CHIPS["v5e"],
@@ -250,6 +261,32 @@ def test_a_small_run_is_planned(repository, tmp_path, config):
         assert figures["fits"]
         assert 0 < figures["peak"] < 2 * 2**30
     assert found["programs"]["update"]["weight_stacks_gathered"] == 0
+
+
+# GiB that an update needs of a chip at its peak.
+PEAKS = [
+    ("qwen2.5-7b", "v5p-32", ("sft.batch_size=16", "sft.seq_len=8192"), 16.98),
+    ("qwen2.5-0.5b", "v5e-8", ("sft.batch_size=8", "sft.seq_len=2048"), 3.15),
+    ("qwen2.5-0.5b", "v5p-8", ("sft.batch_size=1", "sft.seq_len=8192", "mesh.context=4"), 0.0),
+]
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "topology", "more", "expected"), PEAKS)
+def test_published_models_fit_and_need_no_more_than_they_did(
+    repository, tmp_path, model, topology, more, expected
+):
+    path = tmp_path / "plan.json"
+    how = ("compute.attention=splash", "compute.remat=block", f"plan.json={path}")
+    done = command(repository, f"ramp_sft.py:{model}", f"plan.topology={topology}", *how, *more)
+    assert done.returncode == 0, done.stderr
+    update = json.loads(path.read_text())["programs"]["update"]
+    assert update["peak"] / 2**30 == pytest.approx(expected, rel=0.1)
+    assert update["weight_stacks_gathered"] == 0
+    assert update["recompute"] <= 1.35
+    # Products whose weights are gathered piece by piece would be bound by HBM.
+    assert update["estimate"]["bound"] == "compute"
 
 
 @needs_libtpu

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import subprocess
 import sys
 
@@ -147,6 +148,15 @@ def test_the_cpu_is_split_unless_jax_has_begun() -> None:
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True
     )
     assert done.stdout.split() == ["3", "3"]
+
+
+def test_what_the_user_tells_the_tpu_compiler_is_kept() -> None:
+    ours = "--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"
+    assert sharding.libtpu_args("") == ours
+    assert sharding.libtpu_args("--a=1") == f"--a=1 {ours}"
+    other = "--xla_jf_spmd_threshold_for_windowed_einsum_mib=8 --a=1"
+    assert sharding.libtpu_args(other) == other
+    assert ours in os.environ["LIBTPU_INIT_ARGS"]
 
 
 def test_one_axis_takes_the_devices_that_are_left() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from masksearch_jax.config import ModelConfig
 from masksearch_jax.planning import chips
 from masksearch_jax.planning.hlo import Collective
 
@@ -79,8 +81,13 @@ def estimate(
     return found | {"seconds": total, "mfu": model_flops / devices / peak / total, "bound": bound}
 
 
-def stacks_gathered(collectives: Sequence[Collective], layers: int) -> int:
-    """All-gathers of the weights of all layers at once, [layers, ., .], where one would do."""
+def stacks_gathered(collectives: Sequence[Collective], config: ModelConfig, tensor: int) -> int:
+    """All-gathers of a matrix of all layers at once, [layers, ., .], where one layer's would do."""
+    least = config.num_layers * config.hidden_size * config.num_kv_heads * config.head_dim / tensor
     return sum(
-        c.kind == "all-gather" and len(c.dims) == 3 and c.dims[0] == layers for c in collectives
+        c.kind == "all-gather"
+        and len(c.dims) == 3
+        and c.dims[0] == config.num_layers
+        and math.prod(c.dims) >= least  # one layer's by heads may have as many of these
+        for c in collectives
     )
