@@ -96,8 +96,9 @@ def torment(cfg: Run, kills: int, steps: int, rng: random.Random) -> dict[str, A
     ends: collections.Counter[str] = collections.Counter()
     while True:
         cluster = crash_runs.Cluster(cfg)
-        if found["kills"] < kills:
-            wait_for(cluster, workdir, rng.randint(0, max(2 * steps // kills, 1)), rng)
+        if (kills_left := kills - found["kills"]) > 0:
+            steps_left = steps - committed(workdir)
+            wait_for(cluster, workdir, rng.randint(0, max(steps_left // kills_left, 1)), rng)
         else:
             cluster.wait(1800)
         saved = committed(workdir)
@@ -261,7 +262,7 @@ def both(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     """SFT, then DAPO on what the undisturbed SFT run left."""
     data, cache = crash_runs.make_data(folder / "data"), str(folder / "programs")
     share = max(kills // 2, 1)
-    steps = max(3 * share, 30)
+    steps = max(6 * share, 30)
 
     def sft(name: str) -> SftRun:
         return crash_runs.sft_run(data, folder / f"sft_{name}", steps, compile_cache=cache)

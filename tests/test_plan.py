@@ -267,7 +267,7 @@ def test_a_small_run_is_planned(repository, tmp_path, config):
 PEAKS = [
     ("qwen2.5-7b", "v5p-32", ("sft.batch_size=16", "sft.seq_len=8192"), 16.98),
     ("qwen2.5-0.5b", "v5e-8", ("sft.batch_size=8", "sft.seq_len=2048"), 3.15),
-    ("qwen2.5-0.5b", "v5p-8", ("sft.batch_size=1", "sft.seq_len=8192", "mesh.context=4"), 0.0),
+    ("qwen2.5-0.5b", "v5p-8", ("sft.batch_size=1", "sft.seq_len=4096", "mesh.context=4"), 3.23),
 ]
 
 
@@ -285,8 +285,8 @@ def test_published_models_fit_and_need_no_more_than_they_did(
     assert update["peak"] / 2**30 == pytest.approx(expected, rel=0.1)
     assert update["weight_stacks_gathered"] == 0
     assert update["recompute"] <= 1.35
-    # Products whose weights are gathered piece by piece would be bound by HBM.
-    assert update["estimate"]["bound"] == "compute"
+    # Loops of products with weights gathered piece by piece would be bound by HBM.
+    assert update["estimate"]["hbm_seconds"] <= update["estimate"]["compute_seconds"]
 
 
 @needs_libtpu
