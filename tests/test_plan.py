@@ -266,7 +266,6 @@ def test_a_small_run_is_planned(repository, tmp_path, config):
 # GiB that an update needs of a chip at its peak.
 PEAKS = [
     ("qwen2.5-7b", "v5p-32", ("sft.batch_size=16", "sft.seq_len=8192"), 16.98),
-    ("qwen2.5-0.5b", "v5e-8", ("sft.batch_size=8", "sft.seq_len=2048"), 3.15),
     ("qwen2.5-0.5b", "v5p-8", ("sft.batch_size=1", "sft.seq_len=4096", "mesh.context=4"), 3.23),
 ]
 
@@ -285,8 +284,9 @@ def test_published_models_fit_and_need_no_more_than_they_did(
     assert update["peak"] / 2**30 == pytest.approx(expected, rel=0.1)
     assert update["weight_stacks_gathered"] == 0
     assert update["recompute"] <= 1.35
-    # Loops of products with weights gathered piece by piece would be bound by HBM.
-    assert update["estimate"]["hbm_seconds"] <= update["estimate"]["compute_seconds"]
+    # Loops of products would send weights around piece by piece.
+    sent = {kind: row["ici"] for kind, row in update["collectives"].items()}
+    assert sent.get("collective-permute", 0.0) < 0.1 * sent["all-gather"]
 
 
 @needs_libtpu
