@@ -75,14 +75,16 @@ CACHE = ("layers", "batch", "any", "kv_heads", "any", "any")
 _NO_LOOPS = "--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"
 
 
-def libtpu_args(own: str) -> str:
-    """LIBTPU_INIT_ARGS as this package wants them: what is there, and that unless it is told."""
-    told = _NO_LOOPS.split("=")[0].lstrip("-") in own
-    return own if told else f"{own} {_NO_LOOPS}".strip()
+def libtpu_args(own: str | None) -> str:
+    """LIBTPU_INIT_ARGS of one's own, with that unless they name it or are there and empty."""
+    if own is None:
+        return _NO_LOOPS
+    told = not own or _NO_LOOPS.split("=")[0] in own
+    return own if told else f"{own} {_NO_LOOPS}"
 
 
 # Read when JAX first looks for TPUs, or compiles for some.
-os.environ["LIBTPU_INIT_ARGS"] = libtpu_args(os.environ.get("LIBTPU_INIT_ARGS", ""))
+os.environ["LIBTPU_INIT_ARGS"] = libtpu_args(os.environ.get("LIBTPU_INIT_ARGS"))
 
 
 class MeshError(ValueError):

@@ -152,7 +152,8 @@ def test_the_cpu_is_split_unless_jax_has_begun() -> None:
 
 def test_what_the_user_tells_the_tpu_compiler_is_kept() -> None:
     ours = "--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"
-    assert sharding.libtpu_args("") == ours
+    assert sharding.libtpu_args(None) == ours
+    assert sharding.libtpu_args("") == ""  # for a compiler that does not know the flag
     assert sharding.libtpu_args("--a=1") == f"--a=1 {ours}"
     other = "--xla_jf_spmd_threshold_for_windowed_einsum_mib=8 --a=1"
     assert sharding.libtpu_args(other) == other
