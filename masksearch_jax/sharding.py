@@ -267,7 +267,9 @@ def on_shards(
         specs = [spec(*axes) for axes in (*inputs, output)]
         if mesh.empty or mesh.size == 1 or not _all_divide(mesh, specs, args):
             return function(*args)
-        split = {name for s in specs for axes in s if axes for name in np.atleast_1d(axes)}
+        # A TPU kernel takes no axis that is left to the compiler; `context` splits nothing else.
+        split = {RULES["time"]} & set(mesh.axis_names)
+        split |= {name for s in specs for axes in s if axes for name in np.atleast_1d(axes)}
         mapped = jax.shard_map(
             function,
             in_specs=tuple(specs[:-1]),

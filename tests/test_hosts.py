@@ -17,6 +17,7 @@ def mesh_on(processes: list[int], shape: tuple[int, int, int]) -> SimpleNamespac
     """A mesh whose devices, in order, lie on these processes."""
     devices = np.empty(math.prod(shape), object)
     devices[:] = [SimpleNamespace(process_index=process) for process in processes]
+    shape = (*shape[:2], 1, shape[2])
     sizes = dict(zip(sharding.AXES, shape, strict=True))
     return SimpleNamespace(devices=devices.reshape(shape), shape=sizes, empty=False)
 
