@@ -250,17 +250,17 @@ def test_a_small_run_is_planned(repository, tmp_path, config):
         else ("dapo.groups=2", "dapo.minibatches=2", "dapo.micro_batch=8", "rollout.slots=16")
     )
     more += ("model.head_dim=128",)  # which the kernel that reads the KV cache takes
-    config_of_it = config_of(repository, config, "model.head_dim=128").model
-    weights = sum(x.size for x in jax.tree.leaves(hf.abstract(config_of_it, COMPUTE)))
+    shapes = hf.abstract(config_of(repository, config, *more).model, COMPUTE)
+    weights = sum(x.size for x in jax.tree.leaves(shapes))
     done = command(repository, config, "plan.topology=v5e-8", f"plan.json={path}", *more)
     assert done.returncode == 0, done.stderr
     found = json.loads(path.read_text())
     names = ["update"] if "sft" in config else ["update", "logprobs", "tick"]
     assert list(found["programs"]) == names
     assert found["chips"] == 8
-    # Weights of 4 bytes and two moments of each, over eight chips.
-    assert found["held"]["weights"] == pytest.approx(weights * 4 / 8, rel=0.02)
-    assert found["held"]["optimizer"] == pytest.approx(weights * 8 / 8, rel=0.02)
+    # Weights of 4 bytes and two moments of each, over eight chips; norms and biases on each.
+    assert found["held"]["weights"] == pytest.approx(weights * 4 / 8, rel=0.03)
+    assert found["held"]["optimizer"] == pytest.approx(weights * 8 / 8, rel=0.03)
     for figures in found["programs"].values():
         assert figures["fits"]
         assert 0 < figures["peak"] < 2 * 2**30
