@@ -16,6 +16,7 @@ import pytest
 from masksearch_jax.models import kv_cache
 from masksearch_jax.models.head import token_logprobs
 from masksearch_jax.rollout import memory, schedule
+from masksearch_jax.rollout.decode import RolloutError
 from masksearch_jax.rollout.engine import CompileError, Engine
 from masksearch_jax.rollout.episode import Episode, Request, key_of
 from masksearch_jax.rollout.pages import PagePool
@@ -107,7 +108,7 @@ def test_sizes_of_a_shard(change, shards, expected):
     ],
 )
 def test_sizes_that_are_none_are_refused_by_name(change, shards, says):
-    with pytest.raises(ValueError, match=re.escape(says)):
+    with pytest.raises(RolloutError, match=re.escape(says)):
         schedule.sizes(dataclasses.replace(ROLLOUT, **change), shards)
 
 

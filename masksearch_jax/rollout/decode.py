@@ -24,6 +24,10 @@ from masksearch_jax.sharding import CACHE, constrain
 EXTEND_ROWS = 8  # rows per extend chunk; fixed, so that numerics do not depend on who else waits
 
 
+class RolloutError(ValueError):
+    """Settings of a rollout that no engine can be made of, or not on these devices."""
+
+
 class Inbox(NamedTuple):
     """What the host sends with a tick; numpy, leading axis N. Pages are counted within a shard.
 
@@ -205,10 +209,10 @@ def init_cache(model: Any, shards: int, pages: int, page_tokens: int, dtype: str
 
 
 def check_backend(attention: str) -> None:
-    """Raises ValueError for a way to read the KV cache that these devices do not have."""
+    """Raises RolloutError for a way to read the KV cache that these devices do not have."""
     if attention == "pallas" and jax.default_backend() not in ("tpu", "gpu"):
         found = jax.default_backend()
-        raise ValueError(
+        raise RolloutError(
             "rollout.attention is 'pallas', a kernel for TPUs and one for GPUs, and this is "
             f"{found!r}; choose 'xla'"
         )

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from masksearch_jax.config import RolloutConfig
 from masksearch_jax.rollout import decode
+from masksearch_jax.rollout.decode import RolloutError
 from masksearch_jax.rollout.episode import Episode, Request, Rules, key_of
 from masksearch_jax.rollout.pages import PagePool
 
@@ -29,29 +30,29 @@ class Sizes(NamedTuple):
 
 
 def sizes(cfg: RolloutConfig, shards: int) -> Sizes:
-    """Sizes of each of `shards` equal parts. ValueError for parts, shares, pages that are none."""
+    """Sizes of each of `shards` equal parts. RolloutError for parts, shares or pages of none."""
     if cfg.slots < 1 or cfg.slots % shards:
-        raise ValueError(
+        raise RolloutError(
             f"rollout.slots is {cfg.slots}; it must be a positive multiple of {shards}, the parts "
             "that the mesh and the processes split a batch into"
         )
     share = cfg.decode_share
     if not share or list(share) != sorted(set(share)) or not 0 < share[0] <= share[-1] <= 1:
-        raise ValueError(f"rollout.decode_share is {share}; it must ascend, above 0 and up to 1")
+        raise RolloutError(f"rollout.decode_share is {share}; it must ascend, above 0 and up to 1")
     if cfg.page_tokens < 1:
-        raise ValueError(f"rollout.page_tokens is {cfg.page_tokens}; it must be positive")
+        raise RolloutError(f"rollout.page_tokens is {cfg.page_tokens}; it must be positive")
     open_ = cfg.slots // shards
     rows = tuple(sorted({max(1, round(s * open_)) for s in share}))
     width = math.ceil(cfg.max_len / cfg.page_tokens)
     pages = cfg.kv_tokens // (shards * cfg.page_tokens) if cfg.kv_tokens else open_ * width
     if pages < width:
-        raise ValueError(
+        raise RolloutError(
             f"rollout.kv_tokens is {cfg.kv_tokens}; each of {shards} parts must hold one "
             f"trajectory of rollout.max_len {cfg.max_len} in pages of {cfg.page_tokens}: at least "
             f"{shards * width * cfg.page_tokens}, or 0 for {cfg.slots} of them"
         )
     if not 1 <= cfg.chunk_tokens <= cfg.extend_tokens:
-        raise ValueError(
+        raise RolloutError(
             f"rollout.chunk_tokens is {cfg.chunk_tokens}; it must be from 1 to "
             f"rollout.extend_tokens, {cfg.extend_tokens}"
         )
