@@ -141,7 +141,7 @@ on_all() { act gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all
 copy_code() {
   local archive
   archive=$(mktemp -d)/masksearch_jax.tgz
-  act tar -czf "$archive" -C "$root" --exclude=./.venv --exclude=./.git --exclude=./runs .
+  act tar -czf "$archive" -C "$root" --exclude-from="$root/.gitignore" --exclude=./.git .
   act gcloud compute tpus tpu-vm scp "$archive" "$name:masksearch_jax.tgz" "${where[@]}" --worker=all
   on_all 'mkdir -p masksearch_jax && tar -xzf masksearch_jax.tgz -C masksearch_jax'
   rm -rf "$(dirname "$archive")"

@@ -57,7 +57,7 @@ def answers(fakes: Path, kind: str, *replies: str) -> None:
         (fakes / f"{kind}.{i}").write_text(reply + "\n")
 
 
-def launch(fakes: Path, script: str, *args: str) -> subprocess.CompletedProcess:
+def launch(fakes: Path, script: str | Path, *args: str) -> subprocess.CompletedProcess:
     environment = os.environ | {
         "FAKES": str(fakes),
         "PATH": f"{fakes}:{os.environ['PATH']}",
@@ -142,6 +142,23 @@ def test_arguments_reach_the_host_as_they_were(fakes: Path) -> None:
     *printed, last = ran.stdout.splitlines()
     assert printed == AWKWARD
     assert re.fullmatch(r"tpu_vm: \S+ exits with 42", last)
+
+
+def test_hosts_get_the_checkout_without_what_is_made_in_it(fakes: Path, tmp_path: Path) -> None:
+    made = [".venv/bin/python", ".libtpu/libtpu.so", "runs/tiny/log", "src/__pycache__/a.pyc"]
+    kept = ["launch/tpu_vm.sh", "src/a.py", ".gitignore", "data/builds.json"]
+    root = tmp_path / "checkout"
+    for name in [*made, *kept, ".git/HEAD", ".hypothesis/x", "m.egg-info/PKG-INFO"]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    shutil.copy(LAUNCH / "tpu_vm.sh", root / "launch")
+    shutil.copy(ROOT / ".gitignore", root)
+    answers(fakes, "state", "echo ACTIVE")
+    answers(fakes, "node", READY)
+    answers(fakes, "other", 'tar -tzf "$5" >"$FAKES/files"')
+    assert launch(fakes, root / "launch" / "tpu_vm.sh", *SLICE, "--", *COMMAND).returncode == 0
+    files = (fakes / "files").read_text().split()
+    assert sorted(f.removeprefix("./") for f in files if f[-1] != "/") == sorted(kept)
 
 
 @pytest.mark.parametrize("status", [42, 134, 137, 143, 255])
