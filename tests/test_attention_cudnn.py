@@ -89,9 +89,11 @@ def test_it_is_lowered_to_the_kernels_of_cudnn(hopper, monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_it_is_refused_where_there_is_no_kernel(dtype, monkeypatch):
-    with pytest.raises(ValueError, match=f"bfloat16 on an NVIDIA GPU, got {dtype} on cpu; choose"):
+    with pytest.raises(
+        attention.AttentionError, match=f"bfloat16 on an NVIDIA GPU, got {dtype} on cpu; choose"
+    ):
         attention.ATTENTION["cudnn"](*inputs(dtype))
     if dtype == "float32":
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-        with pytest.raises(ValueError, match="got float32 on gpu"):
+        with pytest.raises(attention.AttentionError, match="got float32 on gpu"):
             attention.ATTENTION["cudnn"](*inputs(dtype))

@@ -118,7 +118,7 @@ def test_on_a_gpu_the_cache_is_read_by_one_kernel(monkeypatch) -> None:
     ],
 )
 def test_sizes_that_triton_has_no_blocks_of_are_refused(head_dim, page, says) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(attention.AttentionError, match=says):
         triton_attention.check(head_dim, page)
 
 
@@ -130,7 +130,7 @@ def test_sizes_that_triton_has_no_blocks_of_are_refused(head_dim, page, says) ->
     ],
 )
 def test_sizes_that_the_kernel_does_not_take_are_refused_by_name(head_dim, page, says) -> None:
-    with pytest.raises(ValueError, match=re.escape(says)):
+    with pytest.raises(attention.AttentionError, match=re.escape(says)):
         paged_attention.check(head_dim, page)
 
 
@@ -156,6 +156,6 @@ def test_the_kernel_is_chosen_where_there_is_one(
 def test_the_kernel_is_refused_where_there_is_no_tpu() -> None:
     decode.check_backend("xla")
     with pytest.raises(
-        ValueError, match="for TPUs and one for GPUs, and this is 'cpu'; choose 'xla'"
+        decode.RolloutError, match="for TPUs and one for GPUs, and this is 'cpu'; choose 'xla'"
     ):
         decode.check_backend("pallas")

@@ -510,5 +510,8 @@ def test_sampling_follows_the_softmax_and_its_logprobs():
 
 
 def test_a_prompt_without_room_is_refused_by_name():
-    with engine() as e, pytest.raises(ValueError, match=r"'e0' has 64 tokens.*max_len is 64"):
+    with (
+        engine() as e,
+        pytest.raises(decode.RolloutError, match=r"'e0' has 64 tokens.*max_len is 64"),
+    ):
         list(e.run(ANSWERER, [request("red" * 64)]))

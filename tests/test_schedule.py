@@ -560,9 +560,9 @@ def test_a_cache_that_does_not_fit_is_refused_with_how_many_slots_do(monkeypatch
         "rollout: a KV cache of 45,056 tokens in float32 takes 11 MiB, and 10 MiB are free: 10 "
         "slots of rollout.max_len 4096 fit"
     )
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(RolloutError, match=says):
         check(11, "float32")
-    with pytest.raises(ValueError, match=r"110,592 tokens in int8 .*: 26 slots of"):
+    with pytest.raises(RolloutError, match=r"110,592 tokens in int8 .*: 26 slots of"):
         check(27, "int8")
     monkeypatch.setattr(jax, "local_devices", devices(half, None))
     check(11, "float32")  # one does not say

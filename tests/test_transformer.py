@@ -541,7 +541,7 @@ def test_the_tpu_kernel_attends_as_the_plain_form(
 
 def test_the_tpu_kernel_names_the_rows_that_it_takes() -> None:
     q = jnp.zeros((1, 200, 2, 64))
-    with pytest.raises(ValueError, match=r"multiple of 128 tokens, .*, got 200"):
+    with pytest.raises(attention.AttentionError, match=r"multiple of 128 tokens, .*, got 200"):
         attention.splash_attention(q, q, q, jnp.ones((1, 200), jnp.int32))
 
 

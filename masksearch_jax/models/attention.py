@@ -30,6 +30,10 @@ _SPLIT = ((_Q, _KV, _KV, ("batch", "time")), _Q)
 SEGMENT = 512  # tokens; of segments that long as many fit a row as cuDNN's packing is made for
 
 
+class AttentionError(ValueError):
+    """Sizes or a device that a way to compute attention does not take."""
+
+
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
     """Radians per position of each pair of channels, float32[D/2]; Llama 3.1 scaling when given.
 
@@ -129,7 +133,7 @@ def packed_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.
 def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
     """`packed_attention` by the Pallas kernel for TPUs, which keeps no scores in memory.
 
-    Raises ValueError for times that are no multiple of its smallest block.
+    Raises AttentionError for times that are no multiple of its smallest block.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -137,7 +141,7 @@ def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.
     time, dim, parts = q.shape[1], q.shape[3], context.parts(q.shape[1])
     block = next((b for b in SPLASH_BLOCKS if time % (b * parts) == 0), None)
     if block is None:
-        raise ValueError(
+        raise AttentionError(
             f"compute.attention splash takes rows of a multiple of {SPLASH_BLOCKS[-1] * parts} "
             f"tokens, {SPLASH_BLOCKS[-1]} for each part of mesh.context, got {time}"
         )
@@ -188,17 +192,18 @@ def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.A
 
     Rows of at most T / SEGMENT segments go to its own packing, which skips what other segments
     hold and wants that number when it compiles; where a row has more, all get a mask, [B, T, T] in
-    bfloat16, three to four times as slow, as on GPUs before Hopper. Raises ValueError on another
-    device or in another dtype than bfloat16, and cuDNN's own errors for shapes that it has no
-    kernel for (odd T, D no multiple of 8).
+    bfloat16, three to four times as slow, as on GPUs before Hopper.
+
+    Raises AttentionError on another device or in another dtype than bfloat16, and cuDNN's own
+    errors for shapes that it has no kernel for (odd T, D no multiple of 8).
     """
     if jax.default_backend() != "gpu" or q.dtype != jnp.bfloat16:
-        raise ValueError(
+        raise AttentionError(
             "compute.attention cudnn is for compute.dtype bfloat16 on an NVIDIA GPU, got "
             f"{q.dtype} on {jax.default_backend()}; choose xla, or splash on a TPU"
         )
     if (parts := context.parts(q.shape[1])) > 1:
-        raise ValueError(
+        raise AttentionError(
             f"compute.attention cudnn does not split rows over mesh.context {parts}; choose xla, "
             "or splash on a TPU"
         )

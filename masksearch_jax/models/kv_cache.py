@@ -240,7 +240,7 @@ def reader(choice: str, platform: str, head_dim: int, page_tokens: int) -> str:
         return choice
     try:
         kernels[platform](head_dim, page_tokens)
-    except (KeyError, ValueError):
+    except (KeyError, attention.AttentionError):
         return "xla"
     return "pallas"
 

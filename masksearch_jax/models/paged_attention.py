@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from etils import epy
 from jax.experimental import pallas as pl
 
+from masksearch_jax.models.attention import AttentionError
+
 with epy.lazy_imports():  # it takes a third of a second, and most runs do without
     from jax.experimental.pallas import tpu as pltpu
 
@@ -41,10 +43,10 @@ def merge(a: Partial, b: Partial) -> Partial:
 
 
 def check(head_dim: int, page_tokens: int) -> None:
-    """Raises ValueError for sizes that are no multiples of a TPU's lanes."""
+    """Raises AttentionError for sizes that are no multiples of a TPU's lanes."""
     for name, size in (("model.head_dim", head_dim), ("rollout.page_tokens", page_tokens)):
         if size % LANES:
-            raise ValueError(
+            raise AttentionError(
                 f"rollout.attention pallas takes a {name} that is a multiple of {LANES}, got {size}"
                 "; choose another, or rollout.attention xla"
             )
@@ -75,7 +77,7 @@ def attend(
     """Attention of q[B, K, X, D] over the first length[B] tokens of each row's pages.
 
     cache: a `kv_cache.KVCache`; rows are shard by shard, table int[N, B/N, W]. Reads a row's used
-    pages and no other. Raises ValueError for sizes that the kernel does not take.
+    pages and no other. Raises AttentionError for sizes that the kernel does not take.
     """
     rows, width = table.shape[1:]
     page, dim = cache.page_tokens, q.shape[-1]

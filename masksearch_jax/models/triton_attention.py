@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from etils import epy
 from jax.experimental import pallas as pl
 
+from masksearch_jax.models.attention import AttentionError
+
 with epy.lazy_imports():
     from jax.experimental.pallas import triton as plgpu
 
@@ -26,10 +28,10 @@ _LEAST = float(jnp.finfo(jnp.float32).min)
 
 
 def check(head_dim: int, page_tokens: int) -> None:
-    """Raises ValueError for sizes that Triton has no blocks of."""
+    """Raises AttentionError for sizes that Triton has no blocks of."""
     for name, size in (("model.head_dim", head_dim), ("rollout.page_tokens", page_tokens)):
         if size < LEAST_ROWS or size & (size - 1):
-            raise ValueError(
+            raise AttentionError(
                 f"rollout.attention pallas takes on a GPU a {name} that is a power of two from "
                 f"{LEAST_ROWS}, got {size}; choose another, or rollout.attention xla"
             )
@@ -50,8 +52,9 @@ def attend(
     ones up to `step` -> [B, K, X, D].
 
     cache: a `kv_cache.KVCache`; fresh: one layer's keys and values [B, K, T, D]; rows are shard by
-    shard, table int[N, B/N, W]. Reads a row's used pages and no other. Raises ValueError for sizes
-    that the kernel does not take.
+    shard, table int[N, B/N, W]. Reads a row's used pages and no other.
+
+    Raises AttentionError for sizes that the kernel does not take.
     """
     check(q.shape[-1], cache.page_tokens)
     size = max(LEAST_ROWS, pl.next_power_of_2(fresh.k.shape[2]))

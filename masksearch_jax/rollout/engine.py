@@ -96,11 +96,11 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Adds a request to the `run` in progress, or to the next; callable from any thread.
 
-        Raises ValueError for a prompt that leaves no room to answer, and where rollout.in_flight is
-        "drop".
+        Raises RolloutError for a prompt that leaves no room to answer, and where
+        rollout.in_flight is "drop".
         """
         if self.cfg.in_flight == "drop":
-            raise ValueError(
+            raise decode.RolloutError(
                 "rollout.in_flight is 'drop': a run that ends as a request is added would lose it; "
                 "choose 'keep'"
             )
@@ -119,7 +119,7 @@ class Engine:
 
         It ends early once `enough` says so, on all processes; what is in flight then is dropped or,
         as `rollout.in_flight` says, goes on in the next `run`. Under several processes all must
-        call it and take all that it yields. Raises ValueError for a prompt that leaves no room to
+        call it and take all that it yields. Raises RolloutError for a prompt that leaves no room to
         answer.
         """
         mesh = jax.sharding.get_mesh()

@@ -15,6 +15,7 @@ import numpy as np
 
 from masksearch_jax import markup, retrieval
 from masksearch_jax.config import RolloutConfig, SearchConfig
+from masksearch_jax.rollout.decode import RolloutError
 from masksearch_jax.rollout.pool import Call
 from masksearch_jax.types import Passage, Segment, Status, Trajectory, Turn
 
@@ -103,10 +104,10 @@ class Rules:
         self.token_bytes = [vocab.token_bytes(i) for i in range(vocab.size)]
 
     def check(self, request: Request) -> None:
-        """Raises ValueError for a prompt that leaves no room to answer."""
+        """Raises RolloutError for a prompt that leaves no room to answer."""
         length = len(request.prompt_ids)
         if not 0 < length < self.cfg.max_len:
-            raise ValueError(
+            raise RolloutError(
                 f"prompt of {request.example_id!r} has {length} tokens; rollout.max_len is "
                 f"{self.cfg.max_len} and must leave room to answer: raise it or drop this prompt"
             )

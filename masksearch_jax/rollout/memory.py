@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from masksearch_jax.config import ComputeConfig, ModelConfig, RolloutConfig
 from masksearch_jax.rollout import schedule
+from masksearch_jax.rollout.decode import RolloutError
 
 
 class Room(NamedTuple):
@@ -45,14 +46,14 @@ def room(config: ModelConfig, cfg: RolloutConfig, shards: int, dtype: str, free:
 
 
 def check(config: ModelConfig, cfg: RolloutConfig, shards: int, dtype: str) -> None:
-    """Raises ValueError where the devices report their memory and the cache does not fit in it."""
+    """Raises RolloutError where devices that report their memory have no room for the cache."""
     stats = [d.memory_stats() for d in jax.local_devices()]
     if not all(s and "bytes_limit" in s for s in stats):
         return  # CPUs do not say
     free = sum(s["bytes_limit"] - s["bytes_in_use"] for s in stats) * jax.process_count()
     needs = room(config, cfg, shards, dtype, free)
     if needs.bytes > free:
-        raise ValueError(
+        raise RolloutError(
             f"rollout: a KV cache of {needs.tokens:,} tokens in {dtype} takes "
             f"{math.ceil(needs.bytes / 2**20):,} MiB, and {free / 2**20:,.0f} MiB are free: "
             f"{needs.slots_that_fit} slots of rollout.max_len {cfg.max_len} fit; set "
