@@ -29,13 +29,14 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from benchmarks import hf_io
 from masksearch_jax import checkpoint, sharding, stored
 from masksearch_jax.config import CheckpointConfig, ComputeConfig, MeshConfig, ModelConfig
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.planning import shapes
 from masksearch_jax.train_state import TrainState, init_state
 
 COMPUTE = ComputeConfig("float32", "float32", "xla", "none", 1024)
@@ -58,16 +59,14 @@ def state_of(model: Transformer) -> TrainState:
     return init_state(model, optax.scale_by_adam())
 
 
-def shapes(config: ModelConfig, mesh: Mesh) -> TrainState:
+def abstract(config: ModelConfig, mesh: Mesh) -> TrainState:
     """Of the state, laid out over `mesh`."""
     model = hf.abstract(config, COMPUTE)
-    whole = NamedSharding(mesh, PartitionSpec())
 
     def place(part: Any) -> Any:
-        at = sharding.parameter_shardings(mesh, part) if isinstance(part, Transformer) else whole
-        return jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), part, at
-        )
+        if not isinstance(part, Transformer):
+            return shapes.placed(part, mesh)
+        return shapes.at(part, sharding.parameter_shardings(mesh, part))
 
     state = jax.eval_shape(state_of, model)
     return jax.tree.map(place, state, is_leaf=lambda x: isinstance(x, Transformer))
@@ -91,17 +90,17 @@ def save(config: ModelConfig, folder: Path) -> None:
 
         return jax.make_array_from_callback(x.shape, x.sharding, part)
 
-    like = shapes(config, mesh_of(SAVED))
+    like = abstract(config, mesh_of(SAVED))
     with checkpoint.Checkpointer(folder, CHECKPOINT, config) as checkpointer:
         checkpointer.save(1, jax.tree.map(fill, like), {})
 
 
 def restore(job: str, config: ModelConfig, folder: Path, mesh: Mesh) -> Any:
     if job == "whole":
-        like = shapes(config, mesh)
+        like = abstract(config, mesh)
         with checkpoint.Checkpointer(folder, CHECKPOINT, config) as checkpointer:
             return jax.block_until_ready(checkpointer.restore(like)[0])
-    like = shapes(config, mesh).params
+    like = abstract(config, mesh).params
     names = map(sharding.parameter_name, dict(jax.tree_util.tree_leaves_with_path(like)))
     with stored.StoredParams(folder, like, config) as params:
         for name in names:
@@ -137,7 +136,7 @@ def bounds(megabytes: float, name: str) -> Row:
     state = jax.tree.leaves(jax.eval_shape(state_of, hf.abstract(config, COMPUTE)))
     largest = max(math.prod(x.shape) * x.dtype.itemsize for x in state)
     mesh = mesh_of(name)
-    like = shapes(config, mesh)
+    like = abstract(config, mesh)
     kept = [mesh.size * sharding.bytes_on_device(x) for x in jax.tree.leaves(like)]
     return {"whole": sum(kept) + 2 * largest, "parameters": max(kept) + 2 * largest}
 

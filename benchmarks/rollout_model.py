@@ -34,6 +34,7 @@ ROLLOUT = RolloutConfig(
     page_tokens=64,
     kv_dtype="compute",
     attention="xla",
+    weights="whole",
     tick_tokens=16,
     extend_tokens=64,
     chunk_tokens=16,
@@ -188,7 +189,7 @@ class Scripted:
     def embed(self, ids: jax.Array) -> At:
         return At(self.inner.embed(ids), jnp.zeros_like(ids))
 
-    def for_sampling(self) -> Scripted:
+    def for_sampling(self, weights: str) -> Scripted:
         return self
 
     @property

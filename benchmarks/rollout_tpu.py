@@ -25,12 +25,13 @@ os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost"}
 import jax
 import jax.numpy as jnp
 from jax.experimental import mesh_utils, topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh
 
 from configs import common
 from masksearch_jax import sharding
 from masksearch_jax.config import ComputeConfig, ModelConfig, to_dataclass
 from masksearch_jax.models import hf
+from masksearch_jax.planning import shapes
 from masksearch_jax.planning.hlo import Module
 from masksearch_jax.rollout import decode
 from masksearch_jax.rollout.memory import page_bytes
@@ -56,26 +57,14 @@ def mesh_of(topology: str, tensor: int) -> Mesh:
 def abstract(mesh: Mesh, config: ModelConfig) -> tuple[Any, Any, Any]:
     """Shapes with shardings of the model, the KV cache and an inbox."""
 
-    def placed(tree: Any, spec_of: Any) -> Any:
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=NamedSharding(mesh, spec_of(x))
-            ),
-            tree,
-        )
-
-    shapes = hf.abstract(config, COMPUTE)
-    at = sharding.parameter_shardings(mesh, shapes)
-    model = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, at
-    )
+    model = hf.abstract(config, COMPUTE)
+    model = shapes.at(model, sharding.parameter_shardings(mesh, model))
     shards = sharding.batch_shards(mesh)
     slots = SLOTS // shards
-    cache = jax.eval_shape(lambda: decode.init_cache(shapes, shards, slots * WIDTH, PAGE, ""))
-    cache = placed(cache, lambda x: sharding.spec(*sharding.CACHE[: len(x.shape)]))
-    rows = sharding.spec("batch")
-    inbox = placed(decode.empty_inbox(shards, slots, WIDTH, EXTEND, CHUNK), lambda x: rows)
-    return model, cache, inbox
+    cache = jax.eval_shape(lambda: decode.init_cache(model, shards, slots * WIDTH, PAGE, ""))
+    cache = jax.tree.map(lambda x: shapes.placed(x, mesh, *sharding.CACHE[: x.ndim]), cache)
+    inbox = decode.empty_inbox(shards, slots, WIDTH, EXTEND, CHUNK)
+    return model, cache, shapes.placed(inbox, mesh, "batch")
 
 
 def measure(name: str, model_name: str, attention: str) -> dict[str, Any]:
@@ -84,12 +73,12 @@ def measure(name: str, model_name: str, attention: str) -> dict[str, Any]:
     mesh = mesh_of(topology, config.num_kv_heads)
     with jax.set_mesh(mesh):
         model, cache, inbox = abstract(mesh, config)
-        whole = jax.ShapeDtypeStruct((), jnp.uint32, sharding=NamedSharding(mesh, PartitionSpec()))
-        stop = jax.ShapeDtypeStruct((config.vocab_size,), jnp.bool_, sharding=whole.sharding)
+        seed = shapes.placed(jax.ShapeDtypeStruct((), jnp.uint32), mesh)
+        stop = shapes.placed(jax.ShapeDtypeStruct((config.vocab_size,), jnp.bool_), mesh)
         rows = SLOTS // sharding.batch_shards(mesh)
         tick = decode.make_tick(tokens=TICK, sampler=Sampler(1.0), attention=attention)
         started = time.perf_counter()
-        traced = tick.trace(model, cache, inbox, whole, stop, rows)
+        traced = tick.trace(model, cache, inbox, seed, stop, rows)
         compiled = traced.lower(lowering_platforms=("tpu",)).compile()
         seconds = time.perf_counter() - started
     cache = SLOTS * WIDTH * page_bytes(config, PAGE, "bfloat16") / mesh.size

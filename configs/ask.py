@@ -56,6 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.rollout.page_tokens = 64
     c.rollout.kv_dtype = "compute"
     c.rollout.attention = "auto"
+    c.rollout.weights = "whole"
     c.rollout.tick_tokens = 16
     c.rollout.extend_tokens = 64
     c.rollout.chunk_tokens = 32

@@ -78,6 +78,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.student.rollout.kv_tokens = 0
     c.student.rollout.page_tokens = 128
     c.student.rollout.attention = "auto"
+    c.student.rollout.weights = "whole"
     c.student.rollout.kv_dtype = "compute"
     c.student.rollout.tick_tokens = 64
     c.student.rollout.extend_tokens = 512

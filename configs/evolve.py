@@ -164,6 +164,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.rollout.kv_tokens = 0
     c.rollout.page_tokens = 56
     c.rollout.attention = "auto"
+    c.rollout.weights = "whole"
     c.rollout.kv_dtype = "compute"
     c.rollout.tick_tokens = 16
     c.rollout.extend_tokens = 64

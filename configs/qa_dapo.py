@@ -80,6 +80,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.rollout.page_tokens = 128
     c.rollout.kv_dtype = "compute"
     c.rollout.attention = "auto"
+    c.rollout.weights = "whole"
     c.rollout.tick_tokens = 64
     c.rollout.extend_tokens = 512
     c.rollout.chunk_tokens = 128

@@ -43,6 +43,7 @@ def get_config() -> ConfigDict:
     c.rollout.page_tokens = 128
     c.rollout.kv_dtype = "compute"
     c.rollout.attention = "auto"
+    c.rollout.weights = "whole"
     c.rollout.tick_tokens = 16  # a new request is taken up after as many
     c.rollout.extend_tokens = 512
     c.rollout.chunk_tokens = 128

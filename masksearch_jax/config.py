@@ -209,6 +209,9 @@ class RolloutConfig:
     # How a decode step reads the KV cache; pallas: by a kernel, on TPUs and GPUs; auto: by it where
     # it takes the head_dim and the page_tokens
     attention: Literal["auto", "xla", "pallas"]
+    # Where devices share weights (mesh.fsdp, mesh.context): whole, in a copy on each while they
+    # sample, in the compute dtype; or shared as they are, gathered layer by layer for every token
+    weights: Literal["whole", "shared"]
     tick_tokens: int  # tokens decoded per tick
     extend_tokens: int  # prompt or observation tokens written per slot and tick
     chunk_tokens: int  # of those, written at once: a chunk is 8 rows of so many, padded

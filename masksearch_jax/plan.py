@@ -24,9 +24,9 @@ from jax.experimental import topologies
 
 from masksearch_jax import cli, guard, hosts, sharding, train_dapo, train_sft, train_state
 from masksearch_jax.config import DapoRun, SftRun
-from masksearch_jax.models import hf, kv_cache, lora
+from masksearch_jax.models import hf, kv_cache, lora, sampling_copy
 from masksearch_jax.models.transformer import Transformer
-from masksearch_jax.planning import chips, flops, measure
+from masksearch_jax.planning import chips, flops, measure, shapes
 from masksearch_jax.planning.hlo import Module
 from masksearch_jax.planning.page import page
 from masksearch_jax.rollout import decode, memory, schedule
@@ -44,7 +44,7 @@ class Program(NamedTuple):
     name: str
     function: Any
     args: tuple[Any, ...]
-    held: int  # of these, how many leading arguments the run keeps on the device anyway
+    held: tuple[int, ...]  # which of these the run keeps on the device anyway
     model_flops: float  # what the model needs for it; 0: not told
 
 
@@ -72,12 +72,6 @@ def mesh_of(cfg: Run) -> tuple[chips.Slice, Any]:
 # ---- shapes
 
 
-def placed(tree: Any, mesh: Any, *logical: str) -> Any:
-    """Shapes of a tree whose leaves have these leading logical axes."""
-    at = jax.sharding.NamedSharding(mesh, sharding.spec(*logical))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree)
-
-
 def state_of(cfg: Run, mesh: Any) -> tuple[train_state.TrainState, Any]:
     """Shapes of the training state, laid out as in the run, and its optimizer."""
     steps = cfg.dapo.steps if isinstance(cfg, DapoRun) else cfg.sft.steps
@@ -87,27 +81,10 @@ def state_of(cfg: Run, mesh: Any) -> tuple[train_state.TrainState, Any]:
 
     def place(part: Any) -> Any:
         if not isinstance(part, Transformer):
-            return placed(part, mesh)
-        return jax.tree.map(
-            lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
-            part,
-            sharding.parameter_shardings(mesh, part),
-        )
+            return shapes.placed(part, mesh)
+        return shapes.at(part, sharding.parameter_shardings(mesh, part))
 
     return jax.tree.map(place, state, is_leaf=lambda x: isinstance(x, Transformer)), tx
-
-
-def batch_of(
-    mesh: Any, micro: int, rows: int, length: int, floats: tuple[str, ...], masks: tuple[str, ...]
-) -> dict[str, Any]:
-    """Shapes of a batch of `micro` micro-batches (axis absent for 1) of rows [rows, length]."""
-    axes = ("micro", "batch", "any")[micro == 1 :]
-    shape = (micro, rows, length)[micro == 1 :]
-    kinds = dict.fromkeys(("ids", "targets", "positions", "segment_ids"), jnp.int32)
-    kinds |= dict.fromkeys(floats, jnp.float32) | dict.fromkeys(masks, jnp.bool_)
-    return {
-        name: placed(jax.ShapeDtypeStruct(shape, kind), mesh, *axes) for name, kind in kinds.items()
-    }
 
 
 # ---- programs
@@ -117,7 +94,7 @@ def sft_programs(cfg: SftRun, mesh: Any) -> Iterator[Program]:
     state, tx = state_of(cfg, mesh)
     train_sft.check(cfg, mesh)
     micro = cfg.optim.accumulate
-    batch = batch_of(
+    batch = shapes.batch(
         mesh, micro, cfg.sft.batch_size // micro, cfg.sft.seq_len, ("loss_weights",), ()
     )
     rounding = train_state.rounding_seed(cfg.optim, state.params, cfg.seed)
@@ -125,7 +102,7 @@ def sft_programs(cfg: SftRun, mesh: Any) -> Iterator[Program]:
     step = train_state.make_train_step(loss, tx, micro, state, rounding)
     tokens = cfg.sft.batch_size * cfg.sft.seq_len
     need = flops.of_training(cfg.model, tokens, cfg.sft.seq_len, cfg.lora.rank > 0)
-    yield Program("update", step, (state, batch), 1, need)
+    yield Program("update", step, (state, batch), (0,), need)
 
 
 def dapo_programs(cfg: DapoRun, mesh: Any) -> Iterator[Program]:
@@ -133,22 +110,36 @@ def dapo_programs(cfg: DapoRun, mesh: Any) -> Iterator[Program]:
     dapo, rollout = cfg.dapo, cfg.rollout
     rows = train_dapo.check(dapo, rollout, mesh) // dapo.minibatches
     micro, length = rows // dapo.micro_batch, rollout.max_len
-    batch = batch_of(mesh, micro, dapo.micro_batch, length, ("logp_sampler", "logp_old"), ("mask",))
+    batch = shapes.batch(
+        mesh, micro, dapo.micro_batch, length, ("logp_sampler", "logp_old"), ("mask",)
+    )
     shape = (micro, dapo.micro_batch)[micro == 1 :]
     axes = ("micro", "batch")[micro == 1 :]
-    batch["advantages"] = placed(jax.ShapeDtypeStruct(shape, jnp.float32), mesh, *axes)
+    batch["advantages"] = shapes.placed(jax.ShapeDtypeStruct(shape, jnp.float32), mesh, *axes)
     loss = train_dapo.make_loss_fn(cfg.compute, dapo, rollout.temperature)
     rounding = train_state.rounding_seed(cfg.optim, state.params, cfg.seed)
     step = train_state.make_train_step(loss, tx, micro, state, rounding)
     need = flops.of_training(cfg.model, rows * length, length, cfg.lora.rank > 0)
-    yield Program("update", step, (state, batch), 1, need)
+    yield Program("update", step, (state, batch), (0,), need)
     if dapo.minibatches > 1:
-        part = batch_of(mesh, 1, dapo.micro_batch, length, (), ())
+        part = shapes.batch(mesh, 1, dapo.micro_batch, length, (), ())
         logprobs = train_dapo.make_logprob_fn(cfg.compute, rollout.temperature)
         need = flops.of_forward(cfg.model, dapo.micro_batch * length, length)
-        yield Program("logprobs", logprobs, (state.model, part), 1, need)
-    tick, args = tick_of(cfg, mesh, state.model)
-    yield Program("tick", tick, args, 2, 0.0)
+        yield Program("logprobs", logprobs, (state.model, part), (0,), need)
+    model, held = state.model, (0, 1)
+    if sampling_copy.is_needed(cfg.compute, rollout.weights, mesh.shape):
+        yield Program("copy", sampling_copy.stacked, (model,), (0,), 0.0)
+        model, held = copy_of(model, mesh), (1,)
+    tick, args = tick_of(cfg, mesh, model)
+    yield Program("tick", tick, args, held, 0.0)
+
+
+def copy_of(model: Transformer, mesh: Any) -> Transformer:
+    """Shapes of the weights that rollouts read."""
+    return shapes.at(
+        jax.eval_shape(sampling_copy.whole, model),
+        sharding.parameter_shardings(mesh, model, whole=True),
+    )
 
 
 def tick_of(cfg: DapoRun, mesh: Any, model: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -157,14 +148,14 @@ def tick_of(cfg: DapoRun, mesh: Any, model: Any) -> tuple[Any, tuple[Any, ...]]:
     sizes, dtype = schedule.sizes(rollout, shards), memory.cache_dtype(rollout, cfg.compute)
     at = (shards, sizes.pages, sizes.page_tokens, dtype)
     cache = jax.eval_shape(lambda m: decode.init_cache(m, *at), model)
-    cache = jax.tree.map(lambda x: placed(x, mesh, *sharding.CACHE[: x.ndim]), cache)
+    cache = jax.tree.map(lambda x: shapes.placed(x, mesh, *sharding.CACHE[: x.ndim]), cache)
     tokens = (rollout.extend_tokens, rollout.chunk_tokens)
     inbox = decode.empty_inbox(shards, sizes.rows[-1], sizes.width, *tokens)
-    seed = placed(jax.ShapeDtypeStruct((), jnp.uint32), mesh)
-    stop = placed(jax.ShapeDtypeStruct((cfg.model.vocab_size,), jnp.bool_), mesh)
+    seed = shapes.placed(jax.ShapeDtypeStruct((), jnp.uint32), mesh)
+    stop = shapes.placed(jax.ShapeDtypeStruct((cfg.model.vocab_size,), jnp.bool_), mesh)
     attention = kv_cache.reader(rollout.attention, "tpu", cfg.model.head_dim, sizes.page_tokens)
     tick = decode.make_tick(rollout.tick_tokens, sampler_of(rollout), attention)
-    return tick, (model, cache, placed(inbox, mesh, "batch"), seed, stop, sizes.rows[-1])
+    return tick, (model, cache, shapes.placed(inbox, mesh, "batch"), seed, stop, sizes.rows[-1])
 
 
 def held_of(programs: list[Program]) -> dict[str, float]:
@@ -202,12 +193,13 @@ def compile_program(program: Program, mesh: Any, found: chips.Slice) -> dict[str
     figures: dict[str, Any] = {
         "compile_seconds": time.perf_counter() - started,
         "memory": measure.memory(compiled),
-        "held": sum(sharding.bytes_on_device(arg) for arg in program.args[: program.held]),
+        "held": sum(sharding.bytes_on_device(program.args[i]) for i in program.held),
         "hbm_traffic": module.traffic(),
         "collectives": collectives,
     }
-    if program.name == "tick":
-        return figures | tick_figures(program, module, mesh, found)
+    if not program.model_flops:
+        tick = program.name == "tick"
+        return figures | (tick_figures(program, module, mesh, found) if tick else {})
     config = getattr(program.args[0], "params", program.args[0]).config
     return figures | {
         "flops": (done := flops.of_program(traced.jaxpr)),
@@ -288,12 +280,10 @@ def alternatives(cfg: Run) -> Iterator[tuple[tuple[str, ...], Run]]:
         name = f"{section}.{key}={value}"
         return (*names, name), dataclasses.replace(cfg, **{section: part})
 
-    if cfg.compute.attention == "xla":
-        names, cfg = changed("compute", "attention", "splash")
-        yield names, cfg
-    if cfg.compute.remat != "block":
-        names, cfg = changed("compute", "remat", "block")
-        yield names, cfg
+    for key, value in (("attention", "splash"), ("remat", "block")):
+        if getattr(cfg.compute, key) != value:
+            names, cfg = changed("compute", key, value)
+            yield names, cfg
     for _ in range(2):
         if isinstance(cfg, DapoRun):
             if cfg.dapo.micro_batch % 2 == 0:
@@ -302,6 +292,9 @@ def alternatives(cfg: Run) -> Iterator[tuple[tuple[str, ...], Run]]:
         elif cfg.sft.batch_size % (2 * cfg.optim.accumulate) == 0:
             names, cfg = changed("optim", "accumulate", cfg.optim.accumulate * 2)
             yield names, cfg
+    if isinstance(cfg, DapoRun) and cfg.rollout.weights == "whole":
+        names, cfg = changed("rollout", "weights", "shared")
+        yield names, cfg
     yield changed("mesh", "context", cfg.mesh.context * 2)  # either, not both
     yield changed("mesh", "tensor", cfg.mesh.tensor * 2)
 

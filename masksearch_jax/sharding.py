@@ -66,6 +66,8 @@ PARAMETERS |= {
     )
 }
 
+SHARED = "model"  # the logical axis along which devices share parameters
+
 # A KV cache: k [L, N, P, K, D, S], v [L, N, P, K, S, D], their scales [L, N, P, K, S].
 CACHE = ("layers", "batch", "any", "kv_heads", "any", "any")
 
@@ -171,8 +173,13 @@ def parameter_name(path: tuple[Any, ...]) -> str:
     return ".".join(names[:-1] if names[-1] == "value" else names)
 
 
-def parameter_shardings(mesh: Mesh, model: Tree) -> Tree:
-    """A tree like `model` (arrays or shapes) of where each parameter lies.
+def whole_axes(name: str) -> tuple[str, ...]:
+    """Logical axes of a parameter of that name that no devices share."""
+    return tuple("any" if axis == SHARED else axis for axis in PARAMETERS[name])
+
+
+def parameter_shardings(mesh: Mesh, model: Tree, *, whole: bool = False) -> Tree:
+    """A tree like `model` (arrays or shapes) of where each parameter lies; `whole`: not shared.
 
     Raises MeshError naming an axis that the mesh does not divide.
     """
@@ -188,7 +195,8 @@ def parameter_shardings(mesh: Mesh, model: Tree) -> Tree:
         name = parameter_name(path)
         if name not in PARAMETERS:
             raise MeshError(f"parameter {name!r} has no sharding rule; known: {sorted(PARAMETERS)}")
-        return fitting(mesh, PARAMETERS[name], leaf.shape, name)
+        axes = whole_axes(name) if whole else PARAMETERS[name]
+        return fitting(mesh, axes, leaf.shape, name)
 
     return jax.tree_util.tree_map_with_path(place, model)
 

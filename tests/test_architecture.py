@@ -56,6 +56,7 @@ MAY_IMPORT = {
             "metrics",
             "models.",
             "planning.flops",
+            "planning.shapes",
             "rl.losses",
             "rollout.",
             "sharding",

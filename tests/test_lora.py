@@ -372,7 +372,7 @@ def test_a_plan_counts_the_moments_of_adapters_alone(repository):
         bytes_on_device(state.opt_state) == 2 * 4 * held + 32
     )  # and eight scalars, five the guard's
     assert bytes_on_device(state.frozen) == pytest.approx(2 * 7_615_616_512 / 8, rel=0.001)
-    assert plan.held_of([plan.Program("update", None, (state, {}), 1, 0.0)]) == {
+    assert plan.held_of([plan.Program("update", None, (state, {}), (0,), 0.0)]) == {
         "base_weights": bytes_on_device(state.frozen),
         "adapters": 4 * held,
         "optimizer": 2 * 4 * held + 32,

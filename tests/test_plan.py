@@ -227,11 +227,11 @@ def test_what_is_tried_keeps_what_was_tried_before(repository):
     assert (runs[0].compute.remat, runs[1].optim.accumulate) == ("dots", 2)
     cfg = config_of(repository, "ramp_dapo.py:tiny", "compute.attention=splash")
     assert [c[-1] for c, _ in plan.alternatives(cfg)] == [
-        *("dapo.micro_batch=8", "dapo.micro_batch=4"),
+        *("dapo.micro_batch=8", "dapo.micro_batch=4", "rollout.weights=shared"),
         *("mesh.context=2", "mesh.tensor=2"),
     ]
     for name, *whole in (
-        ("ramp_dapo.py:tiny", "dapo.micro_batch=1"),
+        ("ramp_dapo.py:tiny", "dapo.micro_batch=1", "rollout.weights=shared"),
         ("ramp_sft.py:tiny", "sft.batch_size=2", "optim.accumulate=2"),
     ):
         cfg = config_of(repository, name, "compute.attention=splash", *whole)
@@ -255,7 +255,7 @@ def test_a_small_run_is_planned(repository, tmp_path, config):
     done = command(repository, config, "plan.topology=v5e-8", f"plan.json={path}", *more)
     assert done.returncode == 0, done.stderr
     found = json.loads(path.read_text())
-    names = ["update"] if "sft" in config else ["update", "logprobs", "tick"]
+    names = ["update"] if "sft" in config else ["update", "logprobs", "copy", "tick"]
     assert list(found["programs"]) == names
     assert found["chips"] == 8
     # Weights of 4 bytes and two moments of each, over eight chips; norms and biases on each.
@@ -265,6 +265,16 @@ def test_a_small_run_is_planned(repository, tmp_path, config):
         assert figures["fits"]
         assert 0 < figures["peak"] < 2 * 2**30
     assert found["programs"]["update"]["weight_stacks_gathered"] == 0
+    if "tick" in names:
+        # A whole copy in bfloat16 comes once, not with every token.
+        assert found["programs"]["tick"]["step_ici"] == 0
+        copied = found["programs"]["copy"]["collectives"]["all-gather"]["ici"]
+        assert copied == pytest.approx(weights * 2 * 7 / 8, rel=0.05)
+        more += ("rollout.weights=shared",)
+        done = command(repository, config, "plan.topology=v5e-8", f"plan.json={path}", *more)
+        shared = json.loads(path.read_text())["programs"]
+        assert list(shared) == ["update", "logprobs", "tick"]
+        assert shared["tick"]["step_ici"] > 0.9 * copied
 
 
 # GiB that an update needs of a chip at its peak.

@@ -99,7 +99,7 @@ class ScriptedModel:
 
     steps_per_token = 2
 
-    def for_sampling(self):
+    def for_sampling(self, weights):
         return self
 
     def init_fresh(self, rows, tokens):
@@ -438,19 +438,22 @@ def test_ids_do_not_depend_on_search_latency_or_order():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "ways"),
+    ("sizes", "ways", "weights"),
     [
-        (MeshConfig(2, 2, 2), 8),
-        pytest.param(MeshConfig(2, 1, 2, context=2), 4, marks=pytest.mark.slow),
+        (MeshConfig(2, 2, 2), 8, "whole"),
+        (MeshConfig(2, 4, 1), 8, "whole"),
+        pytest.param(MeshConfig(2, 2, 2), 8, "shared", marks=pytest.mark.slow),
+        pytest.param(MeshConfig(2, 1, 2, context=2), 4, "whole", marks=pytest.mark.slow),
     ],
 )
-def test_a_mesh_changes_neither_tokens_nor_the_number_of_programs(sizes, ways):
+def test_a_mesh_changes_neither_tokens_nor_the_number_of_programs(sizes, ways, weights):
+    cfg = dataclasses.replace(ROLLOUT, slots=8, weights=weights)
     requests = [request("plan", i, s) for i in range(6) for s in range(2)]
-    with engine(rollout=dataclasses.replace(ROLLOUT, slots=8)) as e:
+    with engine(rollout=cfg) as e:
         alone = {(t.example_id, t.sample): t for t in e.run(transformer(), requests)}
     mesh = make_mesh(sizes)
     model = shard_parameters(mesh, transformer())
-    with engine(rollout=dataclasses.replace(ROLLOUT, slots=8)) as e, jax.set_mesh(mesh):
+    with engine(rollout=cfg) as e, jax.set_mesh(mesh):
         before = e.compiles
         split = list(e.run(model, requests))
         assert e.compiles == before + 1

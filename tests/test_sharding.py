@@ -18,8 +18,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from configs import common
 from masksearch_jax import hosts, sharding
 from masksearch_jax.cli import to_dataclass
-from masksearch_jax.config import ComputeConfig, MeshConfig, ModelConfig
-from masksearch_jax.models import hf, kv_cache
+from masksearch_jax.config import ComputeConfig, LoraConfig, MeshConfig, ModelConfig
+from masksearch_jax.models import hf, kv_cache, lora, unrolled
 from masksearch_jax.models.head import token_logprobs
 from masksearch_jax.models.transformer import Transformer
 
@@ -49,11 +49,11 @@ MESHES = {
 }
 
 
-def random_model() -> Transformer:
+def random_model(compute: ComputeConfig = COMPUTE) -> Transformer:
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype),
-        hf.abstract(MODEL, COMPUTE),
+        hf.abstract(MODEL, compute),
     )
 
 
@@ -137,6 +137,36 @@ def test_every_parameter_of_every_model_has_a_rule(name: str) -> None:
     )
     whole = sum(leaf.size for leaf in jax.tree.leaves(model))
     assert whole / 8 <= held < whole / 8 * 1.02
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["plain", "adapted"])
+@pytest.mark.parametrize(
+    ("sizes", "parts", "kind"),
+    [
+        (MeshConfig(1, 2, 2, context=2), 2, Transformer),
+        (MeshConfig(2, 2, 1, context=2), 1, unrolled.Unrolled),
+    ],
+)
+def test_rollouts_have_whole_weights_on_every_device(sizes, parts, kind, adapted) -> None:
+    model = random_model(dataclasses.replace(COMPUTE, dtype="bfloat16"))
+    if adapted:
+        model = lora.add(model, LoraConfig(rank=4), 0)
+    mesh = sharding.make_mesh(sizes)
+    placed = sharding.shard_parameters(mesh, model)
+    with jax.set_mesh(mesh):
+        assert placed.for_sampling("shared") is placed
+        copy = placed.for_sampling("whole")
+    assert isinstance(copy, kind)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(copy):
+        own = math.prod(leaf.sharding.shard_shape(leaf.shape))
+        assert own in (leaf.size, leaf.size // parts)
+        name = jax.tree_util.keystr(path)
+        assert leaf.dtype == ("float32" if "adapters" in name else "bfloat16")
+    biggest = max(jax.tree.leaves(copy), key=lambda leaf: leaf.size)
+    assert math.prod(biggest.sharding.shard_shape(biggest.shape)) == biggest.size // parts
+    alone = model.for_sampling()
+    if kind is unrolled.Unrolled:
+        jax.tree.map(np.testing.assert_array_equal, sharding.to_host(copy), alone)
 
 
 def test_the_cpu_is_split_unless_jax_has_begun() -> None:

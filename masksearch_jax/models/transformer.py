@@ -17,7 +17,7 @@ from flax import nnx
 
 from masksearch_jax import sharding
 from masksearch_jax.config import ComputeConfig, ModelConfig
-from masksearch_jax.models import attention, context, head, kv_cache
+from masksearch_jax.models import attention, context, head, kv_cache, sampling_copy
 from masksearch_jax.models.kv_cache import Fresh, KVCache
 from masksearch_jax.models.remat import REMAT
 
@@ -150,17 +150,15 @@ class Transformer(nnx.Module):
         zeros = sharding.constrain(zeros, "layers", "batch", "kv_heads", "any", "any")
         return Fresh(zeros, zeros)
 
-    def for_sampling(self) -> Any:
-        """The model as a rollout should read it on the devices and the mesh in force.
-
-        `unrolled.Unrolled`, a copy, except on TPUs and where a mesh splits the weights.
-        """
+    def for_sampling(self, weights: str = "whole") -> Any:
+        """What rollouts read under the mesh in force, as `rollout.weights` says."""
         from masksearch_jax.models import unrolled  # which knows this module
 
         sizes = jax.sharding.get_abstract_mesh().shape
-        split = any(sizes.get(axis, 1) > 1 for axis in ("fsdp", "context", "tensor"))
-        stacked = split or jax.default_backend() == "tpu"
-        return self if stacked else unrolled.unroll(self)
+        if sampling_copy.is_unrolled(weights, sizes):
+            return unrolled.unroll(self)
+        copied = sampling_copy.is_needed(self.compute, weights, sizes)
+        return sampling_copy.stacked(self) if copied else self
 
     @property
     def steps_per_token(self) -> int:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from masksearch_jax.config import ComputeConfig, ModelConfig
-from masksearch_jax.models import attention, head, kv_cache, transformer
+from masksearch_jax.models import attention, head, kv_cache, sampling_copy, transformer
 from masksearch_jax.models.kv_cache import Fresh, KVCache
 
 FEW = 128  # rows, up to which a CPU has the weights on the left
@@ -55,7 +55,7 @@ class Unrolled:
 
     steps_per_token = 1
 
-    def for_sampling(self) -> Unrolled:
+    def for_sampling(self, weights: str = "whole") -> Unrolled:
         return self
 
     def embed(self, ids: jax.Array) -> jax.Array:
@@ -139,14 +139,15 @@ class Unrolled:
 
 @jax.jit
 def unroll(model: transformer.Transformer) -> Unrolled:
-    """A copy of the model's weights, apart and in the compute dtype; its adapters as they are."""
-    dtype, blocks = model.compute.dtype, model.blocks
+    """A whole copy of the weights, apart and in the compute dtype; adapters in their own."""
+    model = sampling_copy.whole(model)
+    blocks = model.blocks
 
     def joined(index: int, *names: str) -> jax.Array | None:
         found = [getattr(blocks, name) for name in names]
         if found[0] is None:
             return None
-        whole = jnp.concatenate([x[index].astype(dtype) for x in found], axis=-1)
+        whole = jnp.concatenate([x[index] for x in found], axis=-1)
         return whole.T if _turned() and whole.ndim == 2 else whole
 
     layers = tuple(
@@ -165,10 +166,10 @@ def unroll(model: transformer.Transformer) -> Unrolled:
         for i in range(model.config.num_layers)
     )
     return Unrolled(
-        embedding=model.embedding[...].astype(dtype),
+        embedding=model.embedding[...],
         layers=layers,
-        norm=model.norm[...].astype(dtype),
-        head_table=None if model.head is None else model.head[...].astype(dtype),
+        norm=model.norm[...],
+        head_table=None if model.head is None else model.head[...],
         config=model.config,
         compute=model.compute,
     )

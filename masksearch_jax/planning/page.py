@@ -38,9 +38,11 @@ def _program(name: str, figures: dict[str, Any]) -> str:
         f"  {kind}: {row['count']:.0f}, {_gib(row['ici'])} over ICI, {_gib(row['dcn'])} over DCN"
         for kind, row in figures["collectives"].items()
     ]
-    return "\n".join(
-        lines + (_decoding(figures) if "step_bytes" in figures else _training(figures))
-    )
+    if "step_bytes" in figures:
+        lines += _decoding(figures)
+    if "estimate" in figures:
+        lines += _training(figures)
+    return "\n".join(lines)
 
 
 def _decoding(figures: dict[str, Any]) -> list[str]:

@@ -124,7 +124,7 @@ class Engine:
         """
         mesh = jax.sharding.get_mesh()
         mesh = mesh if mesh.size > 1 else None
-        model = model.for_sampling()
+        model = model.for_sampling(self.cfg.weights)
         self._begin(model, mesh, version)
         self._queue.extend(requests)
         try:
