@@ -253,7 +253,7 @@ class DapoConfig:
     groups: int  # prompts with spread in reward per update
     group_size: int  # samples per prompt
     minibatches: int  # updates per step
-    micro_batch: int  # trajectories per gradient micro-batch
+    micro_batch: int  # rows of rollout.max_len per gradient micro-batch; trajectories share rows
     clip_low: float
     clip_high: float
     tis_cap: float  # cap of the truncated importance weight

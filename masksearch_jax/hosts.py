@@ -116,6 +116,13 @@ def split_micro(batch: Tree, accumulate: int, parts: int = 1) -> Tree:
     return jax.tree.map(cut, batch)
 
 
+def most(counts: list[int]) -> list[int]:
+    """The largest of each count on any process; all must call it, with equally many."""
+    if jax.process_count() == 1:
+        return counts
+    return np.max(multihost_utils.process_allgather(np.int32(counts)), axis=0).tolist()
+
+
 def local_rows(x: jax.Array) -> np.ndarray:
     """The rows, along axis 0, that this process's devices hold, in order: those of its share."""
     if x.is_fully_addressable:

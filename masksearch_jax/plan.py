@@ -46,6 +46,7 @@ class Program(NamedTuple):
     args: tuple[Any, ...]
     held: tuple[int, ...]  # which of these the run keeps on the device anyway
     model_flops: float  # what the model needs for it; 0: not told
+    loops: int = 1  # how often those run whose length is not in the program, at most
 
 
 def mesh_of(cfg: Run) -> tuple[chips.Slice, Any]:
@@ -110,17 +111,14 @@ def dapo_programs(cfg: DapoRun, mesh: Any) -> Iterator[Program]:
     dapo, rollout = cfg.dapo, cfg.rollout
     rows = train_dapo.check(dapo, rollout, mesh) // dapo.minibatches
     micro, length = rows // dapo.micro_batch, rollout.max_len
-    batch = shapes.batch(
-        mesh, micro, dapo.micro_batch, length, ("logp_sampler", "logp_old"), ("mask",)
-    )
-    shape = (micro, dapo.micro_batch)[micro == 1 :]
-    axes = ("micro", "batch")[micro == 1 :]
-    batch["advantages"] = shapes.placed(jax.ShapeDtypeStruct(shape, jnp.float32), mesh, *axes)
+    floats = ("logp_sampler", "logp_old", "advantages")
+    batch = shapes.batch(mesh, micro, dapo.micro_batch, length, floats, ("mask",))
+    used = shapes.placed(jax.ShapeDtypeStruct((), jnp.int32), mesh)
     loss = train_dapo.make_loss_fn(cfg.compute, dapo, rollout.temperature)
     rounding = train_state.rounding_seed(cfg.optim, state.params, cfg.seed)
     step = train_state.make_train_step(loss, tx, micro, state, rounding)
     need = flops.of_training(cfg.model, rows * length, length, cfg.lora.rank > 0)
-    yield Program("update", step, (state, batch), (0,), need)
+    yield Program("update", step, (state, batch, used), (0,), need, micro)
     if dapo.minibatches > 1:
         part = shapes.batch(mesh, 1, dapo.micro_batch, length, (), ())
         logprobs = train_dapo.make_logprob_fn(cfg.compute, rollout.temperature)
@@ -187,7 +185,7 @@ def compile_program(program: Program, mesh: Any, found: chips.Slice) -> dict[str
             if (needed := measure.needed(error)) is None:
                 raise
             return needed | {"compile_seconds": time.perf_counter() - started}
-    module = Module(compiled.as_text())
+    module = Module(compiled.as_text(), program.loops)
     wires = module.collectives()
     collectives = measure.wires(wires, [getattr(d, "slice_index", 0) for d in mesh.devices.flat])
     figures: dict[str, Any] = {
@@ -202,7 +200,7 @@ def compile_program(program: Program, mesh: Any, found: chips.Slice) -> dict[str
         return figures | (tick_figures(program, module, mesh, found) if tick else {})
     config = getattr(program.args[0], "params", program.args[0]).config
     return figures | {
-        "flops": (done := flops.of_program(traced.jaxpr)),
+        "flops": (done := flops.of_program(traced.jaxpr, program.loops)),
         "model_flops": program.model_flops,
         "recompute": done / program.model_flops,
         "weight_stacks_gathered": measure.stacks_gathered(wires, config, mesh.shape["tensor"]),

@@ -28,7 +28,7 @@ from masksearch_jax.metrics import MetricWriter
 from masksearch_jax.models import head, lora
 from masksearch_jax.models.initial import check_vocabulary, initial, pinned
 from masksearch_jax.progress import Progress
-from masksearch_jax.rl import advantages, losses, rewards
+from masksearch_jax.rl import advantages, losses, packing, rewards
 from masksearch_jax.rl.groups import Group, lacking, score_groups, to_batch
 from masksearch_jax.rollout import sampling
 from masksearch_jax.rollout.engine import Engine
@@ -201,7 +201,8 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     survival = Survival(cfg.survival, workdir)
     dapo, rollout = cfg.dapo, cfg.rollout
     mesh = make_mesh(cfg.mesh)
-    shares = hosts.share(mesh)[1]
+    parts = sharding.batch_shards(mesh) // hosts.share(mesh)[1]  # of a batch, on this process
+    per_part = dapo.micro_batch // sharding.batch_shards(mesh)
     sampled = check(dapo, rollout, mesh)
 
     # ---- data, search
@@ -271,27 +272,25 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 sampled_at = time.perf_counter()
 
                 # ---- update
-                outs = []
+                outs, fills = [], []
                 if sharding.any_process(bool(kept)):
                     total, valid, _ = score_groups(kept, dapo, rollout)
                     advantage = advantages.group_advantages(total, valid)
                     batch = to_batch(kept, advantage, valid, sampled, rollout.max_len)
-                    batch = hosts.exchange(mesh, batch)
-                    count = len(batch["ids"])
+                    rows = packing.split(hosts.exchange(mesh, batch), parts, dapo.minibatches)
+                    packed = [packing.pack(part, parts, per_part) for part in rows]
+                    used = hosts.most([micros for _, micros in packed])
                     if dapo.minibatches > 1:
-                        size = dapo.micro_batch // shares
-                        parts = [
-                            {k: v[i : i + size] for k, v in batch.items()}
-                            for i in range(0, count, size)
-                        ]
-                        found = [logprob_fn(state.model, hosts.shard_batch(mesh, p)) for p in parts]
-                        batch["logp_old"] = np.concatenate([*map(hosts.local_rows, found)])
-                    part_rows = count // dapo.minibatches
-                    for m in range(dapo.minibatches):
-                        part = {k: v[m * part_rows :][:part_rows] for k, v in batch.items()}
-                        part = hosts.shard_batch(mesh, part, accumulate)
-                        state, out = train_step(state, part)
+                        for (part, _), micros in zip(packed, used, strict=True):
+                            for at in packing.micro_rows(part, parts, per_part)[:micros]:
+                                own = hosts.shard_batch(mesh, {k: v[at] for k, v in part.items()})
+                                found = logprob_fn(state.model, own)
+                                part["logp_old"][at] = hosts.local_rows(found)
+                    for (part, _), micros in zip(packed, used, strict=True):
+                        placed = hosts.shard_batch(mesh, part, accumulate)
+                        state, out = train_step(state, placed, np.int32(micros))
                         outs.append({k: float(v) for k, v in out.items()})
+                        fills.append(packing.fill(part, micros * per_part * parts))
 
                 # ---- figures
                 metrics = {
@@ -302,6 +301,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                     guard.check(step + 1, metrics)
                 own = rollout_metrics(seen, kept) | engine.stats.since(before).figures()
                 own |= {k: own[k] * jax.process_count() for k in _TOTALS}
+                own["row_fill"] = float(np.mean(fills or 0.0))
                 metrics |= sharding.mean_over_processes(own)
                 metrics["sample_seconds"] = sampled_at - began
                 metrics["update_seconds"] = time.perf_counter() - sampled_at

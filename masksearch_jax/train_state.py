@@ -167,12 +167,13 @@ def make_train_step(
     like: TrainState | None = None,
     rounding: int | None = None,
 ) -> Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]:
-    """A jitted update that donates its state: `step(state, batch) -> (state, metrics)`.
+    """A jitted update that donates its state: `step(state, batch, used) -> (state, metrics)`.
 
     loss_fn(model, batch) returns (sum, count, {name: (sum, count)}); a name that ends in `_max` is
     combined by maximum. Sums and gradients are added over `accumulate` micro-batches (leading batch
     axis, absent when 1) and over the mesh, then divided once by the whole batch's count: the update
-    does not depend on how a batch is cut. `like`, a sharded state, fixes the result's shardings.
+    does not depend on how a batch is cut. `used`, int32[] or None for all: how many micro-batches
+    hold anything; no more are computed. `like`, a sharded state, fixes the result's shardings.
     `rounding`: seed of the stochastic rounding of bfloat16 weights; None: to the nearest.
     metrics: float32 scalars `loss`, `loss_weight` (the count), `grad_norm` (before clipping), `lr`
     (where `tx` comes from make_optimizer), the guard's (where `tx` is guarded), and the loss
@@ -180,8 +181,10 @@ def make_train_step(
     """
     update = optax.with_extra_args_support(tx).update
 
-    def step(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, jax.Array]]:
-        grads, total, count, sums = _gradient(loss_fn, state, batch, accumulate)
+    def step(
+        state: TrainState, batch: PyTree, used: jax.Array | None = None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        grads, total, count, sums = _gradient(loss_fn, state, batch, accumulate, used)
         divisor = jnp.where(count > 0, count, 1)
         grads = jax.tree.map(lambda g: g / divisor, grads)
         loss = total / divisor
@@ -200,7 +203,7 @@ def make_train_step(
 
 
 def _gradient(
-    loss_fn: LossFn, state: TrainState, batch: PyTree, accumulate: int
+    loss_fn: LossFn, state: TrainState, batch: PyTree, accumulate: int, used: jax.Array | None
 ) -> tuple[PyTree, jax.Array, jax.Array, Metrics]:
     """Gradient of the summed numerator, the numerator, the count and the metrics' sums."""
 
@@ -214,23 +217,27 @@ def _gradient(
     rows = {x.shape[0] for x in jax.tree.leaves(batch)}
     if rows != {accumulate}:
         raise ValueError(f"leading batch axes are {sorted(rows)}; every one must be {accumulate}")
-    grads, (total, count, sums) = _accumulated(objective, state.params, batch)
-    sums = {
-        name: tuple(x.max() if name.endswith("_max") else x.sum() for x in pair)
-        for name, pair in sums.items()
-    }
-    return grads, total.sum(), count.sum(), sums
+    used = accumulate if used is None else used
+    grads, (total, count, sums) = _accumulated(objective, state.params, batch, used)
+    return grads, total, count, sums
 
 
 def _accumulated(
-    objective: Callable[[PyTree, PyTree], tuple[jax.Array, Any]], params: PyTree, batch: PyTree
+    objective: Callable[[PyTree, PyTree], tuple[jax.Array, Any]],
+    params: PyTree,
+    batch: PyTree,
+    used: int | jax.Array,
 ) -> tuple[PyTree, Any]:
-    """Float32 sum of the gradients of the micro-batches, and each one's auxiliary output.
+    """Float32 sums over the first `used` micro-batches of gradients and of what else there is.
 
     The backward pass adds each layer's gradient to its place in the sum as soon as it has it, so
     that there is no second gradient beside the sum. That of weights in another dtype (bfloat16) is
     made whole first: a reference takes its own dtype only.
     """
+
+    def micro_batch(i: int | jax.Array) -> PyTree:
+        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batch)
+
     leaves, structure = jax.tree.flatten(params)
     kept = [jax.new_ref(jnp.zeros(x.shape, jnp.float32)) for x in leaves]
     into = [
@@ -238,18 +245,33 @@ def _accumulated(
         for ref, x in zip(kept, leaves, strict=True)
     ]
 
-    def add(_: None, micro: PyTree) -> tuple[None, Any]:
-        total, backward, aux = jax.vjp(
+    def add(i: jax.Array, sums: Any) -> Any:
+        micro = micro_batch(i)
+        total, backward, found_sums = jax.vjp(
             lambda parts: objective(structure.unflatten(parts), micro), leaves, has_aux=True
         )
         (found,) = backward.with_refs(into)(jnp.ones_like(total))
         for ref, target, grad in zip(kept, into, found, strict=True):
             if target is not ref:
                 ref[...] += grad.astype(jnp.float32)
-        return None, aux
+        return jax.tree_util.tree_map_with_path(_combine, sums, found_sums)
 
-    _, aux = jax.lax.scan(add, None, batch)
-    return structure.unflatten([jax.freeze(ref) for ref in kept]), aux
+    shapes = jax.eval_shape(lambda: objective(params, micro_batch(0))[1])
+    start = jax.tree_util.tree_map_with_path(_neutral, shapes)
+    sums = jax.lax.fori_loop(0, used, add, start)
+    return structure.unflatten([jax.freeze(ref) for ref in kept]), sums
+
+
+def _is_maximum(path: tuple[Any, ...]) -> bool:
+    return any(str(getattr(key, "key", "")).endswith("_max") for key in path)
+
+
+def _neutral(path: tuple[Any, ...], x: Any) -> jax.Array:
+    return jnp.full(x.shape, -jnp.inf if _is_maximum(path) else 0.0, x.dtype)
+
+
+def _combine(path: tuple[Any, ...], a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.maximum(a, b) if _is_maximum(path) else a + b
 
 
 def _finish(name: str, total: jax.Array, count: jax.Array) -> jax.Array:

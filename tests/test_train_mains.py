@@ -469,7 +469,8 @@ def test_a_batch_holds_each_token_as_the_target_of_the_one_before(groups):
     assert batch["positions"][0].tolist() == [0, 1, 2, 3, 0, 0]
     assert batch["segment_ids"][0].tolist() == [1, 1, 1, 1, 0, 0]
     np.testing.assert_allclose(batch["logp_sampler"][0], [-0.11, -0.12, 0, -0.14, 0, 0], atol=1e-7)
-    assert batch["advantages"].tolist() == [0.5, 0.0, -0.5, 0.0]
+    gains = [[0.5] * 4 + [0.0] * 2, [0.0] * 6, [-0.5] * 3 + [0.0] * 3, [0.0] * 6]
+    assert batch["advantages"].tolist() == gains
     assert not batch["mask"][3].any()
     assert not batch["segment_ids"][3].any()
     for t, row in zip(groups[0].trajectories, batch["mask"], strict=False):

@@ -17,16 +17,17 @@ from masksearch_jax.config import ModelConfig
 _KERNELS = {"fwd": 2, "dq": 3, "dkv": 4}
 
 
-def of_program(jaxpr: Any) -> float:
-    """Of the matrix products of a traced program, over all devices; loops of unknown length once.
+def of_program(jaxpr: Any, loops: float = 1.0) -> float:
+    """Of the matrix products of a traced program, over all devices.
 
-    An attention kernel counts as causal: half of its queries times its keys.
+    A loop whose length it does not tell is taken to run `loops` times; an attention kernel counts
+    as causal: half of its queries times its keys.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+    return sum(_of_equation(equation, loops) for equation in jaxpr.eqns)
 
 
-def _of_equation(equation: Any) -> float:
+def _of_equation(equation: Any, loops: float) -> float:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), (batch, _) = params["dimension_numbers"]
@@ -37,13 +38,13 @@ def _of_equation(equation: Any) -> float:
         return _of_kernel(equation)
     bodies = [p for p in params.values() if isinstance(p, core.Jaxpr | core.ClosedJaxpr)]
     if name == "scan":
-        return params["length"] * of_program(params["jaxpr"])
+        return params["length"] * of_program(params["jaxpr"], loops)
     if name == "cond":
-        return max(of_program(branch) for branch in params["branches"])
-    ways = 1
+        return max(of_program(branch, loops) for branch in params["branches"])
+    ways = loops if name == "while" else 1
     if name == "shard_map":
         ways = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
-    return ways * sum(of_program(body) for body in bodies)
+    return ways * sum(of_program(body, loops) for body in bodies)
 
 
 def _of_kernel(equation: Any) -> float:

@@ -50,10 +50,14 @@ class Collective(NamedTuple):
 
 
 class Module:
-    """The computations of a program's text."""
+    """The computations of a program's text.
 
-    def __init__(self, text: str):
+    `loops`: how often those run whose length it does not tell.
+    """
+
+    def __init__(self, text: str, loops: float = 1.0):
         self.entry = ""
+        self.loops = loops
         self.computations: dict[str, dict[str, Instruction]] = {}
         current: dict[str, Instruction] = {}
         for line in text.splitlines():
@@ -74,7 +78,7 @@ class Module:
         return [b for b in bodies if any(i.op == op for i in self.computations[b].values())]
 
     def runs(self) -> dict[str, float]:
-        """How often a run of the program runs each computation; loops of unknown length once."""
+        """How often a run of the program runs each computation."""
         found: dict[str, float] = {}
 
         def visit(name: str, times: float) -> None:
@@ -124,11 +128,11 @@ class Module:
         return sum(times * self.hbm_bytes(name) for name, times in self.runs().items())
 
     def _trips(self, condition: str) -> float:
-        """Of a loop that counts from 0 to a constant; 1 for any other."""
+        """Of a loop that counts from 0 to a constant; `loops` for any other."""
         own = self.computations[condition].values()
         limits = [int(m[1]) for i in own if (m := re.search(r"constant\((\d+)\)", i.text))]
         counts = [i for i in own if "direction=LT" in i.text]
-        return float(limits[0]) if len(limits) == len(counts) == 1 else 1.0
+        return float(limits[0]) if len(limits) == len(counts) == 1 else self.loops
 
     def hbm_bytes(self, computation: str) -> float:
         """Bytes read from and written to HBM by one run of it, but for what it calls."""

@@ -76,9 +76,10 @@ def to_batch(
         "mask": np.zeros(shape, np.bool_),
         "logp_sampler": np.zeros(shape, np.float32),
         "logp_old": np.zeros(shape, np.float32),
-        "advantages": np.zeros(rows, np.float32),
+        "advantages": np.zeros(shape, np.float32),
     }
-    for row, (trajectory, counts) in enumerate(zip(trajectories, valid.reshape(-1), strict=True)):
+    own = zip(trajectories, valid.reshape(-1), advantage.reshape(-1), strict=True)
+    for row, (trajectory, counts, gain) in enumerate(own):
         n = len(trajectory.ids) - 1
         batch["ids"][row, :n] = trajectory.ids[:-1]
         batch["targets"][row, :n] = trajectory.ids[1:]
@@ -86,6 +87,5 @@ def to_batch(
         batch["segment_ids"][row, :n] = 1
         batch["mask"][row, :n] = trajectory.sampled[1:] & counts
         batch["logp_sampler"][row, :n] = trajectory.logprobs[1:]
-    flat = advantage.reshape(-1)
-    batch["advantages"][: len(flat)] = flat
+        batch["advantages"][row, :n] = gain
     return batch
