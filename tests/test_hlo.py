@@ -88,6 +88,34 @@ def test_a_loop_that_counts_to_a_constant_runs_so_often():
     assert module.traffic() == copied + 28 * step
 
 
+def test_collectives_within_fusions_and_of_several_arrays_are_counted():
+    text = """
+%sum_and_slice (a: bf16[64,128], b: bf16[64,128]) -> bf16[8,128] {
+  %a = bf16[64,128]{1,0} parameter(0)
+  %b = bf16[64,128]{1,0} parameter(1)
+  %both = (bf16[64,128]{1,0}, bf16[64,128]{1,0}) all-reduce(%a, %b), channel_id=1, to_apply=%add
+  %one = bf16[64,128]{1,0} get-tuple-element(%both), index=0
+  ROOT %part = bf16[8,128]{1,0} dynamic-slice(%one, %place)
+}
+
+ENTRY %main (x: bf16[64,128], y: f32[16,8]) -> bf16[8,128] {
+  %x = bf16[64,128]{1,0} parameter(0)
+  %y = f32[16,8]{1,0} parameter(1)
+  %two = (bf16[64,128]{1,0}, f32[16,8]{1,0}) all-reduce(%x, %y), channel_id=2, to_apply=%add
+  %scattered = bf16[8,128]{1,0} reduce-scatter(%x), channel_id=3, to_apply=%add
+  %gathered = (bf16[8,128]{1,0}, bf16[64,128]{1,0}) all-gather-start(%scattered), channel_id=4
+  ROOT %z = bf16[8,128]{1,0} fusion(%x, %x), kind=kCustom, calls=%sum_and_slice
+}
+"""
+    whole = 64 * 128 * 2
+    assert [c[:3] for c in Module(text).collectives()] == [
+        ("all-reduce", whole + 16 * 8 * 4, (64, 128)),
+        ("reduce-scatter", whole, (8, 128)),
+        ("all-gather", whole, (64, 128)),
+        ("reduce-scatter", 2 * whole, (64, 128)),
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "groups"),
     [

@@ -43,8 +43,8 @@ class Instruction(NamedTuple):
 
 class Collective(NamedTuple):
     kind: str
-    size: float  # bytes of its largest array on a chip
-    dims: tuple[int, ...]  # of that array
+    size: float  # bytes on a chip of all that is gathered or summed
+    dims: tuple[int, ...]  # of its largest array
     times: float  # that a run of the program does it
     groups: tuple[tuple[int, ...], ...]  # of devices, by their place in the mesh; () if not told
 
@@ -108,15 +108,21 @@ class Module:
     def collectives_of(self, *computations: str) -> list[Collective]:
         """Those of the computations themselves, once each."""
         found = []
-        for i in (i for name in computations for i in self.computations[name].values()):
-            kind = i.op.removesuffix("-start")
-            if kind in COLLECTIVES:
-                sizes = [size for size, _ in i.arrays()]
-                largest = sizes.index(max(sizes))
-                dims = [array[2] for array in _ARRAY.finditer(i.shape)][largest]
-                dims = tuple(int(d) for d in dims.split(",") if d)
-                found.append(Collective(kind, max(sizes), dims, 1.0, _groups(i.text)))
+        for own in (self.computations[name] for name in computations):
+            for i in own.values():
+                if i.op.removesuffix("-start") in COLLECTIVES:
+                    found.append(_collective(i, own))
+                elif i.op == "fusion":
+                    found += self._fused(_called(i, "calls"))
         return found
+
+    def _fused(self, name: str) -> list[Collective]:
+        """Those within a fusion: a sum of which each device keeps a slice is a reduce-scatter."""
+        sliced = any(i.op == "dynamic-slice" for i in self.computations[name].values())
+        return [
+            c._replace(kind="reduce-scatter") if sliced and c.kind == "all-reduce" else c
+            for c in self.collectives_of(name)
+        ]
 
     def branches(self, computation: str) -> list[str]:
         """All branches of the conditionals in it."""
@@ -217,6 +223,18 @@ class Module:
             moved = max(size for size, _ in inner[root.operands[1]].arrays())
             return moved * _in_hbm(i)
         return i.written()
+
+
+def _collective(i: Instruction, own: dict[str, Instruction]) -> Collective:
+    """Of an instruction of the computation `own`; several arrays may go together."""
+    kind = i.op.removesuffix("-start")
+    sizes = [size for size, _ in i.arrays()]
+    dims = [array[2] for array in _ARRAY.finditer(i.shape)][sizes.index(max(sizes))]
+    if kind == "reduce-scatter":
+        sizes = [size for name in i.operands for size, _ in own[name].arrays()]
+    # What starts one also returns what it was given.
+    size = max(sizes) if i.op.endswith("-start") else sum(sizes)
+    return Collective(kind, size, tuple(int(d) for d in dims.split(",") if d), 1.0, _groups(i.text))
 
 
 def _called(i: Instruction, key: str) -> str:
