@@ -152,7 +152,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     types = (AxisType.Auto,) * len(AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
-        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(grid, AXES, axis_types=types)
     if shape[0] % slices:
         raise MeshError(f"mesh {asked}: data of {shape[0]} does not divide over {slices} slices")
     within, between = (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1)

@@ -241,6 +241,20 @@ def test_what_is_tried_keeps_what_was_tried_before(repository):
 
 @needs_libtpu
 @pytest.mark.slow
+def test_two_axes_of_a_mesh_may_share_a_side_of_the_slice(repository):
+    cfg = ("ramp_sft.py:tiny", "plan.topology=v6e-64", "mesh.data=2", "mesh.fsdp=32")  # 8 x 8
+    code = (
+        "from pathlib import Path; from masksearch_jax import plan; from tests import test_plan; "
+        f"cfg = test_plan.config_of(Path.cwd(), *{cfg!r}); print(plan.mesh_of(cfg)[1].devices.shape)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[-1:] == ["(2, 32, 1, 1)"], done.stderr
+
+
+@needs_libtpu
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["ramp_sft.py:tiny", "ramp_dapo.py:tiny"])
 def test_a_small_run_is_planned(repository, tmp_path, config):
     path = tmp_path / "plan.json"
