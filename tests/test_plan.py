@@ -245,7 +245,8 @@ def test_two_axes_of_a_mesh_may_share_a_side_of_the_slice(repository):
     cfg = ("ramp_sft.py:tiny", "plan.topology=v6e-64", "mesh.data=2", "mesh.fsdp=32")  # 8 x 8
     code = (
         "from pathlib import Path; from masksearch_jax import plan; from tests import test_plan; "
-        f"cfg = test_plan.config_of(Path.cwd(), *{cfg!r}); print(plan.mesh_of(cfg)[1].devices.shape)"
+        f"mesh = plan.mesh_of(test_plan.config_of(Path.cwd(), *{cfg!r}))[1]; "
+        "print(mesh.devices.shape)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False
