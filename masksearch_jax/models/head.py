@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from masksearch_jax import sharding
+from masksearch_jax.models import columns
 
 
 class _Score(NamedTuple):
@@ -29,13 +30,12 @@ def token_logprobs(
 
     hidden [B, T, M], targets int [B, T]; logits are divided by `temperature` (0, greedy, counts as
     1). A device scores about `chunk` of its tokens at a time and, where these are not all, again in
-    the backward pass, so that [B, T, V] never exists. Each has the head's table whole and adds up
-    its gradient on its own: the compiler would gather the one and sum the other over all devices
-    for every chunk.
+    the backward pass, so that [B, T, V] never exists. Each gathers the head's table once and adds
+    up its gradient on its own: the compiler would do both over all devices for every chunk.
     """
     score = functools.partial(_token_logprobs, temperature=temperature or 1.0, chunk=chunk)
     rows = ("batch", "time")
-    return sharding.on_shards(score, (("any",), rows, rows), rows)(
+    return sharding.on_shards(score, (columns.PLACE, rows, rows), rows)(
         model.head_table, hidden, targets
     )
 
@@ -50,7 +50,7 @@ def _token_logprobs(
 def _forward(table, hidden, targets, temperature, chunk):
     batch, time, _ = hidden.shape
     chunks = _Chunks(batch, time, chunk)
-    weight = table.astype(hidden.dtype)
+    weight = columns.whole(table.astype(hidden.dtype))
     if chunks.count == 1:
         scaled = logits(weight, hidden) / temperature
         found = _score(scaled, targets)
@@ -59,13 +59,13 @@ def _forward(table, hidden, targets, temperature, chunk):
         parts = (chunks.split(hidden), chunks.split(targets))
         found = jax.lax.map(lambda xs: _score(logits(weight, xs[0]) / temperature, xs[1]), parts)
         found = _Score(*map(chunks.join, found))
-    return (found.logprob, found.entropy), (table, hidden, targets, found, scaled)
+    kept = (jnp.zeros((), table.dtype), weight, hidden, targets, found, scaled)
+    return (found.logprob, found.entropy), kept
 
 
 def _backward(temperature, chunk, kept, cotangents):
     """Products in the dtype of the hidden states, sums over chunks in float32."""
-    table, hidden, targets, found, scaled = kept
-    weight = table.astype(hidden.dtype)
+    kind, weight, hidden, targets, found, scaled = kept
     chunks = _Chunks(*targets.shape, chunk)
 
     def gradients(scaled, h, t, found, upstream):
@@ -90,11 +90,11 @@ def _backward(temperature, chunk, kept, cotangents):
             of_hidden, of_table = gradients(logits(weight, h) / temperature, h, *rest)
             return total + of_table, of_hidden
 
-        start = jnp.zeros(table.shape, jnp.float32)
+        start = jnp.zeros(weight.shape, jnp.float32)
         parts = jax.tree.map(chunks.split, (hidden, targets, found, cotangents))
         of_table, of_hidden = jax.lax.scan(add, start, parts)
         of_hidden = chunks.join(of_hidden)
-    return of_table.astype(table.dtype), of_hidden, None
+    return columns.own_sum(of_table).astype(kind.dtype), of_hidden, None
 
 
 _token_logprobs.defvjp(_forward, _backward)

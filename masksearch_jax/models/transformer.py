@@ -17,11 +17,12 @@ from flax import nnx
 
 from masksearch_jax import sharding
 from masksearch_jax.config import ComputeConfig, ModelConfig
-from masksearch_jax.models import attention, context, head, kv_cache, sampling_copy
+from masksearch_jax.models import attention, columns, context, head, kv_cache, sampling_copy
 from masksearch_jax.models.kv_cache import Fresh, KVCache
 from masksearch_jax.models.remat import REMAT
 
 FAMILIES = ("qwen2", "qwen3", "llama")
+_LAYER = ("batch", "time", "activation")  # logical axes of what goes from layer to layer
 INIT_STD = 0.02  # as transformers initialises these families
 QK_IDENTITY = 2.6  # attention logit of a token with itself, at random weights
 VO_IDENTITY = 0.46  # share of a token's normed embedding that all heads of a layer pass on
@@ -106,12 +107,13 @@ class Transformer(nnx.Module):
             q, k, v = _project(block, x, tables, self.config.norm_eps)
             out = attend(q, k, v, segment_ids)
             x = _finish(block, x, out, self.config.norm_eps)
-            return sharding.constrain(x, "batch", "time", "activation"), None
+            return sharding.constrain(x, *_LAYER), None
 
         if self.compute.remat != "none":
             policy = REMAT[self.compute.remat]
             layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
-        x, _ = jax.lax.scan(layer, self.embed(ids), self.blocks)
+        x = columns.lookup(self.embedding[...], ids, self.compute.dtype)
+        x, _ = jax.lax.scan(layer, sharding.constrain(x, *_LAYER), self.blocks)
         return context.in_order(self.final_norm(x))
 
     def embed(self, ids: jax.Array) -> jax.Array:
