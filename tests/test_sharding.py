@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -49,11 +50,11 @@ MESHES = {
 }
 
 
-def random_model(compute: ComputeConfig = COMPUTE) -> Transformer:
+def random_model(compute: ComputeConfig = COMPUTE, config: ModelConfig = MODEL) -> Transformer:
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype),
-        hf.abstract(MODEL, compute),
+        hf.abstract(config, compute),
     )
 
 
@@ -167,6 +168,20 @@ def test_rollouts_have_whole_weights_on_every_device(sizes, parts, kind, adapted
     alone = model.for_sampling()
     if kind is unrolled.Unrolled:
         jax.tree.map(np.testing.assert_array_equal, sharding.to_host(copy), alone)
+
+
+def test_no_device_sums_a_whole_table() -> None:
+    """The gradient of the embedding and the head: of each device's own columns alone."""
+    mesh = sharding.make_mesh(MESHES["2x4"])
+    config = dataclasses.replace(MODEL, vocab_size=80)  # no other array has as many rows
+    model = sharding.shard_parameters(mesh, random_model(config=config))
+    with jax.set_mesh(mesh):
+        placed = hosts.shard_batch(mesh, batch())
+        text = loss_and_gradient.lower(model, placed).compile().as_text()
+    sums = re.findall(r"= (.*?) all-reduce\(", text)
+    assert sums
+    assert not any("[80,32]" in shape for shape in sums)
+    assert "[80,8]" in "".join(re.findall(r"= (.*?) reduce-scatter\(", text))
 
 
 def test_the_cpu_is_split_unless_jax_has_begun() -> None:
