@@ -3,7 +3,8 @@
     python -m masksearch_jax.train_dapo --config=configs/ramp_dapo.py:qwen2.5-1.5b
 
 Each step: sample groups with the rollout engine, reward them, keep the groups with spread (sampling
-again up to a cap), update on rows that trajectories share. Synchronous: a step's tokens come from the weights that it began with.
+again up to a cap), update on rows that trajectories share. Synchronous: a step's tokens come from
+the weights that it began with.
 """
 
 from __future__ import annotations
