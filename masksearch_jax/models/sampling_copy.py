@@ -7,7 +7,7 @@ gathered anew for every token, those kept in float32 for training are twice the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -39,16 +39,22 @@ def is_needed(compute: ComputeConfig, weights: str, sizes: Mapping[str, int]) ->
 def whole(model: Model) -> Model:
     """The model in the compute dtype, split by the mesh's `tensor` alone; within a jitted function.
 
-    Adapters keep their dtype.
+    Adapters keep their dtype. Stacks are gathered layer by layer, so that none is there twice.
     """
     dtype = jnp.dtype(model.compute.dtype)
+    found, structure = jax.tree_util.tree_flatten_with_path(model)
+    names = [sharding.parameter_name(path) for path, _ in found]
 
-    def place(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        name = sharding.parameter_name(path)
-        leaf = leaf if ".adapters." in name else leaf.astype(dtype)
-        return sharding.constrain(leaf, *sharding.whole_axes(name))
+    def place(name: str, leaf: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+        return sharding.constrain(leaf if ".adapters." in name else leaf.astype(dtype), *axes)
 
-    return jax.tree_util.tree_map_with_path(place, model)
+    def layer(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return {n: place(n, x, sharding.whole_axes(n)[1:]) for n, x in leaves.items()}
+
+    leaves = dict(zip(names, (leaf for _, leaf in found), strict=True))
+    if is_shared(jax.sharding.get_abstract_mesh().shape):
+        leaves |= jax.lax.map(layer, {n: x for n, x in leaves.items() if n.startswith("blocks.")})
+    return structure.unflatten(place(n, x, sharding.whole_axes(n)) for n, x in leaves.items())
 
 
 stacked = jax.jit(whole)
