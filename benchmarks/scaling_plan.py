@@ -3,8 +3,8 @@
     python -m benchmarks.scaling_plan --json=F --svg=benchmarks/scaling_plan.svg
 
 Qwen2.5-7B by SFT on rows of 8,192 tokens, one row for each chip (weak scaling), splash attention.
-8 chips share the weights (mesh.fsdp), 32 on the larger slices, with mesh.data beyond: more would
-hold parts so thin that the compiler sums gradients whole. Each update is compiled for the real
+Up to 32 chips share the weights (mesh.fsdp), with mesh.data beyond: more would hold parts so thin
+that the compiler sums gradients whole. Each update is compiled for the real
 slice by the TPU's own compiler, without a TPU (`masksearch_jax.plan`), in a process of its own: 1
 to 3 minutes and 2.5 GB each. What the JSON of an earlier run of this command already has is not
 compiled again. From 16 chips on neither the bytes in a chip's HBM nor those that it sends may rise
@@ -41,7 +41,7 @@ def run_for(kind: str, chips: int) -> SftRun:
         cfg,
         compute=change(cfg.compute, attention="splash", remat="block"),
         sft=change(cfg.sft, batch_size=chips, seq_len=8192),
-        mesh=change(cfg.mesh, data=-1, fsdp=8 if chips < 32 else 32),
+        mesh=change(cfg.mesh, data=-1, fsdp=min(chips, 32)),
         plan=change(cfg.plan, topology=f"{kind}-{chips}"),
     )
 
