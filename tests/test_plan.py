@@ -294,8 +294,8 @@ def test_a_small_run_is_planned(repository, tmp_path, config):
 
 # GiB that an update needs of a chip at its peak.
 PEAKS = [
-    ("qwen2.5-7b", "v5p-32", ("sft.batch_size=16", "sft.seq_len=8192"), 16.98),
-    ("qwen2.5-0.5b", "v5p-8", ("sft.batch_size=1", "sft.seq_len=4096", "mesh.context=4"), 3.23),
+    ("qwen2.5-7b", "v5p-32", ("sft.batch_size=16", "sft.seq_len=8192"), 16.58),
+    ("qwen2.5-0.5b", "v5p-8", ("sft.batch_size=1", "sft.seq_len=4096", "mesh.context=4"), 3.01),
 ]
 
 
