@@ -253,7 +253,9 @@ class DapoConfig:
     groups: int  # prompts with spread in reward per update
     group_size: int  # samples per prompt
     minibatches: int  # updates per step
-    micro_batch: int  # rows of rollout.max_len per gradient micro-batch; trajectories share rows
+    # Rows of rollout.max_len, which trajectories share, per gradient micro-batch; 0: one for each
+    # part of the mesh
+    micro_batch: int
     clip_low: float
     clip_high: float
     tis_cap: float  # cap of the truncated importance weight

@@ -108,7 +108,7 @@ def sft_programs(cfg: SftRun, mesh: Any) -> Iterator[Program]:
 
 def dapo_programs(cfg: DapoRun, mesh: Any) -> Iterator[Program]:
     state, tx = state_of(cfg, mesh)
-    dapo, rollout = cfg.dapo, cfg.rollout
+    dapo, rollout = train_dapo.on_mesh(cfg.dapo, mesh), cfg.rollout
     rows = train_dapo.check(dapo, rollout, mesh) // dapo.minibatches
     micro, length = rows // dapo.micro_batch, rollout.max_len
     floats = ("logp_sampler", "logp_old", "advantages")
@@ -284,7 +284,7 @@ def alternatives(cfg: Run) -> Iterator[tuple[tuple[str, ...], Run]]:
             yield names, cfg
     for _ in range(2):
         if isinstance(cfg, DapoRun):
-            if cfg.dapo.micro_batch % 2 == 0:
+            if cfg.dapo.micro_batch and cfg.dapo.micro_batch % 2 == 0:
                 names, cfg = changed("dapo", "micro_batch", cfg.dapo.micro_batch // 2)
                 yield names, cfg
         elif cfg.sft.batch_size % (2 * cfg.optim.accumulate) == 0:

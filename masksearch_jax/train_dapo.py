@@ -172,9 +172,14 @@ class GroupSampler:
         return [Request(str(stream), prompt.ids, stream % 2**32, s, source) for s in samples]
 
 
+def on_mesh(dapo: DapoConfig, mesh: Any) -> DapoConfig:
+    """The config with its number of rows per micro-batch on this mesh."""
+    return dataclasses.replace(dapo, micro_batch=dapo.micro_batch or sharding.batch_shards(mesh))
+
+
 def check(dapo: DapoConfig, rollout: RolloutConfig, mesh: Any) -> int:
     """Trajectories per update on this process. ConfigError, MeshError for what cannot work."""
-    parts = sharding.batch_shards(mesh)
+    parts, dapo = sharding.batch_shards(mesh), on_mesh(dapo, mesh)
     sharding.time_parts(mesh, rollout.max_len)
     if rollout.temperature <= 0:
         raise cli.ConfigError(
@@ -200,8 +205,8 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     """Trains to `cfg.dapo.steps`; returns the last metrics. `search` stands for cfg.search."""
     workdir = storage.path(cfg.workdir)
     survival = Survival(cfg.survival, workdir)
-    dapo, rollout = cfg.dapo, cfg.rollout
     mesh = make_mesh(cfg.mesh)
+    dapo, rollout = on_mesh(cfg.dapo, mesh), cfg.rollout
     parts = sharding.batch_shards(mesh) // hosts.share(mesh)[1]  # of a batch, on this process
     per_part = dapo.micro_batch // sharding.batch_shards(mesh)
     sampled = check(dapo, rollout, mesh)

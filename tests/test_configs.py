@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from configs import common
-from masksearch_jax import cli, config
+from masksearch_jax import cli, config, sharding, train_dapo
 from masksearch_jax.config import ConfigError, ModelConfig, to_dataclass
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -131,7 +131,9 @@ def test_a_wrong_argument_names_the_choices(name):
 def test_a_dapo_batch_divides_into_its_micro_batches(name, arg):
     cfg = to_dataclass(schema_of(name), load(name, arg))
     batch = cfg.dapo.groups * cfg.dapo.group_size
-    assert batch % (cfg.dapo.minibatches * cfg.dapo.micro_batch) == 0
+    for parts in (1, 8, 32, 256) if arg == "" and name != "quickstart" else (1, 2):
+        mesh = jax.sharding.AbstractMesh((1, parts, 1, 1), sharding.AXES)
+        assert train_dapo.check(cfg.dapo, cfg.rollout, mesh) == batch
     assert cfg.dapo.overlong_buffer < cfg.rollout.max_new_tokens < cfg.rollout.max_len
 
 
