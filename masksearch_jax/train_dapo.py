@@ -192,7 +192,8 @@ def check(dapo: DapoConfig, rollout: RolloutConfig, mesh: Any) -> int:
             "the trainer's; turn them off, or set config.dapo.allow_filters"
         )
     trajectories, processes = dapo.groups * dapo.group_size, jax.process_count()
-    if trajectories % (dapo.minibatches * dapo.micro_batch) or dapo.micro_batch % parts:
+    cut = max(dapo.minibatches, 0) * max(dapo.micro_batch, 0)  # 0: into none
+    if not cut or trajectories % cut or dapo.micro_batch % parts:
         raise cli.ConfigError(
             f"config.dapo: groups × group_size = {trajectories} trajectories do not divide into "
             f"{dapo.minibatches} minibatches of micro-batches of {dapo.micro_batch} over "

@@ -47,6 +47,8 @@ def check(cfg: SftRun, mesh: jax.sharding.Mesh) -> None:
     """
     time_parts(mesh, cfg.sft.seq_len)
     parts, accumulate = batch_shards(mesh), cfg.optim.accumulate
+    if accumulate < 1:
+        raise cli.ConfigError(f"config.optim.accumulate is {accumulate}; it must be at least 1")
     if cfg.sft.batch_size % (parts * accumulate):
         raise cli.ConfigError(
             f"config.sft.batch_size is {cfg.sft.batch_size}; it must be a multiple of "

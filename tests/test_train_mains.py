@@ -374,6 +374,9 @@ def test_a_batch_that_does_not_divide_is_refused_at_the_start(sft, tmp_path):
     optim = dataclasses.replace(sft.optim, accumulate=3)
     with pytest.raises(ConfigError, match=r"batch_size is 8; it must be a multiple of 3: 3 micro"):
         train_sft.run(dataclasses.replace(at(sft, tmp_path), optim=optim))
+    none = dataclasses.replace(sft.optim, accumulate=0)
+    with pytest.raises(ConfigError, match=r"optim\.accumulate is 0; it must be at least 1"):
+        train_sft.run(dataclasses.replace(at(sft, tmp_path), optim=none))
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -382,6 +385,8 @@ def test_a_batch_that_does_not_divide_is_refused_at_the_start(sft, tmp_path):
     [
         ("rollout", {"temperature": 0.0}, r"config\.rollout\.temperature is 0\.0; .* above 0"),
         ("dapo", {"micro_batch": 7}, r"groups × group_size = 32 .* micro-batches of 7"),
+        ("dapo", {"micro_batch": -1}, r"do not divide into 1 minibatches of micro-batches of -1"),
+        ("dapo", {"minibatches": 0}, r"do not divide into 0 minibatches"),
         ("dapo", {"curriculum": "0:ramp_k9"}, r"no mixture or task 'ramp_k9'; nearest"),
     ],
 )
