@@ -4,11 +4,11 @@
 
 Qwen2.5-7B by SFT on rows of 8,192 tokens, one row for each chip (weak scaling), splash attention.
 Up to 32 chips share the weights (mesh.fsdp), with mesh.data beyond: more would hold parts so thin
-that the compiler sums gradients whole. Each update is compiled for the real
-slice by the TPU's own compiler, without a TPU (`masksearch_jax.plan`), in a process of its own: 1
-to 3 minutes and 2.5 GB each. What the JSON of an earlier run of this command already has is not
-compiled again. From 16 chips on neither the bytes in a chip's HBM nor those that it sends may rise
-by more than 3 hundredths: exits with 1.
+that the compiler sums gradients whole. Each update is compiled for the real slice by the TPU's own
+compiler, without a TPU (`masksearch_jax.plan`), in a process of its own: 1 to 3 minutes and 2.5 GB
+each. What the JSON of an earlier run of this command already has is not compiled again. From 16
+chips on neither the bytes in a chip's HBM nor those that it sends may rise by more than 3
+hundredths: exits with 1.
 """
 
 from __future__ import annotations

@@ -288,6 +288,7 @@ def test_a_small_run_is_planned(repository, tmp_path, config):
         assert copied == pytest.approx(weights * 2, rel=0.05)
         more += ("rollout.weights=shared",)
         done = command(repository, config, "plan.topology=v5e-8", f"plan.json={path}", *more)
+        assert done.returncode == 0, done.stderr
         shared = json.loads(path.read_text())["programs"]
         assert list(shared) == ["update", "logprobs", "tick"]
         assert shared["tick"]["step_ici"] > 0.9 * copied

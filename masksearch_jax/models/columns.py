@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
 
 from masksearch_jax import sharding
 
@@ -54,9 +53,5 @@ def own_sum(gradient: jax.Array) -> jax.Array:
 def _here() -> tuple[str, ...]:
     """The mesh axes that split a table where each device runs by itself."""
     mesh = jax.sharding.get_abstract_mesh()
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    return tuple(
-        axis
-        for axis in sharding.RULES[sharding.SHARED]
-        if kinds.get(axis) == AxisType.Manual and mesh.shape[axis] > 1
-    )
+    axes = sharding.RULES[sharding.SHARED]
+    return tuple(axis for axis in axes if axis in mesh.manual_axes and mesh.shape[axis] > 1)

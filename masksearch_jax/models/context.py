@@ -15,7 +15,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType
 
 from masksearch_jax import sharding
 
@@ -92,5 +91,4 @@ def times(time: int) -> jax.Array:
 
 def _split_here() -> int:
     mesh = jax.sharding.get_abstract_mesh()
-    here = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    return mesh.shape[AXIS] if here.get(AXIS) == AxisType.Manual else 1
+    return mesh.shape[AXIS] if AXIS in mesh.manual_axes else 1

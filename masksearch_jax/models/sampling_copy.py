@@ -20,7 +20,7 @@ Model = TypeVar("Model")
 
 def is_shared(sizes: Mapping[str, int]) -> bool:
     """Whether devices of a mesh of these sizes share weights: none has all that it needs."""
-    return any(sizes.get(axis, 1) > 1 for axis in ("fsdp", "context"))
+    return any(sizes.get(axis, 1) > 1 for axis in sharding.RULES[sharding.SHARED])
 
 
 def is_unrolled(weights: str, sizes: Mapping[str, int]) -> bool:

@@ -56,13 +56,13 @@ def pack(batch: Batch, parts: int, per_part: int) -> tuple[Batch, int]:
         planned = plan_rows(lengths[first : first + rows // parts].tolist(), room)
         most = max(most, len(planned))
         for row, members in enumerate(planned, first):
-            start = 0
-            for segment, member in enumerate(members, 1):
-                end = start + lengths[first + member]
-                for name, x in batch.items():
-                    found[name][row, start:end] = x[first + member, : end - start]
-                found["segment_ids"][row, start:end] = segment
-                start = end
+            own = first + np.asarray(members)
+            source = np.repeat(own, lengths[own])
+            time = np.concatenate([np.arange(n) for n in lengths[own]])
+            for name, x in batch.items():
+                found[name][row, : len(time)] = x[source, time]
+            segments = np.repeat(np.arange(len(own)) + 1, lengths[own])
+            found["segment_ids"][row, : len(time)] = segments
     return found, -(-most // per_part)
 
 
