@@ -2,6 +2,7 @@
 
 import pytest
 
+from masksearch_jax.planning import measure
 from masksearch_jax.planning.hlo import Module
 
 # A step of 4 rows: reads one of 8 layers [16, 128] of a stack, updates one time of a cache in
@@ -114,6 +115,27 @@ ENTRY %main (x: bf16[64,128], y: f32[16,8]) -> bf16[8,128] {
         ("all-gather", whole, (64, 128)),
         ("reduce-scatter", 2 * whole, (64, 128)),
     ]
+
+
+def test_sums_between_slices_go_through_the_host():
+    told = '_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type='
+    text = f"""
+ENTRY %main (x: f32[64,8,128]) -> f32[64,8,128] {{
+  %x = f32[64,8,128]{{2,1,0:T(8,128)}} parameter(0)
+  %t = token[] after-all()
+  %send.1 = (f32[64,8,128]{{2,1,0:T(8,128)}}, u32[], token[]) send(%x, %t), channel_id=2, \
+is_host_transfer=true, frontend_attributes={{{told}"ALL_REDUCE"}}
+  %recv.1 = (f32[64,8,128]{{2,1,0:T(8,128)}}, u32[], token[]) recv(%t), channel_id=1, \
+is_host_transfer=true, frontend_attributes={{{told}"ALL_REDUCE"}}
+  %log = (f32[8,128]{{1,0:T(8,128)}}, u32[], token[]) send(%x, %t), channel_id=3
+  ROOT %z = f32[64,8,128]{{2,1,0:T(8,128)}} get-tuple-element(%recv.1), index=0
+}}
+"""
+    size = 64 * 8 * 128 * 4
+    assert Module(text).collectives() == [("all-reduce", size, (64, 8, 128), 1.0, ())]
+    assert measure.wires(Module(text).collectives(), [0, 0, 1, 1]) == {
+        "all-reduce": {"count": 1, "ici": 0.0, "dcn": 2.0 * size}
+    }
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ COLLECTIVES = {
     "reduce-scatter",
 }  # fmt: skip
 SLICES = {"dynamic-slice", "gather", "slice", "slice-start"}
+# A collective between slices is a host's, which is sent what a chip has for it.
+_BETWEEN_SLICES = r'_xla_megascale_transfer_type="(\w+)"'
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 
 
@@ -110,8 +112,8 @@ class Module:
         found = []
         for own in (self.computations[name] for name in computations):
             for i in own.values():
-                if i.op.removesuffix("-start") in COLLECTIVES:
-                    found.append(_collective(i, own))
+                if kind := _collective_kind(i):
+                    found.append(_collective(kind, i, own))
                 elif i.op == "fusion":
                     found += self._fused(_called(i, "calls"))
         return found
@@ -225,15 +227,22 @@ class Module:
         return i.written()
 
 
-def _collective(i: Instruction, own: dict[str, Instruction]) -> Collective:
-    """Of an instruction of the computation `own`; several arrays may go together."""
+def _collective_kind(i: Instruction) -> str:
+    """`all-reduce` and the like of what is or starts one; nothing of another instruction."""
+    if i.op == "send" and (between := re.search(_BETWEEN_SLICES, i.text)):
+        return between[1].lower().replace("_", "-")
     kind = i.op.removesuffix("-start")
+    return kind if kind in COLLECTIVES else ""
+
+
+def _collective(kind: str, i: Instruction, own: dict[str, Instruction]) -> Collective:
+    """Of an instruction of the computation `own`; several arrays may go together."""
     sizes = [size for size, _ in i.arrays()]
     dims = [array[2] for array in _ARRAY.finditer(i.shape)][sizes.index(max(sizes))]
     if kind == "reduce-scatter":
         sizes = [size for name in i.operands for size, _ in own[name].arrays()]
     # What starts one also returns what it was given.
-    size = max(sizes) if i.op.endswith("-start") else sum(sizes)
+    size = sum(sizes) if i.op == kind else max(sizes)
     return Collective(kind, size, tuple(int(d) for d in dims.split(",") if d), 1.0, _groups(i.text))
 
 
