@@ -24,7 +24,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from masksearch_jax import cli, sharding, stored
+from masksearch_jax import cli, hosts, stored
 from masksearch_jax.config import CheckpointConfig, ModelConfig
 from masksearch_jax.interrupts import held
 from masksearch_jax.stored import CheckpointError
@@ -92,7 +92,7 @@ class Checkpointer:
         CheckpointError where `metrics` lack the one that tells the best.
         """
         self.wait()
-        if sharding.any_process(self.failed is not None):
+        if hosts.any_process(self.failed is not None):
             with held():
                 with contextlib.suppress(Exception):  # orbax would raise an old error again
                     self._manager.close()
@@ -182,7 +182,7 @@ class Checkpointer:
             disk = os.statvfs(self.folder)
             free = disk.f_bavail * disk.f_frsize
             needed = sum(x.nbytes for tree in trees for x in tree.values())
-        if sharding.any_process(free < needed):
+        if hosts.any_process(free < needed):
             raise OSError(f"it needs {needed:,} bytes, {free:,} are free there")
 
     def _guard(self, step: int, write: Callable[[], Any]) -> None:

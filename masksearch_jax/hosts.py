@@ -116,6 +116,31 @@ def split_micro(batch: Tree, accumulate: int, parts: int = 1) -> Tree:
     return jax.tree.map(cut, batch)
 
 
+def any_process(flag: bool) -> bool:
+    """Whether it holds on any process; all must call it."""
+    return bool(mean_over_processes({"flag": float(flag)})["flag"])
+
+
+def mean_over_processes(figures: dict[str, float]) -> dict[str, float]:
+    """Each figure's mean over the processes; all must call it, with the same names."""
+    if jax.process_count() == 1:
+        return figures
+    own = np.asarray(list(figures.values()), np.float32)
+    mean = np.asarray(multihost_utils.process_allgather(own)).mean(axis=0)
+    return dict(zip(figures, mean.tolist(), strict=True))
+
+
+def gather_texts(text: str) -> list[str]:
+    """The text of each process, in their order; all must call it."""
+    if jax.process_count() == 1:
+        return [text]
+    own = np.frombuffer(text.encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(own)))).reshape(-1)
+    padded = np.pad(own, (0, int(sizes.max()) - len(own)))
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+
+
 def most(counts: list[int]) -> list[int]:
     """The largest of each count on any process; all must call it, with equally many."""
     if jax.process_count() == 1:

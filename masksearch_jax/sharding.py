@@ -24,6 +24,7 @@ from masksearch_jax.config import MeshConfig
 Tree = TypeVar("Tree")
 
 AXES = ("data", "fsdp", "context", "tensor")
+REPLICAS = "data"
 
 # Logical axis -> mesh axes that split it. What is not listed is not split.
 RULES: dict[str, str | tuple[str, ...]] = {
@@ -223,31 +224,6 @@ def to_host(tree: Tree) -> Tree:
     return jax.tree.map(fetch, tree)
 
 
-def any_process(flag: bool) -> bool:
-    """Whether it holds on any process; all must call it."""
-    return bool(mean_over_processes({"flag": float(flag)})["flag"])
-
-
-def mean_over_processes(figures: dict[str, float]) -> dict[str, float]:
-    """Each figure's mean over the processes; all must call it, with the same names."""
-    if jax.process_count() == 1:
-        return figures
-    own = np.asarray(list(figures.values()), np.float32)
-    mean = np.asarray(multihost_utils.process_allgather(own)).mean(axis=0)
-    return dict(zip(figures, mean.tolist(), strict=True))
-
-
-def gather_texts(text: str) -> list[str]:
-    """The text of each process, in their order; all must call it."""
-    if jax.process_count() == 1:
-        return [text]
-    own = np.frombuffer(text.encode(), np.uint8)
-    sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(own)))).reshape(-1)
-    padded = np.pad(own, (0, int(sizes.max()) - len(own)))
-    rows = np.asarray(multihost_utils.process_allgather(padded))
-    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
-
-
 def constrain(x: jax.Array, *logical: str) -> jax.Array:
     """x laid out by its logical axes where a mesh is in force (`jax.set_mesh`); x itself elsewhere.
 
@@ -256,7 +232,7 @@ def constrain(x: jax.Array, *logical: str) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    pairs = zip(spec(*logical), x.shape, strict=True)
+    pairs = zip(_free(mesh, spec(*logical)), x.shape, strict=True)
     kept = (axes if size % _ways(mesh, axes) == 0 else None for axes, size in pairs)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
 
@@ -273,17 +249,17 @@ def on_shards(
 
     def call(*args: Tree) -> Tree:
         mesh = jax.sharding.get_abstract_mesh()
-        specs = [spec(*axes) for axes in (*inputs, output)]
+        specs = [_free(mesh, spec(*axes)) for axes in (*inputs, output)]
         if mesh.empty or mesh.size == 1 or not _all_divide(mesh, specs, args):
             return function(*args)
         # A TPU kernel takes no axis that is left to the compiler; `context` splits nothing else.
         split = {RULES["time"]} & set(mesh.axis_names)
-        split |= {name for s in specs for axes in s if axes for name in np.atleast_1d(axes)}
+        split |= {name for s in specs for axes in s for name in _names(axes)}
         mapped = jax.shard_map(
             function,
             in_specs=tuple(specs[:-1]),
             out_specs=specs[-1],
-            axis_names={str(name) for name in split},
+            axis_names=split,
             check_vma=False,
         )
         return mapped(*args)
@@ -310,6 +286,11 @@ def bytes_on_device(tree: Any) -> float:
     )
 
 
+def replicas() -> int:
+    """How many replicas, of weights that devices may share, the mesh in force has."""
+    return jax.sharding.get_abstract_mesh().shape.get(REPLICAS, 1)
+
+
 def batch_shards(mesh: Mesh | None) -> int:
     """Into how many parts the mesh splits a batch; 1 without a mesh."""
     return 1 if mesh is None or mesh.empty else _ways(mesh, RULES["batch"])
@@ -331,15 +312,27 @@ def time_parts(mesh: Any, time: int) -> int:
 
 def _ways(mesh: Any, axes: str | tuple[str, ...] | None) -> int:
     """Into how many parts these mesh axes split an array's axis."""
-    names = (axes,) if isinstance(axes, str) else axes or ()
-    return math.prod(mesh.shape[name] for name in names)
+    return math.prod(mesh.shape[name] for name in _names(axes))
+
+
+def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else axes or ()
+
+
+def _free(mesh: Any, partition: PartitionSpec) -> PartitionSpec:
+    """The partition without the mesh axes along which each device already runs by itself."""
+
+    def kept(axes: str | tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return tuple(name for name in _names(axes) if name not in mesh.manual_axes) or None
+
+    return PartitionSpec(*map(kept, partition))
 
 
 def fitting(
     mesh: Mesh, logical: tuple[str, ...], shape: tuple[int, ...], what: str
 ) -> NamedSharding:
     """Where an array with these logical axes lies. Raises MeshError for an axis not divided."""
-    partition = spec(*logical)
+    partition = _free(mesh, spec(*logical))
     for axis, axes, size in zip(logical, partition, shape, strict=True):
         if size % _ways(mesh, axes):
             raise MeshError(

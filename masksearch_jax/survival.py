@@ -19,7 +19,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from masksearch_jax import cli, goodput, sharding, storage
+from masksearch_jax import cli, goodput, hosts, sharding, storage
 from masksearch_jax.config import SurvivalConfig
 from masksearch_jax.watchdog import Watchdog
 
@@ -140,7 +140,7 @@ class Survival:
         """Waits for what is being written. Raises UserError where the last step is not."""
         with self.disk("save"):
             checkpointer.wait()
-        if sharding.any_process(checkpointer.failed is not None):
+        if hosts.any_process(checkpointer.failed is not None):
             raise checkpointer.failed or cli.UserError("another process could not save")
 
     def stop(self, checkpointer: Any) -> None:

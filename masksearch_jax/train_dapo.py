@@ -105,7 +105,7 @@ class GroupSampler:
     @staticmethod
     def gather(state: dict[str, Any]) -> dict[str, Any]:
         """`state` with the prompts of all processes; all must call it."""
-        texts = sharding.gather_texts(json.dumps(state["open"]))
+        texts = hosts.gather_texts(json.dumps(state["open"]))
         return state | {"open": [p for text in texts for p in json.loads(text)]}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -122,11 +122,11 @@ class GroupSampler:
         seen: list[Group] = []
         drawn = next(self.prompts)
         ahead = round((self.dapo.oversample - 1) * self.wanted) * jax.process_count()
-        if self.partial and ahead and not sharding.any_process(bool(self.open)):
+        if self.partial and ahead and not hosts.any_process(bool(self.open)):
             drawn = [*drawn, *self.prompts.extra(ahead)]
         for round_ in range(max(self.dapo.max_refills, 1)):
             if round_:
-                counts = sharding.gather_texts(json.dumps([len(kept), len(seen)]))
+                counts = hosts.gather_texts(json.dumps([len(kept), len(seen)]))
                 short = lacking([json.loads(c) for c in counts], self.wanted)
                 if not short:
                     break
@@ -280,7 +280,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
 
                 # ---- update
                 outs, fills = [], []
-                if sharding.any_process(bool(kept)):
+                if hosts.any_process(bool(kept)):
                     total, valid, _ = score_groups(kept, dapo, rollout)
                     advantage = advantages.group_advantages(total, valid)
                     batch = to_batch(kept, advantage, valid, sampled, rollout.max_len)
@@ -309,7 +309,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 own = rollout_metrics(seen, kept) | engine.stats.since(before).figures()
                 own |= {k: own[k] * jax.process_count() for k in _TOTALS}
                 own["row_fill"] = float(np.mean(fills or 0.0))
-                metrics |= sharding.mean_over_processes(own)
+                metrics |= hosts.mean_over_processes(own)
                 metrics["sample_seconds"] = sampled_at - began
                 metrics["update_seconds"] = time.perf_counter() - sampled_at
                 done = step + 1

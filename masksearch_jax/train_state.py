@@ -7,6 +7,7 @@ function and the loop, not the update.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from masksearch_jax import guard
+from masksearch_jax import gradients, guard
 from masksearch_jax.config import OptimConfig
 
 PyTree = Any
@@ -180,11 +181,14 @@ def make_train_step(
     function's own.
     """
     update = optax.with_extra_args_support(tx).update
+    objective = functools.partial(_objective, loss_fn)
 
     def step(
         state: TrainState, batch: PyTree, used: jax.Array | None = None
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        grads, total, count, sums = _gradient(loss_fn, state, batch, accumulate, used)
+        grads, (total, count, sums) = gradients.gradient(
+            objective, state.params, state.frozen, batch, accumulate, used
+        )
         divisor = jnp.where(count > 0, count, 1)
         grads = jax.tree.map(lambda g: g / divisor, grads)
         loss = total / divisor
@@ -202,76 +206,11 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0, out_shardings=shardings)
 
 
-def _gradient(
-    loss_fn: LossFn, state: TrainState, batch: PyTree, accumulate: int, used: jax.Array | None
-) -> tuple[PyTree, jax.Array, jax.Array, Metrics]:
-    """Gradient of the summed numerator, the numerator, the count and the metrics' sums."""
-
-    def objective(params: PyTree, micro: PyTree) -> tuple[jax.Array, tuple[jax.Array, Metrics]]:
-        total, count, sums = loss_fn(join(params, state.frozen), micro)
-        return total, _float32((total, count, sums))
-
-    if accumulate == 1:
-        grads, (total, count, sums) = jax.grad(objective, has_aux=True)(state.params, batch)
-        return _float32(grads), total, count, sums
-    rows = {x.shape[0] for x in jax.tree.leaves(batch)}
-    if rows != {accumulate}:
-        raise ValueError(f"leading batch axes are {sorted(rows)}; every one must be {accumulate}")
-    used = accumulate if used is None else used
-    grads, (total, count, sums) = _accumulated(objective, state.params, batch, used)
-    return grads, total, count, sums
-
-
-def _accumulated(
-    objective: Callable[[PyTree, PyTree], tuple[jax.Array, Any]],
-    params: PyTree,
-    batch: PyTree,
-    used: int | jax.Array,
-) -> tuple[PyTree, Any]:
-    """Float32 sums over the first `used` micro-batches of gradients and of what else there is.
-
-    The backward pass adds each layer's gradient to its place in the sum as soon as it has it, so
-    that there is no second gradient beside the sum. That of weights in another dtype (bfloat16) is
-    made whole first: a reference takes its own dtype only.
-    """
-
-    def micro_batch(i: int | jax.Array) -> PyTree:
-        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batch)
-
-    leaves, structure = jax.tree.flatten(params)
-    kept = [jax.new_ref(jnp.zeros(x.shape, jnp.float32)) for x in leaves]
-    into = [
-        ref if x.dtype == jnp.float32 else jax.ad.GradValue()
-        for ref, x in zip(kept, leaves, strict=True)
-    ]
-
-    def add(i: jax.Array, sums: Any) -> Any:
-        micro = micro_batch(i)
-        total, backward, found_sums = jax.vjp(
-            lambda parts: objective(structure.unflatten(parts), micro), leaves, has_aux=True
-        )
-        (found,) = backward.with_refs(into)(jnp.ones_like(total))
-        for ref, target, grad in zip(kept, into, found, strict=True):
-            if target is not ref:
-                ref[...] += grad.astype(jnp.float32)
-        return jax.tree_util.tree_map_with_path(_combine, sums, found_sums)
-
-    shapes = jax.eval_shape(lambda: objective(params, micro_batch(0))[1])
-    start = jax.tree_util.tree_map_with_path(_neutral, shapes)
-    sums = jax.lax.fori_loop(0, used, add, start)
-    return structure.unflatten([jax.freeze(ref) for ref in kept]), sums
-
-
-def _is_maximum(path: tuple[Any, ...]) -> bool:
-    return any(str(getattr(key, "key", "")).endswith("_max") for key in path)
-
-
-def _neutral(path: tuple[Any, ...], x: Any) -> jax.Array:
-    return jnp.full(x.shape, -jnp.inf if _is_maximum(path) else 0.0, x.dtype)
-
-
-def _combine(path: tuple[Any, ...], a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.maximum(a, b) if _is_maximum(path) else a + b
+def _objective(
+    loss_fn: LossFn, params: PyTree, frozen: PyTree, batch: PyTree
+) -> tuple[jax.Array, PyTree]:
+    total, count, sums = loss_fn(join(params, frozen), batch)
+    return total, _float32((total, count, sums))
 
 
 def _finish(name: str, total: jax.Array, count: jax.Array) -> jax.Array:

@@ -19,9 +19,10 @@ from masksearch_jax.config import (
     MeshConfig,
     OptimConfig,
 )
-from masksearch_jax.hosts import split_micro
+from masksearch_jax.hosts import shard_batch, split_micro
 from masksearch_jax.models import hf, lora
-from masksearch_jax.sharding import make_mesh
+from masksearch_jax.planning.hlo import Module
+from masksearch_jax.sharding import make_mesh, shard_parameters
 from masksearch_jax.train_state import init_state, make_optimizer, make_train_step
 from tests import test_mesh_parity
 from tests.test_mesh_parity import COMPUTE, batch
@@ -109,3 +110,17 @@ def test_micro_batches_need_no_second_gradient(param_dtype, most):
     cut, _ = needs(4, param_dtype)
     assert once > 3 * gradient
     assert (cut - once) / gradient <= most
+
+
+def test_replicas_sum_their_gradients_once_for_all_micro_batches():
+    mesh, tx = make_mesh(MeshConfig(4, 1, 1), jax.devices()[:4]), optax.sgd(1.0)
+    state = init_state(shard_parameters(mesh, random_model()), tx)
+    step = make_train_step(train_sft.make_loss_fn(COMPUTE), tx, 2, like=state)
+    with jax.set_mesh(mesh):
+        rows = shard_batch(mesh, batch(), 2)
+        text = step.lower(state, rows).compile().as_text()
+    gradient = 4 * sum(x.size for x in jax.tree.leaves(state.params))
+    sums = Module(text).collectives()
+    assert {c.kind for c in sums} == {"all-reduce"}
+    assert {c.times for c in sums} == {1}
+    assert gradient <= sum(c.size for c in sums) < gradient + 1000  # and the figures

@@ -51,6 +51,7 @@ MAY_IMPORT = {
         library: {
             "checkpoint",
             "data.pipeline",
+            "gradients",
             "guard",
             "hosts",
             "metrics",

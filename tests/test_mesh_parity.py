@@ -39,6 +39,12 @@ MESHES = {
     "fsdp_tensor": MeshConfig(1, 2, 2),
     "fsdp_context": MeshConfig(1, 2, 1, 2),
 }
+REPLICAS = {
+    "data": MeshConfig(4, 1, 1),
+    "data_fsdp": MESHES["data_fsdp"],
+    "data_tensor": MeshConfig(2, 1, 2),
+    "data_context": MeshConfig(2, 1, 1, 2),
+}
 COMPUTE = ComputeConfig("float32", "float32", "xla", "block", 16)
 MODEL = ModelConfig(
     family="qwen2",
@@ -87,7 +93,9 @@ def losses() -> dict[str, Callable]:
     }
 
 
-def updates(config: MeshConfig, process: int, count: int, devices=None) -> dict[str, np.ndarray]:
+def updates(
+    config: MeshConfig, process: int, count: int, devices=None, accumulate: int = 1
+) -> dict[str, np.ndarray]:
     """Loss and gradient, by parameter, of an SFT and a DAPO update with this process's rows.
 
     Those of SFT are read by all processes of a share, those of DAPO made by one and exchanged.
@@ -111,9 +119,10 @@ def updates(config: MeshConfig, process: int, count: int, devices=None) -> dict[
             placed,
         )
         state = train_state.init_state(model, tx)
-        step = train_state.make_train_step(loss_fn, tx, like=state)
+        step = train_state.make_train_step(loss_fn, tx, accumulate, like=state)
+        used = accumulate if name == "dapo" and accumulate > 1 else None
         with jax.set_mesh(mesh):
-            state, metrics = step(state, hosts.shard_batch(mesh, rows[name]))
+            state, metrics = step(state, hosts.shard_batch(mesh, rows[name], accumulate), used)
         after = sharding.to_host(state.params)
         found[f"{name}.loss"] = np.asarray(metrics["loss"])
         pairs = zip(
@@ -147,6 +156,12 @@ def assert_as_alone(found: Mapping[str, np.ndarray], alone: dict[str, np.ndarray
 @pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
 def test_meshes_update_as_one_device_does(alone, mesh):
     assert_as_alone(updates(mesh, 0, 1, jax.devices()[:4]), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", REPLICAS.values(), ids=REPLICAS)
+def test_micro_batches_on_replicas_update_as_one_device_does(alone, mesh):
+    assert_as_alone(updates(mesh, 0, 1, jax.devices()[:4], accumulate=2), alone)
 
 
 @pytest.mark.slow

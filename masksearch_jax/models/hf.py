@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from masksearch_jax import sharding
+from masksearch_jax import hosts, sharding
 from masksearch_jax.config import ComputeConfig, ModelConfig
 from masksearch_jax.models import hf_files, hf_folder
 from masksearch_jax.models.hf_config import HfError, read_config, to_hf_config
@@ -201,7 +201,7 @@ def _write_weights(
 ) -> None:
     """Brings every tensor to the host once and, where `folder` is given, writes those not there."""
     whole = [s.file for s in plan if folder and hf_files.is_whole(folder, s)]
-    whole = json.loads(sharding.gather_texts(json.dumps(whole))[0])  # what the first process has
+    whole = json.loads(hosts.gather_texts(json.dumps(whole))[0])  # what the first process has
     missing = [shard for shard in plan if shard.file not in whole]
     if folder:
         hf_folder.check_space(folder, sum(shard.size for shard in missing))
