@@ -73,7 +73,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.compute.dtype = "float32"  # CPUs are slow at bfloat16
     c.compute.param_dtype = "float32"
     c.compute.attention = "xla"
-    c.compute.remat = "block"
+    c.compute.remat = "dots"
     c.compute.loss_chunk = 4096
 
     c.cpu_devices = 2  # each in a thread of its own: faster than one that splits every operation

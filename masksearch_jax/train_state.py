@@ -196,10 +196,7 @@ def make_train_step(
         params = _apply(state.params, updates, rounding, state.step)
         metrics = {name: _finish(name, *pair) for name, pair in sums.items()}
         metrics |= {"loss": loss, "loss_weight": count} | guard.figures(opt_state)
-        metrics["grad_norm"] = optax.tree.norm(grads)
-        rate = optax.tree.get(opt_state, "learning_rate")
-        if rate is not None:
-            metrics["lr"] = rate
+        metrics |= {"grad_norm": optax.tree.norm(grads)} | _rate(opt_state)
         return TrainState(state.step + 1, params, opt_state, state.frozen), metrics
 
     shardings = None if like is None else (jax.tree.map(lambda x: x.sharding, like), None)
@@ -211,6 +208,11 @@ def _objective(
 ) -> tuple[jax.Array, PyTree]:
     total, count, sums = loss_fn(join(params, frozen), batch)
     return total, _float32((total, count, sums))
+
+
+def _rate(opt_state: PyTree) -> dict[str, jax.Array]:
+    rate = optax.tree.get(opt_state, "learning_rate")
+    return {} if rate is None else {"lr": rate}
 
 
 def _finish(name: str, total: jax.Array, count: jax.Array) -> jax.Array:

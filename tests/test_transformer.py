@@ -20,6 +20,8 @@ from masksearch_jax.config import ComputeConfig, LoraConfig, MeshConfig, ModelCo
 from masksearch_jax.models import attention, context, hf, kv_cache, transformer
 from masksearch_jax.models import lora as lora_module
 from masksearch_jax.models.head import token_logprobs
+from masksearch_jax.models.matmul import matmul
+from masksearch_jax.models.remat import REMAT
 from masksearch_jax.models.transformer import ModelError, Transformer, rms_norm
 from masksearch_jax.models.unrolled import Unrolled, unroll
 
@@ -383,20 +385,6 @@ def test_gradients_of_logprobs_and_entropy_are_those_of_log_softmax(
     )
 
 
-def test_remat_changes_no_gradient(model: Transformer) -> None:
-    ids = random_ids(1, 6)
-    positions = np.arange(6, dtype=np.int32)[None]
-
-    def gradient(remat: str) -> Transformer:
-        other = make_model(compute=dataclasses.replace(COMPUTE, remat=remat))
-        loss = jax.grad(lambda m: (m.hidden(ids, positions, np.ones_like(ids)) ** 2).sum())
-        return jax.jit(loss)(other)
-
-    pairs = zip(*map(jax.tree.leaves, (gradient("none"), gradient("block"))), strict=True)
-    for plain, again in pairs:
-        np.testing.assert_allclose(plain, again, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_matrix_s_gradient_is_one_product_without_a_transposition(dtype) -> None:
     """XLA's CPU backend runs a product of two transposed operands at half the speed."""
@@ -404,7 +392,7 @@ def test_a_matrix_s_gradient_is_one_product_without_a_transposition(dtype) -> No
     x, w, g = (jnp.asarray(rng.normal(size=s), dtype) for s in ((2, 3, 4), (4, 5), (2, 3, 5)))
 
     def gradient(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.vjp(transformer._matmul, x, w)[1](g)
+        return jax.vjp(matmul, x, w)[1](g)
 
     assert "transpose" not in jax.jit(gradient).lower(x, w).as_text()
     wide = [np.asarray(a, np.float64) for a in (x, w, g)]
@@ -577,7 +565,7 @@ def test_hidden_states_come_back_in_order(parts: int) -> None:
     np.testing.assert_array_equal(found, x)
 
 
-@pytest.mark.parametrize("remat", ["dots", "block"])
+@pytest.mark.parametrize("remat", REMAT)
 def test_what_is_computed_again_changes_no_gradient(remat: str) -> None:
     ids = random_ids(2, 12)
     positions = np.broadcast_to(np.arange(12, dtype=np.int32), ids.shape)

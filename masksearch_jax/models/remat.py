@@ -5,18 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 _POLICIES = jax.checkpoint_policies
+_KEPT = "product"
+
+
+def keep(x: jax.Array) -> jax.Array:
+    """Marks what a product made, as it is used later, for the policies that save or offload it."""
+    return checkpoint_name(x, _KEPT)
 
 
 def _dots(primitive: Any, *args: object, **params: object) -> bool:
-    """Products with weights, and what attention's kernels found, as dear as a product."""
+    """What is marked, and what attention's kernels found, as dear as a product."""
     kernel = primitive.name.startswith(("pallas_call", "dot_product_attention_fwd"))
-    return kernel or _POLICIES.dots_with_no_batch_dims_saveable(primitive, *args, **params)
+    return kernel or _POLICIES.save_only_these_names(_KEPT)(primitive, *args, **params)
 
 
 REMAT = {
     "dots": _dots,
-    "offload": _POLICIES.offload_dot_with_no_batch_dims("device", "pinned_host"),
+    "offload": _POLICIES.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[_KEPT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
     "block": _POLICIES.nothing_saveable,
 }

@@ -19,7 +19,8 @@ from masksearch_jax import sharding
 from masksearch_jax.config import ComputeConfig, ModelConfig
 from masksearch_jax.models import attention, columns, context, head, kv_cache, sampling_copy
 from masksearch_jax.models.kv_cache import Fresh, KVCache
-from masksearch_jax.models.remat import REMAT
+from masksearch_jax.models.matmul import matmul
+from masksearch_jax.models.remat import REMAT, keep
 
 FAMILIES = ("qwen2", "qwen3", "llama")
 _LAYER = ("batch", "time", "activation")  # logical axes of what goes from layer to layer
@@ -104,8 +105,8 @@ class Transformer(nnx.Module):
         attend = attention.ATTENTION[self.compute.attention]
 
         def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
-            q, k, v = _project(block, x, tables, self.config.norm_eps)
-            out = attend(q, k, v, segment_ids)
+            q, k, v = map(keep, _project(block, x, tables, self.config.norm_eps))
+            out = keep(attend(q, k, v, segment_ids))
             x = _finish(block, x, out, self.config.norm_eps)
             return sharding.constrain(x, *_LAYER), None
 
@@ -278,31 +279,9 @@ def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> jax.Array:
     return jax.random.normal(rngs.params(), shape, jnp.float32) * std
 
 
-@jax.custom_vjp
-def _matmul(x: jax.Array, w: jax.Array) -> jax.Array:
-    """x [B, T, I] times w [I, O].
-
-    JAX's own rule transposes w's gradient, a product that XLA's CPU backend then runs with both
-    operands transposed, at half the speed.
-    """
-    return jnp.einsum("bti,io->bto", x, w)
-
-
-def _matmul_fwd(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _matmul(x, w), (x, w)
-
-
-def _matmul_bwd(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, w = kept
-    return jnp.einsum("bto,io->bti", g, w), jnp.einsum("bti,bto->io", x, g)
-
-
-_matmul.defvjp(_matmul_fwd, _matmul_bwd)
-
-
 def _linear(block: Block, name: str, x: jax.Array) -> jax.Array:
     """x [B, T, I] times the block's matrix of that name [I, O], and what its adapter adds."""
-    out = _matmul(x, getattr(block, name)[...].astype(x.dtype))
+    out = matmul(x, getattr(block, name)[...].astype(x.dtype))
     more = None if block.adapters is None else block.adapters(name, x)
     return out if more is None else out + more
 
@@ -344,7 +323,7 @@ def heads(
 
 def _finish(block: Block, x: jax.Array, out: jax.Array, eps: float) -> jax.Array:
     """x [B, T, M] plus the projected attention output [B, T, H, D], then plus the gated MLP."""
-    x = x + _linear(block, "o", out.reshape(*x.shape[:2], -1))
+    x = keep(x + _linear(block, "o", out.reshape(*x.shape[:2], -1)))
     normed = rms_norm(x, block.mlp_norm[...], eps)
-    gate, up = _linear(block, "gate", normed), _linear(block, "up", normed)
+    gate, up = (keep(_linear(block, name, normed)) for name in ("gate", "up"))
     return x + _linear(block, "down", jax.nn.silu(gate) * up)
