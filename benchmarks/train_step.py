@@ -7,10 +7,9 @@ same AdamW update in float32 on two CPU threads, and must report the same losses
 process of its own, so that each has its own memory peak; they take turns within a repeat, and a
 ratio is of one repeat. A figure is the median of the repeats, with least and most. torch runs
 eagerly with sdpa attention under a block-diagonal mask, as bool or as float, on whole batches or in
-our micro-batches, whichever is fastest, and keeps all activations. Ours keeps what products made and
-computes the rest of each layer again, and computes the tiny shape as configs/quickstart.py does: one
-device a core, micro-batches.
-Compiling and first calls are not timed.
+our micro-batches, whichever is fastest, and keeps all activations. Ours keeps what products made
+and computes the rest of each layer again; the tiny shape is computed as configs/quickstart.py does,
+with one device a core and micro-batches. Compiling and first calls are not timed.
 """
 
 from __future__ import annotations

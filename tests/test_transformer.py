@@ -294,6 +294,20 @@ def test_a_copied_page_is_one_s_own(model: Transformer) -> None:
         close(found[row], np.asarray(LOGITS(model, full_hidden(model, whole)[0, 6])))
 
 
+def test_attention_of_rows_cut_into_pieces_is_causal_within_segments() -> None:
+    rng = np.random.default_rng(0)
+    time = 3 * attention.LEAST_BLOCK + 5  # three pieces, not all as long
+    q, k, v = (rng.normal(size=(2, time, heads, 8)) for heads in (4, 2, 2))
+    segments = np.int32([[1] * 90 + [2] * 80 + [0] * 27, [1] * time])
+    found = attention.packed_attention(*map(jnp.float32, (q, k, v)), jnp.asarray(segments))
+    allowed = (segments[:, :, None] == segments[:, None]) & np.tri(time, dtype=bool)
+    scores = np.einsum("btkgd,bskd->bkgts", q.reshape(2, time, 2, 2, 8), k) / np.sqrt(8)
+    weights = np.exp(scores) * allowed[:, None, None]
+    weights /= weights.sum(axis=-1, keepdims=True)
+    expected = np.einsum("bkgts,bskd->btkgd", weights, v).reshape(q.shape)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_packed_segments_equal_separate_rows(model: Transformer) -> None:
     ids = random_ids(1, 12)
     segments = np.int32([[1, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 0]])

@@ -11,6 +11,7 @@ sharded axes, apart.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +25,8 @@ from masksearch_jax.config import ModelConfig, RopeScaling
 from masksearch_jax.models import context
 
 SPLASH_BLOCKS = (512, 256, 128)
+# Rows are cut into so many pieces, of no fewer tokens, each of which leaves out the keys after it.
+BLOCKS, LEAST_BLOCK = 4, 64
 # Logical axes of queries, keys, values and segment ids, and of what attention makes of them.
 _Q, _KV = ("batch", "time", "heads"), ("batch", "time", "kv_heads")
 _SPLIT = ((_Q, _KV, _KV, ("batch", "time")), _Q)
@@ -112,22 +115,41 @@ def packed_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.
     q [B, T, H, D], k and v [B, T, K, D], segment_ids int [B, T] -> [B, T, H, D]. Padding (segment
     0) attends to padding only, so that its rows stay finite.
     """
-    time, dim = q.shape[1], q.shape[3]
-
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
-        k, v, keys = (context.whole(x) for x in (k, v, segments))
-        causal = context.times(time)[:, None] >= jnp.arange(time)
-        allowed = (segments[:, :, None] == keys[:, None, :]) & causal[None]
-        grouped = group(q, k.shape[2])
-        scores = jnp.einsum(
-            "bkxd,bksd->bkxs", grouped, k.transpose(0, 2, 1, 3), preferred_element_type=jnp.float32
-        )
-        (weights,) = softmax([(scores, allowed)], dim, q.dtype)
-        return ungroup(jnp.einsum("bkxs,bksd->bkxd", weights, v.transpose(0, 2, 1, 3)), q.shape[1])
-
+    time = q.shape[1]
     if context.parts(time) > 1:
-        attend = sharding.on_shards(attend, *_SPLIT)
-    return attend(q, k, v, segment_ids)
+
+        def split(q: jax.Array, *others: jax.Array) -> jax.Array:
+            return _attend(q, *map(context.whole, others), others[-1], context.times(time))
+
+        return sharding.on_shards(split, *_SPLIT)(q, k, v, segment_ids)
+    edges = np.linspace(0, time, 1 + max(1, min(BLOCKS, time // LEAST_BLOCK)), dtype=int)
+    out = [
+        _attend(
+            *(q[:, i:j], k[:, :j], v[:, :j], segment_ids[:, :j]),
+            *(segment_ids[:, i:j], jnp.arange(i, j)),
+        )
+        for i, j in itertools.pairwise(edges.tolist())
+    ]
+    return jnp.concatenate(out, axis=1)
+
+
+def _attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    key_segments: jax.Array,
+    segments: jax.Array,
+    times: jax.Array,
+) -> jax.Array:
+    """Queries q[B, T, H, D] of `segments`[B, T] at `times`[T] over the keys of times 0 to S - 1."""
+    causal = times[:, None] >= jnp.arange(k.shape[1])
+    allowed = (segments[:, :, None] == key_segments[:, None, :]) & causal[None]
+    grouped = group(q, k.shape[2])
+    scores = jnp.einsum(
+        "bkxd,bksd->bkxs", grouped, k.transpose(0, 2, 1, 3), preferred_element_type=jnp.float32
+    )
+    (weights,) = softmax([(scores, allowed)], q.shape[3], q.dtype)
+    return ungroup(jnp.einsum("bkxs,bksd->bkxd", weights, v.transpose(0, 2, 1, 3)), q.shape[1])
 
 
 def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
