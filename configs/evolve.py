@@ -133,7 +133,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.first_optim.eps = 1e-8
     c.first_optim.weight_decay = 0.01
     c.first_optim.clip_norm = 1.0
-    c.first_optim.accumulate = 3
+    c.first_optim.accumulate = 2
 
     c.sft = ConfigDict()
     c.sft.batch_size = 12
@@ -154,7 +154,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim.eps = 1e-8
     c.optim.weight_decay = 0.01
     c.optim.clip_norm = 1.0
-    c.optim.accumulate = 3
+    c.optim.accumulate = 2
 
     # ---- students sample, and are evaluated ---------------------------------------------------
     c.rollout = ConfigDict()

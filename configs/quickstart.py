@@ -103,7 +103,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.sft_optim.eps = 1e-8
     c.sft_optim.weight_decay = 0.01
     c.sft_optim.clip_norm = 1.0
-    c.sft_optim.accumulate = 3  # what two rows a device touch stays in its core's cache
+    c.sft_optim.accumulate = 2  # what three rows a device touch stays in its core's cache
     c.sft_optim.rounding = "nearest"
 
     # ---- DAPO with live search, up to four masks ----------------------------------------------
