@@ -117,6 +117,34 @@ ENTRY %main (x: bf16[64,128], y: f32[16,8]) -> bf16[8,128] {
     ]
 
 
+def test_slices_and_updates_count_where_other_arrays_go_with_them():
+    text = """
+%fused_both (p.0: bf16[8,64,128], p.1: bf16[64,128], p.2: s32[]) -> (bf16[8,64,128], f32[64,128]) {
+  %p.0 = bf16[8,64,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %p.1 = bf16[64,128]{1,0:T(8,128)(2,1)S(1)} parameter(1)
+  %p.2 = s32[]{:T(128)} parameter(2)
+  %row = bf16[1,64,128]{2,1,0:T(8,128)(2,1)} bitcast(%p.1)
+  %kept = bf16[8,64,128]{2,1,0:T(8,128)(2,1)} dynamic-update-slice(%p.0, %row, %p.2)
+  %wide = f32[64,128]{1,0:T(8,128)} convert(%p.1)
+  ROOT %both = (bf16[8,64,128]{2,1,0:T(8,128)(2,1)}, f32[64,128]{1,0:T(8,128)}) tuple(%kept, %wide)
+}
+
+ENTRY %main (stack: bf16[8,64,128], x: bf16[64,128], i: s32[]) -> f32[64,128] {
+  %stack = bf16[8,64,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %x = bf16[64,128]{1,0:T(8,128)(2,1)S(1)} parameter(1)
+  %i = s32[]{:T(128)S(6)} parameter(2)
+  %ahead = ((bf16[8,64,128]{2,1,0:T(8,128)(2,1)}), bf16[1,64,128]{2,1,0:T(8,128)(2,1)S(1)}, \
+s32[]{:S(2)}) slice-start(%stack), slice={[0:1], [0:64], [0:128]}
+  %there = bf16[1,64,128]{2,1,0:T(8,128)(2,1)S(1)} slice-done(%ahead)
+  %f = (bf16[8,64,128]{2,1,0:T(8,128)(2,1)}, f32[64,128]{1,0:T(8,128)}) fusion(%stack, %x, %i), \
+kind=kLoop, calls=%fused_both
+  ROOT %z = f32[64,128]{1,0:T(8,128)} get-tuple-element(%f), index=1
+}
+"""
+    row = 64 * 128 * 2
+    assert Module(text).traffic() == row + row + 2 * row  # read ahead, kept, and widened
+
+
 def test_sums_between_slices_go_through_the_host():
     told = '_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type='
     text = f"""

@@ -22,6 +22,7 @@ from masksearch_jax.config import (
     to_dataclass,
 )
 from masksearch_jax.models import attention, hf
+from masksearch_jax.models.remat import REMAT
 from masksearch_jax.planning import chips, flops, measure
 from masksearch_jax.planning.hlo import Collective
 
@@ -103,7 +104,7 @@ def test_an_attention_kernel_counts_half_of_its_queries_times_its_keys():
         assert found - sums == (2 + 3 + 4) * 2.0 * 2 * 4 * 512 * 512 * 64 / 2
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "block"])
+@pytest.mark.parametrize("remat", ["none", *REMAT])
 def test_an_update_does_what_the_model_needs_and_what_is_computed_again(remat):
     """The head's chunks are always computed again, layers where they are not kept."""
     config = to_dataclass(ModelConfig, common.model("tiny"))
@@ -124,7 +125,7 @@ def test_an_update_does_what_the_model_needs_and_what_is_computed_again(remat):
     square = 4.0 * tokens * config.num_layers * config.num_heads * config.head_dim * length / 2
     # A layer's last product feeds nothing that the backward pass wants: it is not done again.
     last = 2.0 * tokens * config.num_layers * config.hidden_size * config.intermediate_size
-    again = {"none": 0.0, "dots": square, "block": layers + square - last}[remat]  # dots: scores
+    again = {"none": 0.0, "block": layers + square - last}.get(remat, square)  # scores alone
     assert found == need + head + 3 * square + again
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from masksearch_jax import sharding
 from masksearch_jax.config import ModelConfig, RopeScaling
 from masksearch_jax.models import context
+from masksearch_jax.models.remat import keep
 
 SPLASH_BLOCKS = (512, 256, 128)
 # Rows are cut into so many pieces, of no fewer tokens, each of which leaves out the keys after it.
@@ -121,7 +122,7 @@ def packed_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.
         def split(q: jax.Array, *others: jax.Array) -> jax.Array:
             return _attend(q, *map(context.whole, others), others[-1], context.times(time))
 
-        return sharding.on_shards(split, *_SPLIT)(q, k, v, segment_ids)
+        return keep(sharding.on_shards(split, *_SPLIT)(q, k, v, segment_ids))
     edges = np.linspace(0, time, 1 + max(1, min(BLOCKS, time // LEAST_BLOCK)), dtype=int)
     out = [
         _attend(
@@ -130,7 +131,7 @@ def packed_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.
         )
         for i, j in itertools.pairwise(edges.tolist())
     ]
-    return jnp.concatenate(out, axis=1)
+    return keep(jnp.concatenate(out, axis=1))
 
 
 def _attend(

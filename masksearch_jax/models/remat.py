@@ -12,7 +12,10 @@ _KEPT = "product"
 
 
 def keep(x: jax.Array) -> jax.Array:
-    """Marks what a product made, as it is used later, for the policies that save or offload it."""
+    """Marks what products made for the policies that save or offload it.
+
+    JAX's own policies for products do not see those of functions with a gradient of their own.
+    """
     return checkpoint_name(x, _KEPT)
 
 

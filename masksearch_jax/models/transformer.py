@@ -105,8 +105,8 @@ class Transformer(nnx.Module):
         attend = attention.ATTENTION[self.compute.attention]
 
         def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
-            q, k, v = map(keep, _project(block, x, tables, self.config.norm_eps))
-            out = keep(attend(q, k, v, segment_ids))
+            q, k, v = _project(block, x, tables, self.config.norm_eps)
+            out = attend(q, k, v, segment_ids)
             x = _finish(block, x, out, self.config.norm_eps)
             return sharding.constrain(x, *_LAYER), None
 
@@ -293,7 +293,7 @@ def _project(
     normed = rms_norm(x, block.attention_norm[...], eps)
 
     def project(name: str, bias: nnx.Param | None) -> jax.Array:
-        out = _linear(block, name, normed)
+        out = keep(_linear(block, name, normed))
         return out if bias is None else out + bias[...].astype(x.dtype)[None, None]
 
     q, k, v = project("q", block.q_bias), project("k", block.k_bias), project("v", block.v_bias)

@@ -22,7 +22,7 @@ COLLECTIVES = {
     "all-gather", "all-reduce", "all-to-all", "collective-permute", "ragged-all-to-all",
     "reduce-scatter",
 }  # fmt: skip
-SLICES = {"dynamic-slice", "gather", "slice", "slice-start"}
+SLICES = {"dynamic-slice", "gather", "slice"}
 # A collective between slices is a host's, which is sent what a chip has for it.
 _BETWEEN_SLICES = r'_xla_megascale_transfer_type="(\w+)"'
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
@@ -170,7 +170,10 @@ class Module:
         operands = [own[name] for name in i.operands if name in own]
         if i.op in SLICES:
             moved = max(size for size, _ in i.arrays())
-            return moved * _in_hbm(operands[0]) + i.written() * (i.op != "slice-start")
+            return moved * _in_hbm(operands[0]) + i.written()
+        if i.op == "slice-start":  # returns what it was given, the slice, a context
+            size, hbm = i.arrays()[1]
+            return size * (_in_hbm(operands[0]) + hbm)
         if i.op == "dynamic-update-slice":
             moved = max(size for size, _ in operands[1].arrays())
             return moved * (_in_hbm(operands[1]) + _in_hbm(i))
@@ -219,12 +222,17 @@ class Module:
     def _result(self, inner: dict[str, Instruction], i: Instruction) -> float:
         """What a fusion writes: where it updates a slice in place, the slice."""
         root = next(r for r in inner.values() if r.text.lstrip().startswith("ROOT"))
-        while root.op == "bitcast":
-            root = inner[root.operands[0]]
-        if root.op == "dynamic-update-slice":
-            moved = max(size for size, _ in inner[root.operands[1]].arrays())
-            return moved * _in_hbm(i)
-        return i.written()
+        roots = [inner[name] for name in root.operands] if root.op == "tuple" else [root]
+        if len(roots) != len(i.arrays()):  # a collective of several arrays
+            return i.written()
+        total = 0.0
+        for made, (size, hbm) in zip(roots, i.arrays(), strict=True):
+            while made.op == "bitcast":
+                made = inner[made.operands[0]]
+            if made.op == "dynamic-update-slice":
+                size = max(size for size, _ in inner[made.operands[1]].arrays())
+            total += size * hbm
+        return total
 
 
 def _collective_kind(i: Instruction) -> str:
