@@ -104,9 +104,11 @@ def measure(name: str, model_name: str, attention: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json")
-    parser.add_argument("--models", nargs="*", default=MODELS)
-    parser.add_argument("--topologies", nargs="*", default=list(TOPOLOGIES))
-    parser.add_argument("--attention", nargs="*", default=ATTENTION)
+    parser.add_argument("--models", nargs="*", default=MODELS, choices=MODELS)
+    parser.add_argument(
+        "--topologies", nargs="*", default=list(TOPOLOGIES), choices=list(TOPOLOGIES)
+    )
+    parser.add_argument("--attention", nargs="*", default=ATTENTION, choices=ATTENTION)
     args = parser.parse_args()
     results: dict[str, Any] = {"versions": {"jax": jax.__version__, "date": time.strftime("%F")}}
     columns = ("temp_to_cache", "largest_all_gather_to_cache", "step_bytes_ratio")
