@@ -1,4 +1,4 @@
-"""Which rows of a batch each process has, and their way to the devices and back.
+"""Which rows of a batch each process has, their way to the devices and back, and what all agree on.
 
 A mesh splits a batch into parts. Where the devices of a part lie on several processes, as where
 `tensor` spans hosts, all of these need the part's rows: they read the same rows of the data, and
