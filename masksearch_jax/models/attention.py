@@ -26,7 +26,7 @@ from masksearch_jax.models import context
 from masksearch_jax.models.remat import keep
 
 SPLASH_BLOCKS = (512, 256, 128)
-# Rows are cut into so many pieces, of no fewer tokens, each of which leaves out the keys after it.
+# Rows are cut into at most so many pieces, of no fewer tokens; each leaves out the keys after it.
 BLOCKS, LEAST_BLOCK = 4, 64
 # Logical axes of queries, keys, values and segment ids, and of what attention makes of them.
 _Q, _KV = ("batch", "time", "heads"), ("batch", "time", "kv_heads")

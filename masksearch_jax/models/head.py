@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from masksearch_jax import sharding
 from masksearch_jax.models import columns
+from masksearch_jax.models.matmul import summed
 
 
 class _Score(NamedTuple):
@@ -78,9 +79,7 @@ def _backward(temperature, chunk, kept, cotangents):
             logprob + entropy * (log_p + found.entropy[..., None])
         )
         slope = (slope / temperature).astype(h.dtype)
-        # Flat: of two summed axes XLA's CPU backend makes one by a transposed copy of the slope.
-        flat = (x.reshape(-1, x.shape[-1]) for x in (slope, h))
-        of_table = jnp.einsum("nv,nm->vm", *flat, preferred_element_type=jnp.float32)
+        of_table = summed(slope, h, jnp.float32)
         return jnp.einsum("btv,vm->btm", slope, weight), of_table
 
     if scaled is not None:
