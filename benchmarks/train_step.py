@@ -301,11 +301,44 @@ def against_torch(name: str, repeats: int, folder: Path) -> dict[str, list[float
                 values[f"{side}_tokens_per_second"].append(speed[side])
                 values[f"{side}_cpu_seconds"].append(found[side]["cpu_seconds"] / shape.steps)
             values["ratio_to_torch"].append(speed["ours"] / speed["torch"])
+        values["ours_gflop"].append(gflop(shape, model, batch))
+        values["product_gflop_per_second"] = product_speeds(repeats)
         for side in sides:
             values[f"{side}_peak_bytes"].append(found[side]["peak_bytes"])
         peaks = [values[f"{side}_peak_bytes"][0] for side in sides]
         values["peak_ratio_to_torch"].append(peaks[0] / peaks[1])
     return values
+
+
+def gflop(shape: Shape, model: Any, batch: pipeline.Batch) -> float:
+    """Floating-point operations of our step's products, 1e9, by its traced program."""
+    from masksearch_jax import train_sft, train_state
+    from masksearch_jax.hosts import split_micro
+    from masksearch_jax.planning import flops
+
+    tx = train_state.make_optimizer(OPTIM, 1000)
+    loss_fn = train_sft.make_loss_fn(shape.compute)
+    update = train_state.make_train_step(loss_fn, tx, shape.accumulate)
+    traced = update.trace(
+        train_state.init_state(model, tx), split_micro(batch, shape.accumulate, shape.devices)
+    )
+    return flops.of_program(traced.jaxpr) / 1e9
+
+
+def product_speeds(repeats: int, size: int = 2048) -> list[float]:
+    """1e9 operations a second of a large float32 product on all cores, by XLA."""
+    import jax
+    import jax.numpy as jnp
+
+    product = jax.jit(jnp.matmul)
+    x = jnp.ones((size, size))
+    product(x, x).block_until_ready()
+    found = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        product(x, x).block_until_ready()
+        found.append(2e-9 * size**3 / (time.perf_counter() - started))
+    return found
 
 
 def main() -> None:
