@@ -22,7 +22,7 @@ from masksearch_jax.config import (
 from masksearch_jax.hosts import shard_batch, split_micro
 from masksearch_jax.models import hf, lora
 from masksearch_jax.planning.hlo import Module
-from masksearch_jax.sharding import make_mesh, shard_parameters
+from masksearch_jax.sharding import make_mesh, shard_parameters, to_host
 from masksearch_jax.train_state import init_state, make_optimizer, make_train_step
 from tests import test_mesh_parity
 from tests.test_mesh_parity import COMPUTE, batch
@@ -124,3 +124,25 @@ def test_replicas_sum_their_gradients_once_for_all_micro_batches():
     assert {c.kind for c in sums} == {"all-reduce"}
     assert {c.times for c in sums} == {1}
     assert gradient <= sum(c.size for c in sums) < gradient + 1000  # and the figures
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(4, 1, 1), (2, 2, 1)])
+def test_adapters_on_replicas_have_the_gradient_of_one_device(sizes, losses):
+    found = []
+    for config, accumulate in ((MeshConfig(1, 1, 1), 1), (MeshConfig(*sizes), 2)):
+        mesh = make_mesh(config, jax.devices()[: config.data * config.fsdp])
+        model = shard_parameters(mesh, random_model())
+        params, frozen = lora.trained(model, LoraConfig(rank=2), mesh, 0)
+        before, tx = to_host(params), optax.sgd(1.0)
+        state = init_state(params, tx, frozen)
+        step = make_train_step(losses["sft"], tx, accumulate, like=state)
+        with jax.set_mesh(mesh):
+            state, metrics = step(state, shard_batch(mesh, batch(), accumulate))
+        gradient = jax.tree.map(lambda a, b: a - b, before, to_host(state.params))
+        found.append((float(metrics["loss"]), jax.tree.leaves(gradient)))
+    (whole, expected), (cut, gradients) = found
+    assert abs(cut - whole) < 1e-5
+    assert max(np.abs(g).max() for g in expected) > 1e-2
+    for mine, theirs in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-6)
