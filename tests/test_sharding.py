@@ -20,9 +20,10 @@ from configs import common
 from masksearch_jax import hosts, sharding
 from masksearch_jax.cli import to_dataclass
 from masksearch_jax.config import ComputeConfig, LoraConfig, MeshConfig, ModelConfig
-from masksearch_jax.models import hf, kv_cache, lora, unrolled
+from masksearch_jax.models import hf, kv_cache, lora, shared, unrolled
 from masksearch_jax.models.head import token_logprobs
 from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.planning.hlo import Module
 
 COMPUTE = ComputeConfig("float32", "float32", "xla", "none", 16)
 MODEL = ModelConfig(
@@ -181,7 +182,41 @@ def test_no_device_sums_a_whole_table() -> None:
     sums = re.findall(r"= (.*?) all-reduce\(", text)
     assert sums
     assert not any("[80,32]" in shape for shape in sums)
-    assert "80,8]" in "".join(re.findall(r"= (.*?) reduce-scatter\(", text))
+    assert "10,8]" in "".join(re.findall(r"= (.*?) reduce-scatter\(", text))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(
+    ("sizes", "stage", "sums"),
+    [
+        (MeshConfig(1, 8, 1), 2, 2),
+        (MeshConfig(1, 8, 1), 4, 1),
+        (MeshConfig(1, 2, 1, context=4), 4, 2),
+        (MeshConfig(2, 2, 1, context=2), 4, 2),
+        (MeshConfig(2, 2, tensor=2), 4, 1),
+    ],
+    ids=str,
+)
+def test_sums_in_stages_are_each_device_s_part(sizes, stage, sums, axis, monkeypatch) -> None:
+    monkeypatch.setattr(shared, "_STAGE", stage)  # more than twice as many devices: in two stages
+    mesh = sharding.make_mesh(sizes)
+    rng = np.random.default_rng(0)
+    x, g = rng.normal(size=(8, 4, 16)), rng.normal(size=(8, 4, 24))
+    weight = rng.normal(size=(16, 24))
+
+    def loss(w: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.sum(shared.matmul(x, w, axis) * jnp.float32(g))
+
+    place = sharding.spec(*(sharding.SHARED if i == axis else "any" for i in range(2)))
+    with jax.set_mesh(mesh):
+        out = NamedSharding(mesh, place), None
+        run = jax.jit(jax.grad(loss, argnums=(0, 1)), out_shardings=out)
+        text = run.lower(jnp.float32(weight), jnp.float32(x)).compile().as_text()
+        found = run(jnp.float32(weight), jnp.float32(x))
+    np.testing.assert_allclose(found[0], np.einsum("bti,bto->io", x, g), atol=1e-4)
+    np.testing.assert_allclose(found[1], g @ weight.T, atol=1e-4)
+    found = [c for c in Module(text).collectives() if c.kind == "reduce-scatter"]
+    assert len(found) == sums
 
 
 def test_the_cpu_is_split_unless_jax_has_begun() -> None:

@@ -17,10 +17,9 @@ from configs import common
 from masksearch_jax import sharding
 from masksearch_jax.cli import to_dataclass
 from masksearch_jax.config import ComputeConfig, LoraConfig, MeshConfig, ModelConfig, RopeScaling
-from masksearch_jax.models import attention, context, hf, kv_cache, transformer
+from masksearch_jax.models import attention, context, hf, kv_cache, shared, transformer
 from masksearch_jax.models import lora as lora_module
 from masksearch_jax.models.head import token_logprobs
-from masksearch_jax.models.matmul import matmul
 from masksearch_jax.models.remat import REMAT
 from masksearch_jax.models.transformer import ModelError, Transformer, rms_norm
 from masksearch_jax.models.unrolled import Unrolled, unroll
@@ -406,7 +405,7 @@ def test_a_matrix_s_gradient_is_one_product_without_a_transposition(dtype) -> No
     x, w, g = (jnp.asarray(rng.normal(size=s), dtype) for s in ((2, 3, 4), (4, 5), (2, 3, 5)))
 
     def gradient(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.vjp(matmul, x, w)[1](g)
+        return jax.vjp(lambda x, w: shared.matmul(x, w, 0), x, w)[1](g)
 
     assert "transpose" not in jax.jit(gradient).lower(x, w).as_text()
     wide = [np.asarray(a, np.float64) for a in (x, w, g)]

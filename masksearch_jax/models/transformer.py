@@ -17,9 +17,8 @@ from flax import nnx
 
 from masksearch_jax import sharding
 from masksearch_jax.config import ComputeConfig, ModelConfig
-from masksearch_jax.models import attention, columns, context, head, kv_cache, sampling_copy
+from masksearch_jax.models import attention, context, head, kv_cache, sampling_copy, shared
 from masksearch_jax.models.kv_cache import Fresh, KVCache
-from masksearch_jax.models.matmul import matmul
 from masksearch_jax.models.remat import REMAT, keep
 
 FAMILIES = ("qwen2", "qwen3", "llama")
@@ -105,15 +104,15 @@ class Transformer(nnx.Module):
         attend = attention.ATTENTION[self.compute.attention]
 
         def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
-            q, k, v = _project(block, x, tables, self.config.norm_eps)
+            q, k, v = _project(block, x, tables, self.config.norm_eps, trained=True)
             out = attend(q, k, v, segment_ids)
-            x = _finish(block, x, out, self.config.norm_eps)
+            x = _finish(block, x, out, self.config.norm_eps, trained=True)
             return sharding.constrain(x, *_LAYER), None
 
         if self.compute.remat != "none":
             policy = REMAT[self.compute.remat]
             layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
-        x = columns.lookup(self.embedding[...], ids, self.compute.dtype)
+        x = shared.lookup(self.embedding[...], ids, self.compute.dtype)
         x, _ = jax.lax.scan(layer, sharding.constrain(x, *_LAYER), self.blocks)
         return context.in_order(self.final_norm(x))
 
@@ -279,21 +278,33 @@ def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> jax.Array:
     return jax.random.normal(rngs.params(), shape, jnp.float32) * std
 
 
-def _linear(block: Block, name: str, x: jax.Array) -> jax.Array:
-    """x [B, T, I] times the block's matrix of that name [I, O], and what its adapter adds."""
-    out = matmul(x, getattr(block, name)[...].astype(x.dtype))
+def _linear(block: Block, name: str, x: jax.Array, trained: bool) -> jax.Array:
+    """x [B, T, I] times the block's matrix of that name [I, O], and what its adapter adds.
+
+    `trained`: for an update, where devices may share the matrix and want its gradient.
+    """
+    matrix = getattr(block, name)[...].astype(x.dtype)
+    if trained:
+        axis = sharding.PARAMETERS[f"blocks.{name}"].index(sharding.SHARED) - 1
+        out = shared.matmul(x, matrix, axis)
+    else:
+        out = jnp.einsum("bti,io->bto", x, matrix)
     more = None if block.adapters is None else block.adapters(name, x)
     return out if more is None else out + more
 
 
 def _project(
-    block: Block, x: jax.Array, tables: tuple[jax.Array, jax.Array], eps: float
+    block: Block,
+    x: jax.Array,
+    tables: tuple[jax.Array, jax.Array],
+    eps: float,
+    trained: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Rotated queries [B, T, H, D] and keys, and values [B, T, K, D], of x [B, T, M]."""
     normed = rms_norm(x, block.attention_norm[...], eps)
 
     def project(name: str, bias: nnx.Param | None) -> jax.Array:
-        out = keep(_linear(block, name, normed))
+        out = keep(_linear(block, name, normed, trained))
         return out if bias is None else out + bias[...].astype(x.dtype)[None, None]
 
     q, k, v = project("q", block.q_bias), project("k", block.k_bias), project("v", block.v_bias)
@@ -321,9 +332,11 @@ def heads(
     return attention.rotate(q, tables), attention.rotate(k, tables), v
 
 
-def _finish(block: Block, x: jax.Array, out: jax.Array, eps: float) -> jax.Array:
+def _finish(
+    block: Block, x: jax.Array, out: jax.Array, eps: float, trained: bool = False
+) -> jax.Array:
     """x [B, T, M] plus the projected attention output [B, T, H, D], then plus the gated MLP."""
-    x = keep(x + _linear(block, "o", out.reshape(*x.shape[:2], -1)))
+    x = keep(x + _linear(block, "o", out.reshape(*x.shape[:2], -1), trained))
     normed = rms_norm(x, block.mlp_norm[...], eps)
-    gate, up = (keep(_linear(block, name, normed)) for name in ("gate", "up"))
-    return x + _linear(block, "down", jax.nn.silu(gate) * up)
+    gate, up = (keep(_linear(block, name, normed, trained)) for name in ("gate", "up"))
+    return x + _linear(block, "down", jax.nn.silu(gate) * up, trained)
