@@ -33,6 +33,7 @@ from masksearch_jax.config import ComputeConfig, ModelConfig, to_dataclass
 from masksearch_jax.models import hf
 from masksearch_jax.planning import shapes
 from masksearch_jax.planning.hlo import Module
+from masksearch_jax.planning.measure import memory
 from masksearch_jax.rollout import decode
 from masksearch_jax.rollout.memory import page_bytes
 from masksearch_jax.rollout.sampling import Sampler
@@ -83,7 +84,7 @@ def measure(name: str, model_name: str, attention: str) -> dict[str, Any]:
         seconds = time.perf_counter() - started
     cache = SLOTS * WIDTH * page_bytes(config, PAGE, "bfloat16") / mesh.size
     weights = sum(x.size * 2 for x in jax.tree.leaves(model)) / config.num_kv_heads
-    memory = compiled.memory_analysis()
+    temporaries = memory(compiled)["temporaries"]
     module = Module(compiled.as_text())
     step = module.decode_step_bytes(config.num_layers, WIDTH)
     collectives = module.collectives()
@@ -93,8 +94,8 @@ def measure(name: str, model_name: str, attention: str) -> dict[str, Any]:
         "compile_seconds": round(seconds, 1),
         "weights_gib": weights / 2**30,
         "cache_gib": cache / 2**30,
-        "temp_gib": memory.temp_size_in_bytes / 2**30,
-        "temp_to_cache": memory.temp_size_in_bytes / cache,
+        "temp_gib": temporaries / 2**30,
+        "temp_to_cache": temporaries / cache,
         "largest_all_gather_to_cache": largest / cache,
         "step_bytes_ratio": step / (weights + cache),
         "collectives": dict(sorted(Counter(c.kind for c in collectives).items())),

@@ -34,8 +34,8 @@ from masksearch_jax.rollout.sampling import sampler_of
 from masksearch_jax.stages import write_json
 
 Run = SftRun | DapoRun
-_QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
-_FIT = 0.98  # of the HBM: the runtime keeps some for itself
+QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+_FIT = 0.98  # of the HBM: gaps between arrays take some, which the compiler's peak leaves out
 
 
 class Program(NamedTuple):
@@ -57,7 +57,7 @@ def mesh_of(cfg: Run) -> tuple[chips.Slice, Any]:
     found = chips.parse(cfg.plan.topology)
     if importlib.util.find_spec("libtpu") is None:
         raise chips.PlanError("libtpu, a TPU compiler, is not installed: pip install 'jax[tpu]'")
-    for name, value in _QUIET.items():
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
     more = {"num_slices": cfg.plan.slices} if cfg.plan.slices > 1 else {}

@@ -162,7 +162,7 @@ is_host_transfer=true, frontend_attributes={{{told}"ALL_REDUCE"}}
     size = 64 * 8 * 128 * 4
     assert Module(text).collectives() == [("all-reduce", size, (64, 8, 128), 1.0, ())]
     assert measure.wires(Module(text).collectives(), [0, 0, 1, 1]) == {
-        "all-reduce": {"count": 1, "ici": 0.0, "dcn": 2.0 * size}
+        "all-reduce": {"count": 1, "ici": 0.0, "dcn": size}  # half there, half of the sum back
     }
 
 

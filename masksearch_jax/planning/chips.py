@@ -17,10 +17,10 @@ class PlanError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Published figures of one chip (Cloud TPU documentation, system architecture pages)."""
+    """One chip: memory as its compiler has it, the rest as published (Cloud TPU documentation)."""
 
     flops: float  # bfloat16 per second
-    hbm: float  # bytes
+    hbm: float  # bytes that programs may take
     bandwidth: float  # of HBM, bytes per second
     ici: float  # all links together, bytes per second, one way
     dimensions: int  # of the torus
@@ -29,11 +29,11 @@ class Chip:
 
 
 CHIPS = {
-    "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, 3, True, 1),
-    "v5e": Chip(197e12, 16e9, 819e9, 200e9, 2, False, 1),
-    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 3, True, 1),
-    "v6e": Chip(918e12, 32e9, 1640e9, 448e9, 2, False, 1),
-    "tpu7x": Chip(2307e12, 192 * GIB, 7380e9, 1200e9, 3, True, 2),
+    "v4": Chip(275e12, 30.75 * GIB, 1228e9, 300e9, 3, True, 1),
+    "v5e": Chip(197e12, 15.75 * GIB, 819e9, 200e9, 2, False, 1),
+    "v5p": Chip(459e12, 95.74 * GIB, 2765e9, 600e9, 3, True, 1),
+    "v6e": Chip(918e12, 31.25 * GIB, 1640e9, 448e9, 2, False, 1),
+    "tpu7x": Chip(2307e12, 2 * 94.75 * GIB, 7380e9, 1200e9, 3, True, 2),
 }
 ALIASES = {"v5litepod": "v5e", "v7x": "tpu7x", "trillium": "v6e", "ironwood": "tpu7x"}
 DCN = 12.5e9  # bytes per second and chip between slices: 100 Gbit/s, ours for lack of a figure

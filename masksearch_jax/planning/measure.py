@@ -11,17 +11,23 @@ from masksearch_jax.config import ModelConfig
 from masksearch_jax.planning import chips
 from masksearch_jax.planning.hlo import Collective
 
-# Bytes on the wire per byte of the largest array, on a ring of many.
-_WIRE = {"all-reduce": 2.0}
+# How often a ring of many devices sends what it gathers or sums.
+_ROUNDS = {"all-reduce": 2.0}
 
 
 def memory(compiled: Any) -> dict[str, float]:
-    """Bytes on a chip: what a program is given, returns elsewhere, needs besides, and its code."""
+    """Bytes on a chip: what a program is given, returns elsewhere, needs besides, and its code.
+
+    By the compiler's peak, which is what it refuses a program by. Its own `temp_size_in_bytes` has
+    some donated arguments a second time, and on-chip memory: up to half as much again.
+    """
     found = compiled.memory_analysis()
+    given = float(found.argument_size_in_bytes)
+    results = float(found.output_size_in_bytes - found.alias_size_in_bytes)
     return {
-        "arguments": float(found.argument_size_in_bytes),
-        "results": float(found.output_size_in_bytes - found.alias_size_in_bytes),
-        "temporaries": float(found.temp_size_in_bytes),
+        "arguments": given,
+        "results": results,
+        "temporaries": float(found.peak_memory_in_bytes) - given - results,
         "code": float(found.generated_code_size_in_bytes),
     }
 
@@ -41,16 +47,21 @@ def wires(
 ) -> dict[str, dict[str, float]]:
     """Per kind: count, bytes per run within a slice (`ici`) and between slices (`dcn`), on a chip.
 
-    slice_of: of each device by its place in the mesh.
+    As a ring sends them: of G devices each sends G - 1 parts of what is gathered or scattered, and
+    twice as many of what is summed for all. slice_of: of each device by its place in the mesh.
     """
     found: dict[str, dict[str, float]] = {}
+    one_of_each = tuple({number: device for device, number in enumerate(slice_of)}.values())
+    # The text does not tell the groups of a sum between slices, or of one over all devices.
+    untold = one_of_each if len(one_of_each) > 1 else tuple(range(len(slice_of)))
     for c in collectives:
         row = found.setdefault(c.kind, {"count": 0.0, "ici": 0.0, "dcn": 0.0})
-        # Groups that the text does not tell may span all.
-        groups = c.groups or (tuple(range(len(slice_of))),)
+        groups = c.groups or (untold,)
         between = any(len({slice_of[d] for d in group}) > 1 for group in groups)
+        share = 1.0 if c.kind == "collective-permute" else 1.0 - 1.0 / len(groups[0])
+        sent = c.size * c.times * share * _ROUNDS.get(c.kind, 1.0)
         row["count"] += 1
-        row["dcn" if between else "ici"] += c.size * c.times * _WIRE.get(c.kind, 1.0)
+        row["dcn" if between else "ici"] += sent
     return dict(sorted(found.items()))
 
 
