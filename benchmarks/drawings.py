@@ -24,6 +24,7 @@ class Chart(NamedTuple):
 
     rows: list[dict[str, Any]]
     title: str
+    floor: float | None = None  # a value that the axis shows in any case
 
 
 def side_by_side(charts: list[Chart], x_name: str) -> str:
@@ -33,8 +34,8 @@ def side_by_side(charts: list[Chart], x_name: str) -> str:
         f"<style>{STYLE}</style>",
         f'<rect class="paper" width="{width}" height="{HEIGHT + TITLE}"/>',
     ]
-    for i, (rows, title) in enumerate(charts):
-        chart = str(plots.line_chart(rows, title, height=HEIGHT, x_name=x_name))
+    for i, (rows, title, floor) in enumerate(charts):
+        chart = str(plots.line_chart(rows, title, height=HEIGHT, x_name=x_name, floor=floor))
         x = i * (plots.WIDTH + GAP)
         place = f'<svg x="{x}" y="{TITLE}" width="{plots.WIDTH}" height="{HEIGHT}" '
         parts.append(f'<text class="title" x="{x + plots.LEFT}" y="16">{title}</text>')

@@ -355,11 +355,16 @@ def test_a_long_curve_is_thinned_to_means():
 
 
 def test_the_curve_is_drawn_to_scale():
-    svg = str(plots.line_chart([{"step": 0, "x": 0.0}, {"step": 10, "x": 1.0}], "x"))
-    points = re.search(r'<polyline class="curve" points="([^"]+)"', svg)[1]
-    (x0, y0), (x1, y1) = (map(float, p.split(",")) for p in points.split())
-    assert (x0, x1) == (plots.LEFT, plots.WIDTH - plots.RIGHT)
-    assert (y0, y1) == (210 - plots.BOTTOM, plots.TOP)
+    def drawn(low: float, high: float, **more: float) -> list[tuple[float, float]]:
+        rows = [{"step": 0, "x": low}, {"step": 10, "x": high}]
+        svg = str(plots.line_chart(rows, "x", **more))
+        points = re.search(r'<polyline class="curve" points="([^"]+)"', svg)[1]
+        return [tuple(map(float, p.split(","))) for p in points.split()]
+
+    left, right, bottom = plots.LEFT, plots.WIDTH - plots.RIGHT, 210 - plots.BOTTOM
+    assert drawn(0.0, 1.0) == [(left, bottom), (right, plots.TOP)]
+    assert drawn(1.0, 2.0) == [(left, bottom), (right, plots.TOP)]
+    assert drawn(1.0, 2.0, floor=0.0) == [(left, (bottom + plots.TOP) / 2), (right, plots.TOP)]
 
 
 @pytest.mark.parametrize(

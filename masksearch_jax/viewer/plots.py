@@ -58,10 +58,11 @@ def line_chart(
     marks: list[tuple[float, str]] = (),
     height: int = 210,
     x_name: str = "step",
+    floor: float | None = None,
 ) -> Markup:
     """The curve of `key` over `step` with axes, ticks and vertical `marks` (step, label).
 
-    Rows that have `KEY_low` and `KEY_high` get a bar between them.
+    Rows that have `KEY_low` and `KEY_high` get a bar between them. The axis shows `floor` too.
     The page's script shows the value under the pointer; `aria-label` gives the ends and extremes.
     """
     points = [(r["step"], r[key]) for r in rows if is_number(r.get(key))]
@@ -69,7 +70,7 @@ def line_chart(
     xs, ys = zip(*shown, strict=True)
     bars = [(r["step"], r[f"{key}_low"], r[f"{key}_high"]) for r in rows
             if is_number(r.get(f"{key}_low")) and is_number(r.get(f"{key}_high"))]  # fmt: skip
-    ends = [*ys, *(end for bar in bars for end in bar[1:])]
+    ends = [*ys, *(end for bar in bars for end in bar[1:]), *([] if floor is None else [floor])]
     x_ticks = nice_ticks(min(xs), max(xs))
     y_ticks = nice_ticks(min(ends), max(ends))
     if max(xs) > min(xs):  # the axis ends where the data does, and steps are whole
