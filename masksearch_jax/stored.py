@@ -216,16 +216,21 @@ def _read(
     """Some of an item's arrays, by name, each process its shards of them.
 
     On their way at once is at most a quarter of what the largest array takes, or one shard. That is
-    held about twice: as it lies in the file, and as it is wanted.
+    held about twice: as it lies in the file, and as it is wanted. So large arrays come first;
+    orbax would leave them for last, when the host holds all others.
     """
-    item = {name: _abstract(leaf) for name, leaf in wanted.items()}
-    sizes = [math.prod(stored[n].shape) * stored[n].dtype.itemsize for n in item]
-    shards = [_footprint(stored[n], leaf) for n, leaf in item.items()]
-    limit = max(max(sizes) // 4, max(shards)) + 1  # which none may reach
-    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=limit / 10**9)
-    how = ocp.checkpoint_utils.construct_restore_args(item)
-    args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
-    return handler.restore(place, args=args)
+    sizes = {n: math.prod(stored[n].shape) * stored[n].dtype.itemsize for n in wanted}
+    least = max(sizes.values()) // 4
+    large = [name for name in sizes if sizes[name] > least]
+    found = {}
+    for names in filter(None, (large, [name for name in sizes if sizes[name] <= least])):
+        item = {name: _abstract(wanted[name]) for name in names}
+        limit = max([least, *(_footprint(stored[n], item[n]) for n in names)]) + 1  # not reached
+        handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=limit / 10**9)
+        how = ocp.checkpoint_utils.construct_restore_args(item)
+        args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
+        found |= handler.restore(place, args=args)
+    return found
 
 
 def _footprint(stored: Any, wanted: jax.ShapeDtypeStruct) -> int:
