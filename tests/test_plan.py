@@ -300,6 +300,13 @@ def test_a_small_run_is_planned(repository, tmp_path, config):
         assert shared["tick"]["step_ici"] > 0.9 * copied
 
 
+def run_script(repository, text, *args):
+    """What a script prints that compiles for TPUs in a process of its own."""
+    run, env = [sys.executable, "-c", text, *args], os.environ | plan.QUIET
+    how = {"cwd": repository, "capture_output": True, "text": True, "check": True}
+    return subprocess.run(run, env=env, **how).stdout
+
+
 HUGE = """
 import jax
 from jax.experimental import topologies
@@ -322,10 +329,7 @@ for kind, chip in chips.CHIPS.items():
 @needs_libtpu
 @pytest.mark.slow
 def test_a_chip_has_as_much_memory_as_its_compiler_says(repository):
-    env = os.environ | plan.QUIET | {"PYTHONPATH": str(repository)}
-    run = [sys.executable, "-c", HUGE]
-    done = subprocess.run(run, env=env, capture_output=True, text=True, check=True)
-    found = dict(line.split() for line in done.stdout.splitlines())
+    found = dict(line.split() for line in run_script(repository, HUGE).splitlines())
     has = {kind: f"{c.hbm / c.devices / 2**30:.2f}" for kind, c in chips.CHIPS.items()}
     assert found == has
 
@@ -360,10 +364,8 @@ for layers in map(int, sys.argv[1:]):
 @pytest.mark.slow
 def test_what_a_program_needs_is_what_the_compiler_refuses_it_by(repository):
     """A program whose need grows evenly with its layers, up to more than a chip of v5e has."""
-    env = os.environ | plan.QUIET | {"PYTHONPATH": str(repository)}
-    run = [sys.executable, "-c", STACKS, "40", "48", "56"]
-    done = subprocess.run(run, env=env, capture_output=True, text=True, check=True)
-    small, large, refused = map(float, done.stdout.split()[-3:])
+    found = run_script(repository, STACKS, "40", "48", "56")
+    small, large, refused = map(float, found.split())
     assert large < 15.75 < refused
     assert refused == pytest.approx(2 * large - small, abs=0.01)
 

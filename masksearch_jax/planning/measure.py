@@ -18,8 +18,8 @@ _ROUNDS = {"all-reduce": 2.0}
 def memory(compiled: Any) -> dict[str, float]:
     """Bytes on a chip: what a program is given, returns elsewhere, needs besides, and its code.
 
-    By the compiler's peak, which is what it refuses a program by. Its own `temp_size_in_bytes` has
-    some donated arguments a second time, and on-chip memory: up to half as much again.
+    By the compiler's peak, which is what it refuses a program by. Of updates with donated arguments
+    its `temp_size_in_bytes` is up to half as much again.
     """
     found = compiled.memory_analysis()
     given = float(found.argument_size_in_bytes)
