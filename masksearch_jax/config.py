@@ -291,7 +291,7 @@ class PlanConfig:
 
     topology: str = ""  # a TPU slice: v5p-64, v6e-256, or by its sides, v5p:2x4x4
     slices: int = 1  # of them, joined by the data centre's network
-    improve: bool = True  # where a program does not fit, try other ways to run it
+    improve: bool = True  # try other ways too: smaller where it does not fit, faster where it does
     json: str = ""  # file for the figures; empty: none
 
 

@@ -10,7 +10,6 @@ Exits with 1 where a program does not fit.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import os
 import time
@@ -26,9 +25,9 @@ from masksearch_jax import cli, guard, hosts, sharding, train_dapo, train_sft, t
 from masksearch_jax.config import DapoRun, SftRun
 from masksearch_jax.models import hf, kv_cache, lora, sampling_copy
 from masksearch_jax.models.transformer import Transformer
-from masksearch_jax.planning import chips, flops, measure, shapes
+from masksearch_jax.planning import alternatives, chips, flops, measure, shapes
 from masksearch_jax.planning.hlo import Module
-from masksearch_jax.planning.page import page
+from masksearch_jax.planning.page import page, update_of
 from masksearch_jax.rollout import decode, memory, schedule
 from masksearch_jax.rollout.sampling import sampler_of
 from masksearch_jax.stages import write_json
@@ -236,8 +235,11 @@ def peak_of(figures: dict[str, Any], held: dict[str, float]) -> float:
     return sum(figures["memory"].values()) - figures["held"] + sum(held.values())
 
 
-def plan(cfg: Run) -> dict[str, Any]:
-    """All programs of a run compiled for its slice: their figures, and whether they fit."""
+def plan(cfg: Run, only: str = "") -> dict[str, Any]:
+    """Programs of a run compiled for its slice: their figures, and whether they fit.
+
+    `only`: the program of that name alone.
+    """
     found, mesh = mesh_of(cfg)
     programs = list((dapo_programs if isinstance(cfg, DapoRun) else sft_programs)(cfg, mesh))
     held = held_of(programs)
@@ -251,13 +253,13 @@ def plan(cfg: Run) -> dict[str, Any]:
         "held": held,
         "programs": {},
     }
-    for program in programs:
+    for program in (p for p in programs if only in ("", p.name)):
         print(f"  compiling {program.name} for {found.topology}", flush=True)
         figures = compile_program(program, mesh, found)
         figures["peak"] = peak_of(figures, held)
         figures["fits"] = "needed" not in figures and figures["peak"] <= _FIT * room
         results["programs"][program.name] = figures
-    if isinstance(cfg, DapoRun):
+    if isinstance(cfg, DapoRun) and not only:
         most = max(f["peak"] for f in results["programs"].values())
         free = int((_FIT * room - most + held["kv_cache"]) * mesh.size)
         at = hosts.shards(mesh), memory.cache_dtype(cfg.rollout, cfg.compute)
@@ -269,38 +271,10 @@ def plan(cfg: Run) -> dict[str, Any]:
 # ---- what to change
 
 
-def alternatives(cfg: Run) -> Iterator[tuple[tuple[str, ...], Run]]:
-    """Changes that need less memory, each with those before it, mildest first, and the run then."""
-    names: tuple[str, ...] = ()
-
-    def changed(section: str, key: str, value: Any) -> tuple[tuple[str, ...], Run]:
-        part = dataclasses.replace(getattr(cfg, section), **{key: value})
-        name = f"{section}.{key}={value}"
-        return (*names, name), dataclasses.replace(cfg, **{section: part})
-
-    for key, value in (("attention", "splash"), ("remat", "block")):
-        if getattr(cfg.compute, key) != value:
-            names, cfg = changed("compute", key, value)
-            yield names, cfg
-    for _ in range(2):
-        if isinstance(cfg, DapoRun):
-            if cfg.dapo.micro_batch and cfg.dapo.micro_batch % 2 == 0:
-                names, cfg = changed("dapo", "micro_batch", cfg.dapo.micro_batch // 2)
-                yield names, cfg
-        elif cfg.sft.batch_size % (2 * cfg.optim.accumulate) == 0:
-            names, cfg = changed("optim", "accumulate", cfg.optim.accumulate * 2)
-            yield names, cfg
-    if isinstance(cfg, DapoRun) and cfg.rollout.weights == "whole":
-        names, cfg = changed("rollout", "weights", "shared")
-        yield names, cfg
-    yield changed("mesh", "context", cfg.mesh.context * 2)  # either, not both
-    yield changed("mesh", "tensor", cfg.mesh.tensor * 2)
-
-
 def improve(cfg: Run) -> list[dict[str, Any]]:
-    """Alternatives tried, until one fits."""
+    """What needs less memory, until one fits."""
     tried = []
-    for changes, other in alternatives(cfg):
+    for changes, other in alternatives.smaller(cfg):
         try:
             results = plan(other)
         except (ValueError, cli.UserError) as error:  # it does not divide
@@ -322,6 +296,11 @@ def run(cfg: Run) -> int:
         print(f"with {', '.join(t['changes'])}: {what}")
     if tried and tried[-1].get("results", {}).get("fits"):
         print(page(tried[-1]["results"]))
+    faster = alternatives.quicker(cfg) if cfg.plan.improve and results["fits"] else None
+    if faster:
+        change, other = faster
+        results["quicker"] = {"change": change, "results": (found := plan(other, only="update"))}
+        print(f"\nwith {change}:\n{update_of(found)}")
     if cfg.plan.json:
         write_json(Path(cfg.plan.json), results | {"tried": tried})
     return 0 if results["fits"] else 1

@@ -23,7 +23,7 @@ from masksearch_jax.config import (
 )
 from masksearch_jax.models import attention, hf
 from masksearch_jax.models.remat import REMAT
-from masksearch_jax.planning import chips, flops, measure
+from masksearch_jax.planning import alternatives, chips, flops, measure
 from masksearch_jax.planning.hlo import Collective
 
 COMPUTE = ComputeConfig("float32", "float32", "xla", "none", 64)
@@ -217,7 +217,7 @@ def test_a_plan_reads_the_config_of_either_trainer(repository):
 
 def test_what_is_tried_keeps_what_was_tried_before(repository):
     cfg = config_of(repository, "ramp_sft.py:tiny", "compute.remat=dots", "optim.accumulate=2")
-    changes, runs = zip(*plan.alternatives(cfg), strict=True)
+    changes, runs = zip(*alternatives.smaller(cfg), strict=True)
     kept = (
         "compute.attention=splash",
         "compute.remat=block",
@@ -233,7 +233,7 @@ def test_what_is_tried_keeps_what_was_tried_before(repository):
     assert (runs[0].compute.remat, runs[1].optim.accumulate) == ("dots", 2)
     splash = "compute.attention=splash"
     cfg = config_of(repository, "ramp_dapo.py:tiny", splash, "dapo.micro_batch=16")
-    assert [c[-1] for c, _ in plan.alternatives(cfg)] == [
+    assert [c[-1] for c, _ in alternatives.smaller(cfg)] == [
         *("dapo.micro_batch=8", "dapo.micro_batch=4", "rollout.weights=shared"),
         *("mesh.context=2", "mesh.tensor=2"),
     ]
@@ -242,8 +242,17 @@ def test_what_is_tried_keeps_what_was_tried_before(repository):
         ("ramp_sft.py:tiny", "sft.batch_size=2", "optim.accumulate=2"),
     ):
         cfg = config_of(repository, name, splash, *whole)
-        changes = [c for c, _ in plan.alternatives(cfg)]
+        changes = [c for c, _ in alternatives.smaller(cfg)]
         assert changes == [("mesh.context=2",), ("mesh.tensor=2",)]
+
+
+def test_what_is_faster_computes_less_again(repository):
+    cfg = config_of(repository, "ramp_dapo.py:tiny", "compute.remat=block")
+    change, cfg = alternatives.quicker(cfg)
+    assert (change, cfg.compute.remat) == ("compute.remat=dots", "dots")
+    change, cfg = alternatives.quicker(cfg)
+    assert (change, cfg.compute.remat) == ("compute.remat=none", "none")
+    assert alternatives.quicker(cfg) is None
 
 
 @needs_libtpu
@@ -286,7 +295,13 @@ def test_a_small_run_is_planned(repository, tmp_path, config):
     for figures in found["programs"].values():
         assert figures["fits"]
         assert 0 < figures["peak"] < 2 * 2**30
-    assert found["programs"]["update"]["weight_stacks_gathered"] == 0
+    update = found["programs"]["update"]
+    assert update["weight_stacks_gathered"] == 0
+    assert found["quicker"]["change"] == "compute.remat=dots"
+    (faster,) = found["quicker"]["results"]["programs"].values()
+    assert faster["recompute"] < update["recompute"]
+    assert "\nwith compute.remat=dots:\nupdate: fits" in done.stdout
+    more += ("plan.improve=False",)
     if "tick" in names:
         # A whole copy in bfloat16 comes once, from the other seven, not with every token.
         assert found["programs"]["tick"]["step_ici"] == 0
@@ -295,7 +310,9 @@ def test_a_small_run_is_planned(repository, tmp_path, config):
         more += ("rollout.weights=shared",)
         done = command(repository, config, "plan.topology=v5e-8", f"plan.json={path}", *more)
         assert done.returncode == 0, done.stderr
-        shared = json.loads(path.read_text())["programs"]
+        found = json.loads(path.read_text())
+        assert "quicker" not in found
+        shared = found["programs"]
         assert list(shared) == ["update", "logprobs", "tick"]
         assert shared["tick"]["step_ici"] > 0.9 * copied
 
@@ -384,7 +401,8 @@ def test_published_models_fit_and_need_no_more_than_they_did(
     repository, tmp_path, model, topology, more, expected
 ):
     path = tmp_path / "plan.json"
-    how = ("compute.attention=splash", "compute.remat=block", f"plan.json={path}")
+    how = ("compute.attention=splash", "compute.remat=block", "plan.improve=False")
+    how += (f"plan.json={path}",)
     done = command(repository, f"ramp_sft.py:{model}", f"plan.topology={topology}", *how, *more)
     assert done.returncode == 0, done.stderr
     update = json.loads(path.read_text())["programs"]["update"]
@@ -404,7 +422,12 @@ def test_micro_batches_need_no_second_gradient(repository, tmp_path):
     for accumulate in (1, 4):
         path = tmp_path / f"{accumulate}.json"
         more = (f"optim.accumulate={accumulate}", f"sft.batch_size={8 * accumulate}")
-        more += (f"plan.json={path}", "plan.topology=v5e-8", "sft.seq_len=256")
+        more += (
+            f"plan.json={path}",
+            "plan.topology=v5e-8",
+            "sft.seq_len=256",
+            "plan.improve=False",
+        )
         done = command(repository, "ramp_sft.py:tiny", *more, *(f"model.{w}" for w in wide))
         assert done.returncode == 0, done.stderr
         found = json.loads(path.read_text())

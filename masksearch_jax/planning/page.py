@@ -24,6 +24,11 @@ def page(results: dict[str, Any]) -> str:
     return "\n\n".join([head, *(_program(name, f) for name, f in r["programs"].items())])
 
 
+def update_of(results: dict[str, Any]) -> str:
+    """The update of a plan, without what it shares with other ways to run it."""
+    return _program("update", results["programs"]["update"])
+
+
 def _program(name: str, figures: dict[str, Any]) -> str:
     fits = "fits" if figures["fits"] else "DOES NOT FIT"
     lines = [f"{name}: {fits}, {_gib(figures['peak'])} at its peak"]

@@ -71,8 +71,7 @@ def line_chart(
     bars = [(r["step"], r[f"{key}_low"], r[f"{key}_high"]) for r in rows
             if is_number(r.get(f"{key}_low")) and is_number(r.get(f"{key}_high"))]  # fmt: skip
     ends = [*ys, *(end for bar in bars for end in bar[1:]), *([] if floor is None else [floor])]
-    x_ticks = nice_ticks(min(xs), max(xs))
-    y_ticks = nice_ticks(min(ends), max(ends))
+    x_ticks, y_ticks = nice_ticks(min(xs), max(xs)), nice_ticks(min(ends), max(ends))
     if max(xs) > min(xs):  # the axis ends where the data does, and steps are whole
         x_ticks = [t for t in x_ticks if min(xs) <= t <= max(xs) and t == int(t)]
     x0, x1 = (min(xs), max(xs)) if max(xs) > min(xs) else (x_ticks[0], x_ticks[-1])
