@@ -15,11 +15,11 @@ xpk restarts on 42 and 127 to 255 by itself, not on 1 and 2.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import errno
 import importlib.util
-import logging
 import os
 import re
 import socket
@@ -27,7 +27,6 @@ import sys
 import traceback
 import types
 import typing
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -313,13 +312,12 @@ def call(work: Callable[[], Any]) -> None:
         with never_lost():
             status = work()
     except KeyboardInterrupt:
-        # Libraries were cut off anywhere; what their threads, coroutines and half-made objects say
-        # on the way out is no news.
-        logging.disable()
-        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-        sys.unraisablehook = lambda _: None
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        # Python's own way out would take JAX's client from a thread that still compiles, a
+        # segmentation fault, and let libraries that were cut off anywhere have their say.
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
+            sys.stdout.flush()
+        os._exit(130)
     except Exception as error:
         if is_lost_process(error):
             end_alone(error)

@@ -280,7 +280,10 @@ def status_of(folder: Path, fn, *args: str) -> int:
         (KeyboardInterrupt(), 130, "\ninterrupted; the same command goes on from here\n"),
     ],
 )
-def test_an_expected_failure_is_one_line_and_a_status(folder, capsys, error, status, message):
+def test_an_expected_failure_is_one_line_and_a_status(
+    folder, capsys, monkeypatch, error, status, message
+):
+    monkeypatch.setattr(os, "_exit", sys.exit)
     assert status_of(folder, raising(error)) == status
     assert capsys.readouterr() == ("", message)
 
