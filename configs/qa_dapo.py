@@ -34,7 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.mesh = ConfigDict()
     c.mesh.data = 1
-    c.mesh.fsdp = -1  # 32 at most, and data = -1, on larger slices
+    c.mesh.fsdp = -1  # of a 7B 64 at most, and data = -1, on larger slices
     c.mesh.context = 1  # above 1: rows too long for a device are split over so many
     c.mesh.tensor = 1
 
