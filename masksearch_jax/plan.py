@@ -26,13 +26,13 @@ from masksearch_jax.config import DapoRun, SftRun
 from masksearch_jax.models import hf, kv_cache, lora, sampling_copy
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.planning import alternatives, chips, flops, measure, shapes
+from masksearch_jax.planning.alternatives import Run
 from masksearch_jax.planning.hlo import Module
 from masksearch_jax.planning.page import page, update_of
 from masksearch_jax.rollout import decode, memory, schedule
 from masksearch_jax.rollout.sampling import sampler_of
 from masksearch_jax.stages import write_json
 
-Run = SftRun | DapoRun
 QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
 _FIT = 0.98  # of the HBM: gaps between arrays take some, which the compiler's peak leaves out
 
