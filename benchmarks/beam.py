@@ -25,8 +25,9 @@ from typing import Any
 
 from etils import epath
 
-from masksearch_jax import build_dataset, cli
-from masksearch_jax.config import to_dataclass
+from masksearch_jax import build_dataset
+from masksearch_jax.core.schema import to_dataclass
+from masksearch_jax.runtime import cli
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FEW = 40  # passages of the run that measures the start

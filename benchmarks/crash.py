@@ -32,14 +32,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import crash_runs
-from masksearch_jax import cli, goodput
 from masksearch_jax.checkpoint import Checkpointer
-from masksearch_jax.config import CheckpointConfig, DapoRun, ModelConfig, SftRun, to_dataclass
+from masksearch_jax.core.config import CheckpointConfig, DapoRun, ModelConfig, SftRun
+from masksearch_jax.core.schema import to_dataclass
+from masksearch_jax.runtime import cli, goodput
+from masksearch_jax.runtime.process import RESTART
 from masksearch_jax.stored import CheckpointError
 from masksearch_jax.train_state import TrainState
 
 Run = SftRun | DapoRun
-ENDS = {0, cli.RESTART, -signal.SIGKILL, -signal.SIGABRT}  # of a process whose peer was killed
+ENDS = {0, RESTART, -signal.SIGKILL, -signal.SIGABRT}  # of a process whose peer was killed
 ARRAYS, SIDE = 8, 1024  # of the state that is saved under fire: 32 MiB
 LIMIT = 2.0  # seconds that the watchdog waits in the trial of a hang
 
@@ -51,8 +53,8 @@ crash.write(sys.argv[1])
 HANG = """
 import threading, time
 from benchmarks import crash
-from masksearch_jax.config import SurvivalConfig
-from masksearch_jax.watchdog import Watchdog
+from masksearch_jax.core.config import SurvivalConfig
+from masksearch_jax.runtime.watchdog import Watchdog
 from pathlib import Path
 import sys
 

@@ -13,19 +13,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-from masksearch_jax import build_index, build_ramp, build_trajectories, cli
-from masksearch_jax.config import CorpusConfig, DapoRun, SftRun, to_dataclass
+from masksearch_jax import build_index, build_ramp, build_trajectories
+from masksearch_jax.core.config import CorpusConfig, DapoRun, SftRun
+from masksearch_jax.core.schema import to_dataclass
+from masksearch_jax.core.tokenizer import train_bpe
+from masksearch_jax.core.types import QAExample, RampExample
 from masksearch_jax.data import corpus, ramp
-from masksearch_jax.data.vocab import train_bpe
-from masksearch_jax.metrics import read_metrics
 from masksearch_jax.quickstart import QuickstartRun
-from masksearch_jax.types import QAExample, RampExample
+from masksearch_jax.runtime import cli
+from masksearch_jax.runtime.metric_writer import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 PROCESS = """
 import json, sys
 from masksearch_jax import cli, train_dapo, train_sft
-from masksearch_jax.config import DapoRun, SftRun
+from masksearch_jax.core.config import DapoRun, SftRun
 main, schema = {"sft": (train_sft, SftRun), "dapo": (train_dapo, DapoRun)}[sys.argv[1]]
 cfg = cli.to_dataclass(schema, json.loads(sys.argv[2]))
 cli.call(lambda: main.run(cfg) and None)

@@ -27,12 +27,13 @@ from typing import Any
 
 import psutil
 
-from masksearch_jax import cli
 from masksearch_jax.build_ramp import BuildRampRun
-from masksearch_jax.config import RampConfig, to_dataclass
+from masksearch_jax.core.config import RampConfig
+from masksearch_jax.core.schema import to_dataclass
+from masksearch_jax.core.types import Passage
 from masksearch_jax.data import factory, gazetteer, ramp, rules_en, spans, survey
 from masksearch_jax.data.corpus import read_passages, write_passages
-from masksearch_jax.types import Passage
+from masksearch_jax.runtime import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLD = ROOT / "tests" / "data" / "spans_gold.jsonl"

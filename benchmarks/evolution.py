@@ -19,10 +19,10 @@ from typing import Any
 
 from benchmarks import drawings
 from masksearch_jax import evolve
-from masksearch_jax.cli import to_dataclass
-from masksearch_jax.config import SftConfig
+from masksearch_jax.core.config import SftConfig
+from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.evals import iterations
-from masksearch_jax.sharding import split_cpu
+from masksearch_jax.parallel.sharding import split_cpu
 from masksearch_jax.stages import Usage
 from masksearch_jax.viewer import evolution
 

@@ -37,8 +37,8 @@ import numpy as np
 
 from benchmarks import rollout
 from configs import common
-from masksearch_jax.cli import to_dataclass
-from masksearch_jax.config import ModelConfig
+from masksearch_jax.core.config import ModelConfig
+from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.planning import flops
 
 PEAK = 989.4e12  # FLOP/s in bfloat16 without sparsity, of an H100 or H200 SXM by its datasheet
@@ -101,7 +101,7 @@ def model(param_dtype: str, attention: str, remat: str, chunk: int) -> Any:
     import jax
     from flax import nnx
 
-    from masksearch_jax.config import ComputeConfig
+    from masksearch_jax.core.config import ComputeConfig
     from masksearch_jax.models.transformer import Transformer
 
     compute = ComputeConfig("bfloat16", param_dtype, attention, remat, chunk)
@@ -149,9 +149,9 @@ def ours_train(repeats: int, chunk: int = 16384, accumulate: int = 1) -> rollout
     import jax
 
     from masksearch_jax import train_sft, train_state
-    from masksearch_jax.config import MeshConfig, OptimConfig
-    from masksearch_jax.hosts import shard_batch
-    from masksearch_jax.sharding import make_mesh
+    from masksearch_jax.core.config import MeshConfig, OptimConfig
+    from masksearch_jax.parallel.hosts import shard_batch
+    from masksearch_jax.parallel.sharding import make_mesh
 
     config, mesh = shape(), make_mesh(MeshConfig(-1, 1, 1))
     batch = packed_batch(config)

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import memory
-from masksearch_jax.config import CheckpointConfig, ComputeConfig, ModelConfig
+from masksearch_jax.core.config import CheckpointConfig, ComputeConfig, ModelConfig
 from masksearch_jax.models import hf, hf_files, hf_folder
 from masksearch_jax.models.hf_config import to_hf_config
 

@@ -24,12 +24,20 @@ import numpy as np
 from flax import nnx
 
 from benchmarks import rollout
-from masksearch_jax import hosts, train_dapo, train_state
-from masksearch_jax.cli import load_config, to_dataclass
-from masksearch_jax.config import ComputeConfig, DapoConfig, MeshConfig, ModelConfig, OptimConfig
+from masksearch_jax import train_dapo, train_state
+from masksearch_jax.core.config import (
+    ComputeConfig,
+    DapoConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+)
+from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.parallel import hosts
+from masksearch_jax.parallel.sharding import batch_shards, make_mesh, shard_parameters, split_cpu
 from masksearch_jax.rl import packing
-from masksearch_jax.sharding import batch_shards, make_mesh, shard_parameters, split_cpu
+from masksearch_jax.runtime.cli import load_config
 
 TARGETS = {"fill25.ratio_to_padded": (">=", 2.0), "fill50.ratio_to_padded": (">=", 1.2)}
 QUICKSTART = load_config(str(Path(__file__).parent.parent / "configs" / "quickstart.py"))

@@ -32,10 +32,11 @@ import optax
 from jax.sharding import Mesh
 
 from benchmarks import hf_io
-from masksearch_jax import checkpoint, sharding, stored
-from masksearch_jax.config import CheckpointConfig, ComputeConfig, MeshConfig, ModelConfig
+from masksearch_jax import checkpoint, stored
+from masksearch_jax.core.config import CheckpointConfig, ComputeConfig, MeshConfig, ModelConfig
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.parallel import sharding
 from masksearch_jax.planning import shapes
 from masksearch_jax.train_state import TrainState, init_state
 

@@ -15,8 +15,8 @@ from typing import Any
 import jax
 
 from benchmarks import rollout_model as stand_in
-from masksearch_jax import sharding
-from masksearch_jax.config import MeshConfig
+from masksearch_jax.core.config import MeshConfig
+from masksearch_jax.parallel import sharding
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
 

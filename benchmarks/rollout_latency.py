@@ -14,15 +14,15 @@ import jax
 import numpy as np
 
 from benchmarks import rollout_model as stand_in
-from masksearch_jax import markup
-from masksearch_jax.config import RolloutConfig, SearchConfig
-from masksearch_jax.retrieval import Search
+from masksearch_jax.core import markup
+from masksearch_jax.core.config import RolloutConfig, SearchConfig
+from masksearch_jax.core.retrieval import Search
+from masksearch_jax.core.types import Trajectory
 from masksearch_jax.rollout import decode, schedule
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Episode, Request, Rules, finish
 from masksearch_jax.rollout.pool import SearchPool
 from masksearch_jax.rollout.sampling import Sampler
-from masksearch_jax.types import Trajectory
 
 TRAJECTORIES, SEARCHES = 64, 3
 PROMPT, TURN, OBSERVATION, QUERY = 48, 48, 34, 4  # tokens

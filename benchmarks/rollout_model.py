@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from masksearch_jax import markup
-from masksearch_jax.config import ComputeConfig, ModelConfig, RolloutConfig, SearchConfig
+from masksearch_jax.core import markup
+from masksearch_jax.core.config import ComputeConfig, ModelConfig, RolloutConfig, SearchConfig
+from masksearch_jax.core.types import Passage
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.models.unrolled import Unrolled
 from masksearch_jax.rollout.episode import Request
-from masksearch_jax.types import Passage
 
 UNKNOWN = "?"
 COMPUTE = ComputeConfig("float32", "float32", "xla", "none", 64)

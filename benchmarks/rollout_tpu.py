@@ -28,9 +28,10 @@ from jax.experimental import mesh_utils, topologies
 from jax.sharding import AxisType, Mesh
 
 from configs import common
-from masksearch_jax import sharding
-from masksearch_jax.config import ComputeConfig, ModelConfig, to_dataclass
+from masksearch_jax.core.config import ComputeConfig, ModelConfig
+from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.models import hf
+from masksearch_jax.parallel import sharding
 from masksearch_jax.planning import shapes
 from masksearch_jax.planning.hlo import Module
 from masksearch_jax.planning.measure import memory

@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import drawings
-from masksearch_jax import cli, plan
-from masksearch_jax.config import SftRun
+from masksearch_jax import plan
+from masksearch_jax.core.config import SftRun
+from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.planning.chips import GIB
+from masksearch_jax.runtime import cli
 
 CHIPS = (8, 16, 32, 64, 128, 256)
 ROOM = 0.03
@@ -35,7 +37,7 @@ Row = dict[str, Any]
 
 def run_for(kind: str, chips: int) -> SftRun:
     """The run that is planned: a row for each chip."""
-    cfg = cli.to_dataclass(SftRun, cli.load_config(f"{CONFIG}:qwen2.5-7b"))
+    cfg = to_dataclass(SftRun, cli.load_config(f"{CONFIG}:qwen2.5-7b"))
     change = dataclasses.replace
     return change(
         cfg,

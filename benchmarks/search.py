@@ -28,9 +28,9 @@ from typing import Any, Protocol
 import numpy as np
 import tantivy
 
+from masksearch_jax.core.types import Passage
 from masksearch_jax.data.corpus import read_passages
 from masksearch_jax.search import bm25
-from masksearch_jax.types import Passage
 
 CUTS = (2, 5, 10)
 Row = dict[str, Any]

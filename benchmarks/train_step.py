@@ -31,9 +31,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import memory
-from masksearch_jax.cli import load_config, to_dataclass
-from masksearch_jax.config import ComputeConfig, MeshConfig, ModelConfig, OptimConfig
+from masksearch_jax.core.config import ComputeConfig, MeshConfig, ModelConfig, OptimConfig
+from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.data import pipeline, records
+from masksearch_jax.runtime.cli import load_config
 
 TARGETS = {
     "tiny.ratio_to_torch": (">=", 1.5),
@@ -144,9 +145,9 @@ def ours(folder: Path, shape: Shape) -> Callable[[], float]:
 
     jax.config.update("jax_num_cpu_devices", shape.devices)
     from masksearch_jax import train_sft, train_state
-    from masksearch_jax.hosts import shard_batch
     from masksearch_jax.models import hf
-    from masksearch_jax.sharding import make_mesh
+    from masksearch_jax.parallel.hosts import shard_batch
+    from masksearch_jax.parallel.sharding import make_mesh
 
     mesh = make_mesh(MeshConfig(-1, 1, 1))
     batch = dict(np.load(folder / "batch.npz"))
@@ -313,7 +314,7 @@ def against_torch(name: str, repeats: int, folder: Path) -> dict[str, list[float
 def gflop(shape: Shape, model: Any, batch: pipeline.Batch) -> float:
     """Floating-point operations of our step's products, 1e9, by its traced program."""
     from masksearch_jax import train_sft, train_state
-    from masksearch_jax.hosts import split_micro
+    from masksearch_jax.parallel.hosts import split_micro
     from masksearch_jax.planning import flops
 
     tx = train_state.make_optimizer(OPTIM, 1000)

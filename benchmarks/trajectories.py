@@ -32,11 +32,11 @@ from typing import Any
 from configs import common
 from masksearch_jax.agents import construct, construct_llm
 from masksearch_jax.agents.llm import LLM, LLMConfig
-from masksearch_jax.config import RampConfig, SearchConfig
+from masksearch_jax.core.config import RampConfig, SearchConfig
+from masksearch_jax.core.tokenizer import Vocab, train_bpe
+from masksearch_jax.core.types import Demonstration, RampExample, to_json
 from masksearch_jax.data import atlas, ramp
-from masksearch_jax.data.vocab import Vocab, train_bpe
 from masksearch_jax.search import bm25
-from masksearch_jax.types import Demonstration, RampExample, to_json
 
 RAMP = RampConfig(2000, False, "rules", 4, 2, 8, 120, 0.0, 0.0, 0, 0)
 HOUR = 3_600

@@ -17,21 +17,24 @@ from typing import TextIO
 import jax
 import numpy as np
 
-from masksearch_jax import cli, local_model, markup
-from masksearch_jax.config import (
+from masksearch_jax import local_model
+from masksearch_jax.core import markup
+from masksearch_jax.core.config import (
     ComputeConfig,
     MeshConfig,
     PromptConfig,
     RolloutConfig,
     SearchConfig,
 )
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.types import Example, Passage, QAExample, RampExample, Segment, Trajectory
 from masksearch_jax.data import prompt
 from masksearch_jax.models.initial import initial
+from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
+from masksearch_jax.runtime import cli
 from masksearch_jax.search.tool import SearchError, SearchTool, open_tool
-from masksearch_jax.sharding import make_mesh
-from masksearch_jax.types import Example, Passage, QAExample, RampExample, Segment, Trajectory
 
 _STYLES = {"search": "36", "found": "2", "answer": "1;32", "failed": "31"}  # ANSI codes
 
@@ -111,7 +114,7 @@ def run(cfg: AskRun) -> Trajectory:
     failed.
     """
     if not cfg.question.strip():
-        raise cli.ConfigError("config.question is empty; it must be a question, or hold a [mask]")
+        raise ConfigError("config.question is empty; it must be a question, or hold a [mask]")
     config, vocab = local_model.describe(cfg.init, cfg.tokenizer)
     screen = Screen(sys.stdout)
     tool = ShownSearch(open_tool(cfg.search), screen, cfg.search.max_passages)

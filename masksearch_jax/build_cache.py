@@ -23,13 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from masksearch_jax import cli
-from masksearch_jax.config import PromptConfig
+from masksearch_jax.core.config import PromptConfig
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.types import QAExample, RampExample
 from masksearch_jax.data import prompt, records
 from masksearch_jax.data.folder import Folder
-from masksearch_jax.data.vocab import Vocab
-from masksearch_jax.progress import Progress
-from masksearch_jax.types import QAExample, RampExample
+from masksearch_jax.runtime import cli
+from masksearch_jax.runtime.progress import Progress
 
 # Rendered into every split's hash, so that a change of the prompt's wording rebuilds the cache.
 _PROBES = (
@@ -72,7 +73,7 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
     wanted = [(t, s) for t in there for s in t.splits if _is_wanted(cfg.tasks, t.name, s)]
     if not wanted:
         choices = ", ".join(f"{t.name} ({', '.join(t.splits)})" for t in there)
-        raise cli.ConfigError(f"config.tasks, {cfg.tasks!r}, matches none of {choices}")
+        raise ConfigError(f"config.tasks, {cfg.tasks!r}, matches none of {choices}")
     for task, split in wanted:
         inputs = _source_hash(cfg, vocab, folder.files_of(task.name, split))
         found = records.finished_split(cfg.cache, task.name, split)

@@ -26,12 +26,13 @@ from typing import Any, Literal
 
 from etils import epath
 
-from masksearch_jax import cli
-from masksearch_jax.config import RampConfig
+from masksearch_jax.core.config import RampConfig
+from masksearch_jax.core.errors import ConfigError, UserError, nearest
 from masksearch_jax.data import factory, leakage, ramp, ramp_counts, ramp_source
 from masksearch_jax.data.survey import CleanConfig, Plan
 from masksearch_jax.data.tally import Tally
-from masksearch_jax.progress import Progress
+from masksearch_jax.runtime import cli
+from masksearch_jax.runtime.progress import Progress
 
 FORMAT = 3  # of the dataset; one of another format is built again
 COUNTS = "counts.json"
@@ -70,7 +71,7 @@ class BuildDatasetRun:
     beam: BeamConfig
 
 
-class DropError(cli.UserError):
+class DropError(UserError):
     """More was left out than the config allows."""
 
 
@@ -110,19 +111,19 @@ def run(cfg: BuildDatasetRun) -> dict[str, Any]:
 
 def _check(cfg: BuildDatasetRun) -> None:
     if not cfg.folder or not cfg.corpus:
-        raise cli.ConfigError("config.folder and config.corpus must not be empty")
+        raise ConfigError("config.folder and config.corpus must not be empty")
     for key, (allowed, reason) in _ONLY.items():
         part, _, name = key.partition(".")
         value = getattr(getattr(cfg, part), name)
         if value not in allowed:
             choices = " or ".join(map(str, allowed))
-            raise cli.ConfigError(f"config.{key} is {value!r}; it must be {choices} here: {reason}")
+            raise ConfigError(f"config.{key} is {value!r}; it must be {choices} here: {reason}")
     if cfg.clean.leakage == "drop" and not cfg.clean.evaluation:
-        raise cli.ConfigError("config.clean.leakage is 'drop' and config.clean.evaluation is empty")
+        raise ConfigError("config.clean.leakage is 'drop' and config.clean.evaluation is empty")
     if stray := next((epath.Path(cfg.folder) / ramp_source.NAME).glob("*.jsonl"), None):
-        raise cli.ConfigError(f"config.folder holds RAMP examples as JSONL already: {stray}")
+        raise ConfigError(f"config.folder holds RAMP examples as JSONL already: {stray}")
     if importlib.util.find_spec("apache_beam") is None:
-        raise cli.ConfigError("Apache Beam is not installed; pip install 'masksearch_jax[beam]'")
+        raise ConfigError("Apache Beam is not installed; pip install 'masksearch_jax[beam]'")
     ramp.check(cfg.ramp)
     if cfg.ramp.extractor == "spacy":
         factory.extractor_of(Plan(cfg.clean, cfg.ramp, cfg.language))  # or says what is missing
@@ -144,7 +145,7 @@ def files_of(patterns: str) -> list[str]:
     for pattern in map(str.strip, patterns.split(",")):
         matched = [m.path for m in FileSystems.match([pattern])[0].metadata_list]
         if not matched:
-            raise cli.ConfigError(f"config.corpus: no file matches {pattern!r}")
+            raise ConfigError(f"config.corpus: no file matches {pattern!r}")
         found.update(matched)
     return sorted(found)
 
@@ -222,8 +223,8 @@ def _options(cfg: BeamConfig) -> Any:
     known = PipelineOptions([]).get_all_options()
     for flag in PipelineOptions(given).get_all_options(retain_unknown_options=True):
         if flag not in known:
-            near = cli.nearest(flag, known, prefix="--")
-            raise cli.ConfigError(f"config.beam.options: Beam has no flag --{flag}; {near}")
+            near = nearest(flag, known, prefix="--")
+            raise ConfigError(f"config.beam.options: Beam has no flag --{flag}; {near}")
     return PipelineOptions(["--default_sdk_harness_log_level=ERROR", *given])
 
 

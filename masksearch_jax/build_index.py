@@ -16,10 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from masksearch_jax import cli
-from masksearch_jax.config import CorpusConfig
+from masksearch_jax.core.config import CorpusConfig
+from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.data import corpus, sources, survey
-from masksearch_jax.progress import Progress
+from masksearch_jax.runtime import cli
+from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search import bm25
 
 
@@ -38,9 +39,9 @@ def run(cfg: BuildIndexRun) -> dict[str, Any]:
     left_out: of whole articles, what is no prose, by reason.
     """
     if not cfg.index:
-        raise cli.ConfigError("config.index is empty; it must name the folder to write")
+        raise ConfigError("config.index is empty; it must name the folder to write")
     if not cfg.corpus.path:
-        raise cli.ConfigError(
+        raise ConfigError(
             "config.corpus.path is empty; it must name a corpus that build_ramp reads, or the "
             "passages.jsonl that it wrote"
         )

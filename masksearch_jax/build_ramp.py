@@ -23,17 +23,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from masksearch_jax import cli, storage
 from masksearch_jax.agents.llm import NO_MATTER, LLMConfig
-from masksearch_jax.config import CorpusConfig, PplConfig, RampConfig
+from masksearch_jax.core.config import CorpusConfig, PplConfig, RampConfig
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.types import Passage, QAExample
 from masksearch_jax.data import corpus, factory, leakage, qa, ramp, sources, survey
 from masksearch_jax.data.factory import WorkConfig
 from masksearch_jax.data.records import write_atomically
 from masksearch_jax.data.survey import CleanConfig
 from masksearch_jax.data.tally import Tally
-from masksearch_jax.progress import Progress
+from masksearch_jax.runtime import cli, storage
+from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.span_models import SpanModels
-from masksearch_jax.types import Passage, QAExample
 from masksearch_jax.viewer import examples as page
 
 FORMAT = 1  # of the folder's files; a build of another one is done again
@@ -66,7 +67,7 @@ def run(cfg: BuildRampRun, log: Callable[[str], None] | None = None) -> dict[str
     """
     log = log or _to_stderr
     if not cfg.folder:
-        raise cli.ConfigError("config.folder is empty; it must name the folder to write")
+        raise ConfigError("config.folder is empty; it must name the folder to write")
     folder = Path(cfg.folder)
     source = _source_hash(cfg)
     if (done := _finished(folder, source)) is not None:
@@ -76,7 +77,7 @@ def run(cfg: BuildRampRun, log: Callable[[str], None] | None = None) -> dict[str
     made = _corpus(cfg, folder, source, log)
     tally, stats, paid = _mask(cfg, folder)
     if not stats.examples.get("train"):
-        raise cli.ConfigError(
+        raise ConfigError(
             f"no training example came out of {stats.paragraphs} paragraphs "
             f"(dropped: {stats.dropped}, spans refused: {stats.refused}); see config.ramp"
         )

@@ -24,17 +24,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from masksearch_jax import cli, storage
 from masksearch_jax.agents import construct_llm, teachers
 from masksearch_jax.agents.construct import Rejection
 from masksearch_jax.agents.evolve import StudentConfig
 from masksearch_jax.agents.llm import NO_MATTER, LLMConfig
-from masksearch_jax.config import SearchConfig
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.errors import ConfigError, UserError, nearest
+from masksearch_jax.core.types import Demonstration, Example, QAExample, RampExample, from_json
 from masksearch_jax.data import records
 from masksearch_jax.data.ramp import read_jsonl, write_jsonl
-from masksearch_jax.progress import Progress
+from masksearch_jax.runtime import cli, storage
+from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search import tool
-from masksearch_jax.types import Demonstration, Example, QAExample, RampExample, from_json
 
 FORMAT = 2
 KINDS = ("ramp", "questions")
@@ -61,7 +62,7 @@ class BuildTrajectoriesRun:
     student: StudentConfig | None = None  # of teacher `local`
 
 
-class RejectedError(cli.UserError):
+class RejectedError(UserError):
     """More attempts gave no demonstration than `max_rejected` allows."""
 
 
@@ -72,7 +73,7 @@ def make_teacher(cfg: BuildTrajectoriesRun) -> teachers.Teacher:
     needed += [("llm", cfg.llm)] if cfg.student and cfg.student.judge == "llm" else []
     for name, section in needed:
         if section is None:
-            raise cli.ConfigError(f"config.teacher {cfg.teacher!r} needs the section config.{name}")
+            raise ConfigError(f"config.teacher {cfg.teacher!r} needs the section config.{name}")
     search = tool.open_tool(cfg.search)
     tool.check_sources(search, cfg.search, _first_examples(cfg))
     if cfg.teacher == "scripted":
@@ -101,11 +102,11 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
     budget is spent; what there is then is kept, and the same command goes on from it.
     """
     if not cfg.folder:
-        raise cli.ConfigError("config.folder is empty; it must name the folder of the examples")
+        raise ConfigError("config.folder is empty; it must name the folder of the examples")
     folder = Path(cfg.folder)
     for kind in cfg.kinds:
         if kind not in KINDS:
-            raise cli.ConfigError(f"config.kinds has {kind!r}; {cli.nearest(kind, KINDS)}")
+            raise ConfigError(f"config.kinds has {kind!r}; {nearest(kind, KINDS)}")
     sources = {kind: folder / kind / "train.jsonl" for kind in cfg.kinds}
     sources = {kind: path for kind, path in sources.items() if path.is_file()}
     if not sources:

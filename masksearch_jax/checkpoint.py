@@ -24,9 +24,12 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from masksearch_jax import cli, hosts, stored
-from masksearch_jax.config import CheckpointConfig, ModelConfig
-from masksearch_jax.interrupts import held
+from masksearch_jax import stored
+from masksearch_jax.core.config import CheckpointConfig, ModelConfig
+from masksearch_jax.core.errors import nearest
+from masksearch_jax.parallel import hosts
+from masksearch_jax.runtime.interrupts import held
+from masksearch_jax.runtime.process import is_lost_process
 from masksearch_jax.stored import CheckpointError
 from masksearch_jax.train_state import TrainState
 
@@ -171,7 +174,7 @@ class Checkpointer:
         if name and name not in metrics:
             raise CheckpointError(
                 f"config.checkpoint.best_metric is {name!r}, which this run does not measure; "
-                + cli.nearest(name, metrics)
+                + nearest(name, metrics)
             )
         return {name: float(metrics[name])} if name else None
 
@@ -190,7 +193,7 @@ class Checkpointer:
             with held():
                 write()
         except Exception as error:  # orbax and tensorstore raise many types for one full disk
-            if cli.is_lost_process(error):
+            if is_lost_process(error):
                 raise
             why = " ".join(str(error).split())[:400]
         else:

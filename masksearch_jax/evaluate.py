@@ -16,20 +16,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from masksearch_jax import cli, retrieval, storage
-from masksearch_jax.config import EvalRun
+from masksearch_jax.core import retrieval
+from masksearch_jax.core.config import EvalRun
+from masksearch_jax.core.errors import ConfigError, nearest
+from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.types import Example, QAExample, RampExample, Trajectory, to_json
 from masksearch_jax.data import prompt, ramp
-from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.evals import suites
 from masksearch_jax.models.initial import check_vocabulary, initial
-from masksearch_jax.progress import Progress
+from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
+from masksearch_jax.runtime import cli, storage
+from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.tool import SearchTool, check_sources, open_tool
-from masksearch_jax.sharding import make_mesh
 from masksearch_jax.stages import write_json
 from masksearch_jax.survival import Preemption
-from masksearch_jax.types import Example, QAExample, RampExample, Trajectory, to_json
 
 # Condition → search.kind; "search" takes the kind that is configured.
 CONDITIONS = {"search": "", "no_search": "none", "random": "random"}
@@ -40,9 +42,7 @@ def tools(cfg: EvalRun) -> dict[str, SearchTool]:
     found = {}
     for name in cfg.eval.conditions:
         if name not in CONDITIONS:
-            raise cli.ConfigError(
-                f"config.eval.conditions has {name!r}; {cli.nearest(name, CONDITIONS)}"
-            )
+            raise ConfigError(f"config.eval.conditions has {name!r}; {nearest(name, CONDITIONS)}")
         kind = CONDITIONS[name] or cfg.search.kind
         found[name] = open_tool(dataclasses.replace(cfg.search, kind=kind))
     return found
@@ -57,8 +57,8 @@ def load_suites(cfg: EvalRun) -> dict[str, list[Example]]:
         elif name == "two_hop":
             found[name] = ramp.read_jsonl(Path(cfg.data) / "questions" / "heldout.jsonl", QAExample)
         else:
-            near = cli.nearest(name, ("ramp", "two_hop"))
-            raise cli.ConfigError(f"config.eval.suites has {name!r}; {near}")
+            near = nearest(name, ("ramp", "two_hop"))
+            raise ConfigError(f"config.eval.suites has {name!r}; {near}")
     return found
 
 

@@ -17,16 +17,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from masksearch_jax import build_trajectories, cli, evaluate, recipe, report, train_sft
-from masksearch_jax import config as c
+from masksearch_jax import build_trajectories, evaluate, recipe, report, train_sft
 from masksearch_jax.agents import evolve as logic
 from masksearch_jax.agents.evolve import EvolveConfig, StudentConfig
 from masksearch_jax.agents.llm import LLMConfig
+from masksearch_jax.core import config as c
+from masksearch_jax.core.errors import UserError
+from masksearch_jax.core.types import Demonstration, RampExample
 from masksearch_jax.data.ramp import read_jsonl, write_jsonl
 from masksearch_jax.evals import diversity, iterations
-from masksearch_jax.sharding import split_cpu
+from masksearch_jax.parallel.sharding import split_cpu
+from masksearch_jax.runtime import cli
 from masksearch_jax.stages import StageFolder, Usage, write_json
-from masksearch_jax.types import Demonstration, RampExample
 
 # Files of an iteration: examples sampled on, what the judge accepted, what was kept of it, and all
 # demonstrations so far.
@@ -123,7 +125,7 @@ def sample(run: Run, n: int) -> dict[str, Any]:
     cfg, folder = run.cfg.evolve, run.iteration(n)
     pool = choose_pool(run, n)
     if not pool.examples:
-        raise cli.UserError(
+        raise UserError(
             f"no example is left to sample in iteration {n}: lower config.evolve.items or "
             "config.evolve.iterations, or give more text"
         )

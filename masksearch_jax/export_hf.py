@@ -17,13 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from masksearch_jax import cli, sharding
-from masksearch_jax.config import ComputeConfig, MeshConfig, ModelConfig
-from masksearch_jax.data.vocab import Vocab
+from masksearch_jax.core.config import ComputeConfig, MeshConfig, ModelConfig
+from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.models import hf, reload_check
 from masksearch_jax.models.hf_card import Card, model_card
 from masksearch_jax.models.initial import weights
 from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.parallel import sharding
+from masksearch_jax.runtime import cli
 
 RELOADS = ("auto", "transformers", "table")
 _AUTO_PARAMETERS = 2e9  # reload "auto" has more than these checked against the table alone

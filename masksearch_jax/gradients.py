@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from masksearch_jax import sharding
+from masksearch_jax.parallel import sharding
 
 PyTree = Any
 # objective(params, frozen, batch) -> (what is differentiated, float32 figures to be added up)

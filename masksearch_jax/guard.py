@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from masksearch_jax.cli import UserError
-from masksearch_jax.config import SurvivalConfig
+from masksearch_jax.core.config import SurvivalConfig
+from masksearch_jax.core.errors import UserError
 
 PyTree = Any
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from masksearch_jax import cli, stored
-from masksearch_jax.config import ModelConfig
-from masksearch_jax.data.vocab import Vocab
+from masksearch_jax import stored
+from masksearch_jax.core.config import ModelConfig
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.models import hf
 from masksearch_jax.models.initial import check_vocabulary
 
@@ -18,13 +19,13 @@ def describe(init: str, tokenizer: str) -> tuple[ModelConfig, Vocab]:
     folder, or one of checkpoints without a tokenizer, and what reading either raises.
     """
     if not Path(init).is_dir():
-        raise cli.ConfigError(
+        raise ConfigError(
             f"config.init is {init!r}, which is not a local folder; it must be one in Hugging "
             "Face format, such as export_hf writes, or of checkpoints"
         )
     in_hf_format = (Path(init) / "config.json").is_file()
     if not in_hf_format and not tokenizer:
-        raise cli.ConfigError(
+        raise ConfigError(
             f"config.init is {init!r}, which holds no config.json; if it is a folder of "
             "checkpoints, give the folder of its tokenizer as config.tokenizer"
         )

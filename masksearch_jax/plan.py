@@ -21,16 +21,19 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from masksearch_jax import cli, guard, hosts, sharding, train_dapo, train_sft, train_state
-from masksearch_jax.config import DapoRun, SftRun
+from masksearch_jax import guard, train_dapo, train_sft, train_state
+from masksearch_jax.core.config import DapoRun, SftRun
+from masksearch_jax.core.errors import UserError
 from masksearch_jax.models import hf, kv_cache, lora, sampling_copy
 from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.planning import alternatives, chips, flops, measure, shapes
 from masksearch_jax.planning.alternatives import Run
 from masksearch_jax.planning.hlo import Module
 from masksearch_jax.planning.page import page, update_of
 from masksearch_jax.rollout import decode, memory, schedule
 from masksearch_jax.rollout.sampling import sampler_of
+from masksearch_jax.runtime import cli
 from masksearch_jax.stages import write_json
 
 QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
@@ -277,7 +280,7 @@ def improve(cfg: Run) -> list[dict[str, Any]]:
     for changes, other in alternatives.smaller(cfg):
         try:
             results = plan(other)
-        except (ValueError, cli.UserError) as error:  # it does not divide
+        except (ValueError, UserError) as error:  # it does not divide
             tried.append({"changes": list(changes), "error": str(error)})
         else:
             tried.append({"changes": list(changes), "results": results})

@@ -18,19 +18,18 @@ from typing import Any
 
 from masksearch_jax import (
     build_trajectories,
-    cli,
     evaluate,
     export_hf,
-    goodput,
     recipe,
     report,
     train_dapo,
     train_sft,
 )
-from masksearch_jax import config as config_lib
+from masksearch_jax.core import config as config_lib
 from masksearch_jax.models.hf_card import Card
 from masksearch_jax.models.initial import initial
-from masksearch_jax.sharding import make_mesh, split_cpu
+from masksearch_jax.parallel.sharding import make_mesh, split_cpu
+from masksearch_jax.runtime import cli, goodput
 from masksearch_jax.stages import StageFolder, Usage, write_json
 
 SHOWN_METRICS = {"ramp": "span_recall", "two_hop": "f1"}  # of each suite, on the terminal

@@ -16,12 +16,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from masksearch_jax import build_index, build_ramp, cli
-from masksearch_jax.config import CorpusConfig, RampConfig
+from masksearch_jax import build_index, build_ramp
+from masksearch_jax.core.config import CorpusConfig, RampConfig
+from masksearch_jax.core.errors import UserError
+from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.data import corpus
 from masksearch_jax.data.folder import Folder
-from masksearch_jax.data.vocab import Vocab, train_bpe
-from masksearch_jax.metrics import FILE_NAME, read_metrics
+from masksearch_jax.runtime.metric_writer import FILE_NAME, read_metrics
 
 SHOWN_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "tantivy", "numpy")
 
@@ -86,7 +87,7 @@ def make_cache(folder: Path, cache: Path, tokenizer: Path, tasks: str, **setting
     # In a session of its own, so that a Ctrl-C is this process's to tell of.
     done = subprocess.run(command, stdout=subprocess.DEVNULL, start_new_session=True)
     if done.returncode:
-        raise cli.UserError(f"build_cache ended with status {done.returncode}; see above")
+        raise UserError(f"build_cache ended with status {done.returncode}; see above")
     manifest = json.loads((cache / "manifest.json").read_text())
     splits = [s for task in manifest["tasks"].values() for s in task.values()]
     out, dropped = (sum(s[k] for s in splits) for k in ("records", "dropped"))

@@ -10,7 +10,8 @@ import os
 import pathlib
 import sys
 
-from masksearch_jax import cli, viewer
+from masksearch_jax import viewer
+from masksearch_jax.runtime import cli
 
 
 @dataclasses.dataclass(frozen=True)

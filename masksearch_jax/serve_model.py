@@ -19,14 +19,16 @@ from typing import Any
 
 import jax
 
-from masksearch_jax import cli, local_model
-from masksearch_jax.config import ComputeConfig, MeshConfig, RolloutConfig, SearchConfig
+from masksearch_jax import local_model
+from masksearch_jax.core.config import ComputeConfig, MeshConfig, RolloutConfig, SearchConfig
+from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.models.initial import initial
 from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.server import ChatServer
+from masksearch_jax.runtime import cli
 from masksearch_jax.search.tool import open_tool
-from masksearch_jax.sharding import make_mesh
 
 # Plain requests never search.
 _NO_SEARCH = SearchConfig(
@@ -59,13 +61,13 @@ def opened(cfg: ServeModelRun) -> Iterator[tuple[ChatServer, Transformer]]:
     rollout that drops what is in flight; OSError for a taken port.
     """
     if cfg.rollout.in_flight == "drop":
-        raise cli.ConfigError(
+        raise ConfigError(
             "config.rollout.in_flight is 'drop', which loses requests that come as others end; it "
             "must be 'keep'"
         )
     config, vocab = local_model.describe(cfg.init, cfg.tokenizer)
     if not vocab.has_chat_template:
-        raise cli.ConfigError(
+        raise ConfigError(
             f"the tokenizer of {cfg.tokenizer or cfg.init!r} has no chat template, which chat "
             "completions need; give the folder of one that has as config.tokenizer"
         )

@@ -14,8 +14,8 @@ import signal
 import threading
 from typing import Any
 
-from masksearch_jax import cli
-from masksearch_jax.config import SearchConfig
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.runtime import cli
 from masksearch_jax.search.server import SearchServer
 from masksearch_jax.search.tool import open_tool
 

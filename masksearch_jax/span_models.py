@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from masksearch_jax import cli
 from masksearch_jax.agents import salient, teachers
 from masksearch_jax.agents.llm import LLMConfig
-from masksearch_jax.config import PplConfig, RampConfig
+from masksearch_jax.core.config import PplConfig, RampConfig
+from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.data import masking
 from masksearch_jax.data.llm_spans import Named, Namer
 
@@ -29,7 +29,7 @@ class SpanModels:
         self.scorer = load_scorer(ppl) if ramp.strategy == "ppl" else None
         if ramp.extractor == "llm":
             if llm is None:
-                raise cli.ConfigError("ramp.extractor is 'llm' and config.llm is None")
+                raise ConfigError("ramp.extractor is 'llm' and config.llm is None")
             self._session = teachers.Session(llm)
             self._language, self.namer = language, self._name
 
@@ -49,19 +49,20 @@ class SpanModels:
 def load_scorer(cfg: PplConfig | None) -> masking.Scorer:
     """The model of `config.ppl`: (context, target) texts to nats per token of each target."""
     if cfg is None or not cfg.init or not Path(cfg.init).is_dir():
-        raise cli.ConfigError(
+        raise ConfigError(
             f"ramp.strategy is 'ppl' and config.ppl.init is {cfg and cfg.init!r}; it must be a "
             "folder in Hugging Face format or of checkpoints"
         )
     import jax  # only where a model is asked
 
-    from masksearch_jax import sharding, stored
-    from masksearch_jax.data.vocab import Vocab
+    from masksearch_jax import stored
+    from masksearch_jax.core.tokenizer import Vocab
     from masksearch_jax.models import hf, initial, likelihood
+    from masksearch_jax.parallel import sharding
 
     in_hf_format = (Path(cfg.init) / "config.json").is_file()
     if not in_hf_format and not cfg.tokenizer:
-        raise cli.ConfigError(
+        raise ConfigError(
             f"config.ppl.init, {cfg.init!r}, holds checkpoints: config.ppl.tokenizer must name the "
             "folder of their tokenizer"
         )

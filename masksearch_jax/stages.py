@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from masksearch_jax.cli import ConfigError
+from masksearch_jax.core.errors import ConfigError
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

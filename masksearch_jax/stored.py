@@ -18,8 +18,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from masksearch_jax import sharding
-from masksearch_jax.config import ModelConfig, RopeScaling
+from masksearch_jax.core.config import ModelConfig, RopeScaling
+from masksearch_jax.parallel import sharding
 
 PyTree = Any
 FORMAT = 1  # of what a step's folder holds; grows when an older reader would misread it

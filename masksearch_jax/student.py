@@ -9,18 +9,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from masksearch_jax import markup, retrieval
 from masksearch_jax.agents import construct_llm, evolve, teachers
 from masksearch_jax.agents.evolve import StudentConfig
 from masksearch_jax.agents.llm import LLMConfig
+from masksearch_jax.core import markup, retrieval
+from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.types import Demonstration, Example
 from masksearch_jax.data import prompt
-from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.models.initial import check_vocabulary, initial
+from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
 from masksearch_jax.search.tool import SearchTool
-from masksearch_jax.sharding import make_mesh
-from masksearch_jax.types import Demonstration, Example
 
 TEACHER = "local"
 

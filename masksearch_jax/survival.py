@@ -19,15 +19,18 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from masksearch_jax import cli, goodput, hosts, sharding, storage
-from masksearch_jax.config import SurvivalConfig
-from masksearch_jax.watchdog import Watchdog
+from masksearch_jax.core.config import SurvivalConfig
+from masksearch_jax.core.errors import Restart, UserError
+from masksearch_jax.parallel import hosts, sharding
+from masksearch_jax.runtime import goodput, storage
+from masksearch_jax.runtime.process import end_alone, is_lost_process
+from masksearch_jax.runtime.watchdog import Watchdog
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 _polls = itertools.count(1)  # JAX wants a number that grows, over all runs of a process
 
 
-class Preempted(cli.Restart):
+class Preempted(Restart):
     """A process was told to stop; what the run had is saved."""
 
 
@@ -105,8 +108,8 @@ class Survival:
     ) -> None:
         self._stack.close()
         self._clock.end(self._step)
-        if cli.is_lost_process(error):
-            cli.end_alone(error)  # before anything else that would wait for the one that is gone
+        if is_lost_process(error):
+            end_alone(error)  # before anything else that would wait for the one that is gone
         if self._clock.writes and (figures := goodput.summarise(self._workdir)):
             print(f"  {goodput.sentence(figures)}", file=sys.stderr, flush=True)
 
@@ -141,7 +144,7 @@ class Survival:
         with self.disk("save"):
             checkpointer.wait()
         if hosts.any_process(checkpointer.failed is not None):
-            raise checkpointer.failed or cli.UserError("another process could not save")
+            raise checkpointer.failed or UserError("another process could not save")
 
     def stop(self, checkpointer: Any) -> None:
         """Waits for what is being written, then raises Preempted."""

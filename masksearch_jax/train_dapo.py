@@ -18,26 +18,30 @@ from typing import Any
 import jax
 import numpy as np
 
-from masksearch_jax import cli, hosts, retrieval, sharding, storage, train_state
+from masksearch_jax import train_state
 from masksearch_jax.checkpoint import Checkpointer
-from masksearch_jax.config import ComputeConfig, DapoConfig, DapoRun, RolloutConfig
+from masksearch_jax.core import retrieval
+from masksearch_jax.core.config import ComputeConfig, DapoConfig, DapoRun, RolloutConfig
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.types import Trajectory, to_json
 from masksearch_jax.data import pipeline, records
 from masksearch_jax.data.demonstrations import parse_example
-from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.guard import Guard, guarded
-from masksearch_jax.metrics import MetricWriter
 from masksearch_jax.models import head, lora
 from masksearch_jax.models.initial import check_vocabulary, initial, pinned
-from masksearch_jax.progress import Progress
+from masksearch_jax.parallel import hosts, sharding
+from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rl import advantages, losses, packing, rewards
 from masksearch_jax.rl.groups import Group, lacking, score_groups, to_batch
 from masksearch_jax.rollout import sampling
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
+from masksearch_jax.runtime import cli, storage
+from masksearch_jax.runtime.metric_writer import MetricWriter
+from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.tool import SearchTool, check_sources, open_tool
-from masksearch_jax.sharding import make_mesh
 from masksearch_jax.survival import Preempted, Survival
-from masksearch_jax.types import Trajectory, to_json
 
 
 def make_loss_fn(
@@ -182,11 +186,11 @@ def check(dapo: DapoConfig, rollout: RolloutConfig, mesh: Any) -> int:
     parts, dapo = sharding.batch_shards(mesh), on_mesh(dapo, mesh)
     sharding.time_parts(mesh, rollout.max_len)
     if rollout.temperature <= 0:
-        raise cli.ConfigError(
+        raise ConfigError(
             f"config.rollout.temperature is {rollout.temperature}; to train, it must be above 0"
         )
     if sampling.sampler_of(rollout).filters and not dapo.allow_filters:
-        raise cli.ConfigError(
+        raise ConfigError(
             f"config.rollout samples with top_k {rollout.top_k}, top_p {rollout.top_p}, min_p "
             f"{rollout.min_p}: tokens left out make the sampler's log-probabilities differ from "
             "the trainer's; turn them off, or set config.dapo.allow_filters"
@@ -194,7 +198,7 @@ def check(dapo: DapoConfig, rollout: RolloutConfig, mesh: Any) -> int:
     trajectories, processes = dapo.groups * dapo.group_size, jax.process_count()
     cut = max(dapo.minibatches, 0) * max(dapo.micro_batch, 0)  # 0: into none
     if not cut or trajectories % cut or dapo.micro_batch % parts:
-        raise cli.ConfigError(
+        raise ConfigError(
             f"config.dapo: groups × group_size = {trajectories} trajectories do not divide into "
             f"{dapo.minibatches} minibatches of micro-batches of {dapo.micro_batch} over "
             f"the {parts} parts that the mesh splits a batch into"

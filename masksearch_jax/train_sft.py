@@ -14,18 +14,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from masksearch_jax import cli, hosts, storage, train_state
+from masksearch_jax import train_state
 from masksearch_jax.checkpoint import Checkpointer
-from masksearch_jax.config import ComputeConfig, SftRun
+from masksearch_jax.core.config import ComputeConfig, SftRun
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.data import pipeline, records
-from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.guard import Guard, guarded
-from masksearch_jax.metrics import MetricWriter
 from masksearch_jax.models import head, lora
 from masksearch_jax.models.initial import check_vocabulary, initial, pinned
-from masksearch_jax.progress import Progress
+from masksearch_jax.parallel import hosts
+from masksearch_jax.parallel.sharding import batch_shards, make_mesh, time_parts
 from masksearch_jax.rl import losses
-from masksearch_jax.sharding import batch_shards, make_mesh, time_parts
+from masksearch_jax.runtime import cli, storage
+from masksearch_jax.runtime.metric_writer import MetricWriter
+from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.survival import Survival
 
 
@@ -48,9 +51,9 @@ def check(cfg: SftRun, mesh: jax.sharding.Mesh) -> None:
     time_parts(mesh, cfg.sft.seq_len)
     parts, accumulate = batch_shards(mesh), cfg.optim.accumulate
     if accumulate < 1:
-        raise cli.ConfigError(f"config.optim.accumulate is {accumulate}; it must be at least 1")
+        raise ConfigError(f"config.optim.accumulate is {accumulate}; it must be at least 1")
     if cfg.sft.batch_size % (parts * accumulate):
-        raise cli.ConfigError(
+        raise ConfigError(
             f"config.sft.batch_size is {cfg.sft.batch_size}; it must be a multiple of "
             f"{parts * accumulate}: {accumulate} micro-batches (config.optim.accumulate) on each "
             f"of the {parts} parts that the mesh {dict(mesh.shape)} splits a batch into"

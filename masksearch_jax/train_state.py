@@ -19,7 +19,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from masksearch_jax import gradients, guard
-from masksearch_jax.config import OptimConfig
+from masksearch_jax.core.config import OptimConfig
 
 PyTree = Any
 # (numerator, denominator): a metric is their ratio over the whole global batch.

@@ -102,11 +102,13 @@ def miniature(tmp_path_factory) -> Miniature:
 
     Nothing is tokenised: `cache` is not there.
     """
-    from masksearch_jax import build_index, build_ramp, build_trajectories, cli
-    from masksearch_jax.config import CorpusConfig, to_dataclass
+    from masksearch_jax import build_index, build_ramp, build_trajectories
+    from masksearch_jax.core.config import CorpusConfig
+    from masksearch_jax.core.schema import to_dataclass
+    from masksearch_jax.core.tokenizer import train_bpe
     from masksearch_jax.data import corpus
-    from masksearch_jax.data.vocab import train_bpe
     from masksearch_jax.quickstart import QuickstartRun
+    from masksearch_jax.runtime import cli
 
     c = cli.load_config(f"{REPOSITORY / 'configs' / 'quickstart.py'}:runlocal")
     c.corpus.limit, c.ramp.max_examples, c.tokenizer_vocab_size = 300, 600, 512
@@ -136,7 +138,8 @@ def miniature(tmp_path_factory) -> Miniature:
 @pytest.fixture(scope="module")
 def one_device():
     """Meshes of one device: as fast as tiny models can be."""
-    from masksearch_jax import evaluate, sharding, train_dapo, train_sft
+    from masksearch_jax import evaluate, train_dapo, train_sft
+    from masksearch_jax.parallel import sharding
 
     def make_mesh(config):
         return sharding.make_mesh(config, jax.devices()[:1])

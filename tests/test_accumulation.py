@@ -12,17 +12,17 @@ import pytest
 
 from masksearch_jax import train_sft
 from masksearch_jax.checkpoint import Checkpointer
-from masksearch_jax.config import (
+from masksearch_jax.core.config import (
     CheckpointConfig,
     ComputeConfig,
     LoraConfig,
     MeshConfig,
     OptimConfig,
 )
-from masksearch_jax.hosts import shard_batch, split_micro
 from masksearch_jax.models import hf, lora
+from masksearch_jax.parallel.hosts import shard_batch, split_micro
+from masksearch_jax.parallel.sharding import make_mesh, shard_parameters, to_host
 from masksearch_jax.planning.hlo import Module
-from masksearch_jax.sharding import make_mesh, shard_parameters, to_host
 from masksearch_jax.train_state import init_state, make_optimizer, make_train_step
 from tests import test_mesh_parity
 from tests.test_mesh_parity import COMPUTE, batch

@@ -18,7 +18,6 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from masksearch_jax import markup
 from masksearch_jax.agents import (
     construct_llm,
     dialogue,
@@ -38,10 +37,11 @@ from masksearch_jax.agents.llm import (
     Reply,
     retry_after,
 )
-from masksearch_jax.config import SearchConfig
+from masksearch_jax.core import markup
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample, Span
 from masksearch_jax.data import llm_spans
 from masksearch_jax.search.tool import FakeSearch
-from masksearch_jax.types import Demonstration, Passage, QAExample, RampExample, Span
 from tests.endpoint import Answer, Endpoint, in_turn
 
 HELLO = [{"role": "user", "content": "hello"}]

@@ -17,13 +17,14 @@ import zlib
 import pytest
 
 from configs import common
-from masksearch_jax import build_trajectories, cli
+from masksearch_jax import build_trajectories
 from masksearch_jax.agents.construct import Rejection
 from masksearch_jax.agents.llm import BudgetError, JobError, LLMConfig
-from masksearch_jax.config import SearchConfig
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.types import Demonstration, Passage, RampExample, Span
 from masksearch_jax.data import ramp
 from masksearch_jax.search import bm25
-from masksearch_jax.types import Demonstration, Passage, RampExample, Span
 from tests.endpoint import Answer, Endpoint
 
 RIVERS = ("Glomma", "Drava", "Sava", "Tisza", "Warta", "Oder", "Ebro", "Duero")
@@ -231,7 +232,7 @@ def test_a_spent_budget_stops_the_job_and_more_lets_it_go_on(folder):
 
 
 def test_agents_need_an_endpoint(folder):
-    with pytest.raises(cli.ConfigError, match=r"teacher 'agents' needs the section config\.llm"):
+    with pytest.raises(ConfigError, match=r"teacher 'agents' needs the section config\.llm"):
         run(folder, None)
 
 

@@ -10,22 +10,20 @@ import pytest
 from flax import nnx
 
 from configs import common
-from masksearch_jax import ask, cli, markup, train_state
+from masksearch_jax import ask, train_state
 from masksearch_jax.checkpoint import Checkpointer
-from masksearch_jax.config import (
-    CheckpointConfig,
-    ComputeConfig,
-    MeshConfig,
-    ModelConfig,
-    to_dataclass,
-)
-from masksearch_jax.data.vocab import train_bpe
+from masksearch_jax.core import markup
+from masksearch_jax.core.config import CheckpointConfig, ComputeConfig, MeshConfig, ModelConfig
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.schema import to_dataclass
+from masksearch_jax.core.tokenizer import train_bpe
+from masksearch_jax.core.types import Passage, QAExample, RampExample, Segment, Trajectory, Turn
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.parallel.sharding import make_mesh
+from masksearch_jax.runtime import cli
 from masksearch_jax.search import bm25
 from masksearch_jax.search.tool import FakeSearch, SearchError
-from masksearch_jax.sharding import make_mesh
-from masksearch_jax.types import Passage, QAExample, RampExample, Segment, Trajectory, Turn
 
 OSLO = Passage("1", "Oslo", "Oslo is the capital of Norway, founded in 1040.")
 KRONE = Passage("2", "Krone", "The krone is the currency of Norway since 1875.")
@@ -131,11 +129,11 @@ def test_what_cannot_be_asked(folder, repository):
         ({"init": "Qwen/Qwen2.5-1.5B"}, "'Qwen/Qwen2.5-1.5B', which is not a local folder"),
     ):
         cfg = dataclasses.replace(settings(folder, repository, "Why?"), **change)
-        with pytest.raises(cli.ConfigError, match=message):
+        with pytest.raises(ConfigError, match=message):
             ask.run(cfg)
     with pytest.raises(SearchError, match="no search index"):
         ask.run(settings(folder, repository, "Why?", **{"search.index": folder / "none"}))
-    with pytest.raises(cli.ConfigError, match=r"no config\.json"):
+    with pytest.raises(ConfigError, match=r"no config\.json"):
         ask.run(settings(folder, repository, "Why?", init=folder / "tokenizer"))
 
 
@@ -170,5 +168,5 @@ def test_a_checkpoint_answers_as_the_same_weights_in_hf_format(folder, repositor
     given = {"init": tmp_path / "c", "tokenizer": folder / "tokenizer"}
     same = ask.run(settings(folder, repository, cfg.question, **given))
     assert same.ids.tolist() == ask.run(cfg).ids.tolist()
-    with pytest.raises(cli.ConfigError, match="give the folder of its tokenizer"):
+    with pytest.raises(ConfigError, match="give the folder of its tokenizer"):
         ask.run(settings(folder, repository, cfg.question, init=tmp_path / "c"))

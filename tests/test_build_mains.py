@@ -20,7 +20,6 @@ from masksearch_jax import (
     build_index,
     build_ramp,
     build_trajectories,
-    cli,
     evaluate,
     export_hf,
     train_dapo,
@@ -28,19 +27,15 @@ from masksearch_jax import (
     train_state,
 )
 from masksearch_jax.checkpoint import Checkpointer
-from masksearch_jax.config import (
-    CheckpointConfig,
-    ComputeConfig,
-    ModelConfig,
-    OptimConfig,
-    to_dataclass,
-)
+from masksearch_jax.core.config import CheckpointConfig, ComputeConfig, ModelConfig, OptimConfig
+from masksearch_jax.core.schema import to_dataclass
+from masksearch_jax.core.tokenizer import Vocab, train_bpe
+from masksearch_jax.core.types import Passage, QAExample, RampExample
 from masksearch_jax.data import corpus, prompt
 from masksearch_jax.data.ramp import read_jsonl
-from masksearch_jax.data.vocab import Vocab, train_bpe
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
-from masksearch_jax.types import Passage, QAExample, RampExample
+from masksearch_jax.runtime import cli
 
 MAINS = {
     "ask": (ask.run, ask.AskRun),

@@ -22,7 +22,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from benchmarks import restore
 from masksearch_jax import stored
 from masksearch_jax.checkpoint import Checkpointer
-from masksearch_jax.config import CheckpointConfig, ModelConfig, OptimConfig, RopeScaling
+from masksearch_jax.core.config import CheckpointConfig, ModelConfig, OptimConfig, RopeScaling
 from masksearch_jax.stored import CheckpointError, load_params
 from masksearch_jax.train_state import TrainState, init_state, make_optimizer, make_train_step
 

@@ -15,9 +15,11 @@ import hypothesis.strategies as st
 import ml_collections
 import pytest
 
-from masksearch_jax import cli, config
-from masksearch_jax.config import ConfigError, UserError, to_dataclass
+from masksearch_jax.core import config
+from masksearch_jax.core.errors import ConfigError, UserError, nearest
+from masksearch_jax.core.schema import flat_keys, to_dataclass
 from masksearch_jax.quickstart import QuickstartRun
+from masksearch_jax.runtime import cli
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,16 +113,16 @@ def test_a_missing_key_is_named():
         to_dataclass(Outer, values | {"flag": False})
 
 
-@hypothesis.given(st.sampled_from(sorted(cli.flat_keys(QuickstartRun))), st.data())
+@hypothesis.given(st.sampled_from(sorted(flat_keys(QuickstartRun))), st.data())
 def test_a_key_with_one_letter_gone_is_found_again(key, data):
     leaf = key.rpartition(".")[2]
     at = data.draw(st.integers(0, len(leaf) - 1))
     start = len(key) - len(leaf)
     typo = key[: start + at] + key[start + at + 1 :]
-    keys = cli.flat_keys(QuickstartRun)
+    keys = flat_keys(QuickstartRun)
     hypothesis.assume(typo not in keys and len(leaf) > 3)
     hypothesis.assume(typo.rpartition(".")[2] not in {k.rpartition(".")[2] for k in keys})
-    assert key in cli.nearest(typo, keys)
+    assert key in nearest(typo, keys)
 
 
 # ---- the command line ---------------------------------------------------------------------------
@@ -301,7 +303,7 @@ def test_a_status_that_the_main_returns_is_the_exit_status(folder):
 def test_help_lists_every_key(folder, capsys):
     assert status_of(folder, raising(AssertionError("must not run")), "--help") == 0
     out = capsys.readouterr().out
-    assert all(f"--config.{key}\n" in out for key in cli.flat_keys(Outer))
+    assert all(f"--config.{key}\n" in out for key in flat_keys(Outer))
 
 
 def test_help_that_nobody_reads_to_its_end_says_nothing(repository):

@@ -10,8 +10,13 @@ import pytest
 from flax import nnx
 
 from configs import common
-from masksearch_jax import cli, config, sharding, train_dapo
-from masksearch_jax.config import ConfigError, ModelConfig, to_dataclass
+from masksearch_jax import train_dapo
+from masksearch_jax.core import config
+from masksearch_jax.core.config import ModelConfig
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.schema import flat_keys, to_dataclass
+from masksearch_jax.parallel import sharding
+from masksearch_jax.runtime import cli
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -90,7 +95,7 @@ def test_a_config_fits_its_schema(name, arg):
 def test_a_default_has_exactly_its_keys_type(name):
     """An int where the schema says float would refuse `--config.key=0.5`."""
     values = load(name).to_dict()
-    for key, kind in cli.flat_keys(schema_of(name)).items():
+    for key, kind in flat_keys(schema_of(name)).items():
         if kind not in (int, float, str, bool):
             continue
         value = values
@@ -101,7 +106,7 @@ def test_a_default_has_exactly_its_keys_type(name):
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_a_typo_in_an_override_names_the_key(name):
-    for key in cli.flat_keys(schema_of(name)):
+    for key in flat_keys(schema_of(name)):
         typo = f"--config.{key}q=1"
         with pytest.raises(ConfigError) as error:
             cli.parse(schema_of(name), ["main", f"--config={CONFIGS / name}.py", typo])

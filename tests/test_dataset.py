@@ -22,13 +22,12 @@ from hypothesis import strategies as st
 
 pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install -e '.[beam]'")
 
-from masksearch_jax import build_cache, build_dataset, build_ramp, cli
-from masksearch_jax.config import PromptConfig, to_dataclass
-from masksearch_jax.data import beam_ramp, masking, pipeline, ramp, ramp_source, records, spans
-from masksearch_jax.data.folder import Folder, RecordError
-from masksearch_jax.data.tally import ShareError
-from masksearch_jax.data.vocab import train_bpe
-from masksearch_jax.types import (
+from masksearch_jax import build_cache, build_dataset, build_ramp
+from masksearch_jax.core.config import PromptConfig
+from masksearch_jax.core.errors import ConfigError, UserError
+from masksearch_jax.core.schema import to_dataclass
+from masksearch_jax.core.tokenizer import train_bpe
+from masksearch_jax.core.types import (
     Demonstration,
     Passage,
     RampExample,
@@ -36,6 +35,10 @@ from masksearch_jax.types import (
     from_json,
     to_json,
 )
+from masksearch_jax.data import beam_ramp, masking, pipeline, ramp, ramp_source, records, spans
+from masksearch_jax.data.folder import Folder, RecordError
+from masksearch_jax.data.tally import ShareError
+from masksearch_jax.runtime import cli
 
 seqio, tasks = build_cache._import_seqio()
 import tensorflow as tf  # noqa: E402
@@ -296,7 +299,7 @@ def test_a_half_written_config_is_made_again_and_a_finished_one_kept(made, tmp_p
 )
 def test_what_cannot_be_built_is_said_and_leaves_nothing(made, tmp_path, changes, message):
     cfg = config(**({"corpus": made.cfg.corpus, "folder": tmp_path} | changes))
-    with pytest.raises(cli.UserError, match=message):
+    with pytest.raises(UserError, match=message):
         build_dataset.run(cfg)
     assert not [p for p in tmp_path.rglob("*record*") if p.is_file()]
     assert not list(tmp_path.rglob("counts.json"))
@@ -305,7 +308,7 @@ def test_what_cannot_be_built_is_said_and_leaves_nothing(made, tmp_path, changes
 def test_examples_in_two_forms_are_refused(made, tmp_path):
     (tmp_path / "ramp").mkdir()
     (tmp_path / "ramp" / "train.jsonl").write_text("")
-    with pytest.raises(cli.ConfigError, match=r"as JSONL already: .*train\.jsonl"):
+    with pytest.raises(ConfigError, match=r"as JSONL already: .*train\.jsonl"):
         build_dataset.run(config(made.cfg.corpus, tmp_path))
     subprocess.run(["cp", "-r", *made.root.iterdir(), tmp_path / "ramp"], check=True)
     with pytest.raises(RecordError, match=r"twice, as a TFDS dataset and in .*train\.jsonl"):

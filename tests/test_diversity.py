@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from masksearch_jax.core.types import Demonstration, Segment, Turn
 from masksearch_jax.evals import diversity
-from masksearch_jax.types import Demonstration, Segment, Turn
 
 
 def demonstration(name, *turns, thought="Look.", answer="A whole paragraph."):

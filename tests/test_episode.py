@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from masksearch_jax import markup
+from masksearch_jax.core import markup
+from masksearch_jax.core.types import STATUSES, Passage
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request, Rules, finish, repeats
-from masksearch_jax.types import STATUSES, Passage
 from tests.test_rollout import ANSWERER, GREEDY, SEARCH, Colours, ScriptedModel, engine
 from tests.test_rollout import request as word_request
 

@@ -9,16 +9,16 @@ import signal
 import pytest
 
 from masksearch_jax import evaluate
-from masksearch_jax.cli import ConfigError
-from masksearch_jax.config import EvalRun
+from masksearch_jax.core.config import EvalRun
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.types import QAExample, RampExample, Trajectory, from_json
 from masksearch_jax.data import ramp
-from masksearch_jax.data.vocab import Vocab
 from masksearch_jax.evals.suites import METRICS
 from masksearch_jax.models.initial import InitError
-from masksearch_jax.progress import Progress
+from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.tool import SearchError
 from masksearch_jax.survival import Preempted
-from masksearch_jax.types import QAExample, RampExample, Trajectory, from_json
 
 EXAMPLES = 7
 

@@ -13,12 +13,10 @@ import numpy as np
 import pytest
 
 from benchmarks.evolution import Control
-from masksearch_jax import cli, evolve, viewer
+from masksearch_jax import evolve, viewer
 from masksearch_jax.agents import evolve as logic
-from masksearch_jax.data import ramp
-from masksearch_jax.evals import iterations
-from masksearch_jax.stages import Usage
-from masksearch_jax.types import (
+from masksearch_jax.core.schema import to_dataclass
+from masksearch_jax.core.types import (
     Demonstration,
     QAExample,
     RampExample,
@@ -27,6 +25,10 @@ from masksearch_jax.types import (
     Trajectory,
     Turn,
 )
+from masksearch_jax.data import ramp
+from masksearch_jax.evals import iterations
+from masksearch_jax.runtime import cli
+from masksearch_jax.stages import Usage
 
 TEXT = "Sora is a town on the Liri with 25,000 people."
 EXAMPLE = RampExample(
@@ -328,7 +330,7 @@ def run(repository, tmp_path):
     made = [dataclasses.replace(e, id=f"{s}{e.id}") for s in ("train", "rl") for e in examples(4)]
     for split, rows in (("train", [*examples(1, k=3), *made[:4]]), ("rl", made[4:])):
         ramp.write_jsonl(tmp_path / "data" / "ramp" / f"{split}.jsonl", rows)
-    return evolve.Run(cli.to_dataclass(evolve.EvolveRun, c), Usage(tmp_path))
+    return evolve.Run(to_dataclass(evolve.EvolveRun, c), Usage(tmp_path))
 
 
 def with_evolve(run, **changes):

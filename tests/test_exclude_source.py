@@ -12,14 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masksearch_jax import build_trajectories, evaluate, markup, retrieval, sharding, student
+from masksearch_jax import build_trajectories, evaluate, student
 from masksearch_jax.agents import construct, construct_llm, evolve
-from masksearch_jax.config import MeshConfig, PromptConfig, SearchConfig
+from masksearch_jax.core import markup, retrieval
+from masksearch_jax.core.config import MeshConfig, PromptConfig, SearchConfig
+from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample
 from masksearch_jax.data import ramp
 from masksearch_jax.data.pipeline import Prompt
-from masksearch_jax.data.vocab import Vocab
-from masksearch_jax.progress import Progress
+from masksearch_jax.parallel import sharding
 from masksearch_jax.rollout.engine import Engine
+from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search import bm25
 from masksearch_jax.search.cache import CachedSearch
 from masksearch_jax.search.remote import RemoteSearch
@@ -32,7 +35,6 @@ from masksearch_jax.search.tool import (
     check_sources,
 )
 from masksearch_jax.train_dapo import GroupSampler
-from masksearch_jax.types import Demonstration, Passage, QAExample, RampExample
 from tests.test_search_http import serving
 from tests.test_student import LENIENT, scripted
 

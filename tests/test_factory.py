@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from masksearch_jax.config import ComputeConfig, ModelConfig, RampConfig
+from masksearch_jax.core.config import ComputeConfig, ModelConfig, RampConfig
+from masksearch_jax.core.types import Passage, QAExample, RampExample, Span
 from masksearch_jax.data import factory, leakage, masking, ramp, survey
 from masksearch_jax.data.corpus import read_passages, write_passages
 from masksearch_jax.data.spacy_spans import SpacyError
@@ -19,7 +20,6 @@ from masksearch_jax.data.tally import ShareError
 from masksearch_jax.models import likelihood
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.search import bm25
-from masksearch_jax.types import Passage, QAExample, RampExample, Span
 from masksearch_jax.viewer import examples as page
 
 RAMP = RampConfig(

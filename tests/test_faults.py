@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from masksearch_jax import markup
-from masksearch_jax.data.vocab import Vocab, train_bpe
+from masksearch_jax.core import markup
+from masksearch_jax.core.tokenizer import Vocab, train_bpe
+from masksearch_jax.core.types import Passage, Status
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
-from masksearch_jax.types import Passage, Status
 from tests.test_rollout import GREEDY, SEARCH, ScriptedModel
 
 TEXT = "The river Aar rises in the Alps and flows by Bern to Koblenz."

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from masksearch_jax.core.types import Passage, Span
 from masksearch_jax.data import gazetteer, lexicon, rules_en, spans
-from masksearch_jax.types import Passage, Span
 
 GOLD = Path(__file__).with_name("data") / "spans_gold.jsonl"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from masksearch_jax import han
+from masksearch_jax.core import chinese
 
 
 @pytest.mark.parametrize(
@@ -24,8 +24,8 @@ from masksearch_jax import han
     ],
 )
 def test_whole_words(part, text, stands):
-    assert han.stands_in(part, text) is stands
+    assert chinese.stands_in(part, text) is stands
 
 
 def test_each_character_is_a_word():
-    assert han.spaced("索拉 has 25人").split() == ["索", "拉", "has", "25", "人"]
+    assert chinese.spaced("索拉 has 25人").split() == ["索", "拉", "has", "25", "人"]

@@ -18,14 +18,14 @@ from safetensors.numpy import load_file, save_file
 
 from masksearch_jax import export_hf
 from masksearch_jax.checkpoint import Checkpointer
-from masksearch_jax.config import (
+from masksearch_jax.core.config import (
     CheckpointConfig,
     ComputeConfig,
     MeshConfig,
     ModelConfig,
     RopeScaling,
 )
-from masksearch_jax.data.vocab import train_bpe
+from masksearch_jax.core.tokenizer import train_bpe
 from masksearch_jax.models import hf, reload_check
 from masksearch_jax.models.hf_card import Card
 from masksearch_jax.models.hf_config import HfError, read_config, to_hf_config

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from masksearch_jax import hosts, sharding
-from masksearch_jax.config import MeshConfig
+from masksearch_jax.core.config import MeshConfig
+from masksearch_jax.parallel import hosts, sharding
 
 
 def mesh_on(processes: list[int], shape: tuple[int, int, int]) -> SimpleNamespace:

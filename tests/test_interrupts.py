@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from masksearch_jax import cli
-from masksearch_jax.interrupts import held
+from masksearch_jax.runtime import cli
+from masksearch_jax.runtime.interrupts import held
 
 END = "\ninterrupted; the same command goes on from here\n"
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from masksearch_jax import cli, config
+from masksearch_jax.core import config
+from masksearch_jax.core.schema import flat_keys
 from masksearch_jax.export_hf import ExportRun
 from masksearch_jax.quickstart import QuickstartRun
 from masksearch_jax.serve_search import ServeSearchRun
@@ -419,7 +420,7 @@ def test_the_guide_names_keys_and_configs_that_exist() -> None:
     text = (LAUNCH / "README.md").read_text().partition("## On TPUs")[2]
     runs = [config.SftRun, config.DapoRun, config.EvalRun, QuickstartRun]
     schemas = [*runs, ExportRun, ServeSearchRun]
-    known = {key for schema in schemas for key in cli.flat_keys(schema)}
+    known = {key for schema in schemas for key in flat_keys(schema)}
     keys = {key.rstrip(".") for key in re.findall(r"--config\.([a-z_.]+)", text)}
     assert len(keys) >= 15
     assert keys <= known

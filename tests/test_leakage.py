@@ -7,11 +7,11 @@ import json
 import pytest
 
 from masksearch_jax import build_ramp
-from masksearch_jax.config import CorpusConfig, RampConfig
+from masksearch_jax.core.config import CorpusConfig, RampConfig
+from masksearch_jax.core.types import Passage, RampExample
 from masksearch_jax.data import corpus, leakage, qa
 from masksearch_jax.data.ramp import read_jsonl
 from masksearch_jax.data.survey import CleanConfig
-from masksearch_jax.types import Passage, RampExample
 
 N = 13
 RAMP = RampConfig(

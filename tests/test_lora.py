@@ -14,9 +14,9 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from masksearch_jax import cli, plan, train_dapo, train_sft, train_state
+from masksearch_jax import plan, train_dapo, train_sft, train_state
 from masksearch_jax.checkpoint import Checkpointer
-from masksearch_jax.config import (
+from masksearch_jax.core.config import (
     CheckpointConfig,
     ComputeConfig,
     DapoRun,
@@ -26,17 +26,19 @@ from masksearch_jax.config import (
     OptimConfig,
     SftRun,
 )
-from masksearch_jax.hosts import shard_batch
+from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.models import head, hf, lora
 from masksearch_jax.models.initial import InitError, from_checkpoint, initial, pinned, weights
 from masksearch_jax.models.transformer import Transformer
-from masksearch_jax.sharding import (
+from masksearch_jax.parallel.hosts import shard_batch
+from masksearch_jax.parallel.sharding import (
     bytes_on_device,
     make_mesh,
     parameter_name,
     shard_parameters,
     to_host,
 )
+from masksearch_jax.runtime import cli
 from masksearch_jax.stored import CheckpointError
 
 MODEL = ModelConfig(
@@ -70,7 +72,7 @@ def mesh():
 @pytest.fixture(scope="module")
 def dapo_settings(repository):
     path = repository / "configs" / "ramp_dapo.py"
-    return cli.to_dataclass(DapoRun, cli.load_config(f"{path}:tiny")).dapo
+    return to_dataclass(DapoRun, cli.load_config(f"{path}:tiny")).dapo
 
 
 def random_model(seed: int = 0, dtype: str = "float32") -> Transformer:
@@ -356,7 +358,7 @@ def test_training_goes_on_bitwise_from_a_checkpoint(mesh, tmp_path):
 
 def test_a_plan_counts_the_moments_of_adapters_alone(repository):
     path = repository / "configs" / "ramp_sft.py"
-    cfg = cli.to_dataclass(SftRun, cli.load_config(f"{path}:qwen2.5-7b"))
+    cfg = to_dataclass(SftRun, cli.load_config(f"{path}:qwen2.5-7b"))
     compute = dataclasses.replace(cfg.compute, param_dtype="bfloat16")
     cfg = dataclasses.replace(cfg, compute=compute, lora=LoraConfig(rank=16))
     state, _ = plan.state_of(cfg, make_mesh(MeshConfig(1, 4, 2)))

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masksearch_jax import markup
-from masksearch_jax.types import Passage, Segment
+from masksearch_jax.core import markup
+from masksearch_jax.core.types import Passage, Segment
 
 # Text that is likely to hold tags, halves of tags and what they are made of.
 PIECES = st.sampled_from(

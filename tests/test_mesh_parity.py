@@ -15,9 +15,12 @@ import numpy as np
 import optax
 import pytest
 
-from masksearch_jax import cli, hosts, sharding, train_dapo, train_sft, train_state
-from masksearch_jax.config import ComputeConfig, DapoRun, MeshConfig, ModelConfig
+from masksearch_jax import train_dapo, train_sft, train_state
+from masksearch_jax.core.config import ComputeConfig, DapoRun, MeshConfig, ModelConfig
+from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.models import hf
+from masksearch_jax.parallel import hosts, sharding
+from masksearch_jax.runtime import cli
 
 CHILD = """
 import sys
@@ -86,7 +89,7 @@ def batch() -> dict[str, np.ndarray]:
 
 def losses() -> dict[str, Callable]:
     path = Path(__file__).parent.parent / "configs" / "ramp_dapo.py"
-    dapo = cli.to_dataclass(DapoRun, cli.load_config(f"{path}:tiny")).dapo
+    dapo = to_dataclass(DapoRun, cli.load_config(f"{path}:tiny")).dapo
     return {
         "sft": train_sft.make_loss_fn(COMPUTE),
         "dapo": train_dapo.make_loss_fn(COMPUTE, dataclasses.replace(dapo, minibatches=2), 1.0),

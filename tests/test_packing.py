@@ -9,7 +9,7 @@ import optax
 import pytest
 from hypothesis import strategies as st
 
-from masksearch_jax.hosts import split_micro
+from masksearch_jax.parallel.hosts import split_micro
 from masksearch_jax.rl import packing
 from masksearch_jax.train_state import init_state, make_train_step
 from tests.test_accumulation import random_model

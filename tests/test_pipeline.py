@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from masksearch_jax.core.types import QAExample, RampExample, Span, to_json
 from masksearch_jax.data import order, pipeline, records
-from masksearch_jax.types import QAExample, RampExample, Span, to_json
 
 PAD, SEQ_LEN, OTHER = 999, 64, 0.25
 CURRICULUM = "0:upto1,3:both,7:upto1"

@@ -11,20 +11,23 @@ import jax.numpy as jnp
 import pytest
 
 from configs import common
-from masksearch_jax import cli, plan, sharding, train_sft, train_state
-from masksearch_jax.config import (
+from masksearch_jax import plan, train_sft, train_state
+from masksearch_jax.core.config import (
     ComputeConfig,
     DapoRun,
     MeshConfig,
     ModelConfig,
     OptimConfig,
     SftRun,
-    to_dataclass,
 )
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.models import attention, hf
 from masksearch_jax.models.remat import REMAT
+from masksearch_jax.parallel import sharding
 from masksearch_jax.planning import alternatives, chips, flops, measure
 from masksearch_jax.planning.hlo import Collective
+from masksearch_jax.runtime import cli
 
 COMPUTE = ComputeConfig("float32", "float32", "xla", "none", 64)
 OPTIM = OptimConfig(1e-3, "constant", 0, 1.0, 0.9, 0.95, 1e-8, 0.0, 1.0, 1)
@@ -211,7 +214,7 @@ def config_of(repository, name, *overrides):
 def test_a_plan_reads_the_config_of_either_trainer(repository):
     assert type(config_of(repository, "ramp_sft.py:tiny")) is SftRun
     assert type(config_of(repository, "qa_dapo.py:tiny")) is DapoRun
-    with pytest.raises(cli.ConfigError, match=r"did you mean --config\.plan\.topology"):
+    with pytest.raises(ConfigError, match=r"did you mean --config\.plan\.topology"):
         config_of(repository, "ramp_dapo.py:tiny", "plan.topolgy=v5e-8")
 
 

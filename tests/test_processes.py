@@ -22,7 +22,7 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 if count > 1:
     jax.distributed.initialize(f"localhost:{port}", count, process)
 from test_rollout import *
-from masksearch_jax.sharding import replicate
+from masksearch_jax.parallel.sharding import replicate
 from masksearch_jax.survival import Preempted, Preemption
 
 def find(query):

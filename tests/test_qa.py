@@ -6,9 +6,9 @@ import json
 
 import pytest
 
+from masksearch_jax.core.tokenizer import Vocab, train_bpe
+from masksearch_jax.core.types import QAExample, RampExample
 from masksearch_jax.data import atlas, prompt, qa, ramp
-from masksearch_jax.data.vocab import Vocab, train_bpe
-from masksearch_jax.types import QAExample, RampExample
 
 ROW = {
     "qid": "q1",

@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.crash_runs import curve
-from masksearch_jax import cli, quickstart, recipe, viewer
+from masksearch_jax import quickstart, recipe, viewer
+from masksearch_jax.core.errors import UserError
+from masksearch_jax.core.schema import to_dataclass
+from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.types import Demonstration, Passage, Segment
 from masksearch_jax.data.ramp import write_jsonl
-from masksearch_jax.data.vocab import Vocab
+from masksearch_jax.runtime import cli
 from masksearch_jax.stages import Usage
-from masksearch_jax.types import Demonstration, Passage, Segment
 
 SMALL = (
     "rollout.slots=4", "rollout.max_new_tokens=48", "dapo.overlong_buffer=16",
@@ -225,7 +228,7 @@ def test_a_corpus_of_ones_own(repository, tmp_path):
 
 @pytest.fixture
 def run(repository, tmp_path):
-    cfg = cli.to_dataclass(
+    cfg = to_dataclass(
         quickstart.QuickstartRun, cli.load_config(f"{repository / 'configs' / 'quickstart.py'}")
     )
     cfg = dataclasses.replace(cfg, workdir=str(tmp_path))
@@ -272,7 +275,7 @@ def test_an_unfinished_run_has_a_summary_and_a_report(run):
 
 
 def test_a_cache_that_cannot_be_built_stops_the_run(run, capfd):
-    with pytest.raises(cli.UserError, match="build_cache ended with status 1"):
+    with pytest.raises(UserError, match="build_cache ended with status 1"):
         quickstart.make_cache(run)
     assert f"error: tokenizer '{run.tokenizer}' is not a local folder" in capfd.readouterr().err
 

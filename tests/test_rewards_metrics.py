@@ -8,12 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from masksearch_jax import metrics as run_metrics
-from masksearch_jax.config import DapoConfig
-from masksearch_jax.evals.metrics import answer_metrics, bootstrap
-from masksearch_jax.evals.suites import METRICS, score, summarise
-from masksearch_jax.rl.rewards import RewardParts, qa_reward, ramp_reward, read_answer, reward
-from masksearch_jax.scoring import (
+from masksearch_jax.core.config import DapoConfig
+from masksearch_jax.core.scoring import (
     Overlap,
     align_fills,
     best_overlap,
@@ -23,7 +19,11 @@ from masksearch_jax.scoring import (
     overlap,
     span_recall,
 )
-from masksearch_jax.types import QAExample, RampExample, Segment, Span, Trajectory, Turn
+from masksearch_jax.core.types import QAExample, RampExample, Segment, Span, Trajectory, Turn
+from masksearch_jax.evals.metrics import answer_metrics, bootstrap
+from masksearch_jax.evals.suites import METRICS, score, summarise
+from masksearch_jax.rl.rewards import RewardParts, qa_reward, ramp_reward, read_answer, reward
+from masksearch_jax.runtime import metric_writer as run_metrics
 
 PARAGRAPH = "Marie Curie was born in Warsaw in 1867 and discovered polonium with Pierre Curie."
 CFG = DapoConfig(

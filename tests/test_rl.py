@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
-from masksearch_jax.config import DapoConfig
+from masksearch_jax.core.config import DapoConfig
 from masksearch_jax.rl.advantages import (
     group_advantages,
     keep_groups,

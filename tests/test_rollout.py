@@ -20,25 +20,20 @@ import pytest
 from flax import nnx
 
 from benchmarks import rollout_model
-from masksearch_jax import markup
-from masksearch_jax.config import (
-    ComputeConfig,
-    MeshConfig,
-    ModelConfig,
-    SearchConfig,
-)
+from masksearch_jax.core import markup
+from masksearch_jax.core.config import ComputeConfig, MeshConfig, ModelConfig, SearchConfig
+from masksearch_jax.core.tokenizer import Vocab, train_bpe
+from masksearch_jax.core.types import Demonstration, Passage
 from masksearch_jax.data import demonstrations
-from masksearch_jax.data.vocab import Vocab, train_bpe
 from masksearch_jax.models import kv_cache
 from masksearch_jax.models.head import token_logprobs
 from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.parallel.sharding import make_mesh, shard_parameters
 from masksearch_jax.rollout import decode
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
 from masksearch_jax.rollout.sampling import Sampler, sample
 from masksearch_jax.search.tool import FakeSearch
-from masksearch_jax.sharding import make_mesh, shard_parameters
-from masksearch_jax.types import Demonstration, Passage
 
 WORDS = [
     "<eos>",

@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from masksearch_jax import cli, train_dapo
-from masksearch_jax.config import ConfigError, MeshConfig, to_dataclass
+from masksearch_jax import train_dapo
+from masksearch_jax.core.config import MeshConfig
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.schema import to_dataclass
+from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.quickstart import QuickstartRun
 from masksearch_jax.rollout import sampling
 from masksearch_jax.rollout.sampling import Sampler, keep, sample
-from masksearch_jax.sharding import make_mesh
+from masksearch_jax.runtime import cli
 from tests.test_rollout import GREEDY, ROLLOUT, engine, request, transformer
 
 DRAW = jax.jit(sample, static_argnums=4)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from masksearch_jax.core.types import Passage
 from masksearch_jax.data.corpus import read_passages
 from masksearch_jax.search.bm25 import BM25, MAX_TERMS, build
 from masksearch_jax.search.tool import SearchError
-from masksearch_jax.types import Passage
 
 FRUIT = (
     Passage("a", "Apple", "red fruit tree"),

@@ -14,12 +14,12 @@ import pytest
 from pyarrow import parquet
 
 from masksearch_jax import build_index, build_ramp
-from masksearch_jax.config import CorpusConfig, RampConfig
+from masksearch_jax.core.config import CorpusConfig, RampConfig
+from masksearch_jax.core.types import Passage
 from masksearch_jax.data.corpus import read_passages, write_passages
 from masksearch_jax.search.bm25 import BM25, build
 from masksearch_jax.search.remote import RemoteSearch
 from masksearch_jax.search.tool import SearchError
-from masksearch_jax.types import Passage
 from tests.test_sources import DUMP, RIVER, SEE, prepare_tfds, rows, write_stream
 
 FRUIT = (
@@ -94,7 +94,7 @@ def test_a_source_that_fails_leaves_the_old_index(tmp_path):
 BUILD_FOREVER = """
 import itertools, sys
 from masksearch_jax.search.bm25 import build
-from masksearch_jax.types import Passage
+from masksearch_jax.core.types import Passage
 build((Passage(str(i), "t", "some text") for i in itertools.count()), sys.argv[1],
       progress=lambda n: print(n, flush=True))
 """
@@ -141,7 +141,7 @@ import resource, sys
 from masksearch_jax.search.bm25 import build
 from masksearch_jax.search.remote import RemoteSearch
 from masksearch_jax.search.tool import SearchError
-from masksearch_jax.types import Passage
+from masksearch_jax.core.types import Passage
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
 try:
     build((Passage(str(i), f"t{i}", f"word{i} " * 9) for i in range(3000)), sys.argv[1])

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from masksearch_jax.core.types import Passage
 from masksearch_jax.search.cache import CachedSearch
 from masksearch_jax.search.tool import FakeSearch, NoSearch, SearchError
-from masksearch_jax.types import Passage
 
 FRUIT = (
     Passage("a", "Apple", "red fruit tree"),

@@ -10,12 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from masksearch_jax.http_service import MAX_BODY
+from masksearch_jax.core.types import Passage
+from masksearch_jax.runtime.http_service import MAX_BODY
 from masksearch_jax.search.bm25 import BM25, build
 from masksearch_jax.search.remote import RemoteSearch
 from masksearch_jax.search.server import MAX_QUERIES, SearchServer
 from masksearch_jax.search.tool import FakeSearch, SearchError
-from masksearch_jax.types import Passage
 
 FRUIT = (
     Passage("a", "Apple", "red fruit tree"),

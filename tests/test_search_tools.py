@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from masksearch_jax.config import SearchConfig
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.types import Passage
 from masksearch_jax.search.bm25 import BM25, build
 from masksearch_jax.search.remote import RemoteSearch
 from masksearch_jax.search.tool import (
@@ -20,7 +21,6 @@ from masksearch_jax.search.tool import (
     SearchTool,
     open_tool,
 )
-from masksearch_jax.types import Passage
 
 FRUIT = (
     Passage("a", "Apple", "red fruit tree"),
@@ -79,7 +79,7 @@ def test_random_search_depends_on_seed_and_query_alone(fruit):
 def test_random_search_draws_the_same_in_another_process(repository):
     code = (
         "from masksearch_jax.search.tool import RandomSearch;"
-        "from masksearch_jax.types import Passage;"
+        "from masksearch_jax.core.types import Passage;"
         "print([p.id for p in RandomSearch([Passage(str(i), '', '') for i in range(999)], 7)"
         ".search(['une \\u00e9tude'], 5)[0]])"
     )

@@ -27,18 +27,22 @@ import pytest
 from flax import nnx
 
 from configs import common
-from masksearch_jax import cli, serve_model, sharding
+from masksearch_jax import serve_model
 from masksearch_jax.agents.construct import Rejection
 from masksearch_jax.agents.llm import JobError, LLMConfig
-from masksearch_jax.config import ComputeConfig, ModelConfig, to_dataclass
+from masksearch_jax.core.config import ComputeConfig, ModelConfig
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.schema import to_dataclass
+from masksearch_jax.core.tokenizer import Vocab, train_bpe
+from masksearch_jax.core.types import RampExample
 from masksearch_jax.data import corpus, ramp
-from masksearch_jax.data.vocab import Vocab, train_bpe
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.parallel import sharding
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.server import ChatServer
+from masksearch_jax.runtime import cli
 from masksearch_jax.search.tool import NoSearch
-from masksearch_jax.types import RampExample
 from tests import test_agents_job
 from tests.test_build_mains import build, passages
 from tests.test_episode import TextVocab
@@ -485,14 +489,14 @@ def test_a_failed_engine_ends_it_and_refuses_those_who_wait():
     ],
 )
 def test_what_cannot_be_served_is_refused_at_the_start(settings, changes, message):
-    with pytest.raises(cli.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         serve_model.run(settings(**changes))
 
 
 def test_it_needs_a_chat_template_and_a_free_port(folder, settings, server, tmp_path):
     shutil.copytree(folder, tmp_path / "bare")
     (tmp_path / "bare" / "chat_template.jinja").unlink()
-    with pytest.raises(cli.ConfigError, match=r"bare' has no chat template"):
+    with pytest.raises(ConfigError, match=r"bare' has no chat template"):
         serve_model.run(settings(init=tmp_path / "bare"))
     with pytest.raises(OSError, match="in use"):
         serve_model.run(settings(port=server.server_address[1]))

@@ -17,12 +17,12 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from configs import common
-from masksearch_jax import hosts, sharding
-from masksearch_jax.cli import to_dataclass
-from masksearch_jax.config import ComputeConfig, LoraConfig, MeshConfig, ModelConfig
+from masksearch_jax.core.config import ComputeConfig, LoraConfig, MeshConfig, ModelConfig
+from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.models import hf, kv_cache, lora, shared, unrolled
 from masksearch_jax.models.head import token_logprobs
 from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.planning.hlo import Module
 
 COMPUTE = ComputeConfig("float32", "float32", "xla", "none", 16)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from masksearch_jax.config import CorpusConfig
+from masksearch_jax.core.config import CorpusConfig
 from masksearch_jax.data import corpus, dump, duplicates, prose, sources
 from masksearch_jax.data.corpus import CorpusError, CorpusStats
 from masksearch_jax.data.tally import ShareError, Tally

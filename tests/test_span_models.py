@@ -13,15 +13,17 @@ import pytest
 from flax import nnx
 
 from configs import common
-from masksearch_jax import storage, train_state
+from masksearch_jax import train_state
 from masksearch_jax.checkpoint import Checkpointer
-from masksearch_jax.config import CheckpointConfig, ComputeConfig, ModelConfig, to_dataclass
+from masksearch_jax.core.config import CheckpointConfig, ComputeConfig, ModelConfig
+from masksearch_jax.core.schema import to_dataclass
+from masksearch_jax.core.tokenizer import Vocab, train_bpe
+from masksearch_jax.core.types import RampExample
 from masksearch_jax.data import corpus, masking, spans
 from masksearch_jax.data.ramp import read_jsonl
-from masksearch_jax.data.vocab import Vocab, train_bpe
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
-from masksearch_jax.types import RampExample
+from masksearch_jax.runtime import storage
 from tests.endpoint import Answer, Endpoint
 from tests.test_build_mains import TOWNS, build, failure, passages
 

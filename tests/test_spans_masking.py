@@ -10,10 +10,10 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from masksearch_jax import markup
-from masksearch_jax.config import RampConfig
+from masksearch_jax.core import markup
+from masksearch_jax.core.config import RampConfig
+from masksearch_jax.core.types import Passage, RampExample, Span
 from masksearch_jax.data import atlas, gazetteer, masking, ramp, spans
-from masksearch_jax.types import Passage, RampExample, Span
 
 CONFIG = RampConfig(
     cities=20,

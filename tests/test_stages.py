@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from masksearch_jax.cli import ConfigError
+from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.stages import StageFolder, Usage, differences, write_json
 
 

@@ -13,12 +13,14 @@ from etils.epath import backend, gpath
 from fsspec.implementations.memory import MemoryFileSystem
 from orbax.checkpoint._src.path import gcs_utils
 
-from masksearch_jax import export_hf, sharding, storage
+from masksearch_jax import export_hf
 from masksearch_jax.checkpoint import Checkpointer
-from masksearch_jax.config import CheckpointConfig, MeshConfig
-from masksearch_jax.metrics import MetricWriter, read_metrics
+from masksearch_jax.core.config import CheckpointConfig, MeshConfig
 from masksearch_jax.models import hf
 from masksearch_jax.models.initial import InitError, initial
+from masksearch_jax.parallel import sharding
+from masksearch_jax.runtime import storage
+from masksearch_jax.runtime.metric_writer import MetricWriter, read_metrics
 from masksearch_jax.stages import write_json
 from masksearch_jax.stored import read_model
 from tests.test_hf import COMPUTE, QWEN2, random_model

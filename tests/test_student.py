@@ -11,15 +11,18 @@ import jax.numpy as jnp
 import pytest
 
 from configs import common
-from masksearch_jax import build_trajectories, cli, markup, sharding, student
+from masksearch_jax import build_trajectories, student
 from masksearch_jax.agents import construct_llm, evolve
 from masksearch_jax.agents.construct import Rejection
 from masksearch_jax.agents.llm import LLMConfig
-from masksearch_jax.config import MeshConfig, PromptConfig
+from masksearch_jax.core import markup
+from masksearch_jax.core.config import MeshConfig, PromptConfig
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.types import Demonstration, RampExample
 from masksearch_jax.data import ramp
-from masksearch_jax.data.vocab import Vocab
+from masksearch_jax.parallel import sharding
 from masksearch_jax.search.tool import open_tool
-from masksearch_jax.types import Demonstration, RampExample
 from tests.endpoint import Answer, Endpoint
 from tests.test_rollout import ScriptedModel
 
@@ -144,5 +147,5 @@ def test_the_main_takes_it_for_a_teacher(miniature, setting, examples, tmp_path)
     assert markup.is_well_formed(made[0].segments)
     assert build_trajectories.run(cfg) == summary
     for missing in ({"student": None}, {"student": dataclasses.replace(setting, judge="llm")}):
-        with pytest.raises(cli.ConfigError, match=r"needs the section config\.(student|llm)"):
+        with pytest.raises(ConfigError, match=r"needs the section config\.(student|llm)"):
             build_trajectories.make_teacher(dataclasses.replace(cfg, **missing))

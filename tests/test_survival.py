@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from masksearch_jax import cli, goodput, watchdog
-from masksearch_jax.config import OptimConfig, SurvivalConfig
+from masksearch_jax.core.config import OptimConfig, SurvivalConfig
 from masksearch_jax.guard import Guard, GuardError, guarded
+from masksearch_jax.runtime import cli, goodput, watchdog
+from masksearch_jax.runtime.process import RESTART, is_lost_process
 from masksearch_jax.survival import Preempted, Preemption, Survival
 from masksearch_jax.train_state import init_state, make_optimizer, make_train_step
 
@@ -57,20 +58,18 @@ def test_a_lost_process_is_told_from_a_failure():
     lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
     wrapped = ValueError("could not save")
     wrapped.__cause__ = lost
-    assert not cli.is_lost_process(lost)  # alone there is nobody to lose
+    assert not is_lost_process(lost)  # alone there is nobody to lose
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "_process", (0, 2))
-        assert cli.is_lost_process(lost)
-        assert cli.is_lost_process(wrapped)
-        assert not cli.is_lost_process(
-            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
-        )
-        assert not cli.is_lost_process(ValueError("Connection closed"))
-        assert cli.is_lost_process(ValueError("INTERNAL: Gloo context: Connection closed by peer"))
+        assert is_lost_process(lost)
+        assert is_lost_process(wrapped)
+        assert not is_lost_process(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"))
+        assert not is_lost_process(ValueError("Connection closed"))
+        assert is_lost_process(ValueError("INTERNAL: Gloo context: Connection closed by peer"))
         during = RuntimeError("could not close")
         during.__context__ = lost
-        assert cli.is_lost_process(during)
-        assert not cli.is_lost_process(None)
+        assert is_lost_process(during)
+        assert not is_lost_process(None)
 
 
 # ---- exit statuses
@@ -126,8 +125,8 @@ def test_exit_statuses_and_who_says_so(before, work, status, message):
 
 HANG = """
 import dataclasses, sys, threading, pathlib
-from masksearch_jax.config import OptimConfig, SurvivalConfig
-from masksearch_jax.watchdog import Watchdog
+from masksearch_jax.core.config import OptimConfig, SurvivalConfig
+from masksearch_jax.runtime.watchdog import Watchdog
 
 def find():
     threading.Event().wait()  # the search hangs
@@ -148,7 +147,7 @@ def test_a_hang_is_named_by_file_and_line_and_ends_the_process(tmp_path, startup
     command = [sys.executable, script, tmp_path, str(startup), str(steps)]
     env = os.environ | {"PYTHONPATH": os.getcwd()}
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, env=env)
-    assert done.returncode == cli.RESTART
+    assert done.returncode == RESTART
     where = r"stuck in wait \(.*threading\.py:\d+\), below find \(.*run\.py:" + str(line) + r"\)"
     first = done.stderr.splitlines()[0]
     assert re.match(r"error: process 0 of 1 on \S+: no progress for [\d.]+ s \(limit ", first)
@@ -156,7 +155,7 @@ def test_a_hang_is_named_by_file_and_line_and_ends_the_process(tmp_path, startup
     assert re.search(where, first)
     for text in (done.stderr, (tmp_path / "hang-0.txt").read_text()):
         assert f'run.py", line {line} in find' in text
-        assert "watchdog.py" in text  # all threads
+        assert "runtime/watchdog.py" in text  # all threads
 
 
 class Clock:

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from masksearch_jax import build_cache
-from masksearch_jax.config import ConfigError, PromptConfig
-from masksearch_jax.data import pipeline, prompt, records
-from masksearch_jax.data.folder import RecordError
-from masksearch_jax.data.vocab import Vocab, train_bpe
-from masksearch_jax.types import (
+from masksearch_jax.core.config import PromptConfig
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.tokenizer import Vocab, train_bpe
+from masksearch_jax.core.types import (
     Demonstration,
     QAExample,
     RampExample,
@@ -24,6 +23,8 @@ from masksearch_jax.types import (
     from_json,
     to_json,
 )
+from masksearch_jax.data import pipeline, prompt, records
+from masksearch_jax.data.folder import RecordError
 
 seqio, tasks = build_cache._import_seqio()
 import tensorflow as tf  # noqa: E402

@@ -7,13 +7,14 @@ import re
 
 import pytest
 
-from masksearch_jax import build_trajectories, markup
+from masksearch_jax import build_trajectories
 from masksearch_jax.agents import construct
-from masksearch_jax.config import RampConfig, SearchConfig
+from masksearch_jax.core import markup
+from masksearch_jax.core.config import RampConfig, SearchConfig
+from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample, Span
 from masksearch_jax.data import atlas, prompt, ramp
 from masksearch_jax.search import bm25
 from masksearch_jax.search.tool import FakeSearch, NoSearch, SearchError
-from masksearch_jax.types import Demonstration, Passage, QAExample, RampExample, Span
 
 SEARCH = SearchConfig(
     kind="bm25",

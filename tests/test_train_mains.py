@@ -17,23 +17,25 @@ import pytest
 from benchmarks import crash_runs
 from benchmarks.crash_runs import Cluster
 from benchmarks.crash_runs import curve as curves
-from masksearch_jax import goodput, train_dapo, train_sft
-from masksearch_jax.cli import RESTART, ConfigError
-from masksearch_jax.config import DapoRun, LoraConfig, MeshConfig, SftRun
+from masksearch_jax import train_dapo, train_sft
+from masksearch_jax.core.config import DapoRun, LoraConfig, MeshConfig, SftRun
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.tokenizer import train_bpe
+from masksearch_jax.core.types import Passage, QAExample, RampExample, Segment, Span, Trajectory
 from masksearch_jax.data import ramp
 from masksearch_jax.data.pipeline import Prompt
 from masksearch_jax.data.records import CacheError
-from masksearch_jax.data.vocab import train_bpe
-from masksearch_jax.metrics import read_metrics
 from masksearch_jax.models.initial import InitError, initial
-from masksearch_jax.progress import Progress
+from masksearch_jax.parallel.sharding import MeshError, make_mesh
 from masksearch_jax.rl import advantages, rewards
 from masksearch_jax.rl import groups as groups_lib
+from masksearch_jax.runtime import goodput
+from masksearch_jax.runtime.metric_writer import read_metrics
+from masksearch_jax.runtime.process import RESTART
+from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.tool import FakeSearch, SearchError, open_tool
-from masksearch_jax.sharding import MeshError, make_mesh
 from masksearch_jax.stored import CheckpointError
 from masksearch_jax.survival import Preempted
-from masksearch_jax.types import Passage, QAExample, RampExample, Segment, Span, Trajectory
 
 SFT_STEPS, DAPO_STEPS = 50, 4
 

@@ -11,9 +11,9 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from masksearch_jax.config import ComputeConfig, ModelConfig, OptimConfig
-from masksearch_jax.hosts import split_micro
+from masksearch_jax.core.config import ComputeConfig, ModelConfig, OptimConfig
 from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.parallel.hosts import split_micro
 from masksearch_jax.train_state import (
     TrainState,
     decays,

@@ -14,15 +14,21 @@ from flax import nnx
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
 from configs import common
-from masksearch_jax import sharding
-from masksearch_jax.cli import to_dataclass
-from masksearch_jax.config import ComputeConfig, LoraConfig, MeshConfig, ModelConfig, RopeScaling
+from masksearch_jax.core.config import (
+    ComputeConfig,
+    LoraConfig,
+    MeshConfig,
+    ModelConfig,
+    RopeScaling,
+)
+from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.models import attention, context, hf, kv_cache, shared, transformer
 from masksearch_jax.models import lora as lora_module
 from masksearch_jax.models.head import token_logprobs
 from masksearch_jax.models.remat import REMAT
 from masksearch_jax.models.transformer import ModelError, Transformer, rms_norm
 from masksearch_jax.models.unrolled import Unrolled, unroll
+from masksearch_jax.parallel import sharding
 
 COMPUTE = ComputeConfig("float32", "float32", "xla", "none", 16)
 MODEL = ModelConfig(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masksearch_jax.types import (
+from masksearch_jax.core.types import (
     Demonstration,
     Passage,
     QAExample,

@@ -12,7 +12,8 @@ import sys
 
 import pytest
 
-from masksearch_jax import report, types, viewer
+from masksearch_jax import report, viewer
+from masksearch_jax.core import types
 from masksearch_jax.viewer import figures, plots, traces
 from masksearch_jax.viewer.load import RunFilesError
 

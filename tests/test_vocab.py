@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from masksearch_jax import markup
-from masksearch_jax.data import vocab as vocab_lib
-from masksearch_jax.data.vocab import EOS, PAD, Vocab, VocabError, train_bpe
+from masksearch_jax.core import markup
+from masksearch_jax.core import tokenizer as vocab_lib
+from masksearch_jax.core.tokenizer import EOS, PAD, Vocab, VocabError, train_bpe
 
 TEXTS = [
     "The city of Paris, in France, had 2,148,271 inhabitants in 2020; its river is the Seine.",

@@ -11,9 +11,9 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 
-from masksearch_jax import han, markup, retrieval
-from masksearch_jax.config import SearchConfig
-from masksearch_jax.types import (
+from masksearch_jax.core import chinese, markup, retrieval
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.types import (
     Demonstration,
     Example,
     Passage,
@@ -64,7 +64,7 @@ def task_name(example: Example) -> str:
 
 def is_shown(text: str, segments: Iterable[Segment]) -> bool:
     """Whether the text stands, as whole words, in what the search tool returned."""
-    return any(han.stands_in(text, s.text) for s in segments if s.author == "tool")
+    return any(chinese.stands_in(text, s.text) for s in segments if s.author == "tool")
 
 
 @dataclasses.dataclass

@@ -11,12 +11,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from masksearch_jax import markup, retrieval
 from masksearch_jax.agents import dialogue, judge, observer, planner, rewriter
 from masksearch_jax.agents.construct import Rejection, task_name
 from masksearch_jax.agents.llm import LLM, LLMError, Message
-from masksearch_jax.config import SearchConfig
-from masksearch_jax.types import Demonstration, Example, Passage, RampExample, Segment, Turn
+from masksearch_jax.core import markup, retrieval
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.types import Demonstration, Example, Passage, RampExample, Segment, Turn
 
 T = TypeVar("T")
 

@@ -13,16 +13,16 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
-from masksearch_jax import han, markup, scoring
 from masksearch_jax.agents.construct import Rejection, is_shown, task_name
-from masksearch_jax.config import (
+from masksearch_jax.core import chinese, markup, scoring
+from masksearch_jax.core.config import (
     ComputeConfig,
     MeshConfig,
     ModelConfig,
     PromptConfig,
     RolloutConfig,
 )
-from masksearch_jax.types import Demonstration, Example, RampExample, Trajectory
+from masksearch_jax.core.types import Demonstration, Example, RampExample, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +242,7 @@ def acceptance(
 def lengths(demonstrations: Sequence[Demonstration]) -> dict[str, float]:
     """Means over demonstrations: words that the agent wrote, searches, queries of a search."""
     said = (s.text for d in demonstrations for s in d.segments if s.author == "policy")
-    words = [len(han.spaced(text).split()) for text in said]
+    words = [len(chinese.spaced(text).split()) for text in said]
     turns = [t for d in demonstrations for t in d.turns]
     count = max(len(demonstrations), 1)
     return {

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-from masksearch_jax import retrieval
 from masksearch_jax.agents import construct, construct_llm
 from masksearch_jax.agents.construct import Rejection
 from masksearch_jax.agents.llm import LLM, LLMConfig, cost_of
-from masksearch_jax.config import SearchConfig
-from masksearch_jax.types import Demonstration, Example
+from masksearch_jax.core import retrieval
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.types import Demonstration, Example
 
 Outcome = Demonstration | Rejection
 

@@ -11,10 +11,10 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
+from masksearch_jax.core.types import Passage, QAExample
 from masksearch_jax.data import facts as facts_lib
 from masksearch_jax.data import wording
 from masksearch_jax.data.facts import Entity
-from masksearch_jax.types import Passage, QAExample
 
 _ALWAYS = {  # fact groups of the indexed article; a country adds some of the others
     "country": ("continent", "capital", "currency", "population"),

@@ -24,11 +24,11 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.transforms import combiners
 
-from masksearch_jax.config import RampConfig
+from masksearch_jax.core.config import RampConfig
+from masksearch_jax.core.types import Passage, RampExample, Span, to_json
 from masksearch_jax.data import corpus, factory, masking, ramp, sources, survey
 from masksearch_jax.data.survey import Plan
 from masksearch_jax.data.tally import Tally
-from masksearch_jax.types import Passage, RampExample, Span, to_json
 
 NAMED_DROPS = 3  # items named of each reason
 DROPPED = "dropped"  # output tag of what is left out: ((stage, reason), name)

@@ -6,8 +6,8 @@ import json
 
 import numpy as np
 
-from masksearch_jax.data.vocab import Vocab
-from masksearch_jax.types import Demonstration, Example, QAExample, RampExample, from_json
+from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.types import Demonstration, Example, QAExample, RampExample, from_json
 
 
 def tokenise(

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from masksearch_jax.core.types import Demonstration, Example, QAExample, RampExample, from_json
 from masksearch_jax.data import ramp_source
 from masksearch_jax.data.demonstrations import parse_example
-from masksearch_jax.types import Demonstration, Example, QAExample, RampExample, from_json
 
 SPLITS = ("train", "rl", "heldout")
 KINDS = {"ramp": RampExample, "questions": QAExample, "demonstrations": Demonstration}

@@ -15,9 +15,9 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from masksearch_jax import han
+from masksearch_jax.core import chinese
+from masksearch_jax.core.types import Passage, Span
 from masksearch_jax.data import lexicon
-from masksearch_jax.types import Passage, Span
 
 LEARN_FROM = 50_000  # passages that ordinary words are learned from
 _SMALL = re.compile(r"(?<![\w’'.-])[a-z]{2,}(?![\w’'-])")
@@ -131,7 +131,7 @@ class Learner:
         if len(name) < _MIN[self.language] or len(name) > 60:
             return False
         if self.language == "zh":
-            return bool(han.CHARACTER.search(name)) and not name.isascii()
+            return bool(chinese.CHARACTER.search(name)) and not name.isascii()
         return name[0].isupper() and " and " not in name and name not in lexicon.TRIVIAL
 
     def finish(self) -> Gazetteer:

@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from masksearch_jax import han
+from masksearch_jax.core import chinese
+from masksearch_jax.core.types import Passage, QAExample
 from masksearch_jax.data import corpus, qa
-from masksearch_jax.types import Passage, QAExample
 
-_WORD = re.compile(rf"[{han.CHARACTERS}]|[^\W{han.CHARACTERS}_]+")
+_WORD = re.compile(rf"[{chinese.CHARACTERS}]|[^\W{chinese.CHARACTERS}_]+")
 
 
 @dataclasses.dataclass(frozen=True)

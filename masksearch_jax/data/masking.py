@@ -10,8 +10,8 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from masksearch_jax import markup
-from masksearch_jax.types import Span
+from masksearch_jax.core import markup
+from masksearch_jax.core.types import Span
 
 STRATEGIES = ("random", "weighted", "ppl")
 # How worth searching for a type is; a year or a count is often one of many that would do.

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
+from masksearch_jax.core.types import Example
 from masksearch_jax.data import records
 from masksearch_jax.data.demonstrations import parse_example
 from masksearch_jax.data.order import Order, Place
-from masksearch_jax.types import Example
 
 # Records that fit no row are kept for the next batch, up to this many; more fill rows better and
 # make the state longer.

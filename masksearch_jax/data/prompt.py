@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from masksearch_jax import markup
-from masksearch_jax.types import Example, RampExample
+from masksearch_jax.core import markup
+from masksearch_jax.core.types import Example, RampExample
 
 STYLES = ("minimal", "chat")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from masksearch_jax import han, markup
+from masksearch_jax.core import chinese, markup
 
 LANGUAGES = ("en", "zh")
 HOLE = "\ufffc"  # where something that is no text stood: a formula, a template
@@ -54,8 +54,8 @@ def length(text: str, language: str) -> int:
     """Words of a text; in Chinese two characters are one word."""
     if language == "en":
         return len(text.split())
-    characters = len(han.CHARACTER.findall(text))
-    return (characters + 1) // 2 + len(_LATIN_RUN.findall(han.CHARACTER.sub(" ", text)))
+    characters = len(chinese.CHARACTER.findall(text))
+    return (characters + 1) // 2 + len(_LATIN_RUN.findall(chinese.CHARACTER.sub(" ", text)))
 
 
 def mend(text: str) -> str:
@@ -113,7 +113,7 @@ def _language_refusal(text: str, language: str) -> str:
         letters = len(_LETTER.findall(text))
         latin = len(_LATIN.findall(text))
     if language == "zh":
-        characters = len(han.CHARACTER.findall(text))
+        characters = len(chinese.CHARACTER.findall(text))
         if characters < 0.5 * letters or not letters:
             return "other_script"
         return "" if len(_FUNCTION_HAN.findall(text)) >= 0.03 * characters else "not_prose"

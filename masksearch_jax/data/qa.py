@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from masksearch_jax.config import ConfigError, RampConfig
+from masksearch_jax.core.config import RampConfig
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.types import QAExample
 from masksearch_jax.data import ramp
-from masksearch_jax.types import QAExample
 
 _log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from masksearch_jax.config import RampConfig
+from masksearch_jax.core.config import RampConfig
+from masksearch_jax.core.types import Passage, RampExample, Span, from_json, to_json
 from masksearch_jax.data import masking, prose, spans
 from masksearch_jax.data.tally import Tally
-from masksearch_jax.types import Passage, RampExample, Span, from_json, to_json
 
 _BLOCK = 512  # paragraphs given to the extractor at once
 

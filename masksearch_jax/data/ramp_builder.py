@@ -17,8 +17,8 @@ from etils import epath
 from tensorflow_datasets.core import dataset_info
 from tensorflow_datasets.scripts.cli import convert_format_utils as convert_format
 
+from masksearch_jax.core.types import RampExample, from_json
 from masksearch_jax.data import ramp_source
-from masksearch_jax.types import RampExample, from_json
 
 VERSION = "1.0.0"  # of the features; a folder's name
 _DESCRIPTION = """\

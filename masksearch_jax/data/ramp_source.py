@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from masksearch_jax.types import RampExample, Span
+from masksearch_jax.core.types import RampExample, Span
 
 NAME = "ramp"
 CHECKSUMS = "SHA256SUMS"

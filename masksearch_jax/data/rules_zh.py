@@ -10,10 +10,10 @@ import functools
 import re
 from collections.abc import Iterator
 
-from masksearch_jax import han
-from masksearch_jax.types import Span
+from masksearch_jax.core import chinese
+from masksearch_jax.core.types import Span
 
-_H = han.CHARACTERS
+_H = chinese.CHARACTERS
 _D = "\\d０-９"
 _CN = "〇零一二三四五六七八九十百千"
 _ERAS = (

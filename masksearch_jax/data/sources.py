@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from masksearch_jax.config import CorpusConfig
+from masksearch_jax.core.config import CorpusConfig
+from masksearch_jax.core.types import Passage
 from masksearch_jax.data import corpus, dump, prose
 from masksearch_jax.data.corpus import BadRow, CorpusError, CorpusStats
 from masksearch_jax.data.dump import Article
 from masksearch_jax.data.tally import Tally
-from masksearch_jax.types import Passage
 
 FORMATS = ("auto", "jsonl", "hf", "dump", "tfds")
 Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]

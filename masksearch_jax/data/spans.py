@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-from masksearch_jax import han
+from masksearch_jax.core import chinese
+from masksearch_jax.core.types import Passage, Span
 from masksearch_jax.data import lexicon, rules_en, rules_zh
 from masksearch_jax.data.gazetteer import Gazetteer
-from masksearch_jax.types import Passage, Span
 
 TYPES = ("PERSON", "PLACE", "ORG", "DATE", "NUMBER", "TERM")
 EXTRACTORS = ("rules", "spacy", "llm")
@@ -145,7 +145,7 @@ def words(text: str) -> list[str]:
 
 def _in_title(span: Span, mine: Sequence[str], title: str, title_words: Collection[str]) -> bool:
     """True when the span is part of the title, has all of it, or shares a word of four letters."""
-    if han.CHARACTER.search(span.text):
+    if chinese.CHARACTER.search(span.text):
         return span.text in title or (len(title) > 1 and title in span.text)
     shared = [w for w in mine if w in title_words]
     whole = len(shared) in (len(mine), len(title_words))
@@ -158,7 +158,7 @@ def _is_trivial(text: str, mine: Sequence[str]) -> bool:
         all(part in lexicon.TRIVIAL for part in _JOINTS.split(text))
         or _CONTRACTION.match(text)
         or _VARIABLE.match(text)
-        or (len(text) < 2 and not han.CHARACTER.match(text))
+        or (len(text) < 2 and not chinese.CHARACTER.match(text))
         or all(w in lexicon.ORDINARY for w in mine)
     )
 
@@ -166,7 +166,7 @@ def _is_trivial(text: str, mine: Sequence[str]) -> bool:
 def _repeated(text: str, paragraph: str) -> bool:
     if paragraph.count(text) < 2:
         return False
-    if han.CHARACTER.search(text):
+    if chinese.CHARACTER.search(text):
         return True
     whole, start = 0, paragraph.find(text)
     while start >= 0 and whole < 2:

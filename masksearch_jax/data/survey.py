@@ -18,11 +18,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from masksearch_jax.config import RampConfig
+from masksearch_jax.core.config import RampConfig
+from masksearch_jax.core.types import Passage
 from masksearch_jax.data import duplicates, leakage, prose
 from masksearch_jax.data.corpus import read_passages
 from masksearch_jax.data.tally import Tally
-from masksearch_jax.types import Passage
 
 _BLOCK = 1000  # passages surveyed at once
 _AHEAD = 3  # tasks per process handed out before their turn: bounds memory

@@ -12,8 +12,8 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from masksearch_jax import han
-from masksearch_jax.types import Demonstration
+from masksearch_jax.core import chinese
+from masksearch_jax.core.types import Demonstration
 
 Tokens = Sequence[str]
 
@@ -56,7 +56,7 @@ def words_of(demonstration: Demonstration) -> list[str]:
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(han.spaced(text).lower())
+    return _WORD.findall(chinese.spaced(text).lower())
 
 
 def distinct_n(texts: Iterable[Tokens], n: int) -> float:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from masksearch_jax import scoring
+from masksearch_jax.core import scoring
 
 _CELLS = 4_000_000  # resampled values held at once
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from masksearch_jax import markup, scoring
+from masksearch_jax.core import markup, scoring
+from masksearch_jax.core.types import Example, RampExample, Trajectory
 from masksearch_jax.evals.metrics import answer_metrics, bootstrap
-from masksearch_jax.types import Example, RampExample, Trajectory
 
 METRICS = ("span_recall", "em", "f1", "format_rate", "searches")
 

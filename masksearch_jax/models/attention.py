@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from masksearch_jax import sharding
-from masksearch_jax.config import ModelConfig, RopeScaling
+from masksearch_jax.core.config import ModelConfig, RopeScaling
 from masksearch_jax.models import context
 from masksearch_jax.models.remat import keep
+from masksearch_jax.parallel import sharding
 
 SPLASH_BLOCKS = (512, 256, 128)
 # Rows are cut into at most so many pieces, of no fewer tokens; each leaves out the keys after it.

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from masksearch_jax import sharding
+from masksearch_jax.parallel import sharding
 
 AXIS = "context"
 

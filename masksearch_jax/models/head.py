@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from masksearch_jax import sharding
 from masksearch_jax.models import shared
+from masksearch_jax.parallel import sharding
 
 
 class _Score(NamedTuple):

@@ -21,13 +21,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from masksearch_jax import hosts, sharding
-from masksearch_jax.config import ComputeConfig, ModelConfig
+from masksearch_jax.core.config import ComputeConfig, ModelConfig
 from masksearch_jax.models import hf_files, hf_folder
 from masksearch_jax.models.hf_config import HfError, read_config, to_hf_config
 from masksearch_jax.models.hf_files import DTYPES, INDEX, SINGLE, Stored  # noqa: F401
 from masksearch_jax.models.transformer import Transformer
-from masksearch_jax.progress import Progress
+from masksearch_jax.parallel import hosts, sharding
+from masksearch_jax.runtime.progress import Progress
 
 MB = 10**6
 

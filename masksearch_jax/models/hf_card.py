@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from masksearch_jax.config import ModelConfig
+from masksearch_jax.core.config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from masksearch_jax.config import ModelConfig, RopeScaling
+from masksearch_jax.core.config import ModelConfig, RopeScaling
 
 ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",

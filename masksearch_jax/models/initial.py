@@ -13,10 +13,11 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from masksearch_jax import sharding, stored
-from masksearch_jax.config import ComputeConfig, LoraConfig, ModelConfig
+from masksearch_jax import stored
+from masksearch_jax.core.config import ComputeConfig, LoraConfig, ModelConfig
 from masksearch_jax.models import hf, lora
 from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.parallel import sharding
 
 
 class InitError(ValueError):

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from masksearch_jax import sharding
-from masksearch_jax.config import ModelConfig
+from masksearch_jax.core.config import ModelConfig
 from masksearch_jax.models import attention, paged_attention, triton_attention
 from masksearch_jax.models.paged_attention import Partial
+from masksearch_jax.parallel import sharding
 
 SCORES = 2**22  # attention scores at a time of a chunk: 16 MiB in float32
 

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from masksearch_jax import sharding, stored, train_state
-from masksearch_jax.config import LoraConfig
+from masksearch_jax import stored, train_state
+from masksearch_jax.core.config import LoraConfig
+from masksearch_jax.parallel import sharding
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 

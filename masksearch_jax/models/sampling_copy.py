@@ -12,8 +12,8 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
-from masksearch_jax import sharding
-from masksearch_jax.config import ComputeConfig
+from masksearch_jax.core.config import ComputeConfig
+from masksearch_jax.parallel import sharding
 
 Model = TypeVar("Model")
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from masksearch_jax import sharding
+from masksearch_jax.parallel import sharding
 
 COLUMNS = ("any", sharding.SHARED)  # logical axes of a table for `sharding.on_shards`
 _ROWS = ("batch", "time")

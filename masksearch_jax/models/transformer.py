@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from masksearch_jax import sharding
-from masksearch_jax.config import ComputeConfig, ModelConfig
+from masksearch_jax.core.config import ComputeConfig, ModelConfig
 from masksearch_jax.models import attention, context, head, kv_cache, sampling_copy, shared
 from masksearch_jax.models.kv_cache import Fresh, KVCache
 from masksearch_jax.models.remat import REMAT, keep
+from masksearch_jax.parallel import sharding
 
 FAMILIES = ("qwen2", "qwen3", "llama")
 _LAYER = ("batch", "time", "activation")  # logical axes of what goes from layer to layer

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from masksearch_jax.config import ComputeConfig, ModelConfig
+from masksearch_jax.core.config import ComputeConfig, ModelConfig
 from masksearch_jax.models import attention, head, kv_cache, sampling_copy, transformer
 from masksearch_jax.models.kv_cache import Fresh, KVCache
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from masksearch_jax.config import DapoRun, SftRun
+from masksearch_jax.core.config import DapoRun, SftRun
 
 Run = SftRun | DapoRun
 _LESS_AGAIN = {"block": "dots", "offload": "dots", "dots": "none"}  # remat that computes less again

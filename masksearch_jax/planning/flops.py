@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.extend import core
 
-from masksearch_jax.config import ModelConfig
+from masksearch_jax.core.config import ModelConfig
 
 # Matrix products of each attention kernel, in units of scores @ values; causal: half of each.
 _KERNELS = {"fwd": 2, "dq": 3, "dkv": 4}

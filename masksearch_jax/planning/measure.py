@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from masksearch_jax.config import ModelConfig
+from masksearch_jax.core.config import ModelConfig
 from masksearch_jax.planning import chips
 from masksearch_jax.planning.hlo import Collective
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from masksearch_jax import sharding
+from masksearch_jax.parallel import sharding
 
 
 def at(tree: Any, places: Any) -> Any:

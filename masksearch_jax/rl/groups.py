@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from masksearch_jax.config import DapoConfig, RolloutConfig
+from masksearch_jax.core.config import DapoConfig, RolloutConfig
+from masksearch_jax.core.types import NOT_ITS_DOING, Example, Trajectory
 from masksearch_jax.rl import advantages
 from masksearch_jax.rl.rewards import RewardParts
-from masksearch_jax.types import NOT_ITS_DOING, Example, Trajectory
 
 
 class Group(NamedTuple):

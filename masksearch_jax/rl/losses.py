@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from masksearch_jax.config import DapoConfig
+from masksearch_jax.core.config import DapoConfig
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 

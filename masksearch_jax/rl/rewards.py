@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from masksearch_jax import markup, scoring
-from masksearch_jax.config import DapoConfig
-from masksearch_jax.types import Example, QAExample, RampExample, Segment, Trajectory
+from masksearch_jax.core import markup, scoring
+from masksearch_jax.core.config import DapoConfig
+from masksearch_jax.core.types import Example, QAExample, RampExample, Segment, Trajectory
 
 KINDS = ("recall", "penalised", "judge")
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from masksearch_jax.config import RolloutConfig
-from masksearch_jax.http_service import Refusal
-from masksearch_jax.types import Trajectory
+from masksearch_jax.core.config import RolloutConfig
+from masksearch_jax.core.types import Trajectory
+from masksearch_jax.runtime.http_service import Refusal
 
 ROLES = ("system", "user", "assistant")
 _SAMPLER = ("temperature", "top_p", "top_k", "min_p")

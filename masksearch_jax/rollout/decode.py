@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from masksearch_jax.parallel.sharding import CACHE, constrain
 from masksearch_jax.rollout.sampling import Sampler, sample
-from masksearch_jax.sharding import CACHE, constrain
 
 EXTEND_ROWS = 8  # rows per extend chunk; fixed, so that numerics do not depend on who else waits
 

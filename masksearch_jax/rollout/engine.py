@@ -19,15 +19,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from masksearch_jax import hosts, markup, retrieval, sharding
-from masksearch_jax.config import RolloutConfig, SearchConfig
+from masksearch_jax.core import markup, retrieval
+from masksearch_jax.core.config import RolloutConfig, SearchConfig
+from masksearch_jax.core.types import Segment, Status, Trajectory
+from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.rollout import decode, memory, schedule
 from masksearch_jax.rollout.agreement import Agreement, Needs
 from masksearch_jax.rollout.episode import Episode, Request, Rules, Vocabulary, finish
 from masksearch_jax.rollout.pool import SearchPool
 from masksearch_jax.rollout.sampling import sampler_of
 from masksearch_jax.rollout.stats import EngineStats
-from masksearch_jax.types import Segment, Status, Trajectory
 
 _IDLE_SECONDS = 0.02  # a process without work looks again, since others may have some
 

@@ -13,17 +13,17 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from masksearch_jax import markup, retrieval
-from masksearch_jax.config import RolloutConfig, SearchConfig
+from masksearch_jax.core import markup, retrieval
+from masksearch_jax.core.config import RolloutConfig, SearchConfig
+from masksearch_jax.core.types import Passage, Segment, Status, Trajectory, Turn
 from masksearch_jax.rollout.decode import RolloutError
 from masksearch_jax.rollout.pool import Call
-from masksearch_jax.types import Passage, Segment, Status, Trajectory, Turn
 
 _LONGEST_PERIOD = 32  # tokens of a phrase that the repetition guard knows
 
 
 class Vocabulary(Protocol):
-    """The part of `data.vocab.Vocab` that the engine uses."""
+    """The part of `core.tokenizer.Vocab` that the engine uses."""
 
     eos_ids: tuple[int, ...]
 

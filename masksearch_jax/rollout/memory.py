@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from masksearch_jax.config import ComputeConfig, ModelConfig, RolloutConfig
+from masksearch_jax.core.config import ComputeConfig, ModelConfig, RolloutConfig
 from masksearch_jax.rollout import schedule
 from masksearch_jax.rollout.decode import RolloutError
 

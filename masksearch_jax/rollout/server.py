@@ -23,17 +23,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from masksearch_jax.http_service import Call, Refusal, Service
+from masksearch_jax.core.types import Trajectory
 from masksearch_jax.rollout import chat
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
-from masksearch_jax.types import Trajectory
+from masksearch_jax.runtime.http_service import Call, Refusal, Service
 
 _LOOK = 0.5  # seconds between two looks at whether a client still waits
 
 
 class ChatVocabulary(Protocol):
-    """The part of `data.vocab.Vocab` that makes a prompt of messages."""
+    """The part of `core.tokenizer.Vocab` that makes a prompt of messages."""
 
     def encode(self, text: str) -> list[int]: ...
     def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> str: ...

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import tantivy
 
+from masksearch_jax.core.types import Passage
 from masksearch_jax.search.store import PassageStore, PassageWriter
 from masksearch_jax.search.tool import SearchError
 from masksearch_jax.search.words import LANGUAGES, query_words, text_words, title_words
-from masksearch_jax.types import Passage
 
 FORMAT = 1  # of the folder's layout and of the analysis of text; an index of another one is refused
 TITLE_BOOST = 0.4

@@ -9,8 +9,8 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
 
+from masksearch_jax.core.types import Passage
 from masksearch_jax.search.tool import SearchError, SearchTool
-from masksearch_jax.types import Passage
 
 MODES = ("use", "replay")
 _TABLE = """create table if not exists results (

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from masksearch_jax.core.types import Passage
 from masksearch_jax.search.tool import SearchError
-from masksearch_jax.types import Passage
 
 MAX_RESPONSE = 64 * 2**20  # bytes
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
-from masksearch_jax.http_service import Call, Refusal, Service
+from masksearch_jax.core.types import Passage
+from masksearch_jax.runtime.http_service import Call, Refusal, Service
 from masksearch_jax.search.tool import SearchError, SearchTool
-from masksearch_jax.types import Passage
 
 MAX_QUERIES = 512  # per request
 MAX_TOP_K = 100

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from masksearch_jax.core.types import Passage
 from masksearch_jax.search.tool import SearchError
-from masksearch_jax.types import Passage
 
 _TEXTS, _OFFSETS, _IDS = "passages.jsonl", "offsets.npy", "ids.npy"
 _ROWS = 256  # read at once by an iteration

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from masksearch_jax.config import SearchConfig
-from masksearch_jax.types import Example, Passage, RampExample
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.types import Example, Passage, RampExample
 
 KINDS = ("bm25", "http", "none", "random")
 _PROBES, _PROBE_DEPTH = 8, 10  # examples searched for, and how deep

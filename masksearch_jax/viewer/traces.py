@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from masksearch_jax import markup
+from masksearch_jax.core import markup
 from masksearch_jax.viewer import figures
 from masksearch_jax.viewer.load import as_dict, as_list, is_number
 

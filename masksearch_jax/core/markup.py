@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from masksearch_jax.types import Passage, Segment
+from masksearch_jax.core.types import Passage, Segment
 
 MASK = "[mask]"
 TAGS = ("think", "search", "information", "answer")

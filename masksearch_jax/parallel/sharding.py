@@ -18,8 +18,9 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from masksearch_jax import cli
-from masksearch_jax.config import MeshConfig
+from masksearch_jax.core.config import MeshConfig
+from masksearch_jax.core.errors import Restart
+from masksearch_jax.runtime.process import name_process
 
 Tree = TypeVar("Tree")
 
@@ -113,8 +114,8 @@ def join_processes(heartbeat_seconds: int = 30) -> None:
     try:
         jax.distributed.initialize(*place, heartbeat_timeout_seconds=heartbeat_seconds)
     except jax.errors.JaxRuntimeError as error:
-        raise cli.Restart(f"the other processes cannot be joined at {address}: {error}") from error
-    cli.name_process(jax.process_index(), jax.process_count())
+        raise Restart(f"the other processes cannot be joined at {address}: {error}") from error
+    name_process(jax.process_index(), jax.process_count())
 
 
 def _place_among(address: str) -> tuple[int, int]:

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from etils import epath
 
-from masksearch_jax import cli
-from masksearch_jax.config import SurvivalConfig
+from masksearch_jax.core.config import SurvivalConfig
+from masksearch_jax.runtime.process import RESTART, process_index, this_process
 
 _PACKAGE = str(Path(__file__).parent)
 _LOOK_SECONDS = 0.2
@@ -92,11 +92,11 @@ class Watchdog:
     def _end(self, limit: float, silent: float) -> None:
         where = stuck_at(self._watched)
         message = (
-            f"error: {cli.this_process()}: no progress for {silent:.1f} s (limit {limit:.1f} s): "
+            f"error: {this_process()}: no progress for {silent:.1f} s (limit {limit:.1f} s): "
             f"stuck in {where}; the stacks of all threads follow"
         )
         with contextlib.suppress(Exception):  # a bucket's files have no descriptor
-            name = f"hang-{cli.process_index()}.txt"
+            name = f"hang-{process_index()}.txt"
             with (self._folder / name).open("w") as file:
                 file.write(message + "\n")
                 file.flush()
@@ -104,7 +104,7 @@ class Watchdog:
         print(message, file=sys.stderr, flush=True)
         with contextlib.suppress(Exception):  # a stderr without a file descriptor
             faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        os._exit(cli.RESTART)
+        os._exit(RESTART)
 
 
 def stuck_at(thread: int) -> str:

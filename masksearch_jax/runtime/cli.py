@@ -16,170 +16,32 @@ xpk restarts on 42 and 127 to 255 by itself, not on 1 and 2.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import difflib
 import errno
 import importlib.util
 import os
 import re
-import socket
 import sys
 import traceback
-import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from masksearch_jax.interrupts import never_lost
+from masksearch_jax.core.errors import ConfigError, Restart, UserError, nearest
+from masksearch_jax.core.schema import flat_keys, to_dataclass
+from masksearch_jax.runtime.interrupts import never_lost
+from masksearch_jax.runtime.process import (
+    RESTART,
+    end_alone,
+    is_lost_process,
+    process_count,
+    this_process,
+)
 
 T = TypeVar("T")
 
 USAGE = "usage: python -m {name} --config=configs/NAME.py[:arg] [--config.section.key=value ...]"
-RESTART = 42
-_process = (0, 1)  # which one of how many
-# What JAX says when another process is gone; nobody but its runtime knows.
-_LOST = re.compile(
-    r"gloo|connection (closed|reset|refused)|socket closed|unavailable|heartbeat|"
-    r"coordination service|barrier|deadline.exceeded|preempt",
-    re.IGNORECASE,
-)
-# Not every way out of its runtime raises its own class of error; the status is in front of all.
-_STATUS = re.compile(r"(unknown|internal|aborted|cancelled|unavailable|deadline_exceeded): ", re.I)
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
-
-
-class UserError(Exception):
-    """Something the user can put right; `run` prints its message without a traceback."""
-
-
-class ConfigError(UserError):
-    """A config file, key or value that no run can be made of."""
-
-
-class Restart(UserError):
-    """Nothing that the same command, started again, would not mend; `run` exits with 42."""
-
-
-def name_process(index: int, count: int) -> None:
-    """Says that this is one of several processes: errors then name it and its host."""
-    global _process
-    _process = (index, count)
-
-
-def process_index() -> int:
-    return _process[0]
-
-
-def this_process() -> str:
-    """`process 1 of 2 on HOST`."""
-    return f"process {_process[0]} of {_process[1]} on {socket.gethostname()}"
-
-
-def is_lost_process(error: BaseException | None) -> bool:
-    """Whether an error of JAX's, or one it came from, says that another process is gone."""
-    if error is None or _process[1] == 1:
-        return False
-    text = str(error)
-    theirs = type(error).__name__ == "JaxRuntimeError" or _STATUS.match(text)
-    if theirs and _LOST.search(text):
-        return True
-    return is_lost_process(error.__cause__ or error.__context__)
-
-
-def end_alone(error: BaseException) -> typing.NoReturn:
-    """Exits with 42 at once: every other way waits for the process that is gone."""
-    text = " ".join(str(error).split())[:300]
-    print(f"error: {this_process()}: lost another process: {text}", file=sys.stderr, flush=True)
-    os._exit(RESTART)
-
-
-def nearest(word: str, choices: Iterable[str], prefix: str = "") -> str:
-    """A sentence with the choices most like `word`, or all undotted ones when none is.
-
-    A choice whose last dotted part equals that of `word` counts as alike.
-    """
-    choices = sorted(choices)
-    ratio = {c: difflib.SequenceMatcher(None, word, c).ratio() for c in choices}
-    best = max(ratio.values(), default=0.0)
-    close = [c for c in choices if ratio[c] >= max(0.6, best - 0.1)]
-    leaf = word.rpartition(".")[2]
-    same = [c for c in choices if c.rpartition(".")[2] == leaf]
-    ranked = sorted(same or close, key=lambda c: -ratio[c])[:3]
-    if ranked:
-        return f"did you mean {' or '.join(prefix + c for c in ranked)}?"
-    tops = [c for c in choices if "." not in c] or choices
-    return f"choices: {', '.join(prefix + c for c in tops) or 'none'}"
-
-
-def flat_keys(schema: type, prefix: str = "") -> dict[str, Any]:
-    """Dotted name to type of every key of a dataclass, sections and their keys alike."""
-    keys: dict[str, Any] = {}
-    for name, kind in typing.get_type_hints(schema).items():
-        keys[prefix + name] = kind
-        inner = _not_none(kind)
-        if dataclasses.is_dataclass(inner):
-            keys |= flat_keys(inner, f"{prefix}{name}.")
-    return keys
-
-
-def to_dataclass(schema: type[T], config: Any, path: str = "config") -> T:
-    """The frozen dataclass `schema` filled from a ConfigDict or dict of exactly its keys.
-
-    An int is taken for a float and a list for a tuple; nothing else is converted. Raises
-    ConfigError that names the dotted key and the nearest valid ones (unknown), or the value and the
-    type it should have.
-    """
-    values = config.to_dict() if hasattr(config, "to_dict") else config
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{path} is {values!r}; it must be a section with {_names(schema)}")
-    kinds = typing.get_type_hints(schema)
-    for key in values:
-        if key not in kinds:
-            near = nearest(key, kinds, prefix=f"{path}.")
-            raise ConfigError(f"{path}.{key} is not a key of {schema.__name__}; {near}")
-    required = {f.name for f in dataclasses.fields(schema) if _has_no_default(f)}
-    if missing := sorted(required - set(values)):
-        raise ConfigError(f"{path} lacks {', '.join(f'{path}.{m}' for m in missing)}")
-    return schema(**{k: _convert(kinds[k], v, f"{path}.{k}") for k, v in values.items()})
-
-
-def _names(schema: type) -> str:
-    return ", ".join(f.name for f in dataclasses.fields(schema))
-
-
-def _has_no_default(field: dataclasses.Field) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _not_none(kind: Any) -> Any:
-    """T of `T | None`, and any other type itself."""
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        return next(a for a in typing.get_args(kind) if a is not types.NoneType)
-    return kind
-
-
-def _convert(kind: Any, value: Any, path: str) -> Any:
-    inner = _not_none(kind)
-    if value is None and inner is not kind:
-        return None
-    if dataclasses.is_dataclass(inner):
-        return to_dataclass(inner, value, path)
-    origin, args = typing.get_origin(inner), typing.get_args(inner)
-    if origin is typing.Literal:
-        if value not in args:
-            near = nearest(str(value), map(str, args))
-            raise ConfigError(f"{path} is {value!r}, not one of {', '.join(args)}; {near}")
-        return value
-    if origin is tuple and isinstance(value, (tuple, list)):
-        return tuple(_convert(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
-    if inner is float and type(value) is int:
-        return float(value)
-    if isinstance(inner, type) and type(value) is inner:
-        return value
-    name = inner.__name__ if isinstance(inner, type) and not args else str(inner)
-    name += " or None" if inner is not kind else ""
-    raise ConfigError(f"{path} is {value!r} ({type(value).__name__}); it must be {name}")
 
 
 def load_config(spec: str) -> Any:
@@ -268,7 +130,7 @@ def _program(argv: Sequence[str]) -> str:
 
 
 def _fail(message: str, status: int) -> typing.NoReturn:
-    several = _process[1] > 1
+    several = process_count() > 1
     where = f"{this_process()}: " if several else ""
     print(f"error: {where}{' '.join(message.split())}", file=sys.stderr, flush=True)
     if several and status != RESTART:
@@ -323,7 +185,7 @@ def call(work: Callable[[], Any]) -> None:
             end_alone(error)
         message = _expected(error)
         if message is None:
-            if _process[1] == 1:
+            if process_count() == 1:
                 raise
             traceback.print_exc()
             message = f"{type(error).__name__}: {error}"

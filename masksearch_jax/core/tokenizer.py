@@ -20,7 +20,7 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from masksearch_jax import markup
+from masksearch_jax.core import markup
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"

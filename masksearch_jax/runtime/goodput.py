@@ -15,7 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from masksearch_jax import storage
+from masksearch_jax.runtime import storage
 
 FILE_NAME = "goodput.jsonl"
 PRODUCTIVE = ("sample", "update")

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from masksearch_jax import storage
+from masksearch_jax.runtime import storage
 
 FILE_NAME = "metrics.jsonl"
 

@@ -15,8 +15,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from masksearch_jax import sharding
-from masksearch_jax.sharding import MeshError
+from masksearch_jax.parallel import sharding
+from masksearch_jax.parallel.sharding import MeshError
 
 Tree = TypeVar("Tree")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from masksearch_jax import markup
-from masksearch_jax.config import SearchConfig
-from masksearch_jax.types import Example, Passage, RampExample
+from masksearch_jax.core import markup
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.types import Example, Passage, RampExample
 
 
 class Search(Protocol):

@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from masksearch_jax.cli import ConfigError, UserError, run, to_dataclass  # noqa: F401
-
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:

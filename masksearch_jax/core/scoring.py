@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from masksearch_jax import han
-from masksearch_jax.markup import MASK
-from masksearch_jax.types import RampExample
+from masksearch_jax.core import chinese
+from masksearch_jax.core.markup import MASK
+from masksearch_jax.core.types import RampExample
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation + han.PUNCTUATION)
-_PIECE = re.compile(rf"[{han.CHARACTERS}]|[^\W{han.CHARACTERS}]+|[^\w\s]")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation + chinese.PUNCTUATION)
+_PIECE = re.compile(rf"[{chinese.CHARACTERS}]|[^\W{chinese.CHARACTERS}]+|[^\w\s]")
 # Answers that are all or nothing, as in HotpotQA's scorer.
 _CLOSED = frozenset({"yes", "no", "noanswer"})
 # Words a fill may have beyond its span's at full score ("in the year 1879" for "1879").
@@ -47,7 +47,7 @@ def normalise(text: str) -> str:
 
 def tokenise(text: str) -> list[str]:
     """Words of the normal form; each Chinese character is one."""
-    return han.spaced(normalise(text)).split()
+    return chinese.spaced(normalise(text)).split()
 
 
 def exact(prediction: str, gold: str) -> bool:

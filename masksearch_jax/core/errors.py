@@ -1,0 +1,36 @@
+"""Errors that the user can put right, and the sentence that names what is nearest to a typo."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can put right; `run` prints its message without a traceback."""
+
+
+class ConfigError(UserError):
+    """A config file, key or value that no run can be made of."""
+
+
+class Restart(UserError):
+    """Nothing that the same command, started again, would not mend; `run` exits with 42."""
+
+
+def nearest(word: str, choices: Iterable[str], prefix: str = "") -> str:
+    """A sentence with the choices most like `word`, or all undotted ones when none is.
+
+    A choice whose last dotted part equals that of `word` counts as alike.
+    """
+    choices = sorted(choices)
+    ratio = {c: difflib.SequenceMatcher(None, word, c).ratio() for c in choices}
+    best = max(ratio.values(), default=0.0)
+    close = [c for c in choices if ratio[c] >= max(0.6, best - 0.1)]
+    leaf = word.rpartition(".")[2]
+    same = [c for c in choices if c.rpartition(".")[2] == leaf]
+    ranked = sorted(same or close, key=lambda c: -ratio[c])[:3]
+    if ranked:
+        return f"did you mean {' or '.join(prefix + c for c in ranked)}?"
+    tops = [c for c in choices if "." not in c] or choices
+    return f"choices: {', '.join(prefix + c for c in tops) or 'none'}"
