@@ -32,13 +32,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import crash_runs
-from masksearch_jax.checkpoint import Checkpointer
 from masksearch_jax.core.config import CheckpointConfig, DapoRun, ModelConfig, SftRun
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.runtime import cli, goodput
 from masksearch_jax.runtime.process import RESTART
-from masksearch_jax.stored import CheckpointError
-from masksearch_jax.train_state import TrainState
+from masksearch_jax.training.checkpoint import Checkpointer
+from masksearch_jax.training.checkpoint_files import CheckpointError
+from masksearch_jax.training.train_state import TrainState
 
 Run = SftRun | DapoRun
 ENDS = {0, RESTART, -signal.SIGKILL, -signal.SIGABRT}  # of a process whose peer was killed

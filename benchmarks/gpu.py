@@ -148,10 +148,11 @@ def ours_decode(repeats: int, context: int, bandwidth: float) -> rollout.Values:
 def ours_train(repeats: int, chunk: int = 16384, accumulate: int = 1) -> rollout.Values:
     import jax
 
-    from masksearch_jax import train_sft, train_state
+    from masksearch_jax import train_sft
     from masksearch_jax.core.config import MeshConfig, OptimConfig
     from masksearch_jax.parallel.hosts import shard_batch
     from masksearch_jax.parallel.sharding import make_mesh
+    from masksearch_jax.training import train_state
 
     config, mesh = shape(), make_mesh(MeshConfig(-1, 1, 1))
     batch = packed_batch(config)

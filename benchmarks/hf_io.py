@@ -99,8 +99,8 @@ def write_folder(config: ModelConfig, folder: Path, shard_bytes: float) -> Row:
 def ours(job: str, base: Path) -> Row:
     import jax.numpy as jnp
 
-    from masksearch_jax import checkpoint, stored
-    from masksearch_jax.train_state import TrainState
+    from masksearch_jax.training import checkpoint, checkpoint_files
+    from masksearch_jax.training.train_state import TrainState
 
     def load(folder: Path) -> Any:
         return hf.load(folder, COMPUTE)
@@ -110,7 +110,7 @@ def ours(job: str, base: Path) -> Row:
             checkpointer.save(1, TrainState(jnp.int32(1), model, ()), {})
 
     def export(folder: Path, config: ModelConfig, out: Path) -> None:
-        with stored.StoredParams(folder, hf.abstract(config, COMPUTE), config) as params:
+        with checkpoint_files.StoredParams(folder, hf.abstract(config, COMPUTE), config) as params:
             shapes = hf.abstract(config, COMPUTE)
             hf.save(shapes, out, read=params.read, max_shard_bytes=SHARD)
 

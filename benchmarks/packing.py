@@ -24,7 +24,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks import rollout
-from masksearch_jax import train_dapo, train_state
+from masksearch_jax import train_dapo
 from masksearch_jax.core.config import (
     ComputeConfig,
     DapoConfig,
@@ -38,6 +38,7 @@ from masksearch_jax.parallel import hosts
 from masksearch_jax.parallel.sharding import batch_shards, make_mesh, shard_parameters, split_cpu
 from masksearch_jax.rl import packing
 from masksearch_jax.runtime.cli import load_config
+from masksearch_jax.training import train_state
 
 TARGETS = {"fill25.ratio_to_padded": (">=", 2.0), "fill50.ratio_to_padded": (">=", 1.2)}
 QUICKSTART = load_config(str(Path(__file__).parent.parent / "configs" / "quickstart.py"))

@@ -32,13 +32,13 @@ import optax
 from jax.sharding import Mesh
 
 from benchmarks import hf_io
-from masksearch_jax import checkpoint, stored
 from masksearch_jax.core.config import CheckpointConfig, ComputeConfig, MeshConfig, ModelConfig
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
 from masksearch_jax.planning import shapes
-from masksearch_jax.train_state import TrainState, init_state
+from masksearch_jax.training import checkpoint, checkpoint_files
+from masksearch_jax.training.train_state import TrainState, init_state
 
 COMPUTE = ComputeConfig("float32", "float32", "xla", "none", 1024)
 CHECKPOINT = CheckpointConfig(every=1, keep=1)
@@ -103,7 +103,7 @@ def restore(job: str, config: ModelConfig, folder: Path, mesh: Mesh) -> Any:
             return jax.block_until_ready(checkpointer.restore(like)[0])
     like = abstract(config, mesh).params
     names = map(sharding.parameter_name, dict(jax.tree_util.tree_leaves_with_path(like)))
-    with stored.StoredParams(folder, like, config) as params:
+    with checkpoint_files.StoredParams(folder, like, config) as params:
         for name in names:
             jax.block_until_ready(params.read(name))
     return None

@@ -144,10 +144,11 @@ def ours(folder: Path, shape: Shape) -> Callable[[], float]:
     import jax
 
     jax.config.update("jax_num_cpu_devices", shape.devices)
-    from masksearch_jax import train_sft, train_state
+    from masksearch_jax import train_sft
     from masksearch_jax.models import hf
     from masksearch_jax.parallel.hosts import shard_batch
     from masksearch_jax.parallel.sharding import make_mesh
+    from masksearch_jax.training import train_state
 
     mesh = make_mesh(MeshConfig(-1, 1, 1))
     batch = dict(np.load(folder / "batch.npz"))
@@ -313,9 +314,10 @@ def against_torch(name: str, repeats: int, folder: Path) -> dict[str, list[float
 
 def gflop(shape: Shape, model: Any, batch: pipeline.Batch) -> float:
     """Floating-point operations of our step's products, 1e9, by its traced program."""
-    from masksearch_jax import train_sft, train_state
+    from masksearch_jax import train_sft
     from masksearch_jax.parallel.hosts import split_micro
     from masksearch_jax.planning import flops
+    from masksearch_jax.training import train_state
 
     tx = train_state.make_optimizer(OPTIM, 1000)
     loss_fn = train_sft.make_loss_fn(shape.compute)

@@ -31,7 +31,7 @@ from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.tool import SearchTool, check_sources, open_tool
 from masksearch_jax.stages import write_json
-from masksearch_jax.survival import Preemption
+from masksearch_jax.training.supervisor import Preemption
 
 # Condition → search.kind; "search" takes the kind that is configured.
 CONDITIONS = {"search": "", "no_search": "none", "random": "random"}

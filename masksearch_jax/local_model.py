@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from masksearch_jax import stored
 from masksearch_jax.core.config import ModelConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.models import hf
 from masksearch_jax.models.initial import check_vocabulary
+from masksearch_jax.training import checkpoint_files
 
 
 def describe(init: str, tokenizer: str) -> tuple[ModelConfig, Vocab]:
@@ -29,7 +29,7 @@ def describe(init: str, tokenizer: str) -> tuple[ModelConfig, Vocab]:
             f"config.init is {init!r}, which holds no config.json; if it is a folder of "
             "checkpoints, give the folder of its tokenizer as config.tokenizer"
         )
-    config = hf.read_config(init) if in_hf_format else stored.read_model(init)
+    config = hf.read_config(init) if in_hf_format else checkpoint_files.read_model(init)
     vocab = Vocab.load(tokenizer or init)
     check_vocabulary(config, vocab.size)
     return config, vocab

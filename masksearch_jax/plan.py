@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from masksearch_jax import guard, train_dapo, train_sft, train_state
+from masksearch_jax import train_dapo, train_sft
 from masksearch_jax.core.config import DapoRun, SftRun
 from masksearch_jax.core.errors import UserError
 from masksearch_jax.models import hf, kv_cache, lora, sampling_copy
@@ -35,6 +35,7 @@ from masksearch_jax.rollout import decode, memory, schedule
 from masksearch_jax.rollout.sampling import sampler_of
 from masksearch_jax.runtime import cli
 from masksearch_jax.stages import write_json
+from masksearch_jax.training import guard, train_state
 
 QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
 _FIT = 0.98  # of the HBM: gaps between arrays take some, which the compiler's peak leaves out

@@ -55,10 +55,10 @@ def load_scorer(cfg: PplConfig | None) -> masking.Scorer:
         )
     import jax  # only where a model is asked
 
-    from masksearch_jax import stored
     from masksearch_jax.core.tokenizer import Vocab
     from masksearch_jax.models import hf, initial, likelihood
     from masksearch_jax.parallel import sharding
+    from masksearch_jax.training import checkpoint_files
 
     in_hf_format = (Path(cfg.init) / "config.json").is_file()
     if not in_hf_format and not cfg.tokenizer:
@@ -66,7 +66,7 @@ def load_scorer(cfg: PplConfig | None) -> masking.Scorer:
             f"config.ppl.init, {cfg.init!r}, holds checkpoints: config.ppl.tokenizer must name the "
             "folder of their tokenizer"
         )
-    config = hf.read_config(cfg.init) if in_hf_format else stored.read_model(cfg.init)
+    config = hf.read_config(cfg.init) if in_hf_format else checkpoint_files.read_model(cfg.init)
     vocab = Vocab.load(cfg.tokenizer or cfg.init)
     initial.check_vocabulary(config, vocab.size)
     mesh = sharding.make_mesh(cfg.mesh)

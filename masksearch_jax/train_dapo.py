@@ -18,8 +18,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from masksearch_jax import train_state
-from masksearch_jax.checkpoint import Checkpointer
 from masksearch_jax.core import retrieval
 from masksearch_jax.core.config import ComputeConfig, DapoConfig, DapoRun, RolloutConfig
 from masksearch_jax.core.errors import ConfigError
@@ -27,7 +25,6 @@ from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Trajectory, to_json
 from masksearch_jax.data import pipeline, records
 from masksearch_jax.data.demonstrations import parse_example
-from masksearch_jax.guard import Guard, guarded
 from masksearch_jax.models import head, lora
 from masksearch_jax.models.initial import check_vocabulary, initial, pinned
 from masksearch_jax.parallel import hosts, sharding
@@ -41,7 +38,10 @@ from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.metric_writer import MetricWriter
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.tool import SearchTool, check_sources, open_tool
-from masksearch_jax.survival import Preempted, Survival
+from masksearch_jax.training import train_state
+from masksearch_jax.training.checkpoint import Checkpointer
+from masksearch_jax.training.guard import Guard, guarded
+from masksearch_jax.training.supervisor import Preempted, Survival
 
 
 def make_loss_fn(

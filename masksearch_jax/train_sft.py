@@ -14,13 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from masksearch_jax import train_state
-from masksearch_jax.checkpoint import Checkpointer
 from masksearch_jax.core.config import ComputeConfig, SftRun
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.data import pipeline, records
-from masksearch_jax.guard import Guard, guarded
 from masksearch_jax.models import head, lora
 from masksearch_jax.models.initial import check_vocabulary, initial, pinned
 from masksearch_jax.parallel import hosts
@@ -29,7 +26,10 @@ from masksearch_jax.rl import losses
 from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.metric_writer import MetricWriter
 from masksearch_jax.runtime.progress import Progress
-from masksearch_jax.survival import Survival
+from masksearch_jax.training import train_state
+from masksearch_jax.training.checkpoint import Checkpointer
+from masksearch_jax.training.guard import Guard, guarded
+from masksearch_jax.training.supervisor import Survival
 
 
 def make_loss_fn(compute: ComputeConfig) -> train_state.LossFn:

@@ -11,7 +11,6 @@ import optax
 import pytest
 
 from masksearch_jax import train_sft
-from masksearch_jax.checkpoint import Checkpointer
 from masksearch_jax.core.config import (
     CheckpointConfig,
     ComputeConfig,
@@ -23,7 +22,8 @@ from masksearch_jax.models import hf, lora
 from masksearch_jax.parallel.hosts import shard_batch, split_micro
 from masksearch_jax.parallel.sharding import make_mesh, shard_parameters, to_host
 from masksearch_jax.planning.hlo import Module
-from masksearch_jax.train_state import init_state, make_optimizer, make_train_step
+from masksearch_jax.training.checkpoint import Checkpointer
+from masksearch_jax.training.train_state import init_state, make_optimizer, make_train_step
 from tests import test_mesh_parity
 from tests.test_mesh_parity import COMPUTE, batch
 

@@ -10,8 +10,7 @@ import pytest
 from flax import nnx
 
 from configs import common
-from masksearch_jax import ask, train_state
-from masksearch_jax.checkpoint import Checkpointer
+from masksearch_jax import ask
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import CheckpointConfig, ComputeConfig, MeshConfig, ModelConfig
 from masksearch_jax.core.errors import ConfigError
@@ -24,6 +23,8 @@ from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.runtime import cli
 from masksearch_jax.search import bm25
 from masksearch_jax.search.tool import FakeSearch, SearchError
+from masksearch_jax.training import train_state
+from masksearch_jax.training.checkpoint import Checkpointer
 
 OSLO = Passage("1", "Oslo", "Oslo is the capital of Norway, founded in 1040.")
 KRONE = Passage("2", "Krone", "The krone is the currency of Norway since 1875.")

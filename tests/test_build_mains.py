@@ -24,9 +24,7 @@ from masksearch_jax import (
     export_hf,
     train_dapo,
     train_sft,
-    train_state,
 )
-from masksearch_jax.checkpoint import Checkpointer
 from masksearch_jax.core.config import CheckpointConfig, ComputeConfig, ModelConfig, OptimConfig
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
@@ -36,6 +34,8 @@ from masksearch_jax.data.ramp import read_jsonl
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.runtime import cli
+from masksearch_jax.training import train_state
+from masksearch_jax.training.checkpoint import Checkpointer
 
 MAINS = {
     "ask": (ask.run, ask.AskRun),

@@ -20,11 +20,16 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from benchmarks import restore
-from masksearch_jax import stored
-from masksearch_jax.checkpoint import Checkpointer
 from masksearch_jax.core.config import CheckpointConfig, ModelConfig, OptimConfig, RopeScaling
-from masksearch_jax.stored import CheckpointError, load_params
-from masksearch_jax.train_state import TrainState, init_state, make_optimizer, make_train_step
+from masksearch_jax.training import checkpoint_files
+from masksearch_jax.training.checkpoint import Checkpointer
+from masksearch_jax.training.checkpoint_files import CheckpointError, load_params
+from masksearch_jax.training.train_state import (
+    TrainState,
+    init_state,
+    make_optimizer,
+    make_train_step,
+)
 
 CONFIG = CheckpointConfig(every=2, keep=2)
 MODEL = ModelConfig(
@@ -212,7 +217,7 @@ def test_ctrl_c_within_orbax_waits_for_it(tmp_path, capfd, monkeypatch, within):
 
 def test_arrays_lie_in_chunks_that_other_meshes_read_in_part(tmp_path, monkeypatch):
     """Of the largest array a device may hold all: its chunks are small all the same."""
-    monkeypatch.setattr(stored, "CHUNK", 2**12)
+    monkeypatch.setattr(checkpoint_files, "CHUNK", 2**12)
     state = make_state(2, width=4096)
     with Checkpointer(tmp_path, CONFIG, MODEL) as checkpointer:
         checkpointer.save(1, state, {})
@@ -294,7 +299,7 @@ def test_a_place_that_cannot_be_written_is_told_at_the_start(tmp_path, folder):
 
 def test_a_newer_format_is_refused(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stored, "FORMAT", stored.FORMAT + 1)
+        patch.setattr(checkpoint_files, "FORMAT", checkpoint_files.FORMAT + 1)
         with Checkpointer(tmp_path, CONFIG, MODEL) as checkpointer:
             checkpointer.save(1, make_state(), {})
     message = r"step 1 is of a newer format, 2; this version of masksearch_jax reads format 1"
@@ -331,8 +336,8 @@ def test_retention_keeps_the_newest_every_nth_and_the_best(tmp_path):
 WRITER = """
     import sys
     import jax.numpy as jnp
-    from masksearch_jax.checkpoint import Checkpointer
-    from masksearch_jax.train_state import TrainState
+    from masksearch_jax.training.checkpoint import Checkpointer
+    from masksearch_jax.training.train_state import TrainState
     from tests_of_checkpoint import CONFIG, MODEL
 
     with Checkpointer(sys.argv[1], CONFIG, MODEL) as checkpointer:

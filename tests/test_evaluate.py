@@ -18,7 +18,7 @@ from masksearch_jax.evals.suites import METRICS
 from masksearch_jax.models.initial import InitError
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.tool import SearchError
-from masksearch_jax.survival import Preempted
+from masksearch_jax.training.supervisor import Preempted
 
 EXAMPLES = 7
 

@@ -17,7 +17,6 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from masksearch_jax import export_hf
-from masksearch_jax.checkpoint import Checkpointer
 from masksearch_jax.core.config import (
     CheckpointConfig,
     ComputeConfig,
@@ -30,7 +29,8 @@ from masksearch_jax.models import hf, reload_check
 from masksearch_jax.models.hf_card import Card
 from masksearch_jax.models.hf_config import HfError, read_config, to_hf_config
 from masksearch_jax.models.transformer import Transformer
-from masksearch_jax.train_state import TrainState
+from masksearch_jax.training.checkpoint import Checkpointer
+from masksearch_jax.training.train_state import TrainState
 
 COMPUTE = ComputeConfig("float32", "float32", "xla", "none", 16)
 QWEN2 = ModelConfig(

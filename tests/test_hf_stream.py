@@ -21,15 +21,15 @@ from safetensors.numpy import load_file, save_file
 
 from benchmarks import hf_io
 from configs import common
-from masksearch_jax.checkpoint import Checkpointer
 from masksearch_jax.core.config import CheckpointConfig, MeshConfig, ModelConfig
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.models import hf, hf_files
 from masksearch_jax.models.hf_card import Card, model_card
 from masksearch_jax.models.hf_config import HfError, to_hf_config
 from masksearch_jax.parallel import sharding
-from masksearch_jax.stored import StoredParams
-from masksearch_jax.train_state import TrainState
+from masksearch_jax.training.checkpoint import Checkpointer
+from masksearch_jax.training.checkpoint_files import StoredParams
+from masksearch_jax.training.train_state import TrainState
 from tests.test_hf import COMPUTE, FAMILIES, QWEN2, file_size_limit, random_model  # noqa: F401
 
 SPLIT = dataclasses.replace(QWEN2, vocab_size=64, tie_embeddings=False)  # divides over a mesh

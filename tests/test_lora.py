@@ -14,8 +14,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from masksearch_jax import plan, train_dapo, train_sft, train_state
-from masksearch_jax.checkpoint import Checkpointer
+from masksearch_jax import plan, train_dapo, train_sft
 from masksearch_jax.core.config import (
     CheckpointConfig,
     ComputeConfig,
@@ -39,7 +38,9 @@ from masksearch_jax.parallel.sharding import (
     to_host,
 )
 from masksearch_jax.runtime import cli
-from masksearch_jax.stored import CheckpointError
+from masksearch_jax.training import train_state
+from masksearch_jax.training.checkpoint import Checkpointer
+from masksearch_jax.training.checkpoint_files import CheckpointError
 
 MODEL = ModelConfig(
     family="qwen2",

@@ -15,12 +15,13 @@ import numpy as np
 import optax
 import pytest
 
-from masksearch_jax import train_dapo, train_sft, train_state
+from masksearch_jax import train_dapo, train_sft
 from masksearch_jax.core.config import ComputeConfig, DapoRun, MeshConfig, ModelConfig
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.models import hf
 from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.runtime import cli
+from masksearch_jax.training import train_state
 
 CHILD = """
 import sys

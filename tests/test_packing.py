@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from masksearch_jax.parallel.hosts import split_micro
 from masksearch_jax.rl import packing
-from masksearch_jax.train_state import init_state, make_train_step
+from masksearch_jax.training.train_state import init_state, make_train_step
 from tests.test_accumulation import random_model
 from tests.test_mesh_parity import MODEL, losses
 

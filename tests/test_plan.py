@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import common
-from masksearch_jax import plan, train_sft, train_state
+from masksearch_jax import plan, train_sft
 from masksearch_jax.core.config import (
     ComputeConfig,
     DapoRun,
@@ -28,6 +28,7 @@ from masksearch_jax.parallel import sharding
 from masksearch_jax.planning import alternatives, chips, flops, measure
 from masksearch_jax.planning.hlo import Collective
 from masksearch_jax.runtime import cli
+from masksearch_jax.training import train_state
 
 COMPUTE = ComputeConfig("float32", "float32", "xla", "none", 64)
 OPTIM = OptimConfig(1e-3, "constant", 0, 1.0, 0.9, 0.95, 1e-8, 0.0, 1.0, 1)

@@ -23,7 +23,7 @@ if count > 1:
     jax.distributed.initialize(f"localhost:{port}", count, process)
 from test_rollout import *
 from masksearch_jax.parallel.sharding import replicate
-from masksearch_jax.survival import Preempted, Preemption
+from masksearch_jax.training.supervisor import Preempted, Preemption
 
 def find(query):
     if mode == "jitter":

@@ -13,8 +13,6 @@ import pytest
 from flax import nnx
 
 from configs import common
-from masksearch_jax import train_state
-from masksearch_jax.checkpoint import Checkpointer
 from masksearch_jax.core.config import CheckpointConfig, ComputeConfig, ModelConfig
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
@@ -24,6 +22,8 @@ from masksearch_jax.data.ramp import read_jsonl
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.runtime import storage
+from masksearch_jax.training import train_state
+from masksearch_jax.training.checkpoint import Checkpointer
 from tests.endpoint import Answer, Endpoint
 from tests.test_build_mains import TOWNS, build, failure, passages
 

@@ -14,7 +14,6 @@ from fsspec.implementations.memory import MemoryFileSystem
 from orbax.checkpoint._src.path import gcs_utils
 
 from masksearch_jax import export_hf
-from masksearch_jax.checkpoint import Checkpointer
 from masksearch_jax.core.config import CheckpointConfig, MeshConfig
 from masksearch_jax.models import hf
 from masksearch_jax.models.initial import InitError, initial
@@ -22,7 +21,8 @@ from masksearch_jax.parallel import sharding
 from masksearch_jax.runtime import storage
 from masksearch_jax.runtime.metric_writer import MetricWriter, read_metrics
 from masksearch_jax.stages import write_json
-from masksearch_jax.stored import read_model
+from masksearch_jax.training.checkpoint import Checkpointer
+from masksearch_jax.training.checkpoint_files import read_model
 from tests.test_hf import COMPUTE, QWEN2, random_model
 
 

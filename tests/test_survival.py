@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from masksearch_jax.core.config import OptimConfig, SurvivalConfig
-from masksearch_jax.guard import Guard, GuardError, guarded
 from masksearch_jax.runtime import cli, goodput, watchdog
 from masksearch_jax.runtime.process import RESTART, is_lost_process
-from masksearch_jax.survival import Preempted, Preemption, Survival
-from masksearch_jax.train_state import init_state, make_optimizer, make_train_step
+from masksearch_jax.training.guard import Guard, GuardError, guarded
+from masksearch_jax.training.supervisor import Preempted, Preemption, Survival
+from masksearch_jax.training.train_state import init_state, make_optimizer, make_train_step
 
 CONFIG = SurvivalConfig()
 

@@ -34,8 +34,8 @@ from masksearch_jax.runtime.metric_writer import read_metrics
 from masksearch_jax.runtime.process import RESTART
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.tool import FakeSearch, SearchError, open_tool
-from masksearch_jax.stored import CheckpointError
-from masksearch_jax.survival import Preempted
+from masksearch_jax.training.checkpoint_files import CheckpointError
+from masksearch_jax.training.supervisor import Preempted
 
 SFT_STEPS, DAPO_STEPS = 50, 4
 

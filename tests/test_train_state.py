@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from masksearch_jax.core.config import ComputeConfig, ModelConfig, OptimConfig
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.hosts import split_micro
-from masksearch_jax.train_state import (
+from masksearch_jax.training.train_state import (
     TrainState,
     decays,
     init_state,

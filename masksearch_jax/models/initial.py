@@ -13,11 +13,11 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from masksearch_jax import stored
 from masksearch_jax.core.config import ComputeConfig, LoraConfig, ModelConfig
 from masksearch_jax.models import hf, lora
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
+from masksearch_jax.training import checkpoint_files
 
 
 class InitError(ValueError):
@@ -47,7 +47,7 @@ def pinned(source: str, config: ModelConfig) -> str:
 
     So what a run says of its base is what it has read, though more steps may come there.
     """
-    return stored.pinned(source) if source and not _is_hf(source, config) else source
+    return checkpoint_files.pinned(source) if source and not _is_hf(source, config) else source
 
 
 def from_checkpoint(
@@ -59,14 +59,16 @@ def from_checkpoint(
     training. Raises InitError when it is not there or another one, and what `stored.load_params`
     raises.
     """
-    adapters = stored.read_adapters(folder)
+    adapters = checkpoint_files.read_adapters(folder)
     if adapters is None:
-        return stored.load_params(folder, _placed(hf.abstract(config, compute), mesh), config)
+        return checkpoint_files.load_params(
+            folder, _placed(hf.abstract(config, compute), mesh), config
+        )
     where, as_trained = _base(folder, adapters, base, compute)
     model = initial(where, config, as_trained, mesh, adapters["base_seed"])
     _check_base(folder, adapters, where, lora.fingerprint(model))
     like = _adapter_shapes(adapters, config, as_trained, mesh)
-    params = stored.load_params(folder, like, config)
+    params = checkpoint_files.load_params(folder, like, config)
     return lora.merge(lora.attach(model, params.blocks.adapters), compute.param_dtype)
 
 
@@ -92,15 +94,15 @@ def weights(
 
     The base of adapters is read twice: first to see that it is the one that they are for.
     """
-    adapters, shapes = stored.read_adapters(folder, step), hf.abstract(config, compute)
+    adapters, shapes = checkpoint_files.read_adapters(folder, step), hf.abstract(config, compute)
     if adapters is None:
-        with stored.StoredParams(folder, _placed(shapes, mesh), config, step) as params:
+        with checkpoint_files.StoredParams(folder, _placed(shapes, mesh), config, step) as params:
             yield Weights(params.read, params.step, params.dtype, params.source)
         return
     where, as_trained = _base(folder, adapters, base, compute)
     like = _adapter_shapes(adapters, config, as_trained, mesh)
     with (
-        stored.StoredParams(folder, like, config, step) as own,
+        checkpoint_files.StoredParams(folder, like, config, step) as own,
         _reading(where, config, as_trained, mesh, adapters["base_seed"]) as of_base,
     ):
         fingerprint = lora.fingerprint(hf.abstract(config, as_trained), of_base)
@@ -138,10 +140,10 @@ def _base(
     """Where the base of adapters is, and how to read it. Raises InitError where it is not there."""
     where, step = base or adapters["base"], adapters.get("base_step")
     if step is not None and not (epath.Path(where) / "config.json").exists():  # no export of it
-        where = f"{stored.split(where)[0]}/{step}"
+        where = f"{checkpoint_files.split(where)[0]}/{step}"
     if where and not epath.Path(where).exists():
         raise InitError(
-            f"{folder} holds adapters for {stored.base_of(adapters)}, but {where} is not there; "
+            f"{folder} holds adapters for {checkpoint_files.base_of(adapters)}, but {where} is not there; "
             "give the folder where it is now as config.base"
         )
     # As it was in training: in another dtype its values, and their fingerprint, may be others.
@@ -151,7 +153,7 @@ def _base(
 def _check_base(folder: str, adapters: dict[str, Any], where: str, found: str) -> None:
     if found != adapters["base_fingerprint"]:
         raise InitError(
-            f"{folder} holds adapters for {stored.base_of(adapters)} (fingerprint "
+            f"{folder} holds adapters for {checkpoint_files.base_of(adapters)} (fingerprint "
             f"{adapters['base_fingerprint']}); {where} holds another one ({found})"
         )
 

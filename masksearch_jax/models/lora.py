@@ -21,9 +21,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from masksearch_jax import stored, train_state
 from masksearch_jax.core.config import LoraConfig
 from masksearch_jax.parallel import sharding
+from masksearch_jax.training import checkpoint_files, train_state
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -145,7 +145,7 @@ def describe(config: LoraConfig, base: Any, source: str, seed: int) -> dict[str,
     """
     if not config.rank:
         return None
-    folder, step = stored.split(source) if source else ("", None)
+    folder, step = checkpoint_files.split(source) if source else ("", None)
     return {
         **dataclasses.asdict(config),
         "targets": list(config.targets),

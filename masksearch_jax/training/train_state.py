@@ -18,8 +18,8 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from masksearch_jax import gradients, guard
 from masksearch_jax.core.config import OptimConfig
+from masksearch_jax.training import gradients, guard
 
 PyTree = Any
 # (numerator, denominator): a metric is their ratio over the whole global batch.

@@ -24,14 +24,14 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from masksearch_jax import stored
 from masksearch_jax.core.config import CheckpointConfig, ModelConfig
 from masksearch_jax.core.errors import nearest
 from masksearch_jax.parallel import hosts
 from masksearch_jax.runtime.interrupts import held
 from masksearch_jax.runtime.process import is_lost_process
-from masksearch_jax.stored import CheckpointError
-from masksearch_jax.train_state import TrainState
+from masksearch_jax.training import checkpoint_files
+from masksearch_jax.training.checkpoint_files import CheckpointError
+from masksearch_jax.training.train_state import TrainState
 
 Arrays = dict[str, jax.Array]
 _policies = ocp.checkpoint_managers
@@ -61,7 +61,7 @@ class Checkpointer:
         model: ModelConfig,
         adapters: dict[str, Any] | None = None,
     ):
-        self.folder = stored.absolute(config.folder or folder)
+        self.folder = checkpoint_files.absolute(config.folder or folder)
         self.failed: CheckpointError | None = None  # why the last save is not on disk
         self._config, self._model, self._adapters = config, model, adapters
         self._writing: int | None = None
@@ -76,7 +76,7 @@ class Checkpointer:
             best_mode=self._config.best_mode,
             cleanup_tmp_directories=True,
         )
-        return _Manager(self.folder, options=options, item_names=stored.ITEMS)
+        return _Manager(self.folder, options=options, item_names=checkpoint_files.ITEMS)
 
     def is_due(self, step: int) -> bool:
         """True when the state after `step` updates is one to save."""
@@ -103,8 +103,8 @@ class Checkpointer:
         if step == self.latest_step():
             return
         tracked = None if metrics is None else self._tracked(metrics)
-        params = stored.flatten(state.params)
-        optimizer = stored.flatten((state.step, state.opt_state))
+        params = checkpoint_files.flatten(state.params)
+        optimizer = checkpoint_files.flatten((state.step, state.opt_state))
         meta = self._meta(params, optimizer, extra)
 
         def write() -> None:
@@ -128,12 +128,14 @@ class Checkpointer:
         CheckpointError when it is of another model, base, optimizer or shape: it names what
         differs.
         """
-        step = stored.find_step(self._manager, self.folder, step)
-        meta = stored.read_meta(self._manager, step, self._model)
-        stored.check_adapters(step, meta, self._adapters)
-        params = stored.restore(self._manager, step, "params", like.params, meta)
+        step = checkpoint_files.find_step(self._manager, self.folder, step)
+        meta = checkpoint_files.read_meta(self._manager, step, self._model)
+        checkpoint_files.check_adapters(step, meta, self._adapters)
+        params = checkpoint_files.restore(self._manager, step, "params", like.params, meta)
         optimizer = (like.step, like.opt_state)
-        count, opt_state = stored.restore(self._manager, step, "optimizer", optimizer, meta)
+        count, opt_state = checkpoint_files.restore(
+            self._manager, step, "optimizer", optimizer, meta
+        )
         return TrainState(count, params, opt_state, like.frozen), meta["extra"]
 
     def latest_step(self) -> int | None:
@@ -160,11 +162,11 @@ class Checkpointer:
     def _meta(self, params: Arrays, optimizer: Arrays, extra: dict[str, Any]) -> dict[str, Any]:
         """What is stored beside the arrays."""
         return {
-            "format": stored.FORMAT,
+            "format": checkpoint_files.FORMAT,
             "model": dataclasses.asdict(self._model),
             "adapters": self._adapters,
-            "params": stored.shapes(params),
-            "optimizer": stored.shapes(optimizer),
+            "params": checkpoint_files.shapes(params),
+            "optimizer": checkpoint_files.shapes(optimizer),
             "extra": extra,
         }
 
@@ -246,7 +248,7 @@ def _check_writable(folder: epath.Path) -> None:
 
 
 def _in_chunks(arrays: Arrays) -> Any:
-    how = ocp.SaveArgs(chunk_byte_size=stored.CHUNK)
+    how = ocp.SaveArgs(chunk_byte_size=checkpoint_files.CHUNK)
     return ocp.args.StandardSave(arrays, dict.fromkeys(arrays, how))
 
 
