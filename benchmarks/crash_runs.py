@@ -18,7 +18,8 @@ from masksearch_jax.core.config import CorpusConfig, DapoRun, SftRun
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import train_bpe
 from masksearch_jax.core.types import QAExample, RampExample
-from masksearch_jax.data import corpus, ramp
+from masksearch_jax.corpus.passages import read_passages
+from masksearch_jax.data import ramp
 from masksearch_jax.quickstart import QuickstartRun
 from masksearch_jax.runtime import cli
 from masksearch_jax.runtime.metric_writer import read_metrics
@@ -140,7 +141,7 @@ def make_data(folder: Path, cities: int = 300) -> Data:
     passages = data / "passages.jsonl"
     source = CorpusConfig(str(passages), "", 0, 0.0)
     build_index.run(build_index.BuildIndexRun(source, str(made.index)))
-    train_bpe((p.text for p in corpus.read_passages(passages)), made.tokenizer, 512)
+    train_bpe((p.text for p in read_passages(passages)), made.tokenizer, 512)
     search = dataclasses.replace(cfg.search, index=str(made.index))
     build_trajectories.run(
         build_trajectories.BuildTrajectoriesRun(str(data), ("ramp",), search, 2, 0, cfg.seed)

@@ -31,8 +31,8 @@ from masksearch_jax.build_ramp import BuildRampRun
 from masksearch_jax.core.config import RampConfig
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.types import Passage
+from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.data import factory, gazetteer, ramp, rules_en, spans, survey
-from masksearch_jax.data.corpus import read_passages, write_passages
 from masksearch_jax.runtime import cli
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -29,7 +29,7 @@ import numpy as np
 import tantivy
 
 from masksearch_jax.core.types import Passage
-from masksearch_jax.data.corpus import read_passages
+from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.search import bm25
 
 CUTS = (2, 5, 10)

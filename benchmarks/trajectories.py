@@ -35,7 +35,8 @@ from masksearch_jax.agents.llm import LLM, LLMConfig
 from masksearch_jax.core.config import RampConfig, SearchConfig
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import Demonstration, RampExample, to_json
-from masksearch_jax.data import atlas, ramp
+from masksearch_jax.corpus import atlas
+from masksearch_jax.data import ramp
 from masksearch_jax.search import bm25
 
 RAMP = RampConfig(2000, False, "rules", 4, 2, 8, 120, 0.0, 0.0, 0, 0)

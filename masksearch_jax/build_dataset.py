@@ -28,9 +28,9 @@ from etils import epath
 
 from masksearch_jax.core.config import RampConfig
 from masksearch_jax.core.errors import ConfigError, UserError, nearest
+from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.data import factory, leakage, ramp, ramp_counts, ramp_source
 from masksearch_jax.data.survey import CleanConfig, Plan
-from masksearch_jax.data.tally import Tally
 from masksearch_jax.runtime import cli
 from masksearch_jax.runtime.progress import Progress
 

@@ -18,7 +18,9 @@ from typing import Any
 
 from masksearch_jax.core.config import CorpusConfig
 from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.data import corpus, sources, survey
+from masksearch_jax.corpus import passages as corpus_passages
+from masksearch_jax.corpus import sources
+from masksearch_jax.data import survey
 from masksearch_jax.runtime import cli
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search import bm25
@@ -46,7 +48,7 @@ def run(cfg: BuildIndexRun) -> dict[str, Any]:
             "passages.jsonl that it wrote"
         )
     started = time.monotonic()
-    stats = corpus.CorpusStats()
+    stats = corpus_passages.CorpusStats()
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress("index", cfg.corpus.limit))
         workers = cfg.workers if sources.has_articles(cfg.corpus) else 1

@@ -27,11 +27,13 @@ from masksearch_jax.agents.llm import NO_MATTER, LLMConfig
 from masksearch_jax.core.config import CorpusConfig, PplConfig, RampConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.types import Passage, QAExample
-from masksearch_jax.data import corpus, factory, leakage, qa, ramp, sources, survey
+from masksearch_jax.corpus import passages as corpus_passages
+from masksearch_jax.corpus import sources
+from masksearch_jax.corpus.tally import Tally
+from masksearch_jax.data import factory, leakage, qa, ramp, survey
 from masksearch_jax.data.factory import WorkConfig
 from masksearch_jax.data.records import write_atomically
 from masksearch_jax.data.survey import CleanConfig
-from masksearch_jax.data.tally import Tally
 from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.span_models import SpanModels
@@ -215,7 +217,7 @@ def _lines_of(path: Path) -> Iterator[str]:
 
 def _from_file(cfg: BuildRampRun, folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
     """Writes the passages of `corpus.path` and splits the questions of `corpus.questions`."""
-    settings, stats = cfg.corpus, corpus.CorpusStats()
+    settings, stats = cfg.corpus, corpus_passages.CorpusStats()
     read = Counter[str]()
     questions: list[QAExample] = []
     if settings.questions:
@@ -237,7 +239,7 @@ def _from_file(cfg: BuildRampRun, folder: Path, log: Callable[[str], None]) -> d
             settings, log=log, stats=stats, mapper=mapper, anchors=anchors
         )
         progress = stack.enter_context(Progress("passages", settings.limit))
-        count = corpus.write_passages(
+        count = corpus_passages.write_passages(
             folder / "passages.jsonl", _watched(passages, wanted, titles, stats, progress)
         )
     counts = {"in": stats.read, "out": count, "dropped": dict(stats.dropped)}
@@ -263,7 +265,7 @@ def _watched(
     passages: Iterable[Passage],
     wanted: set[str],
     titles: dict[str, str],
-    stats: corpus.CorpusStats,
+    stats: corpus_passages.CorpusStats,
     progress: Progress,
 ) -> Iterator[Passage]:
     """The passages, their number shown and the titles of the wanted ids noted."""
@@ -278,14 +280,14 @@ def _watched(
 
 def _from_atlas(cfg: BuildRampRun, folder: Path) -> dict[str, Any]:
     """Writes the atlas: its passages, the paragraphs to mask, and its questions."""
-    from masksearch_jax.data import atlas  # its fact packages take a second to load
+    from masksearch_jax.corpus import atlas  # its fact packages take a second to load
 
     built = atlas.build(cfg.seed, cfg.ramp.cities, verbatim=not cfg.ramp.reworded)
     passages = built.passages[: cfg.corpus.limit or None]
     titles = {p.id: p.title for p in passages}
-    corpus.write_passages(folder / "passages.jsonl", passages)
+    corpus_passages.write_passages(folder / "passages.jsonl", passages)
     kept = (p for p in built.paragraphs if p.id.partition("#")[0] in titles)
-    corpus.write_passages(folder / "paragraphs.jsonl", kept)
+    corpus_passages.write_passages(folder / "paragraphs.jsonl", kept)
     counts = {"in": len(passages), "out": len(passages), "dropped": {}}
     questions = qa.write_split(folder, built.questions, titles, Counter(), cfg.ramp, "")
     return {"corpus": counts, "questions": questions}

@@ -20,7 +20,7 @@ from masksearch_jax import build_index, build_ramp
 from masksearch_jax.core.config import CorpusConfig, RampConfig
 from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
-from masksearch_jax.data import corpus
+from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.data.folder import Folder
 from masksearch_jax.runtime.metric_writer import FILE_NAME, read_metrics
 
@@ -56,7 +56,7 @@ def make_tokenizer(data: Path, shown: Path, folder: Path, size: int) -> dict[str
     would otherwise be spelled out, at the price of more tokens in every trajectory.
     """
     files = [data / "passages.jsonl", data / "paragraphs.jsonl"]
-    read = (corpus.read_passages(f, max_bad_fraction=0.0) for f in files if f.is_file())
+    read = (read_passages(f, max_bad_fraction=0.0) for f in files if f.is_file())
     texts = (p.text for file in read for p in file)
     demonstrations = Folder(shown).read("demonstrations", "train")
     segments = (s.text for d in demonstrations for s in d.segments)

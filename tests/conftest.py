@@ -106,7 +106,7 @@ def miniature(tmp_path_factory) -> Miniature:
     from masksearch_jax.core.config import CorpusConfig
     from masksearch_jax.core.schema import to_dataclass
     from masksearch_jax.core.tokenizer import train_bpe
-    from masksearch_jax.data import corpus
+    from masksearch_jax.corpus.passages import read_passages
     from masksearch_jax.quickstart import QuickstartRun
     from masksearch_jax.runtime import cli
 
@@ -121,7 +121,7 @@ def miniature(tmp_path_factory) -> Miniature:
     passages = made.data / "passages.jsonl"
     source = CorpusConfig(str(passages), "", 0, 0.0)
     build_index.run(build_index.BuildIndexRun(source, str(made.index)))
-    train_bpe((p.text for p in corpus.read_passages(passages)), made.tokenizer, 512)
+    train_bpe((p.text for p in read_passages(passages)), made.tokenizer, 512)
     build_trajectories.run(
         build_trajectories.BuildTrajectoriesRun(
             folder=str(made.data),

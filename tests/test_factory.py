@@ -13,10 +13,10 @@ from flax import nnx
 
 from masksearch_jax.core.config import ComputeConfig, ModelConfig, RampConfig
 from masksearch_jax.core.types import Passage, QAExample, RampExample, Span
+from masksearch_jax.corpus.passages import read_passages, write_passages
+from masksearch_jax.corpus.tally import ShareError
 from masksearch_jax.data import factory, leakage, masking, ramp, survey
-from masksearch_jax.data.corpus import read_passages, write_passages
 from masksearch_jax.data.spacy_spans import SpacyError
-from masksearch_jax.data.tally import ShareError
 from masksearch_jax.models import likelihood
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.search import bm25

@@ -9,7 +9,8 @@ import pytest
 from masksearch_jax import build_ramp
 from masksearch_jax.core.config import CorpusConfig, RampConfig
 from masksearch_jax.core.types import Passage, RampExample
-from masksearch_jax.data import corpus, leakage, qa
+from masksearch_jax.corpus.passages import read_passages, write_passages
+from masksearch_jax.data import leakage, qa
 from masksearch_jax.data.ramp import read_jsonl
 from masksearch_jax.data.survey import CleanConfig
 
@@ -58,16 +59,16 @@ def real(shared_data, tmp_path_factory):
     """Passages around the questions and others, the sets, and why each passage overlaps them."""
     folder = shared_data / "multihop"
     files = folder / "questions.jsonl.gz", folder / "passages.jsonl.gz"
-    around = list(corpus.read_passages(files[1]))
+    around = list(read_passages(files[1]))
     sets = Sets(qa.read_questions(files[0]), around)
-    others = corpus.read_passages(shared_data / "wiki_en" / "passages.jsonl.gz", limit=1000)
+    others = read_passages(shared_data / "wiki_en" / "passages.jsonl.gz", limit=1000)
     given = [Passage(f"around-{p.id}", p.title, p.text) for p in around[::50]]
     given += [Passage(f"other-{p.id}", p.title, p.text) for p in others]
     # As if an article of the corpus quoted a gold passage under another title.
     gold = next(p for p in around if p.title.casefold() in sets.titles and len(runs(p.text)) > 50)
     given.append(Passage("quote", "A title of its own", f"As it is written: {gold.text}"))
     path = tmp_path_factory.mktemp("real") / "passages.jsonl"
-    corpus.write_passages(path, given)
+    write_passages(path, given)
     return path, files, {p.id: sets.reason(p) for p in given}
 
 

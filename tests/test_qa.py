@@ -8,7 +8,8 @@ import pytest
 
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import QAExample, RampExample
-from masksearch_jax.data import atlas, prompt, qa, ramp
+from masksearch_jax.corpus import atlas
+from masksearch_jax.data import prompt, qa, ramp
 
 ROW = {
     "qid": "q1",

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from masksearch_jax.core.types import Passage
-from masksearch_jax.data.corpus import read_passages
+from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.search.bm25 import BM25, MAX_TERMS, build
 from masksearch_jax.search.tool import SearchError
 

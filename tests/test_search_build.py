@@ -16,7 +16,7 @@ from pyarrow import parquet
 from masksearch_jax import build_index, build_ramp
 from masksearch_jax.core.config import CorpusConfig, RampConfig
 from masksearch_jax.core.types import Passage
-from masksearch_jax.data.corpus import read_passages, write_passages
+from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.search.bm25 import BM25, build
 from masksearch_jax.search.remote import RemoteSearch
 from masksearch_jax.search.tool import SearchError

@@ -35,7 +35,8 @@ from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import RampExample
-from masksearch_jax.data import corpus, ramp
+from masksearch_jax.corpus.passages import write_passages
+from masksearch_jax.data import ramp
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
@@ -351,7 +352,7 @@ def scripted(deadline=60.0, grace=30.0):
 
 def test_agents_and_span_extractor_get_what_the_model_says(tmp_path, repository):
     test_agents_job.write_towns(tmp_path, 6)
-    corpus.write_passages(tmp_path / "towns.jsonl", list(passages())[:4])
+    write_passages(tmp_path / "towns.jsonl", list(passages())[:4])
     with serving(scripted()) as server:
         given = llm_settings(server, tmp_path, temperature=0.0)
         summary = test_agents_job.run(tmp_path, LLMConfig(**common.llm().to_dict() | given))

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from masksearch_jax.core.config import CorpusConfig
-from masksearch_jax.data import corpus, dump, duplicates, prose, sources
-from masksearch_jax.data.corpus import CorpusError, CorpusStats
-from masksearch_jax.data.tally import ShareError, Tally
+from masksearch_jax.corpus import duplicates, prose, sources, wikipedia_dump
+from masksearch_jax.corpus.passages import CorpusError, CorpusStats, Ids
+from masksearch_jax.corpus.tally import ShareError, Tally
 
 RIVER = (
     "The Ember is a river in the north of Valdria, which rises near the town of Old Harrow and "
@@ -142,7 +142,7 @@ def test_a_dump_that_breaks_off_names_the_last_whole_page(tmp_path):
 
 def test_wikitext_of_any_kind_is_rendered_or_left_out():
     def render(text):
-        return dump.render(dump.Page("1", "T", text, "")).paragraphs
+        return wikipedia_dump.render(wikipedia_dump.Page("1", "T", text, "")).paragraphs
 
     assert render("a ''b'' [[c#d|e]] [http://x.y f] &amp; {{nowrap|g h}}") == ("a b e f & g h",)
     assert render("x<ref name=a/> y <nowiki>[[z]]</nowiki>") == ("x y [[z]]",)
@@ -422,7 +422,7 @@ def test_near_duplicates_in_chinese_and_short_texts():
 
 
 def test_ids_are_told_apart_as_a_set_does():
-    ids, plain = corpus.Ids(), set()
+    ids, plain = Ids(), set()
     rng = random.Random(0)
     for _ in range(20_000):
         name = str(rng.randrange(15_000))

@@ -17,7 +17,8 @@ from masksearch_jax.core.config import CheckpointConfig, ComputeConfig, ModelCon
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import RampExample
-from masksearch_jax.data import corpus, masking, spans
+from masksearch_jax.corpus.passages import write_passages
+from masksearch_jax.data import masking, spans
 from masksearch_jax.data.ramp import read_jsonl
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
@@ -38,7 +39,7 @@ MODEL = to_dataclass(ModelConfig, common.MODELS["tiny"] | SIZES)
 @pytest.fixture
 def place(tmp_path):
     """A folder with a corpus of a dozen towns."""
-    corpus.write_passages(tmp_path / "towns.jsonl", passages())
+    write_passages(tmp_path / "towns.jsonl", passages())
     return tmp_path
 
 

@@ -13,7 +13,8 @@ import pytest
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import RampConfig
 from masksearch_jax.core.types import Passage, RampExample, Span
-from masksearch_jax.data import atlas, gazetteer, masking, ramp, spans
+from masksearch_jax.corpus import atlas
+from masksearch_jax.data import gazetteer, masking, ramp, spans
 
 CONFIG = RampConfig(
     cities=20,

@@ -12,7 +12,8 @@ from masksearch_jax.agents import construct
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import RampConfig, SearchConfig
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample, Span
-from masksearch_jax.data import atlas, prompt, ramp
+from masksearch_jax.corpus import atlas
+from masksearch_jax.data import prompt, ramp
 from masksearch_jax.search import bm25
 from masksearch_jax.search.tool import FakeSearch, NoSearch, SearchError
 

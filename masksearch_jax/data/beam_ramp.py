@@ -26,9 +26,11 @@ from apache_beam.transforms import combiners
 
 from masksearch_jax.core.config import RampConfig
 from masksearch_jax.core.types import Passage, RampExample, Span, to_json
-from masksearch_jax.data import corpus, factory, masking, ramp, sources, survey
+from masksearch_jax.corpus import sources
+from masksearch_jax.corpus.passages import BadRow, parse_line, to_passage
+from masksearch_jax.corpus.tally import Tally
+from masksearch_jax.data import factory, masking, ramp, survey
 from masksearch_jax.data.survey import Plan
-from masksearch_jax.data.tally import Tally
 
 NAMED_DROPS = 3  # items named of each reason
 DROPPED = "dropped"  # output tag of what is left out: ((stage, reason), name)
@@ -87,10 +89,10 @@ def read(line: bytes, words: int, language: str) -> sources.Read:
 
     words: 0 where lines are passages.
     """
-    row = corpus.parse_line(line)
+    row = parse_line(line)
     if words:
         return sources.read_article(row, words, language)
-    return sources.Read([corpus.to_passage(row)], [], Tally())
+    return sources.Read([to_passage(row)], [], Tally())
 
 
 def extract(
@@ -199,7 +201,7 @@ class _Parse(beam.DoFn):
         _counter("corpus", "in").inc()
         try:
             passages, _, left_out = read(line, self._words, self._plan.language)
-        except corpus.BadRow as bad:
+        except BadRow as bad:
             yield _drop("corpus", bad.reason, f"{PurePosixPath(file).name}: {line[:80]!r}")
             return
         _counter("articles", "in").inc(left_out.seen)

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from masksearch_jax.core.types import Passage, RampExample, from_json
+from masksearch_jax.corpus.passages import read_passages
+from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.data import leakage, masking, ramp, spans
-from masksearch_jax.data.corpus import read_passages
 from masksearch_jax.data.gazetteer import Gazetteer, Learner
 from masksearch_jax.data.survey import Plan, mapper, mended, survey_all, write_json
-from masksearch_jax.data.tally import Tally
 
 SPLITS = ("train", "rl", "heldout")
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from masksearch_jax.core import chinese
 from masksearch_jax.core.types import Passage, QAExample
-from masksearch_jax.data import corpus, qa
+from masksearch_jax.corpus.passages import read_passages
+from masksearch_jax.data import qa
 
 _WORD = re.compile(rf"[{chinese.CHARACTERS}]|[^\W{chinese.CHARACTERS}_]+")
 
@@ -76,5 +77,5 @@ def read(questions: Iterable[str], passages: str, n: int) -> Evaluation:
             asked += qa.read_freshqa(path) if kind == ".csv" else qa.read_questions(path)
     if not asked:
         raise ValueError("no file of questions that must not be trained on (clean.evaluation)")
-    known = corpus.read_passages(passages) if passages else ()
+    known = read_passages(passages) if passages else ()
     return evaluation(asked, known, n, titles)

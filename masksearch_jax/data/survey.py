@@ -20,9 +20,10 @@ import numpy as np
 
 from masksearch_jax.core.config import RampConfig
 from masksearch_jax.core.types import Passage
-from masksearch_jax.data import duplicates, leakage, prose
-from masksearch_jax.data.corpus import read_passages
-from masksearch_jax.data.tally import Tally
+from masksearch_jax.corpus import duplicates, prose
+from masksearch_jax.corpus.passages import read_passages
+from masksearch_jax.corpus.tally import Tally
+from masksearch_jax.data import leakage
 
 _BLOCK = 1000  # passages surveyed at once
 _AHEAD = 3  # tasks per process handed out before their turn: bounds memory

@@ -12,9 +12,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
 from masksearch_jax.core.types import Passage, QAExample
-from masksearch_jax.data import facts as facts_lib
-from masksearch_jax.data import wording
-from masksearch_jax.data.facts import Entity
+from masksearch_jax.corpus import atlas_facts as facts_lib
+from masksearch_jax.corpus import atlas_wording
+from masksearch_jax.corpus.atlas_facts import Entity
 
 _ALWAYS = {  # fact groups of the indexed article; a country adds some of the others
     "country": ("continent", "capital", "currency", "population"),
@@ -137,7 +137,7 @@ def build(seed: int, cities: int = 3000, *, wordings: int = 3, verbatim: bool = 
     for entity in entities:
         groups = _indexed_groups(entity, _rng(seed, entity.id, "facts"))
         rng = _rng(seed, entity.id, "indexed")
-        text = wording.compose(entity, groups, rng, name_first=True)
+        text = atlas_wording.compose(entity, groups, rng, name_first=True)
         passages.append(Passage(entity.id, entity.title, text))
         told[entity.id] = _told(entity, groups)
         if verbatim:
@@ -153,13 +153,13 @@ def _rng(seed: int, *key: object) -> random.Random:
 
 
 def _told(entity: Entity, groups: Iterable[str]) -> dict[str, str]:
-    names = [n for g in groups for n in wording.GROUPS[entity.kind][g]]
+    names = [n for g in groups for n in atlas_wording.GROUPS[entity.kind][g]]
     names += [n for n in ("neighbour2",) if "neighbours" in groups and n in entity.facts]
     return {n: entity.facts[n] for n in names}
 
 
 def _indexed_groups(entity: Entity, rng: random.Random) -> tuple[str, ...]:
-    have = [g for g in wording.groups_of(entity) if not _redundant(entity, g)]
+    have = [g for g in atlas_wording.groups_of(entity) if not _redundant(entity, g)]
     fixed = [g for g in have if g in _ALWAYS[entity.kind]]
     others = [g for g in have if g not in fixed]
     chosen = {*fixed, *rng.sample(others, min(_EXTRA, len(others)))}
@@ -178,7 +178,7 @@ def _reword(entity: Entity, groups: tuple[str, ...], seed: int, wordings: int) -
     found: dict[str, Passage] = {}
     for i in range(1, wordings + 1):
         rng = _rng(seed, entity.id, i)
-        text = wording.compose(entity, _part(entity, groups, rng), rng)
+        text = atlas_wording.compose(entity, _part(entity, groups, rng), rng)
         found.setdefault(text, Passage(f"{entity.id}#{i}", entity.title, text))
     return list(found.values())
 
@@ -241,6 +241,6 @@ def _question(
     if answer in (subject.name, *told[subject.id].values()):
         return None
     text = _rng(seed, subject.id, name).choice(texts)
-    text = text.format(s=subject.title, the_s=wording.in_prose(subject.title))
+    text = text.format(s=subject.title, the_s=atlas_wording.in_prose(subject.title))
     gold = (subject.id, target.id)
     return QAExample(f"atlas:{name}:{subject.id}", "atlas", text, (answer,), gold, name)

@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from masksearch_jax.core.types import Passage
-from masksearch_jax.data.tally import Tally
+from masksearch_jax.corpus.tally import Tally
 
 _log = logging.getLogger(__name__)
 EARLY = 100  # bad lines before a fraction over the limit stops the reading at once

@@ -7,20 +7,20 @@ from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
-from masksearch_jax.data import corpus
+from masksearch_jax.corpus import passages
 
 
-def rows(folder: str) -> Iterator[corpus.Row]:
+def rows(folder: str) -> Iterator[passages.Row]:
     """The examples of all splits as dicts of title and text, in order. Raises CorpusError."""
     try:
         with warnings.catch_warnings():  # it calls what newer protobufs deprecate
             warnings.filterwarnings("ignore", module="tensorflow_datasets")
             builder = tfds.builder_from_directory(folder)
     except Exception as error:  # the library raises several kinds
-        raise corpus.CorpusError(f"{folder} is no prepared TFDS dataset: {error}") from error
+        raise passages.CorpusError(f"{folder} is no prepared TFDS dataset: {error}") from error
     missing = {"title", "text"} - set(builder.info.features)
     if missing:
-        raise corpus.CorpusError(
+        raise passages.CorpusError(
             f"{folder} has no {sorted(missing)}; its features are {sorted(builder.info.features)}"
         )
     for split in builder.info.splits:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from masksearch_jax.data.prose import HOLE
+from masksearch_jax.corpus.prose import HOLE
 
 _ELSEWHERE = re.compile(r"\s*:?\s*[A-Za-z\u4e00-\u9fff][\w -]*:")  # File:, Category:, de:
 _GONE = {"ref", "references", "gallery", "timeline", "score", "templatestyles", "section"}

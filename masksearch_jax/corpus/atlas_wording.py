@@ -9,7 +9,7 @@ import random
 import re
 from collections.abc import Collection, Mapping
 
-from masksearch_jax.data.facts import Entity
+from masksearch_jax.corpus.atlas_facts import Entity
 
 _WITH_ARTICLE = re.compile(
     r"(United |Netherlands$|Philippines$|Bahamas$|Maldives$|Comoros$|Seychelles$|Gambia$|Vatican$"

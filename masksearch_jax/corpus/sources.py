@@ -14,10 +14,20 @@ from typing import Any, NamedTuple
 
 from masksearch_jax.core.config import CorpusConfig
 from masksearch_jax.core.types import Passage
-from masksearch_jax.data import corpus, dump, prose
-from masksearch_jax.data.corpus import BadRow, CorpusError, CorpusStats
-from masksearch_jax.data.dump import Article
-from masksearch_jax.data.tally import Tally
+from masksearch_jax.corpus import prose, wikipedia_dump
+from masksearch_jax.corpus.passages import (
+    EARLY,
+    BadRow,
+    CorpusError,
+    CorpusStats,
+    Ids,
+    Row,
+    from_rows,
+    read_rows,
+    to_passage,
+)
+from masksearch_jax.corpus.tally import Tally
+from masksearch_jax.corpus.wikipedia_dump import Article
 
 FORMATS = ("auto", "jsonl", "hf", "dump", "tfds")
 Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
@@ -54,7 +64,7 @@ def read_corpus(
     kind = detect(cfg.path) if cfg.format == "auto" else cfg.format
     rows = _rows(kind, cfg, stats)
     if kind in ("jsonl", "hf") and not cfg.articles:
-        return corpus.from_rows(rows, cfg.path, cfg.limit, cfg.max_bad_fraction, log, stats)
+        return from_rows(rows, cfg.path, cfg.limit, cfg.max_bad_fraction, log, stats)
     return _limited(_articles(rows, cfg, log, stats, mapper, anchors), cfg, stats)
 
 
@@ -82,10 +92,10 @@ def detect(path: str) -> str:
     return "hf" if name.endswith((".parquet", ".arrow")) else "jsonl"
 
 
-def _rows(kind: str, cfg: CorpusConfig, stats: CorpusStats) -> Iterator[corpus.Row]:
+def _rows(kind: str, cfg: CorpusConfig, stats: CorpusStats) -> Iterator[Row]:
     """Rows of a corpus with where they stand; those of a dump hold pages."""
     if kind == "jsonl":
-        return corpus.read_rows(cfg.path, stats)
+        return read_rows(cfg.path, stats)
     if kind not in FORMATS[2:]:
         raise CorpusError(f"corpus.format is {kind!r}; choices: {', '.join(FORMATS)}")
     if not Path(cfg.path).exists():
@@ -93,10 +103,10 @@ def _rows(kind: str, cfg: CorpusConfig, stats: CorpusStats) -> Iterator[corpus.R
     if kind == "hf":
         return _hf_rows(Path(cfg.path), stats)
     if kind == "tfds":
-        from masksearch_jax.data import tfds_rows  # loads TensorFlow
+        from masksearch_jax.corpus import tfds_rows  # loads TensorFlow
 
         return tfds_rows.rows(cfg.path)
-    return ((f"{cfg.path}: page {p.id}", p) for p in dump.read_pages(cfg.path))
+    return ((f"{cfg.path}: page {p.id}", p) for p in wikipedia_dump.read_pages(cfg.path))
 
 
 def _dataset_files(path: Path) -> list[Path]:
@@ -104,7 +114,7 @@ def _dataset_files(path: Path) -> list[Path]:
     return [f for f in files if f.suffix in (".parquet", ".arrow")]
 
 
-def _hf_rows(path: Path, stats: CorpusStats) -> Iterator[corpus.Row]:
+def _hf_rows(path: Path, stats: CorpusStats) -> Iterator[Row]:
     """Rows of the parquet and arrow files of a dataset's folder, in the order of their names."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -147,7 +157,7 @@ def _articles(
 ) -> Iterator[Passage]:
     """The passages of articles, each article's id once, read by `mapper` in blocks."""
     blocks = ((block, cfg.passage_words, cfg.language) for block in _blocks(rows, 64))
-    seen = corpus.Ids()
+    seen = Ids()
     for results in mapper(read_block, blocks):
         for where, result in results:
             stats.read += 1
@@ -157,7 +167,7 @@ def _articles(
                     result = BadRow("duplicate id", repr(article))
             if isinstance(result, BadRow):
                 log(stats.note(result, where))
-                if stats.bad > corpus.EARLY:
+                if stats.bad > EARLY:
                     stats.check(cfg.path, cfg.max_bad_fraction)
                 continue
             stats.left_out.add(result.left_out)
@@ -172,7 +182,7 @@ def _blocks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield block
 
 
-def read_block(task: tuple[list[corpus.Row], int, str]) -> list[tuple[str, Read | BadRow]]:
+def read_block(task: tuple[list[Row], int, str]) -> list[tuple[str, Read | BadRow]]:
     """What each row of a block gives; pure, to be run in any process."""
     rows, words, language = task
     read: list[tuple[str, Read | BadRow]] = []
@@ -186,19 +196,19 @@ def read_block(task: tuple[list[corpus.Row], int, str]) -> list[tuple[str, Read 
     return read
 
 
-def read_article(row: dict[str, Any] | dump.Page, words: int, language: str) -> Read:
+def read_article(row: dict[str, Any] | wikipedia_dump.Page, words: int, language: str) -> Read:
     """The passages of a dump page or of a row of id, title, text. Raises BadRow."""
     left_out = Tally()
-    if isinstance(row, dump.Page):
+    if isinstance(row, wikipedia_dump.Page):
         if row.refusal:
             left_out.drop(row.refusal, repr(row.title))
             return Read([], [], left_out)
         try:
-            article = dump.render(row)
+            article = wikipedia_dump.render(row)
         except ValueError as error:
             raise BadRow("unparsable wikitext", f"{row.title!r}: {error}") from None
     else:
-        whole = corpus.to_passage(_with_id(row))
+        whole = to_passage(_with_id(row))
         article = Article(whole.id, whole.title, tuple(whole.text.split("\n")))
     kept = _prose(article, language, left_out)
     texts = prose.cut(kept, words, language)
@@ -236,7 +246,7 @@ def _limited(
         for passage in itertools.islice(passages, cfg.limit or None):
             stats.kept += 1
             yield passage
-    except dump.DumpError as error:
+    except wikipedia_dump.DumpError as error:
         raise CorpusError(str(error)) from error
     stats.done = 1.0
     stats.check(cfg.path, cfg.max_bad_fraction)
