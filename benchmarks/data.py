@@ -32,7 +32,7 @@ from masksearch_jax.core.config import RampConfig
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus.passages import read_passages, write_passages
-from masksearch_jax.data import factory, gazetteer, ramp, rules_en, spans, survey
+from masksearch_jax.ramp import build, examples, gazetteer, rules_en, spans, survey
 from masksearch_jax.runtime import cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,7 +84,7 @@ def rate(passages: list[Passage], work: Any) -> dict[str, float]:
 def speed(source: Path, known: Path, cfg: RampConfig) -> dict[str, Any]:
     passages = list(itertools.islice(read_passages(source), 6000))
     plan = survey.Plan(survey.CleanConfig(prose=True, duplicates=0.8), cfg, gazetteer=str(known))
-    extractor = factory.extractor_of(plan)
+    extractor = build.extractor_of(plan)
     extractor.find(passages[:10])
     found = {
         "regular_expressions_alone": rate(
@@ -93,7 +93,7 @@ def speed(source: Path, known: Path, cfg: RampConfig) -> dict[str, Any]:
         "find_spans": rate(passages, extractor.find),
         "spans_and_masks": rate(
             passages,
-            lambda ps: ramp.build_examples(ps, cfg, lambda line: None, extractor=extractor),
+            lambda ps: examples.build_examples(ps, cfg, lambda line: None, extractor=extractor),
         ),
         "survey": rate(passages, lambda ps: survey.survey(ps, plan)),
     }
@@ -144,18 +144,18 @@ def _loop(_: int) -> int:
 
 def wall(paths: list[Path], plan: survey.Plan, workers: int) -> float:
     """Seconds to mask the parts once each process has loaded the gazetteer."""
-    tasks = [factory._Part(path, plan, 0) for path in paths]
+    tasks = [build._Part(path, plan, 0) for path in paths]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         pool.map(_warm, [plan] * workers * 4, chunksize=1)
         for path in paths:
             path.with_suffix(".json").unlink(missing_ok=True)
         started = time.monotonic()
-        pool.map(factory._mask_part, tasks, chunksize=1)
+        pool.map(build._mask_part, tasks, chunksize=1)
         return time.monotonic() - started
 
 
 def _warm(plan: survey.Plan) -> None:
-    factory._EXTRACTORS.setdefault(plan, factory.extractor_of(plan))
+    build._EXTRACTORS.setdefault(plan, build.extractor_of(plan))
     time.sleep(0.2)  # so that each process takes one
 
 

@@ -36,7 +36,7 @@ from masksearch_jax.core.config import RampConfig, SearchConfig
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import Demonstration, RampExample, to_json
 from masksearch_jax.corpus import atlas
-from masksearch_jax.data import ramp
+from masksearch_jax.ramp.examples import build_examples
 from masksearch_jax.search import bm25
 
 RAMP = RampConfig(2000, False, "rules", 4, 2, 8, 120, 0.0, 0.0, 0, 0)
@@ -164,7 +164,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     made: list[dict[str, list[RampExample]]] = []
 
     def mask() -> int:
-        made[:] = [ramp.build_examples(built.paragraphs, RAMP, lambda line: None)[0]]
+        made[:] = [build_examples(built.paragraphs, RAMP, lambda line: None)[0]]
         return len(built.paragraphs)
 
     found: dict[str, Any] = {"masking_passages_per_second_per_core": spread(timed(mask, 3))}

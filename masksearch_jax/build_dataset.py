@@ -29,8 +29,8 @@ from etils import epath
 from masksearch_jax.core.config import RampConfig
 from masksearch_jax.core.errors import ConfigError, UserError, nearest
 from masksearch_jax.corpus.tally import Tally
-from masksearch_jax.data import factory, leakage, ramp, ramp_counts, ramp_source
-from masksearch_jax.data.survey import CleanConfig, Plan
+from masksearch_jax.ramp import beam_counts, build, examples, leakage, tfds_source
+from masksearch_jax.ramp.survey import CleanConfig, Plan
 from masksearch_jax.runtime import cli
 from masksearch_jax.runtime.progress import Progress
 
@@ -84,10 +84,10 @@ def run(cfg: BuildDatasetRun) -> dict[str, Any]:
     _check(cfg)
     with _hushed():
         files = files_of(cfg.corpus)
-    root, source = epath.Path(cfg.folder) / ramp_source.NAME, _source_hash(cfg, files)
+    root, source = epath.Path(cfg.folder) / tfds_source.NAME, _source_hash(cfg, files)
     if (finished := _finished(root, source)) is not None:
         return finished
-    for name in (ramp_source.CHECKSUMS, COUNTS):
+    for name in (tfds_source.CHECKSUMS, COUNTS):
         (root / name).unlink(missing_ok=True)
     work = root / f".examples-{source}"
     for stale in root.glob(".examples-*"):
@@ -120,13 +120,13 @@ def _check(cfg: BuildDatasetRun) -> None:
             raise ConfigError(f"config.{key} is {value!r}; it must be {choices} here: {reason}")
     if cfg.clean.leakage == "drop" and not cfg.clean.evaluation:
         raise ConfigError("config.clean.leakage is 'drop' and config.clean.evaluation is empty")
-    if stray := next((epath.Path(cfg.folder) / ramp_source.NAME).glob("*.jsonl"), None):
+    if stray := next((epath.Path(cfg.folder) / tfds_source.NAME).glob("*.jsonl"), None):
         raise ConfigError(f"config.folder holds RAMP examples as JSONL already: {stray}")
     if importlib.util.find_spec("apache_beam") is None:
         raise ConfigError("Apache Beam is not installed; pip install 'masksearch_jax[beam]'")
-    ramp.check(cfg.ramp)
+    examples.check(cfg.ramp)
     if cfg.ramp.extractor == "spacy":
-        factory.extractor_of(Plan(cfg.clean, cfg.ramp, cfg.language))  # or says what is missing
+        build.extractor_of(Plan(cfg.clean, cfg.ramp, cfg.language))  # or says what is missing
 
 
 def _plan(cfg: BuildDatasetRun) -> Plan:
@@ -184,7 +184,7 @@ def _write_text(path: epath.Path, text: str) -> None:
 def _finished(root: epath.Path, source: str) -> dict[str, Any] | None:
     """The counts of a whole dataset made from these inputs, None where there is work to do."""
     counts = _read_json(root / COUNTS)
-    if not (root / ramp_source.CHECKSUMS).exists() or counts.pop("source") != source:
+    if not (root / tfds_source.CHECKSUMS).exists() or counts.pop("source") != source:
         return None
     return counts if counts.pop("files") == _sizes(root) else None
 
@@ -201,7 +201,7 @@ def _finish(root: epath.Path, counts: dict[str, Any], source: str) -> None:
     record = counts | {"source": source, "files": sizes}
     _write_text(root / COUNTS, json.dumps(record, indent=1) + "\n")
     sums = "".join(f"{_sha256(root / name)}  {name}\n" for name in sizes)
-    _write_text(root / ramp_source.CHECKSUMS, sums)
+    _write_text(root / tfds_source.CHECKSUMS, sums)
 
 
 @contextlib.contextmanager
@@ -232,7 +232,7 @@ def extract(cfg: BuildDatasetRun, files: list[str], work: epath.Path) -> dict[st
     """Makes all examples as JSON lines under `work`; their counts, which are written there last."""
     import apache_beam as beam
 
-    from masksearch_jax.data import beam_ramp
+    from masksearch_jax.ramp import beam as ramp_beam
 
     plan = _plan(cfg)
     if work.exists():
@@ -240,14 +240,14 @@ def extract(cfg: BuildDatasetRun, files: list[str], work: epath.Path) -> dict[st
     work.mkdir(parents=True)
     pipeline = beam.Pipeline(cfg.beam.runner, _options(cfg.beam))
     words = cfg.passage_words if cfg.articles else 0
-    beam_ramp.extract(pipeline, files, plan, str(work), words)
+    ramp_beam.extract(pipeline, files, plan, str(work), words)
     result = pipeline.run()
     result.wait_until_finish()
     found = {
         (c.key.metric.namespace, c.key.metric.name): c.result
         for c in result.metrics().query()["counters"]
     }
-    counts = ramp_counts.counts(found, ramp_counts.named(work))
+    counts = beam_counts.counts(found, beam_counts.named(work))
     _check_drops(cfg, counts)
     _write_text(work / COUNTS, json.dumps(counts))
     return counts
@@ -281,15 +281,15 @@ def _write(
     """Writes `ramp/kN` from the examples under `work`, unless it was written to its end."""
     import tensorflow_datasets as tfds
 
-    from masksearch_jax.data import ramp_builder
+    from masksearch_jax.ramp import tfds_builder
 
     folder = work.parent / f"k{k}"
-    version = folder / ramp_builder.VERSION
+    version = folder / tfds_builder.VERSION
     if _read_json(version / "metadata.json").get("source") != source:
         if folder.exists():  # of other inputs, or of a build that was stopped
             folder.rmtree()
         tfds.disable_progress_bar()
-        builder = ramp_builder.Ramp(
+        builder = tfds_builder.Ramp(
             k=k,
             pattern=str(work / f"k{k}" / "part*"),
             splits=_splits_of(counts, k),
@@ -305,7 +305,7 @@ def _write(
                 download_dir=str(work / "downloads"), download_config=download
             )
     if cfg.tfrecord:
-        ramp_builder.add_array_record(version, cfg.beam.runner, _options(cfg.beam))
+        tfds_builder.add_array_record(version, cfg.beam.runner, _options(cfg.beam))
 
 
 def _print_summary(counts: dict[str, Any], folder: str) -> None:
@@ -317,7 +317,7 @@ def _print_summary(counts: dict[str, Any], folder: str) -> None:
     for split, by_k in counts["ramp"]["by_masks"].items():
         each = ", ".join(f"{k}: {n:,}" for k, n in by_k.items())
         print(f"ramp {split}: {sum(by_k.values()):,} examples, by masks {each}")
-    print(f"in {folder}/{ramp_source.NAME}")
+    print(f"in {folder}/{tfds_source.NAME}")
 
 
 if __name__ == "__main__":

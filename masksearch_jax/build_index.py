@@ -20,7 +20,7 @@ from masksearch_jax.core.config import CorpusConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.corpus import passages as corpus_passages
 from masksearch_jax.corpus import sources
-from masksearch_jax.data import survey
+from masksearch_jax.ramp import survey
 from masksearch_jax.runtime import cli
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search import bm25

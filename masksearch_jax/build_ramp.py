@@ -30,10 +30,11 @@ from masksearch_jax.core.types import Passage, QAExample
 from masksearch_jax.corpus import passages as corpus_passages
 from masksearch_jax.corpus import sources
 from masksearch_jax.corpus.tally import Tally
-from masksearch_jax.data import factory, leakage, qa, ramp, survey
-from masksearch_jax.data.factory import WorkConfig
 from masksearch_jax.data.records import write_atomically
-from masksearch_jax.data.survey import CleanConfig
+from masksearch_jax.ramp import build, examples, leakage, survey
+from masksearch_jax.ramp.build import WorkConfig
+from masksearch_jax.ramp.questions import read_questions, write_split
+from masksearch_jax.ramp.survey import CleanConfig
 from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.span_models import SpanModels
@@ -75,7 +76,7 @@ def run(cfg: BuildRampRun, log: Callable[[str], None] | None = None) -> dict[str
     if (done := _finished(folder, source)) is not None:
         return done
     (folder / COUNTS).unlink(missing_ok=True)  # of other inputs
-    ramp.check(cfg.ramp)
+    examples.check(cfg.ramp)
     made = _corpus(cfg, folder, source, log)
     tally, stats, paid = _mask(cfg, folder)
     if not stats.examples.get("train"):
@@ -96,7 +97,7 @@ def run(cfg: BuildRampRun, log: Callable[[str], None] | None = None) -> dict[str
     if paid:
         made["paid"] = paid
     if cfg.work.examples:
-        page.write(folder / "examples.html", factory.examples(folder), cfg.work.examples)
+        page.write(folder / "examples.html", build.examples(folder), cfg.work.examples)
     counts = made | {"source": source, "files": _sizes(folder)}
     write_atomically(folder / COUNTS, json.dumps(counts, indent=1) + "\n")
     shutil.rmtree(folder / "work")
@@ -172,7 +173,7 @@ def _corpus(
     return made
 
 
-def _mask(cfg: BuildRampRun, folder: Path) -> tuple[Tally, ramp.RampStats, dict[str, Any]]:
+def _mask(cfg: BuildRampRun, folder: Path) -> tuple[Tally, examples.RampStats, dict[str, Any]]:
     """Writes the examples; what was left out before and while masking, and what was paid."""
     clean = cfg.clean if cfg.corpus.path else _AS_IT_IS
     evaluation = None
@@ -184,7 +185,7 @@ def _mask(cfg: BuildRampRun, folder: Path) -> tuple[Tally, ramp.RampStats, dict[
     if cfg.ramp.gazetteer and cfg.ramp.extractor == "rules":
         known = folder / "work" / "gazetteer.json"
         anchors = _lines_of(folder / "work" / "anchors.txt")
-        factory.learn_gazetteer(folder / "passages.jsonl", anchors, plan, known)
+        build.learn_gazetteer(folder / "passages.jsonl", anchors, plan, known)
         plan = dataclasses.replace(plan, gazetteer=str(known))
     models = SpanModels(cfg.ramp, cfg.llm, cfg.ppl, cfg.corpus.language)
     with contextlib.closing(models), Progress("parts masked", 1) as progress:
@@ -193,7 +194,7 @@ def _mask(cfg: BuildRampRun, folder: Path) -> tuple[Tally, ramp.RampStats, dict[
             progress.total = total
             progress.update(done)
 
-        tally, stats = factory.build(
+        tally, stats = build.build(
             source,
             folder,
             plan,
@@ -204,7 +205,7 @@ def _mask(cfg: BuildRampRun, folder: Path) -> tuple[Tally, ramp.RampStats, dict[
         )
         paid = models.figures()
     if evaluation and clean.leakage == "tag":
-        found = (json.dumps(row) + "\n" for row in factory.leaks(folder, evaluation))
+        found = (json.dumps(row) + "\n" for row in build.leaks(folder, evaluation))
         write_atomically(folder / "ramp" / "leaks.jsonl", "".join(found))
     return tally, stats, paid
 
@@ -221,7 +222,7 @@ def _from_file(cfg: BuildRampRun, folder: Path, log: Callable[[str], None]) -> d
     read = Counter[str]()
     questions: list[QAExample] = []
     if settings.questions:
-        questions = qa.read_questions(
+        questions = read_questions(
             settings.questions, max_bad_fraction=settings.max_bad_fraction, log=_counted(log, read)
         )
     wanted = {g for q in questions for g in q.gold}
@@ -247,9 +248,7 @@ def _from_file(cfg: BuildRampRun, folder: Path, log: Callable[[str], None]) -> d
         counts["left_out"] = stats.left_out.to_json()
     return {
         "corpus": counts,
-        "questions": qa.write_split(
-            folder, questions, titles, read, cfg.ramp, cfg.corpus.questions
-        ),
+        "questions": write_split(folder, questions, titles, read, cfg.ramp, cfg.corpus.questions),
     }
 
 
@@ -289,7 +288,7 @@ def _from_atlas(cfg: BuildRampRun, folder: Path) -> dict[str, Any]:
     kept = (p for p in built.paragraphs if p.id.partition("#")[0] in titles)
     corpus_passages.write_passages(folder / "paragraphs.jsonl", kept)
     counts = {"in": len(passages), "out": len(passages), "dropped": {}}
-    questions = qa.write_split(folder, built.questions, titles, Counter(), cfg.ramp, "")
+    questions = write_split(folder, built.questions, titles, Counter(), cfg.ramp, "")
     return {"corpus": counts, "questions": questions}
 
 

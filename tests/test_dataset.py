@@ -36,8 +36,10 @@ from masksearch_jax.core.types import (
     to_json,
 )
 from masksearch_jax.corpus.tally import ShareError
-from masksearch_jax.data import beam_ramp, masking, pipeline, ramp, ramp_source, records, spans
+from masksearch_jax.data import pipeline, records
 from masksearch_jax.data.folder import Folder, RecordError
+from masksearch_jax.ramp import beam, masking, spans, tfds_source
+from masksearch_jax.ramp.examples import read_jsonl, split_of, write_jsonl
 from masksearch_jax.runtime import cli
 
 seqio, tasks = build_cache._import_seqio()
@@ -110,7 +112,7 @@ def made(tmp_path_factory) -> Made:
     """A dataset from three files: 58 paragraphs, a copy, one of another's id, a short one."""
     folder = tmp_path_factory.mktemp("dataset")
     cfg = config(write_corpus(folder / "corpus", [*GIVEN, *AGAIN, TWICE], 3), folder)
-    return Made(cfg, build_dataset.run(cfg), ramp_source.sources(folder))
+    return Made(cfg, build_dataset.run(cfg), tfds_source.sources(folder))
 
 
 def examples(sources) -> dict[str, list]:
@@ -125,19 +127,19 @@ def examples(sources) -> dict[str, list]:
 
 
 def test_shares_pour_like_water():
-    assert beam_ramp.shares({4: 100}, 4) == {4: (0.25, 0.25, 0.25, 0.25)}
-    assert beam_ramp.shares({1: 10, 2: 6, 5: 20}, 3) == {
+    assert beam.shares({4: 100}, 4) == {4: (0.25, 0.25, 0.25, 0.25)}
+    assert beam.shares({1: 10, 2: 6, 5: 20}, 3) == {
         1: (1.0,),
         2: (0.0, 1.0),
         5: (0.1, 0.3, 0.6),
     }
-    assert beam_ramp.shares({}, 4) == {}
+    assert beam.shares({}, 4) == {}
 
 
 @given(st.dictionaries(st.integers(1, 7), st.integers(1, 300), min_size=1), st.integers(1, 4))
 def test_shares_balance_as_well_as_choosing_one_by_one(histogram, max_masks):
     expected = [0.0] * max_masks
-    for n, odds in beam_ramp.shares(histogram, max_masks).items():
+    for n, odds in beam.shares(histogram, max_masks).items():
         assert len(odds) == min(n, max_masks)
         assert sum(odds) == pytest.approx(1)
         for k, share in enumerate(odds):
@@ -152,11 +154,11 @@ def test_shares_balance_as_well_as_choosing_one_by_one(histogram, max_masks):
 def test_a_draw_depends_on_its_paragraph_alone(made):
     odds = {n: (1.0,) * min(n, 4) for n in range(1, 8)}
     found = spans.RulesExtractor().find([GIVEN[2]])[0].spans
-    first = list(beam_ramp.draw(GIVEN[2], found, odds, made.cfg.ramp))
-    list(beam_ramp.draw(dataclasses.replace(GIVEN[2], id="x"), found, odds, made.cfg.ramp))
-    assert list(beam_ramp.draw(GIVEN[2], found, odds, made.cfg.ramp)) == first
+    first = list(beam.draw(GIVEN[2], found, odds, made.cfg.ramp))
+    list(beam.draw(dataclasses.replace(GIVEN[2], id="x"), found, odds, made.cfg.ramp))
+    assert list(beam.draw(GIVEN[2], found, odds, made.cfg.ramp)) == first
     only = {len(found): (1.0, 0.0, 0.0, 0.0)}
-    assert {e.k for e in beam_ramp.draw(GIVEN[2], found, only, made.cfg.ramp)} == {1}
+    assert {e.k for e in beam.draw(GIVEN[2], found, only, made.cfg.ramp)} == {1}
 
 
 # ---- the dataset
@@ -194,7 +196,7 @@ def test_examples_are_whole_and_split_by_article(made):
     for split, found in by_split.items():
         assert len({e.id for e in found}) == len(found)
         for e in found:
-            assert ramp.split_of(e.title, made.cfg.ramp) == split
+            assert split_of(e.title, made.cfg.ramp) == split
             assert texts[e.passage_id] == e.paragraph
             assert masking.unmask(e.masked, [s.text for s in e.spans]) == e.paragraph
             assert all(e.paragraph[s.start : s.end] == s.text for s in e.spans)
@@ -263,13 +265,13 @@ def test_a_half_written_config_is_made_again_and_a_finished_one_kept(made, tmp_p
     (root / "SHA256SUMS").unlink()
     (root / "k2" / "1.0.0").rename(root / "k2" / "incomplete.X_1.0.0")
     with pytest.raises(FileNotFoundError, match="did not finish"):
-        ramp_source.sources(folder)
+        tfds_source.sources(folder)
     before = states(root)
     build_dataset.run(dataclasses.replace(made.cfg, folder=str(folder)))
     kept = {p for p, time in states(root).items() if before.get(p) == time}
     assert {Path(p).relative_to(root).parts[0] for p in kept} == {"k1"}
     assert [p.name for p in (root / "k2").iterdir()] == ["1.0.0"]
-    assert list(ramp_source.sources(folder)[2]["train"]) == list(made.sources[2]["train"])
+    assert list(tfds_source.sources(folder)[2]["train"]) == list(made.sources[2]["train"])
 
 
 @pytest.mark.parametrize(
@@ -340,7 +342,7 @@ def test_tfds_loads_it_and_so_does_a_users_own_seqio_task(made):
         assert set(loaded) == set(by_split)
         for split, source in by_split.items():
             rows = list(tfds.as_numpy(loaded[split]))
-            assert list(map(ramp_source.from_features, rows)) == list(source)
+            assert list(map(tfds_source.from_features, rows)) == list(source)
             assert info.splits[split].num_examples == len(source)
             part = tfds.load(f"ramp/k{k}", data_dir=folder, split=f"{split}[:3]")
             ids = [row["id"].decode() for row in tfds.as_numpy(part)]
@@ -366,7 +368,7 @@ def test_without_tfrecord_it_is_read_by_number_alone(made, tmp_path):
     )
     counts = build_dataset.run(cfg)
     assert not list(tmp_path.rglob("*.tfrecord*"))
-    found = ramp_source.sources(tmp_path)
+    found = tfds_source.sources(tmp_path)
     assert {s: len(source) for s, source in found[1].items()} == {
         split: by_k["1"] for split, by_k in counts["ramp"]["by_masks"].items()
     }
@@ -400,7 +402,7 @@ def test_a_conversion_that_was_killed_goes_on(made, tmp_path):
     assert again.keys() == by_name.keys()
     for name in again:
         assert again[name] == by_name[name] or name.endswith(("_info.json", ".array_record"))
-    assert list(ramp_source.sources(folder)[1]["train"]) == list(made.sources[1]["train"])
+    assert list(tfds_source.sources(folder)[1]["train"]) == list(made.sources[1]["train"])
 
 
 def test_a_users_script_reads_it_through_tfds_and_grain_without_tensorflow(made):
@@ -436,7 +438,7 @@ def test_a_killed_build_goes_on_from_its_last_finished_config(made, tmp_path):
     before = states(tmp_path / "ramp" / "k1")
     assert build_dataset.run(cfg) == made.counts
     assert states(tmp_path / "ramp" / "k1") == before
-    assert examples(ramp_source.sources(tmp_path)) == examples(made.sources)
+    assert examples(tfds_source.sources(tmp_path)) == examples(made.sources)
 
 
 # ---- as build_ramp makes it
@@ -477,7 +479,7 @@ def as_build_ramp(cfg: build_dataset.BuildDatasetRun, path: Path, folder: Path) 
     run = to_dataclass(build_ramp.BuildRampRun, c)
     counts = build_ramp.run(run, log=lambda message: None)
     found = {
-        split: ramp.read_jsonl(folder / "ramp" / f"{split}.jsonl", RampExample)
+        split: read_jsonl(folder / "ramp" / f"{split}.jsonl", RampExample)
         for split in ("train", "rl", "heldout")
     }
     return found, counts
@@ -525,7 +527,7 @@ def test_a_paragraphs_examples_are_those_of_build_ramp(tmp_path, given, changes)
 def test_a_dataset_leaves_out_what_is_evaluated_on(tmp_path):
     asked = {"qid": "q0", "dataset": "asked", "question": "Which?", "answers": ["It"]}
     (tmp_path / "questions.jsonl").write_text(json.dumps(asked | {"gold": [GIVEN[0].id]}))
-    ramp.write_jsonl(tmp_path / "gold.jsonl", GIVEN[:1])
+    write_jsonl(tmp_path / "gold.jsonl", GIVEN[:1])
     changes = {
         "clean.leakage": "drop",
         "clean.evaluation": (str(tmp_path / "questions.jsonl"),),
@@ -562,11 +564,9 @@ def both(made, tmp_path_factory):
     (dataset / "ramp").symlink_to(made.root)
     found = examples(made.sources)
     for split, of_split in found.items():
-        ramp.write_jsonl(lines / "ramp" / f"{split}.jsonl", of_split)
+        write_jsonl(lines / "ramp" / f"{split}.jsonl", of_split)
     for place in (dataset, lines):
-        ramp.write_jsonl(
-            place / "demonstrations" / "train.jsonl", map(demonstration, found["train"])
-        )
+        write_jsonl(place / "demonstrations" / "train.jsonl", map(demonstration, found["train"]))
     train_bpe((p.text for p in GIVEN), tokenizer, 320)
     register = functools.partial(tasks.register, tokenizer=tokenizer, prompt_style="minimal")
     return types.SimpleNamespace(

@@ -13,9 +13,9 @@ from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import QAExample, RampExample, Trajectory, from_json
-from masksearch_jax.data import ramp
 from masksearch_jax.evals.suites import METRICS
 from masksearch_jax.models.initial import InitError
+from masksearch_jax.ramp.examples import write_jsonl
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.tool import SearchError
 from masksearch_jax.training.supervisor import Preempted
@@ -111,7 +111,7 @@ def test_unknown_suites_and_conditions_are_named(run_config, tmp_path, change, m
 def test_sources_that_cannot_be_hidden_are_refused(run_config, tmp_path):
     found = evaluate.load_suites(run_config)["ramp"][:3]
     other = [dataclasses.replace(e, passage_id=f"wiki-{e.passage_id}") for e in found]
-    ramp.write_jsonl(tmp_path / "data" / "ramp" / "heldout.jsonl", other)
+    write_jsonl(tmp_path / "data" / "ramp" / "heldout.jsonl", other)
     cfg = dataclasses.replace(
         run_config,
         workdir=str(tmp_path / "work"),

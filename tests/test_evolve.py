@@ -25,8 +25,8 @@ from masksearch_jax.core.types import (
     Trajectory,
     Turn,
 )
-from masksearch_jax.data import ramp
 from masksearch_jax.evals import iterations
+from masksearch_jax.ramp.examples import write_jsonl
 from masksearch_jax.runtime import cli
 from masksearch_jax.stages import Usage
 
@@ -329,7 +329,7 @@ def run(repository, tmp_path):
     c.evolve.hard_share = 1.0
     made = [dataclasses.replace(e, id=f"{s}{e.id}") for s in ("train", "rl") for e in examples(4)]
     for split, rows in (("train", [*examples(1, k=3), *made[:4]]), ("rl", made[4:])):
-        ramp.write_jsonl(tmp_path / "data" / "ramp" / f"{split}.jsonl", rows)
+        write_jsonl(tmp_path / "data" / "ramp" / f"{split}.jsonl", rows)
     return evolve.Run(to_dataclass(evolve.EvolveRun, c), Usage(tmp_path))
 
 
@@ -347,9 +347,9 @@ def test_who_is_given_which_examples(run):
     assert ids(evolve.choose_pool(run, 1)) == (["rle0", "rle1", "rle2"], [])
     for n, pool, accepted in ((0, "train", ["traine0"]), (1, "rl", ["rle1"])):
         given = evolve.choose_pool(run, n).examples
-        ramp.write_jsonl(run.iteration(n) / evolve.POOL, given)
+        write_jsonl(run.iteration(n) / evolve.POOL, given)
         made = [demonstration(name, 0, "x") for name in accepted]
-        ramp.write_jsonl(run.iteration(n) / evolve.ACCEPTED, made)
+        write_jsonl(run.iteration(n) / evolve.ACCEPTED, made)
         assert given[0].id.startswith(pool)
     assert ids(evolve.choose_pool(run, 2)) == (["rle3"], ["rle0", "rle2"])
     same = with_evolve(run, split="train")  # what the teacher has solved is not sampled again

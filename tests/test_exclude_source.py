@@ -18,9 +18,9 @@ from masksearch_jax.core import markup, retrieval
 from masksearch_jax.core.config import MeshConfig, PromptConfig, SearchConfig
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample
-from masksearch_jax.data import ramp
 from masksearch_jax.data.pipeline import Prompt
 from masksearch_jax.parallel import sharding
+from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search import bm25
@@ -116,7 +116,7 @@ def test_a_cache_of_results_serves_every_example_and_mixes_nothing_up(tmp_path):
 
 @pytest.fixture(scope="module")
 def examples(miniature):
-    return ramp.read_jsonl(miniature.data / "ramp" / "train.jsonl", RampExample)[:6]
+    return read_jsonl(miniature.data / "ramp" / "train.jsonl", RampExample)[:6]
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_the_student_evaluation_and_dapo(miniature, examples, sources, cfg, monk
 def test_the_scripted_teacher_reads_other_articles_alone(miniature):
     """Every fact of the atlas's articles stands in its own: without it next to none is found."""
     tool = bm25.BM25.open(miniature.index)
-    asked = ramp.read_jsonl(miniature.data / "ramp" / "train.jsonl", RampExample)[:80]
+    asked = read_jsonl(miniature.data / "ramp" / "train.jsonl", RampExample)[:80]
 
     def solve(cfg):
         made = [construct.demonstrate(e, tool, cfg, random.Random(e.id)) for e in asked]
@@ -236,7 +236,7 @@ def test_a_tool_with_other_ids_is_refused_at_the_start(fruit, every_tool):
 def test_the_mains_refuse_before_they_work(miniature, examples, tmp_path):
     other = [dataclasses.replace(e, passage_id="elsewhere") for e in examples]
     for kind in ("train", "heldout"):
-        ramp.write_jsonl(tmp_path / "ramp" / f"{kind}.jsonl", other)
+        write_jsonl(tmp_path / "ramp" / f"{kind}.jsonl", other)
     hiding = dataclasses.replace(miniature.search, exclude_source=True)
     with pytest.raises(SearchError, match="can hide nothing"):
         build_trajectories.run(

@@ -15,10 +15,12 @@ from masksearch_jax.core.config import ComputeConfig, ModelConfig, RampConfig
 from masksearch_jax.core.types import Passage, QAExample, RampExample, Span
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.corpus.tally import ShareError
-from masksearch_jax.data import factory, leakage, masking, ramp, survey
-from masksearch_jax.data.spacy_spans import SpacyError
 from masksearch_jax.models import likelihood
 from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.ramp import build as ramp_build
+from masksearch_jax.ramp import leakage, masking, survey
+from masksearch_jax.ramp.examples import RampStats, build_examples, read_jsonl
+from masksearch_jax.ramp.spacy_spans import SpacyError
 from masksearch_jax.search import bm25
 from masksearch_jax.viewer import examples as page
 
@@ -69,14 +71,14 @@ def source(tmp_path_factory):
 
 def build(source, folder, *, clean=CLEAN, cfg=RAMP, workers=1, part=20, **options):
     plan = survey.Plan(clean, cfg, **options.pop("plan", {}))
-    work = factory.WorkConfig(workers=workers, part=part)
-    return factory.build(source, folder, plan, work, **options)
+    work = ramp_build.WorkConfig(workers=workers, part=part)
+    return ramp_build.build(source, folder, plan, work, **options)
 
 
 def examples(folder):
     return {
-        split: ramp.read_jsonl(folder / "ramp" / f"{split}.jsonl", RampExample)
-        for split in factory.SPLITS
+        split: read_jsonl(folder / "ramp" / f"{split}.jsonl", RampExample)
+        for split in ramp_build.SPLITS
     }
 
 
@@ -96,7 +98,7 @@ def test_every_passage_is_masked_or_counted_with_an_example(built):
     assert stats.paragraphs == tally.kept == 80 == stats.used
     made = examples(folder)
     assert sum(map(len, made.values())) == 160 - stats.dropped.get("same_masks_again", 0)
-    titles = [{e.title for e in made[split]} for split in factory.SPLITS]
+    titles = [{e.title for e in made[split]} for split in ramp_build.SPLITS]
     assert sum(map(len, titles)) == len(set.union(*titles)) == 80
     assert {split: len(made[split]) for split in made} == {
         split: sum(by_k.values()) for split, by_k in stats.examples.items()
@@ -174,7 +176,7 @@ def test_leaks_are_dropped_or_tagged(source, built, tmp_path):
     assert (tally.dropped["gold_title"], tally.dropped["gold_text"]) == (1, 1)
     titles = {e.title for made in examples(tmp_path).values() for e in made}
     assert titles == {f"Town{i}" for i in range(80)} - {"Town7", "Town9"}
-    tagged = list(factory.leaks(built[0], evaluation()))
+    tagged = list(ramp_build.leaks(built[0], evaluation()))
     assert {(t["id"].partition("@")[0], t["reason"]) for t in tagged} == {
         ("t7", "gold_title"),
         ("t9", "gold_text"),
@@ -218,11 +220,11 @@ def test_ppl_masks_what_is_hard_but_possible():
         seen.extend(target for _, target in asked)
         return [2.0 if target == "Bo" else 9.0 for _, target in asked]
 
-    made, stats = ramp.build_examples([passage], cfg, lambda line: None, scorer=scorer)
+    made, stats = build_examples([passage], cfg, lambda line: None, scorer=scorer)
     assert [[s.text for s in e.spans] for e in made["train"]] == [["Bo"]]
     assert stats.refused["too_hard"] == len(seen) - 1
     with pytest.raises(ValueError, match="'ppl' needs a model"):
-        ramp.build_examples([passage], cfg, lambda line: None)
+        build_examples([passage], cfg, lambda line: None)
 
 
 def test_token_rows_give_a_token_across_the_border_to_the_target():
@@ -258,7 +260,7 @@ def test_losses_are_those_of_the_logits():
 
 def test_counts_are_json(built):
     stats = built[2]
-    again = ramp.RampStats.from_json(json.loads(json.dumps(dataclasses.asdict(stats))))
+    again = RampStats.from_json(json.loads(json.dumps(dataclasses.asdict(stats))))
     assert again == stats
     assert (stats + stats).examples["train"] == {
         k: 2 * n for k, n in stats.examples["train"].items()
@@ -268,7 +270,7 @@ def test_counts_are_json(built):
 def test_a_page_shows_a_sample_of_each_number_of_masks(built, tmp_path):
     folder = built[0]
     path = tmp_path / "examples.html"
-    assert page.write(path, factory.examples(folder), 3) == {1: 3, 2: 3, 3: 3, 4: 3}
+    assert page.write(path, ramp_build.examples(folder), 3) == {1: 3, 2: 3, 3: 3, 4: 3}
     text = path.read_text(encoding="utf-8")
     assert text.count("<article>") == 12
     assert text.count("<mark>") == 3 * (1 + 2 + 3 + 4)
@@ -296,13 +298,13 @@ def test_chinese_paragraphs_end_to_end(shared_data, tmp_path):
     given = read_passages(shared_data / "wiki_zh" / "paragraphs.jsonl.gz", limit=400)
     write_passages(source, given)
     plan = survey.Plan(CLEAN, dataclasses.replace(RAMP, min_words=20, max_words=200), "zh")
-    factory.learn_gazetteer(source, (), plan, tmp_path / "known.json")
+    ramp_build.learn_gazetteer(source, (), plan, tmp_path / "known.json")
     plan = dataclasses.replace(plan, gazetteer=str(tmp_path / "known.json"))
-    tally, stats = factory.build(source, tmp_path, plan, factory.WorkConfig(part=200))
+    tally, stats = ramp_build.build(source, tmp_path, plan, ramp_build.WorkConfig(part=200))
     assert tally.seen == 400
     assert tally.kept > 300
     assert stats.used > 0.85 * tally.kept
-    made = list(factory.examples(tmp_path))
+    made = list(ramp_build.examples(tmp_path))
     for example in made:
         assert masking.unmask(example.masked, [s.text for s in example.spans]) == example.paragraph
         assert all(s.text not in example.title for s in example.spans)
@@ -342,7 +344,7 @@ def test_the_entities_of_a_spacy_pipeline_are_masked(tmp_path):
         RAMP, extractor="spacy", spacy_model=str(tmp_path / "pipeline"), min_words=20
     )
     plan = survey.Plan(survey.CleanConfig(), cfg)
-    (found,) = factory.extractor_of(plan).find([Passage("p", "Trondheim", text)])
+    (found,) = ramp_build.extractor_of(plan).find([Passage("p", "Trondheim", text)])
     assert {s.text: s.type for s in found.spans} == {
         "Ola Nordmann": "PERSON",
         "Glomma": "PLACE",
@@ -352,18 +354,18 @@ def test_the_entities_of_a_spacy_pipeline_are_masked(tmp_path):
         "Labour Party": "ORG",
     }
     assert found.refused == {"label_NORP": 1, "title": 1}
-    factory.build(source, tmp_path / "built", plan, factory.WorkConfig())
-    assert {s for e in factory.examples(tmp_path / "built") for s in e.spans} <= {*found.spans}
+    ramp_build.build(source, tmp_path / "built", plan, ramp_build.WorkConfig())
+    assert {s for e in ramp_build.examples(tmp_path / "built") for s in e.spans} <= {*found.spans}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_missing_spacy_pipeline_is_named(tmp_path):
     cfg = dataclasses.replace(RAMP, extractor="spacy", spacy_model=str(tmp_path))
     with pytest.raises(SpacyError, match=r"no installed pipeline or folder; installed: none"):
-        factory.extractor_of(survey.Plan(CLEAN, cfg))
+        ramp_build.extractor_of(survey.Plan(CLEAN, cfg))
 
 
 def test_a_missing_spacy_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SpacyError, match=r"not installed: pip install 'masksearch_jax\[spacy\]'"):
-        factory.extractor_of(survey.Plan(CLEAN, dataclasses.replace(RAMP, extractor="spacy")))
+        ramp_build.extractor_of(survey.Plan(CLEAN, dataclasses.replace(RAMP, extractor="spacy")))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from masksearch_jax.core.types import Passage, Span
-from masksearch_jax.data import gazetteer, lexicon, rules_en, spans
+from masksearch_jax.ramp import gazetteer, lexicon, rules_en, spans
 
 GOLD = Path(__file__).with_name("data") / "spans_gold.jsonl"
 

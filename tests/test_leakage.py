@@ -10,9 +10,10 @@ from masksearch_jax import build_ramp
 from masksearch_jax.core.config import CorpusConfig, RampConfig
 from masksearch_jax.core.types import Passage, RampExample
 from masksearch_jax.corpus.passages import read_passages, write_passages
-from masksearch_jax.data import leakage, qa
-from masksearch_jax.data.ramp import read_jsonl
-from masksearch_jax.data.survey import CleanConfig
+from masksearch_jax.ramp import leakage
+from masksearch_jax.ramp.examples import read_jsonl
+from masksearch_jax.ramp.questions import read_fanoutqa, read_freshqa, read_questions
+from masksearch_jax.ramp.survey import CleanConfig
 
 N = 13
 RAMP = RampConfig(
@@ -60,7 +61,7 @@ def real(shared_data, tmp_path_factory):
     folder = shared_data / "multihop"
     files = folder / "questions.jsonl.gz", folder / "passages.jsonl.gz"
     around = list(read_passages(files[1]))
-    sets = Sets(qa.read_questions(files[0]), around)
+    sets = Sets(read_questions(files[0]), around)
     others = read_passages(shared_data / "wiki_en" / "passages.jsonl.gz", limit=1000)
     given = [Passage(f"around-{p.id}", p.title, p.text) for p in around[::50]]
     given += [Passage(f"other-{p.id}", p.title, p.text) for p in others]
@@ -118,12 +119,12 @@ def test_fanoutqa_and_freshqa_are_read_in_their_authors_forms(shared_data):
         shared_data / "freshqa/freshqa.csv",
     ]
     found = leakage.read(map(str, files), "", N)
-    asked = [*qa.read_fanoutqa(files[0]), *qa.read_freshqa(files[1])]
+    asked = [*read_fanoutqa(files[0]), *read_freshqa(files[1])]
     long = [q.question for q in asked if runs(q.question)]
     assert len(long) > 200
     for question in long:
         assert found.overlap(Passage("1", "Other", f"Someone asked: {question}")) == "gold_text"
-    pages = {g for q in qa.read_fanoutqa(files[0]) for g in q.gold}
+    pages = {g for q in read_fanoutqa(files[0]) for g in q.gold}
     assert len(found.titles) > 0.95 * len(pages) > 1000
     assert found.overlap(Passage("1", "Pat Burrell", "He was a left fielder.")) == "gold_title"
     with pytest.raises(ValueError, match="no file of questions"):

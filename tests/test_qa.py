@@ -9,7 +9,15 @@ import pytest
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import QAExample, RampExample
 from masksearch_jax.corpus import atlas
-from masksearch_jax.data import prompt, qa, ramp
+from masksearch_jax.data import prompt
+from masksearch_jax.ramp import examples
+from masksearch_jax.ramp.questions import (
+    QuestionsError,
+    read_fanoutqa,
+    read_freshqa,
+    read_questions,
+    split_questions,
+)
 
 ROW = {
     "qid": "q1",
@@ -30,10 +38,10 @@ def write(path, rows):
 def test_a_line_becomes_a_question(tmp_path):
     expected = QAExample("q1", "hotpotqa", "Who wrote it?", ("Ann", "A. Lee"), ("6", "4"), "bridge")
     path = write(tmp_path / "q.jsonl", [ROW, ""])
-    assert qa.read_questions(path) == [expected]
+    assert read_questions(path) == [expected]
     zipped = tmp_path / "q.jsonl.gz"
     zipped.write_bytes(gzip.compress(path.read_bytes()))
-    assert qa.read_questions(zipped) == [expected]
+    assert read_questions(zipped) == [expected]
 
 
 @pytest.mark.parametrize(
@@ -52,30 +60,30 @@ def test_malformed_lines_are_skipped_named_and_bounded(tmp_path, line, reason):
     good = [{**ROW, "qid": str(i)} for i in range(99)]
     path = write(tmp_path / "q.jsonl", [*good, line])
     lines = []
-    assert len(qa.read_questions(path, log=lines.append)) == 99
+    assert len(read_questions(path, log=lines.append)) == 99
     assert len(lines) == 1
     assert lines[0].startswith(f"{path}:100: ")
-    with pytest.raises(qa.QuestionsError, match=rf"q.jsonl are malformed.*q.jsonl:100: .*{reason}"):
-        qa.read_questions(path, max_bad_fraction=0.001, log=lines.append)
+    with pytest.raises(QuestionsError, match=rf"q.jsonl are malformed.*q.jsonl:100: .*{reason}"):
+        read_questions(path, max_bad_fraction=0.001, log=lines.append)
 
 
 def test_missing_and_empty_files_are_named(tmp_path):
-    with pytest.raises(qa.QuestionsError, match=r"cannot read the questions .*none.jsonl"):
-        qa.read_questions(tmp_path / "none.jsonl")
-    with pytest.raises(qa.QuestionsError, match=r"empty.jsonl holds no questions"):
-        qa.read_questions(write(tmp_path / "empty.jsonl", [""]))
+    with pytest.raises(QuestionsError, match=r"cannot read the questions .*none.jsonl"):
+        read_questions(tmp_path / "none.jsonl")
+    with pytest.raises(QuestionsError, match=r"empty.jsonl holds no questions"):
+        read_questions(write(tmp_path / "empty.jsonl", [""]))
     (tmp_path / "cut.gz").write_bytes(gzip.compress(b"x" * 1000)[:-9])
-    with pytest.raises(qa.QuestionsError, match=r"cannot read the questions .*cut.gz"):
-        qa.read_questions(tmp_path / "cut.gz")
+    with pytest.raises(QuestionsError, match=r"cannot read the questions .*cut.gz"):
+        read_questions(tmp_path / "cut.gz")
 
 
 def test_real_question_files(shared_data):
-    questions = qa.read_questions(shared_data / "multihop" / "questions.jsonl.gz")
+    questions = read_questions(shared_data / "multihop" / "questions.jsonl.gz")
     by_dataset = collections.Counter(q.dataset for q in questions)
     assert by_dataset == {"musique": 798, "hotpotqa": 300, "2wiki": 215}
     assert all(len(q.gold) >= 2 for q in questions)
 
-    fanout = qa.read_fanoutqa(shared_data / "fanoutqa" / "fanout-final-dev.json")
+    fanout = read_fanoutqa(shared_data / "fanoutqa" / "fanout-final-dev.json")
     assert len(fanout) == 310
     first = fanout[0]
     assert len(first.answers) == 1
@@ -83,7 +91,7 @@ def test_real_question_files(shared_data):
     assert first.gold[0] == "18468611"
     assert len(first.gold) == 6
 
-    fresh = qa.read_freshqa(shared_data / "freshqa" / "freshqa.csv")
+    fresh = read_freshqa(shared_data / "freshqa" / "freshqa.csv")
     assert len(fresh) == 600
     assert fresh[0].answers == (
         "No animal has ever landed on the moon yet.",
@@ -96,22 +104,22 @@ def test_real_question_files(shared_data):
 def test_questions_split_by_article():
     small = atlas.build(seed=0, cities=250)
     titles = {p.id: p.title for p in small.passages}
-    split = qa.split_questions(small.questions, titles, 0.2, seed=3)
+    split = split_questions(small.questions, titles, 0.2, seed=3)
     assert len(split.train) + len(split.heldout) + split.between == len(small.questions)
 
     def held(passage_id):
-        return ramp.is_heldout(titles[passage_id], 0.2, 3)
+        return examples.is_heldout(titles[passage_id], 0.2, 3)
 
     assert not any(held(g) for q in split.train for g in q.gold)
     assert all(held(q.gold[0]) for q in split.heldout)
     assert 0.1 < len(split.heldout) / len(small.questions) < 0.3
-    none = qa.split_questions(small.questions, titles, 0.0, seed=3)
+    none = split_questions(small.questions, titles, 0.0, seed=3)
     assert (none.train, none.heldout, none.between) == (small.questions, (), 0)
 
 
 def test_questions_without_gold_are_split_by_id():
     questions = [QAExample(str(i), "d", "Who?", ("x",)) for i in range(400)]
-    split = qa.split_questions(questions, {}, 0.25, seed=0)
+    split = split_questions(questions, {}, 0.25, seed=0)
     assert split.between == 0
     assert 60 < len(split.heldout) < 140
 

@@ -18,7 +18,7 @@ from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Demonstration, Passage, Segment
-from masksearch_jax.data.ramp import write_jsonl
+from masksearch_jax.ramp.examples import write_jsonl
 from masksearch_jax.runtime import cli
 from masksearch_jax.stages import Usage
 

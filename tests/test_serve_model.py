@@ -36,10 +36,10 @@ from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import RampExample
 from masksearch_jax.corpus.passages import write_passages
-from masksearch_jax.data import ramp
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
+from masksearch_jax.ramp.examples import read_jsonl
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.server import ChatServer
 from masksearch_jax.runtime import cli
@@ -305,10 +305,10 @@ def test_agents_work_on_it_and_every_example_has_an_outcome(server, tmp_path):
     assert 12 <= paid["completion_tokens"] <= 24 * paid["calls"]
     asked = server.engine.stats.trajectories
     assert asked - before == paid["calls"]
-    lost = ramp.read_jsonl(tmp_path / "demonstrations" / "train.rejected.jsonl", Rejection)
+    lost = read_jsonl(tmp_path / "demonstrations" / "train.rejected.jsonl", Rejection)
     shutil.rmtree(tmp_path / "demonstrations")
     test_agents_job.run(tmp_path, dataclasses.replace(llm, replay=True, base_url="http://x:1"))
-    again = ramp.read_jsonl(tmp_path / "demonstrations" / "train.rejected.jsonl", Rejection)
+    again = read_jsonl(tmp_path / "demonstrations" / "train.rejected.jsonl", Rejection)
     assert again == lost
     assert server.engine.stats.trajectories == asked  # all replies were cached
 
@@ -366,7 +366,7 @@ def test_agents_and_span_extractor_get_what_the_model_says(tmp_path, repository)
     examples = [
         e
         for split in ("train", "heldout")
-        for e in ramp.read_jsonl(tmp_path / "out" / "ramp" / f"{split}.jsonl", RampExample)
+        for e in read_jsonl(tmp_path / "out" / "ramp" / f"{split}.jsonl", RampExample)
     ]
     assert sorted(e.passage_id for e in examples) == [f"town:{i}" for i in range(4)]
     assert {s.text for e in examples for s in e.spans} == {"Glomma"}

@@ -18,10 +18,10 @@ from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import RampExample
 from masksearch_jax.corpus.passages import write_passages
-from masksearch_jax.data import masking, spans
-from masksearch_jax.data.ramp import read_jsonl
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.ramp import masking, spans
+from masksearch_jax.ramp.examples import read_jsonl
 from masksearch_jax.runtime import storage
 from masksearch_jax.training import train_state
 from masksearch_jax.training.checkpoint import Checkpointer

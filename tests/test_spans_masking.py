@@ -14,7 +14,14 @@ from masksearch_jax.core import markup
 from masksearch_jax.core.config import RampConfig
 from masksearch_jax.core.types import Passage, RampExample, Span
 from masksearch_jax.corpus import atlas
-from masksearch_jax.data import gazetteer, masking, ramp, spans
+from masksearch_jax.ramp import gazetteer, masking, spans
+from masksearch_jax.ramp.examples import (
+    build_examples,
+    is_heldout,
+    read_jsonl,
+    split_of,
+    write_jsonl,
+)
 
 CONFIG = RampConfig(
     cities=20,
@@ -215,7 +222,7 @@ def paragraphs():
 
 @pytest.fixture(scope="module")
 def built(paragraphs):
-    return ramp.build_examples(paragraphs, CONFIG, lambda line: None)
+    return build_examples(paragraphs, CONFIG, lambda line: None)
 
 
 def test_examples_are_balanced_over_the_number_of_masks(built):
@@ -233,8 +240,8 @@ def test_no_article_is_in_two_splits(built):
     assert len(set.union(*titles.values())) == everything
     assert 0.1 < len(titles["heldout"]) / everything < 0.3
     assert 0.1 < len(titles["rl"]) / everything < 0.3
-    assert all(ramp.is_heldout(t, 0.2, 0) for t in titles["heldout"])
-    again = ramp.split_of(next(iter(titles["rl"])), replaced(rl_fraction=0.0))
+    assert all(is_heldout(t, 0.2, 0) for t in titles["heldout"])
+    again = split_of(next(iter(titles["rl"])), replaced(rl_fraction=0.0))
     assert again == "train"  # rl is a part of what would be trained on, not of what is held out
 
 
@@ -270,7 +277,7 @@ def test_drops_are_counted_by_reason():
     ]
     lines = []
     config = replaced(heldout_fraction=0.0, rl_fraction=0.0)
-    made, stats = ramp.build_examples(given, config, lines.append)
+    made, stats = build_examples(given, config, lines.append)
     assert made["rl"] == made["heldout"] == []
     assert {e.title for e in made["train"]} == {"Sora"}
     reasons = ("duplicate", "too_short", "too_long", "reserved_text", "no_spans")
@@ -281,7 +288,7 @@ def test_drops_are_counted_by_reason():
 
 def test_max_examples_bounds_the_build_and_the_seed_decides_it(paragraphs):
     def ids(**changes):
-        made, _ = ramp.build_examples(paragraphs, replaced(**changes), lambda line: None)
+        made, _ = build_examples(paragraphs, replaced(**changes), lambda line: None)
         train, heldout = made["train"] + made["rl"], made["heldout"]
         return [e.id for e in train], [e.id for e in heldout]
 
@@ -305,21 +312,21 @@ def test_max_examples_bounds_the_build_and_the_seed_decides_it(paragraphs):
 )
 def test_impossible_configs_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        ramp.build_examples([], replaced(**changes), lambda line: None)
+        build_examples([], replaced(**changes), lambda line: None)
 
 
 def test_jsonl_round_trip_and_its_errors(tmp_path, built):
     train = built[0]["train"][:20]
     path = tmp_path / "deep" / "train.jsonl"
-    assert ramp.write_jsonl(path, train) == 20
-    assert ramp.read_jsonl(path, RampExample) == train
+    assert write_jsonl(path, train) == 20
+    assert read_jsonl(path, RampExample) == train
     with pytest.raises(RuntimeError, match="stop"):
-        ramp.write_jsonl(path, _failing(train))
-    assert ramp.read_jsonl(path, RampExample) == train
+        write_jsonl(path, _failing(train))
+    assert read_jsonl(path, RampExample) == train
     assert [p.name for p in path.parent.iterdir()] == ["train.jsonl"]
     path.write_text(path.read_text() + '{"id": 1}\n')
     with pytest.raises(ValueError, match=r"train.jsonl:21: not a RampExample"):
-        ramp.read_jsonl(path, RampExample)
+        read_jsonl(path, RampExample)
 
 
 def _failing(records):
@@ -331,7 +338,7 @@ def test_real_passages_make_balanced_examples(shared_data):
     with gzip.open(shared_data / "wiki_en" / "passages.jsonl.gz") as file:
         rows = [json.loads(line) for line in itertools.islice(file, 1500)]
     given = [Passage(r["id"], r["title"], r["text"]) for r in rows]
-    made, stats = ramp.build_examples(given, CONFIG, lambda line: None)
+    made, stats = build_examples(given, CONFIG, lambda line: None)
     train, heldout = made["train"] + made["rl"], made["heldout"]
     for split in made.values():
         counts = collections.Counter(e.k for e in split)

@@ -20,8 +20,8 @@ from masksearch_jax.core.config import MeshConfig, PromptConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Demonstration, RampExample
-from masksearch_jax.data import ramp
 from masksearch_jax.parallel import sharding
+from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.search.tool import open_tool
 from tests.endpoint import Answer, Endpoint
 from tests.test_rollout import ScriptedModel
@@ -62,7 +62,7 @@ def setting(miniature, monkeypatch):
 
 @pytest.fixture
 def examples(miniature):
-    return ramp.read_jsonl(miniature.data / "ramp" / "train.jsonl", RampExample)[:5]
+    return read_jsonl(miniature.data / "ramp" / "train.jsonl", RampExample)[:5]
 
 
 def solve(miniature, setting, examples, llm=None):
@@ -137,13 +137,13 @@ def test_a_judge_may_have_the_last_word(miniature, setting, examples, tmp_path):
 
 
 def test_the_main_takes_it_for_a_teacher(miniature, setting, examples, tmp_path):
-    ramp.write_jsonl(tmp_path / "ramp" / "train.jsonl", examples)
+    write_jsonl(tmp_path / "ramp" / "train.jsonl", examples)
     cfg = build_trajectories.BuildTrajectoriesRun(
         str(tmp_path), ("ramp",), miniature.search, 2, 0, 0, "local", student=setting
     )
     summary = build_trajectories.run(cfg)
     assert (summary["examples"], summary["tried"], summary["demonstrations"]) == (5, 10, 10)
-    made = ramp.read_jsonl(tmp_path / "demonstrations" / "train.jsonl", Demonstration)
+    made = read_jsonl(tmp_path / "demonstrations" / "train.jsonl", Demonstration)
     assert markup.is_well_formed(made[0].segments)
     assert build_trajectories.run(cfg) == summary
     for missing in ({"student": None}, {"student": dataclasses.replace(setting, judge="llm")}):

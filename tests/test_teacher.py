@@ -13,7 +13,8 @@ from masksearch_jax.core import markup
 from masksearch_jax.core.config import RampConfig, SearchConfig
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample, Span
 from masksearch_jax.corpus import atlas
-from masksearch_jax.data import prompt, ramp
+from masksearch_jax.data import prompt
+from masksearch_jax.ramp.examples import build_examples, read_jsonl, write_jsonl
 from masksearch_jax.search import bm25
 from masksearch_jax.search.tool import FakeSearch, NoSearch, SearchError
 
@@ -61,7 +62,7 @@ def engine(small, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ramp_examples(small):
-    made, _ = ramp.build_examples(small.paragraphs, RAMP, lambda line: None)
+    made, _ = build_examples(small.paragraphs, RAMP, lambda line: None)
     return made["train"]
 
 
@@ -254,8 +255,8 @@ def test_a_failing_tool_is_not_a_rejection():
 
 @pytest.fixture
 def folder(tmp_path, ramp_examples, questions):
-    ramp.write_jsonl(tmp_path / "ramp" / "train.jsonl", ramp_examples[:90])
-    ramp.write_jsonl(tmp_path / "questions" / "train.jsonl", questions[:40])
+    write_jsonl(tmp_path / "ramp" / "train.jsonl", ramp_examples[:90])
+    write_jsonl(tmp_path / "questions" / "train.jsonl", questions[:40])
     return tmp_path
 
 
@@ -297,7 +298,7 @@ def test_main_accounts_for_every_example(main, folder):
     assert summary["demonstrations"] + sum(summary["rejected"].values()) == 130
     assert sum(summary["by_task"].values()) == summary["demonstrations"]
     assert set(summary["by_task"]) == {"ramp_k1", "ramp_k2", "ramp_k3", "ramp_k4", "atlas"}
-    rows = ramp.read_jsonl(folder / "demonstrations" / "train.jsonl", Demonstration)
+    rows = read_jsonl(folder / "demonstrations" / "train.jsonl", Demonstration)
     assert len(rows) == summary["demonstrations"]
     assert len({d.id for d in rows}) == len(rows)
 

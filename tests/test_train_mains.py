@@ -22,11 +22,11 @@ from masksearch_jax.core.config import DapoRun, LoraConfig, MeshConfig, SftRun
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.tokenizer import train_bpe
 from masksearch_jax.core.types import Passage, QAExample, RampExample, Segment, Span, Trajectory
-from masksearch_jax.data import ramp
 from masksearch_jax.data.pipeline import Prompt
 from masksearch_jax.data.records import CacheError
 from masksearch_jax.models.initial import InitError, initial
 from masksearch_jax.parallel.sharding import MeshError, make_mesh
+from masksearch_jax.ramp import examples
 from masksearch_jax.rl import advantages, rewards
 from masksearch_jax.rl import groups as groups_lib
 from masksearch_jax.runtime import goodput
@@ -44,13 +44,13 @@ SFT_STEPS, DAPO_STEPS = 50, 4
 def cached(miniature, repository):
     """The miniature with its cache: the one process here that imports TensorFlow."""
     cfg = miniature.cfg
-    train = ramp.read_jsonl(miniature.data / "ramp" / "train.jsonl", RampExample)
+    train = examples.read_jsonl(miniature.data / "ramp" / "train.jsonl", RampExample)
     easy = [
         QAExample(f"easy:{e.id}", "easy", e.paragraph, ("million", "Africa"))
         for e in train[:40]  # that a policy of a few updates gets right now and then
     ]
     questions = miniature.data / "questions" / "train.jsonl"
-    ramp.write_jsonl(questions, [*ramp.read_jsonl(questions, QAExample), *easy])
+    examples.write_jsonl(questions, [*examples.read_jsonl(questions, QAExample), *easy])
     values = {
         "folder": miniature.data,
         "cache": miniature.cache,

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from masksearch_jax.core.types import Demonstration, Example, QAExample, RampExample, from_json
-from masksearch_jax.data import ramp_source
 from masksearch_jax.data.demonstrations import parse_example
+from masksearch_jax.ramp import tfds_source
 
 SPLITS = ("train", "rl", "heldout")
 KINDS = {"ramp": RampExample, "questions": QAExample, "demonstrations": Demonstration}
@@ -37,9 +37,9 @@ class Folder:
         self.path = Path(path)
 
     @functools.cached_property
-    def dataset(self) -> dict[int, dict[str, ramp_source.RampSource]]:
+    def dataset(self) -> dict[int, dict[str, tfds_source.RampSource]]:
         """Masks → split → examples of the TFDS dataset. Raises RecordError beside JSONL."""
-        found = ramp_source.sources(self.path)
+        found = tfds_source.sources(self.path)
         lines = self.file("ramp", "*").parent.glob("*.jsonl")
         if found and (other := next(lines, None)):
             raise RecordError(
@@ -67,7 +67,7 @@ class Folder:
         return [self.file("demonstrations", split), *present, *self._checksums()]
 
     def _checksums(self) -> list[Path]:
-        return [self.path / "ramp" / ramp_source.CHECKSUMS] if self.dataset else []
+        return [self.path / "ramp" / tfds_source.CHECKSUMS] if self.dataset else []
 
     def read(self, kind: str, split: str) -> Iterator[Any]:
         """The records of a kind's split in the order they are kept, none where it has none.

@@ -7,9 +7,9 @@ import re
 from collections.abc import Collection, Iterator
 
 from masksearch_jax.core.types import Span
-from masksearch_jax.data import lexicon
-from masksearch_jax.data.cut_names import is_cut
-from masksearch_jax.data.lexicon import MONTHS
+from masksearch_jax.ramp import lexicon
+from masksearch_jax.ramp.cut_names import is_cut
+from masksearch_jax.ramp.lexicon import MONTHS
 
 _ERA = r"(?:B\.C\.E\.|B\.C\.|A\.D\.|C\.E\.|BCE?|AD|CE)"
 _YEAR = r"(?:1\d|20)\d\d"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from masksearch_jax.core.types import Passage, Span
-from masksearch_jax.data import spans
+from masksearch_jax.ramp import spans
 
 # Labels of OntoNotes and of WikiNER, as spaCy's pipelines for English, Chinese and others use them.
 LABELS = {

@@ -23,7 +23,7 @@ from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus import duplicates, prose
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.corpus.tally import Tally
-from masksearch_jax.data import leakage
+from masksearch_jax.ramp import leakage
 
 _BLOCK = 1000  # passages surveyed at once
 _AHEAD = 3  # tasks per process handed out before their turn: bounds memory

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from masksearch_jax.core.types import Passage, Span
-from masksearch_jax.data import spans
+from masksearch_jax.ramp import spans
 
 # (text, type) of a passage's spans as the model spells them, or the reason for none.
 Named = Sequence[tuple[str, str]] | str

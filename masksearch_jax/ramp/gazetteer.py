@@ -17,7 +17,7 @@ from typing import Any
 
 from masksearch_jax.core import chinese
 from masksearch_jax.core.types import Passage, Span
-from masksearch_jax.data import lexicon
+from masksearch_jax.ramp import lexicon
 
 LEARN_FROM = 50_000  # passages that ordinary words are learned from
 _SMALL = re.compile(r"(?<![\w’'.-])[a-z]{2,}(?![\w’'-])")

@@ -11,7 +11,12 @@ from pathlib import Path
 from masksearch_jax.core import chinese
 from masksearch_jax.core.types import Passage, QAExample
 from masksearch_jax.corpus.passages import read_passages
-from masksearch_jax.data import qa
+from masksearch_jax.ramp.questions import (
+    fanoutqa_titles,
+    read_fanoutqa,
+    read_freshqa,
+    read_questions,
+)
 
 _WORD = re.compile(rf"[{chinese.CHARACTERS}]|[^\W{chinese.CHARACTERS}_]+")
 
@@ -71,10 +76,10 @@ def read(questions: Iterable[str], passages: str, n: int) -> Evaluation:
         kind = Path(path).suffix
         if kind == ".json":
             # Its gold are numbers of pages, which may be those of other passages here.
-            asked += (dataclasses.replace(q, gold=()) for q in qa.read_fanoutqa(path))
-            titles |= qa.fanoutqa_titles(path)
+            asked += (dataclasses.replace(q, gold=()) for q in read_fanoutqa(path))
+            titles |= fanoutqa_titles(path)
         else:
-            asked += qa.read_freshqa(path) if kind == ".csv" else qa.read_questions(path)
+            asked += read_freshqa(path) if kind == ".csv" else read_questions(path)
     if not asked:
         raise ValueError("no file of questions that must not be trained on (clean.evaluation)")
     known = read_passages(passages) if passages else ()

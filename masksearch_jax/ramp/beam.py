@@ -29,8 +29,8 @@ from masksearch_jax.core.types import Passage, RampExample, Span, to_json
 from masksearch_jax.corpus import sources
 from masksearch_jax.corpus.passages import BadRow, parse_line, to_passage
 from masksearch_jax.corpus.tally import Tally
-from masksearch_jax.data import factory, masking, ramp, survey
-from masksearch_jax.data.survey import Plan
+from masksearch_jax.ramp import build, examples, masking, survey
+from masksearch_jax.ramp.survey import Plan
 
 NAMED_DROPS = 3  # items named of each reason
 DROPPED = "dropped"  # output tag of what is left out: ((stage, reason), name)
@@ -79,7 +79,7 @@ def draw(
     for i in range(cfg.examples_per_passage):
         point = random.Random(f"{cfg.seed}/{paragraph.id}/{i}/k").random() * edges[-1]
         k = 1 + min(bisect.bisect(edges, point), len(edges) - 1)
-        example = ramp.mask_paragraph(paragraph, found, k, i, cfg.seed, weights)
+        example = examples.mask_paragraph(paragraph, found, k, i, cfg.seed, weights)
         yield "same_masks_again" if example.masked in seen else example
         seen.add(example.masked)
 
@@ -217,7 +217,7 @@ class _Parse(beam.DoFn):
             return _drop("clean", reason, passage.id)
         _counter("clean", "out").inc()
         passage = survey.mended(passage, self._plan)
-        if reason := ramp.refusal(passage, self._plan.ramp, self._plan.language):
+        if reason := examples.refusal(passage, self._plan.ramp, self._plan.language):
             return _drop("ramp", reason, passage.id)
         return passage.id, passage.title, passage.text
 
@@ -244,7 +244,7 @@ class _FindSpans(beam.DoFn):
         self._plan = plan
 
     def setup(self) -> None:
-        self._extractor = factory.extractor_of(self._plan)
+        self._extractor = build.extractor_of(self._plan)
 
     def process(self, row: Row) -> Iterator[Any]:
         paragraph = Passage(*row)
@@ -268,7 +268,7 @@ class _Mask(beam.DoFn):
     ) -> Iterator[Any]:
         paragraph, found = Passage(*item[0]), [Span(*s) for s in item[1]]
         weights = None if common is None else masking.by_type_and_rarity(found, common)
-        split = ramp.split_of(paragraph.title, self._cfg)
+        split = examples.split_of(paragraph.title, self._cfg)
         _counter("ramp", "used").inc()
         for made in draw(paragraph, found, odds, self._cfg, weights):
             if isinstance(made, str):

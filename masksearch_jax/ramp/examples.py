@@ -20,7 +20,7 @@ from masksearch_jax.core.config import RampConfig
 from masksearch_jax.core.types import Passage, RampExample, Span, from_json, to_json
 from masksearch_jax.corpus import prose
 from masksearch_jax.corpus.tally import Tally
-from masksearch_jax.data import masking, spans
+from masksearch_jax.ramp import masking, spans
 
 _BLOCK = 512  # paragraphs given to the extractor at once
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from masksearch_jax.data import lexicon
+from masksearch_jax.ramp import lexicon
 
 _AND_MORE = re.compile(" and [A-Z]")
 _FOR_MORE = re.compile(" for the [A-Z]")

@@ -21,9 +21,10 @@ import numpy as np
 from masksearch_jax.core.types import Passage, RampExample, from_json
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.corpus.tally import Tally
-from masksearch_jax.data import leakage, masking, ramp, spans
-from masksearch_jax.data.gazetteer import Gazetteer, Learner
-from masksearch_jax.data.survey import Plan, mapper, mended, survey_all, write_json
+from masksearch_jax.ramp import leakage, masking, spans
+from masksearch_jax.ramp.examples import RampStats, build_examples, check, write_jsonl
+from masksearch_jax.ramp.gazetteer import Gazetteer, Learner
+from masksearch_jax.ramp.survey import Plan, mapper, mended, survey_all, write_json
 
 SPLITS = ("train", "rl", "heldout")
 
@@ -43,11 +44,11 @@ _EXTRACTORS: dict[Plan, spans.Extractor] = {}  # of this process: loading one ta
 def extractor_of(plan: Plan, namer: Any = None) -> spans.Extractor:
     """The extractor that the plan names. namer: of an `LLMExtractor`."""
     if plan.ramp.extractor == "spacy":
-        from masksearch_jax.data.spacy_spans import SpacyExtractor
+        from masksearch_jax.ramp.spacy_spans import SpacyExtractor
 
         return SpacyExtractor(plan.ramp.spacy_model)
     if plan.ramp.extractor == "llm":
-        from masksearch_jax.data.llm_spans import LLMExtractor
+        from masksearch_jax.ramp.llm_spans import LLMExtractor
 
         return LLMExtractor(namer)
     known = Gazetteer.load(plan.gazetteer) if plan.gazetteer else None
@@ -82,29 +83,29 @@ class _Part(NamedTuple):
     most: int  # examples, 0: all
 
 
-def _mask_part(task: _Part) -> ramp.RampStats:
+def _mask_part(task: _Part) -> RampStats:
     """Writes the examples of a part, in a process of its own perhaps; its counts."""
     return mask_part(task, None, None)
 
 
 def mask_part(
     task: _Part, extractor: spans.Extractor | None, scorer: masking.Scorer | None
-) -> ramp.RampStats:
+) -> RampStats:
     """Writes PART.SPLIT of each split, then PART.json, its counts; a part that has them is done."""
     done = task.path.with_suffix(".json")
     if done.is_file():
-        return ramp.RampStats.from_json(json.loads(done.read_text(encoding="utf-8")))
+        return RampStats.from_json(json.loads(done.read_text(encoding="utf-8")))
     if extractor is None:
         if task.plan not in _EXTRACTORS:
             _EXTRACTORS[task.plan] = extractor_of(task.plan)
         extractor = _EXTRACTORS[task.plan]
     passages = list(_read_part(task.path))
     cfg = dataclasses.replace(task.plan.ramp, max_examples=task.most)
-    made, stats = ramp.build_examples(
+    made, stats = build_examples(
         passages, cfg, _quiet, language=task.plan.language, extractor=extractor, scorer=scorer
     )
     for split in SPLITS:
-        ramp.write_jsonl(task.path.with_suffix(f".{split}"), made[split])
+        write_jsonl(task.path.with_suffix(f".{split}"), made[split])
     write_json(done, dataclasses.asdict(stats))
     return stats
 
@@ -136,7 +137,7 @@ def build(
     namer: Any = None,
     scorer: masking.Scorer | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Tally, ramp.RampStats]:
+) -> tuple[Tally, RampStats]:
     """Writes FOLDER/ramp/SPLIT.jsonl from the passages of `source`; what each stage left out.
 
     The work so far is in FOLDER/work: the same call goes on from there, and removes it in the end
@@ -144,7 +145,7 @@ def build(
     and `ramp.build_examples`; with either all parts are masked in this process. Raises ShareError
     when more than `plan.clean.max_drop` of the passages are left out, ValueError as they do.
     """
-    ramp.check(plan.ramp)
+    check(plan.ramp)
     work = folder / "work"
     work.mkdir(parents=True, exist_ok=True)
     kept, tally = survey_all(source, work, plan, work_cfg.workers)
@@ -156,7 +157,7 @@ def build(
         for path, quota in zip(paths, _quotas(paths, most), strict=True)
         if quota or not most
     ]
-    stats = ramp.RampStats()
+    stats = RampStats()
     own = bool(namer or scorer)
     extractor = extractor_of(plan, namer) if own else None
     with mapper(1 if own or len(tasks) < 2 else work_cfg.workers) as each:

@@ -13,8 +13,8 @@ from typing import NamedTuple, Protocol
 
 from masksearch_jax.core import chinese
 from masksearch_jax.core.types import Passage, Span
-from masksearch_jax.data import lexicon, rules_en, rules_zh
-from masksearch_jax.data.gazetteer import Gazetteer
+from masksearch_jax.ramp import lexicon, rules_en, rules_zh
+from masksearch_jax.ramp.gazetteer import Gazetteer
 
 TYPES = ("PERSON", "PLACE", "ORG", "DATE", "NUMBER", "TERM")
 EXTRACTORS = ("rules", "spacy", "llm")

@@ -20,7 +20,7 @@ from typing import Any
 from masksearch_jax.core.config import RampConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.types import QAExample
-from masksearch_jax.data import ramp
+from masksearch_jax.ramp.examples import is_heldout, write_jsonl
 
 _log = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ def split_questions(
     train, heldout, between = [], [], 0
     for question in questions:
         keys = [titles.get(g, g) for g in question.gold] or [question.id]
-        held = [ramp.is_heldout(key, fraction, seed) for key in keys]
+        held = [is_heldout(key, fraction, seed) for key in keys]
         if held[0]:
             heldout.append(question)
         elif any(held):
@@ -219,7 +219,7 @@ def write_split(
         file = folder / "questions" / f"{name}.jsonl"
         file.unlink(missing_ok=True)
         if found := getattr(split, name):
-            ramp.write_jsonl(file, found)
+            write_jsonl(file, found)
     read = len(asked) + dropped.total()
     lost = {
         "gold passage not in the corpus": len(asked) - len(kept),
