@@ -33,7 +33,8 @@ import numpy as np
 from benchmarks import memory
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, ModelConfig, OptimConfig
 from masksearch_jax.core.schema import to_dataclass
-from masksearch_jax.data import pipeline, records
+from masksearch_jax.data import cache
+from masksearch_jax.data.batches import Batch, sft_batches
 from masksearch_jax.runtime.cli import load_config
 
 TARGETS = {
@@ -90,28 +91,28 @@ SHAPES = {
 # ---- data
 
 
-def write_cache(folder: Path, shape: Shape, count: int = 2000) -> records.Manifest:
+def write_cache(folder: Path, shape: Shape, count: int = 2000) -> cache.Manifest:
     """A cache of records of random ids, half of their tokens the agent's."""
     draw = np.random.default_rng(0)
 
-    def made() -> Iterator[records.Record]:
+    def made() -> Iterator[cache.Record]:
         for i in range(count):
             size = int(draw.integers(*shape.records))
             ids = draw.integers(0, shape.model.vocab_size, size, np.int32)
             yield {"id": str(i), "ids": ids, "agent": draw.random(size) < 0.5}
 
-    split = records.write_split(
+    split = cache.write_split(
         folder, "task", "train", made(), kind="sft", max_len=shape.length, source="random"
     )
-    manifest = records.Manifest(
+    manifest = cache.Manifest(
         folder, "", "", shape.model.vocab_size, 0, 0, "minimal", {"task": {"train": split}}, {}
     )
     manifest.save()
     return manifest
 
 
-def batches(manifest: records.Manifest, shape: Shape) -> Iterator[pipeline.Batch]:
-    return pipeline.sft_batches(
+def batches(manifest: cache.Manifest, shape: Shape) -> Iterator[Batch]:
+    return sft_batches(
         manifest,
         "0:task",
         batch_size=shape.rows,
@@ -121,14 +122,14 @@ def batches(manifest: records.Manifest, shape: Shape) -> Iterator[pipeline.Batch
     )
 
 
-def count_tokens(batch: pipeline.Batch) -> int:
+def count_tokens(batch: Batch) -> int:
     return int(np.count_nonzero(batch["segment_ids"]))
 
 
 def data_tokens_per_second(folder: Path, seconds: float = 1.0) -> float:
     """Of the pipeline alone at the tiny shape: records read, packed, laid into rows."""
     shape = SHAPES["tiny"]
-    stream = batches(records.Manifest.load(folder), shape)
+    stream = batches(cache.Manifest.load(folder), shape)
     next(stream)
     tokens, started = 0, time.perf_counter()
     while (spent := time.perf_counter() - started) < seconds:
@@ -312,7 +313,7 @@ def against_torch(name: str, repeats: int, folder: Path) -> dict[str, list[float
     return values
 
 
-def gflop(shape: Shape, model: Any, batch: pipeline.Batch) -> float:
+def gflop(shape: Shape, model: Any, batch: Batch) -> float:
     """Floating-point operations of our step's products, 1e9, by its traced program."""
     from masksearch_jax import train_sft
     from masksearch_jax.parallel.hosts import split_micro

@@ -27,7 +27,17 @@ from masksearch_jax.core.config import PromptConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import QAExample, RampExample
-from masksearch_jax.data import prompt, records
+from masksearch_jax.data import prompt
+from masksearch_jax.data.cache import (
+    FORMAT,
+    MANIFEST,
+    Kind,
+    Manifest,
+    Record,
+    Split,
+    finished_split,
+    write_split,
+)
 from masksearch_jax.data.folder import Folder
 from masksearch_jax.runtime import cli
 from masksearch_jax.runtime.progress import Progress
@@ -66,8 +76,8 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
         return _summary(done, sum(map(len, done.tasks.values())), time.monotonic() - started)
     seqio, tasks = _import_seqio()
     names = tasks.register(cfg.folder, cfg.tokenizer, cfg.prompt.style, cfg.temperatures)
-    (Path(cfg.cache) / records.MANIFEST).unlink(missing_ok=True)  # of other inputs
-    built: dict[str, dict[str, records.Split]] = {}
+    (Path(cfg.cache) / MANIFEST).unlink(missing_ok=True)  # of other inputs
+    built: dict[str, dict[str, Split]] = {}
     reused = 0
     there = [seqio.TaskRegistry.get(n) for n in names if n in seqio.TaskRegistry.names()]
     wanted = [(t, s) for t in there for s in t.splits if _is_wanted(cfg.tasks, t.name, s)]
@@ -76,13 +86,13 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
         raise ConfigError(f"config.tasks, {cfg.tasks!r}, matches none of {choices}")
     for task, split in wanted:
         inputs = _source_hash(cfg, vocab, folder.files_of(task.name, split))
-        found = records.finished_split(cfg.cache, task.name, split)
+        found = finished_split(cfg.cache, task.name, split)
         if found is not None and found.source == inputs:
             reused += 1
         else:
             found = _build(cfg, task, split, inputs)
         built.setdefault(task.name, {})[split] = found
-    manifest = records.Manifest(
+    manifest = Manifest(
         folder=Path(cfg.cache),
         source=source,
         tokenizer=vocab.fingerprint,
@@ -97,14 +107,14 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
     return _summary(manifest, reused, time.monotonic() - started)
 
 
-def _finished(cache: str, source: str) -> records.Manifest | None:
+def _finished(cache: str, source: str) -> Manifest | None:
     """The manifest of a cache already built from these inputs, None where there is work to do."""
     try:
-        manifest = records.Manifest.load(cache)
+        manifest = Manifest.load(cache)
     except (OSError, ValueError):
         return None
     whole = all(
-        records.finished_split(cache, task, split) == found
+        finished_split(cache, task, split) == found
         for task, splits in manifest.tasks.items()
         for split, found in splits.items()
     )
@@ -148,7 +158,7 @@ def _is_wanted(pattern: str, task: str, split: str) -> bool:
     return not pattern or any(re.fullmatch(pattern, n) for n in (task, f"{task}-{split}"))
 
 
-def _build(cfg: BuildCacheRun, task: Any, split: str, source: str) -> records.Split:
+def _build(cfg: BuildCacheRun, task: Any, split: str, source: str) -> Split:
     """Writes one split of one task, in the order of its file."""
     kind = "sft" if "agent" in task.output_features else "prompt"
     data = task.get_dataset(
@@ -156,7 +166,7 @@ def _build(cfg: BuildCacheRun, task: Any, split: str, source: str) -> records.Sp
     )
     total = task.num_input_examples(split)
     with Progress(f"{task.name} {split}", total) as progress:
-        written = records.write_split(
+        written = write_split(
             cfg.cache,
             task.name,
             split,
@@ -176,9 +186,7 @@ def _build(cfg: BuildCacheRun, task: Any, split: str, source: str) -> records.Sp
     return written
 
 
-def _records(
-    rows: Iterator[dict[str, Any]], kind: records.Kind, progress: Progress
-) -> Iterator[records.Record]:
+def _records(rows: Iterator[dict[str, Any]], kind: Kind, progress: Progress) -> Iterator[Record]:
     for done, row in enumerate(rows, 1):
         name = row["id"].decode()
         if kind == "sft":
@@ -191,7 +199,7 @@ def _records(
 def _source_hash(cfg: BuildCacheRun, vocab: Vocab, files: list[Path], wanted: str = "") -> str:
     """A hash of all that decides a split, or the `wanted` ones together."""
     digest = hashlib.sha256()
-    limits = records.FORMAT, cfg.max_len, cfg.max_prompt_len, cfg.prompt.style, vocab.fingerprint
+    limits = FORMAT, cfg.max_len, cfg.max_prompt_len, cfg.prompt.style, vocab.fingerprint
     probes = [prompt.render(p, cfg.prompt.style, vocab) for p in _PROBES]
     digest.update(repr((limits, probes, wanted)).encode())
     for path in files:
@@ -201,14 +209,14 @@ def _source_hash(cfg: BuildCacheRun, vocab: Vocab, files: list[Path], wanted: st
     return digest.hexdigest()[:16]
 
 
-def _rates(seqio: Any, name: str, built: dict[str, dict[str, records.Split]]) -> dict[str, float]:
+def _rates(seqio: Any, name: str, built: dict[str, dict[str, Split]]) -> dict[str, float]:
     """Rates of a mixture's tasks, as seqio has them; tasks that kept no record are left out."""
     mixture = seqio.MixtureRegistry.get(name)
     kept = (t for t in mixture.tasks if any(s.records for s in built.get(t.name, {}).values()))
     return {t.name: float(mixture.get_rate(t)) for t in kept}
 
 
-def _summary(manifest: records.Manifest, reused: int, seconds: float) -> dict[str, Any]:
+def _summary(manifest: Manifest, reused: int, seconds: float) -> dict[str, Any]:
     keys = ("records", "tokens", "agent_tokens", "longest", "dropped")
     return {
         "tasks": {

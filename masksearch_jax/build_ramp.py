@@ -30,7 +30,7 @@ from masksearch_jax.core.types import Passage, QAExample
 from masksearch_jax.corpus import passages as corpus_passages
 from masksearch_jax.corpus import sources
 from masksearch_jax.corpus.tally import Tally
-from masksearch_jax.data.records import write_atomically
+from masksearch_jax.data.cache import write_atomically
 from masksearch_jax.ramp import build, examples, leakage, survey
 from masksearch_jax.ramp.build import WorkConfig
 from masksearch_jax.ramp.questions import read_questions, write_split

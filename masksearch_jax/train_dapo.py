@@ -23,7 +23,7 @@ from masksearch_jax.core.config import ComputeConfig, DapoConfig, DapoRun, Rollo
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Trajectory, to_json
-from masksearch_jax.data import pipeline, records
+from masksearch_jax.data import batches, cache
 from masksearch_jax.data.demonstrations import parse_example
 from masksearch_jax.models import head, lora
 from masksearch_jax.models.initial import check_vocabulary, initial, pinned
@@ -91,7 +91,7 @@ class GroupSampler:
         self.partial = rollout.in_flight != "drop"
         self.wanted = dapo.groups // jax.process_count()
         self.stream = 0
-        self.open: dict[str, tuple[pipeline.Prompt, dict[int, Trajectory]]] = {}
+        self.open: dict[str, tuple[batches.Prompt, dict[int, Trajectory]]] = {}
         self.again: list[Request] = []
 
     def state(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class GroupSampler:
         self.stream = state["stream"]
         for saved in state["open"][jax.process_index() :: jax.process_count()]:
             ids = np.asarray(saved["ids"], np.int32)
-            prompt = pipeline.Prompt(ids, parse_example(saved["example"]))
+            prompt = batches.Prompt(ids, parse_example(saved["example"]))
             self.again += self._request(int(saved["stream"]), prompt)
 
     def step(self, model: Any, version: int) -> tuple[list[Group], list[Group]]:
@@ -163,13 +163,13 @@ class GroupSampler:
             parts = [rewards.reward(example, t, self.dapo) for t in members]
             yield Group(example, members, parts, int(name))
 
-    def _requests(self, drawn: Sequence[pipeline.Prompt]) -> list[Request]:
+    def _requests(self, drawn: Sequence[batches.Prompt]) -> list[Request]:
         """One request per sample of each prompt; streams are numbered as one process would."""
         first = self.stream + jax.process_index() * len(drawn)
         self.stream += jax.process_count() * len(drawn)
         return [r for i, prompt in enumerate(drawn, first) for r in self._request(i, prompt)]
 
-    def _request(self, stream: int, prompt: pipeline.Prompt) -> list[Request]:
+    def _request(self, stream: int, prompt: batches.Prompt) -> list[Request]:
         self.open[str(stream)] = (prompt, {})
         source = retrieval.source_of(prompt.example)
         samples = range(self.dapo.group_size)
@@ -219,10 +219,10 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     # ---- data, search
     vocab = Vocab.load(cfg.tokenizer)
     check_vocabulary(cfg.model, vocab.size)
-    manifest = records.Manifest.load(
+    manifest = cache.Manifest.load(
         cfg.data, tokenizer=vocab.fingerprint, prompt_style=cfg.prompt.style
     )
-    prompts = pipeline.prompt_batches(
+    prompts = batches.prompt_batches(
         manifest,
         dapo.curriculum,
         groups=dapo.groups,

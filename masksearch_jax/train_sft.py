@@ -17,7 +17,8 @@ import numpy as np
 from masksearch_jax.core.config import ComputeConfig, SftRun
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.tokenizer import Vocab
-from masksearch_jax.data import pipeline, records
+from masksearch_jax.data import cache
+from masksearch_jax.data.batches import sft_batches
 from masksearch_jax.models import head, lora
 from masksearch_jax.models.initial import check_vocabulary, initial, pinned
 from masksearch_jax.parallel import hosts
@@ -71,8 +72,8 @@ def run(cfg: SftRun) -> dict[str, Any]:
     share, shares = hosts.share(mesh)
     vocab = Vocab.load(cfg.tokenizer)
     check_vocabulary(cfg.model, vocab.size)
-    manifest = records.Manifest.load(cfg.data, tokenizer=vocab.fingerprint)
-    batches = pipeline.sft_batches(
+    manifest = cache.Manifest.load(cfg.data, tokenizer=vocab.fingerprint)
+    batches = sft_batches(
         manifest,
         cfg.sft.curriculum,
         batch_size=cfg.sft.batch_size,

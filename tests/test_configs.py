@@ -178,7 +178,7 @@ def test_the_schemas_are_frozen():
 
 @pytest.mark.slow  # imports TensorFlow
 def test_a_curriculum_names_mixtures_that_exist():
-    from masksearch_jax.data import order, tasks
+    from masksearch_jax.data import curriculum, tasks
 
     parts = [f"ramp{sft}_k{k}" for sft in ("", "_sft") for k in (1, 2, 3, 4)]
     parts += ["qa_hotpotqa", "qa_sft_hotpotqa"]
@@ -188,5 +188,5 @@ def test_a_curriculum_names_mixtures_that_exist():
             cfg = to_dataclass(schema_of(name), load(name, arg))
             for section in ("sft", "dapo"):
                 if hasattr(cfg, section):
-                    stages = order.parse_curriculum(getattr(cfg, section).curriculum, names)
+                    stages = curriculum.parse_curriculum(getattr(cfg, section).curriculum, names)
                     assert stages[0].step == 0

@@ -36,7 +36,7 @@ from masksearch_jax.core.types import (
     to_json,
 )
 from masksearch_jax.corpus.tally import ShareError
-from masksearch_jax.data import pipeline, records
+from masksearch_jax.data import batches, cache
 from masksearch_jax.data.folder import Folder, RecordError
 from masksearch_jax.ramp import beam, masking, spans, tfds_source
 from masksearch_jax.ramp.examples import read_jsonl, split_of, write_jsonl
@@ -655,7 +655,7 @@ def cache_of(both, folder, tmp_path, **changes):
             **(values | changes),
         )
     )
-    return records.Manifest.load(tmp_path / folder.name)
+    return cache.Manifest.load(tmp_path / folder.name)
 
 
 @pytest.fixture(scope="module")
@@ -678,7 +678,7 @@ def test_the_cache_of_the_dataset_is_that_of_the_lines(caches):
 def test_grain_goes_on_from_a_position_on_another_number_of_processes(caches):
     def streams(count):
         return [
-            pipeline.prompt_batches(
+            batches.prompt_batches(
                 caches[0], "0:ramp_upto1,4:ramp_mixed_t2", groups=12, seed=5,
                 process_index=index, process_count=count,
             )
@@ -725,7 +725,7 @@ def test_seqio_and_grain_train_on_the_same_tokens(both, caches):
     made = list(caches[0].open("ramp_sft_k1", "train"))
     assert segments > 1
     assert found == [r["ids"][r["agent"]].tolist() for r in made]
-    batch = pipeline.pack([made[:2]], 400, 0.0, 0)
+    batch = batches.pack([made[:2]], 400, 0.0, 0)
     weights = batch["loss_weights"][0] == 1
     assert batch["targets"][0][weights].tolist() == found[0] + found[1]
 

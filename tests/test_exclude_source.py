@@ -18,7 +18,7 @@ from masksearch_jax.core import markup, retrieval
 from masksearch_jax.core.config import MeshConfig, PromptConfig, SearchConfig
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample
-from masksearch_jax.data.pipeline import Prompt
+from masksearch_jax.data.batches import Prompt
 from masksearch_jax.parallel import sharding
 from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.rollout.engine import Engine

@@ -14,7 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from masksearch_jax.core.types import QAExample, RampExample, Span, to_json
-from masksearch_jax.data import order, pipeline, records
+from masksearch_jax.data.batches import LOOKAHEAD, plan_rows, prompt_batches, sft_batches
+from masksearch_jax.data.cache import (
+    CacheError,
+    Manifest,
+    Source,
+    decode,
+    encode,
+    finished_split,
+    write_split,
+)
+from masksearch_jax.data.curriculum import Order, Stage, parse_curriculum
 
 PAD, SEQ_LEN, OTHER = 999, 64, 0.25
 CURRICULUM = "0:upto1,3:both,7:upto1"
@@ -39,7 +49,7 @@ def write(cache, sft=(("a", 50), ("b", 31)), prompts=(("r", 40), ("q", 10))):
     tasks = {}
     for seed, (task, count) in enumerate(sft, 1):
         made = sft_records(task, count, seed)
-        split = records.write_split(
+        split = write_split(
             cache, task, "train", made, kind="sft", max_len=39, source=f"{task}{count}"
         )
         tasks[task] = {"train": split}
@@ -54,12 +64,10 @@ def write(cache, sft=(("a", 50), ("b", 31)), prompts=(("r", 40), ("q", 10))):
             for e in found
         )
         tasks[task] = {
-            "train": records.write_split(
-                cache, task, "train", made, kind="prompt", max_len=9, source=task
-            )
+            "train": write_split(cache, task, "train", made, kind="prompt", max_len=9, source=task)
         }
     mixtures = {"upto1": {"a": 1.0}, "both": {"a": 1.0, "b": 1.0}, "ask": {"r": 3.0, "q": 1.0}}
-    records.Manifest(
+    Manifest(
         folder=cache,
         source="s",
         tokenizer="f00d",
@@ -70,7 +78,7 @@ def write(cache, sft=(("a", 50), ("b", 31)), prompts=(("r", 40), ("q", 10))):
         tasks=tasks,
         mixtures={n: r for n, r in mixtures.items() if set(r) <= set(tasks)},
     ).save()
-    return records.Manifest.load(cache)
+    return Manifest.load(cache)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +87,7 @@ def manifest(tmp_path_factory):
 
 
 def batches(manifest, curriculum=CURRICULUM, *, seed=0, rows=4, **kwargs):
-    return pipeline.sft_batches(
+    return sft_batches(
         manifest,
         curriculum,
         batch_size=rows,
@@ -115,7 +123,7 @@ def segments(batch):
 
 def test_a_record_comes_back_with_its_dtypes():
     record = {"id": "é", "ids": np.array([3, -1], np.int32), "agent": np.array([True, False])}
-    found = records.decode(records.encode(record))
+    found = decode(encode(record))
     assert found["id"] == "é"
     for key in ("ids", "agent"):
         np.testing.assert_array_equal(found[key], record[key], strict=True)
@@ -123,16 +131,16 @@ def test_a_record_comes_back_with_its_dtypes():
 
 def test_records_hold_text_and_vectors_only():
     with pytest.raises(TypeError, match="1-D arrays, not ndarray"):
-        records.encode({"ids": np.zeros((2, 2))})
+        encode({"ids": np.zeros((2, 2))})
 
 
 def test_shards_read_as_one_source_in_order(tmp_path):
     made = list(sft_records("a", 25, 1))
-    split = records.write_split(
+    split = write_split(
         tmp_path, "a", "train", made, kind="sft", max_len=99, source="", records_per_shard=10
     )
     assert [count for _, _, count in split.shards] == [10, 10, 5]
-    source = records.Source(tmp_path / "a-train", split)
+    source = Source(tmp_path / "a-train", split)
     assert [r["id"] for r in source] == [r["id"] for r in made]
     assert source.lengths.tolist() == [len(r["ids"]) for r in made]
     np.testing.assert_array_equal(source[17]["ids"], made[17]["ids"])
@@ -143,7 +151,7 @@ def test_shards_read_as_one_source_in_order(tmp_path):
 def test_too_long_records_are_dropped_counted_and_named(tmp_path):
     made = list(sft_records("a", 60, 1))
     long = [r["id"] for r in made if len(r["ids"]) > 20]
-    split = records.write_split(tmp_path, "a", "train", made, kind="sft", max_len=20, source="")
+    split = write_split(tmp_path, "a", "train", made, kind="sft", max_len=20, source="")
     assert (split.records, split.dropped) == (60 - len(long), len(long))
     assert split.dropped_ids == tuple(long[:20])
     assert split.longest <= 20 == split.max_len
@@ -155,9 +163,9 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
         raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
-        records.write_split(tmp_path, "a", "train", broken(), kind="sft", max_len=99, source="")
+        write_split(tmp_path, "a", "train", broken(), kind="sft", max_len=99, source="")
     assert list(tmp_path.iterdir()) == []
-    assert records.finished_split(tmp_path, "a", "train") is None
+    assert finished_split(tmp_path, "a", "train") is None
 
 
 def test_a_full_disk_is_an_os_error_and_leaves_nothing(tmp_path):
@@ -180,12 +188,12 @@ except OSError as error:
 
 
 def test_an_empty_split_can_be_opened(tmp_path):
-    split = records.write_split(tmp_path, "a", "train", [], kind="sft", max_len=9, source="")
-    assert (len(records.Source(tmp_path / "a-train", split)), split.shards) == (0, ())
+    split = write_split(tmp_path, "a", "train", [], kind="sft", max_len=9, source="")
+    assert (len(Source(tmp_path / "a-train", split)), split.shards) == (0, ())
 
 
 def test_the_manifest_is_the_same_after_saving(manifest):
-    again = records.Manifest.load(manifest.folder, tokenizer="f00d", prompt_style="minimal")
+    again = Manifest.load(manifest.folder, tokenizer="f00d", prompt_style="minimal")
     assert again == manifest
 
 
@@ -197,24 +205,24 @@ def test_the_manifest_is_the_same_after_saving(manifest):
     ],
 )
 def test_a_cache_of_another_tokenizer_or_style_is_refused(manifest, wanted, message):
-    with pytest.raises(records.CacheError, match=message):
-        records.Manifest.load(manifest.folder, **wanted)
+    with pytest.raises(CacheError, match=message):
+        Manifest.load(manifest.folder, **wanted)
 
 
 def test_a_cache_without_manifest_or_of_another_format_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="build_cache"):
-        records.Manifest.load(tmp_path)
+        Manifest.load(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": 99}')
-    with pytest.raises(records.CacheError, match="format 99"):
-        records.Manifest.load(tmp_path)
+    with pytest.raises(CacheError, match="format 99"):
+        Manifest.load(tmp_path)
 
 
 def test_unknown_names_come_with_the_nearest(manifest):
-    with pytest.raises(records.CacheError, match=r"'upto2'; nearest is 'upto1'"):
+    with pytest.raises(CacheError, match=r"'upto2'; nearest is 'upto1'"):
         manifest.rates("upto2")
-    with pytest.raises(records.CacheError, match=r"no task 'c'"):
+    with pytest.raises(CacheError, match=r"no task 'c'"):
         manifest.open("c", "train")
-    with pytest.raises(records.CacheError, match=r"task 'a' has no split 'test'.*\['train'\]"):
+    with pytest.raises(CacheError, match=r"task 'a' has no split 'test'.*\['train'\]"):
         manifest.open("a", "test")
 
 
@@ -228,17 +236,17 @@ def test_damaged_shards_are_found_on_opening(tmp_path, damage):
         path.write_bytes(path.read_bytes()[:-1000])
     else:
         path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(records.CacheError, match=r"a-train/data-00000.*build it again"):
+    with pytest.raises(CacheError, match=r"a-train/data-00000.*build it again"):
         manifest.open("a", "train")
-    assert records.finished_split(tmp_path, "a", "train") is None
+    assert finished_split(tmp_path, "a", "train") is None
 
 
 # ---- curriculum and order
 
 
 def test_curriculum_is_parsed():
-    stages = order.parse_curriculum("0:x, 20:y", ["x", "y"])
-    assert stages == (order.Stage(0, "x"), order.Stage(20, "y"))
+    stages = parse_curriculum("0:x, 20:y", ["x", "y"])
+    assert stages == (Stage(0, "x"), Stage(20, "y"))
 
 
 @pytest.mark.parametrize(
@@ -253,12 +261,12 @@ def test_curriculum_is_parsed():
     ],
 )
 def test_a_wrong_curriculum_is_quoted(text, message):
-    with pytest.raises(records.CacheError, match=message):
-        order.parse_curriculum(text, ["ramp", "qa"])
+    with pytest.raises(CacheError, match=message):
+        parse_curriculum(text, ["ramp", "qa"])
 
 
 def test_every_epoch_is_another_permutation(manifest):
-    found = order.Order(manifest, "0:a", "train", "sft", 5)
+    found = Order(manifest, "0:a", "train", "sft", 5)
     size = len(found.sources["a"])
     epochs = [[found.record(0, epoch * size + i)["id"] for i in range(size)] for epoch in range(3)]
     assert all(sorted(e) == sorted(epochs[0]) and len(set(e)) == size for e in epochs)
@@ -266,7 +274,7 @@ def test_every_epoch_is_another_permutation(manifest):
 
 
 def test_a_mixture_keeps_its_rates_all_the_way(manifest):
-    found = order.Order(manifest, "0:ask", "train", "prompt", 0)
+    found = Order(manifest, "0:ask", "train", "prompt", 0)
     tasks = [found.record(0, i)["id"][0] for i in range(400)]
     for end in (4, 40, 400):
         assert abs(collections.Counter(tasks[:end])["r"] - 0.75 * end) <= 1
@@ -274,7 +282,7 @@ def test_a_mixture_keeps_its_rates_all_the_way(manifest):
 
 def test_order_depends_on_the_seed_and_nothing_else(manifest):
     def ids(seed):
-        found = order.Order(manifest, "0:both", "train", "sft", seed)
+        found = Order(manifest, "0:both", "train", "sft", seed)
         return [found.record(0, i)["id"] for i in range(30)]
 
     assert ids(1) == ids(1)
@@ -296,11 +304,9 @@ def test_plans_lose_and_repeat_nothing(sizes, rows, steps):
 
     start, pending, seen = 0, (), []
     for _ in range(steps):
-        plan = pipeline.plan_rows(
-            length, start, pending, rows=rows, seq_len=16, shortest=min(sizes)
-        )
+        plan = plan_rows(length, start, pending, rows=rows, seq_len=16, shortest=min(sizes))
         assert all(sum(map(length, row)) <= 16 for row in plan.rows)
-        assert len(plan.pending) <= pipeline.LOOKAHEAD
+        assert len(plan.pending) <= LOOKAHEAD
         free = [16 - sum(map(length, row)) for row in plan.rows]
         assert all(length(p) > max(free) for p in plan.pending), (
             "a record that would fit was put off"
@@ -314,9 +320,9 @@ def test_plans_lose_and_repeat_nothing(sizes, rows, steps):
 
 def test_first_fit_exactly():
     sizes = [6, 5, 4, 5, 3, 9, 2, 8]
-    plan = pipeline.plan_rows(sizes.__getitem__, 0, (), rows=2, seq_len=10, shortest=2)
+    plan = plan_rows(sizes.__getitem__, 0, (), rows=2, seq_len=10, shortest=2)
     assert plan == ([[0, 2], [1, 3]], 4, ())
-    plan = pipeline.plan_rows([6, 7, 9, 4, 3].__getitem__, 0, (), rows=2, seq_len=10, shortest=3)
+    plan = plan_rows([6, 7, 9, 4, 3].__getitem__, 0, (), rows=2, seq_len=10, shortest=3)
     assert plan == ([[0, 3], [1, 4]], 5, (2,))
 
 
@@ -398,23 +404,19 @@ def test_a_later_stage_may_change_and_the_past_may_not(manifest, tmp_path):
         batches(manifest, "0:upto1", seed=1),
         batches(write(tmp_path, sft=(("a", 51), ("b", 31))), "0:upto1"),
     ):
-        with pytest.raises(records.CacheError, match="position of step 4 counts in another order"):
+        with pytest.raises(CacheError, match="position of step 4 counts in another order"):
             other.set_state(state)
 
 
 def test_wrong_requests_are_refused(manifest):
-    with pytest.raises(records.CacheError, match="batch_size=4 must be a multiple of the 3"):
+    with pytest.raises(CacheError, match="batch_size=4 must be a multiple of the 3"):
         batches(manifest, process_count=3)
-    with pytest.raises(records.CacheError, match="holds 'prompt' records"):
+    with pytest.raises(CacheError, match="holds 'prompt' records"):
         batches(manifest, "0:ask")
-    with pytest.raises(records.CacheError, match="no records in split 'heldout'"):
+    with pytest.raises(CacheError, match="no records in split 'heldout'"):
         batches(manifest, split="heldout")
-    with pytest.raises(
-        records.CacheError, match=r"a-train has a record of \d+ tokens, seq_len is 9"
-    ):
-        pipeline.sft_batches(
-            manifest, "0:a", batch_size=1, seq_len=9, seed=0, other_loss_weight=1.0
-        )
+    with pytest.raises(CacheError, match=r"a-train has a record of \d+ tokens, seq_len is 9"):
+        sft_batches(manifest, "0:a", batch_size=1, seq_len=9, seed=0, other_loss_weight=1.0)
 
 
 # ---- prompts for RL
@@ -425,7 +427,7 @@ def names(prompts):
 
 
 def test_prompts_come_with_their_examples(manifest):
-    prompts = next(pipeline.prompt_batches(manifest, "0:ask", groups=8, seed=0))
+    prompts = next(prompt_batches(manifest, "0:ask", groups=8, seed=0))
     assert {type(p.example) for p in prompts} == {RampExample, QAExample}
     known = {e.id: e for e in examples(40)}
     for prompt in prompts:
@@ -435,14 +437,14 @@ def test_prompts_come_with_their_examples(manifest):
 
 
 def test_no_prompt_comes_twice_before_all_have_come(manifest):
-    iterator = pipeline.prompt_batches(manifest, "0:r", groups=8, seed=3)
+    iterator = prompt_batches(manifest, "0:r", groups=8, seed=3)
     drawn = names(next(iterator)) + names(iterator.extra(2)) + names(iterator.extra(6))
     drawn += names(next(iterator)) + names(iterator.extra(16))
     assert sorted(drawn) == sorted(e.id for e in examples(40))
 
 
 def test_the_first_prompts_of_all_stages_are_seen_without_drawing(manifest):
-    iterator = pipeline.prompt_batches(manifest, "0:r,2:q", groups=2, seed=0)
+    iterator = prompt_batches(manifest, "0:r,2:q", groups=2, seed=0)
     state = iterator.get_state()
     ahead = names(iterator.first(2))
     assert iterator.get_state() == state
@@ -452,7 +454,7 @@ def test_the_first_prompts_of_all_stages_are_seen_without_drawing(manifest):
 
 
 def test_extra_prompts_do_not_advance_the_curriculum(manifest):
-    iterator = pipeline.prompt_batches(manifest, "0:r,2:q", groups=2, seed=0)
+    iterator = prompt_batches(manifest, "0:r,2:q", groups=2, seed=0)
     kinds = []
     for _ in range(3):
         kinds.append({n[0] for n in names(next(iterator)) + names(iterator.extra(10))})
@@ -464,13 +466,13 @@ def test_prompt_positions_restore_on_another_number_of_processes(manifest):
     def run(iterator):
         return names(next(iterator)) + names(iterator.extra(4)) + names(next(iterator))
 
-    whole = pipeline.prompt_batches(manifest, "0:ask,3:q", groups=4, seed=0)
+    whole = prompt_batches(manifest, "0:ask,3:q", groups=4, seed=0)
     next(whole), whole.extra(2)
     state = json.loads(json.dumps(whole.get_state()))
     expected = run(whole)
     halves = []
     for index in range(2):
-        half = pipeline.prompt_batches(
+        half = prompt_batches(
             manifest, "0:ask,3:q", groups=4, seed=0, process_index=index, process_count=2
         )
         half.set_state(state)

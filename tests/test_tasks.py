@@ -23,7 +23,8 @@ from masksearch_jax.core.types import (
     from_json,
     to_json,
 )
-from masksearch_jax.data import pipeline, prompt, records
+from masksearch_jax.data import batches, prompt
+from masksearch_jax.data.cache import Manifest
 from masksearch_jax.data.folder import RecordError
 
 seqio, tasks = build_cache._import_seqio()
@@ -348,7 +349,7 @@ def built(folder, tmp_path_factory):
     ],
 )
 def test_cached_records_equal_what_seqio_gives(built, names, name, split):
-    found, expected = list(records.Manifest.load(built[0]).open(name, split)), rows(name, split)
+    found, expected = list(Manifest.load(built[0]).open(name, split)), rows(name, split)
     assert len(found) == len(expected) > 0
     for record, row in zip(found, expected, strict=True):
         assert record["id"] == row["id"].decode()
@@ -362,7 +363,7 @@ def test_cached_records_equal_what_seqio_gives(built, names, name, split):
 
 def test_the_manifest_describes_the_build(built, vocab, names):
     cache, summary = built
-    manifest = records.Manifest.load(cache, tokenizer=vocab.fingerprint, prompt_style="minimal")
+    manifest = Manifest.load(cache, tokenizer=vocab.fingerprint, prompt_style="minimal")
     assert (manifest.vocab_size, manifest.eos_id) == (vocab.size, vocab.eos_ids[0])
     assert manifest.pad_id == vocab.pad_id
     assert list(manifest.tasks) == names[:10]
@@ -374,9 +375,9 @@ def test_the_manifest_describes_the_build(built, vocab, names):
 
 
 def test_training_reads_the_cache(built):
-    manifest = records.Manifest.load(built[0])
+    manifest = Manifest.load(built[0])
     batch = next(
-        pipeline.sft_batches(
+        batches.sft_batches(
             manifest,
             "0:ramp_sft_upto1,200:ramp_sft_qa_mixed",
             batch_size=2,
@@ -386,7 +387,7 @@ def test_training_reads_the_cache(built):
         )
     )
     assert set(np.unique(batch["loss_weights"])) == {np.float32(0), np.float32(0.2), np.float32(1)}
-    prompts = next(pipeline.prompt_batches(manifest, "0:ramp_mixed", groups=8, seed=0))
+    prompts = next(batches.prompt_batches(manifest, "0:ramp_mixed", groups=8, seed=0))
     assert sorted(p.example.k for p in prompts) == [1, 1, 2, 2, 3, 3, 4, 4]
 
 
@@ -410,7 +411,7 @@ def test_a_stopped_build_goes_on_where_it_stopped(built, folder, tmp_path):
     shard = cache / "ramp_sft_k2-train" / "data-00000.array_record"
     shard.write_bytes(shard.read_bytes()[:100])
     assert build_cache.run(config(folder, cache))["splits_reused"] == 13
-    fresh, again = records.Manifest.load(built[0]), records.Manifest.load(cache)
+    fresh, again = Manifest.load(built[0]), Manifest.load(cache)
     assert (again.tasks, again.mixtures) == (fresh.tasks, fresh.mixtures)
 
 
@@ -434,7 +435,7 @@ def test_changed_inputs_are_built_again(small, tmp_path):
     assert summary["tasks"]["ramp_sft_k1"]["train"]["records"] == 4
     chat = dataclasses.replace(small, prompt=PromptConfig("chat"), max_prompt_len=1000)
     assert build_cache.run(chat)["splits_reused"] == 0
-    assert records.Manifest.load(tmp_path / "cache").prompt_style == "chat"
+    assert Manifest.load(tmp_path / "cache").prompt_style == "chat"
 
 
 def test_what_is_too_long_is_dropped_and_named(small, capsys):
@@ -483,7 +484,7 @@ def test_only_the_tasks_asked_for_are_written(folder, tmp_path):
     everything = build_cache.run(config(folder, tmp_path / "all"))
     found = build_cache.run(config(folder, tmp_path / "some", tasks="ramp_k[12]"))
     assert set(found["tasks"]) == {"ramp_k1", "ramp_k2"} < set(everything["tasks"])
-    manifest = records.Manifest.load(tmp_path / "some")
+    manifest = Manifest.load(tmp_path / "some")
     assert manifest.rates("ramp_mixed") == {"ramp_k1": 1.0, "ramp_k2": 1.0}
     one = build_cache.run(config(folder, tmp_path / "one", tasks="ramp_sft_k1|ramp_k2-heldout"))
     splits = {task: list(found) for task, found in one["tasks"].items()}

@@ -22,8 +22,8 @@ from masksearch_jax.core.config import DapoRun, LoraConfig, MeshConfig, SftRun
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.tokenizer import train_bpe
 from masksearch_jax.core.types import Passage, QAExample, RampExample, Segment, Span, Trajectory
-from masksearch_jax.data.pipeline import Prompt
-from masksearch_jax.data.records import CacheError
+from masksearch_jax.data.batches import Prompt
+from masksearch_jax.data.cache import CacheError
 from masksearch_jax.models.initial import InitError, initial
 from masksearch_jax.parallel.sharding import MeshError, make_mesh
 from masksearch_jax.ramp import examples

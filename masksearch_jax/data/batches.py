@@ -13,9 +13,9 @@ import grain
 import numpy as np
 
 from masksearch_jax.core.types import Example
-from masksearch_jax.data import records
+from masksearch_jax.data import cache
+from masksearch_jax.data.curriculum import Order, Place
 from masksearch_jax.data.demonstrations import parse_example
-from masksearch_jax.data.order import Order, Place
 
 # Records that fit no row are kept for the next batch, up to this many; more fill rows better and
 # make the state longer.
@@ -40,7 +40,7 @@ class Plan(NamedTuple):
 
 
 def sft_batches(
-    manifest: records.Manifest,
+    manifest: cache.Manifest,
     curriculum: str,
     *,
     batch_size: int,
@@ -67,7 +67,7 @@ def sft_batches(
     order = Order(manifest, curriculum, split, "sft", seed)
     for source in order.sources.values():
         if (longest := int(source.lengths.max())) > seq_len:
-            raise records.CacheError(
+            raise cache.CacheError(
                 f"{source.name} has a record of {longest} tokens, seq_len is {seq_len}; raise "
                 "seq_len, or build the cache with a smaller max_len"
             )
@@ -76,7 +76,7 @@ def sft_batches(
 
 
 def prompt_batches(
-    manifest: records.Manifest,
+    manifest: cache.Manifest,
     curriculum: str,
     *,
     groups: int,
@@ -207,7 +207,7 @@ def plan_rows(
 
 
 def pack(
-    rows: Sequence[Sequence[records.Record]], seq_len: int, other_loss_weight: float, pad_id: int
+    rows: Sequence[Sequence[cache.Record]], seq_len: int, other_loss_weight: float, pad_id: int
 ) -> Batch:
     """SFT records laid into rows of `seq_len`, as `sft_batches` describes."""
     shape = len(rows), seq_len
@@ -235,7 +235,7 @@ def pack(
 def _own_share(total: int, process_index: int, process_count: int, name: str) -> range:
     """The part of a global batch that this process holds."""
     if total % process_count or not 0 <= process_index < process_count:
-        raise records.CacheError(
+        raise cache.CacheError(
             f"{name}={total} must be a multiple of the {process_count} processes, and process "
             f"{process_index} one of them"
         )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from masksearch_jax.data import records
+from masksearch_jax.data import cache
 
 
 class Stage(NamedTuple):
@@ -45,15 +45,15 @@ def parse_curriculum(text: str, names: Iterable[str]) -> tuple[Stage, ...]:
     for part in text.split(","):
         step, colon, mixture = (s.strip() for s in part.partition(":"))
         if not colon or not step.isdecimal():
-            raise records.CacheError(
+            raise cache.CacheError(
                 f"{where}: {part!r} is not STEP:MIXTURE, as in '0:ramp_sft_upto1'"
             )
         if mixture not in names:
-            raise records.CacheError(
-                f"{where}: the cache {records.unknown('mixture or task', mixture, names)}"
+            raise cache.CacheError(
+                f"{where}: the cache {cache.unknown('mixture or task', mixture, names)}"
             )
         if int(step) <= stages[-1].step if stages else int(step) != 0:
-            raise records.CacheError(f"{where}: steps must rise from 0, {part!r} does not")
+            raise cache.CacheError(f"{where}: steps must rise from 0, {part!r} does not")
         stages.append(Stage(int(step), mixture))
     return tuple(stages)
 
@@ -66,14 +66,14 @@ class Order:
 
     def __init__(
         self,
-        manifest: records.Manifest,
+        manifest: cache.Manifest,
         curriculum: str,
         split: str,
-        kind: records.Kind,
+        kind: cache.Kind,
         seed: int,
     ) -> None:
         self._stages = parse_curriculum(curriculum, manifest.names())
-        self.sources: dict[str, records.Source] = {}
+        self.sources: dict[str, cache.Source] = {}
         self._orders: list[_StageOrder] = []
         self._hashes: list[str] = []
         for index, stage in enumerate(self._stages):
@@ -103,7 +103,7 @@ class Order:
     def shortest(self, stage: int) -> int:
         return int(self._orders[stage].lengths.min())
 
-    def record(self, stage: int, position: int) -> records.Record:
+    def record(self, stage: int, position: int) -> cache.Record:
         return self._orders[stage].record(position)
 
     def to_state(self, place: Place) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class Order:
         """The inverse of `to_state`. Raises CacheError for a state that counts in another order."""
         place = Place(**{k: state[k] for k in Place._fields})
         if place.stage >= self.stages or state["order"] != self._hashes[place.stage]:
-            raise records.CacheError(
+            raise cache.CacheError(
                 f"data position of step {place.step} counts in another order (stage {place.stage} "
                 f"of {self.stages}): seed, curriculum so far and cache must be those it was saved "
                 "with"
@@ -129,7 +129,7 @@ class _StageOrder:
     Each task is shuffled anew every epoch; tasks alternate in proportion to their rates.
     """
 
-    def __init__(self, sources: Sequence[tuple[records.Source, float]], seed: str) -> None:
+    def __init__(self, sources: Sequence[tuple[cache.Source, float]], seed: str) -> None:
         self._sources = [s for s, _ in sources]
         self._starts = np.cumsum([0, *(len(s) for s in self._sources)])
         self.lengths = np.concatenate([s.lengths for s in self._sources])
@@ -142,28 +142,28 @@ class _StageOrder:
             numbers = grain.MapDataset.range(int(start), int(start) + len(source))
             yield numbers.seed(_hash(seed, source.name)).shuffle().repeat()
 
-    def record(self, position: int) -> records.Record:
+    def record(self, position: int) -> cache.Record:
         number = self.number(position)
         source = int(np.searchsorted(self._starts, number, side="right")) - 1
         return self._sources[source][number - int(self._starts[source])]
 
 
 def _tasks_of(
-    manifest: records.Manifest, mixture: str, split: str, kind: records.Kind
+    manifest: cache.Manifest, mixture: str, split: str, kind: cache.Kind
 ) -> dict[str, float]:
     """Tasks and rates of a mixture that have records in `split`. Raises CacheError for none."""
     rates = {}
     for task, rate in manifest.rates(mixture).items():
         found = manifest.tasks[task].get(split)
         if found is not None and found.kind != kind:
-            raise records.CacheError(
+            raise cache.CacheError(
                 f"mixture {mixture!r} holds {found.kind!r} records (task {task!r}), {kind!r} are "
                 "needed: ramp_sft_* and qa_sft_* are for SFT, the others for RL"
             )
         if found is not None and found.records:
             rates[task] = rate
     if not rates:
-        raise records.CacheError(f"mixture {mixture!r} has no records in split {split!r}")
+        raise cache.CacheError(f"mixture {mixture!r} has no records in split {split!r}")
     return rates
 
 
