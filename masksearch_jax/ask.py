@@ -29,7 +29,7 @@ from masksearch_jax.core.config import (
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.types import Example, Passage, QAExample, RampExample, Segment, Trajectory
 from masksearch_jax.data import prompt
-from masksearch_jax.models.initial import initial
+from masksearch_jax.models.load import initial
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request

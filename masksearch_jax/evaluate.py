@@ -23,7 +23,7 @@ from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Example, QAExample, RampExample, Trajectory, to_json
 from masksearch_jax.data import prompt
 from masksearch_jax.evals import suites
-from masksearch_jax.models.initial import check_vocabulary, initial
+from masksearch_jax.models.load import check_vocabulary, initial
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.ramp.examples import read_jsonl
 from masksearch_jax.rollout.engine import Engine

@@ -21,7 +21,7 @@ from masksearch_jax.core.config import ComputeConfig, MeshConfig, ModelConfig
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.models import hf, reload_check
 from masksearch_jax.models.hf_card import Card, model_card
-from masksearch_jax.models.initial import weights
+from masksearch_jax.models.load import weights
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
 from masksearch_jax.runtime import cli

@@ -8,7 +8,7 @@ from masksearch_jax.core.config import ModelConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.models import hf
-from masksearch_jax.models.initial import check_vocabulary
+from masksearch_jax.models.load import check_vocabulary
 from masksearch_jax.training import checkpoint_files
 
 

@@ -24,7 +24,7 @@ from jax.experimental import topologies
 from masksearch_jax import train_dapo, train_sft
 from masksearch_jax.core.config import DapoRun, SftRun
 from masksearch_jax.core.errors import UserError
-from masksearch_jax.models import hf, kv_cache, lora, sampling_copy
+from masksearch_jax.models import hf, kv_cache, lora, rollout_weights
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.planning import alternatives, chips, flops, measure, shapes
@@ -128,8 +128,8 @@ def dapo_programs(cfg: DapoRun, mesh: Any) -> Iterator[Program]:
         need = flops.of_forward(cfg.model, dapo.micro_batch * length, length)
         yield Program("logprobs", logprobs, (state.model, part), (0,), need)
     model, held = state.model, (0, 1)
-    if sampling_copy.is_needed(cfg.compute, rollout.weights, mesh.shape):
-        yield Program("copy", sampling_copy.stacked, (model,), (0,), 0.0)
+    if rollout_weights.is_needed(cfg.compute, rollout.weights, mesh.shape):
+        yield Program("copy", rollout_weights.stacked, (model,), (0,), 0.0)
         model, held = copy_of(model, mesh), (1,)
     tick, args = tick_of(cfg, mesh, model)
     yield Program("tick", tick, args, held, 0.0)
@@ -138,7 +138,7 @@ def dapo_programs(cfg: DapoRun, mesh: Any) -> Iterator[Program]:
 def copy_of(model: Transformer, mesh: Any) -> Transformer:
     """Shapes of the weights that rollouts read."""
     return shapes.at(
-        jax.eval_shape(sampling_copy.whole, model),
+        jax.eval_shape(rollout_weights.whole, model),
         sharding.parameter_shardings(mesh, model, whole=True),
     )
 

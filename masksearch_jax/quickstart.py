@@ -27,7 +27,7 @@ from masksearch_jax import (
 )
 from masksearch_jax.core import config as config_lib
 from masksearch_jax.models.hf_card import Card
-from masksearch_jax.models.initial import initial
+from masksearch_jax.models.load import initial
 from masksearch_jax.parallel.sharding import make_mesh, split_cpu
 from masksearch_jax.runtime import cli, goodput
 from masksearch_jax.stages import StageFolder, Usage, write_json

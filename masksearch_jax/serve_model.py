@@ -22,7 +22,7 @@ import jax
 from masksearch_jax import local_model
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, RolloutConfig, SearchConfig
 from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.models.initial import initial
+from masksearch_jax.models.load import initial
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout.engine import Engine

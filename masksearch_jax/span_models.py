@@ -56,7 +56,7 @@ def load_scorer(cfg: PplConfig | None) -> masking.Scorer:
     import jax  # only where a model is asked
 
     from masksearch_jax.core.tokenizer import Vocab
-    from masksearch_jax.models import hf, initial, likelihood
+    from masksearch_jax.models import hf, likelihood, load
     from masksearch_jax.parallel import sharding
     from masksearch_jax.training import checkpoint_files
 
@@ -68,9 +68,9 @@ def load_scorer(cfg: PplConfig | None) -> masking.Scorer:
         )
     config = hf.read_config(cfg.init) if in_hf_format else checkpoint_files.read_model(cfg.init)
     vocab = Vocab.load(cfg.tokenizer or cfg.init)
-    initial.check_vocabulary(config, vocab.size)
+    load.check_vocabulary(config, vocab.size)
     mesh = sharding.make_mesh(cfg.mesh)
-    model = initial.initial(cfg.init, config, cfg.compute, mesh, 0)
+    model = load.initial(cfg.init, config, cfg.compute, mesh, 0)
 
     def score(asked: Sequence[tuple[str, str]]) -> list[float]:
         with jax.set_mesh(mesh):

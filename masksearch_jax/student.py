@@ -16,7 +16,7 @@ from masksearch_jax.core import markup, retrieval
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Demonstration, Example
 from masksearch_jax.data import prompt
-from masksearch_jax.models.initial import check_vocabulary, initial
+from masksearch_jax.models.load import check_vocabulary, initial
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request

@@ -26,7 +26,7 @@ from masksearch_jax.core.types import Trajectory, to_json
 from masksearch_jax.data import batches, cache
 from masksearch_jax.data.demonstrations import parse_example
 from masksearch_jax.models import head, lora
-from masksearch_jax.models.initial import check_vocabulary, initial, pinned
+from masksearch_jax.models.load import check_vocabulary, initial, pinned
 from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rl import advantages, losses, packing, rewards

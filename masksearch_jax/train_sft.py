@@ -20,7 +20,7 @@ from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.data import cache
 from masksearch_jax.data.batches import sft_batches
 from masksearch_jax.models import head, lora
-from masksearch_jax.models.initial import check_vocabulary, initial, pinned
+from masksearch_jax.models.load import check_vocabulary, initial, pinned
 from masksearch_jax.parallel import hosts
 from masksearch_jax.parallel.sharding import batch_shards, make_mesh, time_parts
 from masksearch_jax.rl import losses

@@ -14,7 +14,7 @@ from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import QAExample, RampExample, Trajectory, from_json
 from masksearch_jax.evals.suites import METRICS
-from masksearch_jax.models.initial import InitError
+from masksearch_jax.models.load import InitError
 from masksearch_jax.ramp.examples import write_jsonl
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.tool import SearchError

@@ -27,7 +27,7 @@ from masksearch_jax.core.config import (
 )
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.models import head, hf, lora
-from masksearch_jax.models.initial import InitError, from_checkpoint, initial, pinned, weights
+from masksearch_jax.models.load import InitError, from_checkpoint, initial, pinned, weights
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.hosts import shard_batch
 from masksearch_jax.parallel.sharding import (

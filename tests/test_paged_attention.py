@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from masksearch_jax.models import attention, kv_cache, paged_attention, triton_attention
+from masksearch_jax.models import attention, kv_cache, paged_attention_gpu, paged_attention_tpu
 from masksearch_jax.rollout import decode
 
 LAYERS, PAGES, HEADS, EACH, DIM, PAGE, WIDTH = 2, 20, 2, 3, 128, 128, 5
@@ -43,7 +43,7 @@ def test_the_kernel_is_softmax_over_the_tokens_of_a_row(dtype: str) -> None:
     q = q.astype("bfloat16") if dtype == "bfloat16" else q
     table = draw.permutation(PAGES).reshape(1, 4, WIDTH).astype(np.int32)
     with pltpu.force_tpu_interpret_mode():
-        found = jax.jit(paged_attention.attend)(q, cache, jnp.int32(1), table, LENGTH)
+        found = jax.jit(paged_attention_tpu.attend)(q, cache, jnp.int32(1), table, LENGTH)
     wide = np.asarray(q.astype(jnp.float32), np.float64)
     for row, length in enumerate(LENGTH):
         held = [x[1, 0][table[0, row]].swapaxes(0, 1).reshape(HEADS, -1, DIM) for x in (k, v)]
@@ -85,9 +85,9 @@ def test_the_gpu_kernel_gives_the_attention_of_xla(dtype: str, step: int, monkey
     at = (jnp.int32(1), jnp.int32(step), jnp.asarray(table), jnp.asarray(LENGTH))
     expected = kv_cache.decode_attention(q, cache, fresh, *at)
     for part in (PAGE, 2 * PAGE):
-        monkeypatch.setattr(triton_attention, "PART", part)
+        monkeypatch.setattr(paged_attention_gpu, "PART", part)
         grouped = attention.group(q[:, None], HEADS)
-        found = triton_attention.attend(grouped, cache, fresh, *at, interpret=True)
+        found = paged_attention_gpu.attend(grouped, cache, fresh, *at, interpret=True)
         found = attention.ungroup(found, 1)[:, 0]
         assert found.dtype == q.dtype
         np.testing.assert_allclose(
@@ -119,7 +119,7 @@ def test_on_a_gpu_the_cache_is_read_by_one_kernel(monkeypatch) -> None:
 )
 def test_sizes_that_triton_has_no_blocks_of_are_refused(head_dim, page, says) -> None:
     with pytest.raises(attention.AttentionError, match=says):
-        triton_attention.check(head_dim, page)
+        paged_attention_gpu.check(head_dim, page)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_sizes_that_triton_has_no_blocks_of_are_refused(head_dim, page, says) ->
 )
 def test_sizes_that_the_kernel_does_not_take_are_refused_by_name(head_dim, page, says) -> None:
     with pytest.raises(attention.AttentionError, match=re.escape(says)):
-        paged_attention.check(head_dim, page)
+        paged_attention_tpu.check(head_dim, page)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from configs import common
 from masksearch_jax.core.config import ComputeConfig, LoraConfig, MeshConfig, ModelConfig
 from masksearch_jax.core.schema import to_dataclass
-from masksearch_jax.models import hf, kv_cache, lora, shared, unrolled
+from masksearch_jax.models import hf, kv_cache, lora, shared_weights, unrolled
 from masksearch_jax.models.head import token_logprobs
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import hosts, sharding
@@ -198,14 +198,16 @@ def test_no_device_sums_a_whole_table() -> None:
     ids=str,
 )
 def test_sums_in_stages_are_each_device_s_part(sizes, stage, sums, axis, monkeypatch) -> None:
-    monkeypatch.setattr(shared, "_STAGE", stage)  # more than twice as many devices: in two stages
+    monkeypatch.setattr(
+        shared_weights, "_STAGE", stage
+    )  # more than twice as many devices: in two stages
     mesh = sharding.make_mesh(sizes)
     rng = np.random.default_rng(0)
     x, g = rng.normal(size=(8, 4, 16)), rng.normal(size=(8, 4, 24))
     weight = rng.normal(size=(16, 24))
 
     def loss(w: jax.Array, x: jax.Array) -> jax.Array:
-        return jnp.sum(shared.matmul(x, w, axis) * jnp.float32(g))
+        return jnp.sum(shared_weights.matmul(x, w, axis) * jnp.float32(g))
 
     place = sharding.spec(*(sharding.SHARED if i == axis else "any" for i in range(2)))
     with jax.set_mesh(mesh):

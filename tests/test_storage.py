@@ -16,7 +16,7 @@ from orbax.checkpoint._src.path import gcs_utils
 from masksearch_jax import export_hf
 from masksearch_jax.core.config import CheckpointConfig, MeshConfig
 from masksearch_jax.models import hf
-from masksearch_jax.models.initial import InitError, initial
+from masksearch_jax.models.load import InitError, initial
 from masksearch_jax.parallel import sharding
 from masksearch_jax.runtime import storage
 from masksearch_jax.runtime.metric_writer import MetricWriter, read_metrics

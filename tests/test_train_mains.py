@@ -24,7 +24,7 @@ from masksearch_jax.core.tokenizer import train_bpe
 from masksearch_jax.core.types import Passage, QAExample, RampExample, Segment, Span, Trajectory
 from masksearch_jax.data.batches import Prompt
 from masksearch_jax.data.cache import CacheError
-from masksearch_jax.models.initial import InitError, initial
+from masksearch_jax.models.load import InitError, initial
 from masksearch_jax.parallel.sharding import MeshError, make_mesh
 from masksearch_jax.ramp import examples
 from masksearch_jax.rl import advantages, rewards

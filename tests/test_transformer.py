@@ -22,7 +22,14 @@ from masksearch_jax.core.config import (
     RopeScaling,
 )
 from masksearch_jax.core.schema import to_dataclass
-from masksearch_jax.models import attention, context, hf, kv_cache, shared, transformer
+from masksearch_jax.models import (
+    attention,
+    context_parallel,
+    hf,
+    kv_cache,
+    shared_weights,
+    transformer,
+)
 from masksearch_jax.models import lora as lora_module
 from masksearch_jax.models.head import token_logprobs
 from masksearch_jax.models.remat import REMAT
@@ -293,7 +300,7 @@ def test_a_copied_page_is_one_s_own(model: Transformer) -> None:
     cache = jax.jit(kv_cache.copy_pages)(cache, copies, source, table[:, [1, 2, 0], 1])
     shared = np.stack([np.repeat(table[0, 0, 0], 3), table[0, :, 1]], axis=1)[None]
     following = np.int32([[3], [1], [2]])
-    found, _ = jax.jit(flat_decode)(model, cache, following, np.int32([6, 6, 6]), shared)
+    found, _ = jax.jit(flat_decode)(model, cache, following, np.int32([6, 6, 6]), shared_weights)
     for row in range(3):
         whole = np.concatenate([ids[0], following[row]])[None]
         close(found[row], np.asarray(LOGITS(model, full_hidden(model, whole)[0, 6])))
@@ -411,7 +418,7 @@ def test_a_matrix_s_gradient_is_one_product_without_a_transposition(dtype) -> No
     x, w, g = (jnp.asarray(rng.normal(size=s), dtype) for s in ((2, 3, 4), (4, 5), (2, 3, 5)))
 
     def gradient(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.vjp(lambda x, w: shared.matmul(x, w, 0), x, w)[1](g)
+        return jax.vjp(lambda x, w: shared_weights.matmul(x, w, 0), x, w)[1](g)
 
     assert "transpose" not in jax.jit(gradient).lower(x, w).as_text()
     wide = [np.asarray(a, np.float64) for a in (x, w, g)]
@@ -533,7 +540,7 @@ def test_the_tpu_kernel_attends_as_the_plain_form(
         return out, grads
 
     def as_laid_out(*args):
-        times = context.order(512, parts)
+        times = context_parallel.order(512, parts)
         out = attention.splash_attention(*(x[:, times] for x in args))
         return out[:, np.argsort(times)]
 
@@ -553,9 +560,9 @@ def test_the_tpu_kernel_names_the_rows_that_it_takes() -> None:
 
 
 def test_time_is_split_so_that_each_device_has_early_and_late_tokens() -> None:
-    assert context.order(12, 3).tolist() == [0, 1, 10, 11, 2, 3, 8, 9, 4, 5, 6, 7]
+    assert context_parallel.order(12, 3).tolist() == [0, 1, 10, 11, 2, 3, 8, 9, 4, 5, 6, 7]
     causal = np.tril(np.ones((24, 24)))
-    work = causal[context.order(24, 4)].reshape(4, -1).sum(axis=1)
+    work = causal[context_parallel.order(24, 4)].reshape(4, -1).sum(axis=1)
     assert work.tolist() == [causal.sum() / 4] * 4
 
 
@@ -580,7 +587,7 @@ def test_hidden_states_come_back_in_order(parts: int) -> None:
     x = np.arange(2 * 16 * 3, dtype=np.float32).reshape(2, 16, 3)
     mesh = sharding.make_mesh(MeshConfig(2, 1, 1, parts), jax.devices()[: 2 * parts])
     with jax.set_mesh(mesh):
-        found = jax.jit(context.in_order)(x[:, context.order(16, parts)])
+        found = jax.jit(context_parallel.in_order)(x[:, context_parallel.order(16, parts)])
     np.testing.assert_array_equal(found, x)
 
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from masksearch_jax.core.config import ModelConfig, RopeScaling
-from masksearch_jax.models import context
+from masksearch_jax.models import context_parallel
 from masksearch_jax.models.remat import keep
 from masksearch_jax.parallel import sharding
 
@@ -117,10 +117,12 @@ def packed_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.
     0) attends to padding only, so that its rows stay finite.
     """
     time = q.shape[1]
-    if context.parts(time) > 1:
+    if context_parallel.parts(time) > 1:
 
         def split(q: jax.Array, *others: jax.Array) -> jax.Array:
-            return _attend(q, *map(context.whole, others), others[-1], context.times(time))
+            return _attend(
+                q, *map(context_parallel.whole, others), others[-1], context_parallel.times(time)
+            )
 
         return keep(sharding.on_shards(split, *_SPLIT)(q, k, v, segment_ids))
     edges = np.linspace(0, time, 1 + max(1, min(BLOCKS, time // LEAST_BLOCK)), dtype=int)
@@ -161,7 +163,7 @@ def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    time, dim, parts = q.shape[1], q.shape[3], context.parts(q.shape[1])
+    time, dim, parts = q.shape[1], q.shape[3], context_parallel.parts(q.shape[1])
     block = next((b for b in SPLASH_BLOCKS if time % (b * parts) == 0), None)
     if block is None:
         raise AttentionError(
@@ -174,7 +176,7 @@ def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.
     )
 
     mask = masks.CausalMask((time, time))
-    mask.q_sequence = context.order(time, parts)
+    mask.q_sequence = context_parallel.order(time, parts)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
         heads = masks.MultiHeadMask([mask] * q.shape[2])
@@ -182,7 +184,7 @@ def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.
         if parts > 1:
             kernel = _own_part(kernel, parts)
         q = (q.astype(jnp.float32) * dim**-0.5).astype(q.dtype)
-        k, v, keys = (context.whole(x) for x in (k, v, segments))
+        k, v, keys = (context_parallel.whole(x) for x in (k, v, segments))
         q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
         return jax.vmap(kernel)(q, k, v, splash.SegmentIds(segments, keys)).swapaxes(1, 2)
 
@@ -194,7 +196,9 @@ def _own_part(kernel: Any, parts: int) -> Any:
 
     def cut(x: jax.Array, axis: int) -> jax.Array:
         size = x.shape[axis] // parts
-        return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(context.AXIS) * size, size, axis)
+        return jax.lax.dynamic_slice_in_dim(
+            x, jax.lax.axis_index(context_parallel.AXIS) * size, size, axis
+        )
 
     infos, how = kernel.tree_flatten()
     held = (
@@ -225,7 +229,7 @@ def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.A
             "compute.attention cudnn is for compute.dtype bfloat16 on an NVIDIA GPU, got "
             f"{q.dtype} on {jax.default_backend()}; choose xla, or splash on a TPU"
         )
-    if (parts := context.parts(q.shape[1])) > 1:
+    if (parts := context_parallel.parts(q.shape[1])) > 1:
         raise AttentionError(
             f"compute.attention cudnn does not split rows over mesh.context {parts}; choose xla, "
             "or splash on a TPU"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from masksearch_jax.models import shared
+from masksearch_jax.models import shared_weights
 from masksearch_jax.parallel import sharding
 
 
@@ -35,7 +35,7 @@ def token_logprobs(
     """
     score = functools.partial(_token_logprobs, temperature=temperature or 1.0, chunk=chunk)
     rows = ("batch", "time")
-    return sharding.on_shards(score, (shared.COLUMNS, rows, rows), rows)(
+    return sharding.on_shards(score, (shared_weights.COLUMNS, rows, rows), rows)(
         model.head_table, hidden, targets
     )
 
@@ -50,7 +50,7 @@ def _token_logprobs(
 def _forward(table, hidden, targets, temperature, chunk):
     batch, time, _ = hidden.shape
     chunks = _Chunks(batch, time, chunk)
-    weight = shared.whole(table.astype(hidden.dtype), 1)
+    weight = shared_weights.whole(table.astype(hidden.dtype), 1)
     if chunks.count == 1:
         scaled = logits(weight, hidden) / temperature
         found = _score(scaled, targets)
@@ -78,7 +78,7 @@ def _backward(temperature, chunk, kept, cotangents):
             logprob + entropy * (log_p + found.entropy[..., None])
         )
         slope = (slope / temperature).astype(h.dtype)
-        of_table = shared.summed(slope, h, jnp.float32)
+        of_table = shared_weights.summed(slope, h, jnp.float32)
         return jnp.einsum("btv,vm->btm", slope, weight), of_table
 
     if scaled is not None:
@@ -94,7 +94,7 @@ def _backward(temperature, chunk, kept, cotangents):
         parts = jax.tree.map(chunks.split, (hidden, targets, found, cotangents))
         of_table, of_hidden = jax.lax.scan(add, start, parts)
         of_hidden = chunks.join(of_hidden)
-    return shared.own_sum_of_table(of_table).astype(kind.dtype), of_hidden, None
+    return shared_weights.own_sum_of_table(of_table).astype(kind.dtype), of_hidden, None
 
 
 _token_logprobs.defvjp(_forward, _backward)

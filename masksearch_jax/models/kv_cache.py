@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from masksearch_jax.core.config import ModelConfig
-from masksearch_jax.models import attention, paged_attention, triton_attention
-from masksearch_jax.models.paged_attention import Partial
+from masksearch_jax.models import attention, paged_attention_gpu, paged_attention_tpu
+from masksearch_jax.models.paged_attention_tpu import Partial
 from masksearch_jax.parallel import sharding
 
 SCORES = 2**22  # attention scores at a time of a chunk: 16 MiB in float32
@@ -235,7 +235,7 @@ def _end(partial: Partial, dtype: jnp.dtype) -> jax.Array:
 
 def reader(choice: str, platform: str, head_dim: int, page_tokens: int) -> str:
     """`xla` or `pallas` of a choice that may be `auto`: the kernel if there is one for these."""
-    kernels = {"tpu": paged_attention.check, "gpu": triton_attention.check}
+    kernels = {"tpu": paged_attention_tpu.check, "gpu": paged_attention_gpu.check}
     if choice != "auto":
         return choice
     try:
@@ -265,13 +265,15 @@ def decode_attention(
     def attend(q, cache, k, v, layer, step, table, length):
         grouped = attention.group(q[:, None], k.shape[1])
         if backend == "pallas" and jax.default_backend() == "gpu":
-            now = triton_attention.attend(grouped, cache, Fresh(k, v), layer, step, table, length)
+            now = paged_attention_gpu.attend(
+                grouped, cache, Fresh(k, v), layer, step, table, length
+            )
             return attention.ungroup(now, 1)[:, 0]
         allowed = jnp.arange(k.shape[2])[None] <= step
         now = _begin(grouped, k.astype(q.dtype), v.astype(q.dtype), allowed)
         if backend == "pallas":
-            before = paged_attention.attend(grouped, cache, layer, table, length)
-            now = paged_attention.merge(before, now)
+            before = paged_attention_tpu.attend(grouped, cache, layer, table, length)
+            now = paged_attention_tpu.merge(before, now)
         else:
             now = _attend(grouped, cache, layer, *_rows_of(table), length)(now)
         return attention.ungroup(_end(now, q.dtype), 1)[:, 0]

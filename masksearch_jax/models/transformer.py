@@ -16,7 +16,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from masksearch_jax.core.config import ComputeConfig, ModelConfig
-from masksearch_jax.models import attention, context, head, kv_cache, sampling_copy, shared
+from masksearch_jax.models import (
+    attention,
+    context_parallel,
+    head,
+    kv_cache,
+    rollout_weights,
+    shared_weights,
+)
 from masksearch_jax.models.kv_cache import Fresh, KVCache
 from masksearch_jax.models.remat import REMAT, keep
 from masksearch_jax.parallel import sharding
@@ -99,7 +106,7 @@ class Transformer(nnx.Module):
 
         Segments are contiguous and attend causally within themselves; segment 0 is padding.
         """
-        ids, positions, segment_ids = map(context.in_parts, (ids, positions, segment_ids))
+        ids, positions, segment_ids = map(context_parallel.in_parts, (ids, positions, segment_ids))
         tables = attention.rope(self.config, positions)
         attend = attention.ATTENTION[self.compute.attention]
 
@@ -112,9 +119,9 @@ class Transformer(nnx.Module):
         if self.compute.remat != "none":
             policy = REMAT[self.compute.remat]
             layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
-        x = shared.lookup(self.embedding[...], ids, self.compute.dtype)
+        x = shared_weights.lookup(self.embedding[...], ids, self.compute.dtype)
         x, _ = jax.lax.scan(layer, sharding.constrain(x, *_LAYER), self.blocks)
-        return context.in_order(self.final_norm(x))
+        return context_parallel.in_order(self.final_norm(x))
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """Embeddings [..., M] of ids [...], in the compute dtype."""
@@ -157,10 +164,10 @@ class Transformer(nnx.Module):
         from masksearch_jax.models import unrolled  # which knows this module
 
         sizes = jax.sharding.get_abstract_mesh().shape
-        if sampling_copy.is_unrolled(weights, sizes):
+        if rollout_weights.is_unrolled(weights, sizes):
             return unrolled.unroll(self)
-        copied = sampling_copy.is_needed(self.compute, weights, sizes)
-        return sampling_copy.stacked(self) if copied else self
+        copied = rollout_weights.is_needed(self.compute, weights, sizes)
+        return rollout_weights.stacked(self) if copied else self
 
     @property
     def steps_per_token(self) -> int:
@@ -286,7 +293,7 @@ def _linear(block: Block, name: str, x: jax.Array, trained: bool) -> jax.Array:
     matrix = getattr(block, name)[...].astype(x.dtype)
     if trained:
         axis = sharding.PARAMETERS[f"blocks.{name}"].index(sharding.SHARED) - 1
-        out = shared.matmul(x, matrix, axis)
+        out = shared_weights.matmul(x, matrix, axis)
     else:
         out = jnp.einsum("bti,io->bto", x, matrix)
     more = None if block.adapters is None else block.adapters(name, x)

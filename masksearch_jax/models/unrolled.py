@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from masksearch_jax.core.config import ComputeConfig, ModelConfig
-from masksearch_jax.models import attention, head, kv_cache, sampling_copy, transformer
+from masksearch_jax.models import attention, head, kv_cache, rollout_weights, transformer
 from masksearch_jax.models.kv_cache import Fresh, KVCache
 
 FEW = 128  # rows, up to which a CPU has the weights on the left
@@ -140,7 +140,7 @@ class Unrolled:
 @jax.jit
 def unroll(model: transformer.Transformer) -> Unrolled:
     """A whole copy of the weights, apart and in the compute dtype; adapters in their own."""
-    model = sampling_copy.whole(model)
+    model = rollout_weights.whole(model)
     blocks = model.blocks
 
     def joined(index: int, *names: str) -> jax.Array | None:
