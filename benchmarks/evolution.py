@@ -23,7 +23,7 @@ from masksearch_jax.core.config import SftConfig
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.evals import iterations
 from masksearch_jax.parallel.sharding import split_cpu
-from masksearch_jax.stages import Usage
+from masksearch_jax.recipes.stage_folder import Usage
 from masksearch_jax.viewer import evolution
 
 CHARTS = {

@@ -21,8 +21,8 @@ from masksearch_jax.core.types import Trajectory
 from masksearch_jax.rollout import decode, schedule
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Episode, Request, Rules, finish
-from masksearch_jax.rollout.pool import SearchPool
 from masksearch_jax.rollout.sampling import Sampler
+from masksearch_jax.rollout.search_pool import SearchPool
 
 TRAJECTORIES, SEARCHES = 64, 3
 PROMPT, TURN, OBSERVATION, QUERY = 48, 48, 34, 4  # tokens

@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from configs import common
-from masksearch_jax.agents import construct, construct_llm
-from masksearch_jax.agents.llm import LLM, LLMConfig
+from masksearch_jax.agents import agent_teacher, scripted_teacher
+from masksearch_jax.agents.llm_client import LLM, LLMConfig
 from masksearch_jax.core.config import RampConfig, SearchConfig
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import Demonstration, RampExample, to_json
@@ -129,11 +129,11 @@ def agents(
         "base_url": f"http://127.0.0.1:{server.server_address[1]}/v1",
         "cache": str(folder / "replies.sqlite"),
     }
-    limits = construct_llm.TeacherConfig("en", 4, cfg)
+    limits = agent_teacher.TeacherConfig("en", 4, cfg)
 
     async def go() -> tuple[list[Any], Any]:
         async with LLM(LLMConfig(**settings)) as llm:
-            made = await construct_llm.demonstrate_all(
+            made = await agent_teacher.demonstrate_all(
                 examples, llm, tool, limits, lambda outcome: None
             )
             return made, llm.paid
@@ -175,7 +175,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     demonstrations: list[Demonstration] = []
 
     def teach() -> int:
-        tries = (construct.demonstrate(e, tool, cfg, random.Random(e.id)) for e in examples)
+        tries = (scripted_teacher.demonstrate(e, tool, cfg, random.Random(e.id)) for e in examples)
         demonstrations[:] = [d for d in tries if isinstance(d, Demonstration)]
         return len(demonstrations)
 

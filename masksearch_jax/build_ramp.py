@@ -23,7 +23,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from masksearch_jax.agents.llm import NO_MATTER, LLMConfig
+from masksearch_jax.agents.llm_client import NO_MATTER, LLMConfig
+from masksearch_jax.agents.span_models import SpanModels
 from masksearch_jax.core.config import CorpusConfig, PplConfig, RampConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.types import Passage, QAExample
@@ -37,7 +38,6 @@ from masksearch_jax.ramp.questions import read_questions, write_split
 from masksearch_jax.ramp.survey import CleanConfig
 from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.progress import Progress
-from masksearch_jax.span_models import SpanModels
 from masksearch_jax.viewer import examples as page
 
 FORMAT = 1  # of the folder's files; a build of another one is done again

@@ -24,10 +24,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from masksearch_jax.agents import construct_llm, teachers
-from masksearch_jax.agents.construct import Rejection
-from masksearch_jax.agents.evolve import StudentConfig
-from masksearch_jax.agents.llm import NO_MATTER, LLMConfig
+from masksearch_jax.agents import agent_teacher, teachers
+from masksearch_jax.agents.llm_client import NO_MATTER, LLMConfig
+from masksearch_jax.agents.scripted_teacher import Rejection
+from masksearch_jax.agents.selection import StudentConfig
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import ConfigError, UserError, nearest
 from masksearch_jax.core.types import Demonstration, Example, QAExample, RampExample, from_json
@@ -78,10 +78,10 @@ def make_teacher(cfg: BuildTrajectoriesRun) -> teachers.Teacher:
     tool.check_sources(search, cfg.search, _first_examples(cfg))
     if cfg.teacher == "scripted":
         return teachers.Scripted(search, cfg.search, cfg.max_searches, cfg.seed)
-    limits = construct_llm.TeacherConfig(cfg.language, cfg.max_searches, cfg.search)
+    limits = agent_teacher.TeacherConfig(cfg.language, cfg.max_searches, cfg.search)
     if cfg.teacher == "agents":
         return teachers.Agents(cfg.llm, search, limits)
-    from masksearch_jax.student import Student  # JAX, which the others do without
+    from masksearch_jax.agents.policy_teacher import Student  # JAX, which the others do without
 
     return Student(cfg.student, search, limits, cfg.llm, cfg.seed)
 

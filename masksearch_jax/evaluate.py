@@ -26,12 +26,12 @@ from masksearch_jax.evals import suites
 from masksearch_jax.models.load import check_vocabulary, initial
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.ramp.examples import read_jsonl
+from masksearch_jax.recipes.stage_folder import write_json
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
 from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.tool import SearchTool, check_sources, open_tool
-from masksearch_jax.stages import write_json
 from masksearch_jax.training.supervisor import Preemption
 
 # Condition → search.kind; "search" takes the kind that is configured.

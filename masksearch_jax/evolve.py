@@ -17,18 +17,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from masksearch_jax import build_trajectories, evaluate, recipe, report, train_sft
-from masksearch_jax.agents import evolve as logic
-from masksearch_jax.agents.evolve import EvolveConfig, StudentConfig
-from masksearch_jax.agents.llm import LLMConfig
+from masksearch_jax import build_trajectories, evaluate, report, train_sft
+from masksearch_jax.agents import selection as logic
+from masksearch_jax.agents.llm_client import LLMConfig
+from masksearch_jax.agents.selection import EvolveConfig, StudentConfig
 from masksearch_jax.core import config as c
 from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.types import Demonstration, RampExample
 from masksearch_jax.evals import diversity, iterations
 from masksearch_jax.parallel.sharding import split_cpu
 from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
+from masksearch_jax.recipes import steps
+from masksearch_jax.recipes.stage_folder import StageFolder, Usage, write_json
 from masksearch_jax.runtime import cli
-from masksearch_jax.stages import StageFolder, Usage, write_json
 
 # Files of an iteration: examples sampled on, what the judge accepted, what was kept of it, and all
 # demonstrations so far.
@@ -81,8 +82,8 @@ class Run(StageFolder):
         """All stages in order, by name."""
         cfg = self.cfg
         work: dict[str, Callable[[], dict[str, Any]]] = {
-            "ramp": lambda: recipe.make_ramp(self.data, cfg.corpus, cfg.ramp, cfg.seed),
-            "index": lambda: recipe.make_index(self.data, self.index, cfg.corpus.language),
+            "ramp": lambda: steps.make_ramp(self.data, cfg.corpus, cfg.ramp, cfg.seed),
+            "index": lambda: steps.make_index(self.data, self.index, cfg.corpus.language),
         }
         for n in range(cfg.evolve.iterations + 1):
             for name, stage in ITERATION.items():
@@ -150,7 +151,7 @@ def sample(run: Run, n: int) -> dict[str, Any]:
     }
     collapsed = collapse(run, n, kept) if n else []
     for line in collapsed:
-        recipe.log(f"iteration {n}: {line}")
+        steps.log(f"iteration {n}: {line}")
     return {"figures": figures, "collapsed": collapsed, "paid": made.get("paid", {})}
 
 
@@ -213,7 +214,7 @@ def link(target: Path, path: Path) -> None:
 
 def make_tokenizer(run: Run) -> dict[str, Any]:
     size = run.cfg.tokenizer_vocab_size
-    return recipe.make_tokenizer(run.data, run.iteration(0) / "data", run.tokenizer, size)
+    return steps.make_tokenizer(run.data, run.iteration(0) / "data", run.tokenizer, size)
 
 
 def make_cache(run: Run, n: int) -> dict[str, Any]:
@@ -223,7 +224,7 @@ def make_cache(run: Run, n: int) -> dict[str, Any]:
         "max_len": run.sft(n).seq_len,
         "max_prompt_len": cfg.rollout.max_len // 2,
     }
-    recipe.make_cache(folder / "data", folder / "cache", run.tokenizer, r"ramp_sft_.*", **settings)
+    steps.make_cache(folder / "data", folder / "cache", run.tokenizer, r"ramp_sft_.*", **settings)
     return {}
 
 
@@ -279,7 +280,7 @@ def evaluate_student(run: Run, n: int) -> dict[str, Any]:
     }
     write_json(folder / "manifest.json", manifest)
     for line in iterations.table([iterations.row(manifest)]):
-        recipe.log(line)
+        steps.log(line)
     return {"eval": results}
 
 
@@ -311,7 +312,7 @@ def write_summary(run: Run) -> None:
         "collapsed": run.collapsed(),
         "data": {name: counts for stage in data for name, counts in stage.items()},
         "config": dataclasses.asdict(run.cfg),
-        "versions": recipe.versions(),
+        "versions": steps.versions(),
     }
     write_json(run.folder / "summary.json", summary)
 
@@ -319,7 +320,7 @@ def write_summary(run: Run) -> None:
 def make_report(run: Run) -> dict[str, Any]:
     last = len(manifests(run)) - 1
     students = [(run.iteration(n) / "sft", run.sft(n).steps) for n in range(last + 1)]
-    recipe.join_curves(students, run.folder / "sft")
+    steps.join_curves(students, run.folder / "sft")
     with (run.iteration(last) / "eval" / "trajectories.jsonl").open(encoding="utf-8") as file:
         rows = [json.loads(next(file)) for _ in range(run.cfg.report_trajectories)]
     text = "".join(json.dumps(r | {"checkpoint": f"student {last}"}) + "\n" for r in rows)
@@ -336,7 +337,7 @@ def run(cfg: EvolveRun) -> None:
     with usage:
         for name, work in this.stages().items():
             if this.collapsed() and name != "report":
-                recipe.log(f"{name}: left out, diversity has collapsed")
+                steps.log(f"{name}: left out, diversity has collapsed")
                 continue
             before = this.is_done(name)
             this.stage(name, work)

@@ -16,21 +16,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from masksearch_jax import (
-    build_trajectories,
-    evaluate,
-    export_hf,
-    recipe,
-    report,
-    train_dapo,
-    train_sft,
-)
+from masksearch_jax import build_trajectories, evaluate, export_hf, report, train_dapo, train_sft
 from masksearch_jax.core import config as config_lib
 from masksearch_jax.models.hf_card import Card
 from masksearch_jax.models.load import initial
 from masksearch_jax.parallel.sharding import make_mesh, split_cpu
+from masksearch_jax.recipes import steps
+from masksearch_jax.recipes.stage_folder import StageFolder, Usage, write_json
 from masksearch_jax.runtime import cli, goodput
-from masksearch_jax.stages import StageFolder, Usage, write_json
 
 SHOWN_METRICS = {"ramp": "span_recall", "two_hop": "f1"}  # of each suite, on the terminal
 
@@ -86,11 +79,11 @@ class Run(StageFolder):
 
 
 def make_ramp(run: Run) -> dict[str, Any]:
-    return recipe.make_ramp(run.data, run.cfg.corpus, run.cfg.ramp, run.cfg.seed)
+    return steps.make_ramp(run.data, run.cfg.corpus, run.cfg.ramp, run.cfg.seed)
 
 
 def make_index(run: Run) -> dict[str, Any]:
-    return recipe.make_index(run.data, run.index, run.cfg.corpus.language)
+    return steps.make_index(run.data, run.index, run.cfg.corpus.language)
 
 
 def make_demonstrations(run: Run) -> dict[str, Any]:
@@ -106,12 +99,12 @@ def make_demonstrations(run: Run) -> dict[str, Any]:
         )
     )
     kept, tried, lost = (made[k] for k in ("demonstrations", "tried", "rejected"))
-    recipe.log(f"{kept:,} of {tried:,} tried, rejected {lost}")
-    return recipe.counted("demonstrations", tried, kept, lost)
+    steps.log(f"{kept:,} of {tried:,} tried, rejected {lost}")
+    return steps.counted("demonstrations", tried, kept, lost)
 
 
 def make_tokenizer(run: Run) -> dict[str, Any]:
-    return recipe.make_tokenizer(run.data, run.data, run.tokenizer, run.cfg.tokenizer_vocab_size)
+    return steps.make_tokenizer(run.data, run.data, run.tokenizer, run.cfg.tokenizer_vocab_size)
 
 
 def make_cache(run: Run) -> dict[str, Any]:
@@ -122,7 +115,7 @@ def make_cache(run: Run) -> dict[str, Any]:
         "max_prompt_len": cfg.rollout.max_len // 2,
     }
     trained_on = rf"ramp_sft_.*|ramp_k\d+-{cfg.dapo.split}"
-    return recipe.make_cache(run.data, run.cache, run.tokenizer, trained_on, **settings)
+    return steps.make_cache(run.data, run.cache, run.tokenizer, trained_on, **settings)
 
 
 # ---- stages: model
@@ -151,7 +144,7 @@ def evaluate_model(run: Run, name: str) -> dict[str, Any]:
     model = initial(eval_run.init, cfg.model, cfg.compute, make_mesh(cfg.mesh), cfg.seed)
     results = evaluate.run(eval_run, model)
     for line in eval_lines({name: results}):
-        recipe.log(line)
+        steps.log(line)
     return {"eval": results}
 
 
@@ -242,7 +235,7 @@ def write_summary(run: Run) -> None:
         "time": {n: time_spent(run.folder / n) for n in ("sft", "dapo")},
         "data": {name: counts for stage in data for name, counts in stage.items()},
         "config": dataclasses.asdict(run.cfg),
-        "versions": recipe.versions(),
+        "versions": steps.versions(),
     }
     write_json(run.folder / "summary.json", summary)
 

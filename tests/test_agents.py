@@ -19,7 +19,7 @@ import pytest
 from hypothesis import strategies as st
 
 from masksearch_jax.agents import (
-    construct_llm,
+    agent_teacher,
     dialogue,
     judge,
     observer,
@@ -27,8 +27,7 @@ from masksearch_jax.agents import (
     rewriter,
     salient,
 )
-from masksearch_jax.agents.construct import Rejection
-from masksearch_jax.agents.llm import (
+from masksearch_jax.agents.llm_client import (
     LLM,
     BudgetError,
     JobError,
@@ -37,6 +36,7 @@ from masksearch_jax.agents.llm import (
     Reply,
     retry_after,
 )
+from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample, Span
@@ -531,7 +531,7 @@ def by_role(**replies: list[str]) -> Callable[[dict], Answer]:
     return answer
 
 
-def teacher(max_searches=3, language="en", **changes) -> construct_llm.TeacherConfig:
+def teacher(max_searches=3, language="en", **changes) -> agent_teacher.TeacherConfig:
     values = {
         "kind": "bm25",
         "index": "",
@@ -542,13 +542,13 @@ def teacher(max_searches=3, language="en", **changes) -> construct_llm.TeacherCo
         "timeout": 10.0,
         "workers": 1,
     }
-    return construct_llm.TeacherConfig(language, max_searches, SearchConfig(**values | changes))
+    return agent_teacher.TeacherConfig(language, max_searches, SearchConfig(**values | changes))
 
 
 def demonstrate(example, llm_cfg, search=SEARCH, cfg=None):
     async def go():
         async with LLM(llm_cfg) as llm:
-            return await construct_llm.demonstrate_llm(example, llm, search, cfg or teacher())
+            return await agent_teacher.demonstrate_llm(example, llm, search, cfg or teacher())
 
     return asyncio.run(go())
 
@@ -649,7 +649,7 @@ def test_a_rejection_says_why(tmp_path, changes, reason, detail):
     with Endpoint(by_role(**GOOD | changes)) as endpoint:
         made = demonstrate(QUESTION, config(endpoint, tmp_path))
     assert (made.example_id, made.reason) == ("q1", reason)
-    assert reason in construct_llm.REASONS
+    assert reason in agent_teacher.REASONS
     assert detail in made.detail
 
 
@@ -728,7 +728,7 @@ def test_answers_from_elsewhere_are_judged(tmp_path):
     async def go(cfg):
         answers = [(RAMP, RAMP.paragraph), (RAMP, RAMP.masked), (QUESTION, "the euro")]
         async with LLM(cfg) as llm:
-            return await construct_llm.judge_all(answers, llm, teacher())
+            return await agent_teacher.judge_all(answers, llm, teacher())
 
     def verdict(body):
         return Answer(RIGHT if "N'Djamena" not in body["messages"][1]["content"] else WRONG)

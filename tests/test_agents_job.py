@@ -18,8 +18,8 @@ import pytest
 
 from configs import common
 from masksearch_jax import build_trajectories
-from masksearch_jax.agents.construct import Rejection
-from masksearch_jax.agents.llm import BudgetError, JobError, LLMConfig
+from masksearch_jax.agents.llm_client import BudgetError, JobError, LLMConfig
+from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.types import Demonstration, Passage, RampExample, Span

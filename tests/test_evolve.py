@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.evolution import Control
 from masksearch_jax import evolve, viewer
-from masksearch_jax.agents import evolve as logic
+from masksearch_jax.agents import selection as logic
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.types import (
     Demonstration,
@@ -27,8 +27,8 @@ from masksearch_jax.core.types import (
 )
 from masksearch_jax.evals import iterations
 from masksearch_jax.ramp.examples import write_jsonl
+from masksearch_jax.recipes.stage_folder import Usage
 from masksearch_jax.runtime import cli
-from masksearch_jax.stages import Usage
 
 TEXT = "Sora is a town on the Liri with 25,000 people."
 EXAMPLE = RampExample(

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masksearch_jax import build_trajectories, evaluate, student
-from masksearch_jax.agents import construct, construct_llm, evolve
+from masksearch_jax import build_trajectories, evaluate
+from masksearch_jax.agents import agent_teacher, policy_teacher, scripted_teacher, selection
 from masksearch_jax.core import markup, retrieval
 from masksearch_jax.core.config import MeshConfig, PromptConfig, SearchConfig
 from masksearch_jax.core.tokenizer import Vocab
@@ -144,14 +144,16 @@ def test_the_student_evaluation_and_dapo(miniature, examples, sources, cfg, monk
     )
     source = {e.id: e.passage_id for e in examples}
 
-    monkeypatch.setattr(student, "make_mesh", lambda config: mesh)
-    monkeypatch.setattr(student, "initial", lambda *args: model)
-    setting = evolve.StudentConfig(
+    monkeypatch.setattr(policy_teacher, "make_mesh", lambda config: mesh)
+    monkeypatch.setattr(policy_teacher, "initial", lambda *args: model)
+    setting = selection.StudentConfig(
         "", str(miniature.tokenizer), 2, LENIENT, "rules", miniature.cfg.model,
         miniature.cfg.compute, miniature.cfg.mesh, PromptConfig("minimal"), rollout,
     )  # fmt: skip
-    limits = construct_llm.TeacherConfig("en", 2, cfg)
-    with contextlib.closing(student.Student(setting, sources, limits, None, seed=0)) as teacher:
+    limits = agent_teacher.TeacherConfig("en", 2, cfg)
+    with contextlib.closing(
+        policy_teacher.Student(setting, sources, limits, None, seed=0)
+    ) as teacher:
         made = teacher.solve(examples, lambda outcome: None)
     assert len(made) == 2 * len(examples)
     assert all(shown_to(d.turns, ids, source[d.example_id], cfg) for d in made)
@@ -181,7 +183,7 @@ def test_the_scripted_teacher_reads_other_articles_alone(miniature):
     asked = read_jsonl(miniature.data / "ramp" / "train.jsonl", RampExample)[:80]
 
     def solve(cfg):
-        made = [construct.demonstrate(e, tool, cfg, random.Random(e.id)) for e in asked]
+        made = [scripted_teacher.demonstrate(e, tool, cfg, random.Random(e.id)) for e in asked]
         return [m for m in made if isinstance(m, Demonstration)]
 
     cfg = dataclasses.replace(miniature.search, top_k=2, max_passages=2)

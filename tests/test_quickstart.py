@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.crash_runs import curve
-from masksearch_jax import quickstart, recipe, viewer
+from masksearch_jax import quickstart, viewer
 from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Demonstration, Passage, Segment
 from masksearch_jax.ramp.examples import write_jsonl
+from masksearch_jax.recipes import steps
+from masksearch_jax.recipes.stage_folder import Usage
 from masksearch_jax.runtime import cli
-from masksearch_jax.stages import Usage
 
 SMALL = (
     "rollout.slots=4", "rollout.max_new_tokens=48", "dapo.overlong_buffer=16",
@@ -244,7 +245,7 @@ def test_words_that_only_demonstrations_have_are_tokens(tmp_path):
         data = tmp_path / name
         write_jsonl(data / "passages.jsonl", [passage])
         write_jsonl(data / "demonstrations" / "train.jsonl", demonstrations)
-        recipe.make_tokenizer(data, data, data / "tokenizer", 320)
+        steps.make_tokenizer(data, data, data / "tokenizer", 320)
         spelled.append(len(Vocab.load(data / "tokenizer").encode(" subject")))
     assert spelled == [8, 1]
 
@@ -263,7 +264,7 @@ def test_the_evaluation_is_a_table():
 
 
 def test_an_unfinished_run_has_a_summary_and_a_report(run):
-    run.stage("index", lambda: recipe.counted("index", 4, 3, {"empty text": 1}))
+    run.stage("index", lambda: steps.counted("index", 4, 3, {"empty text": 1}))
     run.stage("evaluate_init", lambda: {"eval": {"ramp": {"search": {"em": cell(0.5)}}}})
     quickstart.write_summary(run)
     summary = json.loads((run.folder / "summary.json").read_text())

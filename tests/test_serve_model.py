@@ -28,8 +28,8 @@ from flax import nnx
 
 from configs import common
 from masksearch_jax import serve_model
-from masksearch_jax.agents.construct import Rejection
-from masksearch_jax.agents.llm import JobError, LLMConfig
+from masksearch_jax.agents.llm_client import JobError, LLMConfig
+from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.core.config import ComputeConfig, ModelConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.schema import to_dataclass

@@ -18,9 +18,9 @@ from masksearch_jax.core.config import CheckpointConfig, MeshConfig
 from masksearch_jax.models import hf
 from masksearch_jax.models.load import InitError, initial
 from masksearch_jax.parallel import sharding
+from masksearch_jax.recipes.stage_folder import write_json
 from masksearch_jax.runtime import storage
 from masksearch_jax.runtime.metric_writer import MetricWriter, read_metrics
-from masksearch_jax.stages import write_json
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.checkpoint_files import read_model
 from tests.test_hf import COMPUTE, QWEN2, random_model

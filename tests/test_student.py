@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import pytest
 
 from configs import common
-from masksearch_jax import build_trajectories, student
-from masksearch_jax.agents import construct_llm, evolve
-from masksearch_jax.agents.construct import Rejection
-from masksearch_jax.agents.llm import LLMConfig
+from masksearch_jax import build_trajectories
+from masksearch_jax.agents import agent_teacher, policy_teacher, selection
+from masksearch_jax.agents.llm_client import LLMConfig
+from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import MeshConfig, PromptConfig
 from masksearch_jax.core.errors import ConfigError
@@ -26,7 +26,7 @@ from masksearch_jax.search.tool import open_tool
 from tests.endpoint import Answer, Endpoint
 from tests.test_rollout import ScriptedModel
 
-LENIENT = evolve.Rules(min_recall=0.0, grounded=False)
+LENIENT = selection.Rules(min_recall=0.0, grounded=False)
 SAID = ["<think>", "a", "</think>", "<search>", "e", "</search>"]
 THEN = ["</information>", "<answer>", "o", "</answer>"]
 
@@ -50,11 +50,11 @@ def setting(miniature, monkeypatch):
     """The student's section; its model searches once and answers `o`."""
     vocab = Vocab.load(miniature.tokenizer)
     mesh = sharding.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    monkeypatch.setattr(student, "make_mesh", lambda config: mesh)
-    monkeypatch.setattr(student, "initial", lambda *args: scripted(vocab))
+    monkeypatch.setattr(policy_teacher, "make_mesh", lambda config: mesh)
+    monkeypatch.setattr(policy_teacher, "initial", lambda *args: scripted(vocab))
     cfg = miniature.cfg
     rollout = dataclasses.replace(cfg.rollout, slots=4, max_new_tokens=24, temperature=0.0)
-    return evolve.StudentConfig(
+    return selection.StudentConfig(
         "", str(miniature.tokenizer), 2, LENIENT, "rules", cfg.model, cfg.compute,
         cfg.mesh, PromptConfig("minimal"), rollout,
     )  # fmt: skip
@@ -67,9 +67,9 @@ def examples(miniature):
 
 def solve(miniature, setting, examples, llm=None):
     tool = open_tool(miniature.search)
-    limits = construct_llm.TeacherConfig("en", 2, miniature.search)
+    limits = agent_teacher.TeacherConfig("en", 2, miniature.search)
     heard = []
-    teacher = student.Student(setting, tool, limits, llm, seed=0)
+    teacher = policy_teacher.Student(setting, tool, limits, llm, seed=0)
     try:
         outcomes = teacher.solve(examples, heard.append)
         assert sorted(map(repr, heard)) == sorted(map(repr, outcomes))
@@ -93,23 +93,23 @@ def test_each_sample_of_each_example_is_a_demonstration(miniature, setting, exam
 
 def test_outcomes_are_heard_of_as_they_come(miniature, setting, examples, monkeypatch):
     log = []
-    sample = student.Engine.run
+    sample = policy_teacher.Engine.run
 
     def run(engine, *args):
         for trajectory in sample(engine, *args):
             log.append("sampled")
             yield trajectory
 
-    monkeypatch.setattr(student.Engine, "run", run)
-    limits = construct_llm.TeacherConfig("en", 2, miniature.search)
+    monkeypatch.setattr(policy_teacher.Engine, "run", run)
+    limits = agent_teacher.TeacherConfig("en", 2, miniature.search)
     tool = open_tool(miniature.search)
-    with contextlib.closing(student.Student(setting, tool, limits, None, seed=0)) as teacher:
+    with contextlib.closing(policy_teacher.Student(setting, tool, limits, None, seed=0)) as teacher:
         teacher.solve(examples, lambda _: log.append("heard"))
     assert log == ["sampled", "heard"] * 2 * len(examples)
 
 
 def test_rules_refuse_each_sample_by_name(miniature, setting, examples):
-    strict = dataclasses.replace(setting, rules=evolve.Rules(1.0, grounded=True))
+    strict = dataclasses.replace(setting, rules=selection.Rules(1.0, grounded=True))
     outcomes, _ = solve(miniature, strict, examples)
     assert outcomes == [Rejection(e.id, "spans_wrong", "0.000") for e in examples for _ in range(2)]
     short = dataclasses.replace(setting.rollout, max_new_tokens=3)

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from masksearch_jax import build_trajectories
-from masksearch_jax.agents import construct
+from masksearch_jax.agents import scripted_teacher
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import RampConfig, SearchConfig
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample, Span
@@ -73,7 +73,7 @@ def questions(small):
 
 def solve(examples, engine, **options):
     return [
-        construct.demonstrate(e, engine, SEARCH, random.Random(i), **options)
+        scripted_teacher.demonstrate(e, engine, SEARCH, random.Random(i), **options)
         for i, e in enumerate(examples)
     ]
 
@@ -89,8 +89,10 @@ def kept(solved):
 
 
 def test_nearly_every_example_is_solved(solved):
-    reasons = collections.Counter(d.reason for _, d in solved if isinstance(d, construct.Rejection))
-    assert set(reasons) <= set(construct.REASONS)
+    reasons = collections.Counter(
+        d.reason for _, d in solved if isinstance(d, scripted_teacher.Rejection)
+    )
+    assert set(reasons) <= set(scripted_teacher.REASONS)
     assert len(kept(solved)) > 0.95 * len(solved)
 
 
@@ -190,7 +192,7 @@ ARTICLE = Passage("p", "Sora", "Sora lies on the Liri. 25,000 people live there.
 
 
 def demonstrate(example, search, seed=0, **options):
-    return construct.demonstrate(example, search, SEARCH, random.Random(seed), **options)
+    return scripted_teacher.demonstrate(example, search, SEARCH, random.Random(seed), **options)
 
 
 def test_a_failed_search_is_followed_by_another():
@@ -212,7 +214,7 @@ def test_a_failed_search_is_followed_by_another():
 
 def test_a_span_must_stand_as_whole_words():
     search = FakeSearch(lambda query: [Passage("q", "Sora", "Sora has 125,000 people.")])
-    assert demonstrate(EXAMPLE, search) == construct.Rejection("e", "spans_not_found")
+    assert demonstrate(EXAMPLE, search) == scripted_teacher.Rejection("e", "spans_not_found")
 
 
 def test_a_chinese_span_needs_no_space_around_it():
@@ -224,7 +226,7 @@ def test_a_chinese_span_needs_no_space_around_it():
     search = FakeSearch(lambda query: [Passage("p", "索拉", text)])
     assert demonstrate(example, search).segments[-1].text.endswith(f"<answer>{text}</answer>")
     more = FakeSearch(lambda query: [Passage("p", "索拉", text.replace("25,000", "125,000"))])
-    assert demonstrate(example, more) == construct.Rejection("zh", "spans_not_found")
+    assert demonstrate(example, more) == scripted_teacher.Rejection("zh", "spans_not_found")
 
 
 def test_examples_that_cannot_be_solved_are_rejected_with_a_reason():

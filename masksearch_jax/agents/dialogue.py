@@ -14,7 +14,7 @@ from collections.abc import Callable
 from importlib import resources
 from typing import Any, TypeVar
 
-from masksearch_jax.agents.llm import LLM, Message
+from masksearch_jax.agents.llm_client import LLM, Message
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from masksearch_jax.agents import dialogue
-from masksearch_jax.agents.llm import Message
+from masksearch_jax.agents.llm_client import Message
 
 VERDICTS = ("correct", "incorrect")
 

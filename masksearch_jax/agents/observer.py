@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from masksearch_jax.agents import dialogue
-from masksearch_jax.agents.llm import Message
+from masksearch_jax.agents.llm_client import Message
 
 # The field that carries an action's object; giving up needs none.
 ACTIONS = {"answer": "answer", "next": "need", "revise": "need", "give_up": ""}

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from masksearch_jax.agents import dialogue
-from masksearch_jax.agents.llm import LLM, LLMError
+from masksearch_jax.agents.llm_client import LLM, LLMError
 from masksearch_jax.core.types import Passage
 
 REPAIRS = 2  # replies shown back with what is wrong before a paragraph is given up

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-from masksearch_jax.agents import construct, construct_llm
-from masksearch_jax.agents.construct import Rejection
-from masksearch_jax.agents.llm import LLM, LLMConfig, cost_of
+from masksearch_jax.agents import agent_teacher, scripted_teacher
+from masksearch_jax.agents.llm_client import LLM, LLMConfig, cost_of
+from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.core import retrieval
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.types import Demonstration, Example
@@ -53,7 +53,7 @@ class Scripted:
 
     def _solve(self, example: Example) -> Outcome:
         rng = random.Random(f"{self._seed}/{example.id}")
-        return construct.demonstrate(
+        return scripted_teacher.demonstrate(
             example, self._search, self._cfg, rng, max_searches=self._max_searches
         )
 
@@ -98,13 +98,13 @@ class Agents:
 
     attempts = 1
 
-    def __init__(self, llm: LLMConfig, search: retrieval.Search, cfg: construct_llm.TeacherConfig):
+    def __init__(self, llm: LLMConfig, search: retrieval.Search, cfg: agent_teacher.TeacherConfig):
         self._search, self._cfg = search, cfg
         self._session = Session(llm)
 
     def solve(self, examples: Sequence[Example], done: Callable[[Outcome], None]) -> list[Outcome]:
         return self._session.run(
-            construct_llm.demonstrate_all(
+            agent_teacher.demonstrate_all(
                 examples, self._session.llm, self._search, self._cfg, done
             )
         )

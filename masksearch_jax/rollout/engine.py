@@ -26,8 +26,8 @@ from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.rollout import decode, memory, schedule
 from masksearch_jax.rollout.agreement import Agreement, Needs
 from masksearch_jax.rollout.episode import Episode, Request, Rules, Vocabulary, finish
-from masksearch_jax.rollout.pool import SearchPool
 from masksearch_jax.rollout.sampling import sampler_of
+from masksearch_jax.rollout.search_pool import SearchPool
 from masksearch_jax.rollout.stats import EngineStats
 
 _IDLE_SECONDS = 0.02  # a process without work looks again, since others may have some

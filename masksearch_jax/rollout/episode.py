@@ -17,7 +17,7 @@ from masksearch_jax.core import markup, retrieval
 from masksearch_jax.core.config import RolloutConfig, SearchConfig
 from masksearch_jax.core.types import Passage, Segment, Status, Trajectory, Turn
 from masksearch_jax.rollout.decode import RolloutError
-from masksearch_jax.rollout.pool import Call
+from masksearch_jax.rollout.search_pool import Call
 
 _LONGEST_PERIOD = 32  # tokens of a phrase that the repetition guard knows
 

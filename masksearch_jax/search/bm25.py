@@ -19,7 +19,7 @@ from pathlib import Path
 import tantivy
 
 from masksearch_jax.core.types import Passage
-from masksearch_jax.search.store import PassageStore, PassageWriter
+from masksearch_jax.search.open import PassageStore, PassageWriter
 from masksearch_jax.search.tool import SearchError
 from masksearch_jax.search.words import LANGUAGES, query_words, text_words, title_words
 

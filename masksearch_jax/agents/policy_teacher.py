@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from masksearch_jax.agents import construct_llm, evolve, teachers
-from masksearch_jax.agents.evolve import StudentConfig
-from masksearch_jax.agents.llm import LLMConfig
+from masksearch_jax.agents import agent_teacher, selection, teachers
+from masksearch_jax.agents.llm_client import LLMConfig
+from masksearch_jax.agents.selection import StudentConfig
 from masksearch_jax.core import markup, retrieval
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Demonstration, Example
@@ -36,7 +36,7 @@ class Student:
         self,
         cfg: StudentConfig,
         search: SearchTool,
-        limits: construct_llm.TeacherConfig,
+        limits: agent_teacher.TeacherConfig,
         llm: LLMConfig | None,
         seed: int,
     ):
@@ -55,8 +55,8 @@ class Student:
         with jax.set_mesh(self._mesh):
             for trajectory in self._engine.run(self._model, self._requests(examples)):
                 i, sample = int(trajectory.example_id), trajectory.sample
-                refused = evolve.rejection(examples[i], trajectory, self.cfg.rules)
-                made = evolve.to_demonstration(trajectory, examples[i], TEACHER, sample)
+                refused = selection.rejection(examples[i], trajectory, self.cfg.rules)
+                made = selection.to_demonstration(trajectory, examples[i], TEACHER, sample)
                 found[i, sample] = refused or made
                 if refused or not self._judge:
                     done(found[i, sample])
@@ -85,7 +85,7 @@ class Student:
             (by_id[outcomes[i].example_id], markup.extract_answer(outcomes[i].segments[-1].text))
             for i in asked
         ]
-        judged = construct_llm.judge_all(answers, self._judge.llm, self._limits)
+        judged = agent_teacher.judge_all(answers, self._judge.llm, self._limits)
         for i, refused in zip(asked, self._judge.run(judged), strict=True):
             outcomes[i] = refused or outcomes[i]
             done(outcomes[i])

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from masksearch_jax.agents import dialogue, judge, observer, planner, rewriter
-from masksearch_jax.agents.construct import Rejection, task_name
-from masksearch_jax.agents.llm import LLM, LLMError, Message
+from masksearch_jax.agents.llm_client import LLM, LLMError, Message
+from masksearch_jax.agents.scripted_teacher import Rejection, task_name
 from masksearch_jax.core import markup, retrieval
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.types import Demonstration, Example, Passage, RampExample, Segment, Turn

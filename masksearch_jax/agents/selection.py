@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
-from masksearch_jax.agents.construct import Rejection, is_shown, task_name
+from masksearch_jax.agents.scripted_teacher import Rejection, is_shown, task_name
 from masksearch_jax.core import chinese, markup, scoring
 from masksearch_jax.core.config import (
     ComputeConfig,

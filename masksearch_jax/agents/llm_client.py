@@ -20,7 +20,7 @@ from typing import Any
 
 from etils import epy
 
-from masksearch_jax.agents.replies import Paid, Replies, RepliesError, Stored, key_of
+from masksearch_jax.agents.llm_cache import Paid, Replies, RepliesError, Stored, key_of
 
 with epy.lazy_imports():  # it takes more than a second, and the other teachers do without
     import openai
