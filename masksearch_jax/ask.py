@@ -17,7 +17,6 @@ from typing import TextIO
 import jax
 import numpy as np
 
-from masksearch_jax import local_model
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import (
     ComputeConfig,
@@ -29,7 +28,7 @@ from masksearch_jax.core.config import (
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.types import Example, Passage, QAExample, RampExample, Segment, Trajectory
 from masksearch_jax.data import prompt
-from masksearch_jax.models.load import initial
+from masksearch_jax.models.load import describe, initial
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
@@ -115,7 +114,7 @@ def run(cfg: AskRun) -> Trajectory:
     """
     if not cfg.question.strip():
         raise ConfigError("config.question is empty; it must be a question, or hold a [mask]")
-    config, vocab = local_model.describe(cfg.init, cfg.tokenizer)
+    config, vocab = describe(cfg.init, cfg.tokenizer)
     screen = Screen(sys.stdout)
     tool = ShownSearch(open_tool(cfg.search), screen, cfg.search.max_passages)
     mesh = make_mesh(cfg.mesh)

@@ -232,7 +232,7 @@ def extract(cfg: BuildDatasetRun, files: list[str], work: epath.Path) -> dict[st
     """Makes all examples as JSON lines under `work`; their counts, which are written there last."""
     import apache_beam as beam
 
-    from masksearch_jax.ramp import beam as ramp_beam
+    from masksearch_jax.ramp.beam import extract
 
     plan = _plan(cfg)
     if work.exists():
@@ -240,7 +240,7 @@ def extract(cfg: BuildDatasetRun, files: list[str], work: epath.Path) -> dict[st
     work.mkdir(parents=True)
     pipeline = beam.Pipeline(cfg.beam.runner, _options(cfg.beam))
     words = cfg.passage_words if cfg.articles else 0
-    ramp_beam.extract(pipeline, files, plan, str(work), words)
+    extract(pipeline, files, plan, str(work), words)
     result = pipeline.run()
     result.wait_until_finish()
     found = {

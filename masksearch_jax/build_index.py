@@ -18,8 +18,8 @@ from typing import Any
 
 from masksearch_jax.core.config import CorpusConfig
 from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.corpus import passages as corpus_passages
 from masksearch_jax.corpus import sources
+from masksearch_jax.corpus.passages import CorpusStats
 from masksearch_jax.ramp import survey
 from masksearch_jax.runtime import cli
 from masksearch_jax.runtime.progress import Progress
@@ -48,7 +48,7 @@ def run(cfg: BuildIndexRun) -> dict[str, Any]:
             "passages.jsonl that it wrote"
         )
     started = time.monotonic()
-    stats = corpus_passages.CorpusStats()
+    stats = CorpusStats()
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress("index", cfg.corpus.limit))
         workers = cfg.workers if sources.has_articles(cfg.corpus) else 1

@@ -28,8 +28,8 @@ from masksearch_jax.agents.span_models import SpanModels
 from masksearch_jax.core.config import CorpusConfig, PplConfig, RampConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.types import Passage, QAExample
-from masksearch_jax.corpus import passages as corpus_passages
 from masksearch_jax.corpus import sources
+from masksearch_jax.corpus.passages import CorpusStats, write_passages
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.data.cache import write_atomically
 from masksearch_jax.ramp import build, examples, leakage, survey
@@ -218,7 +218,7 @@ def _lines_of(path: Path) -> Iterator[str]:
 
 def _from_file(cfg: BuildRampRun, folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
     """Writes the passages of `corpus.path` and splits the questions of `corpus.questions`."""
-    settings, stats = cfg.corpus, corpus_passages.CorpusStats()
+    settings, stats = cfg.corpus, CorpusStats()
     read = Counter[str]()
     questions: list[QAExample] = []
     if settings.questions:
@@ -240,7 +240,7 @@ def _from_file(cfg: BuildRampRun, folder: Path, log: Callable[[str], None]) -> d
             settings, log=log, stats=stats, mapper=mapper, anchors=anchors
         )
         progress = stack.enter_context(Progress("passages", settings.limit))
-        count = corpus_passages.write_passages(
+        count = write_passages(
             folder / "passages.jsonl", _watched(passages, wanted, titles, stats, progress)
         )
     counts = {"in": stats.read, "out": count, "dropped": dict(stats.dropped)}
@@ -264,7 +264,7 @@ def _watched(
     passages: Iterable[Passage],
     wanted: set[str],
     titles: dict[str, str],
-    stats: corpus_passages.CorpusStats,
+    stats: CorpusStats,
     progress: Progress,
 ) -> Iterator[Passage]:
     """The passages, their number shown and the titles of the wanted ids noted."""
@@ -284,9 +284,9 @@ def _from_atlas(cfg: BuildRampRun, folder: Path) -> dict[str, Any]:
     built = atlas.build(cfg.seed, cfg.ramp.cities, verbatim=not cfg.ramp.reworded)
     passages = built.passages[: cfg.corpus.limit or None]
     titles = {p.id: p.title for p in passages}
-    corpus_passages.write_passages(folder / "passages.jsonl", passages)
+    write_passages(folder / "passages.jsonl", passages)
     kept = (p for p in built.paragraphs if p.id.partition("#")[0] in titles)
-    corpus_passages.write_passages(folder / "paragraphs.jsonl", kept)
+    write_passages(folder / "paragraphs.jsonl", kept)
     counts = {"in": len(passages), "out": len(passages), "dropped": {}}
     questions = write_split(folder, built.questions, titles, Counter(), cfg.ramp, "")
     return {"corpus": counts, "questions": questions}

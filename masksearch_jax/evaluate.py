@@ -19,6 +19,7 @@ import numpy as np
 from masksearch_jax.core import retrieval
 from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import ConfigError, nearest
+from masksearch_jax.core.files import write_json
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Example, QAExample, RampExample, Trajectory, to_json
 from masksearch_jax.data import prompt
@@ -26,7 +27,6 @@ from masksearch_jax.evals import suites
 from masksearch_jax.models.load import check_vocabulary, initial
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.ramp.examples import read_jsonl
-from masksearch_jax.recipes.stage_folder import write_json
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
 from masksearch_jax.runtime import cli, storage

@@ -23,12 +23,13 @@ from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.selection import EvolveConfig, StudentConfig
 from masksearch_jax.core import config as c
 from masksearch_jax.core.errors import UserError
+from masksearch_jax.core.files import write_json
 from masksearch_jax.core.types import Demonstration, RampExample
 from masksearch_jax.evals import diversity, iterations
 from masksearch_jax.parallel.sharding import split_cpu
 from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.recipes import steps
-from masksearch_jax.recipes.stage_folder import StageFolder, Usage, write_json
+from masksearch_jax.recipes.stage_folder import StageFolder, Usage
 from masksearch_jax.runtime import cli
 
 # Files of an iteration: examples sampled on, what the judge accepted, what was kept of it, and all

@@ -24,6 +24,7 @@ from jax.experimental import topologies
 from masksearch_jax import train_dapo, train_sft
 from masksearch_jax.core.config import DapoRun, SftRun
 from masksearch_jax.core.errors import UserError
+from masksearch_jax.core.files import write_json
 from masksearch_jax.models import hf, kv_cache, lora, rollout_weights
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import hosts, sharding
@@ -31,7 +32,6 @@ from masksearch_jax.planning import alternatives, chips, flops, measure, shapes
 from masksearch_jax.planning.alternatives import Run
 from masksearch_jax.planning.hlo import Module
 from masksearch_jax.planning.page import page, update_of
-from masksearch_jax.recipes.stage_folder import write_json
 from masksearch_jax.rollout import decode, memory, schedule
 from masksearch_jax.rollout.sampling import sampler_of
 from masksearch_jax.runtime import cli

@@ -18,11 +18,12 @@ from typing import Any
 
 from masksearch_jax import build_trajectories, evaluate, export_hf, report, train_dapo, train_sft
 from masksearch_jax.core import config as config_lib
+from masksearch_jax.core.files import write_json
 from masksearch_jax.models.hf_card import Card
 from masksearch_jax.models.load import initial
 from masksearch_jax.parallel.sharding import make_mesh, split_cpu
 from masksearch_jax.recipes import steps
-from masksearch_jax.recipes.stage_folder import StageFolder, Usage, write_json
+from masksearch_jax.recipes.stage_folder import StageFolder, Usage
 from masksearch_jax.runtime import cli, goodput
 
 SHOWN_METRICS = {"ramp": "span_recall", "two_hop": "f1"}  # of each suite, on the terminal

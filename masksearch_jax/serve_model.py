@@ -19,10 +19,9 @@ from typing import Any
 
 import jax
 
-from masksearch_jax import local_model
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, RolloutConfig, SearchConfig
 from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.models.load import initial
+from masksearch_jax.models.load import describe, initial
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout.engine import Engine
@@ -65,7 +64,7 @@ def opened(cfg: ServeModelRun) -> Iterator[tuple[ChatServer, Transformer]]:
             "config.rollout.in_flight is 'drop', which loses requests that come as others end; it "
             "must be 'keep'"
         )
-    config, vocab = local_model.describe(cfg.init, cfg.tokenizer)
+    config, vocab = describe(cfg.init, cfg.tokenizer)
     if not vocab.has_chat_template:
         raise ConfigError(
             f"the tokenizer of {cfg.tokenizer or cfg.init!r} has no chat template, which chat "

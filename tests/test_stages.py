@@ -8,7 +8,8 @@ import time
 import pytest
 
 from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.recipes.stage_folder import StageFolder, Usage, differences, write_json
+from masksearch_jax.core.files import write_json
+from masksearch_jax.recipes.stage_folder import StageFolder, Usage, differences
 
 
 def test_a_stage_is_done_once(tmp_path):

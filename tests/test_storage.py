@@ -15,10 +15,10 @@ from orbax.checkpoint._src.path import gcs_utils
 
 from masksearch_jax import export_hf
 from masksearch_jax.core.config import CheckpointConfig, MeshConfig
+from masksearch_jax.core.files import write_json
 from masksearch_jax.models import hf
 from masksearch_jax.models.load import InitError, initial
 from masksearch_jax.parallel import sharding
-from masksearch_jax.recipes.stage_folder import write_json
 from masksearch_jax.runtime import storage
 from masksearch_jax.runtime.metric_writer import MetricWriter, read_metrics
 from masksearch_jax.training.checkpoint import Checkpointer

@@ -300,7 +300,7 @@ def test_a_copied_page_is_one_s_own(model: Transformer) -> None:
     cache = jax.jit(kv_cache.copy_pages)(cache, copies, source, table[:, [1, 2, 0], 1])
     shared = np.stack([np.repeat(table[0, 0, 0], 3), table[0, :, 1]], axis=1)[None]
     following = np.int32([[3], [1], [2]])
-    found, _ = jax.jit(flat_decode)(model, cache, following, np.int32([6, 6, 6]), shared_weights)
+    found, _ = jax.jit(flat_decode)(model, cache, following, np.int32([6, 6, 6]), shared)
     for row in range(3):
         whole = np.concatenate([ids[0], following[row]])[None]
         close(found[row], np.asarray(LOGITS(model, full_hidden(model, whole)[0, 6])))

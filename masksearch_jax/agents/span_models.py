@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from masksearch_jax.agents import salient, teachers
@@ -48,27 +47,14 @@ class SpanModels:
 
 def load_scorer(cfg: PplConfig | None) -> masking.Scorer:
     """The model of `config.ppl`: (context, target) texts to nats per token of each target."""
-    if cfg is None or not cfg.init or not Path(cfg.init).is_dir():
-        raise ConfigError(
-            f"ramp.strategy is 'ppl' and config.ppl.init is {cfg and cfg.init!r}; it must be a "
-            "folder in Hugging Face format or of checkpoints"
-        )
+    if cfg is None:
+        raise ConfigError("ramp.strategy is 'ppl' and config.ppl is None: it names the model")
     import jax  # only where a model is asked
 
-    from masksearch_jax.core.tokenizer import Vocab
-    from masksearch_jax.models import hf, likelihood, load
+    from masksearch_jax.models import likelihood, load
     from masksearch_jax.parallel import sharding
-    from masksearch_jax.training import checkpoint_files
 
-    in_hf_format = (Path(cfg.init) / "config.json").is_file()
-    if not in_hf_format and not cfg.tokenizer:
-        raise ConfigError(
-            f"config.ppl.init, {cfg.init!r}, holds checkpoints: config.ppl.tokenizer must name the "
-            "folder of their tokenizer"
-        )
-    config = hf.read_config(cfg.init) if in_hf_format else checkpoint_files.read_model(cfg.init)
-    vocab = Vocab.load(cfg.tokenizer or cfg.init)
-    load.check_vocabulary(config, vocab.size)
+    config, vocab = load.describe(cfg.init, cfg.tokenizer, "config.ppl")
     mesh = sharding.make_mesh(cfg.mesh)
     model = load.initial(cfg.init, config, cfg.compute, mesh, 0)
 

@@ -1,4 +1,4 @@
-"""A ConfigDict or dict to a frozen dataclass, strictly: all keys known, all values of their types."""
+"""A ConfigDict or dict to a frozen dataclass: every key known, every value of its type."""
 
 from __future__ import annotations
 

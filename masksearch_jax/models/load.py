@@ -14,6 +14,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from masksearch_jax.core.config import ComputeConfig, LoraConfig, ModelConfig
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.models import hf, lora
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
@@ -22,6 +24,29 @@ from masksearch_jax.training import checkpoint_files
 
 class InitError(ValueError):
     """Weights that are not of the model that the run is configured for."""
+
+
+def describe(folder: str, tokenizer: str, key: str = "config") -> tuple[ModelConfig, Vocab]:
+    """Architecture and tokenizer of a local folder in HF format or of checkpoints.
+
+    tokenizer: its folder; empty: `folder`, which checkpoints are not. Raises ConfigError, which
+    names KEY.init or KEY.tokenizer, and what reading either raises.
+    """
+    if not Path(folder).is_dir():
+        raise ConfigError(
+            f"{key}.init is {folder!r}, which is not a local folder; it must be one in Hugging "
+            "Face format, such as export_hf writes, or of checkpoints"
+        )
+    in_hf_format = (Path(folder) / "config.json").is_file()
+    if not in_hf_format and not tokenizer:
+        raise ConfigError(
+            f"{key}.init is {folder!r}, which holds no config.json; if it is a folder of "
+            f"checkpoints, give the folder of its tokenizer as {key}.tokenizer"
+        )
+    config = hf.read_config(folder) if in_hf_format else checkpoint_files.read_model(folder)
+    vocab = Vocab.load(tokenizer or folder)
+    check_vocabulary(config, vocab.size)
+    return config, vocab
 
 
 def initial(
@@ -143,8 +168,8 @@ def _base(
         where = f"{checkpoint_files.split(where)[0]}/{step}"
     if where and not epath.Path(where).exists():
         raise InitError(
-            f"{folder} holds adapters for {checkpoint_files.base_of(adapters)}, but {where} is not there; "
-            "give the folder where it is now as config.base"
+            f"{folder} holds adapters for {checkpoint_files.base_of(adapters)}, but {where} is not "
+            "there; give the folder where it is now as config.base"
         )
     # As it was in training: in another dtype its values, and their fingerprint, may be others.
     return where, dataclasses.replace(compute, param_dtype=adapters["base_dtype"])

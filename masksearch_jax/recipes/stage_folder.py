@@ -18,13 +18,7 @@ from typing import Any
 import psutil
 
 from masksearch_jax.core.errors import ConfigError
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replaces the file at once, so that no reader sees half of it."""
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    partial.replace(path)
+from masksearch_jax.core.files import write_json
 
 
 class Usage:
