@@ -36,7 +36,7 @@ from masksearch_jax.ramp import build, examples, gazetteer, rules_en, spans, sur
 from masksearch_jax.runtime import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-GOLD = ROOT / "tests" / "data" / "spans_gold.jsonl"
+GOLD = ROOT / "tests" / "ramp" / "spans_gold.jsonl"
 REPEATS = 3
 
 

@@ -248,6 +248,14 @@ def test_every_room_is_a_package_and_in_the_table():
     assert all(p.parent in (PACKAGE, *(PACKAGE / r for r in folders)) for p in FILES)
 
 
+def test_tests_lie_in_the_room_that_they_test():
+    folders = {
+        p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and any(p.glob("test_*.py"))
+    }
+    assert folders <= {*ROOMS, RECIPES, "mains", "launch"}
+    assert [p.name for p in (ROOT / "tests").glob("test_*.py")] == ["test_architecture.py"]
+
+
 # ---- at import ----------------------------------------------------------------------------------
 
 _PROBE = """

@@ -23,7 +23,7 @@ from etils import epath
 from masksearch_jax.core.config import SurvivalConfig
 from masksearch_jax.runtime.process import RESTART, process_index, this_process
 
-_PACKAGE = str(Path(__file__).parent)
+_PACKAGE = str(Path(__file__).parents[1])
 _LOOK_SECONDS = 0.2
 _REMEMBERED = 64  # intervals of each kind that the median is taken of
 

@@ -1,0 +1,192 @@
+"""Every config with every argument loads, fits its main's schema, and its model has its size."""
+
+import dataclasses
+import importlib
+import typing
+from pathlib import Path
+
+import jax
+import pytest
+from flax import nnx
+
+from configs import common
+from masksearch_jax import train_dapo
+from masksearch_jax.core import config
+from masksearch_jax.core.config import ModelConfig
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.schema import flat_keys, to_dataclass
+from masksearch_jax.parallel import sharding
+from masksearch_jax.runtime import cli
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+# Config file → the schema of the main that takes it, and where that is.
+SCHEMAS = {
+    "ramp_sft": "core.config.SftRun",
+    "qa_sft": "core.config.SftRun",
+    "ramp_dapo": "core.config.DapoRun",
+    "qa_dapo": "core.config.DapoRun",
+    "evaluate": "core.config.EvalRun",
+    "quickstart": "quickstart.QuickstartRun",
+    "build_index": "build_index.BuildIndexRun",
+    "ask": "ask.AskRun",
+    "build_ramp": "build_ramp.BuildRampRun",
+    "build_cache": "build_cache.BuildCacheRun",
+    "build_dataset": "build_dataset.BuildDatasetRun",
+    "serve_model": "serve_model.ServeModelRun",
+    "serve_search": "serve_search.ServeSearchRun",
+    "build_trajectories": "build_trajectories.BuildTrajectoriesRun",
+    "evolve": "evolve.EvolveRun",
+    "export_hf": "export_hf.ExportRun",
+    "report": "report.ReportConfig",
+}
+WITH_MODEL = ("ramp_sft", "qa_sft", "ramp_dapo", "qa_dapo", "evaluate", "export_hf", "quickstart")
+ARGUMENTS = [(name, "") for name in SCHEMAS] + [
+    (name, arg)
+    for name in WITH_MODEL
+    for arg in ("runlocal", "tiny,runlocal", "runlocal,llama3.2-1b", *common.MODELS)
+    if not (name == "export_hf" and "runlocal" in arg)
+]
+
+# Parameters as the models' publishers count them, a tied head counted once.
+PARAMETERS = {
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-14b": 14_770_033_664,
+    "qwen2.5-32b": 32_763_876_352,
+    "qwen2.5-72b": 72_706_203_648,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-14b": 14_768_307_200,
+    "qwen3-32b": 32_762_123_264,
+    "llama3.2-1b": 1_235_814_400,
+    "llama3.2-3b": 3_212_749_824,
+    "llama3.1-8b": 8_030_261_248,
+    "llama3.1-70b": 70_553_706_496,
+}
+
+
+def schema_of(name: str) -> type:
+    module, _, schema = SCHEMAS[name].rpartition(".")
+    return getattr(importlib.import_module(f"masksearch_jax.{module}"), schema)
+
+
+def load(name: str, arg: str = "") -> typing.Any:
+    return cli.load_config(f"{CONFIGS / name}.py" + (f":{arg}" if arg else ""))
+
+
+def test_every_config_file_is_in_the_table():
+    assert {p.stem for p in CONFIGS.glob("*.py")} == {*SCHEMAS, "common"}
+
+
+@pytest.mark.parametrize(("name", "arg"), ARGUMENTS)
+def test_a_config_fits_its_schema(name, arg):
+    cfg = to_dataclass(schema_of(name), load(name, arg))
+    model = next((part for part in arg.split(",") if part in common.MODELS), None)
+    if model and name != "quickstart":  # whose vocabulary is trained on its corpus
+        assert cfg.model == to_dataclass(ModelConfig, common.model(model))
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_default_has_exactly_its_keys_type(name):
+    """An int where the schema says float would refuse `--config.key=0.5`."""
+    values = load(name).to_dict()
+    for key, kind in flat_keys(schema_of(name)).items():
+        if kind not in (int, float, str, bool):
+            continue
+        value = values
+        for part in key.split("."):
+            value = value[part] if value is not None else None
+        assert value is None or type(value) is kind, (key, value)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_typo_in_an_override_names_the_key(name):
+    for key in flat_keys(schema_of(name)):
+        typo = f"--config.{key}q=1"
+        with pytest.raises(ConfigError) as error:
+            cli.parse(schema_of(name), ["main", f"--config={CONFIGS / name}.py", typo])
+        assert f"--config.{key}q is not a flag; did you mean" in str(error.value)
+        assert f"--config.{key}" in str(error.value).partition("did you mean")[2]
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_typo_inside_a_config_names_the_key(name):
+    values = load(name).to_dict()
+    key = next(iter(values))
+    values[f"{key}q"] = values.pop(key)
+    with pytest.raises(ConfigError, match=rf"did you mean .*config\.{key}\b"):
+        to_dataclass(schema_of(name), values)
+
+
+@pytest.mark.parametrize("name", [n for n in WITH_MODEL if n != "export_hf"])
+def test_a_wrong_argument_names_the_choices(name):
+    with pytest.raises(ConfigError, match=r"'runlcal' is not one of .*did you mean runlocal\?"):
+        load(name, "runlcal")
+    with pytest.raises(ConfigError, match=r"'qwen2\.5-1\.5' is .*did you mean qwen2\.5-1\.5b\?"):
+        load(name, "tiny,qwen2.5-1.5")
+
+
+@pytest.mark.parametrize("name", ["ramp_dapo", "qa_dapo", "quickstart"])
+@pytest.mark.parametrize("arg", ["", "runlocal"])
+def test_a_dapo_batch_divides_into_its_micro_batches(name, arg):
+    cfg = to_dataclass(schema_of(name), load(name, arg))
+    batch = cfg.dapo.groups * cfg.dapo.group_size
+    for parts in (1, 8, 32, 256) if arg == "" and name != "quickstart" else (1, 2):
+        mesh = jax.sharding.AbstractMesh((1, parts, 1, 1), sharding.AXES)
+        assert train_dapo.check(cfg.dapo, cfg.rollout, mesh) == batch
+    assert cfg.dapo.overlong_buffer < cfg.rollout.max_new_tokens < cfg.rollout.max_len
+
+
+def test_dapo_defaults_are_those_of_its_paper():
+    cfg = to_dataclass(config.DapoRun, load("ramp_dapo"))
+    assert (cfg.dapo.clip_low, cfg.dapo.clip_high, cfg.dapo.group_size) == (0.2, 0.28, 16)
+    assert (cfg.optim.learning_rate, cfg.optim.weight_decay) == (1e-6, 0.1)
+    assert (cfg.rollout.temperature, cfg.dapo.overlong_filter) == (1.0, False)
+
+
+def test_the_table_of_sizes_is_complete():
+    assert {*PARAMETERS, "tiny"} == set(common.MODELS)
+
+
+@pytest.mark.parametrize("name", common.MODELS)
+def test_a_model_has_its_published_size(name):
+    """Shapes alone, at the true size: nothing is allocated."""
+    from masksearch_jax.models.transformer import Transformer
+
+    cfg = to_dataclass(config.SftRun, load("ramp_sft", name))
+    model = jax.eval_shape(lambda: Transformer(cfg.model, cfg.compute, nnx.Rngs(0)))
+    count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    if name in PARAMETERS:
+        assert count == PARAMETERS[name]
+    ids = jax.ShapeDtypeStruct((2, 16), "int32")
+    hidden = jax.eval_shape(lambda m, x: m.hidden(x, x, x), model, ids)
+    assert hidden.shape == (2, 16, cfg.model.hidden_size)
+    logits = jax.eval_shape(lambda m, h: m.logits(h), model, hidden)
+    assert (logits.shape, logits.dtype) == ((2, 16, cfg.model.vocab_size), "float32")
+
+
+def test_the_schemas_are_frozen():
+    for name in SCHEMAS:
+        assert dataclasses.fields(schema_of(name))
+        assert schema_of(name).__dataclass_params__.frozen
+
+
+@pytest.mark.slow  # imports TensorFlow
+def test_a_curriculum_names_mixtures_that_exist():
+    from masksearch_jax.data import curriculum, tasks
+
+    parts = [f"ramp{sft}_k{k}" for sft in ("", "_sft") for k in (1, 2, 3, 4)]
+    parts += ["qa_hotpotqa", "qa_sft_hotpotqa"]
+    names = [*parts, *tasks.mixtures_of(parts)]
+    for name in ("ramp_sft", "qa_sft", "ramp_dapo", "qa_dapo", "quickstart"):
+        for arg in ("", "runlocal"):
+            cfg = to_dataclass(schema_of(name), load(name, arg))
+            for section in ("sft", "dapo"):
+                if hasattr(cfg, section):
+                    stages = curriculum.parse_curriculum(getattr(cfg, section).curriculum, names)
+                    assert stages[0].step == 0

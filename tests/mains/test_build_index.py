@@ -1,0 +1,329 @@
+"""Building an index: all or nothing, whatever kills it; damaged and older indexes are refused."""
+
+import bz2
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from masksearch_jax import build_index, build_ramp
+from masksearch_jax.core.config import CorpusConfig, RampConfig
+from masksearch_jax.core.types import Passage
+from masksearch_jax.corpus.passages import read_passages, write_passages
+from masksearch_jax.search.bm25 import BM25, build
+from masksearch_jax.search.remote import RemoteSearch
+from masksearch_jax.search.tool import SearchError
+from tests.corpus.test_sources import DUMP, RIVER, SEE, prepare_tfds, rows, write_stream
+
+FRUIT = (
+    Passage("a", "Apple", "red fruit tree"),
+    Passage("b", "Banana", "yellow fruit tropic"),
+    Passage("c", "Cherry", "red fruit stone stone"),
+    Passage("d", "Durian", "tropic smell"),
+    Passage("e", "Elder", "berry"),
+    Passage("f", "Fig", "wasp"),
+)
+
+
+def ids(tool, query, top_k=10):
+    return [p.id for p in tool.search([query], top_k)[0]]
+
+
+def test_progress_is_told_the_count(tmp_path):
+    told = []
+    build((Passage(str(i), "", "x") for i in range(2500)), tmp_path / "i", progress=told.append)
+    assert told == [1000, 2000, 2500]
+
+
+@pytest.mark.parametrize(
+    ("passages", "options", "message"),
+    [
+        ([], {}, "no passages"),
+        ([FRUIT[0], FRUIT[1], FRUIT[0]], {}, r"id 'a' occurs twice \(passages 1 and 3\)"),
+        ([Passage("bad\ud800", "", "x")], {}, "not valid Unicode"),
+        ([Passage("id", "", "x\ud800")], {}, "passage 'id' is not valid Unicode"),
+        (FRUIT, {"language": "fr"}, "'fr', must be one of en, zh"),
+    ],
+)
+def test_bad_passages_leave_nothing_behind(tmp_path, passages, options, message):
+    with pytest.raises(SearchError, match=message):
+        build(passages, tmp_path / "i", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_no_index_is_not_replaced(tmp_path):
+    (tmp_path / "i").mkdir()
+    build(FRUIT[:1], tmp_path / "i")  # an empty folder may be taken
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(SearchError, match="exists and is no index"):
+        build(FRUIT, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_new_index_replaces_the_old_one_while_that_is_open(tmp_path):
+    build(FRUIT[:2], tmp_path / "i")
+    old = BM25.open(tmp_path / "i")
+    build(FRUIT[2:], tmp_path / "i")
+    new = BM25.open(tmp_path / "i")
+    assert (list(old.passages), ids(old, "fruit")) == (list(FRUIT[:2]), ["a", "b"])
+    assert (list(new.passages), ids(new, "fruit")) == (list(FRUIT[2:]), ["c"])
+    assert [f.name for f in tmp_path.iterdir()] == ["i"]
+
+
+def test_a_source_that_fails_leaves_the_old_index(tmp_path):
+    build(FRUIT, tmp_path / "i")
+
+    def broken():
+        yield Passage("new", "", "x")
+        raise RuntimeError("source failed")
+
+    with pytest.raises(RuntimeError, match="source failed"):
+        build(broken(), tmp_path / "i")
+    assert len(BM25.open(tmp_path / "i")) == 6
+    assert [f.name for f in tmp_path.iterdir()] == ["i"]
+
+
+BUILD_FOREVER = """
+import itertools, sys
+from masksearch_jax.search.bm25 import build
+from masksearch_jax.core.types import Passage
+build((Passage(str(i), "t", "some text") for i in itertools.count()), sys.argv[1],
+      progress=lambda n: print(n, flush=True))
+"""
+
+
+@pytest.mark.parametrize("had_index", [False, True])
+def test_a_killed_build_is_never_taken_for_an_index(tmp_path, repository, had_index):
+    folder = tmp_path / "i"
+    if had_index:
+        build(FRUIT, folder)
+    with subprocess.Popen(
+        [sys.executable, "-c", BUILD_FOREVER, str(folder)], stdout=subprocess.PIPE, cwd=repository
+    ) as process:
+        assert process.stdout.readline() == b"1000\n"
+        build(FRUIT[:1], tmp_path / "other")
+        process.send_signal(signal.SIGKILL)
+    assert len(list(tmp_path.glob(".i.building-*"))) == 1
+    if had_index:
+        assert len(BM25.open(folder)) == 6
+    else:
+        with pytest.raises(SearchError, match="no search index"):
+            BM25.open(folder)
+    build(FRUIT[:3], folder)
+    assert len(BM25.open(folder)) == 3
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["i", "other"]
+
+
+def test_a_build_leaves_the_folder_of_a_living_one_alone(tmp_path):
+    folder = tmp_path / "i"
+
+    def slow():
+        yield FRUIT[0]
+        build(FRUIT[1:3], folder)  # begins and ends while the outer one goes on
+        assert len(BM25.open(folder)) == 2
+        yield FRUIT[3]
+
+    assert build(slow(), folder) == 2
+    assert [p.id for p in BM25.open(folder).passages] == ["a", "d"]
+    assert [f.name for f in tmp_path.iterdir()] == ["i"]
+
+
+BUILD_ON_A_FULL_DISK = """
+import resource, sys
+from masksearch_jax.search.bm25 import build
+from masksearch_jax.search.remote import RemoteSearch
+from masksearch_jax.search.tool import SearchError
+from masksearch_jax.core.types import Passage
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+try:
+    build((Passage(str(i), f"t{i}", f"word{i} " * 9) for i in range(3000)), sys.argv[1])
+except SearchError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [100, 60_000, 300_000])
+def test_a_disk_that_takes_no_more_is_a_clear_error(tmp_path, repository, limit):
+    command = [sys.executable, "-c", BUILD_ON_A_FULL_DISK, str(tmp_path / "i"), str(limit)]
+    out = subprocess.run(command, capture_output=True, timeout=60, cwd=repository)
+    assert b"could not be written" in out.stdout, out
+    assert list(tmp_path.iterdir()) == []
+
+
+def rewrite_manifest(folder, **changes):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def truncate(path, drop=1):
+    os.truncate(path, path.stat().st_size - drop)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda f: rewrite_manifest(f, format=0), r"was built as .*'format': 0.* rebuild"),
+        (
+            lambda f: rewrite_manifest(f, engine="tantivy v0.1"),
+            r"tantivy v0\.1.* this program reads",
+        ),
+        (lambda f: rewrite_manifest(f, count=7), r"damaged \(counts .*'manifest': 7"),
+        (lambda f: (f / "manifest.json").write_text("{"), "damaged"),
+        (lambda f: (f / "manifest.json").write_text("[]"), "damaged"),
+        (lambda f: rewrite_manifest(f, language="fr"), "damaged .*'fr'"),
+        (lambda f: (f / "manifest.json").unlink(), "no search index"),
+        (lambda f: truncate(f / "passages.jsonl"), "damaged .*disagree"),
+        (lambda f: (f / "passages.jsonl").unlink(), "damaged"),
+        (lambda f: truncate(f / "offsets.npy", 8), "damaged"),
+        (lambda f: (f / "ids.npy").write_bytes(b""), "damaged"),
+        (lambda f: (f / "terms" / "meta.json").unlink(), "damaged"),
+        (lambda f: [t.unlink() for t in (f / "terms").glob("*.term")], "damaged"),
+    ],
+)
+def test_a_damaged_index_or_one_of_another_version_is_refused(tmp_path, harm, message):
+    build(FRUIT, tmp_path / "i")
+    harm(tmp_path / "i")
+    with pytest.raises(SearchError, match=message) as error:
+        BM25.open(tmp_path / "i")
+    assert "masksearch_jax.build_index" in str(error.value)
+
+
+def index_run(path, index, **options):
+    corpus = CorpusConfig(path=str(path), questions="", limit=0, max_bad_fraction=0.5)
+    return build_index.BuildIndexRun(corpus=corpus, index=str(index), **options)
+
+
+def test_build_index_counts_what_went_in_and_out(tmp_path, capsys):
+    write_passages(tmp_path / "c.jsonl", FRUIT)
+    with open(tmp_path / "c.jsonl", "a") as file:
+        file.write("?\n")
+    summary = build_index.run(index_run(tmp_path / "c.jsonl", tmp_path / "i"))
+    assert (summary["read"], summary["passages"], summary["dropped"]) == (7, 6, {"not JSON": 1})
+    assert summary["bytes"] > 0
+    assert f"dropped {tmp_path / 'c.jsonl'}:7: not JSON" in capsys.readouterr().err
+    assert list(BM25.open(tmp_path / "i").passages) == list(FRUIT)
+
+
+RAMP = RampConfig(
+    cities=0,
+    reworded=False,
+    extractor="rules",
+    max_masks=2,
+    examples_per_passage=1,
+    min_words=5,
+    max_words=200,
+    heldout_fraction=0.0,
+    rl_fraction=0.0,
+    max_examples=0,
+    seed=0,
+)
+ARTICLE = {"id": "9", "title": "Ember", "text": f"{RIVER}\n* a list\n\n{SEE}\nWhat [[is]] it?"}
+
+
+def corpus_of(kind, folder) -> CorpusConfig:
+    """A small corpus of a kind, with what cannot be read or is no prose in it."""
+    path = folder / {"dump": "wiki.xml.bz2", "jsonl": "articles.jsonl"}.get(kind, f"a.{kind}")
+    bad = {"id": "3", "title": None, "text": "x"}
+    if kind == "dump":
+        path.write_bytes(bz2.compress("".join(DUMP).encode()))
+    elif kind == "tfds":
+        path = prepare_tfds(folder)
+    elif kind == "jsonl":
+        lines = [json.dumps(ARTICLE), "{", json.dumps(ARTICLE)]
+        path.write_text("\n".join(lines) + "\n")
+    elif kind == "wiki18":
+        lines = [
+            {"id": i, "contents": f'"{r["title"]}"\n{r["text"]}'} for i, r in enumerate(rows())
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, bad, lines[0]]))
+    elif kind == "arrow":
+        write_stream(path, pa.Table.from_pylist([*rows(), bad, rows()[0]]))
+    else:
+        parquet.write_table(pa.Table.from_pylist([*rows(), bad, rows()[0]]), path)
+    articles = kind in ("jsonl", "arrow")
+    return CorpusConfig(str(path), "", 0, 0.7, articles=articles, passage_words=40)
+
+
+KINDS = [
+    "dump",
+    "jsonl",
+    "wiki18",
+    "parquet",
+    "arrow",
+    pytest.param("tfds", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_corpus_is_indexed_as_build_ramp_reads_it(tmp_path, kind):
+    read = corpus_of(kind, tmp_path)
+    made = build_ramp.run(build_ramp.BuildRampRun(str(tmp_path / "ramp"), read, RAMP, seed=0))
+    summary = build_index.run(build_index.BuildIndexRun(read, str(tmp_path / "i")))
+    indexed = list(BM25.open(tmp_path / "i").passages)
+    assert indexed == list(read_passages(tmp_path / "ramp" / "passages.jsonl"))
+    assert len(indexed) >= 2
+    counts = made["corpus"]
+    assert [summary[k] for k in ("read", "passages")] == [counts["in"], counts["out"]]
+    assert summary["dropped"] == counts["dropped"]
+    assert summary["left_out"] == counts.get("left_out", {}).get("dropped", {})
+    assert bool(summary["dropped"]) == (kind not in ("dump", "tfds"))
+    assert bool(summary["left_out"]) == (kind in ("dump", "jsonl", "tfds"))
+
+
+@pytest.mark.slow
+def test_several_processes_index_the_same(tmp_path):
+    read = corpus_of("dump", tmp_path)
+    for workers in (1, 2):
+        build_index.run(build_index.BuildIndexRun(read, str(tmp_path / str(workers)), workers))
+    one, two = (list(BM25.open(tmp_path / name).passages) for name in "12")
+    assert one == two
+
+
+def test_an_index_is_of_the_language_of_its_corpus(tmp_path):
+    write_passages(tmp_path / "c.jsonl", [Passage("1", "河", "恩伯河是一条河流，全长84公里。")])
+    cfg = index_run(tmp_path / "c.jsonl", tmp_path / "i")
+    build_index.run(dataclasses.replace(cfg, corpus=dataclasses.replace(cfg.corpus, language="zh")))
+    tool = BM25.open(tmp_path / "i")
+    assert tool.language == "zh"
+    assert ids(tool, "河流") == ["1"]
+
+
+def main(name, *overrides, repository):
+    return [
+        sys.executable,
+        "-m",
+        f"masksearch_jax.{name}",
+        f"--config={repository / 'configs' / name}.py",
+        *(f"--config.{o}" for o in overrides),
+    ]
+
+
+def test_build_index_fails_with_a_line_and_a_status(tmp_path, repository):
+    command = main(
+        "build_index", "corpus.path=none.jsonl", f"index={tmp_path / 'i'}", repository=repository
+    )
+    out = subprocess.run(command, capture_output=True, cwd=repository)
+    assert out.returncode == 1
+    last = out.stderr.decode().splitlines()[-1]
+    assert last == "error: cannot read the corpus none.jsonl: No such file or directory"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_serve_search_serves_until_it_is_told_to_stop(tmp_path, repository):
+    build(FRUIT, tmp_path / "i")
+    command = main(
+        "serve_search", f"search.index={tmp_path / 'i'}", "port=0", repository=repository
+    )
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=repository) as process:
+        url = re.search(r"at (http\S+)", process.stdout.readline().decode())[1]
+        assert ids(RemoteSearch(url, timeout=10), "banana") == ["b"]
+        process.terminate()
+        assert process.wait(20) == 0

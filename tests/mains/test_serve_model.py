@@ -1,0 +1,519 @@
+"""`serve_model`: OpenAI's client, agents and span extractor on models that the engine decodes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import openai
+import pytest
+from flax import nnx
+
+from configs import common
+from masksearch_jax import serve_model
+from masksearch_jax.agents.llm_client import JobError, LLMConfig
+from masksearch_jax.agents.scripted_teacher import Rejection
+from masksearch_jax.core.config import ComputeConfig, ModelConfig
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.schema import to_dataclass
+from masksearch_jax.core.tokenizer import Vocab, train_bpe
+from masksearch_jax.core.types import RampExample
+from masksearch_jax.corpus.passages import write_passages
+from masksearch_jax.models import hf
+from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.parallel import sharding
+from masksearch_jax.ramp.examples import read_jsonl
+from masksearch_jax.rollout.engine import Engine
+from masksearch_jax.rollout.server import ChatServer
+from masksearch_jax.runtime import cli
+from masksearch_jax.search.tool import NoSearch
+from tests.mains import test_build_trajectories
+from tests.mains.test_build_mains import build, passages
+from tests.rollout.test_engine import GREEDY, ScriptedModel
+from tests.rollout.test_episode import TextVocab
+
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "num_heads": 2,
+    "num_kv_heads": 1, "head_dim": 16, "vocab_size": 640,
+}  # fmt: skip
+ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who are you?"}]
+LIMIT = 32  # tokens of a reply
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random model that ends a reply after 20 tokens or so, and its tokenizer, in HF format."""
+    base = tmp_path_factory.mktemp("serve")
+    prompts = resources.files("masksearch_jax.agents").joinpath("prompts")
+    texts = [p.read_text("utf-8") for p in sorted(prompts.iterdir(), key=str)]
+    train_bpe([t for t in texts for _ in range(3)], base / "tokenizer", 640)
+    model = to_dataclass(ModelConfig, common.MODELS["tiny"] | SIZES)
+    compute = ComputeConfig("float32", "float32", "xla", "none", 64)
+    hf.save(
+        Transformer(model, compute, nnx.Rngs(0)), base / "small", tokenizer_dir=base / "tokenizer"
+    )
+    end = Vocab.load(base / "tokenizer").eos_ids[0]
+    settings = json.loads((base / "small" / "generation_config.json").read_text())
+    settings["eos_token_id"] = [end, *range(600, 630)]
+    (base / "small" / "generation_config.json").write_text(json.dumps(settings))
+    return base / "small"
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        make_mesh = lambda cfg: sharding.make_mesh(cfg, jax.devices()[:1])  # noqa: E731
+        patch.setattr(serve_model, "make_mesh", make_mesh)
+        yield
+
+
+def overrides(folder, **changes):
+    given = {
+        "init": folder, "port": 0, "deadline": 60.0, "grace": 30.0,
+        "compute.dtype": "float32", "compute.param_dtype": "float32",
+        "rollout.slots": 4, "rollout.max_len": 1536, "rollout.page_tokens": 64,
+        "rollout.extend_tokens": 256, "rollout.tick_tokens": 8,
+        "rollout.max_new_tokens": LIMIT, "rollout.temperature": 1.0,
+    }  # fmt: skip
+    given |= {k.replace("__", "."): v for k, v in changes.items()}
+    return [f"--config.{k}={v}" for k, v in given.items()]
+
+
+@pytest.fixture(scope="module")
+def settings(folder, repository):
+    config = f"--config={repository / 'configs' / 'serve_model.py'}"
+    return lambda **changes: cli.parse(
+        serve_model.ServeModelRun, ["serve_model", config, *overrides(folder, **changes)]
+    )
+
+
+@contextlib.contextmanager
+def serving(opened):
+    """The service that `opened` gives, served in a thread until the end."""
+    ready, found = threading.Event(), []
+
+    def serve():
+        try:
+            with opened as (server, model):
+                found.append(server)
+                ready.set()
+                server.serve(model)
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    ready.wait()
+    yield found[0]
+    found[0].stop()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def server(settings, one_device):
+    """The service with four slots."""
+    with serving(serve_model.opened(settings())) as server:
+        yield server
+
+
+def ask(server, **fields):
+    """Status and JSON of a chat request with these fields besides the usual ones."""
+    body = {"model": "small", "messages": ASKED} | fields
+    return send(server, "POST", "/v1/chat/completions", json.dumps(body))
+
+
+def send(server, method, path, body=None):
+    connection = http.client.HTTPConnection(*server.server_address, timeout=60)
+    with contextlib.closing(connection):
+        connection.request(method, path, body)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+
+
+def text_of(found):
+    status, answer = found
+    assert status == 200, answer
+    return answer["choices"][0]["message"]["content"]
+
+
+def test_the_openai_client_reads_replies_and_models(server, folder):
+    async def talk():
+        async with openai.AsyncOpenAI(base_url=server.url, api_key="none") as client:
+            models = await client.models.list()
+            create = client.chat.completions.create
+            asked = [create(model="small", messages=ASKED, seed=i, n=1) for i in range(8)]
+            short = await create(model="small", messages=ASKED, seed=0, max_completion_tokens=2)
+            return models, await asyncio.gather(*asked), short
+
+    models, replies, short = asyncio.run(talk())
+    assert [m.id for m in models.data] == ["small"]
+    vocab = Vocab.load(folder)
+    prompt = vocab.encode(vocab.apply_chat_template(ASKED))
+    reasons = set()
+    for reply in replies:
+        (choice,) = reply.choices
+        reasons.add(choice.finish_reason)
+        assert (choice.message.role, reply.model) == ("assistant", "small")
+        assert reply.usage.prompt_tokens == len(prompt)
+        sampled = reply.usage.completion_tokens
+        assert reply.usage.total_tokens == len(prompt) + sampled
+        assert (sampled == LIMIT) if choice.finish_reason == "length" else (1 <= sampled <= LIMIT)
+    assert reasons == {"stop", "length"}
+    assert len({r.id for r in replies}) == 8
+    assert short.usage.completion_tokens == 2
+    assert short.choices[0].finish_reason == "length"
+    assert replies[0].choices[0].message.content.startswith(short.choices[0].message.content)
+
+
+def test_the_end_of_sequence_is_counted_and_not_shown(server):
+    """With one token fewer a reply that has ended has the same text, and is cut there."""
+    with ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(lambda seed: ask(server, seed=seed)[1], range(24)))
+    ended = {
+        seed: a["usage"]["completion_tokens"]
+        for seed, a in enumerate(found)
+        if a["choices"][0]["finish_reason"] == "stop" and a["usage"]["completion_tokens"] > 1
+    }
+    assert 3 < len(ended) < 24
+    for seed, sampled in ended.items():
+        _, cut = ask(server, seed=seed, max_tokens=sampled - 1)
+        assert cut["choices"][0]["message"] == found[seed]["choices"][0]["message"]
+        assert cut["choices"][0]["finish_reason"] == "length"
+
+
+def test_equal_seeds_give_equal_texts_and_others_do_not(server):
+    alone = [text_of(ask(server, seed=seed)) for seed in range(4)]
+    assert len(set(alone)) == 4
+    with ThreadPoolExecutor(12) as pool:  # in four slots
+        crowd = list(pool.map(lambda i: text_of(ask(server, seed=i % 4)), range(24)))
+    assert crowd == alone * 6
+    assert len({text_of(ask(server)) for _ in range(4)}) == 4
+    assert text_of(ask(server, seed=-1)) == text_of(ask(server, seed=-1))
+
+
+def test_what_is_null_or_unknown_is_as_if_it_were_absent(server):
+    plain = text_of(ask(server, seed=5))
+    names = ("temperature", "top_p", "max_tokens", "stream", "n", "stop")
+    assert text_of(ask(server, seed=5, user="me", **dict.fromkeys(names))) == plain
+    same = {"temperature": 1, "top_p": 1.0, "n": 1, "stream": False, "stop": []}
+    assert text_of(ask(server, seed=5, **same)) == plain
+
+
+USER = {"role": "user", "content": "x"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "message"),
+    [
+        ({"model": "gpt-4"}, 404, "`model` is 'gpt-4'; this service has 'small'"),
+        ({"model": None}, 400, "`model` is missing; this service has 'small'"),
+        ({"stream": True}, 400, "`stream` is True; this service knows only False"),
+        ({"n": 2}, 400, "`n` is 2; this service knows only 1"),
+        ({"stop": ["\n"]}, 400, "`stop` is ['\\n']; this service knows only []"),
+        ({"temperature": 0.3}, 400, "`temperature` is 0.3, and this service samples all with 1.0"),
+        ({"temperature": 0.3}, 400, "--config.rollout.temperature=0.3"),
+        ({"temperature": "hot"}, 400, "`temperature` is 'hot', must be a number"),
+        ({"top_p": 0.9}, 400, "--config.rollout.top_p=0.9"),
+        ({"max_tokens": 0}, 400, "`max_tokens` is 0, must be a whole number above 0"),
+        ({"max_tokens": True}, 400, "`max_tokens` is True"),
+        ({"max_completion_tokens": 2.5}, 400, "`max_tokens` is 2.5"),
+        ({"seed": "7"}, 400, "`seed` is '7', must be a whole number"),
+        ({"messages": []}, 400, "`messages` must be a list of at least one"),
+        ({"messages": "hello"}, 400, "`messages` must be a list of at least one"),
+        ({"messages": ["hello"]}, 400, "`messages[0].role` is None"),
+        (
+            {"messages": [USER, {"role": "tool", "content": "x"}]},
+            400,
+            "`messages[1].role` is 'tool', must be one of system, user, assistant",
+        ),
+        ({"messages": [{"role": "user"}]}, 400, "`messages[0].content` is None, must be a string"),
+        ({"messages": [{"role": "user", "content": "x" * 9000}]}, 400, "rollout.max_len is 1536"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_by_name(server, fields, status, message):
+    got, answer = ask(server, **fields)
+    assert got == status
+    error = answer["error"]
+    assert message in error["message"]
+    assert error["type"] == "invalid_request_error"
+    assert error["code"] == ("model_not_found" if status == 404 else None)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "message"),
+    [
+        ("POST", "/v1/chat/completions", "{", 400, "not JSON"),
+        ("POST", "/v1/completions", "{}", 404, "there are /v1/chat/completions, /v1/models and /h"),
+        ("GET", "/v1/chat/completions", None, 405, "takes POST"),
+        ("POST", "/v1/models", "{}", 405, "takes GET"),
+        ("PUT", "/v1/models", "{}", 501, "Unsupported method"),
+    ],
+)
+def test_errors_of_http_are_in_openais_format(server, method, path, body, status, message):
+    got, answer = send(server, method, path, body)
+    assert got == status
+    assert message in answer["error"]["message"]
+    assert answer["error"]["type"] == ("server_error" if status > 499 else "invalid_request_error")
+
+
+def test_text_that_is_none_is_replaced(server):
+    asked = [{"role": "user", "content": "a \ud800 b"}]
+    replaced = [{"role": "user", "content": "a ? b"}]
+    assert text_of(ask(server, messages=asked, seed=1)) == text_of(
+        ask(server, messages=replaced, seed=1)
+    )
+
+
+# ---- its clients here
+
+
+def llm_settings(server, place, **changes):
+    given = {"base_url": server.url, "model": "small", "api_key_env": "MASKSEARCH_TEST_NO_SUCH_KEY",
+             "temperature": 1.0, "max_tokens": 24, "concurrency": 8, "timeout": 60.0,
+             "backoff": 0.01, "cache": str(place / "replies.sqlite")}  # fmt: skip
+    return given | changes
+
+
+def test_agents_work_on_it_and_every_example_has_an_outcome(server, tmp_path):
+    test_build_trajectories.write_towns(tmp_path, 6)
+    before = server.engine.stats.trajectories
+    llm = LLMConfig(**common.llm().to_dict() | llm_settings(server, tmp_path))
+    summary = test_build_trajectories.run(tmp_path, llm)
+    assert test_build_trajectories.outcomes(tmp_path) == {
+        f"e{n}": "unreadable_planner" for n in range(6)
+    }  # a random model plans nothing
+    paid = summary["paid"]
+    # Each plan is shown back once; now and then a reply is empty, and asked for again.
+    assert (paid["calls"] - paid["retries"], paid["repairs"]) == (12, 6)
+    assert 12 <= paid["completion_tokens"] <= 24 * paid["calls"]
+    asked = server.engine.stats.trajectories
+    assert asked - before == paid["calls"]
+    lost = read_jsonl(tmp_path / "demonstrations" / "train.rejected.jsonl", Rejection)
+    shutil.rmtree(tmp_path / "demonstrations")
+    test_build_trajectories.run(
+        tmp_path, dataclasses.replace(llm, replay=True, base_url="http://x:1")
+    )
+    again = read_jsonl(tmp_path / "demonstrations" / "train.rejected.jsonl", Rejection)
+    assert again == lost
+    assert server.engine.stats.trajectories == asked  # all replies were cached
+
+
+def test_another_name_stops_the_agents_at_once(server, tmp_path):
+    test_build_trajectories.write_towns(tmp_path, 1)
+    llm = LLMConfig(**common.llm().to_dict() | llm_settings(server, tmp_path, model="other"))
+    with pytest.raises(JobError, match="`model` is 'other'; this service has 'small'"):
+        test_build_trajectories.run(tmp_path, llm)
+
+
+# All that planner, rewriter, observer, judge and span extractor ask for, as one token.
+SAID = json.dumps({
+    "thought": "Where is it?", "need": "The river.", "queries": ["river", "town", "bishop"],
+    "action": "answer", "answer": "It is the Glomma.", "reason": "The same.", "verdict": "correct",
+    "spans": [{"text": "Glomma", "type": "PLACE"}],
+})  # fmt: skip
+
+
+class SaidVocab(TextVocab):
+    def apply_chat_template(self, messages):
+        return "".join(m["content"] for m in messages)
+
+
+@contextlib.contextmanager
+def scripted(deadline=60.0, grace=30.0):
+    """A service of a model that says SAID, whatever it is asked."""
+    vocab = SaidVocab(SAID)
+    said = vocab.words.index(SAID)
+    following = np.full(vocab.size, said, np.int32)
+    following[said] = vocab.eos_ids[0]
+    rollout = dataclasses.replace(GREEDY, max_len=4096, page_tokens=512, in_flight="keep")
+    with (
+        Engine(vocab, NoSearch(), rollout, serve_model._NO_SEARCH, strict=True) as engine,
+        ChatServer(
+            engine, vocab, "small", "127.0.0.1", 0, deadline=deadline, grace=grace
+        ) as server,
+    ):
+        yield server, ScriptedModel(jnp.asarray(following))
+
+
+def test_agents_and_span_extractor_get_what_the_model_says(tmp_path, repository):
+    test_build_trajectories.write_towns(tmp_path, 6)
+    write_passages(tmp_path / "towns.jsonl", list(passages())[:4])
+    with serving(scripted()) as server:
+        given = llm_settings(server, tmp_path, temperature=0.0)
+        summary = test_build_trajectories.run(tmp_path, LLMConfig(**common.llm().to_dict() | given))
+        llm = {f"llm__{k}": v for k, v in given.items()}
+        made = build(repository, tmp_path, corpus__questions="", clean__duplicates=0.0,
+                     ramp__gazetteer=0, ramp__extractor="llm", **llm)  # fmt: skip
+        calls = made["paid"]["calls"]
+        assert server.engine.stats.trajectories == calls == 4 * 6 + 4
+    assert (summary["demonstrations"], summary["rejected"]) == (6, {})
+    assert summary["paid"]["completion_tokens"] == 2 * 4 * 6
+    examples = [
+        e
+        for split in ("train", "heldout")
+        for e in read_jsonl(tmp_path / "out" / "ramp" / f"{split}.jsonl", RampExample)
+    ]
+    assert sorted(e.passage_id for e in examples) == [f"town:{i}" for i in range(4)]
+    assert {s.text for e in examples for s in e.spans} == {"Glomma"}
+
+
+# ---- waiting, and the end
+
+
+@pytest.fixture
+def idle():
+    """A service in which nobody decodes yet."""
+    with scripted(deadline=0.6, grace=0.0) as (server, _):
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def wait_until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_reply_that_does_not_come_is_given_up_at_the_deadline(idle):
+    status, answer = ask(idle)
+    assert status == 504
+    assert answer["error"]["message"] == "no reply in 0.6 s (config.deadline); 1 in flight"
+    (future,) = idle._pending.values()
+    assert future.cancelled()
+
+
+def test_a_client_that_goes_away_is_not_waited_for(idle):
+    idle.deadline = 60.0
+    body = json.dumps({"model": "small", "messages": ASKED}).encode()
+    with socket.create_connection(idle.server_address) as client:
+        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n")
+        client.sendall(f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        wait_until(lambda: idle._pending)
+        (future,) = idle._pending.values()
+        assert not future.cancelled()
+    wait_until(future.cancelled)
+    assert send(idle, "GET", "/health")[1]["in_flight"] == 1  # until the engine drops it
+
+
+def test_those_who_still_wait_at_the_end_are_refused(idle):
+    idle.deadline = 60.0
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(ask, idle) for _ in range(3)]
+        wait_until(lambda: len(idle._pending) == 3)
+        idle.stop()
+        late = ask(idle)
+        idle.shutdown()
+        idle.serve(None)  # there is no time left in which it could decode
+        answers = [w.result() for w in waiting]
+    for status, answer in [late, *answers]:
+        assert (status, answer["error"]["message"]) == (503, "the service is ending")
+        assert answer["error"]["type"] == "server_error"
+
+
+@contextlib.contextmanager
+def handlers_kept():
+    before = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_once_those_in_flight_are_answered(
+    server, settings, monkeypatch, capsys, number
+):
+    """Twelve requests in four slots; the signal comes once all of them are there."""
+    made, answers = [], []
+
+    class Seen(ChatServer):
+        def serve(self, model):
+            made.append(self)
+            super().serve(model)
+
+    def talk():
+        wait_until(lambda: made)
+        with ThreadPoolExecutor(12) as pool:
+            waiting = [pool.submit(ask, made[0], seed=i % 4) for i in range(12)]
+            wait_until(lambda: len(made[0]._pending) + made[0].engine.stats.trajectories == 12)
+            os.kill(os.getpid(), number)
+            answers.extend(w.result() for w in waiting)
+
+    monkeypatch.setattr(serve_model, "ChatServer", Seen)
+    client = threading.Thread(target=talk)
+    client.start()
+    with handlers_kept():
+        serve_model.run(settings())
+    client.join()
+    assert re.search(r"serving small at http://127\.0\.0\.1:\d+/v1\n", capsys.readouterr().out)
+    assert [text_of(a) for a in answers] == [text_of(ask(server, seed=i)) for i in range(4)] * 3
+    with pytest.raises(OSError):
+        ask(made[0])
+
+
+def test_a_failed_engine_ends_it_and_refuses_those_who_wait():
+    def fail():
+        if server._pending:
+            raise RuntimeError("the device is gone")
+
+    with scripted() as (server, model), ThreadPoolExecutor(1) as pool:
+        server.engine.check = fail
+        waiting = pool.submit(ask, server)
+        with pytest.raises(RuntimeError, match="the device is gone"):
+            server.serve(model)
+        assert waiting.result()[0] == 503
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rollout__in_flight": "drop"}, r"config\.rollout\.in_flight is 'drop'"),
+        ({"init": "Qwen/none"}, r"config\.init is 'Qwen/none', which is not a local folder"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_at_the_start(settings, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        serve_model.run(settings(**changes))
+
+
+def test_it_needs_a_chat_template_and_a_free_port(folder, settings, server, tmp_path):
+    shutil.copytree(folder, tmp_path / "bare")
+    (tmp_path / "bare" / "chat_template.jinja").unlink()
+    with pytest.raises(ConfigError, match=r"bare' has no chat template"):
+        serve_model.run(settings(init=tmp_path / "bare"))
+    with pytest.raises(OSError, match="in use"):
+        serve_model.run(settings(port=server.server_address[1]))
+
+
+@pytest.mark.slow  # a process that compiles
+def test_the_command_serves_until_it_is_told_to_stop(folder, repository):
+    command = [sys.executable, "-m", "masksearch_jax.serve_model"]
+    command += [f"--config={repository / 'configs' / 'serve_model.py'}", *overrides(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=repository) as process:
+        line = process.stdout.readline().decode()
+        url = re.search(r"serving small at (http\S+)", line)[1]
+        with openai.OpenAI(base_url=url, api_key="none") as client:
+            reply = client.chat.completions.create(model="small", messages=ASKED, seed=3)
+            assert reply.usage.completion_tokens >= 1
+        process.terminate()
+        assert process.wait(30) == 0

@@ -1,0 +1,139 @@
+"""Several processes: the same tokens as one; a search that hangs stops nobody, a signal all."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHILD = """
+import json, sys, threading, time
+process, count, devices, port, mode, tensor = (
+    int(a) if a.isdigit() else a for a in sys.argv[2:]
+)
+sys.path.insert(0, sys.argv[1])
+import conftest, jax, os, signal
+jax.config.update("jax_num_cpu_devices", devices)
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+if count > 1:
+    jax.distributed.initialize(f"localhost:{port}", count, process)
+from test_rollout import *
+from masksearch_jax.parallel.sharding import replicate
+from masksearch_jax.training.supervisor import Preempted, Preemption
+
+def find(query):
+    if mode == "jitter":
+        time.sleep(random.Random(query).random() * 0.02 * (process + 1))
+    if mode == "raises" and process == 1:
+        raise OSError("index unplugged")
+    if mode == "hangs" and process == 1:
+        threading.Event().wait()
+    if mode == "stopped":
+        if process == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(2.0)
+    return 0.0
+
+mesh = make_mesh(MeshConfig(-1, 1, tensor))
+temperature = float(mode in ("plain", "jitter"))
+rollout = dataclasses.replace(
+    ROLLOUT, slots=16, decode_share=(0.5, 0.75), temperature=temperature
+)
+config = dataclasses.replace(SEARCH, timeout=0.5)
+texts = "plan", "red blue plan"
+requests = [request(texts[i % 2], i, s) for i in range(16) for s in range(2)]
+own = len(requests) // count
+if mode == "stopped":
+    config = dataclasses.replace(SEARCH, timeout=60.0)
+preemption, polls, out = Preemption(), [], []
+
+def check():
+    polls.append(1)
+    preemption.check()
+
+with jax.set_mesh(mesh), engine(Colours(find), rollout=rollout, search_config=config) as e:
+    e.check = check
+    model = transformer() if temperature else ANSWERER
+    try:
+        out.extend(e.run(replicate(mesh, model), requests[process * own :][:own]))
+    except Preempted:
+        mode = "preempted"
+    ticks = e.stats.ticks if mode != "preempted" else len(polls)
+rows = [[t.example_id, t.sample, t.status, t.ids.tolist(), t.logprobs.tolist()] for t in out]
+print("ROWS", json.dumps([ticks, rows if mode != "stopped" else "not stopped"]), flush=True)
+"""
+
+
+def run(count: int, devices: int, mode: str, tensor: int = 1) -> list[tuple[int, list]]:
+    """What each of `count` processes with `devices` devices printed: its ticks and trajectories.
+
+    `tensor`: devices that share the rows of a batch; more than `devices`: they span processes.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    tests = str(Path(__file__).parents[1])
+    settings = [str(a) for a in (count, devices, port, mode, tensor)]
+    commands = [[sys.executable, "-c", CHILD, tests, str(p), *settings] for p in range(count)]
+    started = [
+        subprocess.Popen(
+            c, cwd=Path(tests).parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for c in commands
+    ]
+    found = []
+    try:
+        for process in started:
+            out, err = process.communicate(timeout=240)
+            assert process.returncode == 0, err[-3000:]
+            line = next(line for line in out.splitlines() if line.startswith("ROWS "))
+            found.append(json.loads(line.removeprefix("ROWS ")))
+    finally:
+        for process in started:
+            process.kill()
+    return found
+
+
+def trajectories(found: list[tuple[int, list]]) -> dict:
+    rows = [row for _, rows in found for row in rows]
+    named = {(name, sample): rest for name, sample, *rest in rows}
+    assert len(named) == len(rows) == 32  # each once, on one process
+    return named
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return trajectories(run(1, 2, "plain"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "tensor"), [(2, 1), (4, 2)])
+def test_processes_sample_the_tokens_that_one_does(alone, count, tensor):
+    found = run(count, 4 // count, "jitter", tensor)
+    assert len({ticks for ticks, _ in found}) == 1  # all left at the same tick
+    together = trajectories(found)
+    assert {k: v[:2] for k, v in together.items()} == {k: v[:2] for k, v in alone.items()}
+    for name, (*_, logprobs) in together.items():
+        assert logprobs == pytest.approx(alone[name][2], abs=1e-4)
+    assert len({len(ids) for _, ids, _ in together.values()}) > 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["raises", "hangs"])
+def test_a_process_whose_search_fails_stops_no_other(mode):
+    (_, healthy), (_, failing) = run(2, 1, mode)
+    assert len(healthy) == len(failing) == 16
+    assert {row[2] for row in healthy} == {"answered"}
+    assert {row[2] for row in failing} == {"tool_failure"}
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_at_the_same_tick():
+    (ticks, first), (others, second) = run(2, 1, "stopped")
+    assert ticks == others > 1
+    assert "not stopped" not in (first, second)
+    assert len(first) + len(second) < 32  # in the middle of it

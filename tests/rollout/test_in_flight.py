@@ -1,0 +1,211 @@
+"""Sampling that stops early: what is in flight is dropped, kept, or kept with its cache rebuilt."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from tests.rollout.test_engine import (
+    ANSWERER,
+    GREEDY,
+    ROLLOUT,
+    Colours,
+    engine,
+    request,
+    rollouts,
+    transformer,
+)
+from tests.rollout.test_schedule import OVERSUBSCRIBED, REQUESTS, same_ids, teacher_forced
+
+KEPT = [dataclasses.replace(ROLLOUT, in_flight=how, max_staleness=9) for how in ("keep", "rebuild")]
+
+
+@pytest.fixture(scope="module")
+def models():
+    return transformer(0), transformer(1)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """REQUESTS by the first model, never interrupted."""
+    return rollouts(Colours(), seed=ROLLOUT.seed)
+
+
+def by_request(*parts):
+    """Trajectories of several runs; fails where a request ended twice."""
+    out = [t for part in parts for t in part]
+    found = {(t.example_id, t.sample): t for t in out}
+    assert len(found) == len(out)
+    return found
+
+
+def some(e, model, requests, version, count):
+    """A run that stops once it has yielded `count`."""
+    out = []
+    for t in e.run(model, requests, version, enough=lambda: len(out) >= count):
+        out.append(t)
+    return out
+
+
+def two_runs(rollout, models, count=6):
+    """The first model until `count` have finished, then the second for the rest."""
+    with engine(rollout=rollout) as e:
+        first = some(e, models[0], REQUESTS, 0, count)
+        left = e.in_flight
+        assert len(first) >= count
+        assert left == len(REQUESTS) - len(first) > 0
+        second = list(e.run(models[1], version=1))
+        assert e.in_flight == 0
+        return first, second, e.stats
+
+
+def test_enough_stops_a_run_and_what_was_in_flight_is_dropped():
+    with engine(rollout=GREEDY) as e:
+        first = some(e, ANSWERER, [request("plan", i) for i in range(9)], 0, 1)
+        assert 1 <= len(first) <= GREEDY.slots
+        assert e.in_flight == 0
+        assert list(e.run(ANSWERER, version=1)) == []
+        (after,) = e.run(ANSWERER, [request("plan", 9)], 1)
+    assert (after.example_id, set(after.versions.tolist())) == ("e9", {-1, 1})
+    assert after.ids.tolist() == first[0].ids.tolist()
+
+
+@pytest.mark.parametrize("rollout", KEPT, ids=lambda c: c.in_flight)
+def test_the_next_weights_finish_what_the_last_began(rollout, models):
+    first, second, stats = two_runs(rollout, models)
+    assert set(by_request(first, second)) == {(r.example_id, r.sample) for r in REQUESTS}
+    assert stats.restarted == 0
+    for t in first:
+        assert set(t.versions[t.sampled].tolist()) == {0}
+    for t in second:
+        assert (np.diff(t.versions[t.sampled]) >= 0).all()
+        assert (t.versions[~t.sampled] == -1).all()
+    mixed = [t for t in second if {0, 1} <= set(t.versions.tolist())]
+    assert mixed
+    new_errors = []
+    for t in second:
+        for version, model in enumerate(models):
+            error = np.abs(teacher_forced(model, t) - t.logprobs)[t.versions == version]
+            if version == 0 or rollout.in_flight == "rebuild" or t not in mixed:
+                np.testing.assert_array_less(error, 1e-4)
+            elif len(error):
+                new_errors.append(error.max())
+    if rollout.in_flight == "keep":
+        assert max(new_errors) > 1e-3  # over keys and values of the old weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rollout", KEPT, ids=lambda c: c.in_flight)
+@pytest.mark.parametrize("slots", ["all decode", "some wait"])
+@pytest.mark.parametrize("versions", ["one", "many"])
+def test_a_run_in_pieces_under_the_same_weights_gives_the_same_tokens(
+    rollout, slots, versions, models, plain
+):
+    if slots == "some wait":
+        rollout = dataclasses.replace(OVERSUBSCRIBED, in_flight=rollout.in_flight, max_staleness=99)
+    rollout = dataclasses.replace(rollout, max_staleness=99)
+    parts, requests = [], REQUESTS
+    with engine(Colours(lambda query: 0.002 * len(query)), rollout=rollout) as e:
+        while len(parts) < 99 and (requests or e.in_flight):
+            version = len(parts) if versions == "many" else 0
+            parts.append(some(e, models[0], requests, version, 1))
+            requests = []
+    assert len(parts) > 3
+    found = by_request(*parts)
+    assert same_ids(found, plain)
+    for key, t in found.items():
+        np.testing.assert_allclose(t.logprobs, plain[key].logprobs, atol=1e-4)
+
+
+@pytest.mark.parametrize("rollout", KEPT, ids=lambda c: c.in_flight)
+def test_what_has_ended_but_was_not_taken_is_still_in_flight(rollout, models):
+    """The tick after `enough` may end several: the next run gives them, if there is one."""
+    found, requests = 0, REQUESTS
+    with engine(rollout=rollout) as e:
+        while requests or e.in_flight:
+            found, requests = found + len(some(e, models[0], requests, 0, 1)), []
+            assert found + e.in_flight == len(REQUESTS)
+
+
+@pytest.mark.parametrize("rollout", KEPT, ids=lambda c: c.in_flight)
+def test_requests_wait_for_their_turn_over_a_stop(rollout, models, plain):
+    half = len(REQUESTS) // 2
+    with engine(rollout=rollout) as e:
+        first = some(e, models[0], REQUESTS[:half], 0, 2)
+        second = list(e.run(models[0], REQUESTS[half:], 0))
+    assert same_ids(by_request(first, second), plain)
+
+
+@pytest.mark.parametrize("rollout", KEPT, ids=lambda c: c.in_flight)
+def test_what_is_too_old_begins_again(rollout, models):
+    with engine() as e:
+        fresh = by_request(e.run(models[1], REQUESTS))
+    first, second, stats = two_runs(dataclasses.replace(rollout, max_staleness=0), models)
+    assert 1 <= stats.restarted <= ROLLOUT.slots
+    assert set(by_request(first, second)) == set(fresh)
+    # Those that the last tick of the first run ended are of the old weights, all others of the new.
+    versions = [set(t.versions[t.sampled].tolist()) for t in second]
+    assert all(v in ({0}, {1}) for v in versions)
+    again = [t for t, v in zip(second, versions, strict=True) if v == {1}]
+    assert len(again) >= stats.restarted
+    assert same_ids(
+        by_request(again),
+        {(t.example_id, t.sample): fresh[t.example_id, t.sample] for t in again},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("gap", "restarts"), [(2, False), (3, True)])
+def test_staleness_counts_from_the_first_sampled_token(gap, restarts, models):
+    rollout = dataclasses.replace(KEPT[1], max_staleness=2)
+    with engine(rollout=rollout) as e:
+        some(e, models[0], REQUESTS, 5, 4)
+        list(e.run(models[0], version=5 + gap))
+        assert (e.stats.restarted > 0) == restarts
+
+
+class Interrupts:
+    """Raises KeyboardInterrupt at the n-th call of what it wraps, before or after it."""
+
+    def __init__(self, inner, n: int):
+        self.inner, self.left = inner, n
+
+    def __call__(self, *args):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return self.inner(*args)
+
+
+@pytest.mark.parametrize("how", ["drop", "keep", "rebuild"])
+@pytest.mark.parametrize("at", ["observe", "_collect"])
+def test_a_run_interrupted_while_it_collects_can_be_followed(how, at, models, plain):
+    rollout = dataclasses.replace(ROLLOUT, in_flight=how, max_staleness=9)
+    with engine(rollout=rollout) as e:
+        owner = e.rules if at == "observe" else e
+        interrupts = Interrupts(getattr(owner, at), 2 if at == "observe" else 8)
+        setattr(owner, at, interrupts)
+        first = []
+        with pytest.raises(KeyboardInterrupt):
+            first.extend(e.run(models[0], REQUESTS))
+        setattr(owner, at, interrupts.inner)
+        if how == "drop":
+            assert e.in_flight == 0
+            assert same_ids(by_request(e.run(models[0], REQUESTS)), plain)
+            return
+        second = list(e.run(models[0]))
+    found = by_request(first, second)
+    assert same_ids(found, plain)  # by_request saw none twice
+
+
+def test_a_consumer_that_leaves_keeps_the_rest(models, plain):
+    with engine(rollout=KEPT[0]) as e:
+        run = e.run(models[0], REQUESTS)
+        first = [next(run)]
+        run.close()
+        second = list(e.run(models[0]))
+    assert same_ids(by_request(first, second), plain)
+    assert jax.tree.leaves(e._cache)  # the cache outlives its runs

@@ -1,0 +1,568 @@
+"""Slots: who has which, what is copied, how many fit, and that none of it changes a token."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import random
+import re
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from masksearch_jax.models import kv_cache
+from masksearch_jax.models.head import token_logprobs
+from masksearch_jax.rollout import memory, schedule
+from masksearch_jax.rollout.decode import RolloutError
+from masksearch_jax.rollout.engine import CompileError, Engine
+from masksearch_jax.rollout.episode import Episode, Request, key_of
+from masksearch_jax.rollout.pages import PagePool
+from tests.rollout.test_engine import (
+    ANSWERER,
+    GREEDY,
+    MODEL,
+    ROLLOUT,
+    SEARCH,
+    Colours,
+    ScriptedModel,
+    WordVocab,
+    chain,
+    engine,
+    request,
+    rollouts,
+    transformer,
+)
+
+REQUESTS = [request("red blue plan" if i % 2 else "plan", i, s) for i in range(6) for s in range(3)]
+OVERSUBSCRIBED = dataclasses.replace(ROLLOUT, slots=6, decode_share=(1 / 3, 1 / 2))
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """REQUESTS with four slots that all decode, by (example, sample)."""
+    return rollouts(Colours(), seed=ROLLOUT.seed)
+
+
+def same_ids(found, plain) -> bool:
+    return {k: t.ids.tolist() for k, t in found.items()} == {
+        k: t.ids.tolist() for k, t in plain.items()
+    }
+
+
+def teacher_forced(model, t):
+    """Log-probabilities float[T] of a trajectory's tokens by one whole forward; 0 for the first.
+
+    As the trainer does it: no cache, no slots.
+    """
+    rows, n = np.zeros((3, 1, ROLLOUT.max_len), np.int32), len(t.ids) - 1
+    rows[:, 0, :n] = t.ids[:-1], t.ids[1:], np.ones(n)
+    return np.concatenate([[0.0], np.asarray(_forward(model, *rows))[0, :n]])
+
+
+@jax.jit
+def _forward(model, ids, targets, real):
+    positions = jnp.arange(ids.shape[1], dtype=jnp.int32)[None]
+    hidden = model.hidden(ids, positions, real)
+    return token_logprobs(model, hidden, targets, ROLLOUT.temperature, 64)[0]
+
+
+# ---- sizes
+
+
+@pytest.mark.parametrize(
+    ("change", "shards", "expected"),
+    [
+        ({"slots": 6, "decode_share": (1 / 3, 1 / 2)}, 1, ((2, 3), 6, 48, 8, 8)),
+        ({"slots": 4}, 1, ((4,), 4, 32, 8, 8)),
+        ({"slots": 4, "page_tokens": 60}, 1, ((4,), 4, 8, 60, 2)),
+        ({"slots": 4, "page_tokens": 64}, 1, ((4,), 4, 4, 64, 1)),
+        ({"slots": 8, "decode_share": (0.25, 0.3)}, 2, ((1,), 4, 32, 8, 8)),
+        ({"slots": 4, "decode_share": (0.01,)}, 2, ((1,), 2, 16, 8, 8)),
+        ({"slots": 8, "kv_tokens": 159}, 2, ((4,), 4, 9, 8, 8)),
+        ({"slots": 1, "kv_tokens": 64}, 1, ((1,), 1, 8, 8, 8)),
+    ],
+)
+def test_sizes_of_a_shard(change, shards, expected):
+    assert schedule.sizes(dataclasses.replace(ROLLOUT, **change), shards) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "shards", "says"),
+    [
+        ({"slots": 0}, 1, "rollout.slots is 0; it must be a positive multiple of 1"),
+        ({"slots": -4}, 2, "rollout.slots is -4; it must be a positive multiple of 2"),
+        ({"slots": 6}, 4, "rollout.slots is 6; it must be a positive multiple of 4"),
+        ({"decode_share": ()}, 1, "rollout.decode_share is (); it must ascend"),
+        ({"decode_share": (0.5, 0.5)}, 1, "rollout.decode_share is (0.5, 0.5); it must"),
+        ({"decode_share": (1.0, 0.5)}, 1, "rollout.decode_share is (1.0, 0.5); it must"),
+        ({"decode_share": (0.0, 0.5)}, 1, "rollout.decode_share is (0.0, 0.5); it must"),
+        ({"decode_share": (0.5, 1.5)}, 1, "rollout.decode_share is (0.5, 1.5); it must"),
+        ({"page_tokens": 0}, 1, "rollout.page_tokens is 0; it must be positive"),
+        ({"chunk_tokens": 0}, 1, "rollout.chunk_tokens is 0; it must be from 1 to"),
+        ({"chunk_tokens": 7}, 1, "is 7; it must be from 1 to rollout.extend_tokens, 6"),
+        ({"kv_tokens": 127}, 2, "in pages of 8: at least 128, or 0 for 4 of them"),
+        ({"kv_tokens": -1}, 1, "rollout.kv_tokens is -1; each of 1 parts must hold one"),
+    ],
+)
+def test_sizes_that_are_none_are_refused_by_name(change, shards, says):
+    with pytest.raises(RolloutError, match=re.escape(says)):
+        schedule.sizes(dataclasses.replace(ROLLOUT, **change), shards)
+
+
+# ---- plans, without a device
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_chunks_are_as_few_as_can_be_and_a_row_s_pieces_are_in_order(seed):
+    draw = np.random.default_rng(seed)
+    cfg = dataclasses.replace(ROLLOUT, slots=20, extend_tokens=22, chunk_tokens=5)
+    shard = schedule.Shard(schedule.sizes(cfg, 1))
+    shard.rows = [Pretender(list(range(n, 2 * n)), n) for n in draw.integers(1, 40, 20)]
+    before = [draw.integers(0, len(e.ids)) for e in shard.rows]
+    for episode, written in zip(shard.rows, before, strict=True):
+        episode.written = int(written)
+    inbox = schedule.write_inbox([shard], cfg, SimpleNamespace(room=lambda episode: 9)).inbox
+
+    chunks, written, pieces = int(inbox.chunks[0]), list(before), []
+    for c in range(chunks):
+        used = np.flatnonzero(inbox.count[0, c])
+        assert len(set(inbox.row[0, c, used])) == len(used)  # none needs another of its chunk
+        for lane in used:
+            row, count = inbox.row[0, c, lane], inbox.count[0, c, lane]
+            assert inbox.start[0, c, lane] == written[row]
+            expected = shard.rows[row].ids[written[row] : written[row] + count]
+            assert inbox.ids[0, c, lane, :count].tolist() == expected
+            written[row] += count
+            pieces.append(row)
+    assert not inbox.count[0, chunks:].any()
+    ends = [min(w + 22, len(e.ids) - 1) for w, e in zip(before, shard.rows, strict=True)]
+    assert written == ends == [e.written for e in shard.rows]
+    most = max(pieces.count(row) for row in range(20))
+    assert chunks == max(most, -(-len(pieces) // 8))
+    assert len(pieces) == sum(-(-(e - w) // 5) for w, e in zip(before, ends, strict=True))
+
+
+def test_a_page_is_free_again_after_its_last_user():
+    pool = PagePool(4)
+    mine = pool.take(3)
+    yours = pool.share(mine[:2])
+    assert (sorted(mine), yours, pool.free, pool.used) == ([0, 1, 2], mine[:2], 1, 3)
+    pool.release(mine)
+    assert (pool.free, sorted(pool.take(2))) == (2, sorted([3, mine[2]]))
+    with pytest.raises(ValueError, match="1 pages wanted, 0 are free"):
+        pool.take(1)
+    pool.release(yours)
+    assert pool.free == 2
+
+
+class Pretender(Episode):
+    """An episode of tokens alone."""
+
+    def __init__(self, prompt: list[int], stream: int = 0):
+        ids = np.asarray(prompt, np.int32)
+        wanted = Request(f"e{stream}", ids, stream)
+        super().__init__(wanted, key_of(wanted), list(prompt), [], [], [], 0.0)
+
+
+class World:
+    """Drives one Shard at random; `contents` is what the device would have in each page."""
+
+    TICK, CHUNK = 3, 4
+
+    def __init__(self, seed: int):
+        self.rng = rng = random.Random(seed)
+        share = sorted(rng.sample([0.2, 0.34, 0.5, 0.75, 1.0], rng.randint(1, 3)))
+        cfg = dataclasses.replace(
+            ROLLOUT,
+            slots=rng.randint(1, 9),
+            decode_share=tuple(share),
+            max_len=40,
+            page_tokens=rng.choice([1, 3, 8, 40, 64]),
+        )
+        whole = schedule.sizes(cfg, 1)
+        pages = rng.choice([whole.pages, rng.randint(whole.width, whole.pages)])
+        self.scarce = pages < whole.pages
+        self.sizes = whole._replace(pages=pages)
+        self.shard = schedule.Shard(self.sizes)
+        self.contents = [[-1] * self.sizes.page_tokens for _ in range(pages)]
+        prompts = [[rng.randrange(250) for _ in range(rng.randint(1, 9))] for _ in range(5)]
+        self.queue = [
+            Pretender(p, i) for i, p in enumerate(prompts) for _ in range(rng.choice((1, 5)))
+        ]
+        self.requested, self.done = list(self.queue), []
+        self.time = 0.0
+
+    def open_next(self, fits):
+        return self.queue.pop(0) if self.queue and fits(self.queue[0].request) else None
+
+    def reach(self, e, written):
+        end = min(written + self.CHUNK, len(e.ids) - 1)
+        return end if end < len(e.ids) - 1 else min(end + self.TICK, 40)
+
+    def at(self, e, time):
+        page, offset = divmod(time, self.sizes.page_tokens)
+        return e.pages[page], offset
+
+    def step(self) -> None:
+        asked, before = self.rng.randint(0, len(self.queue)), len(self.queue)
+        self.shard.plan(self.open_next, asked, self.reach)
+        self.check_plan(asked, before)
+        assert len(self.shard.copies) <= len(self.shard.rows)
+        for source, target in self.shard.copies:
+            self.contents[target] = list(self.contents[source])
+        for e in self.shard.episodes:
+            for time in range(e.written):
+                page, offset = self.at(e, time)
+                assert self.contents[page][offset] == e.ids[time]
+        for e in list(self.shard.rows):
+            self.advance(e)
+        for e in self.shard.episodes:
+            if e.search and self.rng.random() < 0.4:
+                e.search = None
+                e.turns.append("a search")
+                e.ids += [self.rng.randrange(250) for _ in range(3)]
+
+    def check_plan(self, asked: int, before: int) -> None:
+        shard, sizes = self.shard, self.sizes
+        opened, rows = shard.episodes, shard.rows
+        assert len(opened) <= sizes.open
+        assert len(rows) <= sizes.rows[-1]
+        assert before - len(self.queue) <= asked
+        everyone = [*opened, *self.queue, *self.done]
+        assert sorted(map(id, everyone)) == sorted(map(id, self.requested))
+        assert len(set(rows)) == len(rows)
+        assert all(e in opened and e.search is None for e in rows)
+        assert shard.pool.used == len({page for e in opened for page in e.pages})
+        for e in rows:
+            assert self.reach(e, e.written) <= len(e.pages) * sizes.page_tokens
+        able = [e for e in opened if e.search is None]
+        assert rows or not able
+        if len(rows) < sizes.rows[-1] and not self.scarce:
+            # A row is free: only those wait whose prompt another one in the rows writes.
+            writing = [e.key for e in rows if e.written < e.prompt_len - 1]
+            assert all(e in rows or (not e.written and e.key in writing) for e in able)
+            assert len(opened) == sizes.open or before - len(self.queue) == asked
+
+    def advance(self, e: Pretender) -> None:
+        end = min(e.written + self.CHUNK, len(e.ids) - 1)
+        whole = end == len(e.ids) - 1
+        new = self.rng.randint(0, min(self.TICK, 40 - len(e.ids))) if whole else 0
+        e.ids += [self.rng.randrange(250) for _ in range(new)]
+        for time in range(e.written, end + new):
+            page, offset = self.at(e, time)
+            self.contents[page][offset] = e.ids[time]
+        e.written = end + new
+        if not whole:
+            return
+        fate = self.rng.random()
+        if fate < 0.15 or len(e.ids) > 36:
+            self.shard.close(e)
+            self.done.append(e)
+        elif fate < 0.5:
+            self.time += 1
+            e.search, e.asked = object(), self.time
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_plans_lose_nobody_and_keep_everyone_s_cache(seed):
+    evicted = shared = 0
+    for world in map(World, range(seed * 40, seed * 40 + 40)):
+        for _ in range(900):
+            world.step()
+            if len(world.done) == len(world.requested):
+                break
+        assert len(world.done) == len(world.requested)  # nobody starves
+        assert world.shard.pool.free == world.sizes.pages
+        assert world.scarce or not world.shard.evicted
+        evicted, shared = evicted + world.shard.evicted, shared + world.shard.shared
+    assert evicted > 0
+    assert shared > 0
+
+
+def shard_of(rows: int, open_: int, pages: int, *episodes: Pretender) -> schedule.Shard:
+    """Of pages of 4 tokens; all the episodes have written what they have and none had a row."""
+    shard = schedule.Shard(schedule.Sizes((rows,), open_, pages, 4, pages))
+    shard.episodes = list(episodes)
+    for e in episodes:
+        e.written = len(e.ids) - 1
+        e.pages = shard.pool.take(-(-e.written // 4))
+    return shard
+
+
+def plan_of(shard: schedule.Shard, grow: int = 0, requests: tuple[Pretender, ...] = ()) -> None:
+    queue = list(requests)
+
+    def open_next(fits):
+        return queue.pop(0) if queue and fits(queue[0].request) else None
+
+    shard.plan(open_next, len(queue), lambda e, written: len(e.ids) - 1 + grow)
+
+
+def test_those_who_asked_first_run_first():
+    late, early = Pretender([1, 2], 1), Pretender([3, 4], 2)
+    late.turns, early.turns, late.asked, early.asked = ["a"], ["a"], 2.0, 1.0
+    shard = shard_of(1, 3, 4, late, early)
+    plan_of(shard)
+    assert (shard.rows, shard.copies) == ([early], [])
+
+
+def test_one_that_waits_costs_no_copy_and_keeps_its_pages():
+    first, second = Pretender(list(range(9)), 1), Pretender(list(range(20, 25)), 2)
+    shard = shard_of(1, 2, 4, first, second)
+    plan_of(shard)
+    assert shard.rows == [first]
+    pages, first.search = list(first.pages), object()
+    plan_of(shard)
+    assert (shard.rows, shard.copies, first.pages, shard.evicted) == ([second], [], pages, 0)
+
+
+def test_a_prompt_s_full_pages_are_shared_and_the_last_is_copied():
+    prompt = list(range(11))
+    writer = Pretender(prompt)
+    shard = shard_of(3, 3, 9, writer)
+    others = Pretender(prompt), Pretender(prompt)
+    plan_of(shard, 2, others)
+    assert shard.rows == [writer, *others]
+    assert [e.pages[:2] for e in others] == [writer.pages[:2]] * 2
+    own = [e.pages[2] for e in (writer, *others)]
+    assert len(set(own)) == 3
+    assert shard.copies == [(own[0], own[1]), (own[0], own[2])]
+    assert [e.written for e in others] == [10, 10]
+    assert (shard.pool.used, shard.shared) == (2 + 3, 2)
+    shard.close(writer)
+    assert shard.pool.used == 2 + 2
+
+
+def test_pages_are_taken_from_the_last_to_wait_then_from_the_youngest():
+    old, young, waits, waits_longer = (Pretender([i] * 5, i) for i in range(4))
+    waits.search, waits.asked = object(), 2.0
+    waits_longer.search, waits_longer.asked = object(), 1.0
+    shard = shard_of(2, 4, 4, old, young, waits, waits_longer)
+    assert shard.pool.free == 0
+    plan_of(shard, 1)  # each needs a second page
+    assert (shard.rows, shard.evicted) == ([old, young], 2)
+    assert (waits.pages, waits_longer.pages, waits.written) == ([], [], 0)
+    old.ids += [9] * 5
+    young.ids += [9] * 4
+    plan_of(shard)  # the one needs a third page, the other keeps to two
+    assert (shard.rows, young.pages, len(old.pages), shard.evicted) == ([old], [], 3, 3)
+
+
+def test_nobody_is_opened_into_pages_that_others_need():
+    one, new = Pretender([1] * 5, 1), Pretender([2] * 5, 2)
+    shard = shard_of(2, 4, 3, one)
+    plan_of(shard, 0, (new,))  # one page for it, one for each row to grow by
+    assert shard.rows == [one]
+    shard = shard_of(2, 4, 4, one)
+    plan_of(shard, 0, (new,))
+    assert shard.rows == [one, new]
+
+
+# ---- engines
+
+
+def written_tokens(e) -> list[int]:
+    """Appends the tokens that each tick of the engine writes into caches, but those sampled."""
+    counts, call = [], e._call
+
+    def counted(model, mesh, inbox, rows):
+        used = [inbox.count[n, : inbox.chunks[n]].sum() for n in range(len(inbox.chunks))]
+        counts.append(int(sum(used)))
+        return call(model, mesh, inbox, rows)
+
+    e._call = counted
+    return counts
+
+
+def test_a_group_s_prompt_is_written_once():
+    prompt, babbler = "red" * 12 + "plan", chain("plan", "plan")
+    with engine(rollout=GREEDY) as e:
+        counts = written_tokens(e)
+        out = list(e.run(babbler, [request(prompt, 0, s) for s in range(4)]))
+        assert sum(counts) == 12
+        assert max(counts) <= GREEDY.extend_tokens
+        out += list(e.run(babbler, [request("blue" * i + prompt, i) for i in range(1, 5)]))
+        assert sum(counts) == 12 + 13 + 14 + 15 + 16
+    assert [t.status for t in out] == ["out_of_tokens"] * 8
+    assert {tuple(t.ids[13:]) for t in out[:4]} == {tuple(t.ids[t.prompt_len :]) for t in out[4:]}
+
+
+@pytest.mark.slow
+def test_a_group_samples_what_its_members_alone_sample():
+    group, model = [request("red blue green plan", 3, s) for s in range(4)], transformer()
+    with engine() as e:
+        counts = written_tokens(e)
+        together = {t.sample: t for t in e.run(model, group)}
+        shared, counts[:] = sum(counts), []
+        alone = {r.sample: next(e.run(model, [r])) for r in group}
+    assert same_ids(together, alone)
+    assert len({tuple(t.ids) for t in together.values()}) > 1
+    assert sum(counts) - shared == 3 * (len(group[0].prompt_ids) - 1)
+
+
+def test_a_prompt_of_many_chunks_is_whole_where_a_short_trajectory_was():
+    rng, model = random.Random(5), transformer()
+    short = [request("plan", i) for i in range(8, 24)]
+    long = [request("".join(rng.choices(["red", "blue", "green"], k=24)), i) for i in range(8)]
+    with engine() as e:
+        out = list(e.run(model, [*short, *long]))
+    for t in out:
+        error = np.abs(teacher_forced(model, t) - t.logprobs)[t.sampled]
+        assert error.max() < 1e-4, t.example_id
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_trajectories_that_wait_in_slots_of_their_own_change_no_token(plain, seed):
+    rng = random.Random(seed)
+    search = Colours(delay=lambda query: rng.random() * 0.03)
+    with engine(search, rollout=OVERSUBSCRIBED) as e:
+        out = list(e.run(transformer(), REQUESTS))
+        assert e._sizes == (1, ((2, 3), 6, 48, 8, 8))
+    found = {(t.example_id, t.sample): t for t in out}
+    assert len(out) == len(found) == len(REQUESTS)
+    assert same_ids(found, plain)
+
+
+def test_what_an_engine_counts():
+    """Five requests of one group in two slots, each with one search; four searches repeat one."""
+    colours = Colours()
+    colours.hits = 0
+    search, config = colours.search, dataclasses.replace(GREEDY, slots=2)
+
+    def remembering(queries, top_k):
+        colours.hits += len(colours.asked) > 0
+        return search(queries, top_k)
+
+    colours.search = remembering
+    one = dataclasses.replace(SEARCH, workers=1)
+    with engine(colours, rollout=config, search_config=one) as e:
+        before = dataclasses.replace(e.stats)
+        out = list(e.run(ANSWERER, [request("red blue plan", sample=i) for i in range(5)]))
+        stats = e.stats.since(before)
+    assert [len(t.turns) for t in out] == [1] * 5
+    assert (stats.trajectories, stats.prompts, stats.searches, stats.queries) == (5, 5, 5, 5)
+    assert 1 <= stats.shared_prompts <= 4
+    figures = stats.figures()
+    assert figures["prompts_shared"] == stats.shared_prompts / 5
+    assert figures["search_cache_hits"] == 4 / 5
+    assert 0 < figures["queue_length"] <= 3
+    assert 0 <= figures["searches_in_flight"] <= 2
+
+
+SCARCE = [
+    {"kv_tokens": 72},  # hardly more than the longest trajectory
+    {"kv_tokens": 96, "page_tokens": 3},
+    {"kv_tokens": 128, "page_tokens": 64},  # whole trajectories: two of them
+]
+
+
+@pytest.mark.parametrize(
+    "change", SCARCE[:1] + [pytest.param(c, marks=pytest.mark.slow) for c in SCARCE[1:]]
+)
+def test_when_pages_run_out_caches_are_written_again_and_no_token_changes(plain, change):
+    """Each ends once, and samples what it would with room for all."""
+    search = Colours(delay=lambda query: 0.01)
+    with engine(search, rollout=dataclasses.replace(OVERSUBSCRIBED, **change)) as e:
+        out = list(e.run(transformer(), REQUESTS))
+        # With larger pages it depends on how long searches take whether anybody must give way.
+        assert e.stats.evicted > 0 or change != SCARCE[0]
+        assert 0 < e.stats.figures()["kv_pages_used"] <= 1
+        assert all(shard.pool.used == 0 for shard in e._shards)
+    found = {(t.example_id, t.sample): t for t in out}
+    assert len(out) == len(found) == len(REQUESTS)
+    assert same_ids(found, plain)
+    for name, t in found.items():
+        np.testing.assert_allclose(t.logprobs, plain[name].logprobs, atol=1e-4)
+
+
+def test_a_compile_after_the_warm_up_is_an_error_or_a_warning(caplog):
+    config = dataclasses.replace(GREEDY, max_len=40)
+    other = ScriptedModel(ANSWERER.following.astype(jnp.int16))
+    with engine(rollout=config) as e:
+        (before,) = e.run(ANSWERER, [request("plan")])
+        with pytest.raises(CompileError, match="the rollout program of 4 rows was compiled again"):
+            list(e.run(other, [request("plan")]))
+        (after,) = e.run(ANSWERER, [request("plan")])
+    assert before.ids.tolist() == after.ids.tolist()
+    unsigned = ScriptedModel(ANSWERER.following.astype(jnp.uint16))
+    with Engine(WordVocab(), Colours(), config, SEARCH) as e, caplog.at_level(logging.WARNING):
+        list(e.run(ANSWERER, [request("plan")]))
+        assert not caplog.records
+        (found,) = e.run(unsigned, [request("plan")])
+    assert found.ids.tolist() == before.ids.tolist()
+    assert [r.getMessage() for r in caplog.records] == [
+        "the rollout program of 4 rows was compiled again after the warm-up"
+    ]
+
+
+# ---- the cache's types and sizes
+
+
+def test_int8_is_off_by_half_a_scale_at_most():
+    x = np.random.default_rng(0).normal(size=(50, 3, 8)).astype(np.float32)
+    x *= 10.0 ** np.arange(-25, 25)[:, None, None]
+    x[7, 1] = 0.0
+    q, scale = (np.asarray(a) for a in kv_cache.quantise(jnp.asarray(x)))
+    assert (q.dtype, scale.dtype) == (np.int8, np.float32)
+    error = np.abs(q.astype(np.float64) * scale[..., None] - x)
+    assert (error <= scale[..., None] * (0.5 + 1e-4)).all()
+    highest = np.abs(q.astype(int)).max(axis=-1)
+    assert highest[7, 1] == 0
+    assert (np.delete(highest.reshape(-1), 7 * 3 + 1) == 127).all()
+
+
+def test_an_int8_cache_samples_nearly_what_the_trainer_scores():
+    model = transformer()
+    with engine(rollout=dataclasses.replace(ROLLOUT, kv_dtype="int8")) as e:
+        out = list(e.run(model, REQUESTS))
+        assert e._cache.k.dtype == jnp.int8
+    errors = np.concatenate([np.abs(teacher_forced(model, t) - t.logprobs)[t.sampled] for t in out])
+    # Half a step of 127 in what is in the cache: about half a percent of logits that span 10.
+    assert np.quantile(errors, 0.99) < 0.05
+    assert np.median(errors) < 1e-3  # a turn's own tokens are exact until its tick ends
+    assert errors.max() > 1e-4  # it is int8
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_a_page_s_bytes_are_those_of_its_cache(dtype):
+    cache = kv_cache.init_cache(MODEL, 2, 3, 16, dtype)
+    size = memory.page_bytes(MODEL, 16, dtype)
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(cache)) == 6 * size
+    config = dataclasses.replace(ROLLOUT, slots=4, page_tokens=16)  # max_len 64: 4 pages
+    fit = lambda free, shards=1: memory.room(MODEL, config, shards, dtype, free).slots_that_fit  # noqa: E731
+    assert [fit(20 * size), fit(20 * size - 1), fit(4 * size - 1), fit(-size)] == [5, 4, 0, 0]
+    assert [fit(16 * size, 2), fit(15 * size, 2)] == [4, 2]  # each part has its own
+    scarce = dataclasses.replace(config, kv_tokens=64 + 3 * 16)
+    assert memory.room(MODEL, scarce, 1, dtype, 0)[:3] == (7 * size, 7 * 16, 1)
+
+
+def devices(*stats: dict | None):
+    return lambda: [SimpleNamespace(memory_stats=lambda s=s: s) for s in stats]
+
+
+def test_a_cache_that_does_not_fit_is_refused_with_how_many_slots_do(monkeypatch):
+    config = dataclasses.replace(ROLLOUT, max_len=4096, page_tokens=1024)
+    assert memory.page_bytes(MODEL, 4096, "float32") == 2**20
+    half = {"bytes_limit": 6 * 2**20, "bytes_in_use": 2**20}
+    monkeypatch.setattr(jax, "local_devices", devices(half, half))
+
+    def check(slots: int, dtype: str, kv_tokens: int = 0) -> None:
+        wanted = dataclasses.replace(config, slots=slots, kv_tokens=kv_tokens)
+        memory.check(MODEL, wanted, 1, dtype)
+
+    check(10, "float32")
+    check(26, "int8")  # 3/8 of the bytes
+    check(99, "float32", 10 * 4096)
+    says = (
+        "rollout: a KV cache of 45,056 tokens in float32 takes 11 MiB, and 10 MiB are free: 10 "
+        "slots of rollout.max_len 4096 fit"
+    )
+    with pytest.raises(RolloutError, match=says):
+        check(11, "float32")
+    with pytest.raises(RolloutError, match=r"110,592 tokens in int8 .*: 26 slots of"):
+        check(27, "int8")
+    monkeypatch.setattr(jax, "local_devices", devices(half, None))
+    check(11, "float32")  # one does not say
