@@ -17,6 +17,7 @@ import jax
 from benchmarks import rollout_model as stand_in
 from masksearch_jax.core.config import MeshConfig
 from masksearch_jax.parallel import sharding
+from masksearch_jax.parallel.processes import join_processes
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
 
@@ -143,7 +144,7 @@ def child() -> None:
     jax.config.update("jax_num_cpu_devices", 2 // count)
     if count > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    sharding.join_processes()
+    join_processes()
     model, vocab, requests = task()
     mesh = sharding.make_mesh(MeshConfig(-1, 1, 1))
     own = len(requests) // count

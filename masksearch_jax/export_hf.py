@@ -24,6 +24,7 @@ from masksearch_jax.models.hf_card import Card, model_card
 from masksearch_jax.models.load import weights
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
+from masksearch_jax.parallel.processes import join_processes
 from masksearch_jax.runtime import cli
 
 RELOADS = ("auto", "transformers", "table")
@@ -61,7 +62,7 @@ def run(cfg: ExportRun) -> dict[str, Any]:
     One parameter of the checkpoint is in memory at a time, with what adapters add to it. The same
     command after an interruption keeps the shards that are whole.
     """
-    sharding.join_processes()
+    join_processes()
     mesh, step = sharding.make_mesh(cfg.mesh), None if cfg.step < 0 else cfg.step
     with weights(cfg.checkpoint, cfg.model, _COMPUTE, mesh, cfg.base, step) as params:
         report = export(

@@ -19,8 +19,6 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from masksearch_jax.core.config import MeshConfig
-from masksearch_jax.core.errors import Restart
-from masksearch_jax.runtime.process import name_process
 
 Tree = TypeVar("Tree")
 
@@ -93,41 +91,6 @@ os.environ["LIBTPU_INIT_ARGS"] = libtpu_args(os.environ.get("LIBTPU_INIT_ARGS"))
 
 class MeshError(ValueError):
     """A mesh that does not fit the devices, the model or the batch."""
-
-
-def join_processes(heartbeat_seconds: int = 30) -> None:
-    """Makes this one of several processes where the environment says so; call before any other use.
-
-    JAX_COORDINATOR_ADDRESS is HOST:PORT, with JAX_NUM_PROCESSES and JAX_PROCESS_ID, or `auto` on
-    a cluster that JAX knows by itself (Cloud TPU, GKE, SLURM, Open MPI). One that was not heard of
-    for `heartbeat_seconds` is taken for dead. Raises MeshError for less, cli.Restart where the
-    others do not come.
-    """
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
-    if not address or jax.distributed.is_initialized():
-        return
-    place: tuple[Any, ...] = ()
-    if address == "auto":
-        del os.environ["JAX_COORDINATOR_ADDRESS"]  # JAX would take it for an address
-    else:
-        place = (address, *_place_among(address))
-    try:
-        jax.distributed.initialize(*place, heartbeat_timeout_seconds=heartbeat_seconds)
-    except jax.errors.JaxRuntimeError as error:
-        raise Restart(f"the other processes cannot be joined at {address}: {error}") from error
-    name_process(jax.process_index(), jax.process_count())
-
-
-def _place_among(address: str) -> tuple[int, int]:
-    """How many processes there are, and which one this is."""
-    try:
-        count, own = (int(os.environ[n]) for n in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
-    except (KeyError, ValueError) as error:
-        raise MeshError(
-            f"JAX_COORDINATOR_ADDRESS is {address!r}: JAX_NUM_PROCESSES and JAX_PROCESS_ID must be "
-            f"numbers with it, or it must be 'auto' ({type(error).__name__}: {error})"
-        ) from error
-    return count, own
 
 
 def split_cpu(count: int) -> None:

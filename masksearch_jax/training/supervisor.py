@@ -21,7 +21,8 @@ from jax.experimental import multihost_utils
 
 from masksearch_jax.core.config import SurvivalConfig
 from masksearch_jax.core.errors import Restart, UserError
-from masksearch_jax.parallel import hosts, sharding
+from masksearch_jax.parallel import hosts
+from masksearch_jax.parallel.processes import join_processes
 from masksearch_jax.runtime import goodput, storage
 from masksearch_jax.runtime.process import end_alone, is_lost_process
 from masksearch_jax.runtime.watchdog import Watchdog
@@ -79,7 +80,7 @@ class Survival:
     def __init__(self, config: SurvivalConfig, workdir: str | os.PathLike):
         self.config, self._workdir = config, storage.path(workdir)
         self._clock = goodput.Goodput(workdir)
-        sharding.join_processes(config.heartbeat_seconds)
+        join_processes(config.heartbeat_seconds)
         self._clock.writes = jax.process_index() == 0
         if config.compile_cache:
             jax.config.update("jax_compilation_cache_dir", config.compile_cache)

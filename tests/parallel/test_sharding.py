@@ -311,12 +311,3 @@ def test_constrain_does_nothing_without_a_mesh_and_leaves_odd_axes() -> None:
     with jax.set_mesh(mesh):
         found = jax.jit(lambda x: sharding.constrain(x, "batch", "hidden"))(x)
     assert found.addressable_shards[0].data.shape == (2, 3)
-
-
-def test_a_process_that_lacks_its_number_says_what_is_missing(monkeypatch) -> None:
-    sharding.join_processes()  # alone: nothing to join
-    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1234")
-    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
-    monkeypatch.delenv("JAX_PROCESS_ID", raising=False)
-    with pytest.raises(sharding.MeshError, match=r"JAX_PROCESS_ID must be numbers .* 'auto'"):
-        sharding.join_processes()
