@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks import rollout_model as stand_in
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import RolloutConfig, SearchConfig
-from masksearch_jax.core.retrieval import Search
+from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.types import Trajectory
 from masksearch_jax.rollout import decode, schedule
 from masksearch_jax.rollout.engine import Engine
@@ -50,7 +50,7 @@ class TurnSynchronous:
         self,
         model: Any,
         vocab: stand_in.Words,
-        search: Search,
+        search: SearchTool,
         rollout: RolloutConfig,
         search_config: SearchConfig,
     ):
@@ -162,7 +162,9 @@ def measure(model: Any, vocab: stand_in.Words, repeats: int) -> dict[str, list[f
     return values
 
 
-def through_engine(model: Any, vocab: stand_in.Words, search: Search, requests: Sequence[Request]):
+def through_engine(
+    model: Any, vocab: stand_in.Words, search: SearchTool, requests: Sequence[Request]
+):
     """Tokens per second of the engine, and its counts."""
     with Engine(vocab, search, CONFIG, stand_in.SEARCH, strict=True) as engine:
         list(engine.run(model))  # compiles
@@ -174,7 +176,7 @@ def through_engine(model: Any, vocab: stand_in.Words, search: Search, requests: 
 
 
 def turn_by_turn(
-    model: Any, vocab: stand_in.Words, search: Search, requests: Sequence[Request], rows: int
+    model: Any, vocab: stand_in.Words, search: SearchTool, requests: Sequence[Request], rows: int
 ) -> float:
     """Tokens per second of the turn-synchronous loop."""
     config = dataclasses.replace(CONFIG, slots=rows)

@@ -26,6 +26,7 @@ from masksearch_jax.core.config import (
     SearchConfig,
 )
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.types import Example, Passage, QAExample, RampExample, Segment, Trajectory
 from masksearch_jax.data import prompt
 from masksearch_jax.models.load import describe, initial
@@ -33,7 +34,7 @@ from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
 from masksearch_jax.runtime import cli
-from masksearch_jax.search.tool import SearchError, SearchTool, open_tool
+from masksearch_jax.search.open import open_tool
 
 _STYLES = {"search": "36", "found": "2", "answer": "1;32", "failed": "31"}  # ANSI codes
 

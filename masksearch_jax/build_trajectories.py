@@ -35,7 +35,7 @@ from masksearch_jax.data import cache
 from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.progress import Progress
-from masksearch_jax.search import tool
+from masksearch_jax.search.open import check_sources, open_tool
 
 FORMAT = 2
 KINDS = ("ramp", "questions")
@@ -74,8 +74,8 @@ def make_teacher(cfg: BuildTrajectoriesRun) -> teachers.Teacher:
     for name, section in needed:
         if section is None:
             raise ConfigError(f"config.teacher {cfg.teacher!r} needs the section config.{name}")
-    search = tool.open_tool(cfg.search)
-    tool.check_sources(search, cfg.search, _first_examples(cfg))
+    search = open_tool(cfg.search)
+    check_sources(search, cfg.search, _first_examples(cfg))
     if cfg.teacher == "scripted":
         return teachers.Scripted(search, cfg.search, cfg.max_searches, cfg.seed)
     limits = agent_teacher.TeacherConfig(cfg.language, cfg.max_searches, cfg.search)

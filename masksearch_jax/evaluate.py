@@ -20,6 +20,7 @@ from masksearch_jax.core import retrieval
 from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import ConfigError, nearest
 from masksearch_jax.core.files import write_json
+from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Example, QAExample, RampExample, Trajectory, to_json
 from masksearch_jax.data import prompt
@@ -31,7 +32,7 @@ from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
 from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.progress import Progress
-from masksearch_jax.search.tool import SearchTool, check_sources, open_tool
+from masksearch_jax.search.open import check_sources, open_tool
 from masksearch_jax.training.supervisor import Preemption
 
 # Condition → search.kind; "search" takes the kind that is configured.

@@ -27,7 +27,7 @@ from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.server import ChatServer
 from masksearch_jax.runtime import cli
-from masksearch_jax.search.tool import open_tool
+from masksearch_jax.search.open import open_tool
 
 # Plain requests never search.
 _NO_SEARCH = SearchConfig(

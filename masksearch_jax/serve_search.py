@@ -16,8 +16,8 @@ from typing import Any
 
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.runtime import cli
+from masksearch_jax.search.open import open_tool
 from masksearch_jax.search.server import SearchServer
-from masksearch_jax.search.tool import open_tool
 
 
 @dataclasses.dataclass(frozen=True)

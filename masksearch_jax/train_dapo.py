@@ -21,6 +21,7 @@ import numpy as np
 from masksearch_jax.core import retrieval
 from masksearch_jax.core.config import ComputeConfig, DapoConfig, DapoRun, RolloutConfig
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Trajectory, to_json
 from masksearch_jax.data import batches, cache
@@ -37,7 +38,7 @@ from masksearch_jax.rollout.episode import Request
 from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.metric_writer import MetricWriter
 from masksearch_jax.runtime.progress import Progress
-from masksearch_jax.search.tool import SearchTool, check_sources, open_tool
+from masksearch_jax.search.open import check_sources, open_tool
 from masksearch_jax.training import train_state
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.guard import Guard, guarded

@@ -49,7 +49,7 @@ class _Work:
 
     task: str
     llm: LLM
-    search: retrieval.Search | None  # None: for the judge alone
+    search: retrieval.SearchTool | None  # None: for the judge alone
     cfg: TeacherConfig
     source: str = ""  # passage that the example masks, if any
     segments: list[Segment] = dataclasses.field(default_factory=list)
@@ -70,7 +70,7 @@ class _Work:
 
 
 async def demonstrate_llm(
-    example: Example, llm: LLM, search: retrieval.Search, cfg: TeacherConfig
+    example: Example, llm: LLM, search: retrieval.SearchTool, cfg: TeacherConfig
 ) -> Demonstration | Rejection:
     """A solved example in the grammar of `markup`, or why there is none (one of REASONS).
 
@@ -98,7 +98,7 @@ async def demonstrate_llm(
 async def demonstrate_all(
     examples: Sequence[Example],
     llm: LLM,
-    search: retrieval.Search,
+    search: retrieval.SearchTool,
     cfg: TeacherConfig,
     done: Callable[[Demonstration | Rejection], None],
 ) -> list[Demonstration | Rejection]:

@@ -13,6 +13,7 @@ from masksearch_jax.agents import agent_teacher, selection, teachers
 from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.selection import StudentConfig
 from masksearch_jax.core import markup, retrieval
+from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Demonstration, Example
 from masksearch_jax.data import prompt
@@ -20,7 +21,6 @@ from masksearch_jax.models.load import check_vocabulary, initial
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
-from masksearch_jax.search.tool import SearchTool
 
 TEACHER = "local"
 

@@ -71,7 +71,7 @@ def is_shown(text: str, segments: Iterable[Segment]) -> bool:
 class _Transcript:
     """A demonstration being written. `read` holds the passages shown so far, in order."""
 
-    search: retrieval.Search
+    search: retrieval.SearchTool
     cfg: SearchConfig
     source: str  # passage that the example masks, if any
     segments: list[Segment] = dataclasses.field(default_factory=list)
@@ -108,7 +108,7 @@ class _Transcript:
 
 def demonstrate(
     example: Example,
-    search: retrieval.Search,
+    search: retrieval.SearchTool,
     cfg: SearchConfig,
     rng: random.Random,
     *,

@@ -39,7 +39,9 @@ class Scripted:
 
     attempts = 1
 
-    def __init__(self, search: retrieval.Search, cfg: SearchConfig, max_searches: int, seed: int):
+    def __init__(
+        self, search: retrieval.SearchTool, cfg: SearchConfig, max_searches: int, seed: int
+    ):
         self._search, self._cfg, self._max_searches = search, cfg, max_searches
         self._seed = seed
         self._pool = ThreadPoolExecutor(max(1, cfg.workers))
@@ -98,7 +100,9 @@ class Agents:
 
     attempts = 1
 
-    def __init__(self, llm: LLMConfig, search: retrieval.Search, cfg: agent_teacher.TeacherConfig):
+    def __init__(
+        self, llm: LLMConfig, search: retrieval.SearchTool, cfg: agent_teacher.TeacherConfig
+    ):
         self._search, self._cfg = search, cfg
         self._session = Session(llm)
 

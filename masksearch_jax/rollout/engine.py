@@ -50,7 +50,7 @@ class Engine:
     def __init__(
         self,
         vocab: Vocabulary,
-        search: retrieval.Search,
+        search: retrieval.SearchTool,
         rollout: RolloutConfig,
         search_config: SearchConfig,
         *,

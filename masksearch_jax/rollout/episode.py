@@ -222,7 +222,7 @@ class Rules:
         return min(self.cfg.max_observation_tokens, left)
 
     def search(
-        self, tool: retrieval.Search, queries: tuple[str, ...], source: str, room: int
+        self, tool: retrieval.SearchTool, queries: tuple[str, ...], source: str, room: int
     ) -> Observation:
         """The pool's work; what a tool returns is read here, so that its errors are the tool's."""
         shown = retrieval.find(tool, queries, self.search_cfg, source) if queries else ()

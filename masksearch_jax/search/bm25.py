@@ -8,25 +8,30 @@ syntax: the engine's own parser raises on unbalanced quotes, on `a:b:c` and on s
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import tantivy
 
+from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage
-from masksearch_jax.search.open import PassageStore, PassageWriter
-from masksearch_jax.search.tool import SearchError
+from masksearch_jax.search.store import PassageStore, PassageWriter
 from masksearch_jax.search.words import LANGUAGES, query_words, text_words, title_words
 
-FORMAT = 1  # of the folder's layout and of the analysis of text; an index of another one is refused
+FORMAT = 2  # of the folder's layout and of the analysis of text; an index of another one is refused
 TITLE_BOOST = 0.4
 MAX_TERMS = 24  # rarest terms kept of a long query
 MAX_QUERY_CHARS = 20_000  # of a query; the rest is ignored
+MAX_TOP_K = 10_000  # the engine sets memory aside for as many
+VERIFIED_BYTES = 2**30  # an index up to this size is read through when it is opened
 
 _FIELDS = (("title", TITLE_BOOST), ("text", 1.0))
 _MANIFEST = "manifest.json"
@@ -37,21 +42,31 @@ _COMMAND = "python -m masksearch_jax.build_index"
 class BM25:
     """An index that `build` wrote, open for searching from any number of threads at once."""
 
-    def __init__(self, index: tantivy.Index, passages: PassageStore, language: str):
+    def __init__(
+        self, index: tantivy.Index, passages: PassageStore, language: str, fingerprint: str = ""
+    ):
         self.passages = passages
         self.language = language
+        self.fingerprint = fingerprint  # of all that is in the index, as hexadecimal digits
         self._schema = index.schema
         self._searcher = index.searcher()
         self._analysers = query_words(language)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> BM25:
-        """Opens `folder`. Raises SearchError when there is no index, a damaged or another one."""
+        """Opens `folder`. Raises SearchError when there is no index, a damaged or another one.
+
+        The sizes of all files are compared with those that `build` wrote down, and the checksums
+        too where the index has at most VERIFIED_BYTES.
+        """
         folder = Path(folder)
-        language, count = _read_manifest(folder)
+        manifest = _read_manifest(folder)
+        language, count = manifest["language"], manifest["count"]
         try:
-            index = tantivy.Index.open(str(folder / "terms"))
-            tool = cls(index, PassageStore(folder), language)
+            _verify(folder, manifest["files"])
+            with _engine_panics():
+                index = tantivy.Index.open(str(folder / "terms"))
+                tool = cls(index, PassageStore(folder), language, manifest["fingerprint"])
         except (OSError, ValueError, EOFError) as error:
             raise SearchError(f"{folder} is damaged ({error}); rebuild it: {_COMMAND}") from error
         counts = {
@@ -80,9 +95,13 @@ class BM25:
         self, queries: Sequence[str], top_k: int
     ) -> list[list[tuple[Passage, float]]]:
         """As `search`, each passage with its BM25 score; equal scores in the corpus's order."""
-        if top_k < 1:
-            raise SearchError(f"top_k is {top_k}, must be at least 1")
-        return [self._search_one(query, top_k) for query in queries]
+        if not 1 <= top_k <= MAX_TOP_K:
+            raise SearchError(f"top_k is {top_k}, must be 1 to {MAX_TOP_K}")
+        try:
+            with _engine_panics():
+                return [self._search_one(query, min(top_k, len(self))) for query in queries]
+        except (OSError, ValueError) as error:
+            raise SearchError(f"the index failed on {queries!r:.200}: {error}") from error
 
     def terms(self, query: str) -> list[str]:
         """What is searched for: distinct terms that the index knows, the MAX_TERMS rarest."""
@@ -106,15 +125,12 @@ class BM25:
         if not clauses:
             return []
         disjunction = tantivy.Query.boolean_query(clauses)
-        try:
-            # Uncounted, so that the engine may skip blocks that cannot reach the top.
-            hits = self._searcher.search(disjunction, top_k, count=False).hits
-            rows = self._searcher.fast_field_values("row", [address for _, address in hits])
-            scores = [score for score, _ in hits]
-            ranked = sorted(zip(rows, scores, strict=True), key=lambda hit: (-hit[1], hit[0]))
-            return [(self.passages[row], score) for row, score in ranked]
-        except (OSError, ValueError) as error:
-            raise SearchError(f"the index failed on query {query[:200]!r}: {error}") from error
+        # Uncounted, so that the engine may skip blocks that cannot reach the top.
+        hits = self._searcher.search(disjunction, top_k, count=False).hits
+        rows = self._searcher.fast_field_values("row", [address for _, address in hits])
+        scores = [score for score, _ in hits]
+        ranked = sorted(zip(rows, scores, strict=True), key=lambda hit: (-hit[1], hit[0]))
+        return [(self.passages[row], score) for row, score in ranked]
 
     def _term(self, field: str, term: str) -> tantivy.Query:
         return tantivy.Query.term_query(self._schema, field, term, index_option="freq")
@@ -140,8 +156,8 @@ def build(
         raise SearchError(f"{folder} exists and is no index; choose another folder or remove it")
     try:
         with _build_folder(folder) as temporary:
-            count = _write(passages, temporary, language, progress)
-            _write_manifest(temporary, language, count)
+            count, contents = _write(passages, temporary, language, progress)
+            _write_manifest(temporary, language, count, contents)
             _replace(temporary, folder)
     except OSError as error:
         raise SearchError(f"the index {folder} could not be written: {error}") from error
@@ -158,8 +174,8 @@ def _write(
     folder: Path,
     language: str,
     progress: Callable[[int], None] | None,
-) -> int:
-    """Writes the passage store and the terms; returns the number of passages."""
+) -> tuple[int, str]:
+    """Writes the passage store and the terms; returns the number of passages and their hash."""
     with PassageWriter(folder) as store, _term_writer(folder / "terms", language) as writer:
         for row, passage in enumerate(passages):
             store.add(passage)
@@ -172,7 +188,7 @@ def _write(
             writer.commit()
     if progress:
         progress(count)
-    return count
+    return count, store.contents
 
 
 @contextmanager
@@ -215,21 +231,71 @@ def _engine_errors() -> Iterator[None]:
         raise OSError(str(error)) from error
 
 
-def _write_manifest(folder: Path, language: str, count: int) -> None:
-    manifest = {"format": FORMAT, "engine": tantivy.__version__, "language": language}
+@contextmanager
+def _engine_panics() -> Iterator[None]:
+    """Turns a panic of the engine into a ValueError; by its class, a panic is no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"the engine gave up: {error}") from error
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The files of an index by name, but its manifest and the engine's locks."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock")
+    return {str(p.relative_to(folder)): p for p in paths if p.name != _MANIFEST}
+
+
+def _checksum(path: Path) -> int:
+    found = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            found = zlib.crc32(chunk, found)
+    return found
+
+
+def _verify(folder: Path, files: dict[str, list[int]]) -> None:
+    """Compares files with what was written down, name → [bytes, checksum]. Raises ValueError."""
+    whole = sum(size for size, _ in files.values()) <= VERIFIED_BYTES
+    for name, (size, checksum) in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{name} is missing")
+        if path.stat().st_size != size:
+            raise ValueError(f"{name} has {path.stat().st_size} bytes of {size}")
+        if whole and _checksum(path) != checksum:
+            raise ValueError(f"{name} has another content than was written")
+
+
+def _seal(manifest: dict[str, Any]) -> int:
+    """A checksum of the manifest itself, without its entry `seal`."""
+    rest = {key: value for key, value in manifest.items() if key != "seal"}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
+
+
+def _write_manifest(folder: Path, language: str, count: int, contents: str) -> None:
+    """contents: the hash of all passages, in their order."""
+    made = f"{FORMAT} {tantivy.__version__} {language} {contents}"
+    manifest = {
+        "format": FORMAT,
+        "engine": tantivy.__version__,
+        "language": language,
+        "count": count,
+        "fingerprint": hashlib.sha256(made.encode()).hexdigest()[:16],
+        "files": {name: [p.stat().st_size, _checksum(p)] for name, p in _files(folder).items()},
+    }
     with open(folder / _MANIFEST, "x") as file:
-        json.dump({**manifest, "count": count}, file, indent=1)
+        json.dump(manifest | {"seal": _seal(manifest)}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _read_manifest(folder: Path) -> tuple[str, int]:
-    """(language, number of passages) of an index this program can read. Raises SearchError."""
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an index this program can read. Raises SearchError."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_bytes())
-        language, count = manifest["language"], manifest["count"]
-        if language not in LANGUAGES:
-            raise ValueError(f"unknown language {language!r}")
         theirs = {key: manifest[key] for key in ("format", "engine")}
     except (FileNotFoundError, NotADirectoryError):
         raise SearchError(f"no search index in {str(folder)!r}; build it: {_COMMAND}") from None
@@ -242,7 +308,11 @@ def _read_manifest(folder: Path) -> tuple[str, int]:
         raise SearchError(
             f"{folder} was built as {theirs}, this program reads {ours}; rebuild it: {_COMMAND}"
         )
-    return language, count
+    if manifest.get("seal") != _seal(manifest):
+        raise SearchError(
+            f"{folder / _MANIFEST} is damaged (it is not as it was written); rebuild: {_COMMAND}"
+        )
+    return manifest
 
 
 @contextmanager

@@ -9,21 +9,26 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
 
+from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.types import Passage
-from masksearch_jax.search.tool import SearchError, SearchTool
 
 MODES = ("use", "replay")
-_TABLE = """create table if not exists results (
+_TABLES = (
+    """create table if not exists results (
     source text, query text, top_k integer, passages text, primary key (source, query, top_k)
-) without rowid"""
+    ) without rowid""",
+    "create table if not exists versions (name text primary key, fingerprint text) without rowid",
+)
 
 
 class CachedSearch:
-    """Remembers the results of (source, query, top_k) in the SQLite file `path`.
+    """Remembers the results of (name, fingerprint, query, top_k) in the SQLite file `path`.
 
     mode "use" asks `tool` for what the file lacks and records it; "replay" never asks, so that a
     run can be repeated with no network, and raises SearchError for what was not recorded. Failures
-    are not recorded. `source` names what is searched, so that one file can serve several tools.
+    are not recorded. `name` says what is searched, so that one file can serve several tools, and
+    `fingerprint` which version of it: results of an index that was rebuilt since are not used. A
+    replay is of the version that was asked last.
     """
 
     def __init__(
@@ -32,7 +37,8 @@ class CachedSearch:
         path: str | os.PathLike[str],
         *,
         mode: str = "use",
-        source: str = "",
+        name: str = "",
+        fingerprint: str = "",
     ):
         if mode not in MODES:
             raise SearchError(f"cache mode is {mode!r}, must be one of {', '.join(MODES)}")
@@ -43,7 +49,6 @@ class CachedSearch:
         self._tool = tool
         self._path = os.fspath(path)
         self._mode = mode
-        self._source = source
         self._lock = threading.Lock()
         self.hits = 0  # queries answered from the file
         self.misses = 0  # queries that were not in it
@@ -52,9 +57,17 @@ class CachedSearch:
             if mode == "use":
                 self._database.execute("pragma journal_mode=wal")
                 self._database.execute("pragma synchronous=normal")
-                self._database.execute(_TABLE)
+                for table in _TABLES:
+                    self._database.execute(table)
+                newest = "insert or replace into versions values (?,?)"
+                with self._database:
+                    self._database.execute(newest, (name, fingerprint))
+            else:
+                asked = "select fingerprint from versions where name=?"
+                fingerprint = (self._database.execute(asked, (name,)).fetchone() or ("",))[0]
         except sqlite3.Error as error:
             raise SearchError(f"cannot open the search cache {self._path}: {error}") from error
+        self._source = f"{name}@{fingerprint}"
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
         found = self._load(dict.fromkeys(queries), top_k)

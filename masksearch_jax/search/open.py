@@ -1,133 +1,74 @@
-"""Passages on disk by row: a JSONL file, its line offsets, and a table from id to row.
-
-Opening maps the two tables and reads nothing; memory in use does not grow with the corpus.
-"""
+"""The search tool that a config describes, and whether it fits the examples."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import weakref
-from array import array
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-import numpy as np
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.retrieval import SearchError, SearchTool
+from masksearch_jax.core.types import Example, RampExample
+from masksearch_jax.search.tool import NoSearch, RandomSearch
 
-from masksearch_jax.core.types import Passage
-from masksearch_jax.search.tool import SearchError
-
-_TEXTS, _OFFSETS, _IDS = "passages.jsonl", "offsets.npy", "ids.npy"
-_ROWS = 256  # read at once by an iteration
-_ID_TYPE = np.dtype([("digest", "<u8"), ("row", "<i8")])
+KINDS = ("bm25", "http", "none", "random")
+_PROBES, _PROBE_DEPTH = 8, 10  # examples searched for, and how deep
 
 
-class PassageWriter:
-    """Appends passages to a new store in `folder`; nothing may read it before `finish` returns."""
+def open_tool(cfg: SearchConfig) -> SearchTool:
+    """The search tool that `cfg` describes, with its cache. Raises SearchError if there is none."""
+    # Imported here, so that each kind loads only its own dependencies (and those import this file).
+    if not cfg.cache:
+        if cfg.replay:
+            raise SearchError("search.replay answers from a cache, and search.cache names none")
+        return _open(cfg)
+    from masksearch_jax.search.cache import CachedSearch
 
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._file = open(folder / _TEXTS, "xb")  # noqa: SIM115, closed by __exit__
-        self._offsets = array("Q", [0])
-        self._digests = array("Q")
-
-    def __enter__(self) -> PassageWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def add(self, passage: Passage) -> None:
-        """Appends one passage. Raises SearchError when its text is not valid Unicode."""
-        record = {"id": passage.id, "title": passage.title, "text": passage.text}
-        try:
-            line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
-        except UnicodeEncodeError as error:
-            raise SearchError(f"passage {passage.id!r} is not valid Unicode: {error}") from None
-        self._file.write(line)
-        self._offsets.append(self._offsets[-1] + len(line))
-        self._digests.append(_digest(passage.id))
-
-    def finish(self) -> int:
-        """Writes the tables; the number of passages. Raises SearchError for none or an id twice."""
-        if not self._digests:
-            raise SearchError("there are no passages to index")
-        _sync(self._file)
-        ids = np.empty(len(self._digests), _ID_TYPE)
-        ids["digest"] = self._digests
-        ids["row"] = np.arange(len(ids))
-        ids.sort(order=("digest", "row"))
-        for name, table in ((_OFFSETS, np.asarray(self._offsets)), (_IDS, ids)):
-            with open(self._folder / name, "xb") as file:
-                np.save(file, table, allow_pickle=False)
-                _sync(file)
-        _refuse_duplicates(PassageStore(self._folder), ids)
-        return len(ids)
+    tool = None if cfg.replay else _open(cfg)
+    return CachedSearch(
+        tool,
+        cfg.cache,
+        mode="replay" if cfg.replay else "use",
+        name=cfg.url if cfg.kind == "http" else f"{cfg.kind}:{cfg.index}",
+        fingerprint=getattr(tool, "fingerprint", ""),
+    )
 
 
-class PassageStore(Sequence[Passage]):
-    """The passages of a folder that `PassageWriter` finished, for any number of threads.
+def check_sources(tool: SearchTool, cfg: SearchConfig, examples: Sequence[Example]) -> None:
+    """Raises SearchError where `cfg.exclude_source` would hide nothing, else does nothing.
 
-    Raises OSError, ValueError or EOFError for files that are missing, damaged or of two stores.
+    A tool that numbers its passages otherwise than the examples do hides none of them, and nobody
+    would notice. So paragraphs of the first few RAMP examples are searched for, and one of them at
+    least must come back as the passage that it is of. A replayed run was checked when recorded.
     """
-
-    def __init__(self, folder: Path):
-        self._offsets = np.load(folder / _OFFSETS, mmap_mode="r", allow_pickle=False)
-        self._ids = np.load(folder / _IDS, mmap_mode="r", allow_pickle=False)
-        self._fd = os.open(folder / _TEXTS, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._fd)
-        if len(self._ids) != len(self) or os.fstat(self._fd).st_size != self._offsets[-1]:
-            raise ValueError("the passages and their tables disagree")
-
-    def __len__(self) -> int:
-        return len(self._offsets) - 1
-
-    def __getitem__(self, row: int) -> Passage:
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of a store of {len(self)} passages")
-        start, end = int(self._offsets[row]), int(self._offsets[row + 1])
-        return _passage(os.pread(self._fd, end - start, start))
-
-    def __iter__(self) -> Iterator[Passage]:
-        # By the open descriptor, not by the path: the folder may have been replaced since.
-        for start in range(0, len(self), _ROWS):
-            ends = self._offsets[start : start + _ROWS + 1]
-            lines = os.pread(self._fd, int(ends[-1] - ends[0]), int(ends[0]))
-            yield from map(_passage, lines.split(b"\n")[:-1])
-
-    def find(self, passage_id: str) -> Passage | None:
-        """The passage of this id, or None."""
-        digest = _digest(passage_id)
-        i = int(np.searchsorted(self._ids["digest"], np.uint64(digest)))
-        while i < len(self._ids) and int(self._ids["digest"][i]) == digest:
-            passage = self[int(self._ids["row"][i])]
-            if passage.id == passage_id:
-                return passage
-            i += 1
-        return None
+    if not cfg.exclude_source or cfg.replay or cfg.kind in ("none", "random"):
+        return
+    asked = [e for e in examples if isinstance(e, RampExample)][:_PROBES]
+    depth = max(_PROBE_DEPTH, cfg.top_k + 1)
+    found = tool.search([e.paragraph for e in asked], depth) if asked else []
+    ids = [[p.id for p in hits] for hits in found]
+    if asked and not any(e.passage_id in hits for e, hits in zip(asked, ids, strict=True)):
+        raise SearchError(
+            "search.exclude_source can hide nothing: the search tool knows passages by other ids "
+            f"than the examples. {len(asked)} paragraphs were searched for; that of passage "
+            f"{asked[0].passage_id!r} gave {ids[0][:3]}. Search the corpus that the examples were "
+            "made of, or turn search.exclude_source off"
+        )
 
 
-def _refuse_duplicates(store: PassageStore, ids: np.ndarray) -> None:
-    for i in np.flatnonzero(ids["digest"][1:] == ids["digest"][:-1]):
-        first, second = int(ids["row"][i]), int(ids["row"][i + 1])
-        if store[first].id == store[second].id:
-            raise SearchError(
-                f"passage id {store[first].id!r} occurs twice (passages {first + 1} and "
-                f"{second + 1}); ids must be unique"
-            )
+def _open(cfg: SearchConfig) -> SearchTool:
+    """The tool itself, of the kind that the config names."""
+    if cfg.kind == "bm25":
+        from masksearch_jax.search.bm25 import BM25
 
+        return BM25.open(cfg.index)
+    if cfg.kind == "random":
+        from masksearch_jax.search.bm25 import BM25
 
-def _digest(passage_id: str) -> int:
-    raw = passage_id.encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
+        index = BM25.open(cfg.index)
+        return RandomSearch(index.passages, fingerprint=index.fingerprint)
+    if cfg.kind == "http":
+        from masksearch_jax.search.remote import RemoteSearch
 
-
-def _passage(line: bytes) -> Passage:
-    record = json.loads(line)
-    return Passage(record["id"], record["title"], record["text"])
-
-
-def _sync(file) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+        return RemoteSearch(cfg.url, timeout=cfg.timeout)
+    if cfg.kind == "none":
+        return NoSearch()
+    raise SearchError(f"search.kind is {cfg.kind!r}, must be one of {', '.join(KINDS)}")

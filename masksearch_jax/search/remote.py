@@ -7,6 +7,7 @@ with a hit `{"document": {...}, "score": 1.2}` or the document itself, whose tex
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import http.client
 import json
@@ -16,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage
-from masksearch_jax.search.tool import SearchError
 
 MAX_RESPONSE = 64 * 2**20  # bytes
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -37,6 +38,16 @@ class RemoteSearch:
         self._timeout = timeout
         self._retries = retries
         self._backoff = backoff
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Which index the service searches, where its /health says so; else empty."""
+        try:
+            status, data = self._send("GET", "/health", None, time.monotonic() + self._timeout)
+            found = json.loads(data).get("fingerprint", "") if status == 200 else ""
+        except (OSError, http.client.HTTPException, AttributeError, ValueError, RecursionError):
+            return ""
+        return found if isinstance(found, str) else ""
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
         if not queries:
@@ -72,24 +83,30 @@ class RemoteSearch:
 
     def _post(self, body: bytes, deadline: float) -> list[Any]:
         """One attempt. Raises _FailedForNow, OSError or HTTPException when another may succeed."""
-        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        left = max(0.001, deadline - time.monotonic())
-        connection = kind(self._host, self._port, timeout=left)
-        try:
-            connection.request("POST", self._path, body, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            data = b"".join(_chunks(response, deadline))
-        finally:
-            connection.close()
-        if response.status != 200:
-            reason = f"HTTP {response.status} {data[:200].decode('utf-8', 'replace')}"
-            if response.status in _RETRIED:
+        status, data = self._send("POST", self._path, body, deadline)
+        if status != 200:
+            reason = f"HTTP {status} {data[:200].decode('utf-8', 'replace')}"
+            if status in _RETRIED:
                 raise _FailedForNow(reason)
             raise SearchError(f"{self._url} refused the request: {reason}")
         try:
             return list(json.loads(data)["result"])
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise SearchError(f"{self._url} sent no JSON list `result`: {error!r}") from error
+
+    def _send(
+        self, method: str, path: str, body: bytes | None, deadline: float
+    ) -> tuple[int, bytes]:
+        """Status and body of a reply. Raises OSError or HTTPException where none comes in time."""
+        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+        left = max(0.001, deadline - time.monotonic())
+        connection = kind(self._host, self._port, timeout=left)
+        try:
+            connection.request(method, path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            return response.status, b"".join(_chunks(response, deadline))
+        finally:
+            connection.close()
 
 
 class _FailedForNow(Exception):

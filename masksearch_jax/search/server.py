@@ -2,24 +2,26 @@
 
 POST /retrieve  {"queries": ["..."], "topk": 5, "return_scores": true}
              →  {"result": [[{"document": {"id", "title", "text", "contents"}, "score": 7.1}, ...]]}
-GET  /health →  {"status": "ok", "passages": 54533}
-Errors are {"error": "..."}, with a status of `http_service` or 503 (the search failed).
+GET  /health →  {"status": "ok", "passages": 54533, "fingerprint": "1f0c..."}
+Errors are {"error": "..."}, with a status of `http_service` or 503 (the search failed: of /health,
+one that it makes itself).
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from http import HTTPStatus
 from typing import Any
 
+from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.types import Passage
 from masksearch_jax.runtime.http_service import Call, Refusal, Service
-from masksearch_jax.search.tool import SearchError, SearchTool
 
 MAX_QUERIES = 512  # per request
 MAX_TOP_K = 100
 _DEFAULT_TOP_K = 5
+_HEALTH_QUERY = "the capital city of a country"
 
 
 class SearchServer(Service):
@@ -47,8 +49,16 @@ class SearchServer(Service):
             raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from error
 
     def _health(self, _: Call) -> dict[str, Any]:
-        size = {"passages": len(self.tool)} if hasattr(self.tool, "__len__") else {}
-        return {"status": "ok", **size}
+        try:
+            self.tool.search([_HEALTH_QUERY], 1)
+        except Exception as error:  # whatever it is, the tool cannot search
+            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, f"the search failed: {error}") from error
+        told: dict[str, Any] = {"status": "ok"}
+        if isinstance(self.tool, Sized):
+            told["passages"] = len(self.tool)
+        if fingerprint := getattr(self.tool, "fingerprint", ""):
+            told["fingerprint"] = fingerprint
+        return told
 
 
 def _parse(request: dict[str, Any]) -> tuple[list[str], int, bool]:

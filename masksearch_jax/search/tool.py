@@ -1,4 +1,4 @@
-"""What a search tool is, those that need no index, and `open_tool`, which makes one from config."""
+"""Search tools that need no index: the controls, and a scripted one."""
 
 from __future__ import annotations
 
@@ -7,26 +7,9 @@ import random
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Protocol, runtime_checkable
 
-from masksearch_jax.core.config import SearchConfig
-from masksearch_jax.core.types import Example, Passage, RampExample
-
-KINDS = ("bm25", "http", "none", "random")
-_PROBES, _PROBE_DEPTH = 8, 10  # examples searched for, and how deep
-
-
-class SearchError(RuntimeError):
-    """A search could not be made: the tool's failure, never the policy's."""
-
-
-@runtime_checkable
-class SearchTool(Protocol):
-    """Finds passages. Calls may come from many threads at once."""
-
-    def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
-        """One list per query, best passage first, at most `top_k` long. Raises SearchError."""
-        ...
+from masksearch_jax.core.retrieval import SearchError
+from masksearch_jax.core.types import Passage
 
 
 class NoSearch:
@@ -43,9 +26,10 @@ class RandomSearch:
     lead those of a larger one.
     """
 
-    def __init__(self, pool: Sequence[Passage], seed: int = 0):
+    def __init__(self, pool: Sequence[Passage], seed: int = 0, fingerprint: str = ""):
         if not len(pool):
             raise SearchError("RandomSearch needs a pool of at least one passage, got none")
+        self.fingerprint = fingerprint  # of the index that the pool is of
         self._pool = pool
         self._seed = seed
 
@@ -95,58 +79,3 @@ class FakeSearch:
             if query in self._failing:
                 raise SearchError(f"scripted failure of query {query!r}")
         return [list(self._find(query))[:top_k] for query in queries]
-
-
-def open_tool(cfg: SearchConfig) -> SearchTool:
-    """The search tool that `cfg` describes, with its cache. Raises SearchError if there is none."""
-    # Imported here, so that each kind loads only its own dependencies (and those import this file).
-    if not cfg.cache:
-        if cfg.replay:
-            raise SearchError("search.replay answers from a cache, and search.cache names none")
-        return _open(cfg)
-    from masksearch_jax.search.cache import CachedSearch
-
-    tool = None if cfg.replay else _open(cfg)
-    source = cfg.url if cfg.kind == "http" else f"{cfg.kind}:{cfg.index}"
-    return CachedSearch(tool, cfg.cache, mode="replay" if cfg.replay else "use", source=source)
-
-
-def check_sources(tool: SearchTool, cfg: SearchConfig, examples: Sequence[Example]) -> None:
-    """Raises SearchError where `cfg.exclude_source` would hide nothing, else does nothing.
-
-    A tool that numbers its passages otherwise than the examples do hides none of them, and nobody
-    would notice. So paragraphs of the first few RAMP examples are searched for, and one of them at
-    least must come back as the passage that it is of. A replayed run was checked when recorded.
-    """
-    if not cfg.exclude_source or cfg.replay or cfg.kind in ("none", "random"):
-        return
-    asked = [e for e in examples if isinstance(e, RampExample)][:_PROBES]
-    depth = max(_PROBE_DEPTH, cfg.top_k + 1)
-    found = tool.search([e.paragraph for e in asked], depth) if asked else []
-    ids = [[p.id for p in hits] for hits in found]
-    if asked and not any(e.passage_id in hits for e, hits in zip(asked, ids, strict=True)):
-        raise SearchError(
-            "search.exclude_source can hide nothing: the search tool knows passages by other ids "
-            f"than the examples. {len(asked)} paragraphs were searched for; that of passage "
-            f"{asked[0].passage_id!r} gave {ids[0][:3]}. Search the corpus that the examples were "
-            "made of, or turn search.exclude_source off"
-        )
-
-
-def _open(cfg: SearchConfig) -> SearchTool:
-    """The tool itself, of the kind that the config names."""
-    if cfg.kind == "bm25":
-        from masksearch_jax.search.bm25 import BM25
-
-        return BM25.open(cfg.index)
-    if cfg.kind == "random":
-        from masksearch_jax.search.bm25 import BM25
-
-        return RandomSearch(BM25.open(cfg.index).passages)
-    if cfg.kind == "http":
-        from masksearch_jax.search.remote import RemoteSearch
-
-        return RemoteSearch(cfg.url, timeout=cfg.timeout)
-    if cfg.kind == "none":
-        return NoSearch()
-    raise SearchError(f"search.kind is {cfg.kind!r}, must be one of {', '.join(KINDS)}")

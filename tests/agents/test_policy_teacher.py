@@ -22,7 +22,7 @@ from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Demonstration, RampExample
 from masksearch_jax.parallel import sharding
 from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
-from masksearch_jax.search.tool import open_tool
+from masksearch_jax.search.open import open_tool
 from tests.endpoint import Answer, Endpoint
 from tests.rollout.test_engine import ScriptedModel
 

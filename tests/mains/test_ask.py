@@ -14,6 +14,7 @@ from masksearch_jax import ask
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import CheckpointConfig, ComputeConfig, MeshConfig, ModelConfig
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import train_bpe
 from masksearch_jax.core.types import Passage, QAExample, RampExample, Segment, Trajectory, Turn
@@ -22,7 +23,7 @@ from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.runtime import cli
 from masksearch_jax.search import bm25
-from masksearch_jax.search.tool import FakeSearch, SearchError
+from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.training import train_state
 from masksearch_jax.training.checkpoint import Checkpointer
 

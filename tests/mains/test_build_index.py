@@ -15,11 +15,11 @@ from pyarrow import parquet
 
 from masksearch_jax import build_index, build_ramp
 from masksearch_jax.core.config import CorpusConfig, RampConfig
+from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.search.bm25 import BM25, build
 from masksearch_jax.search.remote import RemoteSearch
-from masksearch_jax.search.tool import SearchError
 from tests.corpus.test_sources import DUMP, RIVER, SEE, prepare_tfds, rows, write_stream
 
 FRUIT = (
@@ -167,6 +167,13 @@ def truncate(path, drop=1):
     os.truncate(path, path.stat().st_size - drop)
 
 
+def flip(path):
+    """Turns a byte in the middle of a file over: its size stays."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
@@ -175,17 +182,25 @@ def truncate(path, drop=1):
             lambda f: rewrite_manifest(f, engine="tantivy v0.1"),
             r"tantivy v0\.1.* this program reads",
         ),
-        (lambda f: rewrite_manifest(f, count=7), r"damaged \(counts .*'manifest': 7"),
+        (lambda f: rewrite_manifest(f, count=7), "damaged .*not as it was written"),
         (lambda f: (f / "manifest.json").write_text("{"), "damaged"),
         (lambda f: (f / "manifest.json").write_text("[]"), "damaged"),
-        (lambda f: rewrite_manifest(f, language="fr"), "damaged .*'fr'"),
+        (lambda f: rewrite_manifest(f, language="fr"), "damaged .*not as it was written"),
         (lambda f: (f / "manifest.json").unlink(), "no search index"),
-        (lambda f: truncate(f / "passages.jsonl"), "damaged .*disagree"),
+        (
+            lambda f: truncate(f / "passages.jsonl"),
+            r"damaged .*passages.jsonl has \d+ bytes of \d+",
+        ),
         (lambda f: (f / "passages.jsonl").unlink(), "damaged"),
         (lambda f: truncate(f / "offsets.npy", 8), "damaged"),
         (lambda f: (f / "ids.npy").write_bytes(b""), "damaged"),
         (lambda f: (f / "terms" / "meta.json").unlink(), "damaged"),
         (lambda f: [t.unlink() for t in (f / "terms").glob("*.term")], "damaged"),
+        *(
+            (lambda f, kind=kind: flip(next((f / "terms").glob(kind))), "damaged .*another content")
+            for kind in ("*.term", "*.idx", "*.fast", "*.store", "*.fieldnorm")
+        ),
+        (lambda f: flip(f / "passages.jsonl"), "damaged .*passages.jsonl has another content"),
     ],
 )
 def test_a_damaged_index_or_one_of_another_version_is_refused(tmp_path, harm, message):
@@ -194,6 +209,14 @@ def test_a_damaged_index_or_one_of_another_version_is_refused(tmp_path, harm, me
     with pytest.raises(SearchError, match=message) as error:
         BM25.open(tmp_path / "i")
     assert "masksearch_jax.build_index" in str(error.value)
+
+
+def test_the_same_passages_have_the_same_fingerprint_and_others_another(tmp_path):
+    for name, passages in (("a", FRUIT), ("b", FRUIT), ("c", FRUIT[:-1]), ("d", FRUIT[::-1])):
+        build(passages, tmp_path / name)
+    a, b, c, d = (BM25.open(tmp_path / name).fingerprint for name in "abcd")
+    assert a == b
+    assert len({a, c, d}) == 3
 
 
 def index_run(path, index, **options):

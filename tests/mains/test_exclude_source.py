@@ -16,6 +16,7 @@ from masksearch_jax import build_trajectories, evaluate
 from masksearch_jax.agents import agent_teacher, policy_teacher, scripted_teacher, selection
 from masksearch_jax.core import markup, retrieval
 from masksearch_jax.core.config import MeshConfig, PromptConfig, SearchConfig
+from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample
 from masksearch_jax.data.batches import Prompt
@@ -25,15 +26,10 @@ from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search import bm25
 from masksearch_jax.search.cache import CachedSearch
+from masksearch_jax.search.open import check_sources
 from masksearch_jax.search.remote import RemoteSearch
 from masksearch_jax.search.server import SearchServer
-from masksearch_jax.search.tool import (
-    FakeSearch,
-    NoSearch,
-    RandomSearch,
-    SearchError,
-    check_sources,
-)
+from masksearch_jax.search.tool import FakeSearch, NoSearch, RandomSearch
 from masksearch_jax.train_dapo import GroupSampler
 from tests.agents.test_policy_teacher import LENIENT, scripted
 from tests.search.test_http import serving

@@ -20,6 +20,7 @@ from benchmarks.crash_runs import curve as curves
 from masksearch_jax import train_dapo, train_sft
 from masksearch_jax.core.config import DapoRun, LoraConfig, MeshConfig, SftRun
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tokenizer import train_bpe
 from masksearch_jax.core.types import Passage, QAExample, RampExample, Segment, Span, Trajectory
 from masksearch_jax.data.batches import Prompt
@@ -33,7 +34,8 @@ from masksearch_jax.runtime import goodput
 from masksearch_jax.runtime.metric_writer import read_metrics
 from masksearch_jax.runtime.process import RESTART
 from masksearch_jax.runtime.progress import Progress
-from masksearch_jax.search.tool import FakeSearch, SearchError, open_tool
+from masksearch_jax.search.open import open_tool
+from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.training.checkpoint_files import CheckpointError
 from masksearch_jax.training.supervisor import Preempted
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.search.bm25 import BM25, MAX_TERMS, build
-from masksearch_jax.search.tool import SearchError
 
 FRUIT = (
     Passage("a", "Apple", "red fruit tree"),
@@ -249,3 +249,21 @@ def test_a_piece_of_a_chinese_paragraph_finds_it(shared_data, tmp_path):
     found = [tool.search([p.text[start : start + 24]], 1)[0] for p, start in probes]
     right = sum(f[:1] == [p] for f, (p, _) in zip(found, probes, strict=True))
     assert right >= 0.9 * len(probes)
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 10_001, 2**31, 2**63])
+def test_a_depth_that_the_engine_cannot_take_is_refused(tmp_path, top_k):
+    """At 2³¹ the engine aborts the process, for want of memory."""
+    build([Passage("a", "Apple", "red fruit")], tmp_path / "i")
+    with pytest.raises(SearchError, match=rf"top_k is {top_k}, must be 1 to 10000"):
+        BM25.open(tmp_path / "i").search(["fruit"], top_k)
+
+
+def test_a_panic_of_the_engine_is_a_search_error(tmp_path, monkeypatch, capfd):
+    """By its class a panic is no Exception: it would end the thread that searches for a run."""
+    build([Passage("a", "Apple", "red fruit"), Passage("b", "Pear", "green fruit")], tmp_path / "i")
+    monkeypatch.setattr("masksearch_jax.search.bm25._verify", lambda *_: None)
+    for part in (tmp_path / "i" / "terms").glob("*.idx"):
+        part.write_bytes(bytes(len(part.read_bytes())))
+    with pytest.raises(SearchError):
+        BM25.open(tmp_path / "i").search(["fruit", "red", "green"], 2)

@@ -1,13 +1,18 @@
 """The search cache: what is recorded, replayed without a tool, and refused."""
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
 
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage
+from masksearch_jax.search.bm25 import build
 from masksearch_jax.search.cache import CachedSearch
-from masksearch_jax.search.tool import FakeSearch, NoSearch, SearchError
+from masksearch_jax.search.open import open_tool
+from masksearch_jax.search.tool import FakeSearch, NoSearch
 
 FRUIT = (
     Passage("a", "Apple", "red fruit tree"),
@@ -45,9 +50,9 @@ def test_nothing_is_asked_twice_and_a_run_is_replayed_without_a_tool(tmp_path):
 
 def test_sources_are_kept_apart(tmp_path):
     path = tmp_path / "cache.sqlite"
-    with cached(FakeSearch({"q": FRUIT[:1]}), path, source="one") as one:
+    with cached(FakeSearch({"q": FRUIT[:1]}), path, name="one") as one:
         one.search(["q"], 1)
-    with cached(FakeSearch({"q": FRUIT[1:2]}), path, source="two") as two:
+    with cached(FakeSearch({"q": FRUIT[1:2]}), path, name="two") as two:
         assert two.search(["q"], 1) == [[FRUIT[1]]]
 
 
@@ -79,3 +84,18 @@ def test_a_cache_that_cannot_be_used_is_an_error(tmp_path):
         CachedSearch(NoSearch(), tmp_path / "c", mode="off")
     with pytest.raises(SearchError, match="needs a tool"):
         CachedSearch(None, tmp_path / "c")
+
+
+def test_a_rebuilt_index_answers_with_its_own_passages(tmp_path):
+    """At the same path, through the same cache file; a replay is of the newest."""
+    cfg = SearchConfig(
+        "bm25", str(tmp_path / "i"), "", 2, 2, 1, 1.0, 1, cache=str(tmp_path / "cache")
+    )
+    for passages in (FRUIT[:1], FRUIT[2:]):
+        build(passages, tmp_path / "i")
+        tool = open_tool(cfg)
+        assert tool.search(["red fruit"], 2) == [list(passages)]
+        tool.close()
+    replayed = open_tool(dataclasses.replace(cfg, replay=True))
+    assert replayed.search(["red fruit"], 2) == [[FRUIT[2]]]
+    replayed.close()

@@ -10,12 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage
 from masksearch_jax.runtime.http_service import MAX_BODY
 from masksearch_jax.search.bm25 import BM25, build
 from masksearch_jax.search.remote import RemoteSearch
 from masksearch_jax.search.server import MAX_QUERIES, SearchServer
-from masksearch_jax.search.tool import FakeSearch, SearchError
+from masksearch_jax.search.tool import FakeSearch
 
 FRUIT = (
     Passage("a", "Apple", "red fruit tree"),
@@ -103,7 +104,23 @@ def test_the_service_speaks_search_r1(service, fruit):
     ]
     _, bare = ask(service, "POST", "/retrieve", json.dumps({"queries": ["red fruit"], "topk": 2}))
     assert bare["result"] == [[hit["document"] for hit in answer["result"][0]]]
-    assert ask(service, "GET", "/health") == (200, {"status": "ok", "passages": 6})
+    well = {"status": "ok", "passages": 6, "fingerprint": fruit.fingerprint}
+    assert ask(service, "GET", "/health") == (200, well)
+
+
+def test_a_service_that_cannot_search_is_not_well():
+    with serving(SearchServer(FakeSearch({}, fail_first=1), "127.0.0.1", 0)) as server:
+        status, told = ask(server, "GET", "/health")
+        assert (status, told) == (503, {"error": "the search failed: scripted failure of call 1 of "
+                                        "the first 1"})  # fmt: skip
+        assert ask(server, "GET", "/health") == (200, {"status": "ok"})
+
+
+def test_a_remote_index_is_known_by_its_fingerprint(service, fruit):
+    assert RemoteSearch(service.url, timeout=5).fingerprint == fruit.fingerprint
+    with serving(SearchServer(FakeSearch({}), "127.0.0.1", 0)) as server:
+        assert RemoteSearch(server.url, timeout=5).fingerprint == ""
+    assert RemoteSearch(server.url, timeout=1).fingerprint == ""  # gone
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,12 @@ import sys
 import pytest
 
 from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.types import Passage
 from masksearch_jax.search.bm25 import BM25, build
+from masksearch_jax.search.open import open_tool
 from masksearch_jax.search.remote import RemoteSearch
-from masksearch_jax.search.tool import (
-    FakeSearch,
-    NoSearch,
-    RandomSearch,
-    SearchError,
-    SearchTool,
-    open_tool,
-)
+from masksearch_jax.search.tool import FakeSearch, NoSearch, RandomSearch
 
 FRUIT = (
     Passage("a", "Apple", "red fruit tree"),

@@ -1,0 +1,51 @@
+"""One search of an agent: what the passages that it is shown may hold."""
+
+import dataclasses
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.retrieval import find
+from masksearch_jax.core.types import Passage
+
+CFG = SearchConfig("none", "", "", 3, 3, 1, 1.0, 1)
+
+
+class One:
+    def __init__(self, passage: Passage):
+        self.passage = passage
+
+    def search(self, queries, top_k):
+        return [[self.passage] for _ in queries]
+
+
+def shown(title: str, text: str) -> Passage:
+    (passage,) = find(One(Passage("p", title, text)), ["q"], CFG, "")
+    return passage
+
+
+def test_controls_and_half_characters_do_not_reach_an_agent():
+    assert shown("A\x00\x1b[31mB", "red\x07 \x7f\x9bfruit\u202e \ud800tree\ufffe") == Passage(
+        "p", "A[31mB", "red fruit tree"
+    )
+
+
+def test_text_stays_as_it_is():
+    text = "Zürich\u200b, 東京\tand ‘Åre’\nnext line — é e\u0301 👩\u200d🔬"
+    assert shown("T", text).text == text
+    assert shown("T", "one\r\ntwo").text == "one\ntwo"
+
+
+@given(st.text(st.characters(exclude_categories=("Cc", "Cs", "Cn"))))
+def test_no_character_but_those_is_left_out(text):
+    kept = shown("T", text).text
+    assert all(
+        c in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069" for c in set(text) - set(kept)
+    )
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_what_is_shown_can_be_written_as_utf8(text):
+    passage = shown(text, text)
+    assert dataclasses.astuple(passage)[1].encode() == passage.text.encode()
