@@ -32,7 +32,7 @@ def describe(folder: str, tokenizer: str, key: str = "config") -> tuple[ModelCon
     tokenizer: its folder; empty: `folder`, which checkpoints are not. Raises ConfigError, which
     names KEY.init or KEY.tokenizer, and what reading either raises.
     """
-    if not Path(folder).is_dir():
+    if not folder or not Path(folder).is_dir():
         raise ConfigError(
             f"{key}.init is {folder!r}, which is not a local folder; it must be one in Hugging "
             "Face format, such as export_hf writes, or of checkpoints"

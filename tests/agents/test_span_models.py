@@ -172,8 +172,11 @@ def test_a_model_that_was_trained_further_is_asked_again(weights, place, reposit
 
 def test_a_model_that_is_not_there_is_named(weights, place, repository, capsys):
     for settings, message in (
-        ({"ppl__init": ""}, "config.ppl.init is '', which is not a local folder"),
-        ({"ppl__init": weights / "checkpoints"}, "config.ppl.tokenizer must name the folder"),
+        ({"ppl__init": "away"}, "config.ppl.init is 'away', which is not a local folder"),
+        (
+            {"ppl__init": weights / "checkpoints"},
+            "of its tokenizer as config.ppl.tokenizer",
+        ),
     ):
         assert message in failed(capsys, repository, place, 2, ramp__strategy="ppl", **settings)
 

@@ -172,12 +172,13 @@ def test_a_full_disk_is_an_os_error_and_leaves_nothing(tmp_path):
     """A file size limit stands in for a full disk; it needs a process of its own."""
     code = f"""
 import resource, signal
-from tests.data.test_batches import records, sft_records
+from masksearch_jax.data.cache import write_split
+from tests.data.test_batches import sft_records
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, 70_000))
 try:
-    records.write_split({str(tmp_path)!r}, "a", "train", sft_records("a", 3000, 1), kind="sft",
-                        max_len=99, source="")
+    write_split({str(tmp_path)!r}, "a", "train", sft_records("a", 3000, 1), kind="sft",
+                max_len=99, source="")
 except OSError as error:
     print(type(error).__name__, error)
 """

@@ -42,7 +42,7 @@ def status_of(work):
 COMPILES = """
 import os, signal, threading
 import jax, jax.numpy as jnp
-from masksearch_jax import cli
+from masksearch_jax.runtime import cli
 
 def slow(x):
     for i in range(1500):

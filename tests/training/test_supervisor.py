@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from masksearch_jax.core.config import OptimConfig, SurvivalConfig
-from masksearch_jax.runtime import cli, goodput, watchdog
+from masksearch_jax.runtime import goodput, process, watchdog
 from masksearch_jax.runtime.process import RESTART, is_lost_process
 from masksearch_jax.training.guard import Guard, GuardError, guarded
 from masksearch_jax.training.supervisor import Preempted, Preemption, Survival
@@ -60,7 +60,7 @@ def test_a_lost_process_is_told_from_a_failure():
     wrapped.__cause__ = lost
     assert not is_lost_process(lost)  # alone there is nobody to lose
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "_process", (0, 2))
+        patch.setattr(process, "_process", (0, 2))
         assert is_lost_process(lost)
         assert is_lost_process(wrapped)
         assert not is_lost_process(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"))
@@ -76,7 +76,9 @@ def test_a_lost_process_is_told_from_a_failure():
 
 SCRIPT = """
 import sys
-from masksearch_jax import cli
+from masksearch_jax.core.errors import ConfigError, Restart, UserError
+from masksearch_jax.runtime import cli
+from masksearch_jax.runtime.process import name_process
 def work():
     {work}
 {before}
@@ -87,23 +89,23 @@ cli.call(work)
 @pytest.mark.parametrize(
     ("before", "work", "status", "message"),
     [
-        ("", "raise cli.Restart('told to stop')", 42, r"error: told to stop"),
-        ("", "raise cli.UserError('no')", 1, r"error: no"),
-        ("", "raise cli.ConfigError('no key')", 2, r"error: no key"),
+        ("", "raise Restart('told to stop')", 42, r"error: told to stop"),
+        ("", "raise UserError('no')", 1, r"error: no"),
+        ("", "raise ConfigError('no key')", 2, r"error: no key"),
         (
-            "cli.name_process(1, 2)",
-            "raise cli.UserError('disk')",
+            "name_process(1, 2)",
+            "raise UserError('disk')",
             1,
             r"error: process 1 of 2 on \S+: disk",
         ),
         (
-            "cli.name_process(1, 2)",
+            "name_process(1, 2)",
             "1 / 0",
             1,
             r"error: process 1 of 2 on \S+: ZeroDivisionError: division by zero",
         ),
         (
-            "cli.name_process(0, 2)\nclass JaxRuntimeError(RuntimeError): pass",
+            "name_process(0, 2)\nclass JaxRuntimeError(RuntimeError): pass",
             "raise JaxRuntimeError('Gloo context initialization failed')",
             42,
             r"error: process 0 of 2 on \S+: lost another process: Gloo context .* failed",
