@@ -257,7 +257,7 @@ class DapoConfig:
     clip_low: float
     clip_high: float
     tis_cap: float  # cap of the truncated importance weight
-    reward: Literal["recall", "penalised", "judge"]
+    reward: Literal["recall", "f1", "penalised", "judge"]
     format_weight: float  # share of the reward for a well-formed trajectory
     length_penalty: float  # of the penalised reward, per excess answer token ratio
     accuracy_threshold: float  # a sample is right at or above it; all right or all wrong: no spread

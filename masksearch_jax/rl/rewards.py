@@ -14,7 +14,7 @@ from masksearch_jax.core import markup, scoring
 from masksearch_jax.core.config import DapoConfig
 from masksearch_jax.core.types import Example, QAExample, RampExample, Segment, Trajectory
 
-KINDS = ("recall", "penalised", "judge")
+KINDS = ("recall", "f1", "penalised", "judge")
 
 # (example, answer) -> verdict in 0..1; a verdict that could not be read must be 0.
 Judge = Callable[[Example, str], float]
@@ -24,7 +24,7 @@ class RewardParts(NamedTuple):
     """`total` is what the policy is trained on; all lie in 0..1.
 
     `answer`: score of the answer by the configured kind. `format`: 1 when well-formed. `accuracy`:
-    the answer's score before any penalty, which decides whether a sample counts as right.
+    what decides whether a sample counts as right, the answer's score.
     """
 
     total: float
@@ -47,15 +47,13 @@ def ramp_reward(
     cfg: DapoConfig,
     judge: Judge | None = None,
 ) -> RewardParts:
-    """Span recall in the slots; the penalty counts answer words beyond the paragraph's.
-
-    penalised = max(0, recall - length_penalty * excess / words of the gold spans).
-    """
+    """Scores of what stands in the slots: `recall`, or `penalised` slot by slot; `f1` is recall."""
     answer = read_answer(segments)
-    recall = scoring.span_recall(example, answer)
-    excess = _words(answer) - _words(example.paragraph)
-    gold = sum(_words(span.text) for span in example.spans)
-    return _combine(example, answer, recall, excess / max(gold, 1), segments, cfg, judge)
+    if cfg.reward == "penalised":
+        score = scoring.penalised_span_recall(example, answer, cfg.length_penalty)
+    else:
+        score = scoring.span_recall(example, answer)
+    return _combine(example, answer, score, segments, cfg, judge)
 
 
 def qa_reward(
@@ -64,15 +62,18 @@ def qa_reward(
     cfg: DapoConfig,
     judge: Judge | None = None,
 ) -> RewardParts:
-    """Token recall over the accepted answers; the penalty counts words beyond the longest of them.
+    """Scores against the accepted answers: `f1` with numbers all or nothing, `penalised`, `recall`.
 
-    penalised = max(0, recall - length_penalty * excess / words of that answer).
+    `recall` is the paper's, and pays for whatever an answer holds besides the right one.
     """
-    answer = read_answer(segments)
-    recall = scoring.best_overlap(answer or "", example.answers).recall
-    gold = max(map(_words, example.answers))
-    excess = (_words(answer) - gold) / max(gold, 1)
-    return _combine(example, answer, recall, excess, segments, cfg, judge)
+    answer = read_answer(segments) or ""
+    if cfg.reward == "penalised":
+        score = scoring.penalised_recall(answer, example.answers, cfg.length_penalty)
+    elif cfg.reward == "f1":
+        score = scoring.strict_f1(answer, example.answers)
+    else:
+        score = scoring.best_overlap(answer, example.answers).recall
+    return _combine(example, answer or None, score, segments, cfg, judge)
 
 
 def read_answer(segments: Sequence[Segment]) -> str | None:
@@ -84,35 +85,29 @@ def read_answer(segments: Sequence[Segment]) -> str | None:
 def _combine(
     example: Example,
     answer: str | None,
-    recall: float,
-    excess: float,
+    score: float,
     segments: Sequence[Segment],
     cfg: DapoConfig,
     judge: Judge | None,
 ) -> RewardParts:
     """Mixes answer and format: (1 - format_weight) * answer + format_weight * format."""
-    accuracy = score = recall if answer is not None else 0.0
-    if cfg.reward == "penalised":
-        score = max(0.0, score - cfg.length_penalty * max(0.0, excess))
-    elif cfg.reward == "judge":
-        accuracy = score = _judged(example, answer, judge)
-    elif cfg.reward != "recall":
+    if cfg.reward not in KINDS:
         raise ValueError(f"dapo.reward is {cfg.reward!r}; choose one of {KINDS}")
+    if answer is None:
+        score = 0.0
+    elif cfg.reward == "judge":
+        score = _judged(example, answer, judge)
     form = float(markup.is_well_formed(segments))
     total = (1 - cfg.format_weight) * score + cfg.format_weight * form
-    return RewardParts(total, score, form, accuracy)
+    return RewardParts(total, score, form, score)
 
 
-def _judged(example: Example, answer: str | None, judge: Judge | None) -> float:
+def _judged(example: Example, answer: str, judge: Judge | None) -> float:
     if judge is None:
         raise ValueError(
             "dapo.reward is 'judge' but no judge was given; pass one, or choose recall or penalised"
         )
-    verdict = float(judge(example, answer)) if answer is not None else 0.0
+    verdict = float(judge(example, answer))
     if not 0.0 <= verdict <= 1.0:
         raise ValueError(f"example {example.id}: the judge returned {verdict}; it must lie in 0..1")
     return verdict
-
-
-def _words(text: str | None) -> int:
-    return len(scoring.tokenise(text or ""))
