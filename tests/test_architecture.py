@@ -3,6 +3,7 @@
 import ast
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,8 @@ ROOMS = {
 # several and the room that has what they share.
 RECIPES = "recipes"
 SEVERAL = {"evolve", "plan", "quickstart"}
+# Fakes for tests, ours and users': it may import all rooms, and nothing of the package imports it.
+TESTING = "testing"
 
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
@@ -125,6 +128,8 @@ def room(module: str) -> str:
 
 def may_import(module: str, other: str) -> bool:
     """Whether the table lets a module import another; both as `data.tasks`."""
+    if other == TESTING:
+        return False
     inside, outside = room(module), room(other)
     if inside == RECIPES or module in SEVERAL:
         return True
@@ -154,6 +159,8 @@ def test_imports_follow_the_table_of_arrows(module):
         ("evaluate", "from masksearch_jax.recipes import steps", False),
         ("agents.judge", "from masksearch_jax import evaluate", False),
         ("quickstart", "from masksearch_jax import train_sft", True),
+        ("quickstart", "from masksearch_jax import testing", False),
+        ("search.tool", "from masksearch_jax.testing import Endpoint", False),
         ("rl.rewards", "from masksearch_jax.data import prompt", True),
     ],
 )
@@ -172,7 +179,7 @@ def test_the_table_has_no_circle():
 def test_every_file_at_the_root_can_be_run():
     mains = {p.stem: p.read_text(encoding="utf-8") for p in PACKAGE.glob("*.py")}
     mains.pop("__init__")
-    mains.pop("testing", None)  # fakes for tests, ours and users'
+    mains.pop(TESTING)
     assert mains
     for name, text in mains.items():
         assert '\nif __name__ == "__main__":\n' in text, f"{name} cannot be run"
@@ -254,6 +261,27 @@ def test_tests_lie_in_the_room_that_they_test():
     }
     assert folders <= {*ROOMS, RECIPES, "mains", "launch"}
     assert [p.name for p in (ROOT / "tests").glob("test_*.py")] == ["test_architecture.py"]
+
+
+# In an import statement, or in the text of a program that a test runs.
+_OF_A_TEST = re.compile(r"\b(?:from tests[.\w]*\.|from |import )test_\w+|\bfrom tests\b.* test_\w+")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("*/*.py")), ids=lambda p: p.stem)
+def test_no_test_imports_from_another_test(path):
+    """What several share lies in a module named for it, in `conftest` or in `testing`."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert not [line for line in lines if _OF_A_TEST.search(line) and "from seqio" not in line]
+
+
+def test_an_import_from_a_test_is_seen():
+    for line in (
+        "from tests.mains.test_plan import config_of",
+        "        'from tests.mains import test_plan; '",
+        "import test_plan",
+        "from test_plan import config_of",
+    ):
+        assert _OF_A_TEST.search(line)
 
 
 # ---- at import ----------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample, Span
 from masksearch_jax.ramp import llm_spans
 from masksearch_jax.search.tool import FakeSearch
-from tests.endpoint import Answer, Endpoint, in_turn
+from masksearch_jax.testing import Answer, Endpoint, in_turn
 
 HELLO = [{"role": "user", "content": "hello"}]
 

@@ -23,10 +23,10 @@ from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.ramp import masking, spans
 from masksearch_jax.ramp.examples import read_jsonl
 from masksearch_jax.runtime import storage
+from masksearch_jax.testing import Answer, Endpoint
 from masksearch_jax.training import train_state
 from masksearch_jax.training.checkpoint import Checkpointer
-from tests.endpoint import Answer, Endpoint
-from tests.mains.test_build_mains import TOWNS, build, failure, passages
+from tests.mains.commands import TOWNS, build, failure, passages
 
 FLOAT32 = ComputeConfig("float32", "float32", "xla", "none", 64)
 SIZES = {

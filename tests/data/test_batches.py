@@ -25,18 +25,10 @@ from masksearch_jax.data.cache import (
     write_split,
 )
 from masksearch_jax.data.curriculum import Order, Stage, parse_curriculum
+from tests.data.records import sft_records
 
 PAD, SEQ_LEN, OTHER = 999, 64, 0.25
 CURRICULUM = "0:upto1,3:both,7:upto1"
-
-
-def sft_records(task: str, count: int, seed: int):
-    """Records whose ids tell them apart: no id occurs in two records."""
-    rng = np.random.default_rng(seed)
-    for i in range(count):
-        size = int(rng.integers(5, 40))
-        ids = (seed * 1_000_000 + i * 100 + np.arange(size)).astype(np.int32)
-        yield {"id": f"{task}-{i}", "ids": ids, "agent": rng.random(size) < 0.5}
 
 
 def examples(count: int):
@@ -173,7 +165,7 @@ def test_a_full_disk_is_an_os_error_and_leaves_nothing(tmp_path):
     code = f"""
 import resource, signal
 from masksearch_jax.data.cache import write_split
-from tests.data.test_batches import sft_records
+from tests.data.records import sft_records
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, 70_000))
 try:

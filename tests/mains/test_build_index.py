@@ -20,20 +20,8 @@ from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.search.bm25 import BM25, build
 from masksearch_jax.search.remote import RemoteSearch
-from tests.corpus.test_sources import DUMP, RIVER, SEE, prepare_tfds, rows, write_stream
-
-FRUIT = (
-    Passage("a", "Apple", "red fruit tree"),
-    Passage("b", "Banana", "yellow fruit tropic"),
-    Passage("c", "Cherry", "red fruit stone stone"),
-    Passage("d", "Durian", "tropic smell"),
-    Passage("e", "Elder", "berry"),
-    Passage("f", "Fig", "wasp"),
-)
-
-
-def ids(tool, query, top_k=10):
-    return [p.id for p in tool.search([query], top_k)[0]]
+from tests.corpus.wiki import DUMP, RIVER, SEE, prepare_tfds, rows, write_stream
+from tests.search.fruit import FRUIT, ids
 
 
 def test_progress_is_told_the_count(tmp_path):

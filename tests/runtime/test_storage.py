@@ -21,9 +21,9 @@ from masksearch_jax.models.load import InitError, initial
 from masksearch_jax.parallel import sharding
 from masksearch_jax.runtime import storage
 from masksearch_jax.runtime.metric_writer import MetricWriter, read_metrics
+from masksearch_jax.testing import FLOAT32, TINY_QWEN2, random_model
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.checkpoint_files import read_model
-from tests.models.test_hf import COMPUTE, QWEN2, random_model
 
 
 class Bucket(MemoryFileSystem):
@@ -82,23 +82,25 @@ def test_a_file_in_a_bucket_is_replaced_at_once(bucket: str) -> None:
 
 
 def test_weights_in_hf_form_are_not_read_from_a_bucket(bucket: str, tmp_path) -> None:
-    hf.save(random_model(QWEN2), tmp_path / "model")
+    hf.save(random_model(TINY_QWEN2), tmp_path / "model")
     where = storage.path(bucket) / "model"
     for file in (tmp_path / "model").iterdir():
         (where / file.name).write_bytes(file.read_bytes())
     with pytest.raises(InitError, match=r"an HF folder in a bucket: give a local path.*gcsfuse"):
-        initial(str(where), QWEN2, COMPUTE, sharding.make_mesh(MeshConfig(-1, 1, 1)), 0)
+        initial(str(where), TINY_QWEN2, FLOAT32, sharding.make_mesh(MeshConfig(-1, 1, 1)), 0)
 
 
 def test_weights_in_hf_form_are_not_written_to_a_bucket(tmp_path) -> None:
     with pytest.raises(export_hf.ExportError, match="gs://a-bucket/hf is no local folder"):
-        export_hf.export(random_model(QWEN2), "gs://a-bucket/hf", tmp_path)
+        export_hf.export(random_model(TINY_QWEN2), "gs://a-bucket/hf", tmp_path)
 
 
 def test_a_bucket_without_checkpoints_says_so(bucket: str) -> None:
     with pytest.raises(FileNotFoundError, match="no checkpoint folder gs://a-bucket/absent"):
         read_model(f"{bucket}/absent")
-    with Checkpointer(f"{bucket}/run", CheckpointConfig(every=1, keep=1), QWEN2) as checkpointer:
+    with Checkpointer(
+        f"{bucket}/run", CheckpointConfig(every=1, keep=1), TINY_QWEN2
+    ) as checkpointer:
         assert str(checkpointer.folder) == "gs://a-bucket/run"
         assert checkpointer.latest_step() is None
 

@@ -13,48 +13,11 @@ import pytest
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage
 from masksearch_jax.runtime.http_service import MAX_BODY
-from masksearch_jax.search.bm25 import BM25, build
 from masksearch_jax.search.remote import RemoteSearch
 from masksearch_jax.search.server import MAX_QUERIES, SearchServer
 from masksearch_jax.search.tool import FakeSearch
-
-FRUIT = (
-    Passage("a", "Apple", "red fruit tree"),
-    Passage("b", "Banana", "yellow fruit tropic"),
-    Passage("c", "Cherry", "red fruit stone stone"),
-    Passage("d", "Durian", "tropic smell"),
-    Passage("e", "Café de Flore", "São Paulo bar"),
-    Passage("f", "The Who", "rock band"),
-)
-SPECIAL = (
-    '"unclosed',
-    "((((",
-    ")))",
-    "a:b:c",
-    "AND OR NOT",
-    "title:x^5 ~ * [a TO b] {",
-    "\\",
-    "+-!",
-)
-
-
-@pytest.fixture(scope="module")
-def fruit(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fruit") / "index"
-    assert build(FRUIT, folder) == 6
-    return BM25.open(folder)
-
-
-@contextmanager
-def serving(server):
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+from masksearch_jax.testing import serving
+from tests.search.fruit import FRUIT, SPECIAL
 
 
 @pytest.fixture(scope="module")
