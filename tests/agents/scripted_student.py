@@ -1,7 +1,7 @@
 """A student that thinks, searches once and answers, always with the same words."""
 
 from masksearch_jax.agents import selection
-from masksearch_jax.testing import ScriptedModel, scripted_model
+from masksearch_jax.testing.models import ScriptedModel, scripted_model
 
 LENIENT = selection.Rules(min_recall=0.0, grounded=False)
 SAID = ["<think>", "a", "</think>", "<search>", "e", "</search>"]

@@ -42,14 +42,14 @@ from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample, Span
 from masksearch_jax.ramp import llm_spans
 from masksearch_jax.search.tool import FakeSearch
-from masksearch_jax.testing import Answer, Endpoint, in_turn
+from masksearch_jax.testing.services import Answer, Endpoint, completion, in_turn
 
 HELLO = [{"role": "user", "content": "hello"}]
 
 
 def config(endpoint: Endpoint, tmp_path, **changes) -> LLMConfig:
     values = {
-        "base_url": f"http://127.0.0.1:{endpoint.server_address[1]}/v1",
+        "base_url": endpoint.url,
         "model": "m",
         "api_key_env": "MASKSEARCH_TEST_NO_SUCH_KEY",
         "temperature": 0.0,
@@ -295,7 +295,7 @@ def test_a_pause_past_the_deadline_is_not_waited_for_by_others(tmp_path):
     assert len(endpoint.requests) == 1
 
 
-WHOLE = Answer("hi").body
+WHOLE = json.dumps(completion(Answer("hi"))).encode()
 
 
 @pytest.mark.parametrize(

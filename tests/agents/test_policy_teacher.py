@@ -22,7 +22,7 @@ from masksearch_jax.core.types import Demonstration, RampExample
 from masksearch_jax.parallel import sharding
 from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.search.open import open_tool
-from masksearch_jax.testing import Answer, Endpoint
+from masksearch_jax.testing.services import Answer, Endpoint
 from tests.agents.scripted_student import LENIENT, SAID, THEN, scripted
 
 
@@ -107,7 +107,7 @@ def test_a_judge_may_have_the_last_word(miniature, setting, examples, tmp_path):
         return Answer(json.dumps(said))
 
     with Endpoint(verdict) as endpoint:
-        address = f"http://127.0.0.1:{endpoint.server_address[1]}/v1"
+        address = endpoint.url
         settings = {"base_url": address, "cache": str(tmp_path / "replies.sqlite")}
         llm = LLMConfig(**common.llm().to_dict() | settings)
         judged = dataclasses.replace(setting, judge="llm")

@@ -23,7 +23,7 @@ from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.ramp import masking, spans
 from masksearch_jax.ramp.examples import read_jsonl
 from masksearch_jax.runtime import storage
-from masksearch_jax.testing import Answer, Endpoint
+from masksearch_jax.testing.services import Answer, Endpoint
 from masksearch_jax.training import train_state
 from masksearch_jax.training.checkpoint import Checkpointer
 from tests.mains.commands import TOWNS, build, failure, passages
@@ -199,7 +199,7 @@ def reply_to(body):
 
 
 def llm_settings(endpoint, place, **changes):
-    address = f"http://127.0.0.1:{endpoint.server_address[1]}/v1"
+    address = endpoint.url
     given = {
         "base_url": address, "model": "m", "cache": place / "replies.sqlite", "max_tokens": 10,
         "concurrency": 2, "backoff": 0.01,

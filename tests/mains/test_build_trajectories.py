@@ -22,7 +22,7 @@ from masksearch_jax.agents.llm_client import BudgetError, JobError, LLMConfig
 from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.ramp.examples import read_jsonl
-from masksearch_jax.testing import Answer, Endpoint
+from masksearch_jax.testing.services import Answer, Endpoint
 from tests.mains.trajectory_job import outcomes, run, write_towns
 
 
@@ -85,7 +85,7 @@ class Faulty:
 
 def llm_config(endpoint, folder, **changes) -> LLMConfig:
     values = common.llm().to_dict() | {
-        "base_url": f"http://127.0.0.1:{endpoint.server_address[1]}/v1",
+        "base_url": endpoint.url,
         "api_key_env": "MASKSEARCH_TEST_NO_SUCH_KEY",
         "concurrency": 8,
         "timeout": 30.0,

@@ -30,7 +30,7 @@ from masksearch_jax.search.open import check_sources
 from masksearch_jax.search.remote import RemoteSearch
 from masksearch_jax.search.server import SearchServer
 from masksearch_jax.search.tool import FakeSearch, NoSearch, RandomSearch
-from masksearch_jax.testing import serving
+from masksearch_jax.testing.services import serving
 from masksearch_jax.train_dapo import GroupSampler
 from tests.agents.scripted_student import LENIENT, scripted
 

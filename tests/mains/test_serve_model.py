@@ -44,7 +44,7 @@ from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.server import ChatServer
 from masksearch_jax.runtime import cli
 from masksearch_jax.search.tool import NoSearch
-from masksearch_jax.testing import ScriptedModel, TextVocab
+from masksearch_jax.testing.models import ScriptedModel, TextVocab
 from tests.mains import trajectory_job
 from tests.mains.commands import build, passages
 from tests.rollout.word_engine import GREEDY

@@ -10,7 +10,7 @@ import jax
 from masksearch_jax.core.config import RopeScaling
 from masksearch_jax.models import hf
 from masksearch_jax.parallel import sharding
-from masksearch_jax.testing import TINY_QWEN2
+from masksearch_jax.testing.models import TINY_QWEN2
 
 QWEN3 = dataclasses.replace(TINY_QWEN2, family="qwen3", qkv_bias=False, qk_norm=True, head_dim=16)
 LLAMA = dataclasses.replace(

@@ -26,7 +26,7 @@ from masksearch_jax.models import hf, reload_check
 from masksearch_jax.models.hf_card import Card
 from masksearch_jax.models.hf_config import HfError, read_config, to_hf_config
 from masksearch_jax.models.transformer import Transformer
-from masksearch_jax.testing import FLOAT32, TINY_QWEN2, random_model
+from masksearch_jax.testing.models import FLOAT32, TINY_QWEN2, random_model
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.train_state import TrainState
 from tests.models.hf_folders import FAMILIES, LLAMA, QWEN3

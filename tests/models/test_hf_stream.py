@@ -27,7 +27,7 @@ from masksearch_jax.models import hf, hf_files
 from masksearch_jax.models.hf_card import Card, model_card
 from masksearch_jax.models.hf_config import HfError, to_hf_config
 from masksearch_jax.parallel import sharding
-from masksearch_jax.testing import FLOAT32, TINY_QWEN2, random_model
+from masksearch_jax.testing.models import FLOAT32, TINY_QWEN2, random_model
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.checkpoint_files import StoredParams
 from masksearch_jax.training.train_state import TrainState
@@ -159,7 +159,7 @@ def test_a_shard_that_is_not_whole_is_written_again(damage: str, tmp_path: Path)
 KILLED = """
 import os, signal, sys
 import tests.conftest
-from masksearch_jax.testing import random_model
+from masksearch_jax.testing.models import random_model
 from tests.models.hf_folders import SPLIT, interrupted
 
 class Kill(BaseException):
@@ -285,7 +285,7 @@ jax.distributed.initialize(f"localhost:{port}", 2, int(process))
 from masksearch_jax.core.config import MeshConfig
 from masksearch_jax.models import hf, hf_files
 from masksearch_jax.parallel import sharding
-from masksearch_jax.testing import FLOAT32
+from masksearch_jax.testing.models import FLOAT32
 from tests.models.hf_folders import SHARD
 found, read = [], hf_files.read
 hf_files.read = lambda *a: found.append(a[-1].nbytes) or read(*a)

@@ -36,7 +36,7 @@ from masksearch_jax.parallel.sharding import (
     to_host,
 )
 from masksearch_jax.runtime import cli
-from masksearch_jax.testing import FLOAT32, TINY_QWEN2, random_model
+from masksearch_jax.testing.models import FLOAT32, TINY_QWEN2, random_model
 from masksearch_jax.training import train_state
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.checkpoint_files import CheckpointError

@@ -35,7 +35,7 @@ from masksearch_jax.models.remat import REMAT
 from masksearch_jax.models.transformer import ModelError, Transformer, rms_norm
 from masksearch_jax.models.unrolled import Unrolled, unroll
 from masksearch_jax.parallel import sharding
-from masksearch_jax.testing import FLOAT32, TINY_QWEN2
+from masksearch_jax.testing.models import FLOAT32, TINY_QWEN2
 
 MODEL = dataclasses.replace(
     TINY_QWEN2,

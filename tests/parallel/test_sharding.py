@@ -24,7 +24,7 @@ from masksearch_jax.models.head import token_logprobs
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.planning.hlo import Module
-from masksearch_jax.testing import FLOAT32, TINY_QWEN2, random_model
+from masksearch_jax.testing.models import FLOAT32, TINY_QWEN2, random_model
 
 MODEL = dataclasses.replace(
     TINY_QWEN2, vocab_size=64, num_heads=8, num_kv_heads=4, qk_norm=True, tie_embeddings=False

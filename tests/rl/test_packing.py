@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from masksearch_jax.parallel.hosts import split_micro
 from masksearch_jax.rl import packing
-from masksearch_jax.testing import random_model
+from masksearch_jax.testing.models import random_model
 from masksearch_jax.training.train_state import init_state, make_train_step
 from tests.training.updates import COMPUTE, MODEL, losses
 

@@ -27,7 +27,7 @@ from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
 from masksearch_jax.rollout.sampling import Sampler, sample
 from masksearch_jax.search.tool import FakeSearch
-from masksearch_jax.testing import scripted_model
+from masksearch_jax.testing.models import scripted_model
 from tests.rollout.word_engine import (
     ANSWERER,
     GREEDY,

@@ -14,7 +14,7 @@ from masksearch_jax.core import markup
 from masksearch_jax.core.types import STATUSES, Passage
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request, Rules, finish, repeats
-from masksearch_jax.testing import ScriptedModel, TextVocab
+from masksearch_jax.testing.models import ScriptedModel, TextVocab
 from tests.rollout.word_engine import ANSWERER, GREEDY, SEARCH, colours, engine
 from tests.rollout.word_engine import request as word_request
 

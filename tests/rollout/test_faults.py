@@ -15,7 +15,7 @@ from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import Passage, Status
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
-from masksearch_jax.testing import ScriptedModel, scripted_model
+from masksearch_jax.testing.models import ScriptedModel, scripted_model
 from tests.rollout.word_engine import GREEDY, SEARCH
 
 TEXT = "The river Aar rises in the Alps and flows by Bern to Koblenz."

@@ -19,7 +19,7 @@ from masksearch_jax.rollout.decode import RolloutError
 from masksearch_jax.rollout.engine import CompileError, Engine
 from masksearch_jax.rollout.episode import Episode, Request, key_of
 from masksearch_jax.rollout.pages import PagePool
-from masksearch_jax.testing import ScriptedModel
+from masksearch_jax.testing.models import ScriptedModel
 from tests.rollout.word_engine import (
     ANSWERER,
     GREEDY,

@@ -18,7 +18,13 @@ from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
 from masksearch_jax.search.tool import FakeSearch
-from masksearch_jax.testing import FLOAT32, TINY_QWEN2, ScriptedModel, WordVocab, scripted_model
+from masksearch_jax.testing.models import (
+    FLOAT32,
+    TINY_QWEN2,
+    ScriptedModel,
+    WordVocab,
+    scripted_model,
+)
 
 VOCAB = WordVocab()
 MODEL = dataclasses.replace(TINY_QWEN2, vocab_size=VOCAB.size, max_position=256)

@@ -21,7 +21,7 @@ from masksearch_jax.models.load import InitError, initial
 from masksearch_jax.parallel import sharding
 from masksearch_jax.runtime import storage
 from masksearch_jax.runtime.metric_writer import MetricWriter, read_metrics
-from masksearch_jax.testing import FLOAT32, TINY_QWEN2, random_model
+from masksearch_jax.testing.models import FLOAT32, TINY_QWEN2, random_model
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.checkpoint_files import read_model
 

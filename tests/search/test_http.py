@@ -16,7 +16,7 @@ from masksearch_jax.runtime.http_service import MAX_BODY
 from masksearch_jax.search.remote import RemoteSearch
 from masksearch_jax.search.server import MAX_QUERIES, SearchServer
 from masksearch_jax.search.tool import FakeSearch
-from masksearch_jax.testing import serving
+from masksearch_jax.testing.services import serving
 from tests.search.fruit import FRUIT, SPECIAL
 
 

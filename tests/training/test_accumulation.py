@@ -23,7 +23,7 @@ from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.hosts import shard_batch, split_micro
 from masksearch_jax.parallel.sharding import make_mesh, shard_parameters, to_host
 from masksearch_jax.planning.hlo import Module
-from masksearch_jax.testing import random_model
+from masksearch_jax.testing.models import random_model
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.train_state import init_state, make_optimizer, make_train_step
 from tests.training import updates

@@ -20,7 +20,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from benchmarks import restore
 from masksearch_jax.core.config import CheckpointConfig, OptimConfig, RopeScaling
-from masksearch_jax.testing import TINY_QWEN2
+from masksearch_jax.testing.models import TINY_QWEN2
 from masksearch_jax.training import checkpoint_files
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.checkpoint_files import CheckpointError, load_params
@@ -323,7 +323,7 @@ WRITER = """
     import sys
     import jax.numpy as jnp
     from masksearch_jax.core.config import CheckpointConfig
-    from masksearch_jax.testing import TINY_QWEN2
+    from masksearch_jax.testing.models import TINY_QWEN2
     from masksearch_jax.training.checkpoint import Checkpointer
     from masksearch_jax.training.train_state import TrainState
 

@@ -12,7 +12,7 @@ from masksearch_jax import train_dapo, train_sft
 from masksearch_jax.core.config import DapoRun
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.runtime import cli
-from masksearch_jax.testing import FLOAT32, TINY_QWEN2
+from masksearch_jax.testing.models import FLOAT32, TINY_QWEN2
 
 COMPUTE = dataclasses.replace(FLOAT32, remat="block")
 MODEL = dataclasses.replace(TINY_QWEN2, vocab_size=48, hidden_size=16, intermediate_size=24)

@@ -1,22 +1,14 @@
-"""Fakes for tests, the project's own and its users': scripted models, small vocabularies, services.
+"""Vocabularies of a few words, and models for the rollout engine: scripted ones and random ones.
 
-All run where there is no network, no accelerator and no downloaded weights. The fake search tool is
-`search.tool.FakeSearch`. Nothing of the product imports this module.
+No accelerator and no downloaded weights are needed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import http.server
 import itertools
-import json
 import re
-import socketserver
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -196,130 +188,3 @@ def scripted_model(vocab, *said: Sequence[int]) -> ScriptedModel:
         for token, after in itertools.pairwise(ids):
             following[token] = after
     return ScriptedModel(jnp.asarray(following))
-
-
-# ---- services
-
-Server = TypeVar("Server", bound=socketserver.BaseServer)
-
-
-@contextlib.contextmanager
-def serving(server: Server) -> Iterator[Server]:
-    """The server, which answers in a thread until the block ends; it is closed then."""
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-class Answer:
-    """One scripted HTTP reply: a chat completion of `text`, or an error of `status`.
-
-    hang: seconds before it. cut: only that many bytes are sent, then the connection is closed.
-    body: sent in place of the completion.
-    """
-
-    def __init__(
-        self,
-        text="",
-        status=200,
-        headers=None,
-        hang=0.0,
-        code=None,
-        tokens=(7, 3),
-        cut=None,
-        body=None,
-    ):
-        self.status, self.headers, self.hang, self.cut = status, headers or {}, hang, cut
-        message = {"role": "assistant", "content": text}
-        ok = {
-            "id": "x",
-            "object": "chat.completion",
-            "created": 0,
-            "model": "m",
-            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
-            "usage": {
-                "prompt_tokens": tokens[0],
-                "completion_tokens": tokens[1],
-                "total_tokens": sum(tokens),
-            },
-        }
-        error = {"error": {"message": f"scripted {status}", "code": code}}
-        self.whole = status == 200 and bool(text) and not hang and cut is None and body is None
-        self.body = body or json.dumps(ok if status == 200 else error).encode()
-
-
-class Endpoint(http.server.ThreadingHTTPServer):
-    """Serves `answer(request body) -> Answer` and records bodies and times of arrival.
-
-    `paid`: bodies of the requests that got a whole reply with text.
-    """
-
-    daemon_threads = True
-
-    def __init__(self, answer: Callable[[dict], Answer]):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answer, self.requests, self.times, self.paid = answer, [], [], []
-        self.lock, self.closing = threading.Lock(), threading.Event()
-        self.in_flight = self.most_in_flight = 0
-
-    def __enter__(self):
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}).start()
-        return self
-
-    def __exit__(self, *error):
-        self.closing.set()
-        self.shutdown()
-        self.server_close()
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"  # connections are used again
-
-    def handle(self):
-        with contextlib.suppress(ConnectionError):  # the client was killed
-            super().handle()
-
-    def do_POST(self):
-        server = self.server
-        sent = self.rfile.read(int(self.headers["content-length"]))
-        if len(sent) < int(self.headers["content-length"]):
-            raise ConnectionError("the client was killed while it asked")
-        body = json.loads(sent)
-        with server.lock:
-            server.requests.append(body)
-            server.times.append(time.monotonic())
-            server.in_flight += 1
-            server.most_in_flight = max(server.most_in_flight, server.in_flight)
-        answer = server.answer(body)
-        if answer.hang:
-            server.closing.wait(answer.hang)
-        with server.lock:
-            server.in_flight -= 1
-        try:
-            self.send_response(answer.status)
-            for name, value in {"content-type": "application/json", **answer.headers}.items():
-                self.send_header(name, value)
-            self.send_header("content-length", str(len(answer.body)))
-            self.end_headers()
-            self.wfile.write(answer.body[: answer.cut])
-            self.wfile.flush()
-            self.close_connection = answer.cut is not None
-            if answer.whole:
-                with server.lock:
-                    server.paid.append(body)
-        except OSError:  # the client has given up, as some tests make it do
-            pass
-
-    def log_message(self, *args):
-        pass
-
-
-def in_turn(*answers: Answer) -> Callable[[dict], Answer]:
-    """Answers in this order, the last one for ever."""
-    rest = itertools.chain(answers, itertools.repeat(answers[-1]))
-    return lambda body: next(rest)
