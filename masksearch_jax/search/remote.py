@@ -129,7 +129,7 @@ def _split(url: str) -> tuple[bool, str, int | None, str]:
 
 
 def _chunks(response: http.client.HTTPResponse, deadline: float) -> Iterator[bytes]:
-    """The body as it comes, which a slow service may not stretch beyond the deadline."""
+    """The whole body as it comes, which a slow service may not stretch beyond the deadline."""
     size = 0
     while chunk := response.read1(2**16):
         size += len(chunk)
@@ -138,6 +138,8 @@ def _chunks(response: http.client.HTTPResponse, deadline: float) -> Iterator[byt
         if time.monotonic() > deadline:
             raise TimeoutError("timed out within the answer")
         yield chunk
+    if response.length:  # `read1` takes a connection that broke for the end
+        raise http.client.IncompleteRead(b"", response.length)
 
 
 def _passage(hit: Any) -> Passage:

@@ -16,7 +16,7 @@ from masksearch_jax.runtime.http_service import MAX_BODY
 from masksearch_jax.search.remote import RemoteSearch
 from masksearch_jax.search.server import MAX_QUERIES, SearchServer
 from masksearch_jax.search.tool import FakeSearch
-from masksearch_jax.testing.services import serving
+from masksearch_jax.testing.services import WELL, Answer, SearchEndpoint, in_turn, serving
 from tests.search.fruit import FRUIT, SPECIAL
 
 
@@ -273,6 +273,15 @@ def test_a_silent_service_is_left_at_the_deadline():
         with pytest.raises(SearchError, match=r"0\.3 s: TimeoutError"):
             RemoteSearch(url, timeout=0.3).search(["q"], 1)
         over.set()
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again():
+    tool = FakeSearch({"q": FRUIT[:1]})
+    with SearchEndpoint(tool, in_turn(Answer(cut=9), Answer(cut=0), WELL)) as service:
+        remote = RemoteSearch(service.url, timeout=10, retries=1, backoff=0.001)
+        with pytest.raises(SearchError, match=r"attempt 2 .*IncompleteRead"):
+            remote.search(["q"], 1)
+        assert remote.search(["q"], 1) == [[FRUIT[0]]]
 
 
 def test_a_service_that_is_not_there_is_an_error():
