@@ -28,6 +28,7 @@ from etils import epath
 
 from masksearch_jax.core.config import RampConfig
 from masksearch_jax.core.errors import ConfigError, UserError, nearest
+from masksearch_jax.core.files import write_text
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import beam_counts, build, examples, leakage, tfds_source
 from masksearch_jax.ramp.survey import CleanConfig, Plan
@@ -174,13 +175,6 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _write_text(path: epath.Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.parent / f".{path.name}.part"
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
 def _finished(root: epath.Path, source: str) -> dict[str, Any] | None:
     """The counts of a whole dataset made from these inputs, None where there is work to do."""
     counts = _read_json(root / COUNTS)
@@ -199,9 +193,9 @@ def _finish(root: epath.Path, counts: dict[str, Any], source: str) -> None:
     """Writes the counts and, last, the checksums in the format of `sha256sum`."""
     sizes = _sizes(root)
     record = counts | {"source": source, "files": sizes}
-    _write_text(root / COUNTS, json.dumps(record, indent=1) + "\n")
+    write_text(root / COUNTS, json.dumps(record, indent=1) + "\n")
     sums = "".join(f"{_sha256(root / name)}  {name}\n" for name in sizes)
-    _write_text(root / tfds_source.CHECKSUMS, sums)
+    write_text(root / tfds_source.CHECKSUMS, sums)
 
 
 @contextlib.contextmanager
@@ -249,7 +243,7 @@ def extract(cfg: BuildDatasetRun, files: list[str], work: epath.Path) -> dict[st
     }
     counts = beam_counts.counts(found, beam_counts.named(work))
     _check_drops(cfg, counts)
-    _write_text(work / COUNTS, json.dumps(counts))
+    write_text(work / COUNTS, json.dumps(counts))
     return counts
 
 

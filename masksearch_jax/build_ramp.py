@@ -25,13 +25,13 @@ from typing import Any
 
 from masksearch_jax.agents.llm_client import NO_MATTER, LLMConfig
 from masksearch_jax.agents.span_models import SpanModels
+from masksearch_jax.core import files
 from masksearch_jax.core.config import CorpusConfig, PplConfig, RampConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.types import Passage, QAExample
 from masksearch_jax.corpus import sources
 from masksearch_jax.corpus.passages import CorpusStats, write_passages
 from masksearch_jax.corpus.tally import Tally
-from masksearch_jax.data.cache import write_atomically
 from masksearch_jax.ramp import build, examples, leakage, survey
 from masksearch_jax.ramp.build import WorkConfig
 from masksearch_jax.ramp.questions import read_questions, write_split
@@ -99,7 +99,7 @@ def run(cfg: BuildRampRun, log: Callable[[str], None] | None = None) -> dict[str
     if cfg.work.examples:
         page.write(folder / "examples.html", build.examples(folder), cfg.work.examples)
     counts = made | {"source": source, "files": _sizes(folder)}
-    write_atomically(folder / COUNTS, json.dumps(counts, indent=1) + "\n")
+    files.write_json(folder / COUNTS, counts)
     shutil.rmtree(folder / "work")
     return json.loads(json.dumps(made))
 
@@ -169,7 +169,7 @@ def _corpus(
     made = _from_file(cfg, folder, log) if cfg.corpus.path else _from_atlas(cfg, folder)
     shutil.rmtree(folder / "ramp", ignore_errors=True)
     value = {"source": source, "made": made, "files": _sizes(folder, ("ramp",))}
-    write_atomically(done, json.dumps(value))
+    files.write_json(done, value)
     return made
 
 
@@ -205,8 +205,8 @@ def _mask(cfg: BuildRampRun, folder: Path) -> tuple[Tally, examples.RampStats, d
         )
         paid = models.figures()
     if evaluation and clean.leakage == "tag":
-        found = (json.dumps(row) + "\n" for row in build.leaks(folder, evaluation))
-        write_atomically(folder / "ramp" / "leaks.jsonl", "".join(found))
+        found = map(json.dumps, build.leaks(folder, evaluation))
+        files.write_lines(folder / "ramp" / "leaks.jsonl", found)
     return tally, stats, paid
 
 
@@ -232,9 +232,7 @@ def _from_file(cfg: BuildRampRun, folder: Path, log: Callable[[str], None]) -> d
         mapper, anchors = map, None
         if sources.has_articles(settings):
             mapper = stack.enter_context(survey.mapper(cfg.work.workers))
-            (folder / "work").mkdir(parents=True, exist_ok=True)
-            path = folder / "work" / "anchors.txt"
-            links = stack.enter_context(open(path, "w", encoding="utf-8"))
+            links = stack.enter_context(files.writing(folder / "work" / "anchors.txt"))
             anchors = lambda text: links.write(f"{text}\n")  # noqa: E731
         passages = sources.read_corpus(
             settings, log=log, stats=stats, mapper=mapper, anchors=anchors

@@ -30,8 +30,8 @@ from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.agents.selection import StudentConfig
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import ConfigError, UserError, nearest
+from masksearch_jax.core.files import write_json
 from masksearch_jax.core.types import Demonstration, Example, QAExample, RampExample, from_json
-from masksearch_jax.data import cache
 from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.progress import Progress
@@ -126,7 +126,7 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
     written = write_jsonl(output, _kept(cfg, parts, sources))
     write_jsonl(output.with_suffix(".rejected.jsonl"), _rejected(parts))
     summary = _summary(source, counts, output, written) | ({"paid": figures} if figures else {})
-    cache.write_atomically(summary_path, json.dumps(summary, indent=1))
+    write_json(summary_path, summary)
     shutil.rmtree(parts.parent)
     return summary
 
@@ -202,7 +202,7 @@ class Part:
         write_jsonl(self._path.with_suffix(".jsonl"), kept)
         rejected = Counter(r.reason for r in self._rejected)
         counts = {"kept": len(kept), "rejected": dict(rejected)}
-        cache.write_atomically(self._path, json.dumps(counts))
+        write_json(self._path, counts)
         return counts
 
     def _hear(self, outcome: teachers.Outcome) -> None:

@@ -16,14 +16,14 @@ import errno
 import itertools
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import msgpack
 import numpy as np
+
+from masksearch_jax.core import files
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -117,7 +117,7 @@ class Manifest:
         obj = dataclasses.asdict(self) | {"format": FORMAT}
         del obj["folder"]
         path = self.folder / MANIFEST
-        write_atomically(path, json.dumps(obj, indent=1))
+        files.write_json(path, obj)
         return path
 
     def rates(self, name: str) -> dict[str, float]:
@@ -187,21 +187,12 @@ def write_split(
     Records of more than `max_len` tokens are dropped and counted.
     """
     folder = split_folder(Path(cache), task, split)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for stale in folder.parent.glob(f".{folder.name}-*"):  # of a build that was killed
-        shutil.rmtree(stale)
-    temp = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     tally = _Tally(max_len)
-    try:
-        shards = _write_shards(temp, map(encode, filter(tally.keep, records)), records_per_shard)
-        np.save(temp / "lengths.npy", np.asarray(tally.lengths, np.int32))
+    with files.writing_folder(folder) as partial:
+        shards = _write_shards(partial, map(encode, filter(tally.keep, records)), records_per_shard)
+        np.save(partial / "lengths.npy", np.asarray(tally.lengths, np.int32))
         written = tally.split(kind, source, shards)
-        (temp / "split.json").write_text(json.dumps(dataclasses.asdict(written)), "utf-8")
-        temp.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(temp, folder)
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)
+        files.write_json(partial / "split.json", dataclasses.asdict(written), indent=None)
     return written
 
 
@@ -262,22 +253,6 @@ def _damage(folder: Path, split: Split) -> str:
 
 def split_folder(cache: Path, task: str, split: str) -> Path:
     return cache / f"{task}-{split}"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file beside its place and rename it there: whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temp = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temp, 0o644)
-        os.replace(temp, path)
-    except BaseException:
-        os.unlink(temp)
-        raise
 
 
 def encode(record: Record) -> bytes:

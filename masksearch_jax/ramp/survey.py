@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from masksearch_jax.core import files
 from masksearch_jax.core.config import RampConfig
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus import duplicates, prose
@@ -144,8 +145,9 @@ def survey_all(source: Path, work: Path, plan: Plan, workers: int) -> tuple[np.n
     if plan.clean.duplicates and len(usable):
         _drop_duplicates(usable, work, plan, tally)
     tally.seen, tally.kept = len(usable), int(usable.sum())
-    np.save(work / "kept.npy", usable)
-    write_json(work / "survey.json", tally.to_json())
+    with files.writing(work / "kept.npy", "wb") as file:
+        np.save(file, usable)
+    files.write_json(work / "survey.json", tally.to_json())
     return usable, tally
 
 
@@ -177,10 +179,3 @@ def _blocks(items: Iterable[Passage], size: int) -> Iterator[list[Passage]]:
     items = iter(items)
     while block := list(itertools.islice(items, size)):
         yield block
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replaces a small file at once."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value), encoding="utf-8")
-    temporary.replace(path)

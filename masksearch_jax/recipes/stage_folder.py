@@ -17,8 +17,8 @@ from typing import Any
 
 import psutil
 
+from masksearch_jax.core import files
 from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.core.files import write_json
 
 
 class Usage:
@@ -52,7 +52,7 @@ class Usage:
         }
 
     def save(self) -> None:
-        write_json(self._path, self.figures())
+        files.write_json(self._path, self.figures())
 
     def _watch(self) -> None:
         saved = time.monotonic()
@@ -97,7 +97,7 @@ class StageFolder:
                 f"{self.folder} holds a run with other settings ({'; '.join(differing)}): "
                 "choose another --config.workdir, or delete it"
             )
-        write_json(path, mine)
+        files.write_json(path, mine)
 
     def is_done(self, name: str) -> bool:
         return self._path(name).exists()
@@ -117,15 +117,14 @@ class StageFolder:
         print(f"{place}{name}", file=sys.stderr, flush=True)
         spent = path.with_suffix(".spent")  # seconds of sessions that were stopped in this stage
         before = float(spent.read_text()) if spent.exists() else 0.0
-        path.parent.mkdir(exist_ok=True)
         started = time.monotonic()
         try:
             result = work() or {}
         except BaseException:
-            spent.write_text(str(before + time.monotonic() - started))
+            files.write_text(spent, str(before + time.monotonic() - started))
             raise
         self.records[name] = {"seconds": before + time.monotonic() - started} | result
-        write_json(path, self.records[name])
+        files.write_json(path, self.records[name])
         spent.unlink(missing_ok=True)
         return self.records[name]
 

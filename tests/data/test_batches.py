@@ -176,7 +176,9 @@ except OSError as error:
 """
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
-    assert re.match(r"OSError \[Errno \d+\].*a-train-.*/data-00000", done.stdout), done.stderr
+    assert re.match(r"OSError \[Errno \d+\].*/\.a-train\.partial/data-00000", done.stdout), (
+        done.stderr
+    )
     assert list(tmp_path.iterdir()) == []
 
 
