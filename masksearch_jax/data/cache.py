@@ -23,10 +23,11 @@ from typing import Any, Literal
 import msgpack
 import numpy as np
 
-from masksearch_jax.core import files
+from masksearch_jax.core import files, stamp
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
+_STAMP = "split.json"
 Kind = Literal["sft", "prompt"]
 Record = dict[str, Any]
 
@@ -41,7 +42,7 @@ _NAMED_DROPS = 20  # dropped ids kept by name; all are counted
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """What one task's split holds. `source` is a hash of what it was made from.
+    """What one task's split holds. `made_from` is a hash of its inputs.
 
     `tokens` and `agent_tokens` are totals, `longest` the most tokens of one record. `dropped` is
     how many records had more than `max_len` tokens and were left out; `dropped_ids` names the first
@@ -49,7 +50,7 @@ class Split:
     """
 
     kind: Kind
-    source: str
+    made_from: str
     max_len: int
     records: int
     tokens: int
@@ -64,11 +65,11 @@ class Split:
 class Manifest:
     """Everything a trainer needs to know of a cache but the records themselves.
 
-    tasks: task → split → `Split`. mixtures: mixture → task → rate. source: a hash of all inputs.
+    tasks: task → split → `Split`. mixtures: mixture → task → rate. made_from: a hash of inputs.
     """
 
     folder: Path
-    source: str
+    made_from: str
     tokenizer: str
     vocab_size: int
     eos_id: int
@@ -179,7 +180,7 @@ def write_split(
     *,
     kind: Kind,
     max_len: int,
-    source: str,
+    made_from: str,
     records_per_shard: int = 65_536,
 ) -> Split:
     """Write one split and return its description; the folder appears whole or not at all.
@@ -191,8 +192,10 @@ def write_split(
     with files.writing_folder(folder) as partial:
         shards = _write_shards(partial, map(encode, filter(tally.keep, records)), records_per_shard)
         np.save(partial / "lengths.npy", np.asarray(tally.lengths, np.int32))
-        written = tally.split(kind, source, shards)
-        files.write_json(partial / "split.json", dataclasses.asdict(written), indent=None)
+        written = tally.split(kind, made_from, shards)
+        stamp.write(
+            partial / _STAMP, dataclasses.asdict(written), made_from, _files_beside_stamp(partial)
+        )
     return written
 
 
@@ -215,10 +218,10 @@ class _Tally:
         self.agent_tokens += int(np.sum(record.get("agent", 0)))
         return True
 
-    def split(self, kind: Kind, source: str, shards: tuple[tuple[str, int, int], ...]) -> Split:
+    def split(self, kind: Kind, made_from: str, shards: tuple[tuple[str, int, int], ...]) -> Split:
         return Split(
             kind=kind,
-            source=source,
+            made_from=made_from,
             max_len=self.max_len,
             records=len(self.lengths),
             tokens=sum(self.lengths),
@@ -230,14 +233,15 @@ class _Tally:
         )
 
 
-def finished_split(cache: str | Path, task: str, split: str) -> Split | None:
-    """The description of a split that was written to its end and is whole, or None."""
+def finished_split(cache: str | Path, task: str, split: str, made_from: str) -> Split | None:
+    """The description of a split of these inputs that was written to its end and is whole."""
     folder = split_folder(Path(cache), task, split)
-    path = folder / "split.json"
-    if not path.is_file():
-        return None
-    found = _split_from_json(json.loads(path.read_text("utf-8")))
-    return None if _damage(folder, found) else found
+    record = stamp.read(folder / _STAMP, made_from, _files_beside_stamp(folder))
+    return None if record is None else _split_from_json(record | {"made_from": made_from})
+
+
+def _files_beside_stamp(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*") if path.name != _STAMP)
 
 
 def _damage(folder: Path, split: Split) -> str:

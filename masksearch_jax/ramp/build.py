@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from masksearch_jax.core import files
+from masksearch_jax.core import files, stamp
 from masksearch_jax.core.types import Passage, RampExample, from_json
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.corpus.tally import Tally
@@ -65,8 +65,10 @@ def partition(source: Path, work: Path, kept: np.ndarray, plan: Plan, size: int)
     count = max(1, -(-int(kept.sum()) // size))
     paths = [work / f"part-{i:05d}.jsonl" for i in range(count)]
     done = work / "parts.json"
-    if done.is_file() and json.loads(done.read_text()) == count:
+    if stamp.read(done, str(count)) is not None:
         return paths
+    for stale in work.glob("part-*"):  # of another size, and what was made of it
+        stale.unlink()
     with contextlib.ExitStack() as stack:
         out = [stack.enter_context(files.writing(path)) for path in paths]
         for row, passage in enumerate(read_passages(source, max_bad_fraction=0.0)):
@@ -75,7 +77,7 @@ def partition(source: Path, work: Path, kept: np.ndarray, plan: Plan, size: int)
                 digest = hashlib.sha256(passage.title.encode()).digest()
                 part = int.from_bytes(digest[8:16]) % count
                 out[part].write(json.dumps(value, ensure_ascii=False) + "\n")
-    files.write_json(done, count)
+    stamp.write(done, {}, str(count))
     return paths
 
 
@@ -95,8 +97,8 @@ def mask_part(
 ) -> RampStats:
     """Writes PART.SPLIT of each split, then PART.json, its counts; a part that has them is done."""
     done = task.path.with_suffix(".json")
-    if done.is_file():
-        return RampStats.from_json(json.loads(done.read_text(encoding="utf-8")))
+    if (counts := stamp.read(done)) is not None:
+        return RampStats.from_json(counts)
     if extractor is None:
         if task.plan not in _EXTRACTORS:
             _EXTRACTORS[task.plan] = extractor_of(task.plan)
@@ -108,7 +110,7 @@ def mask_part(
     )
     for split in SPLITS:
         write_jsonl(task.path.with_suffix(f".{split}"), made[split])
-    files.write_json(done, dataclasses.asdict(stats))
+    stamp.write(done, dataclasses.asdict(stats))
     return stats
 
 

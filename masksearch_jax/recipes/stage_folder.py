@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from masksearch_jax.core import files
+from masksearch_jax.core import files, stamp
 from masksearch_jax.core.errors import ConfigError
 
 
@@ -100,7 +100,7 @@ class StageFolder:
         files.write_json(path, mine)
 
     def is_done(self, name: str) -> bool:
-        return self._path(name).exists()
+        return stamp.read(self._path(name)) is not None
 
     def _path(self, name: str) -> Path:
         return self.folder / "stages" / f"{name}.json"
@@ -109,8 +109,8 @@ class StageFolder:
         """The record of a stage: `work`'s result and its seconds, over all sessions; done once."""
         path = self._path(name)
         place = f"[{self._places[name]}/{len(self._places)}] " if name in self._places else ""
-        if path.exists():
-            self.records[name] = json.loads(path.read_text())
+        if (done := stamp.read(path)) is not None:
+            self.records[name] = done
             took = f"{self.records[name]['seconds']:.0f} s"
             print(f"{place}{name}: done before, {took}", file=sys.stderr)
             return self.records[name]
@@ -124,7 +124,7 @@ class StageFolder:
             files.write_text(spent, str(before + time.monotonic() - started))
             raise
         self.records[name] = {"seconds": before + time.monotonic() - started} | result
-        files.write_json(path, self.records[name])
+        stamp.write(path, self.records[name])
         spent.unlink(missing_ok=True)
         return self.records[name]
 
