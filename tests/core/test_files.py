@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -250,3 +251,10 @@ def test_kill_9_never_loses_the_old_folder(tmp_path, repository, at):
         (folder / "a").write_text("new")
     assert (path / "a").read_text() == "new"
     assert names(tmp_path) == ["f"]
+
+
+def test_nothing_else_renames_or_syncs_files(repository):
+    own = re.compile(r"\b(fsync|mkstemp|mkdtemp|os\.replace|os\.rename)\b")
+    package = repository / "masksearch_jax"
+    found = [p for p in package.rglob("*.py") if own.search(p.read_text(encoding="utf-8"))]
+    assert [p.relative_to(package).as_posix() for p in found] == ["core/files.py"]
