@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import json
 import shutil
@@ -28,10 +27,10 @@ from masksearch_jax.agents import agent_teacher, teachers
 from masksearch_jax.agents.llm_client import NO_MATTER, LLMConfig
 from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.agents.selection import StudentConfig
+from masksearch_jax.core import stamp
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import ConfigError, UserError, nearest
 from masksearch_jax.core.types import Demonstration, Example, QAExample, RampExample, from_json
-from masksearch_jax.data import cache
 from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.progress import Progress
@@ -114,42 +113,34 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} holds no {wanted}")
     output = folder / "demonstrations" / "train.jsonl"
     summary_path = output.with_suffix(".counts.json")
-    source = _source_hash(cfg, sources.values())
-    finished = _read_json(summary_path)
-    if output.is_file() and finished.get("source") == source:
+    made_from = _made_from(cfg, sources.values())
+    written_files = output.name, output.with_suffix(".rejected.jsonl").name
+    if (finished := stamp.read(summary_path, made_from, written_files)) is not None:
         return finished
-    parts = output.with_suffix(".parts") / source
+    parts = output.with_suffix(".parts") / made_from
     _drop_others(parts)
     with contextlib.closing(make_teacher(cfg)) as teacher:
         counts = [_solve(cfg, kind, path, teacher, parts) for kind, path in sources.items()]
         figures = teacher.figures()
     written = write_jsonl(output, _kept(cfg, parts, sources))
     write_jsonl(output.with_suffix(".rejected.jsonl"), _rejected(parts))
-    summary = _summary(source, counts, output, written) | ({"paid": figures} if figures else {})
-    cache.write_atomically(summary_path, json.dumps(summary, indent=1))
+    summary = _summary(counts, output, written) | ({"paid": figures} if figures else {})
+    stamp.write(summary_path, summary, made_from, written_files)
     shutil.rmtree(parts.parent)
     return summary
 
 
-def _source_hash(cfg: BuildTrajectoriesRun, paths: Sequence[Path]) -> str:
+def _made_from(cfg: BuildTrajectoriesRun, paths: Sequence[Path]) -> str:
     """A hash of all that decides the result: examples, index, weights, settings."""
     settings = dataclasses.asdict(cfg)
     del settings["folder"], settings["max_rejected"]
     for section, keys in _NO_MATTER.items():
         for key in keys if settings[section] else ():
             del settings[section][key]
-    digest = hashlib.sha256(json.dumps([FORMAT, settings], sort_keys=True).encode())
-    indexed = Path(cfg.search.index) / "passages.jsonl" if cfg.search.index else None
-    for path in (*paths, *([indexed] if indexed and indexed.is_file() else [])):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    if cfg.student:
-        digest.update(storage.fingerprint(cfg.student.init))
-    return digest.hexdigest()[:16]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    indexed = Path(cfg.search.index) / "passages.jsonl" if cfg.search.index else ""
+    contents = [stamp.content(path) for path in (*paths, indexed)]
+    weights = storage.fingerprint(cfg.student.init).hex() if cfg.student else ""
+    return stamp.hash_of([FORMAT, settings, contents, weights])
 
 
 def _drop_others(parts: Path) -> None:
@@ -174,7 +165,7 @@ def _solve(
             chunk = examples[start : start + PART]
             counts_path = parts / f"{kind}-{start:09d}.json"
             part = Part(counts_path, cfg.max_rejected * progress.total - total.total(), progress)
-            counts = _read_json(counts_path) or part.solve(chunk, teacher)
+            counts = stamp.read(counts_path) or part.solve(chunk, teacher)
             total += Counter(counts["rejected"])
             kept, tried = kept + counts["kept"], tried + len(chunk) * teacher.attempts
             progress.update(tried, kept=kept, rejected=total.total())
@@ -202,7 +193,7 @@ class Part:
         write_jsonl(self._path.with_suffix(".jsonl"), kept)
         rejected = Counter(r.reason for r in self._rejected)
         counts = {"kept": len(kept), "rejected": dict(rejected)}
-        cache.write_atomically(self._path, json.dumps(counts))
+        stamp.write(self._path, counts)
         return counts
 
     def _hear(self, outcome: teachers.Outcome) -> None:
@@ -243,12 +234,9 @@ def _kept(cfg: BuildTrajectoriesRun, parts: Path, kinds: Sequence[str]) -> Itera
         yield from itertools.islice(found, cfg.demonstrations or None)
 
 
-def _summary(
-    source: str, counts: list[dict[str, Any]], output: Path, written: int
-) -> dict[str, Any]:
+def _summary(counts: list[dict[str, Any]], output: Path, written: int) -> dict[str, Any]:
     demonstrations = read_jsonl(output, Demonstration)
     return {
-        "source": source,
         "examples": sum(c["examples"] for c in counts),
         "tried": sum(c["tried"] for c in counts),
         "demonstrations": written,

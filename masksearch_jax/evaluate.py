@@ -19,7 +19,7 @@ import numpy as np
 from masksearch_jax.core import retrieval
 from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import ConfigError, nearest
-from masksearch_jax.core.files import write_json
+from masksearch_jax.core.files import write_json, writing
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Example, QAExample, RampExample, Trajectory, to_json
@@ -110,11 +110,10 @@ def run(cfg: EvalRun, model: Any = None) -> dict[str, Any]:
         for suite, examples in by_suite.items()
         for condition in by_condition
     )
-    partial = workdir / "trajectories.jsonl.tmp"
     with (
         jax.set_mesh(mesh),
         Progress("evaluate", total) as progress,
-        partial.open("w") as file,
+        writing(workdir / "trajectories.jsonl") as file,
         Preemption() as preemption,
     ):
         for condition, tool in by_condition.items():
@@ -137,7 +136,6 @@ def run(cfg: EvalRun, model: Any = None) -> dict[str, Any]:
                         row |= to_json(t) | {"example": to_json(e)}
                         row["tokens"] = [vocab.decode([i]) for i in t.ids.tolist()]
                         file.write(json.dumps(row) + "\n")
-    partial.replace(workdir / "trajectories.jsonl")
     write_json(workdir / "eval.json", results)
     return results
 

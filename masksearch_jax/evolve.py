@@ -23,7 +23,7 @@ from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.selection import EvolveConfig, StudentConfig
 from masksearch_jax.core import config as c
 from masksearch_jax.core.errors import UserError
-from masksearch_jax.core.files import write_json
+from masksearch_jax.core.files import write_json, write_lines
 from masksearch_jax.core.types import Demonstration, RampExample
 from masksearch_jax.evals import diversity, iterations
 from masksearch_jax.parallel.sharding import split_cpu
@@ -324,8 +324,8 @@ def make_report(run: Run) -> dict[str, Any]:
     steps.join_curves(students, run.folder / "sft")
     with (run.iteration(last) / "eval" / "trajectories.jsonl").open(encoding="utf-8") as file:
         rows = [json.loads(next(file)) for _ in range(run.cfg.report_trajectories)]
-    text = "".join(json.dumps(r | {"checkpoint": f"student {last}"}) + "\n" for r in rows)
-    (run.folder / "trajectories.jsonl").write_text(text, encoding="utf-8")
+    shown = (json.dumps(row | {"checkpoint": f"student {last}"}) for row in rows)
+    write_lines(run.folder / "trajectories.jsonl", shown)
     return {"report": str(report.write(run.folder))}
 
 

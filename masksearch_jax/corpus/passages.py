@@ -7,13 +7,13 @@ dropped, counted and named; too many of them stop the reading.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
 import json
 import logging
 import os
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from masksearch_jax.core import files
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus.tally import Tally
 
@@ -155,26 +156,15 @@ def from_rows(
 
 def write_passages(path: str | os.PathLike[str], passages: Iterable[Passage]) -> int:
     """Writes passages as JSON lines, gzipped for a name in .gz, all or nothing; their number."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with open(fd, "wb") as file:
-            lines = gzip.GzipFile("", "wb", 6, file, mtime=0) if path.suffix == ".gz" else file
-            for passage in passages:
-                record = dataclasses.asdict(passage)
-                lines.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-                count += 1
-            if lines is not file:
-                lines.close()
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with contextlib.ExitStack() as stack:
+        lines = stack.enter_context(files.writing(path, "wb"))
+        if os.fspath(path).endswith(".gz"):
+            lines = stack.enter_context(gzip.GzipFile("", "wb", 6, lines, mtime=0))
+        for passage in passages:
+            record = dataclasses.asdict(passage)
+            lines.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            count += 1
     return count
 
 

@@ -12,19 +12,21 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from masksearch_jax.core import files, stamp
 from masksearch_jax.core.types import Passage, RampExample, from_json
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import leakage, masking, spans
 from masksearch_jax.ramp.examples import RampStats, build_examples, check, write_jsonl
 from masksearch_jax.ramp.gazetteer import Gazetteer, Learner
-from masksearch_jax.ramp.survey import Plan, mapper, mended, survey_all, write_json
+from masksearch_jax.ramp.survey import Plan, mapper, mended, survey_all
 
 SPLITS = ("train", "rl", "heldout")
 
@@ -63,17 +65,19 @@ def partition(source: Path, work: Path, kept: np.ndarray, plan: Plan, size: int)
     count = max(1, -(-int(kept.sum()) // size))
     paths = [work / f"part-{i:05d}.jsonl" for i in range(count)]
     done = work / "parts.json"
-    if done.is_file() and json.loads(done.read_text()) == count:
+    if stamp.read(done, str(count)) is not None:
         return paths
+    for stale in work.glob("part-*"):  # of another size, and what was made of it
+        stale.unlink()
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(open(p, "w", encoding="utf-8")) for p in paths]
+        out = [stack.enter_context(files.writing(path)) for path in paths]
         for row, passage in enumerate(read_passages(source, max_bad_fraction=0.0)):
             if kept[row]:
                 value = dataclasses.asdict(mended(passage, plan))
                 digest = hashlib.sha256(passage.title.encode()).digest()
                 part = int.from_bytes(digest[8:16]) % count
-                files[part].write(json.dumps(value, ensure_ascii=False) + "\n")
-    write_json(done, count)
+                out[part].write(json.dumps(value, ensure_ascii=False) + "\n")
+    stamp.write(done, {}, str(count))
     return paths
 
 
@@ -93,8 +97,8 @@ def mask_part(
 ) -> RampStats:
     """Writes PART.SPLIT of each split, then PART.json, its counts; a part that has them is done."""
     done = task.path.with_suffix(".json")
-    if done.is_file():
-        return RampStats.from_json(json.loads(done.read_text(encoding="utf-8")))
+    if (counts := stamp.read(done)) is not None:
+        return RampStats.from_json(counts)
     if extractor is None:
         if task.plan not in _EXTRACTORS:
             _EXTRACTORS[task.plan] = extractor_of(task.plan)
@@ -106,7 +110,7 @@ def mask_part(
     )
     for split in SPLITS:
         write_jsonl(task.path.with_suffix(f".{split}"), made[split])
-    write_json(done, dataclasses.asdict(stats))
+    stamp.write(done, dataclasses.asdict(stats))
     return stats
 
 
@@ -202,11 +206,7 @@ def leaks(folder: Path, evaluation: leakage.Evaluation) -> Iterator[dict[str, st
 
 def _join(parts: list[Path], path: Path) -> None:
     """One file of many, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as out:
+    with files.writing(path, "wb") as out:
         for part in parts:
             with open(part, "rb") as file:
-                while chunk := file.read(1 << 20):
-                    out.write(chunk)
-    temporary.replace(path)
+                shutil.copyfileobj(file, out, 1 << 20)

@@ -10,12 +10,11 @@ import hashlib
 import json
 import os
 import random
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from masksearch_jax.core import files
 from masksearch_jax.core.config import RampConfig
 from masksearch_jax.core.types import Passage, RampExample, Span, from_json, to_json
 from masksearch_jax.corpus import prose
@@ -293,23 +292,7 @@ def _example(paragraph: Passage, i: int, masked: str, chosen: tuple[Span, ...]) 
 
 def write_jsonl(path: str | os.PathLike[str], records: Iterable[Any]) -> int:
     """Writes records of `types` as JSON lines, whole or not at all; returns their number."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    count = 0
-    try:
-        with open(fd, "w", encoding="utf-8") as file:
-            for record in records:
-                file.write(json.dumps(to_json(record), ensure_ascii=False) + "\n")
-                count += 1
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return count
+    return files.write_lines(path, (json.dumps(to_json(r), ensure_ascii=False) for r in records))
 
 
 def read_jsonl(path: str | os.PathLike[str], cls: type) -> list[Any]:

@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from masksearch_jax import build_index, build_ramp
 from masksearch_jax.core.config import CorpusConfig, RampConfig
+from masksearch_jax.core.files import BeingWrittenError
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus.passages import read_passages, write_passages
@@ -99,7 +100,7 @@ def test_a_killed_build_is_never_taken_for_an_index(tmp_path, repository, had_in
         assert process.stdout.readline() == b"1000\n"
         build(FRUIT[:1], tmp_path / "other")
         process.send_signal(signal.SIGKILL)
-    assert len(list(tmp_path.glob(".i.building-*"))) == 1
+    assert (tmp_path / ".i.partial").is_dir()
     if had_index:
         assert len(BM25.open(folder)) == 6
     else:
@@ -110,13 +111,13 @@ def test_a_killed_build_is_never_taken_for_an_index(tmp_path, repository, had_in
     assert sorted(f.name for f in tmp_path.iterdir()) == ["i", "other"]
 
 
-def test_a_build_leaves_the_folder_of_a_living_one_alone(tmp_path):
+def test_a_build_beside_a_living_one_of_the_same_folder_is_refused(tmp_path):
     folder = tmp_path / "i"
 
     def slow():
         yield FRUIT[0]
-        build(FRUIT[1:3], folder)  # begins and ends while the outer one goes on
-        assert len(BM25.open(folder)) == 2
+        with pytest.raises(BeingWrittenError, match=r"\.i\.partial is being written by another"):
+            build(FRUIT[1:3], folder)
         yield FRUIT[3]
 
     assert build(slow(), folder) == 2

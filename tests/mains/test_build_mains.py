@@ -9,8 +9,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pytest
 from flax import nnx
+from pyarrow import parquet
 from safetensors.numpy import load_file, save_file
 
 from configs import common
@@ -112,6 +114,19 @@ def test_other_inputs_leave_nothing_of_the_earlier_ones(towns, repository):
     assert not list((towns / "out" / "questions").glob("*"))
     found = read_jsonl(towns / "out" / "ramp" / "train.jsonl", RampExample)
     assert {e.title for e in found} <= set(TOWNS[:6])
+
+
+def test_another_folder_of_data_is_another_corpus(tmp_path, repository):
+    def built(texts):
+        folder = tmp_path / "corpus"
+        folder.mkdir(exist_ok=True)
+        rows = [{"id": p.id, "title": p.title, "text": p.text + texts} for p in passages()]
+        parquet.write_table(pa.Table.from_pylist(rows), folder / "data.parquet")
+        run(repository, "build_ramp", "build_ramp.py", corpus__path=folder, folder=tmp_path / "out")
+        return [p.text for p in read_passages(tmp_path / "out" / "passages.jsonl")]
+
+    assert built("") == [p.text for p in passages()]
+    assert built(" More.") == [f"{p.text} More." for p in passages()]
 
 
 def test_a_build_that_fails_is_not_taken_for_whole(towns, repository, capsys):

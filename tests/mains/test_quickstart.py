@@ -170,11 +170,11 @@ MOMENTS = {
     "demonstrations": exists("data/demonstrations/*"),
     "tokenizer": header("tokenizer"),
     "cache": exists("cache/*"),
-    "evaluate_init": exists("eval/init/*.tmp"),
+    "evaluate_init": exists("eval/init/.*.partial"),
     "sft": lines("sft", 3),
-    "evaluate_sft": exists("eval/sft/*.tmp"),
+    "evaluate_sft": exists("eval/sft/.*.partial"),
     "dapo": lines("dapo", 1),
-    "evaluate_dapo": exists("eval/dapo/*.tmp"),
+    "evaluate_dapo": exists("eval/dapo/.*.partial"),
     "export": header("export"),
 }
 KILLS = {"sft": lines("sft", 4), "dapo": header("dapo")}

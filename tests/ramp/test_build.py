@@ -128,6 +128,18 @@ def test_a_stopped_build_goes_on_and_ends_the_same(source, built, tmp_path):
     assert examples(tmp_path) == examples(folder)
 
 
+def test_a_build_that_goes_on_with_other_parts_masks_nothing_twice(source, tmp_path):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(source, tmp_path / "stopped", part=20, progress=stop)
+    assert build(source, tmp_path / "stopped", part=30) == build(
+        source, tmp_path / "at_once", part=30
+    )
+    assert examples(tmp_path / "stopped") == examples(tmp_path / "at_once")
+
+
 @pytest.mark.slow
 def test_several_processes_make_the_same(source, built, tmp_path):
     folder, tally, stats = built

@@ -15,7 +15,7 @@ from orbax.checkpoint._src.path import gcs_utils
 
 from masksearch_jax import export_hf
 from masksearch_jax.core.config import CheckpointConfig, MeshConfig
-from masksearch_jax.core.files import write_json
+from masksearch_jax.core.files import is_bucket, write_json, writing
 from masksearch_jax.models import hf
 from masksearch_jax.models.load import InitError, initial
 from masksearch_jax.parallel import sharding
@@ -57,8 +57,8 @@ def bucket(monkeypatch) -> str:
 def test_a_path_in_a_bucket_stays_one(tmp_path) -> None:
     for text in ("gs://a-bucket/runs/x", epath.Path("gs://a-bucket/runs/x")):
         assert str(storage.path(text) / "checkpoints") == "gs://a-bucket/runs/x/checkpoints"
-    assert storage.is_bucket(storage.path("gs://a-bucket"))
-    assert not storage.is_bucket(storage.path(tmp_path))
+    assert is_bucket(storage.path("gs://a-bucket"))
+    assert not is_bucket(storage.path(tmp_path))
 
 
 def test_curves_in_a_bucket_are_those_on_disk(bucket: str, tmp_path) -> None:
@@ -79,6 +79,25 @@ def test_a_file_in_a_bucket_is_replaced_at_once(bucket: str) -> None:
         write_json(path, {"f1": value})
         assert json.loads(path.read_text()) == {"f1": value}
     assert sorted(Bucket.store) == ["/a-bucket/run/eval.json"]
+
+
+def test_a_stream_into_a_bucket_is_whole_or_not_there(bucket: str) -> None:
+    path = storage.path(bucket) / "run" / "trajectories.jsonl"
+
+    def write(text: str, error: type[BaseException] | None = None) -> None:
+        with writing(path) as file:
+            file.write(text)
+            if error:
+                raise error
+
+    with pytest.raises(KeyboardInterrupt):
+        write("cut off", KeyboardInterrupt)
+    assert sorted(Bucket.store) == []
+    write("old")
+    with pytest.raises(ValueError):
+        write("cut off", ValueError)
+    assert path.read_text() == "old"
+    assert sorted(Bucket.store) == ["/a-bucket/run/trajectories.jsonl"]
 
 
 def test_weights_in_hf_form_are_not_read_from_a_bucket(bucket: str, tmp_path) -> None:
