@@ -232,4 +232,4 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: _print_summary(run(cfg)), BuildCacheRun)
+    cli.run(lambda cfg: _print_summary(run(cfg)), BuildCacheRun, resumes=True)

@@ -154,4 +154,4 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: print(table(run(cfg))), EvalRun)
+    cli.run(lambda cfg: print(table(run(cfg))), EvalRun, resumes=True)

@@ -351,4 +351,4 @@ def run(cfg: EvolveRun) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(run, EvolveRun)
+    cli.run(run, EvolveRun, resumes=True)

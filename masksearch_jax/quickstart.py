@@ -312,4 +312,4 @@ def run(cfg: QuickstartRun) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(run, QuickstartRun)
+    cli.run(run, QuickstartRun, resumes=True)

@@ -189,7 +189,7 @@ def test_stopping_anywhere_changes_no_figure(repository, whole, tmp_path):
         reached = both(header(name), moment)
         status = stop(start(repository, workdir), workdir, reached, signal.SIGINT)
         assert status == 130, (name, said(workdir))
-        end = "interrupted; the same command goes on from here"
+        end = "interrupted; the same command goes on from what is saved"
         assert end in said(workdir).splitlines()[-3:], (name, said(workdir))  # a library may add
         assert "Traceback" not in said(workdir), name
         if name in KILLS:
