@@ -80,6 +80,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.llm = common.llm()  # of the extractor llm
     c.llm.temperature = 0.0
     c.llm.cache = "runs/llm.sqlite"
+    c.max_failed = 0.01  # share of passages that it may give no reply for
 
     if arg.runlocal:
         c.corpus.limit = 300

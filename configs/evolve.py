@@ -99,6 +99,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.evolve.hard_share = 0.25  # of the items, at most: unsolved so far
     c.evolve.max_tries = 3  # iterations before a hard item is given up
     c.evolve.per_example = 2  # accepted trajectories of an example that are kept
+    c.evolve.max_failed = 0.01  # share of attempts lost to an endpoint or a search that failed
     c.evolve.judge = "rules"  # rules | llm
     c.evolve.restart = False  # True: each student from the first weights
     c.evolve.diversity_texts = 300  # trajectories that diversity is measured on

@@ -6,7 +6,8 @@
 Writes FOLDER/passages.jsonl, FOLDER/ramp/{train,rl,heldout}.jsonl (rl: what ramp.rl_fraction
 keeps for reinforcement learning), FOLDER/questions/{train,heldout}.jsonl and, for the atlas,
 whose paragraphs are not its passages, FOLDER/paragraphs.jsonl. FOLDER/counts.json comes last: with
-it the build is whole, and the same command changes nothing.
+it the build is whole, and the same command changes nothing, but asks again about passages for
+which the extractor llm gave no reply.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from masksearch_jax.corpus.passages import CorpusStats, write_passages
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import build, examples, leakage, survey
 from masksearch_jax.ramp.build import WorkConfig
+from masksearch_jax.ramp.llm_spans import FAILED
 from masksearch_jax.ramp.questions import read_questions, write_split
 from masksearch_jax.ramp.survey import CleanConfig
 from masksearch_jax.runtime import cli, storage
@@ -64,6 +66,7 @@ class BuildRampRun:
     work: WorkConfig = _ALONE
     ppl: PplConfig | None = None  # of the strategy ppl
     llm: LLMConfig | None = None  # of the extractor llm
+    max_failed: float = 0.01  # share of passages that it may give no reply for
 
 
 def run(cfg: BuildRampRun, log: Callable[[str], None] | None = None) -> dict[str, Any]:
@@ -77,9 +80,10 @@ def run(cfg: BuildRampRun, log: Callable[[str], None] | None = None) -> dict[str
         raise ConfigError("config.folder is empty; it must name the folder to write")
     folder = Path(cfg.folder)
     made_from = _made_from(cfg)
-    if (done := stamp.read(folder / COUNTS, made_from, FILES)) is not None:
+    done = stamp.read(folder / COUNTS, made_from, FILES)
+    if done is not None and FAILED not in done["ramp"]["dropped"]:
         return done
-    (folder / COUNTS).unlink(missing_ok=True)  # of other inputs
+    (folder / COUNTS).unlink(missing_ok=True)  # of other inputs, or with passages to ask about
     examples.check(cfg.ramp)
     made = _corpus(cfg, folder, made_from, log)
     tally, stats, paid = _mask(cfg, folder)
@@ -103,7 +107,8 @@ def run(cfg: BuildRampRun, log: Callable[[str], None] | None = None) -> dict[str
     if cfg.work.examples:
         page.write(folder / "examples.html", build.examples(folder), cfg.work.examples)
     stamp.write(folder / COUNTS, made, made_from, FILES)
-    shutil.rmtree(folder / "work")
+    if FAILED not in stats.dropped:
+        shutil.rmtree(folder / "work")
     return json.loads(json.dumps(made))
 
 
@@ -114,7 +119,7 @@ def _to_stderr(message: str) -> None:
 def _made_from(cfg: BuildRampRun) -> str:
     """A hash of all that decides the result: settings, and the corpus or what the atlas is of."""
     settings = dataclasses.asdict(cfg)
-    for key in ("folder", "work"):  # decide nothing
+    for key in ("folder", "work", "max_failed"):  # decide nothing
         del settings[key]
     del settings["corpus"]["path"], settings["corpus"]["questions"]
     for name, used in (("llm", cfg.ramp.extractor == "llm"), ("ppl", cfg.ramp.strategy == "ppl")):
@@ -184,6 +189,7 @@ def _mask(cfg: BuildRampRun, folder: Path) -> tuple[Tally, examples.RampStats, d
             namer=models.namer,
             scorer=models.scorer,
             progress=show,
+            max_failed=cfg.max_failed,
         )
         paid = models.figures()
     if evaluation and clean.leakage == "tag":
@@ -288,6 +294,8 @@ def lines(counts: dict[str, Any]) -> list[str]:
     for split, by_masks in counts["ramp"]["by_masks"].items():
         each = ", ".join(f"{k}: {n:,}" for k, n in sorted(by_masks.items()))
         out.append(f"ramp {split}: {sum(by_masks.values()):,} examples, by masks {each or 'none'}")
+    if failed := counts["ramp"]["dropped"].get(FAILED):
+        out.append(f"no reply for {failed:,} passages: the same command asks about these again")
     out.append(f"ramp spans refused: {named(counts['ramp']['refused_spans'])}")
     if paid := counts.get("paid"):
         out.append(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in paid.items()))

@@ -133,6 +133,8 @@ def sample(run: Run, n: int) -> dict[str, Any]:
         )
     write_jsonl(folder / POOL, pool.examples)
     made = build_trajectories.run(teaching(run, n))
+    if failed := build_trajectories.failures(made["rejected"]):
+        steps.log(f"{sum(failed.values())} of {made['tried']} attempts failed: {failed}")
     accepted = run.read(n, ACCEPTED, Demonstration)
     kept, dropped = logic.select(accepted, cfg.per_example, run.cfg.seed)
     merged, known = logic.merge(run.read(n - 1, ALL, Demonstration) if n else [], kept)
@@ -191,6 +193,7 @@ def teaching(run: Run, n: int) -> build_trajectories.BuildTrajectoriesRun:
         search=run.search,
         max_searches=cfg.rollout.max_turns,
         demonstrations=0,
+        max_failed=cfg.evolve.max_failed,
         seed=cfg.seed + n,
         teacher="local" if n else cfg.evolve.teacher,
         language=cfg.evolve.language,

@@ -80,6 +80,12 @@ class QAExample:
 Example = RampExample | QAExample
 
 
+def has_answer(example: Example) -> bool:
+    """Whether there is anything to score an answer against."""
+    known = [s.text for s in example.spans] if isinstance(example, RampExample) else example.answers
+    return any(text.strip() for text in known)
+
+
 @dataclasses.dataclass(frozen=True)
 class Segment:
     """A stretch of a trajectory's text and who wrote it."""

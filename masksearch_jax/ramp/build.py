@@ -20,15 +20,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from masksearch_jax.core import files, stamp
+from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.types import Passage, RampExample, from_json
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import leakage, masking, spans
 from masksearch_jax.ramp.examples import RampStats, build_examples, check, write_jsonl
 from masksearch_jax.ramp.gazetteer import Gazetteer, Learner
+from masksearch_jax.ramp.llm_spans import FAILED
 from masksearch_jax.ramp.survey import Plan, mapper, mended, survey_all
 
 SPLITS = ("train", "rl", "heldout")
+
+
+class FailedError(UserError):
+    """A model that names spans was not to be had for more passages than allowed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +101,10 @@ def _mask_part(task: _Part) -> RampStats:
 def mask_part(
     task: _Part, extractor: spans.Extractor | None, scorer: masking.Scorer | None
 ) -> RampStats:
-    """Writes PART.SPLIT of each split, then PART.json, its counts; a part that has them is done."""
+    """Writes PART.SPLIT of each split, then PART.json, its counts; a part that has them is done.
+
+    One in which a model did not answer is not: its passages are asked about again.
+    """
     done = task.path.with_suffix(".json")
     if (counts := stamp.read(done)) is not None:
         return RampStats.from_json(counts)
@@ -110,7 +119,8 @@ def mask_part(
     )
     for split in SPLITS:
         write_jsonl(task.path.with_suffix(f".{split}"), made[split])
-    stamp.write(done, dataclasses.asdict(stats))
+    if FAILED not in stats.dropped:
+        stamp.write(done, dataclasses.asdict(stats))
     return stats
 
 
@@ -141,13 +151,15 @@ def build(
     namer: Any = None,
     scorer: masking.Scorer | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    max_failed: float = 0.0,
 ) -> tuple[Tally, RampStats]:
     """Writes FOLDER/ramp/SPLIT.jsonl from the passages of `source`; what each stage left out.
 
     The work so far is in FOLDER/work: the same call goes on from there, and removes it in the end
     (the caller sees to it that it belongs to the same inputs). namer, scorer: see `extractor_of`
     and `ramp.build_examples`; with either all parts are masked in this process. Raises ShareError
-    when more than `plan.clean.max_drop` of the passages are left out, ValueError as they do.
+    when more than `plan.clean.max_drop` of the passages are left out, FailedError when `namer` did
+    not answer for more than `max_failed` of those to mask, ValueError as they do.
     """
     check(plan.ramp)
     work = folder / "work"
@@ -169,9 +181,22 @@ def build(
         for number, part in enumerate(each(run, tasks), 1):
             stats += part
             progress(number, len(tasks))
+    _check_answered(stats, extractor, max_failed)
     for split in SPLITS:
         _join([t.path.with_suffix(f".{split}") for t in tasks], folder / "ramp" / f"{split}.jsonl")
     return tally, stats
+
+
+def _check_answered(stats: RampStats, extractor: Any, max_failed: float) -> None:
+    """Raises FailedError where the model that names spans failed for more than its share."""
+    failed = stats.dropped.get(FAILED, 0)
+    if failed and (not stats.used or failed > max_failed * stats.paragraphs):
+        raise FailedError(
+            f"the model that names spans gave no reply for {failed:,} of {stats.paragraphs:,} "
+            f"passages, more than config.max_failed={max_failed:g} allows; the first: "
+            f"{extractor.first_error}; once this is mended, the same command asks about these "
+            "again and no others"
+        )
 
 
 def learn_gazetteer(source: Path, anchors: Iterable[str], plan: Plan, path: Path) -> int:

@@ -20,6 +20,7 @@ from masksearch_jax.core.types import Passage, RampExample, Span, from_json, to_
 from masksearch_jax.corpus import prose
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import masking, spans
+from masksearch_jax.ramp.llm_spans import FAILED
 
 _BLOCK = 512  # paragraphs given to the extractor at once
 
@@ -198,7 +199,7 @@ def _usable(
             if disjoint := masking.disjoint(found):
                 usable.append(_Usable(paragraph, disjoint))
             else:
-                tally.drop("no_spans", paragraph.id)
+                tally.drop(FAILED if FAILED in why else "no_spans", paragraph.id)
     if order:
         tally.drop("beyond_max_examples", given[order[0]].id, len(order))
     return usable, refused

@@ -103,13 +103,18 @@ class Rules:
         self.vocab, self.cfg, self.search_cfg = vocab, cfg, search_cfg
         self.token_bytes = [vocab.token_bytes(i) for i in range(vocab.size)]
 
+    def lacks_room(self, request: Request) -> str:
+        """Why a prompt cannot be sampled, "" where it can: it must leave room to answer."""
+        length = len(request.prompt_ids)
+        fits = 0 < length < self.cfg.max_len
+        return "" if fits else f"{length} tokens; rollout.max_len is {self.cfg.max_len}"
+
     def check(self, request: Request) -> None:
         """Raises RolloutError for a prompt that leaves no room to answer."""
-        length = len(request.prompt_ids)
-        if not 0 < length < self.cfg.max_len:
+        if why := self.lacks_room(request):
             raise RolloutError(
-                f"prompt of {request.example_id!r} has {length} tokens; rollout.max_len is "
-                f"{self.cfg.max_len} and must leave room to answer: raise it or drop this prompt"
+                f"prompt of {request.example_id!r} has {why} and must leave room to answer: raise "
+                "it or drop this prompt"
             )
 
     def open(self, request: Request) -> Episode:

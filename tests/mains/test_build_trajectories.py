@@ -122,7 +122,7 @@ def folder(towns, tmp_path):
 def test_every_item_has_an_outcome_whatever_fails(folder):
     with Endpoint(Faulty()) as endpoint:
         llm = llm_config(endpoint, folder, timeout=2.0)
-        summary = run(folder, llm)
+        summary = run(folder, llm, max_failed=0.05)
         assert outcomes(folder) == expected(40)
         assert summary["rejected"] == {"llm_failed": 1, "unreadable_planner": 2}
         assert summary["by_task"] == {"ramp_k1": 37}
@@ -130,7 +130,9 @@ def test_every_item_has_an_outcome_whatever_fails(folder):
         assert paid["calls"] >= 4 * 37
         assert paid["retries"] > 15
         assert paid["repairs"] == 2 + 2
-        assert run(folder, llm) == summary
+        asked = len(endpoint.requests)
+        assert run(folder, llm, max_failed=0.05)["rejected"] == summary["rejected"]
+        assert {number_of(body) for body in endpoint.requests[asked:]} == {2}  # the one that failed
     lost = read_jsonl(folder / "demonstrations" / "train.rejected.jsonl", Rejection)
     assert {r.detail for r in lost if r.reason != "llm_failed"} == {"there is no JSON object"}
 
@@ -138,11 +140,11 @@ def test_every_item_has_an_outcome_whatever_fails(folder):
 def test_a_finished_job_is_replayed_with_no_network(folder, tmp_path):
     with Endpoint(Faulty()) as endpoint:
         llm = llm_config(endpoint, folder, timeout=2.0)
-        run(folder, llm)
+        run(folder, llm, max_failed=0.05)
     names = ("train.jsonl", "train.rejected.jsonl")
     whole = [(folder / "demonstrations" / name).read_bytes() for name in names]
     (folder / "demonstrations" / "train.jsonl").unlink()
-    run(folder, dataclasses.replace(llm, replay=True))
+    run(folder, dataclasses.replace(llm, replay=True), max_failed=0.05)
     assert [(folder / "demonstrations" / name).read_bytes() for name in names] == whole
     (folder / "demonstrations" / "train.jsonl").unlink()
     with pytest.raises(JobError, match="is not recorded"):
@@ -165,12 +167,15 @@ def test_a_job_of_prose_stops_before_it_has_paid_for_all(folder):
 
 
 def test_the_share_is_of_what_was_tried(folder):
-    """Exactly the share is allowed: 3 of 40 are rejected."""
+    """Exactly the share is allowed: of 40, 2 are rejected and 1 fails."""
     with Endpoint(Faulty()) as endpoint:
         llm = llm_config(endpoint, folder, timeout=2.0)
-        with pytest.raises(build_trajectories.RejectedError, match="3 of"):
-            run(folder, llm, max_rejected=2.9 / 40)
-        assert run(folder, llm, max_rejected=3 / 40)["demonstrations"] == 37
+        with pytest.raises(build_trajectories.RejectedError, match="2 of"):
+            run(folder, llm, max_rejected=1.9 / 40)
+        with pytest.raises(build_trajectories.FailedError, match="1 of 40"):
+            run(folder, llm, max_rejected=2 / 40, max_failed=0.9 / 40)
+        made = run(folder, llm, max_rejected=2 / 40, max_failed=1 / 40)
+        assert made["demonstrations"] == 37
 
 
 def test_a_spent_budget_stops_the_job_and_more_lets_it_go_on(folder):
@@ -201,6 +206,7 @@ def start(repository, folder, endpoint, count):
         "search.index": folder / "index",
         "teacher": "agents",
         "max_rejected": 0.5,
+        "max_failed": 0.02,
     }
     command = [sys.executable, "-m", "masksearch_jax.build_trajectories"]
     command.append(f"--config={repository / 'configs' / 'build_trajectories.py'}")

@@ -12,10 +12,12 @@ import pytest
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.types import Passage
-from masksearch_jax.search.bm25 import build
+from masksearch_jax.search.bm25 import BM25, build
 from masksearch_jax.search.open import open_tool
 from masksearch_jax.search.remote import RemoteSearch
+from masksearch_jax.search.server import SearchServer
 from masksearch_jax.search.tool import FakeSearch, NoSearch, RandomSearch
+from masksearch_jax.testing import serving
 from tests.search.fruit import FRUIT, ids
 
 
@@ -92,7 +94,12 @@ def test_open_tool_opens_each_kind(fruit, tmp_path):
         ["q"], 3
     )
     assert isinstance(open_tool(config("none")), NoSearch)
-    assert isinstance(open_tool(config("http", url="http://localhost:1/retrieve")), RemoteSearch)
+    with serving(SearchServer(BM25.open(index), "127.0.0.1", 0)) as server:
+        tool = open_tool(config("http", url=server.url))
+        assert isinstance(tool, RemoteSearch)
+        assert ids(tool, "banana") == ["b"]
+    with pytest.raises(SearchError, match=r"does not answer: http://localhost:1/.*refused"):
+        open_tool(config("http", url="http://localhost:1/retrieve"))
 
 
 def test_open_tool_says_what_is_wrong(tmp_path):
