@@ -21,7 +21,7 @@ from masksearch_jax.data import prompt
 from masksearch_jax.models.load import check_vocabulary, initial
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout.engine import Engine
-from masksearch_jax.rollout.episode import Request
+from masksearch_jax.rollout.episode import Request, lacks_room
 
 TEACHER = "local"
 
@@ -84,7 +84,7 @@ class Student:
             stream = int.from_bytes(hashlib.sha256(name).digest()[:4], "big")
             source = retrieval.source_of(example)
             own = [Request(str(i), ids, stream, s, source) for s in range(self.attempts)]
-            if why := self._engine.rules.lacks_room(own[0]):
+            if why := lacks_room(ids, self.cfg.rollout):
                 too_long[i] = why
             else:
                 requests += own

@@ -281,6 +281,11 @@ class EvalConfig:
     temperature: float  # of evaluation rollouts, in place of rollout.temperature; 0: greedy
     bootstrap: int  # resamples of the 95% interval
     seed: int
+    # An item that ended for no fault of the model (its search failed, its time ran out) is sampled
+    # again so often, then left out and counted; of more than this share the run ends with 1.
+    retries: int = 3
+    max_tool_failures: float = 0.01
+    max_bad_fraction: float = 0.01  # items that cannot be run, found before any is, tolerated
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ import psutil
 
 from masksearch_jax.core import files, stamp
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.schema import differences
 
 
 class Usage:
@@ -127,13 +128,3 @@ class StageFolder:
         stamp.write(path, self.records[name])
         spent.unlink(missing_ok=True)
         return self.records[name]
-
-
-def differences(a: Any, b: Any, path: str = "") -> list[str]:
-    """`key: old → new` of each leaf where two nested dicts differ; a top-level `workdir` may."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = [k for k in sorted(a.keys() | b.keys()) if path or k != "workdir"]
-        return [
-            d for k in keys for d in differences(a.get(k), b.get(k), f"{path}.{k}" if path else k)
-        ]
-    return [] if a == b else [f"{path}: {a!r} → {b!r}"]

@@ -96,6 +96,12 @@ def key_of(request: Request) -> bytes:
     return np.asarray(request.prompt_ids, np.int32).tobytes()
 
 
+def lacks_room(prompt_ids: Sequence[int] | np.ndarray, cfg: RolloutConfig) -> str:
+    """Why a prompt cannot be sampled, "" where it can: it must leave room to answer."""
+    length = len(prompt_ids)
+    return "" if 0 < length < cfg.max_len else f"{length} tokens; rollout.max_len is {cfg.max_len}"
+
+
 class Rules:
     """How a trajectory opens, reads, is answered and ends, under one configuration."""
 
@@ -103,15 +109,9 @@ class Rules:
         self.vocab, self.cfg, self.search_cfg = vocab, cfg, search_cfg
         self.token_bytes = [vocab.token_bytes(i) for i in range(vocab.size)]
 
-    def lacks_room(self, request: Request) -> str:
-        """Why a prompt cannot be sampled, "" where it can: it must leave room to answer."""
-        length = len(request.prompt_ids)
-        fits = 0 < length < self.cfg.max_len
-        return "" if fits else f"{length} tokens; rollout.max_len is {self.cfg.max_len}"
-
     def check(self, request: Request) -> None:
         """Raises RolloutError for a prompt that leaves no room to answer."""
-        if why := self.lacks_room(request):
+        if why := lacks_room(request.prompt_ids, self.cfg):
             raise RolloutError(
                 f"prompt of {request.example_id!r} has {why} and must leave room to answer: raise "
                 "it or drop this prompt"

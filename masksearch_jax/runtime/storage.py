@@ -41,6 +41,16 @@ def fingerprint(folder: str) -> bytes:
     return digest.digest() if found else b""
 
 
+def truncate(file: epath.Path, size: int) -> None:
+    """Cuts a file, if there is one, to its first `size` bytes."""
+    if not file.exists() or file.stat().length == size:
+        return
+    if files.is_bucket(file):
+        file.write_bytes(file.read_bytes()[:size])
+    else:
+        os.truncate(file, size)
+
+
 def append(file: epath.Path, text: str) -> None:
     """Adds text to a file, which need not exist; on disk when it returns, all of it or nothing.
 

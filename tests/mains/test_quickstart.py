@@ -170,11 +170,11 @@ MOMENTS = {
     "demonstrations": exists("data/demonstrations/*"),
     "tokenizer": header("tokenizer"),
     "cache": exists("cache/*"),
-    "evaluate_init": exists("eval/init/.*.partial"),
+    "evaluate_init": exists("eval/init/*.partial.jsonl"),
     "sft": lines("sft", 3),
-    "evaluate_sft": exists("eval/sft/.*.partial"),
+    "evaluate_sft": exists("eval/sft/*.partial.jsonl"),
     "dapo": lines("dapo", 1),
-    "evaluate_dapo": exists("eval/dapo/.*.partial"),
+    "evaluate_dapo": exists("eval/dapo/*.partial.jsonl"),
     "export": header("export"),
 }
 KILLS = {"sft": lines("sft", 4), "dapo": header("dapo")}

@@ -19,7 +19,7 @@ from masksearch_jax.core.files import is_bucket, write_json, writing
 from masksearch_jax.models import hf
 from masksearch_jax.models.load import InitError, initial
 from masksearch_jax.parallel import sharding
-from masksearch_jax.runtime import storage
+from masksearch_jax.runtime import row_log, storage
 from masksearch_jax.runtime.metric_writer import MetricWriter, read_metrics
 from masksearch_jax.testing.models import FLOAT32, TINY_QWEN2, random_model
 from masksearch_jax.training.checkpoint import Checkpointer
@@ -98,6 +98,24 @@ def test_a_stream_into_a_bucket_is_whole_or_not_there(bucket: str) -> None:
         write("cut off", ValueError)
     assert path.read_text() == "old"
     assert sorted(Bucket.store) == ["/a-bucket/run/trajectories.jsonl"]
+
+
+def test_rows_in_a_bucket_are_written_together(bucket: str, monkeypatch) -> None:
+    """Each object is written whole: once a minute, and at the end."""
+    path = storage.path(bucket) / "run" / "rows.jsonl"
+    now = 0.0
+    monkeypatch.setattr(row_log.time, "monotonic", lambda: now)
+    with row_log.RowLog(path, lambda row: row["n"]) as log:
+        log.add({"n": 0})
+        assert not path.exists()
+        now = 61.0
+        log.add({"n": 1})
+        log.add({"n": 2})
+        assert len(path.read_text().splitlines()) == 2
+    assert len(path.read_text().splitlines()) == 3
+    path.write_text(path.read_text() + '{"n": 3')
+    assert len(row_log.RowLog(path, lambda row: row["n"])) == 3
+    assert path.read_text() == '{"n": 0}\n{"n": 1}\n{"n": 2}\n'
 
 
 def test_weights_in_hf_form_are_not_read_from_a_bucket(bucket: str, tmp_path) -> None:
