@@ -262,3 +262,35 @@ def test_a_spent_budget_stops_and_a_larger_one_goes_on(
 def test_a_refused_key_stops_the_build(place, repository, capsys):
     with Endpoint(lambda body: Answer(status=401)) as endpoint:
         assert "401" in failed(capsys, repository, place, **llm_settings(endpoint, place))
+
+
+def test_passages_that_got_no_reply_are_asked_about_again(place, repository, capsys):
+    """2 of 12: their part is masked again, and a build with such a loss says so."""
+    lost = ("Oslo", "Rome")
+
+    def busy(body):
+        said = body["messages"][1]["content"]
+        return Answer(status=400) if any(f"Article: {t}" in said for t in lost) else reply_to(body)
+
+    with Endpoint(busy) as endpoint:
+        settings = llm_settings(endpoint, place) | {"work__part": 3}
+        said = failed(capsys, repository, place, **settings)
+        assert "no reply for 2 of 12 passages, more than config.max_failed=0.01" in said
+        assert "HTTP 400: scripted 400" in said
+        made = build_with(repository, place, **settings, max_failed=0.2)
+        assert made["ramp"]["dropped"]["llm_failed"] == 2
+    with Endpoint(reply_to) as endpoint:
+        settings = llm_settings(endpoint, place) | {"work__part": 3}
+        made = build_with(repository, place, **settings)
+        asked = [b["messages"][1]["content"] for b in endpoint.requests]
+        assert all(any(f"Article: {t}" in text for t in lost) for text in asked)
+        assert asked
+    assert "llm_failed" not in made["ramp"]["dropped"]
+    check_examples(place / "out")
+
+
+@pytest.mark.parametrize("status", [402, 404])
+def test_an_endpoint_of_no_use_stops_the_build(place, repository, capsys, status):
+    with Endpoint(lambda body: Answer(status=status)) as endpoint:
+        said = failed(capsys, repository, place, **llm_settings(endpoint, place))
+    assert f"HTTP {status}: scripted {status}" in said

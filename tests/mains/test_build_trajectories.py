@@ -16,34 +16,13 @@ import zlib
 
 import pytest
 
-from configs import common
 from masksearch_jax import build_trajectories
-from masksearch_jax.agents.llm_client import BudgetError, JobError, LLMConfig
+from masksearch_jax.agents.llm_client import BudgetError, JobError
 from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.ramp.examples import read_jsonl
 from masksearch_jax.testing.services import Answer, Endpoint
-from tests.mains.trajectory_job import outcomes, run, write_towns
-
-
-def number_of(body: dict) -> int:
-    return int(re.search(r"Town (\d+)", body["messages"][1]["content"])[1])
-
-
-def agent(body: dict) -> str:
-    """What a good model would say: told apart by the reply that the prompt asks for."""
-    system, user = (m["content"] for m in body["messages"][:2])
-    n = number_of(body)
-    if '"queries"' in system:
-        return json.dumps({"queries": [f"Town {n}", f"river of Town {n}", "town on a river"]})
-    if '"verdict"' in system:
-        return json.dumps({"reason": "It is the same.", "verdict": "correct"})
-    if '"action"' in system:
-        found = re.search(rf"Town {n} is a town .*bishop\.", user.partition("Results:")[2])
-        said = {"thought": "Here it is.", "action": "answer", "answer": found and found[0]}
-        return json.dumps(said)
-    return json.dumps({"thought": "I look for the town.", "need": f"Where is Town {n}?"})
-
+from tests.mains.trajectory_job import agent, llm_config, number_of, outcomes, run, write_towns
 
 PROSE = "Of course! I would begin by looking for the town, and then for its river."
 FAULTS = (
@@ -81,19 +60,6 @@ class Faulty:
         if plans and (n % 25 == 0 or (n % 25 == 1 and len(body["messages"]) == 2)):
             return Answer(PROSE)
         return Answer(agent(body))
-
-
-def llm_config(endpoint, folder, **changes) -> LLMConfig:
-    values = common.llm().to_dict() | {
-        "base_url": endpoint.url,
-        "api_key_env": "MASKSEARCH_TEST_NO_SUCH_KEY",
-        "concurrency": 8,
-        "timeout": 30.0,
-        "deadline": 60.0,
-        "backoff": 0.01,
-        "cache": str(folder / "replies.sqlite"),
-    }
-    return LLMConfig(**values | changes)
 
 
 def expected(count):

@@ -4,12 +4,10 @@ import collections
 import dataclasses
 import json
 import os
-import random
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -20,31 +18,15 @@ from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tokenizer import Vocab
-from masksearch_jax.core.types import Passage, QAExample
+from masksearch_jax.core.types import QAExample
 from masksearch_jax.evals import suites
 from masksearch_jax.evals.lost import LostItemsError
 from masksearch_jax.ramp.examples import write_jsonl
-from tests.agents.test_policy_teacher import scripted
+from tests.agents.scripted_student import scripted
+from tests.mains.unsteady_search import Unsteady
 
 RIGHT = "o"  # what the scripted model answers, after a search for "e"
 ITEMS = 40
-
-
-class Unsteady:
-    """A tool that finds one passage, or fails: the first calls never, then a share of them."""
-
-    def __init__(self, share=0.0, seed=0, sound=0):
-        self._share, self._rng, self._sound = share, random.Random(seed), sound
-        self._lock = threading.Lock()
-        self.calls = 0
-
-    def search(self, queries, top_k):
-        with self._lock:
-            self.calls += 1
-            fails = self._rng.random() < self._share and self.calls > self._sound
-        if fails:
-            raise SearchError("scripted failure")
-        return [[Passage("p", "A title", "A text.")] for _ in queries]
 
 
 def questions(count):
@@ -254,8 +236,9 @@ from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.parallel import sharding
 from masksearch_jax.rollout.episode import Rules
 from ml_collections import ConfigDict
-from tests.agents.test_policy_teacher import scripted
-from tests.mains.test_evaluate_faults import Slow
+from tests.agents.scripted_student import scripted
+from tests.mains.unsteady_search import Unsteady
+from tests.mains.unsteady_search import Slow
 
 cfg = to_dataclass(EvalRun, ConfigDict(json.load(open(sys.argv[1]))))
 evaluate.make_mesh = lambda config: sharding.make_mesh(config, jax.devices()[:1])
@@ -269,12 +252,6 @@ def opening(rules, request):
 Rules.open = opening
 print(evaluate.suites.table(evaluate.run(cfg, scripted(Vocab.load(cfg.tokenizer)))))
 """
-
-
-class Slow(Unsteady):
-    def search(self, queries, top_k):
-        time.sleep(0.01)
-        return super().search(queries, top_k)
 
 
 def lines_of(path):

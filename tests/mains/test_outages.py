@@ -12,10 +12,8 @@ from masksearch_jax.core.types import Demonstration, RampExample
 from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.search import open as opening
 from masksearch_jax.search.tool import FakeSearch
-from tests.agents.test_span_models import FIXED, check_examples, failed, llm_settings, reply_to
-from tests.endpoint import Answer, Endpoint
-from tests.mains.test_build_mains import build, passages, write_passages
-from tests.mains.test_build_trajectories import (
+from masksearch_jax.testing.services import Answer, Endpoint
+from tests.mains.trajectory_job import (
     agent,
     llm_config,
     number_of,
@@ -178,47 +176,6 @@ def test_a_search_tool_that_is_down_is_found_at_the_start(folder):
         with pytest.raises(SearchError, match=r"does not answer: http://.*Connection refused"):
             run(folder, llm, search=dataclasses.replace(search, **settings))
     assert not endpoint.requests
-
-
-# ---- build_ramp
-
-
-@pytest.fixture
-def place(tmp_path):
-    write_passages(tmp_path / "towns.jsonl", passages())
-    return tmp_path
-
-
-def test_passages_that_got_no_reply_are_asked_about_again(place, repository, capsys):
-    """2 of 12: their part is masked again, and a build with such a loss says so."""
-    lost = ("Oslo", "Rome")
-
-    def busy(body):
-        said = body["messages"][1]["content"]
-        return Answer(status=400) if any(f"Article: {t}" in said for t in lost) else reply_to(body)
-
-    with Endpoint(busy) as endpoint:
-        settings = llm_settings(endpoint, place) | {"work__part": 3}
-        said = failed(capsys, repository, place, **settings)
-        assert "no reply for 2 of 12 passages, more than config.max_failed=0.01" in said
-        assert "HTTP 400: scripted 400" in said
-        made = build(repository, place, **FIXED, **settings, max_failed=0.2)
-        assert made["ramp"]["dropped"]["llm_failed"] == 2
-    with Endpoint(reply_to) as endpoint:
-        settings = llm_settings(endpoint, place) | {"work__part": 3}
-        made = build(repository, place, **FIXED, **settings)
-        asked = [b["messages"][1]["content"] for b in endpoint.requests]
-        assert all(any(f"Article: {t}" in text for t in lost) for text in asked)
-        assert asked
-    assert "llm_failed" not in made["ramp"]["dropped"]
-    check_examples(place / "out")
-
-
-@pytest.mark.parametrize("status", [402, 404])
-def test_an_endpoint_of_no_use_stops_the_build(place, repository, capsys, status):
-    with Endpoint(lambda body: Answer(status=status)) as endpoint:
-        said = failed(capsys, repository, place, **llm_settings(endpoint, place))
-    assert f"HTTP {status}: scripted {status}" in said
 
 
 # ---- the search tool at the start

@@ -1,6 +1,11 @@
-"""The job of `build_trajectories` by agents: towns to look for, the command, and its outcomes."""
+"""The job of `build_trajectories` by agents: towns, a good model, the command, its outcomes."""
 
+import json
+import re
+
+from configs import common
 from masksearch_jax import build_trajectories
+from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.types import Demonstration, Passage, RampExample, Span
@@ -26,6 +31,38 @@ def write_towns(folder, count):
     passages, examples = zip(*map(town, range(count)), strict=True)
     bm25.build(passages, folder / "index")
     write_jsonl(folder / "ramp" / "train.jsonl", examples)
+
+
+def number_of(body: dict) -> int:
+    return int(re.search(r"Town (\d+)", body["messages"][1]["content"])[1])
+
+
+def agent(body: dict) -> str:
+    """What a good model would say: told apart by the reply that the prompt asks for."""
+    system, user = (m["content"] for m in body["messages"][:2])
+    n = number_of(body)
+    if '"queries"' in system:
+        return json.dumps({"queries": [f"Town {n}", f"river of Town {n}", "town on a river"]})
+    if '"verdict"' in system:
+        return json.dumps({"reason": "It is the same.", "verdict": "correct"})
+    if '"action"' in system:
+        found = re.search(rf"Town {n} is a town .*bishop\.", user.partition("Results:")[2])
+        said = {"thought": "Here it is.", "action": "answer", "answer": found and found[0]}
+        return json.dumps(said)
+    return json.dumps({"thought": "I look for the town.", "need": f"Where is Town {n}?"})
+
+
+def llm_config(endpoint, folder, **changes) -> LLMConfig:
+    values = common.llm().to_dict() | {
+        "base_url": endpoint.url,
+        "api_key_env": "MASKSEARCH_TEST_NO_SUCH_KEY",
+        "concurrency": 8,
+        "timeout": 30.0,
+        "deadline": 60.0,
+        "backoff": 0.01,
+        "cache": str(folder / "replies.sqlite"),
+    }
+    return LLMConfig(**values | changes)
 
 
 def run(folder, llm, **changes):
