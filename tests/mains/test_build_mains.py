@@ -22,7 +22,7 @@ from masksearch_jax import (
 from masksearch_jax.core.config import CheckpointConfig, ComputeConfig, ModelConfig, OptimConfig
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
-from masksearch_jax.core.types import Passage, QAExample, RampExample
+from masksearch_jax.core.types import Passage, QAExample, RampExample, Span, to_json
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.data import prompt
 from masksearch_jax.models import hf
@@ -226,7 +226,9 @@ def test_a_tensor_that_is_missing_or_misshapen(small, tmp_path, repository, caps
         misshapen: f"{misshapen}: {name} has shape (3, 4), expected (384, 128)",
     }
     (tmp_path / "data" / "ramp").mkdir(parents=True)
-    write_lines(tmp_path / "data" / "ramp" / "heldout.jsonl", [])
+    spans = (Span(0, 4, "Oslo", "PLACE"),)
+    item = RampExample("e", "p", "Oslo", "[mask] is a town.", "Oslo is a town.", spans)
+    write_lines(tmp_path / "data" / "ramp" / "heldout.jsonl", [to_json(item)])
     for folder, message in said.items():
         found = failure(
             capsys, repository, "evaluate", "evaluate.py:tiny,runlocal", init=folder,
