@@ -125,7 +125,7 @@ class SurvivalConfig:
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig:
     path: str  # a file or folder of `format`; empty: the built-in atlas of facts
-    questions: str  # JSONL of questions with gold passages; empty: the atlas's, or none
+    questions: str  # a file of questions, see ramp.question_files; empty: the atlas's, or none
     limit: int  # passages kept, 0: all
     max_bad_fraction: float  # malformed rows tolerated before the build stops
     # jsonl: id, title, text, or one JSON array of them. tsv: with a header of id, text, title. hf:

@@ -82,7 +82,7 @@ _BETWEEN = {  # what stands between two values, and how it reads
     ", and": ", and ", ", or": ", or ", "/": "/", "through": " through ",
 }  # fmt: skip
 _EACH = ("x", "×")  # 5 m × 3 m: the unit is said of each value
-_SHOWN_BOTH = ("", "b", "or", "comma", "slash", "br", "br()", "sqbr", "s", "x")  # of `disp`
+_SHOWN_BOTH = ("", "b", "or", "comma", "slash", "br", "br()", "sqbr", "s", "x", "flip")  # of `disp`
 _OTHER_TEXT = ("$", "input", "qid")  # parameters that change what the quantity is
 _CURRENCIES = {
     "us$": "US$", "usd": "US$", "£": "£", "gbp": "£", "€": "€", "eur": "€", "euro": "€",
@@ -103,6 +103,8 @@ def convert(values: Sequence[str], options: Mapping[str, str]) -> str | None:
     numbers, marks, rest = _values(values, comma)
     if not numbers or not rest:
         return None
+    if any(value.casefold() in _BETWEEN for value in rest[1:]):
+        return None  # a range with a unit in each of its parts
     unit = rest[0]
     if len(rest) > 2 and not marks and rest[2] in _SMALLER.get(unit, ()):
         small = number(rest[1], comma)
@@ -110,6 +112,8 @@ def convert(values: Sequence[str], options: Mapping[str, str]) -> str | None:
         return " ".join(pieces) if all(pieces) else None
     if any(mark in _EACH for mark in marks):
         numbers = [_with_unit(n, unit) or "" for n in numbers]
+    elif options.get("adj") in ("on", "1") and unit in _WORDS:
+        numbers[-1] = f"{numbers[-1]}-{_WORDS[unit][0]}"
     else:
         numbers[-1] = _with_unit(numbers[-1], unit, len(numbers) > 1) or ""
     if not all(numbers):

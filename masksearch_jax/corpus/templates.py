@@ -18,6 +18,7 @@ QUIET = "\ufdd0"  # a footnote or an editor's remark: nothing is missing without
 APART = "\ufdd1"  # a box, a notice: nothing is missing where it stands apart from sentences
 ASIDE = "\ufdd2"  # a pronunciation: nothing is missing where it stands alone in brackets
 FOREIGN = "\ufdd3"  # the end of a text in another language
+FRACTION = "\ufdd4"  # the start of a fraction, which a whole number may stand before
 
 _MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September",
@@ -90,14 +91,14 @@ _SYMBOLS = {
     "paragraph break": "\n\n", "'": "'", "'s": "'s", "\"'": "\"'", "'\"": "'\"", "!": "|",
     "pipe": "|", "=": "=", "minus": "−", "plusmn": "±", "times": "×", "pi": "π", "degree": "°",
     "deg": "°", "okina": "ʻ", "hamza": "ʾ", "ayin": "ʿ", "ellipsis": "…", "...": "…", "·": "·",
-    "dot": "·", "middot": "·", "half": "1/2", "co2": "CO₂", "h2o": "H₂O",
+    "dot": "·", "middot": "·", "half": f"{FRACTION}1/2", "co2": "CO₂", "h2o": "H₂O",
 }  # fmt: skip
 _SHIPS = {name.lower(): name for name in (
     "HMS", "HMAS", "HMCS", "HMNZS", "USS", "USCGC", "USNS", "SS", "MV", "RMS", "INS", "ORP", "SMS",
 )}  # fmt: skip
 _RAISED = str.maketrans("0123456789+-−=()ni", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁼⁽⁾ⁿⁱ")
 _LOWERED = str.maketrans("0123456789+-−=()", "₀₁₂₃₄₅₆₇₈₉₊₋₋₌₍₎")
-_ORDINALS = _names("st, nd, rd, th, e, er, re, o, a, me, mlle, lle")
+_ORDINALS = _names("st, nd, rd, th, er, me, lle")
 _YEAR = re.compile(r"\d{3,4}")
 
 
@@ -164,7 +165,8 @@ def _convert(call: Call) -> str | None:
 
 
 def _fraction(call: Call) -> str | None:
-    return quantities.fraction(call.values())
+    text = quantities.fraction(call.values())
+    return text and f"{FRACTION}{text}"
 
 
 def _val(call: Call) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from masksearch_jax.corpus import templates
 from masksearch_jax.corpus.prose import HOLE
-from masksearch_jax.corpus.templates import APART, ASIDE, FOREIGN, QUIET
+from masksearch_jax.corpus.templates import APART, ASIDE, FOREIGN, FRACTION, QUIET
 
 _HIDDEN = re.compile(  # links that show nothing: pictures, categories, the article's translations
     r"\s*(?:(?i:file|image|category|文件|档案|檔案|图像|圖像|圖片|分类|分類)"
@@ -32,13 +32,16 @@ _ITEMS = {"li", "dt", "dd"}
 _SPACES = re.compile(r"[ \t\xa0]+")
 _EMPTY = re.compile(r" ?[(（][\s,;，；、]*[)）]")
 _BRACKETS = re.compile(r"[(（][^()（）]*[)）]")
-_MARK = re.compile(f"[{HOLE}{QUIET}{APART}{ASIDE}{FOREIGN}]")
+_MARK = re.compile(f"[{HOLE}{QUIET}{APART}{ASIDE}{FOREIGN}{FRACTION}]")
 _QUIET_BEFORE_STOP = re.compile(rf"\s*{QUIET}[\s{QUIET}]*(?=[,.;:!?)，。；：！？）])")
 _ASIDE_RUN = rf"{ASIDE}(?:\s*{ASIDE})*"
 _ASIDE_ALONE = re.compile(  # with the stop that set it off
     rf"(?<=[(（])\s*{_ASIDE_RUN}\s*(?:[,;，；]\s*|(?=[)）]))"
     rf"|[,;，；]\s*{_ASIDE_RUN}\s*(?=[,;)，；）])|(?<={FOREIGN})\s*{_ASIDE_RUN}\s*(?=[,;)，；）])"
 )
+_AFTER_DIGIT = re.compile(rf"(?<=\d){FRACTION}")
+_STYLE = re.compile("'{2,}")  # italics that the source does not close
+_VARIANTS = "-{"  # Chinese in several spellings
 _ENDED = re.compile(r"[.!?。！？:：][\"'”’」』)\]）]*$")
 _GOES_ON = re.compile(r"[a-z][a-z ,.]|[,;:.!?)，。；：！？）]")  # no sentence begins so
 _LONG = 40  # characters of a line that is no heading
@@ -181,7 +184,7 @@ def _resolved(line: str) -> str:
     line = _QUIET_BEFORE_STOP.sub("", line).replace(QUIET, "")
     if ASIDE in line:
         line = _BRACKETS.sub(lambda m: _ASIDE_ALONE.sub("", m[0]), line).replace(ASIDE, HOLE)
-    line = line.replace(FOREIGN, "")
+    line = _AFTER_DIGIT.sub(" ", line.replace(FOREIGN, "")).replace(FRACTION, "")
     return (_without_apart(line) if APART in line else line).strip()
 
 
@@ -204,5 +207,7 @@ def _is_same_sentence(first: str, second: str) -> bool:
 
 
 def _tidy(text: str) -> str:
-    text = _EMPTY.sub("", _SPACES.sub(" ", text)).strip()
+    if "''" in text:
+        text = _STYLE.sub("", text)
+    text = _EMPTY.sub("", _SPACES.sub(" ", text.replace(_VARIANTS, HOLE))).strip()
     return f"{HOLE}{text}" if _GOES_ON.match(text) else text

@@ -36,6 +36,7 @@ SENTENCES = [
     ("The bell weighs «{{convert|11|st|4|lb|kg}}» without its yoke.", "11 st 4 lb"),
     ("The road is «{{convert|5|km|mi}}» long.", "5 km"),
     ("The road is «{{cvt|5|km}}» long.", "5 km"),
+    ("The road is «{{convert|5|km|mi|disp=flip}}» long.", "5 km"),
     ("It is a «{{convert|5|km|mi|adj=on}}» walk to the mill.", "5 km"),
     ("The farm has «{{convert|1|acre|ha}}» of vines.", "1 acre"),
     ("The farm has «{{convert|1200|acre|ha}}» of vines.", "1,200 acres"),
@@ -64,6 +65,12 @@ SENTENCES = [
     ("The dam cost «{{USD|1,250}}» to build.", "US$1,250"),
     ("The dam cost {{INR|500|1990}} to build.", None),
     ("The dam cost {{Inflation|US|5|1910}} to build.", None),
+    ("It is a «{{convert|500|acre|ha|adj=on}}» farm on the left bank.", "500-acre"),
+    ("It is a «{{convert|1200|acre|ha|adj=on}}» farm on the bank.", "1,200-acre"),
+    ("The road is {{convert|5|km|to|6|km|mi}} long.", None),
+    ("The road is {{convert|6|ft|2|in|to|6|ft|4|in|m}} wide.", None),
+    ("The road is 5«{{frac|1|2}}» miles long.", " 1/2"),
+    ("The road is 5«{{half}}» miles long.", " 1/2"),
     # dates
     ("«{{As of|1773}}», the valley had 900 people in it.", "As of 1773"),
     ("«{{As of|2011|5|12}}», the valley had 900 people in it.", "As of 12 May 2011"),
@@ -107,6 +114,10 @@ SENTENCES = [
     ("The speed v<sub>max</sub> was measured in 1910.", None),
     ("The law of <math>x^2</math> was found on its banks.", None),
     ("A rule of <s>four</s> boats held on the river.", None),
+    ("The mill<sup>a</sup> was built of oak on its banks.", None),
+    ("It was the 19«{{sup|th}}» bridge on the river.", "th"),
+    ("The ship «''Lark» was laid up in its mouth.", "Lark"),
+    ("The ship -{zh-cn:Lark}- was laid up in its mouth.", None),
     # links
     ("A film in the manner of «[[Blue Water: A Tale]]» was made of it.", "Blue Water: A Tale"),
     ("It is the subject of «[[:Category:Rivers|a list]]» of its own.", "a list"),
@@ -171,6 +182,14 @@ def test_what_stands_apart_is_no_hole_and_within_a_sentence_it_is():
         assert render(f"The Alda {box} is a river.") == (f"The Alda {HOLE} is a river.",)
         assert render(f"{box} is a river.") == (f"{HOLE}is a river.",)
         assert render(f"The Alda is {box}") == (f"The Alda is{HOLE}",)
+
+
+@pytest.mark.parametrize(
+    "name", ["r", "ref", "note", "cn", "who", "when", "sfn", "full", "main", "for", "stub", "about"]
+)
+def test_a_template_is_known_by_its_whole_name(name):
+    for longer in (f"{name}ton", f"{name} of old", f"un{name}", f"{name}1"):
+        assert render(f"It is {{{{{longer}|x}}}} here.") == (f"It is {HOLE} here.",)
 
 
 def test_a_paragraph_that_is_broken_into_lines_is_one():
