@@ -51,7 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.clean.duplicates = 0.8
     c.clean.max_drop = 0.5
     c.clean.leakage = "keep"  # keep | tag | drop
-    c.clean.evaluation = ()  # questions: JSONL, FanOutQA .json, FreshQA .csv
+    c.clean.evaluation = ()  # files of questions, as their authors publish them
     c.clean.evaluation_passages = ""  # JSONL of the passages that they name
     c.clean.ngram = 13
 

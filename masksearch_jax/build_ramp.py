@@ -28,14 +28,15 @@ from masksearch_jax.agents.span_models import SpanModels
 from masksearch_jax.core import files, stamp
 from masksearch_jax.core.config import CorpusConfig, PplConfig, RampConfig
 from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.core.types import Passage, QAExample
+from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus import sources
 from masksearch_jax.corpus.passages import CorpusStats, write_passages
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import build, examples, leakage, survey
 from masksearch_jax.ramp.build import WorkConfig
 from masksearch_jax.ramp.llm_spans import FAILED
-from masksearch_jax.ramp.questions import read_questions, write_split
+from masksearch_jax.ramp.question_files import Questions, read_questions
+from masksearch_jax.ramp.questions import write_split
 from masksearch_jax.ramp.survey import CleanConfig
 from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.progress import Progress
@@ -207,13 +208,12 @@ def _lines_of(path: Path) -> Iterator[str]:
 def _from_file(cfg: BuildRampRun, folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
     """Writes the passages of `corpus.path` and splits the questions of `corpus.questions`."""
     settings, stats = cfg.corpus, CorpusStats()
-    read = Counter[str]()
-    questions: list[QAExample] = []
+    asked = Questions([], Counter())
     if settings.questions:
-        questions = read_questions(
-            settings.questions, max_bad_fraction=settings.max_bad_fraction, log=_counted(log, read)
+        asked = read_questions(
+            settings.questions, max_bad_fraction=settings.max_bad_fraction, log=log
         )
-    wanted = {g for q in questions for g in q.gold}
+    wanted = {g for q in asked.examples for g in q.gold}
     titles: dict[str, str] = {}
     (folder / "paragraphs.jsonl").unlink(missing_ok=True)
     with contextlib.ExitStack() as stack:
@@ -234,16 +234,8 @@ def _from_file(cfg: BuildRampRun, folder: Path, log: Callable[[str], None]) -> d
         counts["left_out"] = stats.left_out.to_json()
     return {
         "corpus": counts,
-        "questions": write_split(folder, questions, titles, read, cfg.ramp, cfg.corpus.questions),
+        "questions": write_split(folder, *asked, titles, cfg.ramp, settings.questions),
     }
-
-
-def _counted(log: Callable[[str], None], read: Counter[str]) -> Callable[[str], None]:
-    def note(message: str) -> None:
-        read["malformed"] += 1
-        log(message)
-
-    return note
 
 
 def _watched(
@@ -274,7 +266,7 @@ def _from_atlas(cfg: BuildRampRun, folder: Path) -> dict[str, Any]:
     kept = (p for p in built.paragraphs if p.id.partition("#")[0] in titles)
     write_passages(folder / "paragraphs.jsonl", kept)
     counts = {"in": len(passages), "out": len(passages), "dropped": {}}
-    questions = write_split(folder, built.questions, titles, Counter(), cfg.ramp, "")
+    questions = write_split(folder, built.questions, Counter(), titles, cfg.ramp, "")
     return {"corpus": counts, "questions": questions}
 
 

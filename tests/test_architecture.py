@@ -75,7 +75,7 @@ MAY_IMPORT = {
         "build_dataset",
     },
     "mwxml": {"corpus.wikipedia_dump"},
-    "mwparserfromhell": {"corpus.wikipedia_dump"},
+    "mwparserfromhell": {"corpus.wikitext"},
     "pyarrow": {"corpus.sources"},
     "rensa": {"corpus.duplicates"},
     "ahocorasick_rs": {"ramp.gazetteer"},

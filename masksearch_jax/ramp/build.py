@@ -25,7 +25,13 @@ from masksearch_jax.core.types import Passage, RampExample, from_json
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import leakage, masking, spans
-from masksearch_jax.ramp.examples import RampStats, build_examples, check, write_jsonl
+from masksearch_jax.ramp.examples import (
+    RampStats,
+    article_of,
+    build_examples,
+    check,
+    write_jsonl,
+)
 from masksearch_jax.ramp.gazetteer import Gazetteer, Learner
 from masksearch_jax.ramp.llm_spans import FAILED
 from masksearch_jax.ramp.survey import Plan, mapper, mended, survey_all
@@ -80,7 +86,7 @@ def partition(source: Path, work: Path, kept: np.ndarray, plan: Plan, size: int)
         for row, passage in enumerate(read_passages(source, max_bad_fraction=0.0)):
             if kept[row]:
                 value = dataclasses.asdict(mended(passage, plan))
-                digest = hashlib.sha256(passage.title.encode()).digest()
+                digest = hashlib.sha256(article_of(passage).encode()).digest()
                 part = int.from_bytes(digest[8:16]) % count
                 out[part].write(json.dumps(value, ensure_ascii=False) + "\n")
     stamp.write(done, {}, str(count))

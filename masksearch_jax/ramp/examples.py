@@ -94,11 +94,16 @@ def is_heldout(title: str, fraction: float, seed: int) -> bool:
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
-def split_of(title: str, cfg: RampConfig) -> str:
+def article_of(passage: Passage) -> str:
+    """What names the article of a passage: its title, or its id where it has none."""
+    return passage.title or passage.id
+
+
+def split_of(article: str, cfg: RampConfig) -> str:
     """The split of an article: heldout, rl or train."""
-    if is_heldout(title, cfg.heldout_fraction, cfg.seed):
+    if is_heldout(article, cfg.heldout_fraction, cfg.seed):
         return "heldout"
-    return "rl" if is_heldout(f"rl\n{title}", cfg.rl_fraction, cfg.seed) else "train"
+    return "rl" if is_heldout(f"rl\n{article}", cfg.rl_fraction, cfg.seed) else "train"
 
 
 def build_examples(
@@ -124,7 +129,7 @@ def build_examples(
     usable, too = _weighted(usable, cfg, scorer, tally)
     by_split: dict[str, list[_Usable]] = {"train": [], "rl": [], "heldout": []}
     for member in usable:
-        by_split[split_of(member.paragraph.title, cfg)].append(member)
+        by_split[split_of(article_of(member.paragraph), cfg)].append(member)
     made = {split: _balanced(members, cfg, split, tally) for split, members in by_split.items()}
     everything = [e for examples in made.values() for e in examples]
     stats = RampStats(

@@ -39,7 +39,7 @@ class CleanConfig:
     duplicates: float = 0.0  # similarity (Jaccard) of near duplicates, left out; 0: keep them
     max_drop: float = 1.0  # share of the passages left out for any reason before the build stops
     leakage: Literal["keep", "tag", "drop"] = "keep"  # paragraphs that overlap evaluation sets
-    # Question files that must not be trained on: JSONL, FanOutQA's .json, FreshQA's .csv
+    # Files of questions that must not be trained on, in the forms of ramp.question_files
     evaluation: tuple[str, ...] = ()
     evaluation_passages: str = ""  # JSONL of the passages that their `gold` names
     ngram: int = 13  # words in a row, shared with a gold passage, that make an overlap

@@ -60,7 +60,10 @@ def test_every_record_is_written_or_counted(towns, repository, capsys):
     assert f"dropped {towns / 'questions.jsonl'}:6:" in said
     assert made["corpus"] == {"in": 14, "out": 12, "dropped": {"not JSON": 1, "duplicate id": 1}}
     assert made["questions"]["in"] == 6
-    assert made["questions"]["dropped"] == {"malformed": 1, "gold passage not in the corpus": 1}
+    assert made["questions"]["dropped"] == {
+        "not a JSON object": 1,
+        "gold passage not in the corpus": 1,
+    }
     out = towns / "out"
     assert list(read_passages(out / "passages.jsonl")) == list(passages())
     assert not (out / "paragraphs.jsonl").exists()

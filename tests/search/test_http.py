@@ -86,6 +86,36 @@ def test_a_remote_index_is_known_by_its_fingerprint(service, fruit):
     assert RemoteSearch(server.url, timeout=1).fingerprint == ""  # gone
 
 
+def test_contents_in_replies_are_split_as_those_of_a_corpus():
+    documents = [
+        {"id": "1", "contents": '""Ash" (Lind song)"\n"Ash" is a song.'},
+        {"id": "2", "contents": "The Ember is a river of the north."},
+        {"id": "3", "contents": '"The Bridge "Old Jo""\nIt is old.'},
+    ]
+
+    class Replies(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = json.dumps({"result": [[{"document": d, "score": 1.0} for d in documents]]})
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *args):
+            pass
+
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Replies)) as server:
+        host, port = server.server_address
+        found = RemoteSearch(f"http://{host}:{port}/retrieve", timeout=10).search(["x"], 3)
+    assert found == [
+        [
+            Passage("1", '"Ash" (Lind song)', '"Ash" is a song.'),
+            Passage("2", "", "The Ember is a river of the north."),
+            Passage("3", 'The Bridge "Old Jo"', "It is old."),
+        ]
+    ]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "message"),
     [
