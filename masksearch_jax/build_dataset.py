@@ -291,11 +291,11 @@ def _print_summary(counts: dict[str, Any], folder: str) -> None:
         part = counts[name]
         print(f"{name}: {part['in']:,} in, {part['out']:,} out")
         for reason, count in sorted(part["dropped"].items(), key=lambda item: -item[1]):
-            print(f"  dropped {count:,} {reason}, such as {', '.join(part['such_as'][reason])}")
+            print(f"  {count:,} dropped: {reason}")
     for split, by_k in counts["ramp"]["by_masks"].items():
         each = ", ".join(f"{k}: {n:,}" for k, n in by_k.items())
         print(f"ramp {split}: {sum(by_k.values()):,} examples, by masks {each}")
-    print(f"in {folder}/{tfds_source.NAME}")
+    print(f"all reasons, with a few examples of each: {folder}/{tfds_source.NAME}/{COUNTS}")
 
 
 if __name__ == "__main__":
