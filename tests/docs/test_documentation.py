@@ -1,16 +1,27 @@
 """What the documents say of the code holds: links, commands, keys; and their generated page."""
 
 import dataclasses
+import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
 import pytest
 
+from configs import common
+from masksearch_jax import export_hf
+from masksearch_jax.core.config import ComputeConfig, MeshConfig, ModelConfig
 from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.core.schema import flat_keys
+from masksearch_jax.core.schema import flat_keys, to_dataclass
+from masksearch_jax.core.tokenizer import train_bpe
+from masksearch_jax.corpus import atlas
+from masksearch_jax.corpus.passages import write_passages
+from masksearch_jax.models.load import initial
+from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.runtime import cli
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -220,6 +231,47 @@ def test_keys_and_files_named_in_the_text_exist(path, keys):
             assert (ROOT / code).exists(), told
         if module := re.match(r"python -m (benchmarks|masksearch_jax)\.([a-z_]+)", code):
             assert (ROOT / module[1] / f"{module[2]}.py").is_file(), told
+
+
+# ---- the chain, run
+
+
+@pytest.fixture
+def tiny_inputs(tmp_path) -> Path:
+    """A folder with what the README's chain starts from, small: its corpus and its HF folder."""
+    passages = atlas.build(0, 150, verbatim=True).passages
+    write_passages(tmp_path / "wiki.jsonl.gz", passages)
+    train_bpe((p.text for p in passages), tmp_path / "tokenizer", 2048)
+    model = to_dataclass(ModelConfig, common.model("tiny"))
+    compute = ComputeConfig("float32", "float32", "xla", "none", 1024)
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    weights = initial("", model, compute, mesh, 0)
+    export_hf.export(weights, tmp_path / "Qwen2.5-1.5B-Instruct", tmp_path / "tokenizer")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    return tmp_path
+
+
+@pytest.mark.slow  # eight processes
+def test_the_readmes_chain_runs_as_it_stands_but_for_its_size(tiny_inputs):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    chain = next(b.text for b in blocks(text) if ".build_ramp --" in b.text)
+    assert len(re.findall("^python ", chain, re.MULTILINE)) <= 8
+    chain = chain.replace("export_hf.py:qwen2.5-1.5b", "export_hf.py:tiny")
+    chain = chain.replace(".py:qwen2.5-1.5b", ".py:tiny,runlocal")
+    chain = re.sub(r"(build_(?:ramp|trajectories|cache)\.py)", r"\1:runlocal", chain)
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", chain],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PATH": programs},
+        cwd=tiny_inputs,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["greedy_tokens_equal"]
+    figures = json.loads((tiny_inputs / "runs" / "evaluate" / "eval.json").read_text())
+    assert list(figures) == ["ramp"]
+    assert (tiny_inputs / "runs" / "ramp_dapo" / "export" / "model.safetensors").is_file()
 
 
 # ---- the generated reference
