@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib
+import re
 import sys
 import types
 import typing
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+HARMLESS = "°"  # marks a key that a resumed run may change
 PACKAGE = Path(__file__).resolve().parent.parent / "masksearch_jax"
 
 
@@ -70,9 +72,20 @@ def type_text(kind: Any) -> str:
 
 
 def default_text(field: dataclasses.Field) -> str:
-    if field.default is dataclasses.MISSING:
+    """A default as it is given on the command line."""
+    value = field.default
+    if value is dataclasses.MISSING:
         return "given by the config file"
-    return f"`{field.default!r}`" if field.default != "" else "empty"
+    if value is None or value in ("", ()):
+        return "none" if value is None else "empty"
+    return f"`{','.join(map(str, value)) if isinstance(value, tuple) else value}`"
+
+
+def sentence_text(field: dataclasses.Field) -> str:
+    """A key's sentence with what is Markdown escaped, but for text in backticks."""
+    parts = re.split(r"(`[^`]*`)", field.metadata.get("sentence", ""))
+    said = (p if p[:1] == "`" else re.sub(r"([*<_\[\]])", r"\\\1", p) for p in parts)
+    return "".join(said).replace("|", "\\|")
 
 
 def key_rows(schema: type) -> list[str]:
@@ -82,9 +95,9 @@ def key_rows(schema: type) -> list[str]:
     for field in dataclasses.fields(schema):
         if section_of(kinds[field.name]):
             continue
-        sentence = field.metadata.get("sentence", "").replace("|", "\\|")
-        cells = f"`{field.name}`", type_text(kinds[field.name]), default_text(field), sentence
-        rows.append(f"| {' | '.join(cells)} |")
+        mark = f" {HARMLESS}" if field.metadata.get("harmless") else ""
+        cells = [f"`{field.name}`{mark}", type_text(kinds[field.name]), default_text(field)]
+        rows.append(f"| {' | '.join([*cells, sentence_text(field)])} |")
     return ["| key | type | default | meaning |", "|---|---|---|---|", *rows] if rows else []
 
 
@@ -106,6 +119,7 @@ def page() -> str:
         "# Configuration reference",
         "Each main reads one config file. `--config.SECTION.KEY=VALUE` overrides a key.",
         "This page is made from the dataclasses that the configs are checked against.",
+        f"A resumed run may change a key marked {HARMLESS}: it comes to the same result.",
         "## Mains",
     ]
     for main in main_names():

@@ -297,8 +297,8 @@ class Section:
     """
 
     name: str
-    kind: Literal["a", "b"] = dataclasses.field(default="a", metadata={"sentence": "Of a|b."})
-    parts: tuple[int, ...] = ()
+    kind: Literal["a", "b"] = dataclasses.field(default="a", metadata={"sentence": "Of `a*`|b*."})
+    parts: tuple[int, ...] = dataclasses.field(default=(1, 2), metadata={"harmless": True})
     limit: int | None = None
     folder: str = ""
 
@@ -307,8 +307,8 @@ def test_a_table_of_the_reference_has_type_default_and_sentence():
     assert reference.first_line(Section) == "How."
     assert reference.key_rows(Section)[2:] == [
         "| `name` | str | given by the config file |  |",
-        "| `kind` | `a`, `b` | `'a'` | Of a\\|b. |",
-        "| `parts` | list of int | `()` |  |",
-        "| `limit` | int or none | `None` |  |",
+        "| `kind` | `a`, `b` | `a` | Of `a*`\\|b\\*. |",
+        "| `parts` ° | list of int | `1,2` |  |",
+        "| `limit` | int or none | none |  |",
         "| `folder` | str | empty |  |",
     ]
