@@ -33,19 +33,7 @@ DOCUMENTS = [
     *(ROOT / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "launch/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-PROGRAMS = (
-    "python",
-    "python3",
-    "pip",
-    "gcloud",
-    "xpk",
-    "sky",
-    "kubectl",
-    "cp",
-    "source",
-    ".",
-    "bash",
-)
+PROGRAMS = ["python", "python3", "bash", "pip", "gcloud", "xpk", "sky", "kubectl", "cp", "source"]
 
 
 def name_of(path: Path) -> str:
@@ -125,9 +113,7 @@ def shell(text: str, folder: Path) -> list[list[str]]:
     stubs = "".join(
         f"{name}() {{ printf '%s\\0' {name} \"$@\" >>'{log}'; printf '\\n\\0' >>'{log}'; }}\n"
         for name in PROGRAMS
-        if name != "."
     )
-    text = re.sub(r"^\. ", "source ", text, flags=re.MULTILINE)
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", stubs + text],
         capture_output=True,
