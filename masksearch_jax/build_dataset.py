@@ -29,7 +29,7 @@ from masksearch_jax.core.config import RampConfig
 from masksearch_jax.core.errors import ConfigError, UserError, nearest
 from masksearch_jax.core.files import write_text
 from masksearch_jax.corpus.tally import Tally
-from masksearch_jax.ramp import beam_counts, build, examples, leakage, tfds_source
+from masksearch_jax.ramp import build, examples, leakage, tfds_source
 from masksearch_jax.ramp.survey import CleanConfig, Plan
 from masksearch_jax.runtime import cli
 from masksearch_jax.runtime.progress import Progress
@@ -210,7 +210,7 @@ def extract(cfg: BuildDatasetRun, files: list[str], work: epath.Path) -> dict[st
     """Makes all examples as JSON lines under `work`; their counts, which are written there last."""
     import apache_beam as beam
 
-    from masksearch_jax.ramp.beam import extract
+    from masksearch_jax.ramp.beam import counts_by_stage, extract, read_dropped
 
     plan = _plan(cfg)
     if work.exists():
@@ -225,7 +225,7 @@ def extract(cfg: BuildDatasetRun, files: list[str], work: epath.Path) -> dict[st
         (c.key.metric.namespace, c.key.metric.name): c.result
         for c in result.metrics().query()["counters"]
     }
-    counts = beam_counts.counts(found, beam_counts.named(work))
+    counts = counts_by_stage(found, read_dropped(work))
     _check_drops(cfg, counts)
     stamp.write(work / COUNTS, counts)
     return counts
