@@ -111,6 +111,10 @@ def run(cfg: SftRun) -> dict[str, Any]:
         writer = MetricWriter(workdir, start)
         guard = Guard(cfg.survival, state.opt_state, start)
 
+        def save(done: int) -> None:
+            with survival.disk("save", done):
+                checkpointer.save(done, state, {"data": batches.get_state()}, metrics)
+
         # ---- loop
         tokens, clock = 0, time.perf_counter()
         with jax.set_mesh(mesh), Progress("SFT", cfg.sft.steps, start) as progress:
@@ -135,9 +139,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
                         done, loss=metrics["loss"], tok_s=int(metrics["tokens_per_second"])
                     )
                 if due or preempted:
-                    with survival.disk("save", done):
-                        extra = {"data": batches.get_state()}
-                        checkpointer.save(done, state, extra, metrics)
+                    save(done)
                 if preempted:
                     survival.stop(checkpointer)
             survival.finish(checkpointer)

@@ -27,7 +27,7 @@ ROOMS = {
     "training": {"core", "runtime", "parallel"},
     "models": {"core", "runtime", "parallel", "training"},
     "rollout": {"core", "runtime", "parallel"},
-    "rl": {"core", "data", "rollout"},
+    "rl": {"core", "data", "parallel", "rollout", "training"},
     "planning": {"core", "parallel"},
     "agents": {"core", "runtime", "parallel", "data", "models", "rollout", "search", "ramp"},
 }

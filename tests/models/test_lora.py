@@ -153,7 +153,7 @@ def dapo_batch() -> dict[str, np.ndarray]:
     sampled = np.asarray(logprobs(full_model(), batch))
     return batch | {
         "advantages": np.float32([1.0, -1.0]),
-        "mask": np.ones((2, 12), np.bool_),
+        "loss_mask": np.ones((2, 12), np.bool_),
         "logp_sampler": sampled,
         "logp_old": sampled,
     }
