@@ -34,9 +34,10 @@ from masksearch_jax.core.config import (
     OptimConfig,
 )
 from masksearch_jax.core.schema import to_dataclass
+from masksearch_jax.models.layout import shard_parameters
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import hosts
-from masksearch_jax.parallel.sharding import batch_shards, make_mesh, shard_parameters, split_cpu
+from masksearch_jax.parallel.sharding import batch_shards, make_mesh, split_cpu
 from masksearch_jax.rl.groups import DAPO_FIELDS
 from masksearch_jax.rl.update import cut_minibatches, micro_batches
 from masksearch_jax.runtime.cli import load_config

@@ -26,7 +26,7 @@ from masksearch_jax.core.config import DapoRun, SftRun
 from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.files import write_json
 from masksearch_jax.data.batches import SFT_FIELDS
-from masksearch_jax.models import hf, kv_cache, lora, rollout_weights
+from masksearch_jax.models import hf, kv_cache, layout, lora, rollout_weights
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.planning import alternatives, chips, flops, measure, shapes
@@ -65,6 +65,7 @@ def mesh_of(cfg: Run) -> tuple[chips.Slice, Any]:
         raise chips.PlanError("libtpu, a TPU compiler, is not installed: pip install 'jax[tpu]'")
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    sharding.set_libtpu_args()
     jax.config.update("jax_platforms", "cpu")
     more = {"num_slices": cfg.plan.slices} if cfg.plan.slices > 1 else {}
     try:
@@ -89,7 +90,7 @@ def state_of(cfg: Run, mesh: Any) -> tuple[train_state.TrainState, Any]:
     def place(part: Any) -> Any:
         if not isinstance(part, Transformer):
             return shapes.placed(part, mesh)
-        return shapes.at(part, sharding.parameter_shardings(mesh, part))
+        return shapes.at(part, layout.parameter_shardings(mesh, part))
 
     return jax.tree.map(place, state, is_leaf=lambda x: isinstance(x, Transformer)), tx
 
@@ -141,7 +142,7 @@ def copy_of(model: Transformer, mesh: Any) -> Transformer:
     """Shapes of the weights that rollouts read."""
     return shapes.at(
         jax.eval_shape(rollout_weights.whole, model),
-        sharding.parameter_shardings(mesh, model, whole=True),
+        layout.parameter_shardings(mesh, model, whole=True),
     )
 
 
