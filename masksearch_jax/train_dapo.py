@@ -47,10 +47,7 @@ def make_loss_fn(
     """The DAPO loss of a batch of DAPO_FIELDS, as the update step wants it."""
 
     def loss_fn(model: Any, batch: dict[str, jax.Array]):
-        hidden = model.hidden(batch["ids"], batch["positions"], batch["segment_ids"])
-        logp, entropy = head.token_logprobs(
-            model, hidden, batch["targets"], temperature, compute.loss_chunk
-        )
+        logp, entropy = head.batch_logprobs(model, batch, temperature, compute.loss_chunk)
         # With one update per step the policy is still the one that the step began with.
         old = batch["logp_old"] if dapo.minibatches > 1 else jax.lax.stop_gradient(logp)
         return losses.dapo_loss(
@@ -65,10 +62,7 @@ def make_logprob_fn(compute: ComputeConfig, temperature: float):
 
     @jax.jit
     def logprobs(model: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        hidden = model.hidden(batch["ids"], batch["positions"], batch["segment_ids"])
-        return head.token_logprobs(
-            model, hidden, batch["targets"], temperature, compute.loss_chunk
-        )[0]
+        return head.batch_logprobs(model, batch, temperature, compute.loss_chunk)[0]
 
     return logprobs
 

@@ -37,8 +37,7 @@ def make_loss_fn(compute: ComputeConfig) -> train_state.LossFn:
     """The SFT loss of a packed batch as the update step wants it."""
 
     def loss_fn(model: Any, batch: dict[str, jax.Array]):
-        hidden = model.hidden(batch["ids"], batch["positions"], batch["segment_ids"])
-        logprobs, _ = head.token_logprobs(model, hidden, batch["targets"], 1.0, compute.loss_chunk)
+        logprobs, _ = head.batch_logprobs(model, batch, 1.0, compute.loss_chunk)
         return losses.sft_loss(logprobs, batch["loss_weights"])
 
     return loss_fn
