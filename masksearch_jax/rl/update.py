@@ -119,8 +119,8 @@ def cut_minibatches(
     Samples without tokens are left out.
     """
     size = len(samples) // (parts * count)  # samples of a run of a minibatch, and rows: enough
-    runs = np.arange(parts * size).reshape(parts, -1, rows_per_part).swapaxes(0, 1)
-    runs = [*runs.reshape(-1, parts * rows_per_part)]
+    micro_rows = np.arange(parts * size).reshape(parts, -1, rows_per_part).swapaxes(0, 1)
+    micro_rows = [*micro_rows.reshape(-1, parts * rows_per_part)]
     found = []
     for minibatch in range(count):
         laid: list[list[rows.Tokens]] = []
@@ -133,7 +133,7 @@ def cut_minibatches(
             laid += [[run[i] for i in members] for members in shared]
             laid += [[]] * (size - len(shared))
         batch = rows.lay(laid, seq_len, DAPO_FIELDS)
-        found.append(Minibatch(batch, -(-most // rows_per_part), runs))
+        found.append(Minibatch(batch, -(-most // rows_per_part), micro_rows))
     return found
 
 
