@@ -65,13 +65,14 @@ def opened(cfg: ServeModelRun) -> Iterator[tuple[ChatServer, Transformer]]:
             "config.rollout.in_flight is 'drop', which loses requests that come as others end; it "
             "must be 'keep'"
         )
+    mesh = make_mesh(cfg.mesh)  # before anything that reads a checkpoint, for which JAX begins
     config, vocab = describe(cfg.init, cfg.tokenizer)
     if not vocab.has_chat_template:
         raise ConfigError(
             f"the tokenizer of {cfg.tokenizer or cfg.init!r} has no chat template, which chat "
             "completions need; give the folder of one that has as config.tokenizer"
         )
-    mesh, name = make_mesh(cfg.mesh), cfg.name or Path(cfg.init).resolve().name
+    name = cfg.name or Path(cfg.init).resolve().name
     limits = {"deadline": cfg.deadline, "grace": cfg.grace}
     with (
         jax.set_mesh(mesh),

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from masksearch_jax.core import files
 from masksearch_jax.core.config import ComputeConfig, ModelConfig
-from masksearch_jax.models import hf_files, hf_folder
+from masksearch_jax.models import hf_files, hf_folder, layout
 from masksearch_jax.models.hf_config import HfError, read_config, to_hf_config
 from masksearch_jax.models.hf_files import DTYPES, INDEX, SINGLE, Stored  # noqa: F401
 from masksearch_jax.models.transformer import Transformer
@@ -127,7 +127,7 @@ class Parameters:
         for tensor, stored in _matched(folder, self.model):
             self._rows.setdefault(tensor.row.ours, []).append(stored)
         self._largest = max(math.prod(s.shape) for found in self._rows.values() for s in found)
-        self._places = _leaves(sharding.parameter_shardings(mesh, self.model)) if mesh else {}
+        self._places = _leaves(layout.parameter_shardings(mesh, self.model)) if mesh else {}
 
     def read(self, name: str) -> jax.Array:
         """One parameter, by its name as `sharding.parameter_name` has it."""

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from masksearch_jax.core.config import ComputeConfig, LoraConfig, ModelConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.tokenizer import Vocab
-from masksearch_jax.models import hf, lora
+from masksearch_jax.models import hf, layout, lora
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
 from masksearch_jax.training import checkpoint_files
@@ -64,7 +64,7 @@ def initial(
     bucket, and what `hf.load` and `from_checkpoint` raise.
     """
     if not source:
-        placed = sharding.parameter_shardings(mesh, hf.abstract(config, compute))
+        placed = layout.parameter_shardings(mesh, hf.abstract(config, compute))
         make = jax.jit(lambda: Transformer(config, compute, nnx.Rngs(seed)), out_shardings=placed)
         return make()
     if _has_hf_weights(source, config):
@@ -202,7 +202,7 @@ def _placed(shapes: Transformer, mesh: Mesh) -> Transformer:
     return jax.tree.map(
         lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
         shapes,
-        sharding.parameter_shardings(mesh, shapes),
+        layout.parameter_shardings(mesh, shapes),
     )
 
 
