@@ -20,6 +20,7 @@ from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.data import cache
 from masksearch_jax.data.batches import sft_batches
 from masksearch_jax.models import head, lora
+from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import check_vocabulary, initial, pinned
 from masksearch_jax.parallel import hosts
 from masksearch_jax.parallel.sharding import batch_shards, make_mesh, time_parts
@@ -30,6 +31,7 @@ from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.training import train_state
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.guard import Guard, guarded
+from masksearch_jax.training.run_folder import open_run_folder
 from masksearch_jax.training.supervisor import Survival
 
 
@@ -37,8 +39,7 @@ def make_loss_fn(compute: ComputeConfig) -> train_state.LossFn:
     """The SFT loss of a packed batch as the update step wants it."""
 
     def loss_fn(model: Any, batch: dict[str, jax.Array]):
-        hidden = model.hidden(batch["ids"], batch["positions"], batch["segment_ids"])
-        logprobs, _ = head.token_logprobs(model, hidden, batch["targets"], 1.0, compute.loss_chunk)
+        logprobs, _ = head.batch_logprobs(model, batch, 1.0, compute.loss_chunk)
         return losses.sft_loss(logprobs, batch["loss_weights"])
 
     return loss_fn
@@ -84,6 +85,8 @@ def run(cfg: SftRun) -> dict[str, Any]:
         process_count=shares,
     )
 
+    open_run_folder(cfg, "sft.steps")
+
     # ---- model and state
     init = pinned(cfg.init, cfg.model)
     model = initial(init, cfg.model, cfg.compute, mesh, cfg.seed, cfg.base)
@@ -111,6 +114,10 @@ def run(cfg: SftRun) -> dict[str, Any]:
         writer = MetricWriter(workdir, start)
         guard = Guard(cfg.survival, state.opt_state, start)
 
+        def save(done: int) -> None:
+            with survival.disk("save", done):
+                checkpointer.save(done, state, {"data": batches.get_state()}, metrics)
+
         # ---- loop
         tokens, clock = 0, time.perf_counter()
         with jax.set_mesh(mesh), Progress("SFT", cfg.sft.steps, start) as progress:
@@ -135,9 +142,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
                         done, loss=metrics["loss"], tok_s=int(metrics["tokens_per_second"])
                     )
                 if due or preempted:
-                    with survival.disk("save", done):
-                        extra = {"data": batches.get_state()}
-                        checkpointer.save(done, state, extra, metrics)
+                    save(done)
                 if preempted:
                     survival.stop(checkpointer)
             survival.finish(checkpointer)
@@ -145,4 +150,4 @@ def run(cfg: SftRun) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: run(cfg) and None, SftRun)
+    cli.run(lambda cfg: run(cfg) and None, SftRun, resumes=True, read_model=read_config)

@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 import datetime
 import email.utils
+import json
 import os
 import random
 import types
@@ -21,6 +22,7 @@ from typing import Any
 from etils import epy
 
 from masksearch_jax.agents.llm_cache import Paid, Replies, RepliesError, Stored, key_of
+from masksearch_jax.core.schema import key
 
 with epy.lazy_imports():  # it takes more than a second, and the other teachers do without
     import openai
@@ -28,36 +30,47 @@ with epy.lazy_imports():  # it takes more than a second, and the other teachers 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-_HOPELESS = frozenset({401, 403, 404})  # wrong key, no permission, no such model or address
+_HOPELESS = frozenset({401, 402})  # wrong key, no money: no call will get a reply
+# The same, as OpenAI says it with other statuses: a 429 that no wait can help, a 400.
+_HOPELESS_CODES = frozenset(
+    {"insufficient_quota", "billing_not_active", "billing_hard_limit_reached"}
+)
+_DETAIL = 300  # characters of an error without a sentence
+_FIRST = 8  # calls of a job; where none of them gets a reply, no other will
 
 
 @dataclasses.dataclass(frozen=True)
 class LLMConfig:
     """How one endpoint is called. Seconds are wall-clock, prices in any one currency."""
 
-    base_url: str  # e.g. http://localhost:8000/v1
-    model: str  # name and pinned version, as the endpoint spells it
-    api_key_env: str  # environment variable that holds the key; unset: none is needed
-    temperature: float
-    max_tokens: int  # of one reply
-    concurrency: int  # requests in flight
-    timeout: float  # of one attempt
-    deadline: float  # of one call, its retries and waits included
-    retries: int  # attempts after the first
-    backoff: float  # wait before the first retry; doubles with each
-    cache: str  # SQLite file of the replies paid for
-    replay: bool  # answer from the cache alone, and stop where it lacks a reply
-    budget: int  # tokens ever paid for into this cache, prompts included; 0: no limit
-    max_cost: float  # the same in money; 0: no limit
-    prompt_price: float  # of a million prompt tokens
-    completion_price: float  # of a million completion tokens
-
-
-# Settings that change no reply: where, how fast and at what price one is asked for.
-NO_MATTER = (
-    *("base_url", "api_key_env", "concurrency", "timeout", "deadline", "retries", "backoff"),
-    *("cache", "replay", "budget", "max_cost", "prompt_price", "completion_price"),
-)
+    base_url: str = key(
+        "http://localhost:8000/v1", "Of an OpenAI-compatible endpoint.", harmless=True
+    )
+    model: str = key("Qwen2.5-72B-Instruct", "Name and pinned version, as the endpoint spells it.")
+    api_key_env: str = key(
+        "OPENAI_API_KEY",
+        "Environment variable that holds the key; unset: none is needed.",
+        harmless=True,
+    )
+    temperature: float = key(0.7, "Of sampling; 0: greedy.")
+    max_tokens: int = key(1024, "Of one reply.")
+    concurrency: int = key(32, "Requests in flight.", harmless=True)
+    timeout: float = key(120.0, "Seconds of one attempt.", harmless=True)
+    deadline: float = key(
+        600.0, "Seconds of one call, its retries and waits included.", harmless=True
+    )
+    retries: int = key(6, "Attempts after the first.", harmless=True)
+    backoff: float = key(1.0, "Seconds before the first retry; doubles with each.", harmless=True)
+    cache: str = key("", "SQLite file of the replies paid for.", harmless=True)
+    replay: bool = key(
+        False, "Answer from the cache alone, and stop where it lacks a reply.", harmless=True
+    )
+    budget: int = key(
+        0, "Tokens ever paid for into this cache, prompts included; 0: no limit.", harmless=True
+    )
+    max_cost: float = key(0.0, "The same in money; 0: no limit.", harmless=True)
+    prompt_price: float = key(0.0, "Of a million prompt tokens.", harmless=True)
+    completion_price: float = key(0.0, "Of a million completion tokens.", harmless=True)
 
 
 class LLMError(RuntimeError):
@@ -65,7 +78,11 @@ class LLMError(RuntimeError):
 
 
 class JobError(RuntimeError):
-    """No call can succeed any more (key, model or quota refused, cache unusable): stop the job."""
+    """No call can succeed any more: stop the job.
+
+    A key, quota or account that is refused, a cache that cannot be used, an endpoint that gave none
+    of the first calls a reply (no such model or address, a setting it does not take, nobody there).
+    """
 
 
 class BudgetError(JobError):
@@ -110,6 +127,7 @@ class LLM:
         self._gate = asyncio.Semaphore(cfg.concurrency)
         self._pause = 0.0  # until this time on the loop's clock nobody asks: the endpoint said so
         self._stopped: JobError | None = None
+        self._begun = self._first_failed = 0  # calls; and of the first ones, those without a reply
         # One lock per question, so that two who ask the same pay once.
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._client = openai.AsyncOpenAI(
@@ -176,10 +194,17 @@ class LLM:
             if failure := self._replies.failure(key):
                 raise LLMError(failure)
             raise JobError(f"llm.replay: a request is not recorded in {self.cfg.cache}")
+        self._begun += 1
+        first = self._begun <= _FIRST
         try:
             reply = await self._with_retries(request)
         except LLMError as error:
             self._replies.keep_failure(key, request, str(error))
+            self._first_failed += first
+            if first and self._first_failed == _FIRST and not self._replies.has_any(self.cfg.model):
+                raise JobError(
+                    f"{self.cfg.base_url}: none of the first {_FIRST} calls got a reply: {error}"
+                ) from error
             raise
         self._replies.keep(key, request, reply)
         self.usage.calls += 1
@@ -306,9 +331,9 @@ def _read(answer: Any) -> Stored:
 
 
 def _hopeless(error: Exception) -> bool:
-    """Whether every other call would fail too; a spent quota is a 429 no wait can help."""
+    """Whether every other call would fail too."""
     return isinstance(error, openai.APIStatusError) and (
-        error.status_code in _HOPELESS or error.code == "insufficient_quota"
+        error.status_code in _HOPELESS or error.code in _HOPELESS_CODES
     )
 
 
@@ -341,9 +366,19 @@ def retry_after(header: str) -> float:
 
 def _name(error: Exception) -> str:
     if isinstance(error, openai.APIStatusError):
-        return f"HTTP {error.status_code}: {error.message}"
+        return f"HTTP {error.status_code}: {_sentence(error)}"
     if isinstance(error, TimeoutError | openai.APITimeoutError):
         return "no reply in time"
     if isinstance(error, _UselessError):
         return str(error)
     return f"{type(error).__name__}: {error}"
+
+
+def _sentence(error: Any) -> str:
+    """What the endpoint itself says of an error: its sentence, where the form is a usual one."""
+    said = error.body
+    for name in ("error", "message", "detail"):
+        said = said.get(name, said) if isinstance(said, dict) else said
+    if isinstance(said, str) and said.strip():
+        return said
+    return json.dumps(said)[:_DETAIL] if said else error.message
