@@ -389,9 +389,7 @@ def test_the_whole_config_is_printed_a_key_a_line(repository, capsys):
     assert given["rollout.decode_share"] == "(0.25, 0.5, 0.75)"
     assert given["model.rope_scaling"] == "None"
     bad = shown(capsys, config.DapoRun, spec, "--print-config", "--config.dapo.reward=judge")
-    assert bad[1].startswith(
-        "error: config.dapo.reward is 'judge', not one of recall, f1, penalised"
-    )
+    assert "config.dapo.reward is 'judge', not one of recall, f1, penalised" in bad[1]
 
 
 def test_a_config_says_only_what_it_decides(tmp_path):
