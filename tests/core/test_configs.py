@@ -89,7 +89,7 @@ def load(name: str, arg: str = "") -> typing.Any:
 # another name since, because `--config.evolve.items` met a method of ConfigDict.
 SINCE = {"survival.changed": "refuse"}
 RENAMED = {"evolve.items": "evolve.pool_size"}
-# Values that were decided anew: at one half, two guesses paid as much as one; recall pays for lists.
+# Decided anew since: at one half two guesses paid as much as one, and recall pays for lists.
 DECIDED = {"dapo.length_penalty": 0.6}
 DECIDED_IN = {"qa_dapo": {"dapo.reward": "penalised"}}
 # Of files whose argument names a model: the one without it, and where its section is.
