@@ -32,8 +32,8 @@ from masksearch_jax.core.config import (
     MeshConfig,
     ModelConfig,
     OptimConfig,
-    RolloutConfig,
 )
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.models.layout import shard_parameters
 from masksearch_jax.models.transformer import Transformer

@@ -20,6 +20,7 @@ from masksearch_jax import build_trajectories, evaluate, export_hf, report, trai
 from masksearch_jax.core import config as config_lib
 from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
 from masksearch_jax.core.files import write_json, write_lines
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.models.hf_card import Card
 from masksearch_jax.models.hf_config import read_config
@@ -58,7 +59,7 @@ class QuickstartRun:
     sft_optim: config_lib.OptimConfig = section(config_lib.OptimConfig)
     dapo: config_lib.DapoConfig = section(config_lib.DapoConfig)
     dapo_optim: config_lib.OptimConfig = section(config_lib.OptimConfig)
-    rollout: config_lib.RolloutConfig = section(config_lib.RolloutConfig)
+    rollout: RolloutConfig = section(RolloutConfig)
     eval: config_lib.EvalConfig = section(config_lib.EvalConfig)
     checkpoint: config_lib.CheckpointConfig = section(config_lib.CheckpointConfig)
     survival: config_lib.SurvivalConfig = section(config_lib.SurvivalConfig)

@@ -16,9 +16,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from masksearch_jax.core.config import ComputeConfig, DapoConfig, DapoRun, RolloutConfig
+from masksearch_jax.core.config import ComputeConfig, DapoConfig, DapoRun
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.retrieval import SearchTool
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.data import batches, cache
 from masksearch_jax.models import head, lora

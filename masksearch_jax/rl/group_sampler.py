@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from masksearch_jax.core import retrieval
-from masksearch_jax.core.config import DapoConfig, RolloutConfig
+from masksearch_jax.core.config import DapoConfig
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.types import Trajectory, to_json
 from masksearch_jax.data import batches
 from masksearch_jax.data.demonstrations import parse_example

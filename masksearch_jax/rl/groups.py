@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from masksearch_jax.core.config import DapoConfig, RolloutConfig
+from masksearch_jax.core.config import DapoConfig
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.rows import Tokens
 from masksearch_jax.core.types import NOT_ITS_DOING, Example, Trajectory
 from masksearch_jax.rl import advantages

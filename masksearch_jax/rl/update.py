@@ -15,7 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from masksearch_jax.core import rows
-from masksearch_jax.core.config import DapoConfig, RolloutConfig
+from masksearch_jax.core.config import DapoConfig
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.rl import advantages
 from masksearch_jax.rl.groups import DAPO_FIELDS, Group, score_groups, to_tokens

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from masksearch_jax.core.config import RolloutConfig
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.types import Trajectory
 from masksearch_jax.runtime.http_service import Refusal
 

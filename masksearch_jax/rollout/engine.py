@@ -20,7 +20,8 @@ import jax
 import numpy as np
 
 from masksearch_jax.core import markup, retrieval
-from masksearch_jax.core.config import RolloutConfig, SearchConfig
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.types import Segment, Status, Trajectory
 from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.rollout import decode, memory, schedule
