@@ -210,4 +210,4 @@ def _generation_config(tokenizer_dir: str | Path) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: run(cfg) and None, ExportRun, read_model=read_config)
+    cli.run(lambda cfg: run(cfg) and None, ExportRun, resumes=True, read_model=read_config)
