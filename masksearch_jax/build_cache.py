@@ -42,7 +42,8 @@ from masksearch_jax.data.folder import Folder
 from masksearch_jax.runtime import cli
 from masksearch_jax.runtime.progress import Progress
 
-# Rendered into every split's hash, so that a change of the prompt's wording rebuilds the cache.
+# Their wording is in every split's hash, so that a change of it rebuilds the cache. The template is
+# in the tokenizer's; what it renders is not, since it may hold the date.
 _PROBES = (
     RampExample("", "", "Title", "A [mask] here.", "A thing here.", ()),
     QAExample("", "", "Which thing?", ("This",)),
@@ -69,6 +70,7 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
     """Builds or resumes the cache; per task and split its counts, and what the build cost."""
     started = time.monotonic()
     vocab = Vocab.load(cfg.tokenizer)
+    prompt.check_style(cfg.prompt.style, vocab)
     folder = Folder(cfg.folder)
     source = _source_hash(cfg, vocab, folder.files(), f"{cfg.tasks} {cfg.temperatures}")
     done = _finished(cfg.cache, source)
@@ -200,7 +202,7 @@ def _source_hash(cfg: BuildCacheRun, vocab: Vocab, files: list[Path], wanted: st
     """A hash of all that decides a split, or the `wanted` ones together."""
     digest = hashlib.sha256()
     limits = FORMAT, cfg.max_len, cfg.max_prompt_len, cfg.prompt.style, vocab.fingerprint
-    probes = [prompt.render(p, cfg.prompt.style, vocab) for p in _PROBES]
+    probes = [prompt.wording(p, cfg.prompt.style) for p in _PROBES]
     digest.update(repr((limits, probes, wanted)).encode())
     for path in files:
         with path.open("rb") as file:

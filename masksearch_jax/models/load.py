@@ -17,6 +17,7 @@ from masksearch_jax.core.config import ComputeConfig, LoraConfig, ModelConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.models import hf, lora
+from masksearch_jax.models.hf_config import check_no_adapter
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
 from masksearch_jax.training import checkpoint_files
@@ -37,6 +38,7 @@ def describe(folder: str, tokenizer: str, key: str = "config") -> tuple[ModelCon
             f"{key}.init is {folder!r}, which is not a local folder; it must be one in Hugging "
             "Face format, such as export_hf writes, or of checkpoints"
         )
+    check_no_adapter(folder)
     in_hf_format = (Path(folder) / "config.json").is_file()
     if not in_hf_format and not tokenizer:
         raise ConfigError(
@@ -211,6 +213,7 @@ def _is_hf(source: str, config: ModelConfig) -> bool:
             f"config.init is {source!r}, an HF folder in a bucket: give a local path, of a copy "
             "(gcloud storage cp -r) or of the bucket mounted as a folder (gcsfuse)"
         )
+    check_no_adapter(source)
     if not (Path(source) / "config.json").is_file():
         return False
     _check_same(source, hf.read_config(source), config)

@@ -501,6 +501,9 @@ def test_it_needs_a_chat_template_and_a_free_port(folder, settings, server, tmp_
     (tmp_path / "bare" / "chat_template.jinja").unlink()
     with pytest.raises(ConfigError, match=r"bare' has no chat template"):
         serve_model.run(settings(init=tmp_path / "bare"))
+    (tmp_path / "bare" / "chat_template.jinja").write_text("{{ raise_exception('no roles') }}")
+    with pytest.raises(ConfigError, match=r"template of '.*bare' fails: TemplateError: no roles;"):
+        serve_model.run(settings(init=tmp_path / "bare"))
     with pytest.raises(OSError, match="in use"):
         serve_model.run(settings(port=server.server_address[1]))
 
