@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from masksearch_jax.core.config import PromptConfig
-from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import QAExample, RampExample
 from masksearch_jax.data import prompt
@@ -68,6 +68,7 @@ class BuildCacheRun:
 
 def run(cfg: BuildCacheRun) -> dict[str, Any]:
     """Builds or resumes the cache; per task and split its counts, and what the build cost."""
+    check_given(cfg, folder="the folder that build_ramp wrote", cache="the folder to write")
     started = time.monotonic()
     vocab = Vocab.load(cfg.tokenizer)
     prompt.check_style(cfg.prompt.style, vocab)

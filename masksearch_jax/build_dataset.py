@@ -27,7 +27,7 @@ from typing import Any, Literal
 from etils import epath
 
 from masksearch_jax.core.config import RampConfig
-from masksearch_jax.core.errors import ConfigError, UserError, nearest
+from masksearch_jax.core.errors import ConfigError, UserError, check_given, nearest
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import beam_counts, build, examples, leakage, tfds_source
 from masksearch_jax.ramp.survey import CleanConfig, Plan
@@ -110,8 +110,7 @@ def run(cfg: BuildDatasetRun) -> dict[str, Any]:
 
 
 def _check(cfg: BuildDatasetRun) -> None:
-    if not cfg.folder or not cfg.corpus:
-        raise ConfigError("config.folder and config.corpus must not be empty")
+    check_given(cfg, folder="the folder to write", corpus="files to read, or patterns of them")
     for key, (allowed, reason) in _ONLY.items():
         part, _, name = key.partition(".")
         value = getattr(getattr(cfg, part), name)

@@ -26,7 +26,7 @@ from typing import Any
 from masksearch_jax.agents.llm_client import NO_MATTER, LLMConfig
 from masksearch_jax.agents.span_models import SpanModels
 from masksearch_jax.core.config import CorpusConfig, PplConfig, RampConfig
-from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.types import Passage, QAExample
 from masksearch_jax.corpus import sources
 from masksearch_jax.corpus.passages import CorpusStats, write_passages
@@ -69,8 +69,7 @@ def run(cfg: BuildRampRun, log: Callable[[str], None] | None = None) -> dict[str
     stderr). Raises ConfigError where not one training example comes out.
     """
     log = log or _to_stderr
-    if not cfg.folder:
-        raise ConfigError("config.folder is empty; it must name the folder to write")
+    check_given(cfg, folder="the folder to write")
     folder = Path(cfg.folder)
     source = _source_hash(cfg)
     if (done := _finished(folder, source)) is not None:

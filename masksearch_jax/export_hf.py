@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, ModelConfig
+from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.models import hf, reload_check
 from masksearch_jax.models.hf_card import Card, model_card
@@ -64,6 +65,12 @@ def run(cfg: ExportRun) -> dict[str, Any]:
     command after an interruption keeps the shards that are whole.
     """
     join_processes()
+    check_given(
+        cfg,
+        checkpoint="the folder of checkpoints",
+        folder="the folder to write",
+        tokenizer="the folder that holds tokenizer.json",
+    )
     mesh, step = sharding.make_mesh(cfg.mesh), None if cfg.step < 0 else cfg.step
     with weights(cfg.checkpoint, cfg.model, _COMPUTE, mesh, cfg.base, step) as params:
         report = export(

@@ -18,6 +18,7 @@ from typing import Any
 
 from masksearch_jax import build_trajectories, evaluate, export_hf, report, train_dapo, train_sft
 from masksearch_jax.core import config as config_lib
+from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.files import write_json
 from masksearch_jax.models.hf_card import Card
 from masksearch_jax.models.load import initial
@@ -299,6 +300,7 @@ def print_end(run: Run) -> None:
 
 def run(cfg: QuickstartRun) -> None:
     """All stages; summary.json after each, report.html at the end."""
+    check_given(cfg, workdir="the folder to write")
     split_cpu(cfg.cpu_devices)
     usage = Usage(Path(cfg.workdir))
     this = Run(cfg, usage)

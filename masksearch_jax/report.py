@@ -11,6 +11,7 @@ import pathlib
 import sys
 
 from masksearch_jax import viewer
+from masksearch_jax.core.errors import check_given
 from masksearch_jax.runtime import cli
 
 
@@ -39,6 +40,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
 
 def run(cfg: ReportConfig) -> None:
     """Writes the report of `cfg.workdir` and prints where it is."""
+    check_given(cfg, workdir="the folder of a run")
     path = write(cfg.workdir)
     print(f"report: {path} ({path.stat().st_size / 1024:.0f} KiB)", file=sys.stderr)
 

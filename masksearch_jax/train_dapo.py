@@ -20,7 +20,7 @@ import numpy as np
 
 from masksearch_jax.core import retrieval
 from masksearch_jax.core.config import ComputeConfig, DapoConfig, DapoRun, RolloutConfig
-from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Trajectory, to_json
@@ -209,6 +209,7 @@ def check(dapo: DapoConfig, rollout: RolloutConfig, mesh: Any) -> int:
 
 def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     """Trains to `cfg.dapo.steps`; returns the last metrics. `search` stands for cfg.search."""
+    check_given(cfg, workdir="the folder to write", data="the folder that build_cache wrote")
     workdir = storage.path(cfg.workdir)
     survival = Survival(cfg.survival, workdir)
     mesh = make_mesh(cfg.mesh)

@@ -21,6 +21,7 @@ from typing import Any
 from etils import epy
 
 from masksearch_jax.agents.llm_cache import Paid, Replies, RepliesError, Stored, key_of
+from masksearch_jax.core.errors import check_given
 
 with epy.lazy_imports():  # it takes more than a second, and the other teachers do without
     import openai
@@ -99,6 +100,9 @@ class LLM:
     """
 
     def __init__(self, cfg: LLMConfig):
+        address = "the address of an OpenAI-compatible endpoint"
+        file = "the SQLite file that keeps the replies paid for"
+        check_given(cfg, "config.llm", base_url=address, model="the model to ask", cache=file)
         self.cfg = cfg
         self.usage = Usage()
         try:

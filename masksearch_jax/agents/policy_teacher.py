@@ -13,6 +13,7 @@ from masksearch_jax.agents import agent_teacher, selection, teachers
 from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.selection import StudentConfig
 from masksearch_jax.core import markup, retrieval
+from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Demonstration, Example
@@ -41,7 +42,8 @@ class Student:
         seed: int,
     ):
         self.cfg, self.attempts, self._limits, self._seed = cfg, cfg.samples, limits, seed
-        self._vocab = Vocab.load(cfg.tokenizer)
+        check_given(cfg, "config.student", init="the folder of the model that teaches")
+        self._vocab = Vocab.load(cfg.tokenizer, "config.student.tokenizer")
         prompt.check_style(cfg.prompt.style, self._vocab, "config.student")
         check_vocabulary(cfg.model, self._vocab.size)
         self._mesh = make_mesh(cfg.mesh)

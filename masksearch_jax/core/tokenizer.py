@@ -21,6 +21,7 @@ import tokenizers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from masksearch_jax.core import markup
+from masksearch_jax.core.errors import ConfigError
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
@@ -145,12 +146,14 @@ class Vocab:
         self._bytes = _byte_table(tokenizer, self.size)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Vocab:
+    def load(cls, folder: str | Path, key: str = "config.tokenizer") -> Vocab:
         """The tokenizer saved in a local folder; never asks the network.
 
-        Raises FileNotFoundError when the folder or its files are missing, VocabError for a
-        tokenizer that is not byte-level.
+        Raises ConfigError naming the key for an empty `folder`, FileNotFoundError when the folder
+        or its files are missing, VocabError for a tokenizer that is not byte-level.
         """
+        if not os.fspath(folder).strip():
+            raise ConfigError(f"{key} is empty; it must name the folder that holds tokenizer.json")
         folder = Path(folder)
         if not folder.is_dir():
             raise FileNotFoundError(

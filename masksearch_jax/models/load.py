@@ -22,6 +22,8 @@ from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
 from masksearch_jax.training import checkpoint_files
 
+_MODEL = "a folder in Hugging Face format, such as export_hf writes, or of checkpoints"
+
 
 class InitError(ValueError):
     """Weights that are not of the model that the run is configured for."""
@@ -33,10 +35,11 @@ def describe(folder: str, tokenizer: str, key: str = "config") -> tuple[ModelCon
     tokenizer: its folder; empty: `folder`, which checkpoints are not. Raises ConfigError, which
     names KEY.init or KEY.tokenizer, and what reading either raises.
     """
-    if not folder or not Path(folder).is_dir():
+    if not folder.strip():
+        raise ConfigError(f"{key}.init is empty; it must name {_MODEL}")
+    if not Path(folder).is_dir():
         raise ConfigError(
-            f"{key}.init is {folder!r}, which is not a local folder; it must be one in Hugging "
-            "Face format, such as export_hf writes, or of checkpoints"
+            f"{key}.init is {folder!r}, which is not a local folder; it must name {_MODEL}"
         )
     check_no_adapter(folder)
     in_hf_format = (Path(folder) / "config.json").is_file()

@@ -39,6 +39,7 @@ from masksearch_jax.agents.llm_client import (
 from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample, Span
 from masksearch_jax.ramp import llm_spans
 from masksearch_jax.search.tool import FakeSearch
@@ -86,6 +87,14 @@ def ask(n: int) -> list[dict]:
 
 
 # ---- the client ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["base_url", "model", "cache"])
+def test_what_is_needed_to_ask_is_named(tmp_path, key):
+    with Endpoint(in_turn(Answer("hi"))) as endpoint:
+        with pytest.raises(ConfigError, match=rf"config\.llm\.{key} is empty; it must name"):
+            complete(config(endpoint, tmp_path, **{key: ""}), HELLO)
+        assert not endpoint.requests
 
 
 def test_a_reply_and_what_it_cost(tmp_path):
