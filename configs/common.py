@@ -130,6 +130,8 @@ def llm() -> ConfigDict:
     c.api_key_env = "OPENAI_API_KEY"  # environment variable that holds the key; unset: no key
     c.temperature = 0.7
     c.max_tokens = 1024  # of one reply
+    c.max_tokens_field = "max_tokens"  # its name in a request, or max_completion_tokens
+    c.send_temperature = True  # False: left out, for models that take none
     c.concurrency = 32  # requests in flight
     c.timeout = 120.0  # seconds of one attempt
     c.deadline = 600.0  # of one call, its retries and waits included
