@@ -13,7 +13,6 @@ from masksearch_jax.agents import agent_teacher, selection, teachers
 from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.selection import StudentConfig
 from masksearch_jax.core import markup, retrieval
-from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Demonstration, Example
@@ -42,7 +41,6 @@ class Student:
         seed: int,
     ):
         self.cfg, self.attempts, self._limits, self._seed = cfg, cfg.samples, limits, seed
-        check_given(cfg, "config.student", init="the folder of the model that teaches")
         self._vocab = Vocab.load(cfg.tokenizer, "config.student.tokenizer")
         prompt.check_style(cfg.prompt.style, self._vocab, "config.student")
         check_vocabulary(cfg.model, self._vocab.size)
