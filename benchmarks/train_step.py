@@ -102,7 +102,7 @@ def write_cache(folder: Path, shape: Shape, count: int = 2000) -> cache.Manifest
             yield {"id": str(i), "ids": ids, "agent": draw.random(size) < 0.5}
 
     split = cache.write_split(
-        folder, "task", "train", made(), kind="sft", max_len=shape.length, source="random"
+        folder, "task", "train", made(), kind="sft", max_len=shape.length, made_from="random"
     )
     manifest = cache.Manifest(
         folder, "", "", shape.model.vocab_size, 0, 0, "minimal", {"task": {"train": split}}, {}

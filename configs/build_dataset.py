@@ -28,7 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.clean.duplicates = 0.0  # near duplicates are build_ramp's to find; exact ones are dropped
     c.clean.max_drop = 0.5
     c.clean.leakage = "keep"  # keep | drop
-    c.clean.evaluation = ()  # questions: JSONL, FanOutQA .json, FreshQA .csv
+    c.clean.evaluation = ()  # files of questions, as their authors publish them
     c.clean.evaluation_passages = ""  # JSONL of the passages that they name
     c.clean.ngram = 13
 

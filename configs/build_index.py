@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     c.corpus.questions = ""  # not read
     c.corpus.limit = 0
     c.corpus.max_bad_fraction = 0.01
-    c.corpus.format = "auto"  # auto | jsonl | hf | dump | tfds
+    c.corpus.format = "auto"  # auto | jsonl | tsv | hf | dump | wikiextractor | tfds
     c.corpus.language = "en"  # en | zh
     c.corpus.articles = False  # True where rows are whole articles: they are cut into passages
     c.corpus.passage_words = 100

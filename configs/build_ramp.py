@@ -51,7 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.clean.duplicates = 0.8
     c.clean.max_drop = 0.5
     c.clean.leakage = "keep"  # keep | tag | drop
-    c.clean.evaluation = ()  # questions: JSONL, FanOutQA .json, FreshQA .csv
+    c.clean.evaluation = ()  # files of questions, as their authors publish them
     c.clean.evaluation_passages = ""  # JSONL of the passages that they name
     c.clean.ngram = 13
 
@@ -80,6 +80,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.llm = common.llm()  # of the extractor llm
     c.llm.temperature = 0.0
     c.llm.cache = "runs/llm.sqlite"
+    c.max_failed = 0.01  # share of passages that it may give no reply for
 
     if arg.runlocal:
         c.corpus.limit = 300

@@ -25,6 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.max_searches = 4
     c.demonstrations = 0  # kept of each kind, 0: all
     c.max_rejected = 1.0  # share of attempts without a demonstration; beyond it the job fails
+    c.max_failed = 0.01  # share of attempts lost to an endpoint or a search that failed
     c.seed = 0
 
     c.search = ConfigDict()

@@ -99,6 +99,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.evolve.hard_share = 0.25  # of the items, at most: unsolved so far
     c.evolve.max_tries = 3  # iterations before a hard item is given up
     c.evolve.per_example = 2  # accepted trajectories of an example that are kept
+    c.evolve.max_failed = 0.01  # share of attempts lost to an endpoint or a search that failed
     c.evolve.judge = "rules"  # rules | llm
     c.evolve.restart = False  # True: each student from the first weights
     c.evolve.diversity_texts = 300  # trajectories that diversity is measured on
@@ -195,6 +196,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.temperature = 0.6
     c.eval.bootstrap = 1000
     c.eval.seed = 0
+    c.eval.retries = 3  # of an item that ended for no fault of the model
+    c.eval.max_tool_failures = 0.01  # share of such items, after that
+    c.eval.max_bad_fraction = 0.01  # share of items that cannot be run
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 50

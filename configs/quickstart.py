@@ -180,6 +180,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.temperature = 0.6
     c.eval.bootstrap = 1000
     c.eval.seed = 0
+    c.eval.retries = 3  # of an item that ended for no fault of the model
+    c.eval.max_tool_failures = 0.01  # share of such items, after that
+    c.eval.max_bad_fraction = 0.01  # share of items that cannot be run
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 50

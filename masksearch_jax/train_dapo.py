@@ -351,4 +351,4 @@ def rollout_metrics(seen: Sequence[Group], kept: Sequence[Group]) -> dict[str, f
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: run(cfg) and None, DapoRun)
+    cli.run(lambda cfg: run(cfg) and None, DapoRun, resumes=True)

@@ -146,4 +146,4 @@ def run(cfg: SftRun) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: run(cfg) and None, SftRun)
+    cli.run(lambda cfg: run(cfg) and None, SftRun, resumes=True)

@@ -81,6 +81,15 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def shared_cases() -> Path:
+    """The folder of small inputs that failed once, beside the checkout; skips where absent."""
+    folder = Path(os.environ.get("MASKSEARCH_SHARED_CASES", REPOSITORY.parent / "shared" / "cases"))
+    if not folder.is_dir():
+        pytest.skip(f"the cases are not here: {folder} (set MASKSEARCH_SHARED_CASES to them)")
+    return folder
+
+
 @dataclasses.dataclass(frozen=True)
 class Miniature:
     """What the quickstart builds before it trains, small: its configuration and the folders."""

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,8 @@ ROOMS = {
 # several and the room that has what they share.
 RECIPES = "recipes"
 SEVERAL = {"evolve", "plan", "quickstart"}
+# Fakes for tests, ours and users': they may import all rooms, and nothing of the package them.
+TESTING = "testing"
 
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
@@ -55,6 +58,7 @@ MAY_IMPORT = {
             "rl.update",
             "rollout.",
             "runtime.metric_writer",
+            "testing.models",
             "training.",
         }
         for library in JAX
@@ -71,7 +75,7 @@ MAY_IMPORT = {
         "build_dataset",
     },
     "mwxml": {"corpus.wikipedia_dump"},
-    "mwparserfromhell": {"corpus.wikipedia_dump"},
+    "mwparserfromhell": {"corpus.wikitext"},
     "pyarrow": {"corpus.sources"},
     "rensa": {"corpus.duplicates"},
     "ahocorasick_rs": {"ramp.gazetteer"},
@@ -126,6 +130,10 @@ def room(module: str) -> str:
 def may_import(module: str, other: str) -> bool:
     """Whether the table lets a module import another; both as `data.tasks`."""
     inside, outside = room(module), room(other)
+    if inside == TESTING:
+        return outside != ""
+    if outside == TESTING:
+        return False
     if inside == RECIPES or module in SEVERAL:
         return True
     if not inside:  # a main
@@ -154,6 +162,10 @@ def test_imports_follow_the_table_of_arrows(module):
         ("evaluate", "from masksearch_jax.recipes import steps", False),
         ("agents.judge", "from masksearch_jax import evaluate", False),
         ("quickstart", "from masksearch_jax import train_sft", True),
+        ("quickstart", "from masksearch_jax.testing import models", False),
+        ("search.tool", "from masksearch_jax.testing.services import Endpoint", False),
+        ("testing.models", "from masksearch_jax.rollout import engine", True),
+        ("testing.models", "from masksearch_jax import evaluate", False),
         ("rl.rewards", "from masksearch_jax.data import prompt", True),
     ],
 )
@@ -172,7 +184,6 @@ def test_the_table_has_no_circle():
 def test_every_file_at_the_root_can_be_run():
     mains = {p.stem: p.read_text(encoding="utf-8") for p in PACKAGE.glob("*.py")}
     mains.pop("__init__")
-    mains.pop("testing", None)  # fakes for tests, ours and users'
     assert mains
     for name, text in mains.items():
         assert '\nif __name__ == "__main__":\n' in text, f"{name} cannot be run"
@@ -244,7 +255,7 @@ def test_modules_say_what_they_are_for(path):
 
 def test_every_room_is_a_package_and_in_the_table():
     folders = {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
-    assert folders == {*ROOMS, RECIPES}
+    assert folders == {*ROOMS, RECIPES, TESTING}
     assert all(p.parent in (PACKAGE, *(PACKAGE / r for r in folders)) for p in FILES)
 
 
@@ -252,8 +263,29 @@ def test_tests_lie_in_the_room_that_they_test():
     folders = {
         p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and any(p.glob("test_*.py"))
     }
-    assert folders <= {*ROOMS, RECIPES, "mains", "launch"}
+    assert folders <= {*ROOMS, RECIPES, TESTING, "mains", "launch"}
     assert [p.name for p in (ROOT / "tests").glob("test_*.py")] == ["test_architecture.py"]
+
+
+# In an import statement, or in the text of a program that a test runs.
+_OF_A_TEST = re.compile(r"\b(?:from tests[.\w]*\.|from |import )test_\w+|\bfrom tests\b.* test_\w+")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("*/*.py")), ids=lambda p: p.stem)
+def test_no_test_imports_from_another_test(path):
+    """What several share lies in a module named for it, in `conftest` or in `testing`."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert not [line for line in lines if _OF_A_TEST.search(line) and "from seqio" not in line]
+
+
+def test_an_import_from_a_test_is_seen():
+    for line in (
+        "from tests.mains.test_plan import config_of",
+        "        'from tests.mains import test_plan; '",
+        "import test_plan",
+        "from test_plan import config_of",
+    ):
+        assert _OF_A_TEST.search(line)
 
 
 # ---- at import ----------------------------------------------------------------------------------
@@ -327,7 +359,7 @@ def test_the_host_side_starts_without_jax():
     # grain, seqio and TFDS import jax; a policy that teaches runs on a device
     with_jax = OFFLINE | {"data.batches", "data.curriculum", "agents.policy_teacher"}
     names = [m for m in TREES if m.startswith(rooms) and m not in with_jax]
-    names += ["runtime.cli", "rl.rewards", "rl.advantages"]
+    names += ["runtime.cli", "rl.rewards", "rl.advantages", "testing.services"]
     _, modules = import_all([f"masksearch_jax.{m}" for m in names])
     assert "jax" not in modules
     assert not modules & HEAVY

@@ -80,6 +80,11 @@ class Replies:
         row = self._row(select, key)
         return Stored(*row[:3], bool(row[3])) if row else None
 
+    def has_any(self, model: str) -> bool:
+        """Whether a reply of this model is kept, to whatever it was asked."""
+        select = "select 1 from replies where json_extract(request, '$.model') = ? limit 1"
+        return self._row(select, model) is not None
+
     def failure(self, key: str) -> str | None:
         """What became of a request that never got a reply, for a replay."""
         row = self._row("select error from failures where key = ?", key)

@@ -34,7 +34,13 @@ _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _CUT = ("length", "max_tokens")  # finish_reason of a reply that ended at a limit
 _TEXT = ("text", "output_text")  # type of a part of the content that is said, not thought
 _LONGEST = 366 * 86400.0  # seconds; what asks for more is no pause but a mistake
-_HOPELESS = frozenset({401, 403, 404})  # wrong key, no permission, no such model or address
+_HOPELESS = frozenset({401, 402})  # wrong key, no money: no call will get a reply
+# The same, as OpenAI says it with other statuses: a 429 that no wait can help, a 400.
+_HOPELESS_CODES = frozenset(
+    {"insufficient_quota", "billing_not_active", "billing_hard_limit_reached"}
+)
+_DETAIL = 300  # characters of an error without a sentence
+_FIRST = 8  # calls of a job; where none of them gets a reply, no other will
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +81,11 @@ class LLMError(RuntimeError):
 
 
 class JobError(RuntimeError):
-    """No call can succeed any more (key, model or quota refused, cache unusable): stop the job."""
+    """No call can succeed any more: stop the job.
+
+    A key, quota or account that is refused, a cache that cannot be used, an endpoint that gave none
+    of the first calls a reply (no such model or address, a setting it does not take, nobody there).
+    """
 
 
 class BudgetError(JobError):
@@ -129,6 +139,7 @@ class LLM:
         self._gate = asyncio.Semaphore(cfg.concurrency)
         self._pause = 0.0  # until this time on the loop's clock nobody asks: the endpoint said so
         self._stopped: JobError | None = None
+        self._begun = self._first_failed = 0  # calls; and of the first ones, those without a reply
         # One lock per question, so that two who ask the same pay once.
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._client = openai.AsyncOpenAI(
@@ -194,10 +205,17 @@ class LLM:
             if failure := self._replies.failure(key):
                 raise LLMError(failure)
             raise JobError(f"llm.replay: a request is not recorded in {self.cfg.cache}")
+        self._begun += 1
+        first = self._begun <= _FIRST
         try:
             reply = await self._with_retries(request)
         except LLMError as error:
             self._replies.keep_failure(key, request, str(error))
+            self._first_failed += first
+            if first and self._first_failed == _FIRST and not self._replies.has_any(self.cfg.model):
+                raise JobError(
+                    f"{self.cfg.base_url}: none of the first {_FIRST} calls got a reply: {error}"
+                ) from error
             raise
         self._replies.keep(key, request, reply)
         self.usage.calls += 1
@@ -363,9 +381,9 @@ def _check_no_error(answer: Any, response: Any) -> None:
 
 
 def _hopeless(error: Exception) -> bool:
-    """Whether every other call would fail too; a spent quota is a 429 no wait can help."""
+    """Whether every other call would fail too."""
     return isinstance(error, openai.APIStatusError) and (
-        error.status_code in _HOPELESS or error.code == "insufficient_quota"
+        error.status_code in _HOPELESS or error.code in _HOPELESS_CODES
     )
 
 
@@ -407,9 +425,19 @@ def _until(date: str) -> float:
 
 def _name(error: Exception) -> str:
     if isinstance(error, openai.APIStatusError):
-        return f"HTTP {error.status_code}: {error.message}"
+        return f"HTTP {error.status_code}: {_sentence(error)}"
     if isinstance(error, TimeoutError | openai.APITimeoutError):
         return "no reply in time"
     if isinstance(error, _UselessError):
         return str(error)
     return f"{type(error).__name__}: {error}"
+
+
+def _sentence(error: Any) -> str:
+    """What the endpoint itself says of an error: its sentence, where the form is a usual one."""
+    said = error.body
+    for name in ("error", "message", "detail"):
+        said = said.get(name, said) if isinstance(said, dict) else said
+    if isinstance(said, str) and said.strip():
+        return said
+    return json.dumps(said)[:_DETAIL] if said else error.message

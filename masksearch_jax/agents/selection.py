@@ -73,6 +73,7 @@ class EvolveConfig:
     hard_share: float  # of the items, at most: those that no trajectory has solved so far
     max_tries: int  # iterations in which a hard item is sampled before it is given up
     per_example: int  # accepted trajectories of an example that are kept in an iteration
+    max_failed: float  # share of attempts lost for want of an endpoint or a search tool
     rules: Rules
     judge: Literal["rules", "llm"]
     restart: bool  # train from the first weights each time; else from the last student's
@@ -98,11 +99,13 @@ def to_demonstration(
 def rejection(example: Example, trajectory: Trajectory, rules: Rules) -> Rejection | None:
     """Why a trajectory is no demonstration by rule, or None.
 
-    Reasons: its status unless `answered`; malformed; no_search; repeated_search (a turn asks what
-    an earlier one asked); spans_wrong (`detail`: the recall); not_grounded (`detail`: the text).
+    Reasons: its status unless `answered` (`detail`: the error of its last search); malformed;
+    no_search; repeated_search (a turn asks what an earlier one asked); spans_wrong (`detail`: the
+    recall); not_grounded (`detail`: the text).
     """
     if trajectory.status != "answered":
-        return Rejection(example.id, trajectory.status)
+        error = trajectory.turns[-1].error if trajectory.turns else ""
+        return Rejection(example.id, trajectory.status, error)
     if not markup.is_well_formed([s for s in trajectory.segments if s.author != "prompt"]):
         return Rejection(example.id, "malformed")
     if not trajectory.turns:

@@ -125,14 +125,15 @@ class SurvivalConfig:
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig:
     path: str  # a file or folder of `format`; empty: the built-in atlas of facts
-    questions: str  # JSONL of questions with gold passages; empty: the atlas's, or none
+    questions: str  # a file of questions, see ramp.question_files; empty: the atlas's, or none
     limit: int  # passages kept, 0: all
     max_bad_fraction: float  # malformed rows tolerated before the build stops
-    # jsonl: id, title, text, .gz allowed. hf: a folder of parquet or arrow files. dump: Wikipedia's
-    # pages-articles.xml, .bz2 allowed. tfds: a prepared dataset's folder. auto: told by the name
-    format: Literal["auto", "jsonl", "hf", "dump", "tfds"] = "auto"
+    # jsonl: id, title, text, or one JSON array of them. tsv: with a header of id, text, title. hf:
+    # parquet or arrow files. dump: Wikipedia's pages-articles.xml. wikiextractor: wiki_00 files.
+    # tfds: a prepared dataset's folder. auto: told by the names. Text may be .gz, .bz2 or .xz
+    format: Literal["auto", "jsonl", "tsv", "hf", "dump", "wikiextractor", "tfds"] = "auto"
     language: Literal["en", "zh"] = "en"
-    articles: bool = False  # rows of jsonl or hf are whole articles, not passages
+    articles: bool = False  # rows of jsonl, tsv or hf are whole articles, not passages
     passage_words: int = 100  # of the passages that articles are cut into
 
 
@@ -281,6 +282,11 @@ class EvalConfig:
     temperature: float  # of evaluation rollouts, in place of rollout.temperature; 0: greedy
     bootstrap: int  # resamples of the 95% interval
     seed: int
+    # An item that ended for no fault of the model (its search failed, its time ran out) is sampled
+    # again so often, then left out and counted; of more than this share the run ends with 1.
+    retries: int = 3
+    max_tool_failures: float = 0.01
+    max_bad_fraction: float = 0.01  # items that cannot be run, found before any is, tolerated
 
 
 @dataclasses.dataclass(frozen=True)

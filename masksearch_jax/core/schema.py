@@ -81,3 +81,13 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
     name = inner.__name__ if isinstance(inner, type) and not args else str(inner)
     name += " or None" if inner is not kind else ""
     raise ConfigError(f"{path} is {value!r} ({type(value).__name__}); it must be {name}")
+
+
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """`key: old → new` of each leaf where two nested dicts differ; a top-level `workdir` may."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [k for k in sorted(a.keys() | b.keys()) if path or k != "workdir"]
+        return [
+            d for k in keys for d in differences(a.get(k), b.get(k), f"{path}.{k}" if path else k)
+        ]
+    return [] if a == b else [f"{path}: {a!r} → {b!r}"]

@@ -10,8 +10,6 @@ import functools
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from masksearch_jax.core import markup
+from masksearch_jax.core import files, markup
 from masksearch_jax.core.errors import ConfigError
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
@@ -70,12 +68,14 @@ def train_bpe(texts: Iterable[str], folder: str | Path, vocab_size: int = 2048) 
         "pad_token": PAD,
         "clean_up_tokenization_spaces": False,
     }
-    files = {
+    contents = {
         "tokenizer.json": tokenizer.to_str(pretty=True),
         "tokenizer_config.json": json.dumps(config, indent=2),
         "chat_template.jinja": _CHAT_TEMPLATE,
     }
-    _save_folder(Path(folder), files)
+    with files.writing_folder(folder) as partial:
+        for name, text in contents.items():
+            (partial / name).write_text(text, encoding="utf-8")
     return Path(folder)
 
 
@@ -100,25 +100,6 @@ def _without(texts: Iterable[str], added: Sequence[str]) -> Iterable[str]:
         for token in added:
             text = text.replace(token, "\n")
         yield text
-
-
-def _save_folder(folder: Path, files: Mapping[str, str]) -> None:
-    """Write a folder of text files beside its place, then rename it there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temp = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        for name, text in files.items():
-            (temp / name).write_text(text, encoding="utf-8")
-        temp.chmod(0o755)
-        if folder.exists():
-            old = temp / "replaced"
-            os.rename(folder, old)
-            os.rename(temp, folder)
-            shutil.rmtree(folder / "replaced")
-        else:
-            os.rename(temp, folder)
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)
 
 
 class Vocab:

@@ -16,8 +16,6 @@ import errno
 import itertools
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -25,8 +23,11 @@ from typing import Any, Literal
 import msgpack
 import numpy as np
 
-FORMAT = 1
+from masksearch_jax.core import files, stamp
+
+FORMAT = 2
 MANIFEST = "manifest.json"
+_STAMP = "split.json"
 Kind = Literal["sft", "prompt"]
 Record = dict[str, Any]
 
@@ -41,7 +42,7 @@ _NAMED_DROPS = 20  # dropped ids kept by name; all are counted
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """What one task's split holds. `source` is a hash of what it was made from.
+    """What one task's split holds. `made_from` is a hash of its inputs.
 
     `tokens` and `agent_tokens` are totals, `longest` the most tokens of one record. `dropped` is
     how many records had more than `max_len` tokens and were left out; `dropped_ids` names the first
@@ -49,7 +50,7 @@ class Split:
     """
 
     kind: Kind
-    source: str
+    made_from: str
     max_len: int
     records: int
     tokens: int
@@ -64,11 +65,11 @@ class Split:
 class Manifest:
     """Everything a trainer needs to know of a cache but the records themselves.
 
-    tasks: task → split → `Split`. mixtures: mixture → task → rate. source: a hash of all inputs.
+    tasks: task → split → `Split`. mixtures: mixture → task → rate. made_from: a hash of inputs.
     """
 
     folder: Path
-    source: str
+    made_from: str
     tokenizer: str
     vocab_size: int
     eos_id: int
@@ -117,7 +118,7 @@ class Manifest:
         obj = dataclasses.asdict(self) | {"format": FORMAT}
         del obj["folder"]
         path = self.folder / MANIFEST
-        write_atomically(path, json.dumps(obj, indent=1))
+        files.write_json(path, obj)
         return path
 
     def rates(self, name: str) -> dict[str, float]:
@@ -179,7 +180,7 @@ def write_split(
     *,
     kind: Kind,
     max_len: int,
-    source: str,
+    made_from: str,
     records_per_shard: int = 65_536,
 ) -> Split:
     """Write one split and return its description; the folder appears whole or not at all.
@@ -187,21 +188,14 @@ def write_split(
     Records of more than `max_len` tokens are dropped and counted.
     """
     folder = split_folder(Path(cache), task, split)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for stale in folder.parent.glob(f".{folder.name}-*"):  # of a build that was killed
-        shutil.rmtree(stale)
-    temp = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     tally = _Tally(max_len)
-    try:
-        shards = _write_shards(temp, map(encode, filter(tally.keep, records)), records_per_shard)
-        np.save(temp / "lengths.npy", np.asarray(tally.lengths, np.int32))
-        written = tally.split(kind, source, shards)
-        (temp / "split.json").write_text(json.dumps(dataclasses.asdict(written)), "utf-8")
-        temp.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(temp, folder)
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)
+    with files.writing_folder(folder) as partial:
+        shards = _write_shards(partial, map(encode, filter(tally.keep, records)), records_per_shard)
+        np.save(partial / "lengths.npy", np.asarray(tally.lengths, np.int32))
+        written = tally.split(kind, made_from, shards)
+        stamp.write(
+            partial / _STAMP, dataclasses.asdict(written), made_from, _files_beside_stamp(partial)
+        )
     return written
 
 
@@ -224,10 +218,10 @@ class _Tally:
         self.agent_tokens += int(np.sum(record.get("agent", 0)))
         return True
 
-    def split(self, kind: Kind, source: str, shards: tuple[tuple[str, int, int], ...]) -> Split:
+    def split(self, kind: Kind, made_from: str, shards: tuple[tuple[str, int, int], ...]) -> Split:
         return Split(
             kind=kind,
-            source=source,
+            made_from=made_from,
             max_len=self.max_len,
             records=len(self.lengths),
             tokens=sum(self.lengths),
@@ -239,14 +233,15 @@ class _Tally:
         )
 
 
-def finished_split(cache: str | Path, task: str, split: str) -> Split | None:
-    """The description of a split that was written to its end and is whole, or None."""
+def finished_split(cache: str | Path, task: str, split: str, made_from: str) -> Split | None:
+    """The description of a split of these inputs that was written to its end and is whole."""
     folder = split_folder(Path(cache), task, split)
-    path = folder / "split.json"
-    if not path.is_file():
-        return None
-    found = _split_from_json(json.loads(path.read_text("utf-8")))
-    return None if _damage(folder, found) else found
+    record = stamp.read(folder / _STAMP, made_from, _files_beside_stamp(folder))
+    return None if record is None else _split_from_json(record | {"made_from": made_from})
+
+
+def _files_beside_stamp(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*") if path.name != _STAMP)
 
 
 def _damage(folder: Path, split: Split) -> str:
@@ -262,22 +257,6 @@ def _damage(folder: Path, split: Split) -> str:
 
 def split_folder(cache: Path, task: str, split: str) -> Path:
     return cache / f"{task}-{split}"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file beside its place and rename it there: whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temp = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temp, 0o644)
-        os.replace(temp, path)
-    except BaseException:
-        os.unlink(temp)
-        raise
 
 
 def encode(record: Record) -> bytes:

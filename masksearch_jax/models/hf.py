@@ -21,6 +21,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from masksearch_jax.core import files
 from masksearch_jax.core.config import ComputeConfig, ModelConfig
 from masksearch_jax.models import hf_files, hf_folder, hf_names
 from masksearch_jax.models.hf_config import HfError, read_config, to_hf_config
@@ -185,10 +186,11 @@ def save(
         generation = hf_folder.copy_tokenizer(tokenizer_dir, partial)
         generation = generation if generation_config is None else generation_config
         ids = {k: v for k, v in generation.items() if k.endswith("_token_id")}
-        hf_folder.write_json(partial / "config.json", to_hf_config(model.config, kept.name) | ids)
-        hf_folder.write_json(partial / "generation_config.json", generation)
+        config = to_hf_config(model.config, kept.name)
+        files.write_json(partial / "config.json", config | ids, indent=2)
+        files.write_json(partial / "generation_config.json", generation, indent=2)
         if card:
-            (partial / "README.md").write_text(card, encoding="utf-8")
+            files.write_text(partial / "README.md", card)
         _write_weights(model, partial, plan, read, kept)
         return verify(partial)
 
@@ -224,7 +226,7 @@ def _write_weights(
             for _ in own:  # without a folder: take part in bringing them
                 pass
     if folder and len(plan) > 1:
-        hf_folder.write_json(folder / INDEX, hf_files.index_of(plan))
+        files.write_json(folder / INDEX, hf_files.index_of(plan), indent=2)
 
 
 def _gathered(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from masksearch_jax.core.files import writing
 from masksearch_jax.models.hf_config import HfError, read_json
 
 SINGLE = "model.safetensors"
@@ -143,19 +143,10 @@ def is_whole(folder: Path, shard: Shard) -> bool:
 
 def write(folder: Path, shard: Shard, arrays: Iterable[np.ndarray]) -> None:
     """Writes one array after the other and gives the file its name when it is on disk, whole."""
-    path = folder / shard.file
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as stream:
-            stream.write(shard.header)
-            for array in arrays:
-                stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    os.replace(partial, path)
+    with writing(folder / shard.file, "wb") as stream:
+        stream.write(shard.header)
+        for array in arrays:
+            stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 def _shard(file: str, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype) -> Shard:

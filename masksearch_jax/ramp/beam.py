@@ -268,7 +268,7 @@ class _Mask(beam.DoFn):
     ) -> Iterator[Any]:
         paragraph, found = Passage(*item[0]), [Span(*s) for s in item[1]]
         weights = None if common is None else masking.by_type_and_rarity(found, common)
-        split = examples.split_of(paragraph.title, self._cfg)
+        split = examples.split_of(examples.article_of(paragraph), self._cfg)
         _counter("ramp", "used").inc()
         for made in draw(paragraph, found, odds, self._cfg, weights):
             if isinstance(made, str):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from masksearch_jax import build_index, build_ramp
+from masksearch_jax.core import files
 from masksearch_jax.core.config import CorpusConfig, RampConfig
 from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
@@ -55,8 +56,8 @@ def make_tokenizer(data: Path, shown: Path, folder: Path, size: int) -> dict[str
     Words are not what is held out, facts are. Those that only demonstrations have, as in thoughts,
     would otherwise be spelled out, at the price of more tokens in every trajectory.
     """
-    files = [data / "passages.jsonl", data / "paragraphs.jsonl"]
-    read = (read_passages(f, max_bad_fraction=0.0) for f in files if f.is_file())
+    corpora = [data / "passages.jsonl", data / "paragraphs.jsonl"]
+    read = (read_passages(c, max_bad_fraction=0.0) for c in corpora if c.is_file())
     texts = (p.text for file in read for p in file)
     demonstrations = Folder(shown).read("demonstrations", "train")
     segments = (s.text for d in demonstrations for s in d.segments)
@@ -70,9 +71,7 @@ def join_curves(trainings: Iterable[tuple[Path, int]], folder: Path) -> None:
     for training, steps in trainings:
         rows += [row | {"step": before + row["step"]} for row in read_metrics(training)]
         before += steps
-    folder.mkdir(exist_ok=True)
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / FILE_NAME).write_text(text, encoding="utf-8")
+    files.write_lines(folder / FILE_NAME, map(json.dumps, rows))
 
 
 def make_cache(folder: Path, cache: Path, tokenizer: Path, tasks: str, **settings: Any) -> dict:

@@ -144,10 +144,13 @@ def run(
     fn: Callable[[T], Any],
     schema: type[T] | tuple[type[T], ...],
     argv: Sequence[str] | None = None,
+    *,
+    resumes: bool = False,
 ) -> None:
     """Parses the command line into `schema`, calls `fn` with it, turns failures into statuses.
 
-    Of several schemas it is the one that fits the config. An int that `fn` returns is the exit
+    Of several schemas it is the one that fits the config. `resumes`: the same command goes on from
+    what an interrupted one has saved, which Ctrl-C then says. An int that `fn` returns is the exit
     status. A UserError, an error class of this package or an OSError is printed as one line; any
     other exception is a defect and keeps its traceback.
     """
@@ -165,10 +168,10 @@ def run(
         settings = parse(schema, argv)
     except ConfigError as error:
         _fail(str(error), 2)
-    call(lambda: fn(settings))
+    call(lambda: fn(settings), resumes=resumes)
 
 
-def call(work: Callable[[], Any]) -> None:
+def call(work: Callable[[], Any], *, resumes: bool = False) -> None:
     """Calls `work` and ends the process as `run` does."""
     try:
         with never_lost():
@@ -176,7 +179,8 @@ def call(work: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         # Python's own way out would take JAX's client from a thread that still compiles, a
         # segmentation fault, and let libraries that were cut off anywhere have their say.
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr, flush=True)
+        more = "; the same command goes on from what is saved" if resumes else ""
+        print(f"\ninterrupted{more}", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
             sys.stdout.flush()
         os._exit(130)

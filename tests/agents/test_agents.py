@@ -44,14 +44,14 @@ from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample, Span
 from masksearch_jax.ramp import llm_spans
 from masksearch_jax.search.tool import FakeSearch
-from tests.endpoint import Answer, Endpoint, in_turn
+from masksearch_jax.testing.services import Answer, Endpoint, completion, in_turn
 
 HELLO = [{"role": "user", "content": "hello"}]
 
 
 def config(endpoint: Endpoint, tmp_path, **changes) -> LLMConfig:
     values = {
-        "base_url": f"http://127.0.0.1:{endpoint.server_address[1]}/v1",
+        "base_url": endpoint.url,
         "model": "m",
         "api_key_env": "MASKSEARCH_TEST_NO_SUCH_KEY",
         "temperature": 0.0,
@@ -152,7 +152,9 @@ def test_a_wait_past_the_deadline_is_not_waited_for(tmp_path):
     [
         (Answer(status=400), LLMError),
         (Answer(status=401), JobError),
-        (Answer(status=404), JobError),
+        (Answer(status=402), JobError),
+        (Answer(status=404), LLMError),
+        (Answer(status=400, code="billing_hard_limit_reached"), JobError),
         (Answer(status=429, code="insufficient_quota"), JobError),
     ],
 )
@@ -163,6 +165,53 @@ def test_a_refusal_is_not_retried_and_may_end_the_job(tmp_path, refusal, kind):
     ):
         complete(config(endpoint, tmp_path), HELLO)
     assert len(endpoint.requests) == 1
+
+
+def test_an_endpoint_that_none_of_the_first_calls_gets_a_reply_from_is_of_no_use(tmp_path):
+    """Of calls begun, in whatever order they end; after one reply of the model, ever, it is."""
+    refuses = Answer(status=404)
+
+    def answer(body):
+        return Answer("hi") if body["messages"] == ask(99) else refuses
+
+    async def go(cfg, first):
+        async with LLM(cfg) as llm:
+            found = [llm.complete(ask(n)) for n in (*first, *range(8))]
+            return await asyncio.gather(*found, return_exceptions=True)
+
+    with Endpoint(answer) as endpoint:
+        cfg = config(endpoint, tmp_path, concurrency=1)
+        *few, last = asyncio.run(go(cfg, ()))
+        assert [type(e) for e in few] == [LLMError] * 7
+        assert isinstance(last, JobError)
+        assert str(last).endswith(
+            "none of the first 8 calls got a reply: HTTP 404: scripted 404 after 1 attempt(s)"
+        )
+        reply, *others = asyncio.run(go(cfg, (99,)))
+        assert reply.text == "hi"
+        assert [type(e) for e in others] == [LLMError] * 8
+        assert {type(e) for e in asyncio.run(go(cfg, ()))} == {LLMError}
+        another = dataclasses.replace(cfg, model="other")
+        assert isinstance(asyncio.run(go(another, ()))[-1], JobError)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"error": {"message": "Insufficient Balance", "type": "x"}}, "Insufficient Balance"),
+        ({"error": "no money"}, "no money"),
+        ({"detail": "account suspended"}, "account suspended"),
+        ({"message": "upstream"}, "upstream"),
+        ({"object": "error", "code": 402}, '{"object": "error", "code": 402}'),
+    ],
+)
+def test_an_error_is_told_in_the_words_of_the_endpoint(tmp_path, body, said):
+    refusal = Answer(status=402, body=json.dumps(body).encode())
+    with (
+        Endpoint(in_turn(refusal)) as endpoint,
+        pytest.raises(JobError, match=rf"http://127\S+: HTTP 402: {said}$"),
+    ):
+        complete(config(endpoint, tmp_path), HELLO)
 
 
 def test_a_hanging_server_is_left_after_the_timeout_and_the_retries(tmp_path):
@@ -305,7 +354,7 @@ def test_a_pause_past_the_deadline_is_not_waited_for_by_others(tmp_path):
     assert len(endpoint.requests) == 1
 
 
-WHOLE = Answer("hi").body
+WHOLE = json.dumps(completion(Answer("hi"))).encode()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from configs import common
@@ -23,26 +22,8 @@ from masksearch_jax.core.types import Demonstration, RampExample
 from masksearch_jax.parallel import sharding
 from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.search.open import open_tool
-from tests.endpoint import Answer, Endpoint
-from tests.rollout.test_engine import ScriptedModel
-
-LENIENT = selection.Rules(min_recall=0.0, grounded=False)
-SAID = ["<think>", "a", "</think>", "<search>", "e", "</search>"]
-THEN = ["</information>", "<answer>", "o", "</answer>"]
-
-
-def scripted(vocab) -> ScriptedModel:
-    """After the prompt it thinks and searches once; after what it finds it answers `o`."""
-    following = [vocab.eos_ids[0]] * vocab.size
-    before = vocab.encode("x\n")[-1:]
-    for words in (SAID, THEN):
-        for word in words:
-            [token] = vocab.encode(word)
-            if before:
-                following[before[0]] = token
-            before = [token]
-        before = []
-    return ScriptedModel(jnp.asarray(following, jnp.int32))
+from masksearch_jax.testing.services import Answer, Endpoint
+from tests.agents.scripted_student import LENIENT, SAID, THEN, scripted
 
 
 @pytest.fixture
@@ -126,7 +107,7 @@ def test_a_judge_may_have_the_last_word(miniature, setting, examples, tmp_path):
         return Answer(json.dumps(said))
 
     with Endpoint(verdict) as endpoint:
-        address = f"http://127.0.0.1:{endpoint.server_address[1]}/v1"
+        address = endpoint.url
         settings = {"base_url": address, "cache": str(tmp_path / "replies.sqlite")}
         llm = LLMConfig(**common.llm().to_dict() | settings)
         judged = dataclasses.replace(setting, judge="llm")

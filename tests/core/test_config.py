@@ -279,7 +279,7 @@ def status_of(folder: Path, fn, *args: str) -> int:
             1,
             "error: [Errno 2] No such file: 'c.jsonl'\n",
         ),
-        (KeyboardInterrupt(), 130, "\ninterrupted; the same command goes on from here\n"),
+        (KeyboardInterrupt(), 130, "\ninterrupted\n"),
     ],
 )
 def test_an_expected_failure_is_one_line_and_a_status(

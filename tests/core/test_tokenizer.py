@@ -17,13 +17,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from masksearch_jax.core import markup
 from masksearch_jax.core import tokenizer as vocab_lib
 from masksearch_jax.core.tokenizer import EOS, PAD, Vocab, VocabError, train_bpe
+from tests.core.texts import TEXTS
 
-TEXTS = [
-    "The city of Paris, in France, had 2,148,271 inhabitants in 2020; its river is the Seine.",
-    "Oslo is the capital of Norway. The river Akerselva runs through the city of Oslo.",
-    "Château, naïve, 漢字 and emoji 🧭 need more than one byte.",
-    "Rivers, mountains, islands, harbours, bridges and railways are described in other articles.",
-] * 20
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Where is Oslo?"},
@@ -104,7 +99,8 @@ def test_ids_past_the_end_are_empty_and_negative_ones_an_error(vocab):
 
 def test_training_is_deterministic_over_processes(folder, tmp_path):
     code = (
-        "import sys; from tests.core.test_tokenizer import TEXTS, train_bpe;"
+        "import sys; from masksearch_jax.core.tokenizer import train_bpe;"
+        "from tests.core.texts import TEXTS;"
         "train_bpe(TEXTS, sys.argv[1], 420)"
     )
     root = Path(__file__).parents[2]

@@ -25,18 +25,10 @@ from masksearch_jax.data.cache import (
     write_split,
 )
 from masksearch_jax.data.curriculum import Order, Stage, parse_curriculum
+from tests.data.records import sft_records
 
 PAD, SEQ_LEN, OTHER = 999, 64, 0.25
 CURRICULUM = "0:upto1,3:both,7:upto1"
-
-
-def sft_records(task: str, count: int, seed: int):
-    """Records whose ids tell them apart: no id occurs in two records."""
-    rng = np.random.default_rng(seed)
-    for i in range(count):
-        size = int(rng.integers(5, 40))
-        ids = (seed * 1_000_000 + i * 100 + np.arange(size)).astype(np.int32)
-        yield {"id": f"{task}-{i}", "ids": ids, "agent": rng.random(size) < 0.5}
 
 
 def examples(count: int):
@@ -50,7 +42,7 @@ def write(cache, sft=(("a", 50), ("b", 31)), prompts=(("r", 40), ("q", 10))):
     for seed, (task, count) in enumerate(sft, 1):
         made = sft_records(task, count, seed)
         split = write_split(
-            cache, task, "train", made, kind="sft", max_len=39, source=f"{task}{count}"
+            cache, task, "train", made, kind="sft", max_len=39, made_from=f"{task}{count}"
         )
         tasks[task] = {"train": split}
     for task, count in prompts:
@@ -64,12 +56,14 @@ def write(cache, sft=(("a", 50), ("b", 31)), prompts=(("r", 40), ("q", 10))):
             for e in found
         )
         tasks[task] = {
-            "train": write_split(cache, task, "train", made, kind="prompt", max_len=9, source=task)
+            "train": write_split(
+                cache, task, "train", made, kind="prompt", max_len=9, made_from=task
+            )
         }
     mixtures = {"upto1": {"a": 1.0}, "both": {"a": 1.0, "b": 1.0}, "ask": {"r": 3.0, "q": 1.0}}
     Manifest(
         folder=cache,
-        source="s",
+        made_from="s",
         tokenizer="f00d",
         vocab_size=10**7,
         eos_id=0,
@@ -137,7 +131,7 @@ def test_records_hold_text_and_vectors_only():
 def test_shards_read_as_one_source_in_order(tmp_path):
     made = list(sft_records("a", 25, 1))
     split = write_split(
-        tmp_path, "a", "train", made, kind="sft", max_len=99, source="", records_per_shard=10
+        tmp_path, "a", "train", made, kind="sft", max_len=99, made_from="", records_per_shard=10
     )
     assert [count for _, _, count in split.shards] == [10, 10, 5]
     source = Source(tmp_path / "a-train", split)
@@ -151,7 +145,7 @@ def test_shards_read_as_one_source_in_order(tmp_path):
 def test_too_long_records_are_dropped_counted_and_named(tmp_path):
     made = list(sft_records("a", 60, 1))
     long = [r["id"] for r in made if len(r["ids"]) > 20]
-    split = write_split(tmp_path, "a", "train", made, kind="sft", max_len=20, source="")
+    split = write_split(tmp_path, "a", "train", made, kind="sft", max_len=20, made_from="")
     assert (split.records, split.dropped) == (60 - len(long), len(long))
     assert split.dropped_ids == tuple(long[:20])
     assert split.longest <= 20 == split.max_len
@@ -163,9 +157,9 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
         raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
-        write_split(tmp_path, "a", "train", broken(), kind="sft", max_len=99, source="")
+        write_split(tmp_path, "a", "train", broken(), kind="sft", max_len=99, made_from="")
     assert list(tmp_path.iterdir()) == []
-    assert finished_split(tmp_path, "a", "train") is None
+    assert finished_split(tmp_path, "a", "train", "") is None
 
 
 def test_a_full_disk_is_an_os_error_and_leaves_nothing(tmp_path):
@@ -173,23 +167,25 @@ def test_a_full_disk_is_an_os_error_and_leaves_nothing(tmp_path):
     code = f"""
 import resource, signal
 from masksearch_jax.data.cache import write_split
-from tests.data.test_batches import sft_records
+from tests.data.records import sft_records
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, 70_000))
 try:
     write_split({str(tmp_path)!r}, "a", "train", sft_records("a", 3000, 1), kind="sft",
-                max_len=99, source="")
+                max_len=99, made_from="")
 except OSError as error:
     print(type(error).__name__, error)
 """
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
-    assert re.match(r"OSError \[Errno \d+\].*a-train-.*/data-00000", done.stdout), done.stderr
+    assert re.match(r"OSError \[Errno \d+\].*/\.a-train\.partial/data-00000", done.stdout), (
+        done.stderr
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_split_can_be_opened(tmp_path):
-    split = write_split(tmp_path, "a", "train", [], kind="sft", max_len=9, source="")
+    split = write_split(tmp_path, "a", "train", [], kind="sft", max_len=9, made_from="")
     assert (len(Source(tmp_path / "a-train", split)), split.shards) == (0, ())
 
 
@@ -239,7 +235,7 @@ def test_damaged_shards_are_found_on_opening(tmp_path, damage):
         path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(CacheError, match=r"a-train/data-00000.*build it again"):
         manifest.open("a", "train")
-    assert finished_split(tmp_path, "a", "train") is None
+    assert finished_split(tmp_path, "a", "train", manifest.tasks["a"]["train"].made_from) is None
 
 
 # ---- curriculum and order

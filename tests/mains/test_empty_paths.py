@@ -15,7 +15,7 @@ INDEX = "config.search.index is empty; it must name the folder that build_index 
 
 SCHEMAS = {
     "train_sft": "SftRun", "train_dapo": "DapoRun", "build_cache": "BuildCacheRun",
-    "evaluate": "EvalRun", "export_hf": "ExportRun", "ask": "AskRun",
+    "export_hf": "ExportRun", "ask": "AskRun",
     "serve_model": "ServeModelRun", "serve_search": "ServeSearchRun",
     "build_index": "BuildIndexRun", "build_ramp": "BuildRampRun",
     "build_dataset": "BuildDatasetRun", "report": "ReportConfig", "quickstart": "QuickstartRun",
@@ -44,7 +44,6 @@ SCHEMAS = {
         ("build_cache", "build_cache.py", {}, TOKENIZER),
         ("build_cache", "build_cache.py", {"folder": ""}, "config.folder is empty; .* build_ramp"),
         ("build_cache", "build_cache.py", {"cache": ""}, f"config.cache is empty; .* {WRITTEN}"),
-        ("evaluate", "evaluate.py:tiny", {}, TOKENIZER),
         ("export_hf", "export_hf.py:tiny", {}, TOKENIZER),
         ("export_hf", "export_hf.py:tiny", {"checkpoint": ""}, "config.checkpoint is empty"),
         ("export_hf", "export_hf.py:tiny", {"folder": ""}, f"config.folder is empty; .* {WRITTEN}"),

@@ -24,24 +24,10 @@ from masksearch_jax.models.head import token_logprobs
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.planning.hlo import Module
+from masksearch_jax.testing.models import FLOAT32, TINY_QWEN2, random_model
 
-COMPUTE = ComputeConfig("float32", "float32", "xla", "none", 16)
-MODEL = ModelConfig(
-    family="qwen2",
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=2,
-    num_heads=8,
-    num_kv_heads=4,
-    head_dim=8,
-    rope_theta=1e4,
-    rope_scaling=None,
-    norm_eps=1e-6,
-    qkv_bias=True,
-    qk_norm=True,
-    tie_embeddings=False,
-    max_position=64,
+MODEL = dataclasses.replace(
+    TINY_QWEN2, vocab_size=64, num_heads=8, num_kv_heads=4, qk_norm=True, tie_embeddings=False
 )
 MESHES = {
     "1x8": MeshConfig(1, 8, 1),
@@ -51,12 +37,8 @@ MESHES = {
 }
 
 
-def random_model(compute: ComputeConfig = COMPUTE, config: ModelConfig = MODEL) -> Transformer:
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype),
-        hf.abstract(config, compute),
-    )
+def model_of(compute: ComputeConfig = FLOAT32, config: ModelConfig = MODEL) -> Transformer:
+    return random_model(config, compute, scale=0.1)
 
 
 def batch() -> dict[str, np.ndarray]:
@@ -81,7 +63,7 @@ def loss_and_gradient(model: Transformer, batch: dict[str, jax.Array]) -> tuple:
 
 @pytest.fixture(scope="module")
 def single() -> tuple:
-    return sharding.to_host(loss_and_gradient(random_model(), batch()))
+    return sharding.to_host(loss_and_gradient(model_of(), batch()))
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("2x4", "8x1")]
@@ -90,7 +72,7 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("2x4", "8x1")]
 @pytest.mark.parametrize("name", ["1x8", "2x2x2", *SLOW])
 def test_loss_and_gradient_are_the_same_on_every_mesh(name: str, single: tuple) -> None:
     mesh = sharding.make_mesh(MESHES[name])
-    model = sharding.shard_parameters(mesh, random_model())
+    model = sharding.shard_parameters(mesh, model_of())
     with jax.set_mesh(mesh):
         found = loss_and_gradient(model, hosts.shard_batch(mesh, batch()))
     found, expected = (jax.tree.leaves(t) for t in (sharding.to_host(found), single))
@@ -105,9 +87,9 @@ def test_cached_decoding_is_the_same_on_a_mesh() -> None:
     cache = kv_cache.init_cache(MODEL, 4, 4, 5, jnp.float32)
     table = np.tile(np.int32([[[2, 0], [1, 3]]]), (4, 1, 1))
     extend = jax.jit(Transformer.extend)
-    expected, expected_cache = extend(random_model(), cache, ids, 0 * counts, counts, table)
+    expected, expected_cache = extend(model_of(), cache, ids, 0 * counts, counts, table)
     model, shards = (
-        sharding.shard_parameters(mesh, random_model()),
+        sharding.shard_parameters(mesh, model_of()),
         jax.device_put(cache, NamedSharding(mesh, sharding.spec(*sharding.CACHE))),
     )
     assert shards.v.addressable_shards[0].data.shape == (2, 1, 4, 2, 5, 8)
@@ -119,19 +101,19 @@ def test_cached_decoding_is_the_same_on_a_mesh() -> None:
 
 def test_each_device_holds_its_part_of_the_weights() -> None:
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    model = sharding.shard_parameters(mesh, random_model())
+    model = sharding.shard_parameters(mesh, model_of())
     assert model.blocks.q[...].sharding.spec == PartitionSpec(None, ("fsdp", "context"), "tensor")
     assert model.blocks.q[...].addressable_shards[0].data.shape == (2, 16, 32)
     assert model.embedding[...].addressable_shards[0].data.shape == (32, 16)
     assert model.norm[...].sharding.is_fully_replicated
-    jax.tree.map(np.testing.assert_array_equal, sharding.to_host(model), random_model())
+    jax.tree.map(np.testing.assert_array_equal, sharding.to_host(model), model_of())
 
 
 @pytest.mark.parametrize("name", sorted(common.MODELS))
 def test_every_parameter_of_every_model_has_a_rule(name: str) -> None:
     config = to_dataclass(ModelConfig, common.model(name))
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
-    model = hf.abstract(config, COMPUTE)
+    model = hf.abstract(config, FLOAT32)
     placed = sharding.parameter_shardings(mesh, model)
     held = sum(
         math.prod(at.shard_shape(leaf.shape))
@@ -150,7 +132,7 @@ def test_every_parameter_of_every_model_has_a_rule(name: str) -> None:
     ],
 )
 def test_rollouts_have_whole_weights_on_every_device(sizes, parts, kind, adapted) -> None:
-    model = random_model(dataclasses.replace(COMPUTE, dtype="bfloat16"))
+    model = model_of(dataclasses.replace(FLOAT32, dtype="bfloat16"))
     if adapted:
         model = lora.add(model, LoraConfig(rank=4), 0)
     mesh = sharding.make_mesh(sizes)
@@ -175,7 +157,7 @@ def test_no_device_sums_a_whole_table() -> None:
     """The gradient of the embedding and the head: of each device's own columns alone."""
     mesh = sharding.make_mesh(MESHES["2x4"])
     config = dataclasses.replace(MODEL, vocab_size=80)  # no other array has as many rows
-    model = sharding.shard_parameters(mesh, random_model(config=config))
+    model = sharding.shard_parameters(mesh, model_of(config=config))
     with jax.set_mesh(mesh):
         placed = hosts.shard_batch(mesh, batch())
         text = loss_and_gradient.lower(model, placed).compile().as_text()
@@ -265,7 +247,7 @@ def test_a_mesh_of_impossible_sizes_is_refused(sizes: tuple[int, ...]) -> None:
 def test_a_mesh_that_does_not_divide_the_model_names_the_axis() -> None:
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=1, tensor=8))
     with pytest.raises(sharding.MeshError, match=r"model\.num_kv_heads 4 does not divide over 8"):
-        sharding.shard_parameters(mesh, random_model())
+        sharding.shard_parameters(mesh, model_of())
 
 
 @flax.struct.dataclass

@@ -9,7 +9,8 @@ import pytest
 
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.files import write_json
-from masksearch_jax.recipes.stage_folder import StageFolder, Usage, differences
+from masksearch_jax.core.schema import differences
+from masksearch_jax.recipes.stage_folder import StageFolder, Usage
 
 
 def test_a_stage_is_done_once(tmp_path):

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from masksearch_jax.parallel.hosts import split_micro
 from masksearch_jax.rl import packing
+from masksearch_jax.testing.models import random_model
 from masksearch_jax.training.train_state import init_state, make_train_step
-from tests.parallel.test_mesh_parity import MODEL, losses
-from tests.training.test_accumulation import random_model
+from tests.training.updates import COMPUTE, MODEL, losses
 
 ROOM = 12
 
@@ -108,7 +108,7 @@ def test_an_update_takes_as_many_rows_of_every_part():
 
 def update(batch: packing.Batch, accumulate: int, used: int | None) -> tuple[float, list]:
     """Loss and gradient of a DAPO update."""
-    model = random_model()
+    model = random_model(MODEL, COMPUTE, seed=1)
     before = jax.tree.map(np.asarray, model)
     tx = optax.sgd(1.0)
     step = make_train_step(losses()["dapo"], tx, accumulate)

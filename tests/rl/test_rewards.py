@@ -350,12 +350,13 @@ def test_suite_scores():
 
 def test_summarise_gives_an_interval_per_metric():
     items = [{"em": 1.0, "f1": 0.25}, {"em": 0.0, "f1": 0.25}]
-    got = summarise(items, 200, seed=0)
-    assert got["f1"] == {"value": 0.25, "low": 0.25, "high": 0.25, "n": 2}
-    assert got["em"] == {"value": 0.5, "low": 0.0, "high": 1.0, "n": 2}
+    lost = {"tool_failure": 3}
+    got = summarise(items, 200, seed=0, lost=lost)
+    assert got["f1"] == {"value": 0.25, "low": 0.25, "high": 0.25, "n": 2, "lost": lost}
+    assert got["em"] == {"value": 0.5, "low": 0.0, "high": 1.0, "n": 2, "lost": lost}
     assert json.loads(json.dumps(got)) == got
     with pytest.raises(ValueError, match="without items"):
-        summarise([], 10, 0)
+        summarise([], 10, 0, {})
 
 
 def test_bootstrap_matches_the_normal_interval_and_its_seed():

@@ -18,7 +18,7 @@ from masksearch_jax.quickstart import QuickstartRun
 from masksearch_jax.rollout import sampling
 from masksearch_jax.rollout.sampling import Sampler, keep, sample
 from masksearch_jax.runtime import cli
-from tests.rollout.test_engine import GREEDY, ROLLOUT, engine, request, transformer
+from tests.rollout.word_engine import GREEDY, ROLLOUT, engine, request, transformer
 
 DRAW = jax.jit(sample, static_argnums=4)
 MESH = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
