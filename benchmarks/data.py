@@ -180,7 +180,7 @@ def memory(source: Path, cfg: BuildRampRun, limit: int) -> int:
 def _build(run: BuildRampRun) -> None:
     from masksearch_jax import build_ramp
 
-    build_ramp.run(run, log=lambda line: None)
+    build_ramp.run(run)
 
 
 def _watch(process: Any, peak: list[int]) -> None:

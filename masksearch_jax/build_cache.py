@@ -29,6 +29,7 @@ from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import QAExample, RampExample
 from masksearch_jax.data import prompt
 from masksearch_jax.data.cache import (
+    DROPPED,
     FORMAT,
     MANIFEST,
     Kind,
@@ -36,6 +37,7 @@ from masksearch_jax.data.cache import (
     Record,
     Split,
     finished_split,
+    split_folder,
     write_split,
 )
 from masksearch_jax.data.folder import Folder
@@ -180,10 +182,10 @@ def _build(cfg: BuildCacheRun, task: Any, split: str, made_from: str) -> Split:
         )
         progress.update(total, records=written.records, tokens=written.tokens)
     if written.dropped:
-        named = ", ".join(written.dropped_ids)
+        listed = split_folder(Path(cfg.cache), task.name, split) / DROPPED
         print(
-            f"  {task.name} {split}: dropped {written.dropped} of {total}, longer than "
-            f"{written.max_len} tokens: {named}{', …' if written.dropped > 20 else ''}",
+            f"  {task.name} {split}: {written.dropped:,} of {total:,} dropped, longer than "
+            f"{written.max_len} tokens; their ids: {listed}",
             file=sys.stderr,
         )
     return written

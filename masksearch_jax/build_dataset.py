@@ -29,7 +29,7 @@ from masksearch_jax.core.config import RampConfig
 from masksearch_jax.core.errors import ConfigError, UserError, check_given, nearest
 from masksearch_jax.core.files import write_text
 from masksearch_jax.corpus.tally import Tally
-from masksearch_jax.ramp import beam_counts, build, examples, leakage, tfds_source
+from masksearch_jax.ramp import build, examples, leakage, tfds_source
 from masksearch_jax.ramp.survey import CleanConfig, Plan
 from masksearch_jax.runtime import cli
 from masksearch_jax.runtime.progress import Progress
@@ -209,7 +209,7 @@ def extract(cfg: BuildDatasetRun, files: list[str], work: epath.Path) -> dict[st
     """Makes all examples as JSON lines under `work`; their counts, which are written there last."""
     import apache_beam as beam
 
-    from masksearch_jax.ramp.beam import extract
+    from masksearch_jax.ramp.beam import counts_by_stage, extract, read_dropped
 
     plan = _plan(cfg)
     if work.exists():
@@ -224,7 +224,7 @@ def extract(cfg: BuildDatasetRun, files: list[str], work: epath.Path) -> dict[st
         (c.key.metric.namespace, c.key.metric.name): c.result
         for c in result.metrics().query()["counters"]
     }
-    counts = beam_counts.counts(found, beam_counts.named(work))
+    counts = counts_by_stage(found, read_dropped(work))
     _check_drops(cfg, counts)
     stamp.write(work / COUNTS, counts)
     return counts
@@ -290,11 +290,11 @@ def _print_summary(counts: dict[str, Any], folder: str) -> None:
         part = counts[name]
         print(f"{name}: {part['in']:,} in, {part['out']:,} out")
         for reason, count in sorted(part["dropped"].items(), key=lambda item: -item[1]):
-            print(f"  dropped {count:,} {reason}, such as {', '.join(part['such_as'][reason])}")
+            print(f"  {count:,} dropped: {reason}")
     for split, by_k in counts["ramp"]["by_masks"].items():
         each = ", ".join(f"{k}: {n:,}" for k, n in by_k.items())
         print(f"ramp {split}: {sum(by_k.values()):,} examples, by masks {each}")
-    print(f"in {folder}/{tfds_source.NAME}")
+    print(f"all reasons, with a few examples of each: {folder}/{tfds_source.NAME}/{COUNTS}")
 
 
 if __name__ == "__main__":

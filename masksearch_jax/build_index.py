@@ -4,14 +4,13 @@
         --config.corpus.path=wiki.jsonl.gz --config.index=DATA/index
 
 Reads what build_ramp reads, and gives each passage the same id. The index appears whole or not at
-all, and replaces an older one.
+all, and replaces an older one. INDEX.dropped.txt beside it names the rows that could not be read.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from masksearch_jax.core.config import CorpusConfig
 from masksearch_jax.core.errors import check_given
 from masksearch_jax.corpus import sources
+from masksearch_jax.corpus.dropped_rows import DroppedRows
 from masksearch_jax.corpus.passages import CorpusStats
 from masksearch_jax.ramp import survey
 from masksearch_jax.runtime import cli
@@ -47,10 +47,11 @@ def run(cfg: BuildIndexRun) -> dict[str, Any]:
     stats = CorpusStats()
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress("index", cfg.corpus.limit))
+        dropped = stack.enter_context(DroppedRows(dropped_path(cfg.index)))
         workers = cfg.workers if sources.has_articles(cfg.corpus) else 1
         passages = sources.read_corpus(
             cfg.corpus,
-            log=lambda message: print(f"  dropped {message}", file=sys.stderr),
+            log=dropped.add,
             stats=stats,
             mapper=stack.enter_context(survey.mapper(workers)),
         )
@@ -73,6 +74,11 @@ def run(cfg: BuildIndexRun) -> dict[str, Any]:
     }
 
 
+def dropped_path(index: str) -> Path:
+    """The file beside an index that names the rows which could not be read."""
+    return Path(index).with_name(f"{Path(index).name}.dropped.txt")
+
+
 def _print_summary(summary: dict[str, Any]) -> None:
     dropped, left_out = (
         ", ".join(f"{n:,} {reason}" for reason, n in summary[key].items())
@@ -82,6 +88,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
         f"{summary['index']}: {summary['passages']:,} passages of {summary['read']:,} rows "
         f"(dropped: {dropped or 'none'}), {summary['bytes'] / 1e6:.1f} MB, {summary['seconds']} s"
     )
+    if dropped:
+        print(f"rows that could not be read: {dropped_path(summary['index'])}")
     if left_out:
         print(f"left out of articles: {left_out}")
 

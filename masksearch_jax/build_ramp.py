@@ -5,9 +5,10 @@
 
 Writes FOLDER/passages.jsonl, FOLDER/ramp/{train,rl,heldout}.jsonl (rl: what ramp.rl_fraction
 keeps for reinforcement learning), FOLDER/questions/{train,heldout}.jsonl and, for the atlas,
-whose paragraphs are not its passages, FOLDER/paragraphs.jsonl. FOLDER/counts.json comes last: with
-it the build is whole, and the same command changes nothing, but asks again about passages for
-which the extractor llm gave no reply.
+whose paragraphs are not its passages, FOLDER/paragraphs.jsonl. FOLDER/dropped.txt names the rows of
+corpus and questions that could not be read. FOLDER/counts.json comes last: with it the build is
+whole, and the same command changes nothing, but asks again about passages for which the extractor
+llm gave no reply.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ import contextlib
 import dataclasses
 import json
 import shutil
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from masksearch_jax.core.config import CorpusConfig, PplConfig, RampConfig
 from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus import sources
+from masksearch_jax.corpus.dropped_rows import DroppedRows
 from masksearch_jax.corpus.passages import CorpusStats, write_passages
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import build, examples, leakage, survey
@@ -44,6 +45,7 @@ from masksearch_jax.viewer import examples as page
 
 FORMAT = 1  # of the folder's files; a build of another one is done again
 COUNTS = "counts.json"
+DROPPED = "dropped.txt"  # rows that could not be read
 _QUESTIONS, _RAMP = (
     [f"{kind}/{split}.jsonl" for split in build.SPLITS] for kind in ("questions", "ramp")
 )
@@ -70,13 +72,12 @@ class BuildRampRun:
     max_failed: float = 0.01  # share of passages that it may give no reply for
 
 
-def run(cfg: BuildRampRun, log: Callable[[str], None] | None = None) -> dict[str, Any]:
+def run(cfg: BuildRampRun) -> dict[str, Any]:
     """Builds the folder, or finds it built: {"corpus", "questions", "ramp"}, each its counts.
 
-    Each has "in", "out" and "dropped" by reason. `log` gets every dropped line as text (None: to
-    stderr). Raises ConfigError where not one training example comes out.
+    Each has "in", "out" and "dropped" by reason. Raises ConfigError where not one training example
+    comes out.
     """
-    log = log or _to_stderr
     check_given(cfg, folder="the folder to write")
     folder = Path(cfg.folder)
     made_from = _made_from(cfg)
@@ -85,7 +86,7 @@ def run(cfg: BuildRampRun, log: Callable[[str], None] | None = None) -> dict[str
         return done
     (folder / COUNTS).unlink(missing_ok=True)  # of other inputs, or with passages to ask about
     examples.check(cfg.ramp)
-    made = _corpus(cfg, folder, made_from, log)
+    made = _corpus(cfg, folder, made_from)
     tally, stats, paid = _mask(cfg, folder)
     if not stats.examples.get("train"):
         raise ConfigError(
@@ -110,10 +111,6 @@ def run(cfg: BuildRampRun, log: Callable[[str], None] | None = None) -> dict[str
     if FAILED not in stats.dropped:
         shutil.rmtree(folder / "work")
     return json.loads(json.dumps(made))
-
-
-def _to_stderr(message: str) -> None:
-    print(f"  dropped {message}", file=sys.stderr)
 
 
 def _made_from(cfg: BuildRampRun) -> str:
@@ -146,15 +143,14 @@ def _made_from(cfg: BuildRampRun) -> str:
     return stamp.hash_of(inputs)
 
 
-def _corpus(
-    cfg: BuildRampRun, folder: Path, made_from: str, log: Callable[[str], None]
-) -> dict[str, Any]:
+def _corpus(cfg: BuildRampRun, folder: Path, made_from: str) -> dict[str, Any]:
     """Writes passages and questions, or finds them written by a build that was stopped."""
     done, written = folder / "work" / "corpus.json", [f"../{name}" for name in _FILES_OF_CORPUS]
     if (made := stamp.read(done, made_from, written)) is not None:
         return made
     shutil.rmtree(folder / "work", ignore_errors=True)
-    made = _from_file(cfg, folder, log) if cfg.corpus.path else _from_atlas(cfg, folder)
+    with DroppedRows(folder / DROPPED) as dropped:
+        made = _from_file(cfg, folder, dropped) if cfg.corpus.path else _from_atlas(cfg, folder)
     shutil.rmtree(folder / "ramp", ignore_errors=True)
     stamp.write(done, made, made_from, written)
     return made
@@ -204,13 +200,13 @@ def _lines_of(path: Path) -> Iterator[str]:
             yield from (line.rstrip("\n") for line in file)
 
 
-def _from_file(cfg: BuildRampRun, folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
+def _from_file(cfg: BuildRampRun, folder: Path, dropped: DroppedRows) -> dict[str, Any]:
     """Writes the passages of `corpus.path` and splits the questions of `corpus.questions`."""
     settings, stats = cfg.corpus, CorpusStats()
     asked = Questions([], Counter())
     if settings.questions:
         asked = read_questions(
-            settings.questions, max_bad_fraction=settings.max_bad_fraction, log=log
+            settings.questions, max_bad_fraction=settings.max_bad_fraction, log=dropped.add
         )
     wanted = {g for q in asked.examples for g in q.gold}
     titles: dict[str, str] = {}
@@ -222,7 +218,7 @@ def _from_file(cfg: BuildRampRun, folder: Path, log: Callable[[str], None]) -> d
             links = stack.enter_context(files.writing(folder / "work" / "anchors.txt"))
             anchors = lambda text: links.write(f"{text}\n")  # noqa: E731
         passages = sources.read_corpus(
-            settings, log=log, stats=stats, mapper=mapper, anchors=anchors
+            settings, log=dropped.add, stats=stats, mapper=mapper, anchors=anchors
         )
         progress = stack.enter_context(Progress("passages", settings.limit))
         count = write_passages(
@@ -269,14 +265,14 @@ def _from_atlas(cfg: BuildRampRun, folder: Path) -> dict[str, Any]:
     return {"corpus": counts, "questions": questions}
 
 
-def lines(counts: dict[str, Any]) -> list[str]:
-    """The counts as text, one fact per line."""
+def lines(counts: dict[str, Any], folder: str | Path) -> list[str]:
+    """The counts as text, one fact per line; the last lines say where in `folder` more is told."""
 
     def named(values: dict[str, int]) -> str:
         ranked = sorted(values.items(), key=lambda item: -item[1])
         return ", ".join(f"{n:,} {reason}" for reason, n in ranked) or "none"
 
-    out = [f"masked passages left out: {named(counts['clean']['dropped'])}"]
+    out = [f"passages not masked: {named(counts['clean']['dropped'])}"]
     for name in ("corpus", "questions", "ramp"):
         part = counts[name]
         lost = named(part["dropped"])
@@ -290,12 +286,14 @@ def lines(counts: dict[str, Any]) -> list[str]:
     out.append(f"ramp spans refused: {named(counts['ramp']['refused_spans'])}")
     if paid := counts.get("paid"):
         out.append(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in paid.items()))
+    out.append(f"all reasons, with an example of each: {Path(folder) / COUNTS}")
+    if (dropped := Path(folder) / DROPPED).is_file():
+        out.append(f"rows that could not be read: {dropped}")
     return out
 
 
 def _print_summary(counts: dict[str, Any], folder: str) -> None:
-    print("\n".join(lines(counts)))
-    print(f"in {folder}")
+    print("\n".join(lines(counts, folder)))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ from masksearch_jax.search.open import check_sources, open_tool
 
 FORMAT = 2
 KINDS = ("ramp", "questions")
+DEMONSTRATIONS = "demonstrations/train.jsonl"
 PART = 2000  # examples per resumable part
 _NAMED = 3  # rejections that an error quotes
 _OUTAGE = 200  # failures with no other outcome between them: a service is down
@@ -128,7 +129,7 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
     if not sources:
         wanted = " nor ".join(f"{kind}/train.jsonl" for kind in cfg.kinds)
         raise FileNotFoundError(f"{folder} holds no {wanted}")
-    output = folder / "demonstrations" / "train.jsonl"
+    output = folder / DEMONSTRATIONS
     summary_path = output.with_suffix(".counts.json")
     made_from = _made_from(cfg, sources.values())
     written_files = output.name, output.with_suffix(".rejected.jsonl").name
@@ -142,7 +143,7 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
         figures = teacher.figures()
     _check_failures(parts, counts, cfg.max_failed)
     written = write_jsonl(output, _kept(cfg, parts, sources))
-    write_jsonl(output.with_suffix(".rejected.jsonl"), _rejected(parts))
+    write_jsonl(rejected_path(folder), _rejected(parts))
     summary = _summary(counts, output, written) | ({"paid": figures} if figures else {})
     stamp.write(summary_path, summary, made_from, written_files)
     if not failures(summary["rejected"]):
@@ -369,7 +370,12 @@ def failed_line(failed: Mapping[str, int]) -> str:
     return f"attempts that failed ({counted}) are made again by the same command, and no others"
 
 
-def _print_summary(summary: dict[str, Any]) -> None:
+def rejected_path(folder: str | Path) -> Path:
+    """The file that names every attempt without a demonstration, and why."""
+    return (Path(folder) / DEMONSTRATIONS).with_suffix(".rejected.jsonl")
+
+
+def _print_summary(summary: dict[str, Any], folder: str) -> None:
     named = {
         k: ", ".join(f"{n} {r}" for r, n in summary[k].items()) or "none"
         for k in ("by_task", "by_searches", "rejected")
@@ -382,9 +388,11 @@ def _print_summary(summary: dict[str, Any]) -> None:
         f"searches: {named['by_searches']}; rejected: {named['rejected']}",
         file=sys.stdout,
     )
+    if summary["rejected"]:
+        print(f"each rejected attempt with its reason: {rejected_path(folder)}")
     if paid := summary.get("paid"):
         print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in paid.items()))
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: _print_summary(run(cfg)), BuildTrajectoriesRun, resumes=True)
+    cli.run(lambda cfg: _print_summary(run(cfg), cfg.folder), BuildTrajectoriesRun, resumes=True)

@@ -101,7 +101,11 @@ def make_demonstrations(run: Run) -> dict[str, Any]:
         )
     )
     kept, tried, lost = (made[k] for k in ("demonstrations", "tried", "rejected"))
-    steps.log(f"{kept:,} of {tried:,} tried, rejected {lost}")
+    steps.log(f"{kept:,} of {tried:,} examples solved")
+    if lost:
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in lost.items())
+        listed = build_trajectories.rejected_path(run.data)
+        steps.log(f"rejected: {reasons}; each with its reason: {listed}")
     return steps.counted("demonstrations", tried, kept, lost)
 
 

@@ -1,11 +1,12 @@
 """The offline cache: tokenised records as ArrayRecord shards, and one manifest that describes them.
 
     CACHE/manifest.json                   tasks, counts, mixture rates, tokenizer, prompt style
-    CACHE/TASK-SPLIT/data-00000.array_record  lengths.npy  split.json
+    CACHE/TASK-SPLIT/data-00000.array_record  lengths.npy  split.json  dropped.jsonl
 
 A record is a flat dict of text and 1-D numpy arrays. Kinds of split: `sft` records have `id`, `ids`
 int32[T] and `agent` bool[T] (True where the agent wrote the token); `prompt` records have `id`,
-`ids` int32[P] and `example`, the example's JSON.
+`ids` int32[P] and `example`, the example's JSON. `dropped.jsonl` has `id` and `tokens` of each
+record that was too long; where none was, there is no such file.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ import numpy as np
 
 from masksearch_jax.core import files, stamp
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
+DROPPED = "dropped.jsonl"
 _STAMP = "split.json"
 Kind = Literal["sft", "prompt"]
 Record = dict[str, Any]
@@ -37,7 +39,6 @@ class CacheError(ValueError):
 
 
 _ARRAY = 1  # msgpack extension code of a numpy array
-_NAMED_DROPS = 20  # dropped ids kept by name; all are counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Split:
     """What one task's split holds. `made_from` is a hash of its inputs.
 
     `tokens` and `agent_tokens` are totals, `longest` the most tokens of one record. `dropped` is
-    how many records had more than `max_len` tokens and were left out; `dropped_ids` names the first
-    of them. `shards` are (file name, bytes, records).
+    how many records had more than `max_len` tokens and were left out. `shards` are (file name,
+    bytes, records).
     """
 
     kind: Kind
@@ -57,7 +58,6 @@ class Split:
     agent_tokens: int
     longest: int
     dropped: int
-    dropped_ids: tuple[str, ...]
     shards: tuple[tuple[str, int, int], ...]
 
 
@@ -185,13 +185,16 @@ def write_split(
 ) -> Split:
     """Write one split and return its description; the folder appears whole or not at all.
 
-    Records of more than `max_len` tokens are dropped and counted.
+    Records of more than `max_len` tokens are dropped, counted, and named in `dropped.jsonl`.
     """
     folder = split_folder(Path(cache), task, split)
     tally = _Tally(max_len)
     with files.writing_folder(folder) as partial:
         shards = _write_shards(partial, map(encode, filter(tally.keep, records)), records_per_shard)
         np.save(partial / "lengths.npy", np.asarray(tally.lengths, np.int32))
+        if tally.dropped:
+            rows = (json.dumps(row, ensure_ascii=False) for row in tally.dropped)
+            files.write_lines(partial / DROPPED, rows)
         written = tally.split(kind, made_from, shards)
         stamp.write(
             partial / _STAMP, dataclasses.asdict(written), made_from, _files_beside_stamp(partial)
@@ -205,14 +208,14 @@ class _Tally:
 
     max_len: int
     lengths: list[int] = dataclasses.field(default_factory=list)
-    dropped: list[str] = dataclasses.field(default_factory=list)
+    dropped: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     agent_tokens: int = 0
 
     def keep(self, record: Record) -> bool:
         """Whether a record is short enough; counts it either way."""
         size = len(record["ids"])
         if size > self.max_len:
-            self.dropped.append(record["id"])
+            self.dropped.append({"id": record["id"], "tokens": size})
             return False
         self.lengths.append(size)
         self.agent_tokens += int(np.sum(record.get("agent", 0)))
@@ -228,7 +231,6 @@ class _Tally:
             agent_tokens=self.agent_tokens,
             longest=max(self.lengths, default=0),
             dropped=len(self.dropped),
-            dropped_ids=tuple(self.dropped[:_NAMED_DROPS]),
             shards=shards,
         )
 
@@ -315,7 +317,6 @@ def _close(writer: Any, path: Path) -> None:
 
 def _split_from_json(obj: Mapping[str, Any]) -> Split:
     values = dict(obj)
-    values["dropped_ids"] = tuple(values["dropped_ids"])
     values["shards"] = tuple(tuple(s) for s in values["shards"])
     return Split(**values)
 

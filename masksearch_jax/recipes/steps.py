@@ -39,7 +39,7 @@ def counted(name: str, given: int, out: int, dropped: Mapping[str, int]) -> dict
 
 def make_ramp(data: Path, text: CorpusConfig, ramp: RampConfig, seed: int) -> dict[str, Any]:
     made = build_ramp.run(build_ramp.BuildRampRun(str(data), text, ramp, seed))
-    for line in build_ramp.lines(made):
+    for line in build_ramp.lines(made, data):
         log(line)
     return {"data": made}
 

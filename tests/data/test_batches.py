@@ -144,11 +144,15 @@ def test_shards_read_as_one_source_in_order(tmp_path):
 
 def test_too_long_records_are_dropped_counted_and_named(tmp_path):
     made = list(sft_records("a", 60, 1))
-    long = [r["id"] for r in made if len(r["ids"]) > 20]
+    long = {r["id"]: len(r["ids"]) for r in made if len(r["ids"]) > 20}
     split = write_split(tmp_path, "a", "train", made, kind="sft", max_len=20, made_from="")
     assert (split.records, split.dropped) == (60 - len(long), len(long))
-    assert split.dropped_ids == tuple(long[:20])
+    listed = (tmp_path / "a-train" / "dropped.jsonl").read_text().splitlines()
+    assert {row["id"]: row["tokens"] for row in map(json.loads, listed)} == long
+    assert len(listed) == len(long) > 20
     assert split.longest <= 20 == split.max_len
+    write_split(tmp_path, "a", "train", made, kind="sft", max_len=10**6, made_from="")
+    assert not (tmp_path / "a-train" / "dropped.jsonl").exists()
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path):

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -473,9 +474,12 @@ def test_changed_inputs_are_built_again(small, tmp_path):
 
 def test_what_is_too_long_is_dropped_and_named(small, capsys):
     summary = build_cache.run(dataclasses.replace(small, max_len=1, max_prompt_len=1))
-    assert "ramp_sft_k1 train: dropped 6 of 6, longer than 1 tokens: d-00, d-01, d-02" in (
-        capsys.readouterr().err
-    )
+    listed = Path(small.cache) / "ramp_sft_k1-train" / "dropped.jsonl"
+    said = capsys.readouterr().err
+    assert f"ramp_sft_k1 train: 6 of 6 dropped, longer than 1 tokens; their ids: {listed}\n" in said
+    assert "d-00" not in said
+    named = [json.loads(line)["id"] for line in listed.read_text().splitlines()]
+    assert named == [f"d-{i:02}" for i in range(6)]
     assert summary["tasks"]["ramp_k1"]["train"]["dropped"] == 6
     assert summary["mixtures"]["ramp_sft_mixed"] == []
 

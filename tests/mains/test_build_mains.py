@@ -16,9 +16,7 @@ from pyarrow import parquet
 from safetensors.numpy import load_file, save_file
 
 from configs import common
-from masksearch_jax import (
-    evaluate,
-)
+from masksearch_jax import build_ramp, evaluate
 from masksearch_jax.core.config import CheckpointConfig, ComputeConfig, ModelConfig, OptimConfig
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
@@ -54,17 +52,24 @@ def test_every_record_is_written_or_counted(towns, repository, capsys):
     asked = [question(i, [f"town:{i}"]) for i in range(4)] + [question(4, ["town:99"]), "[]"]
     write_lines(towns / "questions.jsonl", asked)
     made = build(repository, towns, corpus__max_bad_fraction=0.5)
-    said = capsys.readouterr().err
-    assert f"dropped {towns / 'towns.jsonl'}:4: not JSON" in said
-    assert f"dropped {towns / 'towns.jsonl'}:14: duplicate id: 'town:0'" in said
-    assert f"dropped {towns / 'questions.jsonl'}:6:" in said
+    out = towns / "out"
+    assert "not JSON" not in capsys.readouterr().err  # rows are named in a file alone
+    listed = sorted((out / "dropped.txt").read_text().splitlines())
+    assert len(listed) == 3
+    assert listed[0].startswith(f"{towns / 'questions.jsonl'}:6: ")
+    assert listed[1] == f"{towns / 'towns.jsonl'}:14: duplicate id: 'town:0'"
+    assert listed[2].startswith(f"{towns / 'towns.jsonl'}:4: not JSON")
+    told = build_ramp.lines(made, out)
+    assert told[-2:] == [
+        f"all reasons, with an example of each: {out / 'counts.json'}",
+        f"rows that could not be read: {out / 'dropped.txt'}",
+    ]
     assert made["corpus"] == {"in": 14, "out": 12, "dropped": {"not JSON": 1, "duplicate id": 1}}
     assert made["questions"]["in"] == 6
     assert made["questions"]["dropped"] == {
         "not a JSON object": 1,
         "gold passage not in the corpus": 1,
     }
-    out = towns / "out"
     assert list(read_passages(out / "passages.jsonl")) == list(passages())
     assert not (out / "paragraphs.jsonl").exists()
     splits = {
@@ -163,7 +168,7 @@ def test_the_atlas_masks_its_articles_or_other_words_for_them(tmp_path, reposito
 def test_a_corpus_that_cannot_be_used(tmp_path, repository, capsys):
     for main, config in (("build_ramp", "build_ramp.py"), ("build_index", "build_index.py")):
         told = (capsys, repository, main, config)
-        out = {"folder" if main == "build_ramp" else "index": tmp_path / "out"}
+        out = {"folder" if main == "build_ramp" else "index": tmp_path / main}
         status, said = failure(*told, corpus__path=tmp_path / "none.jsonl", **out)
         assert (status, said) == (
             1,
@@ -178,8 +183,8 @@ def test_a_corpus_that_cannot_be_used(tmp_path, repository, capsys):
         assert status == 1
         assert f"the first is {bad}:2: not JSON" in said
         assert "more than max_bad_fraction 0.01 allows" in said
-        assert not (tmp_path / "out" / "manifest.json").exists()
-        assert not (tmp_path / "out" / "counts.json").exists()
+        assert not (tmp_path / main / "manifest.json").exists()
+        assert not (tmp_path / main / "counts.json").exists()
 
 
 def test_questions_of_another_corpus(towns, repository, capsys):

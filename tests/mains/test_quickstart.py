@@ -220,7 +220,9 @@ def test_a_corpus_of_ones_own(repository, tmp_path):
     )
     summary = finish(process, workdir)
     assert summary["data"]["corpus"] == {"in": 201, "out": 200, "dropped": {"not JSON": 1}}
-    assert f"dropped {path}:201: not JSON" in said(workdir)
+    listed = workdir / "data" / "dropped.txt"
+    assert f"rows that could not be read: {listed}\n" in said(workdir)
+    assert listed.read_text().startswith(f"{path}:201: not JSON")
     assert all(suites.keys() == {"ramp"} for suites in summary["eval"].values())
 
 

@@ -17,7 +17,7 @@ from masksearch_jax.search.open import open_tool
 from masksearch_jax.search.remote import RemoteSearch
 from masksearch_jax.search.server import SearchServer
 from masksearch_jax.search.tool import FakeSearch, NoSearch, RandomSearch
-from masksearch_jax.testing import serving
+from masksearch_jax.testing.services import serving
 from tests.search.fruit import FRUIT, ids
 
 
