@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from masksearch_jax import build_index, build_ramp, build_trajectories
-from masksearch_jax.core.config import CorpusConfig, DapoRun, SftRun
+from masksearch_jax.core.config import DapoRun, SftRun
+from masksearch_jax.core.corpus_config import CorpusConfig
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import train_bpe
 from masksearch_jax.core.types import QAExample, RampExample

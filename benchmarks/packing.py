@@ -31,6 +31,7 @@ from masksearch_jax.core.config import (
     MeshConfig,
     ModelConfig,
     OptimConfig,
+    RolloutConfig,
 )
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.models.transformer import Transformer
@@ -45,8 +46,9 @@ QUICKSTART = load_config(str(Path(__file__).parent.parent / "configs" / "quickst
 MODEL = to_dataclass(ModelConfig, QUICKSTART.model)
 COMPUTE = to_dataclass(ComputeConfig, QUICKSTART.compute)
 DAPO = to_dataclass(DapoConfig, QUICKSTART.dapo)
+ROLLOUT = to_dataclass(RolloutConfig, QUICKSTART.rollout)
 OPTIM = OptimConfig(0.0, "constant", 0, 1.0, 0.9, 0.95, 1e-8, 0.01, 1.0, 1)
-LENGTH = QUICKSTART.rollout.max_len
+LENGTH = ROLLOUT.max_len
 
 
 def padded(fill: float) -> packing.Batch:
@@ -75,7 +77,7 @@ def measure(fill: float, repeats: int) -> dict[str, list[float]]:
     tx = train_state.make_optimizer(OPTIM, 1000)
     model = shard_parameters(mesh, Transformer(MODEL, COMPUTE, nnx.Rngs(0)))
     state = train_state.init_state(model, tx)
-    loss_fn = train_dapo.make_loss_fn(COMPUTE, DAPO, QUICKSTART.rollout.temperature)
+    loss_fn = train_dapo.make_loss_fn(COMPUTE, DAPO, ROLLOUT.temperature)
     update = train_state.make_train_step(loss_fn, tx, accumulate, like=state)
 
     def step(batch: packing.Batch, micros: int) -> tuple[float, list[float]]:

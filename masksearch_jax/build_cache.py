@@ -25,6 +25,7 @@ import numpy as np
 from masksearch_jax.core import stamp
 from masksearch_jax.core.config import PromptConfig
 from masksearch_jax.core.errors import ConfigError, check_given
+from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import QAExample, RampExample
 from masksearch_jax.data import prompt
@@ -41,7 +42,7 @@ from masksearch_jax.data.cache import (
     write_split,
 )
 from masksearch_jax.data.folder import Folder
-from masksearch_jax.runtime import cli
+from masksearch_jax.runtime import cli, run_record
 from masksearch_jax.runtime.progress import Progress
 
 # Their wording is in every split's hash, so that a change of it rebuilds the cache. The template is
@@ -56,16 +57,22 @@ _PROBES = (
 class BuildCacheRun:
     """`build_cache`: JSONL records to tokenised records."""
 
-    folder: str  # holds ramp/, questions/, demonstrations/ as `data.tasks` describes
-    cache: str  # folder to write
-    tasks: str  # regular expression of the tasks, or the TASK-SPLITs, to write; empty: all
-    tokenizer: str  # folder with tokenizer.json
-    prompt: PromptConfig
-    max_len: int  # tokens of a demonstration; longer ones are dropped and counted
-    max_prompt_len: int  # tokens of a prompt; longer ones are dropped and counted
-    # Each mixture M comes once more as M_tT for each T here: its tasks in proportion to
-    # examples ** (1/T). Without it they come at equal rates.
-    temperatures: tuple[float, ...] = ()
+    folder: str = required("Holds ramp/, questions/ or demonstrations/, JSONL by split.")
+    cache: str = required("Folder to write.")
+    tokenizer: str = key("", "Folder with tokenizer.json, that of the run that reads; needed.")
+    tasks: str = key(
+        "", "Regular expression of the tasks, or the TASK-SPLITs, to write; empty: all."
+    )
+    prompt: PromptConfig = section(PromptConfig, "Its style must be that of the run that reads.")
+    max_len: int = key(4096, "Tokens of a demonstration; longer ones are dropped and counted.")
+    max_prompt_len: int = key(1024, "Tokens of a prompt; longer ones are dropped and counted.")
+    temperatures: tuple[float, ...] = key(
+        (),
+        (
+            "Each mixture M comes once more as M_tT for each T here, such as (1.0, 2.0): its tasks "
+            "in proportion to examples ** (1/T). Without it they come at equal rates."
+        ),
+    )
 
 
 def run(cfg: BuildCacheRun) -> dict[str, Any]:
@@ -82,6 +89,7 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
     seqio, tasks = _import_seqio()
     names = tasks.register(cfg.folder, cfg.tokenizer, cfg.prompt.style, cfg.temperatures)
     (Path(cfg.cache) / MANIFEST).unlink(missing_ok=True)  # of other inputs
+    run_record.write(cfg.cache, cfg)
     built: dict[str, dict[str, Split]] = {}
     reused = 0
     there = [seqio.TaskRegistry.get(n) for n in names if n in seqio.TaskRegistry.names()]

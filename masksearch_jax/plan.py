@@ -26,6 +26,7 @@ from masksearch_jax.core.config import DapoRun, SftRun
 from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.files import write_json
 from masksearch_jax.models import hf, kv_cache, lora, rollout_weights
+from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.planning import alternatives, chips, flops, measure, shapes
@@ -311,4 +312,4 @@ def run(cfg: Run) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(run, (SftRun, DapoRun))
+    cli.run(run, (SftRun, DapoRun), read_model=read_config)

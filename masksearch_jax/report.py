@@ -13,13 +13,16 @@ import sys
 from masksearch_jax import viewer
 from masksearch_jax.core import files
 from masksearch_jax.core.errors import check_given
+from masksearch_jax.core.schema import required
 from masksearch_jax.runtime import cli
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
-    workdir: (
-        str  # folder of the run, with summary.json, {sft,dapo}/metrics.jsonl, trajectories.jsonl
+    """`report`: the HTML page of a run."""
+
+    workdir: str = required(
+        "Folder of the run, with summary.json, {sft,dapo}/metrics.jsonl, trajectories.jsonl."
     )
 
 

@@ -21,6 +21,7 @@ import jax
 
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, RolloutConfig, SearchConfig
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.tokenizer import VocabError
 from masksearch_jax.models.load import describe, initial
 from masksearch_jax.models.transformer import Transformer
@@ -40,17 +41,17 @@ _NO_SEARCH = SearchConfig(
 class ServeModelRun:
     """`serve_model`: a model as an OpenAI-compatible HTTP service."""
 
-    init: str  # folder in HF format, or of checkpoints
-    tokenizer: str  # folder with tokenizer.json and a chat template; empty: that of init
-    name: str  # what clients call the model; empty: as the folder init is called
-    host: str  # address to bind; 127.0.0.1: this machine only
-    port: int  # 0: any free one
-    deadline: float  # seconds of a request, its wait for a slot included
-    grace: float  # seconds that requests in flight have once it is told to stop
-    compute: ComputeConfig
-    mesh: MeshConfig
-    rollout: RolloutConfig
-    base: str = ""  # where init holds adapters: their base model; empty: where they say it is
+    init: str = required("Folder in HF format, or of checkpoints.")
+    tokenizer: str = key("", "Folder with tokenizer.json and a chat template; empty: that of init.")
+    base: str = key("", "Where init holds adapters: their base model; empty: where they say it is.")
+    name: str = key("", "What clients call the model; empty: as the folder init is called.")
+    host: str = key("127.0.0.1", "Address to bind; 127.0.0.1: this machine only.")
+    port: int = key(8000, "Port to bind; 0: any free one.")
+    deadline: float = key(600.0, "Seconds of a request, its wait for a slot included.")
+    grace: float = key(20.0, "Seconds that requests in flight have once it is told to stop.")
+    compute: ComputeConfig = section(ComputeConfig)
+    mesh: MeshConfig = section(MeshConfig)
+    rollout: RolloutConfig = section(RolloutConfig)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from masksearch_jax.core.types import Trajectory, to_json
 from masksearch_jax.data import batches, cache
 from masksearch_jax.data.demonstrations import parse_example
 from masksearch_jax.models import head, lora
+from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import check_vocabulary, initial, pinned
 from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.parallel.sharding import make_mesh
@@ -42,6 +43,7 @@ from masksearch_jax.search.open import check_sources, open_tool
 from masksearch_jax.training import train_state
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.guard import Guard, guarded
+from masksearch_jax.training.run_folder import open_run_folder
 from masksearch_jax.training.supervisor import Preempted, Survival
 
 
@@ -236,6 +238,8 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     search = search or open_tool(cfg.search)
     check_sources(search, cfg.search, [p.example for p in prompts.first(8)])
 
+    open_run_folder(cfg, "dapo.steps")
+
     # ---- model, state, programs
     init = pinned(cfg.init, cfg.model)
     model = initial(init, cfg.model, cfg.compute, mesh, cfg.seed, cfg.base)
@@ -351,4 +355,4 @@ def rollout_metrics(seen: Sequence[Group], kept: Sequence[Group]) -> dict[str, f
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: run(cfg) and None, DapoRun, resumes=True)
+    cli.run(lambda cfg: run(cfg) and None, DapoRun, resumes=True, read_model=read_config)

@@ -20,6 +20,7 @@ from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.data import cache
 from masksearch_jax.data.batches import sft_batches
 from masksearch_jax.models import head, lora
+from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import check_vocabulary, initial, pinned
 from masksearch_jax.parallel import hosts
 from masksearch_jax.parallel.sharding import batch_shards, make_mesh, time_parts
@@ -30,6 +31,7 @@ from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.training import train_state
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.guard import Guard, guarded
+from masksearch_jax.training.run_folder import open_run_folder
 from masksearch_jax.training.supervisor import Survival
 
 
@@ -84,6 +86,8 @@ def run(cfg: SftRun) -> dict[str, Any]:
         process_index=share,
         process_count=shares,
     )
+
+    open_run_folder(cfg, "sft.steps")
 
     # ---- model and state
     init = pinned(cfg.init, cfg.model)
@@ -146,4 +150,4 @@ def run(cfg: SftRun) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: run(cfg) and None, SftRun, resumes=True)
+    cli.run(lambda cfg: run(cfg) and None, SftRun, resumes=True, read_model=read_config)

@@ -112,7 +112,7 @@ def miniature(tmp_path_factory) -> Miniature:
     Nothing is tokenised: `cache` is not there.
     """
     from masksearch_jax import build_index, build_ramp, build_trajectories
-    from masksearch_jax.core.config import CorpusConfig
+    from masksearch_jax.core.corpus_config import CorpusConfig
     from masksearch_jax.core.schema import to_dataclass
     from masksearch_jax.core.tokenizer import train_bpe
     from masksearch_jax.corpus.passages import read_passages

@@ -7,7 +7,7 @@ from typing import Any
 
 from masksearch_jax.agents import salient, teachers
 from masksearch_jax.agents.llm_client import LLMConfig
-from masksearch_jax.core.config import PplConfig, RampConfig
+from masksearch_jax.core.corpus_config import PplConfig, RampConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.ramp import masking
 from masksearch_jax.ramp.llm_spans import Named, Namer

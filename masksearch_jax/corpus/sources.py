@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from masksearch_jax.core.config import CorpusConfig
+from masksearch_jax.core.corpus_config import CorpusConfig
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus import prose, wikipedia_dump, wikitext
 from masksearch_jax.corpus.passages import (

@@ -26,7 +26,7 @@ import apache_beam as beam
 from apache_beam.transforms import combiners
 from etils import epath
 
-from masksearch_jax.core.config import RampConfig
+from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.types import Passage, RampExample, Span, to_json
 from masksearch_jax.corpus import sources
 from masksearch_jax.corpus.passages import BadRow, parse_line, to_passage

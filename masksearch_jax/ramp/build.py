@@ -21,6 +21,7 @@ import numpy as np
 
 from masksearch_jax.core import files, stamp
 from masksearch_jax.core.errors import UserError
+from masksearch_jax.core.schema import key
 from masksearch_jax.core.types import Passage, RampExample, from_json
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.corpus.tally import Tally
@@ -47,9 +48,17 @@ class FailedError(UserError):
 class WorkConfig:
     """How a build is divided; changes nothing but speed and memory."""
 
-    workers: int = 1  # processes
-    examples: int = 0  # of each number of masks, shown in FOLDER/examples.html; 0: no page
-    part: int = 5000  # passages masked together: balanced over mask counts, done again if stopped
+    workers: int = key(1, "Processes.", harmless=True)
+    examples: int = key(
+        0,
+        "Of each number of masks, to read in FOLDER/examples.html; 0: no page.",
+        harmless=True,
+    )
+    part: int = key(
+        5000,
+        "Passages masked together: balanced over mask counts, done again if stopped.",
+        harmless=True,
+    )
 
 
 _EXTRACTORS: dict[Plan, spans.Extractor] = {}  # of this process: loading one takes time

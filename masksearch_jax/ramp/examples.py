@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from masksearch_jax.core import files
-from masksearch_jax.core.config import RampConfig
+from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.types import Passage, RampExample, Span, from_json, to_json
 from masksearch_jax.corpus import prose
 from masksearch_jax.corpus.tally import Tally

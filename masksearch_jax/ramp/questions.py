@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from masksearch_jax.core.config import RampConfig
+from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.types import QAExample
 from masksearch_jax.ramp.examples import is_heldout, write_jsonl

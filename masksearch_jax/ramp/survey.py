@@ -18,7 +18,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from masksearch_jax.core import files, stamp
-from masksearch_jax.core.config import RampConfig
+from masksearch_jax.core.corpus_config import RampConfig
+from masksearch_jax.core.schema import key
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus import duplicates, prose
 from masksearch_jax.corpus.passages import read_passages
@@ -35,14 +36,21 @@ Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 class CleanConfig:
     """What of a corpus may be masked; all of it is indexed."""
 
-    prose: bool = False  # leave out lists, tables, markup, holes and other scripts
-    duplicates: float = 0.0  # similarity (Jaccard) of near duplicates, left out; 0: keep them
-    max_drop: float = 1.0  # share of the passages left out for any reason before the build stops
-    leakage: Literal["keep", "tag", "drop"] = "keep"  # paragraphs that overlap evaluation sets
-    # Files of questions that must not be trained on, in the forms of ramp.question_files
-    evaluation: tuple[str, ...] = ()
-    evaluation_passages: str = ""  # JSONL of the passages that their `gold` names
-    ngram: int = 13  # words in a row, shared with a gold passage, that make an overlap
+    prose: bool = key(False, "Leave out lists, tables, markup, holes and other scripts.")
+    duplicates: float = key(
+        0.0, "Similarity (Jaccard) of near duplicates, which are left out; 0: keep them."
+    )
+    max_drop: float = key(
+        1.0, "Share of the passages left out for any reason before the build stops."
+    )
+    leakage: Literal["keep", "tag", "drop"] = key(
+        "keep", "Paragraphs that overlap evaluation sets; tag: kept, and listed in leaks.jsonl."
+    )
+    evaluation: tuple[str, ...] = key(
+        (), "Files of questions not to be trained on, in the forms of `ramp.question_files`."
+    )
+    evaluation_passages: str = key("", "JSONL of the passages that their `gold` names.")
+    ngram: int = key(13, "Words in a row, shared with a gold passage, that make an overlap.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,15 +11,14 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from masksearch_jax.core import files, stamp
-from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.core.schema import differences
+from masksearch_jax.runtime import run_record
 
 
 class Usage:
@@ -88,17 +87,12 @@ class StageFolder:
         self._places = {n: i for i, n in enumerate(names, 1)}
         self.records: dict[str, dict[str, Any]] = {}
 
-    def open(self, settings: Mapping[str, Any]) -> None:
-        """Makes the folder these settings' own. Raises ConfigError when it is of others."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "config.json"
-        mine = json.loads(json.dumps(settings))
-        if path.exists() and (differing := differences(json.loads(path.read_text()), mine)):
-            raise ConfigError(
-                f"{self.folder} holds a run with other settings ({'; '.join(differing)}): "
-                "choose another --config.workdir, or delete it"
-            )
-        files.write_json(path, mine)
+    def open(self, cfg: Any) -> None:
+        """Makes the folder this config's own. Raises ConfigError as `run_record.resume` does.
+
+        A stage that is done is not done again where changed settings are accepted.
+        """
+        run_record.resume(self.folder, cfg)
 
     def is_done(self, name: str) -> bool:
         return stamp.read(self._path(name)) is not None

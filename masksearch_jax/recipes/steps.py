@@ -7,25 +7,20 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from masksearch_jax import build_index, build_ramp
 from masksearch_jax.core import files
-from masksearch_jax.core.config import CorpusConfig, RampConfig
+from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
 from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.data.folder import Folder
 from masksearch_jax.runtime.metric_writer import FILE_NAME, read_metrics
-
-SHOWN_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "tantivy", "numpy")
 
 
 def log(line: str) -> None:
@@ -91,12 +86,3 @@ def make_cache(folder: Path, cache: Path, tokenizer: Path, tasks: str, **setting
     splits = [s for task in manifest["tasks"].values() for s in task.values()]
     out, dropped = (sum(s[k] for s in splits) for k in ("records", "dropped"))
     return counted("cache", out + dropped, out, {"too long": dropped} if dropped else {})
-
-
-def versions(packages: Iterable[str] = SHOWN_PACKAGES) -> dict[str, str]:
-    found = {name: metadata.version(name) for name in packages}
-    return (
-        {"python": platform.python_version(), "machine": platform.machine()}
-        | found
-        | {"cpus": str(os.cpu_count())}
-    )

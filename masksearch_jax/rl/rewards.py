@@ -1,23 +1,19 @@
 """Rewards of finished trajectories, from their text: answer score, format, accuracy. No jax.
 
 Answers are read from what the policy wrote, never from search results. The paper (arXiv 2505.20285,
-section 3.3) names the kinds recall, penalised and judge; the formulas of penalty and mixing are
-ours.
+section 3.3) names both kinds; the formulas of penalty and mixing are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from masksearch_jax.core import markup, scoring
 from masksearch_jax.core.config import DapoConfig
 from masksearch_jax.core.types import Example, QAExample, RampExample, Segment, Trajectory
 
-KINDS = ("recall", "penalised", "judge")
-
-# (example, answer) -> verdict in 0..1; a verdict that could not be read must be 0.
-Judge = Callable[[Example, str], float]
+KINDS = ("recall", "penalised")
 
 
 class RewardParts(NamedTuple):
@@ -33,20 +29,13 @@ class RewardParts(NamedTuple):
     accuracy: float
 
 
-def reward(
-    example: Example, trajectory: Trajectory, cfg: DapoConfig, judge: Judge | None = None
-) -> RewardParts:
+def reward(example: Example, trajectory: Trajectory, cfg: DapoConfig) -> RewardParts:
     """The reward of a trajectory, by the kind of its example."""
     score = ramp_reward if isinstance(example, RampExample) else qa_reward
-    return score(example, trajectory.segments, cfg, judge)
+    return score(example, trajectory.segments, cfg)
 
 
-def ramp_reward(
-    example: RampExample,
-    segments: Sequence[Segment],
-    cfg: DapoConfig,
-    judge: Judge | None = None,
-) -> RewardParts:
+def ramp_reward(example: RampExample, segments: Sequence[Segment], cfg: DapoConfig) -> RewardParts:
     """Span recall in the slots; the penalty counts answer words beyond the paragraph's.
 
     penalised = max(0, recall - length_penalty * excess / words of the gold spans).
@@ -55,15 +44,10 @@ def ramp_reward(
     recall = scoring.span_recall(example, answer)
     excess = _words(answer) - _words(example.paragraph)
     gold = sum(_words(span.text) for span in example.spans)
-    return _combine(example, answer, recall, excess / max(gold, 1), segments, cfg, judge)
+    return _combine(answer, recall, excess / max(gold, 1), segments, cfg)
 
 
-def qa_reward(
-    example: QAExample,
-    segments: Sequence[Segment],
-    cfg: DapoConfig,
-    judge: Judge | None = None,
-) -> RewardParts:
+def qa_reward(example: QAExample, segments: Sequence[Segment], cfg: DapoConfig) -> RewardParts:
     """Token recall over the accepted answers; the penalty counts words beyond the longest of them.
 
     penalised = max(0, recall - length_penalty * excess / words of that answer).
@@ -72,7 +56,7 @@ def qa_reward(
     recall = scoring.best_overlap(answer or "", example.answers).recall
     gold = max(map(_words, example.answers))
     excess = (_words(answer) - gold) / max(gold, 1)
-    return _combine(example, answer, recall, excess, segments, cfg, judge)
+    return _combine(answer, recall, excess, segments, cfg)
 
 
 def read_answer(segments: Sequence[Segment]) -> str | None:
@@ -82,36 +66,21 @@ def read_answer(segments: Sequence[Segment]) -> str | None:
 
 
 def _combine(
-    example: Example,
     answer: str | None,
     recall: float,
     excess: float,
     segments: Sequence[Segment],
     cfg: DapoConfig,
-    judge: Judge | None,
 ) -> RewardParts:
     """Mixes answer and format: (1 - format_weight) * answer + format_weight * format."""
     accuracy = score = recall if answer is not None else 0.0
     if cfg.reward == "penalised":
         score = max(0.0, score - cfg.length_penalty * max(0.0, excess))
-    elif cfg.reward == "judge":
-        accuracy = score = _judged(example, answer, judge)
     elif cfg.reward != "recall":
         raise ValueError(f"dapo.reward is {cfg.reward!r}; choose one of {KINDS}")
     form = float(markup.is_well_formed(segments))
     total = (1 - cfg.format_weight) * score + cfg.format_weight * form
     return RewardParts(total, score, form, accuracy)
-
-
-def _judged(example: Example, answer: str | None, judge: Judge | None) -> float:
-    if judge is None:
-        raise ValueError(
-            "dapo.reward is 'judge' but no judge was given; pass one, or choose recall or penalised"
-        )
-    verdict = float(judge(example, answer)) if answer is not None else 0.0
-    if not 0.0 <= verdict <= 1.0:
-        raise ValueError(f"example {example.id}: the judge returned {verdict}; it must lie in 0..1")
-    return verdict
 
 
 def _words(text: str | None) -> int:

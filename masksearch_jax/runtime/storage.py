@@ -10,6 +10,7 @@ from etils import epath
 
 from masksearch_jax.core import files
 
+RUN_RECORD = "run.json"  # in a folder: when and by what it was made
 _SAMPLE = 65_536  # bytes of a file's beginning, middle and end that tell it from others
 
 
@@ -26,11 +27,13 @@ def modified(file: epath.Path) -> float:
 def fingerprint(folder: str) -> bytes:
     """What tells the files of a local folder from others: their names, sizes and samples of each.
 
+    When and by what they were made is left out.
     Weights that were trained further differ everywhere, so samples do. Empty for no local folder.
     """
     digest = hashlib.sha256()
     root = pathlib.Path(folder)
     found = [p for p in sorted(root.rglob("*")) if p.is_file()] if folder and root.is_dir() else []
+    found = [p for p in found if p.name != RUN_RECORD]
     for file in found:
         size = file.stat().st_size
         digest.update(f"{file.relative_to(root).as_posix()} {size}\n".encode())

@@ -36,9 +36,16 @@ def setting(miniature, monkeypatch):
     cfg = miniature.cfg
     rollout = dataclasses.replace(cfg.rollout, slots=4, max_new_tokens=24, temperature=0.0)
     return selection.StudentConfig(
-        "", str(miniature.tokenizer), 2, LENIENT, "rules", cfg.model, cfg.compute,
-        cfg.mesh, PromptConfig("minimal"), rollout,
-    )  # fmt: skip
+        init="",
+        tokenizer=str(miniature.tokenizer),
+        samples=2,
+        rules=LENIENT,
+        model=cfg.model,
+        compute=cfg.compute,
+        mesh=cfg.mesh,
+        prompt=PromptConfig("minimal"),
+        rollout=rollout,
+    )
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 from masksearch_jax import build_trajectories
 from masksearch_jax.agents import scripted_teacher
 from masksearch_jax.core import markup
-from masksearch_jax.core.config import RampConfig, SearchConfig
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample, Span
 from masksearch_jax.corpus import atlas

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from masksearch_jax.core.config import CorpusConfig
+from masksearch_jax.core.corpus_config import CorpusConfig
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus import duplicates, prose, sources, wikitext
 from masksearch_jax.corpus.packed import PackingError

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from masksearch_jax.core.config import CorpusConfig
+from masksearch_jax.core.corpus_config import CorpusConfig
 from masksearch_jax.corpus import prose, sources, wikitext
 from tests.corpus.wiki import HEAD, page
 

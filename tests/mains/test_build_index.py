@@ -14,7 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from masksearch_jax import build_index, build_ramp
-from masksearch_jax.core.config import CorpusConfig, RampConfig
+from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
 from masksearch_jax.core.files import BeingWrittenError
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage

@@ -74,7 +74,7 @@ def test_every_example_is_counted_once_in_every_condition(run_config, tmp_path):
     # The same again: the same tokens, whatever searches took.
     evaluate.run(dataclasses.replace(cfg, workdir=str(tmp_path / "b")))
     assert [r["ids"] for r in read_rows(tmp_path / "b")] == [r["ids"] for r in rows]
-    files = ("eval.json", "lost.jsonl", "settings.json", "trajectories.jsonl")
+    files = ("eval.json", "lost.jsonl", "run.json", "trajectories.jsonl")
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == list(files)
     assert (tmp_path / "a" / "lost.jsonl").read_text() == ""
 

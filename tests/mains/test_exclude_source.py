@@ -142,9 +142,16 @@ def test_the_student_evaluation_and_dapo(miniature, examples, sources, cfg, monk
     monkeypatch.setattr(policy_teacher, "make_mesh", lambda config: mesh)
     monkeypatch.setattr(policy_teacher, "initial", lambda *args: model)
     setting = selection.StudentConfig(
-        "", str(miniature.tokenizer), 2, LENIENT, "rules", miniature.cfg.model,
-        miniature.cfg.compute, miniature.cfg.mesh, PromptConfig("minimal"), rollout,
-    )  # fmt: skip
+        init="",
+        tokenizer=str(miniature.tokenizer),
+        samples=2,
+        rules=LENIENT,
+        model=miniature.cfg.model,
+        compute=miniature.cfg.compute,
+        mesh=miniature.cfg.mesh,
+        prompt=PromptConfig("minimal"),
+        rollout=rollout,
+    )
     limits = agent_teacher.TeacherConfig("en", 2, cfg)
     with contextlib.closing(
         policy_teacher.Student(setting, sources, limits, None, seed=0)

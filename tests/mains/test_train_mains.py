@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.open import open_tool
 from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.training.checkpoint_files import CheckpointError
+from masksearch_jax.training.run_folder import open_run_folder
 from masksearch_jax.training.supervisor import Preempted
 
 SFT_STEPS, DAPO_STEPS = 50, 4
@@ -234,6 +236,51 @@ def test_dapo_that_is_told_to_stop_leaves_its_rollouts_and_goes_on_bitwise(cache
     assert curves(tmp_path) == curves(dapo.workdir)
 
 
+def changed(cfg, part, **changes):
+    return dataclasses.replace(cfg, **{part: dataclasses.replace(getattr(cfg, part), **changes)})
+
+
+def test_a_run_goes_on_with_the_settings_that_made_its_folder(sft, tmp_path, capsys):
+    shutil.copytree(sft.workdir, tmp_path, dirs_exist_ok=True)
+    moved = tmp_path / "cache"
+    shutil.copytree(sft.data, moved)
+    cfg = dataclasses.replace(at(sft, tmp_path), data=str(moved))
+    train_sft.run(changed(cfg, "sft", log_every=7))
+    told = capsys.readouterr().err
+    assert f"settings changed: workdir: {sft.workdir!r} → {cfg.workdir!r}; data: " in told
+    assert "; sft.log_every: " in told
+    before = (tmp_path / "run.json").read_text()
+    faster = changed(cfg, "optim", learning_rate=0.5)
+    rate = rf"\(optim\.learning_rate: {sft.optim.learning_rate} → 0\.5\), which change its result"
+    with pytest.raises(ConfigError, match=rate):
+        train_sft.run(faster)
+    assert (tmp_path / "run.json").read_text() == before
+    train_sft.run(changed(faster, "survival", changed="accept"))
+    found = json.loads((tmp_path / "run.json").read_text())
+    assert found["config"]["optim"]["learning_rate"] == 0.5
+    assert [len(s["changed"]) > 0 for s in found["sessions"]] == [False, True, True]
+
+
+def test_a_longer_run_is_the_same_only_at_a_constant_learning_rate(sft, tmp_path):
+    assert sft.optim.schedule == "cosine"
+    shutil.copytree(sft.workdir, tmp_path, dirs_exist_ok=True)
+    cfg = at(sft, tmp_path)
+    with pytest.raises(ConfigError, match=r"\(sft\.steps: 50 → 60\)"):
+        open_run_folder(changed(cfg, "sft", steps=60), "sft.steps")
+    constant = changed(cfg, "optim", schedule="constant")
+    open_run_folder(changed(constant, "survival", changed="accept"), "sft.steps")
+    open_run_folder(changed(constant, "sft", steps=60), "sft.steps")
+
+
+def test_before_its_first_checkpoint_a_run_may_still_change(sft, tmp_path):
+    cfg = at(sft, tmp_path)
+    open_run_folder(cfg, "sft.steps")
+    open_run_folder(changed(cfg, "optim", learning_rate=0.5), "sft.steps")
+    found = json.loads((tmp_path / "run.json").read_text())
+    assert found["config"]["optim"]["learning_rate"] == 0.5
+    assert len(found["sessions"]) == 1
+
+
 @pytest.mark.slow
 def test_adapters_go_on_bitwise_in_both_trainers(sft, dapo, tmp_path):
     """Adapters on the weights of `sft`, then new ones on these for reinforcement learning."""
@@ -355,8 +402,11 @@ def test_a_checkpoint_of_another_model_is_refused_by_field(sft, dapo):
     differing = r"another model: intermediate_size: 128 stored, 64 asked for; qkv_bias: True stored"
     for main, cfg in ((train_sft, sft), (train_dapo, dapo)):
         before = curves(cfg.workdir)
-        with pytest.raises(CheckpointError, match=differing):
+        with pytest.raises(ConfigError, match=r"model\.intermediate_size: 128 → 64; .* result"):
             main.run(dataclasses.replace(cfg, model=model))
+        accepting = changed(cfg, "survival", changed="accept")
+        with pytest.raises(CheckpointError, match=differing):
+            main.run(dataclasses.replace(accepting, model=model))
         assert curves(cfg.workdir) == before
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from masksearch_jax.core.config import ComputeConfig, ModelConfig, RampConfig
+from masksearch_jax.core.config import ComputeConfig, ModelConfig
+from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.types import Passage, QAExample, RampExample, Span
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.corpus.tally import ShareError

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from masksearch_jax import build_ramp
-from masksearch_jax.core.config import CorpusConfig, RampConfig
+from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
 from masksearch_jax.core.types import Passage, QAExample, RampExample
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.ramp import leakage

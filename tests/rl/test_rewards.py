@@ -249,27 +249,9 @@ def test_qa_recall_and_dispatch():
     assert qa_reward(QA, policy("Warsaw"), CFG) == RewardParts(0.0, 0.0, 0.0, 0.0)
 
 
-def test_the_judge_is_asked_about_answers_only():
-    cfg = dataclasses.replace(CFG, reward="judge", format_weight=0.0)
-    asked = []
-
-    def judge(example, answer):
-        asked.append((example.id, answer))
-        return 0.5
-
-    assert ramp_reward(EXAMPLE, answered("text"), cfg, judge) == RewardParts(0.5, 0.5, 1.0, 0.5)
-    assert ramp_reward(EXAMPLE, policy("no answer"), cfg, judge).total == 0.0
-    assert asked == [("r1", "text")]
-    with pytest.raises(ValueError, match="no judge was given"):
-        qa_reward(QA, answered("Warsaw"), cfg)
-    for verdict in (1.5, float("nan")):
-        with pytest.raises(ValueError, match=r"example q1: the judge returned .* in 0\.\.1"):
-            qa_reward(QA, answered("Warsaw"), cfg, lambda *_, verdict=verdict: verdict)
-
-
 def test_an_unknown_reward_names_the_choices():
     cfg = dataclasses.replace(CFG, reward="f2")
-    with pytest.raises(ValueError, match=r"'f2'.*recall.*penalised.*judge"):
+    with pytest.raises(ValueError, match=r"'f2'.*recall.*penalised"):
         ramp_reward(EXAMPLE, answered("x"), cfg)
 
 
