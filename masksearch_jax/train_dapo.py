@@ -17,7 +17,7 @@ import jax
 from jax.sharding import Mesh
 
 from masksearch_jax.core.config import ComputeConfig, DapoConfig, DapoRun, RolloutConfig
-from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.data import batches, cache
@@ -100,6 +100,7 @@ def check(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None:
 
 def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     """Trains to `cfg.dapo.steps`; returns the last metrics. `search` stands for cfg.search."""
+    check_given(cfg, workdir="the folder to write", data="the folder that build_cache wrote")
     workdir = storage.path(cfg.workdir)
     survival = Survival(cfg.survival, workdir)
     mesh = make_mesh(cfg.mesh)

@@ -88,6 +88,7 @@ def load(name: str, arg: str = "") -> typing.Any:
 # Keys that came after the snapshot, and their value wherever their section is; and one that has
 # another name since, because `--config.evolve.items` met a method of ConfigDict.
 SINCE = {"survival.changed": "refuse"}
+SINCE |= {"llm.max_tokens_field": "max_tokens", "llm.send_temperature": True}
 RENAMED = {"evolve.items": "evolve.pool_size"}
 # Of files whose argument names a model: the one without it, and where its section is.
 MODEL = dict.fromkeys(WITH_MODEL, ("qwen2.5-1.5b", "model."))
