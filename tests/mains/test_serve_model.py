@@ -294,7 +294,7 @@ def llm_settings(server, place, **changes):
 def test_agents_work_on_it_and_every_example_has_an_outcome(server, tmp_path):
     trajectory_job.write_towns(tmp_path, 6)
     before = server.engine.stats.trajectories
-    llm = LLMConfig(**common.llm().to_dict() | llm_settings(server, tmp_path))
+    llm = LLMConfig(**llm_settings(server, tmp_path))
     summary = trajectory_job.run(tmp_path, llm)
     assert trajectory_job.outcomes(tmp_path) == {
         f"e{n}": "unreadable_planner" for n in range(6)
@@ -315,7 +315,7 @@ def test_agents_work_on_it_and_every_example_has_an_outcome(server, tmp_path):
 
 def test_another_name_stops_the_agents_at_once(server, tmp_path):
     trajectory_job.write_towns(tmp_path, 1)
-    llm = LLMConfig(**common.llm().to_dict() | llm_settings(server, tmp_path, model="other"))
+    llm = LLMConfig(**llm_settings(server, tmp_path, model="other"))
     with pytest.raises(JobError, match="`model` is 'other'; this service has 'small'"):
         trajectory_job.run(tmp_path, llm)
 
@@ -355,7 +355,7 @@ def test_agents_and_span_extractor_get_what_the_model_says(tmp_path, repository)
     write_passages(tmp_path / "towns.jsonl", list(passages())[:4])
     with serving(scripted()) as server:
         given = llm_settings(server, tmp_path, temperature=0.0)
-        summary = trajectory_job.run(tmp_path, LLMConfig(**common.llm().to_dict() | given))
+        summary = trajectory_job.run(tmp_path, LLMConfig(**given))
         llm = {f"llm__{k}": v for k, v in given.items()}
         made = build(repository, tmp_path, corpus__questions="", clean__duplicates=0.0,
                      ramp__gazetteer=0, ramp__extractor="llm", **llm)  # fmt: skip
