@@ -89,7 +89,6 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
     seqio, tasks = _import_seqio()
     names = tasks.register(cfg.folder, cfg.tokenizer, cfg.prompt.style, cfg.temperatures)
     (Path(cfg.cache) / MANIFEST).unlink(missing_ok=True)  # of other inputs
-    run_record.write(cfg.cache, cfg)
     built: dict[str, dict[str, Split]] = {}
     reused = 0
     there = [seqio.TaskRegistry.get(n) for n in names if n in seqio.TaskRegistry.names()]
@@ -116,6 +115,7 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
         tasks=built,
         mixtures={n: _rates(seqio, n, built) for n in names if n in seqio.MixtureRegistry.names()},
     )
+    run_record.write(cfg.cache, cfg)
     manifest.save()
     return _summary(manifest, reused, time.monotonic() - started)
 
