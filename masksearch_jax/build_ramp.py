@@ -27,7 +27,7 @@ from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.span_models import SpanModels
 from masksearch_jax.core import files, stamp
 from masksearch_jax.core.corpus_config import CorpusConfig, PplConfig, RampConfig
-from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.schema import harmless_keys, key, required, section
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus import sources
@@ -76,8 +76,7 @@ def run(cfg: BuildRampRun) -> dict[str, Any]:
     Each has "in", "out" and "dropped" by reason. Raises ConfigError where not one training example
     comes out.
     """
-    if not cfg.folder:
-        raise ConfigError("config.folder is empty; it must name the folder to write")
+    check_given(cfg, folder="the folder to write")
     folder = Path(cfg.folder)
     made_from = _made_from(cfg)
     done = stamp.read(folder / COUNTS, made_from, FILES)
@@ -85,7 +84,6 @@ def run(cfg: BuildRampRun) -> dict[str, Any]:
         return done
     (folder / COUNTS).unlink(missing_ok=True)  # of other inputs, or with passages to ask about
     examples.check(cfg.ramp)
-    run_record.write(folder, cfg)
     made = _corpus(cfg, folder, made_from)
     tally, stats, paid = _mask(cfg, folder)
     if not stats.examples.get("train"):
@@ -107,6 +105,7 @@ def run(cfg: BuildRampRun) -> dict[str, Any]:
         made["paid"] = paid
     if cfg.work.examples:
         page.write(folder / "examples.html", build.examples(folder), cfg.work.examples)
+    run_record.write(folder, cfg)
     stamp.write(folder / COUNTS, made, made_from, FILES)
     if FAILED not in stats.dropped:
         shutil.rmtree(folder / "work")

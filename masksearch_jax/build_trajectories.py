@@ -150,7 +150,6 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
     finished = stamp.read(summary_path, made_from, written_files)
     if finished is not None and not failures(finished["rejected"]):
         return finished
-    run_record.write(output.parent, cfg)
     parts = output.with_suffix(".parts") / made_from
     _drop_others(parts)
     with contextlib.closing(make_teacher(cfg)) as teacher:
@@ -160,6 +159,7 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
     written = write_jsonl(output, _kept(cfg, parts, sources))
     write_jsonl(rejected_path(folder), _rejected(parts))
     summary = _summary(counts, output, written) | ({"paid": figures} if figures else {})
+    run_record.write(output.parent, cfg)
     stamp.write(summary_path, summary, made_from, written_files)
     if not failures(summary["rejected"]):
         shutil.rmtree(parts.parent)
