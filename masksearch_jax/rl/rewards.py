@@ -6,8 +6,8 @@ section 3.3) names both kinds; the formulas of penalty and mixing are ours.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from masksearch_jax.core import markup, scoring
 from masksearch_jax.core.config import DapoConfig
@@ -16,7 +16,8 @@ from masksearch_jax.core.types import Example, QAExample, RampExample, Segment, 
 KINDS = ("recall", "f1", "penalised")
 
 
-class RewardParts(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class RewardParts:
     """`total` is what the policy is trained on; all lie in 0..1.
 
     `answer`: score of the answer by the configured kind. `format`: 1 when well-formed. `accuracy`:
