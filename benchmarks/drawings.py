@@ -1,4 +1,4 @@
-"""The report's line charts side by side, as an SVG file of its own for the README."""
+"""The report's line charts side by side, as an SVG file of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What self-evolution did, iteration by iteration: a table and a drawing for the README.
+"""What self-evolution did, iteration by iteration: a table and a drawing.
 
     python -m masksearch_jax.evolve --config=configs/evolve.py
     python -m benchmarks.evolution runs/evolve --control --svg=benchmarks/evolution.svg

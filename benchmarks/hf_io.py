@@ -33,8 +33,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import memory
+from masksearch_jax.core import files
 from masksearch_jax.core.config import CheckpointConfig, ComputeConfig, ModelConfig
-from masksearch_jax.models import hf, hf_files, hf_folder
+from masksearch_jax.models import hf, hf_files
 from masksearch_jax.models.hf_config import to_hf_config
 
 COMPUTE = ComputeConfig("bfloat16", "bfloat16", "xla", "none", 1024)
@@ -82,8 +83,8 @@ def write_folder(config: ModelConfig, folder: Path, shard_bytes: float) -> Row:
     for shard in plan:
         hf_files.write(folder, shard, arrays(shard.names))
     if len(plan) > 1:
-        hf_folder.write_json(folder / hf.INDEX, hf_files.index_of(plan))
-    hf_folder.write_json(folder / "config.json", to_hf_config(config, "bfloat16"))
+        files.write_json(folder / hf.INDEX, hf_files.index_of(plan), indent=2)
+    files.write_json(folder / "config.json", to_hf_config(config, "bfloat16"), indent=2)
     sizes = {name: math.prod(shape) * 2 for name, shape in shapes.items()}
     return {
         "model_bytes": sum(sizes.values()),

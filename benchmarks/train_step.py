@@ -32,9 +32,10 @@ import numpy as np
 
 from benchmarks import memory
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, ModelConfig, OptimConfig
+from masksearch_jax.core.rows import Batch
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.data import cache
-from masksearch_jax.data.batches import Batch, sft_batches
+from masksearch_jax.data.batches import sft_batches
 from masksearch_jax.runtime.cli import load_config
 
 TARGETS = {
@@ -102,7 +103,7 @@ def write_cache(folder: Path, shape: Shape, count: int = 2000) -> cache.Manifest
             yield {"id": str(i), "ids": ids, "agent": draw.random(size) < 0.5}
 
     split = cache.write_split(
-        folder, "task", "train", made(), kind="sft", max_len=shape.length, source="random"
+        folder, "task", "train", made(), kind="sft", max_len=shape.length, made_from="random"
     )
     manifest = cache.Manifest(
         folder, "", "", shape.model.vocab_size, 0, 0, "minimal", {"task": {"train": split}}, {}

@@ -29,10 +29,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from configs import common
 from masksearch_jax.agents import agent_teacher, scripted_teacher
 from masksearch_jax.agents.llm_client import LLM, LLMConfig
-from masksearch_jax.core.config import RampConfig, SearchConfig
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import Demonstration, RampExample, to_json
 from masksearch_jax.corpus import atlas
@@ -125,7 +125,7 @@ def agents(
 ) -> dict[str, float]:
     """Per trajectory: requests, tokens, bytes of the record, CPU seconds (the endpoint's too)."""
     server = Script({e.masked: e for e in examples}, lambda t: len(vocab.encode(t)))
-    settings = common.llm().to_dict() | {
+    settings = {
         "base_url": f"http://127.0.0.1:{server.server_address[1]}/v1",
         "cache": str(folder / "replies.sqlite"),
     }

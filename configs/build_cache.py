@@ -14,17 +14,8 @@ from configs import common
 def get_config(arg: str = "") -> ConfigDict:
     arg = common.parse_arg(arg, runlocal=False)
     c = ConfigDict()
-    c.folder = "runs/ramp"  # holds ramp/, questions/ or demonstrations/, JSONL by split
+    c.folder = "runs/ramp"
     c.cache = "runs/ramp/cache"
-    c.tasks = ""  # regular expression of tasks, or of TASK-SPLITs; empty: all
-    c.tokenizer = ""  # folder with tokenizer.json; needed
-    c.temperatures = ()  # (1.0, 2.0) adds mixtures M_t1 and M_t2, rates examples ** (1/T)
-    c.max_len = 4096
-    c.max_prompt_len = 1024
-
-    c.prompt = ConfigDict()
-    c.prompt.style = "chat"
-
     if arg.runlocal:
         c.max_len, c.max_prompt_len = 768, 576
     return c

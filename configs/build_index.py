@@ -13,15 +13,6 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.corpus = ConfigDict()
-    c.corpus.path = "runs/ramp/passages.jsonl"  # a file or folder of `format`
-    c.corpus.questions = ""  # not read
-    c.corpus.limit = 0
-    c.corpus.max_bad_fraction = 0.01
-    c.corpus.format = "auto"  # auto | jsonl | hf | dump | tfds
-    c.corpus.language = "en"  # en | zh
-    c.corpus.articles = False  # True where rows are whole articles: they are cut into passages
-    c.corpus.passage_words = 100
-
+    c.corpus.path = "runs/ramp/passages.jsonl"
     c.index = "runs/index"
-    c.workers = 1  # processes that cut whole articles into passages
     return c

@@ -1,4 +1,7 @@
-"""Model architectures by name, each number as in the `config.json` of the published base model."""
+"""What configs share: model architectures by name, and how a config's argument is read.
+
+Each number of an architecture is as in the `config.json` of the published base model.
+"""
 
 from __future__ import annotations
 
@@ -68,6 +71,7 @@ def _llama3(hidden, intermediate, layers, heads, *, factor, tied):
     }
 
 
+HF = "hf"  # in place of a name: the architecture of the folder `config.init`
 MODELS = {
     # The quickstart's: small enough to learn to search on two CPU cores.
     "tiny": _qwen2(128, 384, 3, 4, 2, vocab=2048, tied=True, window=2048) | {"rope_theta": 1e4},
@@ -92,7 +96,12 @@ MODELS = {
 
 
 def model(name: str) -> ConfigDict:
-    """The architecture called `name`. Raises ValueError naming the nearest one and all choices."""
+    """The architecture called `name`; "hf" and a folder's path have it read from a config.json.
+
+    Raises ValueError naming the nearest name and all choices.
+    """
+    if name == HF or "/" in name:
+        return ConfigDict({"hf_folder": "" if name == HF else name})
     if name not in MODELS:
         nearest = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
         raise ValueError(
@@ -105,40 +114,31 @@ def parse_arg(arg: str, **defaults: str | bool) -> ConfigDict:
     """The settings that a config's argument couples: `"qwen2.5-7b,runlocal"`, in any order.
 
     `defaults` holds `model`, a name of `MODELS`, and switches that are off. A part of `arg` is a
-    model's name or a switch to turn on. Raises ValueError naming the choices.
+    switch to turn on, or a model: a name of `MODELS`, `hf` for the architecture of the folder
+    `config.init`, or that of another HF folder by its path, which has a `/`. Raises ValueError
+    naming the choices.
     """
     parsed = ConfigDict(defaults)
     switches = [name for name, value in defaults.items() if value is False]
+    models = [*sorted(MODELS), HF] if "model" in defaults else []
     for part in filter(None, arg.split(",")):
         if part in switches:
             parsed[part] = True
-        elif "model" in defaults and part in MODELS:
+        elif part in models or (models and "/" in part):
             parsed.model = part
         else:
-            choices = switches + sorted(MODELS if "model" in defaults else ())
+            choices = switches + models
             close = difflib.get_close_matches(part, choices, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"{part!r} is not one of {', '.join(choices)}{hint}")
+            folder = ", and no folder, whose path has a /" if models else ""
+            raise ValueError(f"{part!r} is not one of {', '.join(choices)}{folder}{hint}")
     return parsed
 
 
-def llm() -> ConfigDict:
-    """An OpenAI-compatible endpoint, and what is asked of it; `cache` is for the config to name."""
+def smoke_rollout() -> ConfigDict:
+    """Rollouts of a smoke run: a few short trajectories with one search."""
     c = ConfigDict()
-    c.base_url = "http://localhost:8000/v1"
-    c.model = "Qwen2.5-72B-Instruct"  # as the endpoint spells it
-    c.api_key_env = "OPENAI_API_KEY"  # environment variable that holds the key; unset: no key
-    c.temperature = 0.7
-    c.max_tokens = 1024  # of one reply
-    c.concurrency = 32  # requests in flight
-    c.timeout = 120.0  # seconds of one attempt
-    c.deadline = 600.0  # of one call, its retries and waits included
-    c.retries = 6
-    c.backoff = 1.0  # seconds before the first retry; doubles with each
-    c.cache = ""  # SQLite file of the replies paid for
-    c.replay = False  # answer from the cache alone
-    c.budget = 0  # tokens ever paid for into the cache, 0: no limit
-    c.max_cost = 0.0  # the same in money
-    c.prompt_price = 0.0  # of a million prompt tokens
-    c.completion_price = 0.0  # of a million completion tokens
+    c.slots, c.max_len, c.max_new_tokens = 4, 768, 64
+    c.tick_tokens, c.extend_tokens, c.chunk_tokens = 8, 64, 32
+    c.max_turns, c.max_observation_tokens, c.answer_tokens = 1, 64, 16
     return c

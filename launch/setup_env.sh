@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: `. launch/setup_env.sh REQUIREMENTS.txt` leaves a virtual environment
-# in .venv beside setup.py, its interpreter in $python and the checkout's folder in $root. Does nothing
-# when all is up to date; after an interruption the next call mends what was left.
+# Run alone, or sourced by the other scripts: `launch/setup_env.sh REQUIREMENTS.txt` leaves a virtual
+# environment in .venv beside setup.py, its interpreter in $python and the checkout's folder in $root.
+# Does nothing when all is up to date; after an interruption the next call mends what was left.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 requirements=$root/${1:?usage: . launch/setup_env.sh REQUIREMENTS.txt}

@@ -27,6 +27,7 @@ from masksearch_jax.core.config import (
 )
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.retrieval import SearchError, SearchTool
+from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.types import Example, Passage, QAExample, RampExample, Segment, Trajectory
 from masksearch_jax.data import prompt
 from masksearch_jax.models.load import describe, initial
@@ -43,15 +44,15 @@ _STYLES = {"search": "36", "found": "2", "answer": "1;32", "failed": "31"}  # AN
 class AskRun:
     """`ask`: one trajectory of a model, with live search."""
 
-    init: str  # folder in HF format, or of checkpoints
-    question: str  # a question, or a paragraph with [mask] in it
-    tokenizer: str  # folder with tokenizer.json; empty: that of init
-    compute: ComputeConfig
-    mesh: MeshConfig
-    prompt: PromptConfig
-    search: SearchConfig
-    rollout: RolloutConfig
-    base: str = ""  # where init holds adapters: their base model; empty: where they say it is
+    init: str = required("Folder in HF format, or of checkpoints.")
+    question: str = key("", "A question, or a paragraph with [mask] in it; needed.")
+    tokenizer: str = key("", "Folder with tokenizer.json; empty: that of init.")
+    base: str = key("", "Where init holds adapters: their base model; empty: where they say it is.")
+    compute: ComputeConfig = section(ComputeConfig)
+    mesh: MeshConfig = section(MeshConfig)
+    prompt: PromptConfig = section(PromptConfig, "Its style must be that of the training.")
+    search: SearchConfig = section(SearchConfig)
+    rollout: RolloutConfig = section(RolloutConfig)
 
 
 class Screen:
@@ -115,10 +116,11 @@ def run(cfg: AskRun) -> Trajectory:
     """
     if not cfg.question.strip():
         raise ConfigError("config.question is empty; it must be a question, or hold a [mask]")
+    mesh = make_mesh(cfg.mesh)  # before anything that reads a checkpoint, for which JAX begins
     config, vocab = describe(cfg.init, cfg.tokenizer)
+    prompt.check_style(cfg.prompt.style, vocab)
     screen = Screen(sys.stdout)
     tool = ShownSearch(open_tool(cfg.search), screen, cfg.search.max_passages)
-    mesh = make_mesh(cfg.mesh)
     model = initial(cfg.init, config, cfg.compute, mesh, 0, cfg.base)
     engine = Engine(
         vocab,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import re
 import sys
@@ -23,12 +22,15 @@ from typing import Any
 
 import numpy as np
 
+from masksearch_jax.core import stamp
 from masksearch_jax.core.config import PromptConfig
-from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.errors import ConfigError, check_given
+from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import QAExample, RampExample
 from masksearch_jax.data import prompt
 from masksearch_jax.data.cache import (
+    DROPPED,
     FORMAT,
     MANIFEST,
     Kind,
@@ -36,13 +38,15 @@ from masksearch_jax.data.cache import (
     Record,
     Split,
     finished_split,
+    split_folder,
     write_split,
 )
 from masksearch_jax.data.folder import Folder
-from masksearch_jax.runtime import cli
+from masksearch_jax.runtime import cli, run_record
 from masksearch_jax.runtime.progress import Progress
 
-# Rendered into every split's hash, so that a change of the prompt's wording rebuilds the cache.
+# Their wording is in every split's hash, so that a change of it rebuilds the cache. The template is
+# in the tokenizer's; what it renders is not, since it may hold the date.
 _PROBES = (
     RampExample("", "", "Title", "A [mask] here.", "A thing here.", ()),
     QAExample("", "", "Which thing?", ("This",)),
@@ -53,25 +57,33 @@ _PROBES = (
 class BuildCacheRun:
     """`build_cache`: JSONL records to tokenised records."""
 
-    folder: str  # holds ramp/, questions/, demonstrations/ as `data.tasks` describes
-    cache: str  # folder to write
-    tasks: str  # regular expression of the tasks, or the TASK-SPLITs, to write; empty: all
-    tokenizer: str  # folder with tokenizer.json
-    prompt: PromptConfig
-    max_len: int  # tokens of a demonstration; longer ones are dropped and counted
-    max_prompt_len: int  # tokens of a prompt; longer ones are dropped and counted
-    # Each mixture M comes once more as M_tT for each T here: its tasks in proportion to
-    # examples ** (1/T). Without it they come at equal rates.
-    temperatures: tuple[float, ...] = ()
+    folder: str = required("Holds ramp/, questions/ or demonstrations/, JSONL by split.")
+    cache: str = required("Folder to write.")
+    tokenizer: str = key("", "Folder with tokenizer.json, that of the run that reads; needed.")
+    tasks: str = key(
+        "", "Regular expression of the tasks, or the TASK-SPLITs, to write; empty: all."
+    )
+    prompt: PromptConfig = section(PromptConfig, "Its style must be that of the run that reads.")
+    max_len: int = key(4096, "Tokens of a demonstration; longer ones are dropped and counted.")
+    max_prompt_len: int = key(1024, "Tokens of a prompt; longer ones are dropped and counted.")
+    temperatures: tuple[float, ...] = key(
+        (),
+        (
+            "Each mixture M comes once more as M_tT for each T here, such as (1.0, 2.0): its tasks "
+            "in proportion to examples ** (1/T). Without it they come at equal rates."
+        ),
+    )
 
 
 def run(cfg: BuildCacheRun) -> dict[str, Any]:
     """Builds or resumes the cache; per task and split its counts, and what the build cost."""
+    check_given(cfg, folder="the folder that build_ramp wrote", cache="the folder to write")
     started = time.monotonic()
     vocab = Vocab.load(cfg.tokenizer)
+    prompt.check_style(cfg.prompt.style, vocab)
     folder = Folder(cfg.folder)
-    source = _source_hash(cfg, vocab, folder.files(), f"{cfg.tasks} {cfg.temperatures}")
-    done = _finished(cfg.cache, source)
+    made_from = _made_from(cfg, vocab, folder.files(), f"{cfg.tasks} {cfg.temperatures}")
+    done = _finished(cfg.cache, made_from)
     if done is not None:
         return _summary(done, sum(map(len, done.tasks.values())), time.monotonic() - started)
     seqio, tasks = _import_seqio()
@@ -85,16 +97,16 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
         choices = ", ".join(f"{t.name} ({', '.join(t.splits)})" for t in there)
         raise ConfigError(f"config.tasks, {cfg.tasks!r}, matches none of {choices}")
     for task, split in wanted:
-        inputs = _source_hash(cfg, vocab, folder.files_of(task.name, split))
-        found = finished_split(cfg.cache, task.name, split)
-        if found is not None and found.source == inputs:
-            reused += 1
-        else:
+        inputs = _made_from(cfg, vocab, folder.files_of(task.name, split))
+        found = finished_split(cfg.cache, task.name, split, inputs)
+        if found is None:
             found = _build(cfg, task, split, inputs)
+        else:
+            reused += 1
         built.setdefault(task.name, {})[split] = found
     manifest = Manifest(
         folder=Path(cfg.cache),
-        source=source,
+        made_from=made_from,
         tokenizer=vocab.fingerprint,
         vocab_size=vocab.size,
         eos_id=vocab.eos_ids[0],
@@ -103,22 +115,23 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
         tasks=built,
         mixtures={n: _rates(seqio, n, built) for n in names if n in seqio.MixtureRegistry.names()},
     )
+    run_record.write(cfg.cache, cfg)
     manifest.save()
     return _summary(manifest, reused, time.monotonic() - started)
 
 
-def _finished(cache: str, source: str) -> Manifest | None:
+def _finished(cache: str, made_from: str) -> Manifest | None:
     """The manifest of a cache already built from these inputs, None where there is work to do."""
     try:
         manifest = Manifest.load(cache)
     except (OSError, ValueError):
         return None
     whole = all(
-        finished_split(cache, task, split) == found
+        finished_split(cache, task, split, found.made_from) == found
         for task, splits in manifest.tasks.items()
         for split, found in splits.items()
     )
-    return manifest if manifest.source == source and whole else None
+    return manifest if manifest.made_from == made_from and whole else None
 
 
 def _import_seqio() -> tuple[Any, Any]:
@@ -158,7 +171,7 @@ def _is_wanted(pattern: str, task: str, split: str) -> bool:
     return not pattern or any(re.fullmatch(pattern, n) for n in (task, f"{task}-{split}"))
 
 
-def _build(cfg: BuildCacheRun, task: Any, split: str, source: str) -> Split:
+def _build(cfg: BuildCacheRun, task: Any, split: str, made_from: str) -> Split:
     """Writes one split of one task, in the order of its file."""
     kind = "sft" if "agent" in task.output_features else "prompt"
     data = task.get_dataset(
@@ -173,14 +186,14 @@ def _build(cfg: BuildCacheRun, task: Any, split: str, source: str) -> Split:
             _records(data.as_numpy_iterator(), kind, progress),
             kind=kind,
             max_len=cfg.max_len if kind == "sft" else cfg.max_prompt_len,
-            source=source,
+            made_from=made_from,
         )
         progress.update(total, records=written.records, tokens=written.tokens)
     if written.dropped:
-        named = ", ".join(written.dropped_ids)
+        listed = split_folder(Path(cfg.cache), task.name, split) / DROPPED
         print(
-            f"  {task.name} {split}: dropped {written.dropped} of {total}, longer than "
-            f"{written.max_len} tokens: {named}{', …' if written.dropped > 20 else ''}",
+            f"  {task.name} {split}: {written.dropped:,} of {total:,} dropped, longer than "
+            f"{written.max_len} tokens; their ids: {listed}",
             file=sys.stderr,
         )
     return written
@@ -196,17 +209,12 @@ def _records(rows: Iterator[dict[str, Any]], kind: Kind, progress: Progress) -> 
         progress.update(done)
 
 
-def _source_hash(cfg: BuildCacheRun, vocab: Vocab, files: list[Path], wanted: str = "") -> str:
+def _made_from(cfg: BuildCacheRun, vocab: Vocab, files: list[Path], wanted: str = "") -> str:
     """A hash of all that decides a split, or the `wanted` ones together."""
-    digest = hashlib.sha256()
     limits = FORMAT, cfg.max_len, cfg.max_prompt_len, cfg.prompt.style, vocab.fingerprint
-    probes = [prompt.render(p, cfg.prompt.style, vocab) for p in _PROBES]
-    digest.update(repr((limits, probes, wanted)).encode())
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(f"{path.parent.name}/{path.name}".encode())
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
+    probes = [prompt.wording(p, cfg.prompt.style) for p in _PROBES]
+    contents = [(f"{path.parent.name}/{path.name}", stamp.content(path)) for path in files]
+    return stamp.hash_of([limits, probes, wanted, contents])
 
 
 def _rates(seqio: Any, name: str, built: dict[str, dict[str, Split]]) -> dict[str, float]:
@@ -237,4 +245,4 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: _print_summary(run(cfg)), BuildCacheRun)
+    cli.run(lambda cfg: _print_summary(run(cfg)), BuildCacheRun, resumes=True)

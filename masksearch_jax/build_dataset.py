@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib.util
 import io
-import json
 import logging
 import shlex
 from collections import Counter
@@ -26,12 +24,15 @@ from typing import Any, Literal
 
 from etils import epath
 
-from masksearch_jax.core.config import RampConfig
-from masksearch_jax.core.errors import ConfigError, UserError, nearest
+from masksearch_jax.core import stamp
+from masksearch_jax.core.corpus_config import RampConfig
+from masksearch_jax.core.errors import ConfigError, UserError, check_given, nearest
+from masksearch_jax.core.files import write_text
+from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.corpus.tally import Tally
-from masksearch_jax.ramp import beam_counts, build, examples, leakage, tfds_source
+from masksearch_jax.ramp import build, examples, leakage, tfds_source
 from masksearch_jax.ramp.survey import CleanConfig, Plan
-from masksearch_jax.runtime import cli
+from masksearch_jax.runtime import cli, run_record
 from masksearch_jax.runtime.progress import Progress
 
 FORMAT = 3  # of the dataset; one of another format is built again
@@ -49,26 +50,41 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class BeamConfig:
-    runner: str  # a runner of Beam: FnApiRunner (this machine), FlinkRunner, SparkRunner, …
-    options: str  # flags of Beam and of the runner, as on a command line
+    """What runs the pipeline."""
+
+    runner: str = key(
+        "FnApiRunner",
+        "Of Beam: FnApiRunner (this machine), FlinkRunner, SparkRunner, DataflowRunner, …",
+    )
+    options: str = key("", "Flags of Beam and of the runner, as on a command line.")
 
 
 @dataclasses.dataclass(frozen=True)
 class BuildDatasetRun:
     """`build_dataset`: a corpus to a TFDS dataset of RAMP examples."""
 
-    folder: str  # the dataset's data_dir
-    corpus: str  # files or patterns, separated by commas: JSONL of id, title, text (.gz allowed)
-    language: Literal["en", "zh"]
-    articles: bool  # lines are whole articles, not passages
-    passage_words: int  # of the passages that articles are cut into
-    max_bad_fraction: float  # malformed lines tolerated
-    # Also as TFRecord, for `tfds.load`, at twice the bytes. Without it `tfds.load` fails, which has
-    # no reader for ArrayRecord; `tfds.data_source`, grain and `tasks.register` need nothing else.
-    tfrecord: bool
-    clean: CleanConfig
-    ramp: RampConfig
-    beam: BeamConfig
+    folder: str = required("Folder to write, the dataset's data_dir.")
+    corpus: str = key(
+        "",
+        ("Files or patterns, separated by commas: JSONL of id, title, text (.gz allowed); needed."),
+    )
+    language: Literal["en", "zh"] = key("en", "Of the text.")
+    articles: bool = key(
+        False, "Lines are whole articles, which are cut into passages, not passages."
+    )
+    passage_words: int = key(100, "Words of the passages that articles are cut into.")
+    max_bad_fraction: float = key(0.01, "Share of malformed lines tolerated.")
+    tfrecord: bool = key(
+        True,
+        (
+            "Also as TFRecord, for `tfds.load`, at twice the bytes. Without it `tfds.load` fails, "
+            "which has no reader for ArrayRecord; `tfds.data_source`, grain and `tasks.register` "
+            "need nothing else."
+        ),
+    )
+    clean: CleanConfig = section(CleanConfig)
+    ramp: RampConfig = section(RampConfig)
+    beam: BeamConfig = section(BeamConfig)
 
 
 class DropError(UserError):
@@ -84,40 +100,40 @@ def run(cfg: BuildDatasetRun) -> dict[str, Any]:
     _check(cfg)
     with _hushed():
         files = files_of(cfg.corpus)
-    root, source = epath.Path(cfg.folder) / tfds_source.NAME, _source_hash(cfg, files)
-    if (finished := _finished(root, source)) is not None:
+    root, made_from = epath.Path(cfg.folder) / tfds_source.NAME, _made_from(cfg, files)
+    if (finished := _finished(root, made_from)) is not None:
         return finished
     for name in (tfds_source.CHECKSUMS, COUNTS):
         (root / name).unlink(missing_ok=True)
-    work = root / f".examples-{source}"
+    work = root / f".examples-{made_from}"
     for stale in root.glob(".examples-*"):
         if stale.name != work.name:
             stale.rmtree()
     with Progress("RAMP dataset", 1 + cfg.ramp.max_masks) as progress, _hushed():
         progress.update(0, stage="examples")
-        counts = _read_json(work / COUNTS) or extract(cfg, files, work)
+        counts = stamp.read(work / COUNTS) or extract(cfg, files, work)
         wanted = [k for k in range(1, cfg.ramp.max_masks + 1) if _splits_of(counts, k)]
         for done, k in enumerate(wanted, 1):
             progress.update(done, stage=f"k{k}", examples=counts["ramp"]["out"])
-            _write(cfg, k, counts, work, source)
+            _write(cfg, k, counts, work, made_from)
         progress.update(progress.total, stage="checksums")
         for stale in root.glob("k*"):
             if stale.name not in {f"k{k}" for k in wanted}:
                 stale.rmtree()
         work.rmtree()
-        _finish(root, counts, source)
+        run_record.write(root, cfg)
+        _finish(root, counts, made_from)
     return counts
 
 
 def _check(cfg: BuildDatasetRun) -> None:
-    if not cfg.folder or not cfg.corpus:
-        raise ConfigError("config.folder and config.corpus must not be empty")
-    for key, (allowed, reason) in _ONLY.items():
-        part, _, name = key.partition(".")
+    check_given(cfg, folder="the folder to write", corpus="files to read, or patterns of them")
+    for dotted, (allowed, reason) in _ONLY.items():
+        part, _, name = dotted.partition(".")
         value = getattr(getattr(cfg, part), name)
         if value not in allowed:
             choices = " or ".join(map(str, allowed))
-            raise ConfigError(f"config.{key} is {value!r}; it must be {choices} here: {reason}")
+            raise ConfigError(f"config.{dotted} is {value!r}; it must be {choices} here: {reason}")
     if cfg.clean.leakage == "drop" and not cfg.clean.evaluation:
         raise ConfigError("config.clean.leakage is 'drop' and config.clean.evaluation is empty")
     if stray := next((epath.Path(cfg.folder) / tfds_source.NAME).glob("*.jsonl"), None):
@@ -150,58 +166,36 @@ def files_of(patterns: str) -> list[str]:
     return sorted(found)
 
 
-def _source_hash(cfg: BuildDatasetRun, files: list[str]) -> str:
+def _made_from(cfg: BuildDatasetRun, files: list[str]) -> str:
     """A hash of all that decides the examples: settings, the corpus's files, evaluation sets."""
     settings: dict[str, Any] = {"format": FORMAT, **dataclasses.asdict(cfg)}
-    for key in ("folder", "corpus", "beam"):  # decide nothing
-        del settings[key]
-    sums = sorted(_sha256(epath.Path(file)) for file in files)
+    for name in ("folder", "corpus", "beam"):  # decide nothing
+        del settings[name]
+    contents = sorted(map(stamp.content, files))
     if cfg.clean.leakage != "keep":
         kept_out = (*cfg.clean.evaluation, cfg.clean.evaluation_passages)
-        sums += [_sha256(epath.Path(file)) for file in kept_out if file]
-    return hashlib.sha256(json.dumps([settings, sums], sort_keys=True).encode()).hexdigest()[:16]
+        contents += [stamp.content(file) for file in kept_out if file]
+    return stamp.hash_of([settings, contents])
 
 
-def _sha256(path: epath.Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _read_json(path: epath.Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _write_text(path: epath.Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.parent / f".{path.name}.part"
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
-def _finished(root: epath.Path, source: str) -> dict[str, Any] | None:
+def _finished(root: epath.Path, made_from: str) -> dict[str, Any] | None:
     """The counts of a whole dataset made from these inputs, None where there is work to do."""
-    counts = _read_json(root / COUNTS)
-    if not (root / tfds_source.CHECKSUMS).exists() or counts.pop("source") != source:
+    if not (root / tfds_source.CHECKSUMS).exists():
         return None
-    return counts if counts.pop("files") == _sizes(root) else None
+    return stamp.read(root / COUNTS, made_from, _files(root))
 
 
-def _sizes(root: epath.Path) -> dict[str, int]:
-    """Bytes of each file of the dataset, by its path in `root`."""
-    files = sorted(root.glob("k*/*/*"))
-    return {file.relative_to(root).as_posix(): file.stat().length for file in files}
+def _files(root: epath.Path) -> list[str]:
+    """The files of the dataset, as paths in `root`."""
+    return [file.relative_to(root).as_posix() for file in sorted(root.glob("k*/*/*"))]
 
 
-def _finish(root: epath.Path, counts: dict[str, Any], source: str) -> None:
+def _finish(root: epath.Path, counts: dict[str, Any], made_from: str) -> None:
     """Writes the counts and, last, the checksums in the format of `sha256sum`."""
-    sizes = _sizes(root)
-    record = counts | {"source": source, "files": sizes}
-    _write_text(root / COUNTS, json.dumps(record, indent=1) + "\n")
-    sums = "".join(f"{_sha256(root / name)}  {name}\n" for name in sizes)
-    _write_text(root / tfds_source.CHECKSUMS, sums)
+    names = _files(root)
+    stamp.write(root / COUNTS, counts, made_from, names)
+    sums = "".join(f"{stamp.content(root / name)}  {name}\n" for name in names)
+    write_text(root / tfds_source.CHECKSUMS, sums)
 
 
 @contextlib.contextmanager
@@ -232,7 +226,7 @@ def extract(cfg: BuildDatasetRun, files: list[str], work: epath.Path) -> dict[st
     """Makes all examples as JSON lines under `work`; their counts, which are written there last."""
     import apache_beam as beam
 
-    from masksearch_jax.ramp.beam import extract
+    from masksearch_jax.ramp.beam import counts_by_stage, extract, read_dropped
 
     plan = _plan(cfg)
     if work.exists():
@@ -247,9 +241,9 @@ def extract(cfg: BuildDatasetRun, files: list[str], work: epath.Path) -> dict[st
         (c.key.metric.namespace, c.key.metric.name): c.result
         for c in result.metrics().query()["counters"]
     }
-    counts = beam_counts.counts(found, beam_counts.named(work))
+    counts = counts_by_stage(found, read_dropped(work))
     _check_drops(cfg, counts)
-    _write_text(work / COUNTS, json.dumps(counts))
+    stamp.write(work / COUNTS, counts)
     return counts
 
 
@@ -276,7 +270,7 @@ def _splits_of(counts: dict[str, Any], k: int) -> list[str]:
 
 
 def _write(
-    cfg: BuildDatasetRun, k: int, counts: dict[str, Any], work: epath.Path, source: str
+    cfg: BuildDatasetRun, k: int, counts: dict[str, Any], work: epath.Path, made_from: str
 ) -> None:
     """Writes `ramp/kN` from the examples under `work`, unless it was written to its end."""
     import tensorflow_datasets as tfds
@@ -285,7 +279,7 @@ def _write(
 
     folder = work.parent / f"k{k}"
     version = folder / tfds_builder.VERSION
-    if _read_json(version / "metadata.json").get("source") != source:
+    if stamp.read(version / "metadata.json", made_from) is None:
         if folder.exists():  # of other inputs, or of a build that was stopped
             folder.rmtree()
         tfds.disable_progress_bar()
@@ -293,7 +287,7 @@ def _write(
             k=k,
             pattern=str(work / f"k{k}" / "part*"),
             splits=_splits_of(counts, k),
-            facts={"source": source},
+            facts={"made_from": made_from},
             data_dir=str(epath.Path(cfg.folder)),
             file_format="tfrecord" if cfg.tfrecord else "array_record",
         )
@@ -313,12 +307,12 @@ def _print_summary(counts: dict[str, Any], folder: str) -> None:
         part = counts[name]
         print(f"{name}: {part['in']:,} in, {part['out']:,} out")
         for reason, count in sorted(part["dropped"].items(), key=lambda item: -item[1]):
-            print(f"  dropped {count:,} {reason}, such as {', '.join(part['such_as'][reason])}")
+            print(f"  {count:,} dropped: {reason}")
     for split, by_k in counts["ramp"]["by_masks"].items():
         each = ", ".join(f"{k}: {n:,}" for k, n in by_k.items())
         print(f"ramp {split}: {sum(by_k.values()):,} examples, by masks {each}")
-    print(f"in {folder}/{tfds_source.NAME}")
+    print(f"all reasons, with a few examples of each: {folder}/{tfds_source.NAME}/{COUNTS}")
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: _print_summary(run(cfg), cfg.folder), BuildDatasetRun)
+    cli.run(lambda cfg: _print_summary(run(cfg), cfg.folder), BuildDatasetRun, resumes=True)

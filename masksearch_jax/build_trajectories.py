@@ -7,63 +7,93 @@ Reads FOLDER/ramp/train.jsonl and FOLDER/questions/train.jsonl, writes
 FOLDER/demonstrations/train.jsonl and beside it train.rejected.jsonl, which names every attempt
 without a demonstration and why. The teacher is a script, LLM agents on an endpoint, or a model of
 ours. The work is kept in parts, so that the same command goes on where it was stopped; a finished
-file made from the same inputs is kept.
+file made from the same inputs is kept. An attempt that failed for want of an endpoint or a search
+tool is never done: the same command makes it again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from masksearch_jax.agents import agent_teacher, teachers
-from masksearch_jax.agents.llm_client import NO_MATTER, LLMConfig
-from masksearch_jax.agents.scripted_teacher import Rejection
+from masksearch_jax.agents.llm_client import LLMConfig
+from masksearch_jax.agents.scripted_teacher import NOT_FINAL, Rejection
 from masksearch_jax.agents.selection import StudentConfig
+from masksearch_jax.core import stamp
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import ConfigError, UserError, nearest
-from masksearch_jax.core.types import Demonstration, Example, QAExample, RampExample, from_json
-from masksearch_jax.data import cache
+from masksearch_jax.core.schema import harmless_keys, key, required, section
+from masksearch_jax.core.types import (
+    Demonstration,
+    Example,
+    QAExample,
+    RampExample,
+    from_json,
+    has_answer,
+)
+from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
-from masksearch_jax.runtime import cli, storage
+from masksearch_jax.runtime import cli, run_record, storage
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.open import check_sources, open_tool
 
 FORMAT = 2
 KINDS = ("ramp", "questions")
+DEMONSTRATIONS = "demonstrations/train.jsonl"
 PART = 2000  # examples per resumable part
 _NAMED = 3  # rejections that an error quotes
+_OUTAGE = 200  # failures with no other outcome between them: a service is down
 # What does not change a demonstration: where and how fast it is made, what it may cost.
-_NO_MATTER = {"search": ("timeout", "workers", "cache", "replay"), "llm": NO_MATTER}
+_HARMLESS = {"search": harmless_keys(SearchConfig), "llm": harmless_keys(LLMConfig)}
 
 
 @dataclasses.dataclass(frozen=True)
 class BuildTrajectoriesRun:
     """`build_trajectories`: examples to demonstrations."""
 
-    folder: str  # holds ramp/train.jsonl, questions/train.jsonl or both
-    kinds: tuple[str, ...]  # of examples: ramp, questions
-    search: SearchConfig
-    max_searches: int  # searches in a demonstration
-    demonstrations: int  # kept of each kind (RAMP, questions), 0: all
-    seed: int
-    teacher: Literal["scripted", "agents", "local"] = "scripted"
-    language: str = "en"  # of the agents' prompts: en | zh
-    max_rejected: float = 1.0  # share of attempts without a demonstration; beyond it the job fails
-    llm: LLMConfig | None = None  # of the agents, and of the judge
-    student: StudentConfig | None = None  # of teacher `local`
+    folder: str = required("Holds ramp/train.jsonl, questions/train.jsonl or both.")
+    kinds: tuple[str, ...] = key(("ramp", "questions"), "Of examples: ramp, questions.")
+    search: SearchConfig = section(SearchConfig)
+    max_searches: int = key(4, "Searches in a demonstration, at most.")
+    demonstrations: int = key(0, "Kept of each kind (RAMP, questions); 0: all.")
+    seed: int = key(0, "Of the script's choices and of what a student samples.")
+    teacher: Literal["scripted", "agents", "local"] = key(
+        "scripted",
+        (
+            "scripted: a script that knows the masked spans; agents: LLM agents on the endpoint "
+            "`llm`; local: the model `student`."
+        ),
+    )
+    language: str = key("en", "Of the agents' prompts: en or zh.")
+    max_rejected: float = key(
+        1.0, "Share of attempts without a demonstration; beyond it the job fails."
+    )
+    max_failed: float = key(
+        0.01,
+        (
+            "Share of attempts that may fail for want of an endpoint or a search tool; beyond it "
+            "the job ends with 1 and writes no demonstrations."
+        ),
+    )
+    llm: LLMConfig | None = key(None, "Of the agents, and of the judge.")
+    student: StudentConfig | None = key(None, "Of teacher `local`.")
 
 
 class RejectedError(UserError):
     """More attempts gave no demonstration than `max_rejected` allows."""
+
+
+class FailedError(UserError):
+    """More attempts failed, by no fault of teacher or example, than `max_failed` allows."""
 
 
 def make_teacher(cfg: BuildTrajectoriesRun) -> teachers.Teacher:
@@ -71,8 +101,8 @@ def make_teacher(cfg: BuildTrajectoriesRun) -> teachers.Teacher:
     needed = [("llm", cfg.llm)] if cfg.teacher == "agents" else []
     needed += [("student", cfg.student)] if cfg.teacher == "local" else []
     needed += [("llm", cfg.llm)] if cfg.student and cfg.student.judge == "llm" else []
-    for name, section in needed:
-        if section is None:
+    for name, given in needed:
+        if given is None:
             raise ConfigError(f"config.teacher {cfg.teacher!r} needs the section config.{name}")
     search = open_tool(cfg.search)
     check_sources(search, cfg.search, _first_examples(cfg))
@@ -98,8 +128,9 @@ def _first_examples(cfg: BuildTrajectoriesRun) -> list[RampExample]:
 def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
     """Builds or resumes the demonstrations; counts in, kept by task, rejected by reason.
 
-    Raises RejectedError when more was rejected than `max_rejected`, and llm.BudgetError when the
-    budget is spent; what there is then is kept, and the same command goes on from it.
+    Raises RejectedError when more was rejected than `max_rejected`, FailedError when more failed
+    than `max_failed`, and llm.JobError when the endpoint takes no more calls; what there is then is
+    kept, and the same command goes on from it.
     """
     if not cfg.folder:
         raise ConfigError("config.folder is empty; it must name the folder of the examples")
@@ -112,44 +143,53 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
     if not sources:
         wanted = " nor ".join(f"{kind}/train.jsonl" for kind in cfg.kinds)
         raise FileNotFoundError(f"{folder} holds no {wanted}")
-    output = folder / "demonstrations" / "train.jsonl"
+    output = folder / DEMONSTRATIONS
     summary_path = output.with_suffix(".counts.json")
-    source = _source_hash(cfg, sources.values())
-    finished = _read_json(summary_path)
-    if output.is_file() and finished.get("source") == source:
+    made_from = _made_from(cfg, sources.values())
+    written_files = output.name, output.with_suffix(".rejected.jsonl").name
+    finished = stamp.read(summary_path, made_from, written_files)
+    if finished is not None and not failures(finished["rejected"]):
         return finished
-    parts = output.with_suffix(".parts") / source
+    parts = output.with_suffix(".parts") / made_from
     _drop_others(parts)
     with contextlib.closing(make_teacher(cfg)) as teacher:
         counts = [_solve(cfg, kind, path, teacher, parts) for kind, path in sources.items()]
         figures = teacher.figures()
+    _check_failures(parts, counts, cfg.max_failed)
     written = write_jsonl(output, _kept(cfg, parts, sources))
-    write_jsonl(output.with_suffix(".rejected.jsonl"), _rejected(parts))
-    summary = _summary(source, counts, output, written) | ({"paid": figures} if figures else {})
-    cache.write_atomically(summary_path, json.dumps(summary, indent=1))
-    shutil.rmtree(parts.parent)
+    write_jsonl(rejected_path(folder), _rejected(parts))
+    summary = _summary(counts, output, written) | ({"paid": figures} if figures else {})
+    run_record.write(output.parent, cfg)
+    stamp.write(summary_path, summary, made_from, written_files)
+    if not failures(summary["rejected"]):
+        shutil.rmtree(parts.parent)
     return summary
 
 
-def _source_hash(cfg: BuildTrajectoriesRun, paths: Sequence[Path]) -> str:
+def failures(rejected: Mapping[str, int]) -> dict[str, int]:
+    """Of attempts without a demonstration, by reason, those that are to be made again."""
+    return {reason: count for reason, count in rejected.items() if reason in NOT_FINAL}
+
+
+def _check_failures(parts: Path, counts: list[dict[str, Any]], allowed: float) -> None:
+    """Raises FailedError where more than the share `allowed` of the attempts failed, or all did."""
+    tried = sum(c["tried"] for c in counts)
+    failed = sum(sum(failures(c["rejected"]).values()) for c in counts)
+    if failed and (failed == tried or failed > allowed * tried):
+        raise FailedError(_too_many_failed(parts, tried))
+
+
+def _made_from(cfg: BuildTrajectoriesRun, paths: Sequence[Path]) -> str:
     """A hash of all that decides the result: examples, index, weights, settings."""
     settings = dataclasses.asdict(cfg)
-    del settings["folder"], settings["max_rejected"]
-    for section, keys in _NO_MATTER.items():
-        for key in keys if settings[section] else ():
-            del settings[section][key]
-    digest = hashlib.sha256(json.dumps([FORMAT, settings], sort_keys=True).encode())
-    indexed = Path(cfg.search.index) / "passages.jsonl" if cfg.search.index else None
-    for path in (*paths, *([indexed] if indexed and indexed.is_file() else [])):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    if cfg.student:
-        digest.update(storage.fingerprint(cfg.student.init))
-    return digest.hexdigest()[:16]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    del settings["folder"], settings["max_rejected"], settings["max_failed"]
+    for part, names in _HARMLESS.items():
+        for name in names if settings[part] else ():
+            del settings[part][name]
+    indexed = Path(cfg.search.index) / "passages.jsonl" if cfg.search.index else ""
+    contents = [stamp.content(path) for path in (*paths, indexed)]
+    weights = storage.fingerprint(cfg.student.init).hex() if cfg.student else ""
+    return stamp.hash_of([FORMAT, settings, contents, weights])
 
 
 def _drop_others(parts: Path) -> None:
@@ -172,62 +212,146 @@ def _solve(
             if cfg.demonstrations and kept >= cfg.demonstrations:
                 break
             chunk = examples[start : start + PART]
-            counts_path = parts / f"{kind}-{start:09d}.json"
-            part = Part(counts_path, cfg.max_rejected * progress.total - total.total(), progress)
-            counts = _read_json(counts_path) or part.solve(chunk, teacher)
+            part = Part(parts / f"{kind}-{start:09d}.json", cfg, total, progress)
+            counts = part.solve(chunk, teacher)
             total += Counter(counts["rejected"])
             kept, tried = kept + counts["kept"], tried + len(chunk) * teacher.attempts
             progress.update(tried, kept=kept, rejected=total.total())
-    if total.total() > cfg.max_rejected * tried:
-        raise RejectedError(_too_many(parts, tried))
+    if _final(total) > cfg.max_rejected * tried:
+        raise RejectedError(_too_many_rejected(parts, tried))
     return {"kind": kind, "examples": len(examples), "tried": tried, "rejected": dict(total)}
 
 
-class Part:
-    """One part of the work; its counts are written last, and tell that it is whole."""
+def _final(rejected: Mapping[str, int]) -> int:
+    return sum(rejected.values()) - sum(failures(rejected).values())
 
-    def __init__(self, counts_path: Path, allowed: float, progress: Progress):
-        self._path, self._allowed, self._progress = counts_path, allowed, progress
+
+class Part:
+    """One part of the work; its counts are written last, and tell that it has been gone through.
+
+    before: what other parts of this kind rejected, by reason.
+    """
+
+    def __init__(
+        self,
+        counts_path: Path,
+        cfg: BuildTrajectoriesRun,
+        before: Mapping[str, int],
+        progress: Progress,
+    ):
+        self._path, self._progress = counts_path, progress
+        self._allowed = cfg.max_rejected * progress.total - _final(before)
+        self._failures_allowed = cfg.max_failed * progress.total
+        self._refused = 0  # attempts that are final and gave nothing
+        self._failed, self._in_a_row = sum(failures(before).values()), 0
         self._rejected: list[Rejection] = []
 
     def solve(self, chunk: Sequence[Example], teacher: teachers.Teacher) -> dict[str, Any]:
-        """Its counts. Raises RejectedError as soon as more than `allowed` are rejected."""
+        """Its counts, after the attempts that it lacks.
+
+        Raises RejectedError as soon as more are rejected than allowed, FailedError as soon as more
+        fail than allowed and a service seems to be down.
+        """
+        counts = stamp.read(self._path)
+        if counts and not failures(counts["rejected"]):
+            return counts
+        known = self._known() if counts else {}
+        known |= {e.id: _unanswerable(e, teacher.attempts) for e in chunk if not has_answer(e)}
+        self._rejected = [o for os in known.values() for o in os if isinstance(o, Rejection)]
+        self._refused = len(self._rejected)
+        self._progress.update(self._progress.done + sum(map(len, known.values())))
         try:
-            outcomes = teacher.solve(chunk, self._hear)
+            left = [e for e in chunk if e.id not in known]
             # Those heard of came as they ended; the file is the same for the same outcomes.
+            by_example = known | _by_example(teacher.solve(left, self._hear) if left else ())
+            outcomes = [o for i in dict.fromkeys(e.id for e in chunk) for o in by_example[i]]
             self._rejected = [o for o in outcomes if isinstance(o, Rejection)]
         finally:
-            write_jsonl(self._path.with_suffix(".rejected.jsonl"), self._rejected)
+            self._write_rejected()
         kept = [o for o in outcomes if isinstance(o, Demonstration)]
         write_jsonl(self._path.with_suffix(".jsonl"), kept)
         rejected = Counter(r.reason for r in self._rejected)
         counts = {"kept": len(kept), "rejected": dict(rejected)}
-        cache.write_atomically(self._path, json.dumps(counts))
+        stamp.write(self._path, counts)
         return counts
+
+    def _known(self) -> dict[str, list[teachers.Outcome]]:
+        """Outcomes of an earlier session of the examples of which no attempt failed."""
+        found = [
+            *read_jsonl(self._path.with_suffix(".jsonl"), Demonstration),
+            *read_jsonl(self._path.with_suffix(".rejected.jsonl"), Rejection),
+        ]
+        return {
+            example_id: outcomes
+            for example_id, outcomes in _by_example(found).items()
+            if all(isinstance(o, Demonstration) or o.is_final for o in outcomes)
+        }
+
+    def _write_rejected(self) -> None:
+        write_jsonl(self._path.with_suffix(".rejected.jsonl"), self._rejected)
 
     def _hear(self, outcome: teachers.Outcome) -> None:
         self._progress.update(self._progress.done + 1)
-        if isinstance(outcome, Rejection):
-            self._rejected.append(outcome)
-            if len(self._rejected) > self._allowed:
-                write_jsonl(self._path.with_suffix(".rejected.jsonl"), self._rejected)
-                raise RejectedError(_too_many(self._path.parent, self._progress.done))
+        rejected = isinstance(outcome, Rejection)
+        failed = rejected and not outcome.is_final
+        self._in_a_row = self._in_a_row + 1 if failed else 0
+        self._failed += failed
+        self._refused += rejected and not failed
+        if not rejected:
+            return
+        self._rejected.append(outcome)
+        done, parts = self._progress.done, self._path.parent
+        if self._refused > self._allowed:
+            self._write_rejected()
+            raise RejectedError(_too_many_rejected(parts, done))
+        if self._in_a_row >= _OUTAGE and self._failed > self._failures_allowed:
+            self._write_rejected()
+            raise FailedError(_too_many_failed(parts, done))
 
 
-def _too_many(parts: Path, tried: int) -> str:
-    """What was rejected, by reason, and the first of them by name."""
-    reasons: Counter[str] = Counter()
-    named: list[str] = []
-    for rejected in _rejected(parts):
-        reasons[rejected.reason] += 1
-        if len(named) < _NAMED:
-            named.append(f"{rejected.example_id}: {rejected.reason} {rejected.detail}".rstrip())
-    counted = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
+def _by_example(outcomes: Sequence[teachers.Outcome]) -> dict[str, list[teachers.Outcome]]:
+    found: dict[str, list[teachers.Outcome]] = {}
+    for outcome in outcomes:
+        found.setdefault(outcome.example_id, []).append(outcome)
+    return found
+
+
+def _unanswerable(example: Example, attempts: int) -> list[teachers.Outcome]:
+    """The outcomes of an example that no answer could be compared with: no teacher is asked."""
+    return [Rejection(example.id, "no_known_answer")] * attempts
+
+
+def _too_many_rejected(parts: Path, tried: int) -> str:
+    counted, first = _named(r for r in _rejected(parts) if r.is_final)
     return (
-        f"{reasons.total()} of {tried} attempts gave no demonstration ({counted}), more than "
-        f"config.max_rejected allows; the first: {'; '.join(named)}; all are named in "
+        f"{counted.total()} of {tried} attempts gave no demonstration ({_listed(counted)}), more "
+        f"than config.max_rejected allows; the first: {first}; all are named in "
         f"{parts}/*.rejected.jsonl"
     )
+
+
+def _too_many_failed(parts: Path, tried: int) -> str:
+    counted, first = _named(r for r in _rejected(parts) if not r.is_final)
+    return (
+        f"{counted.total()} of {tried} attempts failed ({_listed(counted)}), more than "
+        f"config.max_failed allows; the first: {first}; once this is mended, the same command "
+        "makes these attempts again and no others"
+    )
+
+
+def _named(rejections: Iterator[Rejection]) -> tuple[Counter[str], str]:
+    """How many there are by reason, and the first of them in words."""
+    reasons: Counter[str] = Counter()
+    first: list[str] = []
+    for rejected in rejections:
+        reasons[rejected.reason] += 1
+        if len(first) < _NAMED:
+            first.append(f"{rejected.example_id}: {rejected.reason} {rejected.detail}".rstrip())
+    return reasons, "; ".join(first)
+
+
+def _listed(counted: Counter[str]) -> str:
+    return ", ".join(f"{n} {reason}" for reason, n in counted.most_common())
 
 
 def _rejected(parts: Path) -> Iterator[Rejection]:
@@ -243,12 +367,9 @@ def _kept(cfg: BuildTrajectoriesRun, parts: Path, kinds: Sequence[str]) -> Itera
         yield from itertools.islice(found, cfg.demonstrations or None)
 
 
-def _summary(
-    source: str, counts: list[dict[str, Any]], output: Path, written: int
-) -> dict[str, Any]:
+def _summary(counts: list[dict[str, Any]], output: Path, written: int) -> dict[str, Any]:
     demonstrations = read_jsonl(output, Demonstration)
     return {
-        "source": source,
         "examples": sum(c["examples"] for c in counts),
         "tried": sum(c["tried"] for c in counts),
         "demonstrations": written,
@@ -258,20 +379,40 @@ def _summary(
     }
 
 
-def _print_summary(summary: dict[str, Any]) -> None:
+def failed_line(failed: Mapping[str, int]) -> str:
+    """Of a job that is done but for a few attempts, what to do about these."""
+    counted = _listed(Counter(failed))
+    return f"attempts that failed ({counted}) are made again by the same command, and no others"
+
+
+def rejected_path(folder: str | Path) -> Path:
+    """The file that names every attempt without a demonstration, and why."""
+    return (Path(folder) / DEMONSTRATIONS).with_suffix(".rejected.jsonl")
+
+
+def _print_summary(summary: dict[str, Any], folder: str) -> None:
     named = {
         k: ", ".join(f"{n} {r}" for r, n in summary[k].items()) or "none"
         for k in ("by_task", "by_searches", "rejected")
     }
+    if failed := failures(summary["rejected"]):
+        print(failed_line(failed), file=sys.stderr)
     print(
         f"{summary['examples']} examples, {summary['tried']} tried, "
         f"{summary['demonstrations']} demonstrations ({named['by_task']}); "
         f"searches: {named['by_searches']}; rejected: {named['rejected']}",
         file=sys.stdout,
     )
+    if summary["rejected"]:
+        print(f"each rejected attempt with its reason: {rejected_path(folder)}")
     if paid := summary.get("paid"):
         print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in paid.items()))
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: _print_summary(run(cfg)), BuildTrajectoriesRun)
+    cli.run(
+        lambda cfg: _print_summary(run(cfg), cfg.folder),
+        BuildTrajectoriesRun,
+        resumes=True,
+        read_model=read_config,
+    )

@@ -2,65 +2,105 @@
 
     python -m masksearch_jax.evaluate --config=configs/evaluate.py:qwen2.5-1.5b --config.init=FOLDER
 
-Writes WORKDIR/eval.json and one line per trajectory to WORKDIR/trajectories.jsonl.
+Writes WORKDIR/eval.json, one line per trajectory to WORKDIR/trajectories.jsonl, and one per item
+that has none to WORKDIR/lost.jsonl. Items are kept as they end, so that the same command goes on
+where it was stopped; of a finished evaluation it prints the table and no more.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from masksearch_jax.core import retrieval
+from masksearch_jax.core import retrieval, stamp
 from masksearch_jax.core.config import EvalRun
-from masksearch_jax.core.errors import ConfigError, nearest
-from masksearch_jax.core.files import write_json
+from masksearch_jax.core.errors import ConfigError, UserError, nearest
+from masksearch_jax.core.files import write_json, write_lines, writing
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocab
-from masksearch_jax.core.types import Example, QAExample, RampExample, Trajectory, to_json
+from masksearch_jax.core.types import (
+    NOT_ITS_DOING,
+    Example,
+    QAExample,
+    RampExample,
+    Trajectory,
+    has_answer,
+    to_json,
+)
 from masksearch_jax.data import prompt
 from masksearch_jax.evals import suites
+from masksearch_jax.evals.lost import Lost, LostItemsError, check_share, named
+from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import check_vocabulary, initial
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.ramp.examples import read_jsonl
 from masksearch_jax.rollout.engine import Engine
-from masksearch_jax.rollout.episode import Request
-from masksearch_jax.runtime import cli, storage
+from masksearch_jax.rollout.episode import Request, lacks_room
+from masksearch_jax.runtime import cli, run_record, storage
 from masksearch_jax.runtime.progress import Progress
+from masksearch_jax.runtime.row_log import RowLog
 from masksearch_jax.search.open import check_sources, open_tool
 from masksearch_jax.training.supervisor import Preemption
 
 # Condition → search.kind; "search" takes the kind that is configured.
 CONDITIONS = {"search": "", "no_search": "none", "random": "random"}
+FILES = {
+    "ramp": ("ramp/heldout.jsonl", RampExample),
+    "two_hop": ("questions/heldout.jsonl", QAExample),
+}
+_OUTAGE = 100  # items lost with none between them that was not: a service is down
+_NO_FAULT = "ended for no fault of the model"
+_AGAIN = "what is done is kept, and the same command asks for the others again"
+
+
+class Item(NamedTuple):
+    """An example of a suite in a condition. `number`: its place in the file, and its stream."""
+
+    suite: str
+    condition: str
+    number: int
+    example: Example
+    prompt_ids: np.ndarray
+
+    @property
+    def name(self) -> tuple[str, str, str]:
+        return self.suite, self.condition, self.example.id
+
+    def request(self) -> Request:
+        """Its random numbers are its own, whatever else is sampled."""
+        source = retrieval.source_of(self.example)
+        return Request(self.example.id, self.prompt_ids, self.number, source=source)
+
+
+# ---- what is asked
 
 
 def tools(cfg: EvalRun) -> dict[str, SearchTool]:
-    """The search tool of each condition. Raises ConfigError for an unknown one."""
-    found = {}
-    for name in cfg.eval.conditions:
-        if name not in CONDITIONS:
-            raise ConfigError(f"config.eval.conditions has {name!r}; {nearest(name, CONDITIONS)}")
-        kind = CONDITIONS[name] or cfg.search.kind
-        found[name] = open_tool(dataclasses.replace(cfg.search, kind=kind))
-    return found
+    """The search tool of each condition. Raises SearchError where one does not answer."""
+    kinds = {name: CONDITIONS[name] or cfg.search.kind for name in cfg.eval.conditions}
+    return {n: open_tool(dataclasses.replace(cfg.search, kind=kind)) for n, kind in kinds.items()}
 
 
 def load_suites(cfg: EvalRun) -> dict[str, list[Example]]:
-    """All of each suite's held-out file."""
+    """All of each suite's held-out file. Raises ConfigError for an unknown suite or condition."""
+    for key, known in (("suites", FILES), ("conditions", CONDITIONS)):
+        for name in getattr(cfg.eval, key):
+            if name not in known:
+                raise ConfigError(f"config.eval.{key} has {name!r}; {nearest(name, known)}")
     found: dict[str, list[Example]] = {}
     for name in cfg.eval.suites:
-        if name == "ramp":
-            found[name] = read_jsonl(Path(cfg.data) / "ramp" / "heldout.jsonl", RampExample)
-        elif name == "two_hop":
-            found[name] = read_jsonl(Path(cfg.data) / "questions" / "heldout.jsonl", QAExample)
-        else:
-            near = nearest(name, ("ramp", "two_hop"))
-            raise ConfigError(f"config.eval.suites has {name!r}; {near}")
+        file, kind = FILES[name]
+        found[name] = read_jsonl(Path(cfg.data) / file, kind)
+        if not found[name]:
+            raise UserError(f"{Path(cfg.data) / file} holds no item of config.eval.suites {name!r}")
     return found
 
 
@@ -70,90 +110,206 @@ def count(cfg: EvalRun, suite: str, condition: str) -> int:
     return cfg.eval.examples if first else cfg.eval.baseline_examples
 
 
-def rollout_suite(
+def plan(
+    cfg: EvalRun, by_suite: Mapping[str, Sequence[Example]], vocab: Vocab
+) -> tuple[list[Item], list[Lost]]:
+    """The items by condition and suite, and those that cannot be run.
+
+    Raises LostItemsError where these are more than `eval.max_bad_fraction` of a suite.
+    """
+    items: list[Item] = []
+    lost: list[Lost] = []
+    for suite, examples in by_suite.items():
+        most = {c: count(cfg, suite, c) for c in cfg.eval.conditions}
+        examples = examples[: max(most.values(), default=0)]
+        prompts = [
+            np.asarray(vocab.encode(prompt.render(e, cfg.prompt.style, vocab)), np.int32)
+            for e in examples
+        ]
+        bad = _bad(examples, prompts, cfg)
+        for condition in cfg.eval.conditions:
+            members = zip(examples, prompts, strict=True)
+            asked = [Item(suite, condition, i, *m) for i, m in enumerate(members)]
+            asked = asked[: most[condition]]
+            lost += [Lost(*i.name, *bad[i.number]) for i in asked if i.number in bad]
+            items += [i for i in asked if i.number not in bad]
+    total = Counter((i.suite, i.condition) for i in items)
+    total += Counter((i.suite, i.condition) for i in lost)
+    check_share(lost, total, "cannot be run", cfg.eval.max_bad_fraction, "max_bad_fraction")
+    return sorted(items, key=lambda i: cfg.eval.conditions.index(i.condition)), lost
+
+
+def _bad(
+    examples: Sequence[Example], prompts: Sequence[np.ndarray], cfg: EvalRun
+) -> dict[int, tuple[str, str]]:
+    """Place of each example that cannot be run → reason and detail."""
+    found: dict[int, tuple[str, str]] = {}
+    seen: set[str] = set()
+    for i, (example, ids) in enumerate(zip(examples, prompts, strict=True)):
+        if not has_answer(example):
+            found[i] = ("no_known_answer", "")
+        elif why := lacks_room(ids, cfg.rollout):
+            found[i] = ("prompt_too_long", why)
+        elif example.id in seen:
+            found[i] = ("id_twice", "another item before has this id")
+        seen.add(example.id)
+    return found
+
+
+# ---- asking
+
+
+def ask(
     engine: Engine,
     model: Any,
-    examples: Sequence[Example],
-    prompts: Sequence[np.ndarray],
-    progress: Progress,
-) -> list[Trajectory]:
-    """One trajectory per example, in their order."""
-    sources = map(retrieval.source_of, examples)
-    requests = [
-        Request(str(i), ids, i, source=source)
-        for i, (ids, source) in enumerate(zip(prompts, sources, strict=True))
-    ]
-    found: dict[int, Trajectory] = {}
-    for trajectory in engine.run(model, requests):
-        i = int(trajectory.example_id)
-        found[i] = dataclasses.replace(trajectory, example_id=examples[i].id)
-        progress.update(progress.done + 1)
-    return [found[i] for i in range(len(examples))]
+    items: Sequence[Item],
+    retries: int,
+    allowed: float,
+    keep: Callable[[Item, Trajectory], None],
+) -> list[Lost]:
+    """Hands a trajectory of each item, of one suite and condition, to `keep`.
+
+    One that ended for no fault of the model is sampled again, `retries` times at most; the items of
+    which none ended otherwise are returned. Raises LostItemsError where more than `allowed` end so
+    at once, and none between them that does not.
+    """
+    left = {item.example.id: item for item in items}
+    lost: dict[str, Lost] = {}
+    for attempt in range(retries + 1 if left else 0):
+        lost, in_a_row = {}, 0
+        for trajectory in engine.run(model, [item.request() for item in left.values()]):
+            item = left[trajectory.example_id]
+            if trajectory.status not in NOT_ITS_DOING:
+                keep(item, trajectory)
+                in_a_row = 0
+                continue
+            error = trajectory.turns[-1].error if trajectory.turns else ""
+            lost[item.example.id] = Lost(*item.name, trajectory.status, error)
+            in_a_row += 1
+            if not attempt and in_a_row >= _OUTAGE and len(lost) > allowed:
+                said = f"{in_a_row} items in a row {_NO_FAULT}"
+                raise LostItemsError(f"{said}: {named(list(lost.values()))}; {_AGAIN}")
+        left = {name: item for name, item in left.items() if name in lost}
+        if not left:
+            break
+    return list(lost.values())
+
+
+def sample(
+    cfg: EvalRun,
+    model: Any,
+    vocab: Vocab,
+    by_condition: Mapping[str, SearchTool],
+    items: Sequence[Item],
+    log: RowLog,
+) -> list[Lost]:
+    """Adds to the log the items that it lacks; those of which no trajectory counts."""
+    rollout = dataclasses.replace(cfg.rollout, temperature=cfg.eval.temperature)
+    total = Counter((i.suite, i.condition) for i in items)
+    left = [i for i in items if i.name not in log]
+    failed: list[Lost] = []
+    with (
+        Progress("evaluate", len(items), len(items) - len(left)) as progress,
+        Preemption() as preemption,
+    ):
+
+        def keep(item: Item, trajectory: Trajectory) -> None:
+            log.add(_row(item, trajectory, vocab))
+            progress.update(progress.done + 1)
+
+        for condition, tool in by_condition.items():
+            with Engine(vocab, tool, rollout, cfg.search, check=preemption.check) as engine:
+                for suite in cfg.eval.suites:
+                    own = [i for i in left if (i.suite, i.condition) == (suite, condition)]
+                    allowed = cfg.eval.max_tool_failures * total[suite, condition]
+                    failed += ask(engine, model, own, cfg.eval.retries, allowed, keep)
+    said = f"{_NO_FAULT}, {cfg.eval.retries + 1} times each"
+    share = cfg.eval.max_tool_failures
+    check_share(failed, total, said, share, "max_tool_failures", after=f"; {_AGAIN}")
+    return failed
 
 
 def run(cfg: EvalRun, model: Any = None) -> dict[str, Any]:
-    """{suite: {condition: {metric: {value, low, high, n}}}}; `model` saves loading `cfg.init`."""
+    """{suite: {condition: {metric: {value, low, high, n, lost}}}}; `model` saves loading it.
+
+    Raises ConfigError where the folder holds an evaluation with other settings, and LostItemsError
+    where too many items have no score; what is done is kept then.
+    """
     workdir = storage.path(cfg.workdir)
+    by_suite, content = load_suites(cfg), content_of(cfg)
     workdir.mkdir(parents=True, exist_ok=True)
-    vocab = Vocab.load(cfg.tokenizer)
-    check_vocabulary(cfg.model, vocab.size)
-    by_suite, by_condition = load_suites(cfg), tools(cfg)
-    if "search" in by_condition:
-        check_sources(by_condition["search"], cfg.search, by_suite.get("ramp", ()))
-    mesh = make_mesh(cfg.mesh)
-    if model is None:
-        model = initial(cfg.init, cfg.model, cfg.compute, mesh, 0, cfg.base)
-    rollout = dataclasses.replace(cfg.rollout, temperature=cfg.eval.temperature)
+    with RowLog(workdir / "trajectories.partial.jsonl", _name) as log:
+        results = workdir / "eval.json"
+        goes_on = run_record.read(workdir) is not None and (len(log) > 0 or results.exists())
+        if goes_on:
+            run_record.resume(workdir, cfg, content=content)
+            if results.exists():
+                log.delete()
+                return json.loads(results.read_text())
+        vocab = Vocab.load(cfg.tokenizer)
+        check_vocabulary(cfg.model, vocab.size)
+        by_condition = tools(cfg)
+        if "search" in by_condition:
+            check_sources(by_condition["search"], cfg.search, by_suite.get("ramp", ()))
+        items, lost = plan(cfg, by_suite, vocab)
+        if lost:
+            print(f"  left out {len(lost)} items: {named(lost)}", file=sys.stderr)
+        mesh = make_mesh(cfg.mesh)
+        if model is None:
+            model = initial(cfg.init, cfg.model, cfg.compute, mesh, 0, cfg.base)
+        if not goes_on:
+            run_record.write(workdir, cfg, content)
+        with jax.set_mesh(mesh):
+            lost += sample(cfg, model, vocab, by_condition, items, log)
+        found = write(cfg, workdir, items, lost, log)
+        log.delete()
+    return found
+
+
+# ---- what is kept
+
+
+def content_of(cfg: EvalRun) -> dict[str, str]:
+    """Digests of the weights and of the suites' files; those of other folders are the record's."""
+    files = [stamp.content(Path(cfg.data) / FILES[suite][0]) for suite in cfg.eval.suites]
+    return {"data": stamp.hash_of(files), "init": storage.fingerprint(cfg.init).hex()}
+
+
+def _row(item: Item, trajectory: Trajectory, vocab: Vocab) -> dict[str, Any]:
+    scores = suites.score(item.example, trajectory)
+    row = {"suite": item.suite, "condition": item.condition, "scores": scores}
+    row |= to_json(trajectory) | {"example": to_json(item.example)}
+    row["tokens"] = [vocab.decode([i]) for i in trajectory.ids.tolist()]
+    return row
+
+
+def _name(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row["suite"], row["condition"], row["example_id"]
+
+
+def write(
+    cfg: EvalRun, workdir: Path, items: Sequence[Item], lost: Sequence[Lost], log: RowLog
+) -> dict[str, Any]:
+    """Writes trajectories.jsonl in the order of the items, lost.jsonl and, last, eval.json."""
+    scored = [i for i in items if i.name in log]
+    scores: dict[tuple[str, str], list[dict[str, float]]] = {}
+    with writing(workdir / "trajectories.jsonl") as file:
+        for item, line in zip(scored, log.lines(i.name for i in scored), strict=True):
+            file.write(line)
+            row = json.loads(line)
+            scores.setdefault((item.suite, item.condition), []).append(row["scores"])
+    write_lines(workdir / "lost.jsonl", (json.dumps(i._asdict()) for i in lost))
     results: dict[str, Any] = {}
-    total = sum(
-        min(len(examples), count(cfg, suite, condition))
-        for suite, examples in by_suite.items()
-        for condition in by_condition
-    )
-    partial = workdir / "trajectories.jsonl.tmp"
-    with (
-        jax.set_mesh(mesh),
-        Progress("evaluate", total) as progress,
-        partial.open("w") as file,
-        Preemption() as preemption,
-    ):
-        for condition, tool in by_condition.items():
-            with Engine(vocab, tool, rollout, cfg.search, check=preemption.check) as engine:
-                for suite, examples in by_suite.items():
-                    examples = examples[: count(cfg, suite, condition)]
-                    prompts = [
-                        np.asarray(
-                            vocab.encode(prompt.render(e, cfg.prompt.style, vocab)), np.int32
-                        )
-                        for e in examples
-                    ]
-                    found = rollout_suite(engine, model, examples, prompts, progress)
-                    scores = [suites.score(e, t) for e, t in zip(examples, found, strict=True)]
-                    results.setdefault(suite, {})[condition] = suites.summarise(
-                        scores, cfg.eval.bootstrap, cfg.eval.seed
-                    )
-                    for e, t, s in zip(examples, found, scores, strict=True):
-                        row = {"suite": suite, "condition": condition, "scores": s}
-                        row |= to_json(t) | {"example": to_json(e)}
-                        row["tokens"] = [vocab.decode([i]) for i in t.ids.tolist()]
-                        file.write(json.dumps(row) + "\n")
-    partial.replace(workdir / "trajectories.jsonl")
+    for (suite, condition), found in scores.items():
+        counted = Counter(i.reason for i in lost if i[:2] == (suite, condition))
+        results.setdefault(suite, {})[condition] = suites.summarise(
+            found, cfg.eval.bootstrap, cfg.eval.seed, counted
+        )
     write_json(workdir / "eval.json", results)
     return results
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """The results as lines of text: one per suite and condition."""
-    lines = []
-    for suite, conditions in results.items():
-        for condition, metrics in conditions.items():
-            cells = "  ".join(
-                f"{name} {m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]"
-                for name, m in metrics.items()
-            )
-            lines.append(f"{suite:8} {condition:10} {cells}")
-    return "\n".join(lines)
-
-
 if __name__ == "__main__":
-    cli.run(lambda cfg: print(table(run(cfg))), EvalRun)
+    cli.run(
+        lambda cfg: print(suites.table(run(cfg))), EvalRun, resumes=True, read_model=read_config
+    )

@@ -22,15 +22,18 @@ from masksearch_jax.agents import selection as logic
 from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.selection import EvolveConfig, StudentConfig
 from masksearch_jax.core import config as c
-from masksearch_jax.core.errors import UserError
-from masksearch_jax.core.files import write_json
+from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
+from masksearch_jax.core.errors import UserError, check_given
+from masksearch_jax.core.files import write_json, write_lines
+from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.types import Demonstration, RampExample
 from masksearch_jax.evals import diversity, iterations
+from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.parallel.sharding import split_cpu
 from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.recipes import steps
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
-from masksearch_jax.runtime import cli
+from masksearch_jax.runtime import cli, run_record
 
 # Files of an iteration: examples sampled on, what the judge accepted, what was kept of it, and all
 # demonstrations so far.
@@ -38,34 +41,46 @@ POOL, ACCEPTED = "pool/ramp/train.jsonl", "pool/demonstrations/train.jsonl"
 NEW, ALL = "new.jsonl", "data/demonstrations/train.jsonl"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvolveRun:
     """`evolve`: from corpus to N students, each taught by the one before."""
 
-    workdir: str
-    seed: int
-    corpus: c.CorpusConfig
-    ramp: c.RampConfig
-    search: c.SearchConfig
-    prompt: c.PromptConfig
-    init: str  # HF folder or checkpoints that the first student starts from; empty: random weights
-    tokenizer: str  # folder with tokenizer.json; empty: one trained on this run's text
-    tokenizer_vocab_size: int  # of that one
-    model: c.ModelConfig
-    compute: c.ComputeConfig
-    cpu_devices: int  # where there is no accelerator: devices that the CPU is split into
-    mesh: c.MeshConfig
-    evolve: EvolveConfig
-    first_sft: c.SftConfig  # of the first student, on the teacher's demonstrations
-    first_optim: c.OptimConfig
-    sft: c.SftConfig  # of the others
-    optim: c.OptimConfig
-    rollout: c.RolloutConfig  # of students that sample; eval.temperature is evaluation's
-    llm: LLMConfig  # of the agents and the LLM judge
-    eval: c.EvalConfig
-    checkpoint: c.CheckpointConfig
-    survival: c.SurvivalConfig
-    report_trajectories: int  # of the last student, shown in the report
+    workdir: str = required("Folder of the run: what it writes.", harmless=True)
+    seed: int = key(0, "Of the atlas's wording, of what is kept and of random weights.")
+    corpus: CorpusConfig = section(CorpusConfig)
+    ramp: RampConfig = section(RampConfig)
+    search: c.SearchConfig = section(
+        c.SearchConfig, "An empty index is the one that this run builds in its workdir."
+    )
+    prompt: c.PromptConfig = section(c.PromptConfig)
+    init: str = key(
+        "", "HF folder or checkpoints that the first student starts from; empty: random weights."
+    )
+    tokenizer: str = key(
+        "", "Folder with tokenizer.json; empty: one trained on this run's text.", folder=True
+    )
+    tokenizer_vocab_size: int = key(1024, "Of the tokenizer trained on this run's text.")
+    model: c.ModelConfig = section(c.ModelConfig)
+    compute: c.ComputeConfig = section(c.ComputeConfig)
+    cpu_devices: int = key(
+        2, "Where there is no accelerator: devices that the CPU is split into.", harmless=True
+    )
+    mesh: c.MeshConfig = section(c.MeshConfig)
+    evolve: EvolveConfig = section(EvolveConfig)
+    first_sft: c.SftConfig = section(
+        c.SftConfig, "Of the first student, on the teacher's demonstrations."
+    )
+    first_optim: c.OptimConfig = section(c.OptimConfig, "Of the first student.")
+    sft: c.SftConfig = section(c.SftConfig, "Of the other students, on all demonstrations so far.")
+    optim: c.OptimConfig = section(c.OptimConfig, "Of the other students.")
+    rollout: c.RolloutConfig = section(
+        c.RolloutConfig, "Of students that sample; eval.temperature is evaluation's."
+    )
+    llm: LLMConfig = section(LLMConfig, "Of the agents and the LLM judge.")
+    eval: c.EvalConfig = section(c.EvalConfig)
+    checkpoint: c.CheckpointConfig = section(c.CheckpointConfig)
+    survival: c.SurvivalConfig = section(c.SurvivalConfig)
+    report_trajectories: int = key(10, "Of the last student, shown in the report.")
 
 
 class Run(StageFolder):
@@ -128,11 +143,13 @@ def sample(run: Run, n: int) -> dict[str, Any]:
     pool = choose_pool(run, n)
     if not pool.examples:
         raise UserError(
-            f"no example is left to sample in iteration {n}: lower config.evolve.items or "
+            f"no example is left to sample in iteration {n}: lower config.evolve.pool_size or "
             "config.evolve.iterations, or give more text"
         )
     write_jsonl(folder / POOL, pool.examples)
     made = build_trajectories.run(teaching(run, n))
+    if failed := build_trajectories.failures(made["rejected"]):
+        steps.log(f"{sum(failed.values())} of {made['tried']} attempts failed: {failed}")
     accepted = run.read(n, ACCEPTED, Demonstration)
     kept, dropped = logic.select(accepted, cfg.per_example, run.cfg.seed)
     merged, known = logic.merge(run.read(n - 1, ALL, Demonstration) if n else [], kept)
@@ -167,7 +184,7 @@ def choose_pool(run: Run, n: int) -> logic.Pool:
     past = range(int(cfg.split != "train"), n)  # the teacher's examples too, where they are of it
     tried = Counter(e.id for i in past for e in run.read(i, POOL, RampExample))
     solved = {d.example_id for i in past for d in run.read(i, ACCEPTED, Demonstration)}
-    limits = {"size": cfg.items, "hard_share": cfg.hard_share, "max_tries": cfg.max_tries}
+    limits = {"size": cfg.pool_size, "hard_share": cfg.hard_share, "max_tries": cfg.max_tries}
     return logic.next_pool(examples, tried, solved, **limits)
 
 
@@ -191,6 +208,7 @@ def teaching(run: Run, n: int) -> build_trajectories.BuildTrajectoriesRun:
         search=run.search,
         max_searches=cfg.rollout.max_turns,
         demonstrations=0,
+        max_failed=cfg.evolve.max_failed,
         seed=cfg.seed + n,
         teacher="local" if n else cfg.evolve.teacher,
         language=cfg.evolve.language,
@@ -313,7 +331,7 @@ def write_summary(run: Run) -> None:
         "collapsed": run.collapsed(),
         "data": {name: counts for stage in data for name, counts in stage.items()},
         "config": dataclasses.asdict(run.cfg),
-        "versions": steps.versions(),
+        "versions": run_record.versions(),
     }
     write_json(run.folder / "summary.json", summary)
 
@@ -324,17 +342,18 @@ def make_report(run: Run) -> dict[str, Any]:
     steps.join_curves(students, run.folder / "sft")
     with (run.iteration(last) / "eval" / "trajectories.jsonl").open(encoding="utf-8") as file:
         rows = [json.loads(next(file)) for _ in range(run.cfg.report_trajectories)]
-    text = "".join(json.dumps(r | {"checkpoint": f"student {last}"}) + "\n" for r in rows)
-    (run.folder / "trajectories.jsonl").write_text(text, encoding="utf-8")
+    shown = (json.dumps(row | {"checkpoint": f"student {last}"}) for row in rows)
+    write_lines(run.folder / "trajectories.jsonl", shown)
     return {"report": str(report.write(run.folder))}
 
 
 def run(cfg: EvolveRun) -> None:
     """All stages; summary.json after each, a manifest per iteration, report.html at the end."""
+    check_given(cfg, workdir="the folder to write")
     split_cpu(cfg.cpu_devices)
     usage = Usage(Path(cfg.workdir))
     this = Run(cfg, usage)
-    this.open(dataclasses.asdict(cfg))
+    this.open(cfg)
     with usage:
         for name, work in this.stages().items():
             if this.collapsed() and name != "report":
@@ -351,4 +370,4 @@ def run(cfg: EvolveRun) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(run, EvolveRun)
+    cli.run(run, EvolveRun, resumes=True, read_model=read_config)

@@ -18,14 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, ModelConfig
+from masksearch_jax.core.errors import check_given
+from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.models import hf, reload_check
 from masksearch_jax.models.hf_card import Card, model_card
+from masksearch_jax.models.hf_config import read_config, read_json
 from masksearch_jax.models.load import weights
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
 from masksearch_jax.parallel.processes import join_processes
-from masksearch_jax.runtime import cli
+from masksearch_jax.runtime import cli, run_record
 
 RELOADS = ("auto", "transformers", "table")
 _AUTO_PARAMETERS = 2e9  # reload "auto" has more than these checked against the table alone
@@ -39,21 +42,33 @@ class ExportError(Exception):
     """A folder that does not hold the model it was written from."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportRun:
     """`export_hf`: a checkpoint to a folder that transformers loads."""
 
-    checkpoint: str  # folder of checkpoints
-    step: int  # -1: the latest
-    folder: str  # to write; an earlier export of that name is replaced
-    tokenizer: str  # folder whose tokenizer files are copied
-    dtype: Literal["stored", "bfloat16", "float16", "float32"]  # of the files
-    max_shard_gigabytes: float
-    reload: str  # auto | transformers | table
-    card: Card  # for the folder's README.md
-    mesh: MeshConfig  # of the devices that a parameter lies on while it is written
-    model: ModelConfig
-    base: str = ""  # where checkpoint holds adapters: their base model; empty: where they say it is
+    checkpoint: str = required("Folder of checkpoints.")
+    folder: str = required("Folder to write; an earlier export of that name is replaced.")
+    tokenizer: str = key("", "Folder whose tokenizer files are copied; needed.")
+    step: int = key(-1, "Which checkpoint; -1: the latest.")
+    base: str = key(
+        "", "Where checkpoint holds adapters: their base model; empty: where they say it is."
+    )
+    dtype: Literal["stored", "bfloat16", "float16", "float32"] = key(
+        "bfloat16",
+        "Of the files; stored: as the checkpoint has them, or the base of its adapters.",
+    )
+    max_shard_gigabytes: float = key(5.0, "Most of a file, in 10^9 bytes.")
+    reload: Literal["auto", "transformers", "table"] = key(
+        "auto",
+        (
+            "How the folder is checked: transformers: loaded by it, logits and greedy tokens "
+            "compared; table: names, shapes and dtypes; auto: the former where torch is installed "
+            "and the model has at most 2e9 parameters."
+        ),
+    )
+    card: Card = section(Card)
+    mesh: MeshConfig = section(MeshConfig, "Devices that a parameter lies on while it is written.")
+    model: ModelConfig = section(ModelConfig)
 
 
 def run(cfg: ExportRun) -> dict[str, Any]:
@@ -63,6 +78,12 @@ def run(cfg: ExportRun) -> dict[str, Any]:
     command after an interruption keeps the shards that are whole.
     """
     join_processes()
+    check_given(
+        cfg,
+        checkpoint="the folder of checkpoints",
+        folder="the folder to write",
+        tokenizer="the folder that holds tokenizer.json",
+    )
     mesh, step = sharding.make_mesh(cfg.mesh), None if cfg.step < 0 else cfg.step
     with weights(cfg.checkpoint, cfg.model, _COMPUTE, mesh, cfg.base, step) as params:
         report = export(
@@ -77,6 +98,7 @@ def run(cfg: ExportRun) -> dict[str, Any]:
             card=cfg.card,
             step=params.step,
         )
+    run_record.write(cfg.folder, cfg)
     if jax.process_index() == 0:
         print(json.dumps({"folder": cfg.folder, "step": params.step} | report))
     return report
@@ -186,13 +208,13 @@ def _predict(model: Transformer, prompts: np.ndarray, tokens: int) -> tuple[np.n
     return np.asarray(logits), np.stack([np.asarray(i) for i in ids], axis=1)
 
 
-def _generation_config(tokenizer_dir: str | Path) -> dict[str, Any] | None:
-    """Where generation ends, of the tokenizer; None when its folder says so itself."""
-    if (Path(tokenizer_dir) / "generation_config.json").is_file():
-        return None
-    vocab = Vocab.load(str(tokenizer_dir))
-    return {"eos_token_id": list(vocab.eos_ids), "pad_token_id": vocab.pad_id}
+def _generation_config(tokenizer_dir: str | Path) -> dict[str, Any]:
+    """What the tokenizer's folder says of generation, which ends at each id that ends it here."""
+    vocab, path = Vocab.load(tokenizer_dir), Path(tokenizer_dir) / "generation_config.json"
+    ends = {"eos_token_id": list(vocab.eos_ids)}
+    given = read_json(path) if path.is_file() else {}
+    return ends | {"pad_token_id": vocab.pad_id} | given | ends
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: run(cfg) and None, ExportRun)
+    cli.run(lambda cfg: run(cfg) and None, ExportRun, resumes=True, read_model=read_config)

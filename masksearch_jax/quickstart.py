@@ -18,42 +18,52 @@ from typing import Any
 
 from masksearch_jax import build_trajectories, evaluate, export_hf, report, train_dapo, train_sft
 from masksearch_jax.core import config as config_lib
-from masksearch_jax.core.files import write_json
+from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
+from masksearch_jax.core.errors import check_given
+from masksearch_jax.core.files import write_json, write_lines
+from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.models.hf_card import Card
+from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import initial
 from masksearch_jax.parallel.sharding import make_mesh, split_cpu
 from masksearch_jax.recipes import steps
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
-from masksearch_jax.runtime import cli, goodput
+from masksearch_jax.runtime import cli, goodput, run_record
 
 SHOWN_METRICS = {"ramp": "span_recall", "two_hop": "f1"}  # of each suite, on the terminal
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class QuickstartRun:
     """`quickstart`: the whole recipe, from corpus to report."""
 
-    workdir: str
-    seed: int
-    corpus: config_lib.CorpusConfig
-    ramp: config_lib.RampConfig
-    prompt: config_lib.PromptConfig
-    search: config_lib.SearchConfig
-    tokenizer_vocab_size: int
-    demonstrations: int  # teacher's trajectories kept, 0: all
-    model: config_lib.ModelConfig
-    compute: config_lib.ComputeConfig
-    cpu_devices: int  # where there is no accelerator: devices that the CPU is split into
-    mesh: config_lib.MeshConfig
-    sft: config_lib.SftConfig
-    sft_optim: config_lib.OptimConfig
-    dapo: config_lib.DapoConfig
-    dapo_optim: config_lib.OptimConfig
-    rollout: config_lib.RolloutConfig
-    eval: config_lib.EvalConfig
-    checkpoint: config_lib.CheckpointConfig
-    survival: config_lib.SurvivalConfig
-    report_trajectories: int  # trajectories shown in the report
+    workdir: str = required("Folder of the run: what it writes.", harmless=True)
+    seed: int = key(0, "Of the atlas's wording, of demonstrations and of random weights.")
+    corpus: CorpusConfig = section(CorpusConfig)
+    ramp: RampConfig = section(RampConfig)
+    prompt: config_lib.PromptConfig = section(config_lib.PromptConfig)
+    search: config_lib.SearchConfig = section(
+        config_lib.SearchConfig, "An empty index is the one that this run builds in its workdir."
+    )
+    tokenizer_vocab_size: int = key(1024, "Of the tokenizer trained on this run's text.")
+    demonstrations: int = key(
+        0, "Teacher's trajectories kept; 0: one of every training example that it solves."
+    )
+    model: config_lib.ModelConfig = section(config_lib.ModelConfig)
+    compute: config_lib.ComputeConfig = section(config_lib.ComputeConfig)
+    cpu_devices: int = key(
+        2, "Where there is no accelerator: devices that the CPU is split into.", harmless=True
+    )
+    mesh: config_lib.MeshConfig = section(config_lib.MeshConfig)
+    sft: config_lib.SftConfig = section(config_lib.SftConfig)
+    sft_optim: config_lib.OptimConfig = section(config_lib.OptimConfig)
+    dapo: config_lib.DapoConfig = section(config_lib.DapoConfig)
+    dapo_optim: config_lib.OptimConfig = section(config_lib.OptimConfig)
+    rollout: config_lib.RolloutConfig = section(config_lib.RolloutConfig)
+    eval: config_lib.EvalConfig = section(config_lib.EvalConfig)
+    checkpoint: config_lib.CheckpointConfig = section(config_lib.CheckpointConfig)
+    survival: config_lib.SurvivalConfig = section(config_lib.SurvivalConfig)
+    report_trajectories: int = key(10, "Trajectories shown in the report.")
 
 
 class Run(StageFolder):
@@ -100,7 +110,11 @@ def make_demonstrations(run: Run) -> dict[str, Any]:
         )
     )
     kept, tried, lost = (made[k] for k in ("demonstrations", "tried", "rejected"))
-    steps.log(f"{kept:,} of {tried:,} tried, rejected {lost}")
+    steps.log(f"{kept:,} of {tried:,} examples solved")
+    if lost:
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in lost.items())
+        listed = build_trajectories.rejected_path(run.data)
+        steps.log(f"rejected: {reasons}; each with its reason: {listed}")
     return steps.counted("demonstrations", tried, kept, lost)
 
 
@@ -236,7 +250,7 @@ def write_summary(run: Run) -> None:
         "time": {n: time_spent(run.folder / n) for n in ("sft", "dapo")},
         "data": {name: counts for stage in data for name, counts in stage.items()},
         "config": dataclasses.asdict(run.cfg),
-        "versions": steps.versions(),
+        "versions": run_record.versions(),
     }
     write_json(run.folder / "summary.json", summary)
 
@@ -264,8 +278,7 @@ def pick_trajectories(run: Run) -> None:
     for i, suite in enumerate(suites):
         share = (wanted - len(picked)) // (len(suites) - i)
         picked += [r for r in rows if r["suite"] == suite][:share]
-    text = "".join(json.dumps(r) + "\n" for r in picked)
-    (run.folder / "trajectories.jsonl").write_text(text, encoding="utf-8")
+    write_lines(run.folder / "trajectories.jsonl", map(json.dumps, picked))
 
 
 def eval_lines(results: Mapping[str, Any]) -> list[str]:
@@ -299,10 +312,11 @@ def print_end(run: Run) -> None:
 
 def run(cfg: QuickstartRun) -> None:
     """All stages; summary.json after each, report.html at the end."""
+    check_given(cfg, workdir="the folder to write")
     split_cpu(cfg.cpu_devices)
     usage = Usage(Path(cfg.workdir))
     this = Run(cfg, usage)
-    this.open(dataclasses.asdict(cfg))
+    this.open(cfg)
     with usage:
         for name, work in STAGES.items():
             before = this.is_done(name)
@@ -313,4 +327,4 @@ def run(cfg: QuickstartRun) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(run, QuickstartRun)
+    cli.run(run, QuickstartRun, resumes=True, read_model=read_config)

@@ -11,13 +11,18 @@ import pathlib
 import sys
 
 from masksearch_jax import viewer
+from masksearch_jax.core import files
+from masksearch_jax.core.errors import check_given
+from masksearch_jax.core.schema import required
 from masksearch_jax.runtime import cli
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
-    workdir: (
-        str  # folder of the run, with summary.json, {sft,dapo}/metrics.jsonl, trajectories.jsonl
+    """`report`: the HTML page of a run."""
+
+    workdir: str = required(
+        "Folder of the run, with summary.json, {sft,dapo}/metrics.jsonl, trajectories.jsonl."
     )
 
 
@@ -27,18 +32,13 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     Raises viewer.load.RunFilesError when the folder is no run's, OSError when it cannot be written.
     """
     path = pathlib.Path(workdir) / "report.html"
-    page = viewer.render(workdir)
-    temporary = path.with_suffix(".html.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.write_text(path, viewer.render(workdir))
     return path
 
 
 def run(cfg: ReportConfig) -> None:
     """Writes the report of `cfg.workdir` and prints where it is."""
+    check_given(cfg, workdir="the folder of a run")
     path = write(cfg.workdir)
     print(f"report: {path} ({path.stat().st_size / 1024:.0f} KiB)", file=sys.stderr)
 

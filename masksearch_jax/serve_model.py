@@ -21,6 +21,8 @@ import jax
 
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, RolloutConfig, SearchConfig
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.schema import key, required, section
+from masksearch_jax.core.tokenizer import VocabError
 from masksearch_jax.models.load import describe, initial
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.sharding import make_mesh
@@ -39,38 +41,40 @@ _NO_SEARCH = SearchConfig(
 class ServeModelRun:
     """`serve_model`: a model as an OpenAI-compatible HTTP service."""
 
-    init: str  # folder in HF format, or of checkpoints
-    tokenizer: str  # folder with tokenizer.json and a chat template; empty: that of init
-    name: str  # what clients call the model; empty: as the folder init is called
-    host: str  # address to bind; 127.0.0.1: this machine only
-    port: int  # 0: any free one
-    deadline: float  # seconds of a request, its wait for a slot included
-    grace: float  # seconds that requests in flight have once it is told to stop
-    compute: ComputeConfig
-    mesh: MeshConfig
-    rollout: RolloutConfig
-    base: str = ""  # where init holds adapters: their base model; empty: where they say it is
+    init: str = required("Folder in HF format, or of checkpoints.")
+    tokenizer: str = key("", "Folder with tokenizer.json and a chat template; empty: that of init.")
+    base: str = key("", "Where init holds adapters: their base model; empty: where they say it is.")
+    name: str = key("", "What clients call the model; empty: as the folder init is called.")
+    host: str = key("127.0.0.1", "Address to bind; 127.0.0.1: this machine only.")
+    port: int = key(8000, "Port to bind; 0: any free one.")
+    deadline: float = key(600.0, "Seconds of a request, its wait for a slot included.")
+    grace: float = key(20.0, "Seconds that requests in flight have once it is told to stop.")
+    compute: ComputeConfig = section(ComputeConfig)
+    mesh: MeshConfig = section(MeshConfig)
+    rollout: RolloutConfig = section(RolloutConfig)
 
 
 @contextlib.contextmanager
 def opened(cfg: ServeModelRun) -> Iterator[tuple[ChatServer, Transformer]]:
     """The service, its port bound and all programs compiled, and the model to `serve` with it.
 
-    Raises ConfigError for an `init` that is no folder, a tokenizer without a chat template, and a
-    rollout that drops what is in flight; OSError for a taken port.
+    Raises ConfigError for an `init` that is no folder, a tokenizer without a chat template that
+    works, and a rollout that drops what is in flight; OSError for a taken port.
     """
     if cfg.rollout.in_flight == "drop":
         raise ConfigError(
             "config.rollout.in_flight is 'drop', which loses requests that come as others end; it "
             "must be 'keep'"
         )
+    mesh = make_mesh(cfg.mesh)  # before anything that reads a checkpoint, for which JAX begins
     config, vocab = describe(cfg.init, cfg.tokenizer)
-    if not vocab.has_chat_template:
+    try:
+        vocab.check_chat_template()
+    except VocabError as error:
         raise ConfigError(
-            f"the tokenizer of {cfg.tokenizer or cfg.init!r} has no chat template, which chat "
-            "completions need; give the folder of one that has as config.tokenizer"
-        )
-    mesh, name = make_mesh(cfg.mesh), cfg.name or Path(cfg.init).resolve().name
+            f"{error}; chat completions need one: give the folder of another as config.tokenizer"
+        ) from error
+    name = cfg.name or Path(cfg.init).resolve().name
     limits = {"deadline": cfg.deadline, "grace": cfg.grace}
     with (
         jax.set_mesh(mesh),

@@ -15,6 +15,7 @@ import threading
 from typing import Any
 
 from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.schema import key, section
 from masksearch_jax.runtime import cli
 from masksearch_jax.search.open import open_tool
 from masksearch_jax.search.server import SearchServer
@@ -24,9 +25,9 @@ from masksearch_jax.search.server import SearchServer
 class ServeSearchRun:
     """`serve_search`: a search tool as an HTTP service."""
 
-    search: SearchConfig
-    host: str  # address to bind; 127.0.0.1: this machine only
-    port: int  # 0: any free one
+    search: SearchConfig = section(SearchConfig)
+    host: str = key("127.0.0.1", "Address to bind; 127.0.0.1: this machine only.")
+    port: int = key(8001, "Port to bind; 0: any free one.")
 
 
 def run(cfg: ServeSearchRun) -> None:

@@ -15,11 +15,12 @@ import jax
 import numpy as np
 
 from masksearch_jax.core.config import ComputeConfig, SftRun
-from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.data import cache
 from masksearch_jax.data.batches import sft_batches
 from masksearch_jax.models import head, lora
+from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import check_vocabulary, initial, pinned
 from masksearch_jax.parallel import hosts
 from masksearch_jax.parallel.sharding import batch_shards, make_mesh, time_parts
@@ -30,6 +31,7 @@ from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.training import train_state
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.guard import Guard, guarded
+from masksearch_jax.training.run_folder import open_run_folder
 from masksearch_jax.training.supervisor import Survival
 
 
@@ -37,8 +39,7 @@ def make_loss_fn(compute: ComputeConfig) -> train_state.LossFn:
     """The SFT loss of a packed batch as the update step wants it."""
 
     def loss_fn(model: Any, batch: dict[str, jax.Array]):
-        hidden = model.hidden(batch["ids"], batch["positions"], batch["segment_ids"])
-        logprobs, _ = head.token_logprobs(model, hidden, batch["targets"], 1.0, compute.loss_chunk)
+        logprobs, _ = head.batch_logprobs(model, batch, 1.0, compute.loss_chunk)
         return losses.sft_loss(logprobs, batch["loss_weights"])
 
     return loss_fn
@@ -63,6 +64,7 @@ def check(cfg: SftRun, mesh: jax.sharding.Mesh) -> None:
 
 def run(cfg: SftRun) -> dict[str, Any]:
     """Trains to `cfg.sft.steps`; returns the last step's metrics. Artefacts go to `cfg.workdir`."""
+    check_given(cfg, workdir="the folder to write", data="the folder that build_cache wrote")
     workdir = storage.path(cfg.workdir)
     survival = Survival(cfg.survival, workdir)
 
@@ -83,6 +85,8 @@ def run(cfg: SftRun) -> dict[str, Any]:
         process_index=share,
         process_count=shares,
     )
+
+    open_run_folder(cfg, "sft.steps")
 
     # ---- model and state
     init = pinned(cfg.init, cfg.model)
@@ -111,6 +115,10 @@ def run(cfg: SftRun) -> dict[str, Any]:
         writer = MetricWriter(workdir, start)
         guard = Guard(cfg.survival, state.opt_state, start)
 
+        def save(done: int) -> None:
+            with survival.disk("save", done):
+                checkpointer.save(done, state, {"data": batches.get_state()}, metrics)
+
         # ---- loop
         tokens, clock = 0, time.perf_counter()
         with jax.set_mesh(mesh), Progress("SFT", cfg.sft.steps, start) as progress:
@@ -135,9 +143,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
                         done, loss=metrics["loss"], tok_s=int(metrics["tokens_per_second"])
                     )
                 if due or preempted:
-                    with survival.disk("save", done):
-                        extra = {"data": batches.get_state()}
-                        checkpointer.save(done, state, extra, metrics)
+                    save(done)
                 if preempted:
                     survival.stop(checkpointer)
             survival.finish(checkpointer)
@@ -145,4 +151,4 @@ def run(cfg: SftRun) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: run(cfg) and None, SftRun)
+    cli.run(lambda cfg: run(cfg) and None, SftRun, resumes=True, read_model=read_config)

@@ -81,6 +81,15 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def shared_cases() -> Path:
+    """The folder of small inputs that failed once, beside the checkout; skips where absent."""
+    folder = Path(os.environ.get("MASKSEARCH_SHARED_CASES", REPOSITORY.parent / "shared" / "cases"))
+    if not folder.is_dir():
+        pytest.skip(f"the cases are not here: {folder} (set MASKSEARCH_SHARED_CASES to them)")
+    return folder
+
+
 @dataclasses.dataclass(frozen=True)
 class Miniature:
     """What the quickstart builds before it trains, small: its configuration and the folders."""
@@ -103,7 +112,7 @@ def miniature(tmp_path_factory) -> Miniature:
     Nothing is tokenised: `cache` is not there.
     """
     from masksearch_jax import build_index, build_ramp, build_trajectories
-    from masksearch_jax.core.config import CorpusConfig
+    from masksearch_jax.core.corpus_config import CorpusConfig
     from masksearch_jax.core.schema import to_dataclass
     from masksearch_jax.core.tokenizer import train_bpe
     from masksearch_jax.corpus.passages import read_passages

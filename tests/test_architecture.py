@@ -3,6 +3,7 @@
 import ast
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ ROOMS = {
     "training": {"core", "runtime", "parallel"},
     "models": {"core", "runtime", "parallel", "training"},
     "rollout": {"core", "runtime", "parallel"},
-    "rl": {"core", "data", "rollout"},
+    "rl": {"core", "data", "parallel", "rollout", "training"},
     "planning": {"core", "parallel"},
     "agents": {"core", "runtime", "parallel", "data", "models", "rollout", "search", "ramp"},
 }
@@ -34,6 +35,8 @@ ROOMS = {
 # several and the room that has what they share.
 RECIPES = "recipes"
 SEVERAL = {"evolve", "plan", "quickstart"}
+# Fakes for tests, ours and users': they may import all rooms, and nothing of the package them.
+TESTING = "testing"
 
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
@@ -55,12 +58,13 @@ MAY_IMPORT = {
             "rl.update",
             "rollout.",
             "runtime.metric_writer",
+            "testing.models",
             "training.",
         }
         for library in JAX
     },
-    "absl": {"runtime.cli", "build_cache"},
-    "ml_collections": {"runtime.cli"},
+    "absl": {"runtime.overrides", "build_cache"},
+    "ml_collections": {"runtime.overrides"},
     "apache_beam": {"ramp.beam", "ramp.tfds_builder", "build_dataset"},
     "seqio": {"data.tasks", "data.agent_lm", "build_cache"},
     "tensorflow": {"data.tasks", "data.agent_lm", "build_cache"},
@@ -71,7 +75,7 @@ MAY_IMPORT = {
         "build_dataset",
     },
     "mwxml": {"corpus.wikipedia_dump"},
-    "mwparserfromhell": {"corpus.wikipedia_dump"},
+    "mwparserfromhell": {"corpus.wikitext"},
     "pyarrow": {"corpus.sources"},
     "rensa": {"corpus.duplicates"},
     "ahocorasick_rs": {"ramp.gazetteer"},
@@ -126,6 +130,10 @@ def room(module: str) -> str:
 def may_import(module: str, other: str) -> bool:
     """Whether the table lets a module import another; both as `data.tasks`."""
     inside, outside = room(module), room(other)
+    if inside == TESTING:
+        return outside != ""
+    if outside == TESTING:
+        return False
     if inside == RECIPES or module in SEVERAL:
         return True
     if not inside:  # a main
@@ -154,6 +162,10 @@ def test_imports_follow_the_table_of_arrows(module):
         ("evaluate", "from masksearch_jax.recipes import steps", False),
         ("agents.judge", "from masksearch_jax import evaluate", False),
         ("quickstart", "from masksearch_jax import train_sft", True),
+        ("quickstart", "from masksearch_jax.testing import models", False),
+        ("search.tool", "from masksearch_jax.testing.services import Endpoint", False),
+        ("testing.models", "from masksearch_jax.rollout import engine", True),
+        ("testing.models", "from masksearch_jax import evaluate", False),
         ("rl.rewards", "from masksearch_jax.data import prompt", True),
     ],
 )
@@ -172,7 +184,6 @@ def test_the_table_has_no_circle():
 def test_every_file_at_the_root_can_be_run():
     mains = {p.stem: p.read_text(encoding="utf-8") for p in PACKAGE.glob("*.py")}
     mains.pop("__init__")
-    mains.pop("testing", None)  # fakes for tests, ours and users'
     assert mains
     for name, text in mains.items():
         assert '\nif __name__ == "__main__":\n' in text, f"{name} cannot be run"
@@ -196,7 +207,8 @@ def test_heavy_libraries_stay_in_their_rooms(module):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
 def test_configs_are_data(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    ours = {"ml_collections.ConfigDict", "configs.common", "__future__.annotations"}
+    ours = {f"configs.{p.stem}" for p in path.parent.glob("*.py")}
+    ours |= {"ml_collections.ConfigDict", "__future__.annotations"}
     assert imports(tree) <= ours | ({"difflib"} if path.stem == "common" else set())
 
 
@@ -244,7 +256,7 @@ def test_modules_say_what_they_are_for(path):
 
 def test_every_room_is_a_package_and_in_the_table():
     folders = {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
-    assert folders == {*ROOMS, RECIPES}
+    assert folders == {*ROOMS, RECIPES, TESTING}
     assert all(p.parent in (PACKAGE, *(PACKAGE / r for r in folders)) for p in FILES)
 
 
@@ -252,8 +264,29 @@ def test_tests_lie_in_the_room_that_they_test():
     folders = {
         p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and any(p.glob("test_*.py"))
     }
-    assert folders <= {*ROOMS, RECIPES, "mains", "launch"}
+    assert folders <= {*ROOMS, RECIPES, TESTING, "mains", "launch", "docs"}
     assert [p.name for p in (ROOT / "tests").glob("test_*.py")] == ["test_architecture.py"]
+
+
+# In an import statement, or in the text of a program that a test runs.
+_OF_A_TEST = re.compile(r"\b(?:from tests[.\w]*\.|from |import )test_\w+|\bfrom tests\b.* test_\w+")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("*/*.py")), ids=lambda p: p.stem)
+def test_no_test_imports_from_another_test(path):
+    """What several share lies in a module named for it, in `conftest` or in `testing`."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert not [line for line in lines if _OF_A_TEST.search(line) and "from seqio" not in line]
+
+
+def test_an_import_from_a_test_is_seen():
+    for line in (
+        "from tests.mains.test_plan import config_of",
+        "        'from tests.mains import test_plan; '",
+        "import test_plan",
+        "from test_plan import config_of",
+    ):
+        assert _OF_A_TEST.search(line)
 
 
 # ---- at import ----------------------------------------------------------------------------------
@@ -263,6 +296,7 @@ import importlib, os, sys
 
 folder, names = sys.argv[1], sys.argv[2:]
 acts = {"open", "os.mkdir", "os.listdir", "os.scandir", "socket.connect", "subprocess.Popen"}
+acts |= {"os.putenv", "os.unsetenv"}
 found = []
 
 def watch(event, args):
@@ -327,7 +361,7 @@ def test_the_host_side_starts_without_jax():
     # grain, seqio and TFDS import jax; a policy that teaches runs on a device
     with_jax = OFFLINE | {"data.batches", "data.curriculum", "agents.policy_teacher"}
     names = [m for m in TREES if m.startswith(rooms) and m not in with_jax]
-    names += ["runtime.cli", "rl.rewards", "rl.advantages"]
+    names += ["runtime.cli", "rl.rewards", "rl.advantages", "testing.services"]
     _, modules = import_all([f"masksearch_jax.{m}" for m in names])
     assert "jax" not in modules
     assert not modules & HEAVY
@@ -340,7 +374,12 @@ def test_the_probe_sees_a_module_that_acts(tmp_path):
         "import json\nfrom pathlib import Path\nTEXT = Path(__file__).read_text()\n"
     )
     (tmp_path / "acts" / "rests.py").write_text("import json\ndef f():\n    return open('x')\n")
+    (tmp_path / "acts" / "sets.py").write_text("import os\nos.environ['ACTS'] = '1'\n")
     assert "reads.py:3" in import_all(["acts.reads"], tmp_path / "acts", tmp_path)[0]
+    assert "os.putenv(b'ACTS',) in" in (
+        found := import_all(["acts.sets"], tmp_path / "acts", tmp_path)[0]
+    )
+    assert "sets.py:2" in found
     assert import_all(["acts.rests"], tmp_path / "acts", tmp_path)[0] == ""
 
 

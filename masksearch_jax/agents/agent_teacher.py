@@ -31,6 +31,8 @@ REASONS = (
 
 @dataclasses.dataclass(frozen=True)
 class TeacherConfig:
+    """What of a build's settings a teacher needs."""
+
     language: str  # of prompts and thoughts: en | zh
     max_searches: int  # per example, at least 1
     search: SearchConfig

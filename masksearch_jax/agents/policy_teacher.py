@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 
 from masksearch_jax.agents import agent_teacher, selection, teachers
 from masksearch_jax.agents.llm_client import LLMConfig
+from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.agents.selection import StudentConfig
 from masksearch_jax.core import markup, retrieval
 from masksearch_jax.core.retrieval import SearchTool
@@ -20,7 +21,7 @@ from masksearch_jax.data import prompt
 from masksearch_jax.models.load import check_vocabulary, initial
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout.engine import Engine
-from masksearch_jax.rollout.episode import Request
+from masksearch_jax.rollout.episode import Request, lacks_room
 
 TEACHER = "local"
 
@@ -28,8 +29,8 @@ TEACHER = "local"
 class Student:
     """A model of ours as a `teachers.Teacher`: `samples` trajectories of each example.
 
-    `llm` is for the judge. Raises what loading tokenizer and weights raises; `solve` ValueError for
-    a prompt that leaves no room to answer.
+    `llm` is for the judge. Raises what loading tokenizer and weights raises. Of an example whose
+    prompt leaves no room to answer the outcomes are `prompt_too_long`; nothing is sampled of it.
     """
 
     def __init__(
@@ -41,7 +42,8 @@ class Student:
         seed: int,
     ):
         self.cfg, self.attempts, self._limits, self._seed = cfg, cfg.samples, limits, seed
-        self._vocab = Vocab.load(cfg.tokenizer)
+        self._vocab = Vocab.load(cfg.tokenizer, "config.student.tokenizer")
+        prompt.check_style(cfg.prompt.style, self._vocab, "config.student")
         check_vocabulary(cfg.model, self._vocab.size)
         self._mesh = make_mesh(cfg.mesh)
         self._model = initial(cfg.init, cfg.model, cfg.compute, self._mesh, 0)
@@ -52,8 +54,14 @@ class Student:
         self, examples: Sequence[Example], done: Callable[[teachers.Outcome], None]
     ) -> list[teachers.Outcome]:
         found: dict[tuple[int, int], teachers.Outcome] = {}
+        requests, too_long = self._requests(examples)
+        for i, why in too_long.items():
+            for sample in range(self.attempts):
+                found[i, sample] = Rejection(examples[i].id, "prompt_too_long", why)
+                if not self._judge:
+                    done(found[i, sample])
         with jax.set_mesh(self._mesh):
-            for trajectory in self._engine.run(self._model, self._requests(examples)):
+            for trajectory in self._engine.run(self._model, requests):
                 i, sample = int(trajectory.example_id), trajectory.sample
                 refused = selection.rejection(examples[i], trajectory, self.cfg.rules)
                 made = selection.to_demonstration(trajectory, examples[i], TEACHER, sample)
@@ -63,15 +71,25 @@ class Student:
         outcomes = [found[key] for key in sorted(found)]
         return self._judged(examples, outcomes, done) if self._judge else outcomes
 
-    def _requests(self, examples: Sequence[Example]) -> Iterator[Request]:
-        """An example's random numbers are its own, wherever it stands."""
+    def _requests(self, examples: Sequence[Example]) -> tuple[list[Request], dict[int, str]]:
+        """Those of the examples that can be sampled, and why the others (by place) cannot.
+
+        An example's random numbers are its own, wherever it stands.
+        """
+        requests: list[Request] = []
+        too_long: dict[int, str] = {}
         for i, example in enumerate(examples):
             text = prompt.render(example, self.cfg.prompt.style, self._vocab)
             ids = np.asarray(self._vocab.encode(text), np.int32)
             name = f"{self._seed}/{example.id}".encode()
             stream = int.from_bytes(hashlib.sha256(name).digest()[:4], "big")
-            for sample in range(self.attempts):
-                yield Request(str(i), ids, stream, sample, retrieval.source_of(example))
+            source = retrieval.source_of(example)
+            own = [Request(str(i), ids, stream, s, source) for s in range(self.attempts)]
+            if why := lacks_room(ids, self.cfg.rollout):
+                too_long[i] = why
+            else:
+                requests += own
+        return requests, too_long
 
     def _judged(
         self,

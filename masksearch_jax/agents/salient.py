@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from masksearch_jax.agents import dialogue
 from masksearch_jax.agents.llm_client import LLM, LLMError
 from masksearch_jax.core.types import Passage
+from masksearch_jax.ramp.llm_spans import NoReply
 
 REPAIRS = 2  # replies shown back with what is wrong before a paragraph is given up
 Named = list[tuple[str, str]]
@@ -27,21 +28,23 @@ def parse(text: str) -> Named:
     return named
 
 
-async def name_spans(llm: LLM, passages: Sequence[Passage], language: str) -> list[Named | str]:
-    """What the model names in each passage; `unreadable_reply` or `llm_failed` where it does not.
+async def name_spans(
+    llm: LLM, passages: Sequence[Passage], language: str
+) -> list[Named | str | NoReply]:
+    """What the model names in each passage; `unreadable_reply` or NoReply where it does not.
 
     All are asked at once, within the client's limit. Raises llm.JobError when asking is useless,
     once those in flight have ended: what they are paid for is kept.
     """
 
-    async def name(passage: Passage) -> Named | str:
+    async def name(passage: Passage) -> Named | str | NoReply:
         messages = dialogue.render("salient", language, paragraph=passage.text, title=passage.title)
         try:
             return await dialogue.ask(llm, messages, parse, language, REPAIRS)
         except dialogue.ReplyError:
             return "unreadable_reply"
-        except LLMError:
-            return "llm_failed"
+        except LLMError as error:
+            return NoReply(str(error))
 
     found = await asyncio.gather(*map(name, passages), return_exceptions=True)
     if errors := [f for f in found if isinstance(f, BaseException)]:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from masksearch_jax.core import chinese, markup, retrieval
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.types import (
+    NOT_ITS_DOING,
     Demonstration,
     Example,
     Passage,
@@ -25,6 +26,9 @@ from masksearch_jax.core.types import (
 
 TEACHER = "scripted"
 REASONS = ("no_query", "spans_not_found", "gold_not_found", "answer_not_found", "reserved_text")
+# Reasons of any teacher that are no fault of it or of the example: an endpoint, a search tool or
+# the clock failed. They are never final: the example is to be attempted again.
+NOT_FINAL = ("llm_failed", "search_failed", *NOT_ITS_DOING)
 _QUERY_WORDS = 5
 _NEAR = 10  # words on either side of a mask from which a query may draw
 _RAMP_SEARCHES = 2
@@ -55,6 +59,10 @@ class Rejection:
     example_id: str
     reason: str
     detail: str = ""
+
+    @property
+    def is_final(self) -> bool:
+        return self.reason not in NOT_FINAL
 
 
 def task_name(example: Example) -> str:

@@ -22,6 +22,7 @@ from masksearch_jax.core.config import (
     PromptConfig,
     RolloutConfig,
 )
+from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.types import Demonstration, Example, RampExample, Trajectory
 
 
@@ -29,56 +30,67 @@ from masksearch_jax.core.types import Demonstration, Example, RampExample, Traje
 class Rules:
     """What a trajectory must be to be accepted."""
 
-    min_recall: float  # of the masked spans, each in its slot; of a question's answer
-    grounded: bool  # what it fills in must stand in what it has read
+    min_recall: float = key(1.0, "Of the masked spans, each in its slot; of a question's answer.")
+    grounded: bool = key(True, "What it fills in must stand in what it has read.")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StudentConfig:
     """A model of ours as the teacher: it samples, and rules (or an LLM too) say what is kept."""
 
-    init: str  # HF folder or checkpoint folder
-    tokenizer: str  # folder with tokenizer.json
-    samples: int  # per example
-    rules: Rules
-    judge: Literal["rules", "llm"]  # llm: what the rules accept the LLM judge must accept too
-    model: ModelConfig
-    compute: ComputeConfig
-    mesh: MeshConfig
-    prompt: PromptConfig
-    rollout: RolloutConfig
+    init: str = required("HF folder or checkpoint folder.")
+    tokenizer: str = required("Folder with tokenizer.json.")
+    samples: int = key(4, "Trajectories per example.")
+    rules: Rules = section(Rules)
+    judge: Literal["rules", "llm"] = key(
+        "rules", "llm: what the rules accept the LLM judge must accept too."
+    )
+    model: ModelConfig = section(ModelConfig)
+    compute: ComputeConfig = section(ComputeConfig)
+    mesh: MeshConfig = section(MeshConfig)
+    prompt: PromptConfig = section(PromptConfig)
+    rollout: RolloutConfig = section(RolloutConfig)
 
 
 @dataclasses.dataclass(frozen=True)
 class Floors:
     """Below this share of what it was at first, a measure of diversity has collapsed; 0: never."""
 
-    distinct_2: float
-    novelty: float
-    shape_entropy: float
+    distinct_2: float = key(0.5, "Different bigrams / all bigrams.")
+    novelty: float = key(0.5, "1 - self-BLEU.")
+    shape_entropy: float = key(0.25, "Entropy of the trajectories' shapes.")
 
 
 @dataclasses.dataclass(frozen=True)
 class EvolveConfig:
     """What an iteration samples, keeps and trains on."""
 
-    iterations: int  # after the first demonstrations
-    teacher: Literal["scripted", "agents"]  # of the first demonstrations
-    language: str  # of the agents' prompts: en | zh
-    seed_examples: int  # training examples that the teacher is given
-    seed_masks: int  # most masks in them
-    split: Literal["train", "rl"]  # of the examples that students sample on; rl: others' articles
-    items: int  # examples that a student samples on in an iteration
-    samples: int  # trajectories of each
-    hard_share: float  # of the items, at most: those that no trajectory has solved so far
-    max_tries: int  # iterations in which a hard item is sampled before it is given up
-    per_example: int  # accepted trajectories of an example that are kept in an iteration
-    rules: Rules
-    judge: Literal["rules", "llm"]
-    restart: bool  # train from the first weights each time; else from the last student's
-    diversity_texts: int  # trajectories that diversity is measured on
-    floors: Floors
-    on_collapse: Literal["stop", "warn"]
+    iterations: int = key(3, "After the first demonstrations.")
+    teacher: Literal["scripted", "agents"] = key("scripted", "Of the first demonstrations.")
+    language: str = key("en", "Of the agents' prompts: en or zh.")
+    seed_examples: int = key(3000, "Training examples that the teacher is given.")
+    seed_masks: int = key(2, "Most masks in them; students sample on up to ramp.max_masks.")
+    split: Literal["train", "rl"] = key(
+        "rl", "Of the examples that students sample on; rl: of articles new to the teacher."
+    )
+    pool_size: int = key(1200, "Examples that a student samples on in an iteration.")
+    samples: int = key(4, "Trajectories of each.")
+    hard_share: float = key(0.25, "Of the pool, at most: those that nobody has solved so far.")
+    max_tries: int = key(3, "Iterations in which a hard item is sampled before it is given up.")
+    per_example: int = key(2, "Accepted trajectories of an example kept in an iteration.")
+    max_failed: float = key(
+        0.01, "Share of attempts that may fail for want of an endpoint or a search tool."
+    )
+    rules: Rules = section(Rules)
+    judge: Literal["rules", "llm"] = key(
+        "rules", "llm: what the rules accept the LLM judge must accept too."
+    )
+    restart: bool = key(
+        False, "Train from the first weights each time, not from the last student's."
+    )
+    diversity_texts: int = key(300, "Trajectories that diversity is measured on.")
+    floors: Floors = section(Floors)
+    on_collapse: Literal["stop", "warn"] = key("warn", "What to do where diversity has collapsed.")
 
 
 def to_demonstration(
@@ -98,11 +110,13 @@ def to_demonstration(
 def rejection(example: Example, trajectory: Trajectory, rules: Rules) -> Rejection | None:
     """Why a trajectory is no demonstration by rule, or None.
 
-    Reasons: its status unless `answered`; malformed; no_search; repeated_search (a turn asks what
-    an earlier one asked); spans_wrong (`detail`: the recall); not_grounded (`detail`: the text).
+    Reasons: its status unless `answered` (`detail`: the error of its last search); malformed;
+    no_search; repeated_search (a turn asks what an earlier one asked); spans_wrong (`detail`: the
+    recall); not_grounded (`detail`: the text).
     """
     if trajectory.status != "answered":
-        return Rejection(example.id, trajectory.status)
+        error = trajectory.turns[-1].error if trajectory.turns else ""
+        return Rejection(example.id, trajectory.status, error)
     if not markup.is_well_formed([s for s in trajectory.segments if s.author != "prompt"]):
         return Rejection(example.id, "malformed")
     if not trajectory.turns:

@@ -1,7 +1,9 @@
-"""What a run can be told: frozen sections, each key documented here and defaulted in `configs/`.
+"""What a run can be told: frozen sections, each key with its default and what it means.
 
-ConfigDict stops here: `to_dataclass` turns it into these dataclasses once, strictly. The last part
-of the module puts the sections together: one `*Run` per main.
+A file in `configs/` lists what it decides; all else is as it stands here. ConfigDict stops here:
+`to_dataclass` turns it into these dataclasses once, strictly. What a corpus is turned into examples
+by is in `corpus_config`. The last part of the module puts the sections together: one `*Run` per
+main that trains or evaluates.
 """
 
 from __future__ import annotations
@@ -9,336 +11,490 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from masksearch_jax.core.schema import key, required, section
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
     """Llama 3.x frequency scaling (`rope_type: llama3` of an HF config)."""
 
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position: int
+    factor: float = required("Times that the context is longer than the original one.")
+    low_freq_factor: float = required("Original context / wavelength of full scaling.")
+    high_freq_factor: float = required("Original context / wavelength of no scaling.")
+    original_max_position: int = required("Tokens of the original context.")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Architecture of one decoder-only transformer; the numbers of an HF `config.json`."""
 
-    family: Literal["qwen2", "qwen3", "llama"]
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rope_theta: float
-    rope_scaling: RopeScaling | None
-    norm_eps: float
-    qkv_bias: bool
-    qk_norm: bool
-    tie_embeddings: bool
-    max_position: int
+    family: Literal["qwen2", "qwen3", "llama"] = required("`model_type` of the HF config.")
+    vocab_size: int = required("Rows of the embedding, at least the tokenizer's ids.")
+    hidden_size: int = required("Width of the residual stream.")
+    intermediate_size: int = required("Width of the feed-forward block.")
+    num_layers: int = required("Transformer blocks.")
+    num_heads: int = required("Query heads.")
+    num_kv_heads: int = required("Key and value heads; a divisor of num_heads.")
+    head_dim: int = required("Width of a head.")
+    rope_theta: float = required("Base of the rotary position embedding.")
+    rope_scaling: RopeScaling | None = required("Scaling of its frequencies; None: none.")
+    norm_eps: float = required("Epsilon of the RMS norms.")
+    qkv_bias: bool = required("Query, key and value projections have a bias.")
+    qk_norm: bool = required("Queries and keys are normalised by head.")
+    tie_embeddings: bool = required("The LM head is the embedding.")
+    max_position: int = required("Tokens of the longest context.")
 
 
 @dataclasses.dataclass(frozen=True)
 class ComputeConfig:
     """How the model is computed; changes speed and memory, not the function."""
 
-    dtype: Literal["bfloat16", "float32"]  # activations and matrix products
-    param_dtype: Literal["float32", "bfloat16"]  # stored weights
-    # splash: the kernel for TPUs, in training; cudnn: that for NVIDIA GPUs
-    attention: Literal["xla", "splash", "cudnn"]
-    # What the backward pass finds of a layer: all; its matrix products; these, kept in the host's
-    # memory; its input alone.
-    remat: Literal["none", "dots", "offload", "block"]
-    loss_chunk: int  # tokens per chunk of the LM head and the loss
+    dtype: Literal["bfloat16", "float32"] = key("bfloat16", "Of activations and matrix products.")
+    param_dtype: Literal["float32", "bfloat16"] = key("float32", "Of stored weights.")
+    attention: Literal["xla", "splash", "cudnn"] = key(
+        "xla",
+        "Attention kernel; splash: for TPUs, in training; cudnn: for NVIDIA GPUs.",
+        harmless=True,
+    )
+    remat: Literal["none", "dots", "offload", "block"] = key(
+        "none",
+        (
+            "What the backward pass finds of a layer: all (none); its matrix products (dots); "
+            "these, kept in the host's memory (offload); its input alone (block)."
+        ),
+        harmless=True,
+    )
+    loss_chunk: int = key(2048, "Tokens per chunk of the LM head and the loss.", harmless=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Devices along each axis; one of them may be -1 (what is left)."""
 
-    data: int
-    fsdp: int
-    tensor: int
-    context: int = 1
+    data: int = key(1, "Copies of the model, each with its part of a batch.", harmless=True)
+    fsdp: int = key(
+        -1,
+        "Parts of a batch whose devices share one copy of the weights and of the optimizer.",
+        harmless=True,
+    )
+    tensor: int = key(1, "Devices that share each matrix product.", harmless=True)
+    context: int = key(
+        1, "Devices that share a row; above 1 where rows are too long for one.", harmless=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    learning_rate: float
-    schedule: Literal["constant", "linear", "cosine"]  # after the warm-up
-    warmup_steps: int
-    end_lr_ratio: float  # last learning rate / learning_rate
-    b1: float
-    b2: float
-    eps: float
-    weight_decay: float
-    clip_norm: float
-    accumulate: int  # micro-batches per update
-    # Of bfloat16 weights (compute.param_dtype): to the nearest, which loses updates below half a
-    # step of theirs, or up or down by chance, so that the mean is right.
-    rounding: Literal["nearest", "stochastic"] = "nearest"
+    """AdamW and its learning rate."""
+
+    learning_rate: float = required("Peak of the schedule.")
+    schedule: Literal["constant", "linear", "cosine"] = key(
+        "cosine", "Learning rate after the warm-up; linear and cosine end with the run's steps."
+    )
+    warmup_steps: int = key(10, "Updates in which the learning rate rises to its peak.")
+    end_lr_ratio: float = key(0.1, "Last learning rate / learning_rate, of linear and cosine.")
+    b1: float = key(0.9, "Decay of the mean of gradients.")
+    b2: float = key(0.95, "Decay of the mean of squared gradients.")
+    eps: float = key(1e-8, "Added to the root of the mean square.")
+    weight_decay: float = key(0.01, "Of matrices, times the learning rate; norms have none.")
+    clip_norm: float = key(1.0, "Longest gradient, by its global norm; 0: any.")
+    accumulate: int = key(
+        1, "Micro-batches per update; of DAPO dapo.micro_batch says.", harmless=True
+    )
+    rounding: Literal["nearest", "stochastic"] = key(
+        "nearest",
+        (
+            "Of bfloat16 weights (compute.param_dtype): to the nearest, which loses updates below "
+            "half a step of theirs, or up or down by chance, so that the mean is right."
+        ),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
     """Low-rank adapters (LoRA, arXiv 2106.09685) in place of all weights."""
 
-    rank: int = 0  # of the adapters; 0: off, all weights are trained
-    alpha: float = 32.0  # what an adapter adds counts alpha / rank times
-    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")  # adapted matrices
+    rank: int = key(
+        0,
+        (
+            "Of the adapters; 0: off, all weights are trained; 16 with a learning rate of 2e-4 is "
+            "a usual start."
+        ),
+    )
+    alpha: float = key(32.0, "What an adapter adds counts alpha / rank times.")
+    targets: tuple[str, ...] = key(
+        ("q", "k", "v", "o", "gate", "up", "down"), "Matrices that have an adapter."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    every: int  # steps between saves
-    keep: int  # newest checkpoints kept
-    keep_every: int = 0  # those of every so many steps are kept for good; 0: none
-    best_metric: str = ""  # the one with the best value of this metric is kept too; empty: none
-    best_mode: Literal["max", "min"] = "max"
-    folder: str = ""  # a folder or bucket of their own; empty: WORKDIR/checkpoints
+    """When the state is saved, and what is kept."""
+
+    every: int = required("Steps between saves.", harmless=True)
+    keep: int = key(2, "Newest checkpoints kept.", harmless=True)
+    keep_every: int = key(
+        0, "Those of every so many steps are kept for good; 0: none.", harmless=True
+    )
+    best_metric: str = key(
+        "", "The one with the best value of this metric is kept too; empty: none.", harmless=True
+    )
+    best_mode: Literal["max", "min"] = key(
+        "max", "Which value of best_metric is the best.", harmless=True
+    )
+    folder: str = key(
+        "", "A folder or bucket of their own; empty: WORKDIR/checkpoints.", harmless=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class SurvivalConfig:
-    """How a run meets hangs, bad updates and lost hosts, and what it tells of its time."""
+    """How a run meets hangs, bad updates, lost hosts and a changed config.
 
-    # Until the first step is done, and for each save, there are `startup_seconds`; later a step or
-    # rollout tick that takes `step_factor` times the median, and over `step_seconds`, is a hang:
-    # all threads' stacks are dumped and the process exits with 42.
-    startup_seconds: float = 3600.0  # 0: no watchdog
-    step_factor: float = 10.0
-    step_seconds: float = 300.0
-    heartbeat_seconds: int = 30  # a host that is silent for so long is lost
-    # An update whose loss or gradient is not finite, or whose loss is a spike, is never applied;
-    # then the run stops, or counts it and goes on unless `max_skips` come in a row.
-    guard: Literal["stop", "skip"] = "stop"
-    spike_sigma: float = 0.0  # a spike: so many standard deviations above the mean; 0: none is
-    spike_window: int = 128  # good losses that mean and deviation are taken of
-    max_skips: int = 10
-    profile_steps: tuple[int, ...] = ()  # traced to WORKDIR/profile; SIGUSR1: the next step
-    compile_cache: str = ""  # folder or bucket of compiled programs; empty: none
+    A step or rollout tick that takes `step_factor` times the median, and over `step_seconds`, is a
+    hang: all threads' stacks are dumped and the process exits with 42. An update whose loss or
+    gradient is not finite, or whose loss is a spike, is never applied.
+    """
 
-
-@dataclasses.dataclass(frozen=True)
-class CorpusConfig:
-    path: str  # a file or folder of `format`; empty: the built-in atlas of facts
-    questions: str  # JSONL of questions with gold passages; empty: the atlas's, or none
-    limit: int  # passages kept, 0: all
-    max_bad_fraction: float  # malformed rows tolerated before the build stops
-    # jsonl: id, title, text, .gz allowed. hf: a folder of parquet or arrow files. dump: Wikipedia's
-    # pages-articles.xml, .bz2 allowed. tfds: a prepared dataset's folder. auto: told by the name
-    format: Literal["auto", "jsonl", "hf", "dump", "tfds"] = "auto"
-    language: Literal["en", "zh"] = "en"
-    articles: bool = False  # rows of jsonl or hf are whole articles, not passages
-    passage_words: int = 100  # of the passages that articles are cut into
-
-
-@dataclasses.dataclass(frozen=True)
-class RampConfig:
-    """Salient spans and masks (MaskSearch, section 3.1)."""
-
-    cities: int  # of the atlas: articles on this many of the largest cities
-    reworded: bool  # of the atlas: mask paragraphs in other words than the indexed articles
-    extractor: Literal["rules", "spacy", "llm"]
-    max_masks: int  # k is 1..max_masks, balanced
-    examples_per_passage: int
-    min_words: int  # shorter paragraphs are dropped
-    max_words: int  # longer paragraphs are dropped
-    heldout_fraction: float  # of articles, by a hash of the title
-    rl_fraction: float  # of the other articles: kept from demonstrations, for DAPO
-    max_examples: int  # 0: all
-    seed: int
-    # Which spans are masked: any; by type and rarity; by how hard the model `ppl` finds them
-    strategy: Literal["random", "weighted", "ppl"] = "random"
-    min_nll: float = 0.5  # of ppl, nats per token: easier spans are not masked
-    max_nll: float = 6.0  # of ppl: harder spans are not masked
-    gazetteer: int = 0  # names learned from titles and links, at most; 0: none
-    spacy_model: str = ""  # an installed pipeline, for the extractor spacy
-
-
-@dataclasses.dataclass(frozen=True)
-class PplConfig:
-    """The model that says how hard a span is, for the strategy ppl."""
-
-    init: str  # folder in HF format, or of checkpoints
-    tokenizer: str  # folder with tokenizer.json; empty: that of init
-    batch: int  # spans scored at once
-    max_len: int  # tokens of a masked paragraph and the paragraph up to the span
-    compute: ComputeConfig
-    mesh: MeshConfig
+    startup_seconds: float = key(
+        3600.0,
+        "Seconds until the first step is done, and for each save; 0: no watchdog.",
+        harmless=True,
+    )
+    step_factor: float = key(
+        10.0, "A step that takes so many times the median may hang.", harmless=True
+    )
+    step_seconds: float = key(300.0, "No shorter step is a hang.", harmless=True)
+    heartbeat_seconds: int = key(
+        30, "A host that is silent for so many seconds is lost.", harmless=True
+    )
+    guard: Literal["stop", "skip"] = key(
+        "stop",
+        "After a bad update: stop, or count it and go on unless max_skips come in a row.",
+        harmless=True,
+    )
+    spike_sigma: float = key(
+        0.0,
+        "A spike: a loss so many standard deviations above the mean; 0: none is.",
+        harmless=True,
+    )
+    spike_window: int = key(128, "Good losses that mean and deviation are taken of.", harmless=True)
+    max_skips: int = key(10, "Bad updates in a row that stop the run.", harmless=True)
+    profile_steps: tuple[int, ...] = key(
+        (), "Steps traced to WORKDIR/profile; SIGUSR1 traces the next one.", harmless=True
+    )
+    compile_cache: str = key(
+        "", "Folder or bucket of compiled programs; empty: none.", harmless=True
+    )
+    changed: Literal["refuse", "accept"] = key(
+        "refuse",
+        (
+            "A run that is resumed with settings that change its result: refused with both "
+            "values, or goes on with the new ones."
+        ),
+        harmless=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    kind: Literal["bm25", "http", "none", "random"]
-    index: str  # folder of the BM25 index
-    url: str  # of a running `serve_search`, for kind http
-    top_k: int  # passages per query
-    max_passages: int  # passages shown per search, after merging
-    max_queries: int  # queries read from one <search> block
-    timeout: float  # seconds per search call
-    workers: int  # searches in flight
-    cache: str = ""  # SQLite file of results that need not be asked for again; empty: none
-    replay: bool = False  # answer from the cache alone, and fail where it lacks a result
-    # Hide the passage that a RAMP example masks from its own searches, as if it were not indexed
-    exclude_source: bool = False
+    """The search tool, and what of its results an agent is shown."""
+
+    kind: Literal["bm25", "http", "none", "random"] = key(
+        "bm25",
+        "bm25: the index; http: a running serve_search; none, random: baselines of evaluation.",
+    )
+    index: str = key("runs/index", "Folder of the BM25 index.", folder=True)
+    url: str = key("", "Of a running serve_search, for kind http.")
+    top_k: int = key(5, "Passages per query.")
+    max_passages: int = key(5, "Passages shown per search, after merging.")
+    max_queries: int = key(4, "Queries read from one <search> block.")
+    timeout: float = key(10.0, "Seconds per search call.", harmless=True)
+    workers: int = key(16, "Searches in flight; further ones wait.", harmless=True)
+    cache: str = key(
+        "",
+        "SQLite file of results that need not be asked for again; empty: none.",
+        harmless=True,
+    )
+    replay: bool = key(
+        False, "Answer from the cache alone, and fail where it lacks a result.", harmless=True
+    )
+    exclude_source: bool = key(
+        False,
+        "Hide the passage that an example masks from its own searches, as if it were not indexed.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-    # minimal: the task text alone. chat: instructions in the tokenizer's chat template
-    style: Literal["minimal", "chat"]
+    """What stands before the first sampled token."""
+
+    style: Literal["minimal", "chat"] = key(
+        "chat",
+        "minimal: the task text alone; chat: instructions in the tokenizer's chat template.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
-    slots: int  # trajectories open at once, if the KV cache holds them
-    # Shares of them that decode at once, ascending: a program for each, the smallest that will do
-    # is run. What is open beyond the last share waits for search. Programs of other sizes round
-    # differently in the last bit: with one alone nothing ever does.
-    decode_share: tuple[float, ...]
-    max_len: int  # tokens of prompt, sampled text and observations together
-    kv_tokens: int  # that the KV cache holds, all slots together; 0: slots times max_len
-    page_tokens: int  # the KV cache is handed out in pages of so many
-    kv_dtype: Literal["compute", "float32", "bfloat16", "int8"]
-    # How a decode step reads the KV cache; pallas: by a kernel, on TPUs and GPUs; auto: by it where
-    # it takes the head_dim and the page_tokens
-    attention: Literal["auto", "xla", "pallas"]
-    # Where devices share weights (mesh.fsdp, mesh.context): whole, in a copy on each while they
-    # sample, in the compute dtype; or shared as they are, gathered layer by layer for every token
-    weights: Literal["whole", "shared"]
-    tick_tokens: int  # tokens decoded per tick
-    extend_tokens: int  # prompt or observation tokens written per slot and tick
-    chunk_tokens: int  # of those, written at once: a chunk is 8 rows of so many, padded
-    max_turns: int  # searches allowed; the turn after the last must answer
-    max_new_tokens: int  # sampled tokens per trajectory
-    max_turn_tokens: int  # sampled tokens per turn; 0: no limit of its own
-    max_observation_tokens: int  # tokens per search result
-    answer_tokens: int  # kept free for the answer: observations are cut to it
-    corrections: int  # per trajectory: invalid actions answered by a hint instead of the end
-    temperature: float  # 0: greedy
-    top_k: int  # 0: off. Filters break log-probabilities: training wants dapo.allow_filters
-    top_p: float  # 1: off
-    min_p: float  # 0: off
-    max_repeats: int  # a phrase this often in a row ends the trajectory; 0: never
-    deadline: float  # seconds per trajectory; 0: none
-    # Trajectories in flight when sampling stops before all are done: dropped; kept with their
-    # cache, which other weights wrote; or kept, the cache rebuilt by the next weights.
-    in_flight: Literal["drop", "keep", "rebuild"]
-    max_staleness: int  # versions since a kept trajectory's first token before it starts again
-    seed: int
+    """How trajectories are sampled. All numbers of tokens are of one trajectory."""
+
+    slots: int = key(256, "Trajectories open at once, if the KV cache holds them.", harmless=True)
+    decode_share: tuple[float, ...] = key(
+        (0.25, 0.5, 0.75),
+        (
+            "Shares of the slots that decode at once, ascending: a program for each, the smallest "
+            "that will do is run; what is open beyond the last share waits for search. Programs of "
+            "other sizes round differently in the last bit: with one alone nothing ever does."
+        ),
+        harmless=True,
+    )
+    max_len: int = key(6144, "Tokens of prompt, sampled text and observations together.")
+    kv_tokens: int = key(
+        0,
+        (
+            "Tokens that the KV cache holds, all slots together; 0: slots times max_len; with less "
+            "a slot opens once pages are free."
+        ),
+        harmless=True,
+    )
+    page_tokens: int = key(
+        128, "The KV cache is handed out in pages of so many tokens.", harmless=True
+    )
+    kv_dtype: Literal["compute", "float32", "bfloat16", "int8"] = key(
+        "compute", "Of the KV cache; compute: compute.dtype."
+    )
+    attention: Literal["auto", "xla", "pallas"] = key(
+        "auto",
+        (
+            "How a decode step reads the KV cache; pallas: by a kernel, on TPUs and GPUs; auto: by "
+            "it where it takes the head_dim and the page_tokens."
+        ),
+        harmless=True,
+    )
+    weights: Literal["whole", "shared"] = key(
+        "whole",
+        (
+            "Where devices share weights (mesh.fsdp, mesh.context): whole, in a copy on each while "
+            "they sample, in the compute dtype; or shared as they are, gathered layer by layer for "
+            "every token."
+        ),
+        harmless=True,
+    )
+    tick_tokens: int = key(
+        64,
+        "Tokens decoded per tick; between ticks searches and requests are taken up.",
+        harmless=True,
+    )
+    extend_tokens: int = key(
+        512, "Prompt or observation tokens written per slot and tick.", harmless=True
+    )
+    chunk_tokens: int = key(
+        128,
+        "Of those, written at once: a chunk is 8 rows of so many, padded.",
+        harmless=True,
+    )
+    max_turns: int = key(4, "Searches allowed; the turn after the last must answer.")
+    max_new_tokens: int = key(1536, "Tokens sampled.")
+    max_turn_tokens: int = key(0, "Tokens sampled per turn; 0: no limit of its own.")
+    max_observation_tokens: int = key(768, "Tokens per search result.")
+    answer_tokens: int = key(256, "Kept free for the answer: observations are cut to it.")
+    corrections: int = key(1, "Invalid actions answered by a hint instead of the end.")
+    temperature: float = key(1.0, "Of sampling; 0: greedy.")
+    top_k: int = key(
+        0,
+        (
+            "Likeliest tokens sampled from; 0: all. With a filter log-probabilities are not the "
+            "trainer's: training wants dapo.allow_filters."
+        ),
+    )
+    top_p: float = key(1.0, "Share of the likeliest tokens sampled from; 1: all.")
+    min_p: float = key(0.0, "Least probability sampled, as a share of the likeliest's; 0: any.")
+    max_repeats: int = key(16, "A phrase so often in a row ends the trajectory; 0: it never does.")
+    deadline: float = key(600.0, "Seconds; 0: any number.", harmless=True)
+    in_flight: Literal["drop", "keep", "rebuild"] = key(
+        "drop",
+        (
+            "What is in flight when sampling stops before all are done: dropped; kept with its "
+            "cache, which other weights wrote; or kept, the cache rebuilt by the next weights."
+        ),
+    )
+    max_staleness: int = key(
+        1, "Versions since the first token of one that is kept before it starts again."
+    )
+    seed: int = key(0, "Of all that is sampled.")
 
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig:
-    batch_size: int  # packed rows per step, all hosts
-    seq_len: int
-    steps: int
-    other_loss_weight: float  # weight of tokens that the agent did not write
-    curriculum: str  # "0:mixture,200:mixture": the mixture in force from each step on
-    log_every: int
-    seed: int
+    """Supervised fine-tuning on packed rows."""
+
+    steps: int = required("Updates.")
+    curriculum: str = required('"0:mixture,200:mixture": the mixture in force from each step on.')
+    batch_size: int = key(128, "Packed rows per step, all hosts.")
+    seq_len: int = key(4096, "Tokens of a packed row, at least the longest record's.")
+    other_loss_weight: float = key(
+        0.0, "Loss weight of tokens that the agent did not write, such as observations."
+    )
+    log_every: int = key(10, "Steps between lines of metrics.", harmless=True)
+    seed: int = key(0, "Of the order of the data.")
 
 
 @dataclasses.dataclass(frozen=True)
 class DapoConfig:
     """DAPO (arXiv 2503.14476), group-relative, token-level, no KL."""
 
-    steps: int
-    groups: int  # prompts with spread in reward per update
-    group_size: int  # samples per prompt
-    minibatches: int  # updates per step
-    # Rows of rollout.max_len, which trajectories share, per gradient micro-batch; 0: one for each
-    # part of the mesh
-    micro_batch: int
-    clip_low: float
-    clip_high: float
-    tis_cap: float  # cap of the truncated importance weight
-    reward: Literal["recall", "penalised", "judge"]
-    format_weight: float  # share of the reward for a well-formed trajectory
-    length_penalty: float  # of the penalised reward, per excess answer token ratio
-    accuracy_threshold: float  # a sample is right at or above it; all right or all wrong: no spread
-    max_refills: int  # sampling rounds before training on what there is
-    overlong_buffer: int  # sampled tokens before max_new_tokens where the penalty ramps
-    overlong_penalty: float
-    overlong_filter: bool  # drop truncated samples from the loss
-    allow_filters: bool  # sample with top_k, top_p or min_p, though the trainer knows none
-    oversample: float  # prompts in flight per group wanted, where rollout.in_flight keeps them
-    curriculum: str  # as in SftConfig
-    split: Literal["train", "rl"]  # of the prompts; rl where ramp.rl_fraction kept some
-    seed: int
+    steps: int = required("Rounds of sampling and updating.")
+    curriculum: str = required('"0:mixture,200:mixture": the mixture in force from each step on.')
+    groups: int = key(64, "Prompts with spread in reward per step.")
+    group_size: int = key(16, "Samples per prompt; the paper's.")
+    minibatches: int = key(4, "Updates per step.")
+    micro_batch: int = key(
+        0,
+        (
+            "Rows of rollout.max_len, which trajectories share, per gradient micro-batch; 0: one "
+            "for each part of the mesh."
+        ),
+        harmless=True,
+    )
+    clip_low: float = key(0.2, "The ratio is clipped at 1 - clip_low; the paper's.")
+    clip_high: float = key(0.28, "The ratio is clipped at 1 + clip_high; the paper's.")
+    tis_cap: float = key(2.0, "Cap of the truncated importance weight.")
+    reward: Literal["recall", "f1", "penalised"] = key(
+        "recall",
+        "recall: of the masked spans or the answer, as in the paper; f1: of the answer, numbers "
+        "all or nothing; penalised: recall, less for what a fill or an answer has in excess.",
+    )
+    format_weight: float = key(0.1, "Share of the reward for a well-formed trajectory.")
+    length_penalty: float = key(
+        0.6,
+        "Of the penalised reward: taken off for an excess as long as the right text. Above one "
+        "half, a second guess costs more than it may win.",
+    )
+    accuracy_threshold: float = key(
+        0.999, "A sample is right at or above it; a group all right or all wrong has no spread."
+    )
+    max_refills: int = key(10, "Sampling rounds before training on what there is.")
+    overlong_buffer: int = key(256, "Sampled tokens before max_new_tokens where the penalty ramps.")
+    overlong_penalty: float = key(1.0, "Taken off at max_new_tokens; the paper's.")
+    overlong_filter: bool = key(False, "Drop truncated samples from the loss.")
+    allow_filters: bool = key(
+        False,
+        "Sample with top_k, top_p or min_p, though the trainer knows none.",
+        harmless=True,
+    )
+    oversample: float = key(
+        1.0, "Prompts in flight per group wanted, where rollout.in_flight keeps them."
+    )
+    split: Literal["train", "rl"] = key(
+        "train", "Of the prompts; rl where ramp.rl_fraction kept some."
+    )
+    seed: int = key(0, "Of the order of the prompts.")
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    suites: tuple[str, ...]  # ramp, two_hop
-    conditions: tuple[str, ...]  # search, no_search, random
-    examples: int  # of the first suite, searching
-    baseline_examples: int  # of the others and in the other conditions
-    temperature: float  # of evaluation rollouts, in place of rollout.temperature; 0: greedy
-    bootstrap: int  # resamples of the 95% interval
-    seed: int
+    """What is evaluated, on how much."""
+
+    suites: tuple[str, ...] = key(("ramp", "two_hop"), "Of ramp, two_hop.")
+    conditions: tuple[str, ...] = key(
+        ("search", "no_search", "random"), "Of search, no_search, random."
+    )
+    examples: int = key(1000, "Of the first suite, searching.")
+    baseline_examples: int = key(200, "Of the others and in the other conditions.")
+    temperature: float = key(
+        1.0, "Of evaluation rollouts, in place of rollout.temperature; 0: greedy."
+    )
+    bootstrap: int = key(1000, "Resamples of the 95% interval.")
+    seed: int = key(0, "Of the resamples; rollout.seed is that of rollouts.")
+    retries: int = key(
+        3,
+        (
+            "An item that ended for no fault of the model (its search failed, its time ran out) is "
+            "sampled again so often, then left out and counted."
+        ),
+        harmless=True,
+    )
+    max_tool_failures: float = key(
+        0.01, "Share of such items, after that, beyond which the run ends with 1.", harmless=True
+    )
+    max_bad_fraction: float = key(
+        0.01,
+        "Share of items that cannot be run, found before any is, that is tolerated.",
+        harmless=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class PlanConfig:
     """What `plan` compiles a run for; nothing else reads it."""
 
-    topology: str = ""  # a TPU slice: v5p-64, v6e-256, or by its sides, v5p:2x4x4
-    slices: int = 1  # of them, joined by the data centre's network
-    improve: bool = True  # try other ways too: smaller where it does not fit, faster where it does
-    json: str = ""  # file for the figures; empty: none
+    topology: str = key(
+        "", "A TPU slice: v5p-64, v6e-256, or by its sides, v5p:2x4x4.", harmless=True
+    )
+    slices: int = key(1, "Of them, joined by the data centre's network.", harmless=True)
+    improve: bool = key(
+        True,
+        "Try other ways too: smaller where it does not fit, faster where it does.",
+        harmless=True,
+    )
+    json: str = key("", "File for the figures; empty: none.", harmless=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelRun:
     """What every main that runs a model is told."""
 
-    workdir: str
-    data: str  # folder of tokenised records with their manifest; of evaluate: of examples
-    tokenizer: str  # folder with tokenizer.json
-    init: str  # HF or checkpoint folder to start from; empty: random weights
-    base: str = ""  # where init holds adapters: their base model; empty: where they say it is
-    model: ModelConfig
-    compute: ComputeConfig
-    mesh: MeshConfig
+    workdir: str = required("Folder or bucket of the run: what it writes.", harmless=True)
+    data: str = required(
+        "Folder of tokenised records with their manifest; of evaluate: examples.", folder=True
+    )
+    tokenizer: str = key("", "Folder with tokenizer.json; needed.", folder=True)
+    init: str = key("", "HF or checkpoint folder to start from; empty: random weights.")
+    base: str = key(
+        "",
+        "Where init holds adapters: their base model; empty: where they say it is.",
+        harmless=True,
+    )
+    model: ModelConfig = section(ModelConfig)
+    compute: ComputeConfig = section(ComputeConfig)
+    mesh: MeshConfig = section(MeshConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainRun(ModelRun):
-    seed: int
-    optim: OptimConfig
-    checkpoint: CheckpointConfig
-    survival: SurvivalConfig = SurvivalConfig()
-    lora: LoraConfig = LoraConfig()
-    plan: PlanConfig = PlanConfig()
+    """What every main that trains is told."""
+
+    seed: int = key(0, "Of random weights and adapters, and of stochastic rounding.")
+    optim: OptimConfig = section(OptimConfig)
+    checkpoint: CheckpointConfig = section(CheckpointConfig)
+    survival: SurvivalConfig = section(SurvivalConfig)
+    lora: LoraConfig = section(LoraConfig)
+    plan: PlanConfig = section(PlanConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SftRun(TrainRun):
     """`train_sft`: supervised fine-tuning on cached trajectories."""
 
-    sft: SftConfig
+    sft: SftConfig = section(SftConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DapoRun(TrainRun):
     """`train_dapo`: reinforcement learning with live search."""
 
-    prompt: PromptConfig
-    search: SearchConfig
-    rollout: RolloutConfig
-    dapo: DapoConfig
+    prompt: PromptConfig = section(PromptConfig)
+    search: SearchConfig = section(SearchConfig)
+    rollout: RolloutConfig = section(RolloutConfig)
+    dapo: DapoConfig = section(DapoConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalRun(ModelRun):
     """`evaluate`: a checkpoint on the suites, under each search condition."""
 
-    prompt: PromptConfig
-    search: SearchConfig
-    rollout: RolloutConfig
-    eval: EvalConfig
+    prompt: PromptConfig = section(PromptConfig)
+    search: SearchConfig = section(SearchConfig)
+    rollout: RolloutConfig = section(RolloutConfig)
+    eval: EvalConfig = section(EvalConfig)

@@ -1,56 +1,115 @@
-"""A ConfigDict or dict to a frozen dataclass: every key known, every value of its type."""
+"""What a config can say: keys with their default and a sentence, and a ConfigDict made a dataclass.
+
+A section is a frozen dataclass whose fields are made by `key` or `required`. `to_dataclass` turns a
+ConfigDict or dict into one, strictly: every key known, every value of its type.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from masksearch_jax.core.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
+REQUIRED = dataclasses.MISSING  # in place of a default: the config file, or a flag, must give it
 
-def flat_keys(schema: type, prefix: str = "") -> dict[str, Any]:
+
+def key(default: Any, sentence: str, *, harmless: bool = False, folder: bool = False) -> Any:
+    """A field of a section: its default, and what it means with units and choices.
+
+    harmless: a run that is resumed with another value comes to the same result (to rounding).
+    folder: names one, and what lies in it decides, not where it is.
+    """
+    said = {"sentence": sentence, "harmless": harmless, "folder": folder}
+    return dataclasses.field(default=default, metadata=said)
+
+
+def required(sentence: str, *, harmless: bool = False, folder: bool = False) -> Any:
+    """A field of a section without a default: whoever writes the config decides."""
+    return key(REQUIRED, sentence, harmless=harmless, folder=folder)
+
+
+def section(cls: type, sentence: str = "") -> Any:
+    """A field that is a section: its defaults, or required where one of its keys is.
+
+    The sentence is the first line of the dataclass's docstring where none is given.
+    """
+    keys = dataclasses.fields(cls)
+    default = REQUIRED if any(f.default is REQUIRED for f in keys) else cls()
+    return key(default, sentence or cls.__doc__.partition("\n")[0])
+
+
+class Key(NamedTuple):
+    """One key of a schema, or one of its sections; `name` is dotted."""
+
+    name: str
+    kind: Any
+    default: Any  # REQUIRED for none
+    sentence: str
+    harmless: bool
+    folder: bool
+
+    @property
+    def section(self) -> type | None:
+        """The dataclass of a section, optional ones too; None of a key with a value."""
+        inner = _not_none(self.kind)
+        return inner if dataclasses.is_dataclass(inner) else None
+
+
+@functools.cache
+def describe_keys(schema: type) -> tuple[Key, ...]:
+    """Every key of a schema in its order, a section before its keys.
+
+    The defaults of a section's keys are those of its dataclass.
+    """
+    kinds, keys = typing.get_type_hints(schema), []
+    for field in dataclasses.fields(schema):
+        name, said = field.name, {"sentence": "", "harmless": False, "folder": False}
+        found = Key(name, kinds[name], field.default, **said | dict(field.metadata))
+        inner = describe_keys(found.section) if found.section else ()
+        keys += [found, *(k._replace(name=f"{name}.{k.name}") for k in inner)]
+    return tuple(keys)
+
+
+def harmless_keys(section: type) -> frozenset[str]:
+    """Names of the keys of a section that do not change a result."""
+    return frozenset(k.name for k in describe_keys(section) if k.harmless)
+
+
+def flat_keys(schema: type) -> dict[str, Any]:
     """Dotted name to type of every key of a dataclass, sections and their keys alike."""
-    keys: dict[str, Any] = {}
-    for name, kind in typing.get_type_hints(schema).items():
-        keys[prefix + name] = kind
-        inner = _not_none(kind)
-        if dataclasses.is_dataclass(inner):
-            keys |= flat_keys(inner, f"{prefix}{name}.")
-    return keys
+    return {k.name: k.kind for k in describe_keys(schema)}
 
 
 def to_dataclass(schema: type[T], config: Any, path: str = "config") -> T:
-    """The frozen dataclass `schema` filled from a ConfigDict or dict of exactly its keys.
+    """The frozen dataclass `schema` filled from a ConfigDict or dict; other keys by their default.
 
     An int is taken for a float and a list for a tuple; nothing else is converted. Raises
-    ConfigError that names the dotted key and the nearest valid ones (unknown), or the value and the
-    type it should have.
+    ConfigError that names the dotted key and the nearest valid ones (unknown), what is missing, or
+    the value and the type it should have.
     """
     values = config.to_dict() if hasattr(config, "to_dict") else config
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path} is {values!r}; it must be a section with {_names(schema)}")
     kinds = typing.get_type_hints(schema)
-    for key in values:
-        if key not in kinds:
-            near = nearest(key, kinds, prefix=f"{path}.")
-            raise ConfigError(f"{path}.{key} is not a key of {schema.__name__}; {near}")
-    required = {f.name for f in dataclasses.fields(schema) if _has_no_default(f)}
-    if missing := sorted(required - set(values)):
+    for name in values:
+        if name not in kinds:
+            near = nearest(name, kinds, prefix=f"{path}.")
+            raise ConfigError(f"{path}.{name} is not a key of {schema.__name__}; {near}")
+    needed = {f.name for f in dataclasses.fields(schema) if f.default is REQUIRED}
+    if missing := sorted(needed - set(values)):
         raise ConfigError(f"{path} lacks {', '.join(f'{path}.{m}' for m in missing)}")
     return schema(**{k: _convert(kinds[k], v, f"{path}.{k}") for k, v in values.items()})
 
 
 def _names(schema: type) -> str:
     return ", ".join(f.name for f in dataclasses.fields(schema))
-
-
-def _has_no_default(field: dataclasses.Field) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _not_none(kind: Any) -> Any:

@@ -67,7 +67,11 @@ class RampExample:
 
 @dataclasses.dataclass(frozen=True)
 class QAExample:
-    """A question with its accepted answers and the ids of the passages that support it."""
+    """A question with its accepted answers and what its data set says of it.
+
+    gold: ids of the passages that support the answer, in the order they are read. titles: of the
+    articles that do. type, level: the set's own words. hops: steps to the answer, 0: not known.
+    """
 
     id: str
     dataset: str
@@ -75,9 +79,18 @@ class QAExample:
     answers: tuple[str, ...]
     gold: tuple[str, ...] = ()
     type: str = ""
+    titles: tuple[str, ...] = ()
+    level: str = ""
+    hops: int = 0
 
 
 Example = RampExample | QAExample
+
+
+def has_answer(example: Example) -> bool:
+    """Whether there is anything to score an answer against."""
+    known = [s.text for s in example.spans] if isinstance(example, RampExample) else example.answers
+    return any(text.strip() for text in known)
 
 
 @dataclasses.dataclass(frozen=True)

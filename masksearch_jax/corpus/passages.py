@@ -1,30 +1,42 @@
-"""Passage files: JSON lines of id, title, text, plain or gzipped, read strictly and written whole.
+"""Passage files: JSON lines of id, title, text, read strictly and written whole.
 
-Rows of the wiki-18 kind, `{"id": ..., "contents": "\\"Title\\"\\ntext"}`, are read too, and those
-of paragraphs, with `wiki_id` and `par` in place of `id`; other keys are ignored. A bad line is
-dropped, counted and named; too many of them stop the reading.
+Read too: one JSON array of such objects, or objects spread over lines; a tab-separated file whose
+header names id, text and title (DPR); WikiExtractor's files. Each may be packed, as `packed` says.
+Rows of the wiki-18 kind, `{"id": ..., "contents": "\\"Title\\"\\ntext"}`, are read, and those of
+paragraphs, with `wiki_id` and `par` in place of `id`; other keys are ignored. A bad row is dropped,
+counted and named; too many of them stop the reading.
 """
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import dataclasses
 import gzip
 import hashlib
+import io
 import json
 import logging
 import os
-import tempfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from masksearch_jax.core import contents, files
 from masksearch_jax.core.types import Passage
+from masksearch_jax.corpus import json_values, wikiextractor
+from masksearch_jax.corpus.packed import DAMAGE, unpack
 from masksearch_jax.corpus.tally import Tally
 
 _log = logging.getLogger(__name__)
+FORMS = (
+    "JSON lines (.jsonl) or one JSON array (.json) of objects with id, title, text or id, "
+    "contents; tab-separated with a header of id, text, title (.tsv); parquet or arrow files; "
+    "Wikipedia's dump (.xml); WikiExtractor's wiki_00 files; a prepared TFDS dataset; a folder of "
+    "one of these"
+)
 EARLY = 100  # bad lines before a fraction over the limit stops the reading at once
 
 
@@ -40,6 +52,7 @@ class BadRow(Exception):
         self.reason = reason
 
 
+_HEAD = 4096  # bytes that tell the kind of a file
 Row = tuple[str, dict[str, Any] | BadRow]  # where it stands, and what it holds
 
 
@@ -95,8 +108,18 @@ def read_passages(
     return from_rows(rows, path, limit, max_bad_fraction, log, stats)
 
 
-def read_rows(path: str | os.PathLike[str], stats: CorpusStats) -> Iterator[Row]:
-    """The lines of a file as ("file:line", object or BadRow). Raises CorpusError as above."""
+def read_rows(
+    path: str | os.PathLike[str],
+    stats: CorpusStats,
+    form: str = "jsonl",
+    part: tuple[float, float] = (0.0, 1.0),
+) -> Iterator[Row]:
+    """The rows of a file of the form jsonl | tsv | wikiextractor: where each stands, and itself.
+
+    part: where in the whole corpus the file begins and how much of it the file is, for
+    `stats.done`. Raises CorpusError at once for a missing or empty file, and while reading for
+    damage and for a file of another form; PackingError.
+    """
     path = Path(path)
     try:
         with open(path, "rb") as file:
@@ -105,19 +128,121 @@ def read_rows(path: str | os.PathLike[str], stats: CorpusStats) -> Iterator[Row]
         raise CorpusError(f"cannot read the corpus {path}: {error.strerror}") from None
     if not size:
         raise CorpusError(f"the corpus {path} is empty")
-    return _read_rows(path, stats)
+    return _read_rows(path, size, stats, form, part)
 
 
-def _read_rows(path: Path, stats: CorpusStats) -> Iterator[Row]:
+def _read_rows(
+    path: Path, size: int, stats: CorpusStats, form: str, part: tuple[float, float]
+) -> Iterator[Row]:
+    last = "its start"
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        for number, line in _lines(path, file):
-            if number % 1000 == 1:
-                stats.done = min(1.0, file.tell() / size)
-            try:
-                yield f"{path}:{number}", parse_line(line)
-            except BadRow as bad:
-                yield f"{path}:{number}", bad
+        try:
+            for count, (where, row) in enumerate(_rows(path, unpack(file, path), form)):
+                if count % 1000 == 0:
+                    stats.done = part[0] + part[1] * min(1.0, file.tell() / size)
+                numbered = isinstance(where, int)
+                last = f"line {where}" if numbered else where
+                yield f"{path}:{where}" if numbered else f"{path}: {where}", row
+        except DAMAGE as error:
+            raise CorpusError(f"{path}: unreadable after {last}: {error}") from error
+
+
+def _rows(
+    path: Path, file: IO[bytes], form: str
+) -> Iterator[tuple[int | str, dict[str, Any] | BadRow]]:
+    """(line number or the like, row) of a file, unpacked, that its first bytes tell the kind of."""
+    head = file.peek(_HEAD)[:_HEAD].decode("utf-8-sig", "replace")
+    if form == "tsv":
+        return _tsv_rows(path, _lines(file))
+    if form == "wikiextractor" and wikiextractor.is_document(head):
+        return _documents(file)
+    if json_values.is_array(head) or json_values.is_spread(head):
+        return _values(path, file)
+    if head.strip() and not any(line.lstrip()[:1] in ("{", "[") for line in head.split("\n")):
+        raise CorpusError(f"{path} begins with {head[:40]!r}, as no form does: {FORMS}")
+    if form == "wikiextractor":
+        return ((n, _or_bad(_untitled_line, line)) for n, line in _lines(file))
+    return ((number, _or_bad(parse_line, line)) for number, line in _lines(file))
+
+
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """(line number, line) of the lines that are not blank."""
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            yield number, line
+
+
+def _or_bad(read: Callable[[bytes], dict[str, Any]], line: bytes) -> dict[str, Any] | BadRow:
+    try:
+        return read(line)
+    except BadRow as bad:
+        return bad
+
+
+def _untitled_line(line: bytes) -> dict[str, Any]:
+    return wikiextractor.without_title(parse_line(line))
+
+
+def _values(path: Path, file: IO[bytes]) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
+    """The objects of a file that is no JSON lines. Raises CorpusError where its JSON breaks."""
+    text = io.TextIOWrapper(file, encoding="utf-8-sig")
+    try:
+        for number, value in enumerate(json_values.values(text), 1):
+            yield f"item {number}", _as_object(value)
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path} is not UTF-8: {error}") from None
+    except ValueError as error:
+        raise CorpusError(f"{path}: {error}") from None
+    finally:
+        text.detach()  # or the file would be closed with it
+
+
+def _as_object(value: Any) -> dict[str, Any] | BadRow:
+    if isinstance(value, dict):
+        return value
+    return BadRow("not a JSON object", type(value).__name__)
+
+
+def _tsv_rows(
+    path: Path, lines: Iterator[tuple[int, bytes]]
+) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
+    """Rows of a tab-separated file, one a line, with CSV's quotes. Raises CorpusError."""
+    names: list[str] = []
+    for number, line in lines:
+        try:
+            fields = _fields(_decoded(line))
+        except BadRow as bad:
+            yield number, bad
+            continue
+        if not names:
+            names = [field.strip().casefold() for field in fields]
+            if not {"id", "text", "title"} <= set(names):
+                raise CorpusError(
+                    f"{path}:{number}: a header line of id, text and title is needed, with tabs "
+                    f"between them; the line is {line[:60]!r}"
+                )
+        elif len(fields) != len(names):
+            yield number, BadRow("wrong number of columns", f"{len(fields)}, not {len(names)}")
+        else:
+            yield number, dict(zip(names, fields, strict=True))
+
+
+def _fields(line: str) -> list[str]:
+    """The fields of one line; quotes that do not pair up are taken as they stand."""
+    line = line.rstrip("\r\n")
+    try:
+        return next(csv.reader([line], delimiter="\t", strict=True))
+    except csv.Error:
+        return line.split("\t")
+
+
+def _documents(file: IO[bytes]) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
+    lines = ((number, line.decode("utf-8-sig", "replace")) for number, line in enumerate(file, 1))
+    for number, row in wikiextractor.rows(lines):
+        if row is None:
+            yield number, BadRow("a document without an end")
+        else:
+            yield number, wikiextractor.without_title(row)
 
 
 def from_rows(
@@ -155,40 +280,16 @@ def from_rows(
 
 def write_passages(path: str | os.PathLike[str], passages: Iterable[Passage]) -> int:
     """Writes passages as JSON lines, gzipped for a name in .gz, all or nothing; their number."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with open(fd, "wb") as file:
-            lines = gzip.GzipFile("", "wb", 6, file, mtime=0) if path.suffix == ".gz" else file
-            for passage in passages:
-                record = dataclasses.asdict(passage)
-                lines.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-                count += 1
-            if lines is not file:
-                lines.close()
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with contextlib.ExitStack() as stack:
+        lines = stack.enter_context(files.writing(path, "wb"))
+        if os.fspath(path).endswith(".gz"):
+            lines = stack.enter_context(gzip.GzipFile("", "wb", 6, lines, mtime=0))
+        for passage in passages:
+            record = dataclasses.asdict(passage)
+            lines.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            count += 1
     return count
-
-
-def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """(line number, line) of the lines that are not blank; gzip is told by its first bytes."""
-    zipped = file.read(2) == b"\x1f\x8b"
-    file.seek(0)
-    number = 0
-    try:
-        for number, line in enumerate(gzip.GzipFile(fileobj=file) if zipped else file, 1):
-            if line.strip():
-                yield number, line
-    except (EOFError, OSError, zlib.error) as error:
-        raise CorpusError(f"{path}: unreadable after line {number}: {error}") from error
 
 
 class Ids:
@@ -226,9 +327,7 @@ class Ids:
 def parse_line(line: bytes) -> dict[str, Any]:
     """The object of one line. Raises BadRow."""
     try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise BadRow("not UTF-8", str(error)) from None
+        record = json.loads(_decoded(line))
     except (ValueError, RecursionError) as error:
         raise BadRow("not JSON", str(error)) from None
     if not isinstance(record, dict):
@@ -236,14 +335,20 @@ def parse_line(line: bytes) -> dict[str, Any]:
     return record
 
 
+def _decoded(line: bytes) -> str:
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadRow("not UTF-8", str(error)) from None
+
+
 def to_passage(record: dict[str, Any]) -> Passage:
     """The passage of a row: id, title, text; or id, contents; or wiki_id and, if any, par for id.
 
-    Raises BadRow.
+    Contents without a title line are the text of a passage without a title. Raises BadRow.
     """
     if "text" not in record and isinstance(record.get("contents"), str):
-        title, _, text = record["contents"].partition("\n")
-        record = {"title": title.strip().strip('"'), "text": text, **record}
+        record = _split(record)
     if "id" not in record and "wiki_id" in record and isinstance(record.get("text"), str):
         record = {**record, "id": _paragraph_id(record)}
     for key in ("id", "title", "text"):
@@ -260,6 +365,14 @@ def to_passage(record: dict[str, Any]) -> Passage:
     except UnicodeEncodeError as error:
         raise BadRow("not valid Unicode", error.reason) from None
     return passage
+
+
+def _split(record: dict[str, Any]) -> dict[str, Any]:
+    """A row of contents with its title and text; a title of its own stays, and all text with it."""
+    title, text = contents.split(record["contents"])
+    if record.get("title", title) != title:
+        title, text = record["title"], record["contents"]
+    return {**record, "title": title, "text": text}
 
 
 def _paragraph_id(record: dict[str, Any]) -> str:

@@ -1,22 +1,26 @@
-"""A corpus of any kind as passages: JSON lines, folders of datasets, Wikipedia's dumps, TFDS.
+"""A corpus of any kind as passages: text files, folders of datasets, Wikipedia's dumps, TFDS.
 
-Rows of `jsonl` and `hf` are passages as they are unless `corpus.articles` says that they are whole
-articles; those, and all of `dump` and `tfds`, lose what is no prose and are cut into passages.
+Rows of `jsonl`, `tsv` and `hf` are passages as they are unless `corpus.articles` says that they are
+whole articles; those, and all of the other formats, lose what is no prose and are cut into
+passages. A corpus is a file, or a folder whose files are all of one format.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from masksearch_jax.core.config import CorpusConfig
+from masksearch_jax.core.corpus_config import CorpusConfig
 from masksearch_jax.core.types import Passage
-from masksearch_jax.corpus import prose, wikipedia_dump
+from masksearch_jax.corpus import prose, wikipedia_dump, wikitext
 from masksearch_jax.corpus.passages import (
     EARLY,
+    FORMS,
     BadRow,
     CorpusError,
     CorpusStats,
@@ -27,9 +31,20 @@ from masksearch_jax.corpus.passages import (
     to_passage,
 )
 from masksearch_jax.corpus.tally import Tally
-from masksearch_jax.corpus.wikipedia_dump import Article
+from masksearch_jax.corpus.wikitext import Article
 
-FORMATS = ("auto", "jsonl", "hf", "dump", "tfds")
+FORMATS = ("auto", "jsonl", "tsv", "hf", "dump", "wikiextractor", "tfds")
+_PASSAGES = ("jsonl", "tsv", "hf")  # rows are passages unless `corpus.articles`
+_PACKED = r"(?:\.(?:gz|bz2|xz|lzma|zst|zip|7z|rar))?"
+_NAMES = {  # what the files of a format are called
+    "tfds": re.compile(r"features\.json"),
+    "hf": re.compile(r".+\.(?:parquet|arrow)"),
+    "dump": re.compile(rf".+\.xml(?:-p\d+p\d+)?{_PACKED}"),
+    "wikiextractor": re.compile(rf"wiki_\d+{_PACKED}"),
+    "tsv": re.compile(rf".+\.tsv{_PACKED}"),
+    "jsonl": re.compile(rf".+\.(?:jsonl|ndjson|json){_PACKED}"),
+}
+_METADATA = re.compile(rf".+\.json{_PACKED}")  # a .json file beside data of another kind
 Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 _log = logging.getLogger(__name__)
 
@@ -63,7 +78,7 @@ def read_corpus(
     stats = CorpusStats() if stats is None else stats
     kind = detect(cfg.path) if cfg.format == "auto" else cfg.format
     rows = _rows(kind, cfg, stats)
-    if kind in ("jsonl", "hf") and not cfg.articles:
+    if kind in _PASSAGES and not cfg.articles:
         return from_rows(rows, cfg.path, cfg.limit, cfg.max_bad_fraction, log, stats)
     return _limited(_articles(rows, cfg, log, stats, mapper, anchors), cfg, stats)
 
@@ -71,55 +86,118 @@ def read_corpus(
 def has_articles(cfg: CorpusConfig) -> bool:
     """True where whole articles are cut into passages, which is worth several processes."""
     kind = detect(cfg.path) if cfg.format == "auto" else cfg.format
-    return cfg.articles or kind in ("dump", "tfds")
+    return cfg.articles or kind not in _PASSAGES
 
 
 def detect(path: str) -> str:
     """The format of a path by its name and what a folder holds. Raises CorpusError."""
     place = Path(path)
-    if place.is_dir():
-        if any(place.rglob("features.json")):
-            return "tfds"
-        if any(_dataset_files(place)):
-            return "hf"
+    if not place.is_dir():
+        name = place.name.lower()
+        return next((kind for kind, names in _NAMES.items() if names.fullmatch(name)), "jsonl")
+    found = {kind: files[0].name for kind in _NAMES if (files := _files(place, kind))}
+    if "tfds" in found:
+        return "tfds"
+    if len(found) > 1 and _METADATA.fullmatch(found.get("jsonl", "")):
+        del found["jsonl"]
+    if len(found) > 1:
+        several = ", ".join(f"{kind} ({name})" for kind, name in found.items())
         raise CorpusError(
-            f"the corpus {path} is a folder without .parquet or .arrow files and without a TFDS "
-            "features.json: Is a directory that no reader knows"
+            f"the corpus {path} is a folder of several formats: {several}; name the one to read "
+            "with corpus.format"
         )
-    name = place.name.lower()
-    if name.endswith((".xml", ".xml.bz2")):
-        return "dump"
-    return "hf" if name.endswith((".parquet", ".arrow")) else "jsonl"
+    if not found:
+        raise CorpusError(
+            f"the corpus {path} is a folder without a file that a reader knows; it reads {FORMS}"
+        )
+    return next(iter(found))
+
+
+def _files(path: Path, kind: str) -> list[Path]:
+    """The files of a format: the path itself, or those of a folder in the order of their names.
+
+    Raises CorpusError for a folder of a saved dataset that lacks a file.
+    """
+    if path.is_file():
+        return [path]
+    inside = (f for f in path.rglob("*") if not f.relative_to(path).as_posix().startswith("."))
+    named = (f for f in inside if _NAMES[kind].fullmatch(f.name.lower()))
+    files = sorted(named, key=_numbered)
+    if kind == "hf":
+        return _of_dataset(files)
+    if kind == "jsonl":  # beside JSON lines, a .json file says something about them
+        files = [f for f in files if not _METADATA.fullmatch(f.name.lower())] or files
+    return files
+
+
+def _numbered(file: Path) -> list[tuple[int, str | int]]:
+    """A key that sorts part 2 before part 10."""
+    pieces = re.split(r"(\d+)", str(file))
+    return [(0, int(piece)) if piece.isdecimal() else (1, piece) for piece in pieces]
+
+
+def _of_dataset(files: Iterable[Path]) -> list[Path]:
+    """Of parquet and arrow files those that are data: what a folder's `state.json` names.
+
+    Without one, what `datasets` keeps of a mapped dataset (`cache-*.arrow`) is none.
+    """
+    kept: list[Path] = []
+    for folder, here in itertools.groupby(files, key=lambda file: file.parent):
+        if (folder / "state.json").is_file():
+            kept += _named_by_state(folder)
+        else:
+            kept += [f for f in here if not re.fullmatch(r"cache-.+\.arrow", f.name)]
+    return kept
+
+
+def _named_by_state(folder: Path) -> list[Path]:
+    """The data files of a folder that `Dataset.save_to_disk` wrote. Raises CorpusError."""
+    path = folder / "state.json"
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        files = [folder / row["filename"] for row in state["_data_files"]]
+        moved = bool(state.get("_indices_data_files"))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CorpusError(f"{path} names no _data_files: {error!r}") from None
+    if moved:
+        raise CorpusError(
+            f"{path} has _indices_data_files, an order of rows that is not read; save the dataset "
+            "again after flatten_indices()"
+        )
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise CorpusError(f"{path} names {missing[0]}, which is not there")
+    return files
 
 
 def _rows(kind: str, cfg: CorpusConfig, stats: CorpusStats) -> Iterator[Row]:
-    """Rows of a corpus with where they stand; those of a dump hold pages."""
-    if kind == "jsonl":
-        return read_rows(cfg.path, stats)
-    if kind not in FORMATS[2:]:
+    """Rows of a corpus with where they stand; those of a dump hold pages. Raises CorpusError."""
+    if kind not in FORMATS[1:]:
         raise CorpusError(f"corpus.format is {kind!r}; choices: {', '.join(FORMATS)}")
-    if not Path(cfg.path).exists():
+    place = Path(cfg.path)
+    if not place.exists():
         raise CorpusError(f"cannot read the corpus {cfg.path}: No such file or directory")
-    if kind == "hf":
-        return _hf_rows(Path(cfg.path), stats)
     if kind == "tfds":
         from masksearch_jax.corpus import tfds_rows  # loads TensorFlow
 
         return tfds_rows.rows(cfg.path)
-    return ((f"{cfg.path}: page {p.id}", p) for p in wikipedia_dump.read_pages(cfg.path))
+    files = _files(place, kind)
+    if not files:
+        raise CorpusError(f"the corpus {cfg.path} has no files of corpus.format {kind}")
+    if kind == "hf":
+        return _hf_rows(files, stats)
+    if kind == "dump":
+        pages = ((f, page) for f in files for page in wikipedia_dump.read_pages(f))
+        return ((f"{f}: page {page.id}", page) for f, page in pages)
+    part = 1 / len(files)
+    rows = (read_rows(f, stats, kind, (i * part, part)) for i, f in enumerate(files))
+    return itertools.chain.from_iterable(rows)
 
 
-def _dataset_files(path: Path) -> list[Path]:
-    files = [path] if path.is_file() else sorted(path.rglob("*"))
-    return [f for f in files if f.suffix in (".parquet", ".arrow")]
-
-
-def _hf_rows(path: Path, stats: CorpusStats) -> Iterator[Row]:
-    """Rows of the parquet and arrow files of a dataset's folder, in the order of their names."""
+def _hf_rows(files: list[Path], stats: CorpusStats) -> Iterator[Row]:
+    """Rows of parquet and arrow files."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    files = _dataset_files(path)
     for number, file in enumerate(files):
         stats.done = number / len(files)
         try:
@@ -204,7 +282,7 @@ def read_article(row: dict[str, Any] | wikipedia_dump.Page, words: int, language
             left_out.drop(row.refusal, repr(row.title))
             return Read([], [], left_out)
         try:
-            article = wikipedia_dump.render(row)
+            article = wikitext.render(row.id, row.title, row.text)
         except ValueError as error:
             raise BadRow("unparsable wikitext", f"{row.title!r}: {error}") from None
     else:

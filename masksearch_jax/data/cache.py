@@ -1,11 +1,12 @@
 """The offline cache: tokenised records as ArrayRecord shards, and one manifest that describes them.
 
     CACHE/manifest.json                   tasks, counts, mixture rates, tokenizer, prompt style
-    CACHE/TASK-SPLIT/data-00000.array_record  lengths.npy  split.json
+    CACHE/TASK-SPLIT/data-00000.array_record  lengths.npy  split.json  dropped.jsonl
 
 A record is a flat dict of text and 1-D numpy arrays. Kinds of split: `sft` records have `id`, `ids`
 int32[T] and `agent` bool[T] (True where the agent wrote the token); `prompt` records have `id`,
-`ids` int32[P] and `example`, the example's JSON.
+`ids` int32[P] and `example`, the example's JSON. `dropped.jsonl` has `id` and `tokens` of each
+record that was too long; where none was, there is no such file.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ import errno
 import itertools
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -25,8 +24,12 @@ from typing import Any, Literal
 import msgpack
 import numpy as np
 
-FORMAT = 1
+from masksearch_jax.core import files, stamp
+
+FORMAT = 3
 MANIFEST = "manifest.json"
+DROPPED = "dropped.jsonl"
+_STAMP = "split.json"
 Kind = Literal["sft", "prompt"]
 Record = dict[str, Any]
 
@@ -36,27 +39,25 @@ class CacheError(ValueError):
 
 
 _ARRAY = 1  # msgpack extension code of a numpy array
-_NAMED_DROPS = 20  # dropped ids kept by name; all are counted
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """What one task's split holds. `source` is a hash of what it was made from.
+    """What one task's split holds. `made_from` is a hash of its inputs.
 
     `tokens` and `agent_tokens` are totals, `longest` the most tokens of one record. `dropped` is
-    how many records had more than `max_len` tokens and were left out; `dropped_ids` names the first
-    of them. `shards` are (file name, bytes, records).
+    how many records had more than `max_len` tokens and were left out. `shards` are (file name,
+    bytes, records).
     """
 
     kind: Kind
-    source: str
+    made_from: str
     max_len: int
     records: int
     tokens: int
     agent_tokens: int
     longest: int
     dropped: int
-    dropped_ids: tuple[str, ...]
     shards: tuple[tuple[str, int, int], ...]
 
 
@@ -64,11 +65,11 @@ class Split:
 class Manifest:
     """Everything a trainer needs to know of a cache but the records themselves.
 
-    tasks: task → split → `Split`. mixtures: mixture → task → rate. source: a hash of all inputs.
+    tasks: task → split → `Split`. mixtures: mixture → task → rate. made_from: a hash of inputs.
     """
 
     folder: Path
-    source: str
+    made_from: str
     tokenizer: str
     vocab_size: int
     eos_id: int
@@ -117,7 +118,7 @@ class Manifest:
         obj = dataclasses.asdict(self) | {"format": FORMAT}
         del obj["folder"]
         path = self.folder / MANIFEST
-        write_atomically(path, json.dumps(obj, indent=1))
+        files.write_json(path, obj)
         return path
 
     def rates(self, name: str) -> dict[str, float]:
@@ -179,29 +180,25 @@ def write_split(
     *,
     kind: Kind,
     max_len: int,
-    source: str,
+    made_from: str,
     records_per_shard: int = 65_536,
 ) -> Split:
     """Write one split and return its description; the folder appears whole or not at all.
 
-    Records of more than `max_len` tokens are dropped and counted.
+    Records of more than `max_len` tokens are dropped, counted, and named in `dropped.jsonl`.
     """
     folder = split_folder(Path(cache), task, split)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for stale in folder.parent.glob(f".{folder.name}-*"):  # of a build that was killed
-        shutil.rmtree(stale)
-    temp = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     tally = _Tally(max_len)
-    try:
-        shards = _write_shards(temp, map(encode, filter(tally.keep, records)), records_per_shard)
-        np.save(temp / "lengths.npy", np.asarray(tally.lengths, np.int32))
-        written = tally.split(kind, source, shards)
-        (temp / "split.json").write_text(json.dumps(dataclasses.asdict(written)), "utf-8")
-        temp.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(temp, folder)
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)
+    with files.writing_folder(folder) as partial:
+        shards = _write_shards(partial, map(encode, filter(tally.keep, records)), records_per_shard)
+        np.save(partial / "lengths.npy", np.asarray(tally.lengths, np.int32))
+        if tally.dropped:
+            rows = (json.dumps(row, ensure_ascii=False) for row in tally.dropped)
+            files.write_lines(partial / DROPPED, rows)
+        written = tally.split(kind, made_from, shards)
+        stamp.write(
+            partial / _STAMP, dataclasses.asdict(written), made_from, _files_beside_stamp(partial)
+        )
     return written
 
 
@@ -211,42 +208,42 @@ class _Tally:
 
     max_len: int
     lengths: list[int] = dataclasses.field(default_factory=list)
-    dropped: list[str] = dataclasses.field(default_factory=list)
+    dropped: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     agent_tokens: int = 0
 
     def keep(self, record: Record) -> bool:
         """Whether a record is short enough; counts it either way."""
         size = len(record["ids"])
         if size > self.max_len:
-            self.dropped.append(record["id"])
+            self.dropped.append({"id": record["id"], "tokens": size})
             return False
         self.lengths.append(size)
         self.agent_tokens += int(np.sum(record.get("agent", 0)))
         return True
 
-    def split(self, kind: Kind, source: str, shards: tuple[tuple[str, int, int], ...]) -> Split:
+    def split(self, kind: Kind, made_from: str, shards: tuple[tuple[str, int, int], ...]) -> Split:
         return Split(
             kind=kind,
-            source=source,
+            made_from=made_from,
             max_len=self.max_len,
             records=len(self.lengths),
             tokens=sum(self.lengths),
             agent_tokens=self.agent_tokens,
             longest=max(self.lengths, default=0),
             dropped=len(self.dropped),
-            dropped_ids=tuple(self.dropped[:_NAMED_DROPS]),
             shards=shards,
         )
 
 
-def finished_split(cache: str | Path, task: str, split: str) -> Split | None:
-    """The description of a split that was written to its end and is whole, or None."""
+def finished_split(cache: str | Path, task: str, split: str, made_from: str) -> Split | None:
+    """The description of a split of these inputs that was written to its end and is whole."""
     folder = split_folder(Path(cache), task, split)
-    path = folder / "split.json"
-    if not path.is_file():
-        return None
-    found = _split_from_json(json.loads(path.read_text("utf-8")))
-    return None if _damage(folder, found) else found
+    record = stamp.read(folder / _STAMP, made_from, _files_beside_stamp(folder))
+    return None if record is None else _split_from_json(record | {"made_from": made_from})
+
+
+def _files_beside_stamp(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*") if path.name != _STAMP)
 
 
 def _damage(folder: Path, split: Split) -> str:
@@ -262,22 +259,6 @@ def _damage(folder: Path, split: Split) -> str:
 
 def split_folder(cache: Path, task: str, split: str) -> Path:
     return cache / f"{task}-{split}"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file beside its place and rename it there: whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temp = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temp, 0o644)
-        os.replace(temp, path)
-    except BaseException:
-        os.unlink(temp)
-        raise
 
 
 def encode(record: Record) -> bytes:
@@ -336,7 +317,6 @@ def _close(writer: Any, path: Path) -> None:
 
 def _split_from_json(obj: Mapping[str, Any]) -> Split:
     values = dict(obj)
-    values["dropped_ids"] = tuple(values["dropped_ids"])
     values["shards"] = tuple(tuple(s) for s in values["shards"])
     return Split(**values)
 

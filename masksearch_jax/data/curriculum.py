@@ -82,7 +82,7 @@ class Order:
                 if task not in self.sources:
                     self.sources[task] = manifest.open(task, split)
             sources = [(self.sources[task], rate) for task, rate in rates.items()]
-            made_of = [[t, r, manifest.tasks[t][split].source] for t, r in rates.items()]
+            made_of = [[t, r, manifest.tasks[t][split].made_from] for t, r in rates.items()]
             self._orders.append(_StageOrder(sources, f"{seed}/{index}/{stage.mixture}"))
             self._hashes.append(f"{_hash(str(seed), stage.mixture, json.dumps(made_of)):08x}")
 

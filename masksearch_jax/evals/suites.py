@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from masksearch_jax.core import markup, scoring
 from masksearch_jax.core.types import Example, RampExample, Trajectory
@@ -30,17 +31,36 @@ def score(example: Example, trajectory: Trajectory) -> dict[str, float]:
 
 
 def summarise(
-    items: Sequence[Mapping[str, float]], resamples: int, seed: int
-) -> dict[str, dict[str, float]]:
-    """{metric: {value, low, high, n}}, 95% bootstrap intervals. Raises ValueError on no items."""
+    items: Sequence[Mapping[str, float]], resamples: int, seed: int, lost: Mapping[str, int]
+) -> dict[str, dict[str, Any]]:
+    """{metric: {value, low, high, n, lost}}, 95% bootstrap intervals.
+
+    lost: by reason, those that are not among the `n` items. Raises ValueError on no items.
+    """
     if not items:
         raise ValueError(
             "a suite without items has no summary; check its examples and their filter"
         )
     return {
         name: bootstrap([item[name] for item in items], resamples, seed)._asdict()
+        | {"lost": dict(lost)}
         for name in items[0]
     }
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Results as lines of text, one per suite and condition, with what their means leave out."""
+    lines = []
+    for suite, conditions in results.items():
+        for condition, metrics in conditions.items():
+            cells = "  ".join(
+                f"{name} {m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]"
+                for name, m in metrics.items()
+            )
+            first = next(iter(metrics.values()))
+            lost = "".join(f", without {n} {reason}" for reason, n in first["lost"].items())
+            lines.append(f"{suite:8} {condition:10} {cells}  n {first['n']}{lost}")
+    return "\n".join(lines)
 
 
 def _score_fills(example: RampExample, answer: str | None) -> dict[str, float]:

@@ -6,16 +6,17 @@ import dataclasses
 import json
 
 from masksearch_jax.core.config import ModelConfig
+from masksearch_jax.core.schema import key
 
 
 @dataclasses.dataclass(frozen=True)
 class Card:
     """What the folder cannot say itself; what is empty is said to be for its publisher to fill."""
 
-    base_model: str = ""  # name of the model that training started from
-    stage: str = ""  # how it was trained, as "RAMP, DAPO"
-    dataset: str = ""  # what it was trained on
-    license: str = ""  # of the exported weights, as an identifier of the Hugging Face hub
+    base_model: str = key("", "Name of the model that training started from.")
+    stage: str = key("", 'How it was trained, as "RAMP, DAPO".')
+    dataset: str = key("", "What it was trained on.")
+    license: str = key("", "Of the exported weights, as an identifier of the Hugging Face hub.")
 
 
 _TEXT = """\

@@ -16,10 +16,13 @@ from jax.sharding import Mesh
 from masksearch_jax.core.config import ComputeConfig, LoraConfig, ModelConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.tokenizer import Vocab
-from masksearch_jax.models import hf, lora
+from masksearch_jax.models import hf, layout, lora
+from masksearch_jax.models.hf_config import check_no_adapter
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
 from masksearch_jax.training import checkpoint_files
+
+_MODEL = "a folder in Hugging Face format, such as export_hf writes, or of checkpoints"
 
 
 class InitError(ValueError):
@@ -32,12 +35,14 @@ def describe(folder: str, tokenizer: str, key: str = "config") -> tuple[ModelCon
     tokenizer: its folder; empty: `folder`, which checkpoints are not. Raises ConfigError, which
     names KEY.init or KEY.tokenizer, and what reading either raises.
     """
-    if not folder or not Path(folder).is_dir():
+    if not folder.strip():
+        raise ConfigError(f"{key}.init is empty; it must name {_MODEL}")
+    if not Path(folder).is_dir():
         raise ConfigError(
-            f"{key}.init is {folder!r}, which is not a local folder; it must be one in Hugging "
-            "Face format, such as export_hf writes, or of checkpoints"
+            f"{key}.init is {folder!r}, which is not a local folder; it must name {_MODEL}"
         )
-    in_hf_format = (Path(folder) / "config.json").is_file()
+    check_no_adapter(folder)
+    in_hf_format = is_hf_folder(folder)
     if not in_hf_format and not tokenizer:
         raise ConfigError(
             f"{key}.init is {folder!r}, which holds no config.json; if it is a folder of "
@@ -47,6 +52,11 @@ def describe(folder: str, tokenizer: str, key: str = "config") -> tuple[ModelCon
     vocab = Vocab.load(tokenizer or folder)
     check_vocabulary(config, vocab.size)
     return config, vocab
+
+
+def is_hf_folder(folder: str) -> bool:
+    """True for a folder, local or in a bucket, in HF format; another one may hold checkpoints."""
+    return (epath.Path(folder) / "config.json").exists()
 
 
 def initial(
@@ -59,10 +69,10 @@ def initial(
     bucket, and what `hf.load` and `from_checkpoint` raise.
     """
     if not source:
-        placed = sharding.parameter_shardings(mesh, hf.abstract(config, compute))
+        placed = layout.parameter_shardings(mesh, hf.abstract(config, compute))
         make = jax.jit(lambda: Transformer(config, compute, nnx.Rngs(seed)), out_shardings=placed)
         return make()
-    if _is_hf(source, config):
+    if _has_hf_weights(source, config):
         return hf.load(source, compute, mesh)
     return from_checkpoint(source, config, compute, mesh, base)
 
@@ -72,7 +82,9 @@ def pinned(source: str, config: ModelConfig) -> str:
 
     So what a run says of its base is what it has read, though more steps may come there.
     """
-    return checkpoint_files.pinned(source) if source and not _is_hf(source, config) else source
+    if not source or _has_hf_weights(source, config):
+        return source
+    return checkpoint_files.pinned(source)
 
 
 def from_checkpoint(
@@ -152,7 +164,7 @@ def _reading(
     if not source:
         leaves = jax.tree_util.tree_flatten_with_path(initial("", config, compute, mesh, seed))[0]
         yield {sharding.parameter_name(path): leaf for path, leaf in leaves}.__getitem__
-    elif _is_hf(source, config):
+    elif _has_hf_weights(source, config):
         yield hf.Parameters(source, compute, mesh).read
     else:
         with weights(source, config, compute, mesh) as found:
@@ -164,7 +176,7 @@ def _base(
 ) -> tuple[str, ComputeConfig]:
     """Where the base of adapters is, and how to read it. Raises InitError where it is not there."""
     where, step = base or adapters["base"], adapters.get("base_step")
-    if step is not None and not (epath.Path(where) / "config.json").exists():  # no export of it
+    if step is not None and not is_hf_folder(where):
         where = f"{checkpoint_files.split(where)[0]}/{step}"
     if where and not epath.Path(where).exists():
         raise InitError(
@@ -195,23 +207,27 @@ def _placed(shapes: Transformer, mesh: Mesh) -> Transformer:
     return jax.tree.map(
         lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
         shapes,
-        sharding.parameter_shardings(mesh, shapes),
+        layout.parameter_shardings(mesh, shapes),
     )
 
 
-def _is_hf(source: str, config: ModelConfig) -> bool:
-    """True for an HF folder of this architecture, False for what may hold checkpoints."""
+def _has_hf_weights(source: str, config: ModelConfig) -> bool:
+    """Whether `source` is an HF folder, and then one that can be read, of this architecture.
+
+    Raises InitError where nothing is there, or an HF folder in a bucket or of another architecture.
+    """
     if not Path(source).exists() and "://" not in source:
         raise InitError(
             f"config.init is {source!r}, which is not a local folder; download the model first and "
             "give the path of the folder that holds its config.json, or of checkpoints"
         )
-    if "://" in source and (epath.Path(source) / "config.json").exists():
+    if "://" in source and is_hf_folder(source):
         raise InitError(
             f"config.init is {source!r}, an HF folder in a bucket: give a local path, of a copy "
             "(gcloud storage cp -r) or of the bucket mounted as a folder (gcsfuse)"
         )
-    if not (Path(source) / "config.json").is_file():
+    check_no_adapter(source)
+    if not is_hf_folder(source):
         return False
     _check_same(source, hf.read_config(source), config)
     return True

@@ -17,14 +17,16 @@ import hashlib
 import itertools
 import json
 import random
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.transforms import combiners
+from etils import epath
 
-from masksearch_jax.core.config import RampConfig
+from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.types import Passage, RampExample, Span, to_json
 from masksearch_jax.corpus import sources
 from masksearch_jax.corpus.passages import BadRow, parse_line, to_passage
@@ -268,7 +270,7 @@ class _Mask(beam.DoFn):
     ) -> Iterator[Any]:
         paragraph, found = Passage(*item[0]), [Span(*s) for s in item[1]]
         weights = None if common is None else masking.by_type_and_rarity(found, common)
-        split = examples.split_of(paragraph.title, self._cfg)
+        split = examples.split_of(examples.article_of(paragraph), self._cfg)
         _counter("ramp", "used").inc()
         for made in draw(paragraph, found, odds, self._cfg, weights):
             if isinstance(made, str):
@@ -276,3 +278,52 @@ class _Mask(beam.DoFn):
                 continue
             _counter("examples", f"{split}/{made.k}").inc()
             yield made.k, json.dumps(to_json(made) | {"split": split}, ensure_ascii=False)
+
+
+# ---- what became of the corpus, by what was counted
+
+
+def read_dropped(work: epath.Path) -> dict[str, dict[str, list[str]]]:
+    """A few of what a run left out: stage → reason → names."""
+    found: dict[str, dict[str, list[str]]] = defaultdict(dict)
+    for file in sorted(work.glob("dropped-*")):
+        for line in file.read_text().splitlines():
+            (stage, reason), names = json.loads(line)
+            found[stage][reason] = names
+    return found
+
+
+def counts_by_stage(
+    counters: Mapping[tuple[str, str], int], such_as: Mapping[str, dict[str, list[str]]]
+) -> dict[str, Any]:
+    """Beam's counters as counts per stage."""
+    dropped: dict[str, Counter[str]] = defaultdict(Counter)
+    by_masks: dict[str, Counter[str]] = defaultdict(Counter)
+    for (stage, name), count in sorted(counters.items()):
+        kind, _, detail = name.partition("/")
+        if stage == "examples":
+            by_masks[kind][detail] += count
+        elif kind == "dropped":
+            dropped[stage][detail] += count
+
+    def count(stage: str, name: str) -> int:
+        return counters.get((stage, name), 0)
+
+    def stage(name: str, given: int, out: int) -> dict[str, Any]:
+        left_out = {"dropped": dict(dropped[name]), "such_as": dict(sorted(such_as[name].items()))}
+        return {"in": given, "out": out} | left_out
+
+    corpus = stage("corpus", count("corpus", "in"), count("corpus", "out"))
+    if count("articles", "in"):
+        corpus["left_out"] = stage("articles", count("articles", "in"), count("articles", "out"))
+    made = sum(c.total() for c in by_masks.values())
+    return {
+        "corpus": corpus,
+        "clean": stage("clean", corpus["out"], count("clean", "out")),
+        "ramp": stage("ramp", count("clean", "out"), made)
+        | {
+            "used": count("ramp", "used"),
+            "refused_spans": dict(dropped["spans"]),
+            "by_masks": {s: dict(by_masks[s]) for s in ("train", "rl", "heldout") if s in by_masks},
+        },
+    }

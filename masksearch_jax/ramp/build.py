@@ -12,30 +12,53 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from masksearch_jax.core import files, stamp
+from masksearch_jax.core.errors import UserError
+from masksearch_jax.core.schema import key
 from masksearch_jax.core.types import Passage, RampExample, from_json
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import leakage, masking, spans
-from masksearch_jax.ramp.examples import RampStats, build_examples, check, write_jsonl
+from masksearch_jax.ramp.examples import (
+    RampStats,
+    article_of,
+    build_examples,
+    check,
+    write_jsonl,
+)
 from masksearch_jax.ramp.gazetteer import Gazetteer, Learner
-from masksearch_jax.ramp.survey import Plan, mapper, mended, survey_all, write_json
+from masksearch_jax.ramp.llm_spans import FAILED
+from masksearch_jax.ramp.survey import Plan, mapper, mended, survey_all
 
 SPLITS = ("train", "rl", "heldout")
+
+
+class FailedError(UserError):
+    """A model that names spans was not to be had for more passages than allowed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class WorkConfig:
     """How a build is divided; changes nothing but speed and memory."""
 
-    workers: int = 1  # processes
-    examples: int = 0  # of each number of masks, shown in FOLDER/examples.html; 0: no page
-    part: int = 5000  # passages masked together: balanced over mask counts, done again if stopped
+    workers: int = key(1, "Processes.", harmless=True)
+    examples: int = key(
+        0,
+        "Of each number of masks, to read in FOLDER/examples.html; 0: no page.",
+        harmless=True,
+    )
+    part: int = key(
+        5000,
+        "Passages masked together: balanced over mask counts, done again if stopped.",
+        harmless=True,
+    )
 
 
 _EXTRACTORS: dict[Plan, spans.Extractor] = {}  # of this process: loading one takes time
@@ -63,17 +86,19 @@ def partition(source: Path, work: Path, kept: np.ndarray, plan: Plan, size: int)
     count = max(1, -(-int(kept.sum()) // size))
     paths = [work / f"part-{i:05d}.jsonl" for i in range(count)]
     done = work / "parts.json"
-    if done.is_file() and json.loads(done.read_text()) == count:
+    if stamp.read(done, str(count)) is not None:
         return paths
+    for stale in work.glob("part-*"):  # of another size, and what was made of it
+        stale.unlink()
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(open(p, "w", encoding="utf-8")) for p in paths]
+        out = [stack.enter_context(files.writing(path)) for path in paths]
         for row, passage in enumerate(read_passages(source, max_bad_fraction=0.0)):
             if kept[row]:
                 value = dataclasses.asdict(mended(passage, plan))
-                digest = hashlib.sha256(passage.title.encode()).digest()
+                digest = hashlib.sha256(article_of(passage).encode()).digest()
                 part = int.from_bytes(digest[8:16]) % count
-                files[part].write(json.dumps(value, ensure_ascii=False) + "\n")
-    write_json(done, count)
+                out[part].write(json.dumps(value, ensure_ascii=False) + "\n")
+    stamp.write(done, {}, str(count))
     return paths
 
 
@@ -91,10 +116,13 @@ def _mask_part(task: _Part) -> RampStats:
 def mask_part(
     task: _Part, extractor: spans.Extractor | None, scorer: masking.Scorer | None
 ) -> RampStats:
-    """Writes PART.SPLIT of each split, then PART.json, its counts; a part that has them is done."""
+    """Writes PART.SPLIT of each split, then PART.json, its counts; a part that has them is done.
+
+    One in which a model did not answer is not: its passages are asked about again.
+    """
     done = task.path.with_suffix(".json")
-    if done.is_file():
-        return RampStats.from_json(json.loads(done.read_text(encoding="utf-8")))
+    if (counts := stamp.read(done)) is not None:
+        return RampStats.from_json(counts)
     if extractor is None:
         if task.plan not in _EXTRACTORS:
             _EXTRACTORS[task.plan] = extractor_of(task.plan)
@@ -106,7 +134,8 @@ def mask_part(
     )
     for split in SPLITS:
         write_jsonl(task.path.with_suffix(f".{split}"), made[split])
-    write_json(done, dataclasses.asdict(stats))
+    if FAILED not in stats.dropped:
+        stamp.write(done, dataclasses.asdict(stats))
     return stats
 
 
@@ -137,13 +166,15 @@ def build(
     namer: Any = None,
     scorer: masking.Scorer | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    max_failed: float = 0.0,
 ) -> tuple[Tally, RampStats]:
     """Writes FOLDER/ramp/SPLIT.jsonl from the passages of `source`; what each stage left out.
 
     The work so far is in FOLDER/work: the same call goes on from there, and removes it in the end
     (the caller sees to it that it belongs to the same inputs). namer, scorer: see `extractor_of`
     and `ramp.build_examples`; with either all parts are masked in this process. Raises ShareError
-    when more than `plan.clean.max_drop` of the passages are left out, ValueError as they do.
+    when more than `plan.clean.max_drop` of the passages are left out, FailedError when `namer` did
+    not answer for more than `max_failed` of those to mask, ValueError as they do.
     """
     check(plan.ramp)
     work = folder / "work"
@@ -165,9 +196,22 @@ def build(
         for number, part in enumerate(each(run, tasks), 1):
             stats += part
             progress(number, len(tasks))
+    _check_answered(stats, extractor, max_failed)
     for split in SPLITS:
         _join([t.path.with_suffix(f".{split}") for t in tasks], folder / "ramp" / f"{split}.jsonl")
     return tally, stats
+
+
+def _check_answered(stats: RampStats, extractor: Any, max_failed: float) -> None:
+    """Raises FailedError where the model that names spans failed for more than its share."""
+    failed = stats.dropped.get(FAILED, 0)
+    if failed and (not stats.used or failed > max_failed * stats.paragraphs):
+        raise FailedError(
+            f"the model that names spans gave no reply for {failed:,} of {stats.paragraphs:,} "
+            f"passages, more than config.max_failed={max_failed:g} allows; the first: "
+            f"{extractor.first_error}; once this is mended, the same command asks about these "
+            "again and no others"
+        )
 
 
 def learn_gazetteer(source: Path, anchors: Iterable[str], plan: Plan, path: Path) -> int:
@@ -202,11 +246,7 @@ def leaks(folder: Path, evaluation: leakage.Evaluation) -> Iterator[dict[str, st
 
 def _join(parts: list[Path], path: Path) -> None:
     """One file of many, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as out:
+    with files.writing(path, "wb") as out:
         for part in parts:
             with open(part, "rb") as file:
-                while chunk := file.read(1 << 20):
-                    out.write(chunk)
-    temporary.replace(path)
+                shutil.copyfileobj(file, out, 1 << 20)

@@ -10,17 +10,17 @@ import hashlib
 import json
 import os
 import random
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from masksearch_jax.core.config import RampConfig
+from masksearch_jax.core import files
+from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.types import Passage, RampExample, Span, from_json, to_json
 from masksearch_jax.corpus import prose
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import masking, spans
+from masksearch_jax.ramp.llm_spans import FAILED
 
 _BLOCK = 512  # paragraphs given to the extractor at once
 
@@ -94,11 +94,16 @@ def is_heldout(title: str, fraction: float, seed: int) -> bool:
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
-def split_of(title: str, cfg: RampConfig) -> str:
+def article_of(passage: Passage) -> str:
+    """What names the article of a passage: its title, or its id where it has none."""
+    return passage.title or passage.id
+
+
+def split_of(article: str, cfg: RampConfig) -> str:
     """The split of an article: heldout, rl or train."""
-    if is_heldout(title, cfg.heldout_fraction, cfg.seed):
+    if is_heldout(article, cfg.heldout_fraction, cfg.seed):
         return "heldout"
-    return "rl" if is_heldout(f"rl\n{title}", cfg.rl_fraction, cfg.seed) else "train"
+    return "rl" if is_heldout(f"rl\n{article}", cfg.rl_fraction, cfg.seed) else "train"
 
 
 def build_examples(
@@ -124,7 +129,7 @@ def build_examples(
     usable, too = _weighted(usable, cfg, scorer, tally)
     by_split: dict[str, list[_Usable]] = {"train": [], "rl": [], "heldout": []}
     for member in usable:
-        by_split[split_of(member.paragraph.title, cfg)].append(member)
+        by_split[split_of(article_of(member.paragraph), cfg)].append(member)
     made = {split: _balanced(members, cfg, split, tally) for split, members in by_split.items()}
     everything = [e for examples in made.values() for e in examples]
     stats = RampStats(
@@ -199,7 +204,7 @@ def _usable(
             if disjoint := masking.disjoint(found):
                 usable.append(_Usable(paragraph, disjoint))
             else:
-                tally.drop("no_spans", paragraph.id)
+                tally.drop(FAILED if FAILED in why else "no_spans", paragraph.id)
     if order:
         tally.drop("beyond_max_examples", given[order[0]].id, len(order))
     return usable, refused
@@ -293,23 +298,7 @@ def _example(paragraph: Passage, i: int, masked: str, chosen: tuple[Span, ...]) 
 
 def write_jsonl(path: str | os.PathLike[str], records: Iterable[Any]) -> int:
     """Writes records of `types` as JSON lines, whole or not at all; returns their number."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    count = 0
-    try:
-        with open(fd, "w", encoding="utf-8") as file:
-            for record in records:
-                file.write(json.dumps(to_json(record), ensure_ascii=False) + "\n")
-                count += 1
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return count
+    return files.write_lines(path, (json.dumps(to_json(r), ensure_ascii=False) for r in records))
 
 
 def read_jsonl(path: str | os.PathLike[str], cls: type) -> list[Any]:

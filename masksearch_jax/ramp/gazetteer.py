@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from masksearch_jax.core import chinese
+from masksearch_jax.core import chinese, files
 from masksearch_jax.core.types import Passage, Span
 from masksearch_jax.ramp import lexicon
 
@@ -84,7 +84,7 @@ class Gazetteer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one JSON line: language, names with types, ordinary words."""
         value = dataclasses.asdict(self) | {"ordinary": sorted(self.ordinary)}
-        Path(path).write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")
+        files.write_text(path, json.dumps(value, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Gazetteer:

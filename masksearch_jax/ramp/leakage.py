@@ -6,17 +6,11 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from masksearch_jax.core import chinese
 from masksearch_jax.core.types import Passage, QAExample
 from masksearch_jax.corpus.passages import read_passages
-from masksearch_jax.ramp.questions import (
-    fanoutqa_titles,
-    read_fanoutqa,
-    read_freshqa,
-    read_questions,
-)
+from masksearch_jax.ramp.question_files import read_questions
 
 _WORD = re.compile(rf"[{chinese.CHARACTERS}]|[^\W{chinese.CHARACTERS}_]+")
 
@@ -44,43 +38,32 @@ def ngrams(text: str, n: int) -> Iterator[int]:
         yield int.from_bytes(hashlib.blake2b(run, digest_size=8).digest())
 
 
-def evaluation(
-    questions: Iterable[QAExample], passages: Iterable[Passage], n: int, titles: Iterable[str] = ()
-) -> Evaluation:
-    """The titles and n-grams of questions and of those passages that their `gold` names.
-
-    titles: of gold articles whose text is not at hand.
-    """
+def evaluation(questions: Iterable[QAExample], passages: Iterable[Passage], n: int) -> Evaluation:
+    """The titles and n-grams of questions and of those passages that their `gold` names."""
     grams: set[int] = set()
     wanted: set[str] = set()
+    titles: set[str] = set()
     for question in questions:
         wanted.update(question.gold)
+        titles.update(question.titles)
         grams.update(ngrams(question.question, n))
-    gold = {title.casefold() for title in titles}
     for passage in passages:
         if passage.id in wanted:
-            gold.add(passage.title.casefold())
+            titles.add(passage.title)
             grams.update(ngrams(passage.text, n))
-    return Evaluation(frozenset(gold), frozenset(grams), n)
+    return Evaluation(frozenset(t.casefold() for t in titles if t), frozenset(grams), n)
 
 
 def read(questions: Iterable[str], passages: str, n: int) -> Evaluation:
     """The evaluation sets of files of questions, and of the passages (JSONL) that those name.
 
-    Questions are JSONL of ours, FanOutQA's .json, with the titles of its evidence, or FreshQA's
-    .csv. Raises ValueError where no file is named, and as the readers do.
+    Questions are in any form that `question_files` reads; they need no answers. Raises ValueError
+    where no file is named, and as the readers do.
     """
     asked: list[QAExample] = []
-    titles: set[str] = set()
     for path in questions:
-        kind = Path(path).suffix
-        if kind == ".json":
-            # Its gold are numbers of pages, which may be those of other passages here.
-            asked += (dataclasses.replace(q, gold=()) for q in read_fanoutqa(path))
-            titles |= fanoutqa_titles(path)
-        else:
-            asked += read_freshqa(path) if kind == ".csv" else read_questions(path)
+        asked += read_questions(path, with_answers=False).examples
     if not asked:
         raise ValueError("no file of questions that must not be trained on (clean.evaluation)")
     known = read_passages(passages) if passages else ()
-    return evaluation(asked, known, n, titles)
+    return evaluation(asked, known, n)

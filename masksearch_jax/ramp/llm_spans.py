@@ -7,28 +7,47 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from masksearch_jax.core.types import Passage, Span
 from masksearch_jax.ramp import spans
 
+FAILED = "llm_failed"  # of a passage for which nobody answered: it is to be asked about again
+
+
+class NoReply(NamedTuple):
+    """In place of what the model names in a passage: it was not to be had."""
+
+    error: str
+
+
 # (text, type) of a passage's spans as the model spells them, or the reason for none.
-Named = Sequence[tuple[str, str]] | str
+Named = Sequence[tuple[str, str]] | str | NoReply
 Namer = Callable[[Sequence[Passage]], Sequence[Named]]
 
 
 class LLMExtractor:
-    """What a model names, where each name stands once in the paragraph and has one of our types."""
+    """What a model names, where each name stands once in the paragraph and has one of our types.
+
+    `first_error`: the first passage without a reply, and why; "" where all had one.
+    """
 
     def __init__(self, name: Namer):
         self._name = name
+        self.first_error = ""
 
     def find(self, passages: Sequence[Passage]) -> list[spans.Found]:
         answers = self._name(passages)
+        for passage, answer in zip(passages, answers, strict=True):
+            if isinstance(answer, NoReply) and not self.first_error:
+                self.first_error = f"{passage.id}: {answer.error}"
         return [_located(p, a) for p, a in zip(passages, answers, strict=True)]
 
 
 def _located(passage: Passage, named: Named) -> spans.Found:
     """Spans of the names in text order; names not in the text or of no type are counted."""
+    if isinstance(named, NoReply):
+        return spans.Found([], Counter([FAILED]))
     if isinstance(named, str):
         return spans.Found([], Counter([named]))
     refused: Counter[str] = Counter()

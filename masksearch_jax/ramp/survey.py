@@ -9,7 +9,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
-import json
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +17,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from masksearch_jax.core.config import RampConfig
+from masksearch_jax.core import files, stamp
+from masksearch_jax.core.corpus_config import RampConfig
+from masksearch_jax.core.schema import key
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus import duplicates, prose
 from masksearch_jax.corpus.passages import read_passages
@@ -35,14 +36,21 @@ Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 class CleanConfig:
     """What of a corpus may be masked; all of it is indexed."""
 
-    prose: bool = False  # leave out lists, tables, markup, holes and other scripts
-    duplicates: float = 0.0  # similarity (Jaccard) of near duplicates, left out; 0: keep them
-    max_drop: float = 1.0  # share of the passages left out for any reason before the build stops
-    leakage: Literal["keep", "tag", "drop"] = "keep"  # paragraphs that overlap evaluation sets
-    # Question files that must not be trained on: JSONL, FanOutQA's .json, FreshQA's .csv
-    evaluation: tuple[str, ...] = ()
-    evaluation_passages: str = ""  # JSONL of the passages that their `gold` names
-    ngram: int = 13  # words in a row, shared with a gold passage, that make an overlap
+    prose: bool = key(False, "Leave out lists, tables, markup, holes and other scripts.")
+    duplicates: float = key(
+        0.0, "Similarity (Jaccard) of near duplicates, which are left out; 0: keep them."
+    )
+    max_drop: float = key(
+        1.0, "Share of the passages left out for any reason before the build stops."
+    )
+    leakage: Literal["keep", "tag", "drop"] = key(
+        "keep", "Paragraphs that overlap evaluation sets; tag: kept, and listed in leaks.jsonl."
+    )
+    evaluation: tuple[str, ...] = key(
+        (), "Files of questions not to be trained on, in the forms of `ramp.question_files`."
+    )
+    evaluation_passages: str = key("", "JSONL of the passages that their `gold` names.")
+    ngram: int = key(13, "Words in a row, shared with a gold passage, that make an overlap.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +126,8 @@ def _survey(task: tuple[list[Passage], Plan]) -> Surveyed:
 
 def survey_all(source: Path, work: Path, plan: Plan, workers: int) -> tuple[np.ndarray, Tally]:
     """bool[n], which passages of `source` may be masked, and the others counted; kept in `work`."""
-    if (work / "survey.json").is_file():
-        tally = Tally.from_json(json.loads((work / "survey.json").read_text(encoding="utf-8")))
-        return np.load(work / "kept.npy"), tally
+    if (found := stamp.read(work / "survey.json", files=["kept.npy"])) is not None:
+        return np.load(work / "kept.npy"), Tally.from_json(found)
     tally = Tally()
     kept = bytearray()
     passages = read_passages(source, max_bad_fraction=0.0)
@@ -144,8 +151,9 @@ def survey_all(source: Path, work: Path, plan: Plan, workers: int) -> tuple[np.n
     if plan.clean.duplicates and len(usable):
         _drop_duplicates(usable, work, plan, tally)
     tally.seen, tally.kept = len(usable), int(usable.sum())
-    np.save(work / "kept.npy", usable)
-    write_json(work / "survey.json", tally.to_json())
+    with files.writing(work / "kept.npy", "wb") as file:
+        np.save(file, usable)
+    stamp.write(work / "survey.json", tally.to_json(), files=["kept.npy"])
     return usable, tally
 
 
@@ -177,10 +185,3 @@ def _blocks(items: Iterable[Passage], size: int) -> Iterator[list[Passage]]:
     items = iter(items)
     while block := list(itertools.islice(items, size)):
         yield block
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replaces a small file at once."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value), encoding="utf-8")
-    temporary.replace(path)

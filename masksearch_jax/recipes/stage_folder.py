@@ -11,14 +11,14 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.core.files import write_json
+from masksearch_jax.core import files, stamp
+from masksearch_jax.runtime import run_record
 
 
 class Usage:
@@ -52,7 +52,7 @@ class Usage:
         }
 
     def save(self) -> None:
-        write_json(self._path, self.figures())
+        files.write_json(self._path, self.figures())
 
     def _watch(self) -> None:
         saved = time.monotonic()
@@ -87,20 +87,15 @@ class StageFolder:
         self._places = {n: i for i, n in enumerate(names, 1)}
         self.records: dict[str, dict[str, Any]] = {}
 
-    def open(self, settings: Mapping[str, Any]) -> None:
-        """Makes the folder these settings' own. Raises ConfigError when it is of others."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "config.json"
-        mine = json.loads(json.dumps(settings))
-        if path.exists() and (differing := differences(json.loads(path.read_text()), mine)):
-            raise ConfigError(
-                f"{self.folder} holds a run with other settings ({'; '.join(differing)}): "
-                "choose another --config.workdir, or delete it"
-            )
-        write_json(path, mine)
+    def open(self, cfg: Any) -> None:
+        """Makes the folder this config's own. Raises ConfigError as `run_record.resume` does.
+
+        A stage that is done is not done again where changed settings are accepted.
+        """
+        run_record.resume(self.folder, cfg)
 
     def is_done(self, name: str) -> bool:
-        return self._path(name).exists()
+        return stamp.read(self._path(name)) is not None
 
     def _path(self, name: str) -> Path:
         return self.folder / "stages" / f"{name}.json"
@@ -109,32 +104,21 @@ class StageFolder:
         """The record of a stage: `work`'s result and its seconds, over all sessions; done once."""
         path = self._path(name)
         place = f"[{self._places[name]}/{len(self._places)}] " if name in self._places else ""
-        if path.exists():
-            self.records[name] = json.loads(path.read_text())
+        if (done := stamp.read(path)) is not None:
+            self.records[name] = done
             took = f"{self.records[name]['seconds']:.0f} s"
             print(f"{place}{name}: done before, {took}", file=sys.stderr)
             return self.records[name]
         print(f"{place}{name}", file=sys.stderr, flush=True)
         spent = path.with_suffix(".spent")  # seconds of sessions that were stopped in this stage
         before = float(spent.read_text()) if spent.exists() else 0.0
-        path.parent.mkdir(exist_ok=True)
         started = time.monotonic()
         try:
             result = work() or {}
         except BaseException:
-            spent.write_text(str(before + time.monotonic() - started))
+            files.write_text(spent, str(before + time.monotonic() - started))
             raise
         self.records[name] = {"seconds": before + time.monotonic() - started} | result
-        write_json(path, self.records[name])
+        stamp.write(path, self.records[name])
         spent.unlink(missing_ok=True)
         return self.records[name]
-
-
-def differences(a: Any, b: Any, path: str = "") -> list[str]:
-    """`key: old → new` of each leaf where two nested dicts differ; a top-level `workdir` may."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = [k for k in sorted(a.keys() | b.keys()) if path or k != "workdir"]
-        return [
-            d for k in keys for d in differences(a.get(k), b.get(k), f"{path}.{k}" if path else k)
-        ]
-    return [] if a == b else [f"{path}: {a!r} → {b!r}"]

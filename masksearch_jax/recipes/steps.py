@@ -7,24 +7,20 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from masksearch_jax import build_index, build_ramp
-from masksearch_jax.core.config import CorpusConfig, RampConfig
+from masksearch_jax.core import files
+from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
 from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.data.folder import Folder
 from masksearch_jax.runtime.metric_writer import FILE_NAME, read_metrics
-
-SHOWN_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "tantivy", "numpy")
 
 
 def log(line: str) -> None:
@@ -38,7 +34,7 @@ def counted(name: str, given: int, out: int, dropped: Mapping[str, int]) -> dict
 
 def make_ramp(data: Path, text: CorpusConfig, ramp: RampConfig, seed: int) -> dict[str, Any]:
     made = build_ramp.run(build_ramp.BuildRampRun(str(data), text, ramp, seed))
-    for line in build_ramp.lines(made):
+    for line in build_ramp.lines(made, data):
         log(line)
     return {"data": made}
 
@@ -55,8 +51,8 @@ def make_tokenizer(data: Path, shown: Path, folder: Path, size: int) -> dict[str
     Words are not what is held out, facts are. Those that only demonstrations have, as in thoughts,
     would otherwise be spelled out, at the price of more tokens in every trajectory.
     """
-    files = [data / "passages.jsonl", data / "paragraphs.jsonl"]
-    read = (read_passages(f, max_bad_fraction=0.0) for f in files if f.is_file())
+    corpora = [data / "passages.jsonl", data / "paragraphs.jsonl"]
+    read = (read_passages(c, max_bad_fraction=0.0) for c in corpora if c.is_file())
     texts = (p.text for file in read for p in file)
     demonstrations = Folder(shown).read("demonstrations", "train")
     segments = (s.text for d in demonstrations for s in d.segments)
@@ -70,9 +66,7 @@ def join_curves(trainings: Iterable[tuple[Path, int]], folder: Path) -> None:
     for training, steps in trainings:
         rows += [row | {"step": before + row["step"]} for row in read_metrics(training)]
         before += steps
-    folder.mkdir(exist_ok=True)
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / FILE_NAME).write_text(text, encoding="utf-8")
+    files.write_lines(folder / FILE_NAME, map(json.dumps, rows))
 
 
 def make_cache(folder: Path, cache: Path, tokenizer: Path, tasks: str, **settings: Any) -> dict:
@@ -92,12 +86,3 @@ def make_cache(folder: Path, cache: Path, tokenizer: Path, tasks: str, **setting
     splits = [s for task in manifest["tasks"].values() for s in task.values()]
     out, dropped = (sum(s[k] for s in splits) for k in ("records", "dropped"))
     return counted("cache", out + dropped, out, {"too long": dropped} if dropped else {})
-
-
-def versions(packages: Iterable[str] = SHOWN_PACKAGES) -> dict[str, str]:
-    found = {name: metadata.version(name) for name in packages}
-    return (
-        {"python": platform.python_version(), "machine": platform.machine()}
-        | found
-        | {"cpus": str(os.cpu_count())}
-    )

@@ -1,30 +1,26 @@
 """Rewards of finished trajectories, from their text: answer score, format, accuracy. No jax.
 
 Answers are read from what the policy wrote, never from search results. The paper (arXiv 2505.20285,
-section 3.3) names the kinds recall, penalised and judge; the formulas of penalty and mixing are
-ours.
+section 3.3) names both kinds; the formulas of penalty and mixing are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from masksearch_jax.core import markup, scoring
 from masksearch_jax.core.config import DapoConfig
 from masksearch_jax.core.types import Example, QAExample, RampExample, Segment, Trajectory
 
-KINDS = ("recall", "penalised", "judge")
-
-# (example, answer) -> verdict in 0..1; a verdict that could not be read must be 0.
-Judge = Callable[[Example, str], float]
+KINDS = ("recall", "f1", "penalised")
 
 
 class RewardParts(NamedTuple):
     """`total` is what the policy is trained on; all lie in 0..1.
 
     `answer`: score of the answer by the configured kind. `format`: 1 when well-formed. `accuracy`:
-    the answer's score before any penalty, which decides whether a sample counts as right.
+    what decides whether a sample counts as right, the answer's score.
     """
 
     total: float
@@ -33,46 +29,37 @@ class RewardParts(NamedTuple):
     accuracy: float
 
 
-def reward(
-    example: Example, trajectory: Trajectory, cfg: DapoConfig, judge: Judge | None = None
-) -> RewardParts:
+def reward(example: Example, trajectory: Trajectory, cfg: DapoConfig) -> RewardParts:
     """The reward of a trajectory, by the kind of its example."""
     score = ramp_reward if isinstance(example, RampExample) else qa_reward
-    return score(example, trajectory.segments, cfg, judge)
+    return score(example, trajectory.segments, cfg)
 
 
-def ramp_reward(
-    example: RampExample,
-    segments: Sequence[Segment],
-    cfg: DapoConfig,
-    judge: Judge | None = None,
-) -> RewardParts:
-    """Span recall in the slots; the penalty counts answer words beyond the paragraph's.
+def ramp_reward(example: RampExample, segments: Sequence[Segment], cfg: DapoConfig) -> RewardParts:
+    """Scores of what stands in the slots: `recall`, or `penalised` slot by slot; `f1` is recall."""
+    answer = read_answer(segments)
+    if cfg.reward == "penalised":
+        score = scoring.penalised_span_recall(example, answer, cfg.length_penalty)
+    else:
+        score = scoring.span_recall(example, answer)
+    return _combine(score, segments, cfg)
 
-    penalised = max(0, recall - length_penalty * excess / words of the gold spans).
+
+def qa_reward(example: QAExample, segments: Sequence[Segment], cfg: DapoConfig) -> RewardParts:
+    """Scores against the accepted answers: `f1` with numbers all or nothing, `penalised`, `recall`.
+
+    `recall` is the paper's, and pays for whatever an answer holds besides the right one.
     """
     answer = read_answer(segments)
-    recall = scoring.span_recall(example, answer)
-    excess = _words(answer) - _words(example.paragraph)
-    gold = sum(_words(span.text) for span in example.spans)
-    return _combine(example, answer, recall, excess / max(gold, 1), segments, cfg, judge)
-
-
-def qa_reward(
-    example: QAExample,
-    segments: Sequence[Segment],
-    cfg: DapoConfig,
-    judge: Judge | None = None,
-) -> RewardParts:
-    """Token recall over the accepted answers; the penalty counts words beyond the longest of them.
-
-    penalised = max(0, recall - length_penalty * excess / words of that answer).
-    """
-    answer = read_answer(segments)
-    recall = scoring.best_overlap(answer or "", example.answers).recall
-    gold = max(map(_words, example.answers))
-    excess = (_words(answer) - gold) / max(gold, 1)
-    return _combine(example, answer, recall, excess, segments, cfg, judge)
+    if answer is None:
+        return _combine(0.0, segments, cfg)
+    if cfg.reward == "penalised":
+        score = scoring.penalised_recall(answer, example.answers, cfg.length_penalty)
+    elif cfg.reward == "f1":
+        score = scoring.strict_f1(answer, example.answers)
+    else:
+        score = scoring.best_overlap(answer, example.answers).recall
+    return _combine(score, segments, cfg)
 
 
 def read_answer(segments: Sequence[Segment]) -> str | None:
@@ -81,38 +68,10 @@ def read_answer(segments: Sequence[Segment]) -> str | None:
     return markup.extract_answer(text) or None
 
 
-def _combine(
-    example: Example,
-    answer: str | None,
-    recall: float,
-    excess: float,
-    segments: Sequence[Segment],
-    cfg: DapoConfig,
-    judge: Judge | None,
-) -> RewardParts:
+def _combine(score: float, segments: Sequence[Segment], cfg: DapoConfig) -> RewardParts:
     """Mixes answer and format: (1 - format_weight) * answer + format_weight * format."""
-    accuracy = score = recall if answer is not None else 0.0
-    if cfg.reward == "penalised":
-        score = max(0.0, score - cfg.length_penalty * max(0.0, excess))
-    elif cfg.reward == "judge":
-        accuracy = score = _judged(example, answer, judge)
-    elif cfg.reward != "recall":
+    if cfg.reward not in KINDS:
         raise ValueError(f"dapo.reward is {cfg.reward!r}; choose one of {KINDS}")
     form = float(markup.is_well_formed(segments))
     total = (1 - cfg.format_weight) * score + cfg.format_weight * form
-    return RewardParts(total, score, form, accuracy)
-
-
-def _judged(example: Example, answer: str | None, judge: Judge | None) -> float:
-    if judge is None:
-        raise ValueError(
-            "dapo.reward is 'judge' but no judge was given; pass one, or choose recall or penalised"
-        )
-    verdict = float(judge(example, answer)) if answer is not None else 0.0
-    if not 0.0 <= verdict <= 1.0:
-        raise ValueError(f"example {example.id}: the judge returned {verdict}; it must lie in 0..1")
-    return verdict
-
-
-def _words(text: str | None) -> int:
-    return len(scoring.tokenise(text or ""))
+    return RewardParts(total, score, form, score)

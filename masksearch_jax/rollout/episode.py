@@ -96,6 +96,12 @@ def key_of(request: Request) -> bytes:
     return np.asarray(request.prompt_ids, np.int32).tobytes()
 
 
+def lacks_room(prompt_ids: Sequence[int] | np.ndarray, cfg: RolloutConfig) -> str:
+    """Why a prompt cannot be sampled, "" where it can: it must leave room to answer."""
+    length = len(prompt_ids)
+    return "" if 0 < length < cfg.max_len else f"{length} tokens; rollout.max_len is {cfg.max_len}"
+
+
 class Rules:
     """How a trajectory opens, reads, is answered and ends, under one configuration."""
 
@@ -105,11 +111,10 @@ class Rules:
 
     def check(self, request: Request) -> None:
         """Raises RolloutError for a prompt that leaves no room to answer."""
-        length = len(request.prompt_ids)
-        if not 0 < length < self.cfg.max_len:
+        if why := lacks_room(request.prompt_ids, self.cfg):
             raise RolloutError(
-                f"prompt of {request.example_id!r} has {length} tokens; rollout.max_len is "
-                f"{self.cfg.max_len} and must leave room to answer: raise it or drop this prompt"
+                f"prompt of {request.example_id!r} has {why} and must leave room to answer: raise "
+                "it or drop this prompt"
             )
 
     def open(self, request: Request) -> Episode:

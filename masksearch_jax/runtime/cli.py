@@ -1,5 +1,10 @@
 """The way in to every main: one config file, checked overrides, plain messages, exit statuses.
 
+A config file says what it decides; every other key has the default of its schema.
+`--config=FILE.py:ARG --config.KEY=VALUE …` starts a run; `--help` prints each key with its value in
+the config that is given and what it means, `--help=rollout` those of one section; `--print-config`
+prints the whole config, one `key = value` a line, so that two can be told apart by `diff`.
+
 Exit statuses, for those who start runs again:
 
     0    done
@@ -27,8 +32,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from masksearch_jax.core.config import ModelConfig
 from masksearch_jax.core.errors import ConfigError, Restart, UserError, nearest
-from masksearch_jax.core.schema import flat_keys, to_dataclass
+from masksearch_jax.core.schema import to_dataclass
+from masksearch_jax.runtime import config_text, overrides
 from masksearch_jax.runtime.interrupts import never_lost
 from masksearch_jax.runtime.process import (
     RESTART,
@@ -40,8 +47,12 @@ from masksearch_jax.runtime.process import (
 
 T = TypeVar("T")
 
+ReadModel = Callable[[str], ModelConfig]
+
 USAGE = "usage: python -m {name} --config=configs/NAME.py[:arg] [--config.section.key=value ...]"
-_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
+OPTIONS = "       --help[=SECTION] says what each key means; --print-config prints the whole config"
+PRINT_CONFIG = "--print-config"
+_HELP = re.compile(r"-h|--?help(?:=(.*))?")
 
 
 def load_config(spec: str) -> Any:
@@ -63,66 +74,32 @@ def load_config(spec: str) -> Any:
         raise ConfigError(f"--config={spec}: {type(error).__name__}: {error}") from error
 
 
-def parse(schema: type[T] | tuple[type[T], ...], argv: Sequence[str]) -> T:
+def parse(
+    schema: type[T] | tuple[type[T], ...],
+    argv: Sequence[str],
+    read_model: ReadModel | None = None,
+) -> T:
     """The run described by `argv` (program name first). Raises ConfigError on anything amiss.
 
-    Of several schemas it is the first that has all the config's keys, else the first.
+    Of several schemas it is the first that has all the config's keys, else the first. read_model:
+    the architecture of an HF folder, for configs that name one in place of a model.
     """
-    spec, rest = _split_config(argv)
+    schema, values = _resolved(schema, argv, read_model)
+    return to_dataclass(schema, values)
+
+
+def _resolved(
+    schema: type[T] | tuple[type[T], ...], argv: Sequence[str], read_model: ReadModel | None
+) -> tuple[type[T], dict[str, Any]]:
+    """The schema that fits, and the config file over its defaults with the flags over both."""
+    spec, flags = overrides.split_config(argv[1:])
     if spec is None:
         raise ConfigError(f"--config is missing; {USAGE.format(name=_program(argv))}")
     config = load_config(spec)
     if isinstance(schema, tuple):
         known = (s for s in schema if set(config) <= set(typing.get_type_hints(s)))
         schema = next(known, schema[0])
-    rest = [_checked_flag(schema, arg) for arg in rest]
-    return to_dataclass(schema, _with_overrides(config, [argv[0], *rest]))
-
-
-def _split_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The value of the last `--config`, and the arguments without it."""
-    spec, rest, args = None, [], iter(argv[1:])
-    for arg in args:
-        if arg in ("--config", "-config"):
-            spec = next(args, None)
-        elif re.match(r"--?config=", arg):
-            spec = arg.partition("=")[2]
-        else:
-            rest.append(arg)
-    return spec, rest
-
-
-def _checked_flag(schema: type, arg: str) -> str:
-    """The argument, with `a,b` spelled as a tuple for a key that is one.
-
-    Raises ConfigError on a flag that is no key of the schema.
-    """
-    match = _OVERRIDE.match(arg)
-    if not match and not arg.startswith("--"):
-        return arg  # the value of the flag before it
-    flag, equals, value = arg.partition("=")
-    keys = flat_keys(schema)
-    key = match[1] if match else flag.lstrip("-")
-    if not match or key not in keys:
-        raise ConfigError(f"{flag} is not a flag; {nearest(key, keys, prefix='--config.')}")
-    if equals and typing.get_origin(keys[key]) is tuple and value[:1] not in ("(", "["):
-        return f"{flag}={tuple(v.strip() for v in value.split(',') if v.strip())!r}"
-    return arg
-
-
-def _with_overrides(config: Any, argv: list[str]) -> Any:
-    from absl import flags
-    from ml_collections import config_flags
-
-    values = flags.FlagValues()
-    try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-        extra = values(argv)[1:]
-    except (flags.Error, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise ConfigError(str(error)) from error
-    if extra:
-        raise ConfigError(f"unexpected argument {extra[0]!r}; {USAGE.format(name=_program(argv))}")
-    return values.config
+    return schema, overrides.resolve(schema, config, flags, read_model)
 
 
 def _program(argv: Sequence[str]) -> str:
@@ -144,31 +121,53 @@ def run(
     fn: Callable[[T], Any],
     schema: type[T] | tuple[type[T], ...],
     argv: Sequence[str] | None = None,
+    read_model: ReadModel | None = None,
+    *,
+    resumes: bool = False,
 ) -> None:
     """Parses the command line into `schema`, calls `fn` with it, turns failures into statuses.
 
-    Of several schemas it is the one that fits the config. An int that `fn` returns is the exit
-    status. A UserError, an error class of this package or an OSError is printed as one line; any
-    other exception is a defect and keeps its traceback.
+    schema, read_model as in `parse`. `resumes`: the same command goes on from what an interrupted
+    one has saved, which Ctrl-C then says. An int that `fn` returns is the exit status. A UserError,
+    an error class of this package or an OSError is printed as one line; any other exception is a
+    defect and keeps its traceback. `--help` and `--print-config` print and do not call `fn`.
     """
     argv = list(sys.argv if argv is None else argv)
-    if any(a in ("--help", "-h", "-help") for a in argv[1:]):
-        schemas = schema if isinstance(schema, tuple) else (schema,)
-        names = dict.fromkeys(k for s in schemas for k in flat_keys(s))
-        keys = "\n".join(f"  --config.{k}" for k in names)
-        try:
-            print(f"{USAGE.format(name=_program(argv))}\n\nkeys:\n{keys}", flush=True)
-        except BrokenPipeError:  # `--help | head`: at exit, Python would try to write again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
     try:
-        settings = parse(schema, argv)
+        if asked := next((m for a in argv[1:] if (m := _HELP.fullmatch(a))), None):
+            _print(_help(schema, argv, asked[1] or "", read_model))
+            return
+        settings = parse(schema, [a for a in argv if a != PRINT_CONFIG], read_model)
+        if PRINT_CONFIG in argv:
+            _print(config_text.config_lines(settings))
+            return
     except ConfigError as error:
         _fail(str(error), 2)
-    call(lambda: fn(settings))
+    call(lambda: fn(settings), resumes=resumes)
 
 
-def call(work: Callable[[], Any]) -> None:
+def _help(
+    schema: type | tuple[type, ...], argv: list[str], section: str, read_model: ReadModel | None
+) -> list[str]:
+    """Usage, and each key with its sentence and its value in the config, else its default."""
+    schemas = schema if isinstance(schema, tuple) else (schema,)
+    rest = [a for a in argv if not _HELP.fullmatch(a) and a != PRINT_CONFIG]
+    values = None
+    if overrides.split_config(rest[1:])[0] is not None:
+        found, values = _resolved(schema, rest, read_model)
+        schemas = (found,)
+    keys = config_text.help_lines(schemas, section, values)
+    return [USAGE.format(name=_program(argv)), OPTIONS, "", *keys]
+
+
+def _print(lines: list[str]) -> None:
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # `--help | head`: at exit, Python would try to write again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def call(work: Callable[[], Any], *, resumes: bool = False) -> None:
     """Calls `work` and ends the process as `run` does."""
     try:
         with never_lost():
@@ -176,7 +175,8 @@ def call(work: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         # Python's own way out would take JAX's client from a thread that still compiles, a
         # segmentation fault, and let libraries that were cut off anywhere have their say.
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr, flush=True)
+        more = "; the same command goes on from what is saved" if resumes else ""
+        print(f"\ninterrupted{more}", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
             sys.stdout.flush()
         os._exit(130)

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from masksearch_jax.core import files
 from masksearch_jax.runtime import storage
 
 FILE_NAME = "metrics.jsonl"
@@ -61,9 +62,7 @@ def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
 
 def _truncate(path: epath.Path, step: int) -> None:
     kept = [row for row in read_metrics(path.parent) if row["step"] <= step and step > 0]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    temporary.replace(path)
+    files.write_lines(path, map(json.dumps, kept))
 
 
 def _plain(value: Any) -> Any:

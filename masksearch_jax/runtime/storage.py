@@ -8,6 +8,9 @@ import pathlib
 
 from etils import epath
 
+from masksearch_jax.core import files
+
+RUN_RECORD = "run.json"  # in a folder: when and by what it was made
 _SAMPLE = 65_536  # bytes of a file's beginning, middle and end that tell it from others
 
 
@@ -16,31 +19,39 @@ def path(text: str | os.PathLike) -> epath.Path:
     return epath.Path(os.fspath(text))
 
 
-def is_bucket(place: epath.Path) -> bool:
-    return "://" in os.fspath(place)
-
-
 def modified(file: epath.Path) -> float:
     """When a file was last written, seconds since 1970; of a bucket's, to the second."""
-    return float(file.stat().mtime) if is_bucket(file) else os.stat(file).st_mtime
+    return float(file.stat().mtime) if files.is_bucket(file) else os.stat(file).st_mtime
 
 
 def fingerprint(folder: str) -> bytes:
     """What tells the files of a local folder from others: their names, sizes and samples of each.
 
+    When and by what they were made is left out.
     Weights that were trained further differ everywhere, so samples do. Empty for no local folder.
     """
     digest = hashlib.sha256()
     root = pathlib.Path(folder)
-    files = [p for p in sorted(root.rglob("*")) if p.is_file()] if folder and root.is_dir() else []
-    for file in files:
+    found = [p for p in sorted(root.rglob("*")) if p.is_file()] if folder and root.is_dir() else []
+    found = [p for p in found if p.name != RUN_RECORD]
+    for file in found:
         size = file.stat().st_size
         digest.update(f"{file.relative_to(root).as_posix()} {size}\n".encode())
         with file.open("rb") as stream:
             for start in (0, size // 2, max(0, size - _SAMPLE)):
                 stream.seek(start)
                 digest.update(stream.read(_SAMPLE))
-    return digest.digest() if files else b""
+    return digest.digest() if found else b""
+
+
+def truncate(file: epath.Path, size: int) -> None:
+    """Cuts a file, if there is one, to its first `size` bytes."""
+    if not file.exists() or file.stat().length == size:
+        return
+    if files.is_bucket(file):
+        file.write_bytes(file.read_bytes()[:size])
+    else:
+        os.truncate(file, size)
 
 
 def append(file: epath.Path, text: str) -> None:
@@ -49,7 +60,7 @@ def append(file: epath.Path, text: str) -> None:
     Objects of a bucket cannot grow: there the whole file is written again, which suits the few
     megabytes of a run's curves and no more.
     """
-    if is_bucket(file):
+    if files.is_bucket(file):
         before = file.read_text() if file.exists() else ""
         file.write_text(before + text)
         return

@@ -7,12 +7,9 @@ syntax: the engine's own parser raises on unbalanced quotes, on `a:b:c` and on s
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +18,7 @@ from typing import Any
 
 import tantivy
 
+from masksearch_jax.core.files import write_json, writing_folder
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage
 from masksearch_jax.search.store import PassageStore, PassageWriter
@@ -155,10 +153,9 @@ def build(
     if folder.exists() and not is_index(folder) and not _is_empty_folder(folder):
         raise SearchError(f"{folder} exists and is no index; choose another folder or remove it")
     try:
-        with _build_folder(folder) as temporary:
-            count, contents = _write(passages, temporary, language, progress)
-            _write_manifest(temporary, language, count, contents)
-            _replace(temporary, folder)
+        with writing_folder(folder) as partial:
+            count, contents = _write(passages, partial, language, progress)
+            _write_manifest(partial, language, count, contents)
     except OSError as error:
         raise SearchError(f"the index {folder} could not be written: {error}") from error
     return count
@@ -286,10 +283,7 @@ def _write_manifest(folder: Path, language: str, count: int, contents: str) -> N
         "fingerprint": hashlib.sha256(made.encode()).hexdigest()[:16],
         "files": {name: [p.stat().st_size, _checksum(p)] for name, p in _files(folder).items()},
     }
-    with open(folder / _MANIFEST, "x") as file:
-        json.dump(manifest | {"seal": _seal(manifest)}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    write_json(folder / _MANIFEST, manifest | {"seal": _seal(manifest)})
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -313,49 +307,6 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder / _MANIFEST} is damaged (it is not as it was written); rebuild: {_COMMAND}"
         )
     return manifest
-
-
-@contextmanager
-def _build_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`, gone afterwards; what killed builds left goes first."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{folder.name}.building-"
-    for other in list(folder.parent.iterdir()):
-        if other.name.startswith(prefix):
-            with suppress(OSError), _locked(other):
-                shutil.rmtree(other)
-    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
-    try:
-        with _locked(temporary):
-            yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds a lock that dies with its process. Raises OSError while another process holds it."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _replace(temporary: Path, folder: Path) -> None:
-    """Renames the finished index into place; the old one stays whole until the new one is there."""
-    temporary.chmod(0o755)
-    old = temporary.with_name(f"{temporary.name}-old")
-    if folder.exists():
-        folder.rename(old)
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _is_empty_folder(folder: Path) -> bool:

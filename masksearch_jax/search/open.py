@@ -5,24 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.types import Example, RampExample
 from masksearch_jax.search.tool import NoSearch, RandomSearch
 
 KINDS = ("bm25", "http", "none", "random")
+_FIRST_QUERY = "river"  # of any tool, to see that it answers
 _PROBES, _PROBE_DEPTH = 8, 10  # examples searched for, and how deep
 
 
 def open_tool(cfg: SearchConfig) -> SearchTool:
-    """The search tool that `cfg` describes, with its cache. Raises SearchError if there is none."""
+    """The search tool that `cfg` describes, with its cache.
+
+    Raises SearchError if there is none, or if it does not answer a first search, which no cache is
+    asked.
+    """
     # Imported here, so that each kind loads only its own dependencies (and those import this file).
     if not cfg.cache:
         if cfg.replay:
             raise SearchError("search.replay answers from a cache, and search.cache names none")
-        return _open(cfg)
+        return _answering(cfg)
     from masksearch_jax.search.cache import CachedSearch
 
-    tool = None if cfg.replay else _open(cfg)
+    tool = None if cfg.replay else _answering(cfg)
     return CachedSearch(
         tool,
         cfg.cache,
@@ -30,6 +36,15 @@ def open_tool(cfg: SearchConfig) -> SearchTool:
         name=cfg.url if cfg.kind == "http" else f"{cfg.kind}:{cfg.index}",
         fingerprint=getattr(tool, "fingerprint", ""),
     )
+
+
+def _answering(cfg: SearchConfig) -> SearchTool:
+    tool = _open(cfg)
+    try:
+        tool.search([_FIRST_QUERY], cfg.top_k)
+    except (SearchError, OSError) as error:
+        raise SearchError(f"the search tool does not answer: {error}") from error
+    return tool
 
 
 def check_sources(tool: SearchTool, cfg: SearchConfig, examples: Sequence[Example]) -> None:
@@ -56,6 +71,10 @@ def check_sources(tool: SearchTool, cfg: SearchConfig, examples: Sequence[Exampl
 
 def _open(cfg: SearchConfig) -> SearchTool:
     """The tool itself, of the kind that the config names."""
+    if cfg.kind in ("bm25", "random"):
+        check_given(cfg, "config.search", index="the folder that build_index wrote")
+    if cfg.kind == "http":
+        check_given(cfg, "config.search", url="the address of the search service")
     if cfg.kind == "bm25":
         from masksearch_jax.search.bm25 import BM25
 

@@ -2,7 +2,7 @@
 
 Request `{"queries": [...], "topk": 5, "return_scores": true}`, response `{"result": [[hit, ...]]}`
 with a hit `{"document": {...}, "score": 1.2}` or the document itself, whose text is `text` (with
-`title`) or `contents`, a title line and then the text.
+`title`) or `contents`, which `core.contents` splits.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from masksearch_jax.core import contents
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage
 
@@ -129,7 +130,7 @@ def _split(url: str) -> tuple[bool, str, int | None, str]:
 
 
 def _chunks(response: http.client.HTTPResponse, deadline: float) -> Iterator[bytes]:
-    """The body as it comes, which a slow service may not stretch beyond the deadline."""
+    """The whole body as it comes, which a slow service may not stretch beyond the deadline."""
     size = 0
     while chunk := response.read1(2**16):
         size += len(chunk)
@@ -138,6 +139,8 @@ def _chunks(response: http.client.HTTPResponse, deadline: float) -> Iterator[byt
         if time.monotonic() > deadline:
             raise TimeoutError("timed out within the answer")
         yield chunk
+    if response.length:  # `read1` takes a connection that broke for the end
+        raise http.client.IncompleteRead(b"", response.length)
 
 
 def _passage(hit: Any) -> Passage:
@@ -146,8 +149,7 @@ def _passage(hit: Any) -> Passage:
     if "text" in document:
         title, text = document.get("title", ""), document["text"]
     else:
-        title, _, text = document["contents"].partition("\n")
-        title = title.strip().strip('"')
+        title, text = contents.split(document["contents"])
     if not isinstance(title, str) or not isinstance(text, str):
         raise TypeError(f"title and text must be strings, are {title!r:.80} and {text!r:.80}")
     digest = hashlib.sha256(f"{title}\n{text}".encode("utf-8", "replace")).hexdigest()[:16]

@@ -14,6 +14,7 @@ from collections.abc import Sequence, Sized
 from http import HTTPStatus
 from typing import Any
 
+from masksearch_jax.core import contents
 from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.types import Passage
 from masksearch_jax.runtime.http_service import Call, Refusal, Service
@@ -98,5 +99,5 @@ def _document(passage: Passage) -> dict[str, str]:
         "id": passage.id,
         "title": passage.title,
         "text": passage.text,
-        "contents": f'"{passage.title}"\n{passage.text}',
+        "contents": contents.join(passage.title, passage.text),
     }

@@ -60,7 +60,7 @@ class PassageWriter:
         """Writes the tables; the number of passages. Raises SearchError for none or an id twice."""
         if not self._digests:
             raise SearchError("there are no passages to index")
-        _sync(self._file)
+        self._file.flush()
         ids = np.empty(len(self._digests), _ID_TYPE)
         ids["digest"] = self._digests
         ids["row"] = np.arange(len(ids))
@@ -68,7 +68,6 @@ class PassageWriter:
         for name, table in ((_OFFSETS, np.asarray(self._offsets)), (_IDS, ids)):
             with open(self._folder / name, "xb") as file:
                 np.save(file, table, allow_pickle=False)
-                _sync(file)
         _refuse_duplicates(PassageStore(self._folder), ids)
         return len(ids)
 
@@ -133,8 +132,3 @@ def _digest(passage_id: str) -> int:
 def _passage(line: bytes) -> Passage:
     record = json.loads(line)
     return Passage(record["id"], record["title"], record["text"])
-
-
-def _sync(file) -> None:
-    file.flush()
-    os.fsync(file.fileno())

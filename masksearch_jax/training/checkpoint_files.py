@@ -115,6 +115,14 @@ def _any_meta(folder: str | os.PathLike, step: int | None) -> dict[str, Any]:
         return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
 
 
+def has_steps(folder: str | os.PathLike) -> bool:
+    """Whether there is a step to go on from."""
+    if not absolute(folder).exists():
+        return False
+    with _reader(folder) as manager:
+        return manager.latest_step() is not None
+
+
 def split(folder: str | os.PathLike, step: int | None = None) -> tuple[epath.Path, int | None]:
     """FOLDER and the step: STEP of FOLDER/STEP, else the one that is given."""
     path = absolute(folder)

@@ -118,7 +118,8 @@ class Guard:
             what += f"; not finite: {', '.join(bad)}"
         if self._config.guard == "stop" or metrics["skipped_in_a_row"] >= self._config.max_skips:
             raise GuardError(
-                f"{what}; go on from the last checkpoint with a lower learning rate or other data, "
-                "or set config.survival.guard=skip to leave such updates out"
+                f"{what}; go on from the last checkpoint with a lower learning rate or other data "
+                "(with config.survival.changed=accept), or set config.survival.guard=skip to leave "
+                "such updates out"
             )
         print(f"  warning: {what}; they were left out", file=sys.stderr, flush=True)

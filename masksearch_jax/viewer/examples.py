@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from masksearch_jax.core import files
 from masksearch_jax.core.types import RampExample
 
 _STYLE = """
@@ -62,5 +63,5 @@ def _pieces(example: RampExample) -> Iterator[str]:
 def write(path: Path, examples: Iterable[RampExample], each: int) -> dict[int, int]:
     """Writes the page; how many examples of each number of masks it shows."""
     drawn = sample(examples, each)
-    path.write_text(page(drawn), encoding="utf-8")
+    files.write_text(path, page(drawn))
     return {k: len(found) for k, found in drawn.items()}

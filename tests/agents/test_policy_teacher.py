@@ -7,10 +7,8 @@ import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 import pytest
 
-from configs import common
 from masksearch_jax import build_trajectories
 from masksearch_jax.agents import agent_teacher, policy_teacher, selection
 from masksearch_jax.agents.llm_client import LLMConfig
@@ -23,26 +21,8 @@ from masksearch_jax.core.types import Demonstration, RampExample
 from masksearch_jax.parallel import sharding
 from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.search.open import open_tool
-from tests.endpoint import Answer, Endpoint
-from tests.rollout.test_engine import ScriptedModel
-
-LENIENT = selection.Rules(min_recall=0.0, grounded=False)
-SAID = ["<think>", "a", "</think>", "<search>", "e", "</search>"]
-THEN = ["</information>", "<answer>", "o", "</answer>"]
-
-
-def scripted(vocab) -> ScriptedModel:
-    """After the prompt it thinks and searches once; after what it finds it answers `o`."""
-    following = [vocab.eos_ids[0]] * vocab.size
-    before = vocab.encode("x\n")[-1:]
-    for words in (SAID, THEN):
-        for word in words:
-            [token] = vocab.encode(word)
-            if before:
-                following[before[0]] = token
-            before = [token]
-        before = []
-    return ScriptedModel(jnp.asarray(following, jnp.int32))
+from masksearch_jax.testing.services import Answer, Endpoint
+from tests.agents.scripted_student import LENIENT, SAID, THEN, scripted
 
 
 @pytest.fixture
@@ -55,9 +35,16 @@ def setting(miniature, monkeypatch):
     cfg = miniature.cfg
     rollout = dataclasses.replace(cfg.rollout, slots=4, max_new_tokens=24, temperature=0.0)
     return selection.StudentConfig(
-        "", str(miniature.tokenizer), 2, LENIENT, "rules", cfg.model, cfg.compute,
-        cfg.mesh, PromptConfig("minimal"), rollout,
-    )  # fmt: skip
+        init="",
+        tokenizer=str(miniature.tokenizer),
+        samples=2,
+        rules=LENIENT,
+        model=cfg.model,
+        compute=cfg.compute,
+        mesh=cfg.mesh,
+        prompt=PromptConfig("minimal"),
+        rollout=rollout,
+    )
 
 
 @pytest.fixture
@@ -126,9 +113,9 @@ def test_a_judge_may_have_the_last_word(miniature, setting, examples, tmp_path):
         return Answer(json.dumps(said))
 
     with Endpoint(verdict) as endpoint:
-        address = f"http://127.0.0.1:{endpoint.server_address[1]}/v1"
+        address = endpoint.url
         settings = {"base_url": address, "cache": str(tmp_path / "replies.sqlite")}
-        llm = LLMConfig(**common.llm().to_dict() | settings)
+        llm = LLMConfig(**settings)
         judged = dataclasses.replace(setting, judge="llm")
         outcomes, figures = solve(miniature, judged, examples, llm)
     assert outcomes[:2] == [Rejection(examples[0].id, "judged_incorrect", "so it is")] * 2

@@ -10,7 +10,8 @@ import pytest
 from masksearch_jax import build_trajectories
 from masksearch_jax.agents import scripted_teacher
 from masksearch_jax.core import markup
-from masksearch_jax.core.config import RampConfig, SearchConfig
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample, Span
 from masksearch_jax.corpus import atlas
@@ -281,7 +282,7 @@ def main(folder, engine, monkeypatch):
 
     def main(fail_after=10**9, **changes):
         main.calls = 0
-        monkeypatch.setattr(build_trajectories.tool, "open_tool", lambda cfg: Counting(fail_after))
+        monkeypatch.setattr(build_trajectories, "open_tool", lambda cfg: Counting(fail_after))
         options = {"max_searches": 4, "demonstrations": 0, "seed": 0, **changes}
         cfg = build_trajectories.BuildTrajectoriesRun(
             str(folder), build_trajectories.KINDS, SEARCH, **options
@@ -321,14 +322,22 @@ def test_main_resumes_where_it_stopped(main, folder):
 
 
 def test_main_starts_over_for_other_inputs(main, folder):
-    first = main()
+    main()
+    made_from = [saved_by(folder)["made_from"]]
     again = main(seed=1)
-    assert again["source"] != first["source"]
     assert main.calls > 0
+    made_from.append(saved_by(folder)["made_from"])
+    assert made_from[0] != made_from[1]
     files = {p.name for p in (folder / "demonstrations").iterdir()}
-    assert files == {"train.jsonl", "train.rejected.jsonl", "train.counts.json"}
-    saved = json.loads((folder / "demonstrations" / "train.counts.json").read_text())
-    assert saved == again
+    assert files == {"train.jsonl", "train.rejected.jsonl", "train.counts.json", "run.json"}
+    assert saved_by(folder).items() > again.items()
+    (folder / "demonstrations" / "train.rejected.jsonl").write_text("cut")
+    assert main(seed=1) == again
+    assert main.calls > 0
+
+
+def saved_by(folder):
+    return json.loads((folder / "demonstrations" / "train.counts.json").read_text())
 
 
 def test_main_keeps_as_many_as_told(main):

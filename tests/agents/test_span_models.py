@@ -23,10 +23,10 @@ from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.ramp import masking, spans
 from masksearch_jax.ramp.examples import read_jsonl
 from masksearch_jax.runtime import storage
+from masksearch_jax.testing.services import Answer, Endpoint
 from masksearch_jax.training import train_state
 from masksearch_jax.training.checkpoint import Checkpointer
-from tests.endpoint import Answer, Endpoint
-from tests.mains.test_build_mains import TOWNS, build, failure, passages
+from tests.mains.commands import TOWNS, build, failure, passages
 
 FLOAT32 = ComputeConfig("float32", "float32", "xla", "none", 64)
 SIZES = {
@@ -199,7 +199,7 @@ def reply_to(body):
 
 
 def llm_settings(endpoint, place, **changes):
-    address = f"http://127.0.0.1:{endpoint.server_address[1]}/v1"
+    address = endpoint.url
     given = {
         "base_url": address, "model": "m", "cache": place / "replies.sqlite", "max_tokens": 10,
         "concurrency": 2, "backoff": 0.01,
@@ -262,3 +262,35 @@ def test_a_spent_budget_stops_and_a_larger_one_goes_on(
 def test_a_refused_key_stops_the_build(place, repository, capsys):
     with Endpoint(lambda body: Answer(status=401)) as endpoint:
         assert "401" in failed(capsys, repository, place, **llm_settings(endpoint, place))
+
+
+def test_passages_that_got_no_reply_are_asked_about_again(place, repository, capsys):
+    """2 of 12: their part is masked again, and a build with such a loss says so."""
+    lost = ("Oslo", "Rome")
+
+    def busy(body):
+        said = body["messages"][1]["content"]
+        return Answer(status=400) if any(f"Article: {t}" in said for t in lost) else reply_to(body)
+
+    with Endpoint(busy) as endpoint:
+        settings = llm_settings(endpoint, place) | {"work__part": 3}
+        said = failed(capsys, repository, place, **settings)
+        assert "no reply for 2 of 12 passages, more than config.max_failed=0.01" in said
+        assert "HTTP 400: scripted 400" in said
+        made = build_with(repository, place, **settings, max_failed=0.2)
+        assert made["ramp"]["dropped"]["llm_failed"] == 2
+    with Endpoint(reply_to) as endpoint:
+        settings = llm_settings(endpoint, place) | {"work__part": 3}
+        made = build_with(repository, place, **settings)
+        asked = [b["messages"][1]["content"] for b in endpoint.requests]
+        assert all(any(f"Article: {t}" in text for t in lost) for text in asked)
+        assert asked
+    assert "llm_failed" not in made["ramp"]["dropped"]
+    check_examples(place / "out")
+
+
+@pytest.mark.parametrize("status", [402, 404])
+def test_an_endpoint_of_no_use_stops_the_build(place, repository, capsys, status):
+    with Endpoint(lambda body: Answer(status=status)) as endpoint:
+        said = failed(capsys, repository, place, **llm_settings(endpoint, place))
+    assert f"HTTP {status}: scripted {status}" in said

@@ -1,9 +1,12 @@
 """Strict conversion of configs, and the command line: overrides, messages, exit statuses."""
 
+import contextlib
 import dataclasses
 import errno
+import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -15,9 +18,19 @@ import hypothesis.strategies as st
 import ml_collections
 import pytest
 
+from masksearch_jax.build_trajectories import BuildTrajectoriesRun
 from masksearch_jax.core import config
+from masksearch_jax.core.config import ModelConfig
 from masksearch_jax.core.errors import ConfigError, UserError, nearest
-from masksearch_jax.core.schema import flat_keys, to_dataclass
+from masksearch_jax.core.schema import (
+    describe_keys,
+    flat_keys,
+    key,
+    required,
+    section,
+    to_dataclass,
+)
+from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.quickstart import QuickstartRun
 from masksearch_jax.runtime import cli
 
@@ -126,6 +139,23 @@ def test_a_key_with_one_letter_gone_is_found_again(key, data):
 
 
 # ---- the command line ---------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Deep:
+    """A section of which the file must give one key."""
+
+    size: int = required("Of it.")
+    rate: float = key(0.5, "Of change.")
+    names: tuple[str, ...] = key(("a",), "Of all.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Few:
+    given: str = required("What it is.")
+    deep: Deep = section(Deep)
+    maybe: Deep | None = key(None, "Another one.")
+
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -279,7 +309,7 @@ def status_of(folder: Path, fn, *args: str) -> int:
             1,
             "error: [Errno 2] No such file: 'c.jsonl'\n",
         ),
-        (KeyboardInterrupt(), 130, "\ninterrupted; the same command goes on from here\n"),
+        (KeyboardInterrupt(), 130, "\ninterrupted\n"),
     ],
 )
 def test_an_expected_failure_is_one_line_and_a_status(
@@ -300,10 +330,161 @@ def test_a_status_that_the_main_returns_is_the_exit_status(folder):
     assert status_of(folder, lambda _: None) == 0
 
 
-def test_help_lists_every_key(folder, capsys):
-    assert status_of(folder, raising(AssertionError("must not run")), "--help") == 0
-    out = capsys.readouterr().out
-    assert all(f"--config.{key}\n" in out for key in flat_keys(Outer))
+def shown(capsys, schema: type | tuple[type, ...], *args: str) -> tuple[str, str]:
+    """What a main of this schema prints, on stdout and stderr, instead of running."""
+    with contextlib.suppress(SystemExit):
+        cli.run(raising(AssertionError("must not run")), schema, ["job.py", *args])
+    return capsys.readouterr()
+
+
+def test_help_says_of_every_key_its_default_and_what_it_means(capsys):
+    out, _ = shown(capsys, config.DapoRun, "--help")
+    lines = out.splitlines()
+    for known in describe_keys(config.DapoRun):
+        if known.section:
+            assert f"\n\n{known.name}: {known.sentence[:60]}" in out
+        else:
+            flag = rf"--config\.{known.name}[= ]"
+            (at,) = (i for i, line in enumerate(lines) if re.match(flag, line))
+            assert lines[at + 1].startswith(f"    {known.sentence[:60]}")
+    assert "\n--config.rollout.decode_share=0.25,0.5,0.75\n    Shares of the slots" in out
+    assert "\n--config.dapo.steps (no default)\n" in out
+    assert "\n    Of stored weights. [float32 | bfloat16]\n" in out
+    assert out.index("--config.tokenizer") < out.index("\nmodel: ")
+
+
+def test_help_shows_a_configs_values_and_one_section_alone(folder, capsys):
+    spec = f"--config={folder}/configs/job.py:small"
+    out, _ = shown(capsys, Outer, spec, "--help", "--config.workdir=there")
+    assert "\n--config.workdir=there\n" in out
+    assert "\n--config.inner.steps=1\n" in out
+    out, _ = shown(capsys, Outer, spec, "--help=inner")
+    flags = [line for line in out.splitlines() if line.startswith("--config.")]
+    assert flags == [f"--config.inner.{x}" for x in ("rate=0.5", "steps=1", "names=a,b")]
+    out, _ = shown(capsys, config.DapoRun, "--help=survival.guard")
+    assert out.splitlines()[-2].startswith("--config.survival.guard=stop")
+    wrong = "error: --help=iner is no key; did you mean inner?\n"
+    assert shown(capsys, Outer, "--help=iner") == ("", wrong)
+
+
+def test_of_several_schemas_help_shows_all_keys_or_those_of_the_config(repository, capsys):
+    both = (config.SftRun, config.DapoRun)
+    out, _ = shown(capsys, both, "--help")
+    assert "\nsft: " in out
+    assert "\ndapo: " in out
+    out, _ = shown(capsys, both, "--help", f"--config={repository}/configs/qa_dapo.py")
+    assert "\nsft: " not in out
+    assert "\n--config.workdir=runs/qa_dapo\n" in out
+
+
+def test_the_whole_config_is_printed_a_key_a_line(repository, capsys):
+    spec = f"--config={repository}/configs/qa_dapo.py:runlocal"
+    out, _ = shown(capsys, config.DapoRun, spec, "--print-config", "--config.seed=7")
+    lines = out.splitlines()
+    given = dict(line.split(" = ", 1) for line in lines)
+    scaling = "model.rope_scaling"  # None, one line
+    known = [k for k in describe_keys(config.DapoRun) if not k.name.startswith(f"{scaling}.")]
+    assert list(given) == [k.name for k in known if not k.section or k.name == scaling]
+    assert (given["seed"], given["dapo.reward"], given["dapo.steps"]) == ("7", "'penalised'", "2")
+    assert given["rollout.decode_share"] == "(0.25, 0.5, 0.75)"
+    assert given["model.rope_scaling"] == "None"
+    bad = shown(capsys, config.DapoRun, spec, "--print-config", "--config.dapo.reward=judge")
+    assert "config.dapo.reward is 'judge', not one of recall, f1, penalised" in bad[1]
+
+
+def test_a_config_says_only_what_it_decides(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "few.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n    return ConfigDict({'given': 'g', 'deep': {'size': 3}})\n"
+    )
+    parse = lambda *args: cli.parse(Few, ["few", f"--config={tmp_path}/configs/few.py", *args])  # noqa: E731
+    assert parse() == Few("g", Deep(3, 0.5, ("a",)), None)
+    flags = ("--config.deep.rate=2", "--config.deep.names=b,c", "--config.deep.size=4")
+    assert parse(*flags) == Few("g", Deep(4, 2.0, ("b", "c")), None)
+    # An optional section comes with its defaults as soon as one of its keys is given.
+    assert parse("--config.maybe.size=9").maybe == Deep(9, 0.5, ("a",))
+    with pytest.raises(ConfigError, match=r"config\.maybe lacks config\.maybe\.size"):
+        parse("--config.maybe.rate=1.0")
+    typo = r"--config\.deep\.nmes is not a flag; did you mean --config\.deep\.names"
+    with pytest.raises(ConfigError, match=typo):  # of a key that no file spells
+        parse("--config.deep.nmes=b")
+    with pytest.raises(ConfigError, match=r"invalid literal for float\(\)|could not convert"):
+        parse("--config.deep.rate=fast")
+
+
+def test_what_a_config_leaves_out_and_has_no_default_may_be_a_flag(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "none.py").write_text(
+        "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()\n"
+    )
+    argv = ["none", f"--config={tmp_path}/configs/none.py"]
+    with pytest.raises(ConfigError, match=r"config lacks config\.given"):
+        cli.parse(Few, argv)
+    with pytest.raises(ConfigError, match=r"config\.deep lacks config\.deep\.size"):
+        cli.parse(Few, [*argv, "--config.given=g"])
+    found = cli.parse(Few, [*argv, "--config.given=g", "--config.deep.size=1"])
+    assert found == Few("g", Deep(1, 0.5, ("a",)), None)
+
+
+# ---- architectures from folders -----------------------------------------------------------------
+
+
+@pytest.fixture
+def hf_folder(tmp_path) -> Path:
+    """A model of sizes that no table has, as SmolLM2's are."""
+    sizes = {
+        "vocab_size": 96, "hidden_size": 72, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 256,
+        "rms_norm_eps": 9.999999747378752e-06, "rope_theta": 10000.0, "tie_word_embeddings": True,
+    }  # fmt: skip
+    folder = tmp_path / "SmolLike"
+    folder.mkdir()
+    text = json.dumps({"model_type": "llama", "hidden_act": "silu"} | sizes)
+    (folder / "config.json").write_text(text)
+    return folder
+
+
+WANT = ModelConfig(
+    family="llama", vocab_size=96, hidden_size=72, intermediate_size=128, num_layers=2,
+    num_heads=9, num_kv_heads=3, head_dim=8, rope_theta=10000.0, rope_scaling=None,
+    norm_eps=9.999999747378752e-06, qkv_bias=False, qk_norm=False, tie_embeddings=True,
+    max_position=256,
+)  # fmt: skip
+
+
+def parse_hf(repository, arg: str, *flags: str, name: str = "ramp_sft", schema=config.SftRun):
+    spec = f"--config={repository / 'configs' / name}.py:{arg}"
+    return cli.parse(schema, [name, spec, *flags], read_config)
+
+
+def test_an_architecture_is_read_from_the_folder_of_the_weights(repository, hf_folder):
+    init = f"--config.init={hf_folder}"
+    assert parse_hf(repository, "hf", init).model == WANT
+    assert parse_hf(repository, "hf", "--config.init", str(hf_folder)).model == WANT
+    assert parse_hf(repository, f"runlocal,{hf_folder}").model == WANT
+    found = parse_hf(repository, str(hf_folder), "--config.model.num_layers=1")
+    assert (found.model, found.init) == (dataclasses.replace(WANT, num_layers=1), "")
+    quick = parse_hf(repository, str(hf_folder), name="quickstart", schema=QuickstartRun)
+    assert quick.model == dataclasses.replace(WANT, vocab_size=1024)  # its tokenizer's
+    student = parse_hf(
+        repository, "hf", f"--config.student.init={hf_folder}",
+        name="build_trajectories", schema=BuildTrajectoriesRun,
+    )  # fmt: skip
+    assert student.student.model == WANT
+
+
+def test_a_folder_that_gives_no_architecture_is_one_line(repository, hf_folder, tmp_path):
+    wrong = "config.model is to be read from"
+    with pytest.raises(ConfigError, match=rf"^{wrong} a Hugging.*give it as --config\.init"):
+        parse_hf(repository, "hf")
+    with pytest.raises(ConfigError, match=r"there is no config\.init here: name it in place"):
+        parse_hf(repository, "hf", name="quickstart", schema=QuickstartRun)
+    with pytest.raises(ConfigError, match=rf"^{wrong} '.*none': no config\.json in .*none"):
+        parse_hf(repository, f"{tmp_path}/none")
+    (hf_folder / "config.json").write_text('{"model_type": "mamba"}')
+    with pytest.raises(ConfigError, match=rf"^{wrong} .* 'mamba' is unknown; choices: .*'qwen2'"):
+        parse_hf(repository, str(hf_folder))
 
 
 def test_help_that_nobody_reads_to_its_end_says_nothing(repository):

@@ -30,7 +30,7 @@ TURNS = st.lists(st.builds(Turn, TEXTS, TEXTS, TEXTS, SECONDS, TEXT), max_size=3
 RECORDS = st.one_of(
     st.builds(Passage, TEXT, TEXT, TEXT),
     st.builds(RampExample, TEXT, TEXT, TEXT, TEXT, TEXT, st.lists(SPANS, max_size=3).map(tuple)),
-    st.builds(QAExample, TEXT, TEXT, TEXT, TEXTS, TEXTS, TEXT),
+    st.builds(QAExample, *[TEXT] * 3, TEXTS, TEXTS, TEXT, TEXTS, TEXT, st.integers(0, 9)),
     st.builds(Demonstration, TEXT, TEXT, TEXT, TEXT, SEGMENTS.map(tuple), TURNS.map(tuple)),
 )
 
@@ -65,7 +65,7 @@ def test_trajectories_survive_json_with_their_dtypes(tokens):
 
 def test_fields_with_defaults_may_be_left_out():
     found = from_json(QAExample, {"id": "1", "dataset": "d", "question": "q", "answers": ["a"]})
-    assert found == QAExample("1", "d", "q", ("a",), (), "")
+    assert found == QAExample("1", "d", "q", ("a",), (), "", (), "", 0)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,18 @@
 """Reading and writing passage files: what is kept, what is dropped and named, what stops."""
 
+import bz2
 import gzip
 import json
 import logging
+import lzma
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from masksearch_jax.core.types import Passage
+from masksearch_jax.corpus import json_values
+from masksearch_jax.corpus.packed import PackingError
 from masksearch_jax.corpus.passages import CorpusError, CorpusStats, read_passages, write_passages
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -149,6 +153,87 @@ def test_gzip_is_told_by_content_and_its_damage_is_named(tmp_path):
     for damaged in (data[: len(data) // 2], data[:-8] + b"\0" * 8):
         with pytest.raises(CorpusError, match="unreadable after line"):
             read(write(tmp_path, damaged, name="damaged.jsonl.gz"))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_packed_lines_are_told_by_content(tmp_path, pack):
+    path = write(tmp_path, pack(line("1") + line("2")), name="corpus.jsonl")
+    assert [p.id for p in read(path)[0]] == ["1", "2"]
+    whole = pack(b"".join(line(str(i), text=f"text {i * i}") for i in range(5000)))
+    with pytest.raises(CorpusError, match="unreadable after"):
+        read(write(tmp_path, whole[: len(whole) // 2]))
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"PK\x03\x04", "zip"),
+        (b"7z\xbc\xaf\x27\x1c", "7z"),
+        (b"\x28\xb5\x2f\xfd", "zst"),
+        (b"Rar!\x1a\x07\x01", "rar"),
+    ],
+)
+def test_a_packing_that_is_not_read_is_named_with_the_choices(tmp_path, head, name):
+    path = write(tmp_path, head, b"rest of it", name=f"corpus.jsonl.{name}")
+    with pytest.raises(PackingError, match=rf"is packed as {name}, .*choices: gzip, bzip2, xz"):
+        read(path)
+
+
+def test_contents_without_a_title_are_the_text(tmp_path):
+    rows = [
+        {"id": "1", "contents": "The Ember is a river."},
+        {"id": "2", "contents": '""Ash" (Lind song)"\n"Ash" is a song.'},
+        {"id": "3", "title": "Ember", "contents": "Ember\nA river."},
+        {"id": "4", "title": "Ember", "contents": "It rises\nin a wood."},
+    ]
+    passages = read(write(tmp_path, *(json.dumps(r).encode() + b"\n" for r in rows)))[0]
+    assert passages == [
+        Passage("1", "", "The Ember is a river."),
+        Passage("2", '"Ash" (Lind song)', '"Ash" is a song.'),
+        Passage("3", "Ember", "A river."),
+        Passage("4", "Ember", "It rises\nin a wood."),
+    ]
+
+
+# ---- JSON that is no JSON lines
+
+ROWS = [{"id": str(i), "title": f"T {i}", "text": f"“text” {i}, [{{"} for i in range(50)]
+EXPECTED = [Passage(*row.values()) for row in ROWS]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize("chunk", [1, 37, 1 << 20])
+def test_one_json_array_is_read_in_chunks(tmp_path, monkeypatch, indent, pack, chunk):
+    monkeypatch.setattr(json_values, "_CHUNK", chunk)
+    data = b"\xef\xbb\xbf" + json.dumps(ROWS, indent=indent, ensure_ascii=False).encode()
+    passages, stats, log = read(write(tmp_path, pack(data), name="pretty.json"))
+    assert (passages, stats.read, log) == (EXPECTED, 50, [])
+
+
+def test_objects_spread_over_lines_are_read(tmp_path):
+    data = "\n".join(json.dumps(row, indent=2) for row in ROWS).encode()
+    assert read(write(tmp_path, data, name="pretty.json"))[0] == EXPECTED
+
+
+def test_bad_items_of_an_array_are_counted_and_a_break_is_named(tmp_path):
+    data = json.dumps([*ROWS, 5, {"id": "x", "title": "T"}], indent=1, ensure_ascii=False).encode()
+    passages, stats, log = read(write(tmp_path, data), max_bad_fraction=0.1)
+    assert (passages, stats.dropped) == (EXPECTED, {"not a JSON object": 1, "no text": 1})
+    assert "corpus.jsonl: item 51: not a JSON object: int" in log[0]
+    for broken, reason in ((data[:-2], "breaks off"), (data.replace(b'"T 9"', b"T"), "not JSON")):
+        with pytest.raises(CorpusError, match=rf"corpus\.jsonl: after \d+ values: .*{reason}"):
+            read(write(tmp_path, broken), max_bad_fraction=0.1)
+    with pytest.raises(CorpusError, match=r"corpus\.jsonl is not UTF-8"):
+        read(write(tmp_path, data.replace("“".encode(), b"\xff")), max_bad_fraction=0.1)
+    with pytest.raises(CorpusError, match="has no passages"):
+        read(write(tmp_path, b"[\n]"))
+
+
+def test_a_file_of_no_known_form_is_refused_with_the_forms(tmp_path):
+    for data in (b"The Ember is a river.\nIt is long.\n", "x".encode("utf-16"), b"a,b\n1,2\n"):
+        with pytest.raises(CorpusError, match=r"begins with .*JSON lines.*tab-separated"):
+            read(write(tmp_path, data))
 
 
 def test_share_done_grows_to_one(tmp_path):

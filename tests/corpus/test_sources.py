@@ -4,8 +4,8 @@ import bz2
 import gzip
 import itertools
 import json
+import lzma
 import random
-from xml.sax.saxutils import escape
 
 import numpy as np
 import pyarrow as pa
@@ -14,56 +14,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from masksearch_jax.core.config import CorpusConfig
-from masksearch_jax.corpus import duplicates, prose, sources, wikipedia_dump
+from masksearch_jax.core.corpus_config import CorpusConfig
+from masksearch_jax.core.types import Passage
+from masksearch_jax.corpus import duplicates, prose, sources, wikitext
+from masksearch_jax.corpus.packed import PackingError
 from masksearch_jax.corpus.passages import CorpusError, CorpusStats, Ids
 from masksearch_jax.corpus.tally import ShareError, Tally
-
-RIVER = (
-    "The Ember is a river in the north of Valdria, which rises near the town of Old Harrow and "
-    "flows for 84 km to the sea. It was first mapped in 1731 by the surveyor Anna Lind, and a "
-    "bridge at Lowmere has crossed it since 1902."
+from tests.corpus.wiki import (
+    DUMP,
+    HEAD,
+    PAGES,
+    RIVER,
+    SEE,
+    page,
+    prepare_tfds,
+    rows,
+    write_stream,
 )
-SEE = (
-    "Lowmere is a town on the river Ember that had 4,120 inhabitants in 1990. Its harbour was "
-    "built in 1844, and the town hall, which the architect Jonas Rehn designed, was opened by the "
-    "king in the spring of 1911 after a fire had destroyed an older one."
-)
-WIKITEXT = f"""{{{{Infobox river|length={{{{convert|84|km}}}}}}}}
-'''The Ember'''{RIVER[9:].replace("Old Harrow", "[[Harrow (town)|Old Harrow]]")}<ref>A book.</ref>
-
-== Towns ==
-* [[Lowmere]]
-* Harrow
-{{| class="wikitable"
-| a || b
-|}}
-[[File:Ember.jpg|thumb|The river [[Ember]]]]
-{SEE} It is {{{{convert|5|km|mi}}}} long.<!-- not shown -->
-The speed is {{{{rate|3}}}} at most, which is less than that of other rivers in the north of it.
-[[Category:Rivers]]
-"""
-
-
-def page(number, title, text, namespace=0, redirect=""):
-    moved = f'<redirect title="{redirect}" />' if redirect else ""
-    return (
-        f"<page><title>{escape(title)}</title><ns>{namespace}</ns><id>{number}</id>{moved}"
-        f"<revision><id>{number}0</id><timestamp>2020-01-01T00:00:00Z</timestamp>"
-        f'<text xml:space="preserve">{escape(text)}</text></revision></page>\n'
-    )
-
-
-HEAD = '<mediawiki xml:lang="en"><siteinfo><dbname>enwiki</dbname></siteinfo>\n'
-PAGES = [
-    page(1, "Ember", WIKITEXT),
-    page(2, "The Ember", "#REDIRECT [[Ember]]", redirect="Ember"),
-    page(3, "Talk:Ember", RIVER, namespace=1),
-    page(4, "Ember (disambiguation)", "{{disambiguation}} Ember may be a river."),
-    page(5, "Stub", "A stub is a thing that is short."),
-    page(6, "Lowmere", SEE),
-]
-DUMP = [HEAD, *PAGES, "</mediawiki>\n"]
 
 
 def config(path, **changes):
@@ -85,13 +52,18 @@ def write_dump(folder, data, name="wiki-pages-articles.xml.bz2"):
 # ---- dumps
 
 
-@pytest.mark.parametrize("kind", ["plain", "bz2", "multistream"])
+@pytest.mark.parametrize("kind", ["plain", "bz2", "multistream", "gzip", "xz"])
 def test_a_dump_gives_prose_and_counts_the_rest(tmp_path, kind):
     text = [part.encode() for part in DUMP]
     if kind == "plain":
         path = write_dump(tmp_path, b"".join(text), "wiki.xml")
-    elif kind == "bz2":
-        path = write_dump(tmp_path, bz2.compress(b"".join(text)))
+    elif kind in ("bz2", "gzip", "xz"):
+        pack, name = {
+            "bz2": (bz2.compress, "wiki.xml.bz2"),
+            "gzip": (gzip.compress, "wiki.xml.gz"),
+            "xz": (lzma.compress, "wiki.xml.xz"),
+        }[kind]
+        path = write_dump(tmp_path, pack(b"".join(text)), name)
     else:
         path = write_dump(tmp_path, b"".join(map(bz2.compress, text)))
     anchors = []
@@ -106,6 +78,38 @@ def test_a_dump_gives_prose_and_counts_the_rest(tmp_path, kind):
     assert stats.left_out.dropped == {**dict.fromkeys(reasons, 1), "list": 2}
     assert stats.left_out.example["redirect"] == "'The Ember'"
     assert sorted(anchors) == ["Lowmere", "Old Harrow"]
+
+
+def test_of_all_revisions_the_newest_is_read(tmp_path):
+    def revision(time, text):
+        shown = f"<text>{text}</text>" if text else '<text deleted="deleted" />'
+        return f"<revision><id>1</id><timestamp>{time}</timestamp>{shown}</revision>"
+
+    def read_newest(*revisions):
+        one = page(1, "Ember", "").partition("<revision>")[0] + "".join(revisions) + "</page>"
+        path = write_dump(tmp_path, f"{HEAD}{one}</mediawiki>".encode(), "history.xml")
+        return [p.text for p in read(config(path))[0]]
+
+    old = revision("2020-01-01T00:00:00Z", RIVER)
+    new = revision("2021-12-01T00:00:00Z", SEE)
+    gone = revision("2022-01-01T00:00:00Z", "")
+    assert read_newest(old, new) == read_newest(new, old) == read_newest(old, new, gone) == [SEE]
+    assert read_newest(new, new.replace(SEE, f"{RIVER} {SEE}")) == [f"{RIVER} {SEE}"]
+
+
+def test_a_folder_of_the_parts_of_a_dump(tmp_path):
+    for number, i in (("1.xml-p1p41242", 0), ("10.xml-p9p12", 5), ("2.xml-p2p8", 2)):
+        data = bz2.compress(f"{HEAD}{PAGES[i]}</mediawiki>".encode())
+        write_dump(tmp_path, data, f"enwiki-20260101-pages-articles{number}.bz2")
+    passages, stats, _ = read(config(tmp_path))
+    assert ([p.id for p in passages], stats.read) == (["1-0", "6-0"], 3)
+    assert sources.detect(str(tmp_path / "enwiki-20260101-pages-articles2.xml-p2p8.bz2")) == "dump"
+
+
+def test_a_dump_in_another_packing_is_named(tmp_path):
+    path = write_dump(tmp_path, b"7z\xbc\xaf\x27\x1c rest", "wiki.xml.7z")
+    with pytest.raises(PackingError, match=r"wiki\.xml\.7z is packed as 7z.*choices: gzip, bzip2"):
+        read(config(path))
 
 
 def test_a_page_that_cannot_be_parsed_is_one_drop(tmp_path, monkeypatch):
@@ -142,29 +146,17 @@ def test_a_dump_that_breaks_off_names_the_last_whole_page(tmp_path):
 
 def test_wikitext_of_any_kind_is_rendered_or_left_out():
     def render(text):
-        return wikipedia_dump.render(wikipedia_dump.Page("1", "T", text, "")).paragraphs
+        return wikitext.render("1", "T", text).paragraphs
 
-    assert render("a ''b'' [[c#d|e]] [http://x.y f] &amp; {{nowrap|g h}}") == ("a b e f & g h",)
-    assert render("x<ref name=a/> y <nowiki>[[z]]</nowiki>") == ("x y [[z]]",)
-    assert render("see {{odd|x}} and <math>x^2</math>") == (f"see {prose.HOLE} and {prose.HOLE}",)
-    assert render("town ({{IPA|x}}; ) lies") == ("town lies",)
+    assert render("A ''b'' [[c#d|e]] [http://x.y f] &amp; {{nowrap|g h}}") == ("A b e f & g h",)
+    assert render("X<ref name=a/> y <nowiki>[[z]]</nowiki>") == ("X y [[z]]",)
+    assert render("See {{odd|x}} and <math>x^2</math>") == (f"See {prose.HOLE} and {prose.HOLE}",)
+    assert render("Town ({{IPA|x}}; ) lies") == ("Town lies",)
     assert render("[[de:Fluss]][[File:a.jpg|thumb|b [[c]]]]") == ()
-    assert prose.refusal(render("an unclosed {{tmpl and [[link")[0], "en") == "markup"
+    assert prose.refusal(render("An unclosed {{tmpl and [[link")[0], "en") == "markup"
 
 
 # ---- folders of datasets
-
-
-def rows():
-    return [
-        {"id": "1", "url": "u", "title": "Ember", "text": RIVER},
-        {"id": "2", "url": "u", "title": "Lowmere", "text": SEE},
-    ]
-
-
-def write_stream(path, table):
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
-        writer.write_table(table)
 
 
 def write_file(path, table):
@@ -194,6 +186,36 @@ def test_a_folder_of_parquet_or_arrow_files(tmp_path, name, write):
     assert stats.dropped == {"title is not a string": 1, "duplicate id": 1}
 
 
+def test_of_a_saved_dataset_the_files_that_its_state_names_are_read(tmp_path):
+    for split in ("test", "train"):
+        folder = tmp_path / split
+        folder.mkdir()
+        kept = [{**row, "id": f"{split}-{row['id']}"} for row in rows()]
+        mapped = [{**row, "id": f"c{row['id']}", "text": row["text"].upper()} for row in kept]
+        write_stream(folder / "data-00000-of-00001.arrow", pa.Table.from_pylist(kept))
+        write_stream(folder / "cache-9f.arrow", pa.Table.from_pylist(mapped))
+        state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": split}
+        (folder / "state.json").write_text(json.dumps(state))
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["test", "train"]}')
+    passages, stats, _ = read(config(tmp_path))
+    assert [p.id for p in passages] == ["test-1", "test-2", "train-1", "train-2"]
+    assert {p.text for p in passages} == {RIVER, SEE}
+    assert stats.read == 4
+
+    state = tmp_path / "train" / "state.json"
+    plain = state.read_text()
+    for change, message in (
+        ({"_indices_data_files": [{"filename": "indices.arrow"}]}, r"flatten_indices\(\)"),
+        ({"_data_files": [{"filename": "gone.arrow"}]}, r"state\.json names gone\.arrow, which"),
+        ({"_data_files": None}, r"state\.json names no _data_files"),
+    ):
+        state.write_text(json.dumps(json.loads(plain) | change))
+        with pytest.raises(CorpusError, match=message):
+            read(config(tmp_path))
+    state.unlink()
+    assert len(read(config(tmp_path))[0]) == 4  # the mapped file stays out
+
+
 def test_a_damaged_dataset_file_is_named(tmp_path):
     for name in ("a.parquet", "a.arrow"):
         (tmp_path / name).write_bytes(b"nothing of the kind")
@@ -201,9 +223,115 @@ def test_a_damaged_dataset_file_is_named(tmp_path):
             read(config(tmp_path / name))
 
 
+# ---- text files in other forms
+
+
+@pytest.mark.parametrize(("pack", "end"), [(bytes, ""), (gzip.compress, ".gz")])
+def test_a_folder_of_shards(tmp_path, pack, end):
+    for number in (10, 2):
+        shard = "".join(json.dumps({**r, "id": f"{number}-{r['id']}"}) + "\n" for r in rows())
+        (tmp_path / f"part-{number}.jsonl{end}").write_bytes(pack(shard.encode()))
+    (tmp_path / "dataset_info.json").write_text('{"rows": 4}')
+    (tmp_path / "README.md").write_text("Two shards.")
+    passages, stats, log = read(config(tmp_path))
+    assert [p.id for p in passages] == ["2-1", "2-2", "10-1", "10-2"]
+    assert (stats.read, stats.done, log) == (4, 1.0, [])
+    (tmp_path / "part-3.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd rest")
+    with pytest.raises(PackingError, match=r"part-3\.jsonl\.zst is packed as zst"):
+        read(config(tmp_path))
+    (tmp_path / "part-3.jsonl.zst").rename(tmp_path / "wiki.tsv")
+    with pytest.raises(CorpusError, match=r"several formats: tsv \(wiki\.tsv\), jsonl \(part-2"):
+        read(config(tmp_path))
+    assert len(read(config(tmp_path, format="jsonl"))[0]) == 4
+    with pytest.raises(CorpusError, match=r"has no files of corpus\.format dump"):
+        read(config(tmp_path, format="dump"))
+
+
+def test_tab_separated_passages(tmp_path):
+    path = tmp_path / "psgs.tsv"
+    path.write_text(
+        "id\ttext\ttitle\n"
+        '1\t"""Ash"" is a song, he said."\t"""Ash"" (song)"\n'
+        '2\t"Ash" is a song.\tAsh\r\n'
+        '3\t"Ash is a song.\tAsh\n'
+        "4\tno title\n\n"
+    )
+    passages, stats, log = read(config(path, max_bad_fraction=0.5))
+    assert passages == [
+        Passage("1", '"Ash" (song)', '"Ash" is a song, he said.'),
+        Passage("2", "Ash", '"Ash" is a song.'),
+        Passage("3", "Ash", '"Ash is a song.'),
+    ]
+    assert stats.dropped == {"wrong number of columns": 1}
+    assert log == [f"{path}:5: wrong number of columns: 2, not 3"]
+    path.write_text("1\tAsh is a song.\n")
+    with pytest.raises(CorpusError, match=r"psgs\.tsv:1: a header line of id, text and title"):
+        read(config(path))
+
+
+@pytest.mark.parametrize("form", ["documents", "lines"])
+def test_a_tree_of_wikiextractor(tmp_path, form):
+    for number, (row, name) in enumerate(
+        zip(rows(), ("AA/wiki_00", "AB/wiki_01.bz2"), strict=True)
+    ):
+        title = 'A "B" & C' if number else row["title"]
+        if form == "lines":
+            text = json.dumps({**row, "title": title, "revid": "9"}) + "\n"
+        else:
+            shown = row["text"].replace("sea", "R&amp;D sea")
+            address = "https://x.example/a?curid=1"
+            text = (
+                f'<doc id="{row["id"]}" url="{address}" title="{title.replace("&", "&amp;")}">\n'
+                f"{title}\n\n{shown}\n\nTowns.\n\n</doc>\n"
+            )
+        file = tmp_path / name
+        file.parent.mkdir()
+        file.write_bytes(bz2.compress(text.encode()) if name.endswith("bz2") else text.encode())
+    passages, stats, _ = read(config(tmp_path))
+    text = RIVER if form == "lines" else RIVER.replace("sea", "R&D sea")
+    assert passages == [Passage("1-0", "Ember", text), Passage("2-0", 'A "B" & C', SEE)]
+    assert (stats.read, stats.bad) == (2, 0)
+    assert sources.has_articles(config(tmp_path))
+
+
+def test_a_document_without_an_end_is_counted(tmp_path):
+    path = tmp_path / "wiki_00"
+    whole = f'<doc id="1" url="u" title="Ember">\nEmber\n\n{RIVER}\n</doc>\n'
+    path.write_text(whole + '<doc id="2" url="u" title="Cut">\nCut\n' + whole.replace("1", "3", 1))
+    passages, stats, log = read(config(path, max_bad_fraction=0.5))
+    assert [p.id for p in passages] == ["1-0", "3-0"]
+    assert stats.dropped == {"a document without an end": 1}
+    assert log[0].startswith(f"{path}:6: ")
+
+
+def test_small_inputs_that_once_failed(shared_cases):
+    def read_case(name):
+        return read(config(shared_cases / "corpus" / name))[0]
+
+    def titles(name):
+        return [p.title for p in read_case(name)]
+
+    songs = ["River Alda", '"Nocturne" (Vale song)', 'The Bridge "Old Tom"', "Kellan Frost"]
+    assert titles("wiki18.jsonl") == titles("psgs.tsv") == titles("pretty.json") == songs
+    assert titles("shards") == songs * 2
+    assert titles("contents_only.jsonl") == [""] * 4
+    assert all(p.text.startswith("Passage number ") for p in read_case("saved2"))
+    assert len(read_case("saved2")) == 5
+    assert read_case("history.xml")[0].text.startswith("NEWEST The River Alda")
+    assert {p.title for p in read_case("dump.xml.gz")} > {"Case convert", "Case m-dash-sp"}
+    rivers = read_case("rivers.xml.bz2")
+    assert len(rivers) == 12
+    for passage in rivers:
+        assert " km wide and it was bridged in 1" in passage.text
+        assert ". As of 1" in passage.text
+        assert ", the valley of the river had " in passage.text
+        assert "It is called la " in passage.text
+        assert not prose.refusal(passage.text, "en")
+
+
 def test_formats_are_told_apart_and_bad_settings_named(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CorpusError, match=r"without \.parquet or \.arrow files"):
+    with pytest.raises(CorpusError, match=r"without a file that a reader knows; it reads JSON"):
         read(config(tmp_path / "empty"))
     with pytest.raises(CorpusError, match="No such file"):
         read(config(tmp_path / "none.xml.bz2"))
@@ -236,30 +364,6 @@ def test_whole_articles_as_json_lines_and_paragraphs_with_a_wiki_id(tmp_path):
     ids = [p.id for p in read(config(path))[0]]
     assert ids[0] == "7-3"
     assert len(ids[1]) == len("7-") + 12
-
-
-def prepare_tfds(folder) -> str:
-    """The rows as a TFDS dataset like `wikipedia`; its folder."""
-    import tensorflow_datasets as tfds
-
-    class Wiki(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            text = tfds.features.Text()
-            features = tfds.features.FeaturesDict({"title": text, "text": text})
-            return self.dataset_info_from_configs(features=features)
-
-        def _split_generators(self, manager):
-            return {"train": self._generate_examples()}
-
-        def _generate_examples(self):
-            for row in rows():
-                yield row["id"], {"title": row["title"], "text": f"{row['text']}\n\nSee also\n"}
-
-    builder = Wiki(data_dir=str(folder))
-    builder.download_and_prepare()
-    return builder.data_dir
 
 
 @pytest.mark.slow

@@ -14,26 +14,15 @@ import pytest
 from pyarrow import parquet
 
 from masksearch_jax import build_index, build_ramp
-from masksearch_jax.core.config import CorpusConfig, RampConfig
+from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
+from masksearch_jax.core.files import BeingWrittenError
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.search.bm25 import BM25, build
 from masksearch_jax.search.remote import RemoteSearch
-from tests.corpus.test_sources import DUMP, RIVER, SEE, prepare_tfds, rows, write_stream
-
-FRUIT = (
-    Passage("a", "Apple", "red fruit tree"),
-    Passage("b", "Banana", "yellow fruit tropic"),
-    Passage("c", "Cherry", "red fruit stone stone"),
-    Passage("d", "Durian", "tropic smell"),
-    Passage("e", "Elder", "berry"),
-    Passage("f", "Fig", "wasp"),
-)
-
-
-def ids(tool, query, top_k=10):
-    return [p.id for p in tool.search([query], top_k)[0]]
+from tests.corpus.wiki import DUMP, RIVER, SEE, prepare_tfds, rows, write_stream
+from tests.search.fruit import FRUIT, ids
 
 
 def test_progress_is_told_the_count(tmp_path):
@@ -111,7 +100,7 @@ def test_a_killed_build_is_never_taken_for_an_index(tmp_path, repository, had_in
         assert process.stdout.readline() == b"1000\n"
         build(FRUIT[:1], tmp_path / "other")
         process.send_signal(signal.SIGKILL)
-    assert len(list(tmp_path.glob(".i.building-*"))) == 1
+    assert (tmp_path / ".i.partial").is_dir()
     if had_index:
         assert len(BM25.open(folder)) == 6
     else:
@@ -122,13 +111,13 @@ def test_a_killed_build_is_never_taken_for_an_index(tmp_path, repository, had_in
     assert sorted(f.name for f in tmp_path.iterdir()) == ["i", "other"]
 
 
-def test_a_build_leaves_the_folder_of_a_living_one_alone(tmp_path):
+def test_a_build_beside_a_living_one_of_the_same_folder_is_refused(tmp_path):
     folder = tmp_path / "i"
 
     def slow():
         yield FRUIT[0]
-        build(FRUIT[1:3], folder)  # begins and ends while the outer one goes on
-        assert len(BM25.open(folder)) == 2
+        with pytest.raises(BeingWrittenError, match=r"\.i\.partial is being written by another"):
+            build(FRUIT[1:3], folder)
         yield FRUIT[3]
 
     assert build(slow(), folder) == 2
@@ -224,14 +213,15 @@ def index_run(path, index, **options):
     return build_index.BuildIndexRun(corpus=corpus, index=str(index), **options)
 
 
-def test_build_index_counts_what_went_in_and_out(tmp_path, capsys):
+def test_build_index_counts_what_went_in_and_out(tmp_path):
     write_passages(tmp_path / "c.jsonl", FRUIT)
     with open(tmp_path / "c.jsonl", "a") as file:
         file.write("?\n")
     summary = build_index.run(index_run(tmp_path / "c.jsonl", tmp_path / "i"))
     assert (summary["read"], summary["passages"], summary["dropped"]) == (7, 6, {"not JSON": 1})
     assert summary["bytes"] > 0
-    assert f"dropped {tmp_path / 'c.jsonl'}:7: not JSON" in capsys.readouterr().err
+    listed = (tmp_path / "i.dropped.txt").read_text().splitlines()
+    assert [line.split(": ")[:2] for line in listed] == [[f"{tmp_path / 'c.jsonl'}:7", "not JSON"]]
     assert list(BM25.open(tmp_path / "i").passages) == list(FRUIT)
 
 

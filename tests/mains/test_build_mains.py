@@ -9,107 +9,29 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pytest
 from flax import nnx
+from pyarrow import parquet
 from safetensors.numpy import load_file, save_file
 
 from configs import common
-from masksearch_jax import (
-    ask,
-    build_cache,
-    build_index,
-    build_ramp,
-    build_trajectories,
-    evaluate,
-    export_hf,
-    train_dapo,
-    train_sft,
-)
+from masksearch_jax import build_ramp, evaluate
 from masksearch_jax.core.config import CheckpointConfig, ComputeConfig, ModelConfig, OptimConfig
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
-from masksearch_jax.core.types import Passage, QAExample, RampExample
+from masksearch_jax.core.types import Passage, QAExample, RampExample, Span, to_json
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.data import prompt
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.ramp.examples import read_jsonl
-from masksearch_jax.runtime import cli
 from masksearch_jax.training import train_state
 from masksearch_jax.training.checkpoint import Checkpointer
+from tests.mains.commands import TOWNS, build, failure, passages, question, run, write_lines
 
-MAINS = {
-    "ask": (ask.run, ask.AskRun),
-    "build_cache": (build_cache.run, build_cache.BuildCacheRun),
-    "build_index": (build_index.run, build_index.BuildIndexRun),
-    "build_ramp": (build_ramp.run, build_ramp.BuildRampRun),
-    "build_trajectories": (build_trajectories.run, build_trajectories.BuildTrajectoriesRun),
-    "evaluate": (evaluate.run, evaluate.EvalRun),
-    "export_hf": (export_hf.run, export_hf.ExportRun),
-    "train_dapo": (train_dapo.run, train_dapo.DapoRun),
-    "train_sft": (train_sft.run, train_sft.SftRun),
-}
-TOWNS = [
-    "Oslo",
-    "Bergen",
-    "Paris",
-    "Lyon",
-    "Rome",
-    "Milan",
-    "Madrid",
-    "Seville",
-    "Berlin",
-    "Munich",
-    "Vienna",
-    "Graz",
-]
 TINY = to_dataclass(ModelConfig, common.model("tiny"))
 FLOAT32 = ComputeConfig("float32", "float32", "xla", "none", 1024)
-
-
-def run(repository, main, config, **overrides):
-    """What `python -m masksearch_jax.MAIN --config=configs/CONFIG` does, in this process."""
-    fn, schema = MAINS[main]
-    argv = [main, f"--config={repository / 'configs' / config}"]
-    argv += [f"--config.{k.replace('__', '.')}={v}" for k, v in overrides.items()]
-    result = []
-    cli.run(lambda cfg: result.append(fn(cfg)), schema, argv)
-    return result[0]
-
-
-def failure(capsys, repository, main, config, **overrides):
-    """The one line on stderr, after what was dropped, of a command that must fail; its status."""
-    with pytest.raises(SystemExit) as end:
-        run(repository, main, config, **overrides)
-    *before, last = capsys.readouterr().err.strip().splitlines()
-    assert last.startswith("error: ")
-    assert not any("Traceback" in line for line in before)
-    return end.value.code, last.removeprefix("error: ")
-
-
-def passages():
-    for i, town in enumerate(TOWNS):
-        text = (
-            f"{town} is a town that was founded in {1100 + 7 * i} by King Harald on the river "
-            f"Glomma, and its university was opened in {1811 + i} by the physicist Marie Curie."
-        )
-        yield Passage(f"town:{i}", town, text)
-
-
-def write_lines(path, rows):
-    lines = (r if isinstance(r, str) else json.dumps(r) for r in rows)
-    path.write_text("".join(f"{line}\n" for line in lines))
-    return path
-
-
-def question(i, gold):
-    return {
-        "qid": f"q{i}",
-        "dataset": "towns",
-        "question": f"When was {TOWNS[i]} founded?",
-        "answers": [str(1100 + 7 * i)],
-        "gold": gold,
-    }
 
 
 @pytest.fixture
@@ -121,16 +43,6 @@ def towns(tmp_path):
     return tmp_path
 
 
-def build(repository, place, **overrides):
-    settings = {
-        "corpus__path": place / "towns.jsonl",
-        "corpus__questions": place / "questions.jsonl",
-        "folder": place / "out",
-        "ramp__heldout_fraction": 0.3,
-    }
-    return run(repository, "build_ramp", "build_ramp.py", **(settings | overrides))
-
-
 # ---- build_ramp
 
 
@@ -140,14 +52,24 @@ def test_every_record_is_written_or_counted(towns, repository, capsys):
     asked = [question(i, [f"town:{i}"]) for i in range(4)] + [question(4, ["town:99"]), "[]"]
     write_lines(towns / "questions.jsonl", asked)
     made = build(repository, towns, corpus__max_bad_fraction=0.5)
-    said = capsys.readouterr().err
-    assert f"dropped {towns / 'towns.jsonl'}:4: not JSON" in said
-    assert f"dropped {towns / 'towns.jsonl'}:14: duplicate id: 'town:0'" in said
-    assert f"dropped {towns / 'questions.jsonl'}:6:" in said
+    out = towns / "out"
+    assert "not JSON" not in capsys.readouterr().err  # rows are named in a file alone
+    listed = sorted((out / "dropped.txt").read_text().splitlines())
+    assert len(listed) == 3
+    assert listed[0].startswith(f"{towns / 'questions.jsonl'}:6: ")
+    assert listed[1] == f"{towns / 'towns.jsonl'}:14: duplicate id: 'town:0'"
+    assert listed[2].startswith(f"{towns / 'towns.jsonl'}:4: not JSON")
+    told = build_ramp.lines(made, out)
+    assert told[-2:] == [
+        f"all reasons, with an example of each: {out / 'counts.json'}",
+        f"rows that could not be read: {out / 'dropped.txt'}",
+    ]
     assert made["corpus"] == {"in": 14, "out": 12, "dropped": {"not JSON": 1, "duplicate id": 1}}
     assert made["questions"]["in"] == 6
-    assert made["questions"]["dropped"] == {"malformed": 1, "gold passage not in the corpus": 1}
-    out = towns / "out"
+    assert made["questions"]["dropped"] == {
+        "not a JSON object": 1,
+        "gold passage not in the corpus": 1,
+    }
     assert list(read_passages(out / "passages.jsonl")) == list(passages())
     assert not (out / "paragraphs.jsonl").exists()
     splits = {
@@ -175,6 +97,11 @@ def contents(folder):
     }
 
 
+def made(folder):
+    """What is in the files, but for when they were made."""
+    return {name: text for name, (_, text) in contents(folder).items() if name != "run.json"}
+
+
 def test_the_same_command_changes_nothing(towns, repository):
     first = build(repository, towns)
     before = contents(towns / "out")
@@ -185,10 +112,10 @@ def test_the_same_command_changes_nothing(towns, repository):
 @pytest.mark.parametrize("damage", ["ramp/train.jsonl", "passages.jsonl", "counts.json"])
 def test_a_damaged_build_is_made_whole(towns, repository, damage):
     first = build(repository, towns)
-    before = {name: text for name, (_, text) in contents(towns / "out").items()}
+    before = made(towns / "out")
     (towns / "out" / damage).unlink()
     assert build(repository, towns) == first
-    assert {name: text for name, (_, text) in contents(towns / "out").items()} == before
+    assert made(towns / "out") == before
 
 
 def test_other_inputs_leave_nothing_of_the_earlier_ones(towns, repository):
@@ -200,6 +127,19 @@ def test_other_inputs_leave_nothing_of_the_earlier_ones(towns, repository):
     assert not list((towns / "out" / "questions").glob("*"))
     found = read_jsonl(towns / "out" / "ramp" / "train.jsonl", RampExample)
     assert {e.title for e in found} <= set(TOWNS[:6])
+
+
+def test_another_folder_of_data_is_another_corpus(tmp_path, repository):
+    def built(texts):
+        folder = tmp_path / "corpus"
+        folder.mkdir(exist_ok=True)
+        rows = [{"id": p.id, "title": p.title, "text": p.text + texts} for p in passages()]
+        parquet.write_table(pa.Table.from_pylist(rows), folder / "data.parquet")
+        run(repository, "build_ramp", "build_ramp.py", corpus__path=folder, folder=tmp_path / "out")
+        return [p.text for p in read_passages(tmp_path / "out" / "passages.jsonl")]
+
+    assert built("") == [p.text for p in passages()]
+    assert built(" More.") == [f"{p.text} More." for p in passages()]
 
 
 def test_a_build_that_fails_is_not_taken_for_whole(towns, repository, capsys):
@@ -233,7 +173,7 @@ def test_the_atlas_masks_its_articles_or_other_words_for_them(tmp_path, reposito
 def test_a_corpus_that_cannot_be_used(tmp_path, repository, capsys):
     for main, config in (("build_ramp", "build_ramp.py"), ("build_index", "build_index.py")):
         told = (capsys, repository, main, config)
-        out = {"folder" if main == "build_ramp" else "index": tmp_path / "out"}
+        out = {"folder" if main == "build_ramp" else "index": tmp_path / main}
         status, said = failure(*told, corpus__path=tmp_path / "none.jsonl", **out)
         assert (status, said) == (
             1,
@@ -248,8 +188,8 @@ def test_a_corpus_that_cannot_be_used(tmp_path, repository, capsys):
         assert status == 1
         assert f"the first is {bad}:2: not JSON" in said
         assert "more than max_bad_fraction 0.01 allows" in said
-        assert not (tmp_path / "out" / "manifest.json").exists()
-        assert not (tmp_path / "out" / "counts.json").exists()
+        assert not (tmp_path / main / "manifest.json").exists()
+        assert not (tmp_path / main / "counts.json").exists()
 
 
 def test_questions_of_another_corpus(towns, repository, capsys):
@@ -299,7 +239,9 @@ def test_a_tensor_that_is_missing_or_misshapen(small, tmp_path, repository, caps
         misshapen: f"{misshapen}: {name} has shape (3, 4), expected (384, 128)",
     }
     (tmp_path / "data" / "ramp").mkdir(parents=True)
-    write_lines(tmp_path / "data" / "ramp" / "heldout.jsonl", [])
+    spans = (Span(0, 4, "Oslo", "PLACE"),)
+    item = RampExample("e", "p", "Oslo", "[mask] is a town.", "Oslo is a town.", spans)
+    write_lines(tmp_path / "data" / "ramp" / "heldout.jsonl", [to_json(item)])
     for folder, message in said.items():
         found = failure(
             capsys, repository, "evaluate", "evaluate.py:tiny,runlocal", init=folder,

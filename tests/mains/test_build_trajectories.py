@@ -16,56 +16,13 @@ import zlib
 
 import pytest
 
-from configs import common
 from masksearch_jax import build_trajectories
-from masksearch_jax.agents.llm_client import BudgetError, JobError, LLMConfig
+from masksearch_jax.agents.llm_client import BudgetError, JobError
 from masksearch_jax.agents.scripted_teacher import Rejection
-from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.core.types import Demonstration, Passage, RampExample, Span
-from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
-from masksearch_jax.search import bm25
-from tests.endpoint import Answer, Endpoint
-
-RIVERS = ("Glomma", "Drava", "Sava", "Tisza", "Warta", "Oder", "Ebro", "Duero")
-
-
-def town(n: int) -> tuple[Passage, RampExample]:
-    river = f"{RIVERS[n % len(RIVERS)]} {n}"
-    text = f"Town {n} is a town on the river {river}, founded by its bishop."
-    start = text.index(river)
-    span = Span(start, start + len(river), river, "PLACE")
-    masked = text[:start] + "[mask]" + text[span.end :]
-    return (
-        Passage(f"p{n}", f"Town {n}", text),
-        RampExample(f"e{n}", f"p{n}", f"Town {n}", masked, text, (span,)),
-    )
-
-
-def write_towns(folder, count):
-    passages, examples = zip(*map(town, range(count)), strict=True)
-    bm25.build(passages, folder / "index")
-    write_jsonl(folder / "ramp" / "train.jsonl", examples)
-
-
-def number_of(body: dict) -> int:
-    return int(re.search(r"Town (\d+)", body["messages"][1]["content"])[1])
-
-
-def agent(body: dict) -> str:
-    """What a good model would say: told apart by the reply that the prompt asks for."""
-    system, user = (m["content"] for m in body["messages"][:2])
-    n = number_of(body)
-    if '"queries"' in system:
-        return json.dumps({"queries": [f"Town {n}", f"river of Town {n}", "town on a river"]})
-    if '"verdict"' in system:
-        return json.dumps({"reason": "It is the same.", "verdict": "correct"})
-    if '"action"' in system:
-        found = re.search(rf"Town {n} is a town .*bishop\.", user.partition("Results:")[2])
-        said = {"thought": "Here it is.", "action": "answer", "answer": found and found[0]}
-        return json.dumps(said)
-    return json.dumps({"thought": "I look for the town.", "need": f"Where is Town {n}?"})
-
+from masksearch_jax.ramp.examples import read_jsonl
+from masksearch_jax.testing.services import Answer, Endpoint
+from tests.mains.trajectory_job import agent, llm_config, number_of, outcomes, run, write_towns
 
 PROSE = "Of course! I would begin by looking for the town, and then for its river."
 FAULTS = (
@@ -105,42 +62,6 @@ class Faulty:
         return Answer(agent(body))
 
 
-def llm_config(endpoint, folder, **changes) -> LLMConfig:
-    values = common.llm().to_dict() | {
-        "base_url": f"http://127.0.0.1:{endpoint.server_address[1]}/v1",
-        "api_key_env": "MASKSEARCH_TEST_NO_SUCH_KEY",
-        "concurrency": 8,
-        "timeout": 30.0,
-        "deadline": 60.0,
-        "backoff": 0.01,
-        "cache": str(folder / "replies.sqlite"),
-    }
-    return LLMConfig(**values | changes)
-
-
-def run(folder, llm, **changes):
-    values = {
-        "folder": str(folder),
-        "kinds": ("ramp",),
-        "search": SearchConfig("bm25", str(folder / "index"), "", 2, 2, 3, 10.0, 2),
-        "max_searches": 3,
-        "demonstrations": 0,
-        "seed": 0,
-        "teacher": "agents",
-        "llm": llm,
-    }
-    return build_trajectories.run(build_trajectories.BuildTrajectoriesRun(**values | changes))
-
-
-def outcomes(folder):
-    """Example id → reason, "" for a demonstration; each id once."""
-    made = read_jsonl(folder / "demonstrations" / "train.jsonl", Demonstration)
-    lost = read_jsonl(folder / "demonstrations" / "train.rejected.jsonl", Rejection)
-    pairs = [(d.example_id, "") for d in made] + [(r.example_id, r.reason) for r in lost]
-    assert len(dict(pairs)) == len(pairs)
-    return dict(pairs)
-
-
 def expected(count):
     def reason(n):
         if n % 50 == 2:
@@ -167,7 +88,7 @@ def folder(towns, tmp_path):
 def test_every_item_has_an_outcome_whatever_fails(folder):
     with Endpoint(Faulty()) as endpoint:
         llm = llm_config(endpoint, folder, timeout=2.0)
-        summary = run(folder, llm)
+        summary = run(folder, llm, max_failed=0.05)
         assert outcomes(folder) == expected(40)
         assert summary["rejected"] == {"llm_failed": 1, "unreadable_planner": 2}
         assert summary["by_task"] == {"ramp_k1": 37}
@@ -175,7 +96,9 @@ def test_every_item_has_an_outcome_whatever_fails(folder):
         assert paid["calls"] >= 4 * 37
         assert paid["retries"] > 15
         assert paid["repairs"] == 2 + 2
-        assert run(folder, llm) == summary
+        asked = len(endpoint.requests)
+        assert run(folder, llm, max_failed=0.05)["rejected"] == summary["rejected"]
+        assert {number_of(body) for body in endpoint.requests[asked:]} == {2}  # the one that failed
     lost = read_jsonl(folder / "demonstrations" / "train.rejected.jsonl", Rejection)
     assert {r.detail for r in lost if r.reason != "llm_failed"} == {"there is no JSON object"}
 
@@ -183,11 +106,11 @@ def test_every_item_has_an_outcome_whatever_fails(folder):
 def test_a_finished_job_is_replayed_with_no_network(folder, tmp_path):
     with Endpoint(Faulty()) as endpoint:
         llm = llm_config(endpoint, folder, timeout=2.0)
-        run(folder, llm)
+        run(folder, llm, max_failed=0.05)
     names = ("train.jsonl", "train.rejected.jsonl")
     whole = [(folder / "demonstrations" / name).read_bytes() for name in names]
     (folder / "demonstrations" / "train.jsonl").unlink()
-    run(folder, dataclasses.replace(llm, replay=True))
+    run(folder, dataclasses.replace(llm, replay=True), max_failed=0.05)
     assert [(folder / "demonstrations" / name).read_bytes() for name in names] == whole
     (folder / "demonstrations" / "train.jsonl").unlink()
     with pytest.raises(JobError, match="is not recorded"):
@@ -210,12 +133,15 @@ def test_a_job_of_prose_stops_before_it_has_paid_for_all(folder):
 
 
 def test_the_share_is_of_what_was_tried(folder):
-    """Exactly the share is allowed: 3 of 40 are rejected."""
+    """Exactly the share is allowed: of 40, 2 are rejected and 1 fails."""
     with Endpoint(Faulty()) as endpoint:
         llm = llm_config(endpoint, folder, timeout=2.0)
-        with pytest.raises(build_trajectories.RejectedError, match="3 of"):
-            run(folder, llm, max_rejected=2.9 / 40)
-        assert run(folder, llm, max_rejected=3 / 40)["demonstrations"] == 37
+        with pytest.raises(build_trajectories.RejectedError, match="2 of"):
+            run(folder, llm, max_rejected=1.9 / 40)
+        with pytest.raises(build_trajectories.FailedError, match="1 of 40"):
+            run(folder, llm, max_rejected=2 / 40, max_failed=0.9 / 40)
+        made = run(folder, llm, max_rejected=2 / 40, max_failed=1 / 40)
+        assert made["demonstrations"] == 37
 
 
 def test_a_spent_budget_stops_the_job_and_more_lets_it_go_on(folder):
@@ -246,6 +172,7 @@ def start(repository, folder, endpoint, count):
         "search.index": folder / "index",
         "teacher": "agents",
         "max_rejected": 0.5,
+        "max_failed": 0.02,
     }
     command = [sys.executable, "-m", "masksearch_jax.build_trajectories"]
     command.append(f"--config={repository / 'configs' / 'build_trajectories.py'}")

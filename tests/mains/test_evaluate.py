@@ -14,6 +14,7 @@ from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import QAExample, RampExample, Trajectory, from_json
+from masksearch_jax.evals import suites
 from masksearch_jax.evals.suites import METRICS
 from masksearch_jax.models.load import InitError
 from masksearch_jax.ramp.examples import write_jsonl
@@ -68,12 +69,14 @@ def test_every_example_is_counted_once_in_every_condition(run_config, tmp_path):
             assert m["n"] == len(own) == evaluate.count(cfg, suite, condition)
             assert m["low"] <= m["value"] <= m["high"]
             assert m["value"] == pytest.approx(sum(s[name] for s in own) / len(own))
-    assert len(evaluate.table(results).splitlines()) == 6
+    assert len(suites.table(results).splitlines()) == 6
 
     # The same again: the same tokens, whatever searches took.
     evaluate.run(dataclasses.replace(cfg, workdir=str(tmp_path / "b")))
     assert [r["ids"] for r in read_rows(tmp_path / "b")] == [r["ids"] for r in rows]
-    assert not list(tmp_path.glob("*/*.tmp"))
+    files = ("eval.json", "lost.jsonl", "run.json", "trajectories.jsonl")
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == list(files)
+    assert (tmp_path / "a" / "lost.jsonl").read_text() == ""
 
     # A line holds the whole trajectory and its example.
     vocab = Vocab.load(cfg.tokenizer)
@@ -138,6 +141,16 @@ def test_an_evaluation_that_is_told_to_stop_does(run_config, tmp_path, monkeypat
 
     monkeypatch.setattr(evaluate, "Progress", Stopped)
     few = dataclasses.replace(run_config.rollout, slots=1)
+    cfg = dataclasses.replace(run_config, workdir=str(tmp_path), rollout=few)
     with pytest.raises(Preempted):
-        evaluate.run(dataclasses.replace(run_config, workdir=str(tmp_path), rollout=few))
+        evaluate.run(cfg)
     assert not (tmp_path / "eval.json").exists()
+    monkeypatch.undo()
+    [kept] = (tmp_path / "trajectories.partial.jsonl").read_text().splitlines()
+    evaluate.run(cfg)
+    assert (tmp_path / "trajectories.jsonl").read_text().splitlines().count(kept) == 1
+    # What an item draws does not depend on which others were done before.
+    evaluate.run(dataclasses.replace(cfg, workdir=str(tmp_path / "whole")))
+    assert [r["ids"] for r in read_rows(tmp_path / "whole")] == [
+        r["ids"] for r in read_rows(tmp_path)
+    ]

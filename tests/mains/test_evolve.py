@@ -15,7 +15,6 @@ import pytest
 from benchmarks.evolution import Control
 from masksearch_jax import evolve, viewer
 from masksearch_jax.agents import selection as logic
-from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.types import (
     Demonstration,
     QAExample,
@@ -324,13 +323,17 @@ def test_a_kill_anywhere_changes_no_figure(repository, tmp_path):
 
 @pytest.fixture
 def run(repository, tmp_path):
-    c = cli.load_config(f"{repository / 'configs' / 'evolve.py'}")
-    c.workdir, c.evolve.seed_examples, c.evolve.items = str(tmp_path), 2, 3
-    c.evolve.hard_share = 1.0
+    few = ("seed_examples=2", "pool_size=3", "hard_share=1.0")
+    flags = (f"--config.workdir={tmp_path}", *(f"--config.evolve.{f}" for f in few))
     made = [dataclasses.replace(e, id=f"{s}{e.id}") for s in ("train", "rl") for e in examples(4)]
     for split, rows in (("train", [*examples(1, k=3), *made[:4]]), ("rl", made[4:])):
         write_jsonl(tmp_path / "data" / "ramp" / f"{split}.jsonl", rows)
-    return evolve.Run(to_dataclass(evolve.EvolveRun, c), Usage(tmp_path))
+    return evolve.Run(parse(repository, *flags), Usage(tmp_path))
+
+
+def parse(repository, *flags):
+    config = f"--config={repository / 'configs' / 'evolve.py'}"
+    return cli.parse(evolve.EvolveRun, ["evolve", config, *flags])
 
 
 def with_evolve(run, **changes):
@@ -379,7 +382,7 @@ def test_the_stages_in_order(run):
 
 
 def test_the_students_articles_are_not_the_teachers(repository):
-    cfg = cli.load_config(f"{repository / 'configs' / 'evolve.py'}")
+    cfg = parse(repository)
     assert cfg.evolve.split == "rl"
     assert cfg.ramp.rl_fraction > 0
     assert cfg.rollout.corrections == 0

@@ -22,17 +22,16 @@ from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExa
 from masksearch_jax.data.batches import Prompt
 from masksearch_jax.parallel import sharding
 from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
+from masksearch_jax.rl.group_sampler import GroupSampler
 from masksearch_jax.rollout.engine import Engine
-from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search import bm25
 from masksearch_jax.search.cache import CachedSearch
 from masksearch_jax.search.open import check_sources
 from masksearch_jax.search.remote import RemoteSearch
 from masksearch_jax.search.server import SearchServer
 from masksearch_jax.search.tool import FakeSearch, NoSearch, RandomSearch
-from masksearch_jax.train_dapo import GroupSampler
-from tests.agents.test_policy_teacher import LENIENT, scripted
-from tests.search.test_http import serving
+from masksearch_jax.testing.services import serving
+from tests.agents.scripted_student import LENIENT, scripted
 
 WORDS = ("red", "fruit", "tree", "stone")
 FRUIT = [
@@ -143,9 +142,16 @@ def test_the_student_evaluation_and_dapo(miniature, examples, sources, cfg, monk
     monkeypatch.setattr(policy_teacher, "make_mesh", lambda config: mesh)
     monkeypatch.setattr(policy_teacher, "initial", lambda *args: model)
     setting = selection.StudentConfig(
-        "", str(miniature.tokenizer), 2, LENIENT, "rules", miniature.cfg.model,
-        miniature.cfg.compute, miniature.cfg.mesh, PromptConfig("minimal"), rollout,
-    )  # fmt: skip
+        init="",
+        tokenizer=str(miniature.tokenizer),
+        samples=2,
+        rules=LENIENT,
+        model=miniature.cfg.model,
+        compute=miniature.cfg.compute,
+        mesh=miniature.cfg.mesh,
+        prompt=PromptConfig("minimal"),
+        rollout=rollout,
+    )
     limits = agent_teacher.TeacherConfig("en", 2, cfg)
     with contextlib.closing(
         policy_teacher.Student(setting, sources, limits, None, seed=0)
@@ -156,9 +162,13 @@ def test_the_student_evaluation_and_dapo(miniature, examples, sources, cfg, monk
 
     prompts = [np.asarray(vocab.encode(f"{e.masked}\n"), np.int32) for e in examples]
     with jax.set_mesh(mesh), Engine(vocab, sources, rollout, cfg) as engine:
-        with Progress("evaluate", len(examples)) as progress:
-            found = evaluate.rollout_suite(engine, model, examples, prompts, progress)
-        assert [t.example_id for t in found] == list(source)
+        found = []
+        items = [
+            evaluate.Item("ramp", "search", i, *pair)
+            for i, pair in enumerate(zip(examples, prompts, strict=True))
+        ]
+        assert not evaluate.ask(engine, model, items, 0, 0.0, lambda item, t: found.append(t))
+        assert {t.example_id for t in found} == source.keys()
         assert all(shown_to(t.turns, ids, source[t.example_id], cfg) for t in found)
 
         dapo = dataclasses.replace(

@@ -262,11 +262,17 @@ def test_what_is_faster_computes_less_again(repository):
 @needs_libtpu
 @pytest.mark.slow
 def test_two_axes_of_a_mesh_may_share_a_side_of_the_slice(repository):
-    cfg = ("ramp_sft.py:tiny", "plan.topology=v6e-64", "mesh.data=2", "mesh.fsdp=32")  # 8 x 8
+    argv = [
+        "plan",
+        "--config=configs/ramp_sft.py:tiny",
+        "--config.plan.topology=v6e-64",  # 8 x 8
+        "--config.mesh.data=2",
+        "--config.mesh.fsdp=32",
+    ]
     code = (
-        "from pathlib import Path; from masksearch_jax import plan; "
-        "from tests.mains import test_plan; "
-        f"mesh = plan.mesh_of(test_plan.config_of(Path.cwd(), *{cfg!r}))[1]; "
+        "from masksearch_jax import plan; from masksearch_jax.core.config import SftRun; "
+        "from masksearch_jax.runtime import cli; "
+        f"mesh = plan.mesh_of(cli.parse(SftRun, {argv!r}))[1]; "
         "print(mesh.devices.shape)"
     )
     done = subprocess.run(

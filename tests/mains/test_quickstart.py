@@ -170,11 +170,11 @@ MOMENTS = {
     "demonstrations": exists("data/demonstrations/*"),
     "tokenizer": header("tokenizer"),
     "cache": exists("cache/*"),
-    "evaluate_init": exists("eval/init/*.tmp"),
+    "evaluate_init": exists("eval/init/*.partial.jsonl"),
     "sft": lines("sft", 3),
-    "evaluate_sft": exists("eval/sft/*.tmp"),
+    "evaluate_sft": exists("eval/sft/*.partial.jsonl"),
     "dapo": lines("dapo", 1),
-    "evaluate_dapo": exists("eval/dapo/*.tmp"),
+    "evaluate_dapo": exists("eval/dapo/*.partial.jsonl"),
     "export": header("export"),
 }
 KILLS = {"sft": lines("sft", 4), "dapo": header("dapo")}
@@ -189,7 +189,7 @@ def test_stopping_anywhere_changes_no_figure(repository, whole, tmp_path):
         reached = both(header(name), moment)
         status = stop(start(repository, workdir), workdir, reached, signal.SIGINT)
         assert status == 130, (name, said(workdir))
-        end = "interrupted; the same command goes on from here"
+        end = "interrupted; the same command goes on from what is saved"
         assert end in said(workdir).splitlines()[-3:], (name, said(workdir))  # a library may add
         assert "Traceback" not in said(workdir), name
         if name in KILLS:
@@ -220,7 +220,9 @@ def test_a_corpus_of_ones_own(repository, tmp_path):
     )
     summary = finish(process, workdir)
     assert summary["data"]["corpus"] == {"in": 201, "out": 200, "dropped": {"not JSON": 1}}
-    assert f"dropped {path}:201: not JSON" in said(workdir)
+    listed = workdir / "data" / "dropped.txt"
+    assert f"rows that could not be read: {listed}\n" in said(workdir)
+    assert listed.read_text().startswith(f"{path}:201: not JSON")
     assert all(suites.keys() == {"ramp"} for suites in summary["eval"].values())
 
 

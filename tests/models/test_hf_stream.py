@@ -22,19 +22,19 @@ from safetensors.numpy import load_file, save_file
 from benchmarks import hf_io
 from configs import common
 from masksearch_jax.core.config import CheckpointConfig, MeshConfig, ModelConfig
+from masksearch_jax.core.files import BeingWrittenError
 from masksearch_jax.core.schema import to_dataclass
-from masksearch_jax.models import hf, hf_files
+from masksearch_jax.models import hf, hf_files, layout
 from masksearch_jax.models.hf_card import Card, model_card
 from masksearch_jax.models.hf_config import HfError, to_hf_config
 from masksearch_jax.parallel import sharding
+from masksearch_jax.testing.models import FLOAT32, TINY_QWEN2, random_model
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.checkpoint_files import StoredParams
 from masksearch_jax.training.train_state import TrainState
-from tests.models.test_hf import COMPUTE, FAMILIES, QWEN2, file_size_limit, random_model  # noqa: F401
+from tests.models.hf_folders import FAMILIES, SHARD, SPLIT, interrupted
 
-SPLIT = dataclasses.replace(QWEN2, vocab_size=64, tie_embeddings=False)  # divides over a mesh
-SHARD = 15e3
-TESTS = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -65,9 +65,9 @@ def test_a_mesh_takes_its_slices_and_each_once(shape, tmp_path: Path, reads) -> 
     model = random_model(dataclasses.replace(SPLIT, num_layers=3))
     hf.save(model, tmp_path / "model", max_shard_bytes=SHARD)
     mesh = sharding.make_mesh(MeshConfig(*shape[:2], min(shape[2], 2)))
-    found = hf.load(tmp_path / "model", COMPUTE, mesh)
+    found = hf.load(tmp_path / "model", FLOAT32, mesh)
     jax.tree.map(np.testing.assert_array_equal, found, model)
-    places = sharding.parameter_shardings(mesh, model)
+    places = layout.parameter_shardings(mesh, model)
     assert all(jax.tree.leaves(jax.tree.map(lambda x, at: x.sharding == at, found, places)))
     assert sum(reads) == sum(leaf.nbytes for leaf in jax.tree.leaves(model))
     halves = max(leaf.nbytes for leaf in jax.tree.leaves(model)) // (shape[1] * shape[2])
@@ -77,9 +77,9 @@ def test_a_mesh_takes_its_slices_and_each_once(shape, tmp_path: Path, reads) -> 
 def test_what_is_larger_than_any_tensor_goes_through_the_host_by_layers(
     tmp_path: Path, reads
 ) -> None:
-    model = random_model(dataclasses.replace(QWEN2, num_layers=8))
+    model = random_model(dataclasses.replace(TINY_QWEN2, num_layers=8))
     hf.save(model, tmp_path / "model")
-    found = hf.load(tmp_path / "model", COMPUTE)
+    found = hf.load(tmp_path / "model", FLOAT32)
     jax.tree.map(np.testing.assert_array_equal, found, model)
     largest = max(math.prod(t.hf) for t in hf.tensors(model).values()) * 4
     assert model.blocks.up[...].nbytes > largest
@@ -110,22 +110,10 @@ def test_the_table_has_the_tensors_that_transformers_has_at_true_size(name: str)
     expected = {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()}
     if config.tie_embeddings:  # the same tensor under a second name, which is not stored
         assert expected.pop("lm_head.weight") == expected["model.embed_tokens.weight"]
-    assert {k: t.hf for k, t in hf.tensors(hf.abstract(config, COMPUTE)).items()} == expected
+    assert {k: t.hf for k, t in hf.tensors(hf.abstract(config, FLOAT32)).items()} == expected
 
 
 # ---- export
-
-
-def interrupted(model, folder: Path, at: str, error: BaseException, source: str = "run 1") -> None:
-    """A save that ends with `error` when the parameter `at` is read."""
-    leaves = {sharding.parameter_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(model)}
-
-    def read(name: str) -> jax.Array:
-        if name == at:
-            raise error
-        return leaves[name]
-
-    hf.save(model, folder, read=read, source=source, max_shard_bytes=SHARD)
 
 
 def test_an_export_interrupted_at_every_parameter_goes_on_and_is_the_same(tmp_path: Path) -> None:
@@ -154,7 +142,7 @@ def test_weights_of_another_source_are_not_mixed_in(tmp_path: Path) -> None:
         interrupted(random_model(SPLIT), tmp_path / "model", "blocks.down", KeyboardInterrupt())
     other = random_model(SPLIT, seed=1)
     hf.save(other, tmp_path / "model", source="run 2", max_shard_bytes=SHARD)
-    jax.tree.map(np.testing.assert_array_equal, hf.load(tmp_path / "model", COMPUTE), other)
+    jax.tree.map(np.testing.assert_array_equal, hf.load(tmp_path / "model", FLOAT32), other)
 
 
 @pytest.mark.parametrize("damage", ["cut", "other header"])
@@ -166,14 +154,14 @@ def test_a_shard_that_is_not_whole_is_written_again(damage: str, tmp_path: Path)
     data = shard.read_bytes()
     shard.write_bytes(data[:-1] if damage == "cut" else data[:9] + b"X" + data[10:])
     hf.save(model, tmp_path / "model", source="run 1", max_shard_bytes=SHARD)
-    jax.tree.map(np.testing.assert_array_equal, hf.load(tmp_path / "model", COMPUTE), model)
+    jax.tree.map(np.testing.assert_array_equal, hf.load(tmp_path / "model", FLOAT32), model)
 
 
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, sys.argv[1])
-import conftest
-from tests.models.test_hf_stream import *
+import tests.conftest
+from masksearch_jax.testing.models import random_model
+from tests.models.hf_folders import SPLIT, interrupted
 
 class Kill(BaseException):
     def __init__(self): os.kill(os.getpid(), signal.SIGKILL)
@@ -181,24 +169,24 @@ class Kill(BaseException):
 class Late:
     def __eq__(self, name): return name == "blocks.up" and Kill()
 
-interrupted(random_model(SPLIT), Path(sys.argv[2]), Late(), KeyboardInterrupt())
+interrupted(random_model(SPLIT), sys.argv[1], Late(), KeyboardInterrupt())
 """
 
 
 @pytest.mark.slow
 def test_an_export_killed_while_it_writes_a_shard_goes_on(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(TESTS), str(tmp_path / "model")]
-    done = subprocess.run(command, cwd=TESTS.parent, timeout=240, capture_output=True)
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "model")]
+    done = subprocess.run(command, cwd=ROOT, timeout=240, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     partial = tmp_path / ".model.partial"
     half = [f.name for f in partial.glob("*.partial")]
     assert len(half) == 1
     whole = {f.name: f.stat().st_mtime_ns for f in partial.glob("*.safetensors")}
     assert len(whole) >= 2
-    assert half[0].removesuffix(".partial") not in whole
+    assert half[0].split(".")[1] + ".safetensors" not in whole
     model = random_model(SPLIT)
     hf.save(model, tmp_path / "model", source="run 1", max_shard_bytes=SHARD)
-    jax.tree.map(np.testing.assert_array_equal, hf.load(tmp_path / "model", COMPUTE), model)
+    jax.tree.map(np.testing.assert_array_equal, hf.load(tmp_path / "model", FLOAT32), model)
     written = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "model").iterdir()}
     assert written.items() > whole.items()
     assert not [name for name in written if "partial" in name or name.startswith(".")]
@@ -206,7 +194,7 @@ def test_an_export_killed_while_it_writes_a_shard_goes_on(tmp_path: Path) -> Non
 
 def test_a_write_that_fails_keeps_whole_shards_for_the_next(
     tmp_path: Path,
-    file_size_limit,  # noqa: F811
+    file_size_limit,
 ) -> None:
     model = random_model(SPLIT)
     sizes = [s.size for s in hf_files.shards(shapes(model), np.dtype("float32"), SHARD)]
@@ -217,7 +205,7 @@ def test_a_write_that_fails_keeps_whole_shards_for_the_next(
     file_size_limit(None)
     assert len([*(tmp_path / ".model.partial").glob("*.safetensors*")]) == largest
     hf.save(model, tmp_path / "model", source="run 1", max_shard_bytes=SHARD)
-    jax.tree.map(np.testing.assert_array_equal, hf.load(tmp_path / "model", COMPUTE), model)
+    jax.tree.map(np.testing.assert_array_equal, hf.load(tmp_path / "model", FLOAT32), model)
 
 
 def shapes(model) -> dict[str, tuple[int, ...]]:
@@ -225,7 +213,7 @@ def shapes(model) -> dict[str, tuple[int, ...]]:
 
 
 def test_a_disk_too_small_is_said_before_anything_is_written(tmp_path: Path) -> None:
-    vast = hf.abstract(dataclasses.replace(QWEN2, vocab_size=10**12), COMPUTE)
+    vast = hf.abstract(dataclasses.replace(TINY_QWEN2, vocab_size=10**12), FLOAT32)
     with pytest.raises(HfError, match=r"need 128,000,0.* bytes more, but the disk of .* has .* fr"):
         hf.save(vast, tmp_path / "model", read=lambda name: pytest.fail(name))
     assert os.listdir(tmp_path) == []
@@ -237,7 +225,7 @@ def test_two_exports_to_one_folder_do_not_meet(tmp_path: Path) -> None:
     def read(name: str) -> jax.Array:
         hf.save(model, tmp_path / "model", source="second")
 
-    with pytest.raises(HfError, match="is being written by another process"):
+    with pytest.raises(BeingWrittenError, match="is being written by another process"):
         hf.save(model, tmp_path / "model", read=read, source="first")
 
 
@@ -245,15 +233,15 @@ def test_two_exports_to_one_folder_do_not_meet(tmp_path: Path) -> None:
 def test_a_checkpoint_is_read_by_parameter_in_the_dtype_that_it_is_stored_in(
     dtype: str, tmp_path: Path
 ) -> None:
-    compute = dataclasses.replace(COMPUTE, param_dtype=dtype)
+    compute = dataclasses.replace(FLOAT32, param_dtype=dtype)
     model = random_model(SPLIT, compute=compute)
     with Checkpointer(tmp_path, CheckpointConfig(every=1, keep=2), SPLIT) as checkpointer:
         for step in (1, 2):
             scaled = jax.tree.map(lambda leaf, by=step: leaf * by, model)
             checkpointer.save(step, TrainState(jnp.int32(step), scaled, ()), {})
     mesh = sharding.make_mesh(MeshConfig(1, -1, 1))
-    like = hf.abstract(SPLIT, COMPUTE)
-    places = sharding.parameter_shardings(mesh, like)
+    like = hf.abstract(SPLIT, FLOAT32)
+    places = layout.parameter_shardings(mesh, like)
     placed = jax.tree.map(
         lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), like, places
     )
@@ -280,7 +268,7 @@ def test_the_card_says_what_is_known_and_asks_for_the_licence() -> None:
     assert "| updates | 4,000 |" in text
     assert "qwen3, 12,345 parameters, 2 layers of 32, bfloat16" in text
     assert 'from_pretrained("agent", dtype="auto")' in text
-    bare = model_card(Card(license="apache-2.0"), QWEN2, "agent", None, 1, "float32")
+    bare = model_card(Card(license="apache-2.0"), TINY_QWEN2, "agent", None, 1, "float32")
     assert 'license: "apache-2.0"\n' in bare
     assert "| updates | not recorded |" in bare
     assert "base_model:" not in bare
@@ -289,17 +277,20 @@ def test_the_card_says_what_is_known_and_asks_for_the_licence() -> None:
 # ---- several processes, memory
 
 TOGETHER = """
-import sys
-tests, process, port, given, out = sys.argv[1:]
-sys.path.insert(0, tests)
-import conftest, jax
+import json, sys
+process, port, given, out = sys.argv[1:]
+import tests.conftest, jax
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{port}", 2, int(process))
-from tests.models.test_hf_stream import *
+from masksearch_jax.core.config import MeshConfig
+from masksearch_jax.models import hf, hf_files
+from masksearch_jax.parallel import sharding
+from masksearch_jax.testing.models import FLOAT32
+from tests.models.hf_folders import SHARD
 found, read = [], hf_files.read
 hf_files.read = lambda *a: found.append(a[-1].nbytes) or read(*a)
-model = hf.load(given, COMPUTE, sharding.make_mesh(MeshConfig(1, 2, 2)))
+model = hf.load(given, FLOAT32, sharding.make_mesh(MeshConfig(1, 2, 2)))
 held = {(n, str(s.index)): s.data.nbytes for n, x in enumerate(jax.tree.leaves(model))
         for s in x.addressable_shards}
 print(json.dumps([sum(found), sum(held.values()), hf.save(model, out, max_shard_bytes=SHARD)]))
@@ -315,12 +306,10 @@ def test_processes_read_what_they_hold_and_the_first_writes(tmp_path: Path) -> N
         port = str(free.getsockname()[1])
     given, pipe = str(tmp_path / "given"), subprocess.PIPE
     commands = [
-        [sys.executable, "-c", TOGETHER, str(TESTS), str(p), port, given, str(tmp_path / f"out{p}")]
+        [sys.executable, "-c", TOGETHER, str(p), port, given, str(tmp_path / f"out{p}")]
         for p in range(2)
     ]
-    started = [
-        subprocess.Popen(c, cwd=TESTS.parent, stdout=pipe, stderr=pipe, text=True) for c in commands
-    ]
+    started = [subprocess.Popen(c, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) for c in commands]
     try:
         ends = [process.communicate(timeout=240) for process in started]
     finally:
@@ -341,7 +330,7 @@ def test_a_peak_of_memory_is_not_the_parents() -> None:
         pytest.skip("resident memory is read from /proc")
     ballast = bytearray(b"1") * 300_000_000
     command = [sys.executable, "-c", "from benchmarks import memory; print(memory.peak())"]
-    peak = int(subprocess.run(command, cwd=TESTS.parent, stdout=subprocess.PIPE, check=True).stdout)
+    peak = int(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
     assert 2**20 < peak < len(ballast)
 
 
@@ -360,5 +349,5 @@ def test_memory_stays_within_its_bounds() -> None:
 def test_a_folder_that_is_not_a_models_is_left_alone(tmp_path: Path) -> None:
     shutil.copy(__file__, tmp_path / "mine.py")
     with pytest.raises(HfError, match="is no HF model folder"):
-        hf.save(random_model(QWEN2), tmp_path, source="run 1")
+        hf.save(random_model(TINY_QWEN2), tmp_path, source="run 1")
     assert os.listdir(tmp_path) == ["mine.py"]

@@ -17,16 +17,15 @@ from safetensors.numpy import load_file
 from masksearch_jax import plan, train_dapo, train_sft
 from masksearch_jax.core.config import (
     CheckpointConfig,
-    ComputeConfig,
     DapoRun,
     LoraConfig,
     MeshConfig,
-    ModelConfig,
     OptimConfig,
     SftRun,
 )
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.models import head, hf, lora
+from masksearch_jax.models.layout import shard_parameters
 from masksearch_jax.models.load import InitError, from_checkpoint, initial, pinned, weights
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.hosts import shard_batch
@@ -34,32 +33,16 @@ from masksearch_jax.parallel.sharding import (
     bytes_on_device,
     make_mesh,
     parameter_name,
-    shard_parameters,
     to_host,
 )
 from masksearch_jax.runtime import cli
+from masksearch_jax.testing.models import FLOAT32, TINY_QWEN2, random_model
 from masksearch_jax.training import train_state
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.checkpoint_files import CheckpointError
 
-MODEL = ModelConfig(
-    family="qwen2",
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    rope_theta=1e4,
-    rope_scaling=None,
-    norm_eps=1e-6,
-    qkv_bias=True,
-    qk_norm=False,
-    tie_embeddings=False,
-    max_position=64,
-)
-COMPUTE = ComputeConfig("float32", "float32", "xla", "block", 16)
+MODEL = dataclasses.replace(TINY_QWEN2, vocab_size=64, tie_embeddings=False)
+COMPUTE = dataclasses.replace(FLOAT32, remat="block")
 LORA = LoraConfig(rank=3, alpha=6.0)
 SAVING = CheckpointConfig(every=1, keep=9)
 OPTIM = OptimConfig(3e-2, "constant", 0, 1.0, 0.9, 0.95, 1e-8, 0.0, 1.0, 1)
@@ -76,13 +59,8 @@ def dapo_settings(repository):
     return to_dataclass(DapoRun, cli.load_config(f"{path}:tiny")).dapo
 
 
-def random_model(seed: int = 0, dtype: str = "float32") -> Transformer:
-    compute = dataclasses.replace(COMPUTE, param_dtype=dtype)
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype),
-        hf.abstract(MODEL, compute),
-    )
+def full_model(seed: int = 0, dtype: str = "float32") -> Transformer:
+    return random_model(MODEL, dataclasses.replace(COMPUTE, param_dtype=dtype), seed=seed)
 
 
 def adapted(model: Transformer, config: LoraConfig = LORA, seed: int = 1) -> Transformer:
@@ -120,7 +98,7 @@ def names(tree) -> set[str]:
 
 
 def start(mesh, config: LoraConfig = LORA, dtype: str = "float32") -> train_state.TrainState:
-    params, frozen = lora.trained(random_model(dtype=dtype), config, mesh, 0)
+    params, frozen = lora.trained(full_model(dtype=dtype), config, mesh, 0)
     return train_state.init_state(params, train_state.make_optimizer(OPTIM, 20), frozen)
 
 
@@ -128,7 +106,7 @@ def start(mesh, config: LoraConfig = LORA, dtype: str = "float32") -> train_stat
 
 
 def test_fresh_adapters_change_nothing(mesh):
-    model, batch = random_model(), rows()
+    model, batch = full_model(), rows()
     state = start(mesh)
     np.testing.assert_array_equal(logprobs(state.model, batch), logprobs(model, batch))
     wide = state.params.blocks.adapters.down_a[...]
@@ -138,9 +116,9 @@ def test_fresh_adapters_change_nothing(mesh):
 
 @pytest.mark.parametrize("targets", [lora.TARGETS, ("q", "down")])
 def test_adapters_applied_are_adapters_merged(targets):
-    model = adapted(random_model(), dataclasses.replace(LORA, targets=targets))
+    model = adapted(full_model(), dataclasses.replace(LORA, targets=targets))
     merged = lora.merge(model, "float32")
-    assert names(merged) == names(random_model())
+    assert names(merged) == names(full_model())
     changed = {
         n for n in lora.TARGETS if not np.array_equal(getattr(merged.blocks, n)[...],
                                                       getattr(model.blocks, n)[...])
@@ -150,7 +128,7 @@ def test_adapters_applied_are_adapters_merged(targets):
 
 
 def test_sampler_and_trainer_agree():
-    model, batch = adapted(random_model()), rows()
+    model, batch = adapted(full_model()), rows()
     ids = batch["ids"][:, :7]
     cache, zeros = model.init_cache(1, 2, 7), jnp.zeros(2, jnp.int32)
     pages = jnp.arange(2, dtype=jnp.int32)[None, :, None]
@@ -172,10 +150,10 @@ def test_sampler_and_trainer_agree():
 def dapo_batch() -> dict[str, np.ndarray]:
     batch = rows()
     del batch["loss_weights"]
-    sampled = np.asarray(logprobs(random_model(), batch))
+    sampled = np.asarray(logprobs(full_model(), batch))
     return batch | {
         "advantages": np.float32([1.0, -1.0]),
-        "mask": np.ones((2, 12), np.bool_),
+        "loss_mask": np.ones((2, 12), np.bool_),
         "logp_sampler": sampled,
         "logp_old": sampled,
     }
@@ -210,7 +188,7 @@ def test_a_mesh_splits_adapters_and_changes_nothing(mesh):
     )
     alone, metrics = step(start(mesh), rows())
     wide = make_mesh(MeshConfig(1, 2, 2), jax.devices()[:4])
-    params, frozen = lora.trained(shard_parameters(wide, random_model()), LORA, wide, 0)
+    params, frozen = lora.trained(shard_parameters(wide, full_model()), LORA, wide, 0)
     state = train_state.init_state(params, train_state.make_optimizer(OPTIM, 20), frozen)
     shards = {
         n: getattr(params.blocks.adapters, n)[...].addressable_shards[0].data.shape
@@ -235,7 +213,7 @@ def test_a_mesh_splits_adapters_and_changes_nothing(mesh):
 )  # fmt: skip
 def test_adapters_that_cannot_be_are_refused(change, says, mesh):
     with pytest.raises(lora.LoraError, match=says):
-        lora.trained(random_model(), dataclasses.replace(LORA, **change), mesh, 0)
+        lora.trained(full_model(), dataclasses.replace(LORA, **change), mesh, 0)
 
 
 # ---- checkpoints
@@ -256,10 +234,10 @@ def saved(folder: Path, base: str, mesh, *, dtype: str = "float32") -> Transform
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_checkpoint_of_adapters_is_loaded_merged_into_its_base(dtype, mesh, tmp_path):
-    hf.save(random_model(), tmp_path / "base")
+    hf.save(full_model(), tmp_path / "base")
     whole = saved(tmp_path / "c", str(tmp_path / "base"), mesh, dtype=dtype)
     arrays = sum(f.stat().st_size for f in (tmp_path / "c").rglob("*") if f.is_file())
-    assert arrays < 4 * sum(x.size for x in jax.tree.leaves(random_model()))  # no base in it
+    assert arrays < 4 * sum(x.size for x in jax.tree.leaves(full_model()))  # no base in it
     found = initial(str(tmp_path / "c"), MODEL, COMPUTE, mesh, 0)
     assert found.compute == COMPUTE
     jax.tree.map(np.testing.assert_array_equal, found, lora.merge(whole, "float32"))
@@ -269,7 +247,7 @@ def test_a_checkpoint_of_adapters_is_loaded_merged_into_its_base(dtype, mesh, tm
         initial(str(tmp_path / "c"), MODEL, COMPUTE, mesh, 0)
     again = initial(str(tmp_path / "c"), MODEL, COMPUTE, mesh, 0, str(tmp_path / "moved"))
     jax.tree.map(np.testing.assert_array_equal, again, found)
-    hf.save(random_model(seed=8), tmp_path / "other")
+    hf.save(full_model(seed=8), tmp_path / "other")
     with pytest.raises(InitError, match=r"other holds another one \([0-9a-f]{16}\)"):
         from_checkpoint(str(tmp_path / "c"), MODEL, COMPUTE, mesh, str(tmp_path / "other"))
 
@@ -285,7 +263,7 @@ def test_adapters_may_be_for_the_model_of_other_adapters(mesh, tmp_path):
 
 
 def test_adapters_name_the_step_that_they_are_for(mesh, tmp_path):
-    base, models = tmp_path / "base", [random_model(seed) for seed in (3, 4)]
+    base, models = tmp_path / "base", [full_model(seed) for seed in (3, 4)]
 
     def train_on(step: int) -> None:
         state = train_state.TrainState(jnp.int32(step), models[step - 1], ())
@@ -323,17 +301,17 @@ def test_a_checkpoint_refuses_another_base_rank_or_kind(mesh, tmp_path):
         state = train_state.init_state(params, tx, frozen)
         return Checkpointer(tmp_path / "c", SAVING, MODEL, adapters), state
 
-    first, state = opened(random_model(), LORA)
+    first, state = opened(full_model(), LORA)
     with first:
         first.save(1, state, {})
         restored, _ = first.restore(state)
         assert jax.tree.structure(restored) == jax.tree.structure(state)
     for model, config, says in (
-        (random_model(seed=8), LORA, "for random weights of seed 0, config.init is .*fingerprint"),
-        (random_model(dtype="bfloat16"), LORA, "base_dtype: 'float32' stored, 'bfloat16' asked"),
-        (random_model(), dataclasses.replace(LORA, rank=4), "rank: 3 stored, 4 asked for"),
-        (random_model(), dataclasses.replace(LORA, alpha=1.0), "alpha: 6.0 stored, 1.0 asked"),
-        (random_model(), LoraConfig(), "rank 3 stored, config.lora asks for all weights"),
+        (full_model(seed=8), LORA, "for random weights of seed 0, config.init is .*fingerprint"),
+        (full_model(dtype="bfloat16"), LORA, "base_dtype: 'float32' stored, 'bfloat16' asked"),
+        (full_model(), dataclasses.replace(LORA, rank=4), "rank: 3 stored, 4 asked for"),
+        (full_model(), dataclasses.replace(LORA, alpha=1.0), "alpha: 6.0 stored, 1.0 asked"),
+        (full_model(), LoraConfig(), "rank 3 stored, config.lora asks for all weights"),
     ):
         checkpointer, like = opened(model, config)
         with checkpointer, pytest.raises(CheckpointError, match=says):
@@ -342,7 +320,7 @@ def test_a_checkpoint_refuses_another_base_rank_or_kind(mesh, tmp_path):
 
 def test_training_goes_on_bitwise_from_a_checkpoint(mesh, tmp_path):
     batch, tx = rows(), train_state.make_optimizer(OPTIM, 20)
-    adapters = lora.describe(LORA, random_model(), "", 0)
+    adapters = lora.describe(LORA, full_model(), "", 0)
     step = train_state.make_train_step(train_sft.make_loss_fn(COMPUTE), tx, like=start(mesh))
 
     def go_on(state: train_state.TrainState, count: int) -> train_state.TrainState:
@@ -383,16 +361,16 @@ def test_a_plan_counts_the_moments_of_adapters_alone(repository):
 
 
 def test_a_fingerprint_tells_values_and_their_places(mesh):
-    model = random_model()
+    model = full_model()
     whole = lora.fingerprint(model)
     wide = make_mesh(MeshConfig(1, 2, 2), jax.devices()[:4])
     assert lora.fingerprint(shard_parameters(wide, model)) == whole
-    low = random_model(dtype="bfloat16")
+    low = full_model(dtype="bfloat16")
     assert lora.fingerprint(low) != whole
     assert lora.fingerprint(jax.tree.map(lambda x: x.astype(jnp.float32), low)) == (
         lora.fingerprint(low)
     )
-    swapped = random_model()
+    swapped = full_model()
     swapped.blocks.q = nnx.Param(model.blocks.q[...][:, ::-1])
     assert lora.fingerprint(swapped) != whole
 
@@ -418,8 +396,8 @@ def as_peft(model: Transformer) -> dict[str, np.ndarray]:
 
 
 def test_the_exported_folder_is_base_plus_scaled_b_times_a(tmp_path):
-    model = adapted(random_model())
-    hf.save(random_model(), tmp_path / "base")
+    model = adapted(full_model())
+    hf.save(full_model(), tmp_path / "base")
     hf.save(lora.merge(model, "float32"), tmp_path / "merged")
     base, merged = (load_file(tmp_path / n / hf.SINGLE) for n in ("base", "merged"))
     assert base.keys() == merged.keys()
@@ -437,7 +415,7 @@ def test_the_exported_folder_is_base_plus_scaled_b_times_a(tmp_path):
 
 def test_an_export_of_adapters_streams_what_merging_gives(mesh, tmp_path):
     """On an HF folder, on random weights, on other adapters; kept shards are of the same base."""
-    hf.save(random_model(), tmp_path / "base")
+    hf.save(full_model(), tmp_path / "base")
     wide = make_mesh(MeshConfig(1, 2, 2), jax.devices()[:4])
     shapes = hf.abstract(MODEL, COMPUTE)
     sources, stack = (
@@ -457,7 +435,7 @@ def test_an_export_of_adapters_streams_what_merging_gives(mesh, tmp_path):
         for key, value in expected.items():  # products of two layouts may round differently
             np.testing.assert_allclose(written[key], value, atol=1e-6, err_msg=key)
     assert len(set(stack)) == 3
-    hf.save(random_model(seed=8), tmp_path / "other")
+    hf.save(full_model(seed=8), tmp_path / "other")
     with (
         pytest.raises(InitError, match=r"other holds another one \([0-9a-f]{16}\)"),
         weights(str(tmp_path / "hf"), MODEL, COMPUTE, mesh, str(tmp_path / "other")),
@@ -491,8 +469,8 @@ PEFT = """
 
 @pytest.mark.slow
 def test_peft_computes_and_merges_the_same(tmp_path):
-    model = adapted(random_model())
-    hf.save(random_model(), tmp_path / "base")
+    model = adapted(full_model())
+    hf.save(full_model(), tmp_path / "base")
     hf.save(lora.merge(model, "float32"), tmp_path / "merged")
     np.savez(tmp_path / "peft.npz", **as_peft(model))
     ids = rows()["ids"][:, :7]

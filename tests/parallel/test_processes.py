@@ -11,19 +11,21 @@ from pathlib import Path
 import pytest
 
 CHILD = """
-import json, sys, threading, time
+import dataclasses, json, os, random, signal, sys, threading, time
 process, count, devices, port, mode, tensor = (
-    int(a) if a.isdigit() else a for a in sys.argv[2:]
+    int(a) if a.isdigit() else a for a in sys.argv[1:]
 )
-sys.path.insert(0, sys.argv[1])
-import conftest, jax, os, signal
+import tests.conftest, jax
 jax.config.update("jax_num_cpu_devices", devices)
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 if count > 1:
     jax.distributed.initialize(f"localhost:{port}", count, process)
-from test_rollout import *
-from masksearch_jax.parallel.sharding import replicate
+from masksearch_jax.core.config import MeshConfig
+from masksearch_jax.parallel.sharding import make_mesh, replicate
 from masksearch_jax.training.supervisor import Preempted, Preemption
+from tests.rollout.word_engine import (
+    ANSWERER, ROLLOUT, SEARCH, colours, engine, request, transformer
+)
 
 def find(query):
     if mode == "jitter":
@@ -55,7 +57,7 @@ def check():
     polls.append(1)
     preemption.check()
 
-with jax.set_mesh(mesh), engine(Colours(find), rollout=rollout, search_config=config) as e:
+with jax.set_mesh(mesh), engine(colours(find), rollout=rollout, search_config=config) as e:
     e.check = check
     model = transformer() if temperature else ANSWERER
     try:
@@ -76,13 +78,11 @@ def run(count: int, devices: int, mode: str, tensor: int = 1) -> list[tuple[int,
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    tests = str(Path(__file__).parents[1])
+    root = Path(__file__).parents[2]
     settings = [str(a) for a in (count, devices, port, mode, tensor)]
-    commands = [[sys.executable, "-c", CHILD, tests, str(p), *settings] for p in range(count)]
+    commands = [[sys.executable, "-c", CHILD, str(p), *settings] for p in range(count)]
     started = [
-        subprocess.Popen(
-            c, cwd=Path(tests).parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        subprocess.Popen(c, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for c in commands
     ]
     found = []

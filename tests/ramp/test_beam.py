@@ -25,7 +25,6 @@ pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip ins
 from masksearch_jax import build_cache, build_dataset, build_ramp
 from masksearch_jax.core.config import PromptConfig
 from masksearch_jax.core.errors import ConfigError, UserError
-from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import train_bpe
 from masksearch_jax.core.types import (
     Demonstration,
@@ -83,12 +82,16 @@ def write_corpus(folder: Path, passages: list[Passage], files: int) -> str:
 def config(
     corpus: str, folder: Path, options: str = "", **changes
 ) -> build_dataset.BuildDatasetRun:
-    c = cli.load_config(str(REPOSITORY / "configs" / "build_dataset.py"))
-    c.corpus, c.folder, c.beam.options = corpus, str(folder), options
-    c.max_bad_fraction, c.ramp.rl_fraction, c.ramp.heldout_fraction = 0.05, 0.2, 0.2
-    c.ramp.max_masks = 2
-    c.update_from_flattened_dict(changes)
-    return to_dataclass(build_dataset.BuildDatasetRun, c)
+    given = {"corpus": corpus, "folder": folder, "beam.options": options, "max_bad_fraction": 0.05}
+    given |= {f"ramp.{name}": 0.2 for name in ("rl_fraction", "heldout_fraction")}
+    return parse(build_dataset.BuildDatasetRun, given | {"ramp.max_masks": 2} | changes)
+
+
+def parse(schema: type, given: dict):
+    """The run of the main's config with these values."""
+    name = schema.__module__.rpartition(".")[2]
+    flags = (f"--config.{key}={value}" for key, value in given.items())
+    return cli.parse(schema, [name, f"--config={REPOSITORY / 'configs' / name}.py", *flags])
 
 
 GIVEN = paragraphs(58)
@@ -296,7 +299,7 @@ def test_a_half_written_config_is_made_again_and_a_finished_one_kept(made, tmp_p
         ({"clean.leakage": "drop"}, r"'drop' and config.clean.evaluation is empty"),
         ({"corpus": "/nowhere/*.gz"}, r"no file matches '/nowhere/\*.gz'"),
         ({"beam.options": "--direct_num_worker=2"}, "did you mean --direct_num_workers"),
-        ({"folder": ""}, "must not be empty"),
+        ({"folder": ""}, "config.folder is empty; it must name"),
     ],
 )
 def test_what_cannot_be_built_is_said_and_leaves_nothing(made, tmp_path, changes, message):
@@ -466,17 +469,15 @@ ARTICLES = [
 
 def as_build_ramp(cfg: build_dataset.BuildDatasetRun, path: Path, folder: Path) -> tuple:
     """What `build_ramp` makes of the same corpus in one part: examples by split, its counts."""
-    c = cli.load_config(str(REPOSITORY / "configs" / "build_ramp.py"))
-    c.corpus.path, c.folder = str(path), str(folder)
-    same = {
+    same = {"corpus.path": path, "folder": folder}
+    same |= {
         f"corpus.{key}": getattr(cfg, key)
         for key in ("language", "articles", "passage_words", "max_bad_fraction")
     }
     for part in ("clean", "ramp"):
         values = dataclasses.asdict(getattr(cfg, part))
         same |= {f"{part}.{key}": value for key, value in values.items()}
-    c.update_from_flattened_dict(same)
-    run = to_dataclass(build_ramp.BuildRampRun, c)
+    run = parse(build_ramp.BuildRampRun, same)
     counts = build_ramp.run(run, log=lambda message: None)
     found = {
         split: read_jsonl(folder / "ramp" / f"{split}.jsonl", RampExample)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from masksearch_jax.core.config import ComputeConfig, ModelConfig, RampConfig
+from masksearch_jax.core.config import ComputeConfig, ModelConfig
+from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.types import Passage, QAExample, RampExample, Span
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.corpus.tally import ShareError
@@ -67,6 +68,24 @@ def source(tmp_path_factory):
     path = tmp_path_factory.mktemp("factory") / "passages.jsonl"
     write_passages(path, [*towns, *odd])
     return path
+
+
+def test_passages_without_a_title_are_split_and_parted_by_id(tmp_path):
+    write_passages(
+        tmp_path / "p.jsonl", [dataclasses.replace(town(i), title="") for i in range(80)]
+    )
+    build(tmp_path / "p.jsonl", tmp_path / "out")
+    made = {
+        split: {
+            e.passage_id for e in read_jsonl(tmp_path / "out/ramp" / f"{split}.jsonl", RampExample)
+        }
+        for split in ("train", "rl", "heldout")
+    }
+    assert all(len(ids) > 4 for ids in made.values())
+    assert sum(map(len, made.values())) == len(set.union(*made.values())) == 80
+    parts = sorted((tmp_path / "out" / "work").glob("part-*.jsonl"))
+    assert len(parts) == 4
+    assert all(part.stat().st_size for part in parts)
 
 
 def build(source, folder, *, clean=CLEAN, cfg=RAMP, workers=1, part=20, **options):
@@ -126,6 +145,18 @@ def test_a_stopped_build_goes_on_and_ends_the_same(source, built, tmp_path):
     assert build(source, tmp_path) == (tally, stats)
     assert [path.stat().st_mtime_ns for path in finished] == before
     assert examples(tmp_path) == examples(folder)
+
+
+def test_a_build_that_goes_on_with_other_parts_masks_nothing_twice(source, tmp_path):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(source, tmp_path / "stopped", part=20, progress=stop)
+    assert build(source, tmp_path / "stopped", part=30) == build(
+        source, tmp_path / "at_once", part=30
+    )
+    assert examples(tmp_path / "stopped") == examples(tmp_path / "at_once")
 
 
 @pytest.mark.slow

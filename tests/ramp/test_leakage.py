@@ -7,12 +7,12 @@ import json
 import pytest
 
 from masksearch_jax import build_ramp
-from masksearch_jax.core.config import CorpusConfig, RampConfig
-from masksearch_jax.core.types import Passage, RampExample
+from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
+from masksearch_jax.core.types import Passage, QAExample, RampExample
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.ramp import leakage
 from masksearch_jax.ramp.examples import read_jsonl
-from masksearch_jax.ramp.questions import read_fanoutqa, read_freshqa, read_questions
+from masksearch_jax.ramp.question_files import read_questions
 from masksearch_jax.ramp.survey import CleanConfig
 
 N = 13
@@ -61,7 +61,7 @@ def real(shared_data, tmp_path_factory):
     folder = shared_data / "multihop"
     files = folder / "questions.jsonl.gz", folder / "passages.jsonl.gz"
     around = list(read_passages(files[1]))
-    sets = Sets(read_questions(files[0]), around)
+    sets = Sets(read_questions(files[0]).examples, around)
     others = read_passages(shared_data / "wiki_en" / "passages.jsonl.gz", limit=1000)
     given = [Passage(f"around-{p.id}", p.title, p.text) for p in around[::50]]
     given += [Passage(f"other-{p.id}", p.title, p.text) for p in others]
@@ -119,13 +119,43 @@ def test_fanoutqa_and_freshqa_are_read_in_their_authors_forms(shared_data):
         shared_data / "freshqa/freshqa.csv",
     ]
     found = leakage.read(map(str, files), "", N)
-    asked = [*read_fanoutqa(files[0]), *read_freshqa(files[1])]
+    asked = [q for file in files for q in read_questions(file).examples]
     long = [q.question for q in asked if runs(q.question)]
     assert len(long) > 200
     for question in long:
         assert found.overlap(Passage("1", "Other", f"Someone asked: {question}")) == "gold_text"
-    pages = {g for q in read_fanoutqa(files[0]) for g in q.gold}
-    assert len(found.titles) > 0.95 * len(pages) > 1000
+    titles = {t.casefold() for q in asked for t in q.titles}
+    assert len(titles) > 1000
+    assert found.titles == titles
     assert found.overlap(Passage("1", "Pat Burrell", "He was a left fielder.")) == "gold_title"
     with pytest.raises(ValueError, match="no file of questions"):
         leakage.read((), "", N)
+
+
+def test_evaluation_files_of_every_form_are_read(shared_cases):
+    """Questions and titles count, answers are not needed."""
+    titles = {
+        "hotpot_dev_distractor.json": {"river alda"},
+        "2wiki_dev.json": {"a"},
+        "musique_ans_dev.jsonl": {"river alda"},
+        "fanout_test.json": {"river alda"},
+    }
+    files = sorted((shared_cases / "qa").iterdir())
+    assert len(files) == 8
+    for file in files:
+        found = leakage.read([str(file)], "", 4)
+        assert found.titles == titles.get(file.name, set()), file.name
+    every = leakage.read(map(str, files), "", 13)
+    sheet = (
+        "Which river passes the town of Corvo in the land of Brenland before it reaches the sea?"
+    )
+    assert every.overlap(Passage("1", "T", sheet)) == "gold_text"
+    assert every.overlap(Passage("1", "River Alda", "It is long.")) == "gold_title"
+
+
+def test_a_passage_without_a_title_shares_none():
+    asked = [QAExample("q", "d", "Which?", (), ("1",))]
+    found = leakage.evaluation(asked, [Passage("1", "", "a b c")], 3)
+    assert found.titles == frozenset()
+    assert found.overlap(Passage("2", "", "d e f")) == ""
+    assert found.overlap(Passage("2", "", "x a b c")) == "gold_text"

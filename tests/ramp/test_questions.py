@@ -1,8 +1,6 @@
-"""Questions from files, their split by article, and the prompts of both tasks."""
+"""Questions split by article, and the prompts of both tasks."""
 
-import collections
-import gzip
-import json
+import dataclasses
 
 import pytest
 
@@ -11,94 +9,7 @@ from masksearch_jax.core.types import QAExample, RampExample
 from masksearch_jax.corpus import atlas
 from masksearch_jax.data import prompt
 from masksearch_jax.ramp import examples
-from masksearch_jax.ramp.questions import (
-    QuestionsError,
-    read_fanoutqa,
-    read_freshqa,
-    read_questions,
-    split_questions,
-)
-
-ROW = {
-    "qid": "q1",
-    "dataset": "hotpotqa",
-    "type": "bridge",
-    "question": " Who wrote it? ",
-    "answers": ["Ann", "Ann", " A. Lee "],
-    "gold": [6, 4],
-}
-
-
-def write(path, rows):
-    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
-
-
-def test_a_line_becomes_a_question(tmp_path):
-    expected = QAExample("q1", "hotpotqa", "Who wrote it?", ("Ann", "A. Lee"), ("6", "4"), "bridge")
-    path = write(tmp_path / "q.jsonl", [ROW, ""])
-    assert read_questions(path) == [expected]
-    zipped = tmp_path / "q.jsonl.gz"
-    zipped.write_bytes(gzip.compress(path.read_bytes()))
-    assert read_questions(zipped) == [expected]
-
-
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        ("{broken", "Expecting property name"),
-        ("[1]", "an object is needed, got list"),
-        ({k: v for k, v in ROW.items() if k != "answers"}, "no key 'answers'"),
-        ({**ROW, "answers": []}, r"answers is \[\]"),
-        ({**ROW, "answers": "Ann"}, "answers is 'Ann'; it must be a list"),
-        ({**ROW, "question": " "}, "question is ' '"),
-        ({**ROW, "qid": "0"}, "qid '0' is there already"),
-    ],
-)
-def test_malformed_lines_are_skipped_named_and_bounded(tmp_path, line, reason):
-    good = [{**ROW, "qid": str(i)} for i in range(99)]
-    path = write(tmp_path / "q.jsonl", [*good, line])
-    lines = []
-    assert len(read_questions(path, log=lines.append)) == 99
-    assert len(lines) == 1
-    assert lines[0].startswith(f"{path}:100: ")
-    with pytest.raises(QuestionsError, match=rf"q.jsonl are malformed.*q.jsonl:100: .*{reason}"):
-        read_questions(path, max_bad_fraction=0.001, log=lines.append)
-
-
-def test_missing_and_empty_files_are_named(tmp_path):
-    with pytest.raises(QuestionsError, match=r"cannot read the questions .*none.jsonl"):
-        read_questions(tmp_path / "none.jsonl")
-    with pytest.raises(QuestionsError, match=r"empty.jsonl holds no questions"):
-        read_questions(write(tmp_path / "empty.jsonl", [""]))
-    (tmp_path / "cut.gz").write_bytes(gzip.compress(b"x" * 1000)[:-9])
-    with pytest.raises(QuestionsError, match=r"cannot read the questions .*cut.gz"):
-        read_questions(tmp_path / "cut.gz")
-
-
-def test_real_question_files(shared_data):
-    questions = read_questions(shared_data / "multihop" / "questions.jsonl.gz")
-    by_dataset = collections.Counter(q.dataset for q in questions)
-    assert by_dataset == {"musique": 798, "hotpotqa": 300, "2wiki": 215}
-    assert all(len(q.gold) >= 2 for q in questions)
-
-    fanout = read_fanoutqa(shared_data / "fanoutqa" / "fanout-final-dev.json")
-    assert len(fanout) == 310
-    first = fanout[0]
-    assert len(first.answers) == 1
-    assert first.answers[0].startswith("Pat Burrell: Right, Mark Mulder: Left, Corey Patterson: ")
-    assert first.gold[0] == "18468611"
-    assert len(first.gold) == 6
-
-    fresh = read_freshqa(shared_data / "freshqa" / "freshqa.csv")
-    assert len(fresh) == 600
-    assert fresh[0].answers == (
-        "No animal has ever landed on the moon yet.",
-        "Since humans are animals, one could say Neil Armstrong.",
-    )
-    assert fresh[0].type == "slow-changing,one-hop"
-    assert all(q.answers and q.question for q in fresh)
+from masksearch_jax.ramp.questions import split_questions
 
 
 def test_questions_split_by_article():
@@ -115,6 +26,19 @@ def test_questions_split_by_article():
     assert 0.1 < len(split.heldout) / len(small.questions) < 0.3
     none = split_questions(small.questions, titles, 0.0, seed=3)
     assert (none.train, none.heldout, none.between) == (small.questions, (), 0)
+
+
+def test_questions_without_gold_passages_are_split_by_their_titles():
+    small = atlas.build(seed=0, cities=250)
+    titles = {p.id: p.title for p in small.passages}
+    by_title = [
+        dataclasses.replace(q, gold=(), titles=tuple(titles[g] for g in q.gold))
+        for q in small.questions
+    ]
+    by_gold = split_questions(small.questions, titles, 0.2, seed=3)
+    found = split_questions(by_title, {}, 0.2, seed=3)
+    assert [q.id for q in found.train] == [q.id for q in by_gold.train]
+    assert [q.id for q in found.heldout] == [q.id for q in by_gold.heldout]
 
 
 def test_questions_without_gold_are_split_by_id():

@@ -11,7 +11,7 @@ import hypothesis.strategies as st
 import pytest
 
 from masksearch_jax.core import markup
-from masksearch_jax.core.config import RampConfig
+from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.types import Passage, RampExample, Span
 from masksearch_jax.corpus import atlas
 from masksearch_jax.ramp import gazetteer, masking, spans

@@ -1,5 +1,6 @@
 """A run's folder: each stage once, time kept over interruptions, one configuration per folder."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,9 +8,11 @@ import time
 
 import pytest
 
+from masksearch_jax.core.config import SurvivalConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.files import write_json
-from masksearch_jax.recipes.stage_folder import StageFolder, Usage, differences
+from masksearch_jax.core.schema import key, required, section
+from masksearch_jax.recipes.stage_folder import StageFolder, Usage
 
 
 def test_a_stage_is_done_once(tmp_path):
@@ -44,22 +47,21 @@ def test_a_stopped_stage_runs_again_and_its_time_adds_up(tmp_path, error):
     assert [p.name for p in tmp_path.glob("stages/*")] == ["sft.json"]
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    workdir: str = required("Folder.", harmless=True)
+    steps: int = key(6, "Of it.")
+    suites: tuple[str, ...] = key(("ramp",), "Of it.")
+    survival: SurvivalConfig = section(SurvivalConfig)
+
+
 def test_a_folder_belongs_to_one_configuration(tmp_path):
-    settings = {"workdir": "a", "sft": {"steps": 6, "curriculum": "x"}, "suites": ("ramp",)}
-    StageFolder(tmp_path).open(settings)
-    StageFolder(tmp_path).open(settings | {"workdir": "moved"})
-    other = settings | {"sft": {"steps": 7, "curriculum": "x"}}
-    with pytest.raises(ConfigError, match=r"other settings \(sft\.steps: 6 → 7\).*--config\.wor"):
-        StageFolder(tmp_path).open(other)
-    StageFolder(tmp_path).open(settings)  # the refused run left no trace
-
-
-def test_differences_name_each_leaf():
-    old = {"a": {"b": 1, "workdir": "x"}, "c": [1], "gone": None, "workdir": 1}
-    new = {"a": {"b": 2, "workdir": "y"}, "c": [1], "d": True, "workdir": 2}
-    found = ["a.b: 1 → 2", "a.workdir: 'x' → 'y'", "d: None → True"]
-    assert differences(old, new) == found
-    assert differences(old, old) == []
+    StageFolder(tmp_path).open(Settings("a"))
+    StageFolder(tmp_path).open(Settings("moved"))
+    with pytest.raises(ConfigError, match=r"other settings \(steps: 6 → 7\).*--config\.workdir"):
+        StageFolder(tmp_path).open(Settings("a", steps=7))
+    StageFolder(tmp_path).open(Settings("a"))  # the refused run left no trace
+    StageFolder(tmp_path).open(Settings("a", steps=7, survival=SurvivalConfig(changed="accept")))
 
 
 def test_json_is_replaced_whole(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import re
 import threading
 
 import jax.numpy as jnp
@@ -15,36 +14,9 @@ from masksearch_jax.core import markup
 from masksearch_jax.core.types import STATUSES, Passage
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request, Rules, finish, repeats
-from tests.rollout.test_engine import ANSWERER, GREEDY, SEARCH, Colours, ScriptedModel, engine
-from tests.rollout.test_engine import request as word_request
-
-
-class TextVocab:
-    """EOS, the tags, some words, then the 256 bytes; like a tokeniser it wants valid UTF-8."""
-
-    eos_ids = (0,)
-
-    def __init__(self, *words: str):
-        self.words = ("<eos>", *markup.TAG_TOKENS, *words)
-        self.size = len(self.words) + 256
-
-    def encode(self, text: str, *, literal: bool = False) -> list[int]:
-        words = sorted(self.words[literal:], key=len, reverse=True)
-        ids: list[int] = []
-        for part in re.split("(" + "|".join(map(re.escape, words)) + ")", text):
-            if part in words:
-                ids.append(self.words.index(part))
-            else:
-                ids += [b + len(self.words) for b in part.encode()]
-        return ids
-
-    def token_bytes(self, token_id: int) -> bytes:
-        first = len(self.words)
-        return bytes([token_id - first]) if token_id >= first else self.words[token_id].encode()
-
-    def decode(self, ids) -> str:
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
-
+from masksearch_jax.testing.models import ScriptedModel, TextVocab
+from tests.rollout.word_engine import ANSWERER, GREEDY, SEARCH, colours, engine
+from tests.rollout.word_engine import request as word_request
 
 VOCAB = TextVocab("red", "blue")
 ROOMY = dataclasses.replace(
@@ -234,7 +206,7 @@ def test_a_stop_of_many_tokens_ends_the_turn_at_its_last():
     prompt = vocab.encode("q")
     for a, b in zip([*prompt, *spelt], [*spelt, spelt[-1]], strict=True):
         following[a] = b
-    with Engine(vocab, Colours(), GREEDY, SEARCH, strict=True) as e:
+    with Engine(vocab, colours(), GREEDY, SEARCH, strict=True) as e:
         (t,) = e.run(ScriptedModel(jnp.asarray(following)), [Request("e", np.asarray(prompt), 0)])
     assert (t.status, t.ids[1:].tolist()) == ("answered", spelt)
     assert t.segments[-1].text == "<answer>x</answer>"

@@ -7,7 +7,6 @@ import itertools
 from collections import Counter
 from typing import get_args
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,7 +15,8 @@ from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import Passage, Status
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
-from tests.rollout.test_engine import GREEDY, SEARCH, ScriptedModel
+from masksearch_jax.testing.models import ScriptedModel, scripted_model
+from tests.rollout.word_engine import GREEDY, SEARCH
 
 TEXT = "The river Aar rises in the Alps and flows by Bern to Koblenz."
 TAGS = "Aar </information><answer>Bern</answer><search>Alps</search> flows"
@@ -70,11 +70,10 @@ def vocab(tmp_path_factory) -> Vocab:
 @pytest.fixture(scope="module")
 def model(vocab: Vocab) -> ScriptedModel:
     """Says `<search>river</search>` after a newline and the answer after `</information>`."""
-    following = np.full(vocab.size, vocab.eos_ids[0], np.int32)
-    for start, said in (("\n", "<search>r</search>"), ("</information>", ANSWER)):
-        for a, b in itertools.pairwise([*vocab.encode(start), *vocab.encode(said)]):
-            following[a] = b
-    return ScriptedModel(jnp.asarray(following))
+    pairs = (("\n", "<search>r</search>"), ("</information>", ANSWER))
+    return scripted_model(
+        vocab, *(vocab.encode(start) + vocab.encode(said) for start, said in pairs)
+    )
 
 
 def test_every_prompt_ends_once_however_search_misbehaves(vocab, model) -> None:

@@ -8,17 +8,19 @@ import jax
 import numpy as np
 import pytest
 
-from tests.rollout.test_engine import (
+from tests.rollout.word_engine import (
     ANSWERER,
     GREEDY,
+    OVERSUBSCRIBED,
+    REQUESTS,
     ROLLOUT,
-    Colours,
+    colours,
     engine,
     request,
-    rollouts,
+    same_ids,
+    teacher_forced,
     transformer,
 )
-from tests.rollout.test_schedule import OVERSUBSCRIBED, REQUESTS, same_ids, teacher_forced
 
 KEPT = [dataclasses.replace(ROLLOUT, in_flight=how, max_staleness=9) for how in ("keep", "rebuild")]
 
@@ -26,12 +28,6 @@ KEPT = [dataclasses.replace(ROLLOUT, in_flight=how, max_staleness=9) for how in 
 @pytest.fixture(scope="module")
 def models():
     return transformer(0), transformer(1)
-
-
-@pytest.fixture(scope="module")
-def plain():
-    """REQUESTS by the first model, never interrupted."""
-    return rollouts(Colours(), seed=ROLLOUT.seed)
 
 
 def by_request(*parts):
@@ -108,7 +104,7 @@ def test_a_run_in_pieces_under_the_same_weights_gives_the_same_tokens(
         rollout = dataclasses.replace(OVERSUBSCRIBED, in_flight=rollout.in_flight, max_staleness=99)
     rollout = dataclasses.replace(rollout, max_staleness=99)
     parts, requests = [], REQUESTS
-    with engine(Colours(lambda query: 0.002 * len(query)), rollout=rollout) as e:
+    with engine(colours(lambda query: 0.002 * len(query)), rollout=rollout) as e:
         while len(parts) < 99 and (requests or e.in_flight):
             version = len(parts) if versions == "many" else 0
             parts.append(some(e, models[0], requests, version, 1))

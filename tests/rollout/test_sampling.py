@@ -18,7 +18,7 @@ from masksearch_jax.quickstart import QuickstartRun
 from masksearch_jax.rollout import sampling
 from masksearch_jax.rollout.sampling import Sampler, keep, sample
 from masksearch_jax.runtime import cli
-from tests.rollout.test_engine import GREEDY, ROLLOUT, engine, request, transformer
+from tests.rollout.word_engine import GREEDY, ROLLOUT, engine, request, transformer
 
 DRAW = jax.jit(sample, static_argnums=4)
 MESH = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
@@ -215,8 +215,8 @@ def test_training_refuses_filters_unless_they_are_allowed(change, says, dapo):
     with pytest.raises(ConfigError, match=rf"{says}: .*set config\.dapo\.allow_filters"):
         train_dapo.check(dapo, rollout, MESH)
     allowed = dataclasses.replace(dapo, allow_filters=True)
-    assert train_dapo.check(allowed, rollout, MESH) == dapo.groups * dapo.group_size
-    assert train_dapo.check(dapo, ROLLOUT, MESH) == dapo.groups * dapo.group_size
+    train_dapo.check(allowed, rollout, MESH)
+    train_dapo.check(dapo, ROLLOUT, MESH)
 
 
 def test_training_refuses_greedy_sampling(dapo):

@@ -14,60 +14,29 @@ import numpy as np
 import pytest
 
 from masksearch_jax.models import kv_cache
-from masksearch_jax.models.head import token_logprobs
 from masksearch_jax.rollout import memory, schedule
 from masksearch_jax.rollout.decode import RolloutError
 from masksearch_jax.rollout.engine import CompileError, Engine
 from masksearch_jax.rollout.episode import Episode, Request, key_of
 from masksearch_jax.rollout.pages import PagePool
-from tests.rollout.test_engine import (
+from masksearch_jax.testing.models import ScriptedModel
+from tests.rollout.word_engine import (
     ANSWERER,
     GREEDY,
     MODEL,
+    OVERSUBSCRIBED,
+    REQUESTS,
     ROLLOUT,
     SEARCH,
-    Colours,
-    ScriptedModel,
-    WordVocab,
+    VOCAB,
     chain,
+    colours,
     engine,
     request,
-    rollouts,
+    same_ids,
+    teacher_forced,
     transformer,
 )
-
-REQUESTS = [request("red blue plan" if i % 2 else "plan", i, s) for i in range(6) for s in range(3)]
-OVERSUBSCRIBED = dataclasses.replace(ROLLOUT, slots=6, decode_share=(1 / 3, 1 / 2))
-
-
-@pytest.fixture(scope="module")
-def plain():
-    """REQUESTS with four slots that all decode, by (example, sample)."""
-    return rollouts(Colours(), seed=ROLLOUT.seed)
-
-
-def same_ids(found, plain) -> bool:
-    return {k: t.ids.tolist() for k, t in found.items()} == {
-        k: t.ids.tolist() for k, t in plain.items()
-    }
-
-
-def teacher_forced(model, t):
-    """Log-probabilities float[T] of a trajectory's tokens by one whole forward; 0 for the first.
-
-    As the trainer does it: no cache, no slots.
-    """
-    rows, n = np.zeros((3, 1, ROLLOUT.max_len), np.int32), len(t.ids) - 1
-    rows[:, 0, :n] = t.ids[:-1], t.ids[1:], np.ones(n)
-    return np.concatenate([[0.0], np.asarray(_forward(model, *rows))[0, :n]])
-
-
-@jax.jit
-def _forward(model, ids, targets, real):
-    positions = jnp.arange(ids.shape[1], dtype=jnp.int32)[None]
-    hidden = model.hidden(ids, positions, real)
-    return token_logprobs(model, hidden, targets, ROLLOUT.temperature, 64)[0]
-
 
 # ---- sizes
 
@@ -417,7 +386,7 @@ def test_a_prompt_of_many_chunks_is_whole_where_a_short_trajectory_was():
 @pytest.mark.parametrize("seed", [1, 2])
 def test_trajectories_that_wait_in_slots_of_their_own_change_no_token(plain, seed):
     rng = random.Random(seed)
-    search = Colours(delay=lambda query: rng.random() * 0.03)
+    search = colours(delay=lambda query: rng.random() * 0.03)
     with engine(search, rollout=OVERSUBSCRIBED) as e:
         out = list(e.run(transformer(), REQUESTS))
         assert e._sizes == (1, ((2, 3), 6, 48, 8, 8))
@@ -428,17 +397,17 @@ def test_trajectories_that_wait_in_slots_of_their_own_change_no_token(plain, see
 
 def test_what_an_engine_counts():
     """Five requests of one group in two slots, each with one search; four searches repeat one."""
-    colours = Colours()
-    colours.hits = 0
-    search, config = colours.search, dataclasses.replace(GREEDY, slots=2)
+    tool = colours()
+    tool.hits = 0
+    search, config = tool.search, dataclasses.replace(GREEDY, slots=2)
 
     def remembering(queries, top_k):
-        colours.hits += len(colours.asked) > 0
+        tool.hits += len(tool.calls) > 0
         return search(queries, top_k)
 
-    colours.search = remembering
+    tool.search = remembering
     one = dataclasses.replace(SEARCH, workers=1)
-    with engine(colours, rollout=config, search_config=one) as e:
+    with engine(tool, rollout=config, search_config=one) as e:
         before = dataclasses.replace(e.stats)
         out = list(e.run(ANSWERER, [request("red blue plan", sample=i) for i in range(5)]))
         stats = e.stats.since(before)
@@ -464,7 +433,7 @@ SCARCE = [
 )
 def test_when_pages_run_out_caches_are_written_again_and_no_token_changes(plain, change):
     """Each ends once, and samples what it would with room for all."""
-    search = Colours(delay=lambda query: 0.01)
+    search = colours(delay=lambda query: 0.01)
     with engine(search, rollout=dataclasses.replace(OVERSUBSCRIBED, **change)) as e:
         out = list(e.run(transformer(), REQUESTS))
         # With larger pages it depends on how long searches take whether anybody must give way.
@@ -488,7 +457,7 @@ def test_a_compile_after_the_warm_up_is_an_error_or_a_warning(caplog):
         (after,) = e.run(ANSWERER, [request("plan")])
     assert before.ids.tolist() == after.ids.tolist()
     unsigned = ScriptedModel(ANSWERER.following.astype(jnp.uint16))
-    with Engine(WordVocab(), Colours(), config, SEARCH) as e, caplog.at_level(logging.WARNING):
+    with Engine(VOCAB, colours(), config, SEARCH) as e, caplog.at_level(logging.WARNING):
         list(e.run(ANSWERER, [request("plan")]))
         assert not caplog.records
         (found,) = e.run(unsigned, [request("plan")])

@@ -8,11 +8,11 @@ import threading
 
 import pytest
 
-from tests.rollout.test_engine import (
+from tests.rollout.word_engine import (
     ANSWERER,
     GREEDY,
     SAID,
-    WordVocab,
+    VOCAB,
     chain,
     engine,
     request,
@@ -39,7 +39,7 @@ def test_tags_are_only_text_and_eos_is_left_out(corrections):
         assert e.stats.searches == 0
     assert said(t) == "<search>red</search><answer>blue</answer>"
     assert (t.status, t.turns, int(t.sampled.sum())) == ("answered", (), 7)
-    assert t.ids[-1] == WordVocab.eos_ids[0]
+    assert t.ids[-1] == VOCAB.eos_ids[0]
 
 
 def test_it_is_decoded_beside_agents_trajectories():

@@ -1,5 +1,6 @@
 """Ctrl-C at inconvenient moments."""
 
+import ast
 import gc
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 from masksearch_jax.runtime import cli
 from masksearch_jax.runtime.interrupts import held
 
-END = "\ninterrupted; the same command goes on from here\n"
+END = "\ninterrupted\n"
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +34,9 @@ def under_hold(*works):
     return caught.value
 
 
-def status_of(work):
+def status_of(work, **how):
     with pytest.raises(SystemExit) as end:
-        cli.call(work)
+        cli.call(work, **how)
     return end.value.code
 
 
@@ -79,6 +80,23 @@ def test_one_that_meets_a_callback_of_gc_is_not_lost(capsys):
 
     assert status_of(work) == 130
     assert capsys.readouterr().err == END
+
+
+# The build of an index begins anew, a plan, a report or a question too, and what serves has nothing
+# to go on from.
+STARTS_ANEW = {"ask", "build_index", "plan", "report", "serve_model", "serve_search"}
+
+
+def test_it_says_that_the_same_command_goes_on_only_where_it_does(capsys, repository):
+    assert status_of(press, resumes=True) == 130
+    said = "\ninterrupted; the same command goes on from what is saved\n"
+    assert capsys.readouterr().err == said
+    found = {}
+    for path in (repository / "masksearch_jax").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "cli.run":
+                found[path.stem] = "resumes" in {k.arg for k in node.keywords}
+    assert {name for name, resumes in found.items() if not resumes} == STARTS_ANEW
 
 
 def test_held_it_comes_at_the_end():

@@ -15,15 +15,15 @@ from orbax.checkpoint._src.path import gcs_utils
 
 from masksearch_jax import export_hf
 from masksearch_jax.core.config import CheckpointConfig, MeshConfig
-from masksearch_jax.core.files import write_json
+from masksearch_jax.core.files import is_bucket, write_json, writing
 from masksearch_jax.models import hf
 from masksearch_jax.models.load import InitError, initial
 from masksearch_jax.parallel import sharding
-from masksearch_jax.runtime import storage
+from masksearch_jax.runtime import row_log, storage
 from masksearch_jax.runtime.metric_writer import MetricWriter, read_metrics
+from masksearch_jax.testing.models import FLOAT32, TINY_QWEN2, random_model
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.checkpoint_files import read_model
-from tests.models.test_hf import COMPUTE, QWEN2, random_model
 
 
 class Bucket(MemoryFileSystem):
@@ -57,8 +57,8 @@ def bucket(monkeypatch) -> str:
 def test_a_path_in_a_bucket_stays_one(tmp_path) -> None:
     for text in ("gs://a-bucket/runs/x", epath.Path("gs://a-bucket/runs/x")):
         assert str(storage.path(text) / "checkpoints") == "gs://a-bucket/runs/x/checkpoints"
-    assert storage.is_bucket(storage.path("gs://a-bucket"))
-    assert not storage.is_bucket(storage.path(tmp_path))
+    assert is_bucket(storage.path("gs://a-bucket"))
+    assert not is_bucket(storage.path(tmp_path))
 
 
 def test_curves_in_a_bucket_are_those_on_disk(bucket: str, tmp_path) -> None:
@@ -81,24 +81,63 @@ def test_a_file_in_a_bucket_is_replaced_at_once(bucket: str) -> None:
     assert sorted(Bucket.store) == ["/a-bucket/run/eval.json"]
 
 
+def test_a_stream_into_a_bucket_is_whole_or_not_there(bucket: str) -> None:
+    path = storage.path(bucket) / "run" / "trajectories.jsonl"
+
+    def write(text: str, error: type[BaseException] | None = None) -> None:
+        with writing(path) as file:
+            file.write(text)
+            if error:
+                raise error
+
+    with pytest.raises(KeyboardInterrupt):
+        write("cut off", KeyboardInterrupt)
+    assert sorted(Bucket.store) == []
+    write("old")
+    with pytest.raises(ValueError):
+        write("cut off", ValueError)
+    assert path.read_text() == "old"
+    assert sorted(Bucket.store) == ["/a-bucket/run/trajectories.jsonl"]
+
+
+def test_rows_in_a_bucket_are_written_together(bucket: str, monkeypatch) -> None:
+    """Each object is written whole: once a minute, and at the end."""
+    path = storage.path(bucket) / "run" / "rows.jsonl"
+    now = 0.0
+    monkeypatch.setattr(row_log.time, "monotonic", lambda: now)
+    with row_log.RowLog(path, lambda row: row["n"]) as log:
+        log.add({"n": 0})
+        assert not path.exists()
+        now = 61.0
+        log.add({"n": 1})
+        log.add({"n": 2})
+        assert len(path.read_text().splitlines()) == 2
+    assert len(path.read_text().splitlines()) == 3
+    path.write_text(path.read_text() + '{"n": 3')
+    assert len(row_log.RowLog(path, lambda row: row["n"])) == 3
+    assert path.read_text() == '{"n": 0}\n{"n": 1}\n{"n": 2}\n'
+
+
 def test_weights_in_hf_form_are_not_read_from_a_bucket(bucket: str, tmp_path) -> None:
-    hf.save(random_model(QWEN2), tmp_path / "model")
+    hf.save(random_model(TINY_QWEN2), tmp_path / "model")
     where = storage.path(bucket) / "model"
     for file in (tmp_path / "model").iterdir():
         (where / file.name).write_bytes(file.read_bytes())
     with pytest.raises(InitError, match=r"an HF folder in a bucket: give a local path.*gcsfuse"):
-        initial(str(where), QWEN2, COMPUTE, sharding.make_mesh(MeshConfig(-1, 1, 1)), 0)
+        initial(str(where), TINY_QWEN2, FLOAT32, sharding.make_mesh(MeshConfig(-1, 1, 1)), 0)
 
 
 def test_weights_in_hf_form_are_not_written_to_a_bucket(tmp_path) -> None:
     with pytest.raises(export_hf.ExportError, match="gs://a-bucket/hf is no local folder"):
-        export_hf.export(random_model(QWEN2), "gs://a-bucket/hf", tmp_path)
+        export_hf.export(random_model(TINY_QWEN2), "gs://a-bucket/hf", tmp_path)
 
 
 def test_a_bucket_without_checkpoints_says_so(bucket: str) -> None:
     with pytest.raises(FileNotFoundError, match="no checkpoint folder gs://a-bucket/absent"):
         read_model(f"{bucket}/absent")
-    with Checkpointer(f"{bucket}/run", CheckpointConfig(every=1, keep=1), QWEN2) as checkpointer:
+    with Checkpointer(
+        f"{bucket}/run", CheckpointConfig(every=1, keep=1), TINY_QWEN2
+    ) as checkpointer:
         assert str(checkpointer.folder) == "gs://a-bucket/run"
         assert checkpointer.latest_step() is None
 

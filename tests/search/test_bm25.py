@@ -15,32 +15,7 @@ from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.search.bm25 import BM25, MAX_TERMS, build
-
-FRUIT = (
-    Passage("a", "Apple", "red fruit tree"),
-    Passage("b", "Banana", "yellow fruit tropic"),
-    Passage("c", "Cherry", "red fruit stone stone"),
-    Passage("d", "Durian", "tropic smell"),
-    Passage("e", "Café de Flore", "São Paulo bar"),
-    Passage("f", "The Who", "rock band"),
-)
-SPECIAL = (
-    '"unclosed',
-    "((((",
-    ")))",
-    "a:b:c",
-    "AND OR NOT",
-    "title:x^5 ~ * [a TO b] {",
-    "\\",
-    "+-!",
-)
-
-
-@pytest.fixture(scope="module")
-def fruit(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fruit") / "index"
-    assert build(FRUIT, folder) == 6
-    return BM25.open(folder)
+from tests.search.fruit import FRUIT, SPECIAL, ids
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +30,6 @@ def numbered(tmp_path_factory):
         folder,
     )
     return BM25.open(folder)
-
-
-def ids(tool, query, top_k=10):
-    return [p.id for p in tool.search([query], top_k)[0]]
 
 
 def bm25_by_hand(passages, terms):

@@ -13,12 +13,7 @@ from masksearch_jax.search.bm25 import build
 from masksearch_jax.search.cache import CachedSearch
 from masksearch_jax.search.open import open_tool
 from masksearch_jax.search.tool import FakeSearch, NoSearch
-
-FRUIT = (
-    Passage("a", "Apple", "red fruit tree"),
-    Passage("b", "Banana", "yellow fruit tropic"),
-    Passage("c", "Cherry", "red fruit stone stone"),
-)
+from tests.search.fruit import FRUIT
 
 
 @contextmanager
@@ -91,7 +86,7 @@ def test_a_rebuilt_index_answers_with_its_own_passages(tmp_path):
     cfg = SearchConfig(
         "bm25", str(tmp_path / "i"), "", 2, 2, 1, 1.0, 1, cache=str(tmp_path / "cache")
     )
-    for passages in (FRUIT[:1], FRUIT[2:]):
+    for passages in (FRUIT[:1], FRUIT[2:3]):
         build(passages, tmp_path / "i")
         tool = open_tool(cfg)
         assert tool.search(["red fruit"], 2) == [list(passages)]

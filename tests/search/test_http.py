@@ -13,48 +13,11 @@ import pytest
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage
 from masksearch_jax.runtime.http_service import MAX_BODY
-from masksearch_jax.search.bm25 import BM25, build
 from masksearch_jax.search.remote import RemoteSearch
 from masksearch_jax.search.server import MAX_QUERIES, SearchServer
 from masksearch_jax.search.tool import FakeSearch
-
-FRUIT = (
-    Passage("a", "Apple", "red fruit tree"),
-    Passage("b", "Banana", "yellow fruit tropic"),
-    Passage("c", "Cherry", "red fruit stone stone"),
-    Passage("d", "Durian", "tropic smell"),
-    Passage("e", "Café de Flore", "São Paulo bar"),
-    Passage("f", "The Who", "rock band"),
-)
-SPECIAL = (
-    '"unclosed',
-    "((((",
-    ")))",
-    "a:b:c",
-    "AND OR NOT",
-    "title:x^5 ~ * [a TO b] {",
-    "\\",
-    "+-!",
-)
-
-
-@pytest.fixture(scope="module")
-def fruit(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fruit") / "index"
-    assert build(FRUIT, folder) == 6
-    return BM25.open(folder)
-
-
-@contextmanager
-def serving(server):
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+from masksearch_jax.testing.services import WELL, Answer, SearchEndpoint, in_turn, serving
+from tests.search.fruit import FRUIT, SPECIAL
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +84,36 @@ def test_a_remote_index_is_known_by_its_fingerprint(service, fruit):
     with serving(SearchServer(FakeSearch({}), "127.0.0.1", 0)) as server:
         assert RemoteSearch(server.url, timeout=5).fingerprint == ""
     assert RemoteSearch(server.url, timeout=1).fingerprint == ""  # gone
+
+
+def test_contents_in_replies_are_split_as_those_of_a_corpus():
+    documents = [
+        {"id": "1", "contents": '""Ash" (Lind song)"\n"Ash" is a song.'},
+        {"id": "2", "contents": "The Ember is a river of the north."},
+        {"id": "3", "contents": '"The Bridge "Old Jo""\nIt is old.'},
+    ]
+
+    class Replies(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = json.dumps({"result": [[{"document": d, "score": 1.0} for d in documents]]})
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *args):
+            pass
+
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Replies)) as server:
+        host, port = server.server_address
+        found = RemoteSearch(f"http://{host}:{port}/retrieve", timeout=10).search(["x"], 3)
+    assert found == [
+        [
+            Passage("1", '"Ash" (Lind song)', '"Ash" is a song.'),
+            Passage("2", "", "The Ember is a river of the north."),
+            Passage("3", 'The Bridge "Old Jo"', "It is old."),
+        ]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -310,6 +303,15 @@ def test_a_silent_service_is_left_at_the_deadline():
         with pytest.raises(SearchError, match=r"0\.3 s: TimeoutError"):
             RemoteSearch(url, timeout=0.3).search(["q"], 1)
         over.set()
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again():
+    tool = FakeSearch({"q": FRUIT[:1]})
+    with SearchEndpoint(tool, in_turn(Answer(cut=9), Answer(cut=0), WELL)) as service:
+        remote = RemoteSearch(service.url, timeout=10, retries=1, backoff=0.001)
+        with pytest.raises(SearchError, match=r"attempt 2 .*IncompleteRead"):
+            remote.search(["q"], 1)
+        assert remote.search(["q"], 1) == [[FRUIT[0]]]
 
 
 def test_a_service_that_is_not_there_is_an_error():

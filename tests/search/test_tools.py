@@ -15,31 +15,14 @@ from masksearch_jax.core.types import Passage
 from masksearch_jax.search.bm25 import BM25, build
 from masksearch_jax.search.open import open_tool
 from masksearch_jax.search.remote import RemoteSearch
+from masksearch_jax.search.server import SearchServer
 from masksearch_jax.search.tool import FakeSearch, NoSearch, RandomSearch
-
-FRUIT = (
-    Passage("a", "Apple", "red fruit tree"),
-    Passage("b", "Banana", "yellow fruit tropic"),
-    Passage("c", "Cherry", "red fruit stone stone"),
-    Passage("d", "Durian", "tropic smell"),
-    Passage("e", "Café de Flore", "São Paulo bar"),
-    Passage("f", "The Who", "rock band"),
-)
+from masksearch_jax.testing.services import serving
+from tests.search.fruit import FRUIT, ids
 
 
 def config(kind="bm25", index="", url=""):
     return SearchConfig(kind, index, url, 5, 5, 2, timeout=2.0, workers=2)
-
-
-@pytest.fixture(scope="module")
-def fruit(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fruit") / "index"
-    assert build(FRUIT, folder) == 6
-    return BM25.open(folder)
-
-
-def ids(tool, query, top_k=10):
-    return [p.id for p in tool.search([query], top_k)[0]]
 
 
 def test_every_tool_is_a_search_tool(fruit):
@@ -111,7 +94,12 @@ def test_open_tool_opens_each_kind(fruit, tmp_path):
         ["q"], 3
     )
     assert isinstance(open_tool(config("none")), NoSearch)
-    assert isinstance(open_tool(config("http", url="http://localhost:1/retrieve")), RemoteSearch)
+    with serving(SearchServer(BM25.open(index), "127.0.0.1", 0)) as server:
+        tool = open_tool(config("http", url=server.url))
+        assert isinstance(tool, RemoteSearch)
+        assert ids(tool, "banana") == ["b"]
+    with pytest.raises(SearchError, match=r"does not answer: http://localhost:1/.*refused"):
+        open_tool(config("http", url="http://localhost:1/retrieve"))
 
 
 def test_open_tool_says_what_is_wrong(tmp_path):

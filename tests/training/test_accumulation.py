@@ -19,33 +19,33 @@ from masksearch_jax.core.config import (
     OptimConfig,
 )
 from masksearch_jax.models import hf, lora
+from masksearch_jax.models.layout import shard_parameters
+from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.hosts import shard_batch, split_micro
-from masksearch_jax.parallel.sharding import make_mesh, shard_parameters, to_host
+from masksearch_jax.parallel.sharding import make_mesh, to_host
 from masksearch_jax.planning.hlo import Module
+from masksearch_jax.testing.models import random_model
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.train_state import init_state, make_optimizer, make_train_step
-from tests.parallel import test_mesh_parity
-from tests.parallel.test_mesh_parity import COMPUTE, batch
+from tests.training import updates
+from tests.training.updates import COMPUTE, batch
 
-MODEL = dataclasses.replace(test_mesh_parity.MODEL, num_layers=3)
+MODEL = dataclasses.replace(updates.MODEL, num_layers=3)
 OPTIM = OptimConfig(3e-2, "constant", 0, 1.0, 0.9, 0.95, 1e-8, 0.1, 1.0, 1)
 
 
-def random_model(compute: ComputeConfig = COMPUTE):
-    rng = np.random.default_rng(1)
-    return jax.tree.map(
-        lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype), hf.abstract(MODEL, compute)
-    )
+def three_layers(compute: ComputeConfig = COMPUTE) -> Transformer:
+    return random_model(MODEL, compute, seed=1)
 
 
 @pytest.fixture(scope="module")
 def losses():
-    return test_mesh_parity.losses()
+    return updates.losses()
 
 
 @pytest.mark.parametrize(("name", "remat", "rank"), [("sft", "block", 0), ("dapo", "none", 2)])
 def test_loss_and_gradient_are_those_of_the_whole_batch(name, remat, rank, losses):
-    model = random_model(dataclasses.replace(COMPUTE, remat=remat))
+    model = three_layers(dataclasses.replace(COMPUTE, remat=remat))
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     params, frozen = lora.trained(model, LoraConfig(rank=rank), mesh, 0)
     before = jax.tree.map(np.asarray, params)
@@ -74,10 +74,10 @@ def test_accumulated_updates_go_on_bitwise_from_a_checkpoint(losses, tmp_path):
             state, _ = step(state, split_micro(batch(), 2))
         return state
 
-    whole = go_on(init_state(random_model(), tx), 4)
+    whole = go_on(init_state(three_layers(), tx), 4)
     with Checkpointer(tmp_path, CheckpointConfig(every=1, keep=9), MODEL) as checkpointer:
-        checkpointer.save(2, go_on(init_state(random_model(), tx), 2), {})
-        state, _ = checkpointer.restore(init_state(random_model(), tx))
+        checkpointer.save(2, go_on(init_state(three_layers(), tx), 2), {})
+        state, _ = checkpointer.restore(init_state(three_layers(), tx))
     jax.tree.map(np.testing.assert_array_equal, go_on(state, 2), whole)
 
 
@@ -114,7 +114,7 @@ def test_micro_batches_need_no_second_gradient(param_dtype, most):
 
 def test_replicas_sum_their_gradients_once_for_all_micro_batches():
     mesh, tx = make_mesh(MeshConfig(4, 1, 1), jax.devices()[:4]), optax.sgd(1.0)
-    state = init_state(shard_parameters(mesh, random_model()), tx)
+    state = init_state(shard_parameters(mesh, three_layers()), tx)
     step = make_train_step(train_sft.make_loss_fn(COMPUTE), tx, 2, like=state)
     with jax.set_mesh(mesh):
         rows = shard_batch(mesh, batch(), 2)
@@ -132,7 +132,7 @@ def test_adapters_on_replicas_have_the_gradient_of_one_device(sizes, losses):
     found = []
     for config, accumulate in ((MeshConfig(1, 1, 1), 1), (MeshConfig(*sizes), 2)):
         mesh = make_mesh(config, jax.devices()[: config.data * config.fsdp])
-        model = shard_parameters(mesh, random_model())
+        model = shard_parameters(mesh, three_layers())
         params, frozen = lora.trained(model, LoraConfig(rank=2), mesh, 0)
         before, tx = to_host(params), optax.sgd(1.0)
         state = init_state(params, tx, frozen)

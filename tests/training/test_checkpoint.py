@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 import re
 import resource
 import signal
@@ -20,7 +19,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from benchmarks import restore
-from masksearch_jax.core.config import CheckpointConfig, ModelConfig, OptimConfig, RopeScaling
+from masksearch_jax.core.config import CheckpointConfig, OptimConfig, RopeScaling
+from masksearch_jax.testing.models import TINY_QWEN2
 from masksearch_jax.training import checkpoint_files
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.checkpoint_files import CheckpointError, load_params
@@ -32,22 +32,8 @@ from masksearch_jax.training.train_state import (
 )
 
 CONFIG = CheckpointConfig(every=2, keep=2)
-MODEL = ModelConfig(
-    family="llama",
-    vocab_size=16,
-    hidden_size=8,
-    intermediate_size=8,
-    num_layers=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=4,
-    rope_theta=1e4,
-    rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
-    norm_eps=1e-6,
-    qkv_bias=True,
-    qk_norm=False,
-    tie_embeddings=True,
-    max_position=32,
+MODEL = dataclasses.replace(
+    TINY_QWEN2, family="llama", rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192)
 )
 OPTIM = OptimConfig(0.1, "cosine", 2, 0.1, 0.9, 0.95, 1e-8, 0.1, 1.0, 1)
 
@@ -336,11 +322,13 @@ def test_retention_keeps_the_newest_every_nth_and_the_best(tmp_path):
 WRITER = """
     import sys
     import jax.numpy as jnp
+    from masksearch_jax.core.config import CheckpointConfig
+    from masksearch_jax.testing.models import TINY_QWEN2
     from masksearch_jax.training.checkpoint import Checkpointer
     from masksearch_jax.training.train_state import TrainState
-    from tests_of_checkpoint import CONFIG, MODEL
 
-    with Checkpointer(sys.argv[1], CONFIG, MODEL) as checkpointer:
+    config = CheckpointConfig(every=2, keep=2)
+    with Checkpointer(sys.argv[1], config, TINY_QWEN2) as checkpointer:
         for step in range(1, 1000):
             params = {f"w{i}": jnp.full((256, 256), float(step)) for i in range(8)}
             checkpointer.save(step, TrainState(jnp.int32(step), params, ()), {"step": step})
@@ -349,17 +337,14 @@ WRITER = """
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.03])
-def test_sigkill_while_saving_leaves_a_whole_checkpoint(tmp_path, delay):
+def test_sigkill_while_saving_leaves_a_whole_checkpoint(tmp_path, repository, delay):
     script = textwrap.dedent(WRITER)
-    link = tmp_path / "tests_of_checkpoint.py"
-    link.symlink_to(os.path.abspath(__file__))
-    paths = os.pathsep.join([str(tmp_path), os.getcwd()])
     folder = tmp_path / "run"
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(folder)],
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": paths},
+        cwd=repository,
     )
     while process.stdout.readline().strip() != "3":
         assert process.poll() is None
@@ -368,7 +353,7 @@ def test_sigkill_while_saving_leaves_a_whole_checkpoint(tmp_path, delay):
     process.wait()
     process.stdout.close()
     like = TrainState(jnp.int32(0), {f"w{i}": jnp.zeros((256, 256)) for i in range(8)}, ())
-    with Checkpointer(folder, CONFIG, MODEL) as checkpointer:
+    with Checkpointer(folder, CONFIG, TINY_QWEN2) as checkpointer:
         step = checkpointer.latest_step()
         assert step >= 2  # 3 was on its way
         state, extra = checkpointer.restore(like)

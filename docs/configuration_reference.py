@@ -1,0 +1,155 @@
+"""Writes the configuration reference: every key of every main, read from the dataclasses.
+
+    python docs/configuration_reference.py FOLDER
+
+The build of the documentation calls `write`; nothing that it writes is committed.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HARMLESS = "°"  # marks a key that a resumed run may change
+PACKAGE = Path(__file__).resolve().parent.parent / "masksearch_jax"
+
+
+def main_names() -> list[str]:
+    """The modules at the root of the package that can be run."""
+    return sorted(p.stem for p in PACKAGE.glob("*.py") if _run_call(p) is not None)
+
+
+def _run_call(path: Path) -> ast.Call | None:
+    """The call of `cli.run(function, schema)` in a module."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "cli.run":
+            return node
+    return None
+
+
+def schemas(main: str) -> list[type]:
+    """The dataclasses that a main parses its config into; most have one."""
+    given = _run_call(PACKAGE / f"{main}.py").args[1]
+    names = given.elts if isinstance(given, ast.Tuple) else [given]
+    module = importlib.import_module(f"masksearch_jax.{main}")
+    return [getattr(module, ast.unparse(name)) for name in names]
+
+
+def section_of(kind: Any) -> type | None:
+    """The dataclass of a section, optional sections too; None for a key with a value."""
+    inner = [a for a in typing.get_args(kind) if a is not types.NoneType]
+    optional = typing.get_origin(kind) in (types.UnionType, typing.Union)
+    kind = inner[0] if optional else kind
+    return kind if dataclasses.is_dataclass(kind) else None
+
+
+def places(schema: type, prefix: str = "") -> Iterator[tuple[str, type]]:
+    """(dotted name, dataclass) of every section of a schema, sections in sections too."""
+    for name, kind in typing.get_type_hints(schema).items():
+        if section := section_of(kind):
+            yield prefix + name, section
+            yield from places(section, f"{prefix}{name}.")
+
+
+def type_text(kind: Any) -> str:
+    """A type as a reader wants it: the choices of a Literal, `list of str` for a tuple."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return ", ".join(f"`{a}`" for a in args)
+    if origin is tuple:
+        return f"list of {type_text(args[0])}"
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join("none" if a is types.NoneType else type_text(a) for a in args)
+    return kind.__name__
+
+
+def default_text(field: dataclasses.Field) -> str:
+    """A default as it is given on the command line."""
+    value = field.default
+    if value is dataclasses.MISSING:
+        return "given by the config file"
+    if value is None or value in ("", ()):
+        return "none" if value is None else "empty"
+    return f"`{','.join(map(str, value)) if isinstance(value, tuple) else value}`"
+
+
+def sentence_text(field: dataclasses.Field) -> str:
+    """A key's sentence with what is Markdown escaped, but for text in backticks."""
+    parts = re.split(r"(`[^`]*`)", field.metadata.get("sentence", ""))
+    said = (p if p[:1] == "`" else re.sub(r"([*<_\[\]])", r"\\\1", p) for p in parts)
+    return "".join(said).replace("|", "\\|")
+
+
+def key_rows(schema: type) -> list[str]:
+    """The table of a dataclass's keys, without its sections."""
+    kinds = typing.get_type_hints(schema)
+    rows = []
+    for field in dataclasses.fields(schema):
+        if section_of(kinds[field.name]):
+            continue
+        mark = f" {HARMLESS}" if field.metadata.get("harmless") else ""
+        cells = [f"`{field.name}`{mark}", type_text(kinds[field.name]), default_text(field)]
+        rows.append(f"| {' | '.join([*cells, sentence_text(field)])} |")
+    return ["| key | type | default | meaning |", "|---|---|---|---|", *rows] if rows else []
+
+
+def first_line(schema: type) -> str:
+    """A dataclass's own docstring up to its first blank line."""
+    said = vars(schema).get("__doc__") or ""
+    # dataclasses write the signature where no docstring is.
+    return "" if said.startswith(f"{schema.__name__}(") else said.partition("\n\n")[0].strip()
+
+
+def anchor(section: type) -> str:
+    return f"section-{section.__name__.lower()}"
+
+
+def page() -> str:
+    """The whole reference as Markdown."""
+    found: dict[type, dict[str, list[str]]] = {}  # section → its dotted name → mains
+    out = [
+        "# Configuration reference",
+        "Each main reads one config file. `--config.SECTION.KEY=VALUE` overrides a key.",
+        "This page is made from the dataclasses that the configs are checked against.",
+        f"A resumed run may change a key marked {HARMLESS}: it comes to the same result.",
+        "## Mains",
+    ]
+    for main in main_names():
+        for schema in schemas(main):
+            sections = list(places(schema))
+            for name, section in sections:
+                mains = found.setdefault(section, {}).setdefault(name, [])
+                mains += [] if main in mains else [main]
+            title = f"`{main}`" if len(schemas(main)) == 1 else f"`{main}` of a `{schema.__name__}`"
+            out += [f"### {title}", first_line(schema), "\n".join(key_rows(schema))]
+            links = (f"[`{n}`](#{anchor(s)})" for n, s in sections if "." not in n)
+            if any("." not in n for n, _ in sections):
+                out.append(f"Sections: {', '.join(links)}.")
+    out.append("## Sections")
+    for section, names in sorted(found.items(), key=lambda item: min(item[1], key=len)):
+        used = "; ".join(f"`{n}` of {', '.join(f'`{m}`' for m in ms)}" for n, ms in names.items())
+        inner = [f"[`{n}`](#{anchor(s)})" for n, s in places(section) if "." not in n]
+        out += [f"({anchor(section)})=\n### `{min(names, key=len)}`", first_line(section)]
+        out += ["\n".join(key_rows(section)), f"Sections: {', '.join(inner)}." if inner else ""]
+        out.append(f"Where: {used}.")
+    return "\n\n".join(part for part in out if part) + "\n"
+
+
+def write(folder: Path) -> None:
+    """Writes FOLDER/configuration.md, and leaves the file alone where nothing changed."""
+    path, text = folder / "configuration.md", page()
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

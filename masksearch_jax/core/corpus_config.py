@@ -1,0 +1,87 @@
+"""What the building of examples from a corpus can be told; see `config`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from masksearch_jax.core.config import ComputeConfig, MeshConfig
+from masksearch_jax.core.schema import key, section
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusConfig:
+    """The text that there is, and how it is read."""
+
+    path: str = key("", "A file or folder of `format`; empty: the built-in atlas of facts.")
+    questions: str = key(
+        "",
+        ("A file of questions, in a form of `ramp.question_files`; empty: the atlas's, or none."),
+    )
+    limit: int = key(0, "Passages kept; 0: all.")
+    max_bad_fraction: float = key(0.01, "Share of malformed rows tolerated before the build stops.")
+    format: Literal["auto", "jsonl", "tsv", "hf", "dump", "wikiextractor", "tfds"] = key(
+        "auto",
+        (
+            "jsonl: id, title, text, or one JSON array of them; tsv: with a header of id, text, "
+            "title; hf: parquet or arrow files; dump: Wikipedia's pages-articles.xml; "
+            "wikiextractor: wiki_00 files; tfds: a prepared dataset's folder; auto: told by the "
+            "names. Text may be .gz, .bz2 or .xz."
+        ),
+    )
+    language: Literal["en", "zh"] = key("en", "Of the text.")
+    articles: bool = key(
+        False,
+        "Rows of jsonl, tsv or hf are whole articles, which are cut into passages, not passages.",
+    )
+    passage_words: int = key(100, "Words of the passages that articles are cut into.")
+
+
+@dataclasses.dataclass(frozen=True)
+class RampConfig:
+    """Salient spans and masks (MaskSearch, section 3.1)."""
+
+    cities: int = key(3000, "Of the atlas: articles on this many of the largest cities.")
+    reworded: bool = key(
+        False,
+        (
+            "Of the atlas: mask paragraphs in other words than the indexed articles, which is "
+            "harder: read, not copy."
+        ),
+    )
+    extractor: Literal["rules", "spacy", "llm"] = key("rules", "What finds salient spans.")
+    max_masks: int = key(4, "Masked spans of an example are 1..max_masks, balanced.")
+    examples_per_passage: int = key(2, "Examples made of a paragraph, at most.")
+    min_words: int = key(8, "Shorter paragraphs are dropped.")
+    max_words: int = key(160, "Longer paragraphs are dropped.")
+    heldout_fraction: float = key(
+        0.05, "Share of articles held out for evaluation, by a hash of the title."
+    )
+    rl_fraction: float = key(0.0, "Share of the other articles kept from demonstrations, for DAPO.")
+    max_examples: int = key(0, "Examples made; 0: all.")
+    seed: int = key(0, "Of the choice of spans.")
+    strategy: Literal["random", "weighted", "ppl"] = key(
+        "random",
+        (
+            "Which spans are masked: any; by type and rarity; by how hard the model `ppl` finds "
+            "them."
+        ),
+    )
+    min_nll: float = key(0.5, "Of ppl, nats per token: easier spans are not masked.")
+    max_nll: float = key(6.0, "Of ppl, nats per token: harder spans are not masked.")
+    gazetteer: int = key(0, "Names learned from titles and links, at most; 0: none.")
+    spacy_model: str = key(
+        "", "An installed pipeline for the extractor spacy, such as en_core_web_sm."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PplConfig:
+    """The model that says how hard a span is, for the strategy ppl."""
+
+    init: str = key("", "Folder in HF format, or of checkpoints; needed.")
+    tokenizer: str = key("", "Folder with tokenizer.json; empty: that of init.")
+    batch: int = key(16, "Spans scored at once.")
+    max_len: int = key(1024, "Tokens of a masked paragraph and the paragraph up to the span.")
+    compute: ComputeConfig = section(ComputeConfig)
+    mesh: MeshConfig = section(MeshConfig)

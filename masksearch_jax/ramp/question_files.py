@@ -1,0 +1,357 @@
+"""Files of questions as their authors publish them, read into one schema, `QAExample`.
+
+Read are a JSON array, JSON lines and CSV (or TSV) with rows above its header, packed as
+`corpus.packed` says, in UTF-8 or in UTF-16 with a byte order mark. A row's keys tell the data set:
+
+- ours: `id` (or `qid`), `dataset`, `question`, `answers` and, if known, `gold`, `type`, `titles`,
+  `level`, `hops`, `decomposition`;
+- HotpotQA, 2WikiMultihopQA: `_id`, `question`, `answer`, `supporting_facts`, `type`, `level`;
+- MuSiQue: `paragraphs`, `question_decomposition`, `answer_aliases`, `answerable`;
+- Bamboogle: `Question`, `Answer`; FreshQA: `answer_0` and so on, `fact_type`, `num_hops`;
+- FanOutQA: `decomposition` with evidence, or `necessary_evidence` and no answer;
+- FlashRAG: `golden_answers`, and the rest in `metadata`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import hashlib
+import html
+import io
+import itertools
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple, TextIO
+
+from masksearch_jax.core.types import QAExample
+from masksearch_jax.corpus import json_values
+from masksearch_jax.corpus.packed import DAMAGE, PackingError, unpack
+
+_log = logging.getLogger(__name__)
+FORMS = "a JSON array, JSON lines, or CSV with a column `question`"
+_HEAD = 4096  # characters that tell the kind of a file
+_HEADER_WITHIN = 20  # rows of a sheet, above its header and with it
+_HOPS = {"one-hop": 1, "two-hop": 2}
+_HOPS_IN_NAME = re.compile(r"(?<![^\W_])(\d)hop")  # MuSiQue: 2hop__1_2, 3hop1
+_NOT_ANSWERABLE = "not answerable"
+
+
+class QuestionsError(ValueError):
+    """A file of questions that cannot be used; the message names the file and the row."""
+
+
+class Questions(NamedTuple):
+    """The questions of a file in its order, and rows that are none by reason."""
+
+    examples: list[QAExample]
+    dropped: Counter[str]
+
+
+class _BadRow(Exception):
+    """A row that is no question; `reason` is what it is counted by."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+def read_questions(
+    path: str | os.PathLike[str],
+    *,
+    dataset: str = "",
+    with_answers: bool = True,
+    max_bad_fraction: float = 0.01,
+    log: Callable[[str], None] = _log.warning,
+) -> Questions:
+    """The questions of a file.
+
+    dataset: the name of the set, where rows do not say it and have not the form of a known set; by
+    default the file's. with_answers: a row without an answer is bad; else it is a question without
+    answers. A bad row is left out and goes to `log` as "file:row: reason"; a question that is
+    marked as not answerable is left out where answers are needed, and is not bad. QuestionsError
+    for a file that is missing, empty, of another form or encoding, or damaged, and for more than
+    `max_bad_fraction` bad rows (names the first).
+    """
+    path = Path(path)
+    examples: list[QAExample] = []
+    dropped: Counter[str] = Counter()
+    first = ""
+    seen: set[str] = set()
+    for where, row in _rows(path):
+        try:
+            example = _example(row, dataset or _name(path), with_answers)
+            if example.id in seen:
+                raise _BadRow("id is there already", repr(example.id))
+        except _BadRow as bad:
+            dropped[bad.reason] += 1
+            if bad.reason != _NOT_ANSWERABLE:
+                first = first or f"{path}:{where}: {bad}"
+                log(f"{path}:{where}: {bad}")
+            continue
+        seen.add(example.id)
+        examples.append(example)
+    bad_rows = dropped.total() - dropped[_NOT_ANSWERABLE]
+    rows = len(examples) + dropped.total()
+    if bad_rows > max_bad_fraction * rows:
+        raise QuestionsError(
+            f"{bad_rows} of {rows} rows of {path} are malformed, more than "
+            f"{max_bad_fraction:.0%}; the first is {first}"
+        )
+    if not examples:
+        raise QuestionsError(f"{path} holds no questions")
+    return Questions(examples, dropped)
+
+
+def _name(path: Path) -> str:
+    """A name for the set of a file: its own, or its folder's where it is named by a split."""
+    stem = path.name.partition(".")[0]
+    return path.resolve().parent.name if stem in ("train", "dev", "test", "validation") else stem
+
+
+# ---- files to rows
+
+
+def _rows(path: Path) -> Iterator[tuple[int | str, Any]]:
+    """(line number or the like, row) of a file; a row is a dict, or else what stands in its place.
+
+    Raises QuestionsError.
+    """
+    try:
+        with open(path, "rb") as raw:
+            text = _decoded(unpack(raw, path))
+            try:
+                yield from _text_rows(path, text)
+            finally:
+                text.detach()
+    except PackingError as error:
+        raise QuestionsError(str(error)) from None
+    except UnicodeError as error:
+        raise QuestionsError(
+            f"{path} is neither UTF-8 nor UTF-16 with a byte order mark ({error}); save it as UTF-8"
+        ) from None
+    except DAMAGE as error:
+        raise QuestionsError(f"cannot read the questions {path}: {error}") from None
+
+
+def _decoded(file: IO[bytes]) -> io.TextIOWrapper:
+    """The text of a file. A byte order mark tells UTF-16, and is no part of the text."""
+    wide = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return io.TextIOWrapper(file, encoding="utf-16" if wide else "utf-8-sig", newline="")
+
+
+def _text_rows(path: Path, text: TextIO) -> Iterator[tuple[int | str, Any]]:
+    head = text.read(_HEAD)
+    if "\0" in head:
+        raise QuestionsError(
+            f"{path} holds NUL characters, as a binary file or UTF-16 without a byte order mark "
+            f"does; it reads {FORMS}, in UTF-8"
+        )
+    whole = _Rest(head, text)
+    if json_values.is_array(head) or json_values.is_spread(head):
+        try:
+            yield from enumerate(json_values.values(whole), 1)
+        except UnicodeError:
+            raise
+        except ValueError as error:
+            raise QuestionsError(f"{path}: {error}") from None
+    elif head.lstrip()[:1] in ("{", "["):
+        yield from _json_lines(whole)
+    elif head.strip():
+        yield from _sheet(path, whole)
+
+
+class _Rest:
+    """A text whose first characters were read already, as `read` and as lines."""
+
+    def __init__(self, head: str, text: TextIO):
+        self._head, self._text = head, text
+
+    def read(self, size: int) -> str:
+        head, self._head = self._head, ""
+        return head or self._text.read(size)
+
+    def __iter__(self) -> Iterator[str]:
+        """Lines end with a line feed alone: other breaks may stand within a JSON string."""
+        held = ""
+        while more := self.read(1 << 16):
+            *lines, held = (held + more).split("\n")
+            yield from (f"{line}\n" for line in lines)
+        if held:
+            yield held
+
+
+def _json_lines(lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield number, _BadRow("not JSON", str(error))
+
+
+def _sheet(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
+    """Rows of a sheet, named by its header: the first row with a cell `question`."""
+    lines = iter(lines)
+    top = list(itertools.islice(lines, 200))
+    tabs = any("question" in line.casefold() and "\t" in line for line in top)
+    reader = csv.reader(itertools.chain(top, lines), delimiter="\t" if tabs else ",")
+    names: list[str] = []
+    try:
+        for number, cells in enumerate(reader, 1):
+            if names:
+                if any(cells):
+                    yield reader.line_num, dict(zip(names, cells, strict=False))
+            elif "question" in (folded := [cell.strip().casefold() for cell in cells]):
+                names = folded
+            elif number == _HEADER_WITHIN:
+                break
+    except csv.Error as error:
+        raise QuestionsError(f"{path}:{reader.line_num}: {error}") from None
+    if not names:
+        raise QuestionsError(f"{path} has no questions; it reads {FORMS}, in UTF-8")
+
+
+# ---- rows to questions
+
+
+def _example(row: Any, dataset: str, with_answers: bool) -> QAExample:
+    """The question of a row of any of the forms. Raises _BadRow."""
+    if isinstance(row, _BadRow):
+        raise row
+    if not isinstance(row, dict):
+        raise _BadRow("not a JSON object", type(row).__name__)
+    more = row.get("metadata")
+    row = {**more, **row} if isinstance(more, dict) else row
+    if "question" not in row:
+        raise _BadRow("no question", f"keys are {', '.join(map(str, row)) or 'none'}")
+    question = row["question"]
+    if not isinstance(question, str) or not question.strip():
+        raise _BadRow("question is not text", repr(question)[:80])
+    if row.get("answerable") is False and with_answers:
+        raise _BadRow(_NOT_ANSWERABLE)
+    dataset = str(row.get("dataset") or _dataset(row) or dataset)
+    try:
+        answers = _answers(row)
+        example = QAExample(
+            id=_id(row, dataset, question.strip()),
+            dataset=dataset,
+            question=question.strip(),
+            answers=answers,
+            gold=tuple(str(g) for g in row.get("gold") or ()),
+            type=_type(row),
+            titles=tuple(dict.fromkeys(html.unescape(t) for t in _titles(row) if t)),
+            level=str(row.get("level") or ""),
+            hops=_hops(row),
+        )
+    except (TypeError, LookupError, AttributeError, ValueError) as error:
+        raise _BadRow("not a row of its form", repr(error)) from None
+    if with_answers and not answers:
+        raise _BadRow("no answers", f"keys are {', '.join(map(str, row))}")
+    try:
+        "".join((example.id, example.question, *answers, *example.titles)).encode()
+    except UnicodeEncodeError as error:
+        raise _BadRow("not valid Unicode", error.reason) from None
+    return example
+
+
+def _dataset(row: Mapping[str, Any]) -> str:
+    """The set that a row's keys are of, "" for none that is known."""
+    if "fact_type" in row:
+        return "freshqa"
+    if "necessary_evidence" in row or _has_evidence(row):
+        return "fanoutqa"
+    if "question_decomposition" in row:
+        return "musique"
+    if "evidences" in row:
+        return "2wiki"
+    return "hotpotqa" if "_id" in row and "context" in row else ""
+
+
+def _has_evidence(row: Mapping[str, Any]) -> bool:
+    steps = row.get("decomposition")
+    return bool(steps) and isinstance(steps[0], dict) and "evidence" in steps[0]
+
+
+def _id(row: Mapping[str, Any], dataset: str, question: str) -> str:
+    """The row's id; FreshQA's, a number, after the set's name; a hash where there is none."""
+    for key in ("id", "_id", "qid"):
+        if row.get(key) not in (None, ""):
+            return f"freshqa:{row[key]}" if "fact_type" in row else str(row[key])
+    digest = hashlib.blake2b(question.encode("utf-8", "surrogatepass"), digest_size=6)
+    return f"{dataset}:{digest.hexdigest()}"
+
+
+def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """All accepted answers, each once; none where the row has none. Raises _BadRow."""
+    found: list[Any] = []
+    for key in ("answers", "golden_answers"):
+        if not isinstance(row.get(key, []), list):
+            raise _BadRow("answers are no list", f"{key} is {row[key]!r}; it must be one of texts")
+        found += row.get(key, [])
+    if row.get("answer") is not None:
+        found.append(row["answer"])
+    found += row.get("answer_aliases") or ()
+    found += (row[key] for key in row if re.fullmatch(r"answer_\d+", key))
+    texts = (_flat(answer).strip() for answer in found if answer is not None)
+    return tuple(dict.fromkeys(text for text in texts if text))
+
+
+def _flat(answer: Any) -> str:
+    """A nested answer as one line: "Babe Ruth: left, Hank Aaron: right"."""
+    if isinstance(answer, Mapping):
+        return ", ".join(f"{k}: {_flat(v)}" for k, v in answer.items())
+    if isinstance(answer, list):
+        return ", ".join(_flat(a) for a in answer)
+    return str(answer)
+
+
+def _type(row: Mapping[str, Any]) -> str:
+    if "fact_type" in row:
+        return f"{row['fact_type']},{row.get('num_hops', '')}".strip(",")
+    return str(row.get("type") or ",".join(row.get("categories") or ()))
+
+
+def _titles(row: Mapping[str, Any]) -> Iterator[str]:
+    """Titles of the articles that support the answer."""
+    yield from row.get("titles") or ()
+    facts = row.get("supporting_facts") or ()
+    if isinstance(facts, Mapping):  # as `datasets` stores it: columns
+        yield from facts["title"]
+    else:
+        yield from (fact[0] for fact in facts)
+    for paragraph in row.get("paragraphs") or ():
+        if paragraph.get("is_supporting"):
+            yield paragraph["title"]
+    if _has_evidence(row):
+        yield from (step["evidence"]["title"] for step in _with_evidence(row["decomposition"]))
+    yield from (article["title"] for article in row.get("necessary_evidence") or ())
+
+
+def _with_evidence(steps: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The steps of FanOutQA's tree that read an article."""
+    for step in steps:
+        if step.get("evidence"):
+            yield step
+        yield from _with_evidence(step.get("decomposition") or ())
+
+
+def _hops(row: Mapping[str, Any]) -> int:
+    """Steps to the answer, as the row says or as many as it lists; 0 where it does neither."""
+    if row.get("hops"):
+        return int(row["hops"])
+    if row.get("num_hops"):
+        return _HOPS.get(row["num_hops"], 0)
+    if _has_evidence(row):
+        return sum(1 for _ in _with_evidence(row["decomposition"]))
+    for key in ("question_decomposition", "decomposition", "evidences"):
+        if row.get(key):
+            return len(row[key])
+    named = (_HOPS_IN_NAME.search(str(row.get(key))) for key in ("id", "qid", "type"))
+    return next((int(found[1]) for found in named if found), 0)

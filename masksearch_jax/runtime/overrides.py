@@ -1,0 +1,190 @@
+"""A config file over the defaults of its schema, and flags over both."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from masksearch_jax.core.config import ModelConfig
+from masksearch_jax.core.errors import ConfigError, nearest
+from masksearch_jax.core.schema import REQUIRED, Key, describe_keys, flat_keys
+
+# In place of a model's keys: the HF folder whose config.json has them; empty: the key `init` beside
+HF_FOLDER = "hf_folder"
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
+
+
+def split_config(args: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of the last `--config`, and the arguments without it."""
+    spec, rest, left = None, [], iter(args)
+    for arg in left:
+        if arg in ("--config", "-config"):
+            spec = next(left, None)
+        elif re.match(r"--?config=", arg):
+            spec = arg.partition("=")[2]
+        else:
+            rest.append(arg)
+    return spec, rest
+
+
+def resolve(
+    schema: type,
+    config: Any,
+    flags: Sequence[str],
+    read_model: Callable[[str], ModelConfig] | None = None,
+) -> dict[str, Any]:
+    """All keys of the schema: a config file's, else its defaults, then what the flags override.
+
+    config: the ConfigDict of the file; it is changed. read_model: reads the architecture of an HF
+    folder. A key that nobody gives and that has no default is not in the result. Raises ConfigError
+    for a flag that is no key, and for a value that is none of its kind.
+    """
+    flags = [_checked_flag(schema, flag) for flag in flags]
+    if read_model is not None:
+        _read_models(schema, config, flags, read_model)
+    named = {m[1] for flag in flags if (m := _OVERRIDE.match(flag))}
+    _fill(schema, config, named)
+    return _without_unset(schema, _overridden(config, flags))
+
+
+def _checked_flag(schema: type, arg: str) -> str:
+    """The argument, with `a,b` spelled as a tuple for a key that is one.
+
+    Raises ConfigError on a flag that is no key of the schema.
+    """
+    match = _OVERRIDE.match(arg)
+    if not match and not arg.startswith("--"):
+        return arg  # the value of the flag before it
+    flag, equals, value = arg.partition("=")
+    keys = flat_keys(schema)
+    name = match[1] if match else flag.lstrip("-")
+    if not match or name not in keys:
+        raise ConfigError(f"{flag} is not a flag; {nearest(name, keys, prefix='--config.')}")
+    if equals and typing.get_origin(keys[name]) is tuple and value[:1] not in ("(", "["):
+        kind = typing.get_args(keys[name])[0]
+        parts = [v.strip() for v in value.split(",") if v.strip()]
+        return f"{flag}={tuple(_number(kind, part) for part in parts)!r}"
+    return arg
+
+
+def _number(kind: type, text: str) -> Any:
+    """The text as an int or float where it should be and can be one."""
+    try:
+        return kind(text)
+    except ValueError:
+        return text
+
+
+def _top_keys(schema: type) -> Iterable[Key]:
+    return (k for k in describe_keys(schema) if "." not in k.name)
+
+
+def _fill(schema: type, config: Any, named: set[str], path: str = "") -> None:
+    """Puts into a ConfigDict what it does not say; of optional sections where `named` is in them.
+
+    References between keys stay. A key without a default becomes None, of its type.
+    """
+    from ml_collections import ConfigDict
+    from ml_collections.config_dict import placeholder
+
+    for found in _top_keys(schema):
+        name, dotted = found.name, path + found.name
+        if found.section:
+            optional = found.section is not found.kind
+            asked = not optional or any(n.startswith(f"{dotted}.") for n in named)
+            if asked and config.get(name) is None:
+                config[name] = ConfigDict()
+            if isinstance(config.get(name), ConfigDict):
+                _fill(found.section, config[name], named, f"{dotted}.")
+        if name not in config and found.default is not REQUIRED:
+            config[name] = found.default
+        elif name not in config and not found.section:
+            config[name] = placeholder(_type_of(found.kind))
+
+
+def _type_of(kind: Any) -> type:
+    """The Python type of a key's values: int of Literal[1, 2], tuple of tuple[int, ...]."""
+    if typing.get_origin(kind) is typing.Literal:
+        return type(typing.get_args(kind)[0])
+    return typing.get_origin(kind) or kind
+
+
+def _without_unset(schema: type, values: dict[str, Any]) -> dict[str, Any]:
+    """`values` without keys that have no default and were given none."""
+    found = {k.name: k for k in _top_keys(schema)}
+    kept = {}
+    for name, value in values.items():
+        known = found.get(name)
+        if known and known.section and isinstance(value, dict):
+            value = _without_unset(known.section, value)
+        elif known and not known.section and known.default is REQUIRED and value is None:
+            continue
+        kept[name] = value
+    return kept
+
+
+def _overridden(config: Any, flags: Sequence[str]) -> dict[str, Any]:
+    from absl import flags as absl_flags
+    from ml_collections import config_flags
+
+    values, argv = absl_flags.FlagValues(), ["main", *flags]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        extra = values(argv)[1:]
+    except (absl_flags.Error, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ConfigError(str(error)) from error
+    if extra:
+        raise ConfigError(f"unexpected argument {extra[0]!r}; flags are --config.KEY=VALUE")
+    return values.config.to_dict()
+
+
+# ---- architectures read from folders
+
+
+def _read_models(
+    schema: type, config: Any, flags: Sequence[str], read_model: Callable[[str], ModelConfig]
+) -> None:
+    """Puts the architecture of an HF folder where the config names one in place of a model."""
+    keys = list(describe_keys(schema))
+    for found in (k for k in keys if k.section is ModelConfig):
+        parent, _, name = found.name.rpartition(".")
+        beside = _section(config, parent)
+        model = beside.get(name) if beside else None
+        if not model or HF_FOLDER not in model:
+            continue
+        init = f"{parent}.init" if parent else "init"
+        folder = model[HF_FOLDER] or _given(flags, init) or beside.get("init", "")
+        if not folder:
+            has = any(k.name == init for k in keys)
+            where = f"give it as --config.{init}, or" if has else f"there is no config.{init} here:"
+            raise ConfigError(
+                f"config.{found.name} is to be read from a Hugging Face folder and none is named; "
+                f"{where} name it in place of a model, as in --config=FILE.py:PATH/FOLDER"
+            )
+        try:
+            read = dataclasses.asdict(read_model(folder))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"config.{found.name} is to be read from {folder!r}: {error}"
+            ) from error
+        del model[HF_FOLDER]
+        model.update({k: v for k, v in read.items() if k not in model})
+
+
+def _section(config: Any, path: str) -> Any:
+    for part in filter(None, path.split(".")):
+        config = config.get(part) if config else None
+    return config
+
+
+def _given(flags: Sequence[str], name: str) -> str:
+    """What the last flag for a key says; empty where there is none."""
+    said = ""
+    for flag, after in itertools.pairwise([*flags, ""]):
+        if (match := _OVERRIDE.match(flag)) and match[1] == name:
+            said = flag.partition("=")[2] if "=" in flag else after
+    return said

@@ -1,0 +1,210 @@
+"""run.json: what made a folder, so that it can be made again, and what a resumed run may change.
+
+    {"config": {…}, "content": {…}, "sessions": [{"date", "command", "commit", "versions", …}]}
+
+`config` is the whole one, `content` tells the files of the folders that it names, a session is one
+start of the command; `changed` lists what it changed of the one before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import itertools
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import types
+from collections.abc import Collection, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from masksearch_jax.core.errors import ConfigError, UserError
+from masksearch_jax.core.files import write_json
+from masksearch_jax.core.schema import REQUIRED, Key, describe_keys
+from masksearch_jax.runtime import storage
+from masksearch_jax.runtime.config_text import leaves, lookup
+from masksearch_jax.runtime.process import process_index
+
+PACKAGES = (
+    *("masksearch_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "tantivy"),
+    *("transformers", "numpy"),
+)
+
+_NOTHING: Mapping[str, str] = types.MappingProxyType({})
+
+
+def write(folder: str | os.PathLike, cfg: Any, content: Mapping[str, str] = _NOTHING) -> None:
+    """Says what makes the folder from here on; from process 0 only. content: as in `resume`."""
+    if process_index() == 0:
+        _write(folder, cfg, contents(cfg, content), [_session([])])
+
+
+def resume(
+    folder: str | os.PathLike,
+    cfg: Any,
+    harmless: Collection[str] = (),
+    content: Mapping[str, str] = _NOTHING,
+) -> None:
+    """Adds a session to the record of a run that goes on, with what it changes; from process 0.
+
+    A folder without a record gets one. What does not change the result is taken and told on stderr,
+    as are other changes where `cfg.survival.changed` accepts them. harmless: keys that do not,
+    besides those of the schema. content: by key, what tells the files that it names from others,
+    where the schema does not say how. Raises ConfigError for changes of the result.
+    """
+    if process_index() != 0:
+        return
+    before, content = read(folder), contents(cfg, content)
+    if before is None:
+        _write(folder, cfg, content, [_session([])])
+        return
+    found = changes(before, cfg, content, harmless)
+    survival = getattr(cfg, "survival", None)
+    if found.of_result and not (survival and survival.changed == "accept"):
+        way = "go on with the new ones by --config.survival.changed=accept"
+        raise ConfigError(
+            f"{folder} holds a run with other settings ({'; '.join(found.of_result)}), which "
+            "change its result: choose another --config.workdir, or "
+            f"{way if survival else 'delete it'}"
+        )
+    changed = [*found.of_result, *found.harmless]
+    if changed:
+        print(f"  settings changed: {'; '.join(changed)}", file=sys.stderr, flush=True)
+    _write(folder, cfg, content, [*before["sessions"], _session(changed)])
+
+
+def read(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """A folder's record, None where there is none. Raises UserError for one that cannot be read."""
+    path = storage.path(folder) / storage.RUN_RECORD
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        return {name: found[name] for name in ("config", "content", "sessions")}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} is no record of a run ({type(error).__name__}: {error}); without it the run "
+            "goes on and is not compared"
+        ) from error
+
+
+class Changes(NamedTuple):
+    """`key: old → new` of each key that differs from a record, by what it does to the result."""
+
+    of_result: list[str]
+    harmless: list[str]
+
+
+def changes(
+    before: Mapping[str, Any],
+    cfg: Any,
+    content: Mapping[str, str],
+    harmless: Collection[str] = (),
+) -> Changes:
+    """How a config, with the content of its folders, differs from a record.
+
+    A key that the record lacks, of an older version, had its default. A folder that holds the same
+    files elsewhere is harmless; one that holds others is not, at the same path either.
+    """
+    found = Changes([], [])
+    then, now = leaves(type(cfg), before["config"]), leaves(type(cfg), _plain(cfg))
+    for known in describe_keys(type(cfg)):
+        name, old, new = known.name, _of(then, known), _of(now, known)
+        was, is_now = (at.get(name, "") for at in (before["content"], content))
+        if old != new:
+            is_harmless = known.harmless or name in harmless or (was and was == is_now)
+            told = found.harmless if is_harmless else found.of_result
+            told.append(f"{name}: {old!r} → {new!r}")
+        elif was and is_now and was != is_now:
+            found.of_result.append(f"{name}: {new!r} holds other files than before")
+    return found
+
+
+def _of(found: Mapping[str, Any], known: Key) -> Any:
+    """The value of a key among `leaves`; of one that is not there its default, None for none."""
+    if known.name in found:
+        return found[known.name]
+    parents = itertools.accumulate(known.name.split(".")[:-1], "{}.{}".format)
+    if known.section or known.default is REQUIRED or any(p in found for p in parents):
+        return None
+    return json.loads(json.dumps(known.default))
+
+
+def contents(cfg: Any, given: Mapping[str, str] = _NOTHING) -> dict[str, str]:
+    """What tells the files of each local folder that a config names, by key, unless it is given."""
+    values = dataclasses.asdict(cfg)
+    folders = {k.name: lookup(values, k.name) for k in describe_keys(type(cfg)) if k.folder}
+    folders = {name: at for name, at in folders.items() if isinstance(at, str)}
+    found = {name: _content(at) for name, at in folders.items() if name not in given} | dict(given)
+    return {name: content for name, content in found.items() if content}
+
+
+def _content(folder: str) -> str:
+    """The fingerprint that a folder's manifest names, as an index's does, else one of its files."""
+    manifest = Path(folder) / "manifest.json"
+    if folder and manifest.is_file():
+        with contextlib.suppress(ValueError, AttributeError):
+            if said := json.loads(manifest.read_text(encoding="utf-8")).get("fingerprint"):
+                return str(said)
+    return storage.fingerprint(folder).hex()
+
+
+def versions() -> dict[str, str]:
+    """Of this package and those that results depend on, as far as they are installed."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found | {"cpus": str(os.cpu_count())}
+
+
+@functools.cache
+def commit() -> str:
+    """The git commit of this package's checkout, `-dirty` where files differ; "" for none."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(
+            [*command, "--exclude=*"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
+
+
+def _session(changed: list[str]) -> dict[str, Any]:
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.orig_argv),
+        "commit": commit(),
+        "versions": versions(),
+        "changed": changed,
+    }
+
+
+def _plain(cfg: Any) -> dict[str, Any]:
+    """A config as JSON has it: tuples are lists."""
+    return json.loads(json.dumps(dataclasses.asdict(cfg)))
+
+
+def _write(
+    folder: str | os.PathLike,
+    cfg: Any,
+    content: Mapping[str, str],
+    sessions: list[dict[str, Any]],
+) -> None:
+    place = storage.path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    record = {"config": _plain(cfg), "content": dict(content), "sessions": sessions}
+    write_json(os.fspath(place / storage.RUN_RECORD), record)

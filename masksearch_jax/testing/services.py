@@ -1,0 +1,392 @@
+"""Services on the loopback that answer, or misbehave, by plan: an LLM and a search service.
+
+One plan says what becomes of each call. What was asked is recorded. Needs no network.
+"""
+
+from __future__ import annotations
+
+import abc
+import collections
+import contextlib
+import dataclasses
+import email.utils
+import hashlib
+import http.server
+import itertools
+import json
+import math
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, NamedTuple, Self, TypeVar
+
+from masksearch_jax.core.retrieval import SearchTool
+from masksearch_jax.runtime.http_service import Call, Refusal
+from masksearch_jax.search.server import SearchServer
+
+_LAST_RECORDS = 5.0  # seconds in which the threads of a service that ends may record what they did
+
+Server = TypeVar("Server", bound=socketserver.BaseServer)
+
+
+@contextlib.contextmanager
+def serving(server: Server) -> Iterator[Server]:
+    """The server, which answers in a thread until the block ends; it is closed then."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+# ---- plans
+
+DEEP_JSON = b'{"a":' * 100_000 + b"1" + b"}" * 100_000  # valid, and deeper than parsers go
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """How a service answers one call; with nothing set it is well.
+
+    text: what an LLM says, as a string or as OpenAI's list of content parts. finish: its
+    `finish_reason`. tokens: those of prompt and completion that it counts.
+    status: other than 200, the body is an error object. message, code: what that says; a message
+    makes it an error under any status. headers: further ones.
+    hang: seconds before the answer; `math.inf`: none comes. cut: so many bytes of the body are
+    sent, then the connection is closed. body: sent in place of any other.
+    """
+
+    text: str | Sequence[Mapping[str, Any]] = ""
+    status: int = 200
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    hang: float = 0.0
+    message: str = ""
+    code: str | None = None
+    finish: str = "stop"
+    tokens: tuple[int, int] = (7, 3)
+    cut: int | None = None
+    body: bytes | None = None
+
+    @property
+    def is_error(self) -> bool:
+        return self.status != 200 or bool(self.message)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its reader gets at once all that the service has to say."""
+        return not self.is_error and not self.hang and self.cut is None and self.body is None
+
+
+WELL = Answer()
+
+# What a service does about a call: always the same, or by the request's JSON.
+Plan = Answer | Callable[[dict[str, Any]], Answer]
+
+
+def answer_of(plan: Plan, request: dict[str, Any]) -> Answer:
+    return plan if isinstance(plan, Answer) else plan(request)
+
+
+def in_turn(*plans: Plan) -> Plan:
+    """The first call by the first plan, the second by the second, …, all others by the last."""
+    return by_number(lambda number: plans[min(number, len(plans)) - 1])
+
+
+def by_number(plan_of: Callable[[int], Plan]) -> Plan:
+    """Each call by the plan of its number; the first call is 1."""
+    numbers, lock = itertools.count(1), threading.Lock()
+
+    def plan(request: dict[str, Any]) -> Answer:
+        with lock:
+            number = next(numbers)
+        return answer_of(plan_of(number), request)
+
+    return plan
+
+
+def sometimes(
+    share: float, fault: Plan, well: Plan, *, seed: int = 0, first: int | None = None
+) -> Plan:
+    """A share of all requests, drawn by a hash of (seed, request), by `fault`; the others `well`.
+
+    first: how many calls with the same request are so; those that follow are well. None: all.
+    """
+    calls: collections.Counter[str] = collections.Counter()
+    lock = threading.Lock()
+
+    def plan(request: dict[str, Any]) -> Answer:
+        text = f"{seed}\n{json.dumps(request, sort_keys=True)}"
+        digest = hashlib.sha256(text.encode()).digest()
+        with lock:
+            calls[text] += 1
+            late = first is not None and calls[text] > first
+        drawn = int.from_bytes(digest[:8]) < share * 2**64
+        return answer_of(fault if drawn and not late else well, request)
+
+    return plan
+
+
+def retry_after(seconds: float, form: str = "seconds") -> dict[str, str]:
+    """The header that asks for a pause; forms: `seconds`, `date`, and `bare date`, without a zone.
+
+    A date has whole seconds.
+    """
+    date = email.utils.formatdate(time.time() + seconds, usegmt=True)
+    forms = {"seconds": f"{seconds:g}", "date": date, "bare date": date.removesuffix(" GMT")}
+    return {"Retry-After": forms[form]}
+
+
+# ---- services
+
+
+class Asked(NamedTuple):
+    """A call that a service got, and when, by `time.monotonic`."""
+
+    path: str
+    body: dict[str, Any]
+    time: float
+
+
+class _Loopback(abc.ABC):
+    """A service on 127.0.0.1 and a free port, from the start of a `with` block to its end.
+
+    Each POST is answered by `plan`; `calls` has them in the order in which they came. `kill` closes
+    port and connections at once, as the end of a process would; `restart` opens the same port.
+    """
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.calls: list[Asked] = []
+        self.served: list[tuple[Asked, Answer]] = []  # once the answer has been written
+        self.in_flight = self.most_in_flight = 0  # calls that wait for their answer
+        self.lock = threading.Lock()
+        self.port = 0
+        self._closed = self._reserve()
+        self._server: _Server | None = None
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def requests(self) -> list[dict[str, Any]]:
+        """The bodies of the calls."""
+        with self.lock:
+            return [call.body for call in self.calls]
+
+    @property
+    def times(self) -> list[float]:
+        """When the calls came."""
+        with self.lock:
+            return [call.time for call in self.calls]
+
+    def restart(self) -> None:
+        if self._server is None:
+            self._server = _Server(self, self._closed)
+
+    def kill(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server, self._closed = None, self._reserve()
+
+    def __enter__(self) -> Self:
+        self.restart()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._closed.close()
+
+    def _reserve(self) -> socket.socket:
+        """A socket with the port that does not listen: connections to it are refused."""
+        reserved = socket.socket()
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", self.port))
+        self.port = reserved.getsockname()[1]
+        return reserved
+
+    @contextlib.contextmanager
+    def asked(self, path: str, body: dict[str, Any]) -> Iterator[tuple[Asked, Answer]]:
+        """A call with its answer by plan, recorded, and in flight until the block ends."""
+        with self.lock:
+            asked = Asked(path, body, time.monotonic())
+            self.calls.append(asked)
+            self.in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            yield asked, answer_of(self.plan, body)
+        finally:
+            with self.lock:
+                self.in_flight -= 1
+
+    @abc.abstractmethod
+    def reply(self, route: tuple[str, str], call: Call, answer: Answer) -> dict[str, Any]:
+        """The JSON for a call of a (method, path) when all is well.
+
+        Raises Refusal for a call that makes no sense.
+        """
+
+    @abc.abstractmethod
+    def error(self, message: str, code: str | None = None) -> dict[str, Any]:
+        """The JSON of an error."""
+
+
+def completion(answer: Answer, model: str = "") -> dict[str, Any]:
+    """The JSON of a chat completion that says so."""
+    prompt, said = answer.tokens
+    usage = {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
+    message = {"role": "assistant", "content": answer.text}
+    return {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 0,
+        "model": model,
+        "choices": [{"index": 0, "finish_reason": answer.finish, "message": message}],
+        "usage": usage,
+    }
+
+
+class Endpoint(_Loopback):
+    """An LLM that speaks OpenAI's chat protocol at `url`; the plan has what it says."""
+
+    @property
+    def url(self) -> str:
+        return f"{self.address}/v1"
+
+    @property
+    def paid(self) -> list[dict[str, Any]]:
+        """The bodies of the calls that got a whole reply with text."""
+        with self.lock:
+            served = list(self.served)
+        return [asked.body for asked, answer in served if answer.is_whole and answer.text]
+
+    def reply(self, route: tuple[str, str], call: Call, answer: Answer) -> dict[str, Any]:
+        if route != ("POST", "/v1/chat/completions"):
+            raise Refusal(HTTPStatus.NOT_FOUND, f"no {' '.join(route)}")
+        return completion(answer, call.json().get("model", ""))
+
+    def error(self, message: str, code: str | None = None) -> dict[str, Any]:
+        return {"error": {"message": message, "code": code}}
+
+
+class SearchEndpoint(_Loopback):
+    """A search service at `url` that answers from `tool` as `serve_search` does, or by plan."""
+
+    def __init__(self, tool: SearchTool, plan: Plan = WELL):
+        super().__init__(plan)
+        self._real = SearchServer(tool, "127.0.0.1", 0)
+        self._real.server_close()  # its replies are wanted, not its port
+
+    @property
+    def url(self) -> str:
+        return f"{self.address}/retrieve"
+
+    def reply(self, route: tuple[str, str], call: Call, answer: Answer) -> dict[str, Any]:
+        if route not in self._real.routes:
+            raise Refusal(HTTPStatus.NOT_FOUND, f"no {' '.join(route)}")
+        return self._real.routes[route](call)
+
+    def error(self, message: str, code: str | None = None) -> dict[str, Any]:
+        return {"error": message}
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    """One life of a loopback service, on a socket that is bound; it begins at once."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, owner: _Loopback, bound: socket.socket):
+        super().__init__(bound.getsockname(), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket, self.owner = bound, owner
+        self.ended, self._connections = threading.Event(), set()
+        self.server_activate()
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self.owner.lock:
+            self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self.owner.lock:
+            self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def close(self) -> None:
+        """Ends it with all its connections; who waits for an answer gets none."""
+        self.ended.set()
+        self.shutdown()
+        self.server_close()
+        self._thread.join()
+        with self.owner.lock:
+            connections = list(self._connections)
+        for connection in connections:
+            with contextlib.suppress(OSError):  # it has just been closed
+                connection.shutdown(socket.SHUT_RDWR)
+        end = time.monotonic() + _LAST_RECORDS
+        while self._connections and time.monotonic() < end:
+            time.sleep(0.001)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # connections are used again
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):  # the client has given up or was killed
+            super().handle()
+
+    def do_GET(self) -> None:
+        self._send(*self._reply(Call(b"", self.connection), WELL), WELL)
+
+    def do_POST(self) -> None:
+        owner, length = self.server.owner, int(self.headers["Content-Length"])
+        content = self.rfile.read(length)
+        if len(content) < length:
+            raise ConnectionError("the client was killed while it asked")
+        call = Call(content, self.connection)
+        with owner.asked(self.path, call.json()) as (asked, answer):
+            if answer.hang:
+                self.server.ended.wait(None if answer.hang == math.inf else answer.hang)
+            if self.server.ended.is_set():
+                raise ConnectionError("the service has ended")
+            status, data = self._reply(call, answer)
+        self._send(status, data, answer)
+        with owner.lock:
+            owner.served.append((asked, answer))
+
+    def _reply(self, call: Call, answer: Answer) -> tuple[int, bytes]:
+        """Status and body of the answer to a call."""
+        owner = self.server.owner
+        if answer.body is not None:
+            return answer.status, answer.body
+        if answer.is_error:
+            message = answer.message or f"scripted {answer.status}"
+            return answer.status, json.dumps(owner.error(message, answer.code)).encode()
+        try:
+            status, content = 200, owner.reply((self.command, self.path), call, answer)
+        except Refusal as refusal:
+            status, content = refusal.status, owner.error(str(refusal))
+        return status, json.dumps(content).encode()
+
+    def _send(self, status: int, data: bytes, answer: Answer) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", **answer.headers}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.close_connection = answer.cut is not None
+        self.wfile.write(data[: answer.cut])
+
+    def log_message(self, *_: object) -> None:
+        """Calls are recorded, not printed."""

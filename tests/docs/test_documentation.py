@@ -1,0 +1,300 @@
+"""What the documents say of the code holds: links, commands, keys; and their generated page."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import pytest
+
+from configs import common
+from masksearch_jax import export_hf
+from masksearch_jax.core.config import ComputeConfig, MeshConfig, ModelConfig
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.schema import flat_keys, to_dataclass
+from masksearch_jax.core.tokenizer import train_bpe
+from masksearch_jax.corpus import atlas
+from masksearch_jax.corpus.passages import write_passages
+from masksearch_jax.models.load import initial
+from masksearch_jax.parallel.sharding import make_mesh
+from masksearch_jax.runtime import cli
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "docs"))
+
+import configuration_reference as reference  # noqa: E402
+
+DOCUMENTS = [
+    *(ROOT / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "launch/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+PROGRAMS = ["python", "python3", "bash", "pip", "gcloud", "xpk", "sky", "kubectl", "cp", "source"]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+class Block(NamedTuple):
+    language: str
+    text: str
+
+
+def blocks(text: str) -> list[Block]:
+    return [
+        Block(*m) for m in re.findall(r"^```([^\n]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    ]
+
+
+def without_blocks(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a Markdown file's headings, as GitHub and MyST make them."""
+    found = re.findall(r"^#+ (.+)$", without_blocks(text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in found}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_links_lead_somewhere(path):
+    text = path.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_blocks(text)):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        file = path.parent / name if name else path
+        if "_generated" in name:  # made by the build
+            continue
+        assert file.exists(), f"{name_of(path)}: {target}"
+        if anchor:
+            assert anchor in anchors(file.read_text(encoding="utf-8")), f"{name_of(path)}: {target}"
+
+
+def test_every_page_is_in_the_table_of_contents():
+    trees = [
+        b.text for b in blocks((ROOT / "docs" / "index.md").read_text()) if "toctree" in b.language
+    ]
+    listed = {
+        line for tree in trees for line in tree.splitlines() if re.fullmatch(r"[a-z_]+", line)
+    }
+    assert listed == {p.stem for p in (ROOT / "docs").glob("*.md")} - {"index"}
+
+
+def test_the_readme_is_short():
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 150
+
+
+def test_there_is_one_chain_of_commands():
+    """The README shows the chain that the documentation explains."""
+    readme, page = (
+        next(b.text for b in blocks((ROOT / n).read_text()) if ".build_ramp --" in b.text)
+        for n in ("README.md", "docs/your_model_and_text.md")
+    )
+    assert readme == page
+
+
+# ---- commands
+
+
+class Command(NamedTuple):
+    argv: list[str]
+    printed: str  # what the document shows as its output
+
+
+def shell(text: str, folder: Path) -> list[list[str]]:
+    """The commands of a bash script, run with stand-ins for every program: nothing is started."""
+    log = folder / "commands"
+    stubs = "".join(
+        f"{name}() {{ printf '%s\\0' {name} \"$@\" >>'{log}'; printf '\\n\\0' >>'{log}'; }}\n"
+        for name in PROGRAMS
+    )
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", stubs + text],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        cwd=folder,
+    )
+    assert done.returncode == 0, f"{text}\n{done.stderr}"
+    said = log.read_text() if log.exists() else ""
+    log.unlink(missing_ok=True)
+    return [call.split("\0")[:-1] for call in said.split("\n\0") if call]
+
+
+def commands(path: Path, folder: Path) -> list[Command]:
+    found = []
+    for language, text in blocks(path.read_text(encoding="utf-8")):
+        if language == "bash":
+            found += [Command(argv, "") for argv in shell(text, folder)]
+        elif language == "console":
+            for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+                typed = re.match(r"(?:.*\\\n)*.*\n", part)[0]
+                (argv,) = shell(typed, folder)
+                found.append(Command(argv, part[len(typed) :]))
+    return found
+
+
+def parse(main: str, argv: list[str]) -> Any:
+    return cli.parse(tuple(reference.schemas(main)), [main, *argv])
+
+
+def check_command(command: Command) -> None:
+    """Raises AssertionError, or ConfigError, where a command cannot be as it is shown."""
+    argv = command.argv
+    scripts = [a for a in argv if re.match(r"(launch|configs)/", a)]
+    assert all((ROOT / s).exists() for s in scripts), argv
+    ours = [a for a in argv if a.startswith("masksearch_jax.")]
+    benchmark = [a for a in argv if a.startswith("benchmarks.")]
+    assert all((ROOT / f"{b.replace('.', '/')}.py").is_file() for b in benchmark), argv
+    if ours:
+        main, given = ours[0].partition(".")[2], argv[argv.index(ours[0]) + 1 :]
+    elif "--" in argv and argv[1].startswith("launch/"):
+        main, *given = argv[argv.index("--") + 1 :]
+    elif argv[:2] == ["bash", "launch/quickstart.sh"]:
+        main, given = "quickstart", ["--config=configs/quickstart.py", *argv[2:]]
+    else:
+        return
+    assert main in reference.main_names(), argv
+    if command.printed.startswith("error: "):
+        with pytest.raises(ConfigError) as error:
+            parse(main, given)
+        assert f"error: {error.value}" == command.printed.strip()
+    elif "--help" not in given:
+        parse(main, [a for a in given if a != "--print-config"])
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_every_command_is_one_that_the_code_takes(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for command in commands(path, tmp_path):
+        check_command(command)
+
+
+def test_commands_are_found_and_faults_in_them_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert len(commands(ROOT / "README.md", tmp_path)) >= 14
+    for text, fault in (
+        (
+            "python -m masksearch_jax.train_sft --config=configs/ramp_sft.py --config.sft.step=1",
+            "steps",
+        ),
+        ("python -m masksearch_jax.train_sft --config=configs/ramp_stf.py", "ramp_stf"),
+        (
+            "bash launch/tpu_vm.sh --name=a -- train_sft --config=configs/ramp_sft.py --config.a=1",
+            "flag",
+        ),
+        ("python -m masksearch_jax.train_ppo --config=configs/ramp_sft.py", "train_ppo"),
+        ("bash launch/quickstart.sh --config.sft.steps=few", "few"),
+        ("bash launch/tpu.sh", "tpu.sh"),
+    ):
+        (argv,) = shell(text, tmp_path)
+        with pytest.raises((AssertionError, ConfigError), match=fault):
+            check_command(Command(argv, ""))
+
+
+@pytest.fixture(scope="module")
+def keys() -> set[str]:
+    schemas = (s for main in reference.main_names() for s in reference.schemas(main))
+    return {key for schema in schemas for key in flat_keys(schema)}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_keys_and_files_named_in_the_text_exist(path, keys):
+    sections = {k.partition(".")[0] for k in keys if "." in k}
+    for code in re.findall(r"`([^`\n]+)`", without_blocks(path.read_text(encoding="utf-8"))):
+        told = f"{name_of(path)}: {code}"
+        assert set(re.findall(r"--config\.([a-z_.]+)", code)) <= keys, told
+        key = re.fullmatch(r"(([a-z_]+)\.[a-z_.]+)(=\S*)?", code)
+        if key and key[2] in sections and not re.search(r"\.(jsonl?|html|py)$", code):
+            assert key[1] in keys, told
+        if re.fullmatch(r"(configs|tests|benchmarks|launch)/[\w/.]+", code):
+            assert (ROOT / code).exists(), told
+        if module := re.match(r"python -m (benchmarks|masksearch_jax)\.([a-z_]+)", code):
+            assert (ROOT / module[1] / f"{module[2]}.py").is_file(), told
+
+
+# ---- the chain, run
+
+
+@pytest.fixture
+def tiny_inputs(tmp_path) -> Path:
+    """A folder with what the README's chain starts from, small: its corpus and its HF folder."""
+    passages = atlas.build(0, 150, verbatim=True).passages
+    write_passages(tmp_path / "wiki.jsonl.gz", passages)
+    train_bpe((p.text for p in passages), tmp_path / "tokenizer", 2048)
+    model = to_dataclass(ModelConfig, common.model("tiny"))
+    compute = ComputeConfig("float32", "float32", "xla", "none", 1024)
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    weights = initial("", model, compute, mesh, 0)
+    export_hf.export(weights, tmp_path / "Qwen2.5-1.5B-Instruct", tmp_path / "tokenizer")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    return tmp_path
+
+
+@pytest.mark.slow  # eight processes
+def test_the_readmes_chain_runs_as_it_stands_but_for_its_size(tiny_inputs):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    chain = next(b.text for b in blocks(text) if ".build_ramp --" in b.text)
+    assert len(re.findall("^python ", chain, re.MULTILINE)) <= 8
+    chain = chain.replace("export_hf.py:qwen2.5-1.5b", "export_hf.py:tiny")
+    chain = chain.replace(".py:qwen2.5-1.5b", ".py:tiny,runlocal")
+    chain = re.sub(r"(build_(?:ramp|trajectories|cache)\.py)", r"\1:runlocal", chain)
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", chain],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PATH": programs},
+        cwd=tiny_inputs,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["greedy_tokens_equal"]
+    figures = json.loads((tiny_inputs / "runs" / "evaluate" / "eval.json").read_text())
+    assert list(figures) == ["ramp"]
+    assert (tiny_inputs / "runs" / "ramp_dapo" / "export" / "model.safetensors").is_file()
+
+
+# ---- the generated reference
+
+
+def test_the_reference_has_every_key_of_every_main():
+    page = reference.page()
+    roots = {p.stem for p in reference.PACKAGE.glob("*.py")} - {"__init__", "testing"}
+    assert set(reference.main_names()) == roots
+    for main in roots:
+        for schema in reference.schemas(main):
+            sections = {schema, *(s for _, s in reference.places(schema))}
+            for section in sections:
+                for field in dataclasses.fields(section):
+                    assert f"`{field.name}`" in page
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """How.
+
+    More.
+    """
+
+    name: str
+    kind: Literal["a", "b"] = dataclasses.field(default="a", metadata={"sentence": "Of `a*`|b*."})
+    parts: tuple[int, ...] = dataclasses.field(default=(1, 2), metadata={"harmless": True})
+    limit: int | None = None
+    folder: str = ""
+
+
+def test_a_table_of_the_reference_has_type_default_and_sentence():
+    assert reference.first_line(Section) == "How."
+    assert reference.key_rows(Section)[2:] == [
+        "| `name` | str | given by the config file |  |",
+        "| `kind` | `a`, `b` | `a` | Of `a*`\\|b\\*. |",
+        "| `parts` ° | list of int | `1,2` |  |",
+        "| `limit` | int or none | none |  |",
+        "| `folder` | str | empty |  |",
+    ]

@@ -1,0 +1,43 @@
+"""Small configurations of every family, and an export to an HF folder that is interrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from masksearch_jax.core.config import RopeScaling
+from masksearch_jax.models import hf
+from masksearch_jax.parallel import sharding
+from masksearch_jax.testing.models import TINY_QWEN2
+
+QWEN3 = dataclasses.replace(TINY_QWEN2, family="qwen3", qkv_bias=False, qk_norm=True, head_dim=16)
+LLAMA = dataclasses.replace(
+    TINY_QWEN2,
+    family="llama",
+    qkv_bias=False,
+    norm_eps=1e-5,
+    rope_scaling=RopeScaling(4.0, 1.0, 4.0, 8),
+)
+FAMILIES = {
+    "qwen2": TINY_QWEN2,
+    "qwen2-untied": dataclasses.replace(TINY_QWEN2, tie_embeddings=False),
+    "qwen3": QWEN3,
+    "llama3": LLAMA,
+    "llama3-untied": dataclasses.replace(LLAMA, tie_embeddings=False),
+}
+SPLIT = dataclasses.replace(TINY_QWEN2, vocab_size=64, tie_embeddings=False)  # divides over a mesh
+SHARD = 15e3
+
+
+def interrupted(model, folder: Path, at: str, error: BaseException, source: str = "run 1") -> None:
+    """A save that ends with `error` when the parameter `at` is read."""
+    leaves = {sharding.parameter_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(model)}
+
+    def read(name: str) -> jax.Array:
+        if name == at:
+            raise error
+        return leaves[name]
+
+    hf.save(model, folder, read=read, source=source, max_shard_bytes=SHARD)
