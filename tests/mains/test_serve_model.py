@@ -28,8 +28,9 @@ from flax import nnx
 
 from configs import common
 from masksearch_jax import serve_model
-from masksearch_jax.agents.llm_client import JobError, LLMConfig
+from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.scripted_teacher import Rejection
+from masksearch_jax.build_trajectories import FailedError
 from masksearch_jax.core.config import ComputeConfig, ModelConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.schema import to_dataclass
@@ -369,10 +370,10 @@ def test_agents_work_on_it_and_every_example_has_an_outcome(server, tmp_path):
     assert server.engine.stats.trajectories == asked  # all replies were cached
 
 
-def test_another_name_stops_the_agents_at_once(server, tmp_path):
+def test_another_name_is_what_the_agents_say_was_wrong(server, tmp_path):
     trajectory_job.write_towns(tmp_path, 1)
     llm = LLMConfig(**llm_settings(server, tmp_path, model="other"))
-    with pytest.raises(JobError, match="`model` is 'other'; this service has 'small'"):
+    with pytest.raises(FailedError, match="`model` is 'other'; this service has 'small'"):
         trajectory_job.run(tmp_path, llm)
 
 
