@@ -333,14 +333,7 @@ class EvalConfig:
     )
     bootstrap: int = key(1000, "Resamples of the 95% interval.")
     seed: int = key(0, "Of the resamples; rollout.seed is that of rollouts.")
-    retries: int = key(
-        3,
-        (
-            "An item that ended for no fault of the model (its search failed, its time ran out) is "
-            "sampled again so often, then left out and counted."
-        ),
-        harmless=True,
-    )
+    retries: int = key(3, "Of an item whose search failed or whose time ran out.", harmless=True)
     max_tool_failures: float = key(
         0.01, "Share of such items, after that, beyond which the run ends with 1.", harmless=True
     )
