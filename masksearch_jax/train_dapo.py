@@ -18,6 +18,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from masksearch_jax.agents.judge import Judge
 from masksearch_jax.core.config import ComputeConfig, DapoConfig, DapoRun
 from masksearch_jax.core.errors import ConfigError, Restart, UserError, check_given
 from masksearch_jax.core.retrieval import SearchTool
@@ -29,9 +30,10 @@ from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import check_vocabulary, initial, pinned
 from masksearch_jax.parallel import sharding
 from masksearch_jax.parallel.sharding import make_mesh
-from masksearch_jax.rl import losses
-from masksearch_jax.rl.group_sampler import GroupSampler, SearchOutage, figures
+from masksearch_jax.rl import losses, rewards
+from masksearch_jax.rl.group_sampler import GroupSampler, Outage, figures
 from masksearch_jax.rl.groups import Group
+from masksearch_jax.rl.reward_pool import RewardPool, right_answer
 from masksearch_jax.rl.update import Update, micro_batches
 from masksearch_jax.rollout import sampling
 from masksearch_jax.rollout.engine import Engine
@@ -48,7 +50,7 @@ from masksearch_jax.training.supervisor import Preempted, Survival
 
 
 class ToolOutageError(Restart):
-    """The search tool was down for longer than the run waits; what it had is saved."""
+    """The search tool or the judge was down for longer than the run waits; what it had is saved."""
 
 
 class NothingLearnedError(UserError):
@@ -94,6 +96,7 @@ def check(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None:
         raise ConfigError(
             f"config.rollout.temperature is {rollout.temperature}; to train, it must be above 0"
         )
+    rewards.check(dapo, rollout.max_turns)
     if sampling.sampler_of(rollout).filters and not dapo.allow_filters:
         raise ConfigError(
             f"config.rollout samples with top_k {rollout.top_k}, top_p {rollout.top_p}, min_p "
@@ -108,6 +111,11 @@ def check(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None:
             f"{dapo.minibatches} minibatches of micro-batches of {dapo.micro_batch} over "
             f"the {parts} parts that the mesh splits a batch into"
         )
+
+
+def open_rewards(cfg: DapoRun) -> RewardPool:
+    """The pool of `cfg.dapo.reward`, with the judge that it needs."""
+    return RewardPool(cfg.dapo, Judge(cfg.judge) if cfg.dapo.reward == "judge" else None)
 
 
 def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
@@ -139,7 +147,10 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     )
     prompts.check_room(rollout.max_len)
     search = search or open_tool(cfg.search)
-    check_sources(search, cfg.search, [p.example for p in prompts.first(8)])
+    first = prompts.first(8)
+    check_sources(search, cfg.search, [p.example for p in first])
+    with open_rewards(cfg) as pool:
+        pool.check(first[0].example, right_answer(first[0], vocab))
 
     open_run_folder(cfg, "dapo.steps")
 
@@ -160,11 +171,12 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     logprobs = make_logprob_fn(cfg.compute, rollout.temperature)
     update = Update(mesh, dapo, rollout, train_step, logprobs)
     engine = Engine(vocab, search, rollout, cfg.search, check=survival.check)
-    sampler = GroupSampler(engine, prompts, dapo, rollout, cfg.survival.tool_failures)
 
     metrics: dict[str, Any] = {}
     checkpoints = Checkpointer(workdir / "checkpoints", cfg.checkpoint, cfg.model, adapters)
-    with engine, checkpoints as checkpointer, survival:
+    with engine, open_rewards(cfg) as pool, checkpoints as checkpointer, survival:
+        failures = cfg.survival.tool_failures
+        sampler = GroupSampler(engine, prompts, dapo, rollout, pool, failures)
         start = 0
         if checkpointer.latest_step() is not None:
             with survival.disk("restore"):
@@ -186,8 +198,8 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         def sample(step: int) -> tuple[list[Group], list[Group]]:
             """Groups with spread, and all.
 
-            A step whose searches fail is sampled again, as if for the first time; one that is told
-            to stop, or for which there is no more time to wait, is saved at its start.
+            A step whose searches or verdicts fail is sampled again, as if for the first time; one
+            that is told to stop, or for which there is no more time to wait, is saved at its start.
             """
             began_at = position()
             patience = Patience(cfg.survival.tool_outage_seconds, survival.check)
@@ -196,27 +208,29 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                     try:
                         with survival.phase("sample"):
                             return sampler.step(state.model, step)
-                    except SearchOutage as outage:
+                    except Outage as outage:
                         prompts.set_state(began_at["prompts"])
                         sampler.rewind(began_at["sampler"])
-                        wait_for_search(step, patience, outage)
+                        wait_for(step, patience, outage)
             except (Preempted, ToolOutageError):
                 save(step, began_at)
                 survival.finish(checkpointer)
                 raise
 
-        def wait_for_search(step: int, patience: Patience, outage: SearchOutage) -> None:
+        def wait_for(step: int, patience: Patience, outage: Outage) -> None:
             """Raises ToolOutageError where there is no more time to wait."""
+            label = outage.tool.partition(" ")[0]
 
             def tell(left: float) -> None:
-                progress.update(step, search=f"down, again in {left:.0f} s ({outage})")
+                said = f"down, again in {left:.0f} s ({outage})"
+                progress.update(step, **{label: said})
 
             with survival.phase("data"):
                 goes_on = patience.wait(tell)
-            progress.figures.pop("search", None)
+            progress.figures.pop(label, None)
             if not goes_on:
                 raise ToolOutageError(
-                    f"the search tool was down for {cfg.survival.tool_outage_seconds:g} s "
+                    f"the {outage.tool} was down for {cfg.survival.tool_outage_seconds:g} s "
                     f"(config.survival.tool_outage_seconds) in step {step + 1}: {outage}; the run "
                     "is saved, start the same command again once it answers"
                 ) from outage
@@ -232,13 +246,12 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 done = step + 1
                 if "loss" in metrics:
                     guard.check(done, metrics)
-                metrics |= figures(seen, kept, engine.stats.since(before))
+                metrics |= figures(seen, kept, engine.stats.since(before)) | pool.timing()
                 metrics["sample_seconds"] = sampled_at - began
                 metrics["update_seconds"] = time.perf_counter() - sampled_at
                 writer.write(done, metrics)
-                progress.update(
-                    done, reward=metrics["reward"], accuracy=metrics["accuracy"], kept=len(kept)
-                )
+                shown = {name: metrics[name] for name in ("reward", "accuracy") if name in metrics}
+                progress.update(done, **shown, kept=len(kept))
                 idle = 0 if metrics["groups_kept"] else idle + 1
                 if idle == dapo.warn_after and not told:
                     told = True

@@ -33,6 +33,7 @@ from masksearch_jax.ramp import examples
 from masksearch_jax.rl import advantages, rewards
 from masksearch_jax.rl import groups as groups_lib
 from masksearch_jax.rl.group_sampler import GroupSampler
+from masksearch_jax.rl.reward_pool import RewardPool
 from masksearch_jax.runtime import goodput
 from masksearch_jax.runtime.metric_writer import read_metrics
 from masksearch_jax.runtime.process import RESTART
@@ -686,17 +687,23 @@ class Prompts:
         return self.extra(self.per_step)
 
 
-def test_groups_open_at_a_checkpoint_are_asked_for_again(dapo):
+@pytest.fixture
+def pool(dapo):
+    with RewardPool(dapo.dapo) as pool:
+        yield pool
+
+
+def test_groups_open_at_a_checkpoint_are_asked_for_again(dapo, pool):
     settings = dataclasses.replace(dapo.dapo, groups=2, group_size=2, max_refills=1, oversample=2.0)
     rollout = dataclasses.replace(dapo.rollout, in_flight="keep")
     before, prompts = Part(count=3), Prompts()
-    sampler = GroupSampler(before, prompts, settings, rollout)
+    sampler = GroupSampler(before, prompts, settings, rollout, pool)
     kept, seen = sampler.step(None, 0)
     assert before.asked == [(str(i), s, [i, i]) for i in range(4) for s in range(2)]
     assert ([g.stream for g in seen], kept) == ([0], [])  # two alike have no spread
     state = json.loads(json.dumps(sampler.state()))
     after = Part(count=0)
-    restored = GroupSampler(after, prompts, settings, rollout)
+    restored = GroupSampler(after, prompts, settings, rollout, pool)
     restored.restore(state)
     restored.step(None, 1)
     assert after.asked == [(str(i), s, [i, i]) for i in (1, 2, 3, 4, 5) for s in range(2)]
@@ -717,12 +724,12 @@ class Answers:
             yield dataclasses.replace(made, example_id=r.example_id, segments=segments)
 
 
-def test_a_refill_draws_as_many_prompts_as_are_likely_to_be_lacking(dapo):
+def test_a_refill_draws_as_many_prompts_as_are_likely_to_be_lacking(dapo, pool):
     settings = dataclasses.replace(
         dapo.dapo, groups=5, group_size=2, max_refills=4, overlong_buffer=0
     )
     engine, prompts = Answers(), Prompts(per_step=5)
-    sampler = GroupSampler(engine, prompts, settings, dapo.rollout)
+    sampler = GroupSampler(engine, prompts, settings, dapo.rollout, pool)
     kept, seen = sampler.step(None, 0)
     # Of streams 0-4, three have spread: two are lacking, of which 2 · 5/3 are wanted, and so on.
     assert engine.prompts == [5, 4]
