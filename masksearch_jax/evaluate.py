@@ -247,7 +247,7 @@ def run(cfg: EvalRun, model: Any = None) -> dict[str, Any]:
                 log.delete()
                 return json.loads(results.read_text())
         vocab = Vocab.load(cfg.tokenizer)
-        check_vocabulary(cfg.model, vocab.size)
+        check_vocabulary(cfg.model, vocab, cfg.tokenizer, cfg.init)
         by_condition = tools(cfg)
         if "search" in by_condition:
             check_sources(by_condition["search"], cfg.search, by_suite.get("ramp", ()))

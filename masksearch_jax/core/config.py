@@ -102,7 +102,7 @@ class OptimConfig:
     weight_decay: float = key(0.01, "Of matrices, times the learning rate; norms have none.")
     clip_norm: float = key(1.0, "Longest gradient, by its global norm; 0: any.")
     accumulate: int = key(
-        1, "Micro-batches per update; of DAPO dapo.micro_batch says.", harmless=True
+        1, "Micro-batches per update of SFT; DAPO has dapo.micro_batch.", harmless=True
     )
     rounding: Literal["nearest", "stochastic"] = key(
         "nearest",
@@ -276,8 +276,16 @@ class DapoConfig(RewardConfig):
     clip_low: float = key(0.2, "The ratio is clipped at 1 - clip_low; the paper's.")
     clip_high: float = key(0.28, "The ratio is clipped at 1 + clip_high; the paper's.")
     tis_cap: float = key(2.0, "Cap of the truncated importance weight.")
-    accuracy_threshold: float = key(
-        0.999, "A sample is right at or above it; a group all right or all wrong has no spread."
+    keep_by: Literal["accuracy", "spread"] = key(
+        "accuracy",
+        (
+            "Groups that train: those with right and wrong samples (accuracy), or all whose "
+            "rewards differ, such as partly right ones (spread)."
+        ),
+    )
+    accuracy_threshold: float = key(0.999, "A sample is right at or above it.")
+    min_spread: float = key(
+        0.01, "Rewards of a group that trains lie further apart, the lowest and the highest."
     )
     max_refills: int = key(10, "Sampling rounds before training on what there is.")
     overlong_buffer: int = key(256, "Sampled tokens before max_new_tokens where the penalty ramps.")
@@ -295,7 +303,10 @@ class DapoConfig(RewardConfig):
         "train", "Of the prompts; rl where ramp.rl_fraction kept some."
     )
     seed: int = key(0, "Of the order of the prompts.")
-    warn_after: int = key(5, "Steps in a row without spread: this is said.", harmless=True)
+    warn_after: int = key(5, "Steps in a row without an update before this is said.", harmless=True)
+    patience: int = key(
+        20, "Steps in a row without an update that end the run with 1; 0: none do.", harmless=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,9 +25,10 @@ def failures(group: Group) -> list[str]:
     return [f"example {name}: {parts.failure}" for parts in asked_for(group) if parts.failure]
 
 
-def figures(seen: Sequence[Group]) -> dict[str, float]:
+def figures(seen: Sequence[Group], threshold: float) -> dict[str, float]:
     """The mean over the samples of all processes of each part, of those that have it.
 
+    threshold: of `accuracy` in a sample that is right.
     `reward_spread` is the mean deviation within groups, `reward_failures` the share of samples
     without a reward; these are in no other figure. All processes must call it.
     """
@@ -37,7 +38,8 @@ def figures(seen: Sequence[Group]) -> dict[str, float]:
         values["reward_failures"] += [float(bool(parts.failure)) for parts in asked]
         there = [parts for parts in asked if not parts.failure]
         for parts in there:
-            for name, value in _named(parts).items():
+            right = float(parts.accuracy >= threshold)
+            for name, value in {**_named(parts), "accuracy": right}.items():
                 values.setdefault(name, []).append(value)
         if there:
             spread = float(np.std([parts.total for parts in there]))
@@ -51,4 +53,4 @@ def figures(seen: Sequence[Group]) -> dict[str, float]:
 
 def _named(parts: RewardParts) -> dict[str, float]:
     said = {"reward": parts.total, "answer": parts.answer, "format": parts.format}
-    return {**said, "accuracy": parts.accuracy, **parts.logged}
+    return {**said, **parts.logged}

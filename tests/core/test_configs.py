@@ -88,7 +88,8 @@ def load(name: str, arg: str = "") -> typing.Any:
 
 # Keys that came after the snapshot, and their value wherever their section is; and one that has
 # another name since, because `--config.evolve.items` met a method of ConfigDict.
-SINCE = {"survival.changed": "refuse", "dapo.warn_after": 5}
+SINCE = {"survival.changed": "refuse", "dapo.warn_after": 5, "dapo.patience": 20}
+SINCE |= {"dapo.keep_by": "accuracy", "dapo.min_spread": 0.01}
 SINCE |= {"survival.tool_failures": 0.5, "survival.tool_outage_seconds": 600.0}
 SINCE |= {"llm.max_tokens_field": "max_tokens", "llm.send_temperature": True}
 SINCE |= dict.fromkeys(
