@@ -23,11 +23,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.span_models import SpanModels
 from masksearch_jax.core import files, stamp
 from masksearch_jax.core.corpus_config import CorpusConfig, PplConfig, RampConfig
 from masksearch_jax.core.errors import ConfigError, check_given
+from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.schema import harmless_keys, key, required, section
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus import sources

@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from masksearch_jax.agents import agent_teacher, teachers
-from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.scripted_teacher import NOT_FINAL, Rejection
 from masksearch_jax.agents.selection import StudentConfig
 from masksearch_jax.core import stamp
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import ConfigError, UserError, nearest
+from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.schema import harmless_keys, key, required, section
 from masksearch_jax.core.types import (
     Demonstration,

@@ -16,6 +16,7 @@ from masksearch_jax import train_dapo
 from masksearch_jax.core import config
 from masksearch_jax.core.config import ModelConfig
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.llm_config import JudgeConfig
 from masksearch_jax.core.schema import REQUIRED, describe_keys, flat_keys, to_dataclass
 from masksearch_jax.parallel import sharding
 from masksearch_jax.runtime import cli, config_text
@@ -91,6 +92,17 @@ SINCE = {"survival.changed": "refuse", "dapo.warn_after": 5, "dapo.patience": 20
 SINCE |= {"dapo.keep_by": "accuracy", "dapo.min_spread": 0.01}
 SINCE |= {"survival.tool_failures": 0.5, "survival.tool_outage_seconds": 600.0}
 SINCE |= {"llm.max_tokens_field": "max_tokens", "llm.send_temperature": True}
+SINCE |= dict.fromkeys(
+    (
+        *("dapo.coverage_weight", "dapo.gold_hit_weight", "dapo.no_answer_penalty"),
+        *("dapo.no_search_penalty", "dapo.malformed_turn_penalty", "dapo.repeated_query_penalty"),
+    ),
+    0.0,
+)
+SINCE |= {"dapo.min_searches": 0, "dapo.reward_workers": 8, "dapo.reward_timeout": 300.0}
+SINCE |= {"dapo.max_reward_failures": 0.1}
+# Sections that came after the snapshot, of which no file of that time has a key.
+SECTIONS_SINCE = {"DapoRun": {"judge": JudgeConfig}}
 RENAMED = {"evolve.items": "evolve.pool_size"}
 # Decided anew since: at one half two guesses paid as much as one, and recall pays for lists.
 DECIDED = {"dapo.length_penalty": 0.6}
@@ -133,6 +145,8 @@ def test_a_config_resolves_to_what_it_did_when_files_spelled_every_key(name, mod
     want = {RENAMED.get(key, key): value for key, value in want.items()}
     sections = {key.rpartition(".")[0] for key in want}
     want |= {key: value for key, value in SINCE.items() if key.rpartition(".")[0] in sections}
+    for at, section in SECTIONS_SINCE.get(schema_of(name).__name__, {}).items():
+        want |= dotted({at: dataclasses.asdict(section())})
     decided = DECIDED | DECIDED_IN.get(name, {})
     want |= {key: value for key, value in decided.items() if key in want}
     assert resolved(name, model, switch) == want
