@@ -1,6 +1,7 @@
 """The scripted teacher's demonstrations, and the main that writes them."""
 
 import collections
+import dataclasses
 import json
 import random
 import re
@@ -197,21 +198,37 @@ def demonstrate(example, search, seed=0, **options):
     return scripted_teacher.demonstrate(example, search, SEARCH, random.Random(seed), **options)
 
 
-def test_a_failed_search_is_followed_by_another():
-    habits = set()
+def test_a_failed_search_is_followed_by_a_wider_one():
+    firsts = set()
     for seed in range(30):
         search = FakeSearch(lambda query, found=[*[[ARTICLE]] * 3, []]: found.pop())
         demonstration = demonstrate(EXAMPLE, search, seed)
         first, second = (turn.queries for turn in demonstration.turns)
-        assert first != second
+        assert second == ("Sora Liri town", "Liri town")
         assert demonstration.segments[1].text == "<information>Nothing found.</information>"
         assert markup.is_well_formed(demonstration.segments)
-        named = "Sora" in first[0].split()
-        assert named or second == ("Sora",)  # words alone failed: now the subject
-        habits.add(first)
+        firsts.add(first)
         fails = FakeSearch({})
         assert demonstrate(EXAMPLE, fails, seed, max_searches=1).reason == "spans_not_found"
-    assert habits == {("Sora",), ("Sora Liri",), ("Liri town",)}
+    assert firsts == {("Sora",), ("Sora Liri",)}
+
+
+def test_a_first_search_names_the_subject_where_the_paragraph_shows_it(ramp_examples, engine):
+    shown = [e for e in ramp_examples if e.title in e.masked]
+    assert len(shown) > 100
+    for example, demonstration in zip(shown, solve(shown, engine), strict=True):
+        if isinstance(demonstration, Demonstration):
+            assert demonstration.turns[0].queries[0].startswith(example.title)
+
+
+def test_without_a_subject_the_words_around_the_gaps_are_searched_for():
+    paragraph = EXAMPLE.paragraph.replace("Sora", "It")
+    masked = EXAMPLE.masked.replace("Sora", "It")
+    nameless = dataclasses.replace(EXAMPLE, paragraph=paragraph, masked=masked)
+    demonstration = demonstrate(nameless, FakeSearch(lambda query: [ARTICLE]))
+    assert demonstration.turns[0].queries == ("Liri town",)
+    thought = demonstration.segments[0].text.partition("</think>")[0]
+    assert thought.removeprefix("<think>") in scripted_teacher._AROUND
 
 
 def test_a_span_must_stand_as_whole_words():
