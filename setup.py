@@ -58,7 +58,7 @@ setup(
         "flax>=0.12.8,<0.13",
         "grain>=0.2.16,<0.3",
         "jax>=0.10.2,<0.11",
-        "jinja2>=3.1",
+        "jinja2>=3.1.6",
         "ml_collections>=1.1",
         "msgpack>=1.0",
         "numpy>=2.0",

@@ -28,10 +28,12 @@ from masksearch_jax.runtime.metric_writer import read_metrics
 ROOT = Path(__file__).resolve().parent.parent
 PROCESS = """
 import json, sys
-from masksearch_jax import cli, train_dapo, train_sft
+from masksearch_jax import train_dapo, train_sft
 from masksearch_jax.core.config import DapoRun, SftRun
+from masksearch_jax.core.schema import to_dataclass
+from masksearch_jax.runtime import cli
 main, schema = {"sft": (train_sft, SftRun), "dapo": (train_dapo, DapoRun)}[sys.argv[1]]
-cfg = cli.to_dataclass(schema, json.loads(sys.argv[2]))
+cfg = to_dataclass(schema, json.loads(sys.argv[2]))
 cli.call(lambda: main.run(cfg) and None)
 """
 # When a search comes back decides who decodes next to whom, and whose prompt is there to be copied.

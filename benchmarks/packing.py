@@ -25,6 +25,7 @@ from flax import nnx
 
 from benchmarks import rollout
 from masksearch_jax import train_dapo
+from masksearch_jax.core import rows
 from masksearch_jax.core.config import (
     ComputeConfig,
     DapoConfig,
@@ -34,10 +35,12 @@ from masksearch_jax.core.config import (
     RolloutConfig,
 )
 from masksearch_jax.core.schema import to_dataclass
+from masksearch_jax.models.layout import shard_parameters
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import hosts
-from masksearch_jax.parallel.sharding import batch_shards, make_mesh, shard_parameters, split_cpu
-from masksearch_jax.rl import packing
+from masksearch_jax.parallel.sharding import batch_shards, make_mesh, split_cpu
+from masksearch_jax.rl.groups import DAPO_FIELDS
+from masksearch_jax.rl.update import cut_minibatches, micro_batches
 from masksearch_jax.runtime.cli import load_config
 from masksearch_jax.training import train_state
 
@@ -51,36 +54,35 @@ OPTIM = OptimConfig(0.0, "constant", 0, 1.0, 0.9, 0.95, 1e-8, 0.01, 1.0, 1)
 LENGTH = ROLLOUT.max_len
 
 
-def padded(fill: float) -> packing.Batch:
-    """Random trajectories, one to a row, half of their tokens sampled."""
+def samples(fill: float) -> list[rows.Tokens]:
+    """Random trajectories, half of their tokens sampled."""
     rng = np.random.default_rng(0)
-    shape = (DAPO.groups * DAPO.group_size, LENGTH)
-    lengths = np.ceil(LENGTH * np.minimum(rng.uniform(fill / 2, 1.5 * fill, shape[0]), 1.0))
-    real = np.arange(LENGTH) < lengths[:, None]
-    batch = {
-        "ids": rng.integers(0, MODEL.vocab_size, shape, np.int32),
-        "targets": rng.integers(0, MODEL.vocab_size, shape, np.int32),
-        "positions": np.broadcast_to(np.arange(LENGTH, dtype=np.int32), shape),
-        "segment_ids": np.ones(shape, np.int32),
-        "mask": rng.random(shape) < 0.5,
-        "advantages": np.broadcast_to(rng.normal(size=(shape[0], 1)).astype(np.float32), shape),
-        "logp_sampler": rng.normal(-8, 0.1, shape).astype(np.float32),
-        "logp_old": np.zeros(shape, np.float32),
-    }
-    return {name: np.where(real, x, np.zeros((), x.dtype)) for name, x in batch.items()}
+    count = DAPO.groups * DAPO.group_size
+    lengths = np.ceil(LENGTH * np.minimum(rng.uniform(fill / 2, 1.5 * fill, count), 1.0))
+    return [
+        {
+            "ids": rng.integers(0, MODEL.vocab_size, length, np.int32),
+            "targets": rng.integers(0, MODEL.vocab_size, length, np.int32),
+            "loss_mask": rng.random(length) < 0.5,
+            "advantages": np.full(length, rng.normal()),
+            "logp_sampler": rng.normal(-8, 0.1, length),
+            "logp_old": np.zeros(length),
+        }
+        for length in lengths.astype(int)
+    ]
 
 
 def measure(fill: float, repeats: int) -> dict[str, list[float]]:
     mesh = make_mesh(MeshConfig(-1, 1, 1))
     parts = batch_shards(mesh)
-    accumulate = DAPO.groups * DAPO.group_size // DAPO.micro_batch
+    accumulate = micro_batches(DAPO)
     tx = train_state.make_optimizer(OPTIM, 1000)
     model = shard_parameters(mesh, Transformer(MODEL, COMPUTE, nnx.Rngs(0)))
     state = train_state.init_state(model, tx)
     loss_fn = train_dapo.make_loss_fn(COMPUTE, DAPO, ROLLOUT.temperature)
     update = train_state.make_train_step(loss_fn, tx, accumulate, like=state)
 
-    def step(batch: packing.Batch, micros: int) -> tuple[float, list[float]]:
+    def step(batch: rows.Batch, micros: int) -> tuple[float, list[float]]:
         """Seconds of an update, and figures of it."""
         nonlocal state
         started = time.perf_counter()
@@ -90,13 +92,14 @@ def measure(fill: float, repeats: int) -> dict[str, list[float]]:
         figures = [float(metrics[name]) for name in ("loss", "entropy", "grad_norm")]
         return time.perf_counter() - started, figures
 
-    alone = padded(fill)
+    given = samples(fill)
+    alone = rows.lay([[tokens] for tokens in given], LENGTH, DAPO_FIELDS)
     started = time.perf_counter()
-    packed, micros = packing.pack(alone, parts, DAPO.micro_batch // parts)
+    (packed,) = cut_minibatches(given, parts, 1, DAPO.micro_batch // parts, LENGTH)
     values = defaultdict(list, pack_seconds=[time.perf_counter() - started])
-    values["row_fill"] = [packing.fill(packed, micros * DAPO.micro_batch)]
+    values["row_fill"] = [packed.row_fill]
     for repeat in range(repeats + 1):
-        one, other = step(alone, accumulate), step(packed, micros)
+        one, other = step(alone, accumulate), step(packed.batch, packed.used)
         np.testing.assert_allclose(one[1], other[1], rtol=1e-4)
         if repeat == 0:
             continue  # compiled

@@ -33,7 +33,7 @@ from jax.sharding import Mesh
 
 from benchmarks import hf_io
 from masksearch_jax.core.config import CheckpointConfig, ComputeConfig, MeshConfig, ModelConfig
-from masksearch_jax.models import hf
+from masksearch_jax.models import hf, layout
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
 from masksearch_jax.planning import shapes
@@ -67,7 +67,7 @@ def abstract(config: ModelConfig, mesh: Mesh) -> TrainState:
     def place(part: Any) -> Any:
         if not isinstance(part, Transformer):
             return shapes.placed(part, mesh)
-        return shapes.at(part, sharding.parameter_shardings(mesh, part))
+        return shapes.at(part, layout.parameter_shardings(mesh, part))
 
     state = jax.eval_shape(state_of, model)
     return jax.tree.map(place, state, is_leaf=lambda x: isinstance(x, Transformer))

@@ -30,7 +30,7 @@ from jax.sharding import AxisType, Mesh
 from configs import common
 from masksearch_jax.core.config import ComputeConfig, ModelConfig
 from masksearch_jax.core.schema import to_dataclass
-from masksearch_jax.models import hf
+from masksearch_jax.models import hf, layout
 from masksearch_jax.parallel import sharding
 from masksearch_jax.planning import shapes
 from masksearch_jax.planning.hlo import Module
@@ -50,6 +50,7 @@ COMPUTE = ComputeConfig("bfloat16", "bfloat16", "xla", "none", 1024)
 
 
 def mesh_of(topology: str, tensor: int) -> Mesh:
+    sharding.set_libtpu_args()
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     shape = (len(devices) // tensor, 1, 1, tensor)
     grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
@@ -60,7 +61,7 @@ def abstract(mesh: Mesh, config: ModelConfig) -> tuple[Any, Any, Any]:
     """Shapes with shardings of the model, the KV cache and an inbox."""
 
     model = hf.abstract(config, COMPUTE)
-    model = shapes.at(model, sharding.parameter_shardings(mesh, model))
+    model = shapes.at(model, layout.parameter_shardings(mesh, model))
     shards = sharding.batch_shards(mesh)
     slots = SLOTS // shards
     cache = jax.eval_shape(lambda: decode.init_cache(model, shards, slots * WIDTH, PAGE, ""))

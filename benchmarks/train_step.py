@@ -32,9 +32,10 @@ import numpy as np
 
 from benchmarks import memory
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, ModelConfig, OptimConfig
+from masksearch_jax.core.rows import Batch
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.data import cache
-from masksearch_jax.data.batches import Batch, sft_batches
+from masksearch_jax.data.batches import sft_batches
 from masksearch_jax.runtime.cli import load_config
 
 TARGETS = {

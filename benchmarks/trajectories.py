@@ -29,7 +29,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from configs import common
 from masksearch_jax.agents import agent_teacher, scripted_teacher
 from masksearch_jax.agents.llm_client import LLM, LLMConfig
 from masksearch_jax.core.config import SearchConfig
@@ -126,7 +125,7 @@ def agents(
 ) -> dict[str, float]:
     """Per trajectory: requests, tokens, bytes of the record, CPU seconds (the endpoint's too)."""
     server = Script({e.masked: e for e in examples}, lambda t: len(vocab.encode(t)))
-    settings = common.llm().to_dict() | {
+    settings = {
         "base_url": f"http://127.0.0.1:{server.server_address[1]}/v1",
         "cache": str(folder / "replies.sqlite"),
     }

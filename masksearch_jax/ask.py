@@ -116,10 +116,11 @@ def run(cfg: AskRun) -> Trajectory:
     """
     if not cfg.question.strip():
         raise ConfigError("config.question is empty; it must be a question, or hold a [mask]")
+    mesh = make_mesh(cfg.mesh)  # before anything that reads a checkpoint, for which JAX begins
     config, vocab = describe(cfg.init, cfg.tokenizer)
+    prompt.check_style(cfg.prompt.style, vocab)
     screen = Screen(sys.stdout)
     tool = ShownSearch(open_tool(cfg.search), screen, cfg.search.max_passages)
-    mesh = make_mesh(cfg.mesh)
     model = initial(cfg.init, config, cfg.compute, mesh, 0, cfg.base)
     engine = Engine(
         vocab,

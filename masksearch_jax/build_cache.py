@@ -24,7 +24,7 @@ import numpy as np
 
 from masksearch_jax.core import stamp
 from masksearch_jax.core.config import PromptConfig
-from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import QAExample, RampExample
@@ -45,7 +45,8 @@ from masksearch_jax.data.folder import Folder
 from masksearch_jax.runtime import cli, run_record
 from masksearch_jax.runtime.progress import Progress
 
-# Rendered into every split's hash, so that a change of the prompt's wording rebuilds the cache.
+# Their wording is in every split's hash, so that a change of it rebuilds the cache. The template is
+# in the tokenizer's; what it renders is not, since it may hold the date.
 _PROBES = (
     RampExample("", "", "Title", "A [mask] here.", "A thing here.", ()),
     QAExample("", "", "Which thing?", ("This",)),
@@ -76,8 +77,10 @@ class BuildCacheRun:
 
 def run(cfg: BuildCacheRun) -> dict[str, Any]:
     """Builds or resumes the cache; per task and split its counts, and what the build cost."""
+    check_given(cfg, folder="the folder that build_ramp wrote", cache="the folder to write")
     started = time.monotonic()
     vocab = Vocab.load(cfg.tokenizer)
+    prompt.check_style(cfg.prompt.style, vocab)
     folder = Folder(cfg.folder)
     made_from = _made_from(cfg, vocab, folder.files(), f"{cfg.tasks} {cfg.temperatures}")
     done = _finished(cfg.cache, made_from)
@@ -209,7 +212,7 @@ def _records(rows: Iterator[dict[str, Any]], kind: Kind, progress: Progress) -> 
 def _made_from(cfg: BuildCacheRun, vocab: Vocab, files: list[Path], wanted: str = "") -> str:
     """A hash of all that decides a split, or the `wanted` ones together."""
     limits = FORMAT, cfg.max_len, cfg.max_prompt_len, cfg.prompt.style, vocab.fingerprint
-    probes = [prompt.render(p, cfg.prompt.style, vocab) for p in _PROBES]
+    probes = [prompt.wording(p, cfg.prompt.style) for p in _PROBES]
     contents = [(f"{path.parent.name}/{path.name}", stamp.content(path)) for path in files]
     return stamp.hash_of([limits, probes, wanted, contents])
 

@@ -26,7 +26,7 @@ from etils import epath
 
 from masksearch_jax.core import stamp
 from masksearch_jax.core.corpus_config import RampConfig
-from masksearch_jax.core.errors import ConfigError, UserError, nearest
+from masksearch_jax.core.errors import ConfigError, UserError, check_given, nearest
 from masksearch_jax.core.files import write_text
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.corpus.tally import Tally
@@ -127,8 +127,7 @@ def run(cfg: BuildDatasetRun) -> dict[str, Any]:
 
 
 def _check(cfg: BuildDatasetRun) -> None:
-    if not cfg.folder or not cfg.corpus:
-        raise ConfigError("config.folder and config.corpus must not be empty")
+    check_given(cfg, folder="the folder to write", corpus="files to read, or patterns of them")
     for dotted, (allowed, reason) in _ONLY.items():
         part, _, name = dotted.partition(".")
         value = getattr(getattr(cfg, part), name)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from masksearch_jax.core.corpus_config import CorpusConfig
-from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.schema import key, section
 from masksearch_jax.corpus import sources
 from masksearch_jax.corpus.dropped_rows import DroppedRows
@@ -41,13 +41,9 @@ def run(cfg: BuildIndexRun) -> dict[str, Any]:
 
     left_out: of whole articles, what is no prose, by reason.
     """
-    if not cfg.index:
-        raise ConfigError("config.index is empty; it must name the folder to write")
-    if not cfg.corpus.path:
-        raise ConfigError(
-            "config.corpus.path is empty; it must name a corpus that build_ramp reads, or the "
-            "passages.jsonl that it wrote"
-        )
+    check_given(cfg, index="the folder to write")
+    readable = "a corpus that build_ramp reads, or the passages.jsonl that it wrote"
+    check_given(cfg.corpus, "config.corpus", path=readable)
     started = time.monotonic()
     stats = CorpusStats()
     with contextlib.ExitStack() as stack:

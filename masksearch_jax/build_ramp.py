@@ -27,7 +27,7 @@ from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.span_models import SpanModels
 from masksearch_jax.core import files, stamp
 from masksearch_jax.core.corpus_config import CorpusConfig, PplConfig, RampConfig
-from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.schema import harmless_keys, key, required, section
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus import sources
@@ -76,8 +76,7 @@ def run(cfg: BuildRampRun) -> dict[str, Any]:
     Each has "in", "out" and "dropped" by reason. Raises ConfigError where not one training example
     comes out.
     """
-    if not cfg.folder:
-        raise ConfigError("config.folder is empty; it must name the folder to write")
+    check_given(cfg, folder="the folder to write")
     folder = Path(cfg.folder)
     made_from = _made_from(cfg)
     done = stamp.read(folder / COUNTS, made_from, FILES)

@@ -23,7 +23,7 @@ from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.selection import EvolveConfig, StudentConfig
 from masksearch_jax.core import config as c
 from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
-from masksearch_jax.core.errors import UserError
+from masksearch_jax.core.errors import UserError, check_given
 from masksearch_jax.core.files import write_json, write_lines
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.types import Demonstration, RampExample
@@ -349,6 +349,7 @@ def make_report(run: Run) -> dict[str, Any]:
 
 def run(cfg: EvolveRun) -> None:
     """All stages; summary.json after each, a manifest per iteration, report.html at the end."""
+    check_given(cfg, workdir="the folder to write")
     split_cpu(cfg.cpu_devices)
     usage = Usage(Path(cfg.workdir))
     this = Run(cfg, usage)

@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, ModelConfig
+from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.models import hf, reload_check
 from masksearch_jax.models.hf_card import Card, model_card
-from masksearch_jax.models.hf_config import read_config
+from masksearch_jax.models.hf_config import read_config, read_json
 from masksearch_jax.models.load import weights
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
@@ -77,6 +78,12 @@ def run(cfg: ExportRun) -> dict[str, Any]:
     command after an interruption keeps the shards that are whole.
     """
     join_processes()
+    check_given(
+        cfg,
+        checkpoint="the folder of checkpoints",
+        folder="the folder to write",
+        tokenizer="the folder that holds tokenizer.json",
+    )
     mesh, step = sharding.make_mesh(cfg.mesh), None if cfg.step < 0 else cfg.step
     with weights(cfg.checkpoint, cfg.model, _COMPUTE, mesh, cfg.base, step) as params:
         report = export(
@@ -201,13 +208,13 @@ def _predict(model: Transformer, prompts: np.ndarray, tokens: int) -> tuple[np.n
     return np.asarray(logits), np.stack([np.asarray(i) for i in ids], axis=1)
 
 
-def _generation_config(tokenizer_dir: str | Path) -> dict[str, Any] | None:
-    """Where generation ends, of the tokenizer; None when its folder says so itself."""
-    if (Path(tokenizer_dir) / "generation_config.json").is_file():
-        return None
-    vocab = Vocab.load(str(tokenizer_dir))
-    return {"eos_token_id": list(vocab.eos_ids), "pad_token_id": vocab.pad_id}
+def _generation_config(tokenizer_dir: str | Path) -> dict[str, Any]:
+    """What the tokenizer's folder says of generation, which ends at each id that ends it here."""
+    vocab, path = Vocab.load(tokenizer_dir), Path(tokenizer_dir) / "generation_config.json"
+    ends = {"eos_token_id": list(vocab.eos_ids)}
+    given = read_json(path) if path.is_file() else {}
+    return ends | {"pad_token_id": vocab.pad_id} | given | ends
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: run(cfg) and None, ExportRun, read_model=read_config)
+    cli.run(lambda cfg: run(cfg) and None, ExportRun, resumes=True, read_model=read_config)

@@ -25,7 +25,8 @@ from masksearch_jax import train_dapo, train_sft
 from masksearch_jax.core.config import DapoRun, SftRun
 from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.files import write_json
-from masksearch_jax.models import hf, kv_cache, lora, rollout_weights
+from masksearch_jax.data.batches import SFT_FIELDS
+from masksearch_jax.models import hf, kv_cache, layout, lora, rollout_weights
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import hosts, sharding
@@ -33,6 +34,8 @@ from masksearch_jax.planning import alternatives, chips, flops, measure, shapes
 from masksearch_jax.planning.alternatives import Run
 from masksearch_jax.planning.hlo import Module
 from masksearch_jax.planning.page import page, update_of
+from masksearch_jax.rl.groups import DAPO_FIELDS
+from masksearch_jax.rl.update import micro_batches
 from masksearch_jax.rollout import decode, memory, schedule
 from masksearch_jax.rollout.sampling import sampler_of
 from masksearch_jax.runtime import cli
@@ -63,6 +66,7 @@ def mesh_of(cfg: Run) -> tuple[chips.Slice, Any]:
         raise chips.PlanError("libtpu, a TPU compiler, is not installed: pip install 'jax[tpu]'")
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    sharding.set_libtpu_args()
     jax.config.update("jax_platforms", "cpu")
     more = {"num_slices": cfg.plan.slices} if cfg.plan.slices > 1 else {}
     try:
@@ -87,7 +91,7 @@ def state_of(cfg: Run, mesh: Any) -> tuple[train_state.TrainState, Any]:
     def place(part: Any) -> Any:
         if not isinstance(part, Transformer):
             return shapes.placed(part, mesh)
-        return shapes.at(part, sharding.parameter_shardings(mesh, part))
+        return shapes.at(part, layout.parameter_shardings(mesh, part))
 
     return jax.tree.map(place, state, is_leaf=lambda x: isinstance(x, Transformer)), tx
 
@@ -99,9 +103,8 @@ def sft_programs(cfg: SftRun, mesh: Any) -> Iterator[Program]:
     state, tx = state_of(cfg, mesh)
     train_sft.check(cfg, mesh)
     micro = cfg.optim.accumulate
-    batch = shapes.batch(
-        mesh, micro, cfg.sft.batch_size // micro, cfg.sft.seq_len, ("loss_weights",), ()
-    )
+    rows = cfg.sft.batch_size // micro
+    batch = shapes.batch(mesh, micro, rows, cfg.sft.seq_len, SFT_FIELDS)
     rounding = train_state.rounding_seed(cfg.optim, state.params, cfg.seed)
     loss = train_sft.make_loss_fn(cfg.compute)
     step = train_state.make_train_step(loss, tx, micro, state, rounding)
@@ -113,18 +116,18 @@ def sft_programs(cfg: SftRun, mesh: Any) -> Iterator[Program]:
 def dapo_programs(cfg: DapoRun, mesh: Any) -> Iterator[Program]:
     state, tx = state_of(cfg, mesh)
     dapo, rollout = train_dapo.on_mesh(cfg.dapo, mesh), cfg.rollout
-    rows = train_dapo.check(dapo, rollout, mesh) // dapo.minibatches
-    micro, length = rows // dapo.micro_batch, rollout.max_len
-    floats = ("logp_sampler", "logp_old", "advantages")
-    batch = shapes.batch(mesh, micro, dapo.micro_batch, length, floats, ("mask",))
+    train_dapo.check(dapo, rollout, mesh)
+    micro, length = micro_batches(dapo), rollout.max_len
+    batch = shapes.batch(mesh, micro, dapo.micro_batch, length, DAPO_FIELDS)
     used = shapes.placed(jax.ShapeDtypeStruct((), jnp.int32), mesh)
     loss = train_dapo.make_loss_fn(cfg.compute, dapo, rollout.temperature)
     rounding = train_state.rounding_seed(cfg.optim, state.params, cfg.seed)
     step = train_state.make_train_step(loss, tx, micro, state, rounding)
-    need = flops.of_training(cfg.model, rows * length, length, cfg.lora.rank > 0)
+    tokens = micro * dapo.micro_batch * length
+    need = flops.of_training(cfg.model, tokens, length, cfg.lora.rank > 0)
     yield Program("update", step, (state, batch, used), (0,), need, micro)
     if dapo.minibatches > 1:
-        part = shapes.batch(mesh, 1, dapo.micro_batch, length, (), ())
+        part = shapes.batch(mesh, 1, dapo.micro_batch, length, DAPO_FIELDS)
         logprobs = train_dapo.make_logprob_fn(cfg.compute, rollout.temperature)
         need = flops.of_forward(cfg.model, dapo.micro_batch * length, length)
         yield Program("logprobs", logprobs, (state.model, part), (0,), need)
@@ -140,7 +143,7 @@ def copy_of(model: Transformer, mesh: Any) -> Transformer:
     """Shapes of the weights that rollouts read."""
     return shapes.at(
         jax.eval_shape(rollout_weights.whole, model),
-        sharding.parameter_shardings(mesh, model, whole=True),
+        layout.parameter_shardings(mesh, model, whole=True),
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from masksearch_jax import build_trajectories, evaluate, export_hf, report, train_dapo, train_sft
 from masksearch_jax.core import config as config_lib
 from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
+from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.files import write_json, write_lines
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.models.hf_card import Card
@@ -311,6 +312,7 @@ def print_end(run: Run) -> None:
 
 def run(cfg: QuickstartRun) -> None:
     """All stages; summary.json after each, report.html at the end."""
+    check_given(cfg, workdir="the folder to write")
     split_cpu(cfg.cpu_devices)
     usage = Usage(Path(cfg.workdir))
     this = Run(cfg, usage)

@@ -12,6 +12,7 @@ import sys
 
 from masksearch_jax import viewer
 from masksearch_jax.core import files
+from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.schema import required
 from masksearch_jax.runtime import cli
 
@@ -37,6 +38,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
 
 def run(cfg: ReportConfig) -> None:
     """Writes the report of `cfg.workdir` and prints where it is."""
+    check_given(cfg, workdir="the folder of a run")
     path = write(cfg.workdir)
     print(f"report: {path} ({path.stat().st_size / 1024:.0f} KiB)", file=sys.stderr)
 

@@ -22,6 +22,7 @@ import jax
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, RolloutConfig, SearchConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.schema import key, required, section
+from masksearch_jax.core.tokenizer import VocabError
 from masksearch_jax.models.load import describe, initial
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.sharding import make_mesh
@@ -57,21 +58,23 @@ class ServeModelRun:
 def opened(cfg: ServeModelRun) -> Iterator[tuple[ChatServer, Transformer]]:
     """The service, its port bound and all programs compiled, and the model to `serve` with it.
 
-    Raises ConfigError for an `init` that is no folder, a tokenizer without a chat template, and a
-    rollout that drops what is in flight; OSError for a taken port.
+    Raises ConfigError for an `init` that is no folder, a tokenizer without a chat template that
+    works, and a rollout that drops what is in flight; OSError for a taken port.
     """
     if cfg.rollout.in_flight == "drop":
         raise ConfigError(
             "config.rollout.in_flight is 'drop', which loses requests that come as others end; it "
             "must be 'keep'"
         )
+    mesh = make_mesh(cfg.mesh)  # before anything that reads a checkpoint, for which JAX begins
     config, vocab = describe(cfg.init, cfg.tokenizer)
-    if not vocab.has_chat_template:
+    try:
+        vocab.check_chat_template()
+    except VocabError as error:
         raise ConfigError(
-            f"the tokenizer of {cfg.tokenizer or cfg.init!r} has no chat template, which chat "
-            "completions need; give the folder of one that has as config.tokenizer"
-        )
-    mesh, name = make_mesh(cfg.mesh), cfg.name or Path(cfg.init).resolve().name
+            f"{error}; chat completions need one: give the folder of another as config.tokenizer"
+        ) from error
+    name = cfg.name or Path(cfg.init).resolve().name
     limits = {"deadline": cfg.deadline, "grace": cfg.grace}
     with (
         jax.set_mesh(mesh),

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from masksearch_jax.core.config import ComputeConfig, SftRun
-from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.data import cache
 from masksearch_jax.data.batches import sft_batches
@@ -39,8 +39,7 @@ def make_loss_fn(compute: ComputeConfig) -> train_state.LossFn:
     """The SFT loss of a packed batch as the update step wants it."""
 
     def loss_fn(model: Any, batch: dict[str, jax.Array]):
-        hidden = model.hidden(batch["ids"], batch["positions"], batch["segment_ids"])
-        logprobs, _ = head.token_logprobs(model, hidden, batch["targets"], 1.0, compute.loss_chunk)
+        logprobs, _ = head.batch_logprobs(model, batch, 1.0, compute.loss_chunk)
         return losses.sft_loss(logprobs, batch["loss_weights"])
 
     return loss_fn
@@ -65,6 +64,7 @@ def check(cfg: SftRun, mesh: jax.sharding.Mesh) -> None:
 
 def run(cfg: SftRun) -> dict[str, Any]:
     """Trains to `cfg.sft.steps`; returns the last step's metrics. Artefacts go to `cfg.workdir`."""
+    check_given(cfg, workdir="the folder to write", data="the folder that build_cache wrote")
     workdir = storage.path(cfg.workdir)
     survival = Survival(cfg.survival, workdir)
 
@@ -115,6 +115,10 @@ def run(cfg: SftRun) -> dict[str, Any]:
         writer = MetricWriter(workdir, start)
         guard = Guard(cfg.survival, state.opt_state, start)
 
+        def save(done: int) -> None:
+            with survival.disk("save", done):
+                checkpointer.save(done, state, {"data": batches.get_state()}, metrics)
+
         # ---- loop
         tokens, clock = 0, time.perf_counter()
         with jax.set_mesh(mesh), Progress("SFT", cfg.sft.steps, start) as progress:
@@ -139,9 +143,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
                         done, loss=metrics["loss"], tok_s=int(metrics["tokens_per_second"])
                     )
                 if due or preempted:
-                    with survival.disk("save", done):
-                        extra = {"data": batches.get_state()}
-                        checkpointer.save(done, state, extra, metrics)
+                    save(done)
                 if preempted:
                     survival.stop(checkpointer)
             survival.finish(checkpointer)

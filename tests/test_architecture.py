@@ -27,7 +27,7 @@ ROOMS = {
     "training": {"core", "runtime", "parallel"},
     "models": {"core", "runtime", "parallel", "training"},
     "rollout": {"core", "runtime", "parallel"},
-    "rl": {"core", "data", "rollout"},
+    "rl": {"core", "data", "parallel", "rollout", "training"},
     "planning": {"core", "parallel"},
     "agents": {"core", "runtime", "parallel", "data", "models", "rollout", "search", "ramp"},
 }
@@ -296,6 +296,7 @@ import importlib, os, sys
 
 folder, names = sys.argv[1], sys.argv[2:]
 acts = {"open", "os.mkdir", "os.listdir", "os.scandir", "socket.connect", "subprocess.Popen"}
+acts |= {"os.putenv", "os.unsetenv"}
 found = []
 
 def watch(event, args):
@@ -373,7 +374,12 @@ def test_the_probe_sees_a_module_that_acts(tmp_path):
         "import json\nfrom pathlib import Path\nTEXT = Path(__file__).read_text()\n"
     )
     (tmp_path / "acts" / "rests.py").write_text("import json\ndef f():\n    return open('x')\n")
+    (tmp_path / "acts" / "sets.py").write_text("import os\nos.environ['ACTS'] = '1'\n")
     assert "reads.py:3" in import_all(["acts.reads"], tmp_path / "acts", tmp_path)[0]
+    assert "os.putenv(b'ACTS',) in" in (
+        found := import_all(["acts.sets"], tmp_path / "acts", tmp_path)[0]
+    )
+    assert "sets.py:2" in found
     assert import_all(["acts.rests"], tmp_path / "acts", tmp_path)[0] == ""
 
 

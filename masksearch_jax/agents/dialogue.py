@@ -19,7 +19,16 @@ from masksearch_jax.agents.llm_client import LLM, Message
 T = TypeVar("T")
 
 LANGUAGES = ("en", "zh")
-_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+# How models begin and end a thought.
+_NAMES = "(think|thinking|thoughts?|reasoning|seed:think)"
+_OPENED = re.compile(
+    rf"<{_NAMES}>|\[think\]|◁think▷|<\|begin_of_thought\|>|<\|channel\|>analysis<\|message\|>",
+    re.IGNORECASE,
+)
+_CLOSED = re.compile(
+    rf"</{_NAMES}>|\[/think\]|◁/think▷|<\|end_of_thought\|>|<\|channel\|>final<\|message\|>",
+    re.IGNORECASE,
+)
 _FENCE = re.compile(r"```[\w-]*\n(.*?)```", re.DOTALL)
 
 
@@ -52,24 +61,54 @@ def _read(name: str, language: str) -> str:
 
 
 def parse_object(text: str) -> dict[str, Any]:
-    """The one JSON object of a reply; a leading thought, prose and code fences around it are cut.
+    """The one JSON object of a reply; thoughts before it, prose and code fences around it are cut.
 
     Line breaks inside strings are let through, nothing else is mended. Raises ReplyError when
-    there is no object, a broken one or more than one.
+    there is no object, a broken one or more than one, and for a thought that does not end.
     """
-    text = _THOUGHT.sub("", text)
+    text = _after_thought(text)
     fences = _FENCE.findall(text)
     text = fences[0] if len(fences) == 1 else text
+    value, end = _decode(text)
+    if "{" in text[end:]:
+        raise ReplyError("there is more than one JSON object")
+    return value
+
+
+def _after_thought(text: str) -> str:
+    """What follows the last end of a thought, whose beginning may be left out.
+
+    A tag inside the strings of an object is no end. Raises ReplyError for a thought without one.
+    """
+    start = 0
+    for tag in _CLOSED.finditer(text):
+        first, end = _object(text[start:])
+        if not start + first < tag.start() < start + end:
+            start = tag.end()
+    rest = text[start:]
+    first, end = _object(rest)
+    if _OPENED.search(rest[:first]) or _OPENED.search(rest[end:]):
+        raise ReplyError("a thought is opened and never closed")
+    return rest
+
+
+def _object(text: str) -> tuple[int, int]:
+    """Where the first whole JSON object begins and ends; at the text's end where there is none."""
+    try:
+        return text.find("{"), _decode(text)[1]
+    except ReplyError:
+        return len(text), len(text)
+
+
+def _decode(text: str) -> tuple[dict[str, Any], int]:
+    """The JSON object at the first brace, and where it ends. Raises ReplyError."""
     start = text.find("{")
     if start < 0:
         raise ReplyError("there is no JSON object")
     try:
-        value, end = json.JSONDecoder(strict=False).raw_decode(text, start)
+        return json.JSONDecoder(strict=False).raw_decode(text, start)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ReplyError(f"the JSON is broken: {error}") from error
-    if "{" in text[end:]:
-        raise ReplyError("there is more than one JSON object")
-    return value
 
 
 def text_field(fields: dict[str, Any], name: str) -> str:
@@ -90,13 +129,19 @@ async def ask(
 ) -> T:
     """The parsed reply; an unusable one is shown back with what is wrong, `repairs` times at most.
 
-    Raises ReplyError when the last reply is still unusable, LLMError when there is none.
+    Raises ReplyError when the last reply is still unusable, and at once where an unusable one was
+    cut off, as the next would be; LLMError when there is none.
     """
     for left in range(repairs, -1, -1):
         reply = await llm.complete(messages)
         try:
             return parse(reply.text)
         except ReplyError as error:
+            if reply.is_cut:
+                raise ReplyError(
+                    f"cut off after {reply.completion_tokens} tokens (finish_reason length; "
+                    f"llm.max_tokens is {llm.cfg.max_tokens}): {error}"
+                ) from error
             if not left:
                 raise
             llm.usage.repairs += 1

@@ -17,6 +17,7 @@ _SCHEMA = """
 create table if not exists replies (
     key text primary key, request text, text text, prompt_tokens integer, completion_tokens integer
 );
+create table if not exists cut (key text primary key);
 create table if not exists failures (key text primary key, request text, error text);
 create table if not exists paid (
     one integer primary key check (one = 1),
@@ -46,6 +47,7 @@ class Stored(NamedTuple):
     text: str
     prompt_tokens: int
     completion_tokens: int
+    is_cut: bool = False  # it ended at the limit of tokens, not by itself
 
 
 def key_of(request: Mapping[str, Any], sample: int) -> str:
@@ -71,9 +73,12 @@ class Replies:
         self._database.close()
 
     def find(self, key: str) -> Stored | None:
-        select = "select text, prompt_tokens, completion_tokens from replies where key = ?"
+        select = (
+            "select text, prompt_tokens, completion_tokens, key in (select key from cut) "
+            "from replies where key = ?"
+        )
         row = self._row(select, key)
-        return Stored(*row) if row else None
+        return Stored(*row[:3], bool(row[3])) if row else None
 
     def has_any(self, model: str) -> bool:
         """Whether a reply of this model is kept, to whatever it was asked."""
@@ -90,10 +95,13 @@ class Replies:
 
     def keep(self, key: str, request: Mapping[str, Any], reply: Stored) -> None:
         """Writes a reply and adds its cost, both or neither."""
+        *row, is_cut = reply
         insert = "insert or replace into replies values (?, ?, ?, ?, ?)"
+        mark = [("insert or replace into cut values (?)", [key])] if is_cut else []
         self._write(
-            (insert, [key, _json(request), *reply]),
+            (insert, [key, _json(request), *row]),
             (_ADD, [reply.prompt_tokens, reply.completion_tokens]),
+            *mark,
         )
 
     def add_cost(self, prompt_tokens: int, completion_tokens: int) -> None:

@@ -14,14 +14,16 @@ import email.utils
 import json
 import os
 import random
+import re
 import types
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from etils import epy
 
 from masksearch_jax.agents.llm_cache import Paid, Replies, RepliesError, Stored, key_of
+from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.schema import key
 
 with epy.lazy_imports():  # it takes more than a second, and the other teachers do without
@@ -30,6 +32,9 @@ with epy.lazy_imports():  # it takes more than a second, and the other teachers 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+_CUT = ("length", "max_tokens")  # finish_reason of a reply that ended at a limit
+_TEXT = ("text", "output_text")  # type of a part of the content that is said, not thought
+_LONGEST = 366 * 86400.0  # seconds; what asks for more is no pause but a mistake
 _HOPELESS = frozenset({401, 402})  # wrong key, no money: no call will get a reply
 # The same, as OpenAI says it with other statuses: a 429 that no wait can help, a 400.
 _HOPELESS_CODES = frozenset(
@@ -54,6 +59,12 @@ class LLMConfig:
     )
     temperature: float = key(0.7, "Of sampling; 0: greedy.")
     max_tokens: int = key(1024, "Of one reply.")
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = key(
+        "max_tokens",
+        "Name of max_tokens in a request; newer models of OpenAI take the second alone.",
+        harmless=True,
+    )
+    send_temperature: bool = key(True, "False: left out, for models that refuse one.")
     concurrency: int = key(32, "Requests in flight.", harmless=True)
     timeout: float = key(120.0, "Seconds of one attempt.", harmless=True)
     deadline: float = key(
@@ -95,16 +106,22 @@ class Reply:
     prompt_tokens: int
     completion_tokens: int
     cached: bool
+    is_cut: bool = False  # it ended at the limit of tokens, not by itself
 
 
 @dataclasses.dataclass
 class Usage:
-    """What this process did. `repairs`: replies shown back to the model, since unusable."""
+    """What this process did.
+
+    repairs: replies shown back to the model, since unusable. cut_off: replies that ended at
+    `max_tokens` or the model's own limit, cached ones too.
+    """
 
     calls: int = 0
     cached: int = 0
     retries: int = 0
     repairs: int = 0
+    cut_off: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -116,6 +133,9 @@ class LLM:
     """
 
     def __init__(self, cfg: LLMConfig):
+        address = "the address of an OpenAI-compatible endpoint"
+        file = "the SQLite file that keeps the replies paid for"
+        check_given(cfg, "config.llm", base_url=address, model="the model to ask", cache=file)
         self.cfg = cfg
         self.usage = Usage()
         try:
@@ -177,17 +197,16 @@ class LLM:
 
     def _request(self, messages: Sequence[Message]) -> dict[str, Any]:
         cfg = self.cfg
-        return {
-            "model": cfg.model,
-            "messages": list(messages),
-            "temperature": cfg.temperature,
-            "max_tokens": cfg.max_tokens,
-        }
+        request = {"model": cfg.model, "messages": list(messages)}
+        if cfg.send_temperature:
+            request["temperature"] = cfg.temperature
+        return request | {cfg.max_tokens_field: cfg.max_tokens}
 
     async def _complete(self, key: str, request: dict[str, Any]) -> Reply:
         if found := self._replies.find(key):
             self.usage.cached += 1
-            return Reply(*found, cached=True)
+            self.usage.cut_off += found.is_cut
+            return Reply(*found[:3], cached=True, is_cut=found.is_cut)
         if self._stopped:
             raise self._stopped
         if self.cfg.replay:
@@ -209,7 +228,8 @@ class LLM:
         self._replies.keep(key, request, reply)
         self.usage.calls += 1
         self._count(reply)
-        return Reply(*reply, cached=False)
+        self.usage.cut_off += reply.is_cut
+        return Reply(*reply[:3], cached=False, is_cut=reply.is_cut)
 
     def _count(self, reply: Stored) -> None:
         self.usage.prompt_tokens += reply.prompt_tokens
@@ -255,14 +275,16 @@ class LLM:
         await self._reserve()
         try:
             async with asyncio.timeout(self.cfg.timeout):
-                answer = await self._client.chat.completions.create(**request)
-        except ValueError as error:  # a body that is no JSON
+                sent = await self._client.chat.completions.with_raw_response.create(**request)
+                answer = json.loads(sent.http_response.content)
+        except (ValueError, RecursionError) as error:
             raise _UselessError("a reply that is no JSON") from error
         finally:
             self._reserved -= self.cfg.max_tokens
             self._settled.set()
+        _check_no_error(answer, sent.http_response)
         reply = _read(answer)
-        if not reply.text:
+        if not reply.text and not reply.is_cut:
             self._replies.add_cost(reply.prompt_tokens, reply.completion_tokens)
             self._count(reply)
             raise _UselessError("an empty reply")
@@ -318,16 +340,52 @@ class _UselessError(Exception):
 
 def _read(answer: Any) -> Stored:
     """Text and cost of whatever the endpoint sent as JSON; raises _UselessError for no reply."""
-    choices = getattr(answer, "choices", None)
+    choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list):
         raise _UselessError("a reply without choices")
-    message = getattr(choices[0], "message", None) if choices else None
-    text = getattr(message, "content", None)
-    used = getattr(answer, "usage", None)
-    counts = [getattr(used, name, 0) for name in ("prompt_tokens", "completion_tokens")]
-    paid = (count if isinstance(count, int) else 0 for count in counts)
-    text = text if isinstance(text, str) else ""
-    return Stored(text.encode("utf-8", "replace").decode(), *paid)  # no lone surrogates
+    choice = _object(choices[0]) if choices else {}
+    message, used = _object(choice.get("message")), _object(answer.get("usage"))
+    text = _text(message.get("content")) or _text(message.get("refusal"))
+    counts = [used.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    paid = (count if type(count) is int else 0 for count in counts)
+    is_cut = choice.get("finish_reason") in _CUT
+    return Stored(text.encode("utf-8", "replace").decode(), *paid, is_cut)  # no lone surrogates
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(content: Any) -> str:
+    """The text of a message's content, a string or a list of parts; thoughts are left out."""
+    parts = content if isinstance(content, list) else [content]
+    parts = ({"text": part} if isinstance(part, str) else _object(part) for part in parts)
+    texts = (part.get("text") for part in parts if part.get("type", "text") in _TEXT)
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _check_no_error(answer: Any, response: Any) -> None:
+    """Raises what an error in the place of a reply, though sent with 200, says it is.
+
+    With a status as its code it is an APIStatusError of that; without, worth another attempt.
+    """
+    answer = _object(answer)
+    choices = answer.get("choices")
+    first = _object(choices[0]) if isinstance(choices, list) and choices else {}
+    error = answer.get("error") or first.get("error")
+    if not error and not choices and (answer.get("message") or answer.get("detail")):
+        error = answer
+    if not error:
+        return
+    found = _object(error)
+    said = found.get("message") or found.get("detail") or error
+    said = said if isinstance(said, str) else json.dumps(said)
+    code = str(found.get("code") or found.get("status"))
+    if not re.fullmatch("[45][0-9][0-9]", code):
+        raise _UselessError(f"an error in place of a reply: {said}")
+    failure = openai.APIStatusError(said, response=response, body=error)
+    failure.status_code = int(code)
+    raise failure
 
 
 def _hopeless(error: Exception) -> bool:
@@ -352,16 +410,25 @@ def _wait(error: Exception, backoff: float) -> tuple[float, float]:
 
 
 def retry_after(header: str) -> float:
-    """Seconds that a Retry-After header asks for, as a number or an HTTP date; 0 if unreadable."""
+    """Seconds that a Retry-After header asks for, as a number or an HTTP date.
+
+    A date without a zone is UTC. 0 for what is past, unreadable, or longer than a year.
+    """
     try:
-        return max(0.0, float(header))
+        seconds = float(header)
     except ValueError:
-        pass
+        seconds = _until(header)
+    return seconds if 0.0 < seconds <= _LONGEST else 0.0
+
+
+def _until(date: str) -> float:
+    """Seconds until an HTTP date; 0 if unreadable."""
     try:
-        date = email.utils.parsedate_to_datetime(header)
-    except ValueError:
+        then = email.utils.parsedate_to_datetime(date)
+    except (ValueError, OverflowError):
         return 0.0
-    return max(0.0, (date - datetime.datetime.now(datetime.UTC)).total_seconds())
+    then = then if then.tzinfo else then.replace(tzinfo=datetime.UTC)
+    return (then - datetime.datetime.now(datetime.UTC)).total_seconds()
 
 
 def _name(error: Exception) -> str:

@@ -42,7 +42,8 @@ class Student:
         seed: int,
     ):
         self.cfg, self.attempts, self._limits, self._seed = cfg, cfg.samples, limits, seed
-        self._vocab = Vocab.load(cfg.tokenizer)
+        self._vocab = Vocab.load(cfg.tokenizer, "config.student.tokenizer")
+        prompt.check_style(cfg.prompt.style, self._vocab, "config.student")
         check_vocabulary(cfg.model, self._vocab.size)
         self._mesh = make_mesh(cfg.mesh)
         self._model = initial(cfg.init, cfg.model, cfg.compute, self._mesh, 0)

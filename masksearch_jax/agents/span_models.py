@@ -54,8 +54,8 @@ def load_scorer(cfg: PplConfig | None) -> masking.Scorer:
     from masksearch_jax.models import likelihood, load
     from masksearch_jax.parallel import sharding
 
+    mesh = sharding.make_mesh(cfg.mesh)  # before a checkpoint is read, for which JAX begins
     config, vocab = load.describe(cfg.init, cfg.tokenizer, "config.ppl")
-    mesh = sharding.make_mesh(cfg.mesh)
     model = load.initial(cfg.init, config, cfg.compute, mesh, 0)
 
     def score(asked: Sequence[tuple[str, str]]) -> list[float]:

@@ -88,6 +88,7 @@ class Session:
             "from_cache": usage.cached,
             "retries": usage.retries,
             "repairs": usage.repairs,
+            "cut_off": usage.cut_off,
         }
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -16,6 +17,13 @@ class ConfigError(UserError):
 
 class Restart(UserError):
     """Nothing that the same command, started again, would not mend; `run` exits with 42."""
+
+
+def check_given(section: Any, path: str = "config", /, **keys: str) -> None:
+    """Raises ConfigError for the first of the keys, each with what it must name, that is empty."""
+    for key, what in keys.items():
+        if not getattr(section, key).strip():
+            raise ConfigError(f"{path}.{key} is empty; it must name {what}")
 
 
 def nearest(word: str, choices: Iterable[str], prefix: str = "") -> str:

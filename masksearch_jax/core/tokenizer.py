@@ -1,4 +1,4 @@
-"""A tokenizer folder in Hugging Face layout, read and written without importing transformers.
+"""A tokenizer folder in Hugging Face layout; transformers is imported for chat templates alone.
 
 Byte-level tokenizers only (Qwen, Llama 3, GPT-2, and what `train_bpe` makes): there each token is a
 byte string, so a token's place in the text is exact even where it ends inside a UTF-8 character.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import tokenizers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from masksearch_jax.core import files, markup
+from masksearch_jax.core.errors import ConfigError
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
@@ -31,6 +33,8 @@ _CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+# Tokens that a chat template knows by name, where tokenizer_config.json has them.
+_NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _OLDER_FILES = ("vocab.json", "tokenizer.model", "tokenizer_config.json")
 
 
@@ -105,8 +109,15 @@ class Vocab:
     own first; `pad_id` is its padding id, or the first of `eos_ids` where it has none.
     """
 
-    def __init__(self, tokenizer: Tokenizer, config: Mapping[str, Any], template: str = "") -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        config: Mapping[str, Any],
+        template: str = "",
+        folder: str | Path = "",
+    ) -> None:
         self._tokenizer = tokenizer
+        self._folder = str(folder)
         self._config = config
         self._template = template
         ids = tokenizer.get_vocab(with_added_tokens=True)
@@ -116,12 +127,14 @@ class Vocab:
         self._bytes = _byte_table(tokenizer, self.size)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Vocab:
+    def load(cls, folder: str | Path, key: str = "config.tokenizer") -> Vocab:
         """The tokenizer saved in a local folder; never asks the network.
 
-        Raises FileNotFoundError when the folder or its files are missing, VocabError for a
-        tokenizer that is not byte-level.
+        Raises ConfigError naming the key for an empty `folder`, FileNotFoundError when the folder
+        or its files are missing, VocabError for a tokenizer that is not byte-level.
         """
+        if not os.fspath(folder).strip():
+            raise ConfigError(f"{key} is empty; it must name the folder that holds tokenizer.json")
         folder = Path(folder)
         if not folder.is_dir():
             raise FileNotFoundError(
@@ -130,7 +143,7 @@ class Vocab:
             )
         try:
             config = _read_config(folder)
-            return cls(_read_tokenizer(folder), config, _read_template(folder, config))
+            return cls(_read_tokenizer(folder), config, _read_template(folder, config), folder)
         except ValueError as error:  # also of JSON
             raise VocabError(f"tokenizer {str(folder)!r}: {error}") from error
 
@@ -163,17 +176,31 @@ class Vocab:
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
     ) -> str:
-        """The messages as one prompt text. Raises VocabError when the folder has no template."""
-        if not self._template:
-            raise VocabError("this tokenizer has no chat template; use prompt style 'minimal'")
-        names = {k: _token_text(v) for k, v in self._config.items() if k.endswith("_token")}
-        return _compile(self._template).render(
-            messages=list(messages), add_generation_prompt=add_generation_prompt, **names
-        )
+        """The messages as one prompt text, as transformers renders them.
 
-    @property
-    def has_chat_template(self) -> bool:
-        return bool(self._template)
+        Raises VocabError naming the folder when it has no template, or one that fails.
+        """
+        if not self._template:
+            raise VocabError(f"tokenizer {self._folder!r} has no chat template")
+        render, names = _renderer(), (f"{name}_token" for name in _NAMED)
+        tokens = {k: _token_text(self._config[k]) for k in names if self._config.get(k) is not None}
+        try:
+            (text,), _ = render(
+                [list(messages)],
+                chat_template=self._template,
+                add_generation_prompt=add_generation_prompt,
+                **tokens,
+            )
+        except Exception as error:  # a template may do anything
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise VocabError(f"the chat template of {self._folder!r} fails: {said}") from error
+        return text
+
+    def check_chat_template(self) -> None:
+        """Raises VocabError when the template cannot write what a user says."""
+        said = "Which thing?"
+        if said not in self.apply_chat_template([{"role": "user", "content": said}]):
+            raise VocabError(f"the chat template of {self._folder!r} leaves out what a user says")
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -282,20 +309,10 @@ def _byte_of_char() -> dict[str, int]:
     return {chr(b): int(b) for b in own} | {chr(0x100 + i): int(b) for i, b in enumerate(others)}
 
 
-@functools.lru_cache(maxsize=8)
-def _compile(template: str) -> Any:
-    """A Jinja template with the settings and helpers that HF chat templates expect."""
-    import jinja2.ext
-    import jinja2.sandbox
+@functools.cache
+def _renderer() -> Callable[..., tuple[list[str], Any]]:
+    """What transformers renders chat templates with; it compiles each once."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of torch, not needed here
+    from transformers.utils.chat_template_utils import render_jinja_template  # takes a second
 
-    def refuse(message: str) -> None:
-        raise VocabError(f"chat template: {message}")
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-        value, ensure_ascii=False, indent=indent
-    )
-    environment.globals["raise_exception"] = refuse
-    return environment.from_string(template)
+    return render_jinja_template

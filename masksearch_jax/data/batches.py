@@ -6,22 +6,18 @@ its own rows, so a position is a small dict that means the same for any number o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
+from masksearch_jax.core import rows
 from masksearch_jax.core.types import Example
 from masksearch_jax.data import cache
 from masksearch_jax.data.curriculum import Order, Place
 from masksearch_jax.data.demonstrations import parse_example
 
-# Records that fit no row are kept for the next batch, up to this many; more fill rows better and
-# make the state longer.
-LOOKAHEAD = 32
-
-Batch = dict[str, np.ndarray]
+SFT_FIELDS = {"ids": np.int32, "targets": np.int32, "loss_weights": np.float32}
 
 
 class Prompt(NamedTuple):
@@ -29,14 +25,6 @@ class Prompt(NamedTuple):
 
     ids: np.ndarray
     example: Example
-
-
-class Plan(NamedTuple):
-    """Positions of each row's records, the next position, and those put off to the next batch."""
-
-    rows: list[list[int]]
-    next: int
-    pending: tuple[int, ...]
 
 
 def sft_batches(
@@ -51,7 +39,7 @@ def sft_batches(
     process_count: int = 1,
     split: str = "train",
     prefetch: int = 0,
-) -> grain.DatasetIterator[Batch]:
+) -> grain.DatasetIterator[rows.Batch]:
     """An endless, checkpointable iterator of packed batches; batch_size rows over all processes.
 
     Processes that are to have the same rows have the same number (`hosts.share`).
@@ -63,7 +51,7 @@ def sft_batches(
     `set_state` continues with bitwise the same batches, on any number of processes. `prefetch` > 0
     prepares that many batches in a thread. Raises CacheError for a record longer than `seq_len`.
     """
-    rows = _own_share(batch_size, process_index, process_count, "batch_size")
+    own = _own_share(batch_size, process_index, process_count, "batch_size")
     order = Order(manifest, curriculum, split, "sft", seed)
     for source in order.sources.values():
         if (longest := int(source.lengths.max())) > seq_len:
@@ -71,7 +59,7 @@ def sft_batches(
                 f"{source.name} has a record of {longest} tokens, seq_len is {seq_len}; raise "
                 "seq_len, or build the cache with a smaller max_len"
             )
-    made = _SftBatches(order, batch_size, rows, seq_len, other_loss_weight, manifest.pad_id)
+    made = _SftBatches(order, batch_size, own, seq_len, other_loss_weight, manifest.pad_id)
     return grain.experimental.ThreadPrefetchDatasetIterator(made, prefetch) if prefetch else made
 
 
@@ -132,26 +120,26 @@ class PromptBatches(grain.DatasetIterator[list[Prompt]]):
         self._place = self._order.from_state(state)
 
 
-class _SftBatches(grain.DatasetIterator[Batch]):
+class _SftBatches(grain.DatasetIterator[rows.Batch]):
     """The iterator behind `sft_batches`: plans the global batch, reads its own rows."""
 
     def __init__(
         self,
         order: Order,
         batch_size: int,
-        rows: range,
+        own: range,
         seq_len: int,
         other_loss_weight: float,
         pad_id: int,
     ) -> None:
         super().__init__()
-        self._order, self._batch_size, self._rows = order, batch_size, rows
+        self._order, self._batch_size, self._own = order, batch_size, own
         self._seq_len, self._other, self._pad_id = seq_len, other_loss_weight, pad_id
         self._place = Place()
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> rows.Batch:
         place = self._order.enter(self._place)
-        plan = plan_rows(
+        filled = rows.fill_rows(
             lambda position: self._order.length(place.stage, position),
             place.next,
             place.pending,
@@ -159,77 +147,27 @@ class _SftBatches(grain.DatasetIterator[Batch]):
             seq_len=self._seq_len,
             shortest=self._order.shortest(place.stage),
         )
-        found = [
-            [self._order.record(place.stage, position) for position in plan.rows[row]]
-            for row in self._rows
+        own = [
+            [self._tokens(self._order.record(place.stage, position)) for position in members]
+            for members in filled.rows[self._own.start : self._own.stop]
         ]
-        self._place = Place(place.step + 1, place.stage, plan.next, plan.pending)
-        return pack(found, self._seq_len, self._other, self._pad_id)
+        self._place = Place(place.step + 1, place.stage, filled.next, filled.pending)
+        return rows.lay(own, self._seq_len, SFT_FIELDS, self._pad_id)
+
+    def _tokens(self, record: cache.Record) -> rows.Tokens:
+        """A record's fields; its last token has no target."""
+        ids, weights = record["ids"], np.where(record["agent"], 1.0, self._other)
+        return {
+            "ids": ids,
+            "targets": np.append(ids[1:], self._pad_id),
+            "loss_weights": np.append(weights[1:], 0.0),
+        }
 
     def get_state(self) -> dict[str, Any]:
         return self._order.to_state(self._place)
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._place = self._order.from_state(state)
-
-
-def plan_rows(
-    length: Callable[[int], int],
-    start: int,
-    pending: Sequence[int],
-    *,
-    rows: int,
-    seq_len: int,
-    shortest: int = 1,
-) -> Plan:
-    """First-fit of records, in order, into `rows` rows of `seq_len`; `length(position)` in tokens.
-
-    Records put off last time come first. Ends when LOOKAHEAD records fit nowhere, or when no row
-    has room for `shortest` tokens. Every length must be at most `seq_len`.
-    """
-    free = np.full(rows, seq_len)
-    filled: list[list[int]] = [[] for _ in range(rows)]
-    left: list[int] = []
-    waiting = list(pending)
-    while waiting or (len(left) < LOOKAHEAD and free.max() >= shortest):
-        if waiting:
-            position = waiting.pop(0)
-        else:
-            position, start = start, start + 1
-        size = length(position)
-        row = int(np.argmax(free >= size))
-        if free[row] >= size:
-            free[row] -= size
-            filled[row].append(position)
-        else:
-            left.append(position)
-    return Plan(filled, start, tuple(left))
-
-
-def pack(
-    rows: Sequence[Sequence[cache.Record]], seq_len: int, other_loss_weight: float, pad_id: int
-) -> Batch:
-    """SFT records laid into rows of `seq_len`, as `sft_batches` describes."""
-    shape = len(rows), seq_len
-    batch = {
-        "ids": np.full(shape, pad_id, np.int32),
-        "targets": np.full(shape, pad_id, np.int32),
-        "positions": np.zeros(shape, np.int32),
-        "segment_ids": np.zeros(shape, np.int32),
-        "loss_weights": np.zeros(shape, np.float32),
-    }
-    for row, found in enumerate(rows):
-        start = 0
-        for segment, record in enumerate(found, 1):
-            ids, end = record["ids"], start + len(record["ids"])
-            batch["ids"][row, start:end] = ids
-            batch["targets"][row, start : end - 1] = ids[1:]
-            batch["positions"][row, start:end] = np.arange(len(ids))
-            batch["segment_ids"][row, start:end] = segment
-            weights = np.where(record["agent"][1:], 1.0, other_loss_weight)
-            batch["loss_weights"][row, start : end - 1] = weights
-            start = end
-    return batch
 
 
 def _own_share(total: int, process_index: int, process_count: int, name: str) -> range:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from masksearch_jax.core import markup
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.tokenizer import VocabError
 from masksearch_jax.core.types import Example, RampExample
 
 STYLES = ("minimal", "chat")
@@ -29,6 +31,7 @@ class ChatTemplate(Protocol):
     """A tokenizer that knows how its model wants a conversation written."""
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> str: ...
+    def check_chat_template(self) -> None: ...
 
 
 def question_text(example: Example) -> str:
@@ -43,10 +46,29 @@ def render(example: Example, style: str, vocab: ChatTemplate) -> str:
 
     minimal: the task text and a line break. chat: instructions and the task as one user message.
     """
+    text = wording(example, style)
+    if style == "minimal":
+        return text
+    return vocab.apply_chat_template([{"role": "user", "content": text}])
+
+
+def wording(example: Example, style: str) -> str:
+    """The prompt of an example before a template is applied. ValueError as `render`."""
     if style == "minimal":
         return f"{question_text(example)}\n"
     if style == "chat":
         task = _RAMP if isinstance(example, RampExample) else _QA
-        content = "\n\n".join((_TOOLS, task, question_text(example)))
-        return vocab.apply_chat_template([{"role": "user", "content": content}])
+        return "\n\n".join((_TOOLS, task, question_text(example)))
     raise ValueError(f"prompt style is {style!r}; choices: {', '.join(STYLES)}")
+
+
+def check_style(style: str, vocab: ChatTemplate, key: str = "config") -> None:
+    """Raises ConfigError naming KEY.prompt.style for a tokenizer that cannot write that style."""
+    if style == "chat":
+        try:
+            vocab.check_chat_template()
+        except VocabError as error:
+            raise ConfigError(
+                f"{key}.prompt.style is 'chat', and {error}; give another folder as "
+                f"{key}.tokenizer, or choose 'minimal'"
+            ) from error

@@ -6,6 +6,7 @@ Axis key: B row, T time, M model, V vocabulary.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +39,14 @@ def token_logprobs(
     return sharding.on_shards(score, (shared_weights.COLUMNS, rows, rows), rows)(
         model.head_table, hidden, targets
     )
+
+
+def batch_logprobs(
+    model: Any, batch: Mapping[str, jax.Array], temperature: float, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+    """`token_logprobs` of the targets of a batch of packed rows, after a forward pass over it."""
+    hidden = model.hidden(batch["ids"], batch["positions"], batch["segment_ids"])
+    return token_logprobs(model, hidden, batch["targets"], temperature, chunk)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnames=("temperature", "chunk"))

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from masksearch_jax.core import files
 from masksearch_jax.core.config import ComputeConfig, ModelConfig
-from masksearch_jax.models import hf_files, hf_folder
+from masksearch_jax.models import hf_files, hf_folder, hf_names, layout
 from masksearch_jax.models.hf_config import HfError, read_config, to_hf_config
 from masksearch_jax.models.hf_files import DTYPES, INDEX, SINGLE, Stored  # noqa: F401
 from masksearch_jax.models.transformer import Transformer
@@ -44,10 +44,11 @@ class Row(NamedTuple):
     transposed: bool = False
 
 
+_TABLE_NAME = "model.embed_tokens.weight"  # of the embedding table
 TABLE = (
-    Row("model.embed_tokens.weight", "embedding"),
+    Row(_TABLE_NAME, "embedding"),
     Row("model.norm.weight", "norm"),
-    Row("lm_head.weight", "head"),
+    Row(hf_names.HEAD, "head"),
     Row("model.layers.{}.input_layernorm.weight", "blocks.attention_norm"),
     Row("model.layers.{}.self_attn.q_proj.weight", "blocks.q", True),
     Row("model.layers.{}.self_attn.k_proj.weight", "blocks.k", True),
@@ -127,7 +128,7 @@ class Parameters:
         for tensor, stored in _matched(folder, self.model):
             self._rows.setdefault(tensor.row.ours, []).append(stored)
         self._largest = max(math.prod(s.shape) for found in self._rows.values() for s in found)
-        self._places = _leaves(sharding.parameter_shardings(mesh, self.model)) if mesh else {}
+        self._places = _leaves(layout.parameter_shardings(mesh, self.model)) if mesh else {}
 
     def read(self, name: str) -> jax.Array:
         """One parameter, by its name as `sharding.parameter_name` has it."""
@@ -256,16 +257,11 @@ def _take(leaf: jax.Array, layer: int | None, dtype: np.dtype) -> jax.Array:
 def _matched(folder: Path, model: Transformer) -> list[tuple[Tensor, Stored]]:
     """The place and the file of every tensor, once names, shapes and dtypes are checked."""
     expected, found = tensors(model), hf_files.stored(folder)
-    extra = set(found) - set(expected)
-    # Some published tied models carry the head as well; it is redundant when equal.
-    if model.config.tie_embeddings and "lm_head.weight" in extra:
-        if not hf_files.equal(found["lm_head.weight"], found["model.embed_tokens.weight"]):
-            raise HfError(f"{folder}: tie_word_embeddings is true, but lm_head.weight differs")
-        extra.remove("lm_head.weight")
-    if missing := [name for name in expected if name not in found]:
-        raise HfError(f"{folder}: {len(missing)} tensors are missing: {missing[:5]}")
-    if extra:
-        raise HfError(f"{folder}: {len(extra)} tensors have no place: {sorted(extra)[:5]}")
+    found = {name: s for name, s in found.items() if not hf_names.is_derived(name)}
+    if model.config.tie_embeddings and hf_names.HEAD in found:
+        _tie(folder, found)
+    if difference := hf_names.difference(expected, found):
+        raise HfError(f"{folder}: {difference}")
     for name, tensor in expected.items():
         shape, dtype = found[name].shape, found[name].dtype
         if shape != tensor.hf:
@@ -273,6 +269,17 @@ def _matched(folder: Path, model: Transformer) -> list[tuple[Tensor, Stored]]:
         if dtype not in DTYPES:
             raise HfError(f"{folder}: {name} is {dtype}, expected one of {[*DTYPES]}")
     return [(tensor, found[name]) for name, tensor in expected.items()]
+
+
+def _tie(folder: Path, found: dict[str, Stored]) -> None:
+    """Takes the head of a tied model out of `found`: it is the table, there once more or alone."""
+    head = found.pop(hf_names.HEAD)
+    if not hf_files.equal(head, found.setdefault(_TABLE_NAME, head)):
+        raise HfError(
+            f"{folder}: tie_word_embeddings is true, but {hf_names.HEAD} differs from {_TABLE_NAME}"
+            "; to load both, set tie_word_embeddings to false in its config.json, and "
+            "config.model.tie_embeddings, where a run names the model, to False"
+        )
 
 
 def _read(

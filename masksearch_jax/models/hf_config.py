@@ -19,6 +19,10 @@ class HfError(ValueError):
     """An HF folder that cannot be read as a model, or a model that has no HF form."""
 
 
+PEFT_ADVICE = "merge it into its model first (merge_and_unload) and give the merged folder"
+# What `head_dim` is where config.json has none; of the others, hidden_size by the heads.
+_HEAD_DIM = {"qwen3": 128}
+
 # Keys whose other values would change the function: value that we compute, by key.
 _REQUIRED = {
     "hidden_act": "silu",
@@ -47,13 +51,24 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def check_no_adapter(folder: str | Path) -> None:
+    """Raises HfError for a folder that PEFT wrote: its weights are not a whole model's."""
+    path = Path(folder) / "adapter_config.json"
+    if path.is_file():
+        base = read_json(path).get("base_model_name_or_path")
+        raise HfError(f"{folder} has {path.name}: a PEFT adapter of {base!r}; {PEFT_ADVICE}")
+
+
 def read_config(folder: str | Path) -> ModelConfig:
     """The architecture in `folder/config.json`, in the form of transformers 4 or 5.
 
-    Raises HfError naming the file and key for a model or option that the decoder does not compute.
+    Raises HfError naming the file and key for a model or option that the decoder does not compute,
+    and for weights that are quantised or an adapter's.
     """
+    check_no_adapter(folder)
     path = Path(folder) / "config.json"
     raw = read_json(path)
+    _check_not_quantised(raw, path)
 
     def need(key: str) -> Any:
         if raw.get(key) is None:
@@ -78,7 +93,7 @@ def read_config(folder: str | Path) -> ModelConfig:
         num_layers=need("num_hidden_layers"),
         num_heads=heads,
         num_kv_heads=raw.get("num_key_value_heads") or heads,
-        head_dim=raw.get("head_dim") or need("hidden_size") // heads,
+        head_dim=raw.get("head_dim") or _HEAD_DIM.get(family) or need("hidden_size") // heads,
         rope_theta=theta,
         rope_scaling=scaling,
         norm_eps=need("rms_norm_eps"),
@@ -87,6 +102,17 @@ def read_config(folder: str | Path) -> ModelConfig:
         tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
         max_position=need("max_position_embeddings"),
     )
+
+
+def _check_not_quantised(raw: dict[str, Any], path: Path) -> None:
+    for key in ("quantization_config", "compression_config"):
+        if not (settings := raw.get(key)):
+            continue
+        method = settings.get("quant_method") if isinstance(settings, dict) else None
+        raise HfError(
+            f"{path} has {key} ({method or ', '.join(settings)}): quantised weights are not read; "
+            "give the folder of the model that they were made from"
+        )
 
 
 def _read_rope(raw: dict[str, Any], path: Path) -> tuple[float, RopeScaling | None]:

@@ -169,16 +169,47 @@ def _blocks(rows: slice, row_bytes: int) -> Iterator[slice]:
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-    """Tensor name to file name, from the index or the single file's header."""
+    """Tensor name to file name, from the index or the single file's header.
+
+    Raises HfError where a single file lies beside an index of others: which are the weights?
+    """
     if (folder / INDEX).is_file():
-        index = read_json(folder / INDEX)
-        if not isinstance(index.get("weight_map"), dict):
-            raise HfError(f"{folder / INDEX} has no weight_map; it has {sorted(index)}")
-        return index["weight_map"]
+        where = _read_index(folder / INDEX)
+        files = sorted(set(where.values()))
+        if SINGLE not in files and (folder / SINGLE).is_file():
+            raise HfError(_ambiguous(folder, files))
+        return where
     if not (folder / SINGLE).is_file():
-        raise FileNotFoundError(f"{folder} has neither {SINGLE} nor {INDEX}")
+        names = sorted(p.name for p in folder.iterdir())[:10]
+        raise FileNotFoundError(f"{folder} has neither {SINGLE} nor {INDEX}; it has {names}")
     with _open(folder / SINGLE) as content:
         return dict.fromkeys(content.keys(), SINGLE)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    index = read_json(path)
+    where = index.get("weight_map")
+    if not isinstance(where, dict):
+        raise HfError(f"{path} has no weight_map; it has {sorted(index)}")
+    if odd := [name for name, file in where.items() if not isinstance(file, str)]:
+        raise HfError(f"{path}: weight_map has {where[odd[0]]!r} for {odd[0]}, not a file name")
+    if not where:
+        raise HfError(f"{path} has an empty weight_map; where {SINGLE} is there, delete the index")
+    return where
+
+
+def _ambiguous(folder: Path, files: Sequence[str]) -> str:
+    """What is wrong with a single file beside an index of `files`, and what to delete."""
+    shards = files[0] if len(files) == 1 else f"{files[0]} to {files[-1]}"
+    if gone := [file for file in files if not (folder / file).is_file()]:
+        return (
+            f"{folder} has {SINGLE} and {INDEX}, but {len(gone)} of the {len(files)} shards that "
+            f"it names are gone ({shards}): delete the index to read {SINGLE}"
+        )
+    return (
+        f"{folder} has weights twice, {SINGLE} and {INDEX} with {shards}: delete the index and its "
+        f"shards, or {SINGLE}, whichever is old"
+    )
 
 
 @contextlib.contextmanager

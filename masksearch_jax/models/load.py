@@ -16,10 +16,13 @@ from jax.sharding import Mesh
 from masksearch_jax.core.config import ComputeConfig, LoraConfig, ModelConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.tokenizer import Vocab
-from masksearch_jax.models import hf, lora
+from masksearch_jax.models import hf, layout, lora
+from masksearch_jax.models.hf_config import check_no_adapter
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
 from masksearch_jax.training import checkpoint_files
+
+_MODEL = "a folder in Hugging Face format, such as export_hf writes, or of checkpoints"
 
 
 class InitError(ValueError):
@@ -32,11 +35,13 @@ def describe(folder: str, tokenizer: str, key: str = "config") -> tuple[ModelCon
     tokenizer: its folder; empty: `folder`, which checkpoints are not. Raises ConfigError, which
     names KEY.init or KEY.tokenizer, and what reading either raises.
     """
-    if not folder or not Path(folder).is_dir():
+    if not folder.strip():
+        raise ConfigError(f"{key}.init is empty; it must name {_MODEL}")
+    if not Path(folder).is_dir():
         raise ConfigError(
-            f"{key}.init is {folder!r}, which is not a local folder; it must be one in Hugging "
-            "Face format, such as export_hf writes, or of checkpoints"
+            f"{key}.init is {folder!r}, which is not a local folder; it must name {_MODEL}"
         )
+    check_no_adapter(folder)
     in_hf_format = is_hf_folder(folder)
     if not in_hf_format and not tokenizer:
         raise ConfigError(
@@ -64,7 +69,7 @@ def initial(
     bucket, and what `hf.load` and `from_checkpoint` raise.
     """
     if not source:
-        placed = sharding.parameter_shardings(mesh, hf.abstract(config, compute))
+        placed = layout.parameter_shardings(mesh, hf.abstract(config, compute))
         make = jax.jit(lambda: Transformer(config, compute, nnx.Rngs(seed)), out_shardings=placed)
         return make()
     if _has_hf_weights(source, config):
@@ -202,7 +207,7 @@ def _placed(shapes: Transformer, mesh: Mesh) -> Transformer:
     return jax.tree.map(
         lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
         shapes,
-        sharding.parameter_shardings(mesh, shapes),
+        layout.parameter_shardings(mesh, shapes),
     )
 
 
@@ -221,6 +226,7 @@ def _has_hf_weights(source: str, config: ModelConfig) -> bool:
             f"config.init is {source!r}, an HF folder in a bucket: give a local path, of a copy "
             "(gcloud storage cp -r) or of the bucket mounted as a folder (gcsfuse)"
         )
+    check_no_adapter(source)
     if not is_hf_folder(source):
         return False
     _check_same(source, hf.read_config(source), config)

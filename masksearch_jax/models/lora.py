@@ -22,6 +22,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from masksearch_jax.core.config import LoraConfig
+from masksearch_jax.models import layout
 from masksearch_jax.parallel import sharding
 from masksearch_jax.training import checkpoint_files, train_state
 
@@ -88,7 +89,7 @@ def trained(model: Any, config: LoraConfig, mesh: Mesh, seed: int) -> tuple[Any,
     if not config.rank:
         return model, None
     check(config)
-    placed = sharding.parameter_shardings(mesh, jax.eval_shape(lambda m: add(m, config, 0), model))
+    placed = layout.parameter_shardings(mesh, jax.eval_shape(lambda m: add(m, config, 0), model))
     make = jax.jit(lambda m: add(m, config, seed).blocks.adapters)
     return _split(attach(model, jax.device_put(make(model), placed.blocks.adapters)))
 

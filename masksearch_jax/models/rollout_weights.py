@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from masksearch_jax.core.config import ComputeConfig
+from masksearch_jax.models import layout
 from masksearch_jax.parallel import sharding
 
 Model = TypeVar("Model")
@@ -49,12 +50,12 @@ def whole(model: Model) -> Model:
         return sharding.constrain(leaf if ".adapters." in name else leaf.astype(dtype), *axes)
 
     def layer(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return {n: place(n, x, sharding.whole_axes(n)[1:]) for n, x in leaves.items()}
+        return {n: place(n, x, layout.whole_axes(n)[1:]) for n, x in leaves.items()}
 
     leaves = dict(zip(names, (leaf for _, leaf in found), strict=True))
     if is_shared(jax.sharding.get_abstract_mesh().shape):
         leaves |= jax.lax.map(layer, {n: x for n, x in leaves.items() if n.startswith("blocks.")})
-    return structure.unflatten(place(n, x, sharding.whole_axes(n)) for n, x in leaves.items())
+    return structure.unflatten(place(n, x, layout.whole_axes(n)) for n, x in leaves.items())
 
 
 stacked = jax.jit(whole)

@@ -21,6 +21,7 @@ from masksearch_jax.models import (
     context_parallel,
     head,
     kv_cache,
+    layout,
     rollout_weights,
     shared_weights,
 )
@@ -292,7 +293,7 @@ def _linear(block: Block, name: str, x: jax.Array, trained: bool) -> jax.Array:
     """
     matrix = getattr(block, name)[...].astype(x.dtype)
     if trained:
-        axis = sharding.PARAMETERS[f"blocks.{name}"].index(sharding.SHARED) - 1
+        axis = layout.PARAMETERS[f"blocks.{name}"].index(sharding.SHARED) - 1
         out = shared_weights.matmul(x, matrix, axis)
     else:
         out = jnp.einsum("bti,io->bto", x, matrix)

@@ -8,6 +8,7 @@ where each has made its own, as in rollouts, they give them to each other.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypeVar
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from masksearch_jax.core.rows import Fields, Tokens
 from masksearch_jax.parallel import sharding
 from masksearch_jax.parallel.sharding import MeshError
 
@@ -70,6 +72,29 @@ def exchange(mesh: Mesh, batch: Tree) -> Tree:
         part.view(x.dtype).reshape(-1, *x.shape[1:]) for part, x in zip(parts, leaves, strict=True)
     ]
     return structure.unflatten(together)
+
+
+def exchange_sequences(mesh: Mesh, sequences: Sequence[Tokens], fields: Fields) -> Sequence[Tokens]:
+    """The sequences of all peers, in their order, each with these fields; all must call it.
+
+    Every process has equally many, of any lengths. What crosses is their tokens end to end, as
+    many as the process with the most has.
+    """
+    if len(peers(mesh)) == 1:
+        return sequences
+    lengths = np.asarray([len(tokens["ids"]) for tokens in sequences])
+    room = most([int(lengths.sum())])[0]
+    own = {"": lengths[None]}
+    for name, kind in fields.items():
+        joined = np.concatenate([tokens[name] for tokens in sequences]).astype(kind)
+        own[name] = np.pad(joined, (0, room - len(joined)))[None]
+    found = exchange(mesh, own)
+    ends = np.cumsum(found.pop(""), axis=1)
+    return [
+        {name: x[peer, start:end] for name, x in found.items()}
+        for peer, until in enumerate(ends)
+        for start, end in zip([0, *until[:-1]], until, strict=True)
+    ]
 
 
 def shard_batch(mesh: Mesh, batch: Tree, accumulate: int = 1) -> Tree:

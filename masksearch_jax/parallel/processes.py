@@ -15,6 +15,7 @@ import re
 import jax
 
 from masksearch_jax.core.errors import ConfigError, Restart
+from masksearch_jax.parallel import sharding
 from masksearch_jax.runtime.process import name_process
 
 _ADDRESS, _COUNT, _OWN = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -28,6 +29,7 @@ def join_processes(heartbeat_seconds: int = 30) -> None:
     One that was not heard of for `heartbeat_seconds` is taken for dead. Raises ConfigError for an
     environment that cannot be right, Restart where the others do not come.
     """
+    sharding.set_libtpu_args()
     address = os.environ.get(_ADDRESS, "")
     if not address or jax.distributed.is_initialized():
         return

@@ -36,36 +36,6 @@ RULES: dict[str, str | tuple[str, ...]] = {
     "vocab": "tensor",
 }
 
-# Logical axes of every parameter, by its path in the model.
-PARAMETERS: dict[str, tuple[str, ...]] = {
-    "embedding": ("vocab", "model"),
-    "head": ("vocab", "model"),
-    "norm": ("norm",),
-    "blocks.attention_norm": ("layers", "norm"),
-    "blocks.q": ("layers", "model", "heads"),
-    "blocks.k": ("layers", "model", "kv_heads"),
-    "blocks.v": ("layers", "model", "kv_heads"),
-    "blocks.q_bias": ("layers", "heads"),
-    "blocks.k_bias": ("layers", "kv_heads"),
-    "blocks.v_bias": ("layers", "kv_heads"),
-    "blocks.q_norm": ("layers", "norm"),
-    "blocks.k_norm": ("layers", "norm"),
-    "blocks.o": ("layers", "heads", "model"),
-    "blocks.mlp_norm": ("layers", "norm"),
-    "blocks.gate": ("layers", "model", "hidden"),
-    "blocks.up": ("layers", "model", "hidden"),
-    "blocks.down": ("layers", "hidden", "model"),
-}
-# An adapter's A is split as its matrix's inputs, B as its outputs.
-PARAMETERS |= {
-    f"blocks.adapters.{name}_{half}": axes
-    for name in ("q", "k", "v", "o", "gate", "up", "down")
-    for half, axes in (
-        ("a", (*PARAMETERS[f"blocks.{name}"][:2], "rank")),
-        ("b", ("layers", "rank", PARAMETERS[f"blocks.{name}"][2])),
-    )
-}
-
 SHARED = "model"  # the logical axis along which devices share parameters
 
 # A KV cache: k [L, N, P, K, D, S], v [L, N, P, K, S, D], their scales [L, N, P, K, S].
@@ -85,8 +55,9 @@ def libtpu_args(own: str | None) -> str:
     return own if told else f"{own} {_NO_LOOPS}"
 
 
-# Read when JAX first looks for TPUs, or compiles for some.
-os.environ["LIBTPU_INIT_ARGS"] = libtpu_args(os.environ.get("LIBTPU_INIT_ARGS"))
+def set_libtpu_args() -> None:
+    """Sets LIBTPU_INIT_ARGS; call before JAX first looks for TPUs, or compiles for some."""
+    os.environ["LIBTPU_INIT_ARGS"] = libtpu_args(os.environ.get("LIBTPU_INIT_ARGS"))
 
 
 class MeshError(ValueError):
@@ -105,6 +76,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     Devices of several slices are split along `data` first: only gradients cross between slices.
     Raises MeshError when the sizes do not multiply to the number of devices.
     """
+    set_libtpu_args()
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(config, axis) for axis in AXES]
     asked = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
@@ -139,39 +111,6 @@ def parameter_name(path: tuple[Any, ...]) -> str:
     return ".".join(names[:-1] if names[-1] == "value" else names)
 
 
-def whole_axes(name: str) -> tuple[str, ...]:
-    """Logical axes of a parameter of that name that no devices share."""
-    return tuple("any" if axis == SHARED else axis for axis in PARAMETERS[name])
-
-
-def parameter_shardings(mesh: Mesh, model: Tree, *, whole: bool = False) -> Tree:
-    """A tree like `model` (arrays or shapes) of where each parameter lies; `whole`: not shared.
-
-    Raises MeshError naming an axis that the mesh does not divide.
-    """
-    for heads in ("num_heads", "num_kv_heads"):
-        ways, count = _ways(mesh, RULES["heads"]), getattr(model.config, heads)
-        if count % ways:
-            raise MeshError(
-                f"model.{heads} {count} does not divide over {ways} devices (mesh "
-                f"{dict(mesh.shape)}, heads are split by {RULES['heads']})"
-            )
-
-    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        name = parameter_name(path)
-        if name not in PARAMETERS:
-            raise MeshError(f"parameter {name!r} has no sharding rule; known: {sorted(PARAMETERS)}")
-        axes = whole_axes(name) if whole else PARAMETERS[name]
-        return fitting(mesh, axes, leaf.shape, name)
-
-    return jax.tree_util.tree_map_with_path(place, model)
-
-
-def shard_parameters(mesh: Mesh, model: Tree) -> Tree:
-    """The model with its parameters laid out over the mesh."""
-    return jax.device_put(model, parameter_shardings(mesh, model))
-
-
 def replicate(mesh: Mesh, tree: Tree) -> Tree:
     """The tree with a whole copy of each leaf on every device."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
@@ -197,7 +136,7 @@ def constrain(x: jax.Array, *logical: str) -> jax.Array:
     if mesh.empty:
         return x
     pairs = zip(_free(mesh, spec(*logical)), x.shape, strict=True)
-    kept = (axes if size % _ways(mesh, axes) == 0 else None for axes, size in pairs)
+    kept = (axes if size % ways(mesh, axes) == 0 else None for axes, size in pairs)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
 
 
@@ -233,7 +172,7 @@ def on_shards(
 
 def _all_divide(mesh: Any, specs: Sequence[PartitionSpec], args: Sequence[Tree]) -> bool:
     return all(
-        size % _ways(mesh, axes) == 0
+        size % ways(mesh, axes) == 0
         for partition, arg in zip(specs, args, strict=False)
         for leaf in jax.tree.leaves(arg)
         for axes, size in zip(partition, leaf.shape, strict=False)
@@ -257,7 +196,7 @@ def replicas() -> int:
 
 def batch_shards(mesh: Mesh | None) -> int:
     """Into how many parts the mesh splits a batch; 1 without a mesh."""
-    return 1 if mesh is None or mesh.empty else _ways(mesh, RULES["batch"])
+    return 1 if mesh is None or mesh.empty else ways(mesh, RULES["batch"])
 
 
 def time_parts(mesh: Any, time: int) -> int:
@@ -274,7 +213,7 @@ def time_parts(mesh: Any, time: int) -> int:
     return count
 
 
-def _ways(mesh: Any, axes: str | tuple[str, ...] | None) -> int:
+def ways(mesh: Any, axes: str | tuple[str, ...] | None) -> int:
     """Into how many parts these mesh axes split an array's axis."""
     return math.prod(mesh.shape[name] for name in _names(axes))
 
@@ -298,9 +237,9 @@ def fitting(
     """Where an array with these logical axes lies. Raises MeshError for an axis not divided."""
     partition = _free(mesh, spec(*logical))
     for axis, axes, size in zip(logical, partition, shape, strict=True):
-        if size % _ways(mesh, axes):
+        if size % ways(mesh, axes):
             raise MeshError(
-                f"{what}: {axis} of {size} does not divide over {_ways(mesh, axes)} devices "
+                f"{what}: {axis} of {size} does not divide over {ways(mesh, axes)} devices "
                 f"(mesh {dict(mesh.shape)}, {axis} is split by {axes})"
             )
     return NamedSharding(mesh, partition)

@@ -6,7 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from masksearch_jax.core.rows import Fields
 from masksearch_jax.parallel import sharding
 
 
@@ -23,14 +25,11 @@ def placed(tree: Any, mesh: Any, *logical: str) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
 
 
-def batch(
-    mesh: Any, micro: int, rows: int, length: int, floats: tuple[str, ...], masks: tuple[str, ...]
-) -> dict[str, Any]:
-    """Those of a batch of `micro` micro-batches (axis absent for 1) of rows [rows, length]."""
+def batch(mesh: Mesh, micro: int, rows: int, seq_len: int, fields: Fields) -> dict[str, Any]:
+    """Those of a batch of `micro` micro-batches (axis absent for 1) of rows [rows, seq_len]."""
     axes = ("micro", "batch", "any")[micro == 1 :]
-    shape = (micro, rows, length)[micro == 1 :]
-    kinds = dict.fromkeys(("ids", "targets", "positions", "segment_ids"), jnp.int32)
-    kinds |= dict.fromkeys(floats, jnp.float32) | dict.fromkeys(masks, jnp.bool_)
+    shape = (micro, rows, seq_len)[micro == 1 :]
+    kinds = dict(fields) | {"positions": jnp.int32, "segment_ids": jnp.int32}
     return {
         name: placed(jax.ShapeDtypeStruct(shape, kind), mesh, *axes) for name, kind in kinds.items()
     }

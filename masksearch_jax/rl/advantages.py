@@ -1,8 +1,6 @@
-"""Group-relative advantages, which groups train, the overlong penalty, padding. NumPy."""
+"""Group-relative advantages, which groups train, the overlong penalty. NumPy."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import numpy as np
 
@@ -62,21 +60,6 @@ def overlong_penalty(lengths: np.ndarray, max_len: int, buffer: int, penalty: fl
         return np.zeros(lengths.shape, np.float32)
     excess = np.clip((lengths - (max_len - buffer)) / buffer, 0.0, 1.0)
     return (-penalty * excess).astype(np.float32)
-
-
-def pad_groups(batch: Mapping[str, np.ndarray], groups: int) -> dict[str, np.ndarray]:
-    """The batch with every array zero-padded on its leading axis to `groups`: one compiled shape.
-
-    Padding has mask 0 and advantage 0, hence neither loss nor count. Raises ValueError when the
-    arrays disagree on their leading axis or hold more than `groups`.
-    """
-    sizes = {name: len(x) for name, x in batch.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"arrays of one batch must have the same number of groups; got {sizes}")
-    missing = groups - max(sizes.values(), default=0)
-    if missing < 0:
-        raise ValueError(f"{groups - missing} groups do not fit in a batch of {groups}")
-    return {name: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) for name, x in batch.items()}
 
 
 def _all_valid(x: np.ndarray) -> np.ndarray:

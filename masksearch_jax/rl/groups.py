@@ -1,4 +1,4 @@
-"""Groups of samples of one prompt: which of them teach something, and the batch they make."""
+"""Groups of samples of one prompt: which of them teach something, and the tokens they train."""
 
 from __future__ import annotations
 
@@ -9,9 +9,21 @@ from typing import NamedTuple
 import numpy as np
 
 from masksearch_jax.core.config import DapoConfig, RolloutConfig
+from masksearch_jax.core.rows import Tokens
 from masksearch_jax.core.types import NOT_ITS_DOING, Example, Trajectory
 from masksearch_jax.rl import advantages
 from masksearch_jax.rl.rewards import RewardParts
+
+# Of a token: its id, the next one, whether the policy sampled that, its log-probability when it was
+# sampled and under the policy that the step began with, and its sample's advantage.
+DAPO_FIELDS = {
+    "ids": np.int32,
+    "targets": np.int32,
+    "loss_mask": np.bool_,
+    "logp_sampler": np.float32,
+    "logp_old": np.float32,
+    "advantages": np.float32,
+}
 
 
 class Group(NamedTuple):
@@ -59,33 +71,26 @@ def lacking(counts: Sequence[tuple[int, int]], wanted: int) -> int:
     return min(math.ceil(short * max(seen, 1) / max(kept, 1)), wanted)
 
 
-def to_batch(
-    groups: Sequence[Group], advantage: np.ndarray, valid: np.ndarray, rows: int, length: int
-) -> dict[str, np.ndarray]:
-    """Rows [rows, length] of next-token targets, group by group; advantage and valid are [G, n].
+def to_tokens(
+    groups: Sequence[Group], advantage: np.ndarray, valid: np.ndarray, count: int
+) -> list[Tokens]:
+    """`count` sequences of DAPO_FIELDS, group by group; advantage and valid are [G, n].
 
-    Samples that do not count, and rows beyond the groups, have mask 0: neither loss nor tokens.
+    Each is a sample's ids and, as targets, those that follow them. Samples of which nothing is to
+    be learned, and those beyond the groups, are empty: they have neither loss nor tokens.
     """
-    trajectories = [t for g in groups for t in g.trajectories]
-    shape = (rows, length)
-    batch = {
-        "ids": np.zeros(shape, np.int32),
-        "targets": np.zeros(shape, np.int32),
-        "positions": np.zeros(shape, np.int32),
-        "segment_ids": np.zeros(shape, np.int32),
-        "mask": np.zeros(shape, np.bool_),
-        "logp_sampler": np.zeros(shape, np.float32),
-        "logp_old": np.zeros(shape, np.float32),
-        "advantages": np.zeros(shape, np.float32),
-    }
-    own = zip(trajectories, valid.reshape(-1), advantage.reshape(-1), strict=True)
-    for row, (trajectory, counts, gain) in enumerate(own):
-        n = len(trajectory.ids) - 1
-        batch["ids"][row, :n] = trajectory.ids[:-1]
-        batch["targets"][row, :n] = trajectory.ids[1:]
-        batch["positions"][row, :n] = np.arange(n)
-        batch["segment_ids"][row, :n] = 1
-        batch["mask"][row, :n] = trajectory.sampled[1:] & counts
-        batch["logp_sampler"][row, :n] = trajectory.logprobs[1:]
-        batch["advantages"][row, :n] = gain
-    return batch
+    empty = {name: np.zeros(0, kind) for name, kind in DAPO_FIELDS.items()}
+    samples = [t for g in groups for t in g.trajectories]
+    found: list[Tokens] = []
+    for sample, counts, gain in zip(samples, valid.flat, advantage.flat, strict=True):
+        loss_mask = sample.sampled[1:] & counts
+        tokens = {
+            "ids": sample.ids[:-1],
+            "targets": sample.ids[1:],
+            "loss_mask": loss_mask,
+            "logp_sampler": sample.logprobs[1:],
+            "logp_old": np.zeros(len(loss_mask), np.float32),
+            "advantages": np.full(len(loss_mask), gain),
+        }
+        found.append(tokens if loss_mask.any() else empty)
+    return found + [empty] * (count - len(found))

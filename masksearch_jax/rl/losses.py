@@ -40,7 +40,7 @@ def dapo_loss(
     logp_old: jax.Array,
     logp_sampler: jax.Array,
     advantages: jax.Array,
-    mask: jax.Array,
+    loss_mask: jax.Array,
     cfg: DapoConfig,
     entropy: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, Metrics]:
@@ -48,13 +48,13 @@ def dapo_loss(
 
     logp, logp_old, logp_sampler: float32[B, T] under the policy now, the policy at the start of the
     step, and the sampler, all at the sampling temperature; gradients flow through `logp` only.
-    advantages: [B] or [B, T]. mask: [B, T], true on tokens that the policy sampled.
+    advantages: [B] or [B, T]. loss_mask: [B, T], true on tokens that the policy sampled.
     r = exp(logp - logp_old), w = min(exp(logp_old - logp_sampler), tis_cap) without gradient. A
     token whose sampler log-probability is not finite is dropped from sum and count. `entropy`
     [B, T] is only reported.
     """
     old, sampler = jax.lax.stop_gradient((logp_old, logp_sampler))
-    asked = mask.astype(bool)
+    asked = loss_mask.astype(bool)
     kept = asked & jnp.isfinite(sampler)
     if advantages.ndim == 1:
         advantages = advantages[:, None]

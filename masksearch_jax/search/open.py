@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.types import Example, RampExample
 from masksearch_jax.search.tool import NoSearch, RandomSearch
@@ -70,6 +71,10 @@ def check_sources(tool: SearchTool, cfg: SearchConfig, examples: Sequence[Exampl
 
 def _open(cfg: SearchConfig) -> SearchTool:
     """The tool itself, of the kind that the config names."""
+    if cfg.kind in ("bm25", "random"):
+        check_given(cfg, "config.search", index="the folder that build_index wrote")
+    if cfg.kind == "http":
+        check_given(cfg, "config.search", url="the address of the search service")
     if cfg.kind == "bm25":
         from masksearch_jax.search.bm25 import BM25
 

@@ -9,6 +9,7 @@ import datetime
 import email.utils
 import json
 import re
+import sqlite3
 import string
 import threading
 from collections.abc import Callable
@@ -39,6 +40,7 @@ from masksearch_jax.agents.llm_client import (
 from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample, Span
 from masksearch_jax.ramp import llm_spans
 from masksearch_jax.search.tool import FakeSearch
@@ -86,6 +88,14 @@ def ask(n: int) -> list[dict]:
 
 
 # ---- the client ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["base_url", "model", "cache"])
+def test_what_is_needed_to_ask_is_named(tmp_path, key):
+    with Endpoint(in_turn(Answer("hi"))) as endpoint:
+        with pytest.raises(ConfigError, match=rf"config\.llm\.{key} is empty; it must name"):
+            complete(config(endpoint, tmp_path, **{key: ""}), HELLO)
+        assert not endpoint.requests
 
 
 def test_a_reply_and_what_it_cost(tmp_path):
@@ -367,6 +377,107 @@ def test_a_broken_body_is_asked_for_again(tmp_path, broken):
     assert (reply.text, usage.retries) == ("hi", 1)
 
 
+def replying(**changes) -> Answer:
+    """A completion with other fields in its only choice."""
+    body = json.loads(WHOLE)
+    body["choices"][0] |= changes
+    return Answer(body=json.dumps(body).encode())
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([{"type": "text", "text": "h"}, {"type": "text", "text": "i"}], "hi"),
+        (
+            [{"type": "thinking", "thinking": [{"type": "text", "text": "no"}]}, {"text": "hi"}],
+            "hi",
+        ),
+        ([{"type": "reasoning", "text": "no"}, {"type": "output_text", "text": "hi"}], "hi"),
+        (["h", "i", 5, None, {"type": ["text"]}, {"type": "text", "text": None}], "hi"),
+    ],
+)
+def test_content_in_parts_is_read(tmp_path, content, text):
+    with Endpoint(in_turn(replying(message={"content": content}))) as endpoint:
+        [reply], usage = complete(config(endpoint, tmp_path), HELLO)
+    assert (reply.text, usage.retries) == (text, 0)
+
+
+def test_a_refusal_is_what_the_model_said(tmp_path):
+    said = {"content": None, "refusal": "I will not."}
+    with Endpoint(in_turn(replying(message=said))) as endpoint:
+        [reply], _ = complete(config(endpoint, tmp_path), HELLO)
+    assert reply.text == "I will not."
+
+
+@pytest.mark.parametrize("reason", ["length", "max_tokens"])
+@pytest.mark.parametrize("text", ["", "half an ans"])
+def test_a_reply_that_is_cut_off_is_paid_for_once(tmp_path, text, reason):
+    cut = replying(message={"content": text}, finish_reason=reason)
+    with Endpoint(in_turn(cut)) as endpoint:
+        cfg = config(endpoint, tmp_path)
+        [first], usage = complete(cfg, HELLO)
+        [again], reused = complete(cfg, HELLO)
+        [other], _ = complete(dataclasses.replace(cfg, max_tokens=60), HELLO)
+    assert first == Reply(text, 7, 3, cached=False, is_cut=True)
+    assert again == Reply(text, 7, 3, cached=True, is_cut=True)
+    assert (usage.retries, usage.cut_off, reused.cut_off) == (0, 1, 1)
+    assert not other.cached  # more tokens are another question
+    assert len(endpoint.requests) == 2
+
+
+@pytest.mark.parametrize("reason", ["stop", None, ["length"], "tool_calls"])
+def test_an_empty_reply_that_is_not_cut_off_is_asked_for_again(tmp_path, reason):
+    empty = replying(message={"content": ""}, finish_reason=reason)
+    with Endpoint(in_turn(empty, Answer("hi"))) as endpoint:
+        [reply], usage = complete(config(endpoint, tmp_path), HELLO)
+    assert (reply.text, reply.is_cut, usage.retries) == ("hi", False, 1)
+
+
+def test_a_cache_from_before_cut_offs_were_kept_is_read(tmp_path):
+    with Endpoint(in_turn(Answer("hi"))) as endpoint:
+        cfg = config(endpoint, tmp_path)
+        complete(cfg, HELLO)
+        with contextlib.closing(sqlite3.connect(cfg.cache)) as file:
+            file.execute("drop table cut")
+            file.commit()
+        [reply], _ = complete(cfg, HELLO)
+    assert reply == Reply("hi", 7, 3, cached=True)
+
+
+def sent(**body) -> Answer:
+    return Answer(body=json.dumps(body).encode())
+
+
+CREDITS = {"message": "Insufficient credits", "code": 402}
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "attempts", "said"),
+    [
+        (sent(error={"message": "No key", "code": 401}), JobError, 1, "HTTP 401: No key"),
+        (sent(error={"message": "Too long", "code": 400}), LLMError, 1, "HTTP 400: Too long after"),
+        (sent(error={"message": "Busy", "code": "503"}), LLMError, 3, "HTTP 503: Busy after 3"),
+        (sent(object="error", message="Too long", code=400), LLMError, 1, "HTTP 400: Too long"),
+        (sent(error="overloaded"), LLMError, 3, "an error in place of a reply: overloaded after"),
+        (sent(error={"message": "Busy", "code": "busy"}), LLMError, 3, "of a reply: Busy after"),
+        (sent(detail="No such model"), LLMError, 3, "in place of a reply: No such model"),
+        (sent(error={"reason": [1]}), LLMError, 3, r"of a reply: \{\"reason\": \[1\]\} after"),
+        (replying(error=CREDITS | {"code": 502}), LLMError, 3, "HTTP 502: Insufficient credits"),
+    ],
+)
+def test_an_error_sent_as_a_reply_keeps_its_message(tmp_path, answer, kind, attempts, said):
+    with Endpoint(in_turn(answer)) as endpoint, pytest.raises(kind, match=said):
+        complete(config(endpoint, tmp_path), HELLO)
+    assert len(endpoint.requests) == attempts
+
+
+def test_the_limits_name_and_the_temperature_are_the_endpoints(tmp_path):
+    with Endpoint(in_turn(Answer("hi"))) as endpoint:
+        settings = {"max_tokens_field": "max_completion_tokens", "send_temperature": False}
+        complete(config(endpoint, tmp_path, **settings), HELLO)
+    assert endpoint.requests == [{"model": "m", "messages": HELLO, "max_completion_tokens": 50}]
+
+
 def test_a_reply_without_counts_costs_nothing(tmp_path):
     body = json.loads(WHOLE) | {"usage": {"prompt_tokens": "x"}}
     with Endpoint(in_turn(Answer(body=json.dumps(body).encode()))) as endpoint:
@@ -403,7 +514,11 @@ def test_a_file_that_is_no_cache_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("header", "seconds"), [("2.5", 2.5), ("-4", 0.0), ("", 0.0), ("soon", 0.0), ("nan", 0.0)]
+    ("header", "seconds"),
+    [
+        *(("2.5", 2.5), ("-4", 0.0), ("", 0.0), ("soon", 0.0), ("nan", 0.0), ("86400", 86400.0)),
+        *(("inf", 0.0), ("-inf", 0.0), ("1e300", 0.0), ("1767225600", 0.0)),  # the last a time
+    ],
 )
 def test_retry_after_in_seconds(header, seconds):
     assert retry_after(header) == seconds
@@ -412,7 +527,29 @@ def test_retry_after_in_seconds(header, seconds):
 def test_retry_after_as_a_date():
     then = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=100)
     assert 98 < retry_after(email.utils.format_datetime(then, usegmt=True)) <= 100
-    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    naive = then.strftime("%a, %d %b %Y %H:%M:%S")
+    for zone in ("", " -0000", " GMT", " +0000", " UTC"):
+        assert 98 < retry_after(naive + zone) <= 100, zone
+    assert 98 < retry_after(then.astimezone().strftime("%a, %d %b %Y %H:%M:%S %z")) <= 100
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        *("Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 2015 07:28:00", "Wed, 21 Oct 2015"),
+        *("Fri, 31 Dec 9999 23:59:59 GMT", "Fri, 31 Dec 99999 23:59:59 GMT", "Oct Oct Oct"),
+        *("Wed, 21 Oct 2015 07:28:00 +9999", "Wed, 41 Oct 2030 07:28:00 GMT", "2030-10-21T07:28Z"),
+    ],
+)
+def test_a_date_that_is_past_or_absurd_asks_for_no_pause(date):
+    assert retry_after(date) == 0.0
+
+
+def test_a_date_without_a_zone_does_not_end_the_job(tmp_path):
+    busy = Answer(status=429, headers={"retry-after": "Wed, 21 Oct 2015 07:28:00"})
+    with Endpoint(in_turn(busy, Answer("hi"))) as endpoint:
+        [reply], usage = complete(config(endpoint, tmp_path), HELLO)
+    assert (reply.text, usage.retries) == ("hi", 1)
 
 
 # ---- prompts and replies ---------------------------------------------------------------------
@@ -455,6 +592,22 @@ def test_an_unknown_language_is_named():
         'Here it is:\n```json\n{"a": "b"}\n```\nDone.',
         '<think>maybe {"a": "c"}?</think>{"a": "b"}',
         '  {"a":\n"b"}  ',
+        'maybe {"a": "c"}?</think>{"a": "b"}',  # opened by the template, not by the reply
+        '<think>one {"a": 1}</think><think>two {"a": 2}</think>\n```json\n{"a": "b"}\n```',
+        '<think>maybe <think>deeper</think> {"a": "c"}</think>\n{"a": "b"}',
+        '<think>an open { brace</think>{"a": "b"}',
+        '<THINKING>maybe {"a": "c"}</Thinking>{"a": "b"}',
+        '<seed:think>{"a": "c"}</seed:think>{"a": "b"}',
+        'So {"a": "c"}</thought>Answer: {"a": "b"}',
+        '[THINK]{"a": "c"}[/THINK]{"a": "b"}',
+        '◁think▷{"a": "c"}◁/think▷{"a": "b"}',
+        '<|begin_of_thought|>{"a": "c"}<|end_of_thought|>{"a": "b"}',
+        (
+            '<|channel|>analysis<|message|>{"a": "c"}<|end|><|start|>assistant<|channel|>final'
+            '<|message|>{"a": "b"}'
+        ),
+        '<think>I say {"a": "</think>"} now</think>{"a": "b"}',
+        '<think></think>{"a": "b"}',
     ],
 )
 def test_an_object_is_found_in_what_models_put_around_it(text):
@@ -470,11 +623,24 @@ def test_an_object_is_found_in_what_models_put_around_it(text):
         ("{'a': 'b'}", "broken"),
         ('{"a": 1} {"a": 2}', "more than one"),
         ('{"a":' * 100_000, "broken"),
+        ('<think>I may say {"a": "draft"}', "opened and never closed"),
+        ('<think>a</think>\n<think>I may say {"a": "draft"}', "opened and never closed"),
+        ('<think>```json\n{"a": "draft"}\n```', "opened and never closed"),
+        ('Well. [THINK]{"a": "draft"}', "opened and never closed"),
+        ('<|channel|>analysis<|message|>{"a": "draft"}', "opened and never closed"),
+        ('{"a": "b"}<think>or rather', "opened and never closed"),
+        ('<think>I may say {"a": "draft"}</think>', "no JSON object"),
+        ('I may say {"a": "draft"}</think> Done.', "no JSON object"),
+        ('<think>{"a": 1}</think>{"a": 2} {"a": 3}', "more than one"),
     ],
 )
 def test_a_reply_without_one_object_is_rejected(text, said):
     with pytest.raises(dialogue.ReplyError, match=said):
         dialogue.parse_object(text)
+
+
+def test_tags_inside_an_answer_are_its_text():
+    assert dialogue.parse_object('{"a": "x </think> <think> y"}') == {"a": "x </think> <think> y"}
 
 
 def test_what_each_role_says():
@@ -676,6 +842,29 @@ def test_a_bad_reply_is_shown_back_once_and_may_be_mended(tmp_path):
     again = endpoint.requests[2]["messages"]
     assert again[2] == {"role": "assistant", "content": '{"queries": []}'}
     assert "at least 3 different queries" in again[3]["content"]
+
+
+def test_what_is_cut_off_is_not_shown_back_and_names_the_limit(tmp_path):
+    cut = replying(message={"content": PLAN[:-9]}, finish_reason="length")
+    with Endpoint(in_turn(cut)) as endpoint:
+        made = demonstrate(QUESTION, config(endpoint, tmp_path))
+        again = demonstrate(QUESTION, config(endpoint, tmp_path))
+    said = "cut off after 3 tokens (finish_reason length; llm.max_tokens is 50): the JSON is broken"
+    assert (made.reason, made.detail[: len(said)]) == ("unreadable_planner", said)
+    assert again == made
+    assert len(endpoint.requests) == 1
+
+
+def test_a_whole_answer_before_a_cut_off_is_taken(tmp_path):
+    whole = replying(message={"content": PLAN + " And so"}, finish_reason="length")
+
+    async def go(cfg):
+        async with LLM(cfg) as llm:
+            return await dialogue.ask(llm, HELLO, planner.parse, "en")
+
+    with Endpoint(in_turn(whole)) as endpoint:
+        plan = asyncio.run(go(config(endpoint, tmp_path)))
+    assert plan == planner.parse(PLAN)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import json
 import jax
 import pytest
 
-from configs import common
 from masksearch_jax import build_trajectories
 from masksearch_jax.agents import agent_teacher, policy_teacher, selection
 from masksearch_jax.agents.llm_client import LLMConfig
@@ -116,7 +115,7 @@ def test_a_judge_may_have_the_last_word(miniature, setting, examples, tmp_path):
     with Endpoint(verdict) as endpoint:
         address = endpoint.url
         settings = {"base_url": address, "cache": str(tmp_path / "replies.sqlite")}
-        llm = LLMConfig(**common.llm().to_dict() | settings)
+        llm = LLMConfig(**settings)
         judged = dataclasses.replace(setting, judge="llm")
         outcomes, figures = solve(miniature, judged, examples, llm)
     assert outcomes[:2] == [Rejection(examples[0].id, "judged_incorrect", "so it is")] * 2

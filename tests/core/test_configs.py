@@ -88,6 +88,7 @@ def load(name: str, arg: str = "") -> typing.Any:
 # Keys that came after the snapshot, and their value wherever their section is; and one that has
 # another name since, because `--config.evolve.items` met a method of ConfigDict.
 SINCE = {"survival.changed": "refuse"}
+SINCE |= {"llm.max_tokens_field": "max_tokens", "llm.send_temperature": True}
 RENAMED = {"evolve.items": "evolve.pool_size"}
 # Of files whose argument names a model: the one without it, and where its section is.
 MODEL = dict.fromkeys(WITH_MODEL, ("qwen2.5-1.5b", "model."))
@@ -211,10 +212,9 @@ def test_a_wrong_argument_names_the_choices(name):
 @pytest.mark.parametrize("arg", ["", "runlocal"])
 def test_a_dapo_batch_divides_into_its_micro_batches(name, arg):
     cfg = to_dataclass(schema_of(name), load(name, arg))
-    batch = cfg.dapo.groups * cfg.dapo.group_size
     for parts in (1, 8, 32, 256) if arg == "" and name != "quickstart" else (1, 2):
         mesh = jax.sharding.AbstractMesh((1, parts, 1, 1), sharding.AXES)
-        assert train_dapo.check(cfg.dapo, cfg.rollout, mesh) == batch
+        train_dapo.check(cfg.dapo, cfg.rollout, mesh)
     assert cfg.dapo.overlong_buffer < cfg.rollout.max_new_tokens < cfg.rollout.max_len
 
 

@@ -3,6 +3,7 @@
 import base64
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -162,9 +163,98 @@ def test_another_template_is_another_fingerprint(folder, vocab, tmp_path):
         other.apply_chat_template(MESSAGES)
 
 
-def test_a_folder_without_template_says_which_style_to_use(folder, tmp_path):
+def with_template(folder, to, template, **config):
+    """A copy of the folder with another template and more in its tokenizer_config.json."""
+    shutil.copytree(folder, to)
+    (to / "chat_template.jinja").write_text(template)
+    path = to / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    return to
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        (
+            "{% for m in messages %}{{ m.role }}: {% generation %}{{ m.content }}"
+            "{% endgeneration %}{% endfor %}"
+        ),
+        "{{ strftime_now('%Y, %B') }}|{{ strftime_now is defined }}",
+        "{{ messages|tojson }}{{ messages|tojson(indent=2) }}{{ {'ß': '<&>'}|tojson }}",
+        "{{ messages|tojson(separators=(',', ':'), sort_keys=true) }}",
+        "{{ {'ß': 'é'}|tojson(ensure_ascii=true) }}",
+        "{{ tools is none }}{{ tools is defined }}{{ documents is none }}{{ nothing is defined }}",
+        (
+            "{% set ns = namespace(found=false) %}{% for m in messages %}{% if m.role == 'user' %}"
+            "{% set ns.found = true %}{% break %}{% endif %}{% endfor %}{{ ns.found }}"
+        ),
+        "{{ bos_token is defined }}{{ pad_token }}{{ eos_token }}{{ unk_token is defined }}",
+        "{{ add_bos_token is defined }}{{ image_token is defined }}",
+        "{{ dict(a=1)|tojson }}{{ messages[0]['content'].split(' ')[-1] }}",
+        "   {%- if add_generation_prompt %}\n  {{ raise_exception is defined }}\n  {% endif %}\n",
+        "{% for m in messages %}{{ m.thinking is defined }}{{ m.content|trim }}{% endfor %}",
+    ],
+)
+def test_a_template_gets_what_transformers_gives_it(folder, tmp_path, template):
+    transformers = pytest.importorskip("transformers")
+    named = {"bos_token": {"__type": "AddedToken", "content": EOS}, "add_bos_token": True}
+    place = with_template(folder, tmp_path / "t", template, unk_token=None, **named)
+    theirs = transformers.AutoTokenizer.from_pretrained(place, local_files_only=True)
+    for ask in (True, False):
+        rendered = theirs.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=ask)
+        found = Vocab.load(place).apply_chat_template(MESSAGES, add_generation_prompt=ask)
+        assert found == rendered
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ raise_exception('only two\nroles') }}", "fails: TemplateError: only two roles"),
+        ("{{ messages[0]['content']['text']['part'] }}", "fails: UndefinedError: "),
+        ("{{ messages[0].content + 1 }}", "fails: TypeError: can only concatenate"),
+        ("{% for m in messages %}{{ m.content }}", "fails: TemplateSyntaxError: "),
+        ("{{ messages[0].content | lastly }}", "fails: TemplateAssertionError: No filter named"),
+        ("{{ messages.append(1) }}", "fails: SecurityError: "),
+        ("{% for p in messages[0].content %}{{ p.text }}{% endfor %}", "leaves out what a user"),
+        ("{{ '<|im_start|>assistant' }}", "leaves out what a user says"),
+    ],
+)
+def test_a_template_that_fails_is_one_line_that_names_the_folder(folder, tmp_path, template, said):
+    vocab = Vocab.load(with_template(folder, tmp_path / "t", template))
+    with pytest.raises(VocabError) as error:
+        vocab.check_chat_template()
+    assert str(error.value).startswith(f"the chat template of '{tmp_path / 't'}' {said}")
+    assert "\n" not in str(error.value)
+
+
+def test_the_templates_renderer_needs_no_torch_and_says_nothing(folder):
+    code = """
+import importlib.abc, importlib.util, sys
+class Without(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "jax", "tensorflow"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Without())
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == "torch" else find(name, *a)
+from masksearch_jax.core.tokenizer import Vocab
+vocab = Vocab.load(sys.argv[1])
+assert "transformers" not in sys.modules
+print(vocab.apply_chat_template([{"role": "user", "content": "Hello"}]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == (
+        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n\n",
+        "",
+    )
+
+
+def test_a_folder_without_template_is_named(folder, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
-    with pytest.raises(VocabError, match="minimal"):
+    with pytest.raises(VocabError, match=f"tokenizer '{tmp_path}' has no chat template"):
         Vocab.load(tmp_path).apply_chat_template(MESSAGES)
 
 

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from masksearch_jax.core.types import QAExample, RampExample, Span, to_json
-from masksearch_jax.data.batches import LOOKAHEAD, plan_rows, prompt_batches, sft_batches
+from masksearch_jax.data.batches import prompt_batches, sft_batches
 from masksearch_jax.data.cache import (
     CacheError,
     Manifest,
@@ -291,40 +289,6 @@ def test_order_depends_on_the_seed_and_nothing_else(manifest):
 
 
 # ---- packing
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    sizes=st.lists(st.integers(1, 16), min_size=1, max_size=40),
-    rows=st.integers(1, 5),
-    steps=st.integers(1, 6),
-)
-def test_plans_lose_and_repeat_nothing(sizes, rows, steps):
-    def length(position):
-        return sizes[position % len(sizes)]
-
-    start, pending, seen = 0, (), []
-    for _ in range(steps):
-        plan = plan_rows(length, start, pending, rows=rows, seq_len=16, shortest=min(sizes))
-        assert all(sum(map(length, row)) <= 16 for row in plan.rows)
-        assert len(plan.pending) <= LOOKAHEAD
-        free = [16 - sum(map(length, row)) for row in plan.rows]
-        assert all(length(p) > max(free) for p in plan.pending), (
-            "a record that would fit was put off"
-        )
-        if pending:
-            assert pending[0] in plan.rows[0], "the oldest record must not wait again"
-        seen += [p for row in plan.rows for p in row]
-        start, pending = plan.next, plan.pending
-    assert sorted([*seen, *pending]) == list(range(start))
-
-
-def test_first_fit_exactly():
-    sizes = [6, 5, 4, 5, 3, 9, 2, 8]
-    plan = plan_rows(sizes.__getitem__, 0, (), rows=2, seq_len=10, shortest=2)
-    assert plan == ([[0, 2], [1, 3]], 4, ())
-    plan = plan_rows([6, 7, 9, 4, 3].__getitem__, 0, (), rows=2, seq_len=10, shortest=3)
-    assert plan == ([[0, 3], [1, 4]], 5, (2,))
 
 
 def test_packed_rows_hold_whole_records(manifest):

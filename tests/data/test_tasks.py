@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -243,6 +244,38 @@ def test_the_chat_style_uses_the_template(folder, vocab):
     assert text == prompt.render(example, "chat", vocab)
     assert text.startswith("<|im_start|>user\n")
     assert vocab.decode(rows("ramp_sft_k1")[0]["targets"]).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("", r"and tokenizer '.*' has no chat template; give another folder as config\.tokenizer"),
+        ("{{ nothing.at.all }}", r"and the chat template of '.*' fails: UndefinedError: 'nothing'"),
+    ],
+)
+def test_a_style_that_the_tokenizer_cannot_write_is_refused(folder, tmp_path, template, said):
+    shutil.copytree(folder / "tokenizer", tmp_path / "t")
+    (tmp_path / "t" / "chat_template.jinja").write_text(template)
+    vocab = Vocab.load(tmp_path / "t")
+    prompt.check_style("minimal", vocab)
+    with pytest.raises(ConfigError, match=rf"config\.prompt\.style is 'chat', {said}"):
+        prompt.check_style("chat", vocab)
+    cfg = config(folder, tmp_path / "cache", tokenizer=str(tmp_path / "t"))
+    with pytest.raises(ConfigError, match=said):
+        build_cache.run(dataclasses.replace(cfg, prompt=PromptConfig("chat")))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_template_with_the_date_builds_a_cache_once(small, tmp_path, monkeypatch):
+    place = tmp_path / "dated"
+    shutil.copytree(small.tokenizer, place)
+    template = "{{ strftime_now('%d %b %Y %f') }}{{ messages[0].content }}"
+    (place / "chat_template.jinja").write_text(template)
+    dated = dataclasses.replace(
+        small, tokenizer=str(place), prompt=PromptConfig("chat"), max_prompt_len=1000
+    )
+    assert build_cache.run(dated)["splits_reused"] == 0
+    assert build_cache.run(dated)["splits_reused"] == 3
 
 
 def test_the_agent_mask_covers_policy_segments_and_the_end(names, folder, vocab):

@@ -22,6 +22,7 @@ from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExa
 from masksearch_jax.data.batches import Prompt
 from masksearch_jax.parallel import sharding
 from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
+from masksearch_jax.rl.group_sampler import GroupSampler
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.search import bm25
 from masksearch_jax.search.cache import CachedSearch
@@ -30,7 +31,6 @@ from masksearch_jax.search.remote import RemoteSearch
 from masksearch_jax.search.server import SearchServer
 from masksearch_jax.search.tool import FakeSearch, NoSearch, RandomSearch
 from masksearch_jax.testing.services import serving
-from masksearch_jax.train_dapo import GroupSampler
 from tests.agents.scripted_student import LENIENT, scripted
 
 WORDS = ("red", "fruit", "tree", "stone")

@@ -12,7 +12,7 @@ from masksearch_jax.core.types import Demonstration, RampExample
 from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.search import open as opening
 from masksearch_jax.search.tool import FakeSearch
-from masksearch_jax.testing.services import Answer, Endpoint
+from masksearch_jax.testing.services import Answer, Endpoint, SearchEndpoint
 from tests.mains.trajectory_job import (
     agent,
     llm_config,
@@ -167,9 +167,8 @@ def test_an_example_without_an_answer_is_counted_and_not_asked(folder):
 
 
 def test_a_search_tool_that_is_down_is_found_at_the_start(folder):
-    with Endpoint(lambda body: Answer(status=503)) as server:
-        host, port = server.server_address[:2]
-    settings = {"kind": "http", "url": f"http://{host}:{port}/retrieve", "timeout": 2.0}
+    with SearchEndpoint(FakeSearch({})) as server:
+        settings = {"kind": "http", "url": server.url, "timeout": 2.0}
     with Endpoint(refusing(400, lambda n: False)) as endpoint:
         llm = llm_config(endpoint, folder)
         search = build_trajectories.SearchConfig("bm25", "", "", 2, 2, 3, 10.0, 2)

@@ -19,6 +19,7 @@ from benchmarks import crash_runs
 from benchmarks.crash_runs import Cluster
 from benchmarks.crash_runs import curve as curves
 from masksearch_jax import train_dapo, train_sft
+from masksearch_jax.core import rows
 from masksearch_jax.core.config import DapoRun, LoraConfig, MeshConfig, SftRun
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.retrieval import SearchError
@@ -31,6 +32,7 @@ from masksearch_jax.parallel.sharding import MeshError, make_mesh
 from masksearch_jax.ramp import examples
 from masksearch_jax.rl import advantages, rewards
 from masksearch_jax.rl import groups as groups_lib
+from masksearch_jax.rl.group_sampler import GroupSampler
 from masksearch_jax.runtime import goodput
 from masksearch_jax.runtime.metric_writer import read_metrics
 from masksearch_jax.runtime.process import RESTART
@@ -455,7 +457,7 @@ def test_dapo_refuses_micro_batches_that_the_parts_of_a_mesh_do_not_divide(dapo)
     three, eight = (make_mesh(MeshConfig(n, 1, 1), jax.devices()[:n]) for n in (3, 8))
     with pytest.raises(ConfigError, match=says):
         train_dapo.check(dapo.dapo, dapo.rollout, three)
-    assert train_dapo.check(dapo.dapo, dapo.rollout, eight) == 32
+    train_dapo.check(dapo.dapo, dapo.rollout, eight)
 
 
 def test_rows_that_the_mesh_cannot_split_in_time_are_refused_at_the_start(sft, dapo):
@@ -507,14 +509,9 @@ def test_tool_failures_neither_train_nor_make_spread(dapo, groups):
     advantage = advantages.group_advantages(total, valid)
     assert advantage[0, 1] == 0
     np.testing.assert_allclose(advantage[0, [0, 2]], [2**-0.5, -(2**-0.5)], atol=1e-5)
-    batch = groups_lib.to_batch(groups[:1], advantage[:1], valid[:1], 5, 6)
-    assert batch["mask"].astype(int).tolist() == [
-        [1, 1, 0, 1, 0, 0],
-        [0, 0, 0, 0, 0, 0],
-        [0, 1, 1, 0, 0, 0],
-        [0, 0, 0, 0, 0, 0],
-        [0, 0, 0, 0, 0, 0],
-    ]
+    samples = groups_lib.to_tokens(groups[:1], advantage[:1], valid[:1], 5)
+    asked = [tokens["loss_mask"].astype(int).tolist() for tokens in samples]
+    assert asked == [[1, 1, 0, 1], [], [0, 1, 1], [], []]
     filtered = dataclasses.replace(settings, overlong_filter=True)
     _, valid, keep = groups_lib.score_groups(groups, filtered, dapo.rollout)
     assert (valid[0].tolist(), keep[0]) == ([True, False, False], False)
@@ -522,7 +519,8 @@ def test_tool_failures_neither_train_nor_make_spread(dapo, groups):
 
 def test_a_batch_holds_each_token_as_the_target_of_the_one_before(groups):
     advantage = np.asarray([[0.5, 0.0, -0.5]], np.float32)
-    batch = groups_lib.to_batch(groups[:1], advantage, np.ones((1, 3), bool), 4, 6)
+    samples = groups_lib.to_tokens(groups[:1], advantage, np.ones((1, 3), bool), 4)
+    batch = rows.lay([[tokens] for tokens in samples], 6, groups_lib.DAPO_FIELDS)
     assert batch["ids"][0].tolist() == [10, 11, 12, 13, 0, 0]
     assert batch["targets"][0].tolist() == [11, 12, 13, 14, 0, 0]
     assert batch["positions"][0].tolist() == [0, 1, 2, 3, 0, 0]
@@ -530,9 +528,9 @@ def test_a_batch_holds_each_token_as_the_target_of_the_one_before(groups):
     np.testing.assert_allclose(batch["logp_sampler"][0], [-0.11, -0.12, 0, -0.14, 0, 0], atol=1e-7)
     gains = [[0.5] * 4 + [0.0] * 2, [0.0] * 6, [-0.5] * 3 + [0.0] * 3, [0.0] * 6]
     assert batch["advantages"].tolist() == gains
-    assert not batch["mask"][3].any()
+    assert not batch["loss_mask"][3].any()
     assert not batch["segment_ids"][3].any()
-    for t, row in zip(groups[0].trajectories, batch["mask"], strict=False):
+    for t, row in zip(groups[0].trajectories, batch["loss_mask"], strict=False):
         assert row.sum() == t.sampled.sum()
 
 
@@ -582,13 +580,13 @@ def test_groups_open_at_a_checkpoint_are_asked_for_again(dapo):
     settings = dataclasses.replace(dapo.dapo, groups=2, group_size=2, max_refills=1, oversample=2.0)
     rollout = dataclasses.replace(dapo.rollout, in_flight="keep")
     before, prompts = Part(count=3), Prompts()
-    sampler = train_dapo.GroupSampler(before, prompts, settings, rollout)
+    sampler = GroupSampler(before, prompts, settings, rollout)
     kept, seen = sampler.step(None, 0)
     assert before.asked == [(str(i), s, [i, i]) for i in range(4) for s in range(2)]
     assert ([g.stream for g in seen], kept) == ([0], [])  # two alike have no spread
     state = json.loads(json.dumps(sampler.state()))
     after = Part(count=0)
-    restored = train_dapo.GroupSampler(after, prompts, settings, rollout)
+    restored = GroupSampler(after, prompts, settings, rollout)
     restored.restore(state)
     restored.step(None, 1)
     assert after.asked == [(str(i), s, [i, i]) for i in (1, 2, 3, 4, 5) for s in range(2)]
@@ -614,7 +612,7 @@ def test_a_refill_draws_as_many_prompts_as_are_likely_to_be_lacking(dapo):
         dapo.dapo, groups=5, group_size=2, max_refills=4, overlong_buffer=0
     )
     engine, prompts = Answers(), Prompts(per_step=5)
-    sampler = train_dapo.GroupSampler(engine, prompts, settings, dapo.rollout)
+    sampler = GroupSampler(engine, prompts, settings, dapo.rollout)
     kept, seen = sampler.step(None, 0)
     # Of streams 0-4, three have spread: two are lacking, of which 2 · 5/3 are wanted, and so on.
     assert engine.prompts == [5, 4]

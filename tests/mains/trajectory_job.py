@@ -3,7 +3,6 @@
 import json
 import re
 
-from configs import common
 from masksearch_jax import build_trajectories
 from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.scripted_teacher import Rejection
@@ -53,7 +52,7 @@ def agent(body: dict) -> str:
 
 
 def llm_config(endpoint, folder, **changes) -> LLMConfig:
-    values = common.llm().to_dict() | {
+    values = {
         "base_url": endpoint.url,
         "api_key_env": "MASKSEARCH_TEST_NO_SUCH_KEY",
         "concurrency": 8,

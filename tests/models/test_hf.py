@@ -21,11 +21,13 @@ from masksearch_jax.core.config import (
     MeshConfig,
     ModelConfig,
 )
-from masksearch_jax.core.tokenizer import train_bpe
+from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.models import hf, reload_check
 from masksearch_jax.models.hf_card import Card
 from masksearch_jax.models.hf_config import HfError, read_config, to_hf_config
+from masksearch_jax.models.load import describe, initial
 from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.testing.models import FLOAT32, TINY_QWEN2, random_model
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.train_state import TrainState
@@ -46,7 +48,10 @@ def rewrite(folder: Path, change) -> None:
 
 
 def edit_config(folder: Path, **values: object) -> None:
-    path = folder / "config.json"
+    edit_json(folder / "config.json", **values)
+
+
+def edit_json(path: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
@@ -238,8 +243,240 @@ def test_a_tied_model_may_repeat_its_head_but_not_change_it(folder: Path) -> Non
     rewrite(folder, repeat)
     jax.tree.map(np.testing.assert_array_equal, hf.load(folder, FLOAT32), random_model(TINY_QWEN2))
     rewrite(folder, lambda t: t["lm_head.weight"].__setitem__(0, 0.0))
-    with pytest.raises(HfError, match=r"lm_head\.weight differs"):
+    said = r"lm_head\.weight differs.* set tie_word_embeddings to false .*config\.model\.tie_emb"
+    with pytest.raises(HfError, match=said):
         hf.load(folder, FLOAT32)
+    edit_config(folder, tie_word_embeddings=False)
+    assert hf.load(folder, FLOAT32).config == FAMILIES["qwen2-untied"]
+
+
+@READERS
+def test_a_tied_model_saved_with_its_head_alone_has_its_table(folder: Path, read) -> None:
+    table = "model.embed_tokens.weight"
+    rewrite(folder, lambda t: t.update({"lm_head.weight": t.pop(table)}))
+    read(folder)
+    jax.tree.map(np.testing.assert_array_equal, hf.load(folder, FLOAT32), random_model(TINY_QWEN2))
+    rewrite(folder, lambda t: t.pop("lm_head.weight"))
+    with pytest.raises(HfError, match=r"1 tensors are missing: \['model\.embed_tokens\.weight'"):
+        read(folder)
+
+
+@READERS
+def test_an_untied_model_without_its_head_may_be_a_tied_one(tmp_path: Path, read) -> None:
+    hf.save(random_model(FAMILIES["qwen2-untied"]), tmp_path / "model")
+    rewrite(tmp_path / "model", lambda t: t.pop("lm_head.weight"))
+    with pytest.raises(HfError, match=r"lm_head\.weight is missing.* set tie_word_embeddings to"):
+        read(tmp_path / "model")
+
+
+@READERS
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("model.rotary_emb.inv_freq", "rotary_emb.inv_freq", "model.rotary_emb.original_inv_freq"),
+        *(f"model.layers.1.self_attn.rotary_emb.{n}" for n in ("inv_freq", "cos_cached")),
+    ],
+)
+def test_buffers_that_the_config_decides_are_left_out(folder: Path, read, name: str) -> None:
+    rewrite(folder, lambda t: t.update({name: np.ones(4, np.float32)}))
+    read(folder)
+    jax.tree.map(np.testing.assert_array_equal, hf.load(folder, FLOAT32), random_model(TINY_QWEN2))
+
+
+def renamed(change):
+    """Names changed by `change`, of all tensors."""
+
+    def rename(tensors: dict) -> None:
+        for name in list(tensors):
+            tensors[change(name)] = tensors.pop(name)
+
+    return rename
+
+
+def wrapped_layers(name: str) -> str:
+    return re.sub(r"(layers\.\d\.)", r"\1_checkpoint_wrapped_module.", name)
+
+
+@READERS
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            "_orig_mod.{}".format,
+            (
+                "its tensors have '_orig_mod.' in their names (_orig_mod.model.embed_tokens.weight"
+                ", _orig_mod.model.layers.0.input_layernorm.weight), of torch.compile"
+            ),
+        ),
+        ("module.{}".format, "its tensors have 'module.' in their names (module.model.embed"),
+        (
+            wrapped_layers,
+            (
+                "its tensors have '_checkpoint_wrapped_module.' in their names (model.layers.0."
+                "_checkpoint_wrapped_module.input_layernorm.weight, model.layers.0."
+            ),
+        ),
+        (
+            "module._orig_mod.{}".format,
+            (
+                "the names of its tensors begin with 'module._orig_mod.model.' (module._orig_mod."
+                "model.embed_tokens.weight, module._orig_mod.model.layers.0.input_layernorm."
+                "weight); expected are names such as model.embed_tokens.weight"
+            ),
+        ),
+        (
+            lambda name: name.removeprefix("model."),
+            (
+                "the names of its tensors lack the 'model.' in front (embed_tokens.weight, "
+                "layers.0.input_layernorm.weight)"
+            ),
+        ),
+        (
+            lambda name: f"language_{name}",
+            "the names of its tensors begin with 'language_model.' (language_model.embed_tokens",
+        ),
+        (
+            lambda name: re.sub(r"(q_proj)\.weight", r"\1.base_layer.weight", name),
+            "its tensors are those of a PEFT adapter (model.layers.0.self_attn.q_proj.base_layer",
+        ),
+        (
+            lambda name: re.sub(r"(_proj)\.weight", r"\1.qweight", name),
+            (
+                "its weights are quantised (model.layers.0.mlp.down_proj.qweight, "
+                "model.layers.0.mlp.gate_proj.qweight); give the folder of the model that"
+            ),
+        ),
+        (
+            lambda name: name.replace("gate_proj", "w1"),
+            (
+                "2 tensors are missing: ['model.layers.0.mlp.gate_proj.weight', "
+                "'model.layers.1.mlp.gate_proj.weight']; 2 have no place: model.layers.0.mlp.w1."
+            ),
+        ),
+    ],
+)
+def test_names_that_are_not_the_tables_are_given_with_the_cause(
+    folder: Path, read, change, said: str
+) -> None:
+    rewrite(folder, renamed(change))
+    with pytest.raises(HfError, match=re.escape(f"{folder}: {said}")) as error:
+        read(folder)
+    assert "\n" not in str(error.value)
+
+
+@READERS
+def test_a_quantised_tensor_beside_the_weights_is_named(folder: Path, read) -> None:
+    name = "model.layers.1.mlp.up_proj.weight_scale_inv"
+    rewrite(folder, lambda t: t.update({name: np.ones((1, 1), np.float32)}))
+    with pytest.raises(HfError, match=re.escape(f"its weights are quantised ({name})")):
+        read(folder)
+
+
+@READERS
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            "quantization_config (gptq)",
+        ),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config (fp8)"),
+        ({"quantization_config": {"load_in_4bit": True}}, "quantization_config (load_in_4bit)"),
+        ({"compression_config": {"quant_method": "sparse"}}, "compression_config (sparse)"),
+    ],
+)
+def test_quantised_weights_are_refused(folder: Path, read, values: dict, said: str) -> None:
+    edit_config(folder, **values)
+    with pytest.raises(HfError, match=re.escape(f"{folder / 'config.json'} has {said}: ")):
+        read(folder)
+
+
+@READERS
+@pytest.mark.parametrize("settings", [None, {}])
+def test_empty_settings_of_quantisation_say_nothing(folder: Path, read, settings) -> None:
+    edit_config(folder, quantization_config=settings)
+    read(folder)
+
+
+@READERS
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_peft_adapter_is_named_with_its_base(folder: Path, read, alone: bool) -> None:
+    settings = {"peft_type": "LORA", "base_model_name_or_path": "org/base"}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    if alone:
+        (folder / hf.SINGLE).rename(folder / "adapter_model.safetensors")
+        (folder / "config.json").unlink()
+    said = r"has adapter_config\.json: a PEFT adapter of 'org/base'; merge it into its model first"
+    with pytest.raises(HfError, match=said):
+        read(folder)
+    with pytest.raises(HfError, match=said):
+        describe(str(folder), "")
+    with pytest.raises(HfError, match=said):
+        initial(str(folder), TINY_QWEN2, FLOAT32, make_mesh(MeshConfig(1, -1, 1)), 0)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+def test_head_dim_left_out_is_what_transformers_takes_it_for(tmp_path: Path, family: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    raw = to_hf_config(next(c for c in FAMILIES.values() if c.family == family), "float32")
+    del raw["head_dim"]
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path, local_files_only=True)
+    width = theirs.hidden_size // theirs.num_attention_heads
+    assert read_config(tmp_path).head_dim == getattr(theirs, "head_dim", width)
+    assert read_config(tmp_path).head_dim == {"qwen3": 128}.get(family, 8)
+
+
+def sharded(folder: Path) -> list[str]:
+    """A model written in shards; the names of these."""
+    hf.save(random_model(TINY_QWEN2), folder, max_shard_bytes=15e3)
+    return sorted(p.name for p in folder.glob("*.safetensors"))
+
+
+@READERS
+def test_a_single_file_beside_an_index_of_shards_is_refused(tmp_path: Path, read) -> None:
+    files = sharded(tmp_path / "model")
+    hf.save(random_model(TINY_QWEN2, seed=1), tmp_path / "other")
+    shutil.copy(tmp_path / "other" / hf.SINGLE, tmp_path / "model")
+    said = f"has weights twice, {hf.SINGLE} and {hf.INDEX} with {files[0]} to {files[-1]}"
+    with pytest.raises(HfError, match=re.escape(said)):
+        read(tmp_path / "model")
+    for gone, count in ((files[:1], 1), (files[1:], len(files))):
+        for name in gone:
+            (tmp_path / "model" / name).unlink()
+        said = f"{count} of the {len(files)} shards that it names are gone"
+        with pytest.raises(HfError, match=rf"{said} .*: delete the index to read {hf.SINGLE}"):
+            read(tmp_path / "model")
+    (tmp_path / "model" / hf.INDEX).unlink()
+    read(tmp_path / "model")
+
+
+@READERS
+def test_an_index_of_the_single_file_is_no_other(folder: Path, read) -> None:
+    where = dict.fromkeys(load_file(folder / hf.SINGLE), hf.SINGLE)
+    (folder / hf.INDEX).write_text(json.dumps({"weight_map": where}))
+    read(folder)
+
+
+@READERS
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ({}, rf"has an empty weight_map; where {hf.SINGLE} is there, delete the index"),
+        ({"model.norm.weight": 3}, r"weight_map has 3 for model\.norm\.weight, not a file name"),
+    ],
+)
+def test_an_index_that_is_none_is_refused(folder: Path, read, where: dict, said: str) -> None:
+    (folder / hf.INDEX).write_text(json.dumps({"weight_map": where}))
+    with pytest.raises(HfError, match=said):
+        read(folder)
+
+
+@READERS
+def test_a_folder_without_safetensors_is_listed(folder: Path, read) -> None:
+    (folder / hf.SINGLE).rename(folder / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match=r"has neither .*; it has .*'pytorch_model\.bin'"):
+        read(folder)
 
 
 def test_a_failed_save_leaves_the_earlier_folder(folder: Path, file_size_limit) -> None:
@@ -301,6 +538,50 @@ def test_export_reloads_with_transformers(tokenizer: Path, tmp_path: Path) -> No
     text = "the capital of Peru"
     ids = AutoTokenizer.from_pretrained(tmp_path / "model")(text)["input_ids"]
     assert ids == AutoTokenizer.from_pretrained(tokenizer)(text)["input_ids"]
+
+
+def always(config: ModelConfig, token: int) -> Transformer:
+    """A model whose likeliest next token is always `token`."""
+    model = jax.tree.map(jnp.zeros_like, random_model(config))
+    model.embedding, model.norm = jnp.ones_like(model.embedding), jnp.ones_like(model.norm)
+    model.head = model.head.at[token].set(1.0)
+    return model
+
+
+@pytest.mark.parametrize(
+    "given", [None, {}, {"eos_token_id": 0}, {"eos_token_id": [0, 5], "pad_token_id": 1}]
+)
+def test_transformers_ends_where_we_end(tokenizer: Path, tmp_path: Path, given) -> None:
+    """The tokenizer says `<|im_end|>`, generation_config.json another id or none."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    source = shutil.copytree(tokenizer, tmp_path / "source")
+    edit_json(source / "tokenizer_config.json", eos_token="<|im_end|>")
+    if given is not None:
+        (source / "generation_config.json").write_text(json.dumps(given))
+    vocab = Vocab.load(source)
+    (end,) = vocab.encode("<|im_end|>")
+    config = dataclasses.replace(TINY_QWEN2, vocab_size=300, tie_embeddings=False)
+    export_hf.export(always(config, end), tmp_path / "model", source, reload="table")
+    for name in ("generation_config.json", "config.json"):
+        written = json.loads((tmp_path / "model" / name).read_text())
+        assert written["eos_token_id"] == list(vocab.eos_ids)
+        assert written["pad_token_id"] == (given or {}).get("pad_token_id", vocab.pad_id)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    prompt = torch.tensor([vocab.encode("the capital of Peru")])
+    found = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8)
+    assert found[0, prompt.shape[1] :].tolist() == [end]
+    assert Vocab.load(tmp_path / "model").eos_ids == vocab.eos_ids
+
+
+def test_what_a_folder_says_of_generation_is_kept(tokenizer: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(tokenizer, tmp_path / "source")
+    said = {"eos_token_id": 0, "top_k": 5, "pad_token_id": 7}
+    (source / "generation_config.json").write_text(json.dumps(said))
+    model = random_model(dataclasses.replace(TINY_QWEN2, vocab_size=300))
+    export_hf.export(model, tmp_path / "model", source, reload="table")
+    written = json.loads((tmp_path / "model" / "generation_config.json").read_text())
+    assert written == said | {"eos_token_id": list(Vocab.load(source).eos_ids)}
 
 
 def test_export_checks_the_table_where_told(tokenizer: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from configs import common
 from masksearch_jax.core.config import CheckpointConfig, MeshConfig, ModelConfig
 from masksearch_jax.core.files import BeingWrittenError
 from masksearch_jax.core.schema import to_dataclass
-from masksearch_jax.models import hf, hf_files
+from masksearch_jax.models import hf, hf_files, layout
 from masksearch_jax.models.hf_card import Card, model_card
 from masksearch_jax.models.hf_config import HfError, to_hf_config
 from masksearch_jax.parallel import sharding
@@ -67,7 +67,7 @@ def test_a_mesh_takes_its_slices_and_each_once(shape, tmp_path: Path, reads) -> 
     mesh = sharding.make_mesh(MeshConfig(*shape[:2], min(shape[2], 2)))
     found = hf.load(tmp_path / "model", FLOAT32, mesh)
     jax.tree.map(np.testing.assert_array_equal, found, model)
-    places = sharding.parameter_shardings(mesh, model)
+    places = layout.parameter_shardings(mesh, model)
     assert all(jax.tree.leaves(jax.tree.map(lambda x, at: x.sharding == at, found, places)))
     assert sum(reads) == sum(leaf.nbytes for leaf in jax.tree.leaves(model))
     halves = max(leaf.nbytes for leaf in jax.tree.leaves(model)) // (shape[1] * shape[2])
@@ -241,7 +241,7 @@ def test_a_checkpoint_is_read_by_parameter_in_the_dtype_that_it_is_stored_in(
             checkpointer.save(step, TrainState(jnp.int32(step), scaled, ()), {})
     mesh = sharding.make_mesh(MeshConfig(1, -1, 1))
     like = hf.abstract(SPLIT, FLOAT32)
-    places = sharding.parameter_shardings(mesh, like)
+    places = layout.parameter_shardings(mesh, like)
     placed = jax.tree.map(
         lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), like, places
     )

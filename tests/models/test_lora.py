@@ -25,6 +25,7 @@ from masksearch_jax.core.config import (
 )
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.models import head, hf, lora
+from masksearch_jax.models.layout import shard_parameters
 from masksearch_jax.models.load import InitError, from_checkpoint, initial, pinned, weights
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.hosts import shard_batch
@@ -32,7 +33,6 @@ from masksearch_jax.parallel.sharding import (
     bytes_on_device,
     make_mesh,
     parameter_name,
-    shard_parameters,
     to_host,
 )
 from masksearch_jax.runtime import cli
@@ -153,7 +153,7 @@ def dapo_batch() -> dict[str, np.ndarray]:
     sampled = np.asarray(logprobs(full_model(), batch))
     return batch | {
         "advantages": np.float32([1.0, -1.0]),
-        "mask": np.ones((2, 12), np.bool_),
+        "loss_mask": np.ones((2, 12), np.bool_),
         "logp_sampler": sampled,
         "logp_old": sampled,
     }

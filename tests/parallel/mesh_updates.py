@@ -7,7 +7,7 @@ import numpy as np
 import optax
 
 from masksearch_jax.core.config import MeshConfig
-from masksearch_jax.models import hf
+from masksearch_jax.models import hf, layout
 from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.training import train_state
 from tests.training.updates import COMPUTE, MODEL, batch, losses
@@ -36,7 +36,7 @@ def updates(
     rng = np.random.default_rng(1)
     shapes = hf.abstract(MODEL, COMPUTE)
     host = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes)
-    placed = sharding.parameter_shardings(mesh, shapes)
+    placed = layout.parameter_shardings(mesh, shapes)
     found = {}
     for name, loss_fn in losses().items():
         model = jax.tree.map(

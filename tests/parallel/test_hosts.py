@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import socket
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -62,3 +66,54 @@ def test_a_process_alone_has_all_rows():
     np.testing.assert_array_equal(hosts.local_rows(placed), batch["ids"])
     np.testing.assert_array_equal(hosts.own_rows(mesh, placed), batch["ids"])
     assert hosts.shards(None) == 1
+
+
+EXCHANGE = """
+import json, sys
+import jax, numpy as np
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 1)
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+process = int(sys.argv[1])
+jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, process)
+from masksearch_jax.core.config import MeshConfig
+from masksearch_jax.parallel import hosts, sharding
+
+fields = {"ids": np.int32, "loss_mask": np.bool_, "advantages": np.float32}
+lengths = ((3, 0, 1), (0, 0, 9))[process]
+own = [
+    {
+        "ids": 100 * process + 10 * i + np.arange(n),
+        "loss_mask": np.arange(n) % 2 == process,
+        "advantages": np.full(n, process - 0.5),
+    }
+    for i, n in enumerate(lengths)
+]
+for tensor in (2, 1):
+    found = hosts.exchange_sequences(sharding.make_mesh(MeshConfig(-1, 1, tensor)), own, fields)
+    print("FOUND", json.dumps([{k: x.tolist() for k, x in one.items()} for one in found]))
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_share_a_part_have_each_other_s_sequences(repository) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-c", EXCHANGE]
+    how = {"cwd": repository, "stdout": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen([*command, str(process), port], **how) for process in range(2)]
+    printed = [process.communicate(timeout=120)[0].splitlines() for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    (first, first_own), (second, second_own) = (
+        [json.loads(line.removeprefix("FOUND ")) for line in lines if line.startswith("FOUND ")]
+        for lines in printed
+    )
+    assert [one["ids"] for one in first] == [
+        *([0, 1, 2], [], [20]),  # process 0's
+        *([], [], [*range(120, 129)]),
+    ]
+    assert first[0]["loss_mask"] == [True, False, True]
+    assert first[5]["loss_mask"] == [i % 2 == 1 for i in range(9)]
+    assert first[0]["advantages"] == [-0.5] * 3
+    assert first == second == first_own + second_own

@@ -19,10 +19,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from configs import common
 from masksearch_jax.core.config import ComputeConfig, LoraConfig, MeshConfig, ModelConfig
 from masksearch_jax.core.schema import to_dataclass
-from masksearch_jax.models import hf, kv_cache, lora, shared_weights, unrolled
+from masksearch_jax.models import hf, kv_cache, layout, lora, shared_weights, unrolled
 from masksearch_jax.models.head import token_logprobs
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import hosts, sharding
+from masksearch_jax.parallel.processes import join_processes
 from masksearch_jax.planning.hlo import Module
 from masksearch_jax.testing.models import FLOAT32, TINY_QWEN2, random_model
 
@@ -72,7 +73,7 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("2x4", "8x1")]
 @pytest.mark.parametrize("name", ["1x8", "2x2x2", *SLOW])
 def test_loss_and_gradient_are_the_same_on_every_mesh(name: str, single: tuple) -> None:
     mesh = sharding.make_mesh(MESHES[name])
-    model = sharding.shard_parameters(mesh, model_of())
+    model = layout.shard_parameters(mesh, model_of())
     with jax.set_mesh(mesh):
         found = loss_and_gradient(model, hosts.shard_batch(mesh, batch()))
     found, expected = (jax.tree.leaves(t) for t in (sharding.to_host(found), single))
@@ -89,7 +90,7 @@ def test_cached_decoding_is_the_same_on_a_mesh() -> None:
     extend = jax.jit(Transformer.extend)
     expected, expected_cache = extend(model_of(), cache, ids, 0 * counts, counts, table)
     model, shards = (
-        sharding.shard_parameters(mesh, model_of()),
+        layout.shard_parameters(mesh, model_of()),
         jax.device_put(cache, NamedSharding(mesh, sharding.spec(*sharding.CACHE))),
     )
     assert shards.v.addressable_shards[0].data.shape == (2, 1, 4, 2, 5, 8)
@@ -101,7 +102,7 @@ def test_cached_decoding_is_the_same_on_a_mesh() -> None:
 
 def test_each_device_holds_its_part_of_the_weights() -> None:
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    model = sharding.shard_parameters(mesh, model_of())
+    model = layout.shard_parameters(mesh, model_of())
     assert model.blocks.q[...].sharding.spec == PartitionSpec(None, ("fsdp", "context"), "tensor")
     assert model.blocks.q[...].addressable_shards[0].data.shape == (2, 16, 32)
     assert model.embedding[...].addressable_shards[0].data.shape == (32, 16)
@@ -114,7 +115,7 @@ def test_every_parameter_of_every_model_has_a_rule(name: str) -> None:
     config = to_dataclass(ModelConfig, common.model(name))
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     model = hf.abstract(config, FLOAT32)
-    placed = sharding.parameter_shardings(mesh, model)
+    placed = layout.parameter_shardings(mesh, model)
     held = sum(
         math.prod(at.shard_shape(leaf.shape))
         for at, leaf in zip(jax.tree.leaves(placed), jax.tree.leaves(model), strict=True)
@@ -136,7 +137,7 @@ def test_rollouts_have_whole_weights_on_every_device(sizes, parts, kind, adapted
     if adapted:
         model = lora.add(model, LoraConfig(rank=4), 0)
     mesh = sharding.make_mesh(sizes)
-    placed = sharding.shard_parameters(mesh, model)
+    placed = layout.shard_parameters(mesh, model)
     with jax.set_mesh(mesh):
         assert placed.for_sampling("shared") is placed
         copy = placed.for_sampling("whole")
@@ -157,7 +158,7 @@ def test_no_device_sums_a_whole_table() -> None:
     """The gradient of the embedding and the head: of each device's own columns alone."""
     mesh = sharding.make_mesh(MESHES["2x4"])
     config = dataclasses.replace(MODEL, vocab_size=80)  # no other array has as many rows
-    model = sharding.shard_parameters(mesh, model_of(config=config))
+    model = layout.shard_parameters(mesh, model_of(config=config))
     with jax.set_mesh(mesh):
         placed = hosts.shard_batch(mesh, batch())
         text = loss_and_gradient.lower(model, placed).compile().as_text()
@@ -221,7 +222,21 @@ def test_what_the_user_tells_the_tpu_compiler_is_kept() -> None:
     assert sharding.libtpu_args("--a=1") == f"--a=1 {ours}"
     other = "--xla_jf_spmd_threshold_for_windowed_einsum_mib=8 --a=1"
     assert sharding.libtpu_args(other) == other
-    assert ours in os.environ["LIBTPU_INIT_ARGS"]
+
+
+def test_the_tpu_compiler_is_told_before_jax_looks_for_devices(monkeypatch) -> None:
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--a=1")
+    told = f"--a=1 {sharding.libtpu_args(None)}"
+    seen = []
+    devices = jax.devices()
+    monkeypatch.setattr(
+        jax, "devices", lambda: seen.append(os.environ["LIBTPU_INIT_ARGS"]) or devices
+    )
+    sharding.make_mesh(MESHES["1x8"])
+    assert seen == [told]
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--a=1")
+    join_processes()  # whose caller may ask for its number next
+    assert os.environ["LIBTPU_INIT_ARGS"] == told
 
 
 def test_one_axis_takes_the_devices_that_are_left() -> None:
@@ -247,7 +262,7 @@ def test_a_mesh_of_impossible_sizes_is_refused(sizes: tuple[int, ...]) -> None:
 def test_a_mesh_that_does_not_divide_the_model_names_the_axis() -> None:
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=1, tensor=8))
     with pytest.raises(sharding.MeshError, match=r"model\.num_kv_heads 4 does not divide over 8"):
-        sharding.shard_parameters(mesh, model_of())
+        layout.shard_parameters(mesh, model_of())
 
 
 @flax.struct.dataclass
@@ -259,7 +274,7 @@ class Adapted:
 def test_a_parameter_without_a_rule_is_refused() -> None:
     mesh = sharding.make_mesh(MESHES["8x1"])
     with pytest.raises(sharding.MeshError, match="'adapter' has no sharding rule; known:"):
-        sharding.parameter_shardings(mesh, Adapted(jnp.zeros((2, 2))))
+        layout.parameter_shardings(mesh, Adapted(jnp.zeros((2, 2))))
 
 
 def test_micro_batches_have_rows_of_every_part_of_the_mesh() -> None:

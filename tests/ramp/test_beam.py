@@ -299,7 +299,7 @@ def test_a_half_written_config_is_made_again_and_a_finished_one_kept(made, tmp_p
         ({"clean.leakage": "drop"}, r"'drop' and config.clean.evaluation is empty"),
         ({"corpus": "/nowhere/*.gz"}, r"no file matches '/nowhere/\*.gz'"),
         ({"beam.options": "--direct_num_worker=2"}, "did you mean --direct_num_workers"),
-        ({"folder": ""}, "must not be empty"),
+        ({"folder": ""}, "config.folder is empty; it must name"),
     ],
 )
 def test_what_cannot_be_built_is_said_and_leaves_nothing(made, tmp_path, changes, message):

@@ -19,7 +19,6 @@ from masksearch_jax.rl.advantages import (
     group_advantages,
     keep_groups,
     overlong_penalty,
-    pad_groups,
 )
 from masksearch_jax.rl.losses import dapo_loss, sft_loss
 
@@ -69,13 +68,13 @@ def rollout(seed: int, batch: int = 8, time: int = 12) -> dict[str, np.ndarray]:
         "logp_sampler": old + rng.normal(0, 0.7, old.shape),
         "advantages": rng.normal(0, 1, batch),
     }
-    return {k: v.astype(np.float32) for k, v in arrays.items()} | {"mask": mask}
+    return {k: v.astype(np.float32) for k, v in arrays.items()} | {"loss_mask": mask}
 
 
 def reference(x: dict[str, np.ndarray], cfg: DapoConfig = CFG) -> tuple[float, int]:
     """DAPO's sum and count, token by token in float64, from the formula alone."""
     total, count = 0.0, 0
-    for b, t in np.argwhere(x["mask"]):
+    for b, t in np.argwhere(x["loss_mask"]):
         now, old, sampler = (float(x[k][b, t]) for k in ("logp", "logp_old", "logp_sampler"))
         gain = float(x["advantages"][b])
         ratio, weight = np.exp(now - old), min(np.exp(old - sampler), cfg.tis_cap)
@@ -91,7 +90,7 @@ def reference_gradient(x: dict[str, np.ndarray], cfg: DapoConfig = CFG) -> np.nd
     weight = np.minimum(np.exp(x["logp_old"].astype(np.float64) - x["logp_sampler"]), cfg.tis_cap)
     gain = x["advantages"][:, None].astype(np.float64)
     stopped = ((gain > 0) & (ratio > 1 + cfg.clip_high)) | ((gain < 0) & (ratio < 1 - cfg.clip_low))
-    return np.where(x["mask"] & ~stopped, -weight * ratio * gain, 0.0)
+    return np.where(x["loss_mask"] & ~stopped, -weight * ratio * gain, 0.0)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -130,14 +129,14 @@ def test_what_the_policy_did_not_sample_changes_nothing():
     x = rollout(1)
     noisy = dict(x)
     for name, junk in (("logp", -50.0), ("logp_old", np.nan), ("logp_sampler", -np.inf)):
-        noisy[name] = np.where(x["mask"], x[name], np.float32(junk))
+        noisy[name] = np.where(x["loss_mask"], x[name], np.float32(junk))
     entropy = np.ones_like(x["logp"])
     calm = jax.tree.leaves(LOSS(**x, entropy=entropy))
-    disturbed = LOSS(**noisy, entropy=np.where(x["mask"], entropy, np.nan))
+    disturbed = LOSS(**noisy, entropy=np.where(x["loss_mask"], entropy, np.nan))
     np.testing.assert_array_equal(calm, jax.tree.leaves(disturbed))
     gradient = gradients(noisy)["logp"]
     assert np.isfinite(gradient).all()
-    assert not np.asarray(gradient)[~x["mask"]].any()
+    assert not np.asarray(gradient)[~x["loss_mask"]].any()
 
 
 def test_padding_changes_nothing():
@@ -189,18 +188,18 @@ def test_advantages_may_be_given_per_token():
 
 def test_a_token_without_a_finite_sampler_logprob_is_dropped():
     x = rollout(6)
-    b, t = np.argwhere(x["mask"])[0]
-    without = x | {"mask": x["mask"].copy()}
-    without["mask"][b, t] = False
+    b, t = np.argwhere(x["loss_mask"])[0]
+    without = x | {"loss_mask": x["loss_mask"].copy()}
+    without["loss_mask"][b, t] = False
     broken = x | {"logp_sampler": x["logp_sampler"].copy()}
     broken["logp_sampler"][b, t] = -np.inf
     np.testing.assert_allclose(LOSS(**broken)[:2], reference(without), rtol=1e-5)
     dropped, asked = LOSS(**broken)[2]["dropped_tokens"]
-    assert (float(dropped), float(asked)) == (1.0, x["mask"].sum())
+    assert (float(dropped), float(asked)) == (1.0, x["loss_mask"].sum())
 
 
 def test_nothing_sampled_gives_zero_and_no_nan():
-    x = rollout(7) | {"mask": np.zeros((8, 12), bool)}
+    x = rollout(7) | {"loss_mask": np.zeros((8, 12), bool)}
     total, count, metrics = LOSS(**x)
     assert float(total) == float(count) == 0.0
     assert all(np.isfinite(v).all() for v in jax.tree.leaves(metrics))
@@ -208,7 +207,7 @@ def test_nothing_sampled_gives_zero_and_no_nan():
 
 def test_an_outlier_ratio_stays_finite():
     one = np.ones((1, 1), np.float32)
-    x = {"logp": 0 * one, "logp_old": -500 * one, "logp_sampler": -500 * one, "mask": one > 0}
+    x = {"logp": 0 * one, "logp_old": -500 * one, "logp_sampler": -500 * one, "loss_mask": one > 0}
     for gain in (1.0, -1.0):
         x["advantages"] = np.full(1, gain, np.float32)
         assert all(np.isfinite(v).all() for v in jax.tree.leaves((LOSS(**x), gradients(x))))
@@ -318,14 +317,3 @@ def test_overlong_penalty_ramps_over_the_buffer():
     np.testing.assert_array_equal(overlong_penalty(np.asarray([99, 100]), 100, 0, 1.0), [0.0, 0.0])
     with pytest.raises(ValueError, match=r"buffer is 101.*max_len=100"):
         overlong_penalty(np.asarray([1]), 100, 101, 1.0)
-
-
-def test_padded_groups_have_no_weight():
-    x = rollout(9)
-    padded = pad_groups(x, 11)
-    assert {k: v.shape[0] for k, v in padded.items()} == dict.fromkeys(x, 11)
-    np.testing.assert_allclose(LOSS(**padded)[:2], reference(x), rtol=1e-5)
-    with pytest.raises(ValueError, match="8 groups do not fit in a batch of 7"):
-        pad_groups(x, 7)
-    with pytest.raises(ValueError, match="same number of groups"):
-        pad_groups(x | {"mask": x["mask"][:3]}, 9)

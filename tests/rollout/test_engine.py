@@ -21,7 +21,8 @@ from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import Demonstration, Passage
 from masksearch_jax.data import demonstrations
 from masksearch_jax.models.head import token_logprobs
-from masksearch_jax.parallel.sharding import make_mesh, shard_parameters
+from masksearch_jax.models.layout import shard_parameters
+from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout import decode
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request

@@ -215,8 +215,8 @@ def test_training_refuses_filters_unless_they_are_allowed(change, says, dapo):
     with pytest.raises(ConfigError, match=rf"{says}: .*set config\.dapo\.allow_filters"):
         train_dapo.check(dapo, rollout, MESH)
     allowed = dataclasses.replace(dapo, allow_filters=True)
-    assert train_dapo.check(allowed, rollout, MESH) == dapo.groups * dapo.group_size
-    assert train_dapo.check(dapo, ROLLOUT, MESH) == dapo.groups * dapo.group_size
+    train_dapo.check(allowed, rollout, MESH)
+    train_dapo.check(dapo, ROLLOUT, MESH)
 
 
 def test_training_refuses_greedy_sampling(dapo):

@@ -19,9 +19,10 @@ from masksearch_jax.core.config import (
     OptimConfig,
 )
 from masksearch_jax.models import hf, lora
+from masksearch_jax.models.layout import shard_parameters
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.hosts import shard_batch, split_micro
-from masksearch_jax.parallel.sharding import make_mesh, shard_parameters, to_host
+from masksearch_jax.parallel.sharding import make_mesh, to_host
 from masksearch_jax.planning.hlo import Module
 from masksearch_jax.testing.models import random_model
 from masksearch_jax.training.checkpoint import Checkpointer

@@ -30,7 +30,7 @@ def batch() -> dict[str, np.ndarray]:
         "positions": np.tile(np.int32([*range(7), *range(5)]), (ROWS, 1)),
         "segment_ids": np.tile(np.int32([1] * 7 + [2] * 3 + [0] * 2), (ROWS, 1)),
         "loss_weights": rng.choice(np.float32([0, 0.2, 1]), (ROWS, TIME)),
-        "mask": rng.random((ROWS, TIME)) < np.linspace(0.1, 0.9, ROWS)[:, None],
+        "loss_mask": rng.random((ROWS, TIME)) < np.linspace(0.1, 0.9, ROWS)[:, None],
         "advantages": rng.normal(size=ROWS).astype(np.float32),
         "logp_sampler": sampler,
         "logp_old": sampler + rng.normal(0, 0.1, (ROWS, TIME)).astype(np.float32),

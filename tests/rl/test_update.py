@@ -1,0 +1,130 @@
+"""Trajectories packed into rows: none lost, none changed, the same update as one to a row."""
+
+from __future__ import annotations
+
+import hypothesis
+import jax
+import numpy as np
+import optax
+import pytest
+from hypothesis import strategies as st
+
+from masksearch_jax.core import rows
+from masksearch_jax.parallel.hosts import split_micro
+from masksearch_jax.rl.groups import DAPO_FIELDS
+from masksearch_jax.rl.update import Minibatch, combined, cut_minibatches
+from masksearch_jax.testing.models import random_model
+from masksearch_jax.training.train_state import init_state, make_train_step
+from tests.training.updates import COMPUTE, MODEL, losses
+
+ROOM = 12
+
+
+def samples(lengths: list[int], seed: int = 0) -> list[rows.Tokens]:
+    """Trajectories of so many targets, as `groups.to_tokens` has them; 0: none."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for length in lengths:
+        ids = rng.integers(1, MODEL.vocab_size, length + 1, np.int32)
+        loss_mask = rng.random(length) < 0.6
+        loss_mask[:1] = True
+        sampler = rng.normal(-4.0, 0.3, length).astype(np.float32)
+        found.append(
+            {
+                "ids": ids[:-1],
+                "targets": ids[1:],
+                "loss_mask": loss_mask,
+                "logp_sampler": sampler,
+                "logp_old": sampler + rng.normal(0, 0.1, length).astype(np.float32),
+                "advantages": np.full(length, rng.normal(), np.float32),
+            }
+        )
+    return found
+
+
+def segments(batch: rows.Batch) -> list[dict[str, list]]:
+    """What each segment of a batch holds, row by row."""
+    found = []
+    for row, ids in enumerate(batch["segment_ids"]):
+        for segment in range(1, ids.max(initial=0) + 1):
+            at = np.flatnonzero(ids == segment)
+            assert np.array_equal(at, np.arange(at[0], at[-1] + 1))
+            found.append({k: x[row, at].tolist() for k, x in batch.items() if k != "segment_ids"})
+    return found
+
+
+@hypothesis.settings(deadline=None)
+@hypothesis.given(
+    st.lists(st.integers(0, ROOM), min_size=8, max_size=8),
+    st.sampled_from([1, 2]),
+    st.sampled_from([1, 2]),
+)
+def test_every_trajectory_is_there_once_and_as_it_was(lengths, parts, count):
+    given = samples(lengths)
+    expected = [
+        {k: x.tolist() for k, x in one.items()} | {"positions": [*range(n)]}
+        for one, n in zip(given, lengths, strict=True)
+        if n
+    ]
+    minibatches = cut_minibatches(given, parts, count, 1, ROOM)
+    found = [one for minibatch in minibatches for one in segments(minibatch.batch)]
+    assert sorted(found, key=repr) == sorted(expected, key=repr)
+    size = len(lengths) // (parts * count)
+    for part in range(parts):
+        own = given[part * size * count :][: size * count]
+        for whole, alone in zip(minibatches, cut_minibatches(own, 1, count, 1, ROOM), strict=True):
+            assert alone.used <= whole.used
+            for name, x in alone.batch.items():
+                np.testing.assert_array_equal(whole.batch[name][part * size :][:size], x)
+    for number, minibatch in enumerate(minibatches):
+        used = np.concatenate(minibatch.micro_batches[: minibatch.used])
+        assert not np.delete(minibatch.batch["segment_ids"], used, axis=0).any()
+        own = np.reshape(lengths, (parts, count, size))[:, number]
+        assert minibatch.row_fill == pytest.approx(own.sum() / (len(used) * ROOM))
+
+
+def test_an_update_takes_as_many_samples_of_every_part():
+    given = samples([ROOM] * 8)
+    first, second = cut_minibatches(given, 2, 2, 1, ROOM)
+    for minibatch, taken in ((first, [0, 1, 4, 5]), (second, [2, 3, 6, 7])):
+        expected = [given[i]["ids"].tolist() for i in taken]
+        assert minibatch.batch["ids"].tolist() == expected
+    (whole,) = cut_minibatches(given, 2, 1, 2, ROOM)
+    assert [r.tolist() for r in whole.micro_batches] == [[0, 1, 4, 5], [2, 3, 6, 7]]
+
+
+def test_figures_of_a_step_are_means_but_for_what_adds_up():
+    found = combined([{"loss": 1.0, "skipped": 3.0}, {"loss": 2.0, "skipped": 4.0}])
+    assert found == {"loss": 1.5, "skipped": 4.0}
+
+
+def update(batch: rows.Batch, accumulate: int, used: int | None) -> tuple[dict, list]:
+    """Figures and gradient of a DAPO update."""
+    model = random_model(MODEL, COMPUTE, seed=1)
+    before = jax.tree.map(np.asarray, model)
+    tx = optax.sgd(1.0)
+    step = make_train_step(losses()["dapo"], tx, accumulate)
+    batch = split_micro(batch, accumulate)
+    state, metrics = step(init_state(model, tx), batch, None if used is None else np.int32(used))
+    gradient = jax.tree.map(lambda a, b: a - np.asarray(b), before, state.params)
+    return {k: float(v) for k, v in metrics.items()}, jax.tree.leaves(gradient)
+
+
+def test_loss_and_gradient_are_those_of_a_trajectory_to_a_row():
+    given = samples([3, 12, 5, 0, 4, 7, 2, 4])
+    padded = rows.lay([[one] for one in given], ROOM, DAPO_FIELDS)
+    expected, gradients = update(padded, 1, None)
+    packed: Minibatch
+    (packed,) = cut_minibatches(given, parts=1, count=1, rows_per_part=2, seq_len=ROOM)
+    assert packed.used == 2  # 37 targets in four rows of 12, for eight
+    rest = np.concatenate(packed.micro_batches[packed.used :])
+    for name in ("ids", "targets", "advantages", "loss_mask", "segment_ids"):
+        packed.batch[name][rest] = 1  # what is not used is not computed
+    found, mine = update(packed.batch, 4, packed.used)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+    for a, b in zip(mine, gradients, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+    everything, _ = update(packed.batch, 4, 4)
+    assert everything["loss_weight"] > found["loss_weight"]
