@@ -5,6 +5,7 @@ import dataclasses
 import json
 import random
 import re
+import shutil
 
 import pytest
 
@@ -301,9 +302,8 @@ def main(folder, engine, monkeypatch):
         main.calls = 0
         monkeypatch.setattr(build_trajectories, "open_tool", lambda cfg: Counting(fail_after))
         options = {"max_searches": 4, "demonstrations": 0, "seed": 0, **changes}
-        cfg = build_trajectories.BuildTrajectoriesRun(
-            str(folder), build_trajectories.KINDS, SEARCH, **options
-        )
+        kinds = options.pop("kinds", build_trajectories.KINDS)
+        cfg = build_trajectories.BuildTrajectoriesRun(str(folder), kinds, SEARCH, **options)
         return build_trajectories.run(cfg)
 
     return main
@@ -345,11 +345,34 @@ def test_main_starts_over_for_other_inputs(main, folder):
     assert main.calls > 0
     made_from.append(saved_by(folder)["made_from"])
     assert made_from[0] != made_from[1]
-    files = {p.name for p in (folder / "demonstrations").iterdir()}
+    files = {p.name for p in (folder / "demonstrations").iterdir()} - {"run.json"}
     assert files == {"train.jsonl", "train.rejected.jsonl", "train.counts.json"}
     assert saved_by(folder).items() > again.items()
     (folder / "demonstrations" / "train.rejected.jsonl").write_text("cut")
     assert main(seed=1) == again
+    assert main.calls > 0
+
+
+@pytest.mark.parametrize("order", [("ramp", "questions"), ("questions", "ramp")])
+def test_a_call_for_each_kind_is_as_good_as_one_for_both(main, folder, order):
+    whole = main()
+    files = [folder / "demonstrations" / n for n in ("train.jsonl", "train.rejected.jsonl")]
+    wanted = [sorted(f.read_text().splitlines()) for f in files]
+    shutil.rmtree(folder / "demonstrations")
+    parts = [main(kinds=(kind,)) for kind in order]
+    assert sum(p["demonstrations"] for p in parts) == whole["demonstrations"]
+    assert [sorted(f.read_text().splitlines()) for f in files] == wanted
+    assert "atlas" not in files[0].read_text().partition("\n")[0]  # RAMP first
+    # Each call is done, whichever came last; one for a single kind with other inputs is made again.
+    for kind, part in zip(order, parts, strict=True):
+        assert main(kinds=(kind,)) == part
+        assert main.calls == 0
+    fewer = main(kinds=order[:1], demonstrations=15)
+    assert fewer["demonstrations"] == 15
+    assert main(kinds=order[1:]) == parts[1]
+    assert main.calls == 0
+    assert len(files[0].read_text().splitlines()) == 15 + parts[1]["demonstrations"]
+    assert main() == whole
     assert main.calls > 0
 
 
