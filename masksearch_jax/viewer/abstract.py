@@ -22,6 +22,8 @@ def abstract(summary: dict[str, Any]) -> list[Markup]:
     )  # fmt: skip
     if evolved := evolution.lines(summary):
         return [first, *evolved]
+    if any(c in figures.CELLS for c in as_dict(summary.get("eval"))):
+        return _by_cell(summary)
     return [
         first,
         _across_checkpoints(summary),
@@ -31,9 +33,25 @@ def abstract(summary: dict[str, Any]) -> list[Markup]:
     ]
 
 
+def _by_cell(summary: dict[str, Any]) -> list[Markup]:
+    """How RAMP and then questions were trained, by what came out of it."""
+    lines = []
+    measures = {"two_hop": ("f1", "Two-hop F1"), "ramp": ("span_recall", "Held-out span recall")}
+    for suite, (metric, name) in measures.items():
+        found = {c: _cell(summary, c, suite, "search", metric) for c in figures.CELLS}
+        parts = [
+            _fill("{} {}", figures.CHECKPOINTS[c], _value(cell))
+            for c, cell in found.items()
+            if cell
+        ]
+        said = Markup(", ").join(parts) if parts else Markup("not evaluated")
+        lines.append(_fill("{} with search: ", name) + said + ".")
+    return lines
+
+
 def _across_checkpoints(summary: dict[str, Any]) -> Markup:
-    cells = {c: _cell(summary, c, "ramp", "search", "span_recall") for c in figures.CHECKPOINTS}
-    del cells["control"]  # which never saw a mask
+    trained = [c for c in figures.CHECKPOINTS if c != "control"]  # which never saw a mask
+    cells = {c: _cell(summary, c, "ramp", "search", "span_recall") for c in trained}
     known = {c: cell for c, cell in cells.items() if cell}
     if not known:
         return Markup("Held-out span recall with search: not evaluated.")

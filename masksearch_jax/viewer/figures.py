@@ -8,7 +8,7 @@ from masksearch_jax.viewer.load import as_dict, is_number
 
 ABSENT = "–"
 
-# Those of a single stage, then those of both and of the control; and the colour of each.
+# Those of a single stage, of both and of the control; cells of launch/cells.sh, RAMP → questions.
 CHECKPOINTS = {
     "init": "before SFT",
     "sft": "after SFT",
@@ -18,7 +18,16 @@ CHECKPOINTS = {
     "qa_sft": "after QA SFT",
     "qa_dapo": "after QA DAPO",
     "control": "control: QA alone",
+    "start": "the model as it was",
+    "none-sft": "none → SFT",
+    "none-rl": "none → RL",
+    "sft-sft": "SFT → SFT",
+    "rl-sft": "RL → SFT",
+    "sft-rl": "SFT → RL",
+    "rl-rl": "RL → RL",
 }
+CELLS = tuple(CHECKPOINTS)[-7:]
+# The colour of each.
 KINDS = {
     "init": "init",
     "sft": "sft",
@@ -28,6 +37,13 @@ KINDS = {
     "qa_sft": "qa-sft",
     "qa_dapo": "qa-dapo",
     "control": "control",
+    "start": "init",
+    "none-sft": "control",
+    "none-rl": "control",
+    "sft-sft": "sft",
+    "rl-sft": "dapo",
+    "sft-rl": "qa-sft",
+    "rl-rl": "qa-dapo",
 }
 SUITES = {
     "ramp": "Held-out RAMP",

@@ -9,6 +9,7 @@ import pathlib
 from typing import Any
 
 SUMMARY = "summary.json"
+EVALUATIONS = "eval/*/eval.json"  # of a folder of several chains of trainings, each with its name
 # Curve → the folders of trainings that it joins, one after the other; the first that is there of
 # each step of the recipe. A run of a single stage has sft/ and dapo/.
 CURVES = {
@@ -17,6 +18,7 @@ CURVES = {
     "control": ("control_sft", "control_dapo"),
 }
 TRAJECTORIES = "trajectories.jsonl"
+_STAGES = ("ramp_sft", "ramp_dapo", "qa_sft", "qa_dapo")
 
 
 class RunFilesError(ValueError):
@@ -45,6 +47,8 @@ def read_run(run_dir: str | pathlib.Path) -> Run:
     object (it is written whole or not at all).
     """
     root = pathlib.Path(run_dir)
+    if not (root / SUMMARY).is_file() and any(root.glob(EVALUATIONS)):
+        return _read_cells(root)
     curves: dict[str, list[dict[str, Any]]] = {}
     trainings: dict[str, list[tuple[str, int]]] = {}
     missing, notes = [], []
@@ -65,6 +69,21 @@ def read_run(run_dir: str | pathlib.Path) -> Run:
     trajectories, unread = _read_lines(root / TRAJECTORIES, root)
     notes = (*absent, *notes, *unread)
     return Run(root.resolve().name, summary, curves, trainings, trajectories, notes)
+
+
+def _read_cells(root: pathlib.Path) -> Run:
+    """The evaluations of chains of trainings beside each other, and the curves of each chain."""
+    summary: dict[str, Any] = {"eval": {}, "eval_by_type": {}}
+    for path in sorted(root.glob(EVALUATIONS)):
+        summary["eval"][path.parent.name] = _read_object(path)
+        if (by_type := path.with_name("by_type.json")).is_file():
+            summary["eval_by_type"][path.parent.name] = _read_object(by_type)
+    curves, trainings, notes = {}, {}, []
+    for cell in summary["eval"]:
+        folders = tuple(f"{cell}/{stage}" for stage in _STAGES)
+        curves[cell], trainings[cell], unread = _join(root, folders)
+        notes += unread
+    return Run(root.resolve().name, summary, curves, trainings, [], tuple(notes))
 
 
 def _join(

@@ -74,12 +74,12 @@ def context(run: Run) -> dict[str, Any]:
         "stages": stages(summary),
         "curves": [
             (
-                label,
-                curve_charts(run.curves[key], _marks(summary, run.trainings[key])),
-                len(run.curves[key]),
+                _CURVE_NAMES.get(key, figures.CHECKPOINTS.get(key, key)),
+                curve_charts(rows, _marks(summary, run.trainings[key])),
+                len(rows),
             )
-            for key, label in _CURVE_NAMES.items()
-            if run.trainings[key] or key != "control"
+            for key, rows in run.curves.items()
+            if run.trainings[key] or key in ("sft", "dapo")
         ],
         "suites": [suite_view(summary, s) for s in suite_names(summary)],
         "data": data_rows(summary),
@@ -260,9 +260,9 @@ def _marks(summary: dict[str, Any], trainings: list[tuple[str, int]]) -> list[tu
     """Where a joined curve comes to its next training, and a curriculum to its next mixture."""
     marks = []
     for folder, before in trainings:
-        section = folder.removeprefix("ramp_").replace("control_", "qa_")
+        section = folder.rpartition("/")[2].removeprefix("ramp_").replace("control_", "qa_")
         text = as_dict(as_dict(summary.get("config")).get(section)).get("curriculum")
         parts = re.findall(r"(\d+):([^,]+)", text) if isinstance(text, str) else []
-        parts = parts or [("0", figures.words(folder))]
+        parts = parts or [("0", figures.words(folder.rpartition("/")[2]))]
         marks += [(before + int(step), name.strip()) for step, name in parts]
     return marks
