@@ -100,7 +100,6 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
         cfg.folder, cfg.tokenizer, cfg.prompt.style, cfg.temperatures, cfg.qa_share
     )
     (Path(cfg.cache) / MANIFEST).unlink(missing_ok=True)  # of other inputs
-    run_record.write(cfg.cache, cfg)
     built: dict[str, dict[str, Split]] = {}
     reused = 0
     there = [seqio.TaskRegistry.get(n) for n in names if n in seqio.TaskRegistry.names()]
@@ -127,6 +126,7 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
         tasks=built,
         mixtures={n: _rates(seqio, n, built) for n in names if n in seqio.MixtureRegistry.names()},
     )
+    run_record.write(cfg.cache, cfg)
     manifest.save()
     return _summary(manifest, reused, time.monotonic() - started)
 

@@ -105,7 +105,6 @@ def run(cfg: BuildDatasetRun) -> dict[str, Any]:
         return finished
     for name in (tfds_source.CHECKSUMS, COUNTS):
         (root / name).unlink(missing_ok=True)
-    run_record.write(root, cfg)
     work = root / f".examples-{made_from}"
     for stale in root.glob(".examples-*"):
         if stale.name != work.name:
@@ -122,6 +121,7 @@ def run(cfg: BuildDatasetRun) -> dict[str, Any]:
             if stale.name not in {f"k{k}" for k in wanted}:
                 stale.rmtree()
         work.rmtree()
+        run_record.write(root, cfg)
         _finish(root, counts, made_from)
     return counts
 

@@ -84,7 +84,6 @@ def run(cfg: BuildRampRun) -> dict[str, Any]:
         return done
     (folder / COUNTS).unlink(missing_ok=True)  # of other inputs, or with passages to ask about
     examples.check(cfg.ramp)
-    run_record.write(folder, cfg)
     evaluation = _evaluation(cfg)
     made = _corpus(cfg, folder, made_from, evaluation)
     tally, stats, paid = _mask(cfg, folder, evaluation)
@@ -107,6 +106,7 @@ def run(cfg: BuildRampRun) -> dict[str, Any]:
         made["paid"] = paid
     if cfg.work.examples:
         page.write(folder / "examples.html", build.examples(folder), cfg.work.examples)
+    run_record.write(folder, cfg)
     stamp.write(folder / COUNTS, made, made_from, FILES)
     if FAILED not in stats.dropped:
         shutil.rmtree(folder / "work")

@@ -155,7 +155,6 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
     parts = output.with_suffix(".parts") / made_from
     _drop_others(parts)
     with contextlib.closing(make_teacher(cfg)) as teacher:
-        run_record.write(output.parent, cfg)
         counts = [_solve(cfg, kind, path, teacher, parts) for kind, path in sources.items()]
         figures = teacher.figures()
     _check_failures(parts, counts, cfg.max_failed)
@@ -167,6 +166,7 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
         path.unlink()
     _write_beside(output, kept, Demonstration, folder, others)
     _write_beside(rejected_path(folder), list(_rejected(parts)), Rejection, folder, others)
+    run_record.write(output.parent, cfg)
     stamp.write(summary_path, summary, made_from, written_files)
     for kind, found in standing.items():
         if found:

@@ -360,11 +360,17 @@ class DapoConfig:
     clip_low: float = key(0.2, "The ratio is clipped at 1 - clip_low; the paper's.")
     clip_high: float = key(0.28, "The ratio is clipped at 1 + clip_high; the paper's.")
     tis_cap: float = key(2.0, "Cap of the truncated importance weight.")
-    reward: Literal["recall", "penalised"] = key(
-        "recall", "recall: of the masked spans or the answer; penalised: less for excess words."
+    reward: Literal["recall", "f1", "penalised"] = key(
+        "recall",
+        "recall: of the masked spans or the answer, as in the paper; f1: of the answer, numbers "
+        "all or nothing; penalised: recall, less for what a fill or an answer has in excess.",
     )
     format_weight: float = key(0.1, "Share of the reward for a well-formed trajectory.")
-    length_penalty: float = key(0.5, "Of the penalised reward, per excess answer token ratio.")
+    length_penalty: float = key(
+        0.6,
+        "Of the penalised reward: taken off for an excess as long as the right text. Above one "
+        "half, a second guess costs more than it may win.",
+    )
     accuracy_threshold: float = key(
         0.999, "A sample is right at or above it; a group all right or all wrong has no spread."
     )

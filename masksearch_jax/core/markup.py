@@ -120,7 +120,8 @@ def extract_answer(policy_text: str) -> str | None:
 def is_well_formed(segments: Sequence[Segment]) -> bool:
     """True when each policy turn is an optional thought and one action, and the last is an answer.
 
-    Every search but the answer must carry a query, and policy text holds no `<information>`.
+    Every search must carry a query, and the answer some text without `[mask]` left in it. Policy
+    text holds no `<information>`, and no tag stands in a thought.
     """
     turns = [s.text for s in segments if s.author == "policy"]
     if not turns:
@@ -129,5 +130,5 @@ def is_well_formed(segments: Sequence[Segment]) -> bool:
     if not all(matches):
         return False
     kinds = [m[1] for m in matches]
-    searches_ok = all(m["body"].strip() for m in matches if m[1] == "search")
-    return kinds[-1] == "answer" and "answer" not in kinds[:-1] and searches_ok
+    said = all(m["body"].strip() for m in matches) and MASK not in matches[-1]["body"]
+    return kinds[-1] == "answer" and "answer" not in kinds[:-1] and said

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from masksearch_jax.core.types import RampExample
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation + chinese.PUNCTUATION)
 _PIECE = re.compile(rf"[{chinese.CHARACTERS}]|[^\W{chinese.CHARACTERS}]+|[^\w\s]")
+_NUMBER = re.compile(r"\d(?:[\d,.]*\d)?")
 # Answers that are all or nothing, as in HotpotQA's scorer.
 _CLOSED = frozenset({"yes", "no", "noanswer"})
 # Words a fill may have beyond its span's at full score ("in the year 1879" for "1879").
@@ -51,13 +53,28 @@ def tokenise(text: str) -> list[str]:
 
 
 def exact(prediction: str, gold: str) -> bool:
-    return normalise(prediction) == normalise(gold)
+    """Equality of the normal forms; as written where nothing is left of both."""
+    mine, theirs = normalise(prediction), normalise(gold)
+    return mine == theirs if mine or theirs else _as_written(prediction) == _as_written(gold)
+
+
+def _as_written(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def numbers(text: str) -> Counter[str]:
+    """The numbers of a text, without separators of thousands: "4.43 million, in 1,990" has two."""
+    plain = unicodedata.normalize("NFKC", text)
+    return Counter(found.replace(",", "") for found in _NUMBER.findall(plain))
 
 
 def overlap(prediction: str, gold: str) -> Overlap:
-    """Token recall, precision, F1; yes/no answers count only when equal, empty texts likewise."""
+    """Token recall, precision, F1; yes/no answers count only when equal.
+
+    Texts that normalise to nothing ("The The", "!!!") count only when they are equal as written.
+    """
     mine, theirs = tokenise(prediction), tokenise(gold)
-    equal = mine == theirs
+    equal = mine == theirs if mine or theirs else _as_written(prediction) == _as_written(gold)
     closed = {" ".join(mine), " ".join(theirs)} & _CLOSED
     if equal or closed or not mine or not theirs:
         return Overlap(*[float(equal)] * 3)
@@ -68,10 +85,43 @@ def overlap(prediction: str, gold: str) -> Overlap:
 
 def best_overlap(prediction: str, golds: Sequence[str]) -> Overlap:
     """The best of each measure over the accepted answers. Raises ValueError when there are none."""
+    each = [overlap(prediction, gold) for gold in _some(golds)]
+    return Overlap(*(max(values) for values in zip(*each, strict=True)))
+
+
+def strict_f1(prediction: str, golds: Sequence[str]) -> float:
+    """The best token F1 over the accepted answers; 0 for one with other numbers than it.
+
+    So "9.99 million" earns nothing for "4.43 million", nor does "degrees north" for "41.3 degrees
+    north" (the rule is ours). Raises ValueError for no answers.
+    """
+    return max(_same_numbers(prediction, g) * overlap(prediction, g).f1 for g in _some(golds))
+
+
+def penalised_recall(prediction: str, golds: Sequence[str], penalty: float) -> float:
+    """The best over the accepted answers of recall - penalty * excess words / words of the answer.
+
+    Not below 0, and 0 where the numbers are not the prediction's (formula and rule are ours).
+    Raises ValueError for no answers.
+    """
+    words = len(tokenise(prediction))
+
+    def score(gold: str) -> float:
+        size = max(len(tokenise(gold)), 1)
+        recall = _same_numbers(prediction, gold) * overlap(prediction, gold).recall
+        return max(0.0, recall - penalty * max(0, words - size) / size)
+
+    return max(map(score, _some(golds)))
+
+
+def _same_numbers(prediction: str, gold: str) -> bool:
+    return numbers(prediction) == numbers(gold)
+
+
+def _some(golds: Sequence[str]) -> Sequence[str]:
     if not golds:
         raise ValueError("an example needs at least one accepted answer; got none")
-    each = [overlap(prediction, gold) for gold in golds]
-    return Overlap(*(max(values) for values in zip(*each, strict=True)))
+    return golds
 
 
 def span_recall(example: RampExample, answer: str | None) -> float:
@@ -86,6 +136,26 @@ def span_recall(example: RampExample, answer: str | None) -> float:
         return 0.0
     fills = fill_slots(example, answer)
     return sum(map(_slot_recall, fills, [s.text for s in example.spans])) / example.k
+
+
+def penalised_span_recall(example: RampExample, answer: str | None, penalty: float) -> float:
+    """Mean over the masked slots of recall - penalty * excess / size, not below 0, in 0..1.
+
+    The excess of a fill is what it has beyond its span, in words and signs, articles too, and the
+    size is the span's. What the answer copies or leaves out of the paragraph buys nothing (the
+    formula is ours; arXiv 2505.20285, section 3.3, names a penalty for length without one).
+    """
+    if answer is None:
+        return 0.0
+
+    def score(fill: str | None, gold: str) -> float:
+        if fill is None:
+            return 0.0
+        size = max(len(_PIECE.findall(gold)), 1)
+        excess = max(0, len(_PIECE.findall(fill)) - size)
+        return max(0.0, overlap(fill, gold).recall - penalty * excess / size)
+
+    return sum(map(score, fill_slots(example, answer), [s.text for s in example.spans])) / example.k
 
 
 def fill_slots(example: RampExample, answer: str) -> list[str | None]:

@@ -13,14 +13,14 @@ from masksearch_jax.core import markup, scoring
 from masksearch_jax.core.config import DapoConfig
 from masksearch_jax.core.types import Example, QAExample, RampExample, Segment, Trajectory
 
-KINDS = ("recall", "penalised")
+KINDS = ("recall", "f1", "penalised")
 
 
 class RewardParts(NamedTuple):
     """`total` is what the policy is trained on; all lie in 0..1.
 
     `answer`: score of the answer by the configured kind. `format`: 1 when well-formed. `accuracy`:
-    the answer's score before any penalty, which decides whether a sample counts as right.
+    what decides whether a sample counts as right, the answer's score.
     """
 
     total: float
@@ -36,27 +36,30 @@ def reward(example: Example, trajectory: Trajectory, cfg: DapoConfig) -> RewardP
 
 
 def ramp_reward(example: RampExample, segments: Sequence[Segment], cfg: DapoConfig) -> RewardParts:
-    """Span recall in the slots; the penalty counts answer words beyond the paragraph's.
-
-    penalised = max(0, recall - length_penalty * excess / words of the gold spans).
-    """
+    """Scores of what stands in the slots: `recall`, or `penalised` slot by slot; `f1` is recall."""
     answer = read_answer(segments)
-    recall = scoring.span_recall(example, answer)
-    excess = _words(answer) - _words(example.paragraph)
-    gold = sum(_words(span.text) for span in example.spans)
-    return _combine(answer, recall, excess / max(gold, 1), segments, cfg)
+    if cfg.reward == "penalised":
+        score = scoring.penalised_span_recall(example, answer, cfg.length_penalty)
+    else:
+        score = scoring.span_recall(example, answer)
+    return _combine(score, segments, cfg)
 
 
 def qa_reward(example: QAExample, segments: Sequence[Segment], cfg: DapoConfig) -> RewardParts:
-    """Token recall over the accepted answers; the penalty counts words beyond the longest of them.
+    """Scores against the accepted answers: `f1` with numbers all or nothing, `penalised`, `recall`.
 
-    penalised = max(0, recall - length_penalty * excess / words of that answer).
+    `recall` is the paper's, and pays for whatever an answer holds besides the right one.
     """
     answer = read_answer(segments)
-    recall = scoring.best_overlap(answer or "", example.answers).recall
-    gold = max(map(_words, example.answers))
-    excess = (_words(answer) - gold) / max(gold, 1)
-    return _combine(answer, recall, excess, segments, cfg)
+    if answer is None:
+        return _combine(0.0, segments, cfg)
+    if cfg.reward == "penalised":
+        score = scoring.penalised_recall(answer, example.answers, cfg.length_penalty)
+    elif cfg.reward == "f1":
+        score = scoring.strict_f1(answer, example.answers)
+    else:
+        score = scoring.best_overlap(answer, example.answers).recall
+    return _combine(score, segments, cfg)
 
 
 def read_answer(segments: Sequence[Segment]) -> str | None:
@@ -65,23 +68,10 @@ def read_answer(segments: Sequence[Segment]) -> str | None:
     return markup.extract_answer(text) or None
 
 
-def _combine(
-    answer: str | None,
-    recall: float,
-    excess: float,
-    segments: Sequence[Segment],
-    cfg: DapoConfig,
-) -> RewardParts:
+def _combine(score: float, segments: Sequence[Segment], cfg: DapoConfig) -> RewardParts:
     """Mixes answer and format: (1 - format_weight) * answer + format_weight * format."""
-    accuracy = score = recall if answer is not None else 0.0
-    if cfg.reward == "penalised":
-        score = max(0.0, score - cfg.length_penalty * max(0.0, excess))
-    elif cfg.reward != "recall":
+    if cfg.reward not in KINDS:
         raise ValueError(f"dapo.reward is {cfg.reward!r}; choose one of {KINDS}")
     form = float(markup.is_well_formed(segments))
     total = (1 - cfg.format_weight) * score + cfg.format_weight * form
-    return RewardParts(total, score, form, accuracy)
-
-
-def _words(text: str | None) -> int:
-    return len(scoring.tokenise(text or ""))
+    return RewardParts(total, score, form, score)

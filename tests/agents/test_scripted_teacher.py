@@ -345,8 +345,8 @@ def test_main_starts_over_for_other_inputs(main, folder):
     assert main.calls > 0
     made_from.append(saved_by(folder)["made_from"])
     assert made_from[0] != made_from[1]
-    files = {p.name for p in (folder / "demonstrations").iterdir()} - {"run.json"}
-    assert files == {"train.jsonl", "train.rejected.jsonl", "train.counts.json"}
+    files = {p.name for p in (folder / "demonstrations").iterdir()}
+    assert files == {"train.jsonl", "train.rejected.jsonl", "train.counts.json", "run.json"}
     assert saved_by(folder).items() > again.items()
     (folder / "demonstrations" / "train.rejected.jsonl").write_text("cut")
     assert main(seed=1) == again

@@ -385,11 +385,11 @@ def test_the_whole_config_is_printed_a_key_a_line(repository, capsys):
     scaling = "model.rope_scaling"  # None, one line
     known = [k for k in describe_keys(config.DapoRun) if not k.name.startswith(f"{scaling}.")]
     assert list(given) == [k.name for k in known if not k.section or k.name == scaling]
-    assert (given["seed"], given["dapo.reward"], given["dapo.steps"]) == ("7", "'recall'", "2")
+    assert (given["seed"], given["dapo.reward"], given["dapo.steps"]) == ("7", "'penalised'", "2")
     assert given["rollout.decode_share"] == "(0.25, 0.5, 0.75)"
     assert given["model.rope_scaling"] == "None"
     bad = shown(capsys, config.DapoRun, spec, "--print-config", "--config.dapo.reward=judge")
-    assert bad[1].startswith("error: config.dapo.reward is 'judge', not one of recall, penalised")
+    assert "config.dapo.reward is 'judge', not one of recall, f1, penalised" in bad[1]
 
 
 def test_a_config_says_only_what_it_decides(tmp_path):

@@ -173,7 +173,7 @@ FOUND = "<information>i</information>"
         [f"\n{THINK}\n{ANSWER}\n"],
         [THINK + SEARCH, FOUND, THINK + ANSWER],
         [SEARCH, FOUND, SEARCH, FOUND, ANSWER],
-        ["<search>two\nqueries</search>", FOUND, "<answer></answer>"],
+        ["<search>two\nqueries</search>", FOUND, "<answer>x</answer>"],
         ["<think>1 < 2 <b></think><answer>a > b</answer>"],
     ],
 )

@@ -224,22 +224,121 @@ def test_ramp_reward_mixes_answer_and_format():
     assert ramp_reward(EXAMPLE, answered(PARAGRAPH), CFG) == RewardParts(1.0, 1.0, 1.0, 1.0)
     bad_form = policy(f"junk <answer>{PARAGRAPH}</answer>")
     assert ramp_reward(EXAMPLE, bad_form, CFG) == pytest.approx((0.9, 1.0, 0.0, 1.0))
-    wrong = answered(EXAMPLE.masked)
+    wrong = answered(filled("Rome", "1868", "radium"))
     assert ramp_reward(EXAMPLE, wrong, CFG) == pytest.approx((0.1, 0.0, 1.0, 0.0))
+    copied = answered(EXAMPLE.masked)  # the masks are still there: no form that was asked for
+    assert ramp_reward(EXAMPLE, copied, CFG) == RewardParts(0.0, 0.0, 0.0, 0.0)
 
 
-def test_the_penalty_counts_words_beyond_the_gold():
+def test_the_penalty_counts_what_a_fill_has_beyond_its_span():
     cfg = dataclasses.replace(CFG, reward="penalised", format_weight=0.0)
     assert ramp_reward(EXAMPLE, answered(PARAGRAPH), cfg).total == 1.0
-    # Two words too many, three gold words.
-    longer = filled("old Warsaw", "about 1867", "polonium")
+    longer = filled("old Warsaw", "about the year 1867", "polonium")  # 1 and 3 words too many
     got = ramp_reward(EXAMPLE, answered(longer), cfg)
-    assert got.total == pytest.approx(1 - 0.1 * 2 / 3)
-    assert got.accuracy == 1.0
+    assert got.total == pytest.approx((0.9 + 0.7 + 1.0) / 3)
+    assert got.accuracy == got.answer  # a list of guesses is not right
+    signs = filled("Warsaw ; the , ; a", "1867", "polonium")  # 5 signs and articles
+    assert ramp_reward(EXAMPLE, answered(signs), cfg).total == pytest.approx((0.5 + 2) / 3)
     qa = qa_reward(QA, answered("Warsaw, Poland, in the east of Europe"), cfg)
     assert qa.answer == pytest.approx(1 - 0.1 * 4 / 2)
     dump = qa_reward(QA, answered("word " * 500 + "Warsaw"), cfg)
-    assert (dump.answer, dump.accuracy) == (0.0, 1.0)
+    assert (dump.answer, dump.accuracy) == (0.0, 0.0)
+
+
+GUESSES = "in Rome Oslo Warsaw in 1866 1867 1868 and discovered radium polonium radon with"
+PEOPLE = QAExample("q2", "atlas", "How many people live there?", ("4.43 million",))
+NORTH = QAExample("q3", "atlas", "How far north is it?", ("41.3 degrees north",))
+BAND = QAExample("q4", "atlas", "Which band is it?", ("!!!", "The The"))
+YES = QAExample("q5", "atlas", "Is it larger?", ("yes",))
+CITY = QAExample("q6", "atlas", "Where was she born?", ("Warsaw",))
+YEAR = QAExample("q7", "atlas", "When?", ("1867",))
+
+
+@pytest.mark.parametrize(
+    ("example", "answer", "recall", "f1", "penalised"),
+    [  # what the measures give, with half a point off for each excess word per word of the gold
+        (EXAMPLE, PARAGRAPH, 1, 1, 1),
+        (EXAMPLE, GUESSES, 1, 1, 0),  # 3 guesses in each slot, nothing copied
+        (EXAMPLE, filled("Rome Oslo Warsaw", "1866 1867 1868", "radium polonium radon"), 1, 1, 0),
+        (EXAMPLE, filled("Oslo Warsaw", "1867", "polonium"), 1, 1, 2.5 / 3),
+        (EXAMPLE, filled("Warsaw the", "1867", "polonium"), 1, 1, 2.5 / 3),
+        (EXAMPLE, filled("Warsaw (!)", "1867", "polonium"), 1, 1, 2 / 3),
+        (EXAMPLE, filled("[mask]", "1867", "polonium"), 2 / 3, 2 / 3, 2 / 3),
+        (EXAMPLE, filled("1867", "polonium", "Warsaw"), 0, 0, 0),
+        (EXAMPLE, EXAMPLE.masked, 0, 0, 0),
+        (EXAMPLE, f"{PARAGRAPH} {PARAGRAPH}", 2 / 3, 2 / 3, 2 / 3),  # one slot holds half of it
+        (EXAMPLE, "Warsaw 1867 polonium", 0, 0, 0),
+        (CITY, "Warsaw", 1, 1, 1),
+        (CITY, "the Warsaw.", 1, 1, 1),
+        (CITY, "Rome Oslo Bern Warsaw", 1, 0.4, 0),
+        (CITY, "Oslo Warsaw", 1, 2 / 3, 0.5),
+        (CITY, "Rome Oslo Bern Lima Riga Paris Kyiv Warsaw", 1, 2 / 9, 0),  # eight guesses
+        (CITY, "word " * 10_000 + "Warsaw", 1, 2 / 10_002, 0),
+        (CITY, "Warsawa", 0, 0, 0),
+        (CITY, "", 0, 0, 0),
+        (CITY, ".", 0, 0, 0),
+        (PEOPLE, "4.43 million", 1, 1, 1),
+        (PEOPLE, "9.99 million", 0.5, 0, 0),
+        (PEOPLE, "4.43", 0.5, 2 / 3, 0.5),
+        (PEOPLE, "4.43 million or 9.99 million", 1, 0, 0),
+        (PEOPLE, "443 million", 1, 0, 0),  # another number, though its digits are the same
+        (NORTH, "degrees north", 2 / 3, 0, 0),
+        (NORTH, "41.3° north", 1 / 3, 0.4, 1 / 3),
+        (NORTH, "41.3 41.4 41.5 degrees north", 1, 0, 0),
+        (YEAR, "1866 1867 1868", 1, 0, 0),
+        (YEAR, "in the year 1867", 1, 0.5, 0),
+        (YES, "yes no", 0, 0, 0),
+        (YES, "yes, it is", 0, 0, 0),
+        (BAND, ".", 0, 0, 0),
+        (BAND, "the", 0, 0, 0),
+        (BAND, "!!!", 1, 1, 1),
+        (BAND, "the The", 1, 1, 1),
+    ],
+)
+def test_what_does_not_pay(example, answer, recall, f1, penalised):
+    got = {
+        kind: reward(
+            example,
+            trajectory(answered(answer)),
+            dataclasses.replace(CFG, reward=kind, length_penalty=0.5, format_weight=0.0),
+        ).total
+        for kind in ("recall", "f1", "penalised")
+    }
+    expected = {"recall": recall, "f1": f1, "penalised": penalised}
+    assert got == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("penalty", "pays"), [(0.6, False), (0.4, True)])
+def test_with_the_configured_penalty_guessing_more_than_once_does_not_pay(penalty, pays):
+    """Of n places that are as likely, one guess is right one time in n, and all n always are."""
+    places = ["Rome", "Oslo", "Bern", "Lima", "Riga", "Paris", "Kyiv", "Warsaw"]
+    cfg = dataclasses.replace(CFG, reward="penalised", length_penalty=penalty, format_weight=0.0)
+    gains = []
+    for n in range(2, 9):
+        one = np.mean([qa_reward(CITY, answered(p), cfg).total for p in places[-n:]])
+        assert one == 1 / n
+        gains.append(qa_reward(CITY, answered(" ".join(places[-n:])), cfg).total - one)
+    assert (max(gains) > 0) == pays
+    assert gains[-1] == -1 / 8  # eight guesses earn nothing
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        "<think>x</think><answer></answer>",
+        "<think>x</think><answer> \n</answer>",
+        f"<think>x</think><answer>{EXAMPLE.masked}</answer>",
+        f"<think>the answer is <answer>{PARAGRAPH}</answer>",
+        f"<think><answer>{PARAGRAPH}</answer></think>",
+        f"<think>x</think><information>{PARAGRAPH}</information><answer>{PARAGRAPH}</answer>",
+        f"<think>x</think><answer><information>{PARAGRAPH}</information></answer>",
+        f"<think>x</think><answer>{PARAGRAPH}</answer> and more",
+        f"so <answer>{PARAGRAPH}</answer>",
+        "<think>x</think><search> </search>",
+    ],
+)
+def test_a_form_that_is_not_asked_for_loses_its_share(turn):
+    assert ramp_reward(EXAMPLE, policy(turn), CFG).format == 0.0
 
 
 def test_qa_recall_and_dispatch():
@@ -251,7 +350,7 @@ def test_qa_recall_and_dispatch():
 
 def test_an_unknown_reward_names_the_choices():
     cfg = dataclasses.replace(CFG, reward="f2")
-    with pytest.raises(ValueError, match=r"'f2'.*recall.*penalised"):
+    with pytest.raises(ValueError, match=r"'f2'.*recall.*f1.*penalised"):
         ramp_reward(EXAMPLE, answered("x"), cfg)
 
 
@@ -297,7 +396,9 @@ def test_squad_normal_form(text, normal):
         ("Yes.", "yes", (1, 1, 1)),
         ("no", "no one", (0, 0, 0)),
         ("", "x", (0, 0, 0)),
-        ("the", "a", (1, 1, 1)),
+        ("the", "a", (0, 0, 0)),
+        ("the", "The", (1, 1, 1)),
+        (".", "!!!", (0, 0, 0)),
         ("cat", "dog", (0, 0, 0)),
     ],
 )
