@@ -313,12 +313,18 @@ class DapoConfig(RewardConfig):
 class EvalConfig:
     """What is evaluated, on how much."""
 
-    suites: tuple[str, ...] = key(("ramp", "two_hop"), "Of ramp, two_hop.")
+    suites: tuple[str, ...] = key(
+        ("ramp", "two_hop"),
+        (
+            "Of ramp, two_hop, source_hidden; the last is RAMP with search that hides the masked "
+            "passage, on examples whose facts other passages repeat."
+        ),
+    )
     conditions: tuple[str, ...] = key(
         ("search", "no_search", "random"), "Of search, no_search, random."
     )
-    examples: int = key(1000, "Of the first suite, searching.")
-    baseline_examples: int = key(200, "Of the others and in the other conditions.")
+    examples: int = key(1000, "Of each suite, searching.")
+    baseline_examples: int = key(200, "Of each suite in the other conditions.")
     temperature: float = key(
         1.0, "Of evaluation rollouts, in place of rollout.temperature; 0: greedy."
     )

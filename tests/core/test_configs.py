@@ -239,6 +239,38 @@ def test_a_dapo_batch_divides_into_its_micro_batches(name, arg):
     assert cfg.dapo.overlong_buffer < cfg.rollout.max_new_tokens < cfg.rollout.max_len
 
 
+STAGES = ("ramp_sft", "ramp_dapo", "qa_sft", "qa_dapo")
+
+
+@pytest.mark.parametrize("cell", common.CELLS)
+@pytest.mark.parametrize("switch", ["", "runlocal"])
+def test_the_stages_of_a_cell_start_from_one_another(cell, switch):
+    init = ""
+    for stage in common.CELLS[cell]:
+        cfg = to_dataclass(schema_of(stage), load(stage, f"tiny,{cell},{switch}"))
+        assert (cfg.workdir, cfg.init) == (f"runs/cells/{cell}/{stage}", init)
+        init = f"{cfg.workdir}/checkpoints"
+    cfg = to_dataclass(schema_of("evaluate"), load("evaluate", f"tiny,{cell},{switch}"))
+    assert (cfg.workdir, cfg.init) == (f"runs/cells/eval/{cell}", init)
+    for stage in set(STAGES) - set(common.CELLS[cell]):
+        with pytest.raises(ConfigError, match=f"the cell {cell} has no stage {stage}; it has "):
+            load(stage, f"tiny,{cell}")
+
+
+def test_reinforcement_learning_on_questions_starts_after_some_demonstrations():
+    def mixtures(stage, cell):
+        return re.findall(r":(\w+)", load(stage, cell).sft.curriculum)
+
+    assert mixtures("ramp_sft", "sft-rl")[-1] == "ramp_sft_qa_mixed"
+    assert mixtures("ramp_sft", "rl-rl") == ["ramp_sft_qa_mixed"]
+    assert mixtures("ramp_sft", "rl-sft") == ["ramp_sft_mixed"]
+    assert mixtures("qa_sft", "none-rl") == mixtures("qa_sft", "none-sft") == ["qa_sft_mixed"]
+    assert mixtures("ramp_sft", "sft-sft") == mixtures("ramp_sft", "")
+    whole, started = load("ramp_sft", "sft-sft").sft.steps, load("ramp_sft", "rl-rl").sft.steps
+    assert (whole, started) == (4000, 300)
+    assert load("ramp_sft", "sft-rl").sft.steps == 4300
+
+
 def test_dapo_defaults_are_those_of_its_paper():
     cfg = to_dataclass(config.DapoRun, load("ramp_dapo"))
     assert (cfg.dapo.clip_low, cfg.dapo.clip_high, cfg.dapo.group_size) == (0.2, 0.28, 16)
@@ -282,7 +314,7 @@ def test_a_curriculum_names_mixtures_that_exist():
     for name in ("ramp_sft", "qa_sft", "ramp_dapo", "qa_dapo", "quickstart"):
         for arg in ("", "runlocal"):
             cfg = to_dataclass(schema_of(name), load(name, arg))
-            for section in ("sft", "dapo"):
+            for section in ("sft", "dapo", "qa_sft", "qa_dapo"):
                 if hasattr(cfg, section):
                     stages = curriculum.parse_curriculum(getattr(cfg, section).curriculum, names)
                     assert stages[0].step == 0

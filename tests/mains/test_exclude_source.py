@@ -165,7 +165,7 @@ def test_the_student_evaluation_and_dapo(miniature, examples, sources, cfg, monk
     with jax.set_mesh(mesh), Engine(vocab, sources, rollout, cfg) as engine:
         found = []
         items = [
-            evaluate.Item("ramp", "search", i, *pair)
+            evaluate.Item("ramp", "search", i, *pair, retrieval.source_of(pair[0]))
             for i, pair in enumerate(zip(examples, prompts, strict=True))
         ]
         assert not evaluate.ask(engine, model, items, 0, 0.0, lambda item, t: found.append(t))
