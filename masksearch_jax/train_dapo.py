@@ -10,6 +10,7 @@ the weights that it began with.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from masksearch_jax.agents.judge import Judge
 from masksearch_jax.core.config import ComputeConfig, DapoConfig, DapoRun, OptimConfig
 from masksearch_jax.core.errors import ConfigError, Restart, UserError, check_given
 from masksearch_jax.core.retrieval import SearchTool
@@ -29,9 +31,10 @@ from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import check_vocabulary, identity, initial, pinned
 from masksearch_jax.parallel import sharding
 from masksearch_jax.parallel.sharding import make_mesh
-from masksearch_jax.rl import losses
-from masksearch_jax.rl.group_sampler import GroupSampler, SearchOutage, figures
+from masksearch_jax.rl import losses, rewards
+from masksearch_jax.rl.group_sampler import GroupSampler, Outage, figures
 from masksearch_jax.rl.groups import Group
+from masksearch_jax.rl.reward_pool import RewardPool, right_answer
 from masksearch_jax.rl.update import Update, micro_batches
 from masksearch_jax.rollout import sampling
 from masksearch_jax.rollout.engine import Engine
@@ -48,7 +51,7 @@ from masksearch_jax.training.supervisor import Preempted, Survival
 
 
 class ToolOutageError(Restart):
-    """The search tool was down for longer than the run waits; what it had is saved."""
+    """The search tool or the judge was down for longer than the run waits; what it had is saved."""
 
 
 class NothingLearnedError(UserError):
@@ -94,6 +97,7 @@ def check(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None:
         raise ConfigError(
             f"config.rollout.temperature is {rollout.temperature}; to train, it must be above 0"
         )
+    rewards.check(dapo, rollout.max_turns)
     if sampling.sampler_of(rollout).filters and not dapo.allow_filters:
         raise ConfigError(
             f"config.rollout samples with top_k {rollout.top_k}, top_p {rollout.top_p}, min_p "
@@ -113,6 +117,11 @@ def check(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None:
             f"{dapo.minibatches} minibatches of micro-batches of {dapo.micro_batch} over "
             f"the {parts} parts that the mesh splits a batch into"
         )
+
+
+def open_rewards(cfg: DapoRun) -> RewardPool:
+    """The pool of `cfg.dapo.reward`, with the judge that it needs."""
+    return RewardPool(cfg.dapo, Judge(cfg.judge) if cfg.dapo.reward == "judge" else None)
 
 
 def check_optim(optim: OptimConfig) -> None:
@@ -163,7 +172,10 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
             flush=True,
         )
     search = search or open_tool(cfg.search)
-    check_sources(search, cfg.search, [p.example for p in prompts.first(8)])
+    first = prompts.first(8)
+    check_sources(search, cfg.search, [p.example for p in first])
+    with open_rewards(cfg) as pool:
+        pool.check(first[0].example, right_answer(first[0], vocab))
 
     open_run_folder(cfg, "dapo.steps")
 
@@ -184,14 +196,15 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     logprobs = make_logprob_fn(cfg.compute, rollout.temperature)
     update = Update(mesh, dapo, rollout, train_step, logprobs)
     engine = Engine(vocab, search, rollout, cfg.search, check=survival.check)
-    sampler = GroupSampler(engine, prompts, dapo, rollout, cfg.survival.tool_failures)
 
     metrics: dict[str, Any] = {}
     measured: dict[str, Any] = {}  # the last value of each figure: of an update, until the next one
     checkpoints = Checkpointer(
         workdir / "checkpoints", cfg.checkpoint, cfg.model, adapters, identity(vocab, cfg.tokenizer)
     )
-    with engine, checkpoints as checkpointer, survival:
+    with engine, open_rewards(cfg) as pool, checkpoints as checkpointer, survival:
+        failures = cfg.survival.tool_failures
+        sampler = GroupSampler(engine, prompts, dapo, rollout, pool, failures)
         start = 0
         if checkpointer.latest_step() is not None:
             with survival.disk("restore"):
@@ -217,8 +230,8 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         def sample(step: int) -> tuple[list[Group], list[Group]]:
             """Groups with spread, and all.
 
-            A step whose searches fail is sampled again, as if for the first time; one that is told
-            to stop, or for which there is no more time to wait, is saved at its start.
+            A step whose searches or verdicts fail is sampled again, as if for the first time; one
+            that is told to stop, or for which there is no more time to wait, is saved at its start.
             """
             began_at = position()
             patience = Patience(cfg.survival.tool_outage_seconds, survival.check)
@@ -227,27 +240,29 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                     try:
                         with survival.phase("sample"):
                             return sampler.step(state.model, step)
-                    except SearchOutage as outage:
+                    except Outage as outage:
                         prompts.set_state(began_at["prompts"])
                         sampler.rewind(began_at["sampler"])
-                        wait_for_search(step, patience, outage)
+                        wait_for(step, patience, outage)
             except (Preempted, ToolOutageError):
                 save(step, began_at)
                 survival.finish(checkpointer)
                 raise
 
-        def wait_for_search(step: int, patience: Patience, outage: SearchOutage) -> None:
+        def wait_for(step: int, patience: Patience, outage: Outage) -> None:
             """Raises ToolOutageError where there is no more time to wait."""
+            label = outage.tool.partition(" ")[0]
 
             def tell(left: float) -> None:
-                progress.update(step, search=f"down, again in {left:.0f} s ({outage})")
+                said = f"down, again in {left:.0f} s ({outage})"
+                progress.update(step, **{label: said})
 
             with survival.phase("data"):
                 goes_on = patience.wait(tell)
-            progress.figures.pop("search", None)
+            progress.figures.pop(label, None)
             if not goes_on:
                 raise ToolOutageError(
-                    f"the search tool was down for {cfg.survival.tool_outage_seconds:g} s "
+                    f"the {outage.tool} was down for {cfg.survival.tool_outage_seconds:g} s "
                     f"(config.survival.tool_outage_seconds) in step {step + 1}: {outage}; the run "
                     "is saved, start the same command again once it answers"
                 ) from outage
@@ -271,13 +286,13 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                     step,
                     dapo.accuracy_threshold,
                 )
+                metrics |= pool.timing()
                 metrics["sample_seconds"] = sampled_at - began
                 metrics["update_seconds"] = time.perf_counter() - sampled_at
                 measured |= metrics
                 writer.write(done, metrics)
-                progress.update(
-                    done, reward=metrics["reward"], accuracy=metrics["accuracy"], kept=len(kept)
-                )
+                shown = {name: metrics[name] for name in ("reward", "accuracy") if name in metrics}
+                progress.update(done, **shown, kept=len(kept))
                 idle = 0 if metrics["updates"] else idle + 1
                 if idle == dapo.warn_after and not told:
                     told = True
@@ -298,13 +313,16 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
 def no_spread(steps: int, metrics: Mapping[str, float]) -> str:
     """What a run learns nothing from, in figures, and the keys that change it."""
     task, threshold = "harder (dapo.curriculum)", "raise"
-    if metrics["accuracy"] < 0.5:
+    accuracy, reward, spread = (
+        metrics.get(name, math.nan) for name in ("accuracy", "reward", "reward_spread")
+    )
+    if not accuracy >= 0.5:
         task = "easier (dapo.curriculum), or start from a model trained longer (init)"
         threshold = "lower"
     return (
         f"nothing to learn from in {steps} steps: no group had right and wrong samples (accuracy "
-        f"{metrics['accuracy']:.3f}, reward {metrics['reward']:.3f}, deviation within groups "
-        f"{metrics['reward_spread']:.4f}); make the task {task}, {threshold} "
+        f"{accuracy:.3f}, reward {reward:.3f}, deviation within groups {spread:.4f}); make "
+        f"the task {task}, {threshold} "
         "dapo.accuracy_threshold, set dapo.keep_by to spread, raise dapo.group_size, "
         "dapo.max_refills or rollout.temperature"
     )

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from masksearch_jax.agents import agent_teacher, selection, teachers
-from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.agents.selection import StudentConfig
 from masksearch_jax.core import markup, retrieval
+from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Demonstration, Example

@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from masksearch_jax.core.llm_config import JudgeConfig
+from masksearch_jax.core.reward_config import RewardConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
 
@@ -254,8 +256,8 @@ class SftConfig:
     seed: int = key(0, "Of the order of the data.")
 
 
-@dataclasses.dataclass(frozen=True)
-class DapoConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DapoConfig(RewardConfig):
     """DAPO (arXiv 2503.14476), group-relative, token-level, no KL."""
 
     steps: int = required("Rounds of sampling and updating.")
@@ -274,17 +276,6 @@ class DapoConfig:
     clip_low: float = key(0.2, "The ratio is clipped at 1 - clip_low; the paper's.")
     clip_high: float = key(0.28, "The ratio is clipped at 1 + clip_high; the paper's.")
     tis_cap: float = key(2.0, "Cap of the truncated importance weight.")
-    reward: Literal["recall", "f1", "penalised"] = key(
-        "recall",
-        "recall: of the masked spans or the answer, as in the paper; f1: of the answer, numbers "
-        "all or nothing; penalised: recall, less for what a fill or an answer has in excess.",
-    )
-    format_weight: float = key(0.1, "Share of the reward for a well-formed trajectory.")
-    length_penalty: float = key(
-        0.6,
-        "Of the penalised reward: taken off for an excess as long as the right text. Above one "
-        "half, a second guess costs more than it may win.",
-    )
     keep_by: Literal["accuracy", "spread"] = key(
         "accuracy",
         (
@@ -322,12 +313,18 @@ class DapoConfig:
 class EvalConfig:
     """What is evaluated, on how much."""
 
-    suites: tuple[str, ...] = key(("ramp", "two_hop"), "Of ramp, two_hop.")
+    suites: tuple[str, ...] = key(
+        ("ramp", "two_hop"),
+        (
+            "Of ramp, two_hop, source_hidden; the last is RAMP with search that hides the masked "
+            "passage, on examples whose facts other passages repeat."
+        ),
+    )
     conditions: tuple[str, ...] = key(
         ("search", "no_search", "random"), "Of search, no_search, random."
     )
-    examples: int = key(1000, "Of the first suite, searching.")
-    baseline_examples: int = key(200, "Of the others and in the other conditions.")
+    examples: int = key(1000, "Of each suite, searching.")
+    baseline_examples: int = key(200, "Of each suite in the other conditions.")
     temperature: float = key(
         1.0, "Of evaluation rollouts, in place of rollout.temperature; 0: greedy."
     )
@@ -407,6 +404,7 @@ class DapoRun(TrainRun):
     search: SearchConfig = section(SearchConfig)
     rollout: RolloutConfig = section(RolloutConfig)
     dapo: DapoConfig = section(DapoConfig)
+    judge: JudgeConfig = section(JudgeConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from masksearch_jax.core.types import RampExample, Segment, Span, Trajectory, Tu
 from masksearch_jax.data.batches import Prompt
 from masksearch_jax.rl import groups as groups_lib
 from masksearch_jax.rl.group_sampler import GroupSampler, figures
+from masksearch_jax.rl.reward_pool import RewardPool
 from masksearch_jax.rl.rewards import RewardParts
 from masksearch_jax.rollout.stats import EngineStats
 
@@ -73,8 +74,18 @@ class Answers:
             yield trajectory(r.example_id, r.sample, version, right)
 
 
-def sampler_of(engine, prompts, dapo=DAPO, **rollout) -> GroupSampler:
-    return GroupSampler(engine, prompts, dapo, dataclasses.replace(ROLLOUT, **rollout))
+@pytest.fixture(scope="module")
+def pool():
+    with RewardPool(DAPO) as pool:
+        yield pool
+
+
+@pytest.fixture
+def sampler_of(pool):
+    def make(engine, prompts, dapo=DAPO, **rollout) -> GroupSampler:
+        return GroupSampler(engine, prompts, dapo, dataclasses.replace(ROLLOUT, **rollout), pool)
+
+    return make
 
 
 def saved(sampler: GroupSampler) -> dict:
@@ -89,7 +100,7 @@ def streams(groups: list[groups_lib.Group]) -> list[int]:
 # ---- refills
 
 
-def test_a_refill_draws_as_many_prompts_as_are_likely_to_be_lacking():
+def test_a_refill_draws_as_many_prompts_as_are_likely_to_be_lacking(sampler_of):
     engine, prompts = Answers(), Prompts(per_step=5)
     sampler = sampler_of(engine, prompts, dataclasses.replace(DAPO, groups=5))
     kept, seen = sampler.step(None, 0)
@@ -114,7 +125,7 @@ def test_what_is_lacking_is_that_of_the_process_with_the_fewest_groups():
 # ---- carried over
 
 
-def test_groups_with_spread_beyond_those_wanted_train_in_the_next_step():
+def test_groups_with_spread_beyond_those_wanted_train_in_the_next_step(sampler_of):
     """Five have spread, two are wanted: none of the other three is lost at once."""
     sampler = sampler_of(Answers(lambda stream: True), Prompts(per_step=5))
     kept, seen = sampler.step(None, 0)
@@ -127,7 +138,7 @@ def test_groups_with_spread_beyond_those_wanted_train_in_the_next_step():
     assert (streams(sampler.carried), sampler.expired) == ([5, 6, 7, 8, 9], 1)
 
 
-def test_with_no_staleness_nothing_is_carried():
+def test_with_no_staleness_nothing_is_carried(sampler_of):
     sampler = sampler_of(Answers(lambda stream: True), Prompts(per_step=4), max_staleness=0)
     for version in range(3):
         kept, seen = sampler.step(None, version)
@@ -135,7 +146,7 @@ def test_with_no_staleness_nothing_is_carried():
         assert (sampler.carried, sampler.expired) == ([], 2)
 
 
-def test_a_run_goes_on_from_a_checkpoint_with_the_groups_that_it_carried():
+def test_a_run_goes_on_from_a_checkpoint_with_the_groups_that_it_carried(sampler_of):
     def steps(sampler: GroupSampler, first: int, last: int) -> list:
         return [sampler.step(None, version)[0] for version in range(first, last)]
 
@@ -170,7 +181,7 @@ def test_a_group_is_the_same_when_it_was_packed():
 # ---- groups in flight
 
 
-def test_groups_open_at_a_checkpoint_are_asked_for_again():
+def test_groups_open_at_a_checkpoint_are_asked_for_again(sampler_of):
     dapo = dataclasses.replace(DAPO, max_refills=1, oversample=2.0)
     before, prompts = Part(count=3), Prompts()
     sampler = sampler_of(before, prompts, dapo, in_flight="keep")
@@ -184,7 +195,7 @@ def test_groups_open_at_a_checkpoint_are_asked_for_again():
     assert after.asked == [(str(i), s, [i, i]) for i in (1, 2, 3, 4, 5) for s in range(2)]
 
 
-def test_samples_of_an_open_group_that_are_too_old_are_asked_for_again():
+def test_samples_of_an_open_group_that_are_too_old_are_asked_for_again(sampler_of):
     """No group trains on tokens of which one is older than the bound, whichever sample has it."""
 
     class Slow:
@@ -258,5 +269,6 @@ def test_figures_of_a_step():
     }
     assert {name: found[name] for name in expected} == expected
     none = figures([], [], 0, EngineStats(), 4, 0.9)
-    assert none.keys() == found.keys()
     assert set(none.values()) == {0.0}
+    scores = {"reward", "answer", "format", "accuracy", "reward_spread", "reward_failures"}
+    assert found.keys() - none.keys() == scores  # nothing was scored: there is no score of 0
