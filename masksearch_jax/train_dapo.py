@@ -119,11 +119,6 @@ def check(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None:
         )
 
 
-def open_rewards(cfg: DapoRun) -> RewardPool:
-    """The pool of `cfg.dapo.reward`, with the judge that it needs."""
-    return RewardPool(cfg.dapo, Judge(cfg.judge) if cfg.dapo.reward == "judge" else None)
-
-
 def check_optim(optim: OptimConfig) -> None:
     """Raises ConfigError for micro-batches that are not this trainer's."""
     if optim.accumulate != 1:
@@ -146,6 +141,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     dapo, rollout = on_mesh(cfg.dapo, mesh), cfg.rollout
     check(dapo, rollout, mesh)
     check_optim(cfg.optim)
+    judge = Judge(cfg.judge) if dapo.reward == "judge" else None
 
     # ---- data, search
     vocab = Vocab.load(cfg.tokenizer)
@@ -174,7 +170,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     search = search or open_tool(cfg.search)
     first = prompts.first(8)
     check_sources(search, cfg.search, [p.example for p in first])
-    with open_rewards(cfg) as pool:
+    with RewardPool(dapo, judge) as pool:
         pool.check(first[0].example, right_answer(first[0], vocab))
 
     open_run_folder(cfg, "dapo.steps")
@@ -202,7 +198,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     checkpoints = Checkpointer(
         workdir / "checkpoints", cfg.checkpoint, cfg.model, adapters, identity(vocab, cfg.tokenizer)
     )
-    with engine, open_rewards(cfg) as pool, checkpoints as checkpointer, survival:
+    with engine, RewardPool(dapo, judge) as pool, checkpoints as checkpointer, survival:
         failures = cfg.survival.tool_failures
         sampler = GroupSampler(engine, prompts, dapo, rollout, pool, failures)
         start = 0
@@ -298,12 +294,13 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                     told = True
                     print(f"  {no_spread(idle, metrics)}", file=sys.stderr, flush=True)
                 preempted = survival.preemption.reached()
-                ends = done == dapo.steps or idle == dapo.patience
+                idles = idle == dapo.patience > 0
+                ends = done == dapo.steps or idles
                 if checkpointer.is_due(done) or ends or preempted:
                     save(done, position())
                 if preempted:
                     survival.stop(checkpointer)
-                if idle == dapo.patience:
+                if idles:
                     survival.finish(checkpointer)
                     raise NothingLearnedError(f"{no_spread(idle, metrics)} (dapo.patience)")
             survival.finish(checkpointer)

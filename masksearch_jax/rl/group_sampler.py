@@ -183,9 +183,11 @@ class GroupSampler:
         turns = (turn for group in seen for t in group.trajectories for turn in t.turns)
         turns = [turn for turn in turns if turn.queries]  # without any, no tool is asked
         errors = [turn.error for turn in turns if turn.error]
-        asked = sum(len(reward_figures.asked_for(group)) for group in seen)
+        asked = [parts for group in seen for parts in reward_figures.asked_for(group)]
+        if self.dapo.reward == "judge":
+            asked = [parts for parts in asked if parts.failure or "judge_agreement" in parts.logged]
         failures = [why for group in seen for why in reward_figures.failures(group)]
-        searches, rewards = ((len(turns), errors), (asked, failures))
+        searches, rewards = ((len(turns), errors), (len(asked), failures))
         said = [own, *([n, len(failed), failed[:1]] for n, failed in (searches, rewards))]
         found = [json.loads(text) for text in hosts.gather_texts(json.dumps(said))]
         self._check_searches(*_summed([each[1] for each in found]))

@@ -161,11 +161,9 @@ class RewardPool:
     async def _ask(
         self, judge: rewards.Judge, example: Example, trajectory: Trajectory
     ) -> bool | None:
-        """Its verdict; an answer that is none, or leaves masks, is wrong without asking."""
+        """Its verdict; False where it is not asked."""
         answer = rewards.read_answer(trajectory.segments)
-        if answer is None or markup.MASK in answer:
-            return False
-        return await judge(example, answer)
+        return await judge(example, answer) if rewards.is_to_judge(answer) else False
 
     async def _on_thread(self, work: Callable[[], Any]) -> Any:
         """What `work` returns; as many at once as there are threads, so that none waits there."""

@@ -86,17 +86,22 @@ def reward(example: Example, trajectory: Trajectory, cfg: RewardConfig) -> Rewar
     return _paid_for_search(_described(parts, example, trajectory, cfg), cfg)
 
 
+def is_to_judge(answer: str | None) -> bool:
+    """Whether a judge is asked: what is no answer, or leaves masks, is wrong without."""
+    return answer is not None and markup.MASK not in answer
+
+
 def judged_reward(
     example: Example, trajectory: Trajectory, verdict: bool | None, cfg: RewardConfig
 ) -> RewardParts:
     """The reward of a trajectory by what the judge said of its answer; None: nothing readable.
 
-    logged: `judge_unreadable`, and `judge_agreement` with exact match, of answers alone.
+    logged: `judge_unreadable`, and `judge_agreement` with exact match, of what it was asked about.
     """
     answer, right = read_answer(trajectory.segments), bool(verdict)
     parts = _combine(float(right), trajectory.segments, cfg)
     parts = _paid_for_search(_described(parts, example, trajectory, cfg), cfg)
-    if answer is None:
+    if not is_to_judge(answer):
         return parts
     agrees = right == scoring.exact_match(example, answer)
     said = {"judge_unreadable": float(verdict is None), "judge_agreement": float(agrees)}
