@@ -140,7 +140,7 @@ def _check(cfg: BuildDatasetRun) -> None:
         raise ConfigError(f"config.folder holds RAMP examples as JSONL already: {stray}")
     if importlib.util.find_spec("apache_beam") is None:
         raise ConfigError("Apache Beam is not installed; pip install 'masksearch_jax[beam]'")
-    examples.check(cfg.ramp)
+    examples.check_settings(cfg.ramp)
     if cfg.ramp.extractor == "spacy":
         build.extractor_of(Plan(cfg.clean, cfg.ramp, cfg.language))  # or says what is missing
 
@@ -257,7 +257,7 @@ def _check_drops(cfg: BuildDatasetRun, counts: dict[str, Any]) -> None:
         )
     such = {reason: names[0] for reason, names in clean["such_as"].items()}
     tally = Tally(clean["in"], clean["out"], Counter(clean["dropped"]), such)
-    tally.check("passages to mask", cfg.clean.max_drop, "config.clean.max_drop")
+    tally.check_share("passages to mask", cfg.clean.max_drop, "config.clean.max_drop")
     if "train" not in made["by_masks"]:
         raise DropError(
             f"no training example came out of {made['in']:,} paragraphs (dropped: "

@@ -83,7 +83,7 @@ def run(cfg: BuildRampRun) -> dict[str, Any]:
     if done is not None and FAILED not in done["ramp"]["dropped"]:
         return done
     (folder / COUNTS).unlink(missing_ok=True)  # of other inputs, or with passages to ask about
-    examples.check(cfg.ramp)
+    examples.check_settings(cfg.ramp)
     made = _corpus(cfg, folder, made_from)
     tally, stats, paid = _mask(cfg, folder)
     if not stats.examples.get("train"):

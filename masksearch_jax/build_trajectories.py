@@ -44,7 +44,7 @@ from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.runtime import cli, run_record, storage
 from masksearch_jax.runtime.progress import Progress
-from masksearch_jax.search.open import check_sources, open_tool
+from masksearch_jax.search.open import check_source_passages, open_tool
 
 FORMAT = 2
 KINDS = ("ramp", "questions")
@@ -105,7 +105,7 @@ def make_teacher(cfg: BuildTrajectoriesRun) -> teachers.Teacher:
         if given is None:
             raise ConfigError(f"config.teacher {cfg.teacher!r} needs the section config.{name}")
     search = open_tool(cfg.search)
-    check_sources(search, cfg.search, _first_examples(cfg))
+    check_source_passages(search, cfg.search, _first_examples(cfg))
     if cfg.teacher == "scripted":
         return teachers.Scripted(search, cfg.search, cfg.max_searches, cfg.seed)
     limits = agent_teacher.TeacherConfig(cfg.language, cfg.max_searches, cfg.search)

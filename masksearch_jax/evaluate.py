@@ -47,7 +47,7 @@ from masksearch_jax.rollout.episode import Request, lacks_room
 from masksearch_jax.runtime import cli, run_record, storage
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.runtime.row_log import RowLog
-from masksearch_jax.search.open import check_sources, open_tool
+from masksearch_jax.search.open import check_source_passages, open_tool
 from masksearch_jax.training.supervisor import Preemption
 
 # Condition → search.kind; "search" takes the kind that is configured.
@@ -218,7 +218,9 @@ def sample(
             progress.update(progress.done + 1)
 
         for condition, tool in by_condition.items():
-            with Engine(vocab, tool, rollout, cfg.search, check=preemption.check) as engine:
+            with Engine(
+                vocab, tool, rollout, cfg.search, check=preemption.raise_if_stopped
+            ) as engine:
                 for suite in cfg.eval.suites:
                     own = [i for i in left if (i.suite, i.condition) == (suite, condition)]
                     allowed = cfg.eval.max_tool_failures * total[suite, condition]
@@ -250,7 +252,7 @@ def run(cfg: EvalRun, model: Any = None) -> dict[str, Any]:
         check_vocabulary(cfg.model, vocab.size)
         by_condition = tools(cfg)
         if "search" in by_condition:
-            check_sources(by_condition["search"], cfg.search, by_suite.get("ramp", ()))
+            check_source_passages(by_condition["search"], cfg.search, by_suite.get("ramp", ()))
         items, lost = plan(cfg, by_suite, vocab)
         if lost:
             print(f"  left out {len(lost)} items: {named(lost)}", file=sys.stderr)

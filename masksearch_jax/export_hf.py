@@ -142,14 +142,14 @@ def export(
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
     )
-    return report | _check(model, read, folder, kept, reload)
+    return report | _compare_reloaded(model, read, folder, kept, reload)
 
 
 def _size(model: Transformer) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model))
 
 
-def _check(
+def _compare_reloaded(
     model: Transformer,
     read: Callable[[str], jax.Array] | None,
     folder: str | Path,

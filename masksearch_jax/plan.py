@@ -101,7 +101,7 @@ def state_of(cfg: Run, mesh: Any) -> tuple[train_state.TrainState, Any]:
 
 def sft_programs(cfg: SftRun, mesh: Any) -> Iterator[Program]:
     state, tx = state_of(cfg, mesh)
-    train_sft.check(cfg, mesh)
+    train_sft.check_batch(cfg, mesh)
     micro = cfg.optim.accumulate
     rows = cfg.sft.batch_size // micro
     batch = shapes.batch(mesh, micro, rows, cfg.sft.seq_len, SFT_FIELDS)

@@ -35,7 +35,7 @@ from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.metric_writer import MetricWriter
 from masksearch_jax.runtime.progress import Progress
-from masksearch_jax.search.open import check_sources, open_tool
+from masksearch_jax.search.open import check_source_passages, open_tool
 from masksearch_jax.training import train_state
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.guard import Guard, guarded
@@ -123,7 +123,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         process_count=jax.process_count(),
     )
     search = search or open_tool(cfg.search)
-    check_sources(search, cfg.search, [p.example for p in prompts.first(8)])
+    check_source_passages(search, cfg.search, [p.example for p in prompts.first(8)])
 
     open_run_folder(cfg, "dapo.steps")
 
@@ -143,7 +143,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     )
     logprobs = make_logprob_fn(cfg.compute, rollout.temperature)
     update = Update(mesh, dapo, rollout, train_step, logprobs)
-    engine = Engine(vocab, search, rollout, cfg.search, check=survival.check)
+    engine = Engine(vocab, search, rollout, cfg.search, check=survival.raise_if_stopped)
     sampler = GroupSampler(engine, prompts, dapo, rollout)
 
     metrics: dict[str, Any] = {}

@@ -45,7 +45,7 @@ def make_loss_fn(compute: ComputeConfig) -> train_state.LossFn:
     return loss_fn
 
 
-def check(cfg: SftRun, mesh: jax.sharding.Mesh) -> None:
+def check_batch(cfg: SftRun, mesh: jax.sharding.Mesh) -> None:
     """Raises ConfigError for a batch that the micro-batches on the mesh's parts do not divide.
 
     MeshError for rows that it cannot split.
@@ -70,7 +70,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
 
     # ---- mesh, data
     mesh = make_mesh(cfg.mesh)
-    check(cfg, mesh)
+    check_batch(cfg, mesh)
     share, shares = hosts.share(mesh)
     vocab = Vocab.load(cfg.tokenizer)
     check_vocabulary(cfg.model, vocab.size)

@@ -81,7 +81,7 @@ class CorpusStats:
         self.first_bad = self.first_bad or message
         return message
 
-    def check(self, path: str | os.PathLike[str], max_bad_fraction: float) -> None:
+    def check_share(self, path: str | os.PathLike[str], max_bad_fraction: float) -> None:
         """Raises CorpusError when more than the fraction is bad."""
         if self.bad > max_bad_fraction * self.read:
             raise CorpusError(
@@ -266,14 +266,14 @@ def from_rows(
         except BadRow as bad:
             log(stats.note(bad, where))
             if stats.bad > EARLY:
-                stats.check(path, max_bad_fraction)
+                stats.check_share(path, max_bad_fraction)
             continue
         stats.kept += 1
         yield passage
         if stats.kept == limit:
             break
     stats.done = 1.0
-    stats.check(path, max_bad_fraction)
+    stats.check_share(path, max_bad_fraction)
     if not stats.kept:
         raise CorpusError(f"the corpus {path} has no passages")
 

@@ -246,7 +246,7 @@ def _articles(
             if isinstance(result, BadRow):
                 log(stats.note(result, where))
                 if stats.bad > EARLY:
-                    stats.check(cfg.path, cfg.max_bad_fraction)
+                    stats.check_share(cfg.path, cfg.max_bad_fraction)
                 continue
             stats.left_out.add(result.left_out)
             for anchor in result.anchors if anchors else ():
@@ -327,7 +327,7 @@ def _limited(
     except wikipedia_dump.DumpError as error:
         raise CorpusError(str(error)) from error
     stats.done = 1.0
-    stats.check(cfg.path, cfg.max_bad_fraction)
+    stats.check_share(cfg.path, cfg.max_bad_fraction)
     if not stats.kept:
         reasons = dict(stats.left_out.dropped) | stats.dropped
         raise CorpusError(f"the corpus {cfg.path} has no passages (left out: {reasons or 'none'})")

@@ -31,7 +31,7 @@ class Tally:
         self.dropped += other.dropped
         self.example = other.example | self.example
 
-    def check(self, stage: str, share: float, key: str) -> None:
+    def check_share(self, stage: str, share: float, key: str) -> None:
         """Raises ShareError when more than `share` of what was seen was left out."""
         lost = self.dropped.total()
         if lost > share * self.seen:

@@ -235,7 +235,7 @@ def _end(partial: Partial, dtype: jnp.dtype) -> jax.Array:
 
 def reader(choice: str, platform: str, head_dim: int, page_tokens: int) -> str:
     """`xla` or `pallas` of a choice that may be `auto`: the kernel if there is one for these."""
-    kernels = {"tpu": paged_attention_tpu.check, "gpu": paged_attention_gpu.check}
+    kernels = {"tpu": paged_attention_tpu.check_sizes, "gpu": paged_attention_gpu.check_sizes}
     if choice != "auto":
         return choice
     try:

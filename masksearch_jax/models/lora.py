@@ -55,7 +55,7 @@ class Adapters(nnx.Module):
         return self.scale * jnp.einsum("...r,ro->...o", low, b[...].astype(x.dtype))
 
 
-def check(config: LoraConfig) -> None:
+def check_lora(config: LoraConfig) -> None:
     """Raises LoraError for a negative rank, no target or an unknown one."""
     if config.rank < 0:
         raise LoraError(f"config.lora.rank is {config.rank}; it must be 0 (all weights) or more")
@@ -88,7 +88,7 @@ def trained(model: Any, config: LoraConfig, mesh: Mesh, seed: int) -> tuple[Any,
     """
     if not config.rank:
         return model, None
-    check(config)
+    check_lora(config)
     placed = layout.parameter_shardings(mesh, jax.eval_shape(lambda m: add(m, config, 0), model))
     make = jax.jit(lambda m: add(m, config, seed).blocks.adapters)
     return _split(attach(model, jax.device_put(make(model), placed.blocks.adapters)))

@@ -27,7 +27,7 @@ LEAST_ROWS = 16  # of a matrix that Triton multiplies
 _LEAST = float(jnp.finfo(jnp.float32).min)
 
 
-def check(head_dim: int, page_tokens: int) -> None:
+def check_sizes(head_dim: int, page_tokens: int) -> None:
     """Raises AttentionError for sizes that Triton has no blocks of."""
     for name, size in (("model.head_dim", head_dim), ("rollout.page_tokens", page_tokens)):
         if size < LEAST_ROWS or size & (size - 1):
@@ -56,7 +56,7 @@ def attend(
 
     Raises AttentionError for sizes that the kernel does not take.
     """
-    check(q.shape[-1], cache.page_tokens)
+    check_sizes(q.shape[-1], cache.page_tokens)
     size = max(LEAST_ROWS, pl.next_power_of_2(fresh.k.shape[2]))
     more = [(0, 0), (0, 0), (0, size - fresh.k.shape[2]), (0, 0)]
     out, top, total = _parts(

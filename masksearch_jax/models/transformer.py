@@ -88,7 +88,7 @@ class Transformer(nnx.Module):
     """Embedding, blocks, final norm and head (the embedding itself when tied)."""
 
     def __init__(self, config: ModelConfig, compute: ComputeConfig, rngs: nnx.Rngs) -> None:
-        check(config, compute)
+        check_architecture(config, compute)
         dtype = jnp.dtype(compute.param_dtype)
         table = (config.vocab_size, config.hidden_size)
         self.config = config
@@ -253,7 +253,7 @@ class Transformer(nnx.Module):
         return self.final_norm(x), self.write_cache(cache, fresh, table, start, count)
 
 
-def check(config: ModelConfig, compute: ComputeConfig) -> None:
+def check_architecture(config: ModelConfig, compute: ComputeConfig) -> None:
     """Raises ModelError for a family, head count, backend or remat policy that does not exist."""
     if config.family not in FAMILIES:
         raise ModelError(f"model.family {config.family!r} is unknown; choices: {FAMILIES}")

@@ -30,7 +30,7 @@ from masksearch_jax.ramp.examples import (
     RampStats,
     article_of,
     build_examples,
-    check,
+    check_settings,
     write_jsonl,
 )
 from masksearch_jax.ramp.gazetteer import Gazetteer, Learner
@@ -176,11 +176,11 @@ def build(
     when more than `plan.clean.max_drop` of the passages are left out, FailedError when `namer` did
     not answer for more than `max_failed` of those to mask, ValueError as they do.
     """
-    check(plan.ramp)
+    check_settings(plan.ramp)
     work = folder / "work"
     work.mkdir(parents=True, exist_ok=True)
     kept, tally = survey_all(source, work, plan, work_cfg.workers)
-    tally.check("passages to mask", plan.clean.max_drop, "config.clean.max_drop")
+    tally.check_share("passages to mask", plan.clean.max_drop, "config.clean.max_drop")
     paths = partition(source, work, kept, plan, work_cfg.part)
     most = plan.ramp.max_examples
     tasks = [

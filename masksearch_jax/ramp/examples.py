@@ -121,7 +121,7 @@ def build_examples(
     as its `passage_id`. extractor: by default the rules alone. scorer: for the strategy ppl.
     ValueError for an impossible config; `log` gets the counts as text.
     """
-    check(cfg)
+    check_settings(cfg)
     extractor = extractor or spans.RulesExtractor(language)
     given = list(paragraphs)
     tally = Tally(seen=len(given))
@@ -152,7 +152,7 @@ class _Usable(NamedTuple):
     weights: dict[Span, float] | None = None
 
 
-def check(cfg: RampConfig) -> None:
+def check_settings(cfg: RampConfig) -> None:
     """Raises ValueError for settings that contradict each other."""
     for name in ("max_masks", "examples_per_passage"):
         if getattr(cfg, name) < 1:

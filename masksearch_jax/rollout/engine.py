@@ -168,7 +168,7 @@ class Engine:
         if not decode.is_alive(self._cache) or self._sizes != (shards, sizes):
             self._forget()
             dtype = memory.cache_dtype(self.cfg, model.compute)
-            memory.check(model.config, self.cfg, shards, dtype)
+            memory.check_room(model.config, self.cfg, shards, dtype)
             self._cache = decode.init_cache(model, shards, sizes.pages, sizes.page_tokens, dtype)
             self._sizes = (shards, sizes)
             self._shards = self._shards or [schedule.Shard(sizes) for _ in range(own)]

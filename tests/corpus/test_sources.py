@@ -466,12 +466,12 @@ def test_a_stage_fails_beyond_its_share_and_names_an_example():
     tally = Tally(seen=10, kept=7)
     tally.drop("list", "'Ember'", 2)
     tally.drop("hole", "'Harrow'")
-    tally.check("paragraphs", 0.3, "clean.max_drop")
+    tally.check_share("paragraphs", 0.3, "clean.max_drop")
     message = (
         r"paragraphs: 3 of 10 left out, .*clean\.max_drop=0\.2 .*2 list \(as 'Ember'\), 1 hole"
     )
     with pytest.raises(ShareError, match=message):
-        tally.check("paragraphs", 0.2, "clean.max_drop")
+        tally.check_share("paragraphs", 0.2, "clean.max_drop")
     assert Tally.from_json(json.loads(json.dumps(tally.to_json()))) == tally
 
 

@@ -119,7 +119,7 @@ def test_on_a_gpu_the_cache_is_read_by_one_kernel(monkeypatch) -> None:
 )
 def test_sizes_that_triton_has_no_blocks_of_are_refused(head_dim, page, says) -> None:
     with pytest.raises(attention.AttentionError, match=says):
-        paged_attention_gpu.check(head_dim, page)
+        paged_attention_gpu.check_sizes(head_dim, page)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_sizes_that_triton_has_no_blocks_of_are_refused(head_dim, page, says) ->
 )
 def test_sizes_that_the_kernel_does_not_take_are_refused_by_name(head_dim, page, says) -> None:
     with pytest.raises(attention.AttentionError, match=re.escape(says)):
-        paged_attention_tpu.check(head_dim, page)
+        paged_attention_tpu.check_sizes(head_dim, page)
 
 
 @pytest.mark.parametrize(

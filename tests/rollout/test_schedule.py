@@ -520,7 +520,7 @@ def test_a_cache_that_does_not_fit_is_refused_with_how_many_slots_do(monkeypatch
 
     def check(slots: int, dtype: str, kv_tokens: int = 0) -> None:
         wanted = dataclasses.replace(config, slots=slots, kv_tokens=kv_tokens)
-        memory.check(MODEL, wanted, 1, dtype)
+        memory.check_room(MODEL, wanted, 1, dtype)
 
     check(10, "float32")
     check(26, "int8")  # 3/8 of the bytes
