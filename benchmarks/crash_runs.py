@@ -84,7 +84,7 @@ class Cluster:
                 )
             self.processes.append(started)
 
-    def running(self) -> bool:
+    def is_running(self) -> bool:
         return all(p.poll() is None for p in self.processes)
 
     def signal(self, number: int, *which: int) -> None:

@@ -157,7 +157,7 @@ def _compare_reloaded(
     reload: str,
 ) -> dict[str, Any]:
     """What `export` reports of a check of the folder, whose header checks `hf.save` made."""
-    possible = jax.process_count() == 1 and reload_check.available()
+    possible = jax.process_count() == 1 and reload_check.has_transformers()
     if reload == "transformers" and not possible:
         raise ExportError("reload 'transformers' takes one process, with torch and transformers")
     if reload == "table" or not possible or (reload == "auto" and _size(model) > _AUTO_PARAMETERS):
@@ -166,7 +166,7 @@ def _compare_reloaded(
     leaves = jax.tree_util.tree_flatten_with_path(model)[0]
     for (path, leaf), found in zip(leaves, jax.tree.leaves(ours), strict=True):
         name = sharding.parameter_name(path)
-        if not _same(read(name) if read else leaf, found, np.dtype(kept)):
+        if not _is_same(read(name) if read else leaf, found, np.dtype(kept)):
             raise ExportError(f"{folder} does not hold the weights that were written to it: {name}")
     return {"reload": "transformers"} | _compare(ours, folder)
 
@@ -186,7 +186,7 @@ def _compare(ours: Transformer, folder: str | Path) -> dict[str, Any]:
     }
 
 
-def _same(written: jax.Array, read: jax.Array, kept: np.dtype) -> bool:
+def _is_same(written: jax.Array, read: jax.Array, kept: np.dtype) -> bool:
     rounded = sharding.to_host(written).astype(kept).astype(np.float32)
     return np.array_equal(rounded, sharding.to_host(read))
 

@@ -82,7 +82,7 @@ def check(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None:
         raise ConfigError(
             f"config.rollout.temperature is {rollout.temperature}; to train, it must be above 0"
         )
-    if sampling.sampler_of(rollout).filters and not dapo.allow_filters:
+    if sampling.sampler_of(rollout).has_filters and not dapo.allow_filters:
         raise ConfigError(
             f"config.rollout samples with top_k {rollout.top_k}, top_p {rollout.top_p}, min_p "
             f"{rollout.min_p}: tokens left out make the sampler's log-probabilities differ from "
@@ -195,7 +195,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 progress.update(
                     done, reward=metrics["reward"], accuracy=metrics["accuracy"], kept=len(kept)
                 )
-                preempted = survival.preemption.reached()
+                preempted = survival.preemption.is_reached()
                 if checkpointer.is_due(done) or done == dapo.steps or preempted:
                     save(done, position())
                 if preempted:

@@ -129,7 +129,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
                 batch = hosts.shard_batch(mesh, batch, cfg.optim.accumulate)
                 state, out = train_step(state, batch)
                 done = step + 1
-                preempted = survival.preemption.reached()
+                preempted = survival.preemption.is_reached()
                 due = checkpointer.is_due(done) or done == cfg.sft.steps
                 if done % cfg.sft.log_every == 0 or due or preempted:
                     metrics = {k: float(v) for k, v in out.items()}

@@ -190,7 +190,7 @@ def write_split(
     folder = split_folder(Path(cache), task, split)
     tally = _Tally(max_len)
     with files.writing_folder(folder) as partial:
-        shards = _write_shards(partial, map(encode, filter(tally.keep, records)), records_per_shard)
+        shards = _write_shards(partial, map(encode, filter(tally.add, records)), records_per_shard)
         np.save(partial / "lengths.npy", np.asarray(tally.lengths, np.int32))
         if tally.dropped:
             rows = (json.dumps(row, ensure_ascii=False) for row in tally.dropped)
@@ -211,8 +211,8 @@ class _Tally:
     dropped: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     agent_tokens: int = 0
 
-    def keep(self, record: Record) -> bool:
-        """Whether a record is short enough; counts it either way."""
+    def add(self, record: Record) -> bool:
+        """Counts a record; whether it is short enough, and so taken."""
         size = len(record["ids"])
         if size > self.max_len:
             self.dropped.append({"id": record["id"], "tokens": size})

@@ -68,6 +68,6 @@ def _score_fills(example: RampExample, answer: str | None) -> dict[str, float]:
     pairs = [(fill or "", span.text) for fill, span in zip(fills, example.spans, strict=True)]
     return {
         "span_recall": scoring.span_recall(example, answer),
-        "em": float(all(scoring.exact(fill, gold) for fill, gold in pairs)),
+        "em": float(all(scoring.is_exact_match(fill, gold) for fill, gold in pairs)),
         "f1": sum(scoring.overlap(fill, gold).f1 for fill, gold in pairs) / example.k,
     }

@@ -274,7 +274,7 @@ def _matched(folder: Path, model: Transformer) -> list[tuple[Tensor, Stored]]:
 def _tie(folder: Path, found: dict[str, Stored]) -> None:
     """Takes the head of a tied model out of `found`: it is the table, there once more or alone."""
     head = found.pop(hf_names.HEAD)
-    if not hf_files.equal(head, found.setdefault(_TABLE_NAME, head)):
+    if not hf_files.is_equal(head, found.setdefault(_TABLE_NAME, head)):
         raise HfError(
             f"{folder}: tie_word_embeddings is true, but {hf_names.HEAD} differs from {_TABLE_NAME}"
             "; to load both, set tie_word_embeddings to false in its config.json, and "

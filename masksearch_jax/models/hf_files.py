@@ -83,7 +83,7 @@ def copy_transposed(target: np.ndarray, source: np.ndarray) -> None:
             target[i : i + TILE, j : j + TILE] = source[i : i + TILE, j : j + TILE]
 
 
-def equal(a: Stored, b: Stored) -> bool:
+def is_equal(a: Stored, b: Stored) -> bool:
     """Whether two tensors hold the same values."""
     if a.shape != b.shape:
         return False

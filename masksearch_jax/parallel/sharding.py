@@ -153,7 +153,7 @@ def on_shards(
     def call(*args: Tree) -> Tree:
         mesh = jax.sharding.get_abstract_mesh()
         specs = [_free(mesh, spec(*axes)) for axes in (*inputs, output)]
-        if mesh.empty or mesh.size == 1 or not _all_divide(mesh, specs, args):
+        if mesh.empty or mesh.size == 1 or not _is_divisible(mesh, specs, args):
             return function(*args)
         # A TPU kernel takes no axis that is left to the compiler; `context` splits nothing else.
         split = {RULES["time"]} & set(mesh.axis_names)
@@ -170,7 +170,7 @@ def on_shards(
     return call
 
 
-def _all_divide(mesh: Any, specs: Sequence[PartitionSpec], args: Sequence[Tree]) -> bool:
+def _is_divisible(mesh: Any, specs: Sequence[PartitionSpec], args: Sequence[Tree]) -> bool:
     return all(
         size % ways(mesh, axes) == 0
         for partition, arg in zip(specs, args, strict=False)

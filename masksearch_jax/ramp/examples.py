@@ -219,7 +219,7 @@ def refusal(paragraph: Passage, cfg: RampConfig, language: str) -> str:
         return "too_short"
     if words > cfg.max_words:
         return "too_long"
-    return "reserved_text" if masking.reserved(paragraph.text) else ""
+    return "reserved_text" if masking.has_reserved(paragraph.text) else ""
 
 
 def _weighted(

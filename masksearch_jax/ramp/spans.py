@@ -114,7 +114,7 @@ def sift(passage: Passage, spans: Iterable[Span], refused: Counter[str] | None =
         reason = _refusal(span, mine, passage, title_words)
         if not reason and span.type not in ("DATE", "NUMBER"):
             roots = roots or Counter([w[:5] for w in words(passage.text)])
-            reason = "given_away" if _given_away(mine, roots) else ""
+            reason = "given_away" if _is_given_away(mine, roots) else ""
         if not reason and kept and span.start < kept[-1].end:
             reason = "overlap"
         if reason:
@@ -127,13 +127,13 @@ def sift(passage: Passage, spans: Iterable[Span], refused: Counter[str] | None =
 def _refusal(span: Span, mine: Sequence[str], passage: Passage, title_words: set[str]) -> str:
     if len(span.text) > MAX_CHARS or len(span.text.split()) > MAX_WORDS:
         return "too_long"
-    if _in_title(span, mine, passage.title, title_words):
+    if _is_in_title(span, mine, passage.title, title_words):
         return "title"
     if _is_trivial(span.text, mine):
         return "trivial"
     if lexicon.DEMONYM.match(span.text):
         return "demonym"
-    if _repeated(span.text, passage.text):
+    if _is_repeated(span.text, passage.text):
         return "repeated"
     return ""
 
@@ -143,7 +143,7 @@ def words(text: str) -> list[str]:
     return _TOKEN.findall(text.casefold())
 
 
-def _in_title(span: Span, mine: Sequence[str], title: str, title_words: Collection[str]) -> bool:
+def _is_in_title(span: Span, mine: Sequence[str], title: str, title_words: Collection[str]) -> bool:
     """True when the span is part of the title, has all of it, or shares a word of four letters."""
     if chinese.CHARACTER.search(span.text):
         return span.text in title or (len(title) > 1 and title in span.text)
@@ -163,7 +163,7 @@ def _is_trivial(text: str, mine: Sequence[str]) -> bool:
     )
 
 
-def _repeated(text: str, paragraph: str) -> bool:
+def _is_repeated(text: str, paragraph: str) -> bool:
     if paragraph.count(text) < 2:
         return False
     if chinese.CHARACTER.search(text):
@@ -177,7 +177,7 @@ def _repeated(text: str, paragraph: str) -> bool:
     return whole > 1
 
 
-def _given_away(mine: Sequence[str], roots: Counter[str]) -> bool:
+def _is_given_away(mine: Sequence[str], roots: Counter[str]) -> bool:
     """True when each word of the span has a relative in the rest of the paragraph."""
     own = [w[:5] for w in mine]  # Japan and Japanese, Curie and Curies share it
     telling = [root for root in own if len(root) > 2]

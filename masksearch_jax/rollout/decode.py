@@ -91,12 +91,12 @@ def stop_table(
     """
     ends = [s.encode() for s in stops]
 
-    def completes(token: bytes) -> bool:
+    def is_completing(token: bytes) -> bool:
         heads = (token[: i + 1] for i, b in enumerate(token) if any(b == s[-1] for s in ends))
         return any(h.endswith(s) or s.endswith(h) for h in heads for s in ends)
 
     table = np.zeros(size, np.bool_)
-    table[: len(token_bytes)] = [completes(t) for t in token_bytes]
+    table[: len(token_bytes)] = [is_completing(t) for t in token_bytes]
     table[list(eos_ids)] = True
     return table
 

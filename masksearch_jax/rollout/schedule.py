@@ -111,7 +111,7 @@ class Shard:
         had_pages = [self._seat(e, reach) for e in first]
         share = share if all(had_pages) else 0
         while share and len(self.rows) < self.sizes.rows[-1] and self.free:
-            if (new := open_next(self._fits)) is None:
+            if (new := open_next(self._has_pages)) is None:
                 break
             self.episodes.append(new)
             self._seat(new, reach, take=False)
@@ -135,7 +135,7 @@ class Shard:
             return True
         begins = not episode.written and episode.prompt_len > 1
         donor = self._donor(episode.key) if begins else None
-        if begins and not donor and any(self._writes(e, episode.key) for e in self.rows):
+        if begins and not donor and any(self._is_writing(e, episode.key) for e in self.rows):
             return True
         if not self._make_room(episode, self._missing(episode, donor, reach), take):
             return False
@@ -166,7 +166,7 @@ class Shard:
         )
 
     @staticmethod
-    def _writes(episode: Episode, key: bytes) -> bool:
+    def _is_writing(episode: Episode, key: bytes) -> bool:
         return episode.key == key and episode.written < episode.prompt_len - 1
 
     def _share(self, donor: Episode, episode: Episode) -> None:
@@ -179,7 +179,7 @@ class Shard:
         episode.written = episode.prompt_len - 1
         self.shared += 1
 
-    def _fits(self, request: Request) -> bool:
+    def _has_pages(self, request: Request) -> bool:
         """Whether the prompt finds pages free, and one more for each row in use to grow by."""
         page, key = self.sizes.page_tokens, key_of(request)
         length = len(request.prompt_ids)

@@ -54,15 +54,15 @@ class Preemption:
     def __exit__(self, *_: object) -> None:
         _restore(signal.SIGTERM, self._before)
 
-    def reached(self) -> bool:
+    def is_reached(self) -> bool:
         """True once any process was told to stop: at the same call on all, and from then on."""
         if jax.distributed.is_initialized():
             self._told |= multihost_utils.reached_preemption_sync_point(next(_polls))
         return self._told
 
     def raise_if_stopped(self) -> None:
-        """Raises Preempted where `reached`."""
-        if self.reached():
+        """Raises Preempted where `is_reached`."""
+        if self.is_reached():
             raise Preempted("told to stop (SIGTERM); the same command goes on from here")
 
     def _tell(self, number: int, frame: FrameType | None) -> None:

@@ -333,7 +333,7 @@ def test_sft_of_two_processes_is_stopped_moved_to_one_killed_and_moved_back(sft,
 
     def session(count: int, rows: int) -> Cluster:
         cluster = Cluster(at(cfg, tmp_path / "cut"), count)
-        while cluster.running() and len(curves(tmp_path / "cut")) < rows:
+        while cluster.is_running() and len(curves(tmp_path / "cut")) < rows:
             time.sleep(0.01)
         return cluster
 
@@ -368,7 +368,7 @@ def test_two_processes_train_on_the_rollouts_of_one(dapo, tmp_path, in_flight):
     assert Cluster(at(cfg, tmp_path / "2"), 2).wait(400) == [0, 0]
     if in_flight == "drop":  # killed between two checkpoints, it goes on bitwise
         cluster = Cluster(at(cfg, tmp_path / "cut"), 2)
-        while cluster.running() and len(curves(tmp_path / "cut")) < 3:
+        while cluster.is_running() and len(curves(tmp_path / "cut")) < 3:
             time.sleep(0.01)
         cluster.signal(signal.SIGKILL, 1)
         first = cluster.wait(100)[0]  # JAX may be the first to see it, and aborts

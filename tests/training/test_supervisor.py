@@ -31,10 +31,10 @@ CONFIG = SurvivalConfig()
 def test_sigterm_is_a_question_and_the_old_handler_comes_back():
     before = signal.getsignal(signal.SIGTERM)
     with Preemption() as preemption:
-        assert not preemption.reached()
+        assert not preemption.is_reached()
         preemption.raise_if_stopped()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert preemption.reached()
+        assert preemption.is_reached()
         with pytest.raises(Preempted, match="told to stop"):
             preemption.raise_if_stopped()
     assert signal.getsignal(signal.SIGTERM) is before

@@ -16,8 +16,8 @@ from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.hosts import split_micro
 from masksearch_jax.training.train_state import (
     TrainState,
-    decays,
     init_state,
+    is_decayed,
     make_optimizer,
     make_schedule,
     make_train_step,
@@ -151,7 +151,7 @@ def test_weight_decay_spares_norms_and_biases_of_the_real_model():
     decayed = {
         jax.tree_util.keystr(path).split(".")[-2]
         for path, _ in jax.tree_util.tree_flatten_with_path(model)[0]
-        if decays(path)
+        if is_decayed(path)
     }
     assert decayed == {"embedding", "head", "q", "k", "v", "o", "gate", "up", "down"}
 
