@@ -30,7 +30,7 @@ from masksearch_jax.core.errors import ConfigError, UserError, check_given, near
 from masksearch_jax.core.files import write_text
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.corpus.tally import Tally
-from masksearch_jax.ramp import build, examples, leakage, tfds_source
+from masksearch_jax.ramp import build, examples, leakage, tfds_records
 from masksearch_jax.ramp.survey import CleanConfig, Plan
 from masksearch_jax.runtime import cli, run_record
 from masksearch_jax.runtime.progress import Progress
@@ -100,10 +100,10 @@ def run(cfg: BuildDatasetRun) -> dict[str, Any]:
     _check(cfg)
     with _hushed():
         files = files_of(cfg.corpus)
-    root, made_from = epath.Path(cfg.folder) / tfds_source.NAME, _made_from(cfg, files)
+    root, made_from = epath.Path(cfg.folder) / tfds_records.NAME, _made_from(cfg, files)
     if (finished := _finished(root, made_from)) is not None:
         return finished
-    for name in (tfds_source.CHECKSUMS, COUNTS):
+    for name in (tfds_records.CHECKSUMS, COUNTS):
         (root / name).unlink(missing_ok=True)
     work = root / f".examples-{made_from}"
     for stale in root.glob(".examples-*"):
@@ -136,7 +136,7 @@ def _check(cfg: BuildDatasetRun) -> None:
             raise ConfigError(f"config.{dotted} is {value!r}; it must be {choices} here: {reason}")
     if cfg.clean.leakage == "drop" and not cfg.clean.evaluation:
         raise ConfigError("config.clean.leakage is 'drop' and config.clean.evaluation is empty")
-    if stray := next((epath.Path(cfg.folder) / tfds_source.NAME).glob("*.jsonl"), None):
+    if stray := next((epath.Path(cfg.folder) / tfds_records.NAME).glob("*.jsonl"), None):
         raise ConfigError(f"config.folder holds RAMP examples as JSONL already: {stray}")
     if importlib.util.find_spec("apache_beam") is None:
         raise ConfigError("Apache Beam is not installed; pip install 'masksearch_jax[beam]'")
@@ -180,7 +180,7 @@ def _made_from(cfg: BuildDatasetRun, files: list[str]) -> str:
 
 def _finished(root: epath.Path, made_from: str) -> dict[str, Any] | None:
     """The counts of a whole dataset made from these inputs, None where there is work to do."""
-    if not (root / tfds_source.CHECKSUMS).exists():
+    if not (root / tfds_records.CHECKSUMS).exists():
         return None
     return stamp.read(root / COUNTS, made_from, _files(root))
 
@@ -195,7 +195,7 @@ def _finish(root: epath.Path, counts: dict[str, Any], made_from: str) -> None:
     names = _files(root)
     stamp.write(root / COUNTS, counts, made_from, names)
     sums = "".join(f"{stamp.content(root / name)}  {name}\n" for name in names)
-    write_text(root / tfds_source.CHECKSUMS, sums)
+    write_text(root / tfds_records.CHECKSUMS, sums)
 
 
 @contextlib.contextmanager
@@ -311,7 +311,7 @@ def _print_summary(counts: dict[str, Any], folder: str) -> None:
     for split, by_k in counts["ramp"]["by_masks"].items():
         each = ", ".join(f"{k}: {n:,}" for k, n in by_k.items())
         print(f"ramp {split}: {sum(by_k.values()):,} examples, by masks {each}")
-    print(f"all reasons, with a few examples of each: {folder}/{tfds_source.NAME}/{COUNTS}")
+    print(f"all reasons, with a few examples of each: {folder}/{tfds_records.NAME}/{COUNTS}")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from masksearch_jax.core.corpus_config import CorpusConfig, PplConfig, RampConfi
 from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.schema import harmless_keys, key, required, section
 from masksearch_jax.core.types import Passage
-from masksearch_jax.corpus import sources
+from masksearch_jax.corpus import readers
 from masksearch_jax.corpus.dropped_rows import DroppedRows
 from masksearch_jax.corpus.passages import CorpusStats, write_passages
 from masksearch_jax.corpus.tally import Tally
@@ -163,7 +163,7 @@ def _mask(cfg: BuildRampRun, folder: Path) -> tuple[Tally, examples.RampStats, d
         evaluation = leakage.read(clean.evaluation, clean.evaluation_passages, clean.ngram)
     plan = survey.Plan(clean, cfg.ramp, cfg.corpus.language, evaluation)
     paragraphs = folder / "paragraphs.jsonl"
-    source = paragraphs if paragraphs.is_file() else folder / "passages.jsonl"
+    to_mask = paragraphs if paragraphs.is_file() else folder / "passages.jsonl"
     if cfg.ramp.gazetteer and cfg.ramp.extractor == "rules":
         known = folder / "work" / "gazetteer.json"
         anchors = _lines_of(folder / "work" / "anchors.txt")
@@ -177,7 +177,7 @@ def _mask(cfg: BuildRampRun, folder: Path) -> tuple[Tally, examples.RampStats, d
             progress.update(done)
 
         tally, stats = build.build(
-            source,
+            to_mask,
             folder,
             plan,
             cfg.work,
@@ -212,11 +212,11 @@ def _from_file(cfg: BuildRampRun, folder: Path, dropped: DroppedRows) -> dict[st
     (folder / "paragraphs.jsonl").unlink(missing_ok=True)
     with contextlib.ExitStack() as stack:
         mapper, anchors = map, None
-        if sources.has_articles(settings):
+        if readers.has_articles(settings):
             mapper = stack.enter_context(survey.mapper(cfg.work.workers))
             links = stack.enter_context(files.writing(folder / "work" / "anchors.txt"))
             anchors = lambda text: links.write(f"{text}\n")  # noqa: E731
-        passages = sources.read_corpus(
+        passages = readers.read_corpus(
             settings, log=dropped.add, stats=stats, mapper=mapper, anchors=anchors
         )
         progress = stack.enter_context(Progress("passages", settings.limit))

@@ -138,14 +138,14 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
     for kind in cfg.kinds:
         if kind not in KINDS:
             raise ConfigError(f"config.kinds has {kind!r}; {nearest(kind, KINDS)}")
-    sources = {kind: folder / kind / "train.jsonl" for kind in cfg.kinds}
-    sources = {kind: path for kind, path in sources.items() if path.is_file()}
-    if not sources:
+    inputs = {kind: folder / kind / "train.jsonl" for kind in cfg.kinds}
+    inputs = {kind: path for kind, path in inputs.items() if path.is_file()}
+    if not inputs:
         wanted = " nor ".join(f"{kind}/train.jsonl" for kind in cfg.kinds)
         raise FileNotFoundError(f"{folder} holds no {wanted}")
     output = folder / DEMONSTRATIONS
     summary_path = output.with_suffix(".counts.json")
-    made_from = _made_from(cfg, sources.values())
+    made_from = _made_from(cfg, inputs.values())
     written_files = output.name, output.with_suffix(".rejected.jsonl").name
     finished = stamp.read(summary_path, made_from, written_files)
     if finished is not None and not failures(finished["rejected"]):
@@ -153,10 +153,10 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
     parts = output.with_suffix(".parts") / made_from
     _drop_others(parts)
     with contextlib.closing(make_teacher(cfg)) as teacher:
-        counts = [_solve(cfg, kind, path, teacher, parts) for kind, path in sources.items()]
+        counts = [_solve(cfg, kind, path, teacher, parts) for kind, path in inputs.items()]
         figures = teacher.figures()
     _check_failures(parts, counts, cfg.max_failed)
-    written = write_jsonl(output, _kept(cfg, parts, sources))
+    written = write_jsonl(output, _kept(cfg, parts, inputs))
     write_jsonl(rejected_path(folder), _rejected(parts))
     summary = _summary(counts, output, written) | ({"paid": figures} if figures else {})
     run_record.write(output.parent, cfg)

@@ -91,7 +91,7 @@ def run(cfg: ExportRun) -> dict[str, Any]:
             cfg.folder,
             cfg.tokenizer,
             read=params.read,
-            source=params.source,
+            made_from=params.made_from,
             dtype=params.dtype if cfg.dtype == "stored" else cfg.dtype,
             max_shard_bytes=cfg.max_shard_gigabytes * 1e9,
             reload=cfg.reload,
@@ -110,7 +110,7 @@ def export(
     tokenizer_dir: str | Path,
     *,
     read: Callable[[str], jax.Array] | None = None,
-    source: str = "",
+    made_from: str = "",
     dtype: str | None = None,
     max_shard_bytes: float = 5e9,
     reload: str = "auto",
@@ -119,7 +119,7 @@ def export(
 ) -> dict[str, Any]:
     """Writes the model with tokenizer and README.md, and checks the folder.
 
-    model, read, source, dtype, max_shard_bytes as in `hf.save`; card, step as in `model_card`.
+    model, read, made_from, dtype, max_shard_bytes as in `hf.save`; card, step as in `model_card`.
     reload: "transformers" reloads in a child process and compares weights, logits and greedy tokens
     (the model in float32 must fit into memory twice), "table" checks names, shapes and dtypes only,
     "auto" is the former in one process with torch installed and at most 2e9 parameters. Returns
@@ -135,7 +135,7 @@ def export(
         model,
         folder,
         read=read,
-        source=source,
+        made_from=made_from,
         tokenizer_dir=tokenizer_dir,
         generation_config=_generation_config(tokenizer_dir),
         card=model_card(card or Card(), model.config, Path(folder).name, step, _size(model), kept),

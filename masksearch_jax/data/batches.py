@@ -53,10 +53,10 @@ def sft_batches(
     """
     own = _own_share(batch_size, process_index, process_count, "batch_size")
     order = Order(manifest, curriculum, split, "sft", seed)
-    for source in order.sources.values():
-        if (longest := int(source.lengths.max())) > seq_len:
+    for records in order.records.values():
+        if (longest := int(records.lengths.max())) > seq_len:
             raise cache.CacheError(
-                f"{source.name} has a record of {longest} tokens, seq_len is {seq_len}; raise "
+                f"{records.name} has a record of {longest} tokens, seq_len is {seq_len}; raise "
                 "seq_len, or build the cache with a smaller max_len"
             )
     made = _SftBatches(order, batch_size, own, seq_len, other_loss_weight, manifest.pad_id)

@@ -133,17 +133,17 @@ class Manifest:
         """Mixtures and tasks, as a curriculum may name them."""
         return [*self.mixtures, *self.tasks]
 
-    def open(self, task: str, split: str) -> Source:
+    def open(self, task: str, split: str) -> Records:
         """The records of one task's split, after checking its files against the manifest."""
         if task not in self.tasks:
             raise CacheError(f"the cache {unknown('task', task, self.tasks)}")
         if split not in self.tasks[task]:
             raise CacheError(f"task {task!r} {unknown('split', split, self.tasks[task])}")
-        return Source(split_folder(self.folder, task, split), self.tasks[task][split])
+        return Records(split_folder(self.folder, task, split), self.tasks[task][split])
 
 
-class Source:
-    """Random access to one split: `len(source)`, `source[i] -> Record`, `lengths` int32[n].
+class Records:
+    """Random access to one split: `len(records)`, `records[i] -> Record`, `lengths` int32[n].
 
     Safe to read from several threads. Raises CacheError on open when a file is missing, cut short
     or holds another number of records than the manifest says.

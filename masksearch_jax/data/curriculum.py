@@ -73,17 +73,17 @@ class Order:
         seed: int,
     ) -> None:
         self._stages = parse_curriculum(curriculum, manifest.names())
-        self.sources: dict[str, cache.Source] = {}
+        self.records: dict[str, cache.Records] = {}
         self._orders: list[_StageOrder] = []
         self._hashes: list[str] = []
         for index, stage in enumerate(self._stages):
             rates = _tasks_of(manifest, stage.mixture, split, kind)
             for task in rates:
-                if task not in self.sources:
-                    self.sources[task] = manifest.open(task, split)
-            sources = [(self.sources[task], rate) for task, rate in rates.items()]
+                if task not in self.records:
+                    self.records[task] = manifest.open(task, split)
+            rated = [(self.records[task], rate) for task, rate in rates.items()]
             made_of = [[t, r, manifest.tasks[t][split].made_from] for t, r in rates.items()]
-            self._orders.append(_StageOrder(sources, f"{seed}/{index}/{stage.mixture}"))
+            self._orders.append(_StageOrder(rated, f"{seed}/{index}/{stage.mixture}"))
             self._hashes.append(f"{_hash(str(seed), stage.mixture, json.dumps(made_of)):08x}")
 
     @property
@@ -124,28 +124,28 @@ class Order:
 
 
 class _StageOrder:
-    """The endless order of one stage: position → record number, over the sources side by side.
+    """The endless order of one stage: position → record number, over the tasks side by side.
 
     Each task is shuffled anew every epoch; tasks alternate in proportion to their rates.
     """
 
-    def __init__(self, sources: Sequence[tuple[cache.Source, float]], seed: str) -> None:
-        self._sources = [s for s, _ in sources]
-        self._starts = np.cumsum([0, *(len(s) for s in self._sources)])
-        self.lengths = np.concatenate([s.lengths for s in self._sources])
-        mixed = grain.MapDataset.mix(list(self._shuffled(seed)), [rate for _, rate in sources])
+    def __init__(self, rated: Sequence[tuple[cache.Records, float]], seed: str) -> None:
+        self._records = [s for s, _ in rated]
+        self._starts = np.cumsum([0, *(len(s) for s in self._records)])
+        self.lengths = np.concatenate([s.lengths for s in self._records])
+        mixed = grain.MapDataset.mix(list(self._shuffled(seed)), [rate for _, rate in rated])
         # A position is asked for while planning, again while it waits for room, and when read.
         self.number = functools.lru_cache(maxsize=8192)(mixed.__getitem__)
 
     def _shuffled(self, seed: str) -> Iterator[grain.MapDataset[int]]:
-        for source, start in zip(self._sources, self._starts[:-1], strict=True):
-            numbers = grain.MapDataset.range(int(start), int(start) + len(source))
-            yield numbers.seed(_hash(seed, source.name)).shuffle().repeat()
+        for records, start in zip(self._records, self._starts[:-1], strict=True):
+            numbers = grain.MapDataset.range(int(start), int(start) + len(records))
+            yield numbers.seed(_hash(seed, records.name)).shuffle().repeat()
 
     def record(self, position: int) -> cache.Record:
         number = self.number(position)
-        source = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return self._sources[source][number - int(self._starts[source])]
+        task = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return self._records[task][number - int(self._starts[task])]
 
 
 def _tasks_of(

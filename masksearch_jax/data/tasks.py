@@ -87,12 +87,12 @@ class SeqioVocab(seqio.Vocabulary):
 class ExampleSource(seqio.DataSource):
     """RAMP examples of a TFDS dataset for seqio, as JSON; each process reads its own alone.
 
-    `sources`: split → examples by number. Shuffling is of the whole split.
+    `examples`: split → examples by number. Shuffling is of the whole split.
     """
 
-    def __init__(self, sources: Mapping[str, Sequence[RampExample]]) -> None:
-        self._sources = dict(sources)
-        super().__init__(self._sources, {s: len(found) for s, found in sources.items()})
+    def __init__(self, examples: Mapping[str, Sequence[RampExample]]) -> None:
+        self._examples = dict(examples)
+        super().__init__(self._examples, {s: len(found) for s, found in examples.items()})
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -109,16 +109,16 @@ class ExampleSource(seqio.DataSource):
         shard_info: seqio.ShardInfo | None = None,
         **unused: Any,
     ) -> tf.data.Dataset:
-        source = self._sources[split]
+        examples = self._examples[split]
 
         def lines(numbers: np.ndarray) -> np.ndarray:
-            return _strings(_json(source[number]) for number in numbers)
+            return _strings(_json(examples[number]) for number in numbers)
 
-        numbers = tf.data.Dataset.range(len(source))
+        numbers = tf.data.Dataset.range(len(examples))
         if shard_info is not None:
             numbers = numbers.shard(shard_info.num_shards, shard_info.index)
         if shuffle:
-            numbers = numbers.shuffle(len(source), seed=seed)
+            numbers = numbers.shuffle(len(examples), seed=seed)
         read = functools.partial(_call, lines, types=[tf.string])
         return numbers.batch(_BATCH).map(lambda batch: read(batch)[0]).unbatch()
 

@@ -157,7 +157,7 @@ def save(
     folder: str | Path,
     *,
     read: Callable[[str], jax.Array] | None = None,
-    source: str = "",
+    made_from: str = "",
     tokenizer_dir: str | Path | None = None,
     generation_config: dict[str, Any] | None = None,
     card: str = "",
@@ -170,9 +170,9 @@ def save(
     processes must call it; the first writes, tensor by tensor. dtype: of the files; None: as the
     parameters are stored. `generation_config`: its token ids (bos, eos, pad) also go into
     `config.json`; None takes the file of `tokenizer_dir`, if any. card: the text of README.md. The
-    folder appears whole or not at all; an earlier HF folder of that name is replaced. source: names
-    where the weights come from; after an interruption the next call with the same one keeps the
-    shards that are whole. Raises HfError when the disk is too small.
+    folder appears whole or not at all; an earlier HF folder of that name is replaced.
+    made_from: names where the weights come from; after an interruption the next call with the same
+    text keeps the shards that are whole. Raises HfError when the disk is too small.
     """
     kept = np.dtype(dtype or model.compute.param_dtype)
     if kept.name not in DTYPES.values():
@@ -182,7 +182,7 @@ def save(
     if jax.process_index():
         _write_weights(model, None, plan, read, kept)
         return {"tensors": len(tensors(model)), "bytes": sum(s.size for s in plan)}
-    with hf_folder.replacing(Path(folder), source) as partial:
+    with hf_folder.replacing(Path(folder), made_from) as partial:
         generation = hf_folder.copy_tokenizer(tokenizer_dir, partial)
         generation = generation if generation_config is None else generation_config
         ids = {k: v for k, v in generation.items() if k.endswith("_token_id")}

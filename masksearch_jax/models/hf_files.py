@@ -76,11 +76,11 @@ def read(tensor: Stored, index: Index, transposed: bool, out: np.ndarray) -> Non
         del piece  # it would keep the file mapped
 
 
-def copy_transposed(target: np.ndarray, source: np.ndarray) -> None:
-    """target[...] = source for matrices of which one is a transpose, in tiles that fit a cache."""
-    for i in range(0, target.shape[0], TILE):
-        for j in range(0, target.shape[1], TILE):
-            target[i : i + TILE, j : j + TILE] = source[i : i + TILE, j : j + TILE]
+def copy_transposed(dst: np.ndarray, src: np.ndarray) -> None:
+    """dst[...] = src for matrices of which one is a transpose, in tiles that fit a cache."""
+    for i in range(0, dst.shape[0], TILE):
+        for j in range(0, dst.shape[1], TILE):
+            dst[i : i + TILE, j : j + TILE] = src[i : i + TILE, j : j + TILE]
 
 
 def is_equal(a: Stored, b: Stored) -> bool:

@@ -139,14 +139,14 @@ def merged(weight: jax.Array, a: jax.Array, b: jax.Array, scale: float, dtype: s
     return whole(weight, a, b)
 
 
-def describe(config: LoraConfig, base: Any, source: str, seed: int) -> dict[str, Any] | None:
+def describe(config: LoraConfig, base: Any, init: str, seed: int) -> dict[str, Any] | None:
     """What a checkpoint of adapters says about them and their base, as JSON; None at rank 0.
 
-    source: where the base came from, as `pinned` gives it; `seed`: of random weights.
+    init: where the base came from, as `pinned` gives it; `seed`: of random weights.
     """
     if not config.rank:
         return None
-    folder, step = checkpoint_files.split(source) if source else ("", None)
+    folder, step = checkpoint_files.split(init) if init else ("", None)
     return {
         **dataclasses.asdict(config),
         "targets": list(config.targets),

@@ -164,9 +164,9 @@ def _copy(
         @pl.when((start + c) * page < items.length[row])
         def _(c: int = c) -> None:
             index = items.table[row * width + start + c]
-            for source, target in zip(stored, buffers, strict=True):
-                page_of = source.at[items.layer[0], row // rows, index]
-                to = target.at[item % 2, c]
+            for src, dst in zip(stored, buffers, strict=True):
+                page_of = src.at[items.layer[0], row // rows, index]
+                to = dst.at[item % 2, c]
                 getattr(pltpu.make_async_copy(page_of, to, arrived.at[item % 2]), act)()
 
 

@@ -148,10 +148,10 @@ class Transformer(nnx.Module):
         return kv_cache.init_cache(self.config, shards, pages, page_tokens, dtype)
 
     def copy_pages(
-        self, cache: KVCache, copies: jax.Array, source: jax.Array, target: jax.Array
+        self, cache: KVCache, copies: jax.Array, src: jax.Array, dst: jax.Array
     ) -> KVCache:
-        """The cache with page source[N, c] written over target[N, c], for c below copies[N]."""
-        return kv_cache.copy_pages(cache, copies, source, target)
+        """The cache with page src[N, c] written over dst[N, c], for c below copies[N]."""
+        return kv_cache.copy_pages(cache, copies, src, dst)
 
     def init_fresh(self, rows: int, tokens: int) -> Fresh:
         """Room for `tokens` fresh keys and values of each row, in the compute dtype."""

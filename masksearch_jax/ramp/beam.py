@@ -28,7 +28,7 @@ from etils import epath
 
 from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.types import Passage, RampExample, Span, to_json
-from masksearch_jax.corpus import sources
+from masksearch_jax.corpus import readers
 from masksearch_jax.corpus.passages import BadRow, parse_line, to_passage
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import build, examples, masking, survey
@@ -86,15 +86,15 @@ def draw(
         seen.add(example.masked)
 
 
-def read(line: bytes, words: int, language: str) -> sources.Read:
+def read(line: bytes, words: int, language: str) -> readers.Read:
     """What a line of a corpus gives: its passage, or an article's of `words` words. Raises BadRow.
 
     words: 0 where lines are passages.
     """
     row = parse_line(line)
     if words:
-        return sources.read_article(row, words, language)
-    return sources.Read([to_passage(row)], [], Tally())
+        return readers.read_article(row, words, language)
+    return readers.Read([to_passage(row)], [], Tally())
 
 
 def extract(

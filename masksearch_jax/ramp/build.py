@@ -81,7 +81,7 @@ def extractor_of(plan: Plan, namer: Any = None) -> spans.Extractor:
 # ---- parts
 
 
-def partition(source: Path, work: Path, kept: np.ndarray, plan: Plan, size: int) -> list[Path]:
+def partition(passages: Path, work: Path, kept: np.ndarray, plan: Plan, size: int) -> list[Path]:
     """Writes the kept passages into files of about `size`, whole articles each, by title."""
     count = max(1, -(-int(kept.sum()) // size))
     paths = [work / f"part-{i:05d}.jsonl" for i in range(count)]
@@ -92,7 +92,7 @@ def partition(source: Path, work: Path, kept: np.ndarray, plan: Plan, size: int)
         stale.unlink()
     with contextlib.ExitStack() as stack:
         out = [stack.enter_context(files.writing(path)) for path in paths]
-        for row, passage in enumerate(read_passages(source, max_bad_fraction=0.0)):
+        for row, passage in enumerate(read_passages(passages, max_bad_fraction=0.0)):
             if kept[row]:
                 value = dataclasses.asdict(mended(passage, plan))
                 digest = hashlib.sha256(article_of(passage).encode()).digest()
@@ -158,7 +158,7 @@ def _quotas(paths: list[Path], most: int) -> list[int]:
 
 
 def build(
-    source: Path,
+    passages: Path,
     folder: Path,
     plan: Plan,
     work_cfg: WorkConfig,
@@ -168,7 +168,7 @@ def build(
     progress: Callable[[int, int], None] = lambda done, total: None,
     max_failed: float = 0.0,
 ) -> tuple[Tally, RampStats]:
-    """Writes FOLDER/ramp/SPLIT.jsonl from the passages of `source`; what each stage left out.
+    """Writes FOLDER/ramp/SPLIT.jsonl from a file of passages; what each stage left out.
 
     The work so far is in FOLDER/work: the same call goes on from there, and removes it in the end
     (the caller sees to it that it belongs to the same inputs). namer, scorer: see `extractor_of`
@@ -179,9 +179,9 @@ def build(
     check_settings(plan.ramp)
     work = folder / "work"
     work.mkdir(parents=True, exist_ok=True)
-    kept, tally = survey_all(source, work, plan, work_cfg.workers)
+    kept, tally = survey_all(passages, work, plan, work_cfg.workers)
     tally.check_share("passages to mask", plan.clean.max_drop, "config.clean.max_drop")
-    paths = partition(source, work, kept, plan, work_cfg.part)
+    paths = partition(passages, work, kept, plan, work_cfg.part)
     most = plan.ramp.max_examples
     tasks = [
         _Part(path, plan, quota)
@@ -214,11 +214,11 @@ def _check_answered(stats: RampStats, extractor: Any, max_failed: float) -> None
         )
 
 
-def learn_gazetteer(source: Path, anchors: Iterable[str], plan: Plan, path: Path) -> int:
+def learn_gazetteer(passages: Path, anchors: Iterable[str], plan: Plan, path: Path) -> int:
     """Writes the gazetteer of a corpus; the number of its names."""
     if not path.is_file():
         learner = Learner(plan.language, plan.ramp.gazetteer)
-        for passage in read_passages(source, max_bad_fraction=0.0):
+        for passage in read_passages(passages, max_bad_fraction=0.0):
             learner.add(passage)
         for anchor in anchors:
             learner.add_link(anchor)

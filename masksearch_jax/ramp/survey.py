@@ -124,14 +124,14 @@ def _survey(task: tuple[list[Passage], Plan]) -> Surveyed:
     return survey(*task)
 
 
-def survey_all(source: Path, work: Path, plan: Plan, workers: int) -> tuple[np.ndarray, Tally]:
-    """bool[n], which passages of `source` may be masked, and the others counted; kept in `work`."""
+def survey_all(passages: Path, work: Path, plan: Plan, workers: int) -> tuple[np.ndarray, Tally]:
+    """bool[n], which passages of the file may be masked, and the others counted; kept in `work`."""
     if (found := stamp.read(work / "survey.json", files=["kept.npy"])) is not None:
         return np.load(work / "kept.npy"), Tally.from_json(found)
     tally = Tally()
     kept = bytearray()
-    passages = read_passages(source, max_bad_fraction=0.0)
-    blocks = ((block, plan) for block in _blocks(passages, _BLOCK))
+    read = read_passages(passages, max_bad_fraction=0.0)
+    blocks = ((block, plan) for block in _blocks(read, _BLOCK))
     with (
         mapper(workers) as each,
         open(work / "digests.bin", "wb") as digests,

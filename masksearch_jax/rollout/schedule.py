@@ -252,8 +252,8 @@ def write_inbox(shards: list[Shard], cfg: RolloutConfig, rules: Rules) -> Letter
                 _let_decode(inbox, (n, row), episode, min(cfg.tick_tokens, rules.room(episode)))
                 decoding.append(((n, row), episode))
         inbox.copies[n] = len(shard.copies)
-        for c, (source, target) in enumerate(shard.copies):
-            inbox.source[n, c], inbox.target[n, c] = source, target
+        for c, (src, dst) in enumerate(shard.copies):
+            inbox.copy_from[n, c], inbox.copy_to[n, c] = src, dst
     rows = fitting(sizes.rows, max(1, *(len(shard.rows) for shard in shards)))
     return Letter(inbox, rows, decoding)
 

@@ -16,7 +16,7 @@ from masksearch_jax.data.batches import prompt_batches, sft_batches
 from masksearch_jax.data.cache import (
     CacheError,
     Manifest,
-    Source,
+    Records,
     decode,
     encode,
     finished_split,
@@ -132,10 +132,10 @@ def test_shards_read_as_one_source_in_order(tmp_path):
         tmp_path, "a", "train", made, kind="sft", max_len=99, made_from="", records_per_shard=10
     )
     assert [count for _, _, count in split.shards] == [10, 10, 5]
-    source = Source(tmp_path / "a-train", split)
-    assert [r["id"] for r in source] == [r["id"] for r in made]
-    assert source.lengths.tolist() == [len(r["ids"]) for r in made]
-    np.testing.assert_array_equal(source[17]["ids"], made[17]["ids"])
+    records = Records(tmp_path / "a-train", split)
+    assert [r["id"] for r in records] == [r["id"] for r in made]
+    assert records.lengths.tolist() == [len(r["ids"]) for r in made]
+    np.testing.assert_array_equal(records[17]["ids"], made[17]["ids"])
     assert split.tokens == sum(len(r["ids"]) for r in made)
     assert split.agent_tokens == sum(int(r["agent"].sum()) for r in made)
 
@@ -188,7 +188,7 @@ except OSError as error:
 
 def test_an_empty_split_can_be_opened(tmp_path):
     split = write_split(tmp_path, "a", "train", [], kind="sft", max_len=9, made_from="")
-    assert (len(Source(tmp_path / "a-train", split)), split.shards) == (0, ())
+    assert (len(Records(tmp_path / "a-train", split)), split.shards) == (0, ())
 
 
 def test_the_manifest_is_the_same_after_saving(manifest):
@@ -266,7 +266,7 @@ def test_a_wrong_curriculum_is_quoted(text, message):
 
 def test_every_epoch_is_another_permutation(manifest):
     found = Order(manifest, "0:a", "train", "sft", 5)
-    size = len(found.sources["a"])
+    size = len(found.records["a"])
     epochs = [[found.record(0, epoch * size + i)["id"] for i in range(size)] for epoch in range(3)]
     assert all(sorted(e) == sorted(epochs[0]) and len(set(e)) == size for e in epochs)
     assert epochs[0] != epochs[1] != epochs[2]

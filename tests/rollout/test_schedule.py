@@ -180,8 +180,8 @@ class World:
         self.shard.plan(self.open_next, asked, self.reach)
         self.check_plan(asked, before)
         assert len(self.shard.copies) <= len(self.shard.rows)
-        for source, target in self.shard.copies:
-            self.contents[target] = list(self.contents[source])
+        for src, dst in self.shard.copies:
+            self.contents[dst] = list(self.contents[src])
         for e in self.shard.episodes:
             for time in range(e.written):
                 page, offset = self.at(e, time)

@@ -216,13 +216,13 @@ def _arrow_batches(file: Path) -> Iterator[Any]:
     """Batches of an Arrow file in the stream format, as `datasets` saves it, or the file format."""
     import pyarrow as pa
 
-    with pa.memory_map(str(file)) as source:
-        if source.read(6) == b"ARROW1":
-            reader = pa.ipc.open_file(source)
+    with pa.memory_map(str(file)) as mapped:
+        if mapped.read(6) == b"ARROW1":
+            reader = pa.ipc.open_file(mapped)
             yield from map(reader.get_batch, range(reader.num_record_batches))
         else:
-            source.seek(0)
-            yield from pa.ipc.open_stream(source)
+            mapped.seek(0)
+            yield from pa.ipc.open_stream(mapped)
 
 
 def _articles(
