@@ -31,7 +31,7 @@ from masksearch_jax.core.files import write_text
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import build, examples, leakage, tfds_records
-from masksearch_jax.ramp.survey import CleanConfig, Plan
+from masksearch_jax.ramp.survey import CleanConfig, PassageRules
 from masksearch_jax.runtime import cli, run_record
 from masksearch_jax.runtime.progress import Progress
 
@@ -142,15 +142,16 @@ def _check(cfg: BuildDatasetRun) -> None:
         raise ConfigError("Apache Beam is not installed; pip install 'masksearch_jax[beam]'")
     examples.check_settings(cfg.ramp)
     if cfg.ramp.extractor == "spacy":
-        build.extractor_of(Plan(cfg.clean, cfg.ramp, cfg.language))  # or says what is missing
+        rules = PassageRules(cfg.clean, cfg.ramp, cfg.language)
+        build.extractor_of(rules)  # or says what is missing
 
 
-def _plan(cfg: BuildDatasetRun) -> Plan:
+def _rules(cfg: BuildDatasetRun) -> PassageRules:
     clean = cfg.clean
     evaluation = None
     if clean.leakage == "drop":
         evaluation = leakage.read(clean.evaluation, clean.evaluation_passages, clean.ngram)
-    return Plan(clean, cfg.ramp, cfg.language, evaluation)
+    return PassageRules(clean, cfg.ramp, cfg.language, evaluation)
 
 
 def files_of(patterns: str) -> list[str]:
@@ -228,13 +229,13 @@ def extract(cfg: BuildDatasetRun, files: list[str], work: epath.Path) -> dict[st
 
     from masksearch_jax.ramp.beam import counts_by_stage, extract, read_dropped
 
-    plan = _plan(cfg)
+    rules = _rules(cfg)
     if work.exists():
         work.rmtree()
     work.mkdir(parents=True)
     pipeline = beam.Pipeline(cfg.beam.runner, _options(cfg.beam))
     words = cfg.passage_words if cfg.articles else 0
-    extract(pipeline, files, plan, str(work), words)
+    extract(pipeline, files, rules, str(work), words)
     result = pipeline.run()
     result.wait_until_finish()
     found = {

@@ -161,14 +161,14 @@ def _mask(cfg: BuildRampRun, folder: Path) -> tuple[Tally, examples.RampStats, d
     evaluation = None
     if clean.leakage != "keep":
         evaluation = leakage.read(clean.evaluation, clean.evaluation_passages, clean.ngram)
-    plan = survey.Plan(clean, cfg.ramp, cfg.corpus.language, evaluation)
+    rules = survey.PassageRules(clean, cfg.ramp, cfg.corpus.language, evaluation)
     paragraphs = folder / "paragraphs.jsonl"
     to_mask = paragraphs if paragraphs.is_file() else folder / "passages.jsonl"
     if cfg.ramp.gazetteer and cfg.ramp.extractor == "rules":
         known = folder / "work" / "gazetteer.json"
         anchors = _lines_of(folder / "work" / "anchors.txt")
-        build.learn_gazetteer(folder / "passages.jsonl", anchors, plan, known)
-        plan = dataclasses.replace(plan, gazetteer=str(known))
+        build.learn_gazetteer(folder / "passages.jsonl", anchors, rules, known)
+        rules = dataclasses.replace(rules, gazetteer=str(known))
     models = SpanModels(cfg.ramp, cfg.llm, cfg.ppl, cfg.corpus.language)
     with contextlib.closing(models), Progress("parts masked", 1) as progress:
 
@@ -179,7 +179,7 @@ def _mask(cfg: BuildRampRun, folder: Path) -> tuple[Tally, examples.RampStats, d
         tally, stats = build.build(
             to_mask,
             folder,
-            plan,
+            rules,
             cfg.work,
             namer=models.namer,
             scorer=models.scorer,

@@ -110,7 +110,7 @@ def count(cfg: EvalRun, suite: str, condition: str) -> int:
     return cfg.eval.examples if first else cfg.eval.baseline_examples
 
 
-def plan(
+def items_of(
     cfg: EvalRun, by_suite: Mapping[str, Sequence[Example]], vocab: Vocab
 ) -> tuple[list[Item], list[Lost]]:
     """The items by condition and suite, and those that cannot be run.
@@ -253,7 +253,7 @@ def run(cfg: EvalRun, model: Any = None) -> dict[str, Any]:
         by_condition = tools(cfg)
         if "search" in by_condition:
             check_source_passages(by_condition["search"], cfg.search, by_suite.get("ramp", ()))
-        items, lost = plan(cfg, by_suite, vocab)
+        items, lost = items_of(cfg, by_suite, vocab)
         if lost:
             print(f"  left out {len(lost)} items: {named(lost)}", file=sys.stderr)
         mesh = make_mesh(cfg.mesh)

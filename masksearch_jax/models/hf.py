@@ -178,10 +178,10 @@ def save(
     if kept.name not in DTYPES.values():
         raise HfError(f"dtype {dtype!r} is unknown; choices: {sorted(DTYPES.values())}")
     read = read or _leaves(model).get
-    plan = hf_files.shards({k: t.hf for k, t in tensors(model).items()}, kept, max_shard_bytes)
+    shards = hf_files.shards({k: t.hf for k, t in tensors(model).items()}, kept, max_shard_bytes)
     if jax.process_index():
-        _write_weights(model, None, plan, read, kept)
-        return {"tensors": len(tensors(model)), "bytes": sum(s.size for s in plan)}
+        _write_weights(model, None, shards, read, kept)
+        return {"tensors": len(tensors(model)), "bytes": sum(s.size for s in shards)}
     with hf_folder.replacing(Path(folder), made_from) as partial:
         generation = hf_folder.copy_tokenizer(tokenizer_dir, partial)
         generation = generation if generation_config is None else generation_config
@@ -191,24 +191,24 @@ def save(
         files.write_json(partial / "generation_config.json", generation, indent=2)
         if card:
             files.write_text(partial / "README.md", card)
-        _write_weights(model, partial, plan, read, kept)
+        _write_weights(model, partial, shards, read, kept)
         return verify(partial)
 
 
 def _write_weights(
     model: Transformer,
     folder: Path | None,
-    plan: list[hf_files.Shard],
+    shards: list[hf_files.Shard],
     read: Callable[[str], jax.Array],
     dtype: np.dtype,
 ) -> None:
     """Brings every tensor to the host once and, where `folder` is given, writes those not there."""
-    whole = [s.file for s in plan if folder and hf_files.is_whole(folder, s)]
+    whole = [s.file for s in shards if folder and hf_files.is_whole(folder, s)]
     whole = json.loads(hosts.gather_texts(json.dumps(whole))[0])  # what the first process has
-    missing = [shard for shard in plan if shard.file not in whole]
+    missing = [shard for shard in shards if shard.file not in whole]
     if folder:
         hf_folder.check_space(folder, sum(shard.size for shard in missing))
-    total, done = (sum(s.size for s in shards) for shards in (plan, missing))
+    total, done = (sum(s.size for s in some) for some in (shards, missing))
     with Progress("export, MB", total // MB, (total - done) // MB) as progress:
 
         def counted(arrays: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -225,8 +225,8 @@ def _write_weights(
                 hf_files.write(folder, shard, own)
             for _ in own:  # without a folder: take part in bringing them
                 pass
-    if folder and len(plan) > 1:
-        files.write_json(folder / INDEX, hf_files.index_of(plan), indent=2)
+    if folder and len(shards) > 1:
+        files.write_json(folder / INDEX, hf_files.index_of(shards), indent=2)
 
 
 def _gathered(

@@ -125,10 +125,10 @@ def shards(shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, max_bytes: fl
     ]
 
 
-def index_of(plan: Sequence[Shard]) -> dict[str, Any]:
+def index_of(shards: Sequence[Shard]) -> dict[str, Any]:
     """The object of the index file that goes with several shards."""
-    total = sum(s.size - len(s.header) for s in plan)
-    where = {name: shard.file for shard in plan for name in shard.names}
+    total = sum(s.size - len(s.header) for s in shards)
+    where = {name: shard.file for shard in shards for name in shard.names}
     return {"metadata": {"total_size": total}, "weight_map": where}
 
 

@@ -3,7 +3,7 @@
     read → parse, refuse → one of each id → one of each text → spans → masks → JSON lines per k
 
 What becomes of a paragraph is what `factory` makes of it, but for its number of masks. It depends
-on the paragraph, the plan and the corpus's counts of spans, and on nothing else: not on bundles,
+on the paragraph, the rules and the corpus's counts of spans, and on nothing else: not on bundles,
 workers, or how the corpus is cut into files. Everything left out is counted in Beam's metrics
 (namespace: stage, name: "dropped/REASON") and a few of each are named.
 """
@@ -32,7 +32,7 @@ from masksearch_jax.corpus import readers
 from masksearch_jax.corpus.passages import BadRow, parse_line, to_passage
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import build, examples, masking, survey
-from masksearch_jax.ramp.survey import Plan
+from masksearch_jax.ramp.survey import PassageRules
 
 NAMED_DROPS = 3  # items named of each reason
 DROPPED = "dropped"  # output tag of what is left out: ((stage, reason), name)
@@ -98,25 +98,25 @@ def read(line: bytes, words: int, language: str) -> readers.Read:
 
 
 def extract(
-    pipeline: beam.Pipeline, files: Sequence[str], plan: Plan, work: str, words: int = 0
+    pipeline: beam.Pipeline, files: Sequence[str], rules: PassageRules, work: str, words: int = 0
 ) -> None:
     """Adds to `pipeline` all stages from the corpus `files` to JSON lines under the folder `work`.
 
     WORK/kN/*.jsonl.gz hold an example and its `split` a line, WORK/dropped-* the names of what was
     left out by stage and reason. words: of the passages that articles are cut into; 0: lines are
-    passages. Of the plan neither near duplicates nor what needs a model or an order is done here.
+    passages. Of the rules neither near duplicates nor what needs a model or an order is done here.
     """
     lines = (
         pipeline
         | "files" >> beam.Create(list(files))
         | "read" >> beam.io.ReadAllFromText(coder=beam.coders.BytesCoder(), with_filename=True)
     )
-    parse = beam.ParDo(_Parse(plan, words))
+    parse = beam.ParDo(_Parse(rules, words))
     whole, bad = _split(lines | "parse" >> parse.with_outputs(DROPPED, main="ok"))
     by_id, same_id = _unique(whole, "id", lambda row: row[0])
     by_text, same_text = _unique(by_id, "text", lambda row: f"{row[1]}\n{row[2]}")
-    made, lost = _examples(by_text, dataclasses.replace(plan, evaluation=None))
-    parts = made | "by masks" >> beam.Partition(lambda item, n: item[0] - 1, plan.ramp.max_masks)
+    made, lost = _examples(by_text, dataclasses.replace(rules, evaluation=None))
+    parts = made | "by masks" >> beam.Partition(lambda item, n: item[0] - 1, rules.ramp.max_masks)
     for k, part in enumerate(parts, 1):
         _ = (
             part
@@ -132,20 +132,20 @@ def extract(
     )
 
 
-def _examples(rows: Any, plan: Plan) -> tuple[Any, list[Any]]:
+def _examples(rows: Any, rules: PassageRules) -> tuple[Any, list[Any]]:
     """Rows to (k, JSON of an example), and what is dropped on the way."""
     found, empty = _split(
-        rows | "spans" >> beam.ParDo(_FindSpans(plan)).with_outputs(DROPPED, main="ok")
+        rows | "spans" >> beam.ParDo(_FindSpans(rules)).with_outputs(DROPPED, main="ok")
     )
     odds = (
         found
         | "spans of each" >> beam.Map(lambda item: len(item[1]))
         | combiners.Count.PerElement()
         | combiners.ToDict()
-        | "shares" >> beam.Map(shares, plan.ramp.max_masks)
+        | "shares" >> beam.Map(shares, rules.ramp.max_masks)
     )
-    common = beam.pvalue.AsSingleton(_common(found)) if plan.ramp.strategy == "weighted" else None
-    mask = beam.ParDo(_Mask(plan.ramp), beam.pvalue.AsSingleton(odds), common)
+    common = beam.pvalue.AsSingleton(_common(found)) if rules.ramp.strategy == "weighted" else None
+    mask = beam.ParDo(_Mask(rules.ramp), beam.pvalue.AsSingleton(odds), common)
     made, again = _split(found | "masks" >> mask.with_outputs(DROPPED, main="ok"))
     return made, [empty, again]
 
@@ -193,8 +193,8 @@ def _drop(stage: str, reason: str, name: str, count: int = 1) -> beam.pvalue.Tag
 class _Parse(beam.DoFn):
     """(file, line) → Rows of paragraphs that can be masked."""
 
-    def __init__(self, plan: Plan, words: int) -> None:
-        self._plan, self._words = plan, words
+    def __init__(self, rules: PassageRules, words: int) -> None:
+        self._rules, self._words = rules, words
 
     def process(self, item: tuple[str, bytes]) -> Iterator[Any]:
         file, line = item
@@ -202,7 +202,7 @@ class _Parse(beam.DoFn):
             return
         _counter("corpus", "in").inc()
         try:
-            passages, _, left_out = read(line, self._words, self._plan.language)
+            passages, _, left_out = read(line, self._words, self._rules.language)
         except BadRow as bad:
             yield _drop("corpus", bad.reason, f"{PurePosixPath(file).name}: {line[:80]!r}")
             return
@@ -215,11 +215,11 @@ class _Parse(beam.DoFn):
             yield self._row(passage)
 
     def _row(self, passage: Passage) -> Row | beam.pvalue.TaggedOutput:
-        if reason := survey.refusal(passage, self._plan):
+        if reason := survey.refusal(passage, self._rules):
             return _drop("clean", reason, passage.id)
         _counter("clean", "out").inc()
-        passage = survey.mended(passage, self._plan)
-        if reason := examples.refusal(passage, self._plan.ramp, self._plan.language):
+        passage = survey.mended(passage, self._rules)
+        if reason := examples.refusal(passage, self._rules.ramp, self._rules.language):
             return _drop("ramp", reason, passage.id)
         return passage.id, passage.title, passage.text
 
@@ -242,11 +242,11 @@ class _KeepLeast(beam.DoFn):
 class _FindSpans(beam.DoFn):
     """Row → (Row, its disjoint spans as tuples)."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    def __init__(self, rules: PassageRules) -> None:
+        self._rules = rules
 
     def setup(self) -> None:
-        self._extractor = build.extractor_of(self._plan)
+        self._extractor = build.extractor_of(self._rules)
 
     def process(self, row: Row) -> Iterator[Any]:
         paragraph = Passage(*row)

@@ -86,9 +86,9 @@ class Shard:
         for episode in self.episodes:
             episode.forget_cache()
 
-    # ---- a tick's plan
+    # ---- a tick's rows
 
-    def plan(
+    def assign_rows(
         self,
         open_next: Callable[[Callable[[Request], bool]], Episode | None],
         share: int,

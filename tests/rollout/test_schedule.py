@@ -81,7 +81,7 @@ def test_sizes_that_are_none_are_refused_by_name(change, shards, says):
         schedule.sizes(dataclasses.replace(ROLLOUT, **change), shards)
 
 
-# ---- plans, without a device
+# ---- rows, without a device
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -177,8 +177,8 @@ class World:
 
     def step(self) -> None:
         asked, before = self.rng.randint(0, len(self.queue)), len(self.queue)
-        self.shard.plan(self.open_next, asked, self.reach)
-        self.check_plan(asked, before)
+        self.shard.assign_rows(self.open_next, asked, self.reach)
+        self.check_rows(asked, before)
         assert len(self.shard.copies) <= len(self.shard.rows)
         for src, dst in self.shard.copies:
             self.contents[dst] = list(self.contents[src])
@@ -194,7 +194,7 @@ class World:
                 e.turns.append("a search")
                 e.ids += [self.rng.randrange(250) for _ in range(3)]
 
-    def check_plan(self, asked: int, before: int) -> None:
+    def check_rows(self, asked: int, before: int) -> None:
         shard, sizes = self.shard, self.sizes
         opened, rows = shard.episodes, shard.rows
         assert len(opened) <= sizes.open
@@ -267,7 +267,7 @@ def plan_of(shard: schedule.Shard, grow: int = 0, requests: tuple[Pretender, ...
     def open_next(fits):
         return queue.pop(0) if queue and fits(queue[0].request) else None
 
-    shard.plan(open_next, len(queue), lambda e, written: len(e.ids) - 1 + grow)
+    shard.assign_rows(open_next, len(queue), lambda e, written: len(e.ids) - 1 + grow)
 
 
 def test_those_who_asked_first_run_first():
