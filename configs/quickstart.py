@@ -68,7 +68,7 @@ def small_sft(steps: int, curriculum: str, seq_len: int) -> ConfigDict:
     c = ConfigDict()
     c.steps, c.curriculum, c.seq_len = steps, curriculum, seq_len
     c.batch_size = 12
-    c.other_loss_weight = 0.05  # reading has to be learned too
+    c.context_loss_weight = 0.05  # reading has to be learned too
     return c
 
 

@@ -110,13 +110,13 @@ def run(cfg: BuildDatasetRun) -> dict[str, Any]:
         if stale.name != work.name:
             stale.rmtree()
     with Progress("RAMP dataset", 1 + cfg.ramp.max_masks) as progress, _hushed():
-        progress.update(0, stage="examples")
+        progress.update(0, step="examples")
         counts = stamp.read(work / COUNTS) or extract(cfg, files, work)
         wanted = [k for k in range(1, cfg.ramp.max_masks + 1) if _splits_of(counts, k)]
         for done, k in enumerate(wanted, 1):
-            progress.update(done, stage=f"k{k}", examples=counts["ramp"]["out"])
+            progress.update(done, step=f"k{k}", examples=counts["ramp"]["out"])
             _write(cfg, k, counts, work, made_from)
-        progress.update(progress.total, stage="checksums")
+        progress.update(progress.total, step="checksums")
         for stale in root.glob("k*"):
             if stale.name not in {f"k{k}" for k in wanted}:
                 stale.rmtree()
@@ -227,7 +227,7 @@ def extract(cfg: BuildDatasetRun, files: list[str], work: epath.Path) -> dict[st
     """Makes all examples as JSON lines under `work`; their counts, which are written there last."""
     import apache_beam as beam
 
-    from masksearch_jax.ramp.beam import counts_by_stage, extract, read_dropped
+    from masksearch_jax.ramp.beam import counts_by_step, extract, read_dropped
 
     rules = _rules(cfg)
     if work.exists():
@@ -242,7 +242,7 @@ def extract(cfg: BuildDatasetRun, files: list[str], work: epath.Path) -> dict[st
         (c.key.metric.namespace, c.key.metric.name): c.result
         for c in result.metrics().query()["counters"]
     }
-    counts = counts_by_stage(found, read_dropped(work))
+    counts = counts_by_step(found, read_dropped(work))
     _check_drops(cfg, counts)
     stamp.write(work / COUNTS, counts)
     return counts

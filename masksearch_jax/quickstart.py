@@ -210,7 +210,7 @@ def run_export(run: Run) -> dict[str, Any]:
     cfg = run.cfg
     mesh = make_mesh(cfg.mesh)
     model = initial(run.checkpoints("dapo"), cfg.model, cfg.compute, mesh, cfg.seed)
-    card = Card(stage="RAMP: SFT, then DAPO", dataset=cfg.corpus.path or "the built-in atlas")
+    card = Card(training="RAMP: SFT, then DAPO", dataset=cfg.corpus.path or "the built-in atlas")
     to, step = run.folder / "hf", cfg.dapo.steps
     return {"export": export_hf.export(model, to, run.tokenizer, card=card, step=step)}
 

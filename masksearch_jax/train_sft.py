@@ -81,7 +81,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
         batch_size=cfg.sft.batch_size,
         seq_len=cfg.sft.seq_len,
         seed=cfg.sft.seed,
-        other_loss_weight=cfg.sft.other_loss_weight,
+        context_loss_weight=cfg.sft.context_loss_weight,
         process_index=share,
         process_count=shares,
     )

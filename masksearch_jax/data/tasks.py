@@ -184,7 +184,7 @@ def _rates(
 def mixtures_of(tasks: Iterable[str]) -> dict[str, list[str]]:
     """The mixtures that the tasks present allow: name → tasks.
 
-    `ramp_mixed`, `ramp_uptoK` (the curriculum's stages), `qa_mixed` and `ramp_qa_mixed`, each also
+    `ramp_mixed`, `ramp_uptoK` (the curriculum's lessons), `qa_mixed` and `ramp_qa_mixed`, each also
     with `_sft`, and `ramp_sft_qa_DATASET`.
     """
     tasks = sorted(tasks)

@@ -20,7 +20,7 @@ from masksearch_jax.parallel import sharding
 COLUMNS = ("any", sharding.SHARED)  # logical axes of a table for `sharding.on_shards`
 _ROWS = ("batch", "time")
 _TABLE_PARTS = 8
-_STAGE = 4  # devices; the TPU compiler makes sums on all of larger groups, on some slices
+_ROUND = 4  # devices; the TPU compiler makes sums on all of larger groups, on some slices
 
 
 def matmul(x: jax.Array, w: jax.Array, axis: int) -> jax.Array:
@@ -98,7 +98,7 @@ def own_sum(gradient: jax.Array, axis: int) -> jax.Array:
     split = gradient.reshape(*gradient.shape[:axis], count, -1, *gradient.shape[axis + 1 :])
     parts = jnp.moveaxis(split, axis, 0)
     for name in axes:
-        for size, groups in _stages(jax.lax.axis_size(name)):
+        for size, groups in _rounds(jax.lax.axis_size(name)):
             parts = parts.reshape(size, -1, *parts.shape[1:])
             parts = jax.lax.psum_scatter(parts, name, axis_index_groups=groups)
     return parts[0]
@@ -115,12 +115,12 @@ def own_sum_of_table(gradient: jax.Array) -> jax.Array:
     return jax.lax.map(lambda part: own_sum(part, 1), rows).reshape(len(gradient), -1)
 
 
-def _stages(total: int) -> Iterator[tuple[int, list[list[int]] | None]]:
+def _rounds(total: int) -> Iterator[tuple[int, list[list[int]] | None]]:
     """How a sum over so many devices in a row goes: over groups of a size, far apart ones first."""
     far, sizes = total, []
-    while far > 2 * _STAGE and far % _STAGE == 0:
-        far //= _STAGE
-        sizes.append(_STAGE)
+    while far > 2 * _ROUND and far % _ROUND == 0:
+        far //= _ROUND
+        sizes.append(_ROUND)
     apart = total
     for size in (far, *sizes):
         block, apart = apart, apart // size

@@ -5,7 +5,7 @@
 What becomes of a paragraph is what `factory` makes of it, but for its number of masks. It depends
 on the paragraph, the rules and the corpus's counts of spans, and on nothing else: not on bundles,
 workers, or how the corpus is cut into files. Everything left out is counted in Beam's metrics
-(namespace: stage, name: "dropped/REASON") and a few of each are named.
+(namespace: step, name: "dropped/REASON") and a few of each are named.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from masksearch_jax.ramp import build, examples, masking, survey
 from masksearch_jax.ramp.survey import PassageRules
 
 NAMED_DROPS = 3  # items named of each reason
-DROPPED = "dropped"  # output tag of what is left out: ((stage, reason), name)
+DROPPED = "dropped"  # output tag of what is left out: ((step, reason), name)
 
-Row = tuple[str, str, str]  # a Passage between stages: id, title, text
+Row = tuple[str, str, str]  # a Passage between steps: id, title, text
 Shares = Mapping[int, Sequence[float]]
 
 
@@ -100,10 +100,10 @@ def read(line: bytes, words: int, language: str) -> readers.Read:
 def extract(
     pipeline: beam.Pipeline, files: Sequence[str], rules: PassageRules, work: str, words: int = 0
 ) -> None:
-    """Adds to `pipeline` all stages from the corpus `files` to JSON lines under the folder `work`.
+    """Adds to `pipeline` all steps from the corpus `files` to JSON lines under the folder `work`.
 
     WORK/kN/*.jsonl.gz hold an example and its `split` a line, WORK/dropped-* the names of what was
-    left out by stage and reason. words: of the passages that articles are cut into; 0: lines are
+    left out by step and reason. words: of the passages that articles are cut into; 0: lines are
     passages. Of the rules neither near duplicates nor what needs a model or an order is done here.
     """
     lines = (
@@ -181,13 +181,13 @@ def _unique(rows: Any, name: str, key: Callable[[Row], str]) -> tuple[Any, Any]:
 
 
 @functools.cache
-def _counter(stage: str, name: str) -> Any:
-    return beam.metrics.Metrics.counter(stage, name)
+def _counter(step: str, name: str) -> Any:
+    return beam.metrics.Metrics.counter(step, name)
 
 
-def _drop(stage: str, reason: str, name: str, count: int = 1) -> beam.pvalue.TaggedOutput:
-    _counter(stage, f"dropped/{reason}").inc(count)
-    return beam.pvalue.TaggedOutput(DROPPED, ((stage, reason), name))
+def _drop(step: str, reason: str, name: str, count: int = 1) -> beam.pvalue.TaggedOutput:
+    _counter(step, f"dropped/{reason}").inc(count)
+    return beam.pvalue.TaggedOutput(DROPPED, ((step, reason), name))
 
 
 class _Parse(beam.DoFn):
@@ -284,43 +284,43 @@ class _Mask(beam.DoFn):
 
 
 def read_dropped(work: epath.Path) -> dict[str, dict[str, list[str]]]:
-    """A few of what a run left out: stage → reason → names."""
+    """A few of what a run left out: step → reason → names."""
     found: dict[str, dict[str, list[str]]] = defaultdict(dict)
     for file in sorted(work.glob("dropped-*")):
         for line in file.read_text().splitlines():
-            (stage, reason), names = json.loads(line)
-            found[stage][reason] = names
+            (step, reason), names = json.loads(line)
+            found[step][reason] = names
     return found
 
 
-def counts_by_stage(
+def counts_by_step(
     counters: Mapping[tuple[str, str], int], such_as: Mapping[str, dict[str, list[str]]]
 ) -> dict[str, Any]:
-    """Beam's counters as counts per stage."""
+    """Beam's counters as counts per step."""
     dropped: dict[str, Counter[str]] = defaultdict(Counter)
     by_masks: dict[str, Counter[str]] = defaultdict(Counter)
-    for (stage, name), count in sorted(counters.items()):
+    for (step, name), count in sorted(counters.items()):
         kind, _, detail = name.partition("/")
-        if stage == "examples":
+        if step == "examples":
             by_masks[kind][detail] += count
         elif kind == "dropped":
-            dropped[stage][detail] += count
+            dropped[step][detail] += count
 
-    def count(stage: str, name: str) -> int:
-        return counters.get((stage, name), 0)
+    def count(step: str, name: str) -> int:
+        return counters.get((step, name), 0)
 
-    def stage(name: str, given: int, out: int) -> dict[str, Any]:
+    def counted(name: str, given: int, out: int) -> dict[str, Any]:
         left_out = {"dropped": dict(dropped[name]), "such_as": dict(sorted(such_as[name].items()))}
         return {"in": given, "out": out} | left_out
 
-    corpus = stage("corpus", count("corpus", "in"), count("corpus", "out"))
+    corpus = counted("corpus", count("corpus", "in"), count("corpus", "out"))
     if count("articles", "in"):
-        corpus["left_out"] = stage("articles", count("articles", "in"), count("articles", "out"))
+        corpus["left_out"] = counted("articles", count("articles", "in"), count("articles", "out"))
     made = sum(c.total() for c in by_masks.values())
     return {
         "corpus": corpus,
-        "clean": stage("clean", corpus["out"], count("clean", "out")),
-        "ramp": stage("ramp", count("clean", "out"), made)
+        "clean": counted("clean", corpus["out"], count("clean", "out")),
+        "ramp": counted("ramp", count("clean", "out"), made)
         | {
             "used": count("ramp", "used"),
             "refused_spans": dict(dropped["spans"]),

@@ -170,7 +170,7 @@ def build(
     progress: Callable[[int, int], None] = lambda done, total: None,
     max_failed: float = 0.0,
 ) -> tuple[Tally, RampStats]:
-    """Writes FOLDER/ramp/SPLIT.jsonl from a file of passages; what each stage left out.
+    """Writes FOLDER/ramp/SPLIT.jsonl from a file of passages; what each step left out.
 
     The work so far is in FOLDER/work: the same call goes on from there, and removes it in the end
     (the caller sees to it that it belongs to the same inputs). namer, scorer: see `extractor_of`

@@ -89,7 +89,12 @@ def load(name: str, arg: str = "") -> typing.Any:
 # another name since, because `--config.evolve.items` met a method of ConfigDict.
 SINCE = {"survival.changed": "refuse"}
 SINCE |= {"llm.max_tokens_field": "max_tokens", "llm.send_temperature": True}
-RENAMED = {"evolve.items": "evolve.pool_size"}
+RENAMED = {
+    "evolve.items": "evolve.pool_size",
+    "sft.other_loss_weight": "sft.context_loss_weight",
+    "first_sft.other_loss_weight": "first_sft.context_loss_weight",
+    "card.stage": "card.training",
+}
 # Decided anew since: at one half two guesses paid as much as one, and recall pays for lists.
 DECIDED = {"dapo.length_penalty": 0.6}
 DECIDED_IN = {"qa_dapo": {"dapo.reward": "penalised"}}
@@ -268,5 +273,5 @@ def test_a_curriculum_names_mixtures_that_exist():
             cfg = to_dataclass(schema_of(name), load(name, arg))
             for section in ("sft", "dapo"):
                 if hasattr(cfg, section):
-                    stages = curriculum.parse_curriculum(getattr(cfg, section).curriculum, names)
-                    assert stages[0].step == 0
+                    lessons = curriculum.parse_curriculum(getattr(cfg, section).curriculum, names)
+                    assert lessons[0].step == 0

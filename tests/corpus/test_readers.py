@@ -462,7 +462,7 @@ def test_passages_end_with_sentences_and_keep_their_length():
 # ---- counts and duplicates
 
 
-def test_a_stage_fails_beyond_its_share_and_names_an_example():
+def test_a_step_fails_beyond_its_share_and_names_an_example():
     tally = Tally(seen=10, kept=7)
     tally.drop("list", "'Ember'", 2)
     tally.drop("hole", "'Harrow'")

@@ -77,7 +77,7 @@ def sft_config(run, workdir) -> SftRun:
     curriculum = "0:ramp_sft_k1,30:ramp_sft_upto2"
     return dataclasses.replace(
         cfg,
-        sft=dataclasses.replace(cfg.sft, curriculum=curriculum, other_loss_weight=0.1),
+        sft=dataclasses.replace(cfg.sft, curriculum=curriculum, context_loss_weight=0.1),
         checkpoint=dataclasses.replace(cfg.checkpoint, every=10),
     )
 

@@ -259,7 +259,7 @@ def test_a_checkpoint_is_read_by_parameter_in_the_dtype_that_it_is_stored_in(
 
 
 def test_the_card_says_what_is_known_and_asks_for_the_licence() -> None:
-    card = Card(base_model="Qwen/Qwen2.5-7B", stage="RAMP: SFT", dataset="a dump", license="")
+    card = Card(base_model="Qwen/Qwen2.5-7B", training="RAMP: SFT", dataset="a dump", license="")
     text = model_card(card, FAMILIES["qwen3"], "agent", 4000, 12345, "bfloat16")
     front = text.split("---\n")[1]
     assert 'base_model: "Qwen/Qwen2.5-7B"\n' in front

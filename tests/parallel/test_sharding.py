@@ -170,7 +170,7 @@ def test_no_device_sums_a_whole_table() -> None:
 
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize(
-    ("sizes", "stage", "sums"),
+    ("sizes", "round_size", "sums"),
     [
         (MeshConfig(1, 8, 1), 2, 2),
         (MeshConfig(1, 8, 1), 4, 1),
@@ -180,10 +180,10 @@ def test_no_device_sums_a_whole_table() -> None:
     ],
     ids=str,
 )
-def test_sums_in_stages_are_each_device_s_part(sizes, stage, sums, axis, monkeypatch) -> None:
+def test_sums_in_rounds_are_each_device_s_part(sizes, round_size, sums, axis, monkeypatch) -> None:
     monkeypatch.setattr(
-        shared_weights, "_STAGE", stage
-    )  # more than twice as many devices: in two stages
+        shared_weights, "_ROUND", round_size
+    )  # more than twice as many devices: in two rounds
     mesh = sharding.make_mesh(sizes)
     rng = np.random.default_rng(0)
     x, g = rng.normal(size=(8, 4, 16)), rng.normal(size=(8, 4, 24))
