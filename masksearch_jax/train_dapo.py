@@ -77,7 +77,7 @@ def on_mesh(dapo: DapoConfig, mesh: Mesh) -> DapoConfig:
 def check(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None:
     """Raises ConfigError, or MeshError, for settings that cannot work."""
     parts, dapo = sharding.batch_shards(mesh), on_mesh(dapo, mesh)
-    sharding.time_parts(mesh, rollout.max_len)
+    sharding.context_shards(mesh, rollout.max_len)
     if rollout.temperature <= 0:
         raise ConfigError(
             f"config.rollout.temperature is {rollout.temperature}; to train, it must be above 0"

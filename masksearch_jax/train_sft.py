@@ -23,7 +23,7 @@ from masksearch_jax.models import head, lora
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import check_vocabulary, initial, pinned
 from masksearch_jax.parallel import hosts
-from masksearch_jax.parallel.sharding import batch_shards, make_mesh, time_parts
+from masksearch_jax.parallel.sharding import batch_shards, context_shards, make_mesh
 from masksearch_jax.rl import losses
 from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.metric_writer import MetricWriter
@@ -50,7 +50,7 @@ def check_batch(cfg: SftRun, mesh: jax.sharding.Mesh) -> None:
 
     MeshError for rows that it cannot split.
     """
-    time_parts(mesh, cfg.sft.seq_len)
+    context_shards(mesh, cfg.sft.seq_len)
     parts, accumulate = batch_shards(mesh), cfg.optim.accumulate
     if accumulate < 1:
         raise ConfigError(f"config.optim.accumulate is {accumulate}; it must be at least 1")

@@ -353,7 +353,7 @@ class DapoConfig:
         0,
         (
             "Rows of rollout.max_len, which trajectories share, per gradient micro-batch; 0: one "
-            "for each part of the mesh."
+            "for each shard of the mesh."
         ),
         harmless=True,
     )

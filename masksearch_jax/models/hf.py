@@ -271,10 +271,10 @@ def _matched(folder: Path, model: Transformer) -> list[tuple[Tensor, Stored]]:
     return [(tensor, found[name]) for name, tensor in expected.items()]
 
 
-def _tie(folder: Path, found: dict[str, Stored]) -> None:
-    """Takes the head of a tied model out of `found`: it is the table, there once more or alone."""
-    head = found.pop(hf_names.HEAD)
-    if not hf_files.is_equal(head, found.setdefault(_TABLE_NAME, head)):
+def _tie(folder: Path, stored: dict[str, Stored]) -> None:
+    """Takes the head of a tied model out of `stored`: it is the table, there once more or alone."""
+    head = stored.pop(hf_names.HEAD)
+    if not hf_files.is_equal(head, stored.setdefault(_TABLE_NAME, head)):
         raise HfError(
             f"{folder}: tie_word_embeddings is true, but {hf_names.HEAD} differs from {_TABLE_NAME}"
             "; to load both, set tie_word_embeddings to false in its config.json, and "
@@ -289,9 +289,9 @@ def _read(
     place: NamedSharding | None,
 ) -> jax.Array:
     """The tensor, or the tensors stacked when `leaf` has an axis more, laid out at `place`."""
-    held: dict[str, np.ndarray] = {}  # replicas hold the same part; it is read once
+    held: dict[str, np.ndarray] = {}  # replicas hold the same slice; it is read once
 
-    def part(index: hf_files.Index) -> np.ndarray:
+    def slice_of(index: hf_files.Index) -> np.ndarray:
         if str(index) in held:
             return held[str(index)]
         sizes = [len(range(*i.indices(size))) for i, size in zip(index, leaf.shape, strict=True)]
@@ -304,8 +304,8 @@ def _read(
         return out
 
     if place is None:
-        return jax.device_put(part(tuple(map(slice, leaf.shape))))
-    return jax.make_array_from_callback(leaf.shape, place, part, leaf.dtype)
+        return jax.device_put(slice_of(tuple(map(slice, leaf.shape))))
+    return jax.make_array_from_callback(leaf.shape, place, slice_of, leaf.dtype)
 
 
 def _stack(

@@ -58,21 +58,21 @@ def stored(folder: Path) -> dict[str, Stored]:
 
 
 def read(tensor: Stored, index: Index, transposed: bool, out: np.ndarray) -> None:
-    """Fills `out` with the part `index` of a tensor, or of its transpose, cast to out's dtype.
+    """Fills `out` with the slice `index` of a tensor, or of its transpose, cast to out's dtype.
 
-    Of the file only that part is read, and it is mapped no longer than that: mapped pages count as
+    Of the file only that slice is read, and it is mapped no longer than that: mapped pages count as
     memory of the process.
     """
     shape = tensor.shape[::-1] if transposed else tensor.shape
-    bounds = [slice(*part.indices(size)[:2]) for part, size in zip(index, shape, strict=True)]
+    bounds = [slice(*cut.indices(size)[:2]) for cut, size in zip(index, shape, strict=True)]
     rows, *rest = bounds[::-1] if transposed else bounds
     target = out.T if transposed else out
     with _open(tensor.path) as content:
         piece = content.get_slice(tensor.name)
         for block in _blocks(rows, target[:1].size * out.dtype.itemsize):
             found = piece[(block, *rest)]
-            part = target[block.start - rows.start : block.stop - rows.start]
-            copy_transposed(part, found) if transposed else np.copyto(part, found, "unsafe")
+            into = target[block.start - rows.start : block.stop - rows.start]
+            copy_transposed(into, found) if transposed else np.copyto(into, found, "unsafe")
         del piece  # it would keep the file mapped
 
 

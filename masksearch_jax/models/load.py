@@ -187,11 +187,11 @@ def _base(
     return where, dataclasses.replace(compute, param_dtype=adapters["base_dtype"])
 
 
-def _check_base(folder: str, adapters: dict[str, Any], where: str, found: str) -> None:
-    if found != adapters["base_fingerprint"]:
+def _check_base(folder: str, adapters: dict[str, Any], where: str, actual: str) -> None:
+    if actual != adapters["base_fingerprint"]:
         raise InitError(
             f"{folder} holds adapters for {checkpoint_files.base_of(adapters)} (fingerprint "
-            f"{adapters['base_fingerprint']}); {where} holds another one ({found})"
+            f"{adapters['base_fingerprint']}); {where} holds another one ({actual})"
         )
 
 
@@ -242,11 +242,11 @@ def check_vocabulary(config: ModelConfig, size: int) -> None:
         )
 
 
-def _check_same(folder: str, found: ModelConfig, asked: ModelConfig) -> None:
+def _check_same(folder: str, actual: ModelConfig, asked: ModelConfig) -> None:
     differing = [
-        f"{f.name}: {getattr(found, f.name)!r} there, {getattr(asked, f.name)!r} in config.model"
+        f"{f.name}: {getattr(actual, f.name)!r} there, {getattr(asked, f.name)!r} in config.model"
         for f in dataclasses.fields(ModelConfig)
-        if getattr(found, f.name) != getattr(asked, f.name)
+        if getattr(actual, f.name) != getattr(asked, f.name)
     ]
     if differing:
         raise InitError(f"{folder} is of another architecture: " + "; ".join(differing))

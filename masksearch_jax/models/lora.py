@@ -131,11 +131,11 @@ def merge(model: Any, dtype: str) -> Any:
 def merged(weight: jax.Array, a: jax.Array, b: jax.Array, scale: float, dtype: str) -> jax.Array:
     """`merge` of one matrix of all layers."""
 
-    def layer(parts: tuple[jax.Array, ...]) -> jax.Array:
-        weight, a, b = parts
+    def layer(matrices: tuple[jax.Array, ...]) -> jax.Array:
+        weight, a, b = matrices
         return (weight.astype(jnp.float32) + scale * (a @ b)).astype(dtype)
 
-    whole = jax.jit(lambda *parts: jax.lax.map(layer, parts), out_shardings=weight.sharding)
+    whole = jax.jit(lambda *matrices: jax.lax.map(layer, matrices), out_shardings=weight.sharding)
     return whole(weight, a, b)
 
 

@@ -107,7 +107,7 @@ class Transformer(nnx.Module):
 
         Segments are contiguous and attend causally within themselves; segment 0 is padding.
         """
-        ids, positions, segment_ids = map(context_parallel.in_parts, (ids, positions, segment_ids))
+        ids, positions, segment_ids = map(context_parallel.in_shards, (ids, positions, segment_ids))
         tables = attention.rope(self.config, positions)
         attend = attention.ATTENTION[self.compute.attention]
 

@@ -70,18 +70,18 @@ def _level(heights: Sequence[float], amount: float) -> list[float]:
 
 def draw(
     paragraph: Passage,
-    found: Sequence[Span],
+    candidates: Sequence[Span],
     odds: Shares,
     cfg: RampConfig,
     weights: Mapping[Span, float] | None = None,
 ) -> Iterator[RampExample | str]:
     """The examples of a paragraph, and a reason in place of one that came out again."""
     seen: set[str] = set()
-    edges = list(itertools.accumulate(odds[len(found)]))
+    edges = list(itertools.accumulate(odds[len(candidates)]))
     for i in range(cfg.examples_per_passage):
         point = random.Random(f"{cfg.seed}/{paragraph.id}/{i}/k").random() * edges[-1]
         k = 1 + min(bisect.bisect(edges, point), len(edges) - 1)
-        example = examples.mask_paragraph(paragraph, found, k, i, cfg.seed, weights)
+        example = examples.mask_paragraph(paragraph, candidates, k, i, cfg.seed, weights)
         yield "same_masks_again" if example.masked in seen else example
         seen.add(example.masked)
 
@@ -150,10 +150,10 @@ def _examples(rows: Any, rules: PassageRules) -> tuple[Any, list[Any]]:
     return made, [empty, again]
 
 
-def _common(found: Any) -> Any:
+def _common(rows: Any) -> Any:
     """In how many paragraphs a span's text stands, of those in several; each worker holds it."""
     return (
-        found
+        rows
         | "texts" >> beam.FlatMap(lambda item: masking.texts(Span(*s) for s in item[1]))
         | "paragraphs of each" >> combiners.Count.PerElement()
         | "in several" >> beam.Filter(lambda item: item[1] > 1)

@@ -148,7 +148,7 @@ def build_examples(
 
 class _Usable(NamedTuple):
     paragraph: Passage
-    found: list[Span]
+    candidates: list[Span]
     weights: dict[Span, float] | None = None
 
 
@@ -199,9 +199,9 @@ def _usable(
             else:
                 seen.add(key)
                 fit.append(paragraph)
-        for paragraph, (found, why) in zip(fit, extractor.find(fit), strict=True):
+        for paragraph, (candidates, why) in zip(fit, extractor.find(fit), strict=True):
             refused.update(why)
-            if disjoint := masking.disjoint(found):
+            if disjoint := masking.disjoint(candidates):
                 usable.append(_Usable(paragraph, disjoint))
             else:
                 tally.drop(FAILED if FAILED in why else "no_spans", paragraph.id)
@@ -229,15 +229,15 @@ def _weighted(
     if cfg.strategy == "random":
         return usable, Counter()
     if cfg.strategy == "weighted":
-        common = Counter(text for u in usable for text in masking.texts(u.found))
+        common = Counter(text for u in usable for text in masking.texts(u.candidates))
         weigh = masking.by_type_and_rarity
-        return [u._replace(weights=weigh(u.found, common)) for u in usable], Counter()
+        return [u._replace(weights=weigh(u.candidates, common)) for u in usable], Counter()
     if scorer is None:
         raise ValueError("ramp.strategy 'ppl' needs a model that scores spans; there is none")
     kept, refused = [], Counter[str]()
     for member in usable:
-        losses = scorer(masking.questions(member.paragraph.text, member.found))
-        weighed, why = masking.by_difficulty(member.found, losses, cfg.min_nll, cfg.max_nll)
+        losses = scorer(masking.questions(member.paragraph.text, member.candidates))
+        weighed, why = masking.by_difficulty(member.candidates, losses, cfg.min_nll, cfg.max_nll)
         refused += why
         if weighed:
             kept.append(_Usable(member.paragraph, list(weighed), weighed))
@@ -256,11 +256,11 @@ def _balanced(
     """
     made: Counter[int] = Counter()
     examples: list[RampExample] = []
-    for paragraph, found, weights in sorted(members, key=lambda m: len(m.found)):
+    for paragraph, candidates, weights in sorted(members, key=lambda m: len(m.candidates)):
         seen: set[str] = set()
         for i in range(cfg.examples_per_passage):
-            k = min(range(1, min(len(found), cfg.max_masks) + 1), key=lambda k: (made[k], -k))
-            example = mask_paragraph(paragraph, found, k, i, cfg.seed, weights)
+            k = min(range(1, min(len(candidates), cfg.max_masks) + 1), key=lambda k: (made[k], -k))
+            example = mask_paragraph(paragraph, candidates, k, i, cfg.seed, weights)
             if example.masked in seen:
                 tally.drop("same_masks_again", paragraph.id)
                 continue
@@ -273,7 +273,7 @@ def _balanced(
 
 def mask_paragraph(
     paragraph: Passage,
-    found: Sequence[Span],
+    candidates: Sequence[Span],
     k: int,
     number: int,
     seed: int,
@@ -281,7 +281,7 @@ def mask_paragraph(
 ) -> RampExample:
     """Example `number` of a paragraph, with `k` masks; pure, drawn by (seed, id, number)."""
     rng = random.Random(f"{seed}/{paragraph.id}/{number}")
-    masked, chosen = masking.mask(paragraph.text, found, k, rng, weights)
+    masked, chosen = masking.mask(paragraph.text, candidates, k, rng, weights)
     return _example(paragraph, number, masked, chosen)
 
 

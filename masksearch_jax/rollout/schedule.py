@@ -30,10 +30,10 @@ class Sizes(NamedTuple):
 
 
 def sizes(cfg: RolloutConfig, shards: int) -> Sizes:
-    """Sizes of each of `shards` equal parts. RolloutError for parts, shares or pages of none."""
+    """Sizes of each of `shards` equal shards. RolloutError for shards, shares or pages of none."""
     if cfg.slots < 1 or cfg.slots % shards:
         raise RolloutError(
-            f"rollout.slots is {cfg.slots}; it must be a positive multiple of {shards}, the parts "
+            f"rollout.slots is {cfg.slots}; it must be a positive multiple of {shards}, the shards "
             "that the mesh and the processes split a batch into"
         )
     share = cfg.decode_share
@@ -47,7 +47,7 @@ def sizes(cfg: RolloutConfig, shards: int) -> Sizes:
     pages = cfg.kv_tokens // (shards * cfg.page_tokens) if cfg.kv_tokens else open_ * width
     if pages < width:
         raise RolloutError(
-            f"rollout.kv_tokens is {cfg.kv_tokens}; each of {shards} parts must hold one "
+            f"rollout.kv_tokens is {cfg.kv_tokens}; each of {shards} shards must hold one "
             f"trajectory of rollout.max_len {cfg.max_len} in pages of {cfg.page_tokens}: at least "
             f"{shards * width * cfg.page_tokens}, or 0 for {cfg.slots} of them"
         )

@@ -116,12 +116,12 @@ def is_decayed(path: tuple[Any, ...]) -> bool:
 def split(model: PyTree, wanted: Callable[[tuple[Any, ...]], bool]) -> tuple[PyTree, PyTree]:
     """The leaves whose path is wanted, and the others; each with None where the other has them."""
 
-    def part(keep: bool) -> PyTree:
+    def subtree(keep: bool) -> PyTree:
         return jax.tree_util.tree_map_with_path(
             lambda path, x: x if wanted(path) is keep else None, model
         )
 
-    return part(True), part(False)
+    return subtree(True), subtree(False)
 
 
 def join(params: PyTree, frozen: PyTree) -> PyTree:

@@ -265,7 +265,7 @@ def test_the_old_state_is_donated():
 
 
 def test_batches_that_cannot_be_cut_are_refused():
-    with pytest.raises(ValueError, match="16 rows, on 1 parts of the mesh, is no multiple of 3"):
+    with pytest.raises(ValueError, match="16 rows, on 1 shards of the mesh, is no multiple of 3"):
         split_micro(make_batch(), 3)
     with pytest.raises(ValueError, match=r"\[16\]; every one must be 2"):
         make_train_step(loss_fn, optax.sgd(0.1), 2)(
