@@ -29,7 +29,7 @@ from masksearch_jax.core import files, stamp
 from masksearch_jax.core.corpus_config import CorpusConfig, PplConfig, RampConfig
 from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.schema import harmless_keys, key, required, section
-from masksearch_jax.core.types import Passage
+from masksearch_jax.core.types import SPLITS, Passage
 from masksearch_jax.corpus import readers
 from masksearch_jax.corpus.dropped_rows import DroppedRows
 from masksearch_jax.corpus.passages import CorpusStats, write_passages
@@ -48,7 +48,7 @@ FORMAT = 1  # of the folder's files; a build of another one is done again
 COUNTS = "counts.json"
 DROPPED = "dropped.txt"  # rows that could not be read
 _QUESTIONS, _RAMP = (
-    [f"{kind}/{split}.jsonl" for split in build.SPLITS] for kind in ("questions", "ramp")
+    [f"{kind}/{split}.jsonl" for split in SPLITS] for kind in ("questions", "ramp")
 )
 _FILES_OF_CORPUS = ("passages.jsonl", "paragraphs.jsonl", *_QUESTIONS)
 FILES = (*_FILES_OF_CORPUS, *_RAMP)

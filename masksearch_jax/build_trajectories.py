@@ -31,6 +31,7 @@ from masksearch_jax.agents.selection import StudentConfig
 from masksearch_jax.core import stamp
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import ConfigError, UserError, nearest
+from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.schema import harmless_keys, key, required, section
 from masksearch_jax.core.types import (
     Demonstration,
@@ -41,7 +42,6 @@ from masksearch_jax.core.types import (
     has_answer,
 )
 from masksearch_jax.models.hf_config import read_config
-from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.runtime import cli, run_record, storage
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.open import check_source_passages, open_tool

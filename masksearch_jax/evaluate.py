@@ -24,6 +24,7 @@ from masksearch_jax.core import retrieval, stamp
 from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import ConfigError, UserError, nearest
 from masksearch_jax.core.files import write_json, write_lines, writing
+from masksearch_jax.core.jsonl import read_jsonl
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import (
@@ -41,7 +42,6 @@ from masksearch_jax.evals.lost import Lost, LostItemsError, check_share, named
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import check_vocabulary, initial
 from masksearch_jax.parallel.sharding import make_mesh
-from masksearch_jax.ramp.examples import read_jsonl
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request, lacks_room
 from masksearch_jax.runtime import cli, run_record, storage

@@ -18,11 +18,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from masksearch_jax.core.types import Demonstration, Example, QAExample, RampExample, from_json
+from masksearch_jax.core.types import (
+    SPLITS,
+    Demonstration,
+    Example,
+    QAExample,
+    RampExample,
+    from_json,
+)
 from masksearch_jax.data.demonstrations import parse_example
 from masksearch_jax.ramp import tfds_records
 
-SPLITS = ("train", "rl", "heldout")
 KINDS = {"ramp": RampExample, "questions": QAExample, "demonstrations": Demonstration}
 
 

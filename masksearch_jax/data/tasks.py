@@ -21,9 +21,9 @@ import seqio
 import tensorflow as tf
 
 from masksearch_jax.core.tokenizer import Vocab
-from masksearch_jax.core.types import RampExample, from_json, to_json
+from masksearch_jax.core.types import SPLITS, RampExample, from_json, to_json
 from masksearch_jax.data import demonstrations, prompt
-from masksearch_jax.data.folder import KINDS, SPLITS, Folder, is_sft, task_of
+from masksearch_jax.data.folder import KINDS, Folder, is_sft, task_of
 
 _BATCH = 256  # records per call into Python
 _registered: set[str] = set()  # names that `register` added; seqio's registries are global too

@@ -43,9 +43,8 @@ def _held(mesh: Mesh) -> dict[int, tuple[int, ...]]:
     """The shards of a batch that each process's devices hold, ascending."""
     found: dict[int, set[int]] = {}
     count = sharding.batch_shards(mesh)
-    for shard, devices in enumerate(
-        mesh.devices.reshape(count, -1)
-    ):  # `context`, `tensor` are last
+    rows = mesh.devices.reshape(count, -1)  # `context`, `tensor` are the last axes
+    for shard, devices in enumerate(rows):
         for device in devices:
             found.setdefault(device.process_index, set()).add(shard)
     held = {process: tuple(sorted(shards)) for process, shards in sorted(found.items())}

@@ -21,23 +21,16 @@ import numpy as np
 
 from masksearch_jax.core import files, stamp
 from masksearch_jax.core.errors import UserError
+from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.schema import key
-from masksearch_jax.core.types import Passage, RampExample, from_json
+from masksearch_jax.core.types import SPLITS, Passage, RampExample, from_json
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import leakage, masking, spans
-from masksearch_jax.ramp.examples import (
-    RampStats,
-    article_of,
-    build_examples,
-    check_settings,
-    write_jsonl,
-)
+from masksearch_jax.ramp.examples import RampStats, article_of, build_examples, check_settings
 from masksearch_jax.ramp.gazetteer import Gazetteer, Learner
 from masksearch_jax.ramp.llm_spans import FAILED
 from masksearch_jax.ramp.survey import PassageRules, mapper, mended, survey_all
-
-SPLITS = ("train", "rl", "heldout")
 
 
 class FailedError(UserError):

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from masksearch_jax.core import files
 from masksearch_jax.core.corpus_config import RampConfig
-from masksearch_jax.core.types import Passage, RampExample, Span, from_json, to_json
+from masksearch_jax.core.types import Passage, RampExample, Span
 from masksearch_jax.corpus import prose
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import masking, spans
@@ -294,20 +291,3 @@ def _example(paragraph: Passage, i: int, masked: str, chosen: tuple[Span, ...]) 
         paragraph=paragraph.text,
         spans=chosen,
     )
-
-
-def write_jsonl(path: str | os.PathLike[str], records: Iterable[Any]) -> int:
-    """Writes records of `types` as JSON lines, whole or not at all; returns their number."""
-    return files.write_lines(path, (json.dumps(to_json(r), ensure_ascii=False) for r in records))
-
-
-def read_jsonl(path: str | os.PathLike[str], cls: type) -> list[Any]:
-    """Records of `cls` written by `write_jsonl`. ValueError names file and line of a bad one."""
-    records = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                records.append(from_json(cls, json.loads(line)))
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{path}:{number}: not a {cls.__name__}: {error}") from error
-    return records

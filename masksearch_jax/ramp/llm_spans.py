@@ -21,8 +21,8 @@ class NoReply(NamedTuple):
     error: str
 
 
-# (text, type) of a passage's spans as the model spells them, or the reason for none.
-Named = Sequence[tuple[str, str]] | str | NoReply
+Names = Sequence[tuple[str, str]]  # text and type of a passage's spans, as the model spells them
+Named = Names | str | NoReply  # or the reason for none
 Namer = Callable[[Sequence[Passage]], Sequence[Named]]
 
 

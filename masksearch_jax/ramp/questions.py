@@ -10,8 +10,9 @@ from typing import Any
 
 from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.types import QAExample
-from masksearch_jax.ramp.examples import is_heldout, write_jsonl
+from masksearch_jax.ramp.examples import is_heldout
 
 
 @dataclasses.dataclass(frozen=True)

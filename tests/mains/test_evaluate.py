@@ -11,13 +11,13 @@ import pytest
 from masksearch_jax import evaluate
 from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import QAExample, RampExample, Trajectory, from_json
 from masksearch_jax.evals import suites
 from masksearch_jax.evals.suites import METRICS
 from masksearch_jax.models.load import InitError
-from masksearch_jax.ramp.examples import write_jsonl
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.training.supervisor import Preempted
 

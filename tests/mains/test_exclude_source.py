@@ -16,12 +16,12 @@ from masksearch_jax import build_trajectories, evaluate
 from masksearch_jax.agents import agent_teacher, policy_teacher, scripted_teacher, selection
 from masksearch_jax.core import markup, retrieval
 from masksearch_jax.core.config import MeshConfig, PromptConfig, SearchConfig
+from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample
 from masksearch_jax.data.batches import Prompt
 from masksearch_jax.parallel import sharding
-from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.rl.group_sampler import GroupSampler
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.search import bm25

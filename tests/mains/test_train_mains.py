@@ -22,6 +22,7 @@ from masksearch_jax import train_dapo, train_sft
 from masksearch_jax.core import rows
 from masksearch_jax.core.config import DapoRun, LoraConfig, MeshConfig, SftRun
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tokenizer import train_bpe
 from masksearch_jax.core.types import Passage, QAExample, RampExample, Segment, Span, Trajectory
@@ -29,7 +30,6 @@ from masksearch_jax.data.batches import Prompt
 from masksearch_jax.data.cache import CacheError
 from masksearch_jax.models.load import InitError, initial
 from masksearch_jax.parallel.sharding import MeshError, make_mesh
-from masksearch_jax.ramp import examples
 from masksearch_jax.rl import advantages, rewards
 from masksearch_jax.rl import groups as groups_lib
 from masksearch_jax.rl.group_sampler import GroupSampler
@@ -50,13 +50,13 @@ SFT_STEPS, DAPO_STEPS = 50, 4
 def cached(miniature, repository):
     """The miniature with its cache: the one process here that imports TensorFlow."""
     cfg = miniature.cfg
-    train = examples.read_jsonl(miniature.data / "ramp" / "train.jsonl", RampExample)
+    train = read_jsonl(miniature.data / "ramp" / "train.jsonl", RampExample)
     easy = [
         QAExample(f"easy:{e.id}", "easy", e.paragraph, ("million", "Africa"))
         for e in train[:40]  # that a policy of a few updates gets right now and then
     ]
     questions = miniature.data / "questions" / "train.jsonl"
-    examples.write_jsonl(questions, [*examples.read_jsonl(questions, QAExample), *easy])
+    write_jsonl(questions, [*read_jsonl(questions, QAExample), *easy])
     values = {
         "folder": miniature.data,
         "cache": miniature.cache,

@@ -25,6 +25,7 @@ pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip ins
 from masksearch_jax import build_cache, build_dataset, build_ramp
 from masksearch_jax.core.config import PromptConfig
 from masksearch_jax.core.errors import ConfigError, UserError
+from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.tokenizer import train_bpe
 from masksearch_jax.core.types import (
     Demonstration,
@@ -38,7 +39,7 @@ from masksearch_jax.corpus.tally import ShareError
 from masksearch_jax.data import batches, cache
 from masksearch_jax.data.folder import Folder, RecordError
 from masksearch_jax.ramp import beam, masking, spans, tfds_records
-from masksearch_jax.ramp.examples import read_jsonl, split_of, write_jsonl
+from masksearch_jax.ramp.examples import split_of
 from masksearch_jax.runtime import cli
 
 seqio, tasks = build_cache._import_seqio()

@@ -13,14 +13,15 @@ from flax import nnx
 
 from masksearch_jax.core.config import ComputeConfig, ModelConfig
 from masksearch_jax.core.corpus_config import RampConfig
-from masksearch_jax.core.types import Passage, QAExample, RampExample, Span
+from masksearch_jax.core.jsonl import read_jsonl
+from masksearch_jax.core.types import SPLITS, Passage, QAExample, RampExample, Span
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.corpus.tally import ShareError
 from masksearch_jax.models import likelihood
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.ramp import build as ramp_build
 from masksearch_jax.ramp import leakage, masking, survey
-from masksearch_jax.ramp.examples import RampStats, build_examples, read_jsonl
+from masksearch_jax.ramp.examples import RampStats, build_examples
 from masksearch_jax.ramp.spacy_spans import SpacyError
 from masksearch_jax.search import bm25
 from masksearch_jax.viewer import examples as page
@@ -95,10 +96,7 @@ def build(source, folder, *, clean=CLEAN, cfg=RAMP, workers=1, part=20, **option
 
 
 def examples(folder):
-    return {
-        split: read_jsonl(folder / "ramp" / f"{split}.jsonl", RampExample)
-        for split in ramp_build.SPLITS
-    }
+    return {split: read_jsonl(folder / "ramp" / f"{split}.jsonl", RampExample) for split in SPLITS}
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +115,7 @@ def test_every_passage_is_masked_or_counted_with_an_example(built):
     assert stats.paragraphs == tally.kept == 80 == stats.used
     made = examples(folder)
     assert sum(map(len, made.values())) == 160 - stats.dropped.get("same_masks_again", 0)
-    titles = [{e.title for e in made[split]} for split in ramp_build.SPLITS]
+    titles = [{e.title for e in made[split]} for split in SPLITS]
     assert sum(map(len, titles)) == len(set.union(*titles)) == 80
     assert {split: len(made[split]) for split in made} == {
         split: sum(by_k.values()) for split, by_k in stats.examples.items()

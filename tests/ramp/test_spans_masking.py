@@ -12,16 +12,11 @@ import pytest
 
 from masksearch_jax.core import markup
 from masksearch_jax.core.corpus_config import RampConfig
+from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.types import Passage, RampExample, Span
 from masksearch_jax.corpus import atlas
 from masksearch_jax.ramp import gazetteer, masking, spans
-from masksearch_jax.ramp.examples import (
-    build_examples,
-    is_heldout,
-    read_jsonl,
-    split_of,
-    write_jsonl,
-)
+from masksearch_jax.ramp.examples import build_examples, is_heldout, split_of
 
 CONFIG = RampConfig(
     cities=20,
