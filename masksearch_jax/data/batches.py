@@ -72,9 +72,22 @@ def prompt_batches(
     process_index: int = 0,
     process_count: int = 1,
     split: str = "train",
+    max_len: int = 0,
 ) -> PromptBatches:
-    """An endless, checkpointable iterator of lists of `Prompt`: `groups` a step, all processes."""
-    order = Order(manifest, curriculum, split, "prompt", seed)
+    """An endless, checkpointable iterator of lists of `Prompt`: `groups` a step, all processes.
+
+    Prompts that leave no room to answer in `max_len` tokens (0: any number) are left out. Raises
+    CacheError where all of a task are, and where a mixture has fewer prompts than `groups`: a step
+    would sample some twice.
+    """
+    order = Order(manifest, curriculum, split, "prompt", seed, max_len)
+    for lesson in range(order.lessons):
+        mixture, size = order.size(lesson)
+        if size < groups:
+            raise cache.CacheError(
+                f"mixture {mixture!r} has {size} prompts; config.dapo.groups is {groups}, and a "
+                "step would sample some twice: choose fewer groups or a larger mixture"
+            )
     return PromptBatches(order, groups, process_index, process_count)
 
 
@@ -96,6 +109,14 @@ class PromptBatches(grain.DatasetIterator[list[Prompt]]):
         prompts = self.extra(self._groups)
         self._place = self._place._replace(step=self._place.step + 1)
         return prompts
+
+    def left_out(self) -> list[str]:
+        """Ids of the examples whose prompts are too long."""
+        return [
+            parse_example(self._order.records[task][int(number)]["example"]).id
+            for task, numbers in self._order.left_out.items()
+            for number in numbers
+        ]
 
     def extra(self, groups: int) -> list[Prompt]:
         """This process's share of `groups` more prompts, from the mixture of the last step."""

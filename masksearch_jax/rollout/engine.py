@@ -20,7 +20,8 @@ import jax
 import numpy as np
 
 from masksearch_jax.core import markup, retrieval
-from masksearch_jax.core.config import RolloutConfig, SearchConfig
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.types import Segment, Status, Trajectory
 from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.rollout import decode, memory, schedule
@@ -81,8 +82,16 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        self._drop()
+        self.drop()
         self._pool.close()
+
+    def drop(self) -> None:
+        """Forgets all that is in flight."""
+        self._queue.clear()
+        self._finished.clear()
+        for episode in self._episodes():
+            self._abandon(episode)
+        self._shards = [schedule.Shard(shard.sizes) for shard in self._shards]
 
     @property
     def compiles(self) -> int:
@@ -135,7 +144,7 @@ class Engine:
             raise
         finally:
             if self.cfg.in_flight == "drop":
-                self._drop()
+                self.drop()
 
     def _ticks(self, model: Any, mesh: Any, enough: Callable[[], bool]) -> Iterator[Trajectory]:
         agreement = Agreement(mesh)
@@ -237,13 +246,6 @@ class Engine:
     def _abandon(self, episode: Episode) -> None:
         if episode.search is not None:
             self._pool.abandon(episode.search)
-
-    def _drop(self) -> None:
-        self._queue.clear()
-        self._finished.clear()
-        for episode in self._episodes():
-            self._abandon(episode)
-        self._shards = [schedule.Shard(shard.sizes) for shard in self._shards]
 
     # ---- one tick
 

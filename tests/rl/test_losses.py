@@ -282,7 +282,7 @@ def test_tool_failures_are_outside_the_groups_statistics():
     np.testing.assert_array_equal([got[0, 2], *got[1]], 0.0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(hnp.arrays(np.float64, (3, 5), elements=st.floats(-2, 2)), st.floats(-3, 3), st.randoms())
 def test_advantages_ignore_a_shift_and_follow_a_permutation(rewards, shift, random):
     base = group_advantages(rewards)
@@ -309,6 +309,13 @@ def test_keep_groups_also_wants_spread_in_reward_and_looks_at_valid_samples():
     got = keep_groups(accuracy, 0.5, rewards, valid=valid)
     np.testing.assert_array_equal(got, [False, True, False])
     np.testing.assert_array_equal(keep_groups(accuracy[:1], 0.5, rewards[:1], 1e-9), [True])
+
+
+def test_groups_may_be_kept_by_spread_alone():
+    accuracy = np.asarray([[0.0, 0.75, 0.5], [0.0, 0.0, 0.0], [0.9, 0.9, 0.9], [0.0, 0.005, 0.0]])
+    np.testing.assert_array_equal(keep_groups(accuracy, 0.999, accuracy, 0.01), [False] * 4)
+    got = keep_groups(accuracy, None, accuracy, 0.01)
+    np.testing.assert_array_equal(got, [True, False, False, False])
 
 
 def test_overlong_penalty_ramps_over_the_buffer():
