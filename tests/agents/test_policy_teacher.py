@@ -15,11 +15,8 @@ from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import MeshConfig, PromptConfig
 from masksearch_jax.core.errors import ConfigError
-<<<<<<< 3fbc0c9a72ea28946bcab9c3a6f099a647fa5d6b
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
-=======
 from masksearch_jax.core.llm_config import LLMConfig
->>>>>>> d8ef0c79367ebc30551e3f20350d8c6c1bd97ceb
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Demonstration, RampExample
 from masksearch_jax.parallel import sharding

@@ -92,14 +92,6 @@ SINCE = {"survival.changed": "refuse", "dapo.warn_after": 5, "dapo.patience": 20
 SINCE |= {"dapo.keep_by": "accuracy", "dapo.min_spread": 0.01}
 SINCE |= {"survival.tool_failures": 0.5, "survival.tool_outage_seconds": 600.0}
 SINCE |= {"llm.max_tokens_field": "max_tokens", "llm.send_temperature": True}
-<<<<<<< 3fbc0c9a72ea28946bcab9c3a6f099a647fa5d6b
-RENAMED = {
-    "evolve.items": "evolve.pool_size",
-    "sft.other_loss_weight": "sft.context_loss_weight",
-    "first_sft.other_loss_weight": "first_sft.context_loss_weight",
-    "card.stage": "card.training",
-}
-=======
 SINCE |= dict.fromkeys(
     (
         *("dapo.coverage_weight", "dapo.gold_hit_weight", "dapo.no_answer_penalty"),
@@ -111,8 +103,13 @@ SINCE |= {"dapo.min_searches": 0, "dapo.reward_workers": 8, "dapo.reward_timeout
 SINCE |= {"dapo.max_reward_failures": 0.1}
 # Sections that came after the snapshot, of which no file of that time has a key.
 SECTIONS_SINCE = {"DapoRun": {"judge": JudgeConfig}}
-RENAMED = {"evolve.items": "evolve.pool_size"}
->>>>>>> d8ef0c79367ebc30551e3f20350d8c6c1bd97ceb
+RENAMED = {
+    "evolve.items": "evolve.pool_size",
+    "sft.other_loss_weight": "sft.context_loss_weight",
+    "qa_sft.other_loss_weight": "qa_sft.context_loss_weight",
+    "first_sft.other_loss_weight": "first_sft.context_loss_weight",
+    "card.stage": "card.training",
+}
 # Decided anew since: at one half two guesses paid as much as one, and recall pays for lists.
 DECIDED = {"dapo.length_penalty": 0.6}
 DECIDED_IN = {"qa_dapo": {"dapo.reward": "penalised"}}

@@ -32,11 +32,8 @@ from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.build_trajectories import FailedError
 from masksearch_jax.core.config import ComputeConfig, ModelConfig
 from masksearch_jax.core.errors import ConfigError
-<<<<<<< 3fbc0c9a72ea28946bcab9c3a6f099a647fa5d6b
 from masksearch_jax.core.jsonl import read_jsonl
-=======
 from masksearch_jax.core.llm_config import LLMConfig
->>>>>>> d8ef0c79367ebc30551e3f20350d8c6c1bd97ceb
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import RampExample

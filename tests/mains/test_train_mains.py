@@ -21,12 +21,8 @@ from benchmarks.crash_runs import curve as curves
 from masksearch_jax import export_hf, train_dapo, train_sft
 from masksearch_jax.core import rows
 from masksearch_jax.core.config import DapoRun, LoraConfig, MeshConfig, SftRun
-<<<<<<< 3fbc0c9a72ea28946bcab9c3a6f099a647fa5d6b
-from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
-=======
 from masksearch_jax.core.errors import ConfigError, Restart
->>>>>>> d8ef0c79367ebc30551e3f20350d8c6c1bd97ceb
+from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import Passage, QAExample, RampExample, Span, Trajectory

@@ -6,9 +6,9 @@ import json
 from collections import Counter
 
 import pytest
-from masksearch_jax.core.jsonl import read_jsonl
 
 from masksearch_jax.core.corpus_config import RampConfig
+from masksearch_jax.core.jsonl import read_jsonl
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import Passage, QAExample, RampExample
 from masksearch_jax.corpus import atlas
