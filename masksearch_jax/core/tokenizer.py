@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tokenizers
@@ -100,6 +100,20 @@ def _without(texts: Iterable[str], added: Sequence[str]) -> Iterable[str]:
         for token in added:
             text = text.replace(token, "\n")
         yield text
+
+
+class Vocabulary(Protocol):
+    """What rollouts and prompts ask of a tokenizer, as `Vocab` says it."""
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]: ...
+    @property
+    def size(self) -> int: ...
+
+    def encode(self, text: str, *, literal: bool = False) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+    def token_bytes(self, token_id: int) -> bytes: ...
+    def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> str: ...
 
 
 class Vocab:

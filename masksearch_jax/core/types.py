@@ -6,9 +6,12 @@ Text records (`Passage`, `RampExample`, `QAExample`, `Turn`) convert with `to_js
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
+
+# An object of JSON: what its values are is for its reader to find out.
+JsonObject: TypeAlias = dict[str, Any]
 
 Author = Literal["prompt", "policy", "tool"]
 
@@ -163,13 +166,13 @@ _NESTED = {
 }
 
 
-def to_json(record: Any) -> dict[str, Any]:
+def to_json(record: Any) -> JsonObject:
     """A JSON-ready dict of a record of this module; arrays become lists."""
     out = dataclasses.asdict(record)
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in out.items()}
 
 
-def from_json(cls: type, obj: dict[str, Any]) -> Any:
+def from_json(cls: type, obj: JsonObject) -> Any:
     """The inverse of `to_json`. Raises ValueError naming a missing or unknown field."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(obj) - set(fields))

@@ -71,7 +71,7 @@ def exchange(mesh: Mesh, batch: Tree) -> Tree:
     together = [
         part.view(x.dtype).reshape(-1, *x.shape[1:]) for part, x in zip(parts, leaves, strict=True)
     ]
-    return structure.unflatten(together)
+    return jax.tree.unflatten(structure, together)
 
 
 def exchange_sequences(mesh: Mesh, sequences: Sequence[Tokens], fields: Fields) -> Sequence[Tokens]:
@@ -86,7 +86,7 @@ def exchange_sequences(mesh: Mesh, sequences: Sequence[Tokens], fields: Fields) 
     room = most([int(lengths.sum())])[0]
     own = {"": lengths[None]}
     for name, kind in fields.items():
-        joined = np.concatenate([tokens[name] for tokens in sequences]).astype(kind)
+        joined: np.ndarray = np.concatenate([tokens[name] for tokens in sequences]).astype(kind)
         own[name] = np.pad(joined, (0, room - len(joined)))[None]
     found = exchange(mesh, own)
     ends = np.cumsum(found.pop(""), axis=1)
@@ -170,7 +170,7 @@ def most(counts: list[int]) -> list[int]:
     """The largest of each count on any process; all must call it, with equally many."""
     if jax.process_count() == 1:
         return counts
-    return np.max(multihost_utils.process_allgather(np.int32(counts)), axis=0).tolist()
+    return np.max(multihost_utils.process_allgather(np.asarray(counts, np.int32)), axis=0).tolist()
 
 
 def local_rows(x: jax.Array) -> np.ndarray:

@@ -9,13 +9,13 @@ from http import HTTPStatus
 from typing import Any
 
 from masksearch_jax.core.config import RolloutConfig
-from masksearch_jax.core.types import Trajectory
+from masksearch_jax.core.types import JsonObject, Trajectory
 from masksearch_jax.runtime.http_service import Refusal
 
 ROLES = ("system", "user", "assistant")
 _SAMPLER = ("temperature", "top_p", "top_k", "min_p")
 # Fields that would change a reply, and the one value of each that is served: what absent means.
-_SERVED: dict[str, Any] = {
+_SERVED: JsonObject = {
     "stream": False,
     "n": 1,
     "stop": [],
@@ -59,7 +59,7 @@ def parse(content: Mapping[str, Any], model: str, cfg: RolloutConfig) -> Chat:
     return Chat(_messages(given.get("messages")), limit or 0, seed)
 
 
-def reply(trajectory: Trajectory, model: str) -> dict[str, Any]:
+def reply(trajectory: Trajectory, model: str) -> JsonObject:
     """The chat completion of a plain trajectory, which has ended by itself or at its limit."""
     sampled = int(trajectory.sampled.sum())
     message = {"role": "assistant", "content": trajectory.text_by("policy")}
@@ -78,7 +78,7 @@ def reply(trajectory: Trajectory, model: str) -> dict[str, Any]:
     }
 
 
-def error(refusal: Refusal) -> dict[str, Any]:
+def error(refusal: Refusal) -> JsonObject:
     """A refusal in OpenAI's format."""
     ours = refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR
     kind = "server_error" if ours else "invalid_request_error"
@@ -129,5 +129,5 @@ def _bad(message: str) -> Refusal:
     return Refusal(HTTPStatus.BAD_REQUEST, message)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value!r:.80}"

@@ -77,7 +77,7 @@ class Service(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        host, port = self.server_address[:2]
+        host, port = map(str, self.server_address[:2])
         return f"http://{host}:{port}"
 
     def error(self, refusal: Refusal) -> dict[str, Any]:
