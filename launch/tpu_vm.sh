@@ -2,6 +2,7 @@
 # Runs a main on all hosts of a TPU slice until it is done: makes the slice where it is absent, waits
 # for it, copies this checkout, starts the command on every host, and starts it again when the slice
 # was preempted or a host exits with 42 or a signal. The same command again goes on with what there is.
+# The type, the main, its config and its overrides are checked here, before a slice is asked for.
 set -euo pipefail
 
 usage='usage: tpu_vm.sh [options] -- MAIN --config=FILE:ARG [--config.KEY=VALUE ...]
@@ -50,10 +51,31 @@ if [ -z "$delete" ]; then
 $usage"
 fi
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source-path=SCRIPTDIR source=check_command.sh
+. "$here/check_command.sh"
 poll=${TPU_VM_POLL_SECONDS:-30}
 log=${TPU_VM_LOG:-$name.log}
 where=("--zone=$zone" ${project:+"--project=$project"})
+
+# An accelerator type as `gcloud` spells it: a generation and a number, of chips or of cores.
+check_type() {
+  local choices='choices: v4-N and v5p-N (N cores, two a chip: 8, 16, 32, ...), v5litepod-N and v6e-N (N chips: 1, 4, 8, 16, 32, 64, 128, 256)'
+  local size=${type##*-}
+  case $type in
+    v5e-* | v5lite-*) fail "--type=$type: v5e is v5litepod-$size here; $choices" ;;
+    v5litepod-* | v6e-*)
+      case $size in
+        1 | 4 | 8 | 16 | 32 | 64 | 128 | 256) return ;;
+      esac
+      ;;
+    v4-* | v5p-*) [[ $size =~ ^[1-9][0-9]*$ ]] && ((size >= 8 && size % 8 == 0)) && return ;;
+    v7x-* | tpu7x-* | tpu7-* | ironwood-*)
+      fail "--type=$type: TPU7x has no queued resources: see gke/; $choices"
+      ;;
+  esac
+  fail "--type=$type is no accelerator type; $choices"
+}
 
 # Software versions as Google Cloud documents them for each generation.
 default_runtime() {
@@ -62,8 +84,6 @@ default_runtime() {
     v5p-*) echo v2-alpha-tpuv5 ;;
     v5litepod-*) echo v2-alpha-tpuv5-lite ;;
     v4-*) echo tpu-ubuntu2204-base ;;
-    *) fail "--type=$type: no software version is known for it; give --runtime (TPU7x has no queued \
-resources: see gke/)" ;;
   esac
 }
 
@@ -208,7 +228,9 @@ if [ -n "$delete" ]; then
   exit
 fi
 
+check_type
 [ -n "$runtime" ] || runtime=$(default_runtime)
+check_command "$@"
 trap 'say "stopped; $name is kept: the same command goes on, --delete deletes it"; exit 130' INT TERM
 for ((try = 0; try <= restarts; try++)); do
   [ "$try" -eq 0 ] || say "start $try of at most $restarts after the first"

@@ -10,14 +10,16 @@ the weights that it began with.
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from masksearch_jax.core.config import ComputeConfig, DapoConfig, DapoRun, RolloutConfig
-from masksearch_jax.core.errors import ConfigError, check_given
+from masksearch_jax.core.errors import ConfigError, Restart, UserError, check_given
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.data import batches, cache
@@ -28,7 +30,7 @@ from masksearch_jax.models.load import check_vocabulary, initial, pinned
 from masksearch_jax.parallel import sharding
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rl import losses
-from masksearch_jax.rl.group_sampler import GroupSampler, figures
+from masksearch_jax.rl.group_sampler import GroupSampler, SearchOutage, figures
 from masksearch_jax.rl.groups import Group
 from masksearch_jax.rl.update import Update, micro_batches
 from masksearch_jax.rollout import sampling
@@ -39,9 +41,18 @@ from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.open import check_sources, open_tool
 from masksearch_jax.training import train_state
 from masksearch_jax.training.checkpoint import Checkpointer
-from masksearch_jax.training.guard import Guard, guarded
+from masksearch_jax.training.guard import Guard, guarded, updates
+from masksearch_jax.training.patience import Patience
 from masksearch_jax.training.run_folder import open_run_folder
 from masksearch_jax.training.supervisor import Preempted, Survival
+
+
+class ToolOutageError(Restart):
+    """The search tool was down for longer than the run waits; what it had is saved."""
+
+
+class NothingLearnedError(UserError):
+    """A run that is done and has never updated its weights."""
 
 
 def make_loss_fn(
@@ -100,7 +111,10 @@ def check(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None:
 
 
 def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
-    """Trains to `cfg.dapo.steps`; returns the last metrics. `search` stands for cfg.search."""
+    """Trains to `cfg.dapo.steps`; the last metrics, and `updates`, all that the weights have had.
+
+    `search` stands for cfg.search. Raises ToolOutageError where it is down for too long.
+    """
     check_given(cfg, workdir="the folder to write", data="the folder that build_cache wrote")
     workdir = storage.path(cfg.workdir)
     survival = Survival(cfg.survival, workdir)
@@ -123,6 +137,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    prompts.check_room(rollout.max_len)
     search = search or open_tool(cfg.search)
     check_sources(search, cfg.search, [p.example for p in prompts.first(8)])
 
@@ -145,7 +160,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     logprobs = make_logprob_fn(cfg.compute, rollout.temperature)
     update = Update(mesh, dapo, rollout, train_step, logprobs)
     engine = Engine(vocab, search, rollout, cfg.search, check=survival.check)
-    sampler = GroupSampler(engine, prompts, dapo, rollout)
+    sampler = GroupSampler(engine, prompts, dapo, rollout, cfg.survival.tool_failures)
 
     metrics: dict[str, Any] = {}
     checkpoints = Checkpointer(workdir / "checkpoints", cfg.checkpoint, cfg.model, adapters)
@@ -169,17 +184,45 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 checkpointer.save(done, state, extra, metrics or None)
 
         def sample(step: int) -> tuple[list[Group], list[Group]]:
-            """Groups with spread, and all; a step that is told to stop is saved at its start."""
+            """Groups with spread, and all.
+
+            A step whose searches fail is sampled again, as if for the first time; one that is told
+            to stop, or for which there is no more time to wait, is saved at its start.
+            """
             began_at = position()
+            patience = Patience(cfg.survival.tool_outage_seconds, survival.check)
             try:
-                with survival.phase("sample"):
-                    return sampler.step(state.model, step)
-            except Preempted:
+                while True:
+                    try:
+                        with survival.phase("sample"):
+                            return sampler.step(state.model, step)
+                    except SearchOutage as outage:
+                        prompts.set_state(began_at["prompts"])
+                        sampler.rewind(began_at["sampler"])
+                        wait_for_search(step, patience, outage)
+            except (Preempted, ToolOutageError):
                 save(step, began_at)
-                survival.stop(checkpointer)
+                survival.finish(checkpointer)
                 raise
 
+        def wait_for_search(step: int, patience: Patience, outage: SearchOutage) -> None:
+            """Raises ToolOutageError where there is no more time to wait."""
+
+            def tell(left: float) -> None:
+                progress.update(step, search=f"down, again in {left:.0f} s ({outage})")
+
+            with survival.phase("data"):
+                goes_on = patience.wait(tell)
+            progress.figures.pop("search", None)
+            if not goes_on:
+                raise ToolOutageError(
+                    f"the search tool was down for {cfg.survival.tool_outage_seconds:g} s "
+                    f"(config.survival.tool_outage_seconds) in step {step + 1}: {outage}; the run "
+                    "is saved, start the same command again once it answers"
+                ) from outage
+
         # ---- loop
+        idle, told = 0, False  # steps without a group to learn from
         with jax.set_mesh(mesh), Progress("DAPO", dapo.steps, start) as progress:
             for step in survival.steps(start, dapo.steps, "update"):
                 began, before = time.perf_counter(), dataclasses.replace(engine.stats)
@@ -196,14 +239,42 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 progress.update(
                     done, reward=metrics["reward"], accuracy=metrics["accuracy"], kept=len(kept)
                 )
+                idle = 0 if metrics["groups_kept"] else idle + 1
+                if idle == dapo.warn_after and not told:
+                    told = True
+                    print(f"  {no_spread(idle, metrics)}", file=sys.stderr, flush=True)
                 preempted = survival.preemption.reached()
                 if checkpointer.is_due(done) or done == dapo.steps or preempted:
                     save(done, position())
                 if preempted:
                     survival.stop(checkpointer)
             survival.finish(checkpointer)
-    return metrics
+    return metrics | {"updates": updates(state.opt_state)}
+
+
+def no_spread(steps: int, metrics: Mapping[str, float]) -> str:
+    """What a run learns nothing from, in figures, and the keys that change it."""
+    task, threshold = "harder (dapo.curriculum)", "raise"
+    if metrics["accuracy"] < 0.5:
+        task = "easier (dapo.curriculum), or start from a model trained longer (init)"
+        threshold = "lower"
+    return (
+        f"nothing to learn from in {steps} steps: no group had right and wrong samples (accuracy "
+        f"{metrics['accuracy']:.3f}, reward {metrics['reward']:.3f}, deviation within groups "
+        f"{metrics['reward_spread']:.4f}); make the task {task}, {threshold} "
+        "dapo.accuracy_threshold, raise dapo.group_size, dapo.max_refills or rollout.temperature"
+    )
+
+
+def train(cfg: DapoRun) -> None:
+    """`run`, which is no success where the weights were never updated: NothingLearnedError."""
+    if not run(cfg)["updates"]:
+        raise NothingLearnedError(
+            f"{cfg.dapo.steps} steps are done and none updated the weights: no group of samples "
+            "had spread; see config.dapo.curriculum, dapo.accuracy_threshold, dapo.group_size, "
+            "rollout.temperature and init"
+        )
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: run(cfg) and None, DapoRun, resumes=True, read_model=read_config)
+    cli.run(train, DapoRun, resumes=True, read_model=read_config)

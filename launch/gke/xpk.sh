@@ -48,6 +48,11 @@ done
 [ $# -gt 0 ] || fail "a main after -- is needed
 $usage"
 
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source-path=SCRIPTDIR source=../check_command.sh
+. "$here/../check_command.sh"
+check_command "$@"
+
 act() {
   if [ -n "$dry" ]; then
     printf '%q ' "$@" && echo

@@ -180,6 +180,9 @@ class SurvivalConfig:
     )
     spike_window: int = key(128, "Good losses that mean and deviation are taken of.", harmless=True)
     max_skips: int = key(10, "Bad updates in a row that stop the run.", harmless=True)
+    # A step whose searches fail in this share is sampled again until the tool answers.
+    tool_failures: float = key(0.5, "Share of failed searches that voids a step.", harmless=True)
+    tool_outage_seconds: float = key(600.0, "Of waiting for it; then exit 42.", harmless=True)
     profile_steps: tuple[int, ...] = key(
         (), "Steps traced to WORKDIR/profile; SIGUSR1 traces the next one.", harmless=True
     )
@@ -390,6 +393,7 @@ class DapoConfig:
         "train", "Of the prompts; rl where ramp.rl_fraction kept some."
     )
     seed: int = key(0, "Of the order of the prompts.")
+    warn_after: int = key(5, "Steps in a row without spread: this is said.", harmless=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -407,14 +411,7 @@ class EvalConfig:
     )
     bootstrap: int = key(1000, "Resamples of the 95% interval.")
     seed: int = key(0, "Of the resamples; rollout.seed is that of rollouts.")
-    retries: int = key(
-        3,
-        (
-            "An item that ended for no fault of the model (its search failed, its time ran out) is "
-            "sampled again so often, then left out and counted."
-        ),
-        harmless=True,
-    )
+    retries: int = key(3, "Of an item whose search failed or whose time ran out.", harmless=True)
     max_tool_failures: float = key(
         0.01, "Share of such items, after that, beyond which the run ends with 1.", harmless=True
     )

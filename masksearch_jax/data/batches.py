@@ -97,6 +97,16 @@ class PromptBatches(grain.DatasetIterator[list[Prompt]]):
         self._place = self._place._replace(step=self._place.step + 1)
         return prompts
 
+    def check_room(self, max_len: int) -> None:
+        """Raises CacheError for a prompt that leaves no room to answer in `max_len` tokens."""
+        for source in self._order.sources.values():
+            if (longest := int(source.lengths.max())) >= max_len:
+                raise cache.CacheError(
+                    f"{source.name} has a prompt of {longest} tokens, rollout.max_len is {max_len} "
+                    "and must leave room to answer; raise it, or build the cache with a smaller "
+                    "max_prompt_len"
+                )
+
     def extra(self, groups: int) -> list[Prompt]:
         """This process's share of `groups` more prompts, from the mixture of the last step."""
         own = _own_share(groups, *self._process, "groups")

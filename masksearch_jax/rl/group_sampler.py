@@ -26,10 +26,18 @@ from masksearch_jax.rollout.stats import EngineStats
 _TOTALS = ("groups_sampled", "groups_kept", "rollout_tokens_per_second", "restarted")
 
 
+class SearchOutage(Exception):
+    """So many searches of a step failed that it teaches nothing: it is to be sampled again."""
+
+    def __init__(self, failed: int, searches: int, error: str):
+        super().__init__(f"{failed} of {searches} searches failed: {error}")
+
+
 class GroupSampler:
     """Draws prompts and samples groups; those that are not whole at a step's end go on in the next.
 
-    A prompt's stream is its number in the run, whatever the number of processes.
+    A prompt's stream is its number in the run, whatever the number of processes. Where a share of
+    `tool_failures` of the searches fails, `step` raises SearchOutage.
     """
 
     def __init__(
@@ -38,7 +46,9 @@ class GroupSampler:
         prompts: batches.PromptBatches,
         dapo: DapoConfig,
         rollout: RolloutConfig,
+        tool_failures: float = 1.0,
     ):
+        self.tool_failures = tool_failures
         self.engine, self.prompts, self.dapo, self.rollout = engine, prompts, dapo, rollout
         self.partial = rollout.in_flight != "drop"
         self.wanted = dapo.groups // jax.process_count()
@@ -66,24 +76,37 @@ class GroupSampler:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from `state`, on any number of processes; open groups are sampled anew."""
-        self.stream = state["stream"]
-        for saved in state["open"][jax.process_index() :: jax.process_count()]:
+        own = state["open"][jax.process_index() :: jax.process_count()]
+        self._go_on(state["stream"], own)
+
+    def rewind(self, state: dict[str, Any]) -> None:
+        """Goes back to a `state` of this process, whatever has been sampled since."""
+        self.engine.drop()
+        self.open, self.again = {}, []
+        self._go_on(state["stream"], state["open"])
+
+    def _go_on(self, stream: int, opened: Sequence[dict[str, Any]]) -> None:
+        self.stream = stream
+        for saved in opened:
             ids = np.asarray(saved["ids"], np.int32)
             prompt = batches.Prompt(ids, parse_example(saved["example"]))
             self.again += self._request(int(saved["stream"]), prompt)
 
     def step(self, model: Any, version: int) -> tuple[list[Group], list[Group]]:
-        """This process's groups with spread, at most its share, and all that it saw."""
+        """This process's groups with spread, at most its share, and all that it saw.
+
+        Raises SearchOutage, on all processes.
+        """
         kept: list[Group] = []
         seen: list[Group] = []
+        counts: list[tuple[int, int]] = []
         drawn = next(self.prompts)
         ahead = round((self.dapo.oversample - 1) * self.wanted) * jax.process_count()
         if self.partial and ahead and not hosts.any_process(bool(self.open)):
             drawn = [*drawn, *self.prompts.extra(ahead)]
         for round_ in range(max(self.dapo.max_refills, 1)):
             if round_:
-                counts = hosts.gather_texts(json.dumps([len(kept), len(seen)]))
-                short = lacking([json.loads(c) for c in counts], self.wanted)
+                short = lacking(counts, self.wanted)
                 if not short:
                     break
                 drawn = self.prompts.extra(short * jax.process_count())
@@ -92,8 +115,21 @@ class GroupSampler:
                 seen.append(group)
                 if score_groups([group], self.dapo, self.rollout)[2][0]:
                     kept.append(group)
+            counts = self._counts(kept, seen)
         kept.sort(key=lambda group: group.stream)
         return kept[: self.wanted], sorted(seen, key=lambda group: group.stream)
+
+    def _counts(self, kept: list[Group], seen: list[Group]) -> list[tuple[int, int]]:
+        """Groups with spread, and all, of each process. Raises SearchOutage, on all of them."""
+        turns = (turn for group in seen for t in group.trajectories for turn in t.turns)
+        turns = [turn for turn in turns if turn.queries]  # without any, no tool is asked
+        errors = [turn.error for turn in turns if turn.error]
+        own = [len(kept), len(seen), len(turns), len(errors), *errors[:1]]
+        found = [json.loads(text) for text in hosts.gather_texts(json.dumps(own))]
+        searches, failed = (sum(counts[i] for counts in found) for i in (2, 3))
+        if failed and failed >= self.tool_failures * searches:
+            raise SearchOutage(failed, searches, next(c[4] for c in found if len(c) > 4))
+        return [tuple(counts[:2]) for counts in found]
 
     def _sample(
         self, model: Any, version: int, requests: list[Request], kept: list[Group]
@@ -137,6 +173,7 @@ def figures(seen: Sequence[Group], kept: Sequence[Group], stats: EngineStats) ->
         "answer": float(np.mean([r.answer for r in parts])),
         "format": float(np.mean([r.format for r in parts])),
         "accuracy": float(np.mean([r.accuracy for r in parts])),
+        "reward_spread": float(np.mean([np.std([r.total for r in g.rewards]) for g in seen])),
         "searches": float(np.mean([len(t.turns) for t in trajectories])),
         "sampled_tokens": float(np.mean([t.sampled.sum() for t in trajectories])),
         "truncated": float(np.mean([t.status == "out_of_tokens" for t in trajectories])),

@@ -18,14 +18,46 @@ _SAMPLER = ("temperature", "top_p", "top_k", "min_p")
 _SERVED: JsonObject = {
     "stream": False,
     "n": 1,
+    "best_of": 1,
     "stop": [],
+    "stop_token_ids": [],
     "tools": [],
+    "functions": [],
+    "tool_choice": "none",
     "logprobs": False,
+    "top_logprobs": 0,
     "logit_bias": {},
     "presence_penalty": 0,
     "frequency_penalty": 0,
+    "repetition_penalty": 1,
+    "length_penalty": 1,
+    "min_tokens": 0,
+    "ignore_eos": False,
+    "echo": False,
+    "use_beam_search": False,
+    "add_generation_prompt": True,
+    "continue_final_message": False,
+    "skip_special_tokens": True,
+    "chat_template_kwargs": {},
     "response_format": {"type": "text"},
+    "modalities": ["text"],
 }
+# Fields that change no reply.
+_HARMLESS = {
+    "metadata",
+    "parallel_tool_calls",
+    "priority",
+    "prompt_cache_key",
+    "request_id",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "stream_options",
+    "user",
+}
+_READ = frozenset(
+    ("model", "messages", "seed", "max_tokens", "max_completion_tokens", *_SAMPLER, *_SERVED)
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +72,19 @@ class Chat:
 def parse(content: Mapping[str, Any], model: str, cfg: RolloutConfig) -> Chat:
     """The request in a JSON object, for a service that has `model` and samples as `cfg` says.
 
-    Fields of null are absent, unknown ones ignored. Raises Refusal: 404 for another model, 400 for
-    all else that is amiss or would have to be sampled in another way.
+    Fields of null are absent. Raises Refusal: 404 for another model, 400 for all else that is amiss
+    or would have to be sampled in another way, fields that are not known included.
     """
     given = {name: value for name, value in content.items() if value is not None}
     _check_model(given, model)
     for name, served in _SERVED.items():
         if given.get(name, served) != served:
             raise _bad(f"`{name}` is {_short(given[name])}; this service knows only {served!r}")
+    if strange := sorted(given.keys() - _READ - _HARMLESS):
+        raise _bad(
+            f"`{strange[0][:80]}` is {_short(given[strange[0]])}, which this service does "
+            "not know: leave it out, or the reply may not be what you ask for"
+        )
     for name in _SAMPLER:
         _check_sampler(name, given.get(name, getattr(cfg, name)), getattr(cfg, name))
     limit = given.get("max_completion_tokens", given.get("max_tokens"))
@@ -118,11 +155,28 @@ def _messages(given: Any) -> tuple[Mapping[str, str], ...]:
         if role not in ROLES:
             choices = ", ".join(ROLES)
             raise _bad(f"`messages[{i}].role` is {_short(role)}, must be one of {choices}")
-        if not isinstance(content, str):
-            raise _bad(f"`messages[{i}].content` is {_short(content)}, must be a string")
+        text = _text(content, f"messages[{i}].content")
         # JSON may hold lone surrogates, which are in no text.
-        found.append({"role": role, "content": content.encode("utf-8", "replace").decode()})
+        found.append({"role": role, "content": text.encode("utf-8", "replace").decode()})
     return tuple(found)
+
+
+def _text(content: Any, where: str) -> str:
+    """The text of a message: a string, or text parts one after the other."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        raise _bad(f"`{where}` is {_short(content)}, must be a string or a list of text parts")
+    texts = []
+    for i, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise _bad(
+                f"`{where}[{i}]` is {_short(part)}; this service reads text parts alone: "
+                '{"type": "text", "text": "..."}'
+            )
+        texts.append(part["text"])
+    return "".join(texts)
 
 
 def _bad(message: str) -> Refusal:

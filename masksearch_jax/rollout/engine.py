@@ -83,8 +83,16 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        self._drop()
+        self.drop()
         self._pool.close()
+
+    def drop(self) -> None:
+        """Forgets all that is in flight."""
+        self._queue.clear()
+        self._finished.clear()
+        for episode in self._episodes():
+            self._abandon(episode)
+        self._shards = [schedule.Shard(shard.sizes) for shard in self._shards]
 
     @property
     def compiles(self) -> int:
@@ -138,7 +146,7 @@ class Engine:
             raise
         finally:
             if self.cfg.in_flight == "drop":
-                self._drop()
+                self.drop()
 
     def _ticks(
         self, model: SamplingModel, mesh: Mesh | None, enough: Callable[[], bool]
@@ -247,13 +255,6 @@ class Engine:
     def _abandon(self, episode: Episode) -> None:
         if episode.search is not None:
             self._pool.abandon(episode.search)
-
-    def _drop(self) -> None:
-        self._queue.clear()
-        self._finished.clear()
-        for episode in self._episodes():
-            self._abandon(episode)
-        self._shards = [schedule.Shard(shard.sizes) for shard in self._shards]
 
     # ---- one tick
 

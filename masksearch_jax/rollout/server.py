@@ -3,6 +3,7 @@
 POST /v1/chat/completions  {"model": "hf", "messages": [{"role": "user", "content": "..."}]}
                         →  {"choices": [{"message": {...}, "finish_reason": "stop"}], "usage": ...}
 GET  /v1/models         →  {"object": "list", "data": [{"id": "hf", ...}]}
+GET  /v1/models/hf      →  {"id": "hf", ...}
 GET  /health            →  {"status": "ok", "model": "hf", "in_flight": 3}
 Errors are {"error": {"message", "type", "param", "code"}}, with a status of `http_service`, 503
 (the service ends) or 504 (no reply in time).
@@ -18,6 +19,7 @@ import threading
 import time
 from concurrent import futures
 from http import HTTPStatus
+from urllib.parse import quote
 
 import numpy as np
 
@@ -61,6 +63,7 @@ class ChatServer(Service):
         routes = {
             ("POST", "/v1/chat/completions"): self._complete,
             ("GET", "/v1/models"): self._models,
+            ("GET", f"/v1/models/{quote(name, safe='')}"): self._model,
             ("GET", "/health"): self._health,
         }
         super().__init__(host, port, routes)
@@ -171,9 +174,12 @@ class ChatServer(Service):
             f"no reply in {self.deadline:g} s (config.deadline); {len(self._pending)} in flight",
         )
 
-    def _models(self, _: Call) -> JsonObject:
+    def _models(self, call: Call) -> JsonObject:
+        return {"object": "list", "data": [self._model(call)]}
+
+    def _model(self, _: Call) -> JsonObject:
         about = {"id": self.name, "object": "model", "created": self._born}
-        return {"object": "list", "data": [about | {"owned_by": "masksearch_jax"}]}
+        return about | {"owned_by": "masksearch_jax"}
 
     def _health(self, _: Call) -> JsonObject:
         return {"status": "ok", "model": self.name, "in_flight": len(self._pending)}

@@ -1,7 +1,8 @@
 """What our HTTP services share: JSON in and out, limits, refusals; a thread per connection.
 
 Errors are JSON too, with status 400 (a request that makes no sense), 404, 405, 411, 413 (too large)
-or 500 (a defect here), and what a route refuses with.
+or 500 (a defect here), and what a route refuses with. Pages that this machine's browser opened from
+this machine may ask too (CORS): these services have no access control, so no other page may.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
 
 MAX_BODY = 4 * 2**20  # bytes of a request
 _IDLE = 30.0  # seconds a connection may be silent
@@ -118,6 +120,31 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer("POST")
 
+    def do_OPTIONS(self) -> None:
+        """What a browser asks before another page may call: yes, to pages of this machine."""
+        self.send_response(HTTPStatus.NO_CONTENT)
+        self.send_header("Allow", "GET, POST, OPTIONS")
+        if self._is_of_this_machine():
+            self.send_header("Access-Control-Allow-Methods", "GET, POST, OPTIONS")
+            self.send_header("Access-Control-Allow-Headers", "Authorization, Content-Type")
+            self.send_header("Access-Control-Max-Age", "600")
+        self._send_origin()
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _is_of_this_machine(self) -> bool:
+        """Whether the page that asks was opened from this machine."""
+        try:
+            host = urlsplit(self.headers.get("Origin", "")).hostname or ""
+        except ValueError:
+            return False
+        return host in ("localhost", "127.0.0.1", "::1") or host.endswith(".localhost")
+
+    def _send_origin(self) -> None:
+        self.send_header("Vary", "Origin")
+        if self._is_of_this_machine():
+            self.send_header("Access-Control-Allow-Origin", self.headers["Origin"])
+
     def _answer(self, method: str) -> None:
         with self.server.in_progress():
             try:
@@ -142,10 +169,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _route(self, method: str) -> Route:
         routes = self.server.routes
-        if (method, self.path) in routes:
-            return routes[method, self.path]
-        if taken := [m for m, path in routes if path == self.path]:
-            raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"{self.path} takes {taken[0]}")
+        path = self.path.partition("?")[0]
+        path = path.rstrip("/") or "/"
+        if (method, path) in routes:
+            return routes[method, path]
+        if taken := [m for m, known in routes if known == path]:
+            raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes {taken[0]}")
         *others, last = (path for _, path in routes)
         there = f"{', '.join(others)} and {last}"
         raise Refusal(HTTPStatus.NOT_FOUND, f"no {self.path[:80]!r}; there are {there}")
@@ -170,6 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
+        self._send_origin()
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()

@@ -96,6 +96,11 @@ def figures(opt_state: PyTree) -> dict[str, jax.Array]:
     return {"skipped": opt_state.skipped, "skipped_in_a_row": opt_state.skipped_in_a_row}
 
 
+def updates(opt_state: PyTree) -> int:
+    """How many updates the weights have had in all, of a guarded optimizer's state."""
+    return int(opt_state.good)
+
+
 class Guard:
     """Reads what the updates say of themselves, and stops the run or warns, as configured."""
 

@@ -87,7 +87,8 @@ def load(name: str, arg: str = "") -> typing.Any:
 
 # Keys that came after the snapshot, and their value wherever their section is; and one that has
 # another name since, because `--config.evolve.items` met a method of ConfigDict.
-SINCE = {"survival.changed": "refuse"}
+SINCE = {"survival.changed": "refuse", "dapo.warn_after": 5}
+SINCE |= {"survival.tool_failures": 0.5, "survival.tool_outage_seconds": 600.0}
 SINCE |= {"llm.max_tokens_field": "max_tokens", "llm.send_temperature": True}
 RENAMED = {"evolve.items": "evolve.pool_size"}
 # Decided anew since: at one half two guesses paid as much as one, and recall pays for lists.

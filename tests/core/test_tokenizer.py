@@ -55,7 +55,7 @@ def test_words_with_their_leading_space_are_merged(vocab):
     assert [vocab.token_bytes(i) for i in vocab.encode("the city of")][-2:] == [b" city", b" of"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60), literal=st.booleans())
 def test_bytes_of_the_tokens_are_the_text(vocab, text, literal):
     ids = vocab.encode(text, literal=literal)
@@ -63,7 +63,7 @@ def test_bytes_of_the_tokens_are_the_text(vocab, text, literal):
     assert vocab.decode(ids) == text
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.sampled_from([*markup.TAG_TOKENS, "[mask]", " ", "\n", "é", "1", "city"])))
 def test_tagged_text_comes_back_exactly(vocab, parts):
     text = "".join(parts)

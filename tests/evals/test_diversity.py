@@ -71,7 +71,7 @@ def slow_bleu(text, references):
 WORDS = st.lists(st.lists(st.sampled_from("abc"), max_size=7), min_size=2, max_size=6)
 
 
-@hypothesis.settings(max_examples=150, deadline=None)
+@hypothesis.settings(max_examples=150)
 @hypothesis.given(WORDS)
 def test_self_bleu_is_the_mean_bleu_against_all_others(texts):
     each = [slow_bleu(t, texts[:i] + texts[i + 1 :]) for i, t in enumerate(texts)]

@@ -52,12 +52,16 @@ def answers(fakes: Path, kind: str, *replies: str) -> None:
         (fakes / f"{kind}.{i}").write_text(reply + "\n")
 
 
-def launch(fakes: Path, script: str | Path, *args: str) -> subprocess.CompletedProcess:
+def launch(
+    fakes: Path, script: str | Path, *args: str, python: str = "true"
+) -> subprocess.CompletedProcess:
+    """python: what checks the command; `true` takes any."""
     environment = os.environ | {
         "FAKES": str(fakes),
         "PATH": f"{fakes}:{os.environ['PATH']}",
         "TPU_VM_POLL_SECONDS": "0",
         "TPU_VM_LOG": str(fakes / "log"),
+        "LAUNCH_PYTHON": python,
     }
     command = ["bash", str(LAUNCH / script), *args]
     return subprocess.run(
@@ -65,6 +69,7 @@ def launch(fakes: Path, script: str | Path, *args: str) -> subprocess.CompletedP
     )
 
 
+GKE = ["--name=run", "--cluster=c", "--zone=z", "--type=v5p-64", "--image=i", "--", *AWKWARD]
 SLICE = ("--name=run", "--zone=z", "--type=v5p-64", "--spot")
 
 
@@ -141,12 +146,14 @@ def test_arguments_reach_the_host_as_they_were(fakes: Path) -> None:
 
 def test_hosts_get_the_checkout_without_what_is_made_in_it(fakes: Path, tmp_path: Path) -> None:
     made = [".venv/bin/python", ".libtpu/libtpu.so", "runs/tiny/log", "src/__pycache__/a.pyc"]
-    kept = ["launch/tpu_vm.sh", "src/a.py", ".gitignore", "data/builds.json"]
+    scripts = ["launch/tpu_vm.sh", "launch/check_command.sh"]
+    kept = [*scripts, "src/a.py", ".gitignore", "data/builds.json", "masksearch_jax/train_sft.py"]
     root = tmp_path / "checkout"
     for name in [*made, *kept, ".git/HEAD", ".hypothesis/x", "m.egg-info/PKG-INFO"]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
-    shutil.copy(LAUNCH / "tpu_vm.sh", root / "launch")
+    for name in scripts:
+        shutil.copy(ROOT / name, root / "launch")
     shutil.copy(ROOT / ".gitignore", root)
     answers(fakes, "state", "echo ACTIVE")
     answers(fakes, "node", READY)
@@ -241,25 +248,74 @@ def test_deleting_is_idempotent(fakes: Path) -> None:
     assert kinds(fakes) == ["delete"]
 
 
+def types(name: str) -> list[str]:
+    return ["--name=r", "--zone=z", f"--type={name}", "--", *COMMAND]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--name=run", "--", "train_sft"], "--name and --zone are needed"),
         ([*SLICE], "--type and a main after -- are needed"),
         ([*SLICE, "train_sft"], "train_sft is not an option; a main and its arguments come after"),
-        (["--name=r", "--zone=z", "--type=tpu7x-8", "--", "x"], "give --runtime (TPU7x has no"),
+        (
+            types("tpu7x-8"),
+            "TPU7x has no queued resources: see gke/; choices: v4-N",
+        ),
+        (types("v5e-16"), "--type=v5e-16: v5e is v5litepod-16 here; choices: v4-N and v5p-N"),
+        (types("v5lite-8"), "v5e is v5litepod-8 here"),
+        (
+            types("v6e-12"),
+            "--type=v6e-12 is no accelerator type; .*v6e-N .N chips: 1, 4",
+        ),
+        (types("v5p-12"), "--type=v5p-12 is no accelerator type"),
+        (types("v5p"), "--type=v5p is no accelerator type"),
+        (types("h100-8"), "--type=h100-8 is no accelerator type"),
+        (
+            [*SLICE, "--", "train_stf"],
+            "train_stf is no main; choices: ask .* train_sft",
+        ),
+        ([*SLICE, "--", "../x"], r"\.\./x is no main"),
+        ([*SLICE, "--", "core/config"], "core/config is no main"),
     ],
 )
 def test_a_wrong_command_says_what_is_wrong(fakes: Path, args: list[str], message: str) -> None:
     done = launch(fakes, "tpu_vm.sh", *args)
     assert done.returncode == 2
-    assert message in done.stderr
+    assert re.search(message, done.stderr)
     assert not (fakes / "calls").exists()
 
 
-# ---- GKE
+@pytest.mark.parametrize(
+    ("script", "options"), [("tpu_vm.sh", SLICE), ("gke/xpk.sh", GKE[: GKE.index("--")])]
+)
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            ["train_sft", "--config=configs/ramp_stf.py:tiny"],
+            "there is no file 'configs/ramp_stf.py'",
+        ),
+        (
+            [*COMMAND, "--config.optim.learning_rte=1e-5"],
+            r"--config\.optim\.learning_rte is not a flag; did you mean --config",
+        ),
+    ],
+)
+def test_a_command_that_no_host_would_start_is_found_here(fakes, script, options, command, message):
+    done = launch(fakes, script, *options, "--", *command, python=sys.executable)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert re.match(f"error: .*{message}", line)
+    assert not (fakes / "calls").exists()
 
-GKE = ["--name=run", "--cluster=c", "--zone=z", "--type=v5p-64", "--image=i", "--", *AWKWARD]
+
+def test_a_right_command_is_taken(fakes: Path) -> None:
+    args = [*SLICE, "--dry-run", "--", *AWKWARD]
+    assert launch(fakes, "tpu_vm.sh", *args, python=sys.executable).returncode == 0
+
+
+# ---- GKE
 
 
 def test_xpk_is_told_to_restart_and_a_second_start_leaves_the_workload(fakes: Path) -> None:

@@ -28,8 +28,9 @@ from flax import nnx
 
 from configs import common
 from masksearch_jax import serve_model
-from masksearch_jax.agents.llm_client import JobError, LLMConfig
+from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.scripted_teacher import Rejection
+from masksearch_jax.build_trajectories import FailedError
 from masksearch_jax.core.config import ComputeConfig, ModelConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.schema import to_dataclass
@@ -208,12 +209,48 @@ def test_equal_seeds_give_equal_texts_and_others_do_not(server):
     assert text_of(ask(server, seed=-1)) == text_of(ask(server, seed=-1))
 
 
-def test_what_is_null_or_unknown_is_as_if_it_were_absent(server):
+def test_what_is_null_or_changes_nothing_is_as_if_it_were_absent(server):
     plain = text_of(ask(server, seed=5))
     names = ("temperature", "top_p", "max_tokens", "stream", "n", "stop")
     assert text_of(ask(server, seed=5, user="me", **dict.fromkeys(names))) == plain
-    same = {"temperature": 1, "top_p": 1.0, "n": 1, "stream": False, "stop": []}
+    same = {"temperature": 1, "top_p": 1.0, "n": 1, "stream": False, "stop": [],
+            "repetition_penalty": 1.0, "chat_template_kwargs": {}, "metadata": {"a": 1},
+            "guided_json": None, "top_logprobs": 0}  # fmt: skip
     assert text_of(ask(server, seed=5, **same)) == plain
+
+
+def test_text_parts_are_one_text(server):
+    def answer(content):
+        return text_of(ask(server, seed=5, messages=[{"role": "user", "content": content}]))
+
+    parts = [{"type": "text", "text": t} for t in ("one", " two")]
+    assert answer(parts) == answer("one two") != answer("one")
+
+
+def test_a_model_is_found_by_its_name(server):
+    client = openai.OpenAI(base_url=server.url, api_key="none")
+    assert client.models.retrieve("small") == client.models.list().data[0]
+    with pytest.raises(openai.NotFoundError, match="there are"):
+        client.models.retrieve("other")
+
+
+def test_a_page_of_this_machine_may_ask_and_no_other(server):
+    def preflight(origin):
+        connection = http.client.HTTPConnection(*server.server_address[:2], timeout=10)
+        connection.request("OPTIONS", "/v1/chat/completions", headers={"Origin": origin})
+        reply = connection.getresponse()
+        reply.read()
+        connection.request("GET", "/v1/models", headers={"Origin": origin})
+        found = connection.getresponse()
+        found.read()
+        connection.close()
+        names = ("Access-Control-Allow-Origin", "Access-Control-Allow-Headers")
+        return reply.status, *(reply.headers[n] for n in names), found.headers[names[0]]
+
+    for own in ("http://localhost:3000", "http://127.0.0.1", "http://[::1]:8080"):
+        assert preflight(own) == (204, own, "Authorization, Content-Type", own)
+    for other in ("https://example.org", "http://localhost.example.org", "null", "http://[::1"):
+        assert preflight(other) == (204, None, None, None)
 
 
 USER = {"role": "user", "content": "x"}
@@ -226,6 +263,21 @@ USER = {"role": "user", "content": "x"}
         ({"model": None}, 400, "`model` is missing; this service has 'small'"),
         ({"stream": True}, 400, "`stream` is True; this service knows only False"),
         ({"n": 2}, 400, "`n` is 2; this service knows only 1"),
+        ({"guided_json": {"type": "object"}}, 400, "`guided_json` is {'type': 'object'}, which"),
+        (
+            {"repetition_penalty": 1.2},
+            400,
+            "`repetition_penalty` is 1.2; this service knows",
+        ),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, 400, "`chat_template_kwargs` is {"),
+        ({"reasoning_effort": "low"}, 400, "`reasoning_effort` is 'low', which this service does"),
+        ({"logprobs": True}, 400, "`logprobs` is True; this service knows only False"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            400,
+            "`messages[0].content[0]` is {'type': 'image_url', 'image_url': {}}; this",
+        ),
+        ({"messages": [{"role": "user", "content": []}]}, 400, "must be a string or a list of"),
         ({"stop": ["\n"]}, 400, "`stop` is ['\\n']; this service knows only []"),
         ({"temperature": 0.3}, 400, "`temperature` is 0.3, and this service samples all with 1.0"),
         ({"temperature": 0.3}, 400, "--config.rollout.temperature=0.3"),
@@ -243,7 +295,11 @@ USER = {"role": "user", "content": "x"}
             400,
             "`messages[1].role` is 'tool', must be one of system, user, assistant",
         ),
-        ({"messages": [{"role": "user"}]}, 400, "`messages[0].content` is None, must be a string"),
+        (
+            {"messages": [{"role": "user"}]},
+            400,
+            "`messages[0].content` is None, must be a",
+        ),
         ({"messages": [{"role": "user", "content": "x" * 9000}]}, 400, "rollout.max_len is 1536"),
     ],
 )
@@ -260,7 +316,7 @@ def test_what_cannot_be_served_is_refused_by_name(server, fields, status, messag
     ("method", "path", "body", "status", "message"),
     [
         ("POST", "/v1/chat/completions", "{", 400, "not JSON"),
-        ("POST", "/v1/completions", "{}", 404, "there are /v1/chat/completions, /v1/models and /h"),
+        ("POST", "/v1/completions", "{}", 404, "there are /v1/chat/completions, /v1/models, /v1"),
         ("GET", "/v1/chat/completions", None, 405, "takes POST"),
         ("POST", "/v1/models", "{}", 405, "takes GET"),
         ("PUT", "/v1/models", "{}", 501, "Unsupported method"),
@@ -314,10 +370,10 @@ def test_agents_work_on_it_and_every_example_has_an_outcome(server, tmp_path):
     assert server.engine.stats.trajectories == asked  # all replies were cached
 
 
-def test_another_name_stops_the_agents_at_once(server, tmp_path):
+def test_another_name_is_what_the_agents_say_was_wrong(server, tmp_path):
     trajectory_job.write_towns(tmp_path, 1)
     llm = LLMConfig(**llm_settings(server, tmp_path, model="other"))
-    with pytest.raises(JobError, match="`model` is 'other'; this service has 'small'"):
+    with pytest.raises(FailedError, match="`model` is 'other'; this service has 'small'"):
         trajectory_job.run(tmp_path, llm)
 
 

@@ -21,7 +21,7 @@ from benchmarks.crash_runs import curve as curves
 from masksearch_jax import train_dapo, train_sft
 from masksearch_jax.core import rows
 from masksearch_jax.core.config import DapoRun, LoraConfig, MeshConfig, SftRun
-from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.errors import ConfigError, Restart
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tokenizer import train_bpe
 from masksearch_jax.core.types import Passage, QAExample, RampExample, Segment, Span, Trajectory
@@ -39,6 +39,7 @@ from masksearch_jax.runtime.process import RESTART
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.open import open_tool
 from masksearch_jax.search.tool import FakeSearch
+from masksearch_jax.training import patience
 from masksearch_jax.training.checkpoint_files import CheckpointError
 from masksearch_jax.training.run_folder import open_run_folder
 from masksearch_jax.training.supervisor import Preempted
@@ -236,6 +237,115 @@ def test_dapo_that_is_told_to_stop_leaves_its_rollouts_and_goes_on_bitwise(cache
     assert "1" in os.listdir(tmp_path / "checkpoints")
     train_dapo.run(at(dapo, tmp_path), tool)
     assert curves(tmp_path) == curves(dapo.workdir)
+
+
+# ---- search down, nothing to learn
+
+
+class Down:
+    """A search tool that fails from its n-th call on, while it is down."""
+
+    def __init__(self, tool, call: int):
+        self.tool, self.left, self.down = tool, call, True
+
+    def search(self, queries, top_k):
+        self.left -= 1
+        if self.left <= 0 and self.down:
+            raise SearchError("scripted failure")
+        return self.tool.search(queries, top_k)
+
+
+@pytest.fixture
+def second_step(cached, dapo, tmp_path):
+    """The number of the first search of the second step."""
+    calls = Unsteady(open_tool(cached.search))
+    run_until(1, train_dapo, at(dapo, tmp_path / "one"), calls)
+    return calls.calls + 1
+
+
+def test_a_step_whose_searches_fail_is_sampled_again_bitwise(
+    cached, dapo, tmp_path, second_step, monkeypatch
+):
+    tool, shown = Down(open_tool(cached.search), second_step), []
+
+    class Patient(train_dapo.Patience):
+        def wait(self, tell):
+            tell(1.0)
+            tool.down = len(shown) < 3
+            return True
+
+    class Shown(Progress):
+        def update(self, done, **figures):
+            super().update(done, **figures)
+            if "search" in figures:
+                shown.append((done, figures["search"]))
+
+    monkeypatch.setattr(train_dapo, "Patience", Patient)
+    monkeypatch.setattr(train_dapo, "Progress", Shown)
+    train_dapo.run(at(dapo, tmp_path), tool)
+    assert curves(tmp_path) == curves(dapo.workdir)
+    assert [done for done, _ in shown] == [1, 1, 1]
+    said = r"down, again in 1 s \((\d+) of \1 searches failed: SearchError: scripted failure\)"
+    assert all(re.fullmatch(said, text) for _, text in shown)
+
+
+def test_a_search_tool_that_stays_down_ends_the_run_which_goes_on_later(
+    cached, dapo, tmp_path, second_step, monkeypatch
+):
+    monkeypatch.setattr(patience, "_LONGEST", 0.02)
+    monkeypatch.setattr(patience, "_LOOK", 0.01)
+    cfg = changed(at(dapo, tmp_path), "survival", tool_outage_seconds=0.1)
+    tool = Down(open_tool(cached.search), second_step)
+    said = r"down for 0\.1 s \(config\.survival\.tool_outage_seconds\) in step 2: (\d+) of \1"
+    with pytest.raises(train_dapo.ToolOutageError, match=said) as error:
+        train_dapo.run(cfg, tool)
+    assert isinstance(error.value, Restart)
+    assert len(curves(tmp_path)) == 1
+    assert "1" in os.listdir(tmp_path / "checkpoints")
+    tool.down = False
+    train_dapo.run(cfg, tool)
+    assert curves(tmp_path) == curves(dapo.workdir)
+
+
+def test_waits_double_and_end(monkeypatch):
+    now, slept, told = 0.0, [], []
+
+    def sleep(seconds):
+        nonlocal now
+        now += seconds
+        slept.append(seconds)
+
+    monkeypatch.setattr(patience.time, "monotonic", lambda: now)
+    monkeypatch.setattr(patience.time, "sleep", sleep)
+    waiting, ends, checks = patience.Patience(200.0, lambda: checks.append(now)), [], []
+    while waiting.wait(told.append):
+        ends.append(now)
+    assert ends == [1, 3, 7, 15, 31, 63, 123, 183, 243]
+    assert set(slept) == {0.5}
+    assert told[:3] == [1.0, 0.5, 2.0]
+    assert len(checks) == len(told) == 2 * 243
+
+
+def test_a_run_with_nothing_to_learn_from_says_so_and_is_no_success(dapo, tmp_path, capsys):
+    cfg = changed(at(dapo, tmp_path), "dapo", accuracy_threshold=2.0, warn_after=2)
+    with pytest.raises(train_dapo.NothingLearnedError, match=r"4 steps are done and none updated"):
+        train_dapo.train(cfg)
+    lines = [x for x in capsys.readouterr().err.splitlines() if "nothing to learn from" in x]
+    assert len(lines) == 1
+    said = (
+        r"in 2 steps: no group had .* \(accuracy 0\.\d{3}, reward 0\.\d{3}, deviation within .*\)"
+    )
+    assert re.search(said, lines[0])
+    assert "lower dapo.accuracy_threshold" in lines[0]
+    with pytest.raises(train_dapo.NothingLearnedError):  # nor is it when nothing is left to do
+        train_dapo.train(cfg)
+    assert train_dapo.run(dapo)["updates"] >= 2
+
+
+def test_a_prompt_that_leaves_no_room_is_found_before_anything_is_loaded(dapo, tmp_path):
+    cfg = changed(at(dapo, tmp_path), "rollout", max_len=16, page_tokens=8)
+    with pytest.raises(CacheError, match=r"has a prompt of \d+ tokens, rollout\.max_len is 16"):
+        train_dapo.run(dataclasses.replace(cfg, init="nowhere"))
 
 
 def changed(cfg, part, **changes):

@@ -20,6 +20,7 @@ from masksearch_jax.core.config import (
     CheckpointConfig,
     MeshConfig,
     ModelConfig,
+    SftRun,
 )
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.models import hf, reload_check
@@ -28,6 +29,7 @@ from masksearch_jax.models.hf_config import HfError, read_config, to_hf_config
 from masksearch_jax.models.load import describe, initial
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.sharding import make_mesh
+from masksearch_jax.runtime import cli
 from masksearch_jax.testing.models import FLOAT32, TINY_QWEN2, random_model
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.train_state import TrainState
@@ -158,6 +160,21 @@ def test_a_config_we_do_not_compute_is_refused(folder: Path, values: dict, messa
     edit_config(folder, **values)
     with pytest.raises(HfError, match=message):
         read_config(folder)
+
+
+def test_weights_of_any_sizes_are_trained_on_without_naming_one(tmp_path: Path, repository) -> None:
+    """A folder whose sizes are in no table, as SmolLM2's: its config.json says them."""
+    sizes = {"num_heads": 9, "num_kv_heads": 3, "head_dim": 8, "hidden_size": 72}
+    config = dataclasses.replace(LLAMA, rope_scaling=None, norm_eps=9.999999747378752e-06, **sizes)
+    model = random_model(config)
+    hf.save(model, tmp_path / "model")
+    flags = [f"--config={repository}/configs/ramp_sft.py:hf", f"--config.init={tmp_path / 'model'}"]
+    cfg = cli.parse(SftRun, ["train_sft", *flags, "--config.compute.dtype=float32"], read_config)
+    assert cfg.model == config
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    read = initial(cfg.init, cfg.model, cfg.compute, mesh, 0)
+    leaves = zip(jax.tree.leaves(model), jax.tree.leaves(read), strict=True)
+    assert all(np.array_equal(a, b) for a, b in leaves)
 
 
 def test_a_model_that_hf_cannot_describe_is_refused() -> None:

@@ -223,7 +223,7 @@ def test_the_checksums_are_those_of_all_files(made):
     for name, path in files.items():
         assert hashlib.sha256(path.read_bytes()).hexdigest() == sums[name]
     assert sorted(p.name for p in made.root.iterdir()) == [
-        "SHA256SUMS", "counts.json", "k1", "k2"
+        "SHA256SUMS", "counts.json", "k1", "k2", "run.json"
     ]  # fmt: skip
 
 

@@ -282,7 +282,7 @@ def test_tool_failures_are_outside_the_groups_statistics():
     np.testing.assert_array_equal([got[0, 2], *got[1]], 0.0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(hnp.arrays(np.float64, (3, 5), elements=st.floats(-2, 2)), st.floats(-3, 3), st.randoms())
 def test_advantages_ignore_a_shift_and_follow_a_permutation(rewards, shift, random):
     base = group_advantages(rewards)

@@ -139,7 +139,7 @@ def test_slots_without_copied_neighbours_are_not_found():
 words = st.text(st.sampled_from("ab ,.\n[]"), max_size=40)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(words, words)
 def test_any_text_gives_one_fill_per_slot(masked, answer):
     masked = masked + "[mask]" + answer + "[mask]"
@@ -149,7 +149,7 @@ def test_any_text_gives_one_fill_per_slot(masked, answer):
     assert all(f is None or (f and " ".join(f.split()) in text) for f in fills)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.text(st.sampled_from("abé ,.-"), max_size=12), min_size=2, max_size=5),
     st.lists(st.from_regex(r"[a-cé1](?:[a-c, .-]{0,6}[a-cé1])?", fullmatch=True), min_size=4),

@@ -149,7 +149,7 @@ def test_any_text_is_a_query(fruit, query, top_k):
         unique_by=lambda p: p.id,
     )
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_any_passages_are_stored_and_found_by_id(tmp_path_factory, passages):
     folder = tmp_path_factory.mktemp("any") / "i"
     assert build(passages, folder) == len(passages)
