@@ -8,7 +8,6 @@ where each has made its own, as in rollouts, they give them to each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TypeVar
 
 import jax
@@ -74,7 +73,7 @@ def exchange(mesh: Mesh, batch: Tree) -> Tree:
     return jax.tree.unflatten(structure, together)
 
 
-def exchange_sequences(mesh: Mesh, sequences: Sequence[Tokens], fields: Fields) -> Sequence[Tokens]:
+def exchange_sequences(mesh: Mesh, sequences: list[Tokens], fields: Fields) -> list[Tokens]:
     """The sequences of all peers, in their order, each with these fields; all must call it.
 
     Every process has equally many, of any lengths. What crosses is their tokens end to end, as

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 from masksearch_jax.core import retrieval
 from masksearch_jax.core.config import DapoConfig, RolloutConfig
-from masksearch_jax.core.types import Trajectory, to_json
+from masksearch_jax.core.types import JsonObject, Trajectory, to_json
 from masksearch_jax.data import batches
 from masksearch_jax.data.demonstrations import parse_example
 from masksearch_jax.parallel import hosts
@@ -20,6 +19,7 @@ from masksearch_jax.rl import rewards
 from masksearch_jax.rl.groups import Group, lacking, score_groups
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
+from masksearch_jax.rollout.model import Policy
 from masksearch_jax.rollout.stats import EngineStats
 
 # Figures of which a process has its part; of the others all have their own.
@@ -56,7 +56,7 @@ class GroupSampler:
         self.open: dict[str, tuple[batches.Prompt, dict[int, Trajectory]]] = {}
         self.again: list[Request] = []
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> JsonObject:
         """JSON of the next stream and of this process's prompts whose groups are open."""
         own = [
             {
@@ -69,30 +69,30 @@ class GroupSampler:
         return {"stream": self.stream, "open": own}
 
     @staticmethod
-    def gather(state: dict[str, Any]) -> dict[str, Any]:
+    def gather(state: JsonObject) -> JsonObject:
         """`state` with the prompts of all processes; all must call it."""
         texts = hosts.gather_texts(json.dumps(state["open"]))
         return state | {"open": [p for text in texts for p in json.loads(text)]}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: JsonObject) -> None:
         """Goes on from `state`, on any number of processes; open groups are sampled anew."""
         own = state["open"][jax.process_index() :: jax.process_count()]
         self._go_on(state["stream"], own)
 
-    def rewind(self, state: dict[str, Any]) -> None:
+    def rewind(self, state: JsonObject) -> None:
         """Goes back to a `state` of this process, whatever has been sampled since."""
         self.engine.drop()
         self.open, self.again = {}, []
         self._go_on(state["stream"], state["open"])
 
-    def _go_on(self, stream: int, opened: Sequence[dict[str, Any]]) -> None:
+    def _go_on(self, stream: int, opened: Sequence[JsonObject]) -> None:
         self.stream = stream
         for saved in opened:
             ids = np.asarray(saved["ids"], np.int32)
             prompt = batches.Prompt(ids, parse_example(saved["example"]))
             self.again += self._request(int(saved["stream"]), prompt)
 
-    def step(self, model: Any, version: int) -> tuple[list[Group], list[Group]]:
+    def step(self, model: Policy, version: int) -> tuple[list[Group], list[Group]]:
         """This process's groups with spread, at most its share, and all that it saw.
 
         Raises SearchOutage, on all processes.
@@ -121,8 +121,8 @@ class GroupSampler:
 
     def _counts(self, kept: list[Group], seen: list[Group]) -> list[tuple[int, int]]:
         """Groups with spread, and all, of each process. Raises SearchOutage, on all of them."""
-        turns = (turn for group in seen for t in group.trajectories for turn in t.turns)
-        turns = [turn for turn in turns if turn.queries]  # without any, no tool is asked
+        ended = (turn for group in seen for t in group.trajectories for turn in t.turns)
+        turns = [turn for turn in ended if turn.queries]  # without any, no tool is asked
         errors = [turn.error for turn in turns if turn.error]
         own = [len(kept), len(seen), len(turns), len(errors), *errors[:1]]
         found = [json.loads(text) for text in hosts.gather_texts(json.dumps(own))]
@@ -132,7 +132,7 @@ class GroupSampler:
         return [tuple(counts[:2]) for counts in found]
 
     def _sample(
-        self, model: Any, version: int, requests: list[Request], kept: list[Group]
+        self, model: Policy, version: int, requests: list[Request], kept: list[Group]
     ) -> Iterator[Group]:
         """Groups as they become whole; in parts, until `kept` has enough."""
 

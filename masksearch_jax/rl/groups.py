@@ -35,7 +35,9 @@ class Group(NamedTuple):
     stream: int = 0  # the prompt's number in the run
 
 
-def score_groups(groups: Sequence[Group], cfg: DapoConfig, rollout: RolloutConfig):
+def score_groups(
+    groups: Sequence[Group], cfg: DapoConfig, rollout: RolloutConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Totals with the overlong penalty and which samples count [G, n], groups with spread [G].
 
     Those that ended for no fault of the policy never count; with `overlong_filter`, nor do
@@ -79,7 +81,7 @@ def to_tokens(
     Each is a sample's ids and, as targets, those that follow them. Samples of which nothing is to
     be learned, and those beyond the groups, are empty: they have neither loss nor tokens.
     """
-    empty = {name: np.zeros(0, kind) for name, kind in DAPO_FIELDS.items()}
+    empty: Tokens = {name: np.zeros(0, kind) for name, kind in DAPO_FIELDS.items()}
     samples = [t for g in groups for t in g.trajectories]
     found: list[Tokens] = []
     for sample, counts, gain in zip(samples, valid.flat, advantage.flat, strict=True):

@@ -31,8 +31,9 @@ class RewardParts(NamedTuple):
 
 def reward(example: Example, trajectory: Trajectory, cfg: DapoConfig) -> RewardParts:
     """The reward of a trajectory, by the kind of its example."""
-    score = ramp_reward if isinstance(example, RampExample) else qa_reward
-    return score(example, trajectory.segments, cfg)
+    if isinstance(example, RampExample):
+        return ramp_reward(example, trajectory.segments, cfg)
+    return qa_reward(example, trajectory.segments, cfg)
 
 
 def ramp_reward(example: RampExample, segments: Sequence[Segment], cfg: DapoConfig) -> RewardParts:

@@ -8,7 +8,7 @@ micro-batches of rows as hold anything.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,12 +17,13 @@ from jax.sharding import Mesh
 from masksearch_jax.core import rows
 from masksearch_jax.core.config import DapoConfig, RolloutConfig
 from masksearch_jax.parallel import hosts, sharding
+from masksearch_jax.parallel.sharding import PyTree
 from masksearch_jax.rl import advantages
 from masksearch_jax.rl.groups import DAPO_FIELDS, Group, score_groups, to_tokens
 from masksearch_jax.training.train_state import TrainState
 
 TrainStep = Callable[[TrainState, rows.Batch, np.int32], tuple[TrainState, dict[str, jax.Array]]]
-Logprobs = Callable[[Any, rows.Batch], jax.Array]
+Logprobs = Callable[[PyTree, rows.Batch], jax.Array]
 
 
 def micro_batches(dapo: DapoConfig) -> int:
@@ -101,7 +102,7 @@ class Update:
         used = hosts.most([minibatch.used for minibatch in minibatches])
         return [m._replace(used=most) for m, most in zip(minibatches, used, strict=True)]
 
-    def _add_old_logprobs(self, model: Any, minibatch: Minibatch) -> None:
+    def _add_old_logprobs(self, model: PyTree, minibatch: Minibatch) -> None:
         """Writes `logp_old` of the rows in use."""
         for own in minibatch.micro_batches[: minibatch.used]:
             micro_batch = {name: x[own] for name, x in minibatch.batch.items()}
@@ -119,8 +120,8 @@ def cut_minibatches(
     Samples without tokens are left out.
     """
     size = len(samples) // (parts * count)  # samples of a run of a minibatch, and rows: enough
-    micro_rows = np.arange(parts * size).reshape(parts, -1, rows_per_part).swapaxes(0, 1)
-    micro_rows = [*micro_rows.reshape(-1, parts * rows_per_part)]
+    by_run = np.arange(parts * size).reshape(parts, -1, rows_per_part).swapaxes(0, 1)
+    micro_rows = [*by_run.reshape(-1, parts * rows_per_part)]
     found = []
     for minibatch in range(count):
         laid: list[list[rows.Tokens]] = []
