@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import tokenizers
@@ -20,6 +20,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from masksearch_jax.core import files, markup
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.types import JsonObject
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
@@ -126,7 +127,7 @@ class Vocab:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        config: Mapping[str, Any],
+        config: JsonObject,
         template: str = "",
         folder: str | Path = "",
     ) -> None:
@@ -257,9 +258,9 @@ def _names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())[:10]
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> JsonObject:
     """tokenizer_config.json, with `eos_token_id` of generation_config.json where there is one."""
-    config: dict[str, Any] = {}
+    config: JsonObject = {}
     path = folder / "tokenizer_config.json"
     if path.is_file():
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -271,7 +272,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_template(folder: Path, config: Mapping[str, Any]) -> str:
+def _read_template(folder: Path, config: JsonObject) -> str:
     path = folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8")
@@ -281,12 +282,12 @@ def _read_template(folder: Path, config: Mapping[str, Any]) -> str:
     return found
 
 
-def _token_text(token: str | Mapping[str, Any] | None) -> str:
+def _token_text(token: str | JsonObject | None) -> str:
     """A token of a config, given as text or as a serialised AddedToken; empty when absent."""
     return token.get("content", "") if isinstance(token, Mapping) else token or ""
 
 
-def _eos_ids(config: Mapping[str, Any], ids: Mapping[str, int]) -> tuple[int, ...]:
+def _eos_ids(config: JsonObject, ids: Mapping[str, int]) -> tuple[int, ...]:
     own = ids.get(_token_text(config.get("eos_token")) or EOS)
     extra = config.get("eos_token_id", [])
     found = [*([own] if own is not None else []), *(extra if isinstance(extra, list) else [extra])]
@@ -324,7 +325,7 @@ def _byte_of_char() -> dict[str, int]:
 
 
 @functools.cache
-def _renderer() -> Callable[..., tuple[list[str], Any]]:
+def _renderer() -> Callable[..., tuple[list[str], object]]:
     """What transformers renders chat templates with; it compiles each once."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of torch, not needed here
     from transformers.utils.chat_template_utils import render_jinja_template  # takes a second

@@ -6,7 +6,6 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
 
 from masksearch_jax.core.config import RolloutConfig
 from masksearch_jax.core.types import JsonObject, Trajectory
@@ -69,7 +68,7 @@ class Chat:
     seed: int | None  # of its randomness; None: one of its own
 
 
-def parse(content: Mapping[str, Any], model: str, cfg: RolloutConfig) -> Chat:
+def parse(content: JsonObject, model: str, cfg: RolloutConfig) -> Chat:
     """The request in a JSON object, for a service that has `model` and samples as `cfg` says.
 
     Fields of null are absent. Raises Refusal: 404 for another model, 400 for all else that is amiss
@@ -123,7 +122,7 @@ def error(refusal: Refusal) -> JsonObject:
     return {"error": about}
 
 
-def _check_model(given: Mapping[str, Any], model: str) -> None:
+def _check_model(given: JsonObject, model: str) -> None:
     if "model" not in given:
         raise _bad(f"`model` is missing; this service has {model!r}")
     if given["model"] != model:
@@ -134,7 +133,7 @@ def _check_model(given: Mapping[str, Any], model: str) -> None:
         )
 
 
-def _check_sampler(name: str, asked: Any, ours: float) -> None:
+def _check_sampler(name: str, asked: object, ours: float) -> None:
     if type(asked) not in (int, float):
         raise _bad(f"`{name}` is {_short(asked)}, must be a number")
     if asked != ours:
@@ -144,7 +143,7 @@ def _check_sampler(name: str, asked: Any, ours: float) -> None:
         )
 
 
-def _messages(given: Any) -> tuple[Mapping[str, str], ...]:
+def _messages(given: object) -> tuple[Mapping[str, str], ...]:
     if not isinstance(given, list) or not given:
         raise _bad("`messages` must be a list of at least one {role, content}")
     found = []
@@ -161,7 +160,7 @@ def _messages(given: Any) -> tuple[Mapping[str, str], ...]:
     return tuple(found)
 
 
-def _text(content: Any, where: str) -> str:
+def _text(content: object, where: str) -> str:
     """The text of a message: a string, or text parts one after the other."""
     if isinstance(content, str):
         return content

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 from masksearch_jax.core.errors import ConfigError, UserError
 from masksearch_jax.core.files import write_json
 from masksearch_jax.core.schema import REQUIRED, Key, Section, describe_keys
+from masksearch_jax.core.types import JsonObject
 from masksearch_jax.runtime import storage
 from masksearch_jax.runtime.config_text import leaves, lookup
 from masksearch_jax.runtime.process import process_index
@@ -80,7 +81,7 @@ def resume(
     _write(folder, cfg, content, [*before["sessions"], _session(changed)])
 
 
-def read(folder: str | os.PathLike) -> dict[str, Any] | None:
+def read(folder: str | os.PathLike) -> JsonObject | None:
     """A folder's record, None where there is none. Raises UserError for one that cannot be read."""
     path = storage.path(folder) / storage.RUN_RECORD
     if not path.exists():
@@ -183,7 +184,7 @@ def commit() -> str:
     return done.stdout.strip()
 
 
-def _session(changed: list[str]) -> dict[str, Any]:
+def _session(changed: list[str]) -> JsonObject:
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.orig_argv),
@@ -193,7 +194,7 @@ def _session(changed: list[str]) -> dict[str, Any]:
     }
 
 
-def _plain(cfg: Section) -> dict[str, Any]:
+def _plain(cfg: Section) -> JsonObject:
     """A config as JSON has it: tuples are lists."""
     return json.loads(json.dumps(dataclasses.asdict(cfg)))
 
@@ -202,7 +203,7 @@ def _write(
     folder: str | os.PathLike,
     cfg: Section,
     content: Mapping[str, str],
-    sessions: list[dict[str, Any]],
+    sessions: list[JsonObject],
 ) -> None:
     place = storage.path(folder)
     place.mkdir(parents=True, exist_ok=True)
