@@ -32,8 +32,8 @@ from masksearch_jax.core.config import (
     MeshConfig,
     ModelConfig,
     OptimConfig,
-    RolloutConfig,
 )
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.models.layout import shard_parameters
 from masksearch_jax.models.transformer import Transformer
@@ -95,7 +95,8 @@ def measure(fill: float, repeats: int) -> dict[str, list[float]]:
     given = samples(fill)
     alone = rows.lay([[tokens] for tokens in given], LENGTH, DAPO_FIELDS)
     started = time.perf_counter()
-    (packed,) = cut_minibatches(given, parts, 1, DAPO.micro_batch // parts, LENGTH)
+    size = len(given) // parts
+    (packed,) = cut_minibatches(given, parts, 1, size, DAPO.micro_batch // parts, LENGTH)
     values = defaultdict(list, pack_seconds=[time.perf_counter() - started])
     values["row_fill"] = [packed.row_fill]
     for repeat in range(repeats + 1):

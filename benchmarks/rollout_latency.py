@@ -15,8 +15,9 @@ import numpy as np
 
 from benchmarks import rollout_model as stand_in
 from masksearch_jax.core import markup
-from masksearch_jax.core.config import RolloutConfig, SearchConfig
+from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.retrieval import SearchTool
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.types import Trajectory
 from masksearch_jax.rollout import decode, schedule
 from masksearch_jax.rollout.engine import Engine

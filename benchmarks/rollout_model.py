@@ -18,7 +18,8 @@ import numpy as np
 from flax import nnx
 
 from masksearch_jax.core import markup
-from masksearch_jax.core.config import ComputeConfig, ModelConfig, RolloutConfig, SearchConfig
+from masksearch_jax.core.config import ComputeConfig, ModelConfig, SearchConfig
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.types import Passage
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.models.unrolled import Unrolled

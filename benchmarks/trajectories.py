@@ -30,9 +30,10 @@ from pathlib import Path
 from typing import Any
 
 from masksearch_jax.agents import agent_teacher, scripted_teacher
-from masksearch_jax.agents.llm_client import LLM, LLMConfig
+from masksearch_jax.agents.llm_client import LLM
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.corpus_config import RampConfig
+from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import Demonstration, RampExample, to_json
 from masksearch_jax.corpus import atlas

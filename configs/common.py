@@ -135,6 +135,56 @@ def parse_arg(arg: str, **defaults: str | bool) -> ConfigDict:
     return parsed
 
 
+# A cell of the paper's table 2 names how each stage is trained: RAMP first, then questions. Its
+# trainings start from one another's checkpoints. RL starts from a model that has seen some
+# demonstrations, as an instruct model has: a few updates of SFT come before it. "none" is a
+# baseline: the second stage without the first.
+CELLS = {
+    "sft-sft": ("ramp_sft", "qa_sft"),
+    "rl-sft": ("ramp_sft", "ramp_dapo", "qa_sft"),
+    "sft-rl": ("ramp_sft", "qa_dapo"),
+    "rl-rl": ("ramp_sft", "ramp_dapo", "qa_dapo"),
+    "none-sft": ("qa_sft",),
+    "none-rl": ("qa_sft", "qa_dapo"),
+}
+_START_STEPS = 300  # of SFT before RL
+
+
+def cells() -> dict[str, bool]:
+    """The cells as switches of a config's argument."""
+    return dict.fromkeys(CELLS, False)
+
+
+def cell_of(arg: str) -> str:
+    """The cell that a config's argument names, "" for none."""
+    return next((part for part in arg.split(",") if part in CELLS), "")
+
+
+def in_cell(c: ConfigDict, arg: str, stage: str) -> ConfigDict:
+    """The config of a stage in the cell that `arg` names, which starts from the stage before.
+
+    Raises ValueError for a stage that the cell does not have.
+    """
+    if not (cell := cell_of(arg)):
+        return c
+    chain = CELLS[cell]
+    if stage not in chain:
+        raise ValueError(f"the cell {cell} has no stage {stage}; it has {', '.join(chain)}")
+    c.workdir = f"runs/cells/{cell}/{stage}"
+    place = chain.index(stage)
+    c.init = f"runs/cells/{cell}/{chain[place - 1]}/checkpoints" if place else ""
+    following = chain[place + 1] if place + 1 < len(chain) else ""
+    if following == stage.replace("_sft", "_dapo"):
+        mixture = "ramp_sft_qa_mixed" if cell == "rl-rl" else "ramp_sft_mixed"
+        c.sft.steps = min(c.sft.steps, _START_STEPS)  # a smoke run has fewer
+        c.sft.curriculum = f"0:{mixture if stage == 'ramp_sft' else 'qa_sft_mixed'}"
+    elif stage == "ramp_sft" and following == "qa_dapo":
+        last = c.sft.steps
+        c.sft.steps += min(last, _START_STEPS)
+        c.sft.curriculum += f",{last}:ramp_sft_qa_mixed"
+    return c
+
+
 def smoke_rollout() -> ConfigDict:
     """Rollouts of a smoke run: a few short trajectories with one search."""
     c = ConfigDict()

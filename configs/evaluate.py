@@ -3,8 +3,9 @@
     python -m masksearch_jax.evaluate --config=configs/evaluate.py:qwen2.5-1.5b \\
         --config.tokenizer=PATH/Qwen2.5-1.5B-Instruct
 
-By default of what ramp_dapo trained. Sampled at temperature 1, seeded: the same command gives the
-same figures. The argument is as in ramp_sft.
+By default of what ramp_dapo trained; with a cell in the argument, of what that cell trained
+(launch/cells.sh). Sampled at temperature 1, seeded: the same command gives the same figures. The
+argument is as in ramp_sft.
 """
 
 from ml_collections import ConfigDict
@@ -13,11 +14,13 @@ from configs import common
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    arg = common.parse_arg(arg, model="qwen2.5-1.5b", runlocal=False)
+    cell = common.cell_of(arg)
+    arg = common.parse_arg(arg, model="qwen2.5-1.5b", runlocal=False, **common.cells())
     c = ConfigDict()
-    c.workdir = "runs/evaluate"
+    c.workdir = f"runs/cells/eval/{cell}" if cell else "runs/evaluate"
     c.data = "runs/ramp"  # holds ramp/heldout.jsonl, questions/heldout.jsonl
-    c.init = "runs/ramp_dapo/checkpoints"
+    last = f"cells/{cell}/{common.CELLS[cell][-1]}" if cell else "ramp_dapo"
+    c.init = f"runs/{last}/checkpoints"
     c.model = common.model(arg.model)
 
     c.rollout = ConfigDict()

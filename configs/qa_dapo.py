@@ -8,14 +8,14 @@
 
 from ml_collections import ConfigDict
 
-from configs import ramp_dapo
+from configs import common, ramp_dapo
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    c = ramp_dapo.get_config(arg)
+    c = ramp_dapo.settings(arg)
     c.workdir = "runs/qa_dapo"
     c.init = "runs/ramp_dapo/checkpoints"  # the first stage
     c.dapo.curriculum = "0:qa_mixed"
     c.dapo.reward = "penalised"  # the paper's "recall" pays for lists of guesses
     c.dapo.steps = min(c.dapo.steps, 200)  # there is less of it; a smoke run has fewer
-    return c
+    return common.in_cell(c, arg, "qa_dapo")

@@ -9,14 +9,14 @@ number here is ours.
 
 from ml_collections import ConfigDict
 
-from configs import ramp_sft
+from configs import common, ramp_sft
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    c = ramp_sft.get_config(arg)
+    c = ramp_sft.settings(arg)
     c.workdir = "runs/qa_sft"
     c.init = "runs/ramp_sft/checkpoints"  # the first stage
     c.sft.curriculum = "0:qa_sft_mixed"
     c.sft.steps = min(c.sft.steps, 1000)  # there is less of it; a smoke run has fewer
     c.optim.warmup_steps = 30
-    return c
+    return common.in_cell(c, arg, "qa_sft")

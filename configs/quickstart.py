@@ -1,6 +1,7 @@
 """A small model learns to search, from raw text to a report, on two CPU cores.
 
     python -m masksearch_jax.quickstart --config=configs/quickstart.py
+    ... --config.control=True                  questions alone with as many updates, to compare with
     ... --config.corpus.path=wiki.jsonl        JSONL of id, title, text instead of the atlas
 
 `:runlocal` is a smoke run: every stage, a handful of steps, nothing learned. Every number here is
@@ -63,11 +64,10 @@ def small(model: str) -> ConfigDict:
     return c
 
 
-def small_sft(steps: int, curriculum: str, seq_len: int) -> ConfigDict:
-    """Supervised fine-tuning from random weights."""
+def small_sft(steps: int, curriculum: str, seq_len: int, batch_size: int = 12) -> ConfigDict:
+    """Supervised fine-tuning of a small model."""
     c = ConfigDict()
-    c.steps, c.curriculum, c.seq_len = steps, curriculum, seq_len
-    c.batch_size = 12
+    c.steps, c.curriculum, c.seq_len, c.batch_size = steps, curriculum, seq_len, batch_size
     c.other_loss_weight = 0.05  # reading has to be learned too
     return c
 
@@ -79,46 +79,63 @@ def small_optim(learning_rate: float, warmup_steps: int) -> ConfigDict:
     return c
 
 
+def small_dapo(steps: int, curriculum: str) -> ConfigDict:
+    """DAPO of a small model."""
+    c = ConfigDict()
+    c.steps, c.curriculum = steps, curriculum
+    c.groups, c.group_size = 12, 8
+    c.minibatches = 1
+    c.micro_batch = 16
+    c.max_refills = 4
+    c.overlong_buffer = 32
+    c.split = "rl"
+    return c
+
+
+def small_dapo_optim() -> ConfigDict:
+    c = ConfigDict()
+    c.learning_rate, c.warmup_steps = 3e-4, 3
+    c.b2, c.weight_decay = 0.99, 0.0
+    return c
+
+
 def get_config(arg: str = "") -> ConfigDict:
     arg = common.parse_arg(arg, model="tiny", runlocal=False)
     c = small(arg.model)
     c.workdir = "runs/quickstart"
     c.ramp.rl_fraction = 0.25
+    c.question_demonstrations = 6000
+    c.rollout.max_len = 336  # a question's two searches take more room than a paragraph's
 
-    # ---- SFT: one mask, then up to two, so that RL has masks left to learn --------------------
-    c.sft = small_sft(800, "0:ramp_sft_upto1,200:ramp_sft_upto2", seq_len=192)
+    # ---- RAMP by SFT: one mask, then up to two, so that RL has masks left to learn ------------
+    c.sft = small_sft(800, "0:ramp_sft_upto1,200:ramp_sft_upto2", seq_len=288, batch_size=8)
     c.sft_optim = small_optim(3e-3, warmup_steps=30)
 
-    # ---- DAPO with live search, up to four masks ----------------------------------------------
-    c.dapo = ConfigDict()
-    c.dapo.steps = 30
-    c.dapo.groups = 12
-    c.dapo.group_size = 8
-    c.dapo.minibatches = 1
-    c.dapo.micro_batch = 16
-    c.dapo.max_refills = 4
-    c.dapo.overlong_buffer = 32
-    c.dapo.curriculum = "0:ramp_upto4"
-    c.dapo.split = "rl"
+    # ---- RAMP by DAPO with live search, up to four masks, on articles that SFT has not seen ---
+    c.dapo = small_dapo(30, "0:ramp_upto4")
+    c.dapo_optim = small_dapo_optim()
 
-    c.dapo_optim = ConfigDict()
-    c.dapo_optim.learning_rate = 3e-4
-    c.dapo_optim.warmup_steps = 3
-    c.dapo_optim.b2 = 0.99
-    c.dapo_optim.weight_decay = 0.0
+    # ---- two-hop questions: SFT, then DAPO on questions that SFT has not seen -----------------
+    c.qa_sft = small_sft(1000, "0:qa_sft_mixed", seq_len=288)
+    c.qa_sft_optim = small_optim(3e-3, warmup_steps=30)
+    c.qa_dapo = small_dapo(24, "0:qa_mixed")
+    c.qa_dapo_optim = small_dapo_optim()
 
     # ---- evaluation ---------------------------------------------------------------------------
-    c.eval.examples = 2600
+    c.eval.suites = ("ramp", "two_hop", "source_hidden")
+    c.eval.examples = 800
     c.eval.baseline_examples = 150
 
     if arg.runlocal:
         c.corpus = ConfigDict()
         c.corpus.limit = 300
-        c.sft.batch_size, c.sft.steps, c.sft.log_every = 4, 6, 1
+        for sft in (c.sft, c.qa_sft):
+            sft.batch_size, sft.steps, sft.log_every = 4, 6, 1
         c.sft.curriculum = "0:ramp_sft_upto1,3:ramp_sft_upto2"
         c.rollout.slots = 8
-        c.dapo.steps, c.dapo.groups, c.dapo.group_size, c.dapo.micro_batch = 2, 2, 4, 4
-        c.dapo.max_refills = 1
+        for dapo in (c.dapo, c.qa_dapo):
+            dapo.steps, dapo.groups, dapo.group_size, dapo.micro_batch = 2, 2, 4, 4
+            dapo.max_refills = 1
         c.eval.examples = c.eval.baseline_examples = 8
         c.eval.bootstrap = 100
         c.checkpoint.every = 2

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from configs import common
 
 
-def get_config(arg: str = "") -> ConfigDict:
-    arg = common.parse_arg(arg, model="qwen2.5-1.5b", runlocal=False)
+def settings(arg: str) -> ConfigDict:
+    arg = common.parse_arg(arg, model="qwen2.5-1.5b", runlocal=False, **common.cells())
     c = ConfigDict()
     c.workdir = "runs/ramp_dapo"
     c.data = "runs/ramp/cache"  # what build_cache writes
@@ -53,3 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
         c.rollout = common.smoke_rollout()
         c.checkpoint.every = 1
     return c
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    return common.in_cell(settings(arg), arg, "ramp_dapo")

@@ -4,7 +4,8 @@
         --config.init=PATH/Qwen2.5-1.5B --config.tokenizer=PATH/Qwen2.5-1.5B
 
 The argument names a model of `configs.common.MODELS`, or `hf` for the architecture of the folder
-`config.init`, or an HF folder by its path; `,runlocal` makes it a smoke run. The paper gives the
+`config.init`, or an HF folder by its path; `,runlocal` makes it a smoke run; `,rl-sft` or another
+cell of `configs.common.CELLS` makes it a stage of that cell (launch/cells.sh). The paper gives the
 curriculum's order and no training settings: every number here is ours.
 """
 
@@ -13,8 +14,8 @@ from ml_collections import ConfigDict
 from configs import common
 
 
-def get_config(arg: str = "") -> ConfigDict:
-    arg = common.parse_arg(arg, model="qwen2.5-1.5b", runlocal=False)
+def settings(arg: str) -> ConfigDict:
+    arg = common.parse_arg(arg, model="qwen2.5-1.5b", runlocal=False, **common.cells())
     c = ConfigDict()
     c.workdir = "runs/ramp_sft"
     c.data = "runs/ramp/cache"  # what build_cache writes
@@ -46,3 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
         c.compute.dtype = "float32"
         c.checkpoint.every = 2
     return c
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    return common.in_cell(settings(arg), arg, "ramp_sft")

@@ -18,15 +18,10 @@ import jax
 import numpy as np
 
 from masksearch_jax.core import markup
-from masksearch_jax.core.config import (
-    ComputeConfig,
-    MeshConfig,
-    PromptConfig,
-    RolloutConfig,
-    SearchConfig,
-)
+from masksearch_jax.core.config import ComputeConfig, MeshConfig, PromptConfig, SearchConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.retrieval import SearchError, SearchTool
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.types import Example, Passage, QAExample, RampExample, Segment, Trajectory
 from masksearch_jax.data import prompt

@@ -73,6 +73,13 @@ class BuildCacheRun:
             "in proportion to examples ** (1/T). Without it they come at equal rates."
         ),
     )
+    qa_share: float = key(
+        0.0,
+        (
+            "Of questions in the mixtures that hold RAMP too, ramp_qa_mixed, ramp_sft_qa_mixed and "
+            "ramp_sft_qa_DATASET; 0: all their tasks come at equal rates."
+        ),
+    )
 
 
 def run(cfg: BuildCacheRun) -> dict[str, Any]:
@@ -82,12 +89,16 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
     vocab = Vocab.load(cfg.tokenizer)
     prompt.check_style(cfg.prompt.style, vocab)
     folder = Folder(cfg.folder)
-    made_from = _made_from(cfg, vocab, folder.files(), f"{cfg.tasks} {cfg.temperatures}")
+    made_from = _made_from(
+        cfg, vocab, folder.files(), f"{cfg.tasks} {cfg.temperatures} {cfg.qa_share}"
+    )
     done = _finished(cfg.cache, made_from)
     if done is not None:
         return _summary(done, sum(map(len, done.tasks.values())), time.monotonic() - started)
     seqio, tasks = _import_seqio()
-    names = tasks.register(cfg.folder, cfg.tokenizer, cfg.prompt.style, cfg.temperatures)
+    names = tasks.register(
+        cfg.folder, cfg.tokenizer, cfg.prompt.style, cfg.temperatures, cfg.qa_share
+    )
     (Path(cfg.cache) / MANIFEST).unlink(missing_ok=True)  # of other inputs
     built: dict[str, dict[str, Split]] = {}
     reused = 0

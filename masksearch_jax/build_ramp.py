@@ -4,7 +4,7 @@
         --config.corpus.path=wiki.jsonl.gz --config.folder=DATA
 
 Writes FOLDER/passages.jsonl, FOLDER/ramp/{train,rl,heldout}.jsonl (rl: what ramp.rl_fraction
-keeps for reinforcement learning), FOLDER/questions/{train,heldout}.jsonl and, for the atlas,
+keeps for reinforcement learning), FOLDER/questions/{train,rl,heldout}.jsonl and, for the atlas,
 whose paragraphs are not its passages, FOLDER/paragraphs.jsonl. FOLDER/dropped.txt names the rows of
 corpus and questions that could not be read. FOLDER/counts.json comes last: with it the build is
 whole, and the same command changes nothing, but asks again about passages for which the extractor
@@ -23,11 +23,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.span_models import SpanModels
 from masksearch_jax.core import files, stamp
 from masksearch_jax.core.corpus_config import CorpusConfig, PplConfig, RampConfig
 from masksearch_jax.core.errors import ConfigError, check_given
+from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.schema import harmless_keys, key, required, section
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus import sources
@@ -38,13 +38,13 @@ from masksearch_jax.ramp import build, examples, leakage, survey
 from masksearch_jax.ramp.build import WorkConfig
 from masksearch_jax.ramp.llm_spans import FAILED
 from masksearch_jax.ramp.question_files import Questions, read_questions
-from masksearch_jax.ramp.questions import write_split
+from masksearch_jax.ramp.questions import GoldPassages, write_split
 from masksearch_jax.ramp.survey import CleanConfig
 from masksearch_jax.runtime import cli, run_record, storage
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.viewer import examples as page
 
-FORMAT = 1  # of the folder's files; a build of another one is done again
+FORMAT = 2  # of the folder's files; a build of another one is done again
 COUNTS = "counts.json"
 DROPPED = "dropped.txt"  # rows that could not be read
 _QUESTIONS, _RAMP = (
@@ -84,8 +84,9 @@ def run(cfg: BuildRampRun) -> dict[str, Any]:
         return done
     (folder / COUNTS).unlink(missing_ok=True)  # of other inputs, or with passages to ask about
     examples.check(cfg.ramp)
-    made = _corpus(cfg, folder, made_from)
-    tally, stats, paid = _mask(cfg, folder)
+    evaluation = _evaluation(cfg)
+    made = _corpus(cfg, folder, made_from, evaluation)
+    tally, stats, paid = _mask(cfg, folder, evaluation)
     if not stats.examples.get("train"):
         raise ConfigError(
             f"no training example came out of {stats.paragraphs} paragraphs "
@@ -142,25 +143,37 @@ def _made_from(cfg: BuildRampRun) -> str:
     return stamp.hash_of(inputs)
 
 
-def _corpus(cfg: BuildRampRun, folder: Path, made_from: str) -> dict[str, Any]:
+def _evaluation(cfg: BuildRampRun) -> leakage.Evaluation | None:
+    """What must not be trained on, where a corpus is checked for it."""
+    clean = cfg.clean
+    if not cfg.corpus.path or clean.leakage == "keep":
+        return None
+    return leakage.read(clean.evaluation, clean.evaluation_passages, clean.ngram)
+
+
+def _corpus(
+    cfg: BuildRampRun, folder: Path, made_from: str, evaluation: leakage.Evaluation | None
+) -> dict[str, Any]:
     """Writes passages and questions, or finds them written by a build that was stopped."""
     done, written = folder / "work" / "corpus.json", [f"../{name}" for name in _FILES_OF_CORPUS]
     if (made := stamp.read(done, made_from, written)) is not None:
         return made
     shutil.rmtree(folder / "work", ignore_errors=True)
     with DroppedRows(folder / DROPPED) as dropped:
-        made = _from_file(cfg, folder, dropped) if cfg.corpus.path else _from_atlas(cfg, folder)
+        if cfg.corpus.path:
+            made = _from_file(cfg, folder, dropped, evaluation)
+        else:
+            made = _from_atlas(cfg, folder)
     shutil.rmtree(folder / "ramp", ignore_errors=True)
     stamp.write(done, made, made_from, written)
     return made
 
 
-def _mask(cfg: BuildRampRun, folder: Path) -> tuple[Tally, examples.RampStats, dict[str, Any]]:
+def _mask(
+    cfg: BuildRampRun, folder: Path, evaluation: leakage.Evaluation | None
+) -> tuple[Tally, examples.RampStats, dict[str, Any]]:
     """Writes the examples; what was left out before and while masking, and what was paid."""
     clean = cfg.clean if cfg.corpus.path else CleanConfig()
-    evaluation = None
-    if clean.leakage != "keep":
-        evaluation = leakage.read(clean.evaluation, clean.evaluation_passages, clean.ngram)
     plan = survey.Plan(clean, cfg.ramp, cfg.corpus.language, evaluation)
     paragraphs = folder / "paragraphs.jsonl"
     source = paragraphs if paragraphs.is_file() else folder / "passages.jsonl"
@@ -199,16 +212,23 @@ def _lines_of(path: Path) -> Iterator[str]:
             yield from (line.rstrip("\n") for line in file)
 
 
-def _from_file(cfg: BuildRampRun, folder: Path, dropped: DroppedRows) -> dict[str, Any]:
-    """Writes the passages of `corpus.path` and splits the questions of `corpus.questions`."""
+def _from_file(
+    cfg: BuildRampRun,
+    folder: Path,
+    dropped: DroppedRows,
+    evaluation: leakage.Evaluation | None,
+) -> dict[str, Any]:
+    """Writes the passages of `corpus.path` and splits the questions of `corpus.questions`.
+
+    evaluation: questions that it asks are left out where leakage is dropped.
+    """
     settings, stats = cfg.corpus, CorpusStats()
     asked = Questions([], Counter())
     if settings.questions:
         asked = read_questions(
             settings.questions, max_bad_fraction=settings.max_bad_fraction, log=dropped.add
         )
-    wanted = {g for q in asked.examples for g in q.gold}
-    titles: dict[str, str] = {}
+    gold = GoldPassages(asked.examples)
     (folder / "paragraphs.jsonl").unlink(missing_ok=True)
     with contextlib.ExitStack() as stack:
         mapper, anchors = map, None
@@ -220,29 +240,32 @@ def _from_file(cfg: BuildRampRun, folder: Path, dropped: DroppedRows) -> dict[st
             settings, log=dropped.add, stats=stats, mapper=mapper, anchors=anchors
         )
         progress = stack.enter_context(Progress("passages", settings.limit))
-        count = write_passages(
-            folder / "passages.jsonl", _watched(passages, wanted, titles, stats, progress)
-        )
+        count = write_passages(folder / "passages.jsonl", _watched(passages, gold, stats, progress))
     counts = {"in": stats.read, "out": count, "dropped": dict(stats.dropped)}
     if stats.left_out.dropped:
         counts["left_out"] = stats.left_out.to_json()
-    return {
-        "corpus": counts,
-        "questions": write_split(folder, *asked, titles, cfg.ramp, settings.questions),
-    }
+    found, leaks = [gold.of(q) for q in asked.examples], cfg.clean.leakage == "drop"
+    questions = write_split(
+        folder,
+        found,
+        asked.dropped,
+        gold.titles,
+        cfg.ramp,
+        settings.questions,
+        evaluation if leaks else None,
+    )
+    return {"corpus": counts, "questions": questions}
 
 
 def _watched(
     passages: Iterable[Passage],
-    wanted: set[str],
-    titles: dict[str, str],
+    gold: GoldPassages,
     stats: CorpusStats,
     progress: Progress,
 ) -> Iterator[Passage]:
-    """The passages, their number shown and the titles of the wanted ids noted."""
+    """The passages, their number shown and those that support questions noted."""
     for count, passage in enumerate(passages, 1):
-        if passage.id in wanted:
-            titles[passage.id] = passage.title
+        gold.note(passage)
         if stats.done and count % 1000 == 0:
             progress.total = max(count, progress.total, round(count / stats.done))
             progress.update(count, dropped=stats.bad)
@@ -276,7 +299,8 @@ def lines(counts: dict[str, Any], folder: str | Path) -> list[str]:
         part = counts[name]
         lost = named(part["dropped"])
         out.append(f"{name}: {part['in']:,} in, {part['out']:,} out, dropped: {lost}")
-    out.append(f"questions: {counts['questions']['train']:,} to train on")
+    asked = counts["questions"]
+    out.append(f"questions: {asked['train']:,} to train on, {asked['rl']:,} for rl")
     for split, by_masks in counts["ramp"]["by_masks"].items():
         each = ", ".join(f"{k}: {n:,}" for k, n in sorted(by_masks.items()))
         out.append(f"ramp {split}: {sum(by_masks.values()):,} examples, by masks {each or 'none'}")

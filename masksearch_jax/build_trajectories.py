@@ -7,7 +7,8 @@ Reads FOLDER/ramp/train.jsonl and FOLDER/questions/train.jsonl, writes
 FOLDER/demonstrations/train.jsonl and beside it train.rejected.jsonl, which names every attempt
 without a demonstration and why. The teacher is a script, LLM agents on an endpoint, or a model of
 ours. The work is kept in parts, so that the same command goes on where it was stopped; a finished
-file made from the same inputs is kept. An attempt that failed for want of an endpoint or a search
+file made from the same inputs is kept, as are demonstrations of the other kind, which another call
+wrote. An attempt that failed for want of an endpoint or a search
 tool is never done: the same command makes it again.
 """
 
@@ -25,12 +26,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from masksearch_jax.agents import agent_teacher, teachers
-from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.scripted_teacher import NOT_FINAL, Rejection
 from masksearch_jax.agents.selection import StudentConfig
 from masksearch_jax.core import stamp
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import ConfigError, UserError, nearest
+from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.schema import harmless_keys, key, required, section
 from masksearch_jax.core.types import (
     Demonstration,
@@ -47,7 +48,8 @@ from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.open import check_sources, open_tool
 
 FORMAT = 2
-KINDS = ("ramp", "questions")
+_EXAMPLES = {"ramp": RampExample, "questions": QAExample}
+KINDS = tuple(_EXAMPLES)
 DEMONSTRATIONS = "demonstrations/train.jsonl"
 PART = 2000  # examples per resumable part
 _NAMED = 3  # rejections that an error quotes
@@ -144,7 +146,7 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
         wanted = " nor ".join(f"{kind}/train.jsonl" for kind in cfg.kinds)
         raise FileNotFoundError(f"{folder} holds no {wanted}")
     output = folder / DEMONSTRATIONS
-    summary_path = output.with_suffix(".counts.json")
+    summary_path = _counts_path(output, cfg.kinds)
     made_from = _made_from(cfg, sources.values())
     written_files = output.name, output.with_suffix(".rejected.jsonl").name
     finished = stamp.read(summary_path, made_from, written_files)
@@ -156,14 +158,51 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
         counts = [_solve(cfg, kind, path, teacher, parts) for kind, path in sources.items()]
         figures = teacher.figures()
     _check_failures(parts, counts, cfg.max_failed)
-    written = write_jsonl(output, _kept(cfg, parts, sources))
-    write_jsonl(rejected_path(folder), _rejected(parts))
-    summary = _summary(counts, output, written) | ({"paid": figures} if figures else {})
+    kept = list(_kept(cfg, parts, sources))
+    summary = _summary(counts, kept) | ({"paid": figures} if figures else {})
+    others = [kind for kind in KINDS if kind not in cfg.kinds]
+    standing = {kind: _standing(output, kind, written_files) for kind in others}
+    for path in output.parent.glob("train*.counts.json"):
+        path.unlink()
+    _write_beside(output, kept, Demonstration, folder, others)
+    _write_beside(rejected_path(folder), list(_rejected(parts)), Rejection, folder, others)
     run_record.write(output.parent, cfg)
     stamp.write(summary_path, summary, made_from, written_files)
+    for kind, found in standing.items():
+        if found:
+            stamp.write(_counts_path(output, [kind]), *found, written_files)
     if not failures(summary["rejected"]):
         shutil.rmtree(parts.parent)
     return summary
+
+
+def _counts_path(output: Path, kinds: Sequence[str]) -> Path:
+    """The stamp of a call: train.counts.json, or train.KIND.counts.json of one for one kind."""
+    return output.with_suffix(".counts.json" if len(set(kinds)) > 1 else f".{kinds[0]}.counts.json")
+
+
+def _standing(output: Path, kind: str, files: Sequence[str]) -> tuple[dict[str, Any], str] | None:
+    """The record of a finished call for one kind, and its inputs' hash; None for work to do."""
+    path = _counts_path(output, [kind])
+    if not path.is_file():
+        return None
+    made_from = json.loads(path.read_text(encoding="utf-8"))["made_from"]
+    record = stamp.read(path, made_from, files)
+    return None if record is None else (record, made_from)
+
+
+def _write_beside(
+    path: Path, own: Sequence[Any], cls: type, folder: Path, others: Sequence[str]
+) -> None:
+    """Writes records of `cls`, those of RAMP first, and keeps those that the file has of `others`.
+
+    Of examples that are no longer there it keeps none.
+    """
+    asked = {kind: folder / kind / "train.jsonl" for kind in others}
+    ids = {e.id for k, p in asked.items() if p.is_file() for e in read_jsonl(p, _EXAMPLES[k])}
+    there = read_jsonl(path, cls) if ids and path.is_file() else []
+    kept = [record for record in there if record.example_id in ids]
+    write_jsonl(path, [*kept, *own] if "ramp" in others else [*own, *kept])
 
 
 def failures(rejected: Mapping[str, int]) -> dict[str, int]:
@@ -204,7 +243,7 @@ def _solve(
     cfg: BuildTrajectoriesRun, kind: str, path: Path, teacher: teachers.Teacher, parts: Path
 ) -> dict[str, Any]:
     """Writes the missing parts of one kind, until there are enough; its counts."""
-    examples = read_jsonl(path, RampExample if kind == "ramp" else QAExample)
+    examples = read_jsonl(path, _EXAMPLES[kind])
     total: Counter[str] = Counter()
     kept = tried = 0
     with Progress(f"{cfg.teacher} {kind}", len(examples) * teacher.attempts) as progress:
@@ -367,12 +406,13 @@ def _kept(cfg: BuildTrajectoriesRun, parts: Path, kinds: Sequence[str]) -> Itera
         yield from itertools.islice(found, cfg.demonstrations or None)
 
 
-def _summary(counts: list[dict[str, Any]], output: Path, written: int) -> dict[str, Any]:
-    demonstrations = read_jsonl(output, Demonstration)
+def _summary(
+    counts: list[dict[str, Any]], demonstrations: Sequence[Demonstration]
+) -> dict[str, Any]:
     return {
         "examples": sum(c["examples"] for c in counts),
         "tried": sum(c["tried"] for c in counts),
-        "demonstrations": written,
+        "demonstrations": len(demonstrations),
         "by_task": dict(sorted(Counter(d.task for d in demonstrations).items())),
         "by_searches": dict(sorted(Counter(str(len(d.turns)) for d in demonstrations).items())),
         "rejected": dict(sum((Counter(c["rejected"]) for c in counts), Counter())),

@@ -2,14 +2,17 @@
 
     python -m masksearch_jax.evaluate --config=configs/evaluate.py:qwen2.5-1.5b --config.init=FOLDER
 
-Writes WORKDIR/eval.json, one line per trajectory to WORKDIR/trajectories.jsonl, and one per item
-that has none to WORKDIR/lost.jsonl. Items are kept as they end, so that the same command goes on
-where it was stopped; of a finished evaluation it prints the table and no more.
+Writes WORKDIR/eval.json, the same by number of masks and by type of question to by_type.json, one
+line per trajectory to trajectories.jsonl, and one per item that has none to lost.jsonl. Items are
+kept as they end, so that the same command goes on where it was stopped; of a finished evaluation it
+prints the table and no more.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import json
 import sys
 from collections import Counter
@@ -20,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from masksearch_jax.core import retrieval, stamp
+from masksearch_jax.core import chinese, retrieval, stamp
 from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import ConfigError, UserError, nearest
 from masksearch_jax.core.files import write_json, write_lines, writing
@@ -56,20 +59,27 @@ CONDITIONS = {"search": "", "no_search": "none", "random": "random"}
 FILES = {
     "ramp": ("ramp/heldout.jsonl", RampExample),
     "two_hop": ("questions/heldout.jsonl", QAExample),
+    "source_hidden": ("ramp/heldout.jsonl", RampExample),
 }
+_FOUND_BY_TITLE = 20  # passages among which those that repeat an article's facts are looked for
+BY_TYPE = "by_type.json"  # results by number of masks, and by type of question
 _OUTAGE = 100  # items lost with none between them that was not: a service is down
 _NO_FAULT = "ended for no fault of the model"
 _AGAIN = "what is done is kept, and the same command asks for the others again"
 
 
 class Item(NamedTuple):
-    """An example of a suite in a condition. `number`: its place in the file, and its stream."""
+    """An example of a suite in a condition.
+
+    number: its place in the file, and its stream. hidden: the passage that its searches never show.
+    """
 
     suite: str
     condition: str
     number: int
     example: Example
     prompt_ids: np.ndarray
+    hidden: str
 
     @property
     def name(self) -> tuple[str, str, str]:
@@ -77,11 +87,15 @@ class Item(NamedTuple):
 
     def request(self) -> Request:
         """Its random numbers are its own, whatever else is sampled."""
-        source = retrieval.source_of(self.example)
-        return Request(self.example.id, self.prompt_ids, self.number, source=source)
+        return Request(self.example.id, self.prompt_ids, self.number, source=self.hidden)
 
 
 # ---- what is asked
+
+
+def conditions(cfg: EvalRun, suite: str) -> list[str]:
+    """The conditions of a suite; with its source hidden, RAMP is asked with search alone."""
+    return [c for c in cfg.eval.conditions if c == "search" or suite != "source_hidden"]
 
 
 def tools(cfg: EvalRun) -> dict[str, SearchTool]:
@@ -105,10 +119,28 @@ def load_suites(cfg: EvalRun) -> dict[str, list[Example]]:
     return found
 
 
-def count(cfg: EvalRun, suite: str, condition: str) -> int:
+def with_repeated_facts(
+    cfg: EvalRun, examples: Sequence[RampExample], tool: SearchTool
+) -> list[RampExample]:
+    """The first examples that other passages answer too; all where not one is of that kind."""
+    found = (e for e in examples if is_repeated(e, tool))
+    return list(itertools.islice(found, cfg.eval.examples)) or list(examples)
+
+
+def is_repeated(example: RampExample, tool: SearchTool) -> bool:
+    """Whether other passages that name the article tell all that is masked.
+
+    Looked for among those that a search for its title finds.
+    """
+    (found,) = tool.search([example.title], _FOUND_BY_TITLE)
+    texts = [f"{p.title}\n{p.text}" for p in found if p.id != example.passage_id]
+    texts = [text for text in texts if chinese.stands_in(example.title, text)]
+    return all(any(chinese.stands_in(s.text, text) for text in texts) for s in example.spans)
+
+
+def count(cfg: EvalRun, condition: str) -> int:
     """Examples of a suite in a condition, the first ones of its file, which is shuffled."""
-    first = suite == cfg.eval.suites[0] and condition == "search"
-    return cfg.eval.examples if first else cfg.eval.baseline_examples
+    return cfg.eval.examples if condition == "search" else cfg.eval.baseline_examples
 
 
 def plan(
@@ -121,16 +153,20 @@ def plan(
     items: list[Item] = []
     lost: list[Lost] = []
     for suite, examples in by_suite.items():
-        most = {c: count(cfg, suite, c) for c in cfg.eval.conditions}
+        most = {c: count(cfg, c) for c in conditions(cfg, suite)}
+        hides = cfg.search.exclude_source or suite == "source_hidden"
         examples = examples[: max(most.values(), default=0)]
         prompts = [
             np.asarray(vocab.encode(prompt.render(e, cfg.prompt.style, vocab)), np.int32)
             for e in examples
         ]
         bad = _bad(examples, prompts, cfg)
-        for condition in cfg.eval.conditions:
-            members = zip(examples, prompts, strict=True)
-            asked = [Item(suite, condition, i, *m) for i, m in enumerate(members)]
+        for condition in most:
+            members = enumerate(zip(examples, prompts, strict=True))
+            asked = [
+                Item(suite, condition, i, e, ids, retrieval.source_of(e) if hides else "")
+                for i, (e, ids) in members
+            ]
             asked = asked[: most[condition]]
             lost += [Lost(*i.name, *bad[i.number]) for i in asked if i.number in bad]
             items += [i for i in asked if i.number not in bad]
@@ -206,6 +242,7 @@ def sample(
 ) -> list[Lost]:
     """Adds to the log the items that it lacks; those of which no trajectory counts."""
     rollout = dataclasses.replace(cfg.rollout, temperature=cfg.eval.temperature)
+    shown = dataclasses.replace(cfg.search, exclude_source=True)  # which a request may name none of
     total = Counter((i.suite, i.condition) for i in items)
     left = [i for i in items if i.name not in log]
     failed: list[Lost] = []
@@ -219,7 +256,7 @@ def sample(
             progress.update(progress.done + 1)
 
         for condition, tool in by_condition.items():
-            with Engine(vocab, tool, rollout, cfg.search, check=preemption.check) as engine:
+            with Engine(vocab, tool, rollout, shown, check=preemption.check) as engine:
                 for suite in cfg.eval.suites:
                     own = [i for i in left if (i.suite, i.condition) == (suite, condition)]
                     allowed = cfg.eval.max_tool_failures * total[suite, condition]
@@ -248,10 +285,14 @@ def run(cfg: EvalRun, model: Policy | None = None) -> dict[str, Any]:
                 log.delete()
                 return json.loads(results.read_text())
         vocab = Vocab.load(cfg.tokenizer)
-        check_vocabulary(cfg.model, vocab.size)
+        check_vocabulary(cfg.model, vocab, cfg.tokenizer, cfg.init)
         by_condition = tools(cfg)
         if "search" in by_condition:
-            check_sources(by_condition["search"], cfg.search, by_suite.get("ramp", ()))
+            tool = by_condition["search"]
+            check_sources(tool, cfg.search, by_suite.get("ramp", ()))
+            if hidden := by_suite.get("source_hidden"):
+                check_sources(tool, dataclasses.replace(cfg.search, exclude_source=True), hidden)
+                by_suite["source_hidden"] = with_repeated_facts(cfg, hidden, tool)
         items, lost = plan(cfg, by_suite, vocab)
         if lost:
             print(f"  left out {len(lost)} items: {named(lost)}", file=sys.stderr)
@@ -291,21 +332,31 @@ def _name(row: Mapping[str, Any]) -> tuple[str, str, str]:
 def write(
     cfg: EvalRun, workdir: Path, items: Sequence[Item], lost: Sequence[Lost], log: RowLog
 ) -> dict[str, Any]:
-    """Writes trajectories.jsonl in the order of the items, lost.jsonl and, last, eval.json."""
+    """Writes trajectories.jsonl in the order of the items, lost.jsonl, by_type.json and eval.json.
+
+    eval.json comes last: with it the evaluation is whole.
+    """
     scored = [i for i in items if i.name in log]
-    scores: dict[tuple[str, str], list[dict[str, float]]] = {}
+    scores: dict[tuple[str, str], dict[str, list[dict[str, float]]]] = {}
     with writing(workdir / "trajectories.jsonl") as file:
         for item, line in zip(scored, log.lines(i.name for i in scored), strict=True):
             file.write(line)
-            row = json.loads(line)
-            scores.setdefault((item.suite, item.condition), []).append(row["scores"])
+            by_type = scores.setdefault((item.suite, item.condition), {})
+            by_type.setdefault(suites.type_of(item.example), []).append(json.loads(line)["scores"])
     write_lines(workdir / "lost.jsonl", (json.dumps(i._asdict()) for i in lost))
     results: dict[str, Any] = {}
-    for (suite, condition), found in scores.items():
+    typed: dict[str, Any] = {}
+    for (suite, condition), by_type in scores.items():
         counted = Counter(i.reason for i in lost if i[:2] == (suite, condition))
-        results.setdefault(suite, {})[condition] = suites.summarise(
-            found, cfg.eval.bootstrap, cfg.eval.seed, counted
+        summarise = functools.partial(
+            suites.summarise, resamples=cfg.eval.bootstrap, seed=cfg.eval.seed
         )
+        found = list(itertools.chain(*by_type.values()))
+        results.setdefault(suite, {})[condition] = summarise(found, lost=counted)
+        typed.setdefault(suite, {})[condition] = {
+            name: summarise(found, lost={}) for name, found in sorted(by_type.items())
+        }
+    write_json(workdir / BY_TYPE, typed)
     write_json(workdir / "eval.json", results)
     return results
 

@@ -19,12 +19,13 @@ from typing import Any
 
 from masksearch_jax import build_trajectories, evaluate, report, train_sft
 from masksearch_jax.agents import selection as logic
-from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.selection import EvolveConfig, StudentConfig
 from masksearch_jax.core import config as c
 from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
 from masksearch_jax.core.errors import UserError, check_given
 from masksearch_jax.core.files import write_json, write_lines
+from masksearch_jax.core.llm_config import LLMConfig
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.types import Demonstration, RampExample
 from masksearch_jax.evals import diversity, iterations
@@ -73,8 +74,8 @@ class EvolveRun:
     first_optim: c.OptimConfig = section(c.OptimConfig, "Of the first student.")
     sft: c.SftConfig = section(c.SftConfig, "Of the other students, on all demonstrations so far.")
     optim: c.OptimConfig = section(c.OptimConfig, "Of the other students.")
-    rollout: c.RolloutConfig = section(
-        c.RolloutConfig, "Of students that sample; eval.temperature is evaluation's."
+    rollout: RolloutConfig = section(
+        RolloutConfig, "Of students that sample; eval.temperature is evaluation's."
     )
     llm: LLMConfig = section(LLMConfig, "Of the agents and the LLM judge.")
     eval: c.EvalConfig = section(c.EvalConfig)

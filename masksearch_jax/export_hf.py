@@ -24,7 +24,7 @@ from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.models import hf, reload_check
 from masksearch_jax.models.hf_card import Card, model_card
 from masksearch_jax.models.hf_config import read_config, read_json
-from masksearch_jax.models.load import weights
+from masksearch_jax.models.load import check_vocabulary, weights
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
 from masksearch_jax.parallel.processes import join_processes
@@ -84,6 +84,7 @@ def run(cfg: ExportRun) -> dict[str, Any]:
         folder="the folder to write",
         tokenizer="the folder that holds tokenizer.json",
     )
+    check_vocabulary(cfg.model, Vocab.load(cfg.tokenizer), cfg.tokenizer, cfg.checkpoint)
     mesh, step = sharding.make_mesh(cfg.mesh), None if cfg.step < 0 else cfg.step
     with weights(cfg.checkpoint, cfg.model, _COMPUTE, mesh, cfg.base, step) as params:
         report = export(

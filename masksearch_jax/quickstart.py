@@ -2,6 +2,7 @@
 
     python -m masksearch_jax.quickstart --config=configs/quickstart.py
 
+Masked paragraphs first, then two-hop questions, each by SFT and then by DAPO; evaluated after each.
 Stages run in order, each the main of its name, and leave their results in the run's folder. A stage
 that is done is not run again, so the same command goes on where it was stopped. The folder belongs
 to one configuration.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from masksearch_jax.core import config as config_lib
 from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
 from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.files import write_json, write_lines
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.models.hf_card import Card
 from masksearch_jax.models.hf_config import read_config
@@ -30,7 +33,11 @@ from masksearch_jax.recipes import steps
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
 from masksearch_jax.runtime import cli, goodput, run_record
 
-SHOWN_METRICS = {"ramp": "span_recall", "two_hop": "f1"}  # of each suite, on the terminal
+# Of each suite, on the terminal.
+SHOWN_METRICS = {"ramp": "span_recall", "two_hop": "f1", "source_hidden": "span_recall"}
+# Folders of trainings; and what is evaluated, of which "control" is what the last two end with.
+TRAININGS = ("ramp_sft", "ramp_dapo", "qa_sft", "qa_dapo", "control_sft", "control_dapo")
+CHECKPOINTS = ("init", *TRAININGS[:4], "control")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,17 +56,31 @@ class QuickstartRun:
     demonstrations: int = key(
         0, "Teacher's trajectories kept; 0: one of every training example that it solves."
     )
+    question_demonstrations: int = key(0, "The same of questions, evenly by type.")
     model: config_lib.ModelConfig = section(config_lib.ModelConfig)
     compute: config_lib.ComputeConfig = section(config_lib.ComputeConfig)
     cpu_devices: int = key(
         2, "Where there is no accelerator: devices that the CPU is split into.", harmless=True
     )
     mesh: config_lib.MeshConfig = section(config_lib.MeshConfig)
-    sft: config_lib.SftConfig = section(config_lib.SftConfig)
+    sft: config_lib.SftConfig = section(config_lib.SftConfig, "The first stage, RAMP, by SFT.")
     sft_optim: config_lib.OptimConfig = section(config_lib.OptimConfig)
-    dapo: config_lib.DapoConfig = section(config_lib.DapoConfig)
+    dapo: config_lib.DapoConfig = section(config_lib.DapoConfig, "The first stage by DAPO.")
     dapo_optim: config_lib.OptimConfig = section(config_lib.OptimConfig)
-    rollout: config_lib.RolloutConfig = section(config_lib.RolloutConfig)
+    qa_sft: config_lib.SftConfig = section(
+        config_lib.SftConfig, "The second stage, questions, by SFT."
+    )
+    qa_sft_optim: config_lib.OptimConfig = section(config_lib.OptimConfig)
+    qa_dapo: config_lib.DapoConfig = section(config_lib.DapoConfig, "The second stage by DAPO.")
+    qa_dapo_optim: config_lib.OptimConfig = section(config_lib.OptimConfig)
+    control: bool = key(
+        False,
+        (
+            "Train another model on questions alone too, from the same random weights: as many "
+            "updates of SFT as both stages have, and as many steps of DAPO."
+        ),
+    )
+    rollout: RolloutConfig = section(RolloutConfig)
     eval: config_lib.EvalConfig = section(config_lib.EvalConfig)
     checkpoint: config_lib.CheckpointConfig = section(config_lib.CheckpointConfig)
     survival: config_lib.SurvivalConfig = section(config_lib.SurvivalConfig)
@@ -70,7 +91,7 @@ class Run(StageFolder):
     """The run's folder and the paths in it."""
 
     def __init__(self, cfg: QuickstartRun, usage: Usage):
-        super().__init__(Path(cfg.workdir), STAGES)
+        super().__init__(Path(cfg.workdir), stages(cfg))
         self.cfg, self.usage = cfg, usage
         self.data = self.folder / "data"
         self.index = self.folder / "index"
@@ -79,11 +100,23 @@ class Run(StageFolder):
         self.search = dataclasses.replace(cfg.search, index=cfg.search.index or str(self.index))
 
     def checkpoints(self, name: str) -> str:
-        """Where the weights evaluated as `name` are; "" for those that SFT begins with."""
+        """Where the weights evaluated as `name` are; "" for those that training begins with."""
         if name == "init":
             return ""
+        name = "control_dapo" if name == "control" else name
         elsewhere = self.cfg.checkpoint.folder
         return f"{elsewhere}/{name}" if elsewhere else str(self.folder / name / "checkpoints")
+
+    @property
+    def last(self) -> str:
+        """The checkpoint that the recipe ends with."""
+        return "qa_dapo" if self.has_questions else "ramp_dapo"
+
+    @property
+    def has_questions(self) -> bool:
+        """Whether there are questions to train on and to evaluate with; known once RAMP is made."""
+        splits = {"train", "heldout", self.cfg.qa_dapo.split}
+        return all((self.data / "questions" / f"{s}.jsonl").exists() for s in splits)
 
 
 # ---- stages: text
@@ -98,23 +131,31 @@ def make_index(run: Run) -> dict[str, Any]:
 
 
 def make_demonstrations(run: Run) -> dict[str, Any]:
+    """Of masked paragraphs, and where there are questions, of these too."""
     cfg = run.cfg
-    made = build_trajectories.run(
-        build_trajectories.BuildTrajectoriesRun(
-            folder=str(run.data),
-            kinds=("ramp",),
-            search=run.search,
-            max_searches=cfg.rollout.max_turns,
-            demonstrations=cfg.demonstrations,
-            seed=cfg.seed,
+    kinds = {"ramp": cfg.demonstrations}
+    kinds |= {"questions": cfg.question_demonstrations} if run.has_questions else {}
+    kept, tried, lost = 0, 0, Counter[str]()
+    for kind, wanted in kinds.items():
+        made = build_trajectories.run(
+            build_trajectories.BuildTrajectoriesRun(
+                folder=str(run.data),
+                kinds=(kind,),
+                search=run.search,
+                max_searches=cfg.rollout.max_turns,
+                demonstrations=wanted,
+                seed=cfg.seed,
+            )
         )
-    )
-    kept, tried, lost = (made[k] for k in ("demonstrations", "tried", "rejected"))
-    steps.log(f"{kept:,} of {tried:,} examples solved")
+        kept, tried = kept + made["demonstrations"], tried + made["tried"]
+        lost += Counter(made["rejected"])
+    if kept + lost.total() < tried:
+        lost["beyond the number wanted"] = tried - kept - lost.total()
+    steps.log(f"{kept:,} demonstrations of {tried:,} examples tried")
     if lost:
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in lost.items())
         listed = build_trajectories.rejected_path(run.data)
-        steps.log(f"rejected: {reasons}; each with its reason: {listed}")
+        steps.log(f"without: {reasons}; each attempt that failed: {listed}")
     return steps.counted("demonstrations", tried, kept, lost)
 
 
@@ -126,10 +167,10 @@ def make_cache(run: Run) -> dict[str, Any]:
     cfg = run.cfg
     settings = {
         "prompt.style": cfg.prompt.style,
-        "max_len": cfg.sft.seq_len,
+        "max_len": min(cfg.sft.seq_len, cfg.qa_sft.seq_len),
         "max_prompt_len": cfg.rollout.max_len // 2,
     }
-    trained_on = rf"ramp_sft_.*|ramp_k\d+-{cfg.dapo.split}"
+    trained_on = rf"(ramp|qa)_sft_.*|ramp_k\d+-{cfg.dapo.split}|qa_.*-{cfg.qa_dapo.split}"
     return steps.make_cache(run.data, run.cache, run.tokenizer, trained_on, **settings)
 
 
@@ -138,11 +179,12 @@ def make_cache(run: Run) -> dict[str, Any]:
 
 def evaluate_model(run: Run, name: str) -> dict[str, Any]:
     cfg = run.cfg
-    asked = (run.data / "questions" / "heldout.jsonl").exists()
-    suites = tuple(s for s in cfg.eval.suites if asked or s != "two_hop")
-    # Random weights answer nothing, at length: few examples tell that.
-    few = min(50, cfg.eval.baseline_examples)
-    counts = dict.fromkeys(("examples", "baseline_examples"), few) if name == "init" else {}
+    suites = tuple(s for s in cfg.eval.suites if run.has_questions or s != "two_hop")
+    counts: dict[str, Any] = {"suites": suites}
+    if name == "init":  # Random weights answer nothing, at length: few examples tell that.
+        few = min(50, cfg.eval.baseline_examples)
+        counts["suites"] = tuple(s for s in suites if s != "source_hidden")
+        counts |= dict.fromkeys(("examples", "baseline_examples"), few)
     eval_run = config_lib.EvalRun(
         workdir=str(run.folder / "eval" / name),
         data=str(run.data),
@@ -154,64 +196,83 @@ def evaluate_model(run: Run, name: str) -> dict[str, Any]:
         prompt=cfg.prompt,
         search=run.search,
         rollout=cfg.rollout,
-        eval=dataclasses.replace(cfg.eval, suites=suites, **counts),
+        eval=dataclasses.replace(cfg.eval, **counts),
     )
     model = initial(eval_run.init, cfg.model, cfg.compute, make_mesh(cfg.mesh), cfg.seed)
     results = evaluate.run(eval_run, model)
     for line in eval_lines({name: results}):
         steps.log(line)
-    return {"eval": results}
+    by_type = json.loads((Path(eval_run.workdir) / evaluate.BY_TYPE).read_text(encoding="utf-8"))
+    return {"eval": results, "eval_by_type": by_type}
 
 
-def run_sft(run: Run) -> dict[str, Any]:
+def run_sft(
+    run: Run, name: str, init: str, sft: config_lib.SftConfig, optim: config_lib.OptimConfig
+) -> dict[str, Any]:
+    """Trains `name` from the checkpoint `init`."""
     cfg = run.cfg
     return train_sft.run(
         config_lib.SftRun(
-            workdir=str(run.folder / "sft"),
+            workdir=str(run.folder / name),
             seed=cfg.seed,
             data=str(run.cache),
             tokenizer=str(run.tokenizer),
-            init="",
+            init=run.checkpoints(init),
             model=cfg.model,
             compute=cfg.compute,
             mesh=cfg.mesh,
-            optim=cfg.sft_optim,
-            sft=cfg.sft,
-            checkpoint=dataclasses.replace(cfg.checkpoint, folder=run.checkpoints("sft")),
+            optim=optim,
+            sft=sft,
+            checkpoint=dataclasses.replace(cfg.checkpoint, folder=run.checkpoints(name)),
             survival=cfg.survival,
         )
     )
 
 
-def run_dapo(run: Run) -> dict[str, Any]:
+def run_dapo(
+    run: Run, name: str, init: str, dapo: config_lib.DapoConfig, optim: config_lib.OptimConfig
+) -> dict[str, Any]:
+    """Trains `name` from the checkpoint `init`, with live search."""
     cfg = run.cfg
     return train_dapo.run(
         config_lib.DapoRun(
-            workdir=str(run.folder / "dapo"),
+            workdir=str(run.folder / name),
             seed=cfg.seed,
             data=str(run.cache),
             tokenizer=str(run.tokenizer),
-            init=run.checkpoints("sft"),
+            init=run.checkpoints(init),
             model=cfg.model,
             compute=cfg.compute,
             mesh=cfg.mesh,
             prompt=cfg.prompt,
-            optim=cfg.dapo_optim,
+            optim=optim,
             search=run.search,
             rollout=cfg.rollout,
-            dapo=cfg.dapo,
-            checkpoint=dataclasses.replace(cfg.checkpoint, folder=run.checkpoints("dapo")),
+            dapo=dapo,
+            checkpoint=dataclasses.replace(cfg.checkpoint, folder=run.checkpoints(name)),
             survival=cfg.survival,
         )
     )
+
+
+def run_control(run: Run) -> dict[str, Any]:
+    """Questions alone, with as many updates of each kind as the two stages have together."""
+    cfg = run.cfg
+    sft = dataclasses.replace(cfg.qa_sft, steps=cfg.sft.steps + cfg.qa_sft.steps)
+    dapo = dataclasses.replace(cfg.qa_dapo, steps=cfg.dapo.steps + cfg.qa_dapo.steps)
+    run_sft(run, "control_sft", "init", sft, cfg.sft_optim)
+    return run_dapo(run, "control_dapo", "control_sft", dapo, cfg.qa_dapo_optim)
 
 
 def run_export(run: Run) -> dict[str, Any]:
     cfg = run.cfg
     mesh = make_mesh(cfg.mesh)
-    model = initial(run.checkpoints("dapo"), cfg.model, cfg.compute, mesh, cfg.seed)
-    card = Card(stage="RAMP: SFT, then DAPO", dataset=cfg.corpus.path or "the built-in atlas")
-    to, step = run.folder / "hf", cfg.dapo.steps
+    model = initial(run.checkpoints(run.last), cfg.model, cfg.compute, mesh, cfg.seed)
+    stage = "RAMP: SFT, then DAPO" + ("; questions: SFT, then DAPO" if run.has_questions else "")
+    card = Card(stage=stage, dataset=cfg.corpus.path or "the built-in atlas")
+    spent = [cfg.sft, cfg.dapo, *([cfg.qa_sft, cfg.qa_dapo] if run.has_questions else ())]
+    step = sum(part.steps for part in spent)
+    to = run.folder / "hf"
     return {"export": export_hf.export(model, to, run.tokenizer, card=card, step=step)}
 
 
@@ -220,20 +281,47 @@ def run_report(run: Run) -> dict[str, Any]:
     return {"report": str(report.write(run.folder))}
 
 
-STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
-    "ramp": make_ramp,
-    "index": make_index,
-    "demonstrations": make_demonstrations,
-    "tokenizer": make_tokenizer,
-    "cache": make_cache,
-    "evaluate_init": lambda run: evaluate_model(run, "init"),
-    "sft": run_sft,
-    "evaluate_sft": lambda run: evaluate_model(run, "sft"),
-    "dapo": run_dapo,
-    "evaluate_dapo": lambda run: evaluate_model(run, "dapo"),
-    "export": run_export,
-    "report": run_report,
-}
+def of_questions(work: Callable[[Run], dict[str, Any]]) -> Callable[[Run], dict[str, Any]]:
+    """The stage, which a run without questions leaves out."""
+
+    def stage(run: Run) -> dict[str, Any]:
+        if run.has_questions:
+            return work(run)
+        steps.log("left out: there are no questions")
+        return {"left_out": "no questions"}
+
+    return stage
+
+
+def stages(cfg: QuickstartRun) -> dict[str, Callable[[Run], dict[str, Any]]]:
+    """All stages in order."""
+    trainings: dict[str, Callable[[Run], dict[str, Any]]] = {
+        "ramp_sft": lambda run: run_sft(run, "ramp_sft", "init", cfg.sft, cfg.sft_optim),
+        "ramp_dapo": lambda run: run_dapo(run, "ramp_dapo", "ramp_sft", cfg.dapo, cfg.dapo_optim),
+        "qa_sft": of_questions(
+            lambda run: run_sft(run, "qa_sft", "ramp_dapo", cfg.qa_sft, cfg.qa_sft_optim)
+        ),
+        "qa_dapo": of_questions(
+            lambda run: run_dapo(run, "qa_dapo", "qa_sft", cfg.qa_dapo, cfg.qa_dapo_optim)
+        ),
+    }
+    if cfg.control:
+        trainings["control"] = of_questions(run_control)
+    found: dict[str, Callable[[Run], dict[str, Any]]] = {
+        "ramp": make_ramp,
+        "index": make_index,
+        "demonstrations": make_demonstrations,
+        "tokenizer": make_tokenizer,
+        "cache": make_cache,
+        "evaluate_init": functools.partial(evaluate_model, name="init"),
+    }
+    for name, train in trainings.items():
+        evaluated = functools.partial(evaluate_model, name=name)
+        found[name] = train
+        found[f"evaluate_{name}"] = (
+            evaluated if name.startswith("ramp") else of_questions(evaluated)
+        )
+    return found | {"export": run_export, "report": run_report}
 
 
 # ---- what a reader gets
@@ -245,9 +333,10 @@ def write_summary(run: Run) -> None:
     data = [r["data"] for r in records.values() if "data" in r]
     summary = run.usage.figures() | {
         "stages": {name: {"seconds": r["seconds"]} for name, r in records.items()},
-        "eval": evaluations(run),
+        "eval": evaluations(run, "eval"),
+        "eval_by_type": evaluations(run, "eval_by_type"),
         "export": records.get("export", {}).get("export", {}),
-        "time": {n: time_spent(run.folder / n) for n in ("sft", "dapo")},
+        "time": {n: time_spent(run.folder / n) for n in TRAININGS if (run.folder / n).exists()},
         "data": {name: counts for stage in data for name, counts in stage.items()},
         "config": dataclasses.asdict(run.cfg),
         "versions": run_record.versions(),
@@ -255,9 +344,10 @@ def write_summary(run: Run) -> None:
     write_json(run.folder / "summary.json", summary)
 
 
-def evaluations(run: Run) -> dict[str, Any]:
-    names = {name: f"evaluate_{name}" for name in ("init", "sft", "dapo")}
-    return {k: run.records[s]["eval"] for k, s in names.items() if s in run.records}
+def evaluations(run: Run, part: str) -> dict[str, Any]:
+    """{checkpoint: what its evaluation says}."""
+    found = {name: run.records.get(f"evaluate_{name}", {}) for name in CHECKPOINTS}
+    return {name: record[part] for name, record in found.items() if part in record}
 
 
 def time_spent(folder: Path) -> dict[str, float]:
@@ -270,9 +360,9 @@ def time_spent(folder: Path) -> dict[str, float]:
 def pick_trajectories(run: Run) -> None:
     """The first trajectories with search of each suite, of the last checkpoint, for the report."""
     wanted = run.cfg.report_trajectories
-    lines = (run.folder / "eval" / "dapo" / "trajectories.jsonl").read_text().splitlines()
+    lines = (run.folder / "eval" / run.last / "trajectories.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    rows = [r | {"checkpoint": "dapo"} for r in rows if r["condition"] == "search"]
+    rows = [r | {"checkpoint": run.last} for r in rows if r["condition"] == "search"]
     suites = dict.fromkeys(r["suite"] for r in rows)
     picked: list[dict[str, Any]] = []
     for i, suite in enumerate(suites):
@@ -285,13 +375,17 @@ def eval_lines(results: Mapping[str, Any]) -> list[str]:
     """{checkpoint: evaluation} as a table: suites and checkpoints down, conditions across."""
     suites = dict.fromkeys(suite for found in results.values() for suite in found)
     conditions = dict.fromkeys(c for found in results.values() for by in found.values() for c in by)
-    lines = [f"{'':26}" + "".join(f"{c:22}" for c in conditions)]
+    lines = [f"{'':36}" + "".join(f"{c:22}" for c in conditions)]
     for suite in suites:
         metric = SHOWN_METRICS.get(suite, "f1")
         for name, found in results.items():
-            cells = [found[suite][c][metric] for c in conditions]
-            shown = (f"{m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]" for m in cells)
-            lines.append(f"{suite:8}{metric:12}{name:6}" + "".join(f"{s:22}" for s in shown))
+            if suite not in found:
+                continue
+            cells = [found[suite].get(c, {}).get(metric) for c in conditions]
+            shown = (
+                f"{m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]" if m else "" for m in cells
+            )
+            lines.append(f"{suite:14}{metric:12}{name:10}" + "".join(f"{s:22}" for s in shown))
     return [line.rstrip() for line in lines]
 
 
@@ -300,7 +394,7 @@ def print_end(run: Run) -> None:
     summary = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
     print()
     for name, stage in summary["stages"].items():
-        print(f"{name:16}{stage['seconds']:8.1f} s")
+        print(f"{name:20}{stage['seconds']:8.1f} s")
     print("\n" + "\n".join(eval_lines(summary["eval"])))
     print(
         f"\n{summary['wall_seconds'] / 60:.1f} min, peak memory "
@@ -318,7 +412,7 @@ def run(cfg: QuickstartRun) -> None:
     this = Run(cfg, usage)
     this.open(cfg)
     with usage:
-        for name, work in STAGES.items():
+        for name, work in stages(cfg).items():
             before = this.is_done(name)
             this.stage(name, functools.partial(work, this))
             if not before and name != "report":  # the report shows what summary.json says

@@ -22,7 +22,7 @@ class ReportConfig:
     """`report`: the HTML page of a run."""
 
     workdir: str = required(
-        "Folder of the run, with summary.json, {sft,dapo}/metrics.jsonl, trajectories.jsonl."
+        "Folder of the run, with summary.json, metrics.jsonl of each training, trajectories.jsonl."
     )
 
 

@@ -19,8 +19,9 @@ from typing import Any
 
 import jax
 
-from masksearch_jax.core.config import ComputeConfig, MeshConfig, RolloutConfig, SearchConfig
+from masksearch_jax.core.config import ComputeConfig, MeshConfig, SearchConfig
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.tokenizer import VocabError
 from masksearch_jax.models.load import describe, initial

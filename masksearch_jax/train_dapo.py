@@ -10,6 +10,7 @@ the weights that it began with.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -18,20 +19,23 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from masksearch_jax.core.config import ComputeConfig, DapoConfig, DapoRun, RolloutConfig
+from masksearch_jax.agents.judge import Judge
+from masksearch_jax.core.config import ComputeConfig, DapoConfig, DapoRun, OptimConfig
 from masksearch_jax.core.errors import ConfigError, Restart, UserError, check_given
 from masksearch_jax.core.retrieval import SearchTool
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.data import batches, cache
 from masksearch_jax.models import head, lora
 from masksearch_jax.models.head import LanguageModel
 from masksearch_jax.models.hf_config import read_config
-from masksearch_jax.models.load import check_vocabulary, initial, pinned
+from masksearch_jax.models.load import check_vocabulary, identity, initial, pinned
 from masksearch_jax.parallel import sharding
 from masksearch_jax.parallel.sharding import make_mesh
-from masksearch_jax.rl import losses
-from masksearch_jax.rl.group_sampler import GroupSampler, SearchOutage, figures
+from masksearch_jax.rl import losses, rewards
+from masksearch_jax.rl.group_sampler import GroupSampler, Outage, figures
 from masksearch_jax.rl.groups import Group
+from masksearch_jax.rl.reward_pool import RewardPool, right_answer
 from masksearch_jax.rl.update import Update, micro_batches
 from masksearch_jax.rollout import sampling
 from masksearch_jax.rollout.engine import Engine
@@ -48,11 +52,11 @@ from masksearch_jax.training.supervisor import Preempted, Survival
 
 
 class ToolOutageError(Restart):
-    """The search tool was down for longer than the run waits; what it had is saved."""
+    """The search tool or the judge was down for longer than the run waits; what it had is saved."""
 
 
 class NothingLearnedError(UserError):
-    """A run that is done and has never updated its weights."""
+    """A run that is done and has never updated its weights, or has not for too many steps."""
 
 
 def make_loss_fn(
@@ -94,11 +98,17 @@ def check(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None:
         raise ConfigError(
             f"config.rollout.temperature is {rollout.temperature}; to train, it must be above 0"
         )
+    rewards.check(dapo, rollout.max_turns)
     if sampling.sampler_of(rollout).filters and not dapo.allow_filters:
         raise ConfigError(
             f"config.rollout samples with top_k {rollout.top_k}, top_p {rollout.top_p}, min_p "
             f"{rollout.min_p}: tokens left out make the sampler's log-probabilities differ from "
             "the trainer's; turn them off, or set config.dapo.allow_filters"
+        )
+    if dapo.group_size < 2:
+        raise ConfigError(
+            f"config.dapo.group_size is {dapo.group_size}; it must be at least 2: a sample is "
+            "compared with the others of its prompt"
         )
     trajectories = dapo.groups * dapo.group_size
     cut = max(dapo.minibatches, 0) * max(dapo.micro_batch, 0)  # 0: into none
@@ -110,10 +120,25 @@ def check(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None:
         )
 
 
-def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
-    """Trains to `cfg.dapo.steps`; the last metrics, and `updates`, all that the weights have had.
+def open_rewards(cfg: DapoRun) -> RewardPool:
+    """The pool of `cfg.dapo.reward`, with the judge that it needs."""
+    return RewardPool(cfg.dapo, Judge(cfg.judge) if cfg.dapo.reward == "judge" else None)
 
-    `search` stands for cfg.search. Raises ToolOutageError where it is down for too long.
+
+def check_optim(optim: OptimConfig) -> None:
+    """Raises ConfigError for micro-batches that are not this trainer's."""
+    if optim.accumulate != 1:
+        raise ConfigError(
+            f"config.optim.accumulate is {optim.accumulate}; of DAPO it must be 1: set "
+            "config.dapo.micro_batch, the rows of a micro-batch, an update has as many as it needs"
+        )
+
+
+def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
+    """Trains to `cfg.dapo.steps`; the last metrics, and `all_updates` that the weights have had.
+
+    `search` stands for cfg.search. Raises ToolOutageError where it is down for too long,
+    NothingLearnedError after `cfg.dapo.patience` steps in a row without an update.
     """
     check_given(cfg, workdir="the folder to write", data="the folder that build_cache wrote")
     workdir = storage.path(cfg.workdir)
@@ -121,10 +146,11 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     mesh = make_mesh(cfg.mesh)
     dapo, rollout = on_mesh(cfg.dapo, mesh), cfg.rollout
     check(dapo, rollout, mesh)
+    check_optim(cfg.optim)
 
     # ---- data, search
     vocab = Vocab.load(cfg.tokenizer)
-    check_vocabulary(cfg.model, vocab.size)
+    check_vocabulary(cfg.model, vocab, cfg.tokenizer, cfg.init)
     manifest = cache.Manifest.load(
         cfg.data, tokenizer=vocab.fingerprint, prompt_style=cfg.prompt.style
     )
@@ -136,10 +162,21 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         split=dapo.split,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        max_len=rollout.max_len,
     )
-    prompts.check_room(rollout.max_len)
+    if (left_out := prompts.left_out()) and jax.process_index() == 0:
+        ids = ", ".join(left_out[:8]) + (", …" if len(left_out) > 8 else "")
+        print(
+            f"  {len(left_out)} prompts leave no room to answer in rollout.max_len "
+            f"{rollout.max_len} and are left out: {ids}",
+            file=sys.stderr,
+            flush=True,
+        )
     search = search or open_tool(cfg.search)
-    check_sources(search, cfg.search, [p.example for p in prompts.first(8)])
+    first = prompts.first(8)
+    check_sources(search, cfg.search, [p.example for p in first])
+    with open_rewards(cfg) as pool:
+        pool.check(first[0].example, right_answer(first[0], vocab))
 
     open_run_folder(cfg, "dapo.steps")
 
@@ -160,11 +197,15 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     logprobs = make_logprob_fn(cfg.compute, rollout.temperature)
     update = Update(mesh, dapo, rollout, train_step, logprobs)
     engine = Engine(vocab, search, rollout, cfg.search, check=survival.check)
-    sampler = GroupSampler(engine, prompts, dapo, rollout, cfg.survival.tool_failures)
 
     metrics: dict[str, Any] = {}
-    checkpoints = Checkpointer(workdir / "checkpoints", cfg.checkpoint, cfg.model, adapters)
-    with engine, checkpoints as checkpointer, survival:
+    measured: dict[str, Any] = {}  # the last value of each figure: of an update, until the next one
+    checkpoints = Checkpointer(
+        workdir / "checkpoints", cfg.checkpoint, cfg.model, adapters, identity(vocab, cfg.tokenizer)
+    )
+    with engine, open_rewards(cfg) as pool, checkpoints as checkpointer, survival:
+        failures = cfg.survival.tool_failures
+        sampler = GroupSampler(engine, prompts, dapo, rollout, pool, failures)
         start = 0
         if checkpointer.latest_step() is not None:
             with survival.disk("restore"):
@@ -172,6 +213,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
             prompts.set_state(extra["prompts"])
             start = extra["step"]
             sampler.restore(extra["sampler"])
+            measured = extra["measured"]
         writer = MetricWriter(workdir, start)
         guard = Guard(cfg.survival, state.opt_state, start)
 
@@ -181,13 +223,16 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         def save(done: int, at: dict[str, Any]) -> None:
             with survival.disk("save", done):
                 extra = at | {"step": done, "sampler": sampler.gather(at["sampler"])}
-                checkpointer.save(done, state, extra, metrics or None)
+                tells = "loss" in measured or cfg.checkpoint.best_metric in measured
+                checkpointer.save(
+                    done, state, extra | {"measured": measured}, measured if tells else None
+                )
 
         def sample(step: int) -> tuple[list[Group], list[Group]]:
             """Groups with spread, and all.
 
-            A step whose searches fail is sampled again, as if for the first time; one that is told
-            to stop, or for which there is no more time to wait, is saved at its start.
+            A step whose searches or verdicts fail is sampled again, as if for the first time; one
+            that is told to stop, or for which there is no more time to wait, is saved at its start.
             """
             began_at = position()
             patience = Patience(cfg.survival.tool_outage_seconds, survival.check)
@@ -196,33 +241,35 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                     try:
                         with survival.phase("sample"):
                             return sampler.step(state.model, step)
-                    except SearchOutage as outage:
+                    except Outage as outage:
                         prompts.set_state(began_at["prompts"])
                         sampler.rewind(began_at["sampler"])
-                        wait_for_search(step, patience, outage)
+                        wait_for(step, patience, outage)
             except (Preempted, ToolOutageError):
                 save(step, began_at)
                 survival.finish(checkpointer)
                 raise
 
-        def wait_for_search(step: int, patience: Patience, outage: SearchOutage) -> None:
+        def wait_for(step: int, patience: Patience, outage: Outage) -> None:
             """Raises ToolOutageError where there is no more time to wait."""
+            label = outage.tool.partition(" ")[0]
 
             def tell(left: float) -> None:
-                progress.update(step, search=f"down, again in {left:.0f} s ({outage})")
+                said = f"down, again in {left:.0f} s ({outage})"
+                progress.update(step, **{label: said})
 
             with survival.phase("data"):
                 goes_on = patience.wait(tell)
-            progress.figures.pop("search", None)
+            progress.figures.pop(label, None)
             if not goes_on:
                 raise ToolOutageError(
-                    f"the search tool was down for {cfg.survival.tool_outage_seconds:g} s "
+                    f"the {outage.tool} was down for {cfg.survival.tool_outage_seconds:g} s "
                     f"(config.survival.tool_outage_seconds) in step {step + 1}: {outage}; the run "
                     "is saved, start the same command again once it answers"
                 ) from outage
 
         # ---- loop
-        idle, told = 0, False  # steps without a group to learn from
+        idle, told = 0, False  # steps without an update
         with jax.set_mesh(mesh), Progress("DAPO", dapo.steps, start) as progress:
             for step in survival.steps(start, dapo.steps, "update"):
                 began, before = time.perf_counter(), dataclasses.replace(engine.stats)
@@ -232,43 +279,59 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 done = step + 1
                 if "loss" in metrics:
                     guard.check(done, metrics)
-                metrics |= figures(seen, kept, engine.stats.since(before))
+                metrics |= figures(
+                    seen,
+                    kept,
+                    sampler.expired,
+                    engine.stats.since(before),
+                    step,
+                    dapo.accuracy_threshold,
+                )
+                metrics |= pool.timing()
                 metrics["sample_seconds"] = sampled_at - began
                 metrics["update_seconds"] = time.perf_counter() - sampled_at
+                measured |= metrics
                 writer.write(done, metrics)
-                progress.update(
-                    done, reward=metrics["reward"], accuracy=metrics["accuracy"], kept=len(kept)
-                )
-                idle = 0 if metrics["groups_kept"] else idle + 1
+                shown = {name: metrics[name] for name in ("reward", "accuracy") if name in metrics}
+                progress.update(done, **shown, kept=len(kept))
+                idle = 0 if metrics["updates"] else idle + 1
                 if idle == dapo.warn_after and not told:
                     told = True
                     print(f"  {no_spread(idle, metrics)}", file=sys.stderr, flush=True)
                 preempted = survival.preemption.reached()
-                if checkpointer.is_due(done) or done == dapo.steps or preempted:
+                ends = done == dapo.steps or idle == dapo.patience
+                if checkpointer.is_due(done) or ends or preempted:
                     save(done, position())
                 if preempted:
                     survival.stop(checkpointer)
+                if idle == dapo.patience:
+                    survival.finish(checkpointer)
+                    raise NothingLearnedError(f"{no_spread(idle, metrics)} (dapo.patience)")
             survival.finish(checkpointer)
-    return metrics | {"updates": updates(state.opt_state)}
+    return metrics | {"all_updates": updates(state.opt_state)}
 
 
 def no_spread(steps: int, metrics: Mapping[str, float]) -> str:
     """What a run learns nothing from, in figures, and the keys that change it."""
     task, threshold = "harder (dapo.curriculum)", "raise"
-    if metrics["accuracy"] < 0.5:
+    accuracy, reward, spread = (
+        metrics.get(name, math.nan) for name in ("accuracy", "reward", "reward_spread")
+    )
+    if not accuracy >= 0.5:
         task = "easier (dapo.curriculum), or start from a model trained longer (init)"
         threshold = "lower"
     return (
         f"nothing to learn from in {steps} steps: no group had right and wrong samples (accuracy "
-        f"{metrics['accuracy']:.3f}, reward {metrics['reward']:.3f}, deviation within groups "
-        f"{metrics['reward_spread']:.4f}); make the task {task}, {threshold} "
-        "dapo.accuracy_threshold, raise dapo.group_size, dapo.max_refills or rollout.temperature"
+        f"{accuracy:.3f}, reward {reward:.3f}, deviation within groups {spread:.4f}); make "
+        f"the task {task}, {threshold} "
+        "dapo.accuracy_threshold, set dapo.keep_by to spread, raise dapo.group_size, "
+        "dapo.max_refills or rollout.temperature"
     )
 
 
 def train(cfg: DapoRun) -> None:
     """`run`, which is no success where the weights were never updated: NothingLearnedError."""
-    if not run(cfg)["updates"]:
+    if not run(cfg)["all_updates"]:
         raise NothingLearnedError(
             f"{cfg.dapo.steps} steps are done and none updated the weights: no group of samples "
             "had spread; see config.dapo.curriculum, dapo.accuracy_threshold, dapo.group_size, "

@@ -22,7 +22,7 @@ from masksearch_jax.data.batches import sft_batches
 from masksearch_jax.models import head, lora
 from masksearch_jax.models.head import LanguageModel
 from masksearch_jax.models.hf_config import read_config
-from masksearch_jax.models.load import check_vocabulary, initial, pinned
+from masksearch_jax.models.load import check_vocabulary, identity, initial, pinned
 from masksearch_jax.parallel import hosts
 from masksearch_jax.parallel.sharding import batch_shards, make_mesh, time_parts
 from masksearch_jax.rl import losses
@@ -74,7 +74,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
     check(cfg, mesh)
     share, shares = hosts.share(mesh)
     vocab = Vocab.load(cfg.tokenizer)
-    check_vocabulary(cfg.model, vocab.size)
+    check_vocabulary(cfg.model, vocab, cfg.tokenizer, cfg.init)
     manifest = cache.Manifest.load(cfg.data, tokenizer=vocab.fingerprint)
     batches = sft_batches(
         manifest,
@@ -105,7 +105,9 @@ def run(cfg: SftRun) -> dict[str, Any]:
     )
 
     metrics: dict[str, Any] = {}
-    checkpoints = Checkpointer(workdir / "checkpoints", cfg.checkpoint, cfg.model, adapters)
+    checkpoints = Checkpointer(
+        workdir / "checkpoints", cfg.checkpoint, cfg.model, adapters, identity(vocab, cfg.tokenizer)
+    )
     with checkpoints as checkpointer, survival:
         start = 0
         if checkpointer.latest_step() is not None:

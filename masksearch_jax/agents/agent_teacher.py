@@ -80,7 +80,9 @@ async def demonstrate_llm(
     `search.max_queries` of three or more) or the answer. Raises llm.JobError when the budget is
     spent or the endpoint refuses; replies so far are cached, so a later call goes on from there.
     """
-    work = _Work(_task(example, cfg.language), llm, search, cfg, retrieval.source_of(example))
+    work = _Work(
+        dialogue.task_text(example, cfg.language), llm, search, cfg, retrieval.source_of(example)
+    )
     try:
         thought, answer = await _research(work)
         await _check(work, example, answer)
@@ -205,7 +207,7 @@ async def judge_all(
     """
 
     async def one(example: Example, answer: str) -> Rejection | None:
-        work = _Work(_task(example, cfg.language), llm, None, cfg)
+        work = _Work(dialogue.task_text(example, cfg.language), llm, None, cfg)
         try:
             await _check(work, example, answer)
         except _RejectedError as rejected:
@@ -218,21 +220,11 @@ async def judge_all(
     return found
 
 
-def _task(example: Example, language: str) -> str:
-    ramp = isinstance(example, RampExample)
-    name, text = ("task_ramp", example.masked) if ramp else ("task_question", example.question)
-    return dialogue.fill(name, language, text=text)
-
-
 async def _check(work: _Work, example: Example, answer: str) -> None:
     """Raises _RejectedError unless the judge reads the answer as correct."""
-    if isinstance(example, RampExample):
-        if markup.MASK in answer:
-            raise _RejectedError("masks_left", answer)
-        known = "\n".join(f"{i}. {span.text}" for i, span in enumerate(example.spans, start=1))
-    else:
-        known = "\n".join(example.answers)
-    messages = judge.messages(work.task, known, answer, work.language)
+    if isinstance(example, RampExample) and markup.MASK in answer:
+        raise _RejectedError("masks_left", answer)
+    messages = judge.messages(work.task, judge.known_text(example), answer, work.language)
     verdict = await work.ask("judge", messages, judge.parse)
     if not verdict.correct:
         raise _RejectedError("judged_incorrect", verdict.reason)

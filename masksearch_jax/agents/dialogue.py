@@ -15,6 +15,7 @@ from importlib import resources
 from typing import Any, TypeVar
 
 from masksearch_jax.agents.llm_client import LLM, Message
+from masksearch_jax.core.types import Example, RampExample
 
 T = TypeVar("T")
 
@@ -50,6 +51,13 @@ def render(name: str, language: str, **values: str) -> list[Message]:
 def fill(name: str, language: str, **values: str) -> str:
     """The text `name`, filled in as in `render`."""
     return string.Template(_read(name, language).strip()).substitute(values)
+
+
+def task_text(example: Example, language: str) -> str:
+    """The task of an example as it is told to a role."""
+    ramp = isinstance(example, RampExample)
+    name, text = ("task_ramp", example.masked) if ramp else ("task_question", example.question)
+    return fill(name, language, text=text)
 
 
 @functools.cache

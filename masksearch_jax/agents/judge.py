@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import types
 
 from masksearch_jax.agents import dialogue
-from masksearch_jax.agents.llm_client import Message
+from masksearch_jax.agents.llm_client import LLM, JobError, Message
+from masksearch_jax.core.errors import UserError, check_given
+from masksearch_jax.core.llm_config import JudgeConfig
+from masksearch_jax.core.types import Example, RampExample
 
 VERDICTS = ("correct", "incorrect")
 
@@ -30,3 +35,56 @@ def parse(text: str) -> Verdict:
             f'"verdict" must be one of {", ".join(VERDICTS)}, not {verdict!r:.80}'
         )
     return Verdict(verdict == "correct", dialogue.text_field(fields, "reason"))
+
+
+def known_text(example: Example) -> str:
+    """The masked spans, numbered in their order, or the accepted answers; a line each."""
+    if isinstance(example, RampExample):
+        return "\n".join(f"{i}. {span.text}" for i, span in enumerate(example.spans, start=1))
+    return "\n".join(example.answers)
+
+
+class JudgeError(UserError):
+    """No call of the judge can succeed any more: its key, its budget, its cache."""
+
+
+class Judge:
+    """`async with Judge(cfg) as judge: await judge(example, answer)` is whether it is right.
+
+    None where its reply cannot be read. Raises ConfigError without an endpoint, JudgeError when no
+    call can succeed any more, LLMError when this one gave no reply.
+    """
+
+    def __init__(self, cfg: JudgeConfig):
+        address = "an endpoint, such as http://localhost:8000/v1: config.dapo.reward is 'judge'"
+        check_given(cfg, "config.judge", base_url=address)
+        self._cfg = cfg
+        self._open = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Judge:
+        try:
+            self._llm = await self._open.enter_async_context(LLM(self._cfg))
+        except JobError as error:
+            raise JudgeError(f"the judge: {error}") from error
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
+        await self._open.aclose()
+
+    async def __call__(self, example: Example, answer: str) -> bool | None:
+        language = self._cfg.language
+        task = dialogue.task_text(example, language)
+        asked = messages(task, known_text(example), answer, language)
+        try:
+            reply = await self._llm.complete(asked)
+        except JobError as error:
+            raise JudgeError(f"the judge: {error}") from error
+        try:
+            return parse(reply.text).correct
+        except dialogue.ReplyError:
+            return None

@@ -18,13 +18,13 @@ import re
 import types
 import weakref
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from etils import epy
 
 from masksearch_jax.agents.llm_cache import Paid, Replies, RepliesError, Stored, key_of
 from masksearch_jax.core.errors import check_given
-from masksearch_jax.core.schema import key
+from masksearch_jax.core.llm_config import LLMConfig
 
 with epy.lazy_imports():  # it takes more than a second, and the other teachers do without
     import openai
@@ -42,46 +42,6 @@ _HOPELESS_CODES = frozenset(
 )
 _DETAIL = 300  # characters of an error without a sentence
 _FIRST = 8  # calls of a job; where none of them gets a reply, no other will
-
-
-@dataclasses.dataclass(frozen=True)
-class LLMConfig:
-    """How one endpoint is called. Seconds are wall-clock, prices in any one currency."""
-
-    base_url: str = key(
-        "http://localhost:8000/v1", "Of an OpenAI-compatible endpoint.", harmless=True
-    )
-    model: str = key("Qwen2.5-72B-Instruct", "Name and pinned version, as the endpoint spells it.")
-    api_key_env: str = key(
-        "OPENAI_API_KEY",
-        "Environment variable that holds the key; unset: none is needed.",
-        harmless=True,
-    )
-    temperature: float = key(0.7, "Of sampling; 0: greedy.")
-    max_tokens: int = key(1024, "Of one reply.")
-    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = key(
-        "max_tokens",
-        "Name of max_tokens in a request; newer models of OpenAI take the second alone.",
-        harmless=True,
-    )
-    send_temperature: bool = key(True, "False: left out, for models that refuse one.")
-    concurrency: int = key(32, "Requests in flight.", harmless=True)
-    timeout: float = key(120.0, "Seconds of one attempt.", harmless=True)
-    deadline: float = key(
-        600.0, "Seconds of one call, its retries and waits included.", harmless=True
-    )
-    retries: int = key(6, "Attempts after the first.", harmless=True)
-    backoff: float = key(1.0, "Seconds before the first retry; doubles with each.", harmless=True)
-    cache: str = key("", "SQLite file of the replies paid for.", harmless=True)
-    replay: bool = key(
-        False, "Answer from the cache alone, and stop where it lacks a reply.", harmless=True
-    )
-    budget: int = key(
-        0, "Tokens ever paid for into this cache, prompts included; 0: no limit.", harmless=True
-    )
-    max_cost: float = key(0.0, "The same in money; 0: no limit.", harmless=True)
-    prompt_price: float = key(0.0, "Of a million prompt tokens.", harmless=True)
-    completion_price: float = key(0.0, "Of a million completion tokens.", harmless=True)
 
 
 class LLMError(RuntimeError):

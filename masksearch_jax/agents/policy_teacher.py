@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from masksearch_jax.agents import agent_teacher, selection, teachers
-from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.agents.selection import StudentConfig
 from masksearch_jax.core import markup, retrieval
+from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Demonstration, Example
@@ -44,7 +44,7 @@ class Student:
         self.cfg, self.attempts, self._limits, self._seed = cfg, cfg.samples, limits, seed
         self._vocab = Vocab.load(cfg.tokenizer, "config.student.tokenizer")
         prompt.check_style(cfg.prompt.style, self._vocab, "config.student")
-        check_vocabulary(cfg.model, self._vocab.size)
+        check_vocabulary(cfg.model, self._vocab, cfg.tokenizer, cfg.init)
         self._mesh = make_mesh(cfg.mesh)
         self._model = initial(cfg.init, cfg.model, cfg.compute, self._mesh, 0)
         self._engine = Engine(self._vocab, search, cfg.rollout, limits.search)

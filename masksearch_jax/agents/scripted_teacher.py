@@ -32,7 +32,7 @@ NOT_FINAL = ("llm_failed", "search_failed", *NOT_ITS_DOING)
 _QUERY_WORDS = 5
 _NEAR = 10  # words on either side of a mask from which a query may draw
 _RAMP_SEARCHES = 2
-_HABITS = (12, 4, 12)  # weights of a first query: the subject, the subject and a word, only words
+_FIRST_QUERIES = (3, 1)  # weights of a first query: the subject; the subject and a word near a mask
 
 _LETTER = r"(?:[^\W_][\u0300-\u036f]*)"
 _WORD = re.compile(rf"\[mask\]|{_LETTER}+(?:[’'ʻ‘.-]{_LETTER}+)*")
@@ -47,7 +47,7 @@ who whom whose why will with would
 """
 _COMMON = frozenset(_COMMON_WORDS.split())
 _FIRST = ("Look up the subject.", "Read about it.")
-_AROUND = ("Try the words around the gaps.", "Search the context.")
+_AROUND = ("Try the words around the gaps.", "Search the context.")  # with no subject in sight
 _FOUND = ("Found it.", "All is there.", "Now fill in.")
 _AGAIN = ("Not there. Try again.", "Something is missing.", "Search again.")
 
@@ -144,8 +144,7 @@ def _solve_ramp(
     if not plans:
         return Rejection(example.id, "no_query")
     for attempt, queries in enumerate(plans):
-        named = not subject or subject[0] in queries[0].split()
-        thought = rng.choice(_AGAIN if attempt else _FIRST if named else _AROUND)
+        thought = rng.choice(_AGAIN if attempt else _FIRST if subject else _AROUND)
         transcript.add_search(thought, queries, transcript.find(queries))
         if all(transcript.shows(span.text) for span in example.spans):
             return transcript.finish(rng.choice(_FOUND), example.paragraph, example)
@@ -155,22 +154,19 @@ def _solve_ramp(
 def _ramp_queries(
     example: RampExample, subject: Sequence[str], max_queries: int, rng: random.Random
 ) -> list[tuple[str, ...]]:
-    """What to search for, first choice first: the subject, what is near the masks, or both.
+    """What to search for, first choice first: the subject, then the subject and what is near masks.
 
-    A query without the subject is the weaker habit; reinforcement learning has it to drop.
+    A paragraph that shows nothing of its title is searched for by the words near its masks alone.
     """
     near = _near_masks(example.masked, subject)
     wide = " ".join([*subject, *near][:_QUERY_WORDS])
     if not subject:
         return [(wide,)] if wide else []
-    alone = " ".join(subject)
-    plain, more = (alone,), (" ".join([*subject, *near[:1]]),)
-    context = (" ".join(near[:_QUERY_WORDS]),) if near else plain
-    first = rng.choices((plain, more, context), weights=_HABITS)[0]
-    if first == context:
-        return [first, plain]
-    second = (wide, *context) if max_queries > 1 and near else (wide,)
-    return [first, second]
+    plain, more = " ".join(subject), " ".join([*subject, *near[:1]])
+    first = rng.choices((plain, more), weights=_FIRST_QUERIES)[0]
+    context = " ".join(near[:_QUERY_WORDS])
+    second = (wide, context) if max_queries > 1 and near else (wide,)
+    return [(first,), second]
 
 
 def _subject(title: str, masked: str) -> list[str]:

@@ -15,13 +15,8 @@ from typing import Literal
 
 from masksearch_jax.agents.scripted_teacher import Rejection, is_shown, task_name
 from masksearch_jax.core import chinese, markup, scoring
-from masksearch_jax.core.config import (
-    ComputeConfig,
-    MeshConfig,
-    ModelConfig,
-    PromptConfig,
-    RolloutConfig,
-)
+from masksearch_jax.core.config import ComputeConfig, MeshConfig, ModelConfig, PromptConfig
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.types import Demonstration, Example, RampExample, Trajectory
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from masksearch_jax.agents import salient, teachers
-from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.core.corpus_config import PplConfig, RampConfig
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.ramp import masking
 from masksearch_jax.ramp.llm_spans import Named, Namer
 

@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from masksearch_jax.agents import agent_teacher, scripted_teacher
-from masksearch_jax.agents.llm_client import LLM, LLMConfig, cost_of
+from masksearch_jax.agents.llm_client import LLM, cost_of
 from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.core import retrieval
 from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.types import Demonstration, Example
 
 Outcome = Demonstration | Rejection

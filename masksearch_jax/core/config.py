@@ -2,8 +2,8 @@
 
 A file in `configs/` lists what it decides; all else is as it stands here. ConfigDict stops here:
 `to_dataclass` turns it into these dataclasses once, strictly. What a corpus is turned into examples
-by is in `corpus_config`. The last part of the module puts the sections together: one `*Run` per
-main that trains or evaluates.
+by is in `corpus_config`, how trajectories are sampled in `rollout_config`. The last part of the
+module puts the sections together: one `*Run` per main that trains or evaluates.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from masksearch_jax.core.llm_config import JudgeConfig
+from masksearch_jax.core.reward_config import RewardConfig
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
 
 
@@ -99,7 +102,7 @@ class OptimConfig:
     weight_decay: float = key(0.01, "Of matrices, times the learning rate; norms have none.")
     clip_norm: float = key(1.0, "Longest gradient, by its global norm; 0: any.")
     accumulate: int = key(
-        1, "Micro-batches per update; of DAPO dapo.micro_batch says.", harmless=True
+        1, "Micro-batches per update of SFT; DAPO has dapo.micro_batch.", harmless=True
     )
     rounding: Literal["nearest", "stochastic"] = key(
         "nearest",
@@ -239,96 +242,6 @@ class PromptConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class RolloutConfig:
-    """How trajectories are sampled. All numbers of tokens are of one trajectory."""
-
-    slots: int = key(256, "Trajectories open at once, if the KV cache holds them.", harmless=True)
-    decode_share: tuple[float, ...] = key(
-        (0.25, 0.5, 0.75),
-        (
-            "Shares of the slots that decode at once, ascending: a program for each, the smallest "
-            "that will do is run; what is open beyond the last share waits for search. Programs of "
-            "other sizes round differently in the last bit: with one alone nothing ever does."
-        ),
-        harmless=True,
-    )
-    max_len: int = key(6144, "Tokens of prompt, sampled text and observations together.")
-    kv_tokens: int = key(
-        0,
-        (
-            "Tokens that the KV cache holds, all slots together; 0: slots times max_len; with less "
-            "a slot opens once pages are free."
-        ),
-        harmless=True,
-    )
-    page_tokens: int = key(
-        128, "The KV cache is handed out in pages of so many tokens.", harmless=True
-    )
-    kv_dtype: Literal["compute", "float32", "bfloat16", "int8"] = key(
-        "compute", "Of the KV cache; compute: compute.dtype."
-    )
-    attention: Literal["auto", "xla", "pallas"] = key(
-        "auto",
-        (
-            "How a decode step reads the KV cache; pallas: by a kernel, on TPUs and GPUs; auto: by "
-            "it where it takes the head_dim and the page_tokens."
-        ),
-        harmless=True,
-    )
-    weights: Literal["whole", "shared"] = key(
-        "whole",
-        (
-            "Where devices share weights (mesh.fsdp, mesh.context): whole, in a copy on each while "
-            "they sample, in the compute dtype; or shared as they are, gathered layer by layer for "
-            "every token."
-        ),
-        harmless=True,
-    )
-    tick_tokens: int = key(
-        64,
-        "Tokens decoded per tick; between ticks searches and requests are taken up.",
-        harmless=True,
-    )
-    extend_tokens: int = key(
-        512, "Prompt or observation tokens written per slot and tick.", harmless=True
-    )
-    chunk_tokens: int = key(
-        128,
-        "Of those, written at once: a chunk is 8 rows of so many, padded.",
-        harmless=True,
-    )
-    max_turns: int = key(4, "Searches allowed; the turn after the last must answer.")
-    max_new_tokens: int = key(1536, "Tokens sampled.")
-    max_turn_tokens: int = key(0, "Tokens sampled per turn; 0: no limit of its own.")
-    max_observation_tokens: int = key(768, "Tokens per search result.")
-    answer_tokens: int = key(256, "Kept free for the answer: observations are cut to it.")
-    corrections: int = key(1, "Invalid actions answered by a hint instead of the end.")
-    temperature: float = key(1.0, "Of sampling; 0: greedy.")
-    top_k: int = key(
-        0,
-        (
-            "Likeliest tokens sampled from; 0: all. With a filter log-probabilities are not the "
-            "trainer's: training wants dapo.allow_filters."
-        ),
-    )
-    top_p: float = key(1.0, "Share of the likeliest tokens sampled from; 1: all.")
-    min_p: float = key(0.0, "Least probability sampled, as a share of the likeliest's; 0: any.")
-    max_repeats: int = key(16, "A phrase so often in a row ends the trajectory; 0: it never does.")
-    deadline: float = key(600.0, "Seconds; 0: any number.", harmless=True)
-    in_flight: Literal["drop", "keep", "rebuild"] = key(
-        "drop",
-        (
-            "What is in flight when sampling stops before all are done: dropped; kept with its "
-            "cache, which other weights wrote; or kept, the cache rebuilt by the next weights."
-        ),
-    )
-    max_staleness: int = key(
-        1, "Versions since the first token of one that is kept before it starts again."
-    )
-    seed: int = key(0, "Of all that is sampled.")
-
-
-@dataclasses.dataclass(frozen=True)
 class SftConfig:
     """Supervised fine-tuning on packed rows."""
 
@@ -343,8 +256,8 @@ class SftConfig:
     seed: int = key(0, "Of the order of the data.")
 
 
-@dataclasses.dataclass(frozen=True)
-class DapoConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DapoConfig(RewardConfig):
     """DAPO (arXiv 2503.14476), group-relative, token-level, no KL."""
 
     steps: int = required("Rounds of sampling and updating.")
@@ -363,19 +276,16 @@ class DapoConfig:
     clip_low: float = key(0.2, "The ratio is clipped at 1 - clip_low; the paper's.")
     clip_high: float = key(0.28, "The ratio is clipped at 1 + clip_high; the paper's.")
     tis_cap: float = key(2.0, "Cap of the truncated importance weight.")
-    reward: Literal["recall", "f1", "penalised"] = key(
-        "recall",
-        "recall: of the masked spans or the answer, as in the paper; f1: of the answer, numbers "
-        "all or nothing; penalised: recall, less for what a fill or an answer has in excess.",
+    keep_by: Literal["accuracy", "spread"] = key(
+        "accuracy",
+        (
+            "Groups that train: those with right and wrong samples (accuracy), or all whose "
+            "rewards differ, such as partly right ones (spread)."
+        ),
     )
-    format_weight: float = key(0.1, "Share of the reward for a well-formed trajectory.")
-    length_penalty: float = key(
-        0.6,
-        "Of the penalised reward: taken off for an excess as long as the right text. Above one "
-        "half, a second guess costs more than it may win.",
-    )
-    accuracy_threshold: float = key(
-        0.999, "A sample is right at or above it; a group all right or all wrong has no spread."
+    accuracy_threshold: float = key(0.999, "A sample is right at or above it.")
+    min_spread: float = key(
+        0.01, "Rewards of a group that trains lie further apart, the lowest and the highest."
     )
     max_refills: int = key(10, "Sampling rounds before training on what there is.")
     overlong_buffer: int = key(256, "Sampled tokens before max_new_tokens where the penalty ramps.")
@@ -393,19 +303,28 @@ class DapoConfig:
         "train", "Of the prompts; rl where ramp.rl_fraction kept some."
     )
     seed: int = key(0, "Of the order of the prompts.")
-    warn_after: int = key(5, "Steps in a row without spread: this is said.", harmless=True)
+    warn_after: int = key(5, "Steps in a row without an update before this is said.", harmless=True)
+    patience: int = key(
+        20, "Steps in a row without an update that end the run with 1; 0: none do.", harmless=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
     """What is evaluated, on how much."""
 
-    suites: tuple[str, ...] = key(("ramp", "two_hop"), "Of ramp, two_hop.")
+    suites: tuple[str, ...] = key(
+        ("ramp", "two_hop"),
+        (
+            "Of ramp, two_hop, source_hidden; the last is RAMP with search that hides the masked "
+            "passage, on examples whose facts other passages repeat."
+        ),
+    )
     conditions: tuple[str, ...] = key(
         ("search", "no_search", "random"), "Of search, no_search, random."
     )
-    examples: int = key(1000, "Of the first suite, searching.")
-    baseline_examples: int = key(200, "Of the others and in the other conditions.")
+    examples: int = key(1000, "Of each suite, searching.")
+    baseline_examples: int = key(200, "Of each suite in the other conditions.")
     temperature: float = key(
         1.0, "Of evaluation rollouts, in place of rollout.temperature; 0: greedy."
     )
@@ -485,6 +404,7 @@ class DapoRun(TrainRun):
     search: SearchConfig = section(SearchConfig)
     rollout: RolloutConfig = section(RolloutConfig)
     dapo: DapoConfig = section(DapoConfig)
+    judge: JudgeConfig = section(JudgeConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -116,6 +116,12 @@ def extract_answer(policy_text: str) -> str | None:
     return found[1].strip()
 
 
+def is_turn(text: str) -> bool:
+    """Whether policy text is an optional thought and one action that says something."""
+    match = _TURN.fullmatch(text)
+    return match is not None and bool(match["body"].strip())
+
+
 def is_well_formed(segments: Sequence[Segment]) -> bool:
     """True when each policy turn is an optional thought and one action, and the last is an answer.
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from masksearch_jax.core import chinese
 from masksearch_jax.core.markup import MASK
-from masksearch_jax.core.types import RampExample
+from masksearch_jax.core.types import Example, RampExample
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation + chinese.PUNCTUATION)
@@ -156,6 +156,14 @@ def penalised_span_recall(example: RampExample, answer: str | None, penalty: flo
         return max(0.0, overlap(fill, gold).recall - penalty * excess / size)
 
     return sum(map(score, fill_slots(example, answer), [s.text for s in example.spans])) / example.k
+
+
+def exact_match(example: Example, answer: str) -> bool:
+    """Whether an answer equals an accepted one, or each slot's fill its span, in normal form."""
+    if isinstance(example, RampExample):
+        pairs = zip(fill_slots(example, answer), example.spans, strict=True)
+        return all(exact(fill or "", span.text) for fill, span in pairs)
+    return any(exact(answer, gold) for gold in example.answers)
 
 
 def fill_slots(example: RampExample, answer: str) -> list[str | None]:

@@ -220,10 +220,16 @@ class Vocab:
     @functools.cached_property
     def fingerprint(self) -> str:
         """16 hex digits of what decides ids and prompts; the same when transformers re-saves it."""
+        return _hash(self._ids_spec() | {"eos": self.eos_ids, "template": self._template})
+
+    @functools.cached_property
+    def ids_fingerprint(self) -> str:
+        """16 hex digits of what decides ids alone: what a model's weights are made for."""
+        return _hash(self._ids_spec())
+
+    def _ids_spec(self) -> JsonObject:
         spec = json.loads(self._tokenizer.to_str())
-        parts = {k: spec[k] for k in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
-        parts |= {"eos": self.eos_ids, "template": self._template}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        return {k: spec[k] for k in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
 
     def _coder(self, literal: bool) -> Tokenizer:
         return self._literal if literal else self._tokenizer
@@ -233,6 +239,10 @@ class Vocab:
         copy = Tokenizer.from_str(self._tokenizer.to_str())
         copy.encode_special_tokens = True
         return copy
+
+
+def _hash(parts: JsonObject) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _read_tokenizer(folder: Path) -> Tokenizer:

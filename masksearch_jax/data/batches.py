@@ -72,9 +72,22 @@ def prompt_batches(
     process_index: int = 0,
     process_count: int = 1,
     split: str = "train",
+    max_len: int = 0,
 ) -> PromptBatches:
-    """An endless, checkpointable iterator of lists of `Prompt`: `groups` a step, all processes."""
-    order = Order(manifest, curriculum, split, "prompt", seed)
+    """An endless, checkpointable iterator of lists of `Prompt`: `groups` a step, all processes.
+
+    Prompts that leave no room to answer in `max_len` tokens (0: any number) are left out. Raises
+    CacheError where all of a task are, and where a mixture has fewer prompts than `groups`: a step
+    would sample some twice.
+    """
+    order = Order(manifest, curriculum, split, "prompt", seed, max_len)
+    for stage in range(order.stages):
+        mixture, size = order.size(stage)
+        if size < groups:
+            raise cache.CacheError(
+                f"mixture {mixture!r} has {size} prompts; config.dapo.groups is {groups}, and a "
+                "step would sample some twice: choose fewer groups or a larger mixture"
+            )
     return PromptBatches(order, groups, process_index, process_count)
 
 
@@ -97,15 +110,13 @@ class PromptBatches(grain.DatasetIterator[list[Prompt]]):
         self._place = self._place._replace(step=self._place.step + 1)
         return prompts
 
-    def check_room(self, max_len: int) -> None:
-        """Raises CacheError for a prompt that leaves no room to answer in `max_len` tokens."""
-        for source in self._order.sources.values():
-            if (longest := int(source.lengths.max())) >= max_len:
-                raise cache.CacheError(
-                    f"{source.name} has a prompt of {longest} tokens, rollout.max_len is {max_len} "
-                    "and must leave room to answer; raise it, or build the cache with a smaller "
-                    "max_prompt_len"
-                )
+    def left_out(self) -> list[str]:
+        """Ids of the examples whose prompts are too long."""
+        return [
+            parse_example(self._order.sources[task][int(number)]["example"]).id
+            for task, numbers in self._order.left_out.items()
+            for number in numbers
+        ]
 
     def extra(self, groups: int) -> list[Prompt]:
         """This process's share of `groups` more prompts, from the mixture of the last step."""

@@ -61,7 +61,9 @@ def parse_curriculum(text: str, names: Iterable[str]) -> tuple[Stage, ...]:
 class Order:
     """The records of a cache in the order of a curriculum: `record(stage, position)`.
 
-    Raises CacheError for a mixture that is not there, holds the other kind of records, or none.
+    Records of `max_len` tokens or more (0: of any number) are in no stage; `left_out` has them, by
+    task. Raises CacheError for a mixture that is not there, holds the other kind of records, or
+    none.
     """
 
     def __init__(
@@ -71,24 +73,45 @@ class Order:
         split: str,
         kind: cache.Kind,
         seed: int,
+        max_len: int = 0,
     ) -> None:
         self._stages = parse_curriculum(curriculum, manifest.names())
         self.sources: dict[str, cache.Source] = {}
+        self.left_out: dict[str, np.ndarray] = {}
         self._orders: list[_StageOrder] = []
         self._hashes: list[str] = []
         for index, stage in enumerate(self._stages):
             rates = _tasks_of(manifest, stage.mixture, split, kind)
             for task in rates:
                 if task not in self.sources:
-                    self.sources[task] = manifest.open(task, split)
-            sources = [(self.sources[task], rate) for task, rate in rates.items()]
+                    self._open(manifest, task, split, max_len)
+            tasks = [
+                _Task(self.sources[task], rate, self.left_out[task]) for task, rate in rates.items()
+            ]
             made_of = [[t, r, manifest.tasks[t][split].made_from] for t, r in rates.items()]
-            self._orders.append(_StageOrder(sources, f"{seed}/{index}/{stage.mixture}"))
+            left_out = {t: self.left_out[t].tolist() for t in rates if len(self.left_out[t])}
+            made_of += [left_out] if left_out else []
+            self._orders.append(_StageOrder(tasks, f"{seed}/{index}/{stage.mixture}"))
             self._hashes.append(f"{_hash(str(seed), stage.mixture, json.dumps(made_of)):08x}")
+
+    def _open(self, manifest: cache.Manifest, task: str, split: str, max_len: int) -> None:
+        self.sources[task] = source = manifest.open(task, split)
+        long = source.lengths >= (max_len or np.inf)
+        self.left_out[task] = np.flatnonzero(long)
+        if long.all():
+            raise cache.CacheError(
+                f"{source.name} has no prompt of fewer than {max_len} tokens (rollout.max_len), "
+                "which must leave room to answer; raise it, or build the cache with a smaller "
+                "max_prompt_len"
+            )
 
     @property
     def stages(self) -> int:
         return len(self._stages)
+
+    def size(self, stage: int) -> tuple[str, int]:
+        """A stage's mixture, and how many records it has."""
+        return self._stages[stage].mixture, self._orders[stage].size
 
     def enter(self, place: Place) -> Place:
         """The place itself, or the start of the next stage when its step has come."""
@@ -123,24 +146,44 @@ class Order:
         return place._replace(pending=tuple(place.pending))
 
 
+class _Task(NamedTuple):
+    """What a stage takes of a task, at which rate, without the records of these numbers."""
+
+    source: cache.Source
+    rate: float
+    left_out: np.ndarray
+
+
 class _StageOrder:
     """The endless order of one stage: position → record number, over the sources side by side.
 
     Each task is shuffled anew every epoch; tasks alternate in proportion to their rates.
     """
 
-    def __init__(self, sources: Sequence[tuple[cache.Source, float]], seed: str) -> None:
-        self._sources = [s for s, _ in sources]
+    def __init__(self, tasks: Sequence[_Task], seed: str) -> None:
+        self._sources = [task.source for task in tasks]
         self._starts = np.cumsum([0, *(len(s) for s in self._sources)])
         self.lengths = np.concatenate([s.lengths for s in self._sources])
-        mixed = grain.MapDataset.mix(list(self._shuffled(seed)), [rate for _, rate in sources])
+        used = [np.delete(np.arange(len(task.source)), task.left_out) for task in tasks]
+        self._used = np.concatenate(
+            [start + numbers for start, numbers in zip(self._starts[:-1], used, strict=True)]
+        )
+        shuffled = self._shuffled(seed, [len(numbers) for numbers in used])
+        mixed = grain.MapDataset.mix(list(shuffled), [task.rate for task in tasks])
         # A position is asked for while planning, again while it waits for room, and when read.
-        self.number = functools.lru_cache(maxsize=8192)(mixed.__getitem__)
+        self.number = functools.lru_cache(maxsize=8192)(lambda at: int(self._used[mixed[at]]))
 
-    def _shuffled(self, seed: str) -> Iterator[grain.MapDataset[int]]:
-        for source, start in zip(self._sources, self._starts[:-1], strict=True):
-            numbers = grain.MapDataset.range(int(start), int(start) + len(source))
-            yield numbers.seed(_hash(seed, source.name)).shuffle().repeat()
+    @property
+    def size(self) -> int:
+        return len(self._used)
+
+    def _shuffled(self, seed: str, sizes: Sequence[int]) -> Iterator[grain.MapDataset[int]]:
+        """Of each task, places in `_used`."""
+        end = 0
+        for source, size in zip(self._sources, sizes, strict=True):
+            start, end = end, end + size
+            places = grain.MapDataset.range(start, end)
+            yield places.seed(_hash(seed, source.name)).shuffle().repeat()
 
     def record(self, position: int) -> cache.Record:
         number = self.number(position)

@@ -3,8 +3,9 @@
 The folder's layout is that of `data.folder`. Features of `ramp_*` and `qa_*`: `inputs` (the prompt)
 and `targets` (the whole paragraph, or the first accepted answer), with `id` and `example` (JSON)
 passed through. Features of `*_sft_*`: `targets` (prompt, then every segment) and `agent` (1 where
-the agent wrote the token), with `id`. Mixtures take their tasks at equal rates, those named `*_tT`
-in proportion to examples ** (1/T). Importing this module imports TensorFlow.
+the agent wrote the token), with `id`. Mixtures take their tasks at equal rates, RAMP and questions
+together at `qa_share` where it is given, and those named `*_tT` in proportion to examples ** (1/T).
+Importing this module imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -136,16 +137,20 @@ def register(
     tokenizer: str | Path,
     prompt_style: str,
     temperatures: Sequence[float] = (),
+    qa_share: float = 0.0,
 ) -> list[str]:
     """Add the tasks and mixtures of `folder` to seqio's registries; their names, tasks first.
 
     Replaces what an earlier call added, so calling it again changes nothing. A task has the splits
-    that hold records of it. Every mixture comes once more for each of `temperatures`. Raises
+    that hold records of it. Every mixture comes once more for each of `temperatures`. qa_share: of
+    the questions in mixtures of RAMP and questions; 0: all tasks at equal rates. Raises
     FileNotFoundError when the folder has no records, RecordError naming file and line of a
-    malformed one, and ValueError for a temperature that is not positive.
+    malformed one, and ValueError for a temperature that is not positive or a share that is none.
     """
     if bad := [t for t in temperatures if not t > 0]:
         raise ValueError(f"mixture temperatures {bad} are not positive")
+    if not 0 <= qa_share < 1:
+        raise ValueError(f"qa_share is {qa_share}; it must be in [0, 1)")
     catalogue = _Catalogue(Folder(folder), Vocab.load(tokenizer), prompt_style)
     counts = catalogue.folder.counts()
     if not counts:
@@ -162,7 +167,9 @@ def register(
         for name, splits in sorted(by_task.items()):
             _add_task(catalogue, kind, name, splits)
             tasks[name] = splits
-    rates = _rates({t: s["train"] for t, s in tasks.items() if "train" in s}, temperatures)
+    rates = _rates(
+        {t: s["train"] for t, s in tasks.items() if "train" in s}, temperatures, qa_share
+    )
     for name, parts in rates.items():
         seqio.MixtureRegistry.add(name, parts)
     _registered.update(tasks, rates)
@@ -170,12 +177,18 @@ def register(
 
 
 def _rates(
-    counts: Mapping[str, int], temperatures: Sequence[float]
+    counts: Mapping[str, int], temperatures: Sequence[float], qa_share: float
 ) -> dict[str, list[tuple[str, float]]]:
     """Tasks and rates of every mixture of the tasks with that many training examples."""
     found: dict[str, list[tuple[str, float]]] = {}
     for name, parts in mixtures_of(counts).items():
-        found[name] = [(part, 1.0) for part in parts]
+        questions = [part for part in parts if part.startswith("qa_")]
+        masks = len(parts) - len(questions)
+        shares = dict.fromkeys(parts, 1.0)
+        if qa_share and questions and masks:
+            shares = dict.fromkeys(parts, (1 - qa_share) / masks)
+            shares |= dict.fromkeys(questions, qa_share / len(questions))
+        found[name] = list(shares.items())
         for t in temperatures:
             found[f"{name}_t{t:g}"] = [(part, counts[part] ** (1 / t)) for part in parts]
     return found

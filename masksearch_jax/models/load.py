@@ -51,7 +51,7 @@ def describe(folder: str, tokenizer: str, key: str = "config") -> tuple[ModelCon
         )
     config = hf.read_config(folder) if in_hf_format else checkpoint_files.read_model(folder)
     vocab = Vocab.load(tokenizer or folder)
-    check_vocabulary(config, vocab.size)
+    check_vocabulary(config, vocab, tokenizer or folder, folder)
     return config, vocab
 
 
@@ -234,13 +234,25 @@ def _has_hf_weights(source: str, config: ModelConfig) -> bool:
     return True
 
 
-def check_vocabulary(config: ModelConfig, size: int) -> None:
-    """Raises InitError when a tokenizer of `size` ids has some that the model does not embed."""
-    if size > config.vocab_size:
+def check_vocabulary(config: ModelConfig, vocab: Vocab, tokenizer: str, source: str = "") -> None:
+    """Raises InitError for ids that the model does not embed, CheckpointError for another's.
+
+    tokenizer: folder of `vocab`. source: of `initial`; checkpoints know the tokenizer that they
+    were trained with.
+    """
+    if vocab.size > config.vocab_size:
         raise InitError(
-            f"the tokenizer has ids up to {size - 1}, but config.model.vocab_size is "
+            f"the tokenizer has ids up to {vocab.size - 1}, but config.model.vocab_size is "
             f"{config.vocab_size}: give the tokenizer of this model"
         )
+    if source and not is_hf_folder(source) and checkpoint_files.has_steps(source):
+        stored = checkpoint_files.read_tokenizer(source)
+        checkpoint_files.check_tokenizer(source, stored, identity(vocab, tokenizer))
+
+
+def identity(vocab: Vocab, folder: str) -> dict[str, str]:
+    """What checkpoints say of their tokenizer."""
+    return {"folder": folder, "ids": vocab.ids_fingerprint}
 
 
 def _check_same(folder: str, found: ModelConfig, asked: ModelConfig) -> None:

@@ -165,6 +165,13 @@ def gather_texts(text: str) -> list[str]:
     return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
 
 
+def gather_counts(count: int) -> list[int]:
+    """The count of each process, in their order; all must call it."""
+    if jax.process_count() == 1:
+        return [count]
+    return np.asarray(multihost_utils.process_allgather(np.int32(count))).reshape(-1).tolist()
+
+
 def most(counts: list[int]) -> list[int]:
     """The largest of each count on any process; all must call it, with equally many."""
     if jax.process_count() == 1:

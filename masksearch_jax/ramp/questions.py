@@ -1,50 +1,107 @@
-"""Questions split by article into those to train on and those held out."""
+"""Questions for training and evaluation: gold passages by title, split by article, even by type."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+import random
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from masksearch_jax.core import chinese
 from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.core.types import QAExample
-from masksearch_jax.ramp.examples import is_heldout, write_jsonl
+from masksearch_jax.core.types import Passage, QAExample
+from masksearch_jax.ramp.examples import split_of, write_jsonl
+from masksearch_jax.ramp.leakage import Evaluation
+
+
+class GoldPassages:
+    """The passages of a corpus that support questions, noted as they go by.
+
+    A question that names articles and no passage, as HotpotQA's do, gets one of each article: the
+    first that holds an accepted answer, else the article's first.
+    """
+
+    def __init__(self, questions: Iterable[QAExample]):
+        self.titles: dict[str, str] = {}  # of each gold passage that was seen, by id
+        self._wanted: set[str] = set()
+        self._asking: dict[str, list[QAExample]] = defaultdict(list)
+        self._found: dict[tuple[str, str], tuple[bool, Passage]] = {}
+        for question in questions:
+            self._wanted.update(question.gold)
+            for title in () if question.gold else question.titles:
+                self._asking[title.casefold()].append(question)
+
+    def note(self, passage: Passage) -> None:
+        if passage.id in self._wanted:
+            self.titles[passage.id] = passage.title
+        title = passage.title.casefold()
+        for question in self._asking.get(title, ()):
+            tells = any(chinese.stands_in(answer, passage.text) for answer in question.answers)
+            told, _ = self._found.get((question.id, title), (False, None))
+            if (tells and not told) or (question.id, title) not in self._found:
+                light = dataclasses.replace(passage, text="")
+                self._found[question.id, title] = tells, light
+
+    def of(self, question: QAExample) -> QAExample:
+        """The question with its gold passages, where all its articles were seen."""
+        if question.gold or not question.titles:
+            return question
+        found = [self._found.get((question.id, t.casefold())) for t in question.titles]
+        if not all(found):
+            return question
+        passages = [passage for _, passage in found]
+        self.titles.update((p.id, p.title) for p in passages)
+        return dataclasses.replace(question, gold=tuple(p.id for p in passages))
 
 
 @dataclasses.dataclass(frozen=True)
 class QuestionSplit:
-    """Questions by article: `train` reads no held-out article, `heldout` starts from one.
+    """Questions by article: `train` and `rl` read no held-out article, `heldout` starts from one.
 
-    `between` counts the others: they start from a training article and lead to a held-out one.
+    `rl` starts from an article kept for reinforcement learning. `between` counts the others:
+    they start from a training article and lead to a held-out one. Each split is in a random order
+    that takes types in turn: whatever is first in it is of as many types as can be.
     """
 
     train: tuple[QAExample, ...]
+    rl: tuple[QAExample, ...]
     heldout: tuple[QAExample, ...]
     between: int
 
 
 def split_questions(
-    questions: Iterable[QAExample], titles: Mapping[str, str], fraction: float, seed: int
+    questions: Iterable[QAExample], titles: Mapping[str, str], cfg: RampConfig
 ) -> QuestionSplit:
     """The split of RAMP applied to questions; `titles` gives the title of each passage id.
 
     A question's first gold passage is where it starts, or its first title where it names no
     passage; without either a hash of its id decides.
     """
-    train, heldout, between = [], [], 0
+    found: dict[str, list[QAExample]] = {"train": [], "rl": [], "heldout": []}
+    between = 0
     for question in questions:
-        keys = [titles.get(g) or g for g in question.gold] or question.titles or [question.id]
-        held = [is_heldout(key, fraction, seed) for key in keys]
-        if held[0]:
-            heldout.append(question)
-        elif any(held):
+        articles = [titles.get(g) or g for g in question.gold] or question.titles or [question.id]
+        splits = [split_of(article, cfg) for article in articles]
+        if splits[0] != "heldout" and "heldout" in splits:
             between += 1
         else:
-            train.append(question)
-    return QuestionSplit(tuple(train), tuple(heldout), between)
+            found[splits[0]].append(question)
+    made = {name: tuple(evenly(asked, f"{cfg.seed}/{name}")) for name, asked in found.items()}
+    return QuestionSplit(**made, between=between)
+
+
+def evenly(questions: Iterable[QAExample], seed: str) -> list[QAExample]:
+    """The questions in a random order that takes their types in turn, as long as each lasts."""
+    by_type: dict[str, list[QAExample]] = defaultdict(list)
+    for question in questions:
+        by_type[question.type].append(question)
+    for name, asked in by_type.items():
+        random.Random(f"{seed}/{name}").shuffle(asked)
+    ranked = [(i, name, q) for name, asked in by_type.items() for i, q in enumerate(asked)]
+    return [q for _, _, q in sorted(ranked, key=lambda r: r[:2])]
 
 
 def write_split(
@@ -54,11 +111,13 @@ def write_split(
     titles: Mapping[str, str],
     cfg: RampConfig,
     path: str,
+    evaluation: Evaluation | None = None,
 ) -> dict[str, Any]:
-    """Writes FOLDER/questions/{train,heldout}.jsonl, split by article; the counts in and out.
+    """Writes FOLDER/questions/{train,rl,heldout}.jsonl, split by article; the counts in and out.
 
-    Kept are the questions whose gold passages are all in `titles`. dropped: rows of the file
-    `path` that were none, by reason. Raises ConfigError where not one of the file is kept.
+    Kept are the questions whose gold passages are all in `titles`, and that no `evaluation` asks.
+    dropped: rows of the file `path` that were none, by reason. Raises ConfigError where not one of
+    the file is kept.
     """
     asked = list(questions)
     kept = [q for q in asked if titles.keys() >= set(q.gold)]
@@ -67,17 +126,21 @@ def write_split(
             f"not one of the {len(asked)} questions of {path} has its gold passages in the corpus; "
             f"the first asks for {asked[0].gold}"
         )
-    split = split_questions(kept, titles, cfg.heldout_fraction, cfg.seed)
-    for name in ("train", "heldout"):
+    free = [q for q in kept if not (evaluation and evaluation.asks(q.question))]
+    split = split_questions(free, titles, cfg)
+    by_split = {}
+    for name in ("train", "rl", "heldout"):
         file = folder / "questions" / f"{name}.jsonl"
         file.unlink(missing_ok=True)
-        if found := getattr(split, name):
+        found = getattr(split, name)
+        by_split[name] = len(found)
+        if found:
             write_jsonl(file, found)
     read = len(asked) + dropped.total()
     lost = {
         "gold passage not in the corpus": len(asked) - len(kept),
+        "asked by an evaluation set": len(kept) - len(free),
         "between splits": split.between,
     }
-    by_split = {"train": len(split.train), "heldout": len(split.heldout)}
     counts = {"in": read, "out": sum(by_split.values()), "dropped": dict(dropped + Counter(lost))}
     return counts | by_split

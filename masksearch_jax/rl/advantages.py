@@ -25,21 +25,23 @@ def group_advantages(rewards: np.ndarray, valid: np.ndarray | None = None) -> np
 
 def keep_groups(
     accuracy: np.ndarray,
-    threshold: float,
+    threshold: float | None,
     rewards: np.ndarray | None = None,
     tolerance: float = 1e-6,
     valid: np.ndarray | None = None,
 ) -> np.ndarray:
-    """bool[G]: groups to learn from, by thresholded accuracy (DAPO's dynamic sampling).
+    """bool[G]: groups to learn from (DAPO's dynamic sampling).
 
-    A group stays when some but not all of its valid samples reach `threshold`. Recall is
-    continuous, so that comparing floats would keep groups whose spread is noise, which 1/std then
-    blows up; given `rewards` [G, n], their range must also exceed `tolerance`.
+    A group stays when some but not all of its valid samples reach `threshold`; None: whatever they
+    reach. Recall is continuous, so that comparing floats would keep groups whose spread is noise,
+    which 1/std then blows up; given `rewards` [G, n], their range must also exceed `tolerance`.
     """
     accuracy = np.asarray(accuracy)
     valid = _all_valid(accuracy) if valid is None else np.asarray(valid, bool)
-    right = accuracy >= threshold
-    keep = (right & valid).any(axis=1) & (~right & valid).any(axis=1)
+    keep = np.ones(len(accuracy), bool)
+    if threshold is not None:
+        right = accuracy >= threshold
+        keep = (right & valid).any(axis=1) & (~right & valid).any(axis=1)
     if rewards is not None:
         highest = np.where(valid, rewards, -np.inf).max(axis=1)
         lowest = np.where(valid, rewards, np.inf).min(axis=1)

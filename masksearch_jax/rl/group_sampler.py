@@ -4,40 +4,78 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Sequence
+from concurrent import futures
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from masksearch_jax.core import retrieval
-from masksearch_jax.core.config import DapoConfig, RolloutConfig
+from masksearch_jax.core.config import DapoConfig
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.types import JsonObject, Trajectory, to_json
 from masksearch_jax.data import batches
 from masksearch_jax.data.demonstrations import parse_example
 from masksearch_jax.parallel import hosts
-from masksearch_jax.rl import rewards
-from masksearch_jax.rl.groups import Group, lacking, score_groups
+from masksearch_jax.rl import reward_figures
+from masksearch_jax.rl.groups import (
+    Counts,
+    Group,
+    lacking,
+    oldest,
+    pack,
+    score_groups,
+    unpack,
+)
+from masksearch_jax.rl.reward_pool import RewardError, RewardPool
+from masksearch_jax.rl.rewards import RewardParts
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
 from masksearch_jax.rollout.model import Policy
 from masksearch_jax.rollout.stats import EngineStats
 
 # Figures of which a process has its part; of the others all have their own.
-_TOTALS = ("groups_sampled", "groups_kept", "rollout_tokens_per_second", "restarted")
+_TOTALS = (
+    *("groups_sampled", "groups_kept", "groups_carried", "groups_expired"),
+    *("rollout_tokens_per_second", "restarted"),
+)
 
 
-class SearchOutage(Exception):
-    """So many searches of a step failed that it teaches nothing: it is to be sampled again."""
+class Outage(Exception):
+    """So much that a step asked of a tool failed that it teaches nothing: to be sampled again."""
 
-    def __init__(self, failed: int, searches: int, error: str):
-        super().__init__(f"{failed} of {searches} searches failed: {error}")
+    tool = asked = ""
+
+    def __init__(self, failed: int, asked: int, error: str):
+        super().__init__(f"{failed} of {asked} {self.asked} failed: {error}")
+
+
+class SearchOutage(Outage):
+    tool, asked = "search tool", "searches"
+
+
+class JudgeOutage(Outage):
+    tool, asked = "judge", "verdicts"
+
+
+class Scored(NamedTuple):
+    """A trajectory that has ended, and its reward when there is one."""
+
+    trajectory: Trajectory
+    reward: futures.Future[RewardParts]
 
 
 class GroupSampler:
     """Draws prompts and samples groups; those that are not whole at a step's end go on in the next.
 
+    So do groups with spread beyond those that a step trains on, which are `carried`. No token that
+    is trained on is older than `rollout.max_staleness` versions: a sample that is, of a group that
+    is open, is sampled anew; a group that would be is not carried, but counted as `expired`.
     A prompt's stream is its number in the run, whatever the number of processes. Where a share of
-    `tool_failures` of the searches fails, `step` raises SearchOutage.
+    `tool_failures` of the searches fails, `step` raises SearchOutage. A trajectory goes to the pool
+    of rewards as soon as it ends, and a group is whole once all its rewards are there.
     """
 
     def __init__(
@@ -46,18 +84,22 @@ class GroupSampler:
         prompts: batches.PromptBatches,
         dapo: DapoConfig,
         rollout: RolloutConfig,
+        pool: RewardPool,
         tool_failures: float = 1.0,
     ):
         self.tool_failures = tool_failures
         self.engine, self.prompts, self.dapo, self.rollout = engine, prompts, dapo, rollout
+        self.pool = pool
         self.partial = rollout.in_flight != "drop"
         self.wanted = dapo.groups // jax.process_count()
         self.stream = 0
-        self.open: dict[str, tuple[batches.Prompt, dict[int, Trajectory]]] = {}
+        self.open: dict[str, tuple[batches.Prompt, dict[int, Scored]]] = {}
         self.again: list[Request] = []
+        self.carried: list[Group] = []
+        self.expired = 0  # in the last step
 
     def state(self) -> JsonObject:
-        """JSON of the next stream and of this process's prompts whose groups are open."""
+        """The next stream, this process's prompts whose groups are open, and groups carried."""
         own = [
             {
                 "stream": name,
@@ -66,23 +108,28 @@ class GroupSampler:
             }
             for name, (prompt, _) in self.open.items()
         ]
-        return {"stream": self.stream, "open": own}
+        return {"stream": self.stream, "open": own, "carried": [*self.carried]}
 
     @staticmethod
     def gather(state: JsonObject) -> JsonObject:
-        """`state` with the prompts of all processes; all must call it."""
-        texts = hosts.gather_texts(json.dumps(state["open"]))
-        return state | {"open": [p for text in texts for p in json.loads(text)]}
+        """JSON of `state` with what all processes have; all must call it."""
+        own = [state["open"], [pack(group) for group in state["carried"]]]
+        found = [json.loads(text) for text in hosts.gather_texts(json.dumps(own))]
+        opened, carried = (
+            [x for part in parts for x in part] for parts in zip(*found, strict=True)
+        )
+        return state | {"open": opened, "carried": carried}
 
     def restore(self, state: JsonObject) -> None:
         """Goes on from `state`, on any number of processes; open groups are sampled anew."""
-        own = state["open"][jax.process_index() :: jax.process_count()]
-        self._go_on(state["stream"], own)
+        own = slice(jax.process_index(), None, jax.process_count())
+        self.carried = [unpack(text) for text in state["carried"][own]]
+        self._go_on(state["stream"], state["open"][own])
 
     def rewind(self, state: JsonObject) -> None:
         """Goes back to a `state` of this process, whatever has been sampled since."""
         self.engine.drop()
-        self.open, self.again = {}, []
+        self.open, self.again, self.carried = {}, [], [*state["carried"]]
         self._go_on(state["stream"], state["open"])
 
     def _go_on(self, stream: int, opened: Sequence[JsonObject]) -> None:
@@ -95,11 +142,13 @@ class GroupSampler:
     def step(self, model: Policy, version: int) -> tuple[list[Group], list[Group]]:
         """This process's groups with spread, at most its share, and all that it saw.
 
-        Raises SearchOutage, on all processes.
+        Raises Outage, on all processes; RewardError where rewards fail for another reason.
         """
-        kept: list[Group] = []
+        self._renew(version)
+        kept, self.carried = self.carried, []
+        carried = len(kept)
         seen: list[Group] = []
-        counts: list[tuple[int, int]] = []
+        counts: list[Counts] = []
         drawn = next(self.prompts)
         ahead = round((self.dapo.oversample - 1) * self.wanted) * jax.process_count()
         if self.partial and ahead and not hosts.any_process(bool(self.open)):
@@ -111,45 +160,103 @@ class GroupSampler:
                     break
                 drawn = self.prompts.extra(short * jax.process_count())
             requests, self.again = self.again + self._requests(drawn), []
-            for group in self._sample(model, version, requests, kept):
-                seen.append(group)
-                if score_groups([group], self.dapo, self.rollout)[2][0]:
-                    kept.append(group)
-            counts = self._counts(kept, seen)
+            self._sample(model, version, requests, kept, seen)
+            counts = self._counts(Counts(len(kept), len(kept) - carried, len(seen)), seen)
         kept.sort(key=lambda group: group.stream)
-        return kept[: self.wanted], sorted(seen, key=lambda group: group.stream)
+        kept, surplus = kept[: self.wanted], kept[self.wanted :]
+        bound = version + 1 - self.rollout.max_staleness
+        self.carried = [group for group in surplus if group.oldest >= bound]
+        self.expired = len(surplus) - len(self.carried)
+        return kept, sorted(seen, key=lambda group: group.stream)
 
-    def _counts(self, kept: list[Group], seen: list[Group]) -> list[tuple[int, int]]:
-        """Groups with spread, and all, of each process. Raises SearchOutage, on all of them."""
+    def _renew(self, version: int) -> None:
+        """Asks anew for samples of open groups that are too old; others of the group wait."""
+        most = self.rollout.max_staleness
+        for name, (prompt, found) in self.open.items():
+            old = [s for s in found if version - oldest(found[s].trajectory) > most]
+            for sample in old:
+                del found[sample]
+                self.again.append(self._sample_request(int(name), prompt, sample))
+                self.engine.stats.restarted += 1
+
+    def _counts(self, own: Counts, seen: list[Group]) -> list[Counts]:
+        """The counts of each process. Raises what `step` does, on all of them."""
         ended = (turn for group in seen for t in group.trajectories for turn in t.turns)
         turns = [turn for turn in ended if turn.queries]  # without any, no tool is asked
         errors = [turn.error for turn in turns if turn.error]
-        own = [len(kept), len(seen), len(turns), len(errors), *errors[:1]]
-        found = [json.loads(text) for text in hosts.gather_texts(json.dumps(own))]
-        searches, failed = (sum(counts[i] for counts in found) for i in (2, 3))
-        if failed and failed >= self.tool_failures * searches:
-            raise SearchOutage(failed, searches, next(c[4] for c in found if len(c) > 4))
-        return [tuple(counts[:2]) for counts in found]
+        asked = sum(len(reward_figures.asked_for(group)) for group in seen)
+        failures = [why for group in seen for why in reward_figures.failures(group)]
+        searches, rewards = ((len(turns), errors), (asked, failures))
+        said = [own, *([n, len(failed), failed[:1]] for n, failed in (searches, rewards))]
+        found = [json.loads(text) for text in hosts.gather_texts(json.dumps(said))]
+        self._check_searches(*_summed([each[1] for each in found]))
+        self._check_rewards(*_summed([each[2] for each in found]))
+        return [Counts(*each[0]) for each in found]
+
+    def _check_searches(self, asked: int, failed: int, error: str) -> None:
+        if failed and failed >= self.tool_failures * asked:
+            raise SearchOutage(failed, asked, error)
+
+    def _check_rewards(self, asked: int, failed: int, error: str) -> None:
+        most = self.dapo.max_reward_failures
+        if failed <= most * asked:
+            return
+        if self.dapo.reward == "judge":
+            raise JudgeOutage(failed, asked, error)
+        raise RewardError(
+            f"{failed} of {asked} samples have no reward, more than the share of {most:g} that "
+            f"config.dapo.max_reward_failures allows: {error}"
+        )
 
     def _sample(
-        self, model: Policy, version: int, requests: list[Request], kept: list[Group]
-    ) -> Iterator[Group]:
-        """Groups as they become whole; in parts, until `kept` has enough."""
+        self,
+        model: Policy,
+        version: int,
+        requests: list[Request],
+        kept: list[Group],
+        seen: list[Group],
+    ) -> None:
+        """Adds groups as they become whole to `seen`, with spread to `kept`, until that has enough.
+
+        In parts only; else until all are whole, so that nothing depends on which is first.
+        """
 
         def enough() -> bool:
+            self._take_whole(kept, seen)
             return self.partial and len(kept) >= self.wanted
 
         for trajectory in self.engine.run(model, requests, version, enough=enough):
-            name = trajectory.example_id
+            prompt, found = self.open[trajectory.example_id]
+            trajectory = dataclasses.replace(trajectory, example_id=prompt.example.id)
+            reward = self.pool.submit(prompt.example, trajectory)
+            found[trajectory.sample] = Scored(trajectory, reward)
+        while not enough() and (pending := self._pending()):
+            self.pool.wait(pending)
+
+    def _ended(self) -> list[str]:
+        """The prompts whose samples have all ended."""
+        size = self.dapo.group_size
+        return [name for name, (_, found) in self.open.items() if len(found) == size]
+
+    def _pending(self) -> list[futures.Future[RewardParts]]:
+        """The rewards that groups lack whose samples have all ended."""
+        found = [self.open[name][1] for name in self._ended()]
+        return [s.reward for samples in found for s in samples.values() if not s.reward.done()]
+
+    def _take_whole(self, kept: list[Group], seen: list[Group]) -> None:
+        for name in self._ended():
             prompt, found = self.open[name]
-            found[trajectory.sample] = trajectory
-            if len(found) < self.dapo.group_size:
+            samples = [found[i] for i in sorted(found)]
+            if not all(s.reward.done() for s in samples):
                 continue
             del self.open[name]
-            example, members = prompt.example, [t for _, t in sorted(found.items())]
-            members = [dataclasses.replace(t, example_id=example.id) for t in members]
-            parts = [rewards.reward(example, t, self.dapo) for t in members]
-            yield Group(example, members, parts, int(name))
+            parts = [s.reward.result() for s in samples]
+            group = Group(prompt.example, [s.trajectory for s in samples], parts, int(name))
+            for why in reward_figures.failures(group):
+                logging.getLogger(__name__).warning("a sample without a reward: %s", why)
+            seen.append(group)
+            if score_groups([group], self.dapo, self.rollout)[2][0]:
+                kept.append(group)
 
     def _requests(self, drawn: Sequence[batches.Prompt]) -> list[Request]:
         """One request per sample of each prompt; streams are numbered as one process would."""
@@ -159,28 +266,59 @@ class GroupSampler:
 
     def _request(self, stream: int, prompt: batches.Prompt) -> list[Request]:
         self.open[str(stream)] = (prompt, {})
-        source = retrieval.source_of(prompt.example)
         samples = range(self.dapo.group_size)
-        return [Request(str(stream), prompt.ids, stream % 2**32, s, source) for s in samples]
+        return [self._sample_request(stream, prompt, sample) for sample in samples]
+
+    @staticmethod
+    def _sample_request(stream: int, prompt: batches.Prompt, sample: int) -> Request:
+        source = retrieval.source_of(prompt.example)
+        return Request(str(stream), prompt.ids, stream % 2**32, sample, source)
 
 
-def figures(seen: Sequence[Group], kept: Sequence[Group], stats: EngineStats) -> dict[str, float]:
-    """What a step's groups looked like and what sampling them took; all processes must call it."""
+def _summed(each: Sequence[tuple[int, int, list[str]]]) -> tuple[int, int, str]:
+    """Numbers asked and failed of all processes, and the first error that there is."""
+    asked, failed, errors = zip(*each, strict=True)
+    return sum(asked), sum(failed), next((error for own in errors for error in own), "")
+
+
+def figures(
+    seen: Sequence[Group],
+    kept: Sequence[Group],
+    expired: int,
+    stats: EngineStats,
+    version: int,
+    threshold: float,
+) -> dict[str, float]:
+    """What a step's groups looked like and what sampling them took; all processes must call it.
+
+    Means are over all that was sampled, on all processes. threshold: of a sample that is right.
+    Staleness is in versions, of the tokens of `kept`.
+    """
     trajectories = [t for g in seen for t in g.trajectories]
-    parts = [r for g in seen for r in g.rewards]
-    own = {
-        "reward": float(np.mean([r.total for r in parts])),
-        "answer": float(np.mean([r.answer for r in parts])),
-        "format": float(np.mean([r.format for r in parts])),
-        "accuracy": float(np.mean([r.accuracy for r in parts])),
-        "reward_spread": float(np.mean([np.std([r.total for r in g.rewards]) for g in seen])),
-        "searches": float(np.mean([len(t.turns) for t in trajectories])),
-        "sampled_tokens": float(np.mean([t.sampled.sum() for t in trajectories])),
-        "truncated": float(np.mean([t.status == "out_of_tokens" for t in trajectories])),
-        "tool_failures": float(np.mean([t.status == "tool_failure" for t in trajectories])),
+    means = {
+        "searches": _mean([len(t.turns) for t in trajectories]),
+        "sampled_tokens": _mean([t.sampled.sum() for t in trajectories]),
+        "truncated": _mean([t.status == "out_of_tokens" for t in trajectories]),
+        "tool_failures": _mean([t.status == "tool_failure" for t in trajectories]),
+    }
+    sampled = {g.stream for g in seen}
+    ages = [version - t.versions[t.sampled] for g in kept for t in g.trajectories]
+    tokens = np.concatenate([*ages, np.zeros(0, np.int32)])
+    own = {name: x * len(seen) for name, x in means.items()} | stats.figures()
+    own |= {
         "groups_sampled": float(len(seen)),
         "groups_kept": float(len(kept)),
+        "groups_carried": float(sum(g.stream not in sampled for g in kept)),
+        "groups_expired": float(expired),
+        "staleness": float(tokens.sum()),
+        "tokens": float(len(tokens)),
     }
-    own |= stats.figures()
-    own |= {name: own[name] * jax.process_count() for name in _TOTALS}
-    return hosts.mean_over_processes(own)
+    found = reward_figures.figures(seen, threshold) | hosts.mean_over_processes(own)
+    found |= {name: found[name] / max(found["groups_sampled"], 1e-9) for name in means}
+    found["staleness"] /= max(found.pop("tokens"), 1e-9)
+    found["staleness_max"] = float(hosts.most([int(tokens.max(initial=0))])[0])
+    return found | {name: found[name] * jax.process_count() for name in _TOTALS}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else 0.0

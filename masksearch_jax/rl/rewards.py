@@ -1,42 +1,143 @@
-"""Rewards of finished trajectories, from their text: answer score, format, accuracy. No jax.
+"""Rewards of finished trajectories: answer score, format, what search has shown. No jax.
 
 Answers are read from what the policy wrote, never from search results. The paper (arXiv 2505.20285,
-section 3.3) names both kinds; the formulas of penalty and mixing are ours.
+section 3.3) names recall, its penalised form and a judge; the formulas of penalty and mixing are
+ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import dataclasses
+import math
+import numbers
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from masksearch_jax.core import markup, scoring
-from masksearch_jax.core.config import DapoConfig
+from masksearch_jax.core.errors import ConfigError, nearest
+from masksearch_jax.core.reward_config import RewardConfig
 from masksearch_jax.core.types import Example, QAExample, RampExample, Segment, Trajectory
+from masksearch_jax.core.user_code import import_function
+from masksearch_jax.rl import turns
 
-KINDS = ("recall", "f1", "penalised")
+RULES = ("recall", "f1", "penalised")
+KINDS = (*RULES, "judge")
+KEY = "config.dapo.reward"
+
+# Whether an answer is right; None where the judge's reply cannot be read. What it raises is an
+# outage of the judge, of which nobody's answer is to blame.
+Judge = Callable[[Example, str], Awaitable[bool | None]]
+# A function of a user's: the reward, or its parts by name with `total`; or a coroutine of either.
+OwnReward = Callable[[Example, Trajectory], Any]
 
 
-class RewardParts(NamedTuple):
-    """`total` is what the policy is trained on; all lie in 0..1.
+@dataclasses.dataclass(frozen=True)
+class RewardParts:
+    """`total` is what the policy is trained on; the parts of our kinds lie in 0..1.
 
     `answer`: score of the answer by the configured kind. `format`: 1 when well-formed. `accuracy`:
-    what decides whether a sample counts as right, the answer's score.
+    what decides whether a sample counts as right. `turns`: what each policy turn adds to the
+    advantage of its tokens. `logged`: further figures, by name. `failure`: why there is no reward;
+    the sample then neither trains nor counts.
     """
 
     total: float
     answer: float
     format: float
     accuracy: float
+    turns: tuple[float, ...] = ()
+    logged: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    failure: str = ""
 
 
-def reward(example: Example, trajectory: Trajectory, cfg: DapoConfig) -> RewardParts:
-    """The reward of a trajectory, by the kind of its example."""
+def no_reward(why: str) -> RewardParts:
+    """Of a sample that nobody could score."""
+    return RewardParts(0.0, 0.0, 0.0, 0.0, failure=why)
+
+
+def check(cfg: RewardConfig, max_turns: int) -> None:
+    """Raises ConfigError for a reward that there is not, or that nothing could earn."""
+    if ":" in cfg.reward:
+        own_reward(cfg)
+    elif cfg.reward not in KINDS:
+        choices = f"{', '.join(KINDS)} or package.module:function"
+        raise ConfigError(f"{KEY} is {cfg.reward!r}, not {choices}; {nearest(cfg.reward, KINDS)}")
+    if not 0 <= cfg.min_searches <= max_turns:
+        raise ConfigError(
+            f"config.dapo.min_searches is {cfg.min_searches}; it must lie in 0.."
+            f"config.rollout.max_turns, {max_turns}"
+        )
+
+
+def own_reward(cfg: RewardConfig) -> OwnReward:
+    """The user's function that `cfg.reward` names. Raises ConfigError."""
+    return import_function(cfg.reward, KEY, ("example", "trajectory"))
+
+
+def reward(example: Example, trajectory: Trajectory, cfg: RewardConfig) -> RewardParts:
+    """The reward of a trajectory by one of RULES, by the kind of its example."""
+    if cfg.reward not in RULES:
+        raise ValueError(f"{cfg.reward!r} is none of {', '.join(RULES)}")
     if isinstance(example, RampExample):
-        return ramp_reward(example, trajectory.segments, cfg)
-    return qa_reward(example, trajectory.segments, cfg)
+        parts = ramp_reward(example, trajectory.segments, cfg)
+    else:
+        parts = qa_reward(example, trajectory.segments, cfg)
+    return _paid_for_search(_described(parts, example, trajectory, cfg), cfg)
 
 
-def ramp_reward(example: RampExample, segments: Sequence[Segment], cfg: DapoConfig) -> RewardParts:
+def judged_reward(
+    example: Example, trajectory: Trajectory, verdict: bool | None, cfg: RewardConfig
+) -> RewardParts:
+    """The reward of a trajectory by what the judge said of its answer; None: nothing readable.
+
+    logged: `judge_unreadable`, and `judge_agreement` with exact match, of answers alone.
+    """
+    answer, right = read_answer(trajectory.segments), bool(verdict)
+    parts = _combine(float(right), trajectory.segments, cfg)
+    parts = _paid_for_search(_described(parts, example, trajectory, cfg), cfg)
+    if answer is None:
+        return parts
+    agrees = right == scoring.exact_match(example, answer)
+    said = {"judge_unreadable": float(verdict is None), "judge_agreement": float(agrees)}
+    return dataclasses.replace(parts, logged={**parts.logged, **said})
+
+
+def own_parts(
+    found: Any, example: Example, trajectory: Trajectory, cfg: RewardConfig
+) -> RewardParts:
+    """What a user's function returned, as parts: `total` as it is, the others logged.
+
+    A part named `accuracy` decides which samples count as right; else `total` does. Raises
+    TypeError for anything but a number or named numbers with `total`, ValueError for NaN and
+    infinities.
+    """
+    named = found._asdict() if hasattr(found, "_asdict") else found
+    if not isinstance(named, Mapping):
+        _check_number(named, "")
+        named = {"total": named}
+    for name, value in named.items():
+        _check_number(value, f"{name} is ")
+    if "total" not in named:
+        raise TypeError(f"there is no total among the parts: {', '.join(map(str, named))}")
+    values = {name: float(value) for name, value in named.items()}
+    total = values.pop("total")
+    accuracy = values.pop("accuracy", total)
+    form = _format(trajectory.segments, cfg)
+    logged = {f"reward_{name}": value for name, value in values.items()}
+    parts = RewardParts(total, total, form, accuracy, logged=logged)
+    return _described(parts, example, trajectory, cfg)
+
+
+def _check_number(value: Any, name: str) -> None:
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}{value!r:.80} ({type(value).__name__}), which is no number")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}{float(value)}, which is not finite")
+
+
+def ramp_reward(
+    example: RampExample, segments: Sequence[Segment], cfg: RewardConfig
+) -> RewardParts:
     """Scores of what stands in the slots: `recall`, or `penalised` slot by slot; `f1` is recall."""
     answer = read_answer(segments)
     if cfg.reward == "penalised":
@@ -46,7 +147,7 @@ def ramp_reward(example: RampExample, segments: Sequence[Segment], cfg: DapoConf
     return _combine(score, segments, cfg)
 
 
-def qa_reward(example: QAExample, segments: Sequence[Segment], cfg: DapoConfig) -> RewardParts:
+def qa_reward(example: QAExample, segments: Sequence[Segment], cfg: RewardConfig) -> RewardParts:
     """Scores against the accepted answers: `f1` with numbers all or nothing, `penalised`, `recall`.
 
     `recall` is the paper's, and pays for whatever an answer holds besides the right one.
@@ -69,10 +170,65 @@ def read_answer(segments: Sequence[Segment]) -> str | None:
     return markup.extract_answer(text) or None
 
 
-def _combine(score: float, segments: Sequence[Segment], cfg: DapoConfig) -> RewardParts:
+def _combine(score: float, segments: Sequence[Segment], cfg: RewardConfig) -> RewardParts:
     """Mixes answer and format: (1 - format_weight) * answer + format_weight * format."""
-    if cfg.reward not in KINDS:
-        raise ValueError(f"dapo.reward is {cfg.reward!r}; choose one of {KINDS}")
-    form = float(markup.is_well_formed(segments))
+    form = _format(segments, cfg)
     total = (1 - cfg.format_weight) * score + cfg.format_weight * form
     return RewardParts(total, score, form, score)
+
+
+def _format(segments: Sequence[Segment], cfg: RewardConfig) -> float:
+    searches = sum(s.author == "policy" for s in segments) - 1  # if well-formed: all but the last
+    return float(markup.is_well_formed(segments) and searches >= cfg.min_searches)
+
+
+def _described(
+    parts: RewardParts, example: Example, trajectory: Trajectory, cfg: RewardConfig
+) -> RewardParts:
+    """The parts with what search has shown, and with the faults of the turns and their terms."""
+    shown = {"coverage": coverage(example, trajectory), "gold_hit": gold_hit(example, trajectory)}
+    known = {name: share for name, share in shown.items() if share is not None}
+    faults = turns.faults(trajectory)
+    logged = {**parts.logged, **known, **turns.counts(faults)}
+    return dataclasses.replace(parts, turns=turns.terms(faults, cfg), logged=logged)
+
+
+def _paid_for_search(parts: RewardParts, cfg: RewardConfig) -> RewardParts:
+    weights = {"coverage": cfg.coverage_weight, "gold_hit": cfg.gold_hit_weight}
+    extra = sum(weight * parts.logged.get(name, 0.0) for name, weight in weights.items())
+    return dataclasses.replace(parts, total=parts.total + extra)
+
+
+def coverage(example: Example, trajectory: Trajectory) -> float | None:
+    """Share of what an answer needs that search results hold, in 0..1; None of nothing known.
+
+    Of a masked paragraph: its spans. Of a question: the titles of the articles that support its
+    answer; without titles, 1 for any accepted answer. Compared in SQuAD's normal form.
+    """
+    text = _spaced("\n".join(s.text for s in trajectory.segments if s.author == "tool"))
+
+    def share(wanted: Sequence[str]) -> float | None:
+        words = [w for w in map(_spaced, wanted) if w.strip()]
+        return sum(w in text for w in words) / len(words) if words else None
+
+    if isinstance(example, RampExample):
+        return share([span.text for span in example.spans])
+    if example.titles:
+        return share(example.titles)
+    each = [share([answer]) for answer in example.answers]
+    return max((found for found in each if found is not None), default=None)
+
+
+def gold_hit(example: Example, trajectory: Trajectory) -> float | None:
+    """Share of the passages known to hold the answer that search has shown; None of none known.
+
+    Of a masked paragraph: the passage that it is of.
+    """
+    gold = (example.passage_id,) if isinstance(example, RampExample) else example.gold
+    shown = {passage for turn in trajectory.turns for passage in turn.passage_ids}
+    return sum(passage in shown for passage in gold) / len(gold) if gold else None
+
+
+def _spaced(text: str) -> str:
+    """Words with a space before and after each, so that one text is in another by whole words."""
+    return f" {' '.join(scoring.tokenise(text))} "

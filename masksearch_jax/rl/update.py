@@ -15,7 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from masksearch_jax.core import rows
-from masksearch_jax.core.config import DapoConfig, RolloutConfig
+from masksearch_jax.core.config import DapoConfig
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.parallel.sharding import PyTree
 from masksearch_jax.rl import advantages
@@ -43,6 +44,12 @@ class Minibatch(NamedTuple):
     micro_batches: list[np.ndarray]
 
     @property
+    def tokens(self) -> int:
+        """How many tokens the loss counts."""
+        asked = self.batch["loss_mask"] & np.isfinite(self.batch["logp_sampler"])
+        return int(np.count_nonzero(asked))
+
+    @property
     def row_fill(self) -> float:
         """The share of the tokens of the rows in use that is no padding."""
         used = np.concatenate(self.micro_batches[: self.used])
@@ -53,11 +60,12 @@ class Minibatch(NamedTuple):
 class Update:
     """`update(state, kept) -> state, metrics`, with the step's `state` donated.
 
-    kept: this process's groups. All processes must call it. Samples are cut into the minibatches in
-    their order; each is one `train_step(state, micro_batches, used)`. Where there are several,
+    kept: this process's groups. All processes must call it. Samples are spread over the
+    minibatches in their order; each minibatch that holds any, on any process, is one
+    `train_step(state, micro_batches, used)`. With `dapo.minibatches` above 1,
     `logprobs(model, batch)` gives the log-probabilities under the policy that the step began with.
-    metrics: the mean over the minibatches of what `train_step` reports, and `row_fill`; of no group
-    on any process, `row_fill` 0 alone.
+    metrics: what `train_step` reports, `combined`; `row_fill`, the mean over the updates; their
+    number, `updates`. Without an update, `row_fill` 0 and `updates` 0 alone.
     """
 
     def __init__(
@@ -78,10 +86,10 @@ class Update:
     def __call__(
         self, state: TrainState, kept: Sequence[Group]
     ) -> tuple[TrainState, dict[str, float]]:
-        if not hosts.any_process(bool(kept)):
-            return state, {"row_fill": 0.0}
         minibatches = self._minibatches(kept)
-        if len(minibatches) > 1:
+        if not minibatches:
+            return state, {"row_fill": 0.0, "updates": 0.0}
+        if self._dapo.minibatches > 1:
             for minibatch in minibatches:
                 self._add_old_logprobs(state.model, minibatch)
         found = []
@@ -90,17 +98,37 @@ class Update:
             state, out = self._train_step(state, placed, np.int32(minibatch.used))
             found.append({name: float(value) for name, value in out.items()})
         row_fill = float(np.mean([minibatch.row_fill for minibatch in minibatches]))
-        return state, combined(found) | hosts.mean_over_processes({"row_fill": row_fill})
+        metrics = combined(found) | hosts.mean_over_processes({"row_fill": row_fill})
+        return state, metrics | {"updates": float(len(found))}
 
     def _minibatches(self, kept: Sequence[Group]) -> list[Minibatch]:
+        """Those that hold tokens on any process."""
+        groups = hosts.gather_counts(len(kept))
+        if not any(groups):
+            return []
         total, valid, _ = score_groups(kept, self._dapo, self._rollout)
         advantage = advantages.group_advantages(total, valid)
         samples = to_tokens(kept, advantage, valid, self._samples)
         samples = hosts.exchange_sequences(self._mesh, samples, DAPO_FIELDS)
-        cut = self._parts, self._dapo.minibatches, self._rows_per_part
+        taken = [groups[process] * self._dapo.group_size for process in hosts.peers(self._mesh)]
+        starts = range(0, len(samples), self._samples)
+        samples = [
+            tokens
+            for start, count in zip(starts, taken, strict=True)
+            for tokens in samples[start : start + count]
+        ]
+        size = self._accumulate * self._rows_per_part  # rows of a part of a minibatch
+        least = hosts.most([-(-len(samples) // (size * self._parts))])[0]
+        count = min(self._dapo.minibatches, max(sum(groups), least))
+        cut = self._parts, count, size, self._rows_per_part
         minibatches = cut_minibatches(samples, *cut, self._rollout.max_len)
         used = hosts.most([minibatch.used for minibatch in minibatches])
-        return [m._replace(used=most) for m, most in zip(minibatches, used, strict=True)]
+        tokens = hosts.most([minibatch.tokens for minibatch in minibatches])
+        return [
+            minibatch._replace(used=most)
+            for minibatch, most, any_ in zip(minibatches, used, tokens, strict=True)
+            if any_
+        ]
 
     def _add_old_logprobs(self, model: PyTree, minibatch: Minibatch) -> None:
         """Writes `logp_old` of the rows in use."""
@@ -111,24 +139,30 @@ class Update:
 
 
 def cut_minibatches(
-    samples: Sequence[rows.Tokens], parts: int, count: int, rows_per_part: int, seq_len: int
+    samples: Sequence[rows.Tokens],
+    parts: int,
+    count: int,
+    size: int,
+    rows_per_part: int,
+    seq_len: int,
 ) -> list[Minibatch]:
-    """Samples, in `parts` equal runs, as `count` minibatches of as many samples of each run.
+    """Samples, in order, as `parts` runs of `count` minibatches: as many of each run in each.
 
-    A micro-batch has `rows_per_part` rows of each run. Each run of a minibatch is packed by itself
-    into its first rows: what a device gets does not depend on how many others its process has.
-    Samples without tokens are left out.
+    Numbers of samples differ by one at most, none is above `size`, the rows that a run of a
+    minibatch has. A micro-batch has `rows_per_part` rows of each run. Each run of a minibatch is
+    packed by itself into its first rows: what a device gets does not depend on how many others its
+    process has. Samples without tokens are left out.
     """
-    size = len(samples) // (parts * count)  # samples of a run of a minibatch, and rows: enough
     by_run = np.arange(parts * size).reshape(parts, -1, rows_per_part).swapaxes(0, 1)
     micro_rows = [*by_run.reshape(-1, parts * rows_per_part)]
+    ends = len(samples) * np.arange(parts * count + 1) // (parts * count)
     found = []
     for minibatch in range(count):
         laid: list[list[rows.Tokens]] = []
         most = 1
         for part in range(parts):
-            first = (part * count + minibatch) * size
-            run = samples[first : first + size]
+            cell = part * count + minibatch
+            run = samples[ends[cell] : ends[cell + 1]]
             shared = rows.fewest_rows([len(tokens["ids"]) for tokens in run], seq_len)
             most = max(most, len(shared))
             laid += [[run[i] for i in members] for members in shared]
@@ -139,6 +173,20 @@ def cut_minibatches(
 
 
 def combined(found: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of each figure over the updates of a step; of `skipped…`, which add up, the last."""
-    mean = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
-    return mean | {name: x for name, x in found[-1].items() if name.startswith("skipped")}
+    """The figures of a step's updates as one.
+
+    Means are weighted by `loss_weight`, the tokens of an update, which itself adds up. Of `…_max`
+    it is the largest; of `lr`, and of `skipped…`, which add up over the run, the last.
+    """
+    weights = np.asarray([one["loss_weight"] for one in found])
+
+    def figure(name: str, values: list[float]) -> float:
+        if name == "loss_weight":
+            return float(np.sum(values))
+        if name.endswith("_max"):
+            return float(np.max(values))
+        if name == "lr" or name.startswith("skipped"):
+            return values[-1]
+        return float(np.dot(values, weights) / weights.sum())
+
+    return {name: figure(name, [one[name] for one in found]) for name in found[0]}

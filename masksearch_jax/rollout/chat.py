@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from http import HTTPStatus
 
-from masksearch_jax.core.config import RolloutConfig
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.types import JsonObject, Trajectory
 from masksearch_jax.runtime.http_service import Refusal
 

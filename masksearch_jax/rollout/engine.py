@@ -20,7 +20,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from masksearch_jax.core import markup, retrieval
-from masksearch_jax.core.config import RolloutConfig, SearchConfig
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.tokenizer import Vocabulary
 from masksearch_jax.core.types import Segment, Status, Trajectory
 from masksearch_jax.parallel import hosts, sharding

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from masksearch_jax.core import markup, retrieval
-from masksearch_jax.core.config import RolloutConfig, SearchConfig
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.tokenizer import Vocabulary
 from masksearch_jax.core.types import Passage, Segment, Status, Trajectory, Turn
 from masksearch_jax.rollout.decode import RolloutError

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from masksearch_jax.core.config import ComputeConfig, ModelConfig, RolloutConfig
+from masksearch_jax.core.config import ComputeConfig, ModelConfig
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.rollout import schedule
 from masksearch_jax.rollout.decode import RolloutError
 

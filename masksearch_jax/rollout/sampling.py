@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from masksearch_jax.core.config import RolloutConfig
+from masksearch_jax.core.rollout_config import RolloutConfig
 
 BLOCK = 512  # tokens of the vocabulary whose weights are summed first
 

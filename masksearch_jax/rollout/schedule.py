@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from masksearch_jax.core.config import RolloutConfig
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.rollout import decode
 from masksearch_jax.rollout.decode import RolloutError
 from masksearch_jax.rollout.episode import Episode, Request, Rules, key_of

@@ -51,6 +51,7 @@ class Checkpointer:
     them waits for that. A save that fails (a full disk) is told on stderr, leaves earlier steps as
     they were, and is in `failed`.
     `adapters`: JSON of the adapters that the weights are, and of their base; None: they are all.
+    `tokenizer`: `folder` and `ids_fingerprint` as `ids`; None: it is not said.
     Raises CheckpointError where this process cannot write.
     """
 
@@ -60,10 +61,12 @@ class Checkpointer:
         config: CheckpointConfig,
         model: ModelConfig,
         adapters: JsonObject | None = None,
+        tokenizer: dict[str, str] | None = None,
     ):
         self.folder = checkpoint_files.absolute(config.folder or folder)
         self.failed: CheckpointError | None = None  # why the last save is not on disk
         self._config, self._model, self._adapters = config, model, adapters
+        self._tokenizer = tokenizer
         self._writing: int | None = None
         _check_writable(self.folder)
         self._manager = self._open()
@@ -123,12 +126,13 @@ class Checkpointer:
         """The state and extra of `step` (None: the latest), placed as `like` (arrays or shapes).
 
         What is frozen stays that of `like`. Raises FileNotFoundError when there is none,
-        CheckpointError when it is of another model, base, optimizer or shape: it names what
-        differs.
+        CheckpointError when it is of another model, base, tokenizer, optimizer or shape: it names
+        what differs.
         """
         step = checkpoint_files.find_step(self._manager, self.folder, step)
         meta = checkpoint_files.read_meta(self._manager, step, self._model)
         checkpoint_files.check_adapters(step, meta, self._adapters)
+        checkpoint_files.check_tokenizer(f"step {step}", meta.get("tokenizer"), self._tokenizer)
         params = checkpoint_files.restore(self._manager, step, "params", like.params, meta)
         optimizer = (like.step, like.opt_state)
         count, opt_state = checkpoint_files.restore(
@@ -163,6 +167,7 @@ class Checkpointer:
             "format": checkpoint_files.FORMAT,
             "model": dataclasses.asdict(self._model),
             "adapters": self._adapters,
+            "tokenizer": self._tokenizer,
             "params": checkpoint_files.shapes(params),
             "optimizer": checkpoint_files.shapes(optimizer),
             "extra": extra,

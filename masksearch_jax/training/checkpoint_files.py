@@ -103,6 +103,14 @@ def read_adapters(folder: str | os.PathLike, step: int | None = None) -> JsonObj
     return _any_meta(folder, step).get("adapters")
 
 
+def read_tokenizer(folder: str | os.PathLike, step: int | None = None) -> dict[str, str] | None:
+    """The tokenizer of `step` (None: the latest), see `check_tokenizer`; None: not said.
+
+    FOLDER/STEP names a step too. Raises FileNotFoundError for none.
+    """
+    return _any_meta(folder, step).get("tokenizer")
+
+
 def pinned(folder: str | os.PathLike) -> str:
     """FOLDER/STEP of the latest step there is now. Raises FileNotFoundError for none."""
     folder, step = split(folder)
@@ -118,10 +126,11 @@ def _any_meta(folder: str | os.PathLike, step: int | None) -> JsonObject:
 
 
 def has_steps(folder: str | os.PathLike) -> bool:
-    """Whether there is a step to go on from."""
-    if not absolute(folder).exists():
+    """Whether there is a step to go on from, in a folder or that of FOLDER/STEP."""
+    place, _ = split(folder)
+    if not place.exists():
         return False
-    with _reader(folder) as manager:
+    with _reader(place) as manager:
         return manager.latest_step() is not None
 
 
@@ -185,6 +194,19 @@ def check_adapters(step: int, meta: JsonObject, asked: JsonObject | None) -> Non
         raise CheckpointError(
             f"step {step} is of adapters for {base_of(stored)}, config.init is {base_of(asked)}: "
             f"{differing}; go on with the same base and config.lora, or in another config.workdir"
+        )
+
+
+def check_tokenizer(what: str, stored: dict[str, str] | None, asked: dict[str, str] | None) -> None:
+    """Raises CheckpointError where ids mean other texts: weights are of one tokenizer.
+
+    Each is its `folder` and the fingerprint of its `ids`; None: nothing is known of it. A folder
+    of another name with the same tokenizer is fine.
+    """
+    if stored and asked and stored["ids"] != asked["ids"]:
+        raise CheckpointError(
+            f"{what} is of tokenizer {stored['folder']!r} (ids {stored['ids']}), config.tokenizer "
+            f"is {asked['folder']!r} (ids {asked['ids']}): give the tokenizer of these weights"
         )
 
 

@@ -22,6 +22,8 @@ def abstract(summary: dict[str, Any]) -> list[Markup]:
     )  # fmt: skip
     if evolved := evolution.lines(summary):
         return [first, *evolved]
+    if any(c in figures.CELLS for c in as_dict(summary.get("eval"))):
+        return _by_cell(summary)
     return [
         first,
         _across_checkpoints(summary),
@@ -31,18 +33,41 @@ def abstract(summary: dict[str, Any]) -> list[Markup]:
     ]
 
 
+def _by_cell(summary: dict[str, Any]) -> list[Markup]:
+    """How RAMP and then questions were trained, by what came out of it."""
+    lines = []
+    measures = {"two_hop": ("f1", "Two-hop F1"), "ramp": ("span_recall", "Held-out span recall")}
+    for suite, (metric, name) in measures.items():
+        found = {c: _cell(summary, c, suite, "search", metric) for c in figures.CELLS}
+        parts = [
+            _fill("{} {}", figures.CHECKPOINTS[c], _value(cell))
+            for c, cell in found.items()
+            if cell
+        ]
+        said = Markup(", ").join(parts) if parts else Markup("not evaluated")
+        lines.append(_fill("{} with search: ", name) + said + ".")
+    return lines
+
+
 def _across_checkpoints(summary: dict[str, Any]) -> Markup:
-    cells = {c: _cell(summary, c, "ramp", "search", "span_recall") for c in figures.CHECKPOINTS}
+    trained = [c for c in figures.CHECKPOINTS if c != "control"]  # which never saw a mask
+    cells = {c: _cell(summary, c, "ramp", "search", "span_recall") for c in trained}
     known = {c: cell for c, cell in cells.items() if cell}
     if not known:
         return Markup("Held-out span recall with search: not evaluated.")
     parts = [_fill("{} {}", _value(cell), figures.CHECKPOINTS[c]) for c, cell in known.items()]
     line = Markup("Held-out span recall with search: ") + Markup(", ").join(parts) + "."
-    sft, dapo = cells["sft"], cells["dapo"]
-    if sft and dapo and all(is_number(c.get(b)) for c in (sft, dapo) for b in ("low", "high")):
-        apart = dapo["low"] > sft["high"] or sft["low"] > dapo["high"]
-        line += f" The last two intervals {'are apart' if apart else 'overlap'}."
+    for sft, dapo in (("sft", "dapo"), ("ramp_sft", "ramp_dapo")):
+        line += _compared(cells[sft], cells[dapo], " The intervals after SFT and after DAPO {}.")
     return line
+
+
+def _compared(one: dict[str, Any], other: dict[str, Any], sentence: str) -> Markup:
+    """Whether two intervals overlap; nothing where one is not known."""
+    if not all(is_number(cell.get(end)) for cell in (one, other) for end in ("low", "high")):
+        return Markup("")
+    apart = one["low"] > other["high"] or other["low"] > one["high"]
+    return _fill(sentence, "are apart" if apart else "overlap")
 
 
 def _across_conditions(summary: dict[str, Any]) -> Markup:
@@ -71,11 +96,13 @@ def _two_hop(summary: dict[str, Any]) -> Markup:
     ]
     if not parts:
         return Markup("Two-hop questions: not evaluated.")
-    return (
-        _fill("Two-hop questions {}: ", figures.CHECKPOINTS.get(best, best))
-        + Markup(", ").join(parts)
-        + "."
-    )
+    line = _fill("Two-hop questions {}: ", figures.CHECKPOINTS.get(best, best))
+    line += Markup(", ").join(parts) + "."
+    if control := _cell(summary, "control", "two_hop", "search", "f1"):
+        line += _fill(" Questions alone, with as many updates: F1 {}.", _value(control))
+        ours = _cell(summary, best, "two_hop", "search", "f1")
+        line += _compared(ours, control, " The two intervals {}.")
+    return line
 
 
 def _export_line(summary: dict[str, Any]) -> Markup:
@@ -103,8 +130,9 @@ def _cell(summary: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 def _last_checkpoint(summary: dict[str, Any], suite: str) -> str:
     """The furthest-trained checkpoint that was evaluated on a suite."""
+    evaluated = as_dict(summary.get("eval"))
     done = [
-        c for c in figures.CHECKPOINTS if as_dict(as_dict(summary.get("eval")).get(c)).get(suite)
+        c for c in figures.CHECKPOINTS if c != "control" and as_dict(evaluated.get(c)).get(suite)
     ]
     return done[-1] if done else "init"
 

@@ -8,16 +8,64 @@ from masksearch_jax.viewer.load import as_dict, is_number
 
 ABSENT = "–"
 
-CHECKPOINTS = {"init": "before SFT", "sft": "after SFT", "dapo": "after DAPO"}
-SUITES = {"ramp": "Held-out RAMP", "two_hop": "Two-hop questions"}
+# Those of a single stage, of both and of the control; cells of launch/cells.sh, RAMP → questions.
+CHECKPOINTS = {
+    "init": "before SFT",
+    "sft": "after SFT",
+    "dapo": "after DAPO",
+    "ramp_sft": "after RAMP SFT",
+    "ramp_dapo": "after RAMP DAPO",
+    "qa_sft": "after QA SFT",
+    "qa_dapo": "after QA DAPO",
+    "control": "control: QA alone",
+    "start": "the model as it was",
+    "none-sft": "none → SFT",
+    "none-rl": "none → RL",
+    "sft-sft": "SFT → SFT",
+    "rl-sft": "RL → SFT",
+    "sft-rl": "SFT → RL",
+    "rl-rl": "RL → RL",
+}
+CELLS = tuple(CHECKPOINTS)[-7:]
+# The colour of each.
+KINDS = {
+    "init": "init",
+    "sft": "sft",
+    "dapo": "dapo",
+    "ramp_sft": "sft",
+    "ramp_dapo": "dapo",
+    "qa_sft": "qa-sft",
+    "qa_dapo": "qa-dapo",
+    "control": "control",
+    "start": "init",
+    "none-sft": "control",
+    "none-rl": "control",
+    "sft-sft": "sft",
+    "rl-sft": "dapo",
+    "sft-rl": "qa-sft",
+    "rl-rl": "qa-dapo",
+}
+SUITES = {
+    "ramp": "Held-out RAMP",
+    "source_hidden": "RAMP, its own passage hidden",
+    "two_hop": "Two-hop questions",
+}
 CONDITIONS = {"search": "search", "no_search": "no search", "random": "random retriever"}
 METRICS = {
     "span_recall": "span recall",
+    "recall": "recall",
     "em": "EM",
     "f1": "F1",
     "format_rate": "format rate",
     "searches": "searches",
+    "source_hit": "source hit",
 }
+
+
+def main_metric(suite: str, present: Any) -> str:
+    """What a suite's plot shows: F1 of questions, span recall of masks."""
+    first = "f1" if suite == "two_hop" else "span_recall"
+    return first if first in present else next(iter(present), first)
 
 
 def ordered(known: dict[str, str], present: Any) -> list[str]:

@@ -9,8 +9,16 @@ import pathlib
 from typing import Any
 
 SUMMARY = "summary.json"
-CURVES = ("sft", "dapo")
+EVALUATIONS = "eval/*/eval.json"  # of a folder of several chains of trainings, each with its name
+# Curve → the folders of trainings that it joins, one after the other; the first that is there of
+# each step of the recipe. A run of a single stage has sft/ and dapo/.
+CURVES = {
+    "sft": ("sft", "ramp_sft", "qa_sft"),
+    "dapo": ("dapo", "ramp_dapo", "qa_dapo"),
+    "control": ("control_sft", "control_dapo"),
+}
 TRAJECTORIES = "trajectories.jsonl"
+_STAGES = ("ramp_sft", "ramp_dapo", "qa_sft", "qa_dapo")
 
 
 class RunFilesError(ValueError):
@@ -19,41 +27,82 @@ class RunFilesError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Everything the report shows. `notes` says in words what is missing or could not be read."""
+    """Everything the report shows. `notes` says in words what is missing or could not be read.
+
+    trainings: by curve, the folders that it joins, each with the step that it begins after.
+    """
 
     name: str
     summary: dict[str, Any]
     curves: dict[str, list[dict[str, Any]]]
+    trainings: dict[str, list[tuple[str, int]]]
     trajectories: list[dict[str, Any]]
     notes: tuple[str, ...]
 
 
 def read_run(run_dir: str | pathlib.Path) -> Run:
-    """The contents of RUN/summary.json, RUN/{sft,dapo}/metrics.jsonl and RUN/trajectories.jsonl.
+    """The contents of RUN/summary.json, metrics.jsonl of each training and RUN/trajectories.jsonl.
 
     Raises RunFilesError when the folder holds none of them, or when summary.json is not a JSON
     object (it is written whole or not at all).
     """
     root = pathlib.Path(run_dir)
-    paths = {
-        SUMMARY: root / SUMMARY,
-        **{f"{c}/metrics.jsonl": root / c / "metrics.jsonl" for c in CURVES},
-        TRAJECTORIES: root / TRAJECTORIES,
-    }
-    missing = [name for name, path in paths.items() if not path.is_file()]
-    if len(missing) == len(paths):
-        raise RunFilesError(f"{root} is not the folder of a run: it has none of {', '.join(paths)}")
-    summary = {} if SUMMARY in missing else _read_object(paths[SUMMARY])
+    if not (root / SUMMARY).is_file() and any(root.glob(EVALUATIONS)):
+        return _read_cells(root)
+    curves: dict[str, list[dict[str, Any]]] = {}
+    trainings: dict[str, list[tuple[str, int]]] = {}
+    missing, notes = [], []
+    for curve, folders in CURVES.items():
+        curves[curve], trainings[curve], unread = _join(root, folders)
+        notes += unread
+        if not trainings[curve] and curve != "control":
+            missing.append(f"{curve}/metrics.jsonl")
+    missing += [name for name in (SUMMARY, TRAJECTORIES) if not (root / name).is_file()]
+    if len(missing) == 4:
+        raise RunFilesError(
+            f"{root} is not the folder of a run: it has none of {', '.join(sorted(missing))}"
+        )
+    summary = {} if SUMMARY in missing else _read_object(root / SUMMARY)
     if summary.get("evolution"):  # a run of self-evolution has no reinforcement learning
         missing = [name for name in missing if name != "dapo/metrics.jsonl"]
-    notes = [f"{name} is not there: what it would show is left out." for name in missing]
-    curves = {}
-    for curve in CURVES:
-        rows, note = _read_lines(paths[f"{curve}/metrics.jsonl"], root)
-        curves[curve] = _by_step(rows)
-        notes += note
-    trajectories, note = _read_lines(paths[TRAJECTORIES], root)
-    return Run(root.resolve().name, summary, curves, trajectories, tuple(notes + note))
+    absent = [f"{name} is not there: what it would show is left out." for name in missing]
+    trajectories, unread = _read_lines(root / TRAJECTORIES, root)
+    notes = (*absent, *notes, *unread)
+    return Run(root.resolve().name, summary, curves, trainings, trajectories, notes)
+
+
+def _read_cells(root: pathlib.Path) -> Run:
+    """The evaluations of chains of trainings beside each other, and the curves of each chain."""
+    summary: dict[str, Any] = {"eval": {}, "eval_by_type": {}}
+    for path in sorted(root.glob(EVALUATIONS)):
+        summary["eval"][path.parent.name] = _read_object(path)
+        if (by_type := path.with_name("by_type.json")).is_file():
+            summary["eval_by_type"][path.parent.name] = _read_object(by_type)
+    curves, trainings, notes = {}, {}, []
+    for cell in summary["eval"]:
+        folders = tuple(f"{cell}/{stage}" for stage in _STAGES)
+        curves[cell], trainings[cell], unread = _join(root, folders)
+        notes += unread
+    return Run(root.resolve().name, summary, curves, trainings, [], tuple(notes))
+
+
+def _join(
+    root: pathlib.Path, folders: tuple[str, ...]
+) -> tuple[list[dict[str, Any]], list[tuple[str, int]], list[str]]:
+    """The rows of trainings one after the other, where each begins, and what was unreadable."""
+    joined: list[dict[str, Any]] = []
+    begins: list[tuple[str, int]] = []
+    notes: list[str] = []
+    for folder in folders:
+        path = root / folder / "metrics.jsonl"
+        if not path.is_file():
+            continue
+        rows, unread = _read_lines(path, root)
+        before = joined[-1]["step"] if joined else 0
+        begins.append((folder, before))
+        joined += [row | {"step": before + row["step"]} for row in _by_step(rows)]
+        notes += unread
+    return joined, begins, notes
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:

@@ -73,8 +73,13 @@ def context(run: Run) -> dict[str, Any]:
         "evolution": evolution.view(summary),
         "stages": stages(summary),
         "curves": [
-            (label, curve_charts(run.curves[key], _marks(summary, key)), len(run.curves[key]))
-            for key, label in (("sft", "Supervised fine-tuning"), ("dapo", "DAPO"))
+            (
+                _CURVE_NAMES.get(key, figures.CHECKPOINTS.get(key, key)),
+                curve_charts(rows, _marks(summary, run.trainings[key])),
+                len(rows),
+            )
+            for key, rows in run.curves.items()
+            if run.trainings[key] or key in ("sft", "dapo")
         ],
         "suites": [suite_view(summary, s) for s in suite_names(summary)],
         "data": data_rows(summary),
@@ -90,9 +95,14 @@ def context(run: Run) -> dict[str, Any]:
     }
 
 
+_CURVE_NAMES = {
+    "sft": "Supervised fine-tuning",
+    "dapo": "DAPO",
+    "control": "Questions alone, the control",
+}
 _SHOWN = (
-    "wall_seconds", "peak_memory_bytes", "stages", "eval", "export", "config", "data", "versions",
-    "evolution", "collapsed",
+    "wall_seconds", "peak_memory_bytes", "stages", "eval", "eval_by_type", "export", "config",
+    "data", "versions", "evolution", "collapsed",
 )  # fmt: skip
 
 
@@ -150,20 +160,21 @@ def suite_names(summary: dict[str, Any]) -> list[str]:
 
 
 def suite_view(summary: dict[str, Any], suite: str) -> dict[str, Any]:
-    """One suite: its table rows (checkpoint × condition) and its span-recall plot."""
+    """One suite: its table rows (checkpoint × condition), its plot, and its results by type."""
     results = {c: as_dict(v).get(suite) for c, v in as_dict(summary.get("eval")).items()}
     results = {c: v for c, v in results.items() if isinstance(v, dict)}
     metrics = {m: "" for v in results.values() for cells in v.values() for m in as_dict(cells)}
     columns = figures.ordered(figures.METRICS, metrics)
     conditions = {c: "" for v in results.values() for c in v}
     rows, groups = [], []
+    shown = figures.main_metric(suite, metrics)
     for condition in figures.ordered(figures.CONDITIONS, conditions):
         dots = []
         for checkpoint in figures.ordered(figures.CHECKPOINTS, results):
             cells = as_dict(results[checkpoint].get(condition))
             if cells:
                 rows.append(_table_row(checkpoint, condition, cells, columns))
-            cell = as_dict(cells.get("span_recall"))
+            cell = as_dict(cells.get(shown))
             if is_number(cell.get("value")):
                 label = f"{figures.CHECKPOINTS.get(checkpoint, checkpoint)}, {condition}"
                 dots.append(
@@ -172,13 +183,35 @@ def suite_view(summary: dict[str, Any], suite: str) -> dict[str, Any]:
         if dots:
             groups.append((figures.CONDITIONS.get(condition, condition), dots))
     title = figures.SUITES.get(suite, figures.words(suite))
-    plot = plots.whiskers(groups, f"{title}: span recall with 95% intervals") if groups else ""
+    measure = figures.METRICS.get(shown, figures.words(shown))
+    plot = plots.whiskers(groups, f"{title}: {measure} with 95% intervals") if groups else ""
     return {
         "title": title,
         "columns": [figures.METRICS.get(m, figures.words(m)) for m in columns],
         "rows": rows,
         "plot": plot,
+        "measure": measure,
+        "types": type_rows(summary, suite, shown),
     }
+
+
+def type_rows(summary: dict[str, Any], suite: str, metric: str) -> dict[str, Any] | None:
+    """A suite's results with search by type: types down, checkpoints across; None without."""
+    found = {
+        c: as_dict(as_dict(as_dict(v).get(suite)).get("search"))
+        for c, v in as_dict(summary.get("eval_by_type")).items()
+    }
+    types = dict.fromkeys(t for by_type in found.values() for t in by_type)
+    checkpoints = [c for c in figures.ordered(figures.CHECKPOINTS, found) if found[c]]
+    if len(types) < 2:
+        return None
+    rows = []
+    for name in types:
+        cells = [as_dict(as_dict(found[c].get(name)).get(metric)) for c in checkpoints]
+        sizes = [cell["n"] for cell in cells if is_number(cell.get("n"))]
+        shown = [figures.estimate(cell) for cell in cells]
+        rows.append({"name": figures.words(name), "n": max(sizes, default=0), "cells": shown})
+    return {"columns": [figures.CHECKPOINTS.get(c, c) for c in checkpoints], "rows": rows}
 
 
 def _table_row(checkpoint: str, condition: str, cells: dict, columns: list[str]) -> dict[str, Any]:
@@ -194,7 +227,7 @@ def _table_row(checkpoint: str, condition: str, cells: dict, columns: list[str])
     return {
         "checkpoint": checkpoint,
         "checkpoint_label": figures.CHECKPOINTS.get(checkpoint, checkpoint),
-        "kind": checkpoint if checkpoint in figures.CHECKPOINTS else "other",
+        "kind": figures.KINDS.get(checkpoint, "other"),
         "condition": figures.CONDITIONS.get(condition, figures.words(condition)),
         "cells": shown,
         "n": "–".join(figures.number(n) for n in (sizes[:1] + sizes[1:][-1:])) or figures.ABSENT,
@@ -223,8 +256,13 @@ def data_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _marks(summary: dict[str, Any], stage: str) -> list[tuple[float, str]]:
-    """Where the curriculum "0:a,200:b" of a stage changes its mixture."""
-    text = as_dict(as_dict(summary.get("config")).get(stage)).get("curriculum")
-    parts = re.findall(r"(\d+):([^,]+)", text) if isinstance(text, str) else []
-    return [(int(step), name.strip()) for step, name in parts]
+def _marks(summary: dict[str, Any], trainings: list[tuple[str, int]]) -> list[tuple[float, str]]:
+    """Where a joined curve comes to its next training, and a curriculum to its next mixture."""
+    marks = []
+    for folder, before in trainings:
+        section = folder.rpartition("/")[2].removeprefix("ramp_").replace("control_", "qa_")
+        text = as_dict(as_dict(summary.get("config")).get(section)).get("curriculum")
+        parts = re.findall(r"(\d+):([^,]+)", text) if isinstance(text, str) else []
+        parts = parts or [("0", figures.words(folder.rpartition("/")[2]))]
+        marks += [(before + int(step), name.strip()) for step, name in parts]
+    return marks

@@ -126,7 +126,7 @@ def whiskers(groups: list[tuple[str, list[dict[str, Any]]]], label: str) -> Mark
 
 def _whisker(row: dict[str, Any], px: Any, y: float, left: int) -> str:
     value, interval = figures.estimate(row)
-    kind = row["checkpoint"] if row["checkpoint"] in figures.CHECKPOINTS else "other"
+    kind = figures.KINDS.get(row["checkpoint"], "other")
     bar = ""
     if interval:
         low, high = px(row["low"]), px(row["high"])

@@ -32,7 +32,6 @@ from masksearch_jax.agents.llm_client import (
     LLM,
     BudgetError,
     JobError,
-    LLMConfig,
     LLMError,
     Reply,
     retry_after,
@@ -41,6 +40,7 @@ from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample, Span
 from masksearch_jax.ramp import llm_spans
 from masksearch_jax.search.tool import FakeSearch

@@ -11,11 +11,11 @@ import pytest
 
 from masksearch_jax import build_trajectories
 from masksearch_jax.agents import agent_teacher, policy_teacher, selection
-from masksearch_jax.agents.llm_client import LLMConfig
 from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import MeshConfig, PromptConfig
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Demonstration, RampExample
 from masksearch_jax.parallel import sharding

@@ -1,9 +1,11 @@
 """The scripted teacher's demonstrations, and the main that writes them."""
 
 import collections
+import dataclasses
 import json
 import random
 import re
+import shutil
 
 import pytest
 
@@ -197,21 +199,37 @@ def demonstrate(example, search, seed=0, **options):
     return scripted_teacher.demonstrate(example, search, SEARCH, random.Random(seed), **options)
 
 
-def test_a_failed_search_is_followed_by_another():
-    habits = set()
+def test_a_failed_search_is_followed_by_a_wider_one():
+    firsts = set()
     for seed in range(30):
         search = FakeSearch(lambda query, found=[*[[ARTICLE]] * 3, []]: found.pop())
         demonstration = demonstrate(EXAMPLE, search, seed)
         first, second = (turn.queries for turn in demonstration.turns)
-        assert first != second
+        assert second == ("Sora Liri town", "Liri town")
         assert demonstration.segments[1].text == "<information>Nothing found.</information>"
         assert markup.is_well_formed(demonstration.segments)
-        named = "Sora" in first[0].split()
-        assert named or second == ("Sora",)  # words alone failed: now the subject
-        habits.add(first)
+        firsts.add(first)
         fails = FakeSearch({})
         assert demonstrate(EXAMPLE, fails, seed, max_searches=1).reason == "spans_not_found"
-    assert habits == {("Sora",), ("Sora Liri",), ("Liri town",)}
+    assert firsts == {("Sora",), ("Sora Liri",)}
+
+
+def test_a_first_search_names_the_subject_where_the_paragraph_shows_it(ramp_examples, engine):
+    shown = [e for e in ramp_examples if e.title in e.masked]
+    assert len(shown) > 100
+    for example, demonstration in zip(shown, solve(shown, engine), strict=True):
+        if isinstance(demonstration, Demonstration):
+            assert demonstration.turns[0].queries[0].startswith(example.title)
+
+
+def test_without_a_subject_the_words_around_the_gaps_are_searched_for():
+    paragraph = EXAMPLE.paragraph.replace("Sora", "It")
+    masked = EXAMPLE.masked.replace("Sora", "It")
+    nameless = dataclasses.replace(EXAMPLE, paragraph=paragraph, masked=masked)
+    demonstration = demonstrate(nameless, FakeSearch(lambda query: [ARTICLE]))
+    assert demonstration.turns[0].queries == ("Liri town",)
+    thought = demonstration.segments[0].text.partition("</think>")[0]
+    assert thought.removeprefix("<think>") in scripted_teacher._AROUND
 
 
 def test_a_span_must_stand_as_whole_words():
@@ -284,9 +302,8 @@ def main(folder, engine, monkeypatch):
         main.calls = 0
         monkeypatch.setattr(build_trajectories, "open_tool", lambda cfg: Counting(fail_after))
         options = {"max_searches": 4, "demonstrations": 0, "seed": 0, **changes}
-        cfg = build_trajectories.BuildTrajectoriesRun(
-            str(folder), build_trajectories.KINDS, SEARCH, **options
-        )
+        kinds = options.pop("kinds", build_trajectories.KINDS)
+        cfg = build_trajectories.BuildTrajectoriesRun(str(folder), kinds, SEARCH, **options)
         return build_trajectories.run(cfg)
 
     return main
@@ -333,6 +350,29 @@ def test_main_starts_over_for_other_inputs(main, folder):
     assert saved_by(folder).items() > again.items()
     (folder / "demonstrations" / "train.rejected.jsonl").write_text("cut")
     assert main(seed=1) == again
+    assert main.calls > 0
+
+
+@pytest.mark.parametrize("order", [("ramp", "questions"), ("questions", "ramp")])
+def test_a_call_for_each_kind_is_as_good_as_one_for_both(main, folder, order):
+    whole = main()
+    files = [folder / "demonstrations" / n for n in ("train.jsonl", "train.rejected.jsonl")]
+    wanted = [sorted(f.read_text().splitlines()) for f in files]
+    shutil.rmtree(folder / "demonstrations")
+    parts = [main(kinds=(kind,)) for kind in order]
+    assert sum(p["demonstrations"] for p in parts) == whole["demonstrations"]
+    assert [sorted(f.read_text().splitlines()) for f in files] == wanted
+    assert "atlas" not in files[0].read_text().partition("\n")[0]  # RAMP first
+    # Each call is done, whichever came last; one for a single kind with other inputs is made again.
+    for kind, part in zip(order, parts, strict=True):
+        assert main(kinds=(kind,)) == part
+        assert main.calls == 0
+    fewer = main(kinds=order[:1], demonstrations=15)
+    assert fewer["demonstrations"] == 15
+    assert main(kinds=order[1:]) == parts[1]
+    assert main.calls == 0
+    assert len(files[0].read_text().splitlines()) == 15 + parts[1]["demonstrations"]
+    assert main() == whole
     assert main.calls > 0
 
 

@@ -391,8 +391,8 @@ def test_the_whole_config_is_printed_a_key_a_line(repository, capsys):
     assert (given["seed"], given["dapo.reward"], given["dapo.steps"]) == ("7", "'penalised'", "2")
     assert given["rollout.decode_share"] == "(0.25, 0.5, 0.75)"
     assert given["model.rope_scaling"] == "None"
-    bad = shown(capsys, config.DapoRun, spec, "--print-config", "--config.dapo.reward=judge")
-    assert "config.dapo.reward is 'judge', not one of recall, f1, penalised" in bad[1]
+    bad = shown(capsys, config.DapoRun, spec, "--print-config", "--config.dapo.split=tran")
+    assert "config.dapo.split is 'tran', not one of train, rl; did you mean train?" in bad[1]
 
 
 def test_a_config_says_only_what_it_decides(tmp_path):

@@ -16,6 +16,7 @@ from masksearch_jax import train_dapo
 from masksearch_jax.core import config
 from masksearch_jax.core.config import ModelConfig
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.llm_config import JudgeConfig
 from masksearch_jax.core.schema import REQUIRED, describe_keys, flat_keys, to_dataclass
 from masksearch_jax.parallel import sharding
 from masksearch_jax.runtime import cli, config_text
@@ -87,9 +88,21 @@ def load(name: str, arg: str = "") -> typing.Any:
 
 # Keys that came after the snapshot, and their value wherever their section is; and one that has
 # another name since, because `--config.evolve.items` met a method of ConfigDict.
-SINCE = {"survival.changed": "refuse", "dapo.warn_after": 5}
+SINCE = {"survival.changed": "refuse", "dapo.warn_after": 5, "dapo.patience": 20}
+SINCE |= {"dapo.keep_by": "accuracy", "dapo.min_spread": 0.01}
 SINCE |= {"survival.tool_failures": 0.5, "survival.tool_outage_seconds": 600.0}
 SINCE |= {"llm.max_tokens_field": "max_tokens", "llm.send_temperature": True}
+SINCE |= dict.fromkeys(
+    (
+        *("dapo.coverage_weight", "dapo.gold_hit_weight", "dapo.no_answer_penalty"),
+        *("dapo.no_search_penalty", "dapo.malformed_turn_penalty", "dapo.repeated_query_penalty"),
+    ),
+    0.0,
+)
+SINCE |= {"dapo.min_searches": 0, "dapo.reward_workers": 8, "dapo.reward_timeout": 300.0}
+SINCE |= {"dapo.max_reward_failures": 0.1}
+# Sections that came after the snapshot, of which no file of that time has a key.
+SECTIONS_SINCE = {"DapoRun": {"judge": JudgeConfig}}
 RENAMED = {"evolve.items": "evolve.pool_size"}
 # Decided anew since: at one half two guesses paid as much as one, and recall pays for lists.
 DECIDED = {"dapo.length_penalty": 0.6}
@@ -132,6 +145,8 @@ def test_a_config_resolves_to_what_it_did_when_files_spelled_every_key(name, mod
     want = {RENAMED.get(key, key): value for key, value in want.items()}
     sections = {key.rpartition(".")[0] for key in want}
     want |= {key: value for key, value in SINCE.items() if key.rpartition(".")[0] in sections}
+    for at, section in SECTIONS_SINCE.get(schema_of(name).__name__, {}).items():
+        want |= dotted({at: dataclasses.asdict(section())})
     decided = DECIDED | DECIDED_IN.get(name, {})
     want |= {key: value for key, value in decided.items() if key in want}
     assert resolved(name, model, switch) == want
@@ -224,6 +239,38 @@ def test_a_dapo_batch_divides_into_its_micro_batches(name, arg):
     assert cfg.dapo.overlong_buffer < cfg.rollout.max_new_tokens < cfg.rollout.max_len
 
 
+STAGES = ("ramp_sft", "ramp_dapo", "qa_sft", "qa_dapo")
+
+
+@pytest.mark.parametrize("cell", common.CELLS)
+@pytest.mark.parametrize("switch", ["", "runlocal"])
+def test_the_stages_of_a_cell_start_from_one_another(cell, switch):
+    init = ""
+    for stage in common.CELLS[cell]:
+        cfg = to_dataclass(schema_of(stage), load(stage, f"tiny,{cell},{switch}"))
+        assert (cfg.workdir, cfg.init) == (f"runs/cells/{cell}/{stage}", init)
+        init = f"{cfg.workdir}/checkpoints"
+    cfg = to_dataclass(schema_of("evaluate"), load("evaluate", f"tiny,{cell},{switch}"))
+    assert (cfg.workdir, cfg.init) == (f"runs/cells/eval/{cell}", init)
+    for stage in set(STAGES) - set(common.CELLS[cell]):
+        with pytest.raises(ConfigError, match=f"the cell {cell} has no stage {stage}; it has "):
+            load(stage, f"tiny,{cell}")
+
+
+def test_reinforcement_learning_on_questions_starts_after_some_demonstrations():
+    def mixtures(stage, cell):
+        return re.findall(r":(\w+)", load(stage, cell).sft.curriculum)
+
+    assert mixtures("ramp_sft", "sft-rl")[-1] == "ramp_sft_qa_mixed"
+    assert mixtures("ramp_sft", "rl-rl") == ["ramp_sft_qa_mixed"]
+    assert mixtures("ramp_sft", "rl-sft") == ["ramp_sft_mixed"]
+    assert mixtures("qa_sft", "none-rl") == mixtures("qa_sft", "none-sft") == ["qa_sft_mixed"]
+    assert mixtures("ramp_sft", "sft-sft") == mixtures("ramp_sft", "")
+    whole, started = load("ramp_sft", "sft-sft").sft.steps, load("ramp_sft", "rl-rl").sft.steps
+    assert (whole, started) == (4000, 300)
+    assert load("ramp_sft", "sft-rl").sft.steps == 4300
+
+
 def test_dapo_defaults_are_those_of_its_paper():
     cfg = to_dataclass(config.DapoRun, load("ramp_dapo"))
     assert (cfg.dapo.clip_low, cfg.dapo.clip_high, cfg.dapo.group_size) == (0.2, 0.28, 16)
@@ -267,7 +314,7 @@ def test_a_curriculum_names_mixtures_that_exist():
     for name in ("ramp_sft", "qa_sft", "ramp_dapo", "qa_dapo", "quickstart"):
         for arg in ("", "runlocal"):
             cfg = to_dataclass(schema_of(name), load(name, arg))
-            for section in ("sft", "dapo"):
+            for section in ("sft", "dapo", "qa_sft", "qa_dapo"):
                 if hasattr(cfg, section):
                     stages = curriculum.parse_curriculum(getattr(cfg, section).curriculum, names)
                     assert stages[0].step == 0

@@ -427,6 +427,55 @@ def test_extra_prompts_do_not_advance_the_curriculum(manifest):
     assert iterator.get_state()["step"] == 3
 
 
+def long_prompts(folder, lengths):
+    """A cache of one task whose prompts have these lengths."""
+    made = [
+        {
+            "id": e.id,
+            "ids": np.arange(length, dtype=np.int32),
+            "example": json.dumps(to_json(e)),
+        }
+        for e, length in zip(examples(len(lengths)), lengths, strict=True)
+    ]
+    split = write_split(folder, "r", "train", iter(made), kind="prompt", max_len=99, made_from="r")
+    manifest = Manifest(
+        folder=folder,
+        made_from="s",
+        tokenizer="f00d",
+        vocab_size=10**7,
+        eos_id=0,
+        pad_id=PAD,
+        prompt_style="minimal",
+        tasks={"r": {"train": split}},
+        mixtures={},
+    )
+    manifest.save()
+    return Manifest.load(folder)
+
+
+def test_prompts_without_room_to_answer_are_left_out_and_named(tmp_path):
+    manifest = long_prompts(tmp_path, [4, 9, 5, 8, 6, 7])
+    whole = prompt_batches(manifest, "0:r", groups=4, seed=0, max_len=10)
+    assert whole.left_out() == []
+    assert names(next(whole)) == names(next(prompt_batches(manifest, "0:r", groups=4, seed=0)))
+    short = prompt_batches(manifest, "0:r", groups=4, seed=0, max_len=8)
+    assert short.left_out() == ["r1", "r3"]
+    assert sorted(names(next(short))) == ["r0", "r2", "r4", "r5"]
+    with pytest.raises(CacheError, match=r"counts in another order"):
+        short.set_state(whole.get_state())
+    with pytest.raises(CacheError, match=r"r.train has no prompt of fewer than 4 tokens"):
+        prompt_batches(manifest, "0:r", groups=4, seed=0, max_len=4)
+
+
+def test_a_mixture_of_fewer_prompts_than_groups_is_refused(tmp_path):
+    manifest = long_prompts(tmp_path, [4, 9, 5, 8, 6, 7])
+    prompt_batches(manifest, "0:r", groups=6, seed=0)
+    with pytest.raises(CacheError, match=r"mixture 'r' has 6 prompts; config\.dapo\.groups is 7"):
+        prompt_batches(manifest, "0:r", groups=7, seed=0)
+    with pytest.raises(CacheError, match=r"mixture 'r' has 4 prompts; config\.dapo\.groups is 6"):
+        prompt_batches(manifest, "0:r", groups=6, seed=0, max_len=8)
+
+
 def test_prompt_positions_restore_on_another_number_of_processes(manifest):
     def run(iterator):
         return names(next(iterator)) + names(iterator.extra(4)) + names(next(iterator))

@@ -149,6 +149,22 @@ def test_mixtures_take_their_tasks_at_equal_rates(names, mixture, parts):
     assert {t.name: found.get_rate(t) for t in found.tasks} == dict.fromkeys(parts, 1.0)
 
 
+def test_questions_have_their_share_of_a_mixture_with_ramp(names, folder):
+    tasks.register(folder, folder / "tokenizer", "minimal", qa_share=0.5)
+    for mixture, parts, asked in (
+        ("ramp_qa_mixed", RAMP, "qa_two_hop"),
+        ("ramp_sft_qa_mixed", RAMP_SFT, "qa_sft_two_hop"),
+        ("ramp_sft_qa_two_hop", RAMP_SFT, "qa_sft_two_hop"),
+    ):
+        found = seqio.get_mixture_or_task(mixture)
+        rates = {t.name: found.get_rate(t) for t in found.tasks}
+        assert rates == dict.fromkeys(parts, 0.125) | {asked: 0.5}
+    alone = seqio.get_mixture_or_task("ramp_mixed")
+    assert {alone.get_rate(t) for t in alone.tasks} == {1.0}
+    with pytest.raises(ValueError, match=r"qa_share is 1\.0; it must be in \[0, 1\)"):
+        tasks.register(folder, folder / "tokenizer", "minimal", qa_share=1.0)
+
+
 def test_a_mixture_draws_from_all_its_tasks(names):
     data = seqio.get_mixture_or_task("ramp_mixed").get_dataset(
         split="train", shuffle=False, num_epochs=None, passthrough_features=["example"]

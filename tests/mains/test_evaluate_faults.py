@@ -83,7 +83,7 @@ def workdir(cfg, name):
 
 
 def recall_of(found):
-    cell = found["span_recall"]
+    cell = found["recall"]
     return cell["value"], cell["n"], cell["lost"]
 
 
@@ -95,7 +95,7 @@ def test_failing_searches_cost_no_item_its_score(run, cfg, tmp_path):
     cfg = dataclasses.replace(cfg, rollout=dataclasses.replace(cfg.rollout, slots=64))
     whole = run(cfg, Unsteady())
     assert recall_of(whole) == (0.6, count, {})
-    low, high = whole["span_recall"]["low"], whole["span_recall"]["high"]
+    low, high = whole["recall"]["low"], whole["recall"]["high"]
 
     again = dataclasses.replace(cfg, workdir=str(tmp_path / "retried"))
     value, scored, lost = recall_of(run(again, Unsteady(0.2)))
@@ -293,7 +293,7 @@ def test_five_kills_ask_no_item_again_but_those_in_flight(repository, cfg, tmp_p
     assert sum(counts.values()) - count <= 5 * cfg.rollout.slots
     rows = [json.loads(line) for line in lines_of(workdir(cfg, "trajectories.jsonl"))]
     assert [r["example_id"] for r in rows] == [f"q{i}" for i in range(count)]
-    assert said.read_text().splitlines()[-1].startswith("two_hop  search     span_recall 0.600")
+    assert said.read_text().splitlines()[-1].startswith("two_hop  search     recall 0.600")
     before = len(lines_of(asked))
     assert start().wait() == 0
     assert len(lines_of(asked)) == before

@@ -23,6 +23,7 @@ from masksearch_jax.data.batches import Prompt
 from masksearch_jax.parallel import sharding
 from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.rl.group_sampler import GroupSampler
+from masksearch_jax.rl.reward_pool import RewardPool
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.search import bm25
 from masksearch_jax.search.cache import CachedSearch
@@ -164,7 +165,7 @@ def test_the_student_evaluation_and_dapo(miniature, examples, sources, cfg, monk
     with jax.set_mesh(mesh), Engine(vocab, sources, rollout, cfg) as engine:
         found = []
         items = [
-            evaluate.Item("ramp", "search", i, *pair)
+            evaluate.Item("ramp", "search", i, *pair, retrieval.source_of(pair[0]))
             for i, pair in enumerate(zip(examples, prompts, strict=True))
         ]
         assert not evaluate.ask(engine, model, items, 0, 0.0, lambda item, t: found.append(t))
@@ -175,7 +176,8 @@ def test_the_student_evaluation_and_dapo(miniature, examples, sources, cfg, monk
             miniature.cfg.dapo, groups=len(examples), group_size=2, max_refills=1, overlong_buffer=8
         )
         drawn = [Prompt(p, e) for p, e in zip(prompts, examples, strict=True)]
-        _, groups = GroupSampler(engine, iter([drawn]), dapo, rollout).step(model, 0)
+        with RewardPool(dapo) as pool:
+            _, groups = GroupSampler(engine, iter([drawn]), dapo, rollout, pool).step(model, 0)
     assert [g.example.id for g in groups] == list(source)
     for group in groups:
         assert len(group.trajectories) == 2

@@ -17,7 +17,7 @@ from masksearch_jax import quickstart, viewer
 from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import Vocab
-from masksearch_jax.core.types import Demonstration, Passage, Segment
+from masksearch_jax.core.types import Demonstration, Passage, QAExample, Segment
 from masksearch_jax.ramp.examples import write_jsonl
 from masksearch_jax.recipes import steps
 from masksearch_jax.recipes.stage_folder import Usage
@@ -25,6 +25,7 @@ from masksearch_jax.runtime import cli
 
 SMALL = (
     "rollout.slots=4", "rollout.max_new_tokens=48", "dapo.overlong_buffer=16",
+    "qa_dapo.overlong_buffer=16", "qa_sft.steps=3", "qa_dapo.steps=1",
     "eval.examples=4", "eval.baseline_examples=4", "eval.bootstrap=50",
     "checkpoint.every=1", "report_trajectories=2",
 )  # fmt: skip
@@ -77,8 +78,13 @@ def stop(process, workdir, reached, number):
 
 
 def curves(workdir):
-    """Losses, rewards and counts of both trainings, without what depends on the clock."""
-    return {name: curve(workdir / name) for name in ("sft", "dapo")}
+    """Losses, rewards and counts of all trainings, without what depends on the clock."""
+    return {name: curve(workdir / name) for name in quickstart.TRAININGS[:4]}
+
+
+def stages_of(workdir):
+    """Stages of the run of a folder without a control, in order."""
+    return [*json.loads((workdir / "summary.json").read_text())["stages"], "report"]
 
 
 @pytest.fixture(scope="module")
@@ -91,19 +97,34 @@ def whole(repository, tmp_path_factory):
 @pytest.mark.slow
 def test_every_figure_is_in_the_summary(whole):
     workdir, summary = whole
-    assert list(summary["stages"]) == [s for s in quickstart.STAGES if s != "report"]
+    assert list(summary["stages"]) == [
+        "ramp", "index", "demonstrations", "tokenizer", "cache", "evaluate_init",
+        *(f"{part}{name}" for name in quickstart.TRAININGS[:4] for part in ("", "evaluate_")),
+        "export",
+    ]  # fmt: skip
     assert all(stage["seconds"] > 0 for stage in summary["stages"].values())
     assert summary["wall_seconds"] >= sum(s["seconds"] for s in summary["stages"].values())
     assert 2**28 < summary["peak_memory_bytes"] < 2**32
-    measured = {"span_recall", "em", "f1", "format_rate", "searches"}
-    assert summary["eval"].keys() == {"init", "sft", "dapo"}
-    for suites in summary["eval"].values():
+    assert list(summary["eval"]) == ["init", "ramp_sft", "ramp_dapo", "qa_sft", "qa_dapo"]
+    measured = ("em", "f1", "format_rate", "searches", "source_hit")
+    for name, suites in summary["eval"].items():
+        hidden = suites.pop("source_hidden", None)
+        assert (hidden is None) == (name == "init")
+        assert hidden is None or hidden.keys() == {"search"}
         assert suites.keys() == {"ramp", "two_hop"}
-        for conditions in suites.values():
+        for suite, conditions in suites.items():
             assert conditions.keys() == {"search", "no_search", "random"}
+            recall = "span_recall" if suite == "ramp" else "recall"
             for metrics in conditions.values():
-                assert metrics.keys() == measured
-                assert all(m.keys() == {"value", "low", "high", "n"} for m in metrics.values())
+                assert tuple(metrics) == (recall, *measured)
+                assert all(
+                    m.keys() == {"value", "low", "high", "n", "lost"} for m in metrics.values()
+                )
+    assert summary["eval_by_type"].keys() == summary["eval"].keys()
+    by_masks = summary["eval_by_type"]["qa_dapo"]["ramp"]["search"]
+    assert set(by_masks) <= {"k1", "k2", "k3", "k4"}
+    assert sum(m["f1"]["n"] for m in by_masks.values()) == 4
+    assert summary["time"].keys() == set(quickstart.TRAININGS[:4])
     assert summary["data"].keys() == {
         "corpus", "questions", "clean", "ramp", "index", "demonstrations", "cache"
     }  # fmt: skip
@@ -116,15 +137,15 @@ def test_every_figure_is_in_the_summary(whole):
 def test_the_screen_is_short_and_names_every_stage(whole):
     workdir, _ = whole
     shown = said(workdir)
-    stages = list(quickstart.STAGES)
+    stages = stages_of(workdir)
     headers = [line for line in shown.splitlines() if line.startswith("[")]
     assert headers == [f"[{i}/{len(stages)}] {name}" for i, name in enumerate(stages, 1)]
     assert "warning" not in shown.lower()
     assert "Traceback" not in shown
     end = said(workdir, "out").splitlines()
-    assert len(end) < 40
+    assert len(end) < 45
     assert all(len(line) <= 100 for line in end)
-    assert [line.split()[0] for line in end[1:12]] == stages[:-1]
+    assert [line.split()[0] for line in end[1 : len(stages)]] == stages[:-1]
 
 
 @pytest.mark.slow
@@ -133,7 +154,7 @@ def test_the_same_command_again_changes_nothing(repository, whole):
     page = (workdir / "report.html").read_bytes()
     assert finish(start(repository, workdir), workdir) == summary
     assert (workdir / "report.html").read_bytes() == page
-    assert said(workdir).count("done before") == len(quickstart.STAGES)
+    assert said(workdir).count("done before") == len(stages_of(workdir))
 
 
 @pytest.mark.slow
@@ -171,13 +192,14 @@ MOMENTS = {
     "tokenizer": header("tokenizer"),
     "cache": exists("cache/*"),
     "evaluate_init": exists("eval/init/*.partial.jsonl"),
-    "sft": lines("sft", 3),
-    "evaluate_sft": exists("eval/sft/*.partial.jsonl"),
-    "dapo": lines("dapo", 1),
-    "evaluate_dapo": exists("eval/dapo/*.partial.jsonl"),
+    "ramp_sft": lines("ramp_sft", 3),
+    "evaluate_ramp_sft": exists("eval/ramp_sft/*.partial.jsonl"),
+    "ramp_dapo": lines("ramp_dapo", 1),
+    "qa_sft": lines("qa_sft", 1),
+    "evaluate_qa_dapo": exists("eval/qa_dapo/*.partial.jsonl"),
     "export": header("export"),
 }
-KILLS = {"sft": lines("sft", 4), "dapo": header("dapo")}
+KILLS = {"ramp_sft": lines("ramp_sft", 4), "ramp_dapo": header("ramp_dapo")}
 
 
 @pytest.mark.slow  # a dozen starts
@@ -196,7 +218,7 @@ def test_stopping_anywhere_changes_no_figure(repository, whole, tmp_path):
             status = stop(start(repository, workdir), workdir, KILLS[name], signal.SIGKILL)
             assert status == -signal.SIGKILL
     found = finish(start(repository, workdir), workdir)
-    for key in ("eval", "data", "export", "versions"):
+    for key in ("eval", "eval_by_type", "data", "export", "versions"):
         assert found[key] == expected[key], key
     assert curves(workdir) == curves(undisturbed)
     assert found["stages"].keys() == expected["stages"].keys()
@@ -223,7 +245,32 @@ def test_a_corpus_of_ones_own(repository, tmp_path):
     listed = workdir / "data" / "dropped.txt"
     assert f"rows that could not be read: {listed}\n" in said(workdir)
     assert listed.read_text().startswith(f"{path}:201: not JSON")
-    assert all(suites.keys() == {"ramp"} for suites in summary["eval"].values())
+    assert list(summary["eval"]) == ["init", "ramp_sft", "ramp_dapo"]
+    assert all(suites.keys() <= {"ramp", "source_hidden"} for suites in summary["eval"].values())
+    assert said(workdir).count("left out: there are no questions") == 4
+    card = (workdir / "hf" / "README.md").read_text()
+    assert "RAMP: SFT, then DAPO |" in card
+
+
+@pytest.mark.slow
+def test_a_control_trains_on_questions_alone_as_long_as_both_stages(repository, tmp_path):
+    workdir = tmp_path / "run"
+    process = start(repository, workdir, "control=True", "sft.steps=2", "dapo.steps=1")
+    summary = finish(process, workdir)
+    assert list(summary["eval"])[-1] == "control"
+    assert list(summary["stages"])[-3:] == ["control", "evaluate_control", "export"]
+    made = {name: json.loads((workdir / name / "run.json").read_text())["config"]
+            for name in quickstart.TRAININGS}  # fmt: skip
+    steps_of = {name: c.get("sft", c.get("dapo"))["steps"] for name, c in made.items()}
+    for kind in ("sft", "dapo"):
+        assert steps_of[f"control_{kind}"] == steps_of[f"ramp_{kind}"] + steps_of[f"qa_{kind}"]
+    assert made["control_sft"]["init"] == made["ramp_sft"]["init"] == ""
+    assert made["control_sft"]["seed"] == made["ramp_sft"]["seed"]
+    assert made["control_sft"]["sft"]["curriculum"] == made["qa_sft"]["sft"]["curriculum"]
+    assert made["qa_sft"]["init"] == str(workdir / "ramp_dapo" / "checkpoints")
+    page = (workdir / "report.html").read_text()
+    assert "control: QA alone" in page
+    assert "Questions alone, the control" in page
 
 
 # ---- quick
@@ -258,10 +305,13 @@ def cell(value):
 
 def test_the_evaluation_is_a_table():
     by = {"search": {"span_recall": cell(0.8)}, "no_search": {"span_recall": cell(0.2)}}
-    assert quickstart.eval_lines({"init": {"ramp": by}, "sft": {"ramp": by}}) == [
-        "                          search                no_search",
-        "ramp    span_recall init  0.800 [0.700, 0.900]  0.200 [0.100, 0.300]",
-        "ramp    span_recall sft   0.800 [0.700, 0.900]  0.200 [0.100, 0.300]",
+    hidden = {"search": {"span_recall": cell(0.5)}}
+    results = {"init": {"ramp": by}, "ramp_sft": {"ramp": by, "source_hidden": hidden}}
+    assert quickstart.eval_lines(results) == [
+        "                                    search                no_search",
+        "ramp          span_recall init      0.800 [0.700, 0.900]  0.200 [0.100, 0.300]",
+        "ramp          span_recall ramp_sft  0.800 [0.700, 0.900]  0.200 [0.100, 0.300]",
+        "source_hidden span_recall ramp_sft  0.500 [0.400, 0.600]",
     ]
 
 
@@ -273,6 +323,7 @@ def test_an_unfinished_run_has_a_summary_and_a_report(run):
     assert summary["stages"].keys() == {"index", "evaluate_init"}
     assert summary["data"] == {"index": {"in": 4, "out": 3, "dropped": {"empty text": 1}}}
     assert summary["eval"] == {"init": {"ramp": {"search": {"em": cell(0.5)}}}}
+    assert summary["eval_by_type"] == {}
     assert summary["export"] == {}
     assert "<html" in viewer.render(run.folder)
 
@@ -286,17 +337,41 @@ def test_a_cache_that_cannot_be_built_stops_the_run(run, capfd):
 def test_trajectories_are_picked_from_each_suite(run):
     rows = [{"suite": s, "condition": c, "i": i} for s in ("ramp", "two_hop")
             for c in ("search", "random") for i in range(8)]  # fmt: skip
-    folder = run.folder / "eval" / "dapo"
+    write_questions(run)
+    folder = run.folder / "eval" / "qa_dapo"
     folder.mkdir(parents=True)
     (folder / "trajectories.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     quickstart.pick_trajectories(run)
     lines = (run.folder / "trajectories.jsonl").read_text().splitlines()
     picked = [json.loads(line) for line in lines]
     assert len(picked) == run.cfg.report_trajectories == 10
-    assert {(r["condition"], r["checkpoint"]) for r in picked} == {("search", "dapo")}
+    assert {(r["condition"], r["checkpoint"]) for r in picked} == {("search", "qa_dapo")}
     assert [r["suite"] for r in picked] == ["ramp"] * 5 + ["two_hop"] * 5
+
+
+def write_questions(run):
+    for split in ("train", "rl", "heldout"):
+        asked = [QAExample(split, "d", "Which?", ("x",))]
+        write_jsonl(run.data / "questions" / f"{split}.jsonl", asked)
 
 
 def test_the_model_evaluated_first_is_the_one_that_sft_starts_from(run):
     assert run.checkpoints("init") == ""
-    assert run.checkpoints("sft") == os.path.join(run.folder, "sft", "checkpoints")
+    assert run.checkpoints("qa_sft") == os.path.join(run.folder, "qa_sft", "checkpoints")
+    assert run.checkpoints("control") == os.path.join(run.folder, "control_dapo", "checkpoints")
+
+
+def test_without_questions_the_recipe_ends_with_the_first_stage(run):
+    assert not run.has_questions
+    assert run.last == "ramp_dapo"
+    write_questions(run)
+    assert run.last == "qa_dapo"
+    (run.data / "questions" / "rl.jsonl").unlink()
+    assert not run.has_questions
+
+
+def test_the_control_is_a_stage_where_it_is_asked_for(run):
+    without = list(quickstart.stages(run.cfg))
+    both = list(quickstart.stages(dataclasses.replace(run.cfg, control=True)))
+    assert [s for s in both if s not in without] == ["control", "evaluate_control"]
+    assert both[-2:] == without[-2:] == ["export", "report"]

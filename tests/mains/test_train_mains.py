@@ -18,21 +18,19 @@ import pytest
 from benchmarks import crash_runs
 from benchmarks.crash_runs import Cluster
 from benchmarks.crash_runs import curve as curves
-from masksearch_jax import train_dapo, train_sft
+from masksearch_jax import export_hf, train_dapo, train_sft
 from masksearch_jax.core import rows
 from masksearch_jax.core.config import DapoRun, LoraConfig, MeshConfig, SftRun
 from masksearch_jax.core.errors import ConfigError, Restart
 from masksearch_jax.core.retrieval import SearchError
-from masksearch_jax.core.tokenizer import train_bpe
-from masksearch_jax.core.types import Passage, QAExample, RampExample, Segment, Span, Trajectory
-from masksearch_jax.data.batches import Prompt
+from masksearch_jax.core.tokenizer import Vocab, train_bpe
+from masksearch_jax.core.types import Passage, QAExample, RampExample, Span, Trajectory
 from masksearch_jax.data.cache import CacheError
-from masksearch_jax.models.load import InitError, initial
+from masksearch_jax.models.load import InitError, check_vocabulary, initial
 from masksearch_jax.parallel.sharding import MeshError, make_mesh
 from masksearch_jax.ramp import examples
 from masksearch_jax.rl import advantages, rewards
 from masksearch_jax.rl import groups as groups_lib
-from masksearch_jax.rl.group_sampler import GroupSampler
 from masksearch_jax.runtime import goodput
 from masksearch_jax.runtime.metric_writer import read_metrics
 from masksearch_jax.runtime.process import RESTART
@@ -339,13 +337,55 @@ def test_a_run_with_nothing_to_learn_from_says_so_and_is_no_success(dapo, tmp_pa
     assert "lower dapo.accuracy_threshold" in lines[0]
     with pytest.raises(train_dapo.NothingLearnedError):  # nor is it when nothing is left to do
         train_dapo.train(cfg)
-    assert train_dapo.run(dapo)["updates"] >= 2
+    assert train_dapo.run(dapo)["all_updates"] >= 2
 
 
-def test_a_prompt_that_leaves_no_room_is_found_before_anything_is_loaded(dapo, tmp_path):
-    cfg = changed(at(dapo, tmp_path), "rollout", max_len=16, page_tokens=8)
-    with pytest.raises(CacheError, match=r"has a prompt of \d+ tokens, rollout\.max_len is 16"):
-        train_dapo.run(dataclasses.replace(cfg, init="nowhere"))
+def test_a_run_without_updates_ends_when_its_patience_does(dapo, tmp_path, capsys):
+    hopeless = changed(at(dapo, tmp_path), "dapo", accuracy_threshold=2.0, patience=3)
+    hopeless = changed(hopeless, "checkpoint", best_metric="grad_norm")  # never measured
+    said = r"nothing to learn from in 3 steps: .*keep_by to spread.* \(dapo\.patience\)"
+    with pytest.raises(train_dapo.NothingLearnedError, match=said):
+        train_dapo.run(hopeless)
+    assert [row["updates"] for row in curves(tmp_path)] == [0, 0, 0]
+    assert "3" in os.listdir(tmp_path / "checkpoints")
+
+
+def test_the_best_step_by_a_figure_of_updates_is_found_though_a_step_has_none(
+    dapo, tmp_path, monkeypatch
+):
+    """A step without an update has the weights, and so the value, of the one before."""
+    cfg = changed(at(dapo, tmp_path), "checkpoint", every=1, best_metric="grad_norm")
+    real = train_dapo.Update.__call__
+
+    def update(self, state, kept):
+        return real(self, state, kept if int(state.step) == 0 else [])
+
+    monkeypatch.setattr(train_dapo.Update, "__call__", update)
+    train_dapo.run(cfg)
+    rows = read_metrics(tmp_path)
+    assert sum("grad_norm" in row for row in rows) == 1
+    assert len(rows) == DAPO_STEPS
+    typo = changed(at(dapo, tmp_path / "typo"), "checkpoint", every=1, best_metric="grad_nrm")
+    with pytest.raises(CheckpointError, match=r"'grad_nrm', which this run does not .*grad_norm"):
+        train_dapo.run(typo)
+
+
+def test_prompts_that_leave_no_room_are_left_out_before_anything_is_loaded(dapo, tmp_path, capsys):
+    none = changed(at(dapo, tmp_path), "rollout", max_len=16, page_tokens=8)
+    with pytest.raises(CacheError, match=r"no prompt of fewer than 16 tokens \(rollout\.max_len\)"):
+        train_dapo.run(dataclasses.replace(none, init="nowhere"))
+    lengths = np.load(os.path.join(dapo.data, "qa_easy", "train", "lengths.npy"))
+    limit = int(np.sort(lengths)[-3])  # the three longest, if no others are as long
+    longest = int((lengths >= limit).sum())
+    assert longest < len(lengths) - 4
+    some = changed(changed(none, "rollout", max_len=limit), "dapo", curriculum="0:qa_easy")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        train_dapo.run(dataclasses.replace(some, init="nowhere"))
+    told = capsys.readouterr().err
+    said = (
+        rf"{longest} prompts leave no room to answer in rollout\.max_len {limit} and are left out: "
+    )
+    assert re.search(said + r"easy:\S+", told)
 
 
 def changed(cfg, part, **changes):
@@ -536,6 +576,32 @@ def test_data_of_another_tokenizer_or_style_are_refused(sft, dapo, tmp_path):
         )
 
 
+def test_weights_of_another_tokenizer_of_equal_size_are_refused(sft, tmp_path):
+    """One of other ids, not one of another folder, template or end of sequence."""
+    own = Vocab.load(sft.tokenizer)
+    moved = tmp_path / "moved"
+    shutil.copytree(sft.tokenizer, moved)
+    (moved / "chat_template.jinja").write_text("{{ messages }}")
+    texts = [chr(97 + i % 26) * (2 + i // 26) for i in range(26 * 30)]
+    other = train_bpe(texts, tmp_path / "other", own.size)
+    assert Vocab.load(other).size == own.size
+    checkpoints = os.path.join(sft.workdir, "checkpoints")
+    newest = os.path.join(checkpoints, max(os.listdir(checkpoints), key=int))
+    for source in (checkpoints, newest):
+        check_vocabulary(sft.model, Vocab.load(moved), str(moved), source)
+        said = f"tokenizer {sft.tokenizer!r} (ids {own.ids_fingerprint}), config.tokenizer is "
+        with pytest.raises(CheckpointError, match=re.escape(f"{said}{str(other)!r}")):
+            check_vocabulary(sft.model, Vocab.load(other), str(other), source)
+    cfg = export_hf.ExportRun(
+        checkpoint=checkpoints,
+        folder=str(tmp_path / "exported"),
+        tokenizer=str(other),
+        model=sft.model,
+    )
+    with pytest.raises(CheckpointError, match="give the tokenizer of these weights"):
+        export_hf.run(cfg)
+
+
 def test_a_batch_that_does_not_divide_is_refused_at_the_start(sft, tmp_path):
     optim = dataclasses.replace(sft.optim, accumulate=3)
     with pytest.raises(ConfigError, match=r"batch_size is 8; it must be a multiple of 3: 3 micro"):
@@ -553,6 +619,17 @@ def test_a_batch_that_does_not_divide_is_refused_at_the_start(sft, tmp_path):
         ("dapo", {"micro_batch": 7}, r"groups × group_size = 32 .* micro-batches of 7"),
         ("dapo", {"micro_batch": -1}, r"do not divide into 1 minibatches of micro-batches of -1"),
         ("dapo", {"minibatches": 0}, r"do not divide into 0 minibatches"),
+        ("dapo", {"group_size": 1}, r"config\.dapo\.group_size is 1; it must be at least 2"),
+        (
+            "optim",
+            {"accumulate": 2},
+            r"optim\.accumulate is 2; of DAPO it must be 1: .*micro_batch",
+        ),
+        (
+            "dapo",
+            {"groups": 4096},
+            r"mixture 'qa_easy' has \d+ prompts; config\.dapo\.groups is 4096",
+        ),
         ("dapo", {"curriculum": "0:ramp_k9"}, r"no mixture or task 'ramp_k9'; nearest"),
     ],
 )
@@ -652,87 +729,10 @@ def test_overlong_samples_lose_reward(dapo, groups):
 
 
 def test_sampler_and_trainer_agree_on_every_token(dapo):
+    """Of a step's own tokens; those of groups carried over are an update older."""
     updated = [row for row in curves(dapo.workdir) if row["groups_kept"]]
-    assert all(row["sampler_gap_max"] < 1e-3 for row in updated)
+    own = [row for row in updated if not row["groups_carried"]]
+    assert own
+    assert all(row["staleness_max"] == 0 and row["sampler_gap_max"] < 1e-3 for row in own)
     assert all(row["ratio"] == 1.0 for row in updated)  # one update per step: on policy
-
-
-# ---- groups in flight
-
-
-class Part:
-    """An engine that ends after `count` trajectories, and remembers what it was asked."""
-
-    def __init__(self, count: int):
-        self.count, self.asked = count, []
-
-    def run(self, model, requests, version, *, enough):
-        self.asked += [(r.example_id, r.sample, r.prompt_ids.tolist()) for r in requests]
-        for name, sample, _ in self.asked[: self.count]:
-            yield dataclasses.replace(trajectory([0, 1, 1], "answered", sample), example_id=name)
-
-
-class Prompts:
-    """Prompt i is [i, i]."""
-
-    def __init__(self, per_step=2):
-        self.drawn, self.per_step = 0, per_step
-
-    def extra(self, groups: int) -> list[Prompt]:
-        self.drawn += groups
-        return [Prompt(np.full(2, i), EXAMPLE) for i in range(self.drawn - groups, self.drawn)]
-
-    def __next__(self) -> list[Prompt]:
-        return self.extra(self.per_step)
-
-
-def test_groups_open_at_a_checkpoint_are_asked_for_again(dapo):
-    settings = dataclasses.replace(dapo.dapo, groups=2, group_size=2, max_refills=1, oversample=2.0)
-    rollout = dataclasses.replace(dapo.rollout, in_flight="keep")
-    before, prompts = Part(count=3), Prompts()
-    sampler = GroupSampler(before, prompts, settings, rollout)
-    kept, seen = sampler.step(None, 0)
-    assert before.asked == [(str(i), s, [i, i]) for i in range(4) for s in range(2)]
-    assert ([g.stream for g in seen], kept) == ([0], [])  # two alike have no spread
-    state = json.loads(json.dumps(sampler.state()))
-    after = Part(count=0)
-    restored = GroupSampler(after, prompts, settings, rollout)
-    restored.restore(state)
-    restored.step(None, 1)
-    assert after.asked == [(str(i), s, [i, i]) for i in (1, 2, 3, 4, 5) for s in range(2)]
-
-
-class Answers:
-    """An engine whose samples of a prompt differ in their answers where its number is even."""
-
-    def __init__(self):
-        self.prompts = []
-
-    def run(self, model, requests, version, *, enough):
-        self.prompts.append(len({r.example_id for r in requests}))
-        for r in requests:
-            right = int(r.example_id) % 2 == 0 and r.sample == 0
-            segments = (Segment("policy", f"<answer>{'A b.' if right else 'none'}</answer>"),)
-            made = trajectory([0, 1, 1], "answered", r.sample)
-            yield dataclasses.replace(made, example_id=r.example_id, segments=segments)
-
-
-def test_a_refill_draws_as_many_prompts_as_are_likely_to_be_lacking(dapo):
-    settings = dataclasses.replace(
-        dapo.dapo, groups=5, group_size=2, max_refills=4, overlong_buffer=0
-    )
-    engine, prompts = Answers(), Prompts(per_step=5)
-    sampler = GroupSampler(engine, prompts, settings, dapo.rollout)
-    kept, seen = sampler.step(None, 0)
-    # Of streams 0-4, three have spread: two are lacking, of which 2 · 5/3 are wanted, and so on.
-    assert engine.prompts == [5, 4]
-    assert [g.stream for g in kept] == [0, 2, 4, 6, 8]
-    assert [g.stream for g in seen] == list(range(9))
-    assert prompts.drawn == 9
-
-
-def test_what_is_lacking_is_that_of_the_process_with_the_fewest_groups():
-    assert groups_lib.lacking([(4, 4), (5, 9)], 4) == 0
-    assert groups_lib.lacking([(4, 4), (3, 6)], 4) == 2  # one is lacking, 7 of 10 have spread
-    assert groups_lib.lacking([(0, 4), (0, 4)], 4) == 4  # never more than a step's
-    assert groups_lib.lacking([(0, 0)], 4) == 4
+    assert all(row["updates"] == 1 for row in updated)

@@ -311,6 +311,13 @@ def test_keep_groups_also_wants_spread_in_reward_and_looks_at_valid_samples():
     np.testing.assert_array_equal(keep_groups(accuracy[:1], 0.5, rewards[:1], 1e-9), [True])
 
 
+def test_groups_may_be_kept_by_spread_alone():
+    accuracy = np.asarray([[0.0, 0.75, 0.5], [0.0, 0.0, 0.0], [0.9, 0.9, 0.9], [0.0, 0.005, 0.0]])
+    np.testing.assert_array_equal(keep_groups(accuracy, 0.999, accuracy, 0.01), [False] * 4)
+    got = keep_groups(accuracy, None, accuracy, 0.01)
+    np.testing.assert_array_equal(got, [True, False, False, False])
+
+
 def test_overlong_penalty_ramps_over_the_buffer():
     got = overlong_penalty(np.asarray([0, 60, 80, 90, 100, 130]), 100, 40, 0.5)
     np.testing.assert_allclose(got, [0.0, 0.0, -0.25, -0.375, -0.5, -0.5])

@@ -9,6 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from masksearch_jax.core.config import DapoConfig
+from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.scoring import (
     Overlap,
     align_fills,
@@ -22,7 +23,14 @@ from masksearch_jax.core.scoring import (
 from masksearch_jax.core.types import QAExample, RampExample, Segment, Span, Trajectory, Turn
 from masksearch_jax.evals.metrics import answer_metrics, bootstrap
 from masksearch_jax.evals.suites import METRICS, score, summarise
-from masksearch_jax.rl.rewards import RewardParts, qa_reward, ramp_reward, read_answer, reward
+from masksearch_jax.rl.rewards import (
+    RewardParts,
+    check,
+    qa_reward,
+    ramp_reward,
+    read_answer,
+    reward,
+)
 from masksearch_jax.runtime import metric_writer as run_metrics
 
 PARAGRAPH = "Marie Curie was born in Warsaw in 1867 and discovered polonium with Pierre Curie."
@@ -220,12 +228,17 @@ def test_only_one_closed_answer_by_the_policy_counts():
     assert read_answer((*in_result, *answered("mine"))) == "mine"
 
 
+def figures(parts: RewardParts) -> tuple[float, ...]:
+    """Total, answer, format, accuracy."""
+    return parts.total, parts.answer, parts.format, parts.accuracy
+
+
 def test_ramp_reward_mixes_answer_and_format():
     assert ramp_reward(EXAMPLE, answered(PARAGRAPH), CFG) == RewardParts(1.0, 1.0, 1.0, 1.0)
     bad_form = policy(f"junk <answer>{PARAGRAPH}</answer>")
-    assert ramp_reward(EXAMPLE, bad_form, CFG) == pytest.approx((0.9, 1.0, 0.0, 1.0))
+    assert figures(ramp_reward(EXAMPLE, bad_form, CFG)) == pytest.approx((0.9, 1.0, 0.0, 1.0))
     wrong = answered(filled("Rome", "1868", "radium"))
-    assert ramp_reward(EXAMPLE, wrong, CFG) == pytest.approx((0.1, 0.0, 1.0, 0.0))
+    assert figures(ramp_reward(EXAMPLE, wrong, CFG)) == pytest.approx((0.1, 0.0, 1.0, 0.0))
     copied = answered(EXAMPLE.masked)  # the masks are still there: no form that was asked for
     assert ramp_reward(EXAMPLE, copied, CFG) == RewardParts(0.0, 0.0, 0.0, 0.0)
 
@@ -343,15 +356,20 @@ def test_a_form_that_is_not_asked_for_loses_its_share(turn):
 
 def test_qa_recall_and_dispatch():
     assert qa_reward(QA, answered("Poland"), CFG).answer == 0.5
-    assert reward(QA, trajectory(answered("Warsaw")), CFG) == RewardParts(1.0, 1.0, 1.0, 1.0)
+    assert figures(reward(QA, trajectory(answered("Warsaw")), CFG)) == (1.0, 1.0, 1.0, 1.0)
     assert reward(EXAMPLE, trajectory(answered(PARAGRAPH)), CFG).total == 1.0
     assert qa_reward(QA, policy("Warsaw"), CFG) == RewardParts(0.0, 0.0, 0.0, 0.0)
 
 
 def test_an_unknown_reward_names_the_choices():
-    cfg = dataclasses.replace(CFG, reward="f2")
-    with pytest.raises(ValueError, match=r"'f2'.*recall.*f1.*penalised"):
-        ramp_reward(EXAMPLE, answered("x"), cfg)
+    cfg = dataclasses.replace(CFG, reward="penalized")
+    said = (
+        r"'penalized', not recall, f1, penalised, judge or package\.module:function; did you mean"
+    )
+    with pytest.raises(ConfigError, match=rf"config\.dapo\.reward is {said} penalised\?"):
+        check(cfg, max_turns=4)
+    with pytest.raises(ValueError, match=r"'penalized' is none of recall, f1, penalised"):
+        reward(EXAMPLE, trajectory(answered("x")), cfg)
 
 
 # ---- measures

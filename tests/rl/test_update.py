@@ -9,12 +9,24 @@ import optax
 import pytest
 from hypothesis import strategies as st
 
+from masksearch_jax import train_dapo
 from masksearch_jax.core import rows
+from masksearch_jax.core.config import DapoConfig, MeshConfig, OptimConfig
+from masksearch_jax.core.rollout_config import RolloutConfig
+from masksearch_jax.core.types import QAExample, Trajectory
 from masksearch_jax.parallel.hosts import split_micro
-from masksearch_jax.rl.groups import DAPO_FIELDS
-from masksearch_jax.rl.update import Minibatch, combined, cut_minibatches
+from masksearch_jax.parallel.sharding import make_mesh
+from masksearch_jax.rl.groups import DAPO_FIELDS, Group
+from masksearch_jax.rl.rewards import RewardParts
+from masksearch_jax.rl.update import Minibatch, Update, combined, cut_minibatches, micro_batches
 from masksearch_jax.testing.models import random_model
-from masksearch_jax.training.train_state import init_state, make_train_step
+from masksearch_jax.training.train_state import (
+    TrainState,
+    init_state,
+    make_optimizer,
+    make_schedule,
+    make_train_step,
+)
 from tests.training.updates import COMPUTE, MODEL, losses
 
 ROOM = 12
@@ -66,13 +78,14 @@ def test_every_trajectory_is_there_once_and_as_it_was(lengths, parts, count):
         for one, n in zip(given, lengths, strict=True)
         if n
     ]
-    minibatches = cut_minibatches(given, parts, count, 1, ROOM)
+    size = len(lengths) // (parts * count)
+    minibatches = cut_minibatches(given, parts, count, size, 1, ROOM)
     found = [one for minibatch in minibatches for one in segments(minibatch.batch)]
     assert sorted(found, key=repr) == sorted(expected, key=repr)
-    size = len(lengths) // (parts * count)
     for part in range(parts):
         own = given[part * size * count :][: size * count]
-        for whole, alone in zip(minibatches, cut_minibatches(own, 1, count, 1, ROOM), strict=True):
+        made = cut_minibatches(own, 1, count, size, 1, ROOM)
+        for whole, alone in zip(minibatches, made, strict=True):
             assert alone.used <= whole.used
             for name, x in alone.batch.items():
                 np.testing.assert_array_equal(whole.batch[name][part * size :][:size], x)
@@ -85,17 +98,110 @@ def test_every_trajectory_is_there_once_and_as_it_was(lengths, parts, count):
 
 def test_an_update_takes_as_many_samples_of_every_part():
     given = samples([ROOM] * 8)
-    first, second = cut_minibatches(given, 2, 2, 1, ROOM)
+    first, second = cut_minibatches(given, 2, 2, 2, 1, ROOM)
     for minibatch, taken in ((first, [0, 1, 4, 5]), (second, [2, 3, 6, 7])):
         expected = [given[i]["ids"].tolist() for i in taken]
         assert minibatch.batch["ids"].tolist() == expected
-    (whole,) = cut_minibatches(given, 2, 1, 2, ROOM)
+    (whole,) = cut_minibatches(given, 2, 1, 4, 2, ROOM)
     assert [r.tolist() for r in whole.micro_batches] == [[0, 1, 4, 5], [2, 3, 6, 7]]
 
 
-def test_figures_of_a_step_are_means_but_for_what_adds_up():
-    found = combined([{"loss": 1.0, "skipped": 3.0}, {"loss": 2.0, "skipped": 4.0}])
-    assert found == {"loss": 1.5, "skipped": 4.0}
+@hypothesis.given(st.integers(0, 24), st.sampled_from([1, 2, 3]), st.sampled_from([1, 2, 4]))
+def test_samples_are_spread_over_parts_and_minibatches(number, parts, count):
+    given = samples([1 + i % ROOM for i in range(number)])
+    size = -(-24 // (parts * count))
+    minibatches = cut_minibatches(given, parts, count, size, 1, ROOM)
+    counts = [
+        sum(ids.max(initial=0) for ids in minibatch.batch["segment_ids"][part * size :][:size])
+        for minibatch in minibatches
+        for part in range(parts)
+    ]
+    assert sum(counts) == number
+    assert max(counts) - min(counts) <= 1
+
+
+def test_figures_of_a_step_are_means_over_tokens_but_for_what_adds_up_and_maxima():
+    found = combined(
+        [
+            {"loss_weight": 30.0, "loss": 1.0, "gap_max": 0.5, "skipped": 3.0, "lr": 0.2},
+            {"loss_weight": 10.0, "loss": 2.0, "gap_max": 0.1, "skipped": 4.0, "lr": 0.1},
+        ]
+    )
+    assert found == {"loss_weight": 40.0, "loss": 1.25, "gap_max": 0.5, "skipped": 4.0, "lr": 0.1}
+
+
+# ---- steps that lack groups
+
+DAPO = DapoConfig(
+    steps=9, curriculum="", groups=4, group_size=2, minibatches=4, micro_batch=1, overlong_buffer=0
+)
+MESH = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+ADAM = OptimConfig(learning_rate=0.1, schedule="linear", warmup_steps=0, weight_decay=0.1)
+
+
+def group(stream: int, status: str = "answered") -> Group:
+    """Two samples of rewards 1 and 0."""
+    rng = np.random.default_rng(stream)
+    made = []
+    for number in range(2):
+        sampled = np.arange(6) > 1
+        ids = rng.integers(1, MODEL.vocab_size, 6, np.int32)
+        logprobs = np.where(sampled, -4.0, 0.0).astype(np.float32)
+        versions = np.where(sampled, 0, -1).astype(np.int32)
+        made.append(Trajectory("e", number, ids, logprobs, sampled, versions, 2, (), (), status))
+    return Group(EXAMPLE, made, [RewardParts(r, r, 0.0, r) for r in (1.0, 0.0)], stream)
+
+
+EXAMPLE = QAExample("e", "made", "?", ("a",))
+
+
+@pytest.fixture(scope="module")
+def update_step():
+    """`update(state, kept)` of a whole configuration, and the state that it begins with."""
+    tx = make_optimizer(ADAM, total_steps=36)
+    state = init_state(random_model(MODEL, COMPUTE, seed=1), tx)
+    rollout = RolloutConfig(max_len=ROOM)
+    step = make_train_step(losses()["dapo"], tx, micro_batches(DAPO))
+    logprobs = train_dapo.make_logprob_fn(COMPUTE, 1.0)
+
+    def fresh() -> TrainState:
+        return jax.tree.map(jax.numpy.copy, state)
+
+    with jax.set_mesh(MESH):
+        yield Update(MESH, DAPO, rollout, step, logprobs), fresh
+
+
+@pytest.mark.parametrize(("kept", "updates"), [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4)])
+def test_groups_that_there_are_are_spread_and_no_minibatch_is_empty(update_step, kept, updates):
+    """Each update is counted, moves the schedule by one, and trains as many tokens as the others.
+
+    An empty one would move the weights by the momentum, and decay them.
+    """
+    update, fresh = update_step
+    state, metrics = update(fresh(), [group(i) for i in range(kept)])
+    assert metrics["updates"] == int(state.step) == updates
+    if not updates:
+        assert metrics == {"updates": 0.0, "row_fill": 0.0}
+        return
+    assert metrics["loss_weight"] == kept * 2 * 4
+    assert metrics["lr"] == pytest.approx(float(make_schedule(ADAM, 36)(updates - 1)))
+    assert metrics["ratio"] > 0.9  # of empty minibatches it would be 0
+
+
+def test_a_minibatch_of_samples_that_do_not_count_changes_nothing(update_step):
+    """Tool failures beside two groups that train: as if these were alone."""
+    update, fresh = update_step
+    failed = [group(i, "tool_failure") for i in (0, 3)]
+    state, metrics = update(fresh(), [failed[0], group(1), group(2), failed[1]])
+    alone, expected = update(fresh(), [group(1), group(2)])
+    assert metrics == expected
+    assert metrics["updates"] == 2
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_array_equal(a, b)
+    unmoved, metrics = update(fresh(), failed)
+    assert metrics == {"updates": 0.0, "row_fill": 0.0}
+    for a, b in zip(jax.tree.leaves(unmoved), jax.tree.leaves(fresh()), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def update(batch: rows.Batch, accumulate: int, used: int | None) -> tuple[dict, list]:
@@ -115,7 +221,7 @@ def test_loss_and_gradient_are_those_of_a_trajectory_to_a_row():
     padded = rows.lay([[one] for one in given], ROOM, DAPO_FIELDS)
     expected, gradients = update(padded, 1, None)
     packed: Minibatch
-    (packed,) = cut_minibatches(given, parts=1, count=1, rows_per_part=2, seq_len=ROOM)
+    (packed,) = cut_minibatches(given, 1, 1, size=8, rows_per_part=2, seq_len=ROOM)
     assert packed.used == 2  # 37 targets in four rows of 12, for eight
     rest = np.concatenate(packed.micro_batches[packed.used :])
     for name in ("ids", "targets", "advantages", "loss_mask", "segment_ids"):

@@ -231,7 +231,7 @@ CHANGES_THE_RESULT = {
         *("steps", "curriculum", "groups", "group_size", "minibatches", "clip_low", "clip_high"),
         *("tis_cap", "reward", "format_weight", "length_penalty", "accuracy_threshold"),
         *("max_refills", "overlong_buffer", "overlong_penalty", "overlong_filter", "oversample"),
-        *("split", "seed"),
+        *("split", "seed", "keep_by", "min_spread"),
     ),
 }
 HARMLESS = {
@@ -243,6 +243,7 @@ HARMLESS = {
     "survival": (
         *("startup_seconds", "step_factor", "step_seconds", "heartbeat_seconds", "guard"),
         *("spike_sigma", "spike_window", "max_skips", "profile_steps", "compile_cache", "changed"),
+        *("tool_failures", "tool_outage_seconds"),
     ),
     "plan": ("topology", "slices", "improve", "json"),
     "search": ("timeout", "workers", "cache", "replay"),
@@ -251,7 +252,7 @@ HARMLESS = {
         *("tick_tokens", "extend_tokens", "chunk_tokens", "deadline"),
     ),
     "sft": ("log_every",),
-    "dapo": ("micro_batch", "allow_filters"),
+    "dapo": ("micro_batch", "allow_filters", "warn_after", "patience"),
 }
 
 

@@ -236,6 +236,95 @@ def test_any_part_of_the_summary_may_be_absent(tmp_path, key):
     assert "Two-hop questions: not evaluated." in page.visible()
 
 
+def two_stages() -> dict:
+    """The summary of a run of both stages with a control."""
+    values = iter(0.1 + 0.0071 * i for i in range(1000))
+    metrics = {"ramp": ("span_recall", "f1"), "two_hop": ("recall", "f1", "source_hit")}
+    names = ("init", "ramp_sft", "ramp_dapo", "qa_sft", "qa_dapo", "control")
+    found = {
+        c: {s: {"search": {m: cell(next(values)) for m in ms}} for s, ms in metrics.items()}
+        for c in names
+    }
+    by_type = {
+        c: {"two_hop": {"search": {t: {"f1": cell(next(values))} for t in ("a_to_b", "b_to_c")}}}
+        for c in names
+    }
+    config = {"sft": {"curriculum": "0:ramp_a,5:ramp_b"}, "qa_sft": {"curriculum": "0:qa_a"}}
+    return {"eval": found, "eval_by_type": by_type, "config": config}
+
+
+def write_two_stages(root: pathlib.Path) -> pathlib.Path:
+    (root / "summary.json").write_text(json.dumps(two_stages()))
+    for name in ("ramp_sft", "ramp_dapo", "qa_sft", "qa_dapo", "control_sft", "control_dapo"):
+        (root / name).mkdir()
+        key = "loss" if name.endswith("sft") else "reward"
+        rows = ({"step": s, key: s / 8} for s in range(1, 9))
+        (root / name / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (root / "trajectories.jsonl").write_text(json.dumps(trajectory(checkpoint="qa_dapo")) + "\n")
+    return root
+
+
+def test_the_curves_of_both_stages_are_joined(tmp_path):
+    page = Page(viewer.render(write_two_stages(tmp_path)))
+    points = [json.loads(p) for p in page.attributes("data-points")]
+    assert [[int(p[2]) for p in curve] for curve in points[:2]] == [list(range(1, 17))] * 2
+    shown = page.visible()
+    for label in ("Supervised fine-tuning", "DAPO", "Questions alone, the control"):
+        assert label in shown
+    assert "is not there" not in shown
+    assert {"ramp_b", "qa_a", "qa dapo"} <= set(page_marks(tmp_path))
+
+
+def page_marks(folder: pathlib.Path) -> list[str]:
+    return re.findall(r'class="tick marklabel"[^>]*>([^<]*)<', viewer.render(folder))
+
+
+def test_a_run_of_both_stages_is_shown_by_stage_and_by_type(tmp_path):
+    page = Page(viewer.render(write_two_stages(tmp_path)))
+    assert page.errors == []
+    shown, summary = page.visible(), two_stages()
+    for name in ("after RAMP SFT", "after QA DAPO", "control: QA alone", "source hit", "a to b"):
+        assert name in shown
+    for by_suite in summary["eval"].values():
+        for metrics in (m for s in by_suite.values() for m in s.values()):
+            assert all(f"{m['value']:.3f}" in shown for m in metrics.values())
+    for by_suite in summary["eval_by_type"].values():
+        for metrics in by_suite["two_hop"]["search"].values():
+            assert f"{metrics['f1']['value']:.3f}" in shown
+    lines = list(map(str, viewer.abstract.abstract(summary)))
+    ours = summary["eval"]["qa_dapo"]["two_hop"]["search"]["f1"]["value"]
+    control = summary["eval"]["control"]["two_hop"]["search"]["f1"]["value"]
+    assert f"F1 <b>{ours:.3f}</b>" in lines[3]
+    assert f"with as many updates: F1 <b>{control:.3f}</b>" in lines[3]
+    assert lines[3].endswith("The two intervals overlap.")
+    assert "The intervals after SFT and after DAPO overlap." in lines[1]
+
+
+def test_the_cells_stand_beside_each_other(tmp_path):
+    """A folder of several chains: what each was evaluated to, and its curves."""
+    found = two_stages()["eval"]
+    cells = dict(
+        zip(("none-sft", "sft-sft", "rl-sft", "sft-rl", "rl-rl"), found.values(), strict=False)
+    )
+    for name, results in cells.items():
+        (tmp_path / "eval" / name).mkdir(parents=True)
+        (tmp_path / "eval" / name / "eval.json").write_text(json.dumps(results))
+    for stage in ("qa_dapo", "ramp_sft", "ramp_dapo"):
+        (tmp_path / "rl-rl" / stage).mkdir(parents=True)
+        rows = ({"step": s, "loss": s / 8} for s in range(1, 5))
+        text = "".join(json.dumps(r) + "\n" for r in rows)
+        (tmp_path / "rl-rl" / stage / "metrics.jsonl").write_text(text)
+    page = Page(viewer.render(tmp_path))
+    assert page.errors == []
+    shown = page.visible()
+    for name, results in cells.items():
+        assert figures.CHECKPOINTS[name] in shown
+        assert f"{results['two_hop']['search']['f1']['value']:.3f}" in shown
+    (points,) = (json.loads(p) for p in page.attributes("data-points"))
+    assert [int(p[2]) for p in points] == list(range(1, 13))
+    assert page_marks(tmp_path) == ["ramp dapo", "qa dapo"]
+
+
 def test_a_half_written_line_is_skipped_and_counted(tmp_path):
     write_run(tmp_path)
     with (tmp_path / "sft/metrics.jsonl").open("a") as f:

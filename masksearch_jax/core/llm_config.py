@@ -1,0 +1,64 @@
+"""How an OpenAI-compatible endpoint is called: for agents, extractors, and the judge of rewards."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from masksearch_jax.core.schema import key
+
+
+@dataclasses.dataclass(frozen=True)
+class LLMConfig:
+    """How one endpoint is called. Seconds are wall-clock, prices in any one currency."""
+
+    base_url: str = key(
+        "http://localhost:8000/v1", "Of an OpenAI-compatible endpoint.", harmless=True
+    )
+    model: str = key("Qwen2.5-72B-Instruct", "Name and pinned version, as the endpoint spells it.")
+    api_key_env: str = key(
+        "OPENAI_API_KEY",
+        "Environment variable that holds the key; unset: none is needed.",
+        harmless=True,
+    )
+    temperature: float = key(0.7, "Of sampling; 0: greedy.")
+    max_tokens: int = key(1024, "Of one reply.")
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = key(
+        "max_tokens",
+        "Name of max_tokens in a request; newer models of OpenAI take the second alone.",
+        harmless=True,
+    )
+    send_temperature: bool = key(True, "False: left out, for models that refuse one.")
+    concurrency: int = key(32, "Requests in flight.", harmless=True)
+    timeout: float = key(120.0, "Seconds of one attempt.", harmless=True)
+    deadline: float = key(
+        600.0, "Seconds of one call, its retries and waits included.", harmless=True
+    )
+    retries: int = key(6, "Attempts after the first.", harmless=True)
+    backoff: float = key(1.0, "Seconds before the first retry; doubles with each.", harmless=True)
+    cache: str = key("", "SQLite file of the replies paid for.", harmless=True)
+    replay: bool = key(
+        False, "Answer from the cache alone, and stop where it lacks a reply.", harmless=True
+    )
+    budget: int = key(
+        0, "Tokens ever paid for into this cache, prompts included; 0: no limit.", harmless=True
+    )
+    max_cost: float = key(0.0, "The same in money; 0: no limit.", harmless=True)
+    prompt_price: float = key(0.0, "Of a million prompt tokens.", harmless=True)
+    completion_price: float = key(0.0, "Of a million completion tokens.", harmless=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeConfig(LLMConfig):
+    """The judge of `dapo.reward=judge`: an OpenAI-compatible endpoint."""
+
+    base_url: str = key("", "Of its endpoint; `dapo.reward=judge` needs it.", harmless=True)
+    temperature: float = key(0.0, "Of sampling; 0: greedy, the same verdict each time.")
+    max_tokens: int = key(256, "Of one verdict with its reason.")
+    timeout: float = key(60.0, "Seconds of one attempt.", harmless=True)
+    deadline: float = key(
+        180.0, "Seconds of one verdict, its retries and waits included.", harmless=True
+    )
+    retries: int = key(4, "Attempts after the first.", harmless=True)
+    cache: str = key("runs/judge.sqlite", "SQLite file of the verdicts paid for.", harmless=True)
+    language: Literal["en", "zh"] = key("en", "Of its prompt.")

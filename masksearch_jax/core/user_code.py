@@ -1,0 +1,70 @@
+"""Functions that users name in a config, as `package.module:function`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+from masksearch_jax.core.errors import ConfigError, nearest
+
+
+def import_function(spec: str, key: str, arguments: tuple[str, ...]) -> Callable[..., Any]:
+    """What `spec` names, callable with as many positional arguments.
+
+    key: where the config says it, for the message. Raises ConfigError that names the module, the
+    function and what is there instead.
+    """
+    said = f"{key} is {spec!r}"
+    name, _, attribute = spec.partition(":")
+    if not all(part.isidentifier() for part in [*name.split("."), attribute]):
+        raise ConfigError(f"{said}; a function is named as package.module:function")
+    module = _import_module(name, said)
+    if not hasattr(module, attribute):
+        there = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_")]
+        near = nearest(attribute, there)
+        raise ConfigError(f"{said}, but module {name!r} has no {attribute!r}; {near}")
+    function = getattr(module, attribute)
+    if not callable(function):
+        raise ConfigError(f"{said}, which is {type(function).__name__}, not a function")
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        takes = f"{attribute}{inspect.signature(function)}"
+        raise ConfigError(
+            f"{said}, but it cannot be called as {attribute}({', '.join(arguments)}): {error}; "
+            f"it is {takes}"
+        ) from error
+    except ValueError:  # a builtin without a signature: the first call will tell
+        pass
+    return function
+
+
+def _import_module(name: str, said: str) -> Any:
+    path = name.split(".")
+    for end in range(1, len(path) + 1):
+        whole = ".".join(path[:end])
+        try:
+            found = importlib.util.find_spec(whole)
+        except Exception as error:  # its parent is no package, or raises
+            raise ConfigError(
+                f"{said}, but {whole!r} cannot be imported: {type(error).__name__}: {error}"
+            ) from error
+        if found is None:
+            near = _near_modules(path[: end - 1], path[end - 1])
+            raise ConfigError(f"{said}, but there is no module {whole!r}; {near}")
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise ConfigError(
+            f"{said}, but importing {name!r} raised {type(error).__name__}: {error}"
+        ) from error
+
+
+def _near_modules(parent: list[str], word: str) -> str:
+    """The modules beside it that are most like it; at the top, those of the working folder."""
+    folders = importlib.import_module(".".join(parent)).__path__ if parent else ["."]
+    return nearest(word, {m.name for m in pkgutil.iter_modules(folders)})

@@ -1,0 +1,56 @@
+"""What is said of a step's rewards: means of their parts, and the samples that have none. NumPy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from masksearch_jax.core.types import NOT_ITS_DOING
+from masksearch_jax.parallel import hosts
+from masksearch_jax.rl.groups import Group
+from masksearch_jax.rl.rewards import RewardParts
+
+
+def asked_for(group: Group) -> list[RewardParts]:
+    """Of the samples that a reward was asked for: those whose end is the policy's doing."""
+    pairs = zip(group.trajectories, group.rewards, strict=True)
+    return [parts for t, parts in pairs if t.status not in NOT_ITS_DOING]
+
+
+def failures(group: Group) -> list[str]:
+    """Of each sample that has no reward, though one was asked for: its example and why."""
+    name = group.example.id
+    return [f"example {name}: {parts.failure}" for parts in asked_for(group) if parts.failure]
+
+
+def figures(seen: Sequence[Group], threshold: float) -> dict[str, float]:
+    """The mean over the samples of all processes of each part, of those that have it.
+
+    threshold: of `accuracy` in a sample that is right.
+    `reward_spread` is the mean deviation within groups, `reward_failures` the share of samples
+    without a reward; these are in no other figure. All processes must call it.
+    """
+    values: dict[str, list[float]] = {"reward_failures": []}
+    for group in seen:
+        asked = asked_for(group)
+        values["reward_failures"] += [float(bool(parts.failure)) for parts in asked]
+        there = [parts for parts in asked if not parts.failure]
+        for parts in there:
+            right = float(parts.accuracy >= threshold)
+            for name, value in {**_named(parts), "accuracy": right}.items():
+                values.setdefault(name, []).append(value)
+        if there:
+            spread = float(np.std([parts.total for parts in there]))
+            values.setdefault("reward_spread", []).append(spread)
+    own = {name: [float(np.sum(found)), len(found)] for name, found in values.items()}
+    each = [json.loads(text) for text in hosts.gather_texts(json.dumps(own))]
+    names = dict.fromkeys(name for one in each for name in one)
+    sums = {name: np.sum([one.get(name, (0.0, 0)) for one in each], axis=0) for name in names}
+    return {name: float(total / count) for name, (total, count) in sums.items() if count}
+
+
+def _named(parts: RewardParts) -> dict[str, float]:
+    said = {"reward": parts.total, "answer": parts.answer, "format": parts.format}
+    return {**said, **parts.logged}

@@ -1,0 +1,197 @@
+"""Rewards, computed beside the engine: it decodes on while functions run and judges are asked.
+
+An event loop in a thread of its own runs what is asynchronous; all else runs on worker threads. A
+reward is a function of its sample alone, so that nothing depends on which is done first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent import futures
+from typing import Any, TypeVar
+
+import numpy as np
+
+from masksearch_jax.core import markup
+from masksearch_jax.core.errors import ConfigError, UserError
+from masksearch_jax.core.reward_config import RewardConfig
+from masksearch_jax.core.tokenizer import Vocabulary
+from masksearch_jax.core.types import NOT_ITS_DOING, Example, RampExample, Segment, Trajectory
+from masksearch_jax.data.batches import Prompt
+from masksearch_jax.data.prompt import question_text
+from masksearch_jax.rl import rewards
+from masksearch_jax.rl.rewards import RewardParts
+from masksearch_jax.rollout.search_pool import SearchPool
+
+T = TypeVar("T")
+
+
+class RewardError(UserError):
+    """Rewards cannot be had: too many samples without one, or a judge that does not answer."""
+
+
+class RewardPool:
+    """Scores trajectories as `cfg.reward` says; use as a context manager, or call `close`.
+
+    judge: opens the judge of `cfg.reward` "judge", in the pool's event loop. A reward that raises,
+    is no number or takes too long is a RewardParts with its `failure`; a UserError of a judge, such
+    as a spent budget, is raised by the future. Raises ConfigError for a function that cannot be
+    imported.
+    """
+
+    def __init__(
+        self,
+        cfg: RewardConfig,
+        judge: contextlib.AbstractAsyncContextManager[rewards.Judge] | None = None,
+    ):
+        self.cfg, self.seconds, self.wait_seconds = cfg, 0.0, 0.0
+        self._own = rewards.own_reward(cfg) if ":" in cfg.reward else None
+        self._threads: SearchPool[Any] = SearchPool(cfg.reward_workers)
+        self._gate = asyncio.Semaphore(cfg.reward_workers)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rewards", daemon=True)
+        self._thread.start()
+        self._opened = contextlib.AsyncExitStack()
+        self._judge: rewards.Judge | None = None
+        try:
+            if judge is not None:
+                self._judge = self._run(self._opened.enter_async_context(judge))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> RewardPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drops what is not done."""
+        self._run(self._end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._threads.close()
+
+    def submit(self, example: Example, trajectory: Trajectory) -> futures.Future[RewardParts]:
+        """Its reward to come; none, at once, where its end is not the policy's doing."""
+        if trajectory.status in NOT_ITS_DOING:
+            there: futures.Future[RewardParts] = futures.Future()
+            there.set_result(rewards.no_reward(trajectory.status))
+            return there
+        work = self._reward(example, trajectory)
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def check(self, example: Example, trajectory: Trajectory) -> None:
+        """Scores one sample, at the start of a run. Raises ConfigError or RewardError for none."""
+        failure = self.submit(example, trajectory).result().failure
+        if not failure:
+            return
+        if self._judge:
+            raise RewardError(f"the judge does not answer: {failure}")
+        raise ConfigError(
+            f"{rewards.KEY} is {self.cfg.reward!r}, which gives no reward for example "
+            f"{example.id}: {failure}"
+        )
+
+    def wait(self, pending: Sequence[futures.Future[RewardParts]]) -> None:
+        """Until the first of them is there; counted as `wait_seconds`."""
+        started = time.perf_counter()
+        futures.wait(pending, return_when=futures.FIRST_COMPLETED)
+        self.wait_seconds += time.perf_counter() - started
+
+    def timing(self) -> dict[str, float]:
+        """Seconds of this process since the last call: of all rewards, and waited for any."""
+        found = {"reward_seconds": self.seconds, "reward_wait_seconds": self.wait_seconds}
+        self.seconds = self.wait_seconds = 0.0
+        return found
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _end(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._opened.aclose()
+
+    # ---- in the loop
+
+    async def _reward(self, example: Example, trajectory: Trajectory) -> RewardParts:
+        started = time.perf_counter()
+        try:
+            return await self._score(example, trajectory)
+        except (UserError, asyncio.CancelledError):
+            raise
+        except TimeoutError as error:
+            limit = f"no reward in {self.cfg.reward_timeout:g} s"
+            return rewards.no_reward(str(error) or limit)
+        except BaseException as error:  # a user's function may even exit
+            return rewards.no_reward(f"{type(error).__name__}: {error}")
+        finally:
+            self.seconds += time.perf_counter() - started
+
+    async def _score(self, example: Example, trajectory: Trajectory) -> RewardParts:
+        cfg = self.cfg
+        if self._judge:
+            verdict = await self._ask(self._judge, example, trajectory)
+            work = functools.partial(rewards.judged_reward, example, trajectory, verdict, cfg)
+            return await self._on_thread(work)
+        if not self._own:
+            work = functools.partial(rewards.reward, example, trajectory, cfg)
+            return await self._on_thread(work)
+        if inspect.iscoroutinefunction(self._own):
+            async with self._gate, asyncio.timeout(cfg.reward_timeout or None):
+                found = await self._own(example, trajectory)
+        else:
+            found = await self._on_thread(functools.partial(self._own, example, trajectory))
+        return rewards.own_parts(found, example, trajectory, cfg)
+
+    async def _ask(
+        self, judge: rewards.Judge, example: Example, trajectory: Trajectory
+    ) -> bool | None:
+        """Its verdict; an answer that is none, or leaves masks, is wrong without asking."""
+        answer = rewards.read_answer(trajectory.segments)
+        if answer is None or markup.MASK in answer:
+            return False
+        return await judge(example, answer)
+
+    async def _on_thread(self, work: Callable[[], T]) -> T:
+        """What `work` returns; as many at once as there are threads, so that none waits there."""
+        async with self._gate:
+            call = self._threads.submit(work)
+            try:
+                async with asyncio.timeout(self.cfg.reward_timeout or None):
+                    return await asyncio.wrap_future(call)
+            finally:
+                self._threads.abandon(call)
+
+
+def right_answer(prompt: Prompt, vocab: Vocabulary) -> Trajectory:
+    """A sample that answers at once what its example holds to be right, to try a reward on."""
+    example = prompt.example
+    right = example.paragraph if isinstance(example, RampExample) else example.answers[0]
+    text = markup.wrap("answer", markup.escape(right))
+    said = vocab.encode(text)
+    ids = np.concatenate([prompt.ids, np.asarray(said, np.int32)])
+    sampled = np.arange(len(ids)) >= len(prompt.ids)
+    return Trajectory(
+        example_id=example.id,
+        sample=0,
+        ids=ids,
+        logprobs=np.zeros(len(ids), np.float32),
+        sampled=sampled,
+        versions=sampled.astype(np.int32) - 1,
+        prompt_len=len(prompt.ids),
+        segments=(Segment("prompt", question_text(example)), Segment("policy", text)),
+        turns=(),
+        status="answered",
+    )

@@ -1,0 +1,89 @@
+"""Faults of a trajectory's turns, and what they add to the advantage of the turns' own tokens.
+
+A turn is what the policy sampled between two texts of the tool. The terms are ours: with weight 0,
+the default, they are counted and add nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from masksearch_jax.core import markup
+from masksearch_jax.core.reward_config import RewardConfig
+from masksearch_jax.core.types import Trajectory
+
+# Name of a fault → the key of its weight.
+WEIGHTS = {
+    "no_answer": "no_answer_penalty",
+    "no_search": "no_search_penalty",
+    "malformed_turn": "malformed_turn_penalty",
+    "repeated_query": "repeated_query_penalty",
+}
+
+
+def texts(trajectory: Trajectory) -> list[str]:
+    """The policy's text of each turn; "" of one whose tokens are no text."""
+    found = [""]
+    for segment in trajectory.segments:
+        if segment.author == "policy":
+            found[-1] += segment.text
+        elif segment.author == "tool":
+            found.append("")
+    return found[: len(_runs(trajectory))]
+
+
+def _runs(trajectory: Trajectory) -> list[slice]:
+    """Where the tokens of each turn are in `ids`."""
+    edges = np.flatnonzero(np.diff(trajectory.sampled.astype(np.int8), prepend=0, append=0))
+    return [slice(int(first), int(end)) for first, end in edges.reshape(-1, 2)]
+
+
+def faults(trajectory: Trajectory) -> Mapping[str, tuple[float, ...]]:
+    """Of each fault, how much of it each turn has, in 0..1.
+
+    no_answer: of the last turn of a trajectory that did not end with an answer. no_search: of the
+    last turn where none before it searched. malformed_turn: of a turn that is not an optional
+    thought and one action. repeated_query: the share of a turn's queries that were asked before.
+    """
+    turns = texts(trajectory)
+    queries = [markup.parse_queries(text, sys.maxsize) for text in turns]
+    last = [i == len(turns) - 1 for i in range(len(turns))]
+    unanswered, unsearched = trajectory.status != "answered", not any(queries)
+    return {
+        "no_answer": tuple(float(end and unanswered) for end in last),
+        "no_search": tuple(float(end and unsearched) for end in last),
+        "malformed_turn": tuple(float(not markup.is_turn(text)) for text in turns),
+        "repeated_query": tuple(_repeated(queries)),
+    }
+
+
+def _repeated(queries: Sequence[Sequence[str]]) -> list[float]:
+    before: set[str] = set()
+    found = []
+    for asked in queries:
+        plain = [" ".join(query.casefold().split()) for query in asked]
+        found.append(sum(query in before for query in plain) / max(len(plain), 1))
+        before.update(plain)
+    return found
+
+
+def counts(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """How often a trajectory has each fault, all turns together; to be logged."""
+    return {name: float(sum(each)) for name, each in found.items()}
+
+
+def terms(found: Mapping[str, Sequence[float]], cfg: RewardConfig) -> tuple[float, ...]:
+    """What each turn adds to the advantage of its tokens: minus weight times fault, summed."""
+    weighted = [[-getattr(cfg, WEIGHTS[name]) * x for x in each] for name, each in found.items()]
+    return tuple(map(sum, zip(*weighted, strict=True)))
+
+
+def per_token(trajectory: Trajectory, added: Sequence[float]) -> np.ndarray:
+    """float32[T]: each turn's term on the tokens that it sampled, 0 elsewhere."""
+    found = np.zeros(len(trajectory.ids), np.float32)
+    for run, term in zip(_runs(trajectory), added, strict=False):  # no terms: all are 0
+        found[run] = term
+    return found
