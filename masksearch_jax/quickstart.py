@@ -259,7 +259,9 @@ def run_control(run: Run) -> dict[str, Any]:
     """Questions alone, with as many updates of each kind as the two stages have together."""
     cfg = run.cfg
     sft = dataclasses.replace(cfg.qa_sft, steps=cfg.sft.steps + cfg.qa_sft.steps)
-    dapo = dataclasses.replace(cfg.qa_dapo, steps=cfg.dapo.steps + cfg.qa_dapo.steps)
+    # Where it has nothing to learn from, its steps are spent all the same.
+    total = cfg.dapo.steps + cfg.qa_dapo.steps
+    dapo = dataclasses.replace(cfg.qa_dapo, steps=total, patience=0)
     run_sft(run, "control_sft", "init", sft, cfg.sft_optim)
     return run_dapo(run, "control_dapo", "control_sft", dapo, cfg.qa_dapo_optim)
 

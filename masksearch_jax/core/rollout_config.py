@@ -93,6 +93,10 @@ class RolloutConfig:
         ),
     )
     max_staleness: int = key(
-        1, "Versions since the first token of one that is kept before it starts again."
+        1,
+        (
+            "Versions since the oldest token that is trained on: what is older starts again, and "
+            "no group is carried over that would be."
+        ),
     )
     seed: int = key(0, "Of all that is sampled.")

@@ -216,9 +216,9 @@ class GroupSampler:
         kept: list[Group],
         seen: list[Group],
     ) -> None:
-        """Adds groups as they become whole to `seen`, with spread to `kept`, until that has enough.
+        """Adds whole groups to `seen`, those with spread to `kept`; in parts, until these do.
 
-        In parts only; else until all are whole, so that nothing depends on which is first.
+        At its end no group lacks rewards alone: nothing depends on which of them is there first.
         """
 
         def enough() -> bool:
@@ -230,8 +230,8 @@ class GroupSampler:
             trajectory = dataclasses.replace(trajectory, example_id=prompt.example.id)
             reward = self.pool.submit(prompt.example, trajectory)
             found[trajectory.sample] = Scored(trajectory, reward)
-        while not enough() and (pending := self._pending()):
-            self.pool.wait(pending)
+        self.pool.wait(self._pending())
+        self._take_whole(kept, seen)
 
     def _ended(self) -> list[str]:
         """The prompts whose samples have all ended."""

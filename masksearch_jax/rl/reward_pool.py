@@ -102,9 +102,9 @@ class RewardPool:
         )
 
     def wait(self, pending: Sequence[futures.Future[RewardParts]]) -> None:
-        """Until the first of them is there; counted as `wait_seconds`."""
+        """Until all of them are there; counted as `wait_seconds`."""
         started = time.perf_counter()
-        futures.wait(pending, return_when=futures.FIRST_COMPLETED)
+        futures.wait(pending)
         self.wait_seconds += time.perf_counter() - started
 
     def timing(self) -> dict[str, float]:

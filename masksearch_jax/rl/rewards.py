@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from masksearch_jax.rl import turns
 RULES = ("recall", "f1", "penalised")
 KINDS = (*RULES, "judge")
 KEY = "config.dapo.reward"
+
+_SIGN = re.compile(r"[^\w\s]")
 
 # Whether an answer is right; None where the judge's reply cannot be read. What it raises is an
 # outage of the judge, of which nobody's answer is to blame.
@@ -203,7 +206,7 @@ def coverage(example: Example, trajectory: Trajectory) -> float | None:
     """Share of what an answer needs that search results hold, in 0..1; None of nothing known.
 
     Of a masked paragraph: its spans. Of a question: the titles of the articles that support its
-    answer; without titles, 1 for any accepted answer. Compared in SQuAD's normal form.
+    answer; without titles, 1 for any accepted answer. Compared by words, without articles.
     """
     text = _spaced("\n".join(s.text for s in trajectory.segments if s.author == "tool"))
 
@@ -231,4 +234,4 @@ def gold_hit(example: Example, trajectory: Trajectory) -> float | None:
 
 def _spaced(text: str) -> str:
     """Words with a space before and after each, so that one text is in another by whole words."""
-    return f" {' '.join(scoring.tokenise(text))} "
+    return f" {' '.join(scoring.tokenise(_SIGN.sub(' ', text)))} "

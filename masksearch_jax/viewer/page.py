@@ -20,14 +20,16 @@ MAX_TRAJECTORIES = 10
 # Curves the trainers write: key → (title, unit). Other numeric keys are drawn after them.
 CURVES = {
     "reward": ("Reward", "mean per trajectory"),
-    "accuracy": ("Accuracy", "share of trajectories"),
+    "accuracy": ("Accuracy", "share of trajectories that are right"),
     "answer": ("Answer score", "mean per trajectory"),
     "format": ("Format", "share well-formed"),
     "searches": ("Searches", "per trajectory"),
     "sampled_tokens": ("Length", "sampled tokens per trajectory"),
     "entropy": ("Entropy", "nats per sampled token"),
     "truncated": ("Truncated", "share of trajectories"),
-    "groups_kept": ("Groups kept", "with spread in reward"),
+    "groups_kept": ("Groups trained on", "with spread in reward"),
+    "updates": ("Updates", "per step"),
+    "staleness": ("Staleness", "versions, mean per token"),
     "loss": ("Loss", "per token"),
     "agent_nll": ("Loss on the agent's tokens", "nats per token"),
     "agent_confident": ("Agent's tokens above even odds", "share"),

@@ -107,6 +107,9 @@ RENAMED = {"evolve.items": "evolve.pool_size"}
 # Decided anew since: at one half two guesses paid as much as one, and recall pays for lists.
 DECIDED = {"dapo.length_penalty": 0.6}
 DECIDED_IN = {"qa_dapo": {"dapo.reward": "penalised"}}
+# The quickstart has the section `dapo` twice, once for each of its stages.
+SINCE |= {f"qa_{key}": value for key, value in SINCE.items() if key.startswith("dapo.")}
+DECIDED |= {f"qa_{key}": value for key, value in DECIDED.items()}
 # Of files whose argument names a model: the one without it, and where its section is.
 MODEL = dict.fromkeys(WITH_MODEL, ("qwen2.5-1.5b", "model."))
 MODEL |= dict.fromkeys(("quickstart", "evolve"), ("tiny", "model."))

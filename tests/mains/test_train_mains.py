@@ -37,10 +37,12 @@ from masksearch_jax.runtime.process import RESTART
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.open import open_tool
 from masksearch_jax.search.tool import FakeSearch
+from masksearch_jax.testing.services import Answer, Endpoint, in_turn
 from masksearch_jax.training import patience
 from masksearch_jax.training.checkpoint_files import CheckpointError
 from masksearch_jax.training.run_folder import open_run_folder
 from masksearch_jax.training.supervisor import Preempted
+from tests.rl import own_rewards
 
 SFT_STEPS, DAPO_STEPS = 50, 4
 
@@ -653,6 +655,64 @@ def test_rows_that_the_mesh_cannot_split_in_time_are_refused_at_the_start(sft, d
         train_sft.check(sft, mesh)
     with pytest.raises(MeshError, match=r"choose a length that is a multiple of 10"):
         train_dapo.check(dapo.dapo, dapo.rollout, mesh)
+
+
+# ---- rewards
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_reward_of_ones_own_trains_as_ours_does(dapo, tmp_path, workers):
+    """The same curve, whatever the number of workers that compute the rewards."""
+    own_rewards.like.append(dapo.dapo)
+    reward = {"reward": "tests.rl.own_rewards:as_ours", "reward_workers": workers}
+    train_dapo.run(changed(at(dapo, tmp_path), "dapo", **reward))
+    same = ("loss", "reward", "accuracy", "format", "coverage", "groups_kept", "grad_norm")
+    found, expected = (
+        [{name: row.get(name) for name in same} for row in curves(folder)]
+        for folder in (tmp_path, dapo.workdir)
+    )
+    assert found == expected
+
+
+def test_a_judge_that_dies_stops_a_run_which_goes_on_and_asks_nothing_twice(
+    dapo, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(patience, "_LONGEST", 0.02)
+    monkeypatch.setattr(patience, "_LOOK", 0.01)
+    yes, no = (f'{{"reason": "so", "verdict": "{v}"}}' for v in ("correct", "incorrect"))
+
+    def verdict(request):
+        return Answer(yes if "million" in request["messages"][-1]["content"] else no)
+
+    with Endpoint(in_turn(verdict, Answer(status=500))) as endpoint:
+        cfg = changed(at(dapo, tmp_path / "run"), "survival", tool_outage_seconds=0.1)
+        cfg = changed(cfg, "dapo", steps=2, reward="judge", patience=0)
+        calls = {"base_url": endpoint.url, "retries": 0, "cache": str(tmp_path / "replies")}
+        cfg = changed(cfg, "judge", **calls)
+        said = r"the judge was down for 0\.1 s .* in step 1: \d+ of \d+ verdicts failed: example "
+        with pytest.raises(train_dapo.ToolOutageError, match=said):
+            train_dapo.run(cfg)
+        endpoint.plan = verdict
+        train_dapo.run(cfg)
+        asked = [request["messages"][-1]["content"] for request in endpoint.paid]
+    assert len(asked) == len(set(asked)) > 0
+    rows = read_metrics(tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2]
+    for row in rows:
+        assert 0 <= row["judge_agreement"] <= 1
+        assert row["judge_unreadable"] == row["reward_failures"] == 0
+        assert row["reward_seconds"] >= 0 <= row["reward_wait_seconds"]
+
+
+def test_a_run_whose_rewards_fail_is_refused_at_the_start(dapo, tmp_path):
+    cfg = changed(at(dapo, tmp_path), "dapo", reward="tests.rl.own_rewards:raises")
+    said = r"config\.dapo\.reward is '.*:raises', which gives no reward for example \S+: KeyError"
+    with pytest.raises(ConfigError, match=said):
+        train_dapo.run(cfg)
+    assert not os.listdir(tmp_path)
+    cfg = changed(at(dapo, tmp_path), "dapo", reward="judge")
+    with pytest.raises(ConfigError, match=r"config\.judge\.base_url is empty"):
+        train_dapo.run(cfg)
 
 
 # ---- the batch of DAPO

@@ -22,7 +22,7 @@ from masksearch_jax.core.scoring import (
 )
 from masksearch_jax.core.types import QAExample, RampExample, Segment, Span, Trajectory, Turn
 from masksearch_jax.evals.metrics import answer_metrics, bootstrap
-from masksearch_jax.evals.suites import METRICS, score, summarise
+from masksearch_jax.evals.suites import QA_METRICS, RAMP_METRICS, score, summarise
 from masksearch_jax.rl.rewards import (
     RewardParts,
     check,
@@ -438,15 +438,27 @@ def test_suite_scores():
     half = filled("Warsaw", "1867", "radium")
     got = score(EXAMPLE, trajectory(answered(half), searches=2))
     expected = {"span_recall": 2 / 3, "em": 0, "f1": 2 / 3, "format_rate": 1, "searches": 2}
-    assert got == pytest.approx(expected)
-    assert tuple(got) == METRICS
+    assert got == pytest.approx(expected | {"source_hit": 0})
+    assert tuple(got) == RAMP_METRICS
     assert score(EXAMPLE, trajectory(answered(PARAGRAPH)))["em"] == 1.0
     silent = score(EXAMPLE, trajectory(policy("hm")))
-    assert silent == dict.fromkeys(METRICS, 0.0)
-    qa = score(QA, trajectory(answered("Poland")))
-    expected = {"span_recall": 0.5, "em": 0, "f1": 2 / 3, "format_rate": 1, "searches": 0}
+    assert silent == dict.fromkeys(RAMP_METRICS, 0.0)
+    qa = score(QA, trajectory(answered("Poland")))  # nobody knows its gold passages
+    expected = {"recall": 0.5, "em": 0, "f1": 2 / 3, "format_rate": 1, "searches": 0}
     assert qa == pytest.approx(expected)
-    assert tuple(qa) == METRICS
+    known = dataclasses.replace(QA, gold=("p1", "p2"))
+    assert tuple(score(known, trajectory(answered("Poland")))) == QA_METRICS
+
+
+def test_a_source_is_hit_where_a_search_showed_it():
+    def hit(example, *shown):
+        found = trajectory(answered("Warsaw"))
+        turns = tuple(Turn(("query",), ids, ids, 0.0) for ids in shown)
+        return score(example, dataclasses.replace(found, turns=turns))["source_hit"]
+
+    assert hit(EXAMPLE, ("p0",), ("p2", "p1")) == 1.0
+    assert hit(EXAMPLE, ("p0",), ()) == 0.0
+    assert hit(dataclasses.replace(QA, gold=("p1", "p2")), ("p2",)) == 1.0
 
 
 def test_summarise_gives_an_interval_per_metric():

@@ -1,0 +1,95 @@
+"""Functions that tests name as rewards."""
+
+import asyncio
+import math
+import random
+import sys
+import threading
+import time
+from typing import NamedTuple
+
+from masksearch_jax.core import markup
+from masksearch_jax.core.config import DapoConfig
+from masksearch_jax.rl import rewards
+
+met = threading.Event()
+asked: list[str] = []
+like: list[DapoConfig] = []  # whose reward `as_ours` gives
+
+NOT_A_FUNCTION = 1.0
+
+
+def right(example, trajectory):
+    """1 for the right answer; after a wait of any length, so that any of them is done first."""
+    asked.append(trajectory.example_id)
+    time.sleep(random.random() * 0.01)
+    return float(markup.extract_answer(trajectory.text_by("policy")) == "A b.")
+
+
+async def later(example, trajectory):
+    await asyncio.sleep(0)
+    return {"total": 0.25, "accuracy": 1, "brevity": 0.5}
+
+
+class Parts(NamedTuple):
+    total: float
+    brevity: float
+
+
+def named(example, trajectory):
+    return Parts(0.75, 0.5)
+
+
+def waits_for_the_next(example, trajectory):
+    """Of sample 0: done once the engine has gone on to sample 1."""
+    return 1.0 if trajectory.sample or met.wait(30) else math.nan
+
+
+def nan(example, trajectory):
+    return math.nan
+
+
+def infinite_part(example, trajectory):
+    return {"total": 1.0, "brevity": math.inf}
+
+
+def text(example, trajectory):
+    return "1.0"
+
+
+def nothing(example, trajectory):
+    return None
+
+
+def no_total(example, trajectory):
+    return {"brevity": 1.0}
+
+
+def raises(example, trajectory):
+    raise KeyError("gold")
+
+
+async def raises_later(example, trajectory):
+    raise KeyError("gold")
+
+
+def leaves(example, trajectory):
+    sys.exit(3)
+
+
+def hangs(example, trajectory):
+    met.wait(30)
+
+
+def of_one(example):
+    return 1.0
+
+
+def some_fail(example, trajectory):
+    """No number for the first sample, 1 or 0 for the others."""
+    return math.nan if trajectory.sample == 0 else float(trajectory.sample == 1)
+
+
+async def as_ours(example, trajectory):
+    found = rewards.reward(example, trajectory, like[-1])
+    return {"total": found.total, "accuracy": found.accuracy}

@@ -1,0 +1,210 @@
+"""`dapo.reward=judge` on a loopback endpoint that answers, mumbles, and dies by plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+
+from masksearch_jax.agents.judge import Judge, JudgeError
+from masksearch_jax.core.config import DapoConfig
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.llm_config import JudgeConfig
+from masksearch_jax.core.rollout_config import RolloutConfig
+from masksearch_jax.core.types import QAExample, RampExample, Segment, Span, Trajectory
+from masksearch_jax.data.batches import Prompt
+from masksearch_jax.rl.group_sampler import GroupSampler, JudgeOutage
+from masksearch_jax.rl.reward_figures import figures
+from masksearch_jax.rl.reward_pool import RewardError, RewardPool
+from masksearch_jax.rl.rewards import RewardParts
+from masksearch_jax.rollout.stats import EngineStats
+from masksearch_jax.testing.services import Answer, Endpoint, Plan
+
+QA = QAExample("q3", "made", "How far?", ("4 km", "four kilometres"))
+RAMP = RampExample(
+    *("e7", "p", "t", "A [mask] of [mask].", "A b of c."),
+    (Span(2, 3, "b", "TERM"), Span(7, 8, "c", "TERM")),
+)
+DAPO = DapoConfig(
+    *(), steps=9, curriculum="", groups=1, group_size=4, max_refills=1, reward="judge"
+)
+YES = Answer('{"reason": "the same length", "verdict": "correct"}')
+NO = Answer('{"reason": "another", "verdict": "incorrect"}')
+
+
+def by_answer(said: dict[str, Plan]) -> Plan:
+    """The plan of the answer that a request shows last."""
+
+    def plan(request):
+        asked = request["messages"][-1]["content"].rpartition("Answer:\n")[2]
+        return said[asked]
+
+    return plan
+
+
+def settings(endpoint: Endpoint, folder, **changes) -> JudgeConfig:
+    values = {"base_url": endpoint.url, "retries": 0, "cache": str(folder / "judge.sqlite")}
+    return JudgeConfig(**values | changes)
+
+
+def trajectory(example, sample: int, text: str) -> Trajectory:
+    sampled, versions = np.asarray([False, True, True]), np.asarray([-1, 0, 0], np.int32)
+    ids, logprobs = np.arange(3, dtype=np.int32), np.zeros(3, np.float32)
+    made = (Segment("policy", text),)
+    return Trajectory(example.id, sample, ids, logprobs, sampled, versions, 1, made, (), "answered")
+
+
+def judged(cfg: JudgeConfig, example, *answers: str) -> list[RewardParts]:
+    with RewardPool(DAPO, Judge(cfg)) as pool:
+        texts = [f"<answer>{answer}</answer>" for answer in answers]
+        pending = [
+            pool.submit(example, trajectory(example, i, text)) for i, text in enumerate(texts)
+        ]
+        return [reward.result() for reward in pending]
+
+
+def test_a_verdict_is_the_score_and_is_held_against_exact_match(tmp_path):
+    plan = {"4 km": YES, "4000 m": YES, "5 km": NO, "4 or 5 km": Answer("correct, I think")}
+    all_asked = threading.Barrier(len(plan))
+
+    def together(request):
+        all_asked.wait(30)
+        return by_answer(plan)(request)
+
+    with Endpoint(together) as endpoint:
+        found = judged(settings(endpoint, tmp_path), QA, *plan)
+    assert [parts.answer for parts in found] == [1.0, 1.0, 0.0, 0.0]
+    assert [parts.total for parts in found] == pytest.approx([1.0, 1.0, 0.1, 0.1])
+    assert [parts.accuracy for parts in found] == [1.0, 1.0, 0.0, 0.0]
+    assert [parts.logged["judge_agreement"] for parts in found] == [1.0, 0.0, 1.0, 1.0]
+    assert [parts.logged["judge_unreadable"] for parts in found] == [0.0, 0.0, 0.0, 1.0]
+
+
+def test_the_judge_is_asked_with_the_pinned_prompt_at_temperature_0(tmp_path):
+    with Endpoint(YES) as endpoint:
+        (found,) = judged(settings(endpoint, tmp_path, model="judge-1"), RAMP, "A b of d.")
+        [request] = endpoint.requests
+    assert (request["temperature"], request["model"]) == (0.0, "judge-1")
+    system, user = (message["content"] for message in request["messages"])
+    assert system.startswith("You compare an answer with the known one.")
+    assert "Known:\n1. b\n2. c\n\nAnswer:\nA b of d." in user
+    assert (found.answer, found.logged["judge_agreement"]) == (1.0, 0.0)
+
+
+def test_a_verdict_is_paid_for_once(tmp_path):
+    with Endpoint(YES) as endpoint:
+        cfg = settings(endpoint, tmp_path)
+        first = judged(cfg, QA, "4 km", "4 km")
+        assert judged(cfg, QA, "4 km") == first[:1]
+        assert len(endpoint.requests) == 1
+    assert judged(cfg, QA, "4 km") == first[:1]  # and with nobody there
+
+
+@pytest.mark.parametrize("text", ["", "<answer> </answer>", "<answer>A [mask] of c.</answer>"])
+def test_what_is_no_answer_is_wrong_without_asking(tmp_path, text):
+    with Endpoint(YES) as endpoint, RewardPool(DAPO, Judge(settings(endpoint, tmp_path))) as pool:
+        found = pool.submit(RAMP, trajectory(RAMP, 0, text)).result()
+        assert not endpoint.requests
+    assert (found.total, found.answer, found.failure) == (0.0, 0.0, "")
+
+
+# ---- outages
+
+
+class Answers:
+    """An engine whose samples of a prompt answer "4 km", "5 km", …"""
+
+    def __init__(self):
+        self.stats, self.ended = EngineStats(), threading.Event()
+
+    def run(self, model, requests, version, *, enough):
+        for r in requests:
+            made = trajectory(QA, r.sample, f"<answer>{4 + r.sample} km</answer>")
+            yield dataclasses.replace(made, example_id=r.example_id)
+        self.ended.set()
+
+
+class Prompts:
+    def __next__(self) -> list[Prompt]:
+        return [Prompt(np.zeros(1, np.int32), QA)]
+
+
+def sampler_of(pool: RewardPool, cfg=DAPO) -> GroupSampler:
+    return GroupSampler(Answers(), Prompts(), cfg, RolloutConfig(), pool)
+
+
+def test_a_sample_that_the_judge_gives_no_verdict_on_is_left_out_and_counted(tmp_path):
+    plan = {f"{n} km": YES if n == 4 else NO for n in range(4, 8)} | {"7 km": Answer(status=500)}
+    cfg = dataclasses.replace(DAPO, max_reward_failures=0.25)
+    with (
+        Endpoint(by_answer(plan)) as endpoint,
+        RewardPool(cfg, Judge(settings(endpoint, tmp_path))) as pool,
+    ):
+        ([group], _) = sampler_of(pool, cfg).step(None, 0)
+    assert [parts.answer for parts in group.rewards[:3]] == [1.0, 0.0, 0.0]
+    assert group.rewards[3].failure == "LLMError: HTTP 500: scripted 500 after 1 attempt(s)"
+    found = figures([group], 0.9)
+    assert found["reward_failures"] == 0.25
+    assert found["answer"] == pytest.approx(1 / 3)  # of three, not of four with a 0
+    assert found["judge_agreement"] == 1.0
+
+
+def test_a_dead_judge_is_an_outage_and_what_it_said_is_not_asked_again(tmp_path):
+    plan = {"4 km": YES, **dict.fromkeys(("5 km", "6 km", "7 km"), NO)}
+    with (
+        Endpoint(by_answer(plan)) as endpoint,
+        RewardPool(DAPO, Judge(settings(endpoint, tmp_path))) as pool,
+    ):
+        pool.check(QA, trajectory(QA, 0, "<answer>4 km</answer>"))
+        endpoint.kill()
+        said = r"3 of 4 verdicts failed: example q3: LLMError: APIConnectionError"
+        with pytest.raises(JudgeOutage, match=said):
+            sampler_of(pool).step(None, 0)
+        endpoint.restart()
+        kept, _ = sampler_of(pool).step(None, 0)
+        assert [parts.answer for parts in kept[0].rewards] == [1.0, 0.0, 0.0, 0.0]
+        assert len(endpoint.requests) == 4
+
+
+def test_the_engine_goes_on_while_the_judge_thinks(tmp_path):
+    """No verdict comes before the engine has ended its last trajectory."""
+    engine = Answers()
+
+    def plan(request):
+        assert engine.ended.wait(30)
+        return YES
+
+    with Endpoint(plan) as endpoint, RewardPool(DAPO, Judge(settings(endpoint, tmp_path))) as pool:
+        _, [group] = GroupSampler(engine, Prompts(), DAPO, RolloutConfig(), pool).step(None, 0)
+    assert [parts.answer for parts in group.rewards] == [1.0] * 4
+
+
+def test_a_judge_that_is_not_there_is_told_at_the_start(tmp_path):
+    with Endpoint(YES) as endpoint:
+        cfg = settings(endpoint, tmp_path)
+    with RewardPool(DAPO, Judge(cfg)) as pool:
+        said = r"the judge does not answer: LLMError: APIConnectionError: .* after 1 attempt"
+        with pytest.raises(RewardError, match=said):
+            pool.check(QA, trajectory(QA, 0, "<answer>4 km</answer>"))
+
+
+def test_a_judge_without_an_endpoint_is_told_in_one_line():
+    said = r"config\.judge\.base_url is empty; it must name an endpoint, such as http:.*'judge'$"
+    with pytest.raises(ConfigError, match=said):
+        Judge(JudgeConfig())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"the judge: .*HTTP 401: scripted 401"),
+        ({"replay": True}, r"the judge: llm\.replay: a"),
+    ],
+)
+def test_a_judge_that_can_answer_nothing_ends_the_run(tmp_path, changes, message):
+    with Endpoint(Answer(status=401)) as endpoint:
+        cfg = settings(endpoint, tmp_path, **changes)
+        with RewardPool(DAPO, Judge(cfg)) as pool, pytest.raises(JudgeError, match=message):
+            sampler_of(pool).step(None, 0)

@@ -1,0 +1,188 @@
+"""Turn-level terms: which turns have a fault, on which tokens it is felt, what search has shown."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from masksearch_jax.core.config import DapoConfig
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.types import (
+    QAExample,
+    RampExample,
+    Segment,
+    Span,
+    Status,
+    Trajectory,
+    Turn,
+)
+from masksearch_jax.rl import rewards, turns
+from masksearch_jax.rl.groups import Group, to_tokens
+
+CFG = DapoConfig(steps=1, curriculum="", group_size=2)
+WEIGHTS = dict(zip(turns.WEIGHTS.values(), (1.0, 0.1, 0.01, 0.001), strict=True))
+RAMP = RampExample(
+    "e",
+    "p1",
+    "Marie Curie",
+    "Born in [mask] in [mask].",
+    "Born in Warsaw in 1867.",
+    (Span(8, 14, "Warsaw", "PLACE"), Span(18, 22, "1867", "DATE")),
+)
+QA = QAExample("q", "made", "Who?", ("The Beatles", "Beatles"), ("p1", "p2"), titles=("Hey Jude",))
+
+
+def made(*said: str, status: Status = "answered", shown: Turn | None = None) -> Trajectory:
+    """Prompt, then policy and tool in turn; a token for each character, two for the prompt."""
+    authors = ["policy" if i % 2 == 0 else "tool" for i in range(len(said))]
+    texts = [Segment("prompt", "??"), *map(Segment, authors, said)]
+    sampled = np.concatenate([np.full(len(s.text), s.author == "policy") for s in texts])
+    size = len(sampled)
+    return Trajectory(
+        *("e", 0, np.arange(size, dtype=np.int32), np.zeros(size, np.float32), sampled),
+        *(sampled.astype(np.int32) - 1, 2, tuple(s for s in texts if s.text)),
+        *((shown,) if shown else (), status),
+    )
+
+
+def search(*queries: str) -> str:
+    return f"<search>{chr(10).join(queries)}</search>"
+
+
+FOUND, ANSWER = "<information>x</information>", "<think>so</think><answer>y</answer>"
+NONE = (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "expected"),
+    [
+        ((search("a"), FOUND, search("b"), FOUND, ANSWER), "answered", {}),
+        ((ANSWER,), "answered", {"no_search": (1.0,)}),
+        ((search("a"), FOUND, "so"), "no_answer", {"no_answer": (0, 1), "malformed_turn": (0, 1)}),
+        (("so", FOUND, ANSWER), "answered", {"no_search": (0, 1), "malformed_turn": (1, 0)}),
+        (
+            (search("a", "B  c"), FOUND, search("b c", "d"), FOUND, search("A"), FOUND, ANSWER),
+            "answered",
+            {"repeated_query": (0, 0.5, 1, 0)},
+        ),
+        ((search(" "), FOUND, ANSWER), "answered", {"no_search": (0, 1), "malformed_turn": (1, 0)}),
+        ((search("a"), FOUND), "out_of_tokens", {"no_answer": (1,)}),  # cut before it went on
+    ],
+)
+def test_faults_are_those_of_their_turn(said, status, expected):
+    found = turns.faults(made(*said, status=status))
+    count = len(said) // 2 + len(said) % 2
+    assert {name: each for name, each in found.items() if any(each)} == expected
+    assert {len(each) for each in found.values()} == {count}
+
+
+def test_a_turn_of_tokens_that_are_no_text_is_a_turn():
+    """An end of sequence alone, corrected, then an answer."""
+    whole = made("~", FOUND, search("a"), FOUND, ANSWER)
+    segments = tuple(s for s in whole.segments if s.text != "~")
+    found = turns.faults(dataclasses.replace(whole, segments=segments))
+    assert found["malformed_turn"] == (1.0, 0.0, 0.0)
+
+
+@hypothesis.given(
+    st.lists(
+        st.sampled_from([search("a"), search("a", "b"), "so", ANSWER, search(" ")]), min_size=1
+    ),
+    st.sampled_from(["answered", "no_answer"]),
+)
+@hypothesis.settings(deadline=None)
+def test_each_token_has_its_turns_term_and_no_other(said, status):
+    """Against a loop over characters, each of which is a token here."""
+    texts = [text for pair in zip(said, [FOUND] * len(said), strict=True) for text in pair][:-1]
+    trajectory = made(*texts, status=status)
+    cfg = dataclasses.replace(CFG, **WEIGHTS)
+    parts = rewards.reward(RAMP, trajectory, cfg)
+    faults = turns.faults(trajectory)
+    expected = [0.0, 0.0]  # the prompt
+    for i, text in enumerate(texts):
+        term = 0.0
+        for name, key in turns.WEIGHTS.items():
+            term -= WEIGHTS[key] * (faults[name][i // 2] if i % 2 == 0 else 0.0)
+        expected += [term] * len(text)
+    np.testing.assert_allclose(turns.per_token(trajectory, parts.turns), expected, atol=1e-6)
+
+    group = Group(RAMP, [trajectory, trajectory], [parts, dataclasses.replace(parts, turns=())])
+    with_terms, without = to_tokens(
+        [group], np.asarray([[0.5, -0.5]], np.float32), np.ones((1, 2), bool), 2
+    )
+    np.testing.assert_allclose(with_terms["advantages"], 0.5 + np.asarray(expected)[1:], atol=1e-6)
+    np.testing.assert_array_equal(without["advantages"], np.full(len(expected) - 1, -0.5))
+
+
+def test_terms_are_counted_and_add_nothing_by_default():
+    parts = rewards.reward(RAMP, made(search("a"), FOUND, search("a"), FOUND, "so"), CFG)
+    assert parts.turns == NONE
+    counted = {name: parts.logged[name] for name in turns.WEIGHTS}
+    assert counted == {
+        "no_answer": 0.0,
+        "no_search": 0.0,
+        "malformed_turn": 1.0,
+        "repeated_query": 1.0,
+    }
+
+
+# ---- what search has shown
+
+
+def information(text: str) -> str:
+    return f"<information>{text}</information>"
+
+
+@pytest.mark.parametrize(
+    ("example", "text", "ids", "covered", "hit"),
+    [
+        (RAMP, "Curie: of Warsaw, 1867-1934", ("p1",), 1.0, 1.0),
+        (RAMP, "Curie: of warsaw", ("p9",), 0.5, 0.0),
+        (RAMP, "Warsaws in 18670", (), 0.0, 0.0),  # whole words alone
+        (QA, "Hey Jude: a song", ("p2",), 1.0, 0.5),
+        (QA, "a song of the Beatles", ("p2", "p1", "p3"), 0.0, 1.0),
+        (dataclasses.replace(QA, titles=(), gold=()), "a song of Beatles", ("p1",), 1.0, None),
+        (dataclasses.replace(QA, titles=(), answers=("!",)), "!", ("p1",), None, 0.5),
+    ],
+)
+def test_coverage_and_gold_hits(example, text, ids, covered, hit):
+    shown = Turn(("a",), ids, ("t",) * len(ids), 0.1)
+    trajectory = made(search("a"), information(text), ANSWER, shown=shown)
+    assert rewards.coverage(example, trajectory) == covered
+    assert rewards.gold_hit(example, trajectory) == hit
+    plain = rewards.reward(example, trajectory, CFG)
+    paid = dataclasses.replace(CFG, coverage_weight=0.25, gold_hit_weight=0.5)
+    extra = 0.25 * (covered or 0.0) + 0.5 * (hit or 0.0)
+    assert rewards.reward(example, trajectory, paid).total == pytest.approx(plain.total + extra)
+    known = {"coverage": covered, "gold_hit": hit}
+    logged = {name: plain.logged.get(name) for name in known}
+    assert logged == known
+
+
+def test_what_the_policy_says_covers_nothing():
+    assert rewards.coverage(RAMP, made(search("Warsaw 1867"), FOUND, ANSWER)) == 0.0
+
+
+# ---- searches that are demanded
+
+
+@pytest.mark.parametrize(("demanded", "forms"), [(0, (1, 1, 1)), (1, (0, 1, 1)), (2, (0, 0, 1))])
+def test_fewer_searches_than_demanded_lose_the_share_of_the_format(demanded, forms):
+    cfg = dataclasses.replace(CFG, min_searches=demanded)
+    turns_ = [search("a"), FOUND, search("b"), FOUND]
+    said = [(*turns_[: 2 * searches], "<answer>Beatles</answer>") for searches in range(3)]
+    found = [rewards.reward(QA, made(*texts), cfg) for texts in said]
+    assert tuple(parts.format for parts in found) == forms
+    assert [parts.total for parts in found] == pytest.approx([0.9 + 0.1 * form for form in forms])
+    assert [parts.answer for parts in found] == [1.0] * 3
+
+
+def test_more_searches_than_there_are_turns_for_are_refused():
+    cfg = dataclasses.replace(CFG, min_searches=5)
+    said = r"config\.dapo\.min_searches is 5; it must lie in 0\.\.config\.rollout\.max_turns, 4"
+    with pytest.raises(ConfigError, match=said):
+        rewards.check(cfg, max_turns=4)
