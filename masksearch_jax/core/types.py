@@ -13,6 +13,7 @@ import numpy as np
 # An object of JSON: what its values are is for its reader to find out.
 JsonObject: TypeAlias = dict[str, Any]
 
+SPLITS = ("train", "rl", "heldout")  # of the examples made of a corpus
 Author = Literal["prompt", "policy", "tool"]
 
 # How a trajectory ended.

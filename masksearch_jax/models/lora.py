@@ -56,7 +56,7 @@ class Adapters(nnx.Module):
         return self.scale * jnp.einsum("...r,ro->...o", low, b[...].astype(x.dtype))
 
 
-def check(config: LoraConfig) -> None:
+def check_lora(config: LoraConfig) -> None:
     """Raises LoraError for a negative rank, no target or an unknown one."""
     if config.rank < 0:
         raise LoraError(f"config.lora.rank is {config.rank}; it must be 0 (all weights) or more")
@@ -91,7 +91,7 @@ def trained(
     """
     if not config.rank:
         return model, None
-    check(config)
+    check_lora(config)
     placed = layout.parameter_shardings(mesh, jax.eval_shape(lambda m: add(m, config, 0), model))
     make = jax.jit(lambda m: add(m, config, seed).blocks.adapters)
     return _split(attach(model, jax.device_put(make(model), placed.blocks.adapters)))
@@ -134,22 +134,22 @@ def merge(model: Transformer, dtype: str) -> Transformer:
 def merged(weight: jax.Array, a: jax.Array, b: jax.Array, scale: float, dtype: str) -> jax.Array:
     """`merge` of one matrix of all layers."""
 
-    def layer(parts: tuple[jax.Array, ...]) -> jax.Array:
-        weight, a, b = parts
+    def layer(matrices: tuple[jax.Array, ...]) -> jax.Array:
+        weight, a, b = matrices
         return (weight.astype(jnp.float32) + scale * (a @ b)).astype(dtype)
 
-    whole = jax.jit(lambda *parts: jax.lax.map(layer, parts), out_shardings=weight.sharding)
+    whole = jax.jit(lambda *matrices: jax.lax.map(layer, matrices), out_shardings=weight.sharding)
     return whole(weight, a, b)
 
 
-def describe(config: LoraConfig, base: Transformer, source: str, seed: int) -> JsonObject | None:
+def describe(config: LoraConfig, base: Transformer, init: str, seed: int) -> JsonObject | None:
     """What a checkpoint of adapters says about them and their base, as JSON; None at rank 0.
 
-    source: where the base came from, as `pinned` gives it; `seed`: of random weights.
+    init: where the base came from, as `pinned` gives it; `seed`: of random weights.
     """
     if not config.rank:
         return None
-    folder, step = checkpoint_files.split(source) if source else ("", None)
+    folder, step = checkpoint_files.split(init) if init else ("", None)
     return {
         **dataclasses.asdict(config),
         "targets": list(config.targets),

@@ -38,8 +38,8 @@ class Inbox(NamedTuple, Generic[Array]):
     """
 
     copies: Array  # int32[N], copies in use
-    source: Array  # int32[N, R], copy c writes page source[c] over page target[c], in order
-    target: Array  # int32[N, R]
+    copy_from: Array  # int32[N, R], page that copy c writes over page copy_to[c], in order
+    copy_to: Array  # int32[N, R]
     table: Array  # int32[N, R, W], the pages of each row, in order of time
     chunks: Array  # int32[N], chunks in use
     row: Array  # int32[N, C, E], whose chunk it is
@@ -74,8 +74,8 @@ def empty_inbox(
     zeros = functools.partial(np.zeros, dtype=np.int32)
     return Inbox(
         copies=zeros(shards),
-        source=zeros((shards, rows)),
-        target=zeros((shards, rows)),
+        copy_from=zeros((shards, rows)),
+        copy_to=zeros((shards, rows)),
         table=zeros((shards, rows, pages)),
         chunks=zeros(shards),
         row=zeros(chunks),
@@ -98,12 +98,12 @@ def stop_table(
     """
     ends = [s.encode() for s in stops]
 
-    def completes(token: bytes) -> bool:
+    def is_completing(token: bytes) -> bool:
         heads = (token[: i + 1] for i, b in enumerate(token) if any(b == s[-1] for s in ends))
         return any(h.endswith(s) or s.endswith(h) for h in heads for s in ends)
 
     table = np.zeros(size, np.bool_)
-    table[: len(token_bytes)] = [completes(t) for t in token_bytes]
+    table[: len(token_bytes)] = [is_completing(t) for t in token_bytes]
     table[list(eos_ids)] = True
     return table
 
@@ -234,7 +234,7 @@ def make_tick(tokens: int, sampler: Sampler, attention: str = "xla") -> jax.stag
         stop: jax.Array,
         rows: int,
     ) -> tuple[Cache, Sampled]:
-        cache = model.copy_pages(cache, inbox.copies, inbox.source, inbox.target)
+        cache = model.copy_pages(cache, inbox.copies, inbox.copy_from, inbox.copy_to)
         cache = _extend(model, cache, inbox)
         decode = functools.partial(_decode, tokens=tokens, sampler=sampler, attention=attention)
         cache, sampled = decode(model, cache, inbox, seed, stop, rows=rows)

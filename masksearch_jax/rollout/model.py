@@ -51,10 +51,8 @@ class SamplingModel(Protocol[Cache, Fresh]):
 
     def init_cache(self, shards: int, pages: int, page_tokens: int, dtype: str) -> Cache: ...
 
-    def copy_pages(
-        self, cache: Cache, copies: jax.Array, source: jax.Array, target: jax.Array
-    ) -> Cache:
-        """The cache with page source[N, c] written over target[N, c], for c below copies[N]."""
+    def copy_pages(self, cache: Cache, copies: jax.Array, src: jax.Array, dst: jax.Array) -> Cache:
+        """The cache with page src[N, c] written over dst[N, c], for c below copies[N]."""
         ...
 
     def extend(

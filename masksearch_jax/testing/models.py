@@ -190,7 +190,7 @@ class ScriptedModel:
         return cache
 
     def copy_pages(
-        self, cache: KVCache, copies: jax.Array, source: jax.Array, target: jax.Array
+        self, cache: KVCache, copies: jax.Array, src: jax.Array, dst: jax.Array
     ) -> KVCache:
         return cache
 
