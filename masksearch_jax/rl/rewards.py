@@ -81,8 +81,10 @@ def reward(example: Example, trajectory: Trajectory, cfg: RewardConfig) -> Rewar
     """The reward of a trajectory by one of RULES, by the kind of its example."""
     if cfg.reward not in RULES:
         raise ValueError(f"{cfg.reward!r} is none of {', '.join(RULES)}")
-    score = ramp_reward if isinstance(example, RampExample) else qa_reward
-    parts = score(example, trajectory.segments, cfg)
+    if isinstance(example, RampExample):
+        parts = ramp_reward(example, trajectory.segments, cfg)
+    else:
+        parts = qa_reward(example, trajectory.segments, cfg)
     return _paid_for_search(_described(parts, example, trajectory, cfg), cfg)
 
 
