@@ -12,7 +12,7 @@ import math
 import numbers
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from masksearch_jax.core import markup, scoring
 from masksearch_jax.core.errors import ConfigError, nearest
@@ -88,7 +88,7 @@ def reward(example: Example, trajectory: Trajectory, cfg: RewardConfig) -> Rewar
     return _paid_for_search(_described(parts, example, trajectory, cfg), cfg)
 
 
-def is_to_judge(answer: str | None) -> bool:
+def is_to_judge(answer: str | None) -> TypeGuard[str]:
     """Whether a judge is asked: what is no answer, or leaves masks, is wrong without."""
     return answer is not None and markup.MASK not in answer
 
