@@ -3,8 +3,8 @@
     python -m masksearch_jax.train_dapo --config=configs/ramp_dapo.py:qwen2.5-1.5b
 
 Each step: sample groups with the rollout engine, reward them, keep the groups with spread (sampling
-again up to a cap), update on rows that trajectories share. Synchronous: a step's tokens come from
-the weights that it began with.
+again up to a cap), update on rows that trajectories share. A step's tokens come from the weights
+that it began with, but for groups that the step before had too many of, and partial rollouts.
 """
 
 from __future__ import annotations
@@ -149,10 +149,10 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
 
     # ---- data, search
     vocab = Vocab.load(cfg.tokenizer)
-    check_vocabulary(cfg.model, vocab, cfg.tokenizer, cfg.init)
     manifest = cache.Manifest.load(
         cfg.data, tokenizer=vocab.fingerprint, prompt_style=cfg.prompt.style
     )
+    check_vocabulary(cfg.model, vocab, cfg.tokenizer, cfg.init)
     prompts = batches.prompt_batches(
         manifest,
         dapo.curriculum,

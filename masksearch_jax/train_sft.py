@@ -73,8 +73,8 @@ def run(cfg: SftRun) -> dict[str, Any]:
     check_batch(cfg, mesh)
     share, shares = hosts.share(mesh)
     vocab = Vocab.load(cfg.tokenizer)
-    check_vocabulary(cfg.model, vocab, cfg.tokenizer, cfg.init)
     manifest = cache.Manifest.load(cfg.data, tokenizer=vocab.fingerprint)
+    check_vocabulary(cfg.model, vocab, cfg.tokenizer, cfg.init)
     batches = sft_batches(
         manifest,
         cfg.sft.curriculum,

@@ -123,7 +123,14 @@ def test_other_inputs_leave_nothing_of_the_earlier_ones(towns, repository):
     assert (towns / "out" / "questions" / "train.jsonl").is_file()
     made = build(repository, towns, corpus__questions="", corpus__limit=6)
     assert made["corpus"]["out"] == 6
-    assert made["questions"] == {"in": 0, "out": 0, "dropped": {}, "train": 0, "heldout": 0}
+    assert made["questions"] == {
+        "in": 0,
+        "out": 0,
+        "dropped": {},
+        "train": 0,
+        "rl": 0,
+        "heldout": 0,
+    }
     assert not list((towns / "out" / "questions").glob("*"))
     found = read_jsonl(towns / "out" / "ramp" / "train.jsonl", RampExample)
     assert {e.title for e in found} <= set(TOWNS[:6])

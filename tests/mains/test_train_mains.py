@@ -376,7 +376,7 @@ def test_prompts_that_leave_no_room_are_left_out_before_anything_is_loaded(dapo,
     none = changed(at(dapo, tmp_path), "rollout", max_len=16, page_tokens=8)
     with pytest.raises(CacheError, match=r"no prompt of fewer than 16 tokens \(rollout\.max_len\)"):
         train_dapo.run(dataclasses.replace(none, init="nowhere"))
-    lengths = np.load(os.path.join(dapo.data, "qa_easy", "train", "lengths.npy"))
+    lengths = np.load(os.path.join(dapo.data, "qa_easy-train", "lengths.npy"))
     limit = int(np.sort(lengths)[-3])  # the three longest, if no others are as long
     longest = int((lengths >= limit).sum())
     assert longest < len(lengths) - 4
