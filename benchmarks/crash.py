@@ -87,7 +87,7 @@ def wait_for(cluster: crash_runs.Cluster, workdir: Path, rows: int, rng: random.
         time.sleep(rng.uniform(0.0, 10.0))
         return
     before = len(crash_runs.curve(workdir))
-    while cluster.running() and len(crash_runs.curve(workdir)) < before + rows:
+    while cluster.is_running() and len(crash_runs.curve(workdir)) < before + rows:
         time.sleep(0.01)
     time.sleep(rng.uniform(0.0, 0.5))
 
@@ -104,7 +104,7 @@ def torment(cfg: Run, kills: int, steps: int, rng: random.Random) -> dict[str, A
         else:
             cluster.wait(1800)
         saved = committed(workdir)
-        if cluster.running():
+        if cluster.is_running():
             cluster.signal(signal.SIGKILL, *rng.choice([(0,), (1,), (0, 1)]))
             found["kills"] += 1
         try:

@@ -16,12 +16,12 @@ from typing import Any
 from masksearch_jax import build_index, build_ramp, build_trajectories
 from masksearch_jax.core.config import DapoRun, SftRun
 from masksearch_jax.core.corpus_config import CorpusConfig
+from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import train_bpe
 from masksearch_jax.core.types import QAExample, RampExample
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.quickstart import QuickstartRun
-from masksearch_jax.ramp import examples
 from masksearch_jax.runtime import cli
 from masksearch_jax.runtime.metric_writer import read_metrics
 
@@ -84,7 +84,7 @@ class Cluster:
                 )
             self.processes.append(started)
 
-    def running(self) -> bool:
+    def is_running(self) -> bool:
         return all(p.poll() is None for p in self.processes)
 
     def signal(self, number: int, *which: int) -> None:
@@ -138,9 +138,9 @@ def make_data(folder: Path, cities: int = 300) -> Data:
     # Questions that a policy of a few updates gets right now and then, so that groups have spread.
     easy = [
         QAExample(f"easy:{e.id}", "easy", e.paragraph, ("million", "Africa"))
-        for e in examples.read_jsonl(data / "ramp" / "train.jsonl", RampExample)[:40]
+        for e in read_jsonl(data / "ramp" / "train.jsonl", RampExample)[:40]
     ]
-    examples.write_jsonl(data / "questions" / "train.jsonl", easy)
+    write_jsonl(data / "questions" / "train.jsonl", easy)
     passages = data / "passages.jsonl"
     source = CorpusConfig(str(passages), "", 0, 0.0)
     build_index.run(build_index.BuildIndexRun(source, str(made.index)))

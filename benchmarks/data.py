@@ -83,8 +83,10 @@ def rate(passages: list[Passage], work: Any) -> dict[str, float]:
 
 def speed(source: Path, known: Path, cfg: RampConfig) -> dict[str, Any]:
     passages = list(itertools.islice(read_passages(source), 6000))
-    plan = survey.Plan(survey.CleanConfig(prose=True, duplicates=0.8), cfg, gazetteer=str(known))
-    extractor = build.extractor_of(plan)
+    rules = survey.PassageRules(
+        survey.CleanConfig(prose=True, duplicates=0.8), cfg, gazetteer=str(known)
+    )
+    extractor = build.extractor_of(rules)
     extractor.find(passages[:10])
     found = {
         "regular_expressions_alone": rate(
@@ -95,12 +97,12 @@ def speed(source: Path, known: Path, cfg: RampConfig) -> dict[str, Any]:
             passages,
             lambda ps: examples.build_examples(ps, cfg, lambda line: None, extractor=extractor),
         ),
-        "survey": rate(passages, lambda ps: survey.survey(ps, plan)),
+        "survey": rate(passages, lambda ps: survey.survey(ps, rules)),
     }
-    return found | {"two_processes": two_processes(source, plan), "two_loops": two_loops()}
+    return found | {"two_processes": two_processes(source, rules), "two_loops": two_loops()}
 
 
-def two_processes(source: Path, plan: survey.Plan) -> dict[str, float]:
+def two_processes(source: Path, rules: survey.PassageRules) -> dict[str, float]:
     """Wall time of masking parts in one process over that in two, both spawned and warm."""
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
@@ -111,7 +113,7 @@ def two_processes(source: Path, plan: survey.Plan) -> dict[str, float]:
             write_passages(path, itertools.islice(passages, 3000))
             paths.append(path)
         for _ in range(REPEATS):
-            took = [wall(paths, plan, workers) for workers in (1, 2)]
+            took = [wall(paths, rules, workers) for workers in (1, 2)]
             ratios.append(took[0] / took[1])
     return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
 
@@ -142,11 +144,11 @@ def _loop(_: int) -> int:
     return total
 
 
-def wall(paths: list[Path], plan: survey.Plan, workers: int) -> float:
+def wall(paths: list[Path], rules: survey.PassageRules, workers: int) -> float:
     """Seconds to mask the parts once each process has loaded the gazetteer."""
-    tasks = [build._Part(path, plan, 0) for path in paths]
+    tasks = [build._Part(path, rules, 0) for path in paths]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        pool.map(_warm, [plan] * workers * 4, chunksize=1)
+        pool.map(_warm, [rules] * workers * 4, chunksize=1)
         for path in paths:
             path.with_suffix(".json").unlink(missing_ok=True)
         started = time.monotonic()
@@ -154,8 +156,8 @@ def wall(paths: list[Path], plan: survey.Plan, workers: int) -> float:
         return time.monotonic() - started
 
 
-def _warm(plan: survey.Plan) -> None:
-    build._EXTRACTORS.setdefault(plan, build.extractor_of(plan))
+def _warm(rules: survey.PassageRules) -> None:
+    build._EXTRACTORS.setdefault(rules, build.extractor_of(rules))
     time.sleep(0.2)  # so that each process takes one
 
 

@@ -72,7 +72,7 @@ def write_folder(config: ModelConfig, folder: Path, shard_bytes: float) -> Row:
     """A folder of random weights; {"model_bytes", "largest", "largest_stack"}."""
     shapes = {name: t.hf for name, t in hf.tensors(hf.abstract(config, COMPUTE)).items()}
     kept = np.dtype("bfloat16")
-    plan = hf_files.shards(shapes, kept, shard_bytes)
+    shards = hf_files.shards(shapes, kept, shard_bytes)
     rng = np.random.default_rng(0)
 
     def arrays(names: list[str]) -> Iterator[np.ndarray]:
@@ -80,17 +80,17 @@ def write_folder(config: ModelConfig, folder: Path, shard_bytes: float) -> Row:
             yield (0.02 * rng.standard_normal(shapes[name], np.float32)).astype(kept)
 
     folder.mkdir()
-    for shard in plan:
+    for shard in shards:
         hf_files.write(folder, shard, arrays(shard.names))
-    if len(plan) > 1:
-        files.write_json(folder / hf.INDEX, hf_files.index_of(plan), indent=2)
+    if len(shards) > 1:
+        files.write_json(folder / hf.INDEX, hf_files.index_of(shards), indent=2)
     files.write_json(folder / "config.json", to_hf_config(config, "bfloat16"), indent=2)
     sizes = {name: math.prod(shape) * 2 for name, shape in shapes.items()}
     return {
         "model_bytes": sum(sizes.values()),
         "largest": max(sizes.values()),
         "largest_stack": config.num_layers * config.hidden_size * config.intermediate_size * 2,
-        "shards": len(plan),
+        "shards": len(shards),
     }
 
 

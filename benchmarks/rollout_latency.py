@@ -92,7 +92,7 @@ class TurnSynchronous:
         """Decode until every row has ended or searches; those that ended."""
         done = []
         while True:
-            shard.plan(open_next, self.cfg.slots, self._reach)
+            shard.assign_rows(open_next, self.cfg.slots, self._reach)
             letter = schedule.write_inbox([shard], self.cfg, self.rules)
             if not letter.has_work:
                 return done

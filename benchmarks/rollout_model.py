@@ -207,8 +207,8 @@ class Scripted:
     def write_cache(self, cache, fresh, table, start, count):
         return self.inner.write_cache(cache, fresh, table, start, count)
 
-    def copy_pages(self, cache, copies, source, target):
-        return self.inner.copy_pages(cache, copies, source, target)
+    def copy_pages(self, cache, copies, src, dst):
+        return self.inner.copy_pages(cache, copies, src, dst)
 
     def final_norm(self, x: At) -> At:
         return At(self.inner.final_norm(x.hidden), x.time)

@@ -179,7 +179,7 @@ def recall(
     for question, rows in zip(questions, found, strict=True):
         gold = [by_id[str(name)] for name in question["gold"]]
         for k in CUTS:
-            hits = sum(any(same_passage(passages[row], g) for row in rows[:k]) for g in gold)
+            hits = sum(any(is_same_passage(passages[row], g) for row in rows[:k]) for g in gold)
             values[question["dataset"]][k].append(100 * hits / len(gold))
     return {
         dataset: {str(k): float(np.mean(v)) for k, v in cuts.items()}
@@ -187,7 +187,7 @@ def recall(
     }
 
 
-def same_passage(found: Passage, gold: Passage) -> bool:
+def is_same_passage(found: Passage, gold: Passage) -> bool:
     if found.id == gold.id or found.title != gold.title:
         return found.id == gold.id
     one, two = (set(re.findall(r"\w+", p.text.lower())) for p in (found, gold))

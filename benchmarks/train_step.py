@@ -119,7 +119,7 @@ def batches(manifest: cache.Manifest, shape: Shape) -> Iterator[Batch]:
         batch_size=shape.rows,
         seq_len=shape.length,
         seed=0,
-        other_loss_weight=0.2,
+        context_loss_weight=0.2,
     )
 
 

@@ -204,7 +204,7 @@ def student(run: Path) -> dict[str, float]:
     return {"sampled_per_second": sampled / seconds, "accepted": accepted / sampled}
 
 
-def plan(found: dict[str, Any], args: argparse.Namespace) -> dict[str, dict[str, float]]:
+def estimate(found: dict[str, Any], args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Hours, bytes and money of `args.trajectories` on `args.workers`, each by its formula."""
     n, cores = args.trajectories, args.workers * args.cores
     agent = found["agents"]
@@ -294,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         found = measure(args, Path(folder))
-    rows = plan(found, args)
+    rows = estimate(found, args)
     show(found, rows, args)
     if args.json:
         written = {"measured": found, "assumed": vars(args), "plan": rows, "python": sys.version}

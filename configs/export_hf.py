@@ -18,5 +18,5 @@ def get_config(arg: str = "") -> ConfigDict:
     c.folder = "runs/ramp_dapo/export"
     c.model = common.model(arg.model)
     c.card = ConfigDict()  # what it leaves out is for whoever publishes the folder
-    c.card.stage = "RAMP: SFT, then DAPO"
+    c.card.training = "RAMP: SFT, then DAPO"
     return c

@@ -68,7 +68,7 @@ def small_sft(steps: int, curriculum: str, seq_len: int, batch_size: int = 12) -
     """Supervised fine-tuning of a small model."""
     c = ConfigDict()
     c.steps, c.curriculum, c.seq_len, c.batch_size = steps, curriculum, seq_len, batch_size
-    c.other_loss_weight = 0.05  # reading has to be learned too
+    c.context_loss_weight = 0.05  # reading has to be learned too
     return c
 
 

@@ -30,8 +30,8 @@ from masksearch_jax.core.errors import ConfigError, UserError, check_given, near
 from masksearch_jax.core.files import write_text
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.corpus.tally import Tally
-from masksearch_jax.ramp import build, examples, leakage, tfds_source
-from masksearch_jax.ramp.survey import CleanConfig, Plan
+from masksearch_jax.ramp import build, examples, leakage, tfds_records
+from masksearch_jax.ramp.survey import CleanConfig, PassageRules
 from masksearch_jax.runtime import cli, run_record
 from masksearch_jax.runtime.progress import Progress
 
@@ -100,23 +100,23 @@ def run(cfg: BuildDatasetRun) -> dict[str, Any]:
     _check(cfg)
     with _hushed():
         files = files_of(cfg.corpus)
-    root, made_from = epath.Path(cfg.folder) / tfds_source.NAME, _made_from(cfg, files)
+    root, made_from = epath.Path(cfg.folder) / tfds_records.NAME, _made_from(cfg, files)
     if (finished := _finished(root, made_from)) is not None:
         return finished
-    for name in (tfds_source.CHECKSUMS, COUNTS):
+    for name in (tfds_records.CHECKSUMS, COUNTS):
         (root / name).unlink(missing_ok=True)
     work = root / f".examples-{made_from}"
     for stale in root.glob(".examples-*"):
         if stale.name != work.name:
             stale.rmtree()
     with Progress("RAMP dataset", 1 + cfg.ramp.max_masks) as progress, _hushed():
-        progress.update(0, stage="examples")
+        progress.update(0, step="examples")
         counts = stamp.read(work / COUNTS) or extract(cfg, files, work)
         wanted = [k for k in range(1, cfg.ramp.max_masks + 1) if _splits_of(counts, k)]
         for done, k in enumerate(wanted, 1):
-            progress.update(done, stage=f"k{k}", examples=counts["ramp"]["out"])
+            progress.update(done, step=f"k{k}", examples=counts["ramp"]["out"])
             _write(cfg, k, counts, work, made_from)
-        progress.update(progress.total, stage="checksums")
+        progress.update(progress.total, step="checksums")
         for stale in root.glob("k*"):
             if stale.name not in {f"k{k}" for k in wanted}:
                 stale.rmtree()
@@ -136,21 +136,22 @@ def _check(cfg: BuildDatasetRun) -> None:
             raise ConfigError(f"config.{dotted} is {value!r}; it must be {choices} here: {reason}")
     if cfg.clean.leakage == "drop" and not cfg.clean.evaluation:
         raise ConfigError("config.clean.leakage is 'drop' and config.clean.evaluation is empty")
-    if stray := next((epath.Path(cfg.folder) / tfds_source.NAME).glob("*.jsonl"), None):
+    if stray := next((epath.Path(cfg.folder) / tfds_records.NAME).glob("*.jsonl"), None):
         raise ConfigError(f"config.folder holds RAMP examples as JSONL already: {stray}")
     if importlib.util.find_spec("apache_beam") is None:
         raise ConfigError("Apache Beam is not installed; pip install 'masksearch_jax[beam]'")
-    examples.check(cfg.ramp)
+    examples.check_settings(cfg.ramp)
     if cfg.ramp.extractor == "spacy":
-        build.extractor_of(Plan(cfg.clean, cfg.ramp, cfg.language))  # or says what is missing
+        rules = PassageRules(cfg.clean, cfg.ramp, cfg.language)
+        build.extractor_of(rules)  # or says what is missing
 
 
-def _plan(cfg: BuildDatasetRun) -> Plan:
+def _rules(cfg: BuildDatasetRun) -> PassageRules:
     clean = cfg.clean
     evaluation = None
     if clean.leakage == "drop":
         evaluation = leakage.read(clean.evaluation, clean.evaluation_passages, clean.ngram)
-    return Plan(clean, cfg.ramp, cfg.language, evaluation)
+    return PassageRules(clean, cfg.ramp, cfg.language, evaluation)
 
 
 def files_of(patterns: str) -> list[str]:
@@ -180,7 +181,7 @@ def _made_from(cfg: BuildDatasetRun, files: list[str]) -> str:
 
 def _finished(root: epath.Path, made_from: str) -> dict[str, Any] | None:
     """The counts of a whole dataset made from these inputs, None where there is work to do."""
-    if not (root / tfds_source.CHECKSUMS).exists():
+    if not (root / tfds_records.CHECKSUMS).exists():
         return None
     return stamp.read(root / COUNTS, made_from, _files(root))
 
@@ -195,7 +196,7 @@ def _finish(root: epath.Path, counts: dict[str, Any], made_from: str) -> None:
     names = _files(root)
     stamp.write(root / COUNTS, counts, made_from, names)
     sums = "".join(f"{stamp.content(root / name)}  {name}\n" for name in names)
-    write_text(root / tfds_source.CHECKSUMS, sums)
+    write_text(root / tfds_records.CHECKSUMS, sums)
 
 
 @contextlib.contextmanager
@@ -226,22 +227,22 @@ def extract(cfg: BuildDatasetRun, files: list[str], work: epath.Path) -> dict[st
     """Makes all examples as JSON lines under `work`; their counts, which are written there last."""
     import apache_beam as beam
 
-    from masksearch_jax.ramp.beam import counts_by_stage, extract, read_dropped
+    from masksearch_jax.ramp.beam import counts_by_step, extract, read_dropped
 
-    plan = _plan(cfg)
+    rules = _rules(cfg)
     if work.exists():
         work.rmtree()
     work.mkdir(parents=True)
     pipeline = beam.Pipeline(cfg.beam.runner, _options(cfg.beam))
     words = cfg.passage_words if cfg.articles else 0
-    extract(pipeline, files, plan, str(work), words)
+    extract(pipeline, files, rules, str(work), words)
     result = pipeline.run()
     result.wait_until_finish()
     found = {
         (c.key.metric.namespace, c.key.metric.name): c.result
         for c in result.metrics().query()["counters"]
     }
-    counts = counts_by_stage(found, read_dropped(work))
+    counts = counts_by_step(found, read_dropped(work))
     _check_drops(cfg, counts)
     stamp.write(work / COUNTS, counts)
     return counts
@@ -257,7 +258,7 @@ def _check_drops(cfg: BuildDatasetRun, counts: dict[str, Any]) -> None:
         )
     such = {reason: names[0] for reason, names in clean["such_as"].items()}
     tally = Tally(clean["in"], clean["out"], Counter(clean["dropped"]), such)
-    tally.check("passages to mask", cfg.clean.max_drop, "config.clean.max_drop")
+    tally.check_share("passages to mask", cfg.clean.max_drop, "config.clean.max_drop")
     if "train" not in made["by_masks"]:
         raise DropError(
             f"no training example came out of {made['in']:,} paragraphs (dropped: "
@@ -311,7 +312,7 @@ def _print_summary(counts: dict[str, Any], folder: str) -> None:
     for split, by_k in counts["ramp"]["by_masks"].items():
         each = ", ".join(f"{k}: {n:,}" for k, n in by_k.items())
         print(f"ramp {split}: {sum(by_k.values()):,} examples, by masks {each}")
-    print(f"all reasons, with a few examples of each: {folder}/{tfds_source.NAME}/{COUNTS}")
+    print(f"all reasons, with a few examples of each: {folder}/{tfds_records.NAME}/{COUNTS}")
 
 
 if __name__ == "__main__":

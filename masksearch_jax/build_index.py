@@ -18,7 +18,7 @@ from typing import Any
 from masksearch_jax.core.corpus_config import CorpusConfig
 from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.schema import key, section
-from masksearch_jax.corpus import sources
+from masksearch_jax.corpus import readers
 from masksearch_jax.corpus.dropped_rows import DroppedRows
 from masksearch_jax.corpus.passages import CorpusStats
 from masksearch_jax.ramp import survey
@@ -49,8 +49,8 @@ def run(cfg: BuildIndexRun) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress("index", cfg.corpus.limit))
         dropped = stack.enter_context(DroppedRows(dropped_path(cfg.index)))
-        workers = cfg.workers if sources.has_articles(cfg.corpus) else 1
-        passages = sources.read_corpus(
+        workers = cfg.workers if readers.has_articles(cfg.corpus) else 1
+        passages = readers.read_corpus(
             cfg.corpus,
             log=dropped.add,
             stats=stats,

@@ -29,8 +29,8 @@ from masksearch_jax.core.corpus_config import CorpusConfig, PplConfig, RampConfi
 from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.schema import harmless_keys, key, required, section
-from masksearch_jax.core.types import Passage
-from masksearch_jax.corpus import sources
+from masksearch_jax.core.types import SPLITS, Passage
+from masksearch_jax.corpus import readers
 from masksearch_jax.corpus.dropped_rows import DroppedRows
 from masksearch_jax.corpus.passages import CorpusStats, write_passages
 from masksearch_jax.corpus.tally import Tally
@@ -48,7 +48,7 @@ FORMAT = 2  # of the folder's files; a build of another one is done again
 COUNTS = "counts.json"
 DROPPED = "dropped.txt"  # rows that could not be read
 _QUESTIONS, _RAMP = (
-    [f"{kind}/{split}.jsonl" for split in build.SPLITS] for kind in ("questions", "ramp")
+    [f"{kind}/{split}.jsonl" for split in SPLITS] for kind in ("questions", "ramp")
 )
 _FILES_OF_CORPUS = ("passages.jsonl", "paragraphs.jsonl", *_QUESTIONS)
 FILES = (*_FILES_OF_CORPUS, *_RAMP)
@@ -83,7 +83,7 @@ def run(cfg: BuildRampRun) -> dict[str, Any]:
     if done is not None and FAILED not in done["ramp"]["dropped"]:
         return done
     (folder / COUNTS).unlink(missing_ok=True)  # of other inputs, or with passages to ask about
-    examples.check(cfg.ramp)
+    examples.check_settings(cfg.ramp)
     evaluation = _evaluation(cfg)
     made = _corpus(cfg, folder, made_from, evaluation)
     tally, stats, paid = _mask(cfg, folder, evaluation)
@@ -174,14 +174,14 @@ def _mask(
 ) -> tuple[Tally, examples.RampStats, dict[str, Any]]:
     """Writes the examples; what was left out before and while masking, and what was paid."""
     clean = cfg.clean if cfg.corpus.path else CleanConfig()
-    plan = survey.Plan(clean, cfg.ramp, cfg.corpus.language, evaluation)
+    rules = survey.PassageRules(clean, cfg.ramp, cfg.corpus.language, evaluation)
     paragraphs = folder / "paragraphs.jsonl"
-    source = paragraphs if paragraphs.is_file() else folder / "passages.jsonl"
+    to_mask = paragraphs if paragraphs.is_file() else folder / "passages.jsonl"
     if cfg.ramp.gazetteer and cfg.ramp.extractor == "rules":
         known = folder / "work" / "gazetteer.json"
         anchors = _lines_of(folder / "work" / "anchors.txt")
-        build.learn_gazetteer(folder / "passages.jsonl", anchors, plan, known)
-        plan = dataclasses.replace(plan, gazetteer=str(known))
+        build.learn_gazetteer(folder / "passages.jsonl", anchors, rules, known)
+        rules = dataclasses.replace(rules, gazetteer=str(known))
     models = SpanModels(cfg.ramp, cfg.llm, cfg.ppl, cfg.corpus.language)
     with contextlib.closing(models), Progress("parts masked", 1) as progress:
 
@@ -190,9 +190,9 @@ def _mask(
             progress.update(done)
 
         tally, stats = build.build(
-            source,
+            to_mask,
             folder,
-            plan,
+            rules,
             cfg.work,
             namer=models.namer,
             scorer=models.scorer,
@@ -232,11 +232,11 @@ def _from_file(
     (folder / "paragraphs.jsonl").unlink(missing_ok=True)
     with contextlib.ExitStack() as stack:
         mapper, anchors = map, None
-        if sources.has_articles(settings):
+        if readers.has_articles(settings):
             mapper = stack.enter_context(survey.mapper(cfg.work.workers))
             links = stack.enter_context(files.writing(folder / "work" / "anchors.txt"))
             anchors = lambda text: links.write(f"{text}\n")  # noqa: E731
-        passages = sources.read_corpus(
+        passages = readers.read_corpus(
             settings, log=dropped.add, stats=stats, mapper=mapper, anchors=anchors
         )
         progress = stack.enter_context(Progress("passages", settings.limit))

@@ -31,6 +31,7 @@ from masksearch_jax.agents.selection import StudentConfig
 from masksearch_jax.core import stamp
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import ConfigError, UserError, nearest
+from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.schema import harmless_keys, key, required, section
 from masksearch_jax.core.types import (
@@ -42,10 +43,9 @@ from masksearch_jax.core.types import (
     has_answer,
 )
 from masksearch_jax.models.hf_config import read_config
-from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.runtime import cli, run_record, storage
 from masksearch_jax.runtime.progress import Progress
-from masksearch_jax.search.open import check_sources, open_tool
+from masksearch_jax.search.open import check_source_passages, open_tool
 
 FORMAT = 2
 _EXAMPLES = {"ramp": RampExample, "questions": QAExample}
@@ -107,7 +107,7 @@ def make_teacher(cfg: BuildTrajectoriesRun) -> teachers.Teacher:
         if given is None:
             raise ConfigError(f"config.teacher {cfg.teacher!r} needs the section config.{name}")
     search = open_tool(cfg.search)
-    check_sources(search, cfg.search, _first_examples(cfg))
+    check_source_passages(search, cfg.search, _first_examples(cfg))
     if cfg.teacher == "scripted":
         return teachers.Scripted(search, cfg.search, cfg.max_searches, cfg.seed)
     limits = agent_teacher.TeacherConfig(cfg.language, cfg.max_searches, cfg.search)
@@ -140,14 +140,14 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
     for kind in cfg.kinds:
         if kind not in KINDS:
             raise ConfigError(f"config.kinds has {kind!r}; {nearest(kind, KINDS)}")
-    sources = {kind: folder / kind / "train.jsonl" for kind in cfg.kinds}
-    sources = {kind: path for kind, path in sources.items() if path.is_file()}
-    if not sources:
+    inputs = {kind: folder / kind / "train.jsonl" for kind in cfg.kinds}
+    inputs = {kind: path for kind, path in inputs.items() if path.is_file()}
+    if not inputs:
         wanted = " nor ".join(f"{kind}/train.jsonl" for kind in cfg.kinds)
         raise FileNotFoundError(f"{folder} holds no {wanted}")
     output = folder / DEMONSTRATIONS
     summary_path = _counts_path(output, cfg.kinds)
-    made_from = _made_from(cfg, sources.values())
+    made_from = _made_from(cfg, inputs.values())
     written_files = output.name, output.with_suffix(".rejected.jsonl").name
     finished = stamp.read(summary_path, made_from, written_files)
     if finished is not None and not failures(finished["rejected"]):
@@ -155,10 +155,10 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
     parts = output.with_suffix(".parts") / made_from
     _drop_others(parts)
     with contextlib.closing(make_teacher(cfg)) as teacher:
-        counts = [_solve(cfg, kind, path, teacher, parts) for kind, path in sources.items()]
+        counts = [_solve(cfg, kind, path, teacher, parts) for kind, path in inputs.items()]
         figures = teacher.figures()
     _check_failures(parts, counts, cfg.max_failed)
-    kept = list(_kept(cfg, parts, sources))
+    kept = list(_kept(cfg, parts, inputs))
     summary = _summary(counts, kept) | ({"paid": figures} if figures else {})
     others = [kind for kind in KINDS if kind not in cfg.kinds]
     standing = {kind: _standing(output, kind, written_files) for kind in others}

@@ -27,6 +27,7 @@ from masksearch_jax.core import chinese, retrieval, stamp
 from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import ConfigError, UserError, nearest
 from masksearch_jax.core.files import write_json, write_lines, writing
+from masksearch_jax.core.jsonl import read_jsonl
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import (
@@ -44,13 +45,12 @@ from masksearch_jax.evals.lost import Lost, LostItemsError, check_share, named
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import check_vocabulary, initial
 from masksearch_jax.parallel.sharding import make_mesh
-from masksearch_jax.ramp.examples import read_jsonl
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request, lacks_room
 from masksearch_jax.runtime import cli, run_record, storage
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.runtime.row_log import RowLog
-from masksearch_jax.search.open import check_sources, open_tool
+from masksearch_jax.search.open import check_source_passages, open_tool
 from masksearch_jax.training.supervisor import Preemption
 
 # Condition → search.kind; "search" takes the kind that is configured.
@@ -133,8 +133,8 @@ def is_repeated(example: RampExample, tool: SearchTool) -> bool:
     """
     (found,) = tool.search([example.title], _FOUND_BY_TITLE)
     texts = [f"{p.title}\n{p.text}" for p in found if p.id != example.passage_id]
-    texts = [text for text in texts if chinese.stands_in(example.title, text)]
-    return all(any(chinese.stands_in(s.text, text) for text in texts) for s in example.spans)
+    texts = [text for text in texts if chinese.is_within(example.title, text)]
+    return all(any(chinese.is_within(s.text, text) for text in texts) for s in example.spans)
 
 
 def count(cfg: EvalRun, condition: str) -> int:
@@ -142,7 +142,7 @@ def count(cfg: EvalRun, condition: str) -> int:
     return cfg.eval.examples if condition == "search" else cfg.eval.baseline_examples
 
 
-def plan(
+def items_of(
     cfg: EvalRun, by_suite: Mapping[str, Sequence[Example]], vocab: Vocab
 ) -> tuple[list[Item], list[Lost]]:
     """The items by condition and suite, and those that cannot be run.
@@ -255,7 +255,7 @@ def sample(
             progress.update(progress.done + 1)
 
         for condition, tool in by_condition.items():
-            with Engine(vocab, tool, rollout, shown, check=preemption.check) as engine:
+            with Engine(vocab, tool, rollout, shown, check=preemption.raise_if_stopped) as engine:
                 for suite in cfg.eval.suites:
                     own = [i for i in left if (i.suite, i.condition) == (suite, condition)]
                     allowed = cfg.eval.max_tool_failures * total[suite, condition]
@@ -288,11 +288,13 @@ def run(cfg: EvalRun, model: Any = None) -> dict[str, Any]:
         by_condition = tools(cfg)
         if "search" in by_condition:
             tool = by_condition["search"]
-            check_sources(tool, cfg.search, by_suite.get("ramp", ()))
+            check_source_passages(tool, cfg.search, by_suite.get("ramp", ()))
             if hidden := by_suite.get("source_hidden"):
-                check_sources(tool, dataclasses.replace(cfg.search, exclude_source=True), hidden)
+                check_source_passages(
+                    tool, dataclasses.replace(cfg.search, exclude_source=True), hidden
+                )
                 by_suite["source_hidden"] = with_repeated_facts(cfg, hidden, tool)
-        items, lost = plan(cfg, by_suite, vocab)
+        items, lost = items_of(cfg, by_suite, vocab)
         if lost:
             print(f"  left out {len(lost)} items: {named(lost)}", file=sys.stderr)
         mesh = make_mesh(cfg.mesh)

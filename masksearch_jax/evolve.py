@@ -24,6 +24,7 @@ from masksearch_jax.core import config as c
 from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
 from masksearch_jax.core.errors import UserError, check_given
 from masksearch_jax.core.files import write_json, write_lines
+from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
@@ -31,7 +32,6 @@ from masksearch_jax.core.types import Demonstration, RampExample
 from masksearch_jax.evals import diversity, iterations
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.parallel.sharding import split_cpu
-from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.recipes import steps
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
 from masksearch_jax.runtime import cli, run_record

@@ -92,7 +92,7 @@ def run(cfg: ExportRun) -> dict[str, Any]:
             cfg.folder,
             cfg.tokenizer,
             read=params.read,
-            source=params.source,
+            made_from=params.made_from,
             dtype=params.dtype if cfg.dtype == "stored" else cfg.dtype,
             max_shard_bytes=cfg.max_shard_gigabytes * 1e9,
             reload=cfg.reload,
@@ -111,7 +111,7 @@ def export(
     tokenizer_dir: str | Path,
     *,
     read: Callable[[str], jax.Array] | None = None,
-    source: str = "",
+    made_from: str = "",
     dtype: str | None = None,
     max_shard_bytes: float = 5e9,
     reload: str = "auto",
@@ -120,7 +120,7 @@ def export(
 ) -> dict[str, Any]:
     """Writes the model with tokenizer and README.md, and checks the folder.
 
-    model, read, source, dtype, max_shard_bytes as in `hf.save`; card, step as in `model_card`.
+    model, read, made_from, dtype, max_shard_bytes as in `hf.save`; card, step as in `model_card`.
     reload: "transformers" reloads in a child process and compares weights, logits and greedy tokens
     (the model in float32 must fit into memory twice), "table" checks names, shapes and dtypes only,
     "auto" is the former in one process with torch installed and at most 2e9 parameters. Returns
@@ -136,21 +136,21 @@ def export(
         model,
         folder,
         read=read,
-        source=source,
+        made_from=made_from,
         tokenizer_dir=tokenizer_dir,
         generation_config=_generation_config(tokenizer_dir),
         card=model_card(card or Card(), model.config, Path(folder).name, step, _size(model), kept),
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
     )
-    return report | _check(model, read, folder, kept, reload)
+    return report | _compare_reloaded(model, read, folder, kept, reload)
 
 
 def _size(model: Transformer) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model))
 
 
-def _check(
+def _compare_reloaded(
     model: Transformer,
     read: Callable[[str], jax.Array] | None,
     folder: str | Path,
@@ -158,7 +158,7 @@ def _check(
     reload: str,
 ) -> dict[str, Any]:
     """What `export` reports of a check of the folder, whose header checks `hf.save` made."""
-    possible = jax.process_count() == 1 and reload_check.available()
+    possible = jax.process_count() == 1 and reload_check.has_transformers()
     if reload == "transformers" and not possible:
         raise ExportError("reload 'transformers' takes one process, with torch and transformers")
     if reload == "table" or not possible or (reload == "auto" and _size(model) > _AUTO_PARAMETERS):
@@ -167,7 +167,7 @@ def _check(
     leaves = jax.tree_util.tree_flatten_with_path(model)[0]
     for (path, leaf), found in zip(leaves, jax.tree.leaves(ours), strict=True):
         name = sharding.parameter_name(path)
-        if not _same(read(name) if read else leaf, found, np.dtype(kept)):
+        if not _is_same(read(name) if read else leaf, found, np.dtype(kept)):
             raise ExportError(f"{folder} does not hold the weights that were written to it: {name}")
     return {"reload": "transformers"} | _compare(ours, folder)
 
@@ -187,7 +187,7 @@ def _compare(ours: Transformer, folder: str | Path) -> dict[str, Any]:
     }
 
 
-def _same(written: jax.Array, read: jax.Array, kept: np.dtype) -> bool:
+def _is_same(written: jax.Array, read: jax.Array, kept: np.dtype) -> bool:
     rounded = sharding.to_host(written).astype(kept).astype(np.float32)
     return np.array_equal(rounded, sharding.to_host(read))
 

@@ -61,7 +61,7 @@ def mesh_of(cfg: Run) -> tuple[chips.Slice, Any]:
 
     Raises PlanError without libtpu or for a slice that does not exist.
     """
-    found = chips.parse(cfg.plan.topology)
+    target = chips.parse(cfg.plan.topology)
     if importlib.util.find_spec("libtpu") is None:
         raise chips.PlanError("libtpu, a TPU compiler, is not installed: pip install 'jax[tpu]'")
     for name, value in QUIET.items():
@@ -71,11 +71,11 @@ def mesh_of(cfg: Run) -> tuple[chips.Slice, Any]:
     more = {"num_slices": cfg.plan.slices} if cfg.plan.slices > 1 else {}
     try:
         description = topologies.get_topology_desc(
-            platform="tpu", topology_name=found.topology, **found.options(), **more
+            platform="tpu", topology_name=target.topology, **target.options(), **more
         )
     except Exception as error:  # the compiler's own words for a slice that it does not know
-        raise chips.PlanError(f"plan.topology {found.topology}: {error}") from error
-    return found, sharding.make_mesh(cfg.mesh, description.devices)
+        raise chips.PlanError(f"plan.topology {target.topology}: {error}") from error
+    return target, sharding.make_mesh(cfg.mesh, description.devices)
 
 
 # ---- shapes
@@ -101,7 +101,7 @@ def state_of(cfg: Run, mesh: Any) -> tuple[train_state.TrainState, Any]:
 
 def sft_programs(cfg: SftRun, mesh: Any) -> Iterator[Program]:
     state, tx = state_of(cfg, mesh)
-    train_sft.check(cfg, mesh)
+    train_sft.check_batch(cfg, mesh)
     micro = cfg.optim.accumulate
     rows = cfg.sft.batch_size // micro
     batch = shapes.batch(mesh, micro, rows, cfg.sft.seq_len, SFT_FIELDS)
@@ -180,7 +180,7 @@ def held_of(programs: list[Program]) -> dict[str, float]:
 # ---- compiling
 
 
-def compile_program(program: Program, mesh: Any, found: chips.Slice) -> dict[str, Any]:
+def compile_program(program: Program, mesh: Any, target: chips.Slice) -> dict[str, Any]:
     """A program's figures; `needed` bytes alone where the compiler says that it does not fit."""
     started = time.perf_counter()
     with jax.set_mesh(mesh):
@@ -204,7 +204,7 @@ def compile_program(program: Program, mesh: Any, found: chips.Slice) -> dict[str
     }
     if not program.model_flops:
         tick = program.name == "tick"
-        return figures | (tick_figures(program, module, mesh, found) if tick else {})
+        return figures | (tick_figures(program, module, mesh, target) if tick else {})
     config = getattr(program.args[0], "params", program.args[0]).config
     return figures | {
         "flops": (done := flops.of_program(traced.jaxpr, program.loops)),
@@ -212,7 +212,7 @@ def compile_program(program: Program, mesh: Any, found: chips.Slice) -> dict[str
         "recompute": done / program.model_flops,
         "weight_stacks_gathered": measure.stacks_gathered(wires, config, mesh.shape["tensor"]),
         "estimate": measure.estimate(
-            found.chip,
+            target.chip,
             devices=mesh.size,
             program_flops=done,
             model_flops=program.model_flops,
@@ -223,7 +223,7 @@ def compile_program(program: Program, mesh: Any, found: chips.Slice) -> dict[str
 
 
 def tick_figures(
-    program: Program, module: Module, mesh: Any, found: chips.Slice
+    program: Program, module: Module, mesh: Any, target: chips.Slice
 ) -> dict[str, float]:
     """Bytes that a decode step moves to and from HBM and between chips, and the rate they allow."""
     (body,) = module.loop_bodies("conditional")
@@ -231,7 +231,7 @@ def tick_figures(
     step = module.decode_step_bytes(layers, program.args[2].table.shape[-1])
     wires = module.collectives_of(body) * layers + module.collectives_of(*module.branches(body))
     sent = sum(row["ici"] for row in measure.wires(wires, [0] * mesh.size).values())
-    seconds = max(step / found.chip.bandwidth, sent / found.chip.ici) * found.chip.devices
+    seconds = max(step / target.chip.bandwidth, sent / target.chip.ici) * target.chip.devices
     rate = program.args[-1] * hosts.shards(mesh) / seconds
     return {"step_bytes": step, "step_ici": sent, "tokens_per_second_at_most": rate}
 
@@ -248,22 +248,22 @@ def plan(cfg: Run, only: str = "") -> dict[str, Any]:
 
     `only`: the program of that name alone.
     """
-    found, mesh = mesh_of(cfg)
+    target, mesh = mesh_of(cfg)
     programs = list((dapo_programs if isinstance(cfg, DapoRun) else sft_programs)(cfg, mesh))
     held = held_of(programs)
-    room = found.chip.hbm / found.chip.devices
+    room = target.chip.hbm / target.chip.devices
     results: dict[str, Any] = {
-        "topology": found.topology,
+        "topology": target.topology,
         "slices": cfg.plan.slices,
-        "chips": found.chips * cfg.plan.slices,
+        "chips": target.chips * cfg.plan.slices,
         "mesh": dict(mesh.shape),
         "hbm": room,
         "held": held,
         "programs": {},
     }
     for program in (p for p in programs if only in ("", p.name)):
-        print(f"  compiling {program.name} for {found.topology}", flush=True)
-        figures = compile_program(program, mesh, found)
+        print(f"  compiling {program.name} for {target.topology}", flush=True)
+        figures = compile_program(program, mesh, target)
         figures["peak"] = peak_of(figures, held)
         figures["fits"] = "needed" not in figures and figures["peak"] <= _FIT * room
         results["programs"][program.name] = figures

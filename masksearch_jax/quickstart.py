@@ -271,7 +271,7 @@ def run_export(run: Run) -> dict[str, Any]:
     mesh = make_mesh(cfg.mesh)
     model = initial(run.checkpoints(run.last), cfg.model, cfg.compute, mesh, cfg.seed)
     stage = "RAMP: SFT, then DAPO" + ("; questions: SFT, then DAPO" if run.has_questions else "")
-    card = Card(stage=stage, dataset=cfg.corpus.path or "the built-in atlas")
+    card = Card(training=stage, dataset=cfg.corpus.path or "the built-in atlas")
     spent = [cfg.sft, cfg.dapo, *([cfg.qa_sft, cfg.qa_dapo] if run.has_questions else ())]
     step = sum(part.steps for part in spent)
     to = run.folder / "hf"

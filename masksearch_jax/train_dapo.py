@@ -41,7 +41,7 @@ from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.metric_writer import MetricWriter
 from masksearch_jax.runtime.progress import Progress
-from masksearch_jax.search.open import check_sources, open_tool
+from masksearch_jax.search.open import check_source_passages, open_tool
 from masksearch_jax.training import train_state
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.guard import Guard, guarded, updates
@@ -92,13 +92,13 @@ def on_mesh(dapo: DapoConfig, mesh: Mesh) -> DapoConfig:
 def check(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None:
     """Raises ConfigError, or MeshError, for settings that cannot work."""
     parts, dapo = sharding.batch_shards(mesh), on_mesh(dapo, mesh)
-    sharding.time_parts(mesh, rollout.max_len)
+    sharding.context_shards(mesh, rollout.max_len)
     if rollout.temperature <= 0:
         raise ConfigError(
             f"config.rollout.temperature is {rollout.temperature}; to train, it must be above 0"
         )
     rewards.check(dapo, rollout.max_turns)
-    if sampling.sampler_of(rollout).filters and not dapo.allow_filters:
+    if sampling.sampler_of(rollout).has_filters and not dapo.allow_filters:
         raise ConfigError(
             f"config.rollout samples with top_k {rollout.top_k}, top_p {rollout.top_p}, min_p "
             f"{rollout.min_p}: tokens left out make the sampler's log-probabilities differ from "
@@ -173,7 +173,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         )
     search = search or open_tool(cfg.search)
     first = prompts.first(8)
-    check_sources(search, cfg.search, [p.example for p in first])
+    check_source_passages(search, cfg.search, [p.example for p in first])
     with open_rewards(cfg) as pool:
         pool.check(first[0].example, right_answer(first[0], vocab))
 
@@ -195,7 +195,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     )
     logprobs = make_logprob_fn(cfg.compute, rollout.temperature)
     update = Update(mesh, dapo, rollout, train_step, logprobs)
-    engine = Engine(vocab, search, rollout, cfg.search, check=survival.check)
+    engine = Engine(vocab, search, rollout, cfg.search, check=survival.raise_if_stopped)
 
     metrics: dict[str, Any] = {}
     measured: dict[str, Any] = {}  # the last value of each figure: of an update, until the next one
@@ -234,7 +234,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
             that is told to stop, or for which there is no more time to wait, is saved at its start.
             """
             began_at = position()
-            patience = Patience(cfg.survival.tool_outage_seconds, survival.check)
+            patience = Patience(cfg.survival.tool_outage_seconds, survival.raise_if_stopped)
             try:
                 while True:
                     try:
@@ -297,7 +297,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 if idle == dapo.warn_after and not told:
                     told = True
                     print(f"  {no_spread(idle, metrics)}", file=sys.stderr, flush=True)
-                preempted = survival.preemption.reached()
+                preempted = survival.preemption.is_reached()
                 ends = done == dapo.steps or idle == dapo.patience
                 if checkpointer.is_due(done) or ends or preempted:
                     save(done, position())

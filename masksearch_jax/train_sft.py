@@ -23,7 +23,7 @@ from masksearch_jax.models import head, lora
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import check_vocabulary, identity, initial, pinned
 from masksearch_jax.parallel import hosts
-from masksearch_jax.parallel.sharding import batch_shards, make_mesh, time_parts
+from masksearch_jax.parallel.sharding import batch_shards, context_shards, make_mesh
 from masksearch_jax.rl import losses
 from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.metric_writer import MetricWriter
@@ -45,12 +45,12 @@ def make_loss_fn(compute: ComputeConfig) -> train_state.LossFn:
     return loss_fn
 
 
-def check(cfg: SftRun, mesh: jax.sharding.Mesh) -> None:
+def check_batch(cfg: SftRun, mesh: jax.sharding.Mesh) -> None:
     """Raises ConfigError for a batch that the micro-batches on the mesh's parts do not divide.
 
     MeshError for rows that it cannot split.
     """
-    time_parts(mesh, cfg.sft.seq_len)
+    context_shards(mesh, cfg.sft.seq_len)
     parts, accumulate = batch_shards(mesh), cfg.optim.accumulate
     if accumulate < 1:
         raise ConfigError(f"config.optim.accumulate is {accumulate}; it must be at least 1")
@@ -70,7 +70,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
 
     # ---- mesh, data
     mesh = make_mesh(cfg.mesh)
-    check(cfg, mesh)
+    check_batch(cfg, mesh)
     share, shares = hosts.share(mesh)
     vocab = Vocab.load(cfg.tokenizer)
     manifest = cache.Manifest.load(cfg.data, tokenizer=vocab.fingerprint)
@@ -81,7 +81,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
         batch_size=cfg.sft.batch_size,
         seq_len=cfg.sft.seq_len,
         seed=cfg.sft.seed,
-        other_loss_weight=cfg.sft.other_loss_weight,
+        context_loss_weight=cfg.sft.context_loss_weight,
         process_index=share,
         process_count=shares,
     )
@@ -131,7 +131,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
                 batch = hosts.shard_batch(mesh, batch, cfg.optim.accumulate)
                 state, out = train_step(state, batch)
                 done = step + 1
-                preempted = survival.preemption.reached()
+                preempted = survival.preemption.is_reached()
                 due = checkpointer.is_due(done) or done == cfg.sft.steps
                 if done % cfg.sft.log_every == 0 or due or preempted:
                     metrics = {k: float(v) for k, v in out.items()}

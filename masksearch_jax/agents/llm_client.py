@@ -204,9 +204,9 @@ class LLM:
                     await self._wait_for_pause(end)
                     return await self._attempt(request)
             except (openai.APIError, TimeoutError, _UselessError) as error:
-                if _hopeless(error):
+                if _is_hopeless(error):
                     raise JobError(f"{self.cfg.base_url}: {_name(error)}") from error
-                if not _worth_retrying(error) or attempt == self.cfg.retries:
+                if not _is_worth_retrying(error) or attempt == self.cfg.retries:
                     raise LLMError(f"{_name(error)} after {attempt + 1} attempt(s)") from error
                 wait, asked = _wait(error, self.cfg.backoff * 2**attempt)
                 self._pause = max(self._pause, clock() + asked)
@@ -258,7 +258,7 @@ class LLM:
         """
         cfg = self.cfg
         while True:
-            if not self._fits(cfg.max_tokens):
+            if not self._has_budget(cfg.max_tokens):
                 paid = self._replies.paid()
                 cost = cost_of(cfg, paid.prompt_tokens, paid.completion_tokens)
                 raise BudgetError(
@@ -267,13 +267,13 @@ class LLM:
                     f"spent, {cfg.max_tokens} tokens asked for; raise llm.budget or llm.max_cost "
                     "and start the same command again"
                 )
-            if self._fits(self._reserved + cfg.max_tokens):
+            if self._has_budget(self._reserved + cfg.max_tokens):
                 self._reserved += cfg.max_tokens
                 return
             self._settled.clear()
             await self._settled.wait()
 
-    def _fits(self, tokens: int) -> bool:
+    def _has_budget(self, tokens: int) -> bool:
         cfg = self.cfg
         paid = self._replies.paid()
         in_tokens = paid.prompt_tokens + paid.completion_tokens + tokens
@@ -348,14 +348,14 @@ def _check_no_error(answer: Any, response: Any) -> None:
     raise failure
 
 
-def _hopeless(error: Exception) -> bool:
+def _is_hopeless(error: Exception) -> bool:
     """Whether every other call would fail too."""
     return isinstance(error, openai.APIStatusError) and (
         error.status_code in _HOPELESS or error.code in _HOPELESS_CODES
     )
 
 
-def _worth_retrying(error: Exception) -> bool:
+def _is_worth_retrying(error: Exception) -> bool:
     if isinstance(error, openai.APIStatusError):
         return error.status_code in _RETRIED
     return isinstance(error, openai.APIConnectionError | TimeoutError | _UselessError)

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from masksearch_jax.agents import dialogue
 from masksearch_jax.agents.llm_client import LLM, LLMError
 from masksearch_jax.core.types import Passage
-from masksearch_jax.ramp.llm_spans import NoReply
+from masksearch_jax.ramp.llm_spans import Named, Names, NoReply
 
 REPAIRS = 2  # replies shown back with what is wrong before a paragraph is given up
-Named = list[tuple[str, str]]
 
 
-def parse(text: str) -> Named:
+def parse(text: str) -> Names:
     """(text, type) of each span of a reply. Raises dialogue.ReplyError."""
     rows = dialogue.parse_object(text).get("spans")
     if not isinstance(rows, list):
@@ -28,16 +27,14 @@ def parse(text: str) -> Named:
     return named
 
 
-async def name_spans(
-    llm: LLM, passages: Sequence[Passage], language: str
-) -> list[Named | str | NoReply]:
+async def name_spans(llm: LLM, passages: Sequence[Passage], language: str) -> list[Named]:
     """What the model names in each passage; `unreadable_reply` or NoReply where it does not.
 
     All are asked at once, within the client's limit. Raises llm.JobError when asking is useless,
     once those in flight have ended: what they are paid for is kept.
     """
 
-    async def name(passage: Passage) -> Named | str | NoReply:
+    async def name(passage: Passage) -> Named:
         messages = dialogue.render("salient", language, paragraph=passage.text, title=passage.title)
         try:
             return await dialogue.ask(llm, messages, parse, language, REPAIRS)

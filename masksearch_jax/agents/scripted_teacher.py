@@ -72,7 +72,7 @@ def task_name(example: Example) -> str:
 
 def is_shown(text: str, segments: Iterable[Segment]) -> bool:
     """Whether the text stands, as whole words, in what the search tool returned."""
-    return any(chinese.stands_in(text, s.text) for s in segments if s.author == "tool")
+    return any(chinese.is_within(text, s.text) for s in segments if s.author == "tool")
 
 
 @dataclasses.dataclass

@@ -152,8 +152,8 @@ def select(
 ) -> tuple[list[Demonstration], dict[str, int]]:
     """At most `per_example` different demonstrations of each example, and the others counted.
 
-    Of those that say the same one is kept. Of more than may be kept each plan (searches, and
-    queries in each) gives one before any gives a second, so that plans do not die out; else chance
+    Of those that say the same one is kept. Of more than may be kept each shape (searches, and
+    queries in each) gives one before any gives a second, so that shapes do not die out; else chance
     decides, the same for the same seed. In the order of the examples.
     """
     by_example: dict[str, dict[str, Demonstration]] = defaultdict(dict)
@@ -168,9 +168,9 @@ def select(
         seen: Counter[tuple[int, ...]] = Counter()
         ranks = []
         for demonstration in drawn:
-            plan = tuple(len(turn.queries) for turn in demonstration.turns)
-            ranks.append(seen[plan])
-            seen[plan] += 1
+            shape = tuple(len(turn.queries) for turn in demonstration.turns)
+            ranks.append(seen[shape])
+            seen[shape] += 1
         ranked = [drawn[i] for i in sorted(range(len(drawn)), key=ranks.__getitem__)]
         kept += sorted(ranked[:per_example], key=lambda d: d.id)
     unique = sum(map(len, by_example.values()))

@@ -15,13 +15,13 @@ def spaced(text: str) -> str:
     return CHARACTER.sub(r" \g<0> ", text)
 
 
-def stands_in(part: str, text: str) -> bool:
-    """Whether a part stands in a text, in any case, as whole words: none goes on beside it.
+def is_within(words: str, text: str) -> bool:
+    """Whether the words stand in a text, in any case, whole: no word goes on beside them.
 
     Chinese has no whole words, so that anything may stand beside its characters.
     """
-    open_start, open_end = CHARACTER.match(part), CHARACTER.match(part[-1:])
-    for found in re.finditer(re.escape(part), text, re.IGNORECASE):
+    open_start, open_end = CHARACTER.match(words), CHARACTER.match(words[-1:])
+    for found in re.finditer(re.escape(words), text, re.IGNORECASE):
         before, after = text[found.start() - 1 : found.start()], text[found.end() : found.end() + 1]
         if (open_start or not _WORD.match(before)) and (open_end or not _WORD.match(after)):
             return True

@@ -249,7 +249,7 @@ class SftConfig:
     curriculum: str = required('"0:mixture,200:mixture": the mixture in force from each step on.')
     batch_size: int = key(128, "Packed rows per step, all hosts.")
     seq_len: int = key(4096, "Tokens of a packed row, at least the longest record's.")
-    other_loss_weight: float = key(
+    context_loss_weight: float = key(
         0.0, "Loss weight of tokens that the agent did not write, such as observations."
     )
     log_every: int = key(10, "Steps between lines of metrics.", harmless=True)
@@ -269,7 +269,7 @@ class DapoConfig(RewardConfig):
         0,
         (
             "Rows of rollout.max_len, which trajectories share, per gradient micro-batch; 0: one "
-            "for each part of the mesh."
+            "for each shard of the mesh."
         ),
         harmless=True,
     )

@@ -52,7 +52,7 @@ def tokenise(text: str) -> list[str]:
     return chinese.spaced(normalise(text)).split()
 
 
-def exact(prediction: str, gold: str) -> bool:
+def is_exact_match(prediction: str, gold: str) -> bool:
     """Equality of the normal forms; as written where nothing is left of both."""
     mine, theirs = normalise(prediction), normalise(gold)
     return mine == theirs if mine or theirs else _as_written(prediction) == _as_written(gold)
@@ -95,7 +95,7 @@ def strict_f1(prediction: str, golds: Sequence[str]) -> float:
     So "9.99 million" earns nothing for "4.43 million", nor does "degrees north" for "41.3 degrees
     north" (the rule is ours). Raises ValueError for no answers.
     """
-    return max(_same_numbers(prediction, g) * overlap(prediction, g).f1 for g in _some(golds))
+    return max(_has_same_numbers(prediction, g) * overlap(prediction, g).f1 for g in _some(golds))
 
 
 def penalised_recall(prediction: str, golds: Sequence[str], penalty: float) -> float:
@@ -108,13 +108,13 @@ def penalised_recall(prediction: str, golds: Sequence[str], penalty: float) -> f
 
     def score(gold: str) -> float:
         size = max(len(tokenise(gold)), 1)
-        recall = _same_numbers(prediction, gold) * overlap(prediction, gold).recall
+        recall = _has_same_numbers(prediction, gold) * overlap(prediction, gold).recall
         return max(0.0, recall - penalty * max(0, words - size) / size)
 
     return max(map(score, _some(golds)))
 
 
-def _same_numbers(prediction: str, gold: str) -> bool:
+def _has_same_numbers(prediction: str, gold: str) -> bool:
     return numbers(prediction) == numbers(gold)
 
 
@@ -162,8 +162,8 @@ def exact_match(example: Example, answer: str) -> bool:
     """Whether an answer equals an accepted one, or each slot's fill its span, in normal form."""
     if isinstance(example, RampExample):
         pairs = zip(fill_slots(example, answer), example.spans, strict=True)
-        return all(exact(fill or "", span.text) for fill, span in pairs)
-    return any(exact(answer, gold) for gold in example.answers)
+        return all(is_exact_match(fill or "", span.text) for fill, span in pairs)
+    return any(is_exact_match(answer, gold) for gold in example.answers)
 
 
 def fill_slots(example: RampExample, answer: str) -> list[str | None]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+SPLITS = ("train", "rl", "heldout")  # of the examples made of a corpus
 Author = Literal["prompt", "policy", "tool"]
 
 # How a trajectory ended.

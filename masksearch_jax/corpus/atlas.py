@@ -159,7 +159,7 @@ def _told(entity: Entity, groups: Iterable[str]) -> dict[str, str]:
 
 
 def _indexed_groups(entity: Entity, rng: random.Random) -> tuple[str, ...]:
-    have = [g for g in atlas_wording.groups_of(entity) if not _redundant(entity, g)]
+    have = [g for g in atlas_wording.groups_of(entity) if not _is_redundant(entity, g)]
     fixed = [g for g in have if g in _ALWAYS[entity.kind]]
     others = [g for g in have if g not in fixed]
     chosen = {*fixed, *rng.sample(others, min(_EXTRA, len(others)))}
@@ -168,7 +168,7 @@ def _indexed_groups(entity: Entity, rng: random.Random) -> tuple[str, ...]:
     return tuple(g for g in have if g in chosen)
 
 
-def _redundant(entity: Entity, group: str) -> bool:
+def _is_redundant(entity: Entity, group: str) -> bool:
     """True where a city state's name would be told as its own country or capital."""
     return group in ("country", "capital") and entity.name == entity.facts[group]
 
@@ -209,7 +209,7 @@ def _questions(
     questions = []
     for subject in entities:
         for name in by_kind[subject.kind]:
-            if name == "capital_to_currency" and not _sole_capital(subject, capital_names):
+            if name == "capital_to_currency" and not _is_sole_capital(subject, capital_names):
                 continue
             question = _question(name, subject, by_id, told, seed)
             if question:
@@ -217,7 +217,7 @@ def _questions(
     return questions
 
 
-def _sole_capital(city: Entity, capital_names: Counter[str]) -> bool:
+def _is_sole_capital(city: Entity, capital_names: Counter[str]) -> bool:
     return "capital_of" in city.facts and capital_names[city.name] == 1
 
 

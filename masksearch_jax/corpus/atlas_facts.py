@@ -135,7 +135,7 @@ def _countries(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {r["iso"]: r for r in sorted(kept, key=lambda r: r["name"])}
 
 
-def _usable(city: dict[str, Any]) -> bool:
+def _is_usable(city: dict[str, Any]) -> bool:
     name = city["name"]
     return bool(
         _PLACE_NAME.fullmatch(name)
@@ -153,7 +153,7 @@ def _choose_cities(
     known: list[dict[str, Any]], countries: Mapping[str, dict[str, Any]], cities: int
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     """The largest cities and all capitals (largest first), and the capital of each country."""
-    usable = [c for c in known if _usable(c)]
+    usable = [c for c in known if _is_usable(c)]
     capitals: dict[str, dict[str, Any]] = {}
     for city in usable:
         code = city["countrycode"]
@@ -219,7 +219,7 @@ def _nearest_larger(
     chosen: list[dict[str, Any]], known: list[dict[str, Any]]
 ) -> dict[int, tuple[dict[str, Any], int]]:
     """For each city the nearest one of greater population and its distance in km (great circle)."""
-    pool = [c for c in known if _usable(c)]
+    pool = [c for c in known if _is_usable(c)]
     lat, lon = np.radians([[c["latitude"], c["longitude"]] for c in pool]).T
     xyz = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], 1)
     rank = {c["geonameid"]: i for i, c in enumerate(pool)}

@@ -76,7 +76,7 @@ def find(sketches: Sketches, threshold: float) -> np.ndarray:
         columns = np.asarray(signatures[:, band * width : (band + 1) * width], np.uint64)
         keys = (columns * _HASH).sum(axis=1, dtype=np.uint64)
         for row, other in _pairs(keys):
-            if found[row] == KEPT and _alike(signatures, row, other, threshold):
+            if found[row] == KEPT and _is_alike(signatures, row, other, threshold):
                 found[row] = NEAR
     return found
 
@@ -93,5 +93,5 @@ def _pairs(keys: np.ndarray) -> Iterable[tuple[int, int]]:
             yield int(order[place]), int(order[start])
 
 
-def _alike(signatures: np.ndarray, row: int, other: int, threshold: float) -> bool:
+def _is_alike(signatures: np.ndarray, row: int, other: int, threshold: float) -> bool:
     return float((signatures[row] == signatures[other]).mean()) >= threshold

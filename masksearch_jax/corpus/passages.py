@@ -81,7 +81,7 @@ class CorpusStats:
         self.first_bad = self.first_bad or message
         return message
 
-    def check(self, path: str | os.PathLike[str], max_bad_fraction: float) -> None:
+    def check_share(self, path: str | os.PathLike[str], max_bad_fraction: float) -> None:
         """Raises CorpusError when more than the fraction is bad."""
         if self.bad > max_bad_fraction * self.read:
             raise CorpusError(
@@ -112,11 +112,11 @@ def read_rows(
     path: str | os.PathLike[str],
     stats: CorpusStats,
     form: str = "jsonl",
-    part: tuple[float, float] = (0.0, 1.0),
+    extent: tuple[float, float] = (0.0, 1.0),
 ) -> Iterator[Row]:
     """The rows of a file of the form jsonl | tsv | wikiextractor: where each stands, and itself.
 
-    part: where in the whole corpus the file begins and how much of it the file is, for
+    extent: where in the whole corpus the file begins and how much of it the file is, for
     `stats.done`. Raises CorpusError at once for a missing or empty file, and while reading for
     damage and for a file of another form; PackingError.
     """
@@ -128,18 +128,18 @@ def read_rows(
         raise CorpusError(f"cannot read the corpus {path}: {error.strerror}") from None
     if not size:
         raise CorpusError(f"the corpus {path} is empty")
-    return _read_rows(path, size, stats, form, part)
+    return _read_rows(path, size, stats, form, extent)
 
 
 def _read_rows(
-    path: Path, size: int, stats: CorpusStats, form: str, part: tuple[float, float]
+    path: Path, size: int, stats: CorpusStats, form: str, extent: tuple[float, float]
 ) -> Iterator[Row]:
     last = "its start"
     with open(path, "rb") as file:
         try:
             for count, (where, row) in enumerate(_rows(path, unpack(file, path), form)):
                 if count % 1000 == 0:
-                    stats.done = part[0] + part[1] * min(1.0, file.tell() / size)
+                    stats.done = extent[0] + extent[1] * min(1.0, file.tell() / size)
                 numbered = isinstance(where, int)
                 last = f"line {where}" if numbered else where
                 yield f"{path}:{where}" if numbered else f"{path}: {where}", row
@@ -266,14 +266,14 @@ def from_rows(
         except BadRow as bad:
             log(stats.note(bad, where))
             if stats.bad > EARLY:
-                stats.check(path, max_bad_fraction)
+                stats.check_share(path, max_bad_fraction)
             continue
         stats.kept += 1
         yield passage
         if stats.kept == limit:
             break
     stats.done = 1.0
-    stats.check(path, max_bad_fraction)
+    stats.check_share(path, max_bad_fraction)
     if not stats.kept:
         raise CorpusError(f"the corpus {path} has no passages")
 

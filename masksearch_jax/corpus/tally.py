@@ -8,12 +8,12 @@ from typing import Any
 
 
 class ShareError(ValueError):
-    """A stage left out more than its share; the message names reasons and examples."""
+    """A step of a build left out more than its share; the message names reasons and examples."""
 
 
 @dataclasses.dataclass
 class Tally:
-    """Items seen and kept by a stage, those left out by reason, and one example of each reason."""
+    """Items seen and kept by a step of a build, those left out by reason, an example of each."""
 
     seen: int = 0
     kept: int = 0
@@ -31,7 +31,7 @@ class Tally:
         self.dropped += other.dropped
         self.example = other.example | self.example
 
-    def check(self, stage: str, share: float, key: str) -> None:
+    def check_share(self, what: str, share: float, key: str) -> None:
         """Raises ShareError when more than `share` of what was seen was left out."""
         lost = self.dropped.total()
         if lost > share * self.seen:
@@ -40,7 +40,7 @@ class Tally:
                 for reason, n in self.dropped.most_common()
             )
             raise ShareError(
-                f"{stage}: {lost:,} of {self.seen:,} left out, more than {key}={share:g} allows: "
+                f"{what}: {lost:,} of {self.seen:,} left out, more than {key}={share:g} allows: "
                 f"{reasons}"
             )
 

@@ -34,7 +34,7 @@ def sft_batches(
     batch_size: int,
     seq_len: int,
     seed: int,
-    other_loss_weight: float,
+    context_loss_weight: float,
     process_index: int = 0,
     process_count: int = 1,
     split: str = "train",
@@ -46,20 +46,20 @@ def sft_batches(
 
     Each batch holds this process's rows, B = batch_size / process_count, T = seq_len: `ids`,
     `targets`, `positions`, `segment_ids` int32[B, T] (segment 0 is padding) and `loss_weights`
-    float32[B, T]: 1 where the target was written by the agent, `other_loss_weight` where it was
+    float32[B, T]: 1 where the target was written by the agent, `context_loss_weight` where it was
     not, 0 where there is no next token in the segment. `get_state()` is a JSON-ready dict;
     `set_state` continues with bitwise the same batches, on any number of processes. `prefetch` > 0
     prepares that many batches in a thread. Raises CacheError for a record longer than `seq_len`.
     """
     own = _own_share(batch_size, process_index, process_count, "batch_size")
     order = Order(manifest, curriculum, split, "sft", seed)
-    for source in order.sources.values():
-        if (longest := int(source.lengths.max())) > seq_len:
+    for records in order.records.values():
+        if (longest := int(records.lengths.max())) > seq_len:
             raise cache.CacheError(
-                f"{source.name} has a record of {longest} tokens, seq_len is {seq_len}; raise "
+                f"{records.name} has a record of {longest} tokens, seq_len is {seq_len}; raise "
                 "seq_len, or build the cache with a smaller max_len"
             )
-    made = _SftBatches(order, batch_size, own, seq_len, other_loss_weight, manifest.pad_id)
+    made = _SftBatches(order, batch_size, own, seq_len, context_loss_weight, manifest.pad_id)
     return grain.experimental.ThreadPrefetchDatasetIterator(made, prefetch) if prefetch else made
 
 
@@ -81,8 +81,8 @@ def prompt_batches(
     would sample some twice.
     """
     order = Order(manifest, curriculum, split, "prompt", seed, max_len)
-    for stage in range(order.stages):
-        mixture, size = order.size(stage)
+    for lesson in range(order.lessons):
+        mixture, size = order.size(lesson)
         if size < groups:
             raise cache.CacheError(
                 f"mixture {mixture!r} has {size} prompts; config.dapo.groups is {groups}, and a "
@@ -113,7 +113,7 @@ class PromptBatches(grain.DatasetIterator[list[Prompt]]):
     def left_out(self) -> list[str]:
         """Ids of the examples whose prompts are too long."""
         return [
-            parse_example(self._order.sources[task][int(number)]["example"]).id
+            parse_example(self._order.records[task][int(number)]["example"]).id
             for task, numbers in self._order.left_out.items()
             for number in numbers
         ]
@@ -123,15 +123,15 @@ class PromptBatches(grain.DatasetIterator[list[Prompt]]):
         own = _own_share(groups, *self._process, "groups")
         start = self._place.next
         self._place = self._place._replace(next=start + groups)
-        return [self._prompt(self._place.stage, start + i) for i in own]
+        return [self._prompt(self._place.lesson, start + i) for i in own]
 
     def first(self, count: int) -> list[Prompt]:
-        """The first `count` prompts of each stage of the curriculum; draws none."""
-        stages = range(self._order.stages)
-        return [self._prompt(stage, i) for stage in stages for i in range(count)]
+        """The first `count` prompts of each lesson of the curriculum; draws none."""
+        lessons = range(self._order.lessons)
+        return [self._prompt(lesson, i) for lesson in lessons for i in range(count)]
 
-    def _prompt(self, stage: int, position: int) -> Prompt:
-        record = self._order.record(stage, position)
+    def _prompt(self, lesson: int, position: int) -> Prompt:
+        record = self._order.record(lesson, position)
         return Prompt(record["ids"], parse_example(record["example"]))
 
     def get_state(self) -> dict[str, Any]:
@@ -150,34 +150,34 @@ class _SftBatches(grain.DatasetIterator[rows.Batch]):
         batch_size: int,
         own: range,
         seq_len: int,
-        other_loss_weight: float,
+        context_loss_weight: float,
         pad_id: int,
     ) -> None:
         super().__init__()
         self._order, self._batch_size, self._own = order, batch_size, own
-        self._seq_len, self._other, self._pad_id = seq_len, other_loss_weight, pad_id
+        self._seq_len, self._context_weight, self._pad_id = seq_len, context_loss_weight, pad_id
         self._place = Place()
 
     def __next__(self) -> rows.Batch:
         place = self._order.enter(self._place)
         filled = rows.fill_rows(
-            lambda position: self._order.length(place.stage, position),
+            lambda position: self._order.length(place.lesson, position),
             place.next,
             place.pending,
             rows=self._batch_size,
             seq_len=self._seq_len,
-            shortest=self._order.shortest(place.stage),
+            shortest=self._order.shortest(place.lesson),
         )
         own = [
-            [self._tokens(self._order.record(place.stage, position)) for position in members]
+            [self._tokens(self._order.record(place.lesson, position)) for position in members]
             for members in filled.rows[self._own.start : self._own.stop]
         ]
-        self._place = Place(place.step + 1, place.stage, filled.next, filled.pending)
+        self._place = Place(place.step + 1, place.lesson, filled.next, filled.pending)
         return rows.lay(own, self._seq_len, SFT_FIELDS, self._pad_id)
 
     def _tokens(self, record: cache.Record) -> rows.Tokens:
         """A record's fields; its last token has no target."""
-        ids, weights = record["ids"], np.where(record["agent"], 1.0, self._other)
+        ids, weights = record["ids"], np.where(record["agent"], 1.0, self._context_weight)
         return {
             "ids": ids,
             "targets": np.append(ids[1:], self._pad_id),

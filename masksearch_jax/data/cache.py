@@ -133,17 +133,17 @@ class Manifest:
         """Mixtures and tasks, as a curriculum may name them."""
         return [*self.mixtures, *self.tasks]
 
-    def open(self, task: str, split: str) -> Source:
+    def open(self, task: str, split: str) -> Records:
         """The records of one task's split, after checking its files against the manifest."""
         if task not in self.tasks:
             raise CacheError(f"the cache {unknown('task', task, self.tasks)}")
         if split not in self.tasks[task]:
             raise CacheError(f"task {task!r} {unknown('split', split, self.tasks[task])}")
-        return Source(split_folder(self.folder, task, split), self.tasks[task][split])
+        return Records(split_folder(self.folder, task, split), self.tasks[task][split])
 
 
-class Source:
-    """Random access to one split: `len(source)`, `source[i] -> Record`, `lengths` int32[n].
+class Records:
+    """Random access to one split: `len(records)`, `records[i] -> Record`, `lengths` int32[n].
 
     Safe to read from several threads. Raises CacheError on open when a file is missing, cut short
     or holds another number of records than the manifest says.
@@ -190,7 +190,7 @@ def write_split(
     folder = split_folder(Path(cache), task, split)
     tally = _Tally(max_len)
     with files.writing_folder(folder) as partial:
-        shards = _write_shards(partial, map(encode, filter(tally.keep, records)), records_per_shard)
+        shards = _write_shards(partial, map(encode, filter(tally.add, records)), records_per_shard)
         np.save(partial / "lengths.npy", np.asarray(tally.lengths, np.int32))
         if tally.dropped:
             rows = (json.dumps(row, ensure_ascii=False) for row in tally.dropped)
@@ -211,8 +211,8 @@ class _Tally:
     dropped: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     agent_tokens: int = 0
 
-    def keep(self, record: Record) -> bool:
-        """Whether a record is short enough; counts it either way."""
+    def add(self, record: Record) -> bool:
+        """Counts a record; whether it is short enough, and so taken."""
         size = len(record["ids"])
         if size > self.max_len:
             self.dropped.append({"id": record["id"], "tokens": size})

@@ -18,11 +18,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from masksearch_jax.core.types import Demonstration, Example, QAExample, RampExample, from_json
+from masksearch_jax.core.types import (
+    SPLITS,
+    Demonstration,
+    Example,
+    QAExample,
+    RampExample,
+    from_json,
+)
 from masksearch_jax.data.demonstrations import parse_example
-from masksearch_jax.ramp import tfds_source
+from masksearch_jax.ramp import tfds_records
 
-SPLITS = ("train", "rl", "heldout")
 KINDS = {"ramp": RampExample, "questions": QAExample, "demonstrations": Demonstration}
 
 
@@ -37,9 +43,9 @@ class Folder:
         self.path = Path(path)
 
     @functools.cached_property
-    def dataset(self) -> dict[int, dict[str, tfds_source.RampSource]]:
+    def dataset(self) -> dict[int, dict[str, tfds_records.RampRecords]]:
         """Masks → split → examples of the TFDS dataset. Raises RecordError beside JSONL."""
-        found = tfds_source.sources(self.path)
+        found = tfds_records.records_of(self.path)
         lines = self.file("ramp", "*").parent.glob("*.jsonl")
         if found and (other := next(lines, None)):
             raise RecordError(
@@ -67,7 +73,7 @@ class Folder:
         return [self.file("demonstrations", split), *present, *self._checksums()]
 
     def _checksums(self) -> list[Path]:
-        return [self.path / "ramp" / tfds_source.CHECKSUMS] if self.dataset else []
+        return [self.path / "ramp" / tfds_records.CHECKSUMS] if self.dataset else []
 
     def read(self, kind: str, split: str) -> Iterator[Any]:
         """The records of a kind's split in the order they are kept, none where it has none.
@@ -116,20 +122,20 @@ class Examples(Mapping[str, Example]):
 
     @functools.cached_property
     def _places(self) -> dict[str, tuple[Any, int]]:
-        """Id → where it is: a file and an offset in bytes, or a source and a number."""
+        """Id → where it is: a file and an offset in bytes, or records and a number."""
         places: dict[str, tuple[Any, int]] = {}
-        for source in (s for splits in self._folder.dataset.values() for s in splits.values()):
-            places.update((e.id, (source, number)) for number, e in enumerate(source))
+        for records in (r for splits in self._folder.dataset.values() for r in splits.values()):
+            places.update((e.id, (records, number)) for number, e in enumerate(records))
         for kind, split in itertools.product(("ramp", "questions"), SPLITS):
             path = self._folder.file(kind, split)
             places.update((n, (path, o)) for n, o in (_offsets(path) if path.is_file() else ()))
         return places
 
     def __getitem__(self, example_id: str) -> Example:
-        source, start = self._places[example_id]
-        if not isinstance(source, Path):
-            return source[start]
-        with source.open("rb") as file:
+        place, start = self._places[example_id]
+        if not isinstance(place, Path):
+            return place[start]
+        with place.open("rb") as file:
             file.seek(start)
             return parse_example(file.readline())
 

@@ -22,9 +22,9 @@ import seqio
 import tensorflow as tf
 
 from masksearch_jax.core.tokenizer import Vocab
-from masksearch_jax.core.types import RampExample, from_json, to_json
+from masksearch_jax.core.types import SPLITS, RampExample, from_json, to_json
 from masksearch_jax.data import demonstrations, prompt
-from masksearch_jax.data.folder import KINDS, SPLITS, Folder, is_sft, task_of
+from masksearch_jax.data.folder import KINDS, Folder, is_sft, task_of
 
 _BATCH = 256  # records per call into Python
 _registered: set[str] = set()  # names that `register` added; seqio's registries are global too
@@ -88,12 +88,12 @@ class SeqioVocab(seqio.Vocabulary):
 class ExampleSource(seqio.DataSource):
     """RAMP examples of a TFDS dataset for seqio, as JSON; each process reads its own alone.
 
-    `sources`: split → examples by number. Shuffling is of the whole split.
+    `examples`: split → examples by number. Shuffling is of the whole split.
     """
 
-    def __init__(self, sources: Mapping[str, Sequence[RampExample]]) -> None:
-        self._sources = dict(sources)
-        super().__init__(self._sources, {s: len(found) for s, found in sources.items()})
+    def __init__(self, examples: Mapping[str, Sequence[RampExample]]) -> None:
+        self._examples = dict(examples)
+        super().__init__(self._examples, {s: len(found) for s, found in examples.items()})
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -110,16 +110,16 @@ class ExampleSource(seqio.DataSource):
         shard_info: seqio.ShardInfo | None = None,
         **unused: Any,
     ) -> tf.data.Dataset:
-        source = self._sources[split]
+        examples = self._examples[split]
 
         def lines(numbers: np.ndarray) -> np.ndarray:
-            return _strings(_json(source[number]) for number in numbers)
+            return _strings(_json(examples[number]) for number in numbers)
 
-        numbers = tf.data.Dataset.range(len(source))
+        numbers = tf.data.Dataset.range(len(examples))
         if shard_info is not None:
             numbers = numbers.shard(shard_info.num_shards, shard_info.index)
         if shuffle:
-            numbers = numbers.shuffle(len(source), seed=seed)
+            numbers = numbers.shuffle(len(examples), seed=seed)
         read = functools.partial(_call, lines, types=[tf.string])
         return numbers.batch(_BATCH).map(lambda batch: read(batch)[0]).unbatch()
 
@@ -197,7 +197,7 @@ def _rates(
 def mixtures_of(tasks: Iterable[str]) -> dict[str, list[str]]:
     """The mixtures that the tasks present allow: name → tasks.
 
-    `ramp_mixed`, `ramp_uptoK` (the curriculum's stages), `qa_mixed` and `ramp_qa_mixed`, each also
+    `ramp_mixed`, `ramp_uptoK` (the curriculum's lessons), `qa_mixed` and `ramp_qa_mixed`, each also
     with `_sft`, and `ramp_sft_qa_DATASET`.
     """
     tasks = sorted(tasks)

@@ -26,7 +26,7 @@ def answer_metrics(answer: str | None, golds: Sequence[str]) -> dict[str, float]
     if answer is None:
         return {"em": 0.0, "f1": 0.0, "recall": 0.0, "precision": 0.0}
     best = scoring.best_overlap(answer, golds)
-    em = float(any(scoring.exact(answer, gold) for gold in golds))
+    em = float(any(scoring.is_exact_match(answer, gold) for gold in golds))
     return {"em": em, "f1": best.f1, "recall": best.recall, "precision": best.precision}
 
 

@@ -91,9 +91,9 @@ def ungroup(out: jax.Array, time: int) -> jax.Array:
 
 
 def softmax(
-    parts: Sequence[tuple[jax.Array, jax.Array]], dim: int, dtype: jnp.dtype
+    chunks: Sequence[tuple[jax.Array, jax.Array]], dim: int, dtype: jnp.dtype
 ) -> list[jax.Array]:
-    """Attention weights over the keys of all parts: scores[B, K, G·T, S], allowed[B, T, S] each."""
+    """Attention weights over the keys of all chunks: scores[B, K, G·T, S], allowed[B, T, S]."""
 
     def masked(scores: jax.Array, allowed: jax.Array) -> jax.Array:
         batch, kv_heads, rows, keys = scores.shape
@@ -103,7 +103,7 @@ def softmax(
         kept = jnp.where(allowed[:, None, None], split, jnp.finfo(jnp.float32).min)
         return kept.reshape(scores.shape)
 
-    wide = [masked(*part) for part in parts]
+    wide = [masked(*chunk) for chunk in chunks]
     top = functools.reduce(jnp.maximum, (jnp.max(s, axis=-1, keepdims=True) for s in wide))
     exp = [jnp.exp(s - jax.lax.stop_gradient(top)) for s in wide]
     total = sum(jnp.sum(e, axis=-1, keepdims=True) for e in exp)
@@ -117,7 +117,7 @@ def packed_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.
     0) attends to padding only, so that its rows stay finite.
     """
     time = q.shape[1]
-    if context_parallel.parts(time) > 1:
+    if context_parallel.shards(time) > 1:
 
         def split(q: jax.Array, *others: jax.Array) -> jax.Array:
             return _attend(
@@ -163,12 +163,12 @@ def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    time, dim, parts = q.shape[1], q.shape[3], context_parallel.parts(q.shape[1])
-    block = next((b for b in SPLASH_BLOCKS if time % (b * parts) == 0), None)
+    time, dim, shards = q.shape[1], q.shape[3], context_parallel.shards(q.shape[1])
+    block = next((b for b in SPLASH_BLOCKS if time % (b * shards) == 0), None)
     if block is None:
         raise AttentionError(
-            f"compute.attention splash takes rows of a multiple of {SPLASH_BLOCKS[-1] * parts} "
-            f"tokens, {SPLASH_BLOCKS[-1]} for each part of mesh.context, got {time}"
+            f"compute.attention splash takes rows of a multiple of {SPLASH_BLOCKS[-1] * shards} "
+            f"tokens, {SPLASH_BLOCKS[-1]} for each shard of mesh.context, got {time}"
         )
     sizes = splash.BlockSizes(
         **dict.fromkeys(("block_q", "block_kv", "block_q_dkv", "block_kv_dkv"), block),
@@ -176,13 +176,15 @@ def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.
     )
 
     mask = masks.CausalMask((time, time))
-    mask.q_sequence = context_parallel.order(time, parts)
+    mask.q_sequence = context_parallel.order(time, shards)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
         heads = masks.MultiHeadMask([mask] * q.shape[2])
-        kernel = splash.make_splash_mha(heads, block_sizes=sizes, head_shards=1, q_seq_shards=parts)
-        if parts > 1:
-            kernel = _own_part(kernel, parts)
+        kernel = splash.make_splash_mha(
+            heads, block_sizes=sizes, head_shards=1, q_seq_shards=shards
+        )
+        if shards > 1:
+            kernel = _own_shard(kernel, shards)
         q = (q.astype(jnp.float32) * dim**-0.5).astype(q.dtype)
         k, v, keys = (context_parallel.whole(x) for x in (k, v, segments))
         q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
@@ -191,11 +193,11 @@ def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.
     return sharding.on_shards(attend, *_SPLIT)(q, k, v, segment_ids)
 
 
-def _own_part(kernel: Any, parts: int) -> Any:
-    """A splash kernel whose mask is laid out for `parts` devices, for this one of them."""
+def _own_shard(kernel: Any, shards: int) -> Any:
+    """A splash kernel whose mask is laid out for `shards` devices, for this one of them."""
 
     def cut(x: jax.Array, axis: int) -> jax.Array:
-        size = x.shape[axis] // parts
+        size = x.shape[axis] // shards
         return jax.lax.dynamic_slice_in_dim(
             x, jax.lax.axis_index(context_parallel.AXIS) * size, size, axis
         )
@@ -229,9 +231,9 @@ def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.A
             "compute.attention cudnn is for compute.dtype bfloat16 on an NVIDIA GPU, got "
             f"{q.dtype} on {jax.default_backend()}; choose xla, or splash on a TPU"
         )
-    if (parts := context_parallel.parts(q.shape[1])) > 1:
+    if (shards := context_parallel.shards(q.shape[1])) > 1:
         raise AttentionError(
-            f"compute.attention cudnn does not split rows over mesh.context {parts}; choose xla, "
+            f"compute.attention cudnn does not split rows over mesh.context {shards}; choose xla, "
             "or splash on a TPU"
         )
     from jax._src.cudnn import fused_attention_stablehlo as cudnn

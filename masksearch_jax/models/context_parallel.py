@@ -1,10 +1,10 @@
 """Rows longer than a device should hold: their time split over the mesh axis `context`.
 
-Axis key: B batch row, T time of whole rows, P parts that time is split into.
+Axis key: B batch row, T time of whole rows, P shards that time is split into.
 
 A row is cut into 2P pieces, and device i has pieces i and 2P-1-i (as Llama 3 was trained, arXiv
 2407.21783, section 3.3.2): each then has the same share of causal attention's work, where the last
-of contiguous parts would have almost twice the mean. Only the decoder's inside is laid out so: ids
+of contiguous shards would have almost twice the mean. Only the decoder's inside is laid out so: ids
 are taken in that order, and hidden states put back in order once. Attention gathers the keys and
 values of a row, with grouped queries much the smaller part; the backward pass scatters their
 gradients.
@@ -21,9 +21,9 @@ from masksearch_jax.parallel import sharding
 AXIS = "context"
 
 
-def parts(time: int) -> int:
-    """Parts into which the mesh in force splits rows of `time` tokens; MeshError if it cannot."""
-    return sharding.time_parts(jax.sharding.get_abstract_mesh(), time)
+def shards(time: int) -> int:
+    """Shards into which the mesh in force splits rows of `time` tokens; MeshError if it cannot."""
+    return sharding.context_shards(jax.sharding.get_abstract_mesh(), time)
 
 
 def order(time: int, count: int) -> np.ndarray:
@@ -33,12 +33,12 @@ def order(time: int, count: int) -> np.ndarray:
     return pieces[np.asarray(held).reshape(-1)].reshape(-1)
 
 
-def in_parts(x: jax.Array) -> jax.Array:
+def in_shards(x: jax.Array) -> jax.Array:
     """x[B, T], whole on every device, laid out over the devices.
 
     Raises MeshError for a B or T that the mesh does not divide.
     """
-    count = parts(x.shape[1])
+    count = shards(x.shape[1])
     if count == 1:
         return x
     sharding.fitting(jax.sharding.get_abstract_mesh(), ("batch", "time"), x.shape, "batch")
@@ -47,7 +47,7 @@ def in_parts(x: jax.Array) -> jax.Array:
 
 def in_order(x: jax.Array) -> jax.Array:
     """x[B, T, M] laid out over the devices with its times in order, each device with as many."""
-    count = parts(x.shape[1])
+    count = shards(x.shape[1])
     if count == 1:
         return x
 

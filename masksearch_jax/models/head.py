@@ -62,36 +62,36 @@ def _forward(table, hidden, targets, temperature, chunk):
     weight = shared_weights.whole(table.astype(hidden.dtype), 1)
     if chunks.count == 1:
         scaled = logits(weight, hidden) / temperature
-        found = _score(scaled, targets)
+        score = _score(scaled, targets)
     else:
         scaled = None
-        parts = (chunks.split(hidden), chunks.split(targets))
-        found = jax.lax.map(lambda xs: _score(logits(weight, xs[0]) / temperature, xs[1]), parts)
-        found = _Score(*map(chunks.join, found))
-    kept = (jnp.zeros((), table.dtype), weight, hidden, targets, found, scaled)
-    return (found.logprob, found.entropy), kept
+        split = (chunks.split(hidden), chunks.split(targets))
+        score = jax.lax.map(lambda xs: _score(logits(weight, xs[0]) / temperature, xs[1]), split)
+        score = _Score(*map(chunks.join, score))
+    kept = (jnp.zeros((), table.dtype), weight, hidden, targets, score, scaled)
+    return (score.logprob, score.entropy), kept
 
 
 def _backward(temperature, chunk, kept, cotangents):
     """Products in the dtype of the hidden states, sums over chunks in float32."""
-    kind, weight, hidden, targets, found, scaled = kept
+    kind, weight, hidden, targets, score, scaled = kept
     chunks = _Chunks(*targets.shape, chunk)
 
-    def gradients(scaled, h, t, found, upstream):
+    def gradients(scaled, h, t, score, upstream):
         """Of one chunk's hidden states and of the table."""
         logprob, entropy = (x[..., None] for x in upstream)
-        log_p = scaled - found.log_total[..., None]
+        log_p = scaled - score.log_total[..., None]
         p = jnp.exp(log_p)
         hit = jnp.arange(scaled.shape[-1])[None, None] == t[..., None]
         slope = jnp.where(hit, logprob, 0.0) - p * (
-            logprob + entropy * (log_p + found.entropy[..., None])
+            logprob + entropy * (log_p + score.entropy[..., None])
         )
         slope = (slope / temperature).astype(h.dtype)
         of_table = shared_weights.summed(slope, h, jnp.float32)
         return jnp.einsum("btv,vm->btm", slope, weight), of_table
 
     if scaled is not None:
-        of_hidden, of_table = gradients(scaled, hidden, targets, found, cotangents)
+        of_hidden, of_table = gradients(scaled, hidden, targets, score, cotangents)
     else:
 
         def add(total, xs):
@@ -100,8 +100,8 @@ def _backward(temperature, chunk, kept, cotangents):
             return total + of_table, of_hidden
 
         start = jnp.zeros(weight.shape, jnp.float32)
-        parts = jax.tree.map(chunks.split, (hidden, targets, found, cotangents))
-        of_table, of_hidden = jax.lax.scan(add, start, parts)
+        split = jax.tree.map(chunks.split, (hidden, targets, score, cotangents))
+        of_table, of_hidden = jax.lax.scan(add, start, split)
         of_hidden = chunks.join(of_hidden)
     return shared_weights.own_sum_of_table(of_table).astype(kind.dtype), of_hidden, None
 

@@ -157,7 +157,7 @@ def save(
     folder: str | Path,
     *,
     read: Callable[[str], jax.Array] | None = None,
-    source: str = "",
+    made_from: str = "",
     tokenizer_dir: str | Path | None = None,
     generation_config: dict[str, Any] | None = None,
     card: str = "",
@@ -170,19 +170,19 @@ def save(
     processes must call it; the first writes, tensor by tensor. dtype: of the files; None: as the
     parameters are stored. `generation_config`: its token ids (bos, eos, pad) also go into
     `config.json`; None takes the file of `tokenizer_dir`, if any. card: the text of README.md. The
-    folder appears whole or not at all; an earlier HF folder of that name is replaced. source: names
-    where the weights come from; after an interruption the next call with the same one keeps the
-    shards that are whole. Raises HfError when the disk is too small.
+    folder appears whole or not at all; an earlier HF folder of that name is replaced.
+    made_from: names where the weights come from; after an interruption the next call with the same
+    text keeps the shards that are whole. Raises HfError when the disk is too small.
     """
     kept = np.dtype(dtype or model.compute.param_dtype)
     if kept.name not in DTYPES.values():
         raise HfError(f"dtype {dtype!r} is unknown; choices: {sorted(DTYPES.values())}")
     read = read or _leaves(model).get
-    plan = hf_files.shards({k: t.hf for k, t in tensors(model).items()}, kept, max_shard_bytes)
+    shards = hf_files.shards({k: t.hf for k, t in tensors(model).items()}, kept, max_shard_bytes)
     if jax.process_index():
-        _write_weights(model, None, plan, read, kept)
-        return {"tensors": len(tensors(model)), "bytes": sum(s.size for s in plan)}
-    with hf_folder.replacing(Path(folder), source) as partial:
+        _write_weights(model, None, shards, read, kept)
+        return {"tensors": len(tensors(model)), "bytes": sum(s.size for s in shards)}
+    with hf_folder.replacing(Path(folder), made_from) as partial:
         generation = hf_folder.copy_tokenizer(tokenizer_dir, partial)
         generation = generation if generation_config is None else generation_config
         ids = {k: v for k, v in generation.items() if k.endswith("_token_id")}
@@ -191,24 +191,24 @@ def save(
         files.write_json(partial / "generation_config.json", generation, indent=2)
         if card:
             files.write_text(partial / "README.md", card)
-        _write_weights(model, partial, plan, read, kept)
+        _write_weights(model, partial, shards, read, kept)
         return verify(partial)
 
 
 def _write_weights(
     model: Transformer,
     folder: Path | None,
-    plan: list[hf_files.Shard],
+    shards: list[hf_files.Shard],
     read: Callable[[str], jax.Array],
     dtype: np.dtype,
 ) -> None:
     """Brings every tensor to the host once and, where `folder` is given, writes those not there."""
-    whole = [s.file for s in plan if folder and hf_files.is_whole(folder, s)]
+    whole = [s.file for s in shards if folder and hf_files.is_whole(folder, s)]
     whole = json.loads(hosts.gather_texts(json.dumps(whole))[0])  # what the first process has
-    missing = [shard for shard in plan if shard.file not in whole]
+    missing = [shard for shard in shards if shard.file not in whole]
     if folder:
         hf_folder.check_space(folder, sum(shard.size for shard in missing))
-    total, done = (sum(s.size for s in shards) for shards in (plan, missing))
+    total, done = (sum(s.size for s in some) for some in (shards, missing))
     with Progress("export, MB", total // MB, (total - done) // MB) as progress:
 
         def counted(arrays: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -225,8 +225,8 @@ def _write_weights(
                 hf_files.write(folder, shard, own)
             for _ in own:  # without a folder: take part in bringing them
                 pass
-    if folder and len(plan) > 1:
-        files.write_json(folder / INDEX, hf_files.index_of(plan), indent=2)
+    if folder and len(shards) > 1:
+        files.write_json(folder / INDEX, hf_files.index_of(shards), indent=2)
 
 
 def _gathered(
@@ -271,10 +271,10 @@ def _matched(folder: Path, model: Transformer) -> list[tuple[Tensor, Stored]]:
     return [(tensor, found[name]) for name, tensor in expected.items()]
 
 
-def _tie(folder: Path, found: dict[str, Stored]) -> None:
-    """Takes the head of a tied model out of `found`: it is the table, there once more or alone."""
-    head = found.pop(hf_names.HEAD)
-    if not hf_files.equal(head, found.setdefault(_TABLE_NAME, head)):
+def _tie(folder: Path, stored: dict[str, Stored]) -> None:
+    """Takes the head of a tied model out of `stored`: it is the table, there once more or alone."""
+    head = stored.pop(hf_names.HEAD)
+    if not hf_files.is_equal(head, stored.setdefault(_TABLE_NAME, head)):
         raise HfError(
             f"{folder}: tie_word_embeddings is true, but {hf_names.HEAD} differs from {_TABLE_NAME}"
             "; to load both, set tie_word_embeddings to false in its config.json, and "
@@ -289,9 +289,9 @@ def _read(
     place: NamedSharding | None,
 ) -> jax.Array:
     """The tensor, or the tensors stacked when `leaf` has an axis more, laid out at `place`."""
-    held: dict[str, np.ndarray] = {}  # replicas hold the same part; it is read once
+    held: dict[str, np.ndarray] = {}  # replicas hold the same slice; it is read once
 
-    def part(index: hf_files.Index) -> np.ndarray:
+    def slice_of(index: hf_files.Index) -> np.ndarray:
         if str(index) in held:
             return held[str(index)]
         sizes = [len(range(*i.indices(size))) for i, size in zip(index, leaf.shape, strict=True)]
@@ -304,8 +304,8 @@ def _read(
         return out
 
     if place is None:
-        return jax.device_put(part(tuple(map(slice, leaf.shape))))
-    return jax.make_array_from_callback(leaf.shape, place, part, leaf.dtype)
+        return jax.device_put(slice_of(tuple(map(slice, leaf.shape))))
+    return jax.make_array_from_callback(leaf.shape, place, slice_of, leaf.dtype)
 
 
 def _stack(

@@ -14,7 +14,7 @@ class Card:
     """What the folder cannot say itself; what is empty is said to be for its publisher to fill."""
 
     base_model: str = key("", "Name of the model that training started from.")
-    stage: str = key("", 'How it was trained, as "RAMP, DAPO".')
+    training: str = key("", 'How it was trained, as "RAMP, DAPO".')
     dataset: str = key("", "What it was trained on.")
     license: str = key("", "Of the exported weights, as an identifier of the Hugging Face hub.")
 
@@ -32,7 +32,7 @@ answers. Trained with `masksearch_jax`, which implements MaskSearch (arXiv 2505.
 | | |
 |---|---|
 | base model | {base_model} |
-| training | {stage} |
+| training | {training} |
 | updates | {step} |
 | data | {dataset} |
 | architecture | {family}, {parameters:,} parameters, {layers} layers of {hidden}, {dtype} |
@@ -67,7 +67,7 @@ def model_card(
 ) -> str:
     """The text of a README.md with the hub's front matter.
 
-    step: updates of the last stage, None when unknown. parameters: their number.
+    step: updates of the last training, None when unknown. parameters: their number.
     """
     known = {"license": card.license, "base_model": card.base_model}
     front = [f"{key}: {json.dumps(value)}" for key, value in known.items() if value]
@@ -77,7 +77,7 @@ def model_card(
         front="\n".join(front),
         title=title,
         base_model=card.base_model or "not recorded",
-        stage=card.stage or "not recorded",
+        training=card.training or "not recorded",
         step="not recorded" if step is None else f"{step:,}",
         dataset=card.dataset or "not recorded",
         license=card.license

@@ -58,32 +58,32 @@ def stored(folder: Path) -> dict[str, Stored]:
 
 
 def read(tensor: Stored, index: Index, transposed: bool, out: np.ndarray) -> None:
-    """Fills `out` with the part `index` of a tensor, or of its transpose, cast to out's dtype.
+    """Fills `out` with the slice `index` of a tensor, or of its transpose, cast to out's dtype.
 
-    Of the file only that part is read, and it is mapped no longer than that: mapped pages count as
+    Of the file only that slice is read, and it is mapped no longer than that: mapped pages count as
     memory of the process.
     """
     shape = tensor.shape[::-1] if transposed else tensor.shape
-    bounds = [slice(*part.indices(size)[:2]) for part, size in zip(index, shape, strict=True)]
+    bounds = [slice(*cut.indices(size)[:2]) for cut, size in zip(index, shape, strict=True)]
     rows, *rest = bounds[::-1] if transposed else bounds
     target = out.T if transposed else out
     with _open(tensor.path) as content:
         piece = content.get_slice(tensor.name)
         for block in _blocks(rows, target[:1].size * out.dtype.itemsize):
             found = piece[(block, *rest)]
-            part = target[block.start - rows.start : block.stop - rows.start]
-            copy_transposed(part, found) if transposed else np.copyto(part, found, "unsafe")
+            into = target[block.start - rows.start : block.stop - rows.start]
+            copy_transposed(into, found) if transposed else np.copyto(into, found, "unsafe")
         del piece  # it would keep the file mapped
 
 
-def copy_transposed(target: np.ndarray, source: np.ndarray) -> None:
-    """target[...] = source for matrices of which one is a transpose, in tiles that fit a cache."""
-    for i in range(0, target.shape[0], TILE):
-        for j in range(0, target.shape[1], TILE):
-            target[i : i + TILE, j : j + TILE] = source[i : i + TILE, j : j + TILE]
+def copy_transposed(dst: np.ndarray, src: np.ndarray) -> None:
+    """dst[...] = src for matrices of which one is a transpose, in tiles that fit a cache."""
+    for i in range(0, dst.shape[0], TILE):
+        for j in range(0, dst.shape[1], TILE):
+            dst[i : i + TILE, j : j + TILE] = src[i : i + TILE, j : j + TILE]
 
 
-def equal(a: Stored, b: Stored) -> bool:
+def is_equal(a: Stored, b: Stored) -> bool:
     """Whether two tensors hold the same values."""
     if a.shape != b.shape:
         return False
@@ -125,10 +125,10 @@ def shards(shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, max_bytes: fl
     ]
 
 
-def index_of(plan: Sequence[Shard]) -> dict[str, Any]:
+def index_of(shards: Sequence[Shard]) -> dict[str, Any]:
     """The object of the index file that goes with several shards."""
-    total = sum(s.size - len(s.header) for s in plan)
-    where = {name: shard.file for shard in plan for name in shard.names}
+    total = sum(s.size - len(s.header) for s in shards)
+    where = {name: shard.file for shard in shards for name in shard.names}
     return {"metadata": {"total_size": total}, "weight_map": where}
 
 

@@ -24,30 +24,30 @@ TOKENIZER_FILES = (
 
 
 @contextlib.contextmanager
-def replacing(folder: Path, source: str) -> Iterator[Path]:
+def replacing(folder: Path, made_from: str) -> Iterator[Path]:
     """A sibling folder to write in, renamed to `folder` on success.
 
-    source: names what is written, so that what a cut-off writing left is kept for the next one of
-    the same source; with "" nothing is kept. Raises HfError where the folder is something else, and
-    as `files.writing_folder`.
+    made_from: names what is written, so that what a cut-off writing left is kept for the next one
+    of the same text; with "" nothing is kept. Raises HfError where the folder is something else,
+    and as `files.writing_folder`.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise HfError(f"{folder} exists and is no HF model folder; it is left as it is")
-    with files.writing_folder(folder, source) as partial:
+    with files.writing_folder(folder, made_from) as partial:
         yield partial
 
 
-def copy_tokenizer(source: str | Path | None, folder: Path) -> dict[str, Any]:
+def copy_tokenizer(tokenizer: str | Path | None, folder: Path) -> dict[str, Any]:
     """Copies the tokenizer's files; returns the generation config that lies with them."""
-    if source is None:
+    if tokenizer is None:
         return {}
-    source = Path(source)
-    present = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    tokenizer = Path(tokenizer)
+    present = [name for name in TOKENIZER_FILES if (tokenizer / name).is_file()]
     if not present:
-        raise FileNotFoundError(f"no tokenizer in {source}; looked for {TOKENIZER_FILES}")
+        raise FileNotFoundError(f"no tokenizer in {tokenizer}; looked for {TOKENIZER_FILES}")
     for name in present:
-        shutil.copyfile(source / name, folder / name)
-    path = source / "generation_config.json"
+        shutil.copyfile(tokenizer / name, folder / name)
+    path = tokenizer / "generation_config.json"
     return read_json(path) if path.is_file() else {}
 
 

@@ -30,11 +30,11 @@ def is_derived(name: str) -> bool:
     return bool(_BUFFER.search(name))
 
 
-def difference(expected: Iterable[str], found: Iterable[str]) -> str:
+def difference(expected: Iterable[str], actual: Iterable[str]) -> str:
     """What tells the names found from those expected, with the cause where it is known; or ""."""
-    expected, found = list(expected), list(found)
-    missing = [name for name in expected if name not in set(found)]
-    extra = sorted(set(found) - set(expected))
+    expected, actual = list(expected), list(actual)
+    missing = [name for name in expected if name not in set(actual)]
+    extra = sorted(set(actual) - set(expected))
     if adapters := [name for name in extra if _ADAPTER.search(f".{name}")]:
         return f"its tensors are those of a PEFT adapter ({_two(adapters)}); {PEFT_ADVICE}"
     if quantised := [name for name in extra if _QUANTISED.search(name)]:

@@ -67,23 +67,23 @@ def init_cache(
     )
 
 
-def copy_pages(cache: KVCache, copies: jax.Array, source: jax.Array, target: jax.Array) -> KVCache:
-    """The cache with page source[N, c] written over target[N, c], for c below copies[N], in order.
+def copy_pages(cache: KVCache, copies: jax.Array, src: jax.Array, dst: jax.Array) -> KVCache:
+    """The cache with page src[N, c] written over dst[N, c], for c below copies[N], in order.
 
     A layer at a time: no more is held twice.
     """
 
-    def copy(cache: KVCache, copies: jax.Array, source: jax.Array, target: jax.Array) -> KVCache:
+    def copy(cache: KVCache, copies: jax.Array, src: jax.Array, dst: jax.Array) -> KVCache:
         shards, layers = len(copies), len(cache.k)
 
         def one(i: jax.Array, cache: KVCache) -> KVCache:
             layer, n, c = i % layers, i // layers % shards, i // layers // shards
-            onto = jnp.where(c < copies[n], target[n, c], source[n, c])
+            onto = jnp.where(c < copies[n], dst[n, c], src[n, c])
 
             def put(leaf: jax.Array) -> jax.Array:
                 rest = (0,) * (leaf.ndim - 3)
                 size = (1, 1, 1, *leaf.shape[3:])
-                page = jax.lax.dynamic_slice(leaf, (layer, n, source[n, c], *rest), size)
+                page = jax.lax.dynamic_slice(leaf, (layer, n, src[n, c], *rest), size)
                 return jax.lax.dynamic_update_slice(leaf, page, (layer, n, onto, *rest))
 
             return jax.tree.map(put, cache)
@@ -92,7 +92,7 @@ def copy_pages(cache: KVCache, copies: jax.Array, source: jax.Array, target: jax
 
     own = ("batch",)
     run = sharding.on_shards(copy, (sharding.CACHE[:2], own, own, own), sharding.CACHE[:2])
-    return run(cache, copies, source, target)
+    return run(cache, copies, src, dst)
 
 
 def write_cache(
@@ -235,7 +235,7 @@ def _end(partial: Partial, dtype: jnp.dtype) -> jax.Array:
 
 def reader(choice: str, platform: str, head_dim: int, page_tokens: int) -> str:
     """`xla` or `pallas` of a choice that may be `auto`: the kernel if there is one for these."""
-    kernels = {"tpu": paged_attention_tpu.check, "gpu": paged_attention_gpu.check}
+    kernels = {"tpu": paged_attention_tpu.check_sizes, "gpu": paged_attention_gpu.check_sizes}
     if choice != "auto":
         return choice
     try:

@@ -60,31 +60,31 @@ def is_hf_folder(folder: str) -> bool:
 
 
 def initial(
-    source: str, config: ModelConfig, compute: ComputeConfig, mesh: Mesh, seed: int, base: str = ""
+    init: str, config: ModelConfig, compute: ComputeConfig, mesh: Mesh, seed: int, base: str = ""
 ) -> Transformer:
-    """The model laid out over `mesh`: from `source`, or random from `seed` when it is empty.
+    """The model laid out over `mesh`: from `init`, or random from `seed` when it is empty.
 
-    source: an HF folder (it holds config.json), or a checkpoint folder, whose latest step is taken.
+    init: an HF folder (it holds config.json), or a checkpoint folder, whose latest step is taken.
     Raises InitError when an HF folder is of another architecture (naming what differs) or in a
     bucket, and what `hf.load` and `from_checkpoint` raise.
     """
-    if not source:
+    if not init:
         placed = layout.parameter_shardings(mesh, hf.abstract(config, compute))
         make = jax.jit(lambda: Transformer(config, compute, nnx.Rngs(seed)), out_shardings=placed)
         return make()
-    if _has_hf_weights(source, config):
-        return hf.load(source, compute, mesh)
-    return from_checkpoint(source, config, compute, mesh, base)
+    if _has_hf_weights(init, config):
+        return hf.load(init, compute, mesh)
+    return from_checkpoint(init, config, compute, mesh, base)
 
 
-def pinned(source: str, config: ModelConfig) -> str:
-    """`source` of `initial` with the step that is the latest now, where it holds checkpoints.
+def pinned(init: str, config: ModelConfig) -> str:
+    """`init` of `initial` with the step that is the latest now, where it holds checkpoints.
 
     So what a run says of its base is what it has read, though more steps may come there.
     """
-    if not source or _has_hf_weights(source, config):
-        return source
-    return checkpoint_files.pinned(source)
+    if not init or _has_hf_weights(init, config):
+        return init
+    return checkpoint_files.pinned(init)
 
 
 def from_checkpoint(
@@ -115,7 +115,7 @@ class Weights(NamedTuple):
     read: Callable[[str], jax.Array]
     step: int
     dtype: str  # of adapters, that of their base
-    source: str
+    made_from: str
 
 
 @contextlib.contextmanager
@@ -134,7 +134,7 @@ def weights(
     adapters, shapes = checkpoint_files.read_adapters(folder, step), hf.abstract(config, compute)
     if adapters is None:
         with checkpoint_files.StoredParams(folder, _placed(shapes, mesh), config, step) as params:
-            yield Weights(params.read, params.step, params.dtype, params.source)
+            yield Weights(params.read, params.step, params.dtype, params.made_from)
         return
     where, as_trained = _base(folder, adapters, base, compute)
     like = _adapter_shapes(adapters, config, as_trained, mesh)
@@ -153,21 +153,21 @@ def weights(
             a, b = (own.read(name.replace(".", ".adapters.") + half) for half in ("_a", "_b"))
             return lora.merged(of_base(name), a, b, scale, compute.param_dtype)
 
-        yield Weights(read, own.step, adapters["base_dtype"], f"{own.source} {fingerprint}")
+        yield Weights(read, own.step, adapters["base_dtype"], f"{own.made_from} {fingerprint}")
 
 
 @contextlib.contextmanager
 def _reading(
-    source: str, config: ModelConfig, compute: ComputeConfig, mesh: Mesh, seed: int
+    init: str, config: ModelConfig, compute: ComputeConfig, mesh: Mesh, seed: int
 ) -> Iterator[Callable[[str], jax.Array]]:
     """The parameters of `initial`, by name; only random ones are made all at once."""
-    if not source:
+    if not init:
         leaves = jax.tree_util.tree_flatten_with_path(initial("", config, compute, mesh, seed))[0]
         yield {sharding.parameter_name(path): leaf for path, leaf in leaves}.__getitem__
-    elif _has_hf_weights(source, config):
-        yield hf.Parameters(source, compute, mesh).read
+    elif _has_hf_weights(init, config):
+        yield hf.Parameters(init, compute, mesh).read
     else:
-        with weights(source, config, compute, mesh) as found:
+        with weights(init, config, compute, mesh) as found:
             yield found.read
 
 
@@ -187,11 +187,11 @@ def _base(
     return where, dataclasses.replace(compute, param_dtype=adapters["base_dtype"])
 
 
-def _check_base(folder: str, adapters: dict[str, Any], where: str, found: str) -> None:
-    if found != adapters["base_fingerprint"]:
+def _check_base(folder: str, adapters: dict[str, Any], where: str, actual: str) -> None:
+    if actual != adapters["base_fingerprint"]:
         raise InitError(
             f"{folder} holds adapters for {checkpoint_files.base_of(adapters)} (fingerprint "
-            f"{adapters['base_fingerprint']}); {where} holds another one ({found})"
+            f"{adapters['base_fingerprint']}); {where} holds another one ({actual})"
         )
 
 
@@ -211,32 +211,32 @@ def _placed(shapes: Transformer, mesh: Mesh) -> Transformer:
     )
 
 
-def _has_hf_weights(source: str, config: ModelConfig) -> bool:
-    """Whether `source` is an HF folder, and then one that can be read, of this architecture.
+def _has_hf_weights(init: str, config: ModelConfig) -> bool:
+    """Whether `init` is an HF folder, and then one that can be read, of this architecture.
 
     Raises InitError where nothing is there, or an HF folder in a bucket or of another architecture.
     """
-    if not Path(source).exists() and "://" not in source:
+    if not Path(init).exists() and "://" not in init:
         raise InitError(
-            f"config.init is {source!r}, which is not a local folder; download the model first and "
+            f"config.init is {init!r}, which is not a local folder; download the model first and "
             "give the path of the folder that holds its config.json, or of checkpoints"
         )
-    if "://" in source and is_hf_folder(source):
+    if "://" in init and is_hf_folder(init):
         raise InitError(
-            f"config.init is {source!r}, an HF folder in a bucket: give a local path, of a copy "
+            f"config.init is {init!r}, an HF folder in a bucket: give a local path, of a copy "
             "(gcloud storage cp -r) or of the bucket mounted as a folder (gcsfuse)"
         )
-    check_no_adapter(source)
-    if not is_hf_folder(source):
+    check_no_adapter(init)
+    if not is_hf_folder(init):
         return False
-    _check_same(source, hf.read_config(source), config)
+    _check_same(init, hf.read_config(init), config)
     return True
 
 
-def check_vocabulary(config: ModelConfig, vocab: Vocab, tokenizer: str, source: str = "") -> None:
+def check_vocabulary(config: ModelConfig, vocab: Vocab, tokenizer: str, init: str = "") -> None:
     """Raises InitError for ids that the model does not embed, CheckpointError for another's.
 
-    tokenizer: folder of `vocab`. source: of `initial`; checkpoints know the tokenizer that they
+    tokenizer: folder of `vocab`. init: of `initial`; checkpoints know the tokenizer that they
     were trained with.
     """
     if vocab.size > config.vocab_size:
@@ -244,9 +244,9 @@ def check_vocabulary(config: ModelConfig, vocab: Vocab, tokenizer: str, source: 
             f"the tokenizer has ids up to {vocab.size - 1}, but config.model.vocab_size is "
             f"{config.vocab_size}: give the tokenizer of this model"
         )
-    if source and not is_hf_folder(source) and checkpoint_files.has_steps(source):
-        stored = checkpoint_files.read_tokenizer(source)
-        checkpoint_files.check_tokenizer(source, stored, identity(vocab, tokenizer))
+    if init and not is_hf_folder(init) and checkpoint_files.has_steps(init):
+        stored = checkpoint_files.read_tokenizer(init)
+        checkpoint_files.check_tokenizer(init, stored, identity(vocab, tokenizer))
 
 
 def identity(vocab: Vocab, folder: str) -> dict[str, str]:
@@ -254,11 +254,11 @@ def identity(vocab: Vocab, folder: str) -> dict[str, str]:
     return {"folder": folder, "ids": vocab.ids_fingerprint}
 
 
-def _check_same(folder: str, found: ModelConfig, asked: ModelConfig) -> None:
+def _check_same(folder: str, actual: ModelConfig, asked: ModelConfig) -> None:
     differing = [
-        f"{f.name}: {getattr(found, f.name)!r} there, {getattr(asked, f.name)!r} in config.model"
+        f"{f.name}: {getattr(actual, f.name)!r} there, {getattr(asked, f.name)!r} in config.model"
         for f in dataclasses.fields(ModelConfig)
-        if getattr(found, f.name) != getattr(asked, f.name)
+        if getattr(actual, f.name) != getattr(asked, f.name)
     ]
     if differing:
         raise InitError(f"{folder} is of another architecture: " + "; ".join(differing))

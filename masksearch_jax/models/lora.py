@@ -55,7 +55,7 @@ class Adapters(nnx.Module):
         return self.scale * jnp.einsum("...r,ro->...o", low, b[...].astype(x.dtype))
 
 
-def check(config: LoraConfig) -> None:
+def check_lora(config: LoraConfig) -> None:
     """Raises LoraError for a negative rank, no target or an unknown one."""
     if config.rank < 0:
         raise LoraError(f"config.lora.rank is {config.rank}; it must be 0 (all weights) or more")
@@ -88,7 +88,7 @@ def trained(model: Any, config: LoraConfig, mesh: Mesh, seed: int) -> tuple[Any,
     """
     if not config.rank:
         return model, None
-    check(config)
+    check_lora(config)
     placed = layout.parameter_shardings(mesh, jax.eval_shape(lambda m: add(m, config, 0), model))
     make = jax.jit(lambda m: add(m, config, seed).blocks.adapters)
     return _split(attach(model, jax.device_put(make(model), placed.blocks.adapters)))
@@ -131,22 +131,22 @@ def merge(model: Any, dtype: str) -> Any:
 def merged(weight: jax.Array, a: jax.Array, b: jax.Array, scale: float, dtype: str) -> jax.Array:
     """`merge` of one matrix of all layers."""
 
-    def layer(parts: tuple[jax.Array, ...]) -> jax.Array:
-        weight, a, b = parts
+    def layer(matrices: tuple[jax.Array, ...]) -> jax.Array:
+        weight, a, b = matrices
         return (weight.astype(jnp.float32) + scale * (a @ b)).astype(dtype)
 
-    whole = jax.jit(lambda *parts: jax.lax.map(layer, parts), out_shardings=weight.sharding)
+    whole = jax.jit(lambda *matrices: jax.lax.map(layer, matrices), out_shardings=weight.sharding)
     return whole(weight, a, b)
 
 
-def describe(config: LoraConfig, base: Any, source: str, seed: int) -> dict[str, Any] | None:
+def describe(config: LoraConfig, base: Any, init: str, seed: int) -> dict[str, Any] | None:
     """What a checkpoint of adapters says about them and their base, as JSON; None at rank 0.
 
-    source: where the base came from, as `pinned` gives it; `seed`: of random weights.
+    init: where the base came from, as `pinned` gives it; `seed`: of random weights.
     """
     if not config.rank:
         return None
-    folder, step = checkpoint_files.split(source) if source else ("", None)
+    folder, step = checkpoint_files.split(init) if init else ("", None)
     return {
         **dataclasses.asdict(config),
         "targets": list(config.targets),

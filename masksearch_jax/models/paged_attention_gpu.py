@@ -1,9 +1,9 @@
 """A GPU kernel: attention of one token per row over the pages of a KV cache that the row has.
 
 Axis key: B row, K kv heads, X query heads of a kv head, D head dim, L layers, N shards, P pages of
-a shard, S tokens of a page, W pages of a row, C parts of a row. A part is PART tokens: programs of
-their own read the parts of a row at once, and which part a token is in depends on its time alone,
-so that a row's result does not depend on who decodes with it.
+a shard, S tokens of a page, W pages of a row, C chunks of a row. A chunk is CHUNK tokens:
+programs of their own read the chunks of a row at once, and which chunk a token is in depends on its
+time alone, so that a row's result does not depend on who decodes with it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from masksearch_jax.models.attention import AttentionError
 with epy.lazy_imports():
     from jax.experimental.pallas import triton as plgpu
 
-PART, WARPS, STAGES = 1024, 4, 2  # the fastest of those tried on an H200; PART in tokens
+CHUNK, WARPS, STAGES = 1024, 4, 2  # the fastest of those tried on an H200; CHUNK in tokens
 LEAST_ROWS = 16  # of a matrix that Triton multiplies
 _LEAST = float(jnp.finfo(jnp.float32).min)
 
 
-def check(head_dim: int, page_tokens: int) -> None:
+def check_sizes(head_dim: int, page_tokens: int) -> None:
     """Raises AttentionError for sizes that Triton has no blocks of."""
     for name, size in (("model.head_dim", head_dim), ("rollout.page_tokens", page_tokens)):
         if size < LEAST_ROWS or size & (size - 1):
@@ -56,7 +56,7 @@ def attend(
 
     Raises AttentionError for sizes that the kernel does not take.
     """
-    check(q.shape[-1], cache.page_tokens)
+    check_sizes(q.shape[-1], cache.page_tokens)
     size = max(LEAST_ROWS, pl.next_power_of_2(fresh.k.shape[2]))
     more = [(0, 0), (0, 0), (0, size - fresh.k.shape[2]), (0, 0)]
     out, top, total = _parts(
@@ -83,10 +83,10 @@ def _parts(
     leaves: list[jax.Array],
     interpret: bool,
 ) -> list[jax.Array]:
-    """Of each part float32 Σ e^(s-top)·v [B, K, C, X, D], the highest score s and Σ e^(s-top)."""
+    """Of each chunk float32 Σ e^(s-top)·v [B, K, C, X, D], the highest score s and Σ e^(s-top)."""
     batch, kv_heads, heads, dim = q.shape
     rows, width = table.shape[1:]
-    pages = max(1, PART // leaves[1].shape[4])
+    pages = max(1, CHUNK // leaves[1].shape[4])
     kernel = functools.partial(
         _kernel, rows=rows, pages=pages, padded=max(LEAST_ROWS, pl.next_power_of_2(heads))
     )
@@ -109,9 +109,9 @@ Held = tuple[jax.Array, jax.Array, jax.Array]  # what `_parts` finds, so far
 
 
 def _kernel(*refs: Any, rows: int, pages: int, padded: int) -> None:
-    """One part of one row and kv head; the first has the fresh tokens too."""
+    """One chunk of one row and kv head; the first has the fresh tokens too."""
     (at, table, length, q, k_now, v_now), leaves, results = refs[:6], refs[6:-3], refs[-3:]
-    b, head, part = (pl.program_id(axis) for axis in range(3))
+    b, head, chunk = (pl.program_id(axis) for axis in range(3))
     page, dim = leaves[1].shape[4:]
     all_heads, left = pl.ds(0, padded), length[b]
     real = jnp.arange(padded, dtype=jnp.int32) < q.shape[2]
@@ -132,12 +132,12 @@ def _kernel(*refs: Any, rows: int, pages: int, padded: int) -> None:
         jnp.full((padded,), _LEAST, jnp.float32),
         jnp.zeros((padded,), jnp.float32),
     )
-    held = jax.lax.fori_loop(0, 1 - jnp.minimum(part, 1), of_fresh, held)
-    last = jnp.minimum((part + 1) * pages, (left + page - 1) // page)
-    held = jax.lax.fori_loop(part * pages, last, of_cache, held)
+    held = jax.lax.fori_loop(0, 1 - jnp.minimum(chunk, 1), of_fresh, held)
+    last = jnp.minimum((chunk + 1) * pages, (left + page - 1) // page)
+    held = jax.lax.fori_loop(chunk * pages, last, of_cache, held)
     for result, value in zip(results, held, strict=True):
         mask = real.reshape(-1, *(1,) * (value.ndim - 1))
-        plgpu.store(result.at[b, head, part, all_heads], value, mask=mask)
+        plgpu.store(result.at[b, head, chunk, all_heads], value, mask=mask)
 
 
 def _add(

@@ -42,7 +42,7 @@ def merge(a: Partial, b: Partial) -> Partial:
     return Partial(out, top, a.total * shares[0] + b.total * shares[1])
 
 
-def check(head_dim: int, page_tokens: int) -> None:
+def check_sizes(head_dim: int, page_tokens: int) -> None:
     """Raises AttentionError for sizes that are no multiples of a TPU's lanes."""
     for name, size in (("model.head_dim", head_dim), ("rollout.page_tokens", page_tokens)):
         if size % LANES:
@@ -81,7 +81,7 @@ def attend(
     """
     rows, width = table.shape[1:]
     page, dim = cache.page_tokens, q.shape[-1]
-    check(dim, page)
+    check_sizes(dim, page)
     pages = max(1, min(width, BLOCK // page))
     items = _items(layer, table.reshape(-1, width), length, pages * page, page)
     leaves = [leaf for leaf in cache if leaf is not None]
@@ -164,9 +164,9 @@ def _copy(
         @pl.when((start + c) * page < items.length[row])
         def _(c: int = c) -> None:
             index = items.table[row * width + start + c]
-            for source, target in zip(stored, buffers, strict=True):
-                page_of = source.at[items.layer[0], row // rows, index]
-                to = target.at[item % 2, c]
+            for src, dst in zip(stored, buffers, strict=True):
+                page_of = src.at[items.layer[0], row // rows, index]
+                to = dst.at[item % 2, c]
                 getattr(pltpu.make_async_copy(page_of, to, arrived.at[item % 2]), act)()
 
 

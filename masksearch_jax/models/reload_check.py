@@ -18,7 +18,7 @@ class ReloadError(Exception):
     """transformers cannot load a folder."""
 
 
-def available() -> bool:
+def has_transformers() -> bool:
     """True where torch and transformers are installed; imports neither."""
     return all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers"))
 

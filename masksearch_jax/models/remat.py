@@ -19,14 +19,14 @@ def keep(x: jax.Array) -> jax.Array:
     return checkpoint_name(x, _KEPT)
 
 
-def _dots(primitive: Any, *args: object, **params: object) -> bool:
+def _is_kept(primitive: Any, *args: object, **params: object) -> bool:
     """What is marked, and what attention's kernels found, as dear as a product."""
     kernel = primitive.name.startswith(("pallas_call", "dot_product_attention_fwd"))
     return kernel or _POLICIES.save_only_these_names(_KEPT)(primitive, *args, **params)
 
 
 REMAT = {
-    "dots": _dots,
+    "dots": _is_kept,
     "offload": _POLICIES.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=[_KEPT],

@@ -19,12 +19,12 @@ from masksearch_jax.parallel import sharding
 
 COLUMNS = ("any", sharding.SHARED)  # logical axes of a table for `sharding.on_shards`
 _ROWS = ("batch", "time")
-_TABLE_PARTS = 8
-_STAGE = 4  # devices; the TPU compiler makes sums on all of larger groups, on some slices
+_TABLE_CHUNKS = 8
+_ROUND = 4  # devices; the TPU compiler makes sums on all of larger groups, on some slices
 
 
 def matmul(x: jax.Array, w: jax.Array, axis: int) -> jax.Array:
-    """x [B, T, I] times w [I, O], of whose `axis` each device may have a part."""
+    """x [B, T, I] times w [I, O], of whose `axis` each device may have a shard."""
     product = functools.partial(_product, axis=axis)
     sizes = jax.sharding.get_abstract_mesh().shape
     if math.prod(sizes.get(name, 1) for name in sharding.RULES[sharding.SHARED]) == 1:
@@ -89,19 +89,19 @@ def whole(weight: jax.Array, axis: int) -> jax.Array:
 
 
 def own_sum(gradient: jax.Array, axis: int) -> jax.Array:
-    """Sum over the devices that share a matrix of its gradient, this one's part along `axis`."""
+    """Sum over the devices that share a matrix of its gradient, this one's shard along `axis`."""
     axes = _here()
     if not axes:
         return gradient
     # Devices first: the TPU compiler scatters the outermost axis in memory alone, by whole tiles.
     count = jax.lax.axis_size(axes)
     split = gradient.reshape(*gradient.shape[:axis], count, -1, *gradient.shape[axis + 1 :])
-    parts = jnp.moveaxis(split, axis, 0)
+    shards = jnp.moveaxis(split, axis, 0)
     for name in axes:
-        for size, groups in _stages(jax.lax.axis_size(name)):
-            parts = parts.reshape(size, -1, *parts.shape[1:])
-            parts = jax.lax.psum_scatter(parts, name, axis_index_groups=groups)
-    return parts[0]
+        for size, groups in _rounds(jax.lax.axis_size(name)):
+            shards = shards.reshape(size, -1, *shards.shape[1:])
+            shards = jax.lax.psum_scatter(shards, name, axis_index_groups=groups)
+    return shards[0]
 
 
 def own_sum_of_table(gradient: jax.Array) -> jax.Array:
@@ -111,16 +111,16 @@ def own_sum_of_table(gradient: jax.Array) -> jax.Array:
     """
     if not _here():
         return gradient
-    rows = gradient.reshape(math.gcd(len(gradient), _TABLE_PARTS), -1, gradient.shape[1])
-    return jax.lax.map(lambda part: own_sum(part, 1), rows).reshape(len(gradient), -1)
+    rows = gradient.reshape(math.gcd(len(gradient), _TABLE_CHUNKS), -1, gradient.shape[1])
+    return jax.lax.map(lambda chunk: own_sum(chunk, 1), rows).reshape(len(gradient), -1)
 
 
-def _stages(total: int) -> Iterator[tuple[int, list[list[int]] | None]]:
+def _rounds(total: int) -> Iterator[tuple[int, list[list[int]] | None]]:
     """How a sum over so many devices in a row goes: over groups of a size, far apart ones first."""
     far, sizes = total, []
-    while far > 2 * _STAGE and far % _STAGE == 0:
-        far //= _STAGE
-        sizes.append(_STAGE)
+    while far > 2 * _ROUND and far % _ROUND == 0:
+        far //= _ROUND
+        sizes.append(_ROUND)
     apart = total
     for size in (far, *sizes):
         block, apart = apart, apart // size

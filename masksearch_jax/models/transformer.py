@@ -88,7 +88,7 @@ class Transformer(nnx.Module):
     """Embedding, blocks, final norm and head (the embedding itself when tied)."""
 
     def __init__(self, config: ModelConfig, compute: ComputeConfig, rngs: nnx.Rngs) -> None:
-        check(config, compute)
+        check_architecture(config, compute)
         dtype = jnp.dtype(compute.param_dtype)
         table = (config.vocab_size, config.hidden_size)
         self.config = config
@@ -107,7 +107,7 @@ class Transformer(nnx.Module):
 
         Segments are contiguous and attend causally within themselves; segment 0 is padding.
         """
-        ids, positions, segment_ids = map(context_parallel.in_parts, (ids, positions, segment_ids))
+        ids, positions, segment_ids = map(context_parallel.in_shards, (ids, positions, segment_ids))
         tables = attention.rope(self.config, positions)
         attend = attention.ATTENTION[self.compute.attention]
 
@@ -148,10 +148,10 @@ class Transformer(nnx.Module):
         return kv_cache.init_cache(self.config, shards, pages, page_tokens, dtype)
 
     def copy_pages(
-        self, cache: KVCache, copies: jax.Array, source: jax.Array, target: jax.Array
+        self, cache: KVCache, copies: jax.Array, src: jax.Array, dst: jax.Array
     ) -> KVCache:
-        """The cache with page source[N, c] written over target[N, c], for c below copies[N]."""
-        return kv_cache.copy_pages(cache, copies, source, target)
+        """The cache with page src[N, c] written over dst[N, c], for c below copies[N]."""
+        return kv_cache.copy_pages(cache, copies, src, dst)
 
     def init_fresh(self, rows: int, tokens: int) -> Fresh:
         """Room for `tokens` fresh keys and values of each row, in the compute dtype."""
@@ -253,7 +253,7 @@ class Transformer(nnx.Module):
         return self.final_norm(x), self.write_cache(cache, fresh, table, start, count)
 
 
-def check(config: ModelConfig, compute: ComputeConfig) -> None:
+def check_architecture(config: ModelConfig, compute: ComputeConfig) -> None:
     """Raises ModelError for a family, head count, backend or remat policy that does not exist."""
     if config.family not in FAMILIES:
         raise ModelError(f"model.family {config.family!r} is unknown; choices: {FAMILIES}")

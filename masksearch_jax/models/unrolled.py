@@ -66,7 +66,7 @@ class Unrolled:
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         table = self.embedding if self.head_table is None else self.head_table
-        if not _turned() or hidden.ndim > 2 or len(hidden) > FEW:
+        if not _is_turned() or hidden.ndim > 2 or len(hidden) > FEW:
             return head.logits(table, hidden)
         how = {"preferred_element_type": jnp.float32}
         return jax.lax.optimization_barrier(jnp.einsum("vm,bm->vb", table, hidden, **how)).T
@@ -148,7 +148,7 @@ def unroll(model: transformer.Transformer) -> Unrolled:
         if found[0] is None:
             return None
         whole = jnp.concatenate([x[index] for x in found], axis=-1)
-        return whole.T if _turned() and whole.ndim == 2 else whole
+        return whole.T if _is_turned() and whole.ndim == 2 else whole
 
     layers = tuple(
         Layer(
@@ -175,14 +175,14 @@ def unroll(model: transformer.Transformer) -> Unrolled:
     )
 
 
-def _turned() -> bool:
+def _is_turned() -> bool:
     """Whether matrices are [O, I]."""
     return jax.default_backend() == "cpu"
 
 
 def _product(x: jax.Array, w: jax.Array) -> jax.Array:
     """[B, T, O] of x [B, T, I]."""
-    if not _turned():
+    if not _is_turned():
         return jnp.einsum("bti,io->bto", x, w)
     if x.shape[0] * x.shape[1] > FEW:
         return jnp.einsum("bti,oi->bto", x, w)

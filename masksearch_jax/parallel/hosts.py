@@ -1,7 +1,7 @@
 """Which rows of a batch each process has, their way to the devices and back, and what all agree on.
 
-A mesh splits a batch into parts. Where the devices of a part lie on several processes, as where
-`tensor` spans hosts, all of these need the part's rows: they read the same rows of the data, and
+A mesh splits a batch into shards. Where the devices of a shard lie on several processes, as where
+`tensor` spans hosts, all of these need the shard's rows: they read the same rows of the data, and
 where each has made its own, as in rollouts, they give them to each other.
 """
 
@@ -26,7 +26,7 @@ Tree = TypeVar("Tree")
 def share(mesh: Mesh) -> tuple[int, int]:
     """Which share of a batch's rows this process's devices hold, and how many shares there are.
 
-    Raises MeshError where processes have some parts of a batch in common and others not.
+    Raises MeshError where processes have some shards of a batch in common and others not.
     """
     held = _held(mesh)
     shares = sorted(set(held.values()))
@@ -36,21 +36,22 @@ def share(mesh: Mesh) -> tuple[int, int]:
 def peers(mesh: Mesh) -> list[int]:
     """The processes, ascending, that have this one's share: itself, and maybe others."""
     held = _held(mesh)
-    return [process for process, parts in held.items() if parts == held[jax.process_index()]]
+    return [process for process, shards in held.items() if shards == held[jax.process_index()]]
 
 
 def _held(mesh: Mesh) -> dict[int, tuple[int, ...]]:
-    """The parts of a batch that each process's devices hold, ascending."""
+    """The shards of a batch that each process's devices hold, ascending."""
     found: dict[int, set[int]] = {}
     count = sharding.batch_shards(mesh)
-    for part, devices in enumerate(mesh.devices.reshape(count, -1)):  # `context`, `tensor` are last
+    rows = mesh.devices.reshape(count, -1)  # `context`, `tensor` are the last axes
+    for shard, devices in enumerate(rows):
         for device in devices:
-            found.setdefault(device.process_index, set()).add(part)
-    held = {process: tuple(sorted(parts)) for process, parts in sorted(found.items())}
+            found.setdefault(device.process_index, set()).add(shard)
+    held = {process: tuple(sorted(shards)) for process, shards in sorted(found.items())}
     if sum(map(len, set(held.values()))) != count or len(set(map(len, held.values()))) > 1:
         raise MeshError(
-            f"mesh {dict(mesh.shape)}: the {count} parts of a batch lie on {len(held)} processes "
-            f"as {held}; two processes must have all their parts in common, or none"
+            f"mesh {dict(mesh.shape)}: the {count} shards of a batch lie on {len(held)} processes "
+            f"as {held}; two processes must have all their shards in common, or none"
         )
     return held
 
@@ -67,9 +68,10 @@ def exchange(mesh: Mesh, batch: Tree) -> Tree:
     packed = np.concatenate([np.ascontiguousarray(x).view(np.uint8).reshape(-1) for x in leaves])
     found = np.asarray(multihost_utils.process_allgather(packed))[among]  # one for all leaves
     ends = np.cumsum([x.nbytes for x in leaves])[:-1]
-    parts = (np.ascontiguousarray(x) for x in np.split(found, ends, axis=1))
+    pieces = (np.ascontiguousarray(x) for x in np.split(found, ends, axis=1))
     together = [
-        part.view(x.dtype).reshape(-1, *x.shape[1:]) for part, x in zip(parts, leaves, strict=True)
+        piece.view(x.dtype).reshape(-1, *x.shape[1:])
+        for piece, x in zip(pieces, leaves, strict=True)
     ]
     return structure.unflatten(together)
 
@@ -101,15 +103,15 @@ def shard_batch(mesh: Mesh, batch: Tree, accumulate: int = 1) -> Tree:
     """Global arrays of a host batch [B, …]; each process brings the rows of its share.
 
     `accumulate` above 1: [accumulate, B / accumulate, …], micro-batches that have equally many rows
-    of each part of the mesh, so that they are the same on any number of processes.
+    of each shard of the mesh, so that they are the same on any number of processes.
 
     Raises MeshError when the rows of all shares do not divide over `data` and `fsdp`, or those of a
-    part are no multiple of `accumulate`.
+    shard are no multiple of `accumulate`.
     """
     _, shares = share(mesh)
-    parts = sharding.batch_shards(mesh) // shares
+    shards = sharding.batch_shards(mesh) // shares
     axis = int(accumulate > 1)
-    batch = split_micro(batch, accumulate, parts)
+    batch = split_micro(batch, accumulate, shards)
 
     def put(rows: np.ndarray) -> jax.Array:
         shape = list(rows.shape)
@@ -121,8 +123,8 @@ def shard_batch(mesh: Mesh, batch: Tree, accumulate: int = 1) -> Tree:
     return jax.tree.map(put, batch)
 
 
-def split_micro(batch: Tree, accumulate: int, parts: int = 1) -> Tree:
-    """A host batch of `parts` parts as micro-batches, each with as many rows of every part.
+def split_micro(batch: Tree, accumulate: int, shards: int = 1) -> Tree:
+    """A host batch of `shards` shards as micro-batches, each with as many rows of every shard.
 
     Raises MeshError for rows that cannot be cut so.
     """
@@ -130,12 +132,12 @@ def split_micro(batch: Tree, accumulate: int, parts: int = 1) -> Tree:
         return batch
 
     def cut(x: np.ndarray) -> np.ndarray:
-        if x.shape[0] % (accumulate * parts):
+        if x.shape[0] % (accumulate * shards):
             raise MeshError(
-                f"batch of {x.shape[0]} rows, on {parts} parts of the mesh, is no multiple of "
+                f"batch of {x.shape[0]} rows, on {shards} shards of the mesh, is no multiple of "
                 f"{accumulate} micro-batches on each"
             )
-        rows = x.reshape(parts, accumulate, -1, *x.shape[1:]).swapaxes(0, 1)
+        rows = x.reshape(shards, accumulate, -1, *x.shape[1:]).swapaxes(0, 1)
         return rows.reshape(accumulate, -1, *x.shape[1:])
 
     return jax.tree.map(cut, batch)
@@ -173,19 +175,19 @@ def gather_counts(count: int) -> list[int]:
     return np.asarray(multihost_utils.process_allgather(np.int32(count))).reshape(-1).tolist()
 
 
-def most(counts: list[int]) -> list[int]:
-    """The largest of each count on any process; all must call it, with equally many."""
+def most(sizes: list[int]) -> list[int]:
+    """The largest of each size on any process; all must call it, with equally many."""
     if jax.process_count() == 1:
-        return counts
-    return np.max(multihost_utils.process_allgather(np.int32(counts)), axis=0).tolist()
+        return sizes
+    return np.max(multihost_utils.process_allgather(np.int32(sizes)), axis=0).tolist()
 
 
 def local_rows(x: jax.Array) -> np.ndarray:
     """The rows, along axis 0, that this process's devices hold, in order: those of its share."""
     if x.is_fully_addressable:
         return np.asarray(x)
-    parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
-    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+    found = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(found[start]) for start in sorted(found)])
 
 
 def own_rows(mesh: Mesh, x: jax.Array) -> np.ndarray:
@@ -196,7 +198,7 @@ def own_rows(mesh: Mesh, x: jax.Array) -> np.ndarray:
 
 
 def shards(mesh: Mesh | None) -> int:
-    """The fewest shards of which all parts of a batch, and all processes, have equally many."""
+    """The fewest shards of which all shards of a batch, and all processes, have equally many."""
     if mesh is None or mesh.empty:
         return 1
     hosts = {device.process_index for device in mesh.devices.flat}

@@ -143,7 +143,7 @@ def constrain(x: jax.Array, *logical: str) -> jax.Array:
 def on_shards(
     function: Callable[..., Tree], inputs: Sequence[tuple[str, ...]], output: tuple[str, ...]
 ) -> Callable[..., Tree]:
-    """`function` run by each device on its own parts alone, where a mesh in force splits them.
+    """`function` run by each device on its own shards alone, where a mesh in force splits them.
 
     `inputs` has the leading logical axes of each argument's leaves, `output` the result's; sizes
     and indices along the axes that the mesh splits are local then, the others as ever. For what
@@ -153,7 +153,7 @@ def on_shards(
     def call(*args: Tree) -> Tree:
         mesh = jax.sharding.get_abstract_mesh()
         specs = [_free(mesh, spec(*axes)) for axes in (*inputs, output)]
-        if mesh.empty or mesh.size == 1 or not _all_divide(mesh, specs, args):
+        if mesh.empty or mesh.size == 1 or not _is_divisible(mesh, specs, args):
             return function(*args)
         # A TPU kernel takes no axis that is left to the compiler; `context` splits nothing else.
         split = {RULES["time"]} & set(mesh.axis_names)
@@ -170,7 +170,7 @@ def on_shards(
     return call
 
 
-def _all_divide(mesh: Any, specs: Sequence[PartitionSpec], args: Sequence[Tree]) -> bool:
+def _is_divisible(mesh: Any, specs: Sequence[PartitionSpec], args: Sequence[Tree]) -> bool:
     return all(
         size % ways(mesh, axes) == 0
         for partition, arg in zip(specs, args, strict=False)
@@ -180,7 +180,7 @@ def _all_divide(mesh: Any, specs: Sequence[PartitionSpec], args: Sequence[Tree])
 
 
 def bytes_on_device(tree: Any) -> float:
-    """Of the parts of a tree, of arrays or of shapes with shardings, that one device holds."""
+    """Of the shards of a tree, of arrays or of shapes with shardings, that one device holds."""
     return float(
         sum(
             math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
@@ -195,12 +195,12 @@ def replicas() -> int:
 
 
 def batch_shards(mesh: Mesh | None) -> int:
-    """Into how many parts the mesh splits a batch; 1 without a mesh."""
+    """Into how many shards the mesh splits a batch; 1 without a mesh."""
     return 1 if mesh is None or mesh.empty else ways(mesh, RULES["batch"])
 
 
-def time_parts(mesh: Any, time: int) -> int:
-    """Into how many parts the mesh splits rows of `time` tokens, each in two pieces.
+def context_shards(mesh: Any, time: int) -> int:
+    """Into how many shards the mesh splits rows of `time` tokens, each in two pieces.
 
     Raises MeshError for rows that cannot be cut so.
     """
@@ -214,7 +214,7 @@ def time_parts(mesh: Any, time: int) -> int:
 
 
 def ways(mesh: Any, axes: str | tuple[str, ...] | None) -> int:
-    """Into how many parts these mesh axes split an array's axis."""
+    """Into how many shards these mesh axes split an array's axis."""
     return math.prod(mesh.shape[name] for name in _names(axes))
 
 

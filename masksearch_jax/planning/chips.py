@@ -24,7 +24,7 @@ class Chip:
     bandwidth: float  # of HBM, bytes per second
     ici: float  # all links together, bytes per second, one way
     dimensions: int  # of the torus
-    counts_cores: bool  # whether N of KIND-N counts cores, two per chip
+    is_named_by_cores: bool  # whether N of KIND-N counts cores, two per chip
     devices: int  # that JAX sees per chip
 
 
@@ -107,7 +107,7 @@ def parse(name: str) -> Slice:
                 f"{', '.join(list(SHAPES[chip.dimensions].values())[:4])}"
             )
         return Slice(kind, shape)
-    factor = 2 if chip.counts_cores else 1
+    factor = 2 if chip.is_named_by_cores else 1
     shapes = SHAPES[chip.dimensions]
     count, rest = divmod(int(found[2]), factor)
     if rest or count not in shapes:

@@ -170,16 +170,16 @@ class Module:
         operands = [own[name] for name in i.operands if name in own]
         if i.op in SLICES:
             moved = max(size for size, _ in i.arrays())
-            return moved * _in_hbm(operands[0]) + i.written()
+            return moved * _is_in_hbm(operands[0]) + i.written()
         if i.op == "slice-start":  # returns what it was given, the slice, a context
             size, hbm = i.arrays()[1]
-            return size * (_in_hbm(operands[0]) + hbm)
+            return size * (_is_in_hbm(operands[0]) + hbm)
         if i.op == "dynamic-update-slice":
             moved = max(size for size, _ in operands[1].arrays())
-            return moved * (_in_hbm(operands[1]) + _in_hbm(i))
+            return moved * (_is_in_hbm(operands[1]) + _is_in_hbm(i))
         if i.op == "copy-start":
             size, hbm = i.arrays()[0]
-            return size * (hbm + _in_hbm(operands[0]))
+            return size * (hbm + _is_in_hbm(operands[0]))
         if i.op == "custom-call" and (told := re.search(r'"bytes_accessed":"(\d+)"', i.text)):
             return float(told[1])  # a kernel's own estimate: it reads parts of its operands
         if i.op == "fusion":
@@ -296,7 +296,7 @@ def _iota(text: str) -> np.ndarray:
     return devices.reshape(-1)
 
 
-def _in_hbm(i: Instruction) -> bool:
+def _is_in_hbm(i: Instruction) -> bool:
     return any(hbm for _, hbm in i.arrays())
 
 

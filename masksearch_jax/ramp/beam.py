@@ -3,9 +3,9 @@
     read → parse, refuse → one of each id → one of each text → spans → masks → JSON lines per k
 
 What becomes of a paragraph is what `factory` makes of it, but for its number of masks. It depends
-on the paragraph, the plan and the corpus's counts of spans, and on nothing else: not on bundles,
+on the paragraph, the rules and the corpus's counts of spans, and on nothing else: not on bundles,
 workers, or how the corpus is cut into files. Everything left out is counted in Beam's metrics
-(namespace: stage, name: "dropped/REASON") and a few of each are named.
+(namespace: step, name: "dropped/REASON") and a few of each are named.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from etils import epath
 
 from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.types import Passage, RampExample, Span, to_json
-from masksearch_jax.corpus import sources
+from masksearch_jax.corpus import readers
 from masksearch_jax.corpus.passages import BadRow, parse_line, to_passage
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import build, examples, masking, survey
-from masksearch_jax.ramp.survey import Plan
+from masksearch_jax.ramp.survey import PassageRules
 
 NAMED_DROPS = 3  # items named of each reason
-DROPPED = "dropped"  # output tag of what is left out: ((stage, reason), name)
+DROPPED = "dropped"  # output tag of what is left out: ((step, reason), name)
 
-Row = tuple[str, str, str]  # a Passage between stages: id, title, text
+Row = tuple[str, str, str]  # a Passage between steps: id, title, text
 Shares = Mapping[int, Sequence[float]]
 
 
@@ -70,53 +70,53 @@ def _level(heights: Sequence[float], amount: float) -> list[float]:
 
 def draw(
     paragraph: Passage,
-    found: Sequence[Span],
+    candidates: Sequence[Span],
     odds: Shares,
     cfg: RampConfig,
     weights: Mapping[Span, float] | None = None,
 ) -> Iterator[RampExample | str]:
     """The examples of a paragraph, and a reason in place of one that came out again."""
     seen: set[str] = set()
-    edges = list(itertools.accumulate(odds[len(found)]))
+    edges = list(itertools.accumulate(odds[len(candidates)]))
     for i in range(cfg.examples_per_passage):
         point = random.Random(f"{cfg.seed}/{paragraph.id}/{i}/k").random() * edges[-1]
         k = 1 + min(bisect.bisect(edges, point), len(edges) - 1)
-        example = examples.mask_paragraph(paragraph, found, k, i, cfg.seed, weights)
+        example = examples.mask_paragraph(paragraph, candidates, k, i, cfg.seed, weights)
         yield "same_masks_again" if example.masked in seen else example
         seen.add(example.masked)
 
 
-def read(line: bytes, words: int, language: str) -> sources.Read:
+def read(line: bytes, words: int, language: str) -> readers.Read:
     """What a line of a corpus gives: its passage, or an article's of `words` words. Raises BadRow.
 
     words: 0 where lines are passages.
     """
     row = parse_line(line)
     if words:
-        return sources.read_article(row, words, language)
-    return sources.Read([to_passage(row)], [], Tally())
+        return readers.read_article(row, words, language)
+    return readers.Read([to_passage(row)], [], Tally())
 
 
 def extract(
-    pipeline: beam.Pipeline, files: Sequence[str], plan: Plan, work: str, words: int = 0
+    pipeline: beam.Pipeline, files: Sequence[str], rules: PassageRules, work: str, words: int = 0
 ) -> None:
-    """Adds to `pipeline` all stages from the corpus `files` to JSON lines under the folder `work`.
+    """Adds to `pipeline` all steps from the corpus `files` to JSON lines under the folder `work`.
 
     WORK/kN/*.jsonl.gz hold an example and its `split` a line, WORK/dropped-* the names of what was
-    left out by stage and reason. words: of the passages that articles are cut into; 0: lines are
-    passages. Of the plan neither near duplicates nor what needs a model or an order is done here.
+    left out by step and reason. words: of the passages that articles are cut into; 0: lines are
+    passages. Of the rules neither near duplicates nor what needs a model or an order is done here.
     """
     lines = (
         pipeline
         | "files" >> beam.Create(list(files))
         | "read" >> beam.io.ReadAllFromText(coder=beam.coders.BytesCoder(), with_filename=True)
     )
-    parse = beam.ParDo(_Parse(plan, words))
+    parse = beam.ParDo(_Parse(rules, words))
     whole, bad = _split(lines | "parse" >> parse.with_outputs(DROPPED, main="ok"))
     by_id, same_id = _unique(whole, "id", lambda row: row[0])
     by_text, same_text = _unique(by_id, "text", lambda row: f"{row[1]}\n{row[2]}")
-    made, lost = _examples(by_text, dataclasses.replace(plan, evaluation=None))
-    parts = made | "by masks" >> beam.Partition(lambda item, n: item[0] - 1, plan.ramp.max_masks)
+    made, lost = _examples(by_text, dataclasses.replace(rules, evaluation=None))
+    parts = made | "by masks" >> beam.Partition(lambda item, n: item[0] - 1, rules.ramp.max_masks)
     for k, part in enumerate(parts, 1):
         _ = (
             part
@@ -132,28 +132,28 @@ def extract(
     )
 
 
-def _examples(rows: Any, plan: Plan) -> tuple[Any, list[Any]]:
+def _examples(rows: Any, rules: PassageRules) -> tuple[Any, list[Any]]:
     """Rows to (k, JSON of an example), and what is dropped on the way."""
     found, empty = _split(
-        rows | "spans" >> beam.ParDo(_FindSpans(plan)).with_outputs(DROPPED, main="ok")
+        rows | "spans" >> beam.ParDo(_FindSpans(rules)).with_outputs(DROPPED, main="ok")
     )
     odds = (
         found
         | "spans of each" >> beam.Map(lambda item: len(item[1]))
         | combiners.Count.PerElement()
         | combiners.ToDict()
-        | "shares" >> beam.Map(shares, plan.ramp.max_masks)
+        | "shares" >> beam.Map(shares, rules.ramp.max_masks)
     )
-    common = beam.pvalue.AsSingleton(_common(found)) if plan.ramp.strategy == "weighted" else None
-    mask = beam.ParDo(_Mask(plan.ramp), beam.pvalue.AsSingleton(odds), common)
+    common = beam.pvalue.AsSingleton(_common(found)) if rules.ramp.strategy == "weighted" else None
+    mask = beam.ParDo(_Mask(rules.ramp), beam.pvalue.AsSingleton(odds), common)
     made, again = _split(found | "masks" >> mask.with_outputs(DROPPED, main="ok"))
     return made, [empty, again]
 
 
-def _common(found: Any) -> Any:
+def _common(rows: Any) -> Any:
     """In how many paragraphs a span's text stands, of those in several; each worker holds it."""
     return (
-        found
+        rows
         | "texts" >> beam.FlatMap(lambda item: masking.texts(Span(*s) for s in item[1]))
         | "paragraphs of each" >> combiners.Count.PerElement()
         | "in several" >> beam.Filter(lambda item: item[1] > 1)
@@ -181,20 +181,20 @@ def _unique(rows: Any, name: str, key: Callable[[Row], str]) -> tuple[Any, Any]:
 
 
 @functools.cache
-def _counter(stage: str, name: str) -> Any:
-    return beam.metrics.Metrics.counter(stage, name)
+def _counter(step: str, name: str) -> Any:
+    return beam.metrics.Metrics.counter(step, name)
 
 
-def _drop(stage: str, reason: str, name: str, count: int = 1) -> beam.pvalue.TaggedOutput:
-    _counter(stage, f"dropped/{reason}").inc(count)
-    return beam.pvalue.TaggedOutput(DROPPED, ((stage, reason), name))
+def _drop(step: str, reason: str, name: str, count: int = 1) -> beam.pvalue.TaggedOutput:
+    _counter(step, f"dropped/{reason}").inc(count)
+    return beam.pvalue.TaggedOutput(DROPPED, ((step, reason), name))
 
 
 class _Parse(beam.DoFn):
     """(file, line) → Rows of paragraphs that can be masked."""
 
-    def __init__(self, plan: Plan, words: int) -> None:
-        self._plan, self._words = plan, words
+    def __init__(self, rules: PassageRules, words: int) -> None:
+        self._rules, self._words = rules, words
 
     def process(self, item: tuple[str, bytes]) -> Iterator[Any]:
         file, line = item
@@ -202,7 +202,7 @@ class _Parse(beam.DoFn):
             return
         _counter("corpus", "in").inc()
         try:
-            passages, _, left_out = read(line, self._words, self._plan.language)
+            passages, _, left_out = read(line, self._words, self._rules.language)
         except BadRow as bad:
             yield _drop("corpus", bad.reason, f"{PurePosixPath(file).name}: {line[:80]!r}")
             return
@@ -215,11 +215,11 @@ class _Parse(beam.DoFn):
             yield self._row(passage)
 
     def _row(self, passage: Passage) -> Row | beam.pvalue.TaggedOutput:
-        if reason := survey.refusal(passage, self._plan):
+        if reason := survey.refusal(passage, self._rules):
             return _drop("clean", reason, passage.id)
         _counter("clean", "out").inc()
-        passage = survey.mended(passage, self._plan)
-        if reason := examples.refusal(passage, self._plan.ramp, self._plan.language):
+        passage = survey.mended(passage, self._rules)
+        if reason := examples.refusal(passage, self._rules.ramp, self._rules.language):
             return _drop("ramp", reason, passage.id)
         return passage.id, passage.title, passage.text
 
@@ -242,11 +242,11 @@ class _KeepLeast(beam.DoFn):
 class _FindSpans(beam.DoFn):
     """Row → (Row, its disjoint spans as tuples)."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    def __init__(self, rules: PassageRules) -> None:
+        self._rules = rules
 
     def setup(self) -> None:
-        self._extractor = build.extractor_of(self._plan)
+        self._extractor = build.extractor_of(self._rules)
 
     def process(self, row: Row) -> Iterator[Any]:
         paragraph = Passage(*row)
@@ -284,43 +284,43 @@ class _Mask(beam.DoFn):
 
 
 def read_dropped(work: epath.Path) -> dict[str, dict[str, list[str]]]:
-    """A few of what a run left out: stage → reason → names."""
+    """A few of what a run left out: step → reason → names."""
     found: dict[str, dict[str, list[str]]] = defaultdict(dict)
     for file in sorted(work.glob("dropped-*")):
         for line in file.read_text().splitlines():
-            (stage, reason), names = json.loads(line)
-            found[stage][reason] = names
+            (step, reason), names = json.loads(line)
+            found[step][reason] = names
     return found
 
 
-def counts_by_stage(
+def counts_by_step(
     counters: Mapping[tuple[str, str], int], such_as: Mapping[str, dict[str, list[str]]]
 ) -> dict[str, Any]:
-    """Beam's counters as counts per stage."""
+    """Beam's counters as counts per step."""
     dropped: dict[str, Counter[str]] = defaultdict(Counter)
     by_masks: dict[str, Counter[str]] = defaultdict(Counter)
-    for (stage, name), count in sorted(counters.items()):
+    for (step, name), count in sorted(counters.items()):
         kind, _, detail = name.partition("/")
-        if stage == "examples":
+        if step == "examples":
             by_masks[kind][detail] += count
         elif kind == "dropped":
-            dropped[stage][detail] += count
+            dropped[step][detail] += count
 
-    def count(stage: str, name: str) -> int:
-        return counters.get((stage, name), 0)
+    def count(step: str, name: str) -> int:
+        return counters.get((step, name), 0)
 
-    def stage(name: str, given: int, out: int) -> dict[str, Any]:
+    def counted(name: str, given: int, out: int) -> dict[str, Any]:
         left_out = {"dropped": dict(dropped[name]), "such_as": dict(sorted(such_as[name].items()))}
         return {"in": given, "out": out} | left_out
 
-    corpus = stage("corpus", count("corpus", "in"), count("corpus", "out"))
+    corpus = counted("corpus", count("corpus", "in"), count("corpus", "out"))
     if count("articles", "in"):
-        corpus["left_out"] = stage("articles", count("articles", "in"), count("articles", "out"))
+        corpus["left_out"] = counted("articles", count("articles", "in"), count("articles", "out"))
     made = sum(c.total() for c in by_masks.values())
     return {
         "corpus": corpus,
-        "clean": stage("clean", corpus["out"], count("clean", "out")),
-        "ramp": stage("ramp", count("clean", "out"), made)
+        "clean": counted("clean", corpus["out"], count("clean", "out")),
+        "ramp": counted("ramp", count("clean", "out"), made)
         | {
             "used": count("ramp", "used"),
             "refused_spans": dict(dropped["spans"]),

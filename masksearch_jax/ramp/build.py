@@ -21,23 +21,16 @@ import numpy as np
 
 from masksearch_jax.core import files, stamp
 from masksearch_jax.core.errors import UserError
+from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.schema import key
-from masksearch_jax.core.types import Passage, RampExample, from_json
+from masksearch_jax.core.types import SPLITS, Passage, RampExample, from_json
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import leakage, masking, spans
-from masksearch_jax.ramp.examples import (
-    RampStats,
-    article_of,
-    build_examples,
-    check,
-    write_jsonl,
-)
+from masksearch_jax.ramp.examples import RampStats, article_of, build_examples, check_settings
 from masksearch_jax.ramp.gazetteer import Gazetteer, Learner
 from masksearch_jax.ramp.llm_spans import FAILED
-from masksearch_jax.ramp.survey import Plan, mapper, mended, survey_all
-
-SPLITS = ("train", "rl", "heldout")
+from masksearch_jax.ramp.survey import PassageRules, mapper, mended, survey_all
 
 
 class FailedError(UserError):
@@ -61,27 +54,29 @@ class WorkConfig:
     )
 
 
-_EXTRACTORS: dict[Plan, spans.Extractor] = {}  # of this process: loading one takes time
+_EXTRACTORS: dict[PassageRules, spans.Extractor] = {}  # of this process: loading one takes time
 
 
-def extractor_of(plan: Plan, namer: Any = None) -> spans.Extractor:
-    """The extractor that the plan names. namer: of an `LLMExtractor`."""
-    if plan.ramp.extractor == "spacy":
+def extractor_of(rules: PassageRules, namer: Any = None) -> spans.Extractor:
+    """The extractor that the rules name. namer: of an `LLMExtractor`."""
+    if rules.ramp.extractor == "spacy":
         from masksearch_jax.ramp.spacy_spans import SpacyExtractor
 
-        return SpacyExtractor(plan.ramp.spacy_model)
-    if plan.ramp.extractor == "llm":
+        return SpacyExtractor(rules.ramp.spacy_model)
+    if rules.ramp.extractor == "llm":
         from masksearch_jax.ramp.llm_spans import LLMExtractor
 
         return LLMExtractor(namer)
-    known = Gazetteer.load(plan.gazetteer) if plan.gazetteer else None
-    return spans.RulesExtractor(plan.language, known)
+    known = Gazetteer.load(rules.gazetteer) if rules.gazetteer else None
+    return spans.RulesExtractor(rules.language, known)
 
 
 # ---- parts
 
 
-def partition(source: Path, work: Path, kept: np.ndarray, plan: Plan, size: int) -> list[Path]:
+def partition(
+    passages: Path, work: Path, kept: np.ndarray, rules: PassageRules, size: int
+) -> list[Path]:
     """Writes the kept passages into files of about `size`, whole articles each, by title."""
     count = max(1, -(-int(kept.sum()) // size))
     paths = [work / f"part-{i:05d}.jsonl" for i in range(count)]
@@ -92,9 +87,9 @@ def partition(source: Path, work: Path, kept: np.ndarray, plan: Plan, size: int)
         stale.unlink()
     with contextlib.ExitStack() as stack:
         out = [stack.enter_context(files.writing(path)) for path in paths]
-        for row, passage in enumerate(read_passages(source, max_bad_fraction=0.0)):
+        for row, passage in enumerate(read_passages(passages, max_bad_fraction=0.0)):
             if kept[row]:
-                value = dataclasses.asdict(mended(passage, plan))
+                value = dataclasses.asdict(mended(passage, rules))
                 digest = hashlib.sha256(article_of(passage).encode()).digest()
                 part = int.from_bytes(digest[8:16]) % count
                 out[part].write(json.dumps(value, ensure_ascii=False) + "\n")
@@ -104,7 +99,7 @@ def partition(source: Path, work: Path, kept: np.ndarray, plan: Plan, size: int)
 
 class _Part(NamedTuple):
     path: Path
-    plan: Plan
+    rules: PassageRules
     most: int  # examples, 0: all
 
 
@@ -124,13 +119,13 @@ def mask_part(
     if (counts := stamp.read(done)) is not None:
         return RampStats.from_json(counts)
     if extractor is None:
-        if task.plan not in _EXTRACTORS:
-            _EXTRACTORS[task.plan] = extractor_of(task.plan)
-        extractor = _EXTRACTORS[task.plan]
+        if task.rules not in _EXTRACTORS:
+            _EXTRACTORS[task.rules] = extractor_of(task.rules)
+        extractor = _EXTRACTORS[task.rules]
     passages = list(_read_part(task.path))
-    cfg = dataclasses.replace(task.plan.ramp, max_examples=task.most)
+    cfg = dataclasses.replace(task.rules.ramp, max_examples=task.most)
     made, stats = build_examples(
-        passages, cfg, _quiet, language=task.plan.language, extractor=extractor, scorer=scorer
+        passages, cfg, _quiet, language=task.rules.language, extractor=extractor, scorer=scorer
     )
     for split in SPLITS:
         write_jsonl(task.path.with_suffix(f".{split}"), made[split])
@@ -158,9 +153,9 @@ def _quotas(paths: list[Path], most: int) -> list[int]:
 
 
 def build(
-    source: Path,
+    passages: Path,
     folder: Path,
-    plan: Plan,
+    rules: PassageRules,
     work_cfg: WorkConfig,
     *,
     namer: Any = None,
@@ -168,29 +163,29 @@ def build(
     progress: Callable[[int, int], None] = lambda done, total: None,
     max_failed: float = 0.0,
 ) -> tuple[Tally, RampStats]:
-    """Writes FOLDER/ramp/SPLIT.jsonl from the passages of `source`; what each stage left out.
+    """Writes FOLDER/ramp/SPLIT.jsonl from a file of passages; what each step left out.
 
     The work so far is in FOLDER/work: the same call goes on from there, and removes it in the end
     (the caller sees to it that it belongs to the same inputs). namer, scorer: see `extractor_of`
     and `ramp.build_examples`; with either all parts are masked in this process. Raises ShareError
-    when more than `plan.clean.max_drop` of the passages are left out, FailedError when `namer` did
+    when more than `rules.clean.max_drop` of the passages are left out, FailedError when `namer` did
     not answer for more than `max_failed` of those to mask, ValueError as they do.
     """
-    check(plan.ramp)
+    check_settings(rules.ramp)
     work = folder / "work"
     work.mkdir(parents=True, exist_ok=True)
-    kept, tally = survey_all(source, work, plan, work_cfg.workers)
-    tally.check("passages to mask", plan.clean.max_drop, "config.clean.max_drop")
-    paths = partition(source, work, kept, plan, work_cfg.part)
-    most = plan.ramp.max_examples
+    kept, tally = survey_all(passages, work, rules, work_cfg.workers)
+    tally.check_share("passages to mask", rules.clean.max_drop, "config.clean.max_drop")
+    paths = partition(passages, work, kept, rules, work_cfg.part)
+    most = rules.ramp.max_examples
     tasks = [
-        _Part(path, plan, quota)
+        _Part(path, rules, quota)
         for path, quota in zip(paths, _quotas(paths, most), strict=True)
         if quota or not most
     ]
     stats = RampStats()
     own = bool(namer or scorer)
-    extractor = extractor_of(plan, namer) if own else None
+    extractor = extractor_of(rules, namer) if own else None
     with mapper(1 if own or len(tasks) < 2 else work_cfg.workers) as each:
         run = (lambda t: mask_part(t, extractor, scorer)) if own else _mask_part
         for number, part in enumerate(each(run, tasks), 1):
@@ -214,11 +209,11 @@ def _check_answered(stats: RampStats, extractor: Any, max_failed: float) -> None
         )
 
 
-def learn_gazetteer(source: Path, anchors: Iterable[str], plan: Plan, path: Path) -> int:
+def learn_gazetteer(passages: Path, anchors: Iterable[str], rules: PassageRules, path: Path) -> int:
     """Writes the gazetteer of a corpus; the number of its names."""
     if not path.is_file():
-        learner = Learner(plan.language, plan.ramp.gazetteer)
-        for passage in read_passages(source, max_bad_fraction=0.0):
+        learner = Learner(rules.language, rules.ramp.gazetteer)
+        for passage in read_passages(passages, max_bad_fraction=0.0):
             learner.add(passage)
         for anchor in anchors:
             learner.add_link(anchor)

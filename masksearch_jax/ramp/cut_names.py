@@ -42,14 +42,14 @@ def is_cut(paragraph: str, start: int, end: int, ordinary: Collection[str]) -> b
     """True for a part of a longer name: anti-X, X & Y, the second half of Rules and Orders."""
     text, before = paragraph[start:end], paragraph[max(0, start - 24) : start]
     after = paragraph[end : end + 24]
-    if _CUT_AFTER.match(after) or _CUT_END.search(text[-9:]) or _is_part_of_title(before, after):
+    if _CUT_AFTER.match(after) or _CUT_END.search(text[-9:]) or _is_in_title(before, after):
         return True
     first, _, rest = text.partition(" ")
     plain = bool(rest) and first.lower() in ordinary
     if rest and after.startswith((" and", " for")):
         if " of " in text and _FOR_MORE.match(after):  # Secretary of State for the Colonies
             return True
-        if _AND_MORE.match(after) and (plain or _and_head(text, after)):  # International X and Y
+        if _AND_MORE.match(after) and (plain or _has_head(text, after)):  # International X and Y
             return True
     return before.endswith(_TELLING) and _is_end(text, before, plain, ordinary)
 
@@ -67,13 +67,13 @@ def _is_end(text: str, before: str, plain: bool, ordinary: Collection[str]) -> b
     return bool(joined) and (headed or joined[1].lower() in ordinary)
 
 
-def _and_head(text: str, after: str) -> bool:
+def _has_head(text: str, after: str) -> bool:
     """True where what it is comes only after "and": Bonnaroo Music and Arts Festival."""
     more = _AND_HEAD.match(after)
     return bool(more) and lexicon.is_head(more[1]) and not lexicon.is_head(text.rpartition(" ")[2])
 
 
-def _is_part_of_title(before: str, after: str) -> bool:
+def _is_in_title(before: str, after: str) -> bool:
     """True for the first or the last words of what stands in quotation marks."""
     if before.endswith(_QUOTE):
         return bool(_MORE_OF_TITLE.match(after))

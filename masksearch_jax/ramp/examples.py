@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from masksearch_jax.core import files
 from masksearch_jax.core.corpus_config import RampConfig
-from masksearch_jax.core.types import Passage, RampExample, Span, from_json, to_json
+from masksearch_jax.core.types import Passage, RampExample, Span
 from masksearch_jax.corpus import prose
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import masking, spans
@@ -121,7 +118,7 @@ def build_examples(
     as its `passage_id`. extractor: by default the rules alone. scorer: for the strategy ppl.
     ValueError for an impossible config; `log` gets the counts as text.
     """
-    check(cfg)
+    check_settings(cfg)
     extractor = extractor or spans.RulesExtractor(language)
     given = list(paragraphs)
     tally = Tally(seen=len(given))
@@ -148,11 +145,11 @@ def build_examples(
 
 class _Usable(NamedTuple):
     paragraph: Passage
-    found: list[Span]
+    candidates: list[Span]
     weights: dict[Span, float] | None = None
 
 
-def check(cfg: RampConfig) -> None:
+def check_settings(cfg: RampConfig) -> None:
     """Raises ValueError for settings that contradict each other."""
     for name in ("max_masks", "examples_per_passage"):
         if getattr(cfg, name) < 1:
@@ -199,9 +196,9 @@ def _usable(
             else:
                 seen.add(key)
                 fit.append(paragraph)
-        for paragraph, (found, why) in zip(fit, extractor.find(fit), strict=True):
+        for paragraph, (candidates, why) in zip(fit, extractor.find(fit), strict=True):
             refused.update(why)
-            if disjoint := masking.disjoint(found):
+            if disjoint := masking.disjoint(candidates):
                 usable.append(_Usable(paragraph, disjoint))
             else:
                 tally.drop(FAILED if FAILED in why else "no_spans", paragraph.id)
@@ -219,7 +216,7 @@ def refusal(paragraph: Passage, cfg: RampConfig, language: str) -> str:
         return "too_short"
     if words > cfg.max_words:
         return "too_long"
-    return "reserved_text" if masking.reserved(paragraph.text) else ""
+    return "reserved_text" if masking.has_reserved(paragraph.text) else ""
 
 
 def _weighted(
@@ -229,15 +226,15 @@ def _weighted(
     if cfg.strategy == "random":
         return usable, Counter()
     if cfg.strategy == "weighted":
-        common = Counter(text for u in usable for text in masking.texts(u.found))
+        common = Counter(text for u in usable for text in masking.texts(u.candidates))
         weigh = masking.by_type_and_rarity
-        return [u._replace(weights=weigh(u.found, common)) for u in usable], Counter()
+        return [u._replace(weights=weigh(u.candidates, common)) for u in usable], Counter()
     if scorer is None:
         raise ValueError("ramp.strategy 'ppl' needs a model that scores spans; there is none")
     kept, refused = [], Counter[str]()
     for member in usable:
-        losses = scorer(masking.questions(member.paragraph.text, member.found))
-        weighed, why = masking.by_difficulty(member.found, losses, cfg.min_nll, cfg.max_nll)
+        losses = scorer(masking.questions(member.paragraph.text, member.candidates))
+        weighed, why = masking.by_difficulty(member.candidates, losses, cfg.min_nll, cfg.max_nll)
         refused += why
         if weighed:
             kept.append(_Usable(member.paragraph, list(weighed), weighed))
@@ -256,11 +253,11 @@ def _balanced(
     """
     made: Counter[int] = Counter()
     examples: list[RampExample] = []
-    for paragraph, found, weights in sorted(members, key=lambda m: len(m.found)):
+    for paragraph, candidates, weights in sorted(members, key=lambda m: len(m.candidates)):
         seen: set[str] = set()
         for i in range(cfg.examples_per_passage):
-            k = min(range(1, min(len(found), cfg.max_masks) + 1), key=lambda k: (made[k], -k))
-            example = mask_paragraph(paragraph, found, k, i, cfg.seed, weights)
+            k = min(range(1, min(len(candidates), cfg.max_masks) + 1), key=lambda k: (made[k], -k))
+            example = mask_paragraph(paragraph, candidates, k, i, cfg.seed, weights)
             if example.masked in seen:
                 tally.drop("same_masks_again", paragraph.id)
                 continue
@@ -273,7 +270,7 @@ def _balanced(
 
 def mask_paragraph(
     paragraph: Passage,
-    found: Sequence[Span],
+    candidates: Sequence[Span],
     k: int,
     number: int,
     seed: int,
@@ -281,7 +278,7 @@ def mask_paragraph(
 ) -> RampExample:
     """Example `number` of a paragraph, with `k` masks; pure, drawn by (seed, id, number)."""
     rng = random.Random(f"{seed}/{paragraph.id}/{number}")
-    masked, chosen = masking.mask(paragraph.text, found, k, rng, weights)
+    masked, chosen = masking.mask(paragraph.text, candidates, k, rng, weights)
     return _example(paragraph, number, masked, chosen)
 
 
@@ -294,20 +291,3 @@ def _example(paragraph: Passage, i: int, masked: str, chosen: tuple[Span, ...]) 
         paragraph=paragraph.text,
         spans=chosen,
     )
-
-
-def write_jsonl(path: str | os.PathLike[str], records: Iterable[Any]) -> int:
-    """Writes records of `types` as JSON lines, whole or not at all; returns their number."""
-    return files.write_lines(path, (json.dumps(to_json(r), ensure_ascii=False) for r in records))
-
-
-def read_jsonl(path: str | os.PathLike[str], cls: type) -> list[Any]:
-    """Records of `cls` written by `write_jsonl`. ValueError names file and line of a bad one."""
-    records = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                records.append(from_json(cls, json.loads(line)))
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{path}:{number}: not a {cls.__name__}: {error}") from error
-    return records

@@ -21,8 +21,8 @@ class NoReply(NamedTuple):
     error: str
 
 
-# (text, type) of a passage's spans as the model spells them, or the reason for none.
-Named = Sequence[tuple[str, str]] | str | NoReply
+Names = Sequence[tuple[str, str]]  # text and type of a passage's spans, as the model spells them
+Named = Names | str | NoReply  # or the reason for none
 Namer = Callable[[Sequence[Passage]], Sequence[Named]]
 
 
@@ -36,7 +36,7 @@ class LLMExtractor:
         self._name = name
         self.first_error = ""
 
-    def find(self, passages: Sequence[Passage]) -> list[spans.Found]:
+    def find(self, passages: Sequence[Passage]) -> list[spans.Candidates]:
         answers = self._name(passages)
         for passage, answer in zip(passages, answers, strict=True):
             if isinstance(answer, NoReply) and not self.first_error:
@@ -44,12 +44,12 @@ class LLMExtractor:
         return [_located(p, a) for p, a in zip(passages, answers, strict=True)]
 
 
-def _located(passage: Passage, named: Named) -> spans.Found:
+def _located(passage: Passage, named: Named) -> spans.Candidates:
     """Spans of the names in text order; names not in the text or of no type are counted."""
     if isinstance(named, NoReply):
-        return spans.Found([], Counter([FAILED]))
+        return spans.Candidates([], Counter([FAILED]))
     if isinstance(named, str):
-        return spans.Found([], Counter([named]))
+        return spans.Candidates([], Counter([named]))
     refused: Counter[str] = Counter()
     proposed: dict[tuple[int, int], Span] = {}
     for text, kind in named:

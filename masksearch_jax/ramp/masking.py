@@ -21,7 +21,7 @@ TYPE_WEIGHTS = {"PERSON": 3.0, "ORG": 3.0, "PLACE": 2.0, "TERM": 2.0, "DATE": 1.
 Scorer = Callable[[Sequence[tuple[str, str]]], Sequence[float]]
 
 
-def reserved(text: str) -> bool:
+def has_reserved(text: str) -> bool:
     """True when a text already holds `[mask]` or a tag of the grammar, and so cannot be masked."""
     return markup.MASK in text.casefold() or markup.escape(text) != text
 
@@ -48,7 +48,7 @@ def mask(
     for fewer than `k` disjoint spans, a span that is not where it says, or a paragraph that already
     holds `[mask]` or our tags.
     """
-    if reserved(paragraph):
+    if has_reserved(paragraph):
         raise ValueError(f"the paragraph already holds {markup.MASK} or a tag: {paragraph[:80]!r}")
     for span in spans:
         if not span.text or paragraph[span.start : span.end] != span.text:

@@ -12,8 +12,9 @@ from typing import Any
 from masksearch_jax.core import chinese
 from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.types import Passage, QAExample
-from masksearch_jax.ramp.examples import split_of, write_jsonl
+from masksearch_jax.ramp.examples import split_of
 from masksearch_jax.ramp.leakage import Evaluation
 
 
@@ -39,7 +40,7 @@ class GoldPassages:
             self.titles[passage.id] = passage.title
         title = passage.title.casefold()
         for question in self._asking.get(title, ()):
-            tells = any(chinese.stands_in(answer, passage.text) for answer in question.answers)
+            tells = any(chinese.is_within(answer, passage.text) for answer in question.answers)
             told, _ = self._found.get((question.id, title), (False, None))
             if (tells and not told) or (question.id, title) not in self._found:
                 light = dataclasses.replace(passage, text="")

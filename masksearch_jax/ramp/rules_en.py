@@ -186,7 +186,7 @@ def _is_quoted_name(paragraph: str, start: int, text: str) -> bool:
 
 def _named(paragraph: str, start: int, end: int, ordinary: Collection[str]) -> tuple[Span, str]:
     whole = Span(start, end, paragraph[start:end], NAME)
-    if opens_sentence(paragraph, start):
+    if is_sentence_start(paragraph, start):
         start = _after_opening(paragraph, start, end, ordinary)
         first = whole.text.partition(" ")[0].lower()
         # Most passages begin within a sentence, some within a name.
@@ -285,7 +285,7 @@ def _after_opening(paragraph: str, start: int, end: int, ordinary: Collection[st
     return _after_opening(paragraph, start, end, ordinary) if again else start
 
 
-def opens_sentence(paragraph: str, start: int) -> bool:
+def is_sentence_start(paragraph: str, start: int) -> bool:
     before = paragraph[:start].rstrip(" \"“”'‘()")
     return not before or (before[-1] in ".!?:;\n" and not before.endswith(("St.", "Dr.", "Mt.")))
 

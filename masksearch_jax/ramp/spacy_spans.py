@@ -34,7 +34,7 @@ class SpacyExtractor:
     def __init__(self, model: Any):
         self._nlp = _load(model) if isinstance(model, str) else model
 
-    def find(self, passages: Sequence[Passage]) -> list[spans.Found]:
+    def find(self, passages: Sequence[Passage]) -> list[spans.Candidates]:
         found = []
         texts = self._nlp.pipe(p.text for p in passages)
         for passage, document in zip(passages, texts, strict=True):

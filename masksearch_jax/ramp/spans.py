@@ -26,7 +26,7 @@ _CONTRACTION = re.compile(r"(?:I|It|He|She|We|You|They|There|That|What)[’']\w+
 _VARIABLE = re.compile(r"[^\W\d_]{1,2}\d{1,2}(?:/[^\W\d_]{1,2}\d{1,2})*\Z")  # Q5, Q3/Q4, Kd8
 
 
-class Found(NamedTuple):
+class Candidates(NamedTuple):
     """Spans in text order without overlaps, `text[s.start:s.end] == s.text`; refusals by reason."""
 
     spans: list[Span]
@@ -36,7 +36,7 @@ class Found(NamedTuple):
 class Extractor(Protocol):
     """Finds the salient spans of passages; their titles name the articles and are never spans."""
 
-    def find(self, passages: Sequence[Passage]) -> list[Found]: ...
+    def find(self, passages: Sequence[Passage]) -> list[Candidates]: ...
 
 
 class RulesExtractor:
@@ -50,10 +50,10 @@ class RulesExtractor:
         self.language = language
         self.gazetteer = gazetteer
 
-    def find(self, passages: Sequence[Passage]) -> list[Found]:
+    def find(self, passages: Sequence[Passage]) -> list[Candidates]:
         return [self._find(p) for p in passages]
 
-    def _find(self, passage: Passage) -> Found:
+    def _find(self, passage: Passage) -> Candidates:
         known = self.gazetteer
         ordinary = known.ordinary if known and known.ordinary else lexicon.ORDINARY
         if self.language == "zh":
@@ -61,7 +61,7 @@ class RulesExtractor:
         else:
             proposed = rules_en.candidates(passage.text, ordinary)
         spans: list[Span] = []
-        parts: list[Span] = []  # of longer names and titles; so are known names within them
+        cut: list[Span] = []  # of longer names and titles; so are known names within them
         refused: Counter[str] = Counter()
         for span, reason in proposed:
             if not reason:
@@ -69,24 +69,24 @@ class RulesExtractor:
                 continue
             refused[reason] += 1
             if reason in ("cut_name", "quoted_words"):
-                parts.append(span)
+                cut.append(span)
         if known:
-            spans = merge(spans, known.find(passage.text), parts)
+            spans = merge(spans, known.find(passage.text), cut)
         kept, refused = sift(passage, spans, refused)
         if self.language == "en":
             kept = [rules_en.typed(passage.text, s, ordinary) for s in kept]
-        return Found(kept, refused)
+        return Candidates(kept, refused)
 
 
-def merge(spans: Sequence[Span], known: Iterable[Span], parts: Sequence[Span] = ()) -> list[Span]:
+def merge(spans: Sequence[Span], known: Iterable[Span], cut: Sequence[Span] = ()) -> list[Span]:
     """Spans by rule, corrected by known names: equal ones take its type, longer ones replace.
 
     A known name inside a longer span by rule is left out: "Paris" in "University of Paris". So is
-    one that does not reach beyond one of `parts`, which rules have refused.
+    one that does not reach beyond one of `cut`, which rules have refused.
     """
     merged = list(spans)
     for name in known:
-        if parts and any(p.start <= name.start and name.end <= p.end for p in parts):
+        if cut and any(p.start <= name.start and name.end <= p.end for p in cut):
             continue
         over = [s for s in merged if s.start < name.end and name.start < s.end]
         if any(s.end - s.start > len(name.text) or s.type in ("DATE", "NUMBER") for s in over):
@@ -99,7 +99,9 @@ def merge(spans: Sequence[Span], known: Iterable[Span], parts: Sequence[Span] = 
     return sorted(merged, key=lambda s: s.start)
 
 
-def sift(passage: Passage, spans: Iterable[Span], refused: Counter[str] | None = None) -> Found:
+def sift(
+    passage: Passage, spans: Iterable[Span], refused: Counter[str] | None = None
+) -> Candidates:
     """The spans that make good masks; why the others do not is added to `refused`.
 
     overlap | too_long | title | trivial | demonym | repeated | given_away: a mask must be hidden,
@@ -114,26 +116,26 @@ def sift(passage: Passage, spans: Iterable[Span], refused: Counter[str] | None =
         reason = _refusal(span, mine, passage, title_words)
         if not reason and span.type not in ("DATE", "NUMBER"):
             roots = roots or Counter([w[:5] for w in words(passage.text)])
-            reason = "given_away" if _given_away(mine, roots) else ""
+            reason = "given_away" if _is_given_away(mine, roots) else ""
         if not reason and kept and span.start < kept[-1].end:
             reason = "overlap"
         if reason:
             refused[reason] += 1
         else:
             kept.append(span)
-    return Found(kept, refused)
+    return Candidates(kept, refused)
 
 
 def _refusal(span: Span, mine: Sequence[str], passage: Passage, title_words: set[str]) -> str:
     if len(span.text) > MAX_CHARS or len(span.text.split()) > MAX_WORDS:
         return "too_long"
-    if _in_title(span, mine, passage.title, title_words):
+    if _is_in_title(span, mine, passage.title, title_words):
         return "title"
     if _is_trivial(span.text, mine):
         return "trivial"
     if lexicon.DEMONYM.match(span.text):
         return "demonym"
-    if _repeated(span.text, passage.text):
+    if _is_repeated(span.text, passage.text):
         return "repeated"
     return ""
 
@@ -143,7 +145,7 @@ def words(text: str) -> list[str]:
     return _TOKEN.findall(text.casefold())
 
 
-def _in_title(span: Span, mine: Sequence[str], title: str, title_words: Collection[str]) -> bool:
+def _is_in_title(span: Span, mine: Sequence[str], title: str, title_words: Collection[str]) -> bool:
     """True when the span is part of the title, has all of it, or shares a word of four letters."""
     if chinese.CHARACTER.search(span.text):
         return span.text in title or (len(title) > 1 and title in span.text)
@@ -163,7 +165,7 @@ def _is_trivial(text: str, mine: Sequence[str]) -> bool:
     )
 
 
-def _repeated(text: str, paragraph: str) -> bool:
+def _is_repeated(text: str, paragraph: str) -> bool:
     if paragraph.count(text) < 2:
         return False
     if chinese.CHARACTER.search(text):
@@ -177,7 +179,7 @@ def _repeated(text: str, paragraph: str) -> bool:
     return whole > 1
 
 
-def _given_away(mine: Sequence[str], roots: Counter[str]) -> bool:
+def _is_given_away(mine: Sequence[str], roots: Counter[str]) -> bool:
     """True when each word of the span has a relative in the rest of the paragraph."""
     own = [w[:5] for w in mine]  # Japan and Japanese, Curie and Curies share it
     telling = [root for root in own if len(root) > 2]

@@ -54,8 +54,8 @@ class CleanConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is done to passages; a value that other processes get as it is."""
+class PassageRules:
+    """What is masked of passages, and how; a value that other processes get as it is."""
 
     clean: CleanConfig
     ramp: RampConfig
@@ -71,26 +71,26 @@ class Surveyed(NamedTuple):
     sketches: duplicates.Sketches | None
 
 
-def survey(block: list[Passage], plan: Plan) -> Surveyed:
+def survey(block: list[Passage], rules: PassageRules) -> Surveyed:
     """Pure: reasons of `refusal`, and sketches where duplicates are sought."""
-    reasons = [refusal(p, plan) for p in block]
-    if not plan.clean.duplicates:
+    reasons = [refusal(p, rules) for p in block]
+    if not rules.clean.duplicates:
         return Surveyed(reasons, None)
     texts = (p.text[: prose.MAX_CHARS] for p in block)
-    return Surveyed(reasons, duplicates.sketch(texts, plan.language))
+    return Surveyed(reasons, duplicates.sketch(texts, rules.language))
 
 
-def refusal(passage: Passage, plan: Plan) -> str:
+def refusal(passage: Passage, rules: PassageRules) -> str:
     """Why a passage is not masked, or "": reasons of `prose.refusal`, `Evaluation.overlap`."""
-    reason = prose.refusal(prose.mend(passage.text), plan.language) if plan.clean.prose else ""
-    if not reason and plan.evaluation and plan.clean.leakage == "drop":
-        reason = plan.evaluation.overlap(passage)
+    reason = prose.refusal(prose.mend(passage.text), rules.language) if rules.clean.prose else ""
+    if not reason and rules.evaluation and rules.clean.leakage == "drop":
+        reason = rules.evaluation.overlap(passage)
     return reason
 
 
-def mended(passage: Passage, plan: Plan) -> Passage:
+def mended(passage: Passage, rules: PassageRules) -> Passage:
     """The passage as it is masked: where only prose is, without empty brackets."""
-    if not plan.clean.prose:
+    if not rules.clean.prose:
         return passage
     return dataclasses.replace(passage, text=prose.mend(passage.text))
 
@@ -120,18 +120,20 @@ def mapper(workers: int) -> Iterator[Each]:
         yield bounded
 
 
-def _survey(task: tuple[list[Passage], Plan]) -> Surveyed:
+def _survey(task: tuple[list[Passage], PassageRules]) -> Surveyed:
     return survey(*task)
 
 
-def survey_all(source: Path, work: Path, plan: Plan, workers: int) -> tuple[np.ndarray, Tally]:
-    """bool[n], which passages of `source` may be masked, and the others counted; kept in `work`."""
+def survey_all(
+    passages: Path, work: Path, rules: PassageRules, workers: int
+) -> tuple[np.ndarray, Tally]:
+    """bool[n], which passages of the file may be masked, and the others counted; kept in `work`."""
     if (found := stamp.read(work / "survey.json", files=["kept.npy"])) is not None:
         return np.load(work / "kept.npy"), Tally.from_json(found)
     tally = Tally()
     kept = bytearray()
-    passages = read_passages(source, max_bad_fraction=0.0)
-    blocks = ((block, plan) for block in _blocks(passages, _BLOCK))
+    read = read_passages(passages, max_bad_fraction=0.0)
+    blocks = ((block, rules) for block in _blocks(read, _BLOCK))
     with (
         mapper(workers) as each,
         open(work / "digests.bin", "wb") as digests,
@@ -148,8 +150,8 @@ def survey_all(source: Path, work: Path, plan: Plan, workers: int) -> tuple[np.n
                 digests.write(sketches.digests.tobytes())
                 signatures.write(sketches.signatures.tobytes())
     usable = np.frombuffer(bytes(kept), bool).copy()
-    if plan.clean.duplicates and len(usable):
-        _drop_duplicates(usable, work, plan, tally)
+    if rules.clean.duplicates and len(usable):
+        _drop_duplicates(usable, work, rules, tally)
     tally.seen, tally.kept = len(usable), int(usable.sum())
     with files.writing(work / "kept.npy", "wb") as file:
         np.save(file, usable)
@@ -158,22 +160,22 @@ def survey_all(source: Path, work: Path, plan: Plan, workers: int) -> tuple[np.n
 
 
 def _noted(
-    blocks: Iterable[tuple[list[Passage], Plan]], sent: deque[list[str]]
-) -> Iterator[tuple[list[Passage], Plan]]:
+    blocks: Iterable[tuple[list[Passage], PassageRules]], sent: deque[list[str]]
+) -> Iterator[tuple[list[Passage], PassageRules]]:
     """The tasks, the ids of each noted in `sent` on its way."""
-    for block, plan in blocks:
+    for block, rules in blocks:
         sent.append([p.id for p in block])
-        yield block, plan
+        yield block, rules
 
 
-def _drop_duplicates(usable: np.ndarray, work: Path, plan: Plan, tally: Tally) -> None:
+def _drop_duplicates(usable: np.ndarray, work: Path, rules: PassageRules, tally: Tally) -> None:
     """Unsets those of `usable` that copy an earlier passage, and counts them."""
     shape = (len(usable), duplicates.PERMUTATIONS)
     sketches = duplicates.Sketches(
         np.fromfile(work / "digests.bin", np.uint64),
         np.memmap(work / "signatures.bin", np.uint32, "r", shape=shape),
     )
-    found = duplicates.find(sketches, plan.clean.duplicates)
+    found = duplicates.find(sketches, rules.clean.duplicates)
     for kind, reason in _DUPLICATE.items():
         rows = np.flatnonzero(usable & (found == kind))
         if len(rows):

@@ -18,7 +18,7 @@ from tensorflow_datasets.core import dataset_info
 from tensorflow_datasets.scripts.cli import convert_format_utils as convert_format
 
 from masksearch_jax.core.types import RampExample, from_json
-from masksearch_jax.ramp import tfds_source
+from masksearch_jax.ramp import tfds_records
 
 VERSION = "1.0.0"  # of the features; a folder's name
 _DESCRIPTION = """\
@@ -130,4 +130,4 @@ def _of_split(row: dict[str, Any], split: str) -> list[tuple[str, dict[str, Any]
     if row["split"] != split:
         return []
     example = from_json(RampExample, {k: v for k, v in row.items() if k != "split"})
-    return [(example.id, tfds_source.to_features(example))]
+    return [(example.id, tfds_records.to_features(example))]

@@ -35,8 +35,8 @@ class Inbox(NamedTuple):
     """
 
     copies: np.ndarray  # int32[N], copies in use
-    source: np.ndarray  # int32[N, R], copy c writes page source[c] over page target[c], in order
-    target: np.ndarray  # int32[N, R]
+    copy_from: np.ndarray  # int32[N, R], page that copy c writes over page copy_to[c], in order
+    copy_to: np.ndarray  # int32[N, R]
     table: np.ndarray  # int32[N, R, W], the pages of each row, in order of time
     chunks: np.ndarray  # int32[N], chunks in use
     row: np.ndarray  # int32[N, C, E], whose chunk it is
@@ -67,8 +67,8 @@ def empty_inbox(shards: int, rows: int, pages: int, extend_tokens: int, chunk_to
     zeros = functools.partial(np.zeros, dtype=np.int32)
     return Inbox(
         copies=zeros(shards),
-        source=zeros((shards, rows)),
-        target=zeros((shards, rows)),
+        copy_from=zeros((shards, rows)),
+        copy_to=zeros((shards, rows)),
         table=zeros((shards, rows, pages)),
         chunks=zeros(shards),
         row=zeros(chunks),
@@ -91,12 +91,12 @@ def stop_table(
     """
     ends = [s.encode() for s in stops]
 
-    def completes(token: bytes) -> bool:
+    def is_completing(token: bytes) -> bool:
         heads = (token[: i + 1] for i, b in enumerate(token) if any(b == s[-1] for s in ends))
         return any(h.endswith(s) or s.endswith(h) for h in heads for s in ends)
 
     table = np.zeros(size, np.bool_)
-    table[: len(token_bytes)] = [completes(t) for t in token_bytes]
+    table[: len(token_bytes)] = [is_completing(t) for t in token_bytes]
     table[list(eos_ids)] = True
     return table
 
@@ -192,7 +192,7 @@ def make_tick(tokens: int, sampler: Sampler, attention: str = "xla"):
 
     @functools.partial(jax.jit, donate_argnums=1, static_argnums=5)
     def tick(model, cache: Any, inbox: Inbox, seed, stop, rows: int):
-        cache = model.copy_pages(cache, inbox.copies, inbox.source, inbox.target)
+        cache = model.copy_pages(cache, inbox.copies, inbox.copy_from, inbox.copy_to)
         cache = _extend(model, cache, inbox)
         how = {"tokens": tokens, "sampler": sampler, "attention": attention}
         cache, sampled = _decode(model, cache, inbox, seed, stop, **how, rows=rows)

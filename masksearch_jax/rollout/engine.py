@@ -154,7 +154,7 @@ class Engine:
             self.check()
             started = time.perf_counter()
             self._collect()
-            letter = self._plan()
+            letter = self._next_letter()
             self.stats.host_seconds += time.perf_counter() - started
             left = bool(self._finished) or (self.in_flight > 0 and not enough())
             needs = agreement.reach(Needs(letter.rows, letter.has_work, left))
@@ -177,7 +177,7 @@ class Engine:
         if not decode.is_alive(self._cache) or self._sizes != (shards, sizes):
             self._forget()
             dtype = memory.cache_dtype(self.cfg, model.compute)
-            memory.check(model.config, self.cfg, shards, dtype)
+            memory.check_room(model.config, self.cfg, shards, dtype)
             self._cache = decode.init_cache(model, shards, sizes.pages, sizes.page_tokens, dtype)
             self._sizes = (shards, sizes)
             self._shards = self._shards or [schedule.Shard(sizes) for _ in range(own)]
@@ -249,7 +249,7 @@ class Engine:
 
     # ---- one tick
 
-    def _plan(self) -> schedule.Letter:
+    def _next_letter(self) -> schedule.Letter:
         def open_next(fits: Callable[[Request], bool]) -> Episode | None:
             if not self._queue or not fits(self._queue[0]):
                 return None
@@ -261,7 +261,7 @@ class Engine:
         for i, shard in enumerate(self._shards):
             # No more to each than its share, so that the last requests are spread over all.
             share = -(-len(self._queue) // (len(self._shards) - i))
-            shard.plan(open_next, share, reach)
+            shard.assign_rows(open_next, share, reach)
         return schedule.write_inbox(self._shards, self.cfg, self.rules)
 
     def _advance(self, model: Any, mesh: Any, letter: schedule.Letter, needs: Needs) -> None:

@@ -46,7 +46,7 @@ def room(config: ModelConfig, cfg: RolloutConfig, shards: int, dtype: str, free:
     )
 
 
-def check(config: ModelConfig, cfg: RolloutConfig, shards: int, dtype: str) -> None:
+def check_room(config: ModelConfig, cfg: RolloutConfig, shards: int, dtype: str) -> None:
     """Raises RolloutError where devices that report their memory have no room for the cache."""
     stats = [d.memory_stats() for d in jax.local_devices()]
     if not all(s and "bytes_limit" in s for s in stats):

@@ -31,7 +31,7 @@ class Sampler(NamedTuple):
     min_p: float = 0.0
 
     @property
-    def filters(self) -> bool:
+    def has_filters(self) -> bool:
         return bool(self.top_k) or self.top_p < 1.0 or self.min_p > 0.0
 
 
@@ -57,7 +57,7 @@ def sample(
         ids = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     else:
         uniform = jax.vmap(_uniform, in_axes=(None, 0, 0))(seed, stream, position)
-        if sampler.filters:
+        if sampler.has_filters:
             kept = keep(scaled - top - log_total, sampler)
             blocks = _blocks(jnp.where(kept, jnp.exp(scaled - top), 0.0))
         ids = _invert(blocks, uniform)

@@ -30,10 +30,10 @@ class Sizes(NamedTuple):
 
 
 def sizes(cfg: RolloutConfig, shards: int) -> Sizes:
-    """Sizes of each of `shards` equal parts. RolloutError for parts, shares or pages of none."""
+    """Sizes of each of `shards` equal shards. RolloutError for shards, shares or pages of none."""
     if cfg.slots < 1 or cfg.slots % shards:
         raise RolloutError(
-            f"rollout.slots is {cfg.slots}; it must be a positive multiple of {shards}, the parts "
+            f"rollout.slots is {cfg.slots}; it must be a positive multiple of {shards}, the shards "
             "that the mesh and the processes split a batch into"
         )
     share = cfg.decode_share
@@ -47,7 +47,7 @@ def sizes(cfg: RolloutConfig, shards: int) -> Sizes:
     pages = cfg.kv_tokens // (shards * cfg.page_tokens) if cfg.kv_tokens else open_ * width
     if pages < width:
         raise RolloutError(
-            f"rollout.kv_tokens is {cfg.kv_tokens}; each of {shards} parts must hold one "
+            f"rollout.kv_tokens is {cfg.kv_tokens}; each of {shards} shards must hold one "
             f"trajectory of rollout.max_len {cfg.max_len} in pages of {cfg.page_tokens}: at least "
             f"{shards * width * cfg.page_tokens}, or 0 for {cfg.slots} of them"
         )
@@ -86,9 +86,9 @@ class Shard:
         for episode in self.episodes:
             episode.forget_cache()
 
-    # ---- a tick's plan
+    # ---- a tick's rows
 
-    def plan(
+    def assign_rows(
         self,
         open_next: Callable[[Callable[[Request], bool]], Episode | None],
         share: int,
@@ -111,7 +111,7 @@ class Shard:
         had_pages = [self._seat(e, reach) for e in first]
         share = share if all(had_pages) else 0
         while share and len(self.rows) < self.sizes.rows[-1] and self.free:
-            if (new := open_next(self._fits)) is None:
+            if (new := open_next(self._has_pages)) is None:
                 break
             self.episodes.append(new)
             self._seat(new, reach, take=False)
@@ -135,7 +135,7 @@ class Shard:
             return True
         begins = not episode.written and episode.prompt_len > 1
         donor = self._donor(episode.key) if begins else None
-        if begins and not donor and any(self._writes(e, episode.key) for e in self.rows):
+        if begins and not donor and any(self._is_writing(e, episode.key) for e in self.rows):
             return True
         if not self._make_room(episode, self._missing(episode, donor, reach), take):
             return False
@@ -166,7 +166,7 @@ class Shard:
         )
 
     @staticmethod
-    def _writes(episode: Episode, key: bytes) -> bool:
+    def _is_writing(episode: Episode, key: bytes) -> bool:
         return episode.key == key and episode.written < episode.prompt_len - 1
 
     def _share(self, donor: Episode, episode: Episode) -> None:
@@ -179,7 +179,7 @@ class Shard:
         episode.written = episode.prompt_len - 1
         self.shared += 1
 
-    def _fits(self, request: Request) -> bool:
+    def _has_pages(self, request: Request) -> bool:
         """Whether the prompt finds pages free, and one more for each row in use to grow by."""
         page, key = self.sizes.page_tokens, key_of(request)
         length = len(request.prompt_ids)
@@ -252,8 +252,8 @@ def write_inbox(shards: list[Shard], cfg: RolloutConfig, rules: Rules) -> Letter
                 _let_decode(inbox, (n, row), episode, min(cfg.tick_tokens, rules.room(episode)))
                 decoding.append(((n, row), episode))
         inbox.copies[n] = len(shard.copies)
-        for c, (source, target) in enumerate(shard.copies):
-            inbox.source[n, c], inbox.target[n, c] = source, target
+        for c, (src, dst) in enumerate(shard.copies):
+            inbox.copy_from[n, c], inbox.copy_to[n, c] = src, dst
     rows = fitting(sizes.rows, max(1, *(len(shard.rows) for shard in shards)))
     return Letter(inbox, rows, decoding)
 

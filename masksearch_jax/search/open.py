@@ -47,7 +47,7 @@ def _answering(cfg: SearchConfig) -> SearchTool:
     return tool
 
 
-def check_sources(tool: SearchTool, cfg: SearchConfig, examples: Sequence[Example]) -> None:
+def check_source_passages(tool: SearchTool, cfg: SearchConfig, examples: Sequence[Example]) -> None:
     """Raises SearchError where `cfg.exclude_source` would hide nothing, else does nothing.
 
     A tool that numbers its passages otherwise than the examples do hides none of them, and nobody

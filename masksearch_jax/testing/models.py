@@ -161,7 +161,7 @@ class ScriptedModel:
     def write_cache(self, cache, fresh, table, start, count):
         return cache
 
-    def copy_pages(self, cache, copies, source, target):
+    def copy_pages(self, cache, copies, src, dst):
         return cache
 
     def final_norm(self, x):

@@ -1,6 +1,6 @@
-"""Services on the loopback that answer, or misbehave, by plan: an LLM and a search service.
+"""Services on the loopback that answer, or misbehave, by script: an LLM and a search service.
 
-One plan says what becomes of each call. What was asked is recorded. Needs no network.
+One script says what becomes of each call. What was asked is recorded. Needs no network.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def serving(server: Server) -> Iterator[Server]:
         thread.join()
 
 
-# ---- plans
+# ---- scripts
 
 DEEP_JSON = b'{"a":' * 100_000 + b"1" + b"}" * 100_000  # valid, and deeper than parsers go
 
@@ -86,33 +86,33 @@ class Answer:
 WELL = Answer()
 
 # What a service does about a call: always the same, or by the request's JSON.
-Plan = Answer | Callable[[dict[str, Any]], Answer]
+Script = Answer | Callable[[dict[str, Any]], Answer]
 
 
-def answer_of(plan: Plan, request: dict[str, Any]) -> Answer:
-    return plan if isinstance(plan, Answer) else plan(request)
+def answer_of(script: Script, request: dict[str, Any]) -> Answer:
+    return script if isinstance(script, Answer) else script(request)
 
 
-def in_turn(*plans: Plan) -> Plan:
-    """The first call by the first plan, the second by the second, …, all others by the last."""
-    return by_number(lambda number: plans[min(number, len(plans)) - 1])
+def in_turn(*scripts: Script) -> Script:
+    """The first call by the first script, the second by the second, …, all others by the last."""
+    return by_number(lambda number: scripts[min(number, len(scripts)) - 1])
 
 
-def by_number(plan_of: Callable[[int], Plan]) -> Plan:
-    """Each call by the plan of its number; the first call is 1."""
+def by_number(script_of: Callable[[int], Script]) -> Script:
+    """Each call by the script of its number; the first call is 1."""
     numbers, lock = itertools.count(1), threading.Lock()
 
-    def plan(request: dict[str, Any]) -> Answer:
+    def script(request: dict[str, Any]) -> Answer:
         with lock:
             number = next(numbers)
-        return answer_of(plan_of(number), request)
+        return answer_of(script_of(number), request)
 
-    return plan
+    return script
 
 
 def sometimes(
-    share: float, fault: Plan, well: Plan, *, seed: int = 0, first: int | None = None
-) -> Plan:
+    share: float, fault: Script, well: Script, *, seed: int = 0, first: int | None = None
+) -> Script:
     """A share of all requests, drawn by a hash of (seed, request), by `fault`; the others `well`.
 
     first: how many calls with the same request are so; those that follow are well. None: all.
@@ -120,7 +120,7 @@ def sometimes(
     calls: collections.Counter[str] = collections.Counter()
     lock = threading.Lock()
 
-    def plan(request: dict[str, Any]) -> Answer:
+    def script(request: dict[str, Any]) -> Answer:
         text = f"{seed}\n{json.dumps(request, sort_keys=True)}"
         digest = hashlib.sha256(text.encode()).digest()
         with lock:
@@ -129,7 +129,7 @@ def sometimes(
         drawn = int.from_bytes(digest[:8]) < share * 2**64
         return answer_of(fault if drawn and not late else well, request)
 
-    return plan
+    return script
 
 
 def retry_after(seconds: float, form: str = "seconds") -> dict[str, str]:
@@ -156,12 +156,13 @@ class Asked(NamedTuple):
 class _Loopback(abc.ABC):
     """A service on 127.0.0.1 and a free port, from the start of a `with` block to its end.
 
-    Each POST is answered by `plan`; `calls` has them in the order in which they came. `kill` closes
-    port and connections at once, as the end of a process would; `restart` opens the same port.
+    Each POST is answered by `script`; `calls` has them in the order in which they came. `kill`
+    closes port and connections at once, as the end of a process would; `restart` opens the same
+    port.
     """
 
-    def __init__(self, plan: Plan):
-        self.plan = plan
+    def __init__(self, script: Script):
+        self.script = script
         self.calls: list[Asked] = []
         self.served: list[tuple[Asked, Answer]] = []  # once the answer has been written
         self.in_flight = self.most_in_flight = 0  # calls that wait for their answer
@@ -213,14 +214,14 @@ class _Loopback(abc.ABC):
 
     @contextlib.contextmanager
     def asked(self, path: str, body: dict[str, Any]) -> Iterator[tuple[Asked, Answer]]:
-        """A call with its answer by plan, recorded, and in flight until the block ends."""
+        """A call with its answer by script, recorded, and in flight until the block ends."""
         with self.lock:
             asked = Asked(path, body, time.monotonic())
             self.calls.append(asked)
             self.in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            yield asked, answer_of(self.plan, body)
+            yield asked, answer_of(self.script, body)
         finally:
             with self.lock:
                 self.in_flight -= 1
@@ -253,7 +254,7 @@ def completion(answer: Answer, model: str = "") -> dict[str, Any]:
 
 
 class Endpoint(_Loopback):
-    """An LLM that speaks OpenAI's chat protocol at `url`; the plan has what it says."""
+    """An LLM that speaks OpenAI's chat protocol at `url`; the script has what it says."""
 
     @property
     def url(self) -> str:
@@ -276,10 +277,10 @@ class Endpoint(_Loopback):
 
 
 class SearchEndpoint(_Loopback):
-    """A search service at `url` that answers from `tool` as `serve_search` does, or by plan."""
+    """A search service at `url` that answers from `tool` as `serve_search` does, or by script."""
 
-    def __init__(self, tool: SearchTool, plan: Plan = WELL):
-        super().__init__(plan)
+    def __init__(self, tool: SearchTool, script: Script = WELL):
+        super().__init__(script)
         self._real = SearchServer(tool, "127.0.0.1", 0)
         self._real.server_close()  # its replies are wanted, not its port
 

@@ -50,7 +50,7 @@ class StoredParams:
     """The weights of one step, brought one parameter at a time, each placed as in the model `like`.
 
     `step` is the one that was found (None: the latest), `dtype` what its weights are stored in,
-    `source` a text that no other checkpoint has. A context manager. Raises as
+    `made_from` a text that no other checkpoint has. A context manager. Raises as
     `Checkpointer.restore`.
     """
 
@@ -69,7 +69,7 @@ class StoredParams:
         self._stored = _arrays_in(self._place)
         self.dtype = str(np.dtype(next(iter(self._stored.values())).dtype))
         # Times to the nanosecond: a step that was trained again is another checkpoint.
-        self.source = f"{place} {(place / '_CHECKPOINT_METADATA').read_text()}"
+        self.made_from = f"{place} {(place / '_CHECKPOINT_METADATA').read_text()}"
 
     def read(self, parameter: str) -> jax.Array:
         """One parameter, by its name as `sharding.parameter_name` has it."""

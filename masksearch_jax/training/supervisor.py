@@ -54,15 +54,15 @@ class Preemption:
     def __exit__(self, *_: object) -> None:
         _restore(signal.SIGTERM, self._before)
 
-    def reached(self) -> bool:
+    def is_reached(self) -> bool:
         """True once any process was told to stop: at the same call on all, and from then on."""
         if jax.distributed.is_initialized():
             self._told |= multihost_utils.reached_preemption_sync_point(next(_polls))
         return self._told
 
-    def check(self) -> None:
-        """Raises Preempted where `reached`."""
-        if self.reached():
+    def raise_if_stopped(self) -> None:
+        """Raises Preempted where `is_reached`."""
+        if self.is_reached():
             raise Preempted("told to stop (SIGTERM); the same command goes on from here")
 
     def _tell(self, number: int, frame: FrameType | None) -> None:
@@ -73,8 +73,8 @@ class Survival:
     """A run's guardian. Make it first: its clock starts, and this process joins the others.
 
     As a context manager around the loop it listens to signals and watches for hangs. `steps` gives
-    the loop's steps; `phase` says what time is spent on; `check` belongs into everything that takes
-    longer than a moment.
+    the loop's steps; `phase` says what time is spent on; `raise_if_stopped` belongs into everything
+    that takes longer than a moment.
     """
 
     def __init__(self, config: SurvivalConfig, workdir: str | os.PathLike):
@@ -151,12 +151,12 @@ class Survival:
         """Waits for what is being written, then raises Preempted."""
         with self.disk("save"):
             checkpointer.wait()
-        self.preemption.check()
+        self.preemption.raise_if_stopped()
 
-    def check(self) -> None:
+    def raise_if_stopped(self) -> None:
         """Progress within a step. Raises Preempted, on all processes at the same call."""
         self._watchdog.beat("tick")
-        self.preemption.check()
+        self.preemption.raise_if_stopped()
 
     def _ask_for_trace(self, number: int, frame: FrameType | None) -> None:
         self._trace_next = True

@@ -105,7 +105,7 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
     return optax.GradientTransformation(init, update)
 
 
-def decays(path: tuple[Any, ...]) -> bool:
+def is_decayed(path: tuple[Any, ...]) -> bool:
     """True when weight decay applies to the parameter at this pytree path: told by its name.
 
     By name and not by rank, since stacked layers give a norm's scale the shape [L, M].
@@ -116,12 +116,12 @@ def decays(path: tuple[Any, ...]) -> bool:
 def split(model: PyTree, wanted: Callable[[tuple[Any, ...]], bool]) -> tuple[PyTree, PyTree]:
     """The leaves whose path is wanted, and the others; each with None where the other has them."""
 
-    def part(keep: bool) -> PyTree:
+    def subtree(keep: bool) -> PyTree:
         return jax.tree_util.tree_map_with_path(
             lambda path, x: x if wanted(path) is keep else None, model
         )
 
-    return part(True), part(False)
+    return subtree(True), subtree(False)
 
 
 def join(params: PyTree, frozen: PyTree) -> PyTree:
@@ -250,7 +250,9 @@ def _float32(tree: PyTree) -> PyTree:
 def _weight_decay(rate: float) -> optax.GradientTransformation:
     def add(updates: PyTree, params: PyTree) -> PyTree:
         return jax.tree_util.tree_map_with_path(
-            lambda path, u, p: u + rate * p.astype(u.dtype) if decays(path) else u, updates, params
+            lambda path, u, p: u + rate * p.astype(u.dtype) if is_decayed(path) else u,
+            updates,
+            params,
         )
 
     return optax.stateless(add)

@@ -237,7 +237,7 @@ def _table_row(checkpoint: str, condition: str, cells: dict, columns: list[str])
 
 
 def data_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Data stages: what went in, what came out, and what was dropped for which reason."""
+    """Steps of a build: what went in, what came out, and what was dropped for which reason."""
     rows = []
     for name, counts in as_dict(summary.get("data")).items():
         counts = as_dict(counts)

@@ -101,7 +101,7 @@ def whiskers(groups: list[tuple[str, list[dict[str, Any]]]], label: str) -> Mark
     """
     rows = [row for _, inner in groups for row in inner]
     top = max([1.0, *(r["high"] if is_number(r["high"]) else r["value"] for r in rows)])
-    left, line, gap = 152, 27, 18
+    left, line, gap = 190, 27, 18
     height = TOP + sum(line * len(inner) + gap for _, inner in groups) + 34
     ticks = nice_ticks(0.0, top, 4) if top > 1 else [0, 0.25, 0.5, 0.75, 1.0]
     px = _scale(0.0, ticks[-1], left, WIDTH - RIGHT)

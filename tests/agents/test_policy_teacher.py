@@ -15,11 +15,11 @@ from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import MeshConfig, PromptConfig
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Demonstration, RampExample
 from masksearch_jax.parallel import sharding
-from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.search.open import open_tool
 from masksearch_jax.testing.services import Answer, Endpoint
 from tests.agents.scripted_student import LENIENT, SAID, THEN, scripted

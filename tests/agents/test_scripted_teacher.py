@@ -14,11 +14,12 @@ from masksearch_jax.agents import scripted_teacher
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.corpus_config import RampConfig
+from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample, Span
 from masksearch_jax.corpus import atlas
 from masksearch_jax.data import prompt
-from masksearch_jax.ramp.examples import build_examples, read_jsonl, write_jsonl
+from masksearch_jax.ramp.examples import build_examples
 from masksearch_jax.search import bm25
 from masksearch_jax.search.tool import FakeSearch, NoSearch
 

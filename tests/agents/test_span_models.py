@@ -14,6 +14,7 @@ from flax import nnx
 
 from configs import common
 from masksearch_jax.core.config import CheckpointConfig, ComputeConfig, ModelConfig
+from masksearch_jax.core.jsonl import read_jsonl
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import RampExample
@@ -21,7 +22,6 @@ from masksearch_jax.corpus.passages import write_passages
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.ramp import masking, spans
-from masksearch_jax.ramp.examples import read_jsonl
 from masksearch_jax.runtime import storage
 from masksearch_jax.testing.services import Answer, Endpoint
 from masksearch_jax.training import train_state

@@ -24,7 +24,7 @@ from masksearch_jax.core import chinese
     ],
 )
 def test_whole_words(part, text, stands):
-    assert chinese.stands_in(part, text) is stands
+    assert chinese.is_within(part, text) is stands
 
 
 def test_each_character_is_a_word():

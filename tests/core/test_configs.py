@@ -103,7 +103,13 @@ SINCE |= {"dapo.min_searches": 0, "dapo.reward_workers": 8, "dapo.reward_timeout
 SINCE |= {"dapo.max_reward_failures": 0.1}
 # Sections that came after the snapshot, of which no file of that time has a key.
 SECTIONS_SINCE = {"DapoRun": {"judge": JudgeConfig}}
-RENAMED = {"evolve.items": "evolve.pool_size"}
+RENAMED = {
+    "evolve.items": "evolve.pool_size",
+    "sft.other_loss_weight": "sft.context_loss_weight",
+    "qa_sft.other_loss_weight": "qa_sft.context_loss_weight",
+    "first_sft.other_loss_weight": "first_sft.context_loss_weight",
+    "card.stage": "card.training",
+}
 # Decided anew since: at one half two guesses paid as much as one, and recall pays for lists.
 DECIDED = {"dapo.length_penalty": 0.6}
 DECIDED_IN = {"qa_dapo": {"dapo.reward": "penalised"}}
@@ -319,5 +325,5 @@ def test_a_curriculum_names_mixtures_that_exist():
             cfg = to_dataclass(schema_of(name), load(name, arg))
             for section in ("sft", "dapo", "qa_sft", "qa_dapo"):
                 if hasattr(cfg, section):
-                    stages = curriculum.parse_curriculum(getattr(cfg, section).curriculum, names)
-                    assert stages[0].step == 0
+                    lessons = curriculum.parse_curriculum(getattr(cfg, section).curriculum, names)
+                    assert lessons[0].step == 0

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from masksearch_jax.core.corpus_config import CorpusConfig
-from masksearch_jax.corpus import prose, sources, wikitext
+from masksearch_jax.corpus import prose, readers, wikitext
 from tests.corpus.wiki import HEAD, page
 
 HOLE = prose.HOLE
@@ -259,7 +259,7 @@ def test_of_many_generated_pages_no_broken_paragraph_is_kept(tmp_path):
     body = "".join(page(i, f"Page {i}", text) for i, (text, _) in enumerate(made))
     path.write_text(f"{HEAD}{body}</mediawiki>", encoding="utf-8")
     cfg = CorpusConfig(str(path), "", 0, 0.0, passage_words=400)
-    kept = {p.id: p.text for p in sources.read_corpus(cfg)}
+    kept = {p.id: p.text for p in readers.read_corpus(cfg)}
     right = {f"{i}-0": read for i, (_, read) in enumerate(made) if read is not None}
     assert kept == right
     assert 400 < len(right) < 700

@@ -16,16 +16,16 @@ from masksearch_jax.data.batches import prompt_batches, sft_batches
 from masksearch_jax.data.cache import (
     CacheError,
     Manifest,
-    Source,
+    Records,
     decode,
     encode,
     finished_split,
     write_split,
 )
-from masksearch_jax.data.curriculum import Order, Stage, parse_curriculum
+from masksearch_jax.data.curriculum import Lesson, Order, parse_curriculum
 from tests.data.records import sft_records
 
-PAD, SEQ_LEN, OTHER = 999, 64, 0.25
+PAD, SEQ_LEN, CONTEXT = 999, 64, 0.25
 CURRICULUM = "0:upto1,3:both,7:upto1"
 
 
@@ -85,7 +85,7 @@ def batches(manifest, curriculum=CURRICULUM, *, seed=0, rows=4, **kwargs):
         batch_size=rows,
         seq_len=SEQ_LEN,
         seed=seed,
-        other_loss_weight=OTHER,
+        context_loss_weight=CONTEXT,
         **kwargs,
     )
 
@@ -132,10 +132,10 @@ def test_shards_read_as_one_source_in_order(tmp_path):
         tmp_path, "a", "train", made, kind="sft", max_len=99, made_from="", records_per_shard=10
     )
     assert [count for _, _, count in split.shards] == [10, 10, 5]
-    source = Source(tmp_path / "a-train", split)
-    assert [r["id"] for r in source] == [r["id"] for r in made]
-    assert source.lengths.tolist() == [len(r["ids"]) for r in made]
-    np.testing.assert_array_equal(source[17]["ids"], made[17]["ids"])
+    records = Records(tmp_path / "a-train", split)
+    assert [r["id"] for r in records] == [r["id"] for r in made]
+    assert records.lengths.tolist() == [len(r["ids"]) for r in made]
+    np.testing.assert_array_equal(records[17]["ids"], made[17]["ids"])
     assert split.tokens == sum(len(r["ids"]) for r in made)
     assert split.agent_tokens == sum(int(r["agent"].sum()) for r in made)
 
@@ -188,7 +188,7 @@ except OSError as error:
 
 def test_an_empty_split_can_be_opened(tmp_path):
     split = write_split(tmp_path, "a", "train", [], kind="sft", max_len=9, made_from="")
-    assert (len(Source(tmp_path / "a-train", split)), split.shards) == (0, ())
+    assert (len(Records(tmp_path / "a-train", split)), split.shards) == (0, ())
 
 
 def test_the_manifest_is_the_same_after_saving(manifest):
@@ -244,8 +244,8 @@ def test_damaged_shards_are_found_on_opening(tmp_path, damage):
 
 
 def test_curriculum_is_parsed():
-    stages = parse_curriculum("0:x, 20:y", ["x", "y"])
-    assert stages == (Stage(0, "x"), Stage(20, "y"))
+    lessons = parse_curriculum("0:x, 20:y", ["x", "y"])
+    assert lessons == (Lesson(0, "x"), Lesson(20, "y"))
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_a_wrong_curriculum_is_quoted(text, message):
 
 def test_every_epoch_is_another_permutation(manifest):
     found = Order(manifest, "0:a", "train", "sft", 5)
-    size = len(found.sources["a"])
+    size = len(found.records["a"])
     epochs = [[found.record(0, epoch * size + i)["id"] for i in range(size)] for epoch in range(3)]
     assert all(sorted(e) == sorted(epochs[0]) and len(set(e)) == size for e in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
@@ -300,7 +300,7 @@ def test_packed_rows_hold_whole_records(manifest):
             np.testing.assert_array_equal(ids, record["ids"])
             np.testing.assert_array_equal(targets[:-1], record["ids"][1:])
             np.testing.assert_array_equal(positions, np.arange(len(ids)))
-            np.testing.assert_array_equal(weights[:-1], np.where(record["agent"][1:], 1, OTHER))
+            np.testing.assert_array_equal(weights[:-1], np.where(record["agent"][1:], 1, CONTEXT))
             assert weights[-1] == 0, "the last token of a segment has no next one"
             used += len(ids)
         padding = batch["segment_ids"] == 0
@@ -349,7 +349,7 @@ def test_a_position_restores_on_another_number_of_processes(manifest, stop, pref
         iterator.close(), other.close()
 
 
-def test_stages_begin_at_their_step(manifest):
+def test_lessons_begin_at_their_step(manifest):
     firsts = [
         {int(ids[0]) // 1_000_000 for ids, *_ in segments(batch)}
         for batch in take(batches(manifest), 10)
@@ -359,7 +359,7 @@ def test_stages_begin_at_their_step(manifest):
     assert firsts[7:] == [{1}] * 3
 
 
-def test_a_later_stage_may_change_and_the_past_may_not(manifest, tmp_path):
+def test_a_later_lesson_may_change_and_the_past_may_not(manifest, tmp_path):
     iterator = batches(manifest, "0:upto1,9:both")
     take(iterator, 4)
     state = iterator.get_state()
@@ -381,7 +381,7 @@ def test_wrong_requests_are_refused(manifest):
     with pytest.raises(CacheError, match="no records in split 'heldout'"):
         batches(manifest, split="heldout")
     with pytest.raises(CacheError, match=r"a-train has a record of \d+ tokens, seq_len is 9"):
-        sft_batches(manifest, "0:a", batch_size=1, seq_len=9, seed=0, other_loss_weight=1.0)
+        sft_batches(manifest, "0:a", batch_size=1, seq_len=9, seed=0, context_loss_weight=1.0)
 
 
 # ---- prompts for RL
@@ -408,7 +408,7 @@ def test_no_prompt_comes_twice_before_all_have_come(manifest):
     assert sorted(drawn) == sorted(e.id for e in examples(40))
 
 
-def test_the_first_prompts_of_all_stages_are_seen_without_drawing(manifest):
+def test_the_first_prompts_of_all_lessons_are_seen_without_drawing(manifest):
     iterator = prompt_batches(manifest, "0:r,2:q", groups=2, seed=0)
     state = iterator.get_state()
     ahead = names(iterator.first(2))

@@ -127,10 +127,10 @@ def read(folder, kind, split, cls):
 
 def test_tasks_and_mixtures_are_registered(names):
     assert names[:10] == [*RAMP, "qa_two_hop", "qa_sft_two_hop", *RAMP_SFT]
-    stages = [f"ramp{sft}_upto{k}" for sft in ("", "_sft") for k in (1, 2, 3, 4)]
+    lessons = [f"ramp{sft}_upto{k}" for sft in ("", "_sft") for k in (1, 2, 3, 4)]
     others = ["ramp_mixed", "ramp_sft_mixed", "qa_mixed", "qa_sft_mixed"]
     both = ["ramp_qa_mixed", "ramp_sft_qa_mixed", "ramp_sft_qa_two_hop"]
-    assert sorted(names[10:]) == sorted([*stages, *others, *both])
+    assert sorted(names[10:]) == sorted([*lessons, *others, *both])
     assert set(names) <= set(seqio.TaskRegistry.names()) | set(seqio.MixtureRegistry.names())
 
 
@@ -433,7 +433,7 @@ def test_training_reads_the_cache(built):
             batch_size=2,
             seq_len=400,
             seed=0,
-            other_loss_weight=0.2,
+            context_loss_weight=0.2,
         )
     )
     assert set(np.unique(batch["loss_weights"])) == {np.float32(0), np.float32(0.2), np.float32(1)}

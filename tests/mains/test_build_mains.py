@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from configs import common
 from masksearch_jax import build_ramp, evaluate
 from masksearch_jax.core.config import CheckpointConfig, ComputeConfig, ModelConfig, OptimConfig
+from masksearch_jax.core.jsonl import read_jsonl
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import Passage, QAExample, RampExample, Span, to_json
@@ -25,7 +26,6 @@ from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.data import prompt
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
-from masksearch_jax.ramp.examples import read_jsonl
 from masksearch_jax.training import train_state
 from masksearch_jax.training.checkpoint import Checkpointer
 from tests.mains.commands import TOWNS, build, failure, passages, question, run, write_lines
@@ -123,7 +123,14 @@ def test_other_inputs_leave_nothing_of_the_earlier_ones(towns, repository):
     assert (towns / "out" / "questions" / "train.jsonl").is_file()
     made = build(repository, towns, corpus__questions="", corpus__limit=6)
     assert made["corpus"]["out"] == 6
-    assert made["questions"] == {"in": 0, "out": 0, "dropped": {}, "train": 0, "heldout": 0}
+    assert made["questions"] == {
+        "in": 0,
+        "out": 0,
+        "dropped": {},
+        "train": 0,
+        "rl": 0,
+        "heldout": 0,
+    }
     assert not list((towns / "out" / "questions").glob("*"))
     found = read_jsonl(towns / "out" / "ramp" / "train.jsonl", RampExample)
     assert {e.title for e in found} <= set(TOWNS[:6])

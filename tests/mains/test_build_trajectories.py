@@ -20,7 +20,7 @@ from masksearch_jax import build_trajectories
 from masksearch_jax.agents.llm_client import BudgetError, JobError
 from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.ramp.examples import read_jsonl
+from masksearch_jax.core.jsonl import read_jsonl
 from masksearch_jax.testing.services import Answer, Endpoint
 from tests.mains.trajectory_job import agent, llm_config, number_of, outcomes, run, write_towns
 

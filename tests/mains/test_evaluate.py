@@ -12,6 +12,7 @@ import pytest
 from masksearch_jax import evaluate
 from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import (
@@ -27,7 +28,6 @@ from masksearch_jax.core.types import (
 from masksearch_jax.evals import suites
 from masksearch_jax.evals.suites import QA_METRICS, RAMP_METRICS
 from masksearch_jax.models.load import InitError
-from masksearch_jax.ramp.examples import write_jsonl
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.training.supervisor import Preempted
@@ -166,7 +166,7 @@ def test_a_hidden_source_is_asked_for_with_search_alone_and_never_shown(run_conf
     repeated = evaluate.with_repeated_facts(cfg, loaded["source_hidden"], tool)
     assert all(evaluate.is_repeated(e, tool) for e in repeated)
     vocab = Vocab.load(cfg.tokenizer)
-    items, lost = evaluate.plan(cfg, loaded | {"source_hidden": repeated}, vocab)
+    items, lost = evaluate.items_of(cfg, loaded | {"source_hidden": repeated}, vocab)
     assert lost == []
     by_suite = {s: [i for i in items if i.suite == s] for s in section.suites}
     assert {i.condition for i in by_suite["source_hidden"]} == {"search"}

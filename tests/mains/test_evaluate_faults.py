@@ -16,12 +16,12 @@ import pytest
 from masksearch_jax import evaluate
 from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import QAExample
 from masksearch_jax.evals import suites
 from masksearch_jax.evals.lost import LostItemsError
-from masksearch_jax.ramp.examples import write_jsonl
 from tests.agents.scripted_student import scripted
 from tests.mains.unsteady_search import Unsteady
 

@@ -15,6 +15,7 @@ import pytest
 from benchmarks.evolution import Control
 from masksearch_jax import evolve, viewer
 from masksearch_jax.agents import selection as logic
+from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.types import (
     Demonstration,
     QAExample,
@@ -25,7 +26,6 @@ from masksearch_jax.core.types import (
     Turn,
 )
 from masksearch_jax.evals import iterations
-from masksearch_jax.ramp.examples import write_jsonl
 from masksearch_jax.recipes.stage_folder import Usage
 from masksearch_jax.runtime import cli
 

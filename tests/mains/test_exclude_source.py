@@ -16,18 +16,18 @@ from masksearch_jax import build_trajectories, evaluate
 from masksearch_jax.agents import agent_teacher, policy_teacher, scripted_teacher, selection
 from masksearch_jax.core import markup, retrieval
 from masksearch_jax.core.config import MeshConfig, PromptConfig, SearchConfig
+from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample
 from masksearch_jax.data.batches import Prompt
 from masksearch_jax.parallel import sharding
-from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.rl.group_sampler import GroupSampler
 from masksearch_jax.rl.reward_pool import RewardPool
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.search import bm25
 from masksearch_jax.search.cache import CachedSearch
-from masksearch_jax.search.open import check_sources
+from masksearch_jax.search.open import check_source_passages
 from masksearch_jax.search.remote import RemoteSearch
 from masksearch_jax.search.server import SearchServer
 from masksearch_jax.search.tool import FakeSearch, NoSearch, RandomSearch
@@ -229,18 +229,18 @@ class Unnamed(BaseHTTPRequestHandler):
 def test_a_tool_with_other_ids_is_refused_at_the_start(fruit, every_tool):
     examples = [example(p) for p in FRUIT]
     for tool in every_tool[:4]:
-        check_sources(tool, HIDING, examples)
+        check_source_passages(tool, HIDING, examples)
     renamed = [dataclasses.replace(e, passage_id=f"wiki-{e.passage_id}") for e in examples]
     with pytest.raises(SearchError, match=r"can hide nothing: .*7 paragraphs .*'wiki-p0' gave \["):
-        check_sources(fruit, HIDING, renamed)
-    check_sources(fruit, OPEN, renamed)
-    check_sources(fruit, HIDING, [QAExample("q", "d", "Which?", ("It",))])
+        check_source_passages(fruit, HIDING, renamed)
+    check_source_passages(fruit, OPEN, renamed)
+    check_source_passages(fruit, HIDING, [QAExample("q", "d", "Which?", ("It",))])
     for kind in ("none", "random"):
-        check_sources(NoSearch(), dataclasses.replace(HIDING, kind=kind), renamed)
+        check_source_passages(NoSearch(), dataclasses.replace(HIDING, kind=kind), renamed)
     with serving(ThreadingHTTPServer(("127.0.0.1", 0), Unnamed)) as server:
         url = f"http://127.0.0.1:{server.server_address[1]}/retrieve"
         with pytest.raises(SearchError, match="can hide nothing"):
-            check_sources(RemoteSearch(url, timeout=10), HIDING, examples)
+            check_source_passages(RemoteSearch(url, timeout=10), HIDING, examples)
 
 
 def test_the_mains_refuse_before_they_work(miniature, examples, tmp_path):

@@ -7,9 +7,9 @@ import pytest
 from masksearch_jax import build_trajectories
 from masksearch_jax.agents.llm_client import JobError
 from masksearch_jax.agents.scripted_teacher import Rejection
+from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Demonstration, RampExample
-from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.search import open as opening
 from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.testing.services import Answer, Endpoint, SearchEndpoint

@@ -15,10 +15,10 @@ import pytest
 from benchmarks.crash_runs import curve
 from masksearch_jax import quickstart, viewer
 from masksearch_jax.core.errors import UserError
+from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, Segment
-from masksearch_jax.ramp.examples import write_jsonl
 from masksearch_jax.recipes import steps
 from masksearch_jax.recipes.stage_folder import Usage
 from masksearch_jax.runtime import cli

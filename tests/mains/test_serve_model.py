@@ -32,6 +32,7 @@ from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.build_trajectories import FailedError
 from masksearch_jax.core.config import ComputeConfig, ModelConfig
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.jsonl import read_jsonl
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
@@ -40,7 +41,6 @@ from masksearch_jax.corpus.passages import write_passages
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
-from masksearch_jax.ramp.examples import read_jsonl
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.server import ChatServer
 from masksearch_jax.runtime import cli

@@ -22,13 +22,13 @@ from masksearch_jax import export_hf, train_dapo, train_sft
 from masksearch_jax.core import rows
 from masksearch_jax.core.config import DapoRun, LoraConfig, MeshConfig, SftRun
 from masksearch_jax.core.errors import ConfigError, Restart
+from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import Passage, QAExample, RampExample, Span, Trajectory
 from masksearch_jax.data.cache import CacheError
 from masksearch_jax.models.load import InitError, check_vocabulary, initial
 from masksearch_jax.parallel.sharding import MeshError, make_mesh
-from masksearch_jax.ramp import examples
 from masksearch_jax.rl import advantages, rewards
 from masksearch_jax.rl import groups as groups_lib
 from masksearch_jax.runtime import goodput
@@ -51,13 +51,13 @@ SFT_STEPS, DAPO_STEPS = 50, 4
 def cached(miniature, repository):
     """The miniature with its cache: the one process here that imports TensorFlow."""
     cfg = miniature.cfg
-    train = examples.read_jsonl(miniature.data / "ramp" / "train.jsonl", RampExample)
+    train = read_jsonl(miniature.data / "ramp" / "train.jsonl", RampExample)
     easy = [
         QAExample(f"easy:{e.id}", "easy", e.paragraph, ("million", "Africa"))
         for e in train[:40]  # that a policy of a few updates gets right now and then
     ]
     questions = miniature.data / "questions" / "train.jsonl"
-    examples.write_jsonl(questions, [*examples.read_jsonl(questions, QAExample), *easy])
+    write_jsonl(questions, [*read_jsonl(questions, QAExample), *easy])
     values = {
         "folder": miniature.data,
         "cache": miniature.cache,
@@ -78,7 +78,7 @@ def sft_config(run, workdir) -> SftRun:
     curriculum = "0:ramp_sft_k1,30:ramp_sft_upto2"
     return dataclasses.replace(
         cfg,
-        sft=dataclasses.replace(cfg.sft, curriculum=curriculum, other_loss_weight=0.1),
+        sft=dataclasses.replace(cfg.sft, curriculum=curriculum, context_loss_weight=0.1),
         checkpoint=dataclasses.replace(cfg.checkpoint, every=10),
     )
 
@@ -485,7 +485,7 @@ def test_sft_of_two_processes_is_stopped_moved_to_one_killed_and_moved_back(sft,
 
     def session(count: int, rows: int) -> Cluster:
         cluster = Cluster(at(cfg, tmp_path / "cut"), count)
-        while cluster.running() and len(curves(tmp_path / "cut")) < rows:
+        while cluster.is_running() and len(curves(tmp_path / "cut")) < rows:
             time.sleep(0.01)
         return cluster
 
@@ -520,7 +520,7 @@ def test_two_processes_train_on_the_rollouts_of_one(dapo, tmp_path, in_flight):
     assert Cluster(at(cfg, tmp_path / "2"), 2).wait(400) == [0, 0]
     if in_flight == "drop":  # killed between two checkpoints, it goes on bitwise
         cluster = Cluster(at(cfg, tmp_path / "cut"), 2)
-        while cluster.running() and len(curves(tmp_path / "cut")) < 3:
+        while cluster.is_running() and len(curves(tmp_path / "cut")) < 3:
             time.sleep(0.01)
         cluster.signal(signal.SIGKILL, 1)
         first = cluster.wait(100)[0]  # JAX may be the first to see it, and aborts
@@ -652,7 +652,7 @@ def test_dapo_refuses_micro_batches_that_the_parts_of_a_mesh_do_not_divide(dapo)
 def test_rows_that_the_mesh_cannot_split_in_time_are_refused_at_the_start(sft, dapo):
     mesh = make_mesh(MeshConfig(1, 1, 1, context=5), jax.devices()[:5])
     with pytest.raises(MeshError, match=r"rows of \d+ tokens do not divide over mesh.context 5"):
-        train_sft.check(sft, mesh)
+        train_sft.check_batch(sft, mesh)
     with pytest.raises(MeshError, match=r"choose a length that is a multiple of 10"):
         train_dapo.check(dapo.dapo, dapo.rollout, mesh)
 

@@ -6,9 +6,9 @@ import re
 from masksearch_jax import build_trajectories
 from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.types import Demonstration, Passage, RampExample, Span
-from masksearch_jax.ramp.examples import read_jsonl, write_jsonl
 from masksearch_jax.search import bm25
 
 RIVERS = ("Glomma", "Drava", "Sava", "Tisza", "Warta", "Oder", "Ebro", "Duero")

@@ -31,7 +31,9 @@ SPLIT = dataclasses.replace(TINY_QWEN2, vocab_size=64, tie_embeddings=False)  # 
 SHARD = 15e3
 
 
-def interrupted(model, folder: Path, at: str, error: BaseException, source: str = "run 1") -> None:
+def interrupted(
+    model, folder: Path, at: str, error: BaseException, made_from: str = "run 1"
+) -> None:
     """A save that ends with `error` when the parameter `at` is read."""
     leaves = {sharding.parameter_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(model)}
 
@@ -40,4 +42,4 @@ def interrupted(model, folder: Path, at: str, error: BaseException, source: str 
             raise error
         return leaves[name]
 
-    hf.save(model, folder, read=read, source=source, max_shard_bytes=SHARD)
+    hf.save(model, folder, read=read, made_from=made_from, max_shard_bytes=SHARD)

@@ -542,7 +542,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_export_reloads_with_transformers(tokenizer: Path, tmp_path: Path) -> None:
-    if not reload_check.available():
+    if not reload_check.has_transformers():
         pytest.skip("torch and transformers are not both installed")
     model = random_model(dataclasses.replace(LLAMA, vocab_size=300))
     report = export_hf.export(model, tmp_path / "model", tokenizer, max_shard_bytes=30e3)
@@ -642,7 +642,7 @@ def test_export_refuses_a_folder_that_computes_something_else(
     tokenizer: Path, tmp_path: Path, monkeypatch
 ) -> None:
     model = random_model(dataclasses.replace(TINY_QWEN2, vocab_size=300))
-    monkeypatch.setattr(reload_check, "available", lambda: True)
+    monkeypatch.setattr(reload_check, "has_transformers", lambda: True)
     monkeypatch.setattr(
         reload_check, "reference", lambda *_: (np.zeros((2, 16, 300)), np.zeros((2, 16)))
     )
@@ -660,7 +660,7 @@ def test_export_refuses_a_folder_that_computes_something_else(
 
 @pytest.mark.slow
 def test_a_folder_transformers_cannot_load_says_why(tmp_path: Path) -> None:
-    if not reload_check.available():
+    if not reload_check.has_transformers():
         pytest.skip("torch and transformers are not both installed")
     hf.save(random_model(TINY_QWEN2), tmp_path / "model")
     shutil.copy(tmp_path / "model" / "config.json", tmp_path / "config.json")

@@ -128,7 +128,7 @@ def test_an_export_interrupted_at_every_parameter_goes_on_and_is_the_same(tmp_pa
         assert whole.items() >= known.items()  # none written again
         known = whole
     assert len(known) >= 3
-    hf.save(model, tmp_path / "model", source="run 1", max_shard_bytes=SHARD)
+    hf.save(model, tmp_path / "model", made_from="run 1", max_shard_bytes=SHARD)
     written = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "model").glob("*.safetensors")}
     assert written.items() > known.items()
     assert sorted(os.listdir(tmp_path)) == ["at_once", "model"]
@@ -141,7 +141,7 @@ def test_weights_of_another_source_are_not_mixed_in(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted(random_model(SPLIT), tmp_path / "model", "blocks.down", KeyboardInterrupt())
     other = random_model(SPLIT, seed=1)
-    hf.save(other, tmp_path / "model", source="run 2", max_shard_bytes=SHARD)
+    hf.save(other, tmp_path / "model", made_from="run 2", max_shard_bytes=SHARD)
     jax.tree.map(np.testing.assert_array_equal, hf.load(tmp_path / "model", FLOAT32), other)
 
 
@@ -153,7 +153,7 @@ def test_a_shard_that_is_not_whole_is_written_again(damage: str, tmp_path: Path)
     shard = sorted((tmp_path / ".model.partial").glob("*.safetensors"))[1]
     data = shard.read_bytes()
     shard.write_bytes(data[:-1] if damage == "cut" else data[:9] + b"X" + data[10:])
-    hf.save(model, tmp_path / "model", source="run 1", max_shard_bytes=SHARD)
+    hf.save(model, tmp_path / "model", made_from="run 1", max_shard_bytes=SHARD)
     jax.tree.map(np.testing.assert_array_equal, hf.load(tmp_path / "model", FLOAT32), model)
 
 
@@ -185,7 +185,7 @@ def test_an_export_killed_while_it_writes_a_shard_goes_on(tmp_path: Path) -> Non
     assert len(whole) >= 2
     assert half[0].split(".")[1] + ".safetensors" not in whole
     model = random_model(SPLIT)
-    hf.save(model, tmp_path / "model", source="run 1", max_shard_bytes=SHARD)
+    hf.save(model, tmp_path / "model", made_from="run 1", max_shard_bytes=SHARD)
     jax.tree.map(np.testing.assert_array_equal, hf.load(tmp_path / "model", FLOAT32), model)
     written = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "model").iterdir()}
     assert written.items() > whole.items()
@@ -201,10 +201,10 @@ def test_a_write_that_fails_keeps_whole_shards_for_the_next(
     largest = sizes.index(max(sizes))
     file_size_limit(max(sizes) - 1)
     with pytest.raises(OSError, match=rf"model-{largest + 1:05d}-of-.*safetensors"):
-        hf.save(model, tmp_path / "model", source="run 1", max_shard_bytes=SHARD)
+        hf.save(model, tmp_path / "model", made_from="run 1", max_shard_bytes=SHARD)
     file_size_limit(None)
     assert len([*(tmp_path / ".model.partial").glob("*.safetensors*")]) == largest
-    hf.save(model, tmp_path / "model", source="run 1", max_shard_bytes=SHARD)
+    hf.save(model, tmp_path / "model", made_from="run 1", max_shard_bytes=SHARD)
     jax.tree.map(np.testing.assert_array_equal, hf.load(tmp_path / "model", FLOAT32), model)
 
 
@@ -223,10 +223,10 @@ def test_two_exports_to_one_folder_do_not_meet(tmp_path: Path) -> None:
     model = random_model(SPLIT)
 
     def read(name: str) -> jax.Array:
-        hf.save(model, tmp_path / "model", source="second")
+        hf.save(model, tmp_path / "model", made_from="second")
 
     with pytest.raises(BeingWrittenError, match="is being written by another process"):
-        hf.save(model, tmp_path / "model", read=read, source="first")
+        hf.save(model, tmp_path / "model", read=read, made_from="first")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -249,7 +249,7 @@ def test_a_checkpoint_is_read_by_parameter_in_the_dtype_that_it_is_stored_in(
     for step in (1, 2):
         with StoredParams(tmp_path, placed, SPLIT, step) as stored:
             found = stored.read("blocks.up")
-            sources.add(stored.source)
+            sources.add(stored.made_from)
             assert (stored.step, stored.dtype) == (step, dtype)
         assert tuple(found.sharding.spec) == (None, ("fsdp", "context"), "tensor")
         assert len(found.addressable_shards) == 8
@@ -259,7 +259,7 @@ def test_a_checkpoint_is_read_by_parameter_in_the_dtype_that_it_is_stored_in(
 
 
 def test_the_card_says_what_is_known_and_asks_for_the_licence() -> None:
-    card = Card(base_model="Qwen/Qwen2.5-7B", stage="RAMP: SFT", dataset="a dump", license="")
+    card = Card(base_model="Qwen/Qwen2.5-7B", training="RAMP: SFT", dataset="a dump", license="")
     text = model_card(card, FAMILIES["qwen3"], "agent", 4000, 12345, "bfloat16")
     front = text.split("---\n")[1]
     assert 'base_model: "Qwen/Qwen2.5-7B"\n' in front
@@ -349,5 +349,5 @@ def test_memory_stays_within_its_bounds() -> None:
 def test_a_folder_that_is_not_a_models_is_left_alone(tmp_path: Path) -> None:
     shutil.copy(__file__, tmp_path / "mine.py")
     with pytest.raises(HfError, match="is no HF model folder"):
-        hf.save(random_model(TINY_QWEN2), tmp_path, source="run 1")
+        hf.save(random_model(TINY_QWEN2), tmp_path, made_from="run 1")
     assert os.listdir(tmp_path) == ["mine.py"]

@@ -427,8 +427,8 @@ def test_an_export_of_adapters_streams_what_merging_gives(mesh, tmp_path):
         hf.save(whole, tmp_path / f"{name}_whole")
         with weights(str(tmp_path / name), MODEL, COMPUTE, wide) as found:
             assert (found.step, found.dtype) == (1, "bfloat16")
-            stack.append(found.source)
-            hf.save(shapes, tmp_path / f"{name}_out", read=found.read, source=found.source)
+            stack.append(found.made_from)
+            hf.save(shapes, tmp_path / f"{name}_out", read=found.read, made_from=found.made_from)
         expected = load_file(tmp_path / f"{name}_whole" / hf.SINGLE)
         written = load_file(tmp_path / f"{name}_out" / hf.SINGLE)
         assert written.keys() == expected.keys()

@@ -74,7 +74,7 @@ def test_both_ways_to_read_the_cache_give_the_same_attention() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("step", [0, 2])
 def test_the_gpu_kernel_gives_the_attention_of_xla(dtype: str, step: int, monkeypatch) -> None:
-    """Interpreted on a CPU; in parts of one page and of several, fresh tokens in the first."""
+    """Interpreted on a CPU; in chunks of one page and of several, fresh tokens in the first."""
     cache, *_ = caches(dtype)
     draw = np.random.default_rng(2)
     kind = "bfloat16" if dtype == "bfloat16" else "float32"
@@ -84,8 +84,8 @@ def test_the_gpu_kernel_gives_the_attention_of_xla(dtype: str, step: int, monkey
     table = draw.permutation(PAGES).reshape(1, 4, WIDTH).astype(np.int32)
     at = (jnp.int32(1), jnp.int32(step), jnp.asarray(table), jnp.asarray(LENGTH))
     expected = kv_cache.decode_attention(q, cache, fresh, *at)
-    for part in (PAGE, 2 * PAGE):
-        monkeypatch.setattr(paged_attention_gpu, "PART", part)
+    for chunk in (PAGE, 2 * PAGE):
+        monkeypatch.setattr(paged_attention_gpu, "CHUNK", chunk)
         grouped = attention.group(q[:, None], HEADS)
         found = paged_attention_gpu.attend(grouped, cache, fresh, *at, interpret=True)
         found = attention.ungroup(found, 1)[:, 0]
@@ -119,7 +119,7 @@ def test_on_a_gpu_the_cache_is_read_by_one_kernel(monkeypatch) -> None:
 )
 def test_sizes_that_triton_has_no_blocks_of_are_refused(head_dim, page, says) -> None:
     with pytest.raises(attention.AttentionError, match=says):
-        paged_attention_gpu.check(head_dim, page)
+        paged_attention_gpu.check_sizes(head_dim, page)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_sizes_that_triton_has_no_blocks_of_are_refused(head_dim, page, says) ->
 )
 def test_sizes_that_the_kernel_does_not_take_are_refused_by_name(head_dim, page, says) -> None:
     with pytest.raises(attention.AttentionError, match=re.escape(says)):
-        paged_attention_tpu.check(head_dim, page)
+        paged_attention_tpu.check_sizes(head_dim, page)
 
 
 @pytest.mark.parametrize(

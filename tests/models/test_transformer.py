@@ -264,8 +264,8 @@ def test_a_copied_page_is_one_s_own(model: Transformer) -> None:
     _, cache = EXTEND(
         model, cache, ids.repeat(3, 0), np.int32([0, 0, 0]), np.int32([6, 0, 0]), table
     )
-    copies, source = np.int32([2]), np.int32([[table[0, 0, 1]] * 3])
-    cache = jax.jit(kv_cache.copy_pages)(cache, copies, source, table[:, [1, 2, 0], 1])
+    copies, src = np.int32([2]), np.int32([[table[0, 0, 1]] * 3])
+    cache = jax.jit(kv_cache.copy_pages)(cache, copies, src, table[:, [1, 2, 0], 1])
     shared = np.stack([np.repeat(table[0, 0, 0], 3), table[0, :, 1]], axis=1)[None]
     following = np.int32([[3], [1], [2]])
     found, _ = jax.jit(flat_decode)(model, cache, following, np.int32([6, 6, 6]), shared)

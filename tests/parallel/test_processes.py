@@ -55,7 +55,7 @@ preemption, polls, out = Preemption(), [], []
 
 def check():
     polls.append(1)
-    preemption.check()
+    preemption.raise_if_stopped()
 
 with jax.set_mesh(mesh), engine(colours(find), rollout=rollout, search_config=config) as e:
     e.check = check

@@ -170,7 +170,7 @@ def test_no_device_sums_a_whole_table() -> None:
 
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize(
-    ("sizes", "stage", "sums"),
+    ("sizes", "round_size", "sums"),
     [
         (MeshConfig(1, 8, 1), 2, 2),
         (MeshConfig(1, 8, 1), 4, 1),
@@ -180,10 +180,10 @@ def test_no_device_sums_a_whole_table() -> None:
     ],
     ids=str,
 )
-def test_sums_in_stages_are_each_device_s_part(sizes, stage, sums, axis, monkeypatch) -> None:
+def test_sums_in_rounds_are_each_device_s_part(sizes, round_size, sums, axis, monkeypatch) -> None:
     monkeypatch.setattr(
-        shared_weights, "_STAGE", stage
-    )  # more than twice as many devices: in two stages
+        shared_weights, "_ROUND", round_size
+    )  # more than twice as many devices: in two rounds
     mesh = sharding.make_mesh(sizes)
     rng = np.random.default_rng(0)
     x, g = rng.normal(size=(8, 4, 16)), rng.normal(size=(8, 4, 24))
@@ -287,9 +287,9 @@ def test_micro_batches_have_rows_of_every_part_of_the_mesh() -> None:
         sharding.to_host(found)[:, :, 0] // 3,
         [[0, 1, 4, 5, 8, 9, 12, 13], [2, 3, 6, 7, 10, 11, 14, 15]],
     )
-    halves = (hosts.split_micro(half, 2, parts=2) for half in np.split(rows, 2))  # two processes'
+    halves = (hosts.split_micro(half, 2, shards=2) for half in np.split(rows, 2))  # two processes'
     np.testing.assert_array_equal(sharding.to_host(found), np.concatenate([*halves], axis=1))
-    with pytest.raises(ValueError, match="8 rows, on 4 parts of the mesh, is no multiple of 4"):
+    with pytest.raises(ValueError, match="8 rows, on 4 shards of the mesh, is no multiple of 4"):
         hosts.shard_batch(mesh, {"ids": rows[:8]}, accumulate=4)
     with pytest.raises(sharding.MeshError, match="batch: batch of 2 does not divide over 4"):
         hosts.shard_batch(mesh, {"ids": rows[:2]})

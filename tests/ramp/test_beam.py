@@ -25,6 +25,7 @@ pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip ins
 from masksearch_jax import build_cache, build_dataset, build_ramp
 from masksearch_jax.core.config import PromptConfig
 from masksearch_jax.core.errors import ConfigError, UserError
+from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.tokenizer import train_bpe
 from masksearch_jax.core.types import (
     Demonstration,
@@ -37,8 +38,8 @@ from masksearch_jax.core.types import (
 from masksearch_jax.corpus.tally import ShareError
 from masksearch_jax.data import batches, cache
 from masksearch_jax.data.folder import Folder, RecordError
-from masksearch_jax.ramp import beam, masking, spans, tfds_source
-from masksearch_jax.ramp.examples import read_jsonl, split_of, write_jsonl
+from masksearch_jax.ramp import beam, masking, spans, tfds_records
+from masksearch_jax.ramp.examples import split_of
 from masksearch_jax.runtime import cli
 
 seqio, tasks = build_cache._import_seqio()
@@ -103,7 +104,7 @@ TWICE = dataclasses.replace(GIVEN[5], text=f"{GIVEN[5].text} And again.")
 class Made:
     cfg: build_dataset.BuildDatasetRun
     counts: dict
-    sources: dict
+    records: dict
 
     @property
     def root(self) -> Path:
@@ -115,14 +116,14 @@ def made(tmp_path_factory) -> Made:
     """A dataset from three files: 58 paragraphs, a copy, one of another's id, a short one."""
     folder = tmp_path_factory.mktemp("dataset")
     cfg = config(write_corpus(folder / "corpus", [*GIVEN, *AGAIN, TWICE], 3), folder)
-    return Made(cfg, build_dataset.run(cfg), tfds_source.sources(folder))
+    return Made(cfg, build_dataset.run(cfg), tfds_records.records_of(folder))
 
 
-def examples(sources) -> dict[str, list]:
+def examples(by_masks) -> dict[str, list]:
     found = collections.defaultdict(list)
-    for by_split in sources.values():
-        for split, source in by_split.items():
-            found[split] += source
+    for by_split in by_masks.values():
+        for split, records in by_split.items():
+            found[split] += records
     return found
 
 
@@ -193,7 +194,7 @@ def test_every_paragraph_is_used_or_counted_with_its_reason(made):
 
 
 def test_examples_are_whole_and_split_by_article(made):
-    by_split, texts = examples(made.sources), {p.id: p.text for p in GIVEN}
+    by_split, texts = examples(made.records), {p.id: p.text for p in GIVEN}
     titles = {split: {e.title for e in found} for split, found in by_split.items()}
     assert set(by_split) == {"train", "rl", "heldout"}
     for split, found in by_split.items():
@@ -206,7 +207,7 @@ def test_examples_are_whole_and_split_by_article(made):
     assert not titles["train"] & titles["heldout"]
     assert not (titles["train"] | titles["heldout"]) & titles["rl"]
     counted = {
-        split: {str(k): len(s[split]) for k, s in made.sources.items() if split in s}
+        split: {str(k): len(s[split]) for k, s in made.records.items() if split in s}
         for split in by_split
     }
     assert counted == made.counts["ramp"]["by_masks"]
@@ -242,7 +243,7 @@ def test_neither_files_nor_workers_change_an_example(made, tmp_path):
     ]
     expected = [
         to_json(e) | {"split": split}
-        for split, found in examples(made.sources).items()
+        for split, found in examples(made.records).items()
         for e in found
     ]
     by_id = lambda row: row["id"]  # noqa: E731
@@ -268,13 +269,13 @@ def test_a_half_written_config_is_made_again_and_a_finished_one_kept(made, tmp_p
     (root / "SHA256SUMS").unlink()
     (root / "k2" / "1.0.0").rename(root / "k2" / "incomplete.X_1.0.0")
     with pytest.raises(FileNotFoundError, match="did not finish"):
-        tfds_source.sources(folder)
+        tfds_records.records_of(folder)
     before = states(root)
     build_dataset.run(dataclasses.replace(made.cfg, folder=str(folder)))
     kept = {p for p, time in states(root).items() if before.get(p) == time}
     assert {Path(p).relative_to(root).parts[0] for p in kept} == {"k1"}
     assert [p.name for p in (root / "k2").iterdir()] == ["1.0.0"]
-    assert list(tfds_source.sources(folder)[2]["train"]) == list(made.sources[2]["train"])
+    assert list(tfds_records.records_of(folder)[2]["train"]) == list(made.records[2]["train"])
 
 
 @pytest.mark.parametrize(
@@ -340,16 +341,16 @@ print([m for m in ("tensorflow", "apache_beam", "masksearch_jax") if m in sys.mo
 def test_tfds_loads_it_and_so_does_a_users_own_seqio_task(made):
     """What `tfds.load` gives is what is read by number, in the same order, in every split."""
     folder = made.cfg.folder
-    for k, by_split in made.sources.items():
+    for k, by_split in made.records.items():
         loaded, info = tfds.load(f"ramp/k{k}", data_dir=folder, with_info=True)
         assert set(loaded) == set(by_split)
-        for split, source in by_split.items():
+        for split, records in by_split.items():
             rows = list(tfds.as_numpy(loaded[split]))
-            assert list(map(tfds_source.from_features, rows)) == list(source)
-            assert info.splits[split].num_examples == len(source)
+            assert list(map(tfds_records.from_features, rows)) == list(records)
+            assert info.splits[split].num_examples == len(records)
             part = tfds.load(f"ramp/k{k}", data_dir=folder, split=f"{split}[:3]")
             ids = [row["id"].decode() for row in tfds.as_numpy(part)]
-            assert ids == [e.id for e in list(source)[:3]]
+            assert ids == [e.id for e in list(records)[:3]]
     text = seqio.Feature(seqio.PassThroughVocabulary(1), add_eos=False, dtype=tf.string, rank=0)
     task = seqio.Task(
         "own",
@@ -358,7 +359,7 @@ def test_tfds_loads_it_and_so_does_a_users_own_seqio_task(made):
         output_features={"targets": text},
     )
     given = task.get_dataset(None, "heldout", shuffle=False)
-    seqio_test.assert_dataset(given, [{"targets": e.masked} for e in made.sources[2]["heldout"]])
+    seqio_test.assert_dataset(given, [{"targets": e.masked} for e in made.records[2]["heldout"]])
 
 
 @pytest.mark.slow
@@ -371,8 +372,8 @@ def test_without_tfrecord_it_is_read_by_number_alone(made, tmp_path):
     )
     counts = build_dataset.run(cfg)
     assert not list(tmp_path.rglob("*.tfrecord*"))
-    found = tfds_source.sources(tmp_path)
-    assert {s: len(source) for s, source in found[1].items()} == {
+    found = tfds_records.records_of(tmp_path)
+    assert {s: len(records) for s, records in found[1].items()} == {
         split: by_k["1"] for split, by_k in counts["ramp"]["by_masks"].items()
     }
     assert len(tfds.data_source("ramp/k1", data_dir=tmp_path, split="train")) == len(
@@ -405,7 +406,7 @@ def test_a_conversion_that_was_killed_goes_on(made, tmp_path):
     assert again.keys() == by_name.keys()
     for name in again:
         assert again[name] == by_name[name] or name.endswith(("_info.json", ".array_record"))
-    assert list(tfds_source.sources(folder)[1]["train"]) == list(made.sources[1]["train"])
+    assert list(tfds_records.records_of(folder)[1]["train"]) == list(made.records[1]["train"])
 
 
 def test_a_users_script_reads_it_through_tfds_and_grain_without_tensorflow(made):
@@ -413,9 +414,9 @@ def test_a_users_script_reads_it_through_tfds_and_grain_without_tensorflow(made)
         [sys.executable, "-W", "ignore", "-c", _READ, made.cfg.folder],
         capture_output=True, text=True, check=True, cwd=made.root,
     )  # fmt: skip
-    source = made.sources[2]["train"]
-    texts = [s.text.encode() for s in source[0].spans]
-    assert done.stdout.splitlines() == [f"{sorted(e.id for e in source)} {texts}", "[]"]
+    records = made.records[2]["train"]
+    texts = [s.text.encode() for s in records[0].spans]
+    assert done.stdout.splitlines() == [f"{sorted(e.id for e in records)} {texts}", "[]"]
 
 
 @pytest.mark.slow
@@ -441,7 +442,7 @@ def test_a_killed_build_goes_on_from_its_last_finished_config(made, tmp_path):
     before = states(tmp_path / "ramp" / "k1")
     assert build_dataset.run(cfg) == made.counts
     assert states(tmp_path / "ramp" / "k1") == before
-    assert examples(tfds_source.sources(tmp_path)) == examples(made.sources)
+    assert examples(tfds_records.records_of(tmp_path)) == examples(made.records)
 
 
 # ---- as build_ramp makes it
@@ -563,7 +564,7 @@ def both(made, tmp_path_factory):
     dataset, lines, tokenizer = (folder / n for n in ("dataset", "lines", "tokenizer"))
     dataset.mkdir()
     (dataset / "ramp").symlink_to(made.root)
-    found = examples(made.sources)
+    found = examples(made.records)
     for split, of_split in found.items():
         write_jsonl(lines / "ramp" / f"{split}.jsonl", of_split)
     for place in (dataset, lines):
@@ -793,7 +794,7 @@ def test_a_users_script_gets_tasks_and_mixtures_cached_by_seqio_and_not(both, ma
     ]
     assert found["task False"] == expected
     assert sorted(found["task True"]) == sorted(expected)
-    heldout = {e.id for e in examples(made.sources)["heldout"]}
+    heldout = {e.id for e in examples(made.records)["heldout"]}
     assert set(found["ramp_mixed"]) == heldout
     assert set(found["ramp_upto1"]) == {name for name, _, _ in expected} < heldout
     assert found["stats"]["examples"] == len(expected)

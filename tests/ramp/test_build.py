@@ -13,14 +13,15 @@ from flax import nnx
 
 from masksearch_jax.core.config import ComputeConfig, ModelConfig
 from masksearch_jax.core.corpus_config import RampConfig
-from masksearch_jax.core.types import Passage, QAExample, RampExample, Span
+from masksearch_jax.core.jsonl import read_jsonl
+from masksearch_jax.core.types import SPLITS, Passage, QAExample, RampExample, Span
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.corpus.tally import ShareError
 from masksearch_jax.models import likelihood
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.ramp import build as ramp_build
 from masksearch_jax.ramp import leakage, masking, survey
-from masksearch_jax.ramp.examples import RampStats, build_examples, read_jsonl
+from masksearch_jax.ramp.examples import RampStats, build_examples
 from masksearch_jax.ramp.spacy_spans import SpacyError
 from masksearch_jax.search import bm25
 from masksearch_jax.viewer import examples as page
@@ -89,16 +90,13 @@ def test_passages_without_a_title_are_split_and_parted_by_id(tmp_path):
 
 
 def build(source, folder, *, clean=CLEAN, cfg=RAMP, workers=1, part=20, **options):
-    plan = survey.Plan(clean, cfg, **options.pop("plan", {}))
+    rules = survey.PassageRules(clean, cfg, **options.pop("rules", {}))
     work = ramp_build.WorkConfig(workers=workers, part=part)
-    return ramp_build.build(source, folder, plan, work, **options)
+    return ramp_build.build(source, folder, rules, work, **options)
 
 
 def examples(folder):
-    return {
-        split: read_jsonl(folder / "ramp" / f"{split}.jsonl", RampExample)
-        for split in ramp_build.SPLITS
-    }
+    return {split: read_jsonl(folder / "ramp" / f"{split}.jsonl", RampExample) for split in SPLITS}
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +115,7 @@ def test_every_passage_is_masked_or_counted_with_an_example(built):
     assert stats.paragraphs == tally.kept == 80 == stats.used
     made = examples(folder)
     assert sum(map(len, made.values())) == 160 - stats.dropped.get("same_masks_again", 0)
-    titles = [{e.title for e in made[split]} for split in ramp_build.SPLITS]
+    titles = [{e.title for e in made[split]} for split in SPLITS]
     assert sum(map(len, titles)) == len(set.union(*titles)) == 80
     assert {split: len(made[split]) for split in made} == {
         split: sum(by_k.values()) for split, by_k in stats.examples.items()
@@ -203,7 +201,7 @@ def test_overlap_by_title_and_by_text():
 
 def test_leaks_are_dropped_or_tagged(source, built, tmp_path):
     clean = dataclasses.replace(CLEAN, leakage="drop")
-    tally, _ = build(source, tmp_path, clean=clean, plan={"evaluation": evaluation()})
+    tally, _ = build(source, tmp_path, clean=clean, rules={"evaluation": evaluation()})
     assert (tally.dropped["gold_title"], tally.dropped["gold_text"]) == (1, 1)
     titles = {e.title for made in examples(tmp_path).values() for e in made}
     assert titles == {f"Town{i}" for i in range(80)} - {"Town7", "Town9"}
@@ -328,10 +326,10 @@ def test_chinese_paragraphs_end_to_end(shared_data, tmp_path):
     source = tmp_path / "zh.jsonl"
     given = read_passages(shared_data / "wiki_zh" / "paragraphs.jsonl.gz", limit=400)
     write_passages(source, given)
-    plan = survey.Plan(CLEAN, dataclasses.replace(RAMP, min_words=20, max_words=200), "zh")
-    ramp_build.learn_gazetteer(source, (), plan, tmp_path / "known.json")
-    plan = dataclasses.replace(plan, gazetteer=str(tmp_path / "known.json"))
-    tally, stats = ramp_build.build(source, tmp_path, plan, ramp_build.WorkConfig(part=200))
+    rules = survey.PassageRules(CLEAN, dataclasses.replace(RAMP, min_words=20, max_words=200), "zh")
+    ramp_build.learn_gazetteer(source, (), rules, tmp_path / "known.json")
+    rules = dataclasses.replace(rules, gazetteer=str(tmp_path / "known.json"))
+    tally, stats = ramp_build.build(source, tmp_path, rules, ramp_build.WorkConfig(part=200))
     assert tally.seen == 400
     assert tally.kept > 300
     assert stats.used > 0.85 * tally.kept
@@ -374,8 +372,8 @@ def test_the_entities_of_a_spacy_pipeline_are_masked(tmp_path):
     cfg = dataclasses.replace(
         RAMP, extractor="spacy", spacy_model=str(tmp_path / "pipeline"), min_words=20
     )
-    plan = survey.Plan(survey.CleanConfig(), cfg)
-    (found,) = ramp_build.extractor_of(plan).find([Passage("p", "Trondheim", text)])
+    rules = survey.PassageRules(survey.CleanConfig(), cfg)
+    (found,) = ramp_build.extractor_of(rules).find([Passage("p", "Trondheim", text)])
     assert {s.text: s.type for s in found.spans} == {
         "Ola Nordmann": "PERSON",
         "Glomma": "PLACE",
@@ -385,7 +383,7 @@ def test_the_entities_of_a_spacy_pipeline_are_masked(tmp_path):
         "Labour Party": "ORG",
     }
     assert found.refused == {"label_NORP": 1, "title": 1}
-    ramp_build.build(source, tmp_path / "built", plan, ramp_build.WorkConfig())
+    ramp_build.build(source, tmp_path / "built", rules, ramp_build.WorkConfig())
     assert {s for e in ramp_build.examples(tmp_path / "built") for s in e.spans} <= {*found.spans}
 
 
@@ -393,10 +391,12 @@ def test_the_entities_of_a_spacy_pipeline_are_masked(tmp_path):
 def test_a_missing_spacy_pipeline_is_named(tmp_path):
     cfg = dataclasses.replace(RAMP, extractor="spacy", spacy_model=str(tmp_path))
     with pytest.raises(SpacyError, match=r"no installed pipeline or folder; installed: none"):
-        ramp_build.extractor_of(survey.Plan(CLEAN, cfg))
+        ramp_build.extractor_of(survey.PassageRules(CLEAN, cfg))
 
 
 def test_a_missing_spacy_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SpacyError, match=r"not installed: pip install 'masksearch_jax\[spacy\]'"):
-        ramp_build.extractor_of(survey.Plan(CLEAN, dataclasses.replace(RAMP, extractor="spacy")))
+        ramp_build.extractor_of(
+            survey.PassageRules(CLEAN, dataclasses.replace(RAMP, extractor="spacy"))
+        )

@@ -8,10 +8,10 @@ import pytest
 
 from masksearch_jax import build_ramp
 from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
+from masksearch_jax.core.jsonl import read_jsonl
 from masksearch_jax.core.types import Passage, QAExample, RampExample
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.ramp import leakage
-from masksearch_jax.ramp.examples import read_jsonl
 from masksearch_jax.ramp.question_files import read_questions
 from masksearch_jax.ramp.survey import CleanConfig
 

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from masksearch_jax.core.corpus_config import RampConfig
+from masksearch_jax.core.jsonl import read_jsonl
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import Passage, QAExample, RampExample
 from masksearch_jax.corpus import atlas
@@ -127,7 +128,7 @@ def test_questions_that_an_evaluation_asks_are_not_trained_on(tmp_path):
     counts = write_split(tmp_path, asked, Counter(), {}, RampConfig(), "file", evaluation)
     assert counts["dropped"] == {"asked by an evaluation set": 3}
     kept = [q for name in ("train", "heldout") if (file := tmp_path / "questions" / f"{name}.jsonl")
-            .exists() for q in examples.read_jsonl(file, QAExample)]  # fmt: skip
+            .exists() for q in read_jsonl(file, QAExample)]  # fmt: skip
     assert [q.id for q in kept] == ["d"]
 
 

@@ -12,16 +12,11 @@ import pytest
 
 from masksearch_jax.core import markup
 from masksearch_jax.core.corpus_config import RampConfig
+from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.types import Passage, RampExample, Span
 from masksearch_jax.corpus import atlas
 from masksearch_jax.ramp import gazetteer, masking, spans
-from masksearch_jax.ramp.examples import (
-    build_examples,
-    is_heldout,
-    read_jsonl,
-    split_of,
-    write_jsonl,
-)
+from masksearch_jax.ramp.examples import build_examples, is_heldout, split_of
 
 CONFIG = RampConfig(
     cities=20,
@@ -152,7 +147,7 @@ def test_spans_of_real_paragraphs(shared_data):
 def marked_paragraphs(draw):
     """A paragraph and spans of it that may overlap."""
     paragraph = draw(st.text(st.characters(codec="utf-8"), min_size=1, max_size=60))
-    hypothesis.assume(not masking.reserved(paragraph))
+    hypothesis.assume(not masking.has_reserved(paragraph))
     size = len(paragraph)
     pairs = draw(st.lists(st.tuples(st.integers(0, size - 1), st.integers(1, 8)), max_size=7))
     return paragraph, [
@@ -197,7 +192,7 @@ def test_masks_are_drawn_evenly_and_without_replacement():
 
 @pytest.mark.parametrize("text", ["a [mask] here", "a [MASK] here", "<answer>x", "x</THINK>"])
 def test_reserved_text_is_not_masked(text):
-    assert masking.reserved(text)
+    assert masking.has_reserved(text)
     with pytest.raises(ValueError, match="already holds"):
         masking.mask(text, [Span(0, 1, text[0], "TERM")], 1, random.Random(0))
 

@@ -1,4 +1,4 @@
-"""`dapo.reward=judge` on a loopback endpoint that answers, mumbles, and dies by plan."""
+"""`dapo.reward=judge` on a loopback endpoint that answers, mumbles, and dies by script."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from masksearch_jax.rl.reward_figures import figures
 from masksearch_jax.rl.reward_pool import RewardError, RewardPool
 from masksearch_jax.rl.rewards import RewardParts
 from masksearch_jax.rollout.stats import EngineStats
-from masksearch_jax.testing.services import Answer, Endpoint, Plan
+from masksearch_jax.testing.services import Answer, Endpoint, Script
 
 QA = QAExample("q3", "made", "How far?", ("4 km", "four kilometres"))
 RAMP = RampExample(
@@ -34,14 +34,14 @@ YES = Answer('{"reason": "the same length", "verdict": "correct"}')
 NO = Answer('{"reason": "another", "verdict": "incorrect"}')
 
 
-def by_answer(said: dict[str, Plan]) -> Plan:
-    """The plan of the answer that a request shows last."""
+def by_answer(said: dict[str, Script]) -> Script:
+    """The script of the answer that a request shows last."""
 
-    def plan(request):
+    def script(request):
         asked = request["messages"][-1]["content"].rpartition("Answer:\n")[2]
         return said[asked]
 
-    return plan
+    return script
 
 
 def settings(endpoint: Endpoint, folder, **changes) -> JudgeConfig:
@@ -66,15 +66,15 @@ def judged(cfg: JudgeConfig, example, *answers: str) -> list[RewardParts]:
 
 
 def test_a_verdict_is_the_score_and_is_held_against_exact_match(tmp_path):
-    plan = {"4 km": YES, "4000 m": YES, "5 km": NO, "4 or 5 km": Answer("correct, I think")}
-    all_asked = threading.Barrier(len(plan))
+    script = {"4 km": YES, "4000 m": YES, "5 km": NO, "4 or 5 km": Answer("correct, I think")}
+    all_asked = threading.Barrier(len(script))
 
     def together(request):
         all_asked.wait(30)
-        return by_answer(plan)(request)
+        return by_answer(script)(request)
 
     with Endpoint(together) as endpoint:
-        found = judged(settings(endpoint, tmp_path), QA, *plan)
+        found = judged(settings(endpoint, tmp_path), QA, *script)
     assert [parts.answer for parts in found] == [1.0, 1.0, 0.0, 0.0]
     assert [parts.total for parts in found] == pytest.approx([1.0, 1.0, 0.1, 0.1])
     assert [parts.accuracy for parts in found] == [1.0, 1.0, 0.0, 0.0]
@@ -136,10 +136,10 @@ def sampler_of(pool: RewardPool, cfg=DAPO) -> GroupSampler:
 
 
 def test_a_sample_that_the_judge_gives_no_verdict_on_is_left_out_and_counted(tmp_path):
-    plan = {f"{n} km": YES if n == 4 else NO for n in range(4, 8)} | {"7 km": Answer(status=500)}
+    script = {f"{n} km": YES if n == 4 else NO for n in range(4, 8)} | {"7 km": Answer(status=500)}
     cfg = dataclasses.replace(DAPO, max_reward_failures=0.25)
     with (
-        Endpoint(by_answer(plan)) as endpoint,
+        Endpoint(by_answer(script)) as endpoint,
         RewardPool(cfg, Judge(settings(endpoint, tmp_path))) as pool,
     ):
         ([group], _) = sampler_of(pool, cfg).step(None, 0)
@@ -152,9 +152,9 @@ def test_a_sample_that_the_judge_gives_no_verdict_on_is_left_out_and_counted(tmp
 
 
 def test_a_dead_judge_is_an_outage_and_what_it_said_is_not_asked_again(tmp_path):
-    plan = {"4 km": YES, **dict.fromkeys(("5 km", "6 km", "7 km"), NO)}
+    script = {"4 km": YES, **dict.fromkeys(("5 km", "6 km", "7 km"), NO)}
     with (
-        Endpoint(by_answer(plan)) as endpoint,
+        Endpoint(by_answer(script)) as endpoint,
         RewardPool(DAPO, Judge(settings(endpoint, tmp_path))) as pool,
     ):
         pool.check(QA, trajectory(QA, 0, "<answer>4 km</answer>"))
@@ -172,11 +172,14 @@ def test_the_engine_goes_on_while_the_judge_thinks(tmp_path):
     """No verdict comes before the engine has ended its last trajectory."""
     engine = Answers()
 
-    def plan(request):
+    def script(request):
         assert engine.ended.wait(30)
         return YES
 
-    with Endpoint(plan) as endpoint, RewardPool(DAPO, Judge(settings(endpoint, tmp_path))) as pool:
+    with (
+        Endpoint(script) as endpoint,
+        RewardPool(DAPO, Judge(settings(endpoint, tmp_path))) as pool,
+    ):
         _, [group] = GroupSampler(engine, Prompts(), DAPO, RolloutConfig(), pool).step(None, 0)
     assert [parts.answer for parts in group.rewards] == [1.0] * 4
 

@@ -14,8 +14,8 @@ from masksearch_jax.core.scoring import (
     Overlap,
     align_fills,
     best_overlap,
-    exact,
     fill_slots,
+    is_exact_match,
     normalise,
     overlap,
     span_recall,
@@ -386,7 +386,7 @@ def test_chinese_is_scored_by_characters():
     assert fill_slots(example, loose) == ["利里江", "大約25,000"]
     assert span_recall(example, loose) == pytest.approx((2 / 3 + 1) / 2)
     assert overlap("北京市", "北京。") == (1.0, 2 / 3, 0.8)
-    assert exact("《春秋》", "春秋")
+    assert is_exact_match("《春秋》", "春秋")
 
 
 @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ def test_the_best_alias_counts_for_each_measure():
     got = answer_metrics("warsaw poland", QA.answers)
     assert got == {"em": 1.0, "f1": 1.0, "recall": 1.0, "precision": 1.0}
     assert set(answer_metrics(None, QA.answers).values()) == {0.0}
-    assert exact("The Warsaw.", "warsaw")
+    assert is_exact_match("The Warsaw.", "warsaw")
     with pytest.raises(ValueError, match="at least one accepted answer"):
         best_overlap("x", ())
 

@@ -81,7 +81,7 @@ def test_sizes_that_are_none_are_refused_by_name(change, shards, says):
         schedule.sizes(dataclasses.replace(ROLLOUT, **change), shards)
 
 
-# ---- plans, without a device
+# ---- rows, without a device
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -177,11 +177,11 @@ class World:
 
     def step(self) -> None:
         asked, before = self.rng.randint(0, len(self.queue)), len(self.queue)
-        self.shard.plan(self.open_next, asked, self.reach)
-        self.check_plan(asked, before)
+        self.shard.assign_rows(self.open_next, asked, self.reach)
+        self.check_rows(asked, before)
         assert len(self.shard.copies) <= len(self.shard.rows)
-        for source, target in self.shard.copies:
-            self.contents[target] = list(self.contents[source])
+        for src, dst in self.shard.copies:
+            self.contents[dst] = list(self.contents[src])
         for e in self.shard.episodes:
             for time in range(e.written):
                 page, offset = self.at(e, time)
@@ -194,7 +194,7 @@ class World:
                 e.turns.append("a search")
                 e.ids += [self.rng.randrange(250) for _ in range(3)]
 
-    def check_plan(self, asked: int, before: int) -> None:
+    def check_rows(self, asked: int, before: int) -> None:
         shard, sizes = self.shard, self.sizes
         opened, rows = shard.episodes, shard.rows
         assert len(opened) <= sizes.open
@@ -267,7 +267,7 @@ def plan_of(shard: schedule.Shard, grow: int = 0, requests: tuple[Pretender, ...
     def open_next(fits):
         return queue.pop(0) if queue and fits(queue[0].request) else None
 
-    shard.plan(open_next, len(queue), lambda e, written: len(e.ids) - 1 + grow)
+    shard.assign_rows(open_next, len(queue), lambda e, written: len(e.ids) - 1 + grow)
 
 
 def test_those_who_asked_first_run_first():
@@ -520,7 +520,7 @@ def test_a_cache_that_does_not_fit_is_refused_with_how_many_slots_do(monkeypatch
 
     def check(slots: int, dtype: str, kv_tokens: int = 0) -> None:
         wanted = dataclasses.replace(config, slots=slots, kv_tokens=kv_tokens)
-        memory.check(MODEL, wanted, 1, dtype)
+        memory.check_room(MODEL, wanted, 1, dtype)
 
     check(10, "float32")
     check(26, "int8")  # 3/8 of the bytes

@@ -226,7 +226,7 @@ CHANGES_THE_RESULT = {
         *("max_observation_tokens", "answer_tokens", "corrections", "temperature", "top_k"),
         *("top_p", "min_p", "max_repeats", "in_flight", "max_staleness", "seed"),
     ),
-    "sft": ("steps", "curriculum", "batch_size", "seq_len", "other_loss_weight", "seed"),
+    "sft": ("steps", "curriculum", "batch_size", "seq_len", "context_loss_weight", "seed"),
     "dapo": (
         *("steps", "curriculum", "groups", "group_size", "minibatches", "clip_low", "clip_high"),
         *("tis_cap", "reward", "format_weight", "length_penalty", "accuracy_threshold"),

@@ -176,7 +176,7 @@ def test_many_threads_get_what_one_gets(numbered):
     assert found == expected * 5
 
 
-def same_passage(found, gold):
+def is_same_passage(found, gold):
     """By id, or by title and 80% of the shorter one's words: the same text cut elsewhere."""
     if found.id == gold.id or found.title != gold.title:
         return found.id == gold.id
@@ -194,7 +194,7 @@ def test_recall_on_multi_hop_questions(shared_data, tmp_path):
         for question in map(json.loads, lines):
             found = tool.search([question["question"]], 5)[0]
             gold = [tool.get(str(name)) for name in question["gold"]]
-            hits = sum(any(same_passage(f, g) for f in found) for g in gold)
+            hits = sum(any(is_same_passage(f, g) for f in found) for g in gold)
             recalls[question["dataset"]].append(100 * hits / len(gold))
     mean = {name: sum(values) / len(values) for name, values in recalls.items()}
     assert {name: len(values) for name, values in recalls.items()} == {

@@ -50,28 +50,28 @@ def search(service, query="red", **options):
     return RemoteSearch(service.url, **given).search([query], 3)
 
 
-# ---- plans
+# ---- scripts
 
 
-def texts(plan, *requests):
-    return "".join(answer_of(plan, {"q": r}).text for r in requests)
+def texts(script, *requests):
+    return "".join(answer_of(script, {"q": r}).text for r in requests)
 
 
-def test_calls_are_answered_in_turn_and_the_last_plan_goes_on():
+def test_calls_are_answered_in_turn_and_the_last_script_goes_on():
     assert texts(in_turn(Answer("a"), lambda body: Answer(body["q"]), Answer("c")), *"xyzzy") == (
         "ayccc"
     )
 
 
 def test_calls_are_answered_by_their_number():
-    plan = by_number(lambda n: Answer("x") if n % 3 == 0 else Answer("."))
-    assert texts(plan, *"abcdefg") == "..x..x."
+    script = by_number(lambda n: Answer("x") if n % 3 == 0 else Answer("."))
+    assert texts(script, *"abcdefg") == "..x..x."
 
 
 def test_a_share_of_requests_is_drawn_by_their_hash():
     def drawn(share, seed, requests):
-        plan = sometimes(share, Answer("x"), Answer("."), seed=seed)
-        return {r for r in requests if answer_of(plan, {"q": r}).text == "x"}
+        script = sometimes(share, Answer("x"), Answer("."), seed=seed)
+        return {r for r in requests if answer_of(script, {"q": r}).text == "x"}
 
     requests = range(1000)
     found = drawn(0.2, 0, requests)
@@ -84,8 +84,8 @@ def test_a_share_of_requests_is_drawn_by_their_hash():
 
 
 def test_a_drawn_request_may_be_well_after_some_calls():
-    plan = sometimes(1.0, Answer("x"), Answer("."), first=2)
-    assert texts(plan, *"aabaab") == "xxx..x"
+    script = sometimes(1.0, Answer("x"), Answer("."), first=2)
+    assert texts(script, *"aabaab") == "xxx..x"
 
 
 # ---- what a client of an LLM meets
@@ -112,8 +112,8 @@ def test_an_error_is_an_object_with_a_message(answer, status, error):
 def test_openai_s_client_reads_what_it_says():
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     thought = "<think>hm</think>{}"
-    plan = in_turn(Answer(thought), Answer("cut off", finish="length"), Answer(parts))
-    with Endpoint(plan) as llm, openai.OpenAI(base_url=llm.url, api_key="none") as client:
+    script = in_turn(Answer(thought), Answer("cut off", finish="length"), Answer(parts))
+    with Endpoint(script) as llm, openai.OpenAI(base_url=llm.url, api_key="none") as client:
         replies = [client.chat.completions.create(**ASKED).choices[0] for _ in range(3)]
     assert [r.message.content for r in replies] == [thought, "cut off", parts]
     assert [r.finish_reason for r in replies] == ["stop", "length", "stop"]
@@ -260,7 +260,7 @@ def test_a_tool_that_fails_is_an_error_of_the_service():
 
 def test_the_same_searches_fail_in_every_run():
     def failed(order, retries):
-        plan = sometimes(0.2, Answer(status=503), WELL, seed=3)
+        script = sometimes(0.2, Answer(status=503), WELL, seed=3)
         found, lock = set(), threading.Lock()
 
         def ask(query):
@@ -270,7 +270,7 @@ def test_the_same_searches_fail_in_every_run():
                 with lock:
                     found.add(query)
 
-        with SearchEndpoint(TOOL, plan) as service, ThreadPoolExecutor(8) as pool:
+        with SearchEndpoint(TOOL, script) as service, ThreadPoolExecutor(8) as pool:
             list(pool.map(ask, order))
         return found, len(service.calls)
 

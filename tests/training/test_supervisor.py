@@ -31,12 +31,12 @@ CONFIG = SurvivalConfig()
 def test_sigterm_is_a_question_and_the_old_handler_comes_back():
     before = signal.getsignal(signal.SIGTERM)
     with Preemption() as preemption:
-        assert not preemption.reached()
-        preemption.check()
+        assert not preemption.is_reached()
+        preemption.raise_if_stopped()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert preemption.reached()
+        assert preemption.is_reached()
         with pytest.raises(Preempted, match="told to stop"):
-            preemption.check()
+            preemption.raise_if_stopped()
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -16,8 +16,8 @@ from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.hosts import split_micro
 from masksearch_jax.training.train_state import (
     TrainState,
-    decays,
     init_state,
+    is_decayed,
     make_optimizer,
     make_schedule,
     make_train_step,
@@ -151,7 +151,7 @@ def test_weight_decay_spares_norms_and_biases_of_the_real_model():
     decayed = {
         jax.tree_util.keystr(path).split(".")[-2]
         for path, _ in jax.tree_util.tree_flatten_with_path(model)[0]
-        if decays(path)
+        if is_decayed(path)
     }
     assert decayed == {"embedding", "head", "q", "k", "v", "o", "gate", "up", "down"}
 
@@ -265,7 +265,7 @@ def test_the_old_state_is_donated():
 
 
 def test_batches_that_cannot_be_cut_are_refused():
-    with pytest.raises(ValueError, match="16 rows, on 1 parts of the mesh, is no multiple of 3"):
+    with pytest.raises(ValueError, match="16 rows, on 1 shards of the mesh, is no multiple of 3"):
         split_micro(make_batch(), 3)
     with pytest.raises(ValueError, match=r"\[16\]; every one must be 2"):
         make_train_step(loss_fn, optax.sgd(0.1), 2)(

@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from masksearch_jax.core.corpus_config import CorpusConfig
 from masksearch_jax.core.types import Passage
-from masksearch_jax.corpus import duplicates, prose, sources, wikitext
+from masksearch_jax.corpus import duplicates, prose, readers, wikitext
 from masksearch_jax.corpus.packed import PackingError
 from masksearch_jax.corpus.passages import CorpusError, CorpusStats, Ids
 from masksearch_jax.corpus.tally import ShareError, Tally
@@ -40,7 +40,7 @@ def config(path, **changes):
 
 def read(cfg, **options):
     stats, log = CorpusStats(), []
-    passages = list(sources.read_corpus(cfg, log=log.append, stats=stats, **options))
+    passages = list(readers.read_corpus(cfg, log=log.append, stats=stats, **options))
     return passages, stats, log
 
 
@@ -103,7 +103,7 @@ def test_a_folder_of_the_parts_of_a_dump(tmp_path):
         write_dump(tmp_path, data, f"enwiki-20260101-pages-articles{number}.bz2")
     passages, stats, _ = read(config(tmp_path))
     assert ([p.id for p in passages], stats.read) == (["1-0", "6-0"], 3)
-    assert sources.detect(str(tmp_path / "enwiki-20260101-pages-articles2.xml-p2p8.bz2")) == "dump"
+    assert readers.detect(str(tmp_path / "enwiki-20260101-pages-articles2.xml-p2p8.bz2")) == "dump"
 
 
 def test_a_dump_in_another_packing_is_named(tmp_path):
@@ -291,7 +291,7 @@ def test_a_tree_of_wikiextractor(tmp_path, form):
     text = RIVER if form == "lines" else RIVER.replace("sea", "R&D sea")
     assert passages == [Passage("1-0", "Ember", text), Passage("2-0", 'A "B" & C', SEE)]
     assert (stats.read, stats.bad) == (2, 0)
-    assert sources.has_articles(config(tmp_path))
+    assert readers.has_articles(config(tmp_path))
 
 
 def test_a_document_without_an_end_is_counted(tmp_path):
@@ -339,7 +339,7 @@ def test_formats_are_told_apart_and_bad_settings_named(tmp_path):
         read(config(tmp_path, format="csv"))
     with pytest.raises(CorpusError, match=r"corpus.language is 'fr'; choices: en, zh"):
         read(config(tmp_path, language="fr"))
-    found = [sources.detect(p) for p in ("x.jsonl.gz", "x.xml", "x.XML.BZ2", "x.parquet")]
+    found = [readers.detect(p) for p in ("x.jsonl.gz", "x.xml", "x.XML.BZ2", "x.parquet")]
     assert found == ["jsonl", "dump", "dump", "hf"]
 
 
@@ -462,16 +462,16 @@ def test_passages_end_with_sentences_and_keep_their_length():
 # ---- counts and duplicates
 
 
-def test_a_stage_fails_beyond_its_share_and_names_an_example():
+def test_a_step_fails_beyond_its_share_and_names_an_example():
     tally = Tally(seen=10, kept=7)
     tally.drop("list", "'Ember'", 2)
     tally.drop("hole", "'Harrow'")
-    tally.check("paragraphs", 0.3, "clean.max_drop")
+    tally.check_share("paragraphs", 0.3, "clean.max_drop")
     message = (
         r"paragraphs: 3 of 10 left out, .*clean\.max_drop=0\.2 .*2 list \(as 'Ember'\), 1 hole"
     )
     with pytest.raises(ShareError, match=message):
-        tally.check("paragraphs", 0.2, "clean.max_drop")
+        tally.check_share("paragraphs", 0.2, "clean.max_drop")
     assert Tally.from_json(json.loads(json.dumps(tally.to_json()))) == tally
 
 

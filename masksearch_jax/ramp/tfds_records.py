@@ -17,8 +17,8 @@ NAME = "ramp"
 CHECKSUMS = "SHA256SUMS"
 
 
-class RampSource(Sequence[RampExample]):
-    """The examples of one split of `ramp/kN`: `len(source)`, `source[i]`; opened on first use.
+class RampRecords(Sequence[RampExample]):
+    """The examples of one split of `ramp/kN`: `len(records)`, `records[i]`; opened on first use.
 
     Safe to read from several threads.
     """
@@ -39,7 +39,7 @@ class RampSource(Sequence[RampExample]):
         return (self[i] for i in range(len(self)))
 
 
-def sources(folder: str | Path) -> dict[int, dict[str, RampSource]]:
+def records_of(folder: str | Path) -> dict[int, dict[str, RampRecords]]:
     """Number of masks → split → its examples, of the dataset under `folder`; {} where is none.
 
     Raises FileNotFoundError for one whose build did not finish.
@@ -54,7 +54,7 @@ def sources(folder: str | Path) -> dict[int, dict[str, RampSource]]:
     found = {}
     for k in sorted(configs):
         builder = _builder(configs[k])
-        found[k] = {split: RampSource(builder, split) for split in builder.info.splits}
+        found[k] = {split: RampRecords(builder, split) for split in builder.info.splits}
     return found
 
 

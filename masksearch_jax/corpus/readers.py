@@ -216,13 +216,13 @@ def _arrow_batches(file: Path) -> Iterator[Any]:
     """Batches of an Arrow file in the stream format, as `datasets` saves it, or the file format."""
     import pyarrow as pa
 
-    with pa.memory_map(str(file)) as source:
-        if source.read(6) == b"ARROW1":
-            reader = pa.ipc.open_file(source)
+    with pa.memory_map(str(file)) as mapped:
+        if mapped.read(6) == b"ARROW1":
+            reader = pa.ipc.open_file(mapped)
             yield from map(reader.get_batch, range(reader.num_record_batches))
         else:
-            source.seek(0)
-            yield from pa.ipc.open_stream(source)
+            mapped.seek(0)
+            yield from pa.ipc.open_stream(mapped)
 
 
 def _articles(
@@ -246,7 +246,7 @@ def _articles(
             if isinstance(result, BadRow):
                 log(stats.note(result, where))
                 if stats.bad > EARLY:
-                    stats.check(cfg.path, cfg.max_bad_fraction)
+                    stats.check_share(cfg.path, cfg.max_bad_fraction)
                 continue
             stats.left_out.add(result.left_out)
             for anchor in result.anchors if anchors else ():
@@ -327,7 +327,7 @@ def _limited(
     except wikipedia_dump.DumpError as error:
         raise CorpusError(str(error)) from error
     stats.done = 1.0
-    stats.check(cfg.path, cfg.max_bad_fraction)
+    stats.check_share(cfg.path, cfg.max_bad_fraction)
     if not stats.kept:
         reasons = dict(stats.left_out.dropped) | stats.dropped
         raise CorpusError(f"the corpus {cfg.path} has no passages (left out: {reasons or 'none'})")
