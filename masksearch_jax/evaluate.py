@@ -25,7 +25,7 @@ import numpy as np
 
 from masksearch_jax.core import chinese, retrieval, stamp
 from masksearch_jax.core.config import EvalRun
-from masksearch_jax.core.errors import ConfigError, UserError, nearest
+from masksearch_jax.core.errors import ConfigError, UserError, check_given, nearest
 from masksearch_jax.core.files import write_json, write_lines, writing
 from masksearch_jax.core.jsonl import read_jsonl
 from masksearch_jax.core.retrieval import SearchTool
@@ -273,6 +273,7 @@ def run(cfg: EvalRun, model: Policy | None = None) -> dict[str, Any]:
     Raises ConfigError where the folder holds an evaluation with other settings, and LostItemsError
     where too many items have no score; what is done is kept then.
     """
+    check_given(cfg, workdir="the folder to write", data="the folder that build_ramp wrote")
     workdir = storage.path(cfg.workdir)
     by_suite, content = load_suites(cfg), content_of(cfg)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -286,6 +287,7 @@ def run(cfg: EvalRun, model: Policy | None = None) -> dict[str, Any]:
                 return json.loads(results.read_text())
         vocab = Vocab.load(cfg.tokenizer)
         check_vocabulary(cfg.model, vocab, cfg.tokenizer, cfg.init)
+        prompt.check_style(cfg.prompt.style, vocab)
         by_condition = tools(cfg)
         if "search" in by_condition:
             tool = by_condition["search"]
@@ -300,6 +302,8 @@ def run(cfg: EvalRun, model: Policy | None = None) -> dict[str, Any]:
             print(f"  left out {len(lost)} items: {named(lost)}", file=sys.stderr)
         mesh = make_mesh(cfg.mesh)
         if model is None:
+            if not cfg.init:
+                print("  config.init is empty: random weights are evaluated", file=sys.stderr)
             model = initial(cfg.init, cfg.model, cfg.compute, mesh, 0, cfg.base)
         if not goes_on:
             run_record.write(workdir, cfg, content)

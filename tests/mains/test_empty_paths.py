@@ -19,7 +19,7 @@ SCHEMAS = {
     "serve_model": "ServeModelRun", "serve_search": "ServeSearchRun",
     "build_index": "BuildIndexRun", "build_ramp": "BuildRampRun",
     "build_dataset": "BuildDatasetRun", "report": "ReportConfig", "quickstart": "QuickstartRun",
-    "evolve": "EvolveRun",
+    "evolve": "EvolveRun", "evaluate": "EvalRun",
 }  # fmt: skip
 
 
@@ -49,6 +49,8 @@ SCHEMAS = {
         ("export_hf", "export_hf.py:tiny", {"folder": ""}, f"config.folder is empty; .* {WRITTEN}"),
         ("ask", "ask.py", {"question": "Why?", "init": ""}, "config.init is empty; .* checkpoints"),
         ("serve_model", "serve_model.py", {"init": ""}, "config.init is empty; it must name a"),
+        ("evaluate", "evaluate.py:tiny", {"data": ""}, "config.data is empty; .* build_ramp wrote"),
+        ("evaluate", "evaluate.py:tiny", {"workdir": ""}, f"config.workdir is empty; .* {WRITTEN}"),
         ("serve_search", "serve_search.py", {"search.index": ""}, INDEX),
         ("serve_search", "serve_search.py", {"search.kind": "http"}, "config.search.url is empty"),
         ("build_index", "build_index.py", {"index": ""}, "config.index is empty"),
