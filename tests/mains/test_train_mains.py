@@ -44,7 +44,7 @@ from masksearch_jax.training.run_folder import open_run_folder
 from masksearch_jax.training.supervisor import Preempted
 from tests.rl import own_rewards
 
-SFT_STEPS, DAPO_STEPS = 50, 4
+SFT_STEPS, DAPO_STEPS = 80, 4
 
 
 @pytest.fixture(scope="module")
@@ -381,7 +381,7 @@ def test_prompts_that_leave_no_room_are_left_out_before_anything_is_loaded(dapo,
     longest = int((lengths >= limit).sum())
     assert longest < len(lengths) - 4
     some = changed(changed(none, "rollout", max_len=limit), "dapo", curriculum="0:qa_easy")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(InitError, match="nowhere"):
         train_dapo.run(dataclasses.replace(some, init="nowhere"))
     told = capsys.readouterr().err
     said = (
@@ -419,11 +419,11 @@ def test_a_longer_run_is_the_same_only_at_a_constant_learning_rate(sft, tmp_path
     assert sft.optim.schedule == "cosine"
     shutil.copytree(sft.workdir, tmp_path, dirs_exist_ok=True)
     cfg = at(sft, tmp_path)
-    with pytest.raises(ConfigError, match=r"\(sft\.steps: 50 → 60\)"):
-        open_run_folder(changed(cfg, "sft", steps=60), "sft.steps")
+    with pytest.raises(ConfigError, match=r"\(sft\.steps: 80 → 90\)"):
+        open_run_folder(changed(cfg, "sft", steps=90), "sft.steps")
     constant = changed(cfg, "optim", schedule="constant")
     open_run_folder(changed(constant, "survival", changed="accept"), "sft.steps")
-    open_run_folder(changed(constant, "sft", steps=60), "sft.steps")
+    open_run_folder(changed(constant, "sft", steps=90), "sft.steps")
 
 
 def test_before_its_first_checkpoint_a_run_may_still_change(sft, tmp_path):
