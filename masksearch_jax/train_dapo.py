@@ -27,6 +27,7 @@ from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.data import batches, cache
 from masksearch_jax.models import head, lora
+from masksearch_jax.models.head import LanguageModel
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import check_vocabulary, identity, initial, pinned
 from masksearch_jax.parallel import sharding
@@ -63,7 +64,7 @@ def make_loss_fn(
 ) -> train_state.LossFn:
     """The DAPO loss of a batch of DAPO_FIELDS, as the update step wants it."""
 
-    def loss_fn(model: Any, batch: dict[str, jax.Array]):
+    def loss_fn(model: LanguageModel, batch: dict[str, jax.Array]) -> losses.Loss:
         logp, entropy = head.batch_logprobs(model, batch, temperature, compute.loss_chunk)
         # With one update per step the policy is still the one that the step began with.
         old = batch["logp_old"] if dapo.minibatches > 1 else jax.lax.stop_gradient(logp)
@@ -74,11 +75,11 @@ def make_loss_fn(
     return loss_fn
 
 
-def make_logprob_fn(compute: ComputeConfig, temperature: float):
+def make_logprob_fn(compute: ComputeConfig, temperature: float) -> jax.stages.Wrapped:
     """Jitted log-probabilities of a batch's targets, float32[B, T], by the trainer's forward."""
 
     @jax.jit
-    def logprobs(model: Any, batch: dict[str, jax.Array]) -> jax.Array:
+    def logprobs(model: LanguageModel, batch: dict[str, jax.Array]) -> jax.Array:
         return head.batch_logprobs(model, batch, temperature, compute.loss_chunk)[0]
 
     return logprobs
@@ -119,11 +120,6 @@ def check(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None:
         )
 
 
-def open_rewards(cfg: DapoRun) -> RewardPool:
-    """The pool of `cfg.dapo.reward`, with the judge that it needs."""
-    return RewardPool(cfg.dapo, Judge(cfg.judge) if cfg.dapo.reward == "judge" else None)
-
-
 def check_optim(optim: OptimConfig) -> None:
     """Raises ConfigError for micro-batches that are not this trainer's."""
     if optim.accumulate != 1:
@@ -146,6 +142,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     dapo, rollout = on_mesh(cfg.dapo, mesh), cfg.rollout
     check(dapo, rollout, mesh)
     check_optim(cfg.optim)
+    judge = Judge(cfg.judge) if dapo.reward == "judge" else None
 
     # ---- data, search
     vocab = Vocab.load(cfg.tokenizer)
@@ -174,7 +171,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     search = search or open_tool(cfg.search)
     first = prompts.first(8)
     check_source_passages(search, cfg.search, [p.example for p in first])
-    with open_rewards(cfg) as pool:
+    with RewardPool(dapo, judge) as pool:
         pool.check(first[0].example, right_answer(first[0], vocab))
 
     open_run_folder(cfg, "dapo.steps")
@@ -202,7 +199,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     checkpoints = Checkpointer(
         workdir / "checkpoints", cfg.checkpoint, cfg.model, adapters, identity(vocab, cfg.tokenizer)
     )
-    with engine, open_rewards(cfg) as pool, checkpoints as checkpointer, survival:
+    with engine, RewardPool(dapo, judge) as pool, checkpoints as checkpointer, survival:
         failures = cfg.survival.tool_failures
         sampler = GroupSampler(engine, prompts, dapo, rollout, pool, failures)
         start = 0
@@ -298,12 +295,13 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                     told = True
                     print(f"  {no_spread(idle, metrics)}", file=sys.stderr, flush=True)
                 preempted = survival.preemption.is_reached()
-                ends = done == dapo.steps or idle == dapo.patience
+                idles = idle == dapo.patience > 0
+                ends = done == dapo.steps or idles
                 if checkpointer.is_due(done) or ends or preempted:
                     save(done, position())
                 if preempted:
                     survival.stop(checkpointer)
-                if idle == dapo.patience:
+                if idles:
                     survival.finish(checkpointer)
                     raise NothingLearnedError(f"{no_spread(idle, metrics)} (dapo.patience)")
             survival.finish(checkpointer)

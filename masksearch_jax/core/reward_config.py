@@ -59,7 +59,7 @@ class RewardConfig:
     reward_timeout: float = key(300.0, "Seconds of one reward; 0: any number.", harmless=True)
     max_reward_failures: float = key(
         0.1,
-        "Share of a step's samples that may be left without a reward (an exception, NaN, no "
-        "verdict); beyond it the run ends with 1.",
+        "Share of a step's samples that may be left without a reward (an exception, NaN); beyond "
+        "it the run ends with 1. With a judge: of its verdicts; beyond it is waited for.",
         harmless=True,
     )

@@ -168,6 +168,24 @@ def test_a_dead_judge_is_an_outage_and_what_it_said_is_not_asked_again(tmp_path)
         assert len(endpoint.requests) == 4
 
 
+def test_a_share_of_verdicts_is_one_of_those_asked_for(tmp_path):
+    """A policy that hardly ever answers: one verdict of one is missing, of four samples."""
+
+    class Silent(Answers):
+        def run(self, model, requests, version, *, enough):
+            for found in super().run(model, requests, version, enough=enough):
+                said = found.segments if found.sample == 0 else (Segment("policy", "so"),)
+                yield dataclasses.replace(found, segments=said)
+
+    cfg = dataclasses.replace(DAPO, max_reward_failures=0.5)
+    with (
+        Endpoint(Answer(status=500)) as endpoint,
+        RewardPool(cfg, Judge(settings(endpoint, tmp_path))) as pool,
+        pytest.raises(JudgeOutage, match=r"1 of 1 verdicts failed: example q3: LLMError: HTTP 500"),
+    ):
+        GroupSampler(Silent(), Prompts(), cfg, RolloutConfig(), pool).step(None, 0)
+
+
 def test_the_engine_goes_on_while_the_judge_thinks(tmp_path):
     """No verdict comes before the engine has ended its last trajectory."""
     engine = Answers()

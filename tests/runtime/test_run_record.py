@@ -231,8 +231,11 @@ CHANGES_THE_RESULT = {
         *("steps", "curriculum", "groups", "group_size", "minibatches", "clip_low", "clip_high"),
         *("tis_cap", "reward", "format_weight", "length_penalty", "accuracy_threshold"),
         *("max_refills", "overlong_buffer", "overlong_penalty", "overlong_filter", "oversample"),
-        *("split", "seed", "keep_by", "min_spread"),
+        *("split", "seed", "keep_by", "min_spread", "min_searches", "coverage_weight"),
+        *("gold_hit_weight", "no_answer_penalty", "no_search_penalty"),
+        *("malformed_turn_penalty", "repeated_query_penalty"),
     ),
+    "judge": ("model", "temperature", "send_temperature", "max_tokens", "language"),
 }
 HARMLESS = {
     "": ("workdir", "base"),
@@ -252,7 +255,15 @@ HARMLESS = {
         *("tick_tokens", "extend_tokens", "chunk_tokens", "deadline"),
     ),
     "sft": ("log_every",),
-    "dapo": ("micro_batch", "allow_filters", "warn_after", "patience"),
+    "dapo": (
+        *("micro_batch", "allow_filters", "warn_after", "patience", "reward_workers"),
+        *("reward_timeout", "max_reward_failures"),
+    ),
+    "judge": (
+        *("base_url", "api_key_env", "max_tokens_field", "concurrency", "timeout", "deadline"),
+        *("retries", "backoff", "cache", "replay", "budget", "max_cost", "prompt_price"),
+        *("completion_price",),
+    ),
 }
 
 
@@ -260,7 +271,7 @@ HARMLESS = {
 def test_each_key_of_a_training_changes_its_result_or_does_not(schema, absent):
     def named(table):
         found = {(f"{s}.{k}" if s else k) for s, keys in table.items() for k in keys}
-        others = (*absent, *(("prompt", "search") if schema is SftRun else ()))
+        others = (*absent, *(("prompt", "search", "judge") if schema is SftRun else ()))
         return {name for name in found if name.partition(".")[0] not in others}
 
     keys = [k for k in describe_keys(schema) if not k.section]
