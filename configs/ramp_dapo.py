@@ -48,6 +48,7 @@ def settings(arg: str) -> ConfigDict:
         c.dapo.steps, c.dapo.groups, c.dapo.group_size = 2, 2, 2
         c.dapo.minibatches, c.dapo.micro_batch, c.dapo.max_refills = 1, 2, 1
         c.dapo.overlong_buffer = 16
+        c.dapo.patience = 0  # a model that can do nothing has no group with spread
         c.dapo.curriculum = "0:ramp_upto1,1:ramp_upto4"
         c.compute.dtype = "float32"
         c.rollout = common.smoke_rollout()

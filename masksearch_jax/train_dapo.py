@@ -327,8 +327,11 @@ def no_spread(steps: int, metrics: Mapping[str, float]) -> str:
 
 
 def train(cfg: DapoRun) -> None:
-    """`run`, which is no success where the weights were never updated: NothingLearnedError."""
-    if not run(cfg)["all_updates"]:
+    """`run`, which is no success where the weights were never updated: NothingLearnedError.
+
+    With `dapo.patience` 0 it is one.
+    """
+    if not run(cfg)["all_updates"] and cfg.dapo.patience:
         raise NothingLearnedError(
             f"{cfg.dapo.steps} steps are done and none updated the weights: no group of samples "
             "had spread; see config.dapo.curriculum, dapo.accuracy_threshold, dapo.group_size, "
