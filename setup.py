@@ -28,6 +28,7 @@ TEST = [
     *BEAM,
     *RAMP,
     "hypothesis>=6.100",
+    "mypy>=2.4,<3",
     "peft>=0.21,<0.22",
     "pytest>=9",
     "pytest-xdist>=3.8",

@@ -208,6 +208,7 @@ def dapo_run(data: Data, workdir: Path, init: Path, steps: int, **survival: Any)
             groups=4,
             group_size=4,
             micro_batch=8,
+            reward="recall",  # a policy of a few updates earns it now and then
             max_refills=2,
             curriculum="0:qa_easy",
         ),

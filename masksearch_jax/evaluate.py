@@ -47,6 +47,7 @@ from masksearch_jax.models.load import check_vocabulary, initial
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request, lacks_room
+from masksearch_jax.rollout.model import Policy
 from masksearch_jax.runtime import cli, run_record, storage
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.runtime.row_log import RowLog
@@ -197,7 +198,7 @@ def _bad(
 
 def ask(
     engine: Engine,
-    model: Any,
+    model: Policy,
     items: Sequence[Item],
     retries: int,
     allowed: float,
@@ -233,7 +234,7 @@ def ask(
 
 def sample(
     cfg: EvalRun,
-    model: Any,
+    model: Policy,
     vocab: Vocab,
     by_condition: Mapping[str, SearchTool],
     items: Sequence[Item],
@@ -266,7 +267,7 @@ def sample(
     return failed
 
 
-def run(cfg: EvalRun, model: Any = None) -> dict[str, Any]:
+def run(cfg: EvalRun, model: Policy | None = None) -> dict[str, Any]:
     """{suite: {condition: {metric: {value, low, high, n, lost}}}}; `model` saves loading it.
 
     Raises ConfigError where the folder holds an evaluation with other settings, and LostItemsError

@@ -15,21 +15,25 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.experimental import topologies
+from jax.sharding import Mesh
 
 from masksearch_jax import train_dapo, train_sft
 from masksearch_jax.core.config import DapoRun, SftRun
 from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.files import write_json
+from masksearch_jax.core.types import JsonObject
 from masksearch_jax.data.batches import SFT_FIELDS
 from masksearch_jax.models import hf, kv_cache, layout, lora, rollout_weights
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import hosts, sharding
+from masksearch_jax.parallel.sharding import PyTree
 from masksearch_jax.planning import alternatives, chips, flops, measure, shapes
 from masksearch_jax.planning.alternatives import Run
 from masksearch_jax.planning.hlo import Module
@@ -49,14 +53,14 @@ class Program(NamedTuple):
     """One jitted function of a run and the shapes that it is called with."""
 
     name: str
-    function: Any
-    args: tuple[Any, ...]
+    function: jax.stages.Wrapped
+    args: tuple[PyTree, ...]
     held: tuple[int, ...]  # which of these the run keeps on the device anyway
     model_flops: float  # what the model needs for it; 0: not told
     loops: int = 1  # how often those run whose length is not in the program, at most
 
 
-def mesh_of(cfg: Run) -> tuple[chips.Slice, Any]:
+def mesh_of(cfg: Run) -> tuple[chips.Slice, Mesh]:
     """The slice that is asked for and the run's mesh over its devices.
 
     Raises PlanError without libtpu or for a slice that does not exist.
@@ -81,14 +85,14 @@ def mesh_of(cfg: Run) -> tuple[chips.Slice, Any]:
 # ---- shapes
 
 
-def state_of(cfg: Run, mesh: Any) -> tuple[train_state.TrainState, Any]:
+def state_of(cfg: Run, mesh: Mesh) -> tuple[train_state.TrainState, optax.GradientTransformation]:
     """Shapes of the training state, laid out as in the run, and its optimizer."""
     steps = cfg.dapo.steps if isinstance(cfg, DapoRun) else cfg.sft.steps
     tx = guard.guarded(train_state.make_optimizer(cfg.optim, steps), cfg.survival)
     parts = lora.shapes(hf.abstract(cfg.model, cfg.compute), cfg.lora)
     state = jax.eval_shape(lambda p, f: train_state.init_state(p, tx, f), *parts)
 
-    def place(part: Any) -> Any:
+    def place(part: PyTree) -> PyTree:
         if not isinstance(part, Transformer):
             return shapes.placed(part, mesh)
         return shapes.at(part, layout.parameter_shardings(mesh, part))
@@ -99,7 +103,7 @@ def state_of(cfg: Run, mesh: Any) -> tuple[train_state.TrainState, Any]:
 # ---- programs
 
 
-def sft_programs(cfg: SftRun, mesh: Any) -> Iterator[Program]:
+def sft_programs(cfg: SftRun, mesh: Mesh) -> Iterator[Program]:
     state, tx = state_of(cfg, mesh)
     train_sft.check_batch(cfg, mesh)
     micro = cfg.optim.accumulate
@@ -113,7 +117,7 @@ def sft_programs(cfg: SftRun, mesh: Any) -> Iterator[Program]:
     yield Program("update", step, (state, batch), (0,), need)
 
 
-def dapo_programs(cfg: DapoRun, mesh: Any) -> Iterator[Program]:
+def dapo_programs(cfg: DapoRun, mesh: Mesh) -> Iterator[Program]:
     state, tx = state_of(cfg, mesh)
     dapo, rollout = train_dapo.on_mesh(cfg.dapo, mesh), cfg.rollout
     train_dapo.check(dapo, rollout, mesh)
@@ -139,7 +143,7 @@ def dapo_programs(cfg: DapoRun, mesh: Any) -> Iterator[Program]:
     yield Program("tick", tick, args, held, 0.0)
 
 
-def copy_of(model: Transformer, mesh: Any) -> Transformer:
+def copy_of(model: Transformer, mesh: Mesh) -> Transformer:
     """Shapes of the weights that rollouts read."""
     return shapes.at(
         jax.eval_shape(rollout_weights.whole, model),
@@ -147,7 +151,9 @@ def copy_of(model: Transformer, mesh: Any) -> Transformer:
     )
 
 
-def tick_of(cfg: DapoRun, mesh: Any, model: Any) -> tuple[Any, tuple[Any, ...]]:
+def tick_of(
+    cfg: DapoRun, mesh: Mesh, model: PyTree
+) -> tuple[jax.stages.Wrapped, tuple[PyTree, ...]]:
     """The engine's largest program and the shapes that it is called with."""
     rollout, shards = cfg.rollout, hosts.shards(mesh)
     sizes, dtype = schedule.sizes(rollout, shards), memory.cache_dtype(rollout, cfg.compute)
@@ -180,7 +186,7 @@ def held_of(programs: list[Program]) -> dict[str, float]:
 # ---- compiling
 
 
-def compile_program(program: Program, mesh: Any, target: chips.Slice) -> dict[str, Any]:
+def compile_program(program: Program, mesh: Mesh, target: chips.Slice) -> JsonObject:
     """A program's figures; `needed` bytes alone where the compiler says that it does not fit."""
     started = time.perf_counter()
     with jax.set_mesh(mesh):
@@ -195,7 +201,7 @@ def compile_program(program: Program, mesh: Any, target: chips.Slice) -> dict[st
     module = Module(compiled.as_text(), program.loops)
     wires = module.collectives()
     collectives = measure.wires(wires, [getattr(d, "slice_index", 0) for d in mesh.devices.flat])
-    figures: dict[str, Any] = {
+    figures: JsonObject = {
         "compile_seconds": time.perf_counter() - started,
         "memory": measure.memory(compiled),
         "held": sum(sharding.bytes_on_device(program.args[i]) for i in program.held),
@@ -223,7 +229,7 @@ def compile_program(program: Program, mesh: Any, target: chips.Slice) -> dict[st
 
 
 def tick_figures(
-    program: Program, module: Module, mesh: Any, target: chips.Slice
+    program: Program, module: Module, mesh: Mesh, target: chips.Slice
 ) -> dict[str, float]:
     """Bytes that a decode step moves to and from HBM and between chips, and the rate they allow."""
     (body,) = module.loop_bodies("conditional")
@@ -236,14 +242,14 @@ def tick_figures(
     return {"step_bytes": step, "step_ici": sent, "tokens_per_second_at_most": rate}
 
 
-def peak_of(figures: dict[str, Any], held: dict[str, float]) -> float:
+def peak_of(figures: JsonObject, held: dict[str, float]) -> float:
     """Bytes on a chip while a program runs, with what the run holds besides its arguments."""
     if "needed" in figures:
         return figures["needed"]
     return sum(figures["memory"].values()) - figures["held"] + sum(held.values())
 
 
-def plan(cfg: Run, only: str = "") -> dict[str, Any]:
+def plan(cfg: Run, only: str = "") -> JsonObject:
     """Programs of a run compiled for its slice: their figures, and whether they fit.
 
     `only`: the program of that name alone.
@@ -252,7 +258,7 @@ def plan(cfg: Run, only: str = "") -> dict[str, Any]:
     programs = list((dapo_programs if isinstance(cfg, DapoRun) else sft_programs)(cfg, mesh))
     held = held_of(programs)
     room = target.chip.hbm / target.chip.devices
-    results: dict[str, Any] = {
+    results: JsonObject = {
         "topology": target.topology,
         "slices": cfg.plan.slices,
         "chips": target.chips * cfg.plan.slices,
@@ -279,7 +285,7 @@ def plan(cfg: Run, only: str = "") -> dict[str, Any]:
 # ---- what to change
 
 
-def improve(cfg: Run) -> list[dict[str, Any]]:
+def improve(cfg: Run) -> list[JsonObject]:
     """What needs less memory, until one fits."""
     tried = []
     for changes, other in alternatives.smaller(cfg):

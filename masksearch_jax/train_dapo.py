@@ -27,6 +27,7 @@ from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.data import batches, cache
 from masksearch_jax.models import head, lora
+from masksearch_jax.models.head import LanguageModel
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import check_vocabulary, identity, initial, pinned
 from masksearch_jax.parallel import sharding
@@ -63,7 +64,7 @@ def make_loss_fn(
 ) -> train_state.LossFn:
     """The DAPO loss of a batch of DAPO_FIELDS, as the update step wants it."""
 
-    def loss_fn(model: Any, batch: dict[str, jax.Array]):
+    def loss_fn(model: LanguageModel, batch: dict[str, jax.Array]) -> losses.Loss:
         logp, entropy = head.batch_logprobs(model, batch, temperature, compute.loss_chunk)
         # With one update per step the policy is still the one that the step began with.
         old = batch["logp_old"] if dapo.minibatches > 1 else jax.lax.stop_gradient(logp)
@@ -74,11 +75,11 @@ def make_loss_fn(
     return loss_fn
 
 
-def make_logprob_fn(compute: ComputeConfig, temperature: float):
+def make_logprob_fn(compute: ComputeConfig, temperature: float) -> jax.stages.Wrapped:
     """Jitted log-probabilities of a batch's targets, float32[B, T], by the trainer's forward."""
 
     @jax.jit
-    def logprobs(model: Any, batch: dict[str, jax.Array]) -> jax.Array:
+    def logprobs(model: LanguageModel, batch: dict[str, jax.Array]) -> jax.Array:
         return head.batch_logprobs(model, batch, temperature, compute.loss_chunk)[0]
 
     return logprobs

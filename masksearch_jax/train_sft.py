@@ -20,6 +20,7 @@ from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.data import cache
 from masksearch_jax.data.batches import sft_batches
 from masksearch_jax.models import head, lora
+from masksearch_jax.models.head import LanguageModel
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import check_vocabulary, identity, initial, pinned
 from masksearch_jax.parallel import hosts
@@ -38,7 +39,7 @@ from masksearch_jax.training.supervisor import Survival
 def make_loss_fn(compute: ComputeConfig) -> train_state.LossFn:
     """The SFT loss of a packed batch as the update step wants it."""
 
-    def loss_fn(model: Any, batch: dict[str, jax.Array]):
+    def loss_fn(model: LanguageModel, batch: dict[str, jax.Array]) -> losses.Loss:
         logprobs, _ = head.batch_logprobs(model, batch, 1.0, compute.loss_chunk)
         return losses.sft_loss(logprobs, batch["loss_weights"])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
 
 
 class UserError(Exception):
@@ -19,7 +18,7 @@ class Restart(UserError):
     """Nothing that the same command, started again, would not mend; `run` exits with 42."""
 
 
-def check_given(section: Any, path: str = "config", /, **keys: str) -> None:
+def check_given(section: object, path: str = "config", /, **keys: str) -> None:
     """Raises ConfigError for the first of the keys, each with what it must name, that is empty."""
     for key, what in keys.items():
         if not getattr(section, key).strip():

@@ -55,7 +55,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         file.write(text)
 
 
-def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 1) -> None:
+def write_json(path: str | os.PathLike[str], value: object, indent: int | None = 1) -> None:
     """`write_text` of JSON."""
     write_text(path, json.dumps(value, indent=indent) + "\n")
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from typing import Any
 
 from masksearch_jax.core import files
-from masksearch_jax.core.types import from_json, to_json
+from masksearch_jax.core.types import R, Record, from_json, to_json
 
 
-def write_jsonl(path: str | os.PathLike[str], records: Iterable[Any]) -> int:
+def write_jsonl(path: str | os.PathLike[str], records: Iterable[Record]) -> int:
     """Writes records as JSON lines, whole or not at all; returns their number."""
     return files.write_lines(path, (json.dumps(to_json(r), ensure_ascii=False) for r in records))
 
 
-def read_jsonl(path: str | os.PathLike[str], cls: type) -> list[Any]:
+def read_jsonl(path: str | os.PathLike[str], cls: type[R]) -> list[R]:
     """Records of `cls` written by `write_jsonl`. ValueError names file and line of a bad one."""
-    records = []
+    records: list[R] = []
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:

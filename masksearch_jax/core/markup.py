@@ -84,14 +84,13 @@ def merge_results(per_query: Sequence[Sequence[Passage]], limit: int) -> tuple[P
 def render_information(
     passages: Iterable[Passage],
     *,
-    max_tokens: int | None = None,
-    count_tokens: Callable[[str], int] | None = None,
+    fits: Callable[[str], bool] = lambda block: True,
     note: str = "Nothing found.",
 ) -> tuple[str, tuple[Passage, ...]]:
     """An `<information>` block and the passages in it, whole documents only.
 
-    A document that would not fit in `max_tokens` (counted on the wrapped block by `count_tokens`)
-    is left out with all after it, so that the block is always closed. No passages: it says `note`.
+    A document with which the wrapped block no longer `fits` is left out with all after it, so that
+    the block is always closed. No passages: it says `note`.
     """
     shown: list[Passage] = []
     body = ""
@@ -99,7 +98,7 @@ def render_information(
         text = passage.text
         line = escape(text if text.startswith(passage.title) else f"{passage.title}: {text}")
         candidate = f"{body}\n{line}" if body else line
-        if max_tokens is not None and count_tokens(wrap("information", candidate)) > max_tokens:
+        if not fits(wrap("information", candidate)):
             break
         body, shown = candidate, [*shown, passage]
     return wrap("information", body or note), tuple(shown)
@@ -132,8 +131,8 @@ def is_well_formed(segments: Sequence[Segment]) -> bool:
     turns = [s.text for s in segments if s.author == "policy"]
     if not turns:
         return False
-    matches = [_TURN.fullmatch(t) for t in turns]
-    if not all(matches):
+    matches = [m for m in map(_TURN.fullmatch, turns) if m]
+    if len(matches) < len(turns):
         return False
     kinds = [m[1] for m in matches]
     said = all(m["body"].strip() for m in matches) and MASK not in matches[-1]["body"]

@@ -36,7 +36,7 @@ def lay(rows: Sequence[Sequence[Tokens]], seq_len: int, fields: Fields, padding:
     """
     shape = (len(rows), seq_len)
     fields = dict(fields) | {"positions": np.int32, "segment_ids": np.int32}
-    batch = {name: np.zeros(shape, kind) for name, kind in fields.items()}
+    batch: Batch = {name: np.zeros(shape, kind) for name, kind in fields.items()}
     batch["ids"][:] = batch["targets"][:] = padding
     for row, members in enumerate(rows):
         end = 0

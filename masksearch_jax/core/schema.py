@@ -11,11 +11,18 @@ import functools
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from masksearch_jax.core.errors import ConfigError, nearest
 
-T = TypeVar("T")
+
+class Section(Protocol):
+    """A dataclass, such as a section of a config or a whole one."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+
+T = TypeVar("T", bound=Section)
 
 REQUIRED = dataclasses.MISSING  # in place of a default: the config file, or a flag, must give it
 
@@ -35,14 +42,14 @@ def required(sentence: str, *, harmless: bool = False, folder: bool = False) -> 
     return key(REQUIRED, sentence, harmless=harmless, folder=folder)
 
 
-def section(cls: type, sentence: str = "") -> Any:
+def section(cls: type[Section], sentence: str = "") -> Any:
     """A field that is a section: its defaults, or required where one of its keys is.
 
     The sentence is the first line of the dataclass's docstring where none is given.
     """
     keys = dataclasses.fields(cls)
     default = REQUIRED if any(f.default is REQUIRED for f in keys) else cls()
-    return key(default, sentence or cls.__doc__.partition("\n")[0])
+    return key(default, sentence or (cls.__doc__ or "").partition("\n")[0])
 
 
 class Key(NamedTuple):
@@ -56,33 +63,34 @@ class Key(NamedTuple):
     folder: bool
 
     @property
-    def section(self) -> type | None:
+    def section(self) -> type[Section] | None:
         """The dataclass of a section, optional ones too; None of a key with a value."""
-        inner = _not_none(self.kind)
-        return inner if dataclasses.is_dataclass(inner) else None
+        return _section_of(self.kind)
 
 
 @functools.cache
-def describe_keys(schema: type) -> tuple[Key, ...]:
+def describe_keys(schema: type[Section]) -> tuple[Key, ...]:
     """Every key of a schema in its order, a section before its keys.
 
     The defaults of a section's keys are those of its dataclass.
     """
     kinds, keys = typing.get_type_hints(schema), []
     for field in dataclasses.fields(schema):
-        name, said = field.name, {"sentence": "", "harmless": False, "folder": False}
-        found = Key(name, kinds[name], field.default, **said | dict(field.metadata))
+        name, said = field.name, field.metadata
+        sentence, harmless = said.get("sentence", ""), said.get("harmless", False)
+        folder = said.get("folder", False)
+        found = Key(name, kinds[name], field.default, sentence, harmless, folder)
         inner = describe_keys(found.section) if found.section else ()
         keys += [found, *(k._replace(name=f"{name}.{k.name}") for k in inner)]
     return tuple(keys)
 
 
-def harmless_keys(section: type) -> frozenset[str]:
+def harmless_keys(section: type[Section]) -> frozenset[str]:
     """Names of the keys of a section that do not change a result."""
     return frozenset(k.name for k in describe_keys(section) if k.harmless)
 
 
-def flat_keys(schema: type) -> dict[str, Any]:
+def flat_keys(schema: type[Section]) -> dict[str, Any]:
     """Dotted name to type of every key of a dataclass, sections and their keys alike."""
     return {k.name: k.kind for k in describe_keys(schema)}
 
@@ -108,7 +116,7 @@ def to_dataclass(schema: type[T], config: Any, path: str = "config") -> T:
     return schema(**{k: _convert(kinds[k], v, f"{path}.{k}") for k, v in values.items()})
 
 
-def _names(schema: type) -> str:
+def _names(schema: type[Section]) -> str:
     return ", ".join(f.name for f in dataclasses.fields(schema))
 
 
@@ -119,12 +127,18 @@ def _not_none(kind: Any) -> Any:
     return kind
 
 
+def _section_of(kind: Any) -> type[Section] | None:
+    """The dataclass that a type is, or is one or None; None of any other type."""
+    inner = _not_none(kind)
+    return inner if isinstance(inner, type) and dataclasses.is_dataclass(inner) else None
+
+
 def _convert(kind: Any, value: Any, path: str) -> Any:
     inner = _not_none(kind)
     if value is None and inner is not kind:
         return None
-    if dataclasses.is_dataclass(inner):
-        return to_dataclass(inner, value, path)
+    if section := _section_of(kind):
+        return to_dataclass(section, value, path)
     origin, args = typing.get_origin(inner), typing.get_args(inner)
     if origin is typing.Literal:
         if value not in args:

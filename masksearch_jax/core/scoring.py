@@ -188,9 +188,8 @@ def align_fills(
     found = list(_PIECE.finditer(answer))
     if len(found) > 2 * length + _ROOM_PER_SLOT * slots:
         return [None] * slots
-    fills = _cut_copy(masked, answer, expected)
-    if fills is None:
-        fills = _align_pieces(parts, answer, found)
+    copied = _cut_copy(masked, answer, expected)
+    fills = _align_pieces(parts, answer, found) if copied is None else copied
     return [fill if fill and MASK not in fill else None for fill in fills]
 
 
@@ -238,8 +237,10 @@ def _align_pieces(parts: list[str], answer: str, found: list[re.Match]) -> list[
         left = ends[i][-1] if i in ends else (-1 if i == 0 and not parts[0] else None)
         at_end = i == slots - 1 and not parts[-1]
         right = ends[i + 1][0] if i + 1 in ends else (len(found) if at_end else None)
-        inside = left is not None and right is not None and right - left > 1
-        fills.append(answer[found[left + 1].start() : found[right - 1].end()] if inside else None)
+        if left is None or right is None or right - left < 2:
+            fills.append(None)
+        else:
+            fills.append(answer[found[left + 1].start() : found[right - 1].end()])
     return fills
 
 

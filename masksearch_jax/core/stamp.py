@@ -11,15 +11,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import IO
 
 from etils import epath
 
 from masksearch_jax.core.files import write_json
+from masksearch_jax.core.types import JsonObject
 
 
-def hash_of(inputs: Any) -> str:
+def hash_of(inputs: object) -> str:
     """16 hex digits that tell inputs, as JSON, from others: format, settings, contents of files."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -41,7 +42,7 @@ def content(path: str | os.PathLike[str]) -> str:
 
 def write(
     path: str | os.PathLike[str],
-    record: Mapping[str, Any],
+    record: JsonObject,
     made_from: str = "",
     files: Iterable[str] = (),
 ) -> None:
@@ -55,7 +56,7 @@ def write(
 
 def read(
     path: str | os.PathLike[str], made_from: str = "", files: Iterable[str] = ()
-) -> dict[str, Any] | None:
+) -> JsonObject | None:
     """The record of work that is done, as `write` was given it; None where there is work to do.
 
     files: all that the work may have written, whether it is there or not.
@@ -78,7 +79,7 @@ def _sizes(folder: epath.Path, names: Iterable[str]) -> dict[str, int]:
     return {name: int((folder / name).stat().length) for name in present}
 
 
-def _digest(file: Any) -> str:
+def _digest(file: IO[bytes]) -> str:
     digest = hashlib.sha256()
     while chunk := file.read(1 << 20):
         digest.update(chunk)

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import tokenizers
@@ -20,6 +20,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from masksearch_jax.core import files, markup
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.types import JsonObject
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
@@ -102,6 +103,20 @@ def _without(texts: Iterable[str], added: Sequence[str]) -> Iterable[str]:
         yield text
 
 
+class Vocabulary(Protocol):
+    """What rollouts and prompts ask of a tokenizer, as `Vocab` says it."""
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]: ...
+    @property
+    def size(self) -> int: ...
+
+    def encode(self, text: str, *, literal: bool = False) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+    def token_bytes(self, token_id: int) -> bytes: ...
+    def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> str: ...
+
+
 class Vocab:
     """A byte-level tokenizer: text to ids, ids to bytes and text, the chat template, a fingerprint.
 
@@ -112,7 +127,7 @@ class Vocab:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        config: Mapping[str, Any],
+        config: JsonObject,
         template: str = "",
         folder: str | Path = "",
     ) -> None:
@@ -212,7 +227,7 @@ class Vocab:
         """16 hex digits of what decides ids alone: what a model's weights are made for."""
         return _hash(self._ids_spec())
 
-    def _ids_spec(self) -> dict[str, Any]:
+    def _ids_spec(self) -> JsonObject:
         spec = json.loads(self._tokenizer.to_str())
         return {k: spec[k] for k in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
 
@@ -226,7 +241,7 @@ class Vocab:
         return copy
 
 
-def _hash(parts: Mapping[str, Any]) -> str:
+def _hash(parts: JsonObject) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -253,9 +268,9 @@ def _names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())[:10]
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> JsonObject:
     """tokenizer_config.json, with `eos_token_id` of generation_config.json where there is one."""
-    config: dict[str, Any] = {}
+    config: JsonObject = {}
     path = folder / "tokenizer_config.json"
     if path.is_file():
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -267,7 +282,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_template(folder: Path, config: Mapping[str, Any]) -> str:
+def _read_template(folder: Path, config: JsonObject) -> str:
     path = folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8")
@@ -277,12 +292,12 @@ def _read_template(folder: Path, config: Mapping[str, Any]) -> str:
     return found
 
 
-def _token_text(token: str | Mapping[str, Any] | None) -> str:
+def _token_text(token: str | JsonObject | None) -> str:
     """A token of a config, given as text or as a serialised AddedToken; empty when absent."""
     return token.get("content", "") if isinstance(token, Mapping) else token or ""
 
 
-def _eos_ids(config: Mapping[str, Any], ids: Mapping[str, int]) -> tuple[int, ...]:
+def _eos_ids(config: JsonObject, ids: Mapping[str, int]) -> tuple[int, ...]:
     own = ids.get(_token_text(config.get("eos_token")) or EOS)
     extra = config.get("eos_token_id", [])
     found = [*([own] if own is not None else []), *(extra if isinstance(extra, list) else [extra])]
@@ -320,7 +335,7 @@ def _byte_of_char() -> dict[str, int]:
 
 
 @functools.cache
-def _renderer() -> Callable[..., tuple[list[str], Any]]:
+def _renderer() -> Callable[..., tuple[list[str], object]]:
     """What transformers renders chat templates with; it compiles each once."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of torch, not needed here
     from transformers.utils.chat_template_utils import render_jinja_template  # takes a second

@@ -6,9 +6,12 @@ Text records (`Passage`, `RampExample`, `QAExample`, `Turn`) convert with `to_js
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
+
+# An object of JSON: what its values are is for its reader to find out.
+JsonObject: TypeAlias = dict[str, Any]
 
 SPLITS = ("train", "rl", "heldout")  # of the examples made of a corpus
 Author = Literal["prompt", "policy", "tool"]
@@ -151,26 +154,29 @@ class Demonstration:
     turns: tuple[Turn, ...]
 
 
+Record = Passage | Span | RampExample | QAExample | Segment | Turn | Trajectory | Demonstration
+R = TypeVar("R", bound=Record)
+
 _ARRAYS = {
     "ids": np.int32,
     "logprobs": np.float32,
     "sampled": np.bool_,
     "versions": np.int32,
 }
-_NESTED = {
+_NESTED: dict[str, type[Span | Segment | Turn]] = {
     "spans": Span,
     "segments": Segment,
     "turns": Turn,
 }
 
 
-def to_json(record: Any) -> dict[str, Any]:
+def to_json(record: Record) -> JsonObject:
     """A JSON-ready dict of a record of this module; arrays become lists."""
     out = dataclasses.asdict(record)
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in out.items()}
 
 
-def from_json(cls: type, obj: dict[str, Any]) -> Any:
+def from_json(cls: type[R], obj: JsonObject) -> R:
     """The inverse of `to_json`. Raises ValueError naming a missing or unknown field."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(obj) - set(fields))
@@ -182,7 +188,7 @@ def from_json(cls: type, obj: dict[str, Any]) -> Any:
             f"{cls.__name__}: unknown fields {unknown}, missing fields {missing}; "
             f"it has {sorted(fields)}"
         )
-    values: dict[str, Any] = {}
+    values: JsonObject = {}
     for name, value in obj.items():
         if name in _NESTED:
             values[name] = tuple(from_json(_NESTED[name], v) for v in value)

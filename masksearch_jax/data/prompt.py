@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
-
 from masksearch_jax.core import markup
 from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.core.tokenizer import VocabError
+from masksearch_jax.core.tokenizer import Vocab, VocabError, Vocabulary
 from masksearch_jax.core.types import Example, RampExample
 
 STYLES = ("minimal", "chat")
@@ -27,13 +24,6 @@ Below is a question. Answer it with a name, a date, a number or a short phrase, 
 around it."""
 
 
-class ChatTemplate(Protocol):
-    """A tokenizer that knows how its model wants a conversation written."""
-
-    def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> str: ...
-    def check_chat_template(self) -> None: ...
-
-
 def question_text(example: Example) -> str:
     """The task itself: a masked paragraph, known by its `[mask]`, or a question without one."""
     if isinstance(example, RampExample):
@@ -41,7 +31,7 @@ def question_text(example: Example) -> str:
     return markup.escape(example.question).replace(markup.MASK, "[ mask ]")
 
 
-def render(example: Example, style: str, vocab: ChatTemplate) -> str:
+def render(example: Example, style: str, vocab: Vocabulary) -> str:
     """The prompt of an example. ValueError with the choices for an unknown style.
 
     minimal: the task text and a line break. chat: instructions and the task as one user message.
@@ -62,7 +52,7 @@ def wording(example: Example, style: str) -> str:
     raise ValueError(f"prompt style is {style!r}; choices: {', '.join(STYLES)}")
 
 
-def check_style(style: str, vocab: ChatTemplate, key: str = "config") -> None:
+def check_style(style: str, vocab: Vocab, key: str = "config") -> None:
     """Raises ConfigError naming KEY.prompt.style for a tokenizer that cannot write that style."""
     if style == "chat":
         try:

@@ -7,13 +7,26 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from masksearch_jax.models import shared_weights
 from masksearch_jax.parallel import sharding
+
+
+class LanguageModel(Protocol):
+    """What a score of tokens asks of a model."""
+
+    @property
+    def head_table(self) -> jax.Array:
+        """[V, M]."""
+        ...
+
+    def hidden(self, ids: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        """Final hidden states [B, T, M] of packed rows; all int [B, T]."""
+        ...
 
 
 class _Score(NamedTuple):
@@ -25,7 +38,7 @@ class _Score(NamedTuple):
 
 
 def token_logprobs(
-    model: Any, hidden: jax.Array, targets: jax.Array, temperature: float, chunk: int
+    model: LanguageModel, hidden: jax.Array, targets: jax.Array, temperature: float, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each target and entropy of its distribution, float32 [B, T] each, nats.
 
@@ -42,7 +55,7 @@ def token_logprobs(
 
 
 def batch_logprobs(
-    model: Any, batch: Mapping[str, jax.Array], temperature: float, chunk: int
+    model: LanguageModel, batch: Mapping[str, jax.Array], temperature: float, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
     """`token_logprobs` of the targets of a batch of packed rows, after a forward pass over it."""
     hidden = model.hidden(batch["ids"], batch["positions"], batch["segment_ids"])

@@ -13,21 +13,24 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import KeyPath
 
 from masksearch_jax.core import files
 from masksearch_jax.core.config import ComputeConfig, ModelConfig
+from masksearch_jax.core.types import JsonObject
 from masksearch_jax.models import hf_files, hf_folder, hf_names, layout
 from masksearch_jax.models.hf_config import HfError, read_config, to_hf_config
 from masksearch_jax.models.hf_files import DTYPES, INDEX, SINGLE, Stored  # noqa: F401
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import hosts, sharding
+from masksearch_jax.parallel.sharding import PyTree
 from masksearch_jax.runtime.progress import Progress
 
 MB = 10**6
@@ -159,7 +162,7 @@ def save(
     read: Callable[[str], jax.Array] | None = None,
     made_from: str = "",
     tokenizer_dir: str | Path | None = None,
-    generation_config: dict[str, Any] | None = None,
+    generation_config: JsonObject | None = None,
     card: str = "",
     dtype: str | None = None,
     max_shard_bytes: float = 5e9,
@@ -332,9 +335,9 @@ def _put(place: NamedSharding | None) -> Callable[..., jax.Array]:
     return jax.jit(put, donate_argnums=0, out_shardings=place)
 
 
-def _name(path: tuple) -> str:
+def _name(path: KeyPath) -> str:
     return sharding.parameter_name(path)
 
 
-def _leaves(model: Transformer) -> dict[str, Any]:
+def _leaves(model: PyTree) -> dict[str, PyTree]:
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from masksearch_jax.core.config import ModelConfig, RopeScaling
+from masksearch_jax.core.types import JsonObject
 
 ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
@@ -38,7 +39,7 @@ _SCALING = {
 }
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonObject:
     """The object in a JSON file. Raises FileNotFoundError, or HfError naming the file."""
     if not path.is_file():
         raise FileNotFoundError(f"no {path.name} in {path.parent}: not a whole HF model folder")
@@ -104,7 +105,7 @@ def read_config(folder: str | Path) -> ModelConfig:
     )
 
 
-def _check_not_quantised(raw: dict[str, Any], path: Path) -> None:
+def _check_not_quantised(raw: JsonObject, path: Path) -> None:
     for key in ("quantization_config", "compression_config"):
         if not (settings := raw.get(key)):
             continue
@@ -115,7 +116,7 @@ def _check_not_quantised(raw: dict[str, Any], path: Path) -> None:
         )
 
 
-def _read_rope(raw: dict[str, Any], path: Path) -> tuple[float, RopeScaling | None]:
+def _read_rope(raw: JsonObject, path: Path) -> tuple[float, RopeScaling | None]:
     """Theta and scaling: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`."""
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     theta = rope.get("rope_theta", raw.get("rope_theta"))
@@ -131,7 +132,7 @@ def _read_rope(raw: dict[str, Any], path: Path) -> tuple[float, RopeScaling | No
     return float(theta), RopeScaling(**{ours: rope[key] for ours, key in _SCALING.items()})
 
 
-def to_hf_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
+def to_hf_config(config: ModelConfig, dtype: str) -> JsonObject:
     """The `config.json` object of an architecture, in the form that transformers 4 and 5 read.
 
     Raises HfError when the family has no such biases or norms: HF derives them from `model_type`.
@@ -142,7 +143,7 @@ def to_hf_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
             f"an HF {config.family} model has qkv_bias, qk_norm = {expected}, not "
             f"{(config.qkv_bias, config.qk_norm)}"
         )
-    out: dict[str, Any] = {
+    out: JsonObject = {
         "architectures": [ARCHITECTURES[config.family]],
         "model_type": config.family,
         "vocab_size": config.vocab_size,

@@ -10,12 +10,13 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from masksearch_jax.core.files import writing
+from masksearch_jax.core.types import JsonObject
 from masksearch_jax.models.hf_config import HfError, read_json
 
 SINGLE = "model.safetensors"
@@ -125,7 +126,7 @@ def shards(shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, max_bytes: fl
     ]
 
 
-def index_of(shards: Sequence[Shard]) -> dict[str, Any]:
+def index_of(shards: Sequence[Shard]) -> JsonObject:
     """The object of the index file that goes with several shards."""
     total = sum(s.size - len(s.header) for s in shards)
     where = {name: shard.file for shard in shards for name in shard.names}
@@ -151,7 +152,7 @@ def write(folder: Path, shard: Shard, arrays: Iterable[np.ndarray]) -> None:
 
 def _shard(file: str, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype) -> Shard:
     kind = next(kind for kind, name in DTYPES.items() if name == dtype.name)
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries: JsonObject = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
         begin, end = end, end + math.prod(shape) * dtype.itemsize
@@ -213,7 +214,7 @@ def _ambiguous(folder: Path, files: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[Any]:
+def _open(path: Path) -> Iterator[safe_open]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing, though {INDEX} names it")
     try:

@@ -6,9 +6,9 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from masksearch_jax.core import files
+from masksearch_jax.core.types import JsonObject
 from masksearch_jax.models.hf_config import HfError, read_json
 
 TOKENIZER_FILES = (
@@ -37,7 +37,7 @@ def replacing(folder: Path, made_from: str) -> Iterator[Path]:
         yield partial
 
 
-def copy_tokenizer(tokenizer: str | Path | None, folder: Path) -> dict[str, Any]:
+def copy_tokenizer(tokenizer: str | Path | None, folder: Path) -> JsonObject:
     """Copies the tokenizer's files; returns the generation config that lies with them."""
     if tokenizer is None:
         return {}

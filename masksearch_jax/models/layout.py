@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING
 
 import jax
 from jax.sharding import Mesh, NamedSharding
+from jax.tree_util import KeyPath
 
 from masksearch_jax.parallel import sharding
-from masksearch_jax.parallel.sharding import RULES, SHARED, MeshError
+from masksearch_jax.parallel.sharding import RULES, SHARED, MeshError, PyTree
 
-Tree = TypeVar("Tree")
+if TYPE_CHECKING:
+    from masksearch_jax.models.transformer import Transformer  # which knows this module
 
 # Logical axes of every parameter, by its path in the model.
 PARAMETERS: dict[str, tuple[str, ...]] = {
@@ -48,7 +50,7 @@ def whole_axes(name: str) -> tuple[str, ...]:
     return tuple("any" if axis == SHARED else axis for axis in PARAMETERS[name])
 
 
-def parameter_shardings(mesh: Mesh, model: Tree, *, whole: bool = False) -> Tree:
+def parameter_shardings(mesh: Mesh, model: Transformer, *, whole: bool = False) -> PyTree:
     """A tree like `model` (arrays or shapes) of where each parameter lies; `whole`: not shared.
 
     Raises MeshError naming an axis that the mesh does not divide.
@@ -61,7 +63,7 @@ def parameter_shardings(mesh: Mesh, model: Tree, *, whole: bool = False) -> Tree
                 f"{dict(mesh.shape)}, heads are split by {RULES['heads']})"
             )
 
-    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def place(path: KeyPath, leaf: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
         name = sharding.parameter_name(path)
         if name not in PARAMETERS:
             raise MeshError(f"parameter {name!r} has no sharding rule; known: {sorted(PARAMETERS)}")
@@ -71,6 +73,6 @@ def parameter_shardings(mesh: Mesh, model: Tree, *, whole: bool = False) -> Tree
     return jax.tree_util.tree_map_with_path(place, model)
 
 
-def shard_parameters(mesh: Mesh, model: Tree) -> Tree:
+def shard_parameters(mesh: Mesh, model: Transformer) -> Transformer:
     """The model with its parameters laid out over the mesh."""
     return jax.device_put(model, parameter_shardings(mesh, model))

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from etils import epath
@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from masksearch_jax.core.config import ComputeConfig, LoraConfig, ModelConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.types import JsonObject
 from masksearch_jax.models import hf, layout, lora
 from masksearch_jax.models.hf_config import check_no_adapter
 from masksearch_jax.models.transformer import Transformer
@@ -172,7 +173,7 @@ def _reading(
 
 
 def _base(
-    folder: str, adapters: dict[str, Any], base: str, compute: ComputeConfig
+    folder: str, adapters: JsonObject, base: str, compute: ComputeConfig
 ) -> tuple[str, ComputeConfig]:
     """Where the base of adapters is, and how to read it. Raises InitError where it is not there."""
     where, step = base or adapters["base"], adapters.get("base_step")
@@ -187,7 +188,7 @@ def _base(
     return where, dataclasses.replace(compute, param_dtype=adapters["base_dtype"])
 
 
-def _check_base(folder: str, adapters: dict[str, Any], where: str, actual: str) -> None:
+def _check_base(folder: str, adapters: JsonObject, where: str, actual: str) -> None:
     if actual != adapters["base_fingerprint"]:
         raise InitError(
             f"{folder} holds adapters for {checkpoint_files.base_of(adapters)} (fingerprint "
@@ -196,7 +197,7 @@ def _check_base(folder: str, adapters: dict[str, Any], where: str, actual: str) 
 
 
 def _adapter_shapes(
-    adapters: dict[str, Any], config: ModelConfig, compute: ComputeConfig, mesh: Mesh
+    adapters: JsonObject, config: ModelConfig, compute: ComputeConfig, mesh: Mesh
 ) -> Transformer:
     names = {f.name for f in dataclasses.fields(LoraConfig)}
     settings = LoraConfig(**{k: v for k, v in adapters.items() if k in names})

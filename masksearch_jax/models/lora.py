@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from masksearch_jax.core.config import LoraConfig
+from masksearch_jax.core.types import JsonObject
 from masksearch_jax.models import layout
+from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
 from masksearch_jax.training import checkpoint_files, train_state
 
@@ -64,7 +65,7 @@ def check_lora(config: LoraConfig) -> None:
         raise LoraError(f"config.lora.targets is {config.targets}; choose some of {TARGETS}")
 
 
-def add(model: Any, config: LoraConfig, seed: int) -> Any:
+def add(model: Transformer, config: LoraConfig, seed: int) -> Transformer:
     """The model with fresh adapters: A uniform within ±1/sqrt(I), as peft's, and B zero.
 
     So it computes what it did before. The arrays of the base are shared, not copied.
@@ -81,7 +82,9 @@ def add(model: Any, config: LoraConfig, seed: int) -> Any:
     return attach(model, Adapters(factors, config.alpha / config.rank))
 
 
-def trained(model: Any, config: LoraConfig, mesh: Mesh, seed: int) -> tuple[Any, Any]:
+def trained(
+    model: Transformer, config: LoraConfig, mesh: Mesh, seed: int
+) -> tuple[Transformer, Transformer | None]:
     """What a run trains of a model laid out over `mesh`, and what it only reads (None: nothing).
 
     Both have the model's structure and None for the other's part; `train_state.join` undoes it.
@@ -94,18 +97,18 @@ def trained(model: Any, config: LoraConfig, mesh: Mesh, seed: int) -> tuple[Any,
     return _split(attach(model, jax.device_put(make(model), placed.blocks.adapters)))
 
 
-def shapes(model: Any, config: LoraConfig) -> tuple[Any, Any]:
+def shapes(model: Transformer, config: LoraConfig) -> tuple[Transformer, Transformer | None]:
     """`trained` of a model of shapes."""
     if not config.rank:
         return model, None
     return _split(jax.eval_shape(lambda m: add(m, config, 0), model))
 
 
-def _split(model: Any) -> tuple[Any, Any]:
+def _split(model: Transformer) -> tuple[Transformer, Transformer]:
     return train_state.split(model, lambda path: "adapters" in sharding.parameter_name(path))
 
 
-def merge(model: Any, dtype: str) -> Any:
+def merge(model: Transformer, dtype: str) -> Transformer:
     """The model without its adapters: each target's matrix + scale · A·B, summed in float32.
 
     All of it in `dtype`; a layer at a time.
@@ -139,7 +142,7 @@ def merged(weight: jax.Array, a: jax.Array, b: jax.Array, scale: float, dtype: s
     return whole(weight, a, b)
 
 
-def describe(config: LoraConfig, base: Any, init: str, seed: int) -> dict[str, Any] | None:
+def describe(config: LoraConfig, base: Transformer, init: str, seed: int) -> JsonObject | None:
     """What a checkpoint of adapters says about them and their base, as JSON; None at rank 0.
 
     init: where the base came from, as `pinned` gives it; `seed`: of random weights.
@@ -158,7 +161,7 @@ def describe(config: LoraConfig, base: Any, init: str, seed: int) -> dict[str, A
     }
 
 
-def fingerprint(model: Any, read: Callable[[str], jax.Array] | None = None) -> str:
+def fingerprint(model: Transformer, read: Callable[[str], jax.Array] | None = None) -> str:
     """16 hex digits of a model's float32 values, wherever they lie: equal for equal weights.
 
     A bfloat16 model and the same in float32 are alike. Sums of integers modulo 2^32, each weighted
@@ -182,7 +185,7 @@ def fingerprint(model: Any, read: Callable[[str], jax.Array] | None = None) -> s
     return hashlib.sha256("\n".join(sums).encode()).hexdigest()[:16]
 
 
-def attach(model: Any, adapters: Adapters | None) -> Any:
+def attach(model: Transformer, adapters: Adapters | None) -> Transformer:
     """A model of the same arrays with these adapters."""
     copy = jax.tree.map(lambda x: x, model)
     copy.blocks.adapters = nnx.data(adapters)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,9 @@ from etils import epy
 from jax.experimental import pallas as pl
 
 from masksearch_jax.models.attention import AttentionError
+
+if TYPE_CHECKING:
+    from masksearch_jax.models.kv_cache import Fresh, KVCache  # which knows this module
 
 with epy.lazy_imports():
     from jax.experimental.pallas import triton as plgpu
@@ -39,8 +42,8 @@ def check_sizes(head_dim: int, page_tokens: int) -> None:
 
 def attend(
     q: jax.Array,
-    cache: Any,
-    fresh: Any,
+    cache: KVCache,
+    fresh: Fresh,
     layer: jax.Array,
     step: jax.Array,
     table: jax.Array,
@@ -51,8 +54,8 @@ def attend(
     """Attention of q[B, K, X, D] over the first length[B] tokens of each row's pages and the fresh
     ones up to `step` -> [B, K, X, D].
 
-    cache: a `kv_cache.KVCache`; fresh: one layer's keys and values [B, K, T, D]; rows are shard by
-    shard, table int[N, B/N, W]. Reads a row's used pages and no other.
+    fresh: one layer's keys and values [B, K, T, D]. Rows are shard by shard, table int[N, B/N, W].
+    Reads a row's used pages and no other.
 
     Raises AttentionError for sizes that the kernel does not take.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,9 @@ from etils import epy
 from jax.experimental import pallas as pl
 
 from masksearch_jax.models.attention import AttentionError
+
+if TYPE_CHECKING:
+    from masksearch_jax.models.kv_cache import KVCache  # which knows this module
 
 with epy.lazy_imports():  # it takes a third of a second, and most runs do without
     from jax.experimental.pallas import tpu as pltpu
@@ -72,12 +75,12 @@ def _items(layer: jax.Array, table: jax.Array, length: jax.Array, tokens: int, p
 
 
 def attend(
-    q: jax.Array, cache: Any, layer: jax.Array, table: jax.Array, length: jax.Array
+    q: jax.Array, cache: KVCache, layer: jax.Array, table: jax.Array, length: jax.Array
 ) -> Partial:
     """Attention of q[B, K, X, D] over the first length[B] tokens of each row's pages.
 
-    cache: a `kv_cache.KVCache`; rows are shard by shard, table int[N, B/N, W]. Reads a row's used
-    pages and no other. Raises AttentionError for sizes that the kernel does not take.
+    Rows are shard by shard, table int[N, B/N, W]. Reads a row's used pages and no other. Raises
+    AttentionError for sizes that the kernel does not take.
     """
     rows, width = table.shape[1:]
     page, dim = cache.page_tokens, q.shape[-1]

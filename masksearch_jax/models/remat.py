@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Primitive
 
 _POLICIES = jax.checkpoint_policies
 _KEPT = "product"
@@ -19,7 +18,7 @@ def keep(x: jax.Array) -> jax.Array:
     return checkpoint_name(x, _KEPT)
 
 
-def _is_kept(primitive: Any, *args: object, **params: object) -> bool:
+def _is_kept(primitive: Primitive, *args: object, **params: object) -> bool:
     """What is marked, and what attention's kernels found, as dear as a product."""
     kernel = primitive.name.startswith(("pallas_call", "dot_product_attention_fwd"))
     return kernel or _POLICIES.save_only_these_names(_KEPT)(primitive, *args, **params)

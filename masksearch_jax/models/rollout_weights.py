@@ -7,7 +7,7 @@ gathered anew for every token, those kept in float32 for training are twice the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,8 @@ from masksearch_jax.core.config import ComputeConfig
 from masksearch_jax.models import layout
 from masksearch_jax.parallel import sharding
 
-Model = TypeVar("Model")
+if TYPE_CHECKING:
+    from masksearch_jax.models.transformer import Transformer  # which knows this module
 
 
 def is_shared(sizes: Mapping[str, int]) -> bool:
@@ -37,7 +38,7 @@ def is_needed(compute: ComputeConfig, weights: str, sizes: Mapping[str, int]) ->
     return jnp.dtype(compute.param_dtype) != jnp.dtype(compute.dtype)
 
 
-def whole(model: Model) -> Model:
+def whole(model: Transformer) -> Transformer:
     """The model in the compute dtype, split by the mesh's `tensor` alone; within a jitted function.
 
     Adapters keep their dtype. Stacks are gathered layer by layer, so that none is there twice.

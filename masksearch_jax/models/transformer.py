@@ -9,7 +9,7 @@ pytree leaves of the model, so plain jax.jit, jax.grad and jax.lax.scan take it 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,9 @@ from masksearch_jax.models import (
 from masksearch_jax.models.kv_cache import Fresh, KVCache
 from masksearch_jax.models.remat import REMAT, keep
 from masksearch_jax.parallel import sharding
+
+if TYPE_CHECKING:
+    from masksearch_jax.models import unrolled  # which knows this module
 
 FAMILIES = ("qwen2", "qwen3", "llama")
 _LAYER = ("batch", "time", "activation")  # logical axes of what goes from layer to layer
@@ -160,7 +163,7 @@ class Transformer(nnx.Module):
         zeros = sharding.constrain(zeros, "layers", "batch", "kv_heads", "any", "any")
         return Fresh(zeros, zeros)
 
-    def for_sampling(self, weights: str = "whole") -> Any:
+    def for_sampling(self, weights: str = "whole") -> Transformer | unrolled.Unrolled:
         """What rollouts read under the mesh in force, as `rollout.weights` says."""
         from masksearch_jax.models import unrolled  # which knows this module
 

@@ -13,7 +13,7 @@ packed sooner than the weights (1.6 to 3 times as fast at 8 to 32 rows).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import flax.struct
 import jax
@@ -23,6 +23,9 @@ import numpy as np
 from masksearch_jax.core.config import ComputeConfig, ModelConfig
 from masksearch_jax.models import attention, head, kv_cache, rollout_weights, transformer
 from masksearch_jax.models.kv_cache import Fresh, KVCache
+
+if TYPE_CHECKING:
+    from masksearch_jax.models.lora import Adapters  # which loads what training needs
 
 FEW = 128  # rows, up to which a CPU has the weights on the left
 
@@ -39,7 +42,7 @@ class Layer(NamedTuple):
     mlp_norm: jax.Array  # [M]
     gate_up: jax.Array  # [M, 2F]
     down: jax.Array  # [F, M]
-    adapters: Any  # models.lora.Adapters of the layer, as they are trained
+    adapters: Adapters | None  # of the layer, as they are trained
 
 
 @flax.struct.dataclass

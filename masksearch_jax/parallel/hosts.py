@@ -8,7 +8,6 @@ where each has made its own, as in rollouts, they give them to each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TypeVar
 
 import jax
@@ -73,10 +72,10 @@ def exchange(mesh: Mesh, batch: Tree) -> Tree:
         piece.view(x.dtype).reshape(-1, *x.shape[1:])
         for piece, x in zip(pieces, leaves, strict=True)
     ]
-    return structure.unflatten(together)
+    return jax.tree.unflatten(structure, together)
 
 
-def exchange_sequences(mesh: Mesh, sequences: Sequence[Tokens], fields: Fields) -> Sequence[Tokens]:
+def exchange_sequences(mesh: Mesh, sequences: list[Tokens], fields: Fields) -> list[Tokens]:
     """The sequences of all peers, in their order, each with these fields; all must call it.
 
     Every process has equally many, of any lengths. What crosses is their tokens end to end, as
@@ -88,7 +87,7 @@ def exchange_sequences(mesh: Mesh, sequences: Sequence[Tokens], fields: Fields) 
     room = most([int(lengths.sum())])[0]
     own = {"": lengths[None]}
     for name, kind in fields.items():
-        joined = np.concatenate([tokens[name] for tokens in sequences]).astype(kind)
+        joined: np.ndarray = np.concatenate([tokens[name] for tokens in sequences]).astype(kind)
         own[name] = np.pad(joined, (0, room - len(joined)))[None]
     found = exchange(mesh, own)
     ends = np.cumsum(found.pop(""), axis=1)
@@ -179,7 +178,7 @@ def most(sizes: list[int]) -> list[int]:
     """The largest of each size on any process; all must call it, with equally many."""
     if jax.process_count() == 1:
         return sizes
-    return np.max(multihost_utils.process_allgather(np.int32(sizes)), axis=0).tolist()
+    return np.max(multihost_utils.process_allgather(np.asarray(sizes, np.int32)), axis=0).tolist()
 
 
 def local_rows(x: jax.Array) -> np.ndarray:

@@ -33,15 +33,18 @@ def join_processes(heartbeat_seconds: int = 30) -> None:
     address = os.environ.get(_ADDRESS, "")
     if not address or jax.distributed.is_initialized():
         return
-    place = () if address == "auto" else (address, *_place_among(address))
-    if not place:
+    is_auto = address == "auto"
+    place: tuple[str | None, int | None, int | None] = (None, None, None)
+    if not is_auto:
+        place = (address, *_place_among(address))
+    if is_auto:
         del os.environ[_ADDRESS]  # JAX would take it for an address
     try:
         jax.distributed.initialize(*place, heartbeat_timeout_seconds=heartbeat_seconds)
     except jax.errors.JaxRuntimeError as error:
         raise Restart(f"the other processes cannot be joined at {address}: {error}") from error
     except (ValueError, TypeError, RuntimeError) as error:
-        if place:
+        if not is_auto:
             raise
         raise ConfigError(
             f"{_ADDRESS} is 'auto', but this machine is on no cluster that JAX knows ({error}): "

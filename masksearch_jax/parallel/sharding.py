@@ -11,15 +11,19 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import KeyPath
 
 from masksearch_jax.core.config import MeshConfig
 
+# Arrays, or their shapes, in any nest of containers and modules: a model's weights, an optimizer's
+# state, a batch. `Tree` where what comes out is built as what went in.
+PyTree: TypeAlias = Any
 Tree = TypeVar("Tree")
 
 AXES = ("data", "fsdp", "context", "tensor")
@@ -105,7 +109,7 @@ def spec(*logical: str) -> PartitionSpec:
     return PartitionSpec(*(RULES.get(axis) for axis in logical))
 
 
-def parameter_name(path: tuple[Any, ...]) -> str:
+def parameter_name(path: KeyPath) -> str:
     """`blocks.q` of a parameter's pytree path: attribute names without the trailing `value`."""
     names = [key.name for key in path]
     return ".".join(names[:-1] if names[-1] == "value" else names)
@@ -170,7 +174,7 @@ def on_shards(
     return call
 
 
-def _is_divisible(mesh: Any, specs: Sequence[PartitionSpec], args: Sequence[Tree]) -> bool:
+def _is_divisible(mesh: AbstractMesh, specs: Sequence[PartitionSpec], args: Sequence[Tree]) -> bool:
     return all(
         size % ways(mesh, axes) == 0
         for partition, arg in zip(specs, args, strict=False)
@@ -179,7 +183,7 @@ def _is_divisible(mesh: Any, specs: Sequence[PartitionSpec], args: Sequence[Tree
     )
 
 
-def bytes_on_device(tree: Any) -> float:
+def bytes_on_device(tree: PyTree) -> float:
     """Of the shards of a tree, of arrays or of shapes with shardings, that one device holds."""
     return float(
         sum(
@@ -199,7 +203,7 @@ def batch_shards(mesh: Mesh | None) -> int:
     return 1 if mesh is None or mesh.empty else ways(mesh, RULES["batch"])
 
 
-def context_shards(mesh: Any, time: int) -> int:
+def context_shards(mesh: Mesh | AbstractMesh, time: int) -> int:
     """Into how many shards the mesh splits rows of `time` tokens, each in two pieces.
 
     Raises MeshError for rows that cannot be cut so.
@@ -213,7 +217,7 @@ def context_shards(mesh: Any, time: int) -> int:
     return count
 
 
-def ways(mesh: Any, axes: str | tuple[str, ...] | None) -> int:
+def ways(mesh: Mesh | AbstractMesh, axes: str | tuple[str, ...] | None) -> int:
     """Into how many shards these mesh axes split an array's axis."""
     return math.prod(mesh.shape[name] for name in _names(axes))
 
@@ -222,7 +226,7 @@ def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (axes,) if isinstance(axes, str) else axes or ()
 
 
-def _free(mesh: Any, partition: PartitionSpec) -> PartitionSpec:
+def _free(mesh: Mesh | AbstractMesh, partition: PartitionSpec) -> PartitionSpec:
     """The partition without the mesh axes along which each device already runs by itself."""
 
     def kept(axes: str | tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -232,7 +236,7 @@ def _free(mesh: Any, partition: PartitionSpec) -> PartitionSpec:
 
 
 def fitting(
-    mesh: Mesh, logical: tuple[str, ...], shape: tuple[int, ...], what: str
+    mesh: Mesh | AbstractMesh, logical: tuple[str, ...], shape: tuple[int, ...], what: str
 ) -> NamedSharding:
     """Where an array with these logical axes lies. Raises MeshError for an axis not divided."""
     partition = _free(mesh, spec(*logical))

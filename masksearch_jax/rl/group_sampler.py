@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from concurrent import futures
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from masksearch_jax.core import retrieval
 from masksearch_jax.core.config import DapoConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
-from masksearch_jax.core.types import Trajectory, to_json
+from masksearch_jax.core.types import JsonObject, Trajectory, to_json
 from masksearch_jax.data import batches
 from masksearch_jax.data.demonstrations import parse_example
 from masksearch_jax.parallel import hosts
@@ -33,6 +33,7 @@ from masksearch_jax.rl.reward_pool import RewardError, RewardPool
 from masksearch_jax.rl.rewards import RewardParts
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
+from masksearch_jax.rollout.model import Policy
 from masksearch_jax.rollout.stats import EngineStats
 
 # Figures of which a process has its part; of the others all have their own.
@@ -97,7 +98,7 @@ class GroupSampler:
         self.carried: list[Group] = []
         self.expired = 0  # in the last step
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> JsonObject:
         """The next stream, this process's prompts whose groups are open, and groups carried."""
         own = [
             {
@@ -110,7 +111,7 @@ class GroupSampler:
         return {"stream": self.stream, "open": own, "carried": [*self.carried]}
 
     @staticmethod
-    def gather(state: dict[str, Any]) -> dict[str, Any]:
+    def gather(state: JsonObject) -> JsonObject:
         """JSON of `state` with what all processes have; all must call it."""
         own = [state["open"], [pack(group) for group in state["carried"]]]
         found = [json.loads(text) for text in hosts.gather_texts(json.dumps(own))]
@@ -119,26 +120,26 @@ class GroupSampler:
         )
         return state | {"open": opened, "carried": carried}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: JsonObject) -> None:
         """Goes on from `state`, on any number of processes; open groups are sampled anew."""
         own = slice(jax.process_index(), None, jax.process_count())
         self.carried = [unpack(text) for text in state["carried"][own]]
         self._go_on(state["stream"], state["open"][own])
 
-    def rewind(self, state: dict[str, Any]) -> None:
+    def rewind(self, state: JsonObject) -> None:
         """Goes back to a `state` of this process, whatever has been sampled since."""
         self.engine.drop()
         self.open, self.again, self.carried = {}, [], [*state["carried"]]
         self._go_on(state["stream"], state["open"])
 
-    def _go_on(self, stream: int, opened: Sequence[dict[str, Any]]) -> None:
+    def _go_on(self, stream: int, opened: Sequence[JsonObject]) -> None:
         self.stream = stream
         for saved in opened:
             ids = np.asarray(saved["ids"], np.int32)
             prompt = batches.Prompt(ids, parse_example(saved["example"]))
             self.again += self._request(int(saved["stream"]), prompt)
 
-    def step(self, model: Any, version: int) -> tuple[list[Group], list[Group]]:
+    def step(self, model: Policy, version: int) -> tuple[list[Group], list[Group]]:
         """This process's groups with spread, at most its share, and all that it saw.
 
         Raises Outage, on all processes; RewardError where rewards fail for another reason.
@@ -180,8 +181,8 @@ class GroupSampler:
 
     def _counts(self, own: Counts, seen: list[Group]) -> list[Counts]:
         """The counts of each process. Raises what `step` does, on all of them."""
-        turns = (turn for group in seen for t in group.trajectories for turn in t.turns)
-        turns = [turn for turn in turns if turn.queries]  # without any, no tool is asked
+        ended = (turn for group in seen for t in group.trajectories for turn in t.turns)
+        turns = [turn for turn in ended if turn.queries]  # without any, no tool is asked
         errors = [turn.error for turn in turns if turn.error]
         asked = [parts for group in seen for parts in reward_figures.asked_for(group)]
         if self.dapo.reward == "judge":
@@ -211,7 +212,7 @@ class GroupSampler:
 
     def _sample(
         self,
-        model: Any,
+        model: Policy,
         version: int,
         requests: list[Request],
         kept: list[Group],

@@ -70,7 +70,9 @@ def unpack(text: str) -> Group:
     return Group(parse_example(found["example"]), trajectories, rewards, found["stream"])
 
 
-def score_groups(groups: Sequence[Group], cfg: DapoConfig, rollout: RolloutConfig):
+def score_groups(
+    groups: Sequence[Group], cfg: DapoConfig, rollout: RolloutConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Totals with the overlong penalty and which samples count [G, n], groups with spread [G].
 
     Those that ended for no fault of the policy, and those without a finite reward, never count;
@@ -125,7 +127,7 @@ def to_tokens(
     be learned, and those beyond the groups, are empty: they have neither loss nor tokens. The
     advantage of a token is its sample's and what its turn adds.
     """
-    empty = {name: np.zeros(0, kind) for name, kind in DAPO_FIELDS.items()}
+    empty: Tokens = {name: np.zeros(0, kind) for name, kind in DAPO_FIELDS.items()}
     samples = [s for g in groups for s in zip(g.trajectories, g.rewards, strict=True)]
     found: list[Tokens] = []
     for (sample, parts), counts, gain in zip(samples, valid.flat, advantage.flat, strict=True):

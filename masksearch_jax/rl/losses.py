@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from masksearch_jax.core.config import DapoConfig
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
+Loss = tuple[jax.Array, jax.Array, Metrics]  # sum, count, and sum and count of each figure
 
 # exp(20) is far outside any clip range; the bound only keeps an outlier from overflowing float32.
 _MAX_LOG_RATIO = 20.0
 
 
-def sft_loss(logprobs: jax.Array, loss_weights: jax.Array) -> tuple[jax.Array, jax.Array, Metrics]:
+def sft_loss(logprobs: jax.Array, loss_weights: jax.Array) -> Loss:
     """Weighted negative log-likelihood: -Σ w·logp and Σ w.
 
     logprobs: float32[B, T] of the target tokens. loss_weights: [B, T], 1 on the agent's tokens,
@@ -43,7 +44,7 @@ def dapo_loss(
     loss_mask: jax.Array,
     cfg: DapoConfig,
     entropy: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array, Metrics]:
+) -> Loss:
     """-Σ m·w·min(r·A, clip(r, 1-low, 1+high)·A) and Σ m: DAPO (arXiv 2503.14476, eq. 8).
 
     logp, logp_old, logp_sampler: float32[B, T] under the policy now, the policy at the start of the

@@ -14,13 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent import futures
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import numpy as np
 
 from masksearch_jax.core import markup
 from masksearch_jax.core.errors import ConfigError, UserError
 from masksearch_jax.core.reward_config import RewardConfig
+from masksearch_jax.core.tokenizer import Vocabulary
 from masksearch_jax.core.types import NOT_ITS_DOING, Example, RampExample, Segment, Trajectory
 from masksearch_jax.data.batches import Prompt
 from masksearch_jax.data.prompt import question_text
@@ -28,11 +29,7 @@ from masksearch_jax.rl import rewards
 from masksearch_jax.rl.rewards import RewardParts
 from masksearch_jax.rollout.search_pool import SearchPool
 
-
-class Encoder(Protocol):
-    """What makes tokens of text."""
-
-    def encode(self, text: str) -> Sequence[int]: ...
+T = TypeVar("T")
 
 
 class RewardError(UserError):
@@ -55,7 +52,7 @@ class RewardPool:
     ):
         self.cfg, self.seconds, self.wait_seconds = cfg, 0.0, 0.0
         self._own = rewards.own_reward(cfg) if ":" in cfg.reward else None
-        self._threads = SearchPool(cfg.reward_workers)
+        self._threads: SearchPool[Any] = SearchPool(cfg.reward_workers)
         self._gate = asyncio.Semaphore(cfg.reward_workers)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rewards", daemon=True)
@@ -116,7 +113,7 @@ class RewardPool:
         self.seconds = self.wait_seconds = 0.0
         return found
 
-    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _end(self) -> None:
@@ -165,7 +162,7 @@ class RewardPool:
         answer = rewards.read_answer(trajectory.segments)
         return await judge(example, answer) if rewards.is_to_judge(answer) else False
 
-    async def _on_thread(self, work: Callable[[], Any]) -> Any:
+    async def _on_thread(self, work: Callable[[], T]) -> T:
         """What `work` returns; as many at once as there are threads, so that none waits there."""
         async with self._gate:
             call = self._threads.submit(work)
@@ -176,7 +173,7 @@ class RewardPool:
                 self._threads.abandon(call)
 
 
-def right_answer(prompt: Prompt, vocab: Encoder) -> Trajectory:
+def right_answer(prompt: Prompt, vocab: Vocabulary) -> Trajectory:
     """A sample that answers at once what its example holds to be right, to try a reward on."""
     example = prompt.example
     right = example.paragraph if isinstance(example, RampExample) else example.answers[0]

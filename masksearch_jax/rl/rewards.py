@@ -12,7 +12,7 @@ import math
 import numbers
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from masksearch_jax.core import markup, scoring
 from masksearch_jax.core.errors import ConfigError, nearest
@@ -81,12 +81,14 @@ def reward(example: Example, trajectory: Trajectory, cfg: RewardConfig) -> Rewar
     """The reward of a trajectory by one of RULES, by the kind of its example."""
     if cfg.reward not in RULES:
         raise ValueError(f"{cfg.reward!r} is none of {', '.join(RULES)}")
-    score = ramp_reward if isinstance(example, RampExample) else qa_reward
-    parts = score(example, trajectory.segments, cfg)
+    if isinstance(example, RampExample):
+        parts = ramp_reward(example, trajectory.segments, cfg)
+    else:
+        parts = qa_reward(example, trajectory.segments, cfg)
     return _paid_for_search(_described(parts, example, trajectory, cfg), cfg)
 
 
-def is_to_judge(answer: str | None) -> bool:
+def is_to_judge(answer: str | None) -> TypeGuard[str]:
     """Whether a judge is asked: what is no answer, or leaves masks, is wrong without."""
     return answer is not None and markup.MASK not in answer
 

@@ -8,7 +8,7 @@ micro-batches of rows as hold anything.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -18,12 +18,13 @@ from masksearch_jax.core import rows
 from masksearch_jax.core.config import DapoConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.parallel import hosts, sharding
+from masksearch_jax.parallel.sharding import PyTree
 from masksearch_jax.rl import advantages
 from masksearch_jax.rl.groups import DAPO_FIELDS, Group, score_groups, to_tokens
 from masksearch_jax.training.train_state import TrainState
 
 TrainStep = Callable[[TrainState, rows.Batch, np.int32], tuple[TrainState, dict[str, jax.Array]]]
-Logprobs = Callable[[Any, rows.Batch], jax.Array]
+Logprobs = Callable[[PyTree, rows.Batch], jax.Array]
 
 
 def micro_batches(dapo: DapoConfig) -> int:
@@ -46,7 +47,7 @@ class Minibatch(NamedTuple):
     def tokens(self) -> int:
         """How many tokens the loss counts."""
         asked = self.batch["loss_mask"] & np.isfinite(self.batch["logp_sampler"])
-        return np.count_nonzero(asked)
+        return int(np.count_nonzero(asked))
 
     @property
     def row_fill(self) -> float:
@@ -129,7 +130,7 @@ class Update:
             if any_
         ]
 
-    def _add_old_logprobs(self, model: Any, minibatch: Minibatch) -> None:
+    def _add_old_logprobs(self, model: PyTree, minibatch: Minibatch) -> None:
         """Writes `logp_old` of the rows in use."""
         for own in minibatch.micro_batches[: minibatch.used]:
             micro_batch = {name: x[own] for name, x in minibatch.batch.items()}
@@ -152,8 +153,8 @@ def cut_minibatches(
     packed by itself into its first rows: what a device gets does not depend on how many others its
     process has. Samples without tokens are left out.
     """
-    micro_rows = np.arange(parts * size).reshape(parts, -1, rows_per_part).swapaxes(0, 1)
-    micro_rows = [*micro_rows.reshape(-1, parts * rows_per_part)]
+    by_run = np.arange(parts * size).reshape(parts, -1, rows_per_part).swapaxes(0, 1)
+    micro_rows = [*by_run.reshape(-1, parts * rows_per_part)]
     ends = len(samples) * np.arange(parts * count + 1) // (parts * count)
     found = []
     for minibatch in range(count):

@@ -7,12 +7,12 @@ hang the rest. Each says what it needs, and all take the most.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 class Needs(NamedTuple):
@@ -26,16 +26,21 @@ class Needs(NamedTuple):
 class Agreement:
     """`reach` gives the most that any process needs; every process must call it each tick."""
 
-    def __init__(self, mesh: Any):
-        self.alone = jax.process_count() == 1
-        if not self.alone and mesh is None:
+    def __init__(self, mesh: Mesh | None):
+        alone = jax.process_count() == 1
+        if not alone and mesh is None:
             raise ValueError(f"{jax.process_count()} processes sample together only under a mesh")
-        self._mesh = mesh
+        self._mesh = None if alone else mesh
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other process to agree with."""
+        return self._mesh is None
 
     def reach(self, needs: Needs) -> Needs:
-        if self.alone:
+        if self._mesh is None:
             return needs
-        own = np.repeat(np.int32(needs)[None], jax.local_device_count(), axis=0)
+        own = np.repeat(np.asarray(needs, np.int32)[None], jax.local_device_count(), axis=0)
         split = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
         shape = (jax.device_count(), len(needs))
         most = np.asarray(
@@ -45,7 +50,7 @@ class Agreement:
 
 
 @functools.lru_cache
-def _most(mesh: Any):
+def _most(mesh: Mesh) -> jax.stages.Wrapped:
     return jax.jit(
         lambda rows: jnp.max(rows, axis=0), out_shardings=NamedSharding(mesh, PartitionSpec())
     )

@@ -6,16 +6,15 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
 
 from masksearch_jax.core.rollout_config import RolloutConfig
-from masksearch_jax.core.types import Trajectory
+from masksearch_jax.core.types import JsonObject, Trajectory
 from masksearch_jax.runtime.http_service import Refusal
 
 ROLES = ("system", "user", "assistant")
 _SAMPLER = ("temperature", "top_p", "top_k", "min_p")
 # Fields that would change a reply, and the one value of each that is served: what absent means.
-_SERVED: dict[str, Any] = {
+_SERVED: JsonObject = {
     "stream": False,
     "n": 1,
     "best_of": 1,
@@ -69,7 +68,7 @@ class Chat:
     seed: int | None  # of its randomness; None: one of its own
 
 
-def parse(content: Mapping[str, Any], model: str, cfg: RolloutConfig) -> Chat:
+def parse(content: JsonObject, model: str, cfg: RolloutConfig) -> Chat:
     """The request in a JSON object, for a service that has `model` and samples as `cfg` says.
 
     Fields of null are absent. Raises Refusal: 404 for another model, 400 for all else that is amiss
@@ -96,7 +95,7 @@ def parse(content: Mapping[str, Any], model: str, cfg: RolloutConfig) -> Chat:
     return Chat(_messages(given.get("messages")), limit or 0, seed)
 
 
-def reply(trajectory: Trajectory, model: str) -> dict[str, Any]:
+def reply(trajectory: Trajectory, model: str) -> JsonObject:
     """The chat completion of a plain trajectory, which has ended by itself or at its limit."""
     sampled = int(trajectory.sampled.sum())
     message = {"role": "assistant", "content": trajectory.text_by("policy")}
@@ -115,7 +114,7 @@ def reply(trajectory: Trajectory, model: str) -> dict[str, Any]:
     }
 
 
-def error(refusal: Refusal) -> dict[str, Any]:
+def error(refusal: Refusal) -> JsonObject:
     """A refusal in OpenAI's format."""
     ours = refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR
     kind = "server_error" if ours else "invalid_request_error"
@@ -123,7 +122,7 @@ def error(refusal: Refusal) -> dict[str, Any]:
     return {"error": about}
 
 
-def _check_model(given: Mapping[str, Any], model: str) -> None:
+def _check_model(given: JsonObject, model: str) -> None:
     if "model" not in given:
         raise _bad(f"`model` is missing; this service has {model!r}")
     if given["model"] != model:
@@ -134,7 +133,7 @@ def _check_model(given: Mapping[str, Any], model: str) -> None:
         )
 
 
-def _check_sampler(name: str, asked: Any, ours: float) -> None:
+def _check_sampler(name: str, asked: object, ours: float) -> None:
     if type(asked) not in (int, float):
         raise _bad(f"`{name}` is {_short(asked)}, must be a number")
     if asked != ours:
@@ -144,7 +143,7 @@ def _check_sampler(name: str, asked: Any, ours: float) -> None:
         )
 
 
-def _messages(given: Any) -> tuple[Mapping[str, str], ...]:
+def _messages(given: object) -> tuple[Mapping[str, str], ...]:
     if not isinstance(given, list) or not given:
         raise _bad("`messages` must be a list of at least one {role, content}")
     found = []
@@ -161,7 +160,7 @@ def _messages(given: Any) -> tuple[Mapping[str, str], ...]:
     return tuple(found)
 
 
-def _text(content: Any, where: str) -> str:
+def _text(content: object, where: str) -> str:
     """The text of a message: a string, or text parts one after the other."""
     if isinstance(content, str):
         return content
@@ -183,5 +182,5 @@ def _bad(message: str) -> Refusal:
     return Refusal(HTTPStatus.BAD_REQUEST, message)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value!r:.80}"

@@ -12,14 +12,17 @@ pages, and may have another row when it goes on. The device keeps the cache alon
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from masksearch_jax.parallel.sharding import CACHE, constrain
+from masksearch_jax.parallel.sharding import CACHE, PyTree, constrain
+from masksearch_jax.rollout.model import Cache, Fresh, SamplingModel
 from masksearch_jax.rollout.sampling import Sampler, sample
+
+Array = TypeVar("Array")  # np.ndarray on the host, jax.Array in a tick
 
 EXTEND_ROWS = 8  # rows per extend chunk; fixed, so that numerics do not depend on who else waits
 
@@ -28,25 +31,26 @@ class RolloutError(ValueError):
     """Settings of a rollout that no engine can be made of, or not on these devices."""
 
 
-class Inbox(NamedTuple):
-    """What the host sends with a tick; numpy, leading axis N. Pages are counted within a shard.
+class Inbox(NamedTuple, Generic[Array]):
+    """What the host sends with a tick; leading axis N. Pages are counted within a shard.
 
     Done in this order: copies, chunks, decoding.
     """
 
-    copies: np.ndarray  # int32[N], copies in use
-    copy_from: np.ndarray  # int32[N, R], page that copy c writes over page copy_to[c], in order
-    copy_to: np.ndarray  # int32[N, R]
-    table: np.ndarray  # int32[N, R, W], the pages of each row, in order of time
-    chunks: np.ndarray  # int32[N], chunks in use
-    row: np.ndarray  # int32[N, C, E], whose chunk it is
-    ids: np.ndarray  # int32[N, C, E, P]
-    start: np.ndarray  # int32[N, C, E], time of ids[..., 0]
-    count: np.ndarray  # int32[N, C, E], ids to write
-    length: np.ndarray  # int32[N, R], tokens in the cache once all chunks are written
-    last: np.ndarray  # int32[N, R], the pending token
-    budget: np.ndarray  # int32[N, R], tokens that a row may sample in this tick; 0: it rests
-    stream: np.ndarray  # uint32[N, R, 2], the trajectory's own randomness
+    copies: Array  # int32[N], copies in use
+    copy_from: Array  # int32[N, R], page that copy c writes over page copy_to[c], in order
+    copy_to: Array  # int32[N, R]
+    table: Array  # int32[N, R, W], the pages of each row, in order of time
+    chunks: Array  # int32[N], chunks in use
+    row: Array  # int32[N, C, E], whose chunk it is
+    ids: Array  # int32[N, C, E, P]
+    start: Array  # int32[N, C, E], time of ids[..., 0]
+    # A method of tuples, which nobody asks an inbox for.
+    count: Array  # type: ignore[assignment]  # int32[N, C, E], ids to write
+    length: Array  # int32[N, R], tokens in the cache once all chunks are written
+    last: Array  # int32[N, R], the pending token
+    budget: Array  # int32[N, R], tokens that a row may sample in this tick; 0: it rests
+    stream: Array  # uint32[N, R, 2], the trajectory's own randomness
 
 
 class Sampled(NamedTuple):
@@ -54,10 +58,13 @@ class Sampled(NamedTuple):
 
     ids: jax.Array  # int32[N, R, M]
     logprobs: jax.Array  # float32[N, R, M]
-    count: jax.Array  # int32[N, R]
+    # A method of tuples, which nobody asks these for.
+    count: jax.Array  # type: ignore[assignment]  # int32[N, R]
 
 
-def empty_inbox(shards: int, rows: int, pages: int, extend_tokens: int, chunk_tokens: int) -> Inbox:
+def empty_inbox(
+    shards: int, rows: int, pages: int, extend_tokens: int, chunk_tokens: int
+) -> Inbox[np.ndarray]:
     """An inbox that does nothing, to be filled in place.
 
     For rows of at most `pages` pages that write up to `extend_tokens` each, so many at once.
@@ -84,7 +91,7 @@ def empty_inbox(shards: int, rows: int, pages: int, extend_tokens: int, chunk_to
 
 def stop_table(
     token_bytes: list[bytes], eos_ids: tuple[int, ...], stops: tuple[str, ...], size: int
-):
+) -> np.ndarray:
     """bool[V]: tokens after which a row waits for the host: EOS, or what may complete a stop.
 
     A token may complete a stop `s` when up to some place in it, it ends with `s` or `s` with it.
@@ -101,11 +108,11 @@ def stop_table(
     return table
 
 
-def _extend(model, cache: Any, inbox: Inbox):
+def _extend(model: SamplingModel[Cache, Fresh], cache: Cache, inbox: Inbox[jax.Array]) -> Cache:
     """Write the chunks in use, one after the other, each into the pages of its rows."""
     length = inbox.ids.shape[-1]
 
-    def write(c, cache):
+    def write(c: jax.Array, cache: Cache) -> Cache:
         ids = inbox.ids[:, c].reshape(-1, length)
         start, count = inbox.start[:, c].reshape(-1), inbox.count[:, c].reshape(-1)
         table = jnp.take_along_axis(inbox.table, inbox.row[:, c, :, None], axis=1)
@@ -114,7 +121,19 @@ def _extend(model, cache: Any, inbox: Inbox):
     return jax.lax.fori_loop(0, jnp.max(inbox.chunks), write, cache)
 
 
-def _emit(model, sampler, stream, budget, seed, stop, length, x, last, live, out):
+def _emit(
+    model: SamplingModel[Cache, Fresh],
+    sampler: Sampler,
+    stream: jax.Array,
+    budget: jax.Array,
+    seed: jax.Array,
+    stop: jax.Array,
+    length: jax.Array,
+    x: jax.Array,
+    last: jax.Array,
+    live: jax.Array,
+    out: Sampled,
+) -> tuple[jax.Array, jax.Array, jax.Array, Sampled]:
     """The end of a step: sample from x[B, D], record what live rows drew, embed it for the next.
 
     length: tokens in the cache as the tick began, which `out.count` fresh ones follow.
@@ -146,7 +165,23 @@ def _flat(a: jax.Array, rows: int) -> jax.Array:
     return a[:, :rows].reshape(-1, *a.shape[2:])
 
 
-def _decode(model, cache: Any, inbox: Inbox, seed, stop, *, tokens, sampler, attention, rows):
+# Of the loop over decode steps: the step, x, the fresh tokens, the pending ones, who is live, what
+# was sampled.
+_Carry: TypeAlias = tuple[jax.Array, jax.Array, Fresh, jax.Array, jax.Array, Sampled]
+
+
+def _decode(
+    model: SamplingModel[Cache, Fresh],
+    cache: Cache,
+    inbox: Inbox[jax.Array],
+    seed: jax.Array,
+    stop: jax.Array,
+    *,
+    tokens: int,
+    sampler: Sampler,
+    attention: str,
+    rows: int,
+) -> tuple[Cache, Sampled]:
     """Up to `tokens` tokens for every row that has a budget, in one flat loop over decode steps.
 
     The loop reads the cache, and what it adds is written at its end.
@@ -159,7 +194,7 @@ def _decode(model, cache: Any, inbox: Inbox, seed, stop, *, tokens, sampler, att
     table = inbox.table[:, :rows]
     emit = functools.partial(_emit, model, sampler, flat(inbox.stream), budget, seed, stop, length)
 
-    def body(carry):
+    def body(carry: _Carry[Fresh]) -> _Carry[Fresh]:
         i, x, fresh, last, live, out = carry
         x, fresh = model.decode_step(i, x, cache, fresh, table, length, attention)
         rest = (x, last, live, out)
@@ -170,7 +205,7 @@ def _decode(model, cache: Any, inbox: Inbox, seed, stop, *, tokens, sampler, att
             x, last, live, out = jax.lax.cond(ended, lambda a: emit(*a), lambda a: a, rest)
         return i + 1, x, fresh, last, live, out
 
-    def unfinished(carry):
+    def unfinished(carry: _Carry[Fresh]) -> jax.Array:
         return (carry[0] < tokens * steps) & jnp.any(carry[4])
 
     out = _nothing(len(length), tokens)
@@ -182,7 +217,7 @@ def _decode(model, cache: Any, inbox: Inbox, seed, stop, *, tokens, sampler, att
 
 
 @functools.lru_cache
-def make_tick(tokens: int, sampler: Sampler, attention: str = "xla"):
+def make_tick(tokens: int, sampler: Sampler, attention: str = "xla") -> jax.stages.Wrapped:
     """The jitted `tick(model, cache, inbox, seed, stop, rows) -> (cache, Sampled)`.
 
     The cache is donated. One function per argument here, shared by all engines of the process, and
@@ -191,11 +226,18 @@ def make_tick(tokens: int, sampler: Sampler, attention: str = "xla"):
     """
 
     @functools.partial(jax.jit, donate_argnums=1, static_argnums=5)
-    def tick(model, cache: Any, inbox: Inbox, seed, stop, rows: int):
+    def tick(
+        model: SamplingModel[Cache, Fresh],
+        cache: Cache,
+        inbox: Inbox[jax.Array],
+        seed: jax.Array,
+        stop: jax.Array,
+        rows: int,
+    ) -> tuple[Cache, Sampled]:
         cache = model.copy_pages(cache, inbox.copies, inbox.copy_from, inbox.copy_to)
         cache = _extend(model, cache, inbox)
-        how = {"tokens": tokens, "sampler": sampler, "attention": attention}
-        cache, sampled = _decode(model, cache, inbox, seed, stop, **how, rows=rows)
+        decode = functools.partial(_decode, tokens=tokens, sampler=sampler, attention=attention)
+        cache, sampled = decode(model, cache, inbox, seed, stop, rows=rows)
         return _laid_out(cache), jax.tree.map(
             lambda a: constrain(a, "batch", *("any",) * (a.ndim - 1)), sampled
         )
@@ -203,7 +245,9 @@ def make_tick(tokens: int, sampler: Sampler, attention: str = "xla"):
     return tick
 
 
-def init_cache(model: Any, shards: int, pages: int, page_tokens: int, dtype: str) -> Any:
+def init_cache(
+    model: SamplingModel[Cache, Fresh], shards: int, pages: int, page_tokens: int, dtype: str
+) -> Cache:
     """An empty KV cache of `shards` × `pages` pages, laid out as every tick leaves it."""
     return jax.jit(lambda: _laid_out(model.init_cache(shards, pages, page_tokens, dtype)))()
 
@@ -218,12 +262,12 @@ def check_backend(attention: str) -> None:
         )
 
 
-def is_alive(cache: Any) -> bool:
+def is_alive(cache: PyTree) -> bool:
     """False where there is none yet, and after an interrupt in a tick, which had taken it."""
     return cache is not None and not any(leaf.is_deleted() for leaf in jax.tree.leaves(cache))
 
 
-def _laid_out(cache: Any) -> Any:
+def _laid_out(cache: Cache) -> Cache:
     """The cache split over the mesh in force, if any: shards as a batch, kv heads over `tensor`.
 
     Fixed, so that a tick takes the layout that it returns: another one would compile it again.

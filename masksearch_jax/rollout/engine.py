@@ -14,19 +14,21 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
-from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from masksearch_jax.core import markup, retrieval
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
+from masksearch_jax.core.tokenizer import Vocabulary
 from masksearch_jax.core.types import Segment, Status, Trajectory
 from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.rollout import decode, memory, schedule
 from masksearch_jax.rollout.agreement import Agreement, Needs
-from masksearch_jax.rollout.episode import Episode, Request, Rules, Vocabulary, finish
+from masksearch_jax.rollout.episode import Episode, Observation, Request, Rules, finish
+from masksearch_jax.rollout.model import Policy, SamplingModel
 from masksearch_jax.rollout.sampling import sampler_of
 from masksearch_jax.rollout.search_pool import SearchPool
 from masksearch_jax.rollout.stats import EngineStats
@@ -65,14 +67,14 @@ class Engine:
         self._tick = decode.make_tick(
             tokens=rollout.tick_tokens, sampler=sampler_of(rollout), attention=rollout.attention
         )
-        self._warm: set[tuple[Any, int]] = set()
-        self._pool = SearchPool(search_config.workers)
+        self._warm: set[tuple[Mesh | None, int]] = set()
+        self._pool: SearchPool[Observation] = SearchPool(search_config.workers)
         self._queue: collections.deque[Request] = collections.deque()
         self._finished: collections.deque[Trajectory] = collections.deque()
         self._shards: list[schedule.Shard] = []
         self._sizes: tuple[int, schedule.Sizes] | None = None  # number of shards, what each has
-        self._cache: Any = None
-        self._stop: Any = None
+        self._cache: sharding.PyTree = None
+        self._stop: np.ndarray | jax.Array | None = None  # of `decode.stop_table`
         self._version = 0
 
     def __enter__(self) -> Engine:
@@ -96,7 +98,8 @@ class Engine:
     @property
     def compiles(self) -> int:
         """Programs of this kind compiled in this process."""
-        return self._tick._cache_size()
+        # Jitted functions have it, their type has not.
+        return self._tick._cache_size()  # type: ignore[attr-defined]
 
     @property
     def in_flight(self) -> int:
@@ -119,7 +122,7 @@ class Engine:
 
     def run(
         self,
-        model: Any,
+        model: Policy,
         requests: Iterable[Request] = (),
         version: int = 0,
         *,
@@ -132,13 +135,13 @@ class Engine:
         call it and take all that it yields. Raises RolloutError for a prompt that leaves no room to
         answer.
         """
-        mesh = jax.sharding.get_mesh()
-        mesh = mesh if mesh.size > 1 else None
-        model = model.for_sampling(self.cfg.weights)
-        self._begin(model, mesh, version)
+        found = jax.sharding.get_mesh()
+        mesh = found if found.size > 1 else None
+        sampling = model.for_sampling(self.cfg.weights)
+        self._begin(sampling, mesh, version)
         self._queue.extend(requests)
         try:
-            yield from self._ticks(model, mesh, enough)
+            yield from self._ticks(sampling, mesh, enough)
         except (Exception, KeyboardInterrupt):
             self._forget()  # the device may be ahead of us
             raise
@@ -146,7 +149,9 @@ class Engine:
             if self.cfg.in_flight == "drop":
                 self.drop()
 
-    def _ticks(self, model: Any, mesh: Any, enough: Callable[[], bool]) -> Iterator[Trajectory]:
+    def _ticks(
+        self, model: SamplingModel, mesh: Mesh | None, enough: Callable[[], bool]
+    ) -> Iterator[Trajectory]:
         agreement = Agreement(mesh)
         while True:
             while self._finished:
@@ -167,7 +172,7 @@ class Engine:
 
     # ---- the state between runs
 
-    def _begin(self, model: Any, mesh: Any, version: int) -> None:
+    def _begin(self, model: SamplingModel, mesh: Mesh | None, version: int) -> None:
         """A cache for this mesh, programs for these shapes; what was in flight made to go on."""
         parts = hosts.shards(mesh)
         shards = parts if self.cfg.slots >= parts else 1  # a question alone: every device has it
@@ -201,7 +206,9 @@ class Engine:
                 else:
                     episode.key = b""  # old weights wrote its prompt: nobody may share it
 
-    def _warm_up(self, model: Any, mesh: Any, shards: int, sizes: schedule.Sizes) -> None:
+    def _warm_up(
+        self, model: SamplingModel, mesh: Mesh | None, shards: int, sizes: schedule.Sizes
+    ) -> None:
         """Run every program once on an empty inbox, so that all are compiled."""
         if self._stop is None:
             size, eos_ids = model.config.vocab_size, tuple(self.rules.vocab.eos_ids)
@@ -218,10 +225,12 @@ class Engine:
             self._call(model, mesh, inbox, rows)
         self._warm.update((mesh, rows) for rows in sizes.rows)
 
-    def _call(self, model: Any, mesh: Any, inbox: decode.Inbox, rows: int):
+    def _call(
+        self, model: SamplingModel, mesh: Mesh | None, inbox: decode.Inbox[np.ndarray], rows: int
+    ) -> decode.Sampled:
         """One tick. Raises CompileError if it was compiled only now."""
-        if self._split(mesh):
-            inbox = hosts.shard_batch(mesh, hosts.exchange(mesh, inbox))
+        if split := self._split(mesh):
+            inbox = hosts.shard_batch(split, hosts.exchange(split, inbox))
         before = self.compiles
         self._cache, sampled = self._tick(
             model, self._cache, inbox, np.uint32(self.cfg.seed), self._stop, rows
@@ -233,8 +242,9 @@ class Engine:
             logging.getLogger(__name__).warning(message)
         return sampled
 
-    def _split(self, mesh: Any) -> bool:
-        return mesh is not None and self._sizes[0] > 1
+    def _split(self, mesh: Mesh | None) -> Mesh | None:
+        """The mesh that the rows are split over; None: every device has them all."""
+        return mesh if self._sizes is not None and self._sizes[0] > 1 else None
 
     def _episodes(self) -> list[Episode]:
         return [e for shard in self._shards for e in shard.episodes]
@@ -264,7 +274,9 @@ class Engine:
             shard.assign_rows(open_next, share, reach)
         return schedule.write_inbox(self._shards, self.cfg, self.rules)
 
-    def _advance(self, model: Any, mesh: Any, letter: schedule.Letter, needs: Needs) -> None:
+    def _advance(
+        self, model: SamplingModel, mesh: Mesh | None, letter: schedule.Letter, needs: Needs
+    ) -> None:
         """Tick; while the device works, take in what searches have found; then read the tokens."""
         started = time.perf_counter()
         sampled = self._call(model, mesh, letter.inbox, needs.rows)
@@ -274,7 +286,8 @@ class Engine:
             return  # the middle of a prompt: nothing to read, the next tick follows at once
         self._collect()
         overlapped = time.perf_counter()
-        read = functools.partial(hosts.own_rows, mesh) if self._split(mesh) else hosts.local_rows
+        split = self._split(mesh)
+        read = functools.partial(hosts.own_rows, split) if split else hosts.local_rows
         ids, logprobs, count = map(read, sampled)
         now = time.perf_counter()
         self.stats.device_seconds += now - started
@@ -322,6 +335,7 @@ class Engine:
     def _look(self, episode: Episode, now: float) -> Status | None:
         """Take in its search if that has ended; its status if it, or all its time, has run out."""
         call = episode.search
+        status: Status | None
         if call is not None and call.done():
             if (error := call.exception()) is not None:
                 text = f"{type(error).__name__}: {error}"
@@ -342,12 +356,12 @@ class Engine:
     def _wait_for_search(self, alone: bool) -> None:
         """Sleep until a search ends or the earliest deadline passes; not for long among others."""
         started = time.perf_counter()
-        waiting = [e for e in self._episodes() if e.search]
-        ends = [e.search.late(self.search_cfg.timeout, started) for e in waiting]
+        waiting = [(e, e.search) for e in self._episodes() if e.search]
+        ends = [call.late(self.search_cfg.timeout, started) for _, call in waiting]
         if self.cfg.deadline:
-            ends += [e.opened + self.cfg.deadline for e in waiting]
+            ends += [e.opened + self.cfg.deadline for e, _ in waiting]
         left = max(0.0, min(ends, default=started) - started) + 1e-3
         left = left if alone else min(left, _IDLE_SECONDS)
         with contextlib.suppress(TimeoutError):
-            futures.wait([e.search for e in waiting], left, return_when=futures.FIRST_COMPLETED)
+            futures.wait([call for _, call in waiting], left, return_when=futures.FIRST_COMPLETED)
         self.stats.search_wait_seconds += time.perf_counter() - started

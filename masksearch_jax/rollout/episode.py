@@ -9,30 +9,19 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from masksearch_jax.core import markup, retrieval
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
+from masksearch_jax.core.tokenizer import Vocabulary
 from masksearch_jax.core.types import Passage, Segment, Status, Trajectory, Turn
 from masksearch_jax.rollout.decode import RolloutError
 from masksearch_jax.rollout.search_pool import Call
 
 _LONGEST_PERIOD = 32  # tokens of a phrase that the repetition guard knows
-
-
-class Vocabulary(Protocol):
-    """The part of `core.tokenizer.Vocab` that the engine uses."""
-
-    eos_ids: tuple[int, ...]
-
-    def encode(self, text: str, *, literal: bool = False) -> list[int]: ...
-    def decode(self, ids: Sequence[int]) -> str: ...
-    def token_bytes(self, token_id: int) -> bytes: ...
-    @property
-    def size(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +68,7 @@ class Episode:
     turn_tokens: int = 0
     new_tokens: int = 0
     corrections: int = 0
-    search: Call | None = None
+    search: Call[Observation] | None = None
     queries: tuple[str, ...] = ()
     asked: float = 0.0
 
@@ -242,7 +231,7 @@ class Rules:
             return self.vocab.encode(text, literal=True)
 
         text, shown = markup.render_information(
-            passages, max_tokens=room, count_tokens=lambda t: len(encode(t))
+            passages, fits=lambda block: len(encode(block)) <= room
         )
         return Observation(text, encode(text), shown)
 

@@ -111,6 +111,6 @@ def keep(logprobs: jax.Array, sampler: Sampler) -> jax.Array:
     return passing
 
 
-def _uniform(seed, stream, position):
+def _uniform(seed: jax.Array, stream: jax.Array, position: jax.Array) -> jax.Array:
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream[0]), stream[1])
     return jax.random.uniform(jax.random.fold_in(key, position))

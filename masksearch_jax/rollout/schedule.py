@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.rollout import decode
 from masksearch_jax.rollout.decode import RolloutError
@@ -220,7 +222,7 @@ def fitting(choices: tuple[int, ...], needed: int) -> int:
 class Letter(NamedTuple):
     """An inbox, the rows of the program that it needs, and who decodes."""
 
-    inbox: decode.Inbox
+    inbox: decode.Inbox[np.ndarray]
     rows: int
     decoding: list[tuple[tuple[int, int], Episode]]  # with the numbers of shard and row
 
@@ -258,7 +260,9 @@ def write_inbox(shards: list[Shard], cfg: RolloutConfig, rules: Rules) -> Letter
     return Letter(inbox, rows, decoding)
 
 
-def _write_chunks(inbox: decode.Inbox, n: int, rows: list[Episode], cfg: RolloutConfig) -> int:
+def _write_chunks(
+    inbox: decode.Inbox[np.ndarray], n: int, rows: list[Episode], cfg: RolloutConfig
+) -> int:
     """Send the next tokens that the caches of these rows lack, in as few chunks as can be.
 
     Cut into pieces of `chunk_tokens`, all pieces of all rows are laid along the lanes of as many
@@ -283,7 +287,9 @@ def _write_chunks(inbox: decode.Inbox, n: int, rows: list[Episode], cfg: Rollout
     return chunks
 
 
-def _let_decode(inbox: decode.Inbox, at: tuple[int, int], episode: Episode, budget: int) -> None:
+def _let_decode(
+    inbox: decode.Inbox[np.ndarray], at: tuple[int, int], episode: Episode, budget: int
+) -> None:
     inbox.length[at], inbox.last[at] = len(episode.ids) - 1, episode.ids[-1]
     inbox.budget[at] = max(budget, 0)
     inbox.stream[at] = (episode.request.stream, episode.request.sample)

@@ -17,28 +17,21 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
 from concurrent import futures
 from http import HTTPStatus
-from typing import Any, Protocol
 from urllib.parse import quote
 
 import numpy as np
 
-from masksearch_jax.core.types import Trajectory
+from masksearch_jax.core.tokenizer import Vocabulary
+from masksearch_jax.core.types import JsonObject, Trajectory
 from masksearch_jax.rollout import chat
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
+from masksearch_jax.rollout.model import Policy
 from masksearch_jax.runtime.http_service import Call, Refusal, Service
 
 _LOOK = 0.5  # seconds between two looks at whether a client still waits
-
-
-class ChatVocabulary(Protocol):
-    """The part of `core.tokenizer.Vocab` that makes a prompt of messages."""
-
-    def encode(self, text: str) -> list[int]: ...
-    def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> str: ...
 
 
 class ChatServer(Service):
@@ -52,7 +45,7 @@ class ChatServer(Service):
     def __init__(
         self,
         engine: Engine,
-        vocab: ChatVocabulary,
+        vocab: Vocabulary,
         name: str,
         host: str,
         port: int,
@@ -79,12 +72,12 @@ class ChatServer(Service):
     def url(self) -> str:
         return f"{self.address}/v1"
 
-    def error(self, refusal: Refusal) -> dict[str, Any]:
+    def error(self, refusal: Refusal) -> JsonObject:
         return chat.error(refusal)
 
     # ---- the thread that decodes
 
-    def serve(self, model: Any) -> None:
+    def serve(self, model: Policy) -> None:
         """Answers until `stop`; what is in flight then is answered, or refused after `grace`.
 
         Raises what the engine raises, once all that waits is refused.
@@ -130,7 +123,7 @@ class ChatServer(Service):
 
     # ---- the threads of the connections
 
-    def _complete(self, call: Call) -> dict[str, Any]:
+    def _complete(self, call: Call) -> JsonObject:
         asked = chat.parse(call.json(), self.name, self.engine.cfg)
         trajectory = self._wait(self._submit(asked), call)
         if trajectory.status == "out_of_time":
@@ -140,7 +133,8 @@ class ChatServer(Service):
 
     def _submit(self, asked: chat.Chat) -> futures.Future[Trajectory]:
         """Its trajectory to be. Raises Refusal for a prompt that cannot be, and at the end."""
-        number, future = next(self._numbers), futures.Future()
+        number = next(self._numbers)
+        future: futures.Future[Trajectory] = futures.Future()
         name = f"chatcmpl-{number}"
         stream, sample = _randomness(number, asked.seed)
         try:
@@ -180,14 +174,14 @@ class ChatServer(Service):
             f"no reply in {self.deadline:g} s (config.deadline); {len(self._pending)} in flight",
         )
 
-    def _models(self, call: Call) -> dict[str, Any]:
+    def _models(self, call: Call) -> JsonObject:
         return {"object": "list", "data": [self._model(call)]}
 
-    def _model(self, _: Call) -> dict[str, Any]:
+    def _model(self, _: Call) -> JsonObject:
         about = {"id": self.name, "object": "model", "created": self._born}
         return about | {"owned_by": "masksearch_jax"}
 
-    def _health(self, _: Call) -> dict[str, Any]:
+    def _health(self, _: Call) -> JsonObject:
         return {"status": "ok", "model": self.name, "in_flight": len(self._pending)}
 
 

@@ -34,7 +34,7 @@ from typing import Any, TypeVar
 
 from masksearch_jax.core.config import ModelConfig
 from masksearch_jax.core.errors import ConfigError, Restart, UserError, nearest
-from masksearch_jax.core.schema import to_dataclass
+from masksearch_jax.core.schema import Section, to_dataclass
 from masksearch_jax.runtime import config_text, overrides
 from masksearch_jax.runtime.interrupts import never_lost
 from masksearch_jax.runtime.process import (
@@ -45,7 +45,7 @@ from masksearch_jax.runtime.process import (
     this_process,
 )
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Section)
 
 ReadModel = Callable[[str], ModelConfig]
 
@@ -66,6 +66,8 @@ def load_config(spec: str) -> Any:
     if root not in sys.path:  # so that a config may import configs.common from anywhere
         sys.path.insert(0, root)
     module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    if module_spec is None or module_spec.loader is None:
+        raise ConfigError(f"--config={spec}: {name!r} is no Python file; its name must end in .py")
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
@@ -147,7 +149,10 @@ def run(
 
 
 def _help(
-    schema: type | tuple[type, ...], argv: list[str], section: str, read_model: ReadModel | None
+    schema: type[T] | tuple[type[T], ...],
+    argv: list[str],
+    section: str,
+    read_model: ReadModel | None,
 ) -> list[str]:
     """Usage, and each key with its sentence and its value in the config, else its default."""
     schemas = schema if isinstance(schema, tuple) else (schema,)

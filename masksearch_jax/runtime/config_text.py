@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from masksearch_jax.core.errors import ConfigError, nearest
-from masksearch_jax.core.schema import REQUIRED, Key, describe_keys
+from masksearch_jax.core.schema import REQUIRED, Key, Section, describe_keys
 
 WIDTH = 100
 
 
-def config_lines(cfg: Any) -> list[str]:
+def config_lines(cfg: Section) -> list[str]:
     """`key = value` of every key, dotted and in the schema's order; values as Python spells them.
 
     A section that is None is one line.
@@ -23,7 +23,7 @@ def config_lines(cfg: Any) -> list[str]:
     return [f"{name} = {value!r}" for name, value in leaves(type(cfg), values).items()]
 
 
-def leaves(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
+def leaves(schema: type[Section], values: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key to value of all keys that have one; of a section that is None, itself."""
     found = {}
     for known in describe_keys(schema):
@@ -43,7 +43,7 @@ def lookup(values: Any, dotted: str) -> Any:
 
 
 def help_lines(
-    schemas: Sequence[type], section: str = "", values: Mapping[str, Any] | None = None
+    schemas: Sequence[type[Section]], section: str = "", values: Mapping[str, Any] | None = None
 ) -> list[str]:
     """Each key with its value and its sentence, as the flag that would set it.
 

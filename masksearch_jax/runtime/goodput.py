@@ -11,10 +11,10 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from etils import epath
 
+from masksearch_jax.core.types import JsonObject
 from masksearch_jax.runtime import storage
 
 FILE_NAME = "goodput.jsonl"
@@ -88,7 +88,7 @@ class Goodput:
             with contextlib.suppress(OSError):
                 os.utime(self.path)
 
-    def _line(self, event: str, step: int, more: dict[str, Any] | None = None) -> None:
+    def _line(self, event: str, step: int, more: JsonObject | None = None) -> None:
         if not self.writes:
             return
         self.enter(self._bucket)
@@ -101,7 +101,7 @@ class Goodput:
             storage.append(self.path, torn + json.dumps(row) + "\n")
 
 
-def read(folder: str | os.PathLike) -> list[dict[str, Any]]:
+def read(folder: str | os.PathLike) -> list[JsonObject]:
     """The whole lines of FOLDER/goodput.jsonl; none where there is no file."""
     path = storage.path(folder) / FILE_NAME
     if not path.exists():
@@ -147,7 +147,7 @@ def sentence(figures: dict[str, float]) -> str:
     return f"goodput {figures['goodput']:.1%} of {figures['wall']:.0f} s in {sessions}: {shares}"
 
 
-def _lost(rows: list[dict[str, Any]], step: int, alive: float) -> dict[str, float]:
+def _lost(rows: list[JsonObject], step: int, alive: float) -> dict[str, float]:
     """Seconds of the last session's work after `step`; `unwritten`: those after its last line."""
     starts = [i for i, row in enumerate(rows) if row["event"] == "start"]
     if not starts:

@@ -19,6 +19,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
+from masksearch_jax.core.types import JsonObject
+
 MAX_BODY = 4 * 2**20  # bytes of a request
 _IDLE = 30.0  # seconds a connection may be silent
 _LAST_WORDS = 5.0  # seconds in which the replies in progress are sent, when a service is closed
@@ -38,7 +40,7 @@ class Call:
     def __init__(self, body: bytes, connection: socket.socket):
         self._body, self._connection = body, connection
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> JsonObject:
         """Its body, a JSON object. Raises Refusal for anything else."""
         try:
             content = json.loads(self._body)
@@ -58,7 +60,7 @@ class Call:
             return True
 
 
-Route = Callable[[Call], dict[str, Any]]
+Route = Callable[[Call], JsonObject]
 
 
 class Service(ThreadingHTTPServer):
@@ -79,10 +81,10 @@ class Service(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        host, port = self.server_address[:2]
+        host, port = map(str, self.server_address[:2])
         return f"http://{host}:{port}"
 
-    def error(self, refusal: Refusal) -> dict[str, Any]:
+    def error(self, refusal: Refusal) -> JsonObject:
         """The JSON of an error."""
         return {"error": str(refusal)}
 
@@ -164,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
         status = HTTPStatus(code)
         self._refuse(Refusal(status, message or status.phrase))
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, *_: object) -> None:
         """Requests are not logged: writing to a terminal slows a busy service down."""
 
     def _route(self, method: str) -> Route:
@@ -194,7 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self._send(refusal.status, self.server.error(refusal))
 
-    def _send(self, status: HTTPStatus, content: dict[str, Any]) -> None:
+    def _send(self, status: HTTPStatus, content: JsonObject) -> None:
         body = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

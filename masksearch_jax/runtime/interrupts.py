@@ -7,12 +7,14 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from types import FrameType
 
 
 def _send() -> None:
     """Ctrl-C to the main thread: a real one, which wakes it from whatever it waits for."""
-    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    main = threading.main_thread().ident
+    if main is not None:  # it has begun
+        signal.pthread_kill(main, signal.SIGINT)
 
 
 @contextlib.contextmanager
@@ -23,7 +25,7 @@ def never_lost() -> Iterator[None]:
     """
     before = sys.unraisablehook
 
-    def hook(unraisable: Any) -> None:
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
             threading.Timer(0.01, _send).start()  # later, or it would end here
         else:
@@ -49,7 +51,7 @@ def held() -> Iterator[None]:
         return
     came = False
 
-    def hold(number: int, frame: Any) -> None:
+    def hold(number: int, frame: FrameType | None) -> None:
         nonlocal came
         if came:
             signal.default_int_handler(number, frame)

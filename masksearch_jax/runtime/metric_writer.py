@@ -14,6 +14,7 @@ import jax
 from etils import epath
 
 from masksearch_jax.core import files
+from masksearch_jax.core.types import JsonObject
 from masksearch_jax.runtime import storage
 
 FILE_NAME = "metrics.jsonl"
@@ -51,7 +52,7 @@ class MetricWriter:
             self._kept = ""
 
 
-def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
+def read_metrics(folder: str | os.PathLike) -> list[JsonObject]:
     """The rows of a run in file order; an unfinished last line is left out. No file: no rows."""
     path = storage.path(folder) / FILE_NAME
     if not path.exists():

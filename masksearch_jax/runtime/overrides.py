@@ -11,7 +11,7 @@ from typing import Any
 
 from masksearch_jax.core.config import ModelConfig
 from masksearch_jax.core.errors import ConfigError, nearest
-from masksearch_jax.core.schema import REQUIRED, Key, describe_keys, flat_keys
+from masksearch_jax.core.schema import REQUIRED, Key, Section, describe_keys, flat_keys
 
 # In place of a model's keys: the HF folder whose config.json has them; empty: the key `init` beside
 HF_FOLDER = "hf_folder"
@@ -32,7 +32,7 @@ def split_config(args: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def resolve(
-    schema: type,
+    schema: type[Section],
     config: Any,
     flags: Sequence[str],
     read_model: Callable[[str], ModelConfig] | None = None,
@@ -51,7 +51,7 @@ def resolve(
     return _without_unset(schema, _overridden(config, flags))
 
 
-def _checked_flag(schema: type, arg: str) -> str:
+def _checked_flag(schema: type[Section], arg: str) -> str:
     """The argument, with `a,b` spelled as a tuple for a key that is one.
 
     Raises ConfigError on a flag that is no key of the schema.
@@ -83,7 +83,7 @@ def _top_keys(schema: type) -> Iterable[Key]:
     return (k for k in describe_keys(schema) if "." not in k.name)
 
 
-def _fill(schema: type, config: Any, named: set[str], path: str = "") -> None:
+def _fill(schema: type[Section], config: Any, named: set[str], path: str = "") -> None:
     """Puts into a ConfigDict what it does not say; of optional sections where `named` is in them.
 
     References between keys stay. A key without a default becomes None, of its type.
@@ -113,7 +113,7 @@ def _type_of(kind: Any) -> type:
     return typing.get_origin(kind) or kind
 
 
-def _without_unset(schema: type, values: dict[str, Any]) -> dict[str, Any]:
+def _without_unset(schema: type[Section], values: dict[str, Any]) -> dict[str, Any]:
     """`values` without keys that have no default and were given none."""
     found = {k.name: k for k in _top_keys(schema)}
     kept = {}
@@ -146,7 +146,10 @@ def _overridden(config: Any, flags: Sequence[str]) -> dict[str, Any]:
 
 
 def _read_models(
-    schema: type, config: Any, flags: Sequence[str], read_model: Callable[[str], ModelConfig]
+    schema: type[Section],
+    config: Any,
+    flags: Sequence[str],
+    read_model: Callable[[str], ModelConfig],
 ) -> None:
     """Puts the architecture of an HF folder where the config names one in place of a model."""
     keys = list(describe_keys(schema))

@@ -15,11 +15,12 @@ from typing import Any
 from etils import epath
 
 from masksearch_jax.core.files import is_bucket
+from masksearch_jax.core.types import JsonObject
 from masksearch_jax.runtime import storage
 
 _BUCKET_SECONDS = 60.0
 
-Row = dict[str, Any]
+Row = JsonObject
 
 
 class RowLog:

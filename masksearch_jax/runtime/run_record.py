@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 
 from masksearch_jax.core.errors import ConfigError, UserError
 from masksearch_jax.core.files import write_json
-from masksearch_jax.core.schema import REQUIRED, Key, describe_keys
+from masksearch_jax.core.schema import REQUIRED, Key, Section, describe_keys
+from masksearch_jax.core.types import JsonObject
 from masksearch_jax.runtime import storage
 from masksearch_jax.runtime.config_text import leaves, lookup
 from masksearch_jax.runtime.process import process_index
@@ -40,7 +41,7 @@ PACKAGES = (
 _NOTHING: Mapping[str, str] = types.MappingProxyType({})
 
 
-def write(folder: str | os.PathLike, cfg: Any, content: Mapping[str, str] = _NOTHING) -> None:
+def write(folder: str | os.PathLike, cfg: Section, content: Mapping[str, str] = _NOTHING) -> None:
     """Says what makes the folder from here on; from process 0 only. content: as in `resume`."""
     if process_index() == 0:
         _write(folder, cfg, contents(cfg, content), [_session([])])
@@ -48,7 +49,7 @@ def write(folder: str | os.PathLike, cfg: Any, content: Mapping[str, str] = _NOT
 
 def resume(
     folder: str | os.PathLike,
-    cfg: Any,
+    cfg: Section,
     harmless: Collection[str] = (),
     content: Mapping[str, str] = _NOTHING,
 ) -> None:
@@ -80,7 +81,7 @@ def resume(
     _write(folder, cfg, content, [*before["sessions"], _session(changed)])
 
 
-def read(folder: str | os.PathLike) -> dict[str, Any] | None:
+def read(folder: str | os.PathLike) -> JsonObject | None:
     """A folder's record, None where there is none. Raises UserError for one that cannot be read."""
     path = storage.path(folder) / storage.RUN_RECORD
     if not path.exists():
@@ -104,7 +105,7 @@ class Changes(NamedTuple):
 
 def changes(
     before: Mapping[str, Any],
-    cfg: Any,
+    cfg: Section,
     content: Mapping[str, str],
     harmless: Collection[str] = (),
 ) -> Changes:
@@ -137,7 +138,7 @@ def _of(found: Mapping[str, Any], known: Key) -> Any:
     return json.loads(json.dumps(known.default))
 
 
-def contents(cfg: Any, given: Mapping[str, str] = _NOTHING) -> dict[str, str]:
+def contents(cfg: Section, given: Mapping[str, str] = _NOTHING) -> dict[str, str]:
     """What tells the files of each local folder that a config names, by key, unless it is given."""
     values = dataclasses.asdict(cfg)
     folders = {k.name: lookup(values, k.name) for k in describe_keys(type(cfg)) if k.folder}
@@ -183,7 +184,7 @@ def commit() -> str:
     return done.stdout.strip()
 
 
-def _session(changed: list[str]) -> dict[str, Any]:
+def _session(changed: list[str]) -> JsonObject:
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.orig_argv),
@@ -193,16 +194,16 @@ def _session(changed: list[str]) -> dict[str, Any]:
     }
 
 
-def _plain(cfg: Any) -> dict[str, Any]:
+def _plain(cfg: Section) -> JsonObject:
     """A config as JSON has it: tuples are lists."""
     return json.loads(json.dumps(dataclasses.asdict(cfg)))
 
 
 def _write(
     folder: str | os.PathLike,
-    cfg: Any,
+    cfg: Section,
     content: Mapping[str, str],
-    sessions: list[dict[str, Any]],
+    sessions: list[JsonObject],
 ) -> None:
     place = storage.path(folder)
     place.mkdir(parents=True, exist_ok=True)

@@ -60,7 +60,7 @@ class Watchdog:
         """Progress: a `step`, or a smaller thing within it. Each kind has a median of its own."""
         now = time.monotonic()
         if self._started:
-            remembered = collections.deque(maxlen=_REMEMBERED)
+            remembered: collections.deque[float] = collections.deque(maxlen=_REMEMBERED)
             self._intervals.setdefault(kind, remembered).append(now - self._last)
         self._started |= kind == "step"
         self._last, self._limit = now, self._usual()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import flax.struct
 import jax
@@ -17,7 +17,9 @@ import numpy as np
 
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import ComputeConfig, ModelConfig
+from masksearch_jax.core.tokenizer import Vocabulary
 from masksearch_jax.models import hf, kv_cache
+from masksearch_jax.models.kv_cache import KVCache
 from masksearch_jax.models.transformer import Transformer
 
 # ---- vocabularies
@@ -60,6 +62,9 @@ class WordVocab:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(self.WORDS[i] for i in ids)
 
+    def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> str:
+        return _contents(messages)
+
     def token_bytes(self, token_id: int) -> bytes:
         return self.WORDS[token_id].encode()
 
@@ -92,6 +97,13 @@ class TextVocab:
 
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> str:
+        return _contents(messages)
+
+
+def _contents(messages: Sequence[Mapping[str, str]]) -> str:
+    return "".join(message["content"] for message in messages)
 
 
 # ---- models
@@ -144,44 +156,64 @@ class ScriptedModel:
     def config(self) -> ModelConfig:
         return dataclasses.replace(TINY_QWEN2, vocab_size=len(self.following))
 
-    def embed(self, ids):
+    def embed(self, ids: jax.Array) -> jax.Array:
         return ids[..., None].astype(jnp.float32)
 
     steps_per_token = 2
 
-    def for_sampling(self, weights):
+    def for_sampling(self, weights: str) -> ScriptedModel:
         return self
 
-    def init_fresh(self, rows, tokens):
+    def init_fresh(self, rows: int, tokens: int) -> tuple[()]:
         return ()
 
-    def decode_step(self, step, x, cache, fresh, table, length, backend):
+    def decode_step(
+        self,
+        step: jax.Array,
+        x: jax.Array,
+        cache: KVCache,
+        fresh: tuple[()],
+        table: jax.Array,
+        length: jax.Array,
+        backend: str,
+    ) -> tuple[jax.Array, tuple[()]]:
         return x, fresh
 
-    def write_cache(self, cache, fresh, table, start, count):
+    def write_cache(
+        self,
+        cache: KVCache,
+        fresh: tuple[()],
+        table: jax.Array,
+        start: jax.Array,
+        count: jax.Array,
+    ) -> KVCache:
         return cache
 
-    def copy_pages(self, cache, copies, src, dst):
+    def copy_pages(
+        self, cache: KVCache, copies: jax.Array, src: jax.Array, dst: jax.Array
+    ) -> KVCache:
         return cache
 
-    def final_norm(self, x):
+    def final_norm(self, x: jax.Array) -> jax.Array:
         return x
 
-    def logits(self, x):
-        following = self.following[x[..., 0].astype(jnp.int32)]
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        following = self.following[hidden[..., 0].astype(jnp.int32)]
         return 8.0 * jax.nn.one_hot(following, len(self.following))
 
-    def extend(self, cache, ids, start, count, table):
+    def extend(
+        self, cache: KVCache, ids: jax.Array, start: jax.Array, count: jax.Array, table: jax.Array
+    ) -> tuple[None, KVCache]:
         return None, cache
 
-    def init_cache(self, shards, pages, page_tokens, dtype):
+    def init_cache(self, shards: int, pages: int, page_tokens: int, dtype: str) -> KVCache:
         return kv_cache.init_cache(TINY_QWEN2, shards, pages, page_tokens, dtype)
 
 
-def scripted_model(vocab, *said: Sequence[int]) -> ScriptedModel:
+def scripted_model(vocab: Vocabulary, *said: Sequence[int]) -> ScriptedModel:
     """A model that goes on from any token of a list of ids to the next, and otherwise ends.
 
-    vocab: with `size` and `eos_ids`. A token that several lists go on from takes the last.
+    A token that several lists go on from takes the last.
     """
     following = np.full(vocab.size, vocab.eos_ids[0], np.int32)
     for ids in said:

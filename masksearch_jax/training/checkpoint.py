@@ -18,7 +18,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -26,6 +25,7 @@ from etils import epath
 
 from masksearch_jax.core.config import CheckpointConfig, ModelConfig
 from masksearch_jax.core.errors import nearest
+from masksearch_jax.core.types import JsonObject
 from masksearch_jax.parallel import hosts
 from masksearch_jax.runtime.interrupts import held
 from masksearch_jax.runtime.process import is_lost_process
@@ -60,7 +60,7 @@ class Checkpointer:
         folder: str | os.PathLike,
         config: CheckpointConfig,
         model: ModelConfig,
-        adapters: dict[str, Any] | None = None,
+        adapters: JsonObject | None = None,
         tokenizer: dict[str, str] | None = None,
     ):
         self.folder = checkpoint_files.absolute(config.folder or folder)
@@ -89,7 +89,7 @@ class Checkpointer:
         self,
         step: int,
         state: TrainState,
-        extra: dict[str, Any],
+        extra: JsonObject,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Begins to write the state after `step` updates; an existing one is kept: it is the same.
@@ -122,9 +122,7 @@ class Checkpointer:
 
         self._guard(step, write)
 
-    def restore(
-        self, like: TrainState, step: int | None = None
-    ) -> tuple[TrainState, dict[str, Any]]:
+    def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, JsonObject]:
         """The state and extra of `step` (None: the latest), placed as `like` (arrays or shapes).
 
         What is frozen stays that of `like`. Raises FileNotFoundError when there is none,
@@ -163,7 +161,7 @@ class Checkpointer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _meta(self, params: Arrays, optimizer: Arrays, extra: dict[str, Any]) -> dict[str, Any]:
+    def _meta(self, params: Arrays, optimizer: Arrays, extra: JsonObject) -> JsonObject:
         """What is stored beside the arrays."""
         return {
             "format": checkpoint_files.FORMAT,
@@ -195,7 +193,7 @@ class Checkpointer:
         if hosts.any_process(free < needed):
             raise OSError(f"it needs {needed:,} bytes, {free:,} are free there")
 
-    def _guard(self, step: int, write: Callable[[], Any]) -> None:
+    def _guard(self, step: int, write: Callable[[], object]) -> None:
         try:
             with held():
                 write()
@@ -218,11 +216,11 @@ class Checkpointer:
         print(f"  warning: {self.failed}", file=sys.stderr, flush=True)
 
 
-def _metric(config: CheckpointConfig) -> Callable[[Any], float]:
+def _metric(config: CheckpointConfig) -> Callable[[Mapping[str, float]], float]:
     return lambda metrics: metrics[config.best_metric]
 
 
-def _policy(config: CheckpointConfig) -> Any:
+def _policy(config: CheckpointConfig) -> ocp.checkpoint_managers.PreservationPolicy:
     kept = [_policies.LatestN(config.keep)]
     if config.keep_every:
         kept.append(_policies.EveryNSteps(config.keep_every))
@@ -252,7 +250,7 @@ def _check_writable(folder: epath.Path) -> None:
         ) from error
 
 
-def _in_chunks(arrays: Arrays) -> Any:
+def _in_chunks(arrays: Arrays) -> ocp.args.StandardSave:
     how = ocp.SaveArgs(chunk_byte_size=checkpoint_files.CHUNK)
     return ocp.args.StandardSave(arrays, dict.fromkeys(arrays, how))
 

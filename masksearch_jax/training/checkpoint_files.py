@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import os
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -19,9 +19,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from masksearch_jax.core.config import ModelConfig, RopeScaling
+from masksearch_jax.core.types import JsonObject
 from masksearch_jax.parallel import sharding
+from masksearch_jax.parallel.sharding import PyTree
 
-PyTree = Any
+Leaf = jax.Array | jax.ShapeDtypeStruct
 FORMAT = 1  # of what a step's folder holds; grows when an older reader would misread it
 ITEMS = ("params", "optimizer", "meta")
 # Bytes of a chunk of an array, at most. Other meshes and processes read whole chunks of which they
@@ -93,7 +95,7 @@ def read_model(folder: str | os.PathLike) -> ModelConfig:
     return ModelConfig(**stored | {"rope_scaling": scaling and RopeScaling(**scaling)})
 
 
-def read_adapters(folder: str | os.PathLike, step: int | None = None) -> dict[str, Any] | None:
+def read_adapters(folder: str | os.PathLike, step: int | None = None) -> JsonObject | None:
     """What the adapters of `step` (None: the latest) are and belong to; None: it holds no such.
 
     FOLDER/STEP names a step too. Raises FileNotFoundError for none.
@@ -116,7 +118,7 @@ def pinned(folder: str | os.PathLike) -> str:
         return f"{folder}/{find_step(manager, folder, step)}"
 
 
-def _any_meta(folder: str | os.PathLike, step: int | None) -> dict[str, Any]:
+def _any_meta(folder: str | os.PathLike, step: int | None) -> JsonObject:
     folder, step = split(folder, step)
     with _reader(folder) as manager:
         step = find_step(manager, folder, step)
@@ -125,10 +127,10 @@ def _any_meta(folder: str | os.PathLike, step: int | None) -> dict[str, Any]:
 
 def has_steps(folder: str | os.PathLike) -> bool:
     """Whether there is a step to go on from, in a folder or that of FOLDER/STEP."""
-    folder, _ = split(folder)
-    if not folder.exists():
+    place, _ = split(folder)
+    if not place.exists():
         return False
-    with _reader(folder) as manager:
+    with _reader(place) as manager:
         return manager.latest_step() is not None
 
 
@@ -154,7 +156,7 @@ def absolute(folder: str | os.PathLike) -> epath.Path:
     return epath.Path(text if "://" in text else os.path.abspath(text))
 
 
-def find_step(manager: ocp.CheckpointManager, folder: Any, step: int | None) -> int:
+def find_step(manager: ocp.CheckpointManager, folder: epath.Path, step: int | None) -> int:
     """The step, if it is whole; None: the latest. Raises FileNotFoundError where there is none."""
     steps = sorted(manager.all_steps())
     if not steps or step not in (None, *steps):
@@ -163,7 +165,7 @@ def find_step(manager: ocp.CheckpointManager, folder: Any, step: int | None) -> 
     return steps[-1] if step is None else step
 
 
-def read_meta(manager: ocp.CheckpointManager, step: int, model: ModelConfig) -> dict[str, Any]:
+def read_meta(manager: ocp.CheckpointManager, step: int, model: ModelConfig) -> JsonObject:
     """What was stored beside the arrays. Raises CheckpointError when it is another model's."""
     args = ocp.args.Composite(meta=ocp.args.JsonRestore())
     meta = manager.restore(step, args=args)["meta"]
@@ -178,13 +180,13 @@ def read_meta(manager: ocp.CheckpointManager, step: int, model: ModelConfig) -> 
     return meta
 
 
-def check_adapters(step: int, meta: dict[str, Any], asked: dict[str, Any] | None) -> None:
+def check_adapters(step: int, meta: JsonObject, asked: JsonObject | None) -> None:
     """Raises CheckpointError where the step's adapters are others, or for another base."""
-    stored = meta.get("adapters")
+    stored: JsonObject | None = meta.get("adapters")
     if (stored is None) != (asked is None):
         kinds = ["all weights" if a is None else f"rank {a['rank']}" for a in (stored, asked)]
         raise CheckpointError(f"step {step}: {kinds[0]} stored, config.lora asks for {kinds[1]}")
-    if stored is None:
+    if stored is None or asked is None:
         return
     # A base that was moved is still the same.
     found, wanted = ({**a, "base": "", "base_step": None, "base_seed": 0} for a in (stored, asked))
@@ -208,7 +210,7 @@ def check_tokenizer(what: str, stored: dict[str, str] | None, asked: dict[str, s
         )
 
 
-def base_of(adapters: dict[str, Any]) -> str:
+def base_of(adapters: JsonObject) -> str:
     """What to call the model that they are for."""
     if not adapters["base"]:
         return f"random weights of seed {adapters['base_seed']}"
@@ -216,7 +218,7 @@ def base_of(adapters: dict[str, Any]) -> str:
     return adapters["base"] if step is None else f"step {step} of {adapters['base']}"
 
 
-def _differing(stored: dict[str, Any], asked: dict[str, Any]) -> str:
+def _differing(stored: JsonObject, asked: JsonObject) -> str:
     return "; ".join(
         f"{name}: {stored.get(name)!r} stored, {asked.get(name)!r} asked for"
         for name in sorted(stored.keys() | asked.keys())
@@ -225,7 +227,7 @@ def _differing(stored: dict[str, Any], asked: dict[str, Any]) -> str:
 
 
 def restore(
-    manager: ocp.CheckpointManager, step: int, item: str, like: PyTree, meta: dict[str, Any]
+    manager: ocp.CheckpointManager, step: int, item: str, like: PyTree, meta: JsonObject
 ) -> PyTree:
     """The item's arrays in the structure, dtypes and shardings of `like`."""
     wanted = flatten(like)
@@ -235,13 +237,15 @@ def restore(
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
 
 
-def _arrays_in(place: epath.Path) -> dict[str, Any]:
+def _arrays_in(place: epath.Path) -> dict[str, ocp.metadata.ArrayMetadata]:
     """Shapes, dtypes and chunks of an item's arrays, by name."""
     return ocp.PyTreeCheckpointHandler().metadata(place).tree
 
 
 def _read(
-    place: epath.Path, stored: dict[str, Any], wanted: dict[str, Any]
+    place: epath.Path,
+    stored: dict[str, ocp.metadata.ArrayMetadata],
+    wanted: Mapping[str, Leaf],
 ) -> dict[str, jax.Array]:
     """Some of an item's arrays, by name, each process its shards of them.
 
@@ -252,7 +256,7 @@ def _read(
     sizes = {n: math.prod(stored[n].shape) * stored[n].dtype.itemsize for n in wanted}
     least = max(sizes.values()) // 4
     large = [name for name in sizes if sizes[name] > least]
-    found = {}
+    found: dict[str, jax.Array] = {}
     for names in filter(None, (large, [name for name in sizes if sizes[name] <= least])):
         item = {name: _abstract(wanted[name]) for name in names}
         limit = max([least, *(_footprint(stored[n], item[n]) for n in names)]) + 1  # not reached
@@ -263,7 +267,7 @@ def _read(
     return found
 
 
-def _footprint(stored: Any, wanted: jax.ShapeDtypeStruct) -> int:
+def _footprint(stored: ocp.metadata.ArrayMetadata, wanted: jax.ShapeDtypeStruct) -> int:
     """Bytes, in the wider dtype, of the chunks that the largest shard of a stored array lies in."""
     width = max(stored.dtype.itemsize, wanted.dtype.itemsize)
 
@@ -280,7 +284,7 @@ def _footprint(stored: Any, wanted: jax.ShapeDtypeStruct) -> int:
     return max(map(cover, wanted.sharding.addressable_devices_indices_map(stored.shape).values()))
 
 
-def _check_shapes(step: int, item: str, meta: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _check_shapes(step: int, item: str, meta: JsonObject, wanted: Mapping[str, Leaf]) -> None:
     stored, asked = meta[item], shapes(wanted)
     if stored != asked:
         names = sorted(n for n in stored.keys() | asked.keys() if stored.get(n) != asked.get(n))
@@ -290,17 +294,17 @@ def _check_shapes(step: int, item: str, meta: dict[str, Any], wanted: dict[str, 
         )
 
 
-def flatten(tree: PyTree) -> dict[str, jax.Array]:
+def flatten(tree: PyTree) -> dict[str, PyTree]:
     """Leaves by their path: what is on disk does not depend on the classes that held them."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def shapes(arrays: dict[str, jax.Array]) -> dict[str, list[int]]:
+def shapes(arrays: Mapping[str, Leaf]) -> dict[str, list[int]]:
     """As JSON has them."""
     return {name: list(x.shape) for name, x in arrays.items()}
 
 
-def _abstract(x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+def _abstract(x: Leaf) -> jax.ShapeDtypeStruct:
     place = x.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)

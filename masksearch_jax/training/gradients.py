@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jax.tree_util import KeyPath
 
 from masksearch_jax.parallel import sharding
+from masksearch_jax.parallel.sharding import PyTree
 
-PyTree = Any
 # objective(params, frozen, batch) -> (what is differentiated, float32 figures to be added up)
 Objective = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, PyTree]]
 
@@ -40,12 +40,13 @@ def gradient(
     if counts != {accumulate}:
         raise ValueError(f"leading batch axes are {sorted(counts)}; every one must be {accumulate}")
     add = functools.partial(_added, objective)
-    used = accumulate if used is None else used  # a number of its own makes a loop of known length
+    # A number of its own makes a loop of known length.
+    some = accumulate if used is None else used
     if sharding.replicas() == 1:
-        return add(used, params, frozen, batch)
+        return add(some, params, frozen, batch)
 
     def replica(*args: PyTree) -> tuple[PyTree, PyTree]:
-        return jax.tree_util.tree_map_with_path(_over_replicas, add(used, *args))
+        return jax.tree_util.tree_map_with_path(_over_replicas, add(some, *args))
 
     return jax.shard_map(
         replica,
@@ -71,17 +72,19 @@ def _added(
 
     leaves, structure = jax.tree.flatten(params)
     kept = [jax.new_ref(jnp.zeros(x.shape, jnp.float32)) for x in leaves]
-    into = [
-        ref if x.dtype == jnp.float32 else jax.ad.GradValue()
-        for ref, x in zip(kept, leaves, strict=True)
-    ]
+    # JAX's own types lack both this class and `with_refs` below.
+    whole = jax.ad.GradValue  # type: ignore[attr-defined]
+    into = [ref if x.dtype == jnp.float32 else whole() for ref, x in zip(kept, leaves, strict=True)]
 
     def add(i: jax.Array, sums: PyTree) -> PyTree:
         micro = micro_batch(i)
         total, backward, found_sums = jax.vjp(
-            lambda parts: objective(structure.unflatten(parts), frozen, micro), leaves, has_aux=True
+            lambda parts: objective(jax.tree.unflatten(structure, parts), frozen, micro),
+            leaves,
+            has_aux=True,
         )
-        (found,) = backward.with_refs(into)(jnp.ones_like(total))
+        with_refs = backward.with_refs  # type: ignore[attr-defined]  # as above
+        (found,) = with_refs(into)(jnp.ones_like(total))
         for ref, target, grad in zip(kept, into, found, strict=True):
             if target is not ref:
                 ref[...] += grad.astype(jnp.float32)
@@ -90,20 +93,20 @@ def _added(
     shapes = jax.eval_shape(lambda: objective(params, frozen, micro_batch(0))[1])
     start = jax.tree_util.tree_map_with_path(_neutral, shapes)
     sums = jax.lax.fori_loop(0, used, add, start)
-    return structure.unflatten([jax.freeze(ref) for ref in kept]), sums
+    return jax.tree.unflatten(structure, [jax.freeze(ref) for ref in kept]), sums
 
 
-def _is_maximum(path: tuple[Any, ...]) -> bool:
+def _is_maximum(path: KeyPath) -> bool:
     return any(str(getattr(key, "key", "")).endswith("_max") for key in path)
 
 
-def _neutral(path: tuple[Any, ...], x: Any) -> jax.Array:
+def _neutral(path: KeyPath, x: jax.ShapeDtypeStruct) -> jax.Array:
     return jnp.full(x.shape, -jnp.inf if _is_maximum(path) else 0.0, x.dtype)
 
 
-def _combine(path: tuple[Any, ...], a: jax.Array, b: jax.Array) -> jax.Array:
+def _combine(path: KeyPath, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.maximum(a, b) if _is_maximum(path) else a + b
 
 
-def _over_replicas(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+def _over_replicas(path: KeyPath, x: jax.Array) -> jax.Array:
     return (jax.lax.pmax if _is_maximum(path) else jax.lax.psum)(x, sharding.REPLICAS)

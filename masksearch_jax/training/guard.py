@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,7 @@ import optax
 
 from masksearch_jax.core.config import SurvivalConfig
 from masksearch_jax.core.errors import UserError
-
-PyTree = Any
+from masksearch_jax.parallel.sharding import PyTree
 
 
 class GuardError(UserError):
@@ -51,7 +50,7 @@ def guarded(
         return GuardState(tx.init(params), good, mean, square, skipped, in_a_row)
 
     def update(
-        grads: PyTree, state: GuardState, params: PyTree = None, *, value: jax.Array, **_: Any
+        grads: PyTree, state: GuardState, params: PyTree = None, *, value: jax.Array, **_: object
     ) -> tuple[PyTree, GuardState]:
         value = value.astype(jnp.float32)
         ok = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(grads))
@@ -109,7 +108,7 @@ class Guard:
         self._config, self._step = config, step
         self._skipped = int(figures(opt_state).get("skipped", 0))
 
-    def check(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def check(self, step: int, metrics: Mapping[str, jax.Array | float]) -> None:
         """To be called with the figures after `step` updates. Raises GuardError, see the config."""
         more, self._skipped = int(metrics["skipped"]) - self._skipped, int(metrics["skipped"])
         first, self._step = self._step + 1, step

@@ -12,9 +12,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TypeAlias
 
 import jax
 from jax.experimental import multihost_utils
@@ -26,8 +26,11 @@ from masksearch_jax.parallel.processes import join_processes
 from masksearch_jax.runtime import goodput, storage
 from masksearch_jax.runtime.process import end_alone, is_lost_process
 from masksearch_jax.runtime.watchdog import Watchdog
+from masksearch_jax.training.checkpoint import Checkpointer
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+# What `signal.signal` gives for the handler before; None: one that is not Python's, or none asked.
+_Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
 _polls = itertools.count(1)  # JAX wants a number that grows, over all runs of a process
 
 
@@ -44,7 +47,7 @@ class Preemption:
 
     def __init__(self) -> None:
         self._told = False
-        self._before: Any = None
+        self._before: _Handler = None
 
     def __enter__(self) -> Preemption:
         if not jax.distributed.is_initialized():
@@ -109,7 +112,7 @@ class Survival:
     ) -> None:
         self._stack.close()
         self._clock.end(self._step)
-        if is_lost_process(error):
+        if error is not None and is_lost_process(error):
             end_alone(error)  # before anything else that would wait for the one that is gone
         if self._clock.writes and (figures := goodput.summarise(self._workdir)):
             print(f"  {goodput.sentence(figures)}", file=sys.stderr, flush=True)
@@ -140,14 +143,14 @@ class Survival:
         if step is not None:
             self._clock.save(step)
 
-    def finish(self, checkpointer: Any) -> None:
+    def finish(self, checkpointer: Checkpointer) -> None:
         """Waits for what is being written. Raises UserError where the last step is not."""
         with self.disk("save"):
             checkpointer.wait()
         if hosts.any_process(checkpointer.failed is not None):
             raise checkpointer.failed or UserError("another process could not save")
 
-    def stop(self, checkpointer: Any) -> None:
+    def stop(self, checkpointer: Checkpointer) -> None:
         """Waits for what is being written, then raises Preempted."""
         with self.disk("save"):
             checkpointer.wait()
@@ -173,18 +176,18 @@ class Survival:
             jax.block_until_ready(jax.numpy.zeros(()) + 1)  # what was sent to the device before it
         print(f"  profile of step {step}: {folder}", file=sys.stderr, flush=True)
 
-    def _listen(self, event: str, seconds: float, **_: object) -> None:
+    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == _COMPILE_EVENT and threading.current_thread() is threading.main_thread():
-            self._clock.move(seconds, "compile")
+            self._clock.move(duration_secs, "compile")
 
 
-def _handle(number: int, handler: Any) -> Any:
+def _handle(number: int, handler: Callable[[int, FrameType | None], object]) -> _Handler:
     """Installs a handler and returns the one before; None outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         return None
     return signal.signal(number, handler)
 
 
-def _restore(number: int, before: Any) -> None:
+def _restore(number: int, before: _Handler) -> None:
     if before is not None:
         signal.signal(number, before)

@@ -10,18 +10,19 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.tree_util import KeyPath
 
 from masksearch_jax.core.config import OptimConfig
+from masksearch_jax.parallel.sharding import PyTree
 from masksearch_jax.training import gradients, guard
 
-PyTree = Any
 # (numerator, denominator): a metric is their ratio over the whole global batch.
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 LossFn = Callable[[PyTree, PyTree], tuple[jax.Array, jax.Array, Metrics]]
@@ -52,7 +53,8 @@ class TrainState:
 class LearningRateState(NamedTuple):
     """`learning_rate` is the one the last update used."""
 
-    count: jax.Array
+    # A method of tuples, which nobody asks this for.
+    count: jax.Array  # type: ignore[assignment]
     learning_rate: jax.Array
 
 
@@ -105,7 +107,7 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
     return optax.GradientTransformation(init, update)
 
 
-def is_decayed(path: tuple[Any, ...]) -> bool:
+def is_decayed(path: KeyPath) -> bool:
     """True when weight decay applies to the parameter at this pytree path: told by its name.
 
     By name and not by rank, since stacked layers give a norm's scale the shape [L, M].
@@ -113,7 +115,7 @@ def is_decayed(path: tuple[Any, ...]) -> bool:
     return not _NOT_DECAYED.search(jax.tree_util.keystr(path))
 
 
-def split(model: PyTree, wanted: Callable[[tuple[Any, ...]], bool]) -> tuple[PyTree, PyTree]:
+def split(model: PyTree, wanted: Callable[[KeyPath], bool]) -> tuple[PyTree, PyTree]:
     """The leaves whose path is wanted, and the others; each with None where the other has them."""
 
     def subtree(keep: bool) -> PyTree:
@@ -167,7 +169,7 @@ def make_train_step(
     accumulate: int = 1,
     like: TrainState | None = None,
     rounding: int | None = None,
-) -> Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]:
+) -> jax.stages.Wrapped:
     """A jitted update that donates its state: `step(state, batch, used) -> (state, metrics)`.
 
     loss_fn(model, batch) returns (sum, count, {name: (sum, count)}); a name that ends in `_max` is
@@ -227,7 +229,7 @@ def _apply(params: PyTree, updates: PyTree, rounding: int | None, step: jax.Arra
         return jax.tree.map(lambda x, p: x.astype(p.dtype), sums, params)
     leaves, structure = jax.tree.flatten(sums)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(rounding), step), len(leaves))
-    return structure.unflatten(map(round_stochastically, leaves, keys))
+    return jax.tree.unflatten(structure, map(round_stochastically, leaves, keys))
 
 
 def round_stochastically(x: jax.Array, key: jax.Array) -> jax.Array:

@@ -259,6 +259,9 @@ def test_a_wrong_config_file_or_argument_is_named(folder):
         ConfigError, match=r"--config is missing; usage: python -m masksearch_jax\.job"
     ):
         cli.parse(Outer, ["job.py"])
+    (folder / "configs" / "notes.md").write_text("")
+    with pytest.raises(ConfigError, match=r"notes\.md' is no Python file; its name must end in"):
+        cli.parse(Outer, ["job", f"--config={folder}/configs/notes.md"])
     (folder / "configs" / "empty.py").write_text("")
     with pytest.raises(ConfigError, match="no attribute 'get_config'"):
         cli.parse(Outer, ["job", f"--config={folder}/configs/empty.py"])

@@ -54,7 +54,7 @@ def test_information_is_one_block_whatever_the_documents_say(texts, title):
 def test_information_keeps_whole_documents_within_its_budget(texts, budget):
     documents = [passage(str(i), text) for i, text in enumerate(texts)]
     block, shown = markup.render_information(
-        documents, max_tokens=budget, count_tokens=len, note=""
+        documents, fits=lambda block: len(block) <= budget, note=""
     )
     assert shown == tuple(documents[: len(shown)])
     whole, _ = markup.render_information(shown, note="")
@@ -70,7 +70,7 @@ def test_information_as_written():
     block, _ = markup.render_information(documents)
     assert block == "<information>Aar is a river.\nRhine: It is long.</information>"
     assert markup.render_information([]) == ("<information>Nothing found.</information>", ())
-    none_fits = markup.render_information(documents, max_tokens=3, count_tokens=len)
+    none_fits = markup.render_information(documents, fits=lambda block: len(block) <= 3)
     assert none_fits == ("<information>Nothing found.</information>", ())
 
 

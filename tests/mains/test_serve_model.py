@@ -385,15 +385,10 @@ SAID = json.dumps({
 })  # fmt: skip
 
 
-class SaidVocab(TextVocab):
-    def apply_chat_template(self, messages):
-        return "".join(m["content"] for m in messages)
-
-
 @contextlib.contextmanager
 def scripted(deadline=60.0, grace=30.0):
     """A service of a model that says SAID, whatever it is asked."""
-    vocab = SaidVocab(SAID)
+    vocab = TextVocab(SAID)
     said = vocab.words.index(SAID)
     following = np.full(vocab.size, said, np.int32)
     following[said] = vocab.eos_ids[0]

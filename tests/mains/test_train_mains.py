@@ -692,7 +692,7 @@ def test_a_judge_that_dies_stops_a_run_which_goes_on_and_asks_nothing_twice(
         said = r"the judge was down for 0\.1 s .* in step 1: \d+ of \d+ verdicts failed: example "
         with pytest.raises(train_dapo.ToolOutageError, match=said):
             train_dapo.run(cfg)
-        endpoint.plan = verdict
+        endpoint.script = verdict
         train_dapo.run(cfg)
         asked = [request["messages"][-1]["content"] for request in endpoint.paid]
     assert len(asked) == len(set(asked)) > 0
