@@ -23,6 +23,7 @@ from masksearch_jax.core import config as config_lib
 from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
 from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.files import write_json, write_lines
+from masksearch_jax.core.llm_config import JudgeConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.models.hf_card import Card
@@ -73,6 +74,7 @@ class QuickstartRun:
     qa_sft_optim: config_lib.OptimConfig = section(config_lib.OptimConfig)
     qa_dapo: config_lib.DapoConfig = section(config_lib.DapoConfig, "The second stage by DAPO.")
     qa_dapo_optim: config_lib.OptimConfig = section(config_lib.OptimConfig)
+    judge: JudgeConfig = section(JudgeConfig)
     control: bool = key(
         False,
         (
@@ -249,6 +251,7 @@ def run_dapo(
             search=run.search,
             rollout=cfg.rollout,
             dapo=dapo,
+            judge=cfg.judge,
             checkpoint=dataclasses.replace(cfg.checkpoint, folder=run.checkpoints(name)),
             survival=cfg.survival,
         )

@@ -102,7 +102,7 @@ SINCE |= dict.fromkeys(
 SINCE |= {"dapo.min_searches": 0, "dapo.reward_workers": 8, "dapo.reward_timeout": 300.0}
 SINCE |= {"dapo.max_reward_failures": 0.1}
 # Sections that came after the snapshot, of which no file of that time has a key.
-SECTIONS_SINCE = {"DapoRun": {"judge": JudgeConfig}}
+SECTIONS_SINCE = {name: {"judge": JudgeConfig} for name in ("DapoRun", "QuickstartRun")}
 RENAMED = {
     "evolve.items": "evolve.pool_size",
     "sft.other_loss_weight": "sft.context_loss_weight",
