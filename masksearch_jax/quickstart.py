@@ -363,16 +363,21 @@ def time_spent(folder: Path) -> dict[str, float]:
 
 
 def pick_trajectories(run: Run) -> None:
-    """The first trajectories with search of each suite, of the last checkpoint, for the report."""
-    wanted = run.cfg.report_trajectories
-    lines = (run.folder / "eval" / run.last / "trajectories.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    rows = [r | {"checkpoint": run.last} for r in rows if r["condition"] == "search"]
-    suites = dict.fromkeys(r["suite"] for r in rows)
+    """The first trajectories with search of each suite, for the report.
+
+    Of RAMP they are those after its stage, of questions those at the end.
+    """
+    by_suite: dict[str, list[dict[str, Any]]] = {}
+    for checkpoint in dict.fromkeys(("ramp_dapo", run.last)):
+        path = run.folder / "eval" / checkpoint / "trajectories.jsonl"
+        for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+            own = run.last if row["suite"] == "two_hop" else "ramp_dapo"
+            if row["condition"] == "search" and checkpoint == own:
+                by_suite.setdefault(row["suite"], []).append(row | {"checkpoint": checkpoint})
     picked: list[dict[str, Any]] = []
-    for i, suite in enumerate(suites):
-        share = (wanted - len(picked)) // (len(suites) - i)
-        picked += [r for r in rows if r["suite"] == suite][:share]
+    for i, rows in enumerate(by_suite.values()):
+        share = (run.cfg.report_trajectories - len(picked)) // (len(by_suite) - i)
+        picked += rows[:share]
     write_lines(run.folder / "trajectories.jsonl", map(json.dumps, picked))
 
 

@@ -129,10 +129,11 @@ def _cell(summary: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def _last_checkpoint(summary: dict[str, Any], suite: str) -> str:
-    """The furthest-trained checkpoint that was evaluated on a suite."""
+    """The furthest-trained checkpoint that was evaluated on a suite, of RAMP before questions."""
     evaluated = as_dict(summary.get("eval"))
+    others = ("control",) if suite == "two_hop" else ("control", "qa_sft", "qa_dapo")
     done = [
-        c for c in figures.CHECKPOINTS if c != "control" and as_dict(evaluated.get(c)).get(suite)
+        c for c in figures.CHECKPOINTS if c not in others and as_dict(evaluated.get(c)).get(suite)
     ]
     return done[-1] if done else "init"
 

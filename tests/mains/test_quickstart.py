@@ -338,14 +338,19 @@ def test_trajectories_are_picked_from_each_suite(run):
     rows = [{"suite": s, "condition": c, "i": i} for s in ("ramp", "two_hop")
             for c in ("search", "random") for i in range(8)]  # fmt: skip
     write_questions(run)
-    folder = run.folder / "eval" / "qa_dapo"
-    folder.mkdir(parents=True)
-    (folder / "trajectories.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    text = "".join(json.dumps(r) + "\n" for r in rows)
+    for checkpoint in ("ramp_dapo", "qa_dapo"):
+        folder = run.folder / "eval" / checkpoint
+        folder.mkdir(parents=True)
+        (folder / "trajectories.jsonl").write_text(text)
     quickstart.pick_trajectories(run)
     lines = (run.folder / "trajectories.jsonl").read_text().splitlines()
     picked = [json.loads(line) for line in lines]
     assert len(picked) == run.cfg.report_trajectories == 10
-    assert {(r["condition"], r["checkpoint"]) for r in picked} == {("search", "qa_dapo")}
+    assert {(r["condition"], r["suite"], r["checkpoint"]) for r in picked} == {
+        ("search", "ramp", "ramp_dapo"),
+        ("search", "two_hop", "qa_dapo"),
+    }
     assert [r["suite"] for r in picked] == ["ramp"] * 5 + ["two_hop"] * 5
 
 
