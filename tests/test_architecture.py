@@ -245,6 +245,16 @@ def test_files_and_functions_can_be_read(path):
             assert nesting(node) <= MAX_NESTING, f"{node.name} is nested {nesting(node)} deep"
 
 
+@pytest.mark.parametrize("module", TREES)
+def test_no_name_is_defined_twice(module):
+    """The first of two methods of one name is lost without a word."""
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, (ast.ClassDef, ast.Module)):
+            defined = [n for n in node.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+            plain = [n.name for n in defined if not n.decorator_list]
+            assert len(plain) == len(set(plain)), f"a name twice among {sorted(plain)}"
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_modules_say_what_they_are_for(path):
     tree = TREES[name_of(path)]

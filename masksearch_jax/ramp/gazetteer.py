@@ -119,15 +119,15 @@ class Learner:
             return
         self._last = passage.title
         name = _PARENTHESES.sub("", passage.title)
-        if self._is_name(name) and (not self.size or len(self._types) < self.size):
+        if self._has_form_of_name(name) and (not self.size or len(self._types) < self.size):
             self._types.setdefault(name, define(passage.text[:300], self.language))
 
     def add_link(self, text: str) -> None:
         """A link's text: a name where it is written as one."""
-        if self._is_name(text) and (not self.size or len(self._links) < self.size):
+        if self._has_form_of_name(text) and (not self.size or len(self._links) < self.size):
             self._links[text] += 1
 
-    def _is_name(self, name: str) -> bool:
+    def _has_form_of_name(self, name: str) -> bool:
         if len(name) < _MIN[self.language] or len(name) > 60:
             return False
         if self.language == "zh":

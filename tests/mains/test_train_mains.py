@@ -455,8 +455,14 @@ def test_adapters_go_on_bitwise_in_both_trainers(sft, dapo, tmp_path):
         run_until(3, main, at(cfg, cut))
         main.run(at(cfg, cut))
         assert curves(cut) == curves(whole)
+        others = dataclasses.replace(at(cfg, whole), lora=LoraConfig())
+        with pytest.raises(ConfigError, match=r"other settings \(lora\.rank: 4 → 0"):
+            main.run(others)
+        others = dataclasses.replace(
+            others, survival=dataclasses.replace(cfg.survival, changed="accept")
+        )
         with pytest.raises(CheckpointError, match=r"rank 4 stored, config\.lora asks for all"):
-            main.run(dataclasses.replace(at(cfg, whole), lora=LoraConfig()))
+            main.run(others)
     updated = [row for row in curves(tmp_path / "dapo" / "whole") if row["groups_kept"]]
     assert updated
     assert all(row["sampler_gap_max"] < 1e-4 for row in updated)
