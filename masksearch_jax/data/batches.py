@@ -169,26 +169,30 @@ class _SftBatches(grain.DatasetIterator[rows.Batch]):
             shortest=self._order.shortest(place.lesson),
         )
         own = [
-            [self._tokens(self._order.record(place.lesson, position)) for position in members]
+            [self._tokens(place.lesson, position) for position in members]
             for members in filled.rows[self._own.start : self._own.stop]
         ]
         self._place = Place(place.step + 1, place.lesson, filled.next, filled.pending)
         return rows.lay(own, self._seq_len, SFT_FIELDS, self._pad_id)
 
-    def _tokens(self, record: cache.Record) -> rows.Tokens:
-        """A record's fields; its last token has no target."""
-        ids, weights = record["ids"], np.where(record["agent"], 1.0, self._context_weight)
-        return {
-            "ids": ids,
-            "targets": np.append(ids[1:], self._pad_id),
-            "loss_weights": np.append(weights[1:], 0.0),
-        }
+    def _tokens(self, lesson: int, position: int) -> rows.Tokens:
+        return sft_tokens(self._order.record(lesson, position), self._context_weight, self._pad_id)
 
     def get_state(self) -> dict[str, Any]:
         return self._order.to_state(self._place)
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._place = self._order.from_state(state)
+
+
+def sft_tokens(record: cache.Record, context_weight: float, padding: int) -> rows.Tokens:
+    """A record's fields for SFT, `SFT_FIELDS`; its last token has no target."""
+    ids, weights = record["ids"], np.where(record["agent"], 1.0, context_weight)
+    return {
+        "ids": ids,
+        "targets": np.append(ids[1:], padding),
+        "loss_weights": np.append(weights[1:], 0.0),
+    }
 
 
 def _own_share(total: int, process_index: int, process_count: int, name: str) -> range:

@@ -26,6 +26,7 @@ from masksearch_jax import build_cache, build_dataset, build_ramp
 from masksearch_jax.core.config import PromptConfig
 from masksearch_jax.core.errors import ConfigError, UserError
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
+from masksearch_jax.core.rows import lay
 from masksearch_jax.core.tokenizer import train_bpe
 from masksearch_jax.core.types import (
     Demonstration,
@@ -479,7 +480,7 @@ def as_build_ramp(cfg: build_dataset.BuildDatasetRun, path: Path, folder: Path) 
         values = dataclasses.asdict(getattr(cfg, part))
         same |= {f"{part}.{key}": value for key, value in values.items()}
     run = parse(build_ramp.BuildRampRun, same)
-    counts = build_ramp.run(run, log=lambda message: None)
+    counts = build_ramp.run(run)
     found = {
         split: read_jsonl(folder / "ramp" / f"{split}.jsonl", RampExample)
         for split in ("train", "rl", "heldout")
@@ -727,7 +728,8 @@ def test_seqio_and_grain_train_on_the_same_tokens(both, caches):
     made = list(caches[0].open("ramp_sft_k1", "train"))
     assert segments > 1
     assert found == [r["ids"][r["agent"]].tolist() for r in made]
-    batch = batches.pack([made[:2]], 400, 0.0, 0)
+    packed = [batches.sft_tokens(record, 0.0, 0) for record in made[:2]]
+    batch = lay([packed], 400, batches.SFT_FIELDS)
     weights = batch["loss_weights"][0] == 1
     assert batch["targets"][0][weights].tolist() == found[0] + found[1]
 
