@@ -73,7 +73,7 @@ def test_sizes_of_a_shard(change, shards, expected):
         ({"chunk_tokens": 0}, 1, "rollout.chunk_tokens is 0; it must be from 1 to"),
         ({"chunk_tokens": 7}, 1, "is 7; it must be from 1 to rollout.extend_tokens, 6"),
         ({"kv_tokens": 127}, 2, "in pages of 8: at least 128, or 0 for 4 of them"),
-        ({"kv_tokens": -1}, 1, "rollout.kv_tokens is -1; each of 1 parts must hold one"),
+        ({"kv_tokens": -1}, 1, "rollout.kv_tokens is -1; each of 1 shards must hold one"),
     ],
 )
 def test_sizes_that_are_none_are_refused_by_name(change, shards, says):
