@@ -50,7 +50,11 @@ def run_config(miniature):
         search=miniature.search,
         rollout=dataclasses.replace(cfg.rollout, slots=4, max_new_tokens=12),
         eval=dataclasses.replace(
-            cfg.eval, examples=EXAMPLES, baseline_examples=EXAMPLES - 2, bootstrap=20
+            cfg.eval,
+            suites=("ramp", "two_hop"),
+            examples=EXAMPLES,
+            baseline_examples=EXAMPLES - 2,
+            bootstrap=20,
         ),
     )
 

@@ -177,7 +177,7 @@ def test_items_that_cannot_be_run_are_left_out_by_name(run, cfg, capsys, tmp_pat
     assert said.startswith(
         "two_hop search: 4 of 40 items cannot be run, more than config.eval.max_"
     )
-    assert re.search(r"q3 \(prompt_too_long: \d{4} tokens; rollout\.max_len is 224\); q7", said)
+    assert re.search(r"q3 \(prompt_too_long: \d{4} tokens; rollout\.max_len is 336\); q7", said)
     assert "q7 (no_known_answer); q8 (no_known_answer); …" in said
     tool = Unsteady()
     found = run(evaluating(cfg, max_bad_fraction=0.1), tool)
