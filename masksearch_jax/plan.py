@@ -120,7 +120,7 @@ def sft_programs(cfg: SftRun, mesh: Mesh) -> Iterator[Program]:
 def dapo_programs(cfg: DapoRun, mesh: Mesh) -> Iterator[Program]:
     state, tx = state_of(cfg, mesh)
     dapo, rollout = train_dapo.on_mesh(cfg.dapo, mesh), cfg.rollout
-    train_dapo.check(dapo, rollout, mesh)
+    train_dapo.check_settings(dapo, rollout, mesh)
     micro, length = micro_batches(dapo), rollout.max_len
     batch = shapes.batch(mesh, micro, dapo.micro_batch, length, DAPO_FIELDS)
     used = shapes.placed(jax.ShapeDtypeStruct((), jnp.int32), mesh)

@@ -90,15 +90,15 @@ def on_mesh(dapo: DapoConfig, mesh: Mesh) -> DapoConfig:
     return dataclasses.replace(dapo, micro_batch=dapo.micro_batch or sharding.batch_shards(mesh))
 
 
-def check(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None:
+def check_settings(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None:
     """Raises ConfigError, or MeshError, for settings that cannot work."""
-    parts, dapo = sharding.batch_shards(mesh), on_mesh(dapo, mesh)
+    shards, dapo = sharding.batch_shards(mesh), on_mesh(dapo, mesh)
     sharding.context_shards(mesh, rollout.max_len)
     if rollout.temperature <= 0:
         raise ConfigError(
             f"config.rollout.temperature is {rollout.temperature}; to train, it must be above 0"
         )
-    rewards.check(dapo, rollout.max_turns)
+    rewards.check_reward(dapo, rollout.max_turns)
     if sampling.sampler_of(rollout).has_filters and not dapo.allow_filters:
         raise ConfigError(
             f"config.rollout samples with top_k {rollout.top_k}, top_p {rollout.top_p}, min_p "
@@ -112,11 +112,11 @@ def check(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None:
         )
     trajectories = dapo.groups * dapo.group_size
     cut = max(dapo.minibatches, 0) * max(dapo.micro_batch, 0)  # 0: into none
-    if not cut or trajectories % cut or dapo.micro_batch % parts:
+    if not cut or trajectories % cut or dapo.micro_batch % shards:
         raise ConfigError(
             f"config.dapo: groups × group_size = {trajectories} trajectories do not divide into "
             f"{dapo.minibatches} minibatches of micro-batches of {dapo.micro_batch} over "
-            f"the {parts} parts that the mesh splits a batch into"
+            f"the {shards} shards that the mesh splits a batch into"
         )
 
 
@@ -140,7 +140,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     survival = Survival(cfg.survival, workdir)
     mesh = make_mesh(cfg.mesh)
     dapo, rollout = on_mesh(cfg.dapo, mesh), cfg.rollout
-    check(dapo, rollout, mesh)
+    check_settings(dapo, rollout, mesh)
     check_optim(cfg.optim)
     judge = Judge(cfg.judge) if dapo.reward == "judge" else None
 
@@ -172,7 +172,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     first = prompts.first(8)
     check_source_passages(search, cfg.search, [p.example for p in first])
     with RewardPool(dapo, judge) as pool:
-        pool.check(first[0].example, right_answer(first[0], vocab))
+        pool.check_sample(first[0].example, right_answer(first[0], vocab))
 
     open_run_folder(cfg, "dapo.steps")
 
@@ -274,7 +274,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 state, metrics = update(state, kept)
                 done = step + 1
                 if "loss" in metrics:
-                    guard.check(done, metrics)
+                    guard.check_figures(done, metrics)
                 metrics |= figures(
                     seen,
                     kept,

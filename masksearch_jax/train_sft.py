@@ -47,19 +47,19 @@ def make_loss_fn(compute: ComputeConfig) -> train_state.LossFn:
 
 
 def check_batch(cfg: SftRun, mesh: jax.sharding.Mesh) -> None:
-    """Raises ConfigError for a batch that the micro-batches on the mesh's parts do not divide.
+    """Raises ConfigError for a batch that the micro-batches on the mesh's shards do not divide.
 
     MeshError for rows that it cannot split.
     """
     context_shards(mesh, cfg.sft.seq_len)
-    parts, accumulate = batch_shards(mesh), cfg.optim.accumulate
+    shards, accumulate = batch_shards(mesh), cfg.optim.accumulate
     if accumulate < 1:
         raise ConfigError(f"config.optim.accumulate is {accumulate}; it must be at least 1")
-    if cfg.sft.batch_size % (parts * accumulate):
+    if cfg.sft.batch_size % (shards * accumulate):
         raise ConfigError(
             f"config.sft.batch_size is {cfg.sft.batch_size}; it must be a multiple of "
-            f"{parts * accumulate}: {accumulate} micro-batches (config.optim.accumulate) on each "
-            f"of the {parts} parts that the mesh {dict(mesh.shape)} splits a batch into"
+            f"{shards * accumulate}: {accumulate} micro-batches (config.optim.accumulate) on each "
+            f"of the {shards} shards that the mesh {dict(mesh.shape)} splits a batch into"
         )
 
 
@@ -136,7 +136,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
                 due = checkpointer.is_due(done) or done == cfg.sft.steps
                 if done % cfg.sft.log_every == 0 or due or preempted:
                     metrics = {k: float(v) for k, v in out.items()}
-                    guard.check(done, metrics)
+                    guard.check_figures(done, metrics)
                 if done % cfg.sft.log_every == 0 or due:
                     now = time.perf_counter()
                     metrics["tokens_per_second"] = tokens / (now - clock)

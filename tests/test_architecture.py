@@ -255,6 +255,16 @@ def test_no_name_is_defined_twice(module):
             assert len(plain) == len(set(plain)), f"a name twice among {sorted(plain)}"
 
 
+@pytest.mark.parametrize("module", TREES)
+def test_what_checks_says_what_it_checks(module):
+    """`check_settings(cfg)` tells a reader what is checked, `check(cfg)` does not."""
+    assert not [
+        node.lineno
+        for node in ast.walk(TREES[module])
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == "check"
+    ]
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_modules_say_what_they_are_for(path):
     tree = TREES[name_of(path)]

@@ -48,7 +48,7 @@ who whom whose why will with would
 _COMMON = frozenset(_COMMON_WORDS.split())
 _FIRST = ("Look up the subject.", "Read about it.")
 _AROUND = ("Try the words around the gaps.", "Search the context.")  # with no subject in sight
-_FOUND = ("Found it.", "All is there.", "Now fill in.")
+_ENDING = ("Found it.", "All is there.", "Now fill in.")
 _AGAIN = ("Not there. Try again.", "Something is missing.", "Search again.")
 
 
@@ -90,9 +90,9 @@ class _Transcript:
         """What the engine would show for these queries; writes nothing."""
         return retrieval.find(self.search, queries, self.cfg, self.source)
 
-    def add_search(self, thought: str, queries: Sequence[str], found: Sequence[Passage]) -> None:
+    def add_search(self, thought: str, queries: Sequence[str], passages: Sequence[Passage]) -> None:
         action = markup.wrap("think", thought) + markup.wrap("search", "\n".join(queries))
-        text, shown = markup.render_information(found)
+        text, shown = markup.render_information(passages)
         self.segments += [Segment("policy", action), Segment("tool", text)]
         ids, titles = tuple(p.id for p in shown), tuple(p.title for p in shown)
         self.turns.append(Turn(tuple(queries), ids, titles, seconds=0.0))
@@ -109,7 +109,7 @@ class _Transcript:
             turns=tuple(self.turns),
         )
 
-    def shows(self, text: str) -> bool:
+    def has_shown(self, text: str) -> bool:
         """Whether the text stands, as whole words, in what was shown."""
         return is_shown(text, self.segments)
 
@@ -146,8 +146,8 @@ def _solve_ramp(
     for attempt, queries in enumerate(plans):
         thought = rng.choice(_AGAIN if attempt else _FIRST if subject else _AROUND)
         transcript.add_search(thought, queries, transcript.find(queries))
-        if all(transcript.shows(span.text) for span in example.spans):
-            return transcript.finish(rng.choice(_FOUND), example.paragraph, example)
+        if all(transcript.has_shown(span.text) for span in example.spans):
+            return transcript.finish(rng.choice(_ENDING), example.paragraph, example)
     return Rejection(example.id, "spans_not_found")
 
 
@@ -212,9 +212,9 @@ def _solve_qa(
     if unread:
         return Rejection(example.id, "gold_not_found")
     answer = example.answers[0]
-    if answer.casefold() not in ("yes", "no") and not transcript.shows(answer):
+    if answer.casefold() not in ("yes", "no") and not transcript.has_shown(answer):
         return Rejection(example.id, "answer_not_found")
-    return transcript.finish(rng.choice(_FOUND[:2]), answer, example)
+    return transcript.finish(rng.choice(_ENDING[:2]), answer, example)
 
 
 def _next_query(

@@ -176,20 +176,20 @@ def align_fills(
 ) -> list[str | None]:
     """The fill of each `[mask]` of `masked`, located in `answer` by the copied text around it.
 
-    A faithful copy (up to white space) is cut at the unmasked parts from left to right; where a
+    A faithful copy (up to white space) is cut at the unmasked texts from left to right; where a
     fill could hold its separator ("Paris, Texas" before ", "), `expected` fills decide. Any other
     answer is aligned by its longest weighted run of copied pieces; a slot then needs a copied
     piece on each side (or the text's edge). None: slot not found, empty, or still holding
     `[mask]`. Never backtracks: O(len(masked) * len(answer)) at most, and answers of over twice
     the text's length are not read.
     """
-    parts = [" ".join(part.split()) for part in masked.split(MASK)]
-    slots, length = len(parts) - 1, sum(len(_PIECE.findall(x)) for x in [*parts, *(expected or ())])
+    fixed = [" ".join(text.split()) for text in masked.split(MASK)]
+    slots, length = len(fixed) - 1, sum(len(_PIECE.findall(x)) for x in [*fixed, *(expected or ())])
     found = list(_PIECE.finditer(answer))
     if len(found) > 2 * length + _ROOM_PER_SLOT * slots:
         return [None] * slots
     copied = _cut_copy(masked, answer, expected)
-    fills = _align_pieces(parts, answer, found) if copied is None else copied
+    fills = _align_pieces(fixed, answer, found) if copied is None else copied
     return [fill if fill and MASK not in fill else None for fill in fills]
 
 
@@ -202,40 +202,40 @@ def _slot_recall(fill: str | None, gold: str) -> float:
 
 
 def _cut_copy(masked: str, answer: str, expected: Sequence[str] | None) -> list[str] | None:
-    """Fills of an answer that copies every unmasked part in order; None when it does not."""
-    first, *parts = " ".join(masked.split()).split(MASK)
+    """Fills of an answer that copies all unmasked text in order; None when it does not."""
+    first, *others = " ".join(masked.split()).split(MASK)
     text = " ".join(answer.split())
     if not text.startswith(first):
         return None
     fills, position = [], len(first)
-    for i, part in enumerate(parts):
+    for i, after in enumerate(others):
         gold = " ".join(expected[i].split()) if expected else ""
-        last = i == len(parts) - 1
-        if gold and text.startswith(gold + part, position) and not last:
+        last = i == len(others) - 1
+        if gold and text.startswith(gold + after, position) and not last:
             end = position + len(gold)
         elif last:
-            end = len(text) - len(part) if text.endswith(part) else -1
+            end = len(text) - len(after) if text.endswith(after) else -1
         else:
-            end = text.find(part, position)
+            end = text.find(after, position)
         if end < position:
             return None
         fills.append(text[position:end].strip())
-        position = end + len(part)
+        position = end + len(after)
     return fills
 
 
-def _align_pieces(parts: list[str], answer: str, found: list[re.Match]) -> list[str | None]:
-    """Fills by aligning the words and signs of the unmasked parts with those of the answer."""
-    literal = [(i, m[0].lower()) for i, part in enumerate(parts) for m in _PIECE.finditer(part)]
-    slots = len(parts) - 1
+def _align_pieces(fixed: list[str], answer: str, found: list[re.Match]) -> list[str | None]:
+    """Fills by aligning the words and signs of the unmasked text with those of the answer."""
+    literal = [(i, m[0].lower()) for i, text in enumerate(fixed) for m in _PIECE.finditer(text)]
+    slots = len(fixed) - 1
     matches = _longest_runs(literal, [m[0].lower() for m in found])
     ends: dict[int, list[int]] = {}
     for row, column in matches:
         ends.setdefault(literal[row][0], []).append(column)
     fills: list[str | None] = []
     for i in range(slots):
-        left = ends[i][-1] if i in ends else (-1 if i == 0 and not parts[0] else None)
-        at_end = i == slots - 1 and not parts[-1]
+        left = ends[i][-1] if i in ends else (-1 if i == 0 and not fixed[0] else None)
+        at_end = i == slots - 1 and not fixed[-1]
         right = ends[i + 1][0] if i + 1 in ends else (len(found) if at_end else None)
         if left is None or right is None or right - left < 2:
             fills.append(None)
@@ -247,7 +247,7 @@ def _align_pieces(parts: list[str], answer: str, found: list[re.Match]) -> list[
 def _longest_runs(literal: list[tuple[int, str]], words: list[str]) -> list[tuple[int, int]]:
     """Matching (literal, word) index pairs, increasing in both, of the greatest score.
 
-    A match scores 4, and 1 more when it continues the run of the match before it within one part.
+    A match scores 4, and 1 more when it continues the run of the match before it within one text.
     One NumPy row per literal piece: best[i, j] of prefixes, ending[i, j] with i and j matched to
     each other.
     """
@@ -255,9 +255,9 @@ def _longest_runs(literal: list[tuple[int, str]], words: list[str]) -> list[tupl
     best = np.zeros((n + 1, m + 1), np.int32)
     ending = np.full((n + 1, m + 1), -1, np.int32)
     columns = np.asarray(words, dtype=object)
-    for i, (part, piece) in enumerate(literal, start=1):
+    for i, (text, piece) in enumerate(literal, start=1):
         same = columns == piece
-        run = i > 1 and literal[i - 2][0] == part
+        run = i > 1 and literal[i - 2][0] == text
         after = np.maximum(best[i - 1, :-1], ending[i - 1, :-1] + _RUN if run else 0)
         ending[i, 1:] = np.where(same, after + _MATCH, -1)
         best[i] = np.maximum.accumulate(np.maximum(best[i - 1], ending[i]))

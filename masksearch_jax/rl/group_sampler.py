@@ -30,7 +30,7 @@ from masksearch_jax.rl.groups import (
     unpack,
 )
 from masksearch_jax.rl.reward_pool import RewardError, RewardPool
-from masksearch_jax.rl.rewards import RewardParts
+from masksearch_jax.rl.rewards import RewardTerms
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
 from masksearch_jax.rollout.model import Policy
@@ -64,7 +64,7 @@ class Scored(NamedTuple):
     """A trajectory that has ended, and its reward when there is one."""
 
     trajectory: Trajectory
-    reward: futures.Future[RewardParts]
+    reward: futures.Future[RewardTerms]
 
 
 class GroupSampler:
@@ -116,7 +116,7 @@ class GroupSampler:
         own = [state["open"], [pack(group) for group in state["carried"]]]
         found = [json.loads(text) for text in hosts.gather_texts(json.dumps(own))]
         opened, carried = (
-            [x for part in parts for x in part] for parts in zip(*found, strict=True)
+            [x for values in shared for x in values] for shared in zip(*found, strict=True)
         )
         return state | {"open": opened, "carried": carried}
 
@@ -184,9 +184,9 @@ class GroupSampler:
         ended = (turn for group in seen for t in group.trajectories for turn in t.turns)
         turns = [turn for turn in ended if turn.queries]  # without any, no tool is asked
         errors = [turn.error for turn in turns if turn.error]
-        asked = [parts for group in seen for parts in reward_figures.asked_for(group)]
+        asked = [terms for group in seen for terms in reward_figures.asked_for(group)]
         if self.dapo.reward == "judge":
-            asked = [parts for parts in asked if parts.failure or "judge_agreement" in parts.logged]
+            asked = [terms for terms in asked if terms.failure or "judge_agreement" in terms.logged]
         failures = [why for group in seen for why in reward_figures.failures(group)]
         searches, rewards = ((len(turns), errors), (len(asked), failures))
         said = [own, *([n, len(failed), failed[:1]] for n, failed in (searches, rewards))]
@@ -218,16 +218,16 @@ class GroupSampler:
         kept: list[Group],
         seen: list[Group],
     ) -> None:
-        """Adds whole groups to `seen`, those with spread to `kept`; in parts, until these do.
+        """Adds whole groups to `seen`, those with spread to `kept`; if partial, until these do.
 
         At its end no group lacks rewards alone: nothing depends on which of them is there first.
         """
 
-        def enough() -> bool:
+        def has_enough() -> bool:
             self._take_whole(kept, seen)
             return self.partial and len(kept) >= self.wanted
 
-        for trajectory in self.engine.run(model, requests, version, enough=enough):
+        for trajectory in self.engine.run(model, requests, version, enough=has_enough):
             prompt, found = self.open[trajectory.example_id]
             trajectory = dataclasses.replace(trajectory, example_id=prompt.example.id)
             reward = self.pool.submit(prompt.example, trajectory)
@@ -240,7 +240,7 @@ class GroupSampler:
         size = self.dapo.group_size
         return [name for name, (_, found) in self.open.items() if len(found) == size]
 
-    def _pending(self) -> list[futures.Future[RewardParts]]:
+    def _pending(self) -> list[futures.Future[RewardTerms]]:
         """The rewards that groups lack whose samples have all ended."""
         found = [self.open[name][1] for name in self._ended()]
         return [s.reward for samples in found for s in samples.values() if not s.reward.done()]
@@ -252,8 +252,8 @@ class GroupSampler:
             if not all(s.reward.done() for s in samples):
                 continue
             del self.open[name]
-            parts = [s.reward.result() for s in samples]
-            group = Group(prompt.example, [s.trajectory for s in samples], parts, int(name))
+            terms = [s.reward.result() for s in samples]
+            group = Group(prompt.example, [s.trajectory for s in samples], terms, int(name))
             for why in reward_figures.failures(group):
                 logging.getLogger(__name__).warning("a sample without a reward: %s", why)
             seen.append(group)

@@ -18,7 +18,7 @@ from masksearch_jax.core.rows import Tokens
 from masksearch_jax.core.types import NOT_ITS_DOING, Example, Trajectory, from_json, to_json
 from masksearch_jax.data.demonstrations import parse_example
 from masksearch_jax.rl import advantages, turns
-from masksearch_jax.rl.rewards import RewardParts
+from masksearch_jax.rl.rewards import RewardTerms
 
 # Of a token: its id, the next one, whether the policy sampled that, its log-probability when it was
 # sampled and under the policy that the step began with, and its advantage.
@@ -37,7 +37,7 @@ class Group(NamedTuple):
 
     example: Example
     trajectories: list[Trajectory]
-    rewards: list[RewardParts]
+    rewards: list[RewardTerms]
     stream: int = 0  # the prompt's number in the run
 
     @property
@@ -66,7 +66,7 @@ def unpack(text: str) -> Group:
     """The inverse of `pack`."""
     found = json.loads(zlib.decompress(base64.b64decode(text)))
     trajectories = [from_json(Trajectory, t) for t in found["trajectories"]]
-    rewards = [RewardParts(**r | {"turns": tuple(r["turns"])}) for r in found["rewards"]]
+    rewards = [RewardTerms(**r | {"turns": tuple(r["turns"])}) for r in found["rewards"]]
     return Group(parse_example(found["example"]), trajectories, rewards, found["stream"])
 
 
@@ -130,7 +130,7 @@ def to_tokens(
     empty: Tokens = {name: np.zeros(0, kind) for name, kind in DAPO_FIELDS.items()}
     samples = [s for g in groups for s in zip(g.trajectories, g.rewards, strict=True)]
     found: list[Tokens] = []
-    for (sample, parts), counts, gain in zip(samples, valid.flat, advantage.flat, strict=True):
+    for (sample, terms), counts, gain in zip(samples, valid.flat, advantage.flat, strict=True):
         loss_mask = sample.sampled[1:] & counts
         tokens = {
             "ids": sample.ids[:-1],
@@ -138,7 +138,7 @@ def to_tokens(
             "loss_mask": loss_mask,
             "logp_sampler": sample.logprobs[1:],
             "logp_old": np.zeros(len(loss_mask), np.float32),
-            "advantages": (gain + turns.per_token(sample, parts.turns))[1:],
+            "advantages": (gain + turns.per_token(sample, terms.turns))[1:],
         }
         found.append(tokens if loss_mask.any() else empty)
     return found + [empty] * (count - len(found))

@@ -1,4 +1,4 @@
-"""What is said of a step's rewards: means of their parts, and the samples that have none. NumPy."""
+"""What is said of a step's rewards: means of their terms, and the samples that have none. NumPy."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 from masksearch_jax.core.types import NOT_ITS_DOING
 from masksearch_jax.parallel import hosts
 from masksearch_jax.rl.groups import Group
-from masksearch_jax.rl.rewards import RewardParts
+from masksearch_jax.rl.rewards import RewardTerms
 
 
-def asked_for(group: Group) -> list[RewardParts]:
+def asked_for(group: Group) -> list[RewardTerms]:
     """Of the samples that a reward was asked for: those whose end is the policy's doing."""
     pairs = zip(group.trajectories, group.rewards, strict=True)
-    return [parts for t, parts in pairs if t.status not in NOT_ITS_DOING]
+    return [terms for t, terms in pairs if t.status not in NOT_ITS_DOING]
 
 
 def failures(group: Group) -> list[str]:
     """Of each sample that has no reward, though one was asked for: its example and why."""
     name = group.example.id
-    return [f"example {name}: {parts.failure}" for parts in asked_for(group) if parts.failure]
+    return [f"example {name}: {terms.failure}" for terms in asked_for(group) if terms.failure]
 
 
 def figures(seen: Sequence[Group], threshold: float) -> dict[str, float]:
@@ -35,14 +35,14 @@ def figures(seen: Sequence[Group], threshold: float) -> dict[str, float]:
     values: dict[str, list[float]] = {"reward_failures": []}
     for group in seen:
         asked = asked_for(group)
-        values["reward_failures"] += [float(bool(parts.failure)) for parts in asked]
-        there = [parts for parts in asked if not parts.failure]
-        for parts in there:
-            right = float(parts.accuracy >= threshold)
-            for name, value in {**_named(parts), "accuracy": right}.items():
+        values["reward_failures"] += [float(bool(terms.failure)) for terms in asked]
+        there = [terms for terms in asked if not terms.failure]
+        for terms in there:
+            right = float(terms.accuracy >= threshold)
+            for name, value in {**_named(terms), "accuracy": right}.items():
                 values.setdefault(name, []).append(value)
         if there:
-            spread = float(np.std([parts.total for parts in there]))
+            spread = float(np.std([terms.total for terms in there]))
             values.setdefault("reward_spread", []).append(spread)
     own = {name: [float(np.sum(found)), len(found)] for name, found in values.items()}
     each = [json.loads(text) for text in hosts.gather_texts(json.dumps(own))]
@@ -51,6 +51,6 @@ def figures(seen: Sequence[Group], threshold: float) -> dict[str, float]:
     return {name: float(total / count) for name, (total, count) in sums.items() if count}
 
 
-def _named(parts: RewardParts) -> dict[str, float]:
-    said = {"reward": parts.total, "answer": parts.answer, "format": parts.format}
-    return {**said, **parts.logged}
+def _named(terms: RewardTerms) -> dict[str, float]:
+    said = {"reward": terms.total, "answer": terms.answer, "format": terms.format}
+    return {**said, **terms.logged}

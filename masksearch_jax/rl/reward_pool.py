@@ -26,7 +26,7 @@ from masksearch_jax.core.types import NOT_ITS_DOING, Example, RampExample, Segme
 from masksearch_jax.data.batches import Prompt
 from masksearch_jax.data.prompt import question_text
 from masksearch_jax.rl import rewards
-from masksearch_jax.rl.rewards import RewardParts
+from masksearch_jax.rl.rewards import RewardTerms
 from masksearch_jax.rollout.search_pool import SearchPool
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class RewardPool:
     """Scores trajectories as `cfg.reward` says; use as a context manager, or call `close`.
 
     judge: opens the judge of `cfg.reward` "judge", in the pool's event loop. A reward that raises,
-    is no number or takes too long is a RewardParts with its `failure`; a UserError of a judge, such
+    is no number or takes too long is a RewardTerms with its `failure`; a UserError of a judge, such
     as a spent budget, is raised by the future. Raises ConfigError for a function that cannot be
     imported.
     """
@@ -80,16 +80,16 @@ class RewardPool:
         self._loop.close()
         self._threads.close()
 
-    def submit(self, example: Example, trajectory: Trajectory) -> futures.Future[RewardParts]:
+    def submit(self, example: Example, trajectory: Trajectory) -> futures.Future[RewardTerms]:
         """Its reward to come; none, at once, where its end is not the policy's doing."""
         if trajectory.status in NOT_ITS_DOING:
-            there: futures.Future[RewardParts] = futures.Future()
+            there: futures.Future[RewardTerms] = futures.Future()
             there.set_result(rewards.no_reward(trajectory.status))
             return there
         work = self._reward(example, trajectory)
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    def check(self, example: Example, trajectory: Trajectory) -> None:
+    def check_sample(self, example: Example, trajectory: Trajectory) -> None:
         """Scores one sample, at the start of a run. Raises ConfigError or RewardError for none."""
         failure = self.submit(example, trajectory).result().failure
         if not failure:
@@ -101,7 +101,7 @@ class RewardPool:
             f"{example.id}: {failure}"
         )
 
-    def wait(self, pending: Sequence[futures.Future[RewardParts]]) -> None:
+    def wait(self, pending: Sequence[futures.Future[RewardTerms]]) -> None:
         """Until all of them are there; counted as `wait_seconds`."""
         started = time.perf_counter()
         futures.wait(pending)
@@ -125,7 +125,7 @@ class RewardPool:
 
     # ---- in the loop
 
-    async def _reward(self, example: Example, trajectory: Trajectory) -> RewardParts:
+    async def _reward(self, example: Example, trajectory: Trajectory) -> RewardTerms:
         started = time.perf_counter()
         try:
             return await self._score(example, trajectory)
@@ -139,7 +139,7 @@ class RewardPool:
         finally:
             self.seconds += time.perf_counter() - started
 
-    async def _score(self, example: Example, trajectory: Trajectory) -> RewardParts:
+    async def _score(self, example: Example, trajectory: Trajectory) -> RewardTerms:
         cfg = self.cfg
         if self._judge:
             verdict = await self._ask(self._judge, example, trajectory)
@@ -153,7 +153,7 @@ class RewardPool:
                 found = await self._own(example, trajectory)
         else:
             found = await self._on_thread(functools.partial(self._own, example, trajectory))
-        return rewards.own_parts(found, example, trajectory, cfg)
+        return rewards.own_terms(found, example, trajectory, cfg)
 
     async def _ask(
         self, judge: rewards.Judge, example: Example, trajectory: Trajectory

@@ -30,13 +30,13 @@ _SIGN = re.compile(r"[^\w\s]")
 # Whether an answer is right; None where the judge's reply cannot be read. What it raises is an
 # outage of the judge, of which nobody's answer is to blame.
 Judge = Callable[[Example, str], Awaitable[bool | None]]
-# A function of a user's: the reward, or its parts by name with `total`; or a coroutine of either.
+# A function of a user's: the reward, or its terms by name with `total`; or a coroutine of either.
 OwnReward = Callable[[Example, Trajectory], Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class RewardParts:
-    """`total` is what the policy is trained on; the parts of our kinds lie in 0..1.
+class RewardTerms:
+    """`total` is what the policy is trained on; the terms of our kinds lie in 0..1.
 
     `answer`: score of the answer by the configured kind. `format`: 1 when well-formed. `accuracy`:
     what decides whether a sample counts as right. `turns`: what each policy turn adds to the
@@ -53,12 +53,12 @@ class RewardParts:
     failure: str = ""
 
 
-def no_reward(why: str) -> RewardParts:
+def no_reward(why: str) -> RewardTerms:
     """Of a sample that nobody could score."""
-    return RewardParts(0.0, 0.0, 0.0, 0.0, failure=why)
+    return RewardTerms(0.0, 0.0, 0.0, 0.0, failure=why)
 
 
-def check(cfg: RewardConfig, max_turns: int) -> None:
+def check_reward(cfg: RewardConfig, max_turns: int) -> None:
     """Raises ConfigError for a reward that there is not, or that nothing could earn."""
     if ":" in cfg.reward:
         own_reward(cfg)
@@ -77,15 +77,15 @@ def own_reward(cfg: RewardConfig) -> OwnReward:
     return import_function(cfg.reward, KEY, ("example", "trajectory"))
 
 
-def reward(example: Example, trajectory: Trajectory, cfg: RewardConfig) -> RewardParts:
+def reward(example: Example, trajectory: Trajectory, cfg: RewardConfig) -> RewardTerms:
     """The reward of a trajectory by one of RULES, by the kind of its example."""
     if cfg.reward not in RULES:
         raise ValueError(f"{cfg.reward!r} is none of {', '.join(RULES)}")
     if isinstance(example, RampExample):
-        parts = ramp_reward(example, trajectory.segments, cfg)
+        terms = ramp_reward(example, trajectory.segments, cfg)
     else:
-        parts = qa_reward(example, trajectory.segments, cfg)
-    return _paid_for_search(_described(parts, example, trajectory, cfg), cfg)
+        terms = qa_reward(example, trajectory.segments, cfg)
+    return _paid_for_search(_described(terms, example, trajectory, cfg), cfg)
 
 
 def is_to_judge(answer: str | None) -> TypeGuard[str]:
@@ -95,27 +95,27 @@ def is_to_judge(answer: str | None) -> TypeGuard[str]:
 
 def judged_reward(
     example: Example, trajectory: Trajectory, verdict: bool | None, cfg: RewardConfig
-) -> RewardParts:
+) -> RewardTerms:
     """The reward of a trajectory by what the judge said of its answer; None: nothing readable.
 
     logged: `judge_unreadable`, and `judge_agreement` with exact match, of what it was asked about.
     """
     answer, right = read_answer(trajectory.segments), bool(verdict)
-    parts = _combine(float(right), trajectory.segments, cfg)
-    parts = _paid_for_search(_described(parts, example, trajectory, cfg), cfg)
+    terms = _combine(float(right), trajectory.segments, cfg)
+    terms = _paid_for_search(_described(terms, example, trajectory, cfg), cfg)
     if not is_to_judge(answer):
-        return parts
+        return terms
     agrees = right == scoring.exact_match(example, answer)
     said = {"judge_unreadable": float(verdict is None), "judge_agreement": float(agrees)}
-    return dataclasses.replace(parts, logged={**parts.logged, **said})
+    return dataclasses.replace(terms, logged={**terms.logged, **said})
 
 
-def own_parts(
+def own_terms(
     found: Any, example: Example, trajectory: Trajectory, cfg: RewardConfig
-) -> RewardParts:
-    """What a user's function returned, as parts: `total` as it is, the others logged.
+) -> RewardTerms:
+    """What a user's function returned, as terms: `total` as it is, the others logged.
 
-    A part named `accuracy` decides which samples count as right; else `total` does. Raises
+    A term named `accuracy` decides which samples count as right; else `total` does. Raises
     TypeError for anything but a number or named numbers with `total`, ValueError for NaN and
     infinities.
     """
@@ -126,14 +126,14 @@ def own_parts(
     for name, value in named.items():
         _check_number(value, f"{name} is ")
     if "total" not in named:
-        raise TypeError(f"there is no total among the parts: {', '.join(map(str, named))}")
+        raise TypeError(f"there is no total among the terms: {', '.join(map(str, named))}")
     values = {name: float(value) for name, value in named.items()}
     total = values.pop("total")
     accuracy = values.pop("accuracy", total)
     form = _format(trajectory.segments, cfg)
     logged = {f"reward_{name}": value for name, value in values.items()}
-    parts = RewardParts(total, total, form, accuracy, logged=logged)
-    return _described(parts, example, trajectory, cfg)
+    terms = RewardTerms(total, total, form, accuracy, logged=logged)
+    return _described(terms, example, trajectory, cfg)
 
 
 def _check_number(value: Any, name: str) -> None:
@@ -145,7 +145,7 @@ def _check_number(value: Any, name: str) -> None:
 
 def ramp_reward(
     example: RampExample, segments: Sequence[Segment], cfg: RewardConfig
-) -> RewardParts:
+) -> RewardTerms:
     """Scores of what stands in the slots: `recall`, or `penalised` slot by slot; `f1` is recall."""
     answer = read_answer(segments)
     if cfg.reward == "penalised":
@@ -155,7 +155,7 @@ def ramp_reward(
     return _combine(score, segments, cfg)
 
 
-def qa_reward(example: QAExample, segments: Sequence[Segment], cfg: RewardConfig) -> RewardParts:
+def qa_reward(example: QAExample, segments: Sequence[Segment], cfg: RewardConfig) -> RewardTerms:
     """Scores against the accepted answers: `f1` with numbers all or nothing, `penalised`, `recall`.
 
     `recall` is the paper's, and pays for whatever an answer holds besides the right one.
@@ -178,11 +178,11 @@ def read_answer(segments: Sequence[Segment]) -> str | None:
     return markup.extract_answer(text) or None
 
 
-def _combine(score: float, segments: Sequence[Segment], cfg: RewardConfig) -> RewardParts:
+def _combine(score: float, segments: Sequence[Segment], cfg: RewardConfig) -> RewardTerms:
     """Mixes answer and format: (1 - format_weight) * answer + format_weight * format."""
     form = _format(segments, cfg)
     total = (1 - cfg.format_weight) * score + cfg.format_weight * form
-    return RewardParts(total, score, form, score)
+    return RewardTerms(total, score, form, score)
 
 
 def _format(segments: Sequence[Segment], cfg: RewardConfig) -> float:
@@ -191,20 +191,20 @@ def _format(segments: Sequence[Segment], cfg: RewardConfig) -> float:
 
 
 def _described(
-    parts: RewardParts, example: Example, trajectory: Trajectory, cfg: RewardConfig
-) -> RewardParts:
-    """The parts with what search has shown, and with the faults of the turns and their terms."""
+    terms: RewardTerms, example: Example, trajectory: Trajectory, cfg: RewardConfig
+) -> RewardTerms:
+    """The terms with what search has shown, and with the faults of the turns and their terms."""
     shown = {"coverage": coverage(example, trajectory), "gold_hit": gold_hit(example, trajectory)}
     known = {name: share for name, share in shown.items() if share is not None}
     faults = turns.faults(trajectory)
-    logged = {**parts.logged, **known, **turns.counts(faults)}
-    return dataclasses.replace(parts, turns=turns.terms(faults, cfg), logged=logged)
+    logged = {**terms.logged, **known, **turns.counts(faults)}
+    return dataclasses.replace(terms, turns=turns.terms(faults, cfg), logged=logged)
 
 
-def _paid_for_search(parts: RewardParts, cfg: RewardConfig) -> RewardParts:
+def _paid_for_search(terms: RewardTerms, cfg: RewardConfig) -> RewardTerms:
     weights = {"coverage": cfg.coverage_weight, "gold_hit": cfg.gold_hit_weight}
-    extra = sum(weight * parts.logged.get(name, 0.0) for name, weight in weights.items())
-    return dataclasses.replace(parts, total=parts.total + extra)
+    extra = sum(weight * terms.logged.get(name, 0.0) for name, weight in weights.items())
+    return dataclasses.replace(terms, total=terms.total + extra)
 
 
 def coverage(example: Example, trajectory: Trajectory) -> float | None:

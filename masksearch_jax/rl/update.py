@@ -35,7 +35,7 @@ def micro_batches(dapo: DapoConfig) -> int:
 class Minibatch(NamedTuple):
     """What one optimizer update reads on this process.
 
-    batch: [B, T], the rows of each part of the mesh after each other. used: how many micro-batches
+    batch: [B, T], the rows of each shard of the mesh after each other. used: how many micro-batches
     hold anything, at least 1. micro_batches: the rows of each, int[rows].
     """
 
@@ -78,8 +78,8 @@ class Update:
     ):
         self._mesh, self._dapo, self._rollout = mesh, dapo, rollout
         self._train_step, self._logprobs = train_step, logprobs
-        self._parts = sharding.batch_shards(mesh) // hosts.share(mesh)[1]  # on this process
-        self._rows_per_part = dapo.micro_batch // sharding.batch_shards(mesh)
+        self._shards = sharding.batch_shards(mesh) // hosts.share(mesh)[1]  # on this process
+        self._rows_per_shard = dapo.micro_batch // sharding.batch_shards(mesh)
         self._samples = dapo.groups * dapo.group_size // jax.process_count()
         self._accumulate = micro_batches(dapo)
 
@@ -117,10 +117,10 @@ class Update:
             for start, count in zip(starts, taken, strict=True)
             for tokens in samples[start : start + count]
         ]
-        size = self._accumulate * self._rows_per_part  # rows of a part of a minibatch
-        least = hosts.most([-(-len(samples) // (size * self._parts))])[0]
+        size = self._accumulate * self._rows_per_shard  # rows of a shard of a minibatch
+        least = hosts.most([-(-len(samples) // (size * self._shards))])[0]
         count = min(self._dapo.minibatches, max(sum(groups), least))
-        cut = self._parts, count, size, self._rows_per_part
+        cut = self._shards, count, size, self._rows_per_shard
         minibatches = cut_minibatches(samples, *cut, self._rollout.max_len)
         used = hosts.most([minibatch.used for minibatch in minibatches])
         tokens = hosts.most([minibatch.tokens for minibatch in minibatches])
@@ -140,35 +140,35 @@ class Update:
 
 def cut_minibatches(
     samples: Sequence[rows.Tokens],
-    parts: int,
+    shards: int,
     count: int,
     size: int,
-    rows_per_part: int,
+    rows_per_shard: int,
     seq_len: int,
 ) -> list[Minibatch]:
-    """Samples, in order, as `parts` runs of `count` minibatches: as many of each run in each.
+    """Samples, in order, as `shards` runs of `count` minibatches: as many of each run in each.
 
     Numbers of samples differ by one at most, none is above `size`, the rows that a run of a
-    minibatch has. A micro-batch has `rows_per_part` rows of each run. Each run of a minibatch is
+    minibatch has. A micro-batch has `rows_per_shard` rows of each run. Each run of a minibatch is
     packed by itself into its first rows: what a device gets does not depend on how many others its
     process has. Samples without tokens are left out.
     """
-    by_run = np.arange(parts * size).reshape(parts, -1, rows_per_part).swapaxes(0, 1)
-    micro_rows = [*by_run.reshape(-1, parts * rows_per_part)]
-    ends = len(samples) * np.arange(parts * count + 1) // (parts * count)
+    by_run = np.arange(shards * size).reshape(shards, -1, rows_per_shard).swapaxes(0, 1)
+    micro_rows = [*by_run.reshape(-1, shards * rows_per_shard)]
+    ends = len(samples) * np.arange(shards * count + 1) // (shards * count)
     found = []
     for minibatch in range(count):
         laid: list[list[rows.Tokens]] = []
         most = 1
-        for part in range(parts):
-            cell = part * count + minibatch
+        for shard in range(shards):
+            cell = shard * count + minibatch
             run = samples[ends[cell] : ends[cell + 1]]
             shared = rows.fewest_rows([len(tokens["ids"]) for tokens in run], seq_len)
             most = max(most, len(shared))
             laid += [[run[i] for i in members] for members in shared]
             laid += [[]] * (size - len(shared))
         batch = rows.lay(laid, seq_len, DAPO_FIELDS)
-        found.append(Minibatch(batch, -(-most // rows_per_part), micro_rows))
+        found.append(Minibatch(batch, -(-most // rows_per_shard), micro_rows))
     return found
 
 

@@ -117,7 +117,7 @@ class Engine:
                 "rollout.in_flight is 'drop': a run that ends as a request is added would lose it; "
                 "choose 'keep'"
             )
-        self.rules.check(request)
+        self.rules.check_request(request)
         self._queue.append(request)
 
     def run(

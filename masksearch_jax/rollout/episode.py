@@ -99,7 +99,7 @@ class Rules:
         self.vocab, self.cfg, self.search_cfg = vocab, cfg, search_cfg
         self.token_bytes = [vocab.token_bytes(i) for i in range(vocab.size)]
 
-    def check(self, request: Request) -> None:
+    def check_request(self, request: Request) -> None:
         """Raises RolloutError for a prompt that leaves no room to answer."""
         if why := lacks_room(request.prompt_ids, self.cfg):
             raise RolloutError(
@@ -108,8 +108,8 @@ class Rules:
             )
 
     def open(self, request: Request) -> Episode:
-        """Raises what `check` raises."""
-        self.check(request)
+        """Raises what `check_request` raises."""
+        self.check_request(request)
         ids = [int(i) for i in request.prompt_ids]
         return Episode(
             request=request,
@@ -127,7 +127,7 @@ class Rules:
         room = self._all_room(episode)
         if episode.request.plain:
             return room
-        if self._keeps_answer_room(episode):
+        if self._is_to_keep_answer_room(episode):
             room -= cfg.answer_tokens
         if cfg.max_turn_tokens:
             room = min(room, cfg.max_turn_tokens - episode.turn_tokens)
@@ -160,7 +160,7 @@ class Rules:
         if len(episode.turns) >= self.cfg.max_turns:
             return self._correct(episode, "no_turns", "out_of_turns")
         queries = markup.parse_queries(text, self.search_cfg.max_queries)
-        if not queries and self._may_correct(episode):
+        if not queries and self._has_correction_left(episode):
             return self._correct(episode, "no_query", "out_of_tokens")
         return queries
 
@@ -181,16 +181,16 @@ class Rules:
             return None
         return self._correct(episode, "too_long", "out_of_tokens")
 
-    def _may_correct(self, episode: Episode) -> bool:
+    def _has_correction_left(self, episode: Episode) -> bool:
         return episode.corrections < self.cfg.corrections
 
-    def _keeps_answer_room(self, episode: Episode) -> bool:
+    def _is_to_keep_answer_room(self, episode: Episode) -> bool:
         """Whether the turn must leave room for another that answers."""
-        return self._may_correct(episode) and b"<answer>" not in episode.turn_bytes
+        return self._has_correction_left(episode) and b"<answer>" not in episode.turn_bytes
 
     def _correct(self, episode: Episode, mistake: str, status: Status) -> Status | None:
         """Tell the policy what was wrong, or end with the status: no correction left, no room."""
-        if not self._may_correct(episode):
+        if not self._has_correction_left(episode):
             return status
         text = markup.wrap("information", markup.CORRECTIONS[mistake])
         ids = self.vocab.encode(text, literal=True)

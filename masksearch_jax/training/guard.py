@@ -108,7 +108,7 @@ class Guard:
         self._config, self._step = config, step
         self._skipped = int(figures(opt_state).get("skipped", 0))
 
-    def check(self, step: int, metrics: Mapping[str, jax.Array | float]) -> None:
+    def check_figures(self, step: int, metrics: Mapping[str, jax.Array | float]) -> None:
         """To be called with the figures after `step` updates. Raises GuardError, see the config."""
         more, self._skipped = int(metrics["skipped"]) - self._skipped, int(metrics["skipped"])
         first, self._step = self._step + 1, step

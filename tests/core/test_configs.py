@@ -247,7 +247,7 @@ def test_a_dapo_batch_divides_into_its_micro_batches(name, arg):
     cfg = to_dataclass(schema_of(name), load(name, arg))
     for parts in (1, 8, 32, 256) if arg == "" and name != "quickstart" else (1, 2):
         mesh = jax.sharding.AbstractMesh((1, parts, 1, 1), sharding.AXES)
-        train_dapo.check(cfg.dapo, cfg.rollout, mesh)
+        train_dapo.check_settings(cfg.dapo, cfg.rollout, mesh)
     assert cfg.dapo.overlong_buffer < cfg.rollout.max_new_tokens < cfg.rollout.max_len
 
 

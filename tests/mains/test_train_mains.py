@@ -648,11 +648,11 @@ def test_settings_that_cannot_work_are_refused(dapo, tmp_path, section, change, 
 
 
 def test_dapo_refuses_micro_batches_that_the_parts_of_a_mesh_do_not_divide(dapo):
-    says = r"micro-batches of 16 over the 3 parts that the mesh splits a batch into"
+    says = r"micro-batches of 16 over the 3 shards that the mesh splits a batch into"
     three, eight = (make_mesh(MeshConfig(n, 1, 1), jax.devices()[:n]) for n in (3, 8))
     with pytest.raises(ConfigError, match=says):
-        train_dapo.check(dapo.dapo, dapo.rollout, three)
-    train_dapo.check(dapo.dapo, dapo.rollout, eight)
+        train_dapo.check_settings(dapo.dapo, dapo.rollout, three)
+    train_dapo.check_settings(dapo.dapo, dapo.rollout, eight)
 
 
 def test_rows_that_the_mesh_cannot_split_in_time_are_refused_at_the_start(sft, dapo):
@@ -660,7 +660,7 @@ def test_rows_that_the_mesh_cannot_split_in_time_are_refused_at_the_start(sft, d
     with pytest.raises(MeshError, match=r"rows of \d+ tokens do not divide over mesh.context 5"):
         train_sft.check_batch(sft, mesh)
     with pytest.raises(MeshError, match=r"choose a length that is a multiple of 10"):
-        train_dapo.check(dapo.dapo, dapo.rollout, mesh)
+        train_dapo.check_settings(dapo.dapo, dapo.rollout, mesh)
 
 
 # ---- rewards
@@ -736,7 +736,7 @@ def trajectory(sampled: list[int], status: str, sample: int) -> Trajectory:
 
 def make_group(rows: list[tuple[list[int], str, float]]) -> groups_lib.Group:
     made = [trajectory(sampled, status, i) for i, (sampled, status, _) in enumerate(rows)]
-    return groups_lib.Group(EXAMPLE, made, [rewards.RewardParts(r, r, 0.0, r) for *_, r in rows])
+    return groups_lib.Group(EXAMPLE, made, [rewards.RewardTerms(r, r, 0.0, r) for *_, r in rows])
 
 
 @pytest.fixture

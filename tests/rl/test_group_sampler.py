@@ -16,7 +16,7 @@ from masksearch_jax.data.batches import Prompt
 from masksearch_jax.rl import groups as groups_lib
 from masksearch_jax.rl.group_sampler import GroupSampler, figures
 from masksearch_jax.rl.reward_pool import RewardPool
-from masksearch_jax.rl.rewards import RewardParts
+from masksearch_jax.rl.rewards import RewardTerms
 from masksearch_jax.rollout.stats import EngineStats
 
 EXAMPLE = RampExample("e", "p", "t", "A [mask].", "A b.", (Span(2, 3, "b", "TERM"),))
@@ -168,7 +168,7 @@ def test_a_group_is_the_same_when_it_was_packed():
         for i in range(2)
     ]
     made[0].logprobs[1:] = [-1 / 3, -1e-7]
-    group = groups_lib.Group(EXAMPLE, made, [RewardParts(0.1, 0.2, 1.0, 0.2)] * 2, 7)
+    group = groups_lib.Group(EXAMPLE, made, [RewardTerms(0.1, 0.2, 1.0, 0.2)] * 2, 7)
     found = groups_lib.unpack(groups_lib.pack(group))
     assert (found.example, found.rewards, found.stream) == (EXAMPLE, group.rewards, 7)
     for one, other in zip(found.trajectories, made, strict=True):
@@ -233,7 +233,7 @@ def test_a_reward_that_is_not_finite_leaves_its_sample_out_alone(bad):
     made = [trajectory("e", i, 0) for i in range(3)]
 
     def scored(*totals: float):
-        parts = [RewardParts(total, total, 1.0, total) for total in totals]
+        parts = [RewardTerms(total, total, 1.0, total) for total in totals]
         _, valid, keep = groups_lib.score_groups(
             [groups_lib.Group(EXAMPLE, made, parts)], dapo, ROLLOUT
         )
@@ -245,7 +245,7 @@ def test_a_reward_that_is_not_finite_leaves_its_sample_out_alone(bad):
 
 def test_groups_of_partly_right_samples_are_kept_where_spread_decides():
     made = [trajectory("e", i, 0) for i in range(2)]
-    group = groups_lib.Group(EXAMPLE, made, [RewardParts(x, x, 1.0, x) for x in (0.0, 0.75)])
+    group = groups_lib.Group(EXAMPLE, made, [RewardTerms(x, x, 1.0, x) for x in (0.0, 0.75)])
     for keep_by, expected in (("accuracy", [False]), ("spread", [True])):
         dapo = dataclasses.replace(DAPO, keep_by=keep_by)
         assert groups_lib.score_groups([group], dapo, ROLLOUT)[2].tolist() == expected
@@ -253,7 +253,7 @@ def test_groups_of_partly_right_samples_are_kept_where_spread_decides():
 
 def test_figures_of_a_step():
     made = [trajectory("e", i, version) for i, version in enumerate((2, 4))]
-    group = groups_lib.Group(EXAMPLE, made, [RewardParts(x, x, 1.0, x) for x in (0.5, 1.0)], 3)
+    group = groups_lib.Group(EXAMPLE, made, [RewardTerms(x, x, 1.0, x) for x in (0.5, 1.0)], 3)
     carried = group._replace(stream=1, trajectories=[trajectory("e", i, 1) for i in range(2)])
     found = figures([group], [carried, group], 2, EngineStats(), 4, 0.9)
     expected = {

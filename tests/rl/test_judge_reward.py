@@ -18,7 +18,7 @@ from masksearch_jax.data.batches import Prompt
 from masksearch_jax.rl.group_sampler import GroupSampler, JudgeOutage
 from masksearch_jax.rl.reward_figures import figures
 from masksearch_jax.rl.reward_pool import RewardError, RewardPool
-from masksearch_jax.rl.rewards import RewardParts
+from masksearch_jax.rl.rewards import RewardTerms
 from masksearch_jax.rollout.stats import EngineStats
 from masksearch_jax.testing.services import Answer, Endpoint, Script
 
@@ -56,7 +56,7 @@ def trajectory(example, sample: int, text: str) -> Trajectory:
     return Trajectory(example.id, sample, ids, logprobs, sampled, versions, 1, made, (), "answered")
 
 
-def judged(cfg: JudgeConfig, example, *answers: str) -> list[RewardParts]:
+def judged(cfg: JudgeConfig, example, *answers: str) -> list[RewardTerms]:
     with RewardPool(DAPO, Judge(cfg)) as pool:
         texts = [f"<answer>{answer}</answer>" for answer in answers]
         pending = [
@@ -157,7 +157,7 @@ def test_a_dead_judge_is_an_outage_and_what_it_said_is_not_asked_again(tmp_path)
         Endpoint(by_answer(script)) as endpoint,
         RewardPool(DAPO, Judge(settings(endpoint, tmp_path))) as pool,
     ):
-        pool.check(QA, trajectory(QA, 0, "<answer>4 km</answer>"))
+        pool.check_sample(QA, trajectory(QA, 0, "<answer>4 km</answer>"))
         endpoint.kill()
         said = r"3 of 4 verdicts failed: example q3: LLMError: APIConnectionError"
         with pytest.raises(JudgeOutage, match=said):
@@ -208,7 +208,7 @@ def test_a_judge_that_is_not_there_is_told_at_the_start(tmp_path):
     with RewardPool(DAPO, Judge(cfg)) as pool:
         said = r"the judge does not answer: LLMError: APIConnectionError: .* after 1 attempt"
         with pytest.raises(RewardError, match=said):
-            pool.check(QA, trajectory(QA, 0, "<answer>4 km</answer>"))
+            pool.check_sample(QA, trajectory(QA, 0, "<answer>4 km</answer>"))
 
 
 def test_a_judge_without_an_endpoint_is_told_in_one_line():

@@ -41,7 +41,7 @@ def trajectory(name: str, sample: int, said: str, status: str = "answered") -> T
     return Trajectory(name, sample, ids, logprobs, sampled, versions, 1, segments, (), status)
 
 
-def parts_of(cfg: DapoConfig, example=EXAMPLE, **changes) -> rewards.RewardParts:
+def terms_of(cfg: DapoConfig, example=EXAMPLE, **changes) -> rewards.RewardTerms:
     with RewardPool(cfg) as pool:
         made = dataclasses.replace(trajectory(example.id, 0, "A b."), **changes)
         return pool.submit(example, made).result()
@@ -128,11 +128,11 @@ def test_what_is_not_the_policys_doing_is_not_scored(status):
 # ---- a user's function
 
 
-def test_a_function_may_be_asynchronous_and_name_parts():
-    found = parts_of(own("later"))
+def test_a_function_may_be_asynchronous_and_name_terms():
+    found = terms_of(own("later"))
     assert (found.total, found.accuracy, found.format, found.failure) == (0.25, 1.0, 1.0, "")
     assert found.logged["reward_brevity"] == 0.5
-    found = parts_of(own("named"))
+    found = terms_of(own("named"))
     assert (found.total, found.accuracy, found.logged["reward_brevity"]) == (0.75, 0.75, 0.5)
 
 
@@ -140,13 +140,13 @@ def test_the_example_scores_what_it_says():
     cfg = dataclasses.replace(DAPO, reward="examples.my_reward:reward")
     turns = (Turn(("whales",), ("p1",), ("Whale",), 0.1),)
     said = (Segment("policy", "<answer>the whale shark</answer>"),)
-    found = parts_of(cfg, QA, turns=turns, segments=said)
+    found = terms_of(cfg, QA, turns=turns, segments=said)
     cost = my_reward.SEARCH_COST
     assert found.total == pytest.approx(2 / 3 - cost)  # of "whale": all, and a word more
     assert found.accuracy == found.logged["reward_f1"] == pytest.approx(2 / 3)
     assert found.logged["reward_cost"] == cost
-    assert parts_of(cfg).total == 1.0
-    assert parts_of(cfg, segments=()).total == 0.0
+    assert terms_of(cfg).total == 1.0
+    assert terms_of(cfg, segments=()).total == 0.0
 
 
 FAILURES = [
@@ -154,7 +154,7 @@ FAILURES = [
     ("infinite_part", r"ValueError: brevity is inf, which is not finite"),
     ("text", r"TypeError: '1\.0' \(str\), which is no number"),
     ("nothing", r"TypeError: None \(NoneType\), which is no number"),
-    ("no_total", r"TypeError: there is no total among the parts: brevity"),
+    ("no_total", r"TypeError: there is no total among the terms: brevity"),
     ("raises", r"KeyError: 'gold'"),
     ("raises_later", r"KeyError: 'gold'"),
     ("leaves", r"SystemExit: 3"),
@@ -170,7 +170,7 @@ def test_a_reward_that_is_none_is_named_with_its_example(name, message):
     )
     with RewardPool(cfg) as pool:
         with pytest.raises(ConfigError, match=said):
-            pool.check(EXAMPLE, trajectory("e7", 0, "A b."))
+            pool.check_sample(EXAMPLE, trajectory("e7", 0, "A b."))
         own_rewards.met.set()  # so that no thread is left
 
 
@@ -211,7 +211,7 @@ def test_a_run_ends_where_too_many_samples_have_no_reward():
 )
 def test_a_function_that_is_not_there_is_told_in_one_line(name, message):
     with pytest.raises(ConfigError, match=rf"config\.dapo\.reward is '{name}'.*{message}") as error:
-        rewards.check(dataclasses.replace(DAPO, reward=name), max_turns=4)
+        rewards.check_reward(dataclasses.replace(DAPO, reward=name), max_turns=4)
     assert "\n" not in str(error.value)
 
 
@@ -225,7 +225,7 @@ def test_a_reward_is_tried_on_the_right_answer():
         assert made.sampled.sum() == len(made.ids) - made.prompt_len
         with RewardPool(DAPO) as pool:
             assert pool.submit(example, made).result().total == 1.0
-            pool.check(example, made)
+            pool.check_sample(example, made)
 
 
 # ---- figures
@@ -233,12 +233,12 @@ def test_a_reward_is_tried_on_the_right_answer():
 
 def test_each_part_is_logged_apart_over_the_samples_that_have_it():
     made = [trajectory("e", i, "x") for i in range(3)]
-    parts = [
-        rewards.RewardParts(1.0, 1.0, 1.0, 0.95, logged={"coverage": 0.5}),
-        rewards.RewardParts(0.0, 0.5, 0.0, 0.0, logged={"coverage": 1.0, "gold_hit": 1.0}),
+    terms = [
+        rewards.RewardTerms(1.0, 1.0, 1.0, 0.95, logged={"coverage": 0.5}),
+        rewards.RewardTerms(0.0, 0.5, 0.0, 0.0, logged={"coverage": 1.0, "gold_hit": 1.0}),
         rewards.no_reward("nan"),
     ]
-    assert reward_figures([Group(EXAMPLE, made, parts)], 0.9) == {
+    assert reward_figures([Group(EXAMPLE, made, terms)], 0.9) == {
         "reward_failures": pytest.approx(1 / 3),
         "reward": 0.5,
         "answer": 0.75,

@@ -24,8 +24,8 @@ from masksearch_jax.core.types import QAExample, RampExample, Segment, Span, Tra
 from masksearch_jax.evals.metrics import answer_metrics, bootstrap
 from masksearch_jax.evals.suites import QA_METRICS, RAMP_METRICS, score, summarise
 from masksearch_jax.rl.rewards import (
-    RewardParts,
-    check,
+    RewardTerms,
+    check_reward,
     qa_reward,
     ramp_reward,
     read_answer,
@@ -228,19 +228,19 @@ def test_only_one_closed_answer_by_the_policy_counts():
     assert read_answer((*in_result, *answered("mine"))) == "mine"
 
 
-def figures(parts: RewardParts) -> tuple[float, ...]:
+def figures(terms: RewardTerms) -> tuple[float, ...]:
     """Total, answer, format, accuracy."""
-    return parts.total, parts.answer, parts.format, parts.accuracy
+    return terms.total, terms.answer, terms.format, terms.accuracy
 
 
 def test_ramp_reward_mixes_answer_and_format():
-    assert ramp_reward(EXAMPLE, answered(PARAGRAPH), CFG) == RewardParts(1.0, 1.0, 1.0, 1.0)
+    assert ramp_reward(EXAMPLE, answered(PARAGRAPH), CFG) == RewardTerms(1.0, 1.0, 1.0, 1.0)
     bad_form = policy(f"junk <answer>{PARAGRAPH}</answer>")
     assert figures(ramp_reward(EXAMPLE, bad_form, CFG)) == pytest.approx((0.9, 1.0, 0.0, 1.0))
     wrong = answered(filled("Rome", "1868", "radium"))
     assert figures(ramp_reward(EXAMPLE, wrong, CFG)) == pytest.approx((0.1, 0.0, 1.0, 0.0))
     copied = answered(EXAMPLE.masked)  # the masks are still there: no form that was asked for
-    assert ramp_reward(EXAMPLE, copied, CFG) == RewardParts(0.0, 0.0, 0.0, 0.0)
+    assert ramp_reward(EXAMPLE, copied, CFG) == RewardTerms(0.0, 0.0, 0.0, 0.0)
 
 
 def test_the_penalty_counts_what_a_fill_has_beyond_its_span():
@@ -358,7 +358,7 @@ def test_qa_recall_and_dispatch():
     assert qa_reward(QA, answered("Poland"), CFG).answer == 0.5
     assert figures(reward(QA, trajectory(answered("Warsaw")), CFG)) == (1.0, 1.0, 1.0, 1.0)
     assert reward(EXAMPLE, trajectory(answered(PARAGRAPH)), CFG).total == 1.0
-    assert qa_reward(QA, policy("Warsaw"), CFG) == RewardParts(0.0, 0.0, 0.0, 0.0)
+    assert qa_reward(QA, policy("Warsaw"), CFG) == RewardTerms(0.0, 0.0, 0.0, 0.0)
 
 
 def test_an_unknown_reward_names_the_choices():
@@ -367,7 +367,7 @@ def test_an_unknown_reward_names_the_choices():
         r"'penalized', not recall, f1, penalised, judge or package\.module:function; did you mean"
     )
     with pytest.raises(ConfigError, match=rf"config\.dapo\.reward is {said} penalised\?"):
-        check(cfg, max_turns=4)
+        check_reward(cfg, max_turns=4)
     with pytest.raises(ValueError, match=r"'penalized' is none of recall, f1, penalised"):
         reward(EXAMPLE, trajectory(answered("x")), cfg)
 

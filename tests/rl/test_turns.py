@@ -185,4 +185,4 @@ def test_more_searches_than_there_are_turns_for_are_refused():
     cfg = dataclasses.replace(CFG, min_searches=5)
     said = r"config\.dapo\.min_searches is 5; it must lie in 0\.\.config\.rollout\.max_turns, 4"
     with pytest.raises(ConfigError, match=said):
-        rewards.check(cfg, max_turns=4)
+        rewards.check_reward(cfg, max_turns=4)

@@ -17,7 +17,7 @@ from masksearch_jax.core.types import QAExample, Trajectory
 from masksearch_jax.parallel.hosts import split_micro
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rl.groups import DAPO_FIELDS, Group
-from masksearch_jax.rl.rewards import RewardParts
+from masksearch_jax.rl.rewards import RewardTerms
 from masksearch_jax.rl.update import Minibatch, Update, combined, cut_minibatches, micro_batches
 from masksearch_jax.testing.models import random_model
 from masksearch_jax.training.train_state import (
@@ -149,7 +149,7 @@ def group(stream: int, status: str = "answered") -> Group:
         logprobs = np.where(sampled, -4.0, 0.0).astype(np.float32)
         versions = np.where(sampled, 0, -1).astype(np.int32)
         made.append(Trajectory("e", number, ids, logprobs, sampled, versions, 2, (), (), status))
-    return Group(EXAMPLE, made, [RewardParts(r, r, 0.0, r) for r in (1.0, 0.0)], stream)
+    return Group(EXAMPLE, made, [RewardTerms(r, r, 0.0, r) for r in (1.0, 0.0)], stream)
 
 
 EXAMPLE = QAExample("e", "made", "?", ("a",))
@@ -221,7 +221,7 @@ def test_loss_and_gradient_are_those_of_a_trajectory_to_a_row():
     padded = rows.lay([[one] for one in given], ROOM, DAPO_FIELDS)
     expected, gradients = update(padded, 1, None)
     packed: Minibatch
-    (packed,) = cut_minibatches(given, 1, 1, size=8, rows_per_part=2, seq_len=ROOM)
+    (packed,) = cut_minibatches(given, 1, 1, size=8, rows_per_shard=2, seq_len=ROOM)
     assert packed.used == 2  # 37 targets in four rows of 12, for eight
     rest = np.concatenate(packed.micro_batches[packed.used :])
     for name in ("ids", "targets", "advantages", "loss_mask", "segment_ids"):

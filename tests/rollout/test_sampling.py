@@ -213,12 +213,12 @@ def dapo(repository):
 def test_training_refuses_filters_unless_they_are_allowed(change, says, dapo):
     rollout = dataclasses.replace(ROLLOUT, **change)
     with pytest.raises(ConfigError, match=rf"{says}: .*set config\.dapo\.allow_filters"):
-        train_dapo.check(dapo, rollout, MESH)
+        train_dapo.check_settings(dapo, rollout, MESH)
     allowed = dataclasses.replace(dapo, allow_filters=True)
-    train_dapo.check(allowed, rollout, MESH)
-    train_dapo.check(dapo, ROLLOUT, MESH)
+    train_dapo.check_settings(allowed, rollout, MESH)
+    train_dapo.check_settings(dapo, ROLLOUT, MESH)
 
 
 def test_training_refuses_greedy_sampling(dapo):
     with pytest.raises(ConfigError, match=r"temperature is 0\.0; to train, it must be above 0"):
-        train_dapo.check(dapo, GREEDY, MESH)
+        train_dapo.check_settings(dapo, GREEDY, MESH)

@@ -351,15 +351,15 @@ def test_a_spike_is_left_out_once_the_window_is_full():
 def test_the_guard_names_the_steps_and_stops_or_goes_on(capsys):
     states, metrics = run_guarded([1.0, np.nan, 1.0, np.nan, np.nan])
     with pytest.raises(GuardError, match=r"steps 1 to 3: 1 updates had .*\(loss .*, gradient norm"):
-        Guard(CONFIG, states[0].opt_state, 0).check(3, metrics[2])
+        Guard(CONFIG, states[0].opt_state, 0).check_figures(3, metrics[2])
     with pytest.raises(GuardError, match=r"step 2: 1 updates .*loss nan.*; not finite: .*loss"):
-        Guard(CONFIG, states[1].opt_state, 1).check(2, metrics[1])
+        Guard(CONFIG, states[1].opt_state, 1).check_figures(2, metrics[1])
     skips = dataclasses.replace(CONFIG, guard="skip", max_skips=2)
     guard = Guard(skips, states[0].opt_state, 0)
-    guard.check(1, metrics[0])
+    guard.check_figures(1, metrics[0])
     assert capsys.readouterr().err == ""
-    guard.check(3, metrics[2])
+    guard.check_figures(3, metrics[2])
     assert "warning: steps 2 to 3: 1 updates" in capsys.readouterr().err
     with pytest.raises(GuardError, match="steps 4 to 5: 2 updates"):
-        guard.check(5, metrics[4])
-    Guard(CONFIG, states[3].opt_state, 3).check(3, metrics[2])  # those before it are known
+        guard.check_figures(5, metrics[4])
+    Guard(CONFIG, states[3].opt_state, 3).check_figures(3, metrics[2])  # those before it are known
