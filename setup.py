@@ -59,6 +59,7 @@ setup(
         "flax>=0.12.8,<0.13",
         "grain>=0.2.16,<0.3",
         "jax>=0.10.2,<0.11",
+        "httpx2>=2.16,<3",
         "jinja2>=3.1.6",
         "ml_collections>=1.1",
         "msgpack>=1.0",

@@ -211,11 +211,13 @@ class SearchConfig:
         "bm25: the index; http: a running serve_search; none, random: baselines of evaluation.",
     )
     index: str = key("runs/index", "Folder of the BM25 index.", folder=True)
-    url: str = key("", "Of a running serve_search, for kind http.")
+    url: str = key(
+        "", "Of a running serve_search, for kind http; commas between those of several replicas."
+    )
     top_k: int = key(5, "Passages per query.")
     max_passages: int = key(5, "Passages shown per search, after merging.")
     max_queries: int = key(4, "Queries read from one <search> block.")
-    timeout: float = key(10.0, "Seconds per search call.", harmless=True)
+    timeout: float = key(30.0, "Seconds per search call, all its attempts together.", harmless=True)
     workers: int = key(16, "Searches in flight; further ones wait.", harmless=True)
     cache: str = key(
         "",
@@ -228,6 +230,30 @@ class SearchConfig:
     exclude_source: bool = key(
         False,
         "Hide the passage that an example masks from its own searches, as if it were not indexed.",
+    )
+    attempt_timeout: float = key(
+        5.0,
+        "Seconds of the first attempt of kind http; doubles with each that runs out of time.",
+        harmless=True,
+    )
+    retries: int = key(
+        20, "Attempts of kind http after the first, as far as the timeout allows.", harmless=True
+    )
+    backoff: float = key(
+        0.1,
+        "Seconds before the first retry of kind http, jittered; doubles with each, up to 2 s.",
+        harmless=True,
+    )
+    hedge: float = key(
+        0.0,
+        "Seconds after which kind http asks a second time, at another replica if there is one, "
+        "and takes the first reply; 0: never.",
+        harmless=True,
+    )
+    batch_wait: float = key(
+        0.002,
+        "Seconds in which searches of kind http that start together become one request.",
+        harmless=True,
     )
 
 

@@ -6,6 +6,7 @@ Text records (`Passage`, `RampExample`, `QAExample`, `Turn`) convert with `to_js
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
@@ -37,6 +38,27 @@ class Passage:
     id: str
     title: str
     text: str
+
+
+class Hits(list[Passage]):
+    """The passages that one query found, best first, and how: equal to a plain list of them.
+
+    scores: one per passage, empty where the tool has none. attempts: requests that were made, 0 in
+    process. seconds: that the search took. cached: nothing was searched.
+    """
+
+    def __init__(
+        self,
+        passages: Iterable[Passage] = (),
+        *,
+        scores: Sequence[float] = (),
+        attempts: int = 0,
+        seconds: float = 0.0,
+        cached: bool = False,
+    ):
+        super().__init__(passages)
+        self.scores = tuple(scores)
+        self.attempts, self.seconds, self.cached = attempts, seconds, cached
 
 
 @dataclasses.dataclass(frozen=True)

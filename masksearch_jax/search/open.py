@@ -87,7 +87,15 @@ def _open(cfg: SearchConfig) -> SearchTool:
     if cfg.kind == "http":
         from masksearch_jax.search.remote import RemoteSearch
 
-        return RemoteSearch(cfg.url, timeout=cfg.timeout)
+        return RemoteSearch(
+            cfg.url,
+            timeout=cfg.timeout,
+            attempt_timeout=cfg.attempt_timeout,
+            retries=cfg.retries,
+            backoff=cfg.backoff,
+            hedge=cfg.hedge,
+            batch_wait=cfg.batch_wait,
+        )
     if cfg.kind == "none":
         return NoSearch()
     raise SearchError(f"search.kind is {cfg.kind!r}, must be one of {', '.join(KINDS)}")

@@ -1,4 +1,4 @@
-"""A search tool over HTTP: asks a `/retrieve` service, such as `serve_search` or Search-R1's.
+"""A search tool over HTTP: asks `/retrieve` services, such as `serve_search` or Search-R1's.
 
 Request `{"queries": [...], "topk": 5, "return_scores": true}`, response `{"result": [[hit, ...]]}`
 with a hit `{"document": {...}, "score": 1.2}` or the document itself, whose text is `text` (with
@@ -9,116 +9,145 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import http.client
 import json
-import random
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx2
 
 from masksearch_jax.core import contents
 from masksearch_jax.core.retrieval import SearchError
-from masksearch_jax.core.types import Passage
+from masksearch_jax.core.types import Hits, Passage
+from masksearch_jax.search.gather import Gatherer, RefusedError
+from masksearch_jax.search.replicas import FailedForNow, GaveUp, Patience, Replicas, retry_after
 
 MAX_RESPONSE = 64 * 2**20  # bytes
+TIME_LEFT = "X-Time-Left"  # header: seconds after which nobody waits for the reply any more
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+_IDLE_CONNECTIONS = 64  # kept open
 
 
 class RemoteSearch:
-    """Asks the service at `url`; safe for threads, one connection per attempt, proxies unused.
+    """Asks the services at `url`, replicas with commas between them; safe for threads.
 
-    timeout: seconds for a call with all its attempts. retries: attempts after the first, made when
-    the service cannot be reached or says that it failed, `backoff`·2^n seconds and some jitter
-    later.
+    A call that fails for now is tried again until `timeout`, at another replica where there is one.
+    Calls that start within `batch_wait` seconds become one request. Connections are used again,
+    proxies are not. The other arguments are `Patience`'s.
     """
 
-    def __init__(self, url: str, *, timeout: float, retries: int = 2, backoff: float = 0.2):
-        self._secure, self._host, self._port, self._path = _split(url)
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float,
+        attempt_timeout: float = 5.0,
+        retries: int = 20,
+        backoff: float = 0.1,
+        hedge: float = 0.0,
+        batch_wait: float = 0.0,
+    ):
         self._url = url
+        self._urls = [_service(one.strip()) for one in url.split(",")]
+        patience = Patience(timeout, attempt_timeout, retries, backoff, hedge)
         self._timeout = timeout
-        self._retries = retries
-        self._backoff = backoff
+        self._replicas: Replicas[list[Any]] = Replicas(self._urls, patience)
+        self._gatherer = Gatherer(self._ask, batch_wait)
+        self._client = httpx2.Client(
+            trust_env=False,
+            verify=any(one.startswith("https:") for one in self._urls),  # loading keys takes 60 ms
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=_IDLE_CONNECTIONS),
+            headers={"Content-Type": "application/json"},
+        )
+        weakref.finalize(self, self._client.close)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Which index the service searches, where its /health says so; else empty."""
+        """Which index the services search, where their /health says so; else empty.
+
+        Raises SearchError for replicas of two indexes.
+        """
+        found = {told for url in self._urls if (told := self._fingerprint(url))}
+        if len(found) > 1:
+            raise SearchError(f"the replicas {self._url} search different indexes: {sorted(found)}")
+        return found.pop() if found else ""
+
+    def _fingerprint(self, url: str) -> str:
+        parts = urlsplit(url)
+        health = urlunsplit((parts.scheme, parts.netloc, "/health", "", ""))
         try:
-            status, data = self._send("GET", "/health", None, time.monotonic() + self._timeout)
+            status, _, data = self._send("GET", health, None, self._timeout)
             found = json.loads(data).get("fingerprint", "") if status == 200 else ""
-        except (OSError, http.client.HTTPException, AttributeError, ValueError, RecursionError):
+        except (FailedForNow, SearchError, AttributeError, ValueError, RecursionError):
             return ""
         return found if isinstance(found, str) else ""
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
-        if not queries:
-            return []
+        return list(self._gatherer.search(queries, top_k)) if queries else []
+
+    def _ask(self, queries: Sequence[str], top_k: int) -> list[Hits]:
+        """One request with its attempts. Raises SearchError."""
         request = {"queries": list(queries), "topk": top_k, "return_scores": True}
         # ASCII JSON: a lone surrogate in a query travels as its escape.
-        results = self._ask(json.dumps(request).encode())
+        body = json.dumps(request).encode()
+        started = time.monotonic()
+        try:
+            results, attempts = self._replicas.request(functools.partial(self._post, body))
+        except GaveUp as error:
+            raise SearchError(f"the search failed, {error}") from error
         if len(results) != len(queries):
             raise SearchError(
                 f"{self._url} answered {len(queries)} queries with {len(results)} results"
             )
+        seconds = time.monotonic() - started
         try:
-            return [[_passage(hit) for hit in hits[:top_k]] for hits in results]
+            return [_hits(hits[:top_k], attempts, seconds) for hits in results]
         except (TypeError, LookupError, AttributeError) as error:
             raise SearchError(f"{self._url} sent a document of unknown form: {error!r}") from error
 
-    def _ask(self, body: bytes) -> list[Any]:
-        """The results of the first attempt that works. Raises SearchError when none may follow."""
-        deadline = time.monotonic() + self._timeout
-        attempt = 0
-        while True:
-            try:
-                return self._post(body, deadline)
-            except (_FailedForNow, OSError, http.client.HTTPException) as error:
-                wait = self._backoff * 2**attempt * random.uniform(1.0, 1.5)
-                attempt += 1
-                if attempt > self._retries or time.monotonic() + wait >= deadline:
-                    raise SearchError(
-                        f"{self._url} failed, attempt {attempt} within {self._timeout:g} s: "
-                        f"{type(error).__name__} {error}"
-                    ) from error
-                time.sleep(wait)
-
-    def _post(self, body: bytes, deadline: float) -> list[Any]:
-        """One attempt. Raises _FailedForNow, OSError or HTTPException when another may succeed."""
-        status, data = self._send("POST", self._path, body, deadline)
+    def _post(self, body: bytes, url: str, seconds: float) -> list[Any]:
+        """One attempt. Raises FailedForNow when another may succeed, else SearchError."""
+        status, headers, data = self._send("POST", url, body, seconds)
         if status != 200:
             reason = f"HTTP {status} {data[:200].decode('utf-8', 'replace')}"
             if status in _RETRIED:
-                raise _FailedForNow(reason)
-            raise SearchError(f"{self._url} refused the request: {reason}")
+                raise FailedForNow(f"{url}: {reason}", retry_after(headers))
+            raise RefusedError(f"{url} refused the request: {reason}")
         try:
             return list(json.loads(data)["result"])
         except (ValueError, LookupError, TypeError, RecursionError) as error:
-            raise SearchError(f"{self._url} sent no JSON list `result`: {error!r}") from error
+            raise SearchError(f"{url} sent no JSON list `result`: {error!r}") from error
 
     def _send(
-        self, method: str, path: str, body: bytes | None, deadline: float
-    ) -> tuple[int, bytes]:
-        """Status and body of a reply. Raises OSError or HTTPException where none comes in time."""
-        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        left = max(0.001, deadline - time.monotonic())
-        connection = kind(self._host, self._port, timeout=left)
+        self, method: str, url: str, body: bytes | None, seconds: float
+    ) -> tuple[int, httpx2.Headers, bytes]:
+        """Status, headers and body of a reply. Raises FailedForNow where none comes in time."""
+        end = time.monotonic() + seconds
+        headers = {TIME_LEFT: f"{seconds:.3f}"}
+        data = bytearray()
         try:
-            connection.request(method, path, body, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            return response.status, b"".join(_chunks(response, deadline))
-        finally:
-            connection.close()
+            with self._client.stream(
+                method, url, content=body, headers=headers, timeout=seconds
+            ) as response:
+                for chunk in response.iter_bytes():
+                    data += chunk
+                    if len(data) > MAX_RESPONSE:
+                        raise SearchError(f"{url} sent more than {MAX_RESPONSE} bytes")
+                    if time.monotonic() > end:
+                        raise FailedForNow(f"{url}: TimeoutError within the answer", is_late=True)
+                return response.status_code, response.headers, bytes(data)
+        except (httpx2.TransportError, httpx2.DecodingError) as error:
+            is_late = isinstance(error, httpx2.TimeoutException)
+            raise FailedForNow(f"{url}: {type(error).__name__} {error}", is_late=is_late) from error
 
 
-class _FailedForNow(Exception):
-    """The service says that it failed, in a way that may pass."""
-
-
-def _split(url: str) -> tuple[bool, str, int | None, str]:
-    """(secure, host, port, path) of a service's address; the path is /retrieve if there is none."""
+def _service(url: str) -> str:
+    """The address of a service, at /retrieve if it names no path. Raises SearchError."""
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
+        host, _ = parts.hostname, parts.port
     except ValueError as error:
         raise SearchError(f"search.url is {url!r}: {error}") from None
     if parts.scheme not in ("http", "https") or not host:
@@ -126,21 +155,15 @@ def _split(url: str) -> tuple[bool, str, int | None, str]:
             f"search.url is {url!r}, must be like http://host:port/retrieve, with http or https"
         )
     path = parts.path if parts.path.strip("/") else "/retrieve"
-    return parts.scheme == "https", host, port, f"{path}?{parts.query}" if parts.query else path
+    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
-def _chunks(response: http.client.HTTPResponse, deadline: float) -> Iterator[bytes]:
-    """The whole body as it comes, which a slow service may not stretch beyond the deadline."""
-    size = 0
-    while chunk := response.read1(2**16):
-        size += len(chunk)
-        if size > MAX_RESPONSE:
-            raise SearchError(f"the search service sent more than {MAX_RESPONSE} bytes")
-        if time.monotonic() > deadline:
-            raise TimeoutError("timed out within the answer")
-        yield chunk
-    if response.length:  # `read1` takes a connection that broke for the end
-        raise http.client.IncompleteRead(b"", response.length)
+def _hits(hits: Sequence[Any], attempts: int, seconds: float) -> Hits:
+    """What one query found. Raises TypeError, LookupError or AttributeError for another form."""
+    passages = [_passage(hit) for hit in hits]
+    scores = [hit.get("score") for hit in hits]
+    known = all(isinstance(s, int | float) for s in scores)
+    return Hits(passages, scores=scores if known else (), attempts=attempts, seconds=seconds)
 
 
 def _passage(hit: Any) -> Passage:
@@ -153,4 +176,5 @@ def _passage(hit: Any) -> Passage:
     if not isinstance(title, str) or not isinstance(text, str):
         raise TypeError(f"title and text must be strings, are {title!r:.80} and {text!r:.80}")
     digest = hashlib.sha256(f"{title}\n{text}".encode("utf-8", "replace")).hexdigest()[:16]
-    return Passage(str(document.get("id", digest)), title, text)
+    given = document.get("id")
+    return Passage(digest if given is None else str(given), title, text)

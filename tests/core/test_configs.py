@@ -101,6 +101,8 @@ SINCE |= dict.fromkeys(
 )
 SINCE |= {"dapo.min_searches": 0, "dapo.reward_workers": 8, "dapo.reward_timeout": 300.0}
 SINCE |= {"dapo.max_reward_failures": 0.1}
+SINCE |= {"search.attempt_timeout": 5.0, "search.retries": 20, "search.backoff": 0.1}
+SINCE |= {"search.hedge": 0.0, "search.batch_wait": 0.002}
 # Sections that came after the snapshot, of which no file of that time has a key.
 SECTIONS_SINCE = {name: {"judge": JudgeConfig} for name in ("DapoRun", "QuickstartRun")}
 RENAMED = {
@@ -111,7 +113,8 @@ RENAMED = {
     "card.stage": "card.training",
 }
 # Decided anew since: at one half two guesses paid as much as one, and recall pays for lists.
-DECIDED = {"dapo.length_penalty": 0.6}
+# A search is tried again within its time, which outlasts the restart of a server.
+DECIDED = {"dapo.length_penalty": 0.6, "search.timeout": 30.0}
 DECIDED_IN = {"qa_dapo": {"dapo.reward": "penalised"}}
 # A smoke run of a model that can do nothing is one that ends well.
 DECIDED_IN_SMOKE = {name: {"dapo.patience": 0} for name in ("ramp_dapo", "qa_dapo")}

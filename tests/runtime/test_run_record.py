@@ -249,7 +249,10 @@ HARMLESS = {
         *("tool_failures", "tool_outage_seconds"),
     ),
     "plan": ("topology", "slices", "improve", "json"),
-    "search": ("timeout", "workers", "cache", "replay"),
+    "search": (
+        *("timeout", "attempt_timeout", "retries", "backoff", "hedge", "batch_wait", "workers"),
+        *("cache", "replay"),
+    ),
     "rollout": (
         *("slots", "decode_share", "kv_tokens", "page_tokens", "attention", "weights"),
         *("tick_tokens", "extend_tokens", "chunk_tokens", "deadline"),

@@ -288,7 +288,7 @@ def drip():
 
 
 def test_a_dripping_service_is_left_at_the_deadline():
-    with answering(drip) as url, pytest.raises(SearchError, match=r"0\.3 s: TimeoutError"):
+    with answering(drip) as url, pytest.raises(SearchError, match=r"0\.3 s: .*TimeoutError"):
         RemoteSearch(url, timeout=0.3).search(["q"], 1)
 
 
@@ -300,7 +300,7 @@ def test_a_silent_service_is_left_at_the_deadline():
         yield b""
 
     with answering(wait) as url:
-        with pytest.raises(SearchError, match=r"0\.3 s: TimeoutError"):
+        with pytest.raises(SearchError, match=r"0\.3 s: .*TimeoutError"):
             RemoteSearch(url, timeout=0.3).search(["q"], 1)
         over.set()
 
@@ -309,13 +309,13 @@ def test_an_answer_that_breaks_off_is_asked_for_again():
     tool = FakeSearch({"q": FRUIT[:1]})
     with SearchEndpoint(tool, in_turn(Answer(cut=9), Answer(cut=0), WELL)) as service:
         remote = RemoteSearch(service.url, timeout=10, retries=1, backoff=0.001)
-        with pytest.raises(SearchError, match=r"attempt 2 .*IncompleteRead"):
+        with pytest.raises(SearchError, match=r"attempt 2 .*RemoteProtocolError"):
             remote.search(["q"], 1)
         assert remote.search(["q"], 1) == [[FRUIT[0]]]
 
 
 def test_a_service_that_is_not_there_is_an_error():
-    with pytest.raises(SearchError, match=r"attempt 2 .*ConnectionRefusedError"):
+    with pytest.raises(SearchError, match=r"attempt 2 .*ConnectError .*refused"):
         RemoteSearch("http://127.0.0.1:1", timeout=10, retries=1, backoff=0.001).search(["q"], 1)
     for url in ("", "ftp://x", "http://", "http://x:port", "http://[x"):
         with pytest.raises(SearchError, match=r"search\.url is"):

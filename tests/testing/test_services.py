@@ -240,7 +240,7 @@ def test_a_healthy_search_service_answers_as_the_real_one(body):
         (Answer(status=404, message="no such index"), "refused the request: .*no such index"),
         (Answer(message="overloaded"), "no JSON list `result`"),
         (Answer(body=b"<html>"), "no JSON list `result`"),
-        (Answer(cut=9), "IncompleteRead"),
+        (Answer(cut=9), "RemoteProtocolError"),
     ],
 )
 def test_faults_of_search_reach_its_client(answer, says):

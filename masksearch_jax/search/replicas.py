@@ -1,0 +1,214 @@
+"""Replicas of one HTTP service: which may be asked now, and requests that outlive their failures.
+
+Attempts of one request share its deadline. A replica that fails three times in a row rests, longer
+each time, and is then tried by one request alone (a circuit breaker).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import email.utils
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Generic, TypeVar
+
+Reply = TypeVar("Reply")
+
+MAX_BACKOFF = 2.0  # seconds between attempts, unless a service asks for more
+_TRIPS = 3  # failures in a row after which a replica rests
+
+
+class FailedForNow(Exception):
+    """An attempt failed in a way that may pass; `rest`: seconds that the service asks for."""
+
+    def __init__(self, message: str, rest: float = 0.0, *, is_late: bool = False):
+        super().__init__(message)
+        self.rest, self.is_late = rest, is_late
+
+
+class GaveUp(Exception):
+    """No attempt worked; says how many there were and how the last ended."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Patience:
+    """How long and how often a request is tried; seconds, but `retries`."""
+
+    timeout: float  # of the request, all attempts together
+    attempt_timeout: float  # of the first attempt; doubles with each that ran out of time
+    retries: int  # attempts after the first
+    backoff: float  # before the first retry; doubles with each, up to MAX_BACKOFF
+    hedge: float = 0.0  # after which a second attempt runs beside the first; 0: never
+
+
+@dataclasses.dataclass(eq=False)
+class Replica:
+    """One address of a service."""
+
+    url: str
+    in_flight: int = 0
+    failures: int = 0  # in a row
+    rests_until: float = 0.0  # by `time.monotonic`
+    is_on_trial: bool = False  # one request finds out whether it works again
+
+    def may_be_asked(self, now: float) -> bool:
+        return not self.is_on_trial and now >= self.rests_until
+
+
+class Replicas(Generic[Reply]):
+    """Sends requests to one of several replicas; safe for threads.
+
+    send(url, seconds): one attempt of at most so many seconds. Raises FailedForNow where another
+    may succeed; what else it raises ends the request.
+    """
+
+    def __init__(self, urls: Sequence[str], patience: Patience):
+        self._replicas = [Replica(url) for url in urls]
+        self._patience = patience
+        self._changed = threading.Condition()
+
+    def request(self, send: Callable[[str, float], Reply]) -> tuple[Reply, int]:
+        """The first reply, and the number of attempts. Raises GaveUp, and what `send` does."""
+        patience = self._patience
+        deadline = time.monotonic() + patience.timeout
+        attempts = late = 0
+        failed: Replica | None = None
+        last = "no replica may be asked"
+        while attempts <= patience.retries:
+            replica = self._take(deadline, failed)
+            if replica is None:
+                break
+            seconds = patience.attempt_timeout * 2.0**late
+            attempts += 1
+            try:
+                reply, more = self._attempt(replica, send, seconds, deadline)
+                return reply, attempts + more
+            except FailedForNow as error:
+                last, failed = str(error), replica
+                late += error.is_late
+            if attempts <= patience.retries and not self._has_another(replica):
+                wait = jittered(patience.backoff, attempts - 1)
+                if time.monotonic() + wait >= deadline:
+                    break
+                time.sleep(wait)
+        raise GaveUp(f"attempt {attempts} within {patience.timeout:g} s: {last}")
+
+    def _attempt(
+        self, replica: Replica, send: Callable[[str, float], Reply], seconds: float, deadline: float
+    ) -> tuple[Reply, int]:
+        """The reply to one attempt, and 1 where a hedge ran beside it, else 0."""
+        replies: queue.SimpleQueue[tuple[Reply | None, Exception | None]] = queue.SimpleQueue()
+        end = min(deadline, time.monotonic() + seconds)
+        self._begin(replica, send, end, replies)
+        running, hedges = 1, 0
+        hedge = self._patience.hedge
+        while running:
+            left = end - time.monotonic()
+            may_hedge = 0 < hedge < left and not hedges
+            try:
+                reply, error = replies.get(timeout=max(0.0, hedge if may_hedge else left))
+            except queue.Empty:
+                second = self._take(time.monotonic(), replica) if may_hedge else None
+                if not may_hedge:
+                    message = f"{replica.url}: TimeoutError, no reply in time"
+                    raise FailedForNow(message, is_late=True) from None
+                hedges = 1
+                if second is not None:
+                    self._begin(second, send, end, replies)
+                    running += 1
+                continue
+            if error is None:
+                return reply, running - 1 if hedges else 0  # type: ignore[return-value]
+            running -= 1
+            if not running or not isinstance(error, FailedForNow):
+                raise error
+        raise AssertionError("unreachable")
+
+    def _begin(
+        self,
+        replica: Replica,
+        send: Callable[[str, float], Reply],
+        end: float,
+        replies: queue.SimpleQueue[tuple[Reply | None, Exception | None]],
+    ) -> None:
+        """Starts an attempt on a thread of its own, which a service that drips cannot hold up."""
+
+        def run() -> None:
+            try:
+                reply = send(replica.url, max(0.001, end - time.monotonic()))
+            except FailedForNow as error:
+                self._give(replica, error)
+                replies.put((None, error))
+            except Exception as error:
+                self._give(replica, None)  # it did answer
+                replies.put((None, error))
+            else:
+                self._give(replica, None)
+                replies.put((reply, None))
+
+        threading.Thread(target=run, name="search request", daemon=True).start()
+
+    def _take(self, deadline: float, failed: Replica | None) -> Replica | None:
+        """The least busy replica that may be asked, another than `failed` if there is one.
+
+        Waits for one until the deadline; None where none comes.
+        """
+        with self._changed:
+            while True:
+                now = time.monotonic()
+                ready = [r for r in self._replicas if r.may_be_asked(now)]
+                ready = [r for r in ready if r is not failed] or ready
+                if ready:
+                    random.shuffle(ready)
+                    replica = min(ready, key=lambda r: r.in_flight)
+                    replica.in_flight += 1
+                    replica.is_on_trial = replica.failures >= _TRIPS
+                    return replica
+                if now >= deadline:
+                    return None
+                rests = [r.rests_until for r in self._replicas if not r.is_on_trial]
+                self._changed.wait(max(0.0, min([deadline, *rests]) - now))
+
+    def _give(self, replica: Replica, error: FailedForNow | None) -> None:
+        """Back from an attempt that failed so, or not."""
+        with self._changed:
+            replica.in_flight -= 1
+            replica.is_on_trial = False
+            if error is None:
+                replica.failures, replica.rests_until = 0, 0.0
+            else:
+                replica.failures += 1
+                over = replica.failures - _TRIPS
+                rest = jittered(self._patience.backoff, over) if over >= 0 else 0.0
+                replica.rests_until = time.monotonic() + max(rest, error.rest)
+            self._changed.notify_all()
+
+    def _has_another(self, replica: Replica) -> bool:
+        with self._changed:
+            now = time.monotonic()
+            return any(r.may_be_asked(now) for r in self._replicas if r is not replica)
+
+
+def jittered(first: float, number: int) -> float:
+    """Seconds before retry `number`, from 0 on: between a half and all of first·2^number."""
+    return min(MAX_BACKOFF, first * 2.0 ** min(number, 30)) * random.uniform(0.5, 1.0)
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds that the header Retry-After asks for, as a number or as a date; 0 for none."""
+    text = headers.get("Retry-After", "").strip()
+    try:
+        return max(0.0, min(float(text), 86_400.0))
+    except ValueError:
+        pass
+    try:
+        when = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return 0.0
+    if when.tzinfo is None:  # a date without a zone is of Greenwich
+        when = when.replace(tzinfo=UTC)
+    return max(0.0, (when - datetime.now(UTC)).total_seconds())

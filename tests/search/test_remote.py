@@ -1,0 +1,196 @@
+"""A client that outlives its service: stalls, restarts, replicas, pauses, hedges, batches."""
+
+import json
+import math
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from masksearch_jax.core.retrieval import SearchError
+from masksearch_jax.core.types import Passage
+from masksearch_jax.search.gather import MAX_BATCH, Gatherer
+from masksearch_jax.search.remote import RemoteSearch
+from masksearch_jax.search.replicas import MAX_BACKOFF, jittered, retry_after
+from masksearch_jax.search.tool import FakeSearch
+from masksearch_jax.testing import services
+from masksearch_jax.testing.services import WELL, Answer, SearchEndpoint, by_number, in_turn
+from tests.search.fruit import FRUIT
+
+TOOL = FakeSearch(lambda query: [Passage(query, query.title(), f"about {query}")])
+STALL, DOWN = Answer(hang=math.inf), Answer(status=500)
+
+
+def client(*services, **options):
+    given = {"timeout": 20.0, "attempt_timeout": 0.2, "backoff": 0.01} | options
+    return RemoteSearch(",".join(s.url for s in services), **given)
+
+
+def everything(remote, queries, workers=16):
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(lambda q: remote.search([q], 3), queries))
+
+
+QUERIES = [f"q{i}" for i in range(60)]
+EXPECTED = [TOOL.search([q], 3) for q in QUERIES]
+
+
+def test_a_stall_is_tried_again_within_the_same_time():
+    with SearchEndpoint(TOOL, in_turn(STALL, WELL)) as service:
+        (hits,) = client(service).search(["red"], 3)
+    assert hits == TOOL.search(["red"], 3)[0]
+    assert hits.attempts == 2
+
+
+def test_an_attempt_gets_more_time_where_the_last_had_too_little():
+    slow = Answer(hang=0.3)
+    with SearchEndpoint(TOOL, slow) as service:
+        (hits,) = client(service, attempt_timeout=0.05).search(["red"], 3)
+    assert hits.attempts == 4  # 0.05, 0.1, 0.2, 0.4 seconds
+
+
+@pytest.mark.parametrize("fault", [STALL, DOWN])
+def test_a_tenth_of_faults_loses_nothing(fault):
+    script = by_number(lambda n: fault if n % 10 == 3 else WELL)
+    with SearchEndpoint(TOOL, script) as service:
+        assert everything(client(service), QUERIES) == EXPECTED
+
+
+def test_a_restart_loses_nothing():
+    with SearchEndpoint(TOOL) as service:
+        remote = client(service, attempt_timeout=5.0)
+        remote.search(["first"], 3)
+        service.kill()
+        back = threading.Timer(1.0, service.restart)
+        back.start()
+        try:
+            assert everything(remote, QUERIES) == EXPECTED
+        finally:
+            back.join()
+
+
+def test_another_replica_answers_for_one_that_is_down():
+    with SearchEndpoint(TOOL) as well, SearchEndpoint(TOOL, DOWN) as down:
+        remote = client(well, down, backoff=60.0)
+        assert everything(remote, QUERIES, 4) == EXPECTED
+        assert 3 <= len(down.calls) <= 7  # three failures in a row, or four at once, then it rests
+    assert len(well.calls) == len(QUERIES)
+
+
+def test_replicas_of_two_indexes_are_refused(fruit):
+    other = FakeSearch({})
+    other.fingerprint = "another"
+    with SearchEndpoint(fruit) as one, SearchEndpoint(other) as two:
+        assert client(one, one).fingerprint == fruit.fingerprint
+        with pytest.raises(SearchError, match="search different indexes"):
+            _ = client(one, two).fingerprint
+
+
+def test_a_service_that_rests_is_tried_by_one_search_alone():
+    script = by_number(lambda n: DOWN if n <= 8 else WELL)
+    with SearchEndpoint(TOOL, script) as service:
+        assert everything(client(service, backoff=0.05), QUERIES[:8], 8) == EXPECTED[:8]
+        assert 16 <= len(service.calls) <= 8 + 8 + 3
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_pause_that_a_service_asks_for_is_kept(status):
+    asked = Answer(status=status, headers=services.retry_after(0.5))
+    with SearchEndpoint(TOOL, in_turn(asked, WELL)) as service:
+        client(service).search(["red"], 3)
+        first, second = service.times
+    assert second - first >= 0.5
+
+
+def test_a_pause_beyond_the_time_of_the_search_is_an_error():
+    asked = Answer(status=503, headers=services.retry_after(100))
+    with SearchEndpoint(TOOL, asked) as service:
+        with pytest.raises(SearchError, match=r"attempt 1 within 0\.3 s: .*HTTP 503"):
+            client(service, timeout=0.3).search(["red"], 3)
+        assert len(service.calls) == 1
+
+
+def test_retry_after_is_a_number_or_a_date():
+    for form in ("seconds", "date", "bare date"):
+        assert 58 < retry_after(services.retry_after(60, form)) <= 60
+    for text in ("", "soon", "-5", "Mon, 01 Jan 2001 00:00:00 GMT"):
+        assert retry_after({"Retry-After": text}) == 0.0
+    assert retry_after({}) == 0.0
+
+
+def test_waits_double_with_jitter_up_to_a_bound():
+    for number in (0, 3):
+        waits = {jittered(0.1, number) for _ in range(100)}
+        assert len(waits) > 50
+        assert all(0.05 * 2**number <= w <= 0.1 * 2**number for w in waits)
+    assert jittered(0.1, 10_000) <= MAX_BACKOFF
+
+
+def test_a_hedge_takes_the_first_reply():
+    with SearchEndpoint(TOOL, STALL) as slow, SearchEndpoint(TOOL) as fast:
+        remote = client(slow, fast, hedge=0.1, attempt_timeout=20.0)
+        assert everything(remote, QUERIES[:8], 1) == EXPECTED[:8]
+        assert len(fast.calls) == 8
+    with SearchEndpoint(TOOL, in_turn(STALL, WELL)) as alone:
+        (hits,) = client(alone, hedge=0.1, attempt_timeout=20.0).search(["red"], 3)
+        assert (len(hits), len(alone.calls)) == (1, 2)
+
+
+def test_searches_that_start_together_are_one_request():
+    with SearchEndpoint(TOOL) as service:
+        found = everything(client(service, batch_wait=0.5), QUERIES[:16])
+        assert found == EXPECTED[:16]
+        (request,) = service.requests
+    assert sorted(request["queries"]) == sorted(QUERIES[:16])
+
+
+def test_a_query_that_is_refused_harms_no_other_of_its_batch():
+    refused = Answer(status=400, message="no such query")
+    with SearchEndpoint(
+        TOOL, lambda body: refused if "bad" in body["queries"] else WELL
+    ) as service:
+        remote = client(service, batch_wait=0.3)
+        with ThreadPoolExecutor(4) as pool:
+            good = [pool.submit(remote.search, [q], 3) for q in ("red", "blue")]
+            with pytest.raises(SearchError, match="no such query"):
+                pool.submit(remote.search, ["bad"], 3).result()
+        assert [g.result() for g in good] == [TOOL.search([q], 3) for q in ("red", "blue")]
+
+
+def test_a_batch_has_a_bound_and_a_larger_call_is_cut():
+    asked = []
+    gatherer = Gatherer(lambda queries, top_k: asked.append(len(queries)) or list(queries), 0.2)
+    many = [str(i) for i in range(2 * MAX_BATCH + 5)]
+    assert gatherer.search(many, 3) == many
+    assert asked == [MAX_BATCH, MAX_BATCH, 5]
+    with ThreadPoolExecutor(3) as pool:
+        parts = [many[: MAX_BATCH - 1]] * 3
+        assert list(pool.map(lambda part: gatherer.search(part, 3), parts)) == parts
+    assert asked[3:] == [MAX_BATCH - 1] * 3
+
+
+def test_connections_are_used_again():
+    with SearchEndpoint(TOOL) as service:
+        remote = client(service)
+        for query in QUERIES[:5]:
+            remote.search([query], 3)
+        assert len(service._server._connections) == 1
+
+
+def test_an_id_of_null_is_none(fruit):
+    documents = [{"id": None, "title": p.title, "text": p.text} for p in FRUIT[:2]]
+    body = json.dumps({"result": [documents]}).encode()
+    with SearchEndpoint(TOOL, Answer(body=body)) as service:
+        found = client(service).search(["q"], 3)[0]
+    assert len({p.id for p in found}) == 2
+    assert "None" not in {p.id for p in found}
+    assert [p.text for p in found] == [p.text for p in FRUIT[:2]]
+
+
+def test_a_search_is_over_at_its_end_whatever_drips():
+    with SearchEndpoint(TOOL, STALL) as service:
+        started = time.monotonic()
+        with pytest.raises(SearchError, match=r"attempt \d+ within 0\.5 s: .*TimeoutError"):
+            client(service, timeout=0.5).search(["red"], 3)
+        assert time.monotonic() - started < 5
