@@ -30,68 +30,28 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from benchmarks import rollout
-from configs import common
-from masksearch_jax.core.config import ModelConfig
-from masksearch_jax.core.schema import to_dataclass
-from masksearch_jax.planning import flops
+from benchmarks import gpu_torch, rollout
+from benchmarks.gpu_cases import (
+    CONTEXTS,
+    PAGE,
+    PEAK,
+    ROWS,
+    TICK,
+    packed_batch,
+    seconds,
+    shape,
+    train_flops,
+)
 
-PEAK = 989.4e12  # FLOP/s in bfloat16 without sparsity, of an H100 or H200 SXM by its datasheet
-ROWS, CONTEXTS, TICK, PAGE = (64, 256), (2048, 4096), 32, 128
-LENGTH, PACKED, RECORDS = 4096, 16, (200, 1500)  # tokens of a row, rows, tokens of their records
-MICRO = 4
 TARGETS = {"train.mfu": (">=", 0.5)} | {
     f"decode.c{context}.r{rows}.share_of_bandwidth": (">=", 0.6)
     for context in CONTEXTS
     for rows in ROWS
 }
-
-
-def shape() -> ModelConfig:
-    return to_dataclass(ModelConfig, common.model("qwen2.5-1.5b"))
-
-
-def packed_batch(config: ModelConfig) -> dict[str, np.ndarray]:
-    """Rows full of records of random ids, each a segment; half of the tokens count."""
-    draw = np.random.default_rng(0)
-    shape_ = (PACKED, LENGTH)
-    segments, positions = np.zeros(shape_, np.int32), np.zeros(shape_, np.int32)
-    for row in range(PACKED):
-        at, number = 0, 0
-        while at < LENGTH:
-            size, number = min(int(draw.integers(*RECORDS)), LENGTH - at), number + 1
-            segments[row, at : at + size], positions[row, at : at + size] = number, np.arange(size)
-            at += size
-    return {
-        "ids": draw.integers(0, config.vocab_size, shape_, np.int32),
-        "targets": draw.integers(0, config.vocab_size, shape_, np.int32),
-        "segment_ids": segments,
-        "positions": positions,
-        "loss_weights": draw.choice([0.2, 1.0], shape_).astype(np.float32),
-    }
-
-
-def train_flops(config: ModelConfig, batch: dict[str, np.ndarray]) -> float:
-    return sum(
-        flops.of_training(config, int(size), int(size))
-        for row in batch["segment_ids"]
-        for size in np.unique(row, return_counts=True)[1]
-    )
-
-
-def seconds(call: Callable[[], Any], repeats: int) -> list[float]:
-    """Of each of so many calls, each waiting for what it began; the first two are left out."""
-    found = []
-    for _ in range(repeats + 2):
-        started = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - started)
-    return found[2:]
 
 
 # ---- ours
@@ -112,7 +72,7 @@ def ours_decode(repeats: int, context: int, bandwidth: float) -> rollout.Values:
     """Ours; bandwidth in bytes per second."""
     import jax
 
-    from masksearch_jax.models.unrolled import unroll
+    from masksearch_jax.models.transformer import unroll
     from masksearch_jax.rollout import decode, memory
     from masksearch_jax.rollout.sampling import Sampler
 
@@ -260,8 +220,6 @@ def main() -> None:
     parser = rollout.arguments(__doc__, SECTIONS, 5)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     if serve := parser.parse_args().serve:
-        from benchmarks import gpu_torch
-
         side, how = serve.split(":", 1)
         module = gpu_torch if side.startswith("torch") else sys.modules[__name__]
         print(json.dumps(getattr(module, side)(**json.loads(how))))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import gpu, rollout
+from benchmarks import gpu_cases, rollout
 from masksearch_jax.models.hf_config import to_hf_config
 
 
@@ -18,7 +18,7 @@ def torch_model(dtype: str, attention: str) -> Any:
 
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = True
-    config = transformers.Qwen2Config.from_dict(to_hf_config(gpu.shape(), dtype))
+    config = transformers.Qwen2Config.from_dict(to_hf_config(gpu_cases.shape(), dtype))
     with torch.device("cuda"):
         return transformers.AutoModelForCausalLM.from_config(
             config, dtype=getattr(torch, dtype), attn_implementation=attention
@@ -40,7 +40,7 @@ def torch_bandwidth(repeats: int) -> rollout.Values:
     return {
         name: [
             (1 if name == "sum" else 2) * x.nbytes * 10 / s
-            for s in gpu.seconds(lambda move=move: call(move), repeats)
+            for s in gpu_cases.seconds(lambda move=move: call(move), repeats)
         ]
         for name, move in moves.items()
     }
@@ -51,9 +51,9 @@ def torch_decode(repeats: int, context: int, attention: str) -> rollout.Values:
 
     net = torch_model("bfloat16", attention).eval()
     values = defaultdict(list)
-    few, many = 8, 8 + 2 * gpu.TICK
+    few, many = 8, 8 + 2 * gpu_cases.TICK
     # With longer prompts no more rows fit: it reads them all at once.
-    for rows in gpu.ROWS if context == gpu.CONTEXTS[0] else gpu.ROWS[:1]:
+    for rows in gpu_cases.ROWS if context == gpu_cases.CONTEXTS[0] else gpu_cases.ROWS[:1]:
         ids = torch.randint(0, net.config.vocab_size, (rows, context), device="cuda")
 
         def call(tokens: int, ids: Any = ids) -> None:
@@ -71,8 +71,8 @@ def torch_decode(repeats: int, context: int, attention: str) -> rollout.Values:
                 )
             torch.cuda.synchronize()
 
-        short = np.median(gpu.seconds(lambda: call(few), repeats))
-        for s in gpu.seconds(lambda: call(many), repeats):
+        short = np.median(gpu_cases.seconds(lambda: call(few), repeats))
+        for s in gpu_cases.seconds(lambda: call(many), repeats):
             values[f"r{rows}.tokens_per_second"].append(rows * (many - few) / (s - short))
     return dict(values)
 
@@ -81,14 +81,14 @@ def torch_train(repeats: int, attention: str, compiled: bool) -> rollout.Values:
     import torch
 
     net = torch_model("float32", attention).train()
-    packed = gpu.packed_batch(gpu.shape())
+    packed = gpu_cases.packed_batch(gpu_cases.shape())
     batch = {k: torch.from_numpy(v).cuda() for k, v in packed.items()}
     ids, targets, positions = (batch[k].long() for k in ("ids", "targets", "positions"))
     weights = batch["loss_weights"]
     parts = [
-        (*(x[i : i + gpu.MICRO] for x in (ids, positions, targets, weights)), mask)
-        for i in range(0, gpu.PACKED, gpu.MICRO)
-        for mask in [torch_mask(attention, batch["segment_ids"][i : i + gpu.MICRO])]
+        (*(x[i : i + gpu_cases.MICRO] for x in (ids, positions, targets, weights)), mask)
+        for i in range(0, gpu_cases.PACKED, gpu_cases.MICRO)
+        for mask in [torch_mask(attention, batch["segment_ids"][i : i + gpu_cases.MICRO])]
     ]
     adam = torch.optim.AdamW(net.parameters(), lr=1e-5, betas=(0.9, 0.95), fused=True)
     forward = torch.compile(net) if compiled else net
@@ -112,10 +112,10 @@ def torch_train(repeats: int, attention: str, compiled: bool) -> rollout.Values:
         adam.zero_grad()
         values["loss"].append(total)
 
-    needed = gpu.train_flops(gpu.shape(), packed)
-    for s in gpu.seconds(call, repeats):
+    needed = gpu_cases.train_flops(gpu_cases.shape(), packed)
+    for s in gpu_cases.seconds(call, repeats):
         values["tokens_per_second"].append(ids.numel() / s)
-        values["mfu"].append(needed / s / gpu.PEAK)
+        values["mfu"].append(needed / s / gpu_cases.PEAK)
     values["peak_bytes"].append(torch.cuda.max_memory_allocated())
     return dict(values)
 
@@ -124,7 +124,7 @@ def torch_mask(attention: str, segments: Any) -> Any:
     """Causal within a segment, as this attention wants it."""
     import torch
 
-    time_ = torch.arange(gpu.LENGTH, device="cuda")
+    time_ = torch.arange(gpu_cases.LENGTH, device="cuda")
     if attention != "flex_attention":
         allowed = segments[:, :, None] == segments[:, None, :]
         return (allowed & (time_[:, None] >= time_))[:, None]
@@ -133,4 +133,6 @@ def torch_mask(attention: str, segments: Any) -> Any:
     def allowed(b: Any, _: Any, q: Any, k: Any) -> Any:
         return (segments[b, q] == segments[b, k]) & (q >= k)
 
-    return create_block_mask(allowed, len(segments), None, gpu.LENGTH, gpu.LENGTH, device="cuda")
+    return create_block_mask(
+        allowed, len(segments), None, gpu_cases.LENGTH, gpu_cases.LENGTH, device="cuda"
+    )

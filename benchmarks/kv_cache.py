@@ -31,7 +31,7 @@ import numpy as np
 
 from benchmarks import rollout_model as stand_in
 from benchmarks.rollout import Values, nested, table, versions
-from masksearch_jax.models.unrolled import unroll
+from masksearch_jax.models.transformer import unroll
 from masksearch_jax.rollout import decode
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.sampling import Sampler

@@ -26,8 +26,7 @@ import numpy as np
 
 from benchmarks import rollout_decode, rollout_determinism, rollout_latency
 from benchmarks import rollout_model as stand_in
-from masksearch_jax.models.transformer import Transformer
-from masksearch_jax.models.unrolled import unroll
+from masksearch_jax.models.transformer import Transformer, unroll
 from masksearch_jax.rollout import decode
 from masksearch_jax.rollout.sampling import Sampler
 

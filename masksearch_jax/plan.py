@@ -29,9 +29,9 @@ from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.files import write_json
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.data.batches import SFT_FIELDS
-from masksearch_jax.models import hf, kv_cache, layout, lora, rollout_weights
+from masksearch_jax.models import hf, layout, lora, paged_attention, rollout_weights
 from masksearch_jax.models.hf_config import read_config
-from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.models.transformer import Transformer, stacked
 from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.parallel.sharding import PyTree
 from masksearch_jax.planning import alternatives, chips, flops, measure, shapes
@@ -137,7 +137,7 @@ def dapo_programs(cfg: DapoRun, mesh: Mesh) -> Iterator[Program]:
         yield Program("logprobs", logprobs, (state.model, part), (0,), need)
     model, held = state.model, (0, 1)
     if rollout_weights.is_needed(cfg.compute, rollout.weights, mesh.shape):
-        yield Program("copy", rollout_weights.stacked, (model,), (0,), 0.0)
+        yield Program("copy", stacked, (model,), (0,), 0.0)
         model, held = copy_of(model, mesh), (1,)
     tick, args = tick_of(cfg, mesh, model)
     yield Program("tick", tick, args, held, 0.0)
@@ -146,7 +146,7 @@ def dapo_programs(cfg: DapoRun, mesh: Mesh) -> Iterator[Program]:
 def copy_of(model: Transformer, mesh: Mesh) -> Transformer:
     """Shapes of the weights that rollouts read."""
     return shapes.at(
-        jax.eval_shape(rollout_weights.whole, model),
+        jax.eval_shape(stacked, model),
         layout.parameter_shardings(mesh, model, whole=True),
     )
 
@@ -164,7 +164,9 @@ def tick_of(
     inbox = decode.empty_inbox(shards, sizes.rows[-1], sizes.width, *tokens)
     seed = shapes.placed(jax.ShapeDtypeStruct((), jnp.uint32), mesh)
     stop = shapes.placed(jax.ShapeDtypeStruct((cfg.model.vocab_size,), jnp.bool_), mesh)
-    attention = kv_cache.reader(rollout.attention, "tpu", cfg.model.head_dim, sizes.page_tokens)
+    attention = paged_attention.reader(
+        rollout.attention, "tpu", cfg.model.head_dim, sizes.page_tokens
+    )
     tick = decode.make_tick(rollout.tick_tokens, sampler_of(rollout), attention)
     return tick, (model, cache, shapes.placed(inbox, mesh, "batch"), seed, stop, sizes.rows[-1])
 

@@ -100,10 +100,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {name_of(p): ast.parse(p.read_text(encoding="utf-8")) for p in FILES}
 
 
-def imports(tree: ast.AST, *, at_top: bool = False) -> set[str]:
-    """Dotted names of what a module imports: all, or only what it imports when it is imported."""
+def imports(tree: ast.AST) -> set[str]:
+    """Dotted names of all that a module imports, for its types and inside of functions too."""
     found: set[str] = set()
-    for node in tree.body if at_top else ast.walk(tree):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -112,10 +112,10 @@ def imports(tree: ast.AST, *, at_top: bool = False) -> set[str]:
     return found
 
 
-def internal(tree: ast.AST, *, at_top: bool = False) -> set[str]:
+def internal(tree: ast.AST) -> set[str]:
     """Modules of the package that a module imports, as `data.tasks`."""
     found = set()
-    for name in imports(tree, at_top=at_top):
+    for name in imports(tree):
         if name.startswith("masksearch_jax."):
             name = name.removeprefix("masksearch_jax.")
             found.add(name if name in TREES else name.rpartition(".")[0])
@@ -189,11 +189,40 @@ def test_every_file_at_the_root_can_be_run():
         assert '\nif __name__ == "__main__":\n' in text, f"{name} cannot be run"
 
 
+def circle_among(edges: dict[str, set[str]]) -> set[str]:
+    """What is left of name → names when all that leads to no circle is taken away."""
+    while leaves := {m for m, others in edges.items() if not others & edges.keys()}:
+        edges = {m: others for m, others in edges.items() if m not in leaves}
+    return set(edges)
+
+
 def test_no_modules_import_each_other_in_a_circle():
-    edges = {m: internal(tree, at_top=True) for m, tree in TREES.items()}
-    while leaves := [m for m, others in edges.items() if not others]:
-        edges = {m: others - set(leaves) for m, others in edges.items() if m not in leaves}
-    assert not edges, f"a circle of imports among {sorted(edges)}"
+    """Nor for their types, nor inside of a function: what both need lies below both."""
+    assert not circle_among({m: internal(tree) - {m} for m, tree in TREES.items()})
+
+
+def test_no_benchmarks_import_each_other_in_a_circle():
+    paths = {f"benchmarks.{p.stem}": p for p in (ROOT / "benchmarks").glob("*.py")}
+    trees = {name: ast.parse(p.read_text(encoding="utf-8")) for name, p in paths.items()}
+    edges = {}
+    for name, tree in trees.items():
+        found = imports(tree)
+        edges[name] = found | {other.rpartition(".")[0] for other in found}
+    assert not circle_among(edges)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from masksearch_jax.models import transformer",
+        "if TYPE_CHECKING:\n    from masksearch_jax.models.transformer import Transformer",
+        "def f():\n    from masksearch_jax.models import transformer",
+    ],
+)
+def test_an_import_that_closes_a_circle_is_seen(code):
+    edges = {m: internal(tree) - {m} for m, tree in TREES.items()}
+    edges["models.blocks"] |= internal(ast.parse(code))
+    assert circle_among(edges) >= {"models.blocks", "models.unrolled", "models.transformer"}
 
 
 @pytest.mark.parametrize("module", TREES)

@@ -23,37 +23,14 @@ from jax.sharding import Mesh
 from masksearch_jax.core.config import LoraConfig
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.models import layout
+from masksearch_jax.models.adapters import TARGETS, Adapters
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
 from masksearch_jax.training import checkpoint_files, train_state
 
-TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
-
 
 class LoraError(ValueError):
     """Adapters that this decoder cannot have."""
-
-
-class Adapters(nnx.Module):
-    """A and B of every target, `q_a`, `q_b`, …, of all layers, or of one once sliced; others None.
-
-    `scale`: alpha / rank.
-    """
-
-    def __init__(self, factors: dict[str, jax.Array], scale: float) -> None:
-        self.scale = scale
-        for name in TARGETS:
-            for half in ("a", "b"):
-                factor = factors.get(f"{name}_{half}")
-                setattr(self, f"{name}_{half}", None if factor is None else nnx.Param(factor))
-
-    def __call__(self, name: str, x: jax.Array) -> jax.Array | None:
-        """What x [..., I] gets besides its product with the matrix `name`, or None: no target."""
-        a, b = getattr(self, f"{name}_a"), getattr(self, f"{name}_b")
-        if a is None:
-            return None
-        low = jnp.einsum("...i,ir->...r", x, a[...].astype(x.dtype))
-        return self.scale * jnp.einsum("...r,ro->...o", low, b[...].astype(x.dtype))
 
 
 def check_lora(config: LoraConfig) -> None:

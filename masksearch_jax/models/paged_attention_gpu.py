@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,7 @@ from etils import epy
 from jax.experimental import pallas as pl
 
 from masksearch_jax.models.attention import AttentionError
-
-if TYPE_CHECKING:
-    from masksearch_jax.models.kv_cache import Fresh, KVCache  # which knows this module
+from masksearch_jax.models.kv_cache import Fresh, KVCache
 
 with epy.lazy_imports():
     from jax.experimental.pallas import triton as plgpu

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,7 @@ from etils import epy
 from jax.experimental import pallas as pl
 
 from masksearch_jax.models.attention import AttentionError
-
-if TYPE_CHECKING:
-    from masksearch_jax.models.kv_cache import KVCache  # which knows this module
+from masksearch_jax.models.kv_cache import KVCache
 
 with epy.lazy_imports():  # it takes a third of a second, and most runs do without
     from jax.experimental.pallas import tpu as pltpu

@@ -7,17 +7,16 @@ gathered anew for every token, those kept in float32 for training are twice the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from masksearch_jax.core.config import ComputeConfig
-from masksearch_jax.models import layout
+from masksearch_jax.models import parameters
 from masksearch_jax.parallel import sharding
 
-if TYPE_CHECKING:
-    from masksearch_jax.models.transformer import Transformer  # which knows this module
+Weights = TypeVar("Weights")  # a pytree of parameters by our names
 
 
 def is_shared(sizes: Mapping[str, int]) -> bool:
@@ -38,12 +37,11 @@ def is_needed(compute: ComputeConfig, weights: str, sizes: Mapping[str, int]) ->
     return jnp.dtype(compute.param_dtype) != jnp.dtype(compute.dtype)
 
 
-def whole(model: Transformer) -> Transformer:
-    """The model in the compute dtype, split by the mesh's `tensor` alone; within a jitted function.
+def whole(model: Weights, dtype: str) -> Weights:
+    """The model in this dtype, split by the mesh's `tensor` alone; within a jitted function.
 
     Adapters keep their dtype. Stacks are gathered layer by layer, so that none is there twice.
     """
-    dtype = jnp.dtype(model.compute.dtype)
     found, structure = jax.tree_util.tree_flatten_with_path(model)
     names = [sharding.parameter_name(path) for path, _ in found]
 
@@ -51,12 +49,9 @@ def whole(model: Transformer) -> Transformer:
         return sharding.constrain(leaf if ".adapters." in name else leaf.astype(dtype), *axes)
 
     def layer(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return {n: place(n, x, layout.whole_axes(n)[1:]) for n, x in leaves.items()}
+        return {n: place(n, x, parameters.whole_axes(n)[1:]) for n, x in leaves.items()}
 
     leaves = dict(zip(names, (leaf for _, leaf in found), strict=True))
     if is_shared(jax.sharding.get_abstract_mesh().shape):
         leaves |= jax.lax.map(layer, {n: x for n, x in leaves.items() if n.startswith("blocks.")})
-    return structure.unflatten(place(n, x, layout.whole_axes(n)) for n, x in leaves.items())
-
-
-stacked = jax.jit(whole)
+    return structure.unflatten(place(n, x, parameters.whole_axes(n)) for n, x in leaves.items())

@@ -8,9 +8,6 @@ pytree leaves of the model, so plain jax.jit, jax.grad and jax.lax.scan take it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -18,73 +15,26 @@ from flax import nnx
 from masksearch_jax.core.config import ComputeConfig, ModelConfig
 from masksearch_jax.models import (
     attention,
+    blocks,
     context_parallel,
     head,
     kv_cache,
-    layout,
+    paged_attention,
     rollout_weights,
     shared_weights,
+    unrolled,
 )
 from masksearch_jax.models.kv_cache import Fresh, KVCache
-from masksearch_jax.models.remat import REMAT, keep
+from masksearch_jax.models.remat import REMAT
+from masksearch_jax.models.unrolled import Unrolled
 from masksearch_jax.parallel import sharding
-
-if TYPE_CHECKING:
-    from masksearch_jax.models import unrolled  # which knows this module
 
 FAMILIES = ("qwen2", "qwen3", "llama")
 _LAYER = ("batch", "time", "activation")  # logical axes of what goes from layer to layer
-INIT_STD = 0.02  # as transformers initialises these families
-QK_IDENTITY = 2.6  # attention logit of a token with itself, at random weights
-VO_IDENTITY = 0.46  # share of a token's normed embedding that all heads of a layer pass on
 
 
 class ModelError(ValueError):
     """An architecture or a way to compute it that this decoder does not have."""
-
-
-class Block(nnx.Module):
-    """Parameters of every layer, stacked; one layer once sliced. Absent parameters are None.
-
-    Random weights start as copiers: keys near their queries and outputs near their values, so that
-    a head attends to tokens like its own and passes on what it finds (after mimetic
-    initialisation, arXiv 2305.09828, with both signs positive; the scales are ours). In trials the
-    tiny model copied from search results after far fewer updates than from plain random weights.
-    """
-
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
-        M, F, D = config.hidden_size, config.intermediate_size, config.head_dim
-        H, K = config.num_heads, config.num_kv_heads
-
-        def normal(*shape: int, std: float = INIT_STD) -> jax.Array:
-            return _normal(rngs, (config.num_layers, *shape), std)
-
-        def param(x: jax.Array) -> nnx.Param:
-            return nnx.Param(x.astype(dtype))
-
-        def full(value: float, *shape: int) -> nnx.Param:
-            return nnx.Param(jnp.full((config.num_layers, *shape), value, dtype))
-
-        def flat(x: jax.Array, heads: int) -> nnx.Param:
-            """[L, M, heads, D] as [L, M, heads·D], which pads no head to a TPU's tile of eight."""
-            return param(x.reshape(config.num_layers, M, heads * D))
-
-        k = normal(M, K, D, std=(QK_IDENTITY / (M * D**0.5)) ** 0.5)
-        v = normal(M, K, D, std=(VO_IDENTITY / (D * H)) ** 0.5)
-        self.attention_norm = full(1.0, M)
-        self.q = flat(jnp.repeat(k, H // K, axis=2) + normal(M, H, D), H)
-        self.k, self.v = flat(k, K), flat(v, K)
-        self.q_bias = full(0.0, H * D) if config.qkv_bias else None
-        self.k_bias = full(0.0, K * D) if config.qkv_bias else None
-        self.v_bias = full(0.0, K * D) if config.qkv_bias else None
-        self.q_norm = full(1.0, D) if config.qk_norm else None
-        self.k_norm = full(1.0, D) if config.qk_norm else None
-        o = jnp.repeat(v, H // K, axis=2).transpose(0, 2, 3, 1) + normal(H, D, M)
-        self.o = param(o.reshape(config.num_layers, H * D, M))
-        self.mlp_norm = full(1.0, M)
-        self.gate, self.up = param(normal(M, F)), param(normal(M, F))
-        self.down = param(normal(F, M))
-        self.adapters = nnx.data(None)  # of models.lora
 
 
 class Transformer(nnx.Module):
@@ -96,13 +46,15 @@ class Transformer(nnx.Module):
         table = (config.vocab_size, config.hidden_size)
         self.config = config
         self.compute = compute
-        self.embedding = nnx.Param(_normal(rngs, table, config.hidden_size**-0.5).astype(dtype))
-        self.blocks = Block(config, dtype, rngs)
+        self.embedding = nnx.Param(
+            blocks.normal(rngs, table, config.hidden_size**-0.5).astype(dtype)
+        )
+        self.blocks = blocks.Block(config, dtype, rngs)
         self.norm = nnx.Param(jnp.ones((config.hidden_size,), dtype))
         self.head = (
             None
             if config.tie_embeddings
-            else nnx.Param(_normal(rngs, table, INIT_STD).astype(dtype))
+            else nnx.Param(blocks.normal(rngs, table, blocks.INIT_STD).astype(dtype))
         )
 
     def hidden(self, ids: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
@@ -114,10 +66,10 @@ class Transformer(nnx.Module):
         tables = attention.rope(self.config, positions)
         attend = attention.ATTENTION[self.compute.attention]
 
-        def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
-            q, k, v = _project(block, x, tables, self.config.norm_eps, trained=True)
+        def layer(x: jax.Array, block: blocks.Block) -> tuple[jax.Array, None]:
+            q, k, v = blocks.project(block, x, tables, self.config.norm_eps, trained=True)
             out = attend(q, k, v, segment_ids)
-            x = _finish(block, x, out, self.config.norm_eps, trained=True)
+            x = blocks.finish(block, x, out, self.config.norm_eps, trained=True)
             return sharding.constrain(x, *_LAYER), None
 
         if self.compute.remat != "none":
@@ -134,7 +86,7 @@ class Transformer(nnx.Module):
 
     def final_norm(self, x: jax.Array) -> jax.Array:
         """The norm between the last block and the head, x [..., M]."""
-        return rms_norm(x, self.norm[...], self.config.norm_eps)
+        return blocks.rms_norm(x, self.norm[...], self.config.norm_eps)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 logits [..., V] of final hidden states [..., M]."""
@@ -163,15 +115,13 @@ class Transformer(nnx.Module):
         zeros = sharding.constrain(zeros, "layers", "batch", "kv_heads", "any", "any")
         return Fresh(zeros, zeros)
 
-    def for_sampling(self, weights: str = "whole") -> Transformer | unrolled.Unrolled:
+    def for_sampling(self, weights: str = "whole") -> Transformer | Unrolled:
         """What rollouts read under the mesh in force, as `rollout.weights` says."""
-        from masksearch_jax.models import unrolled  # which knows this module
-
         sizes = jax.sharding.get_abstract_mesh().shape
         if rollout_weights.is_unrolled(weights, sizes):
-            return unrolled.unroll(self)
+            return unroll(self)
         copied = rollout_weights.is_needed(self.compute, weights, sizes)
-        return rollout_weights.stacked(self) if copied else self
+        return stacked(self) if copied else self
 
     @property
     def steps_per_token(self) -> int:
@@ -200,7 +150,7 @@ class Transformer(nnx.Module):
             lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), self.blocks
         )
         tables = attention.rope(self.config, length[:, None] + token)
-        q, k, v = _project(block, x[:, None], tables, self.config.norm_eps)
+        q, k, v = blocks.project(block, x[:, None], tables, self.config.norm_eps)
 
         def put(target: jax.Array, new: jax.Array) -> jax.Array:
             new = new.swapaxes(1, 2)[None].astype(target.dtype)
@@ -211,8 +161,10 @@ class Transformer(nnx.Module):
 
         fresh = Fresh(put(fresh.k, k), put(fresh.v, v))
         mine = jax.tree.map(of_layer, fresh)
-        out = kv_cache.decode_attention(q[:, 0], cache, mine, layer, token, table, length, backend)
-        return _finish(block, x[:, None], out[:, None], self.config.norm_eps)[:, 0], fresh
+        out = paged_attention.decode_attention(
+            q[:, 0], cache, mine, layer, token, table, length, backend
+        )
+        return blocks.finish(block, x[:, None], out[:, None], self.config.norm_eps)[:, 0], fresh
 
     def write_cache(
         self,
@@ -246,10 +198,10 @@ class Transformer(nnx.Module):
 
         def layer(x: jax.Array, xs: tuple) -> tuple[jax.Array, Fresh]:
             block, index = xs
-            q, k, v = _project(block, x, tables, self.config.norm_eps)
+            q, k, v = blocks.project(block, x, tables, self.config.norm_eps)
             fresh = Fresh(k.swapaxes(1, 2), v.swapaxes(1, 2))
-            out = kv_cache.extend_attention(q, cache, fresh, index, table, start)
-            return _finish(block, x, out, self.config.norm_eps), fresh
+            out = paged_attention.extend_attention(q, cache, fresh, index, table, start)
+            return blocks.finish(block, x, out, self.config.norm_eps), fresh
 
         layers = jnp.arange(self.config.num_layers)
         x, fresh = jax.lax.scan(layer, self.embed(ids), (self.blocks, layers))
@@ -277,77 +229,21 @@ def check_architecture(config: ModelConfig, compute: ComputeConfig) -> None:
             )
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """x / rms(x) · weight over the last axis, statistics in float32."""
-    wide = x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    gain = jnp.expand_dims(weight.astype(x.dtype), tuple(range(x.ndim - 1)))
-    return (wide * scale).astype(x.dtype) * gain
+@jax.jit
+def stacked(model: Transformer) -> Transformer:
+    """A copy of the weights in the compute dtype, split by the mesh's `tensor` alone."""
+    return rollout_weights.whole(model, model.compute.dtype)
 
 
-def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> jax.Array:
-    return jax.random.normal(rngs.params(), shape, jnp.float32) * std
-
-
-def _linear(block: Block, name: str, x: jax.Array, trained: bool) -> jax.Array:
-    """x [B, T, I] times the block's matrix of that name [I, O], and what its adapter adds.
-
-    `trained`: for an update, where devices may share the matrix and want its gradient.
-    """
-    matrix = getattr(block, name)[...].astype(x.dtype)
-    if trained:
-        axis = layout.PARAMETERS[f"blocks.{name}"].index(sharding.SHARED) - 1
-        out = shared_weights.matmul(x, matrix, axis)
-    else:
-        out = jnp.einsum("bti,io->bto", x, matrix)
-    more = None if block.adapters is None else block.adapters(name, x)
-    return out if more is None else out + more
-
-
-def _project(
-    block: Block,
-    x: jax.Array,
-    tables: tuple[jax.Array, jax.Array],
-    eps: float,
-    trained: bool = False,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Rotated queries [B, T, H, D] and keys, and values [B, T, K, D], of x [B, T, M]."""
-    normed = rms_norm(x, block.attention_norm[...], eps)
-
-    def project(name: str, bias: nnx.Param | None) -> jax.Array:
-        out = keep(_linear(block, name, normed, trained))
-        return out if bias is None else out + bias[...].astype(x.dtype)[None, None]
-
-    q, k, v = project("q", block.q_bias), project("k", block.k_bias), project("v", block.v_bias)
-    norms = [None if norm is None else norm[...] for norm in (block.q_norm, block.k_norm)]
-    return heads(q, k, v, norms, tables, eps)
-
-
-def heads(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    norms: Sequence[jax.Array | None],
-    tables: tuple[jax.Array, jax.Array],
-    eps: float,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Projections [B, T, H·D] and [B, T, K·D] as rotated queries and keys, and values.
-
-    norms: weights [D] of the queries' and the keys' own norm, or None.
-    """
-    head_dim = 2 * tables[0].shape[-1]
-    q, k, v = (x.reshape(*x.shape[:2], -1, head_dim) for x in (q, k, v))
-    q, k = (
-        x if norm is None else rms_norm(x, norm, eps) for x, norm in zip((q, k), norms, strict=True)
+@jax.jit
+def unroll(model: Transformer) -> Unrolled:
+    """A whole copy of the weights, apart and in the compute dtype; adapters in their own."""
+    model = rollout_weights.whole(model, model.compute.dtype)
+    return Unrolled(
+        embedding=model.embedding[...],
+        layers=unrolled.layers(model.blocks, model.config.num_layers),
+        norm=model.norm[...],
+        head_table=None if model.head is None else model.head[...],
+        config=model.config,
+        compute=model.compute,
     )
-    return attention.rotate(q, tables), attention.rotate(k, tables), v
-
-
-def _finish(
-    block: Block, x: jax.Array, out: jax.Array, eps: float, trained: bool = False
-) -> jax.Array:
-    """x [B, T, M] plus the projected attention output [B, T, H, D], then plus the gated MLP."""
-    x = keep(x + _linear(block, "o", out.reshape(*x.shape[:2], -1), trained))
-    normed = rms_norm(x, block.mlp_norm[...], eps)
-    gate, up = (keep(_linear(block, name, normed, trained)) for name in ("gate", "up"))
-    return x + _linear(block, "down", jax.nn.silu(gate) * up, trained)

@@ -13,7 +13,7 @@ packed sooner than the weights (1.6 to 3 times as fast at 8 to 32 rows).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -21,11 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from masksearch_jax.core.config import ComputeConfig, ModelConfig
-from masksearch_jax.models import attention, head, kv_cache, rollout_weights, transformer
+from masksearch_jax.models import attention, blocks, head, kv_cache, paged_attention
+from masksearch_jax.models.adapters import Adapters
+from masksearch_jax.models.blocks import Block
 from masksearch_jax.models.kv_cache import Fresh, KVCache
-
-if TYPE_CHECKING:
-    from masksearch_jax.models.lora import Adapters  # which loads what training needs
 
 FEW = 128  # rows, up to which a CPU has the weights on the left
 
@@ -65,7 +64,7 @@ class Unrolled:
         return self.embedding[ids]
 
     def final_norm(self, x: jax.Array) -> jax.Array:
-        return transformer.rms_norm(x, self.norm, self.config.norm_eps)
+        return blocks.rms_norm(x, self.norm, self.config.norm_eps)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         table = self.embedding if self.head_table is None else self.head_table
@@ -104,7 +103,7 @@ class Unrolled:
             )
             kept = Fresh(put(kept.k, k), put(kept.v, v))
             at = (jnp.int32(index), step, table, length)
-            out = kv_cache.decode_attention(q[:, 0], cache, kept, *at, backend)
+            out = paged_attention.decode_attention(q[:, 0], cache, kept, *at, backend)
             x = _finish(layer, x, out[:, None], self.config.norm_eps)
             held.append(kept)
         return x[:, 0], tuple(held)
@@ -134,26 +133,23 @@ class Unrolled:
         for index, layer in enumerate(self.layers):
             q, k, v = _project(layer, x, tables, self.config)
             fresh = Fresh(k.swapaxes(1, 2), v.swapaxes(1, 2))
-            out = kv_cache.extend_attention(q, cache, fresh, jnp.int32(index), table, start)
+            out = paged_attention.extend_attention(q, cache, fresh, jnp.int32(index), table, start)
             x = _finish(layer, x, out, self.config.norm_eps)
             held.append(fresh)
         return self.final_norm(x), self.write_cache(cache, tuple(held), table, start, count)
 
 
-@jax.jit
-def unroll(model: transformer.Transformer) -> Unrolled:
-    """A whole copy of the weights, apart and in the compute dtype; adapters in their own."""
-    model = rollout_weights.whole(model)
-    blocks = model.blocks
+def layers(stacked: Block, count: int) -> tuple[Layer, ...]:
+    """The `count` layers of stacked ones, each apart; within a jitted function."""
 
     def joined(index: int, *names: str) -> jax.Array | None:
-        found = [getattr(blocks, name) for name in names]
+        found = [getattr(stacked, name) for name in names]
         if found[0] is None:
             return None
         whole = jnp.concatenate([x[index] for x in found], axis=-1)
         return whole.T if _is_turned() and whole.ndim == 2 else whole
 
-    layers = tuple(
+    return tuple(
         Layer(
             attention_norm=joined(i, "attention_norm"),
             qkv=joined(i, "q", "k", "v"),
@@ -164,17 +160,9 @@ def unroll(model: transformer.Transformer) -> Unrolled:
             mlp_norm=joined(i, "mlp_norm"),
             gate_up=joined(i, "gate", "up"),
             down=joined(i, "down"),
-            adapters=jax.tree.map(lambda x, i=i: x[i], blocks.adapters),
+            adapters=jax.tree.map(lambda x, i=i: x[i], stacked.adapters),
         )
-        for i in range(model.config.num_layers)
-    )
-    return Unrolled(
-        embedding=model.embedding[...],
-        layers=layers,
-        norm=model.norm[...],
-        head_table=None if model.head is None else model.head[...],
-        config=model.config,
-        compute=model.compute,
+        for i in range(count)
     )
 
 
@@ -209,13 +197,13 @@ def _products(
 def _project(
     layer: Layer, x: jax.Array, tables: tuple[jax.Array, jax.Array], config: ModelConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    normed = transformer.rms_norm(x, layer.attention_norm, config.norm_eps)
+    normed = blocks.rms_norm(x, layer.attention_norm, config.norm_eps)
     sizes = [n * config.head_dim for n in (config.num_heads, *[config.num_kv_heads] * 2)]
     parts = _products(layer, ("q", "k", "v"), normed, layer.qkv, sizes)
     if layer.qkv_bias is not None:
         biases = jnp.split(layer.qkv_bias, np.cumsum(sizes)[:-1])
         parts = [part + bias[None, None] for part, bias in zip(parts, biases, strict=True)]
-    return transformer.heads(*parts, (layer.q_norm, layer.k_norm), tables, config.norm_eps)
+    return blocks.heads(*parts, (layer.q_norm, layer.k_norm), tables, config.norm_eps)
 
 
 def _finish(layer: Layer, x: jax.Array, out: jax.Array, eps: float) -> jax.Array:
@@ -223,7 +211,7 @@ def _finish(layer: Layer, x: jax.Array, out: jax.Array, eps: float) -> jax.Array
         return x + _products(layer, (name,), inner, w, [x.shape[2]])[0]
 
     x = added("o", out.reshape(*x.shape[:2], -1), layer.o)
-    normed = transformer.rms_norm(x, layer.mlp_norm, eps)
+    normed = blocks.rms_norm(x, layer.mlp_norm, eps)
     sizes = [layer.gate_up.size // x.shape[2] // 2] * 2
     gate, up = _products(layer, ("gate", "up"), normed, layer.gate_up, sizes)
     return added("down", jax.nn.silu(gate) * up, layer.down)

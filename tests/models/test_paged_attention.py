@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from masksearch_jax.models import attention, kv_cache, paged_attention_gpu, paged_attention_tpu
+from masksearch_jax.models import (
+    attention,
+    kv_cache,
+    paged_attention,
+    paged_attention_gpu,
+    paged_attention_tpu,
+)
 from masksearch_jax.rollout import decode
 
 LAYERS, PAGES, HEADS, EACH, DIM, PAGE, WIDTH = 2, 20, 2, 3, 128, 128, 5
@@ -65,7 +71,7 @@ def test_both_ways_to_read_the_cache_give_the_same_attention() -> None:
     fresh = kv_cache.Fresh(*(jnp.asarray(draw.normal(size=shape), jnp.float32) for _ in range(2)))
     table = draw.permutation(PAGES).reshape(1, 4, WIDTH).astype(np.int32)
     at = (jnp.int32(0), jnp.int32(1), jnp.asarray(table), jnp.asarray(LENGTH))
-    attend = jax.jit(kv_cache.decode_attention, static_argnums=7)
+    attend = jax.jit(paged_attention.decode_attention, static_argnums=7)
     with pltpu.force_tpu_interpret_mode():
         found = attend(q, cache, fresh, *at, "pallas")
     np.testing.assert_allclose(found, attend(q, cache, fresh, *at, "xla"), atol=1e-5)
@@ -83,7 +89,7 @@ def test_the_gpu_kernel_gives_the_attention_of_xla(dtype: str, step: int, monkey
     fresh = kv_cache.Fresh(*(jnp.asarray(draw.normal(size=shape), kind) for _ in range(2)))
     table = draw.permutation(PAGES).reshape(1, 4, WIDTH).astype(np.int32)
     at = (jnp.int32(1), jnp.int32(step), jnp.asarray(table), jnp.asarray(LENGTH))
-    expected = kv_cache.decode_attention(q, cache, fresh, *at)
+    expected = paged_attention.decode_attention(q, cache, fresh, *at)
     for chunk in (PAGE, 2 * PAGE):
         monkeypatch.setattr(paged_attention_gpu, "CHUNK", chunk)
         grouped = attention.group(q[:, None], HEADS)
@@ -103,7 +109,7 @@ def test_on_a_gpu_the_cache_is_read_by_one_kernel(monkeypatch) -> None:
     now = jax.ShapeDtypeStruct((4, HEADS, 3, DIM), jnp.bfloat16)
     table = jax.ShapeDtypeStruct((1, 4, WIDTH), jnp.int32)
     step, length = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((), (4,)))
-    attend = jax.jit(kv_cache.decode_attention, static_argnums=7)
+    attend = jax.jit(paged_attention.decode_attention, static_argnums=7)
     traced = attend.trace(q, cache, kv_cache.Fresh(now, now), step, step, table, length, "pallas")
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert re.findall(r"__gpu\$xla.gpu.triton", text) == ["__gpu$xla.gpu.triton"]
@@ -150,7 +156,7 @@ def test_sizes_that_the_kernel_does_not_take_are_refused_by_name(head_dim, page,
 def test_the_kernel_is_chosen_where_there_is_one(
     choice, platform, head_dim, page, expected
 ) -> None:
-    assert kv_cache.reader(choice, platform, head_dim, page) == expected
+    assert paged_attention.reader(choice, platform, head_dim, page) == expected
 
 
 def test_the_kernel_is_refused_where_there_is_no_tpu() -> None:

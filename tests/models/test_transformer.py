@@ -23,17 +23,18 @@ from masksearch_jax.core.config import (
 )
 from masksearch_jax.models import (
     attention,
+    blocks,
     context_parallel,
     hf,
     kv_cache,
     shared_weights,
-    transformer,
 )
 from masksearch_jax.models import lora as lora_module
+from masksearch_jax.models.blocks import rms_norm
 from masksearch_jax.models.head import token_logprobs
 from masksearch_jax.models.remat import REMAT
-from masksearch_jax.models.transformer import ModelError, Transformer, rms_norm
-from masksearch_jax.models.unrolled import Unrolled, unroll
+from masksearch_jax.models.transformer import ModelError, Transformer, unroll
+from masksearch_jax.models.unrolled import Unrolled
 from masksearch_jax.parallel import sharding
 from masksearch_jax.testing.models import FLOAT32, TINY_QWEN2
 
@@ -418,9 +419,9 @@ def test_initial_weights_start_as_copiers() -> None:
     # x·Wq·(x·Wk)ᵀ / √D of a normed x, whose square sum is M, is about the trace of Wq·Wkᵀ / √D.
     k, v = (x.reshape(*x.shape[:2], 2, 64) for x in (k, v))
     own = np.einsum("lmkgd,lmkd->lkg", q.reshape(*q.shape[:2], 2, 2, 64), k) / 64**0.5
-    np.testing.assert_allclose(own, transformer.QK_IDENTITY, rtol=0.1)
+    np.testing.assert_allclose(own, blocks.QK_IDENTITY, rtol=0.1)
     passed = np.einsum("lmkd,lkgdm->l", v, o.reshape(o.shape[0], 2, 2, 64, 256)) / 256
-    np.testing.assert_allclose(passed, transformer.VO_IDENTITY, rtol=0.1)
+    np.testing.assert_allclose(passed, blocks.VO_IDENTITY, rtol=0.1)
     assert not np.array_equal(k, v)
 
 
