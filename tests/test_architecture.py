@@ -80,6 +80,7 @@ MAY_IMPORT = {
     "rensa": {"corpus.duplicates"},
     "ahocorasick_rs": {"ramp.gazetteer"},
     "spacy": {"ramp.spacy_spans"},
+    "gguf": {"core.gguf_file", "models.gguf_model"},
     "grain": {"data.batches", "data.curriculum"},
     "torch": {"models.reload_check"},
     "transformers": {"core.tokenizer", "models.reload_check"},

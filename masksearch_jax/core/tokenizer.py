@@ -18,8 +18,9 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from masksearch_jax.core import files, markup
+from masksearch_jax.core import files, gguf_tokenizer, markup
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.gguf_file import is_gguf
 from masksearch_jax.core.types import JsonObject
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
@@ -143,7 +144,7 @@ class Vocab:
 
     @classmethod
     def load(cls, folder: str | Path, key: str = "config.tokenizer") -> Vocab:
-        """The tokenizer saved in a local folder; never asks the network.
+        """The tokenizer saved in a local folder or GGUF file; never asks the network.
 
         Raises ConfigError naming the key for an empty `folder`, FileNotFoundError when the folder
         or its files are missing, VocabError for a tokenizer that is not byte-level.
@@ -151,12 +152,14 @@ class Vocab:
         if not os.fspath(folder).strip():
             raise ConfigError(f"{key} is empty; it must name the folder that holds tokenizer.json")
         folder = Path(folder)
-        if not folder.is_dir():
+        if not folder.is_dir() and not is_gguf(folder):
             raise FileNotFoundError(
                 f"tokenizer {str(folder)!r} is not a local folder; download the model first and "
-                "give the path of the folder that holds its tokenizer.json"
+                "give the path of the folder that holds its tokenizer.json, or of its GGUF file"
             )
         try:
+            if is_gguf(folder):
+                return cls(*gguf_tokenizer.read(folder), folder)
             config = _read_config(folder)
             return cls(_read_tokenizer(folder), config, _read_template(folder, config), folder)
         except ValueError as error:  # also of JSON

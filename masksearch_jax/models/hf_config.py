@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from masksearch_jax.core.config import ModelConfig, RopeScaling
+from masksearch_jax.core.gguf_file import is_gguf
 from masksearch_jax.core.types import JsonObject
+from masksearch_jax.models import gguf_model
 
 ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
@@ -61,11 +63,13 @@ def check_no_adapter(folder: str | Path) -> None:
 
 
 def read_config(folder: str | Path) -> ModelConfig:
-    """The architecture in `folder/config.json`, in the form of transformers 4 or 5.
+    """The architecture of a GGUF file, or in `folder/config.json` as transformers 4 and 5 write it.
 
     Raises HfError naming the file and key for a model or option that the decoder does not compute,
     and for weights that are quantised or an adapter's.
     """
+    if is_gguf(folder):
+        return gguf_model.read_config(folder)
     check_no_adapter(folder)
     path = Path(folder) / "config.json"
     raw = read_json(path)

@@ -16,7 +16,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from masksearch_jax.core.files import writing
+from masksearch_jax.core.gguf_file import is_gguf
 from masksearch_jax.core.types import JsonObject
+from masksearch_jax.models.gguf_model import GgufFile
 from masksearch_jax.models.hf_config import HfError, read_json
 
 SINGLE = "model.safetensors"
@@ -39,23 +41,30 @@ class Stored(NamedTuple):
 
 
 def stored(folder: Path) -> dict[str, Stored]:
-    """Every tensor of the folder's single file or indexed shards, from headers alone.
+    """Every tensor of a GGUF file, or the folder's single file or indexed shards, by headers alone.
 
     Raises FileNotFoundError or HfError naming a file that is missing or cut, or an index that names
     tensors which its files lack.
     """
+    if is_gguf(folder):
+        return _in_file(folder)
     where = _weight_map(folder)
     found: dict[str, Stored] = {}
     for file in sorted(set(where.values())):
-        with _open(folder / file) as content:
-            for name in content.keys():  # noqa: SIM118 (not a dict)
-                if where.get(name) == file:
-                    piece = content.get_slice(name)
-                    shape = tuple(piece.get_shape())
-                    found[name] = Stored(folder / file, name, shape, piece.get_dtype())
+        there = _in_file(folder / file)
+        found |= {name: tensor for name, tensor in there.items() if where.get(name) == file}
     if lacking := sorted(set(where) - set(found)):
         raise HfError(f"{folder}: the index names tensors its files lack: {lacking[:5]}")
     return found
+
+
+def _in_file(path: Path) -> dict[str, Stored]:
+    with _open(path) as content:
+        pieces = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118 (no dict)
+        return {
+            name: Stored(path, name, tuple(piece.get_shape()), piece.get_dtype())
+            for name, piece in pieces.items()
+        }
 
 
 def read(tensor: Stored, index: Index, transposed: bool, out: np.ndarray) -> None:
@@ -214,7 +223,10 @@ def _ambiguous(folder: Path, files: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[safe_open]:
+def _open(path: Path) -> Iterator[safe_open | GgufFile]:
+    if is_gguf(path):
+        yield GgufFile(path)
+        return
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing, though {INDEX} names it")
     try:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from masksearch_jax.core import files
+from masksearch_jax.core import files, gguf_file, gguf_tokenizer
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.models.hf_config import HfError, read_json
 
@@ -38,8 +38,14 @@ def replacing(folder: Path, made_from: str) -> Iterator[Path]:
 
 
 def copy_tokenizer(tokenizer: str | Path | None, folder: Path) -> JsonObject:
-    """Copies the tokenizer's files; returns the generation config that lies with them."""
+    """Copies the tokenizer's files, or writes those of a GGUF file's; the generation config there.
+
+    tokenizer: a folder, whose generation_config.json is returned, or a GGUF file, which has none.
+    """
     if tokenizer is None:
+        return {}
+    if gguf_file.is_gguf(tokenizer):
+        gguf_tokenizer.write(tokenizer, folder)
         return {}
     tokenizer = Path(tokenizer)
     present = [name for name in TOKENIZER_FILES if (tokenizer / name).is_file()]

@@ -1,4 +1,4 @@
-"""Where a run's weights come from: random, an HF folder, or a checkpoint."""
+"""Where a run's weights come from: random, an HF folder, a GGUF file, or a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from masksearch_jax.core.config import ComputeConfig, LoraConfig, ModelConfig
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.gguf_file import is_gguf
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.models import hf, layout, lora
@@ -23,7 +24,10 @@ from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
 from masksearch_jax.training import checkpoint_files
 
-_MODEL = "a folder in Hugging Face format, such as export_hf writes, or of checkpoints"
+_MODEL = (
+    "a folder in Hugging Face format, such as export_hf writes, a GGUF file, or a folder of "
+    "checkpoints"
+)
 
 
 class InitError(ValueError):
@@ -31,19 +35,19 @@ class InitError(ValueError):
 
 
 def describe(folder: str, tokenizer: str, key: str = "config") -> tuple[ModelConfig, Vocab]:
-    """Architecture and tokenizer of a local folder in HF format or of checkpoints.
+    """Architecture and tokenizer of a local folder in HF format or of checkpoints, or a GGUF file.
 
-    tokenizer: its folder; empty: `folder`, which checkpoints are not. Raises ConfigError, which
-    names KEY.init or KEY.tokenizer, and what reading either raises.
+    tokenizer: its folder or file; empty: `folder`, which checkpoints are not. Raises ConfigError,
+    which names KEY.init or KEY.tokenizer, and what reading either raises.
     """
     if not folder.strip():
         raise ConfigError(f"{key}.init is empty; it must name {_MODEL}")
-    if not Path(folder).is_dir():
+    if not Path(folder).is_dir() and not is_gguf(folder):
         raise ConfigError(
-            f"{key}.init is {folder!r}, which is not a local folder; it must name {_MODEL}"
+            f"{key}.init is {folder!r}, which is not a local folder or file; it must name {_MODEL}"
         )
     check_no_adapter(folder)
-    in_hf_format = is_hf_folder(folder)
+    in_hf_format = has_model(folder)
     if not in_hf_format and not tokenizer:
         raise ConfigError(
             f"{key}.init is {folder!r}, which holds no config.json; if it is a folder of "
@@ -55,9 +59,12 @@ def describe(folder: str, tokenizer: str, key: str = "config") -> tuple[ModelCon
     return config, vocab
 
 
-def is_hf_folder(folder: str) -> bool:
-    """True for a folder, local or in a bucket, in HF format; another one may hold checkpoints."""
-    return (epath.Path(folder) / "config.json").exists()
+def has_model(path: str) -> bool:
+    """True for a GGUF file, and for a folder, local or in a bucket, in HF format.
+
+    Another folder may hold checkpoints.
+    """
+    return is_gguf(path) or (epath.Path(path) / "config.json").exists()
 
 
 def initial(
@@ -65,9 +72,9 @@ def initial(
 ) -> Transformer:
     """The model laid out over `mesh`: from `init`, or random from `seed` when it is empty.
 
-    init: an HF folder (it holds config.json), or a checkpoint folder, whose latest step is taken.
-    Raises InitError when an HF folder is of another architecture (naming what differs) or in a
-    bucket, and what `hf.load` and `from_checkpoint` raise.
+    init: an HF folder (it holds config.json), a GGUF file, or a checkpoint folder, whose latest
+    step is taken. Raises InitError when a model is of another architecture (naming what differs) or
+    in a bucket, and what `hf.load` and `from_checkpoint` raise.
     """
     if not init:
         placed = layout.parameter_shardings(mesh, hf.abstract(config, compute))
@@ -177,7 +184,7 @@ def _base(
 ) -> tuple[str, ComputeConfig]:
     """Where the base of adapters is, and how to read it. Raises InitError where it is not there."""
     where, step = base or adapters["base"], adapters.get("base_step")
-    if step is not None and not is_hf_folder(where):
+    if step is not None and not has_model(where):
         where = f"{checkpoint_files.split(where)[0]}/{step}"
     if where and not epath.Path(where).exists():
         raise InitError(
@@ -213,22 +220,23 @@ def _placed(shapes: Transformer, mesh: Mesh) -> Transformer:
 
 
 def _has_hf_weights(init: str, config: ModelConfig) -> bool:
-    """Whether `init` is an HF folder, and then one that can be read, of this architecture.
+    """Whether `init` is an HF folder or GGUF file, that can be read, of this architecture.
 
     Raises InitError where nothing is there, or an HF folder in a bucket or of another architecture.
     """
     if not Path(init).exists() and "://" not in init:
         raise InitError(
-            f"config.init is {init!r}, which is not a local folder; download the model first and "
-            "give the path of the folder that holds its config.json, or of checkpoints"
+            f"config.init is {init!r}, which is not a local folder or file; download the model "
+            "first and give the path of its GGUF file, or of the folder that holds its "
+            "config.json, or of checkpoints"
         )
-    if "://" in init and is_hf_folder(init):
+    if "://" in init and has_model(init):
         raise InitError(
             f"config.init is {init!r}, an HF folder in a bucket: give a local path, of a copy "
             "(gcloud storage cp -r) or of the bucket mounted as a folder (gcsfuse)"
         )
     check_no_adapter(init)
-    if not is_hf_folder(init):
+    if not has_model(init):
         return False
     _check_same(init, hf.read_config(init), config)
     return True
@@ -245,7 +253,7 @@ def check_vocabulary(config: ModelConfig, vocab: Vocab, tokenizer: str, init: st
             f"the tokenizer has ids up to {vocab.size - 1}, but config.model.vocab_size is "
             f"{config.vocab_size}: give the tokenizer of this model"
         )
-    if init and not is_hf_folder(init) and checkpoint_files.has_steps(init):
+    if init and not has_model(init) and checkpoint_files.has_steps(init):
         stored = checkpoint_files.read_tokenizer(init)
         checkpoint_files.check_tokenizer(init, stored, identity(vocab, tokenizer))
 

