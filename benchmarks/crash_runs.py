@@ -39,6 +39,7 @@ cli.call(lambda: main.run(cfg) and None)
 # When a search comes back decides who decodes next to whom, and whose prompt is there to be copied.
 TIMED = (
     "second",
+    "wall_time",
     "host_share",
     "decode_occupancy",
     "queue_length",

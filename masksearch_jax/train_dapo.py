@@ -210,7 +210,6 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
             start = extra["step"]
             sampler.restore(extra["sampler"])
             measured = extra["measured"]
-        writer = MetricWriter(workdir, start)
         guard = Guard(cfg.survival, state.opt_state, start)
 
         def position() -> dict[str, Any]:
@@ -266,7 +265,11 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
 
         # ---- loop
         idle, told = 0, False  # steps without an update
-        with jax.set_mesh(mesh), Progress("DAPO", dapo.steps, start) as progress:
+        with (
+            MetricWriter(workdir, start, cfg.log) as writer,
+            jax.set_mesh(mesh),
+            Progress("DAPO", dapo.steps, start) as progress,
+        ):
             for step in survival.steps(start, dapo.steps, "update"):
                 began, before = time.perf_counter(), dataclasses.replace(engine.stats)
                 kept, seen = sample(step)

@@ -115,7 +115,6 @@ def run(cfg: SftRun) -> dict[str, Any]:
                 state, extra = checkpointer.restore(state)
             batches.set_state(extra["data"])
             start = int(state.step)
-        writer = MetricWriter(workdir, start)
         guard = Guard(cfg.survival, state.opt_state, start)
 
         def save(done: int) -> None:
@@ -124,7 +123,11 @@ def run(cfg: SftRun) -> dict[str, Any]:
 
         # ---- loop
         tokens, clock = 0, time.perf_counter()
-        with jax.set_mesh(mesh), Progress("SFT", cfg.sft.steps, start) as progress:
+        with (
+            MetricWriter(workdir, start, cfg.log) as writer,
+            jax.set_mesh(mesh),
+            Progress("SFT", cfg.sft.steps, start) as progress,
+        ):
             for step in survival.steps(start, cfg.sft.steps, "update"):
                 with survival.phase("data"):
                     batch = next(batches)

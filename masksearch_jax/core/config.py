@@ -15,6 +15,7 @@ from masksearch_jax.core.llm_config import JudgeConfig
 from masksearch_jax.core.reward_config import RewardConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
+from masksearch_jax.core.watch_config import LogConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -410,6 +411,7 @@ class TrainRun(ModelRun):
     seed: int = key(0, "Of random weights and adapters, and of stochastic rounding.")
     optim: OptimConfig = section(OptimConfig)
     checkpoint: CheckpointConfig = section(CheckpointConfig)
+    log: LogConfig = section(LogConfig)
     survival: SurvivalConfig = section(SurvivalConfig)
     lora: LoraConfig = section(LoraConfig)
     plan: PlanConfig = section(PlanConfig)

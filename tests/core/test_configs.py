@@ -18,6 +18,7 @@ from masksearch_jax.core.config import ModelConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.llm_config import JudgeConfig
 from masksearch_jax.core.schema import REQUIRED, describe_keys, flat_keys, to_dataclass
+from masksearch_jax.core.watch_config import LogConfig
 from masksearch_jax.parallel import sharding
 from masksearch_jax.runtime import cli, config_text
 
@@ -104,7 +105,11 @@ SINCE |= {"dapo.max_reward_failures": 0.1}
 SINCE |= {"search.attempt_timeout": 5.0, "search.retries": 20, "search.backoff": 0.1}
 SINCE |= {"search.hedge": 0.0, "search.batch_wait": 0.002}
 # Sections that came after the snapshot, of which no file of that time has a key.
-SECTIONS_SINCE = {name: {"judge": JudgeConfig} for name in ("DapoRun", "QuickstartRun")}
+SECTIONS_SINCE = {
+    "SftRun": {"log": LogConfig},
+    "DapoRun": {"judge": JudgeConfig, "log": LogConfig},
+    "QuickstartRun": {"judge": JudgeConfig},
+}
 RENAMED = {
     "evolve.items": "evolve.pool_size",
     "sft.other_loss_weight": "sft.context_loss_weight",

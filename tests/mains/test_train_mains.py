@@ -239,6 +239,36 @@ def test_dapo_that_is_told_to_stop_leaves_its_rollouts_and_goes_on_bitwise(cache
     assert curves(tmp_path) == curves(dapo.workdir)
 
 
+def read_tensorboard(workdir) -> dict[int, dict[str, float]]:
+    """Step → figures, by TensorBoard's own reader; a step that is there twice is an error."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util import tensor_util
+
+    events = EventAccumulator(os.path.join(workdir, "tensorboard"), size_guidance={"tensors": 0})
+    found: dict[int, dict[str, float]] = {}
+    for name in events.Reload().Tags()["tensors"]:
+        for event in events.Tensors(name):
+            row = found.setdefault(event.step, {})
+            assert name not in row
+            row[name] = float(tensor_util.make_ndarray(event.tensor_proto))
+    return found
+
+
+@pytest.mark.slow  # imports TensorFlow
+def test_tensorboard_reads_the_curves_of_runs_that_were_stopped(sft, dapo, tmp_path):
+    for main, cfg, step in ((train_sft, sft, 37), (train_dapo, dapo, 3)):
+        cfg = changed(at(cfg, tmp_path / main.__name__), "log", to=("jsonl", "tensorboard"))
+        run_until(step, main, cfg)
+        main.run(cfg)
+        rows = read_metrics(cfg.workdir)
+        found = read_tensorboard(cfg.workdir)
+        assert list(found) == [row["step"] for row in rows]
+        for row in rows:
+            figures = {k: v for k, v in row.items() if k not in ("step", "wall_time")}
+            assert found[row["step"]] == pytest.approx(figures, rel=1e-6)
+        assert np.diff([row["wall_time"] for row in rows]).min() >= 0
+
+
 # ---- search down, nothing to learn
 
 

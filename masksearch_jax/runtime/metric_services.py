@@ -1,0 +1,116 @@
+"""TensorBoard and Weights & Biases, each imported only where a run asks for it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import secrets
+from collections.abc import Sequence
+from typing import Protocol
+
+from etils import epath
+
+from masksearch_jax.core.errors import ConfigError, nearest
+from masksearch_jax.core.files import is_bucket
+from masksearch_jax.core.types import JsonObject
+from masksearch_jax.core.watch_config import LOGS, LogConfig
+
+TENSORBOARD = "tensorboard"  # the folder of its files, in that of the run
+WANDB = "wandb"  # the same
+_NEEDS = {"tensorboard": ("clu", "tensorflow", "tensorboard"), "wandb": ("wandb",)}
+_NOT_FIGURES = ("step", "wall_time")
+
+
+class Service(Protocol):
+    """What takes the rows of a run as metrics.jsonl has them."""
+
+    def write(self, row: JsonObject) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def check_log(log: LogConfig) -> None:
+    """Raises ConfigError for a service that is unknown or not installed."""
+    for name in log.to:
+        if name not in LOGS:
+            raise ConfigError(f"config.log.to has {name!r}; {nearest(name, LOGS)}")
+        lacking = [x for x in _NEEDS.get(name, ()) if importlib.util.find_spec(x) is None]
+        if lacking:
+            raise ConfigError(
+                f"config.log.to has {name!r}, which needs {', '.join(lacking)}: "
+                f"pip install 'masksearch_jax[{name}]'"
+            )
+    if "jsonl" not in log.to:
+        raise ConfigError(
+            f"config.log.to is {', '.join(log.to) or 'empty'}; it must have jsonl, which a resumed "
+            "run makes the others anew from"
+        )
+
+
+def open_services(log: LogConfig, folder: epath.Path, rows: Sequence[JsonObject]) -> list[Service]:
+    """The services that `log.to` names besides jsonl; rows: those that a resumed run has."""
+    found: list[Service] = []
+    if "tensorboard" in log.to:
+        found.append(_TensorBoard(folder / TENSORBOARD, rows))
+    if "wandb" in log.to:
+        found.append(_Wandb(folder, log.project))
+    return found
+
+
+class _TensorBoard:
+    """Event files, made anew from the rows of a resumed run: no step is in them twice."""
+
+    def __init__(self, folder: epath.Path, rows: Sequence[JsonObject]):
+        import tensorflow as tf
+        from clu import metric_writers
+
+        tf.config.set_visible_devices([], "GPU")  # which are the trainer's
+        if folder.exists():
+            for old in folder.glob("events.out.tfevents.*"):
+                old.unlink()
+        self._writer = metric_writers.SummaryWriter(os.fspath(folder))
+        for row in rows:
+            self.write(row)
+
+    def write(self, row: JsonObject) -> None:
+        self._writer.write_scalars(row["step"], _figures(row))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    """A run of Weights & Biases, the same one after a resume. Steps done again are there again."""
+
+    def __init__(self, folder: epath.Path, project: str):
+        import wandb
+
+        name = folder / WANDB / "run_id"
+        if not name.exists():
+            name.parent.mkdir(parents=True, exist_ok=True)
+            name.write_text(secrets.token_hex(4))
+        self._run = wandb.init(
+            project=project,
+            id=name.read_text(),
+            name=folder.name,
+            resume="allow",
+            dir=None if is_bucket(folder) else os.fspath(folder),
+            settings=wandb.Settings(console="off", quiet=True),
+        )
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, row: JsonObject) -> None:
+        self._run.log({"step": row["step"]} | _figures(row))
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _figures(row: JsonObject) -> dict[str, float]:
+    """What of a row is a number."""
+    return {
+        name: float(value)
+        for name, value in row.items()
+        if isinstance(value, int | float) and name not in _NOT_FIGURES
+    }
