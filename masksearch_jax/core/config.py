@@ -20,12 +20,24 @@ from masksearch_jax.core.watch_config import LogConfig
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3.x frequency scaling (`rope_type: llama3` of an HF config)."""
+    """How rotary frequencies are slowed for longer contexts (`rope_type` of an HF config)."""
 
     factor: float = required("Times that the context is longer than the original one.")
-    low_freq_factor: float = required("Original context / wavelength of full scaling.")
-    high_freq_factor: float = required("Original context / wavelength of no scaling.")
+    low_freq_factor: float = required(
+        "Original context / wavelength of full scaling; yarn's beta_slow; unused by linear."
+    )
+    high_freq_factor: float = required(
+        "Original context / wavelength of no scaling; yarn's beta_fast; unused by linear."
+    )
     original_max_position: int = required("Tokens of the original context.")
+    kind: Literal["llama3", "yarn", "linear"] = key(
+        "llama3",
+        (
+            "What is slowed: wavelengths beyond the original context (llama3), by channel (yarn), "
+            "or all (linear)."
+        ),
+    )
+    attention_factor: float = key(1.0, "Of cosines and sines; other than 1 in yarn alone.")
 
 
 @dataclasses.dataclass(frozen=True)

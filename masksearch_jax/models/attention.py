@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from masksearch_jax.core.config import ModelConfig, RopeScaling
-from masksearch_jax.models import context_parallel
+from masksearch_jax.core.config import ModelConfig
+from masksearch_jax.models import context_parallel, rotary
 from masksearch_jax.models.remat import keep
 from masksearch_jax.parallel import sharding
 
@@ -38,23 +37,6 @@ class AttentionError(ValueError):
     """Sizes or a device that a way to compute attention does not take."""
 
 
-def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
-    """Radians per position of each pair of channels, float32[D/2]; Llama 3.1 scaling when given.
-
-    Scaling divides the frequency of wavelengths beyond `original / low_freq_factor` by `factor`,
-    keeps those below `original / high_freq_factor`, and blends in between (Llama 3.1 model card's
-    code).
-    """
-    exponent = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
-    frequencies = theta**-exponent
-    if scaling is None:
-        return frequencies.astype(np.float32)
-    turns = scaling.original_max_position * frequencies / (2 * math.pi)
-    span = scaling.high_freq_factor - scaling.low_freq_factor
-    kept = np.clip((turns - scaling.low_freq_factor) / span, 0.0, 1.0)
-    return (frequencies * (kept + (1 - kept) / scaling.factor)).astype(np.float32)
-
-
 def rope_tables(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine of each position's angles, float32 [..., D/2]."""
     steps = jnp.expand_dims(frequencies, tuple(range(positions.ndim)))
@@ -63,9 +45,14 @@ def rope_tables(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Arra
 
 
 def rope(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The model's `rope_tables` at these positions."""
-    frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-    return rope_tables(positions, frequencies)
+    """The model's `rope_tables` at these positions, times yarn's attention factor."""
+    scaling = config.rope_scaling
+    cos, sin = rope_tables(
+        positions, rotary.frequencies(config.head_dim, config.rope_theta, scaling)
+    )
+    if scaling is None or scaling.attention_factor == 1.0:
+        return cos, sin
+    return cos * scaling.attention_factor, sin * scaling.attention_factor
 
 
 def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:

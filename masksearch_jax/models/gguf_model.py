@@ -5,7 +5,6 @@ The package gguf turns blocks of quantised numbers into float32 with NumPy, rows
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from masksearch_jax.core import gguf_file
 from masksearch_jax.core.config import ModelConfig, RopeScaling
 from masksearch_jax.core.gguf_file import GgufError, Header
+from masksearch_jax.models.rotary import YARN_BETAS, frequencies, yarn_attention_factor
 
 if TYPE_CHECKING:
     from gguf.gguf_reader import ReaderTensor
@@ -94,19 +94,37 @@ def _decimal(value: float) -> float:
 def _read_scaling(
     header: Header, family: str, head_dim: int, divisors: ReaderTensor | None
 ) -> RopeScaling | None:
-    if (kind := header.get(f"{family}.rope.scaling.type", "none")) not in ("none", "", "linear"):
-        raise GgufError(f"{header.path}: rope.scaling.type {kind!r} is unsupported; choices: none")
+    kind = header.get(f"{family}.rope.scaling.type", "none")
+    if kind not in ("none", "linear", "yarn"):
+        choices = "none, linear, yarn"
+        raise GgufError(f"{header.path}: rope.scaling.type {kind!r} is not one of {choices}")
+    if kind != "none":
+        return _read_slowing(header, f"{family}.rope.scaling", kind)
     if divisors is None:
         return None
     found = np.asarray(divisors.data, np.float64)
     theta = header.get(f"{family}.rope.freq_base", 10000.0)
     scaling = RopeScaling(factor=float(found.max()), **_LLAMA3)
-    turns = _LLAMA3["original_max_position"] * theta ** -(np.arange(0, head_dim, 2) / head_dim)
-    kept = np.clip((turns / (2 * math.pi) - 1) / 3, 0, 1)
-    expected = 1 / (kept + (1 - kept) / scaling.factor)
+    slowed = frequencies(head_dim, theta, scaling)
+    expected = frequencies(head_dim, theta, None) / slowed
     if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-4):
         raise GgufError(f"{header.path}: {_ROPE_FREQUENCIES} is not the scaling of Llama 3")
     return scaling
+
+
+def _read_slowing(header: Header, at: str, kind: str) -> RopeScaling:
+    factor = _decimal(header.need(f"{at}.factor"))
+    if kind == "linear":
+        return RopeScaling(factor, 0.0, 0.0, 0, kind="linear")
+    return RopeScaling(
+        factor,
+        _decimal(header.get(f"{at}.yarn_beta_slow", YARN_BETAS["beta_slow"])),
+        _decimal(header.get(f"{at}.yarn_beta_fast", YARN_BETAS["beta_fast"])),
+        header.need(f"{at}.original_context_length"),
+        kind="yarn",
+        attention_factor=_decimal(header.get(f"{at}.attn_factor", 1.0))
+        * yarn_attention_factor(factor),
+    )
 
 
 class GgufFile:

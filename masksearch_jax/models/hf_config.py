@@ -10,6 +10,7 @@ from masksearch_jax.core.config import ModelConfig, RopeScaling
 from masksearch_jax.core.gguf_file import is_gguf
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.models import gguf_model
+from masksearch_jax.models.rotary import YARN_BETAS, yarn_attention_factor
 
 ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
@@ -33,11 +34,16 @@ _REQUIRED = {
     "mlp_bias": False,
     "use_sliding_window": False,
 }
+# Ours, by HF's name, of the scalings of rotary frequencies that are computed.
+_LENGTH = {"original_max_position": "original_max_position_embeddings"}
 _SCALING = {
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_max_position": "original_max_position_embeddings",
+    "llama3": {"low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor"}
+    | {"factor": "factor"}
+    | _LENGTH,
+    "yarn": {"factor": "factor", "low_freq_factor": "beta_slow", "high_freq_factor": "beta_fast"}
+    | {"attention_factor": "attention_factor"}
+    | _LENGTH,
+    "linear": {"factor": "factor"},
 }
 
 
@@ -129,11 +135,33 @@ def _read_rope(raw: JsonObject, path: Path) -> tuple[float, RopeScaling | None]:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return float(theta), None
-    if kind != "llama3":
-        raise HfError(f"{path}: rope_type {kind!r} is unsupported; choices: default, llama3")
-    if missing := [key for key in _SCALING.values() if key not in rope]:
-        raise HfError(f"{path}: llama3 rope scaling lacks {missing}")
-    return float(theta), RopeScaling(**{ours: rope[key] for ours, key in _SCALING.items()})
+    if kind not in _SCALING:
+        choices = ", ".join(("default", *_SCALING))
+        raise HfError(f"{path}: rope_type {kind!r} is unsupported; choices: {choices}")
+    return float(theta), _read_scaling(kind, _with_defaults(kind, rope, raw, path), path)
+
+
+def _read_scaling(kind: str, rope: JsonObject, path: Path) -> RopeScaling:
+    if missing := [key for key in _SCALING[kind].values() if key not in rope]:
+        raise HfError(f"{path}: {kind} rope scaling lacks {missing}")
+    found = {ours: rope[key] for ours, key in _SCALING[kind].items()}
+    unused = {"low_freq_factor": 0.0, "high_freq_factor": 0.0, "original_max_position": 0}
+    return RopeScaling(**unused | found, kind=kind)
+
+
+def _with_defaults(kind: str, rope: JsonObject, raw: JsonObject, path: Path) -> JsonObject:
+    """What a file says of scaling, with what transformers takes where yarn leaves it out."""
+    if kind != "yarn" or rope.get("factor") is None:
+        return rope
+    if not rope.get("truncate", True):
+        raise HfError(f"{path}: truncate of yarn rope scaling is False; only True is supported")
+    length = raw.get("original_max_position_embeddings", raw.get("max_position_embeddings"))
+    given = {key: value for key, value in rope.items() if value is not None}
+    factors = [given.get(key) for key in ("mscale", "mscale_all_dim")]
+    over, under = factors if all(factors) else (1.0, 0.0)
+    gains = [yarn_attention_factor(rope["factor"], weight) for weight in (over, under)]
+    defaults = YARN_BETAS | {"attention_factor": gains[0] / gains[1]}
+    return defaults | {_LENGTH["original_max_position"]: length} | given
 
 
 def to_hf_config(config: ModelConfig, dtype: str) -> JsonObject:
@@ -165,7 +193,7 @@ def to_hf_config(config: ModelConfig, dtype: str) -> JsonObject:
         "torch_dtype": dtype,
         "use_cache": True,
     }
-    if config.rope_scaling is not None:
-        values = {key: getattr(config.rope_scaling, ours) for ours, key in _SCALING.items()}
-        out["rope_scaling"] = values | {"rope_type": "llama3"}
+    if (scaling := config.rope_scaling) is not None:
+        values = {key: getattr(scaling, ours) for ours, key in _SCALING[scaling.kind].items()}
+        out["rope_scaling"] = values | {"rope_type": scaling.kind}
     return out

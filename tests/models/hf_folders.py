@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import jax
@@ -20,11 +21,16 @@ LLAMA = dataclasses.replace(
     norm_eps=1e-5,
     rope_scaling=RopeScaling(4.0, 1.0, 4.0, 8),
 )
+YARN = RopeScaling(4.0, 1.0, 32.0, 16, "yarn", 0.1 * math.log(4) + 1.0)
+LINEAR = RopeScaling(2.5, 0.0, 0.0, 0, "linear")
 FAMILIES = {
     "qwen2": TINY_QWEN2,
     "qwen2-untied": dataclasses.replace(TINY_QWEN2, tie_embeddings=False),
     "qwen3": QWEN3,
     "llama3": LLAMA,
+    "qwen2-yarn": dataclasses.replace(TINY_QWEN2, rope_scaling=YARN),
+    "qwen3-yarn": dataclasses.replace(QWEN3, rope_scaling=YARN),
+    "llama-linear": dataclasses.replace(LLAMA, rope_scaling=LINEAR),
     "llama3-untied": dataclasses.replace(LLAMA, tie_embeddings=False),
 }
 SPLIT = dataclasses.replace(TINY_QWEN2, vocab_size=64, tie_embeddings=False)  # divides over a mesh

@@ -17,7 +17,7 @@ from masksearch_jax.core import gguf_file, gguf_tokenizer
 from masksearch_jax.core.config import RopeScaling, SftRun
 from masksearch_jax.core.gguf_file import GgufError
 from masksearch_jax.core.tokenizer import Vocab, VocabError, train_bpe
-from masksearch_jax.models import attention, gguf_model, hf, hf_files
+from masksearch_jax.models import gguf_model, hf, hf_files, rotary
 from masksearch_jax.models.hf_config import read_config, to_hf_config
 from masksearch_jax.models.load import InitError, describe, initial, pinned
 from masksearch_jax.runtime import cli, storage
@@ -129,9 +129,7 @@ def test_a_slice_is_read_without_the_rest(file):
 def test_the_scaling_of_llama_3_is_known_by_its_quotients(tmp_path):
     config = dataclasses.replace(LLAMA, rope_theta=5e5, max_position=131072)
     scaling = RopeScaling(32.0, 1.0, 4.0, 8192)
-    quotients = attention.rope_frequencies(64, 5e5, None) / attention.rope_frequencies(
-        64, 5e5, scaling
-    )
+    quotients = rotary.frequencies(64, 5e5, None) / rotary.frequencies(64, 5e5, scaling)
     weights = weights_of(config)
     path = gguf_files.write(tmp_path / "m.gguf", config, weights | {"rope_freqs.weight": quotients})
     assert read_config(path) == dataclasses.replace(config, rope_scaling=scaling)

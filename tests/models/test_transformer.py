@@ -27,6 +27,7 @@ from masksearch_jax.models import (
     context_parallel,
     hf,
     kv_cache,
+    rotary,
     shared_weights,
 )
 from masksearch_jax.models import lora as lora_module
@@ -432,7 +433,7 @@ def test_rms_norm_by_hand() -> None:
 
 def test_rope_depends_on_distance_alone() -> None:
     q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
-    frequencies = attention.rope_frequencies(8, 1e4, None)
+    frequencies = rotary.frequencies(8, 1e4, None)
 
     @jax.jit
     def score(a: int, b: int) -> jax.Array:
@@ -447,8 +448,8 @@ def test_rope_depends_on_distance_alone() -> None:
 
 
 def test_llama3_scaling_keeps_fast_and_slows_slow_frequencies() -> None:
-    plain = attention.rope_frequencies(64, 5e5, None)
-    scaled = attention.rope_frequencies(64, 5e5, RopeScaling(8.0, 1.0, 4.0, 8192))
+    plain = rotary.frequencies(64, 5e5, None)
+    scaled = rotary.frequencies(64, 5e5, RopeScaling(8.0, 1.0, 4.0, 8192))
     wavelength = 2 * np.pi / plain
     np.testing.assert_array_equal(scaled[wavelength < 2048], plain[wavelength < 2048])
     np.testing.assert_allclose(scaled[wavelength > 8192], plain[wavelength > 8192] / 8, rtol=1e-6)

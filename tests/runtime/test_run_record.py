@@ -210,6 +210,7 @@ CHANGES_THE_RESULT = {
     "model": _MODEL,
     "model.rope_scaling": (
         *("factor", "low_freq_factor", "high_freq_factor", "original_max_position"),
+        *("kind", "attention_factor"),
     ),
     "compute": ("dtype", "param_dtype"),
     "optim": (
