@@ -283,7 +283,9 @@ def _from_atlas(cfg: BuildRampRun, folder: Path) -> dict[str, Any]:
     kept = (p for p in built.paragraphs if p.id.partition("#")[0] in titles)
     write_passages(folder / "paragraphs.jsonl", kept)
     counts = {"in": len(passages), "out": len(passages), "dropped": {}}
-    questions = write_split(folder, built.questions, Counter(), titles, cfg.ramp, "")
+    questions = write_split(
+        folder, built.questions, Counter(), titles, cfg.ramp, "", reworded=built.reworded
+    )
     return {"corpus": counts, "questions": questions}
 
 

@@ -58,6 +58,9 @@ class QuickstartRun:
         0, "Teacher's trajectories kept; 0: one of every training example that it solves."
     )
     question_demonstrations: int = key(0, "The same of questions, evenly by type.")
+    qa_share: float = key(
+        0.0, "Of questions in mixtures with masked paragraphs; 0: each task at the same rate."
+    )
     model: config_lib.ModelConfig = section(config_lib.ModelConfig)
     compute: config_lib.ComputeConfig = section(config_lib.ComputeConfig)
     cpu_devices: int = key(
@@ -171,6 +174,7 @@ def make_cache(run: Run) -> dict[str, Any]:
         "prompt.style": cfg.prompt.style,
         "max_len": min(cfg.sft.seq_len, cfg.qa_sft.seq_len),
         "max_prompt_len": cfg.rollout.max_len // 2,
+        "qa_share": cfg.qa_share,
     }
     trained_on = rf"(ramp|qa)_sft_.*|ramp_k\d+-{cfg.dapo.split}|qa_.*-{cfg.qa_dapo.split}"
     return steps.make_cache(run.data, run.cache, run.tokenizer, trained_on, **settings)
@@ -261,10 +265,11 @@ def run_dapo(
 def run_control(run: Run) -> dict[str, Any]:
     """Questions alone, with as many updates of each kind as the two stages have together."""
     cfg = run.cfg
-    sft = dataclasses.replace(cfg.qa_sft, steps=cfg.sft.steps + cfg.qa_sft.steps)
+    updates = cfg.sft.steps + cfg.qa_sft.steps
+    sft = dataclasses.replace(cfg.qa_sft, curriculum="0:qa_sft_mixed", steps=updates)
     # Where it has nothing to learn from, its steps are spent all the same.
     total = cfg.dapo.steps + cfg.qa_dapo.steps
-    dapo = dataclasses.replace(cfg.qa_dapo, steps=total, patience=0)
+    dapo = dataclasses.replace(cfg.qa_dapo, curriculum="0:qa_mixed", steps=total, patience=0)
     run_sft(run, "control_sft", "init", sft, cfg.sft_optim)
     return run_dapo(run, "control_dapo", "control_sft", dapo, cfg.qa_dapo_optim)
 

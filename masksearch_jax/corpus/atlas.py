@@ -24,7 +24,7 @@ _ALWAYS = {  # fact groups of the indexed article; a country adds some of the ot
 _EXTRA = 1  # further groups of a country's article
 
 # type: (kind of the subject, link told of it, fact told where the link leads, wordings)
-_QUESTIONS: dict[str, tuple[str, str, str, tuple[str, str]]] = {
+_QUESTIONS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
     "capital_to_currency": (
         "city",
         "country",
@@ -32,6 +32,8 @@ _QUESTIONS: dict[str, tuple[str, str, str, tuple[str, str]]] = {
         (
             "Which currency is used in the country whose capital is {s}?",
             "What does one pay with in the country that has {s} as its capital?",
+            "In the country that is governed from {s}, which currency is used?",
+            "What is the currency of the country with the capital {s} called?",
         ),
     ),
     "city_to_capital": (
@@ -77,6 +79,8 @@ _QUESTIONS: dict[str, tuple[str, str, str, tuple[str, str]]] = {
         (
             "How many people live in the capital of {the_s}?",
             "What is the population of the city that is the capital of {the_s}?",
+            "The capital of {the_s} is home to how many people?",
+            "How many inhabitants does the capital of {the_s} have?",
         ),
     ),
     "country_to_capital_latitude": (
@@ -86,6 +90,8 @@ _QUESTIONS: dict[str, tuple[str, str, str, tuple[str, str]]] = {
         (
             "At which latitude does the capital of {the_s} lie?",
             "How far from the equator is the capital of {the_s}?",
+            "What is the latitude of the capital of {the_s}?",
+            "The capital of {the_s} lies at which latitude?",
         ),
     ),
     "element_to_capital": (
@@ -95,6 +101,8 @@ _QUESTIONS: dict[str, tuple[str, str, str, tuple[str, str]]] = {
         (
             "What is the capital of the country where the element {s} was discovered?",
             "Which capital has the country in which {s} was discovered?",
+            "The element {s} was discovered in a country with which capital?",
+            "Which city is the capital of the country where {s} was first found?",
         ),
     ),
     "element_to_currency": (
@@ -104,9 +112,16 @@ _QUESTIONS: dict[str, tuple[str, str, str, tuple[str, str]]] = {
         (
             "Which currency is used in the country where the element {s} was discovered?",
             "What does one pay with in the country in which {s} was discovered?",
+            "The element {s} was discovered in a country with which currency?",
+            "What is the currency of the country where {s} was first found called?",
         ),
     ),
 }
+# Of few subjects: to train on, each of their questions is there in every wording.
+_OF_FEW_SUBJECTS = (
+    *("capital_to_currency", "country_to_capital_population", "country_to_capital_latitude"),
+    *("element_to_capital", "element_to_currency"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,12 +130,15 @@ class Atlas:
 
     passages: what search indexes, one per entity. paragraphs: what RAMP masks; the id is that of
     the passage, "#" and the wording's number. questions: `gold` names the passage read first and
-    the one that holds the answer. told: the fact strings of each passage, by its id.
+    the one that holds the answer. reworded: questions of types with few subjects in other words;
+    the id is that of the question, "#" and the wording's number. told: the fact strings of each
+    passage, by its id.
     """
 
     passages: tuple[Passage, ...]
     paragraphs: tuple[Passage, ...]
     questions: tuple[QAExample, ...]
+    reworded: tuple[QAExample, ...]
     told: Mapping[str, Mapping[str, str]]
 
 
@@ -144,8 +162,10 @@ def build(seed: int, cities: int = 3000, *, wordings: int = 3, verbatim: bool = 
             paragraphs.append(Passage(f"{entity.id}#0", entity.title, text))
         else:
             paragraphs += _reword(entity, groups, seed, wordings)
-    questions = _questions(entities, told, seed)
-    return Atlas(tuple(passages), tuple(paragraphs), tuple(questions), told)
+    asked = _questions(entities, told, seed)
+    questions = tuple(first for first, *_ in asked)
+    reworded = tuple(question for _, *others in asked for question in others)
+    return Atlas(tuple(passages), tuple(paragraphs), questions, reworded, told)
 
 
 def _rng(seed: int, *key: object) -> random.Random:
@@ -200,7 +220,8 @@ def _part(entity: Entity, groups: tuple[str, ...], rng: random.Random) -> tuple[
 
 def _questions(
     entities: tuple[Entity, ...], told: Mapping[str, Mapping[str, str]], seed: int
-) -> list[QAExample]:
+) -> list[list[QAExample]]:
+    """Of each question that can be asked, its wordings; of most types one."""
     by_id = {e.id: e for e in entities}
     capital_names = Counter(e.facts["capital"] for e in entities if e.kind == "country")
     by_kind: dict[str, list[str]] = defaultdict(list)
@@ -211,9 +232,9 @@ def _questions(
         for name in by_kind[subject.kind]:
             if name == "capital_to_currency" and not _is_sole_capital(subject, capital_names):
                 continue
-            question = _question(name, subject, by_id, told, seed)
-            if question:
-                questions.append(question)
+            wordings = _wordings(name, subject, by_id, told, seed)
+            if wordings:
+                questions.append(wordings)
     return questions
 
 
@@ -221,26 +242,29 @@ def _is_sole_capital(city: Entity, capital_names: Counter[str]) -> bool:
     return "capital_of" in city.facts and capital_names[city.name] == 1
 
 
-def _question(
+def _wordings(
     name: str,
     subject: Entity,
     by_id: Mapping[str, Entity],
     told: Mapping[str, Mapping[str, str]],
     seed: int,
-) -> QAExample | None:
-    """The question, or None where a hop is not told, or where the subject or the first article
-    already says the answer."""
+) -> list[QAExample]:
+    """The question, first in a wording drawn at random; nothing where a hop is not told, or where
+    the subject or the first article already says the answer."""
     _, link, fact, texts = _QUESTIONS[name]
     target = by_id.get(subject.links.get(link, ""))
     if target is None or link not in told[subject.id] or fact not in told[target.id]:
-        return None
+        return []
     answer = told[target.id][fact]
     # "Hyderabad, Pakistan" names the country that the first hop should find.
     if "(" in subject.title or target.name in subject.title:
-        return None
+        return []
     if answer in (subject.name, *told[subject.id].values()):
-        return None
-    text = _rng(seed, subject.id, name).choice(texts)
-    text = text.format(s=subject.title, the_s=atlas_wording.in_prose(subject.title))
-    gold = (subject.id, target.id)
-    return QAExample(f"atlas:{name}:{subject.id}", "atlas", text, (answer,), gold, name)
+        return []
+    most = len(texts) if name in _OF_FEW_SUBJECTS else 1
+    gold, key = (subject.id, target.id), f"atlas:{name}:{subject.id}"
+    found = []
+    for i, text in enumerate(_rng(seed, subject.id, name).sample(texts, most)):
+        text = text.format(s=subject.title, the_s=atlas_wording.in_prose(subject.title))
+        found.append(QAExample(f"{key}#{i}" if i else key, "atlas", text, (answer,), gold, name))
+    return found

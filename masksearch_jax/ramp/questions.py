@@ -74,10 +74,15 @@ class QuestionSplit:
 
 
 def split_questions(
-    questions: Iterable[QAExample], titles: Mapping[str, str], cfg: RampConfig
+    questions: Iterable[QAExample],
+    titles: Mapping[str, str],
+    cfg: RampConfig,
+    reworded: Iterable[QAExample] = (),
 ) -> QuestionSplit:
     """The split of RAMP applied to questions; `titles` gives the title of each passage id.
 
+    reworded: questions in other words, the id that of the question, "#" and a number; to train on
+    alone.
     A question's first gold passage is where it starts, or its first title where it names no
     passage; without either a hash of its id decides.
     """
@@ -90,6 +95,8 @@ def split_questions(
             between += 1
         else:
             found[splits[0]].append(question)
+    to_train_on = {question.id for question in found["train"]}
+    found["train"] += [q for q in reworded if q.id.rpartition("#")[0] in to_train_on]
     made = {name: tuple(evenly(asked, f"{cfg.seed}/{name}")) for name, asked in found.items()}
     return QuestionSplit(**made, between=between)
 
@@ -113,12 +120,13 @@ def write_split(
     cfg: RampConfig,
     path: str,
     evaluation: Evaluation | None = None,
+    reworded: Iterable[QAExample] = (),
 ) -> dict[str, Any]:
     """Writes FOLDER/questions/{train,rl,heldout}.jsonl, split by article; the counts in and out.
 
     Kept are the questions whose gold passages are all in `titles`, and that no `evaluation` asks.
-    dropped: rows of the file `path` that were none, by reason. Raises ConfigError where not one of
-    the file is kept.
+    reworded: as `split_questions` has it; those that are kept count as "in". dropped: rows of the
+    file `path` that were none, by reason. Raises ConfigError where not one of the file is kept.
     """
     asked = list(questions)
     kept = [q for q in asked if titles.keys() >= set(q.gold)]
@@ -128,7 +136,7 @@ def write_split(
             f"the first asks for {asked[0].gold}"
         )
     free = [q for q in kept if not (evaluation and evaluation.asks(q.question))]
-    split = split_questions(free, titles, cfg)
+    split = split_questions(free, titles, cfg, reworded)
     by_split = {}
     for name in ("train", "rl", "heldout"):
         file = folder / "questions" / f"{name}.jsonl"
@@ -137,7 +145,7 @@ def write_split(
         by_split[name] = len(found)
         if found:
             write_jsonl(file, found)
-    read = len(asked) + dropped.total()
+    read = sum(by_split.values()) + len(asked) - len(free) + split.between + dropped.total()
     lost = {
         "gold passage not in the corpus": len(asked) - len(kept),
         "asked by an evaluation set": len(kept) - len(free),

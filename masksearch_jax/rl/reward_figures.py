@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from masksearch_jax.core.types import NOT_ITS_DOING
+from masksearch_jax.core.types import NOT_ITS_DOING, RampExample
 from masksearch_jax.parallel import hosts
 from masksearch_jax.rl.groups import Group
 from masksearch_jax.rl.rewards import RewardTerms
+
+KINDS = ("ramp", "qa")
 
 
 def asked_for(group: Group) -> list[RewardTerms]:
@@ -28,7 +30,8 @@ def failures(group: Group) -> list[str]:
 def figures(seen: Sequence[Group], threshold: float) -> dict[str, float]:
     """The mean over the samples of all processes of each part, of those that have it.
 
-    threshold: of `accuracy` in a sample that is right.
+    threshold: of `accuracy` in a sample that is right. Where a step has masked paragraphs and
+    questions, `reward`, `accuracy` and `searches` are also told of each, as `ramp_…` and `qa_…`.
     `reward_spread` is the mean deviation within groups, `reward_failures` the share of samples
     without a reward; these are in no other figure. All processes must call it.
     """
@@ -41,6 +44,8 @@ def figures(seen: Sequence[Group], threshold: float) -> dict[str, float]:
             right = float(terms.accuracy >= threshold)
             for name, value in {**_named(terms), "accuracy": right}.items():
                 values.setdefault(name, []).append(value)
+        for name, found in _of_its_kind(group, threshold).items():
+            values.setdefault(name, []).extend(found)
         if there:
             spread = float(np.std([terms.total for terms in there]))
             values.setdefault("reward_spread", []).append(spread)
@@ -48,7 +53,22 @@ def figures(seen: Sequence[Group], threshold: float) -> dict[str, float]:
     each = [json.loads(text) for text in hosts.gather_texts(json.dumps(own))]
     names = dict.fromkeys(name for one in each for name in one)
     sums = {name: np.sum([one.get(name, (0.0, 0)) for one in each], axis=0) for name in names}
-    return {name: float(total / count) for name, (total, count) in sums.items() if count}
+    means = {name: float(total / count) for name, (total, count) in sums.items() if count}
+    if all(f"{kind}_searches" in means for kind in KINDS):
+        return means
+    of_one = {f"{kind}_{name}" for kind in KINDS for name in ("reward", "accuracy", "searches")}
+    return {name: mean for name, mean in means.items() if name not in of_one}
+
+
+def _of_its_kind(group: Group, threshold: float) -> dict[str, list[float]]:
+    """Figures of a group's samples, named after the kind of its example."""
+    kind = KINDS[not isinstance(group.example, RampExample)]
+    there = [parts for parts in asked_for(group) if not parts.failure]
+    return {
+        f"{kind}_reward": [parts.total for parts in there],
+        f"{kind}_accuracy": [float(parts.accuracy >= threshold) for parts in there],
+        f"{kind}_searches": [float(len(t.turns)) for t in group.trajectories],
+    }
 
 
 def _named(terms: RewardTerms) -> dict[str, float]:

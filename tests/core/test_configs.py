@@ -106,6 +106,7 @@ _SCALING = {"rope_scaling.kind": "llama3", "rope_scaling.attention_factor": 1.0}
 SINCE |= {f"{at}model.{key}": value for at in ("", "student.") for key, value in _SCALING.items()}
 SINCE |= {"search.attempt_timeout": 5.0, "search.retries": 20, "search.backoff": 0.1}
 SINCE |= {"search.hedge": 0.0, "search.batch_wait": 0.002}
+KEYS_SINCE = {"quickstart": {"qa_share": 0.0}}  # of one file's schema alone
 # Sections that came after the snapshot, of which no file of that time has a key.
 SECTIONS_SINCE = {
     "SftRun": {"log": LogConfig},
@@ -123,6 +124,9 @@ RENAMED = {
 # A search is tried again within its time, which outlasts the restart of a server.
 DECIDED = {"dapo.length_penalty": 0.6, "search.timeout": 30.0}
 DECIDED_IN = {"qa_dapo": {"dapo.reward": "penalised"}}
+# The second stage of the quickstart keeps a share of the first.
+MIXED = {"qa_sft.curriculum": "0:ramp_sft_qa_mixed", "qa_dapo.curriculum": "0:ramp_qa_mixed"}
+DECIDED_IN |= {"quickstart": {"qa_share": 0.8} | MIXED}
 # A smoke run of a model that can do nothing is one that ends well.
 DECIDED_IN_SMOKE = {name: {"dapo.patience": 0} for name in ("ramp_dapo", "qa_dapo")}
 # The quickstart has the section `dapo` twice, once for each of its stages.
@@ -166,6 +170,7 @@ def test_a_config_resolves_to_what_it_did_when_files_spelled_every_key(name, mod
     want = {RENAMED.get(key, key): value for key, value in want.items()}
     sections = {key.rpartition(".")[0] for key in want}
     want |= {key: value for key, value in SINCE.items() if key.rpartition(".")[0] in sections}
+    want |= KEYS_SINCE.get(name, {})
     for at, section in SECTIONS_SINCE.get(schema_of(name).__name__, {}).items():
         want |= dotted({at: dataclasses.asdict(section())})
     decided = DECIDED | DECIDED_IN.get(name, {})

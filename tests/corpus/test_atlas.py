@@ -1,6 +1,7 @@
 """The atlas: real facts, told the same in every wording, and questions with one answer."""
 
 import collections
+import dataclasses
 import math
 import random
 import re
@@ -124,6 +125,22 @@ def test_questions_are_of_many_kinds(small):
     capitals = {q.question: q.answers for q in small.questions if q.type == "capital_to_currency"}
     asked = [a for q, a in capitals.items() if "Tokyo" in q]
     assert asked == [("Yen",)]
+
+
+def test_questions_of_few_subjects_are_there_in_every_wording(small):
+    asked = {q.id: q for q in small.questions}
+    rewordings = collections.defaultdict(list)
+    for question in small.reworded:
+        name, _, number = question.id.rpartition("#")
+        rewordings[name].append(int(number))
+        same = dataclasses.replace(question, id=name, question=asked[name].question)
+        assert same == asked[name]
+        assert question.question != asked[name].question
+    few = {q.id for q in small.questions if not q.type.startswith("city_to_")}
+    assert rewordings == {name: [1, 2, 3] for name in few}
+    assert len({q.question for q in small.reworded} | {q.question for q in small.questions}) == len(
+        small.reworded
+    ) + len(small.questions)
 
 
 def test_nearest_larger_city_is_the_nearest_larger_city():

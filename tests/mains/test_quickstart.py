@@ -265,7 +265,11 @@ def test_a_control_trains_on_questions_alone_as_long_as_both_stages(repository, 
         assert steps_of[f"control_{kind}"] == steps_of[f"ramp_{kind}"] + steps_of[f"qa_{kind}"]
     assert made["control_sft"]["init"] == made["ramp_sft"]["init"] == ""
     assert made["control_sft"]["seed"] == made["ramp_sft"]["seed"]
-    assert made["control_sft"]["sft"]["curriculum"] == made["qa_sft"]["sft"]["curriculum"]
+    assert made["qa_sft"]["sft"]["curriculum"] == "0:ramp_sft_qa_mixed"
+    assert made["control_sft"]["sft"]["curriculum"] == "0:qa_sft_mixed"
+    assert made["control_dapo"]["dapo"]["curriculum"] == "0:qa_mixed"
+    rates = json.loads((workdir / "cache" / "manifest.json").read_text())["mixtures"]
+    assert rates["ramp_sft_qa_mixed"]["qa_sft_atlas"] == 0.8
     assert made["qa_sft"]["init"] == str(workdir / "ramp_dapo" / "checkpoints")
     page = (workdir / "report.html").read_text()
     assert "control: QA alone" in page

@@ -41,6 +41,23 @@ def test_questions_split_by_article():
     assert (none.rl, none.heldout, none.between) == ((), (), 0)
 
 
+def test_other_wordings_are_there_to_train_on_alone(tmp_path):
+    small = atlas.build(seed=0, cities=250)
+    titles = {p.id: p.title for p in small.passages}
+    plain = split_questions(small.questions, titles, SPLIT)
+    split = split_questions(small.questions, titles, SPLIT, small.reworded)
+    assert (split.rl, split.heldout, split.between) == (plain.rl, plain.heldout, plain.between)
+    trained = {q.id for q in plain.train}
+    ours = {q for q in small.reworded if q.id.rpartition("#")[0] in trained}
+    assert set(split.train) == {*plain.train, *ours}
+    assert 0 < len(ours) < len(small.reworded)
+    counts = write_split(
+        tmp_path, small.questions, Counter(), titles, SPLIT, "", reworded=small.reworded
+    )
+    assert counts["train"] == len(split.train)
+    assert counts["in"] - counts["out"] == sum(counts["dropped"].values()) == split.between
+
+
 def test_questions_without_gold_passages_are_split_by_their_titles():
     small = atlas.build(seed=0, cities=250)
     titles = {p.id: p.title for p in small.passages}

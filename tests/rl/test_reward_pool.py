@@ -249,3 +249,23 @@ def test_each_part_is_logged_apart_over_the_samples_that_have_it():
         "reward_spread": 0.5,
     }
     assert not math.isnan(sum(reward_figures([], 0.9).values()))
+
+
+def test_figures_are_told_by_kind_of_example_where_a_step_has_both():
+    asked = (Turn(("a",), ("p",), ("t",), 0.1),)
+    searched = [dataclasses.replace(trajectory("e", i, "x"), turns=asked) for i in range(2)]
+    parts = [rewards.RewardParts(1.0, 1.0, 1.0, 0.95), rewards.RewardParts(0.5, 0.5, 1.0, 0.5)]
+    masked = Group(EXAMPLE, searched, parts)
+    plain = [trajectory("q3", i, "x") for i in range(2)]
+    question = Group(QA, plain, [rewards.RewardParts(0.25, 0.2, 0.0, 0.2), rewards.no_reward("no")])
+    both, alone = reward_figures([masked, question], 0.9), reward_figures([masked], 0.9)
+    assert {name: value for name, value in both.items() if name.startswith(("ramp_", "qa_"))} == {
+        "ramp_reward": 0.75,
+        "ramp_accuracy": 0.5,
+        "ramp_searches": 1.0,
+        "qa_reward": 0.25,
+        "qa_accuracy": 0.0,
+        "qa_searches": 0.0,
+    }
+    assert both.keys() - alone.keys() == {n for n in both if n.startswith(("ramp_", "qa_"))}
+    assert both["accuracy"] == pytest.approx(1 / 3)
