@@ -13,18 +13,20 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from masksearch_jax.agents.judge import Judge
+from masksearch_jax.agents.own_model import OwnModel
 from masksearch_jax.core.config import ComputeConfig, DapoConfig, DapoRun, OptimConfig
 from masksearch_jax.core.errors import ConfigError, Restart, UserError, check_given
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.types import Trajectory
 from masksearch_jax.data import batches, cache
 from masksearch_jax.models import head, lora
 from masksearch_jax.models.head import LanguageModel
@@ -129,6 +131,34 @@ def check_optim(optim: OptimConfig) -> None:
         )
 
 
+def open_judge(cfg: DapoRun, vocab: Vocab) -> tuple[Judge | None, OwnModel | None]:
+    """The judge of the reward, and the model that it asks where that is our own."""
+    if cfg.dapo.reward != "judge":
+        return None, None
+    own = OwnModel(vocab, cfg.judge, cfg.rollout) if cfg.judge.own_model else None
+    return Judge(cfg.judge, own), own
+
+
+def check_reward(
+    dapo: DapoConfig,
+    judge: Judge | None,
+    own_model: OwnModel | None,
+    right: Sequence[tuple[batches.Prompt, Trajectory]],
+) -> None:
+    """Scores a right answer, of which the judge is asked unless it is our own, not there yet.
+
+    Of that it checks that it has room. Raises ConfigError or RewardError.
+    """
+    if judge and own_model:
+        for prompt, trajectory in right:
+            answer = rewards.read_answer(trajectory.segments) or ""
+            own_model.check_room(judge.asked(prompt.example, answer))
+        return
+    with RewardPool(dapo, judge) as pool:
+        prompt, trajectory = right[0]
+        pool.check_sample(prompt.example, trajectory)
+
+
 def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     """Trains to `cfg.dapo.steps`; the last metrics, and `all_updates` that the weights have had.
 
@@ -142,10 +172,10 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     dapo, rollout = on_mesh(cfg.dapo, mesh), cfg.rollout
     check_settings(dapo, rollout, mesh)
     check_optim(cfg.optim)
-    judge = Judge(cfg.judge) if dapo.reward == "judge" else None
 
     # ---- data, search
     vocab = Vocab.load(cfg.tokenizer)
+    judge, own_model = open_judge(cfg, vocab)
     manifest = cache.Manifest.load(
         cfg.data, tokenizer=vocab.fingerprint, prompt_style=cfg.prompt.style
     )
@@ -171,8 +201,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     search = search or open_tool(cfg.search)
     first = prompts.first(8)
     check_source_passages(search, cfg.search, [p.example for p in first])
-    with RewardPool(dapo, judge) as pool:
-        pool.check_sample(first[0].example, right_answer(first[0], vocab))
+    check_reward(dapo, judge, own_model, [(p, right_answer(p, vocab)) for p in first])
 
     open_run_folder(cfg, "dapo.steps")
 
@@ -201,7 +230,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     )
     with engine, RewardPool(dapo, judge) as pool, checkpoints as checkpointer, survival:
         failures = cfg.survival.tool_failures
-        sampler = GroupSampler(engine, prompts, dapo, rollout, pool, failures)
+        sampler = GroupSampler(engine, prompts, dapo, rollout, pool, failures, own_model)
         start = 0
         if checkpointer.latest_step() is not None:
             with survival.disk("restore"):
@@ -286,7 +315,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                     step,
                     dapo.accuracy_threshold,
                 )
-                metrics |= pool.timing()
+                metrics |= pool.timing() | update.timing()
                 metrics["sample_seconds"] = sampled_at - began
                 metrics["update_seconds"] = time.perf_counter() - sampled_at
                 measured |= metrics

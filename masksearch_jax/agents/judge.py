@@ -8,7 +8,8 @@ import types
 
 from masksearch_jax.agents import dialogue
 from masksearch_jax.agents.llm_client import LLM, JobError, Message
-from masksearch_jax.core.errors import UserError, check_given
+from masksearch_jax.agents.own_model import OwnModel
+from masksearch_jax.core.errors import ConfigError, UserError, check_given
 from masksearch_jax.core.llm_config import JudgeConfig
 from masksearch_jax.core.types import Example, RampExample
 
@@ -51,17 +52,32 @@ class JudgeError(UserError):
 class Judge:
     """`async with Judge(cfg) as judge: await judge(example, answer)` is whether it is right.
 
-    None where its reply cannot be read. Raises ConfigError without an endpoint, JudgeError when no
-    call can succeed any more, LLMError when this one gave no reply.
+    None where its reply cannot be read. own_model: who is asked in place of an endpoint. Raises
+    ConfigError with neither or with both, JudgeError when no call can succeed any more, LLMError
+    when this one gave no reply.
     """
 
-    def __init__(self, cfg: JudgeConfig):
-        address = "an endpoint, such as http://localhost:8000/v1: config.dapo.reward is 'judge'"
-        check_given(cfg, "config.judge", base_url=address)
+    def __init__(self, cfg: JudgeConfig, own_model: OwnModel | None = None):
+        address = (
+            "an endpoint, such as http://localhost:8000/v1, or config.judge.own_model be set: "
+            "config.dapo.reward is 'judge'"
+        )
+        if own_model is None:
+            check_given(cfg, "config.judge", base_url=address)
+        elif cfg.base_url:
+            raise ConfigError(
+                f"config.judge.base_url is {cfg.base_url!r}; with config.judge.own_model, which "
+                "asks no endpoint, it must be empty"
+            )
         self._cfg = cfg
+        self._own_model = own_model
         self._open = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Judge:
+        self._llm: LLM | OwnModel
+        if self._own_model is not None:
+            self._llm = self._own_model
+            return self
         try:
             self._llm = await self._open.enter_async_context(LLM(self._cfg))
         except JobError as error:
@@ -76,12 +92,14 @@ class Judge:
     ) -> None:
         await self._open.aclose()
 
+    def asked(self, example: Example, answer: str) -> list[Message]:
+        """The conversation whose reply is the verdict."""
+        task = dialogue.task_text(example, self._cfg.language)
+        return messages(task, known_text(example), answer, self._cfg.language)
+
     async def __call__(self, example: Example, answer: str) -> bool | None:
-        language = self._cfg.language
-        task = dialogue.task_text(example, language)
-        asked = messages(task, known_text(example), answer, language)
         try:
-            reply = await self._llm.complete(asked)
+            reply = await self._llm.complete(self.asked(example, answer))
         except JobError as error:
             raise JudgeError(f"the judge: {error}") from error
         try:

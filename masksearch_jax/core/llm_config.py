@@ -50,9 +50,18 @@ class LLMConfig:
 
 @dataclasses.dataclass(frozen=True)
 class JudgeConfig(LLMConfig):
-    """The judge of `dapo.reward=judge`: an OpenAI-compatible endpoint."""
+    """The judge of `dapo.reward=judge`: an OpenAI-compatible endpoint, or the model itself."""
 
-    base_url: str = key("", "Of its endpoint; `dapo.reward=judge` needs it.", harmless=True)
+    base_url: str = key(
+        "", "Of its endpoint; `dapo.reward=judge` needs it, or own_model.", harmless=True
+    )
+    own_model: bool = key(
+        False,
+        (
+            "The model that is trained judges, by the weights of each step, decoded by the run's "
+            "engine at rollout.temperature; of the other keys max_tokens and language alone count."
+        ),
+    )
     temperature: float = key(0.0, "Of sampling; 0: greedy, the same verdict each time.")
     max_tokens: int = key(256, "Of one verdict with its reason.")
     timeout: float = key(60.0, "Seconds of one attempt.", harmless=True)

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from concurrent import futures
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -60,6 +60,14 @@ class JudgeOutage(Outage):
     tool, asked = "judge", "verdicts"
 
 
+class OwnJudge(Protocol):
+    """The model that is trained, asked for verdicts that the engine decodes: `agents.own_model`."""
+
+    def begin(self) -> None: ...
+    def asked(self, pending: Sequence[futures.Future]) -> list[Request]: ...
+    def take(self, trajectory: Trajectory) -> None: ...
+
+
 class Scored(NamedTuple):
     """A trajectory that has ended, and its reward when there is one."""
 
@@ -75,7 +83,8 @@ class GroupSampler:
     is open, is sampled anew; a group that would be is not carried, but counted as `expired`.
     A prompt's stream is its number in the run, whatever the number of processes. Where a share of
     `tool_failures` of the searches fails, `step` raises SearchOutage. A trajectory goes to the pool
-    of rewards as soon as it ends, and a group is whole once all its rewards are there.
+    of rewards as soon as it ends, and a group is whole once all its rewards are there. With an
+    `own_judge` the engine decodes its verdicts once the trajectories of a round have ended.
     """
 
     def __init__(
@@ -86,7 +95,9 @@ class GroupSampler:
         rollout: RolloutConfig,
         pool: RewardPool,
         tool_failures: float = 1.0,
+        own_judge: OwnJudge | None = None,
     ):
+        self.own_judge = own_judge
         self.tool_failures = tool_failures
         self.engine, self.prompts, self.dapo, self.rollout = engine, prompts, dapo, rollout
         self.pool = pool
@@ -145,6 +156,8 @@ class GroupSampler:
         Raises Outage, on all processes; RewardError where rewards fail for another reason.
         """
         self._renew(version)
+        if self.own_judge:
+            self.own_judge.begin()
         kept, self.carried = self.carried, []
         carried = len(kept)
         seen: list[Group] = []
@@ -232,8 +245,16 @@ class GroupSampler:
             trajectory = dataclasses.replace(trajectory, example_id=prompt.example.id)
             reward = self.pool.submit(prompt.example, trajectory)
             found[trajectory.sample] = Scored(trajectory, reward)
+        if self.own_judge:
+            self._judge(self.own_judge, model, version)
         self.pool.wait(self._pending())
         self._take_whole(kept, seen)
+
+    def _judge(self, judge: OwnJudge, model: Policy, version: int) -> None:
+        """Decodes verdicts until no reward waits for one, on any process."""
+        while hosts.any_process(bool(asked := judge.asked(self._pending()))):
+            for verdict in self.engine.run(model, asked, version):
+                judge.take(verdict)
 
     def _ended(self) -> list[str]:
         """The prompts whose samples have all ended."""

@@ -7,6 +7,7 @@ micro-batches of rows as hold anything.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -82,6 +83,12 @@ class Update:
         self._rows_per_shard = dapo.micro_batch // sharding.batch_shards(mesh)
         self._samples = dapo.groups * dapo.group_size // jax.process_count()
         self._accumulate = micro_batches(dapo)
+        self._seconds = 0.0
+
+    def timing(self) -> dict[str, float]:
+        """Seconds of this process since the last call: of the log-probabilities before updates."""
+        found, self._seconds = {"logprob_seconds": self._seconds}, 0.0
+        return found
 
     def __call__(
         self, state: TrainState, kept: Sequence[Group]
@@ -90,8 +97,10 @@ class Update:
         if not minibatches:
             return state, {"row_fill": 0.0, "updates": 0.0}
         if self._dapo.minibatches > 1:
+            began = time.perf_counter()
             for minibatch in minibatches:
                 self._add_old_logprobs(state.model, minibatch)
+            self._seconds += time.perf_counter() - began
         found = []
         for minibatch in minibatches:
             placed = hosts.shard_batch(self._mesh, minibatch.batch, self._accumulate)

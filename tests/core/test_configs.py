@@ -126,7 +126,7 @@ DECIDED = {"dapo.length_penalty": 0.6, "search.timeout": 30.0}
 DECIDED_IN = {"qa_dapo": {"dapo.reward": "penalised"}}
 # The second stage of the quickstart keeps a share of the first.
 MIXED = {"qa_sft.curriculum": "0:ramp_sft_qa_mixed", "qa_dapo.curriculum": "0:ramp_qa_mixed"}
-DECIDED_IN |= {"quickstart": {"qa_share": 0.8} | MIXED}
+DECIDED_IN |= {"quickstart": {"qa_share": 0.8, "question_demonstrations": 8000} | MIXED}
 # A smoke run of a model that can do nothing is one that ends well.
 DECIDED_IN_SMOKE = {name: {"dapo.patience": 0} for name in ("ramp_dapo", "qa_dapo")}
 # The quickstart has the section `dapo` twice, once for each of its stages.

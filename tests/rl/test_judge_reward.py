@@ -212,7 +212,7 @@ def test_a_judge_that_is_not_there_is_told_at_the_start(tmp_path):
 
 
 def test_a_judge_without_an_endpoint_is_told_in_one_line():
-    said = r"config\.judge\.base_url is empty; it must name an endpoint, such as http:.*'judge'$"
+    said = r"config\.judge\.base_url is empty; .* http:.*, or config\.judge\.own_model .*'judge'$"
     with pytest.raises(ConfigError, match=said):
         Judge(JudgeConfig())
 

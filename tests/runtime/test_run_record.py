@@ -236,7 +236,9 @@ CHANGES_THE_RESULT = {
         *("gold_hit_weight", "no_answer_penalty", "no_search_penalty"),
         *("malformed_turn_penalty", "repeated_query_penalty"),
     ),
-    "judge": ("model", "temperature", "send_temperature", "max_tokens", "language"),
+    "judge": (
+        *("own_model", "model", "temperature", "send_temperature", "max_tokens", "language"),
+    ),
 }
 HARMLESS = {
     "": ("workdir", "base"),
