@@ -63,10 +63,10 @@ def figures(seen: Sequence[Group], threshold: float) -> dict[str, float]:
 def _of_its_kind(group: Group, threshold: float) -> dict[str, list[float]]:
     """Figures of a group's samples, named after the kind of its example."""
     kind = KINDS[not isinstance(group.example, RampExample)]
-    there = [parts for parts in asked_for(group) if not parts.failure]
+    there = [terms for terms in asked_for(group) if not terms.failure]
     return {
-        f"{kind}_reward": [parts.total for parts in there],
-        f"{kind}_accuracy": [float(parts.accuracy >= threshold) for parts in there],
+        f"{kind}_reward": [terms.total for terms in there],
+        f"{kind}_accuracy": [float(terms.accuracy >= threshold) for terms in there],
         f"{kind}_searches": [float(len(t.turns)) for t in group.trajectories],
     }
 

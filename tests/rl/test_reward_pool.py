@@ -254,10 +254,10 @@ def test_each_part_is_logged_apart_over_the_samples_that_have_it():
 def test_figures_are_told_by_kind_of_example_where_a_step_has_both():
     asked = (Turn(("a",), ("p",), ("t",), 0.1),)
     searched = [dataclasses.replace(trajectory("e", i, "x"), turns=asked) for i in range(2)]
-    parts = [rewards.RewardParts(1.0, 1.0, 1.0, 0.95), rewards.RewardParts(0.5, 0.5, 1.0, 0.5)]
-    masked = Group(EXAMPLE, searched, parts)
+    terms = [rewards.RewardTerms(1.0, 1.0, 1.0, 0.95), rewards.RewardTerms(0.5, 0.5, 1.0, 0.5)]
+    masked = Group(EXAMPLE, searched, terms)
     plain = [trajectory("q3", i, "x") for i in range(2)]
-    question = Group(QA, plain, [rewards.RewardParts(0.25, 0.2, 0.0, 0.2), rewards.no_reward("no")])
+    question = Group(QA, plain, [rewards.RewardTerms(0.25, 0.2, 0.0, 0.2), rewards.no_reward("no")])
     both, alone = reward_figures([masked, question], 0.9), reward_figures([masked], 0.9)
     assert {name: value for name, value in both.items() if name.startswith(("ramp_", "qa_"))} == {
         "ramp_reward": 0.75,
