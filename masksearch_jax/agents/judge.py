@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import types
+from collections.abc import Sequence
+from typing import Protocol
 
 from masksearch_jax.agents import dialogue
-from masksearch_jax.agents.llm_client import LLM, JobError, Message
-from masksearch_jax.agents.own_model import OwnModel
+from masksearch_jax.agents.llm_client import LLM, JobError, Message, Reply
 from masksearch_jax.core.errors import ConfigError, UserError, check_given
 from masksearch_jax.core.llm_config import JudgeConfig
 from masksearch_jax.core.types import Example, RampExample
@@ -49,6 +50,12 @@ class JudgeError(UserError):
     """No call of the judge can succeed any more: its key, its budget, its cache."""
 
 
+class Model(Protocol):
+    """A model that is asked as an endpoint is: `own_model.OwnModel`, which needs JAX."""
+
+    async def complete(self, messages: Sequence[Message]) -> Reply: ...
+
+
 class Judge:
     """`async with Judge(cfg) as judge: await judge(example, answer)` is whether it is right.
 
@@ -57,7 +64,7 @@ class Judge:
     when this one gave no reply.
     """
 
-    def __init__(self, cfg: JudgeConfig, own_model: OwnModel | None = None):
+    def __init__(self, cfg: JudgeConfig, own_model: Model | None = None):
         address = (
             "an endpoint, such as http://localhost:8000/v1, or config.judge.own_model be set: "
             "config.dapo.reward is 'judge'"
@@ -74,7 +81,7 @@ class Judge:
         self._open = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Judge:
-        self._llm: LLM | OwnModel
+        self._llm: LLM | Model
         if self._own_model is not None:
             self._llm = self._own_model
             return self
