@@ -412,7 +412,7 @@ def test_the_host_side_starts_without_jax():
     rooms = ("agents.", "core.", "corpus.", "data.", "evals.", "ramp.", "search.", "viewer.")
     # grain, seqio and TFDS import jax; a policy that teaches runs on a device
     with_jax = OFFLINE | {"data.batches", "data.curriculum", "agents.policy_teacher"}
-        with_jax |= {"agents.own_model"}
+    with_jax |= {"agents.own_model"}
     names = [m for m in TREES if m.startswith(rooms) and m not in with_jax]
     names += ["runtime.cli", "rl.rewards", "rl.advantages", "testing.services"]
     _, modules = import_all([f"masksearch_jax.{m}" for m in names])
