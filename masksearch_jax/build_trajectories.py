@@ -30,7 +30,7 @@ from masksearch_jax.agents.scripted_teacher import NOT_FINAL, Rejection
 from masksearch_jax.agents.selection import StudentConfig
 from masksearch_jax.core import stamp
 from masksearch_jax.core.config import SearchConfig
-from masksearch_jax.core.errors import ConfigError, UserError, nearest
+from masksearch_jax.core.errors import ConfigError, UserError, check_given, nearest
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.schema import harmless_keys, key, required, section
@@ -98,14 +98,22 @@ class FailedError(UserError):
     """More attempts failed, by no fault of teacher or example, than `max_failed` allows."""
 
 
-def make_teacher(cfg: BuildTrajectoriesRun) -> teachers.Teacher:
-    """Raises ConfigError when a section that the teacher needs is missing."""
+def check_sections(cfg: BuildTrajectoriesRun) -> None:
+    """Raises ConfigError where a section that the teacher needs is missing or names no model."""
     needed = [("llm", cfg.llm)] if cfg.teacher == "agents" else []
     needed += [("student", cfg.student)] if cfg.teacher == "local" else []
     needed += [("llm", cfg.llm)] if cfg.student and cfg.student.judge == "llm" else []
     for name, given in needed:
         if given is None:
             raise ConfigError(f"config.teacher {cfg.teacher!r} needs the section config.{name}")
+    if cfg.teacher == "local":
+        init = "the HF folder or checkpoints of the model that samples"
+        tokenizer = "the folder that holds tokenizer.json"
+        check_given(cfg.student, "config.student", init=init, tokenizer=tokenizer)
+
+
+def make_teacher(cfg: BuildTrajectoriesRun) -> teachers.Teacher:
+    """The teacher that `cfg` names, with its search tool. Raises what loading it raises."""
     search = open_tool(cfg.search)
     check_source_passages(search, cfg.search, _first_examples(cfg))
     if cfg.teacher == "scripted":
@@ -134,8 +142,8 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
     than `max_failed`, and llm.JobError when the endpoint takes no more calls; what there is then is
     kept, and the same command goes on from it.
     """
-    if not cfg.folder:
-        raise ConfigError("config.folder is empty; it must name the folder of the examples")
+    check_given(cfg, folder="the folder of the examples")
+    check_sections(cfg)
     folder = Path(cfg.folder)
     for kind in cfg.kinds:
         if kind not in KINDS:

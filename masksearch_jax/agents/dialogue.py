@@ -148,7 +148,7 @@ async def ask(
             if reply.is_cut:
                 raise ReplyError(
                     f"cut off after {reply.completion_tokens} tokens (finish_reason length; "
-                    f"llm.max_tokens is {llm.cfg.max_tokens}): {error}"
+                    f"{llm.section}.max_tokens is {llm.cfg.max_tokens}): {error}"
                 ) from error
             if not left:
                 raise

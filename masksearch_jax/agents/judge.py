@@ -86,7 +86,7 @@ class Judge:
             self._llm = self._own_model
             return self
         try:
-            self._llm = await self._open.enter_async_context(LLM(self._cfg))
+            self._llm = await self._open.enter_async_context(LLM(self._cfg, "config.judge"))
         except JobError as error:
             raise JudgeError(f"the judge: {error}") from error
         return self

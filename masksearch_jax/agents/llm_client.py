@@ -89,14 +89,15 @@ class Usage:
 class LLM:
     """Asks one endpoint. Use as `async with LLM(cfg) as llm: await llm.complete(messages)`.
 
-    Raises JobError at once when the cache cannot be opened.
+    section: the path of `cfg` in the user's config, for messages. Raises JobError at once when the
+    cache cannot be opened.
     """
 
-    def __init__(self, cfg: LLMConfig):
+    def __init__(self, cfg: LLMConfig, section: str = "config.llm"):
         address = "the address of an OpenAI-compatible endpoint"
         file = "the SQLite file that keeps the replies paid for"
-        check_given(cfg, "config.llm", base_url=address, model="the model to ask", cache=file)
-        self.cfg = cfg
+        check_given(cfg, section, base_url=address, model="the model to ask", cache=file)
+        self.cfg, self.section = cfg, section
         self.usage = Usage()
         try:
             self._replies = Replies(cfg.cache)
@@ -172,7 +173,7 @@ class LLM:
         if self.cfg.replay:
             if failure := self._replies.failure(key):
                 raise LLMError(failure)
-            raise JobError(f"llm.replay: a request is not recorded in {self.cfg.cache}")
+            raise JobError(f"{self.section}.replay: a request is not recorded in {self.cfg.cache}")
         self._begun += 1
         first = self._begun <= _FIRST
         try:
@@ -264,8 +265,8 @@ class LLM:
                 raise BudgetError(
                     f"the budget of {_budget(cfg)} cannot cover another reply: "
                     f"{paid.prompt_tokens + paid.completion_tokens} tokens ({cost:.4f} in money) "
-                    f"spent, {cfg.max_tokens} tokens asked for; raise llm.budget or llm.max_cost "
-                    "and start the same command again"
+                    f"spent, {cfg.max_tokens} tokens asked for; raise {self.section}.budget or "
+                    f"{self.section}.max_cost and start the same command again"
                 )
             if self._has_budget(self._reserved + cfg.max_tokens):
                 self._reserved += cfg.max_tokens

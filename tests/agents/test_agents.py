@@ -849,7 +849,10 @@ def test_what_is_cut_off_is_not_shown_back_and_names_the_limit(tmp_path):
     with Endpoint(in_turn(cut)) as endpoint:
         made = demonstrate(QUESTION, config(endpoint, tmp_path))
         again = demonstrate(QUESTION, config(endpoint, tmp_path))
-    said = "cut off after 3 tokens (finish_reason length; llm.max_tokens is 50): the JSON is broken"
+    said = (
+        "cut off after 3 tokens (finish_reason length; config.llm.max_tokens is 50): "
+        "the JSON is broken"
+    )
     assert (made.reason, made.detail[: len(said)]) == ("unreadable_planner", said)
     assert again == made
     assert len(endpoint.requests) == 1

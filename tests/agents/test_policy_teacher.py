@@ -35,7 +35,7 @@ def setting(miniature, monkeypatch):
     cfg = miniature.cfg
     rollout = dataclasses.replace(cfg.rollout, slots=4, max_new_tokens=24, temperature=0.0)
     return selection.StudentConfig(
-        init="",
+        init="scripted",
         tokenizer=str(miniature.tokenizer),
         samples=2,
         rules=LENIENT,
@@ -135,4 +135,4 @@ def test_the_main_takes_it_for_a_teacher(miniature, setting, examples, tmp_path)
     assert build_trajectories.run(cfg) == summary
     for missing in ({"student": None}, {"student": dataclasses.replace(setting, judge="llm")}):
         with pytest.raises(ConfigError, match=r"needs the section config\.(student|llm)"):
-            build_trajectories.make_teacher(dataclasses.replace(cfg, **missing))
+            build_trajectories.check_sections(dataclasses.replace(cfg, **missing))

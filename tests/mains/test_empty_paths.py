@@ -19,7 +19,7 @@ SCHEMAS = {
     "serve_model": "ServeModelRun", "serve_search": "ServeSearchRun",
     "build_index": "BuildIndexRun", "build_ramp": "BuildRampRun",
     "build_dataset": "BuildDatasetRun", "report": "ReportConfig", "quickstart": "QuickstartRun",
-    "evolve": "EvolveRun", "evaluate": "EvalRun",
+    "evolve": "EvolveRun", "evaluate": "EvalRun", "build_trajectories": "BuildTrajectoriesRun",
 }  # fmt: skip
 
 
@@ -68,6 +68,19 @@ SCHEMAS = {
             "report.py",
             {"workdir": ""},
             "config.workdir is empty; it must name the folder of a run",
+        ),
+        ("build_trajectories", "build_trajectories.py", {"folder": ""}, "config.folder is empty"),
+        (
+            "build_trajectories",
+            "build_trajectories.py",
+            {"teacher": "local", "student.init": " "},
+            "config.student.init is empty; .* checkpoints",
+        ),
+        (
+            "build_trajectories",
+            "build_trajectories.py",
+            {"teacher": "local", "student.tokenizer": ""},
+            "config.student.tokenizer is empty; it must name the folder that holds tokenizer.json",
         ),
         ("quickstart", "quickstart.py", {"workdir": ""}, f"config.workdir is empty; .* {WRITTEN}"),
         ("evolve", "evolve.py", {"workdir": ""}, f"config.workdir is empty; .* {WRITTEN}"),

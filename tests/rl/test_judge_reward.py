@@ -217,11 +217,19 @@ def test_a_judge_without_an_endpoint_is_told_in_one_line():
         Judge(JudgeConfig())
 
 
+@pytest.mark.parametrize(("name", "what"), [("model", "the model"), ("cache", "the SQLite file")])
+def test_what_a_judge_lacks_is_named_by_its_own_key(name, what):
+    cfg = JudgeConfig(base_url="http://localhost:1/v1", **{name: ""})
+    with pytest.raises(ConfigError, match=rf"^config\.judge\.{name} is empty; .* {what}"):
+        RewardPool(DAPO, Judge(cfg))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({}, r"the judge: .*HTTP 401: scripted 401"),
-        ({"replay": True}, r"the judge: llm\.replay: a"),
+        ({"budget": 10}, r"the judge: .*; raise config\.judge\.budget or config\.judge\.max_cost"),
+        ({"replay": True}, r"the judge: config\.judge\.replay: a"),
     ],
 )
 def test_a_judge_that_can_answer_nothing_ends_the_run(tmp_path, changes, message):
