@@ -17,6 +17,7 @@ import dataclasses
 import importlib.util
 import io
 import logging
+import os
 import shlex
 from collections import Counter
 from collections.abc import Iterator
@@ -163,6 +164,11 @@ def files_of(patterns: str) -> list[str]:
         matched = [m.path for m in FileSystems.match([pattern])[0].metadata_list]
         if not matched:
             raise ConfigError(f"config.corpus: no file matches {pattern!r}")
+        if folder := next(filter(os.path.isdir, matched), None):
+            raise ConfigError(
+                f"config.corpus: {folder!r} is a folder; it must name files, such as "
+                f"'{folder}/*.jsonl', which hold JSONL of id, title, text (.gz allowed)"
+            )
         found.update(matched)
     return sorted(found)
 

@@ -135,8 +135,13 @@ def _rows(path: Path) -> Iterator[tuple[int | str, Any]]:
         raise QuestionsError(
             f"{path} is neither UTF-8 nor UTF-16 with a byte order mark ({error}); save it as UTF-8"
         ) from None
+    except IsADirectoryError:
+        raise QuestionsError(
+            f"the questions {path} are a folder; they must be a file: {FORMS}"
+        ) from None
     except DAMAGE as error:
-        raise QuestionsError(f"cannot read the questions {path}: {error}") from None
+        said = getattr(error, "strerror", None) or error
+        raise QuestionsError(f"cannot read the questions {path}: {said}") from None
 
 
 def _decoded(file: IO[bytes]) -> io.TextIOWrapper:

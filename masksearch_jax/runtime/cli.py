@@ -37,6 +37,7 @@ from masksearch_jax.core.errors import ConfigError, Restart, UserError, nearest
 from masksearch_jax.core.schema import Section, to_dataclass
 from masksearch_jax.runtime import config_text, overrides
 from masksearch_jax.runtime.interrupts import never_lost
+from masksearch_jax.runtime.path_errors import path_error
 from masksearch_jax.runtime.process import (
     RESTART,
     end_alone,
@@ -145,7 +146,7 @@ def run(
             return
     except ConfigError as error:
         _fail(str(error), 2)
-    call(lambda: fn(settings), resumes=resumes)
+    call(lambda: fn(settings), resumes=resumes, settings=settings)
 
 
 def _help(
@@ -172,8 +173,8 @@ def _print(lines: list[str]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def call(work: Callable[[], Any], *, resumes: bool = False) -> None:
-    """Calls `work` and ends the process as `run` does."""
+def call(work: Callable[[], Any], *, resumes: bool = False, settings: object = None) -> None:
+    """Calls `work` and ends the process as `run` does; `settings`: the config it works by."""
     try:
         with never_lost():
             status = work()
@@ -188,7 +189,7 @@ def call(work: Callable[[], Any], *, resumes: bool = False) -> None:
     except Exception as error:
         if is_lost_process(error):
             end_alone(error)
-        message = _expected(error)
+        message = _expected(error, settings)
         if message is None:
             if process_count() == 1:
                 raise
@@ -200,11 +201,13 @@ def call(work: Callable[[], Any], *, resumes: bool = False) -> None:
         sys.exit(status)
 
 
-def _expected(error: Exception) -> str | None:
+def _expected(error: Exception, settings: object) -> str | None:
     """What to tell the user of a failure that is not a defect; None for a defect."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = f" while writing {error.filename}" if error.filename else ""
         return f"the disk is full{where}; free some space and start the same command again"
+    if isinstance(error, OSError) and (said := path_error(error, settings)):
+        return said
     ours = type(error).__module__.partition(".")[0] in ("masksearch_jax", "__main__")
     if isinstance(error, (UserError, OSError)) or ours:
         return str(error) or type(error).__name__

@@ -161,6 +161,8 @@ def find_step(manager: ocp.CheckpointManager, folder: epath.Path, step: int | No
     steps = sorted(manager.all_steps())
     if not steps or step not in (None, *steps):
         wanted = "a whole checkpoint" if step is None else f"step {step}"
+        if folder.exists() and not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is no folder of checkpoints but a file")
         raise FileNotFoundError(f"{folder} does not hold {wanted}; it holds the steps {steps}")
     return steps[-1] if step is None else step
 
