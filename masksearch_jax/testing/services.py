@@ -24,25 +24,26 @@ from http import HTTPStatus
 from typing import Any, NamedTuple, Self, TypeVar
 
 from masksearch_jax.core.retrieval import SearchTool
-from masksearch_jax.runtime.http_service import Call, Refusal
+from masksearch_jax.runtime.http_service import Call, Refusal, Service
 from masksearch_jax.search.server import SearchServer
 
 _LAST_RECORDS = 5.0  # seconds in which the threads of a service that ends may record what they did
 
-Server = TypeVar("Server", bound=socketserver.BaseServer)
+Server = TypeVar("Server", bound=socketserver.BaseServer | Service)
 
 
 @contextlib.contextmanager
 def serving(server: Server) -> Iterator[Server]:
     """The server, which answers in a thread until the block ends; it is closed then."""
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    often = {} if isinstance(server, Service) else {"poll_interval": 0.01}
+    thread = threading.Thread(target=server.serve_forever, kwargs=often)
     thread.start()
     try:
         yield server
     finally:
         server.shutdown()
-        server.server_close()
         thread.join()
+        server.server_close()
 
 
 # ---- scripts
@@ -348,14 +349,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             super().handle()
 
     def do_GET(self) -> None:
-        self._send(*self._reply(Call(b"", self.connection), WELL), WELL)
+        self._send(*self._reply(Call(b""), WELL), WELL)
 
     def do_POST(self) -> None:
         owner, length = self.server.owner, int(self.headers["Content-Length"])
         content = self.rfile.read(length)
         if len(content) < length:
             raise ConnectionError("the client was killed while it asked")
-        call = Call(content, self.connection)
+        call = Call(content)
         with owner.asked(self.path, call.json()) as (asked, answer):
             if answer.hang:
                 self.server.ended.wait(None if answer.hang == math.inf else answer.hang)
