@@ -148,7 +148,9 @@ def make_data(folder: Path, cities: int = 300) -> Data:
     train_bpe((p.text for p in read_passages(passages)), made.tokenizer, 512)
     search = dataclasses.replace(cfg.search, index=str(made.index))
     build_trajectories.run(
-        build_trajectories.BuildTrajectoriesRun(str(data), ("ramp",), search, 2, 0, cfg.seed)
+        build_trajectories.BuildTrajectoriesRun(
+            str(data), ("ramp",), search, 2, 0, cfg.seed, thoughts="short"
+        )
     )
     values = {
         "folder": data,

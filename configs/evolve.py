@@ -18,6 +18,8 @@ def get_config(arg: str = "") -> ConfigDict:
     arg = common.parse_arg(arg, model="tiny", runlocal=False)
     c = quickstart.small(arg.model)
     c.workdir = "runs/evolve"
+    c.evolve = ConfigDict()
+    c.evolve.thoughts = "short"  # the model is small and its context short
     c.ramp.rl_fraction = 0.6  # the students sample on these articles, the teacher on the others
 
     # ---- SFT: the first student on the teacher's demonstrations, then each on all so far -------
@@ -39,7 +41,6 @@ def get_config(arg: str = "") -> ConfigDict:
         c.corpus.limit, c.ramp.max_examples, c.tokenizer_vocab_size = 300, 600, 512
         c.model.hidden_size, c.model.intermediate_size, c.model.head_dim = 64, 128, 16
         c.model.num_layers, c.compute.remat = 2, "none"
-        c.evolve = ConfigDict()
         c.evolve.iterations, c.evolve.seed_examples, c.evolve.pool_size = 1, 40, 8
         c.evolve.samples = 2
         c.evolve.rules = ConfigDict()

@@ -106,6 +106,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.workdir = "runs/quickstart"
     c.ramp.rl_fraction = 0.25
     c.question_demonstrations = 8000
+    c.thoughts = "short"  # the model is small and its context short
     c.rollout.max_len = 336  # a question's two searches take more room than a paragraph's
 
     # ---- RAMP by SFT: one mask, then up to two, so that RL has masks left to learn ------------

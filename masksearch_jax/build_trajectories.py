@@ -33,6 +33,7 @@ from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import ConfigError, UserError, check_given, nearest
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.llm_config import LLMConfig
+from masksearch_jax.core.retrieval import source_of
 from masksearch_jax.core.schema import harmless_keys, key, required, section
 from masksearch_jax.core.types import (
     Demonstration,
@@ -42,6 +43,7 @@ from masksearch_jax.core.types import (
     from_json,
     has_answer,
 )
+from masksearch_jax.evals import source_rank
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.runtime import cli, run_record, storage
 from masksearch_jax.runtime.progress import Progress
@@ -73,6 +75,13 @@ class BuildTrajectoriesRun:
         (
             "scripted: a script that knows the masked spans; agents: LLM agents on the endpoint "
             "`llm`; local: the model `student`."
+        ),
+    )
+    thoughts: Literal["full", "short"] = key(
+        "full",
+        (
+            "Of the script: what is missing and what was found, in many wordings (full), or stock "
+            "phrases of a few words (short), for models of a short context."
         ),
     )
     language: str = key("en", "Of the agents' prompts: en or zh.")
@@ -117,7 +126,7 @@ def make_teacher(cfg: BuildTrajectoriesRun) -> teachers.Teacher:
     search = open_tool(cfg.search)
     check_source_passages(search, cfg.search, _first_examples(cfg))
     if cfg.teacher == "scripted":
-        return teachers.Scripted(search, cfg.search, cfg.max_searches, cfg.seed)
+        return teachers.Scripted(search, cfg.search, cfg.max_searches, cfg.seed, cfg.thoughts)
     limits = agent_teacher.TeacherConfig(cfg.language, cfg.max_searches, cfg.search)
     if cfg.teacher == "agents":
         return teachers.Agents(cfg.llm, search, limits)
@@ -167,7 +176,7 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
         figures = teacher.figures()
     _check_failures(parts, counts, cfg.max_failed)
     kept = list(_kept(cfg, parts, inputs))
-    summary = _summary(counts, kept) | ({"paid": figures} if figures else {})
+    summary = _summary(counts, kept, _sources(inputs)) | ({"paid": figures} if figures else {})
     others = [kind for kind in KINDS if kind not in cfg.kinds]
     standing = {kind: _standing(output, kind, written_files) for kind in others}
     for path in output.parent.glob("train*.counts.json"):
@@ -414,15 +423,26 @@ def _kept(cfg: BuildTrajectoriesRun, parts: Path, kinds: Sequence[str]) -> Itera
         yield from itertools.islice(found, cfg.demonstrations or None)
 
 
+def _sources(inputs: Mapping[str, Path]) -> dict[str, str]:
+    """The passage that each masked paragraph was made from, by example."""
+    if "ramp" not in inputs:
+        return {}
+    return {e.id: source_of(e) for e in read_jsonl(inputs["ramp"], RampExample)}
+
+
 def _summary(
-    counts: list[dict[str, Any]], demonstrations: Sequence[Demonstration]
+    counts: list[dict[str, Any]],
+    demonstrations: Sequence[Demonstration],
+    sources: Mapping[str, str],
 ) -> dict[str, Any]:
+    """source_rank: of `evals.source_rank`; where it is mostly 1, what is learned is to copy."""
     return {
         "examples": sum(c["examples"] for c in counts),
         "tried": sum(c["tried"] for c in counts),
         "demonstrations": len(demonstrations),
         "by_task": dict(sorted(Counter(d.task for d in demonstrations).items())),
         "by_searches": dict(sorted(Counter(str(len(d.turns)) for d in demonstrations).items())),
+        "source_rank": source_rank.counts(demonstrations, sources),
         "rejected": dict(sum((Counter(c["rejected"]) for c in counts), Counter())),
     }
 
@@ -438,6 +458,10 @@ def rejected_path(folder: str | Path) -> Path:
     return (Path(folder) / DEMONSTRATIONS).with_suffix(".rejected.jsonl")
 
 
+def _ranked(ranks: Mapping[str, int]) -> str:
+    return ", ".join(f"{rank}: {count}" for rank, count in ranks.items()) or "none"
+
+
 def _print_summary(summary: dict[str, Any], folder: str) -> None:
     named = {
         k: ", ".join(f"{n} {r}" for r, n in summary[k].items()) or "none"
@@ -448,7 +472,8 @@ def _print_summary(summary: dict[str, Any], folder: str) -> None:
     print(
         f"{summary['examples']} examples, {summary['tried']} tried, "
         f"{summary['demonstrations']} demonstrations ({named['by_task']}); "
-        f"searches: {named['by_searches']}; rejected: {named['rejected']}",
+        f"searches: {named['by_searches']}; rank of the source passage in the first: "
+        f"{_ranked(summary['source_rank'])}; rejected: {named['rejected']}",
         file=sys.stdout,
     )
     if summary["rejected"]:

@@ -212,6 +212,7 @@ def teaching(run: Run, n: int) -> build_trajectories.BuildTrajectoriesRun:
         max_failed=cfg.evolve.max_failed,
         seed=cfg.seed + n,
         teacher="local" if n else cfg.evolve.teacher,
+        thoughts=cfg.evolve.thoughts,
         language=cfg.evolve.language,
         llm=llm,
         student=student if n else None,

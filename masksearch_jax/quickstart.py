@@ -16,7 +16,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from masksearch_jax import build_trajectories, evaluate, export_hf, report, train_dapo, train_sft
 from masksearch_jax.core import config as config_lib
@@ -60,6 +60,9 @@ class QuickstartRun:
     question_demonstrations: int = key(0, "The same of questions, evenly by type.")
     qa_share: float = key(
         0.0, "Of questions in mixtures with masked paragraphs; 0: each task at the same rate."
+    )
+    thoughts: Literal["full", "short"] = key(
+        "full", "Of the scripted teacher, as in build_trajectories."
     )
     model: config_lib.ModelConfig = section(config_lib.ModelConfig)
     compute: config_lib.ComputeConfig = section(config_lib.ComputeConfig)
@@ -150,6 +153,7 @@ def make_demonstrations(run: Run) -> dict[str, Any]:
                 max_searches=cfg.rollout.max_turns,
                 demonstrations=wanted,
                 seed=cfg.seed,
+                thoughts=cfg.thoughts,
             )
         )
         kept, tried = kept + made["demonstrations"], tried + made["tried"]

@@ -143,6 +143,7 @@ def miniature(tmp_path_factory) -> Miniature:
             max_searches=cfg.rollout.max_turns,
             demonstrations=0,
             seed=cfg.seed,
+            thoughts=cfg.thoughts,
         )
     )
     return made

@@ -7,10 +7,12 @@ search engine's results, and keeps a demonstration only if they hold the answer.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 import re
 from collections.abc import Iterable, Sequence
 
+from masksearch_jax.agents.thoughts import KINDS, Thoughts
 from masksearch_jax.core import chinese, markup, retrieval
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.types import (
@@ -46,10 +48,6 @@ there these they this those through time to under up used was were what when whe
 who whom whose why will with would
 """
 _COMMON = frozenset(_COMMON_WORDS.split())
-_FIRST = ("Look up the subject.", "Read about it.")
-_AROUND = ("Try the words around the gaps.", "Search the context.")  # with no subject in sight
-_ENDING = ("Found it.", "All is there.", "Now fill in.")
-_AGAIN = ("Not there. Try again.", "Something is missing.", "Search again.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,14 +75,15 @@ def is_shown(text: str, segments: Iterable[Segment]) -> bool:
 
 @dataclasses.dataclass
 class _Transcript:
-    """A demonstration being written. `read` holds the passages shown so far, in order."""
+    """A demonstration being written. `seen` holds the passages that each search has shown."""
 
     search: retrieval.SearchTool
     cfg: SearchConfig
     source: str  # passage that the example masks, if any
+    thoughts: Thoughts
     segments: list[Segment] = dataclasses.field(default_factory=list)
     turns: list[Turn] = dataclasses.field(default_factory=list)
-    read: list[Passage] = dataclasses.field(default_factory=list)
+    seen: list[tuple[Passage, ...]] = dataclasses.field(default_factory=list)
 
     def find(self, queries: Sequence[str]) -> tuple[Passage, ...]:
         """What the engine would show for these queries; writes nothing."""
@@ -96,7 +95,7 @@ class _Transcript:
         self.segments += [Segment("policy", action), Segment("tool", text)]
         ids, titles = tuple(p.id for p in shown), tuple(p.title for p in shown)
         self.turns.append(Turn(tuple(queries), ids, titles, seconds=0.0))
-        self.read += shown
+        self.seen.append(shown)
 
     def finish(self, thought: str, answer: str, example: Example) -> Demonstration:
         action = markup.wrap("think", thought) + markup.wrap("answer", answer)
@@ -121,19 +120,21 @@ def demonstrate(
     rng: random.Random,
     *,
     max_searches: int = 4,
+    thoughts: str = "full",
 ) -> Demonstration | Rejection:
     """A solved example, or why there is none; the same for the same search, rng and config.
 
-    `turns` carry 0 seconds, so that the file of demonstrations is reproducible. What the search
-    tool raises passes through.
+    thoughts: one of `thoughts.KINDS`. `turns` carry 0 seconds, so that the file of demonstrations
+    is reproducible. What the search tool raises passes through.
     """
-    transcript = _Transcript(search, cfg, retrieval.source_of(example))
+    mind = KINDS[thoughts](rng)
+    transcript = _Transcript(search, cfg, retrieval.source_of(example), mind)
     answer = example.paragraph if isinstance(example, RampExample) else example.answers[0]
     if markup.escape(answer) != answer:
         return Rejection(example.id, "reserved_text")
     if isinstance(example, RampExample):
         return _solve_ramp(example, transcript, rng, min(max_searches, _RAMP_SEARCHES))
-    return _solve_qa(example, transcript, rng, max_searches)
+    return _solve_qa(example, transcript, max_searches)
 
 
 def _solve_ramp(
@@ -143,11 +144,14 @@ def _solve_ramp(
     plans = _ramp_queries(example, subject, transcript.cfg.max_queries, rng)[:max_searches]
     if not plans:
         return Rejection(example.id, "no_query")
-    for attempt, queries in enumerate(plans):
-        thought = rng.choice(_AGAIN if attempt else _FIRST if subject else _AROUND)
+    for queries in plans:
+        thought = transcript.thoughts.before_search(
+            example, queries, bool(subject), transcript.seen
+        )
         transcript.add_search(thought, queries, transcript.find(queries))
         if all(transcript.has_shown(span.text) for span in example.spans):
-            return transcript.finish(rng.choice(_ENDING), example.paragraph, example)
+            thought = transcript.thoughts.before_filling(example, transcript.seen)
+            return transcript.finish(thought, example.paragraph, example)
     return Rejection(example.id, "spans_not_found")
 
 
@@ -198,7 +202,7 @@ def _near_masks(masked: str, subject: Sequence[str]) -> list[str]:
 
 
 def _solve_qa(
-    example: QAExample, transcript: _Transcript, rng: random.Random, max_searches: int
+    example: QAExample, transcript: _Transcript, max_searches: int
 ) -> Demonstration | Rejection:
     """Reads the gold passages one after the other, each found by a name already in sight."""
     unread = set(example.gold)
@@ -206,22 +210,24 @@ def _solve_qa(
         query, found = _next_query(example, transcript, unread)
         if query is None:
             return Rejection(example.id, "gold_not_found")
-        first = ("Look up", "Start with") if not transcript.turns else ("Next:", "That leads to")
-        transcript.add_search(f"{rng.choice(first)} {query}.", (query,), found)
+        thought = transcript.thoughts.before_lookup(example, query, transcript.seen)
+        transcript.add_search(thought, (query,), found)
         unread -= {p.id for p in found}
     if unread:
         return Rejection(example.id, "gold_not_found")
     answer = example.answers[0]
     if answer.casefold() not in ("yes", "no") and not transcript.has_shown(answer):
         return Rejection(example.id, "answer_not_found")
-    return transcript.finish(rng.choice(_ENDING[:2]), answer, example)
+    thought = transcript.thoughts.before_answer(example, transcript.seen)
+    return transcript.finish(thought, answer, example)
 
 
 def _next_query(
     example: QAExample, transcript: _Transcript, unread: set[str]
 ) -> tuple[str | None, tuple[Passage, ...]]:
     """The first name in sight whose search shows an unread gold passage, and all that it shows."""
-    gold_text = [p.text for p in transcript.read if p.id in example.gold]
+    read = itertools.chain.from_iterable(transcript.seen)
+    gold_text = [p.text for p in read if p.id in example.gold]
     names = list(_names(" . ".join([*gold_text[::-1], example.question])))
     if not transcript.turns:
         words = _WORD.findall(example.question)

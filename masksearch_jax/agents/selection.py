@@ -62,6 +62,9 @@ class EvolveConfig:
 
     iterations: int = key(3, "After the first demonstrations.")
     teacher: Literal["scripted", "agents"] = key("scripted", "Of the first demonstrations.")
+    thoughts: Literal["full", "short"] = key(
+        "full", "Of the scripted teacher, as in build_trajectories."
+    )
     language: str = key("en", "Of the agents' prompts: en or zh.")
     seed_examples: int = key(3000, "Training examples that the teacher is given.")
     seed_masks: int = key(2, "Most masks in them; students sample on up to ramp.max_masks.")

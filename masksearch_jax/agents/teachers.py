@@ -41,9 +41,15 @@ class Scripted:
     attempts = 1
 
     def __init__(
-        self, search: retrieval.SearchTool, cfg: SearchConfig, max_searches: int, seed: int
+        self,
+        search: retrieval.SearchTool,
+        cfg: SearchConfig,
+        max_searches: int,
+        seed: int,
+        thoughts: str,
     ):
-        self._search, self._cfg, self._max_searches = search, cfg, max_searches
+        self._search, self._cfg = search, cfg
+        self._settings = {"max_searches": max_searches, "thoughts": thoughts}
         self._seed = seed
         self._pool = ThreadPoolExecutor(max(1, cfg.workers))
 
@@ -56,9 +62,7 @@ class Scripted:
 
     def _solve(self, example: Example) -> Outcome:
         rng = random.Random(f"{self._seed}/{example.id}")
-        return scripted_teacher.demonstrate(
-            example, self._search, self._cfg, rng, max_searches=self._max_searches
-        )
+        return scripted_teacher.demonstrate(example, self._search, self._cfg, rng, **self._settings)
 
     def figures(self) -> dict[str, Any]:
         return {}

@@ -10,7 +10,7 @@ import shutil
 import pytest
 
 from masksearch_jax import build_trajectories
-from masksearch_jax.agents import scripted_teacher
+from masksearch_jax.agents import scripted_teacher, wordings
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.corpus_config import RampConfig
@@ -171,11 +171,15 @@ def test_the_second_hop_follows_the_first(solved, small):
     assert hops > 150
 
 
-def test_plans_vary_and_stay_short(solved):
+def thoughts_of(demonstration):
+    said = (s.text for s in demonstration.segments if s.author == "policy")
+    return [text.partition("<think>")[2].partition("</think>")[0] for text in said]
+
+
+def test_short_thoughts_are_stock_phrases(ramp_examples, questions, engine):
     thoughts = collections.Counter()
-    for _, demonstration in kept(solved):
-        for text in (s.text for s in demonstration.segments if s.author == "policy"):
-            thought = text.partition("<think>")[2].partition("</think>")[0]
+    for made in solve([*ramp_examples[:150], *questions[:50]], engine, thoughts="short"):
+        for thought in thoughts_of(made) if isinstance(made, Demonstration) else ():
             assert 1 <= len(thought.split()) <= 10
             thoughts[thought.split()[0]] += 1
     assert len(thoughts) >= 6
@@ -230,7 +234,9 @@ def test_without_a_subject_the_words_around_the_gaps_are_searched_for():
     demonstration = demonstrate(nameless, FakeSearch(lambda query: [ARTICLE]))
     assert demonstration.turns[0].queries == ("Liri town",)
     thought = demonstration.segments[0].text.partition("</think>")[0]
-    assert thought.removeprefix("<think>") in scripted_teacher._AROUND
+    assert "Liri town" in thought.removeprefix("<think>")
+    said = demonstrate(nameless, FakeSearch(lambda query: [ARTICLE]), thoughts="short")
+    assert thoughts_of(said)[0] in wordings.SHORT_AROUND
 
 
 def test_a_span_must_stand_as_whole_words():
@@ -322,6 +328,11 @@ def test_main_accounts_for_every_example(main, folder):
     assert set(summary["by_task"]) == {"ramp_k1", "ramp_k2", "ramp_k3", "ramp_k4", "atlas"}
     rows = read_jsonl(folder / "demonstrations" / "train.jsonl", Demonstration)
     assert len(rows) == summary["demonstrations"]
+    ramp = [d for d in rows if d.task != "atlas"]
+    assert sum(summary["source_rank"].values()) == len(ramp)
+    sources = {e.id: e.passage_id for e in read_jsonl(folder / "ramp/train.jsonl", RampExample)}
+    first = [d for d in ramp if d.turns[0].passage_ids[:1] == (sources[d.example_id],)]
+    assert summary["source_rank"]["1"] == len(first) > 0.5 * len(ramp)
     assert len({d.id for d in rows}) == len(rows)
 
 

@@ -113,6 +113,12 @@ SECTIONS_SINCE = {
     "DapoRun": {"judge": JudgeConfig, "log": LogConfig},
     "QuickstartRun": {"judge": JudgeConfig},
 }
+# Keys of no section that came after it.
+KEYS_SINCE = {
+    "BuildTrajectoriesRun": {"thoughts": "full"},
+    "QuickstartRun": {"thoughts": "short"},
+}
+SINCE |= {"evolve.thoughts": "short"}
 RENAMED = {
     "evolve.items": "evolve.pool_size",
     "sft.other_loss_weight": "sft.context_loss_weight",
@@ -173,6 +179,7 @@ def test_a_config_resolves_to_what_it_did_when_files_spelled_every_key(name, mod
     want |= KEYS_SINCE.get(name, {})
     for at, section in SECTIONS_SINCE.get(schema_of(name).__name__, {}).items():
         want |= dotted({at: dataclasses.asdict(section())})
+    want |= KEYS_SINCE.get(schema_of(name).__name__, {})
     decided = DECIDED | DECIDED_IN.get(name, {})
     decided |= DECIDED_IN_SMOKE.get(name, {}) if switch == "runlocal" else {}
     want |= {key: value for key, value in decided.items() if key in want}
