@@ -63,6 +63,7 @@ setup(
         "array_record>=0.8",
         "etils[epath,epy]>=1.12",
         "flax>=0.12.8,<0.13",
+        "ftfy>=6.3,<7",
         "grain>=0.2.16,<0.3",
         "httptools>=0.6",
         "jax>=0.10.2,<0.11",

@@ -1,7 +1,11 @@
-"""A checkpoint on the evaluation suites, with and without search.
+"""A model on suites, by several methods.
 
     python -m masksearch_jax.evaluate --config=configs/evaluate.py:qwen2.5-1.5b \\
         --config.tokenizer=PATH/Qwen2.5-1.5B-Instruct
+
+    ... --config.eval.suites=hotpotqa=PATH,musique=PATH,ramp   files in their authors' form too
+    ... --config.eval.methods=closed_book,rag,agent            rows of the paper's table 2
+    ... --config.endpoint.base_url=URL --config.endpoint.model=NAME   a model behind an endpoint
 
 By default of what ramp_dapo trained; with a cell in the argument, of what that cell trained
 (launch/cells.sh). Sampled at temperature 1, seeded: the same command gives the same figures. The
@@ -26,7 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.rollout = ConfigDict()
     if arg.runlocal:
         c.eval = ConfigDict()
-        c.eval.examples, c.eval.baseline_examples, c.eval.bootstrap = 4, 4, 100
+        c.eval.examples, c.eval.bootstrap = 4, 100
         c.compute = ConfigDict()
         c.compute.dtype = "float32"
         c.rollout = common.smoke_rollout()

@@ -31,8 +31,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     # ---- evaluation, checkpoints, report ------------------------------------------------------
     c.eval.suites = ("ramp",)
-    c.eval.conditions = ("search",)
-    c.eval.examples = c.eval.baseline_examples = 600
+    c.eval.methods = ("agent",)
+    c.eval.examples = 600
     c.checkpoint.keep = 1
     c.report_trajectories = 8
 
@@ -49,6 +49,6 @@ def get_config(arg: str = "") -> ConfigDict:
         c.first_sft.curriculum = "0:ramp_sft_upto2"
         c.sft.batch_size, c.sft.steps, c.sft.log_every = 4, 4, 1
         c.rollout.slots, c.rollout.max_new_tokens = 8, 48
-        c.eval.examples = c.eval.baseline_examples = 8
+        c.eval.examples = 8
         c.eval.bootstrap, c.checkpoint.every, c.report_trajectories = 50, 2, 2
     return c

@@ -126,8 +126,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     # ---- evaluation ---------------------------------------------------------------------------
     c.eval.suites = ("ramp", "two_hop", "source_hidden")
-    c.eval.examples = 800
-    c.eval.baseline_examples = 150
+    c.eval.examples = 400
+    c.eval.strata = "even"  # results by type need items of the rare types too
 
     if arg.runlocal:
         c.corpus = ConfigDict()
@@ -139,7 +139,7 @@ def get_config(arg: str = "") -> ConfigDict:
         for dapo in (c.dapo, c.qa_dapo):
             dapo.steps, dapo.groups, dapo.group_size, dapo.micro_batch = 2, 2, 4, 4
             dapo.max_refills = 1
-        c.eval.examples = c.eval.baseline_examples = 8
+        c.eval.examples = 8
         c.eval.bootstrap = 100
         c.checkpoint.every = 2
         c.report_trajectories = 4

@@ -1,49 +1,41 @@
-"""Evaluates a model on the suites, with its search tool, without it, and with a random retriever.
+"""Evaluates a model on suites by several methods: closed book, one retrieval, agent, controls.
 
     python -m masksearch_jax.evaluate --config=configs/evaluate.py:qwen2.5-1.5b --config.init=FOLDER
 
-Writes WORKDIR/eval.json, the same by number of masks and by type of question to by_type.json, one
-line per trajectory to trajectories.jsonl, and one per item that has none to lost.jsonl. Items are
-kept as they end, so that the same command goes on where it was stopped; of a finished evaluation it
-prints the table and no more.
+Writes WORKDIR/eval.json, one line per trajectory to trajectories.jsonl, and one per item that has
+none to lost.jsonl. Items are kept as they end, so that the same command goes on where it was
+stopped; of a finished evaluation it prints the table and no more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
-import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+from etils import epath
 
-from masksearch_jax.core import chinese, retrieval, stamp
+from masksearch_jax.core import stamp
 from masksearch_jax.core.config import EvalRun
-from masksearch_jax.core.errors import ConfigError, UserError, check_given, nearest
+from masksearch_jax.core.errors import ConfigError, check_given, nearest
 from masksearch_jax.core.files import write_json, write_lines, writing
-from masksearch_jax.core.jsonl import read_jsonl
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocab
-from masksearch_jax.core.types import (
-    NOT_ITS_DOING,
-    Example,
-    QAExample,
-    RampExample,
-    Trajectory,
-    has_answer,
-    to_json,
-)
+from masksearch_jax.core.types import JsonObject, RampExample, to_json
 from masksearch_jax.data import prompt
-from masksearch_jax.evals import suites
-from masksearch_jax.evals.lost import Lost, LostItemsError, check_share, named
+from masksearch_jax.evals import methods, provenance, results, sampling, scores, suites
+from masksearch_jax.evals.endpoint import EndpointSampler
+from masksearch_jax.evals.items import SOURCE_HIDDEN, Item, chosen, items_of
+from masksearch_jax.evals.lost import Lost, check_share, named
+from masksearch_jax.evals.results import Bootstrap, Scored
+from masksearch_jax.evals.suites import Suite
 from masksearch_jax.models.hf_config import read_config
-from masksearch_jax.models.load import check_vocabulary, initial
+from masksearch_jax.models.load import check_vocabulary, initial, pinned
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request, lacks_room
@@ -52,322 +44,298 @@ from masksearch_jax.runtime import cli, run_record, storage
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.runtime.row_log import RowLog
 from masksearch_jax.search.open import check_source_passages, open_tool
+from masksearch_jax.search.tool import NoSearch
 from masksearch_jax.training.supervisor import Preemption
 
-# Condition → search.kind; "search" takes the kind that is configured.
-CONDITIONS = {"search": "", "no_search": "none", "random": "random"}
-FILES = {
-    "ramp": ("ramp/heldout.jsonl", RampExample),
-    "two_hop": ("questions/heldout.jsonl", QAExample),
-    "source_hidden": ("ramp/heldout.jsonl", RampExample),
-}
-_FOUND_BY_TITLE = 20  # passages among which those that repeat an article's facts are looked for
-BY_TYPE = "by_type.json"  # results by number of masks, and by type of question
-_OUTAGE = 100  # items lost with none between them that was not: a service is down
-_NO_FAULT = "ended for no fault of the model"
-_AGAIN = "what is done is kept, and the same command asks for the others again"
+VERSION = 2  # of the form of eval.json
+RESULTS = "eval.json"
+TRAJECTORIES = "trajectories.jsonl"
+
+Tools = Mapping[str, SearchTool]
 
 
-class Item(NamedTuple):
-    """An example of a suite in a condition.
+class Plan(NamedTuple):
+    """What is asked: suites with the places of their items, the items, and those lost before."""
 
-    number: its place in the file, and its stream. hidden: the passage that its searches never show.
-    """
-
-    suite: str
-    condition: str
-    number: int
-    example: Example
-    prompt_ids: np.ndarray
-    hidden: str
-
-    @property
-    def name(self) -> tuple[str, str, str]:
-        return self.suite, self.condition, self.example.id
-
-    def request(self) -> Request:
-        """Its random numbers are its own, whatever else is sampled."""
-        return Request(self.example.id, self.prompt_ids, self.number, source=self.hidden)
+    places: list[tuple[Suite, list[int]]]
+    items: list[Item]
+    lost: list[Lost]
 
 
 # ---- what is asked
 
 
-def conditions(cfg: EvalRun, suite: str) -> list[str]:
-    """The conditions of a suite; with its source hidden, RAMP is asked with search alone."""
-    return [c for c in cfg.eval.conditions if c == "search" or suite != "source_hidden"]
+def check_methods(cfg: EvalRun) -> None:
+    """Raises ConfigError for a method that there is not."""
+    for name in cfg.eval.methods:
+        if name not in methods.METHODS:
+            raise ConfigError(f"config.eval.methods has {name!r}; {nearest(name, methods.METHODS)}")
 
 
-def tools(cfg: EvalRun) -> dict[str, SearchTool]:
-    """The search tool of each condition. Raises SearchError where one does not answer."""
-    kinds = {name: CONDITIONS[name] or cfg.search.kind for name in cfg.eval.conditions}
-    return {n: open_tool(dataclasses.replace(cfg.search, kind=kind)) for n, kind in kinds.items()}
+def tools_of(cfg: EvalRun, loaded: Sequence[Suite]) -> Tools:
+    """The search tool of each method. Raises SearchError where one does not answer."""
+    opened: dict[str, SearchTool] = {}
 
+    def tool(kind: str) -> SearchTool:
+        if kind not in opened:
+            opened[kind] = open_tool(dataclasses.replace(cfg.search, kind=kind))
+        return opened[kind]
 
-def load_suites(cfg: EvalRun) -> dict[str, list[Example]]:
-    """All of each suite's held-out file. Raises ConfigError for an unknown suite or condition."""
-    for key, known in (("suites", FILES), ("conditions", CONDITIONS)):
-        for name in getattr(cfg.eval, key):
-            if name not in known:
-                raise ConfigError(f"config.eval.{key} has {name!r}; {nearest(name, known)}")
-    found: dict[str, list[Example]] = {}
-    for name in cfg.eval.suites:
-        file, kind = FILES[name]
-        found[name] = read_jsonl(Path(cfg.data) / file, kind)
-        if not found[name]:
-            raise UserError(f"{Path(cfg.data) / file} holds no item of config.eval.suites {name!r}")
+    found: dict[str, SearchTool] = {}
+    for method in cfg.eval.methods:
+        if method in ("rag", "agent"):
+            found[method] = tool(cfg.search.kind)
+        elif method == "random" and cfg.search.kind == "http":  # there may be no index here
+            texts = [methods.query_of(e) for suite in loaded for e in suite.examples]
+            found[method] = methods.ShuffledSearch(tool("http"), texts, cfg.eval.seed)
+        else:
+            found[method] = tool("random") if method == "random" else NoSearch()
     return found
 
 
-def with_repeated_facts(
-    cfg: EvalRun, examples: Sequence[RampExample], tool: SearchTool
-) -> list[RampExample]:
-    """The first examples that other passages answer too; all where not one is of that kind."""
-    found = (e for e in examples if is_repeated(e, tool))
-    return list(itertools.islice(found, cfg.eval.examples)) or list(examples)
-
-
-def is_repeated(example: RampExample, tool: SearchTool) -> bool:
-    """Whether other passages that name the article tell all that is masked.
-
-    Looked for among those that a search for its title finds.
-    """
-    (found,) = tool.search([example.title], _FOUND_BY_TITLE)
-    texts = [f"{p.title}\n{p.text}" for p in found if p.id != example.passage_id]
-    texts = [text for text in texts if chinese.is_within(example.title, text)]
-    return all(any(chinese.is_within(s.text, text) for text in texts) for s in example.spans)
-
-
-def count(cfg: EvalRun, condition: str) -> int:
-    """Examples of a suite in a condition, the first ones of its file, which is shuffled."""
-    return cfg.eval.examples if condition == "search" else cfg.eval.baseline_examples
-
-
-def items_of(
-    cfg: EvalRun, by_suite: Mapping[str, Sequence[Example]], vocab: Vocab
-) -> tuple[list[Item], list[Lost]]:
-    """The items by condition and suite, and those that cannot be run.
-
-    Raises LostItemsError where these are more than `eval.max_bad_fraction` of a suite.
-    """
-    items: list[Item] = []
-    lost: list[Lost] = []
-    for suite, examples in by_suite.items():
-        most = {c: count(cfg, c) for c in conditions(cfg, suite)}
-        hides = cfg.search.exclude_source or suite == "source_hidden"
-        examples = examples[: max(most.values(), default=0)]
-        prompts = [
-            np.asarray(vocab.encode(prompt.render(e, cfg.prompt.style, vocab)), np.int32)
-            for e in examples
-        ]
-        bad = _bad(examples, prompts, cfg)
-        for condition in most:
-            members = enumerate(zip(examples, prompts, strict=True))
-            asked = [
-                Item(suite, condition, i, e, ids, retrieval.source_of(e) if hides else "")
-                for i, (e, ids) in members
-            ]
-            asked = asked[: most[condition]]
-            lost += [Lost(*i.name, *bad[i.number]) for i in asked if i.number in bad]
-            items += [i for i in asked if i.number not in bad]
-    total = Counter((i.suite, i.condition) for i in items)
-    total += Counter((i.suite, i.condition) for i in lost)
-    check_share(lost, total, "cannot be run", cfg.eval.max_bad_fraction, "max_bad_fraction")
-    return sorted(items, key=lambda i: cfg.eval.conditions.index(i.condition)), lost
-
-
-def _bad(
-    examples: Sequence[Example], prompts: Sequence[np.ndarray], cfg: EvalRun
-) -> dict[int, tuple[str, str]]:
-    """Place of each example that cannot be run → reason and detail."""
-    found: dict[int, tuple[str, str]] = {}
-    seen: set[str] = set()
-    for i, (example, ids) in enumerate(zip(examples, prompts, strict=True)):
-        if not has_answer(example):
-            found[i] = ("no_known_answer", "")
-        elif why := lacks_room(ids, cfg.rollout):
-            found[i] = ("prompt_too_long", why)
-        elif example.id in seen:
-            found[i] = ("id_twice", "another item before has this id")
-        seen.add(example.id)
-    return found
+def plan_of(cfg: EvalRun, loaded: Sequence[Suite], tools: Tools, vocab: Vocab | None) -> Plan:
+    """The items of all suites and methods. Raises what `items_of` and the search tool raise."""
+    searching = tools.get("agent") or tools.get("rag")
+    places = []
+    for suite in loaded:
+        if searching is not None and suite.is_ramp:
+            hides = cfg.search.exclude_source or suite.name == SOURCE_HIDDEN
+            search = dataclasses.replace(cfg.search, exclude_source=hides)
+            check_source_passages(searching, search, suite.examples)
+        places.append((suite, chosen(suite, cfg, searching)))
+    items, lost = items_of(cfg, places, vocab, lambda ids: lacks_room(ids, cfg.rollout))
+    if lost:
+        print(f"  left out {len(lost)} items: {named(lost)}", file=sys.stderr)
+    return Plan(places, items, lost)
 
 
 # ---- asking
 
 
-def ask(
-    engine: Engine,
-    model: Policy,
-    items: Sequence[Item],
-    retries: int,
-    allowed: float,
-    keep: Callable[[Item, Trajectory], None],
-) -> list[Lost]:
-    """Hands a trajectory of each item, of one suite and condition, to `keep`.
+class Model(NamedTuple):
+    """A model of ours: weights, tokenizer and the prompt style that it is asked in."""
 
-    One that ended for no fault of the model is sampled again, `retries` times at most; the items of
-    which none ended otherwise are returned. Raises LostItemsError where more than `allowed` end so
-    at once, and none between them that does not.
-    """
-    left = {item.example.id: item for item in items}
-    lost: dict[str, Lost] = {}
-    for attempt in range(retries + 1 if left else 0):
-        lost, in_a_row = {}, 0
-        for trajectory in engine.run(model, [item.request() for item in left.values()]):
-            item = left[trajectory.example_id]
-            if trajectory.status not in NOT_ITS_DOING:
-                keep(item, trajectory)
-                in_a_row = 0
-                continue
-            error = trajectory.turns[-1].error if trajectory.turns else ""
-            lost[item.example.id] = Lost(*item.name, trajectory.status, error)
-            in_a_row += 1
-            if not attempt and in_a_row >= _OUTAGE and len(lost) > allowed:
-                said = f"{in_a_row} items in a row {_NO_FAULT}"
-                raise LostItemsError(f"{said}: {named(list(lost.values()))}; {_AGAIN}")
-        left = {name: item for name, item in left.items() if name in lost}
-        if not left:
-            break
-    return list(lost.values())
+    policy: Policy
+    vocab: Vocab
+    style: str
+
+
+class EngineSampler:
+    """Samples items with the rollout engine."""
+
+    def __init__(self, engine: Engine, model: Model):
+        self._engine, self._model = engine, model
+
+    def __call__(
+        self, asked: Sequence[sampling.Asked], each: Callable[[sampling.Sampled], None]
+    ) -> None:
+        by_id = {one.item.example.id: one for one in asked}
+        for trajectory in self._engine.run(self._model.policy, map(self._request, asked)):
+            one = by_id[trajectory.example_id]
+            if one.retrieved:
+                turns = (one.retrieved.turn, *trajectory.turns)
+                trajectory = dataclasses.replace(trajectory, turns=turns)
+            each(sampling.Sampled(one.item, trajectory))
+
+    def _request(self, asked: sampling.Asked) -> Request:
+        item, ids = asked.item, asked.item.prompt_ids
+        if asked.retrieved:
+            said = asked.retrieved.information
+            _, vocab, style = self._model
+            ids = methods.prompt_ids(item.method, item.example, style, vocab, said)
+        return Request(item.example.id, ids, item.number, source=item.hidden)
+
+
+@contextlib.contextmanager
+def sampler_of(
+    cfg: EvalRun, method: str, tool: SearchTool, model: Model | None, check: Callable[[], None]
+) -> Iterator[sampling.Sampler]:
+    """What samples the items of a method: a model of ours, or the endpoint where that is None."""
+    if model is None:
+        yield EndpointSampler(cfg, method, tool, check)
+        return
+    rollout, shown = sampling.rollout_of(cfg, method), sampling.shown_of(cfg.search)
+    with Engine(model.vocab, tool, rollout, shown, check=check) as engine:
+        yield EngineSampler(engine, model)
 
 
 def sample(
-    cfg: EvalRun,
-    model: Policy,
-    vocab: Vocab,
-    by_condition: Mapping[str, SearchTool],
-    items: Sequence[Item],
-    log: RowLog,
+    cfg: EvalRun, model: Model | None, tools: Tools, items: Sequence[Item], log: RowLog
 ) -> list[Lost]:
     """Adds to the log the items that it lacks; those of which no trajectory counts."""
-    rollout = dataclasses.replace(cfg.rollout, temperature=cfg.eval.temperature)
-    shown = dataclasses.replace(cfg.search, exclude_source=True)  # which a request may name none of
-    total = Counter((i.suite, i.condition) for i in items)
+    total = Counter((i.suite, i.method) for i in items)
     left = [i for i in items if i.name not in log]
     failed: list[Lost] = []
+    vocab = model.vocab if model else None
+    fits, search = sampling.fits_of(cfg, vocab), sampling.shown_of(cfg.search)
     with (
         Progress("evaluate", len(items), len(items) - len(left)) as progress,
         Preemption() as preemption,
     ):
 
-        def keep(item: Item, trajectory: Trajectory) -> None:
-            log.add(_row(item, trajectory, vocab))
+        def keep(sampled: sampling.Sampled, attempts: int) -> None:
+            log.add(_row(sampled, attempts, model))
             progress.update(progress.done + 1)
 
-        for condition, tool in by_condition.items():
-            with Engine(vocab, tool, rollout, shown, check=preemption.raise_if_stopped) as engine:
-                for suite in cfg.eval.suites:
-                    own = [i for i in left if (i.suite, i.condition) == (suite, condition)]
-                    allowed = cfg.eval.max_tool_failures * total[suite, condition]
-                    failed += ask(engine, model, own, cfg.eval.retries, allowed, keep)
-    said = f"{_NO_FAULT}, {cfg.eval.retries + 1} times each"
+        for method, tool in tools.items():
+
+            def prepared(own: Sequence[Item], tool: SearchTool = tool) -> list[Any]:
+                return sampling.prepare(own, tool, search, fits)
+
+            check = preemption.raise_if_stopped
+            with sampler_of(cfg, method, tool, model, check) as sampler:
+                for suite in dict.fromkeys(i.suite for i in items):
+                    own = [i for i in left if (i.suite, i.method) == (suite, method)]
+                    allowed = cfg.eval.max_tool_failures * total[suite, method]
+                    failed += sampling.ask(sampler, prepared, own, cfg.eval.retries, allowed, keep)
+    said = f"{sampling.NO_FAULT}, {cfg.eval.retries + 1} times each"
     share = cfg.eval.max_tool_failures
-    check_share(failed, total, said, share, "max_tool_failures", after=f"; {_AGAIN}")
+    check_share(failed, total, said, share, "max_tool_failures", after=f"; {sampling.AGAIN}")
     return failed
 
 
-def run(cfg: EvalRun, model: Policy | None = None) -> dict[str, Any]:
-    """{suite: {condition: {metric: {value, low, high, n, lost}}}}; `model` saves loading it.
+def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
+    """eval.json, as docs/evaluation.md describes it; `model` saves loading it.
 
     Raises ConfigError where the folder holds an evaluation with other settings, and LostItemsError
     where too many items have no score; what is done is kept then.
     """
-    check_given(cfg, workdir="the folder to write", data="the folder that build_ramp wrote")
+    check_given(cfg, workdir="the folder to write")
+    check_methods(cfg)
     workdir = storage.path(cfg.workdir)
-    by_suite, content = load_suites(cfg), content_of(cfg)
+    loaded = suites.load(cfg.eval, cfg.data)
+    content = content_of(cfg, loaded)
     workdir.mkdir(parents=True, exist_ok=True)
     with RowLog(workdir / "trajectories.partial.jsonl", _name) as log:
-        results = workdir / "eval.json"
-        goes_on = run_record.read(workdir) is not None and (len(log) > 0 or results.exists())
+        goes_on = run_record.read(workdir) is not None
+        goes_on &= len(log) > 0 or (workdir / RESULTS).exists()
         if goes_on:
             run_record.resume(workdir, cfg, content=content)
-            if results.exists():
+            if (workdir / RESULTS).exists():
                 log.delete()
-                return json.loads(results.read_text())
-        vocab = Vocab.load(cfg.tokenizer)
-        check_vocabulary(cfg.model, vocab, cfg.tokenizer, cfg.init)
-        prompt.check_style(cfg.prompt.style, vocab)
-        by_condition = tools(cfg)
-        if "search" in by_condition:
-            tool = by_condition["search"]
-            check_source_passages(tool, cfg.search, by_suite.get("ramp", ()))
-            if hidden := by_suite.get("source_hidden"):
-                check_source_passages(
-                    tool, dataclasses.replace(cfg.search, exclude_source=True), hidden
-                )
-                by_suite["source_hidden"] = with_repeated_facts(cfg, hidden, tool)
-        items, lost = items_of(cfg, by_suite, vocab)
-        if lost:
-            print(f"  left out {len(lost)} items: {named(lost)}", file=sys.stderr)
-        mesh = make_mesh(cfg.mesh)
-        if model is None:
-            if not cfg.init:
-                print("  config.init is empty: random weights are evaluated", file=sys.stderr)
-            model = initial(cfg.init, cfg.model, cfg.compute, mesh, 0, cfg.base)
+                return json.loads((workdir / RESULTS).read_text())
+        has_endpoint = bool(cfg.endpoint.base_url)
+        vocab = None if has_endpoint else vocabulary(cfg)
+        tools = tools_of(cfg, loaded)
+        plan = plan_of(cfg, loaded, tools, vocab)
+        init = "" if has_endpoint else pinned(cfg.init, cfg.model)
+        ours = None
+        if vocab is not None:
+            ours = Model(model or weights(cfg, init), vocab, cfg.prompt.style)
         if not goes_on:
             run_record.write(workdir, cfg, content)
-        with jax.set_mesh(mesh):
-            lost += sample(cfg, model, vocab, by_condition, items, log)
-        found = write(cfg, workdir, items, lost, log)
+        with jax.set_mesh(make_mesh(cfg.mesh)) if ours else contextlib.nullcontext():
+            plan.lost.extend(sample(cfg, ours, tools, plan.items, log))
+        made_by = provenance.provenance(
+            cfg,
+            provenance.model_of(cfg, init),
+            vocab.fingerprint if vocab else "",
+            tools.get("agent") or tools.get("rag"),
+        )
+        found = write(cfg, workdir, plan, made_by, log)
         log.delete()
     return found
+
+
+def vocabulary(cfg: EvalRun) -> Vocab:
+    """The tokenizer. Raises where it is not the model's, or cannot write the prompt style."""
+    vocab = Vocab.load(cfg.tokenizer)
+    check_vocabulary(cfg.model, vocab, cfg.tokenizer, cfg.init)
+    prompt.check_style(cfg.prompt.style, vocab)
+    return vocab
+
+
+def weights(cfg: EvalRun, init: str) -> Policy:
+    """The model of `init`, over the mesh; random weights where that is empty."""
+    if not init:
+        print("  config.init is empty: random weights are evaluated", file=sys.stderr)
+    return initial(init, cfg.model, cfg.compute, make_mesh(cfg.mesh), 0, cfg.base)
 
 
 # ---- what is kept
 
 
-def content_of(cfg: EvalRun) -> dict[str, str]:
+def content_of(cfg: EvalRun, loaded: Sequence[Suite]) -> dict[str, str]:
     """Digests of the weights and of the suites' files; those of other folders are the record's."""
-    files = [stamp.content(Path(cfg.data) / FILES[suite][0]) for suite in cfg.eval.suites]
+    files = [suite.sha256 for suite in loaded]
     return {"data": stamp.hash_of(files), "init": storage.fingerprint(cfg.init).hex()}
 
 
-def _row(item: Item, trajectory: Trajectory, vocab: Vocab) -> dict[str, Any]:
-    scores = suites.score(item.example, trajectory)
-    row = {"suite": item.suite, "condition": item.condition, "scores": scores}
-    row |= to_json(trajectory) | {"example": to_json(item.example)}
-    row["tokens"] = [vocab.decode([i]) for i in trajectory.ids.tolist()]
+def _row(sampled: sampling.Sampled, attempts: int, model: Model | None) -> JsonObject:
+    """A line of trajectories.jsonl."""
+    item, trajectory = sampled.item, sampled.trajectory
+    opening = methods.opening(item.method, model.style) if model else ""
+    example = item.example
+    measured = scores.score(example, trajectory, item.scorer, opening, attempts, sampled.tokens)
+    row: JsonObject = {"suite": item.suite, "method": item.method, "scores": measured}
+    if isinstance(example, RampExample):
+        row["slots"] = scores.slot_scores(example, trajectory, opening)
+    row |= to_json(trajectory) | {"opening": opening, "example": to_json(example)}
+    row["tokens"] = [model.vocab.decode([i]) for i in trajectory.ids.tolist()] if model else []
     return row
 
 
 def _name(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    return row["suite"], row["condition"], row["example_id"]
+    return row["suite"], row["method"], row["example_id"]
 
 
 def write(
-    cfg: EvalRun, workdir: Path, items: Sequence[Item], lost: Sequence[Lost], log: RowLog
-) -> dict[str, Any]:
-    """Writes trajectories.jsonl in the order of the items, lost.jsonl, by_type.json and eval.json.
+    cfg: EvalRun, workdir: epath.Path, plan: Plan, made_by: JsonObject, log: RowLog
+) -> JsonObject:
+    """Writes trajectories.jsonl in the order of the items, lost.jsonl and eval.json.
 
     eval.json comes last: with it the evaluation is whole.
     """
-    scored = [i for i in items if i.name in log]
-    scores: dict[tuple[str, str], dict[str, list[dict[str, float]]]] = {}
-    with writing(workdir / "trajectories.jsonl") as file:
+    scored = [i for i in plan.items if i.name in log]
+    by_place: dict[tuple[str, str], list[Scored]] = {}
+    with writing(workdir / TRAJECTORIES) as file:
         for item, line in zip(scored, log.lines(i.name for i in scored), strict=True):
             file.write(line)
-            by_type = scores.setdefault((item.suite, item.condition), {})
-            by_type.setdefault(suites.type_of(item.example), []).append(json.loads(line)["scores"])
-    write_lines(workdir / "lost.jsonl", (json.dumps(i._asdict()) for i in lost))
-    results: dict[str, Any] = {}
-    typed: dict[str, Any] = {}
-    for (suite, condition), by_type in scores.items():
-        counted = Counter(i.reason for i in lost if i[:2] == (suite, condition))
-        summarise = functools.partial(
-            suites.summarise, resamples=cfg.eval.bootstrap, seed=cfg.eval.seed
+            place = item.suite, item.method
+            by_place.setdefault(place, []).append(scored_of(json.loads(line), item))
+    write_lines(workdir / "lost.jsonl", (json.dumps(i._asdict()) for i in plan.lost))
+    found = json.loads(json.dumps(summary(cfg, plan, by_place) | {"provenance": made_by}))
+    write_json(workdir / RESULTS, found)
+    return found
+
+
+def scored_of(row: Mapping[str, Any], item: Item) -> Scored:
+    """What the results need of a row."""
+    example, slots = item.example, []
+    if isinstance(example, RampExample):
+        slots = [(s.type, r) for s, r in zip(example.spans, row["slots"], strict=True)]
+    return Scored(example.id, row["scores"], suites.labels(example, row["status"]), slots)
+
+
+def summary(
+    cfg: EvalRun, plan: Plan, by_place: Mapping[tuple[str, str], Sequence[Scored]]
+) -> JsonObject:
+    """eval.json without what made it."""
+    how = Bootstrap(cfg.eval.bootstrap, cfg.eval.seed)
+    found: JsonObject = {"version": VERSION, "results": {}, "average": {}, "breakdown": {}}
+    for (suite, method), items in by_place.items():
+        lost = Counter(i.reason for i in plan.lost if i[:2] == (suite, method))
+        cells = results.summarise([i.scores for i in items], how, lost)
+        found["results"].setdefault(suite, {})[method] = cells
+        found["breakdown"].setdefault(suite, {})[method] = results.breakdown(items, how)
+    named_metrics = {s.name: s.metric for s, _ in plan.places}
+    found["average"] = results.average(by_place, named_metrics, how)
+    found["suites"] = {
+        suite.name: provenance.suite_of(
+            suite, len(numbers), plan.lost, _failures(by_place, suite.name)
         )
-        found = list(itertools.chain(*by_type.values()))
-        results.setdefault(suite, {})[condition] = summarise(found, lost=counted)
-        typed.setdefault(suite, {})[condition] = {
-            name: summarise(found, lost={}) for name, found in sorted(by_type.items())
-        }
-    write_json(workdir / BY_TYPE, typed)
-    write_json(workdir / "eval.json", results)
-    return results
+        for suite, numbers in plan.places
+    }
+    return found
+
+
+def _failures(by_place: Mapping[tuple[str, str], Sequence[Scored]], suite: str) -> dict[str, int]:
+    """By method, attempts that a failing tool ended before the one that counts."""
+    own = {method: items for (name, method), items in by_place.items() if name == suite}
+    return {m: int(sum(i.scores["tool_failures"] for i in items)) for m, items in own.items()}
 
 
 if __name__ == "__main__":
     cli.run(
-        lambda cfg: print(suites.table(run(cfg))), EvalRun, resumes=True, read_model=read_config
+        lambda cfg: print(results.table(run(cfg))), EvalRun, resumes=True, read_model=read_config
     )

@@ -30,6 +30,7 @@ from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.types import Demonstration, RampExample
 from masksearch_jax.evals import diversity, iterations
+from masksearch_jax.evals.results import by_condition
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.parallel.sharding import split_cpu
 from masksearch_jax.recipes import steps
@@ -287,7 +288,8 @@ def score(run: Run, n: int) -> dict[str, Any]:
 
 def evaluate_student(run: Run, n: int) -> dict[str, Any]:
     """Scores the new student; with them the iteration is whole and has its manifest."""
-    cfg, folder, results = run.cfg, run.iteration(n), score(run, n)
+    cfg, folder = run.cfg, run.iteration(n)
+    results, _ = by_condition(score(run, n))
     manifest = {
         "iteration": n,
         "teacher": f"student {n - 1}" if n else cfg.evolve.teacher,

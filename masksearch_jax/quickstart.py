@@ -26,6 +26,7 @@ from masksearch_jax.core.files import write_json, write_lines
 from masksearch_jax.core.llm_config import JudgeConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
+from masksearch_jax.evals.results import by_condition
 from masksearch_jax.models.hf_card import Card
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import initial
@@ -190,11 +191,11 @@ def make_cache(run: Run) -> dict[str, Any]:
 def evaluate_model(run: Run, name: str) -> dict[str, Any]:
     cfg = run.cfg
     suites = tuple(s for s in cfg.eval.suites if run.has_questions or s != "two_hop")
-    counts: dict[str, Any] = {"suites": suites}
+    own = tuple(s for s in cfg.eval.suite_examples if s.partition("=")[0] in suites)
+    counts: dict[str, Any] = {"suites": suites, "suite_examples": own}
     if name == "init":  # Random weights answer nothing, at length: few examples tell that.
-        few = min(50, cfg.eval.baseline_examples)
         counts["suites"] = tuple(s for s in suites if s != "source_hidden")
-        counts |= dict.fromkeys(("examples", "baseline_examples"), few)
+        counts |= {"examples": min(50, cfg.eval.examples), "suite_examples": ()}
     eval_run = config_lib.EvalRun(
         workdir=str(run.folder / "eval" / name),
         data=str(run.data),
@@ -209,10 +210,9 @@ def evaluate_model(run: Run, name: str) -> dict[str, Any]:
         eval=dataclasses.replace(cfg.eval, **counts),
     )
     model = initial(eval_run.init, cfg.model, cfg.compute, make_mesh(cfg.mesh), cfg.seed)
-    results = evaluate.run(eval_run, model)
+    results, by_type = by_condition(evaluate.run(eval_run, model))
     for line in eval_lines({name: results}):
         steps.log(line)
-    by_type = json.loads((Path(eval_run.workdir) / evaluate.BY_TYPE).read_text(encoding="utf-8"))
     return {"eval": results, "eval_by_type": by_type}
 
 
@@ -381,7 +381,7 @@ def pick_trajectories(run: Run) -> None:
         path = run.folder / "eval" / checkpoint / "trajectories.jsonl"
         for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
             own = run.last if row["suite"] == "two_hop" else "ramp_dapo"
-            if row["condition"] == "search" and checkpoint == own:
+            if row["method"] == "agent" and checkpoint == own:
                 by_suite.setdefault(row["suite"], []).append(row | {"checkpoint": checkpoint})
     picked: list[dict[str, Any]] = []
     for i, rows in enumerate(by_suite.values()):

@@ -18,7 +18,7 @@ ROOMS = {
     "core": set(),
     "runtime": {"core"},
     "corpus": {"core", "runtime"},
-    "evals": {"core"},
+    "evals": {"core", "runtime", "data", "ramp", "agents"},
     "viewer": {"core"},
     "parallel": {"core", "runtime"},
     "search": {"core", "runtime"},

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 CHARACTERS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # for a class of a regular expression
 CHARACTER = re.compile(f"[{CHARACTERS}]")
 _WORD = re.compile(rf"[^\W{CHARACTERS}]")
-PUNCTUATION = "，。、；：？！（）《》「」『』【】"
+PUNCTUATION = "，。、；：？！（）《》〈〉「」『』【】〔〕“”‘’…—–·・～．"
+
+
+_WORDS = re.compile(rf"[^\W\d_{CHARACTERS}]+")
+
+
+def is_chinese(text: str) -> bool:
+    """Whether a text is written in Chinese: more of its characters than words of other letters."""
+    return len(CHARACTER.findall(text)) > len(_WORDS.findall(text))
+
+
+def half_width(text: str) -> str:
+    """The text with digits, letters and signs as wide as a character made ordinary ones."""
+    return unicodedata.normalize("NFKC", text)
 
 
 def spaced(text: str) -> str:

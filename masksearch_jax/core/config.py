@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from masksearch_jax.core.llm_config import JudgeConfig
+from masksearch_jax.core.llm_config import EndpointConfig, JudgeConfig
 from masksearch_jax.core.reward_config import RewardConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
@@ -350,25 +350,37 @@ class DapoConfig(RewardConfig):
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """What is evaluated, on how much."""
+    """What is evaluated, by which methods, on how much."""
 
     suites: tuple[str, ...] = key(
         ("ramp", "two_hop"),
         (
-            "Of ramp, two_hop, source_hidden; the last is RAMP with search that hides the masked "
-            "passage, on examples whose facts other passages repeat."
+            "ramp, two_hop, source_hidden of the folder `data`, and NAME=PATH, files of questions; "
+            "source_hidden is RAMP with search that hides the masked passage, on examples whose "
+            "facts other passages repeat."
         ),
     )
-    conditions: tuple[str, ...] = key(
-        ("search", "no_search", "random"), "Of search, no_search, random."
+    methods: tuple[str, ...] = key(
+        ("agent", "no_search", "random"), "Of closed_book, rag, agent, no_search, random."
     )
-    examples: int = key(1000, "Of each suite, searching.")
-    baseline_examples: int = key(200, "Of each suite in the other conditions.")
+    examples: int = key(1000, "Items of each suite, the same ones for every method.")
+    suite_examples: tuple[str, ...] = key(
+        (), "NAME=NUMBER: items of a suite that has another number."
+    )
+    strata: Literal["shares", "even"] = key(
+        "shares",
+        (
+            "Items are of each type in its share of the suite's file, or of all types alike, as "
+            "long as each lasts."
+        ),
+    )
     temperature: float = key(
         1.0, "Of evaluation rollouts, in place of rollout.temperature; 0: greedy."
     )
     bootstrap: int = key(1000, "Resamples of the 95% interval.")
-    seed: int = key(0, "Of the resamples; rollout.seed is that of rollouts.")
+    seed: int = key(
+        0, "Of the choice of items and of the resamples; rollout.seed is that of rollouts."
+    )
     retries: int = key(3, "Of an item whose search failed or whose time ran out.", harmless=True)
     max_tool_failures: float = key(
         0.01, "Share of such items, after that, beyond which the run ends with 1.", harmless=True
@@ -449,9 +461,10 @@ class DapoRun(TrainRun):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalRun(ModelRun):
-    """`evaluate`: a checkpoint on the suites, under each search condition."""
+    """`evaluate`: a model on suites, by several methods."""
 
     prompt: PromptConfig = section(PromptConfig)
     search: SearchConfig = section(SearchConfig)
     rollout: RolloutConfig = section(RolloutConfig)
     eval: EvalConfig = section(EvalConfig)
+    endpoint: EndpointConfig = section(EndpointConfig)

@@ -71,3 +71,14 @@ class JudgeConfig(LLMConfig):
     retries: int = key(4, "Attempts after the first.", harmless=True)
     cache: str = key("runs/judge.sqlite", "SQLite file of the verdicts paid for.", harmless=True)
     language: Literal["en", "zh"] = key("en", "Of its prompt.")
+
+
+@dataclasses.dataclass(frozen=True)
+class EndpointConfig(LLMConfig):
+    """A model behind an OpenAI-compatible endpoint, evaluated in place of one of ours."""
+
+    base_url: str = key("", "Of the endpoint; empty: config.init is evaluated.", harmless=True)
+    temperature: float = key(0.0, "Not read: eval.temperature is in its place.")
+    cache: str = key(
+        "", "SQLite file of the replies paid for; empty: WORKDIR/replies.sqlite.", harmless=True
+    )

@@ -19,11 +19,12 @@ from masksearch_jax.core.markup import MASK
 from masksearch_jax.core.types import Example, RampExample
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation + chinese.PUNCTUATION)
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_NO_CHINESE_PUNCTUATION = str.maketrans("", "", string.punctuation + chinese.PUNCTUATION)
 _PIECE = re.compile(rf"[{chinese.CHARACTERS}]|[^\W{chinese.CHARACTERS}]+|[^\w\s]")
 _NUMBER = re.compile(r"\d(?:[\d,.]*\d)?")
 # Answers that are all or nothing, as in HotpotQA's scorer.
-_CLOSED = frozenset({"yes", "no", "noanswer"})
+CLOSED = frozenset({"yes", "no", "noanswer"})
 # Words a fill may have beyond its span's at full score ("in the year 1879" for "1879").
 _SLACK = 2
 # An answer is no copy of the text, but a dump, beyond twice its words and signs and this per slot.
@@ -39,23 +40,61 @@ class Overlap(NamedTuple):
     f1: float
 
 
-def normalise(text: str) -> str:
-    """SQuAD's normal form: lower case, no punctuation, no a/an/the, single spaces.
+class Rules(NamedTuple):
+    """How an answer is compared with an accepted one.
 
-    As there, of ASCII; and of Chinese, which SQuAD does not have.
+    closed: answers that count only when equal. empty: F1 where the normal form leaves nothing of
+    both; None: 1 where they are equal as written, else 0, in exact match too. is_chinese: whether
+    Chinese characters are words of their own and Chinese signs are left out; None: where the
+    accepted answer holds a Chinese character. drops_blank: accepted answers of which nothing is
+    left are none.
     """
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+
+    closed: frozenset[str] = frozenset()
+    empty: float | None = None
+    is_chinese: bool | None = None
+    drops_blank: bool = False
 
 
-def tokenise(text: str) -> list[str]:
-    """Words of the normal form; each Chinese character is one."""
-    return chinese.spaced(normalise(text)).split()
+OURS = Rules(CLOSED)  # of rewards: what no answer can win by saying nothing, or both yes and no
 
 
-def is_exact_match(prediction: str, gold: str) -> bool:
-    """Equality of the normal forms; as written where nothing is left of both."""
-    mine, theirs = normalise(prediction), normalise(gold)
-    return mine == theirs if mine or theirs else _as_written(prediction) == _as_written(gold)
+def rules_of(example: Example) -> Rules:
+    """Ours, in the language of the example's own text."""
+    text = example.paragraph if isinstance(example, RampExample) else example.question
+    return OURS._replace(is_chinese=chinese.is_chinese(text))
+
+
+def normalise(text: str, is_chinese: bool = False) -> str:
+    """SQuAD's normal form: lower case, no ASCII punctuation, no a/an/the, single spaces.
+
+    Of Chinese, which SQuAD does not have: its signs are left out too, and wide digits and letters
+    are ordinary ones.
+    """
+    text = chinese.half_width(text) if is_chinese else text
+    signs = _NO_CHINESE_PUNCTUATION if is_chinese else _NO_PUNCTUATION
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(signs)).split())
+
+
+def tokenise(text: str, is_chinese: bool | None = None) -> list[str]:
+    """Words of the normal form; in Chinese, which is told by the text itself, each character."""
+    if is_chinese is None:
+        is_chinese = bool(chinese.CHARACTER.search(text))
+    normal = normalise(text, is_chinese)
+    return (chinese.spaced(normal) if is_chinese else normal).split()
+
+
+def _language(gold: str, rules: Rules) -> bool:
+    return bool(chinese.CHARACTER.search(gold)) if rules.is_chinese is None else rules.is_chinese
+
+
+def is_exact_match(prediction: str, gold: str, rules: Rules = OURS) -> bool:
+    """Equality of the normal forms; of ours, as written where nothing is left of both."""
+    language = _language(gold, rules)
+    mine, theirs = normalise(prediction, language), normalise(gold, language)
+    if rules.empty is None and not mine and not theirs:
+        return _as_written(prediction) == _as_written(gold)
+    return mine == theirs
 
 
 def _as_written(text: str) -> str:
@@ -68,47 +107,54 @@ def numbers(text: str) -> Counter[str]:
     return Counter(found.replace(",", "") for found in _NUMBER.findall(plain))
 
 
-def overlap(prediction: str, gold: str) -> Overlap:
-    """Token recall, precision, F1; yes/no answers count only when equal.
+def overlap(prediction: str, gold: str, rules: Rules = OURS) -> Overlap:
+    """Token recall, precision, F1 by the rules.
 
-    Texts that normalise to nothing ("The The", "!!!") count only when they are equal as written.
+    Ours: yes/no answers, and texts that normalise to nothing ("The The", "!!!"), count only when
+    they are equal.
     """
-    mine, theirs = tokenise(prediction), tokenise(gold)
-    equal = mine == theirs if mine or theirs else _as_written(prediction) == _as_written(gold)
-    closed = {" ".join(mine), " ".join(theirs)} & _CLOSED
-    if equal or closed or not mine or not theirs:
-        return Overlap(*[float(equal)] * 3)
+    language = _language(gold, rules)
+    mine, theirs = tokenise(prediction, language), tokenise(gold, language)
+    if not mine and not theirs:
+        equal = _as_written(prediction) == _as_written(gold)
+        return Overlap(*[float(equal) if rules.empty is None else rules.empty] * 3)
+    if {" ".join(mine), " ".join(theirs)} & rules.closed or not mine or not theirs:
+        return Overlap(*[float(mine == theirs)] * 3)
     common = sum((Counter(mine) & Counter(theirs)).values())
     recall, precision = common / len(theirs), common / len(mine)
     return Overlap(recall, precision, 2 * common / (len(mine) + len(theirs)))
 
 
-def best_overlap(prediction: str, golds: Sequence[str]) -> Overlap:
+def best_overlap(prediction: str, golds: Sequence[str], rules: Rules = OURS) -> Overlap:
     """The best of each measure over the accepted answers. Raises ValueError when there are none."""
-    each = [overlap(prediction, gold) for gold in _some(golds)]
+    each = [overlap(prediction, gold, rules) for gold in _some(golds)]
     return Overlap(*(max(values) for values in zip(*each, strict=True)))
 
 
-def strict_f1(prediction: str, golds: Sequence[str]) -> float:
+def strict_f1(prediction: str, golds: Sequence[str], rules: Rules = OURS) -> float:
     """The best token F1 over the accepted answers; 0 for one with other numbers than it.
 
     So "9.99 million" earns nothing for "4.43 million", nor does "degrees north" for "41.3 degrees
     north" (the rule is ours). Raises ValueError for no answers.
     """
-    return max(_has_same_numbers(prediction, g) * overlap(prediction, g).f1 for g in _some(golds))
+    same = [_has_same_numbers(prediction, gold) for gold in _some(golds)]
+    found = [overlap(prediction, gold, rules).f1 for gold in golds]
+    return max(f1 * is_same for f1, is_same in zip(found, same, strict=True))
 
 
-def penalised_recall(prediction: str, golds: Sequence[str], penalty: float) -> float:
+def penalised_recall(
+    prediction: str, golds: Sequence[str], penalty: float, rules: Rules = OURS
+) -> float:
     """The best over the accepted answers of recall - penalty * excess words / words of the answer.
 
     Not below 0, and 0 where the numbers are not the prediction's (formula and rule are ours).
     Raises ValueError for no answers.
     """
-    words = len(tokenise(prediction))
 
     def score(gold: str) -> float:
-        size = max(len(tokenise(gold)), 1)
-        recall = _has_same_numbers(prediction, gold) * overlap(prediction, gold).recall
+        language = _language(gold, rules)
+        words, size = len(tokenise(prediction, language)), max(len(tokenise(gold, language)), 1)
+        recall = _has_same_numbers(prediction, gold) * overlap(prediction, gold, rules).recall
         return max(0.0, recall - penalty * max(0, words - size) / size)
 
     return max(map(score, _some(golds)))
@@ -132,10 +178,16 @@ def span_recall(example: RampExample, answer: str | None) -> float:
     length it is 0, so that pouring a document or a list of guesses into a slot does not pay (this
     guard is ours).
     """
+    return sum(slot_recalls(example, answer)) / example.k
+
+
+def slot_recalls(example: RampExample, answer: str | None) -> list[float]:
+    """What `span_recall` is the mean of: of each slot, in text order."""
     if answer is None:
-        return 0.0
+        return [0.0] * example.k
+    rules = rules_of(example)
     fills = fill_slots(example, answer)
-    return sum(map(_slot_recall, fills, [s.text for s in example.spans])) / example.k
+    return [_slot_recall(f, s.text, rules) for f, s in zip(fills, example.spans, strict=True)]
 
 
 def penalised_span_recall(example: RampExample, answer: str | None, penalty: float) -> float:
@@ -147,23 +199,25 @@ def penalised_span_recall(example: RampExample, answer: str | None, penalty: flo
     """
     if answer is None:
         return 0.0
+    rules = rules_of(example)
 
     def score(fill: str | None, gold: str) -> float:
         if fill is None:
             return 0.0
         size = max(len(_PIECE.findall(gold)), 1)
         excess = max(0, len(_PIECE.findall(fill)) - size)
-        return max(0.0, overlap(fill, gold).recall - penalty * excess / size)
+        return max(0.0, overlap(fill, gold, rules).recall - penalty * excess / size)
 
     return sum(map(score, fill_slots(example, answer), [s.text for s in example.spans])) / example.k
 
 
 def exact_match(example: Example, answer: str) -> bool:
     """Whether an answer equals an accepted one, or each slot's fill its span, in normal form."""
+    rules = rules_of(example)
     if isinstance(example, RampExample):
         pairs = zip(fill_slots(example, answer), example.spans, strict=True)
-        return all(is_exact_match(fill or "", span.text) for fill, span in pairs)
-    return any(is_exact_match(answer, gold) for gold in example.answers)
+        return all(is_exact_match(fill or "", span.text, rules) for fill, span in pairs)
+    return any(is_exact_match(answer, gold, rules) for gold in example.answers)
 
 
 def fill_slots(example: RampExample, answer: str) -> list[str | None]:
@@ -193,12 +247,14 @@ def align_fills(
     return [fill if fill and MASK not in fill else None for fill in fills]
 
 
-def _slot_recall(fill: str | None, gold: str) -> float:
+def _slot_recall(fill: str | None, gold: str, rules: Rules) -> float:
     if fill is None:
         return 0.0
-    free = len(tokenise(gold)) + _SLACK
-    length = len(tokenise(fill))
-    return overlap(fill, gold).recall * min(1.0, free / max(length, 1)) * (length <= 4 * free)
+    free = len(tokenise(gold, rules.is_chinese)) + _SLACK
+    length = len(tokenise(fill, rules.is_chinese))
+    return (
+        overlap(fill, gold, rules).recall * min(1.0, free / max(length, 1)) * (length <= 4 * free)
+    )
 
 
 def _cut_copy(masked: str, answer: str, expected: Sequence[str] | None) -> list[str] | None:

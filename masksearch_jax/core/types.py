@@ -97,6 +97,7 @@ class QAExample:
 
     gold: ids of the passages that support the answer, in the order they are read. titles: of the
     articles that do. type, level: the set's own words. hops: steps to the answer, 0: not known.
+    parts: an answer of several parts as the set structures it, as JSON; empty: a single text.
     """
 
     id: str
@@ -108,6 +109,7 @@ class QAExample:
     titles: tuple[str, ...] = ()
     level: str = ""
     hops: int = 0
+    parts: str = ""
 
 
 Example = RampExample | QAExample

@@ -16,10 +16,10 @@ between <think> and </think>. Then do one of two things:
 comes back between <information> and </information>;
 - answer: put your final answer between <answer> and </answer>. This ends the task.
 Search as often as you need to, and trust what you read more than what you remember."""
-_RAMP = """\
+RAMP_TASK = """\
 Below is a paragraph in which some words have been replaced by [mask]. Fill every [mask], and \
 give back the whole paragraph, changed nowhere else, as your answer."""
-_QA = """\
+QA_TASK = """\
 Below is a question. Answer it with a name, a date, a number or a short phrase, without a sentence \
 around it."""
 
@@ -47,7 +47,7 @@ def wording(example: Example, style: str) -> str:
     if style == "minimal":
         return f"{question_text(example)}\n"
     if style == "chat":
-        task = _RAMP if isinstance(example, RampExample) else _QA
+        task = RAMP_TASK if isinstance(example, RampExample) else QA_TASK
         return "\n\n".join((_TOOLS, task, question_text(example)))
     raise ValueError(f"prompt style is {style!r}; choices: {', '.join(STYLES)}")
 

@@ -18,7 +18,7 @@ class Lost(NamedTuple):
     """An item without a score: its reason, a status or what was wrong with it before, and more."""
 
     suite: str
-    condition: str
+    method: str
     id: str
     reason: str
     detail: str
@@ -34,7 +34,7 @@ def check_share(
 ) -> None:
     """Raises LostItemsError where more than a share of the items are lost, or all of them.
 
-    total: items of each suite and condition. said: what became of those lost, for the message.
+    total: items of each suite and method. said: what became of those lost, for the message.
     """
     for place, count in total.items():
         own = [i for i in lost if i[:2] == place]

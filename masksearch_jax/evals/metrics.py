@@ -1,15 +1,48 @@
-"""Measures of answers to questions, and bootstrap intervals of their means."""
+"""Measures of answers to questions, by the rules of each set's authors, and bootstrap intervals.
+
+Each set's own script decides what its exact match and F1 are; recall and precision are of the same
+words. `RULES` names the scripts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import re
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from masksearch_jax.core import scoring
+from masksearch_jax.core.scoring import CLOSED, Rules
 
 _CELLS = 4_000_000  # resampled values held at once
+
+# SQuAD 1.1 (evaluate-v1.1.py): two texts of which nothing is left share nothing.
+SQUAD = Rules(empty=0.0, is_chinese=False)
+# HotpotQA (hotpot_evaluate_v1.py), 2WikiMultihopQA (2wikimultihop_evaluate_v1.1.py): the same, and
+# yes, no, noanswer are all or nothing.
+HOTPOTQA = Rules(CLOSED, empty=0.0, is_chinese=False)
+# MuSiQue (metrics/answer.py): two texts of which nothing is left agree.
+MUSIQUE = Rules(empty=1.0, is_chinese=False)
+# SQuAD 2.0 (evaluate-v2.0.py): the same; such accepted answers do not count beside others.
+SQUAD_V2 = MUSIQUE._replace(drops_blank=True)
+RULES = {
+    "squad": SQUAD,
+    "hotpotqa": HOTPOTQA,
+    "2wiki": HOTPOTQA,
+    "musique": MUSIQUE,
+    "squad_v2": SQUAD_V2,
+}
+_OTHERS = "squad"  # rules of a set whose authors publish no script of their own
+# Names that a set has elsewhere, as letters and digits.
+_NAMES = {
+    "hotpot": "hotpotqa",
+    "2wikimultihopqa": "2wiki",
+    "2wikimultihop": "2wiki",
+    "squad2": "squad_v2",
+    "squadv2": "squad_v2",
+}
 
 
 class Interval(NamedTuple):
@@ -21,13 +54,29 @@ class Interval(NamedTuple):
     n: int
 
 
-def answer_metrics(answer: str | None, golds: Sequence[str]) -> dict[str, float]:
-    """em, f1, recall, precision, each the best over the accepted answers; no answer scores 0."""
+def rules_name(dataset: str, default: str = _OTHERS) -> str:
+    """The key in RULES of what a set's answers are compared by; `default` where none is known."""
+    plain = re.sub(r"[\W_]", "", dataset.casefold())
+    known = _NAMES | {re.sub(r"[\W_]", "", name): name for name in RULES}
+    return known.get(plain, default)
+
+
+def answer_metrics(answer: str | None, golds: Sequence[str], rules: Rules) -> dict[str, float]:
+    """recall, precision, f1, em, each the best over the accepted answers; no answer scores 0.
+
+    recall: share of an accepted answer's words that the answer has, precision: share of its words
+    that the accepted one has, both counted with repetition, f1: their harmonic mean (Rajpurkar et
+    al. 2016). em: 1 where the normal forms are equal. Of two texts of which nothing is left, and
+    where golds have no words, `rules.empty` decides. Raises ValueError where there are no golds.
+    """
     if answer is None:
-        return {"em": 0.0, "f1": 0.0, "recall": 0.0, "precision": 0.0}
-    best = scoring.best_overlap(answer, golds)
-    em = float(any(scoring.is_exact_match(answer, gold) for gold in golds))
-    return {"em": em, "f1": best.f1, "recall": best.recall, "precision": best.precision}
+        return {"recall": 0.0, "precision": 0.0, "f1": 0.0, "em": 0.0}
+    if rules.drops_blank:
+        language = bool(rules.is_chinese)
+        golds = [gold for gold in golds if scoring.normalise(gold, language)] or [""]
+    best = scoring.best_overlap(answer, golds, rules)
+    em = float(any(scoring.is_exact_match(answer, gold, rules) for gold in golds))
+    return {"recall": best.recall, "precision": best.precision, "f1": best.f1, "em": em}
 
 
 def bootstrap(values: Sequence[float], resamples: int, seed: int, level: float = 0.95) -> Interval:
@@ -41,12 +90,48 @@ def bootstrap(values: Sequence[float], resamples: int, seed: int, level: float =
             f"bootstrap needs values, resamples >= 1 and 0 < level < 1; got {array.size} values, "
             f"{resamples} resamples, level {level}"
         )
+    means = resampled_means(array[:, None], resamples, seed)[:, 0]
+    return interval_of(float(array.mean()), means, array.size, level)
+
+
+def interval_of(value: float, means: np.ndarray, n: int, level: float = 0.95) -> Interval:
+    """A value with the percentile interval of its resampled ones."""
+    tail = (1 - level) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(value, float(low), float(high), n)
+
+
+def resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """float64[R, M], the means of R resamples of the rows of values float64[n, M].
+
+    The rows of a resample depend on n, R and seed alone, so that equal ones are paired.
+    """
+    n = values.shape[0]
     rng = np.random.default_rng(seed)
-    at_once = max(1, _CELLS // array.size)
+    at_once = max(1, _CELLS // n)
     means = []
     for done in range(0, resamples, at_once):
-        shape = (min(at_once, resamples - done), array.size)
-        means.append(array[rng.integers(0, array.size, shape)].mean(axis=1))
-    tail = (1 - level) / 2
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
-    return Interval(float(array.mean()), float(low), float(high), int(array.size))
+        rows = min(at_once, resamples - done)
+        drawn = rng.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
+        means.append(times @ values / n)
+    return np.concatenate(means)
+
+
+def intervals(
+    items: Sequence[Mapping[str, float]], resamples: int, seed: int
+) -> dict[str, Interval]:
+    """Metric → its mean with interval over the items that have it, in the order they are met."""
+    names = dict.fromkeys(name for item in items for name in item)
+    having: dict[tuple[int, ...], list[str]] = {}
+    for name in names:
+        rows = tuple(i for i, item in enumerate(items) if name in item)
+        having.setdefault(rows, []).append(name)
+    found: dict[str, Interval] = {}
+    for rows, together in having.items():
+        values = np.asarray([[items[i][name] for name in together] for i in rows], np.float64)
+        means = resampled_means(values, resamples, seed)
+        of = functools.partial(interval_of, n=len(rows))
+        for column, name in enumerate(together):
+            found[name] = of(float(values[:, column].mean()), means[:, column])
+    return {name: found[name] for name in names}

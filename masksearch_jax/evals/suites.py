@@ -1,87 +1,170 @@
-"""What a suite reports: per-item scores of a trajectory, and their means with intervals."""
+"""Suites: which examples an evaluation asks, the same ones for every method and checkpoint.
+
+A suite is one of ours by its name, `ramp`, `two_hop`, `source_hidden`, or NAME=PATH: a file of
+questions in any form that `ramp.question_files` reads. The name tells by whose rules answers are
+scored (`evals.metrics.RULES`); of a name that no rules are known for, the data set of each row.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import random
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
 
-from masksearch_jax.core import markup, scoring
-from masksearch_jax.core.types import Example, RampExample, Trajectory
-from masksearch_jax.evals.metrics import answer_metrics, bootstrap
+from masksearch_jax.core import chinese, scoring, stamp
+from masksearch_jax.core.config import EvalConfig
+from masksearch_jax.core.errors import ConfigError, UserError, nearest
+from masksearch_jax.core.jsonl import read_jsonl
+from masksearch_jax.core.scoring import Rules
+from masksearch_jax.core.types import Example, QAExample, RampExample
+from masksearch_jax.evals import metrics
+from masksearch_jax.ramp.question_files import read_questions
 
-# Measures of a suite's items by the kind of example; `source_hit` where the source is known.
-RAMP_METRICS = ("span_recall", "em", "f1", "format_rate", "searches", "source_hit")
-QA_METRICS = ("recall", *RAMP_METRICS[1:])
+# Ours → its file in the folder that build_ramp wrote. Those of RAMP examples are also named so with
+# a file of these.
+FILES = {
+    "ramp": "ramp/heldout.jsonl",
+    "two_hop": "questions/heldout.jsonl",
+    "source_hidden": "ramp/heldout.jsonl",
+}
+_OF_RAMP = ("ramp", "source_hidden")
 
 
-def score(example: Example, trajectory: Trajectory) -> dict[str, float]:
-    """The suite's metrics for one trajectory.
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """A suite's file and what it holds.
 
-    RAMP: `span_recall` by slot, `em` 1 when every fill is its span, `f1` the mean of the slots' F1.
-    QA: `recall` of the answer's tokens, `em` and `f1`, each the best over the accepted answers.
-    Both: `format_rate` 1 when well-formed, `searches` the number of search turns, `source_hit` 1
-    when a search showed the passage that the example masks, or a gold passage of the question;
-    absent where neither is known.
+    examples: all of them, in the file's order. left_out: rows that are none, by reason.
     """
-    answer = markup.extract_answer(trajectory.text_by("policy")) or None
-    if isinstance(example, RampExample):
-        scores, sources = _score_fills(example, answer), {example.passage_id}
+
+    name: str
+    path: Path
+    sha256: str
+    examples: tuple[Example, ...]
+    left_out: Counter[str]
+    is_chinese: bool
+
+    @property
+    def is_ramp(self) -> bool:
+        return self.name in _OF_RAMP
+
+    @property
+    def metric(self) -> str:
+        """Its measure in tables: the paper's, token recall."""
+        return "span_recall" if self.is_ramp else "recall"
+
+    def rules_name(self, example: Example) -> str:
+        """Whose rules an example is scored by: ours (RAMP), or a key of `metrics.RULES`."""
+        if isinstance(example, RampExample):
+            return "ours"
+        own = metrics.rules_name(self.name, default="")
+        return own or metrics.rules_name(example.dataset)
+
+    def rules(self, example: Example) -> Rules:
+        name = self.rules_name(example)
+        found = scoring.OURS if name == "ours" else metrics.RULES[name]
+        return found._replace(is_chinese=self.is_chinese)
+
+
+def load(cfg: EvalConfig, data: str) -> list[Suite]:
+    """The suites of a config, with all that their files hold.
+
+    data: the folder that build_ramp wrote, of those of ours. Raises ConfigError for an unknown or
+    doubled name, UserError for a file without items, and as the readers do.
+    """
+    files: dict[str, Path] = {}
+    for spec in cfg.suites:
+        name, is_given, path = spec.partition("=")
+        if not is_given and name not in FILES:
+            raise ConfigError(
+                f"config.eval.suites has {name!r}; {nearest(name, FILES)}; a file of questions is "
+                "NAME=PATH"
+            )
+        if not is_given and not data.strip():
+            raise ConfigError(
+                "config.data is empty; it must name the folder that build_ramp wrote, which the "
+                f"suite {name} is in"
+            )
+        if name in files:
+            raise ConfigError(f"config.eval.suites has {name!r} twice; give each suite a name")
+        if not name or (is_given and not path):
+            raise ConfigError(f"config.eval.suites has {spec!r}, which is not NAME=PATH")
+        files[name] = Path(path) if is_given else Path(data) / FILES[name]
+    for name in files:
+        number_of(cfg, name)  # raises for keys that name no suite
+    return [_read(name, file, cfg.max_bad_fraction) for name, file in files.items()]
+
+
+def _read(name: str, path: Path, max_bad_fraction: float) -> Suite:
+    left_out: Counter[str] = Counter()
+    examples: Sequence[Example]
+    if name in _OF_RAMP:
+        examples = read_jsonl(path, RampExample)
     else:
-        measured = answer_metrics(answer, example.answers)
-        scores, sources = {name: measured[name] for name in QA_METRICS[:3]}, set(example.gold)
-    scores["format_rate"] = float(markup.is_well_formed(trajectory.segments))
-    scores["searches"] = float(len(trajectory.turns))
-    if sources:
-        shown = {shown for turn in trajectory.turns for shown in turn.passage_ids}
-        scores["source_hit"] = float(bool(shown & sources))
-    return scores
+        examples, left_out = read_questions(path, dataset=name, max_bad_fraction=max_bad_fraction)
+    if not examples:
+        raise UserError(f"{path} holds no item of config.eval.suites {name!r}")
+    written = [e.paragraph if isinstance(e, RampExample) else e.question for e in examples]
+    chinese_ones = sum(map(chinese.is_chinese, written))
+    return Suite(
+        name=name,
+        path=path,
+        sha256=stamp.content(path),
+        examples=tuple(examples),
+        left_out=left_out,
+        is_chinese=2 * chinese_ones > len(examples),
+    )
+
+
+def number_of(cfg: EvalConfig, name: str) -> int:
+    """Items of a suite. Raises ConfigError for `suite_examples` that are not NAME=NUMBER."""
+    own: dict[str, int] = {}
+    for spec in cfg.suite_examples:
+        suite, _, number = spec.partition("=")
+        if not number.isdecimal() or int(number) < 1:
+            raise ConfigError(
+                f"config.eval.suite_examples has {spec!r}; it must be NAME=NUMBER, as in ramp=200"
+            )
+        own[suite] = int(number)
+    names = [spec.partition("=")[0] for spec in cfg.suites]
+    if unknown := [suite for suite in own if suite not in names]:
+        raise ConfigError(
+            f"config.eval.suite_examples has {unknown[0]!r}; {nearest(unknown[0], names)}"
+        )
+    return own.get(name, cfg.examples)
+
+
+def in_order(suite: Suite, cfg: EvalConfig) -> list[int]:
+    """All places of a suite's examples, in the order in which as many as wanted are taken.
+
+    The order is random, by `eval.seed`, and stratified by type: the first n are of each type in its
+    share of the file (`shares`), or of all types alike, as long as each lasts (`even`). So fewer
+    items are among more items.
+    """
+    by_type: dict[str, list[int]] = defaultdict(list)
+    for place, example in enumerate(suite.examples):
+        by_type[type_of(example)].append(place)
+    ranked: list[tuple[float, str, int]] = []
+    for name, places in sorted(by_type.items()):
+        random.Random(f"{cfg.seed}/{suite.name}/{name}").shuffle(places)
+        size = len(places) if cfg.strata == "shares" else 1
+        ranked += [((i + 0.5) / size, name, place) for i, place in enumerate(places)]
+    return [place for _, _, place in sorted(ranked, key=lambda r: r[:2])]
 
 
 def type_of(example: Example) -> str:
-    """What results are shown by: the number of masks, k1 to k4, or the question's type."""
+    """What items are stratified by: the number of masks, k1 to k4, or the question's type."""
     return f"k{example.k}" if isinstance(example, RampExample) else example.type
 
 
-def summarise(
-    items: Sequence[Mapping[str, float]], resamples: int, seed: int, lost: Mapping[str, int]
-) -> dict[str, dict[str, Any]]:
-    """{metric: {value, low, high, n, lost}}, 95% bootstrap intervals.
-
-    lost: by reason, those that are not among the items. `n` counts the items that have the metric.
-    Raises ValueError on no items.
-    """
-    if not items:
-        raise ValueError(
-            "a suite without items has no summary; check its examples and their filter"
-        )
-    names = dict.fromkeys(name for item in items for name in item)
-    return {
-        name: bootstrap([i[name] for i in items if name in i], resamples, seed)._asdict()
-        | {"lost": dict(lost)}
-        for name in names
-    }
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """Results as lines of text, one per suite and condition, with what their means leave out."""
-    lines = []
-    for suite, conditions in results.items():
-        for condition, metrics in conditions.items():
-            cells = "  ".join(
-                f"{name} {m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]"
-                for name, m in metrics.items()
-            )
-            first = next(iter(metrics.values()))
-            lost = "".join(f", without {n} {reason}" for reason, n in first["lost"].items())
-            lines.append(f"{suite:8} {condition:10} {cells}  n {first['n']}{lost}")
-    return "\n".join(lines)
-
-
-def _score_fills(example: RampExample, answer: str | None) -> dict[str, float]:
-    fills = scoring.fill_slots(example, answer or "")
-    pairs = [(fill or "", span.text) for fill, span in zip(fills, example.spans, strict=True)]
-    return {
-        "span_recall": scoring.span_recall(example, answer),
-        "em": float(scoring.exact_match(example, answer or "")),
-        "f1": sum(scoring.overlap(fill, gold).f1 for fill, gold in pairs) / example.k,
-    }
+def labels(example: Example, status: str) -> Mapping[str, str]:
+    """What results are broken down by → the item's label, where it has one."""
+    found = {"status": status}
+    if isinstance(example, RampExample):
+        found["masks"] = f"k{example.k}"
+    elif isinstance(example, QAExample):
+        hops = str(example.hops) if example.hops else ""
+        found |= {"dataset": example.dataset, "type": example.type, "hops": hops}
+    return {by: label for by, label in found.items() if label}

@@ -4,7 +4,7 @@ Read are a JSON array, JSON lines and CSV (or TSV) with rows above its header, p
 `corpus.packed` says, in UTF-8 or in UTF-16 with a byte order mark. A row's keys tell the data set:
 
 - ours: `id` (or `qid`), `dataset`, `question`, `answers` and, if known, `gold`, `type`, `titles`,
-  `level`, `hops`, `decomposition`;
+  `level`, `hops`, `parts`, `decomposition`;
 - HotpotQA, 2WikiMultihopQA: `_id`, `question`, `answer`, `supporting_facts`, `type`, `level`;
 - MuSiQue: `paragraphs`, `question_decomposition`, `answer_aliases`, `answerable`;
 - Bamboogle: `Question`, `Answer`; FreshQA: `answer_0` and so on, `fact_type`, `num_hops`;
@@ -40,6 +40,7 @@ _HEADER_WITHIN = 20  # rows of a sheet, above its header and with it
 _HOPS = {"one-hop": 1, "two-hop": 2}
 _HOPS_IN_NAME = re.compile(r"(?<![^\W_])(\d)hop")  # MuSiQue: 2hop__1_2, 3hop1
 _NOT_ANSWERABLE = "not answerable"
+_NO_ANSWERS = "no answers"
 
 
 class QuestionsError(ValueError):
@@ -98,6 +99,11 @@ def read_questions(
         examples.append(example)
     bad_rows = dropped.total() - dropped[_NOT_ANSWERABLE]
     rows = len(examples) + dropped.total()
+    if rows and dropped[_NO_ANSWERS] == rows:
+        raise QuestionsError(
+            f"{path} holds {rows} questions without answers, as the test file of a set does whose "
+            "authors keep them: there is nothing to train on or to score; use the dev file"
+        )
     if bad_rows > max_bad_fraction * rows:
         raise QuestionsError(
             f"{bad_rows} of {rows} rows of {path} are malformed, more than "
@@ -254,11 +260,12 @@ def _example(row: Any, dataset: str, with_answers: bool) -> QAExample:
             titles=tuple(dict.fromkeys(html.unescape(t) for t in _titles(row) if t)),
             level=str(row.get("level") or ""),
             hops=_hops(row),
+            parts=_parts(row),
         )
     except (TypeError, LookupError, AttributeError, ValueError) as error:
         raise _BadRow("not a row of its form", repr(error)) from None
     if with_answers and not answers:
-        raise _BadRow("no answers", f"keys are {', '.join(map(str, row))}")
+        raise _BadRow(_NO_ANSWERS, f"keys are {', '.join(map(str, row))}")
     try:
         "".join((example.id, example.question, *answers, *example.titles)).encode()
     except UnicodeEncodeError as error:
@@ -308,8 +315,18 @@ def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for text in texts if text))
 
 
+def _parts(row: Mapping[str, Any]) -> str:
+    """FanOutQA's answer, as JSON; another set's is a text or several to choose from."""
+    if row.get("parts"):
+        return str(row["parts"])
+    is_structured = _has_evidence(row) and row.get("answer") is not None
+    return json.dumps(row["answer"], ensure_ascii=False) if is_structured else ""
+
+
 def _flat(answer: Any) -> str:
-    """A nested answer as one line: "Babe Ruth: left, Hank Aaron: right"."""
+    """A nested answer as one line: "Babe Ruth: left, Hank Aaron: right"; true is yes."""
+    if isinstance(answer, bool):
+        return "yes" if answer else "no"
     if isinstance(answer, Mapping):
         return ", ".join(f"{k}: {_flat(v)}" for k, v in answer.items())
     if isinstance(answer, list):

@@ -163,12 +163,13 @@ def qa_reward(example: QAExample, segments: Sequence[Segment], cfg: RewardConfig
     answer = read_answer(segments)
     if answer is None:
         return _combine(0.0, segments, cfg)
+    rules = scoring.rules_of(example)
     if cfg.reward == "penalised":
-        score = scoring.penalised_recall(answer, example.answers, cfg.length_penalty)
+        score = scoring.penalised_recall(answer, example.answers, cfg.length_penalty, rules)
     elif cfg.reward == "f1":
-        score = scoring.strict_f1(answer, example.answers)
+        score = scoring.strict_f1(answer, example.answers, rules)
     else:
-        score = scoring.best_overlap(answer, example.answers).recall
+        score = scoring.best_overlap(answer, example.answers, rules).recall
     return _combine(score, segments, cfg)
 
 

@@ -75,15 +75,26 @@ def _read_cells(root: pathlib.Path) -> Run:
     """The evaluations of chains of trainings beside each other, and the curves of each chain."""
     summary: dict[str, Any] = {"eval": {}, "eval_by_type": {}}
     for path in sorted(root.glob(EVALUATIONS)):
-        summary["eval"][path.parent.name] = _read_object(path)
-        if (by_type := path.with_name("by_type.json")).is_file():
-            summary["eval_by_type"][path.parent.name] = _read_object(by_type)
+        found = _read_object(path)
+        whole, by_type = (as_dict(found.get(part)) for part in ("results", "breakdown"))
+        summary["eval"][path.parent.name] = {s: _by_condition(m) for s, m in whole.items()}
+        typed = {s: _by_condition(m) for s, m in by_type.items()}
+        summary["eval_by_type"][path.parent.name] = {
+            s: {c: as_dict(by.get("masks") or by.get("type")) for c, by in conditions.items()}
+            for s, conditions in typed.items()
+        }
     curves, trainings, notes = {}, {}, []
     for cell in summary["eval"]:
         folders = tuple(f"{cell}/{stage}" for stage in _STAGES)
         curves[cell], trainings[cell], unread = _join(root, folders)
         notes += unread
     return Run(root.resolve().name, summary, curves, trainings, [], tuple(notes))
+
+
+def _by_condition(by_method: Any) -> dict[str, dict[str, Any]]:
+    """The agent's condition is called `search`, as a recipe's summary.json calls it."""
+    found = as_dict(by_method).items()
+    return {"search" if m == "agent" else m: as_dict(cells) for m, cells in found}
 
 
 def _join(

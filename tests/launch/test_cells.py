@@ -76,7 +76,7 @@ def test_cells_train_resume_and_are_shown_beside_each_other(chain, miniature):
         assert (runs / "rl-rl" / stage / "metrics.jsonl").read_text()
     for cell in ("rl-rl", "none-sft"):
         found = json.loads((runs / "eval" / cell / "eval.json").read_text())
-        assert found.keys() == {"ramp", "two_hop"}
+        assert found["results"].keys() == {"ramp", "two_hop"}
     page = (runs / "report.html").read_text()
     assert "RL → RL" in page
     assert "none → SFT" in page

@@ -16,7 +16,7 @@ from pyarrow import parquet
 from safetensors.numpy import load_file, save_file
 
 from configs import common
-from masksearch_jax import build_ramp, evaluate
+from masksearch_jax import build_ramp
 from masksearch_jax.core.config import CheckpointConfig, ComputeConfig, ModelConfig, OptimConfig
 from masksearch_jax.core.jsonl import read_jsonl
 from masksearch_jax.core.schema import to_dataclass
@@ -253,7 +253,7 @@ def test_a_tensor_that_is_missing_or_misshapen(small, tmp_path, repository, caps
         found = failure(
             capsys, repository, "evaluate", "evaluate.py:tiny,runlocal", init=folder,
             tokenizer=small, data=tmp_path / "data", search__kind="none", eval__suites="ramp",
-            eval__conditions="no_search", workdir=tmp_path / "eval",
+            eval__methods="no_search", workdir=tmp_path / "eval",
         )  # fmt: skip
         assert found == (1, message)
         found = failure(
@@ -274,7 +274,7 @@ def test_a_hub_name_is_no_folder(small, towns, repository, capsys, monkeypatch):
     ):
         extra = {"search__kind": "none"} if main in ("evaluate", "ask") else {}
         if main == "evaluate":
-            extra |= {"eval__suites": "ramp", "eval__conditions": "search"}
+            extra |= {"eval__suites": "ramp", "eval__methods": "agent"}
         status, said = failure(capsys, repository, main, config, **settings, **extra)
         assert status in (1, 2)
         assert f"'{name}'" in said
@@ -388,8 +388,9 @@ def test_the_chain_runs_by_the_configs_own_paths(small, tmp_path, repository, mo
     start(repository, "train_sft", "ramp_sft.py:tiny,runlocal", given, f"--config.init={small}")
     start(repository, "train_dapo", "ramp_dapo.py:tiny,runlocal", given)
     table = start(repository, "evaluate", "evaluate.py:tiny,runlocal", given)
-    rows = [line.split()[:2] for line in table.splitlines()]
-    assert rows == [[s, c] for s in ("ramp", "two_hop") for c in evaluate.CONDITIONS]
+    rows = [line.split() for line in table.splitlines()]
+    assert rows[0] == ["ramp", "two_hop", "average"]
+    assert [row[0] for row in rows[2:5]] == ["agent", "no_search", "random"]
     report = json.loads(start(repository, "export_hf", "export_hf.py:tiny", given))
     assert report["tensors"] == len(hf.tensors(hf.abstract(TINY, FLOAT32)))
     short = ("--config.rollout.max_new_tokens=8", "--config.rollout.max_len=768")

@@ -1,12 +1,15 @@
 """Evaluation counts exactly, is repeatable, and leaves one line per trajectory."""
 
+import collections
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
+import re
 import signal
+from pathlib import Path
 
-import numpy as np
 import pytest
 
 from masksearch_jax import evaluate
@@ -19,14 +22,12 @@ from masksearch_jax.core.types import (
     Passage,
     QAExample,
     RampExample,
-    Segment,
     Span,
     Trajectory,
-    Turn,
     from_json,
 )
-from masksearch_jax.evals import suites
-from masksearch_jax.evals.suites import QA_METRICS, RAMP_METRICS
+from masksearch_jax.evals import items, methods, results, suites
+from masksearch_jax.evals.scores import QA_METRICS, RAMP_METRICS
 from masksearch_jax.models.load import InitError
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.tool import FakeSearch
@@ -52,8 +53,9 @@ def run_config(miniature):
         eval=dataclasses.replace(
             cfg.eval,
             suites=("ramp", "two_hop"),
+            methods=methods.METHODS,
             examples=EXAMPLES,
-            baseline_examples=EXAMPLES - 2,
+            suite_examples=(f"two_hop={EXAMPLES - 2}",),
             bootstrap=20,
         ),
     )
@@ -63,37 +65,77 @@ def read_rows(workdir):
     return list(map(json.loads, (workdir / "trajectories.jsonl").read_text().splitlines()))
 
 
-@pytest.mark.usefixtures("one_device")
-def test_every_example_is_counted_once_in_every_condition(run_config, tmp_path):
-    cfg = dataclasses.replace(run_config, workdir=str(tmp_path / "a"))
-    results = evaluate.run(cfg)
-    assert json.loads((tmp_path / "a" / "eval.json").read_text()) == results
-    assert set(results) == {"ramp", "two_hop"}
-    rows = read_rows(tmp_path / "a")
-    seen = [(r["suite"], r["condition"], r["example"]["id"]) for r in rows]
-    wanted = itertools.product(cfg.eval.conditions, evaluate.load_suites(cfg).items())
-    assert seen == [
-        (s, c, e.id) for c, (s, examples) in wanted for e in examples[: evaluate.count(cfg, c)]
-    ]
-    assert len(set(seen)) == len(seen) == 6 * EXAMPLES - 8
-    for suite, condition in itertools.product(cfg.eval.suites, cfg.eval.conditions):
-        measured = results[suite][condition]
-        assert tuple(measured) == (RAMP_METRICS if suite == "ramp" else QA_METRICS)
-        own = [r["scores"] for r in rows if (r["suite"], r["condition"]) == (suite, condition)]
-        for name, m in measured.items():
-            assert m["n"] == len(own) == evaluate.count(cfg, condition)
-            assert m["low"] <= m["value"] <= m["high"]
-            assert m["value"] == pytest.approx(sum(s[name] for s in own) / len(own))
-    assert len(suites.table(results).splitlines()) == 6
+def own_scores(rows, suite, method):
+    return [r["scores"] for r in rows if (r["suite"], r["method"]) == (suite, method)]
 
-    # The same again: the same tokens, whatever searches took.
-    evaluate.run(dataclasses.replace(cfg, workdir=str(tmp_path / "b")))
+
+@pytest.fixture(scope="module")
+def evaluated(run_config, one_device, tmp_path_factory):
+    """Every method on both suites: the config, eval.json and the rows of trajectories.jsonl."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    cfg = dataclasses.replace(run_config, workdir=str(folder / "a"))
+    found = evaluate.run(cfg)
+    assert json.loads((folder / "a" / "eval.json").read_text()) == found
+    return cfg, found, read_rows(folder / "a")
+
+
+def test_every_method_is_asked_the_same_items_once(evaluated):
+    _, found, rows = evaluated
+    asked = {}
+    for row in rows:
+        asked.setdefault((row["suite"], row["method"]), []).append(row["example"]["id"])
+    places = itertools.product(("ramp", "two_hop"), methods.METHODS)
+    assert asked.keys() == set(places)
+    for suite, count in (("ramp", EXAMPLES), ("two_hop", EXAMPLES - 2)):
+        ids = asked[suite, "agent"]
+        assert len(set(ids)) == len(ids) == count
+        assert all(asked[suite, method] == ids for method in methods.METHODS)
+        for method in methods.METHODS:
+            measured = found["results"][suite][method]
+            assert tuple(measured) == (RAMP_METRICS if suite == "ramp" else QA_METRICS)
+            own = own_scores(rows, suite, method)
+            for name, m in measured.items():
+                assert m["n"] == count
+                assert m["low"] <= m["value"] <= m["high"]
+                assert m["value"] == pytest.approx(sum(s[name] for s in own) / count)
+        assert found["suites"][suite]["items"] == count
+
+
+def test_one_retrieval_is_in_the_prompt_and_no_tool_is(evaluated):
+    _, _, rows = evaluated
+    for row in rows:
+        prompt, example = row["segments"][0]["text"], row["example"]
+        if row["method"] == "rag":
+            ((query, shown),) = ((t["queries"], t["titles"]) for t in row["turns"])
+            words = example.get("question") or example["masked"].replace("[mask]", " ")
+            assert query == [" ".join(words.split())]
+            assert "<information>" in prompt
+            assert all(title in prompt for title in shown)
+        elif row["method"] == "closed_book":
+            assert row["turns"] == []
+            assert "<information>" not in prompt
+        single = row["method"] in methods.SINGLE_TURN
+        assert row["opening"] == ("<answer>" if single else "")
+        assert prompt.endswith(row["opening"])
+        if single:
+            assert row["scores"]["turns"] <= 1
+
+
+def test_the_same_again_is_the_same(evaluated, tmp_path):
+    cfg, found, rows = evaluated
+    again = dataclasses.replace(cfg, workdir=str(tmp_path / "b"))
+    same = evaluate.run(again)
     assert [r["ids"] for r in read_rows(tmp_path / "b")] == [r["ids"] for r in rows]
-    files = ("by_type.json", "eval.json", "lost.jsonl", "run.json", "trajectories.jsonl")
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == list(files)
-    assert (tmp_path / "a" / "lost.jsonl").read_text() == ""
+    assert {k: same[k] for k in ("results", "average", "breakdown", "suites")} == {
+        k: found[k] for k in ("results", "average", "breakdown", "suites")
+    }
+    files = ("eval.json", "lost.jsonl", "run.json", "trajectories.jsonl")
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == list(files)
+    assert (tmp_path / "b" / "lost.jsonl").read_text() == ""
 
-    # A line holds the whole trajectory and its example.
+
+def test_a_line_holds_the_whole_trajectory_and_its_example(evaluated):
+    cfg, _, rows = evaluated
     vocab = Vocab.load(cfg.tokenizer)
     for row in rows:
         fields = {f.name: row[f.name] for f in dataclasses.fields(Trajectory)}
@@ -102,47 +144,58 @@ def test_every_example_is_counted_once_in_every_condition(run_config, tmp_path):
         assert trajectory.example_id == example.id
         assert [vocab.decode([i]) for i in trajectory.ids.tolist()] == row["tokens"]
         assert trajectory.sampled.sum() == (trajectory.logprobs != 0).sum()
+        assert row["scores"]["tokens"] == trajectory.sampled.sum()
+        assert len(row.get("slots", ())) == len(row["example"].get("spans", ()))
 
 
-@pytest.mark.usefixtures("one_device")
-def test_results_come_by_number_of_masks_and_by_type_of_question_too(run_config, tmp_path):
-    results = evaluate.run(dataclasses.replace(run_config, workdir=str(tmp_path)))
-    by_type = json.loads((tmp_path / evaluate.BY_TYPE).read_text())
-    rows = read_rows(tmp_path)
-    for suite, condition in itertools.product(results, run_config.eval.conditions):
-        whole, parts = results[suite][condition], by_type[suite][condition]
-        own = [r for r in rows if (r["suite"], r["condition"]) == (suite, condition)]
-        types = [f"k{len(r['example']['spans'])}" if suite == "ramp" else r["example"]["type"]
-                 for r in own]  # fmt: skip
-        assert list(parts) == sorted(set(types))
-        for name, cells in parts.items():
-            scores = [r["scores"]["f1"] for r, t in zip(own, types, strict=True) if t == name]
-            assert cells["f1"]["n"] == len(scores)
-            assert cells["f1"]["value"] == pytest.approx(sum(scores) / len(scores))
-        total = sum(cells["f1"]["value"] * cells["f1"]["n"] for cells in parts.values())
-        assert total / whole["f1"]["n"] == pytest.approx(whole["f1"]["value"])
+def test_results_are_broken_down(evaluated):
+    _, found, rows = evaluated
+    for suite, method in itertools.product(("ramp", "two_hop"), methods.METHODS):
+        whole, parts = found["results"][suite][method], found["breakdown"][suite][method]
+        by = "masks" if suite == "ramp" else "type"
+        assert parts.keys() == {"status", by} | ({"span_type"} if suite == "ramp" else set())
+        for cells in (parts[by], parts["status"]):
+            assert sum(c["f1"]["n"] for c in cells.values()) == whole["f1"]["n"]
+            total = sum(c["f1"]["value"] * c["f1"]["n"] for c in cells.values())
+            assert total / whole["f1"]["n"] == pytest.approx(whole["f1"]["value"])
+        own = [r for r in rows if (r["suite"], r["method"]) == (suite, method)]
+        if suite == "ramp":
+            spans = [s["type"] for r in own for s in r["example"]["spans"]]
+            counted = {t: c["span_recall"]["n"] for t, c in parts["span_type"].items()}
+            assert counted == collections.Counter(spans)
 
 
-def turn(*passages):
-    return Turn(("q",), passages, passages, 0.0)
+def test_the_table_has_methods_down_suites_across_and_their_average(evaluated):
+    _, found, _ = evaluated
+    lines = results.table(found).splitlines()
+    assert lines[0].split() == ["ramp", "two_hop", "average"]
+    assert lines[1].split() == ["span_recall", "recall"]
+    for line, method in zip(lines[2:7], methods.METHODS, strict=True):
+        cells = [found["results"]["ramp"][method]["span_recall"]]
+        cells += [found["results"]["two_hop"][method]["recall"], found["average"][method]]
+        assert cells[2]["value"] == pytest.approx((cells[0]["value"] + cells[1]["value"]) / 2)
+        shown = [f"{c['value']:.3f} [{c['low']:.3f}, {c['high']:.3f}]" for c in cells]
+        assert re.split(r"  +", line) == [method, *shown]
+    assert lines[7:] == [f"ramp: n {EXAMPLES}", f"two_hop: n {EXAMPLES - 2}"]
 
 
-@pytest.mark.parametrize(
-    ("turns", "ramp", "question"),
-    [((), 0.0, 0.0), ((turn("a", "p"),), 1.0, 0.0), ((turn("a"), turn("g2", "b")), 0.0, 1.0)],
-)
-def test_a_search_that_shows_the_source_is_a_hit(turns, ramp, question):
-    ids = np.zeros(0, np.int32)
-    segments = (Segment("policy", "<answer>x</answer>"),)
-    trajectory = Trajectory("e", 0, ids, ids, ids, ids, 0, segments, turns, "answered")
-    masked = RampExample("e", "p", "T", "[mask]", "x", (Span(0, 1, "x", "TERM"),))
-    asked = QAExample("e", "d", "Which?", ("x",), ("g1", "g2"))
-    assert suites.score(masked, trajectory)["source_hit"] == ramp
-    assert suites.score(asked, trajectory)["source_hit"] == question
-    nowhere = suites.score(dataclasses.replace(asked, gold=()), trajectory)
-    assert nowhere.keys() == set(QA_METRICS) - {"source_hit"}
-    found = suites.summarise([suites.score(asked, trajectory), nowhere], 10, 0, {})
-    assert (found["source_hit"]["n"], found["f1"]["n"]) == (1, 2)
+def test_what_made_it_stands_beside_the_results(evaluated):
+    cfg, found, _ = evaluated
+    made = found["provenance"]
+    assert found["version"] == evaluate.VERSION == 2
+    assert made["model"]["is_random"]
+    assert made["tokenizer"]["fingerprint"] == Vocab.load(cfg.tokenizer).fingerprint
+    manifest = json.loads((Path(cfg.search.index) / "manifest.json").read_text())
+    assert made["search"]["fingerprint"] == manifest["fingerprint"]
+    assert made["config"]["eval"]["methods"] == list(methods.METHODS)
+    assert made["versions"].keys() >= {"jax", "python", "masksearch_jax"}
+    for name, file in suites.FILES.items():
+        if name in found["suites"]:
+            content = (Path(cfg.data) / file).read_bytes()
+            suite = found["suites"][name]
+            assert suite["sha256"] == hashlib.sha256(content).hexdigest()
+            assert suite["rows"] == content.count(b"\n")
+            assert suite["tool_failures"] == dict.fromkeys(methods.METHODS, 0)
 
 
 LINKED = [
@@ -158,53 +211,84 @@ def test_facts_that_another_article_on_the_subject_tells_are_repeated(span, told
     masked = LINKED[0].text.replace(span, "[mask]")
     spans = (Span(start, start + len(span), span, "TERM"),)
     example = RampExample("p@0", "p", "Oslo", masked, LINKED[0].text, spans)
-    assert evaluate.is_repeated(example, FakeSearch(lambda query: LINKED)) == told
+    assert items.is_repeated(example, FakeSearch(lambda query: LINKED)) == told
 
 
 @pytest.mark.usefixtures("one_device")
-def test_a_hidden_source_is_asked_for_with_search_alone_and_never_shown(run_config, tmp_path):
-    section = dataclasses.replace(run_config.eval, suites=("source_hidden", "ramp"))
+def test_a_hidden_source_is_asked_for_by_what_searches_and_never_shown(run_config, tmp_path):
+    section = dataclasses.replace(
+        run_config.eval, suites=("source_hidden", "ramp"), suite_examples=()
+    )
     cfg = dataclasses.replace(run_config, workdir=str(tmp_path), eval=section)
-    loaded = evaluate.load_suites(cfg)
-    tool = evaluate.tools(cfg)["search"]
-    repeated = evaluate.with_repeated_facts(cfg, loaded["source_hidden"], tool)
-    assert all(evaluate.is_repeated(e, tool) for e in repeated)
-    vocab = Vocab.load(cfg.tokenizer)
-    items, lost = evaluate.items_of(cfg, loaded | {"source_hidden": repeated}, vocab)
-    assert lost == []
-    by_suite = {s: [i for i in items if i.suite == s] for s in section.suites}
-    assert {i.condition for i in by_suite["source_hidden"]} == {"search"}
-    assert {i.condition for i in by_suite["ramp"]} == set(section.conditions)
-    assert all(i.request().source == i.example.passage_id for i in by_suite["source_hidden"])
-    assert all(i.request().source == "" for i in by_suite["ramp"])
-    results = evaluate.run(cfg)
-    assert results["source_hidden"]["search"]["source_hit"]["value"] == 0.0
+    loaded = suites.load(cfg.eval, cfg.data)
+    tools = evaluate.tools_of(cfg, loaded)
+    plan = evaluate.plan_of(cfg, loaded, tools, Vocab.load(cfg.tokenizer))
+    assert plan.lost == []
+    by_suite = {s: [i for i in plan.items if i.suite == s] for s in section.suites}
+    assert {i.method for i in by_suite["source_hidden"]} == {"rag", "agent"}
+    assert {i.method for i in by_suite["ramp"]} == set(methods.METHODS)
+    hidden = by_suite["source_hidden"]
+    assert all(i.hidden == i.example.passage_id for i in hidden)
+    assert all(items.is_repeated(i.example, tools["agent"]) for i in hidden)
+    assert all(i.hidden == "" for i in by_suite["ramp"])
+    found = evaluate.run(cfg)["results"]["source_hidden"]
+    assert all(found[method]["source_hit"]["value"] == 0.0 for method in ("rag", "agent"))
 
 
-def test_without_search_and_at_random_are_what_they_say(run_config):
-    tools = evaluate.tools(run_config)
+def test_the_controls_search_for_what_they_say(run_config):
+    loaded = suites.load(run_config.eval, run_config.data)
+    tools = evaluate.tools_of(run_config, loaded)
     assert tools["no_search"].search(["Berlin"], 2) == [[]]
-    (found,), (drawn,) = (tools[c].search(["Berlin"], 2) for c in ("search", "random"))
+    (found,), (drawn,) = (tools[c].search(["Berlin"], 2) for c in ("agent", "random"))
     assert len(drawn) == 2
     assert {p.id for p in drawn} != {p.id for p in found}
+
+
+def test_random_passages_need_no_index_where_search_is_remote(run_config, monkeypatch):
+    opened = []
+
+    def find(query):
+        return [Passage(query, query, query)]
+
+    def open_tool(search):
+        opened.append(search.kind)
+        return FakeSearch(find)
+
+    monkeypatch.setattr(evaluate, "open_tool", open_tool)
+    search = dataclasses.replace(run_config.search, kind="http", url="http://h/x", index="")
+    cfg = dataclasses.replace(run_config, search=search)
+    loaded = suites.load(cfg.eval, cfg.data)
+    tool = evaluate.tools_of(cfg, loaded)["random"]
+    assert opened == ["http"]
+    texts = {methods.query_of(e) for suite in loaded for e in suite.examples}
+    drawn = [tool.search([f"q{i}"], 1)[0][0].id for i in range(20)]
+    assert set(drawn) <= texts
+    assert len(set(drawn)) > 15
+    assert drawn == [tool.search([f"q{i}"], 1)[0][0].id for i in range(20)]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"suites": ("ramps",)}, r"config\.eval\.suites has 'ramps'; did you mean ramp"),
-        ({"conditions": ("nosearch",)}, r"config\.eval\.conditions has 'nosearch'; .*no_search"),
+        ({"suites": ("ramps",)}, r"suites has 'ramps'; did you mean ramp\?; .* is NAME=PATH"),
+        ({"suites": ("ramp", "ramp=x")}, r"suites has 'ramp' twice"),
+        ({"suites": ("hotpotqa=",)}, r"suites has 'hotpotqa=', which is not NAME=PATH"),
+        ({"methods": ("nosearch",)}, r"config\.eval\.methods has 'nosearch'; .*no_search"),
+        ({"suite_examples": ("two_hops=3",)}, r"suite_examples has 'two_hops'; did you mean two_"),
+        ({"suite_examples": ("ramp:3",)}, r"suite_examples has 'ramp:3'; it must be NAME=NUMBER"),
     ],
 )
-def test_unknown_suites_and_conditions_are_named(run_config, tmp_path, change, message):
+def test_unknown_names_are_told(run_config, tmp_path, change, message):
     section = dataclasses.replace(run_config.eval, **change)
+    cfg = dataclasses.replace(run_config, workdir=str(tmp_path / "run"), eval=section)
     with pytest.raises(ConfigError, match=message):
-        evaluate.run(dataclasses.replace(run_config, workdir=str(tmp_path), eval=section))
-    assert list(tmp_path.iterdir()) == []
+        evaluate.run(cfg)
+    assert not (tmp_path / "run").exists()
 
 
 def test_sources_that_cannot_be_hidden_are_refused(run_config, tmp_path):
-    found = evaluate.load_suites(run_config)["ramp"][:3]
+    ramp = dataclasses.replace(run_config.eval, suites=("ramp",), suite_examples=())
+    found = suites.load(ramp, run_config.data)[0].examples[:3]
     other = [dataclasses.replace(e, passage_id=f"wiki-{e.passage_id}") for e in found]
     write_jsonl(tmp_path / "data" / "ramp" / "heldout.jsonl", other)
     cfg = dataclasses.replace(
@@ -212,7 +296,7 @@ def test_sources_that_cannot_be_hidden_are_refused(run_config, tmp_path):
         workdir=str(tmp_path / "work"),
         data=str(tmp_path / "data"),
         search=dataclasses.replace(run_config.search, exclude_source=True),
-        eval=dataclasses.replace(run_config.eval, suites=("ramp",)),
+        eval=ramp,
     )
     with pytest.raises(SearchError, match="can hide nothing"):
         evaluate.run(cfg)
@@ -233,7 +317,8 @@ def test_an_evaluation_that_is_told_to_stop_does(run_config, tmp_path, monkeypat
 
     monkeypatch.setattr(evaluate, "Progress", Stopped)
     few = dataclasses.replace(run_config.rollout, slots=1)
-    cfg = dataclasses.replace(run_config, workdir=str(tmp_path), rollout=few)
+    section = dataclasses.replace(run_config.eval, methods=("agent", "no_search"))
+    cfg = dataclasses.replace(run_config, workdir=str(tmp_path), rollout=few, eval=section)
     with pytest.raises(Preempted):
         evaluate.run(cfg)
     assert not (tmp_path / "eval.json").exists()

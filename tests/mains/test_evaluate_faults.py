@@ -20,8 +20,9 @@ from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import QAExample
-from masksearch_jax.evals import suites
+from masksearch_jax.evals import results, sampling
 from masksearch_jax.evals.lost import LostItemsError
+from masksearch_jax.ramp.question_files import QuestionsError
 from tests.agents.scripted_student import scripted
 from tests.mains.unsteady_search import Unsteady
 
@@ -54,7 +55,7 @@ def cfg(miniature, tmp_path):
         search=miniature.search,
         rollout=dataclasses.replace(c.rollout, slots=4, max_new_tokens=24),
         eval=dataclasses.replace(
-            c.eval, suites=("two_hop",), conditions=("search",), examples=ITEMS, temperature=0.0
+            c.eval, suites=("two_hop",), methods=("agent",), examples=ITEMS, temperature=0.0
         ),
     )
 
@@ -70,7 +71,7 @@ def run(monkeypatch, miniature, one_device):
 
     def run(cfg, tool):
         monkeypatch.setattr(evaluate, "open_tool", lambda search: tool)
-        return evaluate.run(cfg, model)["two_hop"]["search"]
+        return evaluate.run(cfg, model)["results"]["two_hop"]["agent"]
 
     return run
 
@@ -104,13 +105,15 @@ def test_failing_searches_cost_no_item_its_score(run, cfg, tmp_path):
 
     once = evaluating(cfg, retries=0, max_tool_failures=0.3)
     once = dataclasses.replace(once, workdir=str(tmp_path / "once"))
-    results = run(once, Unsteady(0.2))
-    value, scored, lost = recall_of(results)
+    value, scored, lost = recall_of(run(once, Unsteady(0.2)))
     assert low <= value <= high
     assert lost == {"tool_failure": count - scored}
     assert 150 < count - scored < 250
-    line = suites.table({"two_hop": {"search": results}})
-    assert line.endswith(f"n {scored}, without {count - scored} tool_failure")
+    found = json.loads(workdir(once, "eval.json").read_text())
+    told = results.table(found)
+    assert told.endswith(f"two_hop: n {scored}, without {count - scored} tool_failure")
+    failed = found["suites"]["two_hop"]
+    assert failed["lost"] == {"agent": {"tool_failure": count - scored}}
     named = [json.loads(line) for line in workdir(once, "lost.jsonl").read_text().splitlines()]
     rows = workdir(once, "trajectories.jsonl").read_text().splitlines()
     assert len(named) + len(rows) == count
@@ -127,7 +130,7 @@ def test_above_the_share_the_run_fails_and_the_same_command_asks_for_the_rest(ru
     lost = ITEMS - len(kept)
     assert 0 < lost < ITEMS / 2
     assert said.startswith(
-        f"two_hop search: {lost} of 40 items ended for no fault of the model, 2 times each, more "
+        f"two_hop agent: {lost} of 40 items ended for no fault of the model, 2 times each, more "
         "than config.eval.max_tool_failures=0.01 allows: q"
     )
     assert "(tool_failure: SearchError: scripted failure)" in said
@@ -137,11 +140,11 @@ def test_above_the_share_the_run_fails_and_the_same_command_asks_for_the_rest(ru
     assert tool.calls == lost
     rows = workdir(cfg, "trajectories.jsonl").read_text().splitlines()
     assert set(kept) < set(rows)
-    assert [json.loads(r)["example_id"] for r in rows] == [f"q{i}" for i in range(ITEMS)]
+    assert {json.loads(r)["example_id"] for r in rows} == {f"q{i}" for i in range(ITEMS)}
 
 
 def test_a_tool_that_goes_down_stops_the_run(run, cfg, monkeypatch):
-    monkeypatch.setattr(evaluate, "_OUTAGE", 6)
+    monkeypatch.setattr(sampling, "OUTAGE", 6)
     tool = Unsteady(1.0, sound=20)
     with pytest.raises(LostItemsError, match="6 items in a row ended for no fault of the model: q"):
         run(cfg, tool)
@@ -167,30 +170,36 @@ def test_a_tool_that_is_down_is_found_before_anything_is_loaded(cfg, monkeypatch
 def test_items_that_cannot_be_run_are_left_out_by_name(run, cfg, capsys, tmp_path):
     items = questions(ITEMS)
     items[3] = dataclasses.replace(items[3], question="town " * 3000)
+    items[4] = dataclasses.replace(items[4], question="town " * 4000)
     items[7] = dataclasses.replace(items[7], answers=())
     items[8] = dataclasses.replace(items[8], answers=("",))
     items[9] = dataclasses.replace(items[9], id="q2")
-    write_jsonl(tmp_path / "data" / "questions" / "heldout.jsonl", items)
+    heldout = tmp_path / "data" / "questions" / "heldout.jsonl"
+    write_jsonl(heldout, items)
+    with pytest.raises(QuestionsError, match=r"3 of 40 rows of .* the first is .*:8: no answers"):
+        evaluate.run(cfg)
+    write_jsonl(heldout, items[:7])
     with pytest.raises(LostItemsError) as error:
         evaluate.run(cfg)  # random weights would be loaded only now
     said = str(error.value)
-    assert said.startswith(
-        "two_hop search: 4 of 40 items cannot be run, more than config.eval.max_"
-    )
-    assert re.search(r"q3 \(prompt_too_long: \d{4} tokens; rollout\.max_len is 336\); q7", said)
-    assert "q7 (no_known_answer); q8 (no_known_answer); …" in said
+    assert said.startswith("two_hop agent: 2 of 7 items cannot be run, more than config.eval.max_")
+    assert re.search(r"q3 \(prompt_too_long: \d{4} tokens; rollout\.max_len is 336\)", said)
+    write_jsonl(heldout, items)
     tool = Unsteady()
     found = run(evaluating(cfg, max_bad_fraction=0.1), tool)
-    assert "left out 4 items: q3 (prompt_too_long" in capsys.readouterr().err
+    assert "left out 2 items: " in capsys.readouterr().err
     value, scored, lost = recall_of(found)
-    assert lost == {"prompt_too_long": 1, "no_known_answer": 2, "id_twice": 1}
-    assert (value, scored) == ((24 - 1) / 36, 36)
-    assert tool.calls == 36
+    assert lost == {"prompt_too_long": 2}
+    assert (value, scored) == ((24 - 2) / 35, 35)
+    assert tool.calls == 35
+    told = json.loads(workdir(cfg, "eval.json").read_text())["suites"]["two_hop"]
+    assert told["left_out"] == {"no answers": 2, "id is there already": 1}
+    assert (told["rows"], told["items"]) == (40, 37)
 
 
 def test_a_suite_without_items_is_named(cfg, tmp_path):
     write_jsonl(tmp_path / "data" / "questions" / "heldout.jsonl", [])
-    with pytest.raises(evaluate.UserError, match=r"questions/heldout\.jsonl holds no item"):
+    with pytest.raises(QuestionsError, match=r"questions/heldout\.jsonl holds no questions"):
         evaluate.run(cfg)
 
 
@@ -198,17 +207,17 @@ def test_a_suite_without_items_is_named(cfg, tmp_path):
 
 
 def test_of_a_finished_evaluation_the_table_is_printed_and_no_more(run, cfg, monkeypatch):
-    results = {"two_hop": {"search": run(cfg, Unsteady())}}
+    found = {"two_hop": {"agent": run(cfg, Unsteady())}}
     before = workdir(cfg, "trajectories.jsonl").stat().st_mtime_ns
     for name in ("initial", "open_tool", "Vocab", "Engine"):
         monkeypatch.setattr(evaluate, name, None)
-    assert evaluate.run(cfg) == results
+    assert evaluate.run(cfg)["results"] == found
     assert workdir(cfg, "trajectories.jsonl").stat().st_mtime_ns == before
-    assert evaluate.run(evaluating(cfg, retries=9)) == results  # changes no figure
+    assert evaluate.run(evaluating(cfg, retries=9))["results"] == found  # changes no figure
 
 
 def test_other_settings_do_not_mix(run, cfg, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "_OUTAGE", 6)
+    monkeypatch.setattr(sampling, "OUTAGE", 6)
     with pytest.raises(LostItemsError):
         run(cfg, Unsteady(1.0))
     hotter = evaluating(cfg, temperature=0.5)  # nothing was done yet: it is welcome
@@ -250,7 +259,7 @@ def opening(rules, request):
     return opened(rules, request)
 
 Rules.open = opening
-print(evaluate.suites.table(evaluate.run(cfg, scripted(Vocab.load(cfg.tokenizer)))))
+print(evaluate.results.table(evaluate.run(cfg, scripted(Vocab.load(cfg.tokenizer)))))
 """
 
 
@@ -292,8 +301,8 @@ def test_five_kills_ask_no_item_again_but_those_in_flight(repository, cfg, tmp_p
     assert counts.keys() == {f"q{i}" for i in range(count)}
     assert sum(counts.values()) - count <= 5 * cfg.rollout.slots
     rows = [json.loads(line) for line in lines_of(workdir(cfg, "trajectories.jsonl"))]
-    assert [r["example_id"] for r in rows] == [f"q{i}" for i in range(count)]
-    assert said.read_text().splitlines()[-1].startswith("two_hop  search     recall 0.600")
+    assert sorted(r["example_id"] for r in rows) == sorted(f"q{i}" for i in range(count))
+    assert said.read_text().splitlines()[-2].split()[:2] == ["agent", "0.600"]
     before = len(lines_of(asked))
     assert start().wait() == 0
     assert len(lines_of(asked)) == before

@@ -14,13 +14,16 @@ from hypothesis import strategies as st
 
 from masksearch_jax import build_trajectories, evaluate
 from masksearch_jax.agents import agent_teacher, policy_teacher, scripted_teacher, selection
-from masksearch_jax.core import markup, retrieval
+from masksearch_jax.core import markup, retrieval, scoring
 from masksearch_jax.core.config import MeshConfig, PromptConfig, SearchConfig
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample
 from masksearch_jax.data.batches import Prompt
+from masksearch_jax.evals import sampling
+from masksearch_jax.evals.items import Item
+from masksearch_jax.evals.scores import Scorer
 from masksearch_jax.parallel import sharding
 from masksearch_jax.rl.group_sampler import GroupSampler
 from masksearch_jax.rl.reward_pool import RewardPool
@@ -164,11 +167,20 @@ def test_the_student_evaluation_and_dapo(miniature, examples, sources, cfg, monk
     prompts = [np.asarray(vocab.encode(f"{e.masked}\n"), np.int32) for e in examples]
     with jax.set_mesh(mesh), Engine(vocab, sources, rollout, cfg) as engine:
         found = []
+        scorer = Scorer(scoring.OURS)
         items = [
-            evaluate.Item("ramp", "search", i, *pair, retrieval.source_of(pair[0]))
+            Item("ramp", "agent", i, *pair, retrieval.source_of(pair[0]), scorer)
             for i, pair in enumerate(zip(examples, prompts, strict=True))
         ]
-        assert not evaluate.ask(engine, model, items, 0, 0.0, lambda item, t: found.append(t))
+        sampler = evaluate.EngineSampler(engine, evaluate.Model(model, vocab, "minimal"))
+
+        def prepared(asked):
+            return sampling.prepare(asked, sources, cfg, lambda item, block: True)
+
+        def keep(sampled, attempts):
+            found.append(sampled.trajectory)
+
+        assert not sampling.ask(sampler, prepared, items, 0, 0.0, keep)
         assert {t.example_id for t in found} == source.keys()
         assert all(shown_to(t.turns, ids, source[t.example_id], cfg) for t in found)
 

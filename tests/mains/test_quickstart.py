@@ -26,7 +26,7 @@ from masksearch_jax.runtime import cli
 SMALL = (
     "rollout.slots=4", "rollout.max_new_tokens=48", "dapo.overlong_buffer=16",
     "qa_dapo.overlong_buffer=16", "qa_sft.steps=3", "qa_dapo.steps=1",
-    "eval.examples=4", "eval.baseline_examples=4", "eval.bootstrap=50",
+    "eval.examples=4", "eval.bootstrap=50",
     "checkpoint.every=1", "report_trajectories=2",
 )  # fmt: skip
 
@@ -115,7 +115,7 @@ def test_every_figure_is_in_the_summary(whole):
             assert conditions.keys() == ({"search"} if suite in hidden else all_of_them)
             recall = "recall" if suite == "two_hop" else "span_recall"
             for metrics in conditions.values():
-                assert tuple(metrics) == (recall, *measured)
+                assert metrics.keys() >= {recall, *measured}
                 assert all(
                     m.keys() == {"value", "low", "high", "n", "lost"} for m in metrics.values()
                 )

@@ -1,7 +1,6 @@
 """Scores of answers: slots, rewards and their hacks, SQuAD measures, intervals, curves."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -21,8 +20,6 @@ from masksearch_jax.core.scoring import (
     span_recall,
 )
 from masksearch_jax.core.types import QAExample, RampExample, Segment, Span, Trajectory, Turn
-from masksearch_jax.evals.metrics import answer_metrics, bootstrap
-from masksearch_jax.evals.suites import QA_METRICS, RAMP_METRICS, score, summarise
 from masksearch_jax.rl.rewards import (
     RewardTerms,
     check_reward,
@@ -426,64 +423,9 @@ def test_overlap_by_hand(prediction, gold, expected):
 
 def test_the_best_alias_counts_for_each_measure():
     assert best_overlap("Warsaw city", QA.answers) == pytest.approx(Overlap(1.0, 0.5, 2 / 3))
-    got = answer_metrics("warsaw poland", QA.answers)
-    assert got == {"em": 1.0, "f1": 1.0, "recall": 1.0, "precision": 1.0}
-    assert set(answer_metrics(None, QA.answers).values()) == {0.0}
     assert is_exact_match("The Warsaw.", "warsaw")
     with pytest.raises(ValueError, match="at least one accepted answer"):
         best_overlap("x", ())
-
-
-def test_suite_scores():
-    half = filled("Warsaw", "1867", "radium")
-    got = score(EXAMPLE, trajectory(answered(half), searches=2))
-    expected = {"span_recall": 2 / 3, "em": 0, "f1": 2 / 3, "format_rate": 1, "searches": 2}
-    assert got == pytest.approx(expected | {"source_hit": 0})
-    assert tuple(got) == RAMP_METRICS
-    assert score(EXAMPLE, trajectory(answered(PARAGRAPH)))["em"] == 1.0
-    silent = score(EXAMPLE, trajectory(policy("hm")))
-    assert silent == dict.fromkeys(RAMP_METRICS, 0.0)
-    qa = score(QA, trajectory(answered("Poland")))  # nobody knows its gold passages
-    expected = {"recall": 0.5, "em": 0, "f1": 2 / 3, "format_rate": 1, "searches": 0}
-    assert qa == pytest.approx(expected)
-    known = dataclasses.replace(QA, gold=("p1", "p2"))
-    assert tuple(score(known, trajectory(answered("Poland")))) == QA_METRICS
-
-
-def test_a_source_is_hit_where_a_search_showed_it():
-    def hit(example, *shown):
-        found = trajectory(answered("Warsaw"))
-        turns = tuple(Turn(("query",), ids, ids, 0.0) for ids in shown)
-        return score(example, dataclasses.replace(found, turns=turns))["source_hit"]
-
-    assert hit(EXAMPLE, ("p0",), ("p2", "p1")) == 1.0
-    assert hit(EXAMPLE, ("p0",), ()) == 0.0
-    assert hit(dataclasses.replace(QA, gold=("p1", "p2")), ("p2",)) == 1.0
-
-
-def test_summarise_gives_an_interval_per_metric():
-    items = [{"em": 1.0, "f1": 0.25}, {"em": 0.0, "f1": 0.25}]
-    lost = {"tool_failure": 3}
-    got = summarise(items, 200, seed=0, lost=lost)
-    assert got["f1"] == {"value": 0.25, "low": 0.25, "high": 0.25, "n": 2, "lost": lost}
-    assert got["em"] == {"value": 0.5, "low": 0.0, "high": 1.0, "n": 2, "lost": lost}
-    assert json.loads(json.dumps(got)) == got
-    with pytest.raises(ValueError, match="without items"):
-        summarise([], 10, 0, {})
-
-
-def test_bootstrap_matches_the_normal_interval_and_its_seed():
-    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
-    got = bootstrap(values, 2000, seed=1)
-    half_width = 1.96 * values.std() / 20
-    assert got.value == pytest.approx(values.mean())
-    assert got.low == pytest.approx(values.mean() - half_width, abs=0.03)
-    assert got.high == pytest.approx(values.mean() + half_width, abs=0.03)
-    assert got == bootstrap(values, 2000, seed=1) != bootstrap(values, 2000, seed=2)
-    narrow = bootstrap(values, 2000, seed=1, level=0.5)
-    assert got.low < narrow.low < narrow.high < got.high
-    with pytest.raises(ValueError, match="0 values"):
-        bootstrap([], 10, 0)
 
 
 # ---- the metrics file

@@ -308,7 +308,9 @@ def test_the_cells_stand_beside_each_other(tmp_path):
     )
     for name, results in cells.items():
         (tmp_path / "eval" / name).mkdir(parents=True)
-        (tmp_path / "eval" / name / "eval.json").write_text(json.dumps(results))
+        by_method = {s: {"agent": c["search"]} for s, c in results.items()}
+        whole = json.dumps({"results": by_method, "breakdown": {}})
+        (tmp_path / "eval" / name / "eval.json").write_text(whole)
     for stage in ("qa_dapo", "ramp_sft", "ramp_dapo"):
         (tmp_path / "rl-rl" / stage).mkdir(parents=True)
         rows = ({"step": s, "loss": s / 8} for s in range(1, 5))

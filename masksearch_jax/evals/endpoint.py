@@ -1,0 +1,145 @@
+"""Items asked of an OpenAI-compatible endpoint: the agent's loop on text, a conversation an item.
+
+An endpoint gives text: a trajectory of one has segments and turns, and neither token ids nor
+log-probabilities.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from masksearch_jax.agents.llm_client import LLM, JobError, LLMError, Message
+from masksearch_jax.core import markup, retrieval
+from masksearch_jax.core.config import EvalRun
+from masksearch_jax.core.errors import UserError
+from masksearch_jax.core.llm_config import EndpointConfig
+from masksearch_jax.core.retrieval import SearchError, SearchTool
+from masksearch_jax.core.types import Passage, Segment, Status, Trajectory, Turn
+from masksearch_jax.evals import methods
+from masksearch_jax.evals.sampling import Asked, Sampled, shown_of
+
+STYLE = "chat"  # of its prompts: the endpoint applies its own template
+
+
+class EndpointError(UserError):
+    """No call of the endpoint can succeed any more; what is done is kept."""
+
+
+def settings_of(cfg: EvalRun) -> EndpointConfig:
+    """How the endpoint is called: at eval.temperature, its replies kept in the run's folder."""
+    cache = cfg.endpoint.cache or os.path.join(cfg.workdir, "replies.sqlite")
+    return dataclasses.replace(cfg.endpoint, temperature=cfg.eval.temperature, cache=cache)
+
+
+class EndpointSampler:
+    """Asks an endpoint, `endpoint.concurrency` items at once.
+
+    A reply is read up to its first closing action, as the rollout engine stops there; what the
+    search finds is the user's next message. `check` is called before each item is handed over.
+    """
+
+    def __init__(self, cfg: EvalRun, method: str, tool: SearchTool, check: Callable[[], None]):
+        self._cfg, self._tool, self._check = cfg, tool, check
+        self._search = shown_of(cfg.search)
+        self._max_turns = 0 if method in methods.SINGLE_TURN else cfg.rollout.max_turns
+
+    def __call__(self, asked: Sequence[Asked], each: Callable[[Sampled], None]) -> None:
+        """Raises EndpointError where no call can succeed, and what `each` and `check` raise."""
+        try:
+            asyncio.run(self._ask_all(asked, each))
+        except JobError as error:
+            raise EndpointError(f"the endpoint: {error}") from error
+
+    async def _ask_all(self, asked: Sequence[Asked], each: Callable[[Sampled], None]) -> None:
+        gate = asyncio.Semaphore(self._cfg.endpoint.concurrency)
+        async with LLM(settings_of(self._cfg)) as llm:
+
+            async def one(item: Asked) -> Sampled:
+                async with gate:
+                    return await self._converse(llm, item)
+
+            tasks = [asyncio.ensure_future(one(item)) for item in asked]
+            try:
+                for done in asyncio.as_completed(tasks):
+                    sampled = await done
+                    self._check()
+                    each(sampled)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _converse(self, llm: LLM, asked: Asked) -> Sampled:
+        """The trajectory of an item, and the tokens that its model wrote."""
+        item, started = asked.item, time.perf_counter()
+        information = asked.retrieved.information if asked.retrieved else ""
+        text = methods.wording(item.method, item.example, STYLE, information)
+        segments = [Segment("prompt", text)]
+        turns = [asked.retrieved.turn] if asked.retrieved else []
+        messages: list[Message] = [{"role": "user", "content": text}]
+        searches = tokens = 0
+        status: Status | None = None
+        while status is None:
+            try:
+                reply = await llm.complete(messages, sample=self._cfg.rollout.seed)
+            except LLMError as error:
+                turns.append(Turn((), (), (), 0.0, f"the endpoint: {error}"))
+                status = "tool_failure"
+                break
+            tokens += reply.completion_tokens
+            stop = markup.find_stop(reply.text)
+            said = reply.text[: stop.end] if stop else reply.text
+            segments.append(Segment("policy", said))
+            if stop is None:
+                status = "out_of_tokens" if reply.is_cut else "no_answer"
+            elif stop.kind == "answer":
+                status = "answered"
+            elif searches >= self._max_turns:
+                status = "out_of_turns"
+            else:
+                searches += 1
+                turn, found = await self._look(said, item.hidden)
+                turns.append(turn)
+                if turn.error:
+                    status = "tool_failure"
+                segments.append(Segment("tool", found))
+                messages += [
+                    {"role": "assistant", "content": said},
+                    {"role": "user", "content": found},
+                ]
+        none = np.zeros(0, np.int32)
+        trajectory = Trajectory(
+            example_id=item.example.id,
+            sample=0,
+            ids=none,
+            logprobs=none.astype(np.float32),
+            sampled=none.astype(np.bool_),
+            versions=none,
+            prompt_len=0,
+            segments=tuple(segments),
+            turns=tuple(turns),
+            status=status,
+            seconds=time.perf_counter() - started,
+        )
+        return Sampled(item, trajectory, tokens)
+
+    async def _look(self, said: str, hidden: str) -> tuple[Turn, str]:
+        """A search as a turn, and what it says; a failed one has its error."""
+        cfg, started = self._search, time.perf_counter()
+        queries = markup.parse_queries(said, cfg.max_queries)
+        try:
+            found: tuple[Passage, ...] = ()
+            if queries:
+                found = await asyncio.to_thread(retrieval.find, self._tool, queries, cfg, hidden)
+        except (SearchError, OSError) as error:
+            seconds = time.perf_counter() - started
+            return Turn(queries, (), (), seconds, f"{type(error).__name__}: {error}"), ""
+        information, shown = markup.render_information(found)
+        ids, titles = tuple(p.id for p in shown), tuple(p.title for p in shown)
+        return Turn(queries, ids, titles, time.perf_counter() - started), information

@@ -1,0 +1,79 @@
+"""What made an evaluation: model, tokenizer, index, config, versions, and what was left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from masksearch_jax.core.config import EvalRun
+from masksearch_jax.core.retrieval import SearchTool
+from masksearch_jax.core.types import JsonObject
+from masksearch_jax.evals.lost import Lost
+from masksearch_jax.evals.suites import Suite
+from masksearch_jax.runtime import run_record, storage
+
+NO_LOGPROBS = "none: an endpoint gives text, no token ids and no log-probabilities"
+
+
+def model_of(cfg: EvalRun, pinned: str) -> JsonObject:
+    """Where the model is, the hash of its folder and the step of its checkpoint, or its endpoint.
+
+    pinned: `config.init` with the step that was read, where it holds checkpoints.
+    """
+    if cfg.endpoint.base_url:
+        asked = {"endpoint": cfg.endpoint.base_url, "model": cfg.endpoint.model}
+        return asked | {"logprobs": NO_LOGPROBS}
+    step = pinned.rpartition("/")[2] if pinned != cfg.init else ""
+    return {
+        "folder": cfg.init,
+        "hash": storage.fingerprint(cfg.init).hex(),
+        "step": int(step) if step.isdecimal() else None,
+        "is_random": not cfg.init,
+        "logprobs": "in trajectories.jsonl, of sampled tokens",
+    }
+
+
+def provenance(
+    cfg: EvalRun, model: JsonObject, tokenizer: str, tool: SearchTool | None
+) -> JsonObject:
+    """What does not depend on how it went. tokenizer: its fingerprint; tool: the configured one."""
+    searched = {"kind": cfg.search.kind, "index": cfg.search.index}
+    if cfg.search.kind == "http":
+        searched = {"kind": "http", "url": cfg.search.url}
+    return {
+        "model": model,
+        "tokenizer": {"folder": cfg.tokenizer, "fingerprint": tokenizer},
+        "search": searched | {"fingerprint": getattr(tool, "fingerprint", "") if tool else ""},
+        "config": dataclasses.asdict(cfg),
+        "seeds": {"items": cfg.eval.seed, "rollouts": cfg.rollout.seed},
+        "versions": run_record.versions(),
+        "commit": run_record.commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def suite_of(
+    suite: Suite,
+    asked: int,
+    lost: Sequence[Lost],
+    failures: Mapping[str, int],
+) -> JsonObject:
+    """Of a suite: its file, whose rules, how many items; lost and failed searches by method."""
+    own: dict[str, Counter[str]] = {}
+    for item in lost:
+        if item.suite == suite.name:
+            own.setdefault(item.method, Counter())[item.reason] += 1
+    return {
+        "path": str(suite.path),
+        "sha256": suite.sha256,
+        "metric": suite.metric,
+        "rules": sorted({suite.rules_name(e) for e in suite.examples}),
+        "language": "zh" if suite.is_chinese else "en",
+        "rows": len(suite.examples) + suite.left_out.total(),
+        "left_out": dict(suite.left_out),
+        "items": asked,
+        "lost": {method: dict(reasons) for method, reasons in own.items()},
+        "tool_failures": dict(failures),
+    }

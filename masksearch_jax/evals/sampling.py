@@ -1,0 +1,152 @@
+"""How items become trajectories: one retrieval before where the method has one, then a sampler."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from masksearch_jax.core.config import EvalRun, SearchConfig
+from masksearch_jax.core.retrieval import SearchError, SearchTool
+from masksearch_jax.core.rollout_config import RolloutConfig
+from masksearch_jax.core.tokenizer import Vocabulary
+from masksearch_jax.core.types import NOT_ITS_DOING, Trajectory, Turn
+from masksearch_jax.evals import methods
+from masksearch_jax.evals.items import Item
+from masksearch_jax.evals.lost import Lost, LostItemsError, named
+from masksearch_jax.evals.methods import Retrieved
+
+OUTAGE = 100  # items lost with none between them that was not: a service is down
+NO_FAULT = "ended for no fault of the model"
+AGAIN = "what is done is kept, and the same command asks for the others again"
+
+
+class Asked(NamedTuple):
+    """An item as it is asked: with what was retrieved for it, where its method retrieves."""
+
+    item: Item
+    retrieved: Retrieved | None = None
+
+
+class Sampled(NamedTuple):
+    """A trajectory of an item. tokens: that its model wrote, where no ids tell."""
+
+    item: Item
+    trajectory: Trajectory
+    tokens: int | None = None
+
+
+class Sampler(Protocol):
+    """Hands a trajectory of each asked item to `each`, as it ends."""
+
+    def __call__(self, asked: Sequence[Asked], each: Callable[[Sampled], None]) -> None: ...
+
+
+def rollout_of(cfg: EvalRun, method: str) -> RolloutConfig:
+    """Of evaluation rollouts; a method without searches ends at the first turn."""
+    found = dataclasses.replace(cfg.rollout, temperature=cfg.eval.temperature)
+    if method in methods.SINGLE_TURN:
+        return dataclasses.replace(found, max_turns=0, corrections=0)
+    return found
+
+
+def shown_of(search: SearchConfig) -> SearchConfig:
+    """The search section whose source passage each request names, or names none."""
+    return dataclasses.replace(search, exclude_source=True)
+
+
+def prepare(
+    items: Sequence[Item],
+    tool: SearchTool,
+    search: SearchConfig,
+    fits: Callable[[Item, str], bool],
+) -> list[Asked | Sampled]:
+    """The items as they are asked; one whose retrieval failed as a trajectory that ended so."""
+
+    def retrieved(item: Item) -> Asked | Sampled:
+        try:
+            found = methods.retrieve(
+                tool, item.example, search, item.hidden, functools.partial(fits, item)
+            )
+        except (SearchError, OSError) as error:
+            query = methods.query_of(item.example)
+            turn = Turn((query,), (), (), 0.0, f"{type(error).__name__}: {error}")
+            return Sampled(item, ended(item, turn))
+        return Asked(item, found)
+
+    if not items or items[0].method != "rag":
+        return [Asked(item) for item in items]
+    with ThreadPoolExecutor(search.workers) as pool:
+        return list(pool.map(retrieved, items))
+
+
+def ended(item: Item, turn: Turn) -> Trajectory:
+    """A trajectory without a token: a tool has failed before the first."""
+    ids = np.zeros(0, np.int32)
+    nothing = np.zeros(0, np.float32)
+    none = np.zeros(0, np.bool_)
+    return Trajectory(
+        item.example.id, 0, ids, nothing, none, ids, 0, (), (turn,), "tool_failure", 0.0
+    )
+
+
+def fits_of(cfg: EvalRun, vocab: Vocabulary | None) -> Callable[[Item, str], bool]:
+    """Whether an `<information>` block has room in an item's prompt; an endpoint has any."""
+
+    def fits(item: Item, block: str) -> bool:
+        if vocab is None:
+            return True
+        left = cfg.rollout.max_len - len(item.prompt_ids) - 1 - cfg.rollout.answer_tokens
+        room = min(cfg.rollout.max_observation_tokens, left)
+        return len(vocab.encode(block, literal=True)) <= room
+
+    return fits
+
+
+def ask(
+    sampler: Sampler,
+    prepared: Callable[[Sequence[Item]], Sequence[Asked | Sampled]],
+    items: Sequence[Item],
+    retries: int,
+    allowed: float,
+    keep: Callable[[Sampled, int], None],
+) -> list[Lost]:
+    """Hands a trajectory of each item, of one suite and method, to `keep`, and attempts before it.
+
+    One that ended for no fault of the model is sampled again, `retries` times at most; the items of
+    which none ended otherwise are returned. Raises LostItemsError where more than `allowed` end so
+    at once, and none between them that does not.
+    """
+    left = {item.example.id: item for item in items}
+    lost: dict[str, Lost] = {}
+    attempt = in_a_row = 0
+
+    def each(sampled: Sampled) -> None:
+        nonlocal in_a_row
+        item, trajectory = sampled.item, sampled.trajectory
+        if trajectory.status not in NOT_ITS_DOING:
+            keep(sampled, attempt)
+            in_a_row = 0
+            return
+        error = trajectory.turns[-1].error if trajectory.turns else ""
+        lost[item.example.id] = Lost(*item.name, trajectory.status, error)
+        in_a_row += 1
+        if not attempt and in_a_row >= OUTAGE and len(lost) > allowed:
+            said = f"{in_a_row} items in a row {NO_FAULT}"
+            raise LostItemsError(f"{said}: {named(list(lost.values()))}; {AGAIN}")
+
+    for number in range(retries + 1 if left else 0):
+        attempt, lost, in_a_row = number, {}, 0
+        ready = prepared(list(left.values()))
+        for one in ready:
+            if isinstance(one, Sampled):
+                each(one)
+        sampler([one for one in ready if isinstance(one, Asked)], each)
+        left = {name: item for name, item in left.items() if name in lost}
+        if not left:
+            break
+    return list(lost.values())

@@ -1,0 +1,118 @@
+"""What an item of a suite scores: answer, form, what was retrieved, and what it took."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from masksearch_jax.core import markup, scoring
+from masksearch_jax.core.scoring import Rules
+from masksearch_jax.core.types import Example, RampExample, Segment, Trajectory
+from masksearch_jax.evals.fanoutqa import Lemmatizer, accuracy
+from masksearch_jax.evals.metrics import answer_metrics
+
+# Measures of every item, after those of its answer; `source_hit` and, of a question, `gold_recall`
+# where the passages that support the answer are known.
+_COMMON = (
+    *("answer_tokens", "format_rate", "searches", "turns", "tokens", "tool_failures"),
+    "source_hit",
+)
+RAMP_METRICS = ("span_recall", "precision", "f1", "em", *_COMMON)
+QA_METRICS = ("recall", "precision", "f1", "em", *_COMMON, "gold_recall")
+FANOUTQA_METRICS = ("loose", "strict")  # of a question with an answer of several parts
+
+
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+    """How the items of a suite are scored. lemmatize: for FanOutQA's accuracy."""
+
+    rules: Rules
+    lemmatize: Lemmatizer = str
+
+
+def read_answer(trajectory: Trajectory, opening: str = "") -> str | None:
+    """The policy's answer; None unless its text, after `opening`, holds exactly one, not empty."""
+    return markup.extract_answer(opening + trajectory.text_by("policy")) or None
+
+
+def score(
+    example: Example,
+    trajectory: Trajectory,
+    scorer: Scorer,
+    opening: str = "",
+    tool_failures: int = 0,
+    tokens: int | None = None,
+) -> dict[str, float]:
+    """The metrics of one trajectory.
+
+    RAMP: `span_recall` (core.scoring), `precision` and `f1` the means over the slots, `em` 1 where
+    every fill is its span. Questions: `evals.metrics.answer_metrics`; with an answer of several
+    parts `loose` and `strict` (evals.fanoutqa). Both: `answer_tokens`, words of the answer's normal
+    form; `format_rate` 1 when well-formed; `searches`, calls of the tool; `turns` that the policy
+    wrote; `tokens` that it sampled; `tool_failures`, attempts before this one that ended for no
+    fault of its own; `source_hit` 1 when a search showed the passage that the example masks, or one
+    that supports the answer; `gold_recall`, share of these that searches showed, by id, or by title
+    where the question names articles alone.
+
+    opening: what of its answer the prompt has written already. tokens: where not those sampled.
+    """
+    answer = read_answer(trajectory, opening)
+    if isinstance(example, RampExample):
+        scores = _score_fills(example, answer, scorer.rules)
+    else:
+        scores = answer_metrics(answer, example.answers, scorer.rules)
+        if example.parts:
+            found = accuracy(example.parts, answer or "", scorer.lemmatize)
+            scores |= {"loose": found.loose, "strict": found.strict}
+    is_chinese = scorer.rules.is_chinese
+    sampled = int(trajectory.sampled.sum()) if tokens is None else tokens
+    scores |= {
+        "answer_tokens": float(len(scoring.tokenise(answer or "", is_chinese))),
+        "format_rate": float(markup.is_well_formed(list(_opened(trajectory, opening)))),
+        "searches": float(len(trajectory.turns)),
+        "turns": float(sum(s.author == "policy" for s in trajectory.segments)),
+        "tokens": float(sampled),
+        "tool_failures": float(tool_failures),
+    }
+    return scores | _retrieved(example, trajectory)
+
+
+def slot_scores(example: RampExample, trajectory: Trajectory, opening: str = "") -> list[float]:
+    """Recall of each masked span in its slot, in text order."""
+    return scoring.slot_recalls(example, read_answer(trajectory, opening))
+
+
+def _opened(trajectory: Trajectory, opening: str) -> Iterator[Segment]:
+    """The segments, the first that the policy wrote after what the prompt wrote of it."""
+    for segment in trajectory.segments:
+        if segment.author == "policy":
+            yield Segment("policy", opening + segment.text)
+            opening = ""
+        else:
+            yield segment
+
+
+def _retrieved(example: Example, trajectory: Trajectory) -> dict[str, float]:
+    shown = {passage for turn in trajectory.turns for passage in turn.passage_ids}
+    if isinstance(example, RampExample):
+        return {"source_hit": float(example.passage_id in shown)}
+    wanted = set(example.gold)
+    if not wanted:
+        wanted = {title.casefold() for title in example.titles}
+        shown = {title.casefold() for turn in trajectory.turns for title in turn.titles}
+    if not wanted:
+        return {}
+    found = len(wanted & shown)
+    return {"source_hit": float(found > 0), "gold_recall": found / len(wanted)}
+
+
+def _score_fills(example: RampExample, answer: str | None, rules: Rules) -> dict[str, float]:
+    fills = scoring.fill_slots(example, answer or "")
+    pairs = [(fill or "", span.text) for fill, span in zip(fills, example.spans, strict=True)]
+    each = [scoring.overlap(fill, gold, rules) for fill, gold in pairs]
+    return {
+        "span_recall": scoring.span_recall(example, answer),
+        "precision": sum(found.precision for found in each) / example.k,
+        "f1": sum(found.f1 for found in each) / example.k,
+        "em": float(scoring.exact_match(example, answer or "")),
+    }

@@ -1,0 +1,116 @@
+"""What a trajectory scores: answer, form, what its searches showed."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from masksearch_jax.core import scoring
+from masksearch_jax.core.types import QAExample, RampExample, Segment, Span, Trajectory, Turn
+from masksearch_jax.evals import metrics
+from masksearch_jax.evals.scores import (
+    QA_METRICS,
+    RAMP_METRICS,
+    Scorer,
+    score,
+    slot_scores,
+)
+
+PARAGRAPH = "Marie Curie was born in Warsaw in 1867 and discovered polonium with Pierre Curie."
+OURS, SQUAD = Scorer(scoring.OURS._replace(is_chinese=False)), Scorer(metrics.SQUAD)
+QA = QAExample("q1", "atlas", "Where was she born?", ("Warsaw", "Warsaw, Poland"))
+
+
+def ramp(*golds):
+    """The paragraph with the first occurrence of each gold text masked."""
+    spans, masked, end = [], "", 0
+    for gold in golds:
+        start = PARAGRAPH.index(gold, end)
+        spans.append(Span(start, start + len(gold), gold, "TERM"))
+        masked += PARAGRAPH[end:start] + "[mask]"
+        end = start + len(gold)
+    return RampExample("r1", "p1", "t", masked + PARAGRAPH[end:], PARAGRAPH, tuple(spans))
+
+
+EXAMPLE = ramp("Warsaw", "1867", "polonium")
+
+
+def trajectory(text, turns=(), sampled=0):
+    none = np.zeros(sampled, np.int32)
+    segments = (Segment("prompt", "?"), Segment("policy", text))
+    return Trajectory(
+        "r1", 0, none, none.astype(np.float32), none == 0, none, 0, segments, turns, "answered"
+    )
+
+
+def answered(text):
+    return f"<think>plan</think><answer>{text}</answer>"
+
+
+def turn(*passages):
+    return Turn(("q",), passages, tuple(p.upper() for p in passages), 0.0)
+
+
+def test_a_masked_paragraph():
+    half = PARAGRAPH.replace("polonium", "radium")
+    got = score(EXAMPLE, trajectory(answered(half), (turn(), turn()), 7), OURS, tool_failures=2)
+    assert tuple(got) == RAMP_METRICS
+    assert got == pytest.approx(
+        {
+            "span_recall": 2 / 3, "precision": 2 / 3, "f1": 2 / 3, "em": 0, "answer_tokens": 14,
+            "format_rate": 1, "searches": 2, "turns": 1, "tokens": 7, "tool_failures": 2,
+            "source_hit": 0,
+        }
+    )  # fmt: skip
+    assert slot_scores(EXAMPLE, trajectory(answered(half))) == [1.0, 1.0, 0.0]
+    assert score(EXAMPLE, trajectory(answered(PARAGRAPH)), OURS)["em"] == 1.0
+    silent = score(EXAMPLE, trajectory("hm"), OURS)
+    assert silent == dict.fromkeys(RAMP_METRICS, 0.0) | {"turns": 1.0}
+
+
+def test_a_question():
+    qa = score(QA, trajectory(answered("Poland")), SQUAD, tokens=11)  # its passages are not known
+    assert qa == pytest.approx(
+        {
+            "recall": 0.5, "precision": 1, "f1": 2 / 3, "em": 0, "answer_tokens": 1,
+            "format_rate": 1, "searches": 0, "turns": 1, "tokens": 11, "tool_failures": 0,
+        }
+    )  # fmt: skip
+    known = dataclasses.replace(QA, gold=("p1", "p2"))
+    assert tuple(score(known, trajectory(answered("Poland")), SQUAD)) == QA_METRICS
+
+
+def test_what_the_prompt_wrote_of_the_answer_counts():
+    got = score(QA, trajectory("Warsaw</answer>"), SQUAD, opening="<answer>")
+    assert (got["em"], got["format_rate"]) == (1.0, 1.0)
+    got = score(QA, trajectory("Warsaw</answer>"), SQUAD)
+    assert (got["em"], got["format_rate"]) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("turns", "source", "by_id", "by_title"),
+    [
+        ((), 0.0, (0.0, 0.0), (0.0, 0.0)),
+        ((turn("a", "p1"),), 1.0, (0.0, 0.0), (0.0, 0.0)),
+        ((turn("a"), turn("g2", "b")), 0.0, (1.0, 0.5), (1.0, 1.0)),
+        ((turn("g1"), turn("g2")), 0.0, (1.0, 1.0), (1.0, 1.0)),
+    ],
+)
+def test_what_searches_showed_of_the_passages_that_tell(turns, source, by_id, by_title):
+    found = trajectory(answered("x"), turns)
+    assert score(EXAMPLE, found, OURS)["source_hit"] == source
+
+    def retrieved(**known):
+        got = score(dataclasses.replace(QA, **known), found, SQUAD)
+        return got["source_hit"], got["gold_recall"]
+
+    assert retrieved(gold=("g1", "g2"), titles=("G2",)) == by_id
+    assert retrieved(titles=("g2",)) == by_title
+
+
+def test_an_answer_of_several_parts_has_loose_and_strict_accuracy():
+    several = dataclasses.replace(QA, parts='["Oslo", "Bergen"]')
+    half = score(several, trajectory(answered("It is Oslo.")), SQUAD)
+    assert (half["loose"], half["strict"]) == (0.5, 0.0)
+    whole = score(several, trajectory(answered("Oslo and Bergen")), SQUAD)
+    assert (whole["loose"], whole["strict"]) == (1.0, 1.0)

@@ -1,0 +1,114 @@
+"""A model behind an endpoint is evaluated by every method: prompts, searches, outages."""
+
+import dataclasses
+import json
+
+import pytest
+
+from masksearch_jax import evaluate
+from masksearch_jax.core.config import EvalConfig, EvalRun
+from masksearch_jax.core.errors import UserError
+from masksearch_jax.core.jsonl import write_jsonl
+from masksearch_jax.core.llm_config import EndpointConfig
+from masksearch_jax.core.types import Passage, QAExample
+from masksearch_jax.evals.endpoint import EndpointError
+from masksearch_jax.evals.lost import LostItemsError
+from masksearch_jax.evals.provenance import NO_LOGPROBS
+from masksearch_jax.search.tool import FakeSearch
+from masksearch_jax.testing.services import Answer, Endpoint
+
+ITEMS = 6
+METHODS = ("closed_book", "rag", "agent", "no_search")
+
+
+def found(query):
+    return [Passage(f"p:{query}", query, f"The answer is Oslo, says {query}.")]
+
+
+def student(request):
+    """Answers what it has read; searches once where it is told of a tool, else guesses."""
+    *_, last = messages = request["messages"]
+    prompt = messages[0]["content"]
+    read = "Oslo" if "answer is Oslo" in last["content"] else "Bergen"
+    if "search engine" in prompt and len(messages) == 1:
+        town = prompt.splitlines()[-1].split()[-1]
+        return Answer(f"<think>?</think><search>{town}</search><information>made up")
+    return Answer(f"<think>so</think><answer>{read}</answer> and more", tokens=(5, 4))
+
+
+@pytest.fixture
+def cfg(miniature, tmp_path, monkeypatch):
+    rows = [QAExample(f"q{i}", "d", f"Which town has number n{i}", ("Oslo",)) for i in range(ITEMS)]
+    write_jsonl(tmp_path / "towns.jsonl", rows)
+    monkeypatch.setattr(evaluate, "open_tool", lambda search: FakeSearch(found))
+    return EvalRun(
+        workdir=str(tmp_path / "run"),
+        data="",
+        model=miniature.cfg.model,
+        compute=miniature.cfg.compute,
+        mesh=miniature.cfg.mesh,
+        search=miniature.search,
+        rollout=miniature.cfg.rollout,
+        eval=EvalConfig(
+            suites=(f"towns={tmp_path / 'towns.jsonl'}",), methods=METHODS, bootstrap=20
+        ),
+    )
+
+
+def at(cfg, endpoint, **changes):
+    section = EndpointConfig(base_url=endpoint.url, model="m", retries=0, backoff=0.0, **changes)
+    return dataclasses.replace(cfg, endpoint=section)
+
+
+def rows_of(cfg):
+    with open(f"{cfg.workdir}/trajectories.jsonl") as file:
+        return list(map(json.loads, file))
+
+
+def test_every_method_of_an_endpoint(cfg):
+    with Endpoint(student) as endpoint:
+        results = evaluate.run(at(cfg, endpoint))
+    right = {m: cells["em"]["value"] for m, cells in results["results"]["towns"].items()}
+    assert right == {"closed_book": 0.0, "rag": 1.0, "agent": 1.0, "no_search": 0.0}
+    cells = results["results"]["towns"]
+    assert [cells[m]["searches"]["value"] for m in METHODS] == [0, 1, 1, 1]
+    assert [cells[m]["turns"]["value"] for m in METHODS] == [1, 1, 2, 2]
+    assert [cells[m]["tokens"]["value"] for m in METHODS] == [4, 4, 7, 7]
+    assert results["provenance"]["model"]["logprobs"] == NO_LOGPROBS
+    for row in rows_of(cfg):
+        assert row["ids"] == row["logprobs"] == row["tokens"] == []
+        said = [s["text"] for s in row["segments"] if s["author"] == "policy"]
+        assert said[-1].endswith("</answer>")  # what follows an action is not read
+        assert "made up" not in "".join(said)
+    # The conversation goes on with what the search has found, and with what of its reply was read.
+    longest = max((r["messages"] for r in endpoint.requests), key=len)
+    assert [m["role"] for m in longest] == ["user", "assistant", "user"]
+    assert longest[1]["content"].endswith("</search>")
+    assert longest[2]["content"].startswith("<information>")
+
+
+def test_a_reply_without_an_action_is_no_answer(cfg):
+    cfg = dataclasses.replace(cfg, eval=dataclasses.replace(cfg.eval, methods=("closed_book",)))
+    with Endpoint(Answer("Oslo")) as endpoint:
+        found = evaluate.run(at(cfg, endpoint))
+    assert found["results"]["towns"]["closed_book"]["em"]["value"] == 0.0
+    assert found["breakdown"]["towns"]["closed_book"]["status"].keys() == {"no_answer"}
+
+
+def test_an_endpoint_that_fails_is_an_outage_and_no_score(cfg, tmp_path):
+    def sick(request):
+        return Answer(status=500) if "n3" in str(request["messages"]) else student(request)
+
+    cfg = dataclasses.replace(
+        cfg, eval=dataclasses.replace(cfg.eval, methods=("agent",), retries=0)
+    )
+    with Endpoint(sick) as endpoint, pytest.raises(LostItemsError, match="the endpoint: HTTP 500"):
+        evaluate.run(at(cfg, endpoint))
+    with Endpoint(student) as endpoint:
+        whole = evaluate.run(at(cfg, endpoint))["results"]["towns"]["agent"]["em"]
+        assert (whole["value"], whole["n"]) == (1.0, ITEMS)
+        assert len(endpoint.requests) == 2  # of the item that was lost
+    refused = dataclasses.replace(cfg, workdir=str(tmp_path / "refused"))
+    with Endpoint(Answer(status=401)) as endpoint, pytest.raises(EndpointError, match="401") as e:
+        evaluate.run(at(refused, endpoint))
+    assert isinstance(e.value, UserError)
