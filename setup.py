@@ -57,7 +57,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["masksearch_jax", "masksearch_jax.*"]),
-    package_data={"masksearch_jax": ["**/*.txt", "**/*.css", "**/*.js", "**/*.jinja"]},
+    package_data={"masksearch_jax": ["**/*.txt", "**/*.css", "**/*.js", "**/*.jinja", "**/*.html"]},
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8",

@@ -1,46 +1,68 @@
-"""Ask a trained agent one question and watch it search.
+"""Ask a trained agent, and watch it search: at a prompt line, or on a page of this machine.
 
-    python -m masksearch_jax.ask --config=configs/ask.py --config.init=runs/quickstart/hf \\
-        --config.question="Which currency is used in the country whose capital is Oslo?"
+    python -m masksearch_jax.ask --config=configs/ask.py --config.init=runs/quickstart/hf
+    ... --config.question="Which currency is used in the country whose capital is Oslo?"
+    ... --config.web=True
 
-A question with `[mask]` in it is a paragraph to fill. The architecture is read from the folder.
+Without a question it reads one from each line of its input. A question with `[mask]` in it is a
+paragraph to fill. The folder tells the architecture, and how its agent was trained to be asked.
+Ctrl-C stops the answer, a second one the program.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from importlib import resources
 from typing import TextIO
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from masksearch_jax.core import markup
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, PromptConfig, SearchConfig
-from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
-from masksearch_jax.core.types import Example, Passage, QAExample, RampExample, Segment, Trajectory
+from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.types import JsonObject, Trajectory
 from masksearch_jax.data import prompt
 from masksearch_jax.models.load import describe, initial
+from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.sharding import make_mesh
+from masksearch_jax.rollout import narration
 from masksearch_jax.rollout.engine import Engine
-from masksearch_jax.rollout.episode import Request
-from masksearch_jax.runtime import cli
+from masksearch_jax.rollout.episode import Episode, Request
+from masksearch_jax.rollout.narration import Narrator, Seen
+from masksearch_jax.rollout.server import ChatServer, serve_until_told
+from masksearch_jax.runtime import agent_settings, cli
+from masksearch_jax.runtime.http_service import Call, Page, Route
 from masksearch_jax.search.open import open_tool
 
-_STYLES = {"search": "36", "found": "2", "answer": "1;32", "failed": "31"}  # ANSI codes
+_STYLES = {  # ANSI codes
+    "plan": "2",
+    "search": "36",
+    "found": "2",
+    "answer": "1;32",
+    "failed": "31",
+}
+_PROMPT = "question> "
+_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+_PAGE = {"/": "ask.html", "/ask.css": "ask.css", "/ask.js": "ask.js"}
+
+Tell = Callable[[JsonObject], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class AskRun:
-    """`ask`: one trajectory of a model, with live search."""
+    """`ask`: questions to a model, with live search."""
 
     init: str = required("Folder in HF format, or of checkpoints.")
-    question: str = key("", "A question, or a paragraph with [mask] in it; needed.")
+    question: str = key("", "A question, or a paragraph with [mask]; empty: one a line of input.")
+    web: bool = key(False, "Asked on a page of this machine instead.")
+    port: int = key(0, "Port of the page; 0: any free one.")
     tokenizer: str = key("", "Folder with tokenizer.json; empty: that of init.")
     base: str = key("", "Where init holds adapters: their base model; empty: where they say it is.")
     compute: ComputeConfig = section(ComputeConfig)
@@ -57,105 +79,167 @@ class Screen:
         self._file, self._open = file, False
         self._colour = file.isatty() and not os.environ.get("NO_COLOR")
 
-    def say(self, text: str) -> None:
+    def tell(self, event: JsonObject) -> None:
+        """Shows an event of `narration`."""
+        for kind, content in event.items():
+            if kind == "plan":
+                self._say(content)
+            elif kind == "search":
+                for i, query in enumerate(content):
+                    self.show("" if i else "search", query, "search")
+            elif kind == "documents":
+                for title in [d["title"] for d in content] or ["nothing found"]:
+                    self.show("", title, "found")
+            else:
+                label, style = {"answer": ("answer", "answer"), "failed": ("", "failed")}.get(
+                    kind, ("", "found")
+                )
+                self.show(label, content, style)
+
+    def _say(self, text: str) -> None:
         """Text as it comes, until the next line is shown."""
-        if text:
-            print(text, end="", file=self._file, flush=True)
-            self._open = True
+        label = "" if self._open else f"{'plan':>8}  "
+        self._open = True
+        print(label + self._styled(text, "plan"), end="", file=self._file, flush=True)
 
     def show(self, label: str, text: str, style: str) -> None:
         if self._open:
             print(file=self._file)
             self._open = False
-        codes = _STYLES[style]
-        shown = f"\x1b[{codes}m{text}\x1b[0m" if self._colour else text
-        print(f"{label:>8}  {shown}", file=self._file, flush=True)
+        print(f"{label:>8}  {self._styled(text, style)}", file=self._file, flush=True)
+
+    def _styled(self, text: str, style: str) -> str:
+        # What a model or a document says may not steer the terminal.
+        text = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+        return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if self._colour else text
 
 
-class Stream:
-    """Writes what the agent says as it says it; for `Engine(watch=…)`."""
+class Agent:
+    """A model that stays loaded from one question to the next."""
 
-    def __init__(self, screen: Screen):
-        self._screen, self._written = screen, 0
+    def __init__(self, cfg: AskRun, mesh: Mesh, vocab: Vocab, engine: Engine, model: Transformer):
+        self.cfg, self.mesh, self.vocab, self.engine, self.model = cfg, mesh, vocab, engine, model
+        engine.watch = self._watch
+        self._narrator, self._seen = Narrator(0), Seen((), (), ())
+        self._tell: Tell = print
 
-    def __call__(self, request: Request, segments: Sequence[Segment]) -> None:
-        said = "".join(s.text for s in segments if s.author == "policy")
-        whole = said.rstrip("\ufffd")  # a character whose last bytes are not there yet
-        self._screen.say(whole[self._written :])
-        self._written = len(whole)
+    def prompt(self, question: str) -> str:
+        return prompt.render(prompt.as_example(question), self.cfg.prompt.style, self.vocab)
 
+    def ask(self, question: str, tell: Tell) -> Trajectory:
+        """One trajectory; `tell` is called with its events as they come, the last an answer or not.
 
-class ShownSearch:
-    """A search tool that shows each call: its queries, then the titles that the agent reads."""
-
-    def __init__(self, tool: SearchTool, screen: Screen, max_passages: int):
-        self._tool, self._screen, self._max = tool, screen, max_passages
-
-    def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
-        for i, query in enumerate(queries):
-            self._screen.show("" if i else "search", query, "search")
-        found = self._tool.search(queries, top_k)
-        passages = markup.merge_results(found, self._max)
-        for passage in passages:
-            self._screen.show("", passage.title, "found")
-        if not passages:
-            self._screen.show("", "nothing found", "found")
+        After a Ctrl-C it may be asked again.
+        """
+        self._narrator, self._seen = Narrator(self.cfg.search.max_queries), Seen((), (), ())
+        self._tell = tell
+        ids = np.asarray(self.vocab.encode(self.prompt(question)), np.int32)
+        (found,) = self.engine.run(self.model, [Request("question", ids, stream=0)])
+        error = found.turns[-1].error if found.turns else ""
+        for event in self._narrator.end(self._seen, found.status, error):
+            tell(event)
         return found
 
+    def _watch(self, episode: Episode) -> None:
+        self._seen = narration.seen_of(episode)
+        for event in self._narrator.tell(self._seen):
+            self._tell(event)
 
-def run(cfg: AskRun) -> Trajectory:
-    """The trajectory, shown on stdout while it is sampled.
 
-    Raises ConfigError for no question or an `init` that is no folder, SearchError when a search
-    failed.
+@contextlib.contextmanager
+def opened(cfg: AskRun) -> Iterator[Agent]:
+    """The agent, its programs compiled.
+
+    Raises ConfigError for an `init` that is no folder, SearchError for an index that is not there.
     """
-    if not cfg.question.strip():
-        raise ConfigError("config.question is empty; it must be a question, or hold a [mask]")
     mesh = make_mesh(cfg.mesh)  # before anything that reads a checkpoint, for which JAX begins
     config, vocab = describe(cfg.init, cfg.tokenizer)
     prompt.check_style(cfg.prompt.style, vocab)
-    screen = Screen(sys.stdout)
-    tool = ShownSearch(open_tool(cfg.search), screen, cfg.search.max_passages)
-    model = initial(cfg.init, config, cfg.compute, mesh, 0, cfg.base)
-    engine = Engine(
-        vocab,
-        tool,
-        cfg.rollout,
-        cfg.search,
-        watch=Stream(screen),
+    rollout = dataclasses.replace(cfg.rollout, in_flight="keep" if cfg.web else "drop")
+    tool = open_tool(cfg.search)
+    with (
+        jax.set_mesh(mesh),
+        Engine(vocab, tool, rollout, cfg.search, by_row=cfg.web) as engine,
+    ):
+        model = initial(cfg.init, config, cfg.compute, mesh, 0, cfg.base)
+        for _ in engine.run(model):
+            pass
+        yield Agent(cfg, mesh, vocab, engine, model)
+
+
+def run(cfg: AskRun) -> int:
+    """Answers until there is no further question. 1 where the search failed, else 0."""
+    with opened(cfg) as agent:
+        if cfg.web:
+            serve(agent)
+            return 0
+        screen = Screen(sys.stdout)
+        if cfg.question.strip():
+            return int(answer(agent, cfg.question, screen).status == "tool_failure")
+        return converse(agent, screen)
+
+
+def answer(agent: Agent, question: str, screen: Screen) -> Trajectory:
+    """One question, shown with its answer and what that took."""
+    found = agent.ask(question, screen.tell)
+    took = f"{int(found.sampled.sum())} tokens, {found.seconds:.1f} s"
+    screen.show("", f"{len(found.turns)} searches, {took}", "found")
+    return found
+
+
+def converse(agent: Agent, screen: Screen) -> int:
+    """A question from each line of the input, until its end; status as of `run`."""
+    failures = 0
+    for question in _questions(sys.stdin):
+        try:
+            failures += answer(agent, question, screen).status == "tool_failure"
+        except KeyboardInterrupt:
+            screen.show("", "stopped", "failed")
+        except ValueError as error:  # a question that is too long
+            screen.show("", str(error), "failed")
+    return int(failures > 0)
+
+
+def _questions(file: TextIO) -> Iterator[str]:
+    """The lines that say something; at a terminal they can be edited, and have a history."""
+    if not file.isatty():
+        yield from filter(str.strip, file)
+        return
+    import readline  # noqa: F401  # `input` uses it from here on
+
+    with contextlib.suppress(EOFError):
+        while True:
+            if line := input(_PROMPT).strip():
+                yield line
+
+
+def serve(agent: Agent) -> None:
+    """The page, on the loopback, until Ctrl-C."""
+    server = ChatServer(
+        agent.engine,
+        agent.vocab,
+        os.path.basename(os.path.realpath(agent.cfg.init)),
+        "127.0.0.1",
+        agent.cfg.port,
+        deadline=600.0,
+        grace=0.0,
+        agent_prompt=agent.prompt,
+        routes={("GET", path): _page_route(name) for path, name in _PAGE.items()},
+        hosts=_HOSTS,
     )
-    text = prompt.render(as_example(cfg.question), cfg.prompt.style, vocab)
-    request = Request("question", np.asarray(vocab.encode(text), np.int32), stream=0)
-    with jax.set_mesh(mesh), engine:
-        (trajectory,) = engine.run(model, [request])
-    show_end(screen, trajectory)
-    return trajectory
+    with server:
+        print(f"ask at {server.address}", flush=True)
+        serve_until_told(server, agent.model)
 
 
-def as_example(question: str) -> Example:
-    """A paragraph to fill where there is a `[mask]`, else a question; neither with an answer."""
-    question = question.strip()
-    if markup.MASK in question:
-        return RampExample("question", "", "", masked=question, paragraph="", spans=())
-    return QAExample("question", "", question, ())
+def _page_route(name: str) -> Route:
+    text = resources.files("masksearch_jax.rollout").joinpath("page", name).read_text("utf-8")
 
+    def page(_: Call) -> Page:
+        return Page(text, name.rpartition(".")[2])
 
-def show_end(screen: Screen, trajectory: Trajectory) -> None:
-    """The answer, or how it ended without one. Raises SearchError when the search tool failed."""
-    if trajectory.status == "tool_failure":
-        raise SearchError(f"the search failed: {trajectory.turns[-1].error}")
-    answer = markup.extract_answer(trajectory.text_by("policy"))
-    if answer is None:
-        screen.show("", f"no answer ({trajectory.status.replace('_', ' ')})", "failed")
-    else:
-        screen.show("answer", answer, "answer")
-    screen.show(
-        "",
-        f"{len(trajectory.turns)} searches, {int(trajectory.sampled.sum())} tokens, "
-        f"{trajectory.seconds:.1f} s",
-        "found",
-    )
+    return page
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: run(cfg) and None, AskRun)
+    cli.run(run, AskRun, read_defaults=agent_settings.read)

@@ -21,6 +21,7 @@ from masksearch_jax.core.config import ComputeConfig, MeshConfig, ModelConfig
 from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.types import JsonObject
 from masksearch_jax.models import hf, reload_check
 from masksearch_jax.models.hf_card import Card, model_card
 from masksearch_jax.models.hf_config import read_config, read_json
@@ -28,7 +29,7 @@ from masksearch_jax.models.load import check_vocabulary, weights
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
 from masksearch_jax.parallel.processes import join_processes
-from masksearch_jax.runtime import cli, run_record
+from masksearch_jax.runtime import agent_settings, cli, run_record
 
 RELOADS = ("auto", "transformers", "table")
 _AUTO_PARAMETERS = 2e9  # reload "auto" has more than these checked against the table alone
@@ -98,6 +99,7 @@ def run(cfg: ExportRun) -> dict[str, Any]:
             reload=cfg.reload,
             card=cfg.card,
             step=params.step,
+            agent=agent_settings.read(cfg.checkpoint),
         )
     run_record.write(cfg.folder, cfg)
     if jax.process_index() == 0:
@@ -117,10 +119,12 @@ def export(
     reload: str = "auto",
     card: Card | None = None,
     step: int | None = None,
+    agent: JsonObject | None = None,
 ) -> dict[str, Any]:
     """Writes the model with tokenizer and README.md, and checks the folder.
 
     model, read, made_from, dtype, max_shard_bytes as in `hf.save`; card, step as in `model_card`.
+    agent: how it is asked, as `agent_settings` has it; written beside it.
     reload: "transformers" reloads in a child process and compares weights, logits and greedy tokens
     (the model in float32 must fit into memory twice), "table" checks names, shapes and dtypes only,
     "auto" is the former in one process with torch installed and at most 2e9 parameters. Returns
@@ -132,6 +136,9 @@ def export(
     if "://" in str(folder):
         raise ExportError(f"{folder} is no local folder: export to one, then gcloud storage cp -r")
     kept = dtype or model.compute.param_dtype
+    asked = dict(agent or {})
+    if "compute" in asked:
+        asked["compute"] = asked["compute"] | {"param_dtype": kept}
     report: dict[str, Any] = hf.save(
         model,
         folder,
@@ -140,6 +147,7 @@ def export(
         tokenizer_dir=tokenizer_dir,
         generation_config=_generation_config(tokenizer_dir),
         card=model_card(card or Card(), model.config, Path(folder).name, step, _size(model), kept),
+        beside={agent_settings.FILE: asked} if asked else {},
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
     )

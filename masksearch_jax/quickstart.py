@@ -33,7 +33,7 @@ from masksearch_jax.models.load import initial
 from masksearch_jax.parallel.sharding import make_mesh, split_cpu
 from masksearch_jax.recipes import steps
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
-from masksearch_jax.runtime import cli, goodput, run_record
+from masksearch_jax.runtime import agent_settings, cli, goodput, run_record
 
 # Of each suite, on the terminal.
 SHOWN_METRICS = {"ramp": "span_recall", "two_hop": "f1", "source_hidden": "span_recall"}
@@ -287,7 +287,9 @@ def run_export(run: Run) -> dict[str, Any]:
     spent = [cfg.sft, cfg.dapo, *([cfg.qa_sft, cfg.qa_dapo] if run.has_questions else ())]
     step = sum(part.steps for part in spent)
     to = run.folder / "hf"
-    return {"export": export_hf.export(model, to, run.tokenizer, card=card, step=step)}
+    agent = agent_settings.of_run(dataclasses.asdict(dataclasses.replace(cfg, search=run.search)))
+    made = export_hf.export(model, to, run.tokenizer, card=card, step=step, agent=agent)
+    return {"export": made}
 
 
 def run_report(run: Run) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Serve a model to OpenAI-compatible clients, decoded by the rollout engine.
+"""Serve a model, or an agent with its search, to OpenAI-compatible clients.
 
     python -m masksearch_jax.serve_model --config=configs/serve_model.py --config.init=FOLDER
 
-POST /v1/chat/completions and GET /v1/models are OpenAI's; GET /health says how many requests are in
-flight. It has no access control: bind it to a private address.
+POST /v1/chat/completions, POST /v1/completions and GET /v1/models are OpenAI's; GET /health says
+how many requests are in flight. It has no access control: bind it to a private address.
 """
 
 from __future__ import annotations
@@ -11,31 +11,24 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import signal
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from masksearch_jax.core.config import ComputeConfig, MeshConfig, SearchConfig
+from masksearch_jax.core.config import ComputeConfig, MeshConfig, PromptConfig, SearchConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
-from masksearch_jax.core.tokenizer import VocabError
+from masksearch_jax.core.tokenizer import Vocab, VocabError
+from masksearch_jax.data import prompt
 from masksearch_jax.models.load import describe, initial
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout.engine import Engine
-from masksearch_jax.rollout.server import ChatServer
-from masksearch_jax.runtime import cli
+from masksearch_jax.rollout.server import ChatServer, serve_until_told
+from masksearch_jax.runtime import agent_settings, cli
 from masksearch_jax.search.open import open_tool
-
-# Plain requests never search.
-_NO_SEARCH = SearchConfig(
-    kind="none", index="", url="", top_k=1, max_passages=1, max_queries=1, timeout=1.0, workers=0
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +41,14 @@ class ServeModelRun:
     name: str = key("", "What clients call the model; empty: as the folder init is called.")
     host: str = key("127.0.0.1", "Address to bind; 127.0.0.1: this machine only.")
     port: int = key(8000, "Port to bind; 0: any free one.")
+    agent: bool = key(False, "Also serve the model with its search, as NAME:agent.")
     deadline: float = key(600.0, "Seconds of a request, its wait for a slot included.")
     grace: float = key(20.0, "Seconds that requests in flight have once it is told to stop.")
     compute: ComputeConfig = section(ComputeConfig)
     mesh: MeshConfig = section(MeshConfig)
-    rollout: RolloutConfig = section(RolloutConfig)
+    prompt: PromptConfig = section(PromptConfig, "Of the agent.")
+    search: SearchConfig = section(SearchConfig, "Of the agent.")
+    rollout: RolloutConfig = section(RolloutConfig, "Its sampler is that of requests without one.")
 
 
 @contextlib.contextmanager
@@ -76,31 +72,37 @@ def opened(cfg: ServeModelRun) -> Iterator[tuple[ChatServer, Transformer]]:
             f"{error}; chat completions need one: give the folder of another as config.tokenizer"
         ) from error
     name = cfg.name or Path(cfg.init).resolve().name
-    limits = {"deadline": cfg.deadline, "grace": cfg.grace}
+    search = cfg.search if cfg.agent else dataclasses.replace(cfg.search, kind="none")
     with (
         jax.set_mesh(mesh),
-        Engine(vocab, open_tool(_NO_SEARCH), cfg.rollout, _NO_SEARCH) as engine,
-        ChatServer(engine, vocab, name, cfg.host, cfg.port, **limits) as server,
+        Engine(vocab, open_tool(search), cfg.rollout, search, by_row=True) as engine,
+        ChatServer(
+            engine,
+            vocab,
+            name,
+            cfg.host,
+            cfg.port,
+            deadline=cfg.deadline,
+            grace=cfg.grace,
+            agent_prompt=_agent_prompt(cfg, vocab) if cfg.agent else None,
+        ) as server,
     ):
         model = initial(cfg.init, config, cfg.compute, mesh, 0, cfg.base)
         collections.deque(engine.run(model), maxlen=0)
         yield server, model
 
 
+def _agent_prompt(cfg: ServeModelRun, vocab: Vocab) -> Callable[[str], str]:
+    prompt.check_style(cfg.prompt.style, vocab)
+    return lambda question: prompt.render(prompt.as_example(question), cfg.prompt.style, vocab)
+
+
 def run(cfg: ServeModelRun) -> None:
     """Serves until SIGINT or SIGTERM; a second one ends it at once. Raises what `opened` raises."""
     with opened(cfg) as (server, model):
-
-        def stop(number: int, _: Any) -> None:
-            signal.signal(number, signal.SIG_DFL)
-            # From another thread, since this one may hold the lock that it takes.
-            threading.Thread(target=server.stop).start()
-
-        signal.signal(signal.SIGINT, stop)
-        signal.signal(signal.SIGTERM, stop)
         print(f"serving {server.name} at {server.url}", flush=True)
-        server.serve(model)
+        serve_until_told(server, model)
 
 
 if __name__ == "__main__":
-    cli.run(run, ServeModelRun)
+    cli.run(run, ServeModelRun, read_defaults=agent_settings.read)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from masksearch_jax.core import markup
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.tokenizer import Vocab, VocabError, Vocabulary
-from masksearch_jax.core.types import Example, RampExample
+from masksearch_jax.core.types import Example, QAExample, RampExample
 
 STYLES = ("minimal", "chat")
 
@@ -29,6 +29,14 @@ def question_text(example: Example) -> str:
     if isinstance(example, RampExample):
         return example.masked
     return markup.escape(example.question).replace(markup.MASK, "[ mask ]")
+
+
+def as_example(question: str) -> Example:
+    """A paragraph to fill where there is a `[mask]`, else a question; neither with an answer."""
+    question = question.strip()
+    if markup.MASK in question:
+        return RampExample("question", "", "", masked=question, paragraph="", spans=())
+    return QAExample("question", "", question, ())
 
 
 def render(example: Example, style: str, vocab: Vocabulary) -> str:

@@ -11,7 +11,8 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,8 @@ from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.parallel.sharding import PyTree
 from masksearch_jax.runtime.progress import Progress
+
+_NOTHING: Mapping[str, JsonObject] = types.MappingProxyType({})
 
 MB = 10**6
 
@@ -164,6 +167,7 @@ def save(
     tokenizer_dir: str | Path | None = None,
     generation_config: JsonObject | None = None,
     card: str = "",
+    beside: Mapping[str, JsonObject] = _NOTHING,
     dtype: str | None = None,
     max_shard_bytes: float = 5e9,
 ) -> dict[str, int]:
@@ -172,8 +176,9 @@ def save(
     The model is arrays, or shapes whose parameters `read` brings by name, one after the other. All
     processes must call it; the first writes, tensor by tensor. dtype: of the files; None: as the
     parameters are stored. `generation_config`: its token ids (bos, eos, pad) also go into
-    `config.json`; None takes the file of `tokenizer_dir`, if any. card: the text of README.md. The
-    folder appears whole or not at all; an earlier HF folder of that name is replaced.
+    `config.json`; None takes the file of `tokenizer_dir`, if any. card: the text of README.md.
+    beside: further files of JSON, by name. The folder appears whole or not at all; an earlier HF
+    folder of that name is replaced.
     made_from: names where the weights come from; after an interruption the next call with the same
     text keeps the shards that are whole. Raises HfError when the disk is too small.
     """
@@ -192,6 +197,8 @@ def save(
         config = to_hf_config(model.config, kept.name)
         files.write_json(partial / "config.json", config | ids, indent=2)
         files.write_json(partial / "generation_config.json", generation, indent=2)
+        for name, content in beside.items():
+            files.write_json(partial / name, content, indent=2)
         if card:
             files.write_text(partial / "README.md", card)
         _write_weights(model, partial, shards, read, kept)

@@ -1,29 +1,28 @@
-"""OpenAI's chat protocol, as far as one sampler for all goes: a request read, a reply written."""
+"""OpenAI's chat and completion protocols: a request read. `replies` has what is written back."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from http import HTTPStatus
+from typing import Any
 
 from masksearch_jax.core.rollout_config import RolloutConfig
-from masksearch_jax.core.types import JsonObject, Trajectory
+from masksearch_jax.core.types import JsonObject
+from masksearch_jax.rollout.sampling import Sampler, sampler_of
 from masksearch_jax.runtime.http_service import Refusal
 
-ROLES = ("system", "user", "assistant")
-_SAMPLER = ("temperature", "top_p", "top_k", "min_p")
+ROLES = ("system", "developer", "user", "assistant")
+AGENT = ":agent"  # after a model's name: the model with live search
+MOST_CHOICES = 128
 # Fields that would change a reply, and the one value of each that is served: what absent means.
 _SERVED: JsonObject = {
-    "stream": False,
-    "n": 1,
     "best_of": 1,
-    "stop": [],
     "stop_token_ids": [],
     "tools": [],
     "functions": [],
     "tool_choice": "none",
-    "logprobs": False,
     "top_logprobs": 0,
     "logit_bias": {},
     "presence_penalty": 0,
@@ -33,6 +32,7 @@ _SERVED: JsonObject = {
     "min_tokens": 0,
     "ignore_eos": False,
     "echo": False,
+    "suffix": "",
     "use_beam_search": False,
     "add_generation_prompt": True,
     "continue_final_message": False,
@@ -51,96 +51,178 @@ _HARMLESS = {
     "safety_identifier",
     "service_tier",
     "store",
-    "stream_options",
     "user",
 }
-_READ = frozenset(
-    ("model", "messages", "seed", "max_tokens", "max_completion_tokens", *_SAMPLER, *_SERVED)
-)
+_READ = {"model", "seed", "max_tokens", "n", "stop", "stream", "stream_options", "logprobs",
+         "return_token_ids", "temperature", "top_p", "top_k", "min_p", *_SERVED}  # fmt: skip
+_READ_OF_CHATS = {*_READ, "messages", "max_completion_tokens", "agent"}
+_READ_OF_COMPLETIONS = {*_READ, "prompt"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Chat:
-    """A request for one reply."""
+class Asked:
+    """What a request says of its replies, whatever they are of."""
 
-    messages: tuple[Mapping[str, str], ...]  # of role and content
+    sampler: Sampler
     max_new_tokens: int  # 0: as many as the service allows
     seed: int | None  # of its randomness; None: one of its own
+    choices: int  # of each prompt
+    stop: tuple[str, ...]
+    logprobs: bool
+    token_ids: bool  # in the reply
+    stream: bool
+    usage: bool  # as the last event of a stream
 
 
-def parse(content: JsonObject, model: str, cfg: RolloutConfig) -> Chat:
-    """The request in a JSON object, for a service that has `model` and samples as `cfg` says.
+@dataclasses.dataclass(frozen=True)
+class Chat(Asked):
+    """A request for replies to a conversation, or for an agent's answer to a question."""
+
+    messages: tuple[Mapping[str, str], ...]  # of role and content
+    agent: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion(Asked):
+    """A request for continuations of prompts, each a text or token ids."""
+
+    prompts: tuple[str | tuple[int, ...], ...]
+
+
+def parse_chat(content: JsonObject, model: str, cfg: RolloutConfig, has_agent: bool) -> Chat:
+    """The request in a JSON object, for a service that has `model`; cfg: what absent fields mean.
 
     Fields of null are absent. Raises Refusal: 404 for another model, 400 for all else that is amiss
-    or would have to be sampled in another way, fields that are not known included.
+    or cannot be served, fields that are not known included.
     """
-    given = {name: value for name, value in content.items() if value is not None}
-    _check_model(given, model)
+    given = _given(content)
+    names = [model, *([f"{model}{AGENT}"] if has_agent else [])]
+    name = _model(given, names)
+    agent = _whether("agent", given) or (name.endswith(AGENT) and name != model)
+    if agent and not has_agent:
+        raise _bad(
+            "`agent` is true, and this service has no search tool: start it with "
+            "--config.agent=True"
+        )
+    asked = _asked(given, cfg, _READ_OF_CHATS, "max_completion_tokens")
+    messages = _messages(given.get("messages"))
+    if agent:
+        _check_agent(messages, asked)
+    return Chat(**_values(asked), messages=messages, agent=agent)
+
+
+def parse_completion(
+    content: JsonObject, model: str, cfg: RolloutConfig, vocab_size: int
+) -> Completion:
+    """As `parse_chat`. Token ids are below `vocab_size`."""
+    given = _given(content)
+    _model(given, [model])
+    # The number of alternatives here; 0: the token's own alone.
+    if (logprobs := given.get("logprobs")) is not None:
+        if logprobs is True or logprobs not in (0, 1, False):
+            raise _bad(f"`logprobs` is {_short(logprobs)}; this service knows only 0 and 1: a "
+                       "token's own")  # fmt: skip
+        given["logprobs"] = logprobs is not False
+    asked = _asked(given, cfg, _READ_OF_COMPLETIONS, "max_tokens")
+    return Completion(**_values(asked), prompts=_prompts(given.get("prompt"), vocab_size))
+
+
+def _values(asked: Asked) -> dict[str, Any]:
+    return {f.name: getattr(asked, f.name) for f in dataclasses.fields(asked)}
+
+
+def _given(content: JsonObject) -> JsonObject:
+    return {name: value for name, value in content.items() if value is not None}
+
+
+def _model(given: JsonObject, names: Collection[str]) -> str:
+    there = " and ".join(map(repr, names))
+    if "model" not in given:
+        raise _bad(f"`model` is missing; this service has {there}")
+    if given["model"] not in names:
+        raise Refusal(
+            HTTPStatus.NOT_FOUND,
+            f"`model` is {_short(given['model'])}; this service has {there}",
+            "model_not_found",
+        )
+    return given["model"]
+
+
+def _asked(given: JsonObject, cfg: RolloutConfig, known: Collection[str], limit: str) -> Asked:
     for name, served in _SERVED.items():
         if given.get(name, served) != served:
             raise _bad(f"`{name}` is {_short(given[name])}; this service knows only {served!r}")
-    if strange := sorted(given.keys() - _READ - _HARMLESS):
+    if strange := sorted(given.keys() - known - _HARMLESS):
         raise _bad(
             f"`{strange[0][:80]}` is {_short(given[strange[0]])}, which this service does "
             "not know: leave it out, or the reply may not be what you ask for"
         )
-    for name in _SAMPLER:
-        _check_sampler(name, given.get(name, getattr(cfg, name)), getattr(cfg, name))
-    limit = given.get("max_completion_tokens", given.get("max_tokens"))
-    if limit is not None and (type(limit) is not int or limit < 1):
-        raise _bad(f"`max_tokens` is {_short(limit)}, must be a whole number above 0")
-    seed = given.get("seed")
-    if seed is not None and type(seed) is not int:
-        raise _bad(f"`seed` is {_short(seed)}, must be a whole number")
-    return Chat(_messages(given.get("messages")), limit or 0, seed)
+    options = given.get("stream_options", {})
+    if not isinstance(options, dict):
+        raise _bad(f"`stream_options` is {_short(options)}, must be an object")
+    tokens = given.get(limit, given.get("max_tokens"))
+    return Asked(
+        sampler=_sampler(given, sampler_of(cfg)),
+        max_new_tokens=0 if tokens is None else _whole("max_tokens", tokens, 1, math.inf),
+        seed=_whole("seed", given["seed"], -math.inf, math.inf) if "seed" in given else None,
+        choices=_whole("n", given.get("n", 1), 1, MOST_CHOICES),
+        stop=_stop(given.get("stop", [])),
+        logprobs=_whether("logprobs", given),
+        token_ids=_whether("return_token_ids", given),
+        stream=_whether("stream", given),
+        usage=bool(options.get("include_usage")),
+    )
 
 
-def reply(trajectory: Trajectory, model: str) -> JsonObject:
-    """The chat completion of a plain trajectory, which has ended by itself or at its limit."""
-    sampled = int(trajectory.sampled.sum())
-    message = {"role": "assistant", "content": trajectory.text_by("policy")}
-    reason = "stop" if trajectory.status == "answered" else "length"
-    return {
-        "id": trajectory.example_id,
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": model,
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": reason}],
-        "usage": {
-            "prompt_tokens": trajectory.prompt_len,
-            "completion_tokens": sampled,
-            "total_tokens": trajectory.prompt_len + sampled,
-        },
-    }
+def _sampler(given: JsonObject, ours: Sampler) -> Sampler:
+    top_k = given.get("top_k", ours.top_k)
+    return Sampler(
+        _number("temperature", given.get("temperature", ours.temperature), 0, 100),
+        0 if top_k == -1 else _whole("top_k", top_k, 0, 2**24),  # -1 and 0: all
+        _number("top_p", given.get("top_p", ours.top_p), 0, 1),
+        _number("min_p", given.get("min_p", ours.min_p), 0, 1),
+    )
 
 
-def error(refusal: Refusal) -> JsonObject:
-    """A refusal in OpenAI's format."""
-    ours = refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    kind = "server_error" if ours else "invalid_request_error"
-    about = {"message": str(refusal), "type": kind, "param": None, "code": refusal.code or None}
-    return {"error": about}
+def _number(name: str, value: object, least: float, most: float) -> float:
+    if type(value) not in (int, float) or not least <= value <= most:  # type: ignore[operator]
+        raise _bad(f"`{name}` is {_short(value)}, must be a number from {least} to {most}")
+    return float(value)  # type: ignore[arg-type]
 
 
-def _check_model(given: JsonObject, model: str) -> None:
-    if "model" not in given:
-        raise _bad(f"`model` is missing; this service has {model!r}")
-    if given["model"] != model:
-        raise Refusal(
-            HTTPStatus.NOT_FOUND,
-            f"`model` is {_short(given['model'])}; this service has {model!r}",
-            "model_not_found",
-        )
+def _whole(name: str, value: object, least: float, most: float) -> int:
+    if type(value) is int and least <= value <= most:
+        return value
+    above = f" above {least - 1}" if most == math.inf else f" from {least} to {most}"
+    raise _bad(
+        f"`{name}` is {_short(value)}, must be a whole number{'' if least == -math.inf else above}"
+    )
 
 
-def _check_sampler(name: str, asked: object, ours: float) -> None:
-    if type(asked) not in (int, float):
-        raise _bad(f"`{name}` is {_short(asked)}, must be a number")
-    if asked != ours:
+def _whether(name: str, given: JsonObject) -> bool:
+    value = given.get(name, False)
+    if type(value) is not bool:
+        raise _bad(f"`{name}` is {_short(value)}, must be true or false")
+    return value
+
+
+def _stop(value: object) -> tuple[str, ...]:
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(s, str) and s for s in stops):
+        raise _bad(f"`stop` is {_short(value)}, must be a text, or a list of texts, none empty")
+    return tuple(map(_whole_text, stops))
+
+
+def _check_agent(messages: tuple[Mapping[str, str], ...], asked: Asked) -> None:
+    """Raises Refusal for what an agent was not trained to read, or cannot say."""
+    if len(messages) != 1 or messages[0]["role"] != "user":
         raise _bad(
-            f"`{name}` is {_short(asked)}, and this service samples all with {ours!r}: leave it "
-            f"out, or start the service with --config.rollout.{name}={asked!r}"
+            f"`messages` has {len(messages)}; an agent reads one question: a message of the user, "
+            "without any other"
         )
+    for name in ("stop", "logprobs", "token_ids"):
+        if getattr(asked, name):
+            raise _bad(f"`{name}` is of plain replies; an agent's answer has none")
 
 
 def _messages(given: object) -> tuple[Mapping[str, str], ...]:
@@ -154,10 +236,15 @@ def _messages(given: object) -> tuple[Mapping[str, str], ...]:
         if role not in ROLES:
             choices = ", ".join(ROLES)
             raise _bad(f"`messages[{i}].role` is {_short(role)}, must be one of {choices}")
+        role = "system" if role == "developer" else role
         text = _text(content, f"messages[{i}].content")
-        # JSON may hold lone surrogates, which are in no text.
-        found.append({"role": role, "content": text.encode("utf-8", "replace").decode()})
+        found.append({"role": role, "content": _whole_text(text)})
     return tuple(found)
+
+
+def _whole_text(text: str) -> str:
+    """JSON may hold lone surrogates, which are in no text."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _text(content: object, where: str) -> str:
@@ -176,6 +263,24 @@ def _text(content: object, where: str) -> str:
             )
         texts.append(part["text"])
     return "".join(texts)
+
+
+def _prompts(given: object, vocab_size: int) -> tuple[str | tuple[int, ...], ...]:
+    """A text, token ids, or a list of either."""
+
+    def is_ids(value: object) -> bool:
+        if not isinstance(value, list) or not value:
+            return False
+        return all(type(i) is int and 0 <= i < vocab_size for i in value)
+
+    several = [given] if isinstance(given, str) or is_ids(given) else given
+    is_known: Callable[[object], bool] = lambda p: isinstance(p, str) or is_ids(p)  # noqa: E731
+    if not isinstance(several, list) or not several or not all(map(is_known, several)):
+        raise _bad(
+            f"`prompt` is {_short(given)}, must be a text, a list of token ids from 0 to "
+            f"{vocab_size - 1}, or a list of either"
+        )
+    return tuple(_whole_text(p) if isinstance(p, str) else tuple(p) for p in several)
 
 
 def _bad(message: str) -> Refusal:

@@ -12,6 +12,7 @@ pages, and may have another row when it goes on. The device keeps the cache alon
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import jax
@@ -20,9 +21,12 @@ import numpy as np
 
 from masksearch_jax.parallel.sharding import CACHE, PyTree, constrain
 from masksearch_jax.rollout.model import Cache, Fresh, SamplingModel
-from masksearch_jax.rollout.sampling import Sampler, sample
+from masksearch_jax.rollout.sampling import Sampler, sample, sample_by_row
 
 Array = TypeVar("Array")  # np.ndarray on the host, jax.Array in a tick
+
+# (logits, stream, position, seed) → ids and log-probabilities, as `sample`.
+Draw: TypeAlias = Callable[..., tuple[jax.Array, jax.Array]]
 
 EXTEND_ROWS = 8  # rows per extend chunk; fixed, so that numerics do not depend on who else waits
 
@@ -51,6 +55,7 @@ class Inbox(NamedTuple, Generic[Array]):
     last: Array  # int32[N, R], the pending token
     budget: Array  # int32[N, R], tokens that a row may sample in this tick; 0: it rests
     stream: Array  # uint32[N, R, 2], the trajectory's own randomness
+    sampler: Array  # float32[N, R, 4], its own Sampler, where samplers are of rows
 
 
 class Sampled(NamedTuple):
@@ -86,6 +91,7 @@ def empty_inbox(
         last=zeros((shards, rows)),
         budget=zeros((shards, rows)),
         stream=np.zeros((shards, rows, 2), np.uint32),
+        sampler=np.zeros((shards, rows, len(Sampler._fields)), np.float32),
     )
 
 
@@ -123,7 +129,7 @@ def _extend(model: SamplingModel[Cache, Fresh], cache: Cache, inbox: Inbox[jax.A
 
 def _emit(
     model: SamplingModel[Cache, Fresh],
-    sampler: Sampler,
+    draw: Draw,
     stream: jax.Array,
     budget: jax.Array,
     seed: jax.Array,
@@ -139,7 +145,7 @@ def _emit(
     length: tokens in the cache as the tick began, which `out.count` fresh ones follow.
     """
     logits = model.logits(model.final_norm(x))
-    ids, logprobs = sample(logits, stream, length + out.count + 1, seed, sampler)
+    ids, logprobs = draw(logits, stream, length + out.count + 1, seed)
     rows = jnp.arange(length.shape[0])
     at = jnp.where(live, out.count, out.ids.shape[1])  # rows at rest write nowhere
     out = Sampled(
@@ -178,7 +184,7 @@ def _decode(
     stop: jax.Array,
     *,
     tokens: int,
-    sampler: Sampler,
+    sampler: Sampler | None,
     attention: str,
     rows: int,
 ) -> tuple[Cache, Sampled]:
@@ -192,7 +198,11 @@ def _decode(
     live = budget > 0
     length = jnp.where(live, flat(inbox.length), 0)  # a row at rest reads no page
     table = inbox.table[:, :rows]
-    emit = functools.partial(_emit, model, sampler, flat(inbox.stream), budget, seed, stop, length)
+    if sampler is None:
+        draw: Draw = functools.partial(sample_by_row, samplers=flat(inbox.sampler))
+    else:
+        draw = functools.partial(sample, sampler=sampler)
+    emit = functools.partial(_emit, model, draw, flat(inbox.stream), budget, seed, stop, length)
 
     def body(carry: _Carry[Fresh]) -> _Carry[Fresh]:
         i, x, fresh, last, live, out = carry
@@ -217,12 +227,13 @@ def _decode(
 
 
 @functools.lru_cache
-def make_tick(tokens: int, sampler: Sampler, attention: str = "xla") -> jax.stages.Wrapped:
+def make_tick(tokens: int, sampler: Sampler | None, attention: str = "xla") -> jax.stages.Wrapped:
     """The jitted `tick(model, cache, inbox, seed, stop, rows) -> (cache, Sampled)`.
 
     The cache is donated. One function per argument here, shared by all engines of the process, and
     one program of it per shape. seed: uint32[]. stop: bool[V] from `stop_table`. A row stops on a
-    `stop` token or at its budget. `attention` is how a decode step reads the cache.
+    `stop` token or at its budget. sampler: of all rows; None: each has its own. `attention` is how
+    a decode step reads the cache.
     """
 
     @functools.partial(jax.jit, donate_argnums=1, static_argnums=5)

@@ -12,7 +12,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 
 import jax
@@ -23,7 +23,7 @@ from masksearch_jax.core import markup, retrieval
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.tokenizer import Vocabulary
-from masksearch_jax.core.types import Segment, Status, Trajectory
+from masksearch_jax.core.types import Status, Trajectory
 from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.rollout import decode, memory, schedule
 from masksearch_jax.rollout.agreement import Agreement, Needs
@@ -45,9 +45,10 @@ class Engine:
 
     `run` lays the cache out over the mesh in force. `search` is called from
     `search_config.workers` threads. With `strict` a compile after the warm-up raises CompileError;
-    else it is logged. `watch` sees a trajectory's segments each time that it has sampled more;
-    `check` is called before each tick, equally often on all processes, and ends the run by raising.
-    Use as a context manager, or call `close`; after an interrupted `run` there may be another.
+    else it is logged. `by_row`: a request may have a sampler of its own. `watch` sees a trajectory
+    each time that there is more of it; `check` is called before each tick, equally often on all
+    processes, and ends the run by raising. Use as a context manager, or call `close`; after an
+    interrupted `run` there may be another.
     """
 
     def __init__(
@@ -58,14 +59,18 @@ class Engine:
         search_config: SearchConfig,
         *,
         strict: bool = False,
-        watch: Callable[[Request, Sequence[Segment]], None] | None = None,
+        by_row: bool = False,
+        watch: Callable[[Episode], None] | None = None,
         check: Callable[[], None] = lambda: None,
     ):
         self.search, self.cfg, self.search_cfg, self.strict = search, rollout, search_config, strict
         self.stats, self.watch, self.check = EngineStats(), watch, check
+        self.by_row = by_row
         self.rules = Rules(vocab, rollout, search_config)
         self._tick = decode.make_tick(
-            tokens=rollout.tick_tokens, sampler=sampler_of(rollout), attention=rollout.attention
+            tokens=rollout.tick_tokens,
+            sampler=None if by_row else sampler_of(rollout),
+            attention=rollout.attention,
         )
         self._warm: set[tuple[Mesh | None, int]] = set()
         self._pool: SearchPool[Observation] = SearchPool(search_config.workers)
@@ -109,9 +114,14 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Adds a request to the `run` in progress, or to the next; callable from any thread.
 
-        Raises RolloutError for a prompt that leaves no room to answer, and where
-        rollout.in_flight is "drop".
+        Raises RolloutError for a prompt that leaves no room to answer, for a sampler of its own in
+        an engine that has one for all, and where rollout.in_flight is "drop".
         """
+        if request.sampler and not self.by_row:
+            raise decode.RolloutError(
+                f"{request.example_id!r} has a sampler of its own; this engine has one for all: "
+                "make it with by_row=True"
+            )
         if self.cfg.in_flight == "drop":
             raise decode.RolloutError(
                 "rollout.in_flight is 'drop': a run that ends as a request is added would lose it; "
@@ -301,7 +311,7 @@ class Engine:
             c = count[at]
             outcome = self.rules.read(episode, ids[at][:c], logprobs[at][:c], self._version)
             if self.watch:
-                self.watch(episode.request, episode.segments)
+                self.watch(episode)
             if isinstance(outcome, tuple):
                 self._ask(episode, outcome)
             elif outcome:
@@ -343,6 +353,8 @@ class Engine:
             else:
                 self.stats.observation_tokens += len(call.result().ids)
                 status = self.rules.observe(episode, call.result(), now - episode.asked)
+                if self.watch:
+                    self.watch(episode)
             episode.search = None
             return status
         expired = self.cfg.deadline and now > episode.opened + self.cfg.deadline

@@ -19,6 +19,7 @@ from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.tokenizer import Vocabulary
 from masksearch_jax.core.types import Passage, Segment, Status, Trajectory, Turn
 from masksearch_jax.rollout.decode import RolloutError
+from masksearch_jax.rollout.sampling import Sampler
 from masksearch_jax.rollout.search_pool import Call
 
 _LONGEST_PERIOD = 32  # tokens of a phrase that the repetition guard knows
@@ -39,6 +40,8 @@ class Request:
     source: str = ""  # passage that search.exclude_source hides from it; empty: none
     plain: bool = False
     max_new_tokens: int = 0  # where below rollout.max_new_tokens; 0: that one
+    stop: tuple[str, ...] = ()  # a plain text ends before the first of these
+    sampler: Sampler | None = None  # its own, for an engine that samples by row; None: rollout's
     withdrawn: Callable[[], bool] = lambda: False  # once true, it ends as `out_of_time`
 
 
@@ -64,6 +67,7 @@ class Episode:
     pages: list[int] = dataclasses.field(default_factory=list)  # of its shard, in order of time
     written: int = 0
     turns: list[Turn] = dataclasses.field(default_factory=list)
+    shown: list[tuple[Passage, ...]] = dataclasses.field(default_factory=list)  # by each search
     turn_bytes: bytearray = dataclasses.field(default_factory=bytearray)
     turn_tokens: int = 0
     new_tokens: int = 0
@@ -139,6 +143,8 @@ class Rules:
         """Append what was sampled; its end, or queries to search for, or None to go on."""
         if not episode.turn_bytes:
             episode.segments.append(Segment("policy", ""))
+        ids = ids[: self._tokens_to_stop(episode, ids)]
+        logprobs = logprobs[: len(ids)]
         episode.ids += ids.tolist()
         episode.logprobs += logprobs.tolist()
         episode.versions += [version] * len(ids)
@@ -149,9 +155,10 @@ class Rules:
         for i in ids[:-1] if episode.request.plain and ended else ids:
             episode.turn_bytes += self.token_bytes[i] if i < len(self.token_bytes) else b""
         text = episode.turn_bytes.decode("utf-8", "replace")
-        episode.segments[-1] = Segment("policy", text)
+        found = [at for stop in episode.request.stop if (at := text.find(stop)) >= 0]
+        episode.segments[-1] = Segment("policy", text[: min(found)] if found else text)
         if episode.request.plain:
-            return self._plain(episode, ended)
+            return self._plain(episode, ended or bool(found))
         stop = markup.find_stop(text)
         if stop is None:
             return self._unfinished(episode, ended)
@@ -164,8 +171,18 @@ class Rules:
             return self._correct(episode, "no_query", "out_of_tokens")
         return queries
 
+    def _tokens_to_stop(self, episode: Episode, ids: np.ndarray) -> int:
+        """How many of the ids are there once one of its stops is; all of them where none is."""
+        stops = [stop.encode() for stop in episode.request.stop]
+        said = bytearray(episode.turn_bytes)
+        for count, i in enumerate(ids if stops else (), 1):
+            said += self.token_bytes[i] if i < len(self.token_bytes) else b""
+            if any(stop in said for stop in stops):
+                return count
+        return len(ids)
+
     def _plain(self, episode: Episode, ended: bool) -> Status | None:
-        """How free text ends, or None to go on; `ended`: by EOS."""
+        """How free text ends, or None to go on; `ended`: by EOS or before a stop."""
         if ended:
             return "answered"
         return None if self.room(episode) > 0 else "out_of_tokens"
@@ -240,6 +257,7 @@ class Rules:
         titles = tuple(p.title for p in seen.shown)
         ids = tuple(p.id for p in seen.shown)
         episode.turns.append(Turn(episode.queries, ids, titles, waited))
+        episode.shown.append(seen.shown)
         if len(seen.ids) >= self.cfg.max_len - len(episode.ids):
             return "out_of_tokens"
         self._append(episode, seen.text, seen.ids)

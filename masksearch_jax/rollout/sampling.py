@@ -65,6 +65,49 @@ def sample(
     return ids, logprobs[:, 0]
 
 
+def sample_by_row(
+    logits: jax.Array,
+    stream: jax.Array,
+    position: jax.Array,
+    seed: jax.Array,
+    samplers: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """As `sample`, each row by a sampler of its own: float32[B, 4], the fields of Sampler in order.
+
+    One program for all. The vocabulary is sorted in the steps in which a row has a filter.
+    """
+    temperature, top_k, top_p, min_p = (column[:, None] for column in samplers.T)
+    is_greedy = temperature == 0.0
+    scaled = logits / jnp.where(is_greedy, 1.0, temperature)
+    top = jnp.max(scaled, axis=-1, keepdims=True)
+    weights = jnp.exp(scaled - top)
+    log_total = jnp.log(jnp.sum(jnp.sum(_blocks(weights), axis=-1), axis=-1, keepdims=True))
+    kept = jax.lax.cond(
+        jnp.any(~is_greedy & ((top_k > 0) | (top_p < 1.0) | (min_p > 0.0))),
+        lambda: jnp.where(_keep_by_row(scaled - top - log_total, top_k, top_p, min_p), weights, 0),
+        lambda: weights,
+    )
+    uniform = jax.vmap(_uniform, in_axes=(None, 0, 0))(seed, stream, position)
+    drawn = _invert(_blocks(kept), uniform)
+    ids = jnp.where(is_greedy[:, 0], jnp.argmax(logits, axis=-1).astype(jnp.int32), drawn)
+    logprobs = jnp.take_along_axis(scaled, ids[:, None], axis=-1) - top - log_total
+    return ids, logprobs[:, 0]
+
+
+def _keep_by_row(
+    logprobs: jax.Array, top_k: jax.Array, top_p: jax.Array, min_p: jax.Array
+) -> jax.Array:
+    """`keep` with filters [B, 1] of each row."""
+    ranked = -jnp.sort(-logprobs, axis=-1)
+    passing = logprobs >= ranked[:, :1] + jnp.log(min_p)
+    last = jnp.clip(top_k.astype(jnp.int32) - 1, 0, logprobs.shape[-1] - 1)
+    passing &= (top_k == 0) | (logprobs >= jnp.take_along_axis(ranked, last, axis=-1))
+    probability = jnp.exp(ranked)
+    before = jnp.cumsum(probability, axis=-1) - probability  # of all that are likelier
+    inside = jnp.where((before < top_p) | (before == 0.0), ranked, jnp.inf)
+    return passing & ((top_p >= 1.0) | (logprobs >= jnp.min(inside, axis=-1, keepdims=True)))
+
+
 def _blocks(weights: jax.Array) -> jax.Array:
     """[B, V] as [B, V / BLOCK, BLOCK], the last block filled up with zeros."""
     batch, size = weights.shape

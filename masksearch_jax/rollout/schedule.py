@@ -19,6 +19,7 @@ from masksearch_jax.rollout import decode
 from masksearch_jax.rollout.decode import RolloutError
 from masksearch_jax.rollout.episode import Episode, Request, Rules, key_of
 from masksearch_jax.rollout.pages import PagePool
+from masksearch_jax.rollout.sampling import Sampler, sampler_of
 
 
 class Sizes(NamedTuple):
@@ -251,7 +252,8 @@ def write_inbox(shards: list[Shard], cfg: RolloutConfig, rules: Rules) -> Letter
         for row, episode in enumerate(shard.rows):
             inbox.table[n, row, : len(episode.pages)] = episode.pages
             if episode.written == len(episode.ids) - 1:
-                _let_decode(inbox, (n, row), episode, min(cfg.tick_tokens, rules.room(episode)))
+                budget = min(cfg.tick_tokens, rules.room(episode))
+                _let_decode(inbox, (n, row), episode, budget, sampler_of(cfg))
                 decoding.append(((n, row), episode))
         inbox.copies[n] = len(shard.copies)
         for c, (src, dst) in enumerate(shard.copies):
@@ -288,8 +290,13 @@ def _write_chunks(
 
 
 def _let_decode(
-    inbox: decode.Inbox[np.ndarray], at: tuple[int, int], episode: Episode, budget: int
+    inbox: decode.Inbox[np.ndarray],
+    at: tuple[int, int],
+    episode: Episode,
+    budget: int,
+    sampler: Sampler,
 ) -> None:
     inbox.length[at], inbox.last[at] = len(episode.ids) - 1, episode.ids[-1]
     inbox.budget[at] = max(budget, 0)
     inbox.stream[at] = (episode.request.stream, episode.request.sample)
+    inbox.sampler[at] = episode.request.sampler or sampler

@@ -28,7 +28,7 @@ import re
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,6 +49,7 @@ from masksearch_jax.runtime.process import (
 T = TypeVar("T", bound=Section)
 
 ReadModel = Callable[[str], ModelConfig]
+ReadDefaults = Callable[[str], Mapping[str, Any]]
 
 USAGE = "usage: python -m {name} --config=configs/NAME.py[:arg] [--config.section.key=value ...]"
 OPTIONS = "       --help[=SECTION] says what each key means; --print-config prints the whole config"
@@ -81,18 +82,23 @@ def parse(
     schema: type[T] | tuple[type[T], ...],
     argv: Sequence[str],
     read_model: ReadModel | None = None,
+    read_defaults: ReadDefaults | None = None,
 ) -> T:
     """The run described by `argv` (program name first). Raises ConfigError on anything amiss.
 
     Of several schemas it is the first that has all the config's keys, else the first. read_model:
-    the architecture of an HF folder, for configs that name one in place of a model.
+    the architecture of an HF folder, for configs that name one in place of a model. read_defaults:
+    what the folder that `init` names says in place of the schema's defaults.
     """
-    schema, values = _resolved(schema, argv, read_model)
+    schema, values = _resolved(schema, argv, read_model, read_defaults)
     return to_dataclass(schema, values)
 
 
 def _resolved(
-    schema: type[T] | tuple[type[T], ...], argv: Sequence[str], read_model: ReadModel | None
+    schema: type[T] | tuple[type[T], ...],
+    argv: Sequence[str],
+    read_model: ReadModel | None,
+    read_defaults: ReadDefaults | None,
 ) -> tuple[type[T], dict[str, Any]]:
     """The schema that fits, and the config file over its defaults with the flags over both."""
     spec, flags = overrides.split_config(argv[1:])
@@ -102,7 +108,7 @@ def _resolved(
     if isinstance(schema, tuple):
         known = (s for s in schema if set(config) <= set(typing.get_type_hints(s)))
         schema = next(known, schema[0])
-    return schema, overrides.resolve(schema, config, flags, read_model)
+    return schema, overrides.resolve(schema, config, flags, read_model, read_defaults)
 
 
 def _program(argv: Sequence[str]) -> str:
@@ -126,25 +132,28 @@ def run(
     argv: Sequence[str] | None = None,
     read_model: ReadModel | None = None,
     *,
+    read_defaults: ReadDefaults | None = None,
     resumes: bool = False,
 ) -> None:
     """Parses the command line into `schema`, calls `fn` with it, turns failures into statuses.
 
-    schema, read_model as in `parse`. `resumes`: the same command goes on from what an interrupted
-    one has saved, which Ctrl-C then says. An int that `fn` returns is the exit status. A UserError,
-    an error class of this package or an OSError is printed as one line; any other exception is a
-    defect and keeps its traceback. `--help` and `--print-config` print and do not call `fn`.
+    schema, read_model, read_defaults as in `parse`. `resumes`: the same command goes on from what
+    an interrupted one has saved, which Ctrl-C then says. An int that `fn` returns is the exit
+    status. A UserError, an error class of this package or an OSError is printed as one line; any
+    other exception is a defect and keeps its traceback. `--help` and `--print-config` print and do
+    not call `fn`.
     """
     argv = list(sys.argv if argv is None else argv)
     try:
         if asked := next((m for a in argv[1:] if (m := _HELP.fullmatch(a))), None):
-            _print(_help(schema, argv, asked[1] or "", read_model))
+            _print(_help(schema, argv, asked[1] or "", read_model, read_defaults))
             return
-        settings = parse(schema, [a for a in argv if a != PRINT_CONFIG], read_model)
+        rest = [a for a in argv if a != PRINT_CONFIG]
+        settings = parse(schema, rest, read_model, read_defaults)
         if PRINT_CONFIG in argv:
             _print(config_text.config_lines(settings))
             return
-    except ConfigError as error:
+    except UserError as error:
         _fail(str(error), 2)
     call(lambda: fn(settings), resumes=resumes, settings=settings)
 
@@ -154,13 +163,14 @@ def _help(
     argv: list[str],
     section: str,
     read_model: ReadModel | None,
+    read_defaults: ReadDefaults | None,
 ) -> list[str]:
     """Usage, and each key with its sentence and its value in the config, else its default."""
     schemas = schema if isinstance(schema, tuple) else (schema,)
     rest = [a for a in argv if not _HELP.fullmatch(a) and a != PRINT_CONFIG]
     values = None
     if overrides.split_config(rest[1:])[0] is not None:
-        found, values = _resolved(schema, rest, read_model)
+        found, values = _resolved(schema, rest, read_model, read_defaults)
         schemas = (found,)
     keys = config_text.help_lines(schemas, section, values)
     return [USAGE.format(name=_program(argv)), OPTIONS, "", *keys]

@@ -14,16 +14,18 @@ import json
 import socket
 import traceback
 import types
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import NamedTuple
 
 import anyio
 import uvicorn
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route as Path
@@ -34,6 +36,11 @@ MAX_BODY = 4 * 2**20  # bytes of a request
 _IDLE = 30  # seconds a connection may be silent
 _LAST_WORDS = 5  # seconds in which the replies in progress are sent, when a service ends
 _THREADS = 256  # routes that run at once, of those that are no coroutines
+_KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 _NONE: Mapping[str, str] = types.MappingProxyType({})
 _THIS_MACHINE = r"https?://(localhost|[^/@]*\.localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 
@@ -63,12 +70,20 @@ class Call(NamedTuple):
 
 
 class Events(NamedTuple):
-    """A reply of server-sent events: JSON objects, or text as it is; closed when nobody reads."""
+    """A reply of server-sent events: JSON objects, or text as it is."""
 
     events: AsyncIterator[JsonObject | str]
+    close: Callable[[], None]  # called once all are sent, or nobody reads them any more
 
 
-Reply = JsonObject | Events | Response
+class Page(NamedTuple):
+    """A file of a page, which loads nothing from elsewhere."""
+
+    text: str
+    kind: str  # html, css or js
+
+
+Reply = JsonObject | Events | Page
 # In a thread, or a coroutine, which is cancelled when its client has gone.
 Route = Callable[[Call], Reply | Awaitable[Reply]]
 
@@ -77,17 +92,23 @@ class Service:
     """Answers `routes`, (method, path) → what to reply with, on (host, port); port 0: a free one.
 
     A route raises Refusal for what it does not answer. Call `serve_forever`, and `shutdown` from
-    any thread or a signal handler; as a context manager it is closed at the end. Raises OSError for
-    a taken port.
+    any thread or a signal handler; as a context manager it is closed at the end. hosts: names that
+    requests may have for it. Raises OSError for a taken port.
     """
 
-    def __init__(self, host: str, port: int, routes: Mapping[tuple[str, str], Route]):
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        routes: Mapping[tuple[str, str], Route],
+        hosts: Sequence[str] = ("*",),
+    ):
         self.routes, self._threads = routes, anyio.CapacityLimiter(_THREADS)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, port), family=family, backlog=128)
         self.server_address: tuple[str, int] = self._socket.getsockname()[:2]
         config = uvicorn.Config(
-            self._app(),
+            self._app(hosts),
             http="httptools",
             ws="none",
             lifespan="off",
@@ -128,7 +149,7 @@ class Service:
 
     # ---- the event loop
 
-    def _app(self) -> Starlette:
+    def _app(self, hosts: Sequence[str]) -> Starlette:
         paths = [
             Path(path, self._endpoint(route), methods=[method])
             for (method, path), route in self.routes.items()
@@ -139,8 +160,11 @@ class Service:
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
         )
+        named = Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
         return Starlette(
-            routes=paths, exception_handlers={HTTPException: self._unrouted}, middleware=[cors]
+            routes=paths,
+            exception_handlers={HTTPException: self._unrouted},
+            middleware=[named, cors],
         )
 
     def _endpoint(self, route: Route) -> Callable[[Request], Awaitable[Response]]:
@@ -223,12 +247,16 @@ async def _while_connected(request: Request, work: Awaitable[Reply]) -> Reply:
 
 
 def _response(reply: Reply) -> Response:
-    if isinstance(reply, Response):
-        return reply
+    if isinstance(reply, Page):
+        headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
+        return Response(reply.text, headers=headers, media_type=_KINDS[reply.kind])
     if isinstance(reply, Events):
         lines = _lines(reply.events)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(lines, headers=headers, media_type="text/event-stream")
+        closed = BackgroundTask(reply.close)
+        return StreamingResponse(
+            lines, headers=headers, media_type="text/event-stream", background=closed
+        )
     return _json(reply)
 
 

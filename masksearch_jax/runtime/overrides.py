@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import re
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from masksearch_jax.core.config import ModelConfig
@@ -36,8 +36,11 @@ def resolve(
     config: Any,
     flags: Sequence[str],
     read_model: Callable[[str], ModelConfig] | None = None,
+    read_defaults: Callable[[str], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """All keys of the schema: a config file's, else its defaults, then what the flags override.
+
+    read_defaults: what the folder that the key `init` names says in place of the defaults.
 
     config: the ConfigDict of the file; it is changed. read_model: reads the architecture of an HF
     folder. A key that nobody gives and that has no default is not in the result. Raises ConfigError
@@ -46,6 +49,8 @@ def resolve(
     flags = [_checked_flag(schema, flag) for flag in flags]
     if read_model is not None:
         _read_models(schema, config, flags, read_model)
+    if read_defaults is not None:
+        _put_defaults(config, read_defaults(_given(flags, "init") or config.get("init", "")))
     named = {m[1] for flag in flags if (m := _OVERRIDE.match(flag))}
     _fill(schema, config, named)
     return _without_unset(schema, _overridden(config, flags))
@@ -176,6 +181,19 @@ def _read_models(
             ) from error
         del model[HF_FOLDER]
         model.update({k: v for k, v in read.items() if k not in model})
+
+
+def _put_defaults(config: Any, values: Mapping[str, Any]) -> None:
+    """Puts into a ConfigDict what it does not say."""
+    from ml_collections import ConfigDict
+
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            if name not in config:
+                config[name] = ConfigDict()
+            _put_defaults(config[name], value)
+        elif name not in config:
+            config[name] = tuple(value) if isinstance(value, list) else value
 
 
 def _section(config: Any, path: str) -> Any:

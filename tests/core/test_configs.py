@@ -148,7 +148,7 @@ MODEL = dict.fromkeys(WITH_MODEL, ("qwen2.5-1.5b", "model."))
 MODEL |= dict.fromkeys(("quickstart", "evolve"), ("tiny", "model."))
 MODEL |= {"build_trajectories": ("qwen2.5-1.5b", "student.model.")}
 SWITCHES = dict.fromkeys((*MODEL, "build_ramp", "build_cache", "build_dataset"), ("", "runlocal"))
-SWITCHES |= {"ask": ("", "chat"), "export_hf": ("",)}
+SWITCHES |= {"export_hf": ("",)}
 CASES = [(name, "", switch) for name in SCHEMAS for switch in SWITCHES.get(name, ("",))]
 CASES += [(name, "llama3.2-1b", switch) for name in MODEL for switch in SWITCHES[name]]
 

@@ -1,8 +1,11 @@
-"""`ask`: one question to a folder in HF format, its searches shown while they happen."""
+"""`ask`: questions to a folder in HF format, its searches shown while they happen."""
 
 import dataclasses
 import io
+import json
 import re
+import signal
+import sys
 
 import numpy as np
 import optax
@@ -17,13 +20,15 @@ from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import train_bpe
-from masksearch_jax.core.types import Passage, QAExample, RampExample, Segment, Trajectory, Turn
+from masksearch_jax.core.types import Passage, QAExample, RampExample, Segment
+from masksearch_jax.data import prompt
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.sharding import make_mesh
-from masksearch_jax.runtime import cli
+from masksearch_jax.rollout.episode import Rules
+from masksearch_jax.rollout.narration import Narrator, Seen
+from masksearch_jax.runtime import agent_settings, cli
 from masksearch_jax.search import bm25
-from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.training import train_state
 from masksearch_jax.training.checkpoint import Checkpointer
 
@@ -50,61 +55,130 @@ def folder(tmp_path_factory):
     return base
 
 
-def settings(folder, repository, question, **overrides):
+def settings(folder, repository, question="", **overrides):
     given = {"init": folder / "hf", "search.index": folder / "index", "question": question}
-    given |= {"rollout.max_new_tokens": 24, "rollout.max_len": 128} | overrides
+    given |= {"rollout.max_new_tokens": 24, "rollout.max_len": 128, "prompt.style": "minimal"}
+    given |= {"rollout.extend_tokens": 64, "rollout.chunk_tokens": 32} | overrides
     argv = ["ask", f"--config={repository / 'configs' / 'ask.py'}"]
-    return cli.parse(ask.AskRun, argv + [f"--config.{k}={v}" for k, v in given.items()])
+    argv += [f"--config.{k}={v}" for k, v in given.items() if v is not None]
+    return cli.parse(ask.AskRun, argv, read_defaults=agent_settings.read)
 
 
-def test_a_question_is_answered_from_a_folder_alone(folder, repository, capsys):
-    cfg = settings(folder, repository, "Which currency has Norway?")
-    first = ask.run(cfg)
+def asked(cfg):
+    """One trajectory, and its events."""
+    told = []
+    with ask.opened(cfg) as agent:
+        return agent.ask(cfg.question, told.append), told
+
+
+def test_a_model_stays_loaded_from_question_to_question(folder, repository, capsys, monkeypatch):
+    cfg = settings(folder, repository)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Which currency has Norway?\n\n  Why?\n"))
+    with ask.opened(cfg) as agent:
+        assert ask.converse(agent, ask.Screen(sys.stdout)) == 0
+        assert agent.engine.stats.trajectories == 2
+        first, why = (agent.ask(q, lambda _: None) for q in ("Which currency has Norway?", "Why?"))
     shown = capsys.readouterr().out
-    assert re.search(rf"{len(first.turns)} searches, {int(first.sampled.sum())} tokens", shown)
-    assert "\x1b" not in shown
+    for found in (first, why):
+        said = f"{len(found.turns)} searches, {int(found.sampled.sum())} tokens"
+        assert shown.count(said) >= 1
+    assert not re.search(r"\x1b|</?(think|search|answer|information)>|question>", shown)
     assert first.segments[0] == Segment("prompt", "Which currency has Norway?\n")
-    assert 1 <= first.sampled.sum() <= 24
-    np.testing.assert_array_equal(ask.run(cfg).ids, first.ids)  # greedy
+    assert asked(dataclasses.replace(cfg, question="Why?"))[0].ids.tolist() == why.ids.tolist()
 
 
-def test_searches_are_shown_when_they_happen_and_handed_on():
-    tool = FakeSearch({"currency of Norway": [KRONE, OSLO], "capital": [OSLO]})
+TURN = "<think>é? plan</think><search>Krone\ncapital</search>"
+ANSWER = "<think>Now</think><answer>krone</answer>"
+
+
+def test_the_events_of_a_trajectory_are_told_once_and_without_tags():
+    """However the text is cut, what is told comes to the same."""
+    shown = ((KRONE, OSLO),)
+    whole = [Segment("prompt", "Who?"), Segment("policy", TURN), Segment("tool", "<information>…"),
+             Segment("policy", "No."), Segment("tool", "<information>Act.</information>"),
+             Segment("policy", ANSWER)]  # fmt: skip
+    documents = [{"id": p.id, "title": p.title, "text": p.text} for p in (KRONE, OSLO)]
+    expected = [{"plan": "é? plan"}, {"search": ["Krone", "capital"]}, {"documents": documents},
+                {"plan": "No."}, {"note": "Act."}, {"plan": "Now"},
+                {"answer": "krone"}]  # fmt: skip
+    for step in (1, 2, 5, 1000):
+        narrator, told = Narrator(4), []
+        for i, segment in enumerate(whole):
+            for end in range(step, len(segment.text) + step, step):
+                text = segment.text[:end] + ("\ufffd" if end < len(segment.text) else "")
+                text = text if segment.author == "policy" else segment.text
+                seen = Seen((*whole[:i], Segment(segment.author, text)), (), shown[: i > 1])
+                told += narrator.tell(seen)
+        told += narrator.end(seen, "answered")
+        merged = []
+        for event in told:
+            if "plan" in event and merged and "plan" in merged[-1]:
+                merged[-1] = {"plan": merged[-1]["plan"] + event["plan"]}
+            else:
+                merged.append(event)
+        assert merged == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "error", "said"),
+    [
+        ("out_of_tokens", "<think>", "", "no answer: its tokens were used up"),
+        ("answered", "blue</answer>", "", "no answer: its answer is malformed"),
+        ("tool_failure", "<search>x</search>", "no service", "the search failed: no service"),
+    ],
+)
+def test_the_end_is_an_answer_or_a_reason(status, text, error, said):
+    seen = Seen((Segment("policy", text),), (), ())
+    assert list(Narrator(2).end(seen, status, error))[-1] == {"failed": said}
+
+
+def test_a_screen_shows_each_event_on_lines_of_its_own():
     file = io.StringIO()
-    shown = ask.ShownSearch(tool, ask.Screen(file), max_passages=2)
-    assert shown.search(["currency of Norway", "capital"], 2) == [[KRONE, OSLO], [OSLO]]
-    lines = [line.split() for line in file.getvalue().splitlines()]
-    queries = [["search", "currency", "of", "Norway"], ["capital"]]
-    assert lines == [*queries, ["Krone"], ["Oslo"]]
-    assert shown.search(["else"], 2) == [[]]
-    assert file.getvalue().splitlines()[-1].strip() == "nothing found"
-
-
-def trajectory(text, status, turns=()):
-    n = np.ones(3)
-    return Trajectory(
-        "q",
-        0,
-        n.astype(int),
-        n,
-        n.astype(bool),
-        n.astype(int),
-        0,
-        (Segment("policy", text),),
-        turns,
-        status,
+    screen = ask.Screen(file)
+    events = [{"plan": "a "}, {"plan": "b\x1b[2J"}, {"search": ["x", "y"]}, {"documents": []},
+              {"documents": [{"id": "1", "title": "Krone", "text": "…"}]},
+              {"answer": "k"}]  # fmt: skip
+    for event in events:
+        screen.tell(event)
+    assert file.getvalue() == (
+        "    plan  a b\ufffd[2J\n  search  x\n          y\n          nothing found\n"
+        "          Krone\n  answer  k\n"
     )
 
 
-def test_the_end_is_an_answer_or_a_reason():
-    file = io.StringIO()
-    ask.show_end(ask.Screen(file), trajectory("<answer> krone </answer>", "answered"))
-    ask.show_end(ask.Screen(file), trajectory("<think>", "out_of_tokens"))
-    lines = [line.strip() for line in file.getvalue().splitlines()]
-    assert [lines[0], lines[2]] == ["answer  krone", "no answer (out of tokens)"]
-    failed = trajectory("<search>x</search>", "tool_failure", (Turn(("x",), (), (), 1.0, "down"),))
-    with pytest.raises(SearchError, match="the search failed: down"):
-        ask.show_end(ask.Screen(file), failed)
+def test_a_search_that_fails_is_said_and_is_no_answer(folder, repository, capsys, monkeypatch):
+    class Down:
+        def search(self, queries, top_k):
+            raise SearchError("no service")
+
+    def searches(rules, episode, *_):
+        episode.segments.append(Segment("policy", "<search>Oslo</search>"))
+        episode.ids.append(1), episode.logprobs.append(0.0), episode.versions.append(0)
+        return ("Oslo",)
+
+    monkeypatch.setattr(ask, "open_tool", lambda _: Down())
+    monkeypatch.setattr(Rules, "read", searches)
+    assert ask.run(settings(folder, repository, "Why?")) == 1
+    shown = capsys.readouterr().out
+    assert "search  Oslo" in shown
+    assert "the search failed: SearchError: no service" in shown
+    assert "answer" not in shown
+
+
+def test_ctrl_c_stops_the_answer_and_the_next_is_given(folder, repository, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Which currency has Norway?\nWhy?\n"))
+    with ask.opened(settings(folder, repository)) as agent:
+        calls = []
+
+        def interrupted():
+            calls.append(1)
+            if len(calls) == 2:
+                signal.raise_signal(signal.SIGINT)
+
+        agent.engine.check = interrupted
+        assert ask.converse(agent, ask.Screen(sys.stdout)) == 0
+        assert agent.engine.stats.trajectories == 1
+    assert re.search(r"stopped\n(.*\n)*.*\d+ searches", capsys.readouterr().out)
 
 
 def test_colour_is_for_terminals_that_want_it(monkeypatch):
@@ -118,16 +192,42 @@ def test_colour_is_for_terminals_that_want_it(monkeypatch):
     assert file.getvalue() == "  answer  krone\n"
 
 
+def test_an_agent_is_asked_as_its_folder_says_it_was_trained(folder, repository, tmp_path):
+    def of(init, **given):
+        cfg = settings(folder, repository, init=init, **given)
+        return cfg.prompt.style, cfg.search.top_k, cfg.rollout.max_turns, cfg.compute.dtype
+
+    free = {"prompt.style": None}
+    assert of(folder / "hf", **free) == ("chat", 5, 4, "bfloat16")  # nothing is told
+    told = {"prompt": {"style": "minimal"}, "search": {"top_k": 2, "timeout": 1.0},
+            "rollout": {"max_turns": 1, "seed": 9}, "compute": {"dtype": "float32"}}  # fmt: skip
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "agent.json").write_text(json.dumps(told))
+    assert of(tmp_path / "hf", **free) == ("minimal", 2, 1, "float32")
+    assert of(tmp_path / "hf", **{"prompt.style": "chat", "search.top_k": 3})[:2] == ("chat", 3)
+    (tmp_path / "run" / "checkpoints" / "7").mkdir(parents=True)
+    record = {"config": told | {"optim": {}}, "content": {}, "sessions": []}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    for init in ("checkpoints", "checkpoints/7"):
+        assert of(tmp_path / "run" / init, **free) == ("minimal", 2, 1, "float32")
+    assert agent_settings.read(str(tmp_path / "run" / "checkpoints"))["search"] == {"top_k": 2}
+    # A run of SFT has the style of the cache that it read.
+    record["config"] = {"data": str(tmp_path / "cache"), "compute": {"dtype": "float32"}}
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "manifest.json").write_text('{"prompt_style": "minimal"}')
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    assert of(tmp_path / "run" / "checkpoints", **free) == ("minimal", 5, 4, "float32")
+
+
 def test_a_paragraph_with_a_mask_is_filled_and_a_question_is_not():
-    filled = ask.as_example(f" Oslo was founded in {markup.MASK}. ")
+    filled = prompt.as_example(f" Oslo was founded in {markup.MASK}. ")
     assert isinstance(filled, RampExample)
     assert filled.masked == "Oslo was founded in [mask]."
-    assert ask.as_example("Why?") == QAExample("question", "", "Why?", ())
+    assert prompt.as_example("Why?") == QAExample("question", "", "Why?", ())
 
 
 def test_what_cannot_be_asked(folder, repository):
     for change, message in (
-        ({"question": "  "}, r"config\.question is empty"),
         ({"init": "Qwen/Qwen2.5-1.5B"}, "'Qwen/Qwen2.5-1.5B', which is not a local folder"),
     ):
         cfg = dataclasses.replace(settings(folder, repository, "Why?"), **change)
@@ -143,22 +243,7 @@ def test_the_weights_may_be_split_over_devices(folder, repository):
     cfg = settings(folder, repository, "Which currency has Norway?")
     assert cfg.mesh == MeshConfig(data=1, fsdp=-1, tensor=1)
     whole = dataclasses.replace(cfg, mesh=MeshConfig(data=-1, fsdp=1, tensor=1))
-    np.testing.assert_array_equal(ask.run(cfg).ids, ask.run(whole).ids)
-
-
-def test_an_answer_is_streamed_as_it_is_sampled():
-    file = io.StringIO()
-    screen = ask.Screen(file)
-    stream = ask.Stream(screen)
-    said = [Segment("prompt", "Who?"), Segment("policy", "<think>caf\ufffd")]
-    stream(None, said)
-    assert file.getvalue() == "<think>caf"  # not half a character
-    said[1] = Segment("policy", "<think>café</think>")
-    stream(None, said)
-    screen.show("search", "x", "search")
-    assert file.getvalue() == "<think>café</think>\n  search  x\n"
-    stream(None, [*said, Segment("tool", "found"), Segment("policy", "<answer>")])
-    assert file.getvalue().endswith("  search  x\n<answer>")
+    np.testing.assert_array_equal(asked(cfg)[0].ids, asked(whole)[0].ids)
 
 
 def test_a_checkpoint_answers_as_the_same_weights_in_hf_format(folder, repository, tmp_path):
@@ -168,7 +253,7 @@ def test_a_checkpoint_answers_as_the_same_weights_in_hf_format(folder, repositor
     with Checkpointer(tmp_path / "c", CheckpointConfig(1, 1), model.config) as checkpoints:
         checkpoints.save(3, state, {})
     given = {"init": tmp_path / "c", "tokenizer": folder / "tokenizer"}
-    same = ask.run(settings(folder, repository, cfg.question, **given))
-    assert same.ids.tolist() == ask.run(cfg).ids.tolist()
+    same, _ = asked(settings(folder, repository, cfg.question, **given))
+    assert same.ids.tolist() == asked(cfg)[0].ids.tolist()
     with pytest.raises(ConfigError, match="give the folder of its tokenizer"):
         ask.run(settings(folder, repository, cfg.question, init=tmp_path / "c"))

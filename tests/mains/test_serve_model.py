@@ -48,7 +48,7 @@ from masksearch_jax.search.tool import NoSearch
 from masksearch_jax.testing.models import ScriptedModel, TextVocab
 from tests.mains import trajectory_job
 from tests.mains.commands import build, passages
-from tests.rollout.word_engine import GREEDY
+from tests.rollout.word_engine import GREEDY, SEARCH
 
 SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "num_heads": 2,
@@ -264,8 +264,10 @@ USER = {"role": "user", "content": "x"}
     [
         ({"model": "gpt-4"}, 404, "`model` is 'gpt-4'; this service has 'small'"),
         ({"model": None}, 400, "`model` is missing; this service has 'small'"),
-        ({"stream": True}, 400, "`stream` is True; this service knows only False"),
-        ({"n": 2}, 400, "`n` is 2; this service knows only 1"),
+        ({"stream": "yes"}, 400, "`stream` is 'yes', must be true or false"),
+        ({"n": 0}, 400, "`n` is 0, must be a whole number from 1 to 128"),
+        ({"agent": True}, 400, "start it with --config.agent=True"),
+        ({"model": "small:agent"}, 404, "`model` is 'small:agent'; this service has 'small'"),
         ({"guided_json": {"type": "object"}}, 400, "`guided_json` is {'type': 'object'}, which"),
         (
             {"repetition_penalty": 1.2},
@@ -274,18 +276,18 @@ USER = {"role": "user", "content": "x"}
         ),
         ({"chat_template_kwargs": {"enable_thinking": False}}, 400, "`chat_template_kwargs` is {"),
         ({"reasoning_effort": "low"}, 400, "`reasoning_effort` is 'low', which this service does"),
-        ({"logprobs": True}, 400, "`logprobs` is True; this service knows only False"),
+        ({"logprobs": 5}, 400, "`logprobs` is 5, must be true or false"),
+        ({"top_logprobs": 3}, 400, "`top_logprobs` is 3; this service knows only 0"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             400,
             "`messages[0].content[0]` is {'type': 'image_url', 'image_url': {}}; this",
         ),
         ({"messages": [{"role": "user", "content": []}]}, 400, "must be a string or a list of"),
-        ({"stop": ["\n"]}, 400, "`stop` is ['\\n']; this service knows only []"),
-        ({"temperature": 0.3}, 400, "`temperature` is 0.3, and this service samples all with 1.0"),
-        ({"temperature": 0.3}, 400, "--config.rollout.temperature=0.3"),
+        ({"stop": [""]}, 400, "`stop` is [''], must be a text, or a list of texts, none empty"),
+        ({"temperature": -1}, 400, "`temperature` is -1, must be a number from 0 to 100"),
         ({"temperature": "hot"}, 400, "`temperature` is 'hot', must be a number"),
-        ({"top_p": 0.9}, 400, "--config.rollout.top_p=0.9"),
+        ({"top_p": 1.5}, 400, "`top_p` is 1.5, must be a number from 0 to 1"),
         ({"max_tokens": 0}, 400, "`max_tokens` is 0, must be a whole number above 0"),
         ({"max_tokens": True}, 400, "`max_tokens` is True"),
         ({"max_completion_tokens": 2.5}, 400, "`max_tokens` is 2.5"),
@@ -296,7 +298,7 @@ USER = {"role": "user", "content": "x"}
         (
             {"messages": [USER, {"role": "tool", "content": "x"}]},
             400,
-            "`messages[1].role` is 'tool', must be one of system, user, assistant",
+            "`messages[1].role` is 'tool', must be one of system, developer, user, assistant",
         ),
         (
             {"messages": [{"role": "user"}]},
@@ -319,7 +321,8 @@ def test_what_cannot_be_served_is_refused_by_name(server, fields, status, messag
     ("method", "path", "body", "status", "message"),
     [
         ("POST", "/v1/chat/completions", "{", 400, "not JSON"),
-        ("POST", "/v1/completions", "{}", 404, "there are /v1/chat/completions, /v1/models, /v1"),
+        ("POST", "/v1/completions", "{}", 400, "`model` is missing"),
+        ("POST", "/v1/other", "{}", 404, "there are /v1/chat/completions, /v1/completions, /v1/m"),
         ("GET", "/v1/chat/completions", None, 405, "takes POST"),
         ("POST", "/v1/models", "{}", 405, "takes GET"),
         ("PUT", "/v1/models", "{}", 405, "takes GET"),
@@ -338,6 +341,121 @@ def test_text_that_is_none_is_replaced(server):
     assert text_of(ask(server, messages=asked, seed=1)) == text_of(
         ask(server, messages=replaced, seed=1)
     )
+
+
+# ---- what a request says of its reply
+
+
+def raw(server, **fields):
+    """Choices and usage of a completion of token ids."""
+    body = {"model": "small", "prompt": [5, 6, 7], "return_token_ids": True} | fields
+    status, answer = send(server, "POST", "/v1/completions", json.dumps(body))
+    assert status == 200, answer
+    return answer["choices"], answer["usage"]
+
+
+def test_requests_with_samplers_of_their_own_are_decoded_side_by_side(server):
+    ways = [{"temperature": 0}, {"temperature": 0.5, "seed": 1}, {"top_p": 0.4, "seed": 1},
+            {"top_k": 2, "seed": 1}, {"min_p": 0.3, "seed": 1}, {"seed": 1}]  # fmt: skip
+    alone = [text_of(ask(server, **way)) for way in ways]
+    assert len(set(alone)) > 4
+    before = server.engine.compiles
+    with ThreadPoolExecutor(12) as pool:
+        crowd = list(pool.map(lambda i: text_of(ask(server, **ways[i % 6])), range(18)))
+    assert crowd == alone * 3
+    assert server.engine.compiles == before
+    assert alone[0] == text_of(ask(server, temperature=0, seed=9)) == text_of(ask(server, top_k=1))
+
+
+def test_several_choices_are_of_one_prompt_and_the_first_is_the_one_alone(server):
+    choices, usage = raw(server, n=3, seed=4)
+    ids = [c["token_ids"] for c in choices]
+    assert ids[0] == raw(server, seed=4)[0][0]["token_ids"]
+    assert len({tuple(i) for i in ids}) == 3
+    assert [c["index"] for c in choices] == [0, 1, 2]
+    assert usage["prompt_tokens"] == 3
+    assert usage["completion_tokens"] == sum(map(len, ids))
+
+
+def test_a_completion_of_text_is_that_of_its_ids(server, folder):
+    vocab = Vocab.load(folder)
+    ids = vocab.encode("Who are you?")
+    (of_text, of_ids), _ = raw(server, prompt=["Who are you?", vocab.decode(ids)], seed=2)
+    assert of_text["prompt_token_ids"] == ids
+    assert (
+        of_text["token_ids"]
+        == of_ids["token_ids"]
+        == raw(server, prompt=ids, seed=2)[0][0]["token_ids"]
+    )
+    chat = json.dumps({"model": "small", "prompt": [640]})
+    status, answer = send(server, "POST", "/v1/completions", chat)
+    assert (status, "token ids from 0 to 639" in answer["error"]["message"]) == (400, True)
+
+
+def test_a_reply_ends_before_its_stop_wherever_tokens_are_cut(server):
+    (plain,), _ = raw(server, seed=6)
+    text = plain["text"]
+    assert len(text) > 8
+    for stop in (text[3:5], text[4], [text[2:5], "never"]):
+        (cut,), usage = raw(server, seed=6, stop=stop)
+        first = stop if isinstance(stop, str) else stop[0]
+        assert cut["text"] == text[: text.index(first)]
+        assert cut["finish_reason"] == "stop"
+        n = len(cut["token_ids"])
+        assert cut["token_ids"] == plain["token_ids"][:n]
+        assert usage["completion_tokens"] == n
+        (shorter,), _ = raw(server, seed=6, max_tokens=max(n - 1, 1))
+        assert first not in shorter["text"] or n == 1
+
+
+def test_log_probabilities_are_those_of_the_model(server, folder):
+    (choice,), _ = raw(server, seed=3, logprobs=1)
+    found = choice["logprobs"]
+    spell = Vocab.load(folder).token_bytes
+    assert found["tokens"] == [spell(i).decode("utf-8", "replace") for i in choice["token_ids"]]
+    model = hf.load(folder, ComputeConfig("float32", "float32", "xla", "none", 64))
+    ids = jnp.asarray([[5, 6, 7, *choice["token_ids"]]])
+    at = jnp.arange(ids.shape[1])[None]
+    logits = model.logits(model.hidden(ids, at, jnp.ones_like(ids)))
+    expected = jax.nn.log_softmax(logits)[0, jnp.arange(2, ids.shape[1] - 1), ids[0, 3:]]
+    np.testing.assert_allclose(found["token_logprobs"], expected, atol=1e-4)
+    _, chat = ask(server, seed=3, logprobs=True)
+    entries = chat["choices"][0]["logprobs"]["content"]
+    assert len(entries) == chat["usage"]["completion_tokens"]
+    assert all(bytes(e["bytes"]).decode("utf-8", "replace") == e["token"] for e in entries)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"n": 2}, {"stop": ["e", "an"]}, {"logprobs": True}], ids=str
+)
+def test_a_stream_comes_to_what_the_whole_reply_is(server, fields):
+    client = openai.OpenAI(base_url=server.url, api_key="none")
+    create = client.chat.completions.create
+    given = {"model": "small", "messages": ASKED, "seed": 8} | fields
+    whole = create(**given)
+    texts, reasons, tokens, usage = {}, {}, {}, None
+    for chunk in create(**given, stream=True, stream_options={"include_usage": True}):
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
+            reasons[choice.index] = choice.finish_reason or reasons.get(choice.index)
+            if choice.logprobs:
+                tokens.setdefault(choice.index, []).extend(choice.logprobs.content)
+    for choice in whole.choices:
+        assert texts[choice.index] == choice.message.content
+        assert reasons[choice.index] == choice.finish_reason
+        if choice.logprobs:
+            assert tokens[choice.index] == choice.logprobs.content
+    assert usage == whole.usage
+
+
+def test_a_stream_of_a_completion(server):
+    client = openai.OpenAI(base_url=server.url, api_key="none")
+    given = {"model": "small", "prompt": [5, 6, 7], "seed": 8}
+    pieces = list(client.completions.create(**given, stream=True))
+    assert len(pieces) > 2
+    text = client.completions.create(**given).choices[0].text
+    assert "".join(p.choices[0].text for p in pieces) == text
 
 
 # ---- its clients here
@@ -397,7 +515,7 @@ def scripted(deadline=60.0, grace=30.0):
     following[said] = vocab.eos_ids[0]
     rollout = dataclasses.replace(GREEDY, max_len=4096, page_tokens=512, in_flight="keep")
     with (
-        Engine(vocab, NoSearch(), rollout, serve_model._NO_SEARCH, strict=True) as engine,
+        Engine(vocab, NoSearch(), rollout, SEARCH, strict=True, by_row=True) as engine,
         ChatServer(
             engine, vocab, "small", "127.0.0.1", 0, deadline=deadline, grace=grace
         ) as server,
@@ -455,8 +573,8 @@ def test_a_reply_that_does_not_come_is_given_up_at_the_deadline(idle):
     status, answer = ask(idle)
     assert status == 504
     assert answer["error"]["message"] == "no reply in 0.6 s (config.deadline); 1 in flight"
-    (future,) = idle._pending.values()
-    assert future.cancelled()
+    (choice,) = idle._pending.values()
+    assert choice.future.cancelled()
 
 
 def test_a_client_that_goes_away_is_not_waited_for(idle):
@@ -466,10 +584,24 @@ def test_a_client_that_goes_away_is_not_waited_for(idle):
         client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n")
         client.sendall(f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
         wait_until(lambda: idle._pending)
-        (future,) = idle._pending.values()
-        assert not future.cancelled()
-    wait_until(future.cancelled)
+        (choice,) = idle._pending.values()
+        assert not choice.future.cancelled()
+    wait_until(choice.future.cancelled)
     assert send(idle, "GET", "/health")[1]["in_flight"] == 1  # until the engine drops it
+
+
+def test_a_reader_of_a_stream_that_goes_away_frees_its_slot(idle):
+    idle.deadline = 60.0
+    body = json.dumps({"model": "small", "messages": ASKED, "stream": True}).encode()
+    with socket.create_connection(idle.server_address) as client:
+        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n")
+        client.sendall(f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        assert client.recv(4096).startswith(b"HTTP/1.1 200 OK")
+        (choice,) = idle._pending.values()
+        assert not choice.future.cancelled()
+    wait_until(choice.future.cancelled)
+    idle.decodes.set()
+    wait_until(lambda: send(idle, "GET", "/health")[1]["in_flight"] == 0)
 
 
 def test_those_who_still_wait_at_the_end_are_refused(idle):

@@ -15,10 +15,20 @@ from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.quickstart import QuickstartRun
-from masksearch_jax.rollout import sampling
-from masksearch_jax.rollout.sampling import Sampler, keep, sample
+from masksearch_jax.rollout import decode, sampling
+from masksearch_jax.rollout.engine import Engine
+from masksearch_jax.rollout.sampling import Sampler, keep, sample, sample_by_row
 from masksearch_jax.runtime import cli
-from tests.rollout.word_engine import GREEDY, ROLLOUT, engine, request, transformer
+from tests.rollout.word_engine import (
+    GREEDY,
+    ROLLOUT,
+    SEARCH,
+    VOCAB,
+    colours,
+    engine,
+    request,
+    transformer,
+)
 
 DRAW = jax.jit(sample, static_argnums=4)
 MESH = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
@@ -181,6 +191,52 @@ def test_a_draw_depends_on_seed_stream_position_and_its_own_row_alone():
         draw(logits, stream + jnp.asarray([0, 1], jnp.uint32), position, 0),
     ]
     assert all((other != plain).any() for other in others)
+
+
+BY_ROW = jax.jit(sample_by_row)
+
+
+def test_a_row_draws_by_its_own_sampler_as_if_all_had_it():
+    samplers = [Sampler(0.0), Sampler(1.0), Sampler(0.5), *FILTERS, Sampler(2.0, 7, 0.9, 0.01)]
+    rows = len(samplers)
+    logits = jnp.asarray(random_logprobs(5, rows=2 * rows, size=700)[:rows])
+    stream = jnp.asarray(np.arange(2 * rows).reshape(rows, 2), jnp.uint32)
+    position, seed = jnp.arange(rows, dtype=jnp.int32), jnp.uint32(3)
+    ids, logprobs = BY_ROW(logits, stream, position, seed, jnp.asarray(samplers, jnp.float32))
+    for i, sampler in enumerate(samplers):
+        alone, expected = DRAW(logits, stream, position, seed, sampler)
+        assert ids[i] == alone[i]
+        np.testing.assert_allclose(logprobs[i], expected[i], rtol=1e-6)
+    # A row without filters has the same bits when nobody else has one.
+    plain = jnp.asarray([Sampler(1.0)] * rows, jnp.float32)
+    same_ids, same_logprobs = BY_ROW(logits, stream, position, seed, plain)
+    assert (same_ids[1], same_logprobs[1]) == (ids[1], logprobs[1])
+    none = jnp.asarray([Sampler(1.0, top_p=0.0)] * rows, jnp.float32)
+    top = BY_ROW(logits, stream, position, seed, none)[0]
+    np.testing.assert_array_equal(np.take_along_axis(logits, top[:, None], 1)[:, 0], logits.max(1))
+    assert BY_ROW._cache_size() == 1
+
+
+def test_requests_of_one_engine_have_samplers_of_their_own():
+    """Each as in an engine that has its sampler for all, and nothing is compiled for any."""
+    samplers = [Sampler(0.0), Sampler(1.0), Sampler(0.7, top_k=3), None]
+    asked = [
+        dataclasses.replace(request("red blue", i), plain=True, sampler=sampler)
+        for i, sampler in enumerate(samplers)
+    ]
+    with Engine(VOCAB, colours(), ROLLOUT, SEARCH, strict=True, by_row=True) as mixed:
+        found = {t.example_id: t for t in mixed.run(transformer(), asked)}
+    for one, sampler in zip(asked, samplers, strict=True):
+        used = sampler or sampling.sampler_of(ROLLOUT)
+        own = dataclasses.replace(ROLLOUT, **used._asdict())
+        with engine(rollout=own) as uniform:
+            (alone,) = uniform.run(transformer(), [dataclasses.replace(one, sampler=None)])
+        assert found[one.example_id].ids.tolist() == alone.ids.tolist()
+    with (
+        engine(rollout=dataclasses.replace(ROLLOUT, in_flight="keep")) as uniform,
+        pytest.raises(decode.RolloutError, match="has a sampler of its own; this engine has one"),
+    ):
+        uniform.submit(asked[0])
 
 
 def test_an_engine_that_keeps_one_token_is_greedy():

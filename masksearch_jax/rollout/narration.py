@@ -1,0 +1,133 @@
+"""What happens in a trajectory, as events for a person: each told once, as it comes, without tags.
+
+{"plan": "..."}                                    a piece of what the agent thinks
+{"search": ["query", ...]}                         what it searches for
+{"documents": [{"id", "title", "text"}, ...]}      what it reads
+{"note": "..."}                                    what it is told of a turn that is no action
+{"answer": "..."}  or  {"failed": "..."}           at the end, once
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from masksearch_jax.core import markup
+from masksearch_jax.core.types import JsonObject, Passage, Segment, Status
+from masksearch_jax.rollout.episode import Episode
+
+_TAG = re.compile("|".join(map(re.escape, markup.TAG_TOKENS)))
+_LONGEST_TAG = max(map(len, markup.TAG_TOKENS))
+_ACTION = re.compile(r"<(?:search|answer)>")
+_REASONS: dict[Status, str] = {
+    "no_answer": "it ended without an answer",
+    "out_of_tokens": "its tokens were used up",
+    "out_of_turns": "its searches were used up",
+    "repeating": "it repeated itself",
+    "out_of_time": "its time was over",
+}
+
+
+class Seen(NamedTuple):
+    """A trajectory up to now: its segments, each search's queries and the passages it showed."""
+
+    segments: tuple[Segment, ...]
+    queries: tuple[tuple[str, ...], ...]
+    shown: tuple[tuple[Passage, ...], ...]
+
+
+def seen_of(episode: Episode) -> Seen:
+    queries = tuple(turn.queries for turn in episode.turns)
+    return Seen(tuple(episode.segments), queries, tuple(episode.shown))
+
+
+class Narrator:
+    """Turns what a trajectory has so far into events. max_queries: of one search."""
+
+    def __init__(self, max_queries: int):
+        self._max_queries = max_queries
+        self._at = 0  # the segment that is being told
+        self._told = 0  # characters of its plan
+        self._has_searched = False  # whether its search is told
+        self._shown = 0  # searches whose documents are told
+
+    def tell(self, seen: Seen) -> Iterator[JsonObject]:
+        """What has come since the last call."""
+        while self._at < len(seen.segments):
+            segment = seen.segments[self._at]
+            is_last = self._at == len(seen.segments) - 1
+            if segment.author == "policy":
+                yield from self._policy(segment.text, is_whole=not is_last)
+            elif segment.author == "tool":
+                yield from self._tool(segment.text, seen)
+            if is_last and segment.author == "policy":
+                return  # it may grow
+            self._at += 1
+            self._told, self._has_searched = 0, False
+
+    def end(self, seen: Seen, status: Status, error: str = "") -> Iterator[JsonObject]:
+        """What was not told yet, and the answer or why there is none. error: of a failed search."""
+        yield from self.tell(seen)
+        if seen.segments and seen.segments[-1].author == "policy":
+            yield from self._policy(seen.segments[-1].text, is_whole=True)
+        while self._shown < len(seen.shown):  # for which there was no room
+            yield self._documents(seen)
+        answer = answer_of(seen.segments)
+        if status == "tool_failure":
+            yield {"failed": f"the search failed: {error}"}
+        elif status == "answered" and answer is not None:
+            yield {"answer": answer}
+        else:
+            yield {"failed": f"no answer: {_REASONS.get(status, 'its answer is malformed')}"}
+
+    def _policy(self, text: str, is_whole: bool) -> Iterator[JsonObject]:
+        plan = _plan(text, is_whole)
+        if len(plan) > self._told:
+            yield {"plan": plan[self._told :]}
+            self._told = len(plan)
+        stop = markup.find_stop(text)
+        if stop and stop.kind == "search" and not self._has_searched:
+            self._has_searched = True
+            if queries := markup.parse_queries(text, self._max_queries):
+                yield {"search": list(queries)}
+
+    def _tool(self, text: str, seen: Seen) -> Iterator[JsonObject]:
+        if self._shown < len(seen.shown):
+            yield self._documents(seen)
+        else:
+            yield {"note": _TAG.sub("", text)}
+
+    def _documents(self, seen: Seen) -> JsonObject:
+        self._shown += 1
+        return {"documents": [as_document(p) for p in seen.shown[self._shown - 1]]}
+
+
+def as_document(passage: Passage) -> JsonObject:
+    return {"id": passage.id, "title": passage.title, "text": passage.text}
+
+
+def answer_of(segments: Sequence[Segment]) -> str | None:
+    """What the policy answered; None for no answer or a malformed one."""
+    return markup.extract_answer("".join(s.text for s in segments if s.author == "policy"))
+
+
+def steady(text: str, stops: Sequence[str] = ()) -> str:
+    """The part of a text in the making that will stay: no half of a character, or of a stop."""
+    text = text.rstrip("\ufffd")
+    longest = max(map(len, stops), default=1) - 1
+    for held in range(min(longest, len(text)), 0, -1):
+        if any(stop.startswith(text[-held:]) for stop in stops):
+            return text[:-held]
+    return text
+
+
+def _plan(text: str, is_whole: bool) -> str:
+    """What a turn says outside its action, without tags; of one in the making, what is sure."""
+    action = _ACTION.search(text)
+    if action:
+        text = text[: action.start()]
+    elif not is_whole:
+        text = steady(text, markup.TAG_TOKENS)
+    plan = _TAG.sub("", text).lstrip()
+    return plan.rstrip() if action or is_whole else plan

@@ -1,0 +1,66 @@
+"""How an agent was trained to be asked, told by the folder of its model.
+
+An HF folder that `export_hf` wrote has `agent.json`; a folder of checkpoints has run.json beside
+it. Of another folder nothing is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from masksearch_jax.core.errors import UserError
+from masksearch_jax.core.types import JsonObject
+from masksearch_jax.runtime import run_record, storage
+
+FILE = "agent.json"
+# Of each section of a run, what decides how an agent is asked and what it may do.
+_KEYS = {
+    "prompt": ("style",),
+    "search": ("kind", "index", "url", "top_k", "max_passages", "max_queries"),
+    "rollout": (
+        *("max_len", "max_turns", "max_new_tokens", "max_turn_tokens", "max_observation_tokens"),
+        *("answer_tokens", "corrections", "max_repeats"),
+    ),
+    "compute": ("dtype", "param_dtype"),
+}
+
+
+def of_run(config: Mapping[str, Any]) -> JsonObject:
+    """Those of a run's config, as JSON has it; of sections that it lacks none."""
+    return {
+        name: {key: config[name][key] for key in keys if key in config[name]}
+        for name, keys in _KEYS.items()
+        if isinstance(config.get(name), Mapping)
+    }
+
+
+def read(folder: str) -> JsonObject:
+    """Those of a model's folder, by section; {} where it tells none.
+
+    Raises UserError for a file that cannot be read.
+    """
+    if not folder:
+        return {}
+    path = storage.path(folder)
+    if (path / FILE).exists():
+        try:
+            return of_run(json.loads((path / FILE).read_text()))
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{path / FILE} tells no settings of an agent: {error}") from error
+    for place in (path.parent, path.parent.parent):  # of checkpoints, or of one of them
+        if (record := run_record.read(place)) is not None:
+            return of_run(record["config"]) | _of_cache(record["config"])
+    return {}
+
+
+def _of_cache(config: Mapping[str, Any]) -> JsonObject:
+    """The style of the prompts of a run that read them from a cache and has none of its own."""
+    if "prompt" in config or not config.get("data"):
+        return {}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        manifest = json.loads((storage.path(config["data"]) / "manifest.json").read_text())
+        return {"prompt": {"style": manifest["prompt_style"]}}
+    return {}
