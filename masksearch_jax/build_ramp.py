@@ -28,11 +28,12 @@ from masksearch_jax.core import files, stamp
 from masksearch_jax.core.corpus_config import CorpusConfig, PplConfig, RampConfig
 from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.llm_config import LLMConfig
+from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.schema import harmless_keys, key, required, section
 from masksearch_jax.core.types import SPLITS, Passage
 from masksearch_jax.corpus import readers
 from masksearch_jax.corpus.dropped_rows import DroppedRows
-from masksearch_jax.corpus.passages import CorpusStats, write_passages
+from masksearch_jax.corpus.passages import CorpusStats, read_passages, write_passages
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import build, examples, leakage, survey
 from masksearch_jax.ramp.build import WorkConfig
@@ -182,6 +183,7 @@ def _mask(
         anchors = _lines_of(folder / "work" / "anchors.txt")
         build.learn_gazetteer(folder / "passages.jsonl", anchors, rules, known)
         rules = dataclasses.replace(rules, gazetteer=str(known))
+    search = _index(folder, cfg.corpus.language) if cfg.ramp.supported else None
     models = SpanModels(cfg.ramp, cfg.llm, cfg.ppl, cfg.corpus.language)
     with contextlib.closing(models), Progress("parts masked", 1) as progress:
 
@@ -196,6 +198,7 @@ def _mask(
             cfg.work,
             namer=models.namer,
             scorer=models.scorer,
+            search=search,
             progress=show,
             max_failed=cfg.max_failed,
         )
@@ -204,6 +207,16 @@ def _mask(
         found = map(json.dumps, build.leaks(folder, evaluation))
         files.write_lines(folder / "ramp" / "leaks.jsonl", found)
     return tally, stats, paid
+
+
+def _index(folder: Path, language: str) -> SearchTool:
+    """An index of the folder's passages, for the time of the build."""
+    from masksearch_jax.search import bm25
+
+    index = folder / "work" / "index"
+    if not index.is_dir():
+        bm25.build(read_passages(folder / "passages.jsonl"), index, language=language)
+    return bm25.BM25.open(index)
 
 
 def _lines_of(path: Path) -> Iterator[str]:

@@ -73,6 +73,13 @@ class RampConfig:
     spacy_model: str = key(
         "", "An installed pipeline for the extractor spacy, such as en_core_web_sm."
     )
+    supported: bool = key(
+        False,
+        (
+            "Keep only spans that a search finds in another passage of the corpus: for "
+            "`search.exclude_source`."
+        ),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

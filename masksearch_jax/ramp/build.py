@@ -22,6 +22,7 @@ import numpy as np
 from masksearch_jax.core import files, stamp
 from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.jsonl import write_jsonl
+from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.schema import key
 from masksearch_jax.core.types import SPLITS, Passage, RampExample, from_json
 from masksearch_jax.corpus.passages import read_passages
@@ -30,6 +31,7 @@ from masksearch_jax.ramp import leakage, masking, spans
 from masksearch_jax.ramp.examples import RampStats, article_of, build_examples, check_settings
 from masksearch_jax.ramp.gazetteer import Gazetteer, Learner
 from masksearch_jax.ramp.llm_spans import FAILED
+from masksearch_jax.ramp.support import SupportedExtractor
 from masksearch_jax.ramp.survey import PassageRules, mapper, mended, survey_all
 
 
@@ -160,6 +162,7 @@ def build(
     *,
     namer: Any = None,
     scorer: masking.Scorer | None = None,
+    search: SearchTool | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     max_failed: float = 0.0,
 ) -> tuple[Tally, RampStats]:
@@ -167,8 +170,8 @@ def build(
 
     The work so far is in FOLDER/work: the same call goes on from there, and removes it in the end
     (the caller sees to it that it belongs to the same inputs). namer, scorer: see `extractor_of`
-    and `ramp.build_examples`; with either all parts are masked in this process. Raises ShareError
-    when more than `rules.clean.max_drop` of the passages are left out, FailedError when `namer` did
+    and `ramp.build_examples`; search: for spans that have another passage (`support`). With any of
+    them all parts are masked in this process. Raises ShareError when more than `rules.clean.max_drop` of the passages are left out, FailedError when `namer` did
     not answer for more than `max_failed` of those to mask, ValueError as they do.
     """
     check_settings(rules.ramp)
@@ -184,8 +187,10 @@ def build(
         if quota or not most
     ]
     stats = RampStats()
-    own = bool(namer or scorer)
-    extractor = extractor_of(rules, namer) if own else None
+    own = bool(namer or scorer or search)
+    extractor: spans.Extractor | None = extractor_of(rules, namer) if own else None
+    if extractor and search:
+        extractor = SupportedExtractor(extractor, search)
     with mapper(1 if own or len(tasks) < 2 else work_cfg.workers) as each:
         run = (lambda t: mask_part(t, extractor, scorer)) if own else _mask_part
         for number, part in enumerate(each(run, tasks), 1):

@@ -109,7 +109,7 @@ SINCE |= {"search.hedge": 0.0, "search.batch_wait": 0.002}
 # Of one file's schema alone.
 KEYS_SINCE = {"quickstart": {"qa_share": 0.0, "thoughts": "short"}}
 KEYS_SINCE |= {"build_trajectories": {"thoughts": "full"}}
-SINCE |= {"evolve.thoughts": "short"}
+SINCE |= {"evolve.thoughts": "short", "ramp.supported": False}
 # Sections that came after the snapshot, of which no file of that time has a key.
 SECTIONS_SINCE = {
     "SftRun": {"log": LogConfig},
