@@ -171,8 +171,9 @@ def build(
     The work so far is in FOLDER/work: the same call goes on from there, and removes it in the end
     (the caller sees to it that it belongs to the same inputs). namer, scorer: see `extractor_of`
     and `ramp.build_examples`; search: for spans that have another passage (`support`). With any of
-    them all parts are masked in this process. Raises ShareError when more than `rules.clean.max_drop` of the passages are left out, FailedError when `namer` did
-    not answer for more than `max_failed` of those to mask, ValueError as they do.
+    them all parts are masked in this process. Raises ShareError when more than
+    `rules.clean.max_drop` of the passages are left out, FailedError when `namer` did not answer for
+    more than `max_failed` of those to mask, ValueError as they do.
     """
     check_settings(rules.ramp)
     work = folder / "work"
