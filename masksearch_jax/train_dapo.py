@@ -107,6 +107,11 @@ def check_settings(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None
             f"{rollout.min_p}: tokens left out make the sampler's log-probabilities differ from "
             "the trainer's; turn them off, or set config.dapo.allow_filters"
         )
+    if not 0 <= dapo.overlong_buffer <= rollout.max_new_tokens:
+        raise ConfigError(
+            f"config.dapo.overlong_buffer is {dapo.overlong_buffer}; it must lie in 0.."
+            f"config.rollout.max_new_tokens, {rollout.max_new_tokens}"
+        )
     if dapo.group_size < 2:
         raise ConfigError(
             f"config.dapo.group_size is {dapo.group_size}; it must be at least 2: a sample is "

@@ -657,6 +657,7 @@ def test_a_batch_that_does_not_divide_is_refused_at_the_start(sft, tmp_path):
         ("dapo", {"micro_batch": 7}, r"groups × group_size = 32 .* micro-batches of 7"),
         ("dapo", {"micro_batch": -1}, r"do not divide into 1 minibatches of micro-batches of -1"),
         ("dapo", {"minibatches": 0}, r"do not divide into 0 minibatches"),
+        ("dapo", {"overlong_buffer": 9999}, r"overlong_buffer is 9999; .* 0\.\..*new_tokens, \d+$"),
         ("dapo", {"group_size": 1}, r"config\.dapo\.group_size is 1; it must be at least 2"),
         (
             "optim",
@@ -738,6 +739,20 @@ def test_a_judge_that_dies_stops_a_run_which_goes_on_and_asks_nothing_twice(
         assert 0 <= row["judge_agreement"] <= 1
         assert row["judge_unreadable"] == row["reward_failures"] == 0
         assert row["reward_seconds"] >= 0 <= row["reward_wait_seconds"]
+
+
+@pytest.mark.slow
+def test_a_model_that_is_trained_may_judge_itself(dapo, tmp_path):
+    """It says nothing readable, which is wrong and teaches nothing."""
+    cfg = changed(at(dapo, tmp_path), "dapo", reward="judge", steps=1)
+    cfg = changed(cfg, "judge", own_model=True, max_tokens=4)
+    with pytest.raises(ConfigError, match=r"max_len is \d+; the judge.s prompt of \d+ tokens"):
+        train_dapo.run(cfg)
+    cfg = changed(cfg, "rollout", max_len=1024)
+    train_dapo.run(cfg)
+    [row] = read_metrics(tmp_path)
+    assert (row["judge_unreadable"], row["reward_failures"], row["updates"]) == (1, 0, 0)
+    assert 0 < row["judge_agreement"] <= 1
 
 
 def test_a_run_whose_rewards_fail_is_refused_at_the_start(dapo, tmp_path):
