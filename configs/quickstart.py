@@ -119,7 +119,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     # ---- two-hop questions: SFT, then DAPO on questions that SFT has not seen -----------------
     c.qa_share = 0.8  # the rest are masked paragraphs, which it would forget
-    c.qa_sft = small_sft(1000, "0:ramp_sft_qa_mixed", seq_len=288)
+    c.qa_sft = small_sft(1800, "0:ramp_sft_qa_mixed", seq_len=288, batch_size=8)
     c.qa_sft_optim = small_optim(3e-3, warmup_steps=30)
     c.qa_dapo = small_dapo(24, "0:ramp_qa_mixed")
     c.qa_dapo_optim = small_dapo_optim()
