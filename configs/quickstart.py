@@ -105,7 +105,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c = small(arg.model)
     c.workdir = "runs/quickstart"
     c.ramp.rl_fraction = 0.25
-    c.question_demonstrations = 8000
+    c.question_demonstrations = 6000
     c.thoughts = "short"  # the model is small and its context short
     c.rollout.max_len = 336  # a question's two searches take more room than a paragraph's
 
@@ -119,7 +119,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     # ---- two-hop questions: SFT, then DAPO on questions that SFT has not seen -----------------
     c.qa_share = 0.8  # the rest are masked paragraphs, which it would forget
-    c.qa_sft = small_sft(1800, "0:ramp_sft_qa_mixed", seq_len=288, batch_size=8)
+    c.qa_sft = small_sft(2000, "0:ramp_sft_qa_mixed", seq_len=288, batch_size=8)
     c.qa_sft_optim = small_optim(3e-3, warmup_steps=30)
     c.qa_dapo = small_dapo(24, "0:ramp_qa_mixed")
     c.qa_dapo_optim = small_dapo_optim()

@@ -133,10 +133,11 @@ DECIDED = {"dapo.length_penalty": 0.6, "search.timeout": 30.0}
 DECIDED_IN = {"qa_dapo": {"dapo.reward": "penalised"}}
 # The second stage of the quickstart keeps a share of the first.
 MIXED = {"qa_sft.curriculum": "0:ramp_sft_qa_mixed", "qa_dapo.curriculum": "0:ramp_qa_mixed"}
-DECIDED_IN |= {"quickstart": {"qa_share": 0.8, "question_demonstrations": 8000} | MIXED}
+DECIDED_IN |= {"quickstart": {"qa_share": 0.8} | MIXED}
 DECIDED |= {"eval.methods": ["agent", "no_search", "random"]}
 DECIDED_IN["quickstart"] |= {"eval.examples": 400, "eval.strata": "even"}
 DECIDED_IN |= {"evolve": {"eval.methods": ["agent"]}}
+DECIDED_IN_FULL = {"quickstart": {"qa_sft.steps": 2000, "qa_sft.batch_size": 8}}
 # A smoke run of a model that can do nothing is one that ends well.
 DECIDED_IN_SMOKE = {name: {"dapo.patience": 0} for name in ("ramp_dapo", "qa_dapo")}
 DECIDED_IN_SMOKE |= {"quickstart": {"eval.examples": 8}}
@@ -185,7 +186,8 @@ def test_a_config_resolves_to_what_it_did_when_files_spelled_every_key(name, mod
     for at, section in SECTIONS_SINCE.get(schema_of(name).__name__, {}).items():
         want |= dotted({at: dataclasses.asdict(section())})
     decided = DECIDED | DECIDED_IN.get(name, {})
-    decided |= DECIDED_IN_SMOKE.get(name, {}) if switch == "runlocal" else {}
+    by_switch = DECIDED_IN_SMOKE if switch == "runlocal" else DECIDED_IN_FULL
+    decided |= by_switch.get(name, {})
     want |= {key: value for key, value in decided.items() if key in want}
     assert resolved(name, model, switch) == want
 
