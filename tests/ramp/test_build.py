@@ -26,19 +26,7 @@ from masksearch_jax.ramp.spacy_spans import SpacyError
 from masksearch_jax.search import bm25
 from masksearch_jax.viewer import examples as page
 
-RAMP = RampConfig(
-    cities=20,
-    reworded=False,
-    extractor="rules",
-    max_masks=4,
-    examples_per_passage=2,
-    min_words=5,
-    max_words=120,
-    heldout_fraction=0.2,
-    rl_fraction=0.25,
-    max_examples=0,
-    seed=0,
-)
+RAMP = RampConfig(cities=20, min_words=5, max_words=120, heldout_fraction=0.2, rl_fraction=0.25)
 CLEAN = survey.CleanConfig(prose=True, duplicates=0.8)
 NAMES = ["Lind", "Rehn", "Boyle", "Marsh", "Quill", "Tarn", "Voss", "Wick", "Yarrow", "Zeller"]
 

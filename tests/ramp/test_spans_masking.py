@@ -18,19 +18,7 @@ from masksearch_jax.corpus import atlas
 from masksearch_jax.ramp import gazetteer, masking, spans
 from masksearch_jax.ramp.examples import build_examples, is_heldout, split_of
 
-CONFIG = RampConfig(
-    cities=20,
-    reworded=False,
-    extractor="rules",
-    max_masks=4,
-    examples_per_passage=2,
-    min_words=5,
-    max_words=120,
-    heldout_fraction=0.2,
-    rl_fraction=0.25,
-    max_examples=0,
-    seed=0,
-)
+CONFIG = RampConfig(cities=20, min_words=5, max_words=120, heldout_fraction=0.2, rl_fraction=0.25)
 
 
 def replaced(**changes):

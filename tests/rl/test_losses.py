@@ -28,22 +28,11 @@ CFG = DapoConfig(
     group_size=4,
     minibatches=1,
     micro_batch=4,
-    clip_low=0.20,
-    clip_high=0.28,
-    tis_cap=2.0,
-    reward="recall",
-    format_weight=0.1,
     length_penalty=0.1,
     accuracy_threshold=0.5,
     max_refills=2,
     overlong_buffer=0,
-    overlong_penalty=1.0,
-    overlong_filter=False,
-    allow_filters=False,
-    oversample=1.0,
-    split="train",
     curriculum="0:ramp_k1",
-    seed=0,
 )
 LOSS = jax.jit(functools.partial(dapo_loss, cfg=CFG))
 FLOATS = ("logp", "logp_old", "logp_sampler", "advantages")

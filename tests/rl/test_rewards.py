@@ -37,22 +37,12 @@ CFG = DapoConfig(
     group_size=2,
     minibatches=1,
     micro_batch=2,
-    clip_low=0.2,
-    clip_high=0.28,
-    tis_cap=2.0,
-    reward="recall",
-    format_weight=0.1,
     length_penalty=0.1,
     accuracy_threshold=0.5,
     max_refills=1,
     overlong_buffer=0,
     overlong_penalty=0.0,
-    overlong_filter=False,
-    allow_filters=False,
-    oversample=1.0,
-    split="train",
     curriculum="0:ramp_k1",
-    seed=0,
 )
 QA = QAExample("q1", "atlas", "Where was she born?", ("Warsaw", "Warsaw, Poland"))
 
