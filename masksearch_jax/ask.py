@@ -21,20 +21,19 @@ from typing import TextIO
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, PromptConfig, SearchConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
-from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.tokenizer import Vocabulary
 from masksearch_jax.core.types import JsonObject, Trajectory
 from masksearch_jax.data import prompt
 from masksearch_jax.models.load import describe, initial
-from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout import narration
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Episode, Request
+from masksearch_jax.rollout.model import Policy
 from masksearch_jax.rollout.narration import Narrator, Seen
 from masksearch_jax.rollout.server import ChatServer, serve_until_told
 from masksearch_jax.runtime import agent_settings, cli
@@ -117,8 +116,8 @@ class Screen:
 class Agent:
     """A model that stays loaded from one question to the next."""
 
-    def __init__(self, cfg: AskRun, mesh: Mesh, vocab: Vocab, engine: Engine, model: Transformer):
-        self.cfg, self.mesh, self.vocab, self.engine, self.model = cfg, mesh, vocab, engine, model
+    def __init__(self, cfg: AskRun, vocab: Vocabulary, engine: Engine, model: Policy):
+        self.cfg, self.vocab, self.engine, self.model = cfg, vocab, engine, model
         engine.watch = self._watch
         self._narrator, self._seen = Narrator(0), Seen((), (), ())
         self._tell: Tell = print
@@ -164,14 +163,16 @@ def opened(cfg: AskRun) -> Iterator[Agent]:
         model = initial(cfg.init, config, cfg.compute, mesh, 0, cfg.base)
         for _ in engine.run(model):
             pass
-        yield Agent(cfg, mesh, vocab, engine, model)
+        yield Agent(cfg, vocab, engine, model)
 
 
 def run(cfg: AskRun) -> int:
     """Answers until there is no further question. 1 where the search failed, else 0."""
     with opened(cfg) as agent:
         if cfg.web:
-            serve(agent)
+            with page_server(agent) as server:
+                print(f"ask at {server.address}", flush=True)
+                serve_until_told(server, agent.model)
             return 0
         screen = Screen(sys.stdout)
         if cfg.question.strip():
@@ -213,9 +214,9 @@ def _questions(file: TextIO) -> Iterator[str]:
                 yield line
 
 
-def serve(agent: Agent) -> None:
-    """The page, on the loopback, until Ctrl-C."""
-    server = ChatServer(
+def page_server(agent: Agent) -> ChatServer:
+    """The page's service, on the loopback; its port is bound."""
+    return ChatServer(
         agent.engine,
         agent.vocab,
         os.path.basename(os.path.realpath(agent.cfg.init)),
@@ -227,9 +228,6 @@ def serve(agent: Agent) -> None:
         routes={("GET", path): _page_route(name) for path, name in _PAGE.items()},
         hosts=_HOSTS,
     )
-    with server:
-        print(f"ask at {server.address}", flush=True)
-        serve_until_told(server, agent.model)
 
 
 def _page_route(name: str) -> Route:

@@ -176,7 +176,8 @@ class Engine:
             if needs.work and (needs.left or self.cfg.in_flight != "drop"):
                 self._advance(model, mesh, letter, needs)
             elif needs.left and not self._finished:
-                self._wait_for_search(agreement.alone)
+                # With "keep" a request may come, or be withdrawn, while all wait.
+                self._wait_for_search(agreement.alone and self.cfg.in_flight == "drop")
             if not needs.left:
                 return
 
@@ -366,7 +367,7 @@ class Engine:
         return None
 
     def _wait_for_search(self, alone: bool) -> None:
-        """Sleep until a search ends or the earliest deadline passes; not for long among others."""
+        """Sleep until a search ends or the earliest deadline passes; not for long unless alone."""
         started = time.perf_counter()
         waiting = [(e, e.search) for e in self._episodes() if e.search]
         ends = [call.late(self.search_cfg.timeout, started) for _, call in waiting]

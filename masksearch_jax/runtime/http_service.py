@@ -160,7 +160,7 @@ class Service:
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
         )
-        named = Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+        named = Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
         return Starlette(
             routes=paths,
             exception_handlers={HTTPException: self._unrouted},
