@@ -38,8 +38,7 @@ from masksearch_jax.planning import alternatives, chips, flops, measure, shapes
 from masksearch_jax.planning.alternatives import Run
 from masksearch_jax.planning.hlo import Module
 from masksearch_jax.planning.page import page, update_of
-from masksearch_jax.rl.groups import DAPO_FIELDS
-from masksearch_jax.rl.update import micro_batches
+from masksearch_jax.rl.update import batch_fields, micro_batches
 from masksearch_jax.rollout import decode, memory, schedule
 from masksearch_jax.rollout.sampling import sampler_of
 from masksearch_jax.runtime import cli
@@ -122,7 +121,7 @@ def dapo_programs(cfg: DapoRun, mesh: Mesh) -> Iterator[Program]:
     dapo, rollout = train_dapo.on_mesh(cfg.dapo, mesh), cfg.rollout
     train_dapo.check_settings(dapo, rollout, mesh)
     micro, length = micro_batches(dapo), rollout.max_len
-    batch = shapes.batch(mesh, micro, dapo.micro_batch, length, DAPO_FIELDS)
+    batch = shapes.batch(mesh, micro, dapo.micro_batch, length, batch_fields(dapo))
     used = shapes.placed(jax.ShapeDtypeStruct((), jnp.int32), mesh)
     loss = train_dapo.make_loss_fn(cfg.compute, dapo, rollout.temperature)
     rounding = train_state.rounding_seed(cfg.optim, state.params, cfg.seed)
@@ -131,7 +130,7 @@ def dapo_programs(cfg: DapoRun, mesh: Mesh) -> Iterator[Program]:
     need = flops.of_training(cfg.model, tokens, length, cfg.lora.rank > 0)
     yield Program("update", step, (state, batch, used), (0,), need, micro)
     if dapo.minibatches > 1:
-        part = shapes.batch(mesh, 1, dapo.micro_batch, length, DAPO_FIELDS)
+        part = shapes.batch(mesh, 1, dapo.micro_batch, length, batch_fields(dapo))
         logprobs = train_dapo.make_logprob_fn(cfg.compute, rollout.temperature)
         need = flops.of_forward(cfg.model, dapo.micro_batch * length, length)
         yield Program("logprobs", logprobs, (state.model, part), (0,), need)

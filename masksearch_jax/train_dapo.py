@@ -38,7 +38,8 @@ from masksearch_jax.rl import losses, rewards
 from masksearch_jax.rl.group_sampler import GroupSampler, Outage, figures
 from masksearch_jax.rl.groups import Group
 from masksearch_jax.rl.reward_pool import RewardPool, right_answer
-from masksearch_jax.rl.update import Update, micro_batches
+from masksearch_jax.rl.rollout_log import RolloutLog
+from masksearch_jax.rl.update import Update, has_reference, micro_batches
 from masksearch_jax.rollout import sampling
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.runtime import cli, storage
@@ -71,7 +72,15 @@ def make_loss_fn(
         # With one update per step the policy is still the one that the step began with.
         old = batch["logp_old"] if dapo.minibatches > 1 else jax.lax.stop_gradient(logp)
         return losses.dapo_loss(
-            logp, old, batch["logp_sampler"], batch["advantages"], batch["loss_mask"], dapo, entropy
+            logp,
+            old,
+            batch["logp_sampler"],
+            batch["advantages"],
+            batch["loss_mask"],
+            dapo,
+            entropy,
+            batch["segment_ids"],
+            batch.get("logp_ref"),
         )
 
     return loss_fn
@@ -101,6 +110,7 @@ def check_settings(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None
             f"config.rollout.temperature is {rollout.temperature}; to train, it must be above 0"
         )
     rewards.check_reward(dapo, rollout.max_turns)
+    check_loss(dapo)
     if sampling.sampler_of(rollout).has_filters and not dapo.allow_filters:
         raise ConfigError(
             f"config.rollout samples with top_k {rollout.top_k}, top_p {rollout.top_p}, min_p "
@@ -111,6 +121,11 @@ def check_settings(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None
         raise ConfigError(
             f"config.dapo.overlong_buffer is {dapo.overlong_buffer}; it must lie in 0.."
             f"config.rollout.max_new_tokens, {rollout.max_new_tokens}"
+        )
+    if dapo.keep_rollouts < 0:
+        raise ConfigError(
+            f"config.dapo.keep_rollouts is {dapo.keep_rollouts}; it must be a share up to 1, a "
+            "number above 1, or 0 for none"
         )
     if dapo.group_size < 2:
         raise ConfigError(
@@ -125,6 +140,34 @@ def check_settings(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None
             f"{dapo.minibatches} minibatches of micro-batches of {dapo.micro_batch} over "
             f"the {shards} shards that the mesh splits a batch into"
         )
+
+
+def check_loss(dapo: DapoConfig) -> None:
+    """Raises ConfigError for switches of the loss that contradict each other or do nothing."""
+    if dapo.aggregation == "fixed" and dapo.fixed_length < 1:
+        raise ConfigError(
+            "config.dapo.aggregation is fixed, which needs dapo.fixed_length, at least 1, such as "
+            f"rollout.max_new_tokens; it is {dapo.fixed_length}"
+        )
+    if dapo.dual_clip and dapo.dual_clip <= 1:
+        raise ConfigError(f"config.dapo.dual_clip is {dapo.dual_clip}; it must be above 1, or 0")
+    for name in ("kl_weight", "likelihood_floor", "sequence_gap"):
+        if getattr(dapo, name) < 0:
+            raise ConfigError(
+                f"config.dapo.{name} is {getattr(dapo, name)}; it must not be below 0"
+            )
+    still = {
+        "kl": dapo.kl == "positive",
+        "likelihood_floor": dapo.likelihood_floor > 0,
+        "dual_clip": dapo.dual_clip > 0,
+    }
+    for name in [name for name, on in still.items() if on]:
+        if dapo.minibatches == 1 and dapo.proximal == "step":
+            raise ConfigError(
+                f"config.dapo.{name} is {getattr(dapo, name)}, which does nothing with "
+                "dapo.minibatches 1: the policy of the step's start is then the policy now; choose "
+                "more minibatches or dapo.proximal=sampler"
+            )
 
 
 def check_optim(optim: OptimConfig) -> None:
@@ -216,6 +259,9 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     params, frozen = lora.trained(model, cfg.lora, mesh, cfg.seed)
     adapters = lora.describe(cfg.lora, model, init, cfg.seed)
     tx = guarded(train_state.make_optimizer(cfg.optim, dapo.steps * dapo.minibatches), cfg.survival)
+    reference = (
+        train_state.join(train_state.copied(params), frozen) if has_reference(dapo) else None
+    )
     state = train_state.init_state(params, tx, frozen)
     train_step = train_state.make_train_step(
         make_loss_fn(cfg.compute, dapo, rollout.temperature),
@@ -225,7 +271,8 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         rounding=train_state.rounding_seed(cfg.optim, params, cfg.seed),
     )
     logprobs = make_logprob_fn(cfg.compute, rollout.temperature)
-    update = Update(mesh, dapo, rollout, train_step, logprobs)
+    update = Update(mesh, dapo, rollout, train_step, logprobs, bool(dapo.keep_rollouts), reference)
+    rollout_log = RolloutLog(workdir, dapo.keep_rollouts, dapo.seed, vocab.decode)
     engine = Engine(vocab, search, rollout, cfg.search, check=survival.raise_if_stopped)
 
     metrics: dict[str, Any] = {}
@@ -325,6 +372,8 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 metrics["update_seconds"] = time.perf_counter() - sampled_at
                 measured |= metrics
                 writer.write(done, metrics)
+                if dapo.keep_rollouts:
+                    rollout_log.write(done, step, seen, kept, update.trained)
                 shown = {name: metrics[name] for name in ("reward", "accuracy") if name in metrics}
                 progress.update(done, **shown, kept=len(kept))
                 idle = 0 if metrics["updates"] else idle + 1
@@ -347,6 +396,13 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
 
 def no_spread(steps: int, metrics: Mapping[str, float]) -> str:
     """What a run learns nothing from, in figures, and the keys that change it."""
+    if metrics.get("groups_kept"):
+        return (
+            f"nothing to learn from in {steps} steps: groups had spread, but what is left out took "
+            f"all their tokens (masked_sequences {metrics.get('masked_sequences', 0.0):.3f}, "
+            "dropped tokens); raise dapo.sequence_gap, or look why trainer and sampler differ "
+            "(sampler_gap)"
+        )
     task, threshold = "harder (dapo.curriculum)", "raise"
     accuracy, reward, spread = (
         metrics.get(name, math.nan) for name in ("accuracy", "reward", "reward_spread")

@@ -12,6 +12,7 @@ import dataclasses
 from typing import Literal
 
 from masksearch_jax.core.llm_config import EndpointConfig, JudgeConfig
+from masksearch_jax.core.loss_config import LossConfig
 from masksearch_jax.core.reward_config import RewardConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
@@ -296,8 +297,8 @@ class SftConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DapoConfig(RewardConfig):
-    """DAPO (arXiv 2503.14476), group-relative, token-level, no KL."""
+class DapoConfig(RewardConfig, LossConfig):
+    """DAPO (arXiv 2503.14476), group-relative, token-level, no KL, unless it is told otherwise."""
 
     steps: int = required("Rounds of sampling and updating.")
     curriculum: str = required('"0:mixture,200:mixture": the mixture in force from each step on.')
@@ -312,9 +313,6 @@ class DapoConfig(RewardConfig):
         ),
         harmless=True,
     )
-    clip_low: float = key(0.2, "The ratio is clipped at 1 - clip_low; the paper's.")
-    clip_high: float = key(0.28, "The ratio is clipped at 1 + clip_high; the paper's.")
-    tis_cap: float = key(2.0, "Cap of the truncated importance weight.")
     keep_by: Literal["accuracy", "spread"] = key(
         "accuracy",
         (
@@ -337,6 +335,14 @@ class DapoConfig(RewardConfig):
     )
     oversample: float = key(
         1.0, "Prompts in flight per group wanted, where rollout.in_flight keeps them."
+    )
+    keep_rollouts: float = key(
+        0.0,
+        (
+            "Trajectories stored in WORKDIR/rollouts/STEP.jsonl.gz, in whole groups: up to 1 a "
+            "share of the step's, above 1 their number, 0: none."
+        ),
+        harmless=True,
     )
     split: Literal["train", "rl"] = key(
         "train", "Of the prompts; rl where ramp.rl_fraction kept some."

@@ -7,6 +7,7 @@ micro-batches of rows as hold anything.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -37,12 +38,14 @@ class Minibatch(NamedTuple):
     """What one optimizer update reads on this process.
 
     batch: [B, T], the rows of each shard of the mesh after each other. used: how many micro-batches
-    hold anything, at least 1. micro_batches: the rows of each, int[rows].
+    hold anything, at least 1. micro_batches: the rows of each, int[rows]. members: of each row, the
+    numbers of the samples that lie in it.
     """
 
     batch: rows.Batch
     used: int
     micro_batches: list[np.ndarray]
+    members: list[list[int]]
 
     @property
     def tokens(self) -> int:
@@ -58,6 +61,18 @@ class Minibatch(NamedTuple):
         return tokens / self.batch["segment_ids"][used].size
 
 
+class Trained(NamedTuple):
+    """What an update made of each sample of its groups, on this process.
+
+    advantages: float32[groups, group_size]. logprobs: sample by sample, float32 of its targets by
+    the trainer's forward at the step's start; empty where the sample had no loss, or none were
+    asked for.
+    """
+
+    advantages: np.ndarray
+    logprobs: list[np.ndarray]
+
+
 class Update:
     """`update(state, kept) -> state, metrics`, with the step's `state` donated.
 
@@ -66,7 +81,8 @@ class Update:
     `train_step(state, micro_batches, used)`. With `dapo.minibatches` above 1,
     `logprobs(model, batch)` gives the log-probabilities under the policy that the step began with.
     metrics: what `train_step` reports, `combined`; `row_fill`, the mean over the updates; their
-    number, `updates`. Without an update, `row_fill` 0 and `updates` 0 alone.
+    number, `updates`. Without an update, `row_fill` 0 and `updates` 0 alone. `trained` is of the
+    last call, with log-probabilities where `keeps_logprobs` asks for them.
     """
 
     def __init__(
@@ -76,6 +92,8 @@ class Update:
         rollout: RolloutConfig,
         train_step: TrainStep,
         logprobs: Logprobs,
+        keeps_logprobs: bool = False,
+        reference: PyTree = None,
     ):
         self._mesh, self._dapo, self._rollout = mesh, dapo, rollout
         self._train_step, self._logprobs = train_step, logprobs
@@ -83,6 +101,10 @@ class Update:
         self._rows_per_shard = dapo.micro_batch // sharding.batch_shards(mesh)
         self._samples = dapo.groups * dapo.group_size // jax.process_count()
         self._accumulate = micro_batches(dapo)
+        self._keeps_logprobs, self._reference = keeps_logprobs, reference
+        self._needs_old = dapo.minibatches > 1 or keeps_logprobs or dapo.sequence_gap > 0
+        self.trained = self._untrained(0)
+        self._first = 0  # of this process's samples, among those of its peers
         self._seconds = 0.0
 
     def timing(self) -> dict[str, float]:
@@ -90,17 +112,29 @@ class Update:
         found, self._seconds = {"logprob_seconds": self._seconds}, 0.0
         return found
 
+    def _untrained(self, groups: int) -> Trained:
+        size = self._dapo.group_size
+        nothing = [np.zeros(0, np.float32)] * (groups * size)
+        return Trained(np.zeros((groups, size), np.float32), nothing)
+
     def __call__(
         self, state: TrainState, kept: Sequence[Group]
     ) -> tuple[TrainState, dict[str, float]]:
+        self.trained = self._untrained(len(kept))
         minibatches = self._minibatches(kept)
         if not minibatches:
             return state, {"row_fill": 0.0, "updates": 0.0}
-        if self._dapo.minibatches > 1:
-            began = time.perf_counter()
-            for minibatch in minibatches:
-                self._add_old_logprobs(state.model, minibatch)
-            self._seconds += time.perf_counter() - began
+        for minibatch in minibatches if self._needs_old else ():
+            self._add_logprobs(state.model, minibatch, "logp_old")
+        if self._keeps_logprobs:
+            self._keep_logprobs(minibatches)
+        masked: dict[str, float] = {}
+        if self._dapo.sequence_gap:
+            minibatches, masked = self._without_gaps(minibatches)
+        if not minibatches:
+            return state, {"row_fill": 0.0, "updates": 0.0} | masked
+        for minibatch in minibatches if has_reference(self._dapo) else ():
+            self._add_logprobs(self._reference, minibatch, "logp_ref")
         found = []
         for minibatch in minibatches:
             placed = hosts.shard_batch(self._mesh, minibatch.batch, self._accumulate)
@@ -108,7 +142,7 @@ class Update:
             found.append({name: float(value) for name, value in out.items()})
         row_fill = float(np.mean([minibatch.row_fill for minibatch in minibatches]))
         metrics = combined(found) | hosts.mean_over_processes({"row_fill": row_fill})
-        return state, metrics | {"updates": float(len(found))}
+        return state, metrics | masked | {"updates": float(len(found))}
 
     def _minibatches(self, kept: Sequence[Group]) -> list[Minibatch]:
         """Those that hold tokens on any process."""
@@ -116,10 +150,14 @@ class Update:
         if not any(groups):
             return []
         total, valid, _ = score_groups(kept, self._dapo, self._rollout)
-        advantage = advantages.group_advantages(total, valid)
+        moments = _over_processes(advantages.own_moments(total, valid))
+        advantage = advantages.group_advantages(total, valid, self._dapo.advantage, moments)
+        self.trained = self.trained._replace(advantages=advantage)
         samples = to_tokens(kept, advantage, valid, self._samples)
         samples = hosts.exchange_sequences(self._mesh, samples, DAPO_FIELDS)
-        taken = [groups[process] * self._dapo.group_size for process in hosts.peers(self._mesh)]
+        peers = hosts.peers(self._mesh)
+        taken = [groups[process] * self._dapo.group_size for process in peers]
+        self._first = sum(taken[: peers.index(jax.process_index())])
         starts = range(0, len(samples), self._samples)
         samples = [
             tokens
@@ -130,7 +168,8 @@ class Update:
         least = hosts.most([-(-len(samples) // (size * self._shards))])[0]
         count = min(self._dapo.minibatches, max(sum(groups), least))
         cut = self._shards, count, size, self._rows_per_shard
-        minibatches = cut_minibatches(samples, *cut, self._rollout.max_len)
+        fields = batch_fields(self._dapo)
+        minibatches = cut_minibatches(samples, *cut, self._rollout.max_len, fields)
         used = hosts.most([minibatch.used for minibatch in minibatches])
         tokens = hosts.most([minibatch.tokens for minibatch in minibatches])
         return [
@@ -139,12 +178,76 @@ class Update:
             if any_
         ]
 
-    def _add_old_logprobs(self, model: PyTree, minibatch: Minibatch) -> None:
-        """Writes `logp_old` of the rows in use."""
+    def _add_logprobs(self, model: PyTree, minibatch: Minibatch, name: str) -> None:
+        """Writes those of the rows in use, by the model, to a field of the batch."""
+        began = time.perf_counter()
         for own in minibatch.micro_batches[: minibatch.used]:
             micro_batch = {name: x[own] for name, x in minibatch.batch.items()}
             found = self._logprobs(model, hosts.shard_batch(self._mesh, micro_batch))
-            minibatch.batch["logp_old"][own] = hosts.local_rows(found)
+            minibatch.batch[name][own] = hosts.local_rows(found)
+        self._seconds += time.perf_counter() - began
+
+    def _without_gaps(
+        self, minibatches: Sequence[Minibatch]
+    ) -> tuple[list[Minibatch], dict[str, float]]:
+        """The minibatches that have tokens left on any process, and the share of samples masked."""
+        masked = samples = 0
+        for minibatch in minibatches:
+            batch = minibatch.batch
+            for row, members in enumerate(minibatch.members):
+                for segment in range(1, len(members) + 1):
+                    own = batch["segment_ids"][row] == segment
+                    old, sampler, asked = (
+                        batch[name][row, own] for name in ("logp_old", "logp_sampler", "loss_mask")
+                    )
+                    samples += 1
+                    if not is_within_gap(old, sampler, asked, self._dapo.sequence_gap):
+                        batch["loss_mask"][row, own] = False
+                        masked += 1
+        left = hosts.most([minibatch.tokens for minibatch in minibatches])
+        share = hosts.mean_over_processes({"masked": float(masked), "samples": float(samples)})
+        found = [minibatch for minibatch, any_ in zip(minibatches, left, strict=True) if any_]
+        return found, {"masked_sequences": share["masked"] / share["samples"]}
+
+    def _keep_logprobs(self, minibatches: Sequence[Minibatch]) -> None:
+        """Reads `logp_old` of this process's samples back from the rows that they lie in."""
+        found = self.trained.logprobs
+        for minibatch in minibatches:
+            for row, members in enumerate(minibatch.members):
+                for segment, number in enumerate(members, 1):
+                    if 0 <= number - self._first < len(found):
+                        own = minibatch.batch["segment_ids"][row] == segment
+                        found[number - self._first] = minibatch.batch["logp_old"][row, own]
+
+
+def _over_processes(own: advantages.Moments) -> advantages.Moments:
+    """The sum of all processes'; all must call it."""
+    each = [json.loads(text) for text in hosts.gather_texts(json.dumps(own))]
+    return advantages.Moments(*map(sum, zip(*each, strict=True)))
+
+
+def batch_fields(dapo: DapoConfig) -> dict[str, type]:
+    """The fields of a minibatch: DAPO_FIELDS, and what the loss reads besides."""
+    return DAPO_FIELDS | ({"logp_ref": np.float32} if has_reference(dapo) else {})
+
+
+def has_reference(dapo: DapoConfig) -> bool:
+    """Whether the loss compares with the weights that the run starts from."""
+    return dapo.kl in ("k1", "k3")
+
+
+def is_within_gap(
+    logp_old: np.ndarray, logp_sampler: np.ndarray, asked: np.ndarray, limit: float
+) -> bool:
+    """Whether trainer and sampler agree on a sample: |mean of logp_old - logp_sampler| <= limit.
+
+    The mean is over the sample's asked tokens with a finite difference, in float64; without one
+    they do. exp of it is the geometric mean of the ratios, by which whole samples are masked since
+    a product of many ratios of which each is within bounds need not be.
+    """
+    gap = np.asarray(logp_old, np.float64) - logp_sampler
+    gap = gap[asked & np.isfinite(gap)]
+    return not len(gap) or bool(abs(gap.mean()) <= limit)
 
 
 def cut_minibatches(
@@ -154,6 +257,7 @@ def cut_minibatches(
     size: int,
     rows_per_shard: int,
     seq_len: int,
+    fields: rows.Fields = DAPO_FIELDS,
 ) -> list[Minibatch]:
     """Samples, in order, as `shards` runs of `count` minibatches: as many of each run in each.
 
@@ -167,17 +271,17 @@ def cut_minibatches(
     ends = len(samples) * np.arange(shards * count + 1) // (shards * count)
     found = []
     for minibatch in range(count):
-        laid: list[list[rows.Tokens]] = []
+        laid: list[list[int]] = []
         most = 1
         for shard in range(shards):
             cell = shard * count + minibatch
             run = samples[ends[cell] : ends[cell + 1]]
             shared = rows.fewest_rows([len(tokens["ids"]) for tokens in run], seq_len)
             most = max(most, len(shared))
-            laid += [[run[i] for i in members] for members in shared]
+            laid += [[int(ends[cell]) + i for i in members] for members in shared]
             laid += [[]] * (size - len(shared))
-        batch = rows.lay(laid, seq_len, DAPO_FIELDS)
-        found.append(Minibatch(batch, -(-most // rows_per_shard), micro_rows))
+        batch = rows.lay([[samples[i] for i in row] for row in laid], seq_len, fields)
+        found.append(Minibatch(batch, -(-most // rows_per_shard), micro_rows, laid))
     return found
 
 

@@ -149,6 +149,11 @@ def init_state(
     return jax.tree.map(lambda x: put(np.asarray(x)) if x.ndim == 0 else x, state)
 
 
+def copied(params: PyTree) -> PyTree:
+    """The same values, laid out alike, in arrays of their own, which no update donates."""
+    return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(params)
+
+
 def rounding_seed(config: OptimConfig, params: PyTree, seed: int) -> int | None:
     """`rounding` of make_train_step. Raises ValueError where the trained weights need none."""
     if config.rounding == "nearest":

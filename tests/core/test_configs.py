@@ -104,6 +104,11 @@ SINCE |= {"dapo.min_searches": 0, "dapo.reward_workers": 8, "dapo.reward_timeout
 SINCE |= {"dapo.max_reward_failures": 0.1}
 _SCALING = {"rope_scaling.kind": "llama3", "rope_scaling.attention_factor": 1.0}
 SINCE |= {f"{at}model.{key}": value for at in ("", "student.") for key, value in _SCALING.items()}
+SINCE |= {"dapo.advantage": "group", "dapo.ratio": "token", "dapo.aggregation": "token"}
+SINCE |= {"dapo.fixed_length": 0, "dapo.dual_clip": 0.0, "dapo.proximal": "step"}
+SINCE |= {"dapo.kl": "none", "dapo.kl_weight": 0.001, "dapo.likelihood_floor": 0.0}
+SINCE |= {"dapo.sequence_gap": 0.0}
+SINCE |= {"dapo.max_reward_failures": 0.1, "dapo.keep_rollouts": 0.0}
 SINCE |= {"search.attempt_timeout": 5.0, "search.retries": 20, "search.backoff": 0.1}
 SINCE |= {"search.hedge": 0.0, "search.batch_wait": 0.002}
 # Of one file's schema alone.

@@ -1,6 +1,7 @@
 """The trainers on a miniature: stopped anywhere, they go on as if nothing had happened."""
 
 import dataclasses
+import gzip
 import json
 import os
 import random
@@ -252,6 +253,44 @@ def read_tensorboard(workdir) -> dict[int, dict[str, float]]:
             assert name not in row
             row[name] = float(tensor_util.make_ndarray(event.tensor_proto))
     return found
+
+
+def rollouts(workdir, step: int) -> list[dict]:
+    with gzip.open(os.path.join(workdir, "rollouts", f"{step}.jsonl.gz"), "rt") as file:
+        return [json.loads(line) for line in file]
+
+
+@pytest.mark.slow
+def test_stored_rollouts_are_those_of_the_step_and_change_nothing(dapo, tmp_path):
+    cfg = changed(at(dapo, tmp_path), "dapo", keep_rollouts=1.0)
+    run_until(3, train_dapo, cfg)
+    cut = rollouts(tmp_path, 3)
+    train_dapo.run(cfg)
+    assert curves(tmp_path) == curves(dapo.workdir)
+    again = rollouts(tmp_path, 3)
+    for name in ("group", "sample", "ids", "logprobs", "trainer_logprobs", "advantage", "reward"):
+        assert [x[name] for x in again] == [x[name] for x in cut]
+    for row in curves(tmp_path):
+        found = rollouts(tmp_path, row["step"])
+        assert len(found) == row["groups_sampled"] * dapo.dapo.group_size
+        assert np.mean([x["reward"]["total"] for x in found]) == pytest.approx(row["reward"])
+        trained = [x for x in found if x["trained"]]
+        assert len(trained) == row["groups_kept"] * dapo.dapo.group_size
+        if not trained:
+            continue
+        gaps, tokens = 0.0, 0
+        for x in trained:
+            if x["trainer_logprobs"]:
+                sampled = np.asarray(x["sampled"])
+                gap = np.asarray(x["trainer_logprobs"]) - np.asarray(x["logprobs"])
+                gaps, tokens = gaps + np.abs(gap[sampled]).sum(), tokens + sampled.sum()
+        assert tokens == row["loss_weight"]
+        assert gaps / tokens < 1e-4
+        by_group = {}
+        for x in trained:
+            by_group.setdefault(x["group"], []).append(x["advantage"])
+        assert max(abs(np.sum(gains)) for gains in by_group.values()) < 1e-4
+        assert {"example", "turns", "segments", "tokens", "version", "status"} <= set(trained[0])
 
 
 @pytest.mark.slow  # imports TensorFlow

@@ -204,6 +204,33 @@ def test_a_minibatch_of_samples_that_do_not_count_changes_nothing(update_step):
         np.testing.assert_array_equal(a, b)
 
 
+def test_each_sample_has_its_log_probabilities_by_the_trainer(update_step):
+    """Read back from packed rows, they are those of the sample in a row of its own."""
+    whole, fresh = update_step
+    keeping = Update(MESH, DAPO, RolloutConfig(max_len=ROOM), *whole_parts(whole), True)
+    kept = [group(0), group(1, "tool_failure"), group(2)]
+    state, metrics = keeping(fresh(), kept)
+    alone, expected = whole(fresh(), kept)
+    assert metrics == expected
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(keeping.trained.advantages[1], 0.0)
+    np.testing.assert_allclose(keeping.trained.advantages[0], [2**-0.5, -(2**-0.5)], rtol=1e-5)
+    assert [len(x) for x in keeping.trained.logprobs] == [5, 5, 0, 0, 5, 5]
+    assert [len(x) for x in whole.trained.logprobs] == [0] * 6
+    samples_of = [t for g in kept for t in g.trajectories]
+    for trajectory, found in zip(samples_of, keeping.trained.logprobs, strict=True):
+        if len(found):
+            one = {"ids": trajectory.ids[:-1], "targets": trajectory.ids[1:]}
+            row = rows.lay([[one]], ROOM, DAPO_FIELDS)
+            logprobs = train_dapo.make_logprob_fn(COMPUTE, 1.0)(fresh().model, row)
+            np.testing.assert_allclose(found, logprobs[0, :5], atol=1e-5)
+
+
+def whole_parts(update: Update):
+    return update._train_step, update._logprobs
+
+
 def update(batch: rows.Batch, accumulate: int, used: int | None) -> tuple[dict, list]:
     """Figures and gradient of a DAPO update."""
     model = random_model(MODEL, COMPUTE, seed=1)

@@ -234,7 +234,9 @@ CHANGES_THE_RESULT = {
         *("max_refills", "overlong_buffer", "overlong_penalty", "overlong_filter", "oversample"),
         *("split", "seed", "keep_by", "min_spread", "min_searches", "coverage_weight"),
         *("gold_hit_weight", "no_answer_penalty", "no_search_penalty"),
-        *("malformed_turn_penalty", "repeated_query_penalty"),
+        *("malformed_turn_penalty", "repeated_query_penalty", "advantage", "ratio", "aggregation"),
+        *("fixed_length", "dual_clip", "proximal", "kl", "kl_weight", "likelihood_floor"),
+        "sequence_gap",
     ),
     "judge": (
         *("own_model", "model", "temperature", "send_temperature", "max_tokens", "language"),
@@ -260,10 +262,11 @@ HARMLESS = {
         *("slots", "decode_share", "kv_tokens", "page_tokens", "attention", "weights"),
         *("tick_tokens", "extend_tokens", "chunk_tokens", "deadline"),
     ),
+    "log": ("to", "project"),
     "sft": ("log_every",),
     "dapo": (
         *("micro_batch", "allow_filters", "warn_after", "patience", "reward_workers"),
-        *("reward_timeout", "max_reward_failures"),
+        *("reward_timeout", "max_reward_failures", "keep_rollouts"),
     ),
     "judge": (
         *("base_url", "api_key_env", "max_tokens_field", "concurrency", "timeout", "deadline"),
