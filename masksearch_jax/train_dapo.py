@@ -34,12 +34,14 @@ from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import check_vocabulary, identity, initial, pinned
 from masksearch_jax.parallel import sharding
 from masksearch_jax.parallel.sharding import make_mesh
-from masksearch_jax.rl import losses, rewards
+from masksearch_jax.rl import behaviour, losses, rewards
 from masksearch_jax.rl.group_sampler import GroupSampler, Outage, figures
 from masksearch_jax.rl.groups import Group
+from masksearch_jax.rl.pass_rates import PassRates
 from masksearch_jax.rl.reward_pool import RewardPool, right_answer
 from masksearch_jax.rl.rollout_log import RolloutLog
 from masksearch_jax.rl.update import Update, has_reference, micro_batches
+from masksearch_jax.rl.watch import Watch, after_rollbacks
 from masksearch_jax.rollout import sampling
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.runtime import cli, storage
@@ -47,6 +49,7 @@ from masksearch_jax.runtime.metric_writer import MetricWriter
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.open import check_source_passages, open_tool
 from masksearch_jax.training import train_state
+from masksearch_jax.training.alarms import RolledBack, read_rollbacks, roll_back
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.guard import Guard, guarded, updates
 from masksearch_jax.training.patience import Patience
@@ -211,11 +214,14 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     """Trains to `cfg.dapo.steps`; the last metrics, and `all_updates` that the weights have had.
 
     `search` stands for cfg.search. Raises ToolOutageError where it is down for too long,
-    NothingLearnedError after `cfg.dapo.patience` steps in a row without an update.
+    NothingLearnedError after `cfg.dapo.patience` steps in a row without an update, and AlarmError
+    or RolledBack by `cfg.alarms.action`.
     """
     check_given(cfg, workdir="the folder to write", data="the folder that build_cache wrote")
     workdir = storage.path(cfg.workdir)
     survival = Survival(cfg.survival, workdir)
+    given, rollbacks = cfg, len(read_rollbacks(workdir))
+    cfg = after_rollbacks(given, rollbacks)
     mesh = make_mesh(cfg.mesh)
     dapo, rollout = on_mesh(cfg.dapo, mesh), cfg.rollout
     check_settings(dapo, rollout, mesh)
@@ -237,6 +243,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         max_len=rollout.max_len,
+        lessons=cfg.lessons,
     )
     if (left_out := prompts.left_out()) and jax.process_index() == 0:
         ids = ", ".join(left_out[:8]) + (", …" if len(left_out) > 8 else "")
@@ -251,7 +258,19 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     check_source_passages(search, cfg.search, [p.example for p in first])
     check_reward(dapo, judge, own_model, [(p, right_answer(p, vocab)) for p in first])
 
-    open_run_folder(cfg, "dapo.steps")
+    watch = Watch(
+        cfg,
+        dapo.steps,
+        prompts.gate,
+        vocab,
+        lambda: search,
+        survival,
+        rollbacks,
+    )
+    pass_rates = PassRates(dapo.rest_steps, dapo.accuracy_threshold)
+    prompts.is_resting = pass_rates.is_resting if dapo.rest_steps else None
+
+    open_run_folder(given, "dapo.steps")
 
     # ---- model, state, programs
     init = pinned(cfg.init, cfg.model)
@@ -280,7 +299,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     checkpoints = Checkpointer(
         workdir / "checkpoints", cfg.checkpoint, cfg.model, adapters, identity(vocab, cfg.tokenizer)
     )
-    with engine, RewardPool(dapo, judge) as pool, checkpoints as checkpointer, survival:
+    with engine, watch, RewardPool(dapo, judge) as pool, checkpoints as checkpointer, survival:
         failures = cfg.survival.tool_failures
         sampler = GroupSampler(engine, prompts, dapo, rollout, pool, failures, own_model)
         start = 0
@@ -291,6 +310,8 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
             start = extra["step"]
             sampler.restore(extra["sampler"])
             measured = extra["measured"]
+            watch.restore(extra["watch"])
+            pass_rates.restore(extra["pass_rates"])
         guard = Guard(cfg.survival, state.opt_state, start)
 
         def position() -> dict[str, Any]:
@@ -299,7 +320,9 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         def save(done: int, at: dict[str, Any]) -> None:
             with survival.disk("save", done):
                 extra = at | {"step": done, "sampler": sampler.gather(at["sampler"])}
+                extra |= {"watch": watch.state(), "pass_rates": pass_rates.state()}
                 tells = "loss" in measured or cfg.checkpoint.best_metric in measured
+                tells = tells and watch.is_best_told(metrics)
                 checkpointer.save(
                     done, state, extra | {"measured": measured}, measured if tells else None
                 )
@@ -353,6 +376,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         ):
             for step in survival.steps(start, dapo.steps, "update"):
                 began, before = time.perf_counter(), dataclasses.replace(engine.stats)
+                pass_rates.begin(step)
                 kept, seen = sample(step)
                 sampled_at = time.perf_counter()
                 state, metrics = update(state, kept)
@@ -370,12 +394,19 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 metrics |= pool.timing() | update.timing()
                 metrics["sample_seconds"] = sampled_at - began
                 metrics["update_seconds"] = time.perf_counter() - sampled_at
+                metrics |= behaviour.figures(seen) | {"refills": float(sampler.refills)}
+                if dapo.rest_steps:
+                    pass_rates.update(step, seen)
+                    metrics |= pass_rates.figures()
+                metrics |= watch.look(done, state.model, metrics)
                 measured |= metrics
                 writer.write(done, metrics)
                 if dapo.keep_rollouts:
                     rollout_log.write(done, step, seen, kept, update.trained)
                 shown = {name: metrics[name] for name in ("reward", "accuracy") if name in metrics}
-                progress.update(done, **shown, kept=len(kept))
+                progress.update(done, **shown, kept=len(kept), **watch.shown())
+                if (good := watch.act(done)) is not None:
+                    roll_back(workdir, checkpointer, done, good, watch.why())
                 idle = 0 if metrics["updates"] else idle + 1
                 if idle == dapo.warn_after and not told:
                     told = True
@@ -420,11 +451,17 @@ def no_spread(steps: int, metrics: Mapping[str, float]) -> str:
 
 
 def train(cfg: DapoRun) -> None:
-    """`run`, which is no success where the weights were never updated: NothingLearnedError.
+    """`run`, again after each rollback; no success where it never updated the weights.
 
-    With `dapo.patience` 0 it is one.
+    NothingLearnedError then, unless `dapo.patience` is 0.
     """
-    if not run(cfg)["all_updates"] and cfg.dapo.patience:
+    found = None
+    while found is None:
+        try:
+            found = run(cfg)
+        except RolledBack as back:
+            print(f"  rolled back: {back}", file=sys.stderr, flush=True)
+    if not found["all_updates"] and cfg.dapo.patience:
         raise NothingLearnedError(
             f"{cfg.dapo.steps} steps are done and none updated the weights: no group of samples "
             "had spread; see config.dapo.curriculum, dapo.accuracy_threshold, dapo.group_size, "

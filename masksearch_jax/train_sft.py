@@ -8,6 +8,7 @@ The story: data, model, state (restored if there is one), loop. Stopping at any 
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
@@ -26,9 +27,11 @@ from masksearch_jax.models.load import check_vocabulary, identity, initial, pinn
 from masksearch_jax.parallel import hosts
 from masksearch_jax.parallel.sharding import batch_shards, context_shards, make_mesh
 from masksearch_jax.rl import losses
+from masksearch_jax.rl.watch import Watch
 from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.metric_writer import MetricWriter
 from masksearch_jax.runtime.progress import Progress
+from masksearch_jax.search.open import open_tool
 from masksearch_jax.training import train_state
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.guard import Guard, guarded
@@ -74,7 +77,8 @@ def run(cfg: SftRun) -> dict[str, Any]:
     check_batch(cfg, mesh)
     share, shares = hosts.share(mesh)
     vocab = Vocab.load(cfg.tokenizer)
-    manifest = cache.Manifest.load(cfg.data, tokenizer=vocab.fingerprint)
+    style = cfg.prompt.style if cfg.eval.every else ""  # held-out prompts are as those trained on
+    manifest = cache.Manifest.load(cfg.data, tokenizer=vocab.fingerprint, prompt_style=style)
     check_vocabulary(cfg.model, vocab, cfg.tokenizer, cfg.init)
     batches = sft_batches(
         manifest,
@@ -85,9 +89,18 @@ def run(cfg: SftRun) -> dict[str, Any]:
         context_loss_weight=cfg.sft.context_loss_weight,
         process_index=share,
         process_count=shares,
+        lessons=cfg.lessons,
+    )
+    watch = Watch(
+        cfg,
+        cfg.sft.steps,
+        batches.gate,
+        vocab,
+        functools.partial(open_tool, cfg.search),
+        survival,
     )
 
-    open_run_folder(cfg, "sft.steps")
+    open_run_folder(cfg, "sft.steps", () if cfg.eval.every else ("search.index",))
 
     # ---- model and state
     init = pinned(cfg.init, cfg.model)
@@ -108,18 +121,21 @@ def run(cfg: SftRun) -> dict[str, Any]:
     checkpoints = Checkpointer(
         workdir / "checkpoints", cfg.checkpoint, cfg.model, adapters, identity(vocab, cfg.tokenizer)
     )
-    with checkpoints as checkpointer, survival:
+    with watch, checkpoints as checkpointer, survival:
         start = 0
         if checkpointer.latest_step() is not None:
             with survival.disk("restore"):
                 state, extra = checkpointer.restore(state)
             batches.set_state(extra["data"])
+            watch.restore(extra["watch"])
             start = int(state.step)
         guard = Guard(cfg.survival, state.opt_state, start)
 
         def save(done: int) -> None:
             with survival.disk("save", done):
-                checkpointer.save(done, state, {"data": batches.get_state()}, metrics)
+                extra = {"data": batches.get_state(), "watch": watch.state()}
+                told = metrics if watch.is_best_told(metrics) else None
+                checkpointer.save(done, state, extra, told)
 
         # ---- loop
         tokens, clock = 0, time.perf_counter()
@@ -137,17 +153,19 @@ def run(cfg: SftRun) -> dict[str, Any]:
                 done = step + 1
                 preempted = survival.preemption.is_reached()
                 due = checkpointer.is_due(done) or done == cfg.sft.steps
-                if done % cfg.sft.log_every == 0 or due or preempted:
+                measures = watch.is_due(done)
+                if done % cfg.sft.log_every == 0 or due or preempted or measures:
                     metrics = {k: float(v) for k, v in out.items()}
                     guard.check_figures(done, metrics)
-                if done % cfg.sft.log_every == 0 or due:
+                    metrics |= watch.look(done, state.model, metrics)
+                if done % cfg.sft.log_every == 0 or due or measures:
                     now = time.perf_counter()
                     metrics["tokens_per_second"] = tokens / (now - clock)
                     tokens, clock = 0, now
                     writer.write(done, metrics)
-                    progress.update(
-                        done, loss=metrics["loss"], tok_s=int(metrics["tokens_per_second"])
-                    )
+                    shown = {"loss": metrics["loss"], "tok_s": int(metrics["tokens_per_second"])}
+                    progress.update(done, **shown, **watch.shown())
+                    watch.act(done)
                 if due or preempted:
                     save(done)
                 if preempted:

@@ -55,6 +55,7 @@ MAY_IMPORT = {
             "planning.shapes",
             "rl.losses",
             "rl.group_sampler",
+            "rl.heldout",
             "rl.rollout_log",
             "rl.update",
             "rollout.",

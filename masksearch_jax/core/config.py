@@ -11,12 +11,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from masksearch_jax.core.curriculum_config import LessonsConfig
 from masksearch_jax.core.llm_config import EndpointConfig, JudgeConfig
 from masksearch_jax.core.loss_config import LossConfig
 from masksearch_jax.core.reward_config import RewardConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
-from masksearch_jax.core.watch_config import LogConfig
+from masksearch_jax.core.watch_config import AlarmsConfig, HeldoutConfig, LogConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -324,6 +325,13 @@ class DapoConfig(RewardConfig, LossConfig):
     min_spread: float = key(
         0.01, "Rewards of a group that trains lie further apart, the lowest and the highest."
     )
+    rest_steps: int = key(
+        0,
+        (
+            "Steps that a prompt rests whose samples were all right or all wrong, twice as many "
+            "each time; 0: none."
+        ),
+    )
     max_refills: int = key(10, "Sampling rounds before training on what there is.")
     overlong_buffer: int = key(256, "Sampled tokens before max_new_tokens where the penalty ramps.")
     overlong_penalty: float = key(1.0, "Taken off at max_new_tokens; the paper's.")
@@ -442,6 +450,12 @@ class TrainRun(ModelRun):
     optim: OptimConfig = section(OptimConfig)
     checkpoint: CheckpointConfig = section(CheckpointConfig)
     log: LogConfig = section(LogConfig)
+    lessons: LessonsConfig = section(LessonsConfig)
+    eval: HeldoutConfig = section(HeldoutConfig)
+    alarms: AlarmsConfig = section(AlarmsConfig)
+    prompt: PromptConfig = section(PromptConfig, "What held-out examples and RL prompts look like.")
+    search: SearchConfig = section(SearchConfig)
+    rollout: RolloutConfig = section(RolloutConfig)
     survival: SurvivalConfig = section(SurvivalConfig)
     lora: LoraConfig = section(LoraConfig)
     plan: PlanConfig = section(PlanConfig)
@@ -458,9 +472,6 @@ class SftRun(TrainRun):
 class DapoRun(TrainRun):
     """`train_dapo`: reinforcement learning with live search."""
 
-    prompt: PromptConfig = section(PromptConfig)
-    search: SearchConfig = section(SearchConfig)
-    rollout: RolloutConfig = section(RolloutConfig)
     dapo: DapoConfig = section(DapoConfig)
     judge: JudgeConfig = section(JudgeConfig)
 

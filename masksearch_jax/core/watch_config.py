@@ -1,8 +1,9 @@
-"""What a training run is watched by: where its figures go."""
+"""What a training run is watched by: where its figures go, held-out examples, alarms."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from masksearch_jax.core.schema import key
 
@@ -22,3 +23,61 @@ class LogConfig:
         harmless=True,
     )
     project: str = key("masksearch_jax", "Of Weights & Biases.", harmless=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldoutConfig:
+    """Held-out examples that a training run is measured on."""
+
+    every: int = key(0, "Steps between measurements, the last step has one too; 0: none.")
+    data: str = key(
+        "",
+        "Folder that build_ramp wrote: its ramp/heldout.jsonl and questions/heldout.jsonl.",
+        folder=True,
+    )
+    examples: int = key(
+        64, "Masked paragraphs of each number of masks, and questions; the same every time."
+    )
+    temperature: float = key(1.0, "Of their rollouts, in place of rollout.temperature.")
+    seed: int = key(0, "Of the choice of examples.")
+
+
+@dataclasses.dataclass(frozen=True)
+class AlarmsConfig:
+    """Figures beyond which a training run has gone wrong; 0: that alarm is off."""
+
+    action: Literal["warn", "stop", "rollback"] = key(
+        "warn",
+        (
+            "Say so; end the run with 1; or, of DAPO, go back to the last checkpoint before the "
+            "alarm, with a lower learning rate and another seed of sampling."
+        ),
+        harmless=True,
+    )
+    steps: int = key(3, "Steps in a row beyond a threshold that are an alarm.", harmless=True)
+    rollbacks: int = key(2, "Of a run; the next alarm ends it with 1.", harmless=True)
+    rollback_lr: float = key(0.5, "Learning rate after a rollback / before it.")
+    answer_length: float = key(
+        0.0, "Tokens of answers / of the right ones: above it.", harmless=True
+    )
+    answers: float = key(0.0, "Answers that a trajectory opens: above it.", harmless=True)
+    enumeration: float = key(
+        0.0, "Share of answers that list alternatives: above it.", harmless=True
+    )
+    tags: float = key(0.0, "Tags that a turn opens: above it.", harmless=True)
+    copied: float = key(
+        0.0, "Share of an answer that is copied from what search showed: above it.", harmless=True
+    )
+    entropy: float = key(0.0, "Of sampled tokens, nats: below it.", harmless=True)
+    repetition: float = key(
+        0.0, "Share of trajectories that repeat themselves: above it.", harmless=True
+    )
+    invalid: float = key(0.0, "Malformed turns of a trajectory: above it.", harmless=True)
+    searches: float = key(0.0, "Of a trajectory: below it.", harmless=True)
+    thoughts: float = key(0.0, "Share of turns that begin with a thought: below it.", harmless=True)
+    sampler_gap: float = key(
+        0.0, "Between log-probabilities of trainer and sampler: above it.", harmless=True
+    )
+    grad_norm: float = key(0.0, "Before clipping: above it.", harmless=True)
+    diversity: float = key(0.0, "Share of different answers in a group: below it.", harmless=True)
+    plateau: int = key(0, "Held-out measurements without a better one: as many.", harmless=True)

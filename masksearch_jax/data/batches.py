@@ -6,16 +6,19 @@ its own rows, so a position is a small dict that means the same for any number o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
 from masksearch_jax.core import rows
+from masksearch_jax.core.curriculum_config import SCHEDULE, LessonsConfig
 from masksearch_jax.core.types import Example
 from masksearch_jax.data import cache
 from masksearch_jax.data.curriculum import Order, Place
 from masksearch_jax.data.demonstrations import parse_example
+from masksearch_jax.data.gate import Gate
 
 SFT_FIELDS = {"ids": np.int32, "targets": np.int32, "loss_weights": np.float32}
 
@@ -39,6 +42,7 @@ def sft_batches(
     process_count: int = 1,
     split: str = "train",
     prefetch: int = 0,
+    lessons: LessonsConfig = SCHEDULE,
 ) -> grain.DatasetIterator[rows.Batch]:
     """An endless, checkpointable iterator of packed batches; batch_size rows over all processes.
 
@@ -52,7 +56,7 @@ def sft_batches(
     prepares that many batches in a thread. Raises CacheError for a record longer than `seq_len`.
     """
     own = _own_share(batch_size, process_index, process_count, "batch_size")
-    order = Order(manifest, curriculum, split, "sft", seed)
+    order = Order(manifest, curriculum, split, "sft", seed, lessons=lessons)
     for records in order.records.values():
         if (longest := int(records.lengths.max())) > seq_len:
             raise cache.CacheError(
@@ -73,6 +77,7 @@ def prompt_batches(
     process_count: int = 1,
     split: str = "train",
     max_len: int = 0,
+    lessons: LessonsConfig = SCHEDULE,
 ) -> PromptBatches:
     """An endless, checkpointable iterator of lists of `Prompt`: `groups` a step, all processes.
 
@@ -80,7 +85,7 @@ def prompt_batches(
     CacheError where all of a task are, and where a mixture has fewer prompts than `groups`: a step
     would sample some twice.
     """
-    order = Order(manifest, curriculum, split, "prompt", seed, max_len)
+    order = Order(manifest, curriculum, split, "prompt", seed, max_len, lessons)
     for lesson in range(order.lessons):
         mixture, size = order.size(lesson)
         if size < groups:
@@ -95,6 +100,7 @@ class PromptBatches(grain.DatasetIterator[list[Prompt]]):
     """Prompts of each RL step; `extra` draws more within a step, for groups that were dropped.
 
     The state counts what was drawn, so a restored iterator goes on with prompts not yet seen.
+    `is_resting(id)` of an example leaves its prompt out for now, unless all of a lesson rest.
     """
 
     def __init__(self, order: Order, groups: int, process_index: int, process_count: int) -> None:
@@ -103,6 +109,11 @@ class PromptBatches(grain.DatasetIterator[list[Prompt]]):
         self._order, self._groups = order, groups
         self._process = process_index, process_count
         self._place = Place()
+        self.is_resting: Callable[[str], bool] | None = None
+
+    @property
+    def gate(self) -> Gate:
+        return self._order.gate
 
     def __next__(self) -> list[Prompt]:
         self._place = self._order.enter(self._place)
@@ -121,9 +132,24 @@ class PromptBatches(grain.DatasetIterator[list[Prompt]]):
     def extra(self, groups: int) -> list[Prompt]:
         """This process's share of `groups` more prompts, from the mixture of the last step."""
         own = _own_share(groups, *self._process, "groups")
-        start = self._place.next
-        self._place = self._place._replace(next=start + groups)
-        return [self._prompt(self._place.lesson, start + i) for i in own]
+        drawn = self._draw(groups)
+        self._place = self._place._replace(next=drawn[-1] + 1 if drawn else self._place.next)
+        return [self._prompt(self._place.lesson, drawn[i]) for i in own]
+
+    def _draw(self, groups: int) -> list[int]:
+        """Positions of the next prompts that do not rest."""
+        lesson, start = self._place.lesson, self._place.next
+        if self.is_resting is None:
+            return list(range(start, start + groups))
+        found: list[int] = []
+        _, size = self._order.size(lesson)
+        for position in range(start, start + size):
+            name = parse_example(self._order.record(lesson, position)["example"]).id
+            if not self.is_resting(name):
+                found.append(position)
+            if len(found) == groups:
+                return found
+        return list(range(start, start + groups))
 
     def first(self, count: int) -> list[Prompt]:
         """The first `count` prompts of each lesson of the curriculum; draws none."""
@@ -177,6 +203,10 @@ class _SftBatches(grain.DatasetIterator[rows.Batch]):
 
     def _tokens(self, lesson: int, position: int) -> rows.Tokens:
         return sft_tokens(self._order.record(lesson, position), self._context_weight, self._pad_id)
+
+    @property
+    def gate(self) -> Gate:
+        return self._order.gate
 
     def get_state(self) -> dict[str, Any]:
         return self._order.to_state(self._place)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
+from masksearch_jax.core.curriculum_config import SCHEDULE, LessonsConfig, check_lessons
 from masksearch_jax.data import cache
+from masksearch_jax.data.gate import Gate
 
 
 class Lesson(NamedTuple):
@@ -26,7 +28,10 @@ class Lesson(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a stream stands: batches given, the lesson in force, positions in its order."""
+    """Where a stream stands: batches given, the stretch in force, positions in its order.
+
+    A stretch is a lesson but where rates are measured, see `gate`.
+    """
 
     step: int = 0
     lesson: int = 0
@@ -62,8 +67,8 @@ class Order:
     """The records of a cache in the order of a curriculum: `record(lesson, position)`.
 
     Records of `max_len` tokens or more (0: of any number) are in no lesson; `left_out` has them, by
-    task. Raises CacheError for a mixture that is not there, holds the other kind of records, or
-    none.
+    task. `gate` says which lesson, or stretch, is in force. Raises CacheError for a mixture that is
+    not there, holds the other kind of records, or none; ConfigError for a gate that cannot pass.
     """
 
     def __init__(
@@ -74,25 +79,36 @@ class Order:
         kind: cache.Kind,
         seed: int,
         max_len: int = 0,
+        lessons: LessonsConfig = SCHEDULE,
     ) -> None:
+        check_lessons(lessons)
         self._lessons = parse_curriculum(curriculum, manifest.names())
+        self._manifest, self._split, self._seed = manifest, split, seed
         self.records: dict[str, cache.Records] = {}
         self.left_out: dict[str, np.ndarray] = {}
         self._orders: list[_LessonOrder] = []
         self._hashes: list[str] = []
-        for index, lesson in enumerate(self._lessons):
-            rates = _tasks_of(manifest, lesson.mixture, split, kind)
-            for task in rates:
-                if task not in self.records:
-                    self._open(manifest, task, split, max_len)
-            tasks = [
-                _Task(self.records[task], rate, self.left_out[task]) for task, rate in rates.items()
-            ]
-            made_of = [[t, r, manifest.tasks[t][split].made_from] for t, r in rates.items()]
+        own = [_tasks_of(manifest, lesson.mixture, split, kind) for lesson in self._lessons]
+        for task in dict.fromkeys(task for rates in own for task in rates):
+            self._open(manifest, task, split, max_len)
+        tasks = [_with_earlier(own[: i + 1], lessons.keep_earlier) for i in range(len(own))]
+        self.gate = Gate(lessons, tasks, [lesson.step for lesson in self._lessons])
+        self._tasks = tasks
+        self._make_orders()
+
+    def _make_orders(self) -> None:
+        """The orders of the stretches that have none yet."""
+        for index in range(len(self._orders), len(self.gate.stretches)):
+            stretch = self.gate.stretches[index]
+            mixture = self._lessons[stretch.lesson].mixture
+            rates = stretch.rates or self._tasks[stretch.lesson]
+            tasks = [_Task(self.records[t], rate, self.left_out[t]) for t, rate in rates.items()]
+            made_from = {t: self._manifest.tasks[t][self._split].made_from for t in rates}
+            made_of: list[Any] = [[t, rate, made_from[t]] for t, rate in rates.items()]
             left_out = {t: self.left_out[t].tolist() for t in rates if len(self.left_out[t])}
             made_of += [left_out] if left_out else []
-            self._orders.append(_LessonOrder(tasks, f"{seed}/{index}/{lesson.mixture}"))
-            self._hashes.append(f"{_hash(str(seed), lesson.mixture, json.dumps(made_of)):08x}")
+            self._orders.append(_LessonOrder(tasks, f"{self._seed}/{index}/{mixture}"))
+            self._hashes.append(f"{_hash(str(self._seed), mixture, json.dumps(made_of)):08x}")
 
     def _open(self, manifest: cache.Manifest, task: str, split: str, max_len: int) -> None:
         self.records[task] = records = manifest.open(task, split)
@@ -114,8 +130,9 @@ class Order:
         return self._lessons[lesson].mixture, self._orders[lesson].size
 
     def enter(self, place: Place) -> Place:
-        """The place itself, or the start of the next lesson when its step has come."""
-        lesson = max(i for i, x in enumerate(self._lessons) if x.step <= place.step)
+        """The place itself, or the start of the stretch that is in force from its step on."""
+        lesson = self.gate.enter(place.step)
+        self._make_orders()
         return place if lesson == place.lesson else Place(place.step, lesson)
 
     def length(self, lesson: int, position: int) -> int:
@@ -131,24 +148,42 @@ class Order:
 
     def to_state(self, place: Place) -> dict[str, Any]:
         """The place as a JSON-ready dict, with a hash of the order that it counts in."""
-        return {
+        found = {
             "step": place.step,
             "stage": place.lesson,  # the key in the checkpoints of all versions
             "next": place.next,
             "pending": list(place.pending),
             "order": self._hashes[place.lesson],
         }
+        gate = self.gate.state()
+        return found | ({"gate": gate} if gate else {})
 
     def from_state(self, state: dict[str, Any]) -> Place:
         """The inverse of `to_state`. Raises CacheError for a state that counts in another order."""
         place = Place(state["step"], state["stage"], state["next"], tuple(state["pending"]))
-        if place.lesson >= self.lessons or state["order"] != self._hashes[place.lesson]:
+        self.gate.restore(state.get("gate", {}), place.step)
+        del self._orders[self.lessons :], self._hashes[self.lessons :]
+        self._make_orders()
+        if place.lesson >= len(self._orders) or state["order"] != self._hashes[place.lesson]:
             raise cache.CacheError(
                 f"data position of step {place.step} counts in another order (lesson "
                 f"{place.lesson} of {self.lessons}): seed, curriculum so far and cache must be "
                 "those it was saved with"
             )
         return place
+
+
+def _with_earlier(own: Sequence[Mapping[str, float]], share: float) -> dict[str, float]:
+    """Tasks and rates of the last lesson, with a share of the lessons before, in equal parts."""
+    *earlier, last = own
+    if not earlier or not share:
+        return dict(last)
+    found: dict[str, float] = {}
+    parts = [(rates, share / len(earlier)) for rates in earlier] + [(last, 1 - share)]
+    for rates, part in parts:
+        for task, rate in rates.items():
+            found[task] = found.get(task, 0.0) + part * rate / sum(rates.values())
+    return found
 
 
 class _Task(NamedTuple):

@@ -107,7 +107,7 @@ class GroupSampler:
         self.open: dict[str, tuple[batches.Prompt, dict[int, Scored]]] = {}
         self.again: list[Request] = []
         self.carried: list[Group] = []
-        self.expired = 0  # in the last step
+        self.expired = self.refills = 0  # in the last step; refills: rounds of further prompts
 
     def state(self) -> JsonObject:
         """The next stream, this process's prompts whose groups are open, and groups carried."""
@@ -172,6 +172,7 @@ class GroupSampler:
                 if not short:
                     break
                 drawn = self.prompts.extra(short * jax.process_count())
+            self.refills = round_
             requests, self.again = self.again + self._requests(drawn), []
             self._sample(model, version, requests, kept, seen)
             counts = self._counts(Counts(len(kept), len(kept) - carried, len(seen)), seen)

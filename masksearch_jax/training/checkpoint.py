@@ -144,6 +144,17 @@ class Checkpointer:
         """The newest whole step, or None."""
         return self._manager.latest_step()
 
+    def drop_after(self, step: int) -> int | None:
+        """Deletes all later steps; the newest that is left. None: there is none, and none goes."""
+        self.wait()
+        steps = sorted(self._manager.all_steps())
+        if not steps or steps[0] > step:
+            return None
+        with held():
+            for later in (s for s in steps if s > step):
+                self._manager.delete(later)
+        return max(s for s in steps if s <= step)
+
     def wait(self) -> None:
         """Returns when nothing is being written."""
         if self._writing is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from masksearch_jax.core.config import TrainRun
 from masksearch_jax.core.errors import ConfigError
@@ -11,23 +12,24 @@ from masksearch_jax.runtime import run_record, storage
 from masksearch_jax.training import checkpoint_files
 
 
-def open_run_folder(cfg: TrainRun, steps: str) -> None:
+def open_run_folder(cfg: TrainRun, steps: str, unread: Sequence[str] = ()) -> None:
     """Writes WORKDIR/run.json. All processes must call it.
 
     steps: the key with the number of steps. With a constant learning rate more of them change
-    nothing of those before; linear and cosine schedules end with the last one. Raises ConfigError,
+    nothing of those before; linear and cosine schedules end with the last one. unread: keys of
+    folders that the run does not read, whose files may change. Raises ConfigError,
     on all processes, where there are checkpoints and the settings that they come from differ in
     what changes the result, see `run_record.resume`.
     """
-    harmless = {steps} if cfg.optim.schedule == "constant" else ()
+    harmless = {*unread, *([steps] if cfg.optim.schedule == "constant" else ())}
     checkpoints = cfg.checkpoint.folder or storage.path(cfg.workdir) / "checkpoints"
     problem = ""
     if checkpoint_files.has_steps(checkpoints):
         try:
-            run_record.resume(cfg.workdir, cfg, harmless)
+            run_record.resume(cfg.workdir, cfg, harmless, dict.fromkeys(unread, ""))
         except ConfigError as error:  # of the first process, which alone reads the record
             problem = str(error)
     else:
-        run_record.write(cfg.workdir, cfg)
+        run_record.write(cfg.workdir, cfg, dict.fromkeys(unread, ""))
     if problem := json.loads(hosts.gather_texts(json.dumps(problem))[0]):
         raise ConfigError(problem)

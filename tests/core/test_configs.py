@@ -14,11 +14,13 @@ from flax import nnx
 from configs import common
 from masksearch_jax import train_dapo
 from masksearch_jax.core import config
-from masksearch_jax.core.config import ModelConfig
+from masksearch_jax.core.config import ModelConfig, PromptConfig, SearchConfig
+from masksearch_jax.core.curriculum_config import LessonsConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.llm_config import EndpointConfig, JudgeConfig
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import REQUIRED, describe_keys, flat_keys, to_dataclass
-from masksearch_jax.core.watch_config import LogConfig
+from masksearch_jax.core.watch_config import AlarmsConfig, HeldoutConfig, LogConfig
 from masksearch_jax.parallel import sharding
 from masksearch_jax.runtime import cli, config_text
 
@@ -109,6 +111,7 @@ SINCE |= {"dapo.fixed_length": 0, "dapo.dual_clip": 0.0, "dapo.proximal": "step"
 SINCE |= {"dapo.kl": "none", "dapo.kl_weight": 0.001, "dapo.likelihood_floor": 0.0}
 SINCE |= {"dapo.sequence_gap": 0.0}
 SINCE |= {"dapo.max_reward_failures": 0.1, "dapo.keep_rollouts": 0.0}
+SINCE |= {"dapo.rest_steps": 0}
 SINCE |= {"search.attempt_timeout": 5.0, "search.retries": 20, "search.backoff": 0.1}
 SINCE |= {"search.hedge": 0.0, "search.batch_wait": 0.002}
 # Of one file's schema alone.
@@ -116,9 +119,15 @@ KEYS_SINCE = {"quickstart": {"qa_share": 0.0, "thoughts": "short"}}
 KEYS_SINCE |= {"build_trajectories": {"thoughts": "full"}}
 SINCE |= {"evolve.thoughts": "short", "ramp.supported": False}
 # Sections that came after the snapshot, of which no file of that time has a key.
+WATCHED = {
+    "log": LogConfig,
+    "lessons": LessonsConfig,
+    "eval": HeldoutConfig,
+    "alarms": AlarmsConfig,
+}
 SECTIONS_SINCE = {
-    "SftRun": {"log": LogConfig},
-    "DapoRun": {"judge": JudgeConfig, "log": LogConfig},
+    "SftRun": WATCHED | {"prompt": PromptConfig, "search": SearchConfig, "rollout": RolloutConfig},
+    "DapoRun": {"judge": JudgeConfig} | WATCHED,
     "QuickstartRun": {"judge": JudgeConfig},
     "EvalRun": {"endpoint": EndpointConfig},
 }

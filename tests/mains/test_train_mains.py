@@ -39,7 +39,8 @@ from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.open import open_tool
 from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.testing.services import Answer, Endpoint, in_turn
-from masksearch_jax.training import patience
+from masksearch_jax.training import alarms, patience
+from masksearch_jax.training.alarms import AlarmError
 from masksearch_jax.training.checkpoint_files import CheckpointError
 from masksearch_jax.training.run_folder import open_run_folder
 from masksearch_jax.training.supervisor import Preempted
@@ -306,6 +307,110 @@ def test_tensorboard_reads_the_curves_of_runs_that_were_stopped(sft, dapo, tmp_p
             figures = {k: v for k, v in row.items() if k not in ("step", "wall_time")}
             assert found[row["step"]] == pytest.approx(figures, rel=1e-6)
         assert np.diff([row["wall_time"] for row in rows]).min() >= 0
+
+
+# ---- held-out examples, lessons that listen, alarms
+
+
+def measured(cfg, cached, **settings):
+    """The config with a few held-out examples of each kind."""
+    given = {"every": 2, "data": str(cached.data), "examples": 2} | settings
+    rollout, prompt = cached.cfg.rollout, cached.cfg.prompt
+    cfg = dataclasses.replace(cfg, search=cached.search, rollout=rollout, prompt=prompt)
+    return changed(changed(cfg, "eval", **given), "rollout", slots=8, max_new_tokens=96)
+
+
+def without(rows, *prefixes):
+    return [{k: v for k, v in row.items() if not k.startswith(prefixes)} for row in rows]
+
+
+@pytest.mark.slow
+def test_sft_is_measured_on_held_out_examples_which_changes_nothing(cached, sft, tmp_path):
+    cfg = measured(at(sft, tmp_path), cached, every=30)
+    cfg = changed(cfg, "checkpoint", every=30, best_metric="heldout_format_rate", keep=1)
+    train_sft.run(cfg)
+    rows = curves(tmp_path)
+    assert without(rows, "heldout_") == curves(sft.workdir)
+    due = [row for row in rows if any(name.startswith("heldout_") for name in row)]
+    assert [row["step"] for row in due] == [30, 60, 80]
+    names = {"heldout_k1_span_recall", "heldout_questions_recall", "heldout_lost"}
+    assert all(names <= set(row) for row in due)
+    best = max(row["heldout_format_rate"] for row in due)
+    best_steps = {str(row["step"]) for row in due if row["heldout_format_rate"] == best}
+    kept = {name for name in os.listdir(tmp_path / "checkpoints") if name.isdigit()}
+    assert "80" in kept
+    assert kept & best_steps
+
+
+@pytest.mark.slow
+def test_lessons_of_sft_wait_for_their_gate_and_go_on_bitwise(cached, sft, tmp_path):
+    cfg = measured(at(sft, tmp_path), cached, every=10)
+    cfg = changed(cfg, "lessons", by="gated", threshold=1.0, floor=1, ceiling=25, keep_earlier=0.2)
+    cfg = changed(cfg, "sft", steps=40)
+    train_sft.run(cfg)
+    rows = curves(tmp_path)
+    lessons = [row["lesson"] for row in rows]
+    assert lessons == sorted(lessons)
+    assert lessons[0] == 0
+    assert lessons[-1] == 1  # by the gate, or by its ceiling
+    run_until(33, train_sft, at(cfg, tmp_path / "cut"))
+    train_sft.run(at(cfg, tmp_path / "cut"))
+    assert curves(tmp_path / "cut") == rows
+
+
+@pytest.mark.slow
+def test_a_reward_that_pays_for_length_trips_the_first_alarm(cached, dapo, tmp_path):
+    """Answers grow over those of the first step, which is the same whatever is paid for."""
+    first = curves(dapo.workdir)[0]["answer_length"]
+    cfg = changed(at(dapo, tmp_path), "dapo", steps=12, reward="tests.rl.own_rewards:length")
+    cfg = changed(changed(cfg, "dapo", curriculum="0:qa_easy"), "optim", learning_rate=3e-3)
+    cfg = changed(cfg, "alarms", answer_length=1.2 * first, action="stop", steps=2)
+    with pytest.raises(
+        AlarmError, match=r"answer_length is .*, above config\.alarms\.answer_length"
+    ):
+        train_dapo.train(cfg)
+    last = curves(tmp_path)[-1]
+    assert last["alarms"] == ["answer_length"]
+    assert last["answer_length"] > 1.2 * first
+
+
+@pytest.mark.slow
+def test_a_rollback_goes_back_to_before_the_alarm_and_on_with_less(cached, dapo, tmp_path):
+    """An alarm that always rings, from the second step on: back once, then the run ends."""
+    cfg = changed(at(dapo, tmp_path), "checkpoint", every=1, keep=4)
+    cfg = changed(cfg, "optim", schedule="constant", warmup_steps=0)
+    cfg = changed(cfg, "alarms", tags=1e-9, steps=2, action="rollback", rollbacks=1)
+    real = alarms.Alarms.ring
+
+    def ring(self, step, figures):
+        return real(self, step, figures) if step > 1 else []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(alarms.Alarms, "ring", ring)
+        with pytest.raises(AlarmError, match=r"after 1 rollbacks, as many as config\.alarms"):
+            train_dapo.train(cfg)
+    (back,) = alarms.read_rollbacks(tmp_path)
+    assert (back["from"], back["to"]) == (3, 1)
+    rows, before = read_metrics(tmp_path), read_metrics(dapo.workdir)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row.get("rollbacks") for row in rows] == [None, 1, 1]
+    assert rows[0]["reward"] == before[0]["reward"]
+    assert rows[1]["reward"] != before[1]["reward"]  # sampled by another seed
+    rates = [row["lr"] for row in rows[1:] if "lr" in row]
+    assert rates == pytest.approx([cfg.optim.learning_rate / 2] * len(rates))
+
+
+@pytest.mark.slow
+def test_prompts_that_teach_nothing_rest(dapo, tmp_path):
+    cfg = changed(at(dapo, tmp_path), "dapo", rest_steps=2, curriculum="0:qa_easy")
+    run_until(3, train_dapo, cfg)
+    train_dapo.run(cfg)
+    rows = curves(tmp_path)
+    assert rows[-1]["prompts_known"] >= rows[0]["prompts_known"] > 0
+    assert max(row["prompts_resting"] for row in rows) > 0
+    whole = at(cfg, tmp_path / "whole")
+    train_dapo.run(whole)
+    assert curves(whole.workdir) == rows
 
 
 # ---- search down, nothing to learn

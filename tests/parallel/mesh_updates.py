@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import numpy as np
 import optax
@@ -12,6 +15,14 @@ from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.training import train_state
 from tests.training.updates import COMPUTE, MODEL, batch, losses
 
+SWITCHES = {
+    "ratio": "sequence",
+    "aggregation": "sequence",
+    "kl": "k3",
+    "kl_weight": 0.1,
+    "likelihood_floor": 0.1,
+    "dual_clip": 1.5,
+}
 MESHES = {
     "data_fsdp": MeshConfig(2, 2, 1),
     "fsdp_tensor": MeshConfig(1, 2, 2),
@@ -20,11 +31,17 @@ MESHES = {
 
 
 def updates(
-    config: MeshConfig, process: int, count: int, devices=None, accumulate: int = 1
+    config: MeshConfig,
+    process: int,
+    count: int,
+    devices=None,
+    accumulate: int = 1,
+    switches: Mapping[str, Any] | None = None,
 ) -> dict[str, np.ndarray]:
     """Loss and gradient, by parameter, of an SFT and a DAPO update with this process's rows.
 
     Those of SFT are read by all processes of a share, those of DAPO made by one and exchanged.
+    switches: of the loss of DAPO, which is then the only one.
     """
     mesh, tx = sharding.make_mesh(config, devices), optax.sgd(1.0)
     share, shares = hosts.share(mesh)
@@ -38,7 +55,9 @@ def updates(
     host = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes)
     placed = layout.parameter_shardings(mesh, shapes)
     found = {}
-    for name, loss_fn in losses().items():
+    chosen = losses(**switches or {})
+    for name in ["dapo"] if switches else list(chosen):
+        loss_fn = chosen[name]
         model = jax.tree.map(
             lambda x, at: jax.make_array_from_callback(x.shape, at, lambda i, x=x: x[i]),
             host,

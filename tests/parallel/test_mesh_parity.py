@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from masksearch_jax.core.config import MeshConfig
-from tests.parallel.mesh_updates import MESHES, updates
+from tests.parallel.mesh_updates import MESHES, SWITCHES, updates
 
 CHILD = """
 import sys
@@ -24,11 +24,14 @@ jax.config.update("jax_num_cpu_devices", 4 // count)
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{port}", count, process)
 import numpy as np
-from tests.parallel.mesh_updates import MESHES, updates
+from tests.parallel.mesh_updates import MESHES, SWITCHES, updates
 for name, mesh in MESHES.items():
     found = updates(mesh, process, count)
     if process == 0:
         np.savez(f"{folder}/{name}.npz", **found)
+found = updates(MESHES["data_fsdp"], process, count, switches=SWITCHES)
+if process == 0:
+    np.savez(f"{folder}/switches.npz", **found)
 """
 REPLICAS = {
     "data": MeshConfig(4, 1, 1),
@@ -41,6 +44,11 @@ REPLICAS = {
 @pytest.fixture(scope="module")
 def alone():
     return updates(MeshConfig(1, 1, 1), 0, 1, jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def switched():
+    return updates(MeshConfig(1, 1, 1), 0, 1, jax.devices()[:1], switches=SWITCHES)
 
 
 def test_the_gradients_compared_are_of_every_parameter(alone):
@@ -71,7 +79,7 @@ def test_micro_batches_on_replicas_update_as_one_device_does(alone, mesh):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
-def test_processes_and_meshes_update_as_one_device_does(alone, count, tmp_path):
+def test_processes_and_meshes_update_as_one_device_does(alone, switched, count, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -93,3 +101,19 @@ def test_processes_and_meshes_update_as_one_device_does(alone, count, tmp_path):
             process.kill()
     for name in MESHES:
         assert_as_alone(np.load(tmp_path / f"{name}.npz"), alone)
+    assert_as_alone(np.load(tmp_path / "switches.npz"), switched)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 8), (2, 4), (8, 1)])
+def test_the_switches_of_the_loss_update_on_meshes_as_on_one_device(switched, shape):
+    config = MeshConfig(*shape, 1)
+    assert_as_alone(updates(config, 0, 1, jax.devices()[:8], switches=SWITCHES), switched)
+
+
+@pytest.mark.slow
+def test_the_switches_of_the_loss_update_in_micro_batches_as_in_one(switched):
+    """Of one row each, which holds fewer samples than a group has."""
+    config = MeshConfig(1, 1, 1)
+    found = updates(config, 0, 1, jax.devices()[:1], accumulate=8, switches=SWITCHES)
+    assert_as_alone(found, switched)

@@ -93,3 +93,10 @@ def some_fail(example, trajectory):
 async def as_ours(example, trajectory):
     found = rewards.reward(example, trajectory, like[-1])
     return {"total": found.total, "accuracy": found.accuracy}
+
+
+def length(example, trajectory):
+    """Pays for every word of an answer, whatever it says."""
+    answer = trajectory.text_by("policy").partition("<answer>")[2].partition("</answer>")[0]
+    words = len(answer.split())
+    return {"total": words / 10, "accuracy": float(words > 6)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,13 +35,17 @@ def batch() -> dict[str, np.ndarray]:
         "advantages": rng.normal(size=ROWS).astype(np.float32),
         "logp_sampler": sampler,
         "logp_old": sampler + rng.normal(0, 0.1, (ROWS, TIME)).astype(np.float32),
+        "logp_ref": sampler + rng.normal(0, 0.2, (ROWS, TIME)).astype(np.float32),
     }
 
 
-def losses() -> dict[str, Callable]:
+def losses(**switches: Any) -> dict[str, Callable]:
+    """The loss functions of both trainers; switches: of DAPO's."""
     path = Path(__file__).parents[2] / "configs" / "ramp_dapo.py"
     dapo = to_dataclass(DapoRun, cli.load_config(f"{path}:tiny")).dapo
     return {
         "sft": train_sft.make_loss_fn(COMPUTE),
-        "dapo": train_dapo.make_loss_fn(COMPUTE, dataclasses.replace(dapo, minibatches=2), 1.0),
+        "dapo": train_dapo.make_loss_fn(
+            COMPUTE, dataclasses.replace(dapo, minibatches=2, **switches), 1.0
+        ),
     }

@@ -1,0 +1,57 @@
+"""How a run goes from lesson to lesson of its curriculum; of SFT and DAPO alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.schema import key
+
+
+@dataclasses.dataclass(frozen=True)
+class LessonsConfig:
+    """When the next lesson of `curriculum` begins, and what it keeps of those before."""
+
+    by: Literal["schedule", "gated", "adaptive"] = key(
+        "schedule",
+        (
+            "At the lesson's step; once the held-out recall of the lesson before passes "
+            "`threshold`, whatever its step; or at its step, with rates of its tasks by their "
+            "held-out recall. The last two want eval.every."
+        ),
+    )
+    keep_earlier: float = key(
+        0.0, "Share of a lesson's records that come from the lessons before, in equal parts."
+    )
+    threshold: float = key(0.8, "Of gated: held-out recall that opens the next lesson.")
+    floor: int = key(0, "Of gated: steps of a lesson before the next one, at least.")
+    ceiling: int = key(0, "Of gated: steps of a lesson before the next one, at most; 0: any.")
+    least: float = key(
+        0.1,
+        "Of adaptive: a task's rate, over its own, at least; the most is 1, where half is right.",
+    )
+
+
+SCHEDULE = LessonsConfig()
+
+
+def check_lessons(cfg: LessonsConfig) -> None:
+    """Raises ConfigError for a gate that can never pass, or that is always open."""
+    if not 0 <= cfg.keep_earlier < 1:
+        raise ConfigError(
+            f"config.lessons.keep_earlier is {cfg.keep_earlier:g}; it must lie in 0..1, below 1"
+        )
+    if cfg.by == "gated" and not 0 < cfg.threshold <= 1:
+        what = "can never pass" if cfg.threshold > 1 else "passes at the first measurement"
+        raise ConfigError(
+            f"config.lessons.threshold is {cfg.threshold:g}, a gate that {what}: recall lies in "
+            "0..1; choose above 0 and at most 1"
+        )
+    if cfg.floor < 0 or cfg.ceiling < 0 or 0 < cfg.ceiling < cfg.floor:
+        raise ConfigError(
+            f"config.lessons: floor {cfg.floor} and ceiling {cfg.ceiling} must not be below 0, nor "
+            "the ceiling below the floor"
+        )
+    if not 0 < cfg.least <= 1:
+        raise ConfigError(f"config.lessons.least is {cfg.least:g}; it must be above 0, at most 1")

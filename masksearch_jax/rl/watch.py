@@ -1,0 +1,133 @@
+"""What looks after each step of a run: held-out examples, the curriculum's gate, alarms."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from masksearch_jax.core.config import DapoRun, TrainRun
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.retrieval import SearchTool
+from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.types import JsonObject
+from masksearch_jax.data.gate import Gate
+from masksearch_jax.rl.heldout import Heldout
+from masksearch_jax.rollout.model import Policy
+from masksearch_jax.training.alarms import Alarms, Ringing
+from masksearch_jax.training.supervisor import Preempted, Survival
+
+
+class Watch:
+    """`look` after each step, then `act`. A context manager; `state` belongs into the checkpoint.
+
+    search: opens the tool that held-out examples are searched with. rollbacks: that the run has
+    had; None: it can have none. Raises ConfigError for settings that cannot work.
+    """
+
+    def __init__(
+        self,
+        cfg: TrainRun,
+        steps: int,
+        gate: Gate,
+        vocab: Vocab,
+        search: Callable[[], SearchTool],
+        survival: Survival,
+        rollbacks: int | None = None,
+    ):
+        self._cfg, self._steps, self._gate, self._survival = cfg, steps, gate, survival
+        self._rollbacks = rollbacks
+        self._check_best(cfg)
+        self._alarms = Alarms(cfg.alarms, rollbacks is not None, cfg.eval.every > 0)
+        self._ringing: list[Ringing] = []
+        self._stack = contextlib.ExitStack()
+        self._heldout: Heldout | None = None
+        if cfg.eval.every:
+            self._heldout = Heldout(
+                cfg.eval,
+                vocab,
+                cfg.prompt.style,
+                search(),
+                cfg.search,
+                cfg.rollout,
+                survival.raise_if_stopped,
+            )
+            self._stack.enter_context(self._heldout)
+        kinds = self._heldout.kinds() if self._heldout else []
+        gate.check_kinds(kinds, cfg.eval.every, steps)
+
+    @staticmethod
+    def _check_best(cfg: TrainRun) -> None:
+        every, best = cfg.eval.every, cfg.checkpoint.best_metric
+        if every < 0:
+            raise ConfigError(f"config.eval.every is {every}; it must not be below 0")
+        if best.startswith("heldout_") and (not every or cfg.checkpoint.every % every):
+            raise ConfigError(
+                f"config.checkpoint.best_metric is {best}, of which a checkpoint must have its own "
+                f"value: config.checkpoint.every, {cfg.checkpoint.every}, must be a multiple of "
+                f"config.eval.every, which is {every}"
+            )
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def state(self) -> JsonObject:
+        return self._alarms.state()
+
+    def restore(self, state: JsonObject) -> None:
+        self._alarms.restore(state)
+
+    def is_due(self, step: int) -> bool:
+        """Whether held-out examples are measured after this step."""
+        return self._heldout is not None and self._heldout.is_due(step, self._steps)
+
+    def look(self, step: int, model: Policy, figures: Mapping[str, float]) -> dict[str, Any]:
+        """Further figures of the step; all processes must call it.
+
+        `heldout_…` where they are due and no one told the run to stop; `lesson` and the gate's
+        value, as they were in the step; `alarms`, the names of those that ring, where any does.
+        """
+        found: dict[str, Any] = {}
+        if self._heldout and self.is_due(step):
+            with self._survival.phase("sample"), contextlib.suppress(Preempted):
+                found |= self._heldout.measure(model)
+        found |= self._gate.listen(step, found)
+        if self._rollbacks:
+            found["rollbacks"] = float(self._rollbacks)
+        self._ringing = self._alarms.ring(step, {**figures, **found})
+        self._alarms.tell(self._ringing)
+        names = [one.name for one in self._ringing]
+        return found | ({"alarms": names} if names else {})
+
+    def shown(self) -> dict[str, str]:
+        """For the line of progress: the alarms that ring."""
+        return {"alarm": ", ".join(one.name for one in self._ringing)} if self._ringing else {}
+
+    def is_best_told(self, figures: Mapping[str, object]) -> bool:
+        """Whether the step has the figure that tells the best: a held-out one is of some alone."""
+        best = self._cfg.checkpoint.best_metric
+        return not best.startswith("heldout_") or best in figures
+
+    def why(self) -> str:
+        """What rings, in a sentence."""
+        return "; ".join(one.sentence for one in self._ringing)
+
+    def act(self, step: int) -> int | None:
+        """The last step before the alarms, to go back to; None: go on. Raises AlarmError."""
+        return self._alarms.act(step, self._ringing, self._rollbacks or 0)
+
+
+def after_rollbacks(cfg: DapoRun, rollbacks: int) -> DapoRun:
+    """The config with the learning rate and the seed of sampling that so many rollbacks leave."""
+    if not rollbacks:
+        return cfg
+    rate = cfg.optim.learning_rate * cfg.alarms.rollback_lr**rollbacks
+    return dataclasses.replace(
+        cfg,
+        optim=dataclasses.replace(cfg.optim, learning_rate=rate),
+        rollout=dataclasses.replace(cfg.rollout, seed=cfg.rollout.seed + rollbacks),
+    )

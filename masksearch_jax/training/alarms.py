@@ -1,0 +1,198 @@
+"""Alarms: figures beyond a threshold for several steps, and what a run does then."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+
+from masksearch_jax.core import files
+from masksearch_jax.core.errors import ConfigError, Restart, UserError
+from masksearch_jax.core.types import JsonObject
+from masksearch_jax.core.watch_config import AlarmsConfig
+from masksearch_jax.runtime import storage
+from masksearch_jax.training.checkpoint import Checkpointer
+
+ROLLBACKS = "rollbacks.json"  # in the run's folder: a list, one for each
+
+# Alarm, which is a key of the config → the figure, and whether it rings above or below.
+FIGURES = {
+    "answer_length": ("answer_length", "above"),
+    "answers": ("answers_opened", "above"),
+    "enumeration": ("enumeration", "above"),
+    "tags": ("tags_per_turn", "above"),
+    "copied": ("copied", "above"),
+    "entropy": ("entropy", "below"),
+    "repetition": ("repeating", "above"),
+    "invalid": ("malformed_turn", "above"),
+    "searches": ("searches", "below"),
+    "thoughts": ("thoughts", "below"),
+    "sampler_gap": ("sampler_gap", "above"),
+    "grad_norm": ("grad_norm", "above"),
+    "diversity": ("distinct_answers", "below"),
+}
+PLATEAU = "plateau"
+_MEASURED = "heldout_span_recall"
+
+
+class AlarmError(UserError):
+    """Training has gone wrong by the run's own thresholds; the message names figure and steps."""
+
+
+class Ringing(NamedTuple):
+    """An alarm that rings: since which step its figure is beyond the threshold."""
+
+    name: str
+    since: int
+    sentence: str
+
+
+class Alarms:
+    """Counts the steps in a row that each figure is beyond its threshold.
+
+    `state` belongs into the checkpoint. Raises ConfigError for settings that cannot work, and
+    from `check_step` for a threshold that the first step of a run is beyond: no training led there.
+    """
+
+    def __init__(self, cfg: AlarmsConfig, rollback: bool, measures: bool):
+        self._cfg = cfg
+        self._since: dict[str, int] = {}
+        self._best, self._worse = -math.inf, 0
+        self._told: set[str] = set()
+        _check(cfg, rollback, measures)
+
+    def state(self) -> JsonObject:
+        best = self._best if math.isfinite(self._best) else None
+        return {"since": dict(self._since), "best": best, "worse": self._worse}
+
+    def restore(self, state: JsonObject) -> None:
+        self._since, self._worse = dict(state["since"]), state["worse"]
+        self._best = -math.inf if state["best"] is None else state["best"]
+
+    def ring(self, step: int, figures: Mapping[str, float]) -> list[Ringing]:
+        """The alarms that ring after this step; a figure that is not there changes nothing."""
+        found = []
+        for name, (figure, side) in FIGURES.items():
+            limit, value = getattr(self._cfg, name), figures.get(figure)
+            if not limit or value is None:
+                continue
+            if not (value > limit if side == "above" else value < limit):
+                self._since.pop(name, None)
+                continue
+            since = self._since.setdefault(name, step)
+            said = f"{figure} is {value:.4g}, {side} config.alarms.{name}, {limit:g}"
+            if step == 1:
+                raise ConfigError(
+                    f"{said}, after the first step: no training led there; choose another "
+                    "threshold for this model and data"
+                )
+            if step - since + 1 >= self._cfg.steps:
+                found.append(Ringing(name, since, f"{said}, since step {since}"))
+        return found + self._plateau(step, figures)
+
+    def _plateau(self, step: int, figures: Mapping[str, float]) -> list[Ringing]:
+        value = figures.get(_MEASURED)
+        if not self._cfg.plateau or value is None:
+            return []
+        if value > self._best:
+            self._best, self._worse = value, 0
+            self._since.pop(PLATEAU, None)
+            return []
+        since = self._since.setdefault(PLATEAU, step)
+        self._worse += 1
+        if self._worse < self._cfg.plateau:
+            return []
+        said = (
+            f"{_MEASURED} is {value:.4g}, and in {self._worse} measurements was never above "
+            f"{self._best:.4g} (config.alarms.plateau)"
+        )
+        return [Ringing(PLATEAU, since, f"{said}, since step {since}")]
+
+    def tell(self, ringing: list[Ringing]) -> None:
+        """A line on stderr for each alarm that did not ring before, from the first process."""
+        names = {one.name for one in ringing}
+        for one in ringing:
+            if one.name not in self._told and jax.process_index() == 0:
+                print(f"  alarm: {one.name}: {one.sentence}", file=sys.stderr, flush=True)
+        self._told = names
+
+    def act(self, step: int, ringing: list[Ringing], rollbacks: int) -> int | None:
+        """The last step before the alarms where the config says rollback, else None.
+
+        Raises AlarmError where it says stop, and after as many `rollbacks` as it allows.
+        """
+        if not ringing or self._cfg.action == "warn":
+            return None
+        why = "; ".join(one.sentence for one in ringing)
+        if self._cfg.action == "stop":
+            raise AlarmError(f"step {step}: {why} (config.alarms.action=stop)")
+        if rollbacks >= self._cfg.rollbacks:
+            raise AlarmError(
+                f"step {step}: {why}, after {rollbacks} rollbacks, as many as "
+                "config.alarms.rollbacks allows"
+            )
+        return min(one.since for one in ringing) - 1
+
+
+def _check(cfg: AlarmsConfig, rollback: bool, measures: bool) -> None:
+    limits = {name: getattr(cfg, name) for name in (*FIGURES, PLATEAU)}
+    for name, limit in limits.items():
+        if limit < 0:
+            raise ConfigError(
+                f"config.alarms.{name} is {limit:g}; it must be above 0, or 0 for off"
+            )
+    if cfg.steps < 1 or cfg.rollbacks < 0 or not 0 < cfg.rollback_lr <= 1:
+        raise ConfigError(
+            f"config.alarms: steps {cfg.steps} must be at least 1, rollbacks {cfg.rollbacks} at "
+            f"least 0, rollback_lr {cfg.rollback_lr:g} above 0 and at most 1"
+        )
+    if cfg.action == "rollback" and not rollback:
+        raise ConfigError(
+            "config.alarms.action is rollback, which only DAPO has: it samples anew with another "
+            "seed; choose warn or stop, and survival.guard=skip for bad updates"
+        )
+    if cfg.plateau and not measures:
+        raise ConfigError(
+            f"config.alarms.plateau is {cfg.plateau}, and config.eval.every is 0: nothing is "
+            "measured that could stay where it is"
+        )
+
+
+def read_rollbacks(folder: str | os.PathLike[str]) -> list[JsonObject]:
+    """The rollbacks that a run has had."""
+    path = storage.path(folder) / ROLLBACKS
+    found: list[Any] = json.loads(path.read_text()) if path.exists() else []
+    return found
+
+
+class RolledBack(Restart):
+    """A run that went back to an earlier checkpoint; the same command goes on from there."""
+
+
+def roll_back(
+    folder: str | os.PathLike[str], checkpointer: Checkpointer, step: int, good: int, why: str
+) -> NoReturn:
+    """Drops the checkpoints after step `good`, remembers it, and raises RolledBack.
+
+    Raises AlarmError where there is no checkpoint up to that step. All processes must call it.
+    """
+    left = checkpointer.drop_after(good)
+    if left is None:
+        raise AlarmError(
+            f"step {step}: {why}; no checkpoint up to step {good} is left to go back to: lower "
+            "config.checkpoint.every, or raise config.checkpoint.keep"
+        )
+    add_rollback(folder, {"from": step, "to": left, "why": why})
+    raise RolledBack(f"step {step}: {why}; the run goes on from step {left}")
+
+
+def add_rollback(folder: str | os.PathLike[str], row: JsonObject) -> None:
+    """Remembers a rollback, from the first process."""
+    if jax.process_index() == 0:
+        rows = [*read_rollbacks(folder), row]
+        files.write_json(os.fspath(storage.path(folder) / ROLLBACKS), rows)

@@ -1,0 +1,105 @@
+"""Figures of how trajectories behave: each moves where a policy games its reward or decays."""
+
+import numpy as np
+import pytest
+
+from masksearch_jax.core.types import QAExample, RampExample, Segment, Span, Trajectory
+from masksearch_jax.rl import behaviour
+from masksearch_jax.rl.groups import Group
+from masksearch_jax.rl.rewards import RewardTerms
+
+QA = QAExample("q", "made", "Which city?", ("New York",))
+DOCUMENT = "the quick brown fox jumps over the lazy dog near a river bank in spring"
+RAMP = RampExample(
+    "r",
+    "p",
+    "Fox",
+    f"{DOCUMENT.replace('fox', '[mask]')}",
+    DOCUMENT,
+    (Span(16, 19, "fox", "TERM"),),
+)
+
+
+def trajectory(*texts: str, status: str = "answered") -> Trajectory:
+    """Texts of the policy and, between them, of the tool."""
+    authors = ["prompt"] + ["policy" if i % 2 == 0 else "tool" for i in range(len(texts))]
+    segments = tuple(Segment(a, t) for a, t in zip(authors, ("?", *texts), strict=True))
+    sampled = np.asarray([author == "policy" for author in authors])
+    ids = np.arange(len(authors), dtype=np.int32)
+    versions = np.where(sampled, 0, -1).astype(np.int32)
+    logprobs = np.zeros(len(ids), np.float32)
+    return Trajectory("e", 0, ids, logprobs, sampled, versions, 1, segments, (), status)
+
+
+def figures(example, *made: Trajectory) -> dict[str, float]:
+    terms = [RewardTerms(0.0, 0.0, 0.0, 0.0)] * len(made)
+    return behaviour.figures([Group(example, list(made), terms)])
+
+
+HONEST = "<think>I know.</think><answer>New York</answer>"
+
+
+def test_an_honest_answer_moves_nothing():
+    found = figures(QA, trajectory(HONEST))
+    assert found == {
+        "answers_opened": 1.0,
+        "tags_per_turn": 2.0,
+        "thoughts": 1.0,
+        "repeating": 0.0,
+        "answer_length": 1.0,
+        "enumeration": 0.0,
+        "copied": 0.0,
+        "distinct_answers": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("<answer>Paris, Rome, Oslo, New York</answer>", "answer_length", 2.5),
+        ("<answer>Paris, Rome, Oslo, New York</answer>", "enumeration", 1.0),
+        ("<answer>Paris or New York</answer>", "enumeration", 1.0),
+        ("<answer>a</answer><answer>b</answer><answer>c</answer>", "answers_opened", 3.0),
+        ("<think>a</think><search>b</search><answer>c", "tags_per_turn", 3.0),
+        ("<think></think><answer>New York</answer>", "thoughts", 0.0),
+        ("<answer>New York</answer>", "thoughts", 0.0),
+    ],
+)
+def test_each_way_of_gaming_a_reward_moves_its_figure(text, name, value):
+    assert figures(QA, trajectory(text))[name] == value
+    assert figures(QA, trajectory(HONEST))[name] != value
+
+
+def test_a_right_answer_that_is_a_list_enumerates_nothing():
+    listed = QAExample("q", "made", "Which?", ("Rome, Oslo and Bern",))
+    made = trajectory("<answer>Rome, Oslo and Bern</answer>")
+    assert figures(listed, made)["enumeration"] == 0.0
+
+
+def test_what_is_copied_from_a_document_counts_and_the_paragraph_given_does_not():
+    shown = f"<information>{DOCUMENT}</information>"
+    search = "<think>a</think><search>fox</search>"
+    copied = trajectory(search, shown, f"<answer>{DOCUMENT} indeed</answer>")
+    assert figures(QA, copied)["copied"] == pytest.approx(12 / 13)  # without articles
+    short = trajectory(search, shown, "<answer>the quick brown fox</answer>")
+    assert figures(QA, short)["copied"] == 0.0
+    filled = trajectory(search, shown, f"<answer>{DOCUMENT}</answer>")
+    assert figures(RAMP, filled)["copied"] < figures(QA, filled)["copied"]
+
+
+def test_samples_of_a_group_that_agree_are_less_diverse():
+    other = trajectory("<answer>Rome</answer>")
+    same = [trajectory("<answer>new york</answer>"), trajectory("<answer>New York.</answer>")]
+    assert figures(QA, *same, other)["distinct_answers"] == pytest.approx(2 / 3)
+
+
+def test_what_is_no_fault_of_the_policy_is_left_out():
+    lost = trajectory("<search>a", status="tool_failure")
+    assert figures(QA, trajectory(HONEST), lost) == figures(QA, trajectory(HONEST))
+    assert figures(QA, lost) == {}
+    assert behaviour.figures([]) == {}
+
+
+def test_the_repetition_guard_is_counted():
+    made = [trajectory("a a a a", status="repeating"), trajectory(HONEST)]
+    assert figures(QA, *made)["repeating"] == 0.5

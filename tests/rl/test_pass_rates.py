@@ -1,0 +1,59 @@
+"""Prompts that teach nothing rest, longer each time; the memory is the same after a resume."""
+
+import numpy as np
+
+from masksearch_jax.core.types import QAExample, Trajectory
+from masksearch_jax.rl.groups import Group
+from masksearch_jax.rl.pass_rates import PassRates
+from masksearch_jax.rl.rewards import RewardTerms, no_reward
+
+NOTHING = np.zeros(0, np.int32)
+
+
+def group(name: str, *accuracies: float, lost: int = 0) -> Group:
+    made = [
+        Trajectory(name, i, NOTHING, NOTHING, NOTHING > 0, NOTHING, 0, (), (), "answered")
+        for i in range(len(accuracies) + lost)
+    ]
+    terms = [RewardTerms(a, a, 0.0, a) for a in accuracies] + [no_reward("down")] * lost
+    return Group(QAExample(name, "made", "?", ("a",)), made, terms)
+
+
+def rests(rates: PassRates, name: str, steps: range) -> list[int]:
+    found = []
+    for step in steps:
+        rates.begin(step)
+        found += [step] if rates.is_resting(name) else []
+    return found
+
+
+def test_all_right_and_all_wrong_rest_twice_as_long_each_time():
+    rates = PassRates(2, 0.5)
+    rates.update(0, [group("all", 1.0, 0.9), group("none", 0.0, 0.1), group("some", 1.0, 0.0)])
+    assert rests(rates, "all", range(1, 9)) == rests(rates, "none", range(1, 9)) == [1, 2]
+    assert rests(rates, "some", range(1, 9)) == rests(rates, "new", range(1, 9)) == []
+    rates.update(3, [group("all", 1.0, 1.0)])
+    assert rests(rates, "all", range(4, 12)) == [4, 5, 6, 7]
+    rates.update(8, [group("all", 1.0, 0.0)])  # it teaches again
+    assert rests(rates, "all", range(9, 12)) == []
+    rates.update(12, [group("all", 1.0, 1.0)])
+    assert rests(rates, "all", range(13, 18)) == [13, 14]
+
+
+def test_samples_without_a_reward_do_not_count():
+    rates = PassRates(2, 0.5)
+    rates.update(0, [group("down", lost=3), group("half", 1.0, lost=1)])
+    assert rests(rates, "down", range(1, 4)) == []
+    assert rests(rates, "half", range(1, 4)) == [1, 2]
+    rates.begin(1)
+    assert rates.figures() == {"prompts_known": 1.0, "prompts_resting": 1.0, "pass_rate": 1.0}
+
+
+def test_the_memory_is_restored():
+    rates, again = PassRates(3, 0.5), PassRates(3, 0.5)
+    rates.update(0, [group("a", 1.0, 1.0), group("b", 1.0, 0.0)])
+    again.restore(rates.state())
+    rates.update(5, [group("a", 0.0, 0.0)])
+    again.update(5, [group("a", 0.0, 0.0)])
+    assert again.state() == rates.state()
+    assert rests(again, "a", range(6, 20)) == [*range(6, 12)]
