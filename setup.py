@@ -33,6 +33,7 @@ TEST = [
     "hypothesis>=6.100",
     "mypy>=2.4,<3",
     "peft>=0.21,<0.22",
+    "playwright>=1.50",
     "pytest>=9",
     "pytest-xdist>=3.8",
     "pyyaml>=6",
@@ -57,7 +58,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["masksearch_jax", "masksearch_jax.*"]),
-    package_data={"masksearch_jax": ["**/*.txt", "**/*.css", "**/*.js", "**/*.jinja", "**/*.html"]},
+    package_data={"masksearch_jax": ["**/*.txt", "**/*.css", "**/*.js", "**/*.html"]},
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8",

@@ -24,7 +24,6 @@ from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.evals import iterations
 from masksearch_jax.parallel.sharding import split_cpu
 from masksearch_jax.recipes.stage_folder import Usage
-from masksearch_jax.viewer import evolution
 
 CHARTS = {
     "span_recall": "held-out span recall, 95% intervals",
@@ -37,14 +36,20 @@ def drawing(rows: list[dict[str, Any]]) -> str:
     charts = []
     for key, title in CHARTS.items():
         points = [
-            {"step": row["iteration"]}
-            | {title + end: row[key + end] for end in ("", "_low", "_high") if key + end in row}
+            {"step": row["iteration"]} | _point(title, row[key])
             for row in rows
             if row.get(key) is not None
             and (key != "accepted" or row["iteration"])  # not the teacher
         ]
         charts.append(drawings.Chart(points, title))
     return drawings.side_by_side(charts, "iteration")
+
+
+def _point(title: str, cell: Any) -> dict[str, float]:
+    """A figure, and the ends of its interval where it has one."""
+    if not isinstance(cell, dict):
+        return {title: cell}
+    return {title: cell["value"], f"{title}_low": cell["low"], f"{title}_high": cell["high"]}
 
 
 class Control(evolve.Run):
@@ -91,7 +96,7 @@ def main() -> None:
     if args.control:
         print("\n".join(control(summary, args.folder)))
     if args.svg:
-        args.svg.write_text(drawing(evolution.rows_of(summary)), encoding="utf-8")
+        args.svg.write_text(drawing(summary["evolution"]), encoding="utf-8")
 
 
 if __name__ == "__main__":

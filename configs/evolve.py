@@ -34,7 +34,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.methods = ("agent",)
     c.eval.examples = 600
     c.checkpoint.keep = 1
-    c.report_trajectories = 8
 
     if arg.runlocal:
         c.corpus = ConfigDict()
@@ -50,5 +49,5 @@ def get_config(arg: str = "") -> ConfigDict:
         c.sft.batch_size, c.sft.steps, c.sft.log_every = 4, 4, 1
         c.rollout.slots, c.rollout.max_new_tokens = 8, 48
         c.eval.examples = 8
-        c.eval.bootstrap, c.checkpoint.every, c.report_trajectories = 50, 2, 2
+        c.eval.bootstrap, c.checkpoint.every = 50, 2
     return c

@@ -142,5 +142,4 @@ def get_config(arg: str = "") -> ConfigDict:
         c.eval.examples = 8
         c.eval.bootstrap = 100
         c.checkpoint.every = 2
-        c.report_trajectories = 4
     return c

@@ -1,6 +1,7 @@
-"""The HTML report of one run, finished or not; the argument is its folder.
+"""The HTML report of runs, finished or not; the argument is a folder.
 
-    python -m masksearch_jax.report --config=configs/report.py:runs/quickstart
+    python -m masksearch_jax.report runs/quickstart
+    python -m masksearch_jax.report runs/one runs/other --config.out=compared.html
 
 The page needs no network and no other file.
 """
@@ -10,5 +11,5 @@ from ml_collections import ConfigDict
 
 def get_config(arg: str = "runs/quickstart") -> ConfigDict:
     c = ConfigDict()
-    c.workdir = arg
+    c.runs = (arg,)
     return c

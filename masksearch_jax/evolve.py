@@ -23,7 +23,7 @@ from masksearch_jax.agents.selection import EvolveConfig, StudentConfig
 from masksearch_jax.core import config as c
 from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
 from masksearch_jax.core.errors import UserError, check_given
-from masksearch_jax.core.files import write_json, write_lines
+from masksearch_jax.core.files import write_json
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
@@ -82,7 +82,7 @@ class EvolveRun:
     eval: c.EvalConfig = section(c.EvalConfig)
     checkpoint: c.CheckpointConfig = section(c.CheckpointConfig)
     survival: c.SurvivalConfig = section(c.SurvivalConfig)
-    report_trajectories: int = key(10, "Of the last student, shown in the report.")
+    report_trajectories: int = key(3000, "Trajectories shown in the report, at most.")
 
 
 class Run(StageFolder):
@@ -341,14 +341,7 @@ def write_summary(run: Run) -> None:
 
 
 def make_report(run: Run) -> dict[str, Any]:
-    last = len(manifests(run)) - 1
-    students = [(run.iteration(n) / "sft", run.sft(n).steps) for n in range(last + 1)]
-    steps.join_curves(students, run.folder / "sft")
-    with (run.iteration(last) / "eval" / "trajectories.jsonl").open(encoding="utf-8") as file:
-        rows = [json.loads(next(file)) for _ in range(run.cfg.report_trajectories)]
-    shown = (json.dumps(row | {"checkpoint": f"student {last}"}) for row in rows)
-    write_lines(run.folder / "trajectories.jsonl", shown)
-    return {"report": str(report.write(run.folder))}
+    return {"report": str(report.write([run.folder], most=run.cfg.report_trajectories))}
 
 
 def run(cfg: EvolveRun) -> None:

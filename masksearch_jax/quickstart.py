@@ -22,7 +22,7 @@ from masksearch_jax import build_trajectories, evaluate, export_hf, report, trai
 from masksearch_jax.core import config as config_lib
 from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
 from masksearch_jax.core.errors import check_given
-from masksearch_jax.core.files import write_json, write_lines
+from masksearch_jax.core.files import write_json
 from masksearch_jax.core.llm_config import JudgeConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
@@ -93,7 +93,7 @@ class QuickstartRun:
     eval: config_lib.EvalConfig = section(config_lib.EvalConfig)
     checkpoint: config_lib.CheckpointConfig = section(config_lib.CheckpointConfig)
     survival: config_lib.SurvivalConfig = section(config_lib.SurvivalConfig)
-    report_trajectories: int = key(10, "Trajectories shown in the report.")
+    report_trajectories: int = key(3000, "Trajectories shown in the report, at most.")
 
 
 class Run(StageFolder):
@@ -293,8 +293,7 @@ def run_export(run: Run) -> dict[str, Any]:
 
 
 def run_report(run: Run) -> dict[str, Any]:
-    pick_trajectories(run)
-    return {"report": str(report.write(run.folder))}
+    return {"report": str(report.write([run.folder], most=run.cfg.report_trajectories))}
 
 
 def of_questions(work: Callable[[Run], dict[str, Any]]) -> Callable[[Run], dict[str, Any]]:
@@ -371,25 +370,6 @@ def time_spent(folder: Path) -> dict[str, float]:
     shares = ("goodput", "sessions")
     found = goodput.summarise(folder).items()
     return {k if k in shares else f"{k}_seconds": v for k, v in found}
-
-
-def pick_trajectories(run: Run) -> None:
-    """The first trajectories with search of each suite, for the report.
-
-    Of RAMP they are those after its stage, of questions those at the end.
-    """
-    by_suite: dict[str, list[dict[str, Any]]] = {}
-    for checkpoint in dict.fromkeys(("ramp_dapo", run.last)):
-        path = run.folder / "eval" / checkpoint / "trajectories.jsonl"
-        for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-            own = run.last if row["suite"] == "two_hop" else "ramp_dapo"
-            if row["method"] == "agent" and checkpoint == own:
-                by_suite.setdefault(row["suite"], []).append(row | {"checkpoint": checkpoint})
-    picked: list[dict[str, Any]] = []
-    for i, rows in enumerate(by_suite.values()):
-        share = (run.cfg.report_trajectories - len(picked)) // (len(by_suite) - i)
-        picked += rows[:share]
-    write_lines(run.folder / "trajectories.jsonl", map(json.dumps, picked))
 
 
 def eval_lines(results: Mapping[str, Any]) -> list[str]:

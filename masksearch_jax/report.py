@@ -1,47 +1,70 @@
-"""Writes RUN/report.html from the files of a run: `python -m masksearch_jax.report --config=…`.
+"""Makes one HTML page of runs, finished or not: `python -m masksearch_jax.report RUN [RUN …]`.
 
-A run that is still going, or that was interrupted, gets a report of what there is.
+A run is any folder that a main wrote: quickstart, evolve, train_sft, train_dapo, evaluate, or one
+with several of these in it, as launch/cells.sh makes. Several runs stand beside each other.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
-import pathlib
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from masksearch_jax import viewer
 from masksearch_jax.core import files
-from masksearch_jax.core.errors import check_given
-from masksearch_jax.core.schema import required
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.schema import key, required
 from masksearch_jax.runtime import cli
+
+CONFIG = Path(__file__).parents[1] / "configs" / "report.py"
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
-    """`report`: the HTML page of a run."""
+    """`report`: the HTML page of runs."""
 
-    workdir: str = required(
-        "Folder of the run, with summary.json, metrics.jsonl of each training, trajectories.jsonl."
+    runs: tuple[str, ...] = required("Folders of runs; the arguments of the command before flags.")
+    out: str = key(
+        "", "File to write; empty: report.html, in the run's folder, of several runs here."
+    )
+    trajectories: int = key(
+        viewer.MAX_TRAJECTORIES, "Most that can be read on the page, the first of each kind."
     )
 
 
-def write(workdir: str | os.PathLike) -> pathlib.Path:
-    """Renders the run and replaces report.html at once, so that a reader never sees half a page.
+def write(
+    runs: Sequence[str | os.PathLike],
+    out: str | os.PathLike = "",
+    most: int = viewer.MAX_TRAJECTORIES,
+) -> Path:
+    """Renders the runs and replaces the file at once, so that a reader never sees half a page.
 
-    Raises viewer.load.RunFilesError when the folder is no run's, OSError when it cannot be written.
+    out, most: as in ReportConfig. Raises viewer.load.RunFilesError when a folder is no run's,
+    OSError when the page cannot be written.
     """
-    path = pathlib.Path(workdir) / "report.html"
-    files.write_text(path, viewer.render(workdir))
+    path = Path(out or ("report.html" if len(runs) > 1 else Path(runs[0]) / "report.html"))
+    files.write_text(path, viewer.render(runs, most))
     return path
 
 
 def run(cfg: ReportConfig) -> None:
-    """Writes the report of `cfg.workdir` and prints where it is."""
-    check_given(cfg, workdir="the folder of a run")
-    path = write(cfg.workdir)
-    print(f"report: {path} ({path.stat().st_size / 1024:.0f} KiB)", file=sys.stderr)
+    """Writes the report and prints where it is."""
+    if not cfg.runs or not all(folder.strip() for folder in cfg.runs):
+        raise ConfigError("config.runs is empty; it must name the folders of runs")
+    path = write(cfg.runs, cfg.out, cfg.trajectories)
+    print(f"report: {path} ({path.stat().st_size / 2**20:.1f} MiB)", file=sys.stderr)
+
+
+def arguments(argv: Sequence[str]) -> list[str]:
+    """The command line with the folders that it begins with as a flag, of our config file."""
+    folders = tuple(itertools.takewhile(lambda arg: not arg.startswith("-"), argv[1:]))
+    if not folders:
+        return list(argv)
+    return [argv[0], f"--config={CONFIG}", f"--config.runs={folders!r}", *argv[1 + len(folders) :]]
 
 
 if __name__ == "__main__":
-    cli.run(run, ReportConfig)
+    cli.run(run, ReportConfig, arguments(sys.argv))

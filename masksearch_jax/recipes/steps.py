@@ -9,18 +9,16 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from masksearch_jax import build_index, build_ramp
-from masksearch_jax.core import files
 from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
 from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.data.folder import Folder
-from masksearch_jax.runtime.metric_writer import FILE_NAME, read_metrics
 
 
 def log(line: str) -> None:
@@ -58,15 +56,6 @@ def make_tokenizer(data: Path, shown: Path, folder: Path, size: int) -> dict[str
     segments = (s.text for d in demonstrations for s in d.segments)
     train_bpe(itertools.chain(texts, segments), folder, size)
     return {"tokens": Vocab.load(folder).size}
-
-
-def join_curves(trainings: Iterable[tuple[Path, int]], folder: Path) -> None:
-    """FOLDER/metrics.jsonl: the curves of trainings, (folder, steps) each, one after the other."""
-    rows, before = [], 0
-    for training, steps in trainings:
-        rows += [row | {"step": before + row["step"]} for row in read_metrics(training)]
-        before += steps
-    files.write_lines(folder / FILE_NAME, map(json.dumps, rows))
 
 
 def make_cache(folder: Path, cache: Path, tokenizer: Path, tasks: str, **settings: Any) -> dict:

@@ -1,8 +1,10 @@
 """run.json: what made a folder, so that it can be made again, and what a resumed run may change.
 
-    {"config": {…}, "content": {…}, "sessions": [{"date", "command", "commit", "versions", …}]}
+    {"config": {…}, "defaults": {…}, "content": {…},
+     "sessions": [{"date", "command", "commit", "versions", …}]}
 
-`config` is the whole one, `content` tells the files of the folders that it names, a session is one
+`config` is the whole one, `defaults` has the default of each key that differs from it, null where
+there is none; `content` tells the files of the folders that the config names, a session is one
 start of the command; `changed` lists what it changed of the one before.
 """
 
@@ -199,6 +201,14 @@ def _plain(cfg: Section) -> JsonObject:
     return json.loads(json.dumps(dataclasses.asdict(cfg)))
 
 
+def _defaults(cfg: Section) -> JsonObject:
+    """The default of each key that has another value, by its dotted name; None for no default."""
+    values = leaves(type(cfg), dataclasses.asdict(cfg))
+    known = {k.name: k.default for k in describe_keys(type(cfg)) if not k.section}
+    found = {k: known[k] for k, value in values.items() if k in known and value != known[k]}
+    return {k: None if v is REQUIRED else json.loads(json.dumps(v)) for k, v in found.items()}
+
+
 def _write(
     folder: str | os.PathLike,
     cfg: Section,
@@ -207,5 +217,6 @@ def _write(
 ) -> None:
     place = storage.path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    record = {"config": _plain(cfg), "content": dict(content), "sessions": sessions}
+    record = {"config": _plain(cfg), "defaults": _defaults(cfg), "content": dict(content)}
+    record["sessions"] = sessions
     write_json(os.fspath(place / storage.RUN_RECORD), record)

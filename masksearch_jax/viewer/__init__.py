@@ -1,5 +1,5 @@
-"""A run's files become one self-contained HTML page: `render(run_dir)`."""
+"""Files of runs become one self-contained HTML page: `render([folder])`."""
 
-from masksearch_jax.viewer.page import render
+from masksearch_jax.viewer.page import MAX_TRAJECTORIES, render
 
-__all__ = ["render"]
+__all__ = ["MAX_TRAJECTORIES", "render"]

@@ -1,24 +1,24 @@
-"""Reads what a run has written so far; a missing or half-written piece is noted, not fatal."""
+"""Finds what runs have written so far; a missing or half-written piece is noted, not fatal."""
 
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import math
-import pathlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-SUMMARY = "summary.json"
-EVALUATIONS = "eval/*/eval.json"  # of a folder of several chains of trainings, each with its name
-# Curve → the folders of trainings that it joins, one after the other; the first that is there of
-# each step of the recipe. A run of a single stage has sft/ and dapo/.
-CURVES = {
-    "sft": ("sft", "ramp_sft", "qa_sft"),
-    "dapo": ("dapo", "ramp_dapo", "qa_dapo"),
-    "control": ("control_sft", "control_dapo"),
-}
-TRAJECTORIES = "trajectories.jsonl"
-_STAGES = ("ramp_sft", "ramp_dapo", "qa_sft", "qa_dapo")
+from masksearch_jax.core.types import JsonObject
+from masksearch_jax.viewer import names
+
+SUMMARY, METRICS, EVALUATION, RECORD = "summary.json", "metrics.jsonl", "eval.json", "run.json"
+TRAJECTORIES, ROLLOUTS = "trajectories.jsonl", "rollouts"
+_MOST_DEEP = 5
+# Folders of weights, records and indexes: large, and nothing that the report shows.
+_CLOSED = {"checkpoints", "cache", "index", "data", "hf", "tokenizer", "stages", "tensorboard"}
 
 
 class RunFilesError(ValueError):
@@ -26,97 +26,69 @@ class RunFilesError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """Everything the report shows. `notes` says in words what is missing or could not be read.
+class Folder:
+    """A folder of a run in which a training or an evaluation wrote; parts: its path in the run."""
 
-    trainings: by curve, the folders that it joins, each with the step that it begins after.
-    """
+    path: Path
+    parts: tuple[str, ...]
+    files: frozenset[str]
+
+    @property
+    def has_rollouts(self) -> bool:
+        return ROLLOUTS in self.files
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run: its folders in the order of the recipe, its summary, {} where it has none."""
 
     name: str
-    summary: dict[str, Any]
-    curves: dict[str, list[dict[str, Any]]]
-    trainings: dict[str, list[tuple[str, int]]]
-    trajectories: list[dict[str, Any]]
-    notes: tuple[str, ...]
+    root: Path
+    folders: tuple[Folder, ...]
+    summary: JsonObject
+    notes: list[str]
 
 
-def read_run(run_dir: str | pathlib.Path) -> Run:
-    """The contents of RUN/summary.json, metrics.jsonl of each training and RUN/trajectories.jsonl.
+def run_names(folders: Sequence[str | os.PathLike]) -> list[str]:
+    """What the folders are called: as much of the end of their paths as tells them apart."""
+    paths = [Path(folder).resolve() for folder in folders]
+    most = max(len(path.parts) for path in paths)
+    ends = (["/".join(path.parts[-n:]) for path in paths] for n in range(1, most + 1))
+    return next((e for e in ends if len(set(e)) == len(set(paths))), list(map(str, paths)))
 
-    Raises RunFilesError when the folder holds none of them, or when summary.json is not a JSON
+
+def read_run(root: str | os.PathLike, name: str) -> Run:
+    """What a folder holds, under a name.
+
+    Raises RunFilesError for a folder without anything to show, or where summary.json is no JSON
     object (it is written whole or not at all).
     """
-    root = pathlib.Path(run_dir)
-    if not (root / SUMMARY).is_file() and any(root.glob(EVALUATIONS)):
-        return _read_cells(root)
-    curves: dict[str, list[dict[str, Any]]] = {}
-    trainings: dict[str, list[tuple[str, int]]] = {}
-    missing, notes = [], []
-    for curve, folders in CURVES.items():
-        curves[curve], trainings[curve], unread = _join(root, folders)
-        notes += unread
-        if not trainings[curve] and curve != "control":
-            missing.append(f"{curve}/metrics.jsonl")
-    missing += [name for name in (SUMMARY, TRAJECTORIES) if not (root / name).is_file()]
-    if len(missing) == 4:
-        raise RunFilesError(
-            f"{root} is not the folder of a run: it has none of {', '.join(sorted(missing))}"
-        )
-    summary = {} if SUMMARY in missing else _read_object(root / SUMMARY)
-    if summary.get("evolution"):  # a run of self-evolution has no reinforcement learning
-        missing = [name for name in missing if name != "dapo/metrics.jsonl"]
-    absent = [f"{name} is not there: what it would show is left out." for name in missing]
-    trajectories, unread = _read_lines(root / TRAJECTORIES, root)
-    notes = (*absent, *notes, *unread)
-    return Run(root.resolve().name, summary, curves, trainings, trajectories, notes)
+    root = Path(root)
+    folders = sorted(_walk(root, ()), key=lambda f: names.place_order(f.parts))
+    found = {name for folder in folders for name in folder.files}
+    if not found & {SUMMARY, METRICS, EVALUATION, TRAJECTORIES, ROLLOUTS}:
+        wanted = ", ".join((SUMMARY, METRICS, EVALUATION, TRAJECTORIES))
+        raise RunFilesError(f"{root} is not the folder of a run: neither it nor a folder in it has "
+                            f"one of {wanted}")  # fmt: skip
+    summary = read_object(root / SUMMARY) if (root / SUMMARY).is_file() else {}
+    return Run(name, root, tuple(folders), summary, [])
 
 
-def _read_cells(root: pathlib.Path) -> Run:
-    """The evaluations of chains of trainings beside each other, and the curves of each chain."""
-    summary: dict[str, Any] = {"eval": {}, "eval_by_type": {}}
-    for path in sorted(root.glob(EVALUATIONS)):
-        found = _read_object(path)
-        whole, by_type = (as_dict(found.get(part)) for part in ("results", "breakdown"))
-        summary["eval"][path.parent.name] = {s: _by_condition(m) for s, m in whole.items()}
-        typed = {s: _by_condition(m) for s, m in by_type.items()}
-        summary["eval_by_type"][path.parent.name] = {
-            s: {c: as_dict(by.get("masks") or by.get("type")) for c, by in conditions.items()}
-            for s, conditions in typed.items()
-        }
-    curves, trainings, notes = {}, {}, []
-    for cell in summary["eval"]:
-        folders = tuple(f"{cell}/{stage}" for stage in _STAGES)
-        curves[cell], trainings[cell], unread = _join(root, folders)
-        notes += unread
-    return Run(root.resolve().name, summary, curves, trainings, [], tuple(notes))
+def _walk(folder: Path, parts: tuple[str, ...]) -> Iterator[Folder]:
+    """The folder and those in it, as far as the report reads them."""
+    try:
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    yield Folder(folder, parts, frozenset(e.name for e in entries))
+    for entry in entries:
+        is_open = entry.is_dir(follow_symlinks=False) and entry.name not in {*_CLOSED, ROLLOUTS}
+        if is_open and not entry.name.startswith(".") and len(parts) < _MOST_DEEP:
+            yield from _walk(folder / entry.name, (*parts, entry.name))
 
 
-def _by_condition(by_method: Any) -> dict[str, dict[str, Any]]:
-    """The agent's condition is called `search`, as a recipe's summary.json calls it."""
-    found = as_dict(by_method).items()
-    return {"search" if m == "agent" else m: as_dict(cells) for m, cells in found}
-
-
-def _join(
-    root: pathlib.Path, folders: tuple[str, ...]
-) -> tuple[list[dict[str, Any]], list[tuple[str, int]], list[str]]:
-    """The rows of trainings one after the other, where each begins, and what was unreadable."""
-    joined: list[dict[str, Any]] = []
-    begins: list[tuple[str, int]] = []
-    notes: list[str] = []
-    for folder in folders:
-        path = root / folder / "metrics.jsonl"
-        if not path.is_file():
-            continue
-        rows, unread = _read_lines(path, root)
-        before = joined[-1]["step"] if joined else 0
-        begins.append((folder, before))
-        joined += [row | {"step": before + row["step"]} for row in _by_step(rows)]
-        notes += unread
-    return joined, begins, notes
-
-
-def _read_object(path: pathlib.Path) -> dict[str, Any]:
+def read_object(path: Path) -> JsonObject:
+    """Raises RunFilesError for a file that is no JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except json.JSONDecodeError as error:
@@ -126,36 +98,43 @@ def _read_object(path: pathlib.Path) -> dict[str, Any]:
     return value
 
 
-def _read_lines(path: pathlib.Path, root: pathlib.Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The JSON objects of a file, one per line, and a note naming the lines that are not."""
-    if not path.is_file():
-        return [], []
-    rows, bad = [], []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            bad.append(number)
-    if not bad:
-        return rows, []
-    shown = ", ".join(map(str, bad[:5])) + (", …" if len(bad) > 5 else "")
-    return rows, [f"{path.relative_to(root)}: {len(bad)} unreadable line(s) skipped ({shown})."]
+def read_lines(path: Path, run: Run) -> Iterator[tuple[str, JsonObject]]:
+    """Each line of a file, packed by gzip or not, that is a JSON object; a note of the others."""
+    bad: list[int] = []
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(file, 1):
+                row = _parsed(line)
+                if isinstance(row, dict):
+                    yield line, row
+                elif line.strip():
+                    bad.append(number)
+    except (EOFError, gzip.BadGzipFile):  # the file of a run that was cut off, or still writes
+        run.notes.append(f"{path.relative_to(run.root)} ends in the middle.")
+    if bad:
+        shown = ", ".join(map(str, bad[:5])) + (", …" if len(bad) > 5 else "")
+        lines = "line" if len(bad) == 1 else "lines"
+        run.notes.append(
+            f"{path.relative_to(run.root)}: {len(bad)} unreadable {lines} left out ({shown})."
+        )
 
 
-def _by_step(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
+def read_metrics(folder: Folder, run: Run) -> list[JsonObject]:
     """Rows in step order, the last one of each step: a resumed run writes some steps again."""
+    rows = (row for _, row in read_lines(folder.path / METRICS, run))
     latest = {row["step"]: row for row in rows if is_number(row.get("step"))}
     return [latest[step] for step in sorted(latest)]
 
 
-def as_dict(value: Any) -> dict[str, Any]:
+def as_dict(value: Any) -> JsonObject:
     """The value where it is a dict, else an empty one: an interrupted run may lack parts."""
     return value if isinstance(value, dict) else {}
 

@@ -143,7 +143,8 @@ RENAMED = {
 GONE = {"eval.baseline_examples"}  # all methods are asked the same items
 # Decided anew since: at one half two guesses paid as much as one, and recall pays for lists.
 # A search is tried again within its time, which outlasts the restart of a server.
-DECIDED = {"dapo.length_penalty": 0.6, "search.timeout": 30.0}
+# A report shows thousands of trajectories.
+DECIDED = {"dapo.length_penalty": 0.6, "search.timeout": 30.0, "report_trajectories": 3000}
 DECIDED_IN = {"qa_dapo": {"dapo.reward": "penalised"}}
 # The second stage of the quickstart keeps a share of the first.
 MIXED = {"qa_sft.curriculum": "0:ramp_sft_qa_mixed", "qa_dapo.curriculum": "0:ramp_qa_mixed"}

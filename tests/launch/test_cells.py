@@ -14,6 +14,7 @@ from configs import common
 from masksearch_jax import build_cache
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.runtime import cli
+from masksearch_jax.testing.pages import data_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,9 +78,10 @@ def test_cells_train_resume_and_are_shown_beside_each_other(chain, miniature):
     for cell in ("rl-rl", "none-sft"):
         found = json.loads((runs / "eval" / cell / "eval.json").read_text())
         assert found["results"].keys() == {"ramp", "two_hop"}
-    page = (runs / "report.html").read_text()
-    assert "RL → RL" in page
-    assert "none → SFT" in page
+    main = data_of((runs / "report.html").read_text())["main"]
+    assert {e["place"] for e in main["evaluations"]} == {"RL → RL", "none → SFT"}
+    trained = {"RL → RL · RAMP SFT", "RL → RL · RAMP DAPO", "RL → RL · QA DAPO"}
+    assert trained <= {s["place"] for s in main["series"]}
     # The same command again trains nothing.
     kept = (runs / "rl-rl" / "qa_dapo" / "metrics.jsonl").read_bytes()
     again = cells(chain, "rl-rl", *given)

@@ -66,8 +66,8 @@ SCHEMAS = {
         (
             "report",
             "report.py",
-            {"workdir": ""},
-            "config.workdir is empty; it must name the folder of a run",
+            {"runs": ""},
+            "config.runs is empty; it must name the folders of runs",
         ),
         ("build_trajectories", "build_trajectories.py", {"folder": ""}, "config.folder is empty"),
         (

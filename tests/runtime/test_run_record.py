@@ -62,6 +62,7 @@ def test_a_folder_says_what_made_it(tmp_path, repository):
         "workdir": "out", "rate": 0.5, "log": 1, "data": data, "part": {"names": ["b", "c"]},
         "other": None, "survival": {"changed": "refuse"},
     }  # fmt: skip
+    assert found["defaults"] == {"workdir": None, "data": "", "part.names": ["a"]}
     (session,) = found["sessions"]
     assert session["changed"] == []
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", session["date"])

@@ -1,0 +1,94 @@
+"""What evaluations found, one entry for each folder, suite and method."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from masksearch_jax.core.types import JsonObject
+from masksearch_jax.viewer import facts, load, names
+from masksearch_jax.viewer.load import Folder, Run, as_dict, is_number
+
+# Parts of eval.json that have a place of their own on the page, or in the folder's config.
+_FIGURES = {"version", "results", "average", "breakdown", "compare", "config"}
+
+
+def read(run: Run, number: int) -> tuple[list[JsonObject], list[JsonObject]]:
+    """Entries of all evaluations of a run; and of each evaluation what made it.
+
+    An entry has its metrics as [value, low, high, n], in all and by each breakdown.
+    """
+    entries: list[JsonObject] = []
+    origins: list[JsonObject] = []
+    for folder in run.folders:
+        if load.EVALUATION in folder.files:
+            found = load.read_object(folder.path / load.EVALUATION)
+            place = {"run": number, "place": names.place(folder.parts, is_evaluation=True)}
+            entries += [place | entry for entry in _entries(found)]
+            origins.append(place | _origin(found))
+    return entries, origins
+
+
+def main_metrics(run: Run) -> dict[str, str]:
+    """The metric that each suite is read by."""
+    folders = [f for f in run.folders if load.EVALUATION in f.files]
+    suites = itertools.chain(*(_suites(f).items() for f in folders))
+    return {name: suite["metric"] for name, suite in suites if as_dict(suite).get("metric")}
+
+
+def _suites(folder: Folder) -> JsonObject:
+    return as_dict(load.read_object(folder.path / load.EVALUATION).get("suites"))
+
+
+def _entries(found: JsonObject) -> list[JsonObject]:
+    parts = as_dict(found.get("breakdown"))
+    return [
+        {
+            "suite": suite,
+            "method": method,
+            "metrics": _cells(metrics),
+            "by": {
+                by: {str(label): _cells(cells) for label, cells in as_dict(labels).items()}
+                for by, labels in as_dict(as_dict(parts.get(suite)).get(method)).items()
+            },
+            "lost": _lost(metrics),
+        }
+        for suite, methods in as_dict(found.get("results")).items()
+        for method, metrics in as_dict(methods).items()
+        if isinstance(metrics, dict)
+    ]
+
+
+def _origin(found: JsonObject) -> JsonObject:
+    """Averages over the suites by method, differences to another run, and all else as pairs."""
+    compared = as_dict(found.get("compare"))
+    differences = as_dict(compared.get("differences"))
+    others = {k: v for k, v in found.items() if k not in _FIGURES}
+    made_by = {k: v for k, v in as_dict(others.pop("provenance", None)).items() if k != "config"}
+    return {
+        "average": _cells(found.get("average")),
+        "compare": {
+            "run": str(compared.get("run", "")),
+            "differences": {
+                suite: {method: _cells(cells) for method, cells in as_dict(methods).items()}
+                for suite, methods in differences.items()
+            },
+        },
+        "pairs": [[k, v] for k, v in facts.flatten(others | made_by) if v not in ({}, None, "")],
+    }
+
+
+def _cells(metrics: Any) -> dict[str, list[float | None]]:
+    """A value with its interval and the number of items; None where one is not known."""
+    cells = {name: as_dict(cell) for name, cell in as_dict(metrics).items()}
+    return {
+        name: [c[k] if is_number(c.get(k)) else None for k in ("value", "low", "high", "n")]
+        for name, c in cells.items()
+        if is_number(c.get("value"))
+    }
+
+
+def _lost(metrics: JsonObject) -> dict[str, int]:
+    """Items without a score, by reason."""
+    lost = (as_dict(as_dict(cell).get("lost")) for cell in metrics.values())
+    return {names.words(why): n for why, n in next(lost, {}).items() if is_number(n)}

@@ -1,0 +1,242 @@
+"""What the report calls things: metrics with their group and unit, suites, methods, places."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+# Metrics of training by group, in the order they are shown: key → (name, unit).
+GROUPS: dict[str, dict[str, tuple[str, str]]] = {
+    "Reward and answers": {
+        "reward": ("Reward", "mean per trajectory"),
+        "accuracy": ("Accuracy", "share of trajectories that are right"),
+        "answer": ("Answer score", "mean per trajectory"),
+        "format": ("Format", "share well-formed"),
+        "coverage": ("Coverage", "share of what the answer needs that search has shown"),
+        "gold_hit": ("Gold passages found", "share of the known passages"),
+        "reward_spread": ("Spread of rewards", "mean deviation within a group"),
+        "judge_agreement": ("Judge agrees with exact match", "share of verdicts"),
+        "judge_unreadable": ("Judge unreadable", "share of replies"),
+    },
+    "Loss": {
+        "loss": ("Loss", "per token"),
+        "agent_nll": ("Loss on the agent's tokens", "nats per token"),
+        "agent_confident": ("Agent's tokens above even odds", "share"),
+        "entropy": ("Entropy", "nats per sampled token"),
+        "grad_norm": ("Gradient norm", "before clipping"),
+        "lr": ("Learning rate", ""),
+        "loss_weight": ("Tokens trained on", "weighted, per step"),
+    },
+    "Searches, length and endings": {
+        "searches": ("Searches", "per trajectory"),
+        "sampled_tokens": ("Length", "sampled tokens per trajectory"),
+        "truncated": ("Truncated", "share of trajectories"),
+        "no_answer": ("Ended without an answer", "share of trajectories"),
+        "no_search": ("Answered without a search", "share of trajectories"),
+        "malformed_turn": ("Malformed turn", "share of trajectories"),
+        "repeated_query": ("Repeated query", "share of trajectories"),
+        "tool_failures": ("Tool failures", "share of trajectories"),
+        "reward_failures": ("Samples without a reward", "share"),
+    },
+    "Policy and sampler": {
+        "ratio": ("Ratio of the update", "new to old probability"),
+        "clip_low": ("Clipped from below", "share of tokens"),
+        "clip_high": ("Clipped from above", "share of tokens"),
+        "kl_k1": ("KL to the old policy, k1", "nats per token"),
+        "kl_k3": ("KL to the old policy, k3", "nats per token"),
+        "tis_weight": ("Importance weight", "trainer to sampler, truncated"),
+        "sampler_gap": ("Trainer and sampler apart", "mean difference of logprobs"),
+        "sampler_gap_max": ("Trainer and sampler apart, most", "largest difference of logprobs"),
+        "sampler_kl": ("KL of trainer and sampler", "nats per token"),
+        "staleness": ("Staleness", "versions, mean per token"),
+        "staleness_max": ("Staleness, most", "versions"),
+        "dropped_tokens": ("Dropped tokens", "share"),
+        "skipped": ("Skipped updates", "of the run"),
+        "skipped_in_a_row": ("Skipped updates in a row", ""),
+    },
+    "Groups": {
+        "groups_kept": ("Groups trained on", "with spread in reward"),
+        "groups_sampled": ("Groups sampled", "per step"),
+        "groups_carried": ("Groups of earlier steps", "per step"),
+        "groups_expired": ("Groups lost as too old", "per step"),
+        "updates": ("Updates", "per step"),
+        "row_fill": ("Rows filled", "share of the batch's tokens"),
+    },
+    "Speed": {
+        "tokens_per_second": ("Throughput", "tokens per second"),
+        "rollout_tokens_per_second": ("Rollout throughput", "sampled tokens per second"),
+        "decode_occupancy": ("Slots that decode", "share"),
+        "host_share": ("Host's share of time", ""),
+        "sample_seconds": ("Sampling", "seconds per step"),
+        "update_seconds": ("Updating", "seconds per step"),
+        "reward_seconds": ("Rewards", "seconds of all workers"),
+        "reward_wait_seconds": ("Waiting for rewards", "seconds per step"),
+        "search_wait_seconds": ("Waiting for search", "seconds per step"),
+        "device_seconds": ("Device", "seconds per step"),
+        "host_seconds": ("Host", "seconds per step"),
+        "overlapped_seconds": ("Host while the device works", "seconds per step"),
+    },
+    "Rollout engine": {
+        "open_trajectories": ("Open trajectories", ""),
+        "queue_length": ("Prompts waiting", ""),
+        "searches_in_flight": ("Searches in flight", ""),
+        "search_cache_hits": ("Searches answered from the cache", "share"),
+        "prompts_shared": ("Prompts shared within a group", "share"),
+        "kv_pages_used": ("Pages of the KV cache in use", "share"),
+        "evicted": ("Evicted trajectories", "per step"),
+        "restarted": ("Restarted trajectories", "per step"),
+    },
+}
+OTHER = "Other"
+
+# Figures of an iteration of self-evolution: key → (name, unit).
+ITERATIONS = {
+    "span_recall": ("Held-out span recall", "with its 95% interval"),
+    "accepted": ("Accepted", "share of what students sampled"),
+    "demonstrations": ("Demonstrations", "trained on"),
+    "new": ("New demonstrations", ""),
+    "sampled": ("Sampled", "trajectories"),
+    "distinct_2": ("Distinct-2", "of thoughts and queries"),
+    "self_bleu": ("Self-BLEU", "the higher the more alike"),
+    "query_overlap": ("Query overlap", "within an example"),
+    "shapes": ("Plan shapes", "number"),
+    "shape_entropy": ("Plan shapes", "entropy in bits"),
+    "words": ("Length", "words that the agent wrote"),
+    "searches": ("Searches", "per demonstration"),
+}
+
+SUITES = {
+    "ramp": "Held-out RAMP",
+    "source_hidden": "RAMP, its own passage hidden",
+    "two_hop": "Two-hop questions",
+    "hotpotqa": "HotpotQA",
+    "fanoutqa": "FanOutQA",
+    "musique": "MuSiQue",
+    "2wiki": "2WikiMultiHopQA",
+    "2wikimultihopqa": "2WikiMultiHopQA",
+    "bamboogle": "Bamboogle",
+    "freshqa": "FreshQA",
+    "nq": "Natural Questions",
+    "triviaqa": "TriviaQA",
+    "popqa": "PopQA",
+    "fever": "FEVER",
+    "rl/ramp": "RAMP in training",
+}
+METHODS = {
+    "agent": "agent",
+    "rag": "retrieval, no agent",
+    "closed_book": "closed book",
+    "no_search": "no search",
+    "random": "random retriever",
+    "rollout": "rollout of training",
+}
+SCORES = {
+    "span_recall": "span recall",
+    "recall": "recall",
+    "f1": "F1",
+    "em": "exact match",
+    "precision": "precision",
+    "loose": "loose accuracy",
+    "strict": "strict accuracy",
+    "judge": "judge",
+    "reward": "reward",
+    "answer": "answer",
+    "format": "format",
+    "format_rate": "format rate",
+    "source_hit": "source found",
+    "gold_recall": "gold passages found",
+    "searches": "searches",
+    "turns": "turns",
+    "tokens": "tokens",
+    "answer_tokens": "answer length",
+    "tool_failures": "tool failures",
+}
+STATUSES = {
+    "answered": "answered",
+    "no_answer": "no answer",
+    "out_of_tokens": "out of tokens",
+    "out_of_turns": "out of turns",
+    "repeating": "repeating",
+    "out_of_time": "out of time",
+    "tool_failure": "tool failure",
+}
+
+# Folders of runs, in the order of the recipe; cells of launch/cells.sh are RAMP → questions.
+TRAININGS = {
+    "ramp_sft": "RAMP SFT",
+    "ramp_dapo": "RAMP DAPO",
+    "qa_sft": "QA SFT",
+    "qa_dapo": "QA DAPO",
+    "control_sft": "control SFT",
+    "control_dapo": "control DAPO",
+}
+CELLS = {
+    "start": "the model as it was",
+    "none-sft": "none → SFT",
+    "none-rl": "none → RL",
+    "sft-sft": "SFT → SFT",
+    "rl-sft": "RL → SFT",
+    "sft-rl": "SFT → RL",
+    "rl-rl": "RL → RL",
+}
+_EVALUATED = {"init": "before training", "control": "control: QA alone"} | {
+    name: f"after {words}" for name, words in TRAININGS.items()
+}
+_ORDER = ["init", *TRAININGS, "control", *CELLS]
+
+
+def words(name: str) -> str:
+    """A key as words."""
+    return name.replace("_", " ").strip()
+
+
+def place(parts: tuple[str, ...], *, is_evaluation: bool = False) -> str:
+    """What a folder of a run is called; "" of the run's own folder."""
+    named = []
+    for part in parts:
+        if part in ("eval", "iterations"):
+            continue
+        if part.isdigit():
+            named.append(f"student {part}")
+        elif is_evaluation and part in _EVALUATED:
+            named.append(_EVALUATED[part])
+        else:
+            named.append(TRAININGS.get(part) or CELLS.get(part) or words(part))
+    return " · ".join(named)
+
+
+def place_order(parts: tuple[str, ...]) -> tuple:
+    """Sorts folders in the order of the recipe; others by name, numbers as numbers."""
+    return tuple(_part_order(part) for part in parts)
+
+
+def _part_order(part: str) -> tuple:
+    if part in _ORDER:
+        return (0, _ORDER.index(part), "")
+    number = re.search(r"\d+", part)
+    return (1, int(number[0]) if number else -1, part)
+
+
+def metric(key: str) -> tuple[str, str, str]:
+    """Group, name and unit of a metric of training."""
+    for group, members in GROUPS.items():
+        if key in members:
+            return group, *members[key]
+    return OTHER, words(key).capitalize(), ""
+
+
+def metric_order() -> list[str]:
+    """Metrics of training in the order that they are shown in."""
+    return [key for members in GROUPS.values() for key in members]
+
+
+def ordered(known: Iterable[str], present: Iterable[str]) -> list[str]:
+    """Keys of `present`, those of `known` first and in its order, the others after them."""
+    keys, first = list(present), list(known)
+    return [k for k in first if k in keys] + sorted(k for k in keys if k not in first)
+
+
+def main_score(present: Iterable[str]) -> str:
+    """The score that a trajectory is read by where its suite does not say: "" for none."""
+    keys = list(present)
+    return next((k for k in (*SCORES, *keys) if k in keys), "")
