@@ -37,7 +37,8 @@ function resultsTable() {
       places.map((place) => {
         const own = entries.filter((e) => placeName(e) === place);
         const cells = names.map(([suite, metric]) => own.find((e) => e.suite === suite)?.metrics[metric]);
-        const average = origins.find((o) => placeName(o) === place)?.average[method];
+        const mean = origins.find((o) => placeName(o) === place)?.average[method];
+        const average = mean?.[3] === suites.length ? mean : null; // not of fewer suites than others
         return row(place, [...cells.map((c) => drawnEstimate(c, placeColour(own[0]))), ...(suites.length > 1 ? [estimate(average)] : [])]);
       }),
     ];

@@ -121,7 +121,7 @@ def shown(row: JsonObject) -> JsonObject:
         "segments": segments,
         "turns": _turns(row, example, segments),
         "answer": answer,
-        "wanted": _wanted(example, answer),
+        "wanted": _wanted(example, answer, as_list(row.get("slots"))),
     }
     versions = [v for v in as_list(row.get("versions")) if is_number(v) and v >= 0]
     if versions:
@@ -137,12 +137,17 @@ def _reward(terms: JsonObject) -> JsonObject:
     return found | {f"turn {i}": v for i, v in enumerate(turns, 1) if v}
 
 
-def _wanted(example: JsonObject, answer: str | None) -> list[JsonObject]:
-    """Each masked span with what the answer put in its place, or each accepted answer."""
+def _wanted(example: JsonObject, answer: str | None, recalls: list[Any]) -> list[JsonObject]:
+    """Each masked span with what the answer put in its place, or each accepted answer.
+
+    recalls: of the spans, where the trajectory was scored.
+    """
     if "spans" not in example:
         return [{"text": str(a)} for a in as_list(example.get("answers"))]
     spans = [as_dict(s) for s in as_list(example["spans"])]
     wanted = [{"text": str(s.get("text", "")), "type": str(s.get("type", ""))} for s in spans]
+    if len(recalls) == len(wanted):
+        wanted = [w | {"recall": r} for w, r in zip(wanted, recalls, strict=True)]
     try:
         ramp = from_json(RampExample, example)
         fills = scoring.fill_slots(ramp, answer) if answer else [None] * len(spans)

@@ -107,9 +107,15 @@ function answerPart(text) {
       row(`${i + 1} ${w.type ? words(w.type).toLowerCase() : ""}`, [
         h("span", { dir: "auto" }, w.text),
         h("span", { dir: "auto", class: w.fill === null ? "absent" : null }, w.fill ?? "not found"),
-        h("span", { class: w.is_right ? "right" : "wrong" }, w.is_right ? "✓ right" : "✗ wrong"),
+        verdict(w),
       ])), "fills"),
   );
+}
+
+/** Whether a mask was filled as wanted, else how much of it. */
+function verdict(wanted) {
+  if (wanted.is_right) return h("span", { class: "right" }, "✓ right");
+  return wanted.recall > 0 ? `recall ${score(wanted.recall, 2)}` : h("span", { class: "wrong" }, "✗ wrong");
 }
 
 /** Text with masks boxed and every wanted text marked where it stands as whole words. */

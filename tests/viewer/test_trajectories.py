@@ -42,6 +42,8 @@ def test_the_answer_stands_against_the_reference(tmp_path, make_trajectory):
     assert text["wanted"] == [
         {"text": "Africa", "type": "PLACE", "fill": "Asia", "is_right": False}
     ]
+    _, text, _ = one(tmp_path, make_trajectory(7, fill="Asia", slots=[0.5]))
+    assert text["wanted"][0]["recall"] == 0.5
     example = types.to_json(types.QAExample("q", "d", "Where?", ("Africa", "the continent")))
     _, text, _ = one(tmp_path, make_trajectory(7, example=example))
     assert text["wanted"] == [{"text": "Africa"}, {"text": "the continent"}]
