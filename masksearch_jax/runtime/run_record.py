@@ -217,6 +217,6 @@ def _write(
 ) -> None:
     place = storage.path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    record = {"config": _plain(cfg), "defaults": _defaults(cfg), "content": dict(content)}
-    record["sessions"] = sessions
+    made_by = {"config": _plain(cfg), "defaults": _defaults(cfg), "content": dict(content)}
+    record = made_by | {"sessions": sessions}
     write_json(os.fspath(place / storage.RUN_RECORD), record)

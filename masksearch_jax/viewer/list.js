@@ -138,7 +138,8 @@ async function refilter() {
   fill(list.count, found.length === rows.length ? `${plural(rows.length, "trajectory")}${more}` : `${number(found.length)} of ${plural(rows.length, "trajectory")}`);
   list.box.scrollTop = 0;
   drawRows();
-  if (list.open === undefined && found.length && matchMedia("(min-width: 900px)").matches) openTrajectory(found[0], false);
+  const isWide = matchMedia("(min-width: 900px)").matches;
+  if (isWide && found.length && !list.detail.firstChild) openTrajectory(list.open ?? found[0], false);
 }
 
 /** Makes elements of the rows in sight, and of some around them. */
