@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from configs import common
-from masksearch_jax import export_hf
+from masksearch_jax import export_hf, report
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, ModelConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.schema import flat_keys, to_dataclass
@@ -141,7 +141,9 @@ def commands(path: Path, folder: Path) -> list[Command]:
 
 
 def parse(main: str, argv: list[str]) -> Any:
-    return cli.parse(tuple(reference.schemas(main)), [main, *argv])
+    given = [main, *argv]
+    given = report.arguments(given) if main == "report" else given  # which begins with folders
+    return cli.parse(tuple(reference.schemas(main)), given)
 
 
 def check_command(command: Command) -> None:
