@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from configs import common
 from masksearch_jax import export_hf, report
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, ModelConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.schema import flat_keys, to_dataclass
-from masksearch_jax.core.tokenizer import train_bpe
+from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.corpus import atlas
 from masksearch_jax.corpus.passages import write_passages
 from masksearch_jax.models.load import initial
@@ -256,10 +258,16 @@ def test_the_readmes_chain_runs_as_it_stands_but_for_its_size(tiny_inputs):
         text=True,
     )
     assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["greedy_tokens_equal"]
     figures = json.loads((tiny_inputs / "runs" / "evaluate" / "eval.json").read_text())
     assert list(figures["results"]) == ["ramp"]
-    assert (tiny_inputs / "runs" / "ramp_dapo" / "export" / "model.safetensors").is_file()
+
+    start, end = tiny_inputs / "Qwen2.5-1.5B-Instruct", tiny_inputs / "runs/ramp_dapo/export"
+    weights = [load_file(folder / "model.safetensors") for folder in (start, end)]
+    assert weights[0].keys() == weights[1].keys()
+    assert any(not np.array_equal(x, weights[1][name]) for name, x in weights[0].items())
+    assert Vocab.load(end).fingerprint == Vocab.load(start).fingerprint
 
 
 # ---- the generated reference

@@ -1,13 +1,9 @@
 """The mains one after another, by their configs' own paths, and what each says of bad input."""
 
 import json
-import os
-import re
 import subprocess
 import sys
-from pathlib import Path
 
-import jax
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -20,10 +16,9 @@ from masksearch_jax import build_ramp
 from masksearch_jax.core.config import CheckpointConfig, ComputeConfig, ModelConfig, OptimConfig
 from masksearch_jax.core.jsonl import read_jsonl
 from masksearch_jax.core.schema import to_dataclass
-from masksearch_jax.core.tokenizer import Vocab, train_bpe
+from masksearch_jax.core.tokenizer import train_bpe
 from masksearch_jax.core.types import Passage, QAExample, RampExample, Span, to_json
 from masksearch_jax.corpus.passages import read_passages, write_passages
-from masksearch_jax.data import prompt
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.training import train_state
@@ -341,63 +336,3 @@ def test_a_checkpoint_of_another_model(small, tmp_path, repository, capsys):
     assert status == 1
     assert said == "step 1 is of another model: num_layers: 3 stored, 2 asked for"
     assert not (tmp_path / "export").exists()
-
-
-# ---- the chain
-
-
-class Contents:
-    """A chat template that is the messages' contents."""
-
-    def apply_chat_template(self, messages):
-        return "\n".join(m["content"] for m in messages)
-
-
-def chain_texts():
-    """What the chain's prompts and passages are made of, instructions as often as names."""
-    folder = Path("runs/ramp")
-    yield from (p.text for p in read_passages(folder / "passages.jsonl"))
-    for kind, cls in (("ramp", RampExample), ("questions", QAExample)):
-        for example in read_jsonl(folder / kind / "train.jsonl", cls)[:200]:
-            yield prompt.render(example, "chat", Contents())
-
-
-def start(repository, main, config, *overrides):
-    """The main as a user starts it, in the current folder; its stdout."""
-    command = [sys.executable, "-m", f"masksearch_jax.{main}", *overrides]
-    done = subprocess.run(
-        [*command, f"--config={repository / 'configs' / config}"],
-        env=os.environ | {"PYTHONPATH": str(repository)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "WARNING" not in done.stderr
-    return done.stdout
-
-
-@pytest.mark.slow  # nine processes
-def test_the_chain_runs_by_the_configs_own_paths(small, tmp_path, repository, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    start(repository, "build_ramp", "build_ramp.py:runlocal")
-    train_bpe(chain_texts(), "tokenizer", 2048)
-    given = "--config.tokenizer=tokenizer"
-    start(repository, "build_index", "build_index.py")
-    start(repository, "build_trajectories", "build_trajectories.py:runlocal")
-    start(repository, "build_cache", "build_cache.py:runlocal", given)
-    start(repository, "train_sft", "ramp_sft.py:tiny,runlocal", given, f"--config.init={small}")
-    start(repository, "train_dapo", "ramp_dapo.py:tiny,runlocal", given)
-    table = start(repository, "evaluate", "evaluate.py:tiny,runlocal", given)
-    rows = [line.split() for line in table.splitlines()]
-    assert rows[0] == ["ramp", "two_hop", "average"]
-    assert [row[0] for row in rows[2:5]] == ["agent", "no_search", "random"]
-    report = json.loads(start(repository, "export_hf", "export_hf.py:tiny", given))
-    assert report["tensors"] == len(hf.tensors(hf.abstract(TINY, FLOAT32)))
-    short = ("--config.rollout.max_new_tokens=8", "--config.rollout.max_len=768")
-    short += ("--config.init=runs/ramp_dapo/export", "--config.question=Where?")
-    said = start(repository, "ask", "ask.py", *short)
-    assert re.search(r"\d searches, \d+ tokens", said)
-    before = jax.tree.leaves(hf.load(small, FLOAT32))
-    after = jax.tree.leaves(hf.load("runs/ramp_dapo/export", FLOAT32))
-    assert any(not np.array_equal(a, b) for a, b in zip(before, after, strict=True))
-    assert Vocab.load("runs/ramp_dapo/export").fingerprint == Vocab.load("tokenizer").fingerprint

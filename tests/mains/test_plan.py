@@ -330,7 +330,7 @@ def test_a_small_run_is_planned(repository, tmp_path, config):
 
 def run_script(repository, text, *args):
     """What a script prints that compiles for TPUs in a process of its own."""
-    run, env = [sys.executable, "-c", text, *args], os.environ | plan.QUIET
+    run, env = [sys.executable, "-c", text, *args], os.environ | plan.QUIET | {"XLA_FLAGS": ""}
     how = {"cwd": repository, "capture_output": True, "text": True, "check": True}
     return subprocess.run(run, env=env, **how).stdout
 
@@ -425,23 +425,31 @@ def test_published_models_fit_and_need_no_more_than_they_did(
     assert sent.get("collective-permute", 0.0) < 0.1 * sent["all-gather"]
 
 
+PLANS = """
+import json
+import sys
+from masksearch_jax import plan
+from masksearch_jax.core.config import SftRun
+from masksearch_jax.runtime import cli
+
+for flags in json.loads(sys.argv[2]):
+    plan.run(cli.parse(SftRun, ["plan", f"--config={sys.argv[1]}", *flags]))
+"""
+
+
 @needs_libtpu
 @pytest.mark.slow
 def test_micro_batches_need_no_second_gradient(repository, tmp_path):
     wide = ("hidden_size=512", "intermediate_size=2048", "num_layers=8", "num_heads=4")
-    needs = []
+    runs, needs = [], []
     for accumulate in (1, 4):
-        path = tmp_path / f"{accumulate}.json"
         more = (f"optim.accumulate={accumulate}", f"sft.batch_size={8 * accumulate}")
-        more += (
-            f"plan.json={path}",
-            "plan.topology=v5e-8",
-            "sft.seq_len=256",
-            "plan.improve=False",
-        )
-        done = command(repository, "ramp_sft.py:tiny", *more, *(f"model.{w}" for w in wide))
-        assert done.returncode == 0, done.stderr
-        found = json.loads(path.read_text())
+        more += (f"plan.json={tmp_path / str(accumulate)}", "plan.topology=v5e-8")
+        more += ("sft.seq_len=256", "plan.improve=False", *(f"model.{w}" for w in wide))
+        runs.append([f"--config.{o}" for o in more])
+    run_script(repository, PLANS, f"{repository}/configs/ramp_sft.py:tiny", json.dumps(runs))
+    for accumulate in (1, 4):
+        found = json.loads((tmp_path / str(accumulate)).read_text())
         memory = found["programs"]["update"]["memory"]
         needs.append(sum(memory.values()) - memory["code"])
     gradient = found["held"]["weights"]  # float32 both

@@ -649,6 +649,36 @@ def test_adapters_go_on_bitwise_in_both_trainers(sft, dapo, tmp_path):
     np.testing.assert_array_equal(merged.embedding[...], base.embedding[...])
 
 
+# ---- as commands
+
+
+def command(cfg, folder) -> subprocess.CompletedProcess:
+    """What `python -m masksearch_jax.train_dapo` prints and ends with."""
+    file = folder / "config.py"
+    settings = dataclasses.asdict(cfg)
+    lines = ["from ml_collections import ConfigDict", "", "", "def get_config():"]
+    file.write_text("\n".join([*lines, f"    return ConfigDict({settings!r})", ""]))
+    asked = [sys.executable, "-m", "masksearch_jax.train_dapo", f"--config={file}"]
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    root = crash_runs.ROOT
+    return subprocess.run(
+        asked, cwd=root, env=env, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def error_of(done: subprocess.CompletedProcess) -> str:
+    assert "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow  # a process
+def test_the_command_is_no_success_where_no_step_updated(dapo, tmp_path):
+    cfg = changed(at(dapo, tmp_path / "run"), "dapo", accuracy_threshold=2.0, steps=2)
+    done = command(cfg, tmp_path)
+    assert error_of(done).startswith("error: 2 steps are done and none updated the weights: no gr")
+    assert done.returncode == 1
+
+
 @pytest.mark.slow
 def test_sft_of_two_processes_is_stopped_moved_to_one_killed_and_moved_back(sft, tmp_path):
     """The same mesh in any number of processes: the same curve and weights, bit by bit.

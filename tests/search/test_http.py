@@ -254,6 +254,7 @@ def answering(answer):
         (b'{"results": []}', "no JSON list `result`"),
         (b'{"result": 5}', "no JSON list `result`"),
         (b"[]", "no JSON list `result`"),
+        (b"[" * 100_000, "no JSON list `result`"),  # deeper than Python reads
         (b'{"result": []}', "answered 1 queries with 0 results"),
         (b'{"result": [[{"document": {}}]]}', "document of unknown form"),
         (b'{"result": [[7]]}', "document of unknown form"),
