@@ -38,7 +38,7 @@ from masksearch_jax.planning import alternatives, chips, flops, measure, shapes
 from masksearch_jax.planning.alternatives import Run
 from masksearch_jax.planning.hlo import Module
 from masksearch_jax.planning.page import page, update_of
-from masksearch_jax.rl.update import batch_fields, micro_batches
+from masksearch_jax.rl.update import batch_fields, has_reference, micro_batches
 from masksearch_jax.rollout import decode, memory, schedule
 from masksearch_jax.rollout.sampling import sampler_of
 from masksearch_jax.runtime import cli
@@ -129,11 +129,13 @@ def dapo_programs(cfg: DapoRun, mesh: Mesh) -> Iterator[Program]:
     tokens = micro * dapo.micro_batch * length
     need = flops.of_training(cfg.model, tokens, length, cfg.lora.rank > 0)
     yield Program("update", step, (state, batch, used), (0,), need, micro)
-    if dapo.minibatches > 1:
-        part = shapes.batch(mesh, 1, dapo.micro_batch, length, batch_fields(dapo))
-        logprobs = train_dapo.make_logprob_fn(cfg.compute, rollout.temperature)
-        need = flops.of_forward(cfg.model, dapo.micro_batch * length, length)
+    part = shapes.batch(mesh, 1, dapo.micro_batch, length, batch_fields(dapo))
+    logprobs = train_dapo.make_logprob_fn(cfg.compute, rollout.temperature)
+    need = flops.of_forward(cfg.model, dapo.micro_batch * length, length)
+    if dapo.minibatches > 1 or dapo.keep_rollouts or dapo.sequence_gap:
         yield Program("logprobs", logprobs, (state.model, part), (0,), need)
+    if has_reference(dapo):
+        yield Program("reference", logprobs, (state.model, part), (0,), need)
     model, held = state.model, (0, 1)
     if rollout_weights.is_needed(cfg.compute, rollout.weights, mesh.shape):
         yield Program("copy", stacked, (model,), (0,), 0.0)
@@ -179,6 +181,8 @@ def held_of(programs: list[Program]) -> dict[str, float]:
         found = {"base_weights": on_device(state.frozen), "adapters": on_device(state.params)}
     found["optimizer"] = on_device(state.opt_state)
     for program in programs:
+        if program.name == "reference":  # with adapters, their base is the same
+            found["reference"] = on_device(state.params)
         if program.name == "tick":
             found["kv_cache"] = sharding.bytes_on_device(program.args[1])
     return found

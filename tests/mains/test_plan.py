@@ -219,6 +219,16 @@ def test_a_plan_reads_the_config_of_either_trainer(repository):
         config_of(repository, "ramp_dapo.py:tiny", "plan.topolgy=v5e-8")
 
 
+def test_the_reference_of_a_kl_penalty_is_held_beside_the_weights(repository):
+    for kl, extra in (("none", []), ("k3", ["reference"])):
+        cfg = config_of(repository, "ramp_dapo.py:tiny,runlocal", f"dapo.kl={kl}")
+        mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
+        programs = list(plan.dapo_programs(cfg, mesh))
+        assert [p.name for p in programs if p.name == "reference"] == extra
+        held = plan.held_of(programs)
+        assert held.get("reference", 0) == (held["weights"] if extra else 0)
+
+
 def test_what_is_tried_keeps_what_was_tried_before(repository):
     cfg = config_of(repository, "ramp_sft.py:tiny", "compute.remat=dots", "optim.accumulate=2")
     changes, runs = zip(*alternatives.smaller(cfg), strict=True)
