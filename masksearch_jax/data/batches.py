@@ -137,16 +137,18 @@ class PromptBatches(grain.DatasetIterator[list[Prompt]]):
         return [self._prompt(self._place.lesson, drawn[i]) for i in own]
 
     def _draw(self, groups: int) -> list[int]:
-        """Positions of the next prompts that do not rest."""
+        """Positions of the next prompts that do not rest, none of them twice."""
         lesson, start = self._place.lesson, self._place.next
         if self.is_resting is None:
             return list(range(start, start + groups))
         found: list[int] = []
+        names: set[str] = set()
         _, size = self._order.size(lesson)
         for position in range(start, start + size):
             name = parse_example(self._order.record(lesson, position)["example"]).id
-            if not self.is_resting(name):
+            if not self.is_resting(name) and name not in names:
                 found.append(position)
+                names.add(name)
             if len(found) == groups:
                 return found
         return list(range(start, start + groups))
