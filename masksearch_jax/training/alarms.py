@@ -15,6 +15,7 @@ from masksearch_jax.core import files
 from masksearch_jax.core.errors import ConfigError, Restart, UserError
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.core.watch_config import AlarmsConfig
+from masksearch_jax.parallel import hosts
 from masksearch_jax.runtime import storage
 from masksearch_jax.training.checkpoint import Checkpointer
 
@@ -164,9 +165,10 @@ def _check(cfg: AlarmsConfig, rollback: bool, measures: bool) -> None:
 
 
 def read_rollbacks(folder: str | os.PathLike[str]) -> list[JsonObject]:
-    """The rollbacks that a run has had."""
+    """The rollbacks that a run has had, as the first process reads them; all must call it."""
     path = storage.path(folder) / ROLLBACKS
-    found: list[Any] = json.loads(path.read_text()) if path.exists() else []
+    text = path.read_text() if jax.process_index() == 0 and path.exists() else "[]"
+    found: list[Any] = json.loads(hosts.gather_texts(text)[0])
     return found
 
 
@@ -192,7 +194,7 @@ def roll_back(
 
 
 def add_rollback(folder: str | os.PathLike[str], row: JsonObject) -> None:
-    """Remembers a rollback, from the first process."""
+    """Remembers a rollback, from the first process; all must call it."""
+    rows = [*read_rollbacks(folder), row]
     if jax.process_index() == 0:
-        rows = [*read_rollbacks(folder), row]
         files.write_json(os.fspath(storage.path(folder) / ROLLBACKS), rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import hypothesis
 import jax
 import numpy as np
@@ -225,6 +227,24 @@ def test_each_sample_has_its_log_probabilities_by_the_trainer(update_step):
             row = rows.lay([[one]], ROOM, DAPO_FIELDS)
             logprobs = train_dapo.make_logprob_fn(COMPUTE, 1.0)(fresh().model, row)
             np.testing.assert_allclose(found, logprobs[0, :5], atol=1e-5)
+
+
+def test_samples_beyond_the_sampler_gap_are_masked_and_nothing_left_is_said(update_step):
+    whole, fresh = update_step
+    kept = [group(0), group(1)]
+    for limit, share in ((1e-9, 1.0), (9.0, 0.0)):
+        dapo = dataclasses.replace(DAPO, sequence_gap=limit)
+        masking = Update(MESH, dapo, RolloutConfig(max_len=ROOM), *whole_parts(whole))
+        state, metrics = masking(fresh(), kept)
+        assert metrics["masked_sequences"] == share
+        assert (metrics["updates"] == 0) == (share == 1.0)
+        if share == 1.0:
+            assert metrics == {"row_fill": 0.0, "updates": 0.0, "masked_sequences": 1.0}
+            for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(fresh()), strict=True):
+                np.testing.assert_array_equal(a, b)
+    said = train_dapo.no_spread(3, {"groups_kept": 2.0, "masked_sequences": 1.0})
+    assert "groups had spread, but what is left out took all their tokens" in said
+    assert "raise dapo.sequence_gap" in said
 
 
 def whole_parts(update: Update):
