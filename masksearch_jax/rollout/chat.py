@@ -220,7 +220,7 @@ def _check_agent(messages: tuple[Mapping[str, str], ...], asked: Asked) -> None:
             f"`messages` has {len(messages)}; an agent reads one question: a message of the user, "
             "without any other"
         )
-    for name in ("stop", "logprobs", "token_ids"):
+    for name in ("logprobs", "token_ids"):
         if getattr(asked, name):
             raise _bad(f"`{name}` is of plain replies; an agent's answer has none")
 

@@ -77,7 +77,7 @@ class Writer:
         if self._is_agent:
             told = self._narrator(index).end(seen, ended.status)
             yield from self._narrate(index, told)
-            message = _agent_message(seen)
+            message = self._agent_message(seen)
             rest = {k: message[k] for k in ("searches", "citations")}
             yield self._piece(index, rest, finish=_finish(ended, message["content"] != ""))
             return
@@ -95,6 +95,8 @@ class Writer:
     def _narrate(self, index: int, events: Iterator[JsonObject]) -> Iterator[JsonObject]:
         as_openai = {"plan": "reasoning_content", "answer": "content"}
         for event in events:
+            if "answer" in event:
+                event = {"answer": self._cut(event["answer"])}
             named = {as_openai[k]: v for k, v in event.items() if k in as_openai}
             yield self._piece(index, event | named)
 
@@ -137,7 +139,7 @@ class Writer:
     def _choice(self, index: int, ended: Trajectory, seen: Seen) -> JsonObject:
         choice: JsonObject = {"index": index, "logprobs": None}
         if self._is_agent:
-            message = _agent_message(seen)
+            message = self._agent_message(seen)
             finish = _finish(ended, message["content"] != "")
             return choice | {"message": message, "finish_reason": finish}
         text, (ids, logprobs) = ended.text_by("policy"), _sampled(ended)
@@ -150,6 +152,27 @@ class Writer:
         if self._is_chat:
             return choice | {"message": {"role": "assistant", "content": text}}
         return choice | {"text": text}
+
+    def _cut(self, answer: str) -> str:
+        """An agent's answer up to the first stop."""
+        ends = [at for stop in self._asked.stop if (at := answer.find(stop)) >= 0]
+        return answer[: min(ends, default=len(answer))]
+
+    def _agent_message(self, seen: Seen) -> JsonObject:
+        answer = self._cut(narration.answer_of(seen.segments) or "")
+        words = answer.casefold()
+        cited: JsonObject = {}
+        for number, passages in enumerate(seen.shown):
+            for passage in passages:
+                has_answer = bool(words) and words in passage.text.casefold()
+                about = {"search": number, "has_answer": has_answer}
+                cited.setdefault(passage.id, narration.as_document(passage) | about)
+        return {
+            "role": "assistant",
+            "content": answer,
+            "searches": [list(q) for q in seen.queries],
+            "citations": list(cited.values()),
+        }
 
     def _logprobs(self, ids: Sequence[int], logprobs: Sequence[float], start: int) -> JsonObject:
         spelled = [self._vocab.token_bytes(i) if i < self._vocab.size else b"" for i in ids]
@@ -179,20 +202,3 @@ def _said(seen: Seen) -> str:
 
 def _finish(ended: Trajectory, has_said: bool) -> str:
     return "stop" if ended.status == "answered" and has_said else "length"
-
-
-def _agent_message(seen: Seen) -> JsonObject:
-    answer = narration.answer_of(seen.segments) or ""
-    words = answer.casefold()
-    cited: JsonObject = {}
-    for number, passages in enumerate(seen.shown):
-        for passage in passages:
-            has_answer = bool(words) and words in passage.text.casefold()
-            about = {"search": number, "has_answer": has_answer}
-            cited.setdefault(passage.id, narration.as_document(passage) | about)
-    return {
-        "role": "assistant",
-        "content": answer,
-        "searches": [list(q) for q in seen.queries],
-        "citations": list(cited.values()),
-    }

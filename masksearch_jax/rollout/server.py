@@ -294,7 +294,7 @@ class ChatServer(Service):
                     2 * sample + first,
                     plain=not is_agent,
                     max_new_tokens=asked.max_new_tokens,
-                    stop=asked.stop,
+                    stop=() if is_agent else asked.stop,
                     sampler=asked.sampler,
                     withdrawn=choice.future.cancelled,
                 )

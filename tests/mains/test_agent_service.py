@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import http.client
+import importlib.util
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -110,19 +113,29 @@ def test_plain_requests_are_served_beside_it_and_never_search(create):
         create(
             model="small:agent", messages=[{"role": "system", "content": "x"}, *ASKED["messages"]]
         )
-    with pytest.raises(openai.BadRequestError, match="`stop` is of plain replies"):
-        create(model="small:agent", **ASKED, stop="x")
+    with pytest.raises(openai.BadRequestError, match="`logprobs` is of plain replies"):
+        create(model="small:agent", **ASKED, logprobs=True)
+
+
+def test_an_answer_ends_before_a_stop(create):
+    given = {"model": "small:agent", "stop": ["ø", "\n\n"]} | ASKED
+    assert create(**given).choices[0].message.content == "the <b>"
+    told = [c.choices[0].delta.content or "" for c in create(**given, stream=True)]
+    assert "".join(told) == "the <b>"
 
 
 def test_a_search_that_is_down_is_an_error_and_no_answer():
-    with scripted(fail_first=2) as server:
-        client = openai.OpenAI(base_url=server.url, api_key="none", max_retries=0)
+    with (
+        scripted(fail_first=2) as server,
+        openai.OpenAI(base_url=server.url, api_key="none", max_retries=0) as client,
+    ):
+        create = client.chat.completions.create
         with pytest.raises(openai.APIStatusError, match=r"the search failed: .*scripted") as failed:
-            client.chat.completions.create(model="small:agent", **ASKED)
+            create(model="small:agent", **ASKED)
         assert failed.value.status_code == 502
         with pytest.raises(openai.APIError, match=r"the search failed: .*scripted"):
-            list(client.chat.completions.create(model="small:agent", **ASKED, stream=True))
-        reply = client.chat.completions.create(model="small:agent", **ASKED)
+            list(create(model="small:agent", **ASKED, stream=True))
+        reply = create(model="small:agent", **ASKED)
         assert reply.choices[0].message.content == "the <b>øre</b>"
 
 
@@ -220,3 +233,54 @@ def test_an_answer_can_be_stopped_and_an_error_is_shown(browser):
         page.click("#send")
         page.wait_for_selector("article:nth-of-type(2):not([aria-busy]) .failed")
         assert "rollout.max_len is 2048" in page.locator(".failed").last.inner_text()
+
+
+# ---- clients of others, as they are, each in a process of its own
+
+INSPECT = """
+import sys, inspect_ai
+from inspect_ai.dataset import Sample
+from inspect_ai.model import get_model
+from inspect_ai.scorer import includes
+from inspect_ai.solver import generate
+samples = [Sample(input=f"Which money has {land}?", target="øre") for land in "AB"]
+task = inspect_ai.Task(dataset=samples, solver=generate(), scorer=includes())
+model = get_model("openai-api/local/small:agent", base_url=sys.argv[1], api_key="none")
+(log,) = inspect_ai.eval(task, model=model, display="none", log_dir=sys.argv[2])
+print(log.status, log.results.scores[0].metrics["accuracy"].value)
+print([s.output.completion for s in log.samples])
+"""
+LM_EVAL = """
+import json, sys
+from lm_eval.api.instance import Instance
+from lm_eval.models.api_models import JsonChatStr
+from lm_eval.models.openai_completions import LocalChatCompletion
+client = LocalChatCompletion(
+    base_url=f"{sys.argv[1]}/chat/completions", model="small:agent", num_concurrent=2
+)
+asked = JsonChatStr(json.dumps([{"role": "user", "content": "Which money has Norway?"}]))
+limits = {"until": ["\\n\\n"], "max_gen_toks": 32, "temperature": 0.0, "do_sample": False}
+requests = [Instance("generate_until", {}, (asked, limits), 0)] * 2
+print(client.generate_until(requests, disable_tqdm=True))
+"""
+
+
+@pytest.mark.slow  # heavy packages
+@pytest.mark.parametrize(
+    ("package", "script", "said"),
+    [
+        ("inspect_ai", INSPECT, "success 1.0\n['the <b>øre</b>', 'the <b>øre</b>']\n"),
+        ("lm_eval", LM_EVAL, "['the <b>øre</b>', 'the <b>øre</b>']\n"),
+    ],
+)
+def test_others_evaluate_the_agent(server, tmp_path, package, script, said):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    done = subprocess.run(
+        [sys.executable, "-c", script, server.url, str(tmp_path)],
+        env=os.environ | {"OPENAI_API_KEY": "none"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.endswith(said)
