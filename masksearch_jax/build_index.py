@@ -5,6 +5,8 @@
 
 Reads what build_ramp reads, and gives each passage the same id. The index appears whole or not at
 all, and replaces an older one. INDEX.dropped.txt beside it names the rows that could not be read.
+With config.vectors.encoder, a folder of a text encoder, each passage gets a vector besides, in
+INDEX.vectors: a cut-off encoding goes on where it was.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import contextlib
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from masksearch_jax.core.corpus_config import CorpusConfig
 from masksearch_jax.core.errors import check_given
@@ -24,16 +26,31 @@ from masksearch_jax.corpus.passages import CorpusStats
 from masksearch_jax.ramp import survey
 from masksearch_jax.runtime import cli, run_record
 from masksearch_jax.runtime.progress import Progress
-from masksearch_jax.search import bm25
+from masksearch_jax.search import bm25, vectors
+
+
+@dataclasses.dataclass(frozen=True)
+class VectorConfig:
+    """Vectors of the passages, for search of kind dense and hybrid."""
+
+    encoder: str = key(
+        "", "HF folder of a text encoder of BERT's family; empty: no vectors.", folder=True
+    )
+    max_tokens: int = key(0, "Tokens of a text that are read; 0: as many as the folder says.")
+    query_prefix: str = key("auto", "Stands before a query; auto: what the folder says.")
+    passage_prefix: str = key("auto", "Stands before a passage; auto: what the folder says.")
+    dtype: Literal["bfloat16", "float32"] = key("bfloat16", "Of the encoder's computing.")
+    graph: bool = key(False, "Make an HNSW graph of the vectors, for search.nearest=graph.")
 
 
 @dataclasses.dataclass(frozen=True)
 class BuildIndexRun:
-    """`build_index`: passages to a BM25 index."""
+    """`build_index`: passages to an index."""
 
     corpus: CorpusConfig = section(CorpusConfig)
     index: str = key("runs/index", "Folder to write.")
     workers: int = key(1, "Processes that cut whole articles into passages.")
+    vectors: VectorConfig = section(VectorConfig)
 
 
 def run(cfg: BuildIndexRun) -> dict[str, Any]:
@@ -45,6 +62,7 @@ def run(cfg: BuildIndexRun) -> dict[str, Any]:
     readable = "a corpus that build_ramp reads, or the passages.jsonl that it wrote"
     check_given(cfg.corpus, "config.corpus", path=readable)
     started = time.monotonic()
+    encoder = _open_encoder(cfg.vectors) if cfg.vectors.encoder else None
     stats = CorpusStats()
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress("index", cfg.corpus.limit))
@@ -63,7 +81,9 @@ def run(cfg: BuildIndexRun) -> dict[str, Any]:
             progress.update(count, dropped=stats.bad)
 
         count = bm25.build(passages, cfg.index, language=cfg.corpus.language, progress=show)
-    files = [f for f in Path(cfg.index).rglob("*") if f.is_file()]
+    if encoder is not None:
+        _encode(cfg, encoder)
+    files = [f for folder in _folders(cfg) for f in folder.rglob("*") if f.is_file()]
     run_record.write(cfg.index, cfg)
     return {
         "index": cfg.index,
@@ -74,6 +94,34 @@ def run(cfg: BuildIndexRun) -> dict[str, Any]:
         "bytes": sum(f.stat().st_size for f in files),
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def _folders(cfg: BuildIndexRun) -> list[Path]:
+    return [Path(cfg.index), *([vectors.folder_of(cfg.index)] if cfg.vectors.encoder else [])]
+
+
+def _open_encoder(cfg: VectorConfig) -> vectors.Encoder:
+    """Opened before the corpus is read, so that a folder of another kind is known at once."""
+    from masksearch_jax.models.encoder_folder import TextEncoder
+
+    asked = {"query_prefix": cfg.query_prefix, "passage_prefix": cfg.passage_prefix}
+    reading: dict[str, str | int] = {k: v for k, v in asked.items() if v != "auto"}
+    if cfg.max_tokens:
+        reading["max_tokens"] = cfg.max_tokens
+    return TextEncoder(cfg.encoder, dtype=cfg.dtype, reading=reading)
+
+
+def _encode(cfg: BuildIndexRun, encoder: vectors.Encoder) -> None:
+    index = bm25.BM25.open(cfg.index)
+    with Progress("vectors", len(index)) as progress:
+        vectors.build(
+            index.passages,
+            vectors.folder_of(cfg.index),
+            encoder,
+            index=index.fingerprint,
+            graph=cfg.vectors.graph,
+            progress=progress.update,
+        )
 
 
 def dropped_path(index: str) -> Path:

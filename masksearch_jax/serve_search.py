@@ -3,15 +3,14 @@
     python -m masksearch_jax.serve_search --config=configs/serve_search.py \\
         --config.search.index=DATA/index
 
-POST /retrieve takes Search-R1's request; GET /health says how many passages there are. It has no
-access control: bind it to a private address.
+POST /retrieve takes Search-R1's request, GET /health searches, GET /metrics has figures for
+Prometheus. It has no access control: bind it to a private address.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import signal
-from typing import Any
 
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.schema import key, section
@@ -27,19 +26,26 @@ class ServeSearchRun:
     search: SearchConfig = section(SearchConfig)
     host: str = key("127.0.0.1", "Address to bind; 127.0.0.1: this machine only.")
     port: int = key(8001, "Port to bind; 0: any free one.")
+    waiting: int = key(256, "Requests that may wait for a search; more get 503 and Retry-After.")
 
 
 def run(cfg: ServeSearchRun) -> None:
-    """Serves until SIGINT or SIGTERM; requests in progress are answered first."""
-    with SearchServer(open_tool(cfg.search), cfg.host, cfg.port, cfg.search.workers) as server:
-
-        def stop(*_: Any) -> None:
-            server.shutdown()
-
-        signal.signal(signal.SIGINT, stop)
-        signal.signal(signal.SIGTERM, stop)
-        print(f"serving {cfg.search.index or cfg.search.kind} at {server.url}", flush=True)
+    """Serves until SIGINT, SIGTERM or SIGHUP; requests in progress are answered first."""
+    server = SearchServer(
+        open_tool(cfg.search),
+        cfg.host,
+        cfg.port,
+        cfg.search.workers,
+        waiting=cfg.waiting,
+        default_top_k=cfg.search.top_k,
+    )
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: server.shutdown())
+    print(f"serving {cfg.search.index or cfg.search.kind} at {server.url}", flush=True)
+    try:
         server.serve_forever()
+    finally:
+        server.server_close()
 
 
 if __name__ == "__main__":

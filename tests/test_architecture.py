@@ -21,7 +21,7 @@ ROOMS = {
     "evals": {"core", "runtime", "data", "ramp", "agents"},
     "viewer": {"core"},
     "parallel": {"core", "runtime"},
-    "search": {"core", "runtime"},
+    "search": {"core", "runtime", "models"},  # models: the encoder of texts
     "ramp": {"core", "runtime", "corpus"},
     "data": {"core", "runtime", "ramp"},
     "training": {"core", "runtime", "parallel"},
@@ -60,6 +60,7 @@ MAY_IMPORT = {
             "rl.update",
             "rollout.",
             "runtime.metric_writer",
+            "search.device_nearest",
             "testing.models",
             "training.",
         }
@@ -89,6 +90,7 @@ MAY_IMPORT = {
     "torch": {"models.reload_check"},
     "transformers": {"core.tokenizer", "models.reload_check"},
     "tantivy": {"search.bm25", "search.words"},
+    "usearch": {"search.nearest", "search.vectors"},
     "openai": {"agents.llm_client"},
     "anyio": {"runtime.http_service", "rollout.server"},
     "starlette": {"runtime.http_service"},
@@ -418,6 +420,7 @@ def test_the_host_side_starts_without_jax():
     # grain, seqio and TFDS import jax; a policy that teaches runs on a device
     with_jax = OFFLINE | {"data.batches", "data.curriculum", "agents.policy_teacher"}
     with_jax |= {"agents.own_model"}
+    with_jax |= {"search.device_nearest"}
     names = [m for m in TREES if m.startswith(rooms) and m not in with_jax]
     names += ["runtime.cli", "rl.rewards", "rl.advantages", "testing.services"]
     _, modules = import_all([f"masksearch_jax.{m}" for m in names])

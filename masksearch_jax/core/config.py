@@ -221,11 +221,12 @@ class SurvivalConfig:
 class SearchConfig:
     """The search tool, and what of its results an agent is shown."""
 
-    kind: Literal["bm25", "http", "none", "random"] = key(
+    kind: Literal["bm25", "dense", "hybrid", "http", "none", "random"] = key(
         "bm25",
-        "bm25: the index; http: a running serve_search; none, random: baselines of evaluation.",
+        "bm25: an index's words; dense: its vectors; hybrid: both; http: a running serve_search; "
+        "none, random: baselines of evaluation.",
     )
-    index: str = key("runs/index", "Folder of the BM25 index.", folder=True)
+    index: str = key("runs/index", "Folder that build_index wrote.", folder=True)
     url: str = key(
         "", "Of a running serve_search, for kind http; commas between those of several replicas."
     )
@@ -245,6 +246,29 @@ class SearchConfig:
     exclude_source: bool = key(
         False,
         "Hide the passage that an example masks from its own searches, as if it were not indexed.",
+    )
+    encoder: str = key(
+        "",
+        "Folder of the encoder that made the vectors; empty: where it was then.",
+        folder=True,
+        harmless=True,
+    )
+    nearest: Literal["exact", "graph", "device", "device_approximate"] = key(
+        "exact",
+        "How near vectors are found. exact: on the host, all compared; graph: on the host, by "
+        "HNSW; device: on the run's own devices, all compared; device_approximate: there, a few "
+        "missed.",
+    )
+    fusion: Literal["rank", "score"] = key(
+        "rank", "How kind hybrid joins its two rankings: by reciprocal ranks, or weighted scores."
+    )
+    rank_constant: float = key(60.0, "k of 1 / (k + rank), of fusion by rank.")
+    dense_weight: float = key(0.3, "Of the vectors in fusion by score; the words' is the rest.")
+    fusion_depth: int = key(100, "Passages of each ranking that are joined.")
+    memory: int = key(
+        10_000,
+        "Results that kinds http, dense and hybrid, and a cache, keep in memory, the last used.",
+        harmless=True,
     )
     attempt_timeout: float = key(
         5.0,

@@ -9,6 +9,7 @@ A turn ends at the first `</search>` or `</answer>`. Answers are read from polic
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -30,6 +31,8 @@ CORRECTIONS = {
 
 _OUR_TAG = re.compile(r"<(/?)(think|search|information|answer)>", re.IGNORECASE)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)|[。！？]")
+_WORD_END = re.compile(r"\S(?=\s)")
 _STOP = re.compile(r"</(search|answer)>")
 # One turn of policy text: an optional thought, then exactly one action.
 _TURN = re.compile(
@@ -87,10 +90,11 @@ def render_information(
     fits: Callable[[str], bool] = lambda block: True,
     note: str = "Nothing found.",
 ) -> tuple[str, tuple[Passage, ...]]:
-    """An `<information>` block and the passages in it, whole documents only.
+    """An `<information>` block and the passages in it.
 
     A document with which the wrapped block no longer `fits` is left out with all after it, so that
-    the block is always closed. No passages: it says `note`.
+    the block is always closed. If it is the first, its leading sentences are shown instead, as many
+    as fit, or else words. No passages: it says `note`.
     """
     shown: list[Passage] = []
     body = ""
@@ -99,9 +103,23 @@ def render_information(
         line = escape(text if text.startswith(passage.title) else f"{passage.title}: {text}")
         candidate = f"{body}\n{line}" if body else line
         if not fits(wrap("information", candidate)):
+            if not shown and (body := _beginning(line, fits)):
+                shown = [passage]
             break
         body, shown = candidate, [*shown, passage]
     return wrap("information", body or note), tuple(shown)
+
+
+def _beginning(line: str, fits: Callable[[str], bool]) -> str:
+    """The most leading sentences of a document that fit, or else words; "" if not one does."""
+    for ends in (_SENTENCE_END, _WORD_END):
+        cuts = [match.end() for match in ends.finditer(line)]
+        many = bisect.bisect_left(
+            cuts, True, key=lambda cut: not fits(wrap("information", line[:cut].rstrip()))
+        )
+        if many:
+            return line[: cuts[many - 1]].rstrip()
+    return ""
 
 
 def extract_answer(policy_text: str) -> str | None:

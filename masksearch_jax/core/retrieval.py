@@ -9,12 +9,14 @@ from typing import Protocol, runtime_checkable
 
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import SearchConfig
-from masksearch_jax.core.types import Example, Passage, RampExample
+from masksearch_jax.core.types import Example, Hits, Passage, QueryRecord, RampExample
 
 # Controls but tab and newline, bidirectional overrides, what is no character or half of one.
 _NO_TEXT = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]"
 )
+
+_DEEPEST = 50  # passages beyond which a hidden one's pieces are not looked for
 
 
 class SearchError(RuntimeError):
@@ -45,10 +47,35 @@ def find(
     results serves all examples alike. Characters that are no text (controls, halves of surrogate
     pairs) are left out of titles and texts. Raises what the tool raises.
     """
+    return find_recorded(tool, queries, cfg, source)[0]
+
+
+def find_recorded(
+    tool: SearchTool, queries: Sequence[str], cfg: SearchConfig, source: str
+) -> tuple[tuple[Passage, ...], tuple[QueryRecord, ...]]:
+    """As `find`, with a record of what the tool gave for each query, before any was left out."""
     hidden = source if cfg.exclude_source else ""
-    found = tool.search(queries, cfg.top_k + bool(hidden))
+    depth = cfg.top_k + bool(hidden)
+    found = tool.search(queries, depth)
+    # A tool whose index has a passage cut in several has its id several times.
+    while hidden and any(_lacks(hits, hidden, cfg.top_k, depth) for hits in found):
+        depth *= 2
+        found = tool.search(queries, depth)
     seen = [[p for p in hits if not hidden or p.id != hidden][: cfg.top_k] for hits in found]
-    return tuple(map(_as_text, markup.merge_results(seen, cfg.max_passages)))
+    shown = tuple(map(_as_text, markup.merge_results(seen, cfg.max_passages)))
+    return shown, tuple(map(_record, found))
+
+
+def _lacks(hits: Sequence[Passage], hidden: str, top_k: int, depth: int) -> bool:
+    """Whether a deeper search would show more: all were found that were asked for, too few stay."""
+    return len(hits) == depth <= _DEEPEST and sum(p.id != hidden for p in hits) < top_k
+
+
+def _record(hits: Sequence[Passage]) -> QueryRecord:
+    ids = tuple(p.id for p in hits)
+    if not isinstance(hits, Hits):
+        return QueryRecord(ids)
+    return QueryRecord(ids, hits.scores, hits.attempts, hits.seconds, hits.cached)
 
 
 def _as_text(passage: Passage) -> Passage:

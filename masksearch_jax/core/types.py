@@ -130,14 +130,29 @@ class Segment:
 
 
 @dataclasses.dataclass(frozen=True)
+class QueryRecord:
+    """What a search tool gave for one query, and how; see `Hits`."""
+
+    passage_ids: tuple[str, ...]
+    scores: tuple[float, ...] = ()
+    attempts: int = 0
+    seconds: float = 0.0
+    cached: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Turn:
-    """A search: its queries, the passages shown (ids and titles), seconds waited, error if any."""
+    """A search: its queries, the passages shown (ids and titles), seconds waited, error if any.
+
+    found: what the tool gave for each query, where it was recorded; no part of what is compared.
+    """
 
     queries: tuple[str, ...]
     passage_ids: tuple[str, ...]
     titles: tuple[str, ...]
     seconds: float
     error: str = ""
+    found: tuple[QueryRecord, ...] = dataclasses.field(default=(), compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +193,17 @@ class Demonstration:
     turns: tuple[Turn, ...]
 
 
-Record = Passage | Span | RampExample | QAExample | Segment | Turn | Trajectory | Demonstration
+Record = (
+    Passage
+    | Span
+    | RampExample
+    | QAExample
+    | Segment
+    | QueryRecord
+    | Turn
+    | Trajectory
+    | Demonstration
+)
 R = TypeVar("R", bound=Record)
 
 _ARRAYS = {
@@ -187,7 +212,8 @@ _ARRAYS = {
     "sampled": np.bool_,
     "versions": np.int32,
 }
-_NESTED: dict[str, type[Span | Segment | Turn]] = {
+_NESTED: dict[str, type[Span | Segment | QueryRecord | Turn]] = {
+    "found": QueryRecord,
     "spans": Span,
     "segments": Segment,
     "turns": Turn,

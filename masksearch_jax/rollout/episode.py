@@ -17,7 +17,7 @@ from masksearch_jax.core import markup, retrieval
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.tokenizer import Vocabulary
-from masksearch_jax.core.types import Passage, Segment, Status, Trajectory, Turn
+from masksearch_jax.core.types import Passage, QueryRecord, Segment, Status, Trajectory, Turn
 from masksearch_jax.rollout.decode import RolloutError
 from masksearch_jax.rollout.sampling import Sampler
 from masksearch_jax.rollout.search_pool import Call
@@ -51,6 +51,7 @@ class Observation(NamedTuple):
     text: str
     ids: list[int]
     shown: tuple[Passage, ...]
+    found: tuple[QueryRecord, ...] = ()
 
 
 @dataclasses.dataclass(eq=False)
@@ -237,8 +238,10 @@ class Rules:
         self, tool: retrieval.SearchTool, queries: tuple[str, ...], source: str, room: int
     ) -> Observation:
         """The pool's work; what a tool returns is read here, so that its errors are the tool's."""
-        shown = retrieval.find(tool, queries, self.search_cfg, source) if queries else ()
-        return self.render(shown, room)
+        if not queries:
+            return self.render((), room)
+        shown, found = retrieval.find_recorded(tool, queries, self.search_cfg, source)
+        return self.render(shown, room)._replace(found=found)
 
     def render(self, passages: Sequence[Passage], room: int) -> Observation:
         """The passages that fit in `room` tokens. For the search's own thread: it takes a while."""
@@ -256,7 +259,7 @@ class Rules:
         """Append a search result."""
         titles = tuple(p.title for p in seen.shown)
         ids = tuple(p.id for p in seen.shown)
-        episode.turns.append(Turn(episode.queries, ids, titles, waited))
+        episode.turns.append(Turn(episode.queries, ids, titles, waited, found=seen.found))
         episode.shown.append(seen.shown)
         if len(seen.ids) >= self.cfg.max_len - len(episode.ids):
             return "out_of_tokens"

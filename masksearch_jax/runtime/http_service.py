@@ -33,6 +33,8 @@ from starlette.routing import Route as Path
 from masksearch_jax.core.types import JsonObject
 
 MAX_BODY = 4 * 2**20  # bytes of a request
+_DISCARDED = 256 * 2**20  # bytes that are read of one that is refused
+_BACKLOG = 1024  # connections that may wait to be taken
 _IDLE = 30  # seconds a connection may be silent
 _LAST_WORDS = 5  # seconds in which the replies in progress are sent, when a service ends
 _THREADS = 256  # routes that run at once, of those that are no coroutines
@@ -54,9 +56,10 @@ class Refusal(Exception):
 
 
 class Call(NamedTuple):
-    """A request as a route sees it."""
+    """A request as a route sees it; the names of its headers are in lower case."""
 
     body: bytes
+    headers: Mapping[str, str] = _NONE
 
     def json(self) -> JsonObject:
         """Its body, a JSON object. Raises Refusal for anything else."""
@@ -83,7 +86,7 @@ class Page(NamedTuple):
     kind: str  # html, css or js
 
 
-Reply = JsonObject | Events | Page
+Reply = JsonObject | Events | Page | Response
 # In a thread, or a coroutine, which is cancelled when its client has gone.
 Route = Callable[[Call], Reply | Awaitable[Reply]]
 
@@ -102,10 +105,14 @@ class Service:
         port: int,
         routes: Mapping[tuple[str, str], Route],
         hosts: Sequence[str] = ("*",),
+        *,
+        max_body: int = MAX_BODY,
     ):
+        """max_body: bytes of a request; a larger one is refused."""
         self.routes, self._threads = routes, anyio.CapacityLimiter(_THREADS)
+        self._max_body = max_body
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server((host, port), family=family, backlog=128)
+        self._socket = socket.create_server((host, port), family=family, backlog=_BACKLOG)
         self.server_address: tuple[str, int] = self._socket.getsockname()[:2]
         config = uvicorn.Config(
             self._app(hosts),
@@ -115,7 +122,7 @@ class Service:
             log_config=None,  # requests are not logged
             access_log=False,
             server_header=False,
-            backlog=128,
+            backlog=_BACKLOG,
             timeout_keep_alive=_IDLE,
             timeout_graceful_shutdown=_LAST_WORDS,
         )
@@ -151,8 +158,9 @@ class Service:
 
     def _app(self, hosts: Sequence[str]) -> Starlette:
         paths = [
-            Path(path, self._endpoint(route), methods=[method])
+            Path(path + end, self._endpoint(route), methods=[method])
             for (method, path), route in self.routes.items()
+            for end in ("", "/")  # asked again for another address, some clients drop the body
         ]
         cors = Middleware(
             CORSMiddleware,
@@ -170,7 +178,7 @@ class Service:
     def _endpoint(self, route: Route) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
             try:
-                call = Call(await _body(request))
+                call = Call(await _body(request, self._max_body), request.headers)
                 return _response(await _while_connected(request, self._run(route, call)))
             except Refusal as refusal:
                 return self._refuse(refusal)
@@ -192,7 +200,7 @@ class Service:
 
     async def _unrouted(self, request: Request, error: Exception) -> Response:
         """What starlette has no route for: 404 and 405."""
-        path = request.url.path
+        path = request.url.path.rstrip("/") or "/"
         if taken := [method for method, known in self.routes if known == path]:
             refusal = Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes {taken[0]}")
         else:
@@ -212,19 +220,25 @@ class _Server(uvicorn.Server):
         yield  # signals are the main's
 
 
-async def _body(request: Request) -> bytes:
-    """All that is sent. Raises Refusal for more than MAX_BODY, which is not read to its end."""
+async def _body(request: Request, most: int) -> bytes:
+    """All that is sent. Raises Refusal for more than `most` bytes.
+
+    Of a body that is too large up to _DISCARDED bytes are read and forgotten: a reply to a client
+    that is still sending would be lost with its connection.
+    """
     length = request.headers.get("content-length", "0")
-    too_large = Refusal(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{length[:20]} bytes, at most {MAX_BODY} are read"
-    )
-    if len(length) > 12 or int(length) > MAX_BODY:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY:
-            raise too_large
+    body, size = bytearray(), 0
+    if len(length) <= 12 and int(length) <= max(most, _DISCARDED):
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size <= most:
+                body += chunk
+            elif size > _DISCARDED:
+                break
+    asked = length[:20] if len(length) > 12 or int(length) > size else size
+    if size > most or len(length) > 12 or int(length) > most:
+        too_large = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+        raise Refusal(too_large, f"{asked} bytes, at most {most} are read")
     return bytes(body)
 
 
@@ -247,6 +261,8 @@ async def _while_connected(request: Request, work: Awaitable[Reply]) -> Reply:
 
 
 def _response(reply: Reply) -> Response:
+    if isinstance(reply, Response):
+        return reply
     if isinstance(reply, Page):
         headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
         return Response(reply.text, headers=headers, media_type=_KINDS[reply.kind])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +19,8 @@ import tantivy
 
 from masksearch_jax.core.files import write_json, writing_folder
 from masksearch_jax.core.retrieval import SearchError
-from masksearch_jax.core.types import Passage
+from masksearch_jax.core.types import Hits, Passage
+from masksearch_jax.search.manifest import checksum, seal, verify
 from masksearch_jax.search.store import PassageStore, PassageWriter
 from masksearch_jax.search.words import LANGUAGES, query_words, text_words, title_words
 
@@ -29,7 +29,6 @@ TITLE_BOOST = 0.4
 MAX_TERMS = 24  # rarest terms kept of a long query
 MAX_QUERY_CHARS = 20_000  # of a query; the rest is ignored
 MAX_TOP_K = 10_000  # the engine sets memory aside for as many
-VERIFIED_BYTES = 2**30  # an index up to this size is read through when it is opened
 
 _FIELDS = (("title", TITLE_BOOST), ("text", 1.0))
 _MANIFEST = "manifest.json"
@@ -55,13 +54,13 @@ class BM25:
         """Opens `folder`. Raises SearchError when there is no index, a damaged or another one.
 
         The sizes of all files are compared with those that `build` wrote down, and the checksums
-        too where the index has at most VERIFIED_BYTES.
+        too where the index has at most `manifest.VERIFIED_BYTES`.
         """
         folder = Path(folder)
         manifest = _read_manifest(folder)
         language, count = manifest["language"], manifest["count"]
         try:
-            _verify(folder, manifest["files"])
+            verify(folder, manifest["files"])
             with _engine_panics():
                 index = tantivy.Index.open(str(folder / "terms"))
                 tool = cls(index, PassageStore(folder), language, manifest["fingerprint"])
@@ -87,12 +86,14 @@ class BM25:
         return passage
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
-        return [[passage for passage, _ in hits] for hits in self.search_scored(queries, top_k)]
+        """The scores of its `Hits` are BM25's; equal ones in the corpus's order."""
+        return [
+            Hits((self.passages[row] for row, _ in hits), scores=[score for _, score in hits])
+            for hits in self.search_rows(queries, top_k)
+        ]
 
-    def search_scored(
-        self, queries: Sequence[str], top_k: int
-    ) -> list[list[tuple[Passage, float]]]:
-        """As `search`, each passage with its BM25 score; equal scores in the corpus's order."""
+    def search_rows(self, queries: Sequence[str], top_k: int) -> list[list[tuple[int, float]]]:
+        """As `search`, with each passage's row and score."""
         if not 1 <= top_k <= MAX_TOP_K:
             raise SearchError(f"top_k is {top_k}, must be 1 to {MAX_TOP_K}")
         try:
@@ -114,7 +115,7 @@ class BM25:
     def _frequency(self, term: str) -> int:
         return max(self._searcher.doc_freq(field, term) for field, _ in _FIELDS)
 
-    def _search_one(self, query: str, top_k: int) -> list[tuple[Passage, float]]:
+    def _search_one(self, query: str, top_k: int) -> list[tuple[int, float]]:
         clauses = [
             (tantivy.Occur.Should, tantivy.Query.boost_query(self._term(field, term), boost))
             for term in self.terms(query)
@@ -127,8 +128,7 @@ class BM25:
         hits = self._searcher.search(disjunction, top_k, count=False).hits
         rows = self._searcher.fast_field_values("row", [address for _, address in hits])
         scores = [score for score, _ in hits]
-        ranked = sorted(zip(rows, scores, strict=True), key=lambda hit: (-hit[1], hit[0]))
-        return [(self.passages[row], score) for row, score in ranked]
+        return sorted(zip(rows, scores, strict=True), key=lambda hit: (-hit[1], hit[0]))
 
     def _term(self, field: str, term: str) -> tantivy.Query:
         return tantivy.Query.term_query(self._schema, field, term, index_option="freq")
@@ -245,33 +245,6 @@ def _files(folder: Path) -> dict[str, Path]:
     return {str(p.relative_to(folder)): p for p in paths if p.name != _MANIFEST}
 
 
-def _checksum(path: Path) -> int:
-    found = 0
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            found = zlib.crc32(chunk, found)
-    return found
-
-
-def _verify(folder: Path, files: dict[str, list[int]]) -> None:
-    """Compares files with what was written down, name → [bytes, checksum]. Raises ValueError."""
-    whole = sum(size for size, _ in files.values()) <= VERIFIED_BYTES
-    for name, (size, checksum) in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise ValueError(f"{name} is missing")
-        if path.stat().st_size != size:
-            raise ValueError(f"{name} has {path.stat().st_size} bytes of {size}")
-        if whole and _checksum(path) != checksum:
-            raise ValueError(f"{name} has another content than was written")
-
-
-def _seal(manifest: dict[str, Any]) -> int:
-    """A checksum of the manifest itself, without its entry `seal`."""
-    rest = {key: value for key, value in manifest.items() if key != "seal"}
-    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
-
-
 def _write_manifest(folder: Path, language: str, count: int, contents: str) -> None:
     """contents: the hash of all passages, in their order."""
     made = f"{FORMAT} {tantivy.__version__} {language} {contents}"
@@ -281,9 +254,9 @@ def _write_manifest(folder: Path, language: str, count: int, contents: str) -> N
         "language": language,
         "count": count,
         "fingerprint": hashlib.sha256(made.encode()).hexdigest()[:16],
-        "files": {name: [p.stat().st_size, _checksum(p)] for name, p in _files(folder).items()},
+        "files": {name: [p.stat().st_size, checksum(p)] for name, p in _files(folder).items()},
     }
-    write_json(folder / _MANIFEST, manifest | {"seal": _seal(manifest)})
+    write_json(folder / _MANIFEST, manifest | {"seal": seal(manifest)})
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -302,7 +275,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise SearchError(
             f"{folder} was built as {theirs}, this program reads {ours}; rebuild it: {_COMMAND}"
         )
-    if manifest.get("seal") != _seal(manifest):
+    if manifest.get("seal") != seal(manifest):
         raise SearchError(
             f"{folder / _MANIFEST} is damaged (it is not as it was written); rebuild: {_COMMAND}"
         )

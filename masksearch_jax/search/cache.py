@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable, Sequence
 
 from masksearch_jax.core.retrieval import SearchError, SearchTool
-from masksearch_jax.core.types import Passage
+from masksearch_jax.core.types import Hits, Passage
 
 MODES = ("use", "replay")
 _TABLES = (
@@ -83,7 +83,7 @@ class CachedSearch:
             asked = dict(zip(missing, self._tool.search(missing, top_k), strict=True))
             self._save(asked, top_k)
             found |= asked
-        return [list(found[query]) for query in queries]
+        return [found[query] for query in queries]
 
     def close(self) -> None:
         with self._lock:
@@ -91,13 +91,14 @@ class CachedSearch:
 
     def _load(self, queries: Iterable[str], top_k: int) -> dict[str, list[Passage]]:
         select = "select passages from results where source=? and query=? and top_k=?"
-        found = {}
+        found: dict[str, list[Passage]] = {}
         try:
             with self._lock:
                 for query in queries:
                     row = self._database.execute(select, self._key(query, top_k)).fetchone()
                     if row:
-                        found[query] = [Passage(*fields) for fields in json.loads(row[0])]
+                        passages = (Passage(*fields) for fields in json.loads(row[0]))
+                        found[query] = Hits(passages, cached=True)
         except (sqlite3.Error, ValueError, TypeError) as error:
             raise SearchError(f"cannot read the search cache {self._path}: {error}") from error
         return found

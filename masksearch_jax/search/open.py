@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.types import Example, RampExample
+from masksearch_jax.search.shared import SharedSearch
 from masksearch_jax.search.tool import NoSearch, RandomSearch
 
-KINDS = ("bm25", "http", "none", "random")
+if TYPE_CHECKING:
+    from masksearch_jax.search.nearest import Nearest
+    from masksearch_jax.search.vectors import Vectors
+
+KINDS = ("bm25", "dense", "hybrid", "http", "none", "random")
+_INDEXED = ("bm25", "dense", "hybrid", "random")
+_SLOW = ("dense", "hybrid", "http")  # kinds whose results are kept in memory
 _FIRST_QUERY = "river"  # of any tool, to see that it answers
 _PROBES, _PROBE_DEPTH = 8, 10  # examples searched for, and how deep
 
@@ -22,20 +30,22 @@ def open_tool(cfg: SearchConfig) -> SearchTool:
     asked.
     """
     # Imported here, so that each kind loads only its own dependencies (and those import this file).
-    if not cfg.cache:
-        if cfg.replay:
-            raise SearchError("search.replay answers from a cache, and search.cache names none")
-        return _answering(cfg)
-    from masksearch_jax.search.cache import CachedSearch
-
     tool = None if cfg.replay else _answering(cfg)
-    return CachedSearch(
-        tool,
-        cfg.cache,
-        mode="replay" if cfg.replay else "use",
-        name=cfg.url if cfg.kind == "http" else f"{cfg.kind}:{cfg.index}",
-        fingerprint=getattr(tool, "fingerprint", ""),
-    )
+    if not cfg.cache and tool is None:
+        raise SearchError("search.replay answers from a cache, and search.cache names none")
+    if cfg.cache:
+        from masksearch_jax.search.cache import CachedSearch
+
+        tool = CachedSearch(
+            tool,
+            cfg.cache,
+            mode="replay" if cfg.replay else "use",
+            name=cfg.url if cfg.kind == "http" else f"{cfg.kind}:{cfg.index}",
+            fingerprint=getattr(tool, "fingerprint", ""),
+        )
+    if cfg.memory > 0 and (cfg.cache or cfg.kind in _SLOW):
+        return SharedSearch(tool, cfg.memory)
+    return tool
 
 
 def _answering(cfg: SearchConfig) -> SearchTool:
@@ -71,7 +81,7 @@ def check_source_passages(tool: SearchTool, cfg: SearchConfig, examples: Sequenc
 
 def _open(cfg: SearchConfig) -> SearchTool:
     """The tool itself, of the kind that the config names."""
-    if cfg.kind in ("bm25", "random"):
+    if cfg.kind in _INDEXED:
         check_given(cfg, "config.search", index="the folder that build_index wrote")
     if cfg.kind == "http":
         check_given(cfg, "config.search", url="the address of the search service")
@@ -84,6 +94,8 @@ def _open(cfg: SearchConfig) -> SearchTool:
 
         index = BM25.open(cfg.index)
         return RandomSearch(index.passages, fingerprint=index.fingerprint)
+    if cfg.kind in ("dense", "hybrid"):
+        return _open_vectors(cfg)
     if cfg.kind == "http":
         from masksearch_jax.search.remote import RemoteSearch
 
@@ -99,3 +111,40 @@ def _open(cfg: SearchConfig) -> SearchTool:
     if cfg.kind == "none":
         return NoSearch()
     raise SearchError(f"search.kind is {cfg.kind!r}, must be one of {', '.join(KINDS)}")
+
+
+def _open_vectors(cfg: SearchConfig) -> SearchTool:
+    """The tool of kind dense or hybrid."""
+    from masksearch_jax.models.encoder_folder import TextEncoder
+    from masksearch_jax.models.hf_config import HfError
+    from masksearch_jax.search import vectors
+    from masksearch_jax.search.bm25 import BM25
+    from masksearch_jax.search.dense import DenseSearch, HybridSearch
+
+    index = BM25.open(cfg.index)
+    table = vectors.Vectors.open(vectors.folder_of(cfg.index), index.fingerprint)
+    try:
+        encoder = TextEncoder(cfg.encoder or table.encoder_folder, reading=table.reading)
+    except (OSError, HfError) as error:
+        raise SearchError(f"the encoder cannot be opened: {error}") from error
+    dense = DenseSearch(index, table, encoder, _nearest(cfg, table))
+    if cfg.kind == "dense":
+        return dense
+    return HybridSearch(
+        index,
+        dense,
+        fuse=cfg.fusion,
+        rank_constant=cfg.rank_constant,
+        dense_weight=cfg.dense_weight,
+        depth=cfg.fusion_depth,
+    )
+
+
+def _nearest(cfg: SearchConfig, table: Vectors) -> Nearest:
+    if cfg.nearest.startswith("device"):
+        from masksearch_jax.search.device_nearest import DeviceNearest
+
+        return DeviceNearest(table.table, approximate=cfg.nearest == "device_approximate")
+    from masksearch_jax.search import nearest
+
+    return nearest.Graph(table) if cfg.nearest == "graph" else nearest.Exact(table)

@@ -1,103 +1,135 @@
-"""A search tool as an HTTP service that Search-R1's clients can talk to.
+"""A search tool as an HTTP service that Search-R1's clients can talk to; see `protocol`.
 
-POST /retrieve  {"queries": ["..."], "topk": 5, "return_scores": true}
-             →  {"result": [[{"document": {"id", "title", "text", "contents"}, "score": 7.1}, ...]]}
-GET  /health →  {"status": "ok", "passages": 54533, "fingerprint": "1f0c..."}
-Errors are {"error": "..."}, with a status of `http_service` or 503 (the search failed: of /health,
-one that it makes itself).
+Errors are {"error": "..."} with a status of `http_service`, or 503: the search failed, too many
+requests wait, or one waited too long. GET /metrics has the figures of a Prometheus client.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence, Sized
+import asyncio
+import json
+import math
+import time
 from http import HTTPStatus
-from typing import Any
 
-from masksearch_jax.core import contents
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.responses import Response
+
 from masksearch_jax.core.retrieval import SearchError, SearchTool
-from masksearch_jax.core.types import Passage
+from masksearch_jax.core.types import JsonObject
 from masksearch_jax.runtime.http_service import Call, Refusal, Service
+from masksearch_jax.search import protocol
+from masksearch_jax.search.remote import TIME_LEFT
+from masksearch_jax.search.request_queue import DroppedError, FullError, Piece, SearchQueue
 
-MAX_QUERIES = 512  # per request
-MAX_TOP_K = 100
-_DEFAULT_TOP_K = 5
-_HEALTH_QUERY = "the capital city of a country"
+MAX_BODY = 64 * 2**20  # bytes of a request
+_RETRY_AFTER = 1  # seconds that a client of a full queue is asked to wait
 
 
 class SearchServer(Service):
     """Serves `tool` on (host, port), as `Service` does.
 
-    At most `workers` searches run at once, the others wait.
+    workers: threads that search. waiting: requests that may wait for one, beyond which they get
+    503. default_top_k: where a request names none.
     """
 
-    def __init__(self, tool: SearchTool, host: str, port: int, workers: int = 8):
-        self.tool = tool
-        self._free = threading.BoundedSemaphore(workers)
-        routes = {("POST", "/retrieve"): self._retrieve, ("GET", "/health"): self._health}
-        super().__init__(host, port, routes)
+    def __init__(
+        self,
+        tool: SearchTool,
+        host: str,
+        port: int,
+        workers: int = 8,
+        *,
+        waiting: int = 256,
+        default_top_k: int = 5,
+    ):
+        self.tool, self._default_top_k = tool, default_top_k
+        self._queue = SearchQueue(tool, workers, waiting)
+        self._figures = _Figures(self._queue)
+        routes = {
+            ("POST", "/retrieve"): self._retrieve,
+            ("GET", "/health"): self._health,
+            ("GET", "/metrics"): self._metrics,
+        }
+        super().__init__(host, port, routes, max_body=MAX_BODY)
 
     @property
     def url(self) -> str:
         return f"{self.address}/retrieve"
 
-    def _retrieve(self, call: Call) -> dict[str, Any]:
-        queries, top_k, scored = _parse(call.json())
+    def server_close(self) -> None:
+        super().server_close()
+        self._queue.close()
+
+    async def _retrieve(self, call: Call) -> Response:
+        started = time.monotonic()
+        status = HTTPStatus.INTERNAL_SERVER_ERROR
         try:
-            with self._free:
-                return {"result": _retrieve(self.tool, queries, top_k, scored)}
+            asked = protocol.parse(call.json(), self._default_top_k)
+            replies = await self._searched(self._queue.submit(asked, started + _time_left(call)))
+            status = HTTPStatus.OK
+            text = ", ".join(reply for piece in replies for reply in piece)
+            return Response(f'{{"result": [{text}]}}', media_type="application/json")
+        except Refusal as refusal:
+            status = refusal.status
+            raise
+        except (FullError, DroppedError) as error:
+            status = HTTPStatus.SERVICE_UNAVAILABLE
+            headers = {"Retry-After": str(_RETRY_AFTER)}
+            return Response(json.dumps({"error": str(error)}), status, headers, "application/json")
         except SearchError as error:
-            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from error
+            status = HTTPStatus.SERVICE_UNAVAILABLE
+            raise Refusal(status, str(error)) from error
+        finally:
+            self._figures.note(status, time.monotonic() - started)
 
-    def _health(self, _: Call) -> dict[str, Any]:
+    @staticmethod
+    async def _searched(pieces: list[Piece]) -> list[list[str]]:
+        """The replies; cancelled, since the client has gone, it drops what is not begun."""
         try:
-            self.tool.search([_HEALTH_QUERY], 1)
-        except Exception as error:  # whatever it is, the tool cannot search
-            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, f"the search failed: {error}") from error
-        told: dict[str, Any] = {"status": "ok"}
-        if isinstance(self.tool, Sized):
-            told["passages"] = len(self.tool)
-        if fingerprint := getattr(self.tool, "fingerprint", ""):
-            told["fingerprint"] = fingerprint
-        return told
+            return await asyncio.gather(*(asyncio.wrap_future(p.replies) for p in pieces))
+        finally:
+            for piece in pieces:
+                piece.replies.cancel()
+
+    def _health(self, _: Call) -> JsonObject:
+        return protocol.health(self.tool)
+
+    async def _metrics(self, _: Call) -> Response:
+        return Response(self._figures.text(), media_type="text/plain; version=0.0.4")
 
 
-def _parse(request: dict[str, Any]) -> tuple[list[str], int, bool]:
-    """(queries, top_k, scored) of a request. Raises Refusal naming what is wrong."""
-    bad = HTTPStatus.BAD_REQUEST
-    queries = request.get("queries")
-    if not isinstance(queries, list) or not all(isinstance(q, str) for q in queries):
-        raise Refusal(bad, "`queries` must be a list of strings")
-    if len(queries) > MAX_QUERIES:
-        raise Refusal(bad, f"{len(queries)} queries, at most {MAX_QUERIES} are taken")
-    top_k = request.get("topk")
-    top_k = _DEFAULT_TOP_K if top_k is None else top_k
-    if type(top_k) is not int or not 1 <= top_k <= MAX_TOP_K:
-        raise Refusal(bad, f"`topk` is {top_k!r}, must be a whole number of 1 to {MAX_TOP_K}")
-    return queries, top_k, bool(request.get("return_scores", False))
+class _Figures:
+    """What /metrics tells."""
+
+    def __init__(self, queue: SearchQueue):
+        registry = self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "search_requests", "Requests by status.", ["status"], registry=registry
+        )
+        self._seconds = Histogram(
+            "search_request_seconds", "Seconds from a request to its reply.", registry=registry
+        )
+        for name, sentence, value in (
+            ("search_waiting", "Requests that wait.", lambda: queue.waiting),
+            ("search_searched", "Queries that were searched.", lambda: queue.searched),
+            ("search_dropped", "Queries dropped before a search.", lambda: queue.dropped),
+            ("search_calls", "Calls of the search tool.", lambda: queue.calls),
+        ):
+            Gauge(name, sentence, registry=registry).set_function(value)
+
+    def note(self, status: HTTPStatus, seconds: float) -> None:
+        self._requests.labels(int(status)).inc()
+        self._seconds.observe(seconds)
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)
 
 
-def _retrieve(
-    tool: SearchTool, queries: Sequence[str], top_k: int, scored: bool
-) -> list[list[dict[str, Any]]]:
-    """Hits per query; as Search-R1 does, bare documents unless scores are asked for.
-
-    A tool that has no scores (no `search_scored`) gives none: the hit then has only `document`.
-    """
-    if not scored:
-        return [[_document(p) for p in hits] for hits in tool.search(queries, top_k)]
-    if not hasattr(tool, "search_scored"):
-        return [[{"document": _document(p)} for p in hits] for hits in tool.search(queries, top_k)]
-    return [
-        [{"document": _document(passage), "score": score} for passage, score in hits]
-        for hits in tool.search_scored(queries, top_k)
-    ]
-
-
-def _document(passage: Passage) -> dict[str, str]:
-    return {
-        "id": passage.id,
-        "title": passage.title,
-        "text": passage.text,
-        "contents": contents.join(passage.title, passage.text),
-    }
+def _time_left(call: Call) -> float:
+    """Seconds that the client waits, where it says so."""
+    try:
+        left = float(call.headers.get(TIME_LEFT.lower(), "inf"))
+    except ValueError:
+        return math.inf
+    return left if left > 0 else math.inf

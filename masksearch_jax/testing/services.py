@@ -23,10 +23,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple, Self, TypeVar
 
-from masksearch_jax.core.retrieval import SearchTool
+from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.runtime.http_service import Call, Refusal, Service
-from masksearch_jax.search.server import SearchServer
+from masksearch_jax.search import protocol
 
+_DEFAULT_TOP_K = 5  # of a search that names none
 _LAST_RECORDS = 5.0  # seconds in which the threads of a service that ends may record what they did
 
 Server = TypeVar("Server", bound=socketserver.BaseServer | Service)
@@ -282,17 +283,23 @@ class SearchEndpoint(_Loopback):
 
     def __init__(self, tool: SearchTool, script: Script = WELL):
         super().__init__(script)
-        self._real = SearchServer(tool, "127.0.0.1", 0)
-        self._real.server_close()  # its replies are wanted, not its port
+        self.tool = tool
 
     @property
     def url(self) -> str:
         return f"{self.address}/retrieve"
 
     def reply(self, route: tuple[str, str], call: Call, answer: Answer) -> dict[str, Any]:
-        if route not in self._real.routes:
+        if route == ("GET", "/health"):
+            return protocol.health(self.tool)
+        if route != ("POST", "/retrieve"):
             raise Refusal(HTTPStatus.NOT_FOUND, f"no {' '.join(route)}")
-        return self._real.routes[route](call)
+        asked = protocol.parse(call.json(), _DEFAULT_TOP_K)
+        try:
+            found = self.tool.search(asked.queries, asked.top_k)
+        except SearchError as error:
+            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from error
+        return {"result": [protocol.result(hits, asked.scored) for hits in found]}
 
     def error(self, message: str, code: str | None = None) -> dict[str, Any]:
         return {"error": message}

@@ -13,6 +13,7 @@ from flax import nnx
 
 from configs import common
 from masksearch_jax import train_dapo
+from masksearch_jax.build_index import VectorConfig
 from masksearch_jax.core import config
 from masksearch_jax.core.config import ModelConfig, PromptConfig, SearchConfig
 from masksearch_jax.core.curriculum_config import LessonsConfig
@@ -93,6 +94,9 @@ def load(name: str, arg: str = "") -> typing.Any:
 # another name since, because `--config.evolve.items` met a method of ConfigDict.
 SINCE = {"survival.changed": "refuse", "dapo.warn_after": 5, "dapo.patience": 20}
 SINCE |= {"dapo.keep_by": "accuracy", "dapo.min_spread": 0.01}
+SINCE |= {"search.memory": 10_000}
+SINCE |= {"search.encoder": "", "search.nearest": "exact", "search.fusion": "rank"}
+SINCE |= {"search.rank_constant": 60.0, "search.dense_weight": 0.3, "search.fusion_depth": 100}
 SINCE |= {"survival.tool_failures": 0.5, "survival.tool_outage_seconds": 600.0}
 SINCE |= {"llm.max_tokens_field": "max_tokens", "llm.send_temperature": True}
 SINCE |= dict.fromkeys(
@@ -117,6 +121,7 @@ SINCE |= {"search.hedge": 0.0, "search.batch_wait": 0.002}
 # Of one file's schema alone.
 KEYS_SINCE = {"quickstart": {"qa_share": 0.0, "thoughts": "short"}}
 KEYS_SINCE |= {"build_trajectories": {"thoughts": "full"}}
+KEYS_SINCE |= {"serve_search": {"waiting": 256}}
 SINCE |= {"evolve.thoughts": "short", "ramp.supported": False}
 # Sections that came after the snapshot, of which no file of that time has a key.
 WATCHED = {
@@ -130,6 +135,7 @@ SECTIONS_SINCE = {
     "DapoRun": {"judge": JudgeConfig} | WATCHED,
     "QuickstartRun": {"judge": JudgeConfig},
     "EvalRun": {"endpoint": EndpointConfig},
+    "BuildIndexRun": {"vectors": VectorConfig},
 }
 SINCE |= {"eval.suite_examples": [], "eval.strata": "shares"}
 RENAMED = {

@@ -58,11 +58,36 @@ def test_information_keeps_whole_documents_within_its_budget(texts, budget):
     )
     assert shown == tuple(documents[: len(shown)])
     whole, _ = markup.render_information(shown, note="")
-    assert block == whole
+    if block != whole:  # the first alone, cut
+        assert len(shown) == 1
+        assert len(whole) > budget
+        assert whole.startswith(block.removesuffix("</information>"))
     assert not shown or len(block) <= budget
     if len(shown) < len(documents):  # the next one would not have fitted
         longer, _ = markup.render_information(documents[: len(shown) + 1])
         assert len(longer) > budget
+
+
+@pytest.mark.parametrize(
+    ("text", "room", "shown"),
+    [
+        ("It is long. It is deep. It ends.", 30, "Aar: It is long. It is deep."),
+        ("It is long. It is deep. It ends.", 20, "Aar: It is long."),
+        ('"It is long." He said so twice.', 19, 'Aar: "It is long."'),
+        ("它很长。它很深。它结束。", 12, "Aar: 它很长。"),
+        ("It is a very long river of the north", 15, "Aar: It is a"),
+        ("It is long.", 2, ""),
+        ("<search> it. </search> Then", 20, "Aar: <\u200bsearch> it."),
+    ],
+)
+def test_a_first_document_that_is_too_long_is_cut_at_a_sentence(text, room, shown):
+    documents = [passage("1", text, "Aar"), passage("2", "b", "B")]
+    wrapped = len("<information></information>")
+    block, kept = markup.render_information(
+        documents, fits=lambda block: len(block) <= wrapped + room, note=""
+    )
+    assert block == f"<information>{shown}</information>"
+    assert kept == tuple(documents[: bool(shown)])
 
 
 def test_information_as_written():

@@ -1,13 +1,14 @@
 """One search of an agent: what the passages that it is shown may hold."""
 
 import dataclasses
+import json
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from masksearch_jax.core.config import SearchConfig
-from masksearch_jax.core.retrieval import find
-from masksearch_jax.core.types import Passage
+from masksearch_jax.core.retrieval import find, find_recorded
+from masksearch_jax.core.types import Hits, Passage, QueryRecord, Turn, from_json, to_json
 
 CFG = SearchConfig("none", "", "", 3, 3, 1, 1.0, 1)
 
@@ -49,3 +50,31 @@ def test_no_character_but_those_is_left_out(text):
 def test_what_is_shown_can_be_written_as_utf8(text):
     passage = shown(text, text)
     assert dataclasses.astuple(passage)[1].encode() == passage.text.encode()
+
+
+class Pieces:
+    """An index in which the passage `x` is cut in three, of one id."""
+
+    def __init__(self):
+        self.depths = []
+
+    def search(self, queries, top_k):
+        self.depths.append(top_k)
+        ids = ["x", "x", "a", "x", "b", "c", "d"][:top_k]
+        return [Hits([Passage(i, i, f"{n}") for n, i in enumerate(ids)], scores=[1.0] * len(ids))]
+
+
+def test_a_hidden_passage_that_is_cut_in_pieces_leaves_as_many_others():
+    tool = Pieces()
+    cfg = dataclasses.replace(CFG, exclude_source=True)
+    assert [p.id for p in find(tool, ["q"], cfg, "x")] == ["a", "b", "c"]
+    assert tool.depths == [4, 8]
+    assert [p.id for p in find(Pieces(), ["q"], CFG, "x")] == ["x", "a"]
+
+
+def test_what_a_tool_gave_is_recorded_before_any_is_left_out():
+    shown, (record,) = find_recorded(Pieces(), ["q"], CFG, "")
+    assert [p.id for p in shown] == ["x", "a"]
+    assert record == QueryRecord(("x", "x", "a"), (1.0, 1.0, 1.0))
+    turn = Turn(("q",), ("x",), ("x",), 0.5, found=(record,))
+    assert from_json(Turn, json.loads(json.dumps(to_json(turn)))).found == (record,)

@@ -14,14 +14,18 @@ import pytest
 from pyarrow import parquet
 
 from masksearch_jax import build_index, build_ramp
+from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
 from masksearch_jax.core.files import BeingWrittenError
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus.passages import read_passages, write_passages
+from masksearch_jax.models.hf_config import HfError
 from masksearch_jax.search.bm25 import BM25, build
+from masksearch_jax.search.open import open_tool
 from masksearch_jax.search.remote import RemoteSearch
 from tests.corpus.wiki import DUMP, RIVER, SEE, prepare_tfds, rows, write_stream
+from tests.models.bert_folders import write_encoder
 from tests.search.fruit import FRUIT, ids
 
 
@@ -175,6 +179,7 @@ def flip(path):
         (lambda f: (f / "manifest.json").write_text("{"), "damaged"),
         (lambda f: (f / "manifest.json").write_text("[]"), "damaged"),
         (lambda f: rewrite_manifest(f, language="fr"), "damaged .*not as it was written"),
+        (lambda f: rewrite_manifest(f, language="zh"), "damaged .*not as it was written"),
         (lambda f: (f / "manifest.json").unlink(), "no search index"),
         (
             lambda f: truncate(f / "passages.jsonl"),
@@ -340,3 +345,31 @@ def test_serve_search_serves_until_it_is_told_to_stop(tmp_path, repository):
         assert ids(RemoteSearch(url, timeout=10), "banana") == ["b"]
         process.terminate()
         assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("kind", ["dense", "hybrid"])
+def test_vectors_are_built_and_searched(tmp_path, kind):
+    write_passages(tmp_path / "c.jsonl", FRUIT)
+    for seed, name in enumerate(("encoder", "another")):
+        (tmp_path / name).mkdir()
+        write_encoder(tmp_path / name, seed=seed)
+    asked = build_index.VectorConfig(str(tmp_path / "encoder"), max_tokens=16, dtype="float32")
+    summary = build_index.run(index_run(tmp_path / "c.jsonl", tmp_path / "i", vectors=asked))
+    assert summary["passages"] == 6
+    cfg = SearchConfig(kind, str(tmp_path / "i"))
+    tool = open_tool(cfg)
+    (hits,) = tool.search(["red fruit"], 4)
+    assert len(hits) == len(hits.scores) == 4
+    near = open_tool(dataclasses.replace(cfg, nearest="device"))
+    assert near.search(["red fruit", "band"], 4) == tool.search(["red fruit", "band"], 4)
+    with pytest.raises(SearchError, match=r"the folder that they were made with"):
+        open_tool(dataclasses.replace(cfg, encoder=str(tmp_path / "another")))
+    with pytest.raises(SearchError, match=r"the encoder cannot be opened: .*config\.json"):
+        open_tool(dataclasses.replace(cfg, encoder=str(tmp_path / "none")))
+
+
+def test_an_encoder_of_another_kind_is_known_before_the_corpus_is_read(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    asked = build_index.VectorConfig(str(tmp_path))
+    with pytest.raises(HfError, match="'llama', must be 'bert'"):
+        build_index.run(index_run(tmp_path / "none.jsonl", tmp_path / "i", vectors=asked))

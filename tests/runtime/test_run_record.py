@@ -222,6 +222,7 @@ CHANGES_THE_RESULT = {
     "prompt": ("style",),
     "search": (
         *("kind", "index", "url", "top_k", "max_passages", "max_queries", "exclude_source"),
+        *("nearest", "fusion", "rank_constant", "dense_weight", "fusion_depth"),
     ),
     "rollout": (
         *("max_len", "kv_dtype", "max_turns", "max_new_tokens", "max_turn_tokens"),
@@ -260,7 +261,7 @@ HARMLESS = {
     "plan": ("topology", "slices", "improve", "json"),
     "search": (
         *("timeout", "attempt_timeout", "retries", "backoff", "hedge", "batch_wait", "workers"),
-        *("cache", "replay"),
+        *("cache", "replay", "encoder", "memory"),
     ),
     "rollout": (
         *("slots", "decode_share", "kv_tokens", "page_tokens", "attention", "weights"),

@@ -61,7 +61,8 @@ def test_scores_are_those_of_bm25_by_hand(tmp_path):
     build(passages, tmp_path / "i")
     tool = BM25.open(tmp_path / "i")
     for terms in (["red"], ["dog", "fox"], ["lamp", "cat", "red"], ["bird"]):
-        found = {p.id: score for p, score in tool.search_scored([" ".join(terms)], 10)[0]}
+        (hits,) = tool.search([" ".join(terms)], 10)
+        found = {p.id: score for p, score in zip(hits, hits.scores, strict=True)}
         assert found == pytest.approx(bm25_by_hand(passages, terms), rel=1e-5)
 
 
@@ -233,7 +234,7 @@ def test_a_depth_that_the_engine_cannot_take_is_refused(tmp_path, top_k):
 def test_a_panic_of_the_engine_is_a_search_error(tmp_path, monkeypatch, capfd):
     """By its class a panic is no Exception: it would end the thread that searches for a run."""
     build([Passage("a", "Apple", "red fruit"), Passage("b", "Pear", "green fruit")], tmp_path / "i")
-    monkeypatch.setattr("masksearch_jax.search.bm25._verify", lambda *_: None)
+    monkeypatch.setattr("masksearch_jax.search.bm25.verify", lambda *_: None)
     for part in (tmp_path / "i" / "terms").glob("*.idx"):
         part.write_bytes(bytes(len(part.read_bytes())))
     with pytest.raises(SearchError):

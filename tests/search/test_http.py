@@ -1,20 +1,24 @@
 """Search over HTTP: client and service on real sockets, failures, deadlines."""
 
+import contextlib
 import http.client
 import json
+import socket
 import threading
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage
-from masksearch_jax.runtime.http_service import MAX_BODY
-from masksearch_jax.search.remote import RemoteSearch
-from masksearch_jax.search.server import MAX_QUERIES, SearchServer
+from masksearch_jax.search import server as server_module
+from masksearch_jax.search.remote import TIME_LEFT, RemoteSearch
+from masksearch_jax.search.server import SearchServer
 from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.testing.services import WELL, Answer, SearchEndpoint, in_turn, serving
 from tests.search.fruit import FRUIT, SPECIAL
@@ -49,7 +53,7 @@ def test_a_remote_search_finds_what_the_tool_finds(service, fruit):
 def test_the_service_speaks_search_r1(service, fruit):
     body = json.dumps({"queries": ["red fruit"], "topk": 2, "return_scores": True})
     status, answer = ask(service, "POST", "/retrieve", body)
-    scored = fruit.search_scored(["red fruit"], 2)[0]
+    (hits,) = fruit.search(["red fruit"], 2)
     assert status == 200
     assert answer["result"] == [
         [
@@ -62,7 +66,7 @@ def test_the_service_speaks_search_r1(service, fruit):
                 },
                 "score": score,
             }
-            for p, score in scored
+            for p, score in zip(hits, hits.scores, strict=True)
         ]
     ]
     _, bare = ask(service, "POST", "/retrieve", json.dumps({"queries": ["red fruit"], "topk": 2}))
@@ -126,18 +130,13 @@ def test_contents_in_replies_are_split_as_those_of_a_corpus():
         ("POST", "/retrieve", "{}", 400, "list of strings"),
         ("POST", "/retrieve", '{"queries": "red"}', 400, "list of strings"),
         ("POST", "/retrieve", '{"queries": [1]}', 400, "list of strings"),
-        ("POST", "/retrieve", '{"queries": ["red"], "topk": 0}', 400, "`topk` is 0"),
+        ("POST", "/retrieve", '{"queries": ["red"], "topk": -1}', 400, "`topk` is -1"),
         ("POST", "/retrieve", '{"queries": ["red"], "topk": true}', 400, "`topk` is True"),
         ("POST", "/retrieve", '{"queries": ["red"], "topk": 101}', 400, "1 to 100"),
-        (
-            "POST",
-            "/retrieve",
-            json.dumps({"queries": ["x"] * (MAX_QUERIES + 1)}),
-            400,
-            "at most 512",
-        ),
+        ("POST", "/retrieve", '{"queries": ["red"], "topk": "many"}', 400, "`topk` is 'many'"),
+        ("POST", "/retrieve", '{"queries": ["red"], "topk": 2.5}', 400, "`topk` is 2.5"),
         ("POST", "/search", "{}", 404, "'/search'"),
-        ("GET", "/", None, 404, "there are /retrieve and /health"),
+        ("GET", "/", None, 404, "there are /retrieve, /health and /metrics"),
         ("GET", "/retrieve", None, 405, "takes POST"),
         ("POST", "/health", "{}", 405, "takes GET"),
         ("DELETE", "/retrieve", None, 405, "takes POST"),
@@ -149,14 +148,58 @@ def test_a_bad_request_gets_a_json_error(service, method, path, body, status, me
     assert message in answer["error"]
 
 
-def test_a_request_may_come_in_pieces_and_is_not_read_when_it_is_too_large(service):
-    body = json.dumps({"queries": ["red fruit"]}).encode()
-    status, answer = ask(service, "POST", "/retrieve", iter([body[:5], body[5:]]))
-    assert (status, len(answer["result"])) == (200, 1)
-    status, answer = ask(service, "POST", "/retrieve", None, {"Content-Length": str(MAX_BODY + 1)})
-    assert (status, answer["error"]) == (413, f"{MAX_BODY + 1} bytes, at most {MAX_BODY} are read")
-    pieces = (b" " * 2**20 for _ in range(5))
-    assert ask(service, "POST", "/retrieve", pieces)[0] == 413
+@pytest.mark.parametrize("topk", [{}, {"topk": None}, {"topk": ""}, {"topk": 0}])
+def test_a_request_that_names_no_number_gets_the_configured_one(fruit, topk):
+    with serving(SearchServer(fruit, "127.0.0.1", 0, default_top_k=2)) as server:
+        status, answer = ask(
+            server, "POST", "/retrieve", json.dumps({"queries": ["fruit"], **topk})
+        )
+    assert (status, len(answer["result"][0])) == (200, 2)
+
+
+def test_a_number_may_come_as_text(service):
+    body = json.dumps({"queries": ["fruit"], "topk": "3"})
+    assert len(ask(service, "POST", "/retrieve", body)[1]["result"][0]) == 3
+
+
+def test_a_path_may_have_a_slash_behind_and_a_query(service):
+    body = json.dumps({"queries": ["fruit"]})
+    expected = ask(service, "POST", "/retrieve", body)
+    for path in ("/retrieve/", "/retrieve?who=me", "/retrieve/?a=1&b=2"):
+        assert ask(service, "POST", path, body) == expected
+    assert ask(service, "GET", "/health/?x")[0] == 200
+
+
+def test_a_body_may_come_in_chunks(service):
+    body = json.dumps({"queries": ["fruit"]}).encode()
+    chunked = b"".join(b"%x\r\n%s\r\n" % (1, body[i : i + 1]) for i in range(len(body)))
+    found = ask(service, "POST", "/retrieve", chunked + b"0\r\n\r\n", CHUNKED)
+    assert found == ask(service, "POST", "/retrieve", body)
+
+
+CHUNKED = {"Transfer-Encoding": "chunked"}
+
+
+def test_a_batch_of_any_size_is_answered_in_order(service, fruit):
+    words = ["red", "yellow", "tropic", "rock", "smell", "bar", "fruit", "nosuchword"]
+    queries = [words[i % 8] for i in range(2560)]
+    body = json.dumps({"queries": queries, "topk": 3, "return_scores": True})
+    status, answer = ask(service, "POST", "/retrieve", body)
+    found = [[hit["document"]["id"] for hit in hits] for hits in answer["result"]]
+    assert status == 200
+    assert found == [[p.id for p in hits] for hits in fruit.search(queries, 3)]
+    assert ask(service, "POST", "/retrieve", '{"queries": []}') == (200, {"result": []})
+
+
+@pytest.mark.parametrize("headers", [{}, CHUNKED])
+def test_a_refusal_of_too_large_a_body_arrives(fruit, monkeypatch, headers):
+    monkeypatch.setattr(server_module, "MAX_BODY", 1000)
+    body = b"x" * 3_000_000
+    if headers:
+        body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    with serving(SearchServer(fruit, "127.0.0.1", 0)) as server:
+        status, answer = ask(server, "POST", "/retrieve", body, headers)
+    assert (status, answer) == (413, {"error": "3000000 bytes, at most 1000 are read"})
 
 
 def test_a_failed_search_is_tried_again_until_the_retries_end():
@@ -212,15 +255,138 @@ def test_at_most_so_many_searches_run_at_once():
     assert most[0] == 2
 
 
+def slow_search(seconds=0.3):
+    return FakeSearch({"q": FRUIT[:1]}, latency=seconds)
+
+
+def wait_for(condition):
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+BODY = json.dumps({"queries": ["q"]})
+
+
 def test_a_closed_service_has_sent_the_replies_in_progress():
-    tool = FakeSearch({"q": FRUIT[:1]}, latency=0.2)
-    body = json.dumps({"queries": ["q"]})
+    tool = slow_search()
     with ThreadPoolExecutor(1) as pool:
         with serving(SearchServer(tool, "127.0.0.1", 0)) as server:
-            waiting = pool.submit(ask, server, "POST", "/retrieve", body)
-            while not tool.calls:
-                time.sleep(0.01)
+            waiting = pool.submit(ask, server, "POST", "/retrieve", BODY)
+            wait_for(lambda: tool.calls)
         assert waiting.result()[0] == 200
+
+
+def test_requests_beyond_the_queue_are_asked_to_come_again():
+    tool = slow_search()
+    with (
+        serving(SearchServer(tool, "127.0.0.1", 0, workers=1, waiting=2)) as server,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        first = pool.submit(ask, server, "POST", "/retrieve", BODY)
+        wait_for(lambda: tool.calls)
+        others = [pool.submit(post_raw, server, BODY) for _ in range(7)]
+        answers = [other.result() for other in others]
+        assert first.result()[0] == 200
+    refused = [(status, headers["retry-after"]) for status, headers in answers if status != 200]
+    assert refused == [(503, "1")] * 5
+    assert sum(len(queries) for queries in tool.calls) == 3
+
+
+def post_raw(server, body, headers=None):
+    connection = http.client.HTTPConnection(*server.server_address, timeout=10)
+    with contextlib.closing(connection):
+        connection.request("POST", "/retrieve", body, headers or {})
+        response = connection.getresponse()
+        response.read()
+        return response.status, {k.lower(): v for k, v in response.getheaders()}
+
+
+def test_a_request_whose_client_has_gone_is_not_searched():
+    tool = slow_search()
+    with serving(SearchServer(tool, "127.0.0.1", 0, workers=1)) as server:
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(ask, server, "POST", "/retrieve", BODY)
+            wait_for(lambda: tool.calls)
+            gone = http.client.HTTPConnection(*server.server_address, timeout=10)
+            gone.request("POST", "/retrieve", json.dumps({"queries": ["gone"]}))
+            wait_for(lambda: server._queue.waiting == 1)
+            gone.close()
+            assert first.result()[0] == 200
+        wait_for(lambda: server._queue.dropped == 1)
+    assert tool.calls == [("q",)]
+
+
+def test_a_request_whose_time_has_passed_is_not_searched():
+    tool = slow_search()
+    with (
+        serving(SearchServer(tool, "127.0.0.1", 0, workers=1)) as server,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        first = pool.submit(ask, server, "POST", "/retrieve", BODY)
+        wait_for(lambda: tool.calls)
+        late = json.dumps({"queries": ["late"]})
+        assert post_raw(server, late, {TIME_LEFT: "0.05"})[0] == 503
+        assert first.result()[0] == 200
+        assert post_raw(server, BODY, {TIME_LEFT: "nonsense"})[0] == 200
+    assert tool.calls == [("q",), ("q",)]
+
+
+def test_requests_that_wait_together_are_one_search():
+    tool = slow_search()
+    with (
+        serving(SearchServer(tool, "127.0.0.1", 0, workers=1)) as server,
+        ThreadPoolExecutor(6) as pool,
+    ):
+        first = pool.submit(ask, server, "POST", "/retrieve", BODY)
+        wait_for(lambda: tool.calls)
+        body = {"queries": ["q"], "topk": 2}
+        others = [pool.submit(ask, server, "POST", "/retrieve", BODY) for _ in range(4)]
+        others.append(pool.submit(ask, server, "POST", "/retrieve", json.dumps(body)))
+        wait_for(lambda: server._queue.waiting == 5)
+        assert all(f.result()[0] == 200 for f in (first, *others))
+    assert sorted(map(len, tool.calls)) in ([1, 1, 4], [1, 1, 1, 3], [1, 1, 2, 2])
+
+
+def test_a_large_batch_is_shared_by_the_threads():
+    threads = set()
+
+    def find(query):
+        threads.add(threading.get_ident())
+        time.sleep(0.001)
+        return ()
+
+    with serving(SearchServer(FakeSearch(find), "127.0.0.1", 0, workers=3)) as server:
+        body = json.dumps({"queries": [str(i) for i in range(300)]})
+        assert ask(server, "POST", "/retrieve", body)[0] == 200
+    assert len(threads) == 3
+
+
+def test_idle_connections_need_no_threads(fruit):
+    with serving(SearchServer(fruit, "127.0.0.1", 0, workers=2)) as server:
+        ask(server, "GET", "/health")
+        before = threading.active_count()
+        idle = [socket.create_connection(server.server_address) for _ in range(100)]
+        assert ask(server, "POST", "/retrieve", BODY)[0] == 200
+        assert threading.active_count() <= before + 1
+        for connection in idle:
+            connection.close()
+
+
+def test_figures_are_told_to_prometheus(fruit):
+    with serving(SearchServer(fruit, "127.0.0.1", 0)) as server:
+        for body in ('{"queries": ["red", "band"]}', "{"):
+            ask(server, "POST", "/retrieve", body)
+        text = urllib.request.urlopen(server.url.replace("retrieve", "metrics")).read().decode()
+    found = {
+        family.name: {tuple(s.labels.values()): s.value for s in family.samples}
+        for family in text_string_to_metric_families(text)
+    }
+    requests = found["search_requests"]
+    assert requests["200",] == requests["400",] == 1
+    assert found["search_searched"][()] == 2
+    assert found["search_dropped"][()] == 0
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from masksearch_jax.search.bm25 import BM25, build
 from masksearch_jax.search.open import open_tool
 from masksearch_jax.search.remote import RemoteSearch
 from masksearch_jax.search.server import SearchServer
+from masksearch_jax.search.shared import SharedSearch
 from masksearch_jax.search.tool import FakeSearch, NoSearch, RandomSearch
 from masksearch_jax.testing.services import serving
 from tests.search.fruit import FRUIT, ids
@@ -96,14 +97,15 @@ def test_open_tool_opens_each_kind(fruit, tmp_path):
     assert isinstance(open_tool(config("none")), NoSearch)
     with serving(SearchServer(BM25.open(index), "127.0.0.1", 0)) as server:
         tool = open_tool(config("http", url=server.url))
-        assert isinstance(tool, RemoteSearch)
+        assert isinstance(tool, SharedSearch)
+        assert isinstance(tool._tool, RemoteSearch)
         assert ids(tool, "banana") == ["b"]
     with pytest.raises(SearchError, match=r"does not answer: .*http://localhost:1/.*refused"):
         open_tool(config("http", url="http://localhost:1/retrieve"))
 
 
 def test_open_tool_says_what_is_wrong(tmp_path):
-    with pytest.raises(SearchError, match=r"'bm52', must be one of bm25, http, none, random"):
+    with pytest.raises(SearchError, match=r"'bm52', must be one of bm25, dense, hybrid, http"):
         open_tool(config("bm52"))
     for kind in ("bm25", "random"):
         with pytest.raises(SearchError, match=r"no search index in .*build_index"):

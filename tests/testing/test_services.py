@@ -223,7 +223,7 @@ def test_calls_are_recorded_once_each_whoever_asks():
         {"queries": ["red", "blue"], "topk": 1, "return_scores": True},
         {"queries": ["red"]},
         {"queries": "red"},
-        {"queries": ["red"], "topk": 0},
+        {"queries": ["red"], "topk": 101},
     ],
 )
 def test_a_healthy_search_service_answers_as_the_real_one(body):

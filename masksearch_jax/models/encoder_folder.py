@@ -1,0 +1,283 @@
+"""A folder of a text encoder in HF format, with what sentence-transformers wrote beside it.
+
+`modules.json` names the steps (transformer, pooling, normalising), `1_Pooling/config.json` the
+pooling, `sentence_bert_config.json` how many tokens are read, and the prompts of
+`config_sentence_transformers.json` what stands before a query and before a passage. A folder
+without these files is pooled by mean and normalised.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from masksearch_jax.core.types import JsonObject
+from masksearch_jax.models import hf_files
+from masksearch_jax.models.encoder import ACTIVATIONS, Encoder, EncoderShape
+from masksearch_jax.models.hf_config import HfError, read_json
+
+_CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
+_MODULES = ("Transformer", "Pooling", "Normalize")
+_BATCHES = (1, 8, 64)  # texts of one program; more are cut
+_STEP = 32  # tokens: rows are padded to a multiple
+_LAYER_NAMES = {
+    "q": "attention.self.query",
+    "k": "attention.self.key",
+    "v": "attention.self.value",
+    "o": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "mlp_norm": "output.LayerNorm",
+}
+_TABLES = {
+    "words": "embeddings.word_embeddings.weight",
+    "positions": "embeddings.position_embeddings.weight",
+    "types": "embeddings.token_type_embeddings.weight",
+}
+_EMBEDDING_NORM = "embeddings.LayerNorm"
+_UNUSED = ("pooler.", "embeddings.position_ids", "cls.")  # a head's, or follow from the config
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a text is read: what stands before it, and how many tokens count."""
+
+    query_prefix: str
+    passage_prefix: str
+    max_tokens: int
+
+
+class TextEncoder:
+    """Texts to vectors on this process's devices, each with a part of a batch; safe for threads."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        dtype: str = "float32",
+        reading: Mapping[str, str | int] | None = None,
+    ):
+        """reading: what is read otherwise than the folder says, by the names of `Reading`."""
+        folder = Path(folder)
+        self.folder = str(folder)
+        shape = read_shape(folder)
+        self.reading = dataclasses.replace(read_reading(folder, shape), **(reading or {}))
+        bound = self.reading.max_tokens
+        if not 2 < bound <= shape.max_position:
+            raise HfError(f"{bound} tokens are to be read, must be 3 to {shape.max_position}")
+        self.dim = shape.hidden_size
+        self.fingerprint = _fingerprint(folder, self.reading)
+        self._tokenizer = _read_tokenizer(folder, bound)
+        mesh = Mesh(np.array(jax.local_devices()), ("text",))
+        self._ways = mesh.size
+        self._whole = NamedSharding(mesh, PartitionSpec())
+        self._parts = NamedSharding(mesh, PartitionSpec("text"))
+        model = jax.device_put(load(folder, shape, dtype), self._whole)
+        self._encode = functools.partial(jax.jit(_encode, out_shardings=self._whole), model)
+
+    @property
+    def told(self) -> dict[str, str | int]:
+        """`reading`, as JSON."""
+        return dataclasses.asdict(self.reading)
+
+    def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [B, M]."""
+        return self.encode([self.reading.query_prefix + text for text in texts])
+
+    def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [B, M]."""
+        return self.encode([self.reading.passage_prefix + text for text in texts])
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [B, M] of texts as they are, in batches of texts of similar length."""
+        clean = [text.encode("utf-8", "replace").decode() for text in texts]
+        ids = [found.ids for found in self._tokenizer.encode_batch(clean)]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        out = np.empty((len(ids), self.dim), np.float32)
+        most = _BATCHES[-1] * self._ways
+        for start in range(0, len(order), most):
+            rows = order[start : start + most]
+            out[rows] = self._run([ids[i] for i in rows])
+        return out
+
+    def _run(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
+        """The vectors of one batch, padded to a size that has a program."""
+        count = next(b * self._ways for b in _BATCHES if b * self._ways >= len(ids))
+        longest = max(map(len, ids))
+        table = np.zeros((count, -(-longest // _STEP) * _STEP), np.int32)
+        lengths = np.zeros(count, np.int32)
+        for row, found in enumerate(ids):
+            table[row, : len(found)], lengths[row] = found, len(found)
+        table, lengths = jax.device_put((table, lengths), self._parts)
+        return np.asarray(self._encode(table, lengths))[: len(ids)]
+
+
+def _encode(model: Encoder, ids: jax.Array, lengths: jax.Array) -> jax.Array:
+    return model(ids, lengths)
+
+
+# ---- what a folder says
+
+
+def read_shape(folder: Path) -> EncoderShape:
+    """Raises HfError for another architecture or another pooling than this encoder has."""
+    raw = read_json(folder / _CONFIG)
+    kind = raw.get("model_type")
+    if kind != "bert":
+        raise HfError(
+            f"{folder} has model_type {kind!r}, must be 'bert': MiniLM, BGE and the English E5 are"
+        )
+    if (position := raw.get("position_embedding_type", "absolute")) != "absolute":
+        raise HfError(f"{folder} has positions {position!r}, must be 'absolute'")
+    if (activation := raw.get("hidden_act", "gelu")) not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise HfError(f"{folder} has hidden_act {activation!r}, must be one of {known}")
+    modules = _modules(folder)
+    try:
+        return EncoderShape(
+            vocab_size=raw["vocab_size"],
+            hidden_size=raw["hidden_size"],
+            intermediate_size=raw["intermediate_size"],
+            num_layers=raw["num_hidden_layers"],
+            num_heads=raw["num_attention_heads"],
+            max_position=raw["max_position_embeddings"],
+            token_types=raw["type_vocab_size"],
+            norm_eps=raw["layer_norm_eps"],
+            activation=activation,
+            pooling=_pooling(folder, modules),
+            normalised="Normalize" in modules if modules else True,
+        )
+    except KeyError as error:
+        raise HfError(f"{folder / _CONFIG} lacks {error.args[0]}") from None
+
+
+def _modules(folder: Path) -> dict[str, str]:
+    """Step → its folder; empty where sentence-transformers wrote nothing."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return {}
+    try:
+        found = {m["type"].rpartition(".")[2]: m["path"] for m in json.loads(path.read_bytes())}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise HfError(f"{path} is no list of modules: {error!r}") from error
+    if unknown := sorted(set(found) - set(_MODULES)):
+        raise HfError(f"{path} names {unknown}, must be of {', '.join(_MODULES)}")
+    return found
+
+
+def _pooling(folder: Path, modules: dict[str, str]) -> Any:
+    if "Pooling" not in modules:
+        return "mean"
+    path = folder / modules["Pooling"] / _CONFIG
+    raw = read_json(path)
+    asked = {k.removeprefix("pooling_mode_") for k, v in raw.items() if v is True and "mode" in k}
+    if isinstance(raw.get("pooling_mode"), str):
+        asked = {raw["pooling_mode"]}
+    names = {"mean_tokens": "mean", "cls_token": "cls"}
+    asked = {names.get(name, name) for name in asked}
+    if asked not in ({"mean"}, {"cls"}):
+        raise HfError(f"{path} pools by {sorted(asked)}, must be mean or cls alone")
+    return asked.pop()
+
+
+def read_reading(folder: Path, shape: EncoderShape) -> Reading:
+    """Prefixes and the bound on tokens, as the folder's files say."""
+    asked, bound = folder / "config_sentence_transformers.json", shape.max_position
+    prompts = (read_json(asked) if asked.is_file() else {}).get("prompts") or {}
+    own = folder / "sentence_bert_config.json"
+    if own.is_file():
+        bound = min(bound, read_json(own).get("max_seq_length") or bound)
+    passage = prompts.get("passage", prompts.get("document", ""))
+    return Reading(prompts.get("query", ""), passage, bound)
+
+
+def _read_tokenizer(folder: Path, max_tokens: int) -> tokenizers.Tokenizer:
+    path = folder / _TOKENIZER
+    try:
+        found = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # of no class of its own
+        raise HfError(f"cannot read the tokenizer {path}: {error}") from error
+    found.no_padding()
+    found.enable_truncation(max_tokens)
+    return found
+
+
+def _fingerprint(folder: Path, reading: Reading) -> str:
+    """Of all that decides a vector: weights, architecture, pooling, tokenizer, prefixes."""
+    digest = hashlib.sha256(repr(reading).encode())
+    digest.update(repr(read_shape(folder)).encode())
+    weights = sorted({stored.path for stored in hf_files.stored(folder).values()})
+    for path in (folder / _TOKENIZER, *weights):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+# ---- weights
+
+
+def load(folder: Path, shape: EncoderShape, dtype: str) -> Encoder:
+    """The folder's weights in float32; each tensor has one place. Raises HfError."""
+    found = {_plain(name): stored for name, stored in hf_files.stored(folder).items()}
+    model = nnx.eval_shape(lambda: Encoder(shape, nnx.Rngs(0), dtype))
+    parameters: JsonObject = {}
+
+    def read(name: str, transposed: bool = False) -> np.ndarray:
+        if name not in found:
+            raise HfError(f"{folder} lacks the tensor {name}")
+        stored = found.pop(name)
+        out = np.empty(stored.shape[::-1] if transposed else stored.shape, np.float32)
+        hf_files.read(stored, tuple(slice(0, n) for n in out.shape), transposed, out)
+        return out
+
+    def stacked(name: str, transposed: bool = False) -> np.ndarray:
+        layers = range(shape.num_layers)
+        return np.stack([read(f"encoder.layer.{i}.{name}", transposed) for i in layers])
+
+    for ours, theirs in _TABLES.items():
+        parameters[ours] = read(theirs)
+    parameters["norm.scale"] = read(f"{_EMBEDDING_NORM}.weight")
+    parameters["norm.shift"] = read(f"{_EMBEDDING_NORM}.bias")
+    for ours, theirs in _LAYER_NAMES.items():
+        is_norm = ours.endswith("norm")
+        scale, shift = ("scale", "shift") if is_norm else ("weight", "bias")
+        parameters[f"layers.{ours}.{scale}"] = stacked(f"{theirs}.weight", not is_norm)
+        parameters[f"layers.{ours}.{shift}"] = stacked(f"{theirs}.bias")
+    if extra := sorted(name for name in found if not name.startswith(_UNUSED)):
+        raise HfError(f"{folder}: {len(extra)} tensors have no place: {extra[:5]}")
+    return _filled(model, parameters, folder)
+
+
+def _plain(name: str) -> str:
+    """A tensor's name without the prefix that a model with a head has, in today's spelling."""
+    name = name.removeprefix("bert.")
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+        "LayerNorm.beta", "LayerNorm.bias"
+    )
+
+
+def _filled(model: Encoder, parameters: JsonObject, folder: Path) -> Encoder:
+    graph, state = nnx.split(model)
+
+    def value(path: tuple[Any, ...], leaf: Any) -> Any:
+        name = ".".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
+        name = name.removesuffix(".value")
+        array = parameters[name]
+        if array.shape != leaf.shape:
+            raise HfError(f"{folder}: {name} has shape {array.shape}, must be {leaf.shape}")
+        return jnp.asarray(array)
+
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(value, state))

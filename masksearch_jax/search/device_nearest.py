@@ -1,0 +1,85 @@
+"""The nearest of many vectors by inner product, on this process's devices, each with a part.
+
+Axis key: B query, N vector, M dimension, K found, D device.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+_BATCHES = (1, 8, 64)  # queries of one program; more are cut
+
+
+class DeviceNearest:
+    """Keeps the vectors, float16 [N, M], on the devices as `dtype`; safe for threads.
+
+    approximate: a device takes its part's top by `approx_max_k`, which misses a few and is faster
+    on TPUs.
+    """
+
+    def __init__(self, table: np.ndarray, *, approximate: bool = False):
+        devices = jax.local_devices()
+        self._mesh = Mesh(np.array(devices), ("shard",))
+        self._count = len(table)
+        rows = -(-len(table) // len(devices)) * len(devices)
+        sharding = NamedSharding(self._mesh, P("shard"))
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(rows)
+            held = table[start:stop]
+            return np.pad(held, ((0, stop - start - len(held)), (0, 0)))
+
+        self._table = jax.make_array_from_callback((rows, table.shape[1]), sharding, part)
+        self._search = jax.jit(
+            functools.partial(_search, self._mesh, self._count, approximate), static_argnums=2
+        )
+
+    def __call__(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        parts = [
+            self._batch(queries[start : start + _BATCHES[-1]], k)
+            for start in range(0, len(queries), _BATCHES[-1])
+        ]
+        rows, scores = zip(*parts, strict=True)
+        return np.concatenate(rows).astype(np.int64), np.concatenate(scores)
+
+    def _batch(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        size = next(b for b in _BATCHES if b >= len(queries))
+        padded = np.zeros((size, queries.shape[1]), np.float32)
+        padded[: len(queries)] = queries
+        rows, scores = self._search(self._table, padded, min(k, self._count))
+        return np.asarray(rows)[: len(queries)], np.asarray(scores)[: len(queries)]
+
+
+def _search(
+    mesh: Mesh, count: int, approximate: bool, table: jax.Array, queries: jax.Array, k: int
+) -> tuple[jax.Array, jax.Array]:
+    """rows int32 [B, K] and scores float32 [B, K]."""
+    held = table.shape[0] // mesh.size  # vectors of a device
+    top = min(k, held)
+
+    def own(table: jax.Array, queries: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scores = jnp.einsum(
+            "BM,NM->BN",
+            queries,
+            table.astype(jnp.float32),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        first = jax.lax.axis_index("shard") * held
+        scores = jnp.where(first + jnp.arange(held) < count, scores, -jnp.inf)
+        best, rows = (
+            jax.lax.approx_max_k(scores, top) if approximate else jax.lax.top_k(scores, top)
+        )
+        best, rows = (
+            jax.lax.all_gather(x, "shard", axis=1, tiled=True) for x in (best, rows + first)
+        )
+        best, places = jax.lax.top_k(best, k)
+        return jnp.take_along_axis(rows, places, axis=1), best
+
+    specs = {"in_specs": (P("shard"), P()), "out_specs": (P(), P())}
+    return jax.shard_map(own, mesh=mesh, check_vma=False, **specs)(table, queries)

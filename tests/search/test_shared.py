@@ -1,0 +1,67 @@
+"""Equal searches are made once: while one is under way, and of the last results."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from masksearch_jax.core.retrieval import SearchError
+from masksearch_jax.core.types import Hits
+from masksearch_jax.search.shared import SharedSearch
+from masksearch_jax.search.tool import FakeSearch
+from tests.search.fruit import FRUIT
+
+
+def test_equal_searches_at_once_are_one_call():
+    begun, go = threading.Event(), threading.Event()
+
+    def find(query):
+        begun.set()
+        assert go.wait(10)
+        return FRUIT[:2]
+
+    tool = FakeSearch(find)
+    shared = SharedSearch(tool, 10)
+    with ThreadPoolExecutor(16) as pool:
+        first = pool.submit(shared.search, ["q"], 2)
+        assert begun.wait(10)
+        others = [pool.submit(shared.search, ["q", "q"], 2) for _ in range(15)]
+        while shared.hits < 30:
+            threading.Event().wait(0.005)
+        go.set()
+        assert first.result() == [list(FRUIT[:2])]
+        found = [other.result() for other in others]
+    assert found == [[list(FRUIT[:2])] * 2] * 15
+    assert tool.calls == [("q",)]
+    assert all(hits.cached for hits in found[0])
+    assert not first.result()[0].cached
+    assert (shared.hits, shared.misses) == (30, 1)
+
+
+def test_the_last_results_are_kept():
+    tool = FakeSearch(lambda query: FRUIT[:1])
+    shared = SharedSearch(tool, 2)
+    for query in "abacb":  # at c, b is the one that was used longest ago
+        shared.search([query], 1)
+    assert tool.calls == [("a",), ("b",), ("c",), ("b",)]
+    shared.search(["b", "z"], 1)
+    shared.search(["b"], 2)  # another top_k is another search
+    assert tool.calls[4:] == [("z",), ("b",)]
+
+
+def test_a_failure_is_shared_and_not_kept():
+    tool = FakeSearch(lambda query: FRUIT[:1], fail_first=1)
+    shared = SharedSearch(tool, 9)
+    with pytest.raises(SearchError, match="call 1"):
+        shared.search(["a", "b"], 1)
+    assert shared.search(["a", "b"], 1) == [[FRUIT[0]]] * 2
+    assert len(tool.calls) == 2
+
+
+def test_what_a_tool_told_stays_with_its_results(fruit):
+    shared = SharedSearch(fruit, 9)
+    (first,), (again,) = shared.search(["red"], 2), shared.search(["red"], 2)
+    assert isinstance(first, Hits)
+    assert (first, first.scores) == (again, again.scores)
+    assert (first.cached, again.cached) == (False, True)
+    assert (shared.fingerprint, shared.passages) == (fruit.fingerprint, fruit.passages)
