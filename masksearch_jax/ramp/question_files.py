@@ -84,7 +84,7 @@ def read_questions(
     dropped: Counter[str] = Counter()
     first = ""
     seen: set[str] = set()
-    for where, row in _rows(path):
+    for where, row in rows(path):
         try:
             example = _example(row, dataset or _name(path), with_answers)
             if example.id in seen:
@@ -98,15 +98,15 @@ def read_questions(
         seen.add(example.id)
         examples.append(example)
     bad_rows = dropped.total() - dropped[_NOT_ANSWERABLE]
-    rows = len(examples) + dropped.total()
-    if rows and dropped[_NO_ANSWERS] == rows:
+    count = len(examples) + dropped.total()
+    if count and dropped[_NO_ANSWERS] == count:
         raise QuestionsError(
-            f"{path} holds {rows} questions without answers, as the test file of a set does whose "
+            f"{path} holds {count} questions without answers, as the test file of a set does whose "
             "authors keep them: there is nothing to train on or to score; use the dev file"
         )
-    if bad_rows > max_bad_fraction * rows:
+    if bad_rows > max_bad_fraction * count:
         raise QuestionsError(
-            f"{bad_rows} of {rows} rows of {path} are malformed, more than "
+            f"{bad_rows} of {count} rows of {path} are malformed, more than "
             f"{max_bad_fraction:.0%}; the first is {first}"
         )
     if not examples:
@@ -123,7 +123,7 @@ def _name(path: Path) -> str:
 # ---- files to rows
 
 
-def _rows(path: Path) -> Iterator[tuple[int | str, Any]]:
+def rows(path: Path) -> Iterator[tuple[int | str, Any]]:
     """(line number or the like, row) of a file; a row is a dict, or else what stands in its place.
 
     Raises QuestionsError.

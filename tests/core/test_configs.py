@@ -43,6 +43,7 @@ SCHEMAS = {
     "build_dataset": "build_dataset.BuildDatasetRun",
     "serve_model": "serve_model.ServeModelRun",
     "serve_search": "serve_search.ServeSearchRun",
+    "coverage": "coverage.CoverageRun",
     "build_trajectories": "build_trajectories.BuildTrajectoriesRun",
     "evolve": "evolve.EvolveRun",
     "export_hf": "export_hf.ExportRun",
