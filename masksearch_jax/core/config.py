@@ -2,8 +2,9 @@
 
 A file in `configs/` lists what it decides; all else is as it stands here. ConfigDict stops here:
 `to_dataclass` turns it into these dataclasses once, strictly. What a corpus is turned into examples
-by is in `corpus_config`, how trajectories are sampled in `rollout_config`. The last part of the
-module puts the sections together: one `*Run` per main that trains or evaluates.
+by is in `corpus_config`, how trajectories are sampled in `rollout_config`, what searches in
+`search_config`. The last part of the module puts the sections together: one `*Run` per main that
+trains or evaluates.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from masksearch_jax.core.loss_config import LossConfig
 from masksearch_jax.core.reward_config import RewardConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
+from masksearch_jax.core.search_config import SearchConfig
 from masksearch_jax.core.watch_config import AlarmsConfig, HeldoutConfig, LogConfig
 
 
@@ -213,85 +215,6 @@ class SurvivalConfig:
             "A run that is resumed with settings that change its result: refused with both "
             "values, or goes on with the new ones."
         ),
-        harmless=True,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchConfig:
-    """The search tool, and what of its results an agent is shown."""
-
-    kind: Literal["bm25", "dense", "hybrid", "http", "none", "random"] = key(
-        "bm25",
-        "bm25: an index's words; dense: its vectors; hybrid: both; http: a running serve_search; "
-        "none, random: baselines of evaluation.",
-    )
-    index: str = key("runs/index", "Folder that build_index wrote.", folder=True)
-    url: str = key(
-        "", "Of a running serve_search, for kind http; commas between those of several replicas."
-    )
-    top_k: int = key(5, "Passages per query.")
-    max_passages: int = key(5, "Passages shown per search, after merging.")
-    max_queries: int = key(4, "Queries read from one <search> block.")
-    timeout: float = key(30.0, "Seconds per search call, all its attempts together.", harmless=True)
-    workers: int = key(16, "Searches in flight; further ones wait.", harmless=True)
-    cache: str = key(
-        "",
-        "SQLite file of results that need not be asked for again; empty: none.",
-        harmless=True,
-    )
-    replay: bool = key(
-        False, "Answer from the cache alone, and fail where it lacks a result.", harmless=True
-    )
-    exclude_source: bool = key(
-        False,
-        "Hide the passage that an example masks from its own searches, as if it were not indexed.",
-    )
-    encoder: str = key(
-        "",
-        "Folder of the encoder that made the vectors; empty: where it was then.",
-        folder=True,
-        harmless=True,
-    )
-    nearest: Literal["exact", "graph", "device", "device_approximate"] = key(
-        "exact",
-        "How near vectors are found. exact: on the host, all compared; graph: on the host, by "
-        "HNSW; device: on the run's own devices, all compared; device_approximate: there, a few "
-        "missed.",
-    )
-    fusion: Literal["rank", "score"] = key(
-        "rank", "How kind hybrid joins its two rankings: by reciprocal ranks, or weighted scores."
-    )
-    rank_constant: float = key(60.0, "k of 1 / (k + rank), of fusion by rank.")
-    dense_weight: float = key(0.3, "Of the vectors in fusion by score; the words' is the rest.")
-    fusion_depth: int = key(100, "Passages of each ranking that are joined.")
-    memory: int = key(
-        10_000,
-        "Results that kinds http, dense and hybrid, and a cache, keep in memory, the last used.",
-        harmless=True,
-    )
-    attempt_timeout: float = key(
-        5.0,
-        "Seconds of the first attempt of kind http; doubles with each that runs out of time.",
-        harmless=True,
-    )
-    retries: int = key(
-        20, "Attempts of kind http after the first, as far as the timeout allows.", harmless=True
-    )
-    backoff: float = key(
-        0.1,
-        "Seconds before the first retry of kind http, jittered; doubles with each, up to 2 s.",
-        harmless=True,
-    )
-    hedge: float = key(
-        0.0,
-        "Seconds after which kind http asks a second time, at another replica if there is one, "
-        "and takes the first reply; 0: never.",
-        harmless=True,
-    )
-    batch_wait: float = key(
-        0.002,
-        "Seconds in which searches of kind http that start together become one request.",
         harmless=True,
     )
 
