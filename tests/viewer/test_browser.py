@@ -45,6 +45,7 @@ def open_page(browser, page_file):
 
     def open_(address: str = "", **options):
         context = browser.new_context(**({"viewport": {"width": 1400, "height": 900}} | options))
+        context.set_default_timeout(180_000)  # a busy machine is no failure of the page
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: said.append(message.text))
