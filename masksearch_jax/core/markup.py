@@ -100,20 +100,24 @@ def render_information(
     body = ""
     for passage in passages:
         text = passage.text
-        line = escape(text if text.startswith(passage.title) else f"{passage.title}: {text}")
+        head = "" if text.startswith(passage.title) else f"{passage.title}: "
+        line = escape(head + text)
         candidate = f"{body}\n{line}" if body else line
         if not fits(wrap("information", candidate)):
-            if not shown and (body := _beginning(line, fits)):
+            if not shown and (body := _beginning(line, len(escape(head)), fits)):
                 shown = [passage]
             break
         body, shown = candidate, [*shown, passage]
     return wrap("information", body or note), tuple(shown)
 
 
-def _beginning(line: str, fits: Callable[[str], bool]) -> str:
-    """The most leading sentences of a document that fit, or else words; "" if not one does."""
+def _beginning(line: str, head: int, fits: Callable[[str], bool]) -> str:
+    """The most leading sentences of a document that fit, or else words; "" if not one does.
+
+    head: characters of the line that are no text yet, but its title.
+    """
     for ends in (_SENTENCE_END, _WORD_END):
-        cuts = [match.end() for match in ends.finditer(line)]
+        cuts = [match.end() for match in ends.finditer(line) if match.end() > head]
         many = bisect.bisect_left(
             cuts, True, key=lambda cut: not fits(wrap("information", line[:cut].rstrip()))
         )

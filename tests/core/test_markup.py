@@ -77,6 +77,7 @@ def test_information_keeps_whole_documents_within_its_budget(texts, budget):
         ("它很长。它很深。它结束。", 12, "Aar: 它很长。"),
         ("It is a very long river of the north", 15, "Aar: It is a"),
         ("It is long.", 2, ""),
+        ("Itislong", 6, ""),  # a title alone would say nothing
         ("<search> it. </search> Then", 20, "Aar: <\u200bsearch> it."),
     ],
 )
