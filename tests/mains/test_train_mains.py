@@ -261,13 +261,25 @@ def rollouts(workdir, step: int) -> list[dict]:
         return [json.loads(line) for line in file]
 
 
-@pytest.mark.slow
-def test_stored_rollouts_are_those_of_the_step_and_change_nothing(dapo, tmp_path):
+def check_tensorboard(workdir) -> None:
+    """TensorBoard has the figures of metrics.jsonl, whose rows have times that rise."""
+    rows, found = read_metrics(workdir), read_tensorboard(workdir)
+    assert list(found) == [row["step"] for row in rows]
+    for row in rows:
+        figures = {k: v for k, v in row.items() if k not in ("step", "wall_time")}
+        assert found[row["step"]] == pytest.approx(figures, rel=1e-6)
+    assert np.diff([row["wall_time"] for row in rows]).min() >= 0
+
+
+@pytest.mark.slow  # imports TensorFlow
+def test_rollouts_and_tensorboard_have_what_a_stopped_run_has_and_change_nothing(dapo, tmp_path):
     cfg = changed(at(dapo, tmp_path), "dapo", keep_rollouts=1.0)
+    cfg = changed(cfg, "log", to=("jsonl", "tensorboard"))
     run_until(3, train_dapo, cfg)
     cut = rollouts(tmp_path, 3)
     train_dapo.run(cfg)
     assert curves(tmp_path) == curves(dapo.workdir)
+    check_tensorboard(tmp_path)
     again = rollouts(tmp_path, 3)
     for name in ("group", "sample", "ids", "logprobs", "trainer_logprobs", "advantage", "reward"):
         assert [x[name] for x in again] == [x[name] for x in cut]
@@ -294,21 +306,6 @@ def test_stored_rollouts_are_those_of_the_step_and_change_nothing(dapo, tmp_path
         assert {"example", "turns", "segments", "tokens", "version", "status"} <= set(trained[0])
 
 
-@pytest.mark.slow  # imports TensorFlow
-def test_tensorboard_reads_the_curves_of_runs_that_were_stopped(sft, dapo, tmp_path):
-    for main, cfg, step in ((train_sft, sft, 37), (train_dapo, dapo, 3)):
-        cfg = changed(at(cfg, tmp_path / main.__name__), "log", to=("jsonl", "tensorboard"))
-        run_until(step, main, cfg)
-        main.run(cfg)
-        rows = read_metrics(cfg.workdir)
-        found = read_tensorboard(cfg.workdir)
-        assert list(found) == [row["step"] for row in rows]
-        for row in rows:
-            figures = {k: v for k, v in row.items() if k not in ("step", "wall_time")}
-            assert found[row["step"]] == pytest.approx(figures, rel=1e-6)
-        assert np.diff([row["wall_time"] for row in rows]).min() >= 0
-
-
 # ---- held-out examples, lessons that listen, alarms
 
 
@@ -324,11 +321,14 @@ def without(rows, *prefixes):
     return [{k: v for k, v in row.items() if not k.startswith(prefixes)} for row in rows]
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # imports TensorFlow
 def test_sft_is_measured_on_held_out_examples_which_changes_nothing(cached, sft, tmp_path):
     cfg = measured(at(sft, tmp_path), cached, every=30)
+    cfg = changed(cfg, "log", to=("jsonl", "tensorboard"))
     cfg = changed(cfg, "checkpoint", every=30, best_metric="heldout_format_rate", keep=1)
+    run_until(37, train_sft, cfg)
     train_sft.run(cfg)
+    check_tensorboard(tmp_path)
     rows = curves(tmp_path)
     assert without(rows, "heldout_") == curves(sft.workdir)
     due = [row for row in rows if any(name.startswith("heldout_") for name in row)]
@@ -344,16 +344,16 @@ def test_sft_is_measured_on_held_out_examples_which_changes_nothing(cached, sft,
 
 @pytest.mark.slow
 def test_lessons_of_sft_wait_for_their_gate_and_go_on_bitwise(cached, sft, tmp_path):
-    cfg = measured(at(sft, tmp_path), cached, every=10)
-    cfg = changed(cfg, "lessons", by="gated", threshold=1.0, floor=1, ceiling=25, keep_earlier=0.2)
-    cfg = changed(cfg, "sft", steps=40)
+    cfg = measured(at(sft, tmp_path), cached, every=5)
+    cfg = changed(cfg, "lessons", by="gated", threshold=1.0, floor=1, ceiling=10, keep_earlier=0.2)
+    cfg = changed(cfg, "sft", steps=16)
     train_sft.run(cfg)
     rows = curves(tmp_path)
     lessons = [row["lesson"] for row in rows]
     assert lessons == sorted(lessons)
     assert lessons[0] == 0
     assert lessons[-1] == 1  # by the gate, or by its ceiling
-    run_until(33, train_sft, at(cfg, tmp_path / "cut"))
+    run_until(13, train_sft, at(cfg, tmp_path / "cut"))
     train_sft.run(at(cfg, tmp_path / "cut"))
     assert curves(tmp_path / "cut") == rows
 
@@ -402,8 +402,8 @@ def test_a_rollback_goes_back_to_before_the_alarm_and_on_with_less(cached, dapo,
 
 @pytest.mark.slow
 def test_prompts_that_teach_nothing_rest(dapo, tmp_path):
-    cfg = changed(at(dapo, tmp_path), "dapo", rest_steps=2, curriculum="0:qa_easy")
-    run_until(3, train_dapo, cfg)
+    cfg = changed(at(dapo, tmp_path), "dapo", steps=3, rest_steps=2, curriculum="0:qa_easy")
+    run_until(2, train_dapo, cfg)
     train_dapo.run(cfg)
     rows = curves(tmp_path)
     assert rows[-1]["prompts_known"] >= rows[0]["prompts_known"] > 0
