@@ -12,9 +12,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -26,17 +28,34 @@ from masksearch_jax.core.errors import ConfigError, check_given, nearest
 from masksearch_jax.core.files import write_json, write_lines, writing
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocab
-from masksearch_jax.core.types import JsonObject, RampExample, to_json
+from masksearch_jax.core.types import JsonObject, QAExample, RampExample, to_json
 from masksearch_jax.data import prompt
-from masksearch_jax.evals import methods, provenance, results, sampling, scores, suites
+from masksearch_jax.evals import (
+    comparison,
+    difficulty,
+    judging,
+    leaked,
+    methods,
+    provenance,
+    results,
+    rows,
+    sampling,
+    scores,
+    suites,
+)
 from masksearch_jax.evals.endpoint import EndpointSampler
+from masksearch_jax.evals.fanoutqa import Lemmatizer
 from masksearch_jax.evals.items import SOURCE_HIDDEN, Item, chosen, items_of
 from masksearch_jax.evals.lost import Lost, check_share, named
 from masksearch_jax.evals.results import Bootstrap, Scored
 from masksearch_jax.evals.suites import Suite
+from masksearch_jax.models import likelihood
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import check_vocabulary, initial, pinned
+from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.sharding import make_mesh
+from masksearch_jax.ramp import spacy_spans
+from masksearch_jax.ramp.survey import CleanConfig
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request, lacks_room
 from masksearch_jax.rollout.model import Policy
@@ -50,6 +69,7 @@ from masksearch_jax.training.supervisor import Preemption
 VERSION = 2  # of the form of eval.json
 RESULTS = "eval.json"
 TRAJECTORIES = "trajectories.jsonl"
+_BATCH = 16  # rows whose likelihood is computed at once
 
 Tools = Mapping[str, SearchTool]
 
@@ -63,6 +83,20 @@ class Plan(NamedTuple):
 
 
 # ---- what is asked
+
+
+def check_alone() -> None:
+    """Raises ConfigError where this is one of several processes: each would ask every item."""
+    count = "1"
+    if jax.distributed.is_initialized():
+        count = str(jax.process_count())
+    elif os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        count = os.environ.get("JAX_NUM_PROCESSES", "1").strip()
+    if count != "1":
+        raise ConfigError(
+            f"evaluate runs in one process, and this is one of {count}: start one, with "
+            "JAX_COORDINATOR_ADDRESS unset"
+        )
 
 
 def check_methods(cfg: EvalRun) -> None:
@@ -93,6 +127,12 @@ def tools_of(cfg: EvalRun, loaded: Sequence[Suite]) -> Tools:
     return found
 
 
+def lemmatizer_of(cfg: EvalRun, loaded: Sequence[Suite]) -> Lemmatizer:
+    """Of FanOutQA's accuracy, where a suite has answers of several parts. Raises SpacyError."""
+    has_parts = any(isinstance(e, QAExample) and e.parts for s in loaded for e in s.examples)
+    return spacy_spans.lemmatizer(cfg.eval.lemmatizer) if cfg.eval.lemmatizer and has_parts else str
+
+
 def plan_of(cfg: EvalRun, loaded: Sequence[Suite], tools: Tools, vocab: Vocab | None) -> Plan:
     """The items of all suites and methods. Raises what `items_of` and the search tool raise."""
     searching = tools.get("agent") or tools.get("rag")
@@ -103,7 +143,9 @@ def plan_of(cfg: EvalRun, loaded: Sequence[Suite], tools: Tools, vocab: Vocab | 
             search = dataclasses.replace(cfg.search, exclude_source=hides)
             check_source_passages(searching, search, suite.examples)
         places.append((suite, chosen(suite, cfg, searching)))
-    items, lost = items_of(cfg, places, vocab, lambda ids: lacks_room(ids, cfg.rollout))
+    items, lost = items_of(
+        cfg, places, vocab, lambda ids: lacks_room(ids, cfg.rollout), lemmatizer_of(cfg, loaded)
+    )
     if lost:
         print(f"  left out {len(lost)} items: {named(lost)}", file=sys.stderr)
     return Plan(places, items, lost)
@@ -201,7 +243,9 @@ def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
     where too many items have no score; what is done is kept then.
     """
     check_given(cfg, workdir="the folder to write")
+    check_alone()
     check_methods(cfg)
+    check_added(cfg)
     workdir = storage.path(cfg.workdir)
     loaded = suites.load(cfg.eval, cfg.data)
     content = content_of(cfg, loaded)
@@ -213,7 +257,7 @@ def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
             run_record.resume(workdir, cfg, content=content)
             if (workdir / RESULTS).exists():
                 log.delete()
-                return json.loads((workdir / RESULTS).read_text())
+                return added(cfg, workdir, json.loads((workdir / RESULTS).read_text()))
         has_endpoint = bool(cfg.endpoint.base_url)
         vocab = None if has_endpoint else vocabulary(cfg)
         tools = tools_of(cfg, loaded)
@@ -233,8 +277,11 @@ def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
             tools.get("agent") or tools.get("rag"),
         )
         found = write(cfg, workdir, plan, made_by, log)
+        if cfg.eval.difficulty:
+            found |= {"difficulty": difficulty_of(cfg, workdir, loaded, tools, ours)}
+            write_json(workdir / RESULTS, found)
         log.delete()
-    return found
+    return added(cfg, workdir, found)
 
 
 def vocabulary(cfg: EvalRun) -> Vocab:
@@ -292,19 +339,11 @@ def write(
         for item, line in zip(scored, log.lines(i.name for i in scored), strict=True):
             file.write(line)
             place = item.suite, item.method
-            by_place.setdefault(place, []).append(scored_of(json.loads(line), item))
+            by_place.setdefault(place, []).append(rows.row_of(json.loads(line)).scored)
     write_lines(workdir / "lost.jsonl", (json.dumps(i._asdict()) for i in plan.lost))
     found = json.loads(json.dumps(summary(cfg, plan, by_place) | {"provenance": made_by}))
     write_json(workdir / RESULTS, found)
     return found
-
-
-def scored_of(row: Mapping[str, Any], item: Item) -> Scored:
-    """What the results need of a row."""
-    example, slots = item.example, []
-    if isinstance(example, RampExample):
-        slots = [(s.type, r) for s, r in zip(example.spans, row["slots"], strict=True)]
-    return Scored(example.id, row["scores"], suites.labels(example, row["status"]), slots)
 
 
 def summary(
@@ -333,6 +372,88 @@ def _failures(by_place: Mapping[tuple[str, str], Sequence[Scored]], suite: str) 
     """By method, attempts that a failing tool ended before the one that counts."""
     own = {method: items for (name, method), items in by_place.items() if name == suite}
     return {m: int(sum(i.scores["tool_failures"] for i in items)) for m, items in own.items()}
+
+
+# ---- what is made of it
+
+
+def check_added(cfg: EvalRun) -> None:
+    """Raises ConfigError for what no finished evaluation could be given."""
+    if cfg.judge.own_model:
+        raise ConfigError(
+            "config.judge.own_model is for training; of evaluate the judge is an endpoint, "
+            "config.judge.base_url, such as serve_model's"
+        )
+    if cfg.eval.compare and not (storage.path(cfg.eval.compare) / RESULTS).exists():
+        raise ConfigError(
+            f"config.eval.compare is {cfg.eval.compare!r}, which holds no {RESULTS}; it must name "
+            "the folder of a finished evaluation"
+        )
+    if cfg.eval.leakage and not Path(cfg.eval.leakage).exists():
+        raise ConfigError(
+            f"config.eval.leakage is {cfg.eval.leakage!r}, which is not there; it must name the "
+            "folder that build_ramp wrote, or a JSONL file of passages"
+        )
+
+
+def added(cfg: EvalRun, workdir: epath.Path, found: JsonObject) -> JsonObject:
+    """eval.json with verdicts, leakage and paired differences, as far as they are asked for."""
+    if not (cfg.judge.base_url or cfg.eval.leakage or cfg.eval.compare):
+        return found
+    read = list(rows.read(workdir / TRAJECTORIES))
+    how = Bootstrap(cfg.eval.bootstrap, cfg.eval.seed)
+    if cfg.judge.base_url:
+        verdicts = judging.judged(read, cfg.judge, cfg.eval.max_tool_failures)
+        for (suite, method), cell in judging.cells(read, verdicts, how).items():
+            found["results"][suite][method]["judge"] = cell
+        prompt_hash = stamp.hash_of(judging.prompt_of(cfg.judge))
+        found["judge"] = {"model": cfg.judge.model, "prompt": prompt_hash}
+        told = ((*row.place, row.example.id, v) for row, v in zip(read, verdicts, strict=True))
+        names = ("suite", "method", "id", "verdict")
+        lines = (json.dumps(dict(zip(names, values, strict=True))) for values in told)
+        write_lines(workdir / "verdicts.jsonl", lines)
+    if cfg.eval.leakage:
+        ngram = CleanConfig().ngram
+        found["leakage"] = leaked.told(read, cfg.eval.leakage, ngram, how)
+    if other := cfg.eval.compare:
+        theirs = json.loads((storage.path(other) / RESULTS).read_text())
+        mine = rows.by_place(read)
+        found["compare"] = comparison.compare(mine, found["suites"], other, theirs, how)
+    write_json(workdir / RESULTS, found)
+    return found
+
+
+def difficulty_of(
+    cfg: EvalRun, workdir: epath.Path, loaded: Sequence[Suite], tools: Tools, model: Model | None
+) -> JsonObject:
+    """{suite: {factor: bins}} of the agent's RAMP suites; difficulty.SUITE.svg beside it."""
+    told: JsonObject = {}
+    how = Bootstrap(cfg.eval.bootstrap, cfg.eval.seed)
+    read = [row for row in rows.read(workdir / TRAJECTORIES) if row.place[1] == "agent"]
+    for suite in (s for s in loaded if s.is_ramp and "agent" in tools):
+        own = [row for row in read if row.place[0] == suite.name]
+        examples = [row.example for row in own if isinstance(row.example, RampExample)]
+        ranked = difficulty.ranks(examples, tools["agent"], cfg.search)
+        spans = difficulty.spans_of(own, suite.examples, ranked, losses_of(cfg, model))
+        bins = told[suite.name] = difficulty.told(spans, how)
+        picture = difficulty.plot(bins, f"{suite.name}: what makes a span hard")
+        (workdir / f"difficulty.{suite.name}.svg").write_text(picture)
+        print("\n".join([f"{suite.name}, by what makes a span hard:", *difficulty.table(bins)]))
+    return told
+
+
+def losses_of(cfg: EvalRun, model: Model | None) -> difficulty.Losses | None:
+    """How likely a model of ours finds texts after contexts; None for an endpoint."""
+    if model is None or not isinstance(model.policy, Transformer):
+        return None
+    policy, vocab = model.policy, model.vocab
+
+    def losses(asked: Sequence[tuple[str, str]]) -> list[float]:
+        coded = [(vocab.encode(c, literal=True), vocab.encode(t, literal=True)) for c, t in asked]
+        with jax.set_mesh(make_mesh(cfg.mesh)):
+            return likelihood.losses(policy, coded, _BATCH, cfg.rollout.max_len)
+
+    return losses
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ ROOMS = {
     "core": set(),
     "runtime": {"core"},
     "corpus": {"core", "runtime"},
-    "evals": {"core", "runtime", "data", "ramp", "agents"},
+    "evals": {"core", "runtime", "corpus", "data", "ramp", "agents"},
     "viewer": {"core"},
     "parallel": {"core", "runtime"},
     "search": {"core", "runtime", "models"},  # models: the encoder of texts

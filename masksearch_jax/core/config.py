@@ -342,6 +342,29 @@ class EvalConfig:
     seed: int = key(
         0, "Of the choice of items and of the resamples; rollout.seed is that of rollouts."
     )
+    compare: str = key(
+        "",
+        ("Folder of another evaluation, to which paired differences are told; empty: of none."),
+        harmless=True,
+    )
+    leakage: str = key(
+        "",
+        (
+            "What was trained on, the folder that build_ramp wrote or a JSONL file of passages: "
+            "items that share a title or text with it are told apart; empty: not looked for."
+        ),
+        harmless=True,
+    )
+    difficulty: bool = key(
+        False, "Of RAMP: what makes a span hard, and what came of it, as a table and a plot."
+    )
+    lemmatizer: str = key(
+        "",
+        (
+            "An installed spaCy pipeline by whose lemmas FanOutQA's accuracy compares words, "
+            "en_core_web_sm as its authors do; empty: words as they are written."
+        ),
+    )
     retries: int = key(3, "Of an item whose search failed or whose time ran out.", harmless=True)
     max_tool_failures: float = key(
         0.01, "Share of such items, after that, beyond which the run ends with 1.", harmless=True
@@ -432,3 +455,4 @@ class EvalRun(ModelRun):
     rollout: RolloutConfig = section(RolloutConfig)
     eval: EvalConfig = section(EvalConfig)
     endpoint: EndpointConfig = section(EndpointConfig)
+    judge: JudgeConfig = section(JudgeConfig, "With an endpoint, each answer is judged too.")

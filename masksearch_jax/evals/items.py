@@ -15,6 +15,7 @@ from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocabulary
 from masksearch_jax.core.types import Example, RampExample, has_answer
 from masksearch_jax.evals import methods, suites
+from masksearch_jax.evals.fanoutqa import Lemmatizer
 from masksearch_jax.evals.lost import Lost, check_share
 from masksearch_jax.evals.scores import Scorer
 from masksearch_jax.evals.suites import Suite
@@ -80,6 +81,7 @@ def items_of(
     places: Sequence[tuple[Suite, Sequence[int]]],
     vocab: Vocabulary | None,
     lacks_room: Callable[[np.ndarray], str],
+    lemmatize: Lemmatizer = str,
 ) -> tuple[list[Item], list[Lost]]:
     """The items by method and suite, and those that cannot be run.
 
@@ -90,7 +92,7 @@ def items_of(
     lost: list[Lost] = []
     for suite, numbers in places:
         for method in methods_of(cfg, suite.name):
-            made = list(_items(cfg, suite, method, numbers, vocab))
+            made = list(_items(cfg, suite, method, numbers, vocab, lemmatize))
             bad = dict(_bad(made, lacks_room if vocab else lambda ids: ""))
             lost += [Lost(*item.name, *bad[item.number]) for item in made if item.number in bad]
             items += [item for item in made if item.number not in bad]
@@ -101,7 +103,12 @@ def items_of(
 
 
 def _items(
-    cfg: EvalRun, suite: Suite, method: str, numbers: Sequence[int], vocab: Vocabulary | None
+    cfg: EvalRun,
+    suite: Suite,
+    method: str,
+    numbers: Sequence[int],
+    vocab: Vocabulary | None,
+    lemmatize: Lemmatizer,
 ) -> Iterator[Item]:
     hides = cfg.search.exclude_source or suite.name == SOURCE_HIDDEN
     nothing = np.zeros(0, np.int32)
@@ -111,7 +118,7 @@ def _items(
         if vocab is not None:
             ids = methods.prompt_ids(method, example, cfg.prompt.style, vocab)
         hidden = retrieval.source_of(example) if hides else ""
-        scorer = Scorer(suite.rules(example))
+        scorer = Scorer(suite.rules(example), lemmatize)
         yield Item(suite.name, method, number, example, ids, hidden, scorer)
 
 

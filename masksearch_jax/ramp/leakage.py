@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from masksearch_jax.core import chinese
 from masksearch_jax.core.types import Passage, QAExample
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.ramp.question_files import read_questions
+
+Item = TypeVar("Item", bound=Hashable)
 
 _WORD = re.compile(rf"[{chinese.CHARACTERS}]|[^\W{chinese.CHARACTERS}_]+")
 
@@ -68,6 +71,29 @@ def evaluation(questions: Iterable[QAExample], passages: Iterable[Passage], n: i
             grams.update(ngrams(passage.text, n))
     folded = frozenset(t.casefold() for t in titles if t)
     return Evaluation(folded, frozenset(grams), n, frozenset(asked))
+
+
+def shared(
+    items: Mapping[Item, tuple[Iterable[str], str]], passages: Iterable[Passage], n: int
+) -> dict[Item, str]:
+    """Which items share a title or a run of n words with a passage: item → title or text.
+
+    items: titles and text by which each is known. Passages are read once, as they come.
+    """
+    by_title: dict[str, list[Item]] = {}
+    by_run: dict[int, list[Item]] = {}
+    for item, (titles, text) in items.items():
+        for title in titles:
+            by_title.setdefault(title.casefold(), []).append(item)
+        for run in ngrams(text, n):
+            by_run.setdefault(run, []).append(item)
+    found: dict[Item, str] = {}
+    for passage in passages:
+        found.update(dict.fromkeys(by_title.get(passage.title.casefold(), ()), "title"))
+        for run in ngrams(passage.text, n):
+            for item in by_run.get(run, ()):
+                found.setdefault(item, "text")
+    return found
 
 
 def read(questions: Iterable[str], passages: str, n: int) -> Evaluation:

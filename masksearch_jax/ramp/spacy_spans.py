@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from masksearch_jax.core.types import Passage, Span
@@ -23,6 +23,12 @@ LABELS = {
 
 class SpacyError(RuntimeError):
     """spaCy or the pipeline is not installed; the message says how to install it."""
+
+
+def lemmatizer(model: str) -> Callable[[str], str]:
+    """A text to the lemmas of its words, a space between them. Raises SpacyError."""
+    pipeline = _load(model)
+    return lambda text: " ".join(word.lemma_ for word in pipeline(text))
 
 
 class SpacyExtractor:

@@ -135,10 +135,11 @@ SECTIONS_SINCE = {
     "SftRun": WATCHED | {"prompt": PromptConfig, "search": SearchConfig, "rollout": RolloutConfig},
     "DapoRun": {"judge": JudgeConfig} | WATCHED,
     "QuickstartRun": {"judge": JudgeConfig},
-    "EvalRun": {"endpoint": EndpointConfig},
+    "EvalRun": {"endpoint": EndpointConfig, "judge": JudgeConfig},
     "BuildIndexRun": {"vectors": VectorConfig},
 }
-SINCE |= {"eval.suite_examples": [], "eval.strata": "shares"}
+SINCE |= {"eval.suite_examples": [], "eval.strata": "shares", "eval.compare": ""}
+SINCE |= {"eval.leakage": "", "eval.difficulty": False, "eval.lemmatizer": ""}
 RENAMED = {
     "evolve.items": "evolve.pool_size",
     "sft.other_loss_weight": "sft.context_loss_weight",

@@ -7,7 +7,7 @@ import pytest
 
 from masksearch_jax import evaluate
 from masksearch_jax.core.config import EvalConfig, EvalRun
-from masksearch_jax.core.errors import UserError
+from masksearch_jax.core.errors import ConfigError, UserError
 from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.llm_config import EndpointConfig
 from masksearch_jax.core.types import Passage, QAExample
@@ -112,3 +112,10 @@ def test_an_endpoint_that_fails_is_an_outage_and_no_score(cfg, tmp_path):
     with Endpoint(Answer(status=401)) as endpoint, pytest.raises(EndpointError, match="401") as e:
         evaluate.run(at(refused, endpoint))
     assert isinstance(e.value, UserError)
+
+
+def test_one_of_several_processes_is_refused(cfg, monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1234")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    with pytest.raises(ConfigError, match="runs in one process, and this is one of 2"):
+        evaluate.run(cfg)

@@ -1,0 +1,52 @@
+"""Lines of trajectories.jsonl, read back for what is made of a finished evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from masksearch_jax.core import markup
+from masksearch_jax.core.types import Example, QAExample, RampExample, from_json
+from masksearch_jax.evals import suites
+from masksearch_jax.evals.results import Place, Scored
+
+
+class Row(NamedTuple):
+    """An item that has a score, and its answer, None where it gave none."""
+
+    place: Place
+    example: Example
+    answer: str | None
+    scored: Scored
+
+
+def read(path: epath.Path) -> Iterator[Row]:
+    with path.open() as file:
+        for line in file:
+            yield row_of(json.loads(line))
+
+
+def row_of(found: Mapping[str, Any]) -> Row:
+    """The row of a line of trajectories.jsonl."""
+    kind = RampExample if "spans" in found["example"] else QAExample
+    example, slots = from_json(kind, found["example"]), []
+    if isinstance(example, RampExample):
+        slots = [(s.type, r) for s, r in zip(example.spans, found["slots"], strict=True)]
+    said = "".join(s["text"] for s in found["segments"] if s["author"] == "policy")
+    labels = suites.labels(example, found["status"])
+    return Row(
+        place=(found["suite"], found["method"]),
+        example=example,
+        answer=markup.extract_answer(found["opening"] + said) or None,
+        scored=Scored(example.id, found["scores"], labels, slots),
+    )
+
+
+def by_place(rows: list[Row]) -> dict[Place, list[Scored]]:
+    found: dict[Place, list[Scored]] = {}
+    for row in rows:
+        found.setdefault(row.place, []).append(row.scored)
+    return found
