@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -276,10 +277,8 @@ def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
             vocab.fingerprint if vocab else "",
             tools.get("agent") or tools.get("rag"),
         )
-        found = write(cfg, workdir, plan, made_by, log)
-        if cfg.eval.difficulty:
-            found |= {"difficulty": difficulty_of(cfg, workdir, loaded, tools, ours)}
-            write_json(workdir / RESULTS, found)
+        more = functools.partial(difficulty_of, cfg, workdir, loaded, tools, ours)
+        found = write(cfg, workdir, plan, made_by, log, more)
         log.delete()
     return added(cfg, workdir, found)
 
@@ -327,11 +326,17 @@ def _name(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def write(
-    cfg: EvalRun, workdir: epath.Path, plan: Plan, made_by: JsonObject, log: RowLog
+    cfg: EvalRun,
+    workdir: epath.Path,
+    plan: Plan,
+    made_by: JsonObject,
+    log: RowLog,
+    more: Callable[[], JsonObject],
 ) -> JsonObject:
     """Writes trajectories.jsonl in the order of the items, lost.jsonl and eval.json.
 
-    eval.json comes last: with it the evaluation is whole.
+    more: what else eval.json has, made of trajectories.jsonl. eval.json comes last: with it the
+    evaluation is whole.
     """
     scored = [i for i in plan.items if i.name in log]
     by_place: dict[tuple[str, str], list[Scored]] = {}
@@ -341,7 +346,8 @@ def write(
             place = item.suite, item.method
             by_place.setdefault(place, []).append(rows.row_of(json.loads(line)).scored)
     write_lines(workdir / "lost.jsonl", (json.dumps(i._asdict()) for i in plan.lost))
-    found = json.loads(json.dumps(summary(cfg, plan, by_place) | {"provenance": made_by}))
+    whole = summary(cfg, plan, by_place) | {"provenance": made_by} | more()
+    found = json.loads(json.dumps(whole))
     write_json(workdir / RESULTS, found)
     return found
 
@@ -426,8 +432,13 @@ def added(cfg: EvalRun, workdir: epath.Path, found: JsonObject) -> JsonObject:
 def difficulty_of(
     cfg: EvalRun, workdir: epath.Path, loaded: Sequence[Suite], tools: Tools, model: Model | None
 ) -> JsonObject:
-    """{suite: {factor: bins}} of the agent's RAMP suites; difficulty.SUITE.svg beside it."""
+    """`difficulty`, {suite: {factor: bins}} of the agent's RAMP suites, where it is asked for.
+
+    Beside it difficulty.SUITE.svg.
+    """
     told: JsonObject = {}
+    if not cfg.eval.difficulty:
+        return {}
     how = Bootstrap(cfg.eval.bootstrap, cfg.eval.seed)
     read = [row for row in rows.read(workdir / TRAJECTORIES) if row.place[1] == "agent"]
     for suite in (s for s in loaded if s.is_ramp and "agent" in tools):
@@ -439,7 +450,7 @@ def difficulty_of(
         picture = difficulty.plot(bins, f"{suite.name}: what makes a span hard")
         (workdir / f"difficulty.{suite.name}.svg").write_text(picture)
         print("\n".join([f"{suite.name}, by what makes a span hard:", *difficulty.table(bins)]))
-    return told
+    return {"difficulty": told}
 
 
 def losses_of(cfg: EvalRun, model: Model | None) -> difficulty.Losses | None:
