@@ -7,7 +7,7 @@ GET  /health →  {"status": "ok", "passages": 54533, "fingerprint": "1f0c..."}
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -70,8 +70,9 @@ def health(tool: SearchTool) -> JsonObject:
         unavailable = HTTPStatus.SERVICE_UNAVAILABLE
         raise Refusal(unavailable, f"the search failed: {error}") from error
     told: dict[str, Any] = {"status": "ok"}
-    if isinstance(tool, Sized):
-        told["passages"] = len(tool)
+    passages = getattr(tool, "passages", None)
+    if passages is not None:
+        told["passages"] = len(passages)
     if fingerprint := getattr(tool, "fingerprint", ""):
         told["fingerprint"] = fingerprint
     return told

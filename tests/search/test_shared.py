@@ -7,6 +7,7 @@ import pytest
 
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Hits
+from masksearch_jax.search import protocol
 from masksearch_jax.search.shared import SharedSearch
 from masksearch_jax.search.tool import FakeSearch
 from tests.search.fruit import FRUIT
@@ -64,4 +65,6 @@ def test_what_a_tool_told_stays_with_its_results(fruit):
     assert isinstance(first, Hits)
     assert (first, first.scores) == (again, again.scores)
     assert (first.cached, again.cached) == (False, True)
+    told = {"status": "ok", "passages": 6, "fingerprint": fruit.fingerprint}
+    assert protocol.health(shared) == protocol.health(fruit) == told
     assert (shared.fingerprint, shared.passages) == (fruit.fingerprint, fruit.passages)
