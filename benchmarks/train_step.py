@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import memory
+from configs import common
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, ModelConfig, OptimConfig
 from masksearch_jax.core.rows import Batch
 from masksearch_jax.core.schema import to_dataclass
@@ -84,6 +85,13 @@ SHAPES = {
         ),
         *(2, 512, (100, 300), 1),
         dataclasses.replace(COMPUTE, remat="dots", loss_chunk=1024),
+        *(1, 1),
+    ),
+    # SmolLM2-135M, whose weights `benchmarks.real_model` gives.
+    "real": Shape(
+        to_dataclass(ModelConfig, common.model("smollm2-135m")),
+        *(1, 1024, (250, 500), 1),
+        dataclasses.replace(COMPUTE, remat="dots", loss_chunk=512),
         *(1, 1),
     ),
 }
@@ -280,8 +288,10 @@ class Side:
         self.process.wait()
 
 
-def against_torch(name: str, repeats: int, folder: Path) -> dict[str, list[float]]:
-    """Tokens/s of both sides at one shape, and their ratio."""
+def against_torch(
+    name: str, repeats: int, folder: Path, model: Any = None
+) -> dict[str, list[float]]:
+    """Tokens/s of both sides at one shape, and their ratio. model: weights; None: random ones."""
     import jax
     from flax import nnx
 
@@ -291,7 +301,8 @@ def against_torch(name: str, repeats: int, folder: Path) -> dict[str, list[float
     shape = SHAPES[name]
     batch = next(batches(write_cache(folder, shape), shape))
     np.savez(folder / "batch.npz", **batch)
-    model = jax.jit(lambda: Transformer(shape.model, shape.compute, nnx.Rngs(0)))()
+    if model is None:
+        model = jax.jit(lambda: Transformer(shape.model, shape.compute, nnx.Rngs(0)))()
     hf.save(model, folder / "model", generation_config={})
     values = defaultdict(list)
     with Side("ours", name, folder) as mine, Side("torch", name, folder) as theirs:

@@ -29,8 +29,9 @@ from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.evals.results import by_condition
 from masksearch_jax.models.hf_card import Card
 from masksearch_jax.models.hf_config import read_config
-from masksearch_jax.models.load import initial
+from masksearch_jax.models.load import describe, initial, pinned
 from masksearch_jax.parallel.sharding import make_mesh, split_cpu
+from masksearch_jax.ramp.survey import CleanConfig
 from masksearch_jax.recipes import steps
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
 from masksearch_jax.runtime import agent_settings, cli, goodput, run_record
@@ -48,7 +49,15 @@ class QuickstartRun:
 
     workdir: str = required("Folder of the run: what it writes.", harmless=True)
     seed: int = key(0, "Of the atlas's wording, of demonstrations and of random weights.")
+    init: str = key(
+        "",
+        (
+            "What training starts from: an HF folder or a GGUF file, whose tokenizer is taken too; "
+            "empty: random weights, and a tokenizer trained on the text."
+        ),
+    )
     corpus: CorpusConfig = section(CorpusConfig)
+    clean: CleanConfig = section(CleanConfig)
     ramp: RampConfig = section(RampConfig)
     prompt: config_lib.PromptConfig = section(config_lib.PromptConfig)
     search: config_lib.SearchConfig = section(
@@ -104,14 +113,14 @@ class Run(StageFolder):
         self.cfg, self.usage = cfg, usage
         self.data = self.folder / "data"
         self.index = self.folder / "index"
-        self.tokenizer = self.folder / "tokenizer"
+        self.tokenizer = Path(cfg.init) if cfg.init else self.folder / "tokenizer"
         self.cache = self.folder / "cache"
         self.search = dataclasses.replace(cfg.search, index=cfg.search.index or str(self.index))
 
     def checkpoints(self, name: str) -> str:
-        """Where the weights evaluated as `name` are; "" for those that training begins with."""
+        """Where the weights evaluated as `name` are; "" for random ones."""
         if name == "init":
-            return ""
+            return self.cfg.init
         name = "control_dapo" if name == "control" else name
         elsewhere = self.cfg.checkpoint.folder
         return f"{elsewhere}/{name}" if elsewhere else str(self.folder / name / "checkpoints")
@@ -132,7 +141,8 @@ class Run(StageFolder):
 
 
 def make_ramp(run: Run) -> dict[str, Any]:
-    return steps.make_ramp(run.data, run.cfg.corpus, run.cfg.ramp, run.cfg.seed)
+    cfg = run.cfg
+    return steps.make_ramp(run.data, cfg.corpus, cfg.ramp, cfg.seed, cfg.clean)
 
 
 def make_index(run: Run) -> dict[str, Any]:
@@ -170,6 +180,10 @@ def make_demonstrations(run: Run) -> dict[str, Any]:
 
 
 def make_tokenizer(run: Run) -> dict[str, Any]:
+    """Of a pretrained model there is one: it is checked."""
+    if run.cfg.init:
+        _, vocab = describe(run.cfg.init, "")
+        return {"tokens": vocab.size}
     return steps.make_tokenizer(run.data, run.data, run.tokenizer, run.cfg.tokenizer_vocab_size)
 
 
@@ -193,7 +207,8 @@ def evaluate_model(run: Run, name: str) -> dict[str, Any]:
     suites = tuple(s for s in cfg.eval.suites if run.has_questions or s != "two_hop")
     own = tuple(s for s in cfg.eval.suite_examples if s.partition("=")[0] in suites)
     counts: dict[str, Any] = {"suites": suites, "suite_examples": own}
-    if name == "init":  # Random weights answer nothing, at length: few examples tell that.
+    if name == "init" and not cfg.init:
+        # Random weights answer nothing, at length: few examples tell that.
         counts["suites"] = tuple(s for s in suites if s != "source_hidden")
         counts |= {"examples": min(50, cfg.eval.examples), "suite_examples": ()}
     eval_run = config_lib.EvalRun(
@@ -283,7 +298,9 @@ def run_export(run: Run) -> dict[str, Any]:
     mesh = make_mesh(cfg.mesh)
     model = initial(run.checkpoints(run.last), cfg.model, cfg.compute, mesh, cfg.seed)
     stage = "RAMP: SFT, then DAPO" + ("; questions: SFT, then DAPO" if run.has_questions else "")
-    card = Card(training=stage, dataset=cfg.corpus.path or "the built-in atlas")
+    base = Path(cfg.init).stem if cfg.init else ""
+    text = cfg.corpus.path or "the built-in atlas"
+    card = Card(base_model=base, training=stage, dataset=text)
     spent = [cfg.sft, cfg.dapo, *([cfg.qa_sft, cfg.qa_dapo] if run.has_questions else ())]
     step = sum(part.steps for part in spent)
     to = run.folder / "hf"
@@ -409,6 +426,7 @@ def run(cfg: QuickstartRun) -> None:
     """All stages; summary.json after each, report.html at the end."""
     check_given(cfg, workdir="the folder to write")
     split_cpu(cfg.cpu_devices)
+    pinned(cfg.init, cfg.model)  # or says that it is not there, before anything is built
     usage = Usage(Path(cfg.workdir))
     this = Run(cfg, usage)
     this.open(cfg)

@@ -19,6 +19,7 @@ from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.data.folder import Folder
+from masksearch_jax.ramp.survey import CleanConfig
 
 
 def log(line: str) -> None:
@@ -30,8 +31,11 @@ def counted(name: str, given: int, out: int, dropped: Mapping[str, int]) -> dict
     return {"data": {name: {"in": given, "out": out, "dropped": dict(dropped)}}}
 
 
-def make_ramp(data: Path, text: CorpusConfig, ramp: RampConfig, seed: int) -> dict[str, Any]:
-    made = build_ramp.run(build_ramp.BuildRampRun(str(data), text, ramp, seed))
+def make_ramp(
+    data: Path, text: CorpusConfig, ramp: RampConfig, seed: int, clean: CleanConfig | None = None
+) -> dict[str, Any]:
+    cleaned = clean or CleanConfig()
+    made = build_ramp.run(build_ramp.BuildRampRun(str(data), text, ramp, seed, cleaned))
     for line in build_ramp.lines(made, data):
         log(line)
     return {"data": made}

@@ -23,6 +23,7 @@ from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import REQUIRED, describe_keys, flat_keys, to_dataclass
 from masksearch_jax.core.watch_config import AlarmsConfig, HeldoutConfig, LogConfig
 from masksearch_jax.parallel import sharding
+from masksearch_jax.ramp.survey import CleanConfig
 from masksearch_jax.runtime import cli, config_text
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -36,6 +37,7 @@ SCHEMAS = {
     "qa_dapo": "core.config.DapoRun",
     "evaluate": "core.config.EvalRun",
     "quickstart": "quickstart.QuickstartRun",
+    "real": "quickstart.QuickstartRun",
     "build_index": "build_index.BuildIndexRun",
     "ask": "ask.AskRun",
     "build_ramp": "build_ramp.BuildRampRun",
@@ -73,6 +75,7 @@ PARAMETERS = {
     "qwen3-8b": 8_190_735_360,
     "qwen3-14b": 14_768_307_200,
     "qwen3-32b": 32_762_123_264,
+    "smollm2-135m": 134_515_008,
     "llama3.2-1b": 1_235_814_400,
     "llama3.2-3b": 3_212_749_824,
     "llama3.1-8b": 8_030_261_248,
@@ -120,7 +123,7 @@ SINCE |= {"dapo.rest_steps": 0}
 SINCE |= {"search.attempt_timeout": 5.0, "search.retries": 20, "search.backoff": 0.1}
 SINCE |= {"search.hedge": 0.0, "search.batch_wait": 0.002}
 # Of one file's schema alone.
-KEYS_SINCE = {"quickstart": {"qa_share": 0.0, "thoughts": "short"}}
+KEYS_SINCE = {"quickstart": {"qa_share": 0.0, "thoughts": "short", "init": ""}}
 KEYS_SINCE |= {"build_trajectories": {"thoughts": "full"}}
 KEYS_SINCE |= {"serve_search": {"waiting": 256}}
 SINCE |= {"evolve.thoughts": "short", "ramp.supported": False}
@@ -134,7 +137,7 @@ WATCHED = {
 SECTIONS_SINCE = {
     "SftRun": WATCHED | {"prompt": PromptConfig, "search": SearchConfig, "rollout": RolloutConfig},
     "DapoRun": {"judge": JudgeConfig} | WATCHED,
-    "QuickstartRun": {"judge": JudgeConfig},
+    "QuickstartRun": {"judge": JudgeConfig, "clean": CleanConfig},
     "EvalRun": {"endpoint": EndpointConfig, "judge": JudgeConfig},
     "BuildIndexRun": {"vectors": VectorConfig},
 }
@@ -173,7 +176,13 @@ MODEL |= dict.fromkeys(("quickstart", "evolve"), ("tiny", "model."))
 MODEL |= {"build_trajectories": ("qwen2.5-1.5b", "student.model.")}
 SWITCHES = dict.fromkeys((*MODEL, "build_ramp", "build_cache", "build_dataset"), ("", "runlocal"))
 SWITCHES |= {"export_hf": ("",)}
-CASES = [(name, "", switch) for name in SCHEMAS for switch in SWITCHES.get(name, ("",))]
+NEW = ("real",)  # since the snapshot
+CASES = [
+    (name, "", switch)
+    for name in SCHEMAS
+    if name not in NEW
+    for switch in SWITCHES.get(name, ("",))
+]
 CASES += [(name, "llama3.2-1b", switch) for name in MODEL for switch in SWITCHES[name]]
 
 

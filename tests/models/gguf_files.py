@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from masksearch_jax.core.config import ModelConfig
-from masksearch_jax.testing.models import TINY_QWEN2
+from masksearch_jax.models import hf
+from masksearch_jax.testing.models import FLOAT32, TINY_QWEN2
 
 # Rows of 256 numbers: the superblock of Q4_K and Q6_K.
 _WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_layers": 2, "head_dim": 64}
@@ -38,6 +39,16 @@ _NAMES = (
 
 def config_of(family: str) -> ModelConfig:
     return dataclasses.replace(TINY_QWEN2, **_WIDE | CONFIGS[family])
+
+
+def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random tensors by HF name, as HF stores them."""
+    rng = np.random.default_rng(seed)
+    model = hf.abstract(config, FLOAT32)
+    return {
+        name: rng.normal(size=tensor.hf, scale=0.2).astype(np.float32)
+        for name, tensor in hf.tensors(model).items()
+    }
 
 
 def gguf_name(hf: str) -> str:

@@ -32,16 +32,6 @@ TEXTS = [
 ]
 
 
-def weights_of(config, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random tensors by HF name, as HF stores them."""
-    rng = np.random.default_rng(seed)
-    model = hf.abstract(config, FLOAT32)
-    return {
-        name: rng.normal(size=tensor.hf, scale=0.2).astype(np.float32)
-        for name, tensor in hf.tensors(model).items()
-    }
-
-
 def loaded(path: Path) -> dict[str, np.ndarray]:
     """Every tensor of a source of weights by HF name, through `hf.load`."""
     model = hf.load(path, FLOAT32)
@@ -86,12 +76,12 @@ def file(tmp_path_factory, tokenizer) -> Path:
     """A llama model in Q8_0 with a tokenizer of its own."""
     config = dataclasses.replace(LLAMA, vocab_size=Vocab.load(tokenizer).size)
     path = tmp_path_factory.mktemp("gguf") / "small.gguf"
-    return gguf_files.write(path, config, weights_of(config), "Q8_0", tokenizer)
+    return gguf_files.write(path, config, gguf_files.random_weights(config), "Q8_0", tokenizer)
 
 
 @pytest.mark.parametrize("kind", gguf_model.QUANTISATIONS)
 def test_every_quantisation_reads_as_the_numbers_it_stands_for(kind, tmp_path):
-    weights = weights_of(LLAMA)
+    weights = gguf_files.random_weights(LLAMA)
     expected = {}
     for name, weight in weights.items():
         blocks, kind_of = gguf_files.in_blocks(gguf_files.stored_form(LLAMA, name, weight), kind)
@@ -110,7 +100,7 @@ def test_every_quantisation_reads_as_the_numbers_it_stands_for(kind, tmp_path):
 @pytest.mark.parametrize("family", gguf_model.ARCHITECTURES)
 def test_weights_are_those_of_transformers_bit_by_bit(family, tmp_path):
     config = gguf_files.config_of(family)
-    path = gguf_files.write(tmp_path / "m.gguf", config, weights_of(config), "Q4_1")
+    path = gguf_files.write(tmp_path / "m.gguf", config, gguf_files.random_weights(config), "Q4_1")
     assert_same_bits(loaded(path), of_transformers(path, config))
     assert read_config(path) == config
 
@@ -130,7 +120,7 @@ def test_the_scaling_of_llama_3_is_known_by_its_quotients(tmp_path):
     config = dataclasses.replace(LLAMA, rope_theta=5e5, max_position=131072)
     scaling = RopeScaling(32.0, 1.0, 4.0, 8192)
     quotients = rotary.frequencies(64, 5e5, None) / rotary.frequencies(64, 5e5, scaling)
-    weights = weights_of(config)
+    weights = gguf_files.random_weights(config)
     path = gguf_files.write(tmp_path / "m.gguf", config, weights | {"rope_freqs.weight": quotients})
     assert read_config(path) == dataclasses.replace(config, rope_scaling=scaling)
     assert loaded(path).keys() == weights.keys()
@@ -216,7 +206,7 @@ def test_what_is_not_read_is_refused_with_the_choices(tmp_path, tokenizer):
         path = gguf_files.write(
             tmp_path / f"{len(list(tmp_path.iterdir()))}.gguf",
             LLAMA,
-            settings.pop("weights", weights_of(LLAMA)),
+            settings.pop("weights", gguf_files.random_weights(LLAMA)),
             kind,
             tokenizer,
             **settings,

