@@ -335,7 +335,8 @@ def test_build_index_fails_with_a_line_and_a_status(tmp_path, repository):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_serve_search_serves_until_it_is_told_to_stop(tmp_path, repository):
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGHUP])
+def test_serve_search_serves_until_it_is_told_to_stop(tmp_path, repository, told):
     build(FRUIT, tmp_path / "i")
     command = main(
         "serve_search", f"search.index={tmp_path / 'i'}", "port=0", repository=repository
@@ -343,7 +344,7 @@ def test_serve_search_serves_until_it_is_told_to_stop(tmp_path, repository):
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=repository) as process:
         url = re.search(r"at (http\S+)", process.stdout.readline().decode())[1]
         assert ids(RemoteSearch(url, timeout=10), "banana") == ["b"]
-        process.terminate()
+        process.send_signal(told)
         assert process.wait(20) == 0
 
 
