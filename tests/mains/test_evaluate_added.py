@@ -50,7 +50,7 @@ def cfg(miniature, tmp_path, monkeypatch, one_device):
         rollout=dataclasses.replace(c.rollout, slots=4, max_new_tokens=24),
         eval=dataclasses.replace(
             c.eval, suites=(f"towns={tmp_path / 'towns.jsonl'}",), methods=("agent",),
-            bootstrap=50, temperature=0.0,
+            examples=ITEMS, bootstrap=50, temperature=0.0,
         ),
     )  # fmt: skip
 
@@ -139,7 +139,8 @@ def test_a_judge_that_is_down_scores_nothing(cfg, tmp_path):
 
     with Endpoint(sick) as endpoint, pytest.raises(LostItemsError, match="no reply of the judge"):
         run(judging(cfg, endpoint, tmp_path))
-    assert "judge" not in (tmp_path / "run" / "eval.json").read_text().partition("provenance")[0]
+    unjudged = json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert "judge" not in unjudged["results"]["towns"]["agent"]
     with Endpoint(verdict) as endpoint:
         found = run(judging(cfg, endpoint, tmp_path))
         assert len(endpoint.requests) == 1  # the others are paid for
