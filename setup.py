@@ -1,8 +1,46 @@
 """Ranges that the code is written for; `requirements.txt` holds the versions tested together."""
 
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+# The other scripts of launch/ copy or test a checkout.
+SCRIPTS = ["setup_env.sh", "quickstart.sh", "real.sh", "cells.sh", "worker.sh"]
+
+
+class BuildWithConfigs(build_py):
+    """A wheel's files: the package, and in `masksearch_jax/shipped` configs, scripts and commit."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:  # the checkout has them
+            return
+        shipped = Path(self.build_lib) / "masksearch_jax" / "shipped"
+        shutil.rmtree(shipped, ignore_errors=True)
+        for path in [*(ROOT / "configs").glob("*.py"), *(ROOT / "launch" / n for n in SCRIPTS)]:
+            copy = shipped / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
+        (shipped / "commit.txt").write_text(commit() + "\n", encoding="utf-8")
+
+
+def commit() -> str:
+    """The git commit of the checkout, `-dirty` where files differ; "" for none."""
+    if not (ROOT / ".git").exists():
+        return ""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+def version() -> str:
+    text = (ROOT / "masksearch_jax" / "__init__.py").read_text(encoding="utf-8")
+    return re.search('__version__ = "(.+)"', text)[1]
+
 
 DATA = [
     "importlib_resources>=6",
@@ -45,12 +83,13 @@ TEST = [
     *GGUF,
     *TENSORBOARD,
     "torch==2.13.0",
+    "twine>=7,<8",
     *WANDB,
 ]
 
 setup(
     name="masksearch_jax",
-    version="0.1.0",
+    version=version(),
     description="Training search agents in JAX: masked prediction with retrieval, SFT and DAPO",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8")
     if Path(__file__).with_name("README.md").exists()
@@ -60,6 +99,8 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["masksearch_jax", "masksearch_jax.*"]),
+    cmdclass={"build_py": BuildWithConfigs},
+    entry_points={"console_scripts": ["masksearch = masksearch_jax.runtime.command:main"]},
     package_data={"masksearch_jax": ["**/*.txt", "**/*.css", "**/*.js", "**/*.html"]},
     install_requires=[
         "absl-py>=2.1",

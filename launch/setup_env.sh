@@ -2,6 +2,7 @@
 # Run alone, or sourced by the other scripts: `launch/setup_env.sh REQUIREMENTS.txt` leaves a virtual
 # environment in .venv beside setup.py, its interpreter in $python and the checkout's folder in $root.
 # Does nothing when all is up to date; after an interruption the next call mends what was left.
+# In an installed package, which has no setup.py beside, the environment is the one on PATH.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 requirements=$root/${1:?usage: . launch/setup_env.sh REQUIREMENTS.txt}
@@ -75,4 +76,8 @@ setup_env() {
   echo "setup: ready, $("$python" --version) in $venv"
 }
 
-setup_env || exit 1
+if [ -f "$root/setup.py" ]; then
+  setup_env || exit 1
+else
+  python=$(command -v python) || { echo "error: no python is on PATH" >&2; exit 1; }
+fi

@@ -19,8 +19,6 @@ from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.schema import key, required
 from masksearch_jax.runtime import cli
 
-CONFIG = Path(__file__).parents[1] / "configs" / "report.py"
-
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
@@ -59,11 +57,11 @@ def run(cfg: ReportConfig) -> None:
 
 
 def arguments(argv: Sequence[str]) -> list[str]:
-    """The command line with the folders that it begins with as a flag, of our config file."""
+    """The command line with the folders that it begins with as a flag, of our config `report`."""
     folders = tuple(itertools.takewhile(lambda arg: not arg.startswith("-"), argv[1:]))
     if not folders:
         return list(argv)
-    return [argv[0], f"--config={CONFIG}", f"--config.runs={folders!r}", *argv[1 + len(folders) :]]
+    return [argv[0], "--config=report", f"--config.runs={folders!r}", *argv[1 + len(folders) :]]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.evals.lost import Lost
 from masksearch_jax.evals.suites import Suite
-from masksearch_jax.runtime import run_record, storage
+from masksearch_jax.runtime import installed, run_record, storage
 
 NO_LOGPROBS = "none: an endpoint gives text, no token ids and no log-probabilities"
 
@@ -49,7 +49,7 @@ def provenance(
         "config": dataclasses.asdict(cfg),
         "seeds": {"items": cfg.eval.seed, "rollouts": cfg.rollout.seed},
         "versions": run_record.versions(),
-        "commit": run_record.commit(),
+        "commit": installed.commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

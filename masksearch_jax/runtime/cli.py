@@ -1,9 +1,10 @@
 """The way in to every main: one config file, checked overrides, plain messages, exit statuses.
 
 A config file says what it decides; every other key has the default of its schema.
-`--config=FILE.py:ARG --config.KEY=VALUE …` starts a run; `--help` prints each key with its value in
-the config that is given and what it means, `--help=rollout` those of one section; `--print-config`
-prints the whole config, one `key = value` a line, so that two can be told apart by `diff`.
+`--config=FILE.py:ARG --config.KEY=VALUE …` starts a run, `--config=NAME:ARG` one by a file of this
+package's own `configs/`. `--help` prints each key with its value in the config that is given and
+what it means, `--help=rollout` those of one section. `--print-config` prints the whole config, one
+`key = value` a line, so that two can be told apart by `diff`; `--version` version and commit.
 
 Exit statuses, for those who start runs again:
 
@@ -35,7 +36,7 @@ from typing import Any, TypeVar
 from masksearch_jax.core.config import ModelConfig
 from masksearch_jax.core.errors import ConfigError, Restart, UserError, nearest
 from masksearch_jax.core.schema import Section, to_dataclass
-from masksearch_jax.runtime import config_text, overrides
+from masksearch_jax.runtime import config_text, installed, overrides
 from masksearch_jax.runtime.interrupts import never_lost
 from masksearch_jax.runtime.path_errors import path_error
 from masksearch_jax.runtime.process import (
@@ -51,22 +52,29 @@ T = TypeVar("T", bound=Section)
 ReadModel = Callable[[str], ModelConfig]
 ReadDefaults = Callable[[str], Mapping[str, Any]]
 
-USAGE = "usage: python -m {name} --config=configs/NAME.py[:arg] [--config.section.key=value ...]"
-OPTIONS = "       --help[=SECTION] says what each key means; --print-config prints the whole config"
+USAGE = "usage: python -m {name} --config=NAME[:arg]|FILE.py[:arg] [--config.section.key=value ...]"
+OPTIONS = (
+    "       --help[=SECTION] says what each key means; --print-config prints the whole config;\n"
+    "       --version prints version and commit"
+)
 PRINT_CONFIG = "--print-config"
+VERSION = "--version"
 _HELP = re.compile(r"-h|--?help(?:=(.*))?")
 
 
 def load_config(spec: str) -> Any:
-    """The ConfigDict that `get_config` of a file returns; `spec` is `path.py` or `path.py:arg`."""
+    """The ConfigDict that `get_config` of a file returns.
+
+    spec: `path.py` or `path.py:arg`; `name` or `name:arg` of a file of this package's `configs/`.
+    """
     name, _, arg = spec.partition(":")
-    path = Path(name)
-    if not path.is_file():
-        near = nearest(name, map(str, path.parent.glob("*.py")))
-        raise ConfigError(f"--config={spec}: there is no file {name!r}; {near}")
-    root = str(path.resolve().parent.parent)
-    if root not in sys.path:  # so that a config may import configs.common from anywhere
-        sys.path.insert(0, root)
+    path = _config_file(spec, name)
+    # So that a config may import configs.common from anywhere: of its own folder, else of ours.
+    own, ours = str(path.resolve().parent.parent), str(installed.root())
+    if own not in sys.path:
+        sys.path.insert(0, own)
+    if ours not in sys.path:
+        sys.path.append(ours)
     module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     if module_spec is None or module_spec.loader is None:
         raise ConfigError(f"--config={spec}: {name!r} is no Python file; its name must end in .py")
@@ -76,6 +84,20 @@ def load_config(spec: str) -> Any:
         return module.get_config(*([arg] if arg else []))
     except Exception as error:
         raise ConfigError(f"--config={spec}: {type(error).__name__}: {error}") from error
+
+
+def _config_file(spec: str, name: str) -> Path:
+    """The file that `name` is the path of, or the name of one of ours."""
+    path, ours = Path(name), installed.root() / "configs"
+    if path.is_file():
+        return path
+    if not name.isidentifier():
+        near = nearest(name, map(str, path.parent.glob("*.py")))
+        raise ConfigError(f"--config={spec}: there is no file {name!r}; {near}")
+    if not (ours / f"{name}.py").is_file():
+        near = nearest(name, [p.stem for p in ours.glob("*.py")])
+        raise ConfigError(f"--config={spec}: there is no config {name!r} in {ours}; {near}")
+    return ours / f"{name}.py"
 
 
 def parse(
@@ -140,10 +162,13 @@ def run(
     schema, read_model, read_defaults as in `parse`. `resumes`: the same command goes on from what
     an interrupted one has saved, which Ctrl-C then says. An int that `fn` returns is the exit
     status. A UserError, an error class of this package or an OSError is printed as one line; any
-    other exception is a defect and keeps its traceback. `--help` and `--print-config` print and do
-    not call `fn`.
+    other exception is a defect and keeps its traceback. `--help`, `--print-config` and `--version`
+    print and do not call `fn`.
     """
     argv = list(sys.argv if argv is None else argv)
+    if VERSION in argv[1:]:
+        _print([installed.version_line()])
+        return
     try:
         if asked := next((m for a in argv[1:] if (m := _HELP.fullmatch(a))), None):
             _print(_help(schema, argv, asked[1] or "", read_model, read_defaults))

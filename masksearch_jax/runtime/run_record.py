@@ -13,13 +13,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import functools
 import itertools
 import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
 import types
 from collections.abc import Collection, Mapping
@@ -31,7 +29,7 @@ from masksearch_jax.core.errors import ConfigError, UserError
 from masksearch_jax.core.files import write_json
 from masksearch_jax.core.schema import REQUIRED, Key, Section, describe_keys
 from masksearch_jax.core.types import JsonObject
-from masksearch_jax.runtime import storage
+from masksearch_jax.runtime import installed, storage
 from masksearch_jax.runtime.config_text import leaves, lookup
 from masksearch_jax.runtime.process import process_index
 
@@ -170,27 +168,11 @@ def versions() -> dict[str, str]:
     return found | {"cpus": str(os.cpu_count())}
 
 
-@functools.cache
-def commit() -> str:
-    """The git commit of this package's checkout, `-dirty` where files differ; "" for none."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return ""
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        done = subprocess.run(
-            [*command, "--exclude=*"], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()
-
-
 def _session(changed: list[str]) -> JsonObject:
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.orig_argv),
-        "commit": commit(),
+        "commit": installed.commit(),
         "versions": versions(),
         "changed": changed,
     }

@@ -35,7 +35,19 @@ DOCUMENTS = [
     *(ROOT / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "launch/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-PROGRAMS = ["python", "python3", "bash", "pip", "gcloud", "xpk", "sky", "kubectl", "cp", "source"]
+PROGRAMS = [
+    "masksearch",
+    "python",
+    "python3",
+    "bash",
+    "pip",
+    "gcloud",
+    "xpk",
+    "sky",
+    "kubectl",
+    "cp",
+    "source",
+]
 
 
 def name_of(path: Path) -> str:
@@ -160,6 +172,8 @@ def check_command(command: Command) -> None:
         main, given = ours[0].partition(".")[2], argv[argv.index(ours[0]) + 1 :]
     elif "--" in argv and argv[1].startswith("launch/"):
         main, *given = argv[argv.index("--") + 1 :]
+    elif argv[0] == "masksearch" and argv[1:] != ["--version"]:
+        main, given = argv[1].replace("-", "_"), argv[2:]
     elif argv[:2] == ["bash", "launch/quickstart.sh"]:
         main, given = "quickstart", ["--config=configs/quickstart.py", *argv[2:]]
     else:
@@ -195,6 +209,8 @@ def test_commands_are_found_and_faults_in_them_too(tmp_path, monkeypatch):
         ),
         ("python -m masksearch_jax.train_ppo --config=configs/ramp_sft.py", "train_ppo"),
         ("bash launch/quickstart.sh --config.sft.steps=few", "few"),
+        ("masksearch train-ppo --config=ramp_sft", "train_ppo"),
+        ("masksearch train-sft --config=ramp_stf", "ramp_stf"),
         ("bash launch/tpu.sh", "tpu.sh"),
     ):
         (argv,) = shell(text, tmp_path)

@@ -1,0 +1,48 @@
+"""Where the files beside the package lie, in a checkout and in a distribution; version and commit.
+
+A checkout has `configs/` and `launch/` beside the package. A wheel has what `setup.py` puts into
+`masksearch_jax/shipped`: the configs, the scripts of `launch/` that need no checkout, and the
+commit.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from pathlib import Path
+
+from masksearch_jax import __version__
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def root() -> Path:
+    """The folder that holds `configs/` and `launch/`."""
+    shipped = PACKAGE / "shipped"
+    return shipped if shipped.is_dir() else PACKAGE.parent
+
+
+@functools.cache
+def commit() -> str:
+    """The git commit of the checkout or of the wheel; "" for none.
+
+    A checkout's has `-dirty` where files differ.
+    """
+    kept = root() / "commit.txt"
+    if kept.is_file():
+        return kept.read_text(encoding="utf-8").strip()
+    if not (root() / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root()), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(
+            [*command, "--exclude=*"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
+
+
+def version_line() -> str:
+    """Version and commit, as `--version` prints them."""
+    return f"masksearch_jax {__version__}, commit {commit() or 'unknown'}"

@@ -1,0 +1,166 @@
+"""The package where there is no checkout: its command, its configs by name, its wheel."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import masksearch_jax
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.runtime import cli, command, installed
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def asked(monkeypatch, capsys, *argv):
+    """What `masksearch argv` says, with its status."""
+    monkeypatch.setattr(sys, "argv", ["masksearch", *argv])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    try:
+        command.main()
+        status = 0
+    except SystemExit as end:
+        status = end.code
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def test_a_config_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = cli.load_config("qa_dapo:qwen2.5-1.5b")
+    assert found == cli.load_config(f"{ROOT / 'configs' / 'qa_dapo.py'}:qwen2.5-1.5b")
+    with pytest.raises(ConfigError, match=r"no config 'qa_dopa' in .*; did you mean qa_dapo"):
+        cli.load_config("qa_dopa")
+    with pytest.raises(ConfigError, match=r"there is no file 'configs/qa_dapo.py'"):
+        cli.load_config("configs/qa_dapo.py")
+
+
+def test_every_main_tells_its_version(capsys):
+    cli.run(lambda cfg: None, object, ["masksearch_jax/train_dapo.py", "--version"])
+    line = capsys.readouterr().out
+    assert line == f"masksearch_jax {masksearch_jax.__version__}, commit {installed.commit()}\n"
+    assert f"\nversion: {masksearch_jax.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_command_lists_the_mains_and_runs_them(monkeypatch, capsys):
+    status, out, _ = asked(monkeypatch, capsys)
+    assert status == 0
+    roots = {p.stem.replace("_", "-") for p in installed.PACKAGE.glob("*.py")} - {"--init--"}
+    assert set(re.findall(r"^  ([a-z-]+)  +\S", out, re.MULTILINE)) == roots
+    assert f"configs: {ROOT / 'configs'}\n" in out
+
+    assert asked(monkeypatch, capsys, "--version") == (0, installed.version_line() + "\n", "")
+    for spelled in ("serve-search", "serve_search"):
+        status, out, _ = asked(monkeypatch, capsys, spelled, "--config=serve_search", "--help")
+        assert status == 0
+        assert out.startswith("usage: python -m masksearch_jax.serve_search --config=")
+
+    status, out, err = asked(monkeypatch, capsys, "train-dpo")
+    assert (status, out) == (2, "")
+    assert err == (
+        "error: masksearch train-dpo: there is no main 'train-dpo'; did you mean train-dapo?\n"
+    )
+
+
+# ---- the wheel
+
+COMMIT = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> tuple[Path, str]:
+    """The wheel of a copy of the checkout, and the copy's commit. Nothing is fetched."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    no_junk = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("masksearch_jax", "configs", "launch"):
+        shutil.copytree(ROOT / name, source / name, ignore=no_junk)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for line in (["git", "init", "-q"], [*COMMIT, "-m", "all"]):
+        subprocess.run(line, cwd=source, check=True)
+    line = ["git", "rev-parse", "HEAD"]
+    head = subprocess.run(line, cwd=source, check=True, capture_output=True, text=True).stdout
+    build = ["-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "--no-index", "-q"]
+    done = subprocess.run(
+        [sys.executable, *build, "--disable-pip-version-check", "-w", str(folder)],
+        cwd=source,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (made,) = folder.glob("*.whl")
+    return made, head.strip()
+
+
+@pytest.mark.slow
+def test_the_wheel_has_the_package_the_configs_and_the_scripts(wheel):
+    made, head = wheel
+    with zipfile.ZipFile(made) as file:
+        names = {n for n in file.namelist() if ".dist-info/" not in n}
+        commit = file.read("masksearch_jax/shipped/commit.txt").decode().strip()
+        (entry,) = (n for n in file.namelist() if n.endswith("entry_points.txt"))
+        commands = file.read(entry).decode()
+    package = {
+        str(p.relative_to(ROOT))
+        for p in installed.PACKAGE.rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts
+    }
+    shipped = {f"masksearch_jax/shipped/configs/{p.name}" for p in ROOT.glob("configs/*.py")}
+    scripts = ("setup_env.sh", "quickstart.sh", "real.sh", "cells.sh", "worker.sh")
+    shipped |= {f"masksearch_jax/shipped/launch/{name}" for name in scripts}
+    assert names == package | shipped | {"masksearch_jax/shipped/commit.txt"}
+    assert commit == head
+    assert "masksearch = masksearch_jax.runtime.command:main" in commands
+    check = [sys.executable, "-m", "twine", "check", "--strict", str(made)]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_unpacked_wheel_runs_in_another_folder(wheel, tmp_path):
+    made, head = wheel
+    unpacked = tmp_path / "site"
+    with zipfile.ZipFile(made) as file:
+        file.extractall(unpacked)
+    (tmp_path / "mine" / "configs").mkdir(parents=True)
+    (tmp_path / "mine" / "configs" / "mine.py").write_text(
+        "from configs import qa_dapo\nget_config = qa_dapo.get_config\n"
+    )
+
+    def say(*argv: str) -> str:
+        """What the command prints in a folder of ours, with the wheel first among the modules."""
+        done = subprocess.run(
+            argv,
+            cwd=tmp_path / "mine",
+            env=os.environ | {"PYTHONPATH": str(unpacked), "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    start = "import sys; from masksearch_jax.runtime.command import main; main()"
+    masksearch = (sys.executable, "-c", start)
+    line = f"masksearch_jax {masksearch_jax.__version__}, commit {head}\n"
+    assert say(*masksearch, "--version") == line
+    assert f"configs: {unpacked / 'masksearch_jax' / 'shipped' / 'configs'}\n" in say(*masksearch)
+    config = ["--config=qa_dapo:tiny", "--print-config"]
+    ours = subprocess.run(
+        [sys.executable, "-m", "masksearch_jax.train_dapo", *config],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert say(*masksearch, "train-dapo", *config) == ours.stdout != ""
+    config[0] = "--config=configs/mine.py:tiny"  # imports ours
+    assert say(*masksearch, "train-dapo", *config) == ours.stdout
+    script = unpacked / "masksearch_jax" / "shipped" / "launch" / "quickstart.sh"
+    path = f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"
+    assert "workdir = " in say("env", path, "bash", str(script), "--print-config")
