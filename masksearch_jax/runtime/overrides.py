@@ -157,8 +157,7 @@ def _read_models(
     read_model: Callable[[str], ModelConfig],
 ) -> None:
     """Puts the architecture of an HF folder where the config names one in place of a model."""
-    keys = list(describe_keys(schema))
-    for found in (k for k in keys if k.section is ModelConfig):
+    for found in (k for k in describe_keys(schema) if k.section is ModelConfig):
         parent, _, name = found.name.rpartition(".")
         beside = _section(config, parent)
         model = beside.get(name) if beside else None
@@ -167,11 +166,10 @@ def _read_models(
         init = f"{parent}.init" if parent else "init"
         folder = model[HF_FOLDER] or _given(flags, init) or beside.get("init", "")
         if not folder:
-            has = any(k.name == init for k in keys)
-            where = f"give it as --config.{init}, or" if has else f"there is no config.{init} here:"
             raise ConfigError(
                 f"config.{found.name} is to be read from a Hugging Face folder and none is named; "
-                f"{where} name it in place of a model, as in --config=FILE.py:PATH/FOLDER"
+                f"give it as --config.{init}, or name it in place of a model, as in "
+                "--config=FILE.py:PATH/FOLDER"
             )
         try:
             read = dataclasses.asdict(read_model(folder))

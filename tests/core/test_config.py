@@ -481,7 +481,7 @@ def test_a_folder_that_gives_no_architecture_is_one_line(repository, hf_folder, 
     wrong = "config.model is to be read from"
     with pytest.raises(ConfigError, match=rf"^{wrong} a Hugging.*give it as --config\.init"):
         parse_hf(repository, "hf")
-    with pytest.raises(ConfigError, match=r"there is no config\.init here: name it in place"):
+    with pytest.raises(ConfigError, match=r"give it as --config\.init, or name it in place"):
         parse_hf(repository, "hf", name="quickstart", schema=QuickstartRun)
     with pytest.raises(ConfigError, match=rf"^{wrong} '.*none': no config\.json in .*none"):
         parse_hf(repository, f"{tmp_path}/none")

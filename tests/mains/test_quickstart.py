@@ -141,7 +141,9 @@ def test_the_screen_is_short_and_names_every_stage(whole):
     stages = stages_of(workdir)
     headers = [line for line in shown.splitlines() if line.startswith("[")]
     assert headers == [f"[{i}/{len(stages)}] {name}" for i, name in enumerate(stages, 1)]
-    assert "warning" not in shown.lower()
+    slow_disk = "Waiting for previous save to complete"  # orbax warns of it
+    warnings = [line for line in shown.splitlines() if "warning" in line.lower()]
+    assert [line for line in warnings if slow_disk not in line] == []
     assert "Traceback" not in shown
     end = said(workdir, "out").splitlines()
     assert len(end) < 45

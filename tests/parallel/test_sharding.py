@@ -113,7 +113,8 @@ def test_each_device_holds_its_part_of_the_weights() -> None:
 @pytest.mark.parametrize("name", sorted(common.MODELS))
 def test_every_parameter_of_every_model_has_a_rule(name: str) -> None:
     config = to_dataclass(ModelConfig, common.model(name))
-    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    tensor = math.gcd(2, config.num_heads, config.num_kv_heads)
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=8 // tensor, tensor=tensor))
     model = hf.abstract(config, FLOAT32)
     placed = layout.parameter_shardings(mesh, model)
     held = sum(
