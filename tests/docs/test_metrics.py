@@ -1,0 +1,125 @@
+"""docs/metrics.md has a row for each name that a log or table prints, read from what writes it."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from masksearch_jax.evals import iterations, scores
+from masksearch_jax.rl.reward_figures import KINDS
+from masksearch_jax.rollout.stats import EngineStats
+from masksearch_jax.runtime import goodput
+from masksearch_jax.training import alarms
+from masksearch_jax.viewer import names
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "masksearch_jax"
+PAGE = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+
+# Functions whose dicts with written keys are figures, by module.
+WRITERS = {
+    "train_sft.py": {"run"},
+    "train_dapo.py": {"run"},
+    "training/train_state.py": {"make_train_step", "_rate"},
+    "training/guard.py": {"figures"},
+    "data/gate.py": {"listen", "_figures"},
+    "rl/behaviour.py": {"figures", "_of_trajectory", "_of_answer"},
+    "rl/group_sampler.py": {"figures"},
+    "rl/heldout.py": {"scores", "measure"},
+    "rl/losses.py": {
+        *("sft_loss", "dapo_loss", "_penalties", "_policy_metrics", "_sampler_metrics"),
+    },
+    "rl/pass_rates.py": {"figures"},
+    "rl/reward_figures.py": {"figures", "_of_its_kind", "_named"},
+    "rl/reward_pool.py": {"timing"},
+    "rl/rewards.py": {"_described", "judged_reward"},
+    "rl/turns.py": {"faults"},
+    "rl/update.py": {"timing", "__call__", "_without_gaps"},
+    "rl/watch.py": {"look"},
+    "runtime/metric_writer.py": {"write"},
+    "recipes/stage_folder.py": {"figures"},
+}
+# Keys of the same functions that are no figures: of checkpoints, sums and the like.
+NOT_LOGGED = {
+    *("prompts", "sampler", "step_", "watch", "pass_rates", "measured", "data", "extra"),
+    *("all_updates", "masked", "samples"),
+}
+
+
+def told() -> set[str]:
+    """The names in the first column of the page's tables, and those that its text explains."""
+    rows = re.findall(r"^\|([^|]+)\|", PAGE, re.MULTILINE)
+    return {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+
+
+def keys(tree: ast.AST) -> set[str]:
+    """Written keys of dicts, and of what is assigned by key; `{kind}_…` for each kind."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            found += [key for key in node.keys if key is not None]
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+            found.append(node.slice)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".setdefault"):
+            found.append(node.args[0])
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "values":
+            found.append(node.slice)
+    named = {key.value for key in found if isinstance(key, ast.Constant)}
+    for key in found:
+        if isinstance(key, ast.JoinedStr) and ast.unparse(key).startswith("f'{kind}"):
+            named |= {kind + key.values[1].value for kind in KINDS}
+    return {key for key in named if isinstance(key, str)}
+
+
+def written() -> set[str]:
+    """The figures of the trainers."""
+    found = set(EngineStats().figures()) | {"step", "lr"}
+    for module, functions in WRITERS.items():
+        tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
+        defined = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+        assert functions <= {n.name for n in defined}, module
+        for function in (n for n in defined if n.name in functions):
+            found |= keys(function)
+    return found - NOT_LOGGED
+
+
+def test_the_page_has_every_figure_that_a_trainer_writes():
+    found = written()
+    assert {"loss", "ramp_reward", "heldout_lost", "kl_penalty", "gate", "step"} <= found
+    assert sorted(found - told() - {"tok_s"}) == []
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        {key for group in names.GROUPS.values() for key in group},
+        set(names.ITERATIONS) | set(iterations.SHOWN),
+        set(names.SCORES),
+        {figure for figure, _ in alarms.FIGURES.values()},
+        {*scores.RAMP_METRICS, *scores.QA_METRICS, *scores.FANOUTQA_METRICS},
+        {*goodput.BUCKETS, "lost", "down", "wall", "goodput", "sessions"},
+    ],
+    ids=["curves", "iterations", "scores", "alarms", "measures", "goodput"],
+)
+def test_the_page_has_every_name_of_a_table(known):
+    assert known
+    assert sorted(known - told()) == []
+
+
+def test_the_page_has_every_status():
+    assert all(f"`{status}`" in PAGE for status in names.STATUSES)
+
+
+def test_the_page_names_files_that_there_are():
+    files = set(re.findall(r"`(\w+(?:/\w+)*\.py)`", PAGE))
+    assert files
+    assert all((PACKAGE / file).is_file() for file in files)
+
+
+def test_a_name_in_a_row_is_one_that_something_writes():
+    known = written() | {key for group in names.GROUPS.values() for key in group}
+    known |= set(names.ITERATIONS) | set(names.SCORES) | set(iterations.SHOWN)
+    known |= {*goodput.BUCKETS, "lost", "down", "wall", "goodput", "sessions"}
+    known |= {"heldout_kN_span_recall", "heldout_questions_recall"}  # of rl/heldout.py's kinds
+    assert sorted(told() - known) == []
