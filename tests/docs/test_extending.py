@@ -1,0 +1,103 @@
+"""The modules of examples/ that docs/extending.md names do what they say."""
+
+import asyncio
+import re
+from pathlib import Path
+
+import numpy as np
+import openai
+import pytest
+
+from examples import my_judge, my_masking, my_search, my_spans, my_teacher
+from masksearch_jax.core import markup
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.corpus_config import RampConfig
+from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
+from masksearch_jax.core.types import (
+    Demonstration,
+    Passage,
+    QAExample,
+    RampExample,
+    Segment,
+    Span,
+    Trajectory,
+)
+from masksearch_jax.search.open import open_tool
+from masksearch_jax.search.server import SearchServer
+from masksearch_jax.testing.services import Answer, Endpoint, serving
+
+ROOT = Path(__file__).resolve().parents[2]
+RIVERS = [
+    Passage(
+        "p1", "River Thames", "It flooded in 1928 and again in 1953, when the barrier was begun."
+    ),
+    Passage(
+        "p2", "Loire Valley", "Leonardo da Vinci came to Amboise in 1516 and died there in 1519."
+    ),
+]
+CONFIG = RampConfig(heldout_fraction=0.0, max_masks=2, examples_per_passage=1)
+
+
+def test_the_page_names_every_example():
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    there = {p.stem for p in (ROOT / "examples").glob("*.py")} - {"__init__"}
+    assert set(re.findall(r"`examples/(\w+)\.py`", page)) == there
+
+
+def test_a_search_tool_is_asked_as_a_service():
+    server = SearchServer(my_search.TitleSearch(RIVERS), "127.0.0.1", 0)
+    with serving(server):
+        tool = open_tool(SearchConfig(kind="http", url=server.address, top_k=1))
+        (found,) = tool.search(["castles of the loire"], 1)
+    assert list(found) == [RIVERS[1]]
+
+
+def test_an_extractor_decides_what_is_masked():
+    examples = my_spans.build(RIVERS, CONFIG)["train"]
+    assert {e.passage_id for e in examples} == {"p1", "p2"}
+    masked = {span.text for e in examples for span in e.spans}
+    assert masked <= {"1928", "1953", "1516", "1519"}
+
+
+def test_a_scorer_is_a_masking_strategy():
+    examples = my_masking.build(RIVERS, CONFIG)["train"]
+    assert [[s.text for s in e.spans] for e in examples] == [["Leonardo da Vinci"]]
+
+
+def test_a_teacher_writes_what_sft_reads(tmp_path):
+    spans = (Span(14, 18, "1928", "DATE"),)
+    text = RIVERS[0].text
+    masked = text.replace("1928", "[mask]")
+    example = RampExample("e1", "p1", "River Thames", masked, text, spans)
+    (tmp_path / "ramp").mkdir()
+    write_jsonl(tmp_path / "ramp" / "train.jsonl", [example])
+    my_teacher.write(tmp_path, my_search.TitleSearch(RIVERS))
+    (made,) = read_jsonl(tmp_path / "demonstrations" / "train.jsonl", Demonstration)
+    assert markup.is_well_formed(made.segments)
+    assert (made.task, made.turns[0].passage_ids) == ("ramp_k1", ("p1", "p2"))
+    policy = "".join(s.text for s in made.segments if s.author == "policy")
+    assert markup.extract_answer(policy) == text
+
+
+def attempt(said: str) -> Trajectory:
+    none = np.zeros(0)
+    segments = (Segment("policy", said),)
+    return Trajectory("q1", 0, none, none, none, none, 0, segments, (), "answered")
+
+
+def test_a_judge_is_a_reward(monkeypatch):
+    example = QAExample("q1", "made", "Which river?", ("the Thames",))
+
+    def reply(body):
+        asked = body["messages"][0]["content"]
+        return Answer("Yes." if "Given: Thames\n" in asked else "no")
+
+    with Endpoint(reply) as endpoint:
+        monkeypatch.setenv("MY_JUDGE", endpoint.url)
+        said = ["<answer>Thames</answer>", "<answer>Loire</answer>", "<search>river</search>"]
+        scores = [asyncio.run(my_judge.reward(example, attempt(text))) for text in said]
+        assert len(endpoint.calls) == 2
+    assert scores == [1.0, 0.0, 0.0]
+    monkeypatch.setenv("MY_JUDGE", "http://127.0.0.1:1/v1")
+    with pytest.raises(openai.APIConnectionError):
+        asyncio.run(my_judge.reward(example, attempt(said[0])))
