@@ -66,7 +66,7 @@ CASES = [
     ("train_sft", f"ramp_sft.py:{TINY}", "tokenizer", "file", "'file' is not a local folder"),
     ("build_cache", "build_cache.py", "tokenizer", "file", "'file' is not a local folder"),
     ("export_hf", "export_hf.py:tiny", "checkpoint", "file", "file is no folder of checkpoints"),
-    ("report", "report.py", "workdir", "file", "file is not the folder of a run"),
+    ("report", "report.py", "runs", "('file',)", "file is not the folder of a run"),
 ]  # fmt: skip
 GIVEN = {
     "build_cache": {"folder": "folder", "cache": "made", "tokenizer": "tokenizer"},

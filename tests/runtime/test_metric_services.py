@@ -50,6 +50,7 @@ def log_records(data: bytes, header: int = 7, block: int = 32768) -> Iterator[by
 
 @pytest.mark.slow  # starts the service of Weights & Biases
 def test_weights_and_biases_has_the_rows_offline(monkeypatch, tmp_path):
+    import wandb
     from wandb.proto import wandb_internal_pb2
 
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -57,6 +58,7 @@ def test_weights_and_biases_has_the_rows_offline(monkeypatch, tmp_path):
     with MetricWriter(tmp_path, 0, log) as writer:
         writer.write(1, {"loss": 0.5, "note": "x", "bad": float("nan")})
         writer.write(2, {"loss": 0.25})
+    wandb.teardown()  # its service ends with the process; a run is resumed by another one
     name = (tmp_path / "wandb" / "run_id").read_text()
     with MetricWriter(tmp_path, 2, log) as writer:
         writer.write(3, {"loss": 0.125})
