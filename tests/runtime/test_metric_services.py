@@ -62,6 +62,7 @@ def test_weights_and_biases_has_the_rows_offline(monkeypatch, tmp_path):
     name = (tmp_path / "wandb" / "run_id").read_text()
     with MetricWriter(tmp_path, 2, log) as writer:
         writer.write(3, {"loss": 0.125})
+    wandb.teardown()
     assert (tmp_path / "wandb" / "run_id").read_text() == name
     found, ids = [], set()
     for file in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")):
