@@ -46,7 +46,7 @@ from masksearch_jax.evals import (
 )
 from masksearch_jax.evals.endpoint import EndpointSampler
 from masksearch_jax.evals.fanoutqa import Lemmatizer
-from masksearch_jax.evals.items import SOURCE_HIDDEN, Item, chosen, items_of
+from masksearch_jax.evals.items import SOURCE_HIDDEN, Item, chosen, items_of, methods_of
 from masksearch_jax.evals.lost import Lost, check_share, named
 from masksearch_jax.evals.results import Bootstrap, Scored
 from masksearch_jax.evals.suites import Suite
@@ -101,10 +101,27 @@ def check_alone() -> None:
 
 
 def check_methods(cfg: EvalRun) -> None:
-    """Raises ConfigError for a method that there is not."""
+    """Raises ConfigError for a method that there is not, and for what no method is asked."""
     for name in cfg.eval.methods:
         if name not in methods.METHODS:
             raise ConfigError(f"config.eval.methods has {name!r}; {nearest(name, methods.METHODS)}")
+    asked = ", ".join(cfg.eval.methods)
+    for spec in cfg.eval.suites:
+        if not methods_of(cfg, spec.partition("=")[0]):
+            raise ConfigError(
+                f"config.eval.methods is {asked!r}, by which {spec} is not asked; it needs rag or "
+                "agent, which search"
+            )
+    is_ramp = any(suites.is_ramp(spec.partition("=")[0]) for spec in cfg.eval.suites)
+    if cfg.eval.difficulty and not ("agent" in cfg.eval.methods and is_ramp):
+        raise ConfigError(
+            "config.eval.difficulty is True, and no RAMP suite is asked by the method agent; it "
+            f"needs both, and config.eval has the methods {asked!r} and the suites "
+            f"{', '.join(cfg.eval.suites)!r}"
+        )
+    for name in ("examples", "bootstrap"):
+        if (value := getattr(cfg.eval, name)) < 1:
+            raise ConfigError(f"config.eval.{name} is {value}; it must be at least 1")
 
 
 def tools_of(cfg: EvalRun, loaded: Sequence[Suite]) -> Tools:
@@ -215,6 +232,7 @@ def sample(
         Progress("evaluate", len(items), len(items) - len(left)) as progress,
         Preemption() as preemption,
     ):
+        check = preemption.raise_if_stopped
 
         def keep(sampled: sampling.Sampled, attempts: int) -> None:
             log.add(_row(sampled, attempts, model))
@@ -222,10 +240,9 @@ def sample(
 
         for method, tool in tools.items():
 
-            def prepared(own: Sequence[Item], tool: SearchTool = tool) -> list[Any]:
-                return sampling.prepare(own, tool, search, fits)
+            def prepared(own: Sequence[Item], tool: SearchTool = tool) -> Iterator[Any]:
+                return sampling.prepare(own, tool, search, fits, check)
 
-            check = preemption.raise_if_stopped
             with sampler_of(cfg, method, tool, model, check) as sampler:
                 for suite in dict.fromkeys(i.suite for i in items):
                     own = [i for i in left if (i.suite, i.method) == (suite, method)]
@@ -273,7 +290,7 @@ def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
             plan.lost.extend(sample(cfg, ours, tools, plan.items, log))
         made_by = provenance.provenance(
             cfg,
-            provenance.model_of(cfg, init),
+            provenance.model_of(cfg, init, content["init"]),
             vocab.fingerprint if vocab else "",
             tools.get("agent") or tools.get("rag"),
         )

@@ -7,6 +7,7 @@ the recall of the span in its slot.
 from __future__ import annotations
 
 import dataclasses
+import html
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.types import Example, JsonObject, RampExample
 from masksearch_jax.evals.methods import query_of
-from masksearch_jax.evals.metrics import intervals
+from masksearch_jax.evals.metrics import grouped_intervals
 from masksearch_jax.evals.results import Bootstrap
 from masksearch_jax.evals.rows import Row
 from masksearch_jax.ramp import masking
@@ -34,9 +35,11 @@ Losses = Callable[[Sequence[tuple[str, str]]], Sequence[float]]  # nats per toke
 class SpanFacts:
     """A masked span: its factors, the rank of its source (None: not among DEPTH), its recall.
 
-    rarity: paragraphs of the suite's file that hold its text. perplexity: None without a model.
+    example: the id of its paragraph. rarity: paragraphs of the suite's file that hold its text.
+    perplexity: None without a model.
     """
 
+    example: str
     words: int
     type: str
     rarity: int
@@ -80,6 +83,7 @@ def spans_of(
         for span, (_, recall) in zip(example.spans, row.scored.slots, strict=True):
             found.append(
                 SpanFacts(
+                    example=example.id,
                     words=len(scoring.tokenise(span.text)),
                     type=span.type,
                     rarity=holding[span.text],
@@ -95,29 +99,32 @@ def told(spans: Sequence[SpanFacts], how: Bootstrap) -> dict[str, list[JsonObjec
     """Factor → its bins: label, n, source_first, source_found, reciprocal_rank, span_recall.
 
     source_first: share of spans whose source passage is found first. reciprocal_rank: its mean, 0
-    where the source is not found. Numbers are binned into parts of as many spans each.
+    where the source is not found. Numbers are binned into parts of as many spans each. `n` counts
+    spans; intervals are over paragraphs, whose spans have one rank.
     """
     found: dict[str, list[JsonObject]] = {}
     for factor in FACTORS:
         values = [getattr(span, factor) for span in spans]
         if any(value is None for value in values):
             continue
-        bins: dict[str, list[dict[str, float]]] = {}
+        bins: dict[str, dict[str, list[dict[str, float]]]] = {}
         for label, span in sorted(zip(_labels(values), spans, strict=True), key=lambda p: p[0]):
-            bins.setdefault(label[1], []).append(
-                {
-                    "span_recall": span.recall,
-                    "source_first": float(span.rank == 1),
-                    "source_found": float(span.rank is not None),
-                    "reciprocal_rank": 1.0 / span.rank if span.rank else 0.0,
-                }
-            )
+            bins.setdefault(label[1], {}).setdefault(span.example, []).append(_outcome(span))
         found[factor] = [
-            {"label": label, "n": len(scores)}
-            | {name: cell._asdict() for name, cell in intervals(scores, *how).items()}
-            for label, scores in bins.items()
+            {"label": label, "n": sum(map(len, own.values()))}
+            | {name: c._asdict() for name, c in grouped_intervals([*own.values()], *how).items()}
+            for label, own in bins.items()
         ]
     return found
+
+
+def _outcome(span: SpanFacts) -> dict[str, float]:
+    return {
+        "span_recall": span.recall,
+        "source_first": float(span.rank == 1),
+        "source_found": float(span.rank is not None),
+        "reciprocal_rank": 1.0 / span.rank if span.rank else 0.0,
+    }
 
 
 def _labels(values: Sequence) -> list[tuple[int, str]]:
@@ -175,7 +182,7 @@ def plot(bins: Mapping[str, Sequence[JsonObject]], title: str) -> str:
         for place, cell in enumerate(cells):
             x = left + step * (place + 0.5)
             parts.append(f'<text x="{x}" y="{bottom + 14}" text-anchor="middle">')
-            parts.append(f"{cell['label']}</text>")
+            parts.append(f"{html.escape(cell['label'])}</text>")
             for offset, (name, colour) in zip((-4, 4), _COLOURS.items(), strict=True):
                 low, mean, high = (
                     bottom - cell[name][k] * _HEIGHT for k in ("low", "value", "high")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 
 from masksearch_jax.agents import judge as agents_judge
@@ -23,9 +24,9 @@ def judged(rows: Sequence[Row], cfg: JudgeConfig, max_failed: float) -> list[str
     """What the judge says of each row: correct, incorrect, unreadable; "no answer" is not asked.
 
     Nor is an answer that leaves a mask. "" where there was no reply. Raises JudgeError where no
-    call can succeed any more, and LostItemsError where more than a share of a suite's items got no
-    reply: an outage is no score. What was paid for is in the judge's cache: the same command asks
-    for the others alone.
+    call can succeed any more, and LostItemsError where more than a share of a suite's items that
+    were asked got no reply: an outage is no score. What was paid for is in the judge's cache: the
+    same command asks for the others alone.
     """
     said = asyncio.run(_judge_all(rows, cfg))
     lost = [
@@ -33,7 +34,9 @@ def judged(rows: Sequence[Row], cfg: JudgeConfig, max_failed: float) -> list[str
         for row, (_, why) in zip(rows, said, strict=True)
         if why
     ]
-    total = {place: sum(row.place == place for row in rows) for place in {r.place for r in rows}}
+    total = Counter(
+        row.place for row, (verdict, _) in zip(rows, said, strict=True) if verdict != _UNASKED
+    )
     check_share(lost, total, "got no reply of the judge", max_failed, "max_tool_failures")
     return [verdict for verdict, _ in said]
 

@@ -101,10 +101,13 @@ def interval_of(value: float, means: np.ndarray, n: int, level: float = 0.95) ->
     return Interval(value, float(low), float(high), n)
 
 
-def resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+def resampled_means(
+    values: np.ndarray, resamples: int, seed: int, counts: np.ndarray | None = None
+) -> np.ndarray:
     """float64[R, M], the means of R resamples of the rows of values float64[n, M].
 
-    The rows of a resample depend on n, R and seed alone, so that equal ones are paired.
+    The rows of a resample depend on n, R and seed alone, so that equal ones are paired. counts
+    float64[n]: each row is the sum of so many, which are drawn together; None: of one each.
     """
     n = values.shape[0]
     rng = np.random.default_rng(seed)
@@ -114,7 +117,7 @@ def resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray
         rows = min(at_once, resamples - done)
         drawn = rng.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
         times = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
-        means.append(times @ values / n)
+        means.append(times @ values / (n if counts is None else (times @ counts)[:, None]))
     return np.concatenate(means)
 
 
@@ -135,3 +138,19 @@ def intervals(
         for column, name in enumerate(together):
             found[name] = of(float(values[:, column].mean()), means[:, column])
     return {name: found[name] for name in names}
+
+
+def grouped_intervals(
+    groups: Sequence[Sequence[Mapping[str, float]]], resamples: int, seed: int
+) -> dict[str, Interval]:
+    """Metric → its mean over the members of all groups, which have the same metrics; `n` members.
+
+    Whole groups are resampled: members of one, such as the spans of a paragraph, fare alike, and
+    an interval that took each for an item of its own would be too narrow.
+    """
+    names = list(groups[0][0])
+    counts = np.asarray([len(group) for group in groups], np.float64)
+    sums = np.asarray([[sum(one[name] for one in group) for name in names] for group in groups])
+    means = resampled_means(sums, resamples, seed, counts)
+    values, total = sums.sum(axis=0) / counts.sum(), int(counts.sum())
+    return {name: interval_of(float(values[i]), means[:, i], total) for i, name in enumerate(names)}

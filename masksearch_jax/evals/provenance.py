@@ -12,15 +12,16 @@ from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.evals.lost import Lost
 from masksearch_jax.evals.suites import Suite
-from masksearch_jax.runtime import installed, run_record, storage
+from masksearch_jax.runtime import installed, run_record
 
 NO_LOGPROBS = "none: an endpoint gives text, no token ids and no log-probabilities"
 
 
-def model_of(cfg: EvalRun, pinned: str) -> JsonObject:
+def model_of(cfg: EvalRun, pinned: str, fingerprint: str) -> JsonObject:
     """Where the model is, the hash of its folder and the step of its checkpoint, or its endpoint.
 
-    pinned: `config.init` with the step that was read, where it holds checkpoints.
+    pinned: `config.init` with the step that was read, where it holds checkpoints. fingerprint: of
+    the folder when it was read; a training may have written to it since.
     """
     if cfg.endpoint.base_url:
         asked = {"endpoint": cfg.endpoint.base_url, "model": cfg.endpoint.model}
@@ -28,7 +29,7 @@ def model_of(cfg: EvalRun, pinned: str) -> JsonObject:
     step = pinned.rpartition("/")[2] if pinned != cfg.init else ""
     return {
         "folder": cfg.init,
-        "hash": storage.fingerprint(cfg.init).hex(),
+        "hash": fingerprint,
         "step": int(step) if step.isdecimal() else None,
         "is_random": not cfg.init,
         "logprobs": "in trajectories.jsonl, of sampled tokens",

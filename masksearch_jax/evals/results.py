@@ -9,7 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from masksearch_jax.core.types import JsonObject
-from masksearch_jax.evals.metrics import interval_of, intervals, resampled_means
+from masksearch_jax.evals.metrics import (
+    Interval,
+    grouped_intervals,
+    interval_of,
+    intervals,
+    resampled_means,
+)
 
 Cell = JsonObject  # value, low, high, n and, where some are left out, lost: their number by reason
 
@@ -53,24 +59,32 @@ def summarise(
 def breakdown(items: Sequence[Scored], how: Bootstrap) -> dict[str, dict[str, dict[str, Cell]]]:
     """{by: {label: {metric: {value, low, high, n}}}}: by dataset, type, hops, masks, span_type, …
 
-    By span_type `n` counts masked spans, of which several are of one item. What all items share is
-    left out, such as the one data set of a suite.
+    By span_type `n` counts masked spans, of which several are of one item; intervals are over items
+    there too. What all items share is left out, such as the one data set of a suite.
     """
     found: dict[str, dict[str, list[Mapping[str, float]]]] = {}
+    spans: dict[str, list[list[Mapping[str, float]]]] = {}
     for item in items:
         for by, label in item.labels.items():
             found.setdefault(by, defaultdict(list))[label].append(item.scores)
+        own: dict[str, list[Mapping[str, float]]] = defaultdict(list)
         for kind, recall in item.slots:
-            cells = found.setdefault("span_type", defaultdict(list))
-            cells[kind].append({"span_recall": recall})
-    return {
-        by: {
-            label: {name: c._asdict() for name, c in intervals(scores, *how).items()}
-            for label, scores in sorted(by_label.items())
-        }
+            own[kind].append({"span_recall": recall})
+        for kind, recalls in own.items():
+            spans.setdefault(kind, []).append(recalls)
+    parts = {
+        by: {label: _cells(intervals(s, *how)) for label, s in sorted(by_label.items())}
         for by, by_label in found.items()
         if len(by_label) > 1 or by in ("masks", "type", "status")
     }
+    if len(spans) > 1:
+        told = {kind: _cells(grouped_intervals(s, *how)) for kind, s in sorted(spans.items())}
+        parts["span_type"] = told
+    return parts
+
+
+def _cells(found: Mapping[str, Interval]) -> dict[str, Cell]:
+    return {name: cell._asdict() for name, cell in found.items()}
 
 
 def average(items: Items, metric_of: Mapping[str, str], how: Bootstrap) -> dict[str, Cell]:

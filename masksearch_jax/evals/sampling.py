@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
@@ -20,6 +20,7 @@ from masksearch_jax.evals.items import Item
 from masksearch_jax.evals.lost import Lost, LostItemsError, named
 from masksearch_jax.evals.methods import Retrieved
 
+_AT_ONCE = 8  # retrievals that a worker is given together
 OUTAGE = 100  # items lost with none between them that was not: a service is down
 NO_FAULT = "ended for no fault of the model"
 AGAIN = "what is done is kept, and the same command asks for the others again"
@@ -64,8 +65,13 @@ def prepare(
     tool: SearchTool,
     search: SearchConfig,
     fits: Callable[[Item, str], bool],
-) -> list[Asked | Sampled]:
-    """The items as they are asked; one whose retrieval failed as a trajectory that ended so."""
+    check: Callable[[], None],
+) -> Iterator[Asked | Sampled]:
+    """The items as they are asked; one whose retrieval failed as a trajectory that ended so.
+
+    A few are retrieved at once, and `check` is called between: a caller that hears of an outage,
+    or of a preemption, need not wait for the others.
+    """
 
     def retrieved(item: Item) -> Asked | Sampled:
         try:
@@ -79,9 +85,13 @@ def prepare(
         return Asked(item, found)
 
     if not items or items[0].method != "rag":
-        return [Asked(item) for item in items]
+        yield from map(Asked, items)
+        return
     with ThreadPoolExecutor(search.workers) as pool:
-        return list(pool.map(retrieved, items))
+        few = _AT_ONCE * search.workers
+        for start in range(0, len(items), few):
+            check()
+            yield from pool.map(retrieved, items[start : start + few])
 
 
 def ended(item: Item, turn: Turn) -> Trajectory:
@@ -109,7 +119,7 @@ def fits_of(cfg: EvalRun, vocab: Vocabulary | None) -> Callable[[Item, str], boo
 
 def ask(
     sampler: Sampler,
-    prepared: Callable[[Sequence[Item]], Sequence[Asked | Sampled]],
+    prepared: Callable[[Sequence[Item]], Iterable[Asked | Sampled]],
     items: Sequence[Item],
     retries: int,
     allowed: float,
@@ -141,11 +151,14 @@ def ask(
 
     for number in range(retries + 1 if left else 0):
         attempt, lost, in_a_row = number, {}, 0
-        ready = prepared(list(left.values()))
-        for one in ready:
+        asked: list[Asked] = []
+        for one in prepared(list(left.values())):
             if isinstance(one, Sampled):
                 each(one)
-        sampler([one for one in ready if isinstance(one, Asked)], each)
+            else:
+                asked.append(one)
+                in_a_row = 0
+        sampler(asked, each)
         left = {name: item for name, item in left.items() if name in lost}
         if not left:
             break

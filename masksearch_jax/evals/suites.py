@@ -48,7 +48,7 @@ class Suite:
 
     @property
     def is_ramp(self) -> bool:
-        return self.name in _OF_RAMP
+        return is_ramp(self.name)
 
     @property
     def metric(self) -> str:
@@ -66,6 +66,10 @@ class Suite:
         name = self.rules_name(example)
         found = scoring.OURS if name == "ours" else metrics.RULES[name]
         return found._replace(is_chinese=self.is_chinese)
+
+
+def is_ramp(name: str) -> bool:
+    return name in _OF_RAMP
 
 
 def load(cfg: EvalConfig, data: str) -> list[Suite]:

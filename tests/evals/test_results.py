@@ -67,6 +67,19 @@ def test_results_by_label_leave_out_what_all_share():
     assert got.keys() == {"type"}
 
 
+def test_spans_of_a_paragraph_are_resampled_together():
+    """Four spans that fare alike say no more than one."""
+    values = np.random.default_rng(2).random(40)
+    items = [
+        Scored(f"i{i}", {"f1": v}, {}, [("DATE", v)] * 4 + [("PLACE", 1.0)] * (i % 2))
+        for i, v in enumerate(values)
+    ]
+    got = breakdown(items, HOW)["span_type"]
+    alone = bootstrap(values, *HOW)
+    assert got["DATE"]["span_recall"] == pytest.approx(alone._asdict() | {"n": 160})
+    assert got["PLACE"]["span_recall"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 20}
+
+
 def test_an_average_is_of_methods_that_all_suites_have():
     items = {
         ("a", "rag"): scored([0.0, 1.0]),

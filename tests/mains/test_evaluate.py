@@ -276,9 +276,16 @@ def test_random_passages_need_no_index_where_search_is_remote(run_config, monkey
         ({"methods": ("nosearch",)}, r"config\.eval\.methods has 'nosearch'; .*no_search"),
         ({"suite_examples": ("two_hops=3",)}, r"suite_examples has 'two_hops'; did you mean two_"),
         ({"suite_examples": ("ramp:3",)}, r"suite_examples has 'ramp:3'; it must be NAME=NUMBER"),
+        (
+            {"suites": ("ramp", "source_hidden"), "methods": ("closed_book", "random")},
+            r"methods is 'closed_book, random', by which source_hidden is not asked",
+        ),
+        ({"difficulty": True, "methods": ("rag",)}, r"difficulty is True, and no RAMP suite is as"),
+        ({"examples": 0}, r"config\.eval\.examples is 0; it must be at least 1"),
+        ({"bootstrap": 0}, r"config\.eval\.bootstrap is 0; it must be at least 1"),
     ],
 )
-def test_unknown_names_are_told(run_config, tmp_path, change, message):
+def test_settings_that_cannot_be_are_told(run_config, tmp_path, change, message):
     section = dataclasses.replace(run_config.eval, **change)
     cfg = dataclasses.replace(run_config, workdir=str(tmp_path / "run"), eval=section)
     with pytest.raises(ConfigError, match=message):

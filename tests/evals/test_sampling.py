@@ -1,0 +1,55 @@
+"""Items asked: an outage of retrieval ends them early."""
+
+import numpy as np
+import pytest
+
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.retrieval import SearchError
+from masksearch_jax.core.types import QAExample
+from masksearch_jax.evals import metrics, sampling
+from masksearch_jax.evals.items import Item
+from masksearch_jax.evals.lost import LostItemsError
+from masksearch_jax.evals.scores import Scorer
+from masksearch_jax.search.tool import FakeSearch
+
+ITEMS = 2000
+
+
+def items():
+    nothing, scorer = np.zeros(0, np.int32), Scorer(metrics.SQUAD)
+    examples = (QAExample(f"q{i}", "d", f"Which is {i}?", ("o",)) for i in range(ITEMS))
+    return [Item("d", "rag", i, e, nothing, "", scorer) for i, e in enumerate(examples)]
+
+
+def nothing_asked(asked, each):
+    raise AssertionError("a sampler was called")
+
+
+def test_a_search_that_is_down_is_not_asked_for_all_items():
+    queries = []
+
+    def down(query):
+        queries.append(query)
+        raise SearchError("down")
+
+    def prepared(own):
+        tool, search = FakeSearch(down), SearchConfig(workers=4)
+        return sampling.prepare(own, tool, search, lambda item, block: True, lambda: None)
+
+    with pytest.raises(LostItemsError, match=r"100 items in a row .* down"):
+        sampling.ask(nothing_asked, prepared, items(), 3, 20.0, lambda sampled, attempts: None)
+    assert len(queries) < 200
+
+
+def test_a_preemption_is_heard_between_retrievals():
+    class Stopped(Exception):
+        pass
+
+    def stop():
+        raise Stopped
+
+    prepared = sampling.prepare(
+        items(), FakeSearch(lambda query: []), SearchConfig(), lambda item, block: True, stop
+    )
+    with pytest.raises(Stopped):
+        next(prepared)
