@@ -147,8 +147,10 @@ function breakdowns(entries, choice, choose) {
   const values = [...new Set(shown.flatMap((e) => Object.keys(e.by[by])))].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
   const rows = values.map((value) => {
     const cells = shown.map((e) => e.by[by][value]?.[choice.metric]);
-    const n = Math.max(0, ...cells.map((c) => c?.[3] ?? 0));
-    return row([words(value), h("small", {}, `n ${number(n)}`)], cells.map((c) => estimate(c)));
+    const counts = [...new Set(cells.filter(Boolean).map((c) => c[3]))];
+    const told = (n) => h("small", {}, `n ${number(n)}`);
+    if (counts.length === 1) return row([words(value), told(counts[0])], cells.map((c) => estimate(c)));
+    return row(words(value), cells.map((c) => [estimate(c), c && told(c[3])])); // each of its own n
   });
   const drawn = h(
     "details",

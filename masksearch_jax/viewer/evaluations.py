@@ -7,7 +7,7 @@ from typing import Any
 
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.viewer import facts, load, names
-from masksearch_jax.viewer.load import Folder, Run, as_dict, is_number
+from masksearch_jax.viewer.load import Run, as_dict, is_number
 
 # Parts of eval.json that have a place of their own on the page, or in the folder's config.
 _FIGURES = {"version", "results", "average", "breakdown", "compare", "config"}
@@ -32,12 +32,8 @@ def read(run: Run, number: int) -> tuple[list[JsonObject], list[JsonObject]]:
 def main_metrics(run: Run) -> dict[str, str]:
     """The metric that each suite is read by."""
     folders = [f for f in run.folders if load.EVALUATION in f.files]
-    suites = itertools.chain(*(_suites(f).items() for f in folders))
+    suites = itertools.chain(*(load.suites(f).items() for f in folders))
     return {name: suite["metric"] for name, suite in suites if as_dict(suite).get("metric")}
-
-
-def _suites(folder: Folder) -> JsonObject:
-    return as_dict(load.read_object(folder.path / load.EVALUATION).get("suites"))
 
 
 def _entries(found: JsonObject) -> list[JsonObject]:

@@ -98,6 +98,11 @@ def read_object(path: Path) -> JsonObject:
     return value
 
 
+def suites(folder: Folder) -> JsonObject:
+    """What an evaluation says of its suites, by name. Raises RunFilesError as `read_object`."""
+    return as_dict(read_object(folder.path / EVALUATION).get("suites"))
+
+
 def read_lines(path: Path, run: Run) -> Iterator[tuple[str, JsonObject]]:
     """Each line of a file, packed by gzip or not, that is a JSON object; a note of the others."""
     bad: list[int] = []

@@ -183,21 +183,24 @@ def _mean(rows: list[JsonObject]) -> JsonObject:
 
 
 def _groups(groups: list[Group]) -> JsonObject:
-    """What each group holds; its items as places in one list of ids, for paired differences."""
-    places: dict[str, int] = {}
+    """What each group holds; its items as places in one list of ids, for paired differences.
+
+    Items of different files are different ones, whatever their ids.
+    """
+    places: dict[tuple[str, str], int] = {}
     described = [
         {
             "run": g.run,
             "place": g.place,
             "suite": g.suite,
             "method": g.method,
-            "items": [places.setdefault(name, len(places)) for name in g.ids],
+            "items": [places.setdefault((g.file, name), len(places)) for name in g.ids],
             "scores": g.scores,
             "shown": len(g.lines),
         }
         for g in groups
     ]
-    return {"ids": list(places), "groups": described}
+    return {"ids": [name for _, name in places], "groups": described}
 
 
 def _shown(

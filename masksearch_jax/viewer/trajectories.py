@@ -26,13 +26,15 @@ TEXT_FIELDS = (
 class Group:
     """The trajectories of one folder, suite and method, and of these the first lines.
 
-    ids, scores: of all of them. lines: at most as many as the page may show.
+    file: the hash of the suite's file, "" where it is not known. ids, scores: of all of them.
+    lines: at most as many as the page may show.
     """
 
     run: int
     place: str
     suite: str
     method: str
+    file: str = ""
     ids: list[str] = dataclasses.field(default_factory=list)
     scores: dict[str, list[float | None]] = dataclasses.field(default_factory=dict)
     lines: list[str] = dataclasses.field(default_factory=list)
@@ -54,11 +56,13 @@ def read(run: Run, number: int, most: int) -> list[Group]:
     for folder in run.folders:
         is_evaluation = load.EVALUATION in folder.files
         place = names.place(folder.parts, is_evaluation=is_evaluation)
+        suites = load.suites(folder) if is_evaluation else {}
         for line, row in _rows(folder, run):
             suite, method = _suite(row), _method(row)
             key = (place, suite, method)
             if key not in groups:
-                groups[key] = Group(number, place, suite, method)
+                file = str(as_dict(suites.get(suite)).get("sha256") or "")
+                groups[key] = Group(number, place, suite, method, file)
             groups[key].add(line, row, most)
     return list(groups.values())
 
@@ -110,8 +114,8 @@ def shown(row: JsonObject) -> JsonObject:
         for s in map(as_dict, as_list(row.get("segments")))
         if isinstance(s.get("text"), str)
     ]
-    policy = "".join(text for author, text in segments if author == "policy")
-    answer = markup.extract_answer(policy)
+    said = as_scored(row, segments)
+    answer = markup.extract_answer("".join(s.text for s in said if s.author == "policy"))
     kept = {k: row[k] for k in TEXT_FIELDS if row.get(k) not in (None, "")}
     kept |= {
         "example_id": row.get("example_id") or example.get("id") or "",
@@ -127,6 +131,17 @@ def shown(row: JsonObject) -> JsonObject:
     if versions:
         kept["versions"] = [min(versions), max(versions)]
     return kept
+
+
+def as_scored(row: JsonObject, segments: list[list[str]]) -> list[Segment]:
+    """The segments as they are scored: the policy's first after what its prompt wrote of it."""
+    opening = str(row.get("opening") or "")
+    found = []
+    for author, text in segments:
+        if author == "policy":
+            text, opening = opening + text, ""
+        found.append(Segment(author, text))
+    return found
 
 
 def _reward(terms: JsonObject) -> JsonObject:
@@ -245,7 +260,7 @@ def listed(row: JsonObject, kept: JsonObject, metric: str) -> JsonObject:
         "searches": len(kept["turns"]),
         "masks": len(as_list(example.get("spans"))) or None,
         "group": _group(row),
-        "well_formed": markup.is_well_formed([Segment(a, t) for a, t in kept["segments"]]),
+        "well_formed": markup.is_well_formed(as_scored(row, kept["segments"])),
     }
 
 

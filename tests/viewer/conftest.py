@@ -105,7 +105,8 @@ def evaluate(folder: pathlib.Path, value: float, right: range, items: int = 6) -
     results = {
         "ramp": {m: {"span_recall": cell(v)} for m, v in (("agent", value), ("random", 0.0))}
     }
-    parts = {"masks": {"1": {"span_recall": cell(value)}}, "status": {"answered": {}}}
+    masks = {"1": {"span_recall": cell(value)}, "2": {"span_recall": cell(value, len(right) + 1)}}
+    parts = {"masks": masks, "status": {"answered": {}}}
     write_json(
         folder / "eval.json",
         {

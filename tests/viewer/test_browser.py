@@ -174,6 +174,15 @@ def test_curves_are_read_and_zoomed_by_keys(open_page):
     assert "after 1 min 10 s" in page.locator(".readout").first.inner_text()
 
 
+def test_a_breakdown_says_of_how_many_items_each_figure_is(open_page):
+    page = open_page("#evaluation")
+    page.locator("summary", has_text="by masks").click()
+    rows = page.locator("[aria-label='By masks'] tbody tr")
+    same, apart = (rows.nth(i).inner_text().split() for i in range(2))
+    assert same[:3] == ["1", "n", "4"]
+    assert [apart[i + 1] for i, word in enumerate(apart) if word == "n"] == ["1", "326"]
+
+
 def test_paired_differences_are_of_the_items_that_both_have(open_page):
     page = open_page("#evaluation")
     page.locator("summary", has_text="Paired differences").click()

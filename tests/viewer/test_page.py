@@ -141,7 +141,8 @@ def test_evaluations_have_all_their_figures(main):
     ]
     agent = entries["after RAMP SFT", "agent"]
     assert agent["metrics"] == {"span_recall": [0.5, 0.47, 0.54, 4]}
-    assert agent["by"] == {"masks": {"1": agent["metrics"]}, "status": {"answered": {}}}
+    two = {"span_recall": [0.5, 0.47, 0.54, 4]}
+    assert agent["by"] == {"masks": {"1": agent["metrics"], "2": two}, "status": {"answered": {}}}
     origin = main["origins"][1]
     assert origin["average"] == {"agent": [0.5, 0.47, 0.54, 1]}
     assert origin["compare"]["run"] == "runs/other"
@@ -157,6 +158,17 @@ def test_items_of_all_methods_meet_in_one_list(main):
     assert [[ids[i] for i in g["items"]] for g in groups] == [[f"r-{i}" for i in range(6)]] * 4
     agent = next(g for g in groups if g["place"] == "after RAMP SFT" and g["method"] == "agent")
     assert agent["scores"]["span_recall"] == [1, 1, 1, 0, 0, 0]
+
+
+def test_items_of_other_files_are_no_pairs(write_run, tmp_path):
+    folders = [write_run(tmp_path / name) for name in ("a", "b", "c")]
+    for path in folders[2].rglob("eval.json"):
+        path.write_text(path.read_text().replace("ab" * 32, "cd" * 32))
+    told = data_of(viewer.render(folders))["main"]["groups"]
+    evaluated = [g for g in told["groups"] if g["place"] == "after RAMP SFT"]
+    mine, same, other = (set(g["items"]) for g in evaluated if g["method"] == "agent")
+    assert mine == same
+    assert not mine & other
 
 
 def test_counts_of_data_are_in_words(main):

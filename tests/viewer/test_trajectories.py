@@ -49,6 +49,16 @@ def test_the_answer_stands_against_the_reference(tmp_path, make_trajectory):
     assert text["wanted"] == [{"text": "Africa"}, {"text": "the continent"}]
 
 
+def test_an_answer_that_the_prompt_opens_is_read_as_it_was_scored(tmp_path, make_trajectory):
+    said = "Chad 7 is a country of Africa.</answer>"
+    segments = [{"author": "prompt", "text": "Fill.<answer>"}, {"author": "policy", "text": said}]
+    changes = {"segments": segments, "turns": [], "method": "closed_book", "opening": "<answer>"}
+    row, text, _ = one(tmp_path, make_trajectory(7, **changes))
+    assert text["answer"] == "Chad 7 is a country of Africa."
+    assert text["wanted"][0]["fill"] == "Africa"
+    assert row["well_formed"]
+
+
 def test_documents_are_told_apart_and_the_source_is_marked(tmp_path, make_trajectory, hostile):
     _, text, _ = one(tmp_path, make_trajectory(7))
     (turn,) = text["turns"]
