@@ -72,12 +72,12 @@ def _of_answer(example: Example, trajectory: Trajectory, answer: str) -> dict[st
     words = _words(answer)
     lengths = [len(_words(text)) for text in right]
     lists = _parts(answer) > max(map(_parts, right), default=1)
-    shown = [_TAG.sub(" ", s.text) for s in trajectory.segments if s.author == "tool"]
-    given = _runs([example.masked]) if isinstance(example, RampExample) else set()
+    shown = (_TAG.sub(" ", s.text) for s in trajectory.segments if s.author == "tool")
+    given = [example.masked] if isinstance(example, RampExample) else []
     return {
         "answer_length": len(words) / max(*lengths, 1),
         "enumeration": float(lists and not is_ramp),
-        "copied": _copied(words, _runs(shown) - given),
+        "copied": _copied(words, shown, given),
     }
 
 
@@ -85,20 +85,27 @@ def _parts(text: str) -> int:
     return len([part for part in _LISTED.split(text) if part.strip()])
 
 
-def _copied(words: Sequence[str], runs: set[tuple[str, ...]]) -> float:
-    """The share of words that lie in one of the runs."""
+def _copied(words: Sequence[str], shown: Iterable[str], given: Iterable[str]) -> float:
+    """The share of words that lie in a run of eight that is in `shown`, and not in `given`."""
+    own = [tuple(words[i : i + _RUN]) for i in range(len(words) - _RUN + 1)]
+    if not own:  # a short answer, the most of them: what was shown need not be read
+        return 0.0
+    copied = _shared(own, shown) - _shared(own, given)
     hit = np.zeros(len(words), bool)
-    for start in range(len(words) - _RUN + 1):
-        if tuple(words[start : start + _RUN]) in runs:
+    for start, run in enumerate(own):
+        if run in copied:
             hit[start : start + _RUN] = True
-    return float(hit.mean()) if len(words) else 0.0
+    return float(hit.mean())
 
 
-def _runs(texts: Iterable[str]) -> set[tuple[str, ...]]:
+def _shared(runs: Sequence[tuple[str, ...]], texts: Iterable[str]) -> set[tuple[str, ...]]:
+    """The runs that a text holds."""
+    wanted, firsts = set(runs), {run[0] for run in runs}
     found: set[tuple[str, ...]] = set()
     for text in texts:
         words = _words(text)
-        found |= {tuple(words[i : i + _RUN]) for i in range(len(words) - _RUN + 1)}
+        starts = (i for i, word in enumerate(words) if word in firsts)
+        found.update(run for i in starts if (run := tuple(words[i : i + _RUN])) in wanted)
     return found
 
 

@@ -87,6 +87,25 @@ def test_what_is_copied_from_a_document_counts_and_the_paragraph_given_does_not(
     assert figures(RAMP, filled)["copied"] < figures(QA, filled)["copied"]
 
 
+def test_copied_words_are_those_of_runs_of_eight_word_by_word():
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        answer, shown = (" ".join(draw.choice(["x", "y"], size)) for size in (12, 300))
+        runs = {" ".join(shown.split()[i : i + 8]) for i in range(293)}
+        words = answer.split()
+        hit = {k for i in range(5) if " ".join(words[i : i + 8]) in runs for k in range(i, i + 8)}
+        made = trajectory("<search>x</search>", shown, f"<answer>{answer}</answer>")
+        assert figures(QA, made)["copied"] == pytest.approx(len(hit) / 12)
+
+
+def test_a_short_answer_is_compared_with_nothing_that_was_shown():
+    def shown():
+        raise AssertionError("read")
+        yield
+
+    assert behaviour._copied(["new", "york"], shown(), []) == 0.0
+
+
 def test_samples_of_a_group_that_agree_are_less_diverse():
     other = trajectory("<answer>Rome</answer>")
     same = [trajectory("<answer>new york</answer>"), trajectory("<answer>New York.</answer>")]
