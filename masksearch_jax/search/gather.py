@@ -43,7 +43,6 @@ class Gatherer:
             return self._ask_in_parts(queries, top_k)
         batch, start, is_first = self._join(queries, top_k)
         if is_first:
-            time.sleep(self._window)
             self._run(batch, top_k)
         try:
             return batch.found.result()[start : start + len(queries)]
@@ -65,16 +64,23 @@ class Gatherer:
             return batch, start, is_first
 
     def _run(self, batch: _Batch, top_k: int) -> None:
-        with self._lock:
-            if self._open.get(top_k) is batch:
-                del self._open[top_k]
         try:
+            try:
+                time.sleep(self._window)
+            finally:
+                self._close(batch, top_k)
             batch.found.set_result(self._ask(batch.queries, top_k))
         except Exception as error:
             batch.found.set_exception(error)
         except BaseException as error:  # the first call is interrupted; the others are told why
             batch.found.set_exception(SearchError(f"the search was interrupted: {error!r}"))
             raise
+
+    def _close(self, batch: _Batch, top_k: int) -> None:
+        """No further call joins."""
+        with self._lock:
+            if self._open.get(top_k) is batch:
+                del self._open[top_k]
 
     def _ask_in_parts(self, queries: Sequence[str], top_k: int) -> list[Hits]:
         found: list[Hits] = []

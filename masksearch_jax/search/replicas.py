@@ -20,6 +20,7 @@ Reply = TypeVar("Reply")
 
 MAX_BACKOFF = 2.0  # seconds between attempts, unless a service asks for more
 _TRIPS = 3  # failures in a row after which a replica rests
+_MOST_REST = 86_400.0  # seconds that a service may ask for
 
 
 class FailedForNow(Exception):
@@ -199,10 +200,13 @@ def jittered(first: float, number: int) -> float:
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that the header Retry-After asks for, as a number or as a date; 0 for none."""
+    """Seconds that the header Retry-After asks for, as a number or as a date; 0 for none.
+
+    At most a day: a wrong date would rest a replica for good.
+    """
     text = headers.get("Retry-After", "").strip()
     try:
-        return max(0.0, min(float(text), 86_400.0))
+        return max(0.0, min(float(text), _MOST_REST))
     except ValueError:
         pass
     try:
@@ -211,4 +215,4 @@ def retry_after(headers: Mapping[str, str]) -> float:
         return 0.0
     if when.tzinfo is None:  # a date without a zone is of Greenwich
         when = when.replace(tzinfo=UTC)
-    return max(0.0, (when - datetime.now(UTC)).total_seconds())
+    return max(0.0, min((when - datetime.now(UTC)).total_seconds(), _MOST_REST))

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-from masksearch_jax.core.retrieval import SearchTool
+from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.types import Passage
 from masksearch_jax.search import protocol
 from masksearch_jax.search.protocol import Asked
@@ -132,6 +132,9 @@ class SearchQueue:
 
     @staticmethod
     def _rendered(pieces: list[Piece], found: Sequence[Sequence[Passage]]) -> list[list[str]]:
+        asked = sum(len(piece.queries) for piece in pieces)
+        if len(found) != asked:
+            raise SearchError(f"{asked} queries got {len(found)} results")
         results = iter(found)
         return [
             [json.dumps(protocol.result(next(results), p.asked.scored)) for _ in p.queries]

@@ -349,6 +349,17 @@ def test_requests_that_wait_together_are_one_search():
     assert sorted(map(len, tool.calls)) in ([1, 1, 4], [1, 1, 1, 3], [1, 1, 2, 2])
 
 
+def test_a_tool_that_answers_too_few_queries_is_an_error():
+    class Short:
+        def search(self, queries, top_k):
+            return [[] for _ in queries][1:]
+
+    with serving(SearchServer(Short(), "127.0.0.1", 0)) as server:
+        status, reply = ask(server, "POST", "/retrieve", json.dumps({"queries": ["a", "b"]}))[:2]
+    assert status == 503
+    assert "2 queries got 1 results" in str(reply)
+
+
 def test_a_large_batch_is_shared_by_the_threads():
     threads = set()
 

@@ -117,6 +117,8 @@ def test_retry_after_is_a_number_or_a_date():
     for text in ("", "soon", "-5", "Mon, 01 Jan 2001 00:00:00 GMT"):
         assert retry_after({"Retry-After": text}) == 0.0
     assert retry_after({}) == 0.0
+    for text in ("1e9", "Fri, 01 Jan 2999 00:00:00 GMT"):
+        assert retry_after({"Retry-After": text}) == 86_400.0
 
 
 def test_waits_double_with_jitter_up_to_a_bound():
@@ -168,6 +170,22 @@ def test_a_batch_has_a_bound_and_a_larger_call_is_cut():
         parts = [many[: MAX_BATCH - 1]] * 3
         assert list(pool.map(lambda part: gatherer.search(part, 3), parts)) == parts
     assert asked[3:] == [MAX_BATCH - 1] * 3
+
+
+def test_a_first_call_that_is_interrupted_while_it_waits_leaves_none_behind(monkeypatch):
+    def interrupted(_):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    gatherer = Gatherer(lambda queries, top_k: list(queries), 0.01)
+    monkeypatch.setattr(time, "sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        gatherer.search(["red"], 3)
+    found = []
+    other = threading.Thread(target=lambda: found.append(gatherer.search(["blue"], 3)), daemon=True)
+    other.start()
+    other.join(5.0)
+    assert found == [["blue"]]
 
 
 def test_connections_are_used_again():
