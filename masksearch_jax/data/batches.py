@@ -100,7 +100,8 @@ class PromptBatches(grain.DatasetIterator[list[Prompt]]):
     """Prompts of each RL step; `extra` draws more within a step, for groups that were dropped.
 
     The state counts what was drawn, so a restored iterator goes on with prompts not yet seen.
-    `is_resting(id)` of an example leaves its prompt out for now, unless all of a lesson rest.
+    `is_resting(id)` of an example leaves its prompt out for now; where the lesson has too few
+    others, the first of those that rest make up for them.
     """
 
     def __init__(self, order: Order, groups: int, process_index: int, process_count: int) -> None:
@@ -137,21 +138,24 @@ class PromptBatches(grain.DatasetIterator[list[Prompt]]):
         return [self._prompt(self._place.lesson, drawn[i]) for i in own]
 
     def _draw(self, groups: int) -> list[int]:
-        """Positions of the next prompts that do not rest, none of them twice."""
+        """Positions of the next prompts; with rests none twice, unless the lesson has too few."""
         lesson, start = self._place.lesson, self._place.next
         if self.is_resting is None:
             return list(range(start, start + groups))
         found: list[int] = []
+        resting: list[int] = []
         names: set[str] = set()
         _, size = self._order.size(lesson)
         for position in range(start, start + size):
             name = parse_example(self._order.record(lesson, position)["example"]).id
-            if not self.is_resting(name) and name not in names:
-                found.append(position)
-                names.add(name)
+            if name in names:
+                continue
+            names.add(name)
+            (resting if self.is_resting(name) else found).append(position)
             if len(found) == groups:
                 return found
-        return list(range(start, start + groups))
+        found += resting[: groups - len(found)]
+        return sorted(found) if len(found) == groups else list(range(start, start + groups))
 
     def first(self, count: int) -> list[Prompt]:
         """The first `count` prompts of each lesson of the curriculum; draws none."""

@@ -86,29 +86,27 @@ class Order:
         self._manifest, self._split, self._seed = manifest, split, seed
         self.records: dict[str, cache.Records] = {}
         self.left_out: dict[str, np.ndarray] = {}
-        self._orders: list[_LessonOrder] = []
-        self._hashes: list[str] = []
         own = [_tasks_of(manifest, lesson.mixture, split, kind) for lesson in self._lessons]
         for task in dict.fromkeys(task for rates in own for task in rates):
             self._open(manifest, task, split, max_len)
         tasks = [_with_earlier(own[: i + 1], lessons.keep_earlier) for i in range(len(own))]
         self.gate = Gate(lessons, tasks, [lesson.step for lesson in self._lessons])
         self._tasks = tasks
-        self._make_orders()
+        # Where rates are measured there are ever more stretches, each as large as its records.
+        self._order = functools.lru_cache(maxsize=len(own) + 1)(self._made_order)
 
-    def _make_orders(self) -> None:
-        """The orders of the stretches that have none yet."""
-        for index in range(len(self._orders), len(self.gate.stretches)):
-            stretch = self.gate.stretches[index]
-            mixture = self._lessons[stretch.lesson].mixture
-            rates = stretch.rates or self._tasks[stretch.lesson]
-            tasks = [_Task(self.records[t], rate, self.left_out[t]) for t, rate in rates.items()]
-            made_from = {t: self._manifest.tasks[t][self._split].made_from for t in rates}
-            made_of: list[Any] = [[t, rate, made_from[t]] for t, rate in rates.items()]
-            left_out = {t: self.left_out[t].tolist() for t in rates if len(self.left_out[t])}
-            made_of += [left_out] if left_out else []
-            self._orders.append(_LessonOrder(tasks, f"{self._seed}/{index}/{mixture}"))
-            self._hashes.append(f"{_hash(str(self._seed), mixture, json.dumps(made_of)):08x}")
+    def _made_order(self, index: int) -> _LessonOrder:
+        """The order of a stretch."""
+        stretch = self.gate.stretches[index]
+        mixture = self._lessons[stretch.lesson].mixture
+        rates = stretch.rates or self._tasks[stretch.lesson]
+        tasks = [_Task(self.records[t], rate, self.left_out[t]) for t, rate in rates.items()]
+        made_from = {t: self._manifest.tasks[t][self._split].made_from for t in rates}
+        made_of: list[Any] = [[t, rate, made_from[t]] for t, rate in rates.items()]
+        left_out = {t: self.left_out[t].tolist() for t in rates if len(self.left_out[t])}
+        made_of += [left_out] if left_out else []
+        fingerprint = f"{_hash(str(self._seed), mixture, json.dumps(made_of)):08x}"
+        return _LessonOrder(tasks, f"{self._seed}/{index}/{mixture}", fingerprint)
 
     def _open(self, manifest: cache.Manifest, task: str, split: str, max_len: int) -> None:
         self.records[task] = records = manifest.open(task, split)
@@ -127,24 +125,23 @@ class Order:
 
     def size(self, lesson: int) -> tuple[str, int]:
         """A lesson's mixture, and how many records it has."""
-        return self._lessons[lesson].mixture, self._orders[lesson].size
+        return self._lessons[lesson].mixture, self._order(lesson).size
 
     def enter(self, place: Place) -> Place:
         """The place itself, or the start of the stretch that is in force from its step on."""
         lesson = self.gate.enter(place.step)
-        self._make_orders()
         return place if lesson == place.lesson else Place(place.step, lesson)
 
     def length(self, lesson: int, position: int) -> int:
         """Tokens of a record, without reading it."""
-        order = self._orders[lesson]
+        order = self._order(lesson)
         return int(order.lengths[order.number(position)])
 
     def shortest(self, lesson: int) -> int:
-        return int(self._orders[lesson].lengths.min())
+        return int(self._order(lesson).lengths.min())
 
     def record(self, lesson: int, position: int) -> cache.Record:
-        return self._orders[lesson].record(position)
+        return self._order(lesson).record(position)
 
     def to_state(self, place: Place) -> dict[str, Any]:
         """The place as a JSON-ready dict, with a hash of the order that it counts in."""
@@ -153,7 +150,7 @@ class Order:
             "stage": place.lesson,  # the key in the checkpoints of all versions
             "next": place.next,
             "pending": list(place.pending),
-            "order": self._hashes[place.lesson],
+            "order": self._order(place.lesson).fingerprint,
         }
         gate = self.gate.state()
         return found | ({"gate": gate} if gate else {})
@@ -162,9 +159,9 @@ class Order:
         """The inverse of `to_state`. Raises CacheError for a state that counts in another order."""
         place = Place(state["step"], state["stage"], state["next"], tuple(state["pending"]))
         self.gate.restore(state.get("gate", {}), place.step)
-        del self._orders[self.lessons :], self._hashes[self.lessons :]
-        self._make_orders()
-        if place.lesson >= len(self._orders) or state["order"] != self._hashes[place.lesson]:
+        self._order.cache_clear()
+        is_known = place.lesson < len(self.gate.stretches)
+        if not is_known or state["order"] != self._order(place.lesson).fingerprint:
             raise cache.CacheError(
                 f"data position of step {place.step} counts in another order (lesson "
                 f"{place.lesson} of {self.lessons}): seed, curriculum so far and cache must be "
@@ -200,7 +197,8 @@ class _LessonOrder:
     Each task is shuffled anew every epoch; tasks alternate in proportion to their rates.
     """
 
-    def __init__(self, tasks: Sequence[_Task], seed: str) -> None:
+    def __init__(self, tasks: Sequence[_Task], seed: str, fingerprint: str) -> None:
+        self.fingerprint = fingerprint  # of what it is made of
         self._records = [task.records for task in tasks]
         self._starts = np.cumsum([0, *(len(s) for s in self._records)])
         self.lengths = np.concatenate([s.lengths for s in self._records])

@@ -56,7 +56,7 @@ class PassRates:
 
     def figures(self) -> dict[str, float]:
         """Prompts seen so far; of these, those that rest in the next step; mean of pass rates."""
-        resting = sum(self.is_resting(name) for name in self._known)
+        resting = sum(until > self._step + 1 for *_, until in self._known.values())
         rates = [right / samples for right, samples, *_ in self._known.values()]
         found = {"prompts_known": float(len(rates)), "prompts_resting": float(resting)}
         return found | ({"pass_rate": float(np.mean(rates))} if rates else {})

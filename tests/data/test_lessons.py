@@ -104,3 +104,21 @@ def test_prompts_that_rest_are_passed_over_until_all_do(manifest):
     assert len(set(drawn)) == 20
     given.is_resting = lambda name: True
     assert len(names(next(given))) == 20
+
+
+def test_prompts_that_rest_only_make_up_for_those_that_lack(manifest):
+    given = prompts(manifest, "0:ramp_k1")
+    awake = {f"ramp_k1-{i}" for i in range(15)}
+    given.is_resting = lambda name: name not in awake
+    drawn = names(next(given))
+    assert awake <= set(drawn)
+    assert len(set(drawn)) == 20
+
+
+def test_measured_rates_keep_no_order_of_stretches_that_are_over(manifest):
+    given = prompts(manifest, "0:both", by="adaptive")
+    for step in range(20):
+        next(given)
+        given.gate.listen(step + 1, {figure_of("k1"): 0.05 * step})
+    assert len(given.gate.stretches) == 21
+    assert given._order._order.cache_info().currsize == 2

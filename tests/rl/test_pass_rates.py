@@ -49,6 +49,17 @@ def test_samples_without_a_reward_do_not_count():
     assert rates.figures() == {"prompts_known": 1.0, "prompts_resting": 1.0, "pass_rate": 1.0}
 
 
+def test_what_is_back_in_the_next_step_is_not_told_to_rest():
+    rates = PassRates(2, 0.5)
+    rates.update(0, [group("all", 1.0, 1.0)])
+    told = []
+    for step in range(1, 4):
+        rates.begin(step)
+        told.append(rates.figures()["prompts_resting"])
+    assert rests(rates, "all", range(1, 5)) == [1, 2]
+    assert told == [1.0, 0.0, 0.0]
+
+
 def test_the_memory_is_restored():
     rates, again = PassRates(3, 0.5), PassRates(3, 0.5)
     rates.update(0, [group("a", 1.0, 1.0), group("b", 1.0, 0.0)])
