@@ -160,6 +160,7 @@ def check_loss(dapo: DapoConfig) -> None:
                 f"config.dapo.{name} is {getattr(dapo, name)}; it must not be below 0"
             )
     still = {
+        "ratio": dapo.ratio == "sequence",
         "kl": dapo.kl == "positive",
         "likelihood_floor": dapo.likelihood_floor > 0,
         "dual_clip": dapo.dual_clip > 0,
@@ -259,7 +260,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     check_reward(dapo, judge, own_model, [(p, right_answer(p, vocab)) for p in first])
 
     watch = Watch(
-        cfg,
+        given,  # held-out examples are asked alike before and after a rollback
         dapo.steps,
         prompts.gate,
         vocab,

@@ -337,6 +337,7 @@ def test_a_sample_is_masked_by_the_mean_gap_over_its_sampled_tokens():
             r"likelihood_floor is 0\.1, which does nothi",
         ),
         ({"minibatches": 1, "dual_clip": 3.0}, r"dual_clip is 3\.0, which does nothing with"),
+        ({"minibatches": 1, "ratio": "sequence"}, r"ratio is sequence, which does nothing with"),
     ],
 )
 def test_switches_that_contradict_or_do_nothing_are_refused(settings, said):
