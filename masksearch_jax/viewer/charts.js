@@ -154,7 +154,7 @@ function yRange(u, low, high) {
   return [low >= 0 && low - pad < 0 ? 0 : low - pad, high + pad];
 }
 
-/** Where a line's training comes to its next mixture, as dashed lines with its name. */
+/** Where a line's training comes to its next mixture, or an alarm begins, as dashed lines. */
 function drawMarks(u, lines) {
   const { ctx, bbox } = u;
   const ratio = uPlot.pxRatio;

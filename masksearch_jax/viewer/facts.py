@@ -107,3 +107,15 @@ def marks(folder: Folder) -> list[list[Any]]:
     texts = (as_dict(config.get(section)).get("curriculum") for section in ("sft", "dapo"))
     text = next((t for t in texts if isinstance(t, str)), "")
     return [[int(step), name.strip()] for step, name in re.findall(r"(\d+):([^,]+)", text)]
+
+
+def alarms(rows: list[JsonObject]) -> list[list[Any]]:
+    """[step, "alarm: NAMES"] of the alarms of a training that did not ring in the row before."""
+    found: list[list[Any]] = []
+    before: set[str] = set()
+    for row in rows:
+        ringing = {name for name in as_list(row.get("alarms")) if isinstance(name, str)}
+        if new := sorted(ringing - before):
+            found.append([row["step"], f"alarm: {', '.join(new)}"])
+        before = ringing
+    return found

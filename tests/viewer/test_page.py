@@ -109,6 +109,18 @@ def test_curves_are_named_grouped_and_timed(main):
     assert sft["marks"] == [[0, "ramp_k1"], [4, "ramp_k2"]]
 
 
+def test_an_alarm_is_marked_where_it_begins(tmp_path):
+    ringing = [[], ["entropy"], ["entropy", "tags", "copied"], ["tags"], [], ["entropy"]]
+    rows = [{"step": s, "reward": 1.0, "alarms": a} for s, a in enumerate(ringing, 1)]
+    del rows[0]["alarms"]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (series,) = data_of(viewer.render([tmp_path]))["main"]["series"]
+    assert series["marks"] == [
+        [2, "alarm: entropy"], [3, "alarm: copied, tags"], [6, "alarm: entropy"]
+    ]  # fmt: skip
+    assert list(series["values"]) == ["reward"]
+
+
 def test_a_long_curve_is_thinned_to_means(tmp_path):
     rows = ({"step": s, "loss": float(s % 2)} for s in range(1, 4001))
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
