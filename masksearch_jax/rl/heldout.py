@@ -86,8 +86,9 @@ class Heldout:
     """Measures a policy on the examples that `cfg` chooses; a context manager.
 
     Its engine has a KV cache of its own, of as many slots as it has examples, at most
-    `rollout.slots`. `check` is called between ticks, and ends a measurement by raising. Raises
-    ConfigError for a folder without examples, or examples that all leave no room to answer.
+    `rollout.slots`. `check` is called between ticks, and ends a measurement by raising. A
+    measurement that loses a share of `tool_failures` of its items is none. Raises ConfigError for a
+    folder without examples, or examples that all leave no room to answer.
     """
 
     def __init__(
@@ -99,8 +100,9 @@ class Heldout:
         search_config: SearchConfig,
         rollout: RolloutConfig,
         check: Callable[[], None],
+        tool_failures: float,
     ):
-        self.cfg = cfg
+        self.cfg, self._tool_failures = cfg, tool_failures
         prompt.check_style(style, vocab)
         chosen = choose(cfg)
         ids = [np.asarray(vocab.encode(prompt.render(e, style, vocab)), np.int32) for e in chosen]
@@ -143,7 +145,8 @@ class Heldout:
         """`heldout_…` figures, means over all processes' items; all must call it.
 
         A kind of which nothing was measured has no figure. `heldout_lost`: the share of items that
-        ended for no fault of the policy.
+        ended for no fault of the policy; the only figure where so many are that the others would
+        be of a chosen few, such as those that did not search.
         """
         own = self.items[jax.process_index() :: jax.process_count()]
         by_name = {str(item.number): item for item in own}
@@ -155,7 +158,7 @@ class Heldout:
                 item = by_name[trajectory.example_id]
                 for name, value in scores(item, trajectory).items():
                     values[name].append(value)
-        return _means(values)
+        return _means(values, self._tool_failures)
 
     def _request(self, item: Item) -> Request:
         source = retrieval.source_of(item.example) if self._hides else ""
@@ -177,12 +180,14 @@ def scores(item: Item, trajectory: Trajectory) -> dict[str, float]:
     return found | {figure_of(item.kind): recall}
 
 
-def _means(values: dict[str, list[float]]) -> dict[str, float]:
-    """Over all processes; all must call it."""
+def _means(values: dict[str, list[float]], tool_failures: float) -> dict[str, float]:
+    """Over all processes; all must call it. `heldout_lost` alone from `tool_failures` on."""
     own = {name: [float(np.sum(each)), len(each)] for name, each in values.items()}
     total: dict[str, list[float]] = {}
     for text in hosts.gather_texts(json.dumps(own)):
         for name, (amount, count) in json.loads(text).items():
             at = total.setdefault(name, [0.0, 0.0])
             at[0], at[1] = at[0] + amount, at[1] + count
-    return {name: amount / count for name, (amount, count) in sorted(total.items())}
+    means = {name: amount / count for name, (amount, count) in sorted(total.items())}
+    lost = means["heldout_lost"]
+    return {"heldout_lost": lost} if 0 < lost >= tool_failures else means

@@ -52,6 +52,7 @@ class Watch:
                 cfg.search,
                 cfg.rollout,
                 survival.raise_if_stopped,
+                cfg.survival.tool_failures,
             )
             self._stack.enter_context(self._heldout)
         kinds = self._heldout.kinds() if self._heldout else []
