@@ -54,6 +54,7 @@ from masksearch_jax.models import likelihood
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import check_vocabulary, initial, pinned
 from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.parallel.processes import join_processes
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.ramp import spacy_spans
 from masksearch_jax.ramp.survey import CleanConfig
@@ -61,6 +62,7 @@ from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request, lacks_room
 from masksearch_jax.rollout.model import Policy
 from masksearch_jax.runtime import cli, run_record, storage
+from masksearch_jax.runtime.process import process_count
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.runtime.row_log import RowLog
 from masksearch_jax.search.open import check_source_passages, open_tool
@@ -87,12 +89,15 @@ class Plan(NamedTuple):
 
 
 def check_alone() -> None:
-    """Raises ConfigError where this is one of several processes: each would ask every item."""
-    count = "1"
-    if jax.distributed.is_initialized():
-        count = str(jax.process_count())
-    elif os.environ.get("JAX_COORDINATOR_ADDRESS"):
-        count = os.environ.get("JAX_NUM_PROCESSES", "1").strip()
+    """Raises ConfigError where this is one of several processes: each would ask every item.
+
+    Of HOST:PORT the environment tells how many there are; a cluster tells who has joined it.
+    """
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
+    count = os.environ.get("JAX_NUM_PROCESSES", "1").strip() if address not in ("", "auto") else "1"
+    if count == "1":
+        join_processes()
+        count = str(process_count())
     if count != "1":
         raise ConfigError(
             f"evaluate runs in one process, and this is one of {count}: start one, with "

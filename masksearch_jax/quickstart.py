@@ -63,11 +63,11 @@ class QuickstartRun:
     search: config_lib.SearchConfig = section(
         config_lib.SearchConfig, "An empty index is the one that this run builds in its workdir."
     )
-    tokenizer_vocab_size: int = key(1024, "Of the tokenizer trained on this run's text.")
+    tokenizer_vocab_size: int = key(1024, "Of the tokenizer trained on this run's text.", least=1)
     demonstrations: int = key(
-        0, "Teacher's trajectories kept; 0: one of every training example that it solves."
+        0, "Teacher's trajectories kept; 0: one of every training example that it solves.", least=0
     )
-    question_demonstrations: int = key(0, "The same of questions, evenly by type.")
+    question_demonstrations: int = key(0, "The same of questions, evenly by type.", least=0)
     qa_share: float = key(
         0.0, "Of questions in mixtures with masked paragraphs; 0: each task at the same rate."
     )
@@ -77,7 +77,10 @@ class QuickstartRun:
     model: config_lib.ModelConfig = section(config_lib.ModelConfig)
     compute: config_lib.ComputeConfig = section(config_lib.ComputeConfig)
     cpu_devices: int = key(
-        2, "Where there is no accelerator: devices that the CPU is split into.", harmless=True
+        2,
+        "Where there is no accelerator: devices that the CPU is split into.",
+        harmless=True,
+        least=1,
     )
     mesh: config_lib.MeshConfig = section(config_lib.MeshConfig)
     sft: config_lib.SftConfig = section(config_lib.SftConfig, "The first stage, RAMP, by SFT.")
@@ -102,7 +105,7 @@ class QuickstartRun:
     eval: config_lib.EvalConfig = section(config_lib.EvalConfig)
     checkpoint: config_lib.CheckpointConfig = section(config_lib.CheckpointConfig)
     survival: config_lib.SurvivalConfig = section(config_lib.SurvivalConfig)
-    report_trajectories: int = key(3000, "Trajectories shown in the report, at most.")
+    report_trajectories: int = key(3000, "Trajectories shown in the report, at most.", least=0)
 
 
 class Run(StageFolder):

@@ -49,20 +49,20 @@ class ModelConfig:
     """Architecture of one decoder-only transformer; the numbers of an HF `config.json`."""
 
     family: Literal["qwen2", "qwen3", "llama"] = required("`model_type` of the HF config.")
-    vocab_size: int = required("Rows of the embedding, at least the tokenizer's ids.")
-    hidden_size: int = required("Width of the residual stream.")
-    intermediate_size: int = required("Width of the feed-forward block.")
-    num_layers: int = required("Transformer blocks.")
-    num_heads: int = required("Query heads.")
-    num_kv_heads: int = required("Key and value heads; a divisor of num_heads.")
-    head_dim: int = required("Width of a head.")
+    vocab_size: int = required("Rows of the embedding, at least the tokenizer's ids.", least=1)
+    hidden_size: int = required("Width of the residual stream.", least=1)
+    intermediate_size: int = required("Width of the feed-forward block.", least=1)
+    num_layers: int = required("Transformer blocks.", least=1)
+    num_heads: int = required("Query heads.", least=1)
+    num_kv_heads: int = required("Key and value heads; a divisor of num_heads.", least=1)
+    head_dim: int = required("Width of a head.", least=1)
     rope_theta: float = required("Base of the rotary position embedding.")
     rope_scaling: RopeScaling | None = required("Scaling of its frequencies; None: none.")
     norm_eps: float = required("Epsilon of the RMS norms.")
     qkv_bias: bool = required("Query, key and value projections have a bias.")
     qk_norm: bool = required("Queries and keys are normalised by head.")
     tie_embeddings: bool = required("The LM head is the embedding.")
-    max_position: int = required("Tokens of the longest context.")
+    max_position: int = required("Tokens of the longest context.", least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,9 @@ class ComputeConfig:
         ),
         harmless=True,
     )
-    loss_chunk: int = key(2048, "Tokens per chunk of the LM head and the loss.", harmless=True)
+    loss_chunk: int = key(
+        2048, "Tokens per chunk of the LM head and the loss.", harmless=True, least=1
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +113,7 @@ class OptimConfig:
     schedule: Literal["constant", "linear", "cosine"] = key(
         "cosine", "Learning rate after the warm-up; linear and cosine end with the run's steps."
     )
-    warmup_steps: int = key(10, "Updates in which the learning rate rises to its peak.")
+    warmup_steps: int = key(10, "Updates in which the learning rate rises to its peak.", least=0)
     end_lr_ratio: float = key(0.1, "Last learning rate / learning_rate, of linear and cosine.")
     b1: float = key(0.9, "Decay of the mean of gradients.")
     b2: float = key(0.95, "Decay of the mean of squared gradients.")
@@ -119,7 +121,7 @@ class OptimConfig:
     weight_decay: float = key(0.01, "Of matrices, times the learning rate; norms have none.")
     clip_norm: float = key(1.0, "Longest gradient, by its global norm; 0: any.")
     accumulate: int = key(
-        1, "Micro-batches per update of SFT; DAPO has dapo.micro_batch.", harmless=True
+        1, "Micro-batches per update of SFT; DAPO has dapo.micro_batch.", harmless=True, least=1
     )
     rounding: Literal["nearest", "stochastic"] = key(
         "nearest",
@@ -140,6 +142,7 @@ class LoraConfig:
             "Of the adapters; 0: off, all weights are trained; 16 with a learning rate of 2e-4 is "
             "a usual start."
         ),
+        least=0,
     )
     alpha: float = key(32.0, "What an adapter adds counts alpha / rank times.")
     targets: tuple[str, ...] = key(
@@ -151,10 +154,10 @@ class LoraConfig:
 class CheckpointConfig:
     """When the state is saved, and what is kept."""
 
-    every: int = required("Steps between saves.", harmless=True)
-    keep: int = key(2, "Newest checkpoints kept.", harmless=True)
+    every: int = required("Steps between saves.", harmless=True, least=1)
+    keep: int = key(2, "Newest checkpoints kept.", harmless=True, least=1)
     keep_every: int = key(
-        0, "Those of every so many steps are kept for good; 0: none.", harmless=True
+        0, "Those of every so many steps are kept for good; 0: none.", harmless=True, least=0
     )
     best_metric: str = key(
         "", "The one with the best value of this metric is kept too; empty: none.", harmless=True
@@ -186,7 +189,7 @@ class SurvivalConfig:
     )
     step_seconds: float = key(300.0, "No shorter step is a hang.", harmless=True)
     heartbeat_seconds: int = key(
-        30, "A host that is silent for so many seconds is lost.", harmless=True
+        30, "A host that is silent for so many seconds is lost.", harmless=True, least=1
     )
     guard: Literal["stop", "skip"] = key(
         "stop",
@@ -198,8 +201,10 @@ class SurvivalConfig:
         "A spike: a loss so many standard deviations above the mean; 0: none is.",
         harmless=True,
     )
-    spike_window: int = key(128, "Good losses that mean and deviation are taken of.", harmless=True)
-    max_skips: int = key(10, "Bad updates in a row that stop the run.", harmless=True)
+    spike_window: int = key(
+        128, "Good losses that mean and deviation are taken of.", harmless=True, least=1
+    )
+    max_skips: int = key(10, "Bad updates in a row that stop the run.", harmless=True, least=0)
     # A step whose searches fail in this share is sampled again until the tool answers.
     tool_failures: float = key(0.5, "Share of failed searches that voids a step.", harmless=True)
     tool_outage_seconds: float = key(600.0, "Of waiting for it; then exit 42.", harmless=True)
@@ -233,14 +238,14 @@ class PromptConfig:
 class SftConfig:
     """Supervised fine-tuning on packed rows."""
 
-    steps: int = required("Updates.")
+    steps: int = required("Updates.", least=1)
     curriculum: str = required('"0:mixture,200:mixture": the mixture in force from each step on.')
-    batch_size: int = key(128, "Packed rows per step, all hosts.")
-    seq_len: int = key(4096, "Tokens of a packed row, at least the longest record's.")
+    batch_size: int = key(128, "Packed rows per step, all hosts.", least=1)
+    seq_len: int = key(4096, "Tokens of a packed row, at least the longest record's.", least=1)
     context_loss_weight: float = key(
         0.0, "Loss weight of tokens that the agent did not write, such as observations."
     )
-    log_every: int = key(10, "Steps between lines of metrics.", harmless=True)
+    log_every: int = key(10, "Steps between lines of metrics.", harmless=True, least=1)
     seed: int = key(0, "Of the order of the data.")
 
 
@@ -248,11 +253,11 @@ class SftConfig:
 class DapoConfig(RewardConfig, LossConfig):
     """DAPO (arXiv 2503.14476), group-relative, token-level, no KL, unless it is told otherwise."""
 
-    steps: int = required("Rounds of sampling and updating.")
+    steps: int = required("Rounds of sampling and updating.", least=1)
     curriculum: str = required('"0:mixture,200:mixture": the mixture in force from each step on.')
-    groups: int = key(64, "Prompts with spread in reward per step.")
-    group_size: int = key(16, "Samples per prompt; the paper's.")
-    minibatches: int = key(4, "Updates per step.")
+    groups: int = key(64, "Prompts with spread in reward per step.", least=1)
+    group_size: int = key(16, "Samples per prompt; the paper's.", least=2)
+    minibatches: int = key(4, "Updates per step.", least=1)
     micro_batch: int = key(
         0,
         (
@@ -260,6 +265,7 @@ class DapoConfig(RewardConfig, LossConfig):
             "for each shard of the mesh."
         ),
         harmless=True,
+        least=0,
     )
     keep_by: Literal["accuracy", "spread"] = key(
         "accuracy",
@@ -278,9 +284,12 @@ class DapoConfig(RewardConfig, LossConfig):
             "Steps that a prompt rests whose samples were all right or all wrong, twice as many "
             "each time; 0: none."
         ),
+        least=0,
     )
-    max_refills: int = key(10, "Sampling rounds before training on what there is.")
-    overlong_buffer: int = key(256, "Sampled tokens before max_new_tokens where the penalty ramps.")
+    max_refills: int = key(10, "Sampling rounds before training on what there is.", least=0)
+    overlong_buffer: int = key(
+        256, "Sampled tokens before max_new_tokens where the penalty ramps.", least=0
+    )
     overlong_penalty: float = key(1.0, "Taken off at max_new_tokens; the paper's.")
     overlong_filter: bool = key(False, "Drop truncated samples from the loss.")
     allow_filters: bool = key(
@@ -303,9 +312,14 @@ class DapoConfig(RewardConfig, LossConfig):
         "train", "Of the prompts; rl where ramp.rl_fraction kept some."
     )
     seed: int = key(0, "Of the order of the prompts.")
-    warn_after: int = key(5, "Steps in a row without an update before this is said.", harmless=True)
+    warn_after: int = key(
+        5, "Steps in a row without an update before this is said.", harmless=True, least=1
+    )
     patience: int = key(
-        20, "Steps in a row without an update that end the run with 1; 0: none do.", harmless=True
+        20,
+        "Steps in a row without an update that end the run with 1; 0: none do.",
+        harmless=True,
+        least=0,
     )
 
 
@@ -324,7 +338,7 @@ class EvalConfig:
     methods: tuple[str, ...] = key(
         ("agent", "no_search", "random"), "Of closed_book, rag, agent, no_search, random."
     )
-    examples: int = key(1000, "Items of each suite, the same ones for every method.")
+    examples: int = key(1000, "Items of each suite, the same ones for every method.", least=1)
     suite_examples: tuple[str, ...] = key(
         (), "NAME=NUMBER: items of a suite that has another number."
     )
@@ -338,7 +352,7 @@ class EvalConfig:
     temperature: float = key(
         1.0, "Of evaluation rollouts, in place of rollout.temperature; 0: greedy."
     )
-    bootstrap: int = key(1000, "Resamples of the 95% interval.")
+    bootstrap: int = key(1000, "Resamples of the 95% interval.", least=1)
     seed: int = key(
         0, "Of the choice of items and of the resamples; rollout.seed is that of rollouts."
     )
@@ -365,7 +379,9 @@ class EvalConfig:
             "en_core_web_sm as its authors do; empty: words as they are written."
         ),
     )
-    retries: int = key(3, "Of an item whose search failed or whose time ran out.", harmless=True)
+    retries: int = key(
+        3, "Of an item whose search failed or whose time ran out.", harmless=True, least=0
+    )
     max_tool_failures: float = key(
         0.01, "Share of such items, after that, beyond which the run ends with 1.", harmless=True
     )
@@ -383,7 +399,7 @@ class PlanConfig:
     topology: str = key(
         "", "A TPU slice: v5p-64, v6e-256, or by its sides, v5p:2x4x4.", harmless=True
     )
-    slices: int = key(1, "Of them, joined by the data centre's network.", harmless=True)
+    slices: int = key(1, "Of them, joined by the data centre's network.", harmless=True, least=1)
     improve: bool = key(
         True,
         "Try other ways too: smaller where it does not fit, faster where it does.",

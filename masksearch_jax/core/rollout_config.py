@@ -12,7 +12,9 @@ from masksearch_jax.core.schema import key
 class RolloutConfig:
     """How trajectories are sampled. All numbers of tokens are of one trajectory."""
 
-    slots: int = key(256, "Trajectories open at once, if the KV cache holds them.", harmless=True)
+    slots: int = key(
+        256, "Trajectories open at once, if the KV cache holds them.", harmless=True, least=1
+    )
     decode_share: tuple[float, ...] = key(
         (0.25, 0.5, 0.75),
         (
@@ -22,7 +24,7 @@ class RolloutConfig:
         ),
         harmless=True,
     )
-    max_len: int = key(6144, "Tokens of prompt, sampled text and observations together.")
+    max_len: int = key(6144, "Tokens of prompt, sampled text and observations together.", least=1)
     kv_tokens: int = key(
         0,
         (
@@ -30,9 +32,10 @@ class RolloutConfig:
             "a slot opens once pages are free."
         ),
         harmless=True,
+        least=0,
     )
     page_tokens: int = key(
-        128, "The KV cache is handed out in pages of so many tokens.", harmless=True
+        128, "The KV cache is handed out in pages of so many tokens.", harmless=True, least=1
     )
     kv_dtype: Literal["compute", "float32", "bfloat16", "int8"] = key(
         "compute", "Of the KV cache; compute: compute.dtype."
@@ -58,21 +61,23 @@ class RolloutConfig:
         64,
         "Tokens decoded per tick; between ticks searches and requests are taken up.",
         harmless=True,
+        least=1,
     )
     extend_tokens: int = key(
-        512, "Prompt or observation tokens written per slot and tick.", harmless=True
+        512, "Prompt or observation tokens written per slot and tick.", harmless=True, least=1
     )
     chunk_tokens: int = key(
         128,
         "Of those, written at once: a chunk is 8 rows of so many, padded.",
         harmless=True,
+        least=1,
     )
-    max_turns: int = key(4, "Searches allowed; the turn after the last must answer.")
-    max_new_tokens: int = key(1536, "Tokens sampled.")
-    max_turn_tokens: int = key(0, "Tokens sampled per turn; 0: no limit of its own.")
-    max_observation_tokens: int = key(768, "Tokens per search result.")
-    answer_tokens: int = key(256, "Kept free for the answer: observations are cut to it.")
-    corrections: int = key(1, "Invalid actions answered by a hint instead of the end.")
+    max_turns: int = key(4, "Searches allowed; the turn after the last must answer.", least=0)
+    max_new_tokens: int = key(1536, "Tokens sampled.", least=1)
+    max_turn_tokens: int = key(0, "Tokens sampled per turn; 0: no limit of its own.", least=0)
+    max_observation_tokens: int = key(768, "Tokens per search result.", least=0)
+    answer_tokens: int = key(256, "Kept free for the answer: observations are cut to it.", least=0)
+    corrections: int = key(1, "Invalid actions answered by a hint instead of the end.", least=0)
     temperature: float = key(1.0, "Of sampling; 0: greedy.")
     top_k: int = key(
         0,
@@ -80,10 +85,13 @@ class RolloutConfig:
             "Likeliest tokens sampled from; 0: all. With a filter log-probabilities are not the "
             "trainer's: training wants dapo.allow_filters."
         ),
+        least=0,
     )
     top_p: float = key(1.0, "Share of the likeliest tokens sampled from; 1: all.")
     min_p: float = key(0.0, "Least probability sampled, as a share of the likeliest's; 0: any.")
-    max_repeats: int = key(16, "A phrase so often in a row ends the trajectory; 0: it never does.")
+    max_repeats: int = key(
+        16, "A phrase so often in a row ends the trajectory; 0: it never does.", least=0
+    )
     deadline: float = key(600.0, "Seconds; 0: any number.", harmless=True)
     in_flight: Literal["drop", "keep", "rebuild"] = key(
         "drop",
@@ -98,5 +106,6 @@ class RolloutConfig:
             "Versions since the oldest token that is trained on: what is older starts again, and "
             "no group is carried over that would be."
         ),
+        least=0,
     )
     seed: int = key(0, "Of all that is sampled.")

@@ -27,19 +27,29 @@ T = TypeVar("T", bound=Section)
 REQUIRED = dataclasses.MISSING  # in place of a default: the config file, or a flag, must give it
 
 
-def key(default: Any, sentence: str, *, harmless: bool = False, folder: bool = False) -> Any:
+def key(
+    default: Any,
+    sentence: str,
+    *,
+    harmless: bool = False,
+    folder: bool = False,
+    least: int | None = None,
+) -> Any:
     """A field of a section: its default, and what it means with units and choices.
 
     harmless: a run that is resumed with another value comes to the same result (to rounding).
-    folder: names one, and what lies in it decides, not where it is.
+    folder: names one, and what lies in it decides, not where it is. least: of a number, the
+    smallest that can work.
     """
-    said = {"sentence": sentence, "harmless": harmless, "folder": folder}
+    said = {"sentence": sentence, "harmless": harmless, "folder": folder, "least": least}
     return dataclasses.field(default=default, metadata=said)
 
 
-def required(sentence: str, *, harmless: bool = False, folder: bool = False) -> Any:
+def required(
+    sentence: str, *, harmless: bool = False, folder: bool = False, least: int | None = None
+) -> Any:
     """A field of a section without a default: whoever writes the config decides."""
-    return key(REQUIRED, sentence, harmless=harmless, folder=folder)
+    return key(REQUIRED, sentence, harmless=harmless, folder=folder, least=least)
 
 
 def section(cls: type[Section], sentence: str = "") -> Any:
@@ -100,7 +110,7 @@ def to_dataclass(schema: type[T], config: Any, path: str = "config") -> T:
 
     An int is taken for a float and a list for a tuple; nothing else is converted. Raises
     ConfigError that names the dotted key and the nearest valid ones (unknown), what is missing, or
-    the value and the type it should have.
+    the value and the type it should have, or the least that it may be.
     """
     values = config.to_dict() if hasattr(config, "to_dict") else config
     if not isinstance(values, Mapping):
@@ -113,7 +123,12 @@ def to_dataclass(schema: type[T], config: Any, path: str = "config") -> T:
     needed = {f.name for f in dataclasses.fields(schema) if f.default is REQUIRED}
     if missing := sorted(needed - set(values)):
         raise ConfigError(f"{path} lacks {', '.join(f'{path}.{m}' for m in missing)}")
-    return schema(**{k: _convert(kinds[k], v, f"{path}.{k}") for k, v in values.items()})
+    found = {k: _convert(kinds[k], v, f"{path}.{k}") for k, v in values.items()}
+    for field in dataclasses.fields(schema):
+        least, value = field.metadata.get("least"), found.get(field.name)
+        if least is not None and value is not None and value < least:
+            raise ConfigError(f"{path}.{field.name} is {value}; it must be at least {least}")
+    return schema(**found)
 
 
 def _names(schema: type[Section]) -> str:

@@ -21,11 +21,11 @@ class SearchConfig:
     url: str = key(
         "", "Of a running serve_search, for kind http; commas between those of several replicas."
     )
-    top_k: int = key(5, "Passages per query.")
-    max_passages: int = key(5, "Passages shown per search, after merging.")
-    max_queries: int = key(4, "Queries read from one <search> block.")
+    top_k: int = key(5, "Passages per query.", least=1)
+    max_passages: int = key(5, "Passages shown per search, after merging.", least=1)
+    max_queries: int = key(4, "Queries read from one <search> block.", least=1)
     timeout: float = key(30.0, "Seconds per search call, all its attempts together.", harmless=True)
-    workers: int = key(16, "Searches in flight; further ones wait.", harmless=True)
+    workers: int = key(16, "Searches in flight; further ones wait.", harmless=True, least=1)
     cache: str = key(
         "",
         "SQLite file of results that need not be asked for again; empty: none.",
@@ -55,11 +55,12 @@ class SearchConfig:
     )
     rank_constant: float = key(60.0, "k of 1 / (k + rank), of fusion by rank.")
     dense_weight: float = key(0.3, "Of the vectors in fusion by score; the words' is the rest.")
-    fusion_depth: int = key(100, "Passages of each ranking that are joined.")
+    fusion_depth: int = key(100, "Passages of each ranking that are joined.", least=1)
     memory: int = key(
         10_000,
         "Results that kinds http, dense and hybrid, and a cache, keep in memory, the last used.",
         harmless=True,
+        least=0,
     )
     attempt_timeout: float = key(
         5.0,
@@ -67,7 +68,10 @@ class SearchConfig:
         harmless=True,
     )
     retries: int = key(
-        20, "Attempts of kind http after the first, as far as the timeout allows.", harmless=True
+        20,
+        "Attempts of kind http after the first, as far as the timeout allows.",
+        harmless=True,
+        least=0,
     )
     backoff: float = key(
         0.1,

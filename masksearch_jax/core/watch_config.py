@@ -29,7 +29,7 @@ class LogConfig:
 class HeldoutConfig:
     """Held-out examples that a training run is measured on."""
 
-    every: int = key(0, "Steps between measurements, the last step has one too; 0: none.")
+    every: int = key(0, "Steps between measurements, the last step has one too; 0: none.", least=0)
     data: str = key(
         "",
         "Folder that build_ramp wrote: its ramp/heldout.jsonl and questions/heldout.jsonl.",
@@ -80,4 +80,6 @@ class AlarmsConfig:
     )
     grad_norm: float = key(0.0, "Before clipping: above it.", harmless=True)
     diversity: float = key(0.0, "Share of different answers in a group: below it.", harmless=True)
-    plateau: int = key(0, "Held-out measurements without a better one: as many.", harmless=True)
+    plateau: int = key(
+        0, "Held-out measurements without a better one: as many.", harmless=True, least=0
+    )

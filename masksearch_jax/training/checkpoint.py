@@ -130,7 +130,8 @@ class Checkpointer:
         what differs.
         """
         step = checkpoint_files.find_step(self._manager, self.folder, step)
-        meta = checkpoint_files.read_meta(self._manager, step, self._model)
+        newest = checkpoint_files.FORMAT
+        meta = checkpoint_files.read_meta(self._manager, step, self._model, newest)
         checkpoint_files.check_adapters(step, meta, self._adapters)
         checkpoint_files.check_tokenizer(f"step {step}", meta.get("tokenizer"), self._tokenizer)
         params = checkpoint_files.restore(self._manager, step, "params", like.params, meta)

@@ -24,7 +24,9 @@ from masksearch_jax.parallel import sharding
 from masksearch_jax.parallel.sharding import PyTree
 
 Leaf = jax.Array | jax.ShapeDtypeStruct
-FORMAT = 1  # of what a step's folder holds; grows when an older reader would misread it
+# Of what a step's folder holds. The first grows when a run of before could not go on from it, or a
+# reader of before would misread it; the second is the oldest whose weights lie as they do now.
+FORMAT, WEIGHTS_FORMAT = 2, 1
 ITEMS = ("params", "optimizer", "meta")
 # Bytes of a chunk of an array, at most. Other meshes and processes read whole chunks of which they
 # may want a part; without a limit one is all that a device held.
@@ -167,15 +169,23 @@ def find_step(manager: ocp.CheckpointManager, folder: epath.Path, step: int | No
     return steps[-1] if step is None else step
 
 
-def read_meta(manager: ocp.CheckpointManager, step: int, model: ModelConfig) -> JsonObject:
-    """What was stored beside the arrays. Raises CheckpointError when it is another model's."""
+def read_meta(
+    manager: ocp.CheckpointManager, step: int, model: ModelConfig, oldest: int = WEIGHTS_FORMAT
+) -> JsonObject:
+    """What was stored beside the arrays. Raises CheckpointError when it is another model's.
+
+    oldest: format that will do: for the weights alone that of the weights, to go on FORMAT.
+    """
     args = ocp.args.Composite(meta=ocp.args.JsonRestore())
     meta = manager.restore(step, args=args)["meta"]
-    if meta.get("format", 0) != FORMAT:
-        age = "a newer" if meta.get("format", 0) > FORMAT else "an older"
+    found = meta.get("format", 0)
+    if not oldest <= found <= FORMAT:
+        age, way = "a newer" if found > FORMAT else "an older", ""
+        if WEIGHTS_FORMAT <= found < FORMAT:
+            way = ", or start another run from its weights by config.init"
         raise CheckpointError(
-            f"step {step} is of {age} format, {meta.get('format', 0)}; this version of "
-            f"masksearch_jax reads format {FORMAT}: use the one that wrote it"
+            f"step {step} is of {age} format, {found}; this version of masksearch_jax reads format "
+            f"{FORMAT}: use the one that wrote it{way}"
         )
     if differing := _differing(meta["model"], json.loads(json.dumps(dataclasses.asdict(model)))):
         raise CheckpointError(f"step {step} is of another model: {differing}")

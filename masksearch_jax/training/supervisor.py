@@ -20,7 +20,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from masksearch_jax.core.config import SurvivalConfig
-from masksearch_jax.core.errors import Restart, UserError
+from masksearch_jax.core.errors import ConfigError, Restart, UserError
 from masksearch_jax.parallel import hosts
 from masksearch_jax.parallel.processes import join_processes
 from masksearch_jax.runtime import goodput, storage
@@ -86,6 +86,7 @@ class Survival:
         join_processes(config.heartbeat_seconds)
         self._clock.writes = jax.process_index() == 0
         if config.compile_cache:
+            _check_cache(config.compile_cache)
             jax.config.update("jax_compilation_cache_dir", config.compile_cache)
         self.preemption = Preemption()
         self._watchdog = Watchdog(config, self._workdir, self._clock.touch)
@@ -179,6 +180,15 @@ class Survival:
     def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == _COMPILE_EVENT and threading.current_thread() is threading.main_thread():
             self._clock.move(duration_secs, "compile")
+
+
+def _check_cache(folder: str) -> None:
+    """Raises ConfigError for a file, of which JAX would say nothing and compile all each time."""
+    place = storage.path(folder)
+    if place.exists() and not place.is_dir():
+        raise ConfigError(
+            f"config.survival.compile_cache is {folder!r}, a file where a folder is needed"
+        )
 
 
 def _handle(number: int, handler: Callable[[int, FrameType | None], object]) -> _Handler:

@@ -117,6 +117,45 @@ def test_what_does_not_fit_is_named_with_its_dotted_key(changes, message):
         to_dataclass(Outer, outer(**changes))
 
 
+@pytest.mark.parametrize(
+    ("config_file", "flag", "value", "least"),
+    [
+        ("ramp_sft.py:tiny", "checkpoint.every", 0, 1),
+        ("ramp_dapo.py:tiny", "checkpoint.every", -3, 1),
+        ("quickstart.py:runlocal", "checkpoint.every", 0, 1),
+        ("ramp_sft.py:tiny", "sft.log_every", 0, 1),
+        ("ramp_sft.py:tiny", "sft.batch_size", 0, 1),
+        ("ramp_sft.py:tiny", "model.num_kv_heads", 0, 1),
+        ("ramp_dapo.py:tiny", "dapo.groups", 0, 1),
+        ("ramp_dapo.py:tiny", "dapo.minibatches", -1, 1),
+        ("ramp_dapo.py:tiny", "rollout.slots", 0, 1),
+        ("ramp_dapo.py:tiny", "rollout.page_tokens", 0, 1),
+        ("ramp_dapo.py:tiny", "eval.every", -1, 0),
+        ("evaluate.py:tiny", "search.workers", 0, 1),
+        ("evaluate.py:tiny", "eval.examples", 0, 1),
+        ("evaluate.py:tiny", "eval.bootstrap", 0, 1),
+        ("quickstart.py:runlocal", "qa_sft.seq_len", 0, 1),
+    ],
+)
+def test_a_number_that_cannot_work_is_refused_with_the_least(
+    repository, capsys, config_file, flag, value, least
+):
+    spec = f"--config={repository / 'configs' / config_file}"
+    name = config_file.partition(".")[0]
+    schema = {
+        "ramp_sft": config.SftRun,
+        "ramp_dapo": config.DapoRun,
+        "evaluate": config.EvalRun,
+        "quickstart": QuickstartRun,
+    }[name]
+    with pytest.raises(SystemExit) as end:
+        cli.run(print, schema, [name, spec, f"--config.{flag}={value}"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: config.{flag} is {value}; it must be at least {least}\n"
+    )
+
+
 def test_a_missing_key_is_named():
     values = outer()
     del values["inner"]["steps"], values["flag"]

@@ -1,7 +1,14 @@
 """A model behind an endpoint is evaluated by every method: prompts, searches, outages."""
 
+import contextlib
 import dataclasses
 import json
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -119,3 +126,45 @@ def test_one_of_several_processes_is_refused(cfg, monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     with pytest.raises(ConfigError, match="runs in one process, and this is one of 2"):
         evaluate.run(cfg)
+
+
+def free_port(above: int) -> int:
+    """One that nobody listens at, in the range of so many up to 65,535."""
+    for port in random.Random(os.getpid()).sample(range(above, 65536), 100):
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
+
+
+@pytest.mark.slow  # two processes
+def test_each_process_of_a_cluster_is_refused(repository, tmp_path):
+    """As Open MPI starts them: how many there are is known once they have joined."""
+    uri = f"{4096 * (free_port(61440) - 61440)}.0;tcp://127.0.0.1:1"  # JAX reads the port so
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COORDINATOR_ADDRESS": "auto",
+        "OMPI_MCA_orte_hnp_uri": uri,
+        "OMPI_COMM_WORLD_SIZE": "2",
+    }
+    command = [sys.executable, "-m", "masksearch_jax.evaluate"]
+    command += [f"--config={repository / 'configs' / 'evaluate.py'}:tiny"]
+    command += [f"--config.workdir={tmp_path}", f"--config.data={tmp_path}"]
+    started = [
+        subprocess.Popen(
+            command,
+            cwd=repository,
+            env=env | {"OMPI_COMM_WORLD_RANK": str(i), "OMPI_COMM_WORLD_LOCAL_RANK": str(i)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    for i, process in enumerate(started):
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 2, said
+        assert re.fullmatch(
+            rf"error: process {i} of 2 on \S+: evaluate runs in one process, and this is one of 2: "
+            "start one, with JAX_COORDINATOR_ADDRESS unset",
+            said.splitlines()[-1],
+        )

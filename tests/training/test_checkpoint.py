@@ -283,17 +283,42 @@ def test_a_place_that_cannot_be_written_is_told_at_the_start(tmp_path, folder):
     assert not (tmp_path / "unused").exists()
 
 
-def test_a_newer_format_is_refused(tmp_path):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint_files, "FORMAT", checkpoint_files.FORMAT + 1)
-        with Checkpointer(tmp_path, CONFIG, MODEL) as checkpointer:
-            checkpointer.save(1, make_state(), {})
-    message = r"step 1 is of a newer format, 2; this version of masksearch_jax reads format 1"
+@pytest.fixture
+def of_format(tmp_path):
+    """Writes step 1 as a version of another format would have; its folder."""
+
+    def written(number: int):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checkpoint_files, "FORMAT", number)
+            with Checkpointer(tmp_path, CONFIG, MODEL) as checkpointer:
+                checkpointer.save(1, make_state(), {})
+        return tmp_path
+
+    return written
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (1, "a newer format, {}; this version of masksearch_jax reads format {}: use the one that"),
+        (-1, "an older format, {}; .* reads format {}: .* start another run .* by config.init"),
+    ],
+)
+def test_a_run_goes_on_from_its_own_format_alone(of_format, step, said):
+    number = checkpoint_files.FORMAT + step
+    folder = of_format(number)
+    message = f"step 1 is of {said.format(number, checkpoint_files.FORMAT)}"
     with (
-        Checkpointer(tmp_path, CONFIG, MODEL) as checkpointer,
+        Checkpointer(folder, CONFIG, MODEL) as checkpointer,
         pytest.raises(CheckpointError, match=message),
     ):
         checkpointer.restore(make_state())
+
+
+def test_weights_are_read_as_long_as_they_lie_alike(of_format):
+    params = make_state().params
+    folder = of_format(checkpoint_files.WEIGHTS_FORMAT)
+    assert_equal(checkpoint_files.load_params(folder, params, MODEL), params)
 
 
 def test_retention_keeps_the_newest_every_nth_and_the_best(tmp_path):

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from masksearch_jax.core.config import OptimConfig, SurvivalConfig
+from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.runtime import goodput, process, watchdog
 from masksearch_jax.runtime.process import RESTART, is_lost_process
 from masksearch_jax.training.guard import Guard, GuardError, guarded
@@ -38,6 +39,19 @@ def test_sigterm_is_a_question_and_the_old_handler_comes_back():
         with pytest.raises(Preempted, match="told to stop"):
             preemption.raise_if_stopped()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_file_is_no_cache_of_compiled_programs(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("some text")
+    said = f"config.survival.compile_cache is '{file}', a file where a folder is needed"
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        Survival(dataclasses.replace(CONFIG, compile_cache=str(file)), tmp_path / "run")
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        Survival(dataclasses.replace(CONFIG, compile_cache=str(tmp_path / "new")), tmp_path / "run")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_outside_the_main_thread_signals_are_left_alone(tmp_path):
