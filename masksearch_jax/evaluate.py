@@ -297,7 +297,7 @@ def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
             cfg,
             provenance.model_of(cfg, init, content["init"]),
             vocab.fingerprint if vocab else "",
-            tools.get("agent") or tools.get("rag"),
+            tools.get("agent") or tools.get("rag") or tools.get("random"),
         )
         more = functools.partial(difficulty_of, cfg, workdir, loaded, tools, ours)
         found = write(cfg, workdir, plan, made_by, log, more)

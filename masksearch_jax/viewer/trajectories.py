@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,7 +28,7 @@ class Group:
     """The trajectories of one folder, suite and method, and of these the first lines.
 
     file: the hash of the suite's file, "" where it is not known. ids, scores: of all of them.
-    lines: at most as many as the page may show.
+    lines: of the first `most`.
     """
 
     run: int
@@ -35,24 +36,29 @@ class Group:
     suite: str
     method: str
     file: str = ""
+    most: float = math.inf
     ids: list[str] = dataclasses.field(default_factory=list)
     scores: dict[str, list[float | None]] = dataclasses.field(default_factory=dict)
     lines: list[str] = dataclasses.field(default_factory=list)
 
-    def add(self, line: str, row: JsonObject, most: int) -> None:
+    def add(self, line: str, row: JsonObject) -> None:
         for name in as_dict(row.get("scores")):
             self.scores.setdefault(name, [None] * len(self.ids))
         for name, values in self.scores.items():
             value = as_dict(row.get("scores")).get(name)
             values.append(_rounded(value) if is_number(value) else None)
         self.ids.append(str(row.get("example_id") or as_dict(row.get("example")).get("id") or ""))
-        if len(self.lines) < most:
+        if len(self.lines) < self.most:
             self.lines.append(line)
 
 
 def read(run: Run, number: int, most: int) -> list[Group]:
-    """All trajectories of a run, by folder, suite and method."""
+    """All trajectories of a run, by folder, suite and method, with the lines that `take` may take.
+
+    At most twice as many are held as `most`, and two more of each group.
+    """
     groups: dict[tuple[str, ...], Group] = {}
+    held = 0
     for folder in run.folders:
         is_evaluation = load.EVALUATION in folder.files
         place = names.place(folder.parts, is_evaluation=is_evaluation)
@@ -63,7 +69,13 @@ def read(run: Run, number: int, most: int) -> list[Group]:
             if key not in groups:
                 file = str(as_dict(suites.get(suite)).get("sha256") or "")
                 groups[key] = Group(number, place, suite, method, file)
-            groups[key].add(line, row, most)
+            before = len(groups[key].lines)
+            groups[key].add(line, row)
+            held += len(groups[key].lines) - before
+            room = most + len(groups)  # one more of each: shares are rounded
+            if held > 2 * room:
+                take(list(groups.values()), room)
+                held = sum(len(group.lines) for group in groups.values())
     return list(groups.values())
 
 
@@ -95,7 +107,9 @@ def take(groups: list[Group], most: int) -> None:
     by_size = sorted(groups, key=lambda g: len(g.lines))
     for i, group in enumerate(by_size):
         share = left // (len(by_size) - i)
-        del group.lines[share:]
+        if len(group.lines) > share:
+            del group.lines[share:]
+            group.most = share  # groups that come later only lower it
         left -= len(group.lines)
 
 

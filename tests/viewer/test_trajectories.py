@@ -9,7 +9,7 @@ import pytest
 from masksearch_jax import viewer
 from masksearch_jax.core import types
 from masksearch_jax.testing.pages import data_of
-from masksearch_jax.viewer import trajectories
+from masksearch_jax.viewer import load, trajectories
 from masksearch_jax.viewer.trajectories import Group, Tokens
 
 
@@ -144,6 +144,19 @@ def test_take_gives_what_small_groups_leave_to_others():
     groups = [Group(0, "", "", m, lines=["x"] * n) for m, n in (("a", 10), ("b", 2), ("c", 7))]
     trajectories.take(groups, 12)
     assert [len(g.lines) for g in groups] == [5, 2, 5]
+
+
+def test_no_more_lines_are_held_than_twice_those_shown(tmp_path, make_trajectory):
+    rows = [make_trajectory(i, method=m) for m in ("agent", "rag", "random") for i in range(40)]
+    rows.append(make_trajectory(0, method="closed_book"))
+    path = tmp_path / "trajectories.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    groups = trajectories.read(load.read_run(tmp_path, "run"), 0, 10)
+    assert sum(len(g.lines) for g in groups) <= 2 * (10 + 4)
+    assert [len(g.ids) for g in groups] == [40, 40, 40, 1]
+    trajectories.take(groups, 10)
+    assert [len(g.lines) for g in groups] == [3, 3, 3, 1]
+    assert [json.loads(g.lines[-1])["example_id"] for g in groups] == ["r-2", "r-2", "r-2", "r-0"]
 
 
 def test_names_stay_and_differ(data, run_folder):
