@@ -123,11 +123,12 @@ def test_the_wheel_has_the_package_the_configs_and_the_scripts(wheel):
 
 
 @pytest.mark.slow
-def test_the_unpacked_wheel_runs_in_another_folder(wheel, tmp_path):
+def test_the_installed_wheel_runs_in_another_folder(wheel, tmp_path):
     made, head = wheel
-    unpacked = tmp_path / "site"
-    with zipfile.ZipFile(made) as file:
-        file.extractall(unpacked)
+    site = tmp_path / "site"
+    install = ["-m", "pip", "install", "--no-deps", "--no-index", "-q", "--target", str(site)]
+    environment = os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    subprocess.run([sys.executable, *install, str(made)], check=True, env=environment)
     (tmp_path / "mine" / "configs").mkdir(parents=True)
     (tmp_path / "mine" / "configs" / "mine.py").write_text(
         "from configs import qa_dapo\nget_config = qa_dapo.get_config\n"
@@ -138,18 +139,17 @@ def test_the_unpacked_wheel_runs_in_another_folder(wheel, tmp_path):
         done = subprocess.run(
             argv,
             cwd=tmp_path / "mine",
-            env=os.environ | {"PYTHONPATH": str(unpacked), "JAX_PLATFORMS": "cpu"},
+            env=os.environ | {"PYTHONPATH": str(site), "JAX_PLATFORMS": "cpu"},
             capture_output=True,
             text=True,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    start = "import sys; from masksearch_jax.runtime.command import main; main()"
-    masksearch = (sys.executable, "-c", start)
+    masksearch = str(site / "bin" / "masksearch")
     line = f"masksearch_jax {masksearch_jax.__version__}, commit {head}\n"
-    assert say(*masksearch, "--version") == line
-    assert f"configs: {unpacked / 'masksearch_jax' / 'shipped' / 'configs'}\n" in say(*masksearch)
+    assert say(masksearch, "--version") == line
+    assert f"configs: {site / 'masksearch_jax' / 'shipped' / 'configs'}\n" in say(masksearch)
     config = ["--config=qa_dapo:tiny", "--print-config"]
     ours = subprocess.run(
         [sys.executable, "-m", "masksearch_jax.train_dapo", *config],
@@ -158,9 +158,9 @@ def test_the_unpacked_wheel_runs_in_another_folder(wheel, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert say(*masksearch, "train-dapo", *config) == ours.stdout != ""
+    assert say(masksearch, "train-dapo", *config) == ours.stdout != ""
     config[0] = "--config=configs/mine.py:tiny"  # imports ours
-    assert say(*masksearch, "train-dapo", *config) == ours.stdout
-    script = unpacked / "masksearch_jax" / "shipped" / "launch" / "quickstart.sh"
+    assert say(masksearch, "train-dapo", *config) == ours.stdout
+    script = site / "masksearch_jax" / "shipped" / "launch" / "quickstart.sh"
     path = f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"
     assert "workdir = " in say("env", path, "bash", str(script), "--print-config")
