@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import json
 import os
 import sys
 import warnings
@@ -94,8 +95,8 @@ class Checkpointer:
     ) -> None:
         """Begins to write the state after `step` updates; an existing one is kept: it is the same.
 
-        `state` may be donated as soon as this returns. Waits for the save before it. Raises
-        CheckpointError where `metrics` lack the one that tells the best.
+        `state` may be donated, and `extra` changed, as soon as this returns. Waits for the save
+        before it. Raises CheckpointError where `metrics` lack the one that tells the best.
         """
         self.wait()
         if hosts.any_process(self.failed is not None):
@@ -182,7 +183,7 @@ class Checkpointer:
             "tokenizer": self._tokenizer,
             "params": checkpoint_files.shapes(params),
             "optimizer": checkpoint_files.shapes(optimizer),
-            "extra": extra,
+            "extra": json.loads(json.dumps(extra)),  # orbax writes it later, from a thread
         }
 
     def _tracked(self, metrics: Mapping[str, float]) -> dict[str, float] | None:

@@ -103,6 +103,16 @@ def test_the_newest_steps_are_kept_and_any_kept_one_restores(tmp_path):
             checkpointer.restore(make_state(), step=1)
 
 
+def test_what_changes_after_a_save_is_not_in_it(tmp_path):
+    extra = {"known": {"first": [1, 2]}}
+    with Checkpointer(tmp_path, CONFIG, MODEL) as checkpointer:
+        checkpointer.save(1, make_state(), extra)
+        extra["known"]["first"][0] = 7
+        extra["known"] |= {"second": [3, 4]}
+        checkpointer.wait()
+        assert checkpointer.restore(make_state())[1] == {"known": {"first": [1, 2]}}
+
+
 def test_weights_alone_can_be_read(tmp_path):
     state = make_state(5)
     with Checkpointer(tmp_path, CONFIG, MODEL) as checkpointer:
