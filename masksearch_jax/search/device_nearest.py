@@ -17,8 +17,10 @@ _BATCHES = (1, 8, 64)  # queries of one program; more are cut
 
 
 class DeviceNearest:
-    """Keeps the vectors, float16 [N, M], on the devices as `dtype`; safe for threads.
+    """Keeps the vectors, float16 [N, M], on the devices; safe for threads.
 
+    Its programs have no collective: those of two threads, or of a thread and the trainer, would
+    wait for each other where devices get them in another order. The host joins the devices' parts.
     approximate: a device takes its part's top by `approx_max_k`, which misses a few and is faster
     on TPUs.
     """
@@ -52,14 +54,17 @@ class DeviceNearest:
         size = next(b for b in _BATCHES if b >= len(queries))
         padded = np.zeros((size, queries.shape[1]), np.float32)
         padded[: len(queries)] = queries
-        rows, scores = self._search(self._table, padded, min(k, self._count))
-        return np.asarray(rows)[: len(queries)], np.asarray(scores)[: len(queries)]
+        k = min(k, self._count)
+        found = self._search(self._table, padded, k)
+        rows, scores = (np.asarray(x)[: len(queries)] for x in found)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]  # equal ones by row
+        return np.take_along_axis(rows, best, axis=1), np.take_along_axis(scores, best, axis=1)
 
 
 def _search(
     mesh: Mesh, count: int, approximate: bool, table: jax.Array, queries: jax.Array, k: int
 ) -> tuple[jax.Array, jax.Array]:
-    """rows int32 [B, K] and scores float32 [B, K]."""
+    """rows int32 [B, DK] and scores float32 [B, DK]: the best of each device's part, in turn."""
     held = table.shape[0] // mesh.size  # vectors of a device
     top = min(k, held)
 
@@ -75,11 +80,8 @@ def _search(
         best, rows = (
             jax.lax.approx_max_k(scores, top) if approximate else jax.lax.top_k(scores, top)
         )
-        best, rows = (
-            jax.lax.all_gather(x, "shard", axis=1, tiled=True) for x in (best, rows + first)
-        )
-        best, places = jax.lax.top_k(best, k)
-        return jnp.take_along_axis(rows, places, axis=1), best
+        return rows + first, best
 
-    specs = {"in_specs": (P("shard"), P()), "out_specs": (P(), P())}
+    parts = P(None, "shard")
+    specs = {"in_specs": (P("shard"), P()), "out_specs": (parts, parts)}
     return jax.shard_map(own, mesh=mesh, check_vma=False, **specs)(table, queries)

@@ -60,6 +60,13 @@ def test_the_nearest_are_those_of_a_plain_product(lakes, kind, count, k):
     np.testing.assert_allclose(scores, found, atol=2e-3)
 
 
+def test_programs_of_several_threads_never_wait_for_each_other(lakes):
+    nearest = DeviceNearest(lakes[1].table)
+    queries = HashedWords().encode_queries(["w1"])
+    program = nearest._search.lower(nearest._table, queries, 10).compile().as_text()
+    assert not any(name in program for name in ("all-gather", "all-reduce", "collective"))
+
+
 @pytest.mark.parametrize("kind", [Graph, lambda v: DeviceNearest(v.table, approximate=True)])
 def test_faster_ways_find_nearly_all(lakes, kind):
     asked = HashedWords().encode_queries([f"w{i} w{i + 3}" for i in range(40)])
