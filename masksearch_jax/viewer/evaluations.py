@@ -9,8 +9,10 @@ from masksearch_jax.core.types import JsonObject
 from masksearch_jax.viewer import facts, load, names
 from masksearch_jax.viewer.load import Run, as_dict, is_number
 
-# Parts of eval.json that have a place of their own on the page, or in the folder's config.
-_FIGURES = {"version", "results", "average", "breakdown", "compare", "config"}
+# Parts of eval.json that have a place of their own on the page, in the folder's config, or in a
+# picture beside it.
+_FIGURES = {"version", "results", "average", "breakdown", "compare", "config", "difficulty"}
+_LISTED = {"shared_ids", "without"}  # of leakage: one entry an item, results once more
 
 
 def read(run: Run, number: int) -> tuple[list[JsonObject], list[JsonObject]]:
@@ -61,6 +63,10 @@ def _origin(found: JsonObject) -> JsonObject:
     differences = as_dict(compared.get("differences"))
     others = {k: v for k, v in found.items() if k not in _FIGURES}
     made_by = {k: v for k, v in as_dict(others.pop("provenance", None)).items() if k != "config"}
+    if leakage := as_dict(others.get("leakage")):
+        suites = as_dict(leakage.get("suites")).items()
+        counted = {s: {k: v for k, v in as_dict(t).items() if k not in _LISTED} for s, t in suites}
+        others["leakage"] = leakage | {"suites": counted}
     return {
         "average": _cells(found.get("average")),
         "compare": {

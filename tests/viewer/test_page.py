@@ -172,6 +172,23 @@ def test_items_of_all_methods_meet_in_one_list(main):
     assert agent["scores"]["span_recall"] == [1, 1, 1, 0, 0, 0]
 
 
+def test_what_made_it_counts_leaked_items_and_lists_none(write_run, tmp_path):
+    path = write_run(tmp_path / "run") / "eval" / "init" / "eval.json"
+    found = json.loads(path.read_text())
+    told = {"items": 9, "shared": {"title": 2}, "shared_ids": ["a", "b"], "without": {"agent": {}}}
+    found["leakage"] = {"path": "p", "ngram": 13, "suites": {"ramp": told}}
+    found["difficulty"] = {"ramp": {"words": [{"label": "1"}]}}
+    path.write_text(json.dumps(found))
+    pairs = data_of(viewer.render([tmp_path / "run"]))["main"]["origins"][0]["pairs"]
+    made = {k: v for k, v in pairs if k.startswith(("leakage", "difficulty"))}
+    assert made == {
+        "leakage.path": "p",
+        "leakage.ngram": 13,
+        "leakage.suites.ramp.items": 9,
+        "leakage.suites.ramp.shared.title": 2,
+    }
+
+
 def test_items_of_other_files_are_no_pairs(write_run, tmp_path):
     folders = [write_run(tmp_path / name) for name in ("a", "b", "c")]
     for path in folders[2].rglob("eval.json"):
