@@ -143,6 +143,13 @@ def at(cfg, workdir):
     return dataclasses.replace(cfg, workdir=str(workdir))
 
 
+def test_every_figure_of_a_run_is_explained(sft, dapo, repository):
+    page = (repository / "docs" / "metrics.md").read_text(encoding="utf-8")
+    written = {name for cfg in (sft, dapo) for row in read_metrics(cfg.workdir) for name in row}
+    assert {"agent_nll", "reward", "decode_occupancy"} <= written
+    assert sorted(name for name in written if f"`{name}`" not in page) == []
+
+
 # ---- stop and go on
 
 
