@@ -43,6 +43,7 @@ _AFTER_DIGIT = re.compile(rf"(?<=\d){FRACTION}")
 _STYLE = re.compile("'{2,}")  # italics that the source does not close
 _VARIANTS = "-{"  # Chinese in several spellings
 _ENDED = re.compile(r"[.!?。！？:：][\"'”’」』)\]）]*$")
+_FINISHED = re.compile(r"(?<!e\.g)(?<!i\.e)[.!?。！？…][\"'”’」』)\]）]*$")
 _GOES_ON = re.compile(r"[a-z][a-z ,.]|[,;:.!?)，。；：！？）]")  # no sentence begins so
 _LONG = 40  # characters of a line that is no heading
 
@@ -207,7 +208,13 @@ def _is_same_sentence(first: str, second: str) -> bool:
 
 
 def _tidy(text: str) -> str:
+    """A paragraph; with a HOLE where its first sentence began, or its last one ends, elsewhere.
+
+    As before a list or a quotation that stands apart.
+    """
     if "''" in text:
         text = _STYLE.sub("", text)
     text = _EMPTY.sub("", _SPACES.sub(" ", text.replace(_VARIANTS, HOLE))).strip()
-    return f"{HOLE}{text}" if _GOES_ON.match(text) else text
+    before = HOLE if _GOES_ON.match(text) else ""
+    after = HOLE if len(text) >= _LONG and not _FINISHED.search(text) else ""
+    return f"{before}{text}{after}"

@@ -198,9 +198,12 @@ def test_a_paragraph_that_is_broken_into_lines_is_one():
         f"{first} Kessel and flows to the sea.",
     )
     assert render("It rises\nnear Kessel.\nIt is long.") == ("It rises near Kessel.", "It is long.")
-    assert render(f"{first}\n* Kessel\n* Brenn") == (first, "* Kessel", "* Brenn")
+    assert render(f"{first}\n* Kessel\n* Brenn") == (f"{first}{HOLE}", "* Kessel", "* Brenn")
     assert render("Geography\nIt rises near Kessel.") == ("Geography", "It rises near Kessel.")
-    assert render(f"{first}\n\nwhich is a town.") == (first, f"{HOLE}which is a town.")
+    assert render(f"{first}\n\nwhich is a town.") == (
+        f"{first}{HOLE}",
+        f"{HOLE}which is a town.",
+    )
 
 
 # ---- whole pages
@@ -263,3 +266,29 @@ def test_of_many_generated_pages_no_broken_paragraph_is_kept(tmp_path):
     right = {f"{i}-0": read for i, (_, read) in enumerate(made) if read is not None}
     assert kept == right
     assert 400 < len(right) < 700
+
+
+@pytest.mark.parametrize(
+    ("text", "has_hole"),
+    [
+        ("The three mills on the lower river are the following:\n* one\n* two", True),
+        (
+            "The parish priest, who had seen it burn, later wrote:\n<blockquote>No.</blockquote>",
+            True,
+        ),
+        ("Of the mills that stood on the lower river in 1840,\n{|\n| a table\n|}", True),
+        ("Among the mills that stood on the lower river are\n: the old one", True),
+        ("Grain is ground between two stones of a hard kind, e.g.\n{|\n| basalt\n|}", True),
+        ("The three mills on the lower river burned down.\n* one\n* two", False),
+        ('The priest wrote of the mill that "it burned for a week."', False),
+        ("The mill burned down (so did the bridge beside it.)<ref>A.</ref>", False),
+        ("The priest wrote of the mill, the bridge, the ferry …", False),
+        ("下游的三座磨坊在一八四〇年的大火中全部被烧毁，" * 2 + "此后没有重建。", False),
+        ("下游的三座磨坊在一八四〇年的大火中全部被烧毁，" * 2 + "分别是：", True),
+        ("The mills of the lower river", False),  # a heading, which is no prose anyway
+    ],
+)
+def test_a_paragraph_whose_last_sentence_goes_on_elsewhere_is_not_whole(text, has_hole):
+    first, *_ = render(text)
+    assert first.endswith(HOLE) == has_hole
+    assert HOLE not in first[:-1]
