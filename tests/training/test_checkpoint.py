@@ -103,8 +103,16 @@ def test_the_newest_steps_are_kept_and_any_kept_one_restores(tmp_path):
             checkpointer.restore(make_state(), step=1)
 
 
+class Slow(dict):
+    """Takes its time to become JSON."""
+
+    def items(self):
+        time.sleep(0.3)
+        return super().items()
+
+
 def test_what_changes_after_a_save_is_not_in_it(tmp_path):
-    extra = {"known": {"first": [1, 2]}}
+    extra = Slow(known={"first": [1, 2]})
     with Checkpointer(tmp_path, CONFIG, MODEL) as checkpointer:
         checkpointer.save(1, make_state(), extra)
         extra["known"]["first"][0] = 7
