@@ -279,9 +279,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     params, frozen = lora.trained(model, cfg.lora, mesh, cfg.seed)
     adapters = lora.describe(cfg.lora, model, init, cfg.seed)
     tx = guarded(train_state.make_optimizer(cfg.optim, dapo.steps * dapo.minibatches), cfg.survival)
-    reference = (
-        train_state.join(train_state.copied(params), frozen) if has_reference(dapo) else None
-    )
+    reference = train_state.copied(params) if has_reference(dapo) else None
     state = train_state.init_state(params, tx, frozen)
     train_step = train_state.make_train_step(
         make_loss_fn(cfg.compute, dapo, rollout.temperature),

@@ -23,7 +23,7 @@ from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.parallel.sharding import PyTree
 from masksearch_jax.rl import advantages
 from masksearch_jax.rl.groups import DAPO_FIELDS, Group, score_groups, to_tokens
-from masksearch_jax.training.train_state import TrainState
+from masksearch_jax.training.train_state import TrainState, join
 
 TrainStep = Callable[[TrainState, rows.Batch, np.int32], tuple[TrainState, dict[str, jax.Array]]]
 Logprobs = Callable[[PyTree, rows.Batch], jax.Array]
@@ -134,7 +134,9 @@ class Update:
         if not minibatches:
             return state, {"row_fill": 0.0, "updates": 0.0} | masked
         for minibatch in minibatches if has_reference(self._dapo) else ():
-            self._add_logprobs(self._reference, minibatch, "logp_ref")
+            # What is frozen is the state's: each update donates it, and gives it back.
+            reference = join(self._reference, state.frozen)
+            self._add_logprobs(reference, minibatch, "logp_ref")
         found = []
         for minibatch in minibatches:
             placed = hosts.shard_batch(self._mesh, minibatch.batch, self._accumulate)

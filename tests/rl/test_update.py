@@ -24,10 +24,13 @@ from masksearch_jax.rl.update import Minibatch, Update, combined, cut_minibatche
 from masksearch_jax.testing.models import random_model
 from masksearch_jax.training.train_state import (
     TrainState,
+    copied,
     init_state,
+    is_decayed,
     make_optimizer,
     make_schedule,
     make_train_step,
+    split,
 )
 from tests.training.updates import COMPUTE, MODEL, losses
 
@@ -227,6 +230,25 @@ def test_each_sample_has_its_log_probabilities_by_the_trainer(update_step):
             row = rows.lay([[one]], ROOM, DAPO_FIELDS)
             logprobs = train_dapo.make_logprob_fn(COMPUTE, 1.0)(fresh().model, row)
             np.testing.assert_allclose(found, logprobs[0, :5], atol=1e-5)
+
+
+def test_the_reference_outlives_updates_that_donate_what_is_frozen():
+    dapo = dataclasses.replace(DAPO, minibatches=1, micro_batch=8, kl="k3", kl_weight=1.0)
+    tx = make_optimizer(ADAM, total_steps=9)
+    params, frozen = split(random_model(MODEL, COMPUTE, seed=1), is_decayed)
+    reference = copied(params)
+    state = init_state(params, tx, frozen)
+    step = make_train_step(train_dapo.make_loss_fn(COMPUTE, dapo, 1.0), tx, like=state)
+    logprobs = train_dapo.make_logprob_fn(COMPUTE, 1.0)
+    rollout = RolloutConfig(max_len=ROOM)
+    update = Update(MESH, dapo, rollout, step, logprobs, reference=reference)
+    penalties = []
+    with jax.set_mesh(MESH):
+        for number in range(3):
+            state, metrics = update(state, [group(number)])
+            penalties.append(metrics["kl_penalty"])
+    assert penalties[0] == pytest.approx(0.0, abs=1e-6)
+    assert min(penalties[1:]) > 1e-4
 
 
 def test_samples_beyond_the_sampler_gap_are_masked_and_nothing_left_is_said(update_step):
