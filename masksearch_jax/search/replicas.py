@@ -54,10 +54,12 @@ class Replica:
     in_flight: int = 0
     failures: int = 0  # in a row
     rests_until: float = 0.0  # by `time.monotonic`
-    is_on_trial: bool = False  # one request finds out whether it works again
+    tried_until: float = 0.0  # the same; one request finds out whether it works again
 
-    def may_be_asked(self, now: float) -> bool:
-        return not self.is_on_trial and now >= self.rests_until
+    @property
+    def back_at(self) -> float:
+        """When it may be asked."""
+        return max(self.rests_until, self.tried_until)
 
 
 class Replicas(Generic[Reply]):
@@ -161,24 +163,25 @@ class Replicas(Generic[Reply]):
         with self._changed:
             while True:
                 now = time.monotonic()
-                ready = [r for r in self._replicas if r.may_be_asked(now)]
+                ready = [r for r in self._replicas if r.back_at <= now]
                 ready = [r for r in ready if r is not failed] or ready
                 if ready:
                     random.shuffle(ready)
                     replica = min(ready, key=lambda r: r.in_flight)
                     replica.in_flight += 1
-                    replica.is_on_trial = replica.failures >= _TRIPS
+                    if replica.failures >= _TRIPS:  # not for ever: a reply may never come
+                        replica.tried_until = now + self._patience.timeout
                     return replica
                 if now >= deadline:
                     return None
-                rests = [r.rests_until for r in self._replicas if not r.is_on_trial]
-                self._changed.wait(max(0.0, min([deadline, *rests]) - now))
+                back = min(r.back_at for r in self._replicas)
+                self._changed.wait(max(0.0, min(deadline, back) - now))
 
     def _give(self, replica: Replica, error: FailedForNow | None) -> None:
         """Back from an attempt that failed so, or not."""
         with self._changed:
             replica.in_flight -= 1
-            replica.is_on_trial = False
+            replica.tried_until = 0.0
             if error is None:
                 replica.failures, replica.rests_until = 0, 0.0
             else:
@@ -191,7 +194,7 @@ class Replicas(Generic[Reply]):
     def _has_another(self, replica: Replica) -> bool:
         with self._changed:
             now = time.monotonic()
-            return any(r.may_be_asked(now) for r in self._replicas if r is not replica)
+            return any(r.back_at <= now for r in self._replicas if r is not replica)
 
 
 def jittered(first: float, number: int) -> float:

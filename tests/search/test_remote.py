@@ -12,7 +12,15 @@ from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage
 from masksearch_jax.search.gather import MAX_BATCH, Gatherer
 from masksearch_jax.search.remote import RemoteSearch
-from masksearch_jax.search.replicas import MAX_BACKOFF, jittered, retry_after
+from masksearch_jax.search.replicas import (
+    MAX_BACKOFF,
+    FailedForNow,
+    GaveUp,
+    Patience,
+    Replicas,
+    jittered,
+    retry_after,
+)
 from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.testing import services
 from masksearch_jax.testing.services import WELL, Answer, SearchEndpoint, by_number, in_turn
@@ -127,6 +135,24 @@ def test_waits_double_with_jitter_up_to_a_bound():
         assert len(waits) > 50
         assert all(0.05 * 2**number <= w <= 0.1 * 2**number for w in waits)
     assert jittered(0.1, 10_000) <= MAX_BACKOFF
+
+
+def test_a_trial_that_never_ends_keeps_no_replica_away():
+    over, asked = threading.Event(), []
+
+    def send(url, seconds):
+        asked.append(url)
+        if len(asked) <= 3:
+            raise FailedForNow("down")
+        if len(asked) == 4:
+            over.wait()
+        return "well"
+
+    replicas = Replicas(["a"], Patience(1.0, 0.1, retries=20, backoff=0.001))
+    with pytest.raises(GaveUp, match="no reply in time"):
+        replicas.request(send)
+    assert replicas.request(send) == ("well", 1)
+    over.set()
 
 
 def test_a_hedge_takes_the_first_reply():
