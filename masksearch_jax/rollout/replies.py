@@ -7,6 +7,7 @@ events of `narration`; its plan is `reasoning_content` too, its answer `content`
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from http import HTTPStatus
@@ -183,7 +184,7 @@ class Writer:
                 for t, p, s in zip(tokens, logprobs, spelled, strict=True)
             ]
             return {"content": entries, "refusal": None}
-        offsets = [start + sum(map(len, tokens[:i])) for i in range(len(tokens))]
+        offsets = list(itertools.accumulate(map(len, tokens), initial=start))[:-1]
         return {
             "tokens": tokens,
             "token_logprobs": [float(p) for p in logprobs],

@@ -140,6 +140,12 @@ def ask(server, **fields):
     return send(server, "POST", "/v1/chat/completions", json.dumps(body))
 
 
+@pytest.fixture
+def client(server):
+    with openai.OpenAI(base_url=server.url, api_key="none") as found:
+        yield found
+
+
 def send(server, method, path, body=None):
     connection = http.client.HTTPConnection(*server.server_address, timeout=60)
     with contextlib.closing(connection):
@@ -227,8 +233,7 @@ def test_text_parts_are_one_text(server):
     assert answer(parts) == answer("one two") != answer("one")
 
 
-def test_a_model_is_found_by_its_name(server):
-    client = openai.OpenAI(base_url=server.url, api_key="none")
+def test_a_model_is_found_by_its_name(client):
     assert client.models.retrieve("small") == client.models.list().data[0]
     with pytest.raises(openai.NotFoundError, match="there are"):
         client.models.retrieve("other")
@@ -428,8 +433,7 @@ def test_log_probabilities_are_those_of_the_model(server, folder):
 @pytest.mark.parametrize(
     "fields", [{}, {"n": 2}, {"stop": ["e", "an"]}, {"logprobs": True}], ids=str
 )
-def test_a_stream_comes_to_what_the_whole_reply_is(server, fields):
-    client = openai.OpenAI(base_url=server.url, api_key="none")
+def test_a_stream_comes_to_what_the_whole_reply_is(client, fields):
     create = client.chat.completions.create
     given = {"model": "small", "messages": ASKED, "seed": 8} | fields
     whole = create(**given)
@@ -449,8 +453,7 @@ def test_a_stream_comes_to_what_the_whole_reply_is(server, fields):
     assert usage == whole.usage
 
 
-def test_a_stream_of_a_completion(server):
-    client = openai.OpenAI(base_url=server.url, api_key="none")
+def test_a_stream_of_a_completion(client):
     given = {"model": "small", "prompt": [5, 6, 7], "seed": 3}  # one of a long reply
     pieces = list(client.completions.create(**given, stream=True))
     assert len(pieces) > 2
