@@ -44,8 +44,8 @@ CHECKPOINTS = ("init", *TRAININGS[:4], "control")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class QuickstartRun:
-    """`quickstart`: the whole recipe, from corpus to report."""
+class RecipeRun:
+    """The keys of a recipe from text to trained models, which quickstart and study share."""
 
     workdir: str = required("Folder of the run: what it writes.", harmless=True)
     seed: int = key(0, "Of the atlas's wording, of demonstrations and of random weights.")
@@ -94,6 +94,16 @@ class QuickstartRun:
     qa_dapo: config_lib.DapoConfig = section(config_lib.DapoConfig, "The second stage by DAPO.")
     qa_dapo_optim: config_lib.OptimConfig = section(config_lib.OptimConfig)
     judge: JudgeConfig = section(JudgeConfig)
+    rollout: RolloutConfig = section(RolloutConfig)
+    eval: config_lib.EvalConfig = section(config_lib.EvalConfig)
+    checkpoint: config_lib.CheckpointConfig = section(config_lib.CheckpointConfig)
+    survival: config_lib.SurvivalConfig = section(config_lib.SurvivalConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuickstartRun(RecipeRun):
+    """`quickstart`: the whole recipe, from corpus to report."""
+
     control: bool = key(
         False,
         (
@@ -101,10 +111,6 @@ class QuickstartRun:
             "updates of SFT as both stages have, and as many steps of DAPO."
         ),
     )
-    rollout: RolloutConfig = section(RolloutConfig)
-    eval: config_lib.EvalConfig = section(config_lib.EvalConfig)
-    checkpoint: config_lib.CheckpointConfig = section(config_lib.CheckpointConfig)
-    survival: config_lib.SurvivalConfig = section(config_lib.SurvivalConfig)
     report_trajectories: int = key(3000, "Trajectories shown in the report, at most.", least=0)
 
 

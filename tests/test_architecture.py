@@ -34,7 +34,7 @@ ROOMS = {
 # Above all rooms: the mains, one job each, run with `python -m`; above these, the mains that run
 # several and the room that has what they share.
 RECIPES = "recipes"
-SEVERAL = {"evolve", "plan", "quickstart"}
+SEVERAL = {"evolve", "plan", "quickstart", "study"}
 # Fakes for tests, ours and users': they may import all rooms, and nothing of the package them.
 TESTING = "testing"
 

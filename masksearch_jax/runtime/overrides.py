@@ -7,14 +7,23 @@ import itertools
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from masksearch_jax.core.config import ModelConfig
 from masksearch_jax.core.errors import ConfigError, nearest
-from masksearch_jax.core.schema import REQUIRED, Key, Section, describe_keys, flat_keys
+from masksearch_jax.core.schema import (
+    REQUIRED,
+    Key,
+    Section,
+    describe_keys,
+    flat_keys,
+    to_dataclass,
+)
 
 # In place of a model's keys: the HF folder whose config.json has them; empty: the key `init` beside
 HF_FOLDER = "hf_folder"
+T = TypeVar("T", bound=Section)
+
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 
@@ -54,6 +63,15 @@ def resolve(
     named = {m[1] for flag in flags if (m := _OVERRIDE.match(flag))}
     _fill(schema, config, named)
     return _without_unset(schema, _overridden(config, flags))
+
+
+def override(cfg: T, given: Sequence[str]) -> T:
+    """A config with other values of keys, each as KEY=VALUE. Raises ConfigError as `resolve`."""
+    from ml_collections import ConfigDict
+
+    flags = [f"--config.{one}" for one in given]
+    values = resolve(type(cfg), ConfigDict(dataclasses.asdict(cfg)), flags)
+    return to_dataclass(type(cfg), values)
 
 
 def _checked_flag(schema: type[Section], arg: str) -> str:

@@ -1,0 +1,150 @@
+"""Studies by name: what is asked, its arms, and the reference that they are compared with.
+
+    python -m masksearch_jax.study --config=configs/study.py:ramp_first
+    ... --config=configs/study.py:curriculum,runlocal       smoke run: every part, nothing learned
+    ... --config=configs/study.py:reward,judge              with an arm paid by `config.judge`
+    ... --config=configs/study.py:ramp_first,hf --config.init=FOLDER    a model of yours
+
+An arm is "NAME: STAGE … KEY=VALUE …". Steps are sized for three seeds on two CPU cores in about 45
+minutes by the times of the quickstart's stages; no study of that length was run. Every number here
+is ours.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, quickstart
+
+UPDATES = 480  # of SFT that each arm has, whatever it spends them on
+DAPO_STEPS = 10
+SMOKE_UPDATES, SMOKE_DAPO_STEPS = 4, 1
+
+
+def lessons(updates: int, *mixtures: str) -> str:
+    """A curriculum that gives each mixture the same number of updates."""
+    step = updates // len(mixtures)
+    return ",".join(f"{i * step}:{mixture}" for i, mixture in enumerate(mixtures))
+
+
+def curriculum(c: ConfigDict) -> None:
+    """Does one mask first, four last, teach more than all at once with as many updates?"""
+    rising = lessons(c.sft.steps, *(f"ramp_sft_upto{k}" for k in (1, 2, 3, 4)))
+    c.arms = (
+        "mixed: ramp_sft sft.curriculum=0:ramp_sft_mixed",
+        f"rising: ramp_sft sft.curriculum={rising}",
+    )
+    c.reference = "mixed"
+
+
+def reward(c: ConfigDict) -> None:
+    """Does a reward of recall make answers longer, and do they score more?"""
+    c.sft.curriculum = "0:ramp_sft_upto2"
+    c.arms = (
+        "sft: ramp_sft",
+        "recall: ramp_sft ramp_dapo dapo.reward=recall",
+        "penalised: ramp_sft ramp_dapo dapo.reward=penalised",
+    )
+    c.reference = "recall"
+    c.metrics = ("precision", "answer_tokens", "searches")
+
+
+def masking(c: ConfigDict) -> None:
+    """Which spans are masked: any, or the rare ones of telling types more often?"""
+    c.sft.curriculum = "0:ramp_sft_mixed"
+    c.arms = (
+        "random: ramp_sft ramp.strategy=random",
+        "weighted: ramp_sft ramp.strategy=weighted",
+    )
+    c.reference = "random"
+
+
+def ramp_first(c: ConfigDict) -> None:
+    """Do masked paragraphs before questions help, and what share of the updates is theirs?"""
+    c.sft.curriculum, c.qa_sft.curriculum = "0:ramp_sft_mixed", "0:qa_sft_mixed"
+    updates = c.sft.steps
+    arms = [f"none: qa_sft qa_sft.steps={updates}"]
+    for name, quarters in (("quarter", 1), ("half", 2), ("three_quarters", 3)):
+        first = updates * quarters // 4
+        shares = f"sft.steps={first} qa_sft.steps={updates - first}"
+        arms.append(f"{name}: ramp_sft qa_sft {shares}")
+    c.arms, c.reference = tuple(arms), "none"
+
+
+def ramp_sft(c: ConfigDict) -> None:
+    """One mask: does the agent fill it better than one retrieval, or than no search at all?"""
+    c.ramp.max_masks = 1
+    c.sft.curriculum = "0:ramp_sft_upto1"
+    c.arms = (
+        "closed_book: ramp_sft eval.methods=closed_book",
+        "rag: ramp_sft eval.methods=rag",
+        "agent: ramp_sft eval.methods=agent",
+    )
+    c.reference = "rag"
+    c.eval.suites = ("ramp",)
+
+
+def controls(c: ConfigDict) -> None:
+    """Is it the search that answers?"""
+    c.sft.curriculum = "0:ramp_sft_mixed"
+    c.arms = tuple(
+        f"{name}: ramp_sft eval.methods={method}"
+        for name, method in (("search", "agent"), ("no_search", "no_search"), ("random", "random"))
+    )
+    c.reference = "search"
+    c.metrics = ("searches",)
+
+
+def data_scale(c: ConfigDict) -> None:
+    """Do twice and four times as many demonstrations help, with as many updates?"""
+    once = 40 if c.sft.steps == SMOKE_UPDATES else 1000
+    c.sft.curriculum = "0:ramp_sft_mixed"
+    c.arms = tuple(f"{k}x: ramp_sft demonstrations={k * once}" for k in (1, 2, 4))
+    c.reference = "1x"
+
+
+def coverage(c: ConfigDict) -> None:
+    """What is lost where the index is without a tenth of the passages that answers need?"""
+    half = c.sft.steps // 2
+    c.sft.curriculum, c.qa_sft.curriculum = "0:ramp_sft_mixed", "0:qa_sft_mixed"
+    c.sft.steps = c.qa_sft.steps = half
+    c.arms = (
+        "whole: ramp_sft qa_sft",
+        "tenth_missing: ramp_sft qa_sft gold_left_out=0.1",
+    )
+    c.reference = "whole"
+    c.metrics = ("gold_recall",)
+
+
+STUDIES = {
+    study.__name__: study
+    for study in (
+        curriculum,
+        reward,
+        masking,
+        ramp_first,
+        ramp_sft,
+        controls,
+        data_scale,
+        coverage,
+    )
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    names = dict.fromkeys(STUDIES, False)
+    parsed = common.parse_arg(arg, model="tiny", runlocal=False, judge=False, **names)
+    asked = [name for name in STUDIES if parsed[name]] or ["ramp_first"]
+    if len(asked) > 1:
+        raise ValueError(f"one study at a time; {arg!r} names {', '.join(asked)}")
+    c = quickstart.get_config(",".join([parsed.model, *["runlocal"] * parsed.runlocal]))
+    c.workdir = f"runs/study/{asked[0]}"
+    c.eval.suites, c.eval.methods = ("ramp", "two_hop"), ("agent",)
+    c.checkpoint.keep = 1
+    c.sft.steps = c.qa_sft.steps = SMOKE_UPDATES if parsed.runlocal else UPDATES
+    c.dapo.steps = c.qa_dapo.steps = SMOKE_DAPO_STEPS if parsed.runlocal else DAPO_STEPS
+    c.seeds = 2 if parsed.runlocal else 3
+    STUDIES[asked[0]](c)
+    if parsed.judge:
+        if asked != ["reward"]:
+            raise ValueError(f"judge is an arm of the study reward; {arg!r} names {asked[0]}")
+        c.arms += ("judge: ramp_sft ramp_dapo dapo.reward=judge",)
+    return c

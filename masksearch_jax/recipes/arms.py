@@ -1,0 +1,81 @@
+"""Arms of a study: each a chain of stages with overrides, read from a line of its config.
+
+    "NAME: STAGE STAGE KEY=VALUE KEY=VALUE"
+
+Words without `=` are stages in their order, the others are overrides of the study's config. An arm
+without stages is the model that training starts from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from masksearch_jax.core.errors import ConfigError, nearest
+
+# Stages that an arm may name → the sections that they are told by.
+STAGES = {
+    "ramp_sft": ("sft", "sft_optim"),
+    "ramp_dapo": ("dapo", "dapo_optim"),
+    "qa_sft": ("qa_sft", "qa_sft_optim"),
+    "qa_dapo": ("qa_dapo", "qa_dapo_optim"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """A name, the stages that it trains by, and what it overrides, as KEY=VALUE."""
+
+    name: str
+    stages: tuple[str, ...]
+    overrides: tuple[str, ...]
+
+    @property
+    def has_questions(self) -> bool:
+        """Whether a stage trains on questions."""
+        return any(stage.startswith("qa_") for stage in self.stages)
+
+
+def read(lines: Sequence[str], reference: str) -> list[Arm]:
+    """The arms of a study, in order.
+
+    Raises ConfigError for a line that is no arm, a name that is there twice, an unknown or repeated
+    stage, and a reference that is no arm.
+    """
+    arms = [_arm(line) for line in lines]
+    names = [arm.name for arm in arms]
+    if twice := next((n for n in names if names.count(n) > 1), ""):
+        raise ConfigError(f"config.arms has {twice!r} twice; give each arm a name of its own")
+    if len(arms) < 2:
+        raise ConfigError(
+            f"config.arms has {len(arms)} arm{'s' * (len(arms) != 1)}; a study compares two at "
+            "least, one of which is config.reference"
+        )
+    if not reference:
+        raise ConfigError(
+            "config.reference is empty; it must name the arm that the others are compared with: "
+            f"{', '.join(names)}"
+        )
+    if reference not in names:
+        raise ConfigError(f"config.reference is {reference!r}, no arm; {nearest(reference, names)}")
+    return arms
+
+
+def _arm(line: str) -> Arm:
+    name, colon, rest = (part.strip() for part in line.partition(":"))
+    if not colon or not re.fullmatch(r"[\w.-]+", name):
+        raise ConfigError(
+            f"config.arms has {line!r}, which is not 'NAME: STAGE … KEY=VALUE …' with a name of "
+            "letters, digits, '_', '-' and '.'"
+        )
+    words = rest.split()
+    stages = tuple(word for word in words if "=" not in word)
+    for stage in stages:
+        if stage not in STAGES:
+            raise ConfigError(
+                f"config.arms: {name} has the stage {stage!r}; {nearest(stage, STAGES)}"
+            )
+    if len(set(stages)) < len(stages):
+        raise ConfigError(f"config.arms: {name} has a stage twice: {' '.join(stages)}")
+    return Arm(name, stages, tuple(word for word in words if "=" in word))

@@ -1,0 +1,262 @@
+"""What a study makes: each thing once, in a folder named by all that decides it.
+
+`MADE/KIND-FINGERPRINT` holds a text with its examples and index, a tokenizer, a cache of tokens, a
+training or an evaluation. Arms that need the same thing share it, and so do studies that share
+MADE. A fingerprint is of settings and of the contents of files, not of code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from masksearch_jax import quickstart
+from masksearch_jax.core import stamp
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.jsonl import read_jsonl
+from masksearch_jax.core.schema import harmless_keys
+from masksearch_jax.core.types import SPLITS, QAExample
+from masksearch_jax.corpus.passages import read_passages, write_passages
+from masksearch_jax.quickstart import QuickstartRun
+from masksearch_jax.recipes import steps
+from masksearch_jax.recipes.arms import STAGES, Arm
+from masksearch_jax.recipes.stage_folder import Usage
+from masksearch_jax.runtime import storage
+from masksearch_jax.runtime.config_text import leaves
+
+# Keys and sections that decide a text; `gold_left_out` and the contents of files besides.
+_TEXT = ("corpus", "clean", "ramp", "search", "thoughts", "demonstrations")
+_TEXT += ("question_demonstrations", "rollout.max_turns", "seed")
+_CACHE = ("prompt", "sft.seq_len", "qa_sft.seq_len", "rollout.max_len", "qa_share")
+_CACHE += ("dapo.split", "qa_dapo.split")
+_MODEL = ("model", "compute", "seed")
+_SAMPLING = ("prompt", "search", "rollout")
+_FILES = ("corpus.path", "corpus.questions", "search.index", "init")  # their contents decide
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A thing to make: its kind and fingerprint, how, and the arms and seeds that need it."""
+
+    kind: str
+    made_from: str
+    make: Callable[[Path], dict[str, Any]]
+    of: list[str] = dataclasses.field(default_factory=list, compare=False)
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.made_from}"
+
+
+class Place(quickstart.Run):
+    """The quickstart's stages, with their folders where a study has them."""
+
+    def __init__(self, cfg: QuickstartRun, usage: Usage, folder: Path, start: str = ""):
+        if cfg.checkpoint.folder:
+            elsewhere = f"{cfg.checkpoint.folder}/{folder.name}"
+            kept = dataclasses.replace(cfg.checkpoint, folder=elsewhere)
+            cfg = dataclasses.replace(cfg, checkpoint=kept)
+        super().__init__(dataclasses.replace(cfg, workdir=str(folder)), usage)
+        self._start = start
+
+    def of(self, text: Path, tokenizer: Path, cache: Path | None = None) -> Place:
+        """Itself, with the data, the index, the tokenizer and the cache of these folders."""
+        self.data, self.index = text / "data", text / "index"
+        index = self.cfg.search.index or str(self.index)
+        self.search = dataclasses.replace(self.cfg.search, index=index)
+        self.tokenizer = Path(self.cfg.init) if self.cfg.init else tokenizer / "tokenizer"
+        self.cache = cache / "cache" if cache else self.cache
+        return self
+
+    def checkpoints(self, name: str) -> str:
+        """Of "init" and "model" the weights that the place starts from."""
+        return self._start if name in ("init", "model") else super().checkpoints(name)
+
+
+class Workshop:
+    """All that a study makes, in order; equal things are one."""
+
+    def __init__(self, folder: Path, usage: Usage):
+        self.folder, self._usage = folder, usage
+        self.all: dict[str, Made] = {}
+        self._asking: dict[str, str] = {}  # text → an arm that trains on its questions
+
+    def add(
+        self, arm: Arm, cfg: QuickstartRun, gold_left_out: float, items: Made, seed: int
+    ) -> Made:
+        """The evaluation of an arm with a seed, and all before it.
+
+        items: the text whose held-out examples are asked and whose tokenizer is taken.
+        """
+        of = f"{arm.name}/{seed}"
+        text = self.text(cfg, gold_left_out, of)
+        if arm.has_questions:
+            self._asking.setdefault(text.name, arm.name)
+        tokenizer = self._tokenizer(cfg, items, of)
+        cache = self._cache(cfg, text, tokenizer, of) if arm.stages else None
+        seeded, last = with_seed(cfg, seed), None
+        for stage in arm.stages:
+            last = self._training(stage, seeded, text, tokenizer, cache, last, of)
+        return self._evaluation(seeded, text, items, tokenizer, last, of)
+
+    def text(self, cfg: QuickstartRun, gold_left_out: float, of: str) -> Made:
+        """A corpus with its examples, its index and its demonstrations."""
+
+        def make(folder: Path) -> dict[str, Any]:
+            run = Place(cfg, self._usage, folder)
+            record = quickstart.make_ramp(run)
+            asks = self._asking.get(folder.name)
+            if asks and not run.has_questions:
+                raise ConfigError(
+                    f"config.arms: {asks} trains on questions, and {cfg.corpus.path or 'the atlas'}"
+                    " gives none to train on and to hold out; give them as config.corpus.questions"
+                )
+            passages = run.data
+            if gold_left_out:
+                passages = folder / "thinned"
+                leave_out_gold(run.data, passages, gold_left_out)
+            if not cfg.search.index:
+                record |= steps.make_index(passages, run.index, cfg.corpus.language)
+            return record | quickstart.make_demonstrations(run)
+
+        decides = settings(cfg, _TEXT) | {"gold_left_out": gold_left_out}
+        return self._put("text", decides, make, of)
+
+    def _tokenizer(self, cfg: QuickstartRun, items: Made, of: str) -> Made:
+        def make(folder: Path) -> dict[str, Any]:
+            place = Place(cfg, self._usage, folder).of(self.at(items), folder)
+            return quickstart.make_tokenizer(place)
+
+        decides = {"text": items.made_from, **settings(cfg, ("tokenizer_vocab_size", "init"))}
+        return self._put("tokenizer", decides, make, of)
+
+    def _cache(self, cfg: QuickstartRun, text: Made, tokenizer: Made, of: str) -> Made:
+        def make(folder: Path) -> dict[str, Any]:
+            place = Place(cfg, self._usage, folder).of(self.at(text), self.at(tokenizer), folder)
+            return quickstart.make_cache(place)
+
+        decides = {"text": text.made_from, "tokenizer": tokenizer.made_from}
+        return self._put("cache", decides | settings(cfg, _CACHE), make, of)
+
+    def _training(
+        self,
+        stage: str,
+        cfg: QuickstartRun,
+        text: Made,
+        tokenizer: Made,
+        cache: Made | None,
+        before: Made | None,
+        of: str,
+    ) -> Made:
+        section, optim = (getattr(cfg, name) for name in STAGES[stage])
+        train: Callable[..., dict[str, Any]] = quickstart.run_sft
+        decides = settings(cfg, (*_MODEL, *STAGES[stage]))
+        if stage.endswith("dapo"):
+            train = quickstart.run_dapo
+            decides |= settings(cfg, (*_SAMPLING, "judge")) | {"text": text.made_from}
+
+        def make(folder: Path) -> dict[str, Any]:
+            assert cache is not None
+            place = Place(cfg, self._usage, folder, self._weights(cfg, before))
+            place.of(self.at(text), self.at(tokenizer), self.at(cache))
+            return train(place, stage, "init", section, optim)
+
+        decides |= {"cache": cache and cache.made_from} | _start(cfg, before)
+        return self._put(stage, decides, make, of)
+
+    def _evaluation(
+        self,
+        cfg: QuickstartRun,
+        text: Made,
+        items: Made,
+        tokenizer: Made,
+        model: Made | None,
+        of: str,
+    ) -> Made:
+        def make(folder: Path) -> dict[str, Any]:
+            place = Place(cfg, self._usage, folder, self._weights(cfg, model))
+            place.of(self.at(text), self.at(tokenizer))
+            place.data = self.at(items) / "data"
+            return quickstart.evaluate_model(place, "model")
+
+        decides = settings(cfg, (*_MODEL, *_SAMPLING, "eval")) | _start(cfg, model)
+        decides |= {n: made.made_from for n, made in (("text", text), ("items", items))}
+        return self._put("evaluate", decides | {"tokenizer": tokenizer.made_from}, make, of)
+
+    def at(self, made: Made) -> Path:
+        return self.folder / made.name
+
+    def _weights(self, cfg: QuickstartRun, made: Made | None) -> str:
+        """Where the weights are that something starts from."""
+        if made is None:
+            return cfg.init
+        return Place(cfg, self._usage, self.at(made)).checkpoints(made.kind)
+
+    def _put(
+        self,
+        kind: str,
+        decides: Mapping[str, Any],
+        make: Callable[[Path], dict[str, Any]],
+        of: str,
+    ) -> Made:
+        made = Made(kind, stamp.hash_of(decides), make)
+        made = self.all.setdefault(made.name, made)
+        if of not in made.of:
+            made.of.append(of)
+        return made
+
+
+def _start(cfg: QuickstartRun, made: Made | None) -> dict[str, Any]:
+    return {"start": made.made_from if made else settings(cfg, ("init",))}
+
+
+def settings(cfg: QuickstartRun, names: Iterable[str]) -> dict[str, Any]:
+    """Values of the keys, and of all keys of the sections, that change a result.
+
+    Of a key that names a file or folder, what tells its contents from others.
+    """
+    wanted, harmless = tuple(names), harmless_keys(type(cfg))
+    found = {}
+    for name, value in leaves(type(cfg), dataclasses.asdict(cfg)).items():
+        is_wanted = any(name == w or name.startswith(f"{w}.") for w in wanted)
+        if is_wanted and name not in harmless:
+            found[name] = storage.fingerprint(value).hex() if name in _FILES else value
+    return found
+
+
+def with_seed(cfg: QuickstartRun, seed: int) -> QuickstartRun:
+    """The config with all that a training draws drawn by another seed; 0 changes nothing."""
+
+    def moved(part: Any) -> Any:
+        return dataclasses.replace(part, seed=part.seed + seed)
+
+    names = ("sft", "dapo", "qa_sft", "qa_dapo", "rollout")
+    parts = {name: moved(getattr(cfg, name)) for name in names}
+    return dataclasses.replace(cfg, seed=cfg.seed + seed, **parts)
+
+
+def leave_out_gold(data: Path, folder: Path, share: float) -> int:
+    """FOLDER/passages.jsonl: the passages without a share of those that questions' answers need.
+
+    By a hash of the id, so that a larger share leaves out all that a smaller one does. Returns how
+    many are left out. Raises ConfigError where no question names such passages.
+    """
+    files = [data / "questions" / f"{split}.jsonl" for split in SPLITS]
+    asked = [q for file in files if file.is_file() for q in read_jsonl(file, QAExample)]
+    gold = sorted({i for q in asked for i in q.gold}, key=_hashed)
+    if not gold:
+        raise ConfigError(
+            f"config.gold_left_out is {share:g}, and no question of {data} names the passages "
+            "that hold its answer"
+        )
+    without = set(gold[: round(share * len(gold))])
+    passages = read_passages(data / "passages.jsonl", max_bad_fraction=0.0)
+    write_passages(folder / "passages.jsonl", (p for p in passages if p.id not in without))
+    return len(without)
+
+
+def _hashed(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()

@@ -1,0 +1,266 @@
+"""Arms of an experiment, each with several seeds, compared on the same held-out items.
+
+    python -m masksearch_jax.study --config=configs/study.py:ramp_first
+
+An arm is a chain of the quickstart's trainings with overrides. What arms have in common is made
+once. What is done is not done again, so the same command goes on where it was stopped. Results are
+written after each seed: study.json, study.txt, study.svg, and study.html with all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from masksearch_jax.core.errors import ConfigError, check_given
+from masksearch_jax.core.files import write_json, write_text
+from masksearch_jax.core.schema import key
+from masksearch_jax.core.types import JsonObject
+from masksearch_jax.evals import arms as comparison
+from masksearch_jax.evals import rows
+from masksearch_jax.evals.results import Bootstrap
+from masksearch_jax.models.hf_config import read_config
+from masksearch_jax.models.load import pinned
+from masksearch_jax.parallel.sharding import split_cpu
+from masksearch_jax.quickstart import QuickstartRun, RecipeRun
+from masksearch_jax.recipes import arms as arms_lib
+from masksearch_jax.recipes import steps
+from masksearch_jax.recipes.arms import Arm
+from masksearch_jax.recipes.made import Made, Workshop
+from masksearch_jax.recipes.stage_folder import StageFolder, Usage
+from masksearch_jax.runtime import cli, overrides, run_record, storage
+from masksearch_jax.viewer import study as page
+
+# Keys that no arm may override: they are the study's own.
+_OWN = ("arms", "reference", "seeds", "made", "workdir", "metrics", "cpu_devices")
+_BEFORE = ("text", "tokenizer", "cache")  # made for all arms before any is trained
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudyRun(RecipeRun):
+    """`study`: arms of an experiment, trained with several seeds and compared."""
+
+    arms: tuple[str, ...] = key(
+        (),
+        (
+            '"NAME: STAGE … KEY=VALUE …": trainings in order, of ramp_sft, ramp_dapo, qa_sft, '
+            "qa_dapo, and what the arm overrides."
+        ),
+    )
+    reference: str = key("", "The arm that the others are compared with; needed.")
+    seeds: int = key(3, "Seeds of each arm; with one, intervals are over items alone.")
+    metrics: tuple[str, ...] = key(
+        (), "Shown besides each suite's own, such as answer_tokens or searches."
+    )
+    gold_left_out: float = key(
+        0.0, "Share of the passages that questions' answers need that the index is without."
+    )
+    made: str = key(
+        "",
+        "Folder of what arms have in common, which studies may share; empty: WORKDIR/made.",
+        harmless=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A study resolved: its arms with their configs, and the evaluations by arm and seed."""
+
+    cfg: StudyRun
+    arms: dict[str, tuple[Arm, StudyRun]]
+    workshop: Workshop
+    evaluations: dict[str, list[Made]]
+
+    @property
+    def suites(self) -> list[str]:
+        return [spec.partition("=")[0] for spec in self.cfg.eval.suites]
+
+
+# ---- what is to be made
+
+
+def arm_config(cfg: StudyRun, arm: Arm) -> StudyRun:
+    """The study's config with what the arm overrides.
+
+    Raises ConfigError for a key that there is not, that is the study's own, or a wrong value, and
+    for an arm that is evaluated by more than one method.
+    """
+    for given in arm.overrides:
+        name = given.partition("=")[0]
+        if name.partition(".")[0] in _OWN:
+            raise ConfigError(
+                f"config.arms: {arm.name} overrides {name}, which is of the whole study"
+            )
+    try:
+        found = overrides.override(cfg, arm.overrides)
+    except ConfigError as error:
+        raise ConfigError(f"config.arms: {arm.name}: {error}") from error
+    if len(found.eval.methods) != 1:
+        raise ConfigError(
+            f"config.arms: {arm.name} is evaluated by {len(found.eval.methods)} methods "
+            f"({', '.join(found.eval.methods)}); an arm has one, as in eval.methods=agent"
+        )
+    if (found.eval.suites, found.eval.seed) != (cfg.eval.suites, cfg.eval.seed):
+        raise ConfigError(
+            f"config.arms: {arm.name} overrides eval.suites or eval.seed, and all arms are asked "
+            "the same items"
+        )
+    if not 0 <= found.gold_left_out < 1:
+        raise ConfigError(
+            f"config.gold_left_out is {found.gold_left_out:g} in {arm.name}; it must lie in 0..1, "
+            "below 1"
+        )
+    return found
+
+
+def recipe(cfg: StudyRun) -> QuickstartRun:
+    """The config of the quickstart's stages."""
+    shared = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(RecipeRun)}
+    return QuickstartRun(**shared)
+
+
+def plan(cfg: StudyRun, usage: Usage) -> Study:
+    """All that the study makes. Raises ConfigError as `arms.read` and `arm_config` do."""
+    if cfg.seeds < 1:
+        raise ConfigError(f"config.seeds is {cfg.seeds}; it must be 1 or more, and 3 is usual")
+    found = arms_lib.read(cfg.arms, cfg.reference)
+    own = {arm.name: (arm, arm_config(cfg, arm)) for arm in found}
+    workshop = Workshop(Path(cfg.made or Path(cfg.workdir) / "made"), usage)
+    _, first = own[cfg.reference]
+    items = workshop.text(recipe(first), first.gold_left_out, f"{cfg.reference}/items")
+    evaluations: dict[str, list[Made]] = {name: [] for name in own}
+    for seed in range(cfg.seeds):
+        for name, (arm, mine) in own.items():
+            made = workshop.add(arm, recipe(mine), mine.gold_left_out, items, seed)
+            evaluations[name].append(made)
+    return Study(cfg, own, workshop, evaluations)
+
+
+# ---- making it
+
+
+def order(study: Study) -> list[Made]:
+    """What all arms need first, then seed by seed each arm's trainings and evaluation."""
+    everything = list(study.workshop.all.values())
+    before = [made for made in everything if made.kind in _BEFORE]
+    return before + [made for made in everything if made.kind not in _BEFORE]
+
+
+def time_left(todo: Sequence[Made], seconds: Mapping[str, Sequence[float]]) -> float | None:
+    """Seconds that the rest takes, by the mean of each kind; None while a kind has none."""
+    if any(not seconds.get(made.kind) for made in todo):
+        return None
+    means = {kind: sum(took) / len(took) for kind, took in seconds.items() if took}
+    return sum(means[made.kind] for made in todo)
+
+
+def make_all(study: Study, stages: StageFolder) -> None:
+    """Makes what is not made; the results after each seed that all arms have."""
+    todo = order(study)
+    seconds: dict[str, list[float]] = {}
+    written = 0
+    for place, made in enumerate(todo):
+        if not stages.is_done(made.name):
+            rest = [m for m in todo[place:] if not stages.is_done(m.name)]
+            left = time_left(rest, seconds)
+            said = f", about {left / 60:.0f} min left" if left is not None else ""
+            steps.log(f"of {', '.join(made.of)}; {len(rest)} to make{said}")
+        record = stages.stage(made.name, functools.partial(made.make, study.workshop.at(made)))
+        seconds.setdefault(made.kind, []).append(record["seconds"])
+        if (done := seeds_done(study, stages)) > written:
+            write_results(study, stages, done)
+            written = done
+
+
+def seeds_done(study: Study, stages: StageFolder) -> int:
+    """Seeds that every arm has, from the first on."""
+    for seed in range(study.cfg.seeds):
+        if not all(m[seed].name in stages.records for m in study.evaluations.values()):
+            return seed
+    return study.cfg.seeds
+
+
+# ---- results
+
+
+def scores(study: Study, arm: str, seeds: int) -> dict[str, comparison.Seeds]:
+    """Of each suite the scores of the arm's items, by seed."""
+    _, mine = study.arms[arm]
+    found: dict[str, list[dict[str, Mapping[str, float]]]] = {s: [] for s in study.suites}
+    for made in study.evaluations[arm][:seeds]:
+        folder = study.workshop.at(made) / "eval" / "model"
+        by_place = rows.by_place(list(rows.read(storage.path(folder) / "trajectories.jsonl")))
+        for suite, by_id in found.items():
+            scored = by_place.get((suite, mine.eval.methods[0]), [])
+            by_id.append({item.id: item.scores for item in scored})
+    return {suite: by_seed for suite, by_seed in found.items() if all(by_seed)}
+
+
+def compared(study: Study, seeds: int) -> JsonObject:
+    """What `evals.arms.compare` says of the first seeds, by each suite's own metric and others."""
+    cfg = study.cfg
+    by_arm = {name: scores(study, name, seeds) for name in study.arms}
+    shared = [s for s in study.suites if all(s in found for found in by_arm.values())]
+    first = study.workshop.at(study.evaluations[cfg.reference][0]) / "eval" / "model"
+    asked = json.loads((first / "eval.json").read_text(encoding="utf-8"))["suites"]
+    metrics = {s: (asked[s]["metric"], *cfg.metrics) for s in shared}
+    how = Bootstrap(cfg.eval.bootstrap, cfg.eval.seed)
+    return comparison.compare(by_arm, cfg.reference, metrics, how)
+
+
+def write_results(study: Study, stages: StageFolder, seeds: int) -> None:
+    """study.json, study.txt, study.svg and study.html, of the seeds that all arms have."""
+    cfg = study.cfg
+    folder, name = Path(cfg.workdir), Path(cfg.workdir).name
+    results = compared(study, seeds)
+    told: JsonObject = {
+        "study": name,
+        "reference": cfg.reference,
+        "seeds": seeds,
+        "seeds_asked": cfg.seeds,
+        "arms": {
+            arm.name: {
+                "stages": arm.stages,
+                "overrides": arm.overrides,
+                "evaluations": [str(study.workshop.at(m)) for m in study.evaluations[arm.name]],
+            }
+            for arm, _ in study.arms.values()
+        },
+        "results": results,
+        "made": {
+            made.name: {"seconds": stages.records[made.name]["seconds"], "of": made.of}
+            for made in order(study)
+            if made.name in stages.records
+        },
+        "config": dataclasses.asdict(cfg),
+        "versions": run_record.versions(),
+    }
+    picture = page.plot(results, cfg.reference, name)
+    write_json(folder / "study.json", told)
+    table = comparison.table(results, cfg.reference, seeds)
+    write_text(folder / "study.txt", "\n".join(table) + "\n")
+    write_text(folder / "study.svg", picture)
+    write_text(folder / "study.html", page.page(json.loads(json.dumps(told)), picture))
+
+
+def run(cfg: StudyRun) -> None:
+    """Makes all that is not made, and prints the table."""
+    check_given(cfg, workdir="the folder to write")
+    usage = Usage(Path(cfg.workdir))
+    study = plan(cfg, usage)
+    split_cpu(cfg.cpu_devices)
+    pinned(cfg.init, cfg.model)  # or says that it is not there, before anything is built
+    run_record.resume(cfg.workdir, cfg)
+    names = [made.name for made in order(study)]
+    with usage:
+        make_all(study, StageFolder(study.workshop.folder, names))
+    print((Path(cfg.workdir) / "study.txt").read_text(encoding="utf-8"), end="")
+    for what, suffix in (("page", "html"), ("plot", "svg"), ("figures", "json")):
+        print(f"{what:8}{Path(cfg.workdir) / f'study.{suffix}'}")
+
+
+if __name__ == "__main__":
+    cli.run(run, StudyRun, resumes=True, read_model=read_config)
