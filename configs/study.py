@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from configs import common, quickstart
 
-UPDATES = 480  # of SFT that each arm has, whatever it spends them on
-DAPO_STEPS = 10
+UPDATES = 1600  # of SFT that each arm has, whatever it spends them on
+DAPO_STEPS = 30
 SMOKE_UPDATES, SMOKE_DAPO_STEPS = 4, 1
 
 

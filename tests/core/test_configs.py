@@ -50,6 +50,7 @@ SCHEMAS = {
     "evolve": "evolve.EvolveRun",
     "export_hf": "export_hf.ExportRun",
     "report": "report.ReportConfig",
+    "study": "study.StudyRun",
 }
 WITH_MODEL = ("ramp_sft", "qa_sft", "ramp_dapo", "qa_dapo", "evaluate", "export_hf", "quickstart")
 ARGUMENTS = [(name, "") for name in SCHEMAS] + [
@@ -176,7 +177,7 @@ MODEL |= dict.fromkeys(("quickstart", "evolve"), ("tiny", "model."))
 MODEL |= {"build_trajectories": ("qwen2.5-1.5b", "student.model.")}
 SWITCHES = dict.fromkeys((*MODEL, "build_ramp", "build_cache", "build_dataset"), ("", "runlocal"))
 SWITCHES |= {"export_hf": ("",)}
-NEW = ("real",)  # since the snapshot
+NEW = ("real", "study")  # since the snapshot
 CASES = [
     (name, "", switch)
     for name in SCHEMAS

@@ -20,6 +20,7 @@ SCHEMAS = {
     "build_index": "BuildIndexRun", "build_ramp": "BuildRampRun",
     "build_dataset": "BuildDatasetRun", "report": "ReportConfig", "quickstart": "QuickstartRun",
     "evolve": "EvolveRun", "evaluate": "EvalRun", "build_trajectories": "BuildTrajectoriesRun",
+    "study": "StudyRun",
 }  # fmt: skip
 
 
@@ -84,6 +85,7 @@ SCHEMAS = {
         ),
         ("quickstart", "quickstart.py", {"workdir": ""}, f"config.workdir is empty; .* {WRITTEN}"),
         ("evolve", "evolve.py", {"workdir": ""}, f"config.workdir is empty; .* {WRITTEN}"),
+        ("study", "study.py", {"workdir": ""}, f"config.workdir is empty; .* {WRITTEN}"),
     ],
 )
 def test_an_empty_path_is_named_with_what_to_give(

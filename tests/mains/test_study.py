@@ -1,0 +1,242 @@
+"""Studies: arms resolve, equal things are made once, a stop loses nothing, a tiny one ends."""
+
+import dataclasses
+import json
+
+import pytest
+
+from configs import study as studies
+from masksearch_jax import study
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.jsonl import write_jsonl
+from masksearch_jax.core.types import Passage, QAExample
+from masksearch_jax.corpus.passages import read_passages, write_passages
+from masksearch_jax.recipes import arms, made
+from masksearch_jax.recipes.made import Made
+from masksearch_jax.recipes.stage_folder import StageFolder, Usage
+from masksearch_jax.runtime import cli
+
+
+@pytest.fixture
+def parse(repository):
+    def parsed(arg, *overrides):
+        argv = ["study", f"--config={repository / 'configs' / 'study.py'}:{arg}"]
+        return cli.parse(study.StudyRun, [*argv, *(f"--config.{o}" for o in overrides)])
+
+    return parsed
+
+
+def planned(cfg, folder):
+    return study.plan(dataclasses.replace(cfg, workdir=str(folder)), Usage(folder))
+
+
+def kinds(found, of=""):
+    return sorted(m.kind for m in found.workshop.all.values() if not of or of in m.of)
+
+
+# ---- configs
+
+
+@pytest.mark.parametrize("name", studies.STUDIES)
+@pytest.mark.parametrize("switch", ["", ",runlocal"])
+def test_every_arm_of_every_study_resolves(name, switch, parse, tmp_path):
+    cfg = parse(name + switch)
+    found = planned(cfg, tmp_path)
+    assert {len(made) for made in found.evaluations.values()} == {cfg.seeds}
+    names = [[m.name for m in made] for made in found.evaluations.values()]
+    assert len({n for own in names for n in own}) == cfg.seeds * len(cfg.arms)  # arms differ
+    for arm, own in found.arms.values():
+        for section in (arms.STAGES[s][0] for s in arm.stages):
+            assert getattr(own, section).steps > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "texts", "trainings"),
+    [
+        ("curriculum", 1, {"ramp_sft": 2}),
+        ("reward", 1, {"ramp_sft": 1, "ramp_dapo": 2}),
+        ("masking", 2, {"ramp_sft": 2}),
+        ("ramp_first", 1, {"ramp_sft": 3, "qa_sft": 4}),
+        ("ramp_sft", 1, {"ramp_sft": 1}),
+        ("controls", 1, {"ramp_sft": 1}),
+        ("data_scale", 3, {"ramp_sft": 3}),
+        ("coverage", 2, {"ramp_sft": 2, "qa_sft": 2}),
+    ],
+)
+def test_what_arms_have_in_common_is_made_once(name, texts, trainings, parse, tmp_path):
+    cfg = parse(name)
+    found = kinds(planned(cfg, tmp_path))
+    assert (found.count("text"), found.count("tokenizer")) == (texts, 1)
+    for stage in arms.STAGES:
+        assert found.count(stage) == cfg.seeds * trainings.get(stage, 0)
+
+
+def test_arms_spend_as_many_updates(parse, tmp_path):
+    def updates(own, arm):
+        return sum(getattr(own, arms.STAGES[stage][0]).steps for stage in arm.stages)
+
+    found = planned(parse("ramp_first"), tmp_path)
+    assert {updates(own, arm) for arm, own in found.arms.values()} == {studies.UPDATES}
+
+
+def test_a_seed_moves_all_that_a_training_draws_and_no_text(parse, tmp_path):
+    cfg = study.recipe(parse("ramp_first"))
+    moved = made.with_seed(cfg, 2)
+    assert made.with_seed(cfg, 0) == cfg
+    seeds = [moved.seed, moved.sft.seed, moved.qa_sft.seed, moved.dapo.seed, moved.rollout.seed]
+    assert seeds == [2] * 5
+    assert moved.ramp.seed == cfg.ramp.seed
+    assert moved.eval.seed == cfg.eval.seed
+
+
+def test_fingerprints_tell_what_decides_from_what_does_not(parse, tmp_path):
+    def names(*overrides):
+        return set(planned(parse("curriculum", *overrides), tmp_path).workshop.all)
+
+    before = names()
+    assert names("checkpoint.every=7", "survival.guard=skip", "sft.log_every=3") == before
+    fewer = names("eval.examples=30")
+    assert set(before - fewer) == {n for n in before if n.startswith("evaluate-")}
+    assert not names("ramp.seed=5") & before
+
+
+def test_a_files_content_decides_and_not_its_place(parse, tmp_path):
+    def text(path):
+        cfg = parse("curriculum", f"corpus.path={path}")
+        return made.settings(study.recipe(cfg), ("corpus.path",))
+
+    one, other = tmp_path / "one.jsonl", tmp_path / "other.jsonl"
+    write_passages(one, [Passage("1", "Oslo", "Oslo is a town.")])
+    other.write_bytes(one.read_bytes())
+    first = text(one)
+    one.write_text(one.read_text().replace("town", "city"))
+    assert text(one) != first
+    assert first["corpus.path"] not in ("", str(one))
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["reference="], "config.reference is empty; it must name the arm .*: mixed, rising"),
+        (["reference=mixd"], "config.reference is 'mixd', no arm; did you mean mixed"),
+        (["seeds=0"], "config.seeds is 0; it must be 1 or more"),
+        (["arms=('a: ramp_sft',)"], "config.arms has 1 arm; a study compares two at least"),
+        (["arms=('a: ramp_sft', 'a: ramp_sft')"], "config.arms has 'a' twice"),
+        (["arms=('ramp_sft', 'b:')"], "'ramp_sft', which is not 'NAME: STAGE"),
+        (["arms=('a: ramp_stf', 'mixed:')"], "a has the stage 'ramp_stf'; did you mean ramp_sft"),
+        (["arms=('a: ramp_sft ramp_sft', 'mixed:')"], "a has a stage twice"),
+        (
+            ["arms=('a: ramp_sft sft.stepz=1', 'mixed:')"],
+            "arms: a: --config.sft.stepz is not a flag; did you mean --config.sft.steps",
+        ),
+        (["arms=('a: seeds=1', 'mixed:')"], "a overrides seeds, which is of the whole study"),
+        (["arms=('a: eval.methods=rag,agent', 'mixed:')"], "a is evaluated by 2 methods"),
+        (["arms=('a: eval.suites=ramp', 'mixed:')"], "all arms are asked the same items"),
+        (["arms=('a: gold_left_out=1.5', 'mixed:')"], "gold_left_out is 1.5 in a; it must lie"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused_before_anything_is_made(
+    overrides, said, parse, tmp_path
+):
+    cfg = dataclasses.replace(parse("curriculum", *overrides), workdir=str(tmp_path / "run"))
+    with pytest.raises(ConfigError, match=said) as error:
+        study.run(cfg)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_study_names_the_nearest(parse):
+    with pytest.raises(ConfigError, match=r"'curiculum' is not one of .*did you mean curriculum\?"):
+        parse("curiculum")
+    with pytest.raises(ConfigError, match=r"one study at a time; .* names curriculum, reward"):
+        parse("reward,curriculum")
+    with pytest.raises(ConfigError, match="judge is an arm of the study reward"):
+        parse("masking,judge")
+    assert parse("reward,judge").arms[-1].startswith("judge: ")
+
+
+# ---- making
+
+
+def test_what_is_done_is_not_made_again_and_a_stop_goes_on(parse, tmp_path):
+    calls = []
+
+    def make(name, fails=False):
+        def work(folder):
+            calls.append(name)
+            if fails and calls.count(name) == 1:
+                raise KeyboardInterrupt
+            return {"at": folder.name}
+
+        return Made(name, "0", work, of=["arm/0"])
+
+    all_made = [make("text"), make("ramp_sft", fails=True), make("evaluate")]
+    workshop = made.Workshop(tmp_path, Usage(tmp_path))
+    workshop.all = {m.name: m for m in all_made}
+    later = [Made("evaluate", "later", dict)] * 3  # so that no results are written
+    found = study.Study(parse("curriculum"), {}, workshop, {"arm": later})
+    with pytest.raises(KeyboardInterrupt):
+        study.make_all(found, StageFolder(tmp_path))
+    study.make_all(found, StageFolder(tmp_path))
+    assert calls == ["text", "ramp_sft", "ramp_sft", "evaluate"]
+    assert json.loads((tmp_path / "stages" / "text-0.json").read_text())["at"] == "text-0"
+
+
+def test_time_left_is_the_mean_of_each_kind():
+    todo = [Made(kind, "0", dict) for kind in ("ramp_sft", "ramp_sft", "evaluate")]
+    assert study.time_left(todo, {"ramp_sft": [10.0, 20.0], "evaluate": [4.0]}) == 34.0
+    assert study.time_left(todo, {"ramp_sft": [10.0]}) is None
+    assert study.time_left([], {}) == 0.0
+
+
+def test_gold_passages_are_left_out_by_their_share_and_nested(tmp_path):
+    passages = [Passage(f"p{i}", "Oslo", "Oslo is a town.") for i in range(40)]
+    write_passages(tmp_path / "passages.jsonl", passages)
+    asked = [QAExample(f"q{i}", "d", "Where?", ("x",), gold=(f"p{i}",)) for i in range(20)]
+    (tmp_path / "questions").mkdir()
+    write_jsonl(tmp_path / "questions" / "train.jsonl", asked[:10])
+    write_jsonl(tmp_path / "questions" / "heldout.jsonl", asked[10:])
+    absent = []
+    for share, count in ((0.1, 2), (0.5, 10)):
+        assert made.leave_out_gold(tmp_path, tmp_path / "thinned", share) == count
+        kept = read_passages(tmp_path / "thinned" / "passages.jsonl", max_bad_fraction=0.0)
+        absent.append({p.id for p in passages} - {p.id for p in kept})
+        assert len(absent[-1]) == count
+        assert absent[-1] <= {f"p{i}" for i in range(20)}
+    assert absent[0] < absent[1]
+
+
+def test_gold_that_no_question_names_cannot_be_left_out(tmp_path):
+    write_passages(tmp_path / "passages.jsonl", [Passage("p", "Oslo", "Oslo is a town.")])
+    with pytest.raises(ConfigError, match=r"gold_left_out is 0\.1, and no question of .* names"):
+        made.leave_out_gold(tmp_path, tmp_path / "thinned", 0.1)
+
+
+@pytest.mark.slow
+def test_a_tiny_study_ends_with_its_table_and_goes_on_with_more_seeds(parse, tmp_path, capsys):
+    """One seed, then two in the same folder: what the first made is not made again."""
+    tiny = (
+        *("seeds=1", "eval.examples=4", "eval.bootstrap=50", "rollout.slots=4"),
+        *("rollout.max_new_tokens=48", "ramp.max_examples=400", "demonstrations=60"),
+        *("question_demonstrations=20", "corpus.limit=200", "model.num_layers=1"),
+        f"workdir={tmp_path / 'one'}",
+        f"made={tmp_path / 'made'}",
+    )
+    study.run(parse("controls,runlocal", *tiny))
+    said = capsys.readouterr()
+    assert "1 seed; 95% intervals over items alone: there is one seed" in said.out
+    told = json.loads((tmp_path / "one" / "study.json").read_text())
+    assert list(told["arms"]) == ["search", "no_search", "random"]
+    assert list(told["results"]["ramp"]) == ["span_recall", "searches"]
+    assert told["results"]["ramp"]["span_recall"]["search"]["mean"]["n"] == 4
+    made_first = {name: one["seconds"] for name, one in told["made"].items()}
+    study.run(parse("controls,runlocal", *tiny, "seeds=2", f"workdir={tmp_path / 'two'}"))
+    told = json.loads((tmp_path / "two" / "study.json").read_text())
+    assert made_first.items() <= {n: one["seconds"] for n, one in told["made"].items()}.items()
+    assert len(told["made"]) == len(made_first) + 4  # a training, three evaluations
+    page = (tmp_path / "two" / "study.html").read_text()
+    assert "2 of 2 seeds are done" in page
+    assert "<svg" in page
