@@ -5,14 +5,15 @@
     ... --config=configs/study.py:reward,judge              with an arm paid by `config.judge`
     ... --config=configs/study.py:ramp_first,hf --config.init=FOLDER    a model of yours
 
-An arm is "NAME: STAGE … KEY=VALUE …". Steps are sized for three seeds on two CPU cores in about 45
-minutes by the times of the quickstart's stages; no study of that length was run. Every number here
-is ours.
+An arm is "NAME: STAGE … KEY=VALUE …". A named model, or `hf`, has text, sizes and steps of
+`configs/real.py`; without one it is the quickstart's small model. Its steps are sized for three
+seeds on two CPU cores in about 45 minutes by the times of the quickstart's stages; no study of that
+length was run. Every number here is ours.
 """
 
 from ml_collections import ConfigDict
 
-from configs import common, quickstart
+from configs import common, quickstart, real
 
 UPDATES = 1600  # of SFT that each arm has, whatever it spends them on
 DAPO_STEPS = 30
@@ -135,12 +136,17 @@ def get_config(arg: str = "") -> ConfigDict:
     asked = [name for name in STUDIES if parsed[name]] or ["ramp_first"]
     if len(asked) > 1:
         raise ValueError(f"one study at a time; {arg!r} names {', '.join(asked)}")
-    c = quickstart.get_config(",".join([parsed.model, *["runlocal"] * parsed.runlocal]))
+    base = quickstart if parsed.model == "tiny" else real
+    c = base.get_config(",".join([parsed.model, *["runlocal"] * parsed.runlocal]))
     c.workdir = f"runs/study/{asked[0]}"
     c.eval.suites, c.eval.methods = ("ramp", "two_hop"), ("agent",)
     c.checkpoint.keep = 1
-    c.sft.steps = c.qa_sft.steps = SMOKE_UPDATES if parsed.runlocal else UPDATES
-    c.dapo.steps = c.qa_dapo.steps = SMOKE_DAPO_STEPS if parsed.runlocal else DAPO_STEPS
+    if parsed.runlocal:
+        c.sft.steps = c.qa_sft.steps = SMOKE_UPDATES
+        c.dapo.steps = c.qa_dapo.steps = SMOKE_DAPO_STEPS
+    elif base is quickstart:
+        c.sft.steps = c.qa_sft.steps = UPDATES
+        c.dapo.steps = c.qa_dapo.steps = DAPO_STEPS
     c.seeds = 2 if parsed.runlocal else 3
     STUDIES[asked[0]](c)
     if parsed.judge:

@@ -114,6 +114,13 @@ def test_a_files_content_decides_and_not_its_place(parse, tmp_path):
     assert first["corpus.path"] not in ("", str(one))
 
 
+@pytest.mark.parametrize("name", studies.STUDIES)
+def test_a_pretrained_model_has_its_own_sizes(name, parse, tmp_path):
+    cfg = parse(f"{name},smollm2-135m")
+    assert (cfg.model.vocab_size, cfg.prompt.style, cfg.init[-5:]) == (49152, "chat", ".gguf")
+    assert kinds(planned(cfg, tmp_path)).count("evaluate") == cfg.seeds * len(cfg.arms)
+
+
 # ---- bad input
 
 
