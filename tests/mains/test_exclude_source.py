@@ -175,7 +175,7 @@ def test_the_student_evaluation_and_dapo(miniature, examples, sources, cfg, monk
         sampler = evaluate.EngineSampler(engine, evaluate.Model(model, vocab, "minimal"))
 
         def prepared(asked):
-            return sampling.prepare(asked, sources, cfg, lambda item, block: True)
+            return sampling.prepare(asked, sources, cfg, lambda item, block: True, lambda: None)
 
         def keep(sampled, attempts):
             found.append(sampled.trajectory)
