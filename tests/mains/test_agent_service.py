@@ -7,7 +7,6 @@ import dataclasses
 import http.client
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -26,9 +25,6 @@ from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.testing.models import ScriptedModel, TextVocab
 from tests.rollout.word_engine import GREEDY, SEARCH
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
 EVIL = '<img src=x onerror="document.title=1">'
 KRONE = Passage("2", f"Krone {EVIL}", f"The krone & the <b>øre</b> are money. {EVIL}")
 OSLO = Passage("1", "Oslo", "Oslo is the capital of Norway.")
@@ -154,18 +150,6 @@ def test_a_page_is_for_this_machine_and_loads_nothing_from_elsewhere(server):
 
 
 # ---- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM:
-        pytest.skip("no Chromium on this machine: neither chromium nor google-chrome is on PATH")
-    with api.sync_playwright() as playwright:
-        flags = ["--no-sandbox"] if os.geteuid() == 0 else []
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield found
-        found.close()
 
 
 @contextlib.contextmanager

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 
 import pytest
 
@@ -12,9 +10,6 @@ from masksearch_jax import viewer
 
 pytestmark = pytest.mark.slow  # a browser starts
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
 ITEMS = 650  # of each of two methods and two evaluations: 2,600 trajectories
 
 
@@ -24,18 +19,6 @@ def page_file(tmp_path_factory, write_run):
     path = folder / "report.html"
     path.write_text(viewer.render([folder]), encoding="utf-8")
     return path
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM:
-        pytest.skip("no Chromium on this machine: neither chromium nor google-chrome is on PATH")
-    with api.sync_playwright() as playwright:
-        flags = ["--no-sandbox"] if os.geteuid() == 0 else []
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield found
-        found.close()
 
 
 @pytest.fixture
