@@ -33,6 +33,7 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+jax.devices()  # JAX begins here, so that no main that a test calls sets another number
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 # A busy machine is no failure of what is tested.
 hypothesis.settings.register_profile("untimed", deadline=None)

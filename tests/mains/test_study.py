@@ -223,6 +223,7 @@ def test_gold_that_no_question_names_cannot_be_left_out(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_a_tiny_study_ends_with_its_table_and_goes_on_with_more_seeds(parse, tmp_path, capsys):
     """One seed, then two in the same folder: what the first made is not made again."""
     tiny = (

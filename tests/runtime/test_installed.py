@@ -55,7 +55,8 @@ def test_the_command_lists_the_mains_and_runs_them(monkeypatch, capsys):
     assert f"configs: {ROOT / 'configs'}\n" in out
 
     assert asked(monkeypatch, capsys, "--version") == (0, installed.version_line() + "\n", "")
-    for spelled in ("serve-search", "serve_search"):
+    for spelled in ("serve-search", "serve_search"):  # each imported as at a start
+        monkeypatch.delitem(sys.modules, "masksearch_jax.serve_search", raising=False)
         status, out, _ = asked(monkeypatch, capsys, spelled, "--config=serve_search", "--help")
         assert status == 0
         assert out.startswith("usage: python -m masksearch_jax.serve_search --config=")
