@@ -298,7 +298,7 @@ class DapoConfig(RewardConfig, LossConfig):
         harmless=True,
     )
     oversample: float = key(
-        1.0, "Prompts in flight per group wanted, where rollout.in_flight keeps them."
+        1.0, "Groups in flight as a step begins, per group wanted, where in_flight keeps them."
     )
     keep_rollouts: float = key(
         0.0,

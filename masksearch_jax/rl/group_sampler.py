@@ -163,9 +163,7 @@ class GroupSampler:
         seen: list[Group] = []
         counts: list[Counts] = []
         drawn = next(self.prompts)
-        ahead = round((self.dapo.oversample - 1) * self.wanted) * jax.process_count()
-        if self.partial and ahead and not hosts.any_process(bool(self.open)):
-            drawn = [*drawn, *self.prompts.extra(ahead)]
+        drawn = [*drawn, *self.prompts.extra(self._ahead())]
         for round_ in range(max(self.dapo.max_refills, 1)):
             if round_:
                 short = lacking(counts, self.wanted)
@@ -182,6 +180,15 @@ class GroupSampler:
         self.carried = [group for group in surplus if group.oldest >= bound]
         self.expired = len(surplus) - len(self.carried)
         return kept, sorted(seen, key=lambda group: group.stream)
+
+    def _ahead(self) -> int:
+        """Groups to draw beyond those wanted, so that `oversample` times these are in flight."""
+        wanted = round((self.dapo.oversample - 1) * self.wanted)
+        if not self.partial or not wanted:
+            return 0
+        processes = jax.process_count()
+        open_ = sum(hosts.gather_counts(len(self.open)))
+        return max(0, wanted - open_ // processes) * processes
 
     def _renew(self, version: int) -> None:
         """Asks anew for samples of open groups that are too old; others of the group wait."""

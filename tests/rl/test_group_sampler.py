@@ -53,11 +53,13 @@ class Part:
     """An engine that ends each run after `count` trajectories, and remembers what it was asked."""
 
     def __init__(self, count: int):
-        self.count, self.asked, self.stats = count, [], EngineStats()
+        self.count, self.asked, self.ended, self.stats = count, [], 0, EngineStats()
 
     def run(self, model, requests, version, *, enough):
         self.asked += [(r.example_id, r.sample, r.prompt_ids.tolist()) for r in requests]
-        for name, sample, _ in self.asked[: self.count]:
+        ended = self.asked[self.ended :][: self.count]
+        self.ended += len(ended)
+        for name, sample, _ in ended:
             yield trajectory(name, sample, version)
 
 
@@ -193,6 +195,19 @@ def test_groups_open_at_a_checkpoint_are_asked_for_again(sampler_of):
     restored.restore(saved(sampler))
     restored.step(None, 1)
     assert after.asked == [(str(i), s, [i, i]) for i in (1, 2, 3, 4, 5) for s in range(2)]
+
+
+def test_as_many_groups_as_oversample_says_are_in_flight_in_every_step(sampler_of):
+    """Groups without spread leave; more prompts than a step wants take their places."""
+    dapo = dataclasses.replace(DAPO, max_refills=1, oversample=2.0)
+    engine = Part(count=6)  # three groups, of the four in flight
+    sampler = sampler_of(engine, Prompts(), dapo, in_flight="keep")
+    in_flight = []
+    for version in range(4):
+        left, asked = len(sampler.open), len(engine.asked)
+        sampler.step(None, version)
+        in_flight.append(left + len(engine.asked[asked:]) // 2)
+    assert in_flight == [4, 4, 4, 4]
 
 
 def test_samples_of_an_open_group_that_are_too_old_are_asked_for_again(sampler_of):
