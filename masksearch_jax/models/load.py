@@ -222,7 +222,8 @@ def _placed(shapes: Transformer, mesh: Mesh) -> Transformer:
 def _has_hf_weights(init: str, config: ModelConfig) -> bool:
     """Whether `init` is an HF folder or GGUF file, that can be read, of this architecture.
 
-    Raises InitError where nothing is there, or an HF folder in a bucket or of another architecture.
+    Raises InitError where no model is there, for an HF folder in a bucket, and for another
+    architecture.
     """
     if not Path(init).exists() and "://" not in init:
         raise InitError(
@@ -237,6 +238,9 @@ def _has_hf_weights(init: str, config: ModelConfig) -> bool:
         )
     check_no_adapter(init)
     if not has_model(init):
+        if Path(init).is_dir() and not checkpoint_files.has_steps(init):
+            names = sorted(p.name for p in Path(init).iterdir())[:10]
+            raise InitError(f"config.init is {init!r}, which is not {_MODEL}; it has {names}")
         return False
     _check_same(init, hf.read_config(init), config)
     return True

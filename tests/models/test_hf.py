@@ -26,7 +26,7 @@ from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.models import hf, reload_check
 from masksearch_jax.models.hf_card import Card
 from masksearch_jax.models.hf_config import HfError, read_config, to_hf_config
-from masksearch_jax.models.load import describe, initial
+from masksearch_jax.models.load import InitError, describe, initial
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.runtime import cli
@@ -667,3 +667,11 @@ def test_a_folder_transformers_cannot_load_says_why(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "model" / "config.json", tmp_path / "config.json")
     with pytest.raises(reload_check.ReloadError, match=r"could not reload .*safetensors"):
         reload_check.reference(tmp_path, PROMPTS, 1)
+
+
+def test_a_folder_without_a_model_is_told_with_what_it_has(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    mesh = make_mesh(MeshConfig(1, -1, 1))
+    said = r"config\.init is '.*', which is not a folder in .*; it has \['tokenizer\.json'\]"
+    with pytest.raises(InitError, match=said):
+        initial(str(tmp_path), TINY_QWEN2, FLOAT32, mesh, 0)
