@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import time
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -53,17 +54,22 @@ def find(
 def find_recorded(
     tool: SearchTool, queries: Sequence[str], cfg: SearchConfig, source: str
 ) -> tuple[tuple[Passage, ...], tuple[QueryRecord, ...]]:
-    """As `find`, with a record of what the tool gave for each query, before any was left out."""
+    """As `find`, with a record of what the tool gave for each query, before any was left out.
+
+    A tool that tells no seconds took those of the call.
+    """
     hidden = source if cfg.exclude_source else ""
     depth = cfg.top_k + bool(hidden)
+    started = time.monotonic()
     found = tool.search(queries, depth)
     # A tool whose index has a passage cut in several has its id several times.
     while hidden and any(_lacks(hits, hidden, cfg.top_k, depth) for hits in found):
         depth *= 2
         found = tool.search(queries, depth)
     seen = [[p for p in hits if not hidden or p.id != hidden][: cfg.top_k] for hits in found]
+    seconds = time.monotonic() - started
     shown = tuple(map(_as_text, markup.merge_results(seen, cfg.max_passages)))
-    return shown, tuple(map(_record, found))
+    return shown, tuple(_record(hits, seconds) for hits in found)
 
 
 def _lacks(hits: Sequence[Passage], hidden: str, top_k: int, depth: int) -> bool:
@@ -71,11 +77,12 @@ def _lacks(hits: Sequence[Passage], hidden: str, top_k: int, depth: int) -> bool
     return len(hits) == depth <= _DEEPEST and sum(p.id != hidden for p in hits) < top_k
 
 
-def _record(hits: Sequence[Passage]) -> QueryRecord:
+def _record(hits: Sequence[Passage], seconds: float) -> QueryRecord:
     ids = tuple(p.id for p in hits)
     if not isinstance(hits, Hits):
-        return QueryRecord(ids)
-    return QueryRecord(ids, hits.scores, hits.attempts, hits.seconds, hits.cached)
+        return QueryRecord(ids, seconds=seconds)
+    took = hits.seconds or (0.0 if hits.cached else seconds)
+    return QueryRecord(ids, hits.scores, hits.attempts, took, hits.cached)
 
 
 def _as_text(passage: Passage) -> Passage:

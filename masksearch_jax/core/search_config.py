@@ -32,7 +32,9 @@ class SearchConfig:
         harmless=True,
     )
     replay: bool = key(
-        False, "Answer from the cache alone, and fail where it lacks a result.", harmless=True
+        False,
+        "Answer from the cache alone, or from search.recorded, and fail where it lacks a result.",
+        harmless=True,
     )
     exclude_source: bool = key(
         False,
@@ -87,5 +89,22 @@ class SearchConfig:
     batch_wait: float = key(
         0.002,
         "Seconds in which searches of kind http that start together become one request.",
+        harmless=True,
+    )
+    cache_bytes: int = key(
+        2**33,
+        "Bytes that the cache's file may take; results used longest ago go first; 0: no bound.",
+        harmless=True,
+        least=0,
+    )
+    recorded: str = key(
+        "",
+        "Trajectories, a JSONL file or a folder of them, whose recorded searches search.replay "
+        "answers from, with the passages of search.index.",
+        harmless=True,
+    )
+    requests_per_second: float = key(
+        0.0,
+        "Requests that may begin in a second, of this process; what is cached is none. 0: any.",
         harmless=True,
     )

@@ -20,7 +20,7 @@ from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.llm_config import EndpointConfig
 from masksearch_jax.core.retrieval import SearchError, SearchTool
-from masksearch_jax.core.types import Passage, Segment, Status, Trajectory, Turn
+from masksearch_jax.core.types import Passage, QueryRecord, Segment, Status, Trajectory, Turn
 from masksearch_jax.evals import methods
 from masksearch_jax.evals.sampling import Asked, Sampled, shown_of
 
@@ -134,12 +134,15 @@ class EndpointSampler:
         cfg, started = self._search, time.perf_counter()
         queries = markup.parse_queries(said, cfg.max_queries)
         try:
-            found: tuple[Passage, ...] = ()
+            passages: tuple[Passage, ...] = ()
+            found: tuple[QueryRecord, ...] = ()
             if queries:
-                found = await asyncio.to_thread(retrieval.find, self._tool, queries, cfg, hidden)
+                given = (self._tool, queries, cfg, hidden)
+                passages, found = await asyncio.to_thread(retrieval.find_recorded, *given)
         except (SearchError, OSError) as error:
             seconds = time.perf_counter() - started
             return Turn(queries, (), (), seconds, f"{type(error).__name__}: {error}"), ""
-        information, shown = markup.render_information(found)
+        information, shown = markup.render_information(passages)
         ids, titles = tuple(p.id for p in shown), tuple(p.title for p in shown)
-        return Turn(queries, ids, titles, time.perf_counter() - started), information
+        seconds = time.perf_counter() - started
+        return Turn(queries, ids, titles, seconds, found=found), information

@@ -78,10 +78,11 @@ def retrieve(
     """
     started = time.perf_counter()
     query = query_of(example)
-    found = retrieval.find(tool, (query,), cfg, hidden)
-    information, shown = markup.render_information(found, fits=fits)
+    passages, found = retrieval.find_recorded(tool, (query,), cfg, hidden)
+    information, shown = markup.render_information(passages, fits=fits)
     ids, titles = tuple(p.id for p in shown), tuple(p.title for p in shown)
-    return Retrieved(Turn((query,), ids, titles, time.perf_counter() - started), information)
+    seconds = time.perf_counter() - started
+    return Retrieved(Turn((query,), ids, titles, seconds, found=found), information)
 
 
 def opening(method: str, style: str) -> str:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Sequence
 
 from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.types import Hits, Passage
 
 MODES = ("use", "replay")
+LEAST_BYTES = 2**20  # that a bound must leave
+_LAYOUT = 2  # of the tables, as SQLite's user_version
+_SPARE = 0.1  # of the bound that is made free when it is passed
 _TABLES = (
     """create table if not exists results (
-    source text, query text, top_k integer, passages text, primary key (source, query, top_k)
-    ) without rowid""",
+    id integer primary key, source text, query text, top_k integer, found text, used integer,
+    unique (source, query, top_k))""",
+    "create index if not exists by_use on results (used)",
     "create table if not exists versions (name text primary key, fingerprint text) without rowid",
+    f"pragma user_version={_LAYOUT}",
 )
 
 
@@ -28,7 +36,9 @@ class CachedSearch:
     run can be repeated with no network, and raises SearchError for what was not recorded. Failures
     are not recorded. `name` says what is searched, so that one file can serve several tools, and
     `fingerprint` which version of it: results of an index that was rebuilt since are not used. A
-    replay is of the version that was asked last.
+    replay is of the version that was asked last. Several processes may share a file.
+
+    max_bytes: that the file's results may take; those that were used longest ago go first. 0: any.
     """
 
     def __init__(
@@ -39,6 +49,7 @@ class CachedSearch:
         mode: str = "use",
         name: str = "",
         fingerprint: str = "",
+        max_bytes: int = 0,
     ):
         if mode not in MODES:
             raise SearchError(f"cache mode is {mode!r}, must be one of {', '.join(MODES)}")
@@ -46,28 +57,45 @@ class CachedSearch:
             raise SearchError('cache mode "use" needs a tool to ask for what is not recorded')
         if mode == "replay" and not os.path.isfile(path):
             raise SearchError(f"nothing to replay: no search cache at {path}")
+        if 0 < max_bytes < LEAST_BYTES:
+            raise SearchError(
+                f"search.cache_bytes is {max_bytes}, must be 0 for no bound or at least "
+                f"{LEAST_BYTES}"
+            )
         self._tool = tool
         self._path = os.fspath(path)
         self._mode = mode
+        self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self.hits = 0  # queries answered from the file
         self.misses = 0  # queries that were not in it
         try:
-            self._database = sqlite3.connect(self._path, timeout=30, check_same_thread=False)
-            if mode == "use":
-                self._database.execute("pragma journal_mode=wal")
-                self._database.execute("pragma synchronous=normal")
-                for table in _TABLES:
-                    self._database.execute(table)
-                newest = "insert or replace into versions values (?,?)"
-                with self._database:
-                    self._database.execute(newest, (name, fingerprint))
-            else:
-                asked = "select fingerprint from versions where name=?"
-                fingerprint = (self._database.execute(asked, (name,)).fetchone() or ("",))[0]
+            fingerprint = self._open(name, fingerprint)
         except sqlite3.Error as error:
             raise SearchError(f"cannot open the search cache {self._path}: {error}") from error
         self._source = f"{name}@{fingerprint}"
+
+    def _open(self, name: str, fingerprint: str) -> str:
+        """Opens the file; the fingerprint whose results are used."""
+        self._database = sqlite3.connect(self._path, timeout=30, check_same_thread=False)
+        layout = self._pragma("user_version")
+        if layout != _LAYOUT and self._has_table("results"):
+            raise SearchError(
+                f"the search cache {self._path} has layout {layout}, must be {_LAYOUT}: remove it "
+                "or name another file as search.cache"
+            )
+        if self._mode == "replay":
+            asked = "select fingerprint from versions where name=?"
+            return (self._database.execute(asked, (name,)).fetchone() or ("",))[0]
+        self._database.execute("pragma journal_mode=wal")
+        self._database.execute("pragma synchronous=normal")
+        for table in _TABLES:
+            self._database.execute(table)
+        with self._database:
+            newest = "insert or replace into versions values (?,?)"
+            self._database.execute(newest, (name, fingerprint))
+            self._evict()
+        return fingerprint
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
         found = self._load(dict.fromkeys(queries), top_k)
@@ -75,11 +103,11 @@ class CachedSearch:
         with self._lock:
             self.misses += len(missing)
             self.hits += len(queries) - len(missing)
-        if missing and self._mode == "replay":
+        if missing and self._tool is None:
             raise SearchError(
                 f"query {missing[0]!r} with top_k {top_k} is not recorded in {self._path}"
             )
-        if missing:
+        if missing and self._tool is not None:
             asked = dict(zip(missing, self._tool.search(missing, top_k), strict=True))
             self._save(asked, top_k)
             found |= asked
@@ -90,30 +118,78 @@ class CachedSearch:
             self._database.close()
 
     def _load(self, queries: Iterable[str], top_k: int) -> dict[str, list[Passage]]:
-        select = "select passages from results where source=? and query=? and top_k=?"
+        select = "select id, found from results where source=? and query=? and top_k=?"
         found: dict[str, list[Passage]] = {}
+        used: list[tuple[int, int]] = []
         try:
             with self._lock:
                 for query in queries:
                     row = self._database.execute(select, self._key(query, top_k)).fetchone()
                     if row:
-                        passages = (Passage(*fields) for fields in json.loads(row[0]))
-                        found[query] = Hits(passages, cached=True)
-        except (sqlite3.Error, ValueError, TypeError) as error:
+                        used.append((time.time_ns(), row[0]))
+                        found[query] = _hits(row[1])
+                self._note_use(used)
+        except (sqlite3.Error, ValueError, TypeError, LookupError) as error:
             raise SearchError(f"cannot read the search cache {self._path}: {error}") from error
         return found
 
+    def _note_use(self, used: list[tuple[int, int]]) -> None:
+        """Writes down when rows were used; where that fails, they only go earlier."""
+        if not (used and self._max_bytes and self._mode == "use"):
+            return
+        with contextlib.suppress(sqlite3.Error), self._database:
+            self._database.executemany("update results set used=? where id=?", used)
+
     def _save(self, results: dict[str, list[Passage]], top_k: int) -> None:
-        rows = [
-            (*self._key(query, top_k), json.dumps([dataclasses.astuple(p) for p in passages]))
-            for query, passages in results.items()
-        ]
+        now = time.time_ns()
+        rows = [(*self._key(q, top_k), _as_json(hits), now) for q, hits in results.items()]
+        insert = (
+            "insert or replace into results (source, query, top_k, found, used) values (?,?,?,?,?)"
+        )
         try:
             with self._lock, self._database:
-                self._database.executemany("insert or replace into results values (?,?,?,?)", rows)
+                self._database.executemany(insert, rows)
+                self._evict()
         except sqlite3.Error as error:
             raise SearchError(f"cannot write the search cache {self._path}: {error}") from error
+
+    def _evict(self) -> None:
+        """Removes the results used longest ago, in the open transaction, where there are too many.
+
+        Pages that become free are used again: the file stays about as large as its bound.
+        """
+        while self._max_bytes and (size := self._size()) > self._max_bytes:
+            (count,) = self._database.execute("select count(*) from results").fetchone()
+            if not count:
+                return
+            share = (size - self._max_bytes) / size + _SPARE
+            oldest = "select id from results order by used, id limit ?"
+            gone = f"delete from results where id in ({oldest})"
+            self._database.execute(gone, (math.ceil(count * share),))
+
+    def _size(self) -> int:
+        """Bytes of the file's pages that hold anything."""
+        pages = self._pragma("page_count") - self._pragma("freelist_count")
+        return pages * self._pragma("page_size")
+
+    def _pragma(self, name: str) -> int:
+        return int(self._database.execute(f"pragma {name}").fetchone()[0])
+
+    def _has_table(self, name: str) -> bool:
+        asked = "select 1 from sqlite_master where type='table' and name=?"
+        return self._database.execute(asked, (name,)).fetchone() is not None
 
     def _key(self, query: str, top_k: int) -> tuple[str, str, int]:
         # As JSON, since SQLite takes neither lone surrogates nor, whole, a NUL.
         return self._source, json.dumps(query), top_k
+
+
+def _as_json(hits: Sequence[Passage]) -> str:
+    passages = [dataclasses.astuple(p) for p in hits]
+    return json.dumps({"passages": passages, "scores": getattr(hits, "scores", ())})
+
+
+def _hits(text: str) -> Hits:
+    found = json.loads(text)
+    passages = (Passage(*fields) for fields in found["passages"])
+    return Hits(passages, scores=found["scores"], cached=True)

@@ -9,6 +9,7 @@ from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.types import Example, RampExample
+from masksearch_jax.search.rate import LimitedSearch, RateLimit
 from masksearch_jax.search.shared import SharedSearch
 from masksearch_jax.search.tool import NoSearch, RandomSearch
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 KINDS = ("bm25", "dense", "hybrid", "http", "none", "random")
 _INDEXED = ("bm25", "dense", "hybrid", "random")
 _SLOW = ("dense", "hybrid", "http")  # kinds whose results are kept in memory
+_REMOTE = ("http",)  # kinds that send requests, and bound their rate themselves
+_CONTROLS = ("none", "random")
 _FIRST_QUERY = "river"  # of any tool, to see that it answers
 _PROBES, _PROBE_DEPTH = 8, 10  # examples searched for, and how deep
 
@@ -30,9 +33,14 @@ def open_tool(cfg: SearchConfig) -> SearchTool:
     asked.
     """
     # Imported here, so that each kind loads only its own dependencies (and those import this file).
+    if cfg.recorded:
+        return _recorded(cfg)
     tool = None if cfg.replay else _answering(cfg)
     if not cfg.cache and tool is None:
-        raise SearchError("search.replay answers from a cache, and search.cache names none")
+        raise SearchError(
+            "search.replay answers from what was recorded: search.cache names none, and neither "
+            "does search.recorded"
+        )
     if cfg.cache:
         from masksearch_jax.search.cache import CachedSearch
 
@@ -42,14 +50,34 @@ def open_tool(cfg: SearchConfig) -> SearchTool:
             mode="replay" if cfg.replay else "use",
             name=cfg.url if cfg.kind == "http" else f"{cfg.kind}:{cfg.index}",
             fingerprint=getattr(tool, "fingerprint", ""),
+            max_bytes=cfg.cache_bytes,
         )
     if cfg.memory > 0 and (cfg.cache or cfg.kind in _SLOW):
         return SharedSearch(tool, cfg.memory)
     return tool
 
 
+def _recorded(cfg: SearchConfig) -> SearchTool:
+    """What trajectories recorded of a tool; a control, which asks no service, is itself."""
+    if not cfg.replay or cfg.cache:
+        raise SearchError(
+            "search.recorded is what search.replay answers from, without search.cache: set "
+            "search.replay, and search.cache to nothing"
+        )
+    if cfg.kind in _CONTROLS:
+        return _open(cfg)
+    from masksearch_jax.search.bm25 import BM25
+    from masksearch_jax.search.recorded import RecordedSearch
+
+    check_given(cfg, "config.search", index="the folder that has the recorded passages")
+    index = BM25.open(cfg.index)
+    return RecordedSearch(cfg.recorded, index.passages, index.fingerprint)
+
+
 def _answering(cfg: SearchConfig) -> SearchTool:
     tool = _open(cfg)
+    if cfg.requests_per_second > 0 and cfg.kind not in _REMOTE:
+        tool = LimitedSearch(tool, RateLimit(cfg.requests_per_second), cfg.timeout)
     try:
         tool.search([_FIRST_QUERY], cfg.top_k)
     except (SearchError, OSError) as error:
@@ -64,7 +92,7 @@ def check_source_passages(tool: SearchTool, cfg: SearchConfig, examples: Sequenc
     would notice. So paragraphs of the first few RAMP examples are searched for, and one of them at
     least must come back as the passage that it is of. A replayed run was checked when recorded.
     """
-    if not cfg.exclude_source or cfg.replay or cfg.kind in ("none", "random"):
+    if not cfg.exclude_source or cfg.replay or cfg.kind in _CONTROLS:
         return
     asked = [e for e in examples if isinstance(e, RampExample)][:_PROBES]
     depth = max(_PROBE_DEPTH, cfg.top_k + 1)
@@ -107,6 +135,7 @@ def _open(cfg: SearchConfig) -> SearchTool:
             backoff=cfg.backoff,
             hedge=cfg.hedge,
             batch_wait=cfg.batch_wait,
+            limit=RateLimit(cfg.requests_per_second),
         )
     if cfg.kind == "none":
         return NoSearch()

@@ -22,6 +22,7 @@ from masksearch_jax.core import contents
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Hits, Passage
 from masksearch_jax.search.gather import Gatherer, RefusedError
+from masksearch_jax.search.rate import RateLimit
 from masksearch_jax.search.replicas import FailedForNow, GaveUp, Patience, Replicas, retry_after
 
 MAX_RESPONSE = 64 * 2**20  # bytes
@@ -48,12 +49,13 @@ class RemoteSearch:
         backoff: float = 0.1,
         hedge: float = 0.0,
         batch_wait: float = 0.0,
+        limit: RateLimit | None = None,
     ):
         self._url = url
         self._urls = [_service(one.strip()) for one in url.split(",")]
         patience = Patience(timeout, attempt_timeout, retries, backoff, hedge)
         self._timeout = timeout
-        self._replicas: Replicas[list[Any]] = Replicas(self._urls, patience)
+        self._replicas: Replicas[list[Any]] = Replicas(self._urls, patience, limit)
         self._gatherer = Gatherer(self._ask, batch_wait)
         self._client = httpx2.Client(
             trust_env=False,

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
+from masksearch_jax.search.rate import RateLimit
+
 Reply = TypeVar("Reply")
 
 MAX_BACKOFF = 2.0  # seconds between attempts, unless a service asks for more
@@ -65,13 +67,14 @@ class Replica:
 class Replicas(Generic[Reply]):
     """Sends requests to one of several replicas; safe for threads.
 
-    send(url, seconds): one attempt of at most so many seconds. Raises FailedForNow where another
-    may succeed; what else it raises ends the request.
+    limit: of all attempts. send(url, seconds): one attempt of at most so many seconds. Raises
+    FailedForNow where another may succeed; what else it raises ends the request.
     """
 
-    def __init__(self, urls: Sequence[str], patience: Patience):
+    def __init__(self, urls: Sequence[str], patience: Patience, limit: RateLimit | None = None):
         self._replicas = [Replica(url) for url in urls]
         self._patience = patience
+        self._limit = limit or RateLimit(0)
         self._changed = threading.Condition()
 
     def request(self, send: Callable[[str, float], Reply]) -> tuple[Reply, int]:
@@ -82,6 +85,9 @@ class Replicas(Generic[Reply]):
         failed: Replica | None = None
         last = "no replica may be asked"
         while attempts <= patience.retries:
+            if not self._limit.wait(deadline - time.monotonic()):
+                last = f"no turn at {self._limit.per_second:g} requests a second, after: {last}"
+                break
             replica = self._take(deadline, failed)
             if replica is None:
                 break
@@ -115,7 +121,8 @@ class Replicas(Generic[Reply]):
             try:
                 reply, error = replies.get(timeout=max(0.0, hedge if may_hedge else left))
             except queue.Empty:
-                second = self._take(time.monotonic(), replica) if may_hedge else None
+                can = may_hedge and self._limit.wait(0.0)
+                second = self._take(time.monotonic(), replica) if can else None
                 if not may_hedge:
                     message = f"{replica.url}: TimeoutError, no reply in time"
                     raise FailedForNow(message, is_late=True) from None

@@ -261,7 +261,8 @@ HARMLESS = {
     "plan": ("topology", "slices", "improve", "json"),
     "search": (
         *("timeout", "attempt_timeout", "retries", "backoff", "hedge", "batch_wait", "workers"),
-        *("cache", "replay", "encoder", "memory"),
+        *("cache", "replay", "encoder", "memory", "cache_bytes", "recorded"),
+        *("requests_per_second",),
     ),
     "rollout": (
         *("slots", "decode_share", "kv_tokens", "page_tokens", "attention", "weights"),

@@ -1,6 +1,10 @@
 """The search cache: what is recorded, replayed without a tool, and refused."""
 
 import dataclasses
+import json
+import sqlite3
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -10,7 +14,7 @@ from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage
 from masksearch_jax.search.bm25 import build
-from masksearch_jax.search.cache import CachedSearch
+from masksearch_jax.search.cache import LEAST_BYTES, CachedSearch
 from masksearch_jax.search.open import open_tool
 from masksearch_jax.search.tool import FakeSearch, NoSearch
 from tests.search.fruit import FRUIT
@@ -94,3 +98,79 @@ def test_a_rebuilt_index_answers_with_its_own_passages(tmp_path):
     replayed = open_tool(dataclasses.replace(cfg, replay=True))
     assert replayed.search(["red fruit"], 2) == [[FRUIT[2]]]
     replayed.close()
+
+
+def test_scores_are_remembered(fruit, tmp_path):
+    with cached(fruit, tmp_path / "c") as cache:
+        (first,) = cache.search(["red"], 2)
+        (again,) = cache.search(["red"], 2)
+    assert (first, first.scores) == (again, again.scores)
+    assert (first.cached, again.cached) == (False, True)
+
+
+def test_the_results_used_longest_ago_make_room(tmp_path):
+    path = tmp_path / "c"
+    tool = FakeSearch(lambda query: [Passage(query, "", "x" * 20_000)])
+    with cached(tool, path, max_bytes=LEAST_BYTES) as cache:
+        for number in range(200):
+            cache.search(["kept"], 1)
+            cache.search([f"q{number}"], 1)
+        assert cache._size() <= LEAST_BYTES
+        assert path.stat().st_size <= 1.1 * LEAST_BYTES
+        asked = len(tool.calls)
+        assert asked == 201
+        newest = [f"q{number}" for number in range(170, 200)]
+        cache.search([*newest, "kept"], 1)
+        assert len(tool.calls) == asked
+        cache.search(["q0"], 1)
+        assert len(tool.calls) == asked + 1
+    with cached(tool, path) as whole:  # without a bound nothing goes
+        for number in range(100):
+            whole.search([f"more{number}"], 1)
+        assert whole._size() > 2 * LEAST_BYTES
+    with cached(tool, path, max_bytes=LEAST_BYTES) as again:
+        assert again._size() <= LEAST_BYTES
+
+
+FILL = """
+import sys
+from masksearch_jax.core.types import Passage
+from masksearch_jax.search.cache import LEAST_BYTES, CachedSearch
+from masksearch_jax.search.tool import FakeSearch
+path, name = sys.argv[1:]
+tool = FakeSearch(lambda query: [Passage(query, "", "x" * 20_000)])
+cache = CachedSearch(tool, path, max_bytes=LEAST_BYTES)
+for number in range(150):
+    queries = [f"{name}{number}", f"shared{number % 40}"]
+    assert [hits[0].id for hits in cache.search(queries, 1)] == queries
+assert cache._size() <= LEAST_BYTES
+"""
+
+
+def test_several_processes_share_a_bounded_cache(tmp_path, repository):
+    commands = [[sys.executable, "-c", FILL, str(tmp_path / "c"), name] for name in "ab"]
+    running = [subprocess.Popen(command, cwd=repository) for command in commands]
+    assert [process.wait(60) for process in running] == [0, 0]
+    found = sqlite3.connect(tmp_path / "c").execute("select query, found from results").fetchall()
+    assert found
+    assert all(json.loads(q) == json.loads(f)["passages"][0][0] for q, f in found)
+
+
+def test_a_bound_that_is_too_small_and_another_layout_are_refused(tmp_path):
+    with pytest.raises(SearchError, match=r"cache_bytes is 7, must be 0 for no bound or at least"):
+        CachedSearch(NoSearch(), tmp_path / "c", max_bytes=7)
+    old = sqlite3.connect(tmp_path / "old")
+    old.execute("create table results (source text)")
+    old.close()
+    for mode in ("use", "replay"):
+        with pytest.raises(SearchError, match=r"old has layout 0, must be 2: remove it"):
+            CachedSearch(NoSearch(), tmp_path / "old", mode=mode)
+
+
+def test_a_disk_that_is_full_is_an_error_of_the_tool(small_disk):
+    tool = FakeSearch(lambda query: [Passage(query, "", "x" * 400_000)])
+    with cached(tool, small_disk / "c") as cache:
+        queries = [f"q{number}" for number in range(9)]
+        with pytest.raises(SearchError, match=r"cannot write the search cache .*full"):
+            list(map(lambda query: cache.search([query], 1), queries))  # noqa: C417
+        assert cache.search(["q0"], 1)[0].cached  # what was written is whole

@@ -1,0 +1,71 @@
+"""Searches that trajectories recorded, answered again: a run is repeated without its tool."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from masksearch_jax.core.retrieval import SearchError
+from masksearch_jax.core.types import Hits, JsonObject, Passage, QueryRecord, Turn, from_json
+from masksearch_jax.search.store import PassageStore
+
+_PATTERNS = ("*.jsonl", "*.jsonl.gz")
+
+
+class RecordedSearch:
+    """Answers what the turns of trajectories recorded, with the passages that `passages` has.
+
+    path: a file of JSON lines, plain or gzipped, or a folder of such files; a line is a trajectory.
+    Of a query that was recorded several times the longest record counts. Raises SearchError for a
+    query that none asked, and for a passage that is not there.
+    """
+
+    def __init__(self, path: str, passages: PassageStore, fingerprint: str = ""):
+        self.passages, self.fingerprint, self._path = passages, fingerprint, path
+        self._found: dict[str, QueryRecord] = {}
+        for turn in _turns(path):
+            for query, record in zip(turn.queries, turn.found, strict=False):
+                kept = self._found.get(query)
+                if kept is None or len(record.passage_ids) > len(kept.passage_ids):
+                    self._found[query] = record
+        if not self._found:
+            raise SearchError(f"nothing to replay: no trajectory in {path} recorded a search")
+
+    def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
+        return [self._one(query, top_k) for query in queries]
+
+    def _one(self, query: str, top_k: int) -> Hits:
+        record = self._found.get(query)
+        if record is None:
+            raise SearchError(f"query {query!r} is not recorded in {self._path}")
+        passages = [self._passage(name) for name in record.passage_ids[:top_k]]
+        return Hits(passages, scores=record.scores[:top_k], cached=True)
+
+    def _passage(self, name: str) -> Passage:
+        passage = self.passages.find(name)
+        if passage is None:
+            raise SearchError(f"passage {name!r}, recorded in {self._path}, is not in search.index")
+        return passage
+
+
+def _turns(path: str) -> Iterator[Turn]:
+    """The turns of all trajectories. Raises SearchError naming a line that is no trajectory."""
+    place = Path(path)
+    files = sorted(f for p in _PATTERNS for f in place.rglob(p)) if place.is_dir() else [place]
+    for file in files:
+        for number, line in enumerate(_lines(file), start=1):
+            try:
+                row: JsonObject = json.loads(line)
+                yield from (from_json(Turn, turn) for turn in row.get("turns", ()))
+            except (ValueError, TypeError, AttributeError, LookupError) as error:
+                raise SearchError(f"{file}:{number} is no trajectory: {error}") from error
+
+
+def _lines(file: Path) -> Iterator[str]:
+    try:
+        with gzip.open(file, "rt") if file.suffix == ".gz" else open(file) as lines:
+            yield from lines
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise SearchError(f"cannot read the recorded searches {file}: {error}") from error

@@ -1,0 +1,83 @@
+"""Searches that trajectories recorded, answered again with no tool but the passages."""
+
+import dataclasses
+import gzip
+import json
+
+import pytest
+
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.retrieval import SearchError, find_recorded
+from masksearch_jax.core.types import Turn, to_json
+from masksearch_jax.search.bm25 import build
+from masksearch_jax.search.open import open_tool
+from tests.search.fruit import FRUIT
+
+CFG = SearchConfig("http", "", "http://127.0.0.1:1", 2, 3, 2, timeout=1.0, workers=1)
+
+
+@pytest.fixture
+def index(tmp_path):
+    build(FRUIT, tmp_path / "index")
+    return str(tmp_path / "index")
+
+
+def record(fruit, path, *asked, **changes):
+    """Writes a trajectory whose turns made these searches; what each of them showed."""
+    cfg = dataclasses.replace(CFG, **changes)
+    shown, turns = [], []
+    for queries in asked:
+        passages, found = find_recorded(fruit, queries, cfg, "")
+        shown.append(passages)
+        turns.append(to_json(Turn(queries, (), (), 0.1, found=found)))
+    path.write_bytes(gzip.compress(json.dumps({"turns": turns, "step": 3}).encode()))
+    return shown
+
+
+def test_recorded_searches_are_answered_again_without_their_service(fruit, index, tmp_path):
+    folder = tmp_path / "run" / "rollouts"
+    folder.mkdir(parents=True)
+    first = record(fruit, folder / "1.jsonl.gz", ("red", "tropic"), ("yellow",))
+    (second,) = record(fruit, folder / "2.jsonl.gz", ("red",), top_k=3)
+    (folder / "0.jsonl").write_text('{"no": "turns"}\n')
+    cfg = dataclasses.replace(CFG, index=index, replay=True, recorded=str(tmp_path / "run"))
+    tool = open_tool(cfg)
+    assert find_recorded(tool, ("red", "tropic"), cfg, "")[0] == first[0]
+    assert find_recorded(tool, ("yellow",), cfg, "")[0] == first[1]
+    deeper = dataclasses.replace(cfg, top_k=3)
+    assert find_recorded(tool, ("red",), deeper, "")[0] == second
+    (hits,) = tool.search(["red"], 2)
+    assert (hits.cached, hits.scores) == (True, fruit.search(["red"], 2)[0].scores)
+    with pytest.raises(SearchError, match="query 'apple' is not recorded in"):
+        tool.search(["red", "apple"], 2)
+    assert open_tool(dataclasses.replace(cfg, kind="none")).search(["apple"], 2) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"t\.jsonl:1 is no trajectory"),
+        ('{"turns": [{"queries": ["q"]}]}', "missing fields"),
+        ("[1]", r"t\.jsonl:1 is no trajectory"),
+        ('{"turns": []}', "no trajectory in .* recorded a search"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused(index, tmp_path, text, message):
+    (tmp_path / "t.jsonl").write_text(text)
+    cfg = dataclasses.replace(CFG, index=index, replay=True, recorded=str(tmp_path / "t.jsonl"))
+    with pytest.raises(SearchError, match=message):
+        open_tool(cfg)
+
+
+def test_what_cannot_be_replayed_is_said(fruit, index, tmp_path):
+    record(fruit, tmp_path / "t.jsonl.gz", ("red",))
+    cfg = dataclasses.replace(CFG, index=index, replay=True, recorded=str(tmp_path / "t.jsonl.gz"))
+    build(FRUIT[3:], index)
+    tool = open_tool(cfg)
+    with pytest.raises(SearchError, match=r"passage '[ac]', recorded in .* not in search\.index"):
+        tool.search(["red"], 2)
+    for changes in ({"replay": False}, {"cache": "c"}):
+        with pytest.raises(SearchError, match=r"search\.recorded is what search\.replay answers"):
+            open_tool(dataclasses.replace(cfg, **changes))
+    with pytest.raises(SearchError, match="cannot read the recorded searches"):
+        open_tool(dataclasses.replace(cfg, recorded=str(tmp_path / "none.jsonl")))
