@@ -60,7 +60,7 @@ class SearchConfig:
     fusion_depth: int = key(100, "Passages of each ranking that are joined.", least=1)
     memory: int = key(
         10_000,
-        "Results that kinds http, dense and hybrid, and a cache, keep in memory, the last used.",
+        "Results that a cache, a reranker and kinds http, dense and hybrid keep, the last used.",
         harmless=True,
         least=0,
     )
@@ -108,3 +108,9 @@ class SearchConfig:
         "Requests that may begin in a second, of this process; what is cached is none. 0: any.",
         harmless=True,
     )
+    rerank: str = key(
+        "",
+        "HF folder of a cross-encoder of BERT's family that orders results anew; empty: none.",
+        folder=True,
+    )
+    rerank_depth: int = key(20, "Passages of a query that are ordered anew.", least=1)

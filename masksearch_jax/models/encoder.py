@@ -1,4 +1,4 @@
-"""A text encoder of BERT's family (MiniLM, E5, BGE): token ids to one vector a text.
+"""Text encoders of BERT's family: token ids to a vector a text, or to a score of two texts.
 
 Axis key: B text, T query time, S key time, H heads, D head dim, M model, F hidden, L layers.
 Positions are learned, a layer norm follows each block, attention is over all tokens. Layers are
@@ -100,7 +100,8 @@ class Encoder(nnx.Module):
         real = jnp.arange(ids.shape[1]) < lengths[:, None]
         counted = self.shape.pooling == "mean"
         taken = real if counted else real & (jnp.arange(ids.shape[1]) == 0)
-        x = jnp.where(taken[..., None], self._hidden(ids, real).astype(jnp.float32), 0.0)
+        types = self.types[...][0]
+        x = jnp.where(taken[..., None], self.hidden(ids, real, types).astype(jnp.float32), 0.0)
         pooled = x.sum(1)
         if counted:
             pooled /= jnp.maximum(lengths, 1).astype(jnp.float32)[:, None]
@@ -108,10 +109,10 @@ class Encoder(nnx.Module):
             return pooled
         return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
 
-    def _hidden(self, ids: jax.Array, real: jax.Array) -> jax.Array:
-        """The last layer's states [B, T, M]."""
+    def hidden(self, ids: jax.Array, real: jax.Array, types: jax.Array) -> jax.Array:
+        """The last layer's states [B, T, M]; types: the vectors [M] or [B, T, M] of token types."""
         shape, time = self.shape, ids.shape[1]
-        x = self.words[...][ids] + self.positions[...][:time] + self.types[...][0]
+        x = self.words[...][ids] + self.positions[...][:time] + types
         x = self.norm(x.astype(self.dtype), shape.norm_eps)
         heads = shape.num_heads
         # A row without a real token attends to its padding, rather than to nothing: that is NaN.
@@ -130,3 +131,24 @@ class Encoder(nnx.Module):
             return block.mlp_norm(x + block.down(hidden), shape.norm_eps), None
 
         return jax.lax.scan(layer, x, self.layers)[0]
+
+
+class CrossEncoder(nnx.Module):
+    """An encoder that reads two texts at once, and a head that scores the second for the first."""
+
+    def __init__(self, shape: EncoderShape, rngs: nnx.Rngs, dtype: str = "float32"):
+        M = shape.hidden_size
+        self.encoder = Encoder(shape, rngs, dtype)
+        self.pool_weight, self.pool_bias = nnx.Param(jnp.zeros((M, M))), nnx.Param(jnp.zeros(M))
+        self.score_weight, self.score_bias = nnx.Param(jnp.zeros((M, 1))), nnx.Param(jnp.zeros(1))
+
+    def __call__(self, ids: jax.Array, types: jax.Array, lengths: jax.Array) -> jax.Array:
+        """float32 scores [B] of ids and token types int32 [B, T], of which lengths int32 [B] count.
+
+        The score is the logit of one label: higher is more relevant.
+        """
+        real = jnp.arange(ids.shape[1]) < lengths[:, None]
+        hidden = self.encoder.hidden(ids, real, self.encoder.types[...][types])
+        first = hidden[:, 0].astype(jnp.float32)
+        pooled = jnp.tanh(first @ self.pool_weight[...] + self.pool_bias[...])
+        return (pooled @ self.score_weight[...] + self.score_bias[...])[:, 0]

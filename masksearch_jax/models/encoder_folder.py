@@ -12,9 +12,9 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,11 @@ import tokenizers
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from masksearch_jax.core.types import JsonObject
 from masksearch_jax.models import hf_files
 from masksearch_jax.models.encoder import ACTIVATIONS, Encoder, EncoderShape
 from masksearch_jax.models.hf_config import HfError, read_json
+
+Module = TypeVar("Module", bound=nnx.Module)
 
 _CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
 _MODULES = ("Transformer", "Pooling", "Normalize")
@@ -79,8 +80,8 @@ class TextEncoder:
         if not 2 < bound <= shape.max_position:
             raise HfError(f"{bound} tokens are to be read, must be 3 to {shape.max_position}")
         self.dim = shape.hidden_size
-        self.fingerprint = _fingerprint(folder, self.reading)
-        self._tokenizer = _read_tokenizer(folder, bound)
+        self.fingerprint = fingerprint(folder, self.reading)
+        self._tokenizer = read_tokenizer(folder, bound)
         mesh = Mesh(np.array(jax.local_devices()), ("text",))
         self._ways = mesh.size
         self._whole = NamedSharding(mesh, PartitionSpec())
@@ -105,28 +106,37 @@ class TextEncoder:
         """float32 [B, M] of texts as they are, in batches of texts of similar length."""
         clean = [text.encode("utf-8", "replace").decode() for text in texts]
         ids = [found.ids for found in self._tokenizer.encode_batch(clean)]
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         out = np.empty((len(ids), self.dim), np.float32)
-        most = _BATCHES[-1] * self._ways
-        for start in range(0, len(order), most):
-            rows = order[start : start + most]
-            out[rows] = self._run([ids[i] for i in rows])
+        for rows in batches(ids, self._ways):
+            arrays = jax.device_put(padded([ids[i] for i in rows], self._ways), self._parts)
+            out[rows] = np.asarray(self._encode(*arrays))[: len(rows)]
         return out
-
-    def _run(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
-        """The vectors of one batch, padded to a size that has a program."""
-        count = next(b * self._ways for b in _BATCHES if b * self._ways >= len(ids))
-        longest = max(map(len, ids))
-        table = np.zeros((count, -(-longest // _STEP) * _STEP), np.int32)
-        lengths = np.zeros(count, np.int32)
-        for row, found in enumerate(ids):
-            table[row, : len(found)], lengths[row] = found, len(found)
-        table, lengths = jax.device_put((table, lengths), self._parts)
-        return np.asarray(self._encode(table, lengths))[: len(ids)]
 
 
 def _encode(model: Encoder, ids: jax.Array, lengths: jax.Array) -> jax.Array:
     return model(ids, lengths)
+
+
+# ---- batches
+
+
+def batches(ids: Sequence[Sequence[int]], ways: int) -> Iterator[list[int]]:
+    """Places of the rows of each batch, of rows of similar length; ways: devices that share one."""
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    most = _BATCHES[-1] * ways
+    for start in range(0, len(order), most):
+        yield order[start : start + most]
+
+
+def padded(ids: Sequence[Sequence[int]], ways: int) -> tuple[np.ndarray, np.ndarray]:
+    """One batch, padded to a size that has a program: ids int32 [B, T] and lengths int32 [B]."""
+    count = next(b * ways for b in _BATCHES if b * ways >= len(ids))
+    longest = max(map(len, ids))
+    table = np.zeros((count, -(-longest // _STEP) * _STEP), np.int32)
+    lengths = np.zeros(count, np.int32)
+    for row, found in enumerate(ids):
+        table[row, : len(found)], lengths[row] = found, len(found)
+    return table, lengths
 
 
 # ---- what a folder says
@@ -204,7 +214,7 @@ def read_reading(folder: Path, shape: EncoderShape) -> Reading:
     return Reading(prompts.get("query", ""), passage, bound)
 
 
-def _read_tokenizer(folder: Path, max_tokens: int) -> tokenizers.Tokenizer:
+def read_tokenizer(folder: Path, max_tokens: int) -> tokenizers.Tokenizer:
     path = folder / _TOKENIZER
     try:
         found = tokenizers.Tokenizer.from_file(str(path))
@@ -215,7 +225,7 @@ def _read_tokenizer(folder: Path, max_tokens: int) -> tokenizers.Tokenizer:
     return found
 
 
-def _fingerprint(folder: Path, reading: Reading) -> str:
+def fingerprint(folder: Path, reading: Reading) -> str:
     """Of all that decides a vector: weights, architecture, pooling, tokenizer, prefixes."""
     digest = hashlib.sha256(repr(reading).encode())
     digest.update(repr(read_shape(folder)).encode())
@@ -229,36 +239,49 @@ def _fingerprint(folder: Path, reading: Reading) -> str:
 # ---- weights
 
 
-def load(folder: Path, shape: EncoderShape, dtype: str) -> Encoder:
-    """The folder's weights in float32; each tensor has one place. Raises HfError."""
-    found = {_plain(name): stored for name, stored in hf_files.stored(folder).items()}
-    model = nnx.eval_shape(lambda: Encoder(shape, nnx.Rngs(0), dtype))
-    parameters: JsonObject = {}
+class Weights:
+    """The tensors of a folder, in float32; each is taken once."""
 
-    def read(name: str, transposed: bool = False) -> np.ndarray:
-        if name not in found:
-            raise HfError(f"{folder} lacks the tensor {name}")
-        stored = found.pop(name)
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._left = {_plain(name): stored for name, stored in hf_files.stored(folder).items()}
+
+    def take(self, name: str, transposed: bool = False) -> np.ndarray:
+        """Raises HfError where there is none of this name."""
+        if name not in self._left:
+            raise HfError(f"{self.folder} lacks the tensor {name}")
+        stored = self._left.pop(name)
         out = np.empty(stored.shape[::-1] if transposed else stored.shape, np.float32)
         hf_files.read(stored, tuple(slice(0, n) for n in out.shape), transposed, out)
         return out
 
-    def stacked(name: str, transposed: bool = False) -> np.ndarray:
-        layers = range(shape.num_layers)
-        return np.stack([read(f"encoder.layer.{i}.{name}", transposed) for i in layers])
+    def take_encoder(self, shape: EncoderShape) -> dict[str, np.ndarray]:
+        """The parameters of an `Encoder` by their names."""
+        parameters = {ours: self.take(theirs) for ours, theirs in _TABLES.items()}
+        parameters["norm.scale"] = self.take(f"{_EMBEDDING_NORM}.weight")
+        parameters["norm.shift"] = self.take(f"{_EMBEDDING_NORM}.bias")
+        for ours, theirs in _LAYER_NAMES.items():
+            is_norm = ours.endswith("norm")
+            scale, shift = ("scale", "shift") if is_norm else ("weight", "bias")
+            names = [f"encoder.layer.{i}.{theirs}" for i in range(shape.num_layers)]
+            weights = [self.take(f"{name}.weight", not is_norm) for name in names]
+            parameters[f"layers.{ours}.{scale}"] = np.stack(weights)
+            parameters[f"layers.{ours}.{shift}"] = np.stack([self.take(f"{n}.bias") for n in names])
+        return parameters
 
-    for ours, theirs in _TABLES.items():
-        parameters[ours] = read(theirs)
-    parameters["norm.scale"] = read(f"{_EMBEDDING_NORM}.weight")
-    parameters["norm.shift"] = read(f"{_EMBEDDING_NORM}.bias")
-    for ours, theirs in _LAYER_NAMES.items():
-        is_norm = ours.endswith("norm")
-        scale, shift = ("scale", "shift") if is_norm else ("weight", "bias")
-        parameters[f"layers.{ours}.{scale}"] = stacked(f"{theirs}.weight", not is_norm)
-        parameters[f"layers.{ours}.{shift}"] = stacked(f"{theirs}.bias")
-    if extra := sorted(name for name in found if not name.startswith(_UNUSED)):
-        raise HfError(f"{folder}: {len(extra)} tensors have no place: {extra[:5]}")
-    return _filled(model, parameters, folder)
+    def check_all_taken(self, unused: tuple[str, ...]) -> None:
+        """Raises HfError for tensors that were not taken, but those whose names begin so."""
+        if extra := sorted(name for name in self._left if not name.startswith(unused)):
+            raise HfError(f"{self.folder}: {len(extra)} tensors have no place: {extra[:5]}")
+
+
+def load(folder: Path, shape: EncoderShape, dtype: str) -> Encoder:
+    """The folder's weights in float32; each tensor has one place. Raises HfError."""
+    weights = Weights(folder)
+    parameters = weights.take_encoder(shape)
+    weights.check_all_taken(_UNUSED)
+    model = nnx.eval_shape(lambda: Encoder(shape, nnx.Rngs(0), dtype))
+    return filled(model, parameters, folder)
 
 
 def _plain(name: str) -> str:
@@ -269,7 +292,8 @@ def _plain(name: str) -> str:
     )
 
 
-def _filled(model: Encoder, parameters: JsonObject, folder: Path) -> Encoder:
+def filled(model: Module, parameters: Mapping[str, np.ndarray], folder: Path) -> Module:
+    """The model with these parameters, by their dotted names. Raises HfError for another shape."""
     graph, state = nnx.split(model)
 
     def value(path: tuple[Any, ...], leaf: Any) -> Any:

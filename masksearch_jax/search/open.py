@@ -52,7 +52,7 @@ def open_tool(cfg: SearchConfig) -> SearchTool:
             fingerprint=getattr(tool, "fingerprint", ""),
             max_bytes=cfg.cache_bytes,
         )
-    if cfg.memory > 0 and (cfg.cache or cfg.kind in _SLOW):
+    if cfg.memory > 0 and (cfg.cache or cfg.rerank or cfg.kind in _SLOW):
         return SharedSearch(tool, cfg.memory)
     return tool
 
@@ -78,11 +78,25 @@ def _answering(cfg: SearchConfig) -> SearchTool:
     tool = _open(cfg)
     if cfg.requests_per_second > 0 and cfg.kind not in _REMOTE:
         tool = LimitedSearch(tool, RateLimit(cfg.requests_per_second), cfg.timeout)
+    if cfg.rerank and cfg.kind not in _CONTROLS:
+        tool = _reranked(tool, cfg)
     try:
         tool.search([_FIRST_QUERY], cfg.top_k)
     except (SearchError, OSError) as error:
         raise SearchError(f"the search tool does not answer: {error}") from error
     return tool
+
+
+def _reranked(tool: SearchTool, cfg: SearchConfig) -> SearchTool:
+    from masksearch_jax.models.cross_encoder_folder import PairScorer
+    from masksearch_jax.models.hf_config import HfError
+    from masksearch_jax.search.rerank import RerankedSearch
+
+    try:
+        scorer = PairScorer(cfg.rerank)
+    except (OSError, HfError) as error:
+        raise SearchError(f"the reranker cannot be opened: {error}") from error
+    return RerankedSearch(tool, scorer, cfg.rerank_depth)
 
 
 def check_source_passages(tool: SearchTool, cfg: SearchConfig, examples: Sequence[Example]) -> None:

@@ -12,26 +12,8 @@ WORDS = TEXT.split()
 
 def write_encoder(folder, *, pooling="mean", normalised=True, prompts=None, seed=0, **changes):
     """Writes a random BERT of 2 layers and its word tokenizer; the model as torch has it."""
-    torch.manual_seed(seed)
-    config = transformers.BertConfig(
-        vocab_size=40,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=32,
-        max_position_embeddings=48,
-        initializer_range=0.4,
-        **changes,
-    )
-    model = transformers.BertModel(config).eval()
-    model.save_pretrained(folder)
-    words = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "[UNK]"))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    made.post_processor = tokenizers.processors.TemplateProcessing(
-        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    made.save(str(folder / "tokenizer.json"))
+    model = _write_model(transformers.BertModel, folder, seed, **changes)
+    _write_tokenizer(folder)
     steps = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     modules = [
         {"idx": i, "path": path, "type": f"sentence_transformers.models.{name}"}
@@ -59,3 +41,41 @@ def reference(model, ids, pooling, normalised):
     vector = hidden[0] if pooling == "cls" else hidden.mean(0)
     vector = torch.nn.functional.normalize(vector, dim=0) if normalised else vector
     return vector.numpy()
+
+
+def write_cross_encoder(folder, *, seed=0, **changes):
+    """Writes a random BERT of 2 layers that scores pairs; the model as torch has it."""
+    changes = {"num_labels": 1} | changes
+    model = _write_model(transformers.BertForSequenceClassification, folder, seed, **changes)
+    _write_tokenizer(folder)
+    return model
+
+
+def _write_model(kind, folder, seed, **changes):
+    torch.manual_seed(seed)
+    config = transformers.BertConfig(
+        vocab_size=40,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=32,
+        max_position_embeddings=48,
+        initializer_range=0.4,
+        **changes,
+    )
+    model = kind(config).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+def _write_tokenizer(folder):
+    """Of words; a pair's second text has token type 1."""
+    words = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        "[CLS] $A [SEP]",
+        "[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    made.save(str(folder / "tokenizer.json"))

@@ -222,7 +222,8 @@ CHANGES_THE_RESULT = {
     "prompt": ("style",),
     "search": (
         *("kind", "index", "url", "top_k", "max_passages", "max_queries", "exclude_source"),
-        *("nearest", "fusion", "rank_constant", "dense_weight", "fusion_depth"),
+        *("nearest", "fusion", "rank_constant", "dense_weight", "fusion_depth", "rerank"),
+        *("rerank_depth",),
     ),
     "rollout": (
         *("max_len", "kv_dtype", "max_turns", "max_new_tokens", "max_turn_tokens"),
