@@ -51,6 +51,11 @@ class BuildIndexRun:
     index: str = key("runs/index", "Folder to write.")
     workers: int = key(1, "Processes that cut whole articles into passages.")
     vectors: VectorConfig = section(VectorConfig)
+    shards: int = key(
+        1,
+        "Pieces of the index that are written and searched at once; they find what one would.",
+        least=1,
+    )
 
 
 def run(cfg: BuildIndexRun) -> dict[str, Any]:
@@ -80,7 +85,8 @@ def run(cfg: BuildIndexRun) -> dict[str, Any]:
                 progress.total = max(count, round(count / stats.done))
             progress.update(count, dropped=stats.bad)
 
-        count = bm25.build(passages, cfg.index, language=cfg.corpus.language, progress=show)
+        how = {"language": cfg.corpus.language, "shards": cfg.shards}
+        count = bm25.build(passages, cfg.index, **how, progress=show)
     if encoder is not None:
         _encode(cfg, encoder)
     files = [f for folder in _folders(cfg) for f in folder.rglob("*") if f.is_file()]

@@ -89,7 +89,7 @@ MAY_IMPORT = {
     "grain": {"data.batches", "data.curriculum"},
     "torch": {"models.reload_check"},
     "transformers": {"core.tokenizer", "models.reload_check"},
-    "tantivy": {"search.bm25", "search.words"},
+    "tantivy": {"search.term_index", "search.words"},
     "usearch": {"search.nearest", "search.vectors"},
     "openai": {"agents.llm_client"},
     "anyio": {"runtime.http_service", "rollout.server"},

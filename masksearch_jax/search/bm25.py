@@ -1,8 +1,9 @@
 """BM25 over passages on disk, by tantivy: opens in milliseconds, builds in constant memory.
 
-The title is searched twice, with the text and on its own at weight 0.4. A query is analysed here
-into terms and becomes a plain disjunction of them, so that no character of it can be read as query
-syntax: the engine's own parser raises on unbalanced quotes, on `a:b:c` and on stop words alone.
+A query is analysed here into terms and becomes a plain disjunction of them, so that no character of
+it can be read as query syntax: the engine's own parser raises on unbalanced quotes, on `a:b:c` and
+on stop words alone. The terms may lie in several shards, which are written and searched in parallel
+and give the results of one (see `shards`).
 """
 
 from __future__ import annotations
@@ -10,29 +11,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-
-import tantivy
 
 from masksearch_jax.core.files import write_json, writing_folder
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Hits, Passage
 from masksearch_jax.search.manifest import checksum, seal, verify
+from masksearch_jax.search.shards import ShardedTerms
 from masksearch_jax.search.store import PassageStore, PassageWriter
-from masksearch_jax.search.words import LANGUAGES, query_words, text_words, title_words
+from masksearch_jax.search.term_index import FIELDS, VERSION, TermIndex, TermWriter, panics
+from masksearch_jax.search.words import LANGUAGES, query_words
 
 FORMAT = 2  # of the folder's layout and of the analysis of text; an index of another one is refused
-TITLE_BOOST = 0.4
 MAX_TERMS = 24  # rarest terms kept of a long query
 MAX_QUERY_CHARS = 20_000  # of a query; the rest is ignored
 MAX_TOP_K = 10_000  # the engine sets memory aside for as many
 
-_FIELDS = (("title", TITLE_BOOST), ("text", 1.0))
 _MANIFEST = "manifest.json"
-_HEAP = 128_000_000  # bytes the writer holds before it starts a new segment
+_LENGTHS = "average_lengths"  # in the manifest of several shards: of each field, of each shard
 _COMMAND = "python -m masksearch_jax.build_index"
 
 
@@ -40,13 +39,16 @@ class BM25:
     """An index that `build` wrote, open for searching from any number of threads at once."""
 
     def __init__(
-        self, index: tantivy.Index, passages: PassageStore, language: str, fingerprint: str = ""
+        self,
+        terms: TermIndex | ShardedTerms,
+        passages: PassageStore,
+        language: str,
+        fingerprint: str = "",
     ):
         self.passages = passages
         self.language = language
         self.fingerprint = fingerprint  # of all that is in the index, as hexadecimal digits
-        self._schema = index.schema
-        self._searcher = index.searcher()
+        self._terms = terms
         self._analysers = query_words(language)
 
     @classmethod
@@ -61,15 +63,15 @@ class BM25:
         language, count = manifest["language"], manifest["count"]
         try:
             verify(folder, manifest["files"])
-            with _engine_panics():
-                index = tantivy.Index.open(str(folder / "terms"))
-                tool = cls(index, PassageStore(folder), language, manifest["fingerprint"])
+            passages = PassageStore(folder)
+            terms = _open_terms(folder, manifest, passages)
+            tool = cls(terms, passages, language, manifest["fingerprint"])
         except (OSError, ValueError, EOFError) as error:
             raise SearchError(f"{folder} is damaged ({error}); rebuild it: {_COMMAND}") from error
         counts = {
             "manifest": count,
             "passages": len(tool),
-            "terms": tool._searcher.num_docs,
+            "terms": tool._terms.count,
         }
         if len(set(counts.values())) > 1:
             raise SearchError(f"{folder} is damaged (counts {counts}); rebuild it: {_COMMAND}")
@@ -97,8 +99,9 @@ class BM25:
         if not 1 <= top_k <= MAX_TOP_K:
             raise SearchError(f"top_k is {top_k}, must be 1 to {MAX_TOP_K}")
         try:
-            with _engine_panics():
-                return [self._search_one(query, min(top_k, len(self))) for query in queries]
+            most = min(top_k, len(self))
+            with panics():
+                return [self._terms.search(terms, most) for terms in map(self.terms, queries)]
         except (OSError, ValueError) as error:
             raise SearchError(f"the index failed on {queries!r:.200}: {error}") from error
 
@@ -113,25 +116,22 @@ class BM25:
         return []
 
     def _frequency(self, term: str) -> int:
-        return max(self._searcher.doc_freq(field, term) for field, _ in _FIELDS)
+        return max(self._terms.frequency(field, term) for field in FIELDS)
 
-    def _search_one(self, query: str, top_k: int) -> list[tuple[int, float]]:
-        clauses = [
-            (tantivy.Occur.Should, tantivy.Query.boost_query(self._term(field, term), boost))
-            for term in self.terms(query)
-            for field, boost in _FIELDS
-        ]
-        if not clauses:
-            return []
-        disjunction = tantivy.Query.boolean_query(clauses)
-        # Uncounted, so that the engine may skip blocks that cannot reach the top.
-        hits = self._searcher.search(disjunction, top_k, count=False).hits
-        rows = self._searcher.fast_field_values("row", [address for _, address in hits])
-        scores = [score for score, _ in hits]
-        return sorted(zip(rows, scores, strict=True), key=lambda hit: (-hit[1], hit[0]))
 
-    def _term(self, field: str, term: str) -> tantivy.Query:
-        return tantivy.Query.term_query(self._schema, field, term, index_option="freq")
+def _open_terms(
+    folder: Path, manifest: dict[str, Any], passages: PassageStore
+) -> TermIndex | ShardedTerms:
+    if _LENGTHS not in manifest:
+        return TermIndex(folder / _shard_name(0, 1))
+    lengths = manifest[_LENGTHS]
+    count = len(lengths["text"])
+    shards = [TermIndex(folder / _shard_name(i, count)) for i in range(count)]
+    return ShardedTerms(shards, lengths, passages, manifest["language"])
+
+
+def _shard_name(number: int, count: int) -> str:
+    return "terms" if count == 1 else f"terms-{number:05d}-of-{count:05d}"
 
 
 def build(
@@ -139,9 +139,12 @@ def build(
     folder: str | os.PathLike[str],
     *,
     language: str = "en",
+    shards: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> int:
     """Writes an index of `passages` to `folder`, all or nothing; returns their number.
+
+    Its terms lie in so many shards, to which passages go in turn.
 
     The folder appears, complete, by one rename; an index that was there is replaced, anything else
     is refused. `progress` is told the number so far. Raises SearchError for no passages, an id that
@@ -154,11 +157,11 @@ def build(
         raise SearchError(f"{folder} exists and is no index; choose another folder or remove it")
     try:
         with writing_folder(folder) as partial:
-            count, contents = _write(passages, partial, language, progress)
-            _write_manifest(partial, language, count, contents)
+            told = _write(passages, partial, language, shards, progress)
+            _write_manifest(partial, language, dict(told))
     except OSError as error:
         raise SearchError(f"the index {folder} could not be written: {error}") from error
-    return count
+    return int(told["count"])
 
 
 def is_index(folder: str | os.PathLike[str]) -> bool:
@@ -170,73 +173,30 @@ def _write(
     passages: Iterable[Passage],
     folder: Path,
     language: str,
+    shards: int,
     progress: Callable[[int], None] | None,
-) -> tuple[int, str]:
-    """Writes the passage store and the terms; returns the number of passages and their hash."""
-    with PassageWriter(folder) as store, _term_writer(folder / "terms", language) as writer:
+) -> dict[str, Any]:
+    """Writes the passage store and the terms; what the manifest has of them."""
+    with PassageWriter(folder) as store, ExitStack() as stack:
+        writers = [
+            stack.enter_context(TermWriter(folder / _shard_name(i, shards), language, shards))
+            for i in range(shards)
+        ]
         for row, passage in enumerate(passages):
             store.add(passage)
-            with _engine_errors():
-                writer.add_document(_document(row, passage))
+            writers[row % shards].add(row, passage)
             if progress and row % 1000 == 999:
                 progress(row + 1)
         count = store.finish()
-        with _engine_errors():
+        for writer in writers:
             writer.commit()
     if progress:
         progress(count)
-    return count, store.contents
-
-
-@contextmanager
-def _term_writer(folder: Path, language: str) -> Iterator[tantivy.IndexWriter]:
-    """A writer of a new tantivy index in `folder`; its threads have ended when this has."""
-    schema = tantivy.SchemaBuilder().add_integer_field("row", fast=True)
-    for field, _ in _FIELDS:
-        schema.add_text_field(field, tokenizer_name=field, index_option="freq")
-    folder.mkdir()
-    with _engine_errors():
-        index = tantivy.Index(schema.build(), path=str(folder))
-        # Analysers are not kept with an index: whoever writes to it must register them.
-        index.register_tokenizer("title", title_words(language))
-        index.register_tokenizer("text", text_words(language))
-        writer = index.writer(_HEAP, num_threads=1)
-    try:
-        yield writer
-    except BaseException:
-        with suppress(ValueError):
-            writer.wait_merging_threads()
-        raise
-    with _engine_errors():
-        writer.wait_merging_threads()
-
-
-def _document(row: int, passage: Passage) -> tantivy.Document:
-    document = tantivy.Document()
-    document.add_integer("row", row)  # as i64: an integer in an unsigned field kills the writer
-    document.add_text("title", passage.title)
-    document.add_text("text", f"{passage.title}\n{passage.text}")
-    return document
-
-
-@contextmanager
-def _engine_errors() -> Iterator[None]:
-    """Turns the engine's ValueError, which is what a full disk comes as, into an OSError."""
-    try:
-        yield
-    except ValueError as error:
-        raise OSError(str(error)) from error
-
-
-@contextmanager
-def _engine_panics() -> Iterator[None]:
-    """Turns a panic of the engine into a ValueError; by its class, a panic is no Exception."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise ValueError(f"the engine gave up: {error}") from error
+    told: dict[str, Any] = {"count": count, "contents": store.contents}
+    if shards > 1:
+        lengths = [writer.average_lengths() for writer in writers]
+        told[_LENGTHS] = {field: [found[field] for found in lengths] for field in FIELDS}
+    return told
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -245,15 +205,16 @@ def _files(folder: Path) -> dict[str, Path]:
     return {str(p.relative_to(folder)): p for p in paths if p.name != _MANIFEST}
 
 
-def _write_manifest(folder: Path, language: str, count: int, contents: str) -> None:
-    """contents: the hash of all passages, in their order."""
-    made = f"{FORMAT} {tantivy.__version__} {language} {contents}"
+def _write_manifest(folder: Path, language: str, told: dict[str, Any]) -> None:
+    """told: what `_write` tells; its `contents`, a hash, are in the fingerprint."""
+    made = f"{FORMAT} {VERSION} {language} {told.pop('contents')}"
     manifest = {
         "format": FORMAT,
-        "engine": tantivy.__version__,
+        "engine": VERSION,
         "language": language,
-        "count": count,
+        "count": told.pop("count"),
         "fingerprint": hashlib.sha256(made.encode()).hexdigest()[:16],
+        **told,
         "files": {name: [p.stat().st_size, checksum(p)] for name, p in _files(folder).items()},
     }
     write_json(folder / _MANIFEST, manifest | {"seal": seal(manifest)})
@@ -270,7 +231,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise SearchError(
             f"{folder / _MANIFEST} is damaged ({error!r}); rebuild: {_COMMAND}"
         ) from None
-    ours = {"format": FORMAT, "engine": tantivy.__version__}
+    ours = {"format": FORMAT, "engine": VERSION}
     if theirs != ours:
         raise SearchError(
             f"{folder} was built as {theirs}, this program reads {ours}; rebuild it: {_COMMAND}"

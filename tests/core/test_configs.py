@@ -128,7 +128,7 @@ SINCE |= {"search.hedge": 0.0, "search.batch_wait": 0.002}
 # Of one file's schema alone.
 KEYS_SINCE = {"quickstart": {"qa_share": 0.0, "thoughts": "short", "init": ""}}
 KEYS_SINCE |= {"build_trajectories": {"thoughts": "full"}}
-KEYS_SINCE |= {"serve_search": {"waiting": 256}}
+KEYS_SINCE |= {"serve_search": {"waiting": 256}, "build_index": {"shards": 1}}
 SINCE |= {"evolve.thoughts": "short", "ramp.supported": False}
 # Sections that came after the snapshot, of which no file of that time has a key.
 WATCHED = {

@@ -1,0 +1,166 @@
+"""The terms of passages in a tantivy index: written, counted and scored by BM25.
+
+A passage is known by its row. The title is searched twice, with the text and on its own at weight
+0.4. The engine's ValueError on writing, which is what a full disk comes as, is an OSError here. A
+panic of the engine is by its class no Exception: `panics` makes it one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import tantivy
+
+from masksearch_jax.core.types import Passage
+from masksearch_jax.search.words import text_words, title_words
+
+VERSION: str = tantivy.__version__
+TITLE_BOOST = 0.4
+FIELDS: Mapping[str, float] = {"title": TITLE_BOOST, "text": 1.0}  # with their weights
+K1, B = 1.2, 0.75  # the engine's
+
+_HEAP = 128_000_000  # bytes that all writers hold before they start a new segment
+_LEAST_HEAP = 32_000_000  # of one
+
+Ranking = list[tuple[int, float]]  # rows and scores, best first
+Clause = tuple[str, str, float]  # field, term, weight
+
+
+def texts_of(passage: Passage) -> dict[str, str]:
+    """What is indexed of a passage, by field."""
+    return {"title": passage.title, "text": f"{passage.title}\n{passage.text}"}
+
+
+def analysers(language: str) -> dict[str, tantivy.TextAnalyzer]:
+    """How the text of each field becomes terms."""
+    return {"title": title_words(language), "text": text_words(language)}
+
+
+class TermIndex:
+    """An index that `TermWriter` wrote, for any number of threads. Raises ValueError, OSError."""
+
+    def __init__(self, folder: Path):
+        with panics():
+            index = tantivy.Index.open(str(folder))
+            self._schema, self._searcher = index.schema, index.searcher()
+
+    @property
+    def count(self) -> int:
+        """Of its passages."""
+        return self._searcher.num_docs
+
+    def frequency(self, field: str, term: str) -> int:
+        """Passages that have the term there."""
+        return self._searcher.doc_freq(field, term)
+
+    def search(self, terms: Sequence[str], top_k: int) -> Ranking:
+        """The passages of the highest BM25 for any of the terms; equal ones by row."""
+        return self.weighted([(f, term, w) for term in terms for f, w in FIELDS.items()], top_k)
+
+    def weighted(self, clauses: Sequence[Clause], top_k: int) -> Ranking:
+        """As `search`, with the weights of terms and fields."""
+        if not clauses:
+            return []
+        disjunction = tantivy.Query.boolean_query(
+            [
+                (tantivy.Occur.Should, tantivy.Query.boost_query(self._term(field, term), weight))
+                for field, term, weight in clauses
+            ]
+        )
+        # Uncounted, so that the engine may skip blocks that cannot reach the top.
+        hits = self._searcher.search(disjunction, top_k, count=False).hits
+        rows = self._searcher.fast_field_values("row", [address for _, address in hits])
+        scores = [score for score, _ in hits]
+        return sorted(zip(rows, scores, strict=True), key=lambda hit: (-hit[1], hit[0]))
+
+    def average_length(self, field: str, term: str) -> float:
+        """Terms of the field per passage, from how the engine explains a term that it has there."""
+        query = self._term(field, term)
+        ((_, address),) = self._searcher.search(query, 1, count=False).hits
+        tree = json.loads(query.explain(self._searcher, address).to_json())
+        return explained(tree, "avgdl")
+
+    def _term(self, field: str, term: str) -> tantivy.Query:
+        return tantivy.Query.term_query(self._schema, field, term, index_option="freq")
+
+
+def explained(tree: Any, name: str) -> float:
+    """The value of this name in the engine's explanation of a score; 0 where there is none."""
+    if tree["description"].startswith(f"{name}, "):
+        return float(tree["value"])
+    return max((explained(part, name) for part in tree.get("details", ())), default=0.0)
+
+
+class TermWriter:
+    """Writes the terms of passages to a new index in `folder`, one of `shards` that are written.
+
+    Its threads have ended when the `with` block has.
+    """
+
+    def __init__(self, folder: Path, language: str, shards: int):
+        self._folder, self._analysers = folder, analysers(language)
+        self._examples: dict[str, str] = {}  # of each field, a term that is in it
+        schema = tantivy.SchemaBuilder().add_integer_field("row", fast=True)
+        for field in FIELDS:
+            schema.add_text_field(field, tokenizer_name=field, index_option="freq")
+        folder.mkdir()
+        with _write_errors():
+            index = tantivy.Index(schema.build(), path=str(folder))
+            # Analysers are not kept with an index: whoever writes to it must register them.
+            for field, analyser in self._analysers.items():
+                index.register_tokenizer(field, analyser)
+            self._writer = index.writer(max(_LEAST_HEAP, _HEAP // shards), num_threads=1)
+
+    def __enter__(self) -> TermWriter:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            with _write_errors():
+                self._writer.wait_merging_threads()
+            return
+        with suppress(ValueError):
+            self._writer.wait_merging_threads()
+
+    def add(self, row: int, passage: Passage) -> None:
+        document = tantivy.Document()
+        document.add_integer("row", row)  # as i64: an integer in an unsigned field kills the writer
+        for field, text in texts_of(passage).items():
+            document.add_text(field, text)
+            if field not in self._examples and (terms := self._analysers[field].analyze(text)):
+                self._examples[field] = terms[0]
+        with _write_errors():
+            self._writer.add_document(document)
+
+    def commit(self) -> None:
+        with _write_errors():
+            self._writer.commit()
+
+    def average_lengths(self) -> dict[str, float]:
+        """Terms of each field per passage of the finished index; 0 where there are none."""
+        index = TermIndex(self._folder)
+        examples = self._examples
+        return {f: index.average_length(f, examples[f]) if f in examples else 0.0 for f in FIELDS}
+
+
+@contextmanager
+def _write_errors() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise OSError(str(error)) from error
+
+
+@contextmanager
+def panics() -> Iterator[None]:
+    """Turns a panic of the engine into a ValueError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"the engine gave up: {error}") from error

@@ -1,0 +1,127 @@
+"""Shards of an index find what one index finds, with its scores."""
+
+import json
+import random
+from collections import Counter
+
+import pytest
+
+from masksearch_jax.core.retrieval import SearchError
+from masksearch_jax.core.types import Passage
+from masksearch_jax.search.bm25 import BM25, build
+from masksearch_jax.search.shards import stored_length
+from masksearch_jax.search.term_index import explained
+from tests.search.fruit import FRUIT, SPECIAL
+
+WORDS = [f"{a}{b}{c}" for a in "bdgkmt" for b in "aeiou" for c in ("lor", "nim", "rus", "th")]
+
+
+def written(seed, count):
+    """Passages of words by Zipf's law whose lengths differ widely, and questions about them."""
+    rng = random.Random(seed)
+    weights = [1 / rank for rank in range(1, len(WORDS) + 1)]
+
+    def text(words):
+        return " ".join(rng.choices(WORDS, weights, k=words))
+
+    passages = [
+        Passage(str(i), text(rng.choice((0, 1, 2, 9))), text(int(rng.lognormvariate(3.5, 1.2))))
+        for i in range(count)
+    ]
+    return passages, [text(rng.choice((1, 2, 5, 12, 30))) for _ in range(60)]
+
+
+@pytest.fixture(scope="module", params=[2, 5])
+def both(request, tmp_path_factory):
+    """One index, the same in shards whose passages differ in length, and questions."""
+    folder = tmp_path_factory.mktemp("shards")
+    passages, questions = written(7, 1200)
+    # Lengths differ most between shards where passages of one length have rows of one remainder.
+    passages.sort(key=lambda p: len(p.text))
+    size = len(passages) // request.param
+    order = [passages[i * size + j] for j in range(size) for i in range(request.param)]
+    build(order, folder / "one")
+    build(order, folder / "many", shards=request.param)
+    return BM25.open(folder / "one"), BM25.open(folder / "many"), questions
+
+
+@pytest.mark.parametrize("top_k", [1, 5, 40])
+def test_results_are_those_of_one_index(both, top_k):
+    one, many, questions = both
+    for query in questions:
+        (expected,), (found,) = one.search([query], top_k), many.search([query], top_k)
+        assert found.scores == pytest.approx(expected.scores, rel=1e-4)
+        # A passage may only stand where another of the same score, to rounding, would.
+        by_one = dict(zip((p.id for p in expected), expected.scores, strict=True))
+        for place, passage in enumerate(found):
+            score = by_one.get(passage.id, expected.scores[-1])
+            assert score == pytest.approx(expected.scores[place], rel=1e-4)
+        assert len({p.id for p in found}) == len(found)
+
+
+def test_all_of_them_are_found(both):
+    one, many, questions = both
+    for query in questions[:10]:
+        expected, found = (tool.search_rows([query], 1200)[0] for tool in (one, many))
+        assert Counter(row for row, _ in found) == Counter(row for row, _ in expected)
+
+
+def test_a_shard_by_itself_would_score_otherwise(both):
+    """So that the tests above can fail."""
+    _, many, questions = both
+    shards = many._terms
+    terms = many.terms(questions[3])
+    apart = [hit for shard in shards._shards for hit in shard.search(terms, 40)]
+    apart.sort(key=lambda hit: -hit[1])
+    (found,) = many.search_rows([questions[3]], 40)
+    assert [row for row, _ in apart[:40]] != [row for row, _ in found]
+    assert min(shards._lowest) < 0.5  # by their lengths
+    assert max(shards._highest) > 2
+
+
+def test_it_is_the_same_index_but_for_its_files(both, tmp_path):
+    one, many, _ = both
+    assert many.fingerprint == one.fingerprint
+    assert list(many.passages) == list(one.passages)
+
+
+@pytest.mark.parametrize("shards", [2, 6, 9])  # 9: some are empty
+def test_any_query_is_searched(tmp_path, fruit, shards):
+    build(FRUIT, tmp_path / "i", shards=shards)
+    tool = BM25.open(tmp_path / "i")
+    queries = [*SPECIAL, "red fruit", "", "who", "tropic smell", "nosuchword"]
+    for query in queries:
+        (expected,), (found,) = fruit.search([query], 6), tool.search([query], 6)
+        assert sorted(p.id for p in found) == sorted(p.id for p in expected)
+        assert found.scores == pytest.approx(expected.scores, rel=1e-4)
+
+
+def test_passages_without_titles_and_in_chinese(tmp_path):
+    passages = [Passage(str(i), "", "北京是中国首都" * (1 + i % 7)) for i in range(30)]
+    for folder, shards in (("one", 1), ("many", 4)):
+        build(passages, tmp_path / folder, language="zh", shards=shards)
+    one, many = (BM25.open(tmp_path / name) for name in ("one", "many"))
+    (expected,), (found,) = one.search(["中国的首都"], 9), many.search(["中国的首都"], 9)
+    assert found.scores == pytest.approx(expected.scores, rel=1e-4)
+
+
+def test_lengths_are_rounded_as_the_engine_rounds_them(tmp_path):
+    lengths = [1, 24, 39, 40, 41, 42, 43, 57, 63, 87, 88, 103, 500, 1183]
+    build([Passage(str(n), "", "w " * n) for n in lengths], tmp_path / "i", shards=2)
+    shards = BM25.open(tmp_path / "i")._terms._shards
+    seen = {}
+    for shard in shards:
+        query = shard._term("text", "w")
+        for _, address in shard._searcher.search(query, 99).hits:
+            (row,) = shard._searcher.fast_field_values("row", [address])
+            tree = json.loads(query.explain(shard._searcher, address).to_json())
+            seen[lengths[row]] = explained(tree, "dl")
+    assert seen == {n: stored_length(n) for n in lengths}
+
+
+def test_a_shard_that_is_gone_is_damage(tmp_path):
+    build(FRUIT, tmp_path / "i", shards=2)
+    for file in (tmp_path / "i" / "terms-00001-of-00002").iterdir():
+        file.unlink()
+    with pytest.raises(SearchError, match=r"damaged \(terms-00001-of-00002/.* is missing"):
+        BM25.open(tmp_path / "i")
