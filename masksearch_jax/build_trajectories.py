@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
+import operator
 import shutil
 import sys
 from collections import Counter
@@ -241,7 +243,8 @@ def _made_from(cfg: BuildTrajectoriesRun, paths: Sequence[Path]) -> str:
     del settings["folder"], settings["max_rejected"], settings["max_failed"]
     for part, names in _HARMLESS.items():
         for name in names if settings[part] else ():
-            del settings[part][name]
+            *outer, last = name.split(".")
+            del functools.reduce(operator.getitem, outer, settings[part])[last]
     indexed = Path(cfg.search.index) / "passages.jsonl" if cfg.search.index else ""
     contents = [stamp.content(path) for path in (*paths, indexed)]
     weights = storage.fingerprint(cfg.student.init).hex() if cfg.student else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.types import Example, RampExample
 from masksearch_jax.search.rate import LimitedSearch, RateLimit
+from masksearch_jax.search.replicas import Patience
 from masksearch_jax.search.shared import SharedSearch
 from masksearch_jax.search.tool import NoSearch, RandomSearch
 
@@ -17,10 +19,10 @@ if TYPE_CHECKING:
     from masksearch_jax.search.nearest import Nearest
     from masksearch_jax.search.vectors import Vectors
 
-KINDS = ("bm25", "dense", "hybrid", "http", "none", "random")
+KINDS = ("bm25", "dense", "hybrid", "http", "web", "none", "random")
 _INDEXED = ("bm25", "dense", "hybrid", "random")
-_SLOW = ("dense", "hybrid", "http")  # kinds whose results are kept in memory
-_REMOTE = ("http",)  # kinds that send requests, and bound their rate themselves
+_SLOW = ("dense", "hybrid", "http", "web")  # kinds whose results are kept in memory
+_REMOTE = ("http", "web")  # kinds that send requests, and bound their rate themselves
 _CONTROLS = ("none", "random")
 _FIRST_QUERY = "river"  # of any tool, to see that it answers
 _PROBES, _PROBE_DEPTH = 8, 10  # examples searched for, and how deep
@@ -48,13 +50,22 @@ def open_tool(cfg: SearchConfig) -> SearchTool:
             tool,
             cfg.cache,
             mode="replay" if cfg.replay else "use",
-            name=cfg.url if cfg.kind == "http" else f"{cfg.kind}:{cfg.index}",
+            name=_cache_name(cfg),
             fingerprint=getattr(tool, "fingerprint", ""),
             max_bytes=cfg.cache_bytes,
         )
     if cfg.memory > 0 and (cfg.cache or cfg.rerank or cfg.kind in _SLOW):
         return SharedSearch(tool, cfg.memory)
     return tool
+
+
+def _cache_name(cfg: SearchConfig) -> str:
+    """What is searched, for a cache of several tools."""
+    if cfg.kind == "web":
+        from masksearch_jax.search import web
+
+        return web.cache_name(cfg.web)
+    return cfg.url if cfg.kind == "http" else f"{cfg.kind}:{cfg.index}"
 
 
 def _recorded(cfg: SearchConfig) -> SearchTool:
@@ -138,22 +149,26 @@ def _open(cfg: SearchConfig) -> SearchTool:
         return RandomSearch(index.passages, fingerprint=index.fingerprint)
     if cfg.kind in ("dense", "hybrid"):
         return _open_vectors(cfg)
+    if cfg.kind == "web":
+        from masksearch_jax.search.web import WebSearch
+
+        return WebSearch(cfg.web, _patience(cfg), RateLimit(cfg.requests_per_second))
     if cfg.kind == "http":
         from masksearch_jax.search.remote import RemoteSearch
 
         return RemoteSearch(
             cfg.url,
-            timeout=cfg.timeout,
-            attempt_timeout=cfg.attempt_timeout,
-            retries=cfg.retries,
-            backoff=cfg.backoff,
-            hedge=cfg.hedge,
+            **dataclasses.asdict(_patience(cfg)),
             batch_wait=cfg.batch_wait,
             limit=RateLimit(cfg.requests_per_second),
         )
     if cfg.kind == "none":
         return NoSearch()
     raise SearchError(f"search.kind is {cfg.kind!r}, must be one of {', '.join(KINDS)}")
+
+
+def _patience(cfg: SearchConfig) -> Patience:
+    return Patience(cfg.timeout, cfg.attempt_timeout, cfg.retries, cfg.backoff, cfg.hedge)
 
 
 def _open_vectors(cfg: SearchConfig) -> SearchTool:

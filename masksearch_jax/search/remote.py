@@ -11,24 +11,19 @@ import functools
 import hashlib
 import json
 import time
-import weakref
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-import httpx2
-
 from masksearch_jax.core import contents
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Hits, Passage
-from masksearch_jax.search.gather import Gatherer, RefusedError
+from masksearch_jax.search.gather import Gatherer
+from masksearch_jax.search.http_client import HttpClient, Response
 from masksearch_jax.search.rate import RateLimit
-from masksearch_jax.search.replicas import FailedForNow, GaveUp, Patience, Replicas, retry_after
+from masksearch_jax.search.replicas import FailedForNow, GaveUp, Patience, Replicas
 
-MAX_RESPONSE = 64 * 2**20  # bytes
 TIME_LEFT = "X-Time-Left"  # header: seconds after which nobody waits for the reply any more
-_RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
-_IDLE_CONNECTIONS = 64  # kept open
 
 
 class RemoteSearch:
@@ -57,13 +52,7 @@ class RemoteSearch:
         self._timeout = timeout
         self._replicas: Replicas[list[Any]] = Replicas(self._urls, patience, limit)
         self._gatherer = Gatherer(self._ask, batch_wait)
-        self._client = httpx2.Client(
-            trust_env=False,
-            verify=any(one.startswith("https:") for one in self._urls),  # loading keys takes 60 ms
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=_IDLE_CONNECTIONS),
-            headers={"Content-Type": "application/json"},
-        )
-        weakref.finalize(self, self._client.close)
+        self._client = HttpClient(is_secure=any(one.startswith("https:") for one in self._urls))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -80,8 +69,9 @@ class RemoteSearch:
         parts = urlsplit(url)
         health = urlunsplit((parts.scheme, parts.netloc, "/health", "", ""))
         try:
-            status, _, data = self._send("GET", health, None, self._timeout)
-            found = json.loads(data).get("fingerprint", "") if status == 200 else ""
+            response = self._send("GET", health, None, self._timeout)
+            is_ok = response.status == 200
+            found = json.loads(response.data).get("fingerprint", "") if is_ok else ""
         except (FailedForNow, SearchError, AttributeError, ValueError, RecursionError):
             return ""
         return found if isinstance(found, str) else ""
@@ -111,38 +101,15 @@ class RemoteSearch:
 
     def _post(self, body: bytes, url: str, seconds: float) -> list[Any]:
         """One attempt. Raises FailedForNow when another may succeed, else SearchError."""
-        status, headers, data = self._send("POST", url, body, seconds)
-        if status != 200:
-            reason = f"HTTP {status} {data[:200].decode('utf-8', 'replace')}"
-            if status in _RETRIED:
-                raise FailedForNow(f"{url}: {reason}", retry_after(headers))
-            raise RefusedError(f"{url} refused the request: {reason}")
+        response = self._send("POST", url, body, seconds)
+        response.check_ok(url)
         try:
-            return list(json.loads(data)["result"])
+            return list(json.loads(response.data)["result"])
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise SearchError(f"{url} sent no JSON list `result`: {error!r}") from error
 
-    def _send(
-        self, method: str, url: str, body: bytes | None, seconds: float
-    ) -> tuple[int, httpx2.Headers, bytes]:
-        """Status, headers and body of a reply. Raises FailedForNow where none comes in time."""
-        end = time.monotonic() + seconds
-        headers = {TIME_LEFT: f"{seconds:.3f}"}
-        data = bytearray()
-        try:
-            with self._client.stream(
-                method, url, content=body, headers=headers, timeout=seconds
-            ) as response:
-                for chunk in response.iter_bytes():
-                    data += chunk
-                    if len(data) > MAX_RESPONSE:
-                        raise SearchError(f"{url} sent more than {MAX_RESPONSE} bytes")
-                    if time.monotonic() > end:
-                        raise FailedForNow(f"{url}: TimeoutError within the answer", is_late=True)
-                return response.status_code, response.headers, bytes(data)
-        except (httpx2.TransportError, httpx2.DecodingError) as error:
-            is_late = isinstance(error, httpx2.TimeoutException)
-            raise FailedForNow(f"{url}: {type(error).__name__} {error}", is_late=is_late) from error
+    def _send(self, method: str, url: str, body: bytes | None, seconds: float) -> Response:
+        return self._client.send(method, url, body, seconds, {TIME_LEFT: f"{seconds:.3f}"})
 
 
 def _service(url: str) -> str:

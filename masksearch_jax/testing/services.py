@@ -155,13 +155,15 @@ class Asked(NamedTuple):
     time: float
 
 
-class _Loopback(abc.ABC):
+class Loopback(abc.ABC):
     """A service on 127.0.0.1 and a free port, from the start of a `with` block to its end.
 
-    Each POST is answered by `script`; `calls` has them in the order in which they came. `kill`
-    closes port and connections at once, as the end of a process would; `restart` opens the same
-    port.
+    Each call is answered by `script`, but those of the methods `unscripted`; `calls` has them in
+    the order in which they came. `kill` closes port and connections at once, as the end of a
+    process would; `restart` opens the same port.
     """
+
+    unscripted: tuple[str, ...] = ("GET",)
 
     def __init__(self, script: Script):
         self.script = script
@@ -228,6 +230,10 @@ class _Loopback(abc.ABC):
             with self.lock:
                 self.in_flight -= 1
 
+    def told(self, path: str, call: Call) -> dict[str, Any]:
+        """What a call asks, as `calls` and the script have it."""
+        return call.json()
+
     @abc.abstractmethod
     def reply(self, route: tuple[str, str], call: Call, answer: Answer) -> dict[str, Any]:
         """The JSON for a call of a (method, path) when all is well.
@@ -255,7 +261,7 @@ def completion(answer: Answer, model: str = "") -> dict[str, Any]:
     }
 
 
-class Endpoint(_Loopback):
+class Endpoint(Loopback):
     """An LLM that speaks OpenAI's chat protocol at `url`; the script has what it says."""
 
     @property
@@ -278,7 +284,7 @@ class Endpoint(_Loopback):
         return {"error": {"message": message, "code": code}}
 
 
-class SearchEndpoint(_Loopback):
+class SearchEndpoint(Loopback):
     """A search service at `url` that answers from `tool` as `serve_search` does, or by script."""
 
     def __init__(self, tool: SearchTool, script: Script = WELL):
@@ -311,7 +317,7 @@ class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, owner: _Loopback, bound: socket.socket):
+    def __init__(self, owner: Loopback, bound: socket.socket):
         super().__init__(bound.getsockname(), _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket, self.owner = bound, owner
@@ -356,15 +362,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             super().handle()
 
     def do_GET(self) -> None:
-        self._send(*self._reply(Call(b""), WELL), WELL)
-
-    def do_POST(self) -> None:
-        owner, length = self.server.owner, int(self.headers["Content-Length"])
+        owner, length = self.server.owner, int(self.headers.get("Content-Length", 0))
         content = self.rfile.read(length)
         if len(content) < length:
             raise ConnectionError("the client was killed while it asked")
-        call = Call(content)
-        with owner.asked(self.path, call.json()) as (asked, answer):
+        call = Call(content, {name.lower(): value for name, value in self.headers.items()})
+        if self.command in owner.unscripted:
+            self._send(*self._reply(call, WELL), WELL)
+            return
+        with owner.asked(self.path, owner.told(self.path, call)) as (asked, answer):
             if answer.hang:
                 self.server.ended.wait(None if answer.hang == math.inf else answer.hang)
             if self.server.ended.is_set():
@@ -373,6 +379,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._send(status, data, answer)
         with owner.lock:
             owner.served.append((asked, answer))
+
+    do_POST = do_PUT = do_HEAD = do_GET
 
     def _reply(self, call: Call, answer: Answer) -> tuple[int, bytes]:
         """Status and body of the answer to a call."""
@@ -395,7 +403,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.close_connection = answer.cut is not None
-        self.wfile.write(data[: answer.cut])
+        if self.command != "HEAD":
+            self.wfile.write(data[: answer.cut])
 
     def log_message(self, *_: object) -> None:
         """Calls are recorded, not printed."""

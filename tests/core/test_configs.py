@@ -22,6 +22,7 @@ from masksearch_jax.core.llm_config import EndpointConfig, JudgeConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import REQUIRED, describe_keys, flat_keys, to_dataclass
 from masksearch_jax.core.watch_config import AlarmsConfig, HeldoutConfig, LogConfig
+from masksearch_jax.core.web_config import WebConfig
 from masksearch_jax.parallel import sharding
 from masksearch_jax.ramp.survey import CleanConfig
 from masksearch_jax.runtime import cli, config_text
@@ -144,6 +145,8 @@ SECTIONS_SINCE = {
     "EvalRun": {"endpoint": EndpointConfig, "judge": JudgeConfig},
     "BuildIndexRun": {"vectors": VectorConfig},
 }
+# The same, within sections of that time.
+ADDED_SINCE = {"search.web": WebConfig}
 SINCE |= {"eval.suite_examples": [], "eval.strata": "shares", "eval.compare": ""}
 SINCE |= {"eval.leakage": "", "eval.difficulty": False, "eval.lemmatizer": ""}
 RENAMED = {
@@ -218,6 +221,9 @@ def test_a_config_resolves_to_what_it_did_when_files_spelled_every_key(name, mod
     sections = {key.rpartition(".")[0] for key in want}
     want |= {key: value for key, value in SINCE.items() if key.rpartition(".")[0] in sections}
     want |= KEYS_SINCE.get(name, {})
+    for at, section in ADDED_SINCE.items():
+        if at.rpartition(".")[0] in sections:
+            want |= dotted({at: dataclasses.asdict(section())})
     for at, section in SECTIONS_SINCE.get(schema_of(name).__name__, {}).items():
         want |= dotted({at: dataclasses.asdict(section())})
     decided = DECIDED | DECIDED_IN.get(name, {})

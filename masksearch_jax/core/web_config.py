@@ -1,0 +1,28 @@
+"""Search services outside of this project: of the web, and OpenSearch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from masksearch_jax.core.schema import key
+
+
+@dataclasses.dataclass(frozen=True)
+class WebConfig:
+    """A service that searches the web and replies in JSON, for kind web."""
+
+    service: Literal["serper", "serpapi", "json"] = key(
+        "serper",
+        "serper, serpapi: what these two need, where the other keys are empty; json: as these say.",
+    )
+    url: str = key("", "Its address, with {query}, {top_k} and {key} where these belong.")
+    body: str = key("", "JSON that is posted, with the same in its texts; empty: GET.")
+    header: str = key(
+        "", "A header with the key, such as 'Authorization: Bearer {key}'.", harmless=True
+    )
+    key_variable: str = key("", "Environment variable that has the key.", harmless=True)
+    results: str = key("", "Where the reply has its list of results: names with dots between.")
+    title: str = key("", "Where a result has its title.")
+    text: str = key("", "Where a result has its text.")
+    id: str = key("", "Where a result has its address, which becomes the passage's id.")
