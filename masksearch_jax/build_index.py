@@ -6,7 +6,8 @@
 Reads what build_ramp reads, and gives each passage the same id. The index appears whole or not at
 all, and replaces an older one. INDEX.dropped.txt beside it names the rows that could not be read.
 With config.vectors.encoder, a folder of a text encoder, each passage gets a vector besides, in
-INDEX.vectors: a cut-off encoding goes on where it was.
+INDEX.vectors: a cut-off encoding goes on where it was. With config.opensearch.url the passages are
+loaded into an OpenSearch cluster, which goes on likewise.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, Literal
 from masksearch_jax.core.corpus_config import CorpusConfig
 from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.schema import key, section
+from masksearch_jax.core.search_services_config import OpenSearchLoadConfig
 from masksearch_jax.corpus import readers
 from masksearch_jax.corpus.dropped_rows import DroppedRows
 from masksearch_jax.corpus.passages import CorpusStats
@@ -56,6 +58,7 @@ class BuildIndexRun:
         "Pieces of the index that are written and searched at once; they find what one would.",
         least=1,
     )
+    opensearch: OpenSearchLoadConfig = section(OpenSearchLoadConfig)
 
 
 def run(cfg: BuildIndexRun) -> dict[str, Any]:
@@ -89,6 +92,8 @@ def run(cfg: BuildIndexRun) -> dict[str, Any]:
         count = bm25.build(passages, cfg.index, **how, progress=show)
     if encoder is not None:
         _encode(cfg, encoder)
+    if cfg.opensearch.url:
+        _load(cfg)
     files = [f for folder in _folders(cfg) for f in folder.rglob("*") if f.is_file()]
     run_record.write(cfg.index, cfg)
     return {
@@ -126,6 +131,20 @@ def _encode(cfg: BuildIndexRun, encoder: vectors.Encoder) -> None:
             encoder,
             index=index.fingerprint,
             graph=cfg.vectors.graph,
+            progress=progress.update,
+        )
+
+
+def _load(cfg: BuildIndexRun) -> None:
+    from masksearch_jax.search import opensearch
+
+    index = bm25.BM25.open(cfg.index)
+    with Progress("opensearch", len(index)) as progress:
+        opensearch.load(
+            cfg.opensearch,
+            index.passages,
+            fingerprint=index.fingerprint,
+            language=index.language,
             progress=progress.update,
         )
 

@@ -92,6 +92,7 @@ MAY_IMPORT = {
     "tantivy": {"search.term_index", "search.words"},
     "usearch": {"search.nearest", "search.vectors"},
     "openai": {"agents.llm_client"},
+    "opensearchpy": {"search.opensearch"},
     "anyio": {"runtime.http_service", "rollout.server"},
     "starlette": {"runtime.http_service", "search.server"},
     "uvicorn": {"runtime.http_service"},

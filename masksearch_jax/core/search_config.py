@@ -6,17 +6,17 @@ import dataclasses
 from typing import Literal
 
 from masksearch_jax.core.schema import key, section
-from masksearch_jax.core.web_config import WebConfig
+from masksearch_jax.core.search_services_config import OpenSearchConfig, WebConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
     """The search tool, and what of its results an agent is shown."""
 
-    kind: Literal["bm25", "dense", "hybrid", "http", "web", "none", "random"] = key(
+    kind: Literal["bm25", "dense", "hybrid", "http", "web", "opensearch", "none", "random"] = key(
         "bm25",
         "bm25: an index's words; dense: its vectors; hybrid: both; http: a running serve_search; "
-        "web: a service of the web; "
+        "web: a service of the web; opensearch: a cluster; "
         "none, random: baselines of evaluation.",
     )
     index: str = key("runs/index", "Folder that build_index wrote.", folder=True)
@@ -117,3 +117,4 @@ class SearchConfig:
     )
     rerank_depth: int = key(20, "Passages of a query that are ordered anew.", least=1)
     web: WebConfig = section(WebConfig)
+    opensearch: OpenSearchConfig = section(OpenSearchConfig)

@@ -14,7 +14,7 @@ from masksearch_jax.search.gather import RefusedError
 from masksearch_jax.search.replicas import FailedForNow, retry_after
 
 MAX_RESPONSE = 64 * 2**20  # bytes
-_RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _IDLE_CONNECTIONS = 64  # kept open
 
 
@@ -30,7 +30,7 @@ class Response(NamedTuple):
         if self.status == 200:
             return
         reason = f"HTTP {self.status} {self.data[:200].decode('utf-8', 'replace')}"
-        if self.status in _RETRIED:
+        if self.status in RETRIED:
             raise FailedForNow(f"{service}: {reason}", retry_after(self.headers))
         raise RefusedError(f"{service} refused the request: {reason}")
 

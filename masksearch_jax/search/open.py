@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from masksearch_jax.search.nearest import Nearest
     from masksearch_jax.search.vectors import Vectors
 
-KINDS = ("bm25", "dense", "hybrid", "http", "web", "none", "random")
+KINDS = ("bm25", "dense", "hybrid", "http", "web", "opensearch", "none", "random")
 _INDEXED = ("bm25", "dense", "hybrid", "random")
-_SLOW = ("dense", "hybrid", "http", "web")  # kinds whose results are kept in memory
-_REMOTE = ("http", "web")  # kinds that send requests, and bound their rate themselves
+_SLOW = ("dense", "hybrid", "http", "web", "opensearch")  # kinds whose results are kept in memory
+_REMOTE = ("http", "web", "opensearch")  # kinds that send requests, and bound their rate themselves
 _CONTROLS = ("none", "random")
 _FIRST_QUERY = "river"  # of any tool, to see that it answers
 _PROBES, _PROBE_DEPTH = 8, 10  # examples searched for, and how deep
@@ -65,6 +65,8 @@ def _cache_name(cfg: SearchConfig) -> str:
         from masksearch_jax.search import web
 
         return web.cache_name(cfg.web)
+    if cfg.kind == "opensearch":
+        return f"opensearch:{cfg.opensearch.url}/{cfg.opensearch.name}"
     return cfg.url if cfg.kind == "http" else f"{cfg.kind}:{cfg.index}"
 
 
@@ -153,6 +155,17 @@ def _open(cfg: SearchConfig) -> SearchTool:
         from masksearch_jax.search.web import WebSearch
 
         return WebSearch(cfg.web, _patience(cfg), RateLimit(cfg.requests_per_second))
+    if cfg.kind == "opensearch":
+        check_given(cfg.opensearch, "config.search.opensearch", url="the address of the cluster")
+        try:
+            from masksearch_jax.search.opensearch import OpenSearchSearch
+        except ModuleNotFoundError as error:
+            raise SearchError(
+                f"search.kind=opensearch needs the extra `opensearch`: {error}"
+            ) from None
+
+        limit = RateLimit(cfg.requests_per_second)
+        return OpenSearchSearch(cfg.opensearch, _patience(cfg), limit)
     if cfg.kind == "http":
         from masksearch_jax.search.remote import RemoteSearch
 

@@ -19,8 +19,8 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from masksearch_jax.core.retrieval import SearchError
+from masksearch_jax.core.search_services_config import WebConfig
 from masksearch_jax.core.types import Hits, JsonObject, Passage
-from masksearch_jax.core.web_config import WebConfig
 from masksearch_jax.search.http_client import HttpClient
 from masksearch_jax.search.rate import RateLimit
 from masksearch_jax.search.replicas import GaveUp, Patience, Replicas

@@ -1,13 +1,18 @@
-"""Search services of others on the loopback, answering or misbehaving by script: of the web."""
+"""Search services of others on the loopback, which answer or misbehave by script.
+
+One of the web, and an OpenSearch cluster.
+"""
 
 from __future__ import annotations
 
+import base64
+import json
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from masksearch_jax.core.retrieval import SearchTool
-from masksearch_jax.core.types import Passage
+from masksearch_jax.core.types import JsonObject, Passage
 from masksearch_jax.runtime.http_service import Call, Refusal
 from masksearch_jax.testing.services import WELL, Loopback, Script
 
@@ -32,10 +37,10 @@ class WebEndpoint(Loopback):
     def serpapi_url(self) -> str:
         return f"{self.address}/search.json?engine=google&q={{query}}&num={{top_k}}&api_key={{key}}"
 
-    def told(self, path: str, call: Call) -> dict[str, Any]:
+    def told(self, path: str, call: Call) -> JsonObject:
         return call.json() if call.body else dict(parse_qsl(urlsplit(path).query))
 
-    def reply(self, route: tuple[str, str], call: Call, _: Any) -> dict[str, Any]:
+    def reply(self, route: tuple[str, str], call: Call, _: Any) -> JsonObject:
         method, path = route[0], urlsplit(route[1]).path
         asked = self.told(route[1], call)
         given = call.headers.get("x-api-key") if method == "POST" else asked.get("api_key")
@@ -53,7 +58,7 @@ class WebEndpoint(Loopback):
         return said | {"organic_results": results}
 
     @staticmethod
-    def _result(rank: int, passage: Passage) -> dict[str, Any]:
+    def _result(rank: int, passage: Passage) -> JsonObject:
         return {
             "position": rank,
             "title": passage.title,
@@ -61,5 +66,113 @@ class WebEndpoint(Loopback):
             "snippet": passage.text,
         }
 
-    def error(self, message: str, code: str | None = None) -> dict[str, Any]:
+    def error(self, message: str, code: str | None = None) -> JsonObject:
         return {"error": message}
+
+
+class OpenSearchEndpoint(Loopback):
+    """An OpenSearch cluster of one index, as far as its loading and searching need one.
+
+    A passage scores by the words of the query that it has. version: what the cluster says of
+    itself. user: who may ask, with a password. rejects: rows that are turned away so many times.
+    refuses: rows that never fit. loses: rows that are lost.
+    """
+
+    unscripted = ()
+
+    def __init__(self, script: Script = WELL):
+        super().__init__(script)
+        self.version = {"distribution": "opensearch", "number": "2.19.1"}
+        self.user: tuple[str, str] | None = None
+        self.mappings: JsonObject = {}
+        self.settings: JsonObject = {}
+        self.documents: dict[str, JsonObject] = {}  # by id, which is the row
+        self.rejects: dict[int, int] = {}
+        self.refuses: set[int] = set()
+        self.loses: set[int] = set()
+
+    def told(self, path: str, call: Call) -> JsonObject:
+        """A JSON object, or the `lines` of several."""
+        if not call.body:
+            return {}
+        if "ndjson" not in call.headers.get("content-type", "") and "\n" not in call.body.decode():
+            return call.json()
+        return {"lines": [json.loads(line) for line in call.body.splitlines() if line]}
+
+    def reply(self, route: tuple[str, str], call: Call, _: Any) -> JsonObject:
+        self._check_user(call)
+        method, asked = route[0], self.told(route[1], call)
+        path = urlsplit(route[1]).path.strip("/")
+        index, _, action = path.rpartition("/") if "/" in path else ("", "", path)
+        if path == "":
+            return {"name": "node", "cluster_name": "loopback", "version": self.version}
+        if action == "_bulk":
+            return self._load(asked["lines"])
+        if action == "_msearch":
+            return {"took": 1, "responses": [self._found(q) for q in asked["lines"][1::2]]}
+        if (method, index) == ("PUT", ""):
+            self.mappings, self.settings = asked["mappings"], asked["settings"]["index"]
+            return {"acknowledged": True, "shards_acknowledged": True, "index": action}
+        if not self.mappings:
+            raise Refusal(HTTPStatus.NOT_FOUND, f"no such index [{index}]")
+        if (method, action) == ("GET", "_mapping"):
+            return {index: {"mappings": self.mappings}}
+        if (method, action) == ("PUT", "_mapping"):
+            self.mappings |= asked
+        elif (method, action) == ("PUT", "_settings"):
+            self.settings |= asked["index"]
+        elif action == "_count":
+            return {"count": len(self.documents), "_shards": {"total": 1, "failed": 0}}
+        elif action != "_refresh":
+            raise Refusal(HTTPStatus.NOT_FOUND, f"no {method} {path}")
+        return {"acknowledged": True}
+
+    def _check_user(self, call: Call) -> None:
+        if self.user:
+            expected = base64.b64encode(":".join(self.user).encode()).decode()
+            if call.headers.get("authorization") != f"Basic {expected}":
+                raise Refusal(HTTPStatus.UNAUTHORIZED, "Unauthorized")
+
+    def _load(self, lines: list[JsonObject]) -> JsonObject:
+        items = [
+            {"index": {"_id": action["index"]["_id"], **self._loaded(action["index"], source)}}
+            for action, source in zip(lines[::2], lines[1::2], strict=True)
+        ]
+        return {"took": 1, "errors": any("error" in i["index"] for i in items), "items": items}
+
+    def _loaded(self, action: JsonObject, source: JsonObject) -> JsonObject:
+        row = int(action["_id"])
+        if self.rejects.get(row):
+            self.rejects[row] -= 1
+            error = {"type": "rejected_execution_exception", "reason": "queue full"}
+            return {"status": 429, "error": error}
+        if row in self.refuses:
+            error = {"type": "mapper_parsing_exception", "reason": "failed to parse"}
+            return {"status": 400, "error": error}
+        if row not in self.loses:
+            self.documents[action["_id"]] = source
+        return {"status": 201, "result": "created", "_version": 1}
+
+    def _found(self, asked: JsonObject) -> JsonObject:
+        (match, _) = asked["query"]["bool"]["should"]
+        words = set(match["match"]["all"]["query"].lower().split())
+        scored = (
+            (float(len(words & set(f"{d['title']} {d['text']}".lower().split()))), row, d)
+            for row, d in ((int(name), d) for name, d in self.documents.items())
+        )
+        best = sorted((hit for hit in scored if hit[0]), key=lambda hit: (-hit[0], hit[1]))
+        hits = [
+            {"_index": "passages", "_id": str(row), "_score": score, "_source": source}
+            for score, row, source in best[: asked["size"]]
+        ]
+        return {
+            "took": 1,
+            "timed_out": False,
+            "_shards": {"total": 1, "successful": 1, "skipped": 0, "failed": 0},
+            "hits": {"max_score": hits[0]["_score"] if hits else None, "hits": hits},
+            "status": 200,
+        }
+
+    def error(self, message: str, code: str | None = None) -> JsonObject:
+        cause = {"type": code or "exception", "reason": message}
+        return {"error": {**cause, "root_cause": [cause]}}

@@ -21,8 +21,12 @@ from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.llm_config import EndpointConfig, JudgeConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import REQUIRED, describe_keys, flat_keys, to_dataclass
+from masksearch_jax.core.search_services_config import (
+    OpenSearchConfig,
+    OpenSearchLoadConfig,
+    WebConfig,
+)
 from masksearch_jax.core.watch_config import AlarmsConfig, HeldoutConfig, LogConfig
-from masksearch_jax.core.web_config import WebConfig
 from masksearch_jax.parallel import sharding
 from masksearch_jax.ramp.survey import CleanConfig
 from masksearch_jax.runtime import cli, config_text
@@ -143,10 +147,10 @@ SECTIONS_SINCE = {
     "DapoRun": {"judge": JudgeConfig} | WATCHED,
     "QuickstartRun": {"judge": JudgeConfig, "clean": CleanConfig},
     "EvalRun": {"endpoint": EndpointConfig, "judge": JudgeConfig},
-    "BuildIndexRun": {"vectors": VectorConfig},
+    "BuildIndexRun": {"vectors": VectorConfig, "opensearch": OpenSearchLoadConfig},
 }
 # The same, within sections of that time.
-ADDED_SINCE = {"search.web": WebConfig}
+ADDED_SINCE = {"search.web": WebConfig, "search.opensearch": OpenSearchConfig}
 SINCE |= {"eval.suite_examples": [], "eval.strata": "shares", "eval.compare": ""}
 SINCE |= {"eval.leakage": "", "eval.difficulty": False, "eval.lemmatizer": ""}
 RENAMED = {

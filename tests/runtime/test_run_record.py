@@ -225,6 +225,7 @@ CHANGES_THE_RESULT = {
         *("nearest", "fusion", "rank_constant", "dense_weight", "fusion_depth", "rerank"),
         *("rerank_depth",),
     ),
+    "search.opensearch": ("url", "name"),
     "search.web": ("service", "url", "body", "results", "title", "text", "id"),
     "rollout": (
         *("max_len", "kv_dtype", "max_turns", "max_new_tokens", "max_turn_tokens"),
@@ -266,6 +267,7 @@ HARMLESS = {
         *("cache", "replay", "encoder", "memory", "cache_bytes", "recorded"),
         *("requests_per_second",),
     ),
+    "search.opensearch": ("user_variable", "password_variable", "certificates"),
     "search.web": ("header", "key_variable"),
     "rollout": (
         *("slots", "decode_share", "kv_tokens", "page_tokens", "attention", "weights"),

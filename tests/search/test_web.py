@@ -10,8 +10,8 @@ import pytest
 
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.retrieval import SearchError
+from masksearch_jax.core.search_services_config import WebConfig
 from masksearch_jax.core.types import Passage
-from masksearch_jax.core.web_config import WebConfig
 from masksearch_jax.search.open import open_tool
 from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.testing.search_services import WebEndpoint

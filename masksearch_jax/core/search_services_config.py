@@ -1,4 +1,4 @@
-"""Search services outside of this project: of the web, and OpenSearch."""
+"""Search services that others run: of the web, and OpenSearch."""
 
 from __future__ import annotations
 
@@ -26,3 +26,28 @@ class WebConfig:
     title: str = key("", "Where a result has its title.")
     text: str = key("", "Where a result has its text.")
     id: str = key("", "Where a result has its address, which becomes the passage's id.")
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenSearchConfig:
+    """An OpenSearch cluster with passages that build_index loaded, for kind opensearch."""
+
+    url: str = key("", "Its address; commas between those of several nodes.")
+    name: str = key("passages", "Of the cluster's index.")
+    user_variable: str = key(
+        "OPENSEARCH_USER", "Environment variable that has the user; unset: none.", harmless=True
+    )
+    password_variable: str = key(
+        "OPENSEARCH_PASSWORD", "Environment variable that has the password.", harmless=True
+    )
+    certificates: str = key(
+        "", "File of certificates to trust; empty: the machine's own.", harmless=True
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenSearchLoadConfig(OpenSearchConfig):
+    """An OpenSearch cluster that the passages of the index are loaded into; no url: none."""
+
+    shards: int = key(1, "Primary shards of the cluster's index.", least=1)
+    replicas: int = key(0, "Copies of each.", least=0)

@@ -1,0 +1,291 @@
+"""Passages in an OpenSearch cluster: loaded by its official client, searched by BM25.
+
+The cluster's index knows in its mapping's `_meta` which passages it has and how many of them are
+loaded, so that a load goes on from any machine and a search refuses one that is not whole. Terms
+count by all shards (`dfs_query_then_fetch`). A reply that lacks a shard's part is no reply.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import opensearchpy
+from opensearchpy import exceptions, helpers
+
+from masksearch_jax.core.retrieval import SearchError
+from masksearch_jax.core.search_services_config import OpenSearchConfig, OpenSearchLoadConfig
+from masksearch_jax.core.types import Hits, JsonObject, Passage
+from masksearch_jax.search.gather import RefusedError
+from masksearch_jax.search.http_client import RETRIED
+from masksearch_jax.search.rate import RateLimit
+from masksearch_jax.search.replicas import FailedForNow, GaveUp, Patience, Replicas
+from masksearch_jax.search.term_index import TITLE_BOOST
+
+MAX_QUERY_CHARS = 2500  # of a query; more words than a cluster allows clauses would be refused
+_ROWS = 10_000  # loaded between two notes of how far the load is
+_CHUNK = 500  # passages of one request
+_CHUNK_BYTES = 20 * 2**20
+_RETRIES = 8  # of a request that loads, with waits that double
+_CONNECTIONS = 64
+_SOURCE = tuple(field.name for field in dataclasses.fields(Passage))
+_ANALYSERS = {"en": "english", "zh": "cjk"}
+_META = "masksearch"  # the entry of `_meta`
+_COMMAND = "python -m masksearch_jax.build_index with config.opensearch.url"
+
+Client = opensearchpy.OpenSearch
+
+
+class OpenSearchSearch:
+    """Asks the nodes of a cluster, all queries of a call in one request; safe for threads.
+
+    Raises SearchError where there is no such index, or one that is not wholly loaded.
+    """
+
+    def __init__(self, cfg: OpenSearchConfig, patience: Patience, limit: RateLimit | None = None):
+        self._cfg = cfg
+        self._clients = {url: _client(url, cfg) for url in _urls(cfg)}
+        self._replicas: Replicas[Any] = Replicas(list(self._clients), patience, limit)
+        told = self._request(lambda client, seconds: _told(client, cfg.name, seconds))[0]
+        if told is None:
+            raise SearchError(f"no index {cfg.name!r} at {cfg.url}; load it: {_COMMAND}")
+        if told["rows"] != told["count"]:
+            raise SearchError(
+                f"the index {cfg.name!r} at {cfg.url} has {told['rows']} of {told['count']} "
+                f"passages: go on with its load: {_COMMAND}"
+            )
+        self.fingerprint = f"{told['fingerprint']}+opensearch"
+
+    def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
+        if not queries:
+            return []
+        started = time.monotonic()
+        lines = [line for query in queries for line in self._asked(query, top_k)]
+
+        def ask(client: Client, seconds: float) -> list[Hits]:
+            reply = client.msearch(body=lines, index=self._cfg.name, request_timeout=seconds)
+            found = [_hits(self._cfg.name, one) for one in reply["responses"]]
+            if len(found) != len(queries):
+                raise SearchError(f"{len(queries)} queries got {len(found)} results")
+            return found
+
+        found, attempts = self._request(ask)
+        seconds = time.monotonic() - started
+        return [
+            Hits(hits[:top_k], scores=hits.scores[:top_k], attempts=attempts, seconds=seconds)
+            for hits in found
+        ]
+
+    @staticmethod
+    def _asked(query: str, top_k: int) -> tuple[JsonObject, JsonObject]:
+        text = query[:MAX_QUERY_CHARS].encode("utf-8", "replace").decode()
+        words = {"match": {"all": {"query": text}}}
+        title = {"match": {"title": {"query": text, "boost": TITLE_BOOST}}}
+        return {"search_type": "dfs_query_then_fetch"}, {
+            "query": {"bool": {"should": [words, title]}},
+            "size": top_k,
+            "track_total_hits": False,
+            "_source": _SOURCE,
+        }
+
+    def _request(self, ask: Callable[[Client, float], Any]) -> tuple[Any, int]:
+        """The reply and the number of attempts. Raises SearchError."""
+        try:
+            return self._replicas.request(functools.partial(self._attempt, ask))
+        except GaveUp as error:
+            raise SearchError(f"the search failed, {error}") from error
+
+    def _attempt(self, ask: Callable[[Client, float], Any], url: str, seconds: float) -> Any:
+        """Raises FailedForNow where another try may succeed, else SearchError."""
+        try:
+            return ask(self._clients[url], seconds)
+        except exceptions.ConnectionTimeout as error:
+            raise FailedForNow(f"{url}: {_line(error)}", is_late=True) from error
+        except exceptions.SSLError as error:
+            raise SearchError(f"{url}: {_line(error)}") from error
+        except exceptions.TransportError as error:
+            status = error.status_code
+            if status in RETRIED or isinstance(error, exceptions.ConnectionError):
+                raise FailedForNow(f"{url}: {_line(error)}") from error
+            raise RefusedError(f"{url} refused the request: {_line(error)}") from error
+        except (exceptions.SerializationError, LookupError, TypeError, AttributeError) as error:
+            raise SearchError(f"{url} sent a reply of unknown form: {error!r}") from error
+
+
+def _urls(cfg: OpenSearchConfig) -> list[str]:
+    """The addresses of the nodes. Raises SearchError."""
+    urls = [one.strip() for one in cfg.url.split(",")]
+    for url in urls:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise SearchError(f"opensearch.url has {url!r}, must be like https://host:9200")
+        if parts.username or parts.password:
+            raise SearchError(
+                "opensearch.url has a user in it: user and password come from the environment "
+                f"variables {cfg.user_variable} and {cfg.password_variable}"
+            )
+    return urls
+
+
+def _client(url: str, cfg: OpenSearchConfig, **options: Any) -> Client:
+    user = os.environ.get(cfg.user_variable, "") if cfg.user_variable else ""
+    password = os.environ.get(cfg.password_variable, "") if cfg.password_variable else ""
+    given = {"max_retries": 0, "retry_on_timeout": False, "pool_maxsize": _CONNECTIONS} | options
+    return Client(
+        hosts=[url],
+        http_auth=(user, password) if user else None,
+        verify_certs=True,
+        ca_certs=cfg.certificates or None,
+        **given,
+    )
+
+
+def _told(client: Client, name: str, seconds: float) -> JsonObject | None:
+    """What an index says of its passages; None where there is no index.
+
+    Raises SearchError for another engine, and for an index of something else.
+    """
+    version = client.info(request_timeout=seconds).get("version", {})
+    if version.get("distribution") != "opensearch":
+        raise SearchError(f"this is no OpenSearch but {version or 'something else'}")
+    try:
+        found = client.indices.get_mapping(index=name, request_timeout=seconds)
+    except exceptions.NotFoundError:
+        return None
+    (index,) = found.values()
+    told = index["mappings"].get("_meta", {}).get(_META)
+    if told is None:
+        raise SearchError(f"the index {name!r} was not made by build_index; name another one")
+    return told
+
+
+def _hits(name: str, reply: JsonObject) -> Hits:
+    """The passages of one query's reply. Raises FailedForNow or SearchError for a failed one."""
+    if "error" in reply:
+        error = reply["error"]
+        said = f"{error['type']}: {error.get('reason')}" if isinstance(error, dict) else str(error)
+        if reply.get("status") in RETRIED:
+            raise FailedForNow(f"HTTP {reply['status']} {said}")
+        raise RefusedError(f"the index {name!r} refused the search: {said}")
+    shards = reply["_shards"]
+    if shards["failed"]:
+        reasons = [f["reason"].get("reason") for f in shards.get("failures", ())][:1]
+        raise FailedForNow(f"{shards['failed']} of {shards['total']} shards failed: {reasons}")
+    if reply["timed_out"]:
+        raise FailedForNow("some shards did not answer in time", is_late=True)
+    found = reply["hits"]["hits"]
+    passages = [Passage(*(hit["_source"][field] for field in _SOURCE)) for hit in found]
+    return Hits(passages, scores=[hit["_score"] for hit in found])
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+# ---- loading
+
+
+def load(
+    cfg: OpenSearchLoadConfig,
+    passages: Sequence[Passage],
+    *,
+    fingerprint: str,
+    language: str,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Loads the passages of the index with this fingerprint into the cluster; goes on where it was.
+
+    Raises SearchError: for an index of this name with other passages, for a passage that is
+    refused, and for a cluster that fails, after which the same call goes on.
+    """
+    retried = {"max_retries": _RETRIES, "retry_on_timeout": True, "timeout": 60}
+    client = _client(_urls(cfg)[0], cfg, retry_on_status=(429, 502, 503, 504), **retried)
+    try:
+        done = _begin(client, cfg, fingerprint, language, len(passages))
+        for start in range(done, len(passages), _ROWS):
+            rows = range(start, min(start + _ROWS, len(passages)))
+            _load_rows(client, cfg.name, passages, rows)
+            if rows.stop < len(passages):
+                _note(client, cfg.name, fingerprint, rows.stop, len(passages))
+            if progress:
+                progress(rows.stop)
+        if done < len(passages):
+            _finish(client, cfg.name, fingerprint, len(passages))
+    except exceptions.OpenSearchException as error:
+        raise SearchError(f"{cfg.url}: {_line(error)}; the same command goes on") from error
+
+
+def _begin(
+    client: Client, cfg: OpenSearchLoadConfig, fingerprint: str, language: str, count: int
+) -> int:
+    """The number of passages that the index, made if there was none, has already."""
+    told = _told(client, cfg.name, 60.0)
+    if told is None:
+        analyser = _ANALYSERS[language]
+        text = {"type": "text", "analyzer": analyser}
+        kept = {"index": False}
+        properties = {
+            "id": {"type": "keyword", "doc_values": False, **kept},
+            "title": {**text, "copy_to": "all"},
+            "text": {"type": "text", "copy_to": "all", **kept},
+            "all": text,
+        }
+        settings = {
+            "number_of_shards": cfg.shards,
+            "number_of_replicas": cfg.replicas,
+            "refresh_interval": "-1",  # once, at the end
+        }
+        meta = _meta(fingerprint, 0, count)
+        mappings = {"dynamic": "strict", "_meta": meta, "properties": properties}
+        client.indices.create(
+            index=cfg.name, body={"settings": {"index": settings}, "mappings": mappings}
+        )
+        return 0
+    if told["fingerprint"] != fingerprint:
+        raise SearchError(
+            f"the index {cfg.name!r} at {cfg.url} has other passages "
+            f"({told['fingerprint']}, not {fingerprint}): delete it, or name another one"
+        )
+    return int(told["rows"])
+
+
+def _load_rows(client: Client, name: str, passages: Sequence[Passage], rows: range) -> None:
+    results = helpers.streaming_bulk(
+        client,
+        (
+            {"_index": name, "_id": str(row), "_source": dataclasses.asdict(passages[row])}
+            for row in rows
+        ),
+        chunk_size=_CHUNK,
+        max_chunk_bytes=_CHUNK_BYTES,
+        max_retries=_RETRIES,
+        initial_backoff=0.1,
+        max_backoff=30,
+        raise_on_error=False,
+    )
+    for is_loaded, item in results:
+        if not is_loaded:
+            ((_, told),) = item.items()
+            raise SearchError(f"passage in row {told.get('_id')} was not loaded: {told['error']}")
+
+
+def _meta(fingerprint: str, rows: int, count: int) -> JsonObject:
+    return {_META: {"fingerprint": fingerprint, "rows": rows, "count": count}}
+
+
+def _note(client: Client, name: str, fingerprint: str, rows: int, count: int) -> None:
+    client.indices.put_mapping(index=name, body={"_meta": _meta(fingerprint, rows, count)})
+
+
+def _finish(client: Client, name: str, fingerprint: str, count: int) -> None:
+    client.indices.put_settings(index=name, body={"index": {"refresh_interval": None}})
+    client.indices.refresh(index=name)
+    there = client.count(index=name)["count"]
+    if there != count:
+        raise SearchError(f"the index {name!r} has {there} passages of {count} after its load")
+    _note(client, name, fingerprint, count, count)
