@@ -34,7 +34,7 @@ from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.transformer import Transformer, stacked
 from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.parallel.sharding import PyTree
-from masksearch_jax.planning import alternatives, chips, flops, measure, shapes
+from masksearch_jax.planning import alternatives, chips, flops, measure, shapes, vector_search
 from masksearch_jax.planning.alternatives import Run
 from masksearch_jax.planning.hlo import Module
 from masksearch_jax.planning.page import page, update_of
@@ -283,6 +283,13 @@ def plan(cfg: Run, only: str = "") -> JsonObject:
         free = int((_FIT * room - most + held["kv_cache"]) * mesh.size)
         at = hosts.shards(mesh), memory.cache_dtype(cfg.rollout, cfg.compute)
         results["kv"] = memory.room(cfg.model, cfg.rollout, *at, free)._asdict()
+    if cfg.plan.passages and not only:
+        host = mesh.devices.flat[0].process_index
+        devices = sum(d.process_index == host for d in mesh.devices.flat)
+        results["vectors"] = [
+            vector_search.cost(cfg.plan.passages, dim, target.chip, devices)
+            for dim in vector_search.DIMS
+        ]
     results["fits"] = all(f["fits"] for f in results["programs"].values())
     return results
 

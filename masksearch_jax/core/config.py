@@ -406,6 +406,12 @@ class PlanConfig:
         harmless=True,
     )
     json: str = key("", "File for the figures; empty: none.", harmless=True)
+    passages: int = key(
+        0,
+        "Tell what dense search of so many on the run's own devices costs; 0: do not.",
+        harmless=True,
+        least=0,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from masksearch_jax.planning.chips import GIB
+from masksearch_jax.planning.vector_search import BATCH
 
 
 def page(results: dict[str, Any]) -> str:
@@ -21,7 +22,25 @@ def page(results: dict[str, Any]) -> str:
             f"\nthe KV cache holds {r['kv']['tokens']:,} tokens, {r['kv']['longest']} slots of "
             f"rollout.max_len; {r['kv']['slots_that_fit']} would fit"
         )
-    return "\n\n".join([head, *(_program(name, f) for name, f in r["programs"].items())])
+    parts = [head, *(_program(name, f) for name, f in r["programs"].items())]
+    return "\n\n".join([*parts, *([vectors_of(r["vectors"])] if "vectors" in r else [])])
+
+
+def vectors_of(rows: list[dict[str, Any]]) -> str:
+    """What an exact search among vectors costs, one line for each length."""
+    first = rows[0]
+    lines = [
+        f"dense search of {first['passages']:,} passages on a host's {first['devices']} devices, "
+        "each with a part (computed):"
+    ]
+    for row in rows:
+        size = f"{row['disk'] / 1e9:.1f} GB on disk, {_gib(row['held'])} on a device"
+        query, batch = (f"{1e3 * row[f'{name}_seconds']:.1f} ms" for name in ("query", "batch"))
+        lines.append(
+            f"  {row['dim']} numbers: {size} and {_gib(row['scores'])} of scores; a query takes "
+            f"{query}, {BATCH} at once {batch}, at least"
+        )
+    return "\n".join(lines)
 
 
 def update_of(results: dict[str, Any]) -> str:

@@ -129,6 +129,7 @@ SINCE |= {"dapo.rest_steps": 0}
 SINCE |= {"search.attempt_timeout": 5.0, "search.retries": 20, "search.backoff": 0.1}
 SINCE |= {"search.cache_bytes": 2**33, "search.recorded": "", "search.requests_per_second": 0.0}
 SINCE |= {"search.rerank": "", "search.rerank_depth": 20}
+SINCE |= {"plan.passages": 0}
 SINCE |= {"search.hedge": 0.0, "search.batch_wait": 0.002}
 # Of one file's schema alone.
 KEYS_SINCE = {"quickstart": {"qa_share": 0.0, "thoughts": "short", "init": ""}}

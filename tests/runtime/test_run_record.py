@@ -261,7 +261,7 @@ HARMLESS = {
         *("spike_sigma", "spike_window", "max_skips", "profile_steps", "compile_cache", "changed"),
         *("tool_failures", "tool_outage_seconds"),
     ),
-    "plan": ("topology", "slices", "improve", "json"),
+    "plan": ("topology", "slices", "improve", "json", "passages"),
     "search": (
         *("timeout", "attempt_timeout", "retries", "backoff", "hedge", "batch_wait", "workers"),
         *("cache", "replay", "encoder", "memory", "cache_bytes", "recorded"),
