@@ -28,11 +28,11 @@ def page(results: dict[str, Any]) -> str:
 
 def vectors_of(rows: list[dict[str, Any]]) -> str:
     """What an exact search among vectors costs, one line for each length."""
-    first = rows[0]
-    lines = [
-        f"dense search of {first['passages']:,} passages on a host's {first['devices']} devices, "
-        "each with a part (computed):"
-    ]
+    passages, devices = (
+        f"{rows[0]['passages']:,} passages",
+        f"a host's {rows[0]['devices']} devices",
+    )
+    lines = [f"dense search of {passages} on {devices}, each with a part (computed):"]
     for row in rows:
         size = f"{row['disk'] / 1e9:.1f} GB on disk, {_gib(row['held'])} on a device"
         query, batch = (f"{1e3 * row[f'{name}_seconds']:.1f} ms" for name in ("query", "batch"))
