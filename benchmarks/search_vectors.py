@@ -1,9 +1,10 @@
-"""Recall of words, vectors and both: fusion is chosen on half of the questions, told of the other.
+"""Recall of words, vectors, both, and both reranked; fusion is chosen on half of the questions.
 
     python -m benchmarks.search_vectors --index=INDEX --questions=questions.jsonl.gz --json=F
 
-INDEX is one that `build_index` wrote with config.vectors.encoder. recall@k is that of
-`benchmarks.search`; questions take turns to be of either half.
+INDEX is one that `build_index` wrote with config.vectors.encoder. --rerank, a folder of a
+cross-encoder, adds hybrid search reranked. recall@k is that of `benchmarks.search`, of the other
+half of the questions; questions take turns to be of either half.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def found(cfg: SearchConfig, places: dict[str, int], asked: Sequence[Row]) -> li
     return [[places[p.id] for p in one] for one in hits]
 
 
-def measure(index: str, questions: Sequence[Row]) -> list[Row]:
+def measure(index: str, questions: Sequence[Row], rerank: str) -> list[Row]:
     passages: list[Passage] = list(BM25.open(index).passages)
     places = {p.id: row for row, p in enumerate(passages)}
     cfg = SearchConfig(index=index, memory=0)
@@ -55,7 +56,10 @@ def measure(index: str, questions: Sequence[Row]) -> list[Row]:
 
     chosen = max(FUSIONS, key=lambda f: mean(told(first, kind="hybrid", **f)[0]))
     rows = []
-    for kind, changes in (("bm25", {}), ("dense", {}), ("hybrid", chosen)):
+    kinds = [("bm25", {}), ("dense", {}), ("hybrid", chosen)]
+    if rerank:
+        kinds.append(("hybrid", chosen | {"rerank": rerank}))
+    for kind, changes in kinds:
         figures, seconds = told(second, kind=kind, **changes)
         rows.append(
             {
@@ -73,12 +77,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--index", required=True, help="an index with vectors")
     parser.add_argument("--questions", required=True, help="JSONL of question, gold, dataset; .gz")
+    parser.add_argument("--rerank", default="", help="folder of a cross-encoder")
     parser.add_argument("--json", help="file to write the figures to")
     args = parser.parse_args()
     with gzip.open(args.questions) as lines:
-        rows = measure(args.index, [json.loads(line) for line in lines])
+        rows = measure(args.index, [json.loads(line) for line in lines], args.rerank)
+    shown = ("kind", "rerank", *FUSIONS[0], *FUSIONS[-1])
     for row in rows:
-        name = " ".join(str(v) for k, v in row.items() if k in ("kind", *FUSIONS[0], *FUSIONS[-1]))
+        name = " ".join(str(v) for k, v in row.items() if k in shown)
         cuts = {d: "/".join(f"{v:.1f}" for v in c.values()) for d, c in row["recall"].items()}
         print(f"{name:>20}", *(f"{d} {c}" for d, c in cuts.items()), sep="  ")
     if args.json:

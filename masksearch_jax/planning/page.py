@@ -28,11 +28,8 @@ def page(results: dict[str, Any]) -> str:
 
 def vectors_of(rows: list[dict[str, Any]]) -> str:
     """What an exact search among vectors costs, one line for each length."""
-    passages, devices = (
-        f"{rows[0]['passages']:,} passages",
-        f"a host's {rows[0]['devices']} devices",
-    )
-    lines = [f"dense search of {passages} on {devices}, each with a part (computed):"]
+    where = f"on a host's {rows[0]['devices']} devices, each with a part (computed):"
+    lines = [f"dense search of {rows[0]['passages']:,} passages {where}"]
     for row in rows:
         size = f"{row['disk'] / 1e9:.1f} GB on disk, {_gib(row['held'])} on a device"
         query, batch = (f"{1e3 * row[f'{name}_seconds']:.1f} ms" for name in ("query", "batch"))

@@ -1,8 +1,7 @@
 """Search by vectors and with words: exact neighbours, fusion, builds that go on, refusals."""
 
+import contextlib
 import json
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -197,28 +196,34 @@ def test_another_encoder_or_another_corpus_starts_anew(tmp_path, monkeypatch):
         assert len(encoder.encoded) == len(passages)
 
 
-ENCODE_ON_A_FULL_DISK = """
-import resource, sys
-from pathlib import Path
-from masksearch_jax.core.retrieval import SearchError
-from masksearch_jax.core.types import Passage
-from masksearch_jax.search import vectors
-from tests.search.hashed import HashedWords
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-encoder = HashedWords()
-try:
-    vectors.build([Passage(str(i), "", "x") for i in range(9999)], Path(sys.argv[1]), encoder,
-                  index="x")
-except SearchError as error:
-    print(len(encoder.encoded), error)
-"""
+def test_a_disk_that_takes_no_more_is_known_before_encoding(small_disk):
+    encoder = HashedWords()
+    with pytest.raises(SearchError, match=r"the vectors .* could not be written: .*No space left"):
+        vectors.build(LAKES * 60, small_disk / "v", encoder, index="x")
+    assert encoder.encoded == []
 
 
-def test_a_disk_that_takes_no_more_is_known_before_encoding(tmp_path, repository):
-    command = [sys.executable, "-c", ENCODE_ON_A_FULL_DISK, str(tmp_path / "v")]
-    out = subprocess.run(command, capture_output=True, timeout=60, cwd=repository)
-    assert out.stdout.startswith(b"0 the vectors "), out
-    assert b"could not be written" in out.stdout
+def test_a_disk_that_is_full_while_encoding_loses_no_whole_shard(small_disk, monkeypatch):
+    monkeypatch.setattr(vectors, "SHARD_ROWS", 100)
+    filler = small_disk / "filler"
+
+    class Filling(HashedWords):
+        def encode_passages(self, texts):
+            if len(self.encoded) == 200:
+                with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+                    while file.write(b"x" * 4096):
+                        pass
+            return super().encode_passages(texts)
+
+    with pytest.raises(SearchError, match=r"the vectors .* could not be written: .*No space left"):
+        vectors.build(LAKES, small_disk / "v", Filling(), index="x")
+    filler.unlink()
+    again = HashedWords()
+    vectors.build(LAKES, small_disk / "v", again, index="x")
+    assert len(again.encoded) == 101
+    whole = HashedWords().encode_queries([vectors.text_of(p) for p in LAKES])
+    found = vectors.Vectors.open(small_disk / "v", "x").table
+    np.testing.assert_array_equal(found, whole.astype(np.float16))
 
 
 def test_a_vector_that_is_no_number_is_refused(tmp_path):
