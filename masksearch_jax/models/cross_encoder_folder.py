@@ -40,8 +40,9 @@ class PairScorer:
         shape = read_shape(folder)
         reading = read_reading(folder, shape)
         self.folder = str(folder)
+        self._most = reading.max_tokens
+        self._tokenizer = read_tokenizer(folder, self._most)
         self.fingerprint = fingerprint(folder, reading)
-        self._tokenizer = read_tokenizer(folder, reading.max_tokens)
         mesh = Mesh(np.array(jax.local_devices()), ("pair",))
         self._ways = mesh.size
         whole = NamedSharding(mesh, PartitionSpec())
@@ -59,8 +60,8 @@ class PairScorer:
         ids, types = [found.ids for found in read], [found.type_ids for found in read]
         out = np.empty(len(ids), np.float32)
         for rows in batches(ids, self._ways):
-            table, lengths = padded([ids[i] for i in rows], self._ways)
-            of_types, _ = padded([types[i] for i in rows], self._ways)
+            table, lengths = padded([ids[i] for i in rows], self._ways, self._most)
+            of_types, _ = padded([types[i] for i in rows], self._ways, self._most)
             arrays = jax.device_put((table, of_types, lengths), self._parts)
             out[rows] = np.asarray(self._score(*arrays))[: len(rows)]
         return out

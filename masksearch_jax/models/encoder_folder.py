@@ -108,7 +108,8 @@ class TextEncoder:
         ids = [found.ids for found in self._tokenizer.encode_batch(clean)]
         out = np.empty((len(ids), self.dim), np.float32)
         for rows in batches(ids, self._ways):
-            arrays = jax.device_put(padded([ids[i] for i in rows], self._ways), self._parts)
+            batch = padded([ids[i] for i in rows], self._ways, self.reading.max_tokens)
+            arrays = jax.device_put(batch, self._parts)
             out[rows] = np.asarray(self._encode(*arrays))[: len(rows)]
         return out
 
@@ -128,11 +129,14 @@ def batches(ids: Sequence[Sequence[int]], ways: int) -> Iterator[list[int]]:
         yield order[start : start + most]
 
 
-def padded(ids: Sequence[Sequence[int]], ways: int) -> tuple[np.ndarray, np.ndarray]:
-    """One batch, padded to a size that has a program: ids int32 [B, T] and lengths int32 [B]."""
+def padded(ids: Sequence[Sequence[int]], ways: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """One batch, padded to a size that has a program: ids int32 [B, T] and lengths int32 [B].
+
+    most: tokens of a row, which no padding goes beyond.
+    """
     count = next(b * ways for b in _BATCHES if b * ways >= len(ids))
     longest = max(map(len, ids))
-    table = np.zeros((count, -(-longest // _STEP) * _STEP), np.int32)
+    table = np.zeros((count, min(-(-longest // _STEP) * _STEP, most)), np.int32)
     lengths = np.zeros(count, np.int32)
     for row, found in enumerate(ids):
         table[row, : len(found)], lengths[row] = found, len(found)

@@ -20,7 +20,7 @@ from masksearch_jax.core.files import write_json, writing_folder
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Hits, Passage
 from masksearch_jax.search.manifest import checksum, seal, verify
-from masksearch_jax.search.shards import ShardedTerms
+from masksearch_jax.search.shards import ShardedTerms, level
 from masksearch_jax.search.store import PassageStore, PassageWriter
 from masksearch_jax.search.term_index import FIELDS, VERSION, TermIndex, TermWriter, panics
 from masksearch_jax.search.words import LANGUAGES, query_words
@@ -31,7 +31,7 @@ MAX_QUERY_CHARS = 20_000  # of a query; the rest is ignored
 MAX_TOP_K = 10_000  # the engine sets memory aside for as many
 
 _MANIFEST = "manifest.json"
-_LENGTHS = "average_lengths"  # in the manifest of several shards: of each field, of each shard
+_SHARDS = "shards"  # in the manifest of several: the documents of each
 _COMMAND = "python -m masksearch_jax.build_index"
 
 
@@ -64,15 +64,11 @@ class BM25:
         try:
             verify(folder, manifest["files"])
             passages = PassageStore(folder)
-            terms = _open_terms(folder, manifest, passages)
+            terms = _open_terms(folder, manifest)
             tool = cls(terms, passages, language, manifest["fingerprint"])
         except (OSError, ValueError, EOFError) as error:
             raise SearchError(f"{folder} is damaged ({error}); rebuild it: {_COMMAND}") from error
-        counts = {
-            "manifest": count,
-            "passages": len(tool),
-            "terms": tool._terms.count,
-        }
+        counts = {"manifest": count, "passages": len(tool)}
         if len(set(counts.values())) > 1:
             raise SearchError(f"{folder} is damaged (counts {counts}); rebuild it: {_COMMAND}")
         return tool
@@ -119,15 +115,13 @@ class BM25:
         return max(self._terms.frequency(field, term) for field in FIELDS)
 
 
-def _open_terms(
-    folder: Path, manifest: dict[str, Any], passages: PassageStore
-) -> TermIndex | ShardedTerms:
-    if _LENGTHS not in manifest:
-        return TermIndex(folder / _shard_name(0, 1))
-    lengths = manifest[_LENGTHS]
-    count = len(lengths["text"])
-    shards = [TermIndex(folder / _shard_name(i, count)) for i in range(count)]
-    return ShardedTerms(shards, lengths, passages, manifest["language"])
+def _open_terms(folder: Path, manifest: dict[str, Any]) -> TermIndex | ShardedTerms:
+    """Raises ValueError for a shard of another number of documents than it was written with."""
+    documents = manifest.get(_SHARDS, [manifest["count"]])
+    shards = [TermIndex(folder / _shard_name(i, len(documents))) for i in range(len(documents))]
+    if (found := [shard.count for shard in shards]) != documents:
+        raise ValueError(f"its terms are of {found} documents, not {documents}")
+    return shards[0] if len(shards) == 1 else ShardedTerms(shards, manifest["count"])
 
 
 def _shard_name(number: int, count: int) -> str:
@@ -190,12 +184,12 @@ def _write(
         count = store.finish()
         for writer in writers:
             writer.commit()
+        documents = level(writers) if shards > 1 else []
     if progress:
         progress(count)
     told: dict[str, Any] = {"count": count, "contents": store.contents}
-    if shards > 1:
-        lengths = [writer.average_lengths() for writer in writers]
-        told[_LENGTHS] = {field: [found[field] for found in lengths] for field in FIELDS}
+    if documents:
+        told[_SHARDS] = documents
     return told
 
 

@@ -21,23 +21,14 @@ from masksearch_jax.search.words import text_words, title_words
 VERSION: str = tantivy.__version__
 TITLE_BOOST = 0.4
 FIELDS: Mapping[str, float] = {"title": TITLE_BOOST, "text": 1.0}  # with their weights
-K1, B = 1.2, 0.75  # the engine's
+NO_PASSAGE = -1  # row of a document without one
 
 _HEAP = 128_000_000  # bytes that all writers hold before they start a new segment
 _LEAST_HEAP = 32_000_000  # of one
+_FILLER = "\ua500"  # a letter of the Vai script: a term of its own, and a pair of these as well
 
 Ranking = list[tuple[int, float]]  # rows and scores, best first
 Clause = tuple[str, str, float]  # field, term, weight
-
-
-def texts_of(passage: Passage) -> dict[str, str]:
-    """What is indexed of a passage, by field."""
-    return {"title": passage.title, "text": f"{passage.title}\n{passage.text}"}
-
-
-def analysers(language: str) -> dict[str, tantivy.TextAnalyzer]:
-    """How the text of each field becomes terms."""
-    return {"title": title_words(language), "text": text_words(language)}
 
 
 class TermIndex:
@@ -50,7 +41,7 @@ class TermIndex:
 
     @property
     def count(self) -> int:
-        """Of its passages."""
+        """Of its documents."""
         return self._searcher.num_docs
 
     def frequency(self, field: str, term: str) -> int:
@@ -102,7 +93,10 @@ class TermWriter:
     """
 
     def __init__(self, folder: Path, language: str, shards: int):
-        self._folder, self._analysers = folder, analysers(language)
+        self.count = 0  # documents so far
+        self._folder = folder
+        self._is_by_pairs = language == "zh"
+        self._analysers = {"title": title_words(language), "text": text_words(language)}
         self._examples: dict[str, str] = {}  # of each field, a term that is in it
         schema = tantivy.SchemaBuilder().add_integer_field("row", fast=True)
         for field in FIELDS:
@@ -127,24 +121,45 @@ class TermWriter:
             self._writer.wait_merging_threads()
 
     def add(self, row: int, passage: Passage) -> None:
-        document = tantivy.Document()
-        document.add_integer("row", row)  # as i64: an integer in an unsigned field kills the writer
-        for field, text in texts_of(passage).items():
-            document.add_text(field, text)
+        texts = {"title": passage.title, "text": f"{passage.title}\n{passage.text}"}
+        for field, text in texts.items():
             if field not in self._examples and (terms := self._analysers[field].analyze(text)):
                 self._examples[field] = terms[0]
-        with _write_errors():
-            self._writer.add_document(document)
+        self._add(row, texts)
 
     def commit(self) -> None:
         with _write_errors():
             self._writer.commit()
 
-    def average_lengths(self) -> dict[str, float]:
-        """Terms of each field per passage of the finished index; 0 where there are none."""
+    def lengths(self) -> dict[str, float]:
+        """Terms of each field in all documents that are committed."""
+        if not self._examples:
+            return dict.fromkeys(FIELDS, 0.0)
         index = TermIndex(self._folder)
-        examples = self._examples
-        return {f: index.average_length(f, examples[f]) if f in examples else 0.0 for f in FIELDS}
+        averages = {f: index.average_length(f, term) for f, term in self._examples.items()}
+        return {field: averages.get(field, 0.0) * self.count for field in FIELDS}
+
+    def fill(self, documents: int, terms: Mapping[str, int]) -> None:
+        """Commits so many documents without a passage, one of them with so many terms a field."""
+        self._add(NO_PASSAGE, {field: self._filler_text(n) for field, n in terms.items()})
+        for _ in range(documents - 1):
+            self._add(NO_PASSAGE, {})
+        self.commit()
+
+    def _filler_text(self, terms: int) -> str:
+        """Text of so many terms: words of one letter, or as many pairs of letters."""
+        if self._is_by_pairs:
+            return _FILLER * (terms + 1) if terms else ""
+        return f"{_FILLER} " * terms
+
+    def _add(self, row: int, texts: Mapping[str, str]) -> None:
+        document = tantivy.Document()
+        document.add_integer("row", row)  # as i64: an integer in an unsigned field kills the writer
+        for field, text in texts.items():
+            document.add_text(field, text)
+        with _write_errors():
+            self._writer.add_document(document)
+        self.count += 1
 
 
 @contextmanager

@@ -124,6 +124,12 @@ def test_a_folder_of_another_kind_is_refused(tmp_path, harm, message):
         TextEncoder(tmp_path)
 
 
+def test_as_many_tokens_as_there_are_positions_can_be_read(tmp_path):
+    write_encoder(tmp_path)
+    encoder = TextEncoder(tmp_path, reading={"max_tokens": 48})
+    assert np.isfinite(encoder.encode(["the river " * 40])).all()
+
+
 def test_more_tokens_than_there_are_positions_are_refused(tmp_path):
     write_encoder(tmp_path)
     with pytest.raises(HfError, match="49 tokens are to be read, must be 3 to 48"):

@@ -49,6 +49,7 @@ def test_all_else_is_the_tool_s_own(fruit):
     assert told == {"status": "ok", "passages": 6, "fingerprint": tool.fingerprint}
 
 
+@pytest.mark.slow
 def test_a_config_names_the_reranker(tmp_path):
     from masksearch_jax.models.cross_encoder_folder import PairScorer
     from tests.models.bert_folders import write_cross_encoder
@@ -68,5 +69,5 @@ def test_a_config_names_the_reranker(tmp_path):
     assert tool.search(["red fruit tropic"], 2)[0].cached
     none = dataclasses.replace(cfg, kind="none", rerank=str(tmp_path / "gone"))
     assert open_tool(none).search(["red"], 2) == [[]]
-    with pytest.raises(SearchError, match=r"reranker cannot be opened: .*i/config\.json"):
+    with pytest.raises(SearchError, match=r"reranker cannot be opened: no config\.json in"):
         open_tool(dataclasses.replace(cfg, rerank=str(tmp_path / "i")))

@@ -1,6 +1,5 @@
 """Shards of an index find what one index finds, with its scores."""
 
-import json
 import random
 from collections import Counter
 
@@ -9,8 +8,7 @@ import pytest
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage
 from masksearch_jax.search.bm25 import BM25, build
-from masksearch_jax.search.shards import stored_length
-from masksearch_jax.search.term_index import explained
+from masksearch_jax.search.shards import LEAST_TERMS
 from tests.search.fruit import FRUIT, SPECIAL
 
 WORDS = [f"{a}{b}{c}" for a in "bdgkmt" for b in "aeiou" for c in ("lor", "nim", "rus", "th")]
@@ -66,17 +64,31 @@ def test_all_of_them_are_found(both):
         assert Counter(row for row, _ in found) == Counter(row for row, _ in expected)
 
 
-def test_a_shard_by_itself_would_score_otherwise(both):
+def test_a_shard_by_itself_scores_otherwise(both):
     """So that the tests above can fail."""
     _, many, questions = both
-    shards = many._terms
     terms = many.terms(questions[3])
-    apart = [hit for shard in shards._shards for hit in shard.search(terms, 40)]
+    apart = [hit for shard in many._terms._shards for hit in shard.search(terms, 40)]
     apart.sort(key=lambda hit: -hit[1])
     (found,) = many.search_rows([questions[3]], 40)
     assert [row for row, _ in apart[:40]] != [row for row, _ in found]
-    assert min(shards._lowest) < 0.5  # by their lengths
-    assert max(shards._highest) > 2
+
+
+def test_all_shards_have_the_average_lengths_of_the_whole(both):
+    one, many, questions = both
+    for field in ("title", "text"):
+        term = next(t for t in many.terms(" ".join(questions)) if one._terms.frequency(field, t))
+        expected = one._terms.average_length(field, term)
+        shards = many._terms._shards
+        found = [s.average_length(field, term) for s in shards if s.frequency(field, term)]
+        assert found
+        assert found == pytest.approx([expected] * len(found), rel=0.5 / LEAST_TERMS)
+
+
+def test_what_fills_a_shard_is_never_found(both):
+    _, many, _ = both
+    assert many.terms("\ua500") == ["\ua500"]
+    assert many.search(["\ua500"], 9) == [[]]
 
 
 def test_it_is_the_same_index_but_for_its_files(both, tmp_path):
@@ -85,7 +97,7 @@ def test_it_is_the_same_index_but_for_its_files(both, tmp_path):
     assert list(many.passages) == list(one.passages)
 
 
-@pytest.mark.parametrize("shards", [2, 6, 9])  # 9: some are empty
+@pytest.mark.parametrize("shards", [2, 9])  # 9: some are empty
 def test_any_query_is_searched(tmp_path, fruit, shards):
     build(FRUIT, tmp_path / "i", shards=shards)
     tool = BM25.open(tmp_path / "i")
@@ -103,20 +115,6 @@ def test_passages_without_titles_and_in_chinese(tmp_path):
     one, many = (BM25.open(tmp_path / name) for name in ("one", "many"))
     (expected,), (found,) = one.search(["中国的首都"], 9), many.search(["中国的首都"], 9)
     assert found.scores == pytest.approx(expected.scores, rel=1e-4)
-
-
-def test_lengths_are_rounded_as_the_engine_rounds_them(tmp_path):
-    lengths = [1, 24, 39, 40, 41, 42, 43, 57, 63, 87, 88, 103, 500, 1183]
-    build([Passage(str(n), "", "w " * n) for n in lengths], tmp_path / "i", shards=2)
-    shards = BM25.open(tmp_path / "i")._terms._shards
-    seen = {}
-    for shard in shards:
-        query = shard._term("text", "w")
-        for _, address in shard._searcher.search(query, 99).hits:
-            (row,) = shard._searcher.fast_field_values("row", [address])
-            tree = json.loads(query.explain(shard._searcher, address).to_json())
-            seen[lengths[row]] = explained(tree, "dl")
-    assert seen == {n: stored_length(n) for n in lengths}
 
 
 def test_a_shard_that_is_gone_is_damage(tmp_path):
