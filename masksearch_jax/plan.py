@@ -24,7 +24,14 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from masksearch_jax import train_dapo, train_sft
-from masksearch_jax.core.config import DapoRun, SftRun
+from masksearch_jax.core.config import (
+    ComputeConfig,
+    DapoRun,
+    ModelConfig,
+    OptimConfig,
+    SftRun,
+    SurvivalConfig,
+)
 from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.files import write_json
 from masksearch_jax.core.types import JsonObject
@@ -97,6 +104,16 @@ def state_of(cfg: Run, mesh: Mesh) -> tuple[train_state.TrainState, optax.Gradie
         return shapes.at(part, layout.parameter_shardings(mesh, part))
 
     return jax.tree.map(place, state, is_leaf=lambda x: isinstance(x, Transformer)), tx
+
+
+def checkpoint_bytes(
+    model: ModelConfig, compute: ComputeConfig, optim: OptimConfig, survival: SurvivalConfig
+) -> int:
+    """Bytes of a checkpoint: the weights and the optimizer's state."""
+    tx = guard.guarded(train_state.make_optimizer(optim, 1), survival)
+    params = hf.abstract(model, compute)
+    state = jax.eval_shape(lambda p: train_state.init_state(p, tx), params)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 
 # ---- programs

@@ -26,6 +26,7 @@ from masksearch_jax.core.files import write_json
 from masksearch_jax.core.llm_config import JudgeConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
+from masksearch_jax.core.watch_config import HeldoutConfig
 from masksearch_jax.evals.results import by_condition
 from masksearch_jax.models.hf_card import Card
 from masksearch_jax.models.hf_config import read_config
@@ -96,6 +97,12 @@ class RecipeRun:
     judge: JudgeConfig = section(JudgeConfig)
     rollout: RolloutConfig = section(RolloutConfig)
     eval: config_lib.EvalConfig = section(config_lib.EvalConfig)
+    heldout_points: int = key(
+        0, "Times that a training is measured on held-out examples, evenly; 0: not once.", least=0
+    )
+    heldout_examples: int = key(
+        16, "Masked paragraphs of each number of masks, and questions, that it is measured on."
+    )
     checkpoint: config_lib.CheckpointConfig = section(config_lib.CheckpointConfig)
     survival: config_lib.SurvivalConfig = section(config_lib.SurvivalConfig)
 
@@ -240,27 +247,48 @@ def evaluate_model(run: Run, name: str) -> dict[str, Any]:
     return {"eval": results, "eval_by_type": by_type}
 
 
+def heldout(run: Run, steps: int) -> HeldoutConfig:
+    """What a training of so many steps is measured on, and when."""
+    cfg = run.cfg
+    if not cfg.heldout_points:
+        return HeldoutConfig()
+    return HeldoutConfig(
+        every=max(1, steps // cfg.heldout_points),
+        data=str(run.data),
+        examples=cfg.heldout_examples,
+        temperature=cfg.eval.temperature,
+        seed=cfg.eval.seed,
+    )
+
+
 def run_sft(
     run: Run, name: str, init: str, sft: config_lib.SftConfig, optim: config_lib.OptimConfig
 ) -> dict[str, Any]:
     """Trains `name` from the checkpoint `init`."""
     cfg = run.cfg
-    return train_sft.run(
-        config_lib.SftRun(
-            workdir=str(run.folder / name),
-            seed=cfg.seed,
-            data=str(run.cache),
-            tokenizer=str(run.tokenizer),
-            init=run.checkpoints(init),
-            model=cfg.model,
-            compute=cfg.compute,
-            mesh=cfg.mesh,
-            optim=optim,
-            sft=sft,
-            checkpoint=dataclasses.replace(cfg.checkpoint, folder=run.checkpoints(name)),
-            survival=cfg.survival,
-        )
+    training = config_lib.SftRun(
+        workdir=str(run.folder / name),
+        seed=cfg.seed,
+        data=str(run.cache),
+        tokenizer=str(run.tokenizer),
+        init=run.checkpoints(init),
+        model=cfg.model,
+        compute=cfg.compute,
+        mesh=cfg.mesh,
+        optim=optim,
+        sft=sft,
+        checkpoint=dataclasses.replace(cfg.checkpoint, folder=run.checkpoints(name)),
+        survival=cfg.survival,
     )
+    if cfg.heldout_points:  # the only part of it that searches
+        training = dataclasses.replace(
+            training,
+            eval=heldout(run, sft.steps),
+            prompt=cfg.prompt,
+            search=run.search,
+            rollout=cfg.rollout,
+        )
+    return train_sft.run(training)
 
 
 def run_dapo(
@@ -284,6 +312,7 @@ def run_dapo(
             rollout=cfg.rollout,
             dapo=dapo,
             judge=cfg.judge,
+            eval=heldout(run, dapo.steps),
             checkpoint=dataclasses.replace(cfg.checkpoint, folder=run.checkpoints(name)),
             survival=cfg.survival,
         )

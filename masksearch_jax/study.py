@@ -1,6 +1,7 @@
 """Arms of an experiment, each with several seeds, compared on the same held-out items.
 
     python -m masksearch_jax.study --config=configs/study.py:ramp_first
+    python -m masksearch_jax.study --config=configs/study.py:ramp_first --config.plan_only=True
 
 An arm is a chain of the quickstart's trainings with overrides. What arms have in common is made
 once. What is done is not done again, so the same command goes on where it was stopped. Results are
@@ -12,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from masksearch_jax.core.errors import ConfigError, check_given
@@ -27,7 +28,7 @@ from masksearch_jax.models.load import pinned
 from masksearch_jax.parallel.sharding import split_cpu
 from masksearch_jax.quickstart import QuickstartRun, RecipeRun
 from masksearch_jax.recipes import arms as arms_lib
-from masksearch_jax.recipes import steps
+from masksearch_jax.recipes import curves, steps, workload
 from masksearch_jax.recipes.arms import Arm
 from masksearch_jax.recipes.made import Made, Workshop
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
@@ -58,6 +59,15 @@ class StudyRun(RecipeRun):
     gold_left_out: float = key(
         0.0, "Share of the passages that questions' answers need that the index is without."
     )
+    costs: tuple[str, ...] = key(
+        (),
+        (
+            "KIND=SECONDS, for the plan until they are measured: of a text, a tokenizer, a cache, "
+            "of 1,000 tokens of sft, of a trajectory of dapo, of an item of evaluate."
+        ),
+        harmless=True,
+    )
+    plan_only: bool = key(False, "Say what the study needs, and make nothing.", harmless=True)
     made: str = key(
         "",
         "Folder of what arms have in common, which studies may share; empty: WORKDIR/made.",
@@ -67,12 +77,16 @@ class StudyRun(RecipeRun):
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A study resolved: its arms with their configs, and the evaluations by arm and seed."""
+    """A study resolved: its arms with their configs, and by arm and seed what is made of them.
+
+    evaluations: one of each seed. trainings: of each seed one for each stage.
+    """
 
     cfg: StudyRun
     arms: dict[str, tuple[Arm, StudyRun]]
     workshop: Workshop
     evaluations: dict[str, list[Made]]
+    trainings: dict[str, list[list[Made]]]
 
     @property
     def suites(self) -> list[str]:
@@ -132,11 +146,13 @@ def plan(cfg: StudyRun, usage: Usage) -> Study:
     _, first = own[cfg.reference]
     items = workshop.text(recipe(first), first.gold_left_out, f"{cfg.reference}/items")
     evaluations: dict[str, list[Made]] = {name: [] for name in own}
+    trainings: dict[str, list[list[Made]]] = {name: [] for name in own}
     for seed in range(cfg.seeds):
         for name, (arm, mine) in own.items():
-            made = workshop.add(arm, recipe(mine), mine.gold_left_out, items, seed)
+            trained, made = workshop.add(arm, recipe(mine), mine.gold_left_out, items, seed)
+            trainings[name].append(trained)
             evaluations[name].append(made)
-    return Study(cfg, own, workshop, evaluations)
+    return Study(cfg, own, workshop, evaluations, trainings)
 
 
 # ---- making it
@@ -149,27 +165,33 @@ def order(study: Study) -> list[Made]:
     return before + [made for made in everything if made.kind not in _BEFORE]
 
 
-def time_left(todo: Sequence[Made], seconds: Mapping[str, Sequence[float]]) -> float | None:
-    """Seconds that the rest takes, by the mean of each kind; None while a kind has none."""
-    if any(not seconds.get(made.kind) for made in todo):
-        return None
-    means = {kind: sum(took) / len(took) for kind, took in seconds.items() if took}
-    return sum(means[made.kind] for made in todo)
+def costs(study: Study, stages: StageFolder) -> dict[str, float]:
+    """Seconds of a unit of work: as measured on what is done, else as the config says."""
+    done = [(made, stages.done(made.name)) for made in order(study)]
+    known = [(made.work, record["seconds"]) for made, record in done if record is not None]
+    return workload.given(study.cfg.costs) | workload.measured(known)
+
+
+def needs(study: Study, stages: StageFolder) -> list[str]:
+    """What the study needs, as lines of text."""
+    all_made = [(made.kind, made.work, stages.is_done(made.name)) for made in order(study)]
+    known = costs(study, stages)
+    where = "measured on what is done" if any(done for *_, done in all_made) else "as given"
+    head = f"{len(study.arms)} arms, {study.cfg.seeds} seeds, in {study.workshop.folder}"
+    return [head, *workload.table(all_made, known, where)]
 
 
 def make_all(study: Study, stages: StageFolder) -> None:
     """Makes what is not made; the results after each seed that all arms have."""
     todo = order(study)
-    seconds: dict[str, list[float]] = {}
     written = 0
     for place, made in enumerate(todo):
         if not stages.is_done(made.name):
             rest = [m for m in todo[place:] if not stages.is_done(m.name)]
-            left = time_left(rest, seconds)
+            left = workload.seconds((m.work for m in rest), costs(study, stages))
             said = f", about {left / 60:.0f} min left" if left is not None else ""
             steps.log(f"of {', '.join(made.of)}; {len(rest)} to make{said}")
-        record = stages.stage(made.name, functools.partial(made.make, study.workshop.at(made)))
-        seconds.setdefault(made.kind, []).append(record["seconds"])
+        stages.stage(made.name, functools.partial(made.make, study.workshop.at(made)))
         if (done := seeds_done(study, stages)) > written:
             write_results(study, stages, done)
             written = done
@@ -211,6 +233,25 @@ def compared(study: Study, seeds: int) -> JsonObject:
     return comparison.compare(by_arm, cfg.reference, metrics, how)
 
 
+def curves_of(study: Study, seeds: int) -> list[JsonObject]:
+    """Of each stage and the arms that share its trainings: what was measured over updates.
+
+    {stage, arms, metrics} as `recipes.curves` says, and of reinforcement learning `lengthened`.
+    """
+    shared: dict[tuple[str, ...], list[str]] = {}
+    for arm, by_seed in study.trainings.items():
+        for made in zip(*by_seed[:seeds], strict=True):  # of a stage, the training of each seed
+            shared.setdefault(tuple(m.name for m in made), []).append(arm)
+    found: list[JsonObject] = []
+    for folders, arms in shared.items():
+        stage = folders[0].partition("-")[0]
+        paths = (study.workshop.folder / f / stage / "metrics.jsonl" for f in folders)
+        rows = [curves.read(path) for path in paths]
+        told = {"stage": stage, "arms": arms, "metrics": curves.over_seeds(rows)}
+        found.append(told | {"lengthened": curves.lengthened(rows)})
+    return found
+
+
 def write_results(study: Study, stages: StageFolder, seeds: int) -> None:
     """study.json, study.txt, study.svg and study.html, of the seeds that all arms have."""
     cfg = study.cfg
@@ -230,6 +271,7 @@ def write_results(study: Study, stages: StageFolder, seeds: int) -> None:
             for arm, _ in study.arms.values()
         },
         "results": results,
+        "curves": curves_of(study, seeds),
         "made": {
             made.name: {"seconds": stages.records[made.name]["seconds"], "of": made.of}
             for made in order(study)
@@ -251,6 +293,10 @@ def run(cfg: StudyRun) -> None:
     check_given(cfg, workdir="the folder to write")
     usage = Usage(Path(cfg.workdir))
     study = plan(cfg, usage)
+    workload.given(cfg.costs)  # or says what is wrong with them
+    if cfg.plan_only:
+        print("\n".join(needs(study, StageFolder(study.workshop.folder))))
+        return
     split_cpu(cfg.cpu_devices)
     pinned(cfg.init, cfg.model)  # or says that it is not there, before anything is built
     run_record.resume(cfg.workdir, cfg)

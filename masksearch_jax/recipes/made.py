@@ -21,9 +21,10 @@ from masksearch_jax.core.schema import harmless_keys
 from masksearch_jax.core.types import SPLITS, QAExample
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.quickstart import QuickstartRun
-from masksearch_jax.recipes import steps
+from masksearch_jax.recipes import steps, workload
 from masksearch_jax.recipes.arms import STAGES, Arm
 from masksearch_jax.recipes.stage_folder import Usage
+from masksearch_jax.recipes.workload import Work
 from masksearch_jax.runtime import storage
 from masksearch_jax.runtime.config_text import leaves
 
@@ -34,16 +35,18 @@ _CACHE = ("prompt", "sft.seq_len", "qa_sft.seq_len", "rollout.max_len", "qa_shar
 _CACHE += ("dapo.split", "qa_dapo.split")
 _MODEL = ("model", "compute", "seed")
 _SAMPLING = ("prompt", "search", "rollout")
+_MEASURED = (*_SAMPLING, "heldout_points", "heldout_examples", "eval.temperature", "eval.seed")
 _FILES = ("corpus.path", "corpus.questions", "search.index", "init")  # their contents decide
 
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """A thing to make: its kind and fingerprint, how, and the arms and seeds that need it."""
+    """A thing to make: kind and fingerprint, how, what it takes, the arms and seeds it is for."""
 
     kind: str
     made_from: str
     make: Callable[[Path], dict[str, Any]]
+    work: Work
     of: list[str] = dataclasses.field(default_factory=list, compare=False)
 
     @property
@@ -86,8 +89,8 @@ class Workshop:
 
     def add(
         self, arm: Arm, cfg: QuickstartRun, gold_left_out: float, items: Made, seed: int
-    ) -> Made:
-        """The evaluation of an arm with a seed, and all before it.
+    ) -> tuple[list[Made], Made]:
+        """The trainings of an arm with a seed and its evaluation; all before them is added too.
 
         items: the text whose held-out examples are asked and whose tokenizer is taken.
         """
@@ -98,9 +101,11 @@ class Workshop:
         tokenizer = self._tokenizer(cfg, items, of)
         cache = self._cache(cfg, text, tokenizer, of) if arm.stages else None
         seeded, last = with_seed(cfg, seed), None
+        trained: list[Made] = []
         for stage in arm.stages:
-            last = self._training(stage, seeded, text, tokenizer, cache, last, of)
-        return self._evaluation(seeded, text, items, tokenizer, last, of)
+            last = self._training(stage, seeded, (text, items, tokenizer, cache), last, of)
+            trained.append(last)
+        return trained, self._evaluation(seeded, text, items, tokenizer, last, of)
 
     def text(self, cfg: QuickstartRun, gold_left_out: float, of: str) -> Made:
         """A corpus with its examples, its index and its demonstrations."""
@@ -123,7 +128,7 @@ class Workshop:
             return record | quickstart.make_demonstrations(run)
 
         decides = settings(cfg, _TEXT) | {"gold_left_out": gold_left_out}
-        return self._put("text", decides, make, of)
+        return self._put("text", decides, make, of, Work((("text", 1),)))
 
     def _tokenizer(self, cfg: QuickstartRun, items: Made, of: str) -> Made:
         def make(folder: Path) -> dict[str, Any]:
@@ -131,7 +136,7 @@ class Workshop:
             return quickstart.make_tokenizer(place)
 
         decides = {"text": items.made_from, **settings(cfg, ("tokenizer_vocab_size", "init"))}
-        return self._put("tokenizer", decides, make, of)
+        return self._put("tokenizer", decides, make, of, Work((("tokenizer", 1),)))
 
     def _cache(self, cfg: QuickstartRun, text: Made, tokenizer: Made, of: str) -> Made:
         def make(folder: Path) -> dict[str, Any]:
@@ -139,33 +144,39 @@ class Workshop:
             return quickstart.make_cache(place)
 
         decides = {"text": text.made_from, "tokenizer": tokenizer.made_from}
-        return self._put("cache", decides | settings(cfg, _CACHE), make, of)
+        decides |= settings(cfg, _CACHE)
+        return self._put("cache", decides, make, of, Work((("cache", 1),)))
 
     def _training(
         self,
         stage: str,
         cfg: QuickstartRun,
-        text: Made,
-        tokenizer: Made,
-        cache: Made | None,
+        read: tuple[Made, Made, Made, Made | None],
         before: Made | None,
         of: str,
     ) -> Made:
+        """A stage of an arm. read: its text, the items that it is measured on, tokenizer, cache."""
+        text, items, tokenizer, cache = read
         section, optim = (getattr(cfg, name) for name in STAGES[stage])
         train: Callable[..., dict[str, Any]] = quickstart.run_sft
+        work: Callable[..., Work] = workload.of_sft
         decides = settings(cfg, (*_MODEL, *STAGES[stage]))
         if stage.endswith("dapo"):
-            train = quickstart.run_dapo
+            train, work = quickstart.run_dapo, workload.of_dapo
             decides |= settings(cfg, (*_SAMPLING, "judge")) | {"text": text.made_from}
+        if cfg.heldout_points:
+            decides |= settings(cfg, _MEASURED)
+            decides |= {n: made.made_from for n, made in (("text", text), ("items", items))}
 
         def make(folder: Path) -> dict[str, Any]:
             assert cache is not None
             place = Place(cfg, self._usage, folder, self._weights(cfg, before))
             place.of(self.at(text), self.at(tokenizer), self.at(cache))
+            place.data = self.at(items) / "data"  # what it is measured on; it trains on the cache
             return train(place, stage, "init", section, optim)
 
         decides |= {"cache": cache and cache.made_from} | _start(cfg, before)
-        return self._put(stage, decides, make, of)
+        return self._put(stage, decides, make, of, work(cfg, section, optim))
 
     def _evaluation(
         self,
@@ -184,7 +195,8 @@ class Workshop:
 
         decides = settings(cfg, (*_MODEL, *_SAMPLING, "eval")) | _start(cfg, model)
         decides |= {n: made.made_from for n, made in (("text", text), ("items", items))}
-        return self._put("evaluate", decides | {"tokenizer": tokenizer.made_from}, make, of)
+        decides |= {"tokenizer": tokenizer.made_from}
+        return self._put("evaluate", decides, make, of, workload.of_evaluation(cfg))
 
     def at(self, made: Made) -> Path:
         return self.folder / made.name
@@ -201,8 +213,9 @@ class Workshop:
         decides: Mapping[str, Any],
         make: Callable[[Path], dict[str, Any]],
         of: str,
+        work: Work,
     ) -> Made:
-        made = Made(kind, stamp.hash_of(decides), make)
+        made = Made(kind, stamp.hash_of(decides), make, work)
         made = self.all.setdefault(made.name, made)
         if of not in made.of:
             made.of.append(of)

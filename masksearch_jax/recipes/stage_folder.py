@@ -94,8 +94,12 @@ class StageFolder:
         """
         run_record.resume(self.folder, cfg)
 
+    def done(self, name: str) -> dict[str, Any] | None:
+        """The record of a stage that is done, by an earlier session too; else None."""
+        return stamp.read(self._path(name))
+
     def is_done(self, name: str) -> bool:
-        return stamp.read(self._path(name)) is not None
+        return self.done(name) is not None
 
     def _path(self, name: str) -> Path:
         return self.folder / "stages" / f"{name}.json"
@@ -104,7 +108,7 @@ class StageFolder:
         """The record of a stage: `work`'s result and its seconds, over all sessions; done once."""
         path = self._path(name)
         place = f"[{self._places[name]}/{len(self._places)}] " if name in self._places else ""
-        if (done := stamp.read(path)) is not None:
+        if (done := self.done(name)) is not None:
             self.records[name] = done
             took = f"{self.records[name]['seconds']:.0f} s"
             print(f"{place}{name}: done before, {took}", file=sys.stderr)

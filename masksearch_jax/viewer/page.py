@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from typing import Any
 
@@ -30,7 +30,7 @@ SCRIPTS = (
     *("data.js", "format.js", "elements.js", "charts.js", "curves.js", "evaluation.js"),
     *("list.js", "trajectory.js", "run.js", "report.js"),
 )
-_UPLOT = "vendor/uPlot.iife.min.js"
+UPLOT = "vendor/uPlot.iife.min.js"
 
 
 def render(folders: Sequence[str | os.PathLike], most: int = MAX_TRAJECTORIES) -> str:
@@ -63,24 +63,30 @@ def render(folders: Sequence[str | os.PathLike], most: int = MAX_TRAJECTORIES) -
 
 def _page(runs: list[str], pieces: list[tuple[str, Any]]) -> str:
     """The shell with styles, scripts and data in it."""
-    scripts = [_read(_UPLOT), "\n".join(map(_read, SCRIPTS))]
-    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
+    scripts = [asset(UPLOT), "\n".join(map(asset, SCRIPTS))]
     packed = [
         f'<script type="application/gzip" id="data-{name}">{pack(value)}</script>'
         for name, value in pieces
     ]
     parts = {
         "title": html.escape(_printable(f"MaskSearch: {', '.join(runs)}")),
-        "hashes": " ".join(f"'sha256-{h}'" for h in hashes),
-        "style": "\n".join(map(_read, STYLES)),
+        "hashes": hashes(scripts),
+        "style": "\n".join(map(asset, STYLES)),
         "first": packed[0],  # with it the page is drawn, while the browser reads on
         "data": "\n".join(packed[1:]),
         "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda m: parts[m[1]], _read("report.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda m: parts[m[1]], asset("report.html"))
 
 
-def _read(name: str) -> str:
+def hashes(scripts: Iterable[str]) -> str:
+    """What a page's policy lets run: these scripts and no others."""
+    digests = (hashlib.sha256(script.encode()).digest() for script in scripts)
+    return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+
+
+def asset(name: str) -> str:
+    """The text of a file of this room: a script, a style or the shell of a page."""
     return resources.files("masksearch_jax.viewer").joinpath(name).read_text(encoding="utf-8")
 
 

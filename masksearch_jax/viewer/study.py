@@ -7,17 +7,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from masksearch_jax.core.types import JsonObject
+from masksearch_jax.viewer import names
+from masksearch_jax.viewer.page import STYLES, UPLOT, asset, hashes, pack
 
+SCRIPTS = ("data.js", "format.js", "elements.js", "charts.js", "study.js")
 _LEFT, _WIDTH, _ROW, _TOP, _GAP = 150, 360, 24, 34, 26  # of a panel, in pixels
 _COLOUR, _REFERENCE = "#1f77b4", "#d62728"
 _STYLE = """\
-:root { color-scheme: light dark }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; margin: .5rem 0 1.5rem }
-th, td { padding: .2rem .8rem; text-align: left; border-bottom: 1px solid #8884 }
-td.number { font-variant-numeric: tabular-nums; white-space: nowrap }
-svg { max-width: 100%; height: auto }
-code { overflow-wrap: anywhere }"""
+main { max-width: 62rem }
+table { width: auto; margin: .5rem 0 1.5rem }
+td.number { white-space: nowrap }
+svg { max-width: 100%; height: auto }"""
+
+_GROWTH = (
+    "Words of answers over words of the right ones, in the first and in the last quarter of the "
+    "updates. Answers have grown where those of every seed are longer by a tenth of the right ones."
+)
 
 
 def plot(compared: JsonObject, reference: str, title: str) -> str:
@@ -66,23 +71,25 @@ def _panel(top: int, name: str, cells: Mapping[str, Any], reference: str) -> lis
 
 
 def page(study: JsonObject, picture: str) -> str:
-    """The HTML of study.json with its plot."""
+    """The HTML of study.json with its plot and its curves."""
     title = html.escape(f"Study: {study['study']}")
-    asked = study["seeds_asked"]
-    said = f"{study['seeds']} of {asked} seeds are done. "
-    over = "items and seeds" if study["seeds"] > 1 else "items alone: there is one seed"
-    said += f"Intervals are of 95%, over {over}."
-    said += f" Differences are paired, to the arm {study['reference']}."
+    scripts = [asset(UPLOT), "\n".join(map(asset, SCRIPTS))]
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {hashes(scripts)}"
+    policy += "; base-uri 'none'; form-action 'none'"
+    style = "\n".join([*map(asset, STYLES), _STYLE])
     parts = [
         "<!doctype html>",
         f'<html lang="en"><meta charset="utf-8"><title>{title}</title>',
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<style>{_STYLE}</style><h1>{title}</h1><p>{html.escape(said)}</p>",
+        f"<style>{style}</style><main><h1>{title}</h1><p>{html.escape(_said(study))}</p>",
         picture,
     ]
     for suite, metrics in study["results"].items():
         for metric, cells in metrics.items():
             parts += _results(f"{suite}, {metric}", cells)
+    if study["curves"]:
+        parts += _curves(study["curves"])
     arms = [
         [n, " → ".join(a["stages"]) or "none", a["overrides"]] for n, a in study["arms"].items()
     ]
@@ -91,8 +98,77 @@ def page(study: JsonObject, picture: str) -> str:
     made = [
         [html.escape(n), f"{s['seconds']:.0f}", _code(s["of"])] for n, s in study["made"].items()
     ]
-    parts += ["<h2>What was run</h2>", *_table(["folder", "seconds", "of"], made)]
+    parts += ["<h2>What was run</h2>", *_table(["folder", "seconds", "of"], made), "</main>"]
+    packed = pack(drawn(study["curves"]))
+    parts.append(f'<script type="application/gzip" id="data-curves">{packed}</script>')
+    parts += [f"<script>{script}</script>" for script in scripts if study["curves"]]
     return "\n".join([*parts, "</html>\n"])
+
+
+def _said(study: JsonObject) -> str:
+    over = "items and seeds" if study["seeds"] > 1 else "items alone: there is one seed"
+    return (
+        f"{study['seeds']} of {study['seeds_asked']} seeds are done. Intervals are of 95%, over "
+        f"{over}. Differences are paired, to the arm {study['reference']}."
+    )
+
+
+# ---- curves
+
+
+def drawn(curves: Sequence[JsonObject]) -> list[JsonObject]:
+    """The charts of each stage, as the page's script draws them.
+
+    curves: of each stage, the arms that share its trainings with their metrics over updates.
+    """
+    found: dict[str, JsonObject] = {}
+    for entry in curves:
+        stage = {"name": names.TRAININGS[entry["stage"]], "arms": [], "charts": {}}
+        stage = found.setdefault(entry["stage"], stage)
+        label, colour = ", ".join(entry["arms"]), len(stage["arms"])
+        stage["arms"].append(label)
+        for metric, curve in entry["metrics"].items():
+            _, title, unit = names.metric(metric)
+            chart = {"title": title, "unit": unit, "lines": []}
+            line = {"label": label, "colour": colour, "x": curve["steps"], "y": curve["mean"]}
+            line |= {"low": curve["low"], "high": curve["high"]}
+            stage["charts"].setdefault(metric, chart)["lines"].append(line)
+    for stage in found.values():
+        stage["charts"] = list(stage["charts"].values())
+    return list(found.values())
+
+
+def _curves(curves: Sequence[JsonObject]) -> list[str]:
+    parts = [
+        "<h2>Over updates</h2>",
+        "<p>Lines are means of the seeds, bands reach from the least to the greatest of them.</p>",
+        '<div id="curves"></div>',
+        '<noscript><p class="absent">The curves are drawn by a script.</p></noscript>',
+    ]
+    grown = [entry for entry in curves if entry.get("lengthened")]
+    rows = [_grown(entry) for entry in grown]
+    if rows:
+        head = ["arm", "stage", "answer length", "change by seed", "reward", "longer answers"]
+        parts += [
+            "<h3>Did answers grow?</h3>",
+            f"<p>{_GROWTH}</p>",
+            *_table(head, rows),
+        ]
+    return parts
+
+
+def _grown(entry: JsonObject) -> list[str]:
+    told = entry["lengthened"]
+    length, reward = told["length"], told["reward"]
+    moved = f"{length['low']:+.3f} to {length['high']:+.3f}"
+    return [
+        html.escape(", ".join(entry["arms"])),
+        html.escape(names.TRAININGS[entry["stage"]]),
+        f"{length['first']:.3f} → {length['last']:.3f}",
+        moved,
+        f"{reward['first']:.3f} → {reward['last']:.3f}",
+        "yes" if told["has_grown"] else "no: it did not show",
+    ]
 
 
 def _results(name: str, cells: Mapping[str, Any]) -> list[str]:

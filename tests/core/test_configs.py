@@ -133,6 +133,7 @@ SINCE |= {"plan.passages": 0}
 SINCE |= {"search.hedge": 0.0, "search.batch_wait": 0.002}
 # Of one file's schema alone.
 KEYS_SINCE = {"quickstart": {"qa_share": 0.0, "thoughts": "short", "init": ""}}
+KEYS_SINCE["quickstart"] |= {"heldout_points": 0, "heldout_examples": 16}
 KEYS_SINCE |= {"build_trajectories": {"thoughts": "full"}}
 KEYS_SINCE |= {"serve_search": {"waiting": 256}, "build_index": {"shards": 1}}
 SINCE |= {"evolve.thoughts": "short", "ramp.supported": False}

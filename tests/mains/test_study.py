@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -14,6 +15,8 @@ from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.recipes import arms, made
 from masksearch_jax.recipes.made import Made
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
+from masksearch_jax.recipes.workload import Work
+from masksearch_jax.rl import group_sampler
 from masksearch_jax.runtime import cli
 
 
@@ -142,6 +145,9 @@ def test_a_pretrained_model_has_its_own_sizes(name, parse, tmp_path):
         (["arms=('a: seeds=1', 'mixed:')"], "a overrides seeds, which is of the whole study"),
         (["arms=('a: eval.methods=rag,agent', 'mixed:')"], "a is evaluated by 2 methods"),
         (["arms=('a: eval.suites=ramp', 'mixed:')"], "all arms are asked the same items"),
+        (["costs=('stf=1',)"], "config.costs has 'stf=1'; did you mean sft"),
+        (["costs=('sft=fast',)"], "it must be sft=SECONDS, of 1,000 tokens of rows"),
+        (["costs=('sft=-1',)"], "its seconds must not be below 0"),
         (["arms=('a: gold_left_out=1.5', 'mixed:')"], "gold_left_out is 1.5 in a; it must lie"),
     ],
 )
@@ -165,6 +171,43 @@ def test_an_unknown_study_names_the_nearest(parse):
     assert parse("reward,judge").arms[-1].startswith("judge: ")
 
 
+# ---- what it takes
+
+
+def test_a_plan_says_what_is_needed_and_makes_nothing(parse, tmp_path, capsys):
+    cfg = parse("ramp_first", "plan_only=True", f"workdir={tmp_path / 'run'}")
+    study.run(cfg)
+    said = capsys.readouterr().out.splitlines()
+    assert not (tmp_path / "run").exists()
+    rows = {row[0]: row[1:] for row in map(str.split, said[2:10])}
+    updates, tokens = 12 * studies.UPDATES, 12 * studies.UPDATES * 8 * 288
+    assert rows["ramp_sft"][0] == "9"  # three arms of three seeds
+    assert rows["evaluate"][:2] == ["12", "0"]
+    assert rows["all"][:4] == ["36", "0", f"{updates:,}", f"{tokens:,}"]
+    assert said[-1].startswith("seconds of a unit, as given: text 22, tokenizer 3, cache 26, sft")
+
+
+def test_a_plan_of_a_pods_model_needs_no_weights(parse, tmp_path, capsys):
+    cfg = parse("reward,qwen2.5-7b", "plan_only=True", f"workdir={tmp_path / 'run'}")
+    study.run(cfg)
+    said = capsys.readouterr().out
+    weights_and_moments = 7_615_616_512 * (4 + 8)
+    (size,) = re.findall(r"disk: ([\d.]+) GiB", said)
+    assert float(size) * 2**30 == pytest.approx(9 * weights_and_moments, rel=1e-3)
+    assert "not known, to be given as config.costs=KIND=SECONDS: text is of a text" in said
+
+
+def test_what_is_done_tells_the_costs_of_what_is_not(parse, tmp_path):
+    cfg = parse("curriculum", "costs=('sft=1', 'cache=7')", f"workdir={tmp_path}")
+    found = planned(cfg, tmp_path)
+    stages = StageFolder(found.workshop.folder)
+    assert study.costs(found, stages) == {"sft": 1.0, "cache": 7.0}
+    training = found.trainings["mixed"][0][0]
+    thousands = studies.UPDATES * 8 * 288 / 1000
+    stages.stage(training.name, lambda: {"seconds": 2 * thousands})
+    assert study.costs(found, stages) == {"sft": pytest.approx(2.0), "cache": 7.0}
+
+
 # ---- making
 
 
@@ -178,25 +221,18 @@ def test_what_is_done_is_not_made_again_and_a_stop_goes_on(parse, tmp_path):
                 raise KeyboardInterrupt
             return {"at": folder.name}
 
-        return Made(name, "0", work, of=["arm/0"])
+        return Made(name, "0", work, Work((("text", 1),)), of=["arm/0"])
 
     all_made = [make("text"), make("ramp_sft", fails=True), make("evaluate")]
     workshop = made.Workshop(tmp_path, Usage(tmp_path))
     workshop.all = {m.name: m for m in all_made}
-    later = [Made("evaluate", "later", dict)] * 3  # so that no results are written
-    found = study.Study(parse("curriculum"), {}, workshop, {"arm": later})
+    later = Made("evaluate", "later", dict, Work((("evaluate", 1),)))  # no results are written
+    found = study.Study(parse("curriculum"), {}, workshop, {"arm": [later] * 3}, {})
     with pytest.raises(KeyboardInterrupt):
         study.make_all(found, StageFolder(tmp_path))
     study.make_all(found, StageFolder(tmp_path))
     assert calls == ["text", "ramp_sft", "ramp_sft", "evaluate"]
     assert json.loads((tmp_path / "stages" / "text-0.json").read_text())["at"] == "text-0"
-
-
-def test_time_left_is_the_mean_of_each_kind():
-    todo = [Made(kind, "0", dict) for kind in ("ramp_sft", "ramp_sft", "evaluate")]
-    assert study.time_left(todo, {"ramp_sft": [10.0, 20.0], "evaluate": [4.0]}) == 34.0
-    assert study.time_left(todo, {"ramp_sft": [10.0]}) is None
-    assert study.time_left([], {}) == 0.0
 
 
 def test_gold_passages_are_left_out_by_their_share_and_nested(tmp_path):
@@ -222,18 +258,30 @@ def test_gold_that_no_question_names_cannot_be_left_out(tmp_path):
         made.leave_out_gold(tmp_path, tmp_path / "thinned", 0.1)
 
 
+# ---- whole
+
+
+TINY = (
+    *("eval.examples=4", "eval.bootstrap=50", "rollout.slots=4", "rollout.max_new_tokens=48"),
+    *("ramp.max_examples=400", "demonstrations=60", "question_demonstrations=20"),
+    *("ramp.cities=60", "corpus.limit=300", "model.num_layers=1", "heldout_examples=1"),
+)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """What tiny studies have in common, which the first of them makes."""
+    return tmp_path_factory.mktemp("made")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
-def test_a_tiny_study_ends_with_its_table_and_goes_on_with_more_seeds(parse, tmp_path, capsys):
+def test_a_tiny_study_ends_with_its_table_and_goes_on_with_more_seeds(
+    parse, shop, tmp_path, capsys
+):
     """One seed, then two in the same folder: what the first made is not made again."""
-    tiny = (
-        *("seeds=1", "eval.examples=4", "eval.bootstrap=50", "rollout.slots=4"),
-        *("rollout.max_new_tokens=48", "ramp.max_examples=400", "demonstrations=60"),
-        *("question_demonstrations=20", "corpus.limit=200", "model.num_layers=1"),
-        f"workdir={tmp_path / 'one'}",
-        f"made={tmp_path / 'made'}",
-    )
-    study.run(parse("controls,runlocal", *tiny))
+    tiny = (*TINY, f"made={shop}")
+    study.run(parse("controls,runlocal", *tiny, "seeds=1", f"workdir={tmp_path / 'one'}"))
     said = capsys.readouterr()
     assert "1 seed; 95% intervals over items alone: there is one seed" in said.out
     told = json.loads((tmp_path / "one" / "study.json").read_text())
@@ -241,10 +289,50 @@ def test_a_tiny_study_ends_with_its_table_and_goes_on_with_more_seeds(parse, tmp
     assert list(told["results"]["ramp"]) == ["span_recall", "searches"]
     assert told["results"]["ramp"]["span_recall"]["search"]["mean"]["n"] == 4
     made_first = {name: one["seconds"] for name, one in told["made"].items()}
-    study.run(parse("controls,runlocal", *tiny, "seeds=2", f"workdir={tmp_path / 'two'}"))
+    study.run(parse("controls,runlocal", *tiny, f"workdir={tmp_path / 'two'}"))
     told = json.loads((tmp_path / "two" / "study.json").read_text())
     assert made_first.items() <= {n: one["seconds"] for n, one in told["made"].items()}.items()
     assert len(told["made"]) == len(made_first) + 4  # a training, three evaluations
+    (curve,) = told["curves"]
+    assert (curve["stage"], curve["arms"]) == ("ramp_sft", ["search", "no_search", "random"])
+    assert curve["metrics"]["heldout_span_recall"]["steps"] == [2, 4]
     page = (tmp_path / "two" / "study.html").read_text()
     assert "2 of 2 seeds are done" in page
     assert "<svg" in page
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_a_study_goes_through_both_stages_and_on_where_it_was_stopped(
+    parse, shop, tmp_path, monkeypatch
+):
+    """Questions alone and after RAMP, to DAPO; stopped in the midst of the last stage's steps."""
+    cfg = parse("ramp_first,runlocal", *TINY, "checkpoint.every=1", f"made={shop}")
+    none, _, half, _ = cfg.arms
+    arms = (f"{none} qa_dapo qa_dapo.steps=2", half)
+    cfg = dataclasses.replace(cfg, arms=arms, workdir=str(tmp_path / "run"))
+    step, taken = group_sampler.GroupSampler.step, []
+
+    def stopped(self, model, version):
+        taken.append(version)
+        if len(taken) == 2:
+            raise KeyboardInterrupt
+        return step(self, model, version)
+
+    monkeypatch.setattr(group_sampler.GroupSampler, "step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        study.run(cfg)
+    assert not (tmp_path / "run" / "study.json").exists()
+    study.run(cfg)
+    assert taken == [0, 1, 1, 0, 1]  # the stopped step again, then the other seed's two
+    told = json.loads((tmp_path / "run" / "study.json").read_text())
+    assert (told["seeds"], told["arms"]["none"]["stages"]) == (2, ["qa_sft", "qa_dapo"])
+    assert set(told["results"]["two_hop"]) == {"recall"}
+    by_stage = {(c["stage"], *c["arms"]): c["metrics"] for c in told["curves"]}
+    assert list(by_stage) == [
+        *(("qa_sft", "none"), ("qa_dapo", "none"), ("ramp_sft", "half"), ("qa_sft", "half")),
+    ]
+    assert by_stage["qa_dapo", "none"]["reward"]["steps"] == [1, 2]
+    assert by_stage["qa_sft", "half"]["heldout_questions_recall"]["steps"] == [1, 2]
+    table = (tmp_path / "run" / "study.txt").read_text()
+    assert "2 seeds; 95% intervals over items and seeds" in table

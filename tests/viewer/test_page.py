@@ -87,7 +87,7 @@ def test_the_same_files_give_the_same_page(rendered, run_folder):
 
 def test_scripts_say_no_name_twice():
     """They share one scope."""
-    source = "\n".join(map(viewer.page._read, viewer.page.SCRIPTS))
+    source = "\n".join(map(viewer.page.asset, viewer.page.SCRIPTS))
     found = re.findall(r"^(?:async )?(?:function|const|let) (\w+)", source, re.MULTILINE)
     assert len(found) == len(set(found))
     assert "innerHTML" not in source

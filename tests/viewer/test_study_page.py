@@ -1,6 +1,9 @@
 """The plot and the page of a study: what they show, and that names are no HTML."""
 
+import re
 import xml.etree.ElementTree as ElementTree
+
+import pytest
 
 from masksearch_jax.viewer import study
 
@@ -13,13 +16,22 @@ RESULTS = {
         }
     }
 }
+CURVE = {"steps": [2, 4], "mean": [0.25, 0.5], "low": [0.0, 0.25], "high": [0.5, 0.75]}
+CHANGE = {"first": 1.0, "last": 1.5, "low": 0.25, "high": 0.75}
+CURVES = [
+    {"stage": "ramp_sft", "arms": ["a<b", "other"], "metrics": {"loss": CURVE}, "lengthened": {}},
+    {"stage": "ramp_dapo", "arms": ["a<b"], "metrics": {"reward": CURVE, "loss": CURVE},
+     "lengthened": {"length": CHANGE, "reward": CHANGE, "has_grown": True}},
+    {"stage": "ramp_dapo", "arms": ["other"], "metrics": {"reward": CURVE | {"steps": [1, 2]}},
+     "lengthened": {"length": CHANGE | {"low": 0.0}, "reward": CHANGE, "has_grown": False}},
+]  # fmt: skip
 TOLD = {
     "study": "reward", "reference": "a<b", "seeds": 1, "seeds_asked": 3, "results": RESULTS,
     "arms": {
         "a<b": {"stages": [], "overrides": []},
         "other": {"stages": ["ramp_sft", "qa_sft"], "overrides": ["sft.steps=3"]},
     },
-    "made": {"text-0": {"seconds": 2.4, "of": ["a<b/0"]}},
+    "made": {"text-0": {"seconds": 2.4, "of": ["a<b/0"]}}, "curves": CURVES,
 }  # fmt: skip
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -49,4 +61,49 @@ def test_the_page_says_the_figures_and_what_they_are_over():
     assert '<td class="number">0.600 [0.250, 0.750]<td class="number">+0.100 [+0.250' in page
     assert "ramp_sft → qa_sft" in page
     assert "<code>sft.steps=3</code>" in page
-    assert "http" not in page
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(|src=|href=", page)
+
+
+def test_a_stages_charts_have_a_line_in_a_band_for_the_arms_that_share_it():
+    first, second = study.drawn(CURVES)
+    assert (first["name"], first["arms"]) == ("RAMP SFT", ["a<b, other"])
+    assert (second["name"], second["arms"]) == ("RAMP DAPO", ["a<b", "other"])
+    reward, loss = second["charts"]
+    assert (reward["title"], reward["unit"]) == ("Reward", "mean per trajectory")
+    assert [line["label"] for line in loss["lines"]] == ["a<b"]
+    assert reward["lines"][1] == {
+        "label": "other", "colour": 1, "x": [1, 2], "y": CURVE["mean"],
+        "low": CURVE["low"], "high": CURVE["high"],
+    }  # fmt: skip
+
+
+def test_the_page_says_whether_answers_grew():
+    page = study.page(TOLD, "<svg></svg>")
+    rows = re.findall(r"<tr>(.*1\.000 → 1\.500.*)", page)
+    cells = [re.findall(r'<td class="number">([^<]*)', row) for row in rows]
+    assert [c[3] for c in cells] == ["+0.250 to +0.750", "+0.000 to +0.750"]
+    assert [c[-1] for c in cells] == ["yes", "no: it did not show"]
+
+
+def test_a_study_that_trains_nothing_has_no_curves():
+    page = study.page(TOLD | {"curves": []}, "<svg></svg>")
+    assert "Over updates" not in page
+    assert "uPlot" not in page.partition("</style>")[2]
+
+
+@pytest.mark.slow
+def test_a_browser_draws_the_curves(browser, tmp_path):
+    path = tmp_path / "study.html"
+    path.write_text(study.page(TOLD, "<svg></svg>"), encoding="utf-8")
+    said = []
+    page = browser.new_page(viewport={"width": 1200, "height": 4000})
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(path.as_uri())
+    page.wait_for_selector("figure canvas", timeout=180_000)
+    assert page.locator("figure").count() == 3
+    assert page.locator("#curves h3").all_inner_texts() == ["RAMP SFT", "RAMP DAPO"]
+    shown = page.locator("figure .readout").all_inner_texts()[1]
+    assert shown.split() == ["last", "0.5000", "0.5000"]
+    page.close()
+    assert said == []
