@@ -31,6 +31,7 @@ import numpy as np
 
 from benchmarks import rollout_model as stand_in
 from benchmarks.rollout import Values, nested, table, versions
+from masksearch_jax.core.tools import search_alone
 from masksearch_jax.models.transformer import unroll
 from masksearch_jax.rollout import decode
 from masksearch_jax.rollout.engine import Engine
@@ -113,7 +114,9 @@ def scarce(repeats: int) -> tuple[Values, list[int]]:
 def engine_of(vocab: Actions, page: int) -> Engine:
     search = stand_in.SlowSearch(OBSERVATION - 2, lambda query: SECONDS)
     config = dataclasses.replace(CONFIG, page_tokens=page)
-    return Engine(vocab, search, config, stand_in.SEARCH, strict=True)
+    return Engine(
+        vocab, search_alone(search, stand_in.SEARCH), config, stand_in.SEARCH, strict=True
+    )
 
 
 def step(repeats: int) -> Values:

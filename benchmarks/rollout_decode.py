@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import rollout_model as stand_in
+from masksearch_jax.core.tools import search_alone
 from masksearch_jax.models import hf
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
@@ -39,7 +40,9 @@ class OurEngine:
         vocab = stand_in.Wordless(model.config.vocab_size)
         self.model = model
         search = stand_in.SlowSearch(1, lambda query: 0.0)
-        self.engine = Engine(vocab, search, config, stand_in.SEARCH, strict=True)
+        self.engine = Engine(
+            vocab, search_alone(search, stand_in.SEARCH), config, stand_in.SEARCH, strict=True
+        )
 
     def __call__(self, requests: Sequence[Request]) -> list[list[int]]:
         done = {t.example_id: t for t in self.engine.run(self.model, requests)}

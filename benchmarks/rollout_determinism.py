@@ -16,6 +16,7 @@ import jax
 
 from benchmarks import rollout_model as stand_in
 from masksearch_jax.core.config import MeshConfig
+from masksearch_jax.core.tools import search_alone
 from masksearch_jax.parallel import sharding
 from masksearch_jax.parallel.processes import join_processes
 from masksearch_jax.rollout.engine import Engine
@@ -72,7 +73,9 @@ def sample(
         max_len=128,
     )
     search = stand_in.SlowSearch(6, seconds)
-    with Engine(vocab, search, config, stand_in.SEARCH, strict=True) as engine:
+    with Engine(
+        vocab, search_alone(search, stand_in.SEARCH), config, stand_in.SEARCH, strict=True
+    ) as engine:
         done = list(engine.run(model, requests))
     ids = {f"{t.example_id} {t.sample}": t.ids.tolist() for t in done}
     return ids, sum(len(t.turns) for t in done), engine.stats.evicted

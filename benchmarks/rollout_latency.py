@@ -18,6 +18,7 @@ from masksearch_jax.core import markup
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.rollout_config import RolloutConfig
+from masksearch_jax.core.tools import search_alone
 from masksearch_jax.core.types import Trajectory
 from masksearch_jax.rollout import decode, schedule
 from masksearch_jax.rollout.engine import Engine
@@ -57,7 +58,7 @@ class TurnSynchronous:
     ):
         rows = rollout.slots
         self.model, self.search, self.cfg, self.search_cfg = model, search, rollout, search_config
-        self.rules = Rules(vocab, rollout, search_config)
+        self.rules = Rules(vocab, rollout, search_alone(search, search_config))
         self.sizes = schedule.sizes(dataclasses.replace(rollout, decode_share=(1.0,)), 1)
         self.pool = SearchPool(rows)
         self._tick = decode.make_tick(
@@ -65,7 +66,7 @@ class TurnSynchronous:
         )
         self._reach = functools.partial(schedule.reach, cfg=rollout, rules=self.rules)
         size = model.config.vocab_size
-        self._stop = decode.stop_table(self.rules.token_bytes, vocab.eos_ids, markup.STOPS, size)
+        self._stop = decode.stop_table(self.rules.token_bytes, vocab.eos_ids, markup.stops(), size)
         self._cache = decode.init_cache(model, 1, self.sizes.pages, rollout.page_tokens, "")
         tokens = (rollout.extend_tokens, rollout.chunk_tokens)
         self._call(decode.empty_inbox(1, rows, self.sizes.width, *tokens))  # compiles
@@ -167,7 +168,9 @@ def through_engine(
     model: Any, vocab: stand_in.Words, search: SearchTool, requests: Sequence[Request]
 ):
     """Tokens per second of the engine, and its counts."""
-    with Engine(vocab, search, CONFIG, stand_in.SEARCH, strict=True) as engine:
+    with Engine(
+        vocab, search_alone(search, stand_in.SEARCH), CONFIG, stand_in.SEARCH, strict=True
+    ) as engine:
         list(engine.run(model))  # compiles
         before = dataclasses.replace(engine.stats)
         started = time.perf_counter()

@@ -35,6 +35,7 @@ from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
+from masksearch_jax.core.tools import search_alone
 from masksearch_jax.core.types import Demonstration, RampExample, to_json
 from masksearch_jax.corpus import atlas
 from masksearch_jax.ramp.examples import build_examples
@@ -173,10 +174,10 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     bm25.build(built.passages, folder / "index")
     tool = bm25.BM25.open(folder / "index")
     cfg = SearchConfig("bm25", str(folder / "index"), "", 3, 3, 3, 30.0, 2)
-    demonstrations: list[Demonstration] = []
+    tools, demonstrations = search_alone(tool, cfg), list[Demonstration]()
 
     def teach() -> int:
-        tries = (scripted_teacher.demonstrate(e, tool, cfg, random.Random(e.id)) for e in examples)
+        tries = (scripted_teacher.demonstrate(e, tools, random.Random(e.id)) for e in examples)
         demonstrations[:] = [d for d in tries if isinstance(d, Demonstration)]
         return len(demonstrations)
 

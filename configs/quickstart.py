@@ -4,8 +4,8 @@
     ... --config.control=True                  questions alone with as many updates, to compare with
     ... --config.corpus.path=wiki.jsonl        JSONL of id, title, text instead of the atlas
 
-`:runlocal` is a smoke run: every stage, a handful of steps, nothing learned. Every number here is
-ours.
+`:tools` adds a calculator and dates, and questions that want them beside search. `:runlocal` is a
+smoke run: every stage, a handful of steps, nothing learned. Every number here is ours.
 """
 
 from ml_collections import ConfigDict
@@ -101,7 +101,7 @@ def small_dapo_optim() -> ConfigDict:
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    arg = common.parse_arg(arg, model="tiny", runlocal=False)
+    arg = common.parse_arg(arg, model="tiny", tools=False, runlocal=False)
     c = small(arg.model)
     c.workdir = "runs/quickstart"
     c.ramp.rl_fraction = 0.25
@@ -128,6 +128,14 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.suites = ("ramp", "two_hop", "source_hidden")
     c.eval.examples = 400
     c.eval.strata = "even"  # results by type need items of the rare types too
+
+    if arg.tools:
+        c.tools = ("calculate", "date")
+        c.ramp.arithmetic = True
+        c.rollout.max_turns = 3  # two searches, and a call for what the two passages do not say
+        c.rollout.max_new_tokens, c.rollout.max_len = 128, 392
+        for sft in (c.sft, c.qa_sft):
+            sft.seq_len = 392
 
     if arg.runlocal:
         c.corpus = ConfigDict()

@@ -25,6 +25,7 @@ import numpy as np
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, PromptConfig, SearchConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
+from masksearch_jax.core.search_config import tools_key
 from masksearch_jax.core.tokenizer import Vocabulary
 from masksearch_jax.core.types import JsonObject, Trajectory
 from masksearch_jax.data import prompt
@@ -34,11 +35,12 @@ from masksearch_jax.rollout import narration
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Episode, Request
 from masksearch_jax.rollout.model import Policy
-from masksearch_jax.rollout.narration import Narrator, Seen
+from masksearch_jax.rollout.narration import NOTHING, Narrator
 from masksearch_jax.rollout.server import ChatServer, serve_until_told
 from masksearch_jax.runtime import agent_settings, cli
 from masksearch_jax.runtime.http_service import Call, Page, Route
 from masksearch_jax.search.open import open_tool
+from masksearch_jax.tools.registry import open_tools
 
 _STYLES = {  # ANSI codes
     "plan": "2",
@@ -67,6 +69,7 @@ class AskRun:
     compute: ComputeConfig = section(ComputeConfig)
     mesh: MeshConfig = section(MeshConfig)
     prompt: PromptConfig = section(PromptConfig, "Its style must be that of the training.")
+    tools: tuple[str, ...] = tools_key()
     search: SearchConfig = section(SearchConfig)
     rollout: RolloutConfig = section(RolloutConfig)
 
@@ -86,6 +89,9 @@ class Screen:
             elif kind == "search":
                 for i, query in enumerate(content):
                     self.show("" if i else "search", query, "search")
+            elif kind == "call":
+                for i, request in enumerate(content["requests"]):
+                    self.show("" if i else content["tool"], request, "search")
             elif kind == "documents":
                 for title in [d["title"] for d in content] or ["nothing found"]:
                     self.show("", title, "found")
@@ -119,23 +125,24 @@ class Agent:
     def __init__(self, cfg: AskRun, vocab: Vocabulary, engine: Engine, model: Policy):
         self.cfg, self.vocab, self.engine, self.model = cfg, vocab, engine, model
         engine.watch = self._watch
-        self._narrator, self._seen = Narrator(0), Seen((), (), ())
+        self._narrator, self._seen = Narrator(engine.tools.limits), NOTHING
         self._tell: Tell = print
 
     def prompt(self, question: str) -> str:
-        return prompt.render(prompt.as_example(question), self.cfg.prompt.style, self.vocab)
+        tools = self.engine.tools.instructions
+        return prompt.render(prompt.as_example(question), self.cfg.prompt.style, self.vocab, tools)
 
     def ask(self, question: str, tell: Tell) -> Trajectory:
         """One trajectory; `tell` is called with its events as they come, the last an answer or not.
 
         After a Ctrl-C it may be asked again.
         """
-        self._narrator, self._seen = Narrator(self.cfg.search.max_queries), Seen((), (), ())
+        self._narrator, self._seen = Narrator(self.engine.tools.limits), NOTHING
         self._tell = tell
         ids = np.asarray(self.vocab.encode(self.prompt(question)), np.int32)
         (found,) = self.engine.run(self.model, [Request("question", ids, stream=0)])
-        error = found.turns[-1].error if found.turns else ""
-        for event in self._narrator.end(self._seen, found.status, error):
+        failed = (found.turns[-1].error, found.turns[-1].tool) if found.turns else ()
+        for event in self._narrator.end(self._seen, found.status, *failed):
             tell(event)
         return found
 
@@ -155,10 +162,10 @@ def opened(cfg: AskRun) -> Iterator[Agent]:
     config, vocab = describe(cfg.init, cfg.tokenizer)
     prompt.check_style(cfg.prompt.style, vocab)
     rollout = dataclasses.replace(cfg.rollout, in_flight="keep" if cfg.web else "drop")
-    tool = open_tool(cfg.search)
+    tools = open_tools(cfg.tools, open_tool(cfg.search), cfg.search)
     with (
         jax.set_mesh(mesh),
-        Engine(vocab, tool, rollout, cfg.search, by_row=cfg.web) as engine,
+        Engine(vocab, tools, rollout, cfg.search, by_row=cfg.web) as engine,
     ):
         model = initial(cfg.init, config, cfg.compute, mesh, 0, cfg.base)
         for _ in engine.run(model):
@@ -167,7 +174,7 @@ def opened(cfg: AskRun) -> Iterator[Agent]:
 
 
 def run(cfg: AskRun) -> int:
-    """Answers until there is no further question. 1 where the search failed, else 0."""
+    """Answers until there is no further question. 1 where a tool failed, else 0."""
     with opened(cfg) as agent:
         if cfg.web:
             with page_server(agent) as server:
@@ -184,7 +191,9 @@ def answer(agent: Agent, question: str, screen: Screen) -> Trajectory:
     """One question, shown with its answer and what that took."""
     found = agent.ask(question, screen.tell)
     took = f"{int(found.sampled.sum())} tokens, {found.seconds:.1f} s"
-    screen.show("", f"{len(found.turns)} searches, {took}", "found")
+    others = len(found.turns) - found.searches
+    calls = f"{found.searches} searches" + (f", {others} other calls" if others else "")
+    screen.show("", f"{calls}, {took}", "found")
     return found
 
 

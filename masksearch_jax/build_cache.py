@@ -26,6 +26,7 @@ from masksearch_jax.core import stamp
 from masksearch_jax.core.config import PromptConfig
 from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.schema import key, required, section
+from masksearch_jax.core.search_config import tools_key
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import QAExample, RampExample
 from masksearch_jax.data import prompt
@@ -44,6 +45,7 @@ from masksearch_jax.data.cache import (
 from masksearch_jax.data.folder import Folder
 from masksearch_jax.runtime import cli, run_record
 from masksearch_jax.runtime.progress import Progress
+from masksearch_jax.tools.registry import instructions_of
 
 # Their wording is in every split's hash, so that a change of it rebuilds the cache. The template is
 # in the tokenizer's; what it renders is not, since it may hold the date.
@@ -64,6 +66,7 @@ class BuildCacheRun:
         "", "Regular expression of the tasks, or the TASK-SPLITs, to write; empty: all."
     )
     prompt: PromptConfig = section(PromptConfig, "Its style must be that of the run that reads.")
+    tools: tuple[str, ...] = tools_key()
     max_len: int = key(4096, "Tokens of a demonstration; longer ones are dropped and counted.")
     max_prompt_len: int = key(1024, "Tokens of a prompt; longer ones are dropped and counted.")
     temperatures: tuple[float, ...] = key(
@@ -89,15 +92,20 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
     vocab = Vocab.load(cfg.tokenizer)
     prompt.check_style(cfg.prompt.style, vocab)
     folder = Folder(cfg.folder)
-    made_from = _made_from(
-        cfg, vocab, folder.files(), f"{cfg.tasks} {cfg.temperatures} {cfg.qa_share}"
-    )
+    asked = f"{cfg.tasks} {cfg.temperatures} {cfg.qa_share}"
+    asked += f" {cfg.tools}" if cfg.tools else ""
+    made_from = _made_from(cfg, vocab, folder.files(), asked)
     done = _finished(cfg.cache, made_from)
     if done is not None:
         return _summary(done, sum(map(len, done.tasks.values())), time.monotonic() - started)
     seqio, tasks = _import_seqio()
     names = tasks.register(
-        cfg.folder, cfg.tokenizer, cfg.prompt.style, cfg.temperatures, cfg.qa_share
+        cfg.folder,
+        cfg.tokenizer,
+        cfg.prompt.style,
+        cfg.temperatures,
+        cfg.qa_share,
+        instructions_of(cfg.tools),
     )
     (Path(cfg.cache) / MANIFEST).unlink(missing_ok=True)  # of other inputs
     built: dict[str, dict[str, Split]] = {}
@@ -125,6 +133,7 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
         prompt_style=cfg.prompt.style,
         tasks=built,
         mixtures={n: _rates(seqio, n, built) for n in names if n in seqio.MixtureRegistry.names()},
+        tools=cfg.tools,
     )
     run_record.write(cfg.cache, cfg)
     manifest.save()
@@ -223,7 +232,8 @@ def _records(rows: Iterator[dict[str, Any]], kind: Kind, progress: Progress) -> 
 def _made_from(cfg: BuildCacheRun, vocab: Vocab, files: list[Path], wanted: str = "") -> str:
     """A hash of all that decides a split, or the `wanted` ones together."""
     limits = FORMAT, cfg.max_len, cfg.max_prompt_len, cfg.prompt.style, vocab.fingerprint
-    probes = [prompt.wording(p, cfg.prompt.style) for p in _PROBES]
+    tools = instructions_of(cfg.tools)
+    probes = [prompt.wording(p, cfg.prompt.style, tools) for p in _PROBES]
     contents = [(f"{path.parent.name}/{path.name}", stamp.content(path)) for path in files]
     return stamp.hash_of([limits, probes, wanted, contents])
 

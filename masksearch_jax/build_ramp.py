@@ -289,7 +289,12 @@ def _from_atlas(cfg: BuildRampRun, folder: Path) -> dict[str, Any]:
     """Writes the atlas: its passages, the paragraphs to mask, and its questions."""
     from masksearch_jax.corpus import atlas  # its fact packages take a second to load
 
-    built = atlas.build(cfg.seed, cfg.ramp.cities, verbatim=not cfg.ramp.reworded)
+    built = atlas.build(
+        cfg.seed,
+        cfg.ramp.cities,
+        verbatim=not cfg.ramp.reworded,
+        arithmetic=cfg.ramp.arithmetic,
+    )
     passages = built.passages[: cfg.corpus.limit or None]
     titles = {p.id: p.title for p in passages}
     write_passages(folder / "passages.jsonl", passages)

@@ -37,11 +37,13 @@ from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.retrieval import source_of
 from masksearch_jax.core.schema import harmless_keys, key, required, section
+from masksearch_jax.core.search_config import tools_key
 from masksearch_jax.core.types import (
     Demonstration,
     Example,
     QAExample,
     RampExample,
+    count_searches,
     from_json,
     has_answer,
 )
@@ -50,6 +52,7 @@ from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.runtime import cli, run_record, storage
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.open import check_source_passages, open_tool
+from masksearch_jax.tools.registry import open_tools
 
 FORMAT = 2
 _EXAMPLES = {"ramp": RampExample, "questions": QAExample}
@@ -99,6 +102,7 @@ class BuildTrajectoriesRun:
     )
     llm: LLMConfig | None = key(None, "Of the agents, and of the judge.")
     student: StudentConfig | None = key(None, "Of teacher `local`.")
+    tools: tuple[str, ...] = tools_key()
 
 
 class RejectedError(UserError):
@@ -125,16 +129,17 @@ def check_sections(cfg: BuildTrajectoriesRun) -> None:
 
 def make_teacher(cfg: BuildTrajectoriesRun) -> teachers.Teacher:
     """The teacher that `cfg` names, with its search tool. Raises what loading it raises."""
-    search = open_tool(cfg.search)
-    check_source_passages(search, cfg.search, _first_examples(cfg))
+    tools = open_tools(cfg.tools, open_tool(cfg.search), cfg.search)
+    check_source_passages(tools.search, cfg.search, _first_examples(cfg))
     if cfg.teacher == "scripted":
-        return teachers.Scripted(search, cfg.search, cfg.max_searches, cfg.seed, cfg.thoughts)
+        settings = cfg.search.workers, cfg.max_searches, cfg.seed, cfg.thoughts
+        return teachers.Scripted(tools, *settings)
     limits = agent_teacher.TeacherConfig(cfg.language, cfg.max_searches, cfg.search)
     if cfg.teacher == "agents":
-        return teachers.Agents(cfg.llm, search, limits)
+        return teachers.Agents(cfg.llm, tools.search, limits)
     from masksearch_jax.agents.policy_teacher import Student  # JAX, which the others do without
 
-    return Student(cfg.student, search, limits, cfg.llm, cfg.seed)
+    return Student(cfg.student, tools, limits, cfg.llm, cfg.seed)
 
 
 def _first_examples(cfg: BuildTrajectoriesRun) -> list[RampExample]:
@@ -439,12 +444,13 @@ def _summary(
     sources: Mapping[str, str],
 ) -> dict[str, Any]:
     """source_rank: of `evals.source_rank`; where it is mostly 1, what is learned is to copy."""
+    searches = Counter(str(count_searches(d.turns)) for d in demonstrations)
     return {
         "examples": sum(c["examples"] for c in counts),
         "tried": sum(c["tried"] for c in counts),
         "demonstrations": len(demonstrations),
         "by_task": dict(sorted(Counter(d.task for d in demonstrations).items())),
-        "by_searches": dict(sorted(Counter(str(len(d.turns)) for d in demonstrations).items())),
+        "by_searches": dict(sorted(searches.items())),
         "source_rank": source_rank.counts(demonstrations, sources),
         "rejected": dict(sum((Counter(c["rejected"]) for c in counts), Counter())),
     }

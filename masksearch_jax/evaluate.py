@@ -25,10 +25,11 @@ from etils import epath
 
 from masksearch_jax.core import stamp
 from masksearch_jax.core.config import EvalRun
-from masksearch_jax.core.errors import ConfigError, check_given, nearest
+from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.files import write_json, write_lines, writing
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.tools import Instructions, Toolbox
 from masksearch_jax.core.types import JsonObject, QAExample, RampExample, to_json
 from masksearch_jax.data import prompt
 from masksearch_jax.evals import (
@@ -46,7 +47,7 @@ from masksearch_jax.evals import (
 )
 from masksearch_jax.evals.endpoint import EndpointSampler
 from masksearch_jax.evals.fanoutqa import Lemmatizer
-from masksearch_jax.evals.items import SOURCE_HIDDEN, Item, chosen, items_of, methods_of
+from masksearch_jax.evals.items import SOURCE_HIDDEN, Item, check_methods, chosen, items_of
 from masksearch_jax.evals.lost import Lost, check_share, named
 from masksearch_jax.evals.results import Bootstrap, Scored
 from masksearch_jax.evals.suites import Suite
@@ -67,6 +68,7 @@ from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.runtime.row_log import RowLog
 from masksearch_jax.search.open import check_source_passages, open_tool
 from masksearch_jax.search.tool import NoSearch
+from masksearch_jax.tools.registry import open_tools
 from masksearch_jax.training.supervisor import Preemption
 
 VERSION = 2  # of the form of eval.json
@@ -105,30 +107,6 @@ def check_alone() -> None:
         )
 
 
-def check_methods(cfg: EvalRun) -> None:
-    """Raises ConfigError for a method that there is not, and for what no method is asked."""
-    for name in cfg.eval.methods:
-        if name not in methods.METHODS:
-            raise ConfigError(f"config.eval.methods has {name!r}; {nearest(name, methods.METHODS)}")
-    asked = ", ".join(cfg.eval.methods)
-    for spec in cfg.eval.suites:
-        if not methods_of(cfg, spec.partition("=")[0]):
-            raise ConfigError(
-                f"config.eval.methods is {asked!r}, by which {spec} is not asked; it needs rag or "
-                "agent, which search"
-            )
-    is_ramp = any(suites.is_ramp(spec.partition("=")[0]) for spec in cfg.eval.suites)
-    if cfg.eval.difficulty and not ("agent" in cfg.eval.methods and is_ramp):
-        raise ConfigError(
-            "config.eval.difficulty is True, and no RAMP suite is asked by the method agent; it "
-            f"needs both, and config.eval has the methods {asked!r} and the suites "
-            f"{', '.join(cfg.eval.suites)!r}"
-        )
-    for name in ("examples", "bootstrap"):
-        if (value := getattr(cfg.eval, name)) < 1:
-            raise ConfigError(f"config.eval.{name} is {value}; it must be at least 1")
-
-
 def tools_of(cfg: EvalRun, loaded: Sequence[Suite]) -> Tools:
     """The search tool of each method. Raises SearchError where one does not answer."""
     opened: dict[str, SearchTool] = {}
@@ -156,7 +134,13 @@ def lemmatizer_of(cfg: EvalRun, loaded: Sequence[Suite]) -> Lemmatizer:
     return spacy_spans.lemmatizer(cfg.eval.lemmatizer) if cfg.eval.lemmatizer and has_parts else str
 
 
-def plan_of(cfg: EvalRun, loaded: Sequence[Suite], tools: Tools, vocab: Vocab | None) -> Plan:
+def plan_of(
+    cfg: EvalRun,
+    loaded: Sequence[Suite],
+    tools: Tools,
+    vocab: Vocab | None,
+    about: Sequence[Instructions] = prompt.SEARCH_ALONE,
+) -> Plan:
     """The items of all suites and methods. Raises what `items_of` and the search tool raise."""
     searching = tools.get("agent") or tools.get("rag")
     places = []
@@ -166,8 +150,9 @@ def plan_of(cfg: EvalRun, loaded: Sequence[Suite], tools: Tools, vocab: Vocab | 
             search = dataclasses.replace(cfg.search, exclude_source=hides)
             check_source_passages(searching, search, suite.examples)
         places.append((suite, chosen(suite, cfg, searching)))
+    lemmatize = lemmatizer_of(cfg, loaded)
     items, lost = items_of(
-        cfg, places, vocab, lambda ids: lacks_room(ids, cfg.rollout), lemmatizer_of(cfg, loaded)
+        cfg, places, vocab, lambda ids: lacks_room(ids, cfg.rollout), lemmatize, about
     )
     if lost:
         print(f"  left out {len(lost)} items: {named(lost)}", file=sys.stderr)
@@ -213,19 +198,24 @@ class EngineSampler:
 
 @contextlib.contextmanager
 def sampler_of(
-    cfg: EvalRun, method: str, tool: SearchTool, model: Model | None, check: Callable[[], None]
+    cfg: EvalRun, method: str, tools: Toolbox, model: Model | None, check: Callable[[], None]
 ) -> Iterator[sampling.Sampler]:
     """What samples the items of a method: a model of ours, or the endpoint where that is None."""
     if model is None:
-        yield EndpointSampler(cfg, method, tool, check)
+        yield EndpointSampler(cfg, method, tools, check)
         return
     rollout, shown = sampling.rollout_of(cfg, method), sampling.shown_of(cfg.search)
-    with Engine(model.vocab, tool, rollout, shown, check=check) as engine:
+    with Engine(model.vocab, tools, rollout, shown, check=check) as engine:
         yield EngineSampler(engine, model)
 
 
 def sample(
-    cfg: EvalRun, model: Model | None, tools: Tools, items: Sequence[Item], log: RowLog
+    cfg: EvalRun,
+    model: Model | None,
+    tools: Tools,
+    items: Sequence[Item],
+    log: RowLog,
+    toolbox: Toolbox,
 ) -> list[Lost]:
     """Adds to the log the items that it lacks; those of which no trajectory counts."""
     total = Counter((i.suite, i.method) for i in items)
@@ -248,7 +238,8 @@ def sample(
             def prepared(own: Sequence[Item], tool: SearchTool = tool) -> Iterator[Any]:
                 return sampling.prepare(own, tool, search, fits, check)
 
-            with sampler_of(cfg, method, tool, model, check) as sampler:
+            own_tools = toolbox.searching(tool, search)
+            with sampler_of(cfg, method, own_tools, model, check) as sampler:
                 for suite in dict.fromkeys(i.suite for i in items):
                     own = [i for i in left if (i.suite, i.method) == (suite, method)]
                     allowed = cfg.eval.max_tool_failures * total[suite, method]
@@ -284,7 +275,8 @@ def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
         has_endpoint = bool(cfg.endpoint.base_url)
         vocab = None if has_endpoint else vocabulary(cfg)
         tools = tools_of(cfg, loaded)
-        plan = plan_of(cfg, loaded, tools, vocab)
+        toolbox = open_tools(cfg.tools, NoSearch(), cfg.search)
+        plan = plan_of(cfg, loaded, tools, vocab, toolbox.instructions)
         init = "" if has_endpoint else pinned(cfg.init, cfg.model)
         ours = None
         if vocab is not None:
@@ -292,7 +284,7 @@ def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
         if not goes_on:
             run_record.write(workdir, cfg, content)
         with jax.set_mesh(make_mesh(cfg.mesh)) if ours else contextlib.nullcontext():
-            plan.lost.extend(sample(cfg, ours, tools, plan.items, log))
+            plan.lost.extend(sample(cfg, ours, tools, plan.items, log, toolbox))
         made_by = provenance.provenance(
             cfg,
             provenance.model_of(cfg, init, content["init"]),

@@ -26,6 +26,7 @@ from masksearch_jax.core.files import write_json
 from masksearch_jax.core.llm_config import JudgeConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
+from masksearch_jax.core.search_config import tools_key
 from masksearch_jax.core.watch_config import HeldoutConfig
 from masksearch_jax.evals.results import by_condition
 from masksearch_jax.models.hf_card import Card
@@ -61,6 +62,7 @@ class RecipeRun:
     clean: CleanConfig = section(CleanConfig)
     ramp: RampConfig = section(RampConfig)
     prompt: config_lib.PromptConfig = section(config_lib.PromptConfig)
+    tools: tuple[str, ...] = tools_key()
     search: config_lib.SearchConfig = section(
         config_lib.SearchConfig, "An empty index is the one that this run builds in its workdir."
     )
@@ -177,6 +179,7 @@ def make_demonstrations(run: Run) -> dict[str, Any]:
                 folder=str(run.data),
                 kinds=(kind,),
                 search=run.search,
+                tools=cfg.tools,
                 max_searches=cfg.rollout.max_turns,
                 demonstrations=wanted,
                 seed=cfg.seed,
@@ -200,7 +203,8 @@ def make_tokenizer(run: Run) -> dict[str, Any]:
     if run.cfg.init:
         _, vocab = describe(run.cfg.init, "")
         return {"tokens": vocab.size}
-    return steps.make_tokenizer(run.data, run.data, run.tokenizer, run.cfg.tokenizer_vocab_size)
+    size = run.cfg.tokenizer_vocab_size
+    return steps.make_tokenizer(run.data, run.data, run.tokenizer, size, run.cfg.tools)
 
 
 def make_cache(run: Run) -> dict[str, Any]:
@@ -210,6 +214,7 @@ def make_cache(run: Run) -> dict[str, Any]:
         "max_len": min(cfg.sft.seq_len, cfg.qa_sft.seq_len),
         "max_prompt_len": cfg.rollout.max_len // 2,
         "qa_share": cfg.qa_share,
+        "tools": ",".join(cfg.tools),
     }
     trained_on = rf"(ramp|qa)_sft_.*|ramp_k\d+-{cfg.dapo.split}|qa_.*-{cfg.qa_dapo.split}"
     return steps.make_cache(run.data, run.cache, run.tokenizer, trained_on, **settings)
@@ -236,6 +241,7 @@ def evaluate_model(run: Run, name: str) -> dict[str, Any]:
         compute=cfg.compute,
         mesh=cfg.mesh,
         prompt=cfg.prompt,
+        tools=cfg.tools,
         search=run.search,
         rollout=cfg.rollout,
         eval=dataclasses.replace(cfg.eval, **counts),
@@ -275,6 +281,7 @@ def run_sft(
         model=cfg.model,
         compute=cfg.compute,
         mesh=cfg.mesh,
+        tools=cfg.tools,
         optim=optim,
         sft=sft,
         checkpoint=dataclasses.replace(cfg.checkpoint, folder=run.checkpoints(name)),
@@ -307,6 +314,7 @@ def run_dapo(
             compute=cfg.compute,
             mesh=cfg.mesh,
             prompt=cfg.prompt,
+            tools=cfg.tools,
             optim=optim,
             search=run.search,
             rollout=cfg.rollout,

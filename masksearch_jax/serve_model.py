@@ -20,7 +20,9 @@ from masksearch_jax.core.config import ComputeConfig, MeshConfig, PromptConfig, 
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
+from masksearch_jax.core.search_config import tools_key
 from masksearch_jax.core.tokenizer import Vocab, VocabError
+from masksearch_jax.core.tools import Toolbox
 from masksearch_jax.data import prompt
 from masksearch_jax.models.load import describe, initial
 from masksearch_jax.models.transformer import Transformer
@@ -29,6 +31,7 @@ from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.server import ChatServer, serve_until_told
 from masksearch_jax.runtime import agent_settings, cli
 from masksearch_jax.search.open import open_tool
+from masksearch_jax.tools.registry import open_tools
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,7 @@ class ServeModelRun:
     compute: ComputeConfig = section(ComputeConfig)
     mesh: MeshConfig = section(MeshConfig)
     prompt: PromptConfig = section(PromptConfig, "Of the agent.")
+    tools: tuple[str, ...] = tools_key()
     search: SearchConfig = section(SearchConfig, "Of the agent.")
     rollout: RolloutConfig = section(RolloutConfig, "Its sampler is that of requests without one.")
 
@@ -73,9 +77,10 @@ def opened(cfg: ServeModelRun) -> Iterator[tuple[ChatServer, Transformer]]:
         ) from error
     name = cfg.name or Path(cfg.init).resolve().name
     search = cfg.search if cfg.agent else dataclasses.replace(cfg.search, kind="none")
+    tools = open_tools(cfg.tools if cfg.agent else (), open_tool(search), search)
     with (
         jax.set_mesh(mesh),
-        Engine(vocab, open_tool(search), cfg.rollout, search, by_row=True) as engine,
+        Engine(vocab, tools, cfg.rollout, search, by_row=True) as engine,
         ChatServer(
             engine,
             vocab,
@@ -84,7 +89,7 @@ def opened(cfg: ServeModelRun) -> Iterator[tuple[ChatServer, Transformer]]:
             cfg.port,
             deadline=cfg.deadline,
             grace=cfg.grace,
-            agent_prompt=_agent_prompt(cfg, vocab) if cfg.agent else None,
+            agent_prompt=_agent_prompt(cfg, vocab, tools) if cfg.agent else None,
         ) as server,
     ):
         model = initial(cfg.init, config, cfg.compute, mesh, 0, cfg.base)
@@ -92,9 +97,10 @@ def opened(cfg: ServeModelRun) -> Iterator[tuple[ChatServer, Transformer]]:
         yield server, model
 
 
-def _agent_prompt(cfg: ServeModelRun, vocab: Vocab) -> Callable[[str], str]:
-    prompt.check_style(cfg.prompt.style, vocab)
-    return lambda question: prompt.render(prompt.as_example(question), cfg.prompt.style, vocab)
+def _agent_prompt(cfg: ServeModelRun, vocab: Vocab, tools: Toolbox) -> Callable[[str], str]:
+    style, about = cfg.prompt.style, tools.instructions
+    prompt.check_style(style, vocab)
+    return lambda question: prompt.render(prompt.as_example(question), style, vocab, about)
 
 
 def run(cfg: ServeModelRun) -> None:

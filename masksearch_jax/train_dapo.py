@@ -48,6 +48,7 @@ from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.metric_writer import MetricWriter
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.open import check_source_passages, open_tool
+from masksearch_jax.tools.registry import open_tools
 from masksearch_jax.training import train_state
 from masksearch_jax.training.alarms import RolledBack, read_rollbacks, roll_back
 from masksearch_jax.training.checkpoint import Checkpointer
@@ -203,7 +204,7 @@ def check_reward(
     """
     if judge and own_model:
         for prompt, trajectory in right:
-            answer = rewards.read_answer(trajectory.segments) or ""
+            answer = rewards.read_answer(trajectory) or ""
             own_model.check_room(judge.asked(prompt.example, answer))
         return
     with RewardPool(dapo, judge) as pool:
@@ -214,7 +215,7 @@ def check_reward(
 def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     """Trains to `cfg.dapo.steps`; the last metrics, and `all_updates` that the weights have had.
 
-    `search` stands for cfg.search. Raises ToolOutageError where it is down for too long,
+    `search` stands for cfg.search. Raises ToolOutageError where a tool is down for too long,
     NothingLearnedError after `cfg.dapo.patience` steps in a row without an update, and AlarmError
     or RolledBack by `cfg.alarms.action`.
     """
@@ -232,7 +233,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     vocab = Vocab.load(cfg.tokenizer)
     judge, own_model = open_judge(cfg, vocab)
     manifest = cache.Manifest.load(
-        cfg.data, tokenizer=vocab.fingerprint, prompt_style=cfg.prompt.style
+        cfg.data, tokenizer=vocab.fingerprint, prompt_style=cfg.prompt.style, tools=cfg.tools
     )
     check_vocabulary(cfg.model, vocab, cfg.tokenizer, cfg.init)
     prompts = batches.prompt_batches(
@@ -255,6 +256,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
             flush=True,
         )
     search = search or open_tool(cfg.search)
+    tools = open_tools(cfg.tools, search, cfg.search)
     first = prompts.first(8)
     check_source_passages(search, cfg.search, [p.example for p in first])
     check_reward(dapo, judge, own_model, [(p, right_answer(p, vocab)) for p in first])
@@ -264,7 +266,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         dapo.steps,
         prompts.gate,
         vocab,
-        lambda: search,
+        lambda: tools,
         survival,
         rollbacks,
     )
@@ -291,7 +293,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     logprobs = make_logprob_fn(cfg.compute, rollout.temperature)
     update = Update(mesh, dapo, rollout, train_step, logprobs, bool(dapo.keep_rollouts), reference)
     rollout_log = RolloutLog(workdir, dapo.keep_rollouts, dapo.seed, vocab.decode)
-    engine = Engine(vocab, search, rollout, cfg.search, check=survival.raise_if_stopped)
+    engine = Engine(vocab, tools, rollout, cfg.search, check=survival.raise_if_stopped)
 
     metrics: dict[str, Any] = {}
     measured: dict[str, Any] = {}  # the last value of each figure: of an update, until the next one
@@ -300,7 +302,9 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     )
     with engine, watch, RewardPool(dapo, judge) as pool, checkpoints as checkpointer, survival:
         failures = cfg.survival.tool_failures
-        sampler = GroupSampler(engine, prompts, dapo, rollout, pool, failures, own_model)
+        sampler = GroupSampler(
+            engine, prompts, dapo, rollout, pool, failures, own_model, tools.names
+        )
         start = 0
         if checkpointer.latest_step() is not None:
             with survival.disk("restore"):
@@ -389,6 +393,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                     engine.stats.since(before),
                     step,
                     dapo.accuracy_threshold,
+                    tools.names,
                 )
                 metrics |= pool.timing() | update.timing()
                 metrics["sample_seconds"] = sampled_at - began

@@ -8,7 +8,6 @@ The story: data, model, state (restored if there is one), loop. Stopping at any 
 
 from __future__ import annotations
 
-import functools
 import time
 from typing import Any
 
@@ -32,6 +31,7 @@ from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.metric_writer import MetricWriter
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.open import open_tool
+from masksearch_jax.tools.registry import open_tools
 from masksearch_jax.training import train_state
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.guard import Guard, guarded
@@ -78,7 +78,9 @@ def run(cfg: SftRun) -> dict[str, Any]:
     share, shares = hosts.share(mesh)
     vocab = Vocab.load(cfg.tokenizer)
     style = cfg.prompt.style if cfg.eval.every else ""  # held-out prompts are as those trained on
-    manifest = cache.Manifest.load(cfg.data, tokenizer=vocab.fingerprint, prompt_style=style)
+    manifest = cache.Manifest.load(
+        cfg.data, tokenizer=vocab.fingerprint, prompt_style=style, tools=cfg.tools
+    )
     check_vocabulary(cfg.model, vocab, cfg.tokenizer, cfg.init)
     batches = sft_batches(
         manifest,
@@ -96,7 +98,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
         cfg.sft.steps,
         batches.gate,
         vocab,
-        functools.partial(open_tool, cfg.search),
+        lambda: open_tools(cfg.tools, open_tool(cfg.search), cfg.search),
         survival,
     )
 

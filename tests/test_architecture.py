@@ -20,6 +20,7 @@ ROOMS = {
     "corpus": {"core", "runtime"},
     "evals": {"core", "runtime", "corpus", "data", "ramp", "agents"},
     "viewer": {"core"},
+    "tools": {"core"},
     "parallel": {"core", "runtime"},
     "search": {"core", "runtime", "models"},  # models: the encoder of texts
     "ramp": {"core", "runtime", "corpus"},
@@ -417,7 +418,17 @@ def test_importing_the_rooms_is_quiet_and_light():
 
 
 def test_the_host_side_starts_without_jax():
-    rooms = ("agents.", "core.", "corpus.", "data.", "evals.", "ramp.", "search.", "viewer.")
+    rooms = (
+        "agents.",
+        "core.",
+        "corpus.",
+        "data.",
+        "evals.",
+        "ramp.",
+        "search.",
+        "tools.",
+        "viewer.",
+    )
     # grain, seqio and TFDS import jax; a policy that teaches runs on a device
     with_jax = OFFLINE | {"data.batches", "data.curriculum", "agents.policy_teacher"}
     with_jax |= {"agents.own_model"}

@@ -14,8 +14,8 @@ from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.agents.selection import StudentConfig
 from masksearch_jax.core import markup, retrieval
 from masksearch_jax.core.llm_config import LLMConfig
-from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.tools import Toolbox
 from masksearch_jax.core.types import Demonstration, Example
 from masksearch_jax.data import prompt
 from masksearch_jax.models.load import check_vocabulary, initial
@@ -36,7 +36,7 @@ class Student:
     def __init__(
         self,
         cfg: StudentConfig,
-        search: SearchTool,
+        tools: Toolbox,
         limits: agent_teacher.TeacherConfig,
         llm: LLMConfig | None,
         seed: int,
@@ -47,7 +47,7 @@ class Student:
         check_vocabulary(cfg.model, self._vocab, cfg.tokenizer, cfg.init)
         self._mesh = make_mesh(cfg.mesh)
         self._model = initial(cfg.init, cfg.model, cfg.compute, self._mesh, 0)
-        self._engine = Engine(self._vocab, search, cfg.rollout, limits.search)
+        self._engine = Engine(self._vocab, tools, cfg.rollout, limits.search)
         self._judge = teachers.Session(llm) if cfg.judge == "llm" else None
 
     def solve(
@@ -79,7 +79,9 @@ class Student:
         requests: list[Request] = []
         too_long: dict[int, str] = {}
         for i, example in enumerate(examples):
-            text = prompt.render(example, self.cfg.prompt.style, self._vocab)
+            text = prompt.render(
+                example, self.cfg.prompt.style, self._vocab, self._engine.tools.instructions
+            )
             ids = np.asarray(self._vocab.encode(text), np.int32)
             name = f"{self._seed}/{example.id}".encode()
             stream = int.from_bytes(hashlib.sha256(name).digest()[:4], "big")

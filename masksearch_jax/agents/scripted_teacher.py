@@ -14,9 +14,10 @@ from collections.abc import Iterable, Sequence
 
 from masksearch_jax.agents.thoughts import KINDS, Thoughts
 from masksearch_jax.core import chinese, markup, retrieval
-from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.tools import Toolbox
 from masksearch_jax.core.types import (
     NOT_ITS_DOING,
+    SEARCH,
     Demonstration,
     Example,
     Passage,
@@ -27,7 +28,10 @@ from masksearch_jax.core.types import (
 )
 
 TEACHER = "scripted"
-REASONS = ("no_query", "spans_not_found", "gold_not_found", "answer_not_found", "reserved_text")
+REASONS = (
+    *("no_query", "spans_not_found", "gold_not_found", "answer_not_found", "reserved_text"),
+    *("no_tool", "no_turns_left"),  # of a question that wants another tool than search
+)
 # Reasons of any teacher that are no fault of it or of the example: an endpoint, a search tool or
 # the clock failed. They are never final: the example is to be attempted again.
 NOT_FINAL = ("llm_failed", "search_failed", *NOT_ITS_DOING)
@@ -38,6 +42,7 @@ _FIRST_QUERIES = (3, 1)  # weights of a first query: the subject; the subject an
 
 _LETTER = r"(?:[^\W_][\u0300-\u036f]*)"
 _WORD = re.compile(rf"\[mask\]|{_LETTER}+(?:[’'ʻ‘.-]{_LETTER}+)*")
+_FIGURE = re.compile(r"\d+(?:[.,]\d+)*")
 _LINK_WORDS = "of de da do dos del la las los el al von van der and the"
 _NAME_LINKS = frozenset(_LINK_WORDS.split())
 _COMMON_WORDS = """
@@ -77,8 +82,7 @@ def is_shown(text: str, segments: Iterable[Segment]) -> bool:
 class _Transcript:
     """A demonstration being written. `seen` holds the passages that each search has shown."""
 
-    search: retrieval.SearchTool
-    cfg: SearchConfig
+    tools: Toolbox
     source: str  # passage that the example masks, if any
     thoughts: Thoughts
     segments: list[Segment] = dataclasses.field(default_factory=list)
@@ -87,15 +91,27 @@ class _Transcript:
 
     def find(self, queries: Sequence[str]) -> tuple[Passage, ...]:
         """What the engine would show for these queries; writes nothing."""
-        return retrieval.find(self.search, queries, self.cfg, self.source)
+        return self.tools[SEARCH].call(queries, self.source).passages
 
     def add_search(self, thought: str, queries: Sequence[str], passages: Sequence[Passage]) -> None:
-        action = markup.wrap("think", thought) + markup.wrap("search", "\n".join(queries))
-        text, shown = markup.render_information(passages)
-        self.segments += [Segment("policy", action), Segment("tool", text)]
+        shown = self._add(thought, SEARCH, queries, passages)
         ids, titles = tuple(p.id for p in shown), tuple(p.title for p in shown)
         self.turns.append(Turn(tuple(queries), ids, titles, seconds=0.0))
         self.seen.append(shown)
+
+    def add_call(self, thought: str, tool: str, request: str) -> None:
+        """Asks another tool than search, and writes down what it says."""
+        self._add(thought, tool, (request,), self.tools[tool].call((request,), "").documents)
+        self.turns.append(Turn((request,), (), (), seconds=0.0, tool=tool))
+
+    def _add(
+        self, thought: str, tool: str, queries: Sequence[str], found: Sequence[Passage]
+    ) -> tuple[Passage, ...]:
+        """A thought, a call and what it shows; which of what was found that is."""
+        action = markup.wrap("think", thought) + markup.wrap(tool, "\n".join(queries))
+        text, shown = markup.render_information(found, tools=self.tools.names)
+        self.segments += [Segment("policy", action), Segment("tool", text)]
+        return shown
 
     def finish(self, thought: str, answer: str, example: Example) -> Demonstration:
         action = markup.wrap("think", thought) + markup.wrap("answer", answer)
@@ -115,22 +131,21 @@ class _Transcript:
 
 def demonstrate(
     example: Example,
-    search: retrieval.SearchTool,
-    cfg: SearchConfig,
+    tools: Toolbox,
     rng: random.Random,
     *,
     max_searches: int = 4,
     thoughts: str = "full",
 ) -> Demonstration | Rejection:
-    """A solved example, or why there is none; the same for the same search, rng and config.
+    """A solved example, or why there is none; the same for the same tools and rng.
 
-    thoughts: one of `thoughts.KINDS`. `turns` carry 0 seconds, so that the file of demonstrations
-    is reproducible. What the search tool raises passes through.
+    max_searches: calls of all tools together. thoughts: one of `thoughts.KINDS`. `turns` carry 0
+    seconds, so that the file of demonstrations is reproducible. What a tool raises passes through.
     """
     mind = KINDS[thoughts](rng)
-    transcript = _Transcript(search, cfg, retrieval.source_of(example), mind)
+    transcript = _Transcript(tools, retrieval.source_of(example), mind)
     answer = example.paragraph if isinstance(example, RampExample) else example.answers[0]
-    if markup.escape(answer) != answer:
+    if markup.escape(answer, tools.names) != answer:
         return Rejection(example.id, "reserved_text")
     if isinstance(example, RampExample):
         return _solve_ramp(example, transcript, rng, min(max_searches, _RAMP_SEARCHES))
@@ -141,7 +156,9 @@ def _solve_ramp(
     example: RampExample, transcript: _Transcript, rng: random.Random, max_searches: int
 ) -> Demonstration | Rejection:
     subject = _subject(example.title, example.masked)
-    plans = _ramp_queries(example, subject, transcript.cfg.max_queries, rng)[:max_searches]
+    plans = _ramp_queries(example, subject, transcript.tools[SEARCH].max_requests, rng)[
+        :max_searches
+    ]
     if not plans:
         return Rejection(example.id, "no_query")
     for queries in plans:
@@ -204,8 +221,16 @@ def _near_masks(masked: str, subject: Sequence[str]) -> list[str]:
 def _solve_qa(
     example: QAExample, transcript: _Transcript, max_searches: int
 ) -> Demonstration | Rejection:
-    """Reads the gold passages one after the other, each found by a name already in sight."""
+    """Reads the gold passages one after the other, each found by a name already in sight.
+
+    Then asks the tools that the question names, for what it has read.
+    """
+    if lacking := [c for c in example.calls if _call(c)[0] not in transcript.tools.names]:
+        return Rejection(example.id, "no_tool", lacking[0])
     unread = set(example.gold)
+    max_searches -= len(example.calls)
+    if example.calls and max_searches < 1:
+        return Rejection(example.id, "no_turns_left")
     while len(transcript.turns) < max_searches and (unread or not transcript.turns):
         query, found = _next_query(example, transcript, unread)
         if query is None:
@@ -215,11 +240,23 @@ def _solve_qa(
         unread -= {p.id for p in found}
     if unread:
         return Rejection(example.id, "gold_not_found")
+    for tool, request in map(_call, example.calls):
+        # It works with what it has read, not with what it knows.
+        if unseen := [f for f in _FIGURE.findall(request) if not transcript.has_shown(f)]:
+            return Rejection(example.id, "answer_not_found", unseen[0])
+        thought = transcript.thoughts.before_call(request)
+        transcript.add_call(thought, tool, request)
     answer = example.answers[0]
     if answer.casefold() not in ("yes", "no") and not transcript.has_shown(answer):
         return Rejection(example.id, "answer_not_found")
     thought = transcript.thoughts.before_answer(example, transcript.seen)
     return transcript.finish(thought, answer, example)
+
+
+def _call(text: str) -> tuple[str, str]:
+    """Tool and request of one of a question's `calls`."""
+    tool, _, request = text.partition(": ")
+    return tool, request
 
 
 def _next_query(

@@ -115,13 +115,14 @@ def rejection(example: Example, trajectory: Trajectory, rules: Rules) -> Rejecti
     if trajectory.status != "answered":
         error = trajectory.turns[-1].error if trajectory.turns else ""
         return Rejection(example.id, trajectory.status, error)
-    if not markup.is_well_formed([s for s in trajectory.segments if s.author != "prompt"]):
+    tools = trajectory.tools
+    if not markup.is_well_formed([s for s in trajectory.segments if s.author != "prompt"], tools):
         return Rejection(example.id, "malformed")
-    if not trajectory.turns:
+    if not trajectory.searches:
         return Rejection(example.id, "no_search")
-    if len({t.queries for t in trajectory.turns}) < len(trajectory.turns):
+    if len({(t.tool, t.queries) for t in trajectory.turns}) < len(trajectory.turns):
         return Rejection(example.id, "repeated_search")
-    answer = markup.extract_answer(trajectory.text_by("policy")) or ""
+    answer = markup.extract_answer(trajectory.text_by("policy"), tools) or ""
     recall, wanted = _recall(example, answer)
     if recall < rules.min_recall:
         return Rejection(example.id, "spans_wrong", f"{recall:.3f}")

@@ -12,8 +12,8 @@ from masksearch_jax.agents import agent_teacher, scripted_teacher
 from masksearch_jax.agents.llm_client import LLM, cost_of
 from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.core import retrieval
-from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.llm_config import LLMConfig
+from masksearch_jax.core.tools import Toolbox
 from masksearch_jax.core.types import Demonstration, Example
 
 Outcome = Demonstration | Rejection
@@ -42,16 +42,16 @@ class Scripted:
 
     def __init__(
         self,
-        search: retrieval.SearchTool,
-        cfg: SearchConfig,
+        tools: Toolbox,
+        workers: int,
         max_searches: int,
         seed: int,
         thoughts: str,
     ):
-        self._search, self._cfg = search, cfg
+        self._tools = tools
         self._settings = {"max_searches": max_searches, "thoughts": thoughts}
         self._seed = seed
-        self._pool = ThreadPoolExecutor(max(1, cfg.workers))
+        self._pool = ThreadPoolExecutor(max(1, workers))
 
     def solve(self, examples: Sequence[Example], done: Callable[[Outcome], None]) -> list[Outcome]:
         solved = []
@@ -62,7 +62,7 @@ class Scripted:
 
     def _solve(self, example: Example) -> Outcome:
         rng = random.Random(f"{self._seed}/{example.id}")
-        return scripted_teacher.demonstrate(example, self._search, self._cfg, rng, **self._settings)
+        return scripted_teacher.demonstrate(example, self._tools, rng, **self._settings)
 
     def figures(self) -> dict[str, Any]:
         return {}

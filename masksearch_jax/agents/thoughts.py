@@ -39,6 +39,10 @@ class Thoughts(Protocol):
 
     def before_lookup(self, example: QAExample, query: str, seen: Observations) -> str: ...
 
+    def before_call(self, request: str) -> str:
+        """Of another tool than search."""
+        ...
+
     def before_answer(self, example: QAExample, seen: Observations) -> str: ...
 
 
@@ -60,6 +64,9 @@ class Short:
     def before_lookup(self, example: QAExample, query: str, seen: Observations) -> str:
         begin = wordings.SHORT_NEXT if seen else wordings.SHORT_START
         return f"{self._rng.choice(begin)} {query}."
+
+    def before_call(self, request: str) -> str:
+        return self._rng.choice(wordings.SHORT_CALL)
 
     def before_answer(self, example: QAExample, seen: Observations) -> str:
         return self._rng.choice(wordings.SHORT_ENDING[:2])
@@ -103,8 +110,13 @@ class Full:
             return _sentences([self._say(wordings.NEXT, source=source, query=query)])
         return _sentences([self._say(wordings.OTHER, query=query)])
 
+    def before_call(self, request: str) -> str:
+        return _sentences([self._say(wordings.CALL, request=request)])
+
     def before_answer(self, example: QAExample, seen: Observations) -> str:
         answer = example.answers[0]
+        if example.calls:
+            return _sentences([self._say(wordings.COMPUTED, answer=answer)])
         if answer.casefold() in ("yes", "no"):
             return _sentences([self._say(wordings.DECIDED, answer=answer.casefold())])
         if source := self._source(answer, seen):

@@ -2,7 +2,7 @@
 
 {cue} says where a gap stands ("after 'born in'"), {need} what it asks for ("the birthplace"),
 {source} which passage ("the second passage"), {span} and {answer} what stood there, {query} what is
-searched for.
+searched for, {request} what another tool is asked.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ SHORT_AGAIN = ("Not there. Try again.", "Something is missing.", "Search again."
 SHORT_ENDING = ("Found it.", "All is there.", "Now fill in.")
 SHORT_START = ("Look up", "Start with")
 SHORT_NEXT = ("Next:", "That leads to")
+SHORT_CALL = ("Now work it out.", "Compute.", "Both are known.")
 
 NEEDS = {
     "PERSON": ("a person's name", "the name of a person", "someone's name", "a person"),
@@ -227,4 +228,29 @@ DONE_READING = (
     "it can be answered now: {answer}",
     "all is read, and it is {answer}",
     "I conclude that it is {answer}",
+)
+CALL = (
+    "both figures are known, so I work out {request}",
+    "now to compute {request}",
+    "what remains is {request}",
+    "I have read enough to work out {request}",
+    "the passages give all that is needed for {request}",
+    "I let the tool work out {request}",
+    "from what I read it is {request}",
+    "that makes {request}, which I do not guess",
+    "{request} will tell",
+    "the rest is arithmetic: {request}",
+    "to be exact, I ask for {request}",
+)
+COMPUTED = (
+    "that comes to {answer}",
+    "the result is {answer}",
+    "so the answer is {answer}",
+    "it works out as {answer}",
+    "by that it is {answer}",
+    "this gives {answer}, which was asked for",
+    "the tool says {answer}",
+    "I take the result: {answer}",
+    "{answer} is what it comes to",
+    "with that I can answer: {answer}",
 )

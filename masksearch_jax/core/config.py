@@ -18,7 +18,7 @@ from masksearch_jax.core.loss_config import LossConfig
 from masksearch_jax.core.reward_config import RewardConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
-from masksearch_jax.core.search_config import SearchConfig
+from masksearch_jax.core.search_config import SearchConfig, tools_key
 from masksearch_jax.core.watch_config import AlarmsConfig, HeldoutConfig, LogConfig
 
 
@@ -446,6 +446,7 @@ class TrainRun(ModelRun):
     eval: HeldoutConfig = section(HeldoutConfig)
     alarms: AlarmsConfig = section(AlarmsConfig)
     prompt: PromptConfig = section(PromptConfig, "What held-out examples and RL prompts look like.")
+    tools: tuple[str, ...] = tools_key()
     search: SearchConfig = section(SearchConfig)
     rollout: RolloutConfig = section(RolloutConfig)
     survival: SurvivalConfig = section(SurvivalConfig)
@@ -473,6 +474,7 @@ class EvalRun(ModelRun):
     """`evaluate`: a model on suites, by several methods."""
 
     prompt: PromptConfig = section(PromptConfig)
+    tools: tuple[str, ...] = tools_key()
     search: SearchConfig = section(SearchConfig)
     rollout: RolloutConfig = section(RolloutConfig)
     eval: EvalConfig = section(EvalConfig)

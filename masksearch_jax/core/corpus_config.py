@@ -49,6 +49,9 @@ class RampConfig:
             "harder: read, not copy."
         ),
     )
+    arithmetic: bool = key(
+        False, "Of the atlas: further questions, which want a calculator or dates besides search."
+    )
     extractor: Literal["rules", "spacy", "llm"] = key("rules", "What finds salient spans.")
     max_masks: int = key(4, "Masked spans of an example are 1..max_masks, balanced.")
     examples_per_passage: int = key(2, "Examples made of a paragraph, at most.")

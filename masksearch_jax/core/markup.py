@@ -5,45 +5,94 @@
     <answer>...</answer>
 
 A turn ends at the first `</search>` or `</answer>`. Answers are read from policy text only.
+A run may have other tools, each with a tag of its own in place of `search`: `tools` are their
+names, search alone where nothing else is said.
 """
 
 from __future__ import annotations
 
 import bisect
+import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from masksearch_jax.core.types import Passage, Segment
+from masksearch_jax.core.types import SEARCH, SEARCH_ALONE, Passage, Segment
 
 MASK = "[mask]"
-TAGS = ("think", "search", "information", "answer")
-TAG_TOKENS = tuple(t for tag in TAGS for t in (f"<{tag}>", f"</{tag}>"))
-STOPS = ("</search>", "</answer>")
+_OWN_TAGS = ("think", "information", "answer")  # no tool's
+_NAME = re.compile(r"[a-z][a-z_]{0,30}")
 
-# What the tool says, as information, to a turn that is no action.
-CORRECTIONS = {
-    "no_action": "No action. Write <\u200bsearch> or <\u200banswer> and close it.",
-    "no_query": "No query. Write one query per line in <\u200bsearch>.",
-    "no_turns": "No searches are left. Answer now.",
-    "too_long": "That was too long. Answer now.",
-}
-
-_OUR_TAG = re.compile(r"<(/?)(think|search|information|answer)>", re.IGNORECASE)
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)|[。！？]")
 _WORD_END = re.compile(r"\S(?=\s)")
-_STOP = re.compile(r"</(search|answer)>")
-# One turn of policy text: an optional thought, then exactly one action.
-_TURN = re.compile(
-    r"\s*(?:<think>(?:(?!</?(?:think|search|information|answer)>).)*</think>)?\s*"
-    r"<(search|answer)>(?P<body>(?:(?!</?(?:think|search|information|answer)>).)*)</\1>\s*",
-    re.DOTALL,
-)
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Patterns:
+    tag: re.Pattern[str]  # any of ours
+    stop: re.Pattern[str]
+    turn: re.Pattern[str]  # an optional thought, then exactly one action
+
+
+@functools.cache
+def _patterns(tools: tuple[str, ...]) -> _Patterns:
+    tags, actions = "|".join(tags_of(tools)), "|".join((*tools, "answer"))
+    no_tag = rf"(?:(?!</?(?:{tags})>).)*"
+    return _Patterns(
+        tag=re.compile(rf"<(/?)({tags})>", re.IGNORECASE),
+        stop=re.compile(rf"</({actions})>"),
+        turn=re.compile(
+            rf"\s*(?:<think>{no_tag}</think>)?\s*<({actions})>(?P<body>{no_tag})</\1>\s*",
+            re.DOTALL,
+        ),
+    )
+
+
+def is_name(text: str) -> bool:
+    """Whether a tool may have this name: lower-case letters and "_", and no tag of the grammar."""
+    return bool(_NAME.fullmatch(text)) and text not in _OWN_TAGS
+
+
+def tags_of(tools: Sequence[str] = SEARCH_ALONE) -> tuple[str, ...]:
+    """The names of all tags."""
+    return "think", *tools, "information", "answer"
+
+
+def tag_tokens(tools: Sequence[str] = SEARCH_ALONE) -> tuple[str, ...]:
+    """All tags as they are written, opening and closing ones."""
+    return tuple(t for tag in tags_of(tools) for t in (f"<{tag}>", f"</{tag}>"))
+
+
+TAG_TOKENS = tag_tokens()
+
+
+def stops(tools: Sequence[str] = SEARCH_ALONE) -> tuple[str, ...]:
+    """The tags that end a turn."""
+    return tuple(f"</{name}>" for name in (*tools, "answer"))
+
+
+def correction(mistake: str, tools: Sequence[str] = SEARCH_ALONE, tool: str = SEARCH) -> str:
+    """What is said, as information, to a turn that is no action: `mistake`, one of four.
+
+    no_action, no_query, no_turns (none at all are left, or none of `tool`) and too_long. tool: the
+    one that the turn has called.
+    """
+    opening = [f"<\u200b{name}>" for name in (*tools, "answer")]
+    searches = tuple(tools) == SEARCH_ALONE
+    said = {
+        "no_action": f"No action. Write {', '.join(opening[:-1])} or {opening[-1]} and close it.",
+        "no_query": f"No query. Write one query per line in <\u200b{tool}>.",
+        "no_turns": f"No {'searches' if searches else 'calls'} are left. Answer now.",
+        "no_tool_turns": f"No calls of <\u200b{tool}> are left. Go on without it.",
+        "too_long": "That was too long. Answer now.",
+    }
+    return said[mistake]
 
 
 class Stop(NamedTuple):
-    """Where a turn ended: `kind` is "search" or "answer", `end` the offset just after the tag."""
+    """Where a turn ended: `kind` is a tool or "answer", `end` the offset just after the tag."""
 
     kind: str
     end: int
@@ -53,24 +102,25 @@ def wrap(tag: str, text: str) -> str:
     return f"<{tag}>{text}</{tag}>"
 
 
-def escape(text: str) -> str:
+def escape(text: str, tools: Sequence[str] = SEARCH_ALONE) -> str:
     """Text with our tags made harmless (`<answer>` → `<\u200banswer>`): no document can act."""
-    return _OUR_TAG.sub(lambda m: f"<\u200b{m[1]}{m[2]}>", text)
+    return _patterns(tuple(tools)).tag.sub(lambda m: f"<\u200b{m[1]}{m[2]}>", text)
 
 
-def find_stop(text: str) -> Stop | None:
+def find_stop(text: str, tools: Sequence[str] = SEARCH_ALONE) -> Stop | None:
     """The first closing action tag in one turn of policy text, or None while the turn is open."""
-    match = _STOP.search(text)
+    match = _patterns(tuple(tools)).stop.search(text)
     return Stop(match[1], match.end()) if match else None
 
 
-def parse_queries(turn_text: str, limit: int) -> tuple[str, ...]:
-    """Distinct non-empty queries, one per line, of the last `<search>` block; at most `limit`."""
-    start = turn_text.rfind("<search>")
-    end = turn_text.rfind("</search>")
+def parse_queries(turn_text: str, limit: int, tool: str = SEARCH) -> tuple[str, ...]:
+    """Distinct non-empty lines of the last block of a tool's tag, at most `limit`."""
+    opening, closing = f"<{tool}>", f"</{tool}>"
+    start = turn_text.rfind(opening)
+    end = turn_text.rfind(closing)
     if start < 0 or end < start:
         return ()
-    lines = (line.strip() for line in turn_text[start + len("<search>") : end].splitlines())
+    lines = (line.strip() for line in turn_text[start + len(opening) : end].splitlines())
     return tuple(dict.fromkeys(line for line in lines if line))[:limit]
 
 
@@ -89,22 +139,23 @@ def render_information(
     *,
     fits: Callable[[str], bool] = lambda block: True,
     note: str = "Nothing found.",
+    tools: Sequence[str] = SEARCH_ALONE,
 ) -> tuple[str, tuple[Passage, ...]]:
     """An `<information>` block and the passages in it.
 
     A document with which the wrapped block no longer `fits` is left out with all after it, so that
     the block is always closed. If it is the first, its leading sentences are shown instead, as many
-    as fit, or else words. No passages: it says `note`.
+    as fit, or else words. No passages: it says `note`. tools: of the run, whose tags are escaped.
     """
     shown: list[Passage] = []
     body = ""
     for passage in passages:
         text = passage.text
         head = "" if text.startswith(passage.title) else f"{passage.title}: "
-        line = escape(head + text)
+        line = escape(head + text, tools)
         candidate = f"{body}\n{line}" if body else line
         if not fits(wrap("information", candidate)):
-            if not shown and (body := _beginning(line, len(escape(head)), fits)):
+            if not shown and (body := _beginning(line, len(escape(head, tools)), fits)):
                 shown = [passage]
             break
         body, shown = candidate, [*shown, passage]
@@ -126,34 +177,34 @@ def _beginning(line: str, head: int, fits: Callable[[str], bool]) -> str:
     return ""
 
 
-def extract_answer(policy_text: str) -> str | None:
+def extract_answer(policy_text: str, tools: Sequence[str] = SEARCH_ALONE) -> str | None:
     """The text between the only `<answer>` and the only `</answer>`; None for any other number.
 
     None too when a tag of the grammar stands between them: that is no answer, but a broken turn.
     """
     found = _ANSWER.search(policy_text)
     pairs = [policy_text.count(tag) for tag in ("<answer>", "</answer>")]
-    if found is None or pairs != [1, 1] or _OUR_TAG.search(found[1]):
+    if found is None or pairs != [1, 1] or _patterns(tuple(tools)).tag.search(found[1]):
         return None
     return found[1].strip()
 
 
-def is_turn(text: str) -> bool:
+def is_turn(text: str, tools: Sequence[str] = SEARCH_ALONE) -> bool:
     """Whether policy text is an optional thought and one action that says something."""
-    match = _TURN.fullmatch(text)
+    match = _patterns(tuple(tools)).turn.fullmatch(text)
     return match is not None and bool(match["body"].strip())
 
 
-def is_well_formed(segments: Sequence[Segment]) -> bool:
+def is_well_formed(segments: Sequence[Segment], tools: Sequence[str] = SEARCH_ALONE) -> bool:
     """True when each policy turn is an optional thought and one action, and the last is an answer.
 
-    Every search must carry a query, and the answer some text without `[mask]` left in it. Policy
-    text holds no `<information>`, and no tag stands in a thought.
+    Every call of a tool must carry a query, and the answer some text without `[mask]` left in it.
+    Policy text holds no `<information>`, and no tag stands in a thought.
     """
     turns = [s.text for s in segments if s.author == "policy"]
     if not turns:
         return False
-    matches = [m for m in map(_TURN.fullmatch, turns) if m]
+    matches = [m for m in map(_patterns(tuple(tools)).turn.fullmatch, turns) if m]
     if len(matches) < len(turns):
         return False
     kinds = [m[1] for m in matches]

@@ -68,7 +68,7 @@ def find_recorded(
         found = tool.search(queries, depth)
     seen = [[p for p in hits if not hidden or p.id != hidden][: cfg.top_k] for hits in found]
     seconds = time.monotonic() - started
-    shown = tuple(map(_as_text, markup.merge_results(seen, cfg.max_passages)))
+    shown = tuple(map(as_text, markup.merge_results(seen, cfg.max_passages)))
     return shown, tuple(_record(hits, seconds) for hits in found)
 
 
@@ -85,7 +85,7 @@ def _record(hits: Sequence[Passage], seconds: float) -> QueryRecord:
     return QueryRecord(ids, hits.scores, hits.attempts, took, hits.cached)
 
 
-def _as_text(passage: Passage) -> Passage:
+def as_text(passage: Passage) -> Passage:
     """The passage without characters that are no text; a carriage return is a newline."""
     title, text = (_NO_TEXT.sub("", t.replace("\r\n", "\n")) for t in (passage.title, passage.text))
     if (title, text) == (passage.title, passage.text):

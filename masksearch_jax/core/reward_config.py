@@ -51,6 +51,9 @@ class RewardConfig:
     repeated_query_penalty: float = key(
         0.0, "The same of a turn that searches, times its share of queries asked before."
     )
+    unreadable_call_penalty: float = key(
+        0.0, "The same of a call, times its share of requests that the tool could not read."
+    )
     reward_workers: int = key(
         8,
         "Rewards computed at once, beside the engine; of verdicts judge.concurrency says.",

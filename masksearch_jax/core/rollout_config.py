@@ -73,6 +73,9 @@ class RolloutConfig:
         least=1,
     )
     max_turns: int = key(4, "Searches allowed; the turn after the last must answer.", least=0)
+    tool_turns: tuple[str, ...] = key(
+        (), "TOOL=NUMBER: of these max_turns, at most so many calls of one tool."
+    )
     max_new_tokens: int = key(1536, "Tokens sampled.", least=1)
     max_turn_tokens: int = key(0, "Tokens sampled per turn; 0: no limit of its own.", least=0)
     max_observation_tokens: int = key(768, "Tokens per search result.", least=0)

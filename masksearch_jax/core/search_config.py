@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from masksearch_jax.core.schema import key, section
 from masksearch_jax.core.search_services_config import OpenSearchConfig, WebConfig
+
+
+def tools_key() -> Any:
+    """The key `tools`, the same in every main in which an agent calls tools."""
+    return key(
+        (),
+        "What the agent may call besides search: calculate, date, or classes of yours, "
+        "package.module:Class.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

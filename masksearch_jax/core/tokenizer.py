@@ -21,7 +21,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from masksearch_jax.core import files, gguf_tokenizer, markup
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.gguf_file import is_gguf
-from masksearch_jax.core.types import JsonObject
+from masksearch_jax.core.types import SEARCH_ALONE, JsonObject
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
@@ -44,15 +44,21 @@ class VocabError(ValueError):
     """A tokenizer, or a use of one, that cannot work."""
 
 
-def train_bpe(texts: Iterable[str], folder: str | Path, vocab_size: int = 2048) -> Path:
+def train_bpe(
+    texts: Iterable[str],
+    folder: str | Path,
+    vocab_size: int = 2048,
+    tools: Sequence[str] = SEARCH_ALONE,
+) -> Path:
     """A byte-level BPE trained on `texts`, saved as an HF tokenizer folder of `vocab_size` tokens.
 
-    `[mask]` and the grammar's tags are single tokens that decoding keeps; each digit is a token.
-    The folder appears whole or not at all; the same texts give the same bytes. Few texts give fewer
-    tokens than asked for. Raises VocabError when `vocab_size` cannot hold the 256 bytes and the
-    added tokens.
+    `[mask]` and the grammar's tags, those of the `tools` among them, are single tokens that
+    decoding keeps; each digit is a token. The folder appears whole or not at all; the same texts
+    give the same bytes. Few texts give fewer tokens than asked for. Raises VocabError when
+    `vocab_size` cannot hold the 256 bytes and the added tokens.
     """
-    added = [*CONTROL_TOKENS, markup.MASK, *markup.TAG_TOKENS]
+    ours = (markup.MASK, *markup.tag_tokens(tools))
+    added = [*CONTROL_TOKENS, *ours]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if vocab_size < len(alphabet) + len(added):
         raise VocabError(
@@ -61,9 +67,7 @@ def train_bpe(texts: Iterable[str], folder: str | Path, vocab_size: int = 2048) 
         )
     tokenizer = _fit(_without(texts, added), vocab_size - len(added), alphabet)
     tokenizer.add_special_tokens(list(CONTROL_TOKENS))
-    tokenizer.add_tokens(
-        [tokenizers.AddedToken(t, normalized=False) for t in (markup.MASK, *markup.TAG_TOKENS)]
-    )
+    tokenizer.add_tokens([tokenizers.AddedToken(t, normalized=False) for t in ours])
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": EOS,

@@ -14,6 +14,9 @@ import numpy as np
 # An object of JSON: what its values are is for its reader to find out.
 JsonObject: TypeAlias = dict[str, Any]
 
+SEARCH = "search"  # the name of the search tool: its tag, and the tool of a turn that searches
+SEARCH_ALONE = (SEARCH,)  # the tools of a run that says nothing else
+
 SPLITS = ("train", "rl", "heldout")  # of the examples made of a corpus
 Author = Literal["prompt", "policy", "tool"]
 
@@ -98,6 +101,8 @@ class QAExample:
     gold: ids of the passages that support the answer, in the order they are read. titles: of the
     articles that do. type, level: the set's own words. hops: steps to the answer, 0: not known.
     parts: an answer of several parts as the set structures it, as JSON; empty: a single text.
+    calls: what tools other than search are to be asked once the gold passages are read, each
+    "TOOL: REQUEST", the last for the answer.
     """
 
     id: str
@@ -110,6 +115,7 @@ class QAExample:
     level: str = ""
     hops: int = 0
     parts: str = ""
+    calls: tuple[str, ...] = ()
 
 
 Example = RampExample | QAExample
@@ -142,9 +148,11 @@ class QueryRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """A search: its queries, the passages shown (ids and titles), seconds waited, error if any.
+    """A call of a tool, search unless it is another: its queries, the passages that it showed (ids
+    and titles), seconds waited, error if any.
 
     found: what the tool gave for each query, where it was recorded; no part of what is compared.
+    unreadable: queries that the tool could not read.
     """
 
     queries: tuple[str, ...]
@@ -153,6 +161,13 @@ class Turn:
     seconds: float
     error: str = ""
     found: tuple[QueryRecord, ...] = dataclasses.field(default=(), compare=False)
+    tool: str = SEARCH
+    unreadable: int = 0
+
+
+def count_searches(turns: Iterable[Turn]) -> int:
+    """How many of the calls are searches."""
+    return sum(turn.tool == SEARCH for turn in turns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +177,8 @@ class Trajectory:
     ids: int32[T]. logprobs: float32[T], of sampled tokens under the policy at the sampling
     temperature, 0 elsewhere. sampled: bool[T], True only where the policy sampled the token.
     versions: int32[T], the policy's version then (weights may change in mid-trajectory), else -1.
-    `segments` is the same sequence as text; `prompt_len` counts the leading prompt tokens.
+    `segments` is the same sequence as text; `prompt_len` counts the leading prompt tokens. `tools`:
+    the names of those that it could call.
     """
 
     example_id: str
@@ -176,6 +192,11 @@ class Trajectory:
     turns: tuple[Turn, ...]
     status: Status
     seconds: float = 0.0
+    tools: tuple[str, ...] = SEARCH_ALONE
+
+    @property
+    def searches(self) -> int:
+        return count_searches(self.turns)
 
     def text_by(self, author: Author) -> str:
         return "".join(s.text for s in self.segments if s.author == author)
@@ -220,10 +241,21 @@ _NESTED: dict[str, type[Span | Segment | QueryRecord | Turn]] = {
 }
 
 
+# What a record of a run of search alone need not say: its files are as without other tools.
+_UNSAID: JsonObject = {"tool": SEARCH, "tools": SEARCH_ALONE, "unreadable": 0, "calls": ()}
+
+
 def to_json(record: Record) -> JsonObject:
-    """A JSON-ready dict of a record of this module; arrays become lists."""
-    out = dataclasses.asdict(record)
+    """A JSON-ready dict of a record of this module; arrays become lists.
+
+    Fields of other tools than search are left out where there is none.
+    """
+    out = dataclasses.asdict(record, dict_factory=_said)
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in out.items()}
+
+
+def _said(fields: Iterable[tuple[str, Any]]) -> JsonObject:
+    return {k: v for k, v in fields if k not in _UNSAID or v != _UNSAID[k]}
 
 
 def from_json(cls: type[R], obj: JsonObject) -> R:

@@ -1,4 +1,4 @@
-"""Functions that users name in a config, as `package.module:function`."""
+"""Functions and classes that users name in a config, as `package.module:name`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from typing import Any
 from masksearch_jax.core.errors import ConfigError, nearest
 
 
-def import_function(spec: str, key: str, arguments: tuple[str, ...]) -> Callable[..., Any]:
+def import_function(
+    spec: str, key: str, arguments: tuple[str, ...], what: str = "function"
+) -> Callable[..., Any]:
     """What `spec` names, callable with as many positional arguments.
 
-    key: where the config says it, for the message. Raises ConfigError that names the module, the
-    function and what is there instead.
+    key, what: where the config says it and what that is, for the message. Raises ConfigError that
+    names the module, the function and what is there instead.
     """
     said = f"{key} is {spec!r}"
     name, _, attribute = spec.partition(":")
     if not all(part.isidentifier() for part in [*name.split("."), attribute]):
-        raise ConfigError(f"{said}; a function is named as package.module:function")
+        raise ConfigError(f"{said}; a {what} is named as package.module:{what}")
     module = _import_module(name, said)
     if not hasattr(module, attribute):
         there = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_")]
@@ -29,7 +31,7 @@ def import_function(spec: str, key: str, arguments: tuple[str, ...]) -> Callable
         raise ConfigError(f"{said}, but module {name!r} has no {attribute!r}; {near}")
     function = getattr(module, attribute)
     if not callable(function):
-        raise ConfigError(f"{said}, which is {type(function).__name__}, not a function")
+        raise ConfigError(f"{said}, which is {type(function).__name__}, not a {what}")
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError as error:

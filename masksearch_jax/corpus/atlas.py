@@ -12,8 +12,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
 from masksearch_jax.core.types import Passage, QAExample
+from masksearch_jax.corpus import atlas_arithmetic, atlas_wording
 from masksearch_jax.corpus import atlas_facts as facts_lib
-from masksearch_jax.corpus import atlas_wording
 from masksearch_jax.corpus.atlas_facts import Entity
 
 _ALWAYS = {  # fact groups of the indexed article; a country adds some of the others
@@ -142,11 +142,19 @@ class Atlas:
     told: Mapping[str, Mapping[str, str]]
 
 
-def build(seed: int, cities: int = 3000, *, wordings: int = 3, verbatim: bool = False) -> Atlas:
+def build(
+    seed: int,
+    cities: int = 3000,
+    *,
+    wordings: int = 3,
+    verbatim: bool = False,
+    arithmetic: bool = False,
+) -> Atlas:
     """The atlas of all countries, elements, capitals and the `cities` largest cities.
 
     The same arguments give the same atlas. wordings: paragraphs per article, 1 to 8. verbatim: the
-    one paragraph of each article is its indexed text (the paper's easier setting).
+    one paragraph of each article is its indexed text (the paper's easier setting). arithmetic: with
+    questions whose answer no article says, after those of the others.
     """
     if not 1 <= wordings <= 8:
         raise ValueError(f"wordings is {wordings}; it must be 1 to 8")
@@ -164,6 +172,8 @@ def build(seed: int, cities: int = 3000, *, wordings: int = 3, verbatim: bool = 
             paragraphs += _reword(entity, groups, seed, wordings)
     asked = _questions(entities, told, seed)
     questions = tuple(first for first, *_ in asked)
+    if arithmetic:
+        questions += tuple(atlas_arithmetic.questions(entities, told, seed))
     reworded = tuple(question for _, *others in asked for question in others)
     return Atlas(tuple(passages), tuple(paragraphs), questions, reworded, told)
 

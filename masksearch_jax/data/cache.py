@@ -77,13 +77,21 @@ class Manifest:
     prompt_style: str
     tasks: Mapping[str, Mapping[str, Split]]
     mixtures: Mapping[str, Mapping[str, float]]
+    tools: tuple[str, ...] = ()  # besides search, as `config.tools` names them
 
     @classmethod
-    def load(cls, folder: str | Path, *, tokenizer: str = "", prompt_style: str = "") -> Manifest:
-        """The manifest of a cache folder, checked against the given fingerprint and style if any.
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        tokenizer: str = "",
+        prompt_style: str = "",
+        tools: tuple[str, ...] | None = None,
+    ) -> Manifest:
+        """The manifest of a cache folder, checked against what is given of the run that reads it.
 
-        Raises FileNotFoundError where no build finished, CacheError on another format, tokenizer
-        or prompt style.
+        Raises FileNotFoundError where no build finished, CacheError on another format, tokenizer,
+        prompt style or other tools.
         """
         folder = Path(folder)
         path = folder / MANIFEST
@@ -101,12 +109,14 @@ class Manifest:
             task: {split: _split_from_json(s) for split, s in splits.items()}
             for task, splits in obj["tasks"].items()
         }
+        obj["tools"] = tuple(obj.get("tools", ()))
         manifest = cls(folder=folder, **obj)
         for name, wanted, found in (
-            ("tokenizer", tokenizer, manifest.tokenizer),
-            ("prompt style", prompt_style, manifest.prompt_style),
+            ("tokenizer", tokenizer or None, manifest.tokenizer),
+            ("prompt style", prompt_style or None, manifest.prompt_style),
+            ("tools", tools, manifest.tools),
         ):
-            if wanted and wanted != found:
+            if wanted is not None and wanted != found:
                 raise CacheError(
                     f"{path}: the cache was built with {name} {found!r}, the run has {wanted!r}; "
                     "rebuild the cache or give the run the other one"
@@ -117,6 +127,8 @@ class Manifest:
         """Write the manifest atomically, last of all: a cache without one is not finished."""
         obj = dataclasses.asdict(self) | {"format": FORMAT}
         del obj["folder"]
+        if not self.tools:
+            del obj["tools"]
         path = self.folder / MANIFEST
         files.write_json(path, obj)
         return path

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from masksearch_jax.core import markup
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.tokenizer import Vocab, VocabError, Vocabulary
+from masksearch_jax.core.tools import SEARCHING, Instructions
 from masksearch_jax.core.types import Example, QAExample, RampExample
 
 STYLES = ("minimal", "chat")
+SEARCH_ALONE = (SEARCHING,)
 
-_TOOLS = """\
-You answer with the help of a search engine over an encyclopedia. In each turn, first think \
-between <think> and </think>. Then do one of two things:
-- search: put one to three queries, one per line, between <search> and </search>. What is found \
-comes back between <information> and </information>;
-- answer: put your final answer between <answer> and </answer>. This ends the task.
-Search as often as you need to, and trust what you read more than what you remember."""
+_TURNS = """\
+You answer with the help of {offers}. In each turn, first think between <think> and </think>. \
+Then do one of {number} things:
+{usages}
+- answer: put your final answer between <answer> and </answer>. This ends the task."""
+_NUMBERS = ("two", "three", "four", "five", "six", "seven")
 RAMP_TASK = """\
 Below is a paragraph in which some words have been replaced by [mask]. Fill every [mask], and \
 give back the whole paragraph, changed nowhere else, as your answer."""
@@ -24,11 +27,12 @@ Below is a question. Answer it with a name, a date, a number or a short phrase, 
 around it."""
 
 
-def question_text(example: Example) -> str:
+def question_text(example: Example, tools: Sequence[Instructions] = SEARCH_ALONE) -> str:
     """The task itself: a masked paragraph, known by its `[mask]`, or a question without one."""
     if isinstance(example, RampExample):
         return example.masked
-    return markup.escape(example.question).replace(markup.MASK, "[ mask ]")
+    names = [about.name for about in tools]
+    return markup.escape(example.question, names).replace(markup.MASK, "[ mask ]")
 
 
 def as_example(question: str) -> Example:
@@ -39,24 +43,40 @@ def as_example(question: str) -> Example:
     return QAExample("question", "", question, ())
 
 
-def render(example: Example, style: str, vocab: Vocabulary) -> str:
+def instructions(tools: Sequence[Instructions] = SEARCH_ALONE) -> str:
+    """What an agent may do, of which each tool says its part."""
+    offers = [about.offers for about in tools]
+    named = " and ".join(filter(None, (", ".join(offers[:-1]), offers[-1])))
+    usages = "\n".join(f"- {about.name}: {about.usage};" for about in tools)
+    number = _NUMBERS[len(tools) - 1] if len(tools) <= len(_NUMBERS) else str(len(tools) + 1)
+    text = _TURNS.format(offers=named, number=number, usages=usages)
+    return "\n".join((text, *(about.advice for about in tools if about.advice)))
+
+
+def render(
+    example: Example,
+    style: str,
+    vocab: Vocabulary,
+    tools: Sequence[Instructions] = SEARCH_ALONE,
+) -> str:
     """The prompt of an example. ValueError with the choices for an unknown style.
 
     minimal: the task text and a line break. chat: instructions and the task as one user message.
     """
-    text = wording(example, style)
+    text = wording(example, style, tools)
     if style == "minimal":
         return text
     return vocab.apply_chat_template([{"role": "user", "content": text}])
 
 
-def wording(example: Example, style: str) -> str:
+def wording(example: Example, style: str, tools: Sequence[Instructions] = SEARCH_ALONE) -> str:
     """The prompt of an example before a template is applied. ValueError as `render`."""
+    text = question_text(example, tools)
     if style == "minimal":
-        return f"{question_text(example)}\n"
+        return f"{text}\n"
     if style == "chat":
         task = RAMP_TASK if isinstance(example, RampExample) else QA_TASK
-        return "\n\n".join((_TOOLS, task, question_text(example)))
+        return "\n\n".join((instructions(tools), task, text))
     raise ValueError(f"prompt style is {style!r}; choices: {', '.join(STYLES)}")
 
 

@@ -22,7 +22,8 @@ import seqio
 import tensorflow as tf
 
 from masksearch_jax.core.tokenizer import Vocab
-from masksearch_jax.core.types import SPLITS, RampExample, from_json, to_json
+from masksearch_jax.core.tools import Instructions
+from masksearch_jax.core.types import SPLITS, Example, RampExample, from_json, to_json
 from masksearch_jax.data import demonstrations, prompt
 from masksearch_jax.data.folder import KINDS, Folder, is_sft, task_of
 
@@ -130,6 +131,10 @@ class _Catalogue(NamedTuple):
     folder: Folder
     vocab: Vocab
     style: str
+    tools: Sequence[Instructions]
+
+    def prompt(self, example: Example) -> str:
+        return prompt.render(example, self.style, self.vocab, self.tools)
 
 
 def register(
@@ -138,20 +143,22 @@ def register(
     prompt_style: str,
     temperatures: Sequence[float] = (),
     qa_share: float = 0.0,
+    tools: Sequence[Instructions] = prompt.SEARCH_ALONE,
 ) -> list[str]:
     """Add the tasks and mixtures of `folder` to seqio's registries; their names, tasks first.
 
     Replaces what an earlier call added, so calling it again changes nothing. A task has the splits
     that hold records of it. Every mixture comes once more for each of `temperatures`. qa_share: of
-    the questions in mixtures of RAMP and questions; 0: all tasks at equal rates. Raises
-    FileNotFoundError when the folder has no records, RecordError naming file and line of a
-    malformed one, and ValueError for a temperature that is not positive or a share that is none.
+    the questions in mixtures of RAMP and questions; 0: all tasks at equal rates. tools: those that
+    prompts name. Raises FileNotFoundError when the folder has no records, RecordError naming file
+    and line of a malformed one, and ValueError for a temperature that is not positive or a share
+    that is none.
     """
     if bad := [t for t in temperatures if not t > 0]:
         raise ValueError(f"mixture temperatures {bad} are not positive")
     if not 0 <= qa_share < 1:
         raise ValueError(f"qa_share is {qa_share}; it must be in [0, 1)")
-    catalogue = _Catalogue(Folder(folder), Vocab.load(tokenizer), prompt_style)
+    catalogue = _Catalogue(Folder(folder), Vocab.load(tokenizer), prompt_style, tools)
     counts = catalogue.folder.counts()
     if not counts:
         raise FileNotFoundError(
@@ -255,7 +262,7 @@ def _examples(
     def rows(batch: np.ndarray) -> tuple[np.ndarray, ...]:
         found = _of_task(batch, kind, task)
         return (
-            _strings(prompt.render(r, catalogue.style, catalogue.vocab) for r in found),
+            _strings(map(catalogue.prompt, found)),
             _strings(r.paragraph if isinstance(r, RampExample) else r.answers[0] for r in found),
             _strings(r.id for r in found),
             _strings(map(_json, found)),
@@ -274,7 +281,7 @@ def _sequences(lines: tf.data.Dataset, catalogue: _Catalogue, task: str) -> tf.d
 
     def rows(batch: np.ndarray) -> tuple[np.ndarray, ...]:
         found = _of_task(batch, "demonstrations", task)
-        prompts = [prompt.render(examples[r.example_id], catalogue.style, vocab) for r in found]
+        prompts = [catalogue.prompt(examples[r.example_id]) for r in found]
         made = [demonstrations.tokenise(p, r, vocab) for p, r in zip(prompts, found, strict=True)]
         sizes = np.asarray([len(ids) for ids, _ in made], np.int64)
         ids = _flat([ids for ids, _ in made], np.int32)

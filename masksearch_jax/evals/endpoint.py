@@ -10,19 +10,21 @@ import asyncio
 import dataclasses
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from masksearch_jax.agents.llm_client import LLM, JobError, LLMError, Message
-from masksearch_jax.core import markup, retrieval
+from masksearch_jax.core import markup
 from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.llm_config import EndpointConfig
-from masksearch_jax.core.retrieval import SearchError, SearchTool
-from masksearch_jax.core.types import Passage, QueryRecord, Segment, Status, Trajectory, Turn
+from masksearch_jax.core.retrieval import SearchError
+from masksearch_jax.core.tools import Result, Toolbox, ToolError, budgets
+from masksearch_jax.core.types import Segment, Status, Trajectory, Turn
 from masksearch_jax.evals import methods
-from masksearch_jax.evals.sampling import Asked, Sampled, shown_of
+from masksearch_jax.evals.sampling import Asked, Sampled
 
 STYLE = "chat"  # of its prompts: the endpoint applies its own template
 
@@ -40,13 +42,13 @@ def settings_of(cfg: EvalRun) -> EndpointConfig:
 class EndpointSampler:
     """Asks an endpoint, `endpoint.concurrency` items at once.
 
-    A reply is read up to its first closing action, as the rollout engine stops there; what the
-    search finds is the user's next message. `check` is called before each item is handed over.
+    A reply is read up to its first closing action, as the rollout engine stops there; what a tool
+    finds is the user's next message. `check` is called before each item is handed over.
     """
 
-    def __init__(self, cfg: EvalRun, method: str, tool: SearchTool, check: Callable[[], None]):
-        self._cfg, self._tool, self._check = cfg, tool, check
-        self._search = shown_of(cfg.search)
+    def __init__(self, cfg: EvalRun, method: str, tools: Toolbox, check: Callable[[], None]):
+        self._cfg, self._tools, self._check = cfg, tools, check
+        self._budgets = budgets(cfg.rollout.tool_turns, tools.names)
         self._max_turns = 0 if method in methods.SINGLE_TURN else cfg.rollout.max_turns
 
     def __call__(self, asked: Sequence[Asked], each: Callable[[Sampled], None]) -> None:
@@ -79,11 +81,14 @@ class EndpointSampler:
         """The trajectory of an item, and the tokens that its model wrote."""
         item, started = asked.item, time.perf_counter()
         information = asked.retrieved.information if asked.retrieved else ""
-        text = methods.wording(item.method, item.example, STYLE, information)
+        text = methods.wording(
+            item.method, item.example, STYLE, information, self._tools.instructions
+        )
         segments = [Segment("prompt", text)]
         turns = [asked.retrieved.turn] if asked.retrieved else []
         messages: list[Message] = [{"role": "user", "content": text}]
-        searches = tokens = 0
+        calls: Counter[str] = Counter()
+        tokens = 0
         status: Status | None = None
         while status is None:
             try:
@@ -93,18 +98,18 @@ class EndpointSampler:
                 status = "tool_failure"
                 break
             tokens += reply.completion_tokens
-            stop = markup.find_stop(reply.text)
+            stop = markup.find_stop(reply.text, self._tools.names)
             said = reply.text[: stop.end] if stop else reply.text
             segments.append(Segment("policy", said))
             if stop is None:
                 status = "out_of_tokens" if reply.is_cut else "no_answer"
             elif stop.kind == "answer":
                 status = "answered"
-            elif searches >= self._max_turns:
+            elif not self._has_calls_left(calls, stop.kind):
                 status = "out_of_turns"
             else:
-                searches += 1
-                turn, found = await self._look(said, item.hidden)
+                calls[stop.kind] += 1
+                turn, found = await self._call(stop.kind, said, item.hidden)
                 turns.append(turn)
                 if turn.error:
                     status = "tool_failure"
@@ -126,23 +131,36 @@ class EndpointSampler:
             turns=tuple(turns),
             status=status,
             seconds=time.perf_counter() - started,
+            tools=self._tools.names,
         )
         return Sampled(item, trajectory, tokens)
 
-    async def _look(self, said: str, hidden: str) -> tuple[Turn, str]:
-        """A search as a turn, and what it says; a failed one has its error."""
-        cfg, started = self._search, time.perf_counter()
-        queries = markup.parse_queries(said, cfg.max_queries)
+    def _has_calls_left(self, calls: Counter[str], tool: str) -> bool:
+        most = self._budgets.get(tool, self._max_turns)
+        return calls.total() < self._max_turns and calls[tool] < most
+
+    async def _call(self, name: str, said: str, hidden: str) -> tuple[Turn, str]:
+        """A call as a turn, and what it says; a failed one has its error."""
+        tool, started = self._tools[name], time.perf_counter()
+        queries = markup.parse_queries(said, tool.max_requests, name)
         try:
-            passages: tuple[Passage, ...] = ()
-            found: tuple[QueryRecord, ...] = ()
+            found = Result()
             if queries:
-                given = (self._tool, queries, cfg, hidden)
-                passages, found = await asyncio.to_thread(retrieval.find_recorded, *given)
-        except (SearchError, OSError) as error:
+                found = await asyncio.to_thread(tool.call, queries, hidden)
+        except (SearchError, ToolError, OSError) as error:
             seconds = time.perf_counter() - started
-            return Turn(queries, (), (), seconds, f"{type(error).__name__}: {error}"), ""
-        information, shown = markup.render_information(passages)
-        ids, titles = tuple(p.id for p in shown), tuple(p.title for p in shown)
-        seconds = time.perf_counter() - started
-        return Turn(queries, ids, titles, seconds, found=found), information
+            told = f"{type(error).__name__}: {error}"
+            return Turn(queries, (), (), seconds, told, tool=name), ""
+        names = self._tools.names
+        information, shown = markup.render_information(found.documents, tools=names)
+        passages = () if found.texts else shown
+        turn = Turn(
+            queries,
+            tuple(p.id for p in passages),
+            tuple(p.title for p in passages),
+            time.perf_counter() - started,
+            found=found.records,
+            tool=name,
+            unreadable=found.unreadable,
+        )
+        return turn, information

@@ -11,9 +11,12 @@ import numpy as np
 
 from masksearch_jax.core import chinese, retrieval
 from masksearch_jax.core.config import EvalRun
+from masksearch_jax.core.errors import ConfigError, nearest
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocabulary
+from masksearch_jax.core.tools import Instructions
 from masksearch_jax.core.types import Example, RampExample, has_answer
+from masksearch_jax.data import prompt
 from masksearch_jax.evals import methods, suites
 from masksearch_jax.evals.fanoutqa import Lemmatizer
 from masksearch_jax.evals.lost import Lost, check_share
@@ -51,6 +54,30 @@ def methods_of(cfg: EvalRun, suite: str) -> list[str]:
     return [m for m in cfg.eval.methods if m in searching or suite != SOURCE_HIDDEN]
 
 
+def check_methods(cfg: EvalRun) -> None:
+    """Raises ConfigError for a method that there is not, and for what no method is asked."""
+    for name in cfg.eval.methods:
+        if name not in methods.METHODS:
+            raise ConfigError(f"config.eval.methods has {name!r}; {nearest(name, methods.METHODS)}")
+    asked = ", ".join(cfg.eval.methods)
+    for spec in cfg.eval.suites:
+        if not methods_of(cfg, spec.partition("=")[0]):
+            raise ConfigError(
+                f"config.eval.methods is {asked!r}, by which {spec} is not asked; it needs rag or "
+                "agent, which search"
+            )
+    is_ramp = any(suites.is_ramp(spec.partition("=")[0]) for spec in cfg.eval.suites)
+    if cfg.eval.difficulty and not ("agent" in cfg.eval.methods and is_ramp):
+        raise ConfigError(
+            "config.eval.difficulty is True, and no RAMP suite is asked by the method agent; it "
+            f"needs both, and config.eval has the methods {asked!r} and the suites "
+            f"{', '.join(cfg.eval.suites)!r}"
+        )
+    for name in ("examples", "bootstrap"):
+        if (value := getattr(cfg.eval, name)) < 1:
+            raise ConfigError(f"config.eval.{name} is {value}; it must be at least 1")
+
+
 def chosen(suite: Suite, cfg: EvalRun, tool: SearchTool | None) -> list[int]:
     """Places of the examples that are asked, by every method alike.
 
@@ -82,17 +109,18 @@ def items_of(
     vocab: Vocabulary | None,
     lacks_room: Callable[[np.ndarray], str],
     lemmatize: Lemmatizer = str,
+    tools: Sequence[Instructions] = prompt.SEARCH_ALONE,
 ) -> tuple[list[Item], list[Lost]]:
     """The items by method and suite, and those that cannot be run.
 
     places: of each suite the examples that are asked. vocab: None for an endpoint, whose prompts
-    are texts. lacks_room: why a prompt cannot be sampled, "" where it can.
+    are texts. lacks_room: why a prompt cannot be sampled, "" where it can. tools: of the agent.
     """
     items: list[Item] = []
     lost: list[Lost] = []
     for suite, numbers in places:
         for method in methods_of(cfg, suite.name):
-            made = list(_items(cfg, suite, method, numbers, vocab, lemmatize))
+            made = list(_items(cfg, suite, method, numbers, vocab, lemmatize, tools))
             bad = dict(_bad(made, lacks_room if vocab else lambda ids: ""))
             lost += [Lost(*item.name, *bad[item.number]) for item in made if item.number in bad]
             items += [item for item in made if item.number not in bad]
@@ -109,6 +137,7 @@ def _items(
     numbers: Sequence[int],
     vocab: Vocabulary | None,
     lemmatize: Lemmatizer,
+    tools: Sequence[Instructions],
 ) -> Iterator[Item]:
     hides = cfg.search.exclude_source or suite.name == SOURCE_HIDDEN
     nothing = np.zeros(0, np.int32)
@@ -116,7 +145,7 @@ def _items(
         example = suite.examples[number]
         ids = nothing
         if vocab is not None:
-            ids = methods.prompt_ids(method, example, cfg.prompt.style, vocab)
+            ids = methods.prompt_ids(method, example, cfg.prompt.style, vocab, tools=tools)
         hidden = retrieval.source_of(example) if hides else ""
         scorer = Scorer(suite.rules(example), lemmatize)
         yield Item(suite.name, method, number, example, ids, hidden, scorer)

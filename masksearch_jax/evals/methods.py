@@ -19,6 +19,7 @@ from masksearch_jax.core import markup, retrieval
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocabulary
+from masksearch_jax.core.tools import Instructions
 from masksearch_jax.core.types import Example, Passage, RampExample, Turn
 from masksearch_jax.data import prompt
 
@@ -90,10 +91,19 @@ def opening(method: str, style: str) -> str:
     return "<answer>" if method in SINGLE_TURN and style == "minimal" else ""
 
 
-def wording(method: str, example: Example, style: str, information: str = "") -> str:
-    """The prompt of a method before a template is applied; `information` is that of rag."""
+def wording(
+    method: str,
+    example: Example,
+    style: str,
+    information: str = "",
+    tools: Sequence[Instructions] = prompt.SEARCH_ALONE,
+) -> str:
+    """The prompt of a method before a template is applied; `information` is that of rag.
+
+    tools: of the agent.
+    """
     if method not in SINGLE_TURN:
-        return prompt.wording(example, style)
+        return prompt.wording(example, style, tools)
     text = prompt.question_text(example)
     if style == "minimal":
         return f"{text}\n{information}{opening(method, style)}"
@@ -103,10 +113,15 @@ def wording(method: str, example: Example, style: str, information: str = "") ->
 
 
 def prompt_ids(
-    method: str, example: Example, style: str, vocab: Vocabulary, information: str = ""
+    method: str,
+    example: Example,
+    style: str,
+    vocab: Vocabulary,
+    information: str = "",
+    tools: Sequence[Instructions] = prompt.SEARCH_ALONE,
 ) -> np.ndarray:
     """int32[P]. Retrieved text is encoded apart: control tokens spelled in it stay text."""
-    text = wording(method, example, style, information)
+    text = wording(method, example, style, information, tools)
     if style != "minimal":
         text = vocab.apply_chat_template([{"role": "user", "content": text}])
     before, found, after = text.partition(information) if information else (text, "", "")

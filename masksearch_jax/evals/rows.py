@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from masksearch_jax.core import markup
-from masksearch_jax.core.types import Example, QAExample, RampExample, from_json
+from masksearch_jax.core.types import SEARCH_ALONE, Example, QAExample, RampExample, from_json
 from masksearch_jax.evals import suites
 from masksearch_jax.evals.results import Place, Scored
 
@@ -36,11 +36,12 @@ def row_of(found: Mapping[str, Any]) -> Row:
     if isinstance(example, RampExample):
         slots = [(s.type, r) for s, r in zip(example.spans, found["slots"], strict=True)]
     said = "".join(s["text"] for s in found["segments"] if s["author"] == "policy")
+    tools = found.get("tools", SEARCH_ALONE)
     labels = suites.labels(example, found["status"])
     return Row(
         place=(found["suite"], found["method"]),
         example=example,
-        answer=markup.extract_answer(found["opening"] + said) or None,
+        answer=markup.extract_answer(found["opening"] + said, tools) or None,
         scored=Scored(example.id, found["scores"], labels, slots),
     )
 

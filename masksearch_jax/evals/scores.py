@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 
 from masksearch_jax.core import markup, scoring
 from masksearch_jax.core.scoring import Rules
-from masksearch_jax.core.types import Example, RampExample, Segment, Trajectory
+from masksearch_jax.core.types import SEARCH_ALONE, Example, RampExample, Segment, Trajectory
 from masksearch_jax.evals.fanoutqa import Lemmatizer, accuracy
 from masksearch_jax.evals.metrics import answer_metrics
 
@@ -32,7 +33,7 @@ class Scorer:
 
 def read_answer(trajectory: Trajectory, opening: str = "") -> str | None:
     """The policy's answer; None unless its text, after `opening`, holds exactly one, not empty."""
-    return markup.extract_answer(opening + trajectory.text_by("policy")) or None
+    return markup.extract_answer(opening + trajectory.text_by("policy"), trajectory.tools) or None
 
 
 def score(
@@ -48,11 +49,12 @@ def score(
     RAMP: `span_recall` (core.scoring), `precision` and `f1` the means over the slots, `em` 1 where
     every fill is its span. Questions: `evals.metrics.answer_metrics`; with an answer of several
     parts `loose` and `strict` (evals.fanoutqa). Both: `answer_tokens`, words of the answer's normal
-    form; `format_rate` 1 when well-formed; `searches`, calls of the tool; `turns` that the policy
-    wrote; `tokens` that it sampled; `tool_failures`, attempts before this one that ended for no
-    fault of its own; `source_hit` 1 when a search showed the passage that the example masks, or one
-    that supports the answer; `gold_recall`, share of these that searches showed, by id, or by title
-    where the question names articles alone.
+    form; `format_rate` 1 when well-formed; `searches`, calls of the search tool; `calls_NAME`, of
+    each tool where there are others; `turns` that the policy wrote; `tokens` that it sampled;
+    `tool_failures`, attempts before this one that ended for no fault of its own; `source_hit` 1
+    when a search showed the passage that the example masks, or one that supports the answer;
+    `gold_recall`, share of these that searches showed, by id, or by title where the question names
+    articles alone.
 
     opening: what of its answer the prompt has written already. tokens: where not those sampled.
     """
@@ -66,14 +68,18 @@ def score(
             scores |= {"loose": found.loose, "strict": found.strict}
     is_chinese = scorer.rules.is_chinese
     sampled = int(trajectory.sampled.sum()) if tokens is None else tokens
+    segments, tools = list(_opened(trajectory, opening)), trajectory.tools
     scores |= {
         "answer_tokens": float(len(scoring.tokenise(answer or "", is_chinese))),
-        "format_rate": float(markup.is_well_formed(list(_opened(trajectory, opening)))),
-        "searches": float(len(trajectory.turns)),
+        "format_rate": float(markup.is_well_formed(segments, tools)),
+        "searches": float(trajectory.searches),
         "turns": float(sum(s.author == "policy" for s in trajectory.segments)),
         "tokens": float(sampled),
         "tool_failures": float(tool_failures),
     }
+    if tools != SEARCH_ALONE:
+        calls = Counter(turn.tool for turn in trajectory.turns)
+        scores |= {f"calls_{name}": float(calls[name]) for name in tools}
     return scores | _retrieved(example, trajectory)
 
 

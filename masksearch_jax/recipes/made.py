@@ -30,11 +30,11 @@ from masksearch_jax.runtime.config_text import leaves
 
 # Keys and sections that decide a text; `gold_left_out` and the contents of files besides.
 _TEXT = ("corpus", "clean", "ramp", "search", "thoughts", "demonstrations")
-_TEXT += ("question_demonstrations", "rollout.max_turns", "seed")
-_CACHE = ("prompt", "sft.seq_len", "qa_sft.seq_len", "rollout.max_len", "qa_share")
+_TEXT += ("question_demonstrations", "rollout.max_turns", "seed", "tools")
+_CACHE = ("tools", "prompt", "sft.seq_len", "qa_sft.seq_len", "rollout.max_len", "qa_share")
 _CACHE += ("dapo.split", "qa_dapo.split")
 _MODEL = ("model", "compute", "seed")
-_SAMPLING = ("prompt", "search", "rollout")
+_SAMPLING = ("prompt", "tools", "search", "rollout")
 _MEASURED = (*_SAMPLING, "heldout_points", "heldout_examples", "eval.temperature", "eval.seed")
 _FILES = ("corpus.path", "corpus.questions", "search.index", "init")  # their contents decide
 
@@ -135,7 +135,8 @@ class Workshop:
             place = Place(cfg, self._usage, folder).of(self.at(items), folder)
             return quickstart.make_tokenizer(place)
 
-        decides = {"text": items.made_from, **settings(cfg, ("tokenizer_vocab_size", "init"))}
+        keys = ("tokenizer_vocab_size", "init", "tools")
+        decides = {"text": items.made_from, **settings(cfg, keys)}
         return self._put("tokenizer", decides, make, of, Work((("tokenizer", 1),)))
 
     def _cache(self, cfg: QuickstartRun, text: Made, tokenizer: Made, of: str) -> Made:

@@ -9,7 +9,7 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.data.folder import Folder
 from masksearch_jax.ramp.survey import CleanConfig
+from masksearch_jax.tools.registry import instructions_of
 
 
 def log(line: str) -> None:
@@ -47,18 +48,22 @@ def make_index(data: Path, index: Path, language: Literal["en", "zh"]) -> dict[s
     return counted("index", made["read"], made["passages"], made["dropped"])
 
 
-def make_tokenizer(data: Path, shown: Path, folder: Path, size: int) -> dict[str, Any]:
+def make_tokenizer(
+    data: Path, shown: Path, folder: Path, size: int, tools: Sequence[str] = ()
+) -> dict[str, Any]:
     """Byte-level BPE on all text of the corpus and of the demonstrations in the folder `shown`.
 
     Words are not what is held out, facts are. Those that only demonstrations have, as in thoughts,
-    would otherwise be spelled out, at the price of more tokens in every trajectory.
+    would otherwise be spelled out, at the price of more tokens in every trajectory. tools: as a
+    config names them, whose tags are tokens too.
     """
     corpora = [data / "passages.jsonl", data / "paragraphs.jsonl"]
     read = (read_passages(c, max_bad_fraction=0.0) for c in corpora if c.is_file())
     texts = (p.text for file in read for p in file)
     demonstrations = Folder(shown).read("demonstrations", "train")
     segments = (s.text for d in demonstrations for s in d.segments)
-    train_bpe(itertools.chain(texts, segments), folder, size)
+    names = [about.name for about in instructions_of(tools)]
+    train_bpe(itertools.chain(texts, segments), folder, size, names)
     return {"tokens": Vocab.load(folder).size}
 
 

@@ -19,7 +19,6 @@ from masksearch_jax.rl.groups import Group
 
 _RUN = 8  # words in a row that are copied, not chanced upon
 _LISTED = re.compile(r"[,;/\n|、，；]|\b(?:or|and/or)\b", re.IGNORECASE)
-_OPENING = re.compile(r"<(?:think|search|information|answer)>", re.IGNORECASE)
 _THOUGHT = re.compile(r"\s*<think>\s*[^\s<]", re.IGNORECASE)
 _TAG = re.compile(r"</?[a-z]+>", re.IGNORECASE)
 
@@ -41,7 +40,7 @@ def figures(seen: Sequence[Group]) -> dict[str, float]:
         for trajectory in counted:
             for name, value in _of_trajectory(group.example, trajectory).items():
                 own.setdefault(name, []).append(value)
-        answers = [_words(markup.extract_answer(t.text_by("policy")) or "") for t in counted]
+        answers = [_words(_answer(t) or "") for t in counted]
         if answers:
             different = len(set(map(tuple, answers))) / len(answers)
             own.setdefault("distinct_answers", []).append(different)
@@ -55,15 +54,19 @@ def figures(seen: Sequence[Group]) -> dict[str, float]:
 def _of_trajectory(example: Example, trajectory: Trajectory) -> dict[str, float]:
     text = trajectory.text_by("policy")
     each = turns.texts(trajectory)
-    opened = len(_OPENING.findall(text))
+    opened = sum(text.lower().count(f"<{tag}>") for tag in markup.tags_of(trajectory.tools))
     found = {
         "answers_opened": float(text.lower().count("<answer>")),
         "tags_per_turn": opened / max(len(each), 1),
         "thoughts": float(np.mean([bool(_THOUGHT.match(turn)) for turn in each])) if each else 0.0,
         "repeating": float(trajectory.status == "repeating"),
     }
-    answer = markup.extract_answer(text)
+    answer = _answer(trajectory)
     return found | (_of_answer(example, trajectory, answer) if answer else {})
+
+
+def _answer(trajectory: Trajectory) -> str | None:
+    return markup.extract_answer(trajectory.text_by("policy"), trajectory.tools)
 
 
 def _of_answer(example: Example, trajectory: Trajectory, answer: str) -> dict[str, float]:

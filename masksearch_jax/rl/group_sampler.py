@@ -15,7 +15,7 @@ import numpy as np
 from masksearch_jax.core import retrieval
 from masksearch_jax.core.config import DapoConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
-from masksearch_jax.core.types import JsonObject, Trajectory, to_json
+from masksearch_jax.core.types import SEARCH, SEARCH_ALONE, JsonObject, Trajectory, to_json
 from masksearch_jax.data import batches
 from masksearch_jax.data.demonstrations import parse_example
 from masksearch_jax.parallel import hosts
@@ -46,18 +46,22 @@ _TOTALS = (
 class Outage(Exception):
     """So much that a step asked of a tool failed that it teaches nothing: to be sampled again."""
 
-    tool = asked = ""
+    def __init__(self, tool: str, calls: str, failed: int, asked: int, error: str):
+        super().__init__(f"{failed} of {asked} {calls} failed: {error}")
+        self.tool = tool
 
-    def __init__(self, failed: int, asked: int, error: str):
-        super().__init__(f"{failed} of {asked} {self.asked} failed: {error}")
 
+class ToolOutage(Outage):
+    """Of one tool of the agent."""
 
-class SearchOutage(Outage):
-    tool, asked = "search tool", "searches"
+    def __init__(self, name: str, failed: int, asked: int, error: str):
+        calls = "searches" if name == SEARCH else f"calls of {name}"
+        super().__init__(f"{name} tool", calls, failed, asked, error)
 
 
 class JudgeOutage(Outage):
-    tool, asked = "judge", "verdicts"
+    def __init__(self, failed: int, asked: int, error: str):
+        super().__init__("judge", "verdicts", failed, asked, error)
 
 
 class OwnJudge(Protocol):
@@ -82,9 +86,10 @@ class GroupSampler:
     is trained on is older than `rollout.max_staleness` versions: a sample that is, of a group that
     is open, is sampled anew; a group that would be is not carried, but counted as `expired`.
     A prompt's stream is its number in the run, whatever the number of processes. Where a share of
-    `tool_failures` of the searches fails, `step` raises SearchOutage. A trajectory goes to the pool
-    of rewards as soon as it ends, and a group is whole once all its rewards are there. With an
-    `own_judge` the engine decodes its verdicts once the trajectories of a round have ended.
+    `tool_failures` of the calls of one of the `tools` fails, `step` raises ToolOutage. A trajectory
+    goes to the pool of rewards as soon as it ends, and a group is whole once all its rewards are
+    there. With an `own_judge` the engine decodes its verdicts once the trajectories of a round have
+    ended.
     """
 
     def __init__(
@@ -96,9 +101,10 @@ class GroupSampler:
         pool: RewardPool,
         tool_failures: float = 1.0,
         own_judge: OwnJudge | None = None,
+        tools: tuple[str, ...] = SEARCH_ALONE,
     ):
         self.own_judge = own_judge
-        self.tool_failures = tool_failures
+        self.tool_failures, self.tools = tool_failures, tools
         self.engine, self.prompts, self.dapo, self.rollout = engine, prompts, dapo, rollout
         self.pool = pool
         self.partial = rollout.in_flight != "drop"
@@ -204,21 +210,23 @@ class GroupSampler:
         """The counts of each process. Raises what `step` does, on all of them."""
         ended = (turn for group in seen for t in group.trajectories for turn in t.turns)
         turns = [turn for turn in ended if turn.queries]  # without any, no tool is asked
-        errors = [turn.error for turn in turns if turn.error]
+        calls = {name: [t.error for t in turns if t.tool == name] for name in self.tools}
         asked = [terms for group in seen for terms in reward_figures.asked_for(group)]
         if self.dapo.reward == "judge":
             asked = [terms for terms in asked if terms.failure or "judge_agreement" in terms.logged]
         failures = [why for group in seen for why in reward_figures.failures(group)]
-        searches, rewards = ((len(turns), errors), (len(asked), failures))
-        said = [own, *([n, len(failed), failed[:1]] for n, failed in (searches, rewards))]
+        failed = [(len(each), [why for why in each if why]) for each in calls.values()]
+        failed.append((len(asked), failures))
+        said = [own, *([n, len(whys), whys[:1]] for n, whys in failed)]
         found = [json.loads(text) for text in hosts.gather_texts(json.dumps(said))]
-        self._check_searches(*_summed([each[1] for each in found]))
-        self._check_rewards(*_summed([each[2] for each in found]))
+        for i, name in enumerate(self.tools, 1):
+            self._check_calls(name, *_summed([each[i] for each in found]))
+        self._check_rewards(*_summed([each[-1] for each in found]))
         return [Counts(*each[0]) for each in found]
 
-    def _check_searches(self, asked: int, failed: int, error: str) -> None:
+    def _check_calls(self, tool: str, asked: int, failed: int, error: str) -> None:
         if failed and failed >= self.tool_failures * asked:
-            raise SearchOutage(failed, asked, error)
+            raise ToolOutage(tool, failed, asked, error)
 
     def _check_rewards(self, asked: int, failed: int, error: str) -> None:
         most = self.dapo.max_reward_failures
@@ -319,19 +327,23 @@ def figures(
     stats: EngineStats,
     version: int,
     threshold: float,
+    tools: tuple[str, ...] = SEARCH_ALONE,
 ) -> dict[str, float]:
     """What a step's groups looked like and what sampling them took; all processes must call it.
 
     Means are over all that was sampled, on all processes. threshold: of a sample that is right.
-    Staleness is in versions, of the tokens of `kept`.
+    Staleness is in versions, of the tokens of `kept`. tools: of the run; where there are others
+    than search, `calls_NAME` and `failures_NAME` of each too.
     """
     trajectories = [t for g in seen for t in g.trajectories]
     means = {
-        "searches": _mean([len(t.turns) for t in trajectories]),
+        "searches": _mean([t.searches for t in trajectories]),
         "sampled_tokens": _mean([t.sampled.sum() for t in trajectories]),
         "truncated": _mean([t.status == "out_of_tokens" for t in trajectories]),
         "tool_failures": _mean([t.status == "tool_failure" for t in trajectories]),
     }
+    if tools != SEARCH_ALONE:
+        means |= _calls(trajectories, tools)
     sampled = {g.stream for g in seen}
     ages = [version - t.versions[t.sampled] for g in kept for t in g.trajectories]
     tokens = np.concatenate([*ages, np.zeros(0, np.int32)])
@@ -349,6 +361,17 @@ def figures(
     found["staleness"] /= max(found.pop("tokens"), 1e-9)
     found["staleness_max"] = float(hosts.most([int(tokens.max(initial=0))])[0])
     return found | {name: found[name] * jax.process_count() for name in _TOTALS}
+
+
+def _calls(trajectories: Sequence[Trajectory], tools: Sequence[str]) -> dict[str, float]:
+    """Of each tool, calls of a trajectory, those that failed, and those that it could not read."""
+    found = {}
+    for name in tools:
+        turns = [[turn for turn in t.turns if turn.tool == name] for t in trajectories]
+        found[f"calls_{name}"] = _mean([len(own) for own in turns])
+        found[f"failures_{name}"] = _mean([sum(bool(t.error) for t in own) for own in turns])
+        found[f"unreadable_{name}"] = _mean([sum(t.unreadable > 0 for t in own) for own in turns])
+    return found
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -20,9 +20,9 @@ from masksearch_jax.core import markup, retrieval, scoring
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.jsonl import read_jsonl
-from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.tools import Toolbox
 from masksearch_jax.core.types import (
     NOT_ITS_DOING,
     Example,
@@ -96,7 +96,7 @@ class Heldout:
         cfg: HeldoutConfig,
         vocab: Vocab,
         style: str,
-        search: SearchTool,
+        tools: Toolbox,
         search_config: SearchConfig,
         rollout: RolloutConfig,
         check: Callable[[], None],
@@ -105,7 +105,8 @@ class Heldout:
         self.cfg, self._tool_failures = cfg, tool_failures
         prompt.check_style(style, vocab)
         chosen = choose(cfg)
-        ids = [np.asarray(vocab.encode(prompt.render(e, style, vocab)), np.int32) for e in chosen]
+        texts = [prompt.render(e, style, vocab, tools.instructions) for e in chosen]
+        ids = [np.asarray(vocab.encode(text), np.int32) for text in texts]
         self.items = [
             Item(number, kind_of(example), example, tokens)
             for number, (example, tokens) in enumerate(zip(chosen, ids, strict=True))
@@ -127,7 +128,7 @@ class Heldout:
             temperature=cfg.temperature,
             in_flight="drop",
         )
-        self._engine = Engine(vocab, search, own, search_config, check=check)
+        self._engine = Engine(vocab, tools, own, search_config, check=check)
 
     def __enter__(self) -> Heldout:
         return self
@@ -167,11 +168,12 @@ class Heldout:
 
 def scores(item: Item, trajectory: Trajectory) -> dict[str, float]:
     """What a trajectory adds to each figure."""
-    answer = markup.extract_answer(trajectory.text_by("policy")) or None
+    tools = trajectory.tools
+    answer = markup.extract_answer(trajectory.text_by("policy"), tools) or None
     example = item.example
     found = {
-        "heldout_format_rate": float(markup.is_well_formed(trajectory.segments)),
-        "heldout_searches": float(len(trajectory.turns)),
+        "heldout_format_rate": float(markup.is_well_formed(trajectory.segments, tools)),
+        "heldout_searches": float(trajectory.searches),
     }
     if isinstance(example, RampExample):
         recall = scoring.span_recall(example, answer)

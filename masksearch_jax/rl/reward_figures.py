@@ -67,7 +67,7 @@ def _of_its_kind(group: Group, threshold: float) -> dict[str, list[float]]:
     return {
         f"{kind}_reward": [terms.total for terms in there],
         f"{kind}_accuracy": [float(terms.accuracy >= threshold) for terms in there],
-        f"{kind}_searches": [float(len(t.turns)) for t in group.trajectories],
+        f"{kind}_searches": [float(t.searches) for t in group.trajectories],
     }
 
 

@@ -159,7 +159,7 @@ class RewardPool:
         self, judge: rewards.Judge, example: Example, trajectory: Trajectory
     ) -> bool | None:
         """Its verdict; False where it is not asked."""
-        answer = rewards.read_answer(trajectory.segments)
+        answer = rewards.read_answer(trajectory)
         return await judge(example, answer) if rewards.is_to_judge(answer) else False
 
     async def _on_thread(self, work: Callable[[], T]) -> T:

@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 from masksearch_jax.core import markup, scoring
 from masksearch_jax.core.errors import ConfigError, nearest
 from masksearch_jax.core.reward_config import RewardConfig
-from masksearch_jax.core.types import Example, QAExample, RampExample, Segment, Trajectory
+from masksearch_jax.core.types import SEARCH, Example, QAExample, RampExample, Trajectory
 from masksearch_jax.core.user_code import import_function
 from masksearch_jax.rl import turns
 
@@ -82,9 +82,9 @@ def reward(example: Example, trajectory: Trajectory, cfg: RewardConfig) -> Rewar
     if cfg.reward not in RULES:
         raise ValueError(f"{cfg.reward!r} is none of {', '.join(RULES)}")
     if isinstance(example, RampExample):
-        terms = ramp_reward(example, trajectory.segments, cfg)
+        terms = ramp_reward(example, trajectory, cfg)
     else:
-        terms = qa_reward(example, trajectory.segments, cfg)
+        terms = qa_reward(example, trajectory, cfg)
     return _paid_for_search(_described(terms, example, trajectory, cfg), cfg)
 
 
@@ -100,8 +100,8 @@ def judged_reward(
 
     logged: `judge_unreadable`, and `judge_agreement` with exact match, of what it was asked about.
     """
-    answer, right = read_answer(trajectory.segments), bool(verdict)
-    terms = _combine(float(right), trajectory.segments, cfg)
+    answer, right = read_answer(trajectory), bool(verdict)
+    terms = _combine(float(right), trajectory, cfg)
     terms = _paid_for_search(_described(terms, example, trajectory, cfg), cfg)
     if not is_to_judge(answer):
         return terms
@@ -130,7 +130,7 @@ def own_terms(
     values = {name: float(value) for name, value in named.items()}
     total = values.pop("total")
     accuracy = values.pop("accuracy", total)
-    form = _format(trajectory.segments, cfg)
+    form = _format(trajectory, cfg)
     logged = {f"reward_{name}": value for name, value in values.items()}
     terms = RewardTerms(total, total, form, accuracy, logged=logged)
     return _described(terms, example, trajectory, cfg)
@@ -143,26 +143,24 @@ def _check_number(value: Any, name: str) -> None:
         raise ValueError(f"{name}{float(value)}, which is not finite")
 
 
-def ramp_reward(
-    example: RampExample, segments: Sequence[Segment], cfg: RewardConfig
-) -> RewardTerms:
+def ramp_reward(example: RampExample, trajectory: Trajectory, cfg: RewardConfig) -> RewardTerms:
     """Scores of what stands in the slots: `recall`, or `penalised` slot by slot; `f1` is recall."""
-    answer = read_answer(segments)
+    answer = read_answer(trajectory)
     if cfg.reward == "penalised":
         score = scoring.penalised_span_recall(example, answer, cfg.length_penalty)
     else:
         score = scoring.span_recall(example, answer)
-    return _combine(score, segments, cfg)
+    return _combine(score, trajectory, cfg)
 
 
-def qa_reward(example: QAExample, segments: Sequence[Segment], cfg: RewardConfig) -> RewardTerms:
+def qa_reward(example: QAExample, trajectory: Trajectory, cfg: RewardConfig) -> RewardTerms:
     """Scores against the accepted answers: `f1` with numbers all or nothing, `penalised`, `recall`.
 
     `recall` is the paper's, and pays for whatever an answer holds besides the right one.
     """
-    answer = read_answer(segments)
+    answer = read_answer(trajectory)
     if answer is None:
-        return _combine(0.0, segments, cfg)
+        return _combine(0.0, trajectory, cfg)
     rules = scoring.rules_of(example)
     if cfg.reward == "penalised":
         score = scoring.penalised_recall(answer, example.answers, cfg.length_penalty, rules)
@@ -170,25 +168,27 @@ def qa_reward(example: QAExample, segments: Sequence[Segment], cfg: RewardConfig
         score = scoring.strict_f1(answer, example.answers, rules)
     else:
         score = scoring.best_overlap(answer, example.answers, rules).recall
-    return _combine(score, segments, cfg)
+    return _combine(score, trajectory, cfg)
 
 
-def read_answer(segments: Sequence[Segment]) -> str | None:
+def read_answer(trajectory: Trajectory) -> str | None:
     """The policy's answer; None unless its own text holds exactly one, closed and not empty."""
-    text = "".join(s.text for s in segments if s.author == "policy")
-    return markup.extract_answer(text) or None
+    return markup.extract_answer(trajectory.text_by("policy"), trajectory.tools) or None
 
 
-def _combine(score: float, segments: Sequence[Segment], cfg: RewardConfig) -> RewardTerms:
+def _combine(score: float, trajectory: Trajectory, cfg: RewardConfig) -> RewardTerms:
     """Mixes answer and format: (1 - format_weight) * answer + format_weight * format."""
-    form = _format(segments, cfg)
+    form = _format(trajectory, cfg)
     total = (1 - cfg.format_weight) * score + cfg.format_weight * form
     return RewardTerms(total, score, form, score)
 
 
-def _format(segments: Sequence[Segment], cfg: RewardConfig) -> float:
-    searches = sum(s.author == "policy" for s in segments) - 1  # if well-formed: all but the last
-    return float(markup.is_well_formed(segments) and searches >= cfg.min_searches)
+def _format(trajectory: Trajectory, cfg: RewardConfig) -> float:
+    tools = trajectory.tools
+    stops = (markup.find_stop(s.text, tools) for s in trajectory.segments if s.author == "policy")
+    searches = sum(stop is not None and stop.kind == SEARCH for stop in stops)
+    is_well_formed = markup.is_well_formed(trajectory.segments, tools)
+    return float(is_well_formed and searches >= cfg.min_searches)
 
 
 def _described(

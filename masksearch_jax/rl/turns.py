@@ -13,7 +13,7 @@ import numpy as np
 
 from masksearch_jax.core import markup
 from masksearch_jax.core.reward_config import RewardConfig
-from masksearch_jax.core.types import Trajectory
+from masksearch_jax.core.types import SEARCH, SEARCH_ALONE, Trajectory, Turn
 
 # Name of a fault → the key of its weight.
 WEIGHTS = {
@@ -21,6 +21,7 @@ WEIGHTS = {
     "no_search": "no_search_penalty",
     "malformed_turn": "malformed_turn_penalty",
     "repeated_query": "repeated_query_penalty",
+    "unreadable_call": "unreadable_call_penalty",
 }
 
 
@@ -47,24 +48,52 @@ def faults(trajectory: Trajectory) -> Mapping[str, tuple[float, ...]]:
     no_answer: of the last turn of a trajectory that did not end with an answer. no_search: of the
     last turn where none before it searched. malformed_turn: of a turn that is not an optional
     thought and one action. repeated_query: the share of a turn's queries that were asked before.
+    unreadable_call, where there are other tools than search: the share that its tool could not
+    read.
     """
     turns = texts(trajectory)
-    queries = [markup.parse_queries(text, sys.maxsize) for text in turns]
+    tools = trajectory.tools
+    queries = [_queries(text, tools) for text in turns]
     last = [i == len(turns) - 1 for i in range(len(turns))]
-    unanswered, unsearched = trajectory.status != "answered", not any(queries)
-    return {
+    unanswered = trajectory.status != "answered"
+    unsearched = not any(tool == SEARCH for asked in queries for tool, _ in asked)
+    found = {
         "no_answer": tuple(float(end and unanswered) for end in last),
         "no_search": tuple(float(end and unsearched) for end in last),
-        "malformed_turn": tuple(float(not markup.is_turn(text)) for text in turns),
+        "malformed_turn": tuple(float(not markup.is_turn(text, tools)) for text in turns),
         "repeated_query": tuple(_repeated(queries)),
     }
+    if tools != SEARCH_ALONE:
+        found["unreadable_call"] = tuple(_unreadable(trajectory.turns, queries))
+    return found
 
 
-def _repeated(queries: Sequence[Sequence[str]]) -> list[float]:
-    before: set[str] = set()
+def _queries(text: str, tools: Sequence[str]) -> list[tuple[str, str]]:
+    """What a turn asks, each with the tool that it asks."""
+    return [(tool, q) for tool in tools for q in markup.parse_queries(text, sys.maxsize, tool)]
+
+
+def _unreadable(calls: Sequence[Turn], queries: Sequence[Sequence[tuple[str, str]]]) -> list[float]:
+    """Of each turn's queries the share that the tool could not read.
+
+    A turn that was corrected made no call: the calls are those of the other turns, in order.
+    """
+    left, found = list(calls), []
+    for asked in queries:
+        made = {(left[0].tool, query) for query in left[0].queries} if left else set()
+        if made and made <= set(asked):
+            call = left.pop(0)
+            found.append(call.unreadable / len(call.queries))
+        else:
+            found.append(0.0)
+    return found
+
+
+def _repeated(queries: Sequence[Sequence[tuple[str, str]]]) -> list[float]:
+    before: set[tuple[str, str]] = set()
     found = []
     for asked in queries:
-        plain = [" ".join(query.casefold().split()) for query in asked]
+        plain = [(tool, " ".join(query.casefold().split())) for tool, query in asked]
         found.append(sum(query in before for query in plain) / max(len(plain), 1))
         before.update(plain)
     return found

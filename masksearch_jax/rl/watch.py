@@ -9,8 +9,8 @@ from typing import Any
 
 from masksearch_jax.core.config import DapoRun, TrainRun
 from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.tools import Toolbox
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.data.gate import Gate
 from masksearch_jax.rl.heldout import Heldout
@@ -22,7 +22,7 @@ from masksearch_jax.training.supervisor import Preempted, Survival
 class Watch:
     """`look` after each step, then `act`. A context manager; `state` belongs into the checkpoint.
 
-    search: opens the tool that held-out examples are searched with. rollbacks: that the run has
+    tools: opens those that held-out examples are asked with. rollbacks: that the run has
     had; None: it can have none. Raises ConfigError for settings that cannot work.
     """
 
@@ -32,7 +32,7 @@ class Watch:
         steps: int,
         gate: Gate,
         vocab: Vocab,
-        search: Callable[[], SearchTool],
+        tools: Callable[[], Toolbox],
         survival: Survival,
         rollbacks: int | None = None,
     ):
@@ -48,7 +48,7 @@ class Watch:
                 cfg.eval,
                 vocab,
                 cfg.prompt.style,
-                search(),
+                tools(),
                 cfg.search,
                 cfg.rollout,
                 survival.raise_if_stopped,

@@ -19,11 +19,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from masksearch_jax.core import markup, retrieval
+from masksearch_jax.core import markup
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.tokenizer import Vocabulary
-from masksearch_jax.core.types import Status, Trajectory
+from masksearch_jax.core.tools import Toolbox
+from masksearch_jax.core.types import SEARCH, Status, Trajectory
 from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.rollout import decode, memory, schedule
 from masksearch_jax.rollout.agreement import Agreement, Needs
@@ -43,18 +44,18 @@ class CompileError(RuntimeError):
 class Engine:
     """Samples trajectories with live search, on a KV cache of a fixed size.
 
-    `run` lays the cache out over the mesh in force. `search` is called from
-    `search_config.workers` threads. With `strict` a compile after the warm-up raises CompileError;
-    else it is logged. `by_row`: a request may have a sampler of its own. `watch` sees a trajectory
-    each time that there is more of it; `check` is called before each tick, equally often on all
-    processes, and ends the run by raising. Use as a context manager, or call `close`; after an
-    interrupted `run` there may be another.
+    `run` lays the cache out over the mesh in force. Tools are called from `search_config.workers`
+    threads, each call within `search_config.timeout`, whichever tool it is of. With `strict` a
+    compile after the warm-up raises CompileError; else it is logged. `by_row`: a request may have a
+    sampler of its own. `watch` sees a trajectory each time that there is more of it; `check` is
+    called before each tick, equally often on all processes, and ends the run by raising. Use as a
+    context manager, or call `close`; after an interrupted `run` there may be another.
     """
 
     def __init__(
         self,
         vocab: Vocabulary,
-        search: retrieval.SearchTool,
+        tools: Toolbox,
         rollout: RolloutConfig,
         search_config: SearchConfig,
         *,
@@ -63,10 +64,10 @@ class Engine:
         watch: Callable[[Episode], None] | None = None,
         check: Callable[[], None] = lambda: None,
     ):
-        self.search, self.cfg, self.search_cfg, self.strict = search, rollout, search_config, strict
+        self.tools, self.cfg, self.search_cfg, self.strict = tools, rollout, search_config, strict
         self.stats, self.watch, self.check = EngineStats(), watch, check
         self.by_row = by_row
-        self.rules = Rules(vocab, rollout, search_config)
+        self.rules = Rules(vocab, rollout, tools)
         self._tick = decode.make_tick(
             tokens=rollout.tick_tokens,
             sampler=None if by_row else sampler_of(rollout),
@@ -224,7 +225,7 @@ class Engine:
         if self._stop is None:
             size, eos_ids = model.config.vocab_size, tuple(self.rules.vocab.eos_ids)
             spelled = self.rules.token_bytes[:size]
-            table = decode.stop_table(spelled, eos_ids, markup.STOPS, size)
+            table = decode.stop_table(spelled, eos_ids, markup.stops(self.tools.names), size)
             self._stop = table if mesh is None else sharding.replicate(mesh, table)
         own = max(shards // jax.process_count(), 1)
         if (mesh, sizes.rows[-1]) in self._warm:
@@ -292,7 +293,7 @@ class Engine:
         started = time.perf_counter()
         sampled = self._call(model, mesh, letter.inbox, needs.rows)
         self.stats.add_tick(self._shards, len(self._queue))
-        self.stats.cache_hits = getattr(self.search, "hits", 0)
+        self.stats.cache_hits = getattr(self.tools.search, "hits", 0)
         if not letter.decoding and jax.process_count() == 1:
             return  # the middle of a prompt: nothing to read, the next tick follows at once
         self._collect()
@@ -322,17 +323,19 @@ class Engine:
     def _finish(self, shard: schedule.Shard, episode: Episode, status: Status) -> None:
         shard.close(episode)
         self.stats.trajectories += 1
-        self._finished.append(finish(episode, status))
+        self._finished.append(finish(episode, status, self.tools.names))
 
     # ---- search
 
     def _ask(self, episode: Episode, queries: tuple[str, ...]) -> None:
         """Send the queries to the pool; a search without a query finds nothing."""
         episode.queries, episode.asked = queries, time.perf_counter()
-        self.stats.searches += 1
-        self.stats.queries += len(queries)
-        asked = (self.search, queries, episode.request.source, self.rules.observation_room(episode))
-        episode.search = self._pool.submit(functools.partial(self.rules.search, *asked))
+        if episode.tool == SEARCH:
+            self.stats.searches += 1
+            self.stats.queries += len(queries)
+        asked = (episode.tool, queries, episode.request.source)
+        room = self.rules.observation_room(episode)
+        episode.search = self._pool.submit(functools.partial(self.rules.call, *asked, room))
 
     def _collect(self) -> None:
         """Put finished searches into their slots; a failed or late one ends its trajectory."""

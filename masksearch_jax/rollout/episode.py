@@ -13,11 +13,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from masksearch_jax.core import markup, retrieval
-from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core import markup
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.tokenizer import Vocabulary
-from masksearch_jax.core.types import Passage, QueryRecord, Segment, Status, Trajectory, Turn
+from masksearch_jax.core.tools import Toolbox, budgets
+from masksearch_jax.core.types import (
+    SEARCH,
+    SEARCH_ALONE,
+    Passage,
+    QueryRecord,
+    Segment,
+    Status,
+    Trajectory,
+    Turn,
+)
 from masksearch_jax.rollout.decode import RolloutError
 from masksearch_jax.rollout.sampling import Sampler
 from masksearch_jax.rollout.search_pool import Call
@@ -46,12 +55,13 @@ class Request:
 
 
 class Observation(NamedTuple):
-    """What a search showed, as text and as tokens."""
+    """What a call of a tool showed, as text and as tokens; `shown`: the passages in it."""
 
     text: str
     ids: list[int]
     shown: tuple[Passage, ...]
     found: tuple[QueryRecord, ...] = ()
+    unreadable: int = 0
 
 
 @dataclasses.dataclass(eq=False)
@@ -68,12 +78,13 @@ class Episode:
     pages: list[int] = dataclasses.field(default_factory=list)  # of its shard, in order of time
     written: int = 0
     turns: list[Turn] = dataclasses.field(default_factory=list)
-    shown: list[tuple[Passage, ...]] = dataclasses.field(default_factory=list)  # by each search
+    shown: list[tuple[Passage, ...]] = dataclasses.field(default_factory=list)  # by each call
     turn_bytes: bytearray = dataclasses.field(default_factory=bytearray)
     turn_tokens: int = 0
     new_tokens: int = 0
     corrections: int = 0
-    search: Call[Observation] | None = None
+    search: Call[Observation] | None = None  # in flight, of any tool
+    tool: str = SEARCH  # that it calls
     queries: tuple[str, ...] = ()
     asked: float = 0.0
 
@@ -100,8 +111,10 @@ def lacks_room(prompt_ids: Sequence[int] | np.ndarray, cfg: RolloutConfig) -> st
 class Rules:
     """How a trajectory opens, reads, is answered and ends, under one configuration."""
 
-    def __init__(self, vocab: Vocabulary, cfg: RolloutConfig, search_cfg: SearchConfig):
-        self.vocab, self.cfg, self.search_cfg = vocab, cfg, search_cfg
+    def __init__(self, vocab: Vocabulary, cfg: RolloutConfig, tools: Toolbox):
+        """Raises ConfigError for a budget of a tool that there is not."""
+        self.vocab, self.cfg, self.tools = vocab, cfg, tools
+        self._budgets = budgets(cfg.tool_turns, tools.names)
         self.token_bytes = [vocab.token_bytes(i) for i in range(vocab.size)]
 
     def check_request(self, request: Request) -> None:
@@ -141,7 +154,7 @@ class Rules:
     def read(
         self, episode: Episode, ids: np.ndarray, logprobs: np.ndarray, version: int
     ) -> Status | tuple[str, ...] | None:
-        """Append what was sampled; its end, or queries to search for, or None to go on."""
+        """Append what was sampled; its end, or what to ask `episode.tool`, or None to go on."""
         if not episode.turn_bytes:
             episode.segments.append(Segment("policy", ""))
         ids = ids[: self._tokens_to_stop(episode, ids)]
@@ -160,14 +173,17 @@ class Rules:
         episode.segments[-1] = Segment("policy", text[: min(found)] if found else text)
         if episode.request.plain:
             return self._plain(episode, ended or bool(found))
-        stop = markup.find_stop(text)
+        stop = markup.find_stop(text, self.tools.names)
         if stop is None:
             return self._unfinished(episode, ended)
         if stop.kind == "answer":
             return "answered"
+        episode.tool = stop.kind
         if len(episode.turns) >= self.cfg.max_turns:
             return self._correct(episode, "no_turns", "out_of_turns")
-        queries = markup.parse_queries(text, self.search_cfg.max_queries)
+        if not self._has_calls_left(episode):
+            return self._correct(episode, "no_tool_turns", "out_of_turns")
+        queries = markup.parse_queries(text, self.tools[stop.kind].max_requests, stop.kind)
         if not queries and self._has_correction_left(episode):
             return self._correct(episode, "no_query", "out_of_tokens")
         return queries
@@ -202,6 +218,11 @@ class Rules:
     def _has_correction_left(self, episode: Episode) -> bool:
         return episode.corrections < self.cfg.corrections
 
+    def _has_calls_left(self, episode: Episode) -> bool:
+        """Of the tool that the turn calls."""
+        most = self._budgets.get(episode.tool, self.cfg.max_turns)
+        return sum(turn.tool == episode.tool for turn in episode.turns) < most
+
     def _is_to_keep_answer_room(self, episode: Episode) -> bool:
         """Whether the turn must leave room for another that answers."""
         return self._has_correction_left(episode) and b"<answer>" not in episode.turn_bytes
@@ -210,7 +231,9 @@ class Rules:
         """Tell the policy what was wrong, or end with the status: no correction left, no room."""
         if not self._has_correction_left(episode):
             return status
-        text = markup.wrap("information", markup.CORRECTIONS[mistake])
+        text = markup.wrap(
+            "information", markup.correction(mistake, self.tools.names, episode.tool)
+        )
         ids = self.vocab.encode(text, literal=True)
         room = self.cfg.max_len - len(episode.ids)
         if len(ids) >= room or episode.new_tokens >= self._limit(episode):
@@ -228,38 +251,48 @@ class Rules:
         left = self._limit(episode) - episode.new_tokens
         return min(left, self.cfg.max_len - len(episode.ids))
 
-    # ---- search
+    # ---- calls of tools
 
     def observation_room(self, episode: Episode) -> int:
         left = self.cfg.max_len - len(episode.ids) - 1 - self.cfg.answer_tokens
         return min(self.cfg.max_observation_tokens, left)
 
-    def search(
-        self, tool: retrieval.SearchTool, queries: tuple[str, ...], source: str, room: int
-    ) -> Observation:
+    def call(self, tool: str, queries: tuple[str, ...], hidden: str, room: int) -> Observation:
         """The pool's work; what a tool returns is read here, so that its errors are the tool's."""
         if not queries:
             return self.render((), room)
-        shown, found = retrieval.find_recorded(tool, queries, self.search_cfg, source)
-        return self.render(shown, room)._replace(found=found)
+        result = self.tools[tool].call(queries, hidden)
+        seen = self.render(result.documents, room)
+        shown = () if result.texts else seen.shown
+        return seen._replace(shown=shown, found=result.records, unreadable=result.unreadable)
 
-    def render(self, passages: Sequence[Passage], room: int) -> Observation:
-        """The passages that fit in `room` tokens. For the search's own thread: it takes a while."""
+    def render(self, documents: Sequence[Passage], room: int) -> Observation:
+        """The documents that fit in `room` tokens. For the call's own thread: it takes a while."""
 
         # A document's own control tokens stay text, here as in the demonstrations.
         def encode(text: str) -> list[int]:
             return self.vocab.encode(text, literal=True)
 
         text, shown = markup.render_information(
-            passages, fits=lambda block: len(encode(block)) <= room
+            documents, fits=lambda block: len(encode(block)) <= room, tools=self.tools.names
         )
         return Observation(text, encode(text), shown)
 
     def observe(self, episode: Episode, seen: Observation, waited: float) -> Status | None:
-        """Append a search result."""
+        """Append what a tool showed."""
         titles = tuple(p.title for p in seen.shown)
         ids = tuple(p.id for p in seen.shown)
-        episode.turns.append(Turn(episode.queries, ids, titles, waited, found=seen.found))
+        episode.turns.append(
+            Turn(
+                episode.queries,
+                ids,
+                titles,
+                waited,
+                found=seen.found,
+                tool=episode.tool,
+                unreadable=seen.unreadable,
+            )
+        )
         episode.shown.append(seen.shown)
         if len(seen.ids) >= self.cfg.max_len - len(episode.ids):
             return "out_of_tokens"
@@ -267,7 +300,7 @@ class Rules:
         return None
 
     def fail(self, episode: Episode, waited: float, error: str) -> Status:
-        episode.turns.append(Turn(episode.queries, (), (), waited, error))
+        episode.turns.append(Turn(episode.queries, (), (), waited, error, tool=episode.tool))
         return "tool_failure"
 
     def _append(self, episode: Episode, text: str, ids: list[int]) -> None:
@@ -279,7 +312,8 @@ class Rules:
         episode.turn_bytes, episode.turn_tokens = bytearray(), 0
 
 
-def finish(episode: Episode, status: Status) -> Trajectory:
+def finish(episode: Episode, status: Status, tools: tuple[str, ...] = SEARCH_ALONE) -> Trajectory:
+    """The trajectory of an episode that has ended; tools: names of those that it could call."""
     versions = np.asarray(episode.versions, np.int32)
     return Trajectory(
         example_id=episode.request.example_id,
@@ -293,6 +327,7 @@ def finish(episode: Episode, status: Status) -> Trajectory:
         turns=tuple(episode.turns),
         status=status,
         seconds=time.perf_counter() - episode.opened,
+        tools=tools,
     )
 
 

@@ -3,6 +3,8 @@
 {"plan": "..."}                                    a piece of what the agent thinks
 {"search": ["query", ...]}                         what it searches for
 {"documents": [{"id", "title", "text"}, ...]}      what it reads
+{"call": {"tool", "requests": [...]}}              what it asks another tool than search
+{"result": "..."}                                  what that says
 {"note": "..."}                                    what it is told of a turn that is no action
 {"answer": "..."}  or  {"failed": "..."}           at the end, once
 """
@@ -10,16 +12,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from masksearch_jax.core import markup
-from masksearch_jax.core.types import JsonObject, Passage, Segment, Status
+from masksearch_jax.core.types import SEARCH, JsonObject, Passage, Segment, Status
 from masksearch_jax.rollout.episode import Episode
 
-_TAG = re.compile("|".join(map(re.escape, markup.TAG_TOKENS)))
-_LONGEST_TAG = max(map(len, markup.TAG_TOKENS))
-_ACTION = re.compile(r"<(?:search|answer)>")
 _REASONS: dict[Status, str] = {
     "no_answer": "it ended without an answer",
     "out_of_tokens": "its tokens were used up",
@@ -30,27 +29,47 @@ _REASONS: dict[Status, str] = {
 
 
 class Seen(NamedTuple):
-    """A trajectory up to now: its segments, each search's queries and the passages it showed."""
+    """A trajectory up to now: its segments, each call's queries, the passages it showed, its tool.
+
+    tools: of each call; search where there is none.
+    """
 
     segments: tuple[Segment, ...]
     queries: tuple[tuple[str, ...], ...]
     shown: tuple[tuple[Passage, ...], ...]
+    tools: tuple[str, ...] = ()
+
+    def tool(self, i: int) -> str:
+        return self.tools[i] if i < len(self.tools) else SEARCH
+
+    def call(self, i: int) -> JsonObject:
+        return {"tool": self.tool(i), "requests": list(self.queries[i])}
+
+    def calls_of(self, tool: str) -> list[int]:
+        """The numbers of a tool's calls."""
+        return [i for i in range(len(self.queries)) if self.tool(i) == tool]
+
+
+NOTHING = Seen((), (), ())
 
 
 def seen_of(episode: Episode) -> Seen:
-    queries = tuple(turn.queries for turn in episode.turns)
-    return Seen(tuple(episode.segments), queries, tuple(episode.shown))
+    queries, tools = (tuple(getattr(t, n) for t in episode.turns) for n in ("queries", "tool"))
+    return Seen(tuple(episode.segments), queries, tuple(episode.shown), tools)
 
 
 class Narrator:
-    """Turns what a trajectory has so far into events. max_queries: of one search."""
+    """Turns what a trajectory has so far into events. limits: of each tool, requests of a call."""
 
-    def __init__(self, max_queries: int):
-        self._max_queries = max_queries
+    def __init__(self, limits: Mapping[str, int]):
+        self._limits, self._tools = limits, tuple(limits)
+        self._tags = markup.tag_tokens(self._tools)
+        self._tag = re.compile("|".join(map(re.escape, self._tags)))
+        self._action = re.compile(rf"<(?:{'|'.join((*self._tools, 'answer'))})>")
         self._at = 0  # the segment that is being told
         self._told = 0  # characters of its plan
-        self._has_searched = False  # whether its search is told
-        self._shown = 0  # searches whose documents are told
+        self._has_called = False  # whether its call is told
+        self._shown = 0  # calls whose documents are told
 
     def tell(self, seen: Seen) -> Iterator[JsonObject]:
         """What has come since the last call."""
@@ -64,39 +83,61 @@ class Narrator:
             if is_last and segment.author == "policy":
                 return  # it may grow
             self._at += 1
-            self._told, self._has_searched = 0, False
+            self._told, self._has_called = 0, False
 
-    def end(self, seen: Seen, status: Status, error: str = "") -> Iterator[JsonObject]:
-        """What was not told yet, and the answer or why there is none. error: of a failed search."""
+    def end(
+        self, seen: Seen, status: Status, error: str = "", tool: str = SEARCH
+    ) -> Iterator[JsonObject]:
+        """What was not told yet, and the answer or why there is none.
+
+        error, tool: of a failed call.
+        """
         yield from self.tell(seen)
         if seen.segments and seen.segments[-1].author == "policy":
             yield from self._policy(seen.segments[-1].text, is_whole=True)
         while self._shown < len(seen.shown):  # for which there was no room
             yield self._documents(seen)
-        answer = answer_of(seen.segments)
+        answer = answer_of(seen.segments, self._tools)
         if status == "tool_failure":
-            yield {"failed": f"the search failed: {error}"}
+            yield {"failed": f"the {tool} failed: {error}"}
         elif status == "answered" and answer is not None:
             yield {"answer": answer}
         else:
             yield {"failed": f"no answer: {_REASONS.get(status, 'its answer is malformed')}"}
 
     def _policy(self, text: str, is_whole: bool) -> Iterator[JsonObject]:
-        plan = _plan(text, is_whole)
+        plan = self._plan(text, is_whole)
         if len(plan) > self._told:
             yield {"plan": plan[self._told :]}
             self._told = len(plan)
-        stop = markup.find_stop(text)
-        if stop and stop.kind == "search" and not self._has_searched:
-            self._has_searched = True
-            if queries := markup.parse_queries(text, self._max_queries):
-                yield {"search": list(queries)}
+        stop = markup.find_stop(text, self._tools)
+        if stop and stop.kind in self._limits and not self._has_called:
+            self._has_called = True
+            tool = stop.kind
+            if queries := markup.parse_queries(text, self._limits[tool], tool):
+                is_search = tool == SEARCH
+                call = {"tool": tool, "requests": list(queries)}
+                yield {"search": list(queries)} if is_search else {"call": call}
 
     def _tool(self, text: str, seen: Seen) -> Iterator[JsonObject]:
-        if self._shown < len(seen.shown):
+        said = self._tag.sub("", text)
+        if self._shown >= len(seen.shown):
+            yield {"note": said}
+        elif seen.tool(self._shown) == SEARCH:
             yield self._documents(seen)
         else:
-            yield {"note": _TAG.sub("", text)}
+            self._shown += 1
+            yield {"result": said}
+
+    def _plan(self, text: str, is_whole: bool) -> str:
+        """What a turn says outside its action, without tags; of one in the making, what is sure."""
+        action = self._action.search(text)
+        if action:
+            text = text[: action.start()]
+        elif not is_whole:
+            text = steady(text, self._tags)
+        plan = self._tag.sub("", text).lstrip()
+        return plan.rstrip() if action or is_whole else plan
 
     def _documents(self, seen: Seen) -> JsonObject:
         self._shown += 1
@@ -107,9 +148,9 @@ def as_document(passage: Passage) -> JsonObject:
     return {"id": passage.id, "title": passage.title, "text": passage.text}
 
 
-def answer_of(segments: Sequence[Segment]) -> str | None:
+def answer_of(segments: Sequence[Segment], tools: Sequence[str]) -> str | None:
     """What the policy answered; None for no answer or a malformed one."""
-    return markup.extract_answer("".join(s.text for s in segments if s.author == "policy"))
+    return markup.extract_answer("".join(s.text for s in segments if s.author == "policy"), tools)
 
 
 def steady(text: str, stops: Sequence[str] = ()) -> str:
@@ -120,14 +161,3 @@ def steady(text: str, stops: Sequence[str] = ()) -> str:
         if any(stop.startswith(text[-held:]) for stop in stops):
             return text[:-held]
     return text
-
-
-def _plan(text: str, is_whole: bool) -> str:
-    """What a turn says outside its action, without tags; of one in the making, what is sure."""
-    action = _ACTION.search(text)
-    if action:
-        text = text[: action.start()]
-    elif not is_whole:
-        text = steady(text, markup.TAG_TOKENS)
-    plan = _TAG.sub("", text).lstrip()
-    return plan.rstrip() if action or is_whole else plan

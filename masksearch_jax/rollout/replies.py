@@ -1,19 +1,20 @@
 """OpenAI's chat and completion protocols: a reply written, whole or in pieces.
 
-An agent's message has besides: `searches`, its queries, and `citations`, the passages that it read:
-{"id", "title", "text", "search" (its number), "has_answer"}. In a stream an agent's deltas are the
-events of `narration`; its plan is `reasoning_content` too, its answer `content`.
+An agent's message has besides: `searches`, its queries, `citations`, the passages that it read:
+{"id", "title", "text", "search" (its number), "has_answer"}, and where it has other tools `calls`
+of them: {"tool", "requests"}. In a stream an agent's deltas are the events of `narration`; its plan
+is `reasoning_content` too, its answer `content`.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 
 from masksearch_jax.core.tokenizer import Vocabulary
-from masksearch_jax.core.types import JsonObject, Trajectory
+from masksearch_jax.core.types import SEARCH, JsonObject, Trajectory
 from masksearch_jax.rollout import narration
 from masksearch_jax.rollout.chat import Asked, Chat
 from masksearch_jax.rollout.narration import Narrator, Seen
@@ -31,12 +32,14 @@ def error(refusal: Refusal) -> JsonObject:
 class Writer:
     """Writes the reply to one request: its choices as they end, and pieces of them before."""
 
-    def __init__(self, asked: Asked, model: str, name: str, vocab: Vocabulary, max_queries: int):
+    def __init__(
+        self, asked: Asked, model: str, name: str, vocab: Vocabulary, limits: Mapping[str, int]
+    ):
         self._asked, self._model, self._name, self._vocab = asked, model, name, vocab
         self._created = int(time.time())
         self._is_chat = isinstance(asked, Chat)
         self._is_agent = isinstance(asked, Chat) and asked.agent
-        self._max_queries = max_queries
+        self._limits = limits
         self._narrators: dict[int, Narrator] = {}
         self._told: dict[int, tuple[int, int]] = {}  # characters and tokens of a choice
 
@@ -79,7 +82,9 @@ class Writer:
             told = self._narrator(index).end(seen, ended.status)
             yield from self._narrate(index, told)
             message = self._agent_message(seen)
-            rest = {k: message[k] for k in ("searches", "citations")}
+            rest: JsonObject = {
+                k: message[k] for k in ("searches", "citations", "calls") if k in message
+            }
             yield self._piece(index, rest, finish=_finish(ended, message["content"] != ""))
             return
         yield from self._text_piece(index, ended.text_by("policy"), *_sampled(ended))
@@ -91,7 +96,7 @@ class Writer:
         return self._frame(kind, []) | {"usage": self.usage(ended)}
 
     def _narrator(self, index: int) -> Narrator:
-        return self._narrators.setdefault(index, Narrator(self._max_queries))
+        return self._narrators.setdefault(index, Narrator(self._limits))
 
     def _narrate(self, index: int, events: Iterator[JsonObject]) -> Iterator[JsonObject]:
         as_openai = {"plan": "reasoning_content", "answer": "content"}
@@ -160,20 +165,25 @@ class Writer:
         return answer[: min(ends, default=len(answer))]
 
     def _agent_message(self, seen: Seen) -> JsonObject:
-        answer = self._cut(narration.answer_of(seen.segments) or "")
+        answer = self._cut(narration.answer_of(seen.segments, tuple(self._limits)) or "")
         words = answer.casefold()
         cited: JsonObject = {}
-        for number, passages in enumerate(seen.shown):
-            for passage in passages:
+        searches = seen.calls_of(SEARCH)
+        for number, i in enumerate(searches):
+            for passage in seen.shown[i] if i < len(seen.shown) else ():
                 has_answer = bool(words) and words in passage.text.casefold()
                 about = {"search": number, "has_answer": has_answer}
                 cited.setdefault(passage.id, narration.as_document(passage) | about)
-        return {
+        message: JsonObject = {
             "role": "assistant",
             "content": answer,
-            "searches": [list(q) for q in seen.queries],
+            "searches": [list(seen.queries[i]) for i in searches],
             "citations": list(cited.values()),
         }
+        if len(self._limits) > 1:
+            others = [i for i in range(len(seen.queries)) if i not in searches]
+            message["calls"] = [seen.call(i) for i in others]
+        return message
 
     def _logprobs(self, ids: Sequence[int], logprobs: Sequence[float], start: int) -> JsonObject:
         spelled = [self._vocab.token_bytes(i) if i < self._vocab.size else b"" for i in ids]

@@ -38,10 +38,8 @@ from masksearch_jax.rollout import chat, narration, replies
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Episode, Request
 from masksearch_jax.rollout.model import Policy
-from masksearch_jax.rollout.narration import Seen
 from masksearch_jax.runtime.http_service import Call, Events, Refusal, Route, Service
 
-_NOTHING = Seen((), (), ())
 _NO_ROUTES: Mapping[tuple[str, str], Route] = types.MappingProxyType({})
 
 
@@ -53,7 +51,7 @@ class _Choice:
         self.is_watched = is_watched
         self.future: futures.Future[Trajectory] = futures.Future()
         self.future.add_done_callback(lambda _: tell())
-        self.seen = _NOTHING
+        self.seen = narration.NOTHING
         self.ids: list[int] = []  # sampled, as are the observations between; replaced, not changed
         self.logprobs: list[float] = []
         self.tell = tell
@@ -71,7 +69,8 @@ class _Choice:
         if ended.status == "out_of_time":
             raise Refusal(HTTPStatus.GATEWAY_TIMEOUT, "no reply in time (rollout.deadline)")
         if ended.status == "tool_failure":
-            raise Refusal(HTTPStatus.BAD_GATEWAY, f"the search failed: {ended.turns[-1].error}")
+            failed = ended.turns[-1]
+            raise Refusal(HTTPStatus.BAD_GATEWAY, f"the {failed.tool} failed: {failed.error}")
         return ended
 
 
@@ -194,8 +193,7 @@ class ChatServer(Service):
         name = f"{kind}-{next(self._numbers)}"
         is_agent = isinstance(asked, chat.Chat) and asked.agent
         model = f"{self.name}{chat.AGENT}" if is_agent else self.name
-        limit = self.engine.search_cfg.max_queries
-        writer = replies.Writer(asked, model, name, self.vocab, limit)
+        writer = replies.Writer(asked, model, name, self.vocab, self.engine.tools.limits)
         loop, more = asyncio.get_running_loop(), asyncio.Event()
 
         def tell() -> None:

@@ -21,16 +21,20 @@ _KEYS = {
     "prompt": ("style",),
     "search": ("kind", "index", "url", "top_k", "max_passages", "max_queries"),
     "rollout": (
-        *("max_len", "max_turns", "max_new_tokens", "max_turn_tokens", "max_observation_tokens"),
-        *("answer_tokens", "corrections", "max_repeats"),
+        *("max_len", "max_turns", "tool_turns", "max_new_tokens", "max_turn_tokens"),
+        *("max_observation_tokens", "answer_tokens", "corrections", "max_repeats"),
     ),
     "compute": ("dtype", "param_dtype"),
 }
 
 
 def of_run(config: Mapping[str, Any]) -> JsonObject:
-    """Those of a run's config, as JSON has it; of sections that it lacks none."""
-    return {
+    """Those of a run's config, as JSON has it; of sections that it lacks none.
+
+    And `tools`, where it has others than search.
+    """
+    tools = {"tools": list(config["tools"])} if config.get("tools") else {}
+    return tools | {
         name: {key: config[name][key] for key in keys if key in config[name]}
         for name, keys in _KEYS.items()
         if isinstance(config.get(name), Mapping)

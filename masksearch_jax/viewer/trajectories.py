@@ -11,7 +11,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from masksearch_jax.core import markup, scoring
-from masksearch_jax.core.types import JsonObject, RampExample, Segment, from_json
+from masksearch_jax.core.types import (
+    SEARCH,
+    SEARCH_ALONE,
+    JsonObject,
+    RampExample,
+    Segment,
+    from_json,
+)
 from masksearch_jax.viewer import load, names
 from masksearch_jax.viewer.load import Folder, Run, as_dict, as_list, is_number
 
@@ -129,8 +136,10 @@ def shown(row: JsonObject) -> JsonObject:
         if isinstance(s.get("text"), str)
     ]
     said = as_scored(row, segments)
-    answer = markup.extract_answer("".join(s.text for s in said if s.author == "policy"))
+    policy = "".join(s.text for s in said if s.author == "policy")
+    answer = markup.extract_answer(policy, _tools(row))
     kept = {k: row[k] for k in TEXT_FIELDS if row.get(k) not in (None, "")}
+    kept |= {"tools": list(_tools(row))} if _tools(row) != SEARCH_ALONE else {}
     kept |= {
         "example_id": row.get("example_id") or example.get("id") or "",
         "example": example,
@@ -156,6 +165,10 @@ def as_scored(row: JsonObject, segments: list[list[str]]) -> list[Segment]:
             text, opening = opening + text, ""
         found.append(Segment(author, text))
     return found
+
+
+def _tools(row: JsonObject) -> tuple[str, ...]:
+    return tuple(map(str, as_list(row.get("tools")))) or SEARCH_ALONE
 
 
 def _reward(terms: JsonObject) -> JsonObject:
@@ -189,7 +202,10 @@ def _wanted(example: JsonObject, answer: str | None, recalls: list[Any]) -> list
 
 
 def _turns(row: JsonObject, example: JsonObject, segments: list[list[str]]) -> list[JsonObject]:
-    """Searches with their documents: id, title, text, and whether it is the source or gold."""
+    """Calls with their documents: id, title, text, and whether it is the source or gold.
+
+    tool: of a call of another than search.
+    """
     told = (text for author, text in segments if author == "tool")
     gold = {*map(str, as_list(example.get("gold")))}
     titles = {*map(str, as_list(example.get("titles")))}
@@ -205,7 +221,7 @@ def _turns(row: JsonObject, example: JsonObject, segments: list[list[str]]) -> l
             is_source = bool(name) and name == example.get("passage_id")
             kind = "source" if is_source else "gold" if name in gold or title in titles else ""
             documents.append({"id": name, "title": title, "text": piece, "kind": kind})
-        kept = {k: turn[k] for k in ("queries", "seconds", "error") if turn.get(k)}
+        kept = {k: turn[k] for k in ("queries", "seconds", "error", "tool") if turn.get(k)}
         turns.append(kept | {"documents": documents})
     return turns
 
@@ -271,10 +287,10 @@ def listed(row: JsonObject, kept: JsonObject, metric: str) -> JsonObject:
         "title": str(title)[:160],
         "status": str(row.get("status") or ""),
         "score": _rounded(score) if is_number(score) else None,
-        "searches": len(kept["turns"]),
+        "searches": sum(turn.get("tool", SEARCH) == SEARCH for turn in kept["turns"]),
         "masks": len(as_list(example.get("spans"))) or None,
         "group": _group(row),
-        "well_formed": markup.is_well_formed(as_scored(row, kept["segments"])),
+        "well_formed": markup.is_well_formed(as_scored(row, kept["segments"]), _tools(row)),
     }
 
 

@@ -1,7 +1,7 @@
 // One trajectory: read turn by turn, or token by token as the policy saw it.
 
 const AUTHORS = { prompt: "prompt", policy: "policy", tool: "search tool" };
-const TAGS = /<(think|search|information|answer)>([\s\S]*?)<\/\1>/g;
+const tags = (tools) => new RegExp(`<(think|${tools.join("|")}|information|answer)>([\\s\\S]*?)</\\1>`, "g");
 const MANY_TOKENS = 3000; // shown at once; the others on demand
 
 async function openTrajectory(index, isAsked = true) {
@@ -142,7 +142,7 @@ function cut(text) {
     if (author === "prompt") return [{ author, tag: "prompt", text: said }];
     const found = [];
     let at = 0;
-    for (const match of said.matchAll(TAGS)) {
+    for (const match of said.matchAll(tags(text.tools ?? ["search"]))) {
       found.push({ author, tag: "", text: said.slice(at, match.index) }, { author, tag: match[1], text: match[2], turn });
       at = match.index + match[0].length;
     }
@@ -158,14 +158,14 @@ function pieceList(text) {
     h(
       "li",
       { class: `piece ${part.author}` },
-      h("span", { class: "tag" }, TITLES[part.tag] ?? AUTHORS[part.author]),
+      h("span", { class: "tag" }, TITLES[part.tag] ?? (part.tag || AUTHORS[part.author])),
       part.turn ? documents(part, text.wanted) : h("div", { class: "text", dir: "auto" }, part.author === "prompt" ? marked(part.text.trim(), []) : marked(part.text.trim(), text.wanted)),
     )));
 }
 
 function documents(part, wanted) {
   const { turn } = part;
-  const note = [plural(turn.documents.length, "document")];
+  const note = [turn.tool ?? plural(turn.documents.length, "document")];
   if (turn.seconds !== undefined) note.push(turn.seconds < 1 ? `${Math.round(1000 * turn.seconds)} ms` : duration(turn.seconds));
   return [
     h("p", { class: "note" }, note.join(" in ")),

@@ -14,12 +14,14 @@ from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.llm_config import JudgeConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.tokenizer import VocabError
+from masksearch_jax.core.tools import search_alone
 from masksearch_jax.core.types import QAExample
 from masksearch_jax.data.batches import Prompt
 from masksearch_jax.rl.group_sampler import GroupSampler, JudgeOutage
 from masksearch_jax.rl.reward_figures import figures
 from masksearch_jax.rl.reward_pool import RewardPool, right_answer
 from masksearch_jax.rollout.engine import Engine
+from masksearch_jax.search.tool import NoSearch
 from masksearch_jax.testing.models import TextVocab, scripted_model
 
 EXAMPLE = QAExample("q3", "made", "How far?", ("4 km", "four kilometres"))
@@ -80,7 +82,7 @@ def step(said: str, verdict: str, rollout=ROLLOUT, cfg=JUDGE):
     own = OwnModel(vocab, cfg, rollout)
     search = SearchConfig(workers=1)
     with (
-        Engine(vocab, None, rollout, search) as engine,
+        Engine(vocab, search_alone(NoSearch(), search), rollout, search) as engine,
         RewardPool(DAPO, Judge(cfg, own)) as pool,
     ):
         sampler = GroupSampler(engine, Prompts(vocab), DAPO, rollout, pool, own_judge=own)
@@ -118,9 +120,9 @@ def test_a_verdict_that_does_not_come_is_an_outage():
 
     vocab = Words()
     model = scripted_model(vocab, vocab.encode("go<answer>4 km</answer>"))
-    own = OwnModel(vocab, JUDGE, ROLLOUT)
+    own, search = OwnModel(vocab, JUDGE, ROLLOUT), SearchConfig(workers=1)
     with (
-        Late(vocab, None, ROLLOUT, SearchConfig(workers=1)) as engine,
+        Late(vocab, search_alone(NoSearch(), search), ROLLOUT, search) as engine,
         RewardPool(DAPO, Judge(JUDGE, own)) as pool,
         pytest.raises(JudgeOutage, match=r"4 of 4 verdicts failed: .*LLMError: out_of_time"),
     ):

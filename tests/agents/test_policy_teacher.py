@@ -18,6 +18,7 @@ from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.tools import search_alone
 from masksearch_jax.core.types import Demonstration, RampExample
 from masksearch_jax.parallel import sharding
 from masksearch_jax.search.open import open_tool
@@ -56,7 +57,9 @@ def solve(miniature, setting, examples, llm=None):
     tool = open_tool(miniature.search)
     limits = agent_teacher.TeacherConfig("en", 2, miniature.search)
     heard = []
-    teacher = policy_teacher.Student(setting, tool, limits, llm, seed=0)
+    teacher = policy_teacher.Student(
+        setting, search_alone(tool, limits.search), limits, llm, seed=0
+    )
     try:
         outcomes = teacher.solve(examples, heard.append)
         assert sorted(map(repr, heard)) == sorted(map(repr, outcomes))
@@ -90,7 +93,9 @@ def test_outcomes_are_heard_of_as_they_come(miniature, setting, examples, monkey
     monkeypatch.setattr(policy_teacher.Engine, "run", run)
     limits = agent_teacher.TeacherConfig("en", 2, miniature.search)
     tool = open_tool(miniature.search)
-    with contextlib.closing(policy_teacher.Student(setting, tool, limits, None, seed=0)) as teacher:
+    with contextlib.closing(
+        policy_teacher.Student(setting, search_alone(tool, limits.search), limits, None, seed=0)
+    ) as teacher:
         teacher.solve(examples, lambda _: log.append("heard"))
     assert log == ["sampled", "heard"] * 2 * len(examples)
 

@@ -16,6 +16,7 @@ from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.retrieval import SearchError
+from masksearch_jax.core.tools import search_alone
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample, Span
 from masksearch_jax.corpus import atlas
 from masksearch_jax.data import prompt
@@ -77,8 +78,9 @@ def questions(small):
 
 
 def solve(examples, engine, **options):
+    tools = search_alone(engine, SEARCH)
     return [
-        scripted_teacher.demonstrate(e, engine, SEARCH, random.Random(i), **options)
+        scripted_teacher.demonstrate(e, tools, random.Random(i), **options)
         for i, e in enumerate(examples)
     ]
 
@@ -201,7 +203,8 @@ ARTICLE = Passage("p", "Sora", "Sora lies on the Liri. 25,000 people live there.
 
 
 def demonstrate(example, search, seed=0, **options):
-    return scripted_teacher.demonstrate(example, search, SEARCH, random.Random(seed), **options)
+    tools = search_alone(search, SEARCH)
+    return scripted_teacher.demonstrate(example, tools, random.Random(seed), **options)
 
 
 def test_a_failed_search_is_followed_by_a_wider_one():

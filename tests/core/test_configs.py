@@ -113,6 +113,7 @@ SINCE |= dict.fromkeys(
     (
         *("dapo.coverage_weight", "dapo.gold_hit_weight", "dapo.no_answer_penalty"),
         *("dapo.no_search_penalty", "dapo.malformed_turn_penalty", "dapo.repeated_query_penalty"),
+        "dapo.unreadable_call_penalty",
     ),
     0.0,
 )
@@ -136,6 +137,10 @@ KEYS_SINCE = {"quickstart": {"qa_share": 0.0, "thoughts": "short", "init": ""}}
 KEYS_SINCE["quickstart"] |= {"heldout_points": 0, "heldout_examples": 16}
 KEYS_SINCE |= {"build_trajectories": {"thoughts": "full"}}
 KEYS_SINCE |= {"serve_search": {"waiting": 256}, "build_index": {"shards": 1}}
+_WITH_TOOLS = ("ramp_sft", "qa_sft", "ramp_dapo", "qa_dapo", "evaluate", "quickstart", "ask")
+_WITH_TOOLS += ("serve_model", "build_trajectories", "build_cache")
+KEYS_SINCE |= {name: KEYS_SINCE.get(name, {}) | {"tools": []} for name in _WITH_TOOLS}
+SINCE |= {f"{at}rollout.tool_turns": [] for at in ("", "student.")} | {"ramp.arithmetic": False}
 SINCE |= {"evolve.thoughts": "short", "ramp.supported": False}
 # Sections that came after the snapshot, of which no file of that time has a key.
 WATCHED = {

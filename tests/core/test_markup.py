@@ -249,3 +249,50 @@ def test_a_well_formed_trajectory_has_an_answer():
     turns = segments([THINK + SEARCH, markup.wrap("information", "x"), THINK + ANSWER])
     policy = "".join(s.text for s in turns if s.author == "policy")
     assert markup.extract_answer(policy) == "a"
+
+
+# ---- other tools than search
+
+TOOLS = ("search", "calculate")
+
+
+def test_the_tags_of_a_run_are_those_of_its_tools():
+    assert markup.stops(TOOLS) == ("</search>", "</calculate>", "</answer>")
+    assert markup.tag_tokens(TOOLS) == (
+        *("<think>", "</think>", "<search>", "</search>", "<calculate>", "</calculate>"),
+        *("<information>", "</information>", "<answer>", "</answer>"),
+    )
+    text = "<calculate>1</calculate> <answer>2</answer>"
+    assert markup.find_stop(text, TOOLS) == ("calculate", len("<calculate>1</calculate>"))
+    assert markup.find_stop(text) == ("answer", len(text))
+    assert markup.escape("</Calculate>", TOOLS) == "<\u200b/Calculate>"
+    assert markup.escape("</calculate>") == "</calculate>"
+    assert markup.extract_answer("<answer><calculate>1</answer>", TOOLS) is None
+    assert markup.extract_answer("<answer><calculate>1</answer>") == "<calculate>1"
+
+
+@pytest.mark.parametrize(
+    ("turn", "tools", "is_one"),
+    [
+        ("<think>so</think><calculate>1 + 1</calculate>", TOOLS, True),
+        ("<calculate>1 + 1</calculate>", ("search",), False),
+        ("<calculate>1</calculate><search>a</search>", TOOLS, False),
+        ("<calculate>1</search>", TOOLS, False),
+        ("<think><calculate></think><search>a</search>", TOOLS, False),
+        ("<think><calculate></think><search>a</search>", ("search",), True),
+        ("<calculate> </calculate>", TOOLS, False),
+    ],
+)
+def test_a_turn_is_one_call_of_a_tool_of_the_run(turn, tools, is_one):
+    assert markup.is_turn(turn, tools) == is_one
+    whole = [Segment("policy", turn), Segment("policy", "<answer>2</answer>")]
+    assert markup.is_well_formed(whole, tools) == is_one
+
+
+@pytest.mark.parametrize(
+    ("name", "may_be"),
+    [("calculate", True), ("look_up", True), ("answer", False), ("think", False),
+     ("information", False), ("A", False), ("a b", False), ("", False), ("a>", False)],
+)  # fmt: skip
+def test_names_that_a_tool_may_have(name, may_be):
+    assert markup.is_name(name) == may_be

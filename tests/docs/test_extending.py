@@ -22,9 +22,11 @@ from masksearch_jax.core.types import (
     Span,
     Trajectory,
 )
+from masksearch_jax.data import prompt
 from masksearch_jax.search.open import open_tool
 from masksearch_jax.search.server import SearchServer
 from masksearch_jax.testing.services import Answer, Endpoint, serving
+from masksearch_jax.tools.registry import open_tools
 
 ROOT = Path(__file__).resolve().parents[2]
 RIVERS = [
@@ -101,3 +103,10 @@ def test_a_judge_is_a_reward(monkeypatch):
     monkeypatch.setenv("MY_JUDGE", "http://127.0.0.1:1/v1")
     with pytest.raises(openai.APIConnectionError):
         asyncio.run(my_judge.reward(example, attempt(said[0])))
+
+
+def test_a_tool_of_a_user_is_named_in_the_config():
+    tools = open_tools(("examples.my_tool:Lengths",), my_search.TitleSearch(RIVERS), SearchConfig())
+    assert tools.names == ("search", "convert")
+    assert tools["convert"].call(("26.2 miles in km",), "").texts == ("42.16 km",)
+    assert "converter of lengths" in prompt.instructions(tools.instructions)

@@ -122,4 +122,5 @@ def test_a_name_in_a_row_is_one_that_something_writes():
     known |= set(names.ITERATIONS) | set(names.SCORES) | set(iterations.SHOWN)
     known |= {*goodput.BUCKETS, "lost", "down", "wall", "goodput", "sessions"}
     known |= {"heldout_kN_span_recall", "heldout_questions_recall"}  # of rl/heldout.py's kinds
+    known |= {"calls_NAME", "failures_NAME", "unreadable_NAME"}  # of each tool
     assert sorted(told() - known) == []

@@ -19,6 +19,7 @@ import pytest
 
 from masksearch_jax import ask
 from masksearch_jax.core.config import PromptConfig
+from masksearch_jax.core.tools import search_alone
 from masksearch_jax.core.types import Passage
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.search.tool import FakeSearch
@@ -50,7 +51,9 @@ def scripted(**search):
     )
     tool = FakeSearch({"krone": [KRONE], "Oslo": [OSLO, KRONE]}, **search)
     model = ScriptedModel(jnp.asarray(following))
-    with Engine(vocab, tool, rollout, SEARCH, strict=True, by_row=True) as engine:
+    with Engine(
+        vocab, search_alone(tool, SEARCH), rollout, SEARCH, strict=True, by_row=True
+    ) as engine:
         list(engine.run(model))
         agent = ask.Agent(cfg, vocab, engine, model)
         with ask.page_server(agent) as server:

@@ -102,7 +102,7 @@ def test_the_events_of_a_trajectory_are_told_once_and_without_tags():
                 {"plan": "No."}, {"note": "Act."}, {"plan": "Now"},
                 {"answer": "krone"}]  # fmt: skip
     for step in (1, 2, 5, 1000):
-        narrator, told = Narrator(4), []
+        narrator, told = Narrator({"search": 4}), []
         for i, segment in enumerate(whole):
             for end in range(step, len(segment.text) + step, step):
                 text = segment.text[:end] + ("\ufffd" if end < len(segment.text) else "")
@@ -129,7 +129,7 @@ def test_the_events_of_a_trajectory_are_told_once_and_without_tags():
 )
 def test_the_end_is_an_answer_or_a_reason(status, text, error, said):
     seen = Seen((Segment("policy", text),), (), ())
-    assert list(Narrator(2).end(seen, status, error))[-1] == {"failed": said}
+    assert list(Narrator({"search": 2}).end(seen, status, error))[-1] == {"failed": said}
 
 
 def test_a_screen_shows_each_event_on_lines_of_its_own():

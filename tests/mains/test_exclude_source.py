@@ -19,6 +19,7 @@ from masksearch_jax.core.config import MeshConfig, PromptConfig, SearchConfig
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.tools import search_alone
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample
 from masksearch_jax.data.batches import Prompt
 from masksearch_jax.evals import sampling
@@ -158,14 +159,14 @@ def test_the_student_evaluation_and_dapo(miniature, examples, sources, cfg, monk
     )
     limits = agent_teacher.TeacherConfig("en", 2, cfg)
     with contextlib.closing(
-        policy_teacher.Student(setting, sources, limits, None, seed=0)
+        policy_teacher.Student(setting, search_alone(sources, cfg), limits, None, seed=0)
     ) as teacher:
         made = teacher.solve(examples, lambda outcome: None)
     assert len(made) == 2 * len(examples)
     assert all(shown_to(d.turns, ids, source[d.example_id], cfg) for d in made)
 
     prompts = [np.asarray(vocab.encode(f"{e.masked}\n"), np.int32) for e in examples]
-    with jax.set_mesh(mesh), Engine(vocab, sources, rollout, cfg) as engine:
+    with jax.set_mesh(mesh), Engine(vocab, search_alone(sources, cfg), rollout, cfg) as engine:
         found = []
         scorer = Scorer(scoring.OURS)
         items = [
@@ -203,7 +204,10 @@ def test_the_scripted_teacher_reads_other_articles_alone(miniature):
     asked = read_jsonl(miniature.data / "ramp" / "train.jsonl", RampExample)[:80]
 
     def solve(cfg):
-        made = [scripted_teacher.demonstrate(e, tool, cfg, random.Random(e.id)) for e in asked]
+        made = [
+            scripted_teacher.demonstrate(e, search_alone(tool, cfg), random.Random(e.id))
+            for e in asked
+        ]
         return [m for m in made if isinstance(m, Demonstration)]
 
     cfg = dataclasses.replace(miniature.search, top_k=2, max_passages=2)

@@ -36,6 +36,7 @@ from masksearch_jax.core.jsonl import read_jsonl
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
+from masksearch_jax.core.tools import search_alone
 from masksearch_jax.core.types import RampExample
 from masksearch_jax.corpus.passages import write_passages
 from masksearch_jax.models import hf
@@ -518,7 +519,9 @@ def scripted(deadline=60.0, grace=30.0):
     following[said] = vocab.eos_ids[0]
     rollout = dataclasses.replace(GREEDY, max_len=4096, page_tokens=512, in_flight="keep")
     with (
-        Engine(vocab, NoSearch(), rollout, SEARCH, strict=True, by_row=True) as engine,
+        Engine(
+            vocab, search_alone(NoSearch(), SEARCH), rollout, SEARCH, strict=True, by_row=True
+        ) as engine,
         ChatServer(
             engine, vocab, "small", "127.0.0.1", 0, deadline=deadline, grace=grace
         ) as server,

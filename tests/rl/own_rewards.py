@@ -26,6 +26,11 @@ def right(example, trajectory):
     return float(markup.extract_answer(trajectory.text_by("policy")) == "A b.")
 
 
+def by_sample(example, trajectory):
+    """Right for every second sample of a prompt, whatever it says: each group has spread."""
+    return float(trajectory.sample % 2)
+
+
 async def later(example, trajectory):
     await asyncio.sleep(0)
     return {"total": 0.25, "accuracy": 1, "brevity": 0.5}

@@ -14,7 +14,7 @@ from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.types import RampExample, Segment, Span, Trajectory, Turn
 from masksearch_jax.data.batches import Prompt
 from masksearch_jax.rl import groups as groups_lib
-from masksearch_jax.rl.group_sampler import GroupSampler, figures
+from masksearch_jax.rl.group_sampler import GroupSampler, ToolOutage, figures
 from masksearch_jax.rl.reward_pool import RewardPool
 from masksearch_jax.rl.rewards import RewardTerms
 from masksearch_jax.rollout.stats import EngineStats
@@ -264,6 +264,37 @@ def test_groups_of_partly_right_samples_are_kept_where_spread_decides():
     for keep_by, expected in (("accuracy", [False]), ("spread", [True])):
         dapo = dataclasses.replace(DAPO, keep_by=keep_by)
         assert groups_lib.score_groups([group], dapo, ROLLOUT)[2].tolist() == expected
+
+
+class Failing(Answers):
+    """Samples that each call search twice and another tool once, which fails or not."""
+
+    def __init__(self, fails):
+        super().__init__()
+        self.fails = fails
+
+    def run(self, model, requests, version, *, enough):
+        for t in super().run(model, requests, version, enough=enough):
+            error = "down" if self.fails(t.sample) else ""
+            calls = (*[Turn(("q",), (), (), 0.0)] * 2, Turn(("1",), (), (), 0.0, error, tool="add"))
+            yield dataclasses.replace(t, turns=calls, tools=("search", "add"))
+
+
+def test_an_outage_is_of_one_tool_however_well_the_others_answer(pool):
+    def step(fails):
+        tools = ("search", "add")
+        return GroupSampler(Failing(fails), Prompts(), DAPO, ROLLOUT, pool, 0.5, tools=tools).step(
+            None, 0
+        )
+
+    with pytest.raises(ToolOutage, match=r"4 of 4 calls of add failed: down") as caught:
+        step(lambda sample: True)
+    assert caught.value.tool == "add tool"
+    _, seen = step(lambda sample: False)
+    found = figures(seen, [], 0, EngineStats(), 0, 0.9, ("search", "add"))
+    assert (found["searches"], found["calls_search"], found["calls_add"]) == (2.0, 2.0, 1.0)
+    assert (found["failures_add"], found["unreadable_add"]) == (0.0, 0.0)
+    assert not [name for name in figures(seen, [], 0, EngineStats(), 0, 0.9) if "_add" in name]
 
 
 def test_figures_of_a_step():

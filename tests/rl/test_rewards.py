@@ -209,10 +209,10 @@ def test_only_one_closed_answer_by_the_policy_counts():
     open_tag = policy(f"<answer>{PARAGRAPH}")
     empty = policy("<answer> </answer>")
     for segments in (two, in_result, open_tag, empty, ()):
-        assert read_answer(segments) is None
-        got = ramp_reward(EXAMPLE, segments, CFG)
+        assert read_answer(trajectory(segments)) is None
+        got = ramp_reward(EXAMPLE, trajectory(segments), CFG)
         assert (got.answer, got.accuracy) == (0.0, 0.0)
-    assert read_answer((*in_result, *answered("mine"))) == "mine"
+    assert read_answer(trajectory((*in_result, *answered("mine")))) == "mine"
 
 
 def figures(terms: RewardTerms) -> tuple[float, ...]:
@@ -221,27 +221,35 @@ def figures(terms: RewardTerms) -> tuple[float, ...]:
 
 
 def test_ramp_reward_mixes_answer_and_format():
-    assert ramp_reward(EXAMPLE, answered(PARAGRAPH), CFG) == RewardTerms(1.0, 1.0, 1.0, 1.0)
+    assert ramp_reward(EXAMPLE, trajectory(answered(PARAGRAPH)), CFG) == RewardTerms(
+        1.0, 1.0, 1.0, 1.0
+    )
     bad_form = policy(f"junk <answer>{PARAGRAPH}</answer>")
-    assert figures(ramp_reward(EXAMPLE, bad_form, CFG)) == pytest.approx((0.9, 1.0, 0.0, 1.0))
+    assert figures(ramp_reward(EXAMPLE, trajectory(bad_form), CFG)) == pytest.approx(
+        (0.9, 1.0, 0.0, 1.0)
+    )
     wrong = answered(filled("Rome", "1868", "radium"))
-    assert figures(ramp_reward(EXAMPLE, wrong, CFG)) == pytest.approx((0.1, 0.0, 1.0, 0.0))
+    assert figures(ramp_reward(EXAMPLE, trajectory(wrong), CFG)) == pytest.approx(
+        (0.1, 0.0, 1.0, 0.0)
+    )
     copied = answered(EXAMPLE.masked)  # the masks are still there: no form that was asked for
-    assert ramp_reward(EXAMPLE, copied, CFG) == RewardTerms(0.0, 0.0, 0.0, 0.0)
+    assert ramp_reward(EXAMPLE, trajectory(copied), CFG) == RewardTerms(0.0, 0.0, 0.0, 0.0)
 
 
 def test_the_penalty_counts_what_a_fill_has_beyond_its_span():
     cfg = dataclasses.replace(CFG, reward="penalised", format_weight=0.0)
-    assert ramp_reward(EXAMPLE, answered(PARAGRAPH), cfg).total == 1.0
+    assert ramp_reward(EXAMPLE, trajectory(answered(PARAGRAPH)), cfg).total == 1.0
     longer = filled("old Warsaw", "about the year 1867", "polonium")  # 1 and 3 words too many
-    got = ramp_reward(EXAMPLE, answered(longer), cfg)
+    got = ramp_reward(EXAMPLE, trajectory(answered(longer)), cfg)
     assert got.total == pytest.approx((0.9 + 0.7 + 1.0) / 3)
     assert got.accuracy == got.answer  # a list of guesses is not right
     signs = filled("Warsaw ; the , ; a", "1867", "polonium")  # 5 signs and articles
-    assert ramp_reward(EXAMPLE, answered(signs), cfg).total == pytest.approx((0.5 + 2) / 3)
-    qa = qa_reward(QA, answered("Warsaw, Poland, in the east of Europe"), cfg)
+    assert ramp_reward(EXAMPLE, trajectory(answered(signs)), cfg).total == pytest.approx(
+        (0.5 + 2) / 3
+    )
+    qa = qa_reward(QA, trajectory(answered("Warsaw, Poland, in the east of Europe")), cfg)
     assert qa.answer == pytest.approx(1 - 0.1 * 4 / 2)
-    dump = qa_reward(QA, answered("word " * 500 + "Warsaw"), cfg)
+    dump = qa_reward(QA, trajectory(answered("word " * 500 + "Warsaw")), cfg)
     assert (dump.answer, dump.accuracy) == (0.0, 0.0)
 
 
@@ -315,9 +323,9 @@ def test_with_the_configured_penalty_guessing_more_than_once_does_not_pay(penalt
     cfg = dataclasses.replace(CFG, reward="penalised", length_penalty=penalty, format_weight=0.0)
     gains = []
     for n in range(2, 9):
-        one = np.mean([qa_reward(CITY, answered(p), cfg).total for p in places[-n:]])
+        one = np.mean([qa_reward(CITY, trajectory(answered(p)), cfg).total for p in places[-n:]])
         assert one == 1 / n
-        gains.append(qa_reward(CITY, answered(" ".join(places[-n:])), cfg).total - one)
+        gains.append(qa_reward(CITY, trajectory(answered(" ".join(places[-n:]))), cfg).total - one)
     assert (max(gains) > 0) == pays
     assert gains[-1] == -1 / 8  # eight guesses earn nothing
 
@@ -338,14 +346,14 @@ def test_with_the_configured_penalty_guessing_more_than_once_does_not_pay(penalt
     ],
 )
 def test_a_form_that_is_not_asked_for_loses_its_share(turn):
-    assert ramp_reward(EXAMPLE, policy(turn), CFG).format == 0.0
+    assert ramp_reward(EXAMPLE, trajectory(policy(turn)), CFG).format == 0.0
 
 
 def test_qa_recall_and_dispatch():
-    assert qa_reward(QA, answered("Poland"), CFG).answer == 0.5
+    assert qa_reward(QA, trajectory(answered("Poland")), CFG).answer == 0.5
     assert figures(reward(QA, trajectory(answered("Warsaw")), CFG)) == (1.0, 1.0, 1.0, 1.0)
     assert reward(EXAMPLE, trajectory(answered(PARAGRAPH)), CFG).total == 1.0
-    assert qa_reward(QA, policy("Warsaw"), CFG) == RewardTerms(0.0, 0.0, 0.0, 0.0)
+    assert qa_reward(QA, trajectory(policy("Warsaw")), CFG) == RewardTerms(0.0, 0.0, 0.0, 0.0)
 
 
 def test_an_unknown_reward_names_the_choices():

@@ -24,7 +24,7 @@ from masksearch_jax.rl import rewards, turns
 from masksearch_jax.rl.groups import Group, to_tokens
 
 CFG = DapoConfig(steps=1, curriculum="", group_size=2)
-WEIGHTS = dict(zip(turns.WEIGHTS.values(), (1.0, 0.1, 0.01, 0.001), strict=True))
+WEIGHTS = dict(zip(turns.WEIGHTS.values(), (1.0, 0.1, 0.01, 0.001, 1e-4), strict=True))
 RAMP = RampExample(
     "e",
     "p1",
@@ -80,6 +80,35 @@ def test_faults_are_those_of_their_turn(said, status, expected):
     assert {len(each) for each in found.values()} == {count}
 
 
+def test_a_call_that_its_tool_could_not_read_is_a_fault_of_its_turn():
+    def call(text):
+        return f"<calculate>{text}</calculate>"
+
+    said = (call("a"), FOUND, search("a"), FOUND, call("a\n1 + 1"), FOUND, call("2"), FOUND, ANSWER)
+    calls = (  # the first was corrected: it is no call
+        Turn(("a",), (), (), 0.0),
+        Turn(("a", "1 + 1"), (), (), 0.0, tool="calculate", unreadable=1),
+        Turn(("2",), (), (), 0.0, tool="calculate"),
+    )
+    tools = ("search", "calculate")
+    whole = dataclasses.replace(made(*said), turns=calls, tools=tools)
+    found = turns.faults(whole)
+    assert found["unreadable_call"] == (0.0, 0.0, 0.5, 0.0, 0.0)
+    assert found["repeated_query"] == (0.0, 0.0, 0.5, 0.0, 0.0)  # a search is no calculation
+    assert found["malformed_turn"] == (0.0,) * 5
+    assert found["no_search"] == (0.0,) * 5
+    parts = rewards.reward(QA, whole, dataclasses.replace(CFG, unreadable_call_penalty=0.2))
+    assert parts.turns == (0.0, 0.0, -0.1, 0.0, 0.0)
+    assert parts.format == 1.0
+    unsearched = made(call("1"), FOUND, ANSWER)
+    unsearched = dataclasses.replace(unsearched, turns=calls[2:], tools=tools)
+    assert turns.faults(unsearched)["no_search"] == (0.0, 1.0)
+    least = dataclasses.replace(CFG, min_searches=1)
+    assert rewards.reward(QA, unsearched, least).format == 0.0
+    alone = dataclasses.replace(unsearched, tools=("search",))
+    assert turns.faults(alone)["malformed_turn"] == (1.0, 0.0)
+
+
 def test_a_turn_of_tokens_that_are_no_text_is_a_turn():
     """An end of sequence alone, corrected, then an answer."""
     whole = made("~", FOUND, search("a"), FOUND, ANSWER)
@@ -106,7 +135,8 @@ def test_each_token_has_its_turns_term_and_no_other(said, status):
     for i, text in enumerate(texts):
         term = 0.0
         for name, key in turns.WEIGHTS.items():
-            term -= WEIGHTS[key] * (faults[name][i // 2] if i % 2 == 0 else 0.0)
+            if name in faults and i % 2 == 0:
+                term -= WEIGHTS[key] * faults[name][i // 2]
         expected += [term] * len(text)
     np.testing.assert_allclose(turns.per_token(trajectory, parts.turns), expected, atol=1e-6)
 
@@ -121,7 +151,7 @@ def test_each_token_has_its_turns_term_and_no_other(said, status):
 def test_terms_are_counted_and_add_nothing_by_default():
     parts = rewards.reward(RAMP, made(search("a"), FOUND, search("a"), FOUND, "so"), CFG)
     assert parts.turns == NONE
-    counted = {name: parts.logged[name] for name in turns.WEIGHTS}
+    counted = {name: parts.logged[name] for name in turns.WEIGHTS if name in parts.logged}
     assert counted == {
         "no_answer": 0.0,
         "no_search": 0.0,

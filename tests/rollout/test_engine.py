@@ -18,6 +18,7 @@ import pytest
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import MeshConfig
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
+from masksearch_jax.core.tools import search_alone
 from masksearch_jax.core.types import Demonstration, Passage
 from masksearch_jax.data import demonstrations
 from masksearch_jax.models.head import token_logprobs
@@ -110,7 +111,7 @@ def test_stop_table_marks_only_tokens_that_can_complete_a_stop():
         b"<eos>",
         b"h>",
     ]
-    table = decode.stop_table(tokens, (6,), markup.STOPS, 10)
+    table = decode.stop_table(tokens, (6,), markup.stops(), 10)
     assert table.tolist() == [True, False, True, True, False, True, True, True, False, False]
 
 
@@ -217,12 +218,8 @@ def test_observations_are_tokenised_as_in_the_demonstrations(tmp_path):
     model = scripted_model(vocab, [*vocab.encode("\n"), *said])
     passage = Passage("1", "Aar", text)
     config = dataclasses.replace(GREEDY, max_len=256, max_observation_tokens=200)
-    e = Engine(
-        vocab,
-        FakeSearch({"river": [passage, dataclasses.replace(passage, id="2")]}),
-        config,
-        SEARCH,
-    )
+    found = FakeSearch({"river": [passage, dataclasses.replace(passage, id="2")]})
+    e = Engine(vocab, search_alone(found, SEARCH), config, SEARCH)
     prompt = np.asarray(vocab.encode("\n"), np.int32)
     with e:
         (t,) = e.run(model, [Request("e", prompt, 0)])

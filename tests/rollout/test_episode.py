@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from masksearch_jax.core import markup
+from masksearch_jax.core.tools import search_alone
 from masksearch_jax.core.types import STATUSES, Passage
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request, Rules, finish, repeats
@@ -25,7 +26,7 @@ ROOMY = dataclasses.replace(
 
 
 def rules(**changes) -> Rules:
-    return Rules(VOCAB, dataclasses.replace(ROOMY, **changes), SEARCH)
+    return Rules(VOCAB, dataclasses.replace(ROOMY, **changes), search_alone(colours(), SEARCH))
 
 
 def opened(r: Rules, text: str = "red"):
@@ -61,7 +62,7 @@ def test_mistakes_are_corrected_so_often_and_then_end(mistake, text, changes, en
         assert (e.corrections, e.turn_tokens, e.turn_bytes) == (n + 1, 0, b"")
     assert say(r, e, text) == end
     assert e.corrections == corrections
-    hint = markup.wrap("information", markup.CORRECTIONS[mistake])
+    hint = markup.wrap("information", markup.correction(mistake))
     said, told = VOCAB.encode(text), VOCAB.encode(hint, literal=True)
     t = finish(e, "no_answer")
     assert t.ids.tolist() == [*VOCAB.encode("red"), *(said + told) * corrections, *said]
@@ -75,12 +76,12 @@ def test_mistakes_are_corrected_so_often_and_then_end(mistake, text, changes, en
 
 
 def test_corrections_say_nothing_that_is_a_tag():
-    for hint in markup.CORRECTIONS.values():
+    for hint in map(markup.correction, (*(m[0] for m in MISTAKES), "no_tool_turns")):
         assert markup.escape(hint) == hint
 
 
 def test_a_correction_needs_room_for_itself_and_an_answer():
-    hint = VOCAB.encode(markup.wrap("information", markup.CORRECTIONS["no_action"]), literal=True)
+    hint = VOCAB.encode(markup.wrap("information", markup.correction("no_action")), literal=True)
     fits = 1 + 2 + len(hint) + 1  # the prompt, what it said, the hint, one token of an answer
     for length, end in ((fits, None), (fits - 1, "no_answer")):
         r = rules(max_len=length)
@@ -206,7 +207,7 @@ def test_a_stop_of_many_tokens_ends_the_turn_at_its_last():
     prompt = vocab.encode("q")
     for a, b in zip([*prompt, *spelt], [*spelt, spelt[-1]], strict=True):
         following[a] = b
-    with Engine(vocab, colours(), GREEDY, SEARCH, strict=True) as e:
+    with Engine(vocab, search_alone(colours(), SEARCH), GREEDY, SEARCH, strict=True) as e:
         (t,) = e.run(ScriptedModel(jnp.asarray(following)), [Request("e", np.asarray(prompt), 0)])
     assert (t.status, t.ids[1:].tolist()) == ("answered", spelt)
     assert t.segments[-1].text == "<answer>x</answer>"
@@ -297,7 +298,7 @@ def faulty_run():
     requests = [
         Request(q, np.asarray([vocab.words.index(f"?{q}")]), i) for i, q in enumerate(FOUND)
     ]
-    with Engine(vocab, tool, config, searching, strict=True) as e:
+    with Engine(vocab, search_alone(tool, searching), config, searching, strict=True) as e:
         out = list(e.run(model, requests))
         tool.release.set()
     assert sorted(t.example_id for t in out) == sorted(FOUND)

@@ -12,6 +12,7 @@ import pytest
 
 from masksearch_jax.core import markup
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
+from masksearch_jax.core.tools import search_alone
 from masksearch_jax.core.types import Passage, Status
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
@@ -84,7 +85,7 @@ def test_every_prompt_ends_once_however_search_misbehaves(vocab, model) -> None:
     config = dataclasses.replace(SEARCH, timeout=90.0, workers=2)
     prompt = np.asarray(vocab.encode("\n"), np.int32)
     requests = [Request(f"e{i}", prompt, i) for i in range(len(search.ways) * 2)]
-    with Engine(vocab, search, rollout, config, strict=True) as e:
+    with Engine(vocab, search_alone(search, config), rollout, config, strict=True) as e:
         done = list(e.run(model, requests))
     assert Counter(t.example_id for t in done) == Counter(r.example_id for r in requests)
     assert {t.status for t in done} <= set(get_args(Status))

@@ -13,6 +13,7 @@ from masksearch_jax import train_dapo
 from masksearch_jax.core.config import MeshConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.schema import to_dataclass
+from masksearch_jax.core.tools import search_alone
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.quickstart import QuickstartRun
 from masksearch_jax.rollout import decode, sampling
@@ -224,7 +225,9 @@ def test_requests_of_one_engine_have_samplers_of_their_own():
         dataclasses.replace(request("red blue", i), plain=True, sampler=sampler)
         for i, sampler in enumerate(samplers)
     ]
-    with Engine(VOCAB, colours(), ROLLOUT, SEARCH, strict=True, by_row=True) as mixed:
+    with Engine(
+        VOCAB, search_alone(colours(), SEARCH), ROLLOUT, SEARCH, strict=True, by_row=True
+    ) as mixed:
         found = {t.example_id: t for t in mixed.run(transformer(), asked)}
     for one, sampler in zip(asked, samplers, strict=True):
         used = sampler or sampling.sampler_of(ROLLOUT)

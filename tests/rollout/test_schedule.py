@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from masksearch_jax.core.tools import search_alone
 from masksearch_jax.models import kv_cache
 from masksearch_jax.rollout import memory, schedule
 from masksearch_jax.rollout.decode import RolloutError
@@ -457,7 +458,10 @@ def test_a_compile_after_the_warm_up_is_an_error_or_a_warning(caplog):
         (after,) = e.run(ANSWERER, [request("plan")])
     assert before.ids.tolist() == after.ids.tolist()
     unsigned = ScriptedModel(ANSWERER.following.astype(jnp.uint16))
-    with Engine(VOCAB, colours(), config, SEARCH) as e, caplog.at_level(logging.WARNING):
+    with (
+        Engine(VOCAB, search_alone(colours(), SEARCH), config, SEARCH) as e,
+        caplog.at_level(logging.WARNING),
+    ):
         list(e.run(ANSWERER, [request("plan")]))
         assert not caplog.records
         (found,) = e.run(unsigned, [request("plan")])

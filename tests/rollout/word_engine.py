@@ -12,6 +12,7 @@ from flax import nnx
 
 from benchmarks import rollout_model
 from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.tools import search_alone
 from masksearch_jax.core.types import Passage, Trajectory
 from masksearch_jax.models.head import token_logprobs
 from masksearch_jax.models.transformer import Transformer
@@ -65,7 +66,9 @@ def words_to_ids(*words: str) -> list[int]:
 
 
 def engine(search=None, *, rollout=ROLLOUT, search_config=SEARCH) -> Engine:
-    return Engine(VOCAB, search or colours(), rollout, search_config, strict=True)
+    return Engine(
+        VOCAB, search_alone(search or colours(), search_config), rollout, search_config, strict=True
+    )
 
 
 def request(text: str, stream: int = 0, sample: int = 0) -> Request:

@@ -207,7 +207,7 @@ _MODEL = (
     *("tie_embeddings", "max_position"),
 )
 CHANGES_THE_RESULT = {
-    "": ("data", "tokenizer", "init", "seed"),
+    "": ("data", "tokenizer", "init", "seed", "tools"),
     "model": _MODEL,
     "model.rope_scaling": (
         *("factor", "low_freq_factor", "high_freq_factor", "original_max_position"),
@@ -228,7 +228,7 @@ CHANGES_THE_RESULT = {
     "search.opensearch": ("url", "name"),
     "search.web": ("service", "url", "body", "results", "title", "text", "id"),
     "rollout": (
-        *("max_len", "kv_dtype", "max_turns", "max_new_tokens", "max_turn_tokens"),
+        *("max_len", "kv_dtype", "max_turns", "tool_turns", "max_new_tokens", "max_turn_tokens"),
         *("max_observation_tokens", "answer_tokens", "corrections", "temperature", "top_k"),
         *("top_p", "min_p", "max_repeats", "in_flight", "max_staleness", "seed"),
     ),
@@ -242,7 +242,8 @@ CHANGES_THE_RESULT = {
         *("max_refills", "overlong_buffer", "overlong_penalty", "overlong_filter", "oversample"),
         *("split", "seed", "keep_by", "min_spread", "min_searches", "coverage_weight"),
         *("gold_hit_weight", "no_answer_penalty", "no_search_penalty"),
-        *("malformed_turn_penalty", "repeated_query_penalty", "advantage", "ratio", "aggregation"),
+        *("malformed_turn_penalty", "repeated_query_penalty", "unreadable_call_penalty"),
+        *("advantage", "ratio", "aggregation"),
         *("fixed_length", "dual_clip", "proximal", "kl", "kl_weight", "likelihood_floor"),
         *("sequence_gap", "rest_steps"),
     ),

@@ -37,6 +37,11 @@ function show(turn, delta) {
     const list = add(turn, "ul", "search");
     for (const query of delta.search) add(list, "li", "", query);
   }
+  if (delta.call) {
+    const list = add(turn, "ul", "search");
+    for (const request of delta.call.requests) add(list, "li", "", `${delta.call.tool}: ${request}`);
+  }
+  if (delta.result !== undefined) add(turn, "p", "note", delta.result);
   if (delta.documents) {
     for (const found of delta.documents) {
       const place = add(turn, "details", "document");

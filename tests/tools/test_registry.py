@@ -1,0 +1,95 @@
+"""Tools that a config names: found, made, asked once before a run, and refused with the reason."""
+
+import pytest
+
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.tools import Answering, ToolError
+from masksearch_jax.data import prompt
+from masksearch_jax.search.tool import NoSearch
+from masksearch_jax.tools.registry import instructions_of, open_tools
+from tests.tools import bad_tools
+
+LENGTHS = "examples.my_tool:Lengths"
+
+
+def opened(*names):
+    return open_tools(names, NoSearch(), SearchConfig())
+
+
+def texts(*names, ask):
+    """What the last of the tools says to each request."""
+    toolbox = opened(*names)
+    return toolbox[toolbox.names[-1]].call(ask, "").texts
+
+
+def test_search_comes_first_and_the_others_as_they_are_named():
+    assert opened().names == ("search",)
+    assert opened("date", LENGTHS, "calculate").names == ("search", "date", "convert", "calculate")
+    assert opened("date").limits == {"search": 4, "date": 4}
+
+
+def test_a_tool_of_a_user_answers_and_tells_what_it_cannot_read():
+    assert texts(LENGTHS, ask=("26.2 miles in km", "1 km in m")) == ("42.16 km", "1000 m")
+    found = opened(LENGTHS)["convert"].call(("1 km in m", "far"), "")
+    assert found.unreadable == 1
+    assert found.texts[1].startswith("Write it as")
+
+
+def test_instructions_name_every_tool_and_what_it_wants():
+    said = prompt.instructions(instructions_of(("calculate", LENGTHS)))
+    assert "a search engine over an encyclopedia, a calculator and a converter of lengths." in said
+    assert "one of four things" in said
+    assert said.count("\n- ") == 4
+    assert said.index("- search:") < said.index("- calculate:") < said.index("- convert:")
+    assert said.endswith("trust what you read more than what you remember.")
+
+
+# ---- tools that are none
+
+
+BAD = "tests.tools.bad_tools"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("calculator", r"has 'calculator', not calculate, date or package.*did you mean calculate"),
+        ("search", r"has 'search', not calculate"),
+        ("examples.my_tool:Length", r"module 'examples.my_tool' has no 'Length'; did you mean Len"),
+        ("examples.no_tool:Lengths", r"there is no module 'examples.no_tool'"),
+        ("examples.my_tool", r"not calculate, date or package.module:Class"),
+        ("examples.my_tool:METRES", r"which is dict, not a class"),
+        (f"{BAD}:NoText", r"NoText' of config.tools has '' as its attribute 'usage'"),
+        (f"{BAD}:OddName", r"has the name 'Good Tool'; it must be of lower-case letters"),
+        (f"{BAD}:Answer", r"has the name 'answer'.*none of think, information, answer"),
+        (f"{BAD}:Twice", r"two tools have the tag 'search'; search is there"),
+        (f"{BAD}:NoMethod", r"has no method answer\(request\)"),
+        (f"{BAD}:Breaks", r"cannot be made: OSError: no licence"),
+        (f"{BAD}:WantsMore", r"cannot be called as WantsMore\(\)"),
+    ],
+)
+def test_what_is_no_tool_is_refused_with_the_reason(name, said):
+    with pytest.raises(ConfigError, match=said):
+        opened(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Down", r"Down' of config.tools raised ConnectionError for 'x': nobody listens"),
+        ("Number", r"Number' of config.tools gave 42 \(int\) for 'x'; an answer must be a str"),
+    ],
+)
+def test_a_tool_that_does_not_answer_is_named_before_the_run(name, said):
+    with pytest.raises(ToolError, match=said):
+        opened(f"{BAD}:{name}")
+
+
+def test_the_same_tool_twice_is_refused():
+    with pytest.raises(ConfigError, match="two tools have the tag 'date'"):
+        opened("date", "date")
+
+
+def test_text_of_a_tool_is_without_controls():
+    assert Answering(bad_tools.Noisy(), "it").call(("q",), "").texts == ("abc",)
