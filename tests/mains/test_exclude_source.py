@@ -133,6 +133,19 @@ def shown_to(turns, ids, source, cfg):
     return bool(turns) and all(list(t.passage_ids) == left for t in turns)
 
 
+class OneStep:
+    """The prompts of one step of DAPO, and no more."""
+
+    def __init__(self, prompts):
+        self.prompts = prompts
+
+    def __next__(self):
+        return self.prompts
+
+    def extra(self, groups):
+        return []
+
+
 @pytest.mark.parametrize("cfg", [HIDING, OPEN], ids=["hiding", "open"])
 def test_the_student_evaluation_and_dapo(miniature, examples, sources, cfg, monkeypatch):
     """All that sample with the engine, each with a scripted model that searches once."""
@@ -190,7 +203,7 @@ def test_the_student_evaluation_and_dapo(miniature, examples, sources, cfg, monk
         )
         drawn = [Prompt(p, e) for p, e in zip(prompts, examples, strict=True)]
         with RewardPool(dapo) as pool:
-            _, groups = GroupSampler(engine, iter([drawn]), dapo, rollout, pool).step(model, 0)
+            _, groups = GroupSampler(engine, OneStep(drawn), dapo, rollout, pool).step(model, 0)
     assert [g.example.id for g in groups] == list(source)
     for group in groups:
         assert len(group.trajectories) == 2
