@@ -66,7 +66,13 @@ class ShardedTerms:
             for shard in self._shards
         ]
         found = (hit for one in asked for hit in one.result() if hit[0] >= 0)
-        return heapq.nsmallest(top_k, found, key=lambda hit: (-hit[1], hit[0]))
+        return heapq.nsmallest(top_k, found, key=_rank)
+
+
+def _rank(hit: tuple[int, float]) -> tuple[float, int]:
+    """Equal scores by row: those of two shards are equal to rounding only."""
+    row, score = hit
+    return -float(f"{score:.5g}"), row
 
 
 def _clauses(shard: TermIndex, weights: Mapping[tuple[str, str], float]) -> list[Clause]:

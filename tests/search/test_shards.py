@@ -57,6 +57,15 @@ def test_results_are_those_of_one_index(both, top_k):
         assert len({p.id for p in found}) == len(found)
 
 
+def test_ties_come_in_the_order_of_the_corpus(tmp_path):
+    passages = [Passage(f"p{i}", "same", "some words " * (2 + i % 2)) for i in range(40)]
+    for folder, shards in (("one", 1), ("many", 3)):
+        build(passages, tmp_path / folder, shards=shards)
+    one, many = (BM25.open(tmp_path / name) for name in ("one", "many"))
+    for top_k in (5, 25, 40):
+        assert many.search(["words"], top_k) == one.search(["words"], top_k)
+
+
 def test_all_of_them_are_found(both):
     one, many, questions = both
     for query in questions[:10]:
