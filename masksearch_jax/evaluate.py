@@ -13,11 +13,10 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +24,7 @@ from etils import epath
 
 from masksearch_jax.core import stamp
 from masksearch_jax.core.config import EvalRun
-from masksearch_jax.core.errors import ConfigError, check_given
+from masksearch_jax.core.errors import ConfigError, UserError, check_given
 from masksearch_jax.core.files import write_json, write_lines, writing
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocab
@@ -33,10 +32,8 @@ from masksearch_jax.core.tools import Instructions, Toolbox
 from masksearch_jax.core.types import JsonObject, QAExample, RampExample, to_json
 from masksearch_jax.data import prompt
 from masksearch_jax.evals import (
-    comparison,
+    additions,
     difficulty,
-    judging,
-    leaked,
     methods,
     provenance,
     results,
@@ -49,21 +46,23 @@ from masksearch_jax.evals.endpoint import EndpointSampler
 from masksearch_jax.evals.fanoutqa import Lemmatizer
 from masksearch_jax.evals.items import SOURCE_HIDDEN, Item, check_methods, chosen, items_of
 from masksearch_jax.evals.lost import Lost, check_share, named
-from masksearch_jax.evals.results import Bootstrap, Scored
+from masksearch_jax.evals.results import RESULTS, Bootstrap, Scored
+from masksearch_jax.evals.rows import TRAJECTORIES
 from masksearch_jax.evals.suites import Suite
 from masksearch_jax.models import likelihood
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import check_vocabulary, initial, pinned
 from masksearch_jax.models.transformer import Transformer
+from masksearch_jax.parallel import hosts
 from masksearch_jax.parallel.processes import join_processes
 from masksearch_jax.parallel.sharding import make_mesh
+from masksearch_jax.parallel.shared_log import SharedLog
 from masksearch_jax.ramp import spacy_spans
-from masksearch_jax.ramp.survey import CleanConfig
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request, lacks_room
 from masksearch_jax.rollout.model import Policy
 from masksearch_jax.runtime import cli, run_record, storage
-from masksearch_jax.runtime.process import process_count
+from masksearch_jax.runtime.process import process_count, process_index
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.runtime.row_log import RowLog
 from masksearch_jax.search.open import check_source_passages, open_tool
@@ -72,17 +71,17 @@ from masksearch_jax.tools.registry import open_tools
 from masksearch_jax.training.supervisor import Preemption
 
 VERSION = 2  # of the form of eval.json
-RESULTS = "eval.json"
-TRAJECTORIES = "trajectories.jsonl"
+CHOICES = "choices.partial.json"
 _BATCH = 16  # rows whose likelihood is computed at once
 
 Tools = Mapping[str, SearchTool]
+Choices = dict[str, list[int]]  # of each suite the places of its examples that are asked
 
 
 class Plan(NamedTuple):
     """What is asked: suites with the places of their items, the items, and those lost before."""
 
-    places: list[tuple[Suite, list[int]]]
+    places: Sequence[tuple[Suite, Sequence[int]]]
     items: list[Item]
     lost: list[Lost]
 
@@ -90,21 +89,29 @@ class Plan(NamedTuple):
 # ---- what is asked
 
 
-def check_alone() -> None:
-    """Raises ConfigError where this is one of several processes: each would ask every item.
+def check_processes(cfg: EvalRun) -> None:
+    """Raises ConfigError for what one process does, where this is one of several."""
+    alone = {
+        "endpoint.base_url": (cfg.endpoint.base_url, "an endpoint is asked by one process"),
+        "eval.difficulty": (cfg.eval.difficulty, "one process measures how likely spans are"),
+    }
+    for name, (value, why) in alone.items():
+        if value and process_count() > 1:
+            raise ConfigError(
+                f"config.{name} is {value!r}, and this is one of {process_count()} processes: "
+                f"{why}; start one, with JAX_COORDINATOR_ADDRESS unset"
+            )
 
-    Of HOST:PORT the environment tells how many there are; a cluster tells who has joined it.
-    """
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
-    count = os.environ.get("JAX_NUM_PROCESSES", "1").strip() if address not in ("", "auto") else "1"
-    if count == "1":
-        join_processes()
-        count = str(process_count())
-    if count != "1":
-        raise ConfigError(
-            f"evaluate runs in one process, and this is one of {count}: start one, with "
-            "JAX_COORDINATOR_ADDRESS unset"
-        )
+
+def check_same_suites(digest: str) -> None:
+    """Raises UserError, on all processes, where one has read other suites than the first."""
+    digests = hosts.gather(digest)
+    for process, own in enumerate(digests):
+        if own != digests[0]:
+            raise UserError(
+                f"process {process} has read other suites than process 0: config.data and the "
+                "files of config.eval.suites must be the same for all"
+            )
 
 
 def tools_of(cfg: EvalRun, loaded: Sequence[Suite]) -> Tools:
@@ -134,27 +141,43 @@ def lemmatizer_of(cfg: EvalRun, loaded: Sequence[Suite]) -> Lemmatizer:
     return spacy_spans.lemmatizer(cfg.eval.lemmatizer) if cfg.eval.lemmatizer and has_parts else str
 
 
-def plan_of(
-    cfg: EvalRun,
-    loaded: Sequence[Suite],
-    tools: Tools,
-    vocab: Vocab | None,
-    about: Sequence[Instructions] = prompt.SEARCH_ALONE,
-) -> Plan:
-    """The items of all suites and methods. Raises what `items_of` and the search tool raise."""
+def choose(cfg: EvalRun, loaded: Sequence[Suite], tools: Tools) -> Choices:
+    """The examples of each suite that are asked. SearchError for sources not to be hidden."""
     searching = tools.get("agent") or tools.get("rag")
-    places = []
     for suite in loaded:
         if searching is not None and suite.is_ramp:
             hides = cfg.search.exclude_source or suite.name == SOURCE_HIDDEN
             search = dataclasses.replace(cfg.search, exclude_source=hides)
             check_source_passages(searching, search, suite.examples)
-        places.append((suite, chosen(suite, cfg, searching)))
+    return {suite.name: chosen(suite, cfg, searching) for suite in loaded}
+
+
+def choose_once(
+    cfg: EvalRun, workdir: epath.Path, loaded: Sequence[Suite], tools: Tools, begun: bool
+) -> Choices:
+    """What an evaluation that has begun chose then: a search may find something else now."""
+    path = workdir / CHOICES
+    if begun and path.exists():
+        return json.loads(path.read_text())
+    found = choose(cfg, loaded, tools)
+    write_json(path, found)
+    return found
+
+
+def plan_of(
+    cfg: EvalRun,
+    loaded: Sequence[Suite],
+    choices: Choices,
+    vocab: Vocab | None,
+    about: Sequence[Instructions] = prompt.SEARCH_ALONE,
+) -> Plan:
+    """The items of all suites and methods. Raises what `items_of` raises."""
+    places = [(suite, choices[suite.name]) for suite in loaded]
     lemmatize = lemmatizer_of(cfg, loaded)
     items, lost = items_of(
         cfg, places, vocab, lambda ids: lacks_room(ids, cfg.rollout), lemmatize, about
     )
-    if lost:
+    if lost and process_index() == 0:
         print(f"  left out {len(lost)} items: {named(lost)}", file=sys.stderr)
     return Plan(places, items, lost)
 
@@ -177,15 +200,18 @@ class EngineSampler:
         self._engine, self._model = engine, model
 
     def __call__(
-        self, asked: Sequence[sampling.Asked], each: Callable[[sampling.Sampled], None]
+        self, asked: Sequence[sampling.Asked], each: Callable[[sampling.Sampled], bool]
     ) -> None:
         by_id = {one.item.example.id: one for one in asked}
-        for trajectory in self._engine.run(self._model.policy, map(self._request, asked)):
+        requests, told_to_end = map(self._request, asked), threading.Event()
+        policy = self._model.policy
+        for trajectory in self._engine.run(policy, requests, enough=told_to_end.is_set):
             one = by_id[trajectory.example_id]
             if one.retrieved:
                 turns = (one.retrieved.turn, *trajectory.turns)
                 trajectory = dataclasses.replace(trajectory, turns=turns)
-            each(sampling.Sampled(one.item, trajectory))
+            if not each(sampling.Sampled(one.item, trajectory)):
+                told_to_end.set()
 
     def _request(self, asked: sampling.Asked) -> Request:
         item, ids = asked.item, asked.item.prompt_ids
@@ -214,74 +240,81 @@ def sample(
     model: Model | None,
     tools: Tools,
     items: Sequence[Item],
-    log: RowLog,
+    log: SharedLog,
     toolbox: Toolbox,
 ) -> list[Lost]:
-    """Adds to the log the items that it lacks; those of which no trajectory counts."""
+    """Adds to the log the items that it lacks; those of which no trajectory counts.
+
+    Each process samples its share. All must call it, with the same items.
+    """
     total = Counter((i.suite, i.method) for i in items)
-    left = [i for i in items if i.name not in log]
+    kept = log.are_kept([i.name for i in items])
+    left: dict[tuple[str, str], list[Item]] = {place: [] for place in total}
+    for item, is_kept in zip(items, kept, strict=True):
+        if not is_kept:
+            left[item.suite, item.method].append(item)
+    own = {place: of[process_index() :: process_count()] for place, of in left.items()}
     failed: list[Lost] = []
     vocab = model.vocab if model else None
     fits, search = sampling.fits_of(cfg, vocab), sampling.shown_of(cfg.search)
     with (
-        Progress("evaluate", len(items), len(items) - len(left)) as progress,
+        Progress("evaluate", sum(kept) + sum(map(len, own.values())), sum(kept)) as progress,
         Preemption() as preemption,
     ):
         check = preemption.raise_if_stopped
 
         def keep(sampled: sampling.Sampled, attempts: int) -> None:
-            log.add(_row(sampled, attempts, model))
+            log.rows.add(_row(sampled, attempts, model))
             progress.update(progress.done + 1)
 
         for method, tool in tools.items():
-
-            def prepared(own: Sequence[Item], tool: SearchTool = tool) -> Iterator[Any]:
-                return sampling.prepare(own, tool, search, fits, check)
-
+            prepared = functools.partial(sampling.prepare, method, tool, search, fits, check)
             own_tools = toolbox.searching(tool, search)
             with sampler_of(cfg, method, own_tools, model, check) as sampler:
-                for suite in dict.fromkeys(i.suite for i in items):
-                    own = [i for i in left if (i.suite, i.method) == (suite, method)]
-                    allowed = cfg.eval.max_tool_failures * total[suite, method]
-                    failed += sampling.ask(sampler, prepared, own, cfg.eval.retries, allowed, keep)
+                for place in (place for place in total if place[1] == method):
+                    allowed = cfg.eval.max_tool_failures * total[place]
+                    how = cfg.eval.retries, allowed, keep, hosts.gather
+                    failed += sampling.ask(sampler, prepared, own[place], *how)
+    failed = [Lost(*lost) for of_process in hosts.gather(failed) for lost in of_process]
     said = f"{sampling.NO_FAULT}, {cfg.eval.retries + 1} times each"
     share = cfg.eval.max_tool_failures
     check_share(failed, total, said, share, "max_tool_failures", after=f"; {sampling.AGAIN}")
+    log.collect()
     return failed
 
 
 def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
     """eval.json, as docs/evaluation.md describes it; `model` saves loading it.
 
-    Raises ConfigError where the folder holds an evaluation with other settings, and LostItemsError
-    where too many items have no score; what is done is kept then.
+    Several processes share the items, and the first one writes. Raises ConfigError where the folder
+    holds an evaluation with other settings, and LostItemsError where too many items have no score;
+    what is done is kept then.
     """
     check_given(cfg, workdir="the folder to write")
-    check_alone()
+    join_processes()
+    check_processes(cfg)
     check_methods(cfg)
-    check_added(cfg)
+    additions.check_added(cfg)
     workdir = storage.path(cfg.workdir)
     loaded = suites.load(cfg.eval, cfg.data)
     content = content_of(cfg, loaded)
+    check_same_suites(content["data"])
     workdir.mkdir(parents=True, exist_ok=True)
-    with RowLog(workdir / "trajectories.partial.jsonl", _name) as log:
-        goes_on = run_record.read(workdir) is not None
-        goes_on &= len(log) > 0 or (workdir / RESULTS).exists()
-        if goes_on:
-            run_record.resume(workdir, cfg, content=content)
-            if (workdir / RESULTS).exists():
-                log.delete()
-                return added(cfg, workdir, json.loads((workdir / RESULTS).read_text()))
+    with SharedLog(workdir, _name) as log:
+        begun, is_finished = hosts.from_first(lambda: resume(cfg, workdir, content, log.rows))
+        if begun and is_finished:
+            return hosts.from_first(lambda: finished(cfg, workdir, log))
         has_endpoint = bool(cfg.endpoint.base_url)
         vocab = None if has_endpoint else vocabulary(cfg)
         tools = tools_of(cfg, loaded)
         toolbox = open_tools(cfg.tools, NoSearch(), cfg.search)
-        plan = plan_of(cfg, loaded, tools, vocab, toolbox.instructions)
+        choices = hosts.from_first(lambda: choose_once(cfg, workdir, loaded, tools, begun))
+        plan = plan_of(cfg, loaded, choices, vocab, toolbox.instructions)
         init = "" if has_endpoint else pinned(cfg.init, cfg.model)
         ours = None
         if vocab is not None:
             ours = Model(model or weights(cfg, init), vocab, cfg.prompt.style)
-        if not goes_on:
+        if not begun:
             run_record.write(workdir, cfg, content)
         with jax.set_mesh(make_mesh(cfg.mesh)) if ours else contextlib.nullcontext():
             plan.lost.extend(sample(cfg, ours, tools, plan.items, log, toolbox))
@@ -292,9 +325,29 @@ def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
             tools.get("agent") or tools.get("rag") or tools.get("random"),
         )
         more = functools.partial(difficulty_of, cfg, workdir, loaded, tools, ours)
-        found = write(cfg, workdir, plan, made_by, log, more)
-        log.delete()
-    return added(cfg, workdir, found)
+        hosts.from_first(lambda: write(cfg, workdir, plan, made_by, log.rows, more))
+        return hosts.from_first(lambda: finished(cfg, workdir, log))
+
+
+def resume(
+    cfg: EvalRun, workdir: epath.Path, content: Mapping[str, str], log: RowLog
+) -> tuple[bool, bool]:
+    """Whether the folder holds this evaluation, begun before, and whether one that is finished.
+
+    Raises ConfigError where it is one with other settings.
+    """
+    is_finished = (workdir / RESULTS).exists()
+    begun = run_record.read(workdir) is not None and (len(log) > 0 or is_finished)
+    if begun:
+        run_record.resume(workdir, cfg, content=content)
+    return begun, is_finished
+
+
+def finished(cfg: EvalRun, workdir: epath.Path, log: SharedLog) -> JsonObject:
+    """eval.json of a finished evaluation, with what is asked to be added."""
+    log.delete()
+    (workdir / CHOICES).unlink(missing_ok=True)
+    return additions.added(cfg, workdir, json.loads((workdir / RESULTS).read_text()))
 
 
 def vocabulary(cfg: EvalRun) -> Vocab:
@@ -346,7 +399,7 @@ def write(
     made_by: JsonObject,
     log: RowLog,
     more: Callable[[], JsonObject],
-) -> JsonObject:
+) -> None:
     """Writes trajectories.jsonl in the order of the items, lost.jsonl and eval.json.
 
     more: what else eval.json has, made of trajectories.jsonl. eval.json comes last: with it the
@@ -361,9 +414,7 @@ def write(
             by_place.setdefault(place, []).append(rows.row_of(json.loads(line)).scored)
     write_lines(workdir / "lost.jsonl", (json.dumps(i._asdict()) for i in plan.lost))
     whole = summary(cfg, plan, by_place) | {"provenance": made_by} | more()
-    found = json.loads(json.dumps(whole))
-    write_json(workdir / RESULTS, found)
-    return found
+    write_json(workdir / RESULTS, whole)
 
 
 def summary(
@@ -394,53 +445,7 @@ def _failures(by_place: Mapping[tuple[str, str], Sequence[Scored]], suite: str) 
     return {m: int(sum(i.scores["tool_failures"] for i in items)) for m, items in own.items()}
 
 
-# ---- what is made of it
-
-
-def check_added(cfg: EvalRun) -> None:
-    """Raises ConfigError for what no finished evaluation could be given."""
-    if cfg.judge.own_model:
-        raise ConfigError(
-            "config.judge.own_model is for training; of evaluate the judge is an endpoint, "
-            "config.judge.base_url, such as serve_model's"
-        )
-    if cfg.eval.compare and not (storage.path(cfg.eval.compare) / RESULTS).exists():
-        raise ConfigError(
-            f"config.eval.compare is {cfg.eval.compare!r}, which holds no {RESULTS}; it must name "
-            "the folder of a finished evaluation"
-        )
-    if cfg.eval.leakage and not Path(cfg.eval.leakage).exists():
-        raise ConfigError(
-            f"config.eval.leakage is {cfg.eval.leakage!r}, which is not there; it must name the "
-            "folder that build_ramp wrote, or a JSONL file of passages"
-        )
-
-
-def added(cfg: EvalRun, workdir: epath.Path, found: JsonObject) -> JsonObject:
-    """eval.json with verdicts, leakage and paired differences, as far as they are asked for."""
-    if not (cfg.judge.base_url or cfg.eval.leakage or cfg.eval.compare):
-        return found
-    read = list(rows.read(workdir / TRAJECTORIES))
-    how = Bootstrap(cfg.eval.bootstrap, cfg.eval.seed)
-    if cfg.judge.base_url:
-        verdicts = judging.judged(read, cfg.judge, cfg.eval.max_tool_failures)
-        for (suite, method), cell in judging.cells(read, verdicts, how).items():
-            found["results"][suite][method]["judge"] = cell
-        prompt_hash = stamp.hash_of(judging.prompt_of(cfg.judge))
-        found["judge"] = {"model": cfg.judge.model, "prompt": prompt_hash}
-        told = ((*row.place, row.example.id, v) for row, v in zip(read, verdicts, strict=True))
-        names = ("suite", "method", "id", "verdict")
-        lines = (json.dumps(dict(zip(names, values, strict=True))) for values in told)
-        write_lines(workdir / "verdicts.jsonl", lines)
-    if cfg.eval.leakage:
-        ngram = CleanConfig().ngram
-        found["leakage"] = leaked.told(read, cfg.eval.leakage, ngram, how)
-    if other := cfg.eval.compare:
-        theirs = json.loads((storage.path(other) / RESULTS).read_text())
-        mine = rows.by_place(read)
-        found["compare"] = comparison.compare(mine, found["suites"], other, theirs, how)
-    write_json(workdir / RESULTS, found)
-    return found
+# ---- what makes a span hard
 
 
 def difficulty_of(
@@ -454,7 +459,7 @@ def difficulty_of(
     if not cfg.eval.difficulty:
         return {}
     how = Bootstrap(cfg.eval.bootstrap, cfg.eval.seed)
-    read = [row for row in rows.read(workdir / TRAJECTORIES) if row.place[1] == "agent"]
+    read = [row for row in rows.Rows(workdir / TRAJECTORIES) if row.place[1] == "agent"]
     for suite in (s for s in loaded if s.is_ramp and "agent" in tools):
         own = [row for row in read if row.place[0] == suite.name]
         examples = [row.example for row in own if isinstance(row.example, RampExample)]
@@ -481,7 +486,12 @@ def losses_of(cfg: EvalRun, model: Model | None) -> difficulty.Losses | None:
     return losses
 
 
+def main(cfg: EvalRun) -> None:
+    """Evaluates, and prints the table from the first process."""
+    found = run(cfg)
+    if process_index() == 0:
+        print(results.table(found))
+
+
 if __name__ == "__main__":
-    cli.run(
-        lambda cfg: print(results.table(run(cfg))), EvalRun, resumes=True, read_model=read_config
-    )
+    cli.run(main, EvalRun, resumes=True, read_model=read_config)

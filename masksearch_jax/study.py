@@ -214,7 +214,7 @@ def scores(study: Study, arm: str, seeds: int) -> dict[str, comparison.Seeds]:
     found: dict[str, list[dict[str, Mapping[str, float]]]] = {s: [] for s in study.suites}
     for made in study.evaluations[arm][:seeds]:
         folder = study.workshop.at(made) / "eval" / "model"
-        by_place = rows.by_place(list(rows.read(storage.path(folder) / "trajectories.jsonl")))
+        by_place = rows.by_place(rows.Rows(storage.path(folder) / rows.TRAJECTORIES))
         for suite, by_id in found.items():
             scored = by_place.get((suite, mine.eval.methods[0]), [])
             by_id.append({item.id: item.scores for item in scored})

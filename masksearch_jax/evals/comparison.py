@@ -33,6 +33,6 @@ def compare(
                 f"config.eval.compare: the suite {name} of {other} is of another file "
                 f"({theirs[name]['path']})"
             )
-    read = list(rows.read(storage.path(other) / "trajectories.jsonl"))
-    apart = results.differences(mine, rows.by_place(read), how)
+    others = rows.by_place(rows.Rows(storage.path(other) / rows.TRAJECTORIES))
+    apart = results.differences(mine, others, how)
     return {"run": other, "differences": {s: apart[s] for s in shared if s in apart}}

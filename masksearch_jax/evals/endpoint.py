@@ -51,14 +51,14 @@ class EndpointSampler:
         self._budgets = budgets(cfg.rollout.tool_turns, tools.names)
         self._max_turns = 0 if method in methods.SINGLE_TURN else cfg.rollout.max_turns
 
-    def __call__(self, asked: Sequence[Asked], each: Callable[[Sampled], None]) -> None:
+    def __call__(self, asked: Sequence[Asked], each: Callable[[Sampled], bool]) -> None:
         """Raises EndpointError where no call can succeed, and what `each` and `check` raise."""
         try:
             asyncio.run(self._ask_all(asked, each))
         except JobError as error:
             raise EndpointError(f"the endpoint: {error}") from error
 
-    async def _ask_all(self, asked: Sequence[Asked], each: Callable[[Sampled], None]) -> None:
+    async def _ask_all(self, asked: Sequence[Asked], each: Callable[[Sampled], bool]) -> None:
         gate = asyncio.Semaphore(self._cfg.endpoint.concurrency)
         async with LLM(settings_of(self._cfg)) as llm:
 
@@ -71,7 +71,8 @@ class EndpointSampler:
                 for done in asyncio.as_completed(tasks):
                     sampled = await done
                     self._check()
-                    each(sampled)
+                    if not each(sampled):
+                        break
             finally:
                 for task in tasks:
                     task.cancel()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from masksearch_jax.agents import judge as agents_judge
 from masksearch_jax.agents.judge import Judge
@@ -17,10 +19,11 @@ from masksearch_jax.evals.metrics import bootstrap
 from masksearch_jax.evals.results import Bootstrap, Place
 from masksearch_jax.evals.rows import Row
 
+_WAITING = 16  # rows in memory for each call in flight
 _WRONG, _RIGHT, _UNREADABLE, _UNASKED = "incorrect", "correct", "unreadable", "no answer"
 
 
-def judged(rows: Sequence[Row], cfg: JudgeConfig, max_failed: float) -> list[str]:
+def judged(rows: Iterable[Row], cfg: JudgeConfig, max_failed: float) -> list[str]:
     """What the judge says of each row: correct, incorrect, unreadable; "no answer" is not asked.
 
     Nor is an answer that leaves a mask. "" where there was no reply. Raises JudgeError where no
@@ -29,56 +32,64 @@ def judged(rows: Sequence[Row], cfg: JudgeConfig, max_failed: float) -> list[str
     same command asks for the others alone.
     """
     said = asyncio.run(_judge_all(rows, cfg))
-    lost = [
-        Lost(*row.place, row.example.id, "no_verdict", why)
-        for row, (_, why) in zip(rows, said, strict=True)
-        if why
-    ]
-    total = Counter(
-        row.place for row, (verdict, _) in zip(rows, said, strict=True) if verdict != _UNASKED
-    )
+    lost = [Lost(*one.place, one.id, "no_verdict", one.why) for one in said if one.why]
+    total = Counter(one.place for one in said if one.verdict != _UNASKED)
     check_share(lost, total, "got no reply of the judge", max_failed, "max_tool_failures")
-    return [verdict for verdict, _ in said]
+    return [one.verdict for one in said]
 
 
-async def _judge_all(rows: Sequence[Row], cfg: JudgeConfig) -> list[tuple[str, str]]:
-    """Of each row a verdict, or why there is none."""
+class _Said(NamedTuple):
+    """Of a row its verdict, or why there is none."""
+
+    place: Place
+    id: str
+    verdict: str
+    why: str
+
+
+async def _judge_all(rows: Iterable[Row], cfg: JudgeConfig) -> list[_Said]:
+    """What is said of each row, in their order; few rows are in memory at once."""
     gate = asyncio.Semaphore(cfg.concurrency)
+    found: list[_Said] = []
     async with Judge(cfg) as judge:
 
-        async def one(row: Row) -> tuple[str, str]:
+        async def one(row: Row) -> _Said:
             if row.answer is None or markup.MASK in row.answer:
-                return _UNASKED, ""
+                return _Said(row.place, row.example.id, _UNASKED, "")
             async with gate:
                 try:
-                    found = await judge(row.example, row.answer)
+                    right = await judge(row.example, row.answer)
                 except LLMError as error:
-                    return "", str(error)
-            if found is None:
-                return _UNREADABLE, ""
-            return (_RIGHT if found else _WRONG), ""
+                    return _Said(row.place, row.example.id, "", str(error))
+            verdict = _UNREADABLE if right is None else _RIGHT if right else _WRONG
+            return _Said(row.place, row.example.id, verdict, "")
 
-        return await asyncio.gather(*map(one, rows))
+        left = iter(rows)
+        while few := list(itertools.islice(left, _WAITING * cfg.concurrency)):
+            found += await asyncio.gather(*map(one, few))
+    return found
 
 
-def cells(rows: Sequence[Row], verdicts: Sequence[str], how: Bootstrap) -> dict[Place, JsonObject]:
+def cells(rows: Iterable[Row], verdicts: Sequence[str], how: Bootstrap) -> dict[Place, JsonObject]:
     """Of each suite and method {value, low, high, n, unreadable, agreement}.
 
     value: share that is judged right; what is unreadable is not. agreement: share of the readable
     verdicts that em agrees with.
     """
-    found: dict[Place, list[tuple[Row, str]]] = {}
+    found: dict[Place, list[tuple[float, str]]] = {}
+    lost: Counter[Place] = Counter()
     for row, verdict in zip(rows, verdicts, strict=True):
-        found.setdefault(row.place, []).append((row, verdict))
+        own = found.setdefault(row.place, [])
+        if verdict:
+            own.append((row.scored.scores["em"], verdict))
+        else:
+            lost[row.place] += 1
     told: dict[Place, JsonObject] = {}
     for place, own in found.items():
-        lost = sum(not verdict for _, verdict in own)
-        own = [(row, verdict) for row, verdict in own if verdict]
         right = [float(verdict == _RIGHT) for _, verdict in own]
-        read = [(r.scored.scores["em"], v == _RIGHT) for r, v in own if v in (_RIGHT, _WRONG)]
-        agreeing = [float((em == 1.0) == is_right) for em, is_right in read]
+        agreeing = [float((em == 1.0) == (v == _RIGHT)) for em, v in own if v in (_RIGHT, _WRONG)]
         told[place] = bootstrap(right, *how)._asdict() | {
-            "lost": {"no_verdict": lost} if lost else {},
+            "lost": {"no_verdict": lost[place]} if lost[place] else {},
             "unreadable": sum(verdict == _UNREADABLE for _, verdict in own),
             "agreement": bootstrap(agreeing, *how)._asdict() if agreeing else None,
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from masksearch_jax.core.types import Example, JsonObject, Passage, RampExample
@@ -28,20 +28,19 @@ def trained_on(path: str) -> Iterator[Passage]:
             yield Passage(example.passage_id, example.title, example.paragraph)
 
 
-def told(rows: list[Row], path: str, n: int, how: Bootstrap) -> JsonObject:
+def told(rows: Iterable[Row], path: str, n: int, how: Bootstrap) -> JsonObject:
     """{path, ngram, suites: {suite: {items, shared, shared_ids, without}}}.
 
     shared: items by what they share, title or text (a run of n words). without: the results of each
     method over the items that share nothing, beside those over all.
     """
-    examples: dict[tuple[str, str], Example] = {(r.place[0], r.example.id): r.example for r in rows}
-    known = {key: _known(example) for key, example in examples.items()}
+    known = {(row.place[0], row.example.id): _known(row.example) for row in rows}
     found = leakage.shared(known, trained_on(path), n)
     suites: JsonObject = {}
-    for suite in dict.fromkeys(suite for suite, _ in examples):
+    for suite in dict.fromkeys(suite for suite, _ in known):
         reasons = {item: why for (name, item), why in found.items() if name == suite}
         suites[suite] = {
-            "items": sum(name == suite for name, _ in examples),
+            "items": sum(name == suite for name, _ in known),
             "shared": dict(Counter(reasons.values())),
             "shared_ids": sorted(reasons),
             "without": {
@@ -59,7 +58,7 @@ def _known(example: Example) -> tuple[tuple[str, ...], str]:
     return example.titles, example.question
 
 
-def _free(rows: list[Row], suite: str, shared: dict[str, str]) -> dict[str, list]:
+def _free(rows: Iterable[Row], suite: str, shared: Mapping[str, str]) -> dict[str, list]:
     """Scores by method of a suite's items that share nothing; methods without any are left out."""
     found: dict[str, list] = {}
     for row in rows:

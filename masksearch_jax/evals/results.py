@@ -17,6 +17,7 @@ from masksearch_jax.evals.metrics import (
     resampled_means,
 )
 
+RESULTS = "eval.json"  # in the folder of an evaluation
 Cell = JsonObject  # value, low, high, n and, where some are left out, lost: their number by reason
 
 

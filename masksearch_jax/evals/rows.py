@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -12,6 +12,8 @@ from masksearch_jax.core import markup
 from masksearch_jax.core.types import SEARCH_ALONE, Example, QAExample, RampExample, from_json
 from masksearch_jax.evals import suites
 from masksearch_jax.evals.results import Place, Scored
+
+TRAJECTORIES = "trajectories.jsonl"  # in the folder of an evaluation
 
 
 class Row(NamedTuple):
@@ -23,10 +25,16 @@ class Row(NamedTuple):
     scored: Scored
 
 
-def read(path: epath.Path) -> Iterator[Row]:
-    with path.open() as file:
-        for line in file:
-            yield row_of(json.loads(line))
+class Rows:
+    """The rows of a trajectories.jsonl, read anew by each loop: memory may not hold them all."""
+
+    def __init__(self, path: epath.Path):
+        self._path = path
+
+    def __iter__(self) -> Iterator[Row]:
+        with self._path.open() as file:
+            for line in file:
+                yield row_of(json.loads(line))
 
 
 def row_of(found: Mapping[str, Any]) -> Row:
@@ -46,7 +54,7 @@ def row_of(found: Mapping[str, Any]) -> Row:
     )
 
 
-def by_place(rows: list[Row]) -> dict[Place, list[Scored]]:
+def by_place(rows: Iterable[Row]) -> dict[Place, list[Scored]]:
     found: dict[Place, list[Scored]] = {}
     for row in rows:
         found.setdefault(row.place, []).append(row.scored)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -42,9 +42,20 @@ class Sampled(NamedTuple):
 
 
 class Sampler(Protocol):
-    """Hands a trajectory of each asked item to `each`, as it ends."""
+    """Hands a trajectory of each asked item to `each`, as it ends, until that returns False."""
 
-    def __call__(self, asked: Sequence[Asked], each: Callable[[Sampled], None]) -> None: ...
+    def __call__(self, asked: Sequence[Asked], each: Callable[[Sampled], bool]) -> None: ...
+
+
+class Prepare(Protocol):
+    """`prepare` of one method. most: items that a process has. goes_on: whether more is asked."""
+
+    def __call__(
+        self, items: Sequence[Item], most: int, goes_on: Callable[[], bool]
+    ) -> Iterable[Asked | Sampled]: ...
+
+
+Gather = Callable[[Any], list[Any]]  # what each process has, as all of them call it
 
 
 def rollout_of(cfg: EvalRun, method: str) -> RolloutConfig:
@@ -61,16 +72,19 @@ def shown_of(search: SearchConfig) -> SearchConfig:
 
 
 def prepare(
-    items: Sequence[Item],
+    method: str,
     tool: SearchTool,
     search: SearchConfig,
     fits: Callable[[Item, str], bool],
     check: Callable[[], None],
+    items: Sequence[Item],
+    most: int,
+    goes_on: Callable[[], bool],
 ) -> Iterator[Asked | Sampled]:
-    """The items as they are asked; one whose retrieval failed as a trajectory that ended so.
+    """The items of a method as they are asked; one whose retrieval failed as a trajectory.
 
-    A few are retrieved at once, and `check` is called between: a caller that hears of an outage,
-    or of a preemption, need not wait for the others.
+    A few are retrieved at once, and `check` is called between, equally often on all processes: a
+    caller that hears of an outage, or of a preemption, need not wait for the others.
     """
 
     def retrieved(item: Item) -> Asked | Sampled:
@@ -84,14 +98,15 @@ def prepare(
             return Sampled(item, ended(item, turn))
         return Asked(item, found)
 
-    if not items or items[0].method != "rag":
+    if method != "rag":
         yield from map(Asked, items)
         return
     with ThreadPoolExecutor(search.workers) as pool:
         few = _AT_ONCE * search.workers
-        for start in range(0, len(items), few):
+        for start in range(0, most, few):
             check()
-            yield from pool.map(retrieved, items[start : start + few])
+            if goes_on():
+                yield from pool.map(retrieved, items[start : start + few])
 
 
 def ended(item: Item, turn: Turn) -> Trajectory:
@@ -119,47 +134,59 @@ def fits_of(cfg: EvalRun, vocab: Vocabulary | None) -> Callable[[Item, str], boo
 
 def ask(
     sampler: Sampler,
-    prepared: Callable[[Sequence[Item]], Iterable[Asked | Sampled]],
+    prepared: Prepare,
     items: Sequence[Item],
     retries: int,
     allowed: float,
     keep: Callable[[Sampled, int], None],
+    gather: Gather,
 ) -> list[Lost]:
     """Hands a trajectory of each item, of one suite and method, to `keep`, and attempts before it.
 
-    One that ended for no fault of the model is sampled again, `retries` times at most; the items of
-    which none ended otherwise are returned. Raises LostItemsError where more than `allowed` end so
-    at once, and none between them that does not.
+    items: this process's; all must call it. One that ended for no fault of the model is sampled
+    again, `retries` times at most; the items of which none ended otherwise are returned. Raises
+    LostItemsError, on all processes, where more than `allowed` of one's end so at once, and none
+    between them that does not.
     """
     left = {item.example.id: item for item in items}
     lost: dict[str, Lost] = {}
     attempt = in_a_row = 0
+    outage = ""
 
-    def each(sampled: Sampled) -> None:
-        nonlocal in_a_row
+    def each(sampled: Sampled) -> bool:
+        nonlocal in_a_row, outage
         item, trajectory = sampled.item, sampled.trajectory
         if trajectory.status not in NOT_ITS_DOING:
             keep(sampled, attempt)
             in_a_row = 0
-            return
+            return not outage
         error = trajectory.turns[-1].error if trajectory.turns else ""
         lost[item.example.id] = Lost(*item.name, trajectory.status, error)
         in_a_row += 1
-        if not attempt and in_a_row >= OUTAGE and len(lost) > allowed:
+        if not attempt and not outage and in_a_row >= OUTAGE and len(lost) > allowed:
             said = f"{in_a_row} items in a row {NO_FAULT}"
-            raise LostItemsError(f"{said}: {named(list(lost.values()))}; {AGAIN}")
+            outage = f"{said}: {named(list(lost.values()))}; {AGAIN}"
+        return not outage
 
-    for number in range(retries + 1 if left else 0):
+    for number in range(retries + 1):
+        if not (most := max(gather(len(left)))):
+            break
         attempt, lost, in_a_row = number, {}, 0
         asked: list[Asked] = []
-        for one in prepared(list(left.values())):
+        for one in prepared(list(left.values()), most, lambda: not outage):
             if isinstance(one, Sampled):
                 each(one)
             else:
                 asked.append(one)
                 in_a_row = 0
+        _check_outages(gather(outage))
         sampler(asked, each)
+        _check_outages(gather(outage))
         left = {name: item for name, item in left.items() if name in lost}
-        if not left:
-            break
     return list(lost.values())
+
+
+def _check_outages(outages: Sequence[str]) -> None:
+    """Raises LostItemsError where a process says that a service is down."""
+    if said := next(filter(None, outages), ""):
+        raise LostItemsError(said)

@@ -7,7 +7,9 @@ where each has made its own, as in rollouts, they give them to each other.
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
 from typing import TypeVar
 
 import jax
@@ -15,11 +17,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from masksearch_jax.core.errors import ConfigError, Restart, UserError
 from masksearch_jax.core.rows import Fields, Tokens
 from masksearch_jax.parallel import sharding
 from masksearch_jax.parallel.sharding import MeshError
 
 Tree = TypeVar("Tree")
+Json = TypeVar("Json")
 
 
 def share(mesh: Mesh) -> tuple[int, int]:
@@ -165,6 +169,38 @@ def gather_texts(text: str) -> list[str]:
     padded = np.pad(own, (0, int(sizes.max()) - len(own)))
     rows = np.asarray(multihost_utils.process_allgather(padded))
     return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def gather(value: Json) -> list[Json]:
+    """The value of each process, JSON-ready, in their order; all must call it.
+
+    Where no process was joined no device is looked for.
+    """
+    if not jax.distributed.is_initialized():
+        return [value]
+    return [json.loads(text) for text in gather_texts(json.dumps(value))]
+
+
+def from_first(make: Callable[[], Json]) -> Json:
+    """What process 0 makes, JSON-ready; all must call it. Where it raises, all raise.
+
+    The others raise a UserError that ends them with the same exit status.
+    """
+    if not jax.distributed.is_initialized():
+        return make()
+    if jax.process_index() != 0:
+        kind, told = json.loads(gather_texts("")[0])
+        if kind:
+            raise {"ConfigError": ConfigError, "Restart": Restart}.get(kind, UserError)(told)
+        return told
+    try:
+        found = make()
+    except Exception as error:
+        known = (k.__name__ for k in (ConfigError, Restart) if isinstance(error, k))
+        gather_texts(json.dumps([next(known, "UserError"), f"of process 0: {error}"]))
+        raise
+    gather_texts(json.dumps(["", found]))
+    return found
 
 
 def gather_counts(count: int) -> list[int]:

@@ -27,7 +27,7 @@ class SpacyError(RuntimeError):
 
 def lemmatizer(model: str) -> Callable[[str], str]:
     """A text to the lemmas of its words, a space between them. Raises SpacyError."""
-    pipeline = _load(model)
+    pipeline = _load(model, "eval.lemmatizer")
     return lambda text: " ".join(word.lemma_ for word in pipeline(text))
 
 
@@ -38,7 +38,7 @@ class SpacyExtractor:
     """
 
     def __init__(self, model: Any):
-        self._nlp = _load(model) if isinstance(model, str) else model
+        self._nlp = _load(model, "ramp.spacy_model") if isinstance(model, str) else model
 
     def find(self, passages: Sequence[Passage]) -> list[spans.Candidates]:
         found = []
@@ -67,10 +67,11 @@ def _trimmed(text: str, start: int, end: int, label: str) -> Span | None:
     return Span(start, end, text[start:end], LABELS[label]) if start < end else None
 
 
-def _load(model: str) -> Any:
+def _load(model: str, key: str) -> Any:
+    """The pipeline that a key of the config names."""
     if importlib.util.find_spec("spacy") is None:
         raise SpacyError(
-            "ramp.extractor 'spacy' needs spaCy, which is not installed: "
+            f"{key} {model!r} needs spaCy, which is not installed: "
             "pip install 'masksearch_jax[spacy]', then python -m spacy download en_core_web_sm"
         )
     import spacy
@@ -80,5 +81,5 @@ def _load(model: str) -> Any:
     except OSError as error:
         installed = ", ".join(sorted(spacy.util.get_installed_models())) or "none"
         raise SpacyError(
-            f"ramp.spacy_model {model!r} is no installed pipeline or folder; installed: {installed}"
+            f"{key} {model!r} is no installed pipeline or folder; installed: {installed}"
         ) from error

@@ -187,7 +187,8 @@ class Engine:
     def _begin(self, model: SamplingModel, mesh: Mesh | None, version: int) -> None:
         """A cache for this mesh, programs for these shapes; what was in flight made to go on."""
         parts = hosts.shards(mesh)
-        shards = parts if self.cfg.slots >= parts else 1  # a question alone: every device has it
+        alone = self.cfg.slots < parts and jax.process_count() == 1
+        shards = 1 if alone else parts  # a question alone: every device has it
         sizes = schedule.sizes(self.cfg, shards)
         own = max(shards // jax.process_count(), 1)
         decode.check_backend(self.cfg.attention)

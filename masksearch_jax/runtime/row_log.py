@@ -45,7 +45,7 @@ class RowLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._write()
+        self.write()
 
     def __len__(self) -> int:
         return len(self._places)
@@ -55,16 +55,19 @@ class RowLog:
 
     def add(self, row: Row) -> None:
         """Appends a row, whose name is new."""
-        line = json.dumps(row) + "\n"  # ASCII
-        self._places[self._name_of(row)] = (self._size, len(line))
-        self._size += len(line)
-        self._pending += line
-        if time.monotonic() - self._written >= self._every:
-            self._write()
+        self._append(self._name_of(row), json.dumps(row) + "\n")  # ASCII
+
+    def absorb(self, path: epath.Path) -> None:
+        """Appends the whole rows of another such file whose names are new, and removes that."""
+        for line, row in _whole_rows(path):
+            if (name := self._name_of(row)) not in self._places:
+                self._append(name, line.decode())
+        self.write()
+        path.unlink()
 
     def lines(self, names: Iterable[Any]) -> Iterator[str]:
         """The rows of these names, in this order, as they are in the file."""
-        self._write()
+        self.write()
         with self._path.open("rb") as file:
             for name in names:
                 start, length = self._places[name]
@@ -76,11 +79,19 @@ class RowLog:
         self._places.clear()
         self._path.unlink(missing_ok=True)
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Brings all rows into the file."""
         if self._pending:
             storage.append(self._path, self._pending)
             self._pending = ""
         self._written = time.monotonic()
+
+    def _append(self, name: Any, line: str) -> None:
+        self._places[name] = (self._size, len(line))
+        self._size += len(line)
+        self._pending += line
+        if time.monotonic() - self._written >= self._every:
+            self.write()
 
 
 def _whole_rows(path: epath.Path) -> Iterator[tuple[bytes, Row]]:

@@ -10,6 +10,7 @@ from masksearch_jax.evals import metrics, sampling
 from masksearch_jax.evals.items import Item
 from masksearch_jax.evals.lost import LostItemsError
 from masksearch_jax.evals.scores import Scorer
+from masksearch_jax.parallel import hosts
 from masksearch_jax.search.tool import FakeSearch
 
 ITEMS = 2000
@@ -25,6 +26,10 @@ def nothing_asked(asked, each):
     raise AssertionError("a sampler was called")
 
 
+def no_sample(sampled, attempts):
+    raise AssertionError("an item was sampled")
+
+
 def test_a_search_that_is_down_is_not_asked_for_all_items():
     queries = []
 
@@ -32,12 +37,12 @@ def test_a_search_that_is_down_is_not_asked_for_all_items():
         queries.append(query)
         raise SearchError("down")
 
-    def prepared(own):
-        tool, search = FakeSearch(down), SearchConfig(workers=4)
-        return sampling.prepare(own, tool, search, lambda item, block: True, lambda: None)
+    def prepared(own, most, goes_on):
+        how = FakeSearch(down), SearchConfig(workers=4), lambda item, block: True, lambda: None
+        return sampling.prepare("rag", *how, own, most, goes_on)
 
     with pytest.raises(LostItemsError, match=r"100 items in a row .* down"):
-        sampling.ask(nothing_asked, prepared, items(), 3, 20.0, lambda sampled, attempts: None)
+        sampling.ask(nothing_asked, prepared, items(), 3, 20.0, no_sample, hosts.gather)
     assert len(queries) < 200
 
 
@@ -48,8 +53,6 @@ def test_a_preemption_is_heard_between_retrievals():
     def stop():
         raise Stopped
 
-    prepared = sampling.prepare(
-        items(), FakeSearch(lambda query: []), SearchConfig(), lambda item, block: True, stop
-    )
+    how = FakeSearch(lambda query: []), SearchConfig(), lambda item, block: True, stop
     with pytest.raises(Stopped):
-        next(prepared)
+        next(sampling.prepare("rag", *how, items(), ITEMS, lambda: True))

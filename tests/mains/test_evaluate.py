@@ -138,7 +138,7 @@ def test_a_line_holds_the_whole_trajectory_and_its_example(evaluated):
     cfg, _, rows = evaluated
     vocab = Vocab.load(cfg.tokenizer)
     for row in rows:
-        fields = {f.name: row[f.name] for f in dataclasses.fields(Trajectory)}
+        fields = {f.name: row[f.name] for f in dataclasses.fields(Trajectory) if f.name in row}
         trajectory = from_json(Trajectory, fields)
         example = from_json(RampExample if row["suite"] == "ramp" else QAExample, row["example"])
         assert trajectory.example_id == example.id
@@ -222,7 +222,8 @@ def test_a_hidden_source_is_asked_for_by_what_searches_and_never_shown(run_confi
     cfg = dataclasses.replace(run_config, workdir=str(tmp_path), eval=section)
     loaded = suites.load(cfg.eval, cfg.data)
     tools = evaluate.tools_of(cfg, loaded)
-    plan = evaluate.plan_of(cfg, loaded, tools, Vocab.load(cfg.tokenizer))
+    choices = evaluate.choose(cfg, loaded, tools)
+    plan = evaluate.plan_of(cfg, loaded, choices, Vocab.load(cfg.tokenizer))
     assert plan.lost == []
     by_suite = {s: [i for i in plan.items if i.suite == s] for s in section.suites}
     assert {i.method for i in by_suite["source_hidden"]} == {"rag", "agent"}

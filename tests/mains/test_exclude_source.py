@@ -25,7 +25,7 @@ from masksearch_jax.data.batches import Prompt
 from masksearch_jax.evals import sampling
 from masksearch_jax.evals.items import Item
 from masksearch_jax.evals.scores import Scorer
-from masksearch_jax.parallel import sharding
+from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.rl.group_sampler import GroupSampler
 from masksearch_jax.rl.reward_pool import RewardPool
 from masksearch_jax.rollout.engine import Engine
@@ -188,13 +188,13 @@ def test_the_student_evaluation_and_dapo(miniature, examples, sources, cfg, monk
         ]
         sampler = evaluate.EngineSampler(engine, evaluate.Model(model, vocab, "minimal"))
 
-        def prepared(asked):
-            return sampling.prepare(asked, sources, cfg, lambda item, block: True, lambda: None)
+        def prepared(asked, most, goes_on):
+            return map(sampling.Asked, asked)
 
         def keep(sampled, attempts):
             found.append(sampled.trajectory)
 
-        assert not sampling.ask(sampler, prepared, items, 0, 0.0, keep)
+        assert not sampling.ask(sampler, prepared, items, 0, 0.0, keep, hosts.gather)
         assert {t.example_id for t in found} == source.keys()
         assert all(shown_to(t.turns, ids, source[t.example_id], cfg) for t in found)
 

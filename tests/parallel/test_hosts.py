@@ -77,6 +77,7 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 process = int(sys.argv[1])
 jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, process)
 from masksearch_jax.core.config import MeshConfig
+from masksearch_jax.core.errors import ConfigError, Restart
 from masksearch_jax.parallel import hosts, sharding
 
 fields = {"ids": np.int32, "loss_mask": np.bool_, "advantages": np.float32}
@@ -92,6 +93,17 @@ own = [
 for tensor in (2, 1):
     found = hosts.exchange_sequences(sharding.make_mesh(MeshConfig(-1, 1, tensor)), own, fields)
     print("FOUND", json.dumps([{k: x.tolist() for k, x in one.items()} for one in found]))
+
+def raising(error):
+    raise error
+
+told = [hosts.gather(process), hosts.from_first(lambda: [process])]
+for error in (ConfigError("bad"), KeyError("defect"), Restart("again")):
+    try:
+        hosts.from_first(lambda: raising(error))
+    except Exception as raised:
+        told.append([type(raised).__name__, str(raised)])
+print("TOLD", json.dumps(told))
 """
 
 
@@ -117,3 +129,11 @@ def test_processes_that_share_a_part_have_each_other_s_sequences(repository) -> 
     assert first[5]["loss_mask"] == [i % 2 == 1 for i in range(9)]
     assert first[0]["advantages"] == [-0.5] * 3
     assert first == second == first_own + second_own
+    told = [json.loads(lines[-1].removeprefix("TOLD ")) for lines in printed]
+    assert told[0][:2] == told[1][:2] == [[0, 1], [0]]
+    assert told[0][2:] == [["ConfigError", "bad"], ["KeyError", "'defect'"], ["Restart", "again"]]
+    assert told[1][2:] == [
+        ["ConfigError", "of process 0: bad"],
+        ["UserError", "of process 0: 'defect'"],
+        ["Restart", "of process 0: again"],
+    ]

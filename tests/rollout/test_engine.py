@@ -282,6 +282,19 @@ def test_a_mesh_changes_neither_tokens_nor_the_number_of_programs(sizes, ways, w
         np.testing.assert_allclose(t.logprobs, other.logprobs, atol=1e-4)
 
 
+def test_several_processes_want_a_slot_for_each_shard(monkeypatch):
+    """Alone, a question has all devices; of several processes each would give them another."""
+    with (
+        engine(rollout=dataclasses.replace(ROLLOUT, slots=1)) as e,
+        jax.set_mesh(make_mesh(MeshConfig(2), jax.devices()[:2])),
+    ):
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        with pytest.raises(
+            decode.RolloutError, match=r"slots is 1; it must be a positive multiple of 2"
+        ):
+            list(e.run(transformer(), [request("plan", 0)]))
+
+
 def test_logprobs_equal_a_teacher_forced_forward():
     model, positions = transformer(), jnp.arange(ROLLOUT.max_len, dtype=jnp.int32)[None]
 
