@@ -15,11 +15,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from masksearch_jax.core.corpus_config import CorpusConfig
 from masksearch_jax.core.errors import check_given
+from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.schema import key, section
 from masksearch_jax.core.search_services_config import OpenSearchLoadConfig
 from masksearch_jax.corpus import readers
@@ -71,6 +73,7 @@ def run(cfg: BuildIndexRun) -> dict[str, Any]:
     check_given(cfg.corpus, "config.corpus", path=readable)
     started = time.monotonic()
     encoder = _open_encoder(cfg.vectors) if cfg.vectors.encoder else None
+    load = _open_cluster(cfg.opensearch) if cfg.opensearch.url else None
     stats = CorpusStats()
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress("index", cfg.corpus.limit))
@@ -92,8 +95,8 @@ def run(cfg: BuildIndexRun) -> dict[str, Any]:
         count = bm25.build(passages, cfg.index, **how, progress=show)
     if encoder is not None:
         _encode(cfg, encoder)
-    if cfg.opensearch.url:
-        _load(cfg)
+    if load is not None:
+        _load(cfg, load)
     files = [f for folder in _folders(cfg) for f in folder.rglob("*") if f.is_file()]
     run_record.write(cfg.index, cfg)
     return {
@@ -135,12 +138,20 @@ def _encode(cfg: BuildIndexRun, encoder: vectors.Encoder) -> None:
         )
 
 
-def _load(cfg: BuildIndexRun) -> None:
-    from masksearch_jax.search import opensearch
+def _open_cluster(cfg: OpenSearchLoadConfig) -> Callable[..., None]:
+    """What loads passages. Asked before the corpus is read, so that no cluster is known at once."""
+    try:
+        from masksearch_jax.search import opensearch
+    except ModuleNotFoundError as error:
+        raise SearchError(f"config.opensearch needs the extra `opensearch`: {error}") from None
+    opensearch.check_cluster(cfg)
+    return opensearch.load
 
+
+def _load(cfg: BuildIndexRun, load: Callable[..., None]) -> None:
     index = bm25.BM25.open(cfg.index)
     with Progress("opensearch", len(index)) as progress:
-        opensearch.load(
+        load(
             cfg.opensearch,
             index.passages,
             fingerprint=index.fingerprint,

@@ -32,6 +32,7 @@ _ROWS = 10_000  # loaded between two notes of how far the load is
 _CHUNK = 500  # passages of one request
 _CHUNK_BYTES = 20 * 2**20
 _RETRIES = 8  # of a request that loads, with waits that double
+_SECONDS = 60.0  # of such a request
 _CONNECTIONS = 64
 _SOURCE = tuple(field.name for field in dataclasses.fields(Passage))
 _ANALYSERS = {"en": "english", "zh": "cjk"}
@@ -190,6 +191,19 @@ def _line(error: Exception) -> str:
 # ---- loading
 
 
+def check_cluster(cfg: OpenSearchConfig) -> None:
+    """Raises SearchError where there is no cluster, or one with an index of something else."""
+    try:
+        _told(_loading_client(cfg), cfg.name, _SECONDS)
+    except exceptions.OpenSearchException as error:
+        raise SearchError(f"{cfg.url}: {_line(error)}") from error
+
+
+def _loading_client(cfg: OpenSearchConfig) -> Client:
+    retried = {"max_retries": _RETRIES, "retry_on_status": (429, 502, 503, 504)}
+    return _client(_urls(cfg)[0], cfg, retry_on_timeout=True, timeout=_SECONDS, **retried)
+
+
 def load(
     cfg: OpenSearchLoadConfig,
     passages: Sequence[Passage],
@@ -203,8 +217,7 @@ def load(
     Raises SearchError: for an index of this name with other passages, for a passage that is
     refused, and for a cluster that fails, after which the same call goes on.
     """
-    retried = {"max_retries": _RETRIES, "retry_on_timeout": True, "timeout": 60}
-    client = _client(_urls(cfg)[0], cfg, retry_on_status=(429, 502, 503, 504), **retried)
+    client = _loading_client(cfg)
     try:
         done = _begin(client, cfg, fingerprint, language, len(passages))
         for start in range(done, len(passages), _ROWS):
@@ -224,7 +237,7 @@ def _begin(
     client: Client, cfg: OpenSearchLoadConfig, fingerprint: str, language: str, count: int
 ) -> int:
     """The number of passages that the index, made if there was none, has already."""
-    told = _told(client, cfg.name, 60.0)
+    told = _told(client, cfg.name, _SECONDS)
     if told is None:
         analyser = _ANALYSERS[language]
         text = {"type": "text", "analyzer": analyser}

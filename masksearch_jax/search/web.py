@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import time
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -70,7 +71,9 @@ class WebSearch:
         self._client = HttpClient(is_secure=parts.scheme == "https")
         self._replicas: Replicas[Any] = Replicas([self._service], patience, limit)
         if self._key:
-            logging.getLogger(_HTTP_LOGGER).addFilter(self._strike_out_of_record)
+            logger, of_log = logging.getLogger(_HTTP_LOGGER), functools.partial(_strike, self._key)
+            logger.addFilter(of_log)
+            weakref.finalize(self, logger.removeFilter, of_log)
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
         if not queries:
@@ -101,7 +104,7 @@ class WebSearch:
         method = "GET" if body is None else "POST"
         given = (method, url, body, seconds, headers, self._service)
         response = self._client.send(*given)
-        response = response._replace(data=self._strike_out(response.data))
+        response = response._replace(data=_struck_out(self._key, response.data))
         response.check_ok(self._service)
         try:
             return json.loads(response.data)
@@ -133,16 +136,19 @@ class WebSearch:
         digest = hashlib.sha256(f"{title}\n{text}".encode("utf-8", "replace")).hexdigest()[:16]
         return Passage(str(name or digest), title, text)
 
-    def _strike_out(self, data: bytes) -> bytes:
-        for text in {self._key, quote(self._key, safe="")} - {""}:
-            data = data.replace(text.encode(), _STRUCK_OUT.encode())
-        return data
 
-    def _strike_out_of_record(self, record: logging.LogRecord) -> bool:
-        """Of a line of the HTTP library's log, which has whole addresses."""
-        line = self._strike_out(record.getMessage().encode("utf-8", "replace"))
-        record.msg, record.args = line.decode("utf-8", "replace"), ()
-        return True
+def _struck_out(key: str, data: bytes) -> bytes:
+    """The data without the key, as it is or as addresses have it."""
+    for text in {key, quote(key, safe="")} - {""}:
+        data = data.replace(text.encode(), _STRUCK_OUT.encode())
+    return data
+
+
+def _strike(key: str, record: logging.LogRecord) -> bool:
+    """Strikes the key out of a line of the HTTP library's log, which has whole addresses."""
+    line = _struck_out(key, record.getMessage().encode("utf-8", "replace"))
+    record.msg, record.args = line.decode("utf-8", "replace"), ()
+    return True
 
 
 def completed(cfg: WebConfig) -> WebConfig:

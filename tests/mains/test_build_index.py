@@ -18,12 +18,14 @@ from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
 from masksearch_jax.core.files import BeingWrittenError
 from masksearch_jax.core.retrieval import SearchError
+from masksearch_jax.core.search_services_config import OpenSearchConfig, OpenSearchLoadConfig
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.models.hf_config import HfError
 from masksearch_jax.search.bm25 import BM25, build
 from masksearch_jax.search.open import open_tool
 from masksearch_jax.search.remote import RemoteSearch
+from masksearch_jax.testing.search_services import OpenSearchEndpoint
 from tests.corpus.wiki import DUMP, RIVER, SEE, prepare_tfds, rows, write_stream
 from tests.models.bert_folders import write_encoder
 from tests.search.fruit import FRUIT, ids
@@ -346,6 +348,37 @@ def test_serve_search_serves_until_it_is_told_to_stop(tmp_path, repository, told
         assert ids(RemoteSearch(url, timeout=10), "banana") == ["b"]
         process.send_signal(told)
         assert process.wait(20) == 0
+
+
+def test_passages_are_loaded_into_a_cluster(tmp_path):
+    pytest.importorskip("opensearchpy", reason="the extra `opensearch` is not installed")
+    write_passages(tmp_path / "c.jsonl", FRUIT)
+    with OpenSearchEndpoint() as service:
+        cluster = OpenSearchLoadConfig(url=service.address, shards=2)
+        asked = index_run(tmp_path / "c.jsonl", tmp_path / "i", opensearch=cluster, shards=2)
+        assert build_index.run(asked)["passages"] == 6
+        there = OpenSearchConfig(url=service.address)
+        tool = open_tool(SearchConfig("opensearch", opensearch=there))
+        assert ids(tool, "banana") == ["b"]
+        index = open_tool(SearchConfig("bm25", str(tmp_path / "i")))
+        assert ids(index, "banana") == ["b"]
+        assert tool.fingerprint == f"{index.fingerprint}+opensearch"
+    (tmp_path / "c.jsonl").unlink()
+    with pytest.raises(SearchError, match=r"127\.0\.0\.1"):  # before the corpus is missed
+        build_index.run(asked)
+
+
+def test_a_cluster_needs_its_client(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "opensearchpy", None)
+    monkeypatch.delitem(sys.modules, "masksearch_jax.search.opensearch", raising=False)
+    monkeypatch.delattr("masksearch_jax.search.opensearch", raising=False)
+    cluster = OpenSearchLoadConfig(url="http://127.0.0.1:1")
+    asked = index_run(tmp_path / "c.jsonl", tmp_path / "i", opensearch=cluster)
+    with pytest.raises(SearchError, match=r"config\.opensearch needs the extra `opensearch`"):
+        build_index.run(asked)
+    cfg = SearchConfig("opensearch", opensearch=OpenSearchConfig(url="http://127.0.0.1:1"))
+    with pytest.raises(SearchError, match=r"search\.kind=opensearch needs the extra `opensearch`"):
+        open_tool(cfg)
 
 
 @pytest.mark.parametrize("kind", ["dense", "hybrid"])
