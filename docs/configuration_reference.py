@@ -7,9 +7,7 @@ The build of the documentation calls `write`; nothing that it writes is committe
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import importlib
 import re
 import sys
 import types
@@ -18,29 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from masksearch_jax.runtime.completion import main_names, schemas
+
 HARMLESS = "°"  # marks a key that a resumed run may change
-PACKAGE = Path(__file__).resolve().parent.parent / "masksearch_jax"
-
-
-def main_names() -> list[str]:
-    """The modules at the root of the package that can be run."""
-    return sorted(p.stem for p in PACKAGE.glob("*.py") if _run_call(p) is not None)
-
-
-def _run_call(path: Path) -> ast.Call | None:
-    """The call of `cli.run(function, schema)` in a module."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "cli.run":
-            return node
-    return None
-
-
-def schemas(main: str) -> list[type]:
-    """The dataclasses that a main parses its config into; most have one."""
-    given = _run_call(PACKAGE / f"{main}.py").args[1]
-    names = given.elts if isinstance(given, ast.Tuple) else [given]
-    module = importlib.import_module(f"masksearch_jax.{main}")
-    return [getattr(module, ast.unparse(name)) for name in names]
 
 
 def section_of(kind: Any) -> type | None:
@@ -117,8 +95,9 @@ def page() -> str:
     found: dict[type, dict[str, list[str]]] = {}  # section → its dotted name → mains
     out = [
         "# Configuration reference",
+        "This page is for whoever looks for a key. It is made from the dataclasses that the configs "
+        "are checked against.",
         "Each main reads one config file. `--config.SECTION.KEY=VALUE` overrides a key.",
-        "This page is made from the dataclasses that the configs are checked against.",
         f"A resumed run may change a key marked {HARMLESS}: it comes to the same result.",
         "## Mains",
     ]

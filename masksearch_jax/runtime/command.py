@@ -8,10 +8,13 @@ import runpy
 import sys
 
 from masksearch_jax.core.errors import nearest
-from masksearch_jax.runtime import installed
+from masksearch_jax.runtime import completion, installed
 
 USAGE = "usage: masksearch MAIN --config=NAME[:arg] [--config.section.key=value ...]"
-OPTIONS = "       MAIN --help says what a main's keys mean; --version prints version and commit"
+OPTIONS = (
+    "       MAIN --help says what a main's keys mean; --version prints version and commit;\n"
+    "       --completion bash|zsh prints a script that completes mains, configs, keys and choices"
+)
 
 
 def mains() -> dict[str, str]:
@@ -44,6 +47,13 @@ def main() -> None:
         print(_help())
     elif name == "--version":
         print(installed.version_line())
+    elif name == "--completion":
+        if rest not in ([shell] for shell in completion.SHELLS):
+            said = f"masksearch --completion {' '.join(rest)}".rstrip()
+            choices = " or ".join(completion.SHELLS)
+            print(f"error: {said}: it must name one shell, {choices}", file=sys.stderr)
+            sys.exit(2)
+        print(completion.script(rest[0]), end="")
     elif name.replace("_", "-") in mains():
         sys.argv[1:] = rest
         sys.path.insert(0, os.getcwd())
