@@ -123,6 +123,7 @@ setup(
         "orbax-checkpoint>=0.12,<0.13",
         "prometheus_client>=0.21",
         "psutil>=6",
+        "pydantic>=2.10,<3",
         "rich>=14",
         "safetensors>=0.6",
         "starlette>=1.0,<2",

@@ -54,6 +54,7 @@ SCHEMAS = {
     "build_trajectories": "build_trajectories.BuildTrajectoriesRun",
     "evolve": "evolve.EvolveRun",
     "export_hf": "export_hf.ExportRun",
+    "export_data": "export_data.ExportDataRun",
     "report": "report.ReportConfig",
     "study": "study.StudyRun",
 }
@@ -193,7 +194,7 @@ MODEL |= dict.fromkeys(("quickstart", "evolve"), ("tiny", "model."))
 MODEL |= {"build_trajectories": ("qwen2.5-1.5b", "student.model.")}
 SWITCHES = dict.fromkeys((*MODEL, "build_ramp", "build_cache", "build_dataset"), ("", "runlocal"))
 SWITCHES |= {"export_hf": ("",)}
-NEW = ("real", "study")  # since the snapshot
+NEW = ("real", "study", "export_data")  # since the snapshot
 CASES = [
     (name, "", switch)
     for name in SCHEMAS

@@ -20,7 +20,7 @@ SCHEMAS = {
     "build_index": "BuildIndexRun", "build_ramp": "BuildRampRun",
     "build_dataset": "BuildDatasetRun", "report": "ReportConfig", "quickstart": "QuickstartRun",
     "evolve": "EvolveRun", "evaluate": "EvalRun", "build_trajectories": "BuildTrajectoriesRun",
-    "study": "StudyRun",
+    "study": "StudyRun", "export_data": "ExportDataRun",
 }  # fmt: skip
 
 
@@ -86,6 +86,7 @@ SCHEMAS = {
         ("quickstart", "quickstart.py", {"workdir": ""}, f"config.workdir is empty; .* {WRITTEN}"),
         ("evolve", "evolve.py", {"workdir": ""}, f"config.workdir is empty; .* {WRITTEN}"),
         ("study", "study.py", {"workdir": ""}, f"config.workdir is empty; .* {WRITTEN}"),
+        ("export_data", "export_data.py", {"folder": ""}, f"config.folder is empty; .* {WRITTEN}"),
     ],
 )
 def test_an_empty_path_is_named_with_what_to_give(

@@ -82,9 +82,12 @@ def test_one_that_meets_a_callback_of_gc_is_not_lost(capsys):
     assert capsys.readouterr().err == END
 
 
-# The build of an index begins anew, a plan, a report or a question too, and what serves has nothing
-# to go on from.
-STARTS_ANEW = {"ask", "build_index", "coverage", "plan", "report", "serve_model", "serve_search"}
+# The build of an index begins anew, plain files, a plan, a report or a question too, and what serves
+# has nothing to go on from.
+STARTS_ANEW = {
+    *("ask", "build_index", "coverage", "export_data", "plan", "report"),
+    *("serve_model", "serve_search"),
+}
 
 
 def test_it_says_that_the_same_command_goes_on_only_where_it_does(capsys, repository):

@@ -1,0 +1,229 @@
+"""Trajectories as ATIF v1.7 documents, token-exact, and back.
+
+The prompt is a step of the user, each turn a step of the agent. Of a turn, `reasoning_content` is
+the thought, `tool_calls` the search, `observation` what it showed, `message` all other text.
+`metrics` has the ids before the turn and those of the turn, with their log-probabilities. `extra`
+of a step holds the text as it was written; `extra` of the document what ATIF has no field for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from masksearch_jax import __version__
+from masksearch_jax.core import markup
+from masksearch_jax.core.atif_schema import (
+    VERSION,
+    Agent,
+    Document,
+    FinalMetrics,
+    Metrics,
+    Observation,
+    ObservationResult,
+    Step,
+    ToolCall,
+)
+from masksearch_jax.core.types import JsonObject, Segment, Trajectory, Turn, from_json, to_json
+
+AGENT = "masksearch_jax"
+SEARCH = {
+    "type": "function",
+    "function": {
+        "name": "search",
+        "description": "Finds passages for each query and shows them merged.",
+        "parameters": {
+            "type": "object",
+            "properties": {"queries": {"type": "array", "items": {"type": "string"}}},
+            "required": ["queries"],
+        },
+    },
+}
+_THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
+_ACTION = re.compile(r"<search>.*?</search>", re.DOTALL)
+_CORRECTIONS = {markup.wrap("information", text) for text in markup.CORRECTIONS.values()}
+
+
+class _Round(NamedTuple):
+    """What the policy wrote in one go, what was said to it then, and its search, if it made one."""
+
+    policy: str
+    tool: str | None
+    turn: Turn | None
+
+
+def to_atif(
+    trajectory: Trajectory, *, run: str = "", model: str = "", facts: JsonObject | None = None
+) -> Document:
+    """The document of a trajectory, sampled by an engine or from an endpoint without ids.
+
+    run: the run that it is of. model: its name. facts: further ones, such as the example and the
+    reward, under `extra`.
+    """
+    prompt = "".join(s.text for s in trajectory.segments if s.author == "prompt")
+    runs = _sampled_runs(trajectory.sampled)
+    rounds = list(_rounds(trajectory, len(runs)))
+    steps = [Step(step_id=1, source="user", message=prompt)]
+    for number, found in enumerate(rounds):
+        metrics = _metrics(trajectory, *runs[number]) if runs else None
+        steps.append(_step(number + 2, found, metrics))
+    own = {
+        name: getattr(trajectory, name)
+        for name in ("example_id", "sample", "status", "seconds", "prompt_len")
+    }
+    end = runs[-1][1] if runs else 0
+    own["ids_after"] = trajectory.ids[end:].tolist()
+    return Document(
+        schema_version=VERSION,
+        session_id=run or None,
+        trajectory_id=f"{trajectory.example_id}/{trajectory.sample}",
+        agent=Agent(
+            name=AGENT, version=__version__, model_name=model or None, tool_definitions=[SEARCH]
+        ),
+        steps=steps,
+        final_metrics=FinalMetrics(
+            total_prompt_tokens=sum(start for start, _ in runs),
+            total_completion_tokens=int(trajectory.sampled.sum()),
+            total_steps=len(steps),
+        ),
+        extra={AGENT: own} | (facts or {}),
+    )
+
+
+def from_atif(document: Document) -> Trajectory:
+    """The inverse of `to_atif`; ValueError for a document of another agent."""
+    own = (document.extra or {}).get(AGENT)
+    if own is None:
+        raise ValueError(f"the document is of {document.agent.name}: its extra has no {AGENT}")
+    user, *agent = document.steps
+    segments, turns = [Segment("prompt", str(user.message))], []
+    ids: list[int] = []
+    arrays: dict[str, list[Any]] = {"logprobs": [], "sampled": [], "versions": []}
+    for step in agent:
+        segments.append(Segment("policy", (step.extra or {})["text"]))
+        for result in step.observation.results if step.observation else ():
+            segments.append(Segment("tool", str(result.content or "")))
+            if "turn" in (result.extra or {}):
+                turns.append(from_json(Turn, (result.extra or {})["turn"]))
+        if step.metrics is not None:
+            _add_tokens(step.metrics, ids, arrays)
+    _add_given(own["ids_after"], ids, arrays)
+    return Trajectory(
+        example_id=own["example_id"],
+        sample=own["sample"],
+        ids=np.asarray(ids, np.int32),
+        logprobs=np.asarray(arrays["logprobs"], np.float32),
+        sampled=np.asarray(arrays["sampled"], np.bool_),
+        versions=np.asarray(arrays["versions"], np.int32),
+        prompt_len=own["prompt_len"],
+        segments=tuple(s for s in segments if s.text),
+        turns=tuple(turns),
+        status=own["status"],
+        seconds=own["seconds"],
+    )
+
+
+def dumps(document: Document) -> str:
+    """One line of JSON, without the fields that are empty."""
+    return document.model_dump_json(exclude_none=True)
+
+
+# ---- text
+
+
+def _rounds(trajectory: Trajectory, least: int) -> Iterator[_Round]:
+    """What the policy wrote and what it was told, in turn; at least `least` of them.
+
+    Text without characters has no segment; here it has a round.
+    """
+    turns = iter(trajectory.turns)
+    texts = [s for s in trajectory.segments if s.author != "prompt"]
+    place = count = 0
+    while place < len(texts) or count < least:
+        policy = _text_by("policy", texts, place)
+        place += policy is not None
+        tool = _text_by("tool", texts, place)
+        place += tool is not None
+        searched = tool is not None and tool not in _CORRECTIONS
+        is_last = place == len(texts)
+        # A search that failed, or whose result had no room, is not followed by a result.
+        turn = next(turns, None) if searched or is_last else None
+        count += 1
+        yield _Round(policy or "", tool, turn)
+
+
+def _text_by(author: str, texts: Sequence[Segment], place: int) -> str | None:
+    is_there = place < len(texts) and texts[place].author == author
+    return texts[place].text if is_there else None
+
+
+def _step(number: int, found: _Round, metrics: Metrics | None) -> Step:
+    thought = _THOUGHT.match(found.policy)
+    rest = found.policy[thought.end() :] if thought else found.policy
+    calls, results = None, []
+    name = f"search_{number}"
+    if found.turn is not None:
+        rest = _ACTION.sub("", rest, count=1)
+        arguments = {"queries": list(found.turn.queries)}
+        calls = [ToolCall(tool_call_id=name, function_name="search", arguments=arguments)]
+        extra = {"turn": to_json(found.turn)}
+        results = [ObservationResult(source_call_id=name, content=found.tool, extra=extra)]
+    elif found.tool is not None:
+        results = [ObservationResult(content=found.tool)]
+    return Step(
+        step_id=number,
+        source="agent",
+        message=rest,
+        reasoning_content=thought[1] if thought else None,
+        tool_calls=calls,
+        observation=Observation(results=results) if results else None,
+        metrics=metrics,
+        llm_call_count=1,
+        extra={"text": found.policy},
+    )
+
+
+# ---- tokens
+
+
+def _sampled_runs(sampled: np.ndarray) -> list[tuple[int, int]]:
+    """Start and end of each stretch of tokens that the policy sampled."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], sampled, [False]]).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def _metrics(trajectory: Trajectory, start: int, end: int) -> Metrics:
+    logprobs = trajectory.logprobs[start:end].astype(float).tolist()
+    finite = [x for x in logprobs if np.isfinite(x)]
+    extra: JsonObject = {"versions": trajectory.versions[start:end].tolist()}
+    if len(finite) < len(logprobs):
+        extra["logprobs"] = [x if np.isfinite(x) else None for x in logprobs]
+    return Metrics(
+        prompt_tokens=start,
+        completion_tokens=end - start,
+        prompt_token_ids=trajectory.ids[:start].tolist(),
+        completion_token_ids=trajectory.ids[start:end].tolist(),
+        logprobs=logprobs if len(finite) == len(logprobs) else None,
+        extra=extra,
+    )
+
+
+def _add_tokens(metrics: Metrics, ids: list[int], arrays: dict[str, list[Any]]) -> None:
+    """What was given before the turn, then what was sampled in it."""
+    _add_given((metrics.prompt_token_ids or [])[len(ids) :], ids, arrays)
+    extra, sampled = metrics.extra or {}, metrics.completion_token_ids or []
+    logprobs = metrics.logprobs if metrics.logprobs is not None else extra["logprobs"]
+    ids += sampled
+    arrays["logprobs"] += [np.nan if x is None else x for x in logprobs]
+    arrays["sampled"] += [True] * len(sampled)
+    arrays["versions"] += extra["versions"]
+
+
+def _add_given(given: list[int], ids: list[int], arrays: dict[str, list[Any]]) -> None:
+    ids += given
+    arrays["logprobs"] += [0.0] * len(given)
+    arrays["sampled"] += [False] * len(given)
+    arrays["versions"] += [-1] * len(given)

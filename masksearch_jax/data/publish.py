@@ -1,0 +1,154 @@
+"""Records as plain files that any other stack reads: JSON lines, parquet, and a data card.
+
+    FOLDER/README.md             the card, whose front matter names each part's parquet files
+    FOLDER/PART/SPLIT.jsonl      one record a line
+    FOLDER/PART/SPLIT.parquet    the same, with columns of the record's types
+
+A file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from masksearch_jax.core import files
+from masksearch_jax.core.schema import key
+from masksearch_jax.core.types import Record, to_json
+
+_ROWS = 10_000  # of a row group of parquet
+
+
+@dataclasses.dataclass(frozen=True)
+class DataCard:
+    """What the records cannot say themselves; what is empty is said to be for its publisher."""
+
+    title: str = key("", "Of the data set; empty: the folder's name.")
+    source: str = key("", "The text that the records were made of, and its version.")
+    license: str = key("", "Of that text, as an identifier of the Hugging Face hub.")
+    language: str = key("en", "Of the text.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What was written of one kind of record: its columns, and rows by split."""
+
+    name: str
+    said: str
+    columns: tuple[str, ...]
+    rows: Mapping[str, int]
+    suffix: str = "parquet"
+
+
+def write_records(folder: Path, split: str, kind: type, records: Iterable[Record]) -> int:
+    """Writes SPLIT.jsonl and SPLIT.parquet, each whole or not at all; the number of records."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    schema, count = pa.schema(_fields(kind)), 0
+    with (
+        files.writing(folder / f"{split}.jsonl") as lines,
+        files.writing(folder / f"{split}.parquet", "wb") as file,
+        parquet.ParquetWriter(file, schema) as writer,
+    ):
+        rows: list[dict[str, Any]] = []
+        for record in records:
+            rows.append(to_json(record))
+            lines.write(json.dumps(rows[-1], ensure_ascii=False) + "\n")
+            count += 1
+            if len(rows) == _ROWS:
+                writer.write_table(pa.Table.from_pylist(rows, schema))
+                rows = []
+        writer.write_table(pa.Table.from_pylist(rows, schema))
+    return count
+
+
+def _fields(kind: type) -> list[Any]:
+    """The columns of a dataclass of records, in its order."""
+    import pyarrow as pa
+
+    hints = typing.get_type_hints(kind)
+    return [pa.field(f.name, _column(hints[f.name])) for f in dataclasses.fields(kind)]
+
+
+def _column(kind: Any) -> Any:
+    """The type of parquet for a type of a field."""
+    import pyarrow as pa
+
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        return pa.list_(_column(args[0]))
+    if origin is typing.Literal:
+        return pa.string()
+    if dataclasses.is_dataclass(kind):
+        return pa.struct(_fields(kind))
+    plain = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    if kind not in plain:
+        raise TypeError(f"no column of parquet for {kind}")
+    return plain[kind]
+
+
+_CARD = """\
+---
+{front}
+---
+
+# {title}
+
+Made with `masksearch_jax` {version}, which implements MaskSearch (arXiv 2505.20285).
+
+| | |
+|---|---|
+| text | {source} |
+| licence of the text | {license} |
+| made from | {made_from} |
+
+## Parts
+
+{parts}
+
+Each part has JSON lines beside its parquet files, with the same records.
+No article is in two splits: `train` is for demonstrations, `rl` for reinforcement learning,
+`heldout` for evaluation.
+
+## Load it
+
+```python
+from datasets import load_dataset
+
+records = load_dataset("{name}", "{first}")
+```
+"""
+
+
+def card_text(card: DataCard, name: str, parts: list[Part], made_from: str, version: str) -> str:
+    """The text of a README.md with the hub's front matter, which says where each part's files are.
+
+    name: of the folder. made_from: the folder that was read and the hash of its config.
+    """
+    front = [f"license: {json.dumps(card.license)}"] if card.license else []
+    front += [f"language: [{card.language}]", "tags: [search-agent, masksearch]", "configs:"]
+    for part in parts:
+        front += [f"- config_name: {part.name}", "  data_files:"]
+        for split in part.rows:
+            front += [f"  - split: {split}", f"    path: {part.name}/{split}.{part.suffix}"]
+    table = ["| part | records | columns | rows |", "|---|---|---|---|"]
+    for part in parts:
+        rows = ", ".join(f"{split}: {count:,}" for split, count in part.rows.items())
+        columns = ", ".join(f"`{column}`" for column in part.columns)
+        table.append(f"| `{part.name}` | {part.said} | {columns} | {rows} |")
+    return _CARD.format(
+        front="\n".join(front),
+        title=card.title or name,
+        version=version,
+        source=card.source or "not recorded",
+        license=card.license or "to be filled in by whoever publishes it: the text's binds them",
+        made_from=made_from,
+        parts="\n".join(table),
+        name=name,
+        first=parts[0].name,
+    )

@@ -1,0 +1,138 @@
+"""Examples and trajectories as plain files: what was written is what was there."""
+
+import gzip
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from masksearch_jax import export_data
+from masksearch_jax.core import atif, jsonl
+from masksearch_jax.core.atif_schema import Document
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.types import (
+    Demonstration,
+    QAExample,
+    RampExample,
+    Segment,
+    Span,
+    Trajectory,
+    Turn,
+    from_json,
+    to_json,
+)
+from masksearch_jax.data.publish import DataCard
+from masksearch_jax.export_data import ExportDataRun
+
+SPANS = (Span(0, 4, "1928", "DATE"),)
+RAMP = RampExample("r1", "p1", "Thames", "[mask] was wet.", "1928 was wet.", SPANS)
+QUESTION = QAExample("q1", "made", "Which?", ("blue", "grey"), gold=("p1",))
+TURNS = (Turn(("thames",), ("p1",), ("Thames",), 0.0),)
+DEMONSTRATION = Demonstration("r1/me", "r1", "ramp_k1", "me", (Segment("policy", "<a>"),), TURNS)
+TRAJECTORY = Trajectory(
+    "q1",
+    0,
+    np.array([1, 2, 3], np.int32),
+    np.array([0.0, 0.0, -0.5], np.float32),
+    np.array([False, False, True]),
+    np.array([-1, -1, 4], np.int32),
+    2,
+    (Segment("prompt", "Which?\n"), Segment("policy", "<answer>blue</answer>")),
+    (),
+    "answered",
+)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder as build_ramp and build_trajectories leave it."""
+    for kind, split, record in (
+        ("ramp", "train", RAMP),
+        ("ramp", "heldout", RAMP),
+        ("questions", "train", QUESTION),
+        ("demonstrations", "train", DEMONSTRATION),
+    ):
+        (tmp_path / "data" / kind).mkdir(parents=True, exist_ok=True)
+        jsonl.write_jsonl(tmp_path / "data" / kind / f"{split}.jsonl", [record])
+    return tmp_path / "data"
+
+
+def line(**facts) -> str:
+    return json.dumps(to_json(TRAJECTORY) | {"example": to_json(QUESTION), "tokens": []} | facts)
+
+
+def test_each_kind_is_json_lines_and_parquet_with_a_card(data, tmp_path):
+    card = DataCard(source="A text", license="cc0-1.0")
+    cfg = ExportDataRun(folder=str(tmp_path / "out"), data=str(data), card=card)
+    written = export_data.run(cfg)
+    assert written == {
+        "ramp": {"train": 1, "heldout": 1},
+        "questions": {"train": 1},
+        "demonstrations": {"train": 1},
+    }
+    for part, record in (
+        ("ramp", RAMP),
+        ("questions", QUESTION),
+        ("demonstrations", DEMONSTRATION),
+    ):
+        path = tmp_path / "out" / part / "train.parquet"
+        (row,) = pq.read_table(path).to_pylist()
+        assert from_json(type(record), row) == record
+        assert jsonl.read_jsonl(path.with_suffix(".jsonl"), type(record)) == [record]
+    card_text = (tmp_path / "out" / "README.md").read_text()
+    front = yaml.safe_load(card_text.split("---")[1])
+    assert front["license"] == "cc0-1.0"
+    files = [f["path"] for c in front["configs"] for f in c["data_files"]]
+    assert sorted(files) == sorted(
+        str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").glob("*/*.parquet")
+    )
+    assert "| `ramp` | masked paragraphs | `id`, `passage_id`, " in card_text
+    assert "train: 1, heldout: 1" in card_text
+
+
+def test_trajectories_of_runs_are_documents(tmp_path):
+    evaluation, dapo = tmp_path / "evaluate", tmp_path / "ramp.dapo"
+    (dapo / "rollouts").mkdir(parents=True)
+    evaluation.mkdir()
+    (evaluation / "trajectories.jsonl").write_text(line(suite="ramp", scores={"em": 1.0}) + "\n")
+    for step in (2, 10):
+        packed = gzip.compress(f"{line(step=step, advantage=0.5)}\n".encode())
+        (dapo / "rollouts" / f"{step}.jsonl.gz").write_bytes(packed)
+    runs = (str(evaluation), str(dapo))
+    written = export_data.run(ExportDataRun(folder=str(tmp_path / "out"), runs=runs))
+    assert written == {"trajectories": {"evaluate": 1, "ramp_dapo": 2}}
+    folder = tmp_path / "out" / "trajectories"
+    read = {
+        name: [Document.model_validate_json(text) for text in path.read_text().splitlines()]
+        for name in ("evaluate", "ramp_dapo")
+        if (path := folder / f"{name}.jsonl")
+    }
+    (found,) = read["evaluate"]
+    assert (found.session_id, found.extra["suite"]) == ("evaluate", "ramp")
+    assert found.extra["example"]["answers"] == ["blue", "grey"]
+    assert atif.from_atif(found).ids.tolist() == [1, 2, 3]
+    assert [d.extra["step"] for d in read["ramp_dapo"]] == [2, 10]
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "said"),
+    [
+        ({}, ConfigError, "config.data and config.runs are empty"),
+        ({"folder": " ", "data": "x"}, ConfigError, "config.folder is empty"),
+        ({"data": "."}, ConfigError, "which holds none of ramp, questions, demonstrations"),
+        ({"runs": (".",)}, ConfigError, "holds neither trajectories.jsonl nor rollouts/"),
+        ({"runs": ("a/run", "b/run")}, ConfigError, "two folders of one name"),
+        ({"runs": ("bad",)}, export_data.ExportDataError, r"trajectories.jsonl:1: not a traj"),
+        ({"runs": ("cut",)}, export_data.ExportDataError, r"trajectories.jsonl:1: not JSON"),
+    ],
+)
+def test_what_cannot_be_written_is_named(values, error, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("a/run", line()), ("b/run", line()), ("bad", "{}"), ("cut", "{")):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "trajectories.jsonl").write_text(text)
+    with pytest.raises(error, match=said):
+        export_data.run(ExportDataRun(**{"folder": "out"} | values))
+    assert not (tmp_path / "out").exists()
