@@ -95,8 +95,7 @@ def page() -> str:
     found: dict[type, dict[str, list[str]]] = {}  # section → its dotted name → mains
     out = [
         "# Configuration reference",
-        "This page is for whoever looks for a key. It is made from the dataclasses that the configs "
-        "are checked against.",
+        "This page is for whoever looks for a key. It is made from the dataclasses of the configs.",
         "Each main reads one config file. `--config.SECTION.KEY=VALUE` overrides a key.",
         f"A resumed run may change a key marked {HARMLESS}: it comes to the same result.",
         "## Mains",

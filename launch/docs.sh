@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# The documentation as a site in docs/_build/html; a warning fails. Arguments go to sphinx-build.
+# The documentation as a site in docs/_build/html; a warning fails, and so
+# does a link inside the site that leads nowhere. Arguments go to sphinx-build.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source-path=SCRIPTDIR source=setup_env.sh
 . "$here/setup_env.sh" requirements-docs.txt
 cd "$root"
 "$python" -m sphinx -q -W --keep-going -b html "$@" docs docs/_build/html
+"$python" docs/check_site.py docs/_build/html
 echo "docs: $root/docs/_build/html/index.html"

@@ -1,5 +1,6 @@
 """What the documents say of the code holds: links, commands, keys; and their generated page."""
 
+import ast
 import dataclasses
 import json
 import os
@@ -20,6 +21,7 @@ from masksearch_jax.core.config import ComputeConfig, MeshConfig, ModelConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.schema import flat_keys, to_dataclass
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
+from masksearch_jax.core.types import QAExample, Segment, Trajectory, Turn
 from masksearch_jax.corpus import atlas
 from masksearch_jax.corpus.passages import write_passages
 from masksearch_jax.models.load import initial
@@ -29,6 +31,7 @@ from masksearch_jax.runtime import cli
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
 
+import check_site  # noqa: E402
 import configuration_reference as reference  # noqa: E402
 
 DOCUMENTS = [
@@ -98,6 +101,15 @@ def test_every_page_is_in_the_table_of_contents():
         line for tree in trees for line in tree.splitlines() if re.fullmatch(r"[a-z_]+", line)
     }
     assert listed == {p.stem for p in (ROOT / "docs").glob("*.md")} - {"index"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=name_of)
+def test_a_page_says_first_who_needs_it(path):
+    if path.stem in ("index", "contributing"):  # the first page, and the file that it includes
+        return
+    title, first = path.read_text(encoding="utf-8").split("\n\n")[:2]
+    assert re.fullmatch(r"# .+", title)
+    assert re.match(r"This page is for (whoever|newcomers)\b", first)
 
 
 def test_the_readme_is_short():
@@ -218,6 +230,95 @@ def test_commands_are_found_and_faults_in_them_too(tmp_path, monkeypatch):
             check_command(Command(argv, ""))
 
 
+LAUNCHERS = ("launch/tpu_vm.sh", "launch/gke/xpk.sh", "launch/gke/jobset.py")
+
+
+def name_of_command(argv: list[str]) -> str:
+    """The main or the script that a command is of; the program where it is another's."""
+    if ours := [a for a in argv if a.startswith("masksearch_jax.")]:
+        return ours[0].partition(".")[2]
+    if argv[0] == "masksearch":
+        return argv[1].replace("-", "_")
+    return argv[1] if argv[0] in ("bash", "python3") else argv[0]
+
+
+def test_every_command_is_in_the_table_of_what_was_run(tmp_path):
+    """And every row is of a command, has a test that names it, and a day or a word for it."""
+    page = (ROOT / "docs" / "what_was_run.md").read_text(encoding="utf-8")
+    rows = {
+        row[0].strip("`"): row[1:]
+        for line in re.findall(r"^\| (`.*) \|$", page, re.MULTILINE)
+        if (row := [cell.strip() for cell in line.split("|")])
+    }
+    shown = {name_of_command(c.argv) for path in DOCUMENTS for c in commands(path, tmp_path)}
+    others = {*PROGRAMS, "__version"} - {"masksearch", "python", "python3", "bash"}
+    assert shown - others == set(rows)
+    for name, (test, last, what) in rows.items():
+        assert Path(name).stem in (ROOT / test.strip("`")).read_text(encoding="utf-8"), name
+        assert re.fullmatch(r"2026-\d\d-\d\d|never|each change", last), name
+        assert bool(what) == (last[0] == "2"), name
+
+
+def test_commands_for_clouds_run_dry(tmp_path, monkeypatch):
+    """As they stand; what they would start was parsed by another test."""
+    monkeypatch.chdir(tmp_path)
+    shown = [c.argv for path in DOCUMENTS for c in commands(path, tmp_path)]
+    found = [argv for argv in shown if argv[1] in LAUNCHERS and "--delete" not in argv]
+    assert {argv[1] for argv in found} == set(LAUNCHERS)
+    for program, script, *given in found:
+        dry = [] if script.endswith(".py") else ["--dry-run"]
+        done = subprocess.run(
+            [program, str(ROOT / script), *dry, *given],
+            env={"PATH": os.environ["PATH"], "LAUNCH_PYTHON": "/bin/true"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        main = given[given.index("--") + 1]
+        assert main in done.stdout
+
+
+def test_blocks_of_python_do_what_they_say(tmp_path):
+    """The reward scores; the seqio script names what is there, with arguments that it takes."""
+    found = [
+        (path.stem, block.text)
+        for path in DOCUMENTS
+        for block in blocks(path.read_text(encoding="utf-8"))
+        if block.language == "python"
+    ]
+    assert [name for name, _ in found] == ["dapo", "your_model_and_text"]
+    (_, reward), (_, script) = found
+    scope: dict[str, Any] = {}
+    exec(reward, scope)
+    segments = (Segment("policy", "<search>a</search>"), Segment("policy", "<answer>Oslo</answer>"))
+    none, turn = np.zeros(0), Turn(("a",), (), (), 0.0)
+    said = Trajectory("q", 0, none, none, none, none, 0, segments, (turn,), "answered")
+    asked = QAExample("q", "made", "Which city?", ("Oslo",))
+    assert scope["reward"](asked, said) == {"total": 0.98, "accuracy": True}
+    source = ast.parse((ROOT / "masksearch_jax" / "data" / "tasks.py").read_text(encoding="utf-8"))
+    (register,) = (n for n in source.body if getattr(n, "name", "") == "register")
+    taken = {a.arg for a in (*register.args.args, *register.args.kwonlyargs)}
+    (call,) = (
+        n
+        for n in ast.walk(ast.parse(script))
+        if isinstance(n, ast.Call) and ast.unparse(n.func) == "tasks.register"
+    )
+    assert {k.arg for k in call.keywords} <= taken
+
+
+# ---- the site
+
+
+def test_links_of_a_site_are_followed(tmp_path):
+    (tmp_path / "a.html").write_text(
+        '<a href="b.html#here">1</a><a href="b.html#gone">2</a><a href="#own">3</a>'
+        '<a href="c.html">4</a><img src="d.png"><a href="https://example.org/x">5</a><p id="own">'
+    )
+    (tmp_path / "b.html").write_text('<h1 id="here">B</h1>')
+    wrong = ["a.html: b.html#gone", "a.html: c.html", "a.html: d.png"]
+    assert check_site.faults(tmp_path) == wrong
+
+
 @pytest.fixture(scope="module")
 def keys() -> set[str]:
     schemas = (s for main in reference.main_names() for s in reference.schemas(main))
@@ -291,7 +392,7 @@ def test_the_readmes_chain_runs_as_it_stands_but_for_its_size(tiny_inputs):
 
 def test_the_reference_has_every_key_of_every_main():
     page = reference.page()
-    roots = {p.stem for p in reference.PACKAGE.glob("*.py")} - {"__init__", "testing"}
+    roots = {p.stem for p in (ROOT / "masksearch_jax").glob("*.py")} - {"__init__"}
     assert set(reference.main_names()) == roots
     for main in roots:
         for schema in reference.schemas(main):
