@@ -17,6 +17,7 @@ import numpy as np
 from examples import my_reward
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
+from masksearch_jax.core.tools import search_alone
 from masksearch_jax.core.types import Passage, QAExample, Trajectory
 from masksearch_jax.rl.advantages import group_advantages
 from masksearch_jax.rollout.engine import Engine
@@ -72,7 +73,8 @@ def sample_group() -> list[Trajectory]:
     )
     ids = np.asarray(VOCAB.encode(QUESTION.question), np.int32)
     requests = [Request(QUESTION.id, ids, stream=0, sample=i) for i in range(SAMPLES)]
-    with Engine(VOCAB, SEARCH, rollout, SearchConfig(top_k=1)) as engine:
+    cfg = SearchConfig(top_k=1)
+    with Engine(VOCAB, search_alone(SEARCH, cfg), rollout, cfg) as engine:
         return sorted(engine.run(policy(), requests), key=lambda t: t.sample)
 
 

@@ -1,7 +1,8 @@
 """Trajectories as ATIF v1.7 documents, token-exact, and back.
 
 The prompt is a step of the user, each turn a step of the agent. Of a turn, `reasoning_content` is
-the thought, `tool_calls` the search, `observation` what it showed, `message` all other text.
+the thought, `tool_calls` the call of search or of another tool, `observation` what it showed,
+`message` all other text.
 `metrics` has the ids before the turn and those of the turn, with their log-probabilities. `extra`
 of a step holds the text as it was written; `extra` of the document what ATIF has no field for.
 """
@@ -27,28 +28,22 @@ from masksearch_jax.core.atif_schema import (
     Step,
     ToolCall,
 )
-from masksearch_jax.core.types import JsonObject, Segment, Trajectory, Turn, from_json, to_json
+from masksearch_jax.core.types import (
+    SEARCH,
+    JsonObject,
+    Segment,
+    Trajectory,
+    Turn,
+    from_json,
+    to_json,
+)
 
 AGENT = "masksearch_jax"
-SEARCH = {
-    "type": "function",
-    "function": {
-        "name": "search",
-        "description": "Finds passages for each query and shows them merged.",
-        "parameters": {
-            "type": "object",
-            "properties": {"queries": {"type": "array", "items": {"type": "string"}}},
-            "required": ["queries"],
-        },
-    },
-}
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
-_ACTION = re.compile(r"<search>.*?</search>", re.DOTALL)
-_CORRECTIONS = {markup.wrap("information", text) for text in markup.CORRECTIONS.values()}
 
 
 class _Round(NamedTuple):
-    """What the policy wrote in one go, what was said to it then, and its search, if it made one."""
+    """What the policy wrote in one go, what was said to it then, and its call, if it made one."""
 
     policy: str
     tool: str | None
@@ -75,13 +70,16 @@ def to_atif(
         for name in ("example_id", "sample", "status", "seconds", "prompt_len")
     }
     end = runs[-1][1] if runs else 0
-    own["ids_after"] = trajectory.ids[end:].tolist()
+    own |= {"ids_after": trajectory.ids[end:].tolist(), "tools": list(trajectory.tools)}
     return Document(
         schema_version=VERSION,
         session_id=run or None,
         trajectory_id=f"{trajectory.example_id}/{trajectory.sample}",
         agent=Agent(
-            name=AGENT, version=__version__, model_name=model or None, tool_definitions=[SEARCH]
+            name=AGENT,
+            version=__version__,
+            model_name=model or None,
+            tool_definitions=[_definition(tool) for tool in trajectory.tools],
         ),
         steps=steps,
         final_metrics=FinalMetrics(
@@ -123,6 +121,7 @@ def from_atif(document: Document) -> Trajectory:
         turns=tuple(turns),
         status=own["status"],
         seconds=own["seconds"],
+        tools=tuple(own["tools"]),
     )
 
 
@@ -134,12 +133,29 @@ def dumps(document: Document) -> str:
 # ---- text
 
 
+def _definition(tool: str) -> JsonObject:
+    """A tool as OpenAI's function calling describes one."""
+    queries = {"type": "array", "items": {"type": "string"}}
+    parameters = {"type": "object", "properties": {"queries": queries}, "required": ["queries"]}
+    said = "Finds passages." if tool == SEARCH else "Answers each query."
+    return {
+        "type": "function",
+        "function": {"name": tool, "description": said, "parameters": parameters},
+    }
+
+
+def _corrections(tools: Sequence[str]) -> set[str]:
+    """What is said to turns that are no action, as it is shown."""
+    said = {markup.correction(m, tools, tool) for m in markup.MISTAKES for tool in tools}
+    return {markup.wrap("information", text) for text in said}
+
+
 def _rounds(trajectory: Trajectory, least: int) -> Iterator[_Round]:
     """What the policy wrote and what it was told, in turn; at least `least` of them.
 
     Text without characters has no segment; here it has a round.
     """
-    turns = iter(trajectory.turns)
+    turns, corrections = iter(trajectory.turns), _corrections(trajectory.tools)
     texts = [s for s in trajectory.segments if s.author != "prompt"]
     place = count = 0
     while place < len(texts) or count < least:
@@ -147,10 +163,10 @@ def _rounds(trajectory: Trajectory, least: int) -> Iterator[_Round]:
         place += policy is not None
         tool = _text_by("tool", texts, place)
         place += tool is not None
-        searched = tool is not None and tool not in _CORRECTIONS
+        is_result = tool is not None and tool not in corrections
         is_last = place == len(texts)
-        # A search that failed, or whose result had no room, is not followed by a result.
-        turn = next(turns, None) if searched or is_last else None
+        # A call that failed, or whose result had no room, is not followed by a result.
+        turn = next(turns, None) if is_result or is_last else None
         count += 1
         yield _Round(policy or "", tool, turn)
 
@@ -164,11 +180,12 @@ def _step(number: int, found: _Round, metrics: Metrics | None) -> Step:
     thought = _THOUGHT.match(found.policy)
     rest = found.policy[thought.end() :] if thought else found.policy
     calls, results = None, []
-    name = f"search_{number}"
     if found.turn is not None:
-        rest = _ACTION.sub("", rest, count=1)
+        tool = found.turn.tool
+        name = f"{tool}_{number}"
+        rest = re.sub(f"<{tool}>.*?</{tool}>", "", rest, count=1, flags=re.DOTALL)
         arguments = {"queries": list(found.turn.queries)}
-        calls = [ToolCall(tool_call_id=name, function_name="search", arguments=arguments)]
+        calls = [ToolCall(tool_call_id=name, function_name=tool, arguments=arguments)]
         extra = {"turn": to_json(found.turn)}
         results = [ObservationResult(source_call_id=name, content=found.tool, extra=extra)]
     elif found.tool is not None:

@@ -73,11 +73,14 @@ def stops(tools: Sequence[str] = SEARCH_ALONE) -> tuple[str, ...]:
     return tuple(f"</{name}>" for name in (*tools, "answer"))
 
 
-def correction(mistake: str, tools: Sequence[str] = SEARCH_ALONE, tool: str = SEARCH) -> str:
-    """What is said, as information, to a turn that is no action: `mistake`, one of four.
+MISTAKES = ("no_action", "no_query", "no_turns", "no_tool_turns", "too_long")
 
-    no_action, no_query, no_turns (none at all are left, or none of `tool`) and too_long. tool: the
-    one that the turn has called.
+
+def correction(mistake: str, tools: Sequence[str] = SEARCH_ALONE, tool: str = SEARCH) -> str:
+    """What is said, as information, to a turn that is no action: `mistake`, one of MISTAKES.
+
+    no_turns: no calls are left at all; no_tool_turns: none of `tool`, the one that the turn has
+    called.
     """
     opening = [f"<\u200b{name}>" for name in (*tools, "answer")]
     searches = tuple(tools) == SEARCH_ALONE

@@ -57,8 +57,8 @@ def write_records(folder: Path, split: str, kind: type, records: Iterable[Record
     ):
         rows: list[dict[str, Any]] = []
         for record in records:
-            rows.append(to_json(record))
-            lines.write(json.dumps(rows[-1], ensure_ascii=False) + "\n")
+            rows.append(dataclasses.asdict(record))
+            lines.write(json.dumps(to_json(record), ensure_ascii=False) + "\n")
             count += 1
             if len(rows) == _ROWS:
                 writer.write_table(pa.Table.from_pylist(rows, schema))

@@ -12,7 +12,7 @@ from masksearch_jax.core.types import QueryRecord, Segment, Trajectory, Turn
 
 FOUND = (QueryRecord(("p1", "p2"), (7.5, 3.0), 1, 0.25, False),)
 TURN = Turn(("grey", "red"), ("p1",), ("Grey",), 0.5, "", FOUND)
-CORRECTION = markup.wrap("information", markup.CORRECTIONS["no_action"])
+CORRECTION = markup.wrap("information", markup.correction("no_action"))
 
 
 def trajectory(rounds, turns, status="answered", after=()) -> Trajectory:
@@ -38,6 +38,7 @@ def trajectory(rounds, turns, status="answered", after=()) -> Trajectory:
         tuple(turns),
         status,
         1.5,
+        tuple(dict.fromkeys(["search", *(turn.tool for turn in turns)])),
     )
 
 
@@ -48,6 +49,13 @@ CASES = {
     "corrected": ([("hm", [4], CORRECTION, [5, 6]), ("<answer>blue</answer>", [7], "", [])], []),
     "nothing": ([("", [4], CORRECTION, [5]), ("hm", [6], "", [])], []),
     "tool_failure": ([(SEARCH, [4, 5], "", [])], [Turn(("grey", "red"), (), (), 9.0, "down")]),
+    "another tool": (
+        [
+            ("<calculate>1 + 2</calculate>", [4, 5], "<information>3</information>", [6]),
+            ("<answer>3</answer>", [7], "", []),
+        ],
+        [Turn(("1 + 2",), (), (), 0.0, tool="calculate", unreadable=1)],
+    ),
     "given last": ([(SEARCH, [4], SHOWN, [5, 6])], [TURN]),
 }
 
@@ -59,6 +67,7 @@ def check_same(one: Trajectory, other: Trajectory) -> None:
         np.testing.assert_array_equal(a, b)
     for name in ("segments", "turns", "status", "example_id", "sample", "prompt_len", "seconds"):
         assert getattr(one, name) == getattr(other, name)
+    assert one.tools == other.tools
     assert [t.found for t in one.turns] == [t.found for t in other.turns]
 
 
@@ -84,6 +93,15 @@ def test_a_turn_is_a_step_with_its_thought_search_and_result():
     assert answer.metrics.prompt_token_ids == [1, 2, 3, 4, 5, 6]
     assert answer.message == "<answer>blue</answer>"
     assert answer.tool_calls is None
+
+
+def test_a_call_of_another_tool_has_its_name():
+    document = atif.to_atif(trajectory(*CASES["another tool"]))
+    (call,) = document.steps[1].tool_calls
+    assert (call.function_name, call.arguments) == ("calculate", {"queries": ["1 + 2"]})
+    assert document.steps[1].message == ""
+    names = [tool["function"]["name"] for tool in document.agent.tool_definitions]
+    assert names == ["search", "calculate"]
 
 
 def test_what_is_no_number_comes_back_as_none():
