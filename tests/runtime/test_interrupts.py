@@ -82,8 +82,8 @@ def test_one_that_meets_a_callback_of_gc_is_not_lost(capsys):
     assert capsys.readouterr().err == END
 
 
-# The build of an index begins anew, plain files, a plan, a report or a question too. What serves has
-# nothing to go on from.
+# The build of an index begins anew, plain files, a plan, a report or a question too. What serves
+# has nothing to go on from.
 STARTS_ANEW = {
     *("ask", "build_index", "coverage", "export_data", "plan", "report"),
     *("serve_model", "serve_search"),
