@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import importlib
 import typing
-from collections.abc import Iterable
 from pathlib import Path
 
 from masksearch_jax.core.schema import Key, Section, describe_keys
@@ -69,25 +68,25 @@ def script(shell: str) -> str:
     return before + _SCRIPT.format(
         mains=" ".join(main.replace("_", "-") for main in words),
         configs=" ".join(configs),
-        words=_cases({main.replace("_", "-"): [" ".join(w)] for main, w in words.items()}),
+        words=_cases({main.replace("_", "-"): " ".join(w) for main, w in words.items()}),
         values=_cases(_by_key(values)),
     )
 
 
-def _by_key(values: dict[str, dict[str, tuple[str, ...]]]) -> dict[str, list[str]]:
+def _by_key(values: dict[str, dict[str, tuple[str, ...]]]) -> dict[str, str]:
     """`main key` → its choices."""
     return {
-        f"{main.replace('_', '-')} {key}": [" ".join(found)]
+        f"{main.replace('_', '-')} {key}": " ".join(found)
         for main, keys in values.items()
         for key, found in keys.items()
     }
 
 
-def _cases(found: dict[str, Iterable[str]]) -> str:
+def _cases(found: dict[str, str]) -> str:
     """The arms of a `case`, those of equal words joined."""
     arms: dict[str, list[str]] = {}
-    for name, lines in found.items():
-        arms.setdefault(" ".join(lines), []).append(f'"{name}"')
+    for name, words in found.items():
+        arms.setdefault(words, []).append(f'"{name}"')
     return "\n".join(f"    {'|'.join(names)}) echo '{words}' ;;" for words, names in arms.items())
 
 

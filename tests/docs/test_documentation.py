@@ -306,6 +306,22 @@ def test_blocks_of_python_do_what_they_say(tmp_path):
     assert {k.arg for k in call.keywords} <= taken
 
 
+def test_the_plan_that_is_shown_is_the_one_that_is_kept():
+    """Line by line, where the page leaves none out; how long it compiled is the machine's doing."""
+    page = (ROOT / "docs" / "tpu_pods.md").read_text(encoding="utf-8")
+    whole = (ROOT / "examples" / "worked" / "read_plan.txt").read_text(encoding="utf-8")
+    shown, kept = (
+        re.sub(r"compiled in \d+ s", "compiled", text).splitlines()
+        for text in (
+            next(b.text for b in blocks(page) if b.text.startswith("1 x v5p:2x4x4")),
+            whole,
+        )
+    )
+    left = iter(kept)
+    for line in (line for line in shown if line.strip() not in ("", "…")):
+        assert line in left, line
+
+
 # ---- the site
 
 
