@@ -73,6 +73,9 @@ class Prompts:
     def __next__(self) -> list[Prompt]:
         return [self.prompt]
 
+    def extra(self, groups: int) -> list[Prompt]:
+        return []
+
 
 def step(said: str, verdict: str, rollout=ROLLOUT, cfg=JUDGE):
     """The group of a step whose every sample answers `said`, and the engine's counts."""

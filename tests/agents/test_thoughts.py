@@ -39,7 +39,7 @@ def test_there_are_ten_wordings_of_everything(name):
     choices = WORDINGS[name]
     assert len(set(choices)) == len(choices) >= 10
     told = [fields(choice) for choice in choices]
-    assert set.union(*told) <= {"cue", "need", "source", "span", "answer", "query"}
+    assert set.union(*told) <= {"cue", "need", "source", "span", "answer", "query", "request"}
     # What a thought of this kind is about stands in all of its wordings.
     about = {"GAP": {"cue", "need"}, "FOUND": {"source", "span"}, "ANSWERED": {"source", "answer"}}
     for needed in (about.get(name, set()), set.intersection(*told)):
