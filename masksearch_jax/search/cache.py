@@ -103,7 +103,7 @@ class CachedSearch:
         with self._lock:
             self.misses += len(missing)
             self.hits += len(queries) - len(missing)
-        if missing and self._tool is None:
+        if missing and (self._tool is None or self._mode == "replay"):
             raise SearchError(
                 f"query {missing[0]!r} with top_k {top_k} is not recorded in {self._path}"
             )

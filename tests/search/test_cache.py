@@ -39,6 +39,9 @@ def test_nothing_is_asked_twice_and_a_run_is_replayed_without_a_tool(tmp_path):
         assert cache.search(["b\0b", "c"], 2) == [list(FRUIT[:2])] * 2
         assert cache.search(["a"], 3) == [list(FRUIT[:3])]
         assert tool.calls == [("a", "b\0b", "\ud800"), ("c",), ("a",)]
+    with cached(tool, path, mode="replay") as cache, pytest.raises(SearchError, match="'new'"):
+        cache.search(["new"], 2)  # nor is a tool that is there
+    assert len(tool.calls) == 3
     with cached(None, path, mode="replay") as cache:
         assert cache.search(queries, 2) == first
         assert (cache.hits, cache.misses) == (4, 0)

@@ -106,7 +106,7 @@ def test_it_is_the_same_index_but_for_its_files(both, tmp_path):
     assert list(many.passages) == list(one.passages)
 
 
-@pytest.mark.parametrize("shards", [2, 9])  # 9: some are empty
+@pytest.mark.parametrize("shards", [9])  # some are empty
 def test_any_query_is_searched(tmp_path, fruit, shards):
     build(FRUIT, tmp_path / "i", shards=shards)
     tool = BM25.open(tmp_path / "i")
@@ -119,7 +119,7 @@ def test_any_query_is_searched(tmp_path, fruit, shards):
 
 def test_passages_without_titles_and_in_chinese(tmp_path):
     passages = [Passage(str(i), "", "北京是中国首都" * (1 + i % 7)) for i in range(30)]
-    for folder, shards in (("one", 1), ("many", 4)):
+    for folder, shards in (("one", 1), ("many", 2)):
         build(passages, tmp_path / folder, language="zh", shards=shards)
     one, many = (BM25.open(tmp_path / name) for name in ("one", "many"))
     (expected,), (found,) = one.search(["中国的首都"], 9), many.search(["中国的首都"], 9)
