@@ -154,10 +154,17 @@ def _load(cfg: BuildIndexRun, load: Callable[..., None]) -> None:
         load(
             cfg.opensearch,
             index.passages,
+            _vectors(cfg, index),
             fingerprint=index.fingerprint,
             language=index.language,
             progress=progress.update,
         )
+
+
+def _vectors(cfg: BuildIndexRun, index: bm25.BM25) -> vectors.Vectors | None:
+    if not cfg.vectors.encoder:
+        return None
+    return vectors.Vectors.open(vectors.folder_of(cfg.index), index.fingerprint)
 
 
 def dropped_path(index: str) -> Path:

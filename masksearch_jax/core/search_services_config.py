@@ -34,6 +34,11 @@ class OpenSearchConfig:
 
     url: str = key("", "Its address; commas between those of several nodes.")
     name: str = key("passages", "Of the cluster's index.")
+    by: Literal["words", "vectors"] = key(
+        "words",
+        "words: BM25; vectors: the cluster's HNSW graph of those that build_index loaded, with "
+        "search.encoder.",
+    )
     user_variable: str = key(
         "OPENSEARCH_USER", "Environment variable that has the user; unset: none.", harmless=True
     )

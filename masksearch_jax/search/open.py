@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from masksearch_jax.search.tool import NoSearch, RandomSearch
 
 if TYPE_CHECKING:
     from masksearch_jax.search.nearest import Nearest
-    from masksearch_jax.search.vectors import Vectors
+    from masksearch_jax.search.vectors import Encoder, Vectors
 
 KINDS = ("bm25", "dense", "hybrid", "http", "web", "opensearch", "none", "random")
 _INDEXED = ("bm25", "dense", "hybrid", "random")
@@ -66,7 +67,7 @@ def _cache_name(cfg: SearchConfig) -> str:
 
         return web.cache_name(cfg.web)
     if cfg.kind == "opensearch":
-        return f"opensearch:{cfg.opensearch.url}/{cfg.opensearch.name}"
+        return f"opensearch:{cfg.opensearch.url}/{cfg.opensearch.name}/{cfg.opensearch.by}"
     return cfg.url if cfg.kind == "http" else f"{cfg.kind}:{cfg.index}"
 
 
@@ -165,7 +166,8 @@ def _open(cfg: SearchConfig) -> SearchTool:
             ) from None
 
         limit = RateLimit(cfg.requests_per_second)
-        return OpenSearchSearch(cfg.opensearch, _patience(cfg), limit)
+        opened = functools.partial(_encoder, cfg)
+        return OpenSearchSearch(cfg.opensearch, _patience(cfg), limit, opened)
     if cfg.kind == "http":
         from masksearch_jax.search.remote import RemoteSearch
 
@@ -186,18 +188,13 @@ def _patience(cfg: SearchConfig) -> Patience:
 
 def _open_vectors(cfg: SearchConfig) -> SearchTool:
     """The tool of kind dense or hybrid."""
-    from masksearch_jax.models.encoder_folder import TextEncoder
-    from masksearch_jax.models.hf_config import HfError
     from masksearch_jax.search import vectors
     from masksearch_jax.search.bm25 import BM25
     from masksearch_jax.search.dense import DenseSearch, HybridSearch
 
     index = BM25.open(cfg.index)
     table = vectors.Vectors.open(vectors.folder_of(cfg.index), index.fingerprint)
-    try:
-        encoder = TextEncoder(cfg.encoder or table.encoder_folder, reading=table.reading)
-    except (OSError, HfError) as error:
-        raise SearchError(f"the encoder cannot be opened: {error}") from error
+    encoder = _encoder(cfg, table.encoder_folder, table.reading)
     dense = DenseSearch(index, table, encoder, _nearest(cfg, table))
     if cfg.kind == "dense":
         return dense
@@ -209,6 +206,17 @@ def _open_vectors(cfg: SearchConfig) -> SearchTool:
         dense_weight=cfg.dense_weight,
         depth=cfg.fusion_depth,
     )
+
+
+def _encoder(cfg: SearchConfig, folder: str, reading: dict[str, str | int]) -> Encoder:
+    """The encoder of queries: that of the config, or of the folder where it was."""
+    from masksearch_jax.models.encoder_folder import TextEncoder
+    from masksearch_jax.models.hf_config import HfError
+
+    try:
+        return TextEncoder(cfg.encoder or folder, reading=reading)
+    except (OSError, HfError) as error:
+        raise SearchError(f"the encoder cannot be opened: {error}") from error
 
 
 def _nearest(cfg: SearchConfig, table: Vectors) -> Nearest:

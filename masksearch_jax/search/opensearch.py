@@ -1,8 +1,9 @@
-"""Passages in an OpenSearch cluster: loaded by its official client, searched by BM25.
+"""Passages in an OpenSearch cluster: loaded by its official client, searched by words or vectors.
 
 The cluster's index knows in its mapping's `_meta` which passages it has and how many of them are
 loaded, so that a load goes on from any machine and a search refuses one that is not whole. Terms
 count by all shards (`dfs_query_then_fetch`). A reply that lacks a shard's part is no reply.
+Vectors are compared by inner product, in a graph that the cluster makes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from masksearch_jax.search.http_client import RETRIED
 from masksearch_jax.search.rate import RateLimit
 from masksearch_jax.search.replicas import FailedForNow, GaveUp, Patience, Replicas
 from masksearch_jax.search.term_index import TITLE_BOOST
+from masksearch_jax.search.vectors import Encoder, Vectors
 
 MAX_QUERY_CHARS = 2500  # of a query; more words than a cluster allows clauses would be refused
 _ROWS = 10_000  # loaded between two notes of how far the load is
@@ -45,10 +47,18 @@ Client = opensearchpy.OpenSearch
 class OpenSearchSearch:
     """Asks the nodes of a cluster, all queries of a call in one request; safe for threads.
 
-    Raises SearchError where there is no such index, or one that is not wholly loaded.
+    open_encoder: the encoder of a folder, by how texts are read; asked where `cfg.by` is vectors.
+    Raises SearchError where there is no such index, or one that is not wholly loaded, or has
+    vectors of another encoder or none.
     """
 
-    def __init__(self, cfg: OpenSearchConfig, patience: Patience, limit: RateLimit | None = None):
+    def __init__(
+        self,
+        cfg: OpenSearchConfig,
+        patience: Patience,
+        limit: RateLimit | None,
+        open_encoder: Callable[[str, dict[str, str | int]], Encoder],
+    ):
         self._cfg = cfg
         self._clients = {url: _client(url, cfg) for url in _urls(cfg)}
         self._replicas: Replicas[Any] = Replicas(list(self._clients), patience, limit)
@@ -61,12 +71,16 @@ class OpenSearchSearch:
                 f"passages: go on with its load: {_COMMAND}"
             )
         self.fingerprint = f"{told['fingerprint']}+opensearch"
+        self._encoder = None
+        if cfg.by == "vectors":
+            self._encoder = _encoder_of(cfg, told.get("vectors"), open_encoder)
+            self.fingerprint += "+vectors"
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
         if not queries:
             return []
         started = time.monotonic()
-        lines = [line for query in queries for line in self._asked(query, top_k)]
+        lines = self._lines(queries, top_k)
 
         def ask(client: Client, seconds: float) -> list[Hits]:
             reply = client.msearch(body=lines, index=self._cfg.name, request_timeout=seconds)
@@ -82,17 +96,17 @@ class OpenSearchSearch:
             for hits in found
         ]
 
-    @staticmethod
-    def _asked(query: str, top_k: int) -> tuple[JsonObject, JsonObject]:
-        text = query[:MAX_QUERY_CHARS].encode("utf-8", "replace").decode()
-        words = {"match": {"all": {"query": text}}}
-        title = {"match": {"title": {"query": text, "boost": TITLE_BOOST}}}
-        return {"search_type": "dfs_query_then_fetch"}, {
-            "query": {"bool": {"should": [words, title]}},
-            "size": top_k,
-            "track_total_hits": False,
-            "_source": _SOURCE,
-        }
+    def _lines(self, queries: Sequence[str], top_k: int) -> list[JsonObject]:
+        """The request of several searches: of each its header and its body."""
+        texts = [q[:MAX_QUERY_CHARS].encode("utf-8", "replace").decode() for q in queries]
+        if self._encoder is None:
+            header = {"search_type": "dfs_query_then_fetch"}
+            asked = [_by_words(text) for text in texts]
+        else:
+            header = {}
+            asked = [_by_vector(v, top_k) for v in self._encoder.encode_queries(texts).tolist()]
+        rest = {"size": top_k, "track_total_hits": False, "_source": _SOURCE}
+        return [line for query in asked for line in (header, {"query": query, **rest})]
 
     def _request(self, ask: Callable[[Client, float], Any]) -> tuple[Any, int]:
         """The reply and the number of attempts. Raises SearchError."""
@@ -116,6 +130,37 @@ class OpenSearchSearch:
             raise RefusedError(f"{url} refused the request: {_line(error)}") from error
         except (exceptions.SerializationError, LookupError, TypeError, AttributeError) as error:
             raise SearchError(f"{url} sent a reply of unknown form: {error!r}") from error
+
+
+def _by_words(text: str) -> JsonObject:
+    words = {"match": {"all": {"query": text}}}
+    title = {"match": {"title": {"query": text, "boost": TITLE_BOOST}}}
+    return {"bool": {"should": [words, title]}}
+
+
+def _by_vector(vector: Sequence[float], top_k: int) -> JsonObject:
+    return {"knn": {"vector": {"vector": vector, "k": top_k}}}
+
+
+def _encoder_of(
+    cfg: OpenSearchConfig,
+    told: JsonObject | None,
+    open_encoder: Callable[[str, dict[str, str | int]], Encoder],
+) -> Encoder:
+    """The encoder that made a cluster's vectors. Raises SearchError for another one."""
+    if told is None:
+        raise SearchError(
+            f"the index {cfg.name!r} at {cfg.url} has no vectors: load one of another name with "
+            "config.vectors.encoder"
+        )
+    encoder = open_encoder(told["folder"], told["reading"])
+    if encoder.fingerprint != told["encoder"]:
+        raise SearchError(
+            f"the index {cfg.name!r} has vectors of encoder {told['encoder']}, and "
+            f"{encoder.folder} is {encoder.fingerprint}: give the folder that they were made with "
+            "as search.encoder"
+        )
+    return encoder
 
 
 def _urls(cfg: OpenSearchConfig) -> list[str]:
@@ -207,6 +252,7 @@ def _loading_client(cfg: OpenSearchConfig) -> Client:
 def load(
     cfg: OpenSearchLoadConfig,
     passages: Sequence[Passage],
+    vectors: Vectors | None = None,
     *,
     fingerprint: str,
     language: str,
@@ -214,27 +260,33 @@ def load(
 ) -> None:
     """Loads the passages of the index with this fingerprint into the cluster; goes on where it was.
 
+    vectors: of the passages, loaded with them.
     Raises SearchError: for an index of this name with other passages, for a passage that is
     refused, and for a cluster that fails, after which the same call goes on.
     """
     client = _loading_client(cfg)
     try:
-        done = _begin(client, cfg, fingerprint, language, len(passages))
+        meta = _meta(fingerprint, len(passages), vectors)
+        done = _begin(client, cfg, meta, language, vectors)
         for start in range(done, len(passages), _ROWS):
             rows = range(start, min(start + _ROWS, len(passages)))
-            _load_rows(client, cfg.name, passages, rows)
+            _load_rows(client, cfg.name, passages, vectors, rows)
             if rows.stop < len(passages):
-                _note(client, cfg.name, fingerprint, rows.stop, len(passages))
+                _note(client, cfg.name, meta | {"rows": rows.stop})
             if progress:
                 progress(rows.stop)
         if done < len(passages):
-            _finish(client, cfg.name, fingerprint, len(passages))
+            _finish(client, cfg.name, meta)
     except exceptions.OpenSearchException as error:
         raise SearchError(f"{cfg.url}: {_line(error)}; the same command goes on") from error
 
 
 def _begin(
-    client: Client, cfg: OpenSearchLoadConfig, fingerprint: str, language: str, count: int
+    client: Client,
+    cfg: OpenSearchLoadConfig,
+    meta: JsonObject,
+    language: str,
+    vectors: Vectors | None,
 ) -> int:
     """The number of passages that the index, made if there was none, has already."""
     told = _told(client, cfg.name, _SECONDS)
@@ -253,27 +305,45 @@ def _begin(
             "number_of_replicas": cfg.replicas,
             "refresh_interval": "-1",  # once, at the end
         }
-        meta = _meta(fingerprint, 0, count)
-        mappings = {"dynamic": "strict", "_meta": meta, "properties": properties}
+        mappings = {"dynamic": "strict", "_meta": {_META: meta}, "properties": properties}
+        if vectors is not None:
+            settings["knn"] = True
+            method = {"name": "hnsw", "engine": "faiss", "space_type": "innerproduct"}
+            dimension = vectors.table.shape[1]
+            properties["vector"] = {
+                "type": "knn_vector",
+                "dimension": dimension,
+                "method": method,
+            }
+            mappings["_source"] = {"excludes": ["vector"]}
         client.indices.create(
             index=cfg.name, body={"settings": {"index": settings}, "mappings": mappings}
         )
         return 0
-    if told["fingerprint"] != fingerprint:
+    if told["fingerprint"] != meta["fingerprint"]:
         raise SearchError(
-            f"the index {cfg.name!r} at {cfg.url} has other passages "
-            f"({told['fingerprint']}, not {fingerprint}): delete it, or name another one"
+            f"the index {cfg.name!r} at {cfg.url} has other passages or vectors "
+            f"({told['fingerprint']}, not {meta['fingerprint']}): delete it, or name another one"
         )
     return int(told["rows"])
 
 
-def _load_rows(client: Client, name: str, passages: Sequence[Passage], rows: range) -> None:
+def _load_rows(
+    client: Client,
+    name: str,
+    passages: Sequence[Passage],
+    vectors: Vectors | None,
+    rows: range,
+) -> None:
+    def source(row: int) -> JsonObject:
+        told: JsonObject = dataclasses.asdict(passages[row])
+        if vectors is not None:
+            told["vector"] = vectors.table[row].astype("float32").tolist()
+        return told
+
     results = helpers.streaming_bulk(
         client,
-        (
-            {"_index": name, "_id": str(row), "_source": dataclasses.asdict(passages[row])}
-            for row in rows
-        ),
+        ({"_index": name, "_id": str(row), "_source": source(row)} for row in rows),
         chunk_size=_CHUNK,
         max_chunk_bytes=_CHUNK_BYTES,
         max_retries=_RETRIES,
@@ -287,18 +357,27 @@ def _load_rows(client: Client, name: str, passages: Sequence[Passage], rows: ran
             raise SearchError(f"passage in row {told.get('_id')} was not loaded: {told['error']}")
 
 
-def _meta(fingerprint: str, rows: int, count: int) -> JsonObject:
-    return {_META: {"fingerprint": fingerprint, "rows": rows, "count": count}}
+def _meta(fingerprint: str, count: int, vectors: Vectors | None) -> JsonObject:
+    """What an index says of its passages while none of them is loaded."""
+    told: JsonObject = {"fingerprint": fingerprint, "rows": 0, "count": count}
+    if vectors is not None:
+        told["fingerprint"] += f"+{vectors.encoder}"
+        told["vectors"] = {
+            "encoder": vectors.encoder,
+            "folder": vectors.encoder_folder,
+            "reading": vectors.reading,
+        }
+    return told
 
 
-def _note(client: Client, name: str, fingerprint: str, rows: int, count: int) -> None:
-    client.indices.put_mapping(index=name, body={"_meta": _meta(fingerprint, rows, count)})
+def _note(client: Client, name: str, meta: JsonObject) -> None:
+    client.indices.put_mapping(index=name, body={"_meta": {_META: meta}})
 
 
-def _finish(client: Client, name: str, fingerprint: str, count: int) -> None:
+def _finish(client: Client, name: str, meta: JsonObject) -> None:
     client.indices.put_settings(index=name, body={"index": {"refresh_interval": None}})
     client.indices.refresh(index=name)
-    there = client.count(index=name)["count"]
+    count, there = meta["count"], client.count(index=name)["count"]
     if there != count:
         raise SearchError(f"the index {name!r} has {there} passages of {count} after its load")
-    _note(client, name, fingerprint, count, count)
+    _note(client, name, meta | {"rows": count})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -73,9 +74,9 @@ class WebEndpoint(Loopback):
 class OpenSearchEndpoint(Loopback):
     """An OpenSearch cluster of one index, as far as its loading and searching need one.
 
-    A passage scores by the words of the query that it has. version: what the cluster says of
-    itself. user: who may ask, with a password. rejects: rows that are turned away so many times.
-    refuses: rows that never fit. loses: rows that are lost.
+    A passage scores by the words of the query that it has, or by its vector. version: what the
+    cluster says of itself. user: who may ask, with a password. rejects: rows that are turned away
+    so many times. refuses: rows that never fit. loses: rows that are lost.
     """
 
     unscripted = ()
@@ -154,16 +155,17 @@ class OpenSearchEndpoint(Loopback):
         return {"status": 201, "result": "created", "_version": 1}
 
     def _found(self, asked: JsonObject) -> JsonObject:
-        (match, _) = asked["query"]["bool"]["should"]
-        words = set(match["match"]["all"]["query"].lower().split())
-        scored = (
-            (float(len(words & set(f"{d['title']} {d['text']}".lower().split()))), row, d)
-            for row, d in ((int(name), d) for name, d in self.documents.items())
-        )
+        score = _score_of(asked["query"])
+        scored = ((score(d), int(name), d) for name, d in self.documents.items())
         best = sorted((hit for hit in scored if hit[0]), key=lambda hit: (-hit[0], hit[1]))
         hits = [
-            {"_index": "passages", "_id": str(row), "_score": score, "_source": source}
-            for score, row, source in best[: asked["size"]]
+            {
+                "_index": "passages",
+                "_id": str(row),
+                "_score": score,
+                "_source": {name: document[name] for name in asked["_source"]},
+            }
+            for score, row, document in best[: asked["size"]]
         ]
         return {
             "took": 1,
@@ -176,3 +178,22 @@ class OpenSearchEndpoint(Loopback):
     def error(self, message: str, code: str | None = None) -> JsonObject:
         cause = {"type": code or "exception", "reason": message}
         return {"error": {**cause, "root_cause": [cause]}}
+
+
+def _score_of(query: JsonObject) -> Callable[[JsonObject], float]:
+    """How a document scores: by words in common, or by its vector as OpenSearch does it."""
+    if "knn" in query:
+        asked = query["knn"]["vector"]["vector"]
+
+        def by_vector(document: JsonObject) -> float:
+            product = sum(a * b for a, b in zip(asked, document["vector"], strict=True))
+            return 1 + product if product >= 0 else 1 / (1 - product)
+
+        return by_vector
+    (match, _) = query["bool"]["should"]
+    words = set(match["match"]["all"]["query"].lower().split())
+
+    def by_words(document: JsonObject) -> float:
+        return float(len(words & set(f"{document['title']} {document['text']}".lower().split())))
+
+    return by_words

@@ -225,7 +225,7 @@ CHANGES_THE_RESULT = {
         *("nearest", "fusion", "rank_constant", "dense_weight", "fusion_depth", "rerank"),
         *("rerank_depth",),
     ),
-    "search.opensearch": ("url", "name"),
+    "search.opensearch": ("url", "name", "by"),
     "search.web": ("service", "url", "body", "results", "title", "text", "id"),
     "rollout": (
         *("max_len", "kv_dtype", "max_turns", "tool_turns", "max_new_tokens", "max_turn_tokens"),

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("opensearchpy", reason="the extra `opensearch` is not installed")
@@ -14,9 +16,12 @@ from masksearch_jax.core.search_services_config import OpenSearchConfig, OpenSea
 from masksearch_jax.core.types import Passage
 from masksearch_jax.search import opensearch
 from masksearch_jax.search.open import open_tool
+from masksearch_jax.search.replicas import Patience
+from masksearch_jax.search.vectors import Vectors
 from masksearch_jax.testing.search_services import OpenSearchEndpoint
 from masksearch_jax.testing.services import WELL, Answer, in_turn
 from tests.search.fruit import FRUIT, SPECIAL, ids
+from tests.search.hashed import HashedWords
 
 CFG = SearchConfig("opensearch", "", "", 3, 3, 2, timeout=5.0, workers=1)
 CFG = dataclasses.replace(CFG, backoff=0.001, memory=0)
@@ -29,10 +34,10 @@ def service():
         yield service
 
 
-def load(service, passages=FRUIT, mark=FRUIT_MARK, **changes):
+def load(service, passages=FRUIT, mark=FRUIT_MARK, vectors=None, **changes):
     told = []
     cfg = OpenSearchLoadConfig(url=service.address, **changes)
-    opensearch.load(cfg, passages, **mark, progress=told.append)
+    opensearch.load(cfg, passages, vectors, **mark, progress=told.append)
     return told
 
 
@@ -94,6 +99,54 @@ def test_any_text_is_a_query(service, query):
     assert len(ids(open_at(service), query)) <= 6
     (asked,) = service.requests[-1]["lines"][1]["query"]["bool"]["should"][0]["match"].values()
     assert len(asked["query"]) <= 2500
+
+
+# ---- vectors
+
+TABLE = HashedWords().encode_queries([f"{p.title}\n{p.text}" for p in FRUIT]).astype(np.float16)
+TOLD = {"encoder_folder": "made", "encoder": "hashed", "reading": HashedWords.told}
+VECTORS = Vectors(Path("v"), TABLE, TOLD)
+
+
+def by_vectors(service, encoder=None, **changes):
+    asked = []
+
+    def opened(folder, reading):
+        asked.append((folder, reading))
+        return encoder or HashedWords()
+
+    cfg = OpenSearchConfig(url=service.address, by="vectors")
+    patience = Patience(5.0, 5.0, 0, 0.001)
+    return opensearch.OpenSearchSearch(cfg, patience, None, opened), asked
+
+
+def test_vectors_are_loaded_and_found(service):
+    load(service, vectors=VECTORS)
+    assert service.settings["knn"] is True
+    method = {"name": "hnsw", "engine": "faiss", "space_type": "innerproduct"}
+    expected = {"type": "knn_vector", "dimension": 32, "method": method}
+    assert service.mappings["properties"]["vector"] == expected
+    assert service.mappings["_source"] == {"excludes": ["vector"]}
+    tool, asked = by_vectors(service)
+    assert asked == [("made", HashedWords.told)]
+    assert tool.fingerprint == "f1+hashed+opensearch+vectors"
+    queries = ["red fruit", "tropic smell"]
+    found = tool.search(queries, 3)
+    products = HashedWords().encode_queries(queries) @ TABLE.astype(np.float32).T
+    for hits, row in zip(found, products, strict=True):
+        assert hits == [FRUIT[i] for i in np.argsort(-row, kind="stable")[:3]]
+        assert hits.scores == pytest.approx(1 + -np.sort(-row)[:3], abs=1e-3)
+    assert ids(open_at(service), "banana", 2) == ["b"]  # words as well
+
+
+def test_vectors_of_another_encoder_and_none_are_refused(service):
+    load(service)
+    with pytest.raises(SearchError, match="has no vectors: load one of another name"):
+        by_vectors(service)
+    with OpenSearchEndpoint() as other:
+        load(other, vectors=VECTORS)
+        with pytest.raises(SearchError, match=r"vectors of encoder hashed, and hashed is new"):
+            by_vectors(other, HashedWords("new"))
 
 
 # ---- failures of a search
@@ -268,8 +321,10 @@ def test_a_passage_that_is_refused_is_named(service):
 
 def test_an_index_with_other_passages_is_refused(service):
     load(service)
-    with pytest.raises(SearchError, match=r"has other passages \(f1, not f2\): delete it"):
+    with pytest.raises(SearchError, match=r"other passages or vectors \(f1, not f2\): delete it"):
         load(service, mark={"fingerprint": "f2", "language": "en"})
+    with pytest.raises(SearchError, match=r"passages or vectors \(f1, not f1\+hashed\)"):
+        load(service, vectors=VECTORS)
 
 
 def test_a_load_that_is_not_whole_is_no_index(service):
