@@ -23,7 +23,7 @@ const report = { main: null };
 
 async function openData() {
   report.main = await piece("main");
-  report.groups = report.main.groups.groups;
+  report.groups = report.main.groups;
   report.several = report.main.runs.length > 1;
 }
 

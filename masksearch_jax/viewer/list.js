@@ -133,7 +133,7 @@ async function refilter() {
   list.found = found;
   list.at = Math.max(0, found.indexOf(list.open));
   const { rows, groups } = report.main;
-  const total = groups.groups.reduce((sum, g) => sum + g.items.length, 0);
+  const total = groups.reduce((sum, g) => sum + g.items.length, 0);
   const more = total > rows.length ? `; the files hold ${number(total)}` : "";
   fill(list.count, found.length === rows.length ? `${plural(rows.length, "trajectory")}${more}` : `${number(found.length)} of ${plural(rows.length, "trajectory")}`);
   list.box.scrollTop = 0;

@@ -188,13 +188,13 @@ def _mean(rows: list[JsonObject]) -> JsonObject:
     return found
 
 
-def _groups(groups: list[Group]) -> JsonObject:
-    """What each group holds; its items as places in one list of ids, for paired differences.
+def _groups(groups: list[Group]) -> list[JsonObject]:
+    """What each group holds; its items as numbers that other groups share, for paired differences.
 
     Items of different files are different ones, whatever their ids.
     """
     places: dict[tuple[str, str], int] = {}
-    described = [
+    return [
         {
             "run": g.run,
             "place": g.place,
@@ -206,7 +206,6 @@ def _groups(groups: list[Group]) -> JsonObject:
         }
         for g in groups
     ]
-    return {"ids": [name for _, name in places], "groups": described}
 
 
 def _shown(

@@ -164,10 +164,10 @@ def test_evaluations_have_all_their_figures(main):
     assert main["metrics"] == {"ramp": "span_recall"}
 
 
-def test_items_of_all_methods_meet_in_one_list(main):
-    groups = [g for g in main["groups"]["groups"] if g["method"] != "rollout"]
-    ids = main["groups"]["ids"]
-    assert [[ids[i] for i in g["items"]] for g in groups] == [[f"r-{i}" for i in range(6)]] * 4
+def test_all_methods_give_the_same_items_the_same_numbers(main):
+    groups = [g for g in main["groups"] if g["method"] != "rollout"]
+    assert [g["items"] for g in groups] == [groups[0]["items"]] * 4
+    assert len(set(groups[0]["items"])) == 6
     agent = next(g for g in groups if g["place"] == "after RAMP SFT" and g["method"] == "agent")
     assert agent["scores"]["span_recall"] == [1, 1, 1, 0, 0, 0]
 
@@ -194,7 +194,7 @@ def test_items_of_other_files_are_no_pairs(write_run, tmp_path):
     for path in folders[2].rglob("eval.json"):
         path.write_text(path.read_text().replace("ab" * 32, "cd" * 32))
     told = data_of(viewer.render(folders))["main"]["groups"]
-    evaluated = [g for g in told["groups"] if g["place"] == "after RAMP SFT"]
+    evaluated = [g for g in told if g["place"] == "after RAMP SFT"]
     mine, same, other = (set(g["items"]) for g in evaluated if g["method"] == "agent")
     assert mine == same
     assert not mine & other

@@ -113,11 +113,9 @@ def test_tokens_are_columns(make_trajectory):
 
 def test_rollouts_have_groups_rewards_and_both_logprobs(data):
     main = data["main"]
-    group = next(g for g in main["groups"]["groups"] if g["method"] == "rollout")
+    group = next(g for g in main["groups"] if g["method"] == "rollout")
     assert (group["suite"], group["place"]) == ("rl/ramp", "RAMP DAPO")
-    rows = [
-        (i, r) for i, r in enumerate(main["rows"]) if main["groups"]["groups"][r["of"]] == group
-    ]
+    rows = [(i, r) for i, r in enumerate(main["rows"]) if main["groups"][r["of"]] == group]
     assert [r["group"] for _, r in rows] == [f"{s}/{g}" for s in (1, 2, 10) for g in (0, 0, 1, 1)]
     assert [r["score"] for _, r in rows[:2]] == [0, 1]
     index = rows[1][0]
@@ -133,7 +131,7 @@ def test_rollouts_have_groups_rewards_and_both_logprobs(data):
 
 def test_as_many_are_shown_as_wanted_evenly_and_the_first(run_folder):
     main = data_of(viewer.render([run_folder], 12))["main"]
-    groups = main["groups"]["groups"]
+    groups = main["groups"]
     shown = {(len(g["items"]), g["shown"]) for g in groups}
     assert shown == {(6, 2), (6, 3), (12, 3)}
     assert sum(g["shown"] for g in groups) == 12
