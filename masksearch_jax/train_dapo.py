@@ -305,7 +305,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         sampler = GroupSampler(
             engine, prompts, dapo, rollout, pool, failures, own_model, tools.names
         )
-        start = 0
+        start = idle = 0  # idle: steps without an update
         if checkpointer.latest_step() is not None:
             with survival.disk("restore"):
                 state, extra = checkpointer.restore(state)
@@ -315,6 +315,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
             measured = extra["measured"]
             watch.restore(extra["watch"])
             pass_rates.restore(extra["pass_rates"])
+            idle = extra["idle"]
         guard = Guard(cfg.survival, state.opt_state, start)
 
         def position() -> dict[str, Any]:
@@ -323,12 +324,15 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         def save(done: int, at: dict[str, Any]) -> None:
             with survival.disk("save", done):
                 extra = at | {"step": done, "sampler": sampler.gather(at["sampler"])}
-                extra |= {"watch": watch.state(), "pass_rates": pass_rates.state()}
-                tells = "loss" in measured or cfg.checkpoint.best_metric in measured
-                tells = tells and watch.is_best_told(metrics)
+                extra |= {"watch": watch.state(), "pass_rates": pass_rates.state(), "idle": idle}
                 checkpointer.save(
-                    done, state, extra | {"measured": measured}, measured if tells else None
+                    done, state, extra | {"measured": measured}, measured if tells_best() else None
                 )
+
+        def tells_best() -> bool:
+            """Whether the step has what tells the best."""
+            known = "loss" in measured or cfg.checkpoint.best_metric in measured
+            return known and watch.is_best_told(metrics)
 
         def sample(step: int) -> tuple[list[Group], list[Group]]:
             """Groups with spread, and all.
@@ -370,13 +374,36 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                     "is saved, start the same command again once it answers"
                 ) from outage
 
+        def is_due(done: int) -> bool:
+            return checkpointer.is_due(done) or done == dapo.steps
+
         # ---- loop
-        idle, told = 0, False  # steps without an update
+        told = False  # that there was nothing to learn from
         with (
-            MetricWriter(workdir, start, cfg.log) as writer,
+            MetricWriter(workdir, start - watch.owes, cfg.log) as writer,
             jax.set_mesh(mesh),
             Progress("DAPO", dapo.steps, start) as progress,
         ):
+
+            def look(done: int, **shown: float) -> None:
+                """Watches the step and tells its figures, unless a stop cuts that off."""
+                metrics.update(watch.look(done, state.model, metrics))
+                measured.update(metrics)
+                if watch.owes:
+                    return
+                writer.write(done, metrics)
+                known = {name: metrics[name] for name in ("reward", "accuracy") if name in metrics}
+                progress.update(done, **known, **shown, **watch.shown())
+                if (good := watch.act(done)) is not None:
+                    roll_back(workdir, checkpointer, done, good, watch.why())
+
+            if watch.owes:
+                metrics = watch.owed()
+                look(start)
+                if watch.owes:
+                    survival.stop(checkpointer)
+                if is_due(start) and tells_best():
+                    checkpointer.add_metrics(start, measured)
             for step in survival.steps(start, dapo.steps, "update"):
                 began, before = time.perf_counter(), dataclasses.replace(engine.stats)
                 pass_rates.begin(step)
@@ -402,23 +429,16 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 if dapo.rest_steps:
                     pass_rates.update(step, seen)
                     metrics |= pass_rates.figures()
-                metrics |= watch.look(done, state.model, metrics)
-                measured |= metrics
-                writer.write(done, metrics)
                 if dapo.keep_rollouts:
                     rollout_log.write(done, step, seen, kept, update.trained)
-                shown = {name: metrics[name] for name in ("reward", "accuracy") if name in metrics}
-                progress.update(done, **shown, kept=len(kept), **watch.shown())
-                if (good := watch.act(done)) is not None:
-                    roll_back(workdir, checkpointer, done, good, watch.why())
+                look(done, kept=len(kept))
                 idle = 0 if metrics["updates"] else idle + 1
                 if idle == dapo.warn_after and not told:
                     told = True
                     print(f"  {no_spread(idle, metrics)}", file=sys.stderr, flush=True)
                 preempted = survival.preemption.is_reached()
-                idles = idle == dapo.patience > 0
-                ends = done == dapo.steps or idles
-                if checkpointer.is_due(done) or ends or preempted:
+                idles = idle >= dapo.patience > 0
+                if is_due(done) or idles or preempted:
                     save(done, position())
                 if preempted:
                     survival.stop(checkpointer)

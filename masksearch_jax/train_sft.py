@@ -139,13 +139,33 @@ def run(cfg: SftRun) -> dict[str, Any]:
                 told = metrics if watch.is_best_told(metrics) else None
                 checkpointer.save(done, state, extra, told)
 
+        def is_due(done: int) -> bool:
+            return checkpointer.is_due(done) or done == cfg.sft.steps
+
         # ---- loop
-        tokens, clock = 0, time.perf_counter()
         with (
-            MetricWriter(workdir, start, cfg.log) as writer,
+            MetricWriter(workdir, start - watch.owes, cfg.log) as writer,
             jax.set_mesh(mesh),
             Progress("SFT", cfg.sft.steps, start) as progress,
         ):
+
+            def look(done: int) -> None:
+                """Watches the step and tells its figures, unless a stop cuts that off."""
+                metrics.update(watch.look(done, state.model, metrics))
+                if not watch.owes:
+                    writer.write(done, metrics)
+                    shown = {"loss": metrics["loss"], "tok_s": int(metrics["tokens_per_second"])}
+                    progress.update(done, **shown, **watch.shown())
+                    watch.act(done)
+
+            if watch.owes:
+                metrics = watch.owed()
+                look(start)
+                if watch.owes:
+                    survival.stop(checkpointer)
+                if is_due(start) and watch.is_best_told(metrics):
+                    checkpointer.add_metrics(start, metrics)
+            tokens, clock = 0, time.perf_counter()
             for step in survival.steps(start, cfg.sft.steps, "update"):
                 with survival.phase("data"):
                     batch = next(batches)
@@ -154,23 +174,17 @@ def run(cfg: SftRun) -> dict[str, Any]:
                 state, out = train_step(state, batch)
                 done = step + 1
                 preempted = survival.preemption.is_reached()
-                due = checkpointer.is_due(done) or done == cfg.sft.steps
-                measures = watch.is_due(done)
-                if done % cfg.sft.log_every == 0 or due or preempted or measures:
+                due = is_due(done)
+                if done % cfg.sft.log_every == 0 or due or preempted or watch.is_due(done):
                     metrics = {k: float(v) for k, v in out.items()}
                     guard.check_figures(done, metrics)
-                    metrics |= watch.look(done, state.model, metrics)
-                if done % cfg.sft.log_every == 0 or due or measures:
-                    now = time.perf_counter()
-                    metrics["tokens_per_second"] = tokens / (now - clock)
-                    tokens, clock = 0, now
-                    writer.write(done, metrics)
-                    shown = {"loss": metrics["loss"], "tok_s": int(metrics["tokens_per_second"])}
-                    progress.update(done, **shown, **watch.shown())
-                    watch.act(done)
-                if due or preempted:
+                if done % cfg.sft.log_every == 0 or due or watch.is_due(done):
+                    metrics["tokens_per_second"] = tokens / (time.perf_counter() - clock)
+                    look(done)
+                    tokens, clock = 0, time.perf_counter()  # watching is no training
+                if due or preempted or watch.owes:
                     save(done)
-                if preempted:
+                if preempted or watch.owes:
                     survival.stop(checkpointer)
             survival.finish(checkpointer)
     return metrics

@@ -41,6 +41,7 @@ class Watch:
         self._check_best(cfg)
         self._alarms = Alarms(cfg.alarms, rollbacks is not None, cfg.eval.every > 0)
         self._ringing: list[Ringing] = []
+        self._owed: dict[str, float] | None = None
         self._stack = contextlib.ExitStack()
         self._heldout: Heldout | None = None
         if cfg.eval.every:
@@ -77,10 +78,20 @@ class Watch:
         self._stack.close()
 
     def state(self) -> JsonObject:
-        return self._alarms.state()
+        return self._alarms.state() | {"owed": self._owed}
 
     def restore(self, state: JsonObject) -> None:
         self._alarms.restore(state)
+        self._owed = state["owed"]
+
+    @property
+    def owes(self) -> bool:
+        """Whether a stop cut off the look at the last step: the run that goes on looks again."""
+        return self._owed is not None
+
+    def owed(self) -> dict[str, Any]:
+        """The figures of that step."""
+        return dict(self._owed or {})
 
     def is_due(self, step: int) -> bool:
         """Whether held-out examples are measured after this step."""
@@ -89,13 +100,19 @@ class Watch:
     def look(self, step: int, model: Policy, figures: Mapping[str, float]) -> dict[str, Any]:
         """Further figures of the step; all processes must call it.
 
-        `heldout_…` where they are due and no one told the run to stop; `lesson` and the gate's
-        value, as they were in the step; `alarms`, the names of those that ring, where any does.
+        `heldout_…` where they are due; `lesson` and the gate's value, as they were in the step;
+        `alarms`, the names of those that ring, where any does. Nothing where the run is told to
+        stop within a measurement: then it `owes` all of that.
         """
         found: dict[str, Any] = {}
+        self._owed, self._ringing = None, []
         if self._heldout and self.is_due(step):
-            with self._survival.phase("sample"), contextlib.suppress(Preempted):
-                found |= self._heldout.measure(model)
+            try:
+                with self._survival.phase("sample"):
+                    found |= self._heldout.measure(model)
+            except Preempted:
+                self._owed = dict(figures)
+                return {}
         found |= self._gate.listen(step, found)
         if self._rollbacks:
             found["rollbacks"] = float(self._rollbacks)

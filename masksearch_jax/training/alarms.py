@@ -38,6 +38,7 @@ FIGURES = {
     "diversity": ("distinct_answers", "below"),
 }
 PLATEAU = "plateau"
+_OF_UPDATES = ("grad_norm", PLATEAU)  # alarms whose figures a run has that samples nothing
 _MEASURED = "heldout_span_recall"
 
 
@@ -56,16 +57,18 @@ class Ringing(NamedTuple):
 class Alarms:
     """Counts the steps in a row that each figure is beyond its threshold.
 
-    `state` belongs into the checkpoint. Raises ConfigError for settings that cannot work, and
-    from `check_step` for a threshold that the first step of a run is beyond: no training led there.
+    samples: whether the run samples trajectories to train on. measures: whether it measures
+    held-out examples. `state` belongs into the checkpoint. Raises ConfigError for settings that
+    cannot work, and from `ring` for a threshold that the first step of a run is beyond: no training
+    led there.
     """
 
-    def __init__(self, cfg: AlarmsConfig, rollback: bool, measures: bool):
+    def __init__(self, cfg: AlarmsConfig, samples: bool, measures: bool):
         self._cfg = cfg
         self._since: dict[str, int] = {}
         self._best, self._worse = -math.inf, 0
         self._told: set[str] = set()
-        _check(cfg, rollback, measures)
+        _check(cfg, samples, measures)
 
     def state(self) -> JsonObject:
         best = self._best if math.isfinite(self._best) else None
@@ -140,19 +143,24 @@ class Alarms:
         return min(one.since for one in ringing) - 1
 
 
-def _check(cfg: AlarmsConfig, rollback: bool, measures: bool) -> None:
+def _check(cfg: AlarmsConfig, samples: bool, measures: bool) -> None:
     limits = {name: getattr(cfg, name) for name in (*FIGURES, PLATEAU)}
     for name, limit in limits.items():
         if limit < 0:
             raise ConfigError(
                 f"config.alarms.{name} is {limit:g}; it must be above 0, or 0 for off"
             )
+        if limit and not samples and name not in _OF_UPDATES:
+            raise ConfigError(
+                f"config.alarms.{name} is {limit:g}, and SFT samples nothing that has its figure, "
+                f"{FIGURES[name][0]}; choices: {', '.join(_OF_UPDATES)}"
+            )
     if cfg.steps < 1 or cfg.rollbacks < 0 or not 0 < cfg.rollback_lr <= 1:
         raise ConfigError(
             f"config.alarms: steps {cfg.steps} must be at least 1, rollbacks {cfg.rollbacks} at "
             f"least 0, rollback_lr {cfg.rollback_lr:g} above 0 and at most 1"
         )
-    if cfg.action == "rollback" and not rollback:
+    if cfg.action == "rollback" and not samples:
         raise ConfigError(
             "config.alarms.action is rollback, which only DAPO has: it samples anew with another "
             "seed; choose warn or stop, and survival.guard=skip for bad updates"

@@ -24,6 +24,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from masksearch_jax.core import files
 from masksearch_jax.core.config import CheckpointConfig, ModelConfig
 from masksearch_jax.core.errors import nearest
 from masksearch_jax.core.types import JsonObject
@@ -122,6 +123,19 @@ class Checkpointer:
             self._manager.save(step, args=items, metrics=tracked, force=True)
 
         self._guard(step, write)
+
+    def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Gives a step on disk what tells the best, which it was saved without; all must call it.
+
+        Nothing where nothing tells. Raises CheckpointError as `save`.
+        """
+        if (tracked := self._tracked(metrics)) is None:
+            return
+        if jax.process_index() == 0:
+            item = ocp.checkpoint_manager.METRIC_ITEM_NAME
+            files.write_json(self.folder / str(step) / item / item, tracked)
+        hosts.any_process(False)  # none reads it before it is there
+        self._manager.reload()
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, JsonObject]:
         """The state and extra of `step` (None: the latest), placed as `like` (arrays or shapes).

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from masksearch_jax.core.config import TrainRun
-from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.parallel import hosts
 from masksearch_jax.runtime import run_record, storage
 from masksearch_jax.training import checkpoint_files
@@ -23,13 +21,11 @@ def open_run_folder(cfg: TrainRun, steps: str, unread: Sequence[str] = ()) -> No
     """
     harmless = {*unread, *([steps] if cfg.optim.schedule == "constant" else ())}
     checkpoints = cfg.checkpoint.folder or storage.path(cfg.workdir) / "checkpoints"
-    problem = ""
-    if checkpoint_files.has_steps(checkpoints):
-        try:
+
+    def record() -> None:
+        if checkpoint_files.has_steps(checkpoints):
             run_record.resume(cfg.workdir, cfg, harmless, dict.fromkeys(unread, ""))
-        except ConfigError as error:  # of the first process, which alone reads the record
-            problem = str(error)
-    else:
-        run_record.write(cfg.workdir, cfg, dict.fromkeys(unread, ""))
-    if problem := json.loads(hosts.gather_texts(json.dumps(problem))[0]):
-        raise ConfigError(problem)
+        else:
+            run_record.write(cfg.workdir, cfg, dict.fromkeys(unread, ""))
+
+    hosts.from_first(record)

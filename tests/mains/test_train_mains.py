@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import itertools
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -32,6 +34,7 @@ from masksearch_jax.models.load import InitError, check_vocabulary, initial
 from masksearch_jax.parallel.sharding import MeshError, make_mesh
 from masksearch_jax.rl import advantages, rewards
 from masksearch_jax.rl import groups as groups_lib
+from masksearch_jax.rl.heldout import Heldout
 from masksearch_jax.runtime import goodput
 from masksearch_jax.runtime.metric_writer import read_metrics
 from masksearch_jax.runtime.process import RESTART
@@ -324,6 +327,23 @@ def measured(cfg, cached, **settings):
     return changed(changed(cfg, "eval", **given), "rollout", slots=8, max_new_tokens=96)
 
 
+def run_until_measurement(number: int, main, *args) -> None:
+    """Runs a main that is told to stop within the `number`-th measurement of held-out examples."""
+    real, calls = Heldout.measure, []
+
+    def measure(self, model):
+        calls.append(model)
+        if len(calls) == number:
+            terminate()
+        return real(self, model)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Heldout, "measure", measure)
+        with pytest.raises(Preempted):
+            main.run(*args)
+    assert len(calls) == number
+
+
 def without(rows, *prefixes):
     return [{k: v for k, v in row.items() if not k.startswith(prefixes)} for row in rows]
 
@@ -333,7 +353,8 @@ def test_sft_is_measured_on_held_out_examples_which_changes_nothing(cached, sft,
     cfg = measured(at(sft, tmp_path), cached, every=30)
     cfg = changed(cfg, "log", to=("jsonl", "tensorboard"))
     cfg = changed(cfg, "checkpoint", every=30, best_metric="heldout_format_rate", keep=1)
-    run_until(37, train_sft, cfg)
+    run_until_measurement(1, train_sft, cfg)
+    assert [row["step"] for row in curves(tmp_path)] == list(range(1, 30))
     train_sft.run(cfg)
     check_tensorboard(tmp_path)
     rows = curves(tmp_path)
@@ -360,9 +381,42 @@ def test_lessons_of_sft_wait_for_their_gate_and_go_on_bitwise(cached, sft, tmp_p
     assert lessons == sorted(lessons)
     assert lessons[0] == 0
     assert lessons[-1] == 1  # by the gate, or by its ceiling
-    run_until(13, train_sft, at(cfg, tmp_path / "cut"))
+    run_until_measurement(2, train_sft, at(cfg, tmp_path / "cut"))
     train_sft.run(at(cfg, tmp_path / "cut"))
     assert curves(tmp_path / "cut") == rows
+
+
+@pytest.mark.slow
+def test_dapo_makes_up_for_a_measurement_that_a_stop_cut_off(cached, dapo, tmp_path):
+    """Though no step is left to do; and the best step is known by it."""
+    cfg = changed(at(dapo, tmp_path), "eval", every=DAPO_STEPS, data=str(cached.data), examples=2)
+    cfg = changed(cfg, "checkpoint", every=DAPO_STEPS, best_metric="heldout_format_rate")
+    run_until_measurement(1, train_dapo, cfg)
+    assert curves(tmp_path) == curves(dapo.workdir)[:-1]
+    metrics = tmp_path / "checkpoints" / str(DAPO_STEPS) / "metrics" / "metrics"
+    assert not metrics.exists()
+    train_dapo.run(cfg)
+    rows = curves(tmp_path)
+    assert without(rows, "heldout_") == curves(dapo.workdir)
+    rate = rows[-1]["heldout_format_rate"]
+    assert json.loads(metrics.read_text()) == {"heldout_format_rate": rate}
+
+
+def test_tokens_per_second_are_those_of_training(cached, sft, tmp_path, monkeypatch):
+    """A measurement of a thousand seconds, where all else takes one."""
+    now = itertools.count()
+    monkeypatch.setattr(train_sft, "time", types.SimpleNamespace(perf_counter=lambda: next(now)))
+
+    def measure(self, model):
+        for _ in range(1000):
+            next(now)
+        return {"heldout_lost": 0.0}
+
+    monkeypatch.setattr(Heldout, "measure", measure)
+    cfg = changed(measured(at(sft, tmp_path), cached, every=2), "sft", steps=4)
+    train_sft.run(cfg)
+    most = cfg.sft.batch_size * cfg.sft.seq_len
+    assert all(most / 4 < row["tokens_per_second"] <= most for row in read_metrics(tmp_path))
 
 
 @pytest.mark.slow
@@ -525,7 +579,8 @@ def test_a_run_with_nothing_to_learn_from_says_so_and_is_no_success(dapo, tmp_pa
 
 def test_a_run_without_updates_ends_when_its_patience_does(dapo, tmp_path, capsys):
     hopeless = changed(at(dapo, tmp_path), "dapo", accuracy_threshold=2.0, patience=3)
-    hopeless = changed(hopeless, "checkpoint", best_metric="grad_norm")  # never measured
+    hopeless = changed(hopeless, "checkpoint", best_metric="grad_norm", every=1)  # never measured
+    run_until(2, train_dapo, hopeless)  # the step before is counted when it goes on
     said = r"nothing to learn from in 3 steps: .*keep_by to spread.* \(dapo\.patience\)"
     with pytest.raises(train_dapo.NothingLearnedError, match=said):
         train_dapo.run(hopeless)

@@ -8,8 +8,8 @@ from masksearch_jax.training import alarms
 from masksearch_jax.training.alarms import AlarmError, Alarms
 
 
-def made(rollback: bool = True, measures: bool = True, **settings) -> Alarms:
-    return Alarms(AlarmsConfig(**settings), rollback, measures)
+def made(samples: bool = True, measures: bool = True, **settings) -> Alarms:
+    return Alarms(AlarmsConfig(**settings), samples, measures)
 
 
 def rings(watching: Alarms, figure: str, values: list[float], first: int = 2) -> list[list[str]]:
@@ -89,7 +89,11 @@ def test_actions():
         ({"entropy": -1.0}, r"alarms\.entropy is -1; it must be above 0, or 0 for off"),
         ({"steps": 0}, r"steps 0 must be at least 1"),
         ({"rollback_lr": 1.5}, r"rollback_lr 1\.5 above 0 and at most 1"),
-        ({"rollback": False, "action": "rollback"}, r"which only DAPO has"),
+        ({"samples": False, "action": "rollback"}, r"which only DAPO has"),
+        (
+            {"samples": False, "copied": 0.5},
+            r"alarms\.copied is 0\.5, .* figure, copied; choices: gr",
+        ),
         ({"measures": False, "plateau": 3}, r"plateau is 3, and config\.eval\.every is 0"),
     ],
 )

@@ -362,6 +362,17 @@ def test_retention_keeps_the_newest_every_nth_and_the_best(tmp_path):
         checkpointer.save(11, make_state(11), {}, {"losses": 1.0})
 
 
+def test_a_step_that_is_given_its_metrics_later_may_be_the_best(tmp_path):
+    config = CheckpointConfig(1, keep=1, best_metric="loss", best_mode="min")
+    with Checkpointer(tmp_path, config, MODEL) as checkpointer:
+        checkpointer.save(1, make_state(1), {}, {"loss": 2.0})
+        checkpointer.save(2, make_state(2), {}, None)
+    with Checkpointer(tmp_path, config, MODEL) as checkpointer:
+        checkpointer.add_metrics(2, {"loss": 1.0, "lr": 3.0})
+        checkpointer.save(3, make_state(3), {}, {"loss": 4.0})
+    assert sorted(int(p.name) for p in tmp_path.iterdir()) == [2, 3]
+
+
 WRITER = """
     import sys
     import jax.numpy as jnp
