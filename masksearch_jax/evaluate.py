@@ -127,9 +127,9 @@ def tools_of(cfg: EvalRun, loaded: Sequence[Suite]) -> Tools:
     for method in cfg.eval.methods:
         if method in ("rag", "agent"):
             found[method] = tool(cfg.search.kind)
-        elif method == "random" and cfg.search.kind == "http":  # there may be no index here
+        elif method == "random" and cfg.search.service:  # there may be no index here
             texts = [methods.query_of(e) for suite in loaded for e in suite.examples]
-            found[method] = methods.ShuffledSearch(tool("http"), texts, cfg.eval.seed)
+            found[method] = methods.ShuffledSearch(tool(cfg.search.kind), texts, cfg.eval.seed)
         else:
             found[method] = tool("random") if method == "random" else NoSearch()
     return found

@@ -41,7 +41,10 @@ def run(cfg: ServeSearchRun) -> None:
     )
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: server.shutdown())
-    print(f"serving {cfg.search.index or cfg.search.kind} at {server.url}", flush=True)
+    print(
+        f"serving {cfg.search.service or cfg.search.index or cfg.search.kind} at {server.url}",
+        flush=True,
+    )
     try:
         server.serve_forever()
     finally:

@@ -127,3 +127,13 @@ class SearchConfig:
     rerank_depth: int = key(20, "Passages of a query that are ordered anew.", least=1)
     web: WebConfig = section(WebConfig)
     opensearch: OpenSearchConfig = section(OpenSearchConfig)
+
+    @property
+    def service(self) -> str:
+        """What a kind sends its requests to; "" of one that searches in this process."""
+        services = {
+            "http": self.url,
+            "web": self.web.url or self.web.service,
+            "opensearch": f"{self.opensearch.url}/{self.opensearch.name}",
+        }
+        return services.get(self.kind, "")

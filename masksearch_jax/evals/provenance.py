@@ -41,8 +41,8 @@ def provenance(
 ) -> JsonObject:
     """What does not depend on how it went. tokenizer: its fingerprint; tool: the configured one."""
     searched = {"kind": cfg.search.kind, "index": cfg.search.index}
-    if cfg.search.kind == "http":
-        searched = {"kind": "http", "url": cfg.search.url}
+    if cfg.search.service:
+        searched = {"kind": cfg.search.kind, "url": cfg.search.service}
     return {
         "model": model,
         "tokenizer": {"folder": cfg.tokenizer, "fingerprint": tokenizer},

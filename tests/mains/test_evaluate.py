@@ -245,7 +245,8 @@ def test_the_controls_search_for_what_they_say(run_config):
     assert {p.id for p in drawn} != {p.id for p in found}
 
 
-def test_random_passages_need_no_index_where_search_is_remote(run_config, monkeypatch):
+@pytest.mark.parametrize("kind", ["http", "web", "opensearch"])
+def test_random_passages_need_no_index_where_search_is_remote(run_config, monkeypatch, kind):
     opened = []
 
     def find(query):
@@ -256,11 +257,11 @@ def test_random_passages_need_no_index_where_search_is_remote(run_config, monkey
         return FakeSearch(find)
 
     monkeypatch.setattr(evaluate, "open_tool", open_tool)
-    search = dataclasses.replace(run_config.search, kind="http", url="http://h/x", index="")
+    search = dataclasses.replace(run_config.search, kind=kind, url="http://h/x", index="")
     cfg = dataclasses.replace(run_config, search=search)
     loaded = suites.load(cfg.eval, cfg.data)
     tool = evaluate.tools_of(cfg, loaded)["random"]
-    assert opened == ["http"]
+    assert opened == [kind]
     texts = {methods.query_of(e) for suite in loaded for e in suite.examples}
     drawn = [tool.search([f"q{i}"], 1)[0][0].id for i in range(20)]
     assert set(drawn) <= texts
