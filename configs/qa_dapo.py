@@ -16,6 +16,5 @@ def get_config(arg: str = "") -> ConfigDict:
     c.workdir = "runs/qa_dapo"
     c.init = "runs/ramp_dapo/checkpoints"  # the first stage
     c.dapo.curriculum = "0:qa_mixed"
-    c.dapo.reward = "penalised"  # the paper's "recall" pays for lists of guesses
     c.dapo.steps = min(c.dapo.steps, 200)  # there is less of it; a smoke run has fewer
     return common.in_cell(c, arg, "qa_dapo")

@@ -222,7 +222,7 @@ async def judge_all(
 
 async def _check(work: _Work, example: Example, answer: str) -> None:
     """Raises _RejectedError unless the judge reads the answer as correct."""
-    if isinstance(example, RampExample) and markup.MASK in answer:
+    if isinstance(example, RampExample) and markup.has_mask(answer):
         raise _RejectedError("masks_left", answer)
     messages = judge.messages(work.task, judge.known_text(example), answer, work.language)
     verdict = await work.ask("judge", messages, judge.parse)

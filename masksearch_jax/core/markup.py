@@ -15,6 +15,7 @@ import bisect
 import dataclasses
 import functools
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from masksearch_jax.core.types import SEARCH, SEARCH_ALONE, Passage, Segment
 
 MASK = "[mask]"
 _OWN_TAGS = ("think", "information", "answer")  # no tool's
+_BLANK_BRAILLE = "\u2800"
 _NAME = re.compile(r"[a-z][a-z_]{0,30}")
 
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)|[。！？]")
@@ -39,7 +41,7 @@ class _Patterns:
 @functools.cache
 def _patterns(tools: tuple[str, ...]) -> _Patterns:
     tags, actions = "|".join(tags_of(tools)), "|".join((*tools, "answer"))
-    no_tag = rf"(?:(?!</?(?:{tags})>).)*"
+    no_tag = rf"(?:(?!(?i:</?(?:{tags})>)).)*"
     return _Patterns(
         tag=re.compile(rf"<(/?)({tags})>", re.IGNORECASE),
         stop=re.compile(rf"</({actions})>"),
@@ -47,6 +49,18 @@ def _patterns(tools: tuple[str, ...]) -> _Patterns:
             rf"\s*(?:<think>{no_tag}</think>)?\s*<({actions})>(?P<body>{no_tag})</\1>\s*",
             re.DOTALL,
         ),
+    )
+
+
+def has_mask(text: str) -> bool:
+    """Whether `[mask]` is left in a text, in any case."""
+    return MASK in text.casefold()
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: white space, control characters, characters of no width."""
+    return all(
+        c.isspace() or c == _BLANK_BRAILLE or unicodedata.category(c) in ("Cc", "Cf") for c in text
     )
 
 
@@ -195,7 +209,7 @@ def extract_answer(policy_text: str, tools: Sequence[str] = SEARCH_ALONE) -> str
 def is_turn(text: str, tools: Sequence[str] = SEARCH_ALONE) -> bool:
     """Whether policy text is an optional thought and one action that says something."""
     match = _patterns(tuple(tools)).turn.fullmatch(text)
-    return match is not None and bool(match["body"].strip())
+    return match is not None and not is_blank(match["body"])
 
 
 def is_well_formed(segments: Sequence[Segment], tools: Sequence[str] = SEARCH_ALONE) -> bool:
@@ -211,5 +225,6 @@ def is_well_formed(segments: Sequence[Segment], tools: Sequence[str] = SEARCH_AL
     if len(matches) < len(turns):
         return False
     kinds = [m[1] for m in matches]
-    said = all(m["body"].strip() for m in matches) and MASK not in matches[-1]["body"]
+    bodies = [m["body"] for m in matches]
+    said = not any(map(is_blank, bodies)) and not has_mask(bodies[-1])
     return kinds[-1] == "answer" and "answer" not in kinds[:-1] and said

@@ -12,11 +12,11 @@ class RewardConfig:
     """What a finished trajectory earns, and how its reward is computed."""
 
     reward: str = key(
-        "recall",
+        "penalised",
         (
             "recall: of the masked spans or the answer, as in the paper; f1: of the answer, "
-            "numbers all or nothing; penalised: recall, less for what a fill or an answer has in "
-            "excess; judge: the verdict of the model in section judge; or a function of yours, "
+            "quantities all or nothing; penalised: recall, less for what a fill or an answer has "
+            "in excess; judge: the verdict of the model in section judge; or a function of yours, "
             "package.module:function."
         ),
     )

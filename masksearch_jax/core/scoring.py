@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from masksearch_jax.core import chinese
+from masksearch_jax.core import chinese, markup
 from masksearch_jax.core.markup import MASK
 from masksearch_jax.core.types import Example, RampExample
 
@@ -22,11 +22,25 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _NO_CHINESE_PUNCTUATION = str.maketrans("", "", string.punctuation + chinese.PUNCTUATION)
 _PIECE = re.compile(rf"[{chinese.CHARACTERS}]|[^\W{chinese.CHARACTERS}]+|[^\w\s]")
-_NUMBER = re.compile(r"\d(?:[\d,.]*\d)?")
+# A number with its sign, a word of number or scale, or the direction of an angle.
+_DIGITS = {  # "one" is more often a pronoun
+    "zero": 0, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8,
+    "nine": 9, "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14,
+    "fifteen": 15, "sixteen": 16, "seventeen": 17, "eighteen": 18, "nineteen": 19, "twenty": 20,
+    "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90,
+}  # fmt: skip
+_DIRECTIONS = {name: name[0] for name in ("north", "south", "east", "west")}
+_QUANTITY = re.compile(
+    r"(?:(?<![\w.)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?"
+    rf"|\b(?:{'|'.join(_DIGITS)}|hundred|thousand|million|billion|trillion)(?=s?\b)"
+    r"|(?:(?<=°)\s*|(?<=degrees)\s+)(?:north|south|east|west|[nsew])\b|(?<=\d)[百千万萬亿億]"
+)
 # Answers that are all or nothing, as in HotpotQA's scorer.
 CLOSED = frozenset({"yes", "no", "noanswer"})
 # Words a fill may have beyond its span's at full score ("in the year 1879" for "1879").
 _SLACK = 2
+# Articles and signs that an answer may have beyond those of the accepted one ("the Warsaw.").
+_FREE_SIGNS = 4
 # An answer is no copy of the text, but a dump, beyond twice its words and signs and this per slot.
 _ROOM_PER_SLOT = 16
 _MATCH, _RUN = 4, 1  # score of a copied piece, and of continuing a run of copied pieces
@@ -101,10 +115,14 @@ def _as_written(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def numbers(text: str) -> Counter[str]:
-    """The numbers of a text, without separators of thousands: "4.43 million, in 1,990" has two."""
-    plain = unicodedata.normalize("NFKC", text)
-    return Counter(found.replace(",", "") for found in _NUMBER.findall(plain))
+def quantities(text: str) -> Counter[str]:
+    """Numbers, words of scale and directions of angles: what a wrong quantity gets wrong.
+
+    "-4.43 million, in 1,990" has -4.43, million and 1990; "forty degrees south" has 40 and s.
+    """
+    plain = unicodedata.normalize("NFKC", text).lower().replace("\u2212", "-")
+    found = (each.strip().replace(",", "") for each in _QUANTITY.findall(plain))
+    return Counter(str(_DIGITS.get(each, _DIRECTIONS.get(each, each))) for each in found)
 
 
 def overlap(prediction: str, gold: str, rules: Rules = OURS) -> Overlap:
@@ -132,14 +150,21 @@ def best_overlap(prediction: str, golds: Sequence[str], rules: Rules = OURS) -> 
 
 
 def strict_f1(prediction: str, golds: Sequence[str], rules: Rules = OURS) -> float:
-    """The best token F1 over the accepted answers; 0 for one with other numbers than it.
+    """The best token F1 over the accepted answers; 0 for one with other quantities than it.
 
-    So "9.99 million" earns nothing for "4.43 million", nor does "degrees north" for "41.3 degrees
-    north" (the rule is ours). Raises ValueError for no answers.
+    So "9.99 million" and "4.43 billion" earn nothing for "4.43 million", nor does "degrees north"
+    for "41.3 degrees north". Articles and signs beyond a few count as words (the rules are ours).
+    Raises ValueError for no answers.
     """
-    same = [_has_same_numbers(prediction, gold) for gold in _some(golds)]
-    found = [overlap(prediction, gold, rules).f1 for gold in golds]
-    return max(f1 * is_same for f1, is_same in zip(found, same, strict=True))
+
+    def score(gold: str) -> float:
+        language = _language(gold, rules)
+        mine, theirs = len(tokenise(prediction, language)), len(tokenise(gold, language))
+        f1 = overlap(prediction, gold, rules).f1
+        padded = (mine + theirs) / max(mine + theirs + _padding(prediction, gold, language), 1)
+        return _has_same_quantities(prediction, gold) * f1 * (padded if mine + theirs else 1.0)
+
+    return max(map(score, _some(golds)))
 
 
 def penalised_recall(
@@ -147,21 +172,31 @@ def penalised_recall(
 ) -> float:
     """The best over the accepted answers of recall - penalty * excess words / words of the answer.
 
-    Not below 0, and 0 where the numbers are not the prediction's (formula and rule are ours).
-    Raises ValueError for no answers.
+    Not below 0, and 0 where the quantities are not the prediction's. Articles and signs beyond a
+    few are excess too (formula and rules are ours). Raises ValueError for no answers.
     """
 
     def score(gold: str) -> float:
         language = _language(gold, rules)
         words, size = len(tokenise(prediction, language)), max(len(tokenise(gold, language)), 1)
-        recall = _has_same_numbers(prediction, gold) * overlap(prediction, gold, rules).recall
-        return max(0.0, recall - penalty * max(0, words - size) / size)
+        excess = max(0, words - size) + _padding(prediction, gold, language)
+        recall = _has_same_quantities(prediction, gold) * overlap(prediction, gold, rules).recall
+        return max(0.0, recall - penalty * excess / size)
 
     return max(map(score, _some(golds)))
 
 
-def _has_same_numbers(prediction: str, gold: str) -> bool:
-    return numbers(prediction) == numbers(gold)
+def _has_same_quantities(prediction: str, gold: str) -> bool:
+    return quantities(prediction) == quantities(gold)
+
+
+def _padding(prediction: str, gold: str, is_chinese: bool) -> int:
+    """Articles and signs of a prediction, beyond those of the gold text and a few more."""
+    mine, theirs = (
+        max(0, len(_PIECE.findall(text)) - len(tokenise(text, is_chinese)))
+        for text in (prediction, gold)
+    )
+    return max(0, mine - theirs - _FREE_SIGNS)
 
 
 def _some(golds: Sequence[str]) -> Sequence[str]:
@@ -244,7 +279,7 @@ def align_fills(
         return [None] * slots
     copied = _cut_copy(masked, answer, expected)
     fills = _align_pieces(fixed, answer, found) if copied is None else copied
-    return [fill if fill and MASK not in fill else None for fill in fills]
+    return [fill if fill and not markup.has_mask(fill) else None for fill in fills]
 
 
 def _slot_recall(fill: str | None, gold: str, rules: Rules) -> float:

@@ -77,7 +77,7 @@ def refusal(text: str, language: str) -> str:
         return "too_long"
     if _CONTROL.search(text):
         return "control_characters"
-    if markup.MASK in text.casefold() or markup.escape(text) != text:
+    if markup.has_mask(text) or markup.escape(text) != text:
         return "reserved_text"
     if _MARKUP.search(text):
         return "markup"

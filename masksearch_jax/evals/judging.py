@@ -54,7 +54,7 @@ async def _judge_all(rows: Iterable[Row], cfg: JudgeConfig) -> list[_Said]:
     async with Judge(cfg) as judge:
 
         async def one(row: Row) -> _Said:
-            if row.answer is None or markup.MASK in row.answer:
+            if row.answer is None or markup.has_mask(row.answer):
                 return _Said(row.place, row.example.id, _UNASKED, "")
             async with gate:
                 try:

@@ -23,7 +23,7 @@ Scorer = Callable[[Sequence[tuple[str, str]]], Sequence[float]]
 
 def has_reserved(text: str) -> bool:
     """True when a text already holds `[mask]` or a tag of the grammar, and so cannot be masked."""
-    return markup.MASK in text.casefold() or markup.escape(text) != text
+    return markup.has_mask(text) or markup.escape(text) != text
 
 
 def disjoint(spans: Sequence[Span]) -> list[Span]:

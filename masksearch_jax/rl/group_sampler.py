@@ -169,7 +169,8 @@ class GroupSampler:
         seen: list[Group] = []
         counts: list[Counts] = []
         drawn = next(self.prompts)
-        drawn = [*drawn, *self.prompts.extra(self._ahead())]
+        if ahead := self._ahead():
+            drawn = [*drawn, *self.prompts.extra(ahead)]
         for round_ in range(max(self.dapo.max_refills, 1)):
             if round_:
                 short = lacking(counts, self.wanted)

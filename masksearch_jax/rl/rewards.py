@@ -90,7 +90,7 @@ def reward(example: Example, trajectory: Trajectory, cfg: RewardConfig) -> Rewar
 
 def is_to_judge(answer: str | None) -> TypeGuard[str]:
     """Whether a judge is asked: what is no answer, or leaves masks, is wrong without."""
-    return answer is not None and markup.MASK not in answer
+    return answer is not None and not markup.has_mask(answer)
 
 
 def judged_reward(
@@ -154,7 +154,7 @@ def ramp_reward(example: RampExample, trajectory: Trajectory, cfg: RewardConfig)
 
 
 def qa_reward(example: QAExample, trajectory: Trajectory, cfg: RewardConfig) -> RewardTerms:
-    """Scores against the accepted answers: `f1` with numbers all or nothing, `penalised`, `recall`.
+    """Scores against the accepted answers: `f1` and `penalised` with quantities all or nothing.
 
     `recall` is the paper's, and pays for whatever an answer holds besides the right one.
     """
@@ -172,8 +172,9 @@ def qa_reward(example: QAExample, trajectory: Trajectory, cfg: RewardConfig) -> 
 
 
 def read_answer(trajectory: Trajectory) -> str | None:
-    """The policy's answer; None unless its own text holds exactly one, closed and not empty."""
-    return markup.extract_answer(trajectory.text_by("policy"), trajectory.tools) or None
+    """The policy's answer; None unless its own text holds exactly one, closed and not blank."""
+    answer = markup.extract_answer(trajectory.text_by("policy"), trajectory.tools)
+    return None if answer is None or markup.is_blank(answer) else answer
 
 
 def _combine(score: float, trajectory: Trajectory, cfg: RewardConfig) -> RewardTerms:

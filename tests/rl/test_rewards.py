@@ -32,6 +32,7 @@ from masksearch_jax.runtime import metric_writer as run_metrics
 
 PARAGRAPH = "Marie Curie was born in Warsaw in 1867 and discovered polonium with Pierre Curie."
 CFG = DapoConfig(
+    reward="recall",
     steps=1,
     groups=1,
     group_size=2,
@@ -259,6 +260,9 @@ NORTH = QAExample("q3", "atlas", "How far north is it?", ("41.3 degrees north",)
 BAND = QAExample("q4", "atlas", "Which band is it?", ("!!!", "The The"))
 YES = QAExample("q5", "atlas", "Is it larger?", ("yes",))
 CITY = QAExample("q6", "atlas", "Where was she born?", ("Warsaw",))
+DOZEN = QAExample("q8", "atlas", "How many?", ("12",))
+COLD = QAExample("q9", "atlas", "How cold is it?", ("-5 degrees",))
+SPELLED = QAExample("q10", "atlas", "How many?", ("twenty million",))
 YEAR = QAExample("q7", "atlas", "When?", ("1867",))
 
 
@@ -287,11 +291,25 @@ YEAR = QAExample("q7", "atlas", "When?", ("1867",))
         (CITY, ".", 0, 0, 0),
         (PEOPLE, "4.43 million", 1, 1, 1),
         (PEOPLE, "9.99 million", 0.5, 0, 0),
-        (PEOPLE, "4.43", 0.5, 2 / 3, 0.5),
+        (PEOPLE, "4.43", 0.5, 0, 0),
         (PEOPLE, "4.43 million or 9.99 million", 1, 0, 0),
         (PEOPLE, "443 million", 1, 0, 0),  # another number, though its digits are the same
+        (PEOPLE, "4.43 billion", 0.5, 0, 0),  # another scale
+        (PEOPLE, "-4.43 million", 1, 0, 0),
+        (PEOPLE, "4.43 millions", 0.5, 0.5, 0.5),
+        (DOZEN, "1,2", 1, 0, 0),  # two numbers
+        (DOZEN, "twelve", 0, 0, 0),
+        (COLD, "5 degrees", 1, 0, 0),
+        (COLD, "−5 degrees", 0.5, 0.5, 0.5),
+        (SPELLED, "ninety million", 0.5, 0, 0),
+        (SPELLED, "20 million", 0.5, 0.5, 0.5),
+        (CITY, "the " * 10_000 + "Warsaw", 1, 2 / 9_998, 0),
+        (CITY, "! " * 10_000 + "Warsaw", 1, 2 / 9_998, 0),
+        (CITY, "(the) Warsaw.", 1, 1, 1),
+        (NORTH, "41.3 degrees south", 2 / 3, 0, 0),
         (NORTH, "degrees north", 2 / 3, 0, 0),
         (NORTH, "41.3° north", 1 / 3, 0.4, 1 / 3),
+        (NORTH, "41.3° N", 0, 0, 0),
         (NORTH, "41.3 41.4 41.5 degrees north", 1, 0, 0),
         (YEAR, "1866 1867 1868", 1, 0, 0),
         (YEAR, "in the year 1867", 1, 0.5, 0),
@@ -343,6 +361,9 @@ def test_with_the_configured_penalty_guessing_more_than_once_does_not_pay(penalt
         f"<think>x</think><answer>{PARAGRAPH}</answer> and more",
         f"so <answer>{PARAGRAPH}</answer>",
         "<think>x</think><search> </search>",
+        f"<think><INFORMATION>{PARAGRAPH}</Information></think><answer>{PARAGRAPH}</answer>",
+        "<think>x</think><answer>born in [MASK]</answer>",
+        "<think>x</think><answer>\u200b\u2800</answer>",
     ],
 )
 def test_a_form_that_is_not_asked_for_loses_its_share(turn):
