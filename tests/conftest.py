@@ -33,7 +33,6 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
-jax.devices()  # JAX begins here, so that no main that a test calls sets another number
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 # A busy machine is no failure of what is tested.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -64,6 +63,7 @@ LONGEST = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    jax.devices()  # JAX begins here, so that no main that a test calls sets another number
     config.option.loadscopereorder = False  # xdist would begin with the files of the most tests
 
 

@@ -29,6 +29,7 @@ from masksearch_jax.core.types import (
 from masksearch_jax.evals import items, methods, results, suites
 from masksearch_jax.evals.scores import QA_METRICS, RAMP_METRICS
 from masksearch_jax.models.load import InitError
+from masksearch_jax.runtime import storage
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.training.supervisor import Preempted
@@ -222,7 +223,9 @@ def test_a_hidden_source_is_asked_for_by_what_searches_and_never_shown(run_confi
     cfg = dataclasses.replace(run_config, workdir=str(tmp_path), eval=section)
     loaded = suites.load(cfg.eval, cfg.data)
     tools = evaluate.tools_of(cfg, loaded)
-    choices = evaluate.choose(cfg, loaded, tools)
+    choices = evaluate.choose_once(cfg, storage.path(tmp_path), loaded, tools, begun=False)
+    # One that goes on keeps them, whatever a search would find now: it makes none.
+    assert evaluate.choose_once(cfg, storage.path(tmp_path), loaded, {}, begun=True) == choices
     plan = evaluate.plan_of(cfg, loaded, choices, Vocab.load(cfg.tokenizer))
     assert plan.lost == []
     by_suite = {s: [i for i in plan.items if i.suite == s] for s in section.suites}
