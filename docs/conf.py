@@ -1,5 +1,6 @@
 """Settings of the documentation's build by Sphinx; `bash launch/docs.sh` runs it."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -7,6 +8,8 @@ DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 
 import configuration_reference  # noqa: E402
+from docutils import nodes  # noqa: E402
+from latex2mathml.converter import convert  # noqa: E402
 
 project = "masksearch_jax"
 author = "masksearch_jax contributors"
@@ -22,7 +25,43 @@ html_title = "masksearch_jax"
 html_show_sphinx = False
 html_show_sourcelink = False
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {
+    f"{scheme}_css_variables": {"code-font-size": "75%"} for scheme in ("light", "dark")
+}
+html_math_renderer = "mathml"  # which browsers draw: the site loads nothing from elsewhere
+
+
+def visit_math(translator, node):
+    translator.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def visit_math_block(translator, node):
+    translator.body.append(convert(node.astext(), display="block"))
+    raise nodes.SkipNode
+
+
+COMMANDS = re.compile(r'(<div class="highlight-(?:bash|console).*?<pre>)(.*?)(</pre>)', re.DOTALL)
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
+
+
+def wrap_commands(app, page, template, context, doctree):
+    """Commands are wrapped: each line by itself, indented, and none within an option's name."""
+
+    def mark(block):
+        text = OPTION.sub(r'<span class="option">\g<0></span>', block[2])
+        lines = text.splitlines(keepends=True)
+        if all(line.count("<span") == line.count("</span") for line in lines):
+            text = "".join(f'<span class="command">{line}</span>' for line in lines)
+        return block[1] + text + block[3]
+
+    if "body" in context:
+        context["body"] = COMMANDS.sub(mark, context["body"])
 
 
 def setup(app):
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
+    app.connect("html-page-context", wrap_commands)
     app.connect("builder-inited", lambda app: configuration_reference.write(DOCS / "_generated"))

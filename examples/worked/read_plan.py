@@ -9,11 +9,13 @@ from them as `plan` makes it, and each kind of line is followed by what it means
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 
 from masksearch_jax.planning.page import page, update_of
 
 FIGURES = Path(__file__).with_name("plan_v5p_64.json")
+INDENT = dict.fromkeys(("initial_indent", "subsequent_indent"), "      # ")
 MEANINGS = {
     " chips, mesh ": "The slice by its sides; how its chips are shared between the mesh's axes.",
     "held on a device": "What each chip keeps from step to step.",
@@ -50,7 +52,7 @@ def main() -> None:
         kind = next((k for k in MEANINGS if k in line), None)
         if kind and kind not in told:
             told.add(kind)
-            print(f"      # {MEANINGS[kind]}")
+            print(textwrap.fill(MEANINGS[kind], 88, **INDENT))
 
 
 if __name__ == "__main__":
