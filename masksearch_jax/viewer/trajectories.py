@@ -168,7 +168,9 @@ def as_scored(row: JsonObject, segments: list[list[str]]) -> list[Segment]:
 
 
 def _tools(row: JsonObject) -> tuple[str, ...]:
-    return tuple(map(str, as_list(row.get("tools")))) or SEARCH_ALONE
+    """The names of the tools that it could call; what is no name of one is left out."""
+    named = map(str, as_list(row.get("tools")))
+    return tuple(name for name in named if markup.is_name(name)) or SEARCH_ALONE
 
 
 def _reward(terms: JsonObject) -> JsonObject:

@@ -74,6 +74,23 @@ def test_documents_are_told_apart_and_the_source_is_marked(tmp_path, make_trajec
     assert other["text"] == f"Mali: {hostile}".replace("\ud800", "?")
 
 
+def test_a_call_of_another_tool_is_told_with_its_name(tmp_path, make_trajectory):
+    row = make_trajectory(7)
+    said = [("policy", "<calculate>1 + 1</calculate>"), ("tool", "<information>2</information>")]
+    row["segments"][3:3] = [{"author": a, "text": t} for a, t in said]
+    row["turns"].append({"queries": ["1 + 1"], "passage_ids": [], "titles": [], "seconds": 0.001,
+                         "error": "", "tool": "calculate"})  # fmt: skip
+    entry, text, _ = one(tmp_path, row | {"tools": ["search", "calculate", "a|b"]})
+    assert text["tools"] == ["search", "calculate"]
+    assert text["turns"][1] == {
+        "queries": ["1 + 1"], "seconds": 0.001, "tool": "calculate", "documents": [],
+    }  # fmt: skip
+    assert (entry["searches"], entry["well_formed"]) == (1, True)
+    entry, text, _ = one(tmp_path, row)  # of a run that only searches it is no turn
+    assert "tools" not in text
+    assert not entry["well_formed"]
+
+
 @pytest.mark.parametrize("given", [{"gold": ["p-mali"]}, {"titles": ["Mali"]}])
 def test_documents_that_support_a_question_are_marked(tmp_path, make_trajectory, given):
     example = {"id": "q", "dataset": "d", "question": "Where?", "answers": ["here"]} | given
