@@ -134,7 +134,7 @@ def make_teacher(cfg: BuildTrajectoriesRun) -> teachers.Teacher:
     if cfg.teacher == "scripted":
         settings = cfg.search.workers, cfg.max_searches, cfg.seed, cfg.thoughts
         return teachers.Scripted(tools, *settings)
-    limits = agent_teacher.TeacherConfig(cfg.language, cfg.max_searches, cfg.search)
+    limits = agent_teacher.TeacherConfig(cfg.language, cfg.max_searches, cfg.search, tools.names)
     if cfg.teacher == "agents":
         return teachers.Agents(cfg.llm, tools.search, limits)
     from masksearch_jax.agents.policy_teacher import Student  # JAX, which the others do without

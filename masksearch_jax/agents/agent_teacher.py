@@ -16,7 +16,15 @@ from masksearch_jax.agents.llm_client import LLM, LLMError, Message
 from masksearch_jax.agents.scripted_teacher import Rejection, task_name
 from masksearch_jax.core import markup, retrieval
 from masksearch_jax.core.config import SearchConfig
-from masksearch_jax.core.types import Demonstration, Example, Passage, RampExample, Segment, Turn
+from masksearch_jax.core.types import (
+    SEARCH_ALONE,
+    Demonstration,
+    Example,
+    Passage,
+    RampExample,
+    Segment,
+    Turn,
+)
 
 T = TypeVar("T")
 
@@ -36,6 +44,7 @@ class TeacherConfig:
     language: str  # of prompts and thoughts: en | zh
     max_searches: int  # per example, at least 1
     search: SearchConfig
+    tools: tuple[str, ...] = SEARCH_ALONE  # of the run, whose tags no document and no text may have
 
 
 class _RejectedError(Exception):
@@ -145,7 +154,8 @@ async def _research(work: _Work) -> tuple[str, str]:
             decision = await _recall(work, course, need, documents)
             failures = 0
         if decision.action == "answer":
-            return _plain(decision.thought), _plain(decision.text)
+            tools = work.cfg.tools
+            return _plain(decision.thought, tools), _plain(decision.text, tools)
         if decision.action == "give_up":
             raise _RejectedError("gave_up", decision.thought)
         work.notes.append(f"- {need} {decision.thought}")
@@ -177,9 +187,10 @@ async def _search(work: _Work, thought: str, need: str) -> str:
     asked = [query for turn in work.turns for query in turn.queries]
     messages = rewriter.messages(work.task, need, asked, work.language)
     queries = (await work.ask("rewriter", messages, rewriter.parse))[: limits.max_queries]
-    action = markup.wrap("think", _plain(thought))
-    action += markup.wrap("search", "\n".join(map(_plain, queries)))
-    text, shown = markup.render_information(await _find(work, queries))
+    tools = work.cfg.tools
+    action = markup.wrap("think", _plain(thought, tools))
+    action += markup.wrap("search", "\n".join(_plain(query, tools) for query in queries))
+    text, shown = markup.render_information(await _find(work, queries), tools=tools)
     work.segments += [Segment("policy", action), Segment("tool", text)]
     ids, titles = tuple(p.id for p in shown), tuple(p.title for p in shown)
     # 0 seconds, so that the same replies give the same file.
@@ -230,8 +241,8 @@ async def _check(work: _Work, example: Example, answer: str) -> None:
         raise _RejectedError("judged_incorrect", verdict.reason)
 
 
-def _plain(text: str) -> str:
+def _plain(text: str, tools: Sequence[str]) -> str:
     """The text, if it holds none of the grammar's tags: those would act in a demonstration."""
-    if markup.escape(text) != text:
+    if markup.escape(text, tools) != text:
         raise _RejectedError("reserved_text", text)
     return text

@@ -28,6 +28,7 @@ from masksearch_jax.core.types import (
 from masksearch_jax.data import batches, prompt
 from masksearch_jax.data.cache import Manifest
 from masksearch_jax.data.folder import RecordError
+from masksearch_jax.tools.registry import instructions_of
 
 seqio, tasks = build_cache._import_seqio()
 import tensorflow as tf  # noqa: E402
@@ -260,6 +261,11 @@ def test_the_chat_style_uses_the_template(folder, vocab):
     assert text == prompt.render(example, "chat", vocab)
     assert text.startswith("<|im_start|>user\n")
     assert vocab.decode(rows("ramp_sft_k1")[0]["targets"]).startswith(text)
+    tools = instructions_of(("calculate",))
+    tasks.register(folder, folder / "tokenizer", "chat", tools=tools)
+    text = vocab.decode(rows("ramp_k1")[0]["inputs"])
+    assert text == prompt.render(example, "chat", vocab, tools)
+    assert "- calculate: " in text
 
 
 @pytest.mark.parametrize(
