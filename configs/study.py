@@ -51,11 +51,20 @@ def reward(c: ConfigDict) -> None:
 
 
 def masking(c: ConfigDict) -> None:
-    """Which spans are masked: any, or the rare ones of telling types more often?"""
+    """Which spans are masked: any, rare ones of telling types, or what a model finds hard?
+
+    Of a model that training starts from, how hard it finds them; the small one has random weights,
+    and what the arm `random` has learned says so. Its losses have a scale of their own: none is
+    left out.
+    """
     c.sft.curriculum = "0:ramp_sft_mixed"
+    limits = ""
+    if "init" not in c:
+        c.ppl_by, limits = "random", " ramp.min_nll=0 ramp.max_nll=1000"
     c.arms = (
         "random: ramp_sft ramp.strategy=random",
         "weighted: ramp_sft ramp.strategy=weighted",
+        f"ppl: ramp_sft ramp.strategy=ppl{limits}",
     )
     c.reference = "random"
 

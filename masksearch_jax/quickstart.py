@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from masksearch_jax import build_trajectories, evaluate, export_hf, report, train_dapo, train_sft
 from masksearch_jax.core import config as config_lib
-from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
+from masksearch_jax.core.corpus_config import CorpusConfig, PplConfig, RampConfig
 from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.files import write_json
 from masksearch_jax.core.llm_config import JudgeConfig
@@ -134,6 +134,9 @@ class Run(StageFolder):
         self.tokenizer = Path(cfg.init) if cfg.init else self.folder / "tokenizer"
         self.cache = self.folder / "cache"
         self.search = dataclasses.replace(cfg.search, index=cfg.search.index or str(self.index))
+        # Says how hard a span is: the model that training starts from, where there is one.
+        own = PplConfig(init=cfg.init, compute=cfg.compute, mesh=cfg.mesh)
+        self.ppl = own if cfg.ramp.strategy == "ppl" and cfg.init else None
 
     def checkpoints(self, name: str) -> str:
         """Where the weights evaluated as `name` are; "" for random ones."""
@@ -160,7 +163,7 @@ class Run(StageFolder):
 
 def make_ramp(run: Run) -> dict[str, Any]:
     cfg = run.cfg
-    return steps.make_ramp(run.data, cfg.corpus, cfg.ramp, cfg.seed, cfg.clean)
+    return steps.make_ramp(run.data, cfg.corpus, cfg.ramp, cfg.seed, cfg.clean, run.ppl)
 
 
 def make_index(run: Run) -> dict[str, Any]:

@@ -68,6 +68,13 @@ class StudyRun(RecipeRun):
         harmless=True,
     )
     plan_only: bool = key(False, "Say what the study needs, and make nothing.", harmless=True)
+    ppl_by: str = key(
+        "",
+        (
+            "What says how hard a span is, for ramp.strategy=ppl: an arm before, by its first "
+            "training; the folder or file of a model; empty: what training starts from, init."
+        ),
+    )
     made: str = key(
         "",
         "Folder of what arms have in common, which studies may share; empty: WORKDIR/made.",
@@ -149,7 +156,8 @@ def plan(cfg: StudyRun, usage: Usage) -> Study:
     trainings: dict[str, list[list[Made]]] = {name: [] for name in own}
     for seed in range(cfg.seeds):
         for name, (arm, mine) in own.items():
-            trained, made = workshop.add(arm, recipe(mine), mine.gold_left_out, items, seed)
+            shared = mine.gold_left_out, mine.ppl_by, items
+            trained, made = workshop.add(arm, recipe(mine), *shared, seed)
             trainings[name].append(trained)
             evaluations[name].append(made)
     return Study(cfg, own, workshop, evaluations, trainings)
@@ -159,10 +167,13 @@ def plan(cfg: StudyRun, usage: Usage) -> Study:
 
 
 def order(study: Study) -> list[Made]:
-    """What all arms need first, then seed by seed each arm's trainings and evaluation."""
+    """What all arms need first, then seed by seed each arm's trainings and evaluation.
+
+    A text whose masks a trained model draws comes after that training.
+    """
     everything = list(study.workshop.all.values())
-    before = [made for made in everything if made.kind in _BEFORE]
-    return before + [made for made in everything if made.kind not in _BEFORE]
+    before = [made for made in everything if made.kind in _BEFORE and not made.waits]
+    return before + [made for made in everything if made not in before]
 
 
 def costs(study: Study, stages: StageFolder) -> dict[str, float]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from masksearch_jax.core.corpus_config import RampConfig
@@ -232,8 +233,7 @@ def _weighted(
     if scorer is None:
         raise ValueError("ramp.strategy 'ppl' needs a model that scores spans; there is none")
     kept, refused = [], Counter[str]()
-    for member in usable:
-        losses = scorer(masking.questions(member.paragraph.text, member.candidates))
+    for member, losses in _scored(usable, scorer):
         weighed, why = masking.by_difficulty(member.candidates, losses, cfg.min_nll, cfg.max_nll)
         refused += why
         if weighed:
@@ -241,6 +241,18 @@ def _weighted(
         else:
             tally.drop("no_span_within_nll", member.paragraph.id)
     return kept, refused
+
+
+def _scored(
+    usable: Sequence[_Usable], scorer: masking.Scorer
+) -> Iterator[tuple[_Usable, Sequence[float]]]:
+    """Each paragraph with the losses of its spans; many are scored at once."""
+    for start in range(0, len(usable), _BLOCK):
+        block = usable[start : start + _BLOCK]
+        asked = [masking.questions(u.paragraph.text, u.candidates) for u in block]
+        losses = iter(scorer([one for own in asked for one in own]))
+        for member, own in zip(block, asked, strict=True):
+            yield member, list(itertools.islice(losses, len(own)))
 
 
 def _balanced(

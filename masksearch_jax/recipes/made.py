@@ -11,10 +11,11 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from masksearch_jax import quickstart
 from masksearch_jax.core import stamp
+from masksearch_jax.core.corpus_config import PplConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.jsonl import read_jsonl
 from masksearch_jax.core.schema import harmless_keys
@@ -48,6 +49,7 @@ class Made:
     make: Callable[[Path], dict[str, Any]]
     work: Work
     of: list[str] = dataclasses.field(default_factory=list, compare=False)
+    waits: bool = False  # for a training: a text, or a cache of one, whose masks a model draws
 
     @property
     def name(self) -> str:
@@ -79,6 +81,14 @@ class Place(quickstart.Run):
         return self._start if name in ("init", "model") else super().checkpoints(name)
 
 
+class Scorer(NamedTuple):
+    """What says how hard a span is, and what tells it from others."""
+
+    model: PplConfig
+    told_by: str
+    after_training: bool
+
+
 class Workshop:
     """All that a study makes, in order; equal things are one."""
 
@@ -86,32 +96,65 @@ class Workshop:
         self.folder, self._usage = folder, usage
         self.all: dict[str, Made] = {}
         self._asking: dict[str, str] = {}  # text → an arm that trains on its questions
+        self._trained: dict[str, Made] = {}  # arm → its first training
 
     def add(
-        self, arm: Arm, cfg: QuickstartRun, gold_left_out: float, items: Made, seed: int
+        self,
+        arm: Arm,
+        cfg: QuickstartRun,
+        gold_left_out: float,
+        ppl_by: str,
+        items: Made,
+        seed: int,
     ) -> tuple[list[Made], Made]:
         """The trainings of an arm with a seed and its evaluation; all before them is added too.
 
-        items: the text whose held-out examples are asked and whose tokenizer is taken.
+        items: the text whose held-out examples are asked and whose tokenizer is taken. ppl_by: see
+        `study.StudyRun`.
         """
         of = f"{arm.name}/{seed}"
-        text = self.text(cfg, gold_left_out, of)
+        tokenizer = self._tokenizer(cfg, items, of)
+        text = self.text(cfg, gold_left_out, of, self._scorer(cfg, ppl_by, tokenizer))
         if arm.has_questions:
             self._asking.setdefault(text.name, arm.name)
-        tokenizer = self._tokenizer(cfg, items, of)
         cache = self._cache(cfg, text, tokenizer, of) if arm.stages else None
         seeded, last = with_seed(cfg, seed), None
         trained: list[Made] = []
         for stage in arm.stages:
             last = self._training(stage, seeded, (text, items, tokenizer, cache), last, of)
             trained.append(last)
+        if trained:
+            self._trained.setdefault(arm.name, trained[0])
         return trained, self._evaluation(seeded, text, items, tokenizer, last, of)
 
-    def text(self, cfg: QuickstartRun, gold_left_out: float, of: str) -> Made:
+    def _scorer(self, cfg: QuickstartRun, ppl_by: str, tokenizer: Made) -> Scorer | None:
+        """The model that says how hard spans are. Raises ConfigError where there is none."""
+        if cfg.ramp.strategy != "ppl":
+            return None
+        made = self._trained.get(ppl_by)
+        if not (made or ppl_by or cfg.init) or (ppl_by and not made and not Path(ppl_by).exists()):
+            before = ", ".join(self._trained) or "none"
+            raise ConfigError(
+                f"config.ppl_by is {ppl_by!r}, and ramp.strategy ppl needs a model that says how "
+                f"hard a span is: an arm that trains and stands before ({before}), or the folder "
+                "or file of a model; empty: that of config.init"
+            )
+        weights = self._weights(cfg, made) if made or not ppl_by else ppl_by
+        own = ""
+        if made:  # checkpoints hold no tokenizer
+            own = cfg.init or str(self.at(tokenizer) / "tokenizer")
+        ppl = PplConfig(init=weights, tokenizer=own, compute=cfg.compute, mesh=cfg.mesh)
+        told = made.made_from if made else storage.fingerprint(weights).hex()
+        return Scorer(ppl, told, after_training=made is not None)
+
+    def text(
+        self, cfg: QuickstartRun, gold_left_out: float, of: str, scorer: Scorer | None = None
+    ) -> Made:
         """A corpus with its examples, its index and its demonstrations."""
 
         def make(folder: Path) -> dict[str, Any]:
             run = Place(cfg, self._usage, folder)
+            run.ppl = scorer and scorer.model
             record = quickstart.make_ramp(run)
             asks = self._asking.get(folder.name)
             if asks and not run.has_questions:
@@ -128,7 +171,9 @@ class Workshop:
             return record | quickstart.make_demonstrations(run)
 
         decides = settings(cfg, _TEXT) | {"gold_left_out": gold_left_out}
-        return self._put("text", decides, make, of, Work((("text", 1),)))
+        decides |= {"ppl": scorer.told_by} if scorer else {}
+        waits = scorer is not None and scorer.after_training
+        return self._put("text", decides, make, of, Work((("text", 1),)), waits)
 
     def _tokenizer(self, cfg: QuickstartRun, items: Made, of: str) -> Made:
         def make(folder: Path) -> dict[str, Any]:
@@ -146,7 +191,7 @@ class Workshop:
 
         decides = {"text": text.made_from, "tokenizer": tokenizer.made_from}
         decides |= settings(cfg, _CACHE)
-        return self._put("cache", decides, make, of, Work((("cache", 1),)))
+        return self._put("cache", decides, make, of, Work((("cache", 1),)), text.waits)
 
     def _training(
         self,
@@ -215,8 +260,9 @@ class Workshop:
         make: Callable[[Path], dict[str, Any]],
         of: str,
         work: Work,
+        waits: bool = False,
     ) -> Made:
-        made = Made(kind, stamp.hash_of(decides), make, work)
+        made = Made(kind, stamp.hash_of(decides), make, work, waits=waits)
         made = self.all.setdefault(made.name, made)
         if of not in made.of:
             made.of.append(of)

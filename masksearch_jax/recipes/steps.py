@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from masksearch_jax import build_index, build_ramp
-from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
+from masksearch_jax.core.corpus_config import CorpusConfig, PplConfig, RampConfig
 from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.corpus.passages import read_passages
@@ -33,10 +33,15 @@ def counted(name: str, given: int, out: int, dropped: Mapping[str, int]) -> dict
 
 
 def make_ramp(
-    data: Path, text: CorpusConfig, ramp: RampConfig, seed: int, clean: CleanConfig | None = None
+    data: Path,
+    text: CorpusConfig,
+    ramp: RampConfig,
+    seed: int,
+    clean: CleanConfig | None = None,
+    ppl: PplConfig | None = None,
 ) -> dict[str, Any]:
     cleaned = clean or CleanConfig()
-    made = build_ramp.run(build_ramp.BuildRampRun(str(data), text, ramp, seed, cleaned))
+    made = build_ramp.run(build_ramp.BuildRampRun(str(data), text, ramp, seed, cleaned, ppl=ppl))
     for line in build_ramp.lines(made, data):
         log(line)
     return {"data": made}

@@ -9,8 +9,8 @@ import pytest
 from configs import study as studies
 from masksearch_jax import study
 from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.core.jsonl import write_jsonl
-from masksearch_jax.core.types import Passage, QAExample
+from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
+from masksearch_jax.core.types import Passage, QAExample, RampExample
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.recipes import arms, made
 from masksearch_jax.recipes.made import Made
@@ -58,7 +58,7 @@ def test_every_arm_of_every_study_resolves(name, switch, parse, tmp_path):
     [
         ("curriculum", 1, {"ramp_sft": 2}),
         ("reward", 1, {"ramp_sft": 1, "ramp_dapo": 2}),
-        ("masking", 2, {"ramp_sft": 2}),
+        ("masking", 3, {"ramp_sft": 3}),
         ("ramp_first", 1, {"ramp_sft": 3, "qa_sft": 4}),
         ("ramp_sft", 1, {"ramp_sft": 1}),
         ("controls", 1, {"ramp_sft": 1}),
@@ -124,6 +124,24 @@ def test_a_pretrained_model_has_its_own_sizes(name, parse, tmp_path):
     assert kinds(planned(cfg, tmp_path)).count("evaluate") == cfg.seeds * len(cfg.arms)
 
 
+def test_masks_that_a_trained_arm_draws_wait_for_its_training(parse, tmp_path):
+    found = planned(parse("masking", "seeds=2"), tmp_path)
+    made = study.order(found)
+    (text,) = [m for m in made if m.kind == "text" and m.waits]
+    assert text.of == ["ppl/0", "ppl/1"]
+    (cache,) = [m for m in made if m.kind == "cache" and m.waits]
+    scorer = found.trainings["random"][0][0]
+    trained = found.trainings["ppl"][0][0]
+    assert made.index(scorer) < made.index(text) < made.index(cache) < made.index(trained)
+    other = planned(parse("masking", "seeds=2", "sft.steps=7"), tmp_path)
+    assert text.name not in other.workshop.all  # another training says something else
+
+
+def test_a_pretrained_model_says_itself_how_hard_a_span_is(parse, tmp_path):
+    found = planned(parse("masking,smollm2-135m"), tmp_path)
+    assert not any(m.waits for m in study.order(found))
+
+
 # ---- bad input
 
 
@@ -145,6 +163,14 @@ def test_a_pretrained_model_has_its_own_sizes(name, parse, tmp_path):
         (["arms=('a: seeds=1', 'mixed:')"], "a overrides seeds, which is of the whole study"),
         (["arms=('a: eval.methods=rag,agent', 'mixed:')"], "a is evaluated by 2 methods"),
         (["arms=('a: eval.suites=ramp', 'mixed:')"], "all arms are asked the same items"),
+        (
+            ["arms=('a: ramp_sft ramp.strategy=ppl', 'mixed:')"],
+            r"config.ppl_by is '', and ramp.strategy ppl needs a model .* before \(none\), or",
+        ),
+        (
+            ["ppl_by=mixd", "arms=('mixed: ramp_sft', 'a: ramp_sft ramp.strategy=ppl')"],
+            r"config.ppl_by is 'mixd', and ramp.strategy ppl needs .* before \(mixed\), or",
+        ),
         (["costs=('stf=1',)"], "config.costs has 'stf=1'; did you mean sft"),
         (["costs=('sft=fast',)"], "it must be sft=SECONDS, of 1,000 tokens of rows"),
         (["costs=('sft=-1',)"], "its seconds must not be below 0"),
@@ -336,3 +362,22 @@ def test_a_study_goes_through_both_stages_and_on_where_it_was_stopped(
     assert by_stage["qa_sft", "half"]["heldout_questions_recall"]["steps"] == [1, 2]
     table = (tmp_path / "run" / "study.txt").read_text()
     assert "2 seeds; 95% intervals over items and seeds" in table
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_a_tiny_study_masks_by_what_its_first_arm_finds_hard(parse, shop, tmp_path):
+    tiny = (*TINY, f"made={shop}", f"workdir={tmp_path}", "seeds=1", "heldout_points=0")
+    cfg = parse("masking,runlocal", *tiny, "eval.suites=('ramp',)", "sft.steps=2")
+    random, _, ppl = cfg.arms
+    cfg = dataclasses.replace(cfg, arms=(random, ppl))
+    study.run(cfg)
+    told = json.loads((tmp_path / "study.json").read_text())
+    assert list(told["results"]["ramp"]["span_recall"]) == ["random", "ppl"]
+    texts = [shop / name / "data" for name in told["made"] if name.startswith("text-")]
+    counts = [json.loads((text / "counts.json").read_text())["ramp"] for text in texts]
+    assert counts[0]["in"] == counts[1]["in"]
+    assert 0 < counts[1]["out"] <= counts[0]["out"]
+    read = (text / "ramp" / "train.jsonl" for text in texts)
+    masks = [{e.masked for e in read_jsonl(path, RampExample)} for path in read]
+    assert masks[0] != masks[1]
