@@ -95,12 +95,23 @@ def ramp_sft(c: ConfigDict) -> None:
 
 
 def controls(c: ConfigDict) -> None:
-    """Is it the search that answers?"""
+    """Is it the search that answers? And does RAMP help to check statements?
+
+    Statements are of the atlas: true, false, not told. Of other text there are none.
+    """
     c.sft.curriculum = "0:ramp_sft_mixed"
-    c.arms = tuple(
-        f"{name}: ramp_sft eval.methods={method}"
-        for name, method in (("search", "agent"), ("no_search", "no_search"), ("random", "random"))
-    )
+    chain, alone = "ramp_sft", ()
+    if "init" not in c:
+        c.ramp.statements = True
+        c.eval.suites = ("ramp", "statements")
+        updates = c.sft.steps
+        c.sft.steps = c.qa_sft.steps = updates // 2
+        c.qa_sft.curriculum = "0:ramp_sft_qa_statements"
+        chain = "ramp_sft qa_sft"
+        only = f"qa_sft.steps={updates} qa_sft.curriculum=0:qa_sft_statements"
+        alone = (f"statements_alone: qa_sft {only}",)
+    methods = (("search", "agent"), ("no_search", "no_search"), ("random", "random"))
+    c.arms = tuple(f"{name}: {chain} eval.methods={method}" for name, method in methods) + alone
     c.reference = "search"
     c.metrics = ("searches",)
 

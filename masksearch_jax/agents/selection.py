@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
 from masksearch_jax.agents.scripted_teacher import Rejection, is_shown, task_name
+from masksearch_jax.agents.thoughts import is_verdict
 from masksearch_jax.core import chinese, markup, scoring
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, ModelConfig, PromptConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
@@ -136,7 +137,7 @@ def _recall(example: Example, answer: str) -> tuple[float, list[str]]:
     """How much of what was asked for the answer holds, and what it must have read to know it."""
     if isinstance(example, RampExample):
         return scoring.span_recall(example, answer), [s.text for s in example.spans]
-    closed = {"yes", "no"} & {a.casefold() for a in example.answers}
+    closed = any(map(is_verdict, example.answers))
     found = scoring.best_overlap(answer, example.answers).recall
     return found, [] if closed else [answer]
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from masksearch_jax.agents import wordings
 from masksearch_jax.core import chinese, markup
-from masksearch_jax.core.types import Passage, QAExample, RampExample, Span
+from masksearch_jax.core.types import VERDICTS, Passage, QAExample, RampExample, Span
 
 Observations = Sequence[Sequence[Passage]]  # what each search has shown, in order
 
@@ -44,6 +44,11 @@ class Thoughts(Protocol):
         ...
 
     def before_answer(self, example: QAExample, seen: Observations) -> str: ...
+
+
+def is_verdict(answer: str) -> bool:
+    """Whether the answer judges, so that no passage holds it."""
+    return answer.casefold() in ("yes", "no", *VERDICTS)
 
 
 class Short:
@@ -117,7 +122,9 @@ class Full:
         answer = example.answers[0]
         if example.calls:
             return _sentences([self._say(wordings.COMPUTED, answer=answer)])
-        if answer.casefold() in ("yes", "no"):
+        if answer in VERDICTS:
+            return _sentences([self._say(wordings.JUDGED[answer])])
+        if is_verdict(answer):
             return _sentences([self._say(wordings.DECIDED, answer=answer.casefold())])
         if source := self._source(answer, seen):
             return _sentences([self._say(wordings.ANSWERED, source=source, answer=answer)])

@@ -254,3 +254,43 @@ COMPUTED = (
     "{answer} is what it comes to",
     "with that I can answer: {answer}",
 )
+
+# Of a statement that was checked, by what came of it.
+JUDGED = {
+    "true": (
+        "the passage says the same",
+        "this is what the passage says",
+        "the statement agrees with the passage",
+        "I read just that in the passage",
+        "the passage confirms it",
+        "what is stated stands in the passage",
+        "passage and statement agree",
+        "the passage tells it alike",
+        "the value is the one in the passage",
+        "that is right by the passage",
+    ),
+    "false": (
+        "the passage says otherwise",
+        "the passage gives another value",
+        "the statement does not agree with the passage",
+        "I read something else in the passage",
+        "the passage contradicts it",
+        "what stands in the passage is different",
+        "passage and statement differ",
+        "the passage tells it differently",
+        "the value is not the one in the passage",
+        "that is wrong by the passage",
+    ),
+    "not told": (
+        "the passage says nothing of this",
+        "this is not in the passage",
+        "the passage leaves this out",
+        "I read nothing about it in the passage",
+        "the passage neither confirms nor denies it",
+        "no value for this stands in the passage",
+        "the passage tells other facts",
+        "the passage does not tell it",
+        "nothing in the passage decides it",
+        "that cannot be told by the passage",
+    ),
+}

@@ -330,7 +330,8 @@ class EvalConfig:
     suites: tuple[str, ...] = key(
         ("ramp", "two_hop"),
         (
-            "ramp, two_hop, source_hidden of the folder `data`, and NAME=PATH, files of questions; "
+            "ramp, two_hop, source_hidden and, where they were built, statements of the folder "
+            "`data`, and NAME=PATH, files of questions; "
             "source_hidden is RAMP with search that hides the masked passage, on examples whose "
             "facts other passages repeat."
         ),

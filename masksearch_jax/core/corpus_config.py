@@ -52,6 +52,10 @@ class RampConfig:
     arithmetic: bool = key(
         False, "Of the atlas: further questions, which want a calculator or dates besides search."
     )
+    statements: bool = key(
+        False,
+        "Of the atlas: write statements to check too, true, false and not told by any passage.",
+    )
     extractor: Literal["rules", "spacy", "llm"] = key("rules", "What finds salient spans.")
     max_masks: int = key(4, "Masked spans of an example are 1..max_masks, balanced.")
     examples_per_passage: int = key(2, "Examples made of a paragraph, at most.")

@@ -17,6 +17,9 @@ JsonObject: TypeAlias = dict[str, Any]
 SEARCH = "search"  # the name of the search tool: its tag, and the tool of a turn that searches
 SEARCH_ALONE = (SEARCH,)  # the tools of a run that says nothing else
 
+# The data set of statements to check, its folder and its suite; and what an answer is one of.
+STATEMENTS = "statements"
+VERDICTS = ("true", "false", "not told")
 SPLITS = ("train", "rl", "heldout")  # of the examples made of a corpus
 Author = Literal["prompt", "policy", "tool"]
 

@@ -132,7 +132,7 @@ class Atlas:
     the passage, "#" and the wording's number. questions: `gold` names the passage read first and
     the one that holds the answer. reworded: questions of types with few subjects in other words;
     the id is that of the question, "#" and the wording's number. told: the fact strings of each
-    passage, by its id.
+    passage, by its id. entities: what the articles are of, with all their facts, told or not.
     """
 
     passages: tuple[Passage, ...]
@@ -140,6 +140,7 @@ class Atlas:
     questions: tuple[QAExample, ...]
     reworded: tuple[QAExample, ...]
     told: Mapping[str, Mapping[str, str]]
+    entities: tuple[Entity, ...]
 
 
 def build(
@@ -175,7 +176,7 @@ def build(
     if arithmetic:
         questions += tuple(atlas_arithmetic.questions(entities, told, seed))
     reworded = tuple(question for _, *others in asked for question in others)
-    return Atlas(tuple(passages), tuple(paragraphs), questions, reworded, told)
+    return Atlas(tuple(passages), tuple(paragraphs), questions, reworded, told, entities)
 
 
 def _rng(seed: int, *key: object) -> random.Random:

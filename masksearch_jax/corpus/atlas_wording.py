@@ -244,6 +244,16 @@ def compose(
     return " ".join(f"{s}." for s in sentences)
 
 
+def statement(entity: Entity, fact: str, value: str, rng: random.Random) -> str:
+    """A sentence that gives a fact of the entity this value, which need not be its own.
+
+    fact: one that is a group by itself.
+    """
+    values = {**_values(entity), fact: value}
+    phrase = rng.choice(_PHRASES[entity.kind][fact])
+    return f"{values['Name']} {phrase.format(**values)}."
+
+
 def _join(phrases: list[str]) -> str:
     """Verb phrases as one: "has 7 rivers and a harbour", an apposition last, a shared verb once."""
     first, *rest = sorted(phrases, key=lambda p: ", " in p)

@@ -3,6 +3,7 @@
     FOLDER/ramp/SPLIT.jsonl            RampExample   tasks ramp_k1, ramp_k2, …
     FOLDER/ramp/kN/VERSION/            RampExample   the same, as the TFDS dataset `ramp/kN`
     FOLDER/questions/SPLIT.jsonl       QAExample     tasks qa_DATASET
+    FOLDER/statements/SPLIT.jsonl      QAExample     task qa_statements
     FOLDER/demonstrations/SPLIT.jsonl  Demonstration tasks ramp_sft_k1, …, qa_sft_DATASET
 
 SPLIT is train, rl or heldout. RAMP examples are in one of the two forms, never both.
@@ -20,6 +21,7 @@ from typing import Any
 
 from masksearch_jax.core.types import (
     SPLITS,
+    STATEMENTS,
     Demonstration,
     Example,
     QAExample,
@@ -29,7 +31,9 @@ from masksearch_jax.core.types import (
 from masksearch_jax.data.demonstrations import parse_example
 from masksearch_jax.ramp import tfds_records
 
-KINDS = {"ramp": RampExample, "questions": QAExample, "demonstrations": Demonstration}
+# What is asked; and what was shown of it.
+EXAMPLES = {"ramp": RampExample, "questions": QAExample, STATEMENTS: QAExample}
+KINDS = {**EXAMPLES, "demonstrations": Demonstration}
 
 
 class RecordError(ValueError):
@@ -67,8 +71,9 @@ class Folder:
         if task.startswith("ramp_k"):
             return self._checksums() or [self.file("ramp", split)]
         if not is_sft(task):
-            return [self.file("questions", split)]
-        examples = (self.file(kind, s) for kind in ("ramp", "questions") for s in SPLITS)
+            own = STATEMENTS if task == f"qa_{STATEMENTS}" else "questions"
+            return [self.file(own, split)]
+        examples = (self.file(kind, s) for kind in EXAMPLES for s in SPLITS)
         present = [p for p in examples if p.is_file()]
         return [self.file("demonstrations", split), *present, *self._checksums()]
 
@@ -126,7 +131,7 @@ class Examples(Mapping[str, Example]):
         places: dict[str, tuple[Any, int]] = {}
         for records in (r for splits in self._folder.dataset.values() for r in splits.values()):
             places.update((e.id, (records, number)) for number, e in enumerate(records))
-        for kind, split in itertools.product(("ramp", "questions"), SPLITS):
+        for kind, split in itertools.product(EXAMPLES, SPLITS):
             path = self._folder.file(kind, split)
             places.update((n, (path, o)) for n, o in (_offsets(path) if path.is_file() else ()))
         return places
@@ -153,7 +158,7 @@ def task_of(kind: str, record: Mapping[str, Any]) -> str:
     """The name of the task that a record, as JSON, belongs to."""
     if kind == "ramp":
         return f"ramp_k{len(record['spans'])}"
-    if kind == "questions":
+    if kind in ("questions", STATEMENTS):
         return f"qa_{_word(record['dataset'])}"
     ramp = re.fullmatch(r"ramp_k(\d+)", record["task"])
     return f"ramp_sft_k{ramp[1]}" if ramp else f"qa_sft_{_word(record['task'])}"

@@ -1,8 +1,9 @@
 """Suites: which examples an evaluation asks, the same ones for every method and checkpoint.
 
-A suite is one of ours by its name, `ramp`, `two_hop`, `source_hidden`, or NAME=PATH: a file of
-questions in any form that `ramp.question_files` reads. The name tells by whose rules answers are
-scored (`evals.metrics.RULES`); of a name that no rules are known for, the data set of each row.
+A suite is one of ours by its name, `ramp`, `two_hop`, `source_hidden`, `statements`, or NAME=PATH:
+a file of questions in any form that `ramp.question_files` reads. The name tells by whose rules
+answers are scored (`evals.metrics.RULES`); of a name that no rules are known for, the data set of
+each row.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from masksearch_jax.core.config import EvalConfig
 from masksearch_jax.core.errors import ConfigError, UserError, nearest
 from masksearch_jax.core.jsonl import read_jsonl
 from masksearch_jax.core.scoring import Rules
-from masksearch_jax.core.types import Example, QAExample, RampExample
+from masksearch_jax.core.types import STATEMENTS, Example, QAExample, RampExample
 from masksearch_jax.evals import metrics
 from masksearch_jax.ramp.question_files import read_questions
 
@@ -28,6 +29,7 @@ FILES = {
     "ramp": "ramp/heldout.jsonl",
     "two_hop": "questions/heldout.jsonl",
     "source_hidden": "ramp/heldout.jsonl",
+    STATEMENTS: f"{STATEMENTS}/heldout.jsonl",
 }
 _OF_RAMP = ("ramp", "source_hidden")
 
@@ -52,7 +54,9 @@ class Suite:
 
     @property
     def metric(self) -> str:
-        """Its measure in tables: the paper's, token recall."""
+        """Its measure in tables: the paper's, token recall; of statements how many are right."""
+        if self.name == STATEMENTS:
+            return "em"
         return "span_recall" if self.is_ramp else "recall"
 
     def rules_name(self, example: Example) -> str:

@@ -13,7 +13,8 @@ from masksearch_jax.core import chinese
 from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.jsonl import write_jsonl
-from masksearch_jax.core.types import Passage, QAExample
+from masksearch_jax.core.types import SPLITS, STATEMENTS, Passage, QAExample
+from masksearch_jax.corpus import atlas_statements
 from masksearch_jax.ramp.examples import split_of
 from masksearch_jax.ramp.leakage import Evaluation
 
@@ -153,3 +154,19 @@ def write_split(
     }
     counts = {"in": read, "out": sum(by_split.values()), "dropped": dict(dropped + Counter(lost))}
     return counts | by_split
+
+
+def write_statements(
+    folder: Path, statements: Iterable[QAExample], titles: Mapping[str, str], cfg: RampConfig
+) -> dict[str, int]:
+    """Writes FOLDER/statements/{train,rl,heldout}.jsonl, split by article; counts by split.
+
+    Kept are those whose passage is in `titles`, and of each fact in a split as many of each label.
+    """
+    kept = [s for s in statements if titles.keys() >= set(s.gold)]
+    split = split_questions(kept, titles, cfg)
+    counts = {}
+    for name in SPLITS:
+        found = atlas_statements.balanced(getattr(split, name))
+        counts[name] = write_jsonl(folder / STATEMENTS / f"{name}.jsonl", found)
+    return counts

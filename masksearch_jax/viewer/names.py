@@ -109,6 +109,7 @@ SUITES = {
     "ramp": "Held-out RAMP",
     "source_hidden": "RAMP, its own passage hidden",
     "two_hop": "Two-hop questions",
+    "statements": "Statements: true, false, not told",
     "hotpotqa": "HotpotQA",
     "fanoutqa": "FanOutQA",
     "musique": "MuSiQue",

@@ -18,7 +18,7 @@ from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tools import search_alone
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample, Span
-from masksearch_jax.corpus import atlas
+from masksearch_jax.corpus import atlas, atlas_statements
 from masksearch_jax.data import prompt
 from masksearch_jax.ramp.examples import build_examples
 from masksearch_jax.search import bm25
@@ -176,6 +176,20 @@ def test_the_second_hop_follows_the_first(solved, small):
 def thoughts_of(demonstration):
     said = (s.text for s in demonstration.segments if s.author == "policy")
     return [text.partition("<think>")[2].partition("</think>")[0] for text in said]
+
+
+@pytest.mark.parametrize("thoughts", ["full", "short"])
+def test_statements_are_looked_up_and_judged(small, engine, thoughts):
+    found = atlas_statements.statements(small.entities, small.told, 0)
+    stated = atlas_statements.balanced(found)[::9]
+    made = solve(stated, engine, thoughts=thoughts)
+    solved = [(e, d) for e, d in zip(stated, made, strict=True) if isinstance(d, Demonstration)]
+    assert len(solved) > 0.9 * len(stated) > 20
+    assert {e.type for e, _ in solved} == {"true", "false", "not told"}
+    for example, shown in solved:
+        assert markup.extract_answer(shown.segments[-1].text) == example.type
+        assert example.gold[0] in shown.turns[-1].passage_ids
+        assert shown.task == "statements"
 
 
 def test_short_thoughts_are_stock_phrases(ramp_examples, questions, engine):

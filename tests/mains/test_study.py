@@ -61,7 +61,7 @@ def test_every_arm_of_every_study_resolves(name, switch, parse, tmp_path):
         ("masking", 3, {"ramp_sft": 3}),
         ("ramp_first", 1, {"ramp_sft": 3, "qa_sft": 4}),
         ("ramp_sft", 1, {"ramp_sft": 1}),
-        ("controls", 1, {"ramp_sft": 1}),
+        ("controls", 1, {"ramp_sft": 1, "qa_sft": 2}),
         ("data_scale", 3, {"ramp_sft": 3}),
         ("coverage", 2, {"ramp_sft": 2, "qa_sft": 2}),
     ],
@@ -290,7 +290,7 @@ def test_gold_that_no_question_names_cannot_be_left_out(tmp_path):
 TINY = (
     *("eval.examples=4", "eval.bootstrap=50", "rollout.slots=4", "rollout.max_new_tokens=48"),
     *("ramp.max_examples=400", "demonstrations=60", "question_demonstrations=20"),
-    *("ramp.cities=60", "corpus.limit=300", "model.num_layers=1", "heldout_examples=1"),
+    *("ramp.cities=60", "model.num_layers=1", "heldout_examples=1", "ramp.statements=True"),
 )
 
 
@@ -311,17 +311,19 @@ def test_a_tiny_study_ends_with_its_table_and_goes_on_with_more_seeds(
     said = capsys.readouterr()
     assert "1 seed; 95% intervals over items alone: there is one seed" in said.out
     told = json.loads((tmp_path / "one" / "study.json").read_text())
-    assert list(told["arms"]) == ["search", "no_search", "random"]
+    assert list(told["arms"]) == ["search", "no_search", "random", "statements_alone"]
     assert list(told["results"]["ramp"]) == ["span_recall", "searches"]
+    assert list(told["results"]["statements"]) == ["em", "searches"]
     assert told["results"]["ramp"]["span_recall"]["search"]["mean"]["n"] == 4
     made_first = {name: one["seconds"] for name, one in told["made"].items()}
     study.run(parse("controls,runlocal", *tiny, f"workdir={tmp_path / 'two'}"))
     told = json.loads((tmp_path / "two" / "study.json").read_text())
     assert made_first.items() <= {n: one["seconds"] for n, one in told["made"].items()}.items()
-    assert len(told["made"]) == len(made_first) + 4  # a training, three evaluations
-    (curve,) = told["curves"]
+    assert len(told["made"]) == len(made_first) + 7  # three trainings, four evaluations
+    curve, *others = told["curves"]
     assert (curve["stage"], curve["arms"]) == ("ramp_sft", ["search", "no_search", "random"])
-    assert curve["metrics"]["heldout_span_recall"]["steps"] == [2, 4]
+    assert [c["arms"] for c in others] == [curve["arms"], ["statements_alone"]]
+    assert curve["metrics"]["heldout_span_recall"]["steps"] == [1, 2]
     page = (tmp_path / "two" / "study.html").read_text()
     assert "2 of 2 seeds are done" in page
     assert "<svg" in page
