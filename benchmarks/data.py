@@ -53,7 +53,7 @@ def scores(extractor: spans.Extractor) -> dict[str, dict[str, float]]:
     rows = [json.loads(line) for line in GOLD.read_text(encoding="utf-8").splitlines()]
     counts = {k: collections.Counter[str]() for k in ("gold", "found", "ours", "right", "typed")}
     passages = [Passage(row["id"], row["title"], row["text"]) for row in rows]
-    for row, (given, _) in zip(rows, extractor.find(passages), strict=True):
+    for row, (given, *_) in zip(rows, extractor.find(passages), strict=True):
         gold = {(start, end): kind for start, end, kind in row["spans"]}
         ours = {(s.start, s.end): s.type for s in given}
         counts["gold"].update(gold.values())

@@ -124,6 +124,14 @@ def data_scale(c: ConfigDict) -> None:
     c.reference = "1x"
 
 
+def self_taught(c: ConfigDict) -> None:
+    """Do trajectories of its own teach a model more than the teacher's, at as many updates?"""
+    c.sft.steps //= 2  # of each of two trainings
+    c.sft.curriculum = "0:ramp_sft_mixed"
+    c.arms = ("static: ramp_sft more_sft", "self_taught: ramp_sft self_sft")
+    c.reference = "static"
+
+
 def coverage(c: ConfigDict) -> None:
     """What is lost where the index is without a tenth of the passages that answers need?"""
     half = c.sft.steps // 2
@@ -147,6 +155,7 @@ STUDIES = {
         ramp_sft,
         controls,
         data_scale,
+        self_taught,
         coverage,
     )
 }
@@ -173,6 +182,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.dapo.patience = c.qa_dapo.patience = 0  # an arm that learns nothing is a result too
     c.heldout_points = 2 if parsed.runlocal else 8
     c.heldout_examples = 2 if parsed.runlocal else 16
+    if parsed.runlocal:
+        c.own_examples, c.own_samples = 8, 2
     c.seeds = 2 if parsed.runlocal else 3
     STUDIES[asked[0]](c)
     if parsed.judge:

@@ -44,6 +44,7 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "ramp.extractor": (("rules", "spacy"), "workers have no language model"),
     "ramp.strategy": (("random", "weighted"), "workers have no model to ask"),
     "ramp.supported": ((False,), "workers have no index to search"),
+    "ramp.linked": ((False,), "workers have no index to search"),
     "ramp.gazetteer": ((0,), "names are learned from passages in order, as build_ramp reads them"),
     "clean.duplicates": ((0,), "near duplicates are found by build_ramp, in one process"),
     "clean.leakage": (("keep", "drop"), "examples are not tagged"),

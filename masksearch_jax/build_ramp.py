@@ -189,7 +189,8 @@ def _mask(
         anchors = _lines_of(folder / "work" / "anchors.txt")
         build.learn_gazetteer(folder / "passages.jsonl", anchors, rules, known)
         rules = dataclasses.replace(rules, gazetteer=str(known))
-    search = _index(folder, cfg.corpus.language) if cfg.ramp.supported else None
+    searches = cfg.ramp.supported or cfg.ramp.linked
+    search = _index(folder, cfg.corpus.language) if searches else None
     models = SpanModels(cfg.ramp, cfg.llm, cfg.ppl, cfg.corpus.language)
     with contextlib.closing(models), Progress("parts masked", 1) as progress:
 

@@ -30,7 +30,7 @@ from masksearch_jax.quickstart import QuickstartRun, RecipeRun
 from masksearch_jax.recipes import arms as arms_lib
 from masksearch_jax.recipes import curves, steps, workload
 from masksearch_jax.recipes.arms import Arm
-from masksearch_jax.recipes.made import Made, Workshop
+from masksearch_jax.recipes.made import Made, OfStudy, Workshop
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
 from masksearch_jax.runtime import cli, overrides, run_record, storage
 from masksearch_jax.viewer import study as page
@@ -48,7 +48,7 @@ class StudyRun(RecipeRun):
         (),
         (
             '"NAME: STAGE … KEY=VALUE …": trainings in order, of ramp_sft, ramp_dapo, qa_sft, '
-            "qa_dapo, and what the arm overrides."
+            "qa_dapo, more_sft, self_sft, and what the arm overrides."
         ),
     )
     reference: str = key("", "The arm that the others are compared with; needed.")
@@ -68,6 +68,10 @@ class StudyRun(RecipeRun):
         harmless=True,
     )
     plan_only: bool = key(False, "Say what the study needs, and make nothing.", harmless=True)
+    own_examples: int = key(
+        1200, "Of self_sft: examples that the model before samples, of articles new to it.", least=1
+    )
+    own_samples: int = key(4, "Of self_sft: trajectories of each.", least=1)
     ppl_by: str = key(
         "",
         (
@@ -156,8 +160,8 @@ def plan(cfg: StudyRun, usage: Usage) -> Study:
     trainings: dict[str, list[list[Made]]] = {name: [] for name in own}
     for seed in range(cfg.seeds):
         for name, (arm, mine) in own.items():
-            shared = mine.gold_left_out, mine.ppl_by, items
-            trained, made = workshop.add(arm, recipe(mine), *shared, seed)
+            own_keys = OfStudy(*(getattr(mine, name) for name in OfStudy._fields))
+            trained, made = workshop.add(arm, recipe(mine), own_keys, items, seed)
             trainings[name].append(trained)
             evaluations[name].append(made)
     return Study(cfg, own, workshop, evaluations, trainings)

@@ -87,6 +87,13 @@ class RampConfig:
             "`search.exclude_source`."
         ),
     )
+    linked: bool = key(
+        False,
+        (
+            "Of such spans mask two or more, of which what tells one names the article that tells "
+            "another: to fill both, one search has to lead to the next."
+        ),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

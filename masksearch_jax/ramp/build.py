@@ -191,7 +191,7 @@ def build(
     own = bool(namer or scorer or search)
     extractor: spans.Extractor | None = extractor_of(rules, namer) if own else None
     if extractor and search:
-        extractor = SupportedExtractor(extractor, search)
+        extractor = SupportedExtractor(extractor, search, is_linking=rules.ramp.linked)
     with mapper(1 if own or len(tasks) < 2 else work_cfg.workers) as each:
         run = (lambda t: mask_part(t, extractor, scorer)) if own else _mask_part
         for number, part in enumerate(each(run, tasks), 1):

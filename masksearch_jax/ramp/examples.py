@@ -20,6 +20,7 @@ from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import masking, spans
 from masksearch_jax.ramp.llm_spans import FAILED
 
+UNLINKED = "no_linked_spans"  # the reason of a paragraph
 _BLOCK = 512  # paragraphs given to the extractor at once
 
 
@@ -148,6 +149,12 @@ class _Usable(NamedTuple):
     paragraph: Passage
     candidates: list[Span]
     weights: dict[Span, float] | None = None
+    links: tuple[tuple[Span, Span], ...] = ()
+
+    def of(self, spans: Sequence[Span]) -> _Usable:
+        """Itself with these of its spans, and the links between them."""
+        kept = tuple(pair for pair in self.links if all(span in spans for span in pair))
+        return self._replace(candidates=list(spans), links=kept)
 
 
 def check_settings(cfg: RampConfig) -> None:
@@ -160,6 +167,8 @@ def check_settings(cfg: RampConfig) -> None:
             raise ValueError(f"ramp.{name} is {getattr(cfg, name)}; it must be in [0, 1)")
     if cfg.min_words > cfg.max_words:
         raise ValueError(f"ramp.min_words {cfg.min_words} is above max_words {cfg.max_words}")
+    if cfg.linked and cfg.max_masks < 2:
+        raise ValueError("ramp.linked is True and ramp.max_masks 1; linked masks are two at least")
     if cfg.min_nll > cfg.max_nll:
         raise ValueError(f"ramp.min_nll {cfg.min_nll} is above max_nll {cfg.max_nll}")
     for name, choices in (("extractor", spans.EXTRACTORS), ("strategy", masking.STRATEGIES)):
@@ -197,12 +206,15 @@ def _usable(
             else:
                 seen.add(key)
                 fit.append(paragraph)
-        for paragraph, (candidates, why) in zip(fit, extractor.find(fit), strict=True):
+        for paragraph, (candidates, why, links) in zip(fit, extractor.find(fit), strict=True):
             refused.update(why)
-            if disjoint := masking.disjoint(candidates):
-                usable.append(_Usable(paragraph, disjoint))
-            else:
+            found = _Usable(paragraph, candidates, links=links).of(masking.disjoint(candidates))
+            if not found.candidates:
                 tally.drop(FAILED if FAILED in why else "no_spans", paragraph.id)
+            elif cfg.linked and not found.links:
+                tally.drop(UNLINKED, paragraph.id)
+            else:
+                usable.append(found)
     if order:
         tally.drop("beyond_max_examples", given[order[0]].id, len(order))
     return usable, refused
@@ -236,10 +248,13 @@ def _weighted(
     for member, losses in _scored(usable, scorer):
         weighed, why = masking.by_difficulty(member.candidates, losses, cfg.min_nll, cfg.max_nll)
         refused += why
-        if weighed:
-            kept.append(_Usable(member.paragraph, list(weighed), weighed))
-        else:
+        left = member.of(list(weighed))._replace(weights=weighed)
+        if not weighed:
             tally.drop("no_span_within_nll", member.paragraph.id)
+        elif cfg.linked and not left.links:
+            tally.drop(UNLINKED, member.paragraph.id)
+        else:
+            kept.append(left)
     return kept, refused
 
 
@@ -265,11 +280,13 @@ def _balanced(
     """
     made: Counter[int] = Counter()
     examples: list[RampExample] = []
-    for paragraph, candidates, weights in sorted(members, key=lambda m: len(m.candidates)):
-        seen: set[str] = set()
+    for member in sorted(members, key=lambda m: len(m.candidates)):
+        paragraph, seen = member.paragraph, set[str]()
+        fewest, most = 1 + bool(member.links), min(len(member.candidates), cfg.max_masks)
         for i in range(cfg.examples_per_passage):
-            k = min(range(1, min(len(candidates), cfg.max_masks) + 1), key=lambda k: (made[k], -k))
-            example = mask_paragraph(paragraph, candidates, k, i, cfg.seed, weights)
+            k = min(range(fewest, most + 1), key=lambda k: (made[k], -k))
+            how = member.weights, member.links
+            example = mask_paragraph(paragraph, member.candidates, k, i, cfg.seed, *how)
             if example.masked in seen:
                 tally.drop("same_masks_again", paragraph.id)
                 continue
@@ -287,10 +304,15 @@ def mask_paragraph(
     number: int,
     seed: int,
     weights: Mapping[Span, float] | None = None,
+    links: Sequence[tuple[Span, Span]] = (),
 ) -> RampExample:
-    """Example `number` of a paragraph, with `k` masks; pure, drawn by (seed, id, number)."""
+    """Example `number` of a paragraph, with `k` masks; pure, drawn by (seed, id, number).
+
+    links: pairs of the candidates, of which one is masked.
+    """
     rng = random.Random(f"{seed}/{paragraph.id}/{number}")
-    masked, chosen = masking.mask(paragraph.text, candidates, k, rng, weights)
+    together = rng.choice(links) if links else ()
+    masked, chosen = masking.mask(paragraph.text, candidates, k, rng, weights, together)
     return _example(paragraph, number, masked, chosen)
 
 

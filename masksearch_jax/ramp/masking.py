@@ -41,8 +41,11 @@ def mask(
     k: int,
     rng: random.Random,
     weights: Mapping[Span, float] | None = None,
+    together: Sequence[Span] = (),
 ) -> tuple[str, tuple[Span, ...]]:
     """The paragraph with `k` of the spans masked, and those spans in text order.
+
+    together: of these spans, at most k, that are masked in any case.
 
     weights: of each span, above 0; a span of twice the weight is as likely as two. ValueError
     for fewer than `k` disjoint spans, a span that is not where it says, or a paragraph that already
@@ -56,12 +59,14 @@ def mask(
     choices = disjoint(spans)
     if not 1 <= k <= len(choices):
         raise ValueError(f"k is {k}; it must be 1 to {len(choices)}, the number of disjoint spans")
+    open_choices = [s for s in choices if s not in together]
+    more = k - len(together)
     if weights is None:
-        drawn = rng.sample(choices, k)
+        drawn = rng.sample(open_choices, more)
     else:  # Efraimidis and Spirakis 2006: a weighted sample without replacement
-        keyed = [(rng.random() ** (1 / weights[s]), s) for s in choices]
-        drawn = [s for _, s in sorted(keyed, key=lambda pair: -pair[0])[:k]]
-    chosen = tuple(sorted(drawn, key=lambda s: s.start))
+        keyed = [(rng.random() ** (1 / weights[s]), s) for s in open_choices]
+        drawn = [s for _, s in sorted(keyed, key=lambda pair: -pair[0])[:more]]
+    chosen = tuple(sorted([*together, *drawn], key=lambda s: s.start))
     return _replace(paragraph, chosen), chosen
 
 

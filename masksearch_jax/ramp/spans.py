@@ -27,10 +27,14 @@ _VARIABLE = re.compile(r"[^\W\d_]{1,2}\d{1,2}(?:/[^\W\d_]{1,2}\d{1,2})*\Z")  # Q
 
 
 class Candidates(NamedTuple):
-    """Spans in text order without overlaps, `text[s.start:s.end] == s.text`; refusals by reason."""
+    """Spans in text order without overlaps, `text[s.start:s.end] == s.text`; refusals by reason.
+
+    links: pairs of spans, of which what tells the first leads to what tells the second (`support`).
+    """
 
     spans: list[Span]
     refused: Counter[str]
+    links: tuple[tuple[Span, Span], ...] = ()
 
 
 class Extractor(Protocol):
@@ -72,7 +76,7 @@ class RulesExtractor:
                 cut.append(span)
         if known:
             spans = merge(spans, known.find(passage.text), cut)
-        kept, refused = sift(passage, spans, refused)
+        kept, refused, _ = sift(passage, spans, refused)
         if self.language == "en":
             kept = [rules_en.typed(passage.text, s, ordinary) for s in kept]
         return Candidates(kept, refused)

@@ -20,6 +20,9 @@ STAGES = {
     "ramp_dapo": ("dapo", "dapo_optim"),
     "qa_sft": ("qa_sft", "qa_sft_optim"),
     "qa_dapo": ("qa_dapo", "qa_dapo_optim"),
+    # After ramp_sft: the same again, and the same with trajectories of its own.
+    "more_sft": ("sft", "sft_optim"),
+    "self_sft": ("sft", "sft_optim"),
 }
 
 

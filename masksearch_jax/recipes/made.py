@@ -22,7 +22,7 @@ from masksearch_jax.core.schema import harmless_keys
 from masksearch_jax.core.types import SPLITS, QAExample
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.quickstart import QuickstartRun
-from masksearch_jax.recipes import steps, workload
+from masksearch_jax.recipes import self_taught, steps, workload
 from masksearch_jax.recipes.arms import STAGES, Arm
 from masksearch_jax.recipes.stage_folder import Usage
 from masksearch_jax.recipes.workload import Work
@@ -49,7 +49,7 @@ class Made:
     make: Callable[[Path], dict[str, Any]]
     work: Work
     of: list[str] = dataclasses.field(default_factory=list, compare=False)
-    waits: bool = False  # for a training: a text, or a cache of one, whose masks a model draws
+    waits: bool = False  # for a training: what a trained model draws or samples, and its cache
 
     @property
     def name(self) -> str:
@@ -81,6 +81,15 @@ class Place(quickstart.Run):
         return self._start if name in ("init", "model") else super().checkpoints(name)
 
 
+class OfStudy(NamedTuple):
+    """What an arm is told that no recipe has; see `study.StudyRun`."""
+
+    gold_left_out: float
+    ppl_by: str
+    own_examples: int
+    own_samples: int
+
+
 class Scorer(NamedTuple):
     """What says how hard a span is, and what tells it from others."""
 
@@ -102,25 +111,26 @@ class Workshop:
         self,
         arm: Arm,
         cfg: QuickstartRun,
-        gold_left_out: float,
-        ppl_by: str,
+        own: OfStudy,
         items: Made,
         seed: int,
     ) -> tuple[list[Made], Made]:
         """The trainings of an arm with a seed and its evaluation; all before them is added too.
 
-        items: the text whose held-out examples are asked and whose tokenizer is taken. ppl_by: see
-        `study.StudyRun`.
+        items: the text whose held-out examples are asked and whose tokenizer is taken.
         """
         of = f"{arm.name}/{seed}"
         tokenizer = self._tokenizer(cfg, items, of)
-        text = self.text(cfg, gold_left_out, of, self._scorer(cfg, ppl_by, tokenizer))
+        text = self.text(cfg, own.gold_left_out, of, self._scorer(cfg, own.ppl_by, tokenizer))
         if arm.has_questions:
             self._asking.setdefault(text.name, arm.name)
         cache = self._cache(cfg, text, tokenizer, of) if arm.stages else None
         seeded, last = with_seed(cfg, seed), None
         trained: list[Made] = []
         for stage in arm.stages:
+            if stage == "self_sft":
+                samples = self._samples(seeded, own, (text, tokenizer), last, of)
+                cache = self._cache(seeded, text, tokenizer, of, samples)
             last = self._training(stage, seeded, (text, items, tokenizer, cache), last, of)
             trained.append(last)
         if trained:
@@ -184,14 +194,48 @@ class Workshop:
         decides = {"text": items.made_from, **settings(cfg, keys)}
         return self._put("tokenizer", decides, make, of, Work((("tokenizer", 1),)))
 
-    def _cache(self, cfg: QuickstartRun, text: Made, tokenizer: Made, of: str) -> Made:
+    def _samples(
+        self,
+        cfg: QuickstartRun,
+        own: OfStudy,
+        read: tuple[Made, Made],
+        student: Made | None,
+        of: str,
+    ) -> Made:
+        """Demonstrations of a text and a student's own. read: the text and the tokenizer."""
+        text, tokenizer = read
+        counts = own.own_examples, own.own_samples
+
+        def make(folder: Path) -> dict[str, Any]:
+            place = Place(cfg, self._usage, folder, self._weights(cfg, student))
+            place.of(self.at(text), self.at(tokenizer))
+            return self_taught.sample(place, folder, *counts)
+
+        decides = settings(cfg, (*_MODEL, *_SAMPLING)) | _start(cfg, student)
+        decides |= {"text": text.made_from, "tokenizer": tokenizer.made_from, "counts": counts}
+        # An item of an evaluation is sampled like one of its trajectories.
+        work = Work((("evaluate", counts[0] * counts[1]),))
+        return self._put("samples", decides, make, of, work, waits=True)
+
+    def _cache(
+        self,
+        cfg: QuickstartRun,
+        text: Made,
+        tokenizer: Made,
+        of: str,
+        samples: Made | None = None,
+    ) -> Made:
+        """Tokens of a text's demonstrations, or of those with a student's own."""
+
         def make(folder: Path) -> dict[str, Any]:
             place = Place(cfg, self._usage, folder).of(self.at(text), self.at(tokenizer), folder)
+            place.data = self.at(samples or text) / "data"
             return quickstart.make_cache(place)
 
-        decides = {"text": text.made_from, "tokenizer": tokenizer.made_from}
+        decides = {"text": (samples or text).made_from, "tokenizer": tokenizer.made_from}
         decides |= settings(cfg, _CACHE)
-        return self._put("cache", decides, make, of, Work((("cache", 1),)), text.waits)
+        waits = text.waits or samples is not None
+        return self._put("cache", decides, make, of, Work((("cache", 1),)), waits)
 
     def _training(
         self,

@@ -168,6 +168,8 @@ TRAININGS = {
     "ramp_dapo": "RAMP DAPO",
     "qa_sft": "QA SFT",
     "qa_dapo": "QA DAPO",
+    "more_sft": "more SFT",
+    "self_sft": "SFT with own trajectories",
     "control_sft": "control SFT",
     "control_dapo": "control DAPO",
 }

@@ -142,7 +142,12 @@ _WITH_TOOLS = ("ramp_sft", "qa_sft", "ramp_dapo", "qa_dapo", "evaluate", "quicks
 _WITH_TOOLS += ("serve_model", "build_trajectories", "build_cache")
 KEYS_SINCE |= {name: KEYS_SINCE.get(name, {}) | {"tools": []} for name in _WITH_TOOLS}
 SINCE |= {f"{at}rollout.tool_turns": [] for at in ("", "student.")} | {"ramp.arithmetic": False}
-SINCE |= {"evolve.thoughts": "short", "ramp.supported": False, "ramp.statements": False}
+SINCE |= {
+    "evolve.thoughts": "short",
+    "ramp.supported": False,
+    "ramp.linked": False,
+    "ramp.statements": False,
+}
 # Sections that came after the snapshot, of which no file of that time has a key.
 WATCHED = {
     "log": LogConfig,

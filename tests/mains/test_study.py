@@ -10,7 +10,7 @@ from configs import study as studies
 from masksearch_jax import study
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
-from masksearch_jax.core.types import Passage, QAExample, RampExample
+from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.recipes import arms, made
 from masksearch_jax.recipes.made import Made
@@ -63,6 +63,7 @@ def test_every_arm_of_every_study_resolves(name, switch, parse, tmp_path):
         ("ramp_sft", 1, {"ramp_sft": 1}),
         ("controls", 1, {"ramp_sft": 1, "qa_sft": 2}),
         ("data_scale", 3, {"ramp_sft": 3}),
+        ("self_taught", 1, {"ramp_sft": 1, "more_sft": 1, "self_sft": 1}),
         ("coverage", 2, {"ramp_sft": 2, "qa_sft": 2}),
     ],
 )
@@ -135,6 +136,20 @@ def test_masks_that_a_trained_arm_draws_wait_for_its_training(parse, tmp_path):
     assert made.index(scorer) < made.index(text) < made.index(cache) < made.index(trained)
     other = planned(parse("masking", "seeds=2", "sft.steps=7"), tmp_path)
     assert text.name not in other.workshop.all  # another training says something else
+
+
+def test_own_trajectories_are_those_of_the_model_before(parse, tmp_path):
+    found = planned(parse("self_taught", "seeds=2"), tmp_path)
+    made = study.order(found)
+    for seed in range(2):
+        (samples,) = [m for m in made if m.kind == "samples" and f"self_taught/{seed}" in m.of]
+        first, second = found.trainings["self_taught"][seed]
+        assert first == found.trainings["static"][seed][0]
+        assert made.index(first) < made.index(samples) < made.index(second)
+        (cache,) = [m for m in made if m.kind == "cache" and m.waits and m.of == samples.of]
+        assert made.index(samples) < made.index(cache) < made.index(second)
+    fewer = planned(parse("self_taught", "seeds=2", "own_samples=2"), tmp_path)
+    assert samples.name not in fewer.workshop.all
 
 
 def test_a_pretrained_model_says_itself_how_hard_a_span_is(parse, tmp_path):
@@ -383,3 +398,23 @@ def test_a_tiny_study_masks_by_what_its_first_arm_finds_hard(parse, shop, tmp_pa
     read = (text / "ramp" / "train.jsonl" for text in texts)
     masks = [{e.masked for e in read_jsonl(path, RampExample)} for path in read]
     assert masks[0] != masks[1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_a_tiny_study_teaches_itself(parse, shop, tmp_path):
+    tiny = (*TINY, f"made={shop}", f"workdir={tmp_path}", "seeds=1", "heldout_points=0")
+    study.run(parse("self_taught,runlocal", *tiny, "eval.suites=('ramp',)"))
+    told = json.loads((tmp_path / "study.json").read_text())
+    assert list(told["results"]["ramp"]["span_recall"]) == ["static", "self_taught"]
+    (name,) = [name for name in told["made"] if name.startswith("samples-")]
+    counts = json.loads((shop / "stages" / f"{name}.json").read_text())["data"]
+    assert counts["own trajectories"]["in"] == 16
+    shown = {d.id for d in demonstrations(shop / name)}
+    (text,) = [name for name in told["made"] if name.startswith("text-")]
+    assert {d.id for d in demonstrations(shop / text)} <= shown
+    assert len(shown) == len(demonstrations(shop / text)) + counts["own trajectories"]["out"]
+
+
+def demonstrations(folder):
+    return read_jsonl(folder / "data" / "demonstrations" / "train.jsonl", Demonstration)

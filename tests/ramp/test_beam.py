@@ -296,6 +296,7 @@ def test_a_half_written_config_is_made_again_and_a_finished_one_kept(made, tmp_p
         ({"ramp.gazetteer": 9}, r"gazetteer is 9; it must be 0 here"),
         ({"ramp.extractor": "llm"}, r"extractor is 'llm'; it must be rules or spacy here"),
         ({"ramp.supported": True}, r"supported is True; it must be False here"),
+        ({"ramp.linked": True}, r"linked is True; it must be False here"),
         ({"ramp.strategy": "ppl"}, r"strategy is 'ppl'; it must be random or weighted here"),
         ({"clean.duplicates": 0.8}, r"duplicates is 0.8; it must be 0 here"),
         ({"clean.leakage": "tag"}, r"leakage is 'tag'; it must be keep or drop here"),

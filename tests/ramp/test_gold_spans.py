@@ -50,7 +50,7 @@ def scores(gold):
     same_type = 0
     extractor = spans.RulesExtractor()
     passages = [Passage(row["id"], row["title"], row["text"]) for row in gold]
-    for row, (given, _) in zip(gold, extractor.find(passages), strict=True):
+    for row, (given, *_) in zip(gold, extractor.find(passages), strict=True):
         annotated = {(start, end): kind for start, end, kind in row["spans"]}
         ours = {(s.start, s.end): s.type for s in given}
         wanted.update(annotated.values())
@@ -244,6 +244,6 @@ def test_sifting_keeps_what_makes_a_good_mask():
         return Span(start, start + len(word), word, kind)
 
     given = [span(w) for w in ("1731", "Ada", "met", "Bo", "Cy", "Cy; Bo", "Japan")]
-    kept, refused = spans.sift(passage, given)
+    kept, refused, _ = spans.sift(passage, given)
     assert [s.text for s in kept] == ["1731", "met", "Cy"]
     assert refused == {"title": 1, "repeated": 1, "overlap": 1, "given_away": 1}

@@ -92,7 +92,7 @@ def test_spans_by_rule(paragraph, expected):
     ],
 )
 def test_refusals_carry_their_reason(paragraph, title, reason):
-    kept, refused = find(paragraph, title)
+    kept, refused, _ = find(paragraph, title)
     assert refused[reason] >= 1
     assert {s.text for s in kept} <= {"Society"}
 
@@ -113,7 +113,7 @@ def test_spans_of_real_paragraphs(shared_data):
     refused = collections.Counter()
     per_paragraph = []
     for row in rows:
-        spans_found, why = find(row["text"], row["title"])
+        spans_found, why, _ = find(row["text"], row["title"])
         refused += why
         per_paragraph.append(len(spans_found))
         for a, b in itertools.pairwise(spans_found):

@@ -7,9 +7,9 @@ import pytest
 from masksearch_jax import build_ramp
 from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
 from masksearch_jax.core.jsonl import read_jsonl
-from masksearch_jax.core.types import Passage, RampExample
+from masksearch_jax.core.types import Passage, RampExample, Span
 from masksearch_jax.corpus.passages import write_passages
-from masksearch_jax.ramp import spans, support
+from masksearch_jax.ramp import examples, spans, support
 from masksearch_jax.search import bm25
 from masksearch_jax.search.tool import FakeSearch
 
@@ -83,3 +83,64 @@ def test_a_build_counts_what_no_other_passage_supports(tmp_path):
         others = [text for title, text in by_title.items() if title != example.title]
         for span in example.spans:
             assert any(span.text in text for text in (*others, *by_title))
+
+
+# ---- links
+
+LAKE = Passage("l", "Lake Esk", "At Lake Esk lies Ford, where Ann Moor was born in 1901.")
+MOOR = Passage("m", "Ann Moor", "Ann Moor drew many maps. She was a pupil of Otto Rill.")
+FORD = Passage("f", "Ford", "Ford is a town whose mayor was Otto Rill. It has a mill.")
+
+
+def span(passage, text):
+    start = passage.text.index(text)
+    return Span(start, start + len(text), text, "TERM")
+
+
+@pytest.fixture(scope="module")
+def born():
+    """A paragraph on Ann Moor whose evidence is in other passages."""
+    return Passage(
+        "w", "Pilots", "A pilot born at Ford in 1901, Ann Moor, was taught by Otto Rill."
+    )
+
+
+def test_two_spans_are_linked_where_one_passage_leads_to_the_next(born):
+    ford, rill, year = (span(born, text) for text in ("Ford", "Otto Rill", "1901"))
+    evidence = {ford: [LAKE], year: [LAKE], rill: [FORD]}
+    # Who has read of the lake knows of Ford, which the paragraph names where it is not masked.
+    assert support.links(born, evidence) == ((ford, rill),)
+    assert support.links(born, {ford: [LAKE], rill: [MOOR]}) == ()  # named: Ann Moor
+    assert support.links(born, {ford: [FORD], rill: [FORD]}) == ()  # one passage tells both
+    holding = Passage("h", "Mills", "At Ford, 1901, Otto Rill was born.")
+    assert support.links(born, {ford: [holding], rill: [FORD]}) == ()  # it holds the second too
+    own = Passage("w", "Ford", born.text)  # a title that the reader is given
+    assert support.links(own, evidence) == ()
+
+
+def test_linked_spans_are_masked_together_and_the_others_drawn(born):
+    spans_ = [span(born, text) for text in ("Ford", "1901", "Ann Moor", "Otto Rill")]
+    pair = (spans_[0], spans_[3])
+    for k in (2, 3):
+        made = [examples.mask_paragraph(born, spans_, k, i, 0, None, [pair]) for i in range(20)]
+        assert all(set(pair) <= set(e.spans) and e.k == k for e in made)
+    assert len({e.masked for e in made}) == 2  # the third is one of the two others
+
+
+def test_a_build_with_linked_masks_counts_the_paragraphs_without(born, tmp_path):
+    write_passages(tmp_path / "corpus.jsonl", [born, LAKE, MOOR, FORD, *CORPUS])
+    corpus = CorpusConfig(str(tmp_path / "corpus.jsonl"), "", 0, 0.0)
+    ramp = RampConfig(min_words=3, heldout_fraction=0.0, linked=True)
+    counts = build_ramp.run(build_ramp.BuildRampRun(str(tmp_path / "data"), corpus, ramp))
+    made = read_jsonl(tmp_path / "data" / "ramp" / "train.jsonl", RampExample)
+    assert counts["ramp"]["dropped"]["no_linked_spans"] >= 1
+    assert made
+    assert all(
+        {"Ford", "Otto Rill"} <= {s.text for s in e.spans} for e in made if e.title == "Pilots"
+    )
+    assert all(e.k >= 2 for e in made)
+
+
+def test_linked_masks_are_two_at_least():
+    with pytest.raises(ValueError, match=r"ramp\.linked is True and ramp\.max_masks 1"):
+        examples.check_settings(RampConfig(linked=True, max_masks=1))
