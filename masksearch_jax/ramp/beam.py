@@ -250,7 +250,7 @@ class _FindSpans(beam.DoFn):
 
     def process(self, row: Row) -> Iterator[Any]:
         paragraph = Passage(*row)
-        [(proposed, refused)] = self._extractor.find([paragraph])
+        [(proposed, refused, _)] = self._extractor.find([paragraph])
         for reason, count in refused.items():
             _counter("spans", f"dropped/{reason}").inc(count)
         if found := masking.disjoint(proposed):
