@@ -19,7 +19,14 @@ from masksearch_jax.core import chinese, markup, scoring
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, ModelConfig, PromptConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
-from masksearch_jax.core.types import Demonstration, Example, RampExample, Trajectory
+from masksearch_jax.core.types import (
+    Demonstration,
+    Example,
+    QAExample,
+    RampExample,
+    Segment,
+    Trajectory,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +134,10 @@ def rejection(example: Example, trajectory: Trajectory, rules: Rules) -> Rejecti
     recall, wanted = _recall(example, answer)
     if recall < rules.min_recall:
         return Rejection(example.id, "spans_wrong", f"{recall:.3f}")
-    unread = [text for text in wanted if not is_shown(text, trajectory.segments)]
+    shown = [Segment("tool", text) for text in markup.shown_by_search(trajectory.segments, tools)]
+    if isinstance(example, QAExample) and example.calls:  # what no passage says, a tool does
+        shown = list(trajectory.segments)
+    unread = [text for text in wanted if not is_shown(text, shown)]
     if rules.grounded and unread:
         return Rejection(example.id, "not_grounded", unread[0])
     return None

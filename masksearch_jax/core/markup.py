@@ -206,6 +206,21 @@ def extract_answer(policy_text: str, tools: Sequence[str] = SEARCH_ALONE) -> str
     return found[1].strip()
 
 
+def shown_by_search(segments: Iterable[Segment], tools: Sequence[str] = SEARCH_ALONE) -> list[str]:
+    """What the tool has said, but for calls of other tools than search.
+
+    These may say again whatever they are asked, such as a calculator a number.
+    """
+    found, called = [], ""
+    for segment in segments:
+        if segment.author == "policy":
+            stop = find_stop(segment.text, tools)
+            called = stop.kind if stop else ""
+        elif segment.author == "tool" and (called == SEARCH or called not in tools):
+            found.append(segment.text)
+    return found
+
+
 def is_turn(text: str, tools: Sequence[str] = SEARCH_ALONE) -> bool:
     """Whether policy text is an optional thought and one action that says something."""
     match = _patterns(tuple(tools)).turn.fullmatch(text)

@@ -213,9 +213,12 @@ def coverage(example: Example, trajectory: Trajectory) -> float | None:
     """Share of what an answer needs that search results hold, in 0..1; None of nothing known.
 
     Of a masked paragraph: its spans. Of a question: the titles of the articles that support its
-    answer; without titles, 1 for any accepted answer. Compared by words, without articles.
+    answer; without titles, 1 for any accepted answer, and nothing known where the answer is to be
+    computed. What other tools than search say does not count: it may be what they were asked.
+    Compared by words, without articles.
     """
-    text = _spaced("\n".join(s.text for s in trajectory.segments if s.author == "tool"))
+    shown = markup.shown_by_search(trajectory.segments, trajectory.tools)
+    text = _spaced("\n".join(shown))
 
     def share(wanted: Sequence[str]) -> float | None:
         words = [w for w in map(_spaced, wanted) if w.strip()]
@@ -223,7 +226,7 @@ def coverage(example: Example, trajectory: Trajectory) -> float | None:
 
     if isinstance(example, RampExample):
         return share([span.text for span in example.spans])
-    if example.titles:
+    if example.titles or example.calls:
         return share(example.titles)
     each = [share([answer]) for answer in example.answers]
     return max((found for found in each if found is not None), default=None)

@@ -112,6 +112,19 @@ def test_an_answer_to_a_question_is_judged_too(answer, accepted, reason):
     assert (refused.reason if refused else "") == reason
 
 
+def test_what_a_calculator_repeats_is_not_read():
+    asked, told = "<calculate>25,000</calculate>", "<information>25,000</information>"
+    found = trajectory(SEARCH, asked, ANSWER, found=FOUND.replace("25,000", "Many"))
+    segments = list(found.segments)
+    segments[4] = Segment("tool", told)  # after the prompt, the search, its result and the call
+    calls = (*found.turns, Turn(("25,000",), (), (), 0.0, tool="calculate"))
+    made = dataclasses.replace(
+        found, segments=tuple(segments), turns=calls, tools=("search", "calculate")
+    )
+    refused = logic.rejection(EXAMPLE, made, STRICT)
+    assert (refused.reason, refused.detail) == ("not_grounded", "25,000")
+
+
 def test_a_demonstration_leaves_out_the_prompt_and_the_clock():
     made = logic.to_demonstration(trajectory(SEARCH, ANSWER), EXAMPLE, "local", 3)
     assert (made.id, made.example_id, made.task) == ("e/local/3", "e", "ramp_k2")

@@ -216,3 +216,19 @@ def test_more_searches_than_there_are_turns_for_are_refused():
     said = r"config\.dapo\.min_searches is 5; it must lie in 0\.\.config\.rollout\.max_turns, 4"
     with pytest.raises(ConfigError, match=said):
         rewards.check_reward(cfg, max_turns=4)
+
+
+def test_what_another_tool_repeats_is_nothing_that_search_has_shown():
+    """A calculator says again the number that it is asked; nobody is paid for that."""
+    call, told = "<calculate>1867</calculate>", "<information>1867 Warsaw Beatles</information>"
+    calls = (Turn(("1867",), (), (), 0.0, tool="calculate"),)
+    whole = made(call, told, ANSWER)
+    whole = dataclasses.replace(whole, turns=calls, tools=("search", "calculate"))
+    assert rewards.coverage(RAMP, whole) == 0.0
+    untitled = dataclasses.replace(QA, titles=())
+    assert rewards.coverage(untitled, whole) == 0.0
+    computed = dataclasses.replace(untitled, calls=("calculate: 1 + 1",))
+    assert rewards.coverage(computed, whole) is None
+    both = made(call, told, search("Warsaw"), FOUND.replace("x", "Warsaw"), ANSWER)
+    both = dataclasses.replace(both, turns=calls, tools=("search", "calculate"))
+    assert rewards.coverage(RAMP, both) == 0.5

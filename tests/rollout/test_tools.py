@@ -12,9 +12,9 @@ from masksearch_jax.core import markup
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.tools import Answering, Searching, Toolbox, Unreadable
 from masksearch_jax.core.types import Trajectory, from_json, to_json
-from masksearch_jax.rollout import narration
+from masksearch_jax.rollout import chat, narration, replies
 from masksearch_jax.rollout.engine import Engine
-from masksearch_jax.rollout.episode import Request, Rules
+from masksearch_jax.rollout.episode import Request, Rules, finish
 from masksearch_jax.rollout.narration import Narrator
 from masksearch_jax.testing.models import TextVocab, scripted_model
 from tests.rollout.word_engine import GREEDY, SEARCH, colours
@@ -189,3 +189,26 @@ def test_a_narrator_tells_calls_and_results():
     assert told[1]["call"] == {"tool": "add", "requests": ["12 7"]}
     assert told[2]["result"] == "19"
     assert told[-1] == {"failed": "the add failed: down"}
+
+
+def test_a_reply_has_the_calls_of_an_agent_with_other_tools():
+    rules, episode = opened(max_turns=3)
+    for text in ("<add>12 7</add>", "<search>red</search>", "<add>7</add>"):
+        take(rules, episode, text)
+    say(rules, episode, "<answer>19</answer>")
+    seen, ended = narration.seen_of(episode), finish(episode, "answered", rules.tools.names)
+    body = {"model": "m", "agent": True, "messages": [{"role": "user", "content": "?"}]}
+    asked = chat.parse_chat(body, "m", ROLLOUT, has_agent=True)
+
+    def message(limits):
+        reply = replies.Writer(asked, "m:agent", "1", VOCAB, limits).whole([(ended, seen)])
+        return reply["choices"][0]["message"]
+
+    said = message(rules.tools.limits)
+    assert (said["content"], said["searches"]) == ("19", [["red"]])
+    assert [(c["id"], c["search"]) for c in said["citations"]] == [("red", 0)]
+    assert said["calls"] == [
+        {"tool": "add", "requests": ["12 7"]},
+        {"tool": "add", "requests": ["7"]},
+    ]
+    assert "calls" not in message({"search": 2})
