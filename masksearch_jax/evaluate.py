@@ -61,7 +61,7 @@ from masksearch_jax.ramp import spacy_spans
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request, lacks_room
 from masksearch_jax.rollout.model import Policy
-from masksearch_jax.runtime import cli, run_record, storage
+from masksearch_jax.runtime import agent_settings, cli, run_record, storage
 from masksearch_jax.runtime.process import process_count, process_index
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.runtime.row_log import RowLog
@@ -339,7 +339,7 @@ def resume(
     is_finished = (workdir / RESULTS).exists()
     begun = run_record.read(workdir) is not None and (len(log) > 0 or is_finished)
     if begun:
-        run_record.resume(workdir, cfg, content=content)
+        run_record.resume(workdir, cfg, additions.keys(), content)
     return begun, is_finished
 
 
@@ -494,4 +494,4 @@ def main(cfg: EvalRun) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, EvalRun, resumes=True, read_model=read_config)
+    cli.run(main, EvalRun, None, read_config, read_defaults=agent_settings.read, resumes=True)

@@ -89,15 +89,16 @@ class Usage:
 class LLM:
     """Asks one endpoint. Use as `async with LLM(cfg) as llm: await llm.complete(messages)`.
 
-    section: the path of `cfg` in the user's config, for messages. Raises JobError at once when the
-    cache cannot be opened.
+    section: the path of `cfg` in the user's config, for messages. takes_empty: whether an empty
+    reply is one, else it is asked for again. Raises JobError at once when the cache cannot be
+    opened.
     """
 
-    def __init__(self, cfg: LLMConfig, section: str = "config.llm"):
+    def __init__(self, cfg: LLMConfig, section: str = "config.llm", *, takes_empty: bool = False):
         address = "the address of an OpenAI-compatible endpoint"
         file = "the SQLite file that keeps the replies paid for"
         check_given(cfg, section, base_url=address, model="the model to ask", cache=file)
-        self.cfg, self.section = cfg, section
+        self.cfg, self.section, self._takes_empty = cfg, section, takes_empty
         self.usage = Usage()
         try:
             self._replies = Replies(cfg.cache)
@@ -245,7 +246,7 @@ class LLM:
             self._settled.set()
         _check_no_error(answer, sent.http_response)
         reply = _read(answer)
-        if not reply.text and not reply.is_cut:
+        if not (reply.text or reply.is_cut or self._takes_empty):
             self._replies.add_cost(reply.prompt_tokens, reply.completion_tokens)
             self._count(reply)
             raise _UselessError("an empty reply")
@@ -302,9 +303,9 @@ class _UselessError(Exception):
 def _read(answer: Any) -> Stored:
     """Text and cost of whatever the endpoint sent as JSON; raises _UselessError for no reply."""
     choices = answer.get("choices") if isinstance(answer, dict) else None
-    if not isinstance(choices, list):
+    if not isinstance(choices, list) or not choices:
         raise _UselessError("a reply without choices")
-    choice = _object(choices[0]) if choices else {}
+    choice = _object(choices[0])
     message, used = _object(choice.get("message")), _object(answer.get("usage"))
     text = _text(message.get("content")) or _text(message.get("refusal"))
     counts = [used.get(name) for name in ("prompt_tokens", "completion_tokens")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -11,12 +12,20 @@ from masksearch_jax.core import stamp
 from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.files import write_json, write_lines
+from masksearch_jax.core.schema import describe_keys
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.evals import comparison, judging, leaked
 from masksearch_jax.evals.results import RESULTS, Bootstrap
 from masksearch_jax.evals.rows import TRAJECTORIES, Rows, by_place
 from masksearch_jax.ramp.survey import CleanConfig
 from masksearch_jax.runtime import storage
+
+VERDICTS = "verdicts.jsonl"  # in the folder of an evaluation
+
+
+def keys() -> list[str]:
+    """Keys that decide what is added and bind no trajectory."""
+    return [k.name for k in describe_keys(EvalRun) if k.name.startswith("judge.")]
 
 
 def check_added(cfg: EvalRun) -> None:
@@ -45,15 +54,7 @@ def added(cfg: EvalRun, workdir: epath.Path, found: JsonObject) -> JsonObject:
     read = Rows(workdir / TRAJECTORIES)
     how = Bootstrap(cfg.eval.bootstrap, cfg.eval.seed)
     if cfg.judge.base_url:
-        verdicts = judging.judged(read, cfg.judge, cfg.eval.max_tool_failures)
-        for (suite, method), cell in judging.cells(read, verdicts, how).items():
-            found["results"][suite][method]["judge"] = cell
-        prompt_hash = stamp.hash_of(judging.prompt_of(cfg.judge))
-        found["judge"] = {"model": cfg.judge.model, "prompt": prompt_hash}
-        told = ((*row.place, row.example.id, v) for row, v in zip(read, verdicts, strict=True))
-        names = ("suite", "method", "id", "verdict")
-        lines = (json.dumps(dict(zip(names, values, strict=True))) for values in told)
-        write_lines(workdir / "verdicts.jsonl", lines)
+        _add_verdicts(cfg, workdir, read, found, how)
     if cfg.eval.leakage:
         ngram = CleanConfig().ngram
         found["leakage"] = leaked.told(read, cfg.eval.leakage, ngram, how)
@@ -63,3 +64,33 @@ def added(cfg: EvalRun, workdir: epath.Path, found: JsonObject) -> JsonObject:
         found["compare"] = comparison.compare(mine, found["suites"], other, theirs, how)
     write_json(workdir / RESULTS, found)
     return found
+
+
+def _add_verdicts(
+    cfg: EvalRun, workdir: epath.Path, read: Rows, found: JsonObject, how: Bootstrap
+) -> None:
+    """The verdicts of a judge beside those of others; it is the measure `judge` from here on.
+
+    A judge is a model with a prompt. Asked again, its verdicts take the place of its own.
+    """
+    verdicts = judging.judged(read, cfg.judge, cfg.eval.max_tool_failures)
+    prompt_hash = stamp.hash_of(judging.prompt_of(cfg.judge))
+    judge = {"model": cfg.judge.model, "prompt": prompt_hash}
+    results: JsonObject = {}
+    for (suite, method), cell in judging.cells(read, verdicts, how).items():
+        results.setdefault(suite, {})[method] = cell
+        found["results"][suite][method]["judge"] = cell
+    others = [one for one in found.get("judges", ()) if not judge.items() <= one.items()]
+    found["judge"], found["judges"] = judge, [*others, judge | {"results": results}]
+    told = ((*row.place, row.example.id, v) for row, v in zip(read, verdicts, strict=True))
+    names = ("suite", "method", "id", "verdict")
+    mine = (judge | dict(zip(names, values, strict=True)) for values in told)
+    kept = [one for one in _verdicts(workdir) if not judge.items() <= one.items()]
+    lines = (json.dumps(one) for one in itertools.chain(kept, mine))
+    write_lines(workdir / VERDICTS, lines)
+
+
+def _verdicts(workdir: epath.Path) -> list[JsonObject]:
+    """The lines of verdicts.jsonl, none where there is no such file."""
+    path = workdir / VERDICTS
+    return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []

@@ -43,7 +43,8 @@ class EndpointSampler:
     """Asks an endpoint, `endpoint.concurrency` items at once.
 
     A reply is read up to its first closing action, as the rollout engine stops there; what a tool
-    finds is the user's next message. `check` is called before each item is handed over.
+    finds is the user's next message. An empty reply is the model's: an item without an answer.
+    `check` is called before each item is handed over.
     """
 
     def __init__(self, cfg: EvalRun, method: str, tools: Toolbox, check: Callable[[], None]):
@@ -60,7 +61,7 @@ class EndpointSampler:
 
     async def _ask_all(self, asked: Sequence[Asked], each: Callable[[Sampled], bool]) -> None:
         gate = asyncio.Semaphore(self._cfg.endpoint.concurrency)
-        async with LLM(settings_of(self._cfg)) as llm:
+        async with LLM(settings_of(self._cfg), takes_empty=True) as llm:
 
             async def one(item: Asked) -> Sampled:
                 async with gate:

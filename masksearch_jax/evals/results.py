@@ -150,7 +150,8 @@ def by_condition(found: JsonObject) -> tuple[JsonObject, JsonObject]:
 def table(found: JsonObject) -> str:
     """eval.json as lines of text: methods down, suites across, and their average (Table 2).
 
-    Below it what means leave out, and paired differences where there are some.
+    Below it what means leave out, and where they were asked for the judges, the results without
+    items that were trained on, and paired differences.
     """
     results, suites = found["results"], found["suites"]
     metrics = {name: suite["metric"] for name, suite in suites.items()}
@@ -160,6 +161,10 @@ def table(found: JsonObject) -> str:
         lines.append([method, *map(_shown, cells), _shown(found["average"].get(method))])
     told = _aligned(lines)
     told += list(_counts(results, metrics))
+    for judge in found.get("judges", ()):
+        told += _judged(judge, list(metrics))
+    if leakage := found.get("leakage"):
+        told += _unshared(leakage, metrics)
     if compared := found.get("compare"):
         told.append(f"paired differences to {compared['run']}:")
         rows = [["", *metrics]]
@@ -171,6 +176,34 @@ def table(found: JsonObject) -> str:
             rows.append([method, *(_shown(c, "+") for c in cells)])
         told += _aligned(rows)
     return "\n".join(told)
+
+
+def _judged(judge: JsonObject, suites: Sequence[str]) -> list[str]:
+    """What a judge finds right, how much of it exact match agrees with, and what is unreadable."""
+    rows = [["", *suites]]
+    for method in _methods(judge["results"]):
+        cells = [judge["results"].get(suite, {}).get(method) for suite in suites]
+        rows.append([method, *map(_verdict, cells)])
+    return [f"judged right by {judge['model']}:", *_aligned(rows)]
+
+
+def _verdict(cell: JsonObject | None) -> str:
+    if cell is None:
+        return "–"
+    agreement = cell["agreement"]["value"] if cell["agreement"] else None
+    agreeing = "" if agreement is None else f", em agrees {agreement:.3f}"
+    return f"{_shown(cell)}{agreeing}, unreadable {cell['unreadable']}"
+
+
+def _unshared(leakage: JsonObject, metrics: Mapping[str, str]) -> list[str]:
+    """The results over the items that share no title and no text with what was trained on."""
+    own = {suite: told["without"] for suite, told in leakage["suites"].items()}
+    counts = {s: sum(told["shared"].values()) for s, told in leakage["suites"].items()}
+    rows = [["", *metrics], ["", *(f"{counts.get(s, 0)} items left out" for s in metrics)]]
+    for method in _methods(own):
+        cells = [own.get(s, {}).get(method, {}).get(metric) for s, metric in metrics.items()]
+        rows.append([method, *map(_shown, cells)])
+    return [f"without items that share a title or text with {leakage['path']}:", *_aligned(rows)]
 
 
 def _methods(results: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -49,7 +50,8 @@ def resolve(
 ) -> dict[str, Any]:
     """All keys of the schema: a config file's, else its defaults, then what the flags override.
 
-    read_defaults: what the folder that the key `init` names says in place of the defaults.
+    read_defaults: what the folder that the key `init` names says in place of the defaults; not
+    asked where the model is an endpoint. The keys that it decides are told on stderr.
 
     config: the ConfigDict of the file; it is changed. read_model: reads the architecture of an HF
     folder. A key that nobody gives and that has no default is not in the result. Raises ConfigError
@@ -58,9 +60,11 @@ def resolve(
     flags = [_checked_flag(schema, flag) for flag in flags]
     if read_model is not None:
         _read_models(schema, config, flags, read_model)
-    if read_defaults is not None:
-        _put_defaults(config, read_defaults(_given(flags, "init") or config.get("init", "")))
     named = {m[1] for flag in flags if (m := _OVERRIDE.match(flag))}
+    if read_defaults is not None and not _said(config, flags, "endpoint.base_url"):
+        folder = _said(config, flags, "init")
+        if read := set(_put_defaults(config, read_defaults(folder))) - named:
+            print(f"  read from {folder}: {', '.join(sorted(read))}", file=sys.stderr, flush=True)
     _fill(schema, config, named)
     return _without_unset(schema, _overridden(config, flags))
 
@@ -199,23 +203,33 @@ def _read_models(
         model.update({k: v for k, v in read.items() if k not in model})
 
 
-def _put_defaults(config: Any, values: Mapping[str, Any]) -> None:
-    """Puts into a ConfigDict what it does not say."""
+def _put_defaults(config: Any, values: Mapping[str, Any], path: str = "") -> list[str]:
+    """Puts into a ConfigDict what it does not say; the dotted keys that it lacked."""
     from ml_collections import ConfigDict
 
+    found: list[str] = []
     for name, value in values.items():
         if isinstance(value, Mapping):
             if name not in config:
                 config[name] = ConfigDict()
-            _put_defaults(config[name], value)
+            found += _put_defaults(config[name], value, f"{path}{name}.")
         elif name not in config:
             config[name] = tuple(value) if isinstance(value, list) else value
+            found.append(path + name)
+    return found
 
 
 def _section(config: Any, path: str) -> Any:
     for part in filter(None, path.split(".")):
         config = config.get(part) if config else None
     return config
+
+
+def _said(config: Any, flags: Sequence[str], name: str) -> str:
+    """What a flag, else the config file, says of a key; empty where neither does."""
+    parent, _, own = name.rpartition(".")
+    beside = _section(config, parent)
+    return _given(flags, name) or (beside.get(own) if beside else "") or ""
 
 
 def _given(flags: Sequence[str], name: str) -> str:

@@ -433,6 +433,21 @@ def test_an_empty_reply_that_is_not_cut_off_is_asked_for_again(tmp_path, reason)
     assert (reply.text, reply.is_cut, usage.retries) == ("hi", False, 1)
 
 
+def test_an_empty_reply_is_one_where_it_is_taken(tmp_path):
+    """A reply without choices is none there either."""
+    empty, none = replying(message={"content": ""}), Answer(body=b'{"choices": []}')
+
+    async def ask(cfg):
+        async with LLM(cfg, takes_empty=True) as llm:
+            found = [await llm.complete(HELLO) for _ in range(2)]
+            return found, llm.usage
+
+    with Endpoint(in_turn(none, empty)) as endpoint:
+        found, usage = asyncio.run(ask(config(endpoint, tmp_path)))
+    assert [(reply.text, reply.cached) for reply in found] == [("", False), ("", True)]
+    assert usage.retries == 1
+
+
 def test_a_cache_from_before_cut_offs_were_kept_is_read(tmp_path):
     with Endpoint(in_turn(Answer("hi"))) as endpoint:
         cfg = config(endpoint, tmp_path)

@@ -192,7 +192,7 @@ def test_colour_is_for_terminals_that_want_it(monkeypatch):
     assert file.getvalue() == "  answer  krone\n"
 
 
-def test_an_agent_is_asked_as_its_folder_says_it_was_trained(folder, repository, tmp_path):
+def test_an_agent_is_asked_as_its_folder_says_it_was_trained(folder, repository, tmp_path, capsys):
     def of(init, **given):
         cfg = settings(folder, repository, init=init, **given)
         return cfg.prompt.style, cfg.search.top_k, cfg.rollout.max_turns, cfg.compute.dtype
@@ -205,6 +205,8 @@ def test_an_agent_is_asked_as_its_folder_says_it_was_trained(folder, repository,
     (tmp_path / "hf" / "agent.json").write_text(json.dumps(told))
     assert of(tmp_path / "hf", **free) == ("minimal", 2, 1, "float32")
     assert of(tmp_path / "hf", **{"prompt.style": "chat", "search.top_k": 3})[:2] == ("chat", 3)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"  read from {tmp_path / 'hf'}: compute.dtype, rollout.max_turns"
     (tmp_path / "run" / "checkpoints" / "7").mkdir(parents=True)
     record = {"config": told | {"optim": {}}, "content": {}, "sessions": []}
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))

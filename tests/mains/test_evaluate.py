@@ -7,7 +7,9 @@ import itertools
 import json
 import os
 import re
+import runpy
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,7 @@ from masksearch_jax.core.types import (
 from masksearch_jax.evals import items, methods, results, suites
 from masksearch_jax.evals.scores import QA_METRICS, RAMP_METRICS
 from masksearch_jax.models.load import InitError
-from masksearch_jax.runtime import storage
+from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.training.supervisor import Preempted
@@ -60,6 +62,33 @@ def run_config(miniature):
             bootstrap=20,
         ),
     )
+
+
+def test_an_agent_is_evaluated_as_it_was_trained(repository, tmp_path, monkeypatch, capsys):
+    """As its folder says, but for what the command says; a model behind an endpoint has none."""
+    told = {"prompt": {"style": "minimal"}, "search": {"top_k": 2, "max_queries": 1}}
+    (tmp_path / "agent.json").write_text(json.dumps(told))
+    asked = []
+
+    def parsed(fn, schema, argv, *readers, read_defaults, resumes):
+        asked.append(cli.parse(schema, sys.argv, *readers, read_defaults))
+
+    monkeypatch.setattr(cli, "run", parsed)
+
+    def settings(*flags):
+        config = f"--config={repository / 'configs' / 'evaluate.py'}:tiny"
+        monkeypatch.setattr("sys.argv", ["evaluate", config, f"--config.init={tmp_path}", *flags])
+        runpy.run_path(evaluate.__file__, run_name="__main__")
+        return asked[-1].prompt.style, asked[-1].search.top_k, asked[-1].search.max_queries
+
+    assert settings() == ("minimal", 2, 1)
+    assert settings("--config.search.top_k=4") == ("minimal", 4, 1)
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        f"  read from {tmp_path}: prompt.style, search.max_queries, search.top_k",
+        f"  read from {tmp_path}: prompt.style, search.max_queries",
+    ]
+    assert settings("--config.endpoint.base_url=http://h/v1")[0] == "chat"
 
 
 def read_rows(workdir):

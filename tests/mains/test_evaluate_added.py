@@ -133,6 +133,35 @@ def test_a_judge_scores_answers_once(cfg, tmp_path):
     assert found["judge"]["model"] == JudgeConfig().model
 
 
+def test_a_second_judge_stands_beside_the_first(cfg, tmp_path):
+    """Of the same trajectories: a judge's name and address bind none."""
+    with Endpoint(verdict) as endpoint:
+        first = run(judging(cfg, endpoint, tmp_path))
+    before = (tmp_path / "run" / "trajectories.jsonl").read_bytes()
+    with Endpoint(Answer('{"reason": "so", "verdict": "incorrect"}')) as endpoint:
+        found = run(judging(cfg, endpoint, tmp_path, model="strict"))
+        run(judging(cfg, endpoint, tmp_path, model="strict"))  # in place of its own
+    assert (tmp_path / "run" / "trajectories.jsonl").read_bytes() == before
+    values = {j["model"]: j["results"]["towns"]["agent"]["value"] for j in found["judges"]}
+    assert values == {JudgeConfig().model: 0.8, "strict": 0.0}
+    assert found["judges"][0] == first["judges"][0]
+    assert found["judge"]["model"] == "strict"
+    assert found["results"]["towns"]["agent"]["judge"]["value"] == 0.0
+    rows = map(json.loads, (tmp_path / "run" / "verdicts.jsonl").read_text().splitlines())
+    assert Counter((r["model"], r["verdict"]) for r in rows) == {
+        (JudgeConfig().model, "correct"): 8,
+        (JudgeConfig().model, "incorrect"): 1,
+        (JudgeConfig().model, "unreadable"): 1,
+        ("strict", "incorrect"): ITEMS,
+    }
+    told = results.table(found).splitlines()
+    at = told.index(f"judged right by {JudgeConfig().model}:")
+    assert told[at + 2].startswith("agent  0.800 [")
+    assert told[at + 2].endswith("], em agrees 0.556, unreadable 1")
+    at = told.index("judged right by strict:")
+    assert told[at + 2].endswith("em agrees 0.400, unreadable 0")
+
+
 def test_a_judge_that_is_down_scores_nothing(cfg, tmp_path):
     def sick(request):
         return Answer(status=500) if "number 3?" in str(request["messages"]) else verdict(request)
@@ -169,6 +198,9 @@ def test_items_that_were_trained_on_are_told_apart(cfg, tmp_path):
     assert told["shared_ids"] == ["q0", "q7"]
     cell = told["without"]["agent"]["recall"]
     assert (cell["value"], cell["n"]) == (5 / 8, 8)
+    head, left_out, agent = results.table(found).splitlines()[-3:]
+    assert (head.split(), left_out.split()) == (["towns"], ["2", "items", "left", "out"])
+    assert agent.startswith("agent  0.625 [")
     with pytest.raises(ConfigError, match=r"eval\.leakage is '.*nowhere', which is not there"):
         run(asking(cfg, leakage=str(tmp_path / "nowhere")))
 

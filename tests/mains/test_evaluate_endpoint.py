@@ -103,6 +103,25 @@ def test_a_reply_without_an_action_is_no_answer(cfg):
     assert found["breakdown"]["towns"]["closed_book"]["status"].keys() == {"no_answer"}
 
 
+def test_an_empty_reply_is_the_models_and_is_scored(cfg):
+    """Asked once, kept, and counted; a reply without choices is none."""
+
+    def silent(request):
+        return Answer("") if "n3" in str(request["messages"]) else student(request)
+
+    cfg = dataclasses.replace(cfg, eval=dataclasses.replace(cfg.eval, methods=("closed_book",)))
+    with Endpoint(silent) as endpoint:
+        found = evaluate.run(at(cfg, endpoint))
+        assert len(endpoint.requests) == ITEMS
+    cell = found["results"]["towns"]["closed_book"]["em"]
+    assert (cell["n"], cell["lost"]) == (ITEMS, {})
+    status = found["breakdown"]["towns"]["closed_book"]["status"]
+    assert {name: cells["em"]["n"] for name, cells in status.items()} == {
+        "answered": ITEMS - 1,
+        "no_answer": 1,
+    }
+
+
 def test_an_endpoint_that_fails_is_an_outage_and_no_score(cfg, tmp_path):
     def sick(request):
         return Answer(status=500) if "n3" in str(request["messages"]) else student(request)
