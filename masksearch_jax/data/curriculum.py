@@ -233,7 +233,7 @@ def _tasks_of(
     manifest: cache.Manifest, mixture: str, split: str, kind: cache.Kind
 ) -> dict[str, float]:
     """Tasks and rates of a mixture that have records in `split`. Raises CacheError for none."""
-    rates = {}
+    rates, longer = {}, 0
     for task, rate in manifest.rates(mixture).items():
         found = manifest.tasks[task].get(split)
         if found is not None and found.kind != kind:
@@ -241,10 +241,14 @@ def _tasks_of(
                 f"mixture {mixture!r} holds {found.kind!r} records (task {task!r}), {kind!r} are "
                 "needed: ramp_sft_* and qa_sft_* are for SFT, the others for RL"
             )
+        longer += found.dropped if found is not None else 0
         if found is not None and found.records:
             rates[task] = rate
     if not rates:
-        raise cache.CacheError(f"mixture {mixture!r} has no records in split {split!r}")
+        key = "max_prompt_len" if kind == "prompt" else "max_len"
+        why = f": {longer} were too long for it; give build_cache a larger config.{key}"
+        where = f"mixture {mixture!r} has no records in split {split!r}"
+        raise cache.CacheError(where + (why if longer else ""))
     return rates
 
 

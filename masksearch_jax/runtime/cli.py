@@ -43,6 +43,7 @@ from masksearch_jax.runtime.process import (
     RESTART,
     end_alone,
     is_lost_process,
+    print_lines,
     process_count,
     this_process,
 )
@@ -167,16 +168,16 @@ def run(
     """
     argv = list(sys.argv if argv is None else argv)
     if VERSION in argv[1:]:
-        _print([installed.version_line()])
+        print_lines([installed.version_line()])
         return
     try:
         if asked := next((m for a in argv[1:] if (m := _HELP.fullmatch(a))), None):
-            _print(_help(schema, argv, asked[1] or "", read_model, read_defaults))
+            print_lines(_help(schema, argv, asked[1] or "", read_model, read_defaults))
             return
         rest = [a for a in argv if a != PRINT_CONFIG]
         settings = parse(schema, rest, read_model, read_defaults)
         if PRINT_CONFIG in argv:
-            _print(config_text.config_lines(settings))
+            print_lines(config_text.config_lines(settings))
             return
     except UserError as error:
         _fail(str(error), 2)
@@ -199,13 +200,6 @@ def _help(
         schemas = (found,)
     keys = config_text.help_lines(schemas, section, values)
     return [USAGE.format(name=_program(argv)), OPTIONS, "", *keys]
-
-
-def _print(lines: list[str]) -> None:
-    try:
-        print("\n".join(lines), flush=True)
-    except BrokenPipeError:  # `--help | head`: at exit, Python would try to write again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def call(work: Callable[[], Any], *, resumes: bool = False, settings: object = None) -> None:

@@ -9,6 +9,7 @@ import sys
 
 from masksearch_jax.core.errors import nearest
 from masksearch_jax.runtime import completion, installed
+from masksearch_jax.runtime.process import print_lines
 
 USAGE = "usage: masksearch MAIN --config=NAME[:arg] [--config.section.key=value ...]"
 OPTIONS = (
@@ -44,16 +45,16 @@ def main() -> None:
     """
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("-h", "-help", "--help"):
-        print(_help())
+        print_lines([_help()])
     elif name == "--version":
-        print(installed.version_line())
+        print_lines([installed.version_line()])
     elif name == "--completion":
         if rest not in ([shell] for shell in completion.SHELLS):
             said = f"masksearch --completion {' '.join(rest)}".rstrip()
             choices = " or ".join(completion.SHELLS)
             print(f"error: {said}: it must name one shell, {choices}", file=sys.stderr)
             sys.exit(2)
-        print(completion.script(rest[0]), end="")
+        print_lines(completion.script(rest[0]).splitlines())
     elif name.replace("_", "-") in mains():
         sys.argv[1:] = rest
         sys.path.insert(0, os.getcwd())

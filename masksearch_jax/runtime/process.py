@@ -7,6 +7,7 @@ import re
 import socket
 import sys
 import typing
+from collections.abc import Iterable
 
 RESTART = 42  # exit status: start the same command again
 _process = (0, 1)  # which one of how many
@@ -18,6 +19,14 @@ _LOST = re.compile(
 )
 # Not every way out of its runtime raises its own class of error; the status is in front of all.
 _STATUS = re.compile(r"(unknown|internal|aborted|cancelled|unavailable|deadline_exceeded): ", re.I)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Lines for whoever asked for them; a reader that goes away, as `head` does, is no failure."""
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # at exit, Python would try to write again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def name_process(index: int, count: int) -> None:

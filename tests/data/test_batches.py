@@ -1,6 +1,7 @@
 """The cache and the batches read from it: contents, order, positions, and damage found out."""
 
 import collections
+import dataclasses
 import itertools
 import json
 import re
@@ -380,6 +381,10 @@ def test_wrong_requests_are_refused(manifest):
         batches(manifest, "0:ask")
     with pytest.raises(CacheError, match="no records in split 'heldout'"):
         batches(manifest, split="heldout")
+    empty = dataclasses.replace(manifest.tasks["a"]["train"], records=0, dropped=7)
+    short = dataclasses.replace(manifest, tasks={"a": {"train": empty}}, mixtures={})
+    with pytest.raises(CacheError, match=r": 7 were too long .* a larger config\.max_len"):
+        batches(short, "0:a")
     with pytest.raises(CacheError, match=r"a-train has a record of \d+ tokens, seq_len is 9"):
         sft_batches(manifest, "0:a", batch_size=1, seq_len=9, seed=0, context_loss_weight=1.0)
 

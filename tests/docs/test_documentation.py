@@ -251,7 +251,7 @@ def test_every_command_is_in_the_table_of_what_was_run(tmp_path):
         if (row := [cell.strip() for cell in line.split("|")])
     }
     shown = {name_of_command(c.argv) for path in DOCUMENTS for c in commands(path, tmp_path)}
-    others = {*PROGRAMS, "__version"} - {"masksearch", "python", "python3", "bash"}
+    others = {*PROGRAMS, "__version"} - {"masksearch", "python3", "bash"}
     assert shown - others == set(rows)
     for name, (day, what, test) in rows.items():
         last = day.strip("`")
@@ -277,6 +277,16 @@ def test_commands_for_clouds_run_dry(tmp_path, monkeypatch):
         assert done.returncode == 0, done.stderr
         main = given[given.index("--") + 1]
         assert main in done.stdout
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file stays open
+def test_lines_of_python_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wiki.jsonl").write_text('{"id": "1", "title": "Oslo", "text": "A city."}\n')
+    shown = [c.argv for path in DOCUMENTS for c in commands(path, tmp_path)]
+    (line,) = [argv[2] for argv in shown if argv[:2] == ["python", "-c"]]
+    exec(line, {})
+    assert Vocab.load("tokenizer").decode(Vocab.load("tokenizer").encode("Oslo")) == "Oslo"
 
 
 def test_blocks_of_python_do_what_they_say(tmp_path):

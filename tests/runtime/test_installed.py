@@ -68,6 +68,16 @@ def test_the_command_lists_the_mains_and_runs_them(monkeypatch, capsys):
     )
 
 
+@pytest.mark.parametrize("argv", [[], ["--version"]])
+def test_a_reader_that_goes_away_is_no_failure(argv, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        monkeypatch.setattr(sys, "argv", ["masksearch", *argv])
+        command.main()
+
+
 # ---- the wheel
 
 COMMIT = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty"]
