@@ -463,7 +463,8 @@ def difficulty_of(
     for suite in (s for s in loaded if s.is_ramp and "agent" in tools):
         own = [row for row in read if row.place[0] == suite.name]
         examples = [row.example for row in own if isinstance(row.example, RampExample)]
-        ranked = difficulty.ranks(examples, tools["agent"], cfg.search)
+        retries = cfg.eval.retries
+        ranked = difficulty.ranks(examples, tools["agent"], cfg.search, retries)
         spans = difficulty.spans_of(own, suite.examples, ranked, losses_of(cfg, model))
         bins = told[suite.name] = difficulty.told(spans, how)
         picture = difficulty.plot(bins, f"{suite.name}: what makes a span hard")

@@ -278,7 +278,7 @@ def heldout(run: Run, steps: int) -> HeldoutConfig:
 def run_sft(
     run: Run, name: str, init: str, sft: config_lib.SftConfig, optim: config_lib.OptimConfig
 ) -> dict[str, Any]:
-    """Trains `name` from the checkpoint `init`."""
+    """Trains `name` from the checkpoint `init`; its last metrics, and how many updates it had."""
     cfg = run.cfg
     training = config_lib.SftRun(
         workdir=str(run.folder / name),
@@ -303,15 +303,16 @@ def run_sft(
             search=run.search,
             rollout=cfg.rollout,
         )
-    return train_sft.run(training)
+    made = train_sft.run(training)
+    return made | {"updates": {name: made["all_updates"]}}
 
 
 def run_dapo(
     run: Run, name: str, init: str, dapo: config_lib.DapoConfig, optim: config_lib.OptimConfig
 ) -> dict[str, Any]:
-    """Trains `name` from the checkpoint `init`, with live search."""
+    """The same, with live search. Raises NothingLearnedError as `train_dapo.train` does."""
     cfg = run.cfg
-    return train_dapo.run(
+    made = train_dapo.train(
         config_lib.DapoRun(
             workdir=str(run.folder / name),
             seed=cfg.seed,
@@ -333,6 +334,7 @@ def run_dapo(
             survival=cfg.survival,
         )
     )
+    return made | {"updates": {name: made["all_updates"]}}
 
 
 def run_control(run: Run) -> dict[str, Any]:
@@ -343,8 +345,9 @@ def run_control(run: Run) -> dict[str, Any]:
     # Where it has nothing to learn from, its steps are spent all the same.
     total = cfg.dapo.steps + cfg.qa_dapo.steps
     dapo = dataclasses.replace(cfg.qa_dapo, curriculum="0:qa_mixed", steps=total, patience=0)
-    run_sft(run, "control_sft", "init", sft, cfg.sft_optim)
-    return run_dapo(run, "control_dapo", "control_sft", dapo, cfg.qa_dapo_optim)
+    before = run_sft(run, "control_sft", "init", sft, cfg.sft_optim)
+    made = run_dapo(run, "control_dapo", "control_sft", dapo, cfg.qa_dapo_optim)
+    return made | {"updates": before["updates"] | made["updates"]}
 
 
 def run_export(run: Run) -> dict[str, Any]:
@@ -419,6 +422,7 @@ def write_summary(run: Run) -> None:
     data = [r["data"] for r in records.values() if "data" in r]
     summary = run.usage.figures() | {
         "stages": {name: {"seconds": r["seconds"]} for name, r in records.items()},
+        "updates": {n: k for r in records.values() for n, k in r.get("updates", {}).items()},
         "eval": evaluations(run, "eval"),
         "eval_by_type": evaluations(run, "eval_by_type"),
         "export": records.get("export", {}).get("export", {}),

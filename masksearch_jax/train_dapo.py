@@ -34,7 +34,7 @@ from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import check_vocabulary, identity, initial, pinned
 from masksearch_jax.parallel import sharding
 from masksearch_jax.parallel.sharding import make_mesh
-from masksearch_jax.rl import behaviour, losses, rewards
+from masksearch_jax.rl import behaviour, left_out, losses, rewards
 from masksearch_jax.rl.group_sampler import GroupSampler, Outage, figures
 from masksearch_jax.rl.groups import Group
 from masksearch_jax.rl.pass_rates import PassRates
@@ -247,14 +247,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         max_len=rollout.max_len,
         lessons=cfg.lessons,
     )
-    if (left_out := prompts.left_out()) and jax.process_index() == 0:
-        ids = ", ".join(left_out[:8]) + (", …" if len(left_out) > 8 else "")
-        print(
-            f"  {len(left_out)} prompts leave no room to answer in rollout.max_len "
-            f"{rollout.max_len} and are left out: {ids}",
-            file=sys.stderr,
-            flush=True,
-        )
+    left_out.check_share(prompts, cfg)
     search = search or open_tool(cfg.search)
     tools = open_tools(cfg.tools, search, cfg.search)
     first = prompts.first(8)
@@ -274,6 +267,8 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     prompts.is_resting = pass_rates.is_resting if dapo.rest_steps else None
 
     open_run_folder(given, "dapo.steps")
+    if jax.process_index() == 0:
+        left_out.write(prompts, cfg, workdir)
 
     # ---- model, state, programs
     init = pinned(cfg.init, cfg.model)
@@ -474,10 +469,10 @@ def no_spread(steps: int, metrics: Mapping[str, float]) -> str:
     )
 
 
-def train(cfg: DapoRun) -> None:
-    """`run`, again after each rollback; no success where it never updated the weights.
+def train(cfg: DapoRun) -> dict[str, Any]:
+    """What `run` returns, again after each rollback; no success where no update was ever made.
 
-    NothingLearnedError then, unless `dapo.patience` is 0.
+    NothingLearnedError then; a line on stderr where `dapo.patience` is 0, which does not ask.
     """
     found = None
     while found is None:
@@ -485,13 +480,18 @@ def train(cfg: DapoRun) -> None:
             found = run(cfg)
         except RolledBack as back:
             print(f"  rolled back: {back}", file=sys.stderr, flush=True)
-    if not found["all_updates"] and cfg.dapo.patience:
-        raise NothingLearnedError(
+    if not found["all_updates"]:
+        said = (
             f"{cfg.dapo.steps} steps are done and none updated the weights: no group of samples "
             "had spread; see config.dapo.curriculum, dapo.accuracy_threshold, dapo.group_size, "
             "rollout.temperature and init"
         )
+        if cfg.dapo.patience:
+            raise NothingLearnedError(said)
+        if jax.process_index() == 0:
+            print(f"  nothing was learned: {said}", file=sys.stderr, flush=True)
+    return found
 
 
 if __name__ == "__main__":
-    cli.run(train, DapoRun, resumes=True, read_model=read_config)
+    cli.run(lambda cfg: train(cfg) and None, DapoRun, resumes=True, read_model=read_config)

@@ -34,7 +34,7 @@ from masksearch_jax.search.open import open_tool
 from masksearch_jax.tools.registry import open_tools
 from masksearch_jax.training import train_state
 from masksearch_jax.training.checkpoint import Checkpointer
-from masksearch_jax.training.guard import Guard, guarded
+from masksearch_jax.training.guard import Guard, guarded, updates
 from masksearch_jax.training.run_folder import open_run_folder
 from masksearch_jax.training.supervisor import Survival
 
@@ -67,7 +67,10 @@ def check_batch(cfg: SftRun, mesh: jax.sharding.Mesh) -> None:
 
 
 def run(cfg: SftRun) -> dict[str, Any]:
-    """Trains to `cfg.sft.steps`; returns the last step's metrics. Artefacts go to `cfg.workdir`."""
+    """Trains to `cfg.sft.steps`; the last metrics, and `all_updates` that the weights have had.
+
+    Artefacts go to `cfg.workdir`.
+    """
     check_given(cfg, workdir="the folder to write", data="the folder that build_cache wrote")
     workdir = storage.path(cfg.workdir)
     survival = Survival(cfg.survival, workdir)
@@ -187,7 +190,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
                 if preempted or watch.owes:
                     survival.stop(checkpointer)
             survival.finish(checkpointer)
-    return metrics
+    return metrics | {"all_updates": updates(state.opt_state)}
 
 
 if __name__ == "__main__":

@@ -286,6 +286,11 @@ class DapoConfig(RewardConfig, LossConfig):
         ),
         least=0,
     )
+    max_bad_fraction: float = key(
+        0.01,
+        "Share of prompts without room to answer in rollout.max_len that is tolerated.",
+        harmless=True,
+    )
     max_refills: int = key(10, "Sampling rounds before training on what there is.", least=0)
     overlong_buffer: int = key(
         256, "Sampled tokens before max_new_tokens where the penalty ramps.", least=0

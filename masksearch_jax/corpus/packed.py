@@ -1,4 +1,8 @@
-"""Files as they are packed: gzip, bzip2 and xz are told by their first bytes and unpacked."""
+"""Files as they are packed: gzip, bzip2 and xz are told by their first bytes and unpacked.
+
+An archive of several files, as tar writes it, is not read: names and padding would be taken for
+rows.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,10 @@ _NAMED = {
     b"7z\xbc\xaf\x27\x1c": "7z",
     b"\x28\xb5\x2f\xfd": "zst",
     b"Rar!\x1a\x07": "rar",
+    b"\x04\x22\x4d\x18": "lz4",
 }
+_CHOICES = "choices: gzip, bzip2, xz, or not packed"
+_TAR_MAGIC = slice(257, 262)  # of a header of 512 bytes: "ustar"
 
 
 class PackingError(ValueError):
@@ -38,11 +45,13 @@ def unpack(file: IO[bytes], path: str | os.PathLike[str]) -> IO[bytes]:
     file.seek(0)
     for magic, name in _NAMED.items():
         if head.startswith(magic):
-            raise PackingError(
-                f"{path} is packed as {name}, which is not read; choices: gzip, bzip2, xz, "
-                "or not packed"
-            )
-    for magic, read in _READ.items():
-        if head.startswith(magic):
-            return read(file)
-    return file
+            raise PackingError(f"{path} is packed as {name}, which is not read; {_CHOICES}")
+    opened = next((read(file) for magic, read in _READ.items() if head.startswith(magic)), file)
+    if opened is file and os.fspath(path).endswith(".br"):  # brotli begins with no bytes of its own
+        raise PackingError(f"{path} is packed as brotli, which is not read; {_CHOICES}")
+    if opened.peek(512)[_TAR_MAGIC] == b"ustar":
+        raise PackingError(
+            f"{path} is a tar archive, which is not read; unpack it and name the folder, or one of "
+            f"its files ({_CHOICES})"
+        )
+    return opened

@@ -9,6 +9,7 @@ counted and named; too many of them stop the reading.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import dataclasses
@@ -151,7 +152,12 @@ def _rows(
     path: Path, file: IO[bytes], form: str
 ) -> Iterator[tuple[int | str, dict[str, Any] | BadRow]]:
     """(line number or the like, row) of a file, unpacked, that its first bytes tell the kind of."""
-    head = file.peek(_HEAD)[:_HEAD].decode("utf-8-sig", "replace")
+    start = file.peek(_HEAD)[:_HEAD]
+    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in start[:4]:
+        raise CorpusError(
+            f"{path} is UTF-16; a corpus must be UTF-8, as `iconv -f UTF-16 -t UTF-8` writes it"
+        )
+    head = start.decode("utf-8-sig", "replace")
     if form == "tsv":
         return _tsv_rows(path, _lines(file))
     if form == "wikiextractor" and wikiextractor.is_document(head):

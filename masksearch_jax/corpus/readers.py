@@ -35,7 +35,7 @@ from masksearch_jax.corpus.wikitext import Article
 
 FORMATS = ("auto", "jsonl", "tsv", "hf", "dump", "wikiextractor", "tfds")
 _PASSAGES = ("jsonl", "tsv", "hf")  # rows are passages unless `corpus.articles`
-_PACKED = r"(?:\.(?:gz|bz2|xz|lzma|zst|zip|7z|rar))?"
+_PACKED = r"(?:\.(?:gz|bz2|xz|lzma|zst|zip|7z|rar|lz4|br))?"
 _NAMES = {  # what the files of a format are called
     "tfds": re.compile(r"features\.json"),
     "hf": re.compile(r".+\.(?:parquet|arrow)"),

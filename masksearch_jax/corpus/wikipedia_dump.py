@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from masksearch_jax.corpus.packed import DAMAGE, unpack
+from masksearch_jax.corpus.packed import DAMAGE, PackingError, unpack
 
 _DISAMBIGUATION = re.compile(r"\{\{\s*(?:[\w -]*disambig|dab|hndis|geodis|消歧义|消歧義)", re.I)
 
@@ -37,13 +37,15 @@ def read_pages(path: str | os.PathLike[str]) -> Iterator[Page]:
 
     path = Path(path)
     with open(path, "rb") as raw:
-        file = unpack(raw, path)
         last = "its start"
         try:
+            file = unpack(raw, path)
             for page in mwxml.Dump.from_file(file).pages:
                 text = _newest(page)
                 yield Page(str(page.id), page.title, text, _page_refusal(page, text))
                 last = f"page {page.id} {page.title!r}"
+        except PackingError:
+            raise
         except (*DAMAGE, SyntaxError, ValueError, mwxml.errors.MalformedXML) as error:
             raise DumpError(f"{path}: unreadable after {last}: {error}") from error
 

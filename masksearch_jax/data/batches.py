@@ -6,6 +6,7 @@ its own rows, so a position is a small dict that means the same for any number o
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -101,7 +102,8 @@ class PromptBatches(grain.DatasetIterator[list[Prompt]]):
 
     The state counts what was drawn, so a restored iterator goes on with prompts not yet seen.
     `is_resting(id)` of an example leaves its prompt out for now; where the lesson has too few
-    others, the first of those that rest make up for them.
+    others, the first of those that rest make up for them. The first step that draws a prompt twice
+    is told on stderr: its groups are of one prompt, and weigh double.
     """
 
     def __init__(self, order: Order, groups: int, process_index: int, process_count: int) -> None:
@@ -111,6 +113,9 @@ class PromptBatches(grain.DatasetIterator[list[Prompt]]):
         self._process = process_index, process_count
         self._place = Place()
         self.is_resting: Callable[[str], bool] | None = None
+        self._step = 0  # the one whose prompts are drawn, from 1
+        self._of_step: list[int] = []  # numbers of the records that it has drawn
+        self._is_told = process_index > 0
 
     @property
     def gate(self) -> Gate:
@@ -118,6 +123,7 @@ class PromptBatches(grain.DatasetIterator[list[Prompt]]):
 
     def __next__(self) -> list[Prompt]:
         self._place = self._order.enter(self._place)
+        self._step, self._of_step = self._place.step + 1, []
         prompts = self.extra(self._groups)
         self._place = self._place._replace(step=self._place.step + 1)
         return prompts
@@ -130,12 +136,34 @@ class PromptBatches(grain.DatasetIterator[list[Prompt]]):
             for number in numbers
         ]
 
+    @property
+    def total(self) -> int:
+        """Prompts of all tasks of the curriculum, with those left out."""
+        return sum(map(len, self._order.records.values()))
+
     def extra(self, groups: int) -> list[Prompt]:
         """This process's share of `groups` more prompts, from the mixture of the last step."""
         own = _own_share(groups, *self._process, "groups")
         drawn = self._draw(groups)
+        self._of_step += [self._order.number(self._place.lesson, at) for at in drawn]
+        self._tell_repeated()
         self._place = self._place._replace(next=drawn[-1] + 1 if drawn else self._place.next)
         return [self._prompt(self._place.lesson, drawn[i]) for i in own]
+
+    def _tell_repeated(self) -> None:
+        repeated = len(self._of_step) - len(set(self._of_step))
+        if not repeated or self._is_told:
+            return
+        self._is_told = True
+        mixture, size = self._order.size(self._place.lesson)
+        print(
+            f"  step {self._step} draws {repeated} of {len(self._of_step)} prompts "
+            f"again: mixture {mixture!r} has {size} prompts, which refills and the end of an epoch "
+            "go through; a larger mixture, fewer dapo.groups or dapo.max_refills repeat none "
+            "(later steps are not told)",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def _draw(self, groups: int) -> list[int]:
         """Positions of the next prompts; with rests none twice, unless the lesson has too few."""

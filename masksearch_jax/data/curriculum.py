@@ -137,6 +137,10 @@ class Order:
         order = self._order(lesson)
         return int(order.lengths[order.number(position)])
 
+    def number(self, lesson: int, position: int) -> int:
+        """Which record of its lesson stands at a position: each once an epoch."""
+        return self._order(lesson).number(position)
+
     def shortest(self, lesson: int) -> int:
         return int(self._order(lesson).lengths.min())
 

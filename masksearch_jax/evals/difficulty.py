@@ -21,6 +21,7 @@ from masksearch_jax.core.types import Example, JsonObject, RampExample
 from masksearch_jax.evals.methods import query_of
 from masksearch_jax.evals.metrics import grouped_intervals
 from masksearch_jax.evals.results import Bootstrap
+from masksearch_jax.evals.retried_search import RetriedSearch
 from masksearch_jax.evals.rows import Row
 from masksearch_jax.ramp import masking
 
@@ -49,12 +50,13 @@ class SpanFacts:
 
 
 def ranks(
-    examples: Sequence[RampExample], tool: SearchTool, search: SearchConfig
+    examples: Sequence[RampExample], tool: SearchTool, search: SearchConfig, retries: int
 ) -> dict[str, int | None]:
     """Example id → the rank of its source passage, from 1, by a search with the masked text.
 
-    Raises what the tool raises.
+    retries: of a search that failed. Raises what the tool raises then.
     """
+    tool = RetriedSearch(tool, retries)
     found: dict[str, int | None] = {}
     for example in examples:
         (hits,) = tool.search([query_of(example)], max(DEPTH, search.top_k))

@@ -20,6 +20,7 @@ from masksearch_jax.data import prompt
 from masksearch_jax.evals import methods, suites
 from masksearch_jax.evals.fanoutqa import Lemmatizer
 from masksearch_jax.evals.lost import Lost, check_share
+from masksearch_jax.evals.retried_search import RetriedSearch
 from masksearch_jax.evals.scores import Scorer
 from masksearch_jax.evals.suites import Suite
 
@@ -82,12 +83,13 @@ def chosen(suite: Suite, cfg: EvalRun, tool: SearchTool | None) -> list[int]:
     """Places of the examples that are asked, by every method alike.
 
     Of the suite source_hidden those whose facts other passages repeat, as `tool` finds them; all
-    where not one is of that kind.
+    where not one is of that kind. Raises what the tool raises, after `eval.retries`.
     """
     wanted, order = suites.number_of(cfg.eval, suite.name), suites.in_order(suite, cfg.eval)
     taken: Iterable[int] = order
     if suite.name == SOURCE_HIDDEN and tool is not None:
-        taken = (place for place in order if is_repeated(suite.examples[place], tool))
+        steady = RetriedSearch(tool, cfg.eval.retries)
+        taken = (place for place in order if is_repeated(suite.examples[place], steady))
     return list(itertools.islice(taken, wanted)) or order[:wanted]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from masksearch_jax.core import chinese, scoring, stamp
 from masksearch_jax.core.config import EvalConfig
 from masksearch_jax.core.errors import ConfigError, UserError, nearest
-from masksearch_jax.core.jsonl import read_jsonl
+from masksearch_jax.core.jsonl import RecordError, read_jsonl
 from masksearch_jax.core.scoring import Rules
 from masksearch_jax.core.types import STATEMENTS, Example, QAExample, RampExample
 from masksearch_jax.evals import metrics
@@ -109,7 +109,14 @@ def _read(name: str, path: Path, max_bad_fraction: float) -> Suite:
     left_out: Counter[str] = Counter()
     examples: Sequence[Example]
     if name in _OF_RAMP:
-        examples = read_jsonl(path, RampExample)
+        try:
+            examples = read_jsonl(path, RampExample)
+        except RecordError as error:
+            raise ConfigError(
+                f"config.eval.suites has {name}={path}, which is no file of RAMP examples "
+                f"({error}); a suite named {' or '.join(_OF_RAMP)} must be one that build_ramp "
+                f"wrote, such as DATA/{FILES[name]}; a file of questions takes another name"
+            ) from error
     else:
         examples, left_out = read_questions(path, dataset=name, max_bad_fraction=max_bad_fraction)
     if not examples:

@@ -27,10 +27,13 @@ def join_processes(heartbeat_seconds: int = 30) -> None:
     """Makes this one of several processes where the environment says so; call before any other use.
 
     One that was not heard of for `heartbeat_seconds` is taken for dead. Raises ConfigError for an
-    environment that cannot be right, Restart where the others do not come.
+    environment that cannot be right, such as one that counts processes and has no address: each
+    would run alone, in one folder. Raises Restart where the others do not come.
     """
     sharding.set_libtpu_args()
     address = os.environ.get(_ADDRESS, "")
+    if not address:
+        _check_alone()
     if not address or jax.distributed.is_initialized():
         return
     is_auto = address == "auto"
@@ -51,6 +54,17 @@ def join_processes(heartbeat_seconds: int = 30) -> None:
             f"give HOST:PORT with {_COUNT} and {_OWN}, or unset it to run alone"
         ) from error
     name_process(jax.process_index(), jax.process_count())
+
+
+def _check_alone() -> None:
+    """Raises ConfigError where one of several processes would not know of the others."""
+    for name, alone in ((_COUNT, "1"), (_OWN, "0")):
+        if (said := os.environ.get(name, "").strip() or alone) != alone:
+            raise ConfigError(
+                f"{name} is {said!r}, and {_ADDRESS} is not set: this process would run alone, "
+                f"beside others in the same folder; set {_ADDRESS} to HOST:PORT or {_AUTO}, or "
+                f"unset {_COUNT} and {_OWN} to run alone"
+            )
 
 
 def _place_among(address: str) -> tuple[int, int]:

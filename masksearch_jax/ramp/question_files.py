@@ -9,7 +9,8 @@ Read are a JSON array, JSON lines and CSV (or TSV) with rows above its header, p
 - MuSiQue: `paragraphs`, `question_decomposition`, `answer_aliases`, `answerable`;
 - Bamboogle: `Question`, `Answer`; FreshQA: `answer_0` and so on, `fact_type`, `num_hops`;
 - FanOutQA: `decomposition` with evidence, or `necessary_evidence` and no answer;
-- FlashRAG: `golden_answers`, and the rest in `metadata`.
+- FlashRAG: `golden_answers`, and the rest in `metadata`;
+- NQ-open: `answer`, a list of accepted answers. FanOutQA's list is one answer of several parts.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ _HOPS = {"one-hop": 1, "two-hop": 2}
 _HOPS_IN_NAME = re.compile(r"(?<![^\W_])(\d)hop")  # MuSiQue: 2hop__1_2, 3hop1
 _NOT_ANSWERABLE = "not answerable"
 _NO_ANSWERS = "no answers"
+_TOLD = 3  # malformed rows of a file that a warning quotes
 
 
 class QuestionsError(ValueError):
@@ -68,21 +70,23 @@ def read_questions(
     dataset: str = "",
     with_answers: bool = True,
     max_bad_fraction: float = 0.01,
-    log: Callable[[str], None] = _log.warning,
+    log: Callable[[str], None] | None = None,
 ) -> Questions:
     """The questions of a file.
 
     dataset: the name of the set, where rows do not say it and have not the form of a known set; by
     default the file's. with_answers: a row without an answer is bad; else it is a question without
-    answers. A bad row is left out and goes to `log` as "file:row: reason"; a question that is
-    marked as not answerable is left out where answers are needed, and is not bad. QuestionsError
+    answers. A bad row is left out and goes to `log` as "file:row: reason"; without a `log` a
+    warning quotes the first few and counts them. A question that is marked as not answerable is
+    left out where answers are needed, and is not bad. QuestionsError
     for a file that is missing, empty, of another form or encoding, or damaged, and for more than
     `max_bad_fraction` bad rows (names the first).
     """
     path = Path(path)
     examples: list[QAExample] = []
     dropped: Counter[str] = Counter()
-    first = ""
+    bad_rows = 0
+    first: list[str] = []
     seen: set[str] = set()
     for where, row in rows(path):
         try:
@@ -92,12 +96,13 @@ def read_questions(
         except _BadRow as bad:
             dropped[bad.reason] += 1
             if bad.reason != _NOT_ANSWERABLE:
-                first = first or f"{path}:{where}: {bad}"
-                log(f"{path}:{where}: {bad}")
+                bad_rows += 1
+                first += [f"{path}:{where}: {bad}"] if len(first) < _TOLD else []
+                if log:
+                    log(f"{path}:{where}: {bad}")
             continue
         seen.add(example.id)
         examples.append(example)
-    bad_rows = dropped.total() - dropped[_NOT_ANSWERABLE]
     count = len(examples) + dropped.total()
     if count and dropped[_NO_ANSWERS] == count:
         raise QuestionsError(
@@ -107,10 +112,12 @@ def read_questions(
     if bad_rows > max_bad_fraction * count:
         raise QuestionsError(
             f"{bad_rows} of {count} rows of {path} are malformed, more than "
-            f"{max_bad_fraction:.0%}; the first is {first}"
+            f"{max_bad_fraction:.0%}; the first is {first[0]}"
         )
     if not examples:
         raise QuestionsError(f"{path} holds no questions")
+    if first and not log:
+        _log.warning("%d rows of %s are left out: %s", bad_rows, path, "; ".join(first))
     return Questions(examples, dropped)
 
 
@@ -249,7 +256,7 @@ def _example(row: Any, dataset: str, with_answers: bool) -> QAExample:
         raise _BadRow(_NOT_ANSWERABLE)
     dataset = str(row.get("dataset") or _dataset(row) or dataset)
     try:
-        answers = _answers(row)
+        answers = _answers(row, dataset)
         example = QAExample(
             id=_id(row, dataset, question.strip()),
             dataset=dataset,
@@ -300,15 +307,16 @@ def _id(row: Mapping[str, Any], dataset: str, question: str) -> str:
     return f"{dataset}:{digest.hexdigest()}"
 
 
-def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _answers(row: Mapping[str, Any], dataset: str) -> tuple[str, ...]:
     """All accepted answers, each once; none where the row has none. Raises _BadRow."""
     found: list[Any] = []
     for key in ("answers", "golden_answers"):
         if not isinstance(row.get(key, []), list):
             raise _BadRow("answers are no list", f"{key} is {row[key]!r}; it must be one of texts")
         found += row.get(key, [])
-    if row.get("answer") is not None:
-        found.append(row["answer"])
+    answer = row.get("answer")
+    is_choice = isinstance(answer, list) and dataset != "fanoutqa"
+    found += answer if is_choice else [answer]
     found += row.get("answer_aliases") or ()
     found += (row[key] for key in row if re.fullmatch(r"answer_\d+", key))
     texts = (_flat(answer).strip() for answer in found if answer is not None)

@@ -19,7 +19,7 @@ from typing import Any
 from masksearch_jax.core.files import write_json, writing_folder
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Hits, Passage
-from masksearch_jax.search.manifest import checksum, seal, verify
+from masksearch_jax.search.manifest import entry, seal, verify
 from masksearch_jax.search.shards import ShardedTerms, level
 from masksearch_jax.search.store import PassageStore, PassageWriter
 from masksearch_jax.search.term_index import FIELDS, VERSION, TermIndex, TermWriter, panics
@@ -55,8 +55,7 @@ class BM25:
     def open(cls, folder: str | os.PathLike[str]) -> BM25:
         """Opens `folder`. Raises SearchError when there is no index, a damaged or another one.
 
-        The sizes of all files are compared with those that `build` wrote down, and the checksums
-        too where the index has at most `manifest.VERIFIED_BYTES`.
+        Its files are compared with what `build` wrote down of them, as `manifest.verify` does.
         """
         folder = Path(folder)
         manifest = _read_manifest(folder)
@@ -209,7 +208,7 @@ def _write_manifest(folder: Path, language: str, told: dict[str, Any]) -> None:
         "count": told.pop("count"),
         "fingerprint": hashlib.sha256(made.encode()).hexdigest()[:16],
         **told,
-        "files": {name: [p.stat().st_size, checksum(p)] for name, p in _files(folder).items()},
+        "files": {name: entry(path) for name, path in _files(folder).items()},
     }
     write_json(folder / _MANIFEST, manifest | {"seal": seal(manifest)})
 

@@ -10,6 +10,7 @@ import dataclasses
 import email.utils
 import queue
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -68,7 +69,8 @@ class Replicas(Generic[Reply]):
     """Sends requests to one of several replicas; safe for threads.
 
     limit: of all attempts. send(url, seconds): one attempt of at most so many seconds. Raises
-    FailedForNow where another may succeed; what else it raises ends the request.
+    FailedForNow where another may succeed; what else it raises ends the request. That a service
+    which has not answered yet is tried again is told once, on stderr.
     """
 
     def __init__(self, urls: Sequence[str], patience: Patience, limit: RateLimit | None = None):
@@ -76,6 +78,7 @@ class Replicas(Generic[Reply]):
         self._patience = patience
         self._limit = limit or RateLimit(0)
         self._changed = threading.Condition()
+        self._is_told = False  # that it answers, or that it does not
 
     def request(self, send: Callable[[str, float], Reply]) -> tuple[Reply, int]:
         """The first reply, and the number of attempts. Raises GaveUp, and what `send` does."""
@@ -95,9 +98,11 @@ class Replicas(Generic[Reply]):
             attempts += 1
             try:
                 reply, more = self._attempt(replica, send, seconds, deadline)
+                self._is_told = True
                 return reply, attempts + more
             except FailedForNow as error:
                 last, failed = str(error), replica
+                self._tell(last)
                 late += error.is_late
             if attempts <= patience.retries and not self._has_another(replica):
                 wait = jittered(patience.backoff, attempts - 1)
@@ -105,6 +110,16 @@ class Replicas(Generic[Reply]):
                     break
                 time.sleep(wait)
         raise GaveUp(f"attempt {attempts} within {patience.timeout:g} s: {last}")
+
+    def _tell(self, failure: str) -> None:
+        if not self._is_told and self._patience.retries:
+            self._is_told = True
+            print(
+                f"  the service does not answer yet ({failure}); it is tried again, "
+                f"{self._patience.retries} times within {self._patience.timeout:g} s at most",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _attempt(
         self, replica: Replica, send: Callable[[str, float], Reply], seconds: float, deadline: float

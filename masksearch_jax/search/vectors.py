@@ -72,7 +72,7 @@ def build(
             files = _write(passages, partial, encoder, progress)
             if graph:
                 _write_graph(partial, len(passages), encoder.dim)
-                files[GRAPH] = _entry(partial / GRAPH)
+                files[GRAPH] = manifest.entry(partial / GRAPH)
             told: dict[str, Any] = {
                 **made_from,
                 "encoder_folder": os.path.abspath(encoder.folder),
@@ -111,7 +111,7 @@ def _write(
         write_json(folder / _DONE, done)
         if progress:
             progress(rows.stop)
-    return {_VECTORS: _entry(path)}
+    return {_VECTORS: manifest.entry(path)}
 
 
 def text_of(passage: Passage) -> str:
@@ -129,10 +129,6 @@ def _whole_shards(folder: Path, shape: tuple[int, int]) -> list[int]:
     except (OSError, ValueError, TypeError):
         return []
     return done[: whole.index(False)] if False in whole else done
-
-
-def _entry(path: Path) -> list[int]:
-    return [path.stat().st_size, manifest.checksum(path)]
 
 
 def _write_graph(folder: Path, count: int, dim: int) -> None:

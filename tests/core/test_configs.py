@@ -127,7 +127,7 @@ SINCE |= {"dapo.fixed_length": 0, "dapo.dual_clip": 0.0, "dapo.proximal": "step"
 SINCE |= {"dapo.kl": "none", "dapo.kl_weight": 0.001, "dapo.likelihood_floor": 0.0}
 SINCE |= {"dapo.sequence_gap": 0.0}
 SINCE |= {"dapo.max_reward_failures": 0.1, "dapo.keep_rollouts": 0.0}
-SINCE |= {"dapo.rest_steps": 0}
+SINCE |= {"dapo.rest_steps": 0, "dapo.max_bad_fraction": 0.01}
 SINCE |= {"search.attempt_timeout": 5.0, "search.retries": 20, "search.backoff": 0.1}
 SINCE |= {"search.cache_bytes": 2**33, "search.recorded": "", "search.requests_per_second": 0.0}
 SINCE |= {"search.rerank": "", "search.rerank_depth": 20}
@@ -189,7 +189,8 @@ DECIDED_IN |= {"evolve": {"eval.methods": ["agent"]}}
 DECIDED_IN_FULL = {"quickstart": {"qa_sft.steps": 2000, "qa_sft.batch_size": 8}}
 # A smoke run of a model that can do nothing is one that ends well.
 DECIDED_IN_SMOKE = {name: {"dapo.patience": 0} for name in ("ramp_dapo", "qa_dapo")}
-DECIDED_IN_SMOKE |= {"quickstart": {"eval.examples": 8}}
+_NOT_ASKED = {"dapo.patience": 0, "qa_dapo.patience": 0}
+DECIDED_IN_SMOKE |= {"quickstart": {"eval.examples": 8} | _NOT_ASKED}
 # The quickstart has the section `dapo` twice, once for each of its stages.
 SINCE |= {f"qa_{key}": value for key, value in SINCE.items() if key.startswith("dapo.")}
 DECIDED |= {f"qa_{key}": value for key, value in DECIDED.items()}

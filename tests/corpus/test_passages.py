@@ -5,6 +5,7 @@ import gzip
 import json
 import logging
 import lzma
+import tarfile
 
 import pytest
 from hypothesis import given
@@ -171,11 +172,37 @@ def test_packed_lines_are_told_by_content(tmp_path, pack):
         (b"7z\xbc\xaf\x27\x1c", "7z"),
         (b"\x28\xb5\x2f\xfd", "zst"),
         (b"Rar!\x1a\x07\x01", "rar"),
+        (b"\x04\x22\x4d\x18", "lz4"),
     ],
 )
 def test_a_packing_that_is_not_read_is_named_with_the_choices(tmp_path, head, name):
     path = write(tmp_path, head, b"rest of it", name=f"corpus.jsonl.{name}")
     with pytest.raises(PackingError, match=rf"is packed as {name}, .*choices: gzip, bzip2, xz"):
+        read(path)
+
+
+def test_brotli_is_told_by_its_name(tmp_path):
+    path = write(tmp_path, b"\x1b\x0f rest of it", name="corpus.jsonl.br")
+    with pytest.raises(PackingError, match=r"is packed as brotli, .*choices: gzip, bzip2, xz"):
+        read(path)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_an_archive_is_no_corpus(tmp_path, mode):
+    """Names and padding would be rows that are not JSON, and take good ones with them."""
+    rows = b"".join(line(str(i), text=f"text {i}") for i in range(300))
+    inside = write(tmp_path, rows)
+    with tarfile.open(tmp_path / "wiki.tar.gz", mode) as archive:
+        archive.add(inside, "part-0.jsonl")
+    with pytest.raises(PackingError, match=r"is a tar archive, .*unpack it and name the folder"):
+        read(tmp_path / "wiki.tar.gz")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("text", [line().decode(), f"[{line().decode()}]"])
+def test_utf_16_is_named(tmp_path, encoding, text):
+    path = write(tmp_path, text.encode(encoding))
+    with pytest.raises(CorpusError, match=r"corpus.jsonl is UTF-16; a corpus must be UTF-8, as"):
         read(path)
 
 
@@ -231,7 +258,7 @@ def test_bad_items_of_an_array_are_counted_and_a_break_is_named(tmp_path):
 
 
 def test_a_file_of_no_known_form_is_refused_with_the_forms(tmp_path):
-    for data in (b"The Ember is a river.\nIt is long.\n", "x".encode("utf-16"), b"a,b\n1,2\n"):
+    for data in (b"The Ember is a river.\nIt is long.\n", b"\x80\x04x", b"a,b\n1,2\n"):
         with pytest.raises(CorpusError, match=r"begins with .*JSON lines.*tab-separated"):
             read(write(tmp_path, data))
 

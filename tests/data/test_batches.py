@@ -413,6 +413,31 @@ def test_no_prompt_comes_twice_before_all_have_come(manifest):
     assert sorted(drawn) == sorted(e.id for e in examples(40))
 
 
+def test_a_step_that_draws_a_prompt_twice_is_told_once(tmp_path, capsys):
+    manifest = long_prompts(tmp_path, [4] * 6)
+    iterator = prompt_batches(manifest, "0:r", groups=4, seed=0)
+    assert len({*names(next(iterator)), *names(iterator.extra(2))}) == 6
+    assert capsys.readouterr().err == ""
+    next(iterator)
+    iterator.extra(2)
+    assert len(set(names(iterator.extra(3)))) == 3
+    assert capsys.readouterr().err == (
+        "  step 2 draws 3 of 9 prompts again: mixture 'r' has 6 prompts, which refills and the end "
+        "of an epoch go through; a larger mixture, fewer dapo.groups or dapo.max_refills repeat "
+        "none (later steps are not told)\n"
+    )
+    next(iterator)
+    iterator.extra(6)
+    assert capsys.readouterr().err == ""
+    for process, told in ((0, True), (1, False)):
+        one = prompt_batches(
+            manifest, "0:r", groups=4, seed=0, process_index=process, process_count=2
+        )
+        next(one)
+        one.extra(4)
+        assert bool(capsys.readouterr().err) == told
+
+
 def test_the_first_prompts_of_all_lessons_are_seen_without_drawing(manifest):
     iterator = prompt_batches(manifest, "0:r,2:q", groups=2, seed=0)
     state = iterator.get_state()

@@ -244,6 +244,22 @@ def test_facts_that_another_article_on_the_subject_tells_are_repeated(span, told
     assert items.is_repeated(example, FakeSearch(lambda query: LINKED)) == told
 
 
+def test_a_search_that_fails_for_once_ends_no_choice_of_examples(run_config):
+    section = dataclasses.replace(run_config.eval, suites=("source_hidden",), suite_examples=())
+    cfg = dataclasses.replace(run_config, eval=section)
+    (suite,) = suites.load(section, cfg.data)
+    real, refused = evaluate.tools_of(cfg, [suite])["agent"], set()
+
+    def find(query):
+        if query not in refused:
+            refused.add(query)
+            raise SearchError("refused")
+        return real.search([query], 20)[0]
+
+    assert items.chosen(suite, cfg, FakeSearch(find)) == items.chosen(suite, cfg, real)
+    assert refused
+
+
 @pytest.mark.usefixtures("one_device")
 def test_a_hidden_source_is_asked_for_by_what_searches_and_never_shown(run_config, tmp_path):
     section = dataclasses.replace(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.crash_runs import curve
-from masksearch_jax import quickstart, viewer
+from masksearch_jax import quickstart, train_dapo, train_sft, viewer
 from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.schema import to_dataclass
@@ -125,6 +126,8 @@ def test_every_figure_is_in_the_summary(whole):
     assert set(by_masks) <= {"k1", "k2", "k3", "k4"}
     assert sum(m["f1"]["n"] for m in by_masks.values()) == 4
     assert summary["time"].keys() == set(quickstart.TRAININGS[:4])
+    assert list(summary["updates"]) == list(quickstart.TRAININGS[:4])
+    assert [summary["updates"][name] for name in ("ramp_sft", "qa_sft")] == [6, 3]
     assert summary["data"].keys() == {
         "corpus", "questions", "clean", "ramp", "index", "demonstrations", "cache"
     }  # fmt: skip
@@ -290,6 +293,33 @@ def run(repository, tmp_path):
     )
     cfg = dataclasses.replace(cfg, workdir=str(tmp_path))
     return quickstart.Run(cfg, Usage(tmp_path))
+
+
+@pytest.mark.parametrize("patience", [20, 0])
+def test_a_stage_that_never_updates_is_no_success_unless_nobody_asks(
+    run, monkeypatch, capsys, patience
+):
+    monkeypatch.setattr(train_dapo, "run", lambda cfg: {"reward": 0.5, "all_updates": 0})
+    dapo = dataclasses.replace(run.cfg.dapo, patience=patience)
+    stage = functools.partial(
+        quickstart.run_dapo, run, "ramp_dapo", "ramp_sft", dapo, run.cfg.dapo_optim
+    )
+    if patience:
+        with pytest.raises(train_dapo.NothingLearnedError, match="30 steps are done and none upda"):
+            stage()
+        return
+    assert stage()["updates"] == {"ramp_dapo": 0}
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("  nothing was learned: 30 steps are done and none updated the weights")
+
+
+def test_the_control_counts_the_updates_of_both_its_trainings(run, monkeypatch):
+    monkeypatch.setattr(train_sft, "run", lambda cfg: {"all_updates": cfg.sft.steps})
+    monkeypatch.setattr(train_dapo, "run", lambda cfg: {"all_updates": cfg.dapo.steps - 9})
+    run.stage("control", lambda: quickstart.run_control(run))
+    quickstart.write_summary(run)
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert summary["updates"] == {"control_sft": 2800, "control_dapo": 45}
 
 
 def test_words_that_only_demonstrations_have_are_tokens(tmp_path):

@@ -35,6 +35,7 @@ from masksearch_jax.parallel.sharding import MeshError, make_mesh
 from masksearch_jax.rl import advantages, rewards
 from masksearch_jax.rl import groups as groups_lib
 from masksearch_jax.rl.heldout import Heldout
+from masksearch_jax.rl.left_out import LeftOutError
 from masksearch_jax.runtime import goodput
 from masksearch_jax.runtime.metric_writer import read_metrics
 from masksearch_jax.runtime.process import RESTART
@@ -164,7 +165,7 @@ def test_sft_goes_on_bitwise(sft, tmp_path):
     assert curves(tmp_path) == whole[:37]
     train_sft.run(at(sft, tmp_path))
     assert curves(tmp_path) == whole
-    assert train_sft.run(at(sft, tmp_path)) == {}  # nothing is left to do
+    assert train_sft.run(at(sft, tmp_path)) == {"all_updates": SFT_STEPS}  # nothing is left to do
     assert curves(tmp_path) == whole
 
 
@@ -574,6 +575,9 @@ def test_a_run_with_nothing_to_learn_from_says_so_and_is_no_success(dapo, tmp_pa
     assert "lower dapo.accuracy_threshold" in lines[0]
     with pytest.raises(train_dapo.NothingLearnedError):  # nor is it when nothing is left to do
         train_dapo.train(cfg)
+    capsys.readouterr()
+    assert train_dapo.train(changed(cfg, "dapo", patience=0))["all_updates"] == 0
+    assert "\n  nothing was learned: 4 steps are done and none updated" in capsys.readouterr().err
     assert train_dapo.run(dapo)["all_updates"] >= 2
 
 
@@ -617,13 +621,21 @@ def test_prompts_that_leave_no_room_are_left_out_before_anything_is_loaded(dapo,
     longest = int((lengths >= limit).sum())
     assert longest < len(lengths) - 4
     some = changed(changed(none, "rollout", max_len=limit), "dapo", curriculum="0:qa_easy")
+    some = dataclasses.replace(some, init="nowhere")
+    few = rf"{longest} of {len(lengths)} prompts leave no room .*{limit}, more than .*=0\.01 allow"
+    with pytest.raises(LeftOutError, match=few):
+        train_dapo.run(some)
+    assert not (tmp_path / "left_out.jsonl").exists()
     with pytest.raises(InitError, match="nowhere"):
-        train_dapo.run(dataclasses.replace(some, init="nowhere"))
-    told = capsys.readouterr().err
-    said = (
-        rf"{longest} prompts leave no room to answer in rollout\.max_len {limit} and are left out: "
+        train_dapo.run(changed(some, "dapo", max_bad_fraction=1.0))
+    listed = [json.loads(line) for line in (tmp_path / "left_out.jsonl").read_text().splitlines()]
+    assert len(listed) == longest
+    assert {row["id"].partition(":")[0] for row in listed} == {"easy"}
+    assert {row["reason"] for row in listed} == {"prompt_too_long"}
+    assert capsys.readouterr().err.endswith(
+        f"  {longest} of {len(lengths)} prompts are left out, prompt_too_long: they leave no room "
+        f"to answer in rollout.max_len {limit}; their ids: {tmp_path / 'left_out.jsonl'}\n"
     )
-    assert re.search(said + r"easy:\S+", told)
 
 
 def changed(cfg, part, **changes):

@@ -55,6 +55,26 @@ def test_an_environment_that_cannot_be_right_is_named(monkeypatch, values, said)
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((None, "2", "1"), "JAX_NUM_PROCESSES is '2', and JAX_COORDINATOR_ADDRESS is not set: "),
+        (("", "two", None), "JAX_NUM_PROCESSES is 'two', and JAX_COORDINATOR_ADDRESS is not set"),
+        ((None, None, "1"), "JAX_PROCESS_ID is '1', and .* HOST:PORT or 'auto' .* to run alone"),
+    ],
+)
+def test_one_of_several_without_an_address_does_not_run_alone(monkeypatch, values, said):
+    environment(monkeypatch, *values)
+    with pytest.raises(ConfigError, match=said) as raised:
+        join_processes()
+    assert "\n" not in str(raised.value)
+
+
+def test_one_process_of_one_is_alone(monkeypatch):
+    environment(monkeypatch, None, "1", "0")
+    join_processes()
+
+
 @pytest.mark.parametrize("address", ["localhost:1", "10.0.0.1:65535", "[::1]:8476", "tpu-0.sub:80"])
 def test_addresses_of_all_forms_are_taken(monkeypatch, address):
     joined = []

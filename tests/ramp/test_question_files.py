@@ -269,6 +269,27 @@ def test_malformed_rows_are_skipped_named_and_bounded(tmp_path, line, reason, de
         read_questions(path, max_bad_fraction=0.001, log=lines.append)
 
 
+def test_a_list_of_answers_is_a_choice_and_fanoutqas_one_answer(tmp_path):
+    names = ["Linda Davis", "Linda K. Davis"]
+    path = write(tmp_path / "nq.jsonl", [{"question": WALK, "answer": names}])
+    assert read(path)[0].answers == ("Linda Davis", "Linda K. Davis")
+    assert read(path, dataset="fanoutqa")[0].answers == ("Linda Davis, Linda K. Davis",)
+    path = write(tmp_path / "own.jsonl", [{"id": "1", "question": WALK, "answer": [True, 7]}])
+    assert read(path)[0].answers == ("yes", "7")
+
+
+def test_without_a_log_malformed_rows_are_one_warning(tmp_path, caplog):
+    good = [{**ROW, "id": str(i)} for i in range(96)]
+    path = write(tmp_path / "q.jsonl", [*good, "1", "2", "3", "4"])
+    assert len(read(path, max_bad_fraction=0.04)) == 96
+    quoted = "; ".join(f"{path}:{n}: not a JSON object: int" for n in (97, 98, 99))
+    assert caplog.messages == [f"4 rows of {path} are left out: {quoted}"]
+    caplog.clear()
+    with pytest.raises(QuestionsError, match="4 of 100 rows"):
+        read(path)
+    assert caplog.messages == []
+
+
 def test_files_that_cannot_be_read_are_one_line(tmp_path):
     def message(data, name="q.json"):
         (tmp_path / name).write_bytes(data)

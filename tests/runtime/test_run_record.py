@@ -283,7 +283,7 @@ HARMLESS = {
     "sft": ("log_every",),
     "dapo": (
         *("micro_batch", "allow_filters", "warn_after", "patience", "reward_workers"),
-        *("reward_timeout", "max_reward_failures", "keep_rollouts"),
+        *("reward_timeout", "max_reward_failures", "keep_rollouts", "max_bad_fraction"),
     ),
     "judge": (
         *("base_url", "api_key_env", "max_tokens_field", "concurrency", "timeout", "deadline"),

@@ -239,3 +239,18 @@ def test_a_panic_of_the_engine_is_a_search_error(tmp_path, monkeypatch, capfd):
         part.write_bytes(bytes(len(part.read_bytes())))
     with pytest.raises(SearchError):
         BM25.open(tmp_path / "i").search(["fruit", "red", "green"], 2)
+
+
+def test_of_a_large_index_the_ends_of_each_file_are_compared(tmp_path, monkeypatch):
+    build([Passage("a", "Apple", "red fruit"), Passage("b", "Pear", "green fruit")], tmp_path / "i")
+    monkeypatch.setattr("masksearch_jax.search.manifest.VERIFIED_BYTES", 0)
+    path = tmp_path / "i" / "passages.jsonl"
+    written = path.read_bytes()
+    for place in (0, len(written) - 1):
+        changed = bytearray(written)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(SearchError, match=r"damaged \(passages\.jsonl has another content"):
+            BM25.open(tmp_path / "i")
+    path.write_bytes(written)
+    assert len(BM25.open(tmp_path / "i")) == 2

@@ -65,6 +65,21 @@ def test_a_tenth_of_faults_loses_nothing(fault):
         assert everything(client(service), QUERIES) == EXPECTED
 
 
+def test_a_service_that_does_not_answer_yet_is_told_once_and_at_once(capsys):
+    with SearchEndpoint(TOOL, in_turn(DOWN, DOWN, WELL, DOWN, WELL)) as service:
+        remote = client(service, retries=7)
+        for query in ("red", "green"):
+            remote.search([query], 3)
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"  the service does not answer yet ({service.url}: HTTP 500 ")
+    assert told.endswith("); it is tried again, 7 times within 20 s at most")
+    with SearchEndpoint(TOOL, in_turn(WELL, DOWN, WELL)) as service:
+        remote = client(service)
+        for query in ("red", "green"):
+            remote.search([query], 3)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_restart_loses_nothing():
     with SearchEndpoint(TOOL) as service:
         remote = client(service, attempt_timeout=5.0)

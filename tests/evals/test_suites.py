@@ -1,0 +1,25 @@
+"""Suites: files of another kind than a suite's name says."""
+
+import json
+import re
+
+import pytest
+
+from masksearch_jax.core.config import EvalConfig
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.evals import suites
+
+
+@pytest.mark.parametrize("name", ["ramp", "source_hidden"])
+def test_a_file_of_questions_under_a_name_of_ramp_is_one_line_with_the_choices(tmp_path, name):
+    path = tmp_path / "nq.jsonl"
+    path.write_text(json.dumps({"question": "Who?", "answers": ["Ann"]}) + "\n")
+    with pytest.raises(ConfigError) as error:
+        suites.load(EvalConfig(suites=(f"{name}={path}",)), "")
+    assert re.fullmatch(
+        rf"config\.eval\.suites has {name}={path}, which is no file of RAMP examples \({path}:1: "
+        r"not a RampExample: [^\n]*\); a suite named ramp or source_hidden must be one that "
+        r"build_ramp wrote, such as DATA/ramp/heldout\.jsonl; a file of questions takes another "
+        r"name",
+        str(error.value),
+    )
