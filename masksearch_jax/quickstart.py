@@ -37,7 +37,7 @@ from masksearch_jax.parallel.sharding import make_mesh, split_cpu
 from masksearch_jax.ramp.survey import CleanConfig
 from masksearch_jax.recipes import steps
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
-from masksearch_jax.runtime import agent_settings, cli, goodput, run_record
+from masksearch_jax.runtime import agent_settings, cli, run_record
 
 # Of each suite, on the terminal.
 SHOWN_METRICS = {"ramp": "span_recall", "two_hop": "f1", "source_hidden": "span_recall"}
@@ -426,7 +426,9 @@ def write_summary(run: Run) -> None:
         "eval": evaluations(run, "eval"),
         "eval_by_type": evaluations(run, "eval_by_type"),
         "export": records.get("export", {}).get("export", {}),
-        "time": {n: time_spent(run.folder / n) for n in TRAININGS if (run.folder / n).exists()},
+        "time": {
+            n: steps.time_spent(run.folder / n) for n in TRAININGS if (run.folder / n).exists()
+        },
         "data": {name: counts for stage in data for name, counts in stage.items()},
         "config": dataclasses.asdict(run.cfg),
         "versions": run_record.versions(),
@@ -438,13 +440,6 @@ def evaluations(run: Run, part: str) -> dict[str, Any]:
     """{checkpoint: what its evaluation says}."""
     found = {name: run.records.get(f"evaluate_{name}", {}) for name in CHECKPOINTS}
     return {name: record[part] for name, record in found.items() if part in record}
-
-
-def time_spent(folder: Path) -> dict[str, float]:
-    """Seconds of a training by bucket, and the share of them that was productive."""
-    shares = ("goodput", "sessions")
-    found = goodput.summarise(folder).items()
-    return {k if k in shares else f"{k}_seconds": v for k, v in found}
 
 
 def eval_lines(results: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.data.folder import Folder
 from masksearch_jax.ramp.survey import CleanConfig
+from masksearch_jax.runtime import goodput
 from masksearch_jax.tools.registry import instructions_of
 
 
@@ -30,6 +31,13 @@ def log(line: str) -> None:
 def counted(name: str, given: int, out: int, dropped: Mapping[str, int]) -> dict[str, Any]:
     """A stage's counts as summary.json has them, under the name that they are shown by."""
     return {"data": {name: {"in": given, "out": out, "dropped": dict(dropped)}}}
+
+
+def time_spent(folder: Path) -> dict[str, float]:
+    """Seconds of a training by bucket, and the share of them that was productive."""
+    shares = ("goodput", "sessions")
+    found = goodput.summarise(folder).items()
+    return {k if k in shares else f"{k}_seconds": v for k, v in found}
 
 
 def make_ramp(
