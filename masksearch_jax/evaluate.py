@@ -28,7 +28,7 @@ from masksearch_jax.core.errors import ConfigError, UserError, check_given
 from masksearch_jax.core.files import write_json, write_lines, writing
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocab
-from masksearch_jax.core.tools import Instructions, Toolbox
+from masksearch_jax.core.tools import Instructions, Toolbox, check_budgets
 from masksearch_jax.core.types import JsonObject, QAExample, RampExample, to_json
 from masksearch_jax.data import prompt
 from masksearch_jax.evals import (
@@ -308,6 +308,7 @@ def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
         vocab = None if has_endpoint else vocabulary(cfg)
         tools = tools_of(cfg, loaded)
         toolbox = open_tools(cfg.tools, NoSearch(), cfg.search)
+        check_budgets(cfg.rollout.tool_turns, toolbox.names)
         choices = hosts.from_first(lambda: choose_once(cfg, workdir, loaded, tools, begun))
         plan = plan_of(cfg, loaded, choices, vocab, toolbox.instructions)
         init = "" if has_endpoint else pinned(cfg.init, cfg.model)

@@ -26,6 +26,7 @@ from masksearch_jax.core.errors import ConfigError, Restart, UserError, check_gi
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.tools import check_budgets
 from masksearch_jax.core.types import Trajectory
 from masksearch_jax.data import batches, cache
 from masksearch_jax.models import head, lora
@@ -250,6 +251,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     left_out.check_share(prompts, cfg)
     search = search or open_tool(cfg.search)
     tools = open_tools(cfg.tools, search, cfg.search)
+    check_budgets(rollout.tool_turns, tools.names)
     first = prompts.first(8)
     check_source_passages(search, cfg.search, [p.example for p in first])
     check_reward(dapo, judge, own_model, [(p, right_answer(p, vocab)) for p in first])

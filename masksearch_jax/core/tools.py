@@ -210,6 +210,11 @@ def search_alone(search: SearchTool, cfg: SearchConfig) -> Toolbox:
     return Toolbox(Searching(search, cfg))
 
 
+def check_budgets(said: Sequence[str], names: Sequence[str]) -> None:
+    """Raises what `budgets` does."""
+    budgets(said, names)
+
+
 def budgets(said: Sequence[str], names: Sequence[str]) -> dict[str, int]:
     """Calls that each tool may have, from `NAME=NUMBER`s. Raises ConfigError for another text."""
     key, found = "config.rollout.tool_turns", {}
