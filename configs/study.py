@@ -7,8 +7,8 @@
 
 An arm is "NAME: STAGE … KEY=VALUE …". A named model, or `hf`, has text, sizes and steps of
 `configs/real.py`; without one it is the quickstart's small model. Its steps are sized for three
-seeds on two CPU cores in about 45 minutes by the times of the quickstart's stages; no study of that
-length was run. Every number here is ours.
+seeds on two CPU cores in at most 45 minutes, by what the quickstart's stages took; docs/studies.md
+has each study's. Every number here is ours.
 """
 
 from ml_collections import ConfigDict

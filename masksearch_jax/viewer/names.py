@@ -9,8 +9,11 @@ from collections.abc import Iterable
 GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Reward and answers": {
         "reward": ("Reward", "mean per trajectory"),
+        "heldout_span_recall": ("Held-out span recall", "mean of held-out examples"),
+        "heldout_questions_recall": ("Held-out questions", "mean recall of held-out examples"),
         "accuracy": ("Accuracy", "share of trajectories that are right"),
         "answer": ("Answer score", "mean per trajectory"),
+        "answer_length": ("Answer length", "words / words of the right answer"),
         "format": ("Format", "share well-formed"),
         "coverage": ("Coverage", "share of what the answer needs that search has shown"),
         "gold_hit": ("Gold passages found", "share of the known passages"),
