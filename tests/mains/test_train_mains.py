@@ -437,6 +437,21 @@ def test_a_reward_that_pays_for_length_trips_the_first_alarm(cached, dapo, tmp_p
 
 
 @pytest.mark.slow
+def test_with_passages_at_random_searches_fall_and_trip_their_alarm(dapo, tmp_path):
+    """A search of questions that need none takes room from the answer, and earns nothing."""
+    cfg = changed(at(dapo, tmp_path), "search", kind="random")
+    cfg = changed(cfg, "dapo", steps=12, curriculum="0:qa_easy")
+    cfg = changed(cfg, "optim", learning_rate=3e-3)
+    cfg = changed(cfg, "alarms", searches=0.5, action="stop", steps=2)
+    with pytest.raises(AlarmError, match=r"searches is .*, below config\.alarms\.searches, 0\.5"):
+        train_dapo.train(cfg)
+    first, *_, last = curves(tmp_path)
+    assert last["alarms"] == ["searches"]
+    assert last["searches"] < 0.5 * first["searches"]
+    assert last["no_search"] > first["no_search"]
+
+
+@pytest.mark.slow
 def test_a_rollback_goes_back_to_before_the_alarm_and_on_with_less(cached, dapo, tmp_path):
     """An alarm that always rings, from the second step on: back once, then the run ends."""
     cfg = changed(at(dapo, tmp_path), "checkpoint", every=1, keep=4)
