@@ -47,6 +47,7 @@ def sample(run: quickstart.Run, folder: Path, examples: int, samples: int) -> di
             folder=str(folder / "pool"),
             kinds=("ramp",),
             search=run.search,
+            tools=cfg.tools,
             max_searches=cfg.rollout.max_turns,
             seed=cfg.seed,
             teacher="local",
