@@ -56,7 +56,7 @@ function fillCurves(body, series) {
   );
   const sections = Object.keys(KINDS).flatMap((kind) => {
     const members = series.filter((s) => s.kind === kind);
-    return members.length ? [kindSection(kind, members, series, () => fillCurves(body, series), sight)] : [];
+    return members.length ? [kindSection(kind, members, series, () => keepingFocus(body, () => fillCurves(body, series)), sight)] : [];
   });
   fill(body, sections);
 }

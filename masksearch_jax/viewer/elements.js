@@ -29,6 +29,19 @@ function fill(element, ...children) {
   return element;
 }
 
+const controlsOf = (element, name) =>
+  [...element.querySelectorAll("button, select, input, summary")].filter((e) => controlName(e) === name);
+const controlName = (e) => e.getAttribute("aria-label") ?? e.textContent;
+
+/** Draws an element anew. Where a control in it has the focus, the one in its place gets it. */
+function keepingFocus(element, draw) {
+  const held = document.activeElement;
+  const name = element.contains(held) ? controlName(held) : null;
+  const place = name === null ? -1 : controlsOf(element, name).indexOf(held);
+  draw();
+  if (place >= 0) controlsOf(element, name)[place]?.focus({ preventScroll: true });
+}
+
 /** A field with its label: `select(label, [[value, text], …], value, listener)`. */
 function select(label, options, value, onchange) {
   const list = h("select", { "aria-label": label, onchange: (e) => onchange(e.target.value) });

@@ -97,7 +97,7 @@ function drawSuite(section, suite) {
   const entries = report.main.evaluations.filter((e) => e.suite === suite);
   const keys = inOrder("scores", entries.flatMap((e) => Object.keys(e.metrics)));
   const choice = (chosen[suite] ??= { metric: mainScore(suite, keys), by: "", method: "", against: "" });
-  const redraw = () => drawSuite(section, suite);
+  const redraw = () => keepingFocus(section, () => drawSuite(section, suite));
   const choose = (name) => (value) => { choice[name] = value; redraw(); };
   fill(
     section,
@@ -105,10 +105,49 @@ function drawSuite(section, suite) {
     h("div", { class: "controls" }, select("Measure", keys.map((k) => [k, named("scores", k)]), choice.metric, choose("metric"))),
     intervalTable(entries, choice.metric, suite),
     lostItems(entries),
+    judgeTable(entries, suite),
+    leakedTable(entries, suite),
     h("details", { class: "more" }, h("summary", {}, "All measures"), allMeasures(entries, keys, suite)),
     breakdowns(entries, choice, choose),
     paired(suite, choice, choose),
+    difficultyTables(suite),
   );
+}
+
+/** What each judge finds right, how much of it exact match agrees with, and what is unreadable. */
+function judgeTable(entries, suite) {
+  const rows = entries.flatMap((e) => e.judges.map(({ model, cell, agreement, unreadable }) =>
+    row([evaluatedName(e), h("small", {}, `by ${model}`)], [estimate(cell), estimate(agreement), number(unreadable), number(cell[3])])));
+  if (!rows.length) return null;
+  return [h("h3", {}, "Judged"), table(`${named("suites", suite)}: judged`, ["", "right", "agrees with exact match", "unreadable", "n"], rows)];
+}
+
+/** The suite's measure over all items, and over those that share nothing with what was trained on. */
+function leakedTable(entries, suite) {
+  const found = report.main.origins.flatMap((origin) => {
+    const told = origin.leakage.suites?.[suite];
+    const own = entries.filter((e) => placeName(e) === placeName(origin));
+    return told ? own.map((e) => [e, told, told.without[e.method]]) : [];
+  });
+  if (!found.length) return null;
+  const rows = found.map(([e, told, without]) => {
+    const metric = mainScore(suite, Object.keys(e.metrics));
+    const cell = without?.[metric];
+    return row([evaluatedName(e), h("small", {}, `${number(told.shared)} of ${plural(told.items, "item")} left out`)], [estimate(cell), estimate(e.metrics[metric]), number(cell?.[3])]);
+  });
+  return [h("h3", {}, "Without leaked items"), table(`${named("suites", suite)}: without leaked items`, ["", "without", "all", "n"], rows)];
+}
+
+/** What makes a span hard: factors and their bins down, what came of them across. */
+function difficultyTables(suite) {
+  const measures = [["source_first", "source first"], ["reciprocal_rank", "1/rank of the source"], ["span_recall", "span recall"]];
+  return report.main.origins.filter((o) => o.difficulty[suite]).map((origin) => {
+    const rows = Object.entries(origin.difficulty[suite]).flatMap(([factor, bins]) => [
+      h("tr", { class: "first" }, h("th", { colspan: 5, scope: "rowgroup" }, words(factor))),
+      bins.map((bin) => row(bin.label, [number(bin.n), ...measures.map(([name]) => estimate(bin.cells[name]))])),
+    ]);
+    return h("details", { class: "more" }, h("summary", {}, `What makes a span hard: ${placeName(origin)}`), table(`What makes a span hard: ${placeName(origin)}`, ["", "spans", ...measures.map(([, text]) => text)], rows));
+  });
 }
 
 function intervalTable(entries, metric, suite) {

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.viewer import facts, load, names
-from masksearch_jax.viewer.load import Run, as_dict, is_number
+from masksearch_jax.viewer.load import Run, as_dict, as_list, is_number
 
 # Parts of eval.json that have a place of their own on the page, in the folder's config, or in a
 # picture beside it.
-_FIGURES = {"version", "results", "average", "breakdown", "compare", "config", "difficulty"}
+_FIGURES = {
+    *("version", "results", "average", "breakdown", "compare", "config", "difficulty", "judges"),
+}
 _LISTED = {"shared_ids", "without"}  # of leakage: one entry an item, results once more
 
 
@@ -50,6 +53,7 @@ def _entries(found: JsonObject) -> list[JsonObject]:
                 for by, labels in as_dict(as_dict(parts.get(suite)).get(method)).items()
             },
             "lost": _lost(metrics),
+            "judges": list(_judges(found, suite, method)),
         }
         for suite, methods in as_dict(found.get("results")).items()
         for method, metrics in as_dict(methods).items()
@@ -63,7 +67,8 @@ def _origin(found: JsonObject) -> JsonObject:
     differences = as_dict(compared.get("differences"))
     others = {k: v for k, v in found.items() if k not in _FIGURES}
     made_by = {k: v for k, v in as_dict(others.pop("provenance", None)).items() if k != "config"}
-    if leakage := as_dict(others.get("leakage")):
+    leakage = as_dict(others.get("leakage"))
+    if leakage:
         suites = as_dict(leakage.get("suites")).items()
         counted = {s: {k: v for k, v in as_dict(t).items() if k not in _LISTED} for s, t in suites}
         others["leakage"] = leakage | {"suites": counted}
@@ -76,8 +81,45 @@ def _origin(found: JsonObject) -> JsonObject:
                 for suite, methods in differences.items()
             },
         },
+        "leakage": _leakage(leakage),
+        "difficulty": {
+            suite: {
+                factor: [_bin(as_dict(one)) for one in as_list(bins)]
+                for factor, bins in as_dict(factors).items()
+            }
+            for suite, factors in as_dict(found.get("difficulty")).items()
+        },
         "pairs": [[k, v] for k, v in facts.flatten(others | made_by) if v not in ({}, None, "")],
     }
+
+
+def _judges(found: JsonObject, suite: str, method: str) -> Iterator[JsonObject]:
+    """What each judge says of a suite and method."""
+    for judge in map(as_dict, as_list(found.get("judges"))):
+        cell = as_dict(as_dict(judge.get("results")).get(suite)).get(method)
+        cells = _cells({"cell": cell, "agreement": as_dict(cell).get("agreement")})
+        if "cell" in cells:
+            unreadable = as_dict(cell).get("unreadable")
+            yield {"model": str(judge.get("model")), "unreadable": unreadable} | cells
+
+
+def _leakage(found: JsonObject) -> JsonObject:
+    """Of each suite how many items there are, how many share something, and results without."""
+    suites: JsonObject = {}
+    for suite, told in as_dict(found.get("suites")).items():
+        counts = as_dict(as_dict(told).get("shared")).values()
+        without = as_dict(as_dict(told).get("without"))
+        suites[suite] = {
+            "items": as_dict(told).get("items"),
+            "shared": sum(n for n in counts if is_number(n)),
+            "without": {method: _cells(cells) for method, cells in without.items()},
+        }
+    return {"suites": suites}
+
+
+def _bin(found: JsonObject) -> JsonObject:
+    """A bin of a factor of difficulty: its label, its spans, and what came of these."""
+    return {"label": str(found.get("label")), "n": found.get("n"), "cells": _cells(found)}
 
 
 def _cells(metrics: Any) -> dict[str, list[float | None]]:

@@ -70,7 +70,8 @@ function trajectoriesView() {
   return [h("h1", { class: "hidden" }, "Trajectories"), list.panes];
 }
 
-function filterControls() {
+function filterControls(isOpen = matchMedia("(min-width: 900px)").matches || anyFilter()) {
+  list.drawn = list.filters;
   const set = (name) => (value) => { list.filters[name] = value; refilter(); };
   const values = (name) => {
     const counts = new Map();
@@ -88,17 +89,16 @@ function filterControls() {
   const search = h("input", { type: "search", id: "search", placeholder: "Search all text", "aria-label": "Search all text", value: list.filters.text, oninput: (e) => set("text")(e.target.value) });
   const reset = () => {
     list.filters = { ...NO_FILTERS };
-    controls.replaceWith(filterControls());
+    keepingFocus(list.panes, () => controls.replaceWith(filterControls(true)));
     refilter();
   };
-  const isWide = matchMedia("(min-width: 900px)").matches;
   const controls = h(
     "div",
     { class: "filters" },
     search,
     h(
       "details",
-      { open: isWide || anyFilter() },
+      { open: isOpen },
       h("summary", {}, "Filter and order"),
       h(
         "div",

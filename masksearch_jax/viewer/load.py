@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from masksearch_jax.core.types import JsonObject
 from masksearch_jax.viewer import names
 
 SUMMARY, METRICS, EVALUATION, RECORD = "summary.json", "metrics.jsonl", "eval.json", "run.json"
-TRAJECTORIES, ROLLOUTS = "trajectories.jsonl", "rollouts"
+TRAJECTORIES, ROLLOUTS, VERDICTS = "trajectories.jsonl", "rollouts", "verdicts.jsonl"
+_PARTIAL = re.compile(r"trajectories\.partial(\.\d+)?\.jsonl")  # of an evaluation not finished
 _MOST_DEEP = 5
 # Folders of weights, records and indexes: large, and nothing that the report shows.
 _CLOSED = {"checkpoints", "cache", "index", "data", "hf", "tokenizer", "stages", "tensorboard"}
@@ -32,6 +34,18 @@ class Folder:
     path: Path
     parts: tuple[str, ...]
     files: frozenset[str]
+
+    @property
+    def is_evaluation(self) -> bool:
+        return EVALUATION in self.files or bool(self.partial)
+
+    @property
+    def partial(self) -> list[str]:
+        """The files of an evaluation that is not finished, one of each process."""
+        if TRAJECTORIES in self.files:
+            return []
+        found = (name for name in self.files if _PARTIAL.fullmatch(name))
+        return sorted(found, key=lambda name: (len(name), name))
 
     @property
     def has_rollouts(self) -> bool:
@@ -66,7 +80,8 @@ def read_run(root: str | os.PathLike, name: str) -> Run:
     root = Path(root)
     folders = sorted(_walk(root, ()), key=lambda f: names.place_order(f.parts))
     found = {name for folder in folders for name in folder.files}
-    if not found & {SUMMARY, METRICS, EVALUATION, TRAJECTORIES, ROLLOUTS}:
+    is_unfinished = any(folder.partial for folder in folders)
+    if not is_unfinished and not found & {SUMMARY, METRICS, EVALUATION, TRAJECTORIES, ROLLOUTS}:
         wanted = ", ".join((SUMMARY, METRICS, EVALUATION, TRAJECTORIES))
         raise RunFilesError(f"{root} is not the folder of a run: neither it nor a folder in it has "
                             f"one of {wanted}")  # fmt: skip
@@ -99,7 +114,12 @@ def read_object(path: Path) -> JsonObject:
 
 
 def suites(folder: Folder) -> JsonObject:
-    """What an evaluation says of its suites, by name. Raises RunFilesError as `read_object`."""
+    """What an evaluation says of its suites, by name; {} of one that is not finished.
+
+    Raises RunFilesError as `read_object`.
+    """
+    if EVALUATION not in folder.files:
+        return {}
     return as_dict(read_object(folder.path / EVALUATION).get("suites"))
 
 

@@ -9,8 +9,6 @@ from collections.abc import Iterable
 GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Reward and answers": {
         "reward": ("Reward", "mean per trajectory"),
-        "heldout_span_recall": ("Held-out span recall", "mean of held-out examples"),
-        "heldout_questions_recall": ("Held-out questions", "mean recall of held-out examples"),
         "accuracy": ("Accuracy", "share of trajectories that are right"),
         "answer": ("Answer score", "mean per trajectory"),
         "answer_length": ("Answer length", "words / words of the right answer"),
@@ -20,6 +18,28 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "reward_spread": ("Spread of rewards", "mean deviation within a group"),
         "judge_agreement": ("Judge agrees with exact match", "share of verdicts"),
         "judge_unreadable": ("Judge unreadable", "share of replies"),
+        "ramp_reward": ("Reward of RAMP", "mean per trajectory"),
+        "ramp_accuracy": ("Accuracy of RAMP", "share of trajectories that are right"),
+        "qa_reward": ("Reward of questions", "mean per trajectory"),
+        "qa_accuracy": ("Accuracy of questions", "share of trajectories that are right"),
+        "pass_rate": ("Pass rate", "share of right samples, mean over all prompts seen"),
+        "distinct_answers": ("Different answers", "share within a group"),
+        "enumeration": ("Answers that list alternatives", "share of answers to questions"),
+        "copied": ("Copied from documents", "share of an answer's words"),
+    },
+    "Held-out examples": {
+        "heldout_span_recall": ("Held-out span recall", "mean over masked spans"),
+        "heldout_questions_recall": ("Held-out recall of questions", "of the answer's words"),
+        "heldout_format_rate": ("Held-out format", "share well-formed"),
+        "heldout_searches": ("Held-out searches", "per trajectory"),
+        "heldout_lost": ("Held-out examples lost", "share that ended for no fault of the policy"),
+    },
+    "Curriculum": {
+        "lesson": ("Lesson in force", "number, from 0"),
+        "lesson_steps": ("Steps in the lesson", ""),
+        "gate": ("Recall that the gate reads", "mean over the lesson's kinds"),
+        "prompts_known": ("Prompts seen", "so far"),
+        "prompts_resting": ("Prompts at rest", "in the next step"),
     },
     "Loss": {
         "loss": ("Loss", "per token"),
@@ -40,6 +60,13 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "repeated_query": ("Repeated query", "share of trajectories"),
         "tool_failures": ("Tool failures", "share of trajectories"),
         "reward_failures": ("Samples without a reward", "share"),
+        "ramp_searches": ("Searches of RAMP", "per trajectory"),
+        "qa_searches": ("Searches of questions", "per trajectory"),
+        "unreadable_call": ("Calls that no tool could read", "per trajectory"),
+        "answers_opened": ("Answers opened", "tags per trajectory"),
+        "tags_per_turn": ("Tags opened", "per turn"),
+        "thoughts": ("Turns that begin with a thought", "share"),
+        "repeating": ("Cut as repeating", "share of trajectories"),
     },
     "Policy and sampler": {
         "ratio": ("Ratio of the update", "new to old probability"),
@@ -47,6 +74,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "clip_high": ("Clipped from above", "share of tokens"),
         "kl_k1": ("KL to the old policy, k1", "nats per token"),
         "kl_k3": ("KL to the old policy, k3", "nats per token"),
+        "kl_penalty": ("Penalty for the KL", "mean, weighted"),
+        "floor_penalty": ("Penalty below the likelihood floor", "mean, weighted"),
         "tis_weight": ("Importance weight", "trainer to sampler, truncated"),
         "sampler_gap": ("Trainer and sampler apart", "mean difference of logprobs"),
         "sampler_gap_max": ("Trainer and sampler apart, most", "largest difference of logprobs"),
@@ -54,14 +83,17 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "staleness": ("Staleness", "versions, mean per token"),
         "staleness_max": ("Staleness, most", "versions"),
         "dropped_tokens": ("Dropped tokens", "share"),
+        "masked_sequences": ("Samples left out as too far apart", "share"),
         "skipped": ("Skipped updates", "of the run"),
         "skipped_in_a_row": ("Skipped updates in a row", ""),
+        "rollbacks": ("Rollbacks", "of the run"),
     },
     "Groups": {
         "groups_kept": ("Groups trained on", "with spread in reward"),
         "groups_sampled": ("Groups sampled", "per step"),
         "groups_carried": ("Groups of earlier steps", "per step"),
         "groups_expired": ("Groups lost as too old", "per step"),
+        "refills": ("Rounds of further prompts", "per step"),
         "updates": ("Updates", "per step"),
         "row_fill": ("Rows filled", "share of the batch's tokens"),
     },
@@ -72,6 +104,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "host_share": ("Host's share of time", ""),
         "sample_seconds": ("Sampling", "seconds per step"),
         "update_seconds": ("Updating", "seconds per step"),
+        "logprob_seconds": ("Log-probabilities before the update", "seconds per step"),
         "reward_seconds": ("Rewards", "seconds of all workers"),
         "reward_wait_seconds": ("Waiting for rewards", "seconds per step"),
         "search_wait_seconds": ("Waiting for search", "seconds per step"),
@@ -91,6 +124,17 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     },
 }
 OTHER = "Other"
+# Metrics that are named after what they are of: the key → (group, name, unit) with that in it.
+_OF_SOMETHING: tuple[tuple[str, tuple[str, str, str]], ...] = (
+    (r"heldout_k(\d+)_span_recall",
+     ("Held-out examples", "Held-out span recall, {} masks", "mean over masked spans")),
+    (r"heldout_(\w+)_recall", ("Held-out examples", "Held-out recall of {}", "")),
+    (r"calls_(\w+)", ("Searches, length and endings", "Calls of {}", "per trajectory")),
+    (r"failures_(\w+)", ("Searches, length and endings", "Failed calls of {}", "per trajectory")),
+    (r"unreadable_(\w+)",
+     ("Searches, length and endings", "Unreadable calls of {}", "per trajectory")),
+    (r"reward_(\w+)", ("Reward and answers", "Reward: {}", "mean per trajectory")),
+)  # fmt: skip
 
 # Figures of an iteration of self-evolution: key → (name, unit).
 ITERATIONS = {
@@ -228,6 +272,9 @@ def metric(key: str) -> tuple[str, str, str]:
     for group, members in GROUPS.items():
         if key in members:
             return group, *members[key]
+    for pattern, (group, name, unit) in _OF_SOMETHING:
+        if match := re.fullmatch(pattern, key):
+            return group, name.format(words(match[1])), unit
     return OTHER, words(key).capitalize(), ""
 
 

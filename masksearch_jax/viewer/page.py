@@ -220,6 +220,8 @@ def _shown(
         for line in group.lines:
             row = json.loads(line)
             kept = trajectories.shown(row)
+            if said := group.verdicts.get(str(kept["example_id"])):
+                kept["verdicts"] = said
             if len(rows) % _TEXTS == 0:
                 texts.append([])
             if len(rows) % _TOKENS == 0:

@@ -34,19 +34,27 @@ function setTheme(theme) {
 /** Shows what the address names: a part of the report, or a trajectory. */
 function show() {
   const name = decodeURIComponent(location.hash.slice(1)) || "overview";
-  const index = name.startsWith("t-") ? report.main.rows.findIndex((r) => `t-${r.id}` === name) : -1;
-  const view = index >= 0 ? "trajectories" : name in VIEWS ? name : "overview";
+  const isOne = name.startsWith("t-") && report.main.rows.length > 0;
+  const index = isOne ? report.main.rows.findIndex((r) => `t-${r.id}` === name) : -1;
+  const view = isOne ? "trajectories" : name in VIEWS ? name : "overview";
+  const isDrawn = document.body.dataset.view === view && view === "trajectories" && list.drawn === list.filters;
   for (const link of document.querySelectorAll("#views a")) {
     if (link.dataset.view === view) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  if (!isDrawn) drawView(view, index);
+  if (index >= 0) openTrajectory(index);
+  else if (isOne) showMissing(name);
+  else if (isDrawn) leaveTrajectory();
+}
+
+function drawView(view, index) {
   for (const figure of document.querySelectorAll("figure.chart")) figure.remove_();
   document.body.dataset.view = view;
   if (index >= 0) list.open = index;
   fill(document.getElementById("main"), VIEWS[view][1]());
   performance.mark("shown");
   scrollTo(0, 0);
-  if (index >= 0) openTrajectory(index);
 }
 
 function keyedPage(event) {

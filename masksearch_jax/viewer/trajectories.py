@@ -34,8 +34,8 @@ TEXT_FIELDS = (
 class Group:
     """The trajectories of one folder, suite and method, and of these the first lines.
 
-    file: the hash of the suite's file, "" where it is not known. ids, scores: of all of them.
-    lines: of the first `most`.
+    file: the hash of the suite's file, "" where it is not known. verdicts: of an item's id what
+    judges said, [judge, verdict] each. ids, scores: of all of them. lines: of the first `most`.
     """
 
     run: int
@@ -43,6 +43,7 @@ class Group:
     suite: str
     method: str
     file: str = ""
+    verdicts: dict[str, list[list[str]]] = dataclasses.field(default_factory=dict)
     most: float = math.inf
     ids: list[str] = dataclasses.field(default_factory=list)
     scores: dict[str, list[float | None]] = dataclasses.field(default_factory=dict)
@@ -67,15 +68,15 @@ def read(run: Run, number: int, most: int) -> list[Group]:
     groups: dict[tuple[str, ...], Group] = {}
     held = 0
     for folder in run.folders:
-        is_evaluation = load.EVALUATION in folder.files
-        place = names.place(folder.parts, is_evaluation=is_evaluation)
-        suites = load.suites(folder) if is_evaluation else {}
+        place = names.place(folder.parts, is_evaluation=folder.is_evaluation)
+        suites, verdicts = load.suites(folder), _verdicts(folder, run)
         for line, row in _rows(folder, run):
             suite, method = _suite(row), _method(row)
             key = (place, suite, method)
             if key not in groups:
                 file = str(as_dict(suites.get(suite)).get("sha256") or "")
-                groups[key] = Group(number, place, suite, method, file)
+                said = verdicts.get((suite, method), {})
+                groups[key] = Group(number, place, suite, method, file, said)
             before = len(groups[key].lines)
             groups[key].add(line, row)
             held += len(groups[key].lines) - before
@@ -86,7 +87,21 @@ def read(run: Run, number: int, most: int) -> list[Group]:
     return list(groups.values())
 
 
+def _verdicts(folder: Folder, run: Run) -> dict[tuple[str, str], dict[str, list[list[str]]]]:
+    """By suite and method, then by the item's id: what each judge said."""
+    found: dict[tuple[str, str], dict[str, list[list[str]]]] = {}
+    if load.VERDICTS in folder.files:
+        for _, told in load.read_lines(folder.path / load.VERDICTS, run):
+            suite, method, item = (str(told.get(k)) for k in ("suite", "method", "id"))
+            said = [str(told.get("model", "")), str(told.get("verdict", ""))]
+            found.setdefault((suite, method), {}).setdefault(item, []).append(said)
+    return found
+
+
 def _rows(folder: Folder, run: Run) -> Iterator[tuple[str, JsonObject]]:
+    for name in folder.partial:
+        run.notes.append(f"{'/'.join((*folder.parts, name))}: of an evaluation that has not ended.")
+        yield from load.read_lines(folder.path / name, run)
     if load.TRAJECTORIES in folder.files:
         yield from load.read_lines(folder.path / load.TRAJECTORIES, run)
     if folder.has_rollouts:

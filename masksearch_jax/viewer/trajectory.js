@@ -8,7 +8,10 @@ async function openTrajectory(index, isAsked = true) {
   const entry = report.main.rows[index];
   list.open = index;
   if (isAsked) {
-    history.replaceState(null, "", `#t-${entry.id}`);
+    // The first one that is opened from the list is a step of its history, further ones are not.
+    const isRead = location.hash.startsWith("#t-");
+    if (isRead) history.replaceState(history.state, "", `#t-${entry.id}`);
+    else history.pushState({ isFromList: true }, "", `#t-${entry.id}`);
     list.panes.classList.add("reading");
   }
   drawRows();
@@ -21,13 +24,31 @@ async function openTrajectory(index, isAsked = true) {
   list.detail.onkeydown = (event) => detailKeys(event);
 }
 
+/** Back to the list, in the browser's history too. */
 function closeTrajectory() {
+  leaveTrajectory();
+  if (history.state?.isFromList) history.back();
+  else history.replaceState(null, "", "#trajectories");
+}
+
+function leaveTrajectory() {
   list.panes.classList.remove("reading");
+  moveRow(0);
   list.box.focus();
 }
 
+/** Says in the place of a trajectory that there is none of this name. */
+function showMissing(name) {
+  list.open = undefined;
+  list.panes.classList.add("reading");
+  const why = "It is of another report, or beyond those that this one holds.";
+  fill(list.detail, h("div", { class: "actions" }, button("← List", closeTrajectory, { class: "back" })), h("p", { class: "absent", role: "status" }, `There is no trajectory #${name} here. ${why}`));
+  list.detail.onkeydown = (event) => detailKeys(event);
+}
+
 function detailKeys(event) {
-  if (event.target !== list.detail || event.ctrlKey || event.metaKey) return;
+  const isWithin = event.target !== list.detail && event.key !== "Escape";
+  if (isWithin || event.ctrlKey || event.metaKey) return;
   if (event.key === "Escape") closeTrajectory();
   else if (event.key === "j" || event.key === "ArrowRight") step(1);
   else if (event.key === "k" || event.key === "ArrowLeft") step(-1);
@@ -69,9 +90,10 @@ function trajectoryParts(index, entry, text) {
     h("p", { class: "faint" }, `${where} · ${text.example_id}`),
     h("p", {}, facts.flatMap((f, i) => (i ? [" · ", f] : [f]))),
     scoreList(text),
+    verdictList(text),
     answerPart(text),
     h("section", {}, h("h3", {}, "What happened"), pieceList(text)),
-    tokenPart(index, text),
+    tokenPart(index, text, group),
   ];
 }
 
@@ -87,6 +109,12 @@ function scoreList(text) {
   if (typeof text.advantage === "number") pairs.push(["advantage", text.advantage]);
   if (!pairs.length) return null;
   return h("dl", { class: "scores" }, pairs.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", { title: String(value) }, number(value)))));
+}
+
+/** What judges said of the answer. */
+function verdictList(text) {
+  const told = (text.verdicts ?? []).map(([judge, verdict_]) => h("div", {}, h("dt", {}, `judged by ${judge}`), h("dd", {}, verdict_ || "no reply")));
+  return told.length > 0 && h("dl", { class: "scores" }, told);
 }
 
 // ---- the answer against the reference
@@ -204,19 +232,22 @@ const COLOURINGS = {
   advantages: "advantage",
 };
 
-function tokenPart(index, text) {
+function tokenPart(index, text, group) {
   const body = h("div", {});
   const part = h("details", { class: "tokens" }, h("summary", {}, h("h3", {}, "Tokens")), body);
   part.addEventListener("toggle", async () => {
     if (!part.open || body.firstChild) return;
     const columns = await tokensOf(index);
-    append(body, columns ? tokenView(columns, text) : [h("p", { class: "absent" }, "No tokens were stored.")]);
+    append(body, columns ? tokenView(columns, text, group) : [h("p", { class: "absent" }, "No tokens were stored.")]);
   });
   return part;
 }
 
-/** The columns with what follows from them: author of each token, and the gap of both logprobs. */
-function completed(columns, text) {
+/**
+ * The columns with what follows from them: author of each token, and the gap of both logprobs.
+ * `loss`: of what is trained on; an evaluation trains nothing.
+ */
+function completed(columns, text, group) {
   const { sampled, logprobs, trainer_logprobs: trainer } = columns;
   const mine = (values) => sampled.map((m, i) => (m ? values(i) : null));
   const advantages = columns.advantages ?? (typeof text.advantage === "number" ? mine(() => text.advantage) : undefined);
@@ -224,14 +255,14 @@ function completed(columns, text) {
   return {
     ...columns,
     author: sampled.map((m, i) => (i < (text.prompt_len ?? 0) ? "prompt" : m ? "policy" : "tool")),
-    loss: sampled.map((m) => m && counts),
+    loss: group.method && group.method !== "rollout" ? undefined : sampled.map((m) => m && counts),
     gap: trainer && logprobs ? mine((i) => trainer[i] - logprobs[i]) : undefined,
     advantages,
   };
 }
 
-function tokenView(given, text) {
-  const columns = completed(given, text);
+function tokenView(given, text, group) {
+  const columns = completed(given, text, group);
   const readout = h("p", { class: "readout", "aria-live": "polite" }, "Point at a token, or move by the arrow keys.");
   const stream = h("div", { class: "stream", tabindex: "0", role: "group", "aria-label": "Tokens" });
   const state = { columns, stream, readout, at: -1, colouring: "author", shown: MANY_TOKENS };
@@ -299,7 +330,8 @@ function showToken(state, i) {
   stream.children[state.at]?.classList.remove("now");
   state.at = i;
   stream.children[i].classList.add("now");
-  const facts = [`position ${i}`, `id ${columns.ids[i]}`, AUTHORS[columns.author[i]], columns.loss[i] ? "in the loss" : "not in the loss"];
+  const facts = [`position ${i}`, `id ${columns.ids[i]}`, AUTHORS[columns.author[i]]];
+  if (columns.loss) facts.push(columns.loss[i] ? "in the loss" : "not in the loss");
   for (const name of ["logprobs", "trainer_logprobs", "gap", "advantages"]) {
     if (typeof columns[name]?.[i] === "number") facts.push(`${COLOURINGS[name]} ${columns[name][i].toFixed(4)}`);
   }

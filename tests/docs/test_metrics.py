@@ -43,7 +43,7 @@ WRITERS = {
 # Keys of the same functions that are no figures: of checkpoints, sums and the like.
 NOT_LOGGED = {
     *("prompts", "sampler", "step_", "watch", "pass_rates", "measured", "data", "extra"),
-    *("all_updates", "masked", "samples"),
+    *("all_updates", "masked", "samples", "idle"),
 }
 
 
@@ -105,6 +105,20 @@ def test_the_page_has_every_figure_that_a_trainer_writes():
 def test_the_page_has_every_name_of_a_table(known):
     assert known
     assert sorted(known - told()) == []
+
+
+def test_the_report_has_words_for_every_figure_of_a_curve():
+    """Those of the code, of the page, and of what is counted by a number, a kind or a tool."""
+    tables = {*names.SCORES, *names.ITERATIONS, *iterations.SHOWN, *goodput.BUCKETS, "alarms"}
+    tables |= {"lost", "down", "wall", "goodput", "sessions", "wall_seconds", "peak_memory_bytes"}
+    shown = (written() | told()) - tables - {"step", "wall_time", "tok_s", "tokens"}
+    assert {"heldout_lost", "refills", "calls_NAME", "heldout_kN_span_recall"} <= shown
+    shown = {key.replace("kN", "k2").replace("NAME", "date") for key in shown}
+    assert sorted(key for key in shown if names.metric(key)[0] == names.OTHER) == []
+    assert names.metric("heldout_k2_span_recall")[1] == "Held-out span recall, 2 masks"
+    assert names.metric("reward_my_part") == (
+        "Reward and answers", "Reward: my part", "mean per trajectory"
+    )  # fmt: skip
 
 
 def test_the_page_has_every_status():

@@ -204,6 +204,18 @@ def test_the_page_shows_what_the_agent_does_as_text(browser, server, tmp_path):
 
 
 @pytest.mark.slow  # a browser starts
+def test_the_last_answer_is_in_sight(browser, server):
+    with opened(browser, server, viewport={"width": 390, "height": 700}) as page:
+        for number in range(1, 4):
+            page.fill("#question", f"Question {number}?")
+            page.press("#question", "Enter")
+            page.locator("article:not([aria-busy]) .answer").nth(number - 1).wait_for()
+            answer = page.locator(".answer").last.bounding_box()
+            assert answer["y"] + answer["height"] <= page.locator("#form").bounding_box()["y"]
+            assert answer["y"] >= 0
+
+
+@pytest.mark.slow  # a browser starts
 def test_an_answer_can_be_stopped_and_an_error_is_shown(browser):
     with scripted(latency=2.0) as server, opened(browser, server, refused=1) as page:
         page.fill("#question", "Slow?")

@@ -102,6 +102,10 @@ def record(command: str, config: dict[str, Any], defaults: dict[str, Any]) -> di
 
 def evaluate(folder: pathlib.Path, value: float, right: range, items: int = 6) -> None:
     """An evaluation of which the items in `right` are right with search, and none without."""
+    of_spans = {"source_first": cell(0.75), "reciprocal_rank": cell(0.8), "span_recall": cell(0.5)}
+    judged = cell(0.25) | {"unreadable": 1, "agreement": cell(0.5)}
+    without = {m: {"span_recall": cell(0.125)} for m in ("agent", "random")}
+    shared = {"items": 9, "shared": {"title": 2}, "shared_ids": ["a", "b"], "without": without}
     results = {
         "ramp": {m: {"span_recall": cell(v)} for m, v in (("agent", value), ("random", 0.0))}
     }
@@ -120,6 +124,11 @@ def evaluate(folder: pathlib.Path, value: float, right: range, items: int = 6) -
                 "run": "runs/other",
                 "differences": {"ramp": {"agent": {"span_recall": cell(0.25)}}},
             },
+            "judges": [
+                {"model": "strict", "prompt": "ab", "results": {"ramp": {"agent": judged}}},
+            ],
+            "leakage": {"path": "p", "ngram": 13, "suites": {"ramp": shared}},
+            "difficulty": {"ramp": {"words": [{"label": "1–2", "n": 3} | of_spans]}},
         },
     )
     made = [
@@ -128,6 +137,9 @@ def evaluate(folder: pathlib.Path, value: float, right: range, items: int = 6) -
         for i in range(items)
     ]
     write_lines(folder / "trajectories.jsonl", made)
+    names = {"model": "strict", "prompt": "ab", "suite": "ramp", "verdict": "incorrect"}
+    said = [names | {"method": row["method"], "id": row["example_id"]} for row in made]
+    write_lines(folder / "verdicts.jsonl", said)
 
 
 @pytest.fixture(scope="session")

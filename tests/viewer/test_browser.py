@@ -100,6 +100,52 @@ def test_a_link_opens_its_trajectory_and_keys_read_on(open_page):
     assert again.locator(".document.source .badge").inner_text() == "source passage"
 
 
+def focused(page) -> str:
+    return page.evaluate("controlName(document.activeElement)")
+
+
+def test_escape_closes_and_back_returns_to_the_list(open_page):
+    page = open_page("#trajectories", viewport={"width": 700, "height": 900})
+    page.locator(".row").nth(3).click()
+    page.wait_for_selector(".reading .detail h2")
+    page.get_by_role("button", name="Next").focus()
+    page.keyboard.press("Escape")  # from within
+    assert page.evaluate("document.activeElement.className") == "rows"
+    page.wait_for_function("location.hash === '#trajectories'")
+    page.locator(".row").nth(3).click()
+    page.wait_for_selector(".reading .detail h2")
+    page.keyboard.press("j")
+    page.go_back()
+    page.wait_for_function("location.hash === '#trajectories'")
+    assert count(page, ".reading") == 0
+    assert page.locator("[role=option][aria-selected=true]").get_attribute("id") == "row-4"
+    missing = open_page("#t-nowhere", viewport={"width": 390, "height": 800})
+    said = missing.locator(".detail [role=status]").inner_text()
+    assert said.startswith("There is no trajectory #t-nowhere here.")
+    missing.keyboard.press("Tab")
+    missing.get_by_role("button", name="← List").click()
+    assert missing.locator(".row").first.is_visible()
+
+
+def test_a_control_keeps_the_focus_when_its_part_is_drawn_anew(open_page):
+    page = open_page("#evaluation")
+    page.locator("summary", has_text="Paired differences").click()
+    for label in ("Measure", "Less"):
+        control = page.get_by_label(label, exact=True).first
+        control.focus()
+        control.dispatch_event("change")
+        assert focused(page) == label
+    page.evaluate("location.hash = '#curves'")
+    page.wait_for_selector(".legend button")
+    name = page.locator(".legend button").first.inner_text()
+    page.locator(".legend button").first.press("Enter")
+    assert focused(page) == name
+    assert page.locator(".legend button").first.get_attribute("aria-pressed") == "false"
+    page.evaluate("location.hash = '#trajectories'")
+    page.get_by_role("button", name="Clear").press("Enter")
+    assert focused(page) == "Clear"
+
+
 def test_hostile_text_is_text(open_page, hostile):
     page = open_page("#trajectories")
     page.wait_for_selector(".detail .document")
@@ -135,6 +181,39 @@ def test_tokens_show_who_wrote_them_and_both_logprobs(open_page):
     saved = json.loads(download.value.path().read_text())
     assert saved["ids"] == list(range(100, 112))
     assert saved["reward"]["coverage"] == 0.5
+
+
+def test_an_evaluation_trains_on_no_token(open_page):
+    page = open_page("#trajectories")
+    page.get_by_label("Suite", exact=True).select_option("ramp")
+    page.locator(".row").first.click()
+    page.locator("details.tokens > summary").click()
+    page.wait_for_selector(".t")
+    colours = page.get_by_label("Colour", exact=True).locator("option").all_inner_texts()
+    assert colours == ["who wrote it", "logprob of the sampler"]
+    page.locator(".stream").focus()
+    page.keyboard.press("ArrowRight")
+    assert "the loss" not in page.locator(".tokens .readout").inner_text()
+
+
+def test_judges_leaked_items_and_difficulty_are_shown(open_page):
+    page = open_page("#evaluation")
+    judged = page.get_by_role("region", name="Held-out RAMP: judged").locator("tbody tr")
+    shown = judged.first.locator("td").all_inner_texts()
+    assert [text.split()[0] for text in shown] == ["0.250", "0.500", "1", "4"]
+    assert "by strict" in judged.first.inner_text()
+    leaked = page.get_by_role("region", name="Held-out RAMP: without leaked items")
+    shown = leaked.locator("tbody tr").first.locator("td").all_inner_texts()
+    assert [text.split()[0] for text in shown] == ["0.125", "0.000", "4"]
+    assert "2 of 9 items left out" in leaked.inner_text()
+    page.locator("summary", has_text="What makes a span hard").first.click()
+    hard = page.get_by_role("region", name="What makes a span hard: before training")
+    shown = hard.locator("tbody tr").nth(1).locator("td").all_inner_texts()
+    assert [text.split()[0] for text in shown] == ["3", "0.750", "0.800", "0.500"]
+    page.evaluate("location.hash = '#trajectories'")
+    page.get_by_label("Suite", exact=True).select_option("ramp")
+    page.locator(".row").first.click()
+    assert "judged by strict" in page.locator(".detail .scores").last.inner_text()
 
 
 def test_curves_are_read_and_zoomed_by_keys(open_page):

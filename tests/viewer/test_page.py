@@ -162,6 +162,42 @@ def test_evaluations_have_all_their_figures(main):
     assert ["model.step", 7] in origin["pairs"]
     assert ["suites.ramp.sha256", "ab" * 32] in origin["pairs"]
     assert main["metrics"] == {"ramp": "span_recall"}
+    told = {"model": "strict", "cell": [0.25, 0.22, 0.29, 4], "agreement": [0.5, 0.47, 0.54, 4]}
+    assert agent["judges"] == [told | {"unreadable": 1}]
+    (leaked,) = origin["leakage"]["suites"].values()
+    assert (leaked["items"], leaked["shared"]) == (9, 2)
+    assert leaked["without"]["agent"] == {"span_recall": [0.125, 0.095, 0.165, 4]}
+    ((span,),) = origin["difficulty"]["ramp"].values()
+    assert (span["label"], span["n"]) == ("1–2", 3)
+    assert span["cells"]["source_first"][0] == 0.75
+
+
+def test_a_trajectory_has_its_verdicts(rendered):
+    pieces = data_of(rendered)
+    rows = pieces["main"]["rows"]
+    suites = [pieces["main"]["groups"][row["of"]]["suite"] for row in rows]
+    texts = [t for name, piece in pieces.items() if name.startswith("texts") for t in piece]
+    said = [text.get("verdicts") for text in texts]
+    assert said == [[["strict", "incorrect"]] if s == "ramp" else None for s in suites]
+
+
+def test_an_evaluation_that_has_not_ended_is_shown(write_run, tmp_path):
+    folder = write_run(tmp_path / "run") / "eval" / "ramp_sft"
+    whole = data_of(viewer.render([folder]))["main"]
+    lines = (folder / "trajectories.jsonl").read_text().splitlines(keepends=True)
+    for name in ("eval.json", "trajectories.jsonl", "verdicts.jsonl"):
+        (folder / name).unlink()
+    (folder / "trajectories.partial.jsonl").write_text("".join(lines[:3]))
+    (folder / "trajectories.partial.1.jsonl").write_text(lines[3] + lines[4][:20])
+    main = data_of(viewer.render([folder]))["main"]
+    assert [r["id"] for r in main["rows"]] == [r["id"] for r in whole["rows"][:4]]
+    assert main["runs"][0]["notes"] == [
+        "trajectories.partial.jsonl: of an evaluation that has not ended.",
+        "trajectories.partial.1.jsonl: of an evaluation that has not ended.",
+        "trajectories.partial.1.jsonl: 1 unreadable line left out (2).",
+    ]
+    within = data_of(viewer.render([tmp_path / "run"]))["main"]
+    assert "after RAMP SFT" in {group["place"] for group in within["groups"]}
 
 
 def test_all_methods_give_the_same_items_the_same_numbers(main):

@@ -76,6 +76,12 @@ async function* events(body) {
   }
 }
 
+/** Brings the end of a turn into sight, above the form, which lies over the page's end. */
+function follow(turn) {
+  document.documentElement.style.scrollPaddingBottom = `${form.offsetHeight + 8}px`;
+  turn.scrollIntoView({ block: "end" });
+}
+
 async function ask(text) {
   byId("hint")?.remove();
   const turn = add(turns, "article", "turn");
@@ -94,15 +100,16 @@ async function ask(text) {
     for await (const event of events(reply.body)) {
       if (event.error) throw new Error(event.error.message);
       for (const choice of event.choices) show(turn, choice.delta);
-      turn.scrollIntoView({ block: "end" });
+      follow(turn);
     }
   } catch (error) {
     add(turn, "p", "failed", error.name === "AbortError" ? "stopped" : error.message);
+    follow(turn);
   }
   turn.removeAttribute("aria-busy");
   stop = null;
   send.textContent = "Ask";
-  question.focus();
+  question.focus({ preventScroll: true });
 }
 
 form.addEventListener("submit", (event) => {
