@@ -64,8 +64,10 @@ def script(shell: str) -> str:
             values[main]["--help"] = tuple(sections)
     configs = sorted(p.stem for p in (installed.root() / "configs").glob("*.py"))
     configs.remove("common")
+    options = " -o nospace" if shell == "zsh" else ""  # it has no way to say so of a key alone
     before = "autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else ""
     return before + _SCRIPT.format(
+        options=options,
         mains=" ".join(main.replace("_", "-") for main in words),
         configs=" ".join(configs),
         words=_cases({main.replace("_", "-"): " ".join(w) for main, w in words.items()}),
@@ -108,7 +110,7 @@ _masksearch_values() {{
 }}
 
 _masksearch() {{
-  local line="${{COMP_LINE:0:COMP_POINT}}" typed main
+  local line="${{COMP_LINE:0:$COMP_POINT}}" typed main
   typed="${{line##*[[:space:]]}}"
   read -r _ main _ <<<"$line "
   main="${{main//_/-}}"
@@ -125,5 +127,5 @@ _masksearch() {{
   fi
   return 0
 }}
-complete -F _masksearch masksearch
+complete{options} -F _masksearch masksearch
 """

@@ -63,7 +63,16 @@ def test_bash_knows_the_function_by_the_command(scripts):
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not on this machine")
-def test_zsh_loads_it(scripts):
-    program = f'autoload -U compinit; compinit -u; source "{scripts}/zsh"; whence _masksearch'
-    done = subprocess.run(["zsh", "-f", "-c", program], capture_output=True, text=True)
-    assert done.stdout == "_masksearch\n"
+def test_zsh_offers_whole_words(scripts):
+    """Which of them begin as typed, zsh finds out itself."""
+    program = (
+        f'autoload -U compinit; compinit -u; source "{scripts}/zsh"; COMP_LINE="$1" '
+        "COMP_POINT=${#1}; COMPREPLY=(); _masksearch; print -l -- $COMPREPLY"
+    )
+    line = "masksearch train-dapo --config.dapo.kl="
+    command = ["zsh", "-f", "-c", program, "zsh", line]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.split() == [
+        f"--config.dapo.kl={x}" for x in ("none", "k1", "k3", "positive")
+    ]
+    assert not done.stderr
