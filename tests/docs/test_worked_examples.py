@@ -13,7 +13,7 @@ _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 # How far a printed number may lie from the page's: processors round otherwise, and where tokens are
 # sampled by a model that is trained, a last bit may choose another one.
 WITHIN = {"token_by_token": 0.011, "ten_steps": 0.15}
-SLOW = {"ten_steps"}
+SLOW = {"ten_steps", "token_by_token"}
 
 
 def shape(text: str) -> list[list[str]]:
