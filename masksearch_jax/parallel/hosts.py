@@ -182,9 +182,10 @@ def gather(value: Json) -> list[Json]:
 
 
 def from_first(make: Callable[[], Json]) -> Json:
-    """What process 0 makes, JSON-ready; all must call it. Where it raises, all raise.
+    """What process 0 makes by itself, JSON-ready; all must call it. Where it raises, all raise.
 
-    The others raise a UserError that ends them with the same exit status.
+    `make` must not wait for other processes. These raise a UserError that ends them with the same
+    exit status.
     """
     if not jax.distributed.is_initialized():
         return make()

@@ -21,9 +21,10 @@ def open_run_folder(cfg: TrainRun, steps: str, unread: Sequence[str] = ()) -> No
     """
     harmless = {*unread, *([steps] if cfg.optim.schedule == "constant" else ())}
     checkpoints = cfg.checkpoint.folder or storage.path(cfg.workdir) / "checkpoints"
+    goes_on = checkpoint_files.has_steps(checkpoints)  # orbax asks all processes together
 
     def record() -> None:
-        if checkpoint_files.has_steps(checkpoints):
+        if goes_on:
             run_record.resume(cfg.workdir, cfg, harmless, dict.fromkeys(unread, ""))
         else:
             run_record.write(cfg.workdir, cfg, dict.fromkeys(unread, ""))
