@@ -25,7 +25,7 @@ import numpy as np
 from masksearch_jax.core import stamp
 from masksearch_jax.core.config import PromptConfig
 from masksearch_jax.core.errors import ConfigError, check_given
-from masksearch_jax.core.schema import key, required, section
+from masksearch_jax.core.schema import key, required, section, share
 from masksearch_jax.core.search_config import tools_key
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import QAExample, RampExample
@@ -76,11 +76,12 @@ class BuildCacheRun:
             "in proportion to examples ** (1/T). Without it they come at equal rates."
         ),
     )
-    qa_share: float = key(
+    qa_share: float = share(
         0.0,
         (
-            "Of questions in the mixtures that hold RAMP too, ramp_qa_mixed, ramp_sft_qa_mixed and "
-            "ramp_sft_qa_DATASET; 0: all their tasks come at equal rates."
+            "Of questions in the mixtures that hold RAMP too, ramp_qa_mixed, "
+            "ramp_sft_qa_mixed and ramp_sft_qa_DATASET; 0: all their tasks come at equal "
+            "rates."
         ),
     )
 

@@ -29,7 +29,7 @@ from masksearch_jax.core import stamp
 from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.errors import ConfigError, UserError, check_given, nearest
 from masksearch_jax.core.files import write_text
-from masksearch_jax.core.schema import key, required, section
+from masksearch_jax.core.schema import key, required, section, share
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import build, examples, leakage, tfds_records
 from masksearch_jax.ramp.survey import CleanConfig, PassageRules
@@ -76,7 +76,7 @@ class BuildDatasetRun:
         False, "Lines are whole articles, which are cut into passages, not passages."
     )
     passage_words: int = key(100, "Words of the passages that articles are cut into.")
-    max_bad_fraction: float = key(0.01, "Share of malformed lines tolerated.")
+    max_bad_fraction: float = share(0.01, "Share of malformed lines tolerated.")
     tfrecord: bool = key(
         True,
         (

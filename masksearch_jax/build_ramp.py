@@ -30,7 +30,7 @@ from masksearch_jax.core.corpus_config import CorpusConfig, PplConfig, RampConfi
 from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.retrieval import SearchTool
-from masksearch_jax.core.schema import harmless_keys, key, required, section
+from masksearch_jax.core.schema import harmless_keys, key, required, section, share
 from masksearch_jax.core.types import SPLITS, STATEMENTS, Passage
 from masksearch_jax.corpus import readers
 from masksearch_jax.corpus.dropped_rows import DroppedRows
@@ -69,7 +69,7 @@ class BuildRampRun:
     work: WorkConfig = section(WorkConfig)
     ppl: PplConfig | None = key(None, "Of the strategy ppl.")
     llm: LLMConfig | None = key(None, "Of the extractor llm.")
-    max_failed: float = key(0.01, "Share of passages that it may give no reply for.")
+    max_failed: float = share(0.01, "Share of passages that it may give no reply for.")
 
 
 def run(cfg: BuildRampRun) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def _mask(
         rules = dataclasses.replace(rules, gazetteer=str(known))
     searches = cfg.ramp.supported or cfg.ramp.linked
     search = _index(folder, cfg.corpus.language) if searches else None
-    models = SpanModels(cfg.ramp, cfg.llm, cfg.ppl, cfg.corpus.language)
+    models = SpanModels(cfg.ramp, cfg.llm, cfg.ppl, cfg.corpus.language, cfg.max_failed)
     with contextlib.closing(models), Progress("parts masked", 1) as progress:
 
         def show(done: int, total: int) -> None:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from masksearch_jax.agents import agent_teacher, teachers
+from masksearch_jax.agents.llm_client import OUTAGE
 from masksearch_jax.agents.scripted_teacher import NOT_FINAL, Rejection
 from masksearch_jax.agents.selection import StudentConfig
 from masksearch_jax.core import stamp
@@ -36,7 +37,7 @@ from masksearch_jax.core.errors import ConfigError, UserError, check_given, near
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.retrieval import source_of
-from masksearch_jax.core.schema import harmless_keys, key, required, section
+from masksearch_jax.core.schema import harmless_keys, key, required, section, share
 from masksearch_jax.core.search_config import tools_key
 from masksearch_jax.core.types import (
     Demonstration,
@@ -59,7 +60,6 @@ KINDS = tuple(EXAMPLES)
 DEMONSTRATIONS = "demonstrations/train.jsonl"
 PART = 2000  # examples per resumable part
 _NAMED = 3  # rejections that an error quotes
-_OUTAGE = 200  # failures with no other outcome between them: a service is down
 # What does not change a demonstration: where and how fast it is made, what it may cost.
 _HARMLESS = {"search": harmless_keys(SearchConfig), "llm": harmless_keys(LLMConfig)}
 
@@ -89,14 +89,14 @@ class BuildTrajectoriesRun:
         ),
     )
     language: str = key("en", "Of the agents' prompts: en or zh.")
-    max_rejected: float = key(
+    max_rejected: float = share(
         1.0, "Share of attempts without a demonstration; beyond it the job fails."
     )
-    max_failed: float = key(
+    max_failed: float = share(
         0.01,
         (
-            "Share of attempts that may fail for want of an endpoint or a search tool; beyond it "
-            "the job ends with 1 and writes no demonstrations."
+            "Share of attempts that may fail for want of an endpoint or a search tool; beyond"
+            " it the job ends with 1 and writes no demonstrations."
         ),
     )
     llm: LLMConfig | None = key(None, "Of the agents, and of the judge.")
@@ -367,7 +367,7 @@ class Part:
         if self._refused > self._allowed:
             self._write_rejected()
             raise RejectedError(_too_many_rejected(parts, done))
-        if self._in_a_row >= _OUTAGE and self._failed > self._failures_allowed:
+        if self._in_a_row >= OUTAGE and self._failed > self._failures_allowed:
             self._write_rejected()
             raise FailedError(_too_many_failed(parts, done))
 

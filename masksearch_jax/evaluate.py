@@ -299,6 +299,7 @@ def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
     loaded = suites.load(cfg.eval, cfg.data)
     content = content_of(cfg, loaded)
     check_same_suites(content["data"])
+    hosts.from_first(lambda: additions.check_judge(cfg, loaded))
     workdir.mkdir(parents=True, exist_ok=True)
     with SharedLog(workdir, _name) as log:
         begun, is_finished = hosts.from_first(lambda: resume(cfg, workdir, content, log.rows))

@@ -25,7 +25,7 @@ from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.files import write_json
 from masksearch_jax.core.llm_config import JudgeConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
-from masksearch_jax.core.schema import key, required, section
+from masksearch_jax.core.schema import key, required, section, share
 from masksearch_jax.core.search_config import tools_key
 from masksearch_jax.core.types import STATEMENTS
 from masksearch_jax.core.watch_config import HeldoutConfig
@@ -75,7 +75,7 @@ class RecipeRun:
     question_demonstrations: int = key(
         0, "The same of questions, evenly by type, and of statements.", least=0
     )
-    qa_share: float = key(
+    qa_share: float = share(
         0.0, "Of questions in mixtures with masked paragraphs; 0: each task at the same rate."
     )
     thoughts: Literal["full", "short"] = key(

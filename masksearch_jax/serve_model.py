@@ -45,8 +45,10 @@ class ServeModelRun:
     host: str = key("127.0.0.1", "Address to bind; 127.0.0.1: this machine only.")
     port: int = key(8000, "Port to bind; 0: any free one.")
     agent: bool = key(False, "Also serve the model with its search, as NAME:agent.")
-    deadline: float = key(600.0, "Seconds of a request, its wait for a slot included.")
-    grace: float = key(20.0, "Seconds that requests in flight have once it is told to stop.")
+    deadline: float = key(600.0, "Seconds of a request, its wait for a slot included.", least=0.001)
+    grace: float = key(
+        20.0, "Seconds that requests in flight have once it is told to stop.", least=0.0
+    )
     compute: ComputeConfig = section(ComputeConfig)
     mesh: MeshConfig = section(MeshConfig)
     prompt: PromptConfig = section(PromptConfig, "Of the agent.")

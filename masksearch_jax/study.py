@@ -18,7 +18,7 @@ from pathlib import Path
 
 from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.files import write_json, write_text
-from masksearch_jax.core.schema import key
+from masksearch_jax.core.schema import key, share
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.evals import arms as comparison
 from masksearch_jax.evals import rows
@@ -56,7 +56,7 @@ class StudyRun(RecipeRun):
     metrics: tuple[str, ...] = key(
         (), "Shown besides each suite's own, such as answer_tokens or searches."
     )
-    gold_left_out: float = key(
+    gold_left_out: float = share(
         0.0, "Share of the passages that questions' answers need that the index is without."
     )
     costs: tuple[str, ...] = key(

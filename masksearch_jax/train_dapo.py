@@ -199,10 +199,7 @@ def check_reward(
     own_model: OwnModel | None,
     right: Sequence[tuple[batches.Prompt, Trajectory]],
 ) -> None:
-    """Scores a right answer, of which the judge is asked unless it is our own, not there yet.
-
-    Of that it checks that it has room. Raises ConfigError or RewardError.
-    """
+    """Raises UserError where a right answer earns nothing, or our own judge has no room for it."""
     if judge and own_model:
         for prompt, trajectory in right:
             answer = rewards.read_answer(trajectory) or ""
@@ -401,6 +398,8 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                     survival.stop(checkpointer)
                 if is_due(start) and tells_best():
                     checkpointer.add_metrics(start, measured)
+            if not start:
+                sampler.check_own_judge(state.model, [p.example for p in first])
             for step in survival.steps(start, dapo.steps, "update"):
                 began, before = time.perf_counter(), dataclasses.replace(engine.stats)
                 pass_rates.begin(step)

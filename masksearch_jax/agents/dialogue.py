@@ -21,13 +21,13 @@ T = TypeVar("T")
 
 LANGUAGES = ("en", "zh")
 # How models begin and end a thought.
-_NAMES = "(think|thinking|thoughts?|reasoning|seed:think)"
+_NAMES = "(think|thinking|thoughts?|reasoning|reflection|analysis|scratchpad|seed:think)"
 _OPENED = re.compile(
-    rf"<{_NAMES}>|\[think\]|◁think▷|<\|begin_of_thought\|>|<\|channel\|>analysis<\|message\|>",
+    rf"<\s*{_NAMES}\s*>|\[think\]|◁think▷|<\|begin_of_thought\|>|<\|channel\|>analysis<\|message\|>",
     re.IGNORECASE,
 )
 _CLOSED = re.compile(
-    rf"</{_NAMES}>|\[/think\]|◁/think▷|<\|end_of_thought\|>|<\|channel\|>final<\|message\|>",
+    rf"<\s*/\s*{_NAMES}\s*>|\[/think\]|◁/think▷|<\|end_of_thought\|>|<\|channel\|>final<\|message\|>",
     re.IGNORECASE,
 )
 _FENCE = re.compile(r"```[\w-]*\n(.*?)```", re.DOTALL)

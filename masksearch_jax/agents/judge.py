@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import types
@@ -9,12 +10,14 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from masksearch_jax.agents import dialogue
-from masksearch_jax.agents.llm_client import LLM, JobError, Message, Reply
+from masksearch_jax.agents.llm_client import LLM, JobError, LLMError, Message, Reply
 from masksearch_jax.core.errors import ConfigError, UserError, check_given
 from masksearch_jax.core.llm_config import JudgeConfig
 from masksearch_jax.core.types import Example, RampExample
 
 VERDICTS = ("correct", "incorrect")
+_REMEMBERED = 4096  # conversations whose replies could not be read, the last ones
+_QUOTED = 80  # characters of a reply or an answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +49,15 @@ def known_text(example: Example) -> str:
     return "\n".join(example.answers)
 
 
+def right_answer(example: Example) -> str:
+    """What the example itself holds to be right: the whole paragraph, or its first answer."""
+    if isinstance(example, RampExample):
+        return example.paragraph
+    return next((answer for answer in example.answers if answer.strip()), "")
+
+
 class JudgeError(UserError):
-    """No call of the judge can succeed any more: its key, its budget, its cache."""
+    """No call of the judge can succeed any more, or it does not call a right answer right."""
 
 
 class Model(Protocol):
@@ -59,9 +69,10 @@ class Model(Protocol):
 class Judge:
     """`async with Judge(cfg) as judge: await judge(example, answer)` is whether it is right.
 
-    None where its reply cannot be read. own_model: who is asked in place of an endpoint. Raises
-    ConfigError with neither or with both, JudgeError when no call can succeed any more, LLMError
-    when this one gave no reply.
+    None where its reply cannot be read. own_model: who is asked in place of an endpoint.
+    max_unreadable: the share of such replies beyond which it is of no use. Raises ConfigError with
+    neither or with both, JudgeError when no call can succeed any more, LLMError when this one gave
+    no reply.
     """
 
     def __init__(self, cfg: JudgeConfig, own_model: Model | None = None):
@@ -76,8 +87,13 @@ class Judge:
                 f"config.judge.base_url is {cfg.base_url!r}; with config.judge.own_model, which "
                 "asks no endpoint, it must be empty"
             )
+        self.max_unreadable = cfg.max_unreadable
         self._cfg = cfg
         self._own_model = own_model
+        # Conversations whose replies could not be read, each with why.
+        self._unreadable: collections.deque[tuple[list[Message], str]] = collections.deque(
+            maxlen=_REMEMBERED
+        )
         self._open = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Judge:
@@ -105,11 +121,80 @@ class Judge:
         return messages(task, known_text(example), answer, self._cfg.language)
 
     async def __call__(self, example: Example, answer: str) -> bool | None:
+        messages = self.asked(example, answer)
+        verdict, why = await self._ask(messages)
+        if verdict is None:
+            self._unreadable.append((messages, why))
+        return verdict
+
+    async def check(self, example: Example) -> None:
+        """Raises JudgeError unless it calls the known answer of an example right.
+
+        What it said instead is not kept: the judge that is mended is asked again.
+        """
+        answer = right_answer(example)
+        messages = self.asked(example, answer)
         try:
-            reply = await self._llm.complete(self.asked(example, answer))
+            verdict, why = await self._ask(messages)
+        except LLMError as error:
+            raise JudgeError(f"the judge does not answer: {_named(error)}") from error
+        if verdict:
+            return
+        self._forget(messages)
+        found = "calls it" if verdict is False else "gives no verdict that can be read:"
+        raise JudgeError(
+            f"the judge ({self._who()}) was shown the known answer of example {example.id}, "
+            f"{_quoted(answer)}, and {found} {why}"
+        )
+
+    async def forget_unreadable(self) -> str:
+        """Asks anew for what could not be read so far; why the last of it could not, or ""."""
+        why = self._unreadable[-1][1] if self._unreadable else ""
+        while self._unreadable:
+            self._forget(self._unreadable.pop()[0])
+        return why
+
+    async def _ask(self, messages: list[Message]) -> tuple[bool | None, str]:
+        """The verdict with its reason; or None, why it cannot be read and what to change."""
+        try:
+            reply = await self._llm.complete(messages)
         except JobError as error:
             raise JudgeError(f"the judge: {error}") from error
         try:
-            return parse(reply.text).correct
-        except dialogue.ReplyError:
-            return None
+            verdict = parse(reply.text)
+        except dialogue.ReplyError as error:
+            return None, self._why_unreadable(reply, error)
+        said = VERDICTS[not verdict.correct]
+        return verdict.correct, f"{said}: {_quoted(verdict.reason)}; {self._another()}"
+
+    def _why_unreadable(self, reply: Reply, error: dialogue.ReplyError) -> str:
+        if reply.is_cut:
+            return (
+                f"cut off after {reply.completion_tokens} tokens (finish_reason: length) it said "
+                f"{_quoted(reply.text)}; config.judge.max_tokens is {self._cfg.max_tokens}: raise "
+                "it, above all for a model that thinks before it answers"
+            )
+        return f"{error}, of {_quoted(reply.text)}; {self._another()}"
+
+    def _who(self) -> str:
+        if self._own_model is not None:
+            return "the model itself, config.judge.own_model"
+        return f"config.judge.model {self._cfg.model!r} at {self._cfg.base_url}"
+
+    def _another(self) -> str:
+        if self._own_model is not None:
+            return "choose an endpoint (config.judge.base_url) or config.judge.language"
+        return "choose another config.judge.model or config.judge.language"
+
+    def _forget(self, messages: list[Message]) -> None:
+        if isinstance(self._llm, LLM):  # what a model of ours said is forgotten after each step
+            self._llm.forget(messages)
+
+
+def _quoted(text: str) -> str:
+    """The beginning of a text on one line, in quotes."""
+    return repr(text if len(text) <= _QUOTED else f"{text[:_QUOTED]}…")
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -85,6 +85,12 @@ class Replies:
         select = "select 1 from replies where json_extract(request, '$.model') = ? limit 1"
         return self._row(select, model) is not None
 
+    def forget(self, key: str) -> None:
+        """Removes a reply, which is asked for and paid for anew; what it cost stays counted."""
+        self._write(
+            ("delete from replies where key = ?", [key]), ("delete from cut where key = ?", [key])
+        )
+
     def failure(self, key: str) -> str | None:
         """What became of a request that never got a reply, for a replay."""
         row = self._row("select error from failures where key = ?", key)

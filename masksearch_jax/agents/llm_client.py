@@ -40,8 +40,11 @@ _HOPELESS = frozenset({401, 402})  # wrong key, no money: no call will get a rep
 _HOPELESS_CODES = frozenset(
     {"insufficient_quota", "billing_not_active", "billing_hard_limit_reached"}
 )
+OUTAGE = 200  # failures of a job with no other outcome between them: a service is down
 _DETAIL = 300  # characters of an error without a sentence
 _FIRST = 8  # calls of a job; where none of them gets a reply, no other will
+_REFUSALS = 8  # calls in a row that are refused; then all are
+_OF_THE_REQUEST = frozenset({400, 413, 422})  # what is asked may be to blame: its words, its length
 
 
 class LLMError(RuntimeError):
@@ -51,8 +54,9 @@ class LLMError(RuntimeError):
 class JobError(RuntimeError):
     """No call can succeed any more: stop the job.
 
-    A key, quota or account that is refused, a cache that cannot be used, an endpoint that gave none
-    of the first calls a reply (no such model or address, a setting it does not take, nobody there).
+    A key, quota or account that is refused, a cache that cannot be used, an endpoint that refuses
+    call after call (no such model or address, a setting it does not take), or that gave none of the
+    first calls a reply (nobody there).
     """
 
 
@@ -110,6 +114,7 @@ class LLM:
         self._pause = 0.0  # until this time on the loop's clock nobody asks: the endpoint said so
         self._stopped: JobError | None = None
         self._begun = self._first_failed = 0  # calls; and of the first ones, those without a reply
+        self._refused = 0  # calls since the last good reply
         # One lock per question, so that two who ask the same pay once.
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._client = openai.AsyncOpenAI(
@@ -157,6 +162,11 @@ class LLM:
                 self._stopped = error
                 raise
 
+    def forget(self, messages: Sequence[Message], sample: int = 0) -> None:
+        """The reply to a conversation is not taken from the cache again; a replay keeps it."""
+        if not self.cfg.replay:
+            self._replies.forget(key_of(self._request(messages), sample))
+
     def _request(self, messages: Sequence[Message]) -> dict[str, Any]:
         cfg = self.cfg
         request = {"model": cfg.model, "messages": list(messages)}
@@ -180,13 +190,23 @@ class LLM:
         try:
             reply = await self._with_retries(request)
         except LLMError as error:
+            before = self._replies.failure(key)
             self._replies.keep_failure(key, request, str(error))
             self._first_failed += first
+            status = _refusal(error)
+            self._refused += bool(status) and not (
+                status in _OF_THE_REQUEST and before == str(error)
+            )
             if first and self._first_failed == _FIRST and not self._replies.has_any(self.cfg.model):
                 raise JobError(
                     f"{self.cfg.base_url}: none of the first {_FIRST} calls got a reply: {error}"
                 ) from error
+            if status and self._refused >= _REFUSALS:
+                raise JobError(
+                    f"{self.cfg.base_url}: {_REFUSALS} calls in a row were refused: {error}"
+                ) from error
             raise
+        self._refused = 0
         self._replies.keep(key, request, reply)
         self.usage.calls += 1
         self._count(reply)
@@ -329,7 +349,8 @@ def _text(content: Any) -> str:
 def _check_no_error(answer: Any, response: Any) -> None:
     """Raises what an error in the place of a reply, though sent with 200, says it is.
 
-    With a status as its code it is an APIStatusError of that; without, worth another attempt.
+    With a status as its code, or one that says that no call will be answered, it is an
+    APIStatusError; else worth another attempt.
     """
     answer = _object(answer)
     choices = answer.get("choices")
@@ -343,18 +364,27 @@ def _check_no_error(answer: Any, response: Any) -> None:
     said = found.get("message") or found.get("detail") or error
     said = said if isinstance(said, str) else json.dumps(said)
     code = str(found.get("code") or found.get("status"))
-    if not re.fullmatch("[45][0-9][0-9]", code):
-        raise _UselessError(f"an error in place of a reply: {said}")
     failure = openai.APIStatusError(said, response=response, body=error)
-    failure.status_code = int(code)
+    if re.fullmatch("[45][0-9][0-9]", code):
+        failure.status_code = int(code)
+    elif not _is_hopeless(failure):
+        raise _UselessError(f"an error in place of a reply: {said}")
     raise failure
 
 
 def _is_hopeless(error: Exception) -> bool:
     """Whether every other call would fail too."""
     return isinstance(error, openai.APIStatusError) and (
-        error.status_code in _HOPELESS or error.code in _HOPELESS_CODES
+        error.status_code in _HOPELESS or not _HOPELESS_CODES.isdisjoint((error.code, error.type))
     )
+
+
+def _refusal(error: LLMError) -> int:
+    """The status by which a call was refused for good; 0 for an error that may pass."""
+    cause = error.__cause__
+    if not isinstance(cause, openai.APIStatusError) or not 400 <= cause.status_code < 500:
+        return 0
+    return 0 if cause.status_code in _RETRIED else cause.status_code
 
 
 def _is_worth_retrying(error: Exception) -> bool:

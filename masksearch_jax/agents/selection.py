@@ -18,7 +18,7 @@ from masksearch_jax.agents.thoughts import is_verdict
 from masksearch_jax.core import chinese, markup, scoring
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, ModelConfig, PromptConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
-from masksearch_jax.core.schema import key, required, section
+from masksearch_jax.core.schema import key, required, section, share
 from masksearch_jax.core.types import (
     Demonstration,
     Example,
@@ -33,7 +33,7 @@ from masksearch_jax.core.types import (
 class Rules:
     """What a trajectory must be to be accepted."""
 
-    min_recall: float = key(1.0, "Of the masked spans, each in its slot; of a question's answer.")
+    min_recall: float = share(1.0, "Of the masked spans, each in its slot; of a question's answer.")
     grounded: bool = key(True, "What it fills in must stand in what it has read.")
 
 
@@ -59,9 +59,9 @@ class StudentConfig:
 class Floors:
     """Below this share of what it was at first, a measure of diversity has collapsed; 0: never."""
 
-    distinct_2: float = key(0.5, "Different bigrams / all bigrams.")
-    novelty: float = key(0.5, "1 - self-BLEU.")
-    shape_entropy: float = key(0.25, "Entropy of the trajectories' shapes.")
+    distinct_2: float = share(0.5, "Different bigrams / all bigrams.")
+    novelty: float = share(0.5, "1 - self-BLEU.")
+    shape_entropy: float = key(0.25, "Entropy of the trajectories' shapes.", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +81,10 @@ class EvolveConfig:
     )
     pool_size: int = key(1200, "Examples that a student samples on in an iteration.")
     samples: int = key(4, "Trajectories of each.")
-    hard_share: float = key(0.25, "Of the pool, at most: those that nobody has solved so far.")
+    hard_share: float = share(0.25, "Of the pool, at most: those that nobody has solved so far.")
     max_tries: int = key(3, "Iterations in which a hard item is sampled before it is given up.")
     per_example: int = key(2, "Accepted trajectories of an example kept in an iteration.")
-    max_failed: float = key(
+    max_failed: float = share(
         0.01, "Share of attempts that may fail for want of an endpoint or a search tool."
     )
     rules: Rules = section(Rules)
@@ -284,8 +284,8 @@ def collapsed(
     A measure that was 0 at first cannot collapse.
     """
     found = []
-    for name, share in floors.items():
-        floor = share * first[name]
+    for name, kept in floors.items():
+        floor = kept * first[name]
         if diversity[name] < floor:
             found.append(
                 f"{name} is {diversity[name]:.3f}, below {share:g} of the {first[name]:.3f} that "

@@ -16,12 +16,18 @@ from masksearch_jax.ramp.llm_spans import Named, Namer
 class SpanModels:
     """`namer` where `ramp.extractor` is llm, `scorer` where `ramp.strategy` is ppl, else None.
 
-    Raises ConfigError where the section of a model that is needed is missing or names none, and
-    what loading its weights or opening its cache of replies raises.
+    max_failed: share of passages for which the namer may get no reply. Raises ConfigError where the
+    section of a model that is needed is missing or names none, and what loading its weights or
+    opening its cache of replies raises.
     """
 
     def __init__(
-        self, ramp: RampConfig, llm: LLMConfig | None, ppl: PplConfig | None, language: str
+        self,
+        ramp: RampConfig,
+        llm: LLMConfig | None,
+        ppl: PplConfig | None,
+        language: str,
+        max_failed: float,
     ):
         self._session: teachers.Session | None = None
         self.namer: Namer | None = None
@@ -31,9 +37,10 @@ class SpanModels:
                 raise ConfigError("ramp.extractor is 'llm' and config.llm is None")
             self._session = teachers.Session(llm)
             self._language, self.namer = language, self._name
+            self._failures = salient.Failures(max_failed)
 
     def _name(self, passages: Sequence[Any]) -> Sequence[Named]:
-        asked = salient.name_spans(self._session.llm, passages, self._language)
+        asked = salient.name_spans(self._session.llm, passages, self._language, self._failures)
         return self._session.run(asked)
 
     def figures(self) -> dict[str, Any]:

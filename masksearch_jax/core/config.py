@@ -17,7 +17,7 @@ from masksearch_jax.core.llm_config import EndpointConfig, JudgeConfig
 from masksearch_jax.core.loss_config import LossConfig
 from masksearch_jax.core.reward_config import RewardConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
-from masksearch_jax.core.schema import key, required, section
+from masksearch_jax.core.schema import key, required, section, share
 from masksearch_jax.core.search_config import SearchConfig, tools_key
 from masksearch_jax.core.watch_config import AlarmsConfig, HeldoutConfig, LogConfig
 
@@ -58,7 +58,7 @@ class ModelConfig:
     head_dim: int = required("Width of a head.", least=1)
     rope_theta: float = required("Base of the rotary position embedding.")
     rope_scaling: RopeScaling | None = required("Scaling of its frequencies; None: none.")
-    norm_eps: float = required("Epsilon of the RMS norms.")
+    norm_eps: float = required("Epsilon of the RMS norms.", least=0.0)
     qkv_bias: bool = required("Query, key and value projections have a bias.")
     qk_norm: bool = required("Queries and keys are normalised by head.")
     tie_embeddings: bool = required("The LM head is the embedding.")
@@ -109,17 +109,19 @@ class MeshConfig:
 class OptimConfig:
     """AdamW and its learning rate."""
 
-    learning_rate: float = required("Peak of the schedule.")
+    learning_rate: float = required("Peak of the schedule.", least=0.0)
     schedule: Literal["constant", "linear", "cosine"] = key(
         "cosine", "Learning rate after the warm-up; linear and cosine end with the run's steps."
     )
     warmup_steps: int = key(10, "Updates in which the learning rate rises to its peak.", least=0)
-    end_lr_ratio: float = key(0.1, "Last learning rate / learning_rate, of linear and cosine.")
-    b1: float = key(0.9, "Decay of the mean of gradients.")
-    b2: float = key(0.95, "Decay of the mean of squared gradients.")
-    eps: float = key(1e-8, "Added to the root of the mean square.")
-    weight_decay: float = key(0.01, "Of matrices, times the learning rate; norms have none.")
-    clip_norm: float = key(1.0, "Longest gradient, by its global norm; 0: any.")
+    end_lr_ratio: float = share(0.1, "Last learning rate / learning_rate, of linear and cosine.")
+    b1: float = share(0.9, "Decay of the mean of gradients.")
+    b2: float = share(0.95, "Decay of the mean of squared gradients.")
+    eps: float = key(1e-8, "Added to the root of the mean square.", least=0)
+    weight_decay: float = key(
+        0.01, "Of matrices, times the learning rate; norms have none.", least=0
+    )
+    clip_norm: float = key(1.0, "Longest gradient, by its global norm; 0: any.", least=0)
     accumulate: int = key(
         1, "Micro-batches per update of SFT; DAPO has dapo.micro_batch.", harmless=True, least=1
     )
@@ -144,7 +146,7 @@ class LoraConfig:
         ),
         least=0,
     )
-    alpha: float = key(32.0, "What an adapter adds counts alpha / rank times.")
+    alpha: float = key(32.0, "What an adapter adds counts alpha / rank times.", least=0)
     targets: tuple[str, ...] = key(
         ("q", "k", "v", "o", "gate", "up", "down"), "Matrices that have an adapter."
     )
@@ -183,11 +185,12 @@ class SurvivalConfig:
         3600.0,
         "Seconds until the first step is done, and for each save; 0: no watchdog.",
         harmless=True,
+        least=0,
     )
     step_factor: float = key(
-        10.0, "A step that takes so many times the median may hang.", harmless=True
+        10.0, "A step that takes so many times the median may hang.", harmless=True, least=0
     )
-    step_seconds: float = key(300.0, "No shorter step is a hang.", harmless=True)
+    step_seconds: float = key(300.0, "No shorter step is a hang.", harmless=True, least=0)
     heartbeat_seconds: int = key(
         30, "A host that is silent for so many seconds is lost.", harmless=True, least=1
     )
@@ -200,14 +203,17 @@ class SurvivalConfig:
         0.0,
         "A spike: a loss so many standard deviations above the mean; 0: none is.",
         harmless=True,
+        least=0,
     )
     spike_window: int = key(
         128, "Good losses that mean and deviation are taken of.", harmless=True, least=1
     )
     max_skips: int = key(10, "Bad updates in a row that stop the run.", harmless=True, least=0)
     # A step whose searches fail in this share is sampled again until the tool answers.
-    tool_failures: float = key(0.5, "Share of failed searches that voids a step.", harmless=True)
-    tool_outage_seconds: float = key(600.0, "Of waiting for it; then exit 42.", harmless=True)
+    tool_failures: float = share(0.5, "Share of failed searches that voids a step.", harmless=True)
+    tool_outage_seconds: float = key(
+        600.0, "Of waiting for it; then exit 42.", harmless=True, least=0
+    )
     profile_steps: tuple[int, ...] = key(
         (), "Steps traced to WORKDIR/profile; SIGUSR1 traces the next one.", harmless=True
     )
@@ -243,7 +249,7 @@ class SftConfig:
     batch_size: int = key(128, "Packed rows per step, all hosts.", least=1)
     seq_len: int = key(4096, "Tokens of a packed row, at least the longest record's.", least=1)
     context_loss_weight: float = key(
-        0.0, "Loss weight of tokens that the agent did not write, such as observations."
+        0.0, "Loss weight of tokens that the agent did not write, such as observations.", least=0
     )
     log_every: int = key(10, "Steps between lines of metrics.", harmless=True, least=1)
     seed: int = key(0, "Of the order of the data.")
@@ -276,7 +282,9 @@ class DapoConfig(RewardConfig, LossConfig):
     )
     accuracy_threshold: float = key(0.999, "A sample is right at or above it.")
     min_spread: float = key(
-        0.01, "Rewards of a group that trains lie further apart, the lowest and the highest."
+        0.01,
+        "Rewards of a group that trains lie further apart, the lowest and the highest.",
+        least=0,
     )
     rest_steps: int = key(
         0,
@@ -286,7 +294,7 @@ class DapoConfig(RewardConfig, LossConfig):
         ),
         least=0,
     )
-    max_bad_fraction: float = key(
+    max_bad_fraction: float = share(
         0.01,
         "Share of prompts without room to answer in rollout.max_len that is tolerated.",
         harmless=True,
@@ -295,7 +303,7 @@ class DapoConfig(RewardConfig, LossConfig):
     overlong_buffer: int = key(
         256, "Sampled tokens before max_new_tokens where the penalty ramps.", least=0
     )
-    overlong_penalty: float = key(1.0, "Taken off at max_new_tokens; the paper's.")
+    overlong_penalty: float = key(1.0, "Taken off at max_new_tokens; the paper's.", least=0)
     overlong_filter: bool = key(False, "Drop truncated samples from the loss.")
     allow_filters: bool = key(
         False,
@@ -303,15 +311,18 @@ class DapoConfig(RewardConfig, LossConfig):
         harmless=True,
     )
     oversample: float = key(
-        1.0, "Groups in flight as a step begins, per group wanted, where in_flight keeps them."
+        1.0,
+        "Groups in flight as a step begins, per group wanted, where in_flight keeps them.",
+        least=1,
     )
     keep_rollouts: float = key(
         0.0,
         (
-            "Trajectories stored in WORKDIR/rollouts/STEP.jsonl.gz, in whole groups: up to 1 a "
-            "share of the step's, above 1 their number, 0: none."
+            "Trajectories stored in WORKDIR/rollouts/STEP.jsonl.gz, in whole groups: up to 1 "
+            "a share of the step's, above 1 their number, 0: none."
         ),
         harmless=True,
+        least=0,
     )
     split: Literal["train", "rl"] = key(
         "train", "Of the prompts; rl where ramp.rl_fraction kept some."
@@ -356,7 +367,7 @@ class EvalConfig:
         ),
     )
     temperature: float = key(
-        1.0, "Of evaluation rollouts, in place of rollout.temperature; 0: greedy."
+        1.0, "Of evaluation rollouts, in place of rollout.temperature; 0: greedy.", least=0
     )
     bootstrap: int = key(1000, "Resamples of the 95% interval.", least=1)
     seed: int = key(
@@ -388,10 +399,10 @@ class EvalConfig:
     retries: int = key(
         3, "Of an item whose search failed or whose time ran out.", harmless=True, least=0
     )
-    max_tool_failures: float = key(
+    max_tool_failures: float = share(
         0.01, "Share of such items, after that, beyond which the run ends with 1.", harmless=True
     )
-    max_bad_fraction: float = key(
+    max_bad_fraction: float = share(
         0.01,
         "Share of items that cannot be run, found before any is, that is tolerated.",
         harmless=True,

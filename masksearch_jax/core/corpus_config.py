@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from masksearch_jax.core.config import ComputeConfig, MeshConfig
-from masksearch_jax.core.schema import key, section
+from masksearch_jax.core.schema import key, section, share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +18,10 @@ class CorpusConfig:
         "",
         ("A file of questions, in a form of `ramp.question_files`; empty: the atlas's, or none."),
     )
-    limit: int = key(0, "Passages kept; 0: all.")
-    max_bad_fraction: float = key(0.01, "Share of malformed rows tolerated before the build stops.")
+    limit: int = key(0, "Passages kept; 0: all.", least=0)
+    max_bad_fraction: float = share(
+        0.01, "Share of malformed rows tolerated before the build stops."
+    )
     format: Literal["auto", "jsonl", "tsv", "hf", "dump", "wikiextractor", "tfds"] = key(
         "auto",
         (
@@ -34,14 +36,14 @@ class CorpusConfig:
         False,
         "Rows of jsonl, tsv or hf are whole articles, which are cut into passages, not passages.",
     )
-    passage_words: int = key(100, "Words of the passages that articles are cut into.")
+    passage_words: int = key(100, "Words of the passages that articles are cut into.", least=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class RampConfig:
     """Salient spans and masks (MaskSearch, section 3.1)."""
 
-    cities: int = key(3000, "Of the atlas: articles on this many of the largest cities.")
+    cities: int = key(3000, "Of the atlas: articles on this many of the largest cities.", least=0)
     reworded: bool = key(
         False,
         (
@@ -57,15 +59,17 @@ class RampConfig:
         "Of the atlas: write statements to check too, true, false and not told by any passage.",
     )
     extractor: Literal["rules", "spacy", "llm"] = key("rules", "What finds salient spans.")
-    max_masks: int = key(4, "Masked spans of an example are 1..max_masks, balanced.")
-    examples_per_passage: int = key(2, "Examples made of a paragraph, at most.")
-    min_words: int = key(8, "Shorter paragraphs are dropped.")
-    max_words: int = key(160, "Longer paragraphs are dropped.")
-    heldout_fraction: float = key(
+    max_masks: int = key(4, "Masked spans of an example are 1..max_masks, balanced.", least=1)
+    examples_per_passage: int = key(2, "Examples made of a paragraph, at most.", least=1)
+    min_words: int = key(8, "Shorter paragraphs are dropped.", least=0)
+    max_words: int = key(160, "Longer paragraphs are dropped.", least=1)
+    heldout_fraction: float = share(
         0.05, "Share of articles held out for evaluation, by a hash of the title."
     )
-    rl_fraction: float = key(0.0, "Share of the other articles kept from demonstrations, for DAPO.")
-    max_examples: int = key(0, "Examples made; 0: all.")
+    rl_fraction: float = share(
+        0.0, "Share of the other articles kept from demonstrations, for DAPO."
+    )
+    max_examples: int = key(0, "Examples made; 0: all.", least=0)
     seed: int = key(0, "Of the choice of spans.")
     strategy: Literal["random", "weighted", "ppl"] = key(
         "random",
@@ -74,9 +78,9 @@ class RampConfig:
             "them."
         ),
     )
-    min_nll: float = key(0.5, "Of ppl, nats per token: easier spans are not masked.")
+    min_nll: float = key(0.5, "Of ppl, nats per token: easier spans are not masked.", least=0)
     max_nll: float = key(6.0, "Of ppl, nats per token: harder spans are not masked.")
-    gazetteer: int = key(0, "Names learned from titles and links, at most; 0: none.")
+    gazetteer: int = key(0, "Names learned from titles and links, at most; 0: none.", least=0)
     spacy_model: str = key(
         "", "An installed pipeline for the extractor spacy, such as en_core_web_sm."
     )
@@ -102,7 +106,9 @@ class PplConfig:
 
     init: str = key("", "Folder in HF format, or of checkpoints; needed.")
     tokenizer: str = key("", "Folder with tokenizer.json; empty: that of init.")
-    batch: int = key(16, "Spans scored at once.")
-    max_len: int = key(1024, "Tokens of a masked paragraph and the paragraph up to the span.")
+    batch: int = key(16, "Spans scored at once.", least=1)
+    max_len: int = key(
+        1024, "Tokens of a masked paragraph and the paragraph up to the span.", least=1
+    )
     compute: ComputeConfig = section(ComputeConfig)
     mesh: MeshConfig = section(MeshConfig)

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.core.schema import key
+from masksearch_jax.core.schema import key, share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class LessonsConfig:
             "held-out recall. The last two want eval.every."
         ),
     )
-    keep_earlier: float = key(
+    keep_earlier: float = share(
         0.0, "Share of a lesson's records that come from the lessons before, in equal parts."
     )
     threshold: float = key(0.8, "Of gated: held-out recall that opens the next lesson.")

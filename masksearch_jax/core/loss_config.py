@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from masksearch_jax.core.schema import key
+from masksearch_jax.core.schema import key, share
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,14 +32,16 @@ class LossConfig:
         ),
     )
     fixed_length: int = key(
-        0, "Of aggregation=fixed: tokens that a sample's sum is divided by; needed there."
+        0,
+        "Of aggregation=fixed: tokens that a sample's sum is divided by; needed there.",
+        least=0,
     )
-    clip_low: float = key(0.2, "The ratio is clipped at 1 - clip_low; the paper's.")
-    clip_high: float = key(0.28, "The ratio is clipped at 1 + clip_high; the paper's.")
+    clip_low: float = share(0.2, "The ratio is clipped at 1 - clip_low; the paper's.")
+    clip_high: float = key(0.28, "The ratio is clipped at 1 + clip_high; the paper's.", least=0)
     dual_clip: float = key(
         0.0, "A negative advantage counts so many times at most, above 1; 0: any number of times."
     )
-    tis_cap: float = key(2.0, "Cap of the truncated importance weight.")
+    tis_cap: float = key(2.0, "Cap of the truncated importance weight.", least=0)
     proximal: Literal["step", "sampler"] = key(
         "step",
         (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from masksearch_jax.core.schema import key
+from masksearch_jax.core.schema import key, share
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,49 +20,68 @@ class RewardConfig:
             "package.module:function."
         ),
     )
-    format_weight: float = key(
+    format_weight: float = share(
         0.1, "Share of the reward for a well-formed trajectory; a function of yours has none."
     )
     length_penalty: float = key(
         0.6,
-        "Of the penalised reward: taken off for an excess as long as the right text. Above one "
-        "half, a second guess costs more than it may win.",
+        (
+            "Of the penalised reward: taken off for an excess as long as the right text. Above "
+            "one half, a second guess costs more than it may win."
+        ),
+        least=0,
     )
     min_searches: int = key(0, "A trajectory with fewer searches is not well-formed.")
     coverage_weight: float = key(
         0.0,
-        "Added for the share of masked spans, of supporting articles, or for an answer, that "
-        "search has shown.",
+        (
+            "Added for the share of masked spans, of supporting articles, or for an answer, that "
+            "search has shown."
+        ),
+        least=0,
     )
     gold_hit_weight: float = key(
-        0.0, "Added for the share of the passages known to hold the answer that search has shown."
+        0.0,
+        "Added for the share of the passages known to hold the answer that search has shown.",
+        least=0,
     )
     no_answer_penalty: float = key(
         0.0,
-        "Taken off the advantage of the tokens of a last turn that does not answer. All advantages "
-        "of a group have a deviation of 1.",
+        (
+            "Taken off the advantage of the tokens of a last turn that does not answer. All "
+            "advantages of a group have a deviation of 1."
+        ),
+        least=0,
     )
     no_search_penalty: float = key(
-        0.0, "The same of a last turn before which nothing was searched for."
+        0.0, "The same of a last turn before which nothing was searched for.", least=0
     )
     malformed_turn_penalty: float = key(
-        0.0, "The same of a turn that is not an optional thought and one action."
+        0.0, "The same of a turn that is not an optional thought and one action.", least=0
     )
     repeated_query_penalty: float = key(
-        0.0, "The same of a turn that searches, times its share of queries asked before."
+        0.0, "The same of a turn that searches, times its share of queries asked before.", least=0
     )
     unreadable_call_penalty: float = key(
-        0.0, "The same of a call, times its share of requests that the tool could not read."
+        0.0,
+        "The same of a call, times its share of requests that the tool could not read.",
+        least=0,
     )
     reward_workers: int = key(
         8,
         "Rewards computed at once, beside the engine; of verdicts judge.concurrency says.",
         harmless=True,
+        least=1,
     )
-    reward_timeout: float = key(300.0, "Seconds of one reward; 0: any number.", harmless=True)
-    max_reward_failures: float = key(
+    reward_timeout: float = key(
+        300.0, "Seconds of one reward; 0: any number.", harmless=True, least=0
+    )
+    max_reward_failures: float = share(
         0.1,
-        "Share of a step's samples that may be left without a reward (an exception, NaN); beyond "
-        "it the run ends with 1. With a judge: of its verdicts; beyond it is waited for.",
+        (
+            "Share of a step's samples that may be left without a reward (an exception, NaN); "
+            "beyond it the run ends with 1. With a judge: of its verdicts; beyond it is waited "
+            "for."
+        ),
         harmless=True,
     )

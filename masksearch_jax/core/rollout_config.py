@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from masksearch_jax.core.schema import key
+from masksearch_jax.core.schema import key, share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ class RolloutConfig:
     max_observation_tokens: int = key(768, "Tokens per search result.", least=0)
     answer_tokens: int = key(256, "Kept free for the answer: observations are cut to it.", least=0)
     corrections: int = key(1, "Invalid actions answered by a hint instead of the end.", least=0)
-    temperature: float = key(1.0, "Of sampling; 0: greedy.")
+    temperature: float = key(1.0, "Of sampling; 0: greedy.", least=0)
     top_k: int = key(
         0,
         (
@@ -90,12 +90,12 @@ class RolloutConfig:
         ),
         least=0,
     )
-    top_p: float = key(1.0, "Share of the likeliest tokens sampled from; 1: all.")
-    min_p: float = key(0.0, "Least probability sampled, as a share of the likeliest's; 0: any.")
+    top_p: float = share(1.0, "Share of the likeliest tokens sampled from; 1: all.")
+    min_p: float = share(0.0, "Least probability sampled, as a share of the likeliest's; 0: any.")
     max_repeats: int = key(
         16, "A phrase so often in a row ends the trajectory; 0: it never does.", least=0
     )
-    deadline: float = key(600.0, "Seconds; 0: any number.", harmless=True)
+    deadline: float = key(600.0, "Seconds; 0: any number.", harmless=True, least=0)
     in_flight: Literal["drop", "keep", "rebuild"] = key(
         "drop",
         (

@@ -33,20 +33,27 @@ def key(
     *,
     harmless: bool = False,
     folder: bool = False,
-    least: int | None = None,
+    least: float | None = None,
+    most: float | None = None,
 ) -> Any:
     """A field of a section: its default, and what it means with units and choices.
 
     harmless: a run that is resumed with another value comes to the same result (to rounding).
-    folder: names one, and what lies in it decides, not where it is. least: of a number, the
-    smallest that can work.
+    folder: names one, and what lies in it decides, not where it is. least, most: of a number, the
+    smallest and the largest that can work.
     """
-    said = {"sentence": sentence, "harmless": harmless, "folder": folder, "least": least}
-    return dataclasses.field(default=default, metadata=said)
+    said = {"sentence": sentence, "harmless": harmless, "folder": folder}
+    bounds = {"least": least, "most": most}
+    return dataclasses.field(default=default, metadata=said | bounds)
+
+
+def share(default: float, sentence: str, *, harmless: bool = False) -> Any:
+    """A field of a section that lies in 0..1."""
+    return key(default, sentence, harmless=harmless, least=0, most=1)
 
 
 def required(
-    sentence: str, *, harmless: bool = False, folder: bool = False, least: int | None = None
+    sentence: str, *, harmless: bool = False, folder: bool = False, least: float | None = None
 ) -> Any:
     """A field of a section without a default: whoever writes the config decides."""
     return key(REQUIRED, sentence, harmless=harmless, folder=folder, least=least)
@@ -110,7 +117,7 @@ def to_dataclass(schema: type[T], config: Any, path: str = "config") -> T:
 
     An int is taken for a float and a list for a tuple; nothing else is converted. Raises
     ConfigError that names the dotted key and the nearest valid ones (unknown), what is missing, or
-    the value and the type it should have, or the least that it may be.
+    the value and the type it should have, or the least or the most that it may be.
     """
     values = config.to_dict() if hasattr(config, "to_dict") else config
     if not isinstance(values, Mapping):
@@ -125,10 +132,18 @@ def to_dataclass(schema: type[T], config: Any, path: str = "config") -> T:
         raise ConfigError(f"{path} lacks {', '.join(f'{path}.{m}' for m in missing)}")
     found = {k: _convert(kinds[k], v, f"{path}.{k}") for k, v in values.items()}
     for field in dataclasses.fields(schema):
-        least, value = field.metadata.get("least"), found.get(field.name)
-        if least is not None and value is not None and value < least:
-            raise ConfigError(f"{path}.{field.name} is {value}; it must be at least {least}")
+        if (value := found.get(field.name)) is not None:
+            _check_bounds(f"{path}.{field.name}", value, field.metadata)
     return schema(**found)
+
+
+def _check_bounds(name: str, value: Any, said: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a number beyond the bounds of its key; NaN is beyond any."""
+    least, most = said.get("least"), said.get("most")
+    if least is not None and not value >= least:
+        raise ConfigError(f"{name} is {value}; it must be at least {least:g}")
+    if most is not None and not value <= most:
+        raise ConfigError(f"{name} is {value}; it must be at most {most:g}")
 
 
 def _names(schema: type[Section]) -> str:

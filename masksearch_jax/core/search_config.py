@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from masksearch_jax.core.schema import key, section
+from masksearch_jax.core.schema import key, section, share
 from masksearch_jax.core.search_services_config import OpenSearchConfig, WebConfig
 
 
@@ -35,7 +35,9 @@ class SearchConfig:
     top_k: int = key(5, "Passages per query.", least=1)
     max_passages: int = key(5, "Passages shown per search, after merging.", least=1)
     max_queries: int = key(4, "Queries read from one <search> block.", least=1)
-    timeout: float = key(30.0, "Seconds per search call, all its attempts together.", harmless=True)
+    timeout: float = key(
+        30.0, "Seconds per search call, all its attempts together.", harmless=True, least=0.001
+    )
     workers: int = key(16, "Searches in flight; further ones wait.", harmless=True, least=1)
     cache: str = key(
         "",
@@ -66,8 +68,8 @@ class SearchConfig:
     fusion: Literal["rank", "score"] = key(
         "rank", "How kind hybrid joins its two rankings: by reciprocal ranks, or weighted scores."
     )
-    rank_constant: float = key(60.0, "k of 1 / (k + rank), of fusion by rank.")
-    dense_weight: float = key(0.3, "Of the vectors in fusion by score; the words' is the rest.")
+    rank_constant: float = key(60.0, "k of 1 / (k + rank), of fusion by rank.", least=0)
+    dense_weight: float = share(0.3, "Of the vectors in fusion by score; the words' is the rest.")
     fusion_depth: int = key(100, "Passages of each ranking that are joined.", least=1)
     memory: int = key(
         10_000,
@@ -79,6 +81,7 @@ class SearchConfig:
         5.0,
         "Seconds of the first attempt of kind http; doubles with each that runs out of time.",
         harmless=True,
+        least=0.001,
     )
     retries: int = key(
         20,
@@ -90,17 +93,22 @@ class SearchConfig:
         0.1,
         "Seconds before the first retry of kind http, jittered; doubles with each, up to 2 s.",
         harmless=True,
+        least=0,
     )
     hedge: float = key(
         0.0,
-        "Seconds after which kind http asks a second time, at another replica if there is one, "
-        "and takes the first reply; 0: never.",
+        (
+            "Seconds after which kind http asks a second time, at another replica if there is "
+            "one, and takes the first reply; 0: never."
+        ),
         harmless=True,
+        least=0,
     )
     batch_wait: float = key(
         0.002,
         "Seconds in which searches of kind http that start together become one request.",
         harmless=True,
+        least=0,
     )
     cache_bytes: int = key(
         2**33,
@@ -118,6 +126,7 @@ class SearchConfig:
         0.0,
         "Requests that may begin in a second, of this process; what is cached is none. 0: any.",
         harmless=True,
+        least=0,
     )
     rerank: str = key(
         "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from masksearch_jax.core.schema import key
+from masksearch_jax.core.schema import key, share
 
 LOGS = ("jsonl", "tensorboard", "wandb")
 
@@ -36,9 +36,11 @@ class HeldoutConfig:
         folder=True,
     )
     examples: int = key(
-        64, "Masked paragraphs of each number of masks, and questions; the same every time."
+        64,
+        "Masked paragraphs of each number of masks, and questions; the same every time.",
+        least=1,
     )
-    temperature: float = key(1.0, "Of their rollouts, in place of rollout.temperature.")
+    temperature: float = key(1.0, "Of their rollouts, in place of rollout.temperature.", least=0)
     seed: int = key(0, "Of the choice of examples.")
 
 
@@ -54,32 +56,36 @@ class AlarmsConfig:
         ),
         harmless=True,
     )
-    steps: int = key(3, "Steps in a row beyond a threshold that are an alarm.", harmless=True)
-    rollbacks: int = key(2, "Of a run; the next alarm ends it with 1.", harmless=True)
-    rollback_lr: float = key(0.5, "Learning rate after a rollback / before it.")
-    answer_length: float = key(
-        0.0, "Tokens of answers / of the right ones: above it.", harmless=True
+    steps: int = key(
+        3, "Steps in a row beyond a threshold that are an alarm.", harmless=True, least=1
     )
-    answers: float = key(0.0, "Answers that a trajectory opens: above it.", harmless=True)
-    enumeration: float = key(
+    rollbacks: int = key(2, "Of a run; the next alarm ends it with 1.", harmless=True, least=0)
+    rollback_lr: float = share(0.5, "Learning rate after a rollback / before it.")
+    answer_length: float = key(
+        0.0, "Tokens of answers / of the right ones: above it.", harmless=True, least=0
+    )
+    answers: float = key(0.0, "Answers that a trajectory opens: above it.", harmless=True, least=0)
+    enumeration: float = share(
         0.0, "Share of answers that list alternatives: above it.", harmless=True
     )
-    tags: float = key(0.0, "Tags that a turn opens: above it.", harmless=True)
-    copied: float = key(
+    tags: float = key(0.0, "Tags that a turn opens: above it.", harmless=True, least=0)
+    copied: float = share(
         0.0, "Share of an answer that is copied from what search showed: above it.", harmless=True
     )
-    entropy: float = key(0.0, "Of sampled tokens, nats: below it.", harmless=True)
-    repetition: float = key(
+    entropy: float = key(0.0, "Of sampled tokens, nats: below it.", harmless=True, least=0)
+    repetition: float = share(
         0.0, "Share of trajectories that repeat themselves: above it.", harmless=True
     )
-    invalid: float = key(0.0, "Malformed turns of a trajectory: above it.", harmless=True)
-    searches: float = key(0.0, "Of a trajectory: below it.", harmless=True)
-    thoughts: float = key(0.0, "Share of turns that begin with a thought: below it.", harmless=True)
-    sampler_gap: float = key(
-        0.0, "Between log-probabilities of trainer and sampler: above it.", harmless=True
+    invalid: float = key(0.0, "Malformed turns of a trajectory: above it.", harmless=True, least=0)
+    searches: float = key(0.0, "Of a trajectory: below it.", harmless=True, least=0)
+    thoughts: float = share(
+        0.0, "Share of turns that begin with a thought: below it.", harmless=True
     )
-    grad_norm: float = key(0.0, "Before clipping: above it.", harmless=True)
-    diversity: float = key(0.0, "Share of different answers in a group: below it.", harmless=True)
+    sampler_gap: float = key(
+        0.0, "Between log-probabilities of trainer and sampler: above it.", harmless=True, least=0
+    )
+    grad_norm: float = key(0.0, "Before clipping: above it.", harmless=True, least=0)
+    diversity: float = share(0.0, "Share of different answers in a group: below it.", harmless=True)
     plateau: int = key(
         0, "Held-out measurements without a better one: as many.", harmless=True, least=0
     )

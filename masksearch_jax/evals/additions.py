@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from etils import epath
@@ -13,10 +14,11 @@ from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.files import write_json, write_lines
 from masksearch_jax.core.schema import describe_keys
-from masksearch_jax.core.types import JsonObject
+from masksearch_jax.core.types import JsonObject, has_answer
 from masksearch_jax.evals import comparison, judging, leaked
 from masksearch_jax.evals.results import RESULTS, Bootstrap
 from masksearch_jax.evals.rows import TRAJECTORIES, Rows, by_place
+from masksearch_jax.evals.suites import Suite
 from masksearch_jax.ramp.survey import CleanConfig
 from masksearch_jax.runtime import storage
 
@@ -45,6 +47,14 @@ def check_added(cfg: EvalRun) -> None:
             f"config.eval.leakage is {cfg.eval.leakage!r}, which is not there; it must name the "
             "folder that build_ramp wrote, or a JSONL file of passages"
         )
+
+
+def check_judge(cfg: EvalRun, loaded: Sequence[Suite]) -> None:
+    """Raises JudgeError for a judge that does not call the first known answer right."""
+    examples = (example for suite in loaded for example in suite.examples)
+    known = next(filter(has_answer, examples), None)
+    if cfg.judge.base_url and known:
+        judging.check_judge(cfg.judge, known)
 
 
 def added(cfg: EvalRun, workdir: epath.Path, found: JsonObject) -> JsonObject:

@@ -13,8 +13,8 @@ from masksearch_jax.agents.judge import Judge
 from masksearch_jax.agents.llm_client import LLMError
 from masksearch_jax.core import markup
 from masksearch_jax.core.llm_config import JudgeConfig
-from masksearch_jax.core.types import JsonObject
-from masksearch_jax.evals.lost import Lost, check_share
+from masksearch_jax.core.types import Example, JsonObject
+from masksearch_jax.evals.lost import Lost, LostItemsError, check_share
 from masksearch_jax.evals.metrics import bootstrap
 from masksearch_jax.evals.results import Bootstrap, Place
 from masksearch_jax.evals.rows import Row
@@ -28,8 +28,8 @@ def judged(rows: Iterable[Row], cfg: JudgeConfig, max_failed: float) -> list[str
 
     Nor is an answer that leaves a mask. "" where there was no reply. Raises JudgeError where no
     call can succeed any more, and LostItemsError where more than a share of a suite's items that
-    were asked got no reply: an outage is no score. What was paid for is in the judge's cache: the
-    same command asks for the others alone.
+    were asked got no reply, or none that can be read: an outage is no score. Verdicts are in the
+    judge's cache: the same command asks for the others alone.
     """
     said = asyncio.run(_judge_all(rows, cfg))
     lost = [Lost(*one.place, one.id, "no_verdict", one.why) for one in said if one.why]
@@ -67,7 +67,32 @@ async def _judge_all(rows: Iterable[Row], cfg: JudgeConfig) -> list[_Said]:
         left = iter(rows)
         while few := list(itertools.islice(left, _WAITING * cfg.concurrency)):
             found += await asyncio.gather(*map(one, few))
+        await _check_readable(found, judge)
     return found
+
+
+async def _check_readable(found: Iterable[_Said], judge: Judge) -> None:
+    """Raises LostItemsError where more than a share of a method's verdicts cannot be read."""
+    told = [one for one in found if one.verdict in (_WRONG, _RIGHT, _UNREADABLE)]
+    asked = Counter(one.place for one in told)
+    unreadable = Counter(one.place for one in told if one.verdict == _UNREADABLE)
+    for place, count in unreadable.items():
+        if count > judge.max_unreadable * asked[place]:
+            why = await judge.forget_unreadable()
+            raise LostItemsError(
+                f"{' '.join(place)}: {count} of {asked[place]} verdicts cannot be read, more than "
+                f"config.judge.max_unreadable={judge.max_unreadable:g} allows: {why}"
+            )
+
+
+def check_judge(cfg: JudgeConfig, example: Example) -> None:
+    """Raises JudgeError where the judge does not call the known answer of an example right."""
+
+    async def check() -> None:
+        async with Judge(cfg) as judge:
+            await judge.check(example)
+
+    asyncio.run(check())
 
 
 def cells(rows: Iterable[Row], verdicts: Sequence[str], how: Bootstrap) -> dict[Place, JsonObject]:

@@ -119,9 +119,11 @@ def _check_not_quantised(raw: JsonObject, path: Path) -> None:
     for key in ("quantization_config", "compression_config"):
         if not (settings := raw.get(key)):
             continue
-        method = settings.get("quant_method") if isinstance(settings, dict) else None
+        method = settings
+        if isinstance(settings, dict):
+            method = settings.get("quant_method") or ", ".join(settings)
         raise HfError(
-            f"{path} has {key} ({method or ', '.join(settings)}): quantised weights are not read; "
+            f"{path} has {key} ({method}): quantised weights are not read; "
             "give the folder of the model that they were made from"
         )
 

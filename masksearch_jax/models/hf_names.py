@@ -23,6 +23,7 @@ _WRAPPERS = {
     "_checkpoint_wrapped_module.": "activation checkpointing",
     "module.": "DataParallel",
 }
+_WRAPPED = re.compile("|".join(re.escape(piece) for piece in _WRAPPERS))
 
 
 def is_derived(name: str) -> bool:
@@ -58,13 +59,15 @@ def _renamed(missing: Sequence[str], extra: Sequence[str]) -> str:
     """That all missing ones are there under other names, two of which it gives; or ""."""
     if not (inner := [name for name in missing if name.startswith(_INNER)]):
         return ""
-    for piece, wrapper in _WRAPPERS.items():
-        wrapped = [name for name in extra if piece in name]
-        if wrapped and set(inner) <= {name.replace(piece, "") for name in wrapped}:
-            return (
-                f"its tensors have {piece!r} in their names ({_two(wrapped)}), of {wrapper}: save "
-                f"the module that it wraps, or take {piece!r} out of the names"
-            )
+    wrapped = [name for name in extra if _WRAPPED.search(name)]
+    if wrapped and set(inner) <= {_WRAPPED.sub("", name) for name in wrapped}:
+        found = dict.fromkeys(piece for name in wrapped for piece in _WRAPPED.findall(name))
+        pieces = " and ".join(map(repr, found))
+        return (
+            f"its tensors have {pieces} in their names ({_two(wrapped)}), of "
+            f"{' and '.join(_WRAPPERS[piece] for piece in found)}: save the module that is "
+            f"wrapped, or take {pieces} out of the names"
+        )
     for first in extra:
         prefix = first.removesuffix(inner[0].removeprefix(_INNER))
         others = {prefix + name.removeprefix(_INNER) for name in inner}

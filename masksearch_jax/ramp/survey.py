@@ -19,7 +19,7 @@ import numpy as np
 
 from masksearch_jax.core import files, stamp
 from masksearch_jax.core.corpus_config import RampConfig
-from masksearch_jax.core.schema import key
+from masksearch_jax.core.schema import key, share
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus import duplicates, prose
 from masksearch_jax.corpus.passages import read_passages
@@ -37,10 +37,10 @@ class CleanConfig:
     """What of a corpus may be masked; all of it is indexed."""
 
     prose: bool = key(False, "Leave out lists, tables, markup, holes and other scripts.")
-    duplicates: float = key(
+    duplicates: float = share(
         0.0, "Similarity (Jaccard) of near duplicates, which are left out; 0: keep them."
     )
-    max_drop: float = key(
+    max_drop: float = share(
         1.0, "Share of the passages left out for any reason before the build stops."
     )
     leakage: Literal["keep", "tag", "drop"] = key(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import NamedTuple, Protocol
 
@@ -15,7 +15,14 @@ import numpy as np
 from masksearch_jax.core import retrieval
 from masksearch_jax.core.config import DapoConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
-from masksearch_jax.core.types import SEARCH, SEARCH_ALONE, JsonObject, Trajectory, to_json
+from masksearch_jax.core.types import (
+    SEARCH,
+    SEARCH_ALONE,
+    Example,
+    JsonObject,
+    Trajectory,
+    to_json,
+)
 from masksearch_jax.data import batches
 from masksearch_jax.data.demonstrations import parse_example
 from masksearch_jax.parallel import hosts
@@ -29,7 +36,7 @@ from masksearch_jax.rl.groups import (
     score_groups,
     unpack,
 )
-from masksearch_jax.rl.reward_pool import RewardError, RewardPool
+from masksearch_jax.rl.reward_pool import RewardError, RewardPool, UnreadableError
 from masksearch_jax.rl.rewards import RewardTerms
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
@@ -46,8 +53,8 @@ _TOTALS = (
 class Outage(Exception):
     """So much that a step asked of a tool failed that it teaches nothing: to be sampled again."""
 
-    def __init__(self, tool: str, calls: str, failed: int, asked: int, error: str):
-        super().__init__(f"{failed} of {asked} {calls} failed: {error}")
+    def __init__(self, tool: str, said: str):
+        super().__init__(said)
         self.tool = tool
 
 
@@ -56,12 +63,14 @@ class ToolOutage(Outage):
 
     def __init__(self, name: str, failed: int, asked: int, error: str):
         calls = "searches" if name == SEARCH else f"calls of {name}"
-        super().__init__(f"{name} tool", calls, failed, asked, error)
+        super().__init__(f"{name} tool", f"{failed} of {asked} {calls} failed: {error}")
 
 
 class JudgeOutage(Outage):
-    def __init__(self, failed: int, asked: int, error: str):
-        super().__init__("judge", "verdicts", failed, asked, error)
+    """Of an endpoint that gives no verdicts, or none that can be read."""
+
+    def __init__(self, said: str):
+        super().__init__("judge", said)
 
 
 class OwnJudge(Protocol):
@@ -218,11 +227,14 @@ class GroupSampler:
         failures = [why for group in seen for why in reward_figures.failures(group)]
         failed = [(len(each), [why for why in each if why]) for each in calls.values()]
         failed.append((len(asked), failures))
+        verdicts = [terms.logged.get("judge_unreadable") for terms in asked]
+        failed.append((len(asked) - len(failures), [""] * verdicts.count(1.0)))
         said = [own, *([n, len(whys), whys[:1]] for n, whys in failed)]
         found = [json.loads(text) for text in hosts.gather_texts(json.dumps(said))]
         for i, name in enumerate(self.tools, 1):
             self._check_calls(name, *_summed([each[i] for each in found]))
-        self._check_rewards(*_summed([each[-1] for each in found]))
+        self._check_rewards(*_summed([each[-2] for each in found]))
+        self._check_verdicts(*_summed([each[-1] for each in found])[:2])
         return [Counts(*each[0]) for each in found]
 
     def _check_calls(self, tool: str, asked: int, failed: int, error: str) -> None:
@@ -234,11 +246,20 @@ class GroupSampler:
         if failed <= most * asked:
             return
         if self.dapo.reward == "judge":
-            raise JudgeOutage(failed, asked, error)
+            raise JudgeOutage(f"{failed} of {asked} verdicts failed: {error}")
         raise RewardError(
             f"{failed} of {asked} samples have no reward, more than the share of {most:g} that "
             f"config.dapo.max_reward_failures allows: {error}"
         )
+
+    def _check_verdicts(self, asked: int, unreadable: int) -> None:
+        """Raises JudgeOutage; of a model of ours, which would say the same again, RewardError."""
+        try:
+            self.pool.check_readable(asked, unreadable)
+        except UnreadableError as error:
+            if self.own_judge:
+                raise
+            raise JudgeOutage(str(error)) from error
 
     def _sample(
         self,
@@ -263,13 +284,33 @@ class GroupSampler:
             reward = self.pool.submit(prompt.example, trajectory)
             found[trajectory.sample] = Scored(trajectory, reward)
         if self.own_judge:
-            self._judge(self.own_judge, model, version)
+            self._judge(self.own_judge, model, version, self._pending)
         self.pool.wait(self._pending())
         self._take_whole(kept, seen)
 
-    def _judge(self, judge: OwnJudge, model: Policy, version: int) -> None:
-        """Decodes verdicts until no reward waits for one, on any process."""
-        while hosts.any_process(bool(asked := judge.asked(self._pending()))):
+    def check_own_judge(self, model: Policy, known: Sequence[Example]) -> None:
+        """Raises UserError, on all processes, where a model of ours calls no known answer right.
+
+        Before the first step.
+        """
+        if not self.own_judge:
+            return
+        self.own_judge.begin()
+        checks = [self.pool.check_judge(example) for example in known]
+        self._judge(self.own_judge, model, 0, lambda: checks)
+        errors = [error for check in checks if (error := check.exception())]
+        if not hosts.any_process(len(errors) < len(checks)):
+            raise errors[0]
+
+    def _judge(
+        self,
+        judge: OwnJudge,
+        model: Policy,
+        version: int,
+        pending: Callable[[], Sequence[futures.Future]],
+    ) -> None:
+        """Decodes verdicts until nothing pending waits for one, on any process."""
+        while hosts.any_process(bool(asked := judge.asked(pending()))):
             for verdict in self.engine.run(model, asked, version):
                 judge.take(verdict)
 

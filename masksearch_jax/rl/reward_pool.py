@@ -36,6 +36,10 @@ class RewardError(UserError):
     """Rewards cannot be had: too many samples without one, or a judge that does not answer."""
 
 
+class UnreadableError(RewardError):
+    """The judge says too much that is no verdict: what it says is no score."""
+
+
 class RewardPool:
     """Scores trajectories as `cfg.reward` says; use as a context manager, or call `close`.
 
@@ -52,6 +56,7 @@ class RewardPool:
     ):
         self.cfg, self.seconds, self.wait_seconds = cfg, 0.0, 0.0
         self._own = rewards.own_reward(cfg) if ":" in cfg.reward else None
+        self._is_own_async = is_async(self._own)
         self._threads: SearchPool[Any] = SearchPool(cfg.reward_workers)
         self._gate = asyncio.Semaphore(cfg.reward_workers)
         self._loop = asyncio.new_event_loop()
@@ -90,16 +95,36 @@ class RewardPool:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def check_sample(self, example: Example, trajectory: Trajectory) -> None:
-        """Scores one sample, at the start of a run. Raises ConfigError or RewardError for none."""
-        failure = self.submit(example, trajectory).result().failure
-        if not failure:
-            return
+        """Scores a right sample, at the start of a run. Raises ConfigError where it has no reward.
+
+        Of a judge UserError, where it does not call the sample right.
+        """
         if self._judge:
-            raise RewardError(f"the judge does not answer: {failure}")
-        raise ConfigError(
-            f"{rewards.KEY} is {self.cfg.reward!r}, which gives no reward for example "
-            f"{example.id}: {failure}"
-        )
+            self.check_judge(example).result()
+            return
+        if failure := self.submit(example, trajectory).result().failure:
+            raise ConfigError(
+                f"{rewards.KEY} is {self.cfg.reward!r}, which gives no reward for example "
+                f"{example.id}: {failure}"
+            )
+
+    def check_judge(self, example: Example) -> futures.Future[None]:
+        """Raises UserError, as its future does, unless the judge calls the known answer right."""
+        assert self._judge, "there is no judge"
+        return asyncio.run_coroutine_threadsafe(self._judge.check(example), self._loop)
+
+    def check_readable(self, asked: int, unreadable: int) -> None:
+        """Raises UnreadableError where more verdicts than allowed could not be read.
+
+        The next time these are asked for anew.
+        """
+        if self._judge and unreadable > self._judge.max_unreadable * asked:
+            why = self._run(self._judge.forget_unreadable())
+            raise UnreadableError(
+                f"{unreadable} of {asked} verdicts cannot be read, more than the share of "
+                f"{self._judge.max_unreadable:g} that config.judge.max_unreadable allows"
+                + (f": {why}" if why else "")
+            )
 
     def wait(self, pending: Sequence[futures.Future[RewardTerms]]) -> None:
         """Until all of them are there; counted as `wait_seconds`."""
@@ -148,7 +173,7 @@ class RewardPool:
         if not self._own:
             work = functools.partial(rewards.reward, example, trajectory, cfg)
             return await self._on_thread(work)
-        if inspect.iscoroutinefunction(self._own):
+        if self._is_own_async:
             async with self._gate, asyncio.timeout(cfg.reward_timeout or None):
                 found = await self._own(example, trajectory)
         else:
@@ -171,6 +196,14 @@ class RewardPool:
                     return await asyncio.wrap_future(call)
             finally:
                 self._threads.abandon(call)
+
+
+def is_async(function: object) -> bool:
+    """Whether a call must be awaited: of a function, a partial one, or a callable object."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    called = getattr(function, "__call__", None)  # noqa: B004
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
 
 
 def right_answer(prompt: Prompt, vocab: Vocabulary) -> Trajectory:

@@ -11,8 +11,8 @@ import dataclasses
 import math
 import numbers
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeGuard
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeGuard
 
 from masksearch_jax.core import markup, scoring
 from masksearch_jax.core.errors import ConfigError, nearest
@@ -25,13 +25,27 @@ RULES = ("recall", "f1", "penalised")
 KINDS = (*RULES, "judge")
 KEY = "config.dapo.reward"
 
+_LARGEST = (2 - 2**-23) * 2.0**127  # that float32 holds, in which rewards are trained on
 _SIGN = re.compile(r"[^\w\s]")
 
-# Whether an answer is right; None where the judge's reply cannot be read. What it raises is an
-# outage of the judge, of which nobody's answer is to blame.
-Judge = Callable[[Example, str], Awaitable[bool | None]]
 # A function of a user's: the reward, or its terms by name with `total`; or a coroutine of either.
 OwnReward = Callable[[Example, Trajectory], Any]
+
+
+class Judge(Protocol):
+    """Whether an answer is right; None where the judge's reply cannot be read.
+
+    What it raises is an outage of the judge, of which nobody's answer is to blame. `check` raises
+    UserError unless it calls the known answer of an example right. Beyond the share
+    `max_unreadable` its verdicts are no scores; `forget_unreadable` then has them asked for anew,
+    and tells why the last one could not be read.
+    """
+
+    max_unreadable: float
+
+    async def __call__(self, example: Example, answer: str) -> bool | None: ...
+    async def check(self, example: Example) -> None: ...
+    async def forget_unreadable(self) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +130,8 @@ def own_terms(
     """What a user's function returned, as terms: `total` as it is, the others logged.
 
     A term named `accuracy` decides which samples count as right; else `total` does. Raises
-    TypeError for anything but a number or named numbers with `total`, ValueError for NaN and
-    infinities.
+    TypeError for anything but a number or named numbers with `total`, ValueError for NaN,
+    infinities and what float32 cannot hold.
     """
     named = found._asdict() if hasattr(found, "_asdict") else found
     if not isinstance(named, Mapping):
@@ -139,6 +153,8 @@ def own_terms(
 def _check_number(value: Any, name: str) -> None:
     if not isinstance(value, numbers.Real):
         raise TypeError(f"{name}{value!r:.80} ({type(value).__name__}), which is no number")
+    if _LARGEST < abs(value) < math.inf:
+        raise ValueError(f"{name}{value!r:.40}, which float32 cannot hold: at most {_LARGEST:.3g}")
     if not math.isfinite(value):
         raise ValueError(f"{name}{float(value)}, which is not finite")
 

@@ -169,10 +169,10 @@ def test_a_refusal_is_not_retried_and_may_end_the_job(tmp_path, refusal, kind):
 
 def test_an_endpoint_that_none_of_the_first_calls_gets_a_reply_from_is_of_no_use(tmp_path):
     """Of calls begun, in whatever order they end; after one reply of the model, ever, it is."""
-    refuses = Answer(status=404)
+    fails = Answer(status=500)
 
     def answer(body):
-        return Answer("hi") if body["messages"] == ask(99) else refuses
+        return Answer("hi") if body["messages"] == ask(99) else fails
 
     async def go(cfg, first):
         async with LLM(cfg) as llm:
@@ -180,12 +180,12 @@ def test_an_endpoint_that_none_of_the_first_calls_gets_a_reply_from_is_of_no_use
             return await asyncio.gather(*found, return_exceptions=True)
 
     with Endpoint(answer) as endpoint:
-        cfg = config(endpoint, tmp_path, concurrency=1)
+        cfg = config(endpoint, tmp_path, concurrency=1, retries=0)
         *few, last = asyncio.run(go(cfg, ()))
         assert [type(e) for e in few] == [LLMError] * 7
         assert isinstance(last, JobError)
         assert str(last).endswith(
-            "none of the first 8 calls got a reply: HTTP 404: scripted 404 after 1 attempt(s)"
+            "none of the first 8 calls got a reply: HTTP 500: scripted 500 after 1 attempt(s)"
         )
         reply, *others = asyncio.run(go(cfg, (99,)))
         assert reply.text == "hi"
@@ -193,6 +193,57 @@ def test_an_endpoint_that_none_of_the_first_calls_gets_a_reply_from_is_of_no_use
         assert {type(e) for e in asyncio.run(go(cfg, ()))} == {LLMError}
         another = dataclasses.replace(cfg, model="other")
         assert isinstance(asyncio.run(go(another, ()))[-1], JobError)
+
+
+async def in_a_row(cfg, numbers):
+    """What becomes of calls that are made one after the other."""
+    async with LLM(cfg) as llm:
+        return [
+            (await asyncio.gather(llm.complete(ask(n)), return_exceptions=True))[0] for n in numbers
+        ]
+
+
+@pytest.mark.parametrize("status", [400, 403, 404])
+def test_an_endpoint_that_refuses_call_after_call_is_of_no_use_whatever_it_said_before(
+    tmp_path, status
+):
+    said = rf"8 calls in a row were refused: HTTP {status}: scripted {status} after 1 attempt\(s\)$"
+    with Endpoint(lambda body: Answer("hi")) as endpoint:
+        cfg = config(endpoint, tmp_path)
+        asyncio.run(in_a_row(cfg, range(3)))
+        endpoint.script = Answer(status=status)
+        found = asyncio.run(in_a_row(cfg, [*range(3), *range(10, 30)]))
+        assert [type(f).__name__ for f in found] == ["Reply"] * 3 + ["LLMError"] * 7 + [
+            "JobError"
+        ] * 13
+        assert re.search(said, str(found[-1]))
+        assert len(endpoint.requests) == 3 + 8
+
+
+def test_calls_that_are_refused_now_and_then_end_no_job(tmp_path):
+    def answer(body):
+        return (
+            Answer("hi")
+            if int(body["messages"][0]["content"].split()[-1]) % 8 == 7
+            else Answer(status=400)
+        )
+
+    with Endpoint(answer) as endpoint:
+        cfg = config(endpoint, tmp_path)
+        for _ in range(2):  # what was refused in the same words before is no news
+            found = asyncio.run(in_a_row(cfg, range(32)))
+            assert [type(f).__name__ for f in found] == (["LLMError"] * 7 + ["Reply"]) * 4
+
+
+@pytest.mark.parametrize("name", ["code", "type"])
+def test_a_quota_that_is_spent_ends_the_job_whatever_the_status(tmp_path, name):
+    body = json.dumps({"error": {"message": "no credits", name: "insufficient_quota"}}).encode()
+    with (
+        Endpoint(Answer(body=body)) as endpoint,
+        pytest.raises(JobError, match=r"HTTP 200: no credits$"),
+    ):
+        complete(config(endpoint, tmp_path), HELLO)
+    assert len(endpoint.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -622,6 +673,10 @@ def test_an_unknown_language_is_named():
             '<|message|>{"a": "b"}'
         ),
         '<think>I say {"a": "</think>"} now</think>{"a": "b"}',
+        *(
+            f'<{n}>maybe {{"a": "c"}}?</{n} >{{"a": "b"}}'
+            for n in ("analysis", "scratchpad", "think ")
+        ),
         '<think></think>{"a": "b"}',
     ],
 )
@@ -641,6 +696,10 @@ def test_an_object_is_found_in_what_models_put_around_it(text):
         ('<think>I may say {"a": "draft"}', "opened and never closed"),
         ('<think>a</think>\n<think>I may say {"a": "draft"}', "opened and never closed"),
         ('<think>```json\n{"a": "draft"}\n```', "opened and never closed"),
+        *(
+            (f'<{name}>I may say {{"a": "draft"}}', "opened and never closed")
+            for name in ("think ", " think", "analysis", "scratchpad", "reflection", "Analysis")
+        ),
         ('Well. [THINK]{"a": "draft"}', "opened and never closed"),
         ('<|channel|>analysis<|message|>{"a": "draft"}', "opened and never closed"),
         ('{"a": "b"}<think>or rather', "opened and never closed"),
@@ -1057,7 +1116,7 @@ def test_a_model_names_salient_spans_as_strict_json(tmp_path):
 
         async def ask(passages):
             async with LLM(config(endpoint, tmp_path)) as llm:
-                return await salient.name_spans(llm, passages, "en")
+                return await salient.name_spans(llm, passages, "en", salient.Failures(1.0))
 
         extractor = llm_spans.LLMExtractor(lambda passages: asyncio.run(ask(passages)))
         found = extractor.find(PARAGRAPHS)
@@ -1076,6 +1135,31 @@ def test_a_model_names_salient_spans_as_strict_json(tmp_path):
     assert found[3] == ([], {"llm_failed": 1})
 
 
+def test_an_endpoint_that_goes_down_is_asked_about_few_passages_more(tmp_path, monkeypatch):
+    """Beyond what may fail; the good replies are paid for."""
+    monkeypatch.setattr(salient, "OUTAGE", 10)
+    passages = [Passage(f"p{i}", f"t{i}", f"text {i}") for i in range(60)]
+    with Endpoint(in_turn(*[Answer('{"spans": []}')] * 3, Answer(status=500))) as endpoint:
+
+        async def ask(max_failed):
+            async with LLM(config(endpoint, tmp_path, retries=0, concurrency=1)) as llm:
+                failures = salient.Failures(max_failed)
+                return [
+                    *await salient.name_spans(llm, passages[:6], "en", failures),
+                    *await salient.name_spans(llm, passages[6:], "en", failures),
+                ]
+
+        with pytest.raises(
+            JobError, match=r"10 passages in a row got no reply, 10 in all, .*: HTTP 5"
+        ):
+            asyncio.run(ask(0.1))
+        assert len(endpoint.requests) <= 3 + 10 + 3  # and those in flight
+        found = asyncio.run(ask(1.0))
+        assert [isinstance(named, llm_spans.NoReply) for named in found] == [False] * 3 + [
+            True
+        ] * 57
+
+
 def test_a_reply_in_flight_when_the_job_ends_is_paid_for_once(tmp_path):
     def answer(body):
         if "Article: Ember" in body["messages"][1]["content"]:
@@ -1086,7 +1170,7 @@ def test_a_reply_in_flight_when_the_job_ends_is_paid_for_once(tmp_path):
 
         async def ask(passages):
             async with LLM(config(endpoint, tmp_path)) as llm:
-                return await salient.name_spans(llm, passages, "en")
+                return await salient.name_spans(llm, passages, "en", salient.Failures(1.0))
 
         with pytest.raises(JobError, match="401"):
             asyncio.run(ask(PARAGRAPHS[:2]))

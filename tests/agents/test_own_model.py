@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import numpy as np
 import pytest
 
-from masksearch_jax.agents.judge import Judge
+from masksearch_jax.agents.judge import Judge, JudgeError
 from masksearch_jax.agents.own_model import OwnModel
 from masksearch_jax.core.config import DapoConfig, SearchConfig
 from masksearch_jax.core.errors import ConfigError
@@ -19,7 +20,7 @@ from masksearch_jax.core.types import QAExample
 from masksearch_jax.data.batches import Prompt
 from masksearch_jax.rl.group_sampler import GroupSampler, JudgeOutage
 from masksearch_jax.rl.reward_figures import figures
-from masksearch_jax.rl.reward_pool import RewardPool, right_answer
+from masksearch_jax.rl.reward_pool import RewardPool, UnreadableError, right_answer
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.search.tool import NoSearch
 from masksearch_jax.testing.models import TextVocab, scripted_model
@@ -27,7 +28,7 @@ from masksearch_jax.testing.models import TextVocab, scripted_model
 EXAMPLE = QAExample("q3", "made", "How far?", ("4 km", "four kilometres"))
 YES = '{"reason": "so", "verdict": "correct"}'
 NO = YES.replace("correct", "incorrect")
-JUDGE = JudgeConfig(own_model=True, max_tokens=8)
+JUDGE = JudgeConfig(own_model=True, max_tokens=8, max_unreadable=1.0)
 DAPO = DapoConfig(
     steps=9,
     curriculum="",
@@ -110,6 +111,38 @@ def test_the_engine_decodes_the_verdicts(said, verdict, right, agrees, unreadabl
     assert found["accuracy"] == right
     assert (found["judge_agreement"], found["judge_unreadable"]) == (agrees, unreadable)
     assert stats.trajectories == 2 * (4 + 1)  # four equal answers are judged once a step
+
+
+def test_verdicts_of_a_model_of_ours_that_cannot_be_read_end_the_run():
+    """It would say the same again."""
+    cfg = dataclasses.replace(JUDGE, max_unreadable=0.5)
+    with pytest.raises(UnreadableError, match=r"4 of 4 verdicts cannot be read, .*: there is no J"):
+        step("5 km", "maybe", cfg=cfg)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "message"),
+    [
+        (YES, ""),
+        (NO, r"example q3, '4 km', and calls it incorrect: 'so'; choose an endpoint"),
+        (
+            "maybe",
+            r"itself, config\.judge\.own_model\) was .*: there is no JSON .*, of 'maybe'",
+        ),
+        ("maybe" * 9, r"\(finish_reason: length\) .*; config\.judge\.max_tokens is 8"),
+    ],
+)
+def test_a_model_of_ours_is_checked_on_a_known_answer(verdict, message):
+    vocab = Words()
+    model = scripted_model(vocab, vocab.encode(f"<verdict>{verdict}"))
+    own, search = OwnModel(vocab, JUDGE, ROLLOUT), SearchConfig(workers=1)
+    with (
+        Engine(vocab, search_alone(NoSearch(), search), ROLLOUT, search) as engine,
+        RewardPool(DAPO, Judge(JUDGE, own)) as pool,
+    ):
+        sampler = GroupSampler(engine, Prompts(vocab), DAPO, ROLLOUT, pool, own_judge=own)
+        with pytest.raises(JudgeError, match=message) if message else contextlib.nullcontext():
+            sampler.check_own_judge(model, [EXAMPLE])
 
 
 def test_a_verdict_that_does_not_come_is_an_outage():

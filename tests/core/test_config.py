@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import json
 import logging
+import math
 import os
 import re
 import subprocess
@@ -21,7 +22,11 @@ import pytest
 from masksearch_jax.build_trajectories import BuildTrajectoriesRun
 from masksearch_jax.core import config
 from masksearch_jax.core.config import ModelConfig
+from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.errors import ConfigError, UserError, nearest
+from masksearch_jax.core.llm_config import EndpointConfig, JudgeConfig, LLMConfig
+from masksearch_jax.core.reward_config import RewardConfig
+from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import (
     describe_keys,
     flat_keys,
@@ -154,6 +159,33 @@ def test_a_number_that_cannot_work_is_refused_with_the_least(
     assert capsys.readouterr().err == (
         f"error: config.{flag} is {value}; it must be at least {least}\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("schema", "name", "value", "rule"),
+    [
+        (RewardConfig, "reward_workers", 0, "at least 1"),
+        (RewardConfig, "reward_workers", -1, "at least 1"),
+        (RewardConfig, "format_weight", 2.0, "at most 1"),
+        (RewardConfig, "format_weight", -1.0, "at least 0"),
+        (RewardConfig, "format_weight", math.nan, "at least 0"),
+        (RewardConfig, "length_penalty", -1.0, "at least 0"),
+        (RewardConfig, "max_reward_failures", -1.0, "at least 0"),
+        (RewardConfig, "reward_timeout", -1.0, "at least 0"),
+        (LLMConfig, "concurrency", 0, "at least 1"),
+        (LLMConfig, "timeout", 0.0, r"at least 0\.001"),
+        (LLMConfig, "retries", -1, "at least 0"),
+        (JudgeConfig, "concurrency", 0, "at least 1"),
+        (JudgeConfig, "max_tokens", 0, "at least 1"),
+        (JudgeConfig, "max_unreadable", 1.5, "at most 1"),
+        (EndpointConfig, "max_tokens", 0, "at least 1"),
+        (RolloutConfig, "top_p", 1.5, "at most 1"),
+        (RampConfig, "heldout_fraction", 2.0, "at most 1"),
+    ],
+)
+def test_a_number_beyond_its_bounds_is_refused(schema, name, value, rule):
+    with pytest.raises(ConfigError, match=rf"^config\.{name} is {value}; it must be {rule}$"):
+        to_dataclass(schema, {name: value})
 
 
 def test_a_missing_key_is_named():

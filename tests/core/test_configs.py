@@ -133,6 +133,7 @@ SINCE |= {"search.cache_bytes": 2**33, "search.recorded": "", "search.requests_p
 SINCE |= {"search.rerank": "", "search.rerank_depth": 20}
 SINCE |= {"plan.passages": 0}
 SINCE |= {"search.hedge": 0.0, "search.batch_wait": 0.002}
+SINCE |= {"judge.max_unreadable": 0.5}
 # Of one file's schema alone.
 KEYS_SINCE = {"quickstart": {"qa_share": 0.0, "thoughts": "short", "init": ""}}
 KEYS_SINCE["quickstart"] |= {"heldout_points": 0, "heldout_examples": 16}
@@ -402,6 +403,27 @@ def test_the_schemas_are_frozen():
     for name in SCHEMAS:
         assert dataclasses.fields(schema_of(name))
         assert schema_of(name).__dataclass_params__.frozen
+
+
+def test_every_share_has_bounds_and_every_default_lies_within_its_own():
+    sections = {
+        section
+        for name in SCHEMAS
+        for section in (schema_of(name), *(k.section for k in describe_keys(schema_of(name))))
+        if section
+    }
+    shares = 0
+    for section in sections:
+        kinds = typing.get_type_hints(section)
+        for field in dataclasses.fields(section):
+            least, most = field.metadata.get("least"), field.metadata.get("most")
+            if kinds[field.name] is float and field.metadata["sentence"].startswith("Share "):
+                shares += 1
+                assert (least, most) == (0, 1), f"{section.__name__}.{field.name}"
+            if isinstance(field.default, int | float):
+                assert least is None or least <= field.default, field.name
+                assert most is None or field.default <= most, field.name
+    assert shares > 15
 
 
 @pytest.mark.slow  # imports TensorFlow

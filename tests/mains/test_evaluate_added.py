@@ -105,11 +105,11 @@ def test_what_cannot_be_compared_is_refused(cfg, tmp_path):
 
 
 def verdict(request):
-    """Finds every answer right but that to question 0; of 9 what it says cannot be read."""
+    """Finds every answer right but that to question 1; of 9 what it says cannot be read."""
     asked = str(request["messages"])
     if "number 9?" in asked:
         return Answer("Hm.")
-    said = "incorrect" if "number 0?" in asked else "correct"
+    said = "incorrect" if "number 1?" in asked else "correct"
     return Answer(json.dumps({"reason": "so", "verdict": said}))
 
 
@@ -126,7 +126,7 @@ def test_a_judge_scores_answers_once(cfg, tmp_path):
         assert all(r["temperature"] == 0.0 for r in endpoint.requests)
     cell = found["results"]["towns"]["agent"]["judge"]
     assert (cell["value"], cell["n"], cell["unreadable"]) == (0.8, ITEMS, 1)
-    # em says 1 of 0 to 5 and 0 of the others: it agrees on 1 to 5 alone.
+    # em says 1 of 0 to 5 and 0 of the others: it agrees on 0 and 2 to 5 alone.
     assert cell["agreement"]["value"] == pytest.approx(5 / 9)
     rows = map(json.loads, (tmp_path / "run" / "verdicts.jsonl").read_text().splitlines())
     assert Counter(r["verdict"] for r in rows) == {"correct": 8, "incorrect": 1, "unreadable": 1}
@@ -138,28 +138,34 @@ def test_a_second_judge_stands_beside_the_first(cfg, tmp_path):
     with Endpoint(verdict) as endpoint:
         first = run(judging(cfg, endpoint, tmp_path))
     before = (tmp_path / "run" / "trajectories.jsonl").read_bytes()
-    with Endpoint(Answer('{"reason": "so", "verdict": "incorrect"}')) as endpoint:
+
+    def strict(request):
+        said = "correct" if "number 0?" in str(request["messages"]) else "incorrect"
+        return Answer(json.dumps({"reason": "so", "verdict": said}))
+
+    with Endpoint(strict) as endpoint:
         found = run(judging(cfg, endpoint, tmp_path, model="strict"))
         run(judging(cfg, endpoint, tmp_path, model="strict"))  # in place of its own
     assert (tmp_path / "run" / "trajectories.jsonl").read_bytes() == before
     values = {j["model"]: j["results"]["towns"]["agent"]["value"] for j in found["judges"]}
-    assert values == {JudgeConfig().model: 0.8, "strict": 0.0}
+    assert values == {JudgeConfig().model: 0.8, "strict": 0.1}
     assert found["judges"][0] == first["judges"][0]
     assert found["judge"]["model"] == "strict"
-    assert found["results"]["towns"]["agent"]["judge"]["value"] == 0.0
+    assert found["results"]["towns"]["agent"]["judge"]["value"] == 0.1
     rows = map(json.loads, (tmp_path / "run" / "verdicts.jsonl").read_text().splitlines())
     assert Counter((r["model"], r["verdict"]) for r in rows) == {
         (JudgeConfig().model, "correct"): 8,
         (JudgeConfig().model, "incorrect"): 1,
         (JudgeConfig().model, "unreadable"): 1,
-        ("strict", "incorrect"): ITEMS,
+        ("strict", "correct"): 1,
+        ("strict", "incorrect"): ITEMS - 1,
     }
     told = results.table(found).splitlines()
     at = told.index(f"judged right by {JudgeConfig().model}:")
     assert told[at + 2].startswith("agent  0.800 [")
     assert told[at + 2].endswith("], em agrees 0.556, unreadable 1")
     at = told.index("judged right by strict:")
-    assert told[at + 2].endswith("em agrees 0.400, unreadable 0")
+    assert told[at + 2].endswith("em agrees 0.500, unreadable 0")
 
 
 def test_a_judge_that_is_down_scores_nothing(cfg, tmp_path):
@@ -175,6 +181,8 @@ def test_a_judge_that_is_down_scores_nothing(cfg, tmp_path):
         assert len(endpoint.requests) == 1  # the others are paid for
         assert found["results"]["towns"]["agent"]["judge"]["n"] == ITEMS
     with Endpoint(Answer(status=401)) as endpoint, pytest.raises(JudgeError, match="401"):
+        run(judging(cfg, endpoint, tmp_path, cache=str(tmp_path / "new.sqlite")))
+    with Endpoint(Answer("It is.")) as endpoint, pytest.raises(JudgeError, match="no verdict"):
         run(judging(cfg, endpoint, tmp_path, cache=str(tmp_path / "new.sqlite")))
     own = dataclasses.replace(cfg, judge=JudgeConfig(own_model=True))
     with pytest.raises(ConfigError, match=r"config\.judge\.own_model is for training"):

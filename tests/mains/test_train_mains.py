@@ -22,6 +22,7 @@ from benchmarks import crash_runs
 from benchmarks.crash_runs import Cluster
 from benchmarks.crash_runs import curve as curves
 from masksearch_jax import export_hf, train_dapo, train_sft
+from masksearch_jax.agents.judge import JudgeError
 from masksearch_jax.core import rows
 from masksearch_jax.core.config import DapoRun, LoraConfig, MeshConfig, SftRun
 from masksearch_jax.core.errors import ConfigError, Restart
@@ -982,7 +983,10 @@ def test_a_judge_that_dies_stops_a_run_which_goes_on_and_asks_nothing_twice(
     yes, no = (f'{{"reason": "so", "verdict": "{v}"}}' for v in ("correct", "incorrect"))
 
     def verdict(request):
-        return Answer(yes if "million" in request["messages"][-1]["content"] else no)
+        asked = request["messages"][-1]["content"]
+        known, _, answer = asked.partition("Known:")[2].partition("Answer:")
+        is_right = all(line.partition(". ")[2] in answer for line in known.split("\n") if line)
+        return Answer(yes if is_right or "million" in asked else no)
 
     with Endpoint(in_turn(verdict, Answer(status=500))) as endpoint:
         cfg = changed(at(dapo, tmp_path / "run"), "survival", tool_outage_seconds=0.1)
@@ -1006,16 +1010,16 @@ def test_a_judge_that_dies_stops_a_run_which_goes_on_and_asks_nothing_twice(
 
 @pytest.mark.slow
 def test_a_model_that_is_trained_may_judge_itself(dapo, tmp_path):
-    """It says nothing readable, which is wrong and teaches nothing."""
+    """This one says nothing that can be read: no run scores by it."""
     cfg = changed(at(dapo, tmp_path), "dapo", reward="judge", steps=1)
     cfg = changed(cfg, "judge", own_model=True, max_tokens=4)
     with pytest.raises(ConfigError, match=r"max_len is \d+; the judge.s prompt of \d+ tokens"):
         train_dapo.run(cfg)
     cfg = changed(cfg, "rollout", max_len=1024)
-    train_dapo.run(cfg)
-    [row] = read_metrics(tmp_path)
-    assert (row["judge_unreadable"], row["reward_failures"], row["updates"]) == (1, 0, 0)
-    assert 0 < row["judge_agreement"] <= 1
+    said = r"the judge \(the model itself, config\.judge\.own_model\) was shown .* no verdict "
+    with pytest.raises(JudgeError, match=said):
+        train_dapo.run(cfg)
+    assert not read_metrics(tmp_path)
 
 
 def test_a_run_whose_rewards_fail_is_refused_at_the_start(dapo, tmp_path):

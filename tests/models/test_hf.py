@@ -337,9 +337,9 @@ def wrapped_layers(name: str) -> str:
         (
             "module._orig_mod.{}".format,
             (
-                "the names of its tensors begin with 'module._orig_mod.model.' (module._orig_mod."
+                "its tensors have 'module.' and '_orig_mod.' in their names (module._orig_mod."
                 "model.embed_tokens.weight, module._orig_mod.model.layers.0.input_layernorm."
-                "weight); expected are names such as model.embed_tokens.weight"
+                "weight), of DataParallel and torch.compile: save the module that is wrapped"
             ),
         ),
         (
@@ -399,6 +399,7 @@ def test_a_quantised_tensor_beside_the_weights_is_named(folder: Path, read) -> N
             "quantization_config (gptq)",
         ),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config (fp8)"),
+        ({"quantization_config": "gptq"}, "quantization_config (gptq)"),
         ({"quantization_config": {"load_in_4bit": True}}, "quantization_config (load_in_4bit)"),
         ({"compression_config": {"quant_method": "sparse"}}, "compression_config (sparse)"),
     ],

@@ -1,6 +1,7 @@
 """Functions that tests name as rewards."""
 
 import asyncio
+import functools
 import math
 import random
 import sys
@@ -36,6 +37,17 @@ async def later(example, trajectory):
     return {"total": 0.25, "accuracy": 1, "brevity": 0.5}
 
 
+class _Later:
+    """An object that is called and awaited."""
+
+    async def __call__(self, example, trajectory):
+        return await later(example, trajectory)
+
+
+Later = _Later()
+later_bound = functools.partial(Later)
+
+
 class Parts(NamedTuple):
     total: float
     brevity: float
@@ -56,6 +68,14 @@ def nan(example, trajectory):
 
 def infinite_part(example, trajectory):
     return {"total": 1.0, "brevity": math.inf}
+
+
+def too_large(example, trajectory):
+    return 1e300
+
+
+def part_too_large(example, trajectory):
+    return {"total": 1.0, "brevity": -(10**400)}
 
 
 def text(example, trajectory):

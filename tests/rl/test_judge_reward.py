@@ -17,7 +17,7 @@ from masksearch_jax.core.types import QAExample, RampExample, Segment, Span, Tra
 from masksearch_jax.data.batches import Prompt
 from masksearch_jax.rl.group_sampler import GroupSampler, JudgeOutage
 from masksearch_jax.rl.reward_figures import figures
-from masksearch_jax.rl.reward_pool import RewardError, RewardPool
+from masksearch_jax.rl.reward_pool import RewardPool
 from masksearch_jax.rl.rewards import RewardTerms
 from masksearch_jax.rollout.stats import EngineStats
 from masksearch_jax.testing.services import Answer, Endpoint, Script
@@ -130,6 +130,9 @@ class Prompts:
     def __next__(self) -> list[Prompt]:
         return [Prompt(np.zeros(1, np.int32), QA)]
 
+    def extra(self, groups: int) -> list[Prompt]:
+        return []
+
 
 def sampler_of(pool: RewardPool, cfg=DAPO) -> GroupSampler:
     return GroupSampler(Answers(), Prompts(), cfg, RolloutConfig(), pool)
@@ -207,8 +210,79 @@ def test_a_judge_that_is_not_there_is_told_at_the_start(tmp_path):
         cfg = settings(endpoint, tmp_path)
     with RewardPool(DAPO, Judge(cfg)) as pool:
         said = r"the judge does not answer: LLMError: APIConnectionError: .* after 1 attempt"
-        with pytest.raises(RewardError, match=said):
+        with pytest.raises(JudgeError, match=said):
             pool.check_sample(QA, trajectory(QA, 0, "<answer>4 km</answer>"))
+
+
+THINKING = Answer("Let me think about", finish="length")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            THINKING,
+            (
+                r"no verdict that can be read: cut off after 3 tokens \(finish_reason: length\) it "
+                r"said 'Let me think about'; config\.judge\.max_tokens is 256: raise it"
+            ),
+        ),
+        (Answer("", finish="length"), r"cut off after .* it said ''; config\.judge\.max_tokens is"),
+        (
+            Answer("I am a helpful\nassistant."),
+            (
+                r"no verdict that can be read: there is no JSON object, of 'I am a helpful\\n"
+                r"assistant\.'; choose another config\.judge\.model or config\.judge\.language$"
+            ),
+        ),
+        (NO, r"and calls it incorrect: 'another'; choose another config\.judge\.model or "),
+    ],
+)
+def test_a_judge_that_does_not_call_a_right_answer_right_is_told_at_the_start(
+    tmp_path, answer, message
+):
+    with Endpoint(answer) as endpoint:
+        cfg = settings(endpoint, tmp_path, model="judge-1")
+        with RewardPool(DAPO, Judge(cfg)) as pool:
+            sample = QA, trajectory(QA, 0, "<answer>4 km</answer>")
+            with pytest.raises(JudgeError, match=message) as told:
+                pool.check_sample(*sample)
+            said = (
+                f"the judge (config.judge.model 'judge-1' at {endpoint.url}) was shown the known "
+            )
+            assert str(told.value).startswith(said + "answer of example q3, '4 km', and ")
+            assert "\n" not in str(told.value)
+            endpoint.script = YES  # what it said before is not taken from the cache
+            pool.check_sample(*sample)
+
+
+@pytest.mark.parametrize("unreadable", [Answer("Hm."), THINKING])
+def test_verdicts_of_which_too_many_cannot_be_read_are_an_outage(tmp_path, unreadable):
+    script = {"4 km": YES, **dict.fromkeys(("5 km", "6 km", "7 km"), unreadable)}
+    mended = dict.fromkeys(script, NO) | {"4 km": YES}
+    with (
+        Endpoint(by_answer(script)) as endpoint,
+        RewardPool(DAPO, Judge(settings(endpoint, tmp_path))) as pool,
+    ):
+        said = r"3 of 4 verdicts cannot be read, more than the share of 0\.5 that config\.judge\."
+        with pytest.raises(JudgeOutage, match=said):
+            sampler_of(pool).step(None, 0)
+        endpoint.script = by_answer(mended)  # the same judge, which has come to itself
+        [group], _ = sampler_of(pool).step(None, 0)
+        assert [parts.answer for parts in group.rewards] == [1.0, 0.0, 0.0, 0.0]
+        assert [parts.logged["judge_unreadable"] for parts in group.rewards] == [0.0] * 4
+        assert len(endpoint.requests) == 4 + 3
+
+
+def test_verdicts_of_which_a_few_cannot_be_read_are_wrong_and_counted(tmp_path):
+    script = {f"{n} km": YES if n < 6 else Answer("Hm.") for n in range(4, 8)}
+    with (
+        Endpoint(by_answer(script)) as endpoint,
+        RewardPool(DAPO, Judge(settings(endpoint, tmp_path))) as pool,
+    ):
+        [group], _ = sampler_of(pool).step(None, 0)
+    assert [parts.answer for parts in group.rewards] == [1.0, 1.0, 0.0, 0.0]
+    assert figures([group], 0.9)["judge_unreadable"] == 0.5
 
 
 def test_a_judge_without_an_endpoint_is_told_in_one_line():

@@ -132,6 +132,8 @@ def test_a_function_may_be_asynchronous_and_name_terms():
     found = terms_of(own("later"))
     assert (found.total, found.accuracy, found.format, found.failure) == (0.25, 1.0, 1.0, "")
     assert found.logged["reward_brevity"] == 0.5
+    for name in ("Later", "later_bound"):
+        assert terms_of(own(name)).total == 0.25
     found = terms_of(own("named"))
     assert (found.total, found.accuracy, found.logged["reward_brevity"]) == (0.75, 0.75, 0.5)
 
@@ -152,6 +154,8 @@ def test_the_example_scores_what_it_says():
 FAILURES = [
     ("nan", r"ValueError: nan, which is not finite"),
     ("infinite_part", r"ValueError: brevity is inf, which is not finite"),
+    ("too_large", r"ValueError: 1e\+300, which float32 cannot hold: at most 3\.4e\+38"),
+    ("part_too_large", r"ValueError: brevity is -10{38}, which float32 cannot hold: at most .*"),
     ("text", r"TypeError: '1\.0' \(str\), which is no number"),
     ("nothing", r"TypeError: None \(NoneType\), which is no number"),
     ("no_total", r"TypeError: there is no total among the terms: brevity"),
