@@ -127,7 +127,7 @@ class Judge:
             self._unreadable.append((messages, why))
         return verdict
 
-    async def check(self, example: Example) -> None:
+    async def check_known(self, example: Example) -> None:
         """Raises JudgeError unless it calls the known answer of an example right.
 
         What it said instead is not kept: the judge that is mended is asked again.

@@ -88,11 +88,11 @@ async def _check_readable(found: Iterable[_Said], judge: Judge) -> None:
 def check_judge(cfg: JudgeConfig, example: Example) -> None:
     """Raises JudgeError where the judge does not call the known answer of an example right."""
 
-    async def check() -> None:
+    async def ask() -> None:
         async with Judge(cfg) as judge:
-            await judge.check(example)
+            await judge.check_known(example)
 
-    asyncio.run(check())
+    asyncio.run(ask())
 
 
 def cells(rows: Iterable[Row], verdicts: Sequence[str], how: Bootstrap) -> dict[Place, JsonObject]:

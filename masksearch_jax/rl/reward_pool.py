@@ -111,7 +111,7 @@ class RewardPool:
     def check_judge(self, example: Example) -> futures.Future[None]:
         """Raises UserError, as its future does, unless the judge calls the known answer right."""
         assert self._judge, "there is no judge"
-        return asyncio.run_coroutine_threadsafe(self._judge.check(example), self._loop)
+        return asyncio.run_coroutine_threadsafe(self._judge.check_known(example), self._loop)
 
     def check_readable(self, asked: int, unreadable: int) -> None:
         """Raises UnreadableError where more verdicts than allowed could not be read.

@@ -35,8 +35,8 @@ OwnReward = Callable[[Example, Trajectory], Any]
 class Judge(Protocol):
     """Whether an answer is right; None where the judge's reply cannot be read.
 
-    What it raises is an outage of the judge, of which nobody's answer is to blame. `check` raises
-    UserError unless it calls the known answer of an example right. Beyond the share
+    What it raises is an outage of the judge, of which nobody's answer is to blame. `check_known`
+    raises UserError unless it calls the known answer of an example right. Beyond the share
     `max_unreadable` its verdicts are no scores; `forget_unreadable` then has them asked for anew,
     and tells why the last one could not be read.
     """
@@ -44,7 +44,7 @@ class Judge(Protocol):
     max_unreadable: float
 
     async def __call__(self, example: Example, answer: str) -> bool | None: ...
-    async def check(self, example: Example) -> None: ...
+    async def check_known(self, example: Example) -> None: ...
     async def forget_unreadable(self) -> str: ...
 
 
