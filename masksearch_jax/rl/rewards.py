@@ -153,7 +153,8 @@ def own_terms(
 def _check_number(value: Any, name: str) -> None:
     if not isinstance(value, numbers.Real):
         raise TypeError(f"{name}{value!r:.80} ({type(value).__name__}), which is no number")
-    if _LARGEST < abs(value) < math.inf:
+    size: Any = abs(value)  # an int beyond any float, too
+    if _LARGEST < size < math.inf:
         raise ValueError(f"{name}{value!r:.40}, which float32 cannot hold: at most {_LARGEST:.3g}")
     if not math.isfinite(value):
         raise ValueError(f"{name}{float(value)}, which is not finite")
