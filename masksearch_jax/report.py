@@ -19,6 +19,8 @@ from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.schema import key, required
 from masksearch_jax.runtime import cli
 
+USAGE = "usage: python -m masksearch_jax.report RUN [RUN ...] [--config.key=value ...]"
+
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
@@ -57,7 +59,12 @@ def run(cfg: ReportConfig) -> None:
 
 
 def arguments(argv: Sequence[str]) -> list[str]:
-    """The command line with the folders that it begins with as a flag, of our config `report`."""
+    """The command line with the folders that it begins with as a flag, of our config `report`.
+
+    Raises ConfigError, with the usage, where there are no arguments.
+    """
+    if len(argv) == 1:
+        raise ConfigError(USAGE)
     folders = tuple(itertools.takewhile(lambda arg: not arg.startswith("-"), argv[1:]))
     if not folders:
         return list(argv)
@@ -65,4 +72,4 @@ def arguments(argv: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    cli.run(run, ReportConfig, arguments(sys.argv))
+    cli.call(lambda: cli.run(run, ReportConfig, arguments(sys.argv)))

@@ -8,7 +8,7 @@ import unicodedata
 CHARACTERS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # for a class of a regular expression
 CHARACTER = re.compile(f"[{CHARACTERS}]")
 _WORD = re.compile(rf"[^\W{CHARACTERS}]")
-PUNCTUATION = "，。、；：？！（）《》〈〉「」『』【】〔〕“”‘’…—–·・～．"
+PUNCTUATION = "，。、；：？！（）《》〈〉「」『』【】〔〕“”‘’…—–·‧・•～〜．"
 
 
 _WORDS = re.compile(rf"[^\W\d_{CHARACTERS}]+")

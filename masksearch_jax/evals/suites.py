@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from masksearch_jax.core.scoring import Rules
 from masksearch_jax.core.types import STATEMENTS, Example, QAExample, RampExample
 from masksearch_jax.evals import metrics
 from masksearch_jax.ramp.question_files import read_questions
+from masksearch_jax.runtime.process import process_index
 
 # Ours → its file in the folder that build_ramp wrote. Those of RAMP examples are also named so with
 # a file of these.
@@ -67,9 +69,30 @@ class Suite:
         return own or metrics.rules_name(example.dataset)
 
     def rules(self, example: Example) -> Rules:
-        name = self.rules_name(example)
-        found = scoring.OURS if name == "ours" else metrics.RULES[name]
-        return found._replace(is_chinese=self.is_chinese)
+        """In the language of the suite; of a masked paragraph in its own, as in training."""
+        if isinstance(example, RampExample):
+            return scoring.rules_of(example)
+        return metrics.RULES[self.rules_name(example)]._replace(is_chinese=self.is_chinese)
+
+    @property
+    def overridden(self) -> str:
+        """Whose rules the suite's name sets in place of others that its questions have; "" none."""
+        used = metrics.rules_name(self.name, default="")
+        sets = Counter(e.dataset for e in self.examples if isinstance(e, QAExample))
+        others = {name: metrics.rules_name(name, default="") for name in sets}
+        apart = {
+            name: own
+            for name, own in others.items()
+            if used and own and metrics.RULES[own] != metrics.RULES[used]
+        }
+        if not apart:
+            return ""
+        number = sum(sets[name] for name in apart)
+        return (
+            f"the suite {self.name} is scored by the rules of {used}, after its name; {number} of "
+            f"{len(self.examples)} questions are of {', '.join(sorted(apart))}, whose own rules "
+            f"are those of {', '.join(sorted(set(apart.values())))}"
+        )
 
 
 def is_ramp(name: str) -> bool:
@@ -123,7 +146,7 @@ def _read(name: str, path: Path, max_bad_fraction: float) -> Suite:
         raise UserError(f"{path} holds no item of config.eval.suites {name!r}")
     written = [e.paragraph if isinstance(e, RampExample) else e.question for e in examples]
     chinese_ones = sum(map(chinese.is_chinese, written))
-    return Suite(
+    suite = Suite(
         name=name,
         path=path,
         sha256=stamp.content(path),
@@ -131,6 +154,9 @@ def _read(name: str, path: Path, max_bad_fraction: float) -> Suite:
         left_out=left_out,
         is_chinese=2 * chinese_ones > len(examples),
     )
+    if suite.overridden and process_index() == 0:
+        print(f"  {suite.overridden}", file=sys.stderr, flush=True)
+    return suite
 
 
 def number_of(cfg: EvalConfig, name: str) -> int:

@@ -20,6 +20,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jax.tree_util import KeyPath
 
 from masksearch_jax.core.config import MeshConfig
+from masksearch_jax.runtime.process import name_devices
 
 # Arrays, or their shapes, in any nest of containers and modules: a model's weights, an optimizer's
 # state, a batch. `Tree` where what comes out is built as what went in.
@@ -82,6 +83,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """
     set_libtpu_args()
     devices = jax.devices() if devices is None else devices
+    name_devices(devices[0].device_kind, len(devices))
     sizes = [getattr(config, axis) for axis in AXES]
     asked = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):

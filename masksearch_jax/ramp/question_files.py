@@ -9,7 +9,8 @@ Read are a JSON array, JSON lines and CSV (or TSV) with rows above its header, p
 - MuSiQue: `paragraphs`, `question_decomposition`, `answer_aliases`, `answerable`;
 - Bamboogle: `Question`, `Answer`; FreshQA: `answer_0` and so on, `fact_type`, `num_hops`;
 - FanOutQA: `decomposition` with evidence, or `necessary_evidence` and no answer;
-- FlashRAG: `golden_answers`, and the rest in `metadata`;
+- FlashRAG: `golden_answers`, and the rest in `metadata`; `data_source` names the data set where
+  a file holds several;
 - NQ-open: `answer`, a list of accepted answers. FanOutQA's list is one answer of several parts.
 """
 
@@ -254,7 +255,8 @@ def _example(row: Any, dataset: str, with_answers: bool) -> QAExample:
         raise _BadRow("question is not text", repr(question)[:80])
     if row.get("answerable") is False and with_answers:
         raise _BadRow(_NOT_ANSWERABLE)
-    dataset = str(row.get("dataset") or _dataset(row) or dataset)
+    named = row.get("dataset") or row.get("data_source")
+    dataset = str(named or _dataset(row) or dataset)
     try:
         answers = _answers(row, dataset)
         example = QAExample(

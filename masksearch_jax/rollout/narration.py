@@ -97,13 +97,10 @@ class Narrator:
             yield from self._policy(seen.segments[-1].text, is_whole=True)
         while self._shown < len(seen.shown):  # for which there was no room
             yield self._documents(seen)
-        answer = answer_of(seen.segments, self._tools)
-        if status == "tool_failure":
-            yield {"failed": f"the {tool} failed: {error}"}
-        elif status == "answered" and answer is not None:
-            yield {"answer": answer}
+        if why := failure_of(seen, status, self._tools, error, tool):
+            yield {"failed": why}
         else:
-            yield {"failed": f"no answer: {_REASONS.get(status, 'its answer is malformed')}"}
+            yield {"answer": answer_of(seen.segments, self._tools)}
 
     def _policy(self, text: str, is_whole: bool) -> Iterator[JsonObject]:
         plan = self._plan(text, is_whole)
@@ -151,6 +148,17 @@ def as_document(passage: Passage) -> JsonObject:
 def answer_of(segments: Sequence[Segment], tools: Sequence[str]) -> str | None:
     """What the policy answered; None for no answer or a malformed one."""
     return markup.extract_answer("".join(s.text for s in segments if s.author == "policy"), tools)
+
+
+def failure_of(
+    seen: Seen, status: Status, tools: Sequence[str], error: str = "", tool: str = SEARCH
+) -> str:
+    """Why a trajectory has no answer, "" where it has one. error, tool: of a failed call."""
+    if status == "tool_failure":
+        return f"the {tool} failed: {error}"
+    if status == "answered" and answer_of(seen.segments, tools) is not None:
+        return ""
+    return f"no answer: {_REASONS.get(status, 'its answer is malformed')}"
 
 
 def steady(text: str, stops: Sequence[str] = ()) -> str:

@@ -146,6 +146,8 @@ class Writer:
         choice: JsonObject = {"index": index, "logprobs": None}
         if self._is_agent:
             message = self._agent_message(seen)
+            if why := narration.failure_of(seen, ended.status, tuple(self._limits)):
+                message["failed"] = why
             finish = _finish(ended, message["content"] != "")
             return choice | {"message": message, "finish_reason": finish}
         text, (ids, logprobs) = ended.text_by("policy"), _sampled(ended)

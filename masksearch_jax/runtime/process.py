@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 RESTART = 42  # exit status: start the same command again
 _process = (0, 1)  # which one of how many
+_devices = ("", 0)  # kind and number of those that a mesh was made of
 # What JAX says when another process is gone; nobody but its runtime knows.
 _LOST = re.compile(
     r"gloo|connection (closed|reset|refused)|socket closed|unavailable|heartbeat|"
@@ -33,6 +34,17 @@ def name_process(index: int, count: int) -> None:
     """Says that this is one of several processes: errors then name it and its host."""
     global _process
     _process = (index, count)
+
+
+def name_devices(kind: str, count: int) -> None:
+    """Says what this process and its others compute on."""
+    global _devices
+    _devices = (kind, count)
+
+
+def devices() -> tuple[str, int]:
+    """Kind and number of the accelerators in use; ("", 0) where no mesh was made."""
+    return _devices
 
 
 def process_index() -> int:

@@ -31,7 +31,7 @@ from masksearch_jax.core.schema import REQUIRED, Key, Section, describe_keys
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.runtime import installed, storage
 from masksearch_jax.runtime.config_text import leaves, lookup
-from masksearch_jax.runtime.process import process_index
+from masksearch_jax.runtime.process import devices, process_index
 
 PACKAGES = (
     *("masksearch_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "tantivy"),
@@ -158,14 +158,20 @@ def _content(folder: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of this package and those that results depend on, as far as they are installed."""
+    """Of this package and those that results depend on, as far as they are installed.
+
+    And of the machine: CPUs, memory, and the accelerators where a mesh was made of them.
+    """
     found = {"python": platform.python_version(), "machine": platform.machine()}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found | {"cpus": str(os.cpu_count())}
+    kind, count = devices()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    found |= {"cpus": str(os.cpu_count()), "memory": f"{memory:.1f} GiB"}
+    return found | ({"accelerators": f"{count} × {kind}"} if count else {})
 
 
 def _session(changed: list[str]) -> JsonObject:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from masksearch_jax.core import chinese
+from masksearch_jax.core import chinese, scoring
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,11 @@ from masksearch_jax.core import chinese
 )
 def test_whole_words(part, text, stands):
     assert chinese.is_within(part, text) is stands
+
+
+def test_signs_of_chinese_are_left_out():
+    assert scoring.normalise("約翰‧史密斯•李·〜（3）", is_chinese=True) == "約翰史密斯李3"
+    assert scoring.normalise("x•y") == "x•y"  # SQuAD's form knows none of them
 
 
 def test_each_character_is_a_word():

@@ -1,11 +1,15 @@
 """What a trajectory scores: answer, form, what its searches showed."""
 
 import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from masksearch_jax.core import scoring
+from masksearch_jax.core.config import EvalConfig
 from masksearch_jax.core.types import QAExample, RampExample, Segment, Span, Trajectory, Turn
 from masksearch_jax.evals import metrics
 from masksearch_jax.evals.scores import (
@@ -15,6 +19,7 @@ from masksearch_jax.evals.scores import (
     score,
     slot_scores,
 )
+from masksearch_jax.evals.suites import Suite, load
 
 PARAGRAPH = "Marie Curie was born in Warsaw in 1867 and discovered polonium with Pierre Curie."
 OURS, SQUAD = Scorer(scoring.OURS._replace(is_chinese=False)), Scorer(metrics.SQUAD)
@@ -66,6 +71,31 @@ def test_a_masked_paragraph():
     assert score(EXAMPLE, trajectory(answered(PARAGRAPH)), OURS)["em"] == 1.0
     silent = score(EXAMPLE, trajectory("hm"), OURS)
     assert silent == dict.fromkeys(RAMP_METRICS, 0.0) | {"turns": 1.0}
+
+
+def test_a_masked_paragraph_is_scored_in_its_own_language():
+    """Whatever the others of its suite are written in: all measures mean the same words."""
+    span = Span(3, 6, "挪威人", "TERM")
+    chinese = RampExample("z", "p", "t", "他們是[mask]。", "他們是挪威人。", (span,))
+    for example in (EXAMPLE, chinese):
+        suite = Suite("ramp", Path("f"), "", (EXAMPLE, chinese), Counter(), is_chinese=False)
+        got = score(example, trajectory(answered(example.paragraph)), Scorer(suite.rules(example)))
+        assert (got["span_recall"], got["f1"], got["precision"], got["em"]) == (1, 1, 1, 1)
+    assert got["answer_tokens"] == 6
+    half = score(chinese, trajectory(answered("他們是挪威。")), Scorer(suite.rules(chinese)))
+    assert (half["span_recall"], half["f1"]) == pytest.approx((2 / 3, 0.8))
+
+
+def test_a_name_that_overrides_the_rules_of_a_file_is_told(tmp_path, capsys):
+    row = {"_id": "a", "question": "Who?", "answer": "Ann", "context": []}
+    (tmp_path / "dev.json").write_text(json.dumps([row, row | {"_id": "b"}]))
+    for name, rules in (("musique", "musique"), ("hotpot", "hotpotqa"), ("mine", "hotpotqa")):
+        (suite,) = load(EvalConfig(suites=(f"{name}={tmp_path / 'dev.json'}",)), "")
+        assert {suite.rules_name(e) for e in suite.examples} == {rules}
+    assert capsys.readouterr().err == (
+        "  the suite musique is scored by the rules of musique, after its name; 2 of 2 questions "
+        "are of hotpotqa, whose own rules are those of hotpotqa\n"
+    )
 
 
 def test_a_question():

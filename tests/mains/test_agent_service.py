@@ -105,6 +105,18 @@ def test_a_stream_of_an_agent_tells_what_it_does(create):
     assert chunks[-1].choices[0].finish_reason == "stop"
 
 
+def test_a_reply_without_an_answer_says_why(create):
+    """In a stream and whole alike."""
+    given = {"model": "small:agent", "max_tokens": 1} | ASKED
+    (choice,) = create(**given).choices
+    assert (choice.message.content, choice.finish_reason) == ("", "length")
+    deltas = [chunk.choices[0].delta.model_dump() for chunk in create(**given, stream=True)]
+    (told,) = (d["failed"] for d in deltas if "failed" in d)
+    assert choice.message.failed == told
+    assert told.startswith("no answer: ")
+    assert not hasattr(create(model="small:agent", **ASKED).choices[0].message, "failed")
+
+
 def test_plain_requests_are_served_beside_it_and_never_search(create):
     plain = create(model="small", **ASKED)
     assert plain.choices[0].message.content == ""  # the script says nothing after its template

@@ -135,6 +135,30 @@ FORMS = {
             ("Ember", "Lowmere"), "hard",
         ),
     ),
+    "flashrag's triviaqa": (
+        {
+            "id": "test_4",
+            "question": WALK,
+            "golden_answers": ["Ember", "The Ember", "R. Ember", "Ember (river)"],
+            "metadata": {},
+        },
+        QAExample(
+            "test_4", "questions", WALK, ("Ember", "The Ember", "R. Ember", "Ember (river)")
+        ),
+    ),
+    "flashrag's fever": (
+        {
+            "id": "dev_2",
+            "question": "The Ember is a river.",
+            "golden_answers": ["SUPPORTS"],
+            "metadata": {"label": "SUPPORTS"},
+        },
+        QAExample("dev_2", "questions", "The Ember is a river.", ("SUPPORTS",)),
+    ),
+    "flashrag's form of several sets": (
+        {"id": "t", "question": WALK, "golden_answers": ["a"], "data_source": "musique"},
+        QAExample("t", "musique", WALK, ("a",)),
+    ),
     "ours": (
         {**ROW, "titles": ["Ember"], "level": "easy", "hops": 2},
         QAExample(

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+import jax
 import pytest
 
-from masksearch_jax.core.config import DapoRun, SftRun
+from masksearch_jax.core.config import DapoRun, MeshConfig, SftRun
 from masksearch_jax.core.errors import ConfigError, UserError
 from masksearch_jax.core.schema import describe_keys, key, required, section
-from masksearch_jax.runtime import run_record
+from masksearch_jax.parallel.sharding import make_mesh
+from masksearch_jax.runtime import process, run_record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +71,18 @@ def test_a_folder_says_what_made_it(tmp_path, repository):
     assert session["command"].startswith(sys.executable)
     packages = {"masksearch_jax", "jax", "flax", "optax", "orbax-checkpoint", "transformers"}
     assert packages | {"numpy", "python"} <= set(session["versions"])
+    assert re.fullmatch(r"\d+\.\d GiB", session["versions"]["memory"])
     head = ["git", "-C", str(repository), "rev-parse", "HEAD"]
     done = subprocess.run(head, capture_output=True, text=True, check=False)
     assert session["commit"].removesuffix("-dirty") == done.stdout.strip()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["run.json"]
+
+
+def test_a_record_names_the_accelerators_of_the_mesh(monkeypatch):
+    monkeypatch.setattr(process, "_devices", ("", 0))
+    assert "accelerators" not in run_record.versions()
+    make_mesh(MeshConfig(), jax.devices()[:2])
+    assert run_record.versions()["accelerators"] == "2 × cpu"
 
 
 def test_the_record_is_of_the_first_process_alone(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from masksearch_jax import report, viewer
+from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.runtime import cli
 from masksearch_jax.testing.pages import data_of
 from masksearch_jax.viewer import names
@@ -342,6 +343,8 @@ def test_the_command_begins_with_folders():
     assert cfg == report.ReportConfig(runs=("a", "b,c"), trajectories=7)
     unchanged = ["report", "--config=configs/report.py:runs/x"]
     assert report.arguments(unchanged) == unchanged
+    with pytest.raises(ConfigError, match=r"^usage: python -m masksearch_jax\.report RUN \[RUN"):
+        report.arguments(["report"])
 
 
 def test_the_command_writes_a_report_and_names_a_wrong_folder(write_run, tmp_path):
