@@ -2,10 +2,12 @@
 
 import atexit
 import dataclasses
+import fcntl
 import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Most programs here, those of the processes that tests start too, are compiled to run a few times:
-# optimising them costs more than it saves, and without the fusion emitters each takes a quarter of
-# the time.
+# optimising them further costs more than it saves, and without the fusion emitters each takes a
+# quarter of the time. Not at all optimised, a training step takes three times as long.
 os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0 "
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1 "
     "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false"
 )
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -46,7 +48,6 @@ LONGEST = (
     "quickstart",
     "train_mains",
     "processes",
-    "build_mains",
     "evolve",
     "mesh_parity",
     "beam",
@@ -113,6 +114,27 @@ def shared_cases() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`make_once(name, make)`: the folder that `make(folder)` filled, in one worker, for all."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = root / name, root / f"{name}.made"
+        with open(root / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker in which it failed
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return once
+
+
 @dataclasses.dataclass(frozen=True)
 class Miniature:
     """What the quickstart builds before it trains, small: its configuration and the folders."""
@@ -129,10 +151,10 @@ class Miniature:
 
 
 @pytest.fixture(scope="session")
-def miniature(tmp_path_factory) -> Miniature:
+def miniature(make_once) -> Miniature:
     """RAMP examples, questions, demonstrations, index and tokenizer of a few hundred articles.
 
-    Nothing is tokenised: `cache` is not there.
+    Nothing is tokenised: `cache` is not there. Other workers read the same folders.
     """
     from masksearch_jax import build_index, build_ramp, build_trajectories
     from masksearch_jax.core.corpus_config import CorpusConfig
@@ -147,25 +169,30 @@ def miniature(tmp_path_factory) -> Miniature:
     c.model.hidden_size, c.model.intermediate_size, c.model.head_dim = 64, 128, 16
     c.model.num_layers, c.compute.remat = 2, "none"
     cfg = to_dataclass(QuickstartRun, c)
-    folder = tmp_path_factory.mktemp("miniature")
-    made = Miniature(cfg, *(folder / n for n in ("data", "index", "tokenizer", "cache")))
-    build_ramp.run(build_ramp.BuildRampRun(str(made.data), cfg.corpus, cfg.ramp, cfg.seed))
-    passages = made.data / "passages.jsonl"
-    source = CorpusConfig(str(passages), "", 0, 0.0)
-    build_index.run(build_index.BuildIndexRun(source, str(made.index)))
-    train_bpe((p.text for p in read_passages(passages)), made.tokenizer, 512)
-    build_trajectories.run(
-        build_trajectories.BuildTrajectoriesRun(
-            folder=str(made.data),
-            kinds=("ramp", "questions"),
-            search=made.search,
-            max_searches=cfg.rollout.max_turns,
-            demonstrations=0,
-            seed=cfg.seed,
-            thoughts=cfg.thoughts,
+
+    def at(folder: Path) -> Miniature:
+        return Miniature(cfg, *(folder / n for n in ("data", "index", "tokenizer", "cache")))
+
+    def make(folder: Path) -> None:
+        made = at(folder)
+        build_ramp.run(build_ramp.BuildRampRun(str(made.data), cfg.corpus, cfg.ramp, cfg.seed))
+        passages = made.data / "passages.jsonl"
+        source = CorpusConfig(str(passages), "", 0, 0.0)
+        build_index.run(build_index.BuildIndexRun(source, str(made.index)))
+        train_bpe((p.text for p in read_passages(passages)), made.tokenizer, 512)
+        build_trajectories.run(
+            build_trajectories.BuildTrajectoriesRun(
+                folder=str(made.data),
+                kinds=("ramp", "questions"),
+                search=made.search,
+                max_searches=cfg.rollout.max_turns,
+                demonstrations=0,
+                seed=cfg.seed,
+                thoughts=cfg.thoughts,
+            )
         )
-    )
-    return made
+
+    return at(make_once("miniature", make))
 
 
 @pytest.fixture(scope="module")

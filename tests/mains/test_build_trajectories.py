@@ -166,7 +166,7 @@ def test_agents_need_an_endpoint(folder):
 
 
 def start(repository, folder, endpoint, count):
-    llm = dataclasses.asdict(llm_config(endpoint, folder, concurrency=count, timeout=8.0))
+    llm = dataclasses.asdict(llm_config(endpoint, folder, concurrency=count, timeout=5.0))
     settings = {f"llm.{k}": v for k, v in llm.items()} | {
         "folder": folder,
         "search.index": folder / "index",
@@ -182,11 +182,11 @@ def start(repository, folder, endpoint, count):
 
 
 @pytest.mark.slow  # three processes
-def test_five_hundred_items_survive_two_kills(repository, tmp_path):
+def test_hundreds_of_items_survive_two_kills(repository, tmp_path):
     """What is paid twice was in flight at a kill: at most the concurrency, each time."""
-    write_towns(tmp_path, 500)
+    write_towns(tmp_path, 250)
     with Endpoint(Faulty()) as endpoint:
-        for reached in (300, 1000):
+        for reached in (150, 500):
             process = start(repository, tmp_path, endpoint, 16)
             while len(endpoint.paid) < reached:
                 assert process.poll() is None, (tmp_path / "said.txt").read_text()
@@ -195,10 +195,10 @@ def test_five_hundred_items_survive_two_kills(repository, tmp_path):
             assert process.wait() == -signal.SIGKILL
         process = start(repository, tmp_path, endpoint, 16)
         assert process.wait() == 0, (tmp_path / "said.txt").read_text()
-    assert outcomes(tmp_path) == expected(500)
+    assert outcomes(tmp_path) == expected(250)
     counts = collections.Counter(json.dumps(body, sort_keys=True) for body in endpoint.paid)
     again = sum(counts.values()) - len(counts)
     assert again <= 2 * 16
     summary = json.loads((tmp_path / "demonstrations" / "train.counts.json").read_text())
-    assert summary["demonstrations"] == 470
-    assert summary["rejected"] == {"llm_failed": 10, "unreadable_planner": 20}
+    assert summary["demonstrations"] == 235
+    assert summary["rejected"] == {"llm_failed": 5, "unreadable_planner": 10}

@@ -32,6 +32,12 @@ from masksearch_jax.training import train_state
 
 COMPUTE = ComputeConfig("float32", "float32", "xla", "none", 64)
 OPTIM = OptimConfig(1e-3, "constant", 0, 1.0, 0.9, 0.95, 1e-8, 0.0, 1.0, 1)
+SMALL_SFT = ("sft.batch_size=8", "sft.seq_len=512", "model.head_dim=128")
+SMALL_DAPO = (
+    *("dapo.groups=2", "dapo.minibatches=2", "dapo.micro_batch=8", "rollout.slots=16"),
+    *("rollout.max_len=1024", "rollout.max_new_tokens=512"),
+    "model.head_dim=128",  # which the kernel that reads the KV cache takes
+)
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="libtpu, the compiler for TPUs, is not installed: pip install 'jax[tpu]'",
@@ -219,6 +225,14 @@ def test_a_plan_reads_the_config_of_either_trainer(repository):
         config_of(repository, "ramp_dapo.py:tiny", "plan.topolgy=v5e-8")
 
 
+def test_weights_that_rollouts_share_are_not_copied(repository):
+    for weights, extra in (("whole", ["copy"]), ("shared", [])):
+        overrides = (*SMALL_DAPO, f"rollout.weights={weights}")
+        cfg = config_of(repository, "ramp_dapo.py:tiny", *overrides)
+        programs = plan.dapo_programs(cfg, sharding.make_mesh(cfg.mesh))
+        assert [p.name for p in programs] == ["update", "logprobs", *extra, "tick"]
+
+
 def test_the_reference_of_a_kl_penalty_is_held_beside_the_weights(repository):
     for kl, extra in (("none", []), ("k3", ["reference"])):
         cfg = config_of(repository, "ramp_dapo.py:tiny,runlocal", f"dapo.kl={kl}")
@@ -291,24 +305,21 @@ def test_two_axes_of_a_mesh_may_share_a_side_of_the_slice(repository):
     assert done.stdout.splitlines()[-1:] == ["(2, 32, 1, 1)"], done.stderr
 
 
-@needs_libtpu
-@pytest.mark.slow
-@pytest.mark.parametrize("config", ["ramp_sft.py:tiny", "ramp_dapo.py:tiny"])
-def test_a_small_run_is_planned(repository, tmp_path, config):
+def run_script(repository, text, *args):
+    """What a script prints that compiles for TPUs in a process of its own."""
+    run, env = [sys.executable, "-c", text, *args], os.environ | plan.QUIET | {"XLA_FLAGS": ""}
+    how = {"cwd": repository, "capture_output": True, "text": True, "check": True}
+    return subprocess.run(run, env=env, **how).stdout
+
+
+def planned(repository, tmp_path, config, *overrides):
+    """The figures of a small run on a v5e-8, the number of its weights, and what was printed."""
     path = tmp_path / "plan.json"
-    more = (
-        ("sft.batch_size=8", "sft.seq_len=512")
-        if "sft" in config
-        else ("dapo.groups=2", "dapo.minibatches=2", "dapo.micro_batch=8", "rollout.slots=16")
-    )
-    more += ("model.head_dim=128",)  # which the kernel that reads the KV cache takes
-    shapes = hf.abstract(config_of(repository, config, *more).model, COMPUTE)
-    weights = sum(x.size for x in jax.tree.leaves(shapes))
-    done = command(repository, config, "plan.topology=v5e-8", f"plan.json={path}", *more)
+    done = command(repository, config, "plan.topology=v5e-8", f"plan.json={path}", *overrides)
     assert done.returncode == 0, done.stderr
     found = json.loads(path.read_text())
-    names = ["update"] if "sft" in config else ["update", "logprobs", "copy", "tick"]
-    assert list(found["programs"]) == names
+    shapes = hf.abstract(config_of(repository, config, *overrides).model, COMPUTE)
+    weights = sum(x.size for x in jax.tree.leaves(shapes))
     assert found["chips"] == 8
     # Weights of 4 bytes and two moments of each, over eight chips; norms and biases on each.
     assert found["held"]["weights"] == pytest.approx(weights * 4 / 8, rel=0.03)
@@ -316,33 +327,47 @@ def test_a_small_run_is_planned(repository, tmp_path, config):
     for figures in found["programs"].values():
         assert figures["fits"]
         assert 0 < figures["peak"] < 2 * 2**30
-    update = found["programs"]["update"]
-    assert update["weight_stacks_gathered"] == 0
+    assert found["programs"]["update"]["weight_stacks_gathered"] == 0
+    return found, weights, done.stdout
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_small_sft_run_is_planned(repository, tmp_path):
+    found, _, said = planned(repository, tmp_path, "ramp_sft.py:tiny", *SMALL_SFT)
+    assert list(found["programs"]) == ["update"]
     assert found["quicker"]["change"] == "compute.remat=dots"
     (faster,) = found["quicker"]["results"]["programs"].values()
-    assert faster["recompute"] < update["recompute"]
-    assert "\nwith compute.remat=dots:\nupdate: fits" in done.stdout
-    more += ("plan.improve=False",)
-    if "tick" in names:
-        # A whole copy in bfloat16 comes once, from the other seven, not with every token.
-        assert found["programs"]["tick"]["step_ici"] == 0
-        copied = found["programs"]["copy"]["collectives"]["all-gather"]["ici"]
-        assert copied == pytest.approx(weights * 2 * 7 / 8, rel=0.05)
-        more += ("rollout.weights=shared",)
-        done = command(repository, config, "plan.topology=v5e-8", f"plan.json={path}", *more)
-        assert done.returncode == 0, done.stderr
-        found = json.loads(path.read_text())
-        assert "quicker" not in found
-        shared = found["programs"]
-        assert list(shared) == ["update", "logprobs", "tick"]
-        assert shared["tick"]["step_ici"] > 0.9 * copied
+    assert faster["recompute"] < found["programs"]["update"]["recompute"]
+    assert "\nwith compute.remat=dots:\nupdate: fits" in said
 
 
-def run_script(repository, text, *args):
-    """What a script prints that compiles for TPUs in a process of its own."""
-    run, env = [sys.executable, "-c", text, *args], os.environ | plan.QUIET | {"XLA_FLAGS": ""}
-    how = {"cwd": repository, "capture_output": True, "text": True, "check": True}
-    return subprocess.run(run, env=env, **how).stdout
+STEP_ICI = """
+import sys
+from masksearch_jax import plan
+from masksearch_jax.core.config import DapoRun
+from masksearch_jax.runtime import cli
+
+print(plan.plan(cli.parse(DapoRun, sys.argv), only="tick")["programs"]["tick"]["step_ici"])
+"""
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_small_dapo_run_is_planned(repository, tmp_path):
+    more = (*SMALL_DAPO, "plan.improve=False")
+    found, weights, _ = planned(repository, tmp_path, "ramp_dapo.py:tiny", *more)
+    assert list(found["programs"]) == ["update", "logprobs", "copy", "tick"]
+    assert "quicker" not in found
+    # A whole copy in bfloat16 comes once, from the other seven, not with every token.
+    assert found["programs"]["tick"]["step_ici"] == 0
+    copied = found["programs"]["copy"]["collectives"]["all-gather"]["ici"]
+    assert copied == pytest.approx(weights * 2 * 7 / 8, rel=0.05)
+    flags = [f"--config={repository}/configs/ramp_dapo.py:tiny"]
+    more += ("plan.topology=v5e-8", "rollout.weights=shared")
+    flags += [f"--config.{o}" for o in more]
+    sent = float(run_script(repository, STEP_ICI, *flags).splitlines()[-1])
+    assert sent > 0.9 * copied
 
 
 HUGE = """

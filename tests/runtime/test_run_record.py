@@ -3,19 +3,18 @@
 import dataclasses
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Literal
 
-import jax
 import pytest
 
-from masksearch_jax.core.config import DapoRun, MeshConfig, SftRun
+from masksearch_jax.core.config import DapoRun, SftRun
 from masksearch_jax.core.errors import ConfigError, UserError
 from masksearch_jax.core.schema import describe_keys, key, required, section
-from masksearch_jax.parallel.sharding import make_mesh
-from masksearch_jax.runtime import process, run_record
+from masksearch_jax.runtime import run_record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,21 +67,13 @@ def test_a_folder_says_what_made_it(tmp_path, repository):
     (session,) = found["sessions"]
     assert session["changed"] == []
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", session["date"])
-    assert session["command"].startswith(sys.executable)
+    assert shlex.split(session["command"]) == sys.orig_argv
     packages = {"masksearch_jax", "jax", "flax", "optax", "orbax-checkpoint", "transformers"}
     assert packages | {"numpy", "python"} <= set(session["versions"])
-    assert re.fullmatch(r"\d+\.\d GiB", session["versions"]["memory"])
     head = ["git", "-C", str(repository), "rev-parse", "HEAD"]
     done = subprocess.run(head, capture_output=True, text=True, check=False)
     assert session["commit"].removesuffix("-dirty") == done.stdout.strip()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["run.json"]
-
-
-def test_a_record_names_the_accelerators_of_the_mesh(monkeypatch):
-    monkeypatch.setattr(process, "_devices", ("", 0))
-    assert "accelerators" not in run_record.versions()
-    make_mesh(MeshConfig(), jax.devices()[:2])
-    assert run_record.versions()["accelerators"] == "2 × cpu"
 
 
 def test_the_record_is_of_the_first_process_alone(tmp_path, monkeypatch):
@@ -298,7 +289,7 @@ HARMLESS = {
     "judge": (
         *("base_url", "api_key_env", "max_tokens_field", "concurrency", "timeout", "deadline"),
         *("retries", "backoff", "cache", "replay", "budget", "max_cost", "prompt_price"),
-        *("completion_price", "max_unreadable"),
+        *("completion_price",),
     ),
 }
 
