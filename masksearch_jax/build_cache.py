@@ -108,7 +108,6 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
         cfg.qa_share,
         instructions_of(cfg.tools),
     )
-    (Path(cfg.cache) / MANIFEST).unlink(missing_ok=True)  # of other inputs
     built: dict[str, dict[str, Split]] = {}
     reused = 0
     there = [seqio.TaskRegistry.get(n) for n in names if n in seqio.TaskRegistry.names()]
@@ -116,6 +115,16 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
     if not wanted:
         choices = ", ".join(f"{t.name} ({', '.join(t.splits)})" for t in there)
         raise ConfigError(f"config.tasks, {cfg.tasks!r}, matches none of {choices}")
+    manifest_path = Path(cfg.cache) / MANIFEST
+    others = {stamp.inputs_of(manifest_path)} - {"", made_from}
+    run_record.begin(
+        cfg.cache,
+        cfg,
+        replaces="splits of other settings are" if others else "",
+        otherwise="its inputs or the program have changed",
+        harmless=("folder", "cache"),
+    )
+    manifest_path.unlink(missing_ok=True)  # of other inputs
     for task, split in wanted:
         inputs = _made_from(cfg, vocab, folder.files_of(task.name, split))
         found = finished_split(cfg.cache, task.name, split, inputs)
@@ -136,7 +145,6 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
         mixtures={n: _rates(seqio, n, built) for n in names if n in seqio.MixtureRegistry.names()},
         tools=cfg.tools,
     )
-    run_record.write(cfg.cache, cfg)
     manifest.save()
     return _summary(manifest, reused, time.monotonic() - started)
 

@@ -28,7 +28,7 @@ from masksearch_jax.corpus import readers
 from masksearch_jax.corpus.dropped_rows import DroppedRows
 from masksearch_jax.corpus.passages import CorpusStats
 from masksearch_jax.ramp import survey
-from masksearch_jax.runtime import cli, run_record
+from masksearch_jax.runtime import cli, run_record, storage
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search import bm25, vectors
 
@@ -85,6 +85,7 @@ def run(cfg: BuildIndexRun) -> dict[str, Any]:
             stats=stats,
             mapper=stack.enter_context(survey.mapper(workers)),
         )
+        _begin(cfg)
 
         def show(count: int) -> None:
             if not cfg.corpus.limit and stats.done:
@@ -93,12 +94,12 @@ def run(cfg: BuildIndexRun) -> dict[str, Any]:
 
         how = {"language": cfg.corpus.language, "shards": cfg.shards}
         count = bm25.build(passages, cfg.index, **how, progress=show)
+    run_record.write(cfg.index, cfg)
     if encoder is not None:
         _encode(cfg, encoder)
     if load is not None:
         _load(cfg, load)
     files = [f for folder in _folders(cfg) for f in folder.rglob("*") if f.is_file()]
-    run_record.write(cfg.index, cfg)
     return {
         "index": cfg.index,
         "read": stats.read,
@@ -108,6 +109,17 @@ def run(cfg: BuildIndexRun) -> dict[str, Any]:
         "bytes": sum(f.stat().st_size for f in files),
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def _begin(cfg: BuildIndexRun) -> None:
+    """Tells of an index of other settings; the record of a new one is there from the start."""
+    run_record.begin(
+        cfg.index,
+        cfg,
+        replaces="the index of other settings is" if bm25.is_index(cfg.index) else "",
+        stands=not storage.is_unmade(cfg.index),
+        harmless=("index", "workers"),
+    )
 
 
 def _folders(cfg: BuildIndexRun) -> list[Path]:

@@ -30,7 +30,7 @@ from masksearch_jax.core.corpus_config import CorpusConfig, PplConfig, RampConfi
 from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.retrieval import SearchTool
-from masksearch_jax.core.schema import harmless_keys, key, required, section, share
+from masksearch_jax.core.schema import describe_keys, harmless_keys, key, required, section, share
 from masksearch_jax.core.types import SPLITS, STATEMENTS, Passage
 from masksearch_jax.corpus import readers
 from masksearch_jax.corpus.dropped_rows import DroppedRows
@@ -84,7 +84,6 @@ def run(cfg: BuildRampRun) -> dict[str, Any]:
     done = stamp.read(folder / COUNTS, made_from, FILES)
     if done is not None and FAILED not in done["ramp"]["dropped"]:
         return done
-    (folder / COUNTS).unlink(missing_ok=True)  # of other inputs, or with passages to ask about
     examples.check_settings(cfg.ramp)
     if cfg.ramp.statements and cfg.corpus.path:
         raise ConfigError(
@@ -92,6 +91,8 @@ def run(cfg: BuildRampRun) -> dict[str, Any]:
             "statements are made of the atlas's facts alone; leave one of the two out"
         )
     evaluation = _evaluation(cfg)
+    _begin(cfg, folder, made_from)
+    (folder / COUNTS).unlink(missing_ok=True)  # of other inputs, or with passages to ask about
     made = _corpus(cfg, folder, made_from, evaluation)
     tally, stats, paid = _mask(cfg, folder, evaluation)
     if not stats.examples.get("train"):
@@ -113,11 +114,23 @@ def run(cfg: BuildRampRun) -> dict[str, Any]:
         made["paid"] = paid
     if cfg.work.examples:
         page.write(folder / "examples.html", build.examples(folder), cfg.work.examples)
-    run_record.write(folder, cfg)
     stamp.write(folder / COUNTS, made, made_from, FILES)
     if FAILED not in stats.dropped:
         shutil.rmtree(folder / "work")
     return json.loads(json.dumps(made))
+
+
+def _begin(cfg: BuildRampRun, folder: Path, made_from: str) -> None:
+    """Writes the folder's record; what was made of other inputs is told before it is replaced."""
+    stamps = folder / COUNTS, folder / "work" / "corpus.json"
+    others = {stamp.inputs_of(path) for path in stamps} - {"", made_from}
+    run_record.begin(
+        folder,
+        cfg,
+        replaces="passages, masks and questions of other settings are" if others else "",
+        otherwise="its inputs or the program have changed",
+        harmless={"folder", "max_failed", *(f"work.{k.name}" for k in describe_keys(WorkConfig))},
+    )
 
 
 def _made_from(cfg: BuildRampRun) -> str:

@@ -29,6 +29,7 @@ from typing import Any, Literal
 
 from masksearch_jax.agents import agent_teacher, teachers
 from masksearch_jax.agents.llm_client import OUTAGE
+from masksearch_jax.agents.outcomes import grouped, listed, named, unanswerable
 from masksearch_jax.agents.scripted_teacher import NOT_FINAL, Rejection
 from masksearch_jax.agents.selection import StudentConfig
 from masksearch_jax.core import stamp
@@ -37,7 +38,7 @@ from masksearch_jax.core.errors import ConfigError, UserError, check_given, near
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.retrieval import source_of
-from masksearch_jax.core.schema import harmless_keys, key, required, section, share
+from masksearch_jax.core.schema import describe_keys, harmless_keys, key, required, section, share
 from masksearch_jax.core.search_config import tools_key
 from masksearch_jax.core.types import (
     Demonstration,
@@ -59,8 +60,8 @@ FORMAT = 2
 KINDS = tuple(EXAMPLES)
 DEMONSTRATIONS = "demonstrations/train.jsonl"
 PART = 2000  # examples per resumable part
-_NAMED = 3  # rejections that an error quotes
 # What does not change a demonstration: where and how fast it is made, what it may cost.
+_NOT_COMPARED = ("folder", "kinds", "max_rejected", "max_failed")
 _HARMLESS = {"search": harmless_keys(SearchConfig), "llm": harmless_keys(LLMConfig)}
 
 
@@ -176,6 +177,7 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
     if finished is not None and not failures(finished["rejected"]):
         return finished
     parts = output.with_suffix(".parts") / made_from
+    stands = _begin(cfg, output, made_from)
     _drop_others(parts)
     with contextlib.closing(make_teacher(cfg)) as teacher:
         counts = [_solve(cfg, kind, path, teacher, parts) for kind, path in inputs.items()]
@@ -189,7 +191,8 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
         path.unlink()
     _write_beside(output, kept, Demonstration, folder, others)
     _write_beside(rejected_path(folder), list(_rejected(parts)), Rejection, folder, others)
-    run_record.write(output.parent, cfg)
+    if stands:
+        run_record.write(output.parent, cfg)
     stamp.write(summary_path, summary, made_from, written_files)
     for kind, found in standing.items():
         if found:
@@ -197,6 +200,25 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
     if not failures(summary["rejected"]):
         shutil.rmtree(parts.parent)
     return summary
+
+
+def _begin(cfg: BuildTrajectoriesRun, output: Path, made_from: str) -> bool:
+    """Tells what will be replaced; whether an earlier output stands until then, and its record."""
+    paths = _counts_path(output, KINDS), *(_counts_path(output, [kind]) for kind in cfg.kinds)
+    has_others = bool({*map(stamp.inputs_of, paths)} - {"", made_from})
+    has_others |= any(p.name != made_from for p in output.with_suffix(".parts").glob("*"))
+    before = run_record.read(output.parent)
+    is_known = before is None or bool({*before["config"].get("kinds", ())} & {*cfg.kinds})
+    why = "its inputs or the program" if is_known else "run.json is of other kinds since: settings"
+    run_record.begin(
+        output.parent,
+        cfg,
+        replaces=f"demonstrations of {', '.join(cfg.kinds)} of other settings will be" * has_others,
+        otherwise=f"{why} have changed",
+        stands=output.is_file(),
+        harmless=_NOT_COMPARED if is_known else {k.name for k in describe_keys(type(cfg))},
+    )
+    return output.is_file()
 
 
 def _counts_path(output: Path, kinds: Sequence[str]) -> Path:
@@ -319,14 +341,14 @@ class Part:
         if counts and not failures(counts["rejected"]):
             return counts
         known = self._known() if counts else {}
-        known |= {e.id: _unanswerable(e, teacher.attempts) for e in chunk if not has_answer(e)}
+        known |= {e.id: unanswerable(e, teacher.attempts) for e in chunk if not has_answer(e)}
         self._rejected = [o for os in known.values() for o in os if isinstance(o, Rejection)]
         self._refused = len(self._rejected)
         self._progress.update(self._progress.done + sum(map(len, known.values())))
         try:
             left = [e for e in chunk if e.id not in known]
             # Those heard of came as they ended; the file is the same for the same outcomes.
-            by_example = known | _by_example(teacher.solve(left, self._hear) if left else ())
+            by_example = known | grouped(teacher.solve(left, self._hear) if left else ())
             outcomes = [o for i in dict.fromkeys(e.id for e in chunk) for o in by_example[i]]
             self._rejected = [o for o in outcomes if isinstance(o, Rejection)]
         finally:
@@ -346,7 +368,7 @@ class Part:
         ]
         return {
             example_id: outcomes
-            for example_id, outcomes in _by_example(found).items()
+            for example_id, outcomes in grouped(found).items()
             if all(isinstance(o, Demonstration) or o.is_final for o in outcomes)
         }
 
@@ -372,49 +394,22 @@ class Part:
             raise FailedError(_too_many_failed(parts, done))
 
 
-def _by_example(outcomes: Sequence[teachers.Outcome]) -> dict[str, list[teachers.Outcome]]:
-    found: dict[str, list[teachers.Outcome]] = {}
-    for outcome in outcomes:
-        found.setdefault(outcome.example_id, []).append(outcome)
-    return found
-
-
-def _unanswerable(example: Example, attempts: int) -> list[teachers.Outcome]:
-    """The outcomes of an example that no answer could be compared with: no teacher is asked."""
-    return [Rejection(example.id, "no_known_answer")] * attempts
-
-
 def _too_many_rejected(parts: Path, tried: int) -> str:
-    counted, first = _named(r for r in _rejected(parts) if r.is_final)
+    counted, first = named(r for r in _rejected(parts) if r.is_final)
     return (
-        f"{counted.total()} of {tried} attempts gave no demonstration ({_listed(counted)}), more "
+        f"{counted.total()} of {tried} attempts gave no demonstration ({listed(counted)}), more "
         f"than config.max_rejected allows; the first: {first}; all are named in "
         f"{parts}/*.rejected.jsonl"
     )
 
 
 def _too_many_failed(parts: Path, tried: int) -> str:
-    counted, first = _named(r for r in _rejected(parts) if not r.is_final)
+    counted, first = named(r for r in _rejected(parts) if not r.is_final)
     return (
-        f"{counted.total()} of {tried} attempts failed ({_listed(counted)}), more than "
+        f"{counted.total()} of {tried} attempts failed ({listed(counted)}), more than "
         f"config.max_failed allows; the first: {first}; once this is mended, the same command "
         "makes these attempts again and no others"
     )
-
-
-def _named(rejections: Iterator[Rejection]) -> tuple[Counter[str], str]:
-    """How many there are by reason, and the first of them in words."""
-    reasons: Counter[str] = Counter()
-    first: list[str] = []
-    for rejected in rejections:
-        reasons[rejected.reason] += 1
-        if len(first) < _NAMED:
-            first.append(f"{rejected.example_id}: {rejected.reason} {rejected.detail}".rstrip())
-    return reasons, "; ".join(first)
-
-
-def _listed(counted: Counter[str]) -> str:
-    return ", ".join(f"{n} {reason}" for reason, n in counted.most_common())
 
 
 def _rejected(parts: Path) -> Iterator[Rejection]:
@@ -457,7 +452,7 @@ def _summary(
 
 def failed_line(failed: Mapping[str, int]) -> str:
     """Of a job that is done but for a few attempts, what to do about these."""
-    counted = _listed(Counter(failed))
+    counted = listed(Counter(failed))
     return f"attempts that failed ({counted}) are made again by the same command, and no others"
 
 

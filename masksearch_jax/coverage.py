@@ -24,7 +24,7 @@ from masksearch_jax.core.schema import key, section
 from masksearch_jax.core.types import to_json
 from masksearch_jax.ramp.question_contexts import gold_documents
 from masksearch_jax.ramp.question_files import read_questions
-from masksearch_jax.runtime import cli
+from masksearch_jax.runtime import cli, run_record
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search import coverage
 from masksearch_jax.search.bm25 import BM25
@@ -49,6 +49,8 @@ def run(cfg: CoverageRun) -> dict[str, dict[str, float]]:
     """The table, by data set."""
     check_given(cfg, questions="a file of questions")
     asked = read_questions(cfg.questions).examples[: cfg.limit or None]
+    replaces = "the table of other settings is"
+    run_record.begin(cfg.out, cfg, replaces=replaces, harmless=("out", "complete"))
     index, tool = BM25.open(cfg.search.index), open_tool(cfg.search)
     absent = coverage.missing_titles(index.passages, asked)
     covered: list[coverage.Covered] = []

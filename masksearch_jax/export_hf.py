@@ -29,7 +29,7 @@ from masksearch_jax.models.load import check_vocabulary, weights
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
 from masksearch_jax.parallel.processes import join_processes
-from masksearch_jax.runtime import agent_settings, cli, run_record
+from masksearch_jax.runtime import agent_settings, cli, run_record, storage
 
 RELOADS = ("auto", "transformers", "table")
 _AUTO_PARAMETERS = 2e9  # reload "auto" has more than these checked against the table alone
@@ -86,8 +86,17 @@ def run(cfg: ExportRun) -> dict[str, Any]:
         tokenizer="the folder that holds tokenizer.json",
     )
     check_vocabulary(cfg.model, Vocab.load(cfg.tokenizer), cfg.tokenizer, cfg.checkpoint)
+    check_local(cfg.folder)
     mesh, step = sharding.make_mesh(cfg.mesh), None if cfg.step < 0 else cfg.step
     with weights(cfg.checkpoint, cfg.model, _COMPUTE, mesh, cfg.base, step) as params:
+        stands = not storage.is_unmade(cfg.folder)
+        run_record.begin(
+            cfg.folder,
+            cfg,
+            replaces="the export of other settings is" if stands else "",
+            stands=stands,
+            harmless=("folder", "reload"),
+        )
         report = export(
             hf.abstract(cfg.model, _COMPUTE),
             cfg.folder,
@@ -105,6 +114,12 @@ def run(cfg: ExportRun) -> dict[str, Any]:
     if jax.process_index() == 0:
         print(json.dumps({"folder": cfg.folder, "step": params.step} | report))
     return report
+
+
+def check_local(folder: str | Path) -> None:
+    """Raises ExportError for a folder in a bucket."""
+    if "://" in str(folder):
+        raise ExportError(f"{folder} is no local folder: export to one, then gcloud storage cp -r")
 
 
 def export(
@@ -133,8 +148,7 @@ def export(
     """
     if reload not in RELOADS:
         raise ExportError(f"reload {reload!r} is unknown; choices: {', '.join(RELOADS)}")
-    if "://" in str(folder):
-        raise ExportError(f"{folder} is no local folder: export to one, then gcloud storage cp -r")
+    check_local(folder)
     kept = dtype or model.compute.param_dtype
     asked = dict(agent or {})
     if "compute" in asked:

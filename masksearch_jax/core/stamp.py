@@ -73,6 +73,14 @@ def read(
     return record if record.pop("files", {}) == _sizes(place.parent, files) else None
 
 
+def inputs_of(path: str | os.PathLike[str]) -> str:
+    """The hash of the inputs of finished work, "" where there is no stamp."""
+    try:
+        return str(json.loads(epath.Path(path).read_text())["made_from"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+
+
 def _sizes(folder: epath.Path, names: Iterable[str]) -> dict[str, int]:
     """Bytes of each of the files that are there."""
     present = (n for n in names if (folder / n).exists())

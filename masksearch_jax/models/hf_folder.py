@@ -10,6 +10,7 @@ from pathlib import Path
 from masksearch_jax.core import files, gguf_file, gguf_tokenizer
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.models.hf_config import HfError, read_json
+from masksearch_jax.runtime import storage
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -31,7 +32,7 @@ def replacing(folder: Path, made_from: str) -> Iterator[Path]:
     of the same text; with "" nothing is kept. Raises HfError where the folder is something else,
     and as `files.writing_folder`.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
+    if not storage.is_unmade(folder) and not (folder / "config.json").is_file():
         raise HfError(f"{folder} exists and is no HF model folder; it is left as it is")
     with files.writing_folder(folder, made_from) as partial:
         yield partial

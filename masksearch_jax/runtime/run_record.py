@@ -47,6 +47,34 @@ def write(folder: str | os.PathLike, cfg: Section, content: Mapping[str, str] = 
         _write(folder, cfg, contents(cfg, content), [_session([])])
 
 
+def begin(
+    folder: str | os.PathLike,
+    cfg: Section,
+    *,
+    replaces: str = "",
+    otherwise: str = "",
+    stands: bool = False,
+    harmless: Collection[str] = (),
+) -> None:
+    """Says at its start what a builder makes in a folder; from process 0.
+
+    A builder makes anew what it made by other settings. replaces: what that is; it is told on
+    stderr, in one line with each setting that differs and both values, or with `otherwise` where
+    none does. stands: an earlier output stays until the new one is whole, and its record with it:
+    `write` is then for the end. harmless: keys that decide nothing. A build that goes on adds a
+    session. Raises UserError for a record that cannot be read.
+    """
+    if process_index() != 0:
+        return
+    before, content = read(folder), contents(cfg)
+    found = changes(before, cfg, content, harmless) if before else Changes([], [])
+    if replaces and (why := "; ".join(found.of_result) or otherwise):
+        print(f"  {folder}: {replaces} replaced ({why})", file=sys.stderr, flush=True)
+    if not stands:
+        earlier = before["sessions"] if before and not found.of_result else []
+        _write(folder, cfg, content, [*earlier, _session([*found.of_result, *found.harmless])])
+
+
 def resume(
     folder: str | os.PathLike,
     cfg: Section,

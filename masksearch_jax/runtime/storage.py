@@ -46,6 +46,14 @@ def fingerprint(folder: str) -> bytes:
     return digest.digest() if found else b""
 
 
+def is_unmade(folder: str | os.PathLike) -> bool:
+    """Whether a folder is not there, or holds nothing yet but its record."""
+    place = path(folder)
+    return not place.exists() or (
+        place.is_dir() and all(p.name == RUN_RECORD for p in place.iterdir())
+    )
+
+
 def truncate(file: epath.Path, size: int) -> None:
     """Cuts a file, if there is one, to its first `size` bytes."""
     if not file.exists() or file.stat().length == size:

@@ -19,6 +19,7 @@ from typing import Any
 from masksearch_jax.core.files import write_json, writing_folder
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Hits, Passage
+from masksearch_jax.runtime import storage
 from masksearch_jax.search.manifest import entry, seal, verify
 from masksearch_jax.search.shards import ShardedTerms, level
 from masksearch_jax.search.store import PassageStore, PassageWriter
@@ -146,7 +147,7 @@ def build(
     folder = Path(folder).absolute()
     if language not in LANGUAGES:
         raise SearchError(f"language is {language!r}, must be one of {', '.join(LANGUAGES)}")
-    if folder.exists() and not is_index(folder) and not _is_empty_folder(folder):
+    if not is_index(folder) and not storage.is_unmade(folder):
         raise SearchError(f"{folder} exists and is no index; choose another folder or remove it")
     try:
         with writing_folder(folder) as partial:
@@ -234,7 +235,3 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder / _MANIFEST} is damaged (it is not as it was written); rebuild: {_COMMAND}"
         )
     return manifest
-
-
-def _is_empty_folder(folder: Path) -> bool:
-    return folder.is_dir() and not any(folder.iterdir())

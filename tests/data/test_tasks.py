@@ -467,6 +467,7 @@ def test_a_stopped_build_goes_on_where_it_stopped(built, folder, tmp_path):
     shard = cache / "ramp_sft_k2-train" / "data-00000.array_record"
     shard.write_bytes(shard.read_bytes()[:100])
     assert build_cache.run(config(folder, cache))["splits_reused"] == 13
+    assert len(json.loads((cache / "run.json").read_text())["sessions"]) == 2
     fresh, again = Manifest.load(built[0]), Manifest.load(cache)
     assert (again.tasks, again.mixtures) == (fresh.tasks, fresh.mixtures)
 

@@ -579,7 +579,7 @@ def test_waits_double_and_end(monkeypatch):
 
 
 def test_a_run_with_nothing_to_learn_from_says_so_and_is_no_success(dapo, tmp_path, capsys):
-    cfg = changed(at(dapo, tmp_path), "dapo", accuracy_threshold=2.0, warn_after=2)
+    cfg = changed(at(dapo, tmp_path), "dapo", accuracy_threshold=2.0, warn_after=2, patience=20)
     with pytest.raises(train_dapo.NothingLearnedError, match=r"4 steps are done and none updated"):
         train_dapo.train(cfg)
     lines = [x for x in capsys.readouterr().err.splitlines() if "nothing to learn from" in x]

@@ -637,6 +637,10 @@ def test_a_checkpoint_is_exported(tokenizer: Path, tmp_path: Path, capsys) -> No
     twice = jax.tree.map(lambda leaf: leaf * 2, model)
     jax.tree.map(np.testing.assert_array_equal, hf.load(run.folder, FLOAT32), twice)
     export_hf.run(dataclasses.replace(run, step=1))
+    told = f"  {run.folder}: the export of other settings is replaced (step: -1 → 1)\n"
+    assert told in capsys.readouterr().err
+    record = json.loads((tmp_path / "model" / "run.json").read_text())
+    assert record["config"]["step"] == 1
     jax.tree.map(np.testing.assert_array_equal, hf.load(run.folder, FLOAT32), model)
 
 
