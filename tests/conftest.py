@@ -47,6 +47,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 LONGEST = (
     "quickstart",
     "train_mains",
+    "train_processes",
+    "train_options",
     "processes",
     "evolve",
     "mesh_parity",
