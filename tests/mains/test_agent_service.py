@@ -177,7 +177,7 @@ def opened(browser, server, refused=0, **options):
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(server.address)
-    page.wait_for_function("model")
+    page.wait_for_selector("#model:not(:empty)")
     yield page
     assert len(said) == refused
     assert all("400 (Bad Request)" in line for line in said)
