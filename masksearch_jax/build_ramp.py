@@ -36,7 +36,7 @@ from masksearch_jax.corpus import readers
 from masksearch_jax.corpus.dropped_rows import DroppedRows
 from masksearch_jax.corpus.passages import CorpusStats, read_passages, write_passages
 from masksearch_jax.corpus.tally import Tally
-from masksearch_jax.ramp import build, examples, leakage, survey
+from masksearch_jax.ramp import build, examples, leakage, question_files, survey
 from masksearch_jax.ramp.build import WorkConfig
 from masksearch_jax.ramp.llm_spans import FAILED
 from masksearch_jax.ramp.question_files import Questions, read_questions
@@ -90,6 +90,7 @@ def run(cfg: BuildRampRun) -> dict[str, Any]:
             f"config.ramp.statements is True, and config.corpus.path is {cfg.corpus.path!r}: "
             "statements are made of the atlas's facts alone; leave one of the two out"
         )
+    _check_inputs(cfg.corpus)
     evaluation = _evaluation(cfg)
     _begin(cfg, folder, made_from)
     (folder / COUNTS).unlink(missing_ok=True)  # of other inputs, or with passages to ask about
@@ -118,6 +119,14 @@ def run(cfg: BuildRampRun) -> dict[str, Any]:
     if FAILED not in stats.dropped:
         shutil.rmtree(folder / "work")
     return json.loads(json.dumps(made))
+
+
+def _check_inputs(cfg: CorpusConfig) -> None:
+    """Raises what reading raises where not even the first record can be read."""
+    if cfg.path:
+        next(readers.read_corpus(cfg, log=lambda text: None), None)
+        if cfg.questions:
+            next(question_files.rows(Path(cfg.questions)), None)
 
 
 def _begin(cfg: BuildRampRun, folder: Path, made_from: str) -> None:

@@ -177,9 +177,9 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
     if finished is not None and not failures(finished["rejected"]):
         return finished
     parts = output.with_suffix(".parts") / made_from
-    stands = _begin(cfg, output, made_from)
-    _drop_others(parts)
     with contextlib.closing(make_teacher(cfg)) as teacher:
+        stands = _begin(cfg, output, made_from)
+        _drop_others(parts)
         counts = [_solve(cfg, kind, path, teacher, parts) for kind, path in inputs.items()]
         figures = teacher.figures()
     _check_failures(parts, counts, cfg.max_failed)

@@ -288,7 +288,7 @@ def collapsed(
         floor = kept * first[name]
         if diversity[name] < floor:
             found.append(
-                f"{name} is {diversity[name]:.3f}, below {share:g} of the {first[name]:.3f} that "
+                f"{name} is {diversity[name]:.3f}, below {kept:g} of the {first[name]:.3f} that "
                 "it was at first"
             )
     return found

@@ -124,8 +124,9 @@ class Order:
         return len(self._lessons)
 
     def size(self, lesson: int) -> tuple[str, int]:
-        """A lesson's mixture, and how many records it has."""
-        return self._lessons[lesson].mixture, self._order(lesson).size
+        """A stretch's mixture, and how many records it has."""
+        mixture = self._lessons[self.gate.stretches[lesson].lesson].mixture
+        return mixture, self._order(lesson).size
 
     def enter(self, place: Place) -> Place:
         """The place itself, or the start of the stretch that is in force from its step on."""

@@ -121,7 +121,7 @@ def test_trajectories_of_runs_are_documents(tmp_path):
     [
         ({}, ConfigError, "config.data and config.runs are empty"),
         ({"folder": " ", "data": "x"}, ConfigError, "config.folder is empty"),
-        ({"data": "."}, ConfigError, "which holds none of ramp, questions, demonstrations"),
+        ({"data": "."}, ConfigError, "none of ramp, questions, statements, demonstrations"),
         ({"runs": (".",)}, ConfigError, "holds neither trajectories.jsonl nor rollouts/"),
         ({"runs": ("a/run", "b/run")}, ConfigError, "two folders of one name"),
         ({"runs": ("bad",)}, export_data.ExportDataError, r"trajectories.jsonl:1: not a traj"),

@@ -189,7 +189,7 @@ def test_a_pretrained_model_says_itself_how_hard_a_span_is(parse, tmp_path):
         (["costs=('stf=1',)"], "config.costs has 'stf=1'; did you mean sft"),
         (["costs=('sft=fast',)"], "it must be sft=SECONDS, of 1,000 tokens of rows"),
         (["costs=('sft=-1',)"], "its seconds must not be below 0"),
-        (["arms=('a: gold_left_out=1.5', 'mixed:')"], "gold_left_out is 1.5 in a; it must lie"),
+        (["arms=('a: gold_left_out=1.5', 'mixed:')"], "a: config.gold_left_out is 1.5"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused_before_anything_is_made(

@@ -240,6 +240,7 @@ def test_sft_and_dapo_train_it_and_its_evaluation_tells_types_apart(
     assert {"calls_search", "calls_calculate", "calls_date"} <= set(cells["population_sum"])
 
 
+@pytest.mark.usefixtures("one_device")
 def test_a_run_with_other_tools_than_its_cache_is_refused(small, cached):
     cfg = dataclasses.replace(sft_config(small), tools=("date",))
     with pytest.raises(cache.CacheError, match=r"tools .*'calculate', 'date'.* has \('date',\)"):

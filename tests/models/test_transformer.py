@@ -568,4 +568,4 @@ def test_what_is_computed_again_changes_no_gradient(remat: str) -> None:
 
     found, expected = (jax.tree.leaves(gradient(name)) for name in (remat, "none"))
     for a, b in zip(found, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=3e-5)

@@ -289,7 +289,7 @@ HARMLESS = {
     "judge": (
         *("base_url", "api_key_env", "max_tokens_field", "concurrency", "timeout", "deadline"),
         *("retries", "backoff", "cache", "replay", "budget", "max_cost", "prompt_price"),
-        *("completion_price",),
+        *("completion_price", "max_unreadable"),
     ),
 }
 
