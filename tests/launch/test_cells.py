@@ -83,7 +83,7 @@ def test_cells_train_resume_and_are_shown_beside_each_other(chain, miniature):
     trained = {"RL → RL · RAMP SFT", "RL → RL · RAMP DAPO", "RL → RL · QA DAPO"}
     assert trained <= {s["place"] for s in main["series"]}
     # The same command again trains nothing.
-    kept = (runs / "rl-rl" / "qa_dapo" / "metrics.jsonl").read_bytes()
-    again = cells(chain, "rl-rl", *given)
+    kept = (runs / "none-sft" / "qa_sft" / "metrics.jsonl").read_bytes()
+    again = cells(chain, "none-sft", *given)
     assert again.returncode == 0, again.stderr
-    assert (runs / "rl-rl" / "qa_dapo" / "metrics.jsonl").read_bytes() == kept
+    assert (runs / "none-sft" / "qa_sft" / "metrics.jsonl").read_bytes() == kept

@@ -201,8 +201,11 @@ def test_an_endpoint_is_refused_to_each_process_of_a_cluster(repository, tmp_pat
         )
         for i in range(2)
     ]
+    refused = 0
     for i, process in enumerate(started):
         _, said = process.communicate(timeout=300)
+        if process.returncode < 0 and "another task died" in said:
+            continue  # JAX ends a process whose peer has ended, which may come first
         assert process.returncode == 2, said
         assert re.fullmatch(
             rf"error: process {i} of 2 on \S+: config\.endpoint\.base_url is 'http://h/v1', "
@@ -210,3 +213,5 @@ def test_an_endpoint_is_refused_to_each_process_of_a_cluster(repository, tmp_pat
             "JAX_COORDINATOR_ADDRESS unset",
             said.splitlines()[-1],
         )
+        refused += 1
+    assert refused
