@@ -272,7 +272,7 @@ def lines_of(path):
 
 
 @pytest.mark.slow  # five processes
-def test_three_kills_ask_no_item_again_but_those_in_flight(repository, cfg, tmp_path):
+def test_five_kills_ask_no_item_again_but_those_in_flight(repository, cfg, tmp_path):
     count = 320
     write_jsonl(tmp_path / "data" / "questions" / "heldout.jsonl", questions(count))
     cfg = evaluating(cfg, examples=count)
@@ -292,7 +292,7 @@ def test_three_kills_ask_no_item_again_but_those_in_flight(repository, cfg, tmp_
             )
 
     partial = workdir(cfg, "trajectories.partial.jsonl")
-    for reached in range(80, 320, 80):
+    for reached in range(50, 300, 50):
         process = start()
         while len(lines_of(partial)) < reached:
             assert process.poll() is None, said.read_text()
@@ -303,7 +303,7 @@ def test_three_kills_ask_no_item_again_but_those_in_flight(repository, cfg, tmp_
     assert process.wait() == 0, said.read_text()
     counts = collections.Counter(lines_of(asked))
     assert counts.keys() == {f"q{i}" for i in range(count)}
-    assert sum(counts.values()) - count <= 3 * cfg.rollout.slots
+    assert sum(counts.values()) - count <= 5 * cfg.rollout.slots
     rows = [json.loads(line) for line in lines_of(workdir(cfg, "trajectories.jsonl"))]
     assert sorted(r["example_id"] for r in rows) == sorted(f"q{i}" for i in range(count))
     assert said.read_text().splitlines()[-2].split()[:2] == ["agent", "0.600"]
