@@ -124,9 +124,11 @@ def run(cfg: BuildRampRun) -> dict[str, Any]:
 def _check_inputs(cfg: CorpusConfig) -> None:
     """Raises what reading raises where not even the first record can be read."""
     if cfg.path:
-        next(readers.read_corpus(cfg, log=lambda text: None), None)
+        with contextlib.closing(readers.read_corpus(cfg, log=lambda text: None)) as passages:
+            next(passages, None)
         if cfg.questions:
-            next(question_files.rows(Path(cfg.questions)), None)
+            with contextlib.closing(question_files.rows(Path(cfg.questions))) as rows:
+                next(rows, None)
 
 
 def _begin(cfg: BuildRampRun, folder: Path, made_from: str) -> None:

@@ -159,10 +159,9 @@ def strict_f1(prediction: str, golds: Sequence[str], rules: Rules = OURS) -> flo
 
     def score(gold: str) -> float:
         language = _language(gold, rules)
-        mine, theirs = len(tokenise(prediction, language)), len(tokenise(gold, language))
-        f1 = overlap(prediction, gold, rules).f1
-        padded = (mine + theirs) / max(mine + theirs + _padding(prediction, gold, language), 1)
-        return _has_same_quantities(prediction, gold) * f1 * (padded if mine + theirs else 1.0)
+        words = len(tokenise(prediction, language)) + len(tokenise(gold, language))
+        share = words / (words + _padding(prediction, gold, language)) if words else 1.0
+        return _has_same_quantities(prediction, gold) * share * overlap(prediction, gold, rules).f1
 
     return max(map(score, _some(golds)))
 
