@@ -172,13 +172,15 @@ class Engine:
             self._collect()
             letter = self._next_letter()
             self.stats.host_seconds += time.perf_counter() - started
-            left = bool(self._finished) or (self.in_flight > 0 and not enough())
-            needs = agreement.reach(Needs(letter.rows, letter.has_work, left))
-            if needs.work and (needs.left or self.cfg.in_flight != "drop"):
+            told_to_end, dropped = enough(), self.cfg.in_flight == "drop"
+            left = bool(self._finished) or (self.in_flight > 0 and not told_to_end)
+            work = letter.has_work and not (dropped and told_to_end)
+            needs = agreement.reach(Needs(letter.rows, work, left))
+            if needs.work and (needs.left or not dropped):
                 self._advance(model, mesh, letter, needs)
             elif needs.left and not self._finished:
                 # With "keep" a request may come, or be withdrawn, while all wait.
-                self._wait_for_search(agreement.alone and self.cfg.in_flight == "drop")
+                self._wait_for_search(agreement.alone and dropped)
             if not needs.left:
                 return
 

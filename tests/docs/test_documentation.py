@@ -134,10 +134,13 @@ class Command(NamedTuple):
 
 
 def shell(text: str, folder: Path) -> list[list[str]]:
-    """The commands of a bash script, run with stand-ins for every program: nothing is started."""
+    """The commands of a bash script, run with stand-ins for every program: nothing is started.
+
+    The programs of a pipe write at once: each holds the file while it writes its words.
+    """
     log = folder / "commands"
     stubs = "".join(
-        f"{name}() {{ printf '%s\\0' {name} \"$@\" >>'{log}'; printf '\\n\\0' >>'{log}'; }}\n"
+        f"{name}() {{ {{ flock 9; printf '%s\\0' {name} \"$@\" $'\\n'; }} 9>>'{log}' >&9; }}\n"
         for name in PROGRAMS
     )
     done = subprocess.run(

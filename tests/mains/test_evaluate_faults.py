@@ -144,7 +144,7 @@ def test_above_the_share_the_run_fails_and_the_same_command_asks_for_the_rest(ru
 
 
 def test_a_tool_that_goes_down_stops_the_run(run, cfg, tmp_path, monkeypatch):
-    """Some ticks after the sixth item that is lost in a row, of which each loses four more."""
+    """A few ticks after the sixth item that is lost in a row, of which each loses four more."""
     monkeypatch.setattr(sampling, "OUTAGE", 6)
     count = 120
     write_jsonl(tmp_path / "data" / "questions" / "heldout.jsonl", questions(count))

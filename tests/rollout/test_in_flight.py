@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Callable
 
 import jax
 import numpy as np
 import pytest
 
+from masksearch_jax.core.types import Trajectory
 from tests.rollout.word_engine import (
     ANSWERER,
     GREEDY,
     OVERSUBSCRIBED,
     REQUESTS,
     ROLLOUT,
+    SEARCHER,
     colours,
     engine,
     request,
@@ -205,3 +209,19 @@ def test_a_consumer_that_leaves_keeps_the_rest(models, plain):
         second = list(e.run(models[0]))
     assert same_ids(by_request(first, second), plain)
     assert jax.tree.leaves(e._cache)  # the cache outlives its runs
+
+
+def test_a_run_that_is_told_to_end_opens_no_more_while_others_end() -> None:
+    """Of requests that all end between two ticks."""
+
+    def looked_at() -> Callable[[], bool]:
+        looks = itertools.count()  # during the tick that opened it, and before the next
+        return lambda: next(looks) > 0
+
+    requests = [dataclasses.replace(request("plan", i), withdrawn=looked_at()) for i in range(40)]
+    out: list[Trajectory] = []
+    with engine() as e:
+        for trajectory in e.run(SEARCHER, requests, enough=lambda: len(out) >= 1):
+            out.append(trajectory)
+    assert {t.status for t in out} == {"out_of_time"}
+    assert len(out) == 2 * ROLLOUT.slots  # the second slots were filled as the first ended
