@@ -85,7 +85,7 @@ class SearchConfig:
     )
     retries: int = key(
         20,
-        "Attempts of kind http after the first, as far as the timeout allows.",
+        "Attempts of kind http after the first, or of all replicas, as far as the timeout allows.",
         harmless=True,
         least=0,
     )

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from masksearch_jax.core.config import EvalRun
-from masksearch_jax.core.retrieval import SearchTool
+from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.evals.lost import Lost
 from masksearch_jax.evals.suites import Suite
@@ -46,13 +46,21 @@ def provenance(
     return {
         "model": model,
         "tokenizer": {"folder": cfg.tokenizer, "fingerprint": tokenizer},
-        "search": searched | {"fingerprint": getattr(tool, "fingerprint", "") if tool else ""},
+        "search": searched | {"fingerprint": _fingerprint(tool)},
         "config": dataclasses.asdict(cfg),
         "seeds": {"items": cfg.eval.seed, "rollouts": cfg.rollout.seed},
         "versions": run_record.versions(),
         "commit": installed.commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _fingerprint(tool: SearchTool | None) -> str:
+    """Of what is searched; "" where the tool tells none, as a service that is gone by now."""
+    try:
+        return getattr(tool, "fingerprint", "")
+    except SearchError:
+        return ""
 
 
 def suite_of(

@@ -18,6 +18,10 @@ RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _IDLE_CONNECTIONS = 64  # kept open
 
 
+class TooLargeError(SearchError):
+    """A reply has more than MAX_RESPONSE bytes."""
+
+
 class Response(NamedTuple):
     """A reply, whatever its status."""
 
@@ -56,7 +60,7 @@ class HttpClient:
         headers: Mapping[str, str],
         service: str = "",
     ) -> Response:
-        """One request. Raises FailedForNow where no reply comes in time.
+        """One request. Raises FailedForNow where no reply comes in time, or TooLargeError.
 
         service: what errors call it; empty: its address.
         """
@@ -70,7 +74,7 @@ class HttpClient:
                 for chunk in response.iter_bytes():
                     data += chunk
                     if len(data) > MAX_RESPONSE:
-                        raise SearchError(f"{service} sent more than {MAX_RESPONSE} bytes")
+                        raise TooLargeError(f"{service} sent more than {MAX_RESPONSE} bytes")
                     if time.monotonic() > end:
                         late = f"{service}: TimeoutError within the answer"
                         raise FailedForNow(late, is_late=True)

@@ -17,6 +17,7 @@ from masksearch_jax.core.types import Hits, JsonObject, Passage
 from masksearch_jax.runtime.http_service import Refusal
 
 MAX_TOP_K = 100
+_FALSE = ("", "0", "f", "false", "n", "no", "off")  # in texts
 _HEALTH_QUERY = "the capital city of a country"
 
 
@@ -31,8 +32,8 @@ class Asked(NamedTuple):
 def parse(request: JsonObject, default_top_k: int) -> Asked:
     """Raises Refusal naming what is wrong.
 
-    As Search-R1's server does, a `topk` that is missing, null, empty or 0 is the default, and a
-    number may come as text.
+    As Search-R1's server does, a `topk` that is missing, null, empty or 0 is the default, and
+    numbers and `return_scores` may come as text.
     """
     bad = HTTPStatus.BAD_REQUEST
     queries = request.get("queries")
@@ -41,11 +42,16 @@ def parse(request: JsonObject, default_top_k: int) -> Asked:
     top_k = request.get("topk")
     if isinstance(top_k, str) and top_k.strip().isdecimal() and len(top_k) < 10:
         top_k = int(top_k)
+    if isinstance(top_k, float) and top_k.is_integer():
+        top_k = int(top_k)
     if top_k is None or (type(top_k) is int and top_k == 0) or top_k == "":
         top_k = default_top_k
     if type(top_k) is not int or not 1 <= top_k <= MAX_TOP_K:
         raise Refusal(bad, f"`topk` is {top_k!r:.80}, must be a whole number of 1 to {MAX_TOP_K}")
-    return Asked(queries, top_k, bool(request.get("return_scores", False)))
+    scored = request.get("return_scores", False)
+    if isinstance(scored, str):
+        scored = scored.strip().lower() not in _FALSE
+    return Asked(queries, top_k, bool(scored))
 
 
 def result(hits: Sequence[Passage], scored: bool) -> list[JsonObject]:

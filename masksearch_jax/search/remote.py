@@ -11,17 +11,19 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from masksearch_jax.core import contents
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Hits, Passage
 from masksearch_jax.search.gather import Gatherer
-from masksearch_jax.search.http_client import HttpClient, Response
+from masksearch_jax.search.http_client import HttpClient, Response, TooLargeError
 from masksearch_jax.search.rate import RateLimit
 from masksearch_jax.search.replicas import FailedForNow, GaveUp, Patience, Replicas
+
+Told = TypeVar("Told")  # what one request of a service gets
 
 TIME_LEFT = "X-Time-Left"  # header: seconds after which nobody waits for the reply any more
 
@@ -50,7 +52,7 @@ class RemoteSearch:
         self._urls = [_service(one.strip()) for one in url.split(",")]
         patience = Patience(timeout, attempt_timeout, retries, backoff, hedge)
         self._timeout = timeout
-        self._replicas: Replicas[list[Any]] = Replicas(self._urls, patience, limit)
+        self._replicas: Replicas[Any] = Replicas(self._urls, patience, limit)
         self._gatherer = Gatherer(self._ask, batch_wait)
         self._client = HttpClient(is_secure=any(one.startswith("https:") for one in self._urls))
 
@@ -60,35 +62,57 @@ class RemoteSearch:
 
         Raises SearchError for replicas of two indexes.
         """
-        found = {told for url in self._urls if (told := self._fingerprint(url))}
+        found, failures = set(), 0
+        for url in self._urls:
+            try:
+                found.add(self._fingerprint(url, self._timeout))
+            except FailedForNow:
+                failures += 1
+        if failures == len(self._urls):  # results would be kept as those of no index
+            found.add(self._patient(self._fingerprint)[0])
+        found.discard("")
         if len(found) > 1:
             raise SearchError(f"the replicas {self._url} search different indexes: {sorted(found)}")
         return found.pop() if found else ""
 
-    def _fingerprint(self, url: str) -> str:
+    def _fingerprint(self, url: str, seconds: float) -> str:
+        """Of one service; "" where it tells none. Raises FailedForNow."""
         parts = urlsplit(url)
         health = urlunsplit((parts.scheme, parts.netloc, "/health", "", ""))
         try:
-            response = self._send("GET", health, None, self._timeout)
-            is_ok = response.status == 200
-            found = json.loads(response.data).get("fingerprint", "") if is_ok else ""
-        except (FailedForNow, SearchError, AttributeError, ValueError, RecursionError):
+            response = self._send("GET", health, None, seconds)
+            response.check_ok(health)
+            found = json.loads(response.data).get("fingerprint", "")
+        except (SearchError, AttributeError, ValueError, RecursionError):
             return ""
         return found if isinstance(found, str) else ""
+
+    def _patient(self, send: Callable[[str, float], Told]) -> tuple[Told, int]:
+        """What `send` gets of a replica, and the number of attempts. Raises SearchError."""
+        try:
+            return self._replicas.request(send)
+        except GaveUp as error:
+            raise SearchError(f"the search failed, {error}") from error
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
         return list(self._gatherer.search(queries, top_k)) if queries else []
 
     def _ask(self, queries: Sequence[str], top_k: int) -> list[Hits]:
-        """One request with its attempts. Raises SearchError."""
+        """One request with its attempts; two where its reply is too large. Raises SearchError."""
+        try:
+            return self._ask_at_once(queries, top_k)
+        except TooLargeError:
+            half = len(queries) // 2
+            if not half:
+                raise
+        return self._ask(queries[:half], top_k) + self._ask(queries[half:], top_k)
+
+    def _ask_at_once(self, queries: Sequence[str], top_k: int) -> list[Hits]:
         request = {"queries": list(queries), "topk": top_k, "return_scores": True}
         # ASCII JSON: a lone surrogate in a query travels as its escape.
         body = json.dumps(request).encode()
         started = time.monotonic()
-        try:
-            results, attempts = self._replicas.request(functools.partial(self._post, body))
-        except GaveUp as error:
-            raise SearchError(f"the search failed, {error}") from error
+        results, attempts = self._patient(functools.partial(self._post, body))
         if len(results) != len(queries):
             raise SearchError(
                 f"{self._url} answered {len(queries)} queries with {len(results)} results"
@@ -146,4 +170,4 @@ def _passage(hit: Any) -> Passage:
         raise TypeError(f"title and text must be strings, are {title!r:.80} and {text!r:.80}")
     digest = hashlib.sha256(f"{title}\n{text}".encode("utf-8", "replace")).hexdigest()[:16]
     given = document.get("id")
-    return Passage(digest if given is None else str(given), title, text)
+    return Passage(digest if given in (None, "") else str(given), title, text)

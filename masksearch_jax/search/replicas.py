@@ -1,7 +1,8 @@
 """Replicas of one HTTP service: which may be asked now, and requests that outlive their failures.
 
-Attempts of one request share its deadline. A replica that fails three times in a row rests, longer
-each time, and is then tried by one request alone (a circuit breaker).
+Attempts of one request share its deadline. All replicas that may be asked are asked once before the
+request waits and tries again. A replica that fails three times in a row rests, longer each time,
+and is then tried by one request alone (a circuit breaker).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
@@ -44,7 +45,7 @@ class Patience:
 
     timeout: float  # of the request, all attempts together
     attempt_timeout: float  # of the first attempt; doubles with each that ran out of time
-    retries: int  # attempts after the first
+    retries: int  # waits after which it is tried again, at one replica: attempts after the first
     backoff: float  # before the first retry; doubles with each, up to MAX_BACKOFF
     hedge: float = 0.0  # after which a second attempt runs beside the first; 0: never
 
@@ -84,10 +85,10 @@ class Replicas(Generic[Reply]):
         """The first reply, and the number of attempts. Raises GaveUp, and what `send` does."""
         patience = self._patience
         deadline = time.monotonic() + patience.timeout
-        attempts = late = 0
-        failed: Replica | None = None
+        attempts = late = waits = 0
+        failed: set[Replica] = set()  # since the last wait, with the one before it
         last = "no replica may be asked"
-        while attempts <= patience.retries:
+        while True:
             if not self._limit.wait(deadline - time.monotonic()):
                 last = f"no turn at {self._limit.per_second:g} requests a second, after: {last}"
                 break
@@ -101,14 +102,16 @@ class Replicas(Generic[Reply]):
                 self._is_told = True
                 return reply, attempts + more
             except FailedForNow as error:
-                last, failed = str(error), replica
+                last = str(error)
+                failed.add(replica)
                 self._tell(last)
                 late += error.is_late
-            if attempts <= patience.retries and not self._has_another(replica):
-                wait = jittered(patience.backoff, attempts - 1)
-                if time.monotonic() + wait >= deadline:
+            if not self._has_another(failed):
+                wait = jittered(patience.backoff, waits)
+                if waits >= patience.retries or time.monotonic() + wait >= deadline:
                     break
                 time.sleep(wait)
+                waits, failed = waits + 1, {replica}
         raise GaveUp(f"attempt {attempts} within {patience.timeout:g} s: {last}")
 
     def _tell(self, failure: str) -> None:
@@ -137,7 +140,7 @@ class Replicas(Generic[Reply]):
                 reply, error = replies.get(timeout=max(0.0, hedge if may_hedge else left))
             except queue.Empty:
                 can = may_hedge and self._limit.wait(0.0)
-                second = self._take(time.monotonic(), replica) if can else None
+                second = self._take(time.monotonic(), {replica}) if can else None
                 if not may_hedge:
                     message = f"{replica.url}: TimeoutError, no reply in time"
                     raise FailedForNow(message, is_late=True) from None
@@ -177,8 +180,8 @@ class Replicas(Generic[Reply]):
 
         threading.Thread(target=run, name="search request", daemon=True).start()
 
-    def _take(self, deadline: float, failed: Replica | None) -> Replica | None:
-        """The least busy replica that may be asked, another than `failed` if there is one.
+    def _take(self, deadline: float, failed: Collection[Replica]) -> Replica | None:
+        """The least busy replica that may be asked, another than those `failed` if there is one.
 
         Waits for one until the deadline; None where none comes.
         """
@@ -186,7 +189,7 @@ class Replicas(Generic[Reply]):
             while True:
                 now = time.monotonic()
                 ready = [r for r in self._replicas if r.back_at <= now]
-                ready = [r for r in ready if r is not failed] or ready
+                ready = [r for r in ready if r not in failed] or ready
                 if ready:
                     random.shuffle(ready)
                     replica = min(ready, key=lambda r: r.in_flight)
@@ -213,10 +216,10 @@ class Replicas(Generic[Reply]):
                 replica.rests_until = time.monotonic() + max(rest, error.rest)
             self._changed.notify_all()
 
-    def _has_another(self, replica: Replica) -> bool:
+    def _has_another(self, failed: Collection[Replica]) -> bool:
         with self._changed:
             now = time.monotonic()
-            return any(r.back_at <= now for r in self._replicas if r is not replica)
+            return any(r.back_at <= now for r in self._replicas if r not in failed)
 
 
 def jittered(first: float, number: int) -> float:

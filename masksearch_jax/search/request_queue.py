@@ -38,6 +38,7 @@ class Piece:
     asked: Asked
     deadline: float  # by `time.monotonic`
     replies: Future[list[str]] = dataclasses.field(default_factory=Future)
+    is_alone: bool = False  # searched by itself, since a search of several has failed
 
 
 class SearchQueue:
@@ -77,7 +78,8 @@ class SearchQueue:
         with self._changed:
             self._closed = True
             for piece in self._pieces:
-                piece.replies.cancel()
+                if not piece.replies.cancel():
+                    piece.replies.set_exception(DroppedError("the service has ended"))
             self._pieces.clear()
             self._changed.notify_all()
 
@@ -94,11 +96,22 @@ class SearchQueue:
                 found = self._tool.search(queries, live[0].asked.top_k)
                 replies = self._rendered(live, found)
             except BaseException as error:  # a panic of a Rust library is no Exception
-                for piece in live:
-                    piece.replies.set_exception(error)
+                self._failed(live, error)
                 continue
             for piece, texts in zip(live, replies, strict=True):
                 piece.replies.set_result(texts)
+
+    def _failed(self, pieces: list[Piece], error: BaseException) -> None:
+        """Of several, each is searched again by itself: one's bad query harms no other's."""
+        with self._changed:
+            if len(pieces) > 1 and not self._closed:
+                for piece in pieces:
+                    piece.is_alone = True
+                self._pieces.extendleft(reversed(pieces))
+                self._changed.notify(len(pieces))
+                return
+        for piece in pieces:
+            piece.replies.set_exception(error)
 
     def _take(self) -> list[Piece]:
         """The next pieces, of one top_k; empty when the queue is closed."""
@@ -116,10 +129,12 @@ class SearchQueue:
 
     @staticmethod
     def _goes_with(first: Piece, other: Piece, count: int) -> bool:
-        return other.asked.top_k == first.asked.top_k and count + len(other.queries) <= BATCH
+        if first.is_alone or other.is_alone or other.asked.top_k != first.asked.top_k:
+            return False
+        return count + len(other.queries) <= BATCH
 
     def _is_wanted(self, piece: Piece) -> bool:
-        wanted = piece.replies.set_running_or_notify_cancel()
+        wanted = piece.is_alone or piece.replies.set_running_or_notify_cancel()
         late = wanted and time.monotonic() > piece.deadline
         if late:
             piece.replies.set_exception(DroppedError("its time passed before it was searched"))

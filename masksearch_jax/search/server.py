@@ -1,7 +1,8 @@
 """A search tool as an HTTP service that Search-R1's clients can talk to; see `protocol`.
 
-Errors are {"error": "..."} with a status of `http_service`, or 503: the search failed, too many
-requests wait, or one waited too long. GET /metrics has the figures of a Prometheus client.
+Errors are {"error": "..."} with a status of `http_service`, 422 for queries that the tool refuses,
+or 503: the search failed, too many requests wait, or one waited too long. GET /metrics has the
+figures of a Prometheus client.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.runtime.http_service import Call, Refusal, Service
 from masksearch_jax.search import protocol
+from masksearch_jax.search.gather import RefusedError
 from masksearch_jax.search.remote import TIME_LEFT
 from masksearch_jax.search.request_queue import DroppedError, FullError, Piece, SearchQueue
 
@@ -78,7 +80,10 @@ class SearchServer(Service):
             headers = {"Retry-After": str(_RETRY_AFTER)}
             return Response(json.dumps({"error": str(error)}), status, headers, "application/json")
         except SearchError as error:
+            is_refused = isinstance(error, RefusedError)
             status = HTTPStatus.SERVICE_UNAVAILABLE
+            if is_refused:  # which no other try would change
+                status = HTTPStatus.UNPROCESSABLE_ENTITY
             raise Refusal(status, str(error)) from error
         finally:
             self._figures.note(status, time.monotonic() - started)

@@ -180,6 +180,11 @@ def _key_of(cfg: WebConfig) -> str:
         raise SearchError(
             f"the environment variable {cfg.key_variable} (search.web.key_variable) has no key"
         )
+    if not (found.isascii() and found.isprintable()):  # the library's errors would show it
+        raise SearchError(
+            f"the key in {cfg.key_variable} (search.web.key_variable) has characters that no "
+            "header may have, such as a line break"
+        )
     return found
 
 

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage
 from masksearch_jax.search import server as server_module
+from masksearch_jax.search.gather import RefusedError
 from masksearch_jax.search.remote import TIME_LEFT, RemoteSearch
 from masksearch_jax.search.server import SearchServer
 from masksearch_jax.search.tool import FakeSearch
@@ -87,7 +88,8 @@ def test_a_remote_index_is_known_by_its_fingerprint(service, fruit):
     assert RemoteSearch(service.url, timeout=5).fingerprint == fruit.fingerprint
     with serving(SearchServer(FakeSearch({}), "127.0.0.1", 0)) as server:
         assert RemoteSearch(server.url, timeout=5).fingerprint == ""
-    assert RemoteSearch(server.url, timeout=1).fingerprint == ""  # gone
+    with pytest.raises(SearchError, match="Connection refused"):  # gone
+        _ = RemoteSearch(server.url, timeout=0.2).fingerprint
 
 
 def test_contents_in_replies_are_split_as_those_of_a_corpus():
@@ -155,6 +157,16 @@ def test_a_request_that_names_no_number_gets_the_configured_one(fruit, topk):
             server, "POST", "/retrieve", json.dumps({"queries": ["fruit"], **topk})
         )
     assert (status, len(answer["result"][0])) == (200, 2)
+
+
+@pytest.mark.parametrize("scored", ["false", "0", "No", False, None])
+def test_what_is_false_may_come_as_text(service, scored):
+    body = json.dumps({"queries": ["red"], "topk": 2.0, "return_scores": scored})
+    status, answer = ask(service, "POST", "/retrieve", body)
+    assert (status, [sorted(hit) for hit in answer["result"][0]]) == (
+        200,
+        [["contents", "id", "text", "title"]] * 2,
+    )
 
 
 def test_a_number_may_come_as_text(service):
@@ -255,8 +267,8 @@ def test_at_most_so_many_searches_run_at_once():
     assert most[0] == 2
 
 
-def slow_search(seconds=0.3):
-    return FakeSearch({"q": FRUIT[:1]}, latency=seconds)
+def slow_search(seconds=0.3, failing=()):
+    return FakeSearch({"q": FRUIT[:1]}, latency=seconds, failing=failing)
 
 
 def wait_for(condition):
@@ -347,6 +359,38 @@ def test_requests_that_wait_together_are_one_search():
         wait_for(lambda: server._queue.waiting == 5)
         assert all(f.result()[0] == 200 for f in (first, *others))
     assert sorted(map(len, tool.calls)) in ([1, 1, 4], [1, 1, 1, 3], [1, 1, 2, 2])
+
+
+def test_a_query_that_fails_harms_no_request_that_it_waits_with():
+    tool = slow_search(0.1, failing=["bad"])
+    with (
+        serving(SearchServer(tool, "127.0.0.1", 0, workers=1)) as server,
+        ThreadPoolExecutor(6) as pool,
+    ):
+        first = pool.submit(ask, server, "POST", "/retrieve", BODY)
+        wait_for(lambda: tool.calls)
+        bodies = [json.dumps({"queries": [q]}) for q in ("a", "bad", "b")]
+        others = [pool.submit(ask, server, "POST", "/retrieve", body) for body in bodies]
+        wait_for(lambda: server._queue.waiting == 3)
+        assert [f.result()[0] for f in (first, *others)] == [200, 200, 503, 200]
+    assert sorted(map(len, tool.calls)) == [1, 1, 1, 1, 3]
+
+
+def test_a_query_that_the_tool_refuses_is_not_tried_again():
+    class Picky:
+        calls = 0
+
+        def search(self, queries, top_k):
+            self.calls += 1
+            raise RefusedError("no such query")
+
+    tool = Picky()
+    with (
+        serving(SearchServer(tool, "127.0.0.1", 0)) as server,
+        pytest.raises(SearchError, match=r"refused the request: HTTP 422 .*no such query"),
+    ):
+        RemoteSearch(server.url, timeout=10, backoff=60).search(["q"], 3)
+    assert tool.calls == 1
 
 
 def test_a_tool_that_answers_too_few_queries_is_an_error():

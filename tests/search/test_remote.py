@@ -1,5 +1,6 @@
 """A client that outlives its service: stalls, restarts, replicas, pauses, hedges, batches."""
 
+import contextlib
 import json
 import math
 import threading
@@ -10,6 +11,7 @@ import pytest
 
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage
+from masksearch_jax.search import http_client
 from masksearch_jax.search.gather import MAX_BATCH, Gatherer
 from masksearch_jax.search.remote import RemoteSearch
 from masksearch_jax.search.replicas import (
@@ -21,6 +23,7 @@ from masksearch_jax.search.replicas import (
     jittered,
     retry_after,
 )
+from masksearch_jax.search.server import SearchServer
 from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.testing import services
 from masksearch_jax.testing.services import WELL, Answer, SearchEndpoint, by_number, in_turn
@@ -99,6 +102,36 @@ def test_another_replica_answers_for_one_that_is_down():
         assert everything(remote, QUERIES, 4) == EXPECTED
         assert 3 <= len(down.calls) <= 7  # three failures in a row, or four at once, then it rests
     assert len(well.calls) == len(QUERIES)
+
+
+def test_all_replicas_are_asked_before_a_try_counts_as_over():
+    with contextlib.ExitStack() as stack:
+        opened = [SearchEndpoint(TOOL, in_turn(DOWN, DOWN, WELL)) for _ in range(8)]
+        services = [stack.enter_context(one) for one in opened]
+        (hits,) = client(*services, retries=2).search(["red"], 3)
+        calls = [len(s.calls) for s in services]
+    assert hits == TOOL.search(["red"], 3)[0]
+    assert (hits.attempts, sorted(calls)) == (sum(calls), [1, *[2] * 6, 3])
+
+
+def test_a_reply_that_is_too_large_is_asked_for_in_parts(monkeypatch):
+    monkeypatch.setattr(http_client, "MAX_RESPONSE", 1000)
+    queries = [f"q{i}" for i in range(40)]
+    with SearchEndpoint(TOOL) as service:
+        assert client(service).search(queries, 3) == TOOL.search(queries, 3)
+        assert len(service.calls) > 4
+        with pytest.raises(SearchError, match="sent more than 1000 bytes"):
+            client(service).search(["q" * 1000], 3)
+
+
+def test_an_index_is_asked_for_its_fingerprint_until_it_tells(fruit):
+    shaky = FakeSearch({}, fail_first=3)
+    shaky.fingerprint = fruit.fingerprint
+    with services.serving(SearchServer(shaky, "127.0.0.1", 0)) as server:
+        assert client(server).fingerprint == fruit.fingerprint
+        assert len(shaky.calls) == 4
+    with pytest.raises(SearchError, match=r"attempt \d+ within 0\.2 s"):
+        _ = client(server, timeout=0.2).fingerprint
 
 
 def test_replicas_of_two_indexes_are_refused(fruit):
@@ -237,13 +270,14 @@ def test_connections_are_used_again():
         assert len(service._server._connections) == 1
 
 
-def test_an_id_of_null_is_none(fruit):
-    documents = [{"id": None, "title": p.title, "text": p.text} for p in FRUIT[:2]]
+@pytest.mark.parametrize("name", [None, ""])
+def test_an_id_of_nothing_is_none(name):
+    documents = [{"id": name, "title": p.title, "text": p.text} for p in FRUIT[:2]]
     body = json.dumps({"result": [documents]}).encode()
     with SearchEndpoint(TOOL, Answer(body=body)) as service:
         found = client(service).search(["q"], 3)[0]
     assert len({p.id for p in found}) == 2
-    assert "None" not in {p.id for p in found}
+    assert not {"None", ""} & {p.id for p in found}
     assert [p.text for p in found] == [p.text for p in FRUIT[:2]]
 
 

@@ -157,6 +157,13 @@ def test_a_key_that_is_missing_is_named(monkeypatch, service):
         tool_of(service)
 
 
+def test_a_key_that_no_header_may_have_is_refused_unseen(monkeypatch, service):
+    monkeypatch.setenv("SERPER_API_KEY", "half\nother")
+    with pytest.raises(SearchError, match="a line break") as caught:
+        tool_of(service)
+    assert "half" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("web", "message"),
     [
