@@ -126,6 +126,7 @@ setup(
         "pydantic>=2.10,<3",
         "rich>=14",
         "safetensors>=0.6",
+        "scipy>=1.14",
         "starlette>=1.0,<2",
         "tantivy>=0.27,<0.28",
         "tokenizers>=0.22",

@@ -82,7 +82,11 @@ def ramp_first(c: ConfigDict) -> None:
 
 
 def ramp_sft(c: ConfigDict) -> None:
-    """One mask: does the agent fill it better than one retrieval, or than no search at all?"""
+    """One mask: does the agent fill it better than one retrieval, or than no search at all?
+
+    All three are one model, trained to search: `rag` (one retrieval) and `closed_book` are the same
+    model, asked without turns to search in.
+    """
     c.ramp.max_masks = 1
     c.sft.curriculum = "0:ramp_sft_upto1"
     c.arms = (
@@ -185,6 +189,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if parsed.runlocal:
         c.own_examples, c.own_samples = 8, 2
     c.seeds = 2 if parsed.runlocal else 3
+    c.question = " ".join((STUDIES[asked[0]].__doc__ or "").split())
     STUDIES[asked[0]](c)
     if parsed.judge:
         if asked != ["reward"]:

@@ -13,16 +13,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
-from masksearch_jax.core.errors import ConfigError, check_given
+from masksearch_jax.core.errors import ConfigError, check_given, nearest
 from masksearch_jax.core.files import write_json, write_text
 from masksearch_jax.core.schema import key, share
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.evals import arms as comparison
 from masksearch_jax.evals import rows
 from masksearch_jax.evals.results import Bootstrap
+from masksearch_jax.evals.scores import FANOUTQA_METRICS, QA_METRICS, RAMP_METRICS
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import pinned
 from masksearch_jax.parallel.sharding import split_cpu
@@ -33,6 +34,7 @@ from masksearch_jax.recipes.arms import Arm
 from masksearch_jax.recipes.made import Made, OfStudy, Workshop
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
 from masksearch_jax.runtime import cli, overrides, run_record, storage
+from masksearch_jax.tools.registry import instructions_of
 from masksearch_jax.viewer import study as page
 
 # Keys that no arm may override: they are the study's own.
@@ -52,6 +54,7 @@ class StudyRun(RecipeRun):
         ),
     )
     reference: str = key("", "The arm that the others are compared with; needed.")
+    question: str = key("", "What is asked, as the page and the table say it.", harmless=True)
     seeds: int = key(3, "Seeds of each arm; with one, intervals are over items alone.")
     metrics: tuple[str, ...] = key(
         (), "Shown besides each suite's own, such as answer_tokens or searches."
@@ -141,6 +144,16 @@ def arm_config(cfg: StudyRun, arm: Arm) -> StudyRun:
     return found
 
 
+def check_metrics(cfg: StudyRun, arms: Sequence[StudyRun]) -> None:
+    """Raises ConfigError for a metric that no item of any arm has."""
+    tools = {about.name for arm in arms for about in instructions_of(arm.tools)}
+    known = [*RAMP_METRICS, *QA_METRICS, *FANOUTQA_METRICS, *(f"calls_{name}" for name in tools)]
+    for metric in cfg.metrics:
+        if metric not in known:
+            choices = nearest(metric, dict.fromkeys(known))
+            raise ConfigError(f"config.metrics has {metric!r}, which no item has; {choices}")
+
+
 def recipe(cfg: StudyRun) -> QuickstartRun:
     """The config of the quickstart's stages."""
     shared = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(RecipeRun)}
@@ -153,6 +166,7 @@ def plan(cfg: StudyRun, usage: Usage) -> Study:
         raise ConfigError(f"config.seeds is {cfg.seeds}; it must be 1 or more, and 3 is usual")
     found = arms_lib.read(cfg.arms, cfg.reference)
     own = {arm.name: (arm, arm_config(cfg, arm)) for arm in found}
+    check_metrics(cfg, [mine for _, mine in own.values()])
     workshop = Workshop(Path(cfg.made or Path(cfg.workdir) / "made"), usage)
     _, first = own[cfg.reference]
     items = workshop.text(recipe(first), first.gold_left_out, f"{cfg.reference}/items")
@@ -224,26 +238,25 @@ def seeds_done(study: Study, stages: StageFolder) -> int:
 
 
 def scores(study: Study, arm: str, seeds: int) -> dict[str, comparison.Seeds]:
-    """Of each suite the scores of the arm's items, by seed."""
+    """Of each suite the scores of the arm's items, by seed; none where all of a seed are lost."""
     _, mine = study.arms[arm]
-    found: dict[str, list[dict[str, Mapping[str, float]]]] = {s: [] for s in study.suites}
+    found: dict[str, list[comparison.Scores]] = {suite: [] for suite in study.suites}
     for made in study.evaluations[arm][:seeds]:
         folder = study.workshop.at(made) / "eval" / "model"
         by_place = rows.by_place(rows.Rows(storage.path(folder) / rows.TRAJECTORIES))
         for suite, by_id in found.items():
             scored = by_place.get((suite, mine.eval.methods[0]), [])
             by_id.append({item.id: item.scores for item in scored})
-    return {suite: by_seed for suite, by_seed in found.items() if all(by_seed)}
+    return found
 
 
 def compared(study: Study, seeds: int) -> JsonObject:
     """What `evals.arms.compare` says of the first seeds, by each suite's own metric and others."""
     cfg = study.cfg
     by_arm = {name: scores(study, name, seeds) for name in study.arms}
-    shared = [s for s in study.suites if all(s in found for found in by_arm.values())]
     first = study.workshop.at(study.evaluations[cfg.reference][0]) / "eval" / "model"
     asked = json.loads((first / "eval.json").read_text(encoding="utf-8"))["suites"]
-    metrics = {s: (asked[s]["metric"], *cfg.metrics) for s in shared}
+    metrics = {s: (asked[s]["metric"], *cfg.metrics) for s in study.suites}
     how = Bootstrap(cfg.eval.bootstrap, cfg.eval.seed)
     return comparison.compare(by_arm, cfg.reference, metrics, how)
 
@@ -274,9 +287,11 @@ def write_results(study: Study, stages: StageFolder, seeds: int) -> None:
     results = compared(study, seeds)
     told: JsonObject = {
         "study": name,
+        "question": cfg.question,
         "reference": cfg.reference,
         "seeds": seeds,
         "seeds_asked": cfg.seeds,
+        "said": comparison.seeds_said(seeds, cfg.seeds),
         "arms": {
             arm.name: {
                 "stages": arm.stages,
@@ -286,6 +301,7 @@ def write_results(study: Study, stages: StageFolder, seeds: int) -> None:
             for arm, _ in study.arms.values()
         },
         "results": results,
+        "absent": comparison.absent(results, study.arms, cfg.reference),
         "curves": curves_of(study, seeds),
         "made": {
             made.name: {"seconds": stages.records[made.name]["seconds"], "of": made.of}
@@ -297,8 +313,9 @@ def write_results(study: Study, stages: StageFolder, seeds: int) -> None:
     }
     picture = page.plot(results, cfg.reference, name)
     write_json(folder / "study.json", told)
-    table = comparison.table(results, cfg.reference, seeds)
-    write_text(folder / "study.txt", "\n".join(table) + "\n")
+    table = comparison.table(results, cfg.reference, study.arms, seeds, cfg.seeds)
+    head = [cfg.question] if cfg.question else []
+    write_text(folder / "study.txt", "\n".join([*head, *table]) + "\n")
     write_text(folder / "study.svg", picture)
     write_text(folder / "study.html", page.page(json.loads(json.dumps(told)), picture))
 

@@ -82,12 +82,14 @@ def page(study: JsonObject, picture: str) -> str:
         f'<html lang="en"><meta charset="utf-8"><title>{title}</title>',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<style>{style}</style><main><h1>{title}</h1><p>{html.escape(_said(study))}</p>",
+        f"<style>{style}</style><main><h1>{title}</h1>",
+        *(f"<p>{html.escape(text)}</p>" for text in (study["question"], _said(study)) if text),
+        *(f'<p class="absent">{html.escape(text)}</p>' for text in study["absent"]),
         picture,
     ]
     for suite, metrics in study["results"].items():
         for metric, cells in metrics.items():
-            parts += _results(f"{suite}, {metric}", cells)
+            parts += _results(f"{suite}, {metric}", cells, study["reference"])
     if study["curves"]:
         parts += _curves(study["curves"])
     arms = [
@@ -106,11 +108,7 @@ def page(study: JsonObject, picture: str) -> str:
 
 
 def _said(study: JsonObject) -> str:
-    over = "items and seeds" if study["seeds"] > 1 else "items alone: there is one seed"
-    return (
-        f"{study['seeds']} of {study['seeds_asked']} seeds are done. Intervals are of 95%, over "
-        f"{over}. Differences are paired, to the arm {study['reference']}."
-    )
+    return f"{study['said']}. Differences are paired, to the arm {study['reference']}."
 
 
 # ---- curves
@@ -171,13 +169,16 @@ def _grown(entry: JsonObject) -> list[str]:
     ]
 
 
-def _results(name: str, cells: Mapping[str, Any]) -> list[str]:
+def _results(name: str, cells: Mapping[str, Any], reference: str) -> list[str]:
     rows = []
     for arm, cell in cells.items():
-        apart = cell["difference"]
-        shown = [_cell(cell["mean"]), _cell(apart, "+") if apart else "reference"]
-        rows.append([html.escape(arm), *shown, str(cell["mean"]["n"])])
-    return [f"<h2>{html.escape(name)}</h2>", *_table(["arm", "mean", "difference", "items"], rows)]
+        mean, apart = cell["mean"], cell["difference"]
+        told = [_cell(apart, "+"), str(apart["n"])] if apart else ["–", ""]
+        told = ["reference", ""] if arm == reference else told
+        shown = [_cell(mean), told[0], str(mean["n"]), told[1]]
+        rows.append([html.escape(arm), *shown])
+    head = ["arm", "mean", "difference", "items", "items of both"]
+    return [f"<h2>{html.escape(name)}</h2>", *_table(head, rows)]
 
 
 def _cell(cell: Mapping[str, float], sign: str = "") -> str:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from masksearch_jax.evals import arms
 from masksearch_jax.evals.metrics import bootstrap
@@ -19,31 +20,39 @@ def test_with_one_seed_it_is_the_bootstrap_of_items():
     assert arms.interval(values[None], HOW) == bootstrap(list(values), *HOW)
 
 
-def test_where_items_are_alike_the_interval_is_of_the_seeds():
-    """Three seeds of 0, 0 and 1: the mean of three draws has the quantiles of a binomial."""
+def test_where_items_are_alike_the_interval_is_students_of_the_seeds():
+    """Three seeds of 0, 0 and 1: a third, and 4.303 standard errors of two degrees of freedom."""
     values = np.repeat([[0.0], [0.0], [1.0]], 50, axis=1)
     found = arms.interval(values, HOW)
-    assert found.value == pytest.approx(1 / 3)
-    assert (found.low, found.high, found.n) == (0.0, 1.0, 50)  # 8/27 of none, 1/27 of three
+    half = 4.302652729911275 * np.sqrt(1 / 3 / 3)  # of the unbiased variance, 1/3
+    assert found == pytest.approx((1 / 3, 1 / 3 - half, 1 / 3 + half, 50))
 
 
-def test_where_seeds_are_alike_the_interval_is_of_the_items():
+def test_where_seeds_are_alike_the_interval_is_students_of_the_items():
     row = np.random.default_rng(1).random(200)
-    found = arms.interval(np.stack([row] * 3), Bootstrap(20_000, 3))
-    alone = bootstrap(list(row), 20_000, 3)
-    assert (found.value, found.n) == (pytest.approx(alone.value), 200)
-    assert found.low == pytest.approx(alone.low, abs=1e-9)
-    assert found.high == pytest.approx(alone.high, abs=1e-9)
+    found = arms.interval(np.stack([row] * 3), HOW)
+    half = stats.t.ppf(0.975, 199) * row.std(ddof=1) / np.sqrt(200)
+    assert found == pytest.approx((row.mean(), row.mean() - half, row.mean() + half, 200))
 
 
-def test_its_variance_is_that_of_items_and_seeds_together():
-    """Of additive effects a_s + b_i: var(a)/S + var(b)/N, each the resampled variance."""
-    rng = np.random.default_rng(2)
-    seeds, items = rng.normal(size=6), rng.normal(size=80)
-    values = seeds[:, None] + items[None]
-    found = arms.interval(values, Bootstrap(40_000, 5))
-    want = np.sqrt(seeds.var() / 6 + items.var() / 80)
-    assert (found.high - found.low) / (2 * 1.96) == pytest.approx(want, rel=0.03)
+def test_one_item_has_an_interval_over_seeds():
+    found = arms.interval(np.asarray([[1.0], [2.0], [4.0]]), HOW)
+    half = stats.t.ppf(0.975, 2) * np.std([1.0, 2.0, 4.0], ddof=1) / np.sqrt(3)
+    assert found == pytest.approx((7 / 3, 7 / 3 - half, 7 / 3 + half, 1))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("deviations", [(0.0, 0.3, 0.3), (0.05, 0.3, 0.3), (0.2, 0.1, 0.3)])
+def test_intervals_of_95_percent_hold_the_truth_as_often(seeds, deviations):
+    """Of seed, item and rest; whichever of these is the largest, with two seeds too."""
+    rng = np.random.default_rng([seeds, round(100 * deviations[0])])
+    of_seed, of_item, rest = deviations
+    held = 0
+    for _ in range(400):
+        values = rng.normal(0, of_seed, (seeds, 1)) + rng.normal(0, of_item, (1, 60))
+        found = arms.interval(values + rng.normal(0, rest, (seeds, 60)), HOW)
+        held += found.low <= 0 <= found.high
+    assert 0.91 <= held / 400 <= 0.99
 
 
 def test_differences_are_paired_by_item_and_seed():
@@ -77,18 +86,19 @@ def test_no_items_and_no_seeds_have_no_interval():
 
 
 @pytest.mark.parametrize(
-    ("seeds", "said"),
+    ("seeds", "asked", "said"),
     [
-        (1, "1 seed; 95% intervals over items alone: there is one seed"),
-        (2, "2 seeds; 95% intervals over items and seeds"),
+        (1, 1, "1 seed is done; 95% intervals are over items alone: there is one seed"),
+        (1, 3, "1 of 3 seeds are done; 95% intervals are over items alone: there is one seed"),
+        (2, 3, "2 of 3 seeds are done; 95% intervals are over items and seeds"),
     ],
 )
-def test_a_table_says_what_its_intervals_are_over(seeds, said):
+def test_a_table_says_what_its_intervals_are_over(seeds, asked, said):
     one = {"ramp": [by_id(0.25, 0.25)] * seeds}
     other = {"ramp": [by_id(0.5, 0.5)] * seeds}
     found = arms.compare({"one": one, "other": other}, "one", {"ramp": ("recall",)}, HOW)
-    head, first, second, last = arms.table(found, "one", seeds)
-    assert head.split() == ["arm", "mean", "minus", "one", "n"]
+    head, first, second, last = arms.table(found, "one", ["one", "other"], seeds, asked)
+    assert head.split() == ["arm", "mean", "minus", "one", "n", "paired"]
     assert first.split() == [
         "ramp",
         "recall",
@@ -100,6 +110,30 @@ def test_a_table_says_what_its_intervals_are_over(seeds, said):
         "2",
     ]
     assert second.split()[3:] == [
-        *("0.500", "[0.500,", "0.500]", "+0.250", "[+0.250,", "+0.250]", "2"),
+        *("0.500", "[0.500,", "0.500]", "+0.250", "[+0.250,", "+0.250]", "2", "2"),
     ]
     assert last == said
+
+
+def test_an_arm_that_lost_its_items_is_told_and_the_others_are_compared():
+    """Of the first one seed has no item; the second shares none with the reference."""
+    found = arms.compare(
+        {
+            "all": {"ramp": [by_id(1, 0)] * 2},
+            "lost": {"ramp": [by_id(1, 0), {}]},
+            "apart": {"ramp": [{"9": {"recall": 1.0}}] * 2},
+            "part": {"ramp": [by_id(1)] * 2},
+        },
+        "all",
+        {"ramp": ("recall",)},
+        HOW,
+    )
+    assert list(found["ramp"]["recall"]) == ["all", "apart", "part"]
+    said = arms.absent(found, ["all", "lost", "apart", "part"], "all")
+    assert said == [
+        "lost has no item of ramp that has recall in every seed, and no row",
+        "apart and all share no item of ramp that has recall in every seed, and have no difference",
+    ]
+    lines = arms.table(found, "all", ["all", "lost", "apart", "part"], 2, 2)
+    assert lines[4:6] == said
+    assert [line.split()[-2:] for line in lines[2:4]] == [["–", "1"], ["1", "1"]]

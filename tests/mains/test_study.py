@@ -186,6 +186,10 @@ def test_a_pretrained_model_says_itself_how_hard_a_span_is(parse, tmp_path):
             ["ppl_by=mixd", "arms=('mixed: ramp_sft', 'a: ramp_sft ramp.strategy=ppl')"],
             r"config.ppl_by is 'mixd', and ramp.strategy ppl needs .* before \(mixed\), or",
         ),
+        (
+            ["metrics=('answer_token',)"],
+            "config.metrics has 'answer_token', which no item has",
+        ),
         (["costs=('stf=1',)"], "config.costs has 'stf=1'; did you mean sft"),
         (["costs=('sft=fast',)"], "it must be sft=SECONDS, of 1,000 tokens of rows"),
         (["costs=('sft=-1',)"], "its seconds must not be below 0"),
@@ -210,6 +214,7 @@ def test_an_unknown_study_names_the_nearest(parse):
     with pytest.raises(ConfigError, match="judge is an arm of the study reward"):
         parse("masking,judge")
     assert parse("reward,judge").arms[-1].startswith("judge: ")
+    assert parse("ramp_sft").question.endswith("the same model, asked without turns to search in.")
 
 
 # ---- what it takes
@@ -325,7 +330,7 @@ def test_a_tiny_study_ends_with_its_table_and_goes_on_with_more_seeds(
     cfg = dataclasses.replace(cfg, arms=cfg.arms[::3])
     study.run(dataclasses.replace(cfg, seeds=1, workdir=str(tmp_path / "one")))
     said = capsys.readouterr()
-    assert "1 seed; 95% intervals over items alone: there is one seed" in said.out
+    assert "1 seed is done; 95% intervals are over items alone: there is one seed" in said.out
     told = json.loads((tmp_path / "one" / "study.json").read_text())
     assert list(told["arms"]) == ["search", "statements_alone"]
     assert list(told["results"]["ramp"]) == ["span_recall", "searches"]
@@ -341,7 +346,7 @@ def test_a_tiny_study_ends_with_its_table_and_goes_on_with_more_seeds(
     assert [c["arms"] for c in others] == [curve["arms"], ["statements_alone"]]
     assert curve["metrics"]["heldout_span_recall"]["steps"] == [1, 2]
     page = (tmp_path / "two" / "study.html").read_text()
-    assert "2 of 2 seeds are done" in page
+    assert "2 of 2 seeds are done; 95% intervals are over items and seeds" in page
     assert "<svg" in page
 
 
@@ -379,7 +384,7 @@ def test_a_study_goes_through_both_stages_and_on_where_it_was_stopped(
     assert by_stage["qa_dapo", "none"]["reward"]["steps"] == [1, 2]
     assert by_stage["qa_sft", "half"]["heldout_questions_recall"]["steps"] == [1, 2]
     table = (tmp_path / "run" / "study.txt").read_text()
-    assert "2 seeds; 95% intervals over items and seeds" in table
+    assert "2 of 2 seeds are done; 95% intervals are over items and seeds" in table
 
 
 @pytest.mark.slow

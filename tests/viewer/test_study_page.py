@@ -27,6 +27,7 @@ CURVES = [
 ]  # fmt: skip
 TOLD = {
     "study": "reward", "reference": "a<b", "seeds": 1, "seeds_asked": 3, "results": RESULTS,
+    "question": "Is a<b?", "said": "1 of 3 seeds are done; over items", "absent": ["a<b has none"],
     "arms": {
         "a<b": {"stages": [], "overrides": []},
         "other": {"stages": ["ramp_sft", "qa_sft"], "overrides": ["sft.steps=3"]},
@@ -55,8 +56,13 @@ def test_the_plot_reaches_as_far_as_a_count_does():
 
 def test_the_page_says_the_figures_and_what_they_are_over():
     page = study.page(TOLD, "<svg></svg>")
-    assert "1 of 3 seeds are done. Intervals are of 95%, over items alone: there is one" in page
-    assert "paired, to the arm a&lt;b." in page
+    said = re.findall(r"<p.*?>(.*)</p>", page)[:3]
+    assert said == [
+        "Is a&lt;b?",
+        "1 of 3 seeds are done; over items. Differences are paired, to the arm a&lt;b.",
+        "a&lt;b has none",
+    ]
+    assert page.count('<td class="number">8') == 3  # items of two means and a difference
     assert "a<b" not in page
     assert '<td class="number">0.600 [0.250, 0.750]<td class="number">+0.100 [+0.250' in page
     assert "ramp_sft → qa_sft" in page
