@@ -29,7 +29,7 @@ from masksearch_jax.core import stamp
 from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.errors import ConfigError, UserError, check_given, nearest
 from masksearch_jax.core.files import write_text
-from masksearch_jax.core.schema import key, required, section, share
+from masksearch_jax.core.schema import describe_keys, key, required, section, share
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import build, examples, leakage, tfds_records
 from masksearch_jax.ramp.survey import CleanConfig, PassageRules
@@ -106,6 +106,8 @@ def run(cfg: BuildDatasetRun) -> dict[str, Any]:
     root, made_from = epath.Path(cfg.folder) / tfds_records.NAME, _made_from(cfg, files)
     if (finished := _finished(root, made_from)) is not None:
         return finished
+    rules = rules_of(cfg)
+    _begin(cfg, root, made_from)
     for name in (tfds_records.CHECKSUMS, COUNTS):
         (root / name).unlink(missing_ok=True)
     work = root / f".examples-{made_from}"
@@ -114,7 +116,7 @@ def run(cfg: BuildDatasetRun) -> dict[str, Any]:
             stale.rmtree()
     with Progress("RAMP dataset", 1 + cfg.ramp.max_masks) as progress, _hushed():
         progress.update(0, step="examples")
-        counts = stamp.read(work / COUNTS) or extract(cfg, files, work)
+        counts = stamp.read(work / COUNTS) or extract(cfg, rules, files, work)
         wanted = [k for k in range(1, cfg.ramp.max_masks + 1) if _splits_of(counts, k)]
         for done, k in enumerate(wanted, 1):
             progress.update(done, step=f"k{k}", examples=counts["ramp"]["out"])
@@ -124,9 +126,21 @@ def run(cfg: BuildDatasetRun) -> dict[str, Any]:
             if stale.name not in {f"k{k}" for k in wanted}:
                 stale.rmtree()
         work.rmtree()
-        run_record.write(root, cfg)
         _finish(root, counts, made_from)
     return counts
+
+
+def _begin(cfg: BuildDatasetRun, root: epath.Path, made_from: str) -> None:
+    """Writes the dataset's record; what was made of other inputs is told before it is replaced."""
+    stamps = root / COUNTS, *root.glob("k*/*/metadata.json")
+    others = {stamp.inputs_of(path) for path in stamps} - {"", made_from}
+    run_record.begin(
+        root,
+        cfg,
+        replaces="the dataset of other settings is" if others else "",
+        otherwise="its inputs or the program have changed",
+        harmless={"folder", *(f"beam.{k.name}" for k in describe_keys(BeamConfig))},
+    )
 
 
 def _check(cfg: BuildDatasetRun) -> None:
@@ -147,9 +161,11 @@ def _check(cfg: BuildDatasetRun) -> None:
     if cfg.ramp.extractor == "spacy":
         rules = PassageRules(cfg.clean, cfg.ramp, cfg.language)
         build.extractor_of(rules)  # or says what is missing
+    _options(cfg.beam)  # or says which flag Beam does not know
 
 
-def _rules(cfg: BuildDatasetRun) -> PassageRules:
+def rules_of(cfg: BuildDatasetRun) -> PassageRules:
+    """What is done to passages. Raises what reading the evaluation sets raises."""
     clean = cfg.clean
     evaluation = None
     if clean.leakage == "drop":
@@ -231,13 +247,14 @@ def _options(cfg: BeamConfig) -> Any:
     return PipelineOptions(["--default_sdk_harness_log_level=ERROR", *given])
 
 
-def extract(cfg: BuildDatasetRun, files: list[str], work: epath.Path) -> dict[str, Any]:
+def extract(
+    cfg: BuildDatasetRun, rules: PassageRules, files: list[str], work: epath.Path
+) -> dict[str, Any]:
     """Makes all examples as JSON lines under `work`; their counts, which are written there last."""
     import apache_beam as beam
 
     from masksearch_jax.ramp.beam import counts_by_step, extract, read_dropped
 
-    rules = _rules(cfg)
     if work.exists():
         work.rmtree()
     work.mkdir(parents=True)

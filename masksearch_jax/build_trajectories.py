@@ -178,7 +178,8 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
         return finished
     parts = output.with_suffix(".parts") / made_from
     with contextlib.closing(make_teacher(cfg)) as teacher:
-        stands = _begin(cfg, output, made_from)
+        _begin(cfg, output, made_from)
+        stands = output.is_file()
         _drop_others(parts)
         counts = [_solve(cfg, kind, path, teacher, parts) for kind, path in inputs.items()]
         figures = teacher.figures()
@@ -202,8 +203,8 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
     return summary
 
 
-def _begin(cfg: BuildTrajectoriesRun, output: Path, made_from: str) -> bool:
-    """Tells what will be replaced; whether an earlier output stands until then, and its record."""
+def _begin(cfg: BuildTrajectoriesRun, output: Path, made_from: str) -> None:
+    """Tells what will be replaced; an earlier output stands until then, and so does its record."""
     paths = _counts_path(output, KINDS), *(_counts_path(output, [kind]) for kind in cfg.kinds)
     has_others = bool({*map(stamp.inputs_of, paths)} - {"", made_from})
     has_others |= any(p.name != made_from for p in output.with_suffix(".parts").glob("*"))
@@ -218,7 +219,6 @@ def _begin(cfg: BuildTrajectoriesRun, output: Path, made_from: str) -> bool:
         stands=output.is_file(),
         harmless=_NOT_COMPARED if is_known else {k.name for k in describe_keys(type(cfg))},
     )
-    return output.is_file()
 
 
 def _counts_path(output: Path, kinds: Sequence[str]) -> Path:

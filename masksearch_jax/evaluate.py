@@ -78,7 +78,7 @@ Tools = Mapping[str, SearchTool]
 Choices = dict[str, list[int]]  # of each suite the places of its examples that are asked
 
 
-class Plan(NamedTuple):
+class Worklist(NamedTuple):
     """What is asked: suites with the places of their items, the items, and those lost before."""
 
     places: Sequence[tuple[Suite, Sequence[int]]]
@@ -164,13 +164,13 @@ def choose_once(
     return found
 
 
-def plan_of(
+def worklist_of(
     cfg: EvalRun,
     loaded: Sequence[Suite],
     choices: Choices,
     vocab: Vocab | None,
     about: Sequence[Instructions] = prompt.SEARCH_ALONE,
-) -> Plan:
+) -> Worklist:
     """The items of all suites and methods. Raises what `items_of` raises."""
     places = [(suite, choices[suite.name]) for suite in loaded]
     lemmatize = lemmatizer_of(cfg, loaded)
@@ -179,7 +179,7 @@ def plan_of(
     )
     if lost and process_index() == 0:
         print(f"  left out {len(lost)} items: {named(lost)}", file=sys.stderr)
-    return Plan(places, items, lost)
+    return Worklist(places, items, lost)
 
 
 # ---- asking
@@ -256,7 +256,7 @@ def sample(
     own = {place: of[process_index() :: process_count()] for place, of in left.items()}
     failed: list[Lost] = []
     vocab = model.vocab if model else None
-    fits, search = sampling.fits_of(cfg, vocab), sampling.shown_of(cfg.search)
+    fits, search = sampling.room_of(cfg, vocab), sampling.shown_of(cfg.search)
     with (
         Progress("evaluate", sum(kept) + sum(map(len, own.values())), sum(kept)) as progress,
         Preemption() as preemption,
@@ -311,7 +311,7 @@ def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
         toolbox = open_tools(cfg.tools, NoSearch(), cfg.search)
         check_budgets(cfg.rollout.tool_turns, toolbox.names)
         choices = hosts.from_first(lambda: choose_once(cfg, workdir, loaded, tools, begun))
-        plan = plan_of(cfg, loaded, choices, vocab, toolbox.instructions)
+        worklist = worklist_of(cfg, loaded, choices, vocab, toolbox.instructions)
         init = "" if has_endpoint else pinned(cfg.init, cfg.model)
         ours = None
         if vocab is not None:
@@ -319,7 +319,7 @@ def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
         if not begun:
             run_record.write(workdir, cfg, content)
         with jax.set_mesh(make_mesh(cfg.mesh)) if ours else contextlib.nullcontext():
-            plan.lost.extend(sample(cfg, ours, tools, plan.items, log, toolbox))
+            worklist.lost.extend(sample(cfg, ours, tools, worklist.items, log, toolbox))
         made_by = provenance.provenance(
             cfg,
             provenance.model_of(cfg, init, content["init"]),
@@ -327,7 +327,7 @@ def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
             tools.get("agent") or tools.get("rag") or tools.get("random"),
         )
         more = functools.partial(difficulty_of, cfg, workdir, loaded, tools, ours)
-        hosts.from_first(lambda: write(cfg, workdir, plan, made_by, log.rows, more))
+        hosts.from_first(lambda: write(cfg, workdir, worklist, made_by, log.rows, more))
         return hosts.from_first(lambda: finished(cfg, workdir, log))
 
 
@@ -397,7 +397,7 @@ def _name(row: Mapping[str, Any]) -> tuple[str, str, str]:
 def write(
     cfg: EvalRun,
     workdir: epath.Path,
-    plan: Plan,
+    worklist: Worklist,
     made_by: JsonObject,
     log: RowLog,
     more: Callable[[], JsonObject],
@@ -407,36 +407,36 @@ def write(
     more: what else eval.json has, made of trajectories.jsonl. eval.json comes last: with it the
     evaluation is whole.
     """
-    scored = [i for i in plan.items if i.name in log]
+    scored = [i for i in worklist.items if i.name in log]
     by_place: dict[tuple[str, str], list[Scored]] = {}
     with writing(workdir / TRAJECTORIES) as file:
         for item, line in zip(scored, log.lines(i.name for i in scored), strict=True):
             file.write(line)
             place = item.suite, item.method
             by_place.setdefault(place, []).append(rows.row_of(json.loads(line)).scored)
-    write_lines(workdir / "lost.jsonl", (json.dumps(i._asdict()) for i in plan.lost))
-    whole = summary(cfg, plan, by_place) | {"provenance": made_by} | more()
+    write_lines(workdir / "lost.jsonl", (json.dumps(i._asdict()) for i in worklist.lost))
+    whole = summary(cfg, worklist, by_place) | {"provenance": made_by} | more()
     write_json(workdir / RESULTS, whole)
 
 
 def summary(
-    cfg: EvalRun, plan: Plan, by_place: Mapping[tuple[str, str], Sequence[Scored]]
+    cfg: EvalRun, worklist: Worklist, by_place: Mapping[tuple[str, str], Sequence[Scored]]
 ) -> JsonObject:
     """eval.json without what made it."""
     how = Bootstrap(cfg.eval.bootstrap, cfg.eval.seed)
     found: JsonObject = {"version": VERSION, "results": {}, "average": {}, "breakdown": {}}
     for (suite, method), items in by_place.items():
-        lost = Counter(i.reason for i in plan.lost if i[:2] == (suite, method))
+        lost = Counter(i.reason for i in worklist.lost if i[:2] == (suite, method))
         cells = results.summarise([i.scores for i in items], how, lost)
         found["results"].setdefault(suite, {})[method] = cells
         found["breakdown"].setdefault(suite, {})[method] = results.breakdown(items, how)
-    named_metrics = {s.name: s.metric for s, _ in plan.places}
+    named_metrics = {s.name: s.metric for s, _ in worklist.places}
     found["average"] = results.average(by_place, named_metrics, how)
     found["suites"] = {
         suite.name: provenance.suite_of(
-            suite, len(numbers), plan.lost, _failures(by_place, suite.name)
+            suite, len(numbers), worklist.lost, _failures(by_place, suite.name)
         )
-        for suite, numbers in plan.places
+        for suite, numbers in worklist.places
     }
     return found
 

@@ -28,7 +28,7 @@ from masksearch_jax.core.errors import ConfigError, UserError, check_given
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.types import SPLITS, JsonObject, Trajectory, from_json
 from masksearch_jax.data.folder import KINDS, Folder
-from masksearch_jax.data.publish import DataCard, Part, card_text, write_records
+from masksearch_jax.data.publish import DataCard, Subset, card_text, write_records
 from masksearch_jax.runtime import cli, run_record
 from masksearch_jax.runtime.progress import Progress
 
@@ -59,7 +59,7 @@ class ExportDataRun:
 
 
 def run(cfg: ExportDataRun) -> dict[str, dict[str, int]]:
-    """Records by part and split. Raises ConfigError where there is nothing to write."""
+    """Records by subset and split. Raises ConfigError where there is nothing to write."""
     check_given(cfg, folder="the folder to write")
     if not cfg.data and not cfg.runs:
         raise ConfigError(
@@ -68,47 +68,54 @@ def run(cfg: ExportDataRun) -> dict[str, dict[str, int]]:
         )
     if cfg.data and importlib.util.find_spec("pyarrow") is None:
         raise ConfigError("pyarrow is not installed; pip install 'masksearch_jax[ramp]'")
-    sources = {_name_of(folder): _files_of(Path(folder)) for folder in cfg.runs}
-    if len(sources) < len(cfg.runs):
+    runs = {_name_of(folder): _files_of(Path(folder)) for folder in cfg.runs}
+    if len(runs) < len(cfg.runs):
         raise ConfigError(f"config.runs has two folders of one name: {', '.join(cfg.runs)}")
-    total = len(KINDS) * bool(cfg.data) + len(sources)
+    total = len(KINDS) * bool(cfg.data) + len(runs)
+    run_record.begin(
+        cfg.folder,
+        cfg,
+        replaces="the export of other settings will be",
+        stands=True,  # the folder appears whole or not at all
+        harmless={"folder"},
+    )
     with files.writing_folder(cfg.folder) as folder, Progress("export", total) as progress:
-        parts = _write_examples(cfg.data, folder, progress) if cfg.data else []
-        if sources:
+        run_record.write(folder, cfg)
+        subsets = _write_examples(cfg.data, folder, progress) if cfg.data else []
+        if runs:
             rows = {
                 name: _write_documents(cfg, name, paths, folder, progress)
-                for name, paths in sources.items()
+                for name, paths in runs.items()
             }
             columns = tuple(Document.model_fields)
             said = "trajectories, as ATIF v1.7"
-            parts.append(Part("trajectories", said, columns, rows, suffix="jsonl"))
+            subsets.append(Subset("trajectories", said, columns, rows, suffix="jsonl"))
         made_from = ", ".join(filter(None, (cfg.data, *cfg.runs)))
-        text = card_text(cfg.card, Path(cfg.folder).name, parts, made_from, __version__)
+        text = card_text(cfg.card, Path(cfg.folder).name, subsets, made_from, __version__)
         files.write_text(folder / "README.md", text)
-        run_record.write(folder, cfg)
-    return {part.name: dict(part.rows) for part in parts}
+    return {subset.name: dict(subset.rows) for subset in subsets}
 
 
-def _write_examples(data: str, folder: Path, progress: Progress) -> list[Part]:
-    """The parts of a folder that build_ramp wrote. Raises ConfigError where it has none."""
-    found, parts = Folder(data), []
+def _write_examples(data: str, folder: Path, progress: Progress) -> list[Subset]:
+    """The subsets of a folder that build_ramp wrote. Raises ConfigError where it has none."""
+    found, subsets = Folder(data), []
     for kind, record in KINDS.items():
         rows = {}
         for split in SPLITS:
             records = found.read(kind, split)
             if (first := next(records, None)) is not None:
-                progress.update(len(parts), part=kind, split=split)
+                progress.update(len(subsets), subset=kind, split=split)
                 whole = itertools.chain([first], records)
                 rows[split] = write_records(folder / kind, split, record, whole)
         if rows:
             columns = tuple(f.name for f in dataclasses.fields(record))
-            parts.append(Part(kind, SAID[kind], columns, rows))
-    if not parts:
+            subsets.append(Subset(kind, SAID[kind], columns, rows))
+    if not subsets:
         raise ConfigError(
             f"config.data is {data!r}, which holds none of {', '.join(KINDS)}; it must name the "
             "folder that build_ramp wrote"
         )
-    return parts
+    return subsets
 
 
 # ---- trajectories
@@ -138,7 +145,7 @@ def _write_documents(
 
     def lines() -> Iterator[str]:
         for path in paths:
-            progress.update(0, part=name, file=path.name)
+            progress.update(0, run=name, file=path.name)
             for place, row in _rows(path):
                 yield _line(row, name, cfg.model, place)
 
@@ -179,8 +186,8 @@ def _is_same(one: Trajectory, other: Trajectory, name: str) -> bool:
 
 
 def _print(written: dict[str, dict[str, int]], folder: str) -> None:
-    for part, rows in written.items():
-        print(f"{part}: {', '.join(f'{name} {count:,}' for name, count in rows.items())}")
+    for subset, rows in written.items():
+        print(f"{subset}: {', '.join(f'{name} {count:,}' for name, count in rows.items())}")
     print(f"card: {folder}/README.md")
 
 

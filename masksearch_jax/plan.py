@@ -98,10 +98,10 @@ def state_of(cfg: Run, mesh: Mesh) -> tuple[train_state.TrainState, optax.Gradie
     parts = lora.shapes(hf.abstract(cfg.model, cfg.compute), cfg.lora)
     state = jax.eval_shape(lambda p, f: train_state.init_state(p, tx, f), *parts)
 
-    def place(part: PyTree) -> PyTree:
-        if not isinstance(part, Transformer):
-            return shapes.placed(part, mesh)
-        return shapes.at(part, layout.parameter_shardings(mesh, part))
+    def place(subtree: PyTree) -> PyTree:
+        if not isinstance(subtree, Transformer):
+            return shapes.placed(subtree, mesh)
+        return shapes.at(subtree, layout.parameter_shardings(mesh, subtree))
 
     return jax.tree.map(place, state, is_leaf=lambda x: isinstance(x, Transformer)), tx
 

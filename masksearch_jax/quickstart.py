@@ -436,10 +436,10 @@ def write_summary(run: Run) -> None:
     write_json(run.folder / "summary.json", summary)
 
 
-def evaluations(run: Run, part: str) -> dict[str, Any]:
+def evaluations(run: Run, figures: str) -> dict[str, Any]:
     """{checkpoint: what its evaluation says}."""
     found = {name: run.records.get(f"evaluate_{name}", {}) for name in CHECKPOINTS}
-    return {name: record[part] for name, record in found.items() if part in record}
+    return {name: record[figures] for name, record in found.items() if figures in record}
 
 
 def eval_lines(results: Mapping[str, Any]) -> list[str]:

@@ -320,11 +320,11 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 extra = at | {"step": done, "sampler": sampler.gather(at["sampler"])}
                 extra |= {"watch": watch.state(), "pass_rates": pass_rates.state(), "idle": idle}
                 checkpointer.save(
-                    done, state, extra | {"measured": measured}, measured if tells_best() else None
+                    done, state, extra | {"measured": measured}, measured if is_ranked() else None
                 )
 
-        def tells_best() -> bool:
-            """Whether the step has what tells the best."""
+        def is_ranked() -> bool:
+            """Whether the step has the figure that tells the best."""
             known = "loss" in measured or cfg.checkpoint.best_metric in measured
             return known and watch.is_best_told(metrics)
 
@@ -374,7 +374,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         # ---- loop
         told = False  # that there was nothing to learn from
         with (
-            MetricWriter(workdir, start - watch.owes, cfg.log) as writer,
+            MetricWriter(workdir, start - watch.is_behind, cfg.log) as writer,
             jax.set_mesh(mesh),
             Progress("DAPO", dapo.steps, start) as progress,
         ):
@@ -383,7 +383,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 """Watches the step and tells its figures, unless a stop cuts that off."""
                 metrics.update(watch.look(done, state.model, metrics))
                 measured.update(metrics)
-                if watch.owes:
+                if watch.is_behind:
                     return
                 writer.write(done, metrics)
                 known = {name: metrics[name] for name in ("reward", "accuracy") if name in metrics}
@@ -391,12 +391,12 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 if (good := watch.act(done)) is not None:
                     roll_back(workdir, checkpointer, done, good, watch.why())
 
-            if watch.owes:
+            if watch.is_behind:
                 metrics = watch.owed()
                 look(start)
-                if watch.owes:
+                if watch.is_behind:
                     survival.stop(checkpointer)
-                if is_due(start) and tells_best():
+                if is_due(start) and is_ranked():
                     checkpointer.add_metrics(start, measured)
             if not start:
                 sampler.check_own_judge(state.model, [p.example for p in first])

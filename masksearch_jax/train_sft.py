@@ -147,7 +147,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
 
         # ---- loop
         with (
-            MetricWriter(workdir, start - watch.owes, cfg.log) as writer,
+            MetricWriter(workdir, start - watch.is_behind, cfg.log) as writer,
             jax.set_mesh(mesh),
             Progress("SFT", cfg.sft.steps, start) as progress,
         ):
@@ -155,16 +155,16 @@ def run(cfg: SftRun) -> dict[str, Any]:
             def look(done: int) -> None:
                 """Watches the step and tells its figures, unless a stop cuts that off."""
                 metrics.update(watch.look(done, state.model, metrics))
-                if not watch.owes:
+                if not watch.is_behind:
                     writer.write(done, metrics)
                     shown = {"loss": metrics["loss"], "tok_s": int(metrics["tokens_per_second"])}
                     progress.update(done, **shown, **watch.shown())
                     watch.act(done)
 
-            if watch.owes:
+            if watch.is_behind:
                 metrics = watch.owed()
                 look(start)
-                if watch.owes:
+                if watch.is_behind:
                     survival.stop(checkpointer)
                 if is_due(start) and watch.is_best_told(metrics):
                     checkpointer.add_metrics(start, metrics)
@@ -185,9 +185,9 @@ def run(cfg: SftRun) -> dict[str, Any]:
                     metrics["tokens_per_second"] = tokens / (time.perf_counter() - clock)
                     look(done)
                     tokens, clock = 0, time.perf_counter()  # watching is no training
-                if due or preempted or watch.owes:
+                if due or preempted or watch.is_behind:
                     save(done)
-                if preempted or watch.owes:
+                if preempted or watch.is_behind:
                     survival.stop(checkpointer)
             survival.finish(checkpointer)
     return metrics | {"all_updates": updates(state.opt_state)}

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -305,6 +306,48 @@ def test_what_checks_says_what_it_checks(module):
         for node in ast.walk(TREES[module])
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == "check"
     ]
+
+
+# What returns a bool and is no predicate: it acts and says whether it did, or a library names it.
+_ACTS = {
+    "corpus.passages.Ids.add",
+    "corpus.passages.Ids._insert",
+    "data.cache._Tally.add",
+    "evals.sampling.ask.each",  # whether the sampler goes on
+    "rollout.schedule.Shard._make_room",
+    "rollout.schedule.Shard._seat",
+    "search.rate.RateLimit.wait",  # as `threading.Event.wait`
+    "search.web._strike",  # a filter of `logging`
+    "training.patience.Patience.wait",
+}
+_OF_LIBRARIES = {
+    "data.tasks.DatasetExamples.supports_arbitrary_sharding",  # seqio
+    "training.checkpoint._Manager.reached_preemption",  # Orbax
+}
+
+
+def functions(tree: ast.AST, inside: str) -> Iterator[tuple[str, str]]:
+    """Of each function, methods and inner ones too: dotted name, and what it returns."""
+    for node in ast.iter_child_nodes(tree):
+        name = inside
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            name = f"{inside}.{node.name}"
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield name, ast.unparse(node.returns) if node.returns else ""
+        yield from functions(node, name)
+
+
+def is_named_as_predicate(name: str) -> bool:
+    return re.match(r"_?(is|has)_|__\w+__$", name.rpartition(".")[2]) is not None
+
+
+def test_what_returns_a_bool_is_named_as_a_predicate_and_nothing_else_is():
+    returned = {name: r for m, tree in TREES.items() for name, r in functions(tree, m)}
+    bools = {name for name, r in returned.items() if re.match(r"bool$|TypeGuard\[|TypeIs\[", r)}
+    assert {name for name in bools if not is_named_as_predicate(name)} == _ACTS | _OF_LIBRARIES
+    of_arrays = {name for name, r in returned.items() if r in ("jax.Array", "np.ndarray")}
+    named = {n for n in returned if is_named_as_predicate(n) and not n.endswith("__")}
+    assert not named - bools - of_arrays
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

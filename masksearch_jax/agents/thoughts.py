@@ -111,8 +111,8 @@ class Full:
     def before_lookup(self, example: QAExample, query: str, seen: Observations) -> str:
         if not seen:
             return _sentences([self._say(wordings.START, query=query)])
-        if source := self._source(query, seen):
-            return _sentences([self._say(wordings.NEXT, source=source, query=query)])
+        if passage := self._place(query, seen):
+            return _sentences([self._say(wordings.NEXT, passage=passage, query=query)])
         return _sentences([self._say(wordings.OTHER, query=query)])
 
     def before_call(self, request: str) -> str:
@@ -126,8 +126,8 @@ class Full:
             return _sentences([self._say(wordings.JUDGED[answer])])
         if is_verdict(answer):
             return _sentences([self._say(wordings.DECIDED, answer=answer.casefold())])
-        if source := self._source(answer, seen):
-            return _sentences([self._say(wordings.ANSWERED, source=source, answer=answer)])
+        if passage := self._place(answer, seen):
+            return _sentences([self._say(wordings.ANSWERED, passage=passage, answer=answer)])
         return _sentences([self._say(wordings.DONE_READING, answer=answer)])
 
     def _say(self, choices: Sequence[str], **parts: str) -> str:
@@ -150,11 +150,11 @@ class Full:
         return self._rng.choice(wordings.NEEDS.get(kind, wordings.NEEDS["TERM"]))
 
     def _found(self, span: Span, cue: str, seen: Observations) -> str:
-        if source := self._source(span.text, seen):
-            return self._say(wordings.FOUND, source=source, span=span.text, cue=cue)
+        if passage := self._place(span.text, seen):
+            return self._say(wordings.FOUND, passage=passage, span=span.text, cue=cue)
         return ""
 
-    def _source(self, text: str, seen: Observations) -> str:
+    def _place(self, text: str, seen: Observations) -> str:
         """Words for the first passage that holds the text; "" where none does."""
         if (where := _where(text, seen)) is None:
             return ""

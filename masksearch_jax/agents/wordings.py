@@ -1,8 +1,8 @@
 """Wordings of the scripted teacher's thoughts. Each begins or ends a sentence of its own.
 
 {cue} says where a gap stands ("after 'born in'"), {need} what it asks for ("the birthplace"),
-{source} which passage ("the second passage"), {span} and {answer} what stood there, {query} what is
-searched for, {request} what another tool is asked.
+{passage} which passage ("the second passage"), {span} and {answer} what stood there, {query} what
+is searched for, {request} what another tool is asked.
 """
 
 from __future__ import annotations
@@ -90,18 +90,18 @@ PLAN_AROUND = (
     "I go by the context, {query}",
 )
 FOUND = (
-    "{source} names {span}",
-    "{source} gives {span} for the gap {cue}",
-    "{source} says {span}",
-    "{span} stands in {source}",
-    "by {source} it is {span} {cue}",
-    "{span}, in {source}, fits {cue}",
-    "I read {span} in {source}",
-    "{source} has {span}, which goes {cue}",
-    "{cue} goes {span}, as {source} says",
-    "{source} fills the gap {cue}: {span}",
-    "{source} mentions {span}",
-    "from {source} I take {span}",
+    "{passage} names {span}",
+    "{passage} gives {span} for the gap {cue}",
+    "{passage} says {span}",
+    "{span} stands in {passage}",
+    "by {passage} it is {span} {cue}",
+    "{span}, in {passage}, fits {cue}",
+    "I read {span} in {passage}",
+    "{passage} has {span}, which goes {cue}",
+    "{cue} goes {span}, as {passage} says",
+    "{passage} fills the gap {cue}: {span}",
+    "{passage} mentions {span}",
+    "from {passage} I take {span}",
 )
 NOTHING = (
     "nothing of it is in these passages",
@@ -168,17 +168,17 @@ START = (
     "what is known of {query}?",
 )
 NEXT = (
-    "{source} leads to {query}",
-    "{source} names {query}, so I look that up",
-    "from {source} I know of {query}; now I read about it",
-    "{query} is in {source}: I search for it",
-    "as {source} says, it is {query}; what is said there?",
-    "the next step is {query}, named by {source}",
-    "{source} tells of {query}, which I need to know more of",
-    "with {query} from {source} I can go on",
-    "I found {query} in {source} and follow it",
-    "now to {query}, of which {source} speaks",
-    "{source} points to {query}",
+    "{passage} leads to {query}",
+    "{passage} names {query}, so I look that up",
+    "from {passage} I know of {query}; now I read about it",
+    "{query} is in {passage}: I search for it",
+    "as {passage} says, it is {query}; what is said there?",
+    "the next step is {query}, named by {passage}",
+    "{passage} tells of {query}, which I need to know more of",
+    "with {query} from {passage} I can go on",
+    "I found {query} in {passage} and follow it",
+    "now to {query}, of which {passage} speaks",
+    "{passage} points to {query}",
 )
 OTHER = (
     "the question also names {query}",
@@ -193,17 +193,17 @@ OTHER = (
     "I also read about {query}",
 )
 ANSWERED = (
-    "{source} gives the answer: {answer}",
-    "{source} says {answer}",
-    "the answer is {answer}, by {source}",
-    "it is {answer}, as {source} has it",
-    "{answer} stands in {source}, which answers the question",
-    "I read {answer} in {source}",
-    "{source} names {answer}, and that was asked",
-    "so it must be {answer}: {source} says so",
-    "from {source} I know that it is {answer}",
-    "{source} settles it with {answer}",
-    "what was asked for is in {source}: {answer}",
+    "{passage} gives the answer: {answer}",
+    "{passage} says {answer}",
+    "the answer is {answer}, by {passage}",
+    "it is {answer}, as {passage} has it",
+    "{answer} stands in {passage}, which answers the question",
+    "I read {answer} in {passage}",
+    "{passage} names {answer}, and that was asked",
+    "so it must be {answer}: {passage} says so",
+    "from {passage} I know that it is {answer}",
+    "{passage} settles it with {answer}",
+    "what was asked for is in {passage}: {answer}",
 )
 DECIDED = (
     "both sides are read, and the answer is {answer}",

@@ -36,7 +36,7 @@ class ContentPart(_Object):
     source: ImageSource | None = None
 
     @model_validator(mode="after")
-    def _has_what_its_type_says(self) -> ContentPart:
+    def _validate_content(self) -> ContentPart:
         if (self.text is not None, self.source is not None) != (
             self.type == "text",
             self.type == "image",
@@ -54,7 +54,7 @@ class SubagentTrajectoryRef(_Object):
     extra: Extra = None
 
     @model_validator(mode="after")
-    def _leads_somewhere(self) -> SubagentTrajectoryRef:
+    def _validate_target(self) -> SubagentTrajectoryRef:
         if self.trajectory_id is None and self.trajectory_path is None:
             raise ValueError("a reference needs trajectory_id or trajectory_path")
         return self
@@ -91,7 +91,7 @@ class Metrics(_Object):
     extra: Extra = None
 
     @model_validator(mode="after")
-    def _has_arrays_of_their_lengths(self) -> Metrics:
+    def _validate_lengths(self) -> Metrics:
         for name, count in (
             ("prompt_token_ids", self.prompt_tokens),
             ("completion_token_ids", self.completion_tokens),
@@ -121,7 +121,7 @@ class Step(_Object):
     is_copied_context: bool | None = None
 
     @model_validator(mode="after")
-    def _is_a_step(self) -> Step:
+    def _validate_author(self) -> Step:
         if self.timestamp is not None:
             datetime.datetime.fromisoformat(self.timestamp)
         agents = ("model_name", "reasoning_effort", "reasoning_content", "tool_calls", "metrics")
@@ -173,7 +173,7 @@ class Document(_Object):
     subagent_trajectories: list[Document] | None = None
 
     @model_validator(mode="after")
-    def _has_steps_and_subagents_in_order(self) -> Document:
+    def _validate_order(self) -> Document:
         numbers = [step.step_id for step in self.steps]
         if numbers != list(range(1, len(numbers) + 1)):
             raise ValueError(f"step_id must count from 1; it is {numbers[:8]}")

@@ -63,7 +63,7 @@ def find_recorded(
     started = time.monotonic()
     found = tool.search(queries, depth)
     # A tool whose index has a passage cut in several has its id several times.
-    while hidden and any(_lacks(hits, hidden, cfg.top_k, depth) for hits in found):
+    while hidden and any(_has_more(hits, hidden, cfg.top_k, depth) for hits in found):
         depth *= 2
         found = tool.search(queries, depth)
     seen = [[p for p in hits if not hidden or p.id != hidden][: cfg.top_k] for hits in found]
@@ -72,7 +72,7 @@ def find_recorded(
     return shown, tuple(_record(hits, seconds) for hits in found)
 
 
-def _lacks(hits: Sequence[Passage], hidden: str, top_k: int, depth: int) -> bool:
+def _has_more(hits: Sequence[Passage], hidden: str, top_k: int, depth: int) -> bool:
     """Whether a deeper search would show more: all were found that were asked for, too few stay."""
     return len(hits) == depth <= _DEEPEST and sum(p.id != hidden for p in hits) < top_k
 

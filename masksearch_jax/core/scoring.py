@@ -98,13 +98,13 @@ def tokenise(text: str, is_chinese: bool | None = None) -> list[str]:
     return (chinese.spaced(normal) if is_chinese else normal).split()
 
 
-def _language(gold: str, rules: Rules) -> bool:
+def _is_chinese(gold: str, rules: Rules) -> bool:
     return bool(chinese.CHARACTER.search(gold)) if rules.is_chinese is None else rules.is_chinese
 
 
 def is_exact_match(prediction: str, gold: str, rules: Rules = OURS) -> bool:
     """Equality of the normal forms; of ours, as written where nothing is left of both."""
-    language = _language(gold, rules)
+    language = _is_chinese(gold, rules)
     mine, theirs = normalise(prediction, language), normalise(gold, language)
     if rules.empty is None and not mine and not theirs:
         return _as_written(prediction) == _as_written(gold)
@@ -131,7 +131,7 @@ def overlap(prediction: str, gold: str, rules: Rules = OURS) -> Overlap:
     Ours: yes/no answers, and texts that normalise to nothing ("The The", "!!!"), count only when
     they are equal.
     """
-    language = _language(gold, rules)
+    language = _is_chinese(gold, rules)
     mine, theirs = tokenise(prediction, language), tokenise(gold, language)
     if not mine and not theirs:
         equal = _as_written(prediction) == _as_written(gold)
@@ -158,7 +158,7 @@ def strict_f1(prediction: str, golds: Sequence[str], rules: Rules = OURS) -> flo
     """
 
     def score(gold: str) -> float:
-        language = _language(gold, rules)
+        language = _is_chinese(gold, rules)
         words = len(tokenise(prediction, language)) + len(tokenise(gold, language))
         share = words / (words + _padding(prediction, gold, language)) if words else 1.0
         return _has_same_quantities(prediction, gold) * share * overlap(prediction, gold, rules).f1
@@ -176,7 +176,7 @@ def penalised_recall(
     """
 
     def score(gold: str) -> float:
-        language = _language(gold, rules)
+        language = _is_chinese(gold, rules)
         words, size = len(tokenise(prediction, language)), max(len(tokenise(gold, language)), 1)
         excess = max(0, words - size) + _padding(prediction, gold, language)
         recall = _has_same_quantities(prediction, gold) * overlap(prediction, gold, rules).recall
@@ -245,7 +245,7 @@ def penalised_span_recall(example: RampExample, answer: str | None, penalty: flo
     return sum(map(score, fill_slots(example, answer), [s.text for s in example.spans])) / example.k
 
 
-def exact_match(example: Example, answer: str) -> bool:
+def is_exact_answer(example: Example, answer: str) -> bool:
     """Whether an answer equals an accepted one, or each slot's fill its span, in normal form."""
     rules = rules_of(example)
     if isinstance(example, RampExample):

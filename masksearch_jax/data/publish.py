@@ -1,8 +1,8 @@
 """Records as plain files that any other stack reads: JSON lines, parquet, and a data card.
 
-    FOLDER/README.md             the card, whose front matter names each part's parquet files
-    FOLDER/PART/SPLIT.jsonl      one record a line
-    FOLDER/PART/SPLIT.parquet    the same, with columns of the record's types
+    FOLDER/README.md             the card, whose front matter names each subset's parquet files
+    FOLDER/SUBSET/SPLIT.jsonl    one record a line
+    FOLDER/SUBSET/SPLIT.parquet  the same, with columns of the record's types
 
 A file is written whole or not at all.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,13 @@ class DataCard:
     """What the records cannot say themselves; what is empty is said to be for its publisher."""
 
     title: str = key("", "Of the data set; empty: the folder's name.")
-    source: str = key("", "The text that the records were made of, and its version.")
+    text: str = key("", "The text that the records were made of, and its version.")
     license: str = key("", "Of that text, as an identifier of the Hugging Face hub.")
     language: str = key("en", "Of the text.")
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Subset:
     """What was written of one kind of record: its columns, and rows by split."""
 
     name: str
@@ -103,15 +103,15 @@ Made with `masksearch_jax` {version}, which implements MaskSearch (arXiv 2505.20
 
 | | |
 |---|---|
-| text | {source} |
+| text | {text} |
 | licence of the text | {license} |
 | made from | {made_from} |
 
 ## Parts
 
-{parts}
+{subsets}
 
-Each part has JSON lines beside its parquet files, with the same records.
+Each subset has JSON lines beside its parquet files, with the same records.
 No article is in two splits: `train` is for demonstrations, `rl` for reinforcement learning,
 `heldout` for evaluation.
 
@@ -125,30 +125,32 @@ records = load_dataset("{name}", "{first}")
 """
 
 
-def card_text(card: DataCard, name: str, parts: list[Part], made_from: str, version: str) -> str:
-    """The text of a README.md with the hub's front matter, which says where each part's files are.
+def card_text(
+    card: DataCard, name: str, subsets: Sequence[Subset], made_from: str, version: str
+) -> str:
+    """The text of a README.md whose front matter, the hub's, says where each subset's files are.
 
     name: of the folder. made_from: the folder that was read and the hash of its config.
     """
     front = [f"license: {json.dumps(card.license)}"] if card.license else []
     front += [f"language: [{card.language}]", "tags: [search-agent, masksearch]", "configs:"]
-    for part in parts:
-        front += [f"- config_name: {part.name}", "  data_files:"]
-        for split in part.rows:
-            front += [f"  - split: {split}", f"    path: {part.name}/{split}.{part.suffix}"]
-    table = ["| part | records | columns | rows |", "|---|---|---|---|"]
-    for part in parts:
-        rows = ", ".join(f"{split}: {count:,}" for split, count in part.rows.items())
-        columns = ", ".join(f"`{column}`" for column in part.columns)
-        table.append(f"| `{part.name}` | {part.said} | {columns} | {rows} |")
+    for subset in subsets:
+        front += [f"- config_name: {subset.name}", "  data_files:"]
+        for split in subset.rows:
+            front += [f"  - split: {split}", f"    path: {subset.name}/{split}.{subset.suffix}"]
+    table = ["| subset | records | columns | rows |", "|---|---|---|---|"]
+    for subset in subsets:
+        rows = ", ".join(f"{split}: {count:,}" for split, count in subset.rows.items())
+        columns = ", ".join(f"`{column}`" for column in subset.columns)
+        table.append(f"| `{subset.name}` | {subset.said} | {columns} | {rows} |")
     return _CARD.format(
         front="\n".join(front),
         title=card.title or name,
         version=version,
-        source=card.source or "not recorded",
+        text=card.text or "not recorded",
         license=card.license or "to be filled in by whoever publishes it: the text's binds them",
         made_from=made_from,
-        parts="\n".join(table),
+        subsets="\n".join(table),
         name=name,
-        first=parts[0].name,
+        first=subsets[0].name,
     )

@@ -86,7 +86,7 @@ class SeqioVocab(seqio.Vocabulary):
         return hash(self.inner.fingerprint)
 
 
-class ExampleSource(seqio.DataSource):
+class DatasetExamples(seqio.DataSource):
     """RAMP examples of a TFDS dataset for seqio, as JSON; each process reads its own alone.
 
     `examples`: split → examples by number. Shuffling is of the whole split.
@@ -239,16 +239,16 @@ def _add_task(catalogue: _Catalogue, kind: str, name: str, splits: Mapping[str, 
         steps = [make, _tokenise, _one_by_one]
     seqio.TaskRegistry.add(
         name,
-        source=_source(catalogue.folder, kind, name, splits),
+        source=_records(catalogue.folder, kind, name, splits),
         preprocessors=[*steps, seqio.CacheDatasetPlaceholder()],
         output_features=features,
     )
 
 
-def _source(folder: Folder, kind: str, name: str, splits: Mapping[str, int]) -> seqio.DataSource:
+def _records(folder: Folder, kind: str, name: str, splits: Mapping[str, int]) -> seqio.DataSource:
     """Records of a task, and of others of its kind, as JSON: lines of files, or of a dataset."""
     if kind == "ramp" and folder.dataset:
-        return ExampleSource(folder.dataset[int(name.removeprefix("ramp_k"))])
+        return DatasetExamples(folder.dataset[int(name.removeprefix("ramp_k"))])
     return seqio.TextLineDataSource(
         {split: str(folder.file(kind, split)) for split in splits}, num_input_examples=dict(splits)
     )

@@ -35,7 +35,7 @@ def measure(demonstrations: Iterable[Demonstration], most: int, seed: int) -> di
     if len(drawn) > most:
         drawn = random.Random(f"{seed}/diversity").sample(drawn, most)
     texts = [words_of(d) for d in drawn]
-    shapes = Counter(map(plan_shape, drawn))
+    shapes = Counter(map(search_shape, drawn))
     bleu = self_bleu(texts)
     return {
         "texts": len(texts),
@@ -96,7 +96,7 @@ def query_overlap(demonstrations: Iterable[Demonstration]) -> float:
     return sum(means) / len(means) if means else 0.0
 
 
-def plan_shape(demonstration: Demonstration) -> str:
+def search_shape(demonstration: Demonstration) -> str:
     """Its searches by their number of queries: `2+1` is two queries, then one, then the answer."""
     return "+".join(str(len(turn.queries)) for turn in demonstration.turns) or "0"
 

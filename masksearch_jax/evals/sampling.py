@@ -119,17 +119,17 @@ def ended(item: Item, turn: Turn) -> Trajectory:
     )
 
 
-def fits_of(cfg: EvalRun, vocab: Vocabulary | None) -> Callable[[Item, str], bool]:
+def room_of(cfg: EvalRun, vocab: Vocabulary | None) -> Callable[[Item, str], bool]:
     """Whether an `<information>` block has room in an item's prompt; an endpoint has any."""
 
-    def fits(item: Item, block: str) -> bool:
+    def has_room(item: Item, block: str) -> bool:
         if vocab is None:
             return True
         left = cfg.rollout.max_len - len(item.prompt_ids) - 1 - cfg.rollout.answer_tokens
         room = min(cfg.rollout.max_observation_tokens, left)
         return len(vocab.encode(block, literal=True)) <= room
 
-    return fits
+    return has_room
 
 
 def ask(

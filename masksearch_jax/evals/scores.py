@@ -120,5 +120,5 @@ def _score_fills(example: RampExample, answer: str | None, rules: Rules) -> dict
         "span_recall": scoring.span_recall(example, answer),
         "precision": sum(found.precision for found in each) / example.k,
         "f1": sum(found.f1 for found in each) / example.k,
-        "em": float(scoring.exact_match(example, answer or "")),
+        "em": float(scoring.is_exact_answer(example, answer or "")),
     }

@@ -146,7 +146,7 @@ def split_micro(batch: Tree, accumulate: int, shards: int = 1) -> Tree:
     return jax.tree.map(cut, batch)
 
 
-def any_process(flag: bool) -> bool:
+def is_on_any(flag: bool) -> bool:
     """Whether it holds on any process; all must call it."""
     return bool(mean_over_processes({"flag": float(flag)})["flag"])
 

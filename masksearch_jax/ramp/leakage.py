@@ -30,7 +30,7 @@ class Evaluation:
     n: int
     questions: frozenset[int] = frozenset()
 
-    def asks(self, question: str) -> bool:
+    def has_question(self, question: str) -> bool:
         """Whether one of the sets asks the same, in the same words or a run of `n` of them."""
         whole = _hash(_WORD.findall(question.casefold()))
         return whole in self.questions or any(g in self.ngrams for g in ngrams(question, self.n))

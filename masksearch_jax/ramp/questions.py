@@ -136,7 +136,7 @@ def write_split(
             f"not one of the {len(asked)} questions of {path} has its gold passages in the corpus; "
             f"the first asks for {asked[0].gold}"
         )
-    free = [q for q in kept if not (evaluation and evaluation.asks(q.question))]
+    free = [q for q in kept if not (evaluation and evaluation.has_question(q.question))]
     split = split_questions(free, titles, cfg, reworded)
     by_split = {}
     for name in ("train", "rl", "heldout"):

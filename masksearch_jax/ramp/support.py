@@ -85,12 +85,12 @@ def links(
         text = passage.text
         left = f"{passage.title}\n{text[: a.start]} | {text[a.end : b.start]} | {text[b.end :]}"
         steps = itertools.product(evidence[first], evidence[second])
-        if any(_leads(one, other, second, left) for one, other in steps):
+        if any(_is_needed_step(one, other, second, left) for one, other in steps):
             found.append((first, second))
     return tuple(found)
 
 
-def _leads(one: Passage, other: Passage, second: Span, left: str) -> bool:
+def _is_needed_step(one: Passage, other: Passage, second: Span, left: str) -> bool:
     """Whether the reader of `one` comes to know of `other`, and has to read it."""
     title = other.title
     if not title or title.casefold() not in one.text.casefold():  # the quick question first

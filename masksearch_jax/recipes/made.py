@@ -334,8 +334,8 @@ def settings(cfg: QuickstartRun, names: Iterable[str]) -> dict[str, Any]:
 def with_seed(cfg: QuickstartRun, seed: int) -> QuickstartRun:
     """The config with all that a training draws drawn by another seed; 0 changes nothing."""
 
-    def moved(part: Any) -> Any:
-        return dataclasses.replace(part, seed=part.seed + seed)
+    def moved(section: Any) -> Any:
+        return dataclasses.replace(section, seed=section.seed + seed)
 
     names = ("sft", "dapo", "qa_sft", "qa_dapo", "rollout")
     parts = {name: moved(getattr(cfg, name)) for name in names}

@@ -48,12 +48,12 @@ class State(NamedTuple):
 class Work(NamedTuple):
     """What making a thing takes.
 
-    parts: (a key of UNITS, how many units), the main one first. tokens: of rows, or of
+    amounts: (a key of UNITS, how many units), the main one first. tokens: of rows, or of
     trajectories at their longest. flops: that its updates need at least. state: what a training
     keeps.
     """
 
-    parts: tuple[tuple[str, float], ...]
+    amounts: tuple[tuple[str, float], ...]
     updates: int = 0
     tokens: int = 0
     flops: float = 0.0
@@ -71,8 +71,8 @@ def of_evaluation(cfg: QuickstartRun) -> Work:
 def of_sft(cfg: QuickstartRun, sft: SftConfig, optim: OptimConfig) -> Work:
     tokens = sft.steps * sft.batch_size * sft.seq_len
     needed = flops.of_training(cfg.model, tokens, sft.seq_len)
-    parts = (("sft", tokens / 1000), _heldout(cfg))
-    return Work(parts, sft.steps, tokens, needed, _state(cfg, optim))
+    amounts = (("sft", tokens / 1000), _heldout(cfg))
+    return Work(amounts, sft.steps, tokens, needed, _state(cfg, optim))
 
 
 def of_dapo(cfg: QuickstartRun, dapo: DapoConfig, optim: OptimConfig) -> Work:
@@ -82,9 +82,9 @@ def of_dapo(cfg: QuickstartRun, dapo: DapoConfig, optim: OptimConfig) -> Work:
     tokens = trajectories * length
     needed = flops.of_training(cfg.model, tokens, length)
     needed += flops.of_forward(cfg.model, tokens, length)  # to sample them
-    parts = (("dapo", trajectories), _heldout(cfg))
+    amounts = (("dapo", trajectories), _heldout(cfg))
     updates = dapo.steps * dapo.minibatches
-    return Work(parts, updates, tokens, needed, _state(cfg, optim))
+    return Work(amounts, updates, tokens, needed, _state(cfg, optim))
 
 
 def _heldout(cfg: QuickstartRun) -> tuple[str, float]:
@@ -131,21 +131,21 @@ def measured(done: Iterable[tuple[Work, float]]) -> dict[str, float]:
     works = list(done)
     costs: dict[str, float] = {}
     for kind in reversed(UNITS):  # an evaluation's first: it is a part of others
-        own = [(work, seconds) for work, seconds in works if work.parts[0][0] == kind]
-        amount = sum(work.parts[0][1] for work, _ in own)
+        own = [(work, seconds) for work, seconds in works if work.amounts[0][0] == kind]
+        amount = sum(work.amounts[0][1] for work, _ in own)
         if not amount:
             continue
-        others = (n * costs.get(part, 0.0) for work, _ in own for part, n in work.parts[1:])
+        others = (n * costs.get(part, 0.0) for work, _ in own for part, n in work.amounts[1:])
         costs[kind] = max(0.0, sum(s for _, s in own) - sum(others)) / amount
     return costs
 
 
 def seconds(works: Iterable[Work], costs: Costs) -> float | None:
     """What the works take; None where a cost is not known."""
-    parts = [part for work in works for part in work.parts if part[1]]
-    if any(kind not in costs for kind, _ in parts):
+    amounts = [one for work in works for one in work.amounts if one[1]]
+    if any(kind not in costs for kind, _ in amounts):
         return None
-    return sum(costs[kind] * amount for kind, amount in parts)
+    return sum(costs[kind] * amount for kind, amount in amounts)
 
 
 # ---- as text

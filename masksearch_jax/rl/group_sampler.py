@@ -299,7 +299,7 @@ class GroupSampler:
         checks = [self.pool.check_judge(example) for example in known]
         self._judge(self.own_judge, model, 0, lambda: checks)
         errors = [error for check in checks if (error := check.exception())]
-        if not hosts.any_process(len(errors) < len(checks)):
+        if not hosts.is_on_any(len(errors) < len(checks)):
             raise errors[0]
 
     def _judge(
@@ -310,7 +310,7 @@ class GroupSampler:
         pending: Callable[[], Sequence[futures.Future]],
     ) -> None:
         """Decodes verdicts until nothing pending waits for one, on any process."""
-        while hosts.any_process(bool(asked := judge.asked(pending()))):
+        while hosts.is_on_any(bool(asked := judge.asked(pending()))):
             for verdict in self.engine.run(model, asked, version):
                 judge.take(verdict)
 

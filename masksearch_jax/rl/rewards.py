@@ -119,13 +119,13 @@ def judged_reward(
     terms = _paid_for_search(_described(terms, example, trajectory, cfg), cfg)
     if not is_to_judge(answer):
         return terms
-    agrees = right == scoring.exact_match(example, answer)
+    agrees = right == scoring.is_exact_answer(example, answer)
     said = {"judge_unreadable": float(verdict is None), "judge_agreement": float(agrees)}
     return dataclasses.replace(terms, logged={**terms.logged, **said})
 
 
 def own_terms(
-    found: Any, example: Example, trajectory: Trajectory, cfg: RewardConfig
+    returned: Any, example: Example, trajectory: Trajectory, cfg: RewardConfig
 ) -> RewardTerms:
     """What a user's function returned, as terms: `total` as it is, the others logged.
 
@@ -133,7 +133,7 @@ def own_terms(
     TypeError for anything but a number or named numbers with `total`, ValueError for NaN,
     infinities and what float32 cannot hold.
     """
-    named = found._asdict() if hasattr(found, "_asdict") else found
+    named = returned._asdict() if hasattr(returned, "_asdict") else returned
     if not isinstance(named, Mapping):
         _check_number(named, "")
         named = {"total": named}
@@ -216,7 +216,7 @@ def _described(
     shown = {"coverage": coverage(example, trajectory), "gold_hit": gold_hit(example, trajectory)}
     known = {name: share for name, share in shown.items() if share is not None}
     faults = turns.faults(trajectory)
-    logged = {**terms.logged, **known, **turns.counts(faults)}
+    logged = {**terms.logged, **known, **turns.totals(faults)}
     return dataclasses.replace(terms, turns=turns.terms(faults, cfg), logged=logged)
 
 

@@ -99,14 +99,14 @@ def _repeated(queries: Sequence[Sequence[tuple[str, str]]]) -> list[float]:
     return found
 
 
-def counts(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
+def totals(faults: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """How often a trajectory has each fault, all turns together; to be logged."""
-    return {name: float(sum(each)) for name, each in found.items()}
+    return {name: float(sum(each)) for name, each in faults.items()}
 
 
-def terms(found: Mapping[str, Sequence[float]], cfg: RewardConfig) -> tuple[float, ...]:
+def terms(faults: Mapping[str, Sequence[float]], cfg: RewardConfig) -> tuple[float, ...]:
     """What each turn adds to the advantage of its tokens: minus weight times fault, summed."""
-    weighted = [[-getattr(cfg, WEIGHTS[name]) * x for x in each] for name, each in found.items()]
+    weighted = [[-getattr(cfg, WEIGHTS[name]) * x for x in each] for name, each in faults.items()]
     return tuple(map(sum, zip(*weighted, strict=True)))
 
 

@@ -287,13 +287,13 @@ def cut_minibatches(
     return found
 
 
-def combined(found: Sequence[dict[str, float]]) -> dict[str, float]:
+def combined(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
     """The figures of a step's updates as one.
 
     Means are weighted by `loss_weight`, the tokens of an update, which itself adds up. Of `…_max`
     it is the largest; of `lr`, and of `skipped…`, which add up over the run, the last.
     """
-    weights = np.asarray([one["loss_weight"] for one in found])
+    weights = np.asarray([one["loss_weight"] for one in metrics])
 
     def figure(name: str, values: list[float]) -> float:
         if name == "loss_weight":
@@ -304,4 +304,4 @@ def combined(found: Sequence[dict[str, float]]) -> dict[str, float]:
             return values[-1]
         return float(np.dot(values, weights) / weights.sum())
 
-    return {name: figure(name, [one[name] for one in found]) for name in found[0]}
+    return {name: figure(name, [one[name] for one in metrics]) for name in metrics[0]}

@@ -85,7 +85,7 @@ class Watch:
         self._owed = state["owed"]
 
     @property
-    def owes(self) -> bool:
+    def is_behind(self) -> bool:
         """Whether a stop cut off the look at the last step: the run that goes on looks again."""
         return self._owed is not None
 

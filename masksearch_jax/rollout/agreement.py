@@ -33,7 +33,7 @@ class Agreement:
         self._mesh = None if alone else mesh
 
     @property
-    def alone(self) -> bool:
+    def is_alone(self) -> bool:
         """Whether there is no other process to agree with."""
         return self._mesh is None
 

@@ -98,7 +98,7 @@ def parse_chat(content: JsonObject, model: str, cfg: RolloutConfig, has_agent: b
     given = _given(content)
     names = [model, *([f"{model}{AGENT}"] if has_agent else [])]
     name = _model(given, names)
-    agent = _whether("agent", given) or (name.endswith(AGENT) and name != model)
+    agent = _is_set("agent", given) or (name.endswith(AGENT) and name != model)
     if agent and not has_agent:
         raise _bad(
             "`agent` is true, and this service has no search tool: start it with "
@@ -167,9 +167,9 @@ def _asked(given: JsonObject, cfg: RolloutConfig, known: Collection[str], limit:
         seed=_whole("seed", given["seed"], -math.inf, math.inf) if "seed" in given else None,
         choices=_whole("n", given.get("n", 1), 1, MOST_CHOICES),
         stop=_stop(given.get("stop", [])),
-        logprobs=_whether("logprobs", given),
-        token_ids=_whether("return_token_ids", given),
-        stream=_whether("stream", given),
+        logprobs=_is_set("logprobs", given),
+        token_ids=_is_set("return_token_ids", given),
+        stream=_is_set("stream", given),
         usage=bool(options.get("include_usage")),
     )
 
@@ -199,7 +199,7 @@ def _whole(name: str, value: object, least: float, most: float) -> int:
     )
 
 
-def _whether(name: str, given: JsonObject) -> bool:
+def _is_set(name: str, given: JsonObject) -> bool:
     value = given.get(name, False)
     if type(value) is not bool:
         raise _bad(f"`{name}` is {_short(value)}, must be true or false")

@@ -180,7 +180,7 @@ class Engine:
                 self._advance(model, mesh, letter, needs)
             elif needs.left and not self._finished:
                 # With "keep" a request may come, or be withdrawn, while all wait.
-                self._wait_for_search(agreement.alone and dropped)
+                self._wait_for_search(agreement.is_alone and dropped)
             if not needs.left:
                 return
 

@@ -17,12 +17,12 @@ from masksearch_jax.core.types import Hits, Passage
 
 MODES = ("use", "replay")
 LEAST_BYTES = 2**20  # that a bound must leave
-_LAYOUT = 2  # of the tables, as SQLite's user_version
+_LAYOUT = 3  # of the tables, as SQLite's user_version
 _SPARE = 0.1  # of the bound that is made free when it is passed
 _TABLES = (
     """create table if not exists results (
-    id integer primary key, source text, query text, top_k integer, found text, used integer,
-    unique (source, query, top_k))""",
+    id integer primary key, searched text, query text, top_k integer, hits text, used integer,
+    unique (searched, query, top_k))""",
     "create index if not exists by_use on results (used)",
     "create table if not exists versions (name text primary key, fingerprint text) without rowid",
     f"pragma user_version={_LAYOUT}",
@@ -73,7 +73,7 @@ class CachedSearch:
             fingerprint = self._open(name, fingerprint)
         except sqlite3.Error as error:
             raise SearchError(f"cannot open the search cache {self._path}: {error}") from error
-        self._source = f"{name}@{fingerprint}"
+        self._searched = f"{name}@{fingerprint}"
 
     def _open(self, name: str, fingerprint: str) -> str:
         """Opens the file; the fingerprint whose results are used."""
@@ -118,7 +118,7 @@ class CachedSearch:
             self._database.close()
 
     def _load(self, queries: Iterable[str], top_k: int) -> dict[str, list[Passage]]:
-        select = "select id, found from results where source=? and query=? and top_k=?"
+        select = "select id, hits from results where searched=? and query=? and top_k=?"
         found: dict[str, list[Passage]] = {}
         used: list[tuple[int, int]] = []
         try:
@@ -144,7 +144,7 @@ class CachedSearch:
         now = time.time_ns()
         rows = [(*self._key(q, top_k), _as_json(hits), now) for q, hits in results.items()]
         insert = (
-            "insert or replace into results (source, query, top_k, found, used) values (?,?,?,?,?)"
+            "insert or replace into results (searched, query, top_k, hits, used) values (?,?,?,?,?)"
         )
         try:
             with self._lock, self._database:
@@ -181,7 +181,7 @@ class CachedSearch:
 
     def _key(self, query: str, top_k: int) -> tuple[str, str, int]:
         # As JSON, since SQLite takes neither lone surrogates nor, whole, a NUL.
-        return self._source, json.dumps(query), top_k
+        return self._searched, json.dumps(query), top_k
 
 
 def _as_json(hits: Sequence[Passage]) -> str:

@@ -82,13 +82,13 @@ def _cover(
     there = [passage for passage in gold.values() if passage is not None]
     answers = [a for a in (_words(answer) for answer in question.answers) if a.strip()]
     places = [passage.id for passage in hits]
-    with_answer = (rank for rank, p in enumerate(hits, start=1) if _states(p, answers))
+    with_answer = (rank for rank, p in enumerate(hits, start=1) if _has_answer(p, answers))
     return Covered(
         id=question.id,
         dataset=question.dataset,
         gold_missing=tuple(name for name, passage in gold.items() if passage is None),
         titles_missing=tuple(title for title in question.titles if title in absent),
-        answer_in_gold=any(_states(passage, answers) for passage in there),
+        answer_in_gold=any(_has_answer(passage, answers) for passage in there),
         answer_rank=next(with_answer, 0),
         gold_ranks=tuple(places.index(n) + 1 if n in places else 0 for n in question.gold),
         is_stated=not any(a.strip() in _NOT_IN_TEXT for a in answers),
@@ -100,7 +100,7 @@ def _words(text: str) -> str:
     return f" {normalise(text)} "
 
 
-def _states(passage: Passage, answers: Sequence[str]) -> bool:
+def _has_answer(passage: Passage, answers: Sequence[str]) -> bool:
     text = _words(f"{passage.title} {passage.text}")
     return any(answer in text for answer in answers)
 

@@ -32,12 +32,12 @@ class DeviceNearest:
         rows = -(-len(table) // len(devices)) * len(devices)
         sharding = NamedSharding(self._mesh, P("shard"))
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def shard_of(index: tuple[slice, ...]) -> np.ndarray:
             start, stop, _ = index[0].indices(rows)
             held = table[start:stop]
             return np.pad(held, ((0, stop - start - len(held)), (0, 0)))
 
-        self._table = jax.make_array_from_callback((rows, table.shape[1]), sharding, part)
+        self._table = jax.make_array_from_callback((rows, table.shape[1]), sharding, shard_of)
         self._search = jax.jit(
             functools.partial(_search, self._mesh, self._count, approximate), static_argnums=2
         )

@@ -335,7 +335,7 @@ def _load_rows(
     vectors: Vectors | None,
     rows: range,
 ) -> None:
-    def source(row: int) -> JsonObject:
+    def document(row: int) -> JsonObject:
         told: JsonObject = dataclasses.asdict(passages[row])
         if vectors is not None:
             told["vector"] = vectors.table[row].astype("float32").tolist()
@@ -343,7 +343,7 @@ def _load_rows(
 
     results = helpers.streaming_bulk(
         client,
-        ({"_index": name, "_id": str(row), "_source": source(row)} for row in rows),
+        ({"_index": name, "_id": str(row), "_source": document(row)} for row in rows),
         chunk_size=_CHUNK,
         max_chunk_bytes=_CHUNK_BYTES,
         max_retries=_RETRIES,

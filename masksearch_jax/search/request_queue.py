@@ -121,14 +121,14 @@ class SearchQueue:
                 return []
             batch = [self._pieces.popleft()]
             count = len(batch[0].queries)
-            while self._pieces and self._goes_with(batch[0], self._pieces[0], count):
+            while self._pieces and self._is_joinable(batch[0], self._pieces[0], count):
                 count += len(self._pieces[0].queries)
                 batch.append(self._pieces.popleft())
             self.calls += 1
             return batch
 
     @staticmethod
-    def _goes_with(first: Piece, other: Piece, count: int) -> bool:
+    def _is_joinable(first: Piece, other: Piece, count: int) -> bool:
         if first.is_alone or other.is_alone or other.asked.top_k != first.asked.top_k:
             return False
         return count + len(other.queries) <= BATCH

@@ -136,12 +136,12 @@ class OpenSearchEndpoint(Loopback):
 
     def _load(self, lines: list[JsonObject]) -> JsonObject:
         items = [
-            {"index": {"_id": action["index"]["_id"], **self._loaded(action["index"], source)}}
-            for action, source in zip(lines[::2], lines[1::2], strict=True)
+            {"index": {"_id": action["index"]["_id"], **self._loaded(action["index"], document)}}
+            for action, document in zip(lines[::2], lines[1::2], strict=True)
         ]
         return {"took": 1, "errors": any("error" in i["index"] for i in items), "items": items}
 
-    def _loaded(self, action: JsonObject, source: JsonObject) -> JsonObject:
+    def _loaded(self, action: JsonObject, document: JsonObject) -> JsonObject:
         row = int(action["_id"])
         if self.rejects.get(row):
             self.rejects[row] -= 1
@@ -151,7 +151,7 @@ class OpenSearchEndpoint(Loopback):
             error = {"type": "mapper_parsing_exception", "reason": "failed to parse"}
             return {"status": 400, "error": error}
         if row not in self.loses:
-            self.documents[action["_id"]] = source
+            self.documents[action["_id"]] = document
         return {"status": 201, "result": "created", "_version": 1}
 
     def _found(self, asked: JsonObject) -> JsonObject:

@@ -100,7 +100,7 @@ class Checkpointer:
         before it. Raises CheckpointError where `metrics` lack the one that tells the best.
         """
         self.wait()
-        if hosts.any_process(self.failed is not None):
+        if hosts.is_on_any(self.failed is not None):
             with held():
                 with contextlib.suppress(Exception):  # orbax would raise an old error again
                     self._manager.close()
@@ -134,7 +134,7 @@ class Checkpointer:
         if jax.process_index() == 0:
             item = ocp.checkpoint_manager.METRIC_ITEM_NAME
             files.write_json(self.folder / str(step) / item / item, tracked)
-        hosts.any_process(False)  # none reads it before it is there
+        hosts.is_on_any(False)  # none reads it before it is there
         self._manager.reload()
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, JsonObject]:
@@ -217,7 +217,7 @@ class Checkpointer:
             disk = os.statvfs(self.folder)
             free = disk.f_bavail * disk.f_frsize
             needed = sum(x.nbytes for tree in trees for x in tree.values())
-        if hosts.any_process(free < needed):
+        if hosts.is_on_any(free < needed):
             raise OSError(f"it needs {needed:,} bytes, {free:,} are free there")
 
     def _guard(self, step: int, write: Callable[[], object]) -> None:

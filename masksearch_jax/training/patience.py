@@ -25,7 +25,7 @@ class Patience:
     def wait(self, tell: Callable[[float], None]) -> bool:
         """Waits, while `tell` hears of the seconds left; False, on all processes, at the end."""
         spent = time.monotonic() - self._began
-        if hosts.any_process(spent >= self._limit):
+        if hosts.is_on_any(spent >= self._limit):
             return False
         looks = math.ceil(min(self._next, _LONGEST) / _LOOK)
         self._next *= 2

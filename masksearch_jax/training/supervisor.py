@@ -148,7 +148,7 @@ class Survival:
         """Waits for what is being written. Raises UserError where the last step is not."""
         with self.disk("save"):
             checkpointer.wait()
-        if hosts.any_process(checkpointer.failed is not None):
+        if hosts.is_on_any(checkpointer.failed is not None):
             raise checkpointer.failed or UserError("another process could not save")
 
     def stop(self, checkpointer: Checkpointer) -> None:

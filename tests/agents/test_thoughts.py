@@ -39,9 +39,13 @@ def test_there_are_ten_wordings_of_everything(name):
     choices = WORDINGS[name]
     assert len(set(choices)) == len(choices) >= 10
     told = [fields(choice) for choice in choices]
-    assert set.union(*told) <= {"cue", "need", "source", "span", "answer", "query", "request"}
+    assert set.union(*told) <= {"cue", "need", "passage", "span", "answer", "query", "request"}
     # What a thought of this kind is about stands in all of its wordings.
-    about = {"GAP": {"cue", "need"}, "FOUND": {"source", "span"}, "ANSWERED": {"source", "answer"}}
+    about = {
+        "GAP": {"cue", "need"},
+        "FOUND": {"passage", "span"},
+        "ANSWERED": {"passage", "answer"},
+    }
     for needed in (about.get(name, set()), set.intersection(*told)):
         assert all(needed <= have for have in told)
 

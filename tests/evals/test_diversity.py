@@ -92,9 +92,9 @@ def test_query_overlap_by_hand():
     assert diversity.query_overlap(made[-1:]) == 0.0
 
 
-def test_plan_shapes_and_their_entropy():
-    assert diversity.plan_shape(demonstration("e", ["a", "b"], ["c"])) == "2+1"
-    assert diversity.plan_shape(demonstration("e")) == "0"
+def test_search_shapes_and_their_entropy():
+    assert diversity.search_shape(demonstration("e", ["a", "b"], ["c"])) == "2+1"
+    assert diversity.search_shape(demonstration("e")) == "0"
     assert diversity.entropy({"1": 2, "2": 1, "1+1": 1}) == 1.5
     assert diversity.entropy({"1": 9}) == 0.0
     assert diversity.entropy({}) == 0.0

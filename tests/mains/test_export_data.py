@@ -1,5 +1,6 @@
 """Examples and trajectories as plain files: what was written is what was there."""
 
+import dataclasses
 import gzip
 import json
 
@@ -25,6 +26,7 @@ from masksearch_jax.core.types import (
 )
 from masksearch_jax.data.publish import DataCard
 from masksearch_jax.export_data import ExportDataRun
+from masksearch_jax.runtime import run_record
 
 SPANS = (Span(0, 4, "1928", "DATE"),)
 RAMP = RampExample("r1", "p1", "Thames", "[mask] was wet.", "1928 was wet.", SPANS)
@@ -64,7 +66,7 @@ def line(**facts) -> str:
 
 
 def test_each_kind_is_json_lines_and_parquet_with_a_card(data, tmp_path):
-    card = DataCard(source="A text", license="cc0-1.0")
+    card = DataCard(text="A text", license="cc0-1.0")
     cfg = ExportDataRun(folder=str(tmp_path / "out"), data=str(data), card=card)
     written = export_data.run(cfg)
     assert written == {
@@ -72,12 +74,12 @@ def test_each_kind_is_json_lines_and_parquet_with_a_card(data, tmp_path):
         "questions": {"train": 1},
         "demonstrations": {"train": 1},
     }
-    for part, record in (
+    for subset, record in (
         ("ramp", RAMP),
         ("questions", QUESTION),
         ("demonstrations", DEMONSTRATION),
     ):
-        path = tmp_path / "out" / part / "train.parquet"
+        path = tmp_path / "out" / subset / "train.parquet"
         (row,) = pq.read_table(path).to_pylist()
         assert from_json(type(record), row) == record
         assert jsonl.read_jsonl(path.with_suffix(".jsonl"), type(record)) == [record]
@@ -90,6 +92,30 @@ def test_each_kind_is_json_lines_and_parquet_with_a_card(data, tmp_path):
     )
     assert "| `ramp` | masked paragraphs | `id`, `passage_id`, " in card_text
     assert "train: 1, heldout: 1" in card_text
+
+
+def test_an_export_has_its_record_at_once_and_tells_what_it_replaces(
+    data, tmp_path, capsys, monkeypatch
+):
+    out = tmp_path / "out"
+    cfg = ExportDataRun(folder=str(out), data=str(data))
+    export_data.run(cfg)
+
+    def stop(data, folder, progress):
+        assert run_record.read(folder)["config"]["card"]["title"] == "A title"
+        raise KeyboardInterrupt
+
+    titled = dataclasses.replace(cfg, card=DataCard(title="A title"))
+    with monkeypatch.context() as patch:
+        patch.setattr(export_data, "_write_examples", stop)
+        with pytest.raises(KeyboardInterrupt):
+            export_data.run(titled)
+    assert run_record.read(out)["config"]["card"]["title"] == ""  # as is the export that stands
+    export_data.run(titled)
+    told = [x.strip() for x in capsys.readouterr().err.splitlines() if f"{out}: " in x]
+    said = f"{out}: the export of other settings will be replaced (card.title: '' → 'A title')"
+    assert told == [said, said]
+    assert run_record.read(out)["config"]["card"]["title"] == "A title"
 
 
 def test_trajectories_of_runs_are_documents(tmp_path):

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install -e '.[beam]'")
 
 from masksearch_jax import build_cache, build_dataset, build_ramp
+from masksearch_jax.core import stamp
 from masksearch_jax.core.config import PromptConfig
 from masksearch_jax.core.errors import ConfigError, UserError
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
@@ -41,7 +42,7 @@ from masksearch_jax.data import batches, cache
 from masksearch_jax.data.folder import Folder, RecordError
 from masksearch_jax.ramp import beam, masking, spans, tfds_records
 from masksearch_jax.ramp.examples import split_of
-from masksearch_jax.runtime import cli
+from masksearch_jax.runtime import cli, run_record
 
 seqio, tasks = build_cache._import_seqio()
 import tensorflow as tf  # noqa: E402
@@ -234,9 +235,8 @@ def test_neither_files_nor_workers_change_an_example(made, tmp_path):
     options = "--direct_num_workers=2 --direct_running_mode=multi_threading"
     cfg = config(corpus, tmp_path, options)
     work = tmp_path / "work"
-    counts = build_dataset.extract(
-        cfg, build_dataset.files_of(cfg.corpus), build_dataset.epath.Path(work)
-    )
+    files, rules = build_dataset.files_of(cfg.corpus), build_dataset.rules_of(cfg)
+    counts = build_dataset.extract(cfg, rules, files, build_dataset.epath.Path(work))
     lines = [
         json.loads(text)
         for path in work.glob("k*/part*")
@@ -260,6 +260,29 @@ def test_the_same_command_changes_nothing(made):
     before = states(made.root)
     assert build_dataset.run(made.cfg) == made.counts
     assert states(made.root) == before
+
+
+def test_a_stopped_build_has_its_record_and_tells_what_it_replaces(
+    made, tmp_path, capsys, monkeypatch
+):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build_dataset, "extract", stop)
+    root = tmp_path / "ramp"
+    for words in (14, 15, 15):
+        cfg = config(made.cfg.corpus, tmp_path, **{"ramp.min_words": words})
+        with pytest.raises(KeyboardInterrupt):
+            build_dataset.run(cfg)
+        assert run_record.read(root)["config"]["ramp"]["min_words"] == words
+        root.mkdir(exist_ok=True)
+        stamp.write(root / "counts.json", {}, "of other inputs")
+    assert len(run_record.read(root)["sessions"]) == 2
+    told = [x.strip() for x in capsys.readouterr().err.splitlines() if f"{root}: " in x]
+    assert told == [
+        f"{root}: the dataset of other settings is replaced ({why})"
+        for why in ("ramp.min_words: 14 → 15", "its inputs or the program have changed")
+    ]
 
 
 @pytest.mark.slow
@@ -506,7 +529,9 @@ def test_a_paragraphs_examples_are_those_of_build_ramp(tmp_path, given, changes)
     path = Path(write_corpus(tmp_path / "corpus", given, 1).replace("*", "part-0"))
     cfg = config(str(path), tmp_path, **{"ramp.max_masks": 1, "max_bad_fraction": 0.5} | changes)
     work = tmp_path / "work"
-    counts = build_dataset.extract(cfg, [str(path)], build_dataset.epath.Path(work))
+    counts = build_dataset.extract(
+        cfg, build_dataset.rules_of(cfg), [str(path)], build_dataset.epath.Path(work)
+    )
     found = collections.defaultdict(list)
     for part in work.glob("k1/part*"):
         for text in gzip.decompress(part.read_bytes()).decode().splitlines():
@@ -541,11 +566,18 @@ def test_a_dataset_leaves_out_what_is_evaluated_on(tmp_path):
     pattern = write_corpus(tmp_path / "corpus", GIVEN[:20], 1)
     cfg = config(pattern, tmp_path, **{"max_bad_fraction": 0.5} | changes)
     files = build_dataset.files_of(pattern)
-    counts = build_dataset.extract(cfg, files, build_dataset.epath.Path(tmp_path / "work"))
+    counts = build_dataset.extract(
+        cfg, build_dataset.rules_of(cfg), files, build_dataset.epath.Path(tmp_path / "work")
+    )
     assert counts["clean"]["dropped"]["gold_title"] == 2  # both paragraphs of the article
     strict = dataclasses.replace(cfg, clean=dataclasses.replace(cfg.clean, max_drop=0.01))
     with pytest.raises(ShareError, match=r"passages to mask: .* of 20 left out, .*max_drop=0.01"):
-        build_dataset.extract(strict, files, build_dataset.epath.Path(tmp_path / "again"))
+        build_dataset.extract(
+            strict,
+            build_dataset.rules_of(strict),
+            files,
+            build_dataset.epath.Path(tmp_path / "again"),
+        )
 
 
 # ---- seqio and grain

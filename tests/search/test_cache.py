@@ -154,7 +154,7 @@ def test_several_processes_share_a_bounded_cache(tmp_path, repository):
     commands = [[sys.executable, "-c", FILL, str(tmp_path / "c"), name] for name in "ab"]
     running = [subprocess.Popen(command, cwd=repository) for command in commands]
     assert [process.wait(60) for process in running] == [0, 0]
-    found = sqlite3.connect(tmp_path / "c").execute("select query, found from results").fetchall()
+    found = sqlite3.connect(tmp_path / "c").execute("select query, hits from results").fetchall()
     assert found
     assert all(json.loads(q) == json.loads(f)["passages"][0][0] for q, f in found)
 
@@ -166,7 +166,7 @@ def test_a_bound_that_is_too_small_and_another_layout_are_refused(tmp_path):
     old.execute("create table results (source text)")
     old.close()
     for mode in ("use", "replay"):
-        with pytest.raises(SearchError, match=r"old has layout 0, must be 2: remove it"):
+        with pytest.raises(SearchError, match=r"old has layout 0, must be 3: remove it"):
             CachedSearch(NoSearch(), tmp_path / "old", mode=mode)
 
 
