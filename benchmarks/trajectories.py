@@ -136,7 +136,7 @@ def agents(
     async def go() -> tuple[list[Any], Any]:
         async with LLM(LLMConfig(**settings)) as llm:
             made = await agent_teacher.demonstrate_all(
-                examples, llm, tool, limits, lambda outcome: None
+                examples, llm, search_alone(tool, cfg), limits, lambda outcome: None
             )
             return made, llm.paid
 

@@ -134,9 +134,9 @@ def make_teacher(cfg: BuildTrajectoriesRun) -> teachers.Teacher:
     if cfg.teacher == "scripted":
         settings = cfg.search.workers, cfg.max_searches, cfg.seed, cfg.thoughts
         return teachers.Scripted(tools, *settings)
-    limits = agent_teacher.TeacherConfig(cfg.language, cfg.max_searches, cfg.search, tools.names)
+    limits = agent_teacher.TeacherConfig(cfg.language, cfg.max_searches, cfg.search)
     if cfg.teacher == "agents":
-        return teachers.Agents(cfg.llm, tools.search, limits)
+        return teachers.Agents(cfg.llm, tools, limits)
     from masksearch_jax.agents.policy_teacher import Student  # JAX, which the others do without
 
     return Student(cfg.student, tools, limits, cfg.llm, cfg.seed)

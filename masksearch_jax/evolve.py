@@ -28,6 +28,7 @@ from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
+from masksearch_jax.core.search_config import tools_key
 from masksearch_jax.core.types import Demonstration, RampExample
 from masksearch_jax.evals import diversity, iterations
 from masksearch_jax.evals.results import by_condition
@@ -79,6 +80,7 @@ class EvolveRun:
         RolloutConfig, "Of students that sample; eval.temperature is evaluation's."
     )
     llm: LLMConfig = section(LLMConfig, "Of the agents and the LLM judge.")
+    tools: tuple[str, ...] = tools_key()
     eval: c.EvalConfig = section(c.EvalConfig)
     checkpoint: c.CheckpointConfig = section(c.CheckpointConfig)
     survival: c.SurvivalConfig = section(c.SurvivalConfig)
@@ -217,6 +219,7 @@ def teaching(run: Run, n: int) -> build_trajectories.BuildTrajectoriesRun:
         language=cfg.evolve.language,
         llm=llm,
         student=student if n else None,
+        tools=cfg.tools,
     )
 
 
@@ -236,7 +239,8 @@ def link(target: Path, path: Path) -> None:
 
 def make_tokenizer(run: Run) -> dict[str, Any]:
     size = run.cfg.tokenizer_vocab_size
-    return steps.make_tokenizer(run.data, run.iteration(0) / "data", run.tokenizer, size)
+    shown = run.iteration(0) / "data"
+    return steps.make_tokenizer(run.data, shown, run.tokenizer, size, run.cfg.tools)
 
 
 def make_cache(run: Run, n: int) -> dict[str, Any]:
@@ -245,6 +249,7 @@ def make_cache(run: Run, n: int) -> dict[str, Any]:
         "prompt.style": cfg.prompt.style,
         "max_len": run.sft(n).seq_len,
         "max_prompt_len": cfg.rollout.max_len // 2,
+        "tools": ",".join(cfg.tools),
     }
     steps.make_cache(folder / "data", folder / "cache", run.tokenizer, r"ramp_sft_.*", **settings)
     return {}
@@ -262,6 +267,7 @@ def train(run: Run, n: int) -> dict[str, Any]:
             **run.policy,
             optim=cfg.optim if n else cfg.first_optim,
             sft=run.sft(n),
+            tools=cfg.tools,
             checkpoint=dataclasses.replace(cfg.checkpoint, folder=run.student(n)),
             survival=cfg.survival,
         )
@@ -281,6 +287,7 @@ def score(run: Run, n: int) -> dict[str, Any]:
             prompt=cfg.prompt,
             search=run.search,
             rollout=cfg.rollout,
+            tools=cfg.tools,
             eval=cfg.eval,
         )
     )

@@ -1,13 +1,14 @@
 """The LLM teacher: planner, rewriter, search, observer and judge write a demonstration together.
 
 As in MaskSearch, section 3.2; the prompts are ours, and only a demonstration that the judge clearly
-calls correct is kept.
+calls correct is kept. Where the run has other tools than search, the observer may call them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -16,11 +17,11 @@ from masksearch_jax.agents.llm_client import LLM, LLMError, Message
 from masksearch_jax.agents.scripted_teacher import Rejection, task_name
 from masksearch_jax.core import markup, retrieval
 from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.markup import SEARCH
+from masksearch_jax.core.tools import Instructions, Result, Toolbox
 from masksearch_jax.core.types import (
-    SEARCH_ALONE,
     Demonstration,
     Example,
-    Passage,
     RampExample,
     Segment,
     Turn,
@@ -42,9 +43,8 @@ class TeacherConfig:
     """What of a build's settings a teacher needs."""
 
     language: str  # of prompts and thoughts: en | zh
-    max_searches: int  # per example, at least 1
+    max_searches: int  # per example, at least 1; calls of all tools together
     search: SearchConfig
-    tools: tuple[str, ...] = SEARCH_ALONE  # of the run, whose tags no document and no text may have
 
 
 class _RejectedError(Exception):
@@ -60,7 +60,7 @@ class _Work:
 
     task: str
     llm: LLM
-    search: retrieval.SearchTool | None  # None: for the judge alone
+    tools: Toolbox | None  # None: for the judge alone
     cfg: TeacherConfig
     source: str = ""  # passage that the example masks, if any
     segments: list[Segment] = dataclasses.field(default_factory=list)
@@ -70,6 +70,16 @@ class _Work:
     @property
     def language(self) -> str:
         return self.cfg.language
+
+    @property
+    def toolbox(self) -> Toolbox:
+        assert self.tools is not None
+        return self.tools
+
+    @property
+    def others(self) -> tuple[Instructions, ...]:
+        """What the tools but search tell of themselves."""
+        return tuple(t for t in self.toolbox.instructions if t.name != SEARCH)
 
     async def ask(self, role: str, messages: list[Message], parse: Callable[[str], T]) -> T:
         try:
@@ -81,16 +91,17 @@ class _Work:
 
 
 async def demonstrate_llm(
-    example: Example, llm: LLM, search: retrieval.SearchTool, cfg: TeacherConfig
+    example: Example, llm: LLM, tools: Toolbox, cfg: TeacherConfig
 ) -> Demonstration | Rejection:
     """A solved example in the grammar of `markup`, or why there is none (one of REASONS).
 
     Each turn is the thought of the planner or observer, then the rewriter's queries (the first
-    `search.max_queries` of three or more) or the answer. Raises llm.JobError when the budget is
-    spent or the endpoint refuses; replies so far are cached, so a later call goes on from there.
+    `search.max_queries` of three or more), a call of another tool or the answer. Raises
+    llm.JobError when the budget is spent or the endpoint refuses; replies so far are cached, so a
+    later call goes on from there.
     """
     work = _Work(
-        dialogue.task_text(example, cfg.language), llm, search, cfg, retrieval.source_of(example)
+        dialogue.task_text(example, cfg.language), llm, tools, cfg, retrieval.source_of(example)
     )
     try:
         thought, answer = await _research(work)
@@ -111,7 +122,7 @@ async def demonstrate_llm(
 async def demonstrate_all(
     examples: Sequence[Example],
     llm: LLM,
-    search: retrieval.SearchTool,
+    tools: Toolbox,
     cfg: TeacherConfig,
     done: Callable[[Demonstration | Rejection], None],
 ) -> list[Demonstration | Rejection]:
@@ -128,7 +139,7 @@ async def demonstrate_all(
             if errors:
                 return None
             try:
-                outcome = await demonstrate_llm(example, llm, search, cfg)
+                outcome = await demonstrate_llm(example, llm, tools, cfg)
                 done(outcome)
             except Exception as error:
                 errors.append(error)
@@ -142,24 +153,26 @@ async def demonstrate_all(
 
 
 async def _research(work: _Work) -> tuple[str, str]:
-    """Searches until the observer answers: its last thought and the answer."""
+    """Searches, and calls tools, until the observer answers: its last thought and the answer."""
     plan = await work.ask("planner", planner.messages(work.task, work.language), planner.parse)
     course, thought, need = plan.thought, plan.thought, plan.need
-    failures = 0  # in a row
+    failures, tool = 0, SEARCH  # failures: in a row
     for left in range(work.cfg.max_searches - 1, -1, -1):
-        documents = await _search(work, thought, need)
+        if tool == SEARCH:
+            documents = await _search(work, thought, need)
+        else:
+            documents = await _call(work, thought, tool, need)
         decision = await _observe(work, course, need, documents, last=not left)
         failures = failures + 1 if decision.action in ("revise", "give_up") else 0
         if failures >= observer.MAX_FAILURES:
             decision = await _recall(work, course, need, documents)
             failures = 0
         if decision.action == "answer":
-            tools = work.cfg.tools
-            return _plain(decision.thought, tools), _plain(decision.text, tools)
+            return _plain(work, decision.thought), _plain(work, decision.text)
         if decision.action == "give_up":
             raise _RejectedError("gave_up", decision.thought)
         work.notes.append(f"- {need} {decision.thought}")
-        thought, need = decision.thought, decision.text
+        thought, need, tool = decision.thought, decision.text, decision.tool
         course = thought if decision.action == "revise" else course
     raise _RejectedError("out_of_searches", f"after {work.cfg.max_searches}")
 
@@ -167,10 +180,13 @@ async def _research(work: _Work) -> tuple[str, str]:
 async def _observe(
     work: _Work, course: str, need: str, documents: str, *, last: bool
 ) -> observer.Decision:
+    others = () if last else work.others
+    history = "\n".join(work.notes)
     messages = observer.messages(
-        work.task, course, "\n".join(work.notes), need, documents, last, work.language
+        work.task, course, history, need, documents, last, work.language, others
     )
-    return await work.ask("observer", messages, observer.parse)
+    parse = functools.partial(observer.parse, tools=[about.name for about in others])
+    return await work.ask("observer", messages, parse)
 
 
 async def _recall(work: _Work, course: str, need: str, documents: str) -> observer.Decision:
@@ -187,25 +203,37 @@ async def _search(work: _Work, thought: str, need: str) -> str:
     asked = [query for turn in work.turns for query in turn.queries]
     messages = rewriter.messages(work.task, need, asked, work.language)
     queries = (await work.ask("rewriter", messages, rewriter.parse))[: limits.max_queries]
-    tools = work.cfg.tools
-    action = markup.wrap("think", _plain(thought, tools))
-    action += markup.wrap("search", "\n".join(_plain(query, tools) for query in queries))
-    text, shown = markup.render_information(await _find(work, queries), tools=tools)
+    return await _turn(work, thought, SEARCH, queries)
+
+
+async def _call(work: _Work, thought: str, tool: str, request: str) -> str:
+    """One call of another tool, written down; what it says."""
+    limit = work.toolbox[tool].max_requests
+    return await _turn(
+        work, thought, tool, markup.parse_queries(markup.wrap(tool, request), limit, tool)
+    )
+
+
+async def _turn(work: _Work, thought: str, tool: str, requests: Sequence[str]) -> str:
+    action = markup.wrap("think", _plain(work, thought))
+    action += markup.wrap(tool, "\n".join(_plain(work, request) for request in requests))
+    found = await _ask_tool(work, tool, requests)
+    names = work.toolbox.names
+    text, shown = markup.render_information(found.documents, tools=names)
     work.segments += [Segment("policy", action), Segment("tool", text)]
+    shown = () if found.texts else shown
     ids, titles = tuple(p.id for p in shown), tuple(p.title for p in shown)
     # 0 seconds, so that the same replies give the same file.
-    work.turns.append(Turn(queries, ids, titles, seconds=0.0))
+    made = Turn(tuple(requests), ids, titles, 0.0, tool=tool, unreadable=found.unreadable)
+    work.turns.append(made)
     return text.removeprefix("<information>").removesuffix("</information>")
 
 
-async def _find(work: _Work, queries: Sequence[str]) -> tuple[Passage, ...]:
-    limits = work.cfg.search
+async def _ask_tool(work: _Work, tool: str, requests: Sequence[str]) -> Result:
     try:
-        async with asyncio.timeout(limits.timeout):
-            return await asyncio.to_thread(
-                retrieval.find, work.search, queries, limits, work.source
-            )
-    except (RuntimeError, OSError) as error:  # SearchError is the one, TimeoutError the other
+        async with asyncio.timeout(work.cfg.search.timeout):
+            return await asyncio.to_thread(work.toolbox[tool].call, requests, work.source)
+    except (RuntimeError, OSError) as error:  # SearchError, ToolError; TimeoutError is the other
         raise _RejectedError("search_failed", f"{type(error).__name__}: {error}") from error
 
 
@@ -241,8 +269,8 @@ async def _check(work: _Work, example: Example, answer: str) -> None:
         raise _RejectedError("judged_incorrect", verdict.reason)
 
 
-def _plain(text: str, tools: Sequence[str]) -> str:
+def _plain(work: _Work, text: str) -> str:
     """The text, if it holds none of the grammar's tags: those would act in a demonstration."""
-    if markup.escape(text, tools) != text:
+    if markup.escape(text, work.toolbox.names) != text:
         raise _RejectedError("reserved_text", text)
     return text

@@ -100,9 +100,13 @@ class Student:
         done: Callable[[teachers.Outcome], None],
     ) -> list[teachers.Outcome]:
         by_id = {e.id: e for e in examples}
+        tools = self._engine.tools.names
         asked = [i for i, o in enumerate(outcomes) if isinstance(o, Demonstration)]
         answers = [
-            (by_id[outcomes[i].example_id], markup.extract_answer(outcomes[i].segments[-1].text))
+            (
+                by_id[outcomes[i].example_id],
+                markup.extract_answer(outcomes[i].segments[-1].text, tools),
+            )
             for i in asked
         ]
         judged = agent_teacher.judge_all(answers, self._judge.llm, self._limits)

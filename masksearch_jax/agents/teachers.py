@@ -11,7 +11,6 @@ from typing import Any, Protocol
 from masksearch_jax.agents import agent_teacher, scripted_teacher
 from masksearch_jax.agents.llm_client import LLM, cost_of
 from masksearch_jax.agents.scripted_teacher import Rejection
-from masksearch_jax.core import retrieval
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.tools import Toolbox
 from masksearch_jax.core.types import Demonstration, Example
@@ -106,17 +105,13 @@ class Agents:
 
     attempts = 1
 
-    def __init__(
-        self, llm: LLMConfig, search: retrieval.SearchTool, cfg: agent_teacher.TeacherConfig
-    ):
-        self._search, self._cfg = search, cfg
+    def __init__(self, llm: LLMConfig, tools: Toolbox, cfg: agent_teacher.TeacherConfig):
+        self._tools, self._cfg = tools, cfg
         self._session = Session(llm)
 
     def solve(self, examples: Sequence[Example], done: Callable[[Outcome], None]) -> list[Outcome]:
         return self._session.run(
-            agent_teacher.demonstrate_all(
-                examples, self._session.llm, self._search, self._cfg, done
-            )
+            agent_teacher.demonstrate_all(examples, self._session.llm, self._tools, self._cfg, done)
         )
 
     def figures(self) -> dict[str, Any]:

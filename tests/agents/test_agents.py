@@ -41,10 +41,18 @@ from masksearch_jax.core import markup
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.llm_config import LLMConfig
-from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample, Span
+from masksearch_jax.core.types import (
+    Demonstration,
+    Passage,
+    QAExample,
+    RampExample,
+    Span,
+    Turn,
+)
 from masksearch_jax.ramp import llm_spans
 from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.testing.services import Answer, Endpoint, completion, in_turn
+from masksearch_jax.tools.registry import open_tools
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -621,7 +629,7 @@ def test_a_date_without_a_zone_does_not_end_the_job(tmp_path):
 # ---- prompts and replies ---------------------------------------------------------------------
 
 PROMPTS = ("planner", "rewriter", "observer", "observer_last", "observer_knowledge", "judge")
-TEXTS = ("again", "task_ramp", "task_question")  # no system message
+TEXTS = ("again", "observer_tools", "task_ramp", "task_question")  # no system message
 
 
 @pytest.mark.parametrize("name", PROMPTS + TEXTS)
@@ -834,10 +842,13 @@ def teacher(max_searches=3, language="en", **changes) -> agent_teacher.TeacherCo
     return agent_teacher.TeacherConfig(language, max_searches, SearchConfig(**values | changes))
 
 
-def demonstrate(example, llm_cfg, search=SEARCH, cfg=None):
+def demonstrate(example, llm_cfg, search=SEARCH, cfg=None, others=()):
+    cfg = cfg or teacher()
+    tools = open_tools(others, search, cfg.search)
+
     async def go():
         async with LLM(llm_cfg) as llm:
-            return await agent_teacher.demonstrate_llm(example, llm, search, cfg or teacher())
+            return await agent_teacher.demonstrate_llm(example, llm, tools, cfg)
 
     return asyncio.run(go())
 
@@ -869,6 +880,50 @@ def test_a_two_hop_question_is_demonstrated(tmp_path):
     second = [b["messages"][1]["content"] for b in endpoint.requests if role_of(b) == "observer"][1]
     assert "It is Chad." in second  # the observer is told what was found before
     assert "</information><answer>" not in second
+
+
+CALL = {"thought": "Subtract.", "action": "call", "tool": "calculate", "request": "1,500 - 200"}
+LEFT = json.dumps({"thought": "That is it.", "action": "answer", "answer": "1,300"})
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_observer_calls_other_tools_than_search(tmp_path, language):
+    replies = iter([PLAN, QUERIES, json.dumps(CALL), LEFT, RIGHT])
+    with Endpoint(lambda body: Answer(next(replies))) as endpoint:
+        cfg = teacher(language=language)
+        made = demonstrate(QUESTION, config(endpoint, tmp_path), cfg=cfg, others=("calculate",))
+    assert [(s.author, s.text) for s in made.segments[2:]] == [
+        ("policy", "<think>Subtract.</think><calculate>1,500 - 200</calculate>"),
+        ("tool", "<information>1,300</information>"),
+        ("policy", "<think>That is it.</think><answer>1,300</answer>"),
+    ]
+    assert made.turns[1] == Turn(("1,500 - 200",), (), (), 0.0, tool="calculate")
+    assert markup.is_well_formed(made.segments, ("search", "calculate"))
+    observed = [b["messages"] for b in endpoint.requests[2:4]]
+    assert all("- calculate: a calculator; put numbers" in m[0]["content"] for m in observed)
+    assert "1,300" in observed[1][1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (CALL | {"tool": "compute"}, "must be one of calculate, not 'compute'"),
+        (CALL | {"tool": ["calculate"]}, "must be one of calculate"),
+        (CALL | {"request": ""}, '"request" must be a non-empty string'),
+    ],
+)
+def test_a_call_that_cannot_be_made_is_shown_back(tmp_path, reply, said):
+    replies = iter([PLAN, QUERIES, json.dumps(reply), LEFT, RIGHT])
+    with Endpoint(lambda body: Answer(next(replies))) as endpoint:
+        demonstrate(QUESTION, config(endpoint, tmp_path), others=("calculate",))
+    assert said in endpoint.requests[3]["messages"][-1]["content"]
+
+
+def test_without_other_tools_no_call_is_offered_or_read(tmp_path):
+    script = by_role(**GOOD | {"observer": [json.dumps(CALL)] * 2})
+    with Endpoint(script) as endpoint:
+        made = demonstrate(QUESTION, config(endpoint, tmp_path))
+    assert made.reason == "unreadable_observer"  # `role_of` knows the prompts by their whole text
 
 
 def test_the_same_demonstration_comes_from_the_cache_alone(tmp_path):

@@ -389,3 +389,22 @@ def test_the_students_articles_are_not_the_teachers(repository):
     assert cfg.evolve.split == "rl"
     assert cfg.ramp.rl_fraction > 0
     assert cfg.rollout.corrections == 0
+
+
+def test_all_stages_have_the_tools_of_the_run(run, monkeypatch):
+    run = evolve.Run(dataclasses.replace(run.cfg, tools=("calculate",)), run.usage)
+    asked = []
+
+    def note(cfg=None, *_, **settings):
+        asked.append(settings["tools"].split(",") if settings else list(cfg.tools))
+
+    monkeypatch.setattr(evolve.train_sft, "run", note)
+    monkeypatch.setattr(evolve.evaluate, "run", note)
+    monkeypatch.setattr(evolve.steps, "make_cache", note)
+    monkeypatch.setattr(evolve.steps, "make_tokenizer", lambda *given: asked.append([*given[-1]]))
+    for n in range(2):
+        asked.append(list(evolve.teaching(run, n).tools))
+        for stage in (evolve.make_cache, evolve.train, evolve.score):
+            stage(run, n)
+    evolve.make_tokenizer(run)
+    assert asked == [["calculate"]] * 9
