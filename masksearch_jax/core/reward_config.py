@@ -15,9 +15,9 @@ class RewardConfig:
         "penalised",
         (
             "recall: of the masked spans or the answer, as in the paper; f1: of the answer, "
-            "quantities all or nothing; penalised: recall, less for what a fill or an answer has "
-            "in excess; judge: the verdict of the model in section judge; or a function of yours, "
-            "package.module:function."
+            "quantities all or nothing; penalised: recall, quantities all or nothing, less for "
+            "what a fill or an answer has in excess; judge: the verdict of the model in section "
+            "judge; or a function of yours, package.module:function."
         ),
     )
     format_weight: float = share(

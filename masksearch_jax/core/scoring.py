@@ -225,24 +225,17 @@ def slot_recalls(example: RampExample, answer: str | None) -> list[float]:
 
 
 def penalised_span_recall(example: RampExample, answer: str | None, penalty: float) -> float:
-    """Mean over the masked slots of recall - penalty * excess / size, not below 0, in 0..1.
+    """Mean over the masked slots of `penalised_recall` of the span in its slot's fill, in 0..1.
 
-    The excess of a fill is what it has beyond its span, in words and signs, articles too, and the
-    size is the span's. What the answer copies or leaves out of the paragraph buys nothing (the
-    formula is ours; arXiv 2505.20285, section 3.3, names a penalty for length without one).
+    What the answer copies or leaves out of the paragraph buys nothing (arXiv 2505.20285, section
+    3.3, names a penalty for length without a formula).
     """
     if answer is None:
         return 0.0
     rules = rules_of(example)
-
-    def score(fill: str | None, gold: str) -> float:
-        if fill is None:
-            return 0.0
-        size = max(len(_PIECE.findall(gold)), 1)
-        excess = max(0, len(_PIECE.findall(fill)) - size)
-        return max(0.0, overlap(fill, gold, rules).recall - penalty * excess / size)
-
-    return sum(map(score, fill_slots(example, answer), [s.text for s in example.spans])) / example.k
+    slots = zip(fill_slots(example, answer), example.spans, strict=True)
+    filled = ((fill, (span.text,)) for fill, span in slots if fill is not None)
+    return sum(penalised_recall(fill, gold, penalty, rules) for fill, gold in filled) / example.k
 
 
 def is_exact_answer(example: Example, answer: str) -> bool:

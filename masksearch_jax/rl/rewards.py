@@ -161,7 +161,10 @@ def _check_number(value: Any, name: str) -> None:
 
 
 def ramp_reward(example: RampExample, trajectory: Trajectory, cfg: RewardConfig) -> RewardTerms:
-    """Scores of what stands in the slots: `recall`, or `penalised` slot by slot; `f1` is recall."""
+    """Scores of what stands in the slots: `recall`, or `penalised` slot by slot; `f1` is recall.
+
+    A slot pays by `penalised` as a question's answer does, with quantities all or nothing.
+    """
     answer = read_answer(trajectory)
     if cfg.reward == "penalised":
         score = scoring.penalised_span_recall(example, answer, cfg.length_penalty)

@@ -240,13 +240,13 @@ def test_ramp_reward_mixes_answer_and_format():
 def test_the_penalty_counts_what_a_fill_has_beyond_its_span():
     cfg = dataclasses.replace(CFG, reward="penalised", format_weight=0.0)
     assert ramp_reward(EXAMPLE, trajectory(answered(PARAGRAPH)), cfg).total == 1.0
-    longer = filled("old Warsaw", "about the year 1867", "polonium")  # 1 and 3 words too many
+    longer = filled("old Warsaw", "about the year 1867", "polonium")  # 1 and 2 words too many
     got = ramp_reward(EXAMPLE, trajectory(answered(longer)), cfg)
-    assert got.total == pytest.approx((0.9 + 0.7 + 1.0) / 3)
+    assert got.total == pytest.approx((0.9 + 0.8 + 1.0) / 3)
     assert got.accuracy == got.answer  # a list of guesses is not right
-    signs = filled("Warsaw ; the , ; a", "1867", "polonium")  # 5 signs and articles
+    signs = filled("Warsaw ; the , ; a", "1867", "polonium")  # 5 signs and articles, 4 are free
     assert ramp_reward(EXAMPLE, trajectory(answered(signs)), cfg).total == pytest.approx(
-        (0.5 + 2) / 3
+        (0.9 + 2) / 3
     )
     qa = qa_reward(QA, trajectory(answered("Warsaw, Poland, in the east of Europe")), cfg)
     assert qa.answer == pytest.approx(1 - 0.1 * 4 / 2)
@@ -254,6 +254,8 @@ def test_the_penalty_counts_what_a_fill_has_beyond_its_span():
     assert (dump.answer, dump.accuracy) == (0.0, 0.0)
 
 
+LIVE = "Of {} people who lived there, most came after {} in search of work."
+TOWN = ramp(LIVE.format("4.43 million", "12 May 1867"), "4.43 million", "12 May 1867")
 GUESSES = "in Rome Oslo Warsaw in 1866 1867 1868 and discovered radium polonium radon with"
 PEOPLE = QAExample("q2", "atlas", "How many people live there?", ("4.43 million",))
 NORTH = QAExample("q3", "atlas", "How far north is it?", ("41.3 degrees north",))
@@ -273,13 +275,18 @@ YEAR = QAExample("q7", "atlas", "When?", ("1867",))
         (EXAMPLE, GUESSES, 1, 1, 0),  # 3 guesses in each slot, nothing copied
         (EXAMPLE, filled("Rome Oslo Warsaw", "1866 1867 1868", "radium polonium radon"), 1, 1, 0),
         (EXAMPLE, filled("Oslo Warsaw", "1867", "polonium"), 1, 1, 2.5 / 3),
-        (EXAMPLE, filled("Warsaw the", "1867", "polonium"), 1, 1, 2.5 / 3),
-        (EXAMPLE, filled("Warsaw (!)", "1867", "polonium"), 1, 1, 2 / 3),
+        (EXAMPLE, filled("the Warsaw.", "1867", "polonium"), 1, 1, 1),
+        (EXAMPLE, filled("the " * 9 + "Warsaw", "1867", "polonium"), 1, 1, 2 / 3),
         (EXAMPLE, filled("[mask]", "1867", "polonium"), 2 / 3, 2 / 3, 2 / 3),
         (EXAMPLE, filled("1867", "polonium", "Warsaw"), 0, 0, 0),
         (EXAMPLE, EXAMPLE.masked, 0, 0, 0),
         (EXAMPLE, f"{PARAGRAPH} {PARAGRAPH}", 2 / 3, 2 / 3, 2 / 3),  # one slot holds half of it
         (EXAMPLE, "Warsaw 1867 polonium", 0, 0, 0),
+        (TOWN, LIVE.format("4.43 million", "12 May 1867"), 1, 1, 1),
+        (TOWN, LIVE.format("9.99 million", "12 May 1867"), 0.75, 0.75, 0.5),
+        (TOWN, LIVE.format("4.43 billion", "12 May 1868"), 7 / 12, 7 / 12, 0),
+        (TOWN, LIVE.format("million", "May"), 5 / 12, 5 / 12, 0),
+        (TOWN, LIVE.format("4.43 millions", "May 12, 1867"), 0.75, 0.75, 0.75),
         (CITY, "Warsaw", 1, 1, 1),
         (CITY, "the Warsaw.", 1, 1, 1),
         (CITY, "Rome Oslo Bern Warsaw", 1, 0.4, 0),
