@@ -229,9 +229,7 @@ def _counts_path(output: Path, kinds: Sequence[str]) -> Path:
 def _standing(output: Path, kind: str, files: Sequence[str]) -> tuple[dict[str, Any], str] | None:
     """The record of a finished call for one kind, and its inputs' hash; None for work to do."""
     path = _counts_path(output, [kind])
-    if not path.is_file():
-        return None
-    made_from = json.loads(path.read_text(encoding="utf-8"))["made_from"]
+    made_from = stamp.inputs_of(path)
     record = stamp.read(path, made_from, files)
     return None if record is None else (record, made_from)
 

@@ -275,35 +275,38 @@ def heldout(run: Run, steps: int) -> HeldoutConfig:
     )
 
 
+def training(
+    run: Run, name: str, init: str, steps: int, optim: config_lib.OptimConfig, *, samples: bool
+) -> dict[str, Any]:
+    """What a training of either kind is told; of sampling and search, where it `samples`."""
+    cfg = run.cfg
+    told: dict[str, Any] = {
+        "workdir": str(run.folder / name),
+        "seed": cfg.seed,
+        "data": str(run.cache),
+        "tokenizer": str(run.tokenizer),
+        "init": run.checkpoints(init),
+        "model": cfg.model,
+        "compute": cfg.compute,
+        "mesh": cfg.mesh,
+        "tools": cfg.tools,
+        "optim": optim,
+        "checkpoint": dataclasses.replace(cfg.checkpoint, folder=run.checkpoints(name)),
+        "survival": cfg.survival,
+    }
+    if samples:
+        told |= {"prompt": cfg.prompt, "search": run.search, "rollout": cfg.rollout}
+        told |= {"eval": heldout(run, steps)}
+    return told
+
+
 def run_sft(
     run: Run, name: str, init: str, sft: config_lib.SftConfig, optim: config_lib.OptimConfig
 ) -> dict[str, Any]:
     """Trains `name` from the checkpoint `init`; its last metrics, and how many updates it had."""
-    cfg = run.cfg
-    training = config_lib.SftRun(
-        workdir=str(run.folder / name),
-        seed=cfg.seed,
-        data=str(run.cache),
-        tokenizer=str(run.tokenizer),
-        init=run.checkpoints(init),
-        model=cfg.model,
-        compute=cfg.compute,
-        mesh=cfg.mesh,
-        tools=cfg.tools,
-        optim=optim,
-        sft=sft,
-        checkpoint=dataclasses.replace(cfg.checkpoint, folder=run.checkpoints(name)),
-        survival=cfg.survival,
-    )
-    if cfg.heldout_points:  # the only part of it that searches
-        training = dataclasses.replace(
-            training,
-            eval=heldout(run, sft.steps),
-            prompt=cfg.prompt,
-            search=run.search,
-            rollout=cfg.rollout,
-        )
-    made = train_sft.run(training)
+    samples = bool(run.cfg.heldout_points)  # else nothing of it searches
+    told = training(run, name, init, sft.steps, optim, samples=samples)
+    made = train_sft.run(config_lib.SftRun(**told, sft=sft))
     return made | {"updates": {name: made["all_updates"]}}
 
 
@@ -311,29 +314,8 @@ def run_dapo(
     run: Run, name: str, init: str, dapo: config_lib.DapoConfig, optim: config_lib.OptimConfig
 ) -> dict[str, Any]:
     """The same, with live search. Raises NothingLearnedError as `train_dapo.train` does."""
-    cfg = run.cfg
-    made = train_dapo.train(
-        config_lib.DapoRun(
-            workdir=str(run.folder / name),
-            seed=cfg.seed,
-            data=str(run.cache),
-            tokenizer=str(run.tokenizer),
-            init=run.checkpoints(init),
-            model=cfg.model,
-            compute=cfg.compute,
-            mesh=cfg.mesh,
-            prompt=cfg.prompt,
-            tools=cfg.tools,
-            optim=optim,
-            search=run.search,
-            rollout=cfg.rollout,
-            dapo=dapo,
-            judge=cfg.judge,
-            eval=heldout(run, dapo.steps),
-            checkpoint=dataclasses.replace(cfg.checkpoint, folder=run.checkpoints(name)),
-            survival=cfg.survival,
-        )
-    )
+    told = training(run, name, init, dapo.steps, optim, samples=True)
+    made = train_dapo.train(config_lib.DapoRun(**told, dapo=dapo, judge=run.cfg.judge))
     return made | {"updates": {name: made["all_updates"]}}
 
 

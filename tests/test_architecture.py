@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -348,6 +348,44 @@ def test_what_returns_a_bool_is_named_as_a_predicate_and_nothing_else_is():
     of_arrays = {name for name, r in returned.items() if r in ("jax.Array", "np.ndarray")}
     named = {n for n in returned if is_named_as_predicate(n) and not n.endswith("__")}
     assert not named - bools - of_arrays
+
+
+def calls(tree: ast.AST) -> set[str]:
+    """Names of the functions that a module calls, without what they are attributes of."""
+    called = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return {f.attr if isinstance(f, ast.Attribute) else getattr(f, "id", "") for f in called}
+
+
+def keys_read(tree: ast.AST) -> set[str]:
+    """Constants by which a module subscripts."""
+    keys = [node.slice for node in ast.walk(tree) if isinstance(node, ast.Subscript)]
+    return {key.value for key in keys if isinstance(key, ast.Constant)}
+
+
+def keys_made(tree: ast.AST) -> set[str]:
+    """Constants that are keys of a module's dicts, or of what it assigns into."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            found |= {key.value for key in node.keys if isinstance(key, ast.Constant)}
+        elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+            found |= keys_read(node)
+    return found
+
+
+def those(has: Callable[[ast.AST], bool]) -> set[str]:
+    return {module for module, tree in TREES.items() if has(tree)}
+
+
+def test_there_is_one_of_each():
+    """Of the atomic writer too: tests/core/test_files.py."""
+    assert those(lambda tree: "segment_ids" in keys_made(tree)) == {"core.rows"}
+    packs = those(lambda tree: bool(calls(tree) & {"fill_rows", "fewest_rows"}))
+    assert packs == those(lambda tree: "lay" in calls(tree)) == {"data.batches", "rl.update"}
+    assert those(lambda tree: "made_from" in keys_read(tree)) == {"core.stamp"}
+    assert those(lambda tree: bool(calls(tree) & {"load_params", "StoredParams"})) == {
+        "models.load"
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

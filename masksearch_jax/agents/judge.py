@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import types
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -107,12 +106,7 @@ class Judge:
             raise JudgeError(f"the judge: {error}") from error
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: types.TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._open.aclose()
 
     def asked(self, example: Example, answer: str) -> list[Message]:

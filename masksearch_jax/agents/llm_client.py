@@ -15,7 +15,6 @@ import json
 import os
 import random
 import re
-import types
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -127,12 +126,7 @@ class LLM:
     async def __aenter__(self) -> LLM:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: types.TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._client.close()
         self._replies.close()
 

@@ -16,6 +16,8 @@ Batch = dict[str, np.ndarray]
 Tokens = Mapping[str, np.ndarray]  # a sequence: array[length] of each of its fields
 Fields = Mapping[str, type]  # each field's dtype
 
+PLACES: Fields = {"positions": np.int32, "segment_ids": np.int32}  # which every batch has
+
 # Sequences of a stream that fit no row are kept for the next batch, up to this many; more fill rows
 # better and make the stream's state longer.
 LOOKAHEAD = 32
@@ -35,7 +37,7 @@ def lay(rows: Sequence[Sequence[Tokens]], seq_len: int, fields: Fields, padding:
     Where no sequence lies, `ids` and `targets` are `padding`, all else is 0.
     """
     shape = (len(rows), seq_len)
-    fields = dict(fields) | {"positions": np.int32, "segment_ids": np.int32}
+    fields = {**fields, **PLACES}
     batch: Batch = {name: np.zeros(shape, kind) for name, kind in fields.items()}
     batch["ids"][:] = batch["targets"][:] = padding
     for row, members in enumerate(rows):

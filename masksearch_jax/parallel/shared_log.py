@@ -6,7 +6,6 @@ So a run that is cut off goes on with any number of processes: the first one tak
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any
 
 from etils import epath
@@ -42,13 +41,8 @@ class SharedLog:
     def __enter__(self) -> SharedLog:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.rows.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self.rows.write()
 
     def are_kept(self, names: Sequence[Any]) -> list[bool]:
         """Of each name whether a process before has kept its row; all must ask, for the same."""

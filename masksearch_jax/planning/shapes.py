@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from masksearch_jax.core.rows import Fields
+from masksearch_jax.core.rows import PLACES, Fields
 from masksearch_jax.parallel import sharding
 from masksearch_jax.parallel.sharding import PyTree
 
@@ -30,7 +29,7 @@ def batch(
     """Those of a batch of `micro` micro-batches (axis absent for 1) of rows [rows, seq_len]."""
     axes = ("micro", "batch", "any")[micro == 1 :]
     shape = (micro, rows, seq_len)[micro == 1 :]
-    kinds = dict(fields) | {"positions": jnp.int32, "segment_ids": jnp.int32}
+    kinds = {**fields, **PLACES}
     return {
         name: placed(jax.ShapeDtypeStruct(shape, kind), mesh, *axes) for name, kind in kinds.items()
     }
