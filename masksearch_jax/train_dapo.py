@@ -23,6 +23,7 @@ from masksearch_jax.agents.judge import Judge
 from masksearch_jax.agents.own_model import OwnModel
 from masksearch_jax.core.config import ComputeConfig, DapoConfig, DapoRun, OptimConfig
 from masksearch_jax.core.errors import ConfigError, Restart, UserError, check_given
+from masksearch_jax.core.loss_config import check_loss
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.tokenizer import Vocab
@@ -115,7 +116,7 @@ def check_settings(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None
             f"config.rollout.temperature is {rollout.temperature}; to train, it must be above 0"
         )
     rewards.check_reward(dapo, rollout.max_turns)
-    check_loss(dapo)
+    check_loss(dapo, dapo.minibatches)
     if sampling.sampler_of(rollout).has_filters and not dapo.allow_filters:
         raise ConfigError(
             f"config.rollout samples with top_k {rollout.top_k}, top_p {rollout.top_p}, min_p "
@@ -145,35 +146,6 @@ def check_settings(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None
             f"{dapo.minibatches} minibatches of micro-batches of {dapo.micro_batch} over "
             f"the {shards} shards that the mesh splits a batch into"
         )
-
-
-def check_loss(dapo: DapoConfig) -> None:
-    """Raises ConfigError for switches of the loss that contradict each other or do nothing."""
-    if dapo.aggregation == "fixed" and dapo.fixed_length < 1:
-        raise ConfigError(
-            "config.dapo.aggregation is fixed, which needs dapo.fixed_length, at least 1, such as "
-            f"rollout.max_new_tokens; it is {dapo.fixed_length}"
-        )
-    if dapo.dual_clip and dapo.dual_clip <= 1:
-        raise ConfigError(f"config.dapo.dual_clip is {dapo.dual_clip}; it must be above 1, or 0")
-    for name in ("kl_weight", "likelihood_floor", "sequence_gap"):
-        if getattr(dapo, name) < 0:
-            raise ConfigError(
-                f"config.dapo.{name} is {getattr(dapo, name)}; it must not be below 0"
-            )
-    still = {
-        "ratio": dapo.ratio == "sequence",
-        "kl": dapo.kl == "positive",
-        "likelihood_floor": dapo.likelihood_floor > 0,
-        "dual_clip": dapo.dual_clip > 0,
-    }
-    for name in [name for name, on in still.items() if on]:
-        if dapo.minibatches == 1 and dapo.proximal == "step":
-            raise ConfigError(
-                f"config.dapo.{name} is {getattr(dapo, name)}, which does nothing with "
-                "dapo.minibatches 1: the policy of the step's start is then the policy now; choose "
-                "more minibatches or dapo.proximal=sampler"
-            )
 
 
 def check_optim(optim: OptimConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.schema import key, share
 
 
@@ -68,3 +69,37 @@ class LossConfig:
             "the mean over their tokens, nats; 0: none are."
         ),
     )
+
+
+def check_loss(cfg: LossConfig, minibatches: int) -> None:
+    """Raises ConfigError for switches of the loss that contradict each other or do nothing."""
+    if (cfg.aggregation == "fixed") != (cfg.fixed_length > 0):
+        raise ConfigError(
+            f"config.dapo.aggregation is {cfg.aggregation}, and dapo.fixed_length is "
+            f"{cfg.fixed_length}: aggregation=fixed needs a length, such as "
+            "rollout.max_new_tokens, and the others read none (0)"
+        )
+    if cfg.dual_clip and cfg.dual_clip <= 1:
+        raise ConfigError(f"config.dapo.dual_clip is {cfg.dual_clip}; it must be above 1, or 0")
+    if cfg.kl != "none" and not cfg.kl_weight:
+        raise ConfigError(f"config.dapo.kl is {cfg.kl}, which does nothing with dapo.kl_weight 0")
+    if cfg.tis_cap <= 0:
+        raise ConfigError(
+            f"config.dapo.tis_cap is {cfg.tis_cap}; it must be above 0: no token would count"
+        )
+    for name in ("kl_weight", "likelihood_floor", "sequence_gap"):
+        if getattr(cfg, name) < 0:
+            raise ConfigError(f"config.dapo.{name} is {getattr(cfg, name)}; it must not be below 0")
+    still = {
+        "ratio": cfg.ratio == "sequence",
+        "kl": cfg.kl == "positive",
+        "likelihood_floor": cfg.likelihood_floor > 0,
+        "dual_clip": cfg.dual_clip > 0,
+    }
+    for name in [name for name, on in still.items() if on]:
+        if minibatches == 1 and cfg.proximal == "step":
+            raise ConfigError(
+                f"config.dapo.{name} is {getattr(cfg, name)}, which does nothing with "
+                "dapo.minibatches 1: the policy of the step's start is then the policy now; choose "
+                "more minibatches or dapo.proximal=sampler"
+            )

@@ -58,6 +58,8 @@ def sft_batches(
     """
     own = _own_share(batch_size, process_index, process_count, "batch_size")
     order = Order(manifest, curriculum, split, "sft", seed, lessons=lessons)
+    if not process_index:
+        order.tell_absent()
     for records in order.records.values():
         if (longest := int(records.lengths.max())) > seq_len:
             raise cache.CacheError(
@@ -87,6 +89,8 @@ def prompt_batches(
     would sample some twice.
     """
     order = Order(manifest, curriculum, split, "prompt", seed, max_len, lessons)
+    if not process_index:
+        order.tell_absent()
     for lesson in range(order.lessons):
         mixture, size = order.size(lesson)
         if size < groups:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -67,8 +68,9 @@ class Order:
     """The records of a cache in the order of a curriculum: `record(lesson, position)`.
 
     Records of `max_len` tokens or more (0: of any number) are in no lesson; `left_out` has them, by
-    task. `gate` says which lesson, or stretch, is in force. Raises CacheError for a mixture that is
-    not there, holds the other kind of records, or none; ConfigError for a gate that cannot pass.
+    task. `absent`: of each mixture, its tasks that have no records. `gate` says which lesson, or
+    stretch, is in force. Raises CacheError for a mixture that is not there, holds the other kind of
+    records, or none; ConfigError for a gate that cannot pass.
     """
 
     def __init__(
@@ -87,10 +89,15 @@ class Order:
         self.records: dict[str, cache.Records] = {}
         self.left_out: dict[str, np.ndarray] = {}
         own = [_tasks_of(manifest, lesson.mixture, split, kind) for lesson in self._lessons]
+        self.absent = {
+            mixture: found
+            for (_, mixture), rates in zip(self._lessons, own, strict=True)
+            if (found := [t for t in manifest.rates(mixture) if t not in rates])
+        }
         for task in dict.fromkeys(task for rates in own for task in rates):
             self._open(manifest, task, split, max_len)
         tasks = [_with_earlier(own[: i + 1], lessons.keep_earlier) for i in range(len(own))]
-        self.gate = Gate(lessons, tasks, [lesson.step for lesson in self._lessons])
+        self.gate = Gate(lessons, own, tasks, [lesson.step for lesson in self._lessons])
         self._tasks = tasks
         # Where rates are measured there are ever more stretches, each as large as its records.
         self._order = functools.lru_cache(maxsize=len(own) + 1)(self._made_order)
@@ -117,6 +124,16 @@ class Order:
                 f"{records.name} has no prompt of fewer than {max_len} tokens (rollout.max_len), "
                 "which must leave room to answer; raise it, or build the cache with a smaller "
                 "max_prompt_len"
+            )
+
+    def tell_absent(self) -> None:
+        """A line on stderr for each mixture that lacks the records of a task."""
+        for mixture, tasks in self.absent.items():
+            print(
+                f"  mixture {mixture!r} has no records of {', '.join(tasks)} in split "
+                f"{self._split!r}: its lessons are of the others alone",
+                file=sys.stderr,
+                flush=True,
             )
 
     @property

@@ -7,7 +7,7 @@ these are measured, the rates of its tasks. The gate's state is part of the data
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from masksearch_jax.core.curriculum_config import LessonsConfig
@@ -36,19 +36,26 @@ class Stretch(NamedTuple):
 
 
 class Gate:
-    """The stretch in force. tasks: of each lesson, its tasks and their rates; steps: its start.
+    """The stretch in force.
 
-    `schedule`: the last lesson whose step has come. `gated`: the next lesson where the mean
-    held-out recall of the lesson's kinds reaches `threshold`, `floor` steps after its start at the
-    earliest, and `ceiling` steps after it at the latest. `adaptive`: lessons by step, and after
-    each measurement a new stretch in which a task's rate is its own times max(least, 4·p·(1 - p)),
-    p the held-out recall of its kind: most where about half is right.
+    own: of each lesson, its mixture's tasks; tasks: all its tasks and their rates, with those that
+    it keeps of earlier lessons; steps: its start. `schedule`: the last lesson whose step has come.
+    `gated`: the next lesson where the mean held-out recall of the lesson's own kinds reaches
+    `threshold`, `floor` steps after its start at the earliest, and `ceiling` steps after it at the
+    latest. `adaptive`: lessons by step, and after each measurement a new stretch in which a task's
+    rate is its own times max(least, 4·p·(1 - p)), p the held-out recall of its kind: most where
+    about half is right.
     """
 
     def __init__(
-        self, cfg: LessonsConfig, tasks: Sequence[Mapping[str, float]], steps: Sequence[int]
+        self,
+        cfg: LessonsConfig,
+        own: Sequence[Iterable[str]],
+        tasks: Sequence[Mapping[str, float]],
+        steps: Sequence[int],
     ):
         self._cfg, self._tasks, self._steps = cfg, tasks, steps
+        self._kinds = [sorted(set(map(kind_of_task, names))) for names in own]
         self.stretches = [Stretch(number) for number in range(len(tasks))]
         self._at, self._since = 0, 0  # the stretch in force, the step that its lesson began at
 
@@ -64,19 +71,19 @@ class Gate:
             raise ConfigError(
                 f"config.lessons.by is {cfg.by}, and config.eval.every is 0: nothing is measured"
             )
-        for number, tasks in enumerate(self._tasks):
-            kinds = sorted(set(map(kind_of_task, tasks)))
-            if not set(kinds) & set(measured):
+        for number, kinds in enumerate(self._kinds):
+            if unknown := [kind for kind in kinds if kind not in measured]:
                 raise ConfigError(
-                    f"config.lessons.by is {cfg.by}, and lesson {number} has {', '.join(kinds)}, "
+                    f"config.lessons.by is {cfg.by}, and lesson {number} has {', '.join(unknown)}, "
                     f"of which config.eval.data has no held-out example; it has "
                     f"{', '.join(measured)}"
                 )
-        least = max(cfg.floor, every) * (len(self._tasks) - 1)
-        if cfg.by == "gated" and least >= steps:
+        least = max(1, -(-cfg.floor // every)) * every  # a gate opens where it is measured
+        least = min(least, cfg.ceiling or least)
+        if cfg.by == "gated" and least * (len(self._tasks) - 1) >= steps:
             raise ConfigError(
-                f"config.lessons: {len(self._tasks)} lessons of at least {max(cfg.floor, every)} "
-                f"steps (floor, eval.every) and a run of {steps}: the last is never reached"
+                f"config.lessons: {len(self._tasks)} lessons of at least {least} steps (floor, "
+                f"ceiling, eval.every) and a run of {steps}: the last is never reached"
             )
 
     def enter(self, step: int) -> int:
@@ -95,31 +102,28 @@ class Gate:
         """Takes up what was measured after `step` batches; figures of the step.
 
         `lesson`, the number of the one in force; `lesson_steps` done in it; and `gate`, the mean
-        held-out recall of the lesson's kinds, where a gate or measured rates read it.
+        held-out recall of the lesson's own kinds, where a gate or measured rates read it.
         """
         found = self._figures(step)
         lesson = self.stretches[self._at].lesson
-        by_kind = {kind: figures.get(figure_of(kind)) for kind in self._kinds(lesson)}
+        by_kind = {kind: figures.get(figure_of(kind)) for kind in self._kinds[lesson]}
         known = {kind: value for kind, value in by_kind.items() if value is not None}
         if self._cfg.by == "schedule" or not known:
             return found
         value = sum(known.values()) / len(known)
         if self._cfg.by == "adaptive":
-            self._adapt(lesson, known)
+            self._adapt(lesson, figures)
         elif value >= self._cfg.threshold and step - self._since >= self._cfg.floor:
             self._go_on(step)
         return found | {"gate": value}
-
-    def _kinds(self, lesson: int) -> list[str]:
-        return sorted(set(map(kind_of_task, self._tasks[lesson])))
 
     def _go_on(self, step: int) -> None:
         if self._at + 1 < len(self._tasks):
             self._at, self._since = self._at + 1, step
 
-    def _adapt(self, lesson: int, known: Mapping[str, float]) -> None:
+    def _adapt(self, lesson: int, figures: Mapping[str, float]) -> None:
         def weight(task: str) -> float:
-            p = known.get(kind_of_task(task), 0.5)
+            p = figures.get(figure_of(kind_of_task(task)), 0.5)
             return max(self._cfg.least, 4 * p * (1 - p))
 
         rates = {task: rate * weight(task) for task, rate in self._tasks[lesson].items()}

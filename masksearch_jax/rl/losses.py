@@ -9,8 +9,9 @@ The switches of `dapo_loss`, with y the sampled tokens of a sample and sg no gra
 - ratio `sequence`: r = sg(s)·exp(logp - sg(logp)), s = exp(mean over y of logp - logp_old)
   (GSPO-token, arXiv 2507.18071, eq. 13).
 - dual_clip c: max(min(…), c·A) where A < 0 (arXiv 1912.09729, eq. 6).
-- kl `k1`: A - β·sg(logp - logp_ref) in place of A; as a term of the loss its gradient would be
-  0 in the mean. kl `k3`: β·(exp(d) - 1 - d) is added, d = logp_ref - logp (GRPO, arXiv
+- kl `k1`: A - β·sg(logp - logp_ref) in place of A, of the token itself; REINFORCE++ (arXiv
+  2501.03262, eq. 8) takes the sum over the tokens from it on. As a term of the loss its gradient
+  would be 0 in the mean. kl `k3`: β·(exp(d) - 1 - d) is added, d = logp_ref - logp (GRPO, arXiv
   2402.03300, eq. 4). kl `positive`: β·(r - 1 - log r) is added where A > 0 and r < 1 - low; the
   condition is SAPO's (arXiv 2603.10069), the estimate ours.
 - likelihood_floor λ: λ·max(0, logp_old - logp) is added on the tokens of samples whose

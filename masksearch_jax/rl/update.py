@@ -290,8 +290,8 @@ def cut_minibatches(
 def combined(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
     """The figures of a step's updates as one.
 
-    Means are weighted by `loss_weight`, the tokens of an update, which itself adds up. Of `…_max`
-    it is the largest; of `lr`, and of `skipped…`, which add up over the run, the last.
+    Means are weighted by `loss_weight`, what an update's loss is divided by, which adds up. Of
+    `…_max` it is the largest; of `lr`, and of `skipped…`, which add up over the run, the last.
     """
     weights = np.asarray([one["loss_weight"] for one in metrics])
 

@@ -119,3 +119,18 @@ def alarms(rows: list[JsonObject]) -> list[list[Any]]:
             found.append([row["step"], f"alarm: {', '.join(new)}"])
         before = ringing
     return found
+
+
+def rollbacks(folder: Folder) -> list[list[Any]]:
+    """[step, "rollback from step N"] at the step that each rollback of a training went back to.
+
+    The rows in which its alarm rang are no longer there: the run wrote these steps again.
+    """
+    if load.ROLLBACKS not in folder.files:
+        return []
+    rows = load.read_list(folder.path / load.ROLLBACKS)
+    return [
+        [row["to"], f"rollback from step {row['from']}"]
+        for row in rows
+        if is_number(row.get("to")) and is_number(row.get("from"))
+    ]

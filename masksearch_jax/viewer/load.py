@@ -16,6 +16,7 @@ from masksearch_jax.core.types import JsonObject
 from masksearch_jax.viewer import names
 
 SUMMARY, METRICS, EVALUATION, RECORD = "summary.json", "metrics.jsonl", "eval.json", "run.json"
+ROLLBACKS = "rollbacks.json"  # a list, of a training that went back
 TRAJECTORIES, ROLLOUTS, VERDICTS = "trajectories.jsonl", "rollouts", "verdicts.jsonl"
 _PARTIAL = re.compile(r"trajectories\.partial(\.\d+)?\.jsonl")  # of an evaluation not finished
 _MOST_DEEP = 5
@@ -111,6 +112,17 @@ def read_object(path: Path) -> JsonObject:
     if not isinstance(value, dict):
         raise RunFilesError(f"{path} must hold a JSON object, not a {type(value).__name__}")
     return value
+
+
+def read_list(path: Path) -> list[JsonObject]:
+    """The objects of a JSON list. Raises RunFilesError for a file that is no JSON list."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except json.JSONDecodeError as error:
+        raise RunFilesError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, list):
+        raise RunFilesError(f"{path} must hold a JSON list, not a {type(value).__name__}")
+    return [row for row in value if isinstance(row, dict)]
 
 
 def suites(folder: Folder) -> JsonObject:

@@ -16,7 +16,7 @@ KINDS = ["k1", "k2", "k3", "questions"]
 
 
 def gate(**settings) -> Gate:
-    return Gate(LessonsConfig(**settings), TASKS, STEPS)
+    return Gate(LessonsConfig(**settings), TASKS, TASKS, STEPS)
 
 
 def recall(**by_kind: float) -> dict[str, float]:
@@ -104,9 +104,26 @@ def test_a_gate_that_nothing_can_open_is_refused():
     made = gate(by="gated", floor=10)
     with pytest.raises(ConfigError, match=r"config\.eval\.every is 0: nothing is measured"):
         made.check_kinds([], 0, 100)
-    with pytest.raises(ConfigError, match=r"lesson 0 has k1, k2, of which .* it has k3"):
-        Gate(LessonsConfig(by="gated"), TASKS[1:2] * 2, [0, 1]).check_kinds(["k3"], 5, 100)
+    for by in ("gated", "adaptive"):  # one kind that is measured says nothing of the other
+        with pytest.raises(ConfigError, match=r"lesson 1 has k2, of which .* it has k1, k3"):
+            gate(by=by).check_kinds(["k1", "k3"], 5, 100)
     with pytest.raises(ConfigError, match=r"3 lessons of at least 10 steps .* run of 20: the last"):
         made.check_kinds(KINDS, 5, 20)
     made.check_kinds(KINDS, 5, 21)
+    with pytest.raises(ConfigError, match=r"3 lessons of at least 14 steps"):
+        made.check_kinds(KINDS, 7, 28)  # measured 7 and 14 steps after a start
+    gate(by="gated", ceiling=4).check_kinds(KINDS, 10, 9)  # the ceiling opens it before
     gate().check_kinds([], 0, 1)
+
+
+def test_a_gate_reads_its_lessons_own_kinds_and_not_those_kept_of_earlier_ones():
+    tasks = [{"ramp_k1": 1.0}, {"ramp_k1": 0.2, "ramp_k2": 0.8}, {"ramp_k3": 1.0}]
+    own = [["ramp_k1"], ["ramp_k2"], ["ramp_k3"]]
+    made = Gate(LessonsConfig(by="gated", threshold=0.8, keep_earlier=0.2), own, tasks, STEPS)
+    walk(made, {1: recall(k1=0.9)}, 2)
+    assert made.listen(3, recall(k1=1.0, k2=0.6))["gate"] == 0.6
+    assert made.stretches[made.enter(3)].lesson == 1
+    mixed = Gate(LessonsConfig(by="adaptive", keep_earlier=0.2), own, tasks, STEPS)
+    walk(mixed, {11: recall(k1=1.0, k2=0.5)}, 12)  # of rates all kinds are heard
+    rates = mixed.stretches[mixed.enter(12)].rates
+    assert rates == pytest.approx({"ramp_k1": 0.02, "ramp_k2": 0.8})

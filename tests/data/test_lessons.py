@@ -32,6 +32,7 @@ def manifest(tmp_path_factory) -> Manifest:
         )
         split = write_split(cache, task, "train", records, kind="prompt", max_len=9, made_from=task)
         tasks[task] = {"train": split}
+    tasks["ramp_k3"] = {}
     Manifest(
         folder=cache,
         made_from="s",
@@ -41,7 +42,10 @@ def manifest(tmp_path_factory) -> Manifest:
         pad_id=0,
         prompt_style="minimal",
         tasks=tasks,
-        mixtures={"both": dict.fromkeys(TASKS, 1.0)},
+        mixtures={
+            "both": dict.fromkeys(TASKS, 1.0),
+            "all": dict.fromkeys((*TASKS, "ramp_k3"), 1.0),
+        },
     ).save()
     return Manifest.load(cache)
 
@@ -66,6 +70,14 @@ def test_a_share_of_a_lesson_comes_from_those_before(manifest):
     alone = prompts(manifest, "0:ramp_k1,1:ramp_k2")
     next(alone)
     assert counts(next(alone)) == {"ramp_k2": 20}
+
+
+def test_a_task_without_records_is_told(manifest, capsys):
+    assert counts(next(prompts(manifest, "0:both,1:all"))) == {"ramp_k1": 10, "ramp_k2": 10}
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(
+        "  mixture 'all' has no records of ramp_k3 in split 'train': its lessons"
+    )
 
 
 def test_measured_rates_change_the_next_batch_and_go_on_after_a_resume(manifest):

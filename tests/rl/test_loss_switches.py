@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from masksearch_jax import train_dapo
 from masksearch_jax.core.config import DapoConfig
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.loss_config import check_loss
 from masksearch_jax.rl.advantages import Moments, group_advantages, own_moments
 from masksearch_jax.rl.losses import dapo_loss
 from masksearch_jax.rl.update import is_within_gap
@@ -328,7 +328,13 @@ def test_a_sample_is_masked_by_the_mean_gap_over_its_sampled_tokens():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"aggregation": "fixed"}, r"aggregation is fixed, which needs dapo\.fixed_length"),
+        ({"aggregation": "fixed"}, r"aggregation is fixed, and dapo\.fixed_length is 0: .* needs"),
+        (
+            {"fixed_length": 512},
+            r"aggregation is token, and dapo\.fixed_length is 512: .*read none",
+        ),
+        ({"kl": "k3", "kl_weight": 0.0}, r"kl is k3, which does nothing with dapo\.kl_weight 0"),
+        ({"tis_cap": 0.0}, r"tis_cap is 0\.0; it must be above 0"),
         ({"dual_clip": 0.5}, r"dual_clip is 0\.5; it must be above 1, or 0"),
         ({"kl_weight": -1.0}, r"kl_weight is -1\.0; it must not be below 0"),
         ({"minibatches": 1, "kl": "positive"}, r"dapo\.kl is positive, which does nothing with"),
@@ -342,5 +348,5 @@ def test_a_sample_is_masked_by_the_mean_gap_over_its_sampled_tokens():
 )
 def test_switches_that_contradict_or_do_nothing_are_refused(settings, said):
     with pytest.raises(ConfigError, match=said):
-        train_dapo.check_loss(config(settings))
-    train_dapo.check_loss(config({"minibatches": 1, "dual_clip": 3.0, "proximal": "sampler"}))
+        check_loss(config(settings), config(settings).minibatches)
+    check_loss(config({"dual_clip": 3.0, "proximal": "sampler"}), minibatches=1)

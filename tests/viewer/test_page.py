@@ -122,6 +122,15 @@ def test_an_alarm_is_marked_where_it_begins(tmp_path):
     assert list(series["values"]) == ["reward"]
 
 
+def test_a_rollback_is_marked_though_the_rows_of_its_alarm_are_gone(tmp_path):
+    rows = [{"step": s, "reward": 1.0} for s in range(1, 5)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    gone = [{"from": 4, "to": 2, "why": "tags"}, {"from": 7}]
+    (tmp_path / "rollbacks.json").write_text(json.dumps(gone))
+    (series,) = data_of(viewer.render([tmp_path]))["main"]["series"]
+    assert series["marks"] == [[2, "rollback from step 4"]]
+
+
 def test_a_long_curve_is_thinned_to_means(tmp_path):
     rows = ({"step": s, "loss": float(s % 2)} for s in range(1, 4001))
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
