@@ -21,7 +21,7 @@ ROOMS = {
     "corpus": {"core", "runtime"},
     "evals": {"core", "runtime", "corpus", "data", "ramp", "agents"},
     "viewer": {"core"},
-    "tools": {"core"},
+    "tools": {"core", "search"},  # search: caches and rates
     "parallel": {"core", "runtime"},
     "search": {"core", "runtime", "models"},  # models: the encoder of texts
     "ramp": {"core", "runtime", "corpus"},

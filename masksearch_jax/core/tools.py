@@ -8,7 +8,8 @@ object that answers a text with a text; a `Toolbox` holds the tools of a run.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from masksearch_jax.core import retrieval
@@ -16,8 +17,9 @@ from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import ConfigError, nearest
 from masksearch_jax.core.markup import SEARCH
 from masksearch_jax.core.retrieval import SearchTool
-from masksearch_jax.core.types import Passage, QueryRecord
+from masksearch_jax.core.types import Hits, Passage, QueryRecord
 
+UNREADABLE = "unreadable"  # the id of an answer among results
 _MOST_REQUESTS = 4  # read from one call of a tool that answers with texts
 
 
@@ -55,7 +57,12 @@ SEARCHING = Instructions(
 
 
 class TextTool(Protocol):
-    """What a tool of a user's is: a class without arguments, its four texts attributes of it."""
+    """What a tool of a user's is: a class without arguments, its four texts attributes of it.
+
+    Two more attributes it may have. `fingerprint`, a text, says that an answer depends on the
+    request and on this version of the tool alone: its answers are then shared, cached and replayed
+    as results of search are. `requests_per_second` bounds how many requests of a process begin.
+    """
 
     name: str  # its tag, lower-case letters and "_"
     offers: str  # "a converter of units"
@@ -72,7 +79,7 @@ class TextTool(Protocol):
 
 
 class Result(NamedTuple):
-    """What a call has found: passages, with a record of each query, or texts.
+    """What a call has found: passages or texts, with a record of each query.
 
     unreadable: requests that the tool could not read.
     """
@@ -122,29 +129,59 @@ class Searching:
 class Answering:
     """A tool that answers each request with a text; `said`: how the config names it.
 
-    Raises ConfigError for an object that is no TextTool.
+    around: puts a cache and the like around its `Answers`. Raises ConfigError for an object that is
+    no TextTool.
     """
 
     max_requests = _MOST_REQUESTS
 
-    def __init__(self, tool: TextTool, said: str):
+    def __init__(
+        self, tool: TextTool, said: str, around: Callable[[SearchTool], SearchTool] | None = None
+    ):
         self._tool, self._said = tool, said
         self.about = instructions(tool, said)
         if not callable(getattr(tool, "answer", None)):
             raise ConfigError(f"{said} has no method answer(request)")
+        self._answers = Answers(tool, said)
+        self._asked = around(self._answers) if around else self._answers
 
     def call(self, requests: Sequence[str], hidden: str) -> Result:
-        answers = [self._answer(request) for request in requests]
-        texts = tuple(retrieval.as_text(Passage("", "", str(a))).text for a in answers)
-        unreadable = sum(isinstance(a, Unreadable) for a in answers)
-        return Result(texts=texts, unreadable=unreadable)
+        found = [self._one(request) for request in requests]
+        texts = tuple(retrieval.as_text(passage).text for passage, _ in found)
+        unreadable = sum(passage.id == UNREADABLE for passage, _ in found)
+        return Result(records=tuple(r for _, r in found), texts=texts, unreadable=unreadable)
+
+    def _one(self, request: str) -> tuple[Passage, QueryRecord]:
+        started = time.monotonic()
+        (hits,) = self._asked.search([request], 1)
+        is_cached = isinstance(hits, Hits) and hits.cached
+        seconds = 0.0 if is_cached else time.monotonic() - started
+        return hits[0], QueryRecord((), seconds=seconds, cached=is_cached)
 
     def check_example(self) -> None:
-        """Asks its own example. Raises ToolError where that has no answer."""
-        if isinstance(answer := self._answer(self._tool.example), Unreadable):
+        """Asks its own example, and no cache. Raises ToolError where that has no answer."""
+        ((answer,),) = self._answers.search([self._tool.example], 1)
+        if answer.id == UNREADABLE:
             raise ToolError(
-                f"{self._said} cannot read its own example, {self._tool.example!r}: {answer}"
+                f"{self._said} cannot read its own example, {self._tool.example!r}: {answer.text}"
             )
+
+
+class Answers:
+    """A TextTool's answers as results of a search: a passage each, whose text the answer is.
+
+    Its id is UNREADABLE for an answer that says so.
+    """
+
+    def __init__(self, tool: TextTool, said: str):
+        self._tool, self._said = tool, said
+
+    def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
+        return [[self._passage(query)] for query in queries]
+
+    def _passage(self, request: str) -> Passage:
+        answer = self._answer(request)
+        return Passage(UNREADABLE if isinstance(answer, Unreadable) else "", "", str(answer))
 
     def _answer(self, request: str) -> str:
         try:

@@ -33,13 +33,19 @@ class RateLimit:
 
 
 class LimitedSearch:
-    """Asks `tool` at most so often a second; all else is the tool's own.
+    """Asks `tool` at most so often a second, as `key` says; all else is the tool's own.
 
     A call whose turn does not come within `timeout` seconds raises SearchError.
     """
 
-    def __init__(self, tool: SearchTool, limit: RateLimit, timeout: float):
-        self._tool, self._limit, self._timeout = tool, limit, timeout
+    def __init__(
+        self,
+        tool: SearchTool,
+        limit: RateLimit,
+        timeout: float,
+        key: str = "search.requests_per_second",
+    ):
+        self._tool, self._limit, self._timeout, self._key = tool, limit, timeout, key
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._tool, name)
@@ -47,7 +53,6 @@ class LimitedSearch:
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
         if not self._limit.wait(self._timeout):
             raise SearchError(
-                f"no turn within {self._timeout:g} s at search.requests_per_second="
-                f"{self._limit.per_second:g}"
+                f"no turn within {self._timeout:g} s at {self._key}={self._limit.per_second:g}"
             )
         return self._tool.search(queries, top_k)

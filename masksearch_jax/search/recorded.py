@@ -8,7 +8,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from masksearch_jax.core.retrieval import SearchError
-from masksearch_jax.core.types import Hits, JsonObject, Passage, QueryRecord, Turn, from_json
+from masksearch_jax.core.types import (
+    SEARCH,
+    Hits,
+    JsonObject,
+    Passage,
+    QueryRecord,
+    Turn,
+    from_json,
+)
 from masksearch_jax.search.store import PassageStore
 
 _PATTERNS = ("*.jsonl", "*.jsonl.gz")
@@ -51,14 +59,15 @@ class RecordedSearch:
 
 
 def _turns(path: str) -> Iterator[Turn]:
-    """The turns of all trajectories. Raises SearchError naming a line that is no trajectory."""
+    """The searches of all trajectories. Raises SearchError naming a line that is no trajectory."""
     place = Path(path)
     files = sorted(f for p in _PATTERNS for f in place.rglob(p)) if place.is_dir() else [place]
     for file in files:
         for number, line in enumerate(_lines(file), start=1):
             try:
                 row: JsonObject = json.loads(line)
-                yield from (from_json(Turn, turn) for turn in row.get("turns", ()))
+                turns = (from_json(Turn, turn) for turn in row.get("turns", ()))
+                yield from (turn for turn in turns if turn.tool == SEARCH)
             except (ValueError, TypeError, AttributeError, LookupError) as error:
                 raise SearchError(f"{file}:{number} is no trajectory: {error}") from error
 

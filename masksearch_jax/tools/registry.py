@@ -18,6 +18,7 @@ from masksearch_jax.core.tools import (
     instructions,
 )
 from masksearch_jax.core.user_code import import_function
+from masksearch_jax.tools import around
 from masksearch_jax.tools.calculator import Calculator
 from masksearch_jax.tools.dates import Dates
 
@@ -47,15 +48,15 @@ def instructions_of(names: Sequence[str]) -> tuple[Instructions, ...]:
 
 
 def open_tools(names: Sequence[str], search: SearchTool, cfg: SearchConfig) -> Toolbox:
-    """Search and the tools, each of which has answered its own example.
+    """Search and the tools, each of which has answered its own example, if it is not replayed.
 
     Raises what `instructions_of` does, and ToolError for a tool that does not answer.
     """
     instructions_of(names)
-    return Toolbox(Searching(search, cfg), map(_answering, names))
+    return Toolbox(Searching(search, cfg), (_answering(name, cfg) for name in names))
 
 
-def _answering(name: str) -> Answering:
+def _answering(name: str, cfg: SearchConfig) -> Answering:
     try:
         made = _class(name)()
     except ConfigError:
@@ -64,8 +65,9 @@ def _answering(name: str) -> Answering:
         raise ConfigError(
             f"{_said(name)} cannot be made: {type(error).__name__}: {error}"
         ) from error
-    tool = Answering(made, _said(name))
-    tool.check_example()
+    tool = Answering(made, _said(name), around.of_tool(made, name, _said(name), cfg))
+    if not (cfg.replay and around.is_kept(made)):
+        tool.check_example()
     return tool
 
 

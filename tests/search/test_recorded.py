@@ -8,7 +8,7 @@ import pytest
 
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.retrieval import SearchError, find_recorded
-from masksearch_jax.core.types import Turn, to_json
+from masksearch_jax.core.types import QueryRecord, Turn, to_json
 from masksearch_jax.search.bm25 import build
 from masksearch_jax.search.open import open_tool
 from tests.search.fruit import FRUIT
@@ -48,8 +48,10 @@ def test_recorded_searches_are_answered_again_without_their_service(fruit, index
     assert find_recorded(tool, ("red",), deeper, "")[0] == second
     (hits,) = tool.search(["red"], 2)
     assert (hits.cached, hits.scores) == (True, fruit.search(["red"], 2)[0].scores)
+    called = Turn(("apple",), (), (), 0.1, found=(QueryRecord(()),), tool="calculate")
+    (folder / "3.jsonl").write_text(json.dumps({"turns": [to_json(called)]}) + "\n")
     with pytest.raises(SearchError, match="query 'apple' is not recorded in"):
-        tool.search(["red", "apple"], 2)
+        open_tool(cfg).search(["red", "apple"], 2)
     assert open_tool(dataclasses.replace(cfg, kind="none")).search(["apple"], 2) == [[]]
 
 

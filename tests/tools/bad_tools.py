@@ -1,4 +1,6 @@
-"""Classes that a config may name as tools, each with one thing amiss but `Good`."""
+"""Classes that a config may name as tools, each with one thing amiss but `Good` and `Kept`."""
+
+from masksearch_jax.core.tools import Unreadable
 
 
 class Good:
@@ -6,6 +8,31 @@ class Good:
 
     def answer(self, request):
         return f"{request}!"
+
+
+class Kept(Good):
+    """Counts what it is asked, in all of its instances."""
+
+    fingerprint = "1"
+    asked = []  # noqa: RUF012
+
+    def answer(self, request):
+        self.asked.append(request)
+        if request == "down":
+            raise ConnectionError("nobody listens")
+        return Unreadable("odd") if request == "odd" else f"{request}!"
+
+
+class Slow(Good):
+    requests_per_second = 1e-6
+
+
+class OddRate(Good):
+    requests_per_second = "often"
+
+
+class OddFingerprint(Good):
+    fingerprint = 1
 
 
 class NoText(Good):

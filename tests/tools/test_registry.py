@@ -1,9 +1,12 @@
 """Tools that a config names: found, made, asked once before a run, and refused with the reason."""
 
+import dataclasses
+
 import pytest
 
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tools import Answering, ToolError
 from masksearch_jax.data import prompt
 from masksearch_jax.search.tool import NoSearch
@@ -93,3 +96,67 @@ def test_the_same_tool_twice_is_refused():
 
 def test_text_of_a_tool_is_without_controls():
     assert Answering(bad_tools.Noisy(), "it").call(("q",), "").texts == ("abc",)
+
+
+KEPT = "tests.tools.bad_tools:Kept"
+
+
+@pytest.fixture
+def asked():
+    bad_tools.Kept.asked.clear()
+    yield bad_tools.Kept.asked
+    bad_tools.Kept.asked.clear()
+
+
+def test_answers_of_a_tool_that_has_a_fingerprint_are_kept_and_replayed(tmp_path, asked):
+    cfg = SearchConfig(kind="none", cache=str(tmp_path / "cache"))
+    for _ in range(2):  # in memory, then from the file
+        tool = open_tools([KEPT], NoSearch(), cfg)["good"]
+        for _ in range(2):
+            found = tool.call(("a", "odd"), "")
+            assert (found.texts, found.unreadable) == (("a!", "odd"), 1)
+        assert [r.cached for r in found.records] == [True, True]
+        with pytest.raises(ToolError, match="nobody listens"):
+            tool.call(("down",), "")
+    assert asked == ["x", "a", "odd", "down", "x", "down"]  # x: the example, of every run
+    asked.clear()
+    replayed = open_tools([KEPT], NoSearch(), dataclasses.replace(cfg, replay=True))["good"]
+    assert replayed.call(("a", "odd"), "").texts == ("a!", "odd")
+    with pytest.raises(SearchError, match="'down' with top_k 1 is not recorded"):
+        replayed.call(("down",), "")
+    assert asked == []
+
+
+def test_another_version_of_a_tool_is_asked_anew(tmp_path, asked, monkeypatch):
+    cfg = SearchConfig(kind="none", cache=str(tmp_path / "cache"))
+    for version in ("1", "2"):
+        monkeypatch.setattr(bad_tools.Kept, "fingerprint", version)
+        open_tools([KEPT], NoSearch(), cfg)["good"].call(("a",), "")
+    assert asked == ["x", "a"] * 2
+
+
+def test_a_tool_without_a_fingerprint_is_asked_each_time(tmp_path):
+    cfg = SearchConfig(kind="none", cache=str(tmp_path / "cache"), replay=True)
+    found = open_tools(["calculate"], NoSearch(), cfg)["calculate"].call(("1 + 1",) * 2, "")
+    assert (found.texts, [r.cached for r in found.records]) == (("2", "2"), [False, False])
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_tool_is_asked_no_more_often_than_it_says():
+    tool = open_tools(["tests.tools.bad_tools:Slow"], NoSearch(), SearchConfig(timeout=0.01))
+    tool["good"].call(("a",), "")
+    with pytest.raises(SearchError, match=r"no turn within .* requests_per_second of the tool"):
+        tool["good"].call(("b",), "")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("OddRate", {}, "has requests_per_second 'often'; it must be a number"),
+        ("OddFingerprint", {}, "has fingerprint 1; it must be a text"),
+        ("Kept", {"replay": True}, r"is replayed from search\.cache, and search\.cache names none"),
+    ],
+)
+def test_what_cannot_be_put_around_a_tool_is_said(name, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        open_tools([f"tests.tools.bad_tools:{name}"], NoSearch(), SearchConfig(**changes))

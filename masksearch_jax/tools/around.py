@@ -1,0 +1,61 @@
+"""What a user's tool may have around it as search does: answers shared and kept, a bounded rate.
+
+Which it has is said by its own attributes; see `core.tools.TextTool`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.retrieval import SearchTool
+from masksearch_jax.search.cache import CachedSearch
+from masksearch_jax.search.rate import LimitedSearch, RateLimit
+from masksearch_jax.search.shared import SharedSearch
+
+_FINGERPRINT, _RATE = "fingerprint", "requests_per_second"
+
+
+def is_kept(tool: Any) -> bool:
+    """Whether its answers depend on the request alone, so that they may be kept."""
+    return hasattr(tool, _FINGERPRINT)
+
+
+def of_tool(
+    tool: Any, name: str, said: str, cfg: SearchConfig
+) -> Callable[[SearchTool], SearchTool]:
+    """What puts around a tool's answers what the tool and `cfg` want.
+
+    name: as the config has it; its answers lie in `cfg.cache` under it and its fingerprint. said:
+    how messages call it. Raises ConfigError for an attribute of another type, and for a replay
+    without a cache.
+    """
+    rate = getattr(tool, _RATE, 0)
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or rate < 0:
+        raise ConfigError(f"{said} has {_RATE} {rate!r}; it must be a number of at least 0")
+    fingerprint = getattr(tool, _FINGERPRINT, "")
+    if not isinstance(fingerprint, str):
+        raise ConfigError(f"{said} has {_FINGERPRINT} {fingerprint!r}; it must be a text")
+    if is_kept(tool) and cfg.replay and not cfg.cache:
+        raise ConfigError(f"{said} is replayed from search.cache, and search.cache names none")
+
+    def put(answers: SearchTool) -> SearchTool:
+        if rate:
+            key = f"{_RATE} of {said}"
+            answers = LimitedSearch(answers, RateLimit(rate), cfg.timeout, key)
+        if not is_kept(tool):
+            return answers
+        if cfg.cache:
+            answers = CachedSearch(
+                answers,
+                cfg.cache,
+                mode="replay" if cfg.replay else "use",
+                name=f"tool:{name}",
+                fingerprint=fingerprint,
+                max_bytes=cfg.cache_bytes,
+            )
+        return SharedSearch(answers, cfg.memory) if cfg.memory > 0 else answers
+
+    return put
