@@ -2,7 +2,8 @@
 
 The prompt is a step of the user, each turn a step of the agent. Of a turn, `reasoning_content` is
 the thought, `tool_calls` the call of search or of another tool, `observation` what it showed,
-`message` all other text.
+`message` all other text. A turn that had no room left for a token is a step without an inference.
+A search that was made for the prompt, by no turn, is `retrieved` in the user's `extra`.
 `metrics` has the ids before the turn and those of the turn, with their log-probabilities. `extra`
 of a step holds the text as it was written; `extra` of the document what ATIF has no field for.
 """
@@ -60,11 +61,12 @@ def to_atif(
     """
     prompt = "".join(s.text for s in trajectory.segments if s.author == "prompt")
     runs = _sampled_runs(trajectory.sampled)
-    rounds = list(_rounds(trajectory, len(runs)))
-    steps = [Step(step_id=1, source="user", message=prompt)]
-    for number, found in enumerate(rounds):
-        metrics = _metrics(trajectory, *runs[number]) if runs else None
-        steps.append(_step(number + 2, found, metrics))
+    retrieved = _retrieved(trajectory)
+    extra = {"retrieved": [to_json(turn) for turn in retrieved]} if retrieved else None
+    steps = [Step(step_id=1, source="user", message=prompt, extra=extra)]
+    rounds = list(_rounds(trajectory, trajectory.turns[len(retrieved) :]))
+    for number, (found, tokens) in enumerate(_with_tokens(rounds, trajectory, runs)):
+        steps.append(_step(number + 2, found, tokens and _metrics(trajectory, *tokens), bool(runs)))
     own = {
         name: getattr(trajectory, name)
         for name in ("example_id", "sample", "status", "seconds", "prompt_len")
@@ -97,7 +99,8 @@ def from_atif(document: Document) -> Trajectory:
     if own is None:
         raise ValueError(f"the document is of {document.agent.name}: its extra has no {AGENT}")
     user, *agent = document.steps
-    segments, turns = [Segment("prompt", str(user.message))], []
+    segments = [Segment("prompt", str(user.message))]
+    turns = [from_json(Turn, turn) for turn in (user.extra or {}).get("retrieved", ())]
     ids: list[int] = []
     arrays: dict[str, list[Any]] = {"logprobs": [], "sampled": [], "versions": []}
     for step in agent:
@@ -150,15 +153,24 @@ def _corrections(tools: Sequence[str]) -> set[str]:
     return {markup.wrap("information", text) for text in said}
 
 
-def _rounds(trajectory: Trajectory, least: int) -> Iterator[_Round]:
-    """What the policy wrote and what it was told, in turn; at least `least` of them.
+def _retrieved(trajectory: Trajectory) -> tuple[Turn, ...]:
+    """The search that was made for the prompt: nothing was shown after it, and no turn calls it."""
+    corrections = _corrections(trajectory.tools)
+    shown = any(s.author == "tool" and s.text not in corrections for s in trajectory.segments)
+    if shown or len(trajectory.turns) != 1 or trajectory.status == "tool_failure":
+        return ()
+    (turn,) = trajectory.turns
+    last = next((s.text for s in reversed(trajectory.segments) if s.author == "policy"), "")
+    is_call = f"</{turn.tool}>" in last and all(query in last for query in turn.queries)
+    return () if is_call else (turn,)
 
-    Text without characters has no segment; here it has a round.
-    """
-    turns, corrections = iter(trajectory.turns), _corrections(trajectory.tools)
+
+def _rounds(trajectory: Trajectory, made: Sequence[Turn]) -> Iterator[_Round]:
+    """What the policy wrote and what it was told, in turn; `made`: the calls among these."""
+    turns, corrections = iter(made), _corrections(trajectory.tools)
     texts = [s for s in trajectory.segments if s.author != "prompt"]
-    place = count = 0
-    while place < len(texts) or count < least:
+    place = 0
+    while place < len(texts):
         policy = _text_by("policy", texts, place)
         place += policy is not None
         tool = _text_by("tool", texts, place)
@@ -167,8 +179,29 @@ def _rounds(trajectory: Trajectory, least: int) -> Iterator[_Round]:
         is_last = place == len(texts)
         # A call that failed, or whose result had no room, is not followed by a result.
         turn = next(turns, None) if is_result or is_last else None
-        count += 1
         yield _Round(policy or "", tool, turn)
+
+
+def _with_tokens(
+    rounds: Sequence[_Round], trajectory: Trajectory, runs: Sequence[tuple[int, int]]
+) -> Iterator[tuple[_Round, tuple[int, int] | None]]:
+    """Each round with its stretch of sampled tokens, None where nothing was sampled.
+
+    A round with text has one. One without text has one where its tokens decode to nothing, and
+    none where it had no room; of several such rounds the first have what there is. Stretches
+    behind all text are rounds of their own.
+    """
+    left = iter(runs)
+    spare = len(runs) - sum(bool(found.policy) for found in rounds)
+    begins_given = (
+        len(trajectory.sampled) > trajectory.prompt_len
+        and not (trajectory.sampled[trajectory.prompt_len])
+    )
+    for number, found in enumerate(rounds):
+        is_empty = not found.policy and (spare <= 0 or (number == 0 and begins_given))
+        spare -= not found.policy and not is_empty
+        yield found, None if is_empty else next(left, None)
+    yield from ((_Round("", None, None), tokens) for tokens in left)
 
 
 def _text_by(author: str, texts: Sequence[Segment], place: int) -> str | None:
@@ -176,7 +209,8 @@ def _text_by(author: str, texts: Sequence[Segment], place: int) -> str | None:
     return texts[place].text if is_there else None
 
 
-def _step(number: int, found: _Round, metrics: Metrics | None) -> Step:
+def _step(number: int, found: _Round, metrics: Metrics | None, has_ids: bool) -> Step:
+    """has_ids: whether the trajectory tells its tokens, so that a step without any sampled none."""
     thought = _THOUGHT.match(found.policy)
     rest = found.policy[thought.end() :] if thought else found.policy
     calls, results = None, []
@@ -198,7 +232,7 @@ def _step(number: int, found: _Round, metrics: Metrics | None) -> Step:
         tool_calls=calls,
         observation=Observation(results=results) if results else None,
         metrics=metrics,
-        llm_call_count=1,
+        llm_call_count=int(metrics is not None or not has_ids),
         extra={"text": found.policy},
     )
 

@@ -79,7 +79,14 @@ class RolloutConfig:
     max_new_tokens: int = key(1536, "Tokens sampled.", least=1)
     max_turn_tokens: int = key(0, "Tokens sampled per turn; 0: no limit of its own.", least=0)
     max_observation_tokens: int = key(768, "Tokens per search result.", least=0)
-    answer_tokens: int = key(256, "Kept free for the answer: observations are cut to it.", least=0)
+    answer_tokens: int = key(
+        256,
+        (
+            "Kept free for the answer: observations are cut to it, and turns where max_new_tokens "
+            "is more."
+        ),
+        least=0,
+    )
     corrections: int = key(1, "Invalid actions answered by a hint instead of the end.", least=0)
     temperature: float = key(1.0, "Of sampling; 0: greedy.", least=0)
     top_k: int = key(

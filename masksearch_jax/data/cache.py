@@ -17,7 +17,7 @@ import errno
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,7 +114,7 @@ class Manifest:
         for name, wanted, found in (
             ("tokenizer", tokenizer or None, manifest.tokenizer),
             ("prompt style", prompt_style or None, manifest.prompt_style),
-            ("tools", tools, manifest.tools),
+            ("tools", None if tools is None else _named(tools), _named(manifest.tools)),
         ):
             if wanted is not None and wanted != found:
                 raise CacheError(
@@ -245,6 +245,10 @@ class _Tally:
             dropped=len(self.dropped),
             shards=shards,
         )
+
+
+def _named(tools: Sequence[str]) -> str:
+    return ", ".join(tools) or "search alone"
 
 
 def finished_split(cache: str | Path, task: str, split: str, made_from: str) -> Split | None:

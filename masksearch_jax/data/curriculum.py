@@ -256,7 +256,11 @@ def _tasks_of(
 ) -> dict[str, float]:
     """Tasks and rates of a mixture that have records in `split`. Raises CacheError for none."""
     rates, longer = {}, 0
-    for task, rate in manifest.rates(mixture).items():
+    asked = manifest.rates(mixture)
+    if not asked:  # the cache leaves tasks that kept nothing out of a mixture, so it may be any
+        found = (splits[split] for splits in manifest.tasks.values() if split in splits)
+        longer = sum(s.dropped for s in found if s.kind == kind and not s.records)
+    for task, rate in asked.items():
         found = manifest.tasks[task].get(split)
         if found is not None and found.kind != kind:
             raise cache.CacheError(

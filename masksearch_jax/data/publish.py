@@ -107,22 +107,25 @@ Made with `masksearch_jax` {version}, which implements MaskSearch (arXiv 2505.20
 | licence of the text | {license} |
 | made from | {made_from} |
 
-## Parts
+## Subsets
 
 {subsets}
 
-Each subset has JSON lines beside its parquet files, with the same records.
-No article is in two splits: `train` is for demonstrations, `rl` for reinforcement learning,
-`heldout` for evaluation.
+{notes}
 
 ## Load it
 
 ```python
 from datasets import load_dataset
 
-records = load_dataset("{name}", "{first}")
+{load}
 ```
 """
+_RECORDS = """\
+A subset with parquet files has JSON lines beside them, with the same records.
+No article is in two splits: `train` is for demonstrations, `rl` for reinforcement learning,
+`heldout` for evaluation."""
+_DOCUMENTS = "Trajectories are JSON lines alone, one document a line."
 
 
 def card_text(
@@ -134,7 +137,10 @@ def card_text(
     """
     front = [f"license: {json.dumps(card.license)}"] if card.license else []
     front += [f"language: [{card.language}]", "tags: [search-agent, masksearch]", "configs:"]
-    for subset in subsets:
+    # The hub reads all subsets of a folder by one reader: JSON lines beside parquet have none.
+    records = [subset for subset in subsets if subset.suffix == "parquet"]
+    documents = [subset for subset in subsets if subset.suffix != "parquet"]
+    for subset in records or documents:
         front += [f"- config_name: {subset.name}", "  data_files:"]
         for split in subset.rows:
             front += [f"  - split: {split}", f"    path: {subset.name}/{split}.{subset.suffix}"]
@@ -143,6 +149,10 @@ def card_text(
         rows = ", ".join(f"{split}: {count:,}" for split, count in subset.rows.items())
         columns = ", ".join(f"`{column}`" for column in subset.columns)
         table.append(f"| `{subset.name}` | {subset.said} | {columns} | {rows} |")
+    load = [f'records = load_dataset("{name}", "{records[0].name}")'] if records else []
+    for subset in documents:
+        paths = (f"{name}/{subset.name}/{split}.{subset.suffix}" for split in subset.rows)
+        load += [f'{subset.name} = load_dataset("json", data_files="{path}")' for path in paths]
     return _CARD.format(
         front="\n".join(front),
         title=card.title or name,
@@ -151,6 +161,6 @@ def card_text(
         license=card.license or "to be filled in by whoever publishes it: the text's binds them",
         made_from=made_from,
         subsets="\n".join(table),
-        name=name,
-        first=subsets[0].name,
+        notes="\n".join([_RECORDS] * bool(records) + [_DOCUMENTS] * bool(documents)),
+        load="\n".join(load),
     )

@@ -240,7 +240,10 @@ def _has_hf_weights(init: str, config: ModelConfig) -> bool:
     if not has_model(init):
         if Path(init).is_dir() and not checkpoint_files.has_steps(init):
             names = sorted(p.name for p in Path(init).iterdir())[:10]
-            raise InitError(f"config.init is {init!r}, which is not {_MODEL}; it has {names}")
+            below = checkpoint_files.below(init)
+            raise InitError(
+                f"config.init is {init!r}, which is not {_MODEL}; it has {names}{below}"
+            )
         return False
     _check_same(init, hf.read_config(init), config)
     return True
@@ -274,4 +277,7 @@ def _check_same(folder: str, actual: ModelConfig, asked: ModelConfig) -> None:
         if getattr(actual, f.name) != getattr(asked, f.name)
     ]
     if differing:
-        raise InitError(f"{folder} is of another architecture: " + "; ".join(differing))
+        raise InitError(
+            f"{folder} is of another architecture: {'; '.join(differing)}; with :hf behind its "
+            "name a config takes the architecture of config.init"
+        )

@@ -151,7 +151,9 @@ def _model(given: JsonObject, names: Collection[str]) -> str:
 def _asked(given: JsonObject, cfg: RolloutConfig, known: Collection[str], limit: str) -> Asked:
     for name, served in _SERVED.items():
         if given.get(name, served) != served:
-            raise _bad(f"`{name}` is {_short(given[name])}; this service knows only {served!r}")
+            unknown = ", which this service does not know: leave it out"
+            said = unknown if served in ([], {}) else f"; this service knows only {served!r}"
+            raise _bad(f"`{name}` is {_short(given[name])}{said}")
     if strange := sorted(given.keys() - known - _HARMLESS):
         raise _bad(
             f"`{strange[0][:80]}` is {_short(given[strange[0]])}, which this service does "

@@ -224,8 +224,10 @@ class Rules:
         return sum(turn.tool == episode.tool for turn in episode.turns) < most
 
     def _is_to_keep_answer_room(self, episode: Episode) -> bool:
-        """Whether the turn must leave room for another that answers."""
-        return self._has_correction_left(episode) and b"<answer>" not in episode.turn_bytes
+        """Whether the turn must leave room for another that answers; where there is any."""
+        has_more = self._limit(episode) > self.cfg.answer_tokens
+        is_answering = b"<answer>" in episode.turn_bytes
+        return has_more and self._has_correction_left(episode) and not is_answering
 
     def _correct(self, episode: Episode, mistake: str, status: Status) -> Status | None:
         """Tell the policy what was wrong, or end with the status: no correction left, no room."""

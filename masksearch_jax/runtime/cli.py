@@ -94,6 +94,8 @@ def _config_file(spec: str, name: str) -> Path:
         return path
     if not name.isidentifier():
         near = nearest(name, map(str, path.parent.glob("*.py")))
+        if (ours / path.name).is_file():
+            near = f"did you mean --config={spec.replace(name, path.stem, 1)}, of the package?"
         raise ConfigError(f"--config={spec}: there is no file {name!r}; {near}")
     if not (ours / f"{name}.py").is_file():
         near = nearest(name, [p.stem for p in ours.glob("*.py")])
@@ -126,7 +128,10 @@ def _resolved(
     """The schema that fits, and the config file over its defaults with the flags over both."""
     spec, flags = overrides.split_config(argv[1:])
     if spec is None:
-        raise ConfigError(f"--config is missing; {USAGE.format(name=_program(argv))}")
+        own = Path(argv[0]).stem
+        is_there = (installed.root() / "configs" / f"{own}.py").is_file()
+        such = f", such as --config={own}" if is_there else ""
+        raise ConfigError(f"--config is missing{such}; {USAGE.format(name=_program(argv))}")
     config = load_config(spec)
     if isinstance(schema, tuple):
         known = (s for s in schema if set(config) <= set(typing.get_type_hints(s)))

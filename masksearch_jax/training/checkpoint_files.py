@@ -136,6 +136,12 @@ def has_steps(folder: str | os.PathLike) -> bool:
         return manager.latest_step() is not None
 
 
+def below(folder: str | os.PathLike) -> str:
+    """What to say to whoever gave the folder of a run for that of its checkpoints, else ""."""
+    place = f"{os.fspath(folder)}/checkpoints"
+    return f"; did you mean {place}?" if absolute(place).is_dir() else ""
+
+
 def split(folder: str | os.PathLike, step: int | None = None) -> tuple[epath.Path, int | None]:
     """FOLDER and the step: STEP of FOLDER/STEP, else the one that is given."""
     path = absolute(folder)
@@ -165,7 +171,8 @@ def find_step(manager: ocp.CheckpointManager, folder: epath.Path, step: int | No
         wanted = "a whole checkpoint" if step is None else f"step {step}"
         if folder.exists() and not folder.is_dir():
             raise FileNotFoundError(f"{folder} is no folder of checkpoints but a file")
-        raise FileNotFoundError(f"{folder} does not hold {wanted}; it holds the steps {steps}")
+        held = f"it holds the steps {steps}" if steps else "it holds none"
+        raise FileNotFoundError(f"{folder} does not hold {wanted}; {held}{below(folder)}")
     return steps[-1] if step is None else step
 
 

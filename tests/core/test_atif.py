@@ -48,6 +48,26 @@ CASES = {
     "answered": ([(SEARCH, [4, 5], SHOWN, [6]), ("<answer>blue</answer>", [7], "", [])], [TURN]),
     "corrected": ([("hm", [4], CORRECTION, [5, 6]), ("<answer>blue</answer>", [7], "", [])], []),
     "nothing": ([("", [4], CORRECTION, [5]), ("hm", [6], "", [])], []),
+    "no room at first": ([("", [], CORRECTION, [4]), ("<answer>blue</answer>", [5], "", [])], []),
+    "no room after a result": (
+        [
+            (SEARCH, [4, 5], SHOWN, [6]),
+            ("", [], CORRECTION, [7]),
+            ("<answer>a</answer>", [8], "", []),
+        ],
+        [TURN],
+    ),
+    "no room twice": (
+        [
+            ("", [], CORRECTION, [4]),
+            ("", [5], SHOWN, [6]),
+            ("", [], CORRECTION, [7]),
+            ("b", [8], "", []),
+        ],
+        [TURN],
+    ),
+    "ids behind all text": ([("hm", [4], CORRECTION, [5]), ("", [6], "", [])], []),
+    "retrieved for the prompt": ([("<answer>blue</answer>", [4, 5], "", [])], [TURN]),
     "tool_failure": ([(SEARCH, [4, 5], "", [])], [Turn(("grey", "red"), (), (), 9.0, "down")]),
     "another tool": (
         [
@@ -93,6 +113,29 @@ def test_a_turn_is_a_step_with_its_thought_search_and_result():
     assert answer.metrics.prompt_token_ids == [1, 2, 3, 4, 5, 6]
     assert answer.message == "<answer>blue</answer>"
     assert answer.tool_calls is None
+
+
+@pytest.mark.parametrize(
+    ("name", "sampled"),
+    [
+        ("nothing", [[4], [6]]),
+        ("no room at first", [None, [5]]),
+        ("no room after a result", [[4, 5], None, [8]]),
+        ("no room twice", [None, [5], None, [8]]),
+        ("ids behind all text", [[4], [6]]),
+    ],
+)
+def test_a_turn_without_room_is_a_step_without_an_inference(name, sampled):
+    _, *agent = atif.to_atif(trajectory(*CASES[name])).steps
+    assert [step.metrics and step.metrics.completion_token_ids for step in agent] == sampled
+    assert [step.llm_call_count for step in agent] == [int(ids is not None) for ids in sampled]
+
+
+def test_a_search_made_for_the_prompt_is_no_call_of_the_agent():
+    user, answer = atif.to_atif(trajectory(*CASES["retrieved for the prompt"])).steps
+    assert user.extra["retrieved"][0]["queries"] == ("grey", "red")
+    assert answer.tool_calls is None
+    assert answer.observation is None
 
 
 def test_a_call_of_another_tool_has_its_name():

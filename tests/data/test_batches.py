@@ -385,6 +385,10 @@ def test_wrong_requests_are_refused(manifest):
     short = dataclasses.replace(manifest, tasks={"a": {"train": empty}}, mixtures={})
     with pytest.raises(CacheError, match=r": 7 were too long .* a larger config\.max_len"):
         batches(short, "0:a")
+    tasks = {"a": {"train": empty}, "b": manifest.tasks["b"]}
+    short = dataclasses.replace(manifest, tasks=tasks, mixtures={"upto1": {}})
+    with pytest.raises(CacheError, match=r"'upto1' has no .*: 7 were too long .*config\.max_len"):
+        batches(short, "0:upto1")
     with pytest.raises(CacheError, match=r"a-train has a record of \d+ tokens, seq_len is 9"):
         sft_batches(manifest, "0:a", batch_size=1, seq_len=9, seed=0, context_loss_weight=1.0)
 

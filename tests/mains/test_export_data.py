@@ -142,6 +142,29 @@ def test_trajectories_of_runs_are_documents(tmp_path):
     assert [d.extra["step"] for d in read["ramp_dapo"]] == [2, 10]
 
 
+def test_a_card_names_files_of_one_kind_for_the_hub(data, tmp_path):
+    """The hub's reader takes one format for all parts of a folder."""
+    run = tmp_path / "evaluate"
+    run.mkdir()
+    (run / "trajectories.jsonl").write_text(line() + "\n")
+
+    def written(folder: str, **given) -> tuple[str, set[str]]:
+        export_data.run(ExportDataRun(folder=str(tmp_path / folder), runs=(str(run),), **given))
+        text = (tmp_path / folder / "README.md").read_text()
+        parts = yaml.safe_load(text.split("---")[1])["configs"]
+        return text, {f["path"].rpartition(".")[2] for c in parts for f in c["data_files"]}
+
+    text, kinds = written("both", data=str(data))
+    assert kinds == {"parquet"}
+    assert 'load_dataset("both", "ramp")' in text
+    documents = 'load_dataset("json", data_files="{}/trajectories/evaluate.jsonl")'
+    assert documents.format("both") in text
+    text, kinds = written("documents")
+    assert kinds == {"jsonl"}
+    assert documents.format("documents") in text
+    assert "parquet" not in text
+
+
 @pytest.mark.parametrize(
     ("values", "error", "said"),
     [

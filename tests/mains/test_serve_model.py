@@ -283,6 +283,7 @@ USER = {"role": "user", "content": "x"}
         ({"chat_template_kwargs": {"enable_thinking": False}}, 400, "`chat_template_kwargs` is {"),
         ({"reasoning_effort": "low"}, 400, "`reasoning_effort` is 'low', which this service does"),
         ({"logprobs": 5}, 400, "`logprobs` is 5, must be true or false"),
+        ({"tools": [1]}, 400, "`tools` is [1], which this service does not know: leave it out"),
         ({"top_logprobs": 3}, 400, "`top_logprobs` is 3; this service knows only 0"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},

@@ -196,7 +196,8 @@ def test_a_file_is_known_by_its_content(file, tmp_path):
     assert storage.fingerprint(str(file)) == storage.fingerprint(str(copy)) != b""
     config = dataclasses.replace(read_config(file))
     assert pinned(str(file), config) == str(file)
-    with pytest.raises(InitError, match=r"num_layers: 2 there, 3 in config\.model"):
+    said = r"num_layers: 2 there, 3 in config\.model; with :hf behind"
+    with pytest.raises(InitError, match=said):
         pinned(str(file), dataclasses.replace(config, num_layers=3))
 
 

@@ -680,3 +680,6 @@ def test_a_folder_without_a_model_is_told_with_what_it_has(tmp_path):
     said = r"config\.init is '.*', which is not a folder in .*; it has \['tokenizer\.json'\]"
     with pytest.raises(InitError, match=said):
         initial(str(tmp_path), TINY_QWEN2, FLOAT32, mesh, 0)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(InitError, match=r"did you mean .*/checkpoints\?"):
+        initial(str(tmp_path), TINY_QWEN2, FLOAT32, mesh, 0)

@@ -102,6 +102,13 @@ def test_a_turn_without_an_answer_leaves_room_for_one_that_has():
     assert say(r, e, "y" * 60) == "out_of_tokens"
 
 
+def test_an_agent_that_may_write_less_than_an_answer_writes_that():
+    r = rules(max_new_tokens=60, answer_tokens=60)
+    e = opened(r)
+    assert r.room(e) == 60  # not 0, which would say "too long" before the first token
+    assert say(r, e, "<search>red</search>") == ("red",)
+
+
 # ---- limits of a turn
 
 

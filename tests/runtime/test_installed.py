@@ -36,8 +36,12 @@ def test_a_config_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
     assert found == cli.load_config(f"{ROOT / 'configs' / 'qa_dapo.py'}:qwen2.5-1.5b")
     with pytest.raises(ConfigError, match=r"no config 'qa_dopa' in .*; did you mean qa_dapo"):
         cli.load_config("qa_dopa")
-    with pytest.raises(ConfigError, match=r"there is no file 'configs/qa_dapo.py'"):
-        cli.load_config("configs/qa_dapo.py")
+    for asked in ("qa_dapo.py", "qa_dapo.py:tiny"):
+        said = f"no file 'configs/qa_dapo.py'; did you mean --config={asked.replace('.py', '')}, of"
+        with pytest.raises(ConfigError, match=said):
+            cli.load_config(f"configs/{asked}")
+    with pytest.raises(ConfigError, match=r"there is no file 'configs/mine.py'; choices: none"):
+        cli.load_config("configs/mine.py")
 
 
 def test_every_main_tells_its_version(capsys):

@@ -135,9 +135,12 @@ def test_weights_alone_can_be_read(tmp_path):
 def test_nothing_to_restore_says_where(tmp_path):
     with (
         Checkpointer(tmp_path / "empty", CONFIG, MODEL) as checkpointer,
-        pytest.raises(FileNotFoundError, match="empty does not hold a whole checkpoint"),
+        pytest.raises(FileNotFoundError, match=r"empty does not hold a whole .*; it holds none$"),
     ):
         checkpointer.restore(make_state())
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"none; did you mean .*run/checkpoints\?"):
+        load_params(tmp_path / "run", {}, MODEL)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint folder .*absent"):
         load_params(tmp_path / "absent", {}, MODEL)
     assert not (tmp_path / "absent").exists()
