@@ -6,7 +6,8 @@
 Told of each: passages built in a second, disk, milliseconds to open, resident memory after all
 queries, and milliseconds a query and queries a second for questions and for masked paragraphs, by
 one thread and by two. Every engine is built in one process and opened in another, which ends before
-the next begins. Sizes beyond the passages given are windows of as many words over neighbouring
+the next begins. Each engine's figures are written to F when they are measured: the same command
+goes on after them. Sizes beyond the passages given are windows of as many words over neighbouring
 passages. bm25s takes part where it is installed. usearch finds vectors: these are random, of 384
 numbers, since its time does not depend on what they say, and encoding a query is not in it.
 """
@@ -24,6 +25,7 @@ import random
 import re
 import shutil
 import sqlite3
+import sys
 import tempfile
 import threading
 import time
@@ -31,11 +33,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 
+from benchmarks.kept_rows import KeptRows, Row
 from benchmarks.search import CUTS, Bm25s, Engine, Ours
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus.passages import read_passages
@@ -46,7 +48,6 @@ _MASKED = 4  # words of a paragraph
 _DIM = 384
 _LIBRARIES = {"bm25s": "bm25s", "usearch exact": "usearch.index", "usearch HNSW": "usearch.index"}
 _WARM = 50  # queries before any is timed
-Row = dict[str, Any]
 Search = Callable[[str], list[int]]
 
 
@@ -193,22 +194,38 @@ def ask(name: str, folder: Path, queries: dict[str, list[str]]) -> Row:
 
 
 def measure(
-    passages: Sequence[Passage], queries: dict[str, list[str]], sizes: Sequence[int], folder: Path
+    passages: Sequence[Passage],
+    queries: dict[str, list[str]],
+    sizes: Sequence[int],
+    names: Sequence[str],
+    kept: KeptRows,
 ) -> list[Row]:
+    """Rows of all engines at all sizes; those that `kept` has are not measured again."""
     rows = []
-    processes = multiprocessing.get_context("spawn")
     for size in sizes:
-        taken = list(windows(passages, size))
-        for name in engines():
-            place = folder / f"{size}-{name}"
-            row: Row = {"engine": name, "passages": size}
-            for step, given in ((build, (taken, place)), (ask, (place, queries))):
-                with ProcessPoolExecutor(1, mp_context=processes) as pool:
-                    row |= pool.submit(step, name, *given).result()
-            shutil.rmtree(place)
+        wanted = [n for n in names if kept.find(engine=n, passages=size) is None]
+        taken = list(windows(passages, size)) if wanted else []
+        for name in names:
+            row = kept.find(engine=name, passages=size) or kept.add(one(name, taken, queries))
             rows.append(row)
             print(line(row), flush=True)
     return rows
+
+
+def one(name: str, passages: Sequence[Passage], queries: dict[str, list[str]]) -> Row:
+    """What one engine takes and gives, each step in a process of its own."""
+    processes = multiprocessing.get_context("spawn")
+    row: Row = {"engine": name, "passages": len(passages)}
+    folder = Path(tempfile.mkdtemp(prefix="search-speed-"))
+    try:
+        for step, given in ((build, (passages, folder / "it")), (ask, (folder / "it", queries))):
+            said = f"{step.__name__}: {name}, {len(passages):,} passages"
+            print(f"{time.strftime('%H:%M:%S')} {said}", file=sys.stderr, flush=True)
+            with ProcessPoolExecutor(1, mp_context=processes) as pool:
+                row |= pool.submit(step, name, *given).result()
+    finally:
+        shutil.rmtree(folder)
+    return row
 
 
 def line(row: Row) -> str:
@@ -232,20 +249,15 @@ def main() -> None:
     parser.add_argument("--questions", required=True, help="JSONL of question, gzipped")
     parser.add_argument("--sizes", default="50000,200000,700000", help="numbers of passages")
     parser.add_argument("--queries", type=int, default=1000, help="of each kind")
-    parser.add_argument("--json", help="file to write the figures to")
+    parser.add_argument("--json", help="file of the figures, which a stopped run goes on from")
     args = parser.parse_args()
     passages = list(read_passages(args.passages))
     with gzip.open(args.questions) as lines:
         questions = [json.loads(text)["question"] for text in islice(lines, args.queries)]
     queries = {"questions": questions, "paragraphs": masked(passages, args.queries, seed=0)}
     sizes = [int(size) for size in args.sizes.split(",")]
-    folder = Path(tempfile.mkdtemp(prefix="search-speed-"))
-    try:
-        rows = measure(passages, queries, sizes, folder)
-    finally:
-        shutil.rmtree(folder)
-    if args.json:
-        Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
+    kept = KeptRows(args.json, {"passages": len(passages), "queries": len(questions)})
+    measure(passages, queries, sizes, list(engines()), kept)
 
 
 if __name__ == "__main__":
