@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from masksearch_jax.core.types import Passage, Span
 from masksearch_jax.ramp import spans
+
+if TYPE_CHECKING:
+    from spacy.language import Language
 
 # Labels of OntoNotes and of WikiNER, as spaCy's pipelines for English, Chinese and others use them.
 LABELS = {
@@ -37,7 +40,7 @@ class SpacyExtractor:
     model: the name of an installed pipeline or its folder, or a pipeline itself.
     """
 
-    def __init__(self, model: Any):
+    def __init__(self, model: str | Language):
         self._nlp = _load(model, "ramp.spacy_model") if isinstance(model, str) else model
 
     def find(self, passages: Sequence[Passage]) -> list[spans.Candidates]:
@@ -67,7 +70,7 @@ def _trimmed(text: str, start: int, end: int, label: str) -> Span | None:
     return Span(start, end, text[start:end], LABELS[label]) if start < end else None
 
 
-def _load(model: str, key: str) -> Any:
+def _load(model: str, key: str) -> Language:
     """The pipeline that a key of the config names."""
     if importlib.util.find_spec("spacy") is None:
         raise SpacyError(

@@ -296,7 +296,7 @@ class GroupSampler:
         if not self.own_judge:
             return
         self.own_judge.begin()
-        checks = [self.pool.check_judge(example) for example in known]
+        checks = [self.pool.ask_known(example) for example in known]
         self._judge(self.own_judge, model, 0, lambda: checks)
         errors = [error for check in checks if (error := check.exception())]
         if not hosts.is_on_any(len(errors) < len(checks)):

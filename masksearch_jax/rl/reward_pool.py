@@ -100,7 +100,7 @@ class RewardPool:
         Of a judge UserError, where it does not call the sample right.
         """
         if self._judge:
-            self.check_judge(example).result()
+            self.ask_known(example).result()
             return
         if failure := self.submit(example, trajectory).result().failure:
             raise ConfigError(
@@ -108,8 +108,8 @@ class RewardPool:
                 f"{example.id}: {failure}"
             )
 
-    def check_judge(self, example: Example) -> futures.Future[None]:
-        """Raises UserError, as its future does, unless the judge calls the known answer right."""
+    def ask_known(self, example: Example) -> futures.Future[None]:
+        """Asks the judge of the known answer; its future raises UserError unless that is right."""
         assert self._judge, "there is no judge"
         return asyncio.run_coroutine_threadsafe(self._judge.check_known(example), self._loop)
 

@@ -271,9 +271,9 @@ def test_a_hidden_source_is_asked_for_by_what_searches_and_never_shown(run_confi
     choices = evaluate.choose_once(cfg, storage.path(tmp_path), loaded, tools, begun=False)
     # One that goes on keeps them, whatever a search would find now: it makes none.
     assert evaluate.choose_once(cfg, storage.path(tmp_path), loaded, {}, begun=True) == choices
-    plan = evaluate.plan_of(cfg, loaded, choices, Vocab.load(cfg.tokenizer))
-    assert plan.lost == []
-    by_suite = {s: [i for i in plan.items if i.suite == s] for s in section.suites}
+    worklist = evaluate.worklist_of(cfg, loaded, choices, Vocab.load(cfg.tokenizer))
+    assert worklist.lost == []
+    by_suite = {s: [i for i in worklist.items if i.suite == s] for s in section.suites}
     assert {i.method for i in by_suite["source_hidden"]} == {"rag", "agent"}
     assert {i.method for i in by_suite["ramp"]} == set(methods.METHODS)
     hidden = by_suite["source_hidden"]
