@@ -293,7 +293,7 @@ def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
     check_given(cfg, workdir="the folder to write")
     join_processes()
     check_processes(cfg)
-    check_methods(cfg)
+    check_methods(cfg.eval)
     additions.check_added(cfg)
     workdir = storage.path(cfg.workdir)
     loaded = suites.load(cfg.eval, cfg.data)

@@ -121,7 +121,7 @@ def checkpoint_bytes(
 
 def sft_programs(cfg: SftRun, mesh: Mesh) -> Iterator[Program]:
     state, tx = state_of(cfg, mesh)
-    train_sft.check_batch(cfg, mesh)
+    train_sft.check_batch(cfg.sft, cfg.optim, mesh)
     micro = cfg.optim.accumulate
     rows = cfg.sft.batch_size // micro
     batch = shapes.batch(mesh, micro, rows, cfg.sft.seq_len, SFT_FIELDS)

@@ -13,20 +13,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from masksearch_jax import train_dapo, train_sft
+from masksearch_jax.agents.judge import Judge
 from masksearch_jax.core.errors import ConfigError, check_given, nearest
 from masksearch_jax.core.files import write_json, write_text
 from masksearch_jax.core.schema import key, share
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.evals import arms as comparison
-from masksearch_jax.evals import rows
-from masksearch_jax.evals.results import Bootstrap
+from masksearch_jax.evals import rows, suites
+from masksearch_jax.evals.items import check_methods
+from masksearch_jax.evals.results import RESULTS, Bootstrap
 from masksearch_jax.evals.scores import FANOUTQA_METRICS, QA_METRICS, RAMP_METRICS
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import pinned
-from masksearch_jax.parallel.sharding import split_cpu
+from masksearch_jax.parallel.sharding import make_mesh, split_cpu
 from masksearch_jax.quickstart import QuickstartRun, RecipeRun
 from masksearch_jax.recipes import arms as arms_lib
 from masksearch_jax.recipes import curves, steps, workload
@@ -141,6 +144,11 @@ def arm_config(cfg: StudyRun, arm: Arm) -> StudyRun:
             f"config.gold_left_out is {found.gold_left_out:g} in {arm.name}; it must lie in 0..1, "
             "below 1"
         )
+    try:
+        suites.paths(found.eval, "the text's folder")
+        check_methods(found.eval)
+    except ConfigError as error:
+        raise ConfigError(f"config.arms: {arm.name}: {error}") from error
     return found
 
 
@@ -178,7 +186,20 @@ def plan(cfg: StudyRun, usage: Usage) -> Study:
             trained, made = workshop.add(arm, recipe(mine), own_keys, items, seed)
             trainings[name].append(trained)
             evaluations[name].append(made)
+    check_differ(evaluations)
     return Study(cfg, own, workshop, evaluations, trainings)
+
+
+def check_differ(evaluations: Mapping[str, Sequence[Made]]) -> None:
+    """Raises ConfigError for two arms that are one: their difference would be 0, and look known."""
+    by_name: dict[str, str] = {}
+    for arm, (made, *_) in evaluations.items():
+        other = by_name.setdefault(made.name, arm)
+        if other != arm:
+            raise ConfigError(
+                f"config.arms: {arm} has the stages and settings of {other}, so that both are the "
+                "same model, asked alike; give one of them another stage or setting"
+            )
 
 
 # ---- making it
@@ -208,6 +229,24 @@ def needs(study: Study, stages: StageFolder) -> list[str]:
     where = "measured on what is done" if any(done for *_, done in all_made) else "as given"
     head = f"{len(study.arms)} arms, {study.cfg.seeds} seeds, in {study.workshop.folder}"
     return [head, *workload.table(all_made, known, where)]
+
+
+def check_stages(study: Study) -> None:
+    """Raises ConfigError for a setting that a stage of an arm would refuse once it is its turn."""
+    for arm, cfg in study.arms.values():
+        mesh = make_mesh(cfg.mesh)
+        for stage in arm.stages:
+            section, optim = (getattr(cfg, name) for name in arms_lib.STAGES[stage])
+            try:
+                if stage.endswith("dapo"):
+                    train_dapo.check_settings(section, cfg.rollout, mesh)
+                    train_dapo.check_optim(optim)
+                    if section.reward == "judge" and not cfg.judge.own_model:
+                        Judge(cfg.judge)
+                else:
+                    train_sft.check_batch(section, optim, mesh)
+            except ConfigError as error:
+                raise ConfigError(f"config.arms: {arm.name}: {stage}: {error}") from error
 
 
 def make_all(study: Study, stages: StageFolder) -> None:
@@ -250,15 +289,35 @@ def scores(study: Study, arm: str, seeds: int) -> dict[str, comparison.Seeds]:
     return found
 
 
-def compared(study: Study, seeds: int) -> JsonObject:
-    """What `evals.arms.compare` says of the first seeds, by each suite's own metric and others."""
+def asked(study: Study) -> dict[str, str]:
+    """The suites that were asked, each with its own metric: not all, where text has no questions.
+
+    One that the reference has no method for is another arm's.
+    """
+    found: dict[str, str] = {}
+    for made, *_ in study.evaluations.values():
+        path = study.workshop.at(made) / "eval" / "model" / RESULTS
+        told = json.loads(path.read_text(encoding="utf-8"))["suites"]
+        found |= {suite: about["metric"] for suite, about in told.items()}
+    return {suite: found[suite] for suite in study.suites if suite in found}
+
+
+def compared(study: Study, seeds: int) -> tuple[JsonObject, list[str]]:
+    """What `evals.arms.compare` says of the first seeds, and sentences of what is not there.
+
+    By each suite's own metric and others.
+    """
     cfg = study.cfg
     by_arm = {name: scores(study, name, seeds) for name in study.arms}
-    first = study.workshop.at(study.evaluations[cfg.reference][0]) / "eval" / "model"
-    asked = json.loads((first / "eval.json").read_text(encoding="utf-8"))["suites"]
-    metrics = {s: (asked[s]["metric"], *cfg.metrics) for s in study.suites}
+    metrics = {s: (metric, *cfg.metrics) for s, metric in asked(study).items()}
     how = Bootstrap(cfg.eval.bootstrap, cfg.eval.seed)
-    return comparison.compare(by_arm, cfg.reference, metrics, how)
+    found = comparison.compare(by_arm, cfg.reference, metrics, how)
+    absent = [
+        f"{suite} was not asked: the text has no such items"
+        for suite in study.suites
+        if suite not in metrics
+    ]
+    return found, absent + comparison.absent(found, study.arms, cfg.reference)
 
 
 def curves_of(study: Study, seeds: int) -> list[JsonObject]:
@@ -284,7 +343,7 @@ def write_results(study: Study, stages: StageFolder, seeds: int) -> None:
     """study.json, study.txt, study.svg and study.html, of the seeds that all arms have."""
     cfg = study.cfg
     folder, name = Path(cfg.workdir), Path(cfg.workdir).name
-    results = compared(study, seeds)
+    results, absent = compared(study, seeds)
     told: JsonObject = {
         "study": name,
         "question": cfg.question,
@@ -301,7 +360,7 @@ def write_results(study: Study, stages: StageFolder, seeds: int) -> None:
             for arm, _ in study.arms.values()
         },
         "results": results,
-        "absent": comparison.absent(results, study.arms, cfg.reference),
+        "absent": absent,
         "curves": curves_of(study, seeds),
         "made": {
             made.name: {"seconds": stages.records[made.name]["seconds"], "of": made.of}
@@ -313,7 +372,7 @@ def write_results(study: Study, stages: StageFolder, seeds: int) -> None:
     }
     picture = page.plot(results, cfg.reference, name)
     write_json(folder / "study.json", told)
-    table = comparison.table(results, cfg.reference, study.arms, seeds, cfg.seeds)
+    table = comparison.table(results, cfg.reference, absent, seeds, cfg.seeds)
     head = [cfg.question] if cfg.question else []
     write_text(folder / "study.txt", "\n".join([*head, *table]) + "\n")
     write_text(folder / "study.svg", picture)
@@ -330,6 +389,7 @@ def run(cfg: StudyRun) -> None:
         print("\n".join(needs(study, StageFolder(study.workshop.folder))))
         return
     split_cpu(cfg.cpu_devices)
+    check_stages(study)
     pinned(cfg.init, cfg.model)  # or says that it is not there, before anything is built
     run_record.resume(cfg.workdir, cfg)
     names = [made.name for made in order(study)]

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from masksearch_jax.core.config import ComputeConfig, SftRun
+from masksearch_jax.core.config import ComputeConfig, OptimConfig, SftConfig, SftRun
 from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.data import cache
@@ -49,18 +49,18 @@ def make_loss_fn(compute: ComputeConfig) -> train_state.LossFn:
     return loss_fn
 
 
-def check_batch(cfg: SftRun, mesh: jax.sharding.Mesh) -> None:
+def check_batch(sft: SftConfig, optim: OptimConfig, mesh: jax.sharding.Mesh) -> None:
     """Raises ConfigError for a batch that the micro-batches on the mesh's shards do not divide.
 
     MeshError for rows that it cannot split.
     """
-    context_shards(mesh, cfg.sft.seq_len)
-    shards, accumulate = batch_shards(mesh), cfg.optim.accumulate
+    context_shards(mesh, sft.seq_len)
+    shards, accumulate = batch_shards(mesh), optim.accumulate
     if accumulate < 1:
         raise ConfigError(f"config.optim.accumulate is {accumulate}; it must be at least 1")
-    if cfg.sft.batch_size % (shards * accumulate):
+    if sft.batch_size % (shards * accumulate):
         raise ConfigError(
-            f"config.sft.batch_size is {cfg.sft.batch_size}; it must be a multiple of "
+            f"config.sft.batch_size is {sft.batch_size}; it must be a multiple of "
             f"{shards * accumulate}: {accumulate} micro-batches (config.optim.accumulate) on each "
             f"of the {shards} shards that the mesh {dict(mesh.shape)} splits a batch into"
         )
@@ -77,7 +77,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
 
     # ---- mesh, data
     mesh = make_mesh(cfg.mesh)
-    check_batch(cfg, mesh)
+    check_batch(cfg.sft, cfg.optim, mesh)
     share, shares = hosts.share(mesh)
     vocab = Vocab.load(cfg.tokenizer)
     style = cfg.prompt.style if cfg.eval.every else ""  # held-out prompts are as those trained on

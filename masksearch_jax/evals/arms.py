@@ -130,12 +130,12 @@ def seeds_said(seeds: int, asked: int) -> str:
 
 
 def table(
-    compared: JsonObject, reference: str, arms: Iterable[str], seeds: int, asked: int
+    compared: JsonObject, reference: str, absent: Sequence[str], seeds: int, asked: int
 ) -> list[str]:
     """Lines of text: of each suite and metric the arms down, their means and their differences.
 
-    arms: all there are. seeds, asked: done, and wanted. `n` counts the items of a mean, `paired`
-    those of a difference.
+    absent: sentences of what is not there. seeds, asked: done, and wanted. `n` counts the items of
+    a mean, `paired` those of a difference.
     """
     rows = [["", "", "arm", "mean", f"minus {reference}", "n", "paired"]]
     for suite, by_metric in compared.items():
@@ -150,7 +150,7 @@ def table(
         "  ".join(part.ljust(w) for part, w in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
-    return [*lines, *absent(compared, arms, reference), seeds_said(seeds, asked)]
+    return [*lines, *absent, seeds_said(seeds, asked)]
 
 
 def _shown(cell: Mapping[str, float], sign: str = "") -> str:

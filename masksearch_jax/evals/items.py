@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from masksearch_jax.core import chinese, retrieval
-from masksearch_jax.core.config import EvalRun
+from masksearch_jax.core.config import EvalConfig, EvalRun
 from masksearch_jax.core.errors import ConfigError, nearest
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocabulary
@@ -49,33 +49,33 @@ class Item(NamedTuple):
         return self.suite, self.method, self.example.id
 
 
-def methods_of(cfg: EvalRun, suite: str) -> list[str]:
+def methods_of(cfg: EvalConfig, suite: str) -> list[str]:
     """The methods of a suite; with its source hidden, RAMP is asked by those that search alone."""
     searching = ("rag", "agent")
-    return [m for m in cfg.eval.methods if m in searching or suite != SOURCE_HIDDEN]
+    return [m for m in cfg.methods if m in searching or suite != SOURCE_HIDDEN]
 
 
-def check_methods(cfg: EvalRun) -> None:
+def check_methods(cfg: EvalConfig) -> None:
     """Raises ConfigError for a method that there is not, and for what no method is asked."""
-    for name in cfg.eval.methods:
+    for name in cfg.methods:
         if name not in methods.METHODS:
             raise ConfigError(f"config.eval.methods has {name!r}; {nearest(name, methods.METHODS)}")
-    asked = ", ".join(cfg.eval.methods)
-    for spec in cfg.eval.suites:
+    asked = ", ".join(cfg.methods)
+    for spec in cfg.suites:
         if not methods_of(cfg, spec.partition("=")[0]):
             raise ConfigError(
                 f"config.eval.methods is {asked!r}, by which {spec} is not asked; it needs rag or "
                 "agent, which search"
             )
-    is_ramp = any(suites.is_ramp(spec.partition("=")[0]) for spec in cfg.eval.suites)
-    if cfg.eval.difficulty and not ("agent" in cfg.eval.methods and is_ramp):
+    is_ramp = any(suites.is_ramp(spec.partition("=")[0]) for spec in cfg.suites)
+    if cfg.difficulty and not ("agent" in cfg.methods and is_ramp):
         raise ConfigError(
             "config.eval.difficulty is True, and no RAMP suite is asked by the method agent; it "
             f"needs both, and config.eval has the methods {asked!r} and the suites "
-            f"{', '.join(cfg.eval.suites)!r}"
+            f"{', '.join(cfg.suites)!r}"
         )
     for name in ("examples", "bootstrap"):
-        if (value := getattr(cfg.eval, name)) < 1:
+        if (value := getattr(cfg, name)) < 1:
             raise ConfigError(f"config.eval.{name} is {value}; it must be at least 1")
 
 
@@ -121,7 +121,7 @@ def items_of(
     items: list[Item] = []
     lost: list[Lost] = []
     for suite, numbers in places:
-        for method in methods_of(cfg, suite.name):
+        for method in methods_of(cfg.eval, suite.name):
             made = list(_items(cfg, suite, method, numbers, vocab, lemmatize, tools))
             bad = dict(_bad(made, lacks_room if vocab else lambda ids: ""))
             lost += [Lost(*item.name, *bad[item.number]) for item in made if item.number in bad]

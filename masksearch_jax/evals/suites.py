@@ -102,8 +102,17 @@ def is_ramp(name: str) -> bool:
 def load(cfg: EvalConfig, data: str) -> list[Suite]:
     """The suites of a config, with all that their files hold.
 
+    Raises ConfigError as `paths` does, UserError for a file without items, and as the readers do.
+    """
+    files = paths(cfg, data)
+    return [_read(name, file, cfg.max_bad_fraction) for name, file in files.items()]
+
+
+def paths(cfg: EvalConfig, data: str) -> dict[str, Path]:
+    """The file of each suite of a config.
+
     data: the folder that build_ramp wrote, of those of ours. Raises ConfigError for an unknown or
-    doubled name, UserError for a file without items, and as the readers do.
+    doubled name, and for `suite_examples` that are not of these.
     """
     files: dict[str, Path] = {}
     for spec in cfg.suites:
@@ -125,7 +134,7 @@ def load(cfg: EvalConfig, data: str) -> list[Suite]:
         files[name] = Path(path) if is_given else Path(data) / FILES[name]
     for name in files:
         number_of(cfg, name)  # raises for keys that name no suite
-    return [_read(name, file, cfg.max_bad_fraction) for name, file in files.items()]
+    return files
 
 
 def _read(name: str, path: Path, max_bad_fraction: float) -> Suite:

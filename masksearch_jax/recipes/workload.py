@@ -20,6 +20,7 @@ from masksearch_jax.core.config import (
     SurvivalConfig,
 )
 from masksearch_jax.core.errors import ConfigError, nearest
+from masksearch_jax.evals.suites import number_of
 from masksearch_jax.planning import flops
 from masksearch_jax.quickstart import QuickstartRun
 
@@ -62,9 +63,8 @@ class Work(NamedTuple):
 
 def of_evaluation(cfg: QuickstartRun) -> Work:
     """Of an arm's evaluation, which asks by one method."""
-    own = dict(spec.split("=") for spec in cfg.eval.suite_examples)
     names = [spec.partition("=")[0] for spec in cfg.eval.suites]
-    items = sum(int(own.get(name, cfg.eval.examples)) for name in names)
+    items = sum(number_of(cfg.eval, name) for name in names)
     return Work((("evaluate", items),))
 
 

@@ -9,6 +9,7 @@ import pytest
 from configs import study as studies
 from masksearch_jax import study
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.files import write_json, write_lines
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample
 from masksearch_jax.corpus.passages import read_passages, write_passages
@@ -190,6 +191,22 @@ def test_a_pretrained_model_says_itself_how_hard_a_span_is(parse, tmp_path):
             ["metrics=('answer_token',)"],
             "config.metrics has 'answer_token', which no item has",
         ),
+        (["eval.suites=('rmap',)"], "mixed: config.eval.suites has 'rmap'; did you mean ramp"),
+        (
+            ["eval.suite_examples=('ramp',)"],
+            "mixed: config.eval.suite_examples has 'ramp'; it",
+        ),
+        (["arms=('a: eval.methods=agnt', 'mixed:')"], "a: config.eval.methods has 'agnt'; did you"),
+        (["arms=('a: ramp_sft', 'mixed: ramp_sft')"], "mixed has the stages and settings of a, so"),
+        (
+            ["arms=('a: ramp_dapo dapo.dual_clip=0.5', 'mixed:')"],
+            "a: ramp_dapo: config.dapo.dual_clip is 0.5; it must be above 1",
+        ),
+        (
+            ["arms=('a: qa_dapo qa_dapo.reward=judge', 'mixed:')"],
+            "a: qa_dapo: config.judge.base_url is empty",
+        ),
+        (["arms=('a: qa_sft qa_sft.batch_size=0', 'mixed:')"], "config.qa_sft.batch_size is 0"),
         (["costs=('stf=1',)"], "config.costs has 'stf=1'; did you mean sft"),
         (["costs=('sft=fast',)"], "it must be sft=SECONDS, of 1,000 tokens of rows"),
         (["costs=('sft=-1',)"], "its seconds must not be below 0"),
@@ -279,6 +296,35 @@ def test_what_is_done_is_not_made_again_and_a_stop_goes_on(parse, tmp_path):
     study.make_all(found, StageFolder(tmp_path))
     assert calls == ["text", "ramp_sft", "ramp_sft", "evaluate"]
     assert json.loads((tmp_path / "stages" / "text-0.json").read_text())["at"] == "text-0"
+
+
+def test_a_suite_that_no_text_has_and_items_that_an_arm_lost_are_told(parse, tmp_path):
+    """Questions that the text has not; of the second seed of `rising` all masked paragraphs."""
+    found = planned(parse("curriculum", "seeds=2", "eval.bootstrap=20"), tmp_path)
+    for arm, evaluations in found.evaluations.items():
+        for seed, one in enumerate(evaluations):
+            ids = [] if (arm, seed) == ("rising", 1) else ["a", "b"]
+            evaluated(found.workshop.at(one) / "eval" / "model", ids)
+    results, absent = study.compared(found, 2)
+    assert absent == [
+        "two_hop was not asked: the text has no such items",
+        "rising has no item of ramp that has span_recall in every seed, and no row",
+    ]
+    assert list(results) == ["ramp"]
+    assert list(results["ramp"]["span_recall"]) == ["mixed"]
+    _, first = study.compared(found, 1)
+    assert first == absent[:1]
+
+
+def evaluated(folder, ids):
+    """What evaluate leaves of the suite ramp: its name and metric, and a row of each item."""
+    write_json(folder / "eval.json", {"suites": {"ramp": {"metric": "span_recall"}}})
+    said = [{"author": "policy", "text": "<answer>no</answer>"}]
+    row = {"suite": "ramp", "method": "agent", "opening": "", "segments": said}
+    row |= {"status": "answered", "scores": {"span_recall": 0.5}}
+    asked = {"dataset": "d", "question": "Who?", "answers": ["x"]}
+    lines = [json.dumps(row | {"example": asked | {"id": name}}) for name in ids]
+    write_lines(folder / "trajectories.jsonl", lines)
 
 
 def test_gold_passages_are_left_out_by_their_share_and_nested(tmp_path):

@@ -230,7 +230,7 @@ def test_dapo_refuses_micro_batches_that_the_parts_of_a_mesh_do_not_divide(dapo)
 def test_rows_that_the_mesh_cannot_split_in_time_are_refused_at_the_start(sft, dapo):
     mesh = make_mesh(MeshConfig(1, 1, 1, context=5), jax.devices()[:5])
     with pytest.raises(MeshError, match=r"rows of \d+ tokens do not divide over mesh.context 5"):
-        train_sft.check_batch(sft, mesh)
+        train_sft.check_batch(sft.sft, sft.optim, mesh)
     with pytest.raises(MeshError, match=r"choose a length that is a multiple of 10"):
         train_dapo.check_settings(dapo.dapo, dapo.rollout, mesh)
 
