@@ -234,19 +234,23 @@ def needs(study: Study, stages: StageFolder) -> list[str]:
 def check_stages(study: Study) -> None:
     """Raises ConfigError for a setting that a stage of an arm would refuse once it is its turn."""
     for arm, cfg in study.arms.values():
-        mesh = make_mesh(cfg.mesh)
         for stage in arm.stages:
-            section, optim = (getattr(cfg, name) for name in arms_lib.STAGES[stage])
             try:
-                if stage.endswith("dapo"):
-                    train_dapo.check_settings(section, cfg.rollout, mesh)
-                    train_dapo.check_optim(optim)
-                    if section.reward == "judge" and not cfg.judge.own_model:
-                        Judge(cfg.judge)
-                else:
-                    train_sft.check_batch(section, optim, mesh)
+                _check_stage(stage, cfg)
             except ConfigError as error:
                 raise ConfigError(f"config.arms: {arm.name}: {stage}: {error}") from error
+
+
+def _check_stage(stage: str, cfg: StudyRun) -> None:
+    section, optim = (getattr(cfg, name) for name in arms_lib.STAGES[stage])
+    mesh = make_mesh(cfg.mesh)
+    if stage.endswith("sft"):
+        train_sft.check_batch(section, optim, mesh)
+        return
+    train_dapo.check_settings(section, cfg.rollout, mesh)
+    train_dapo.check_optim(optim)
+    if section.reward == "judge" and not cfg.judge.own_model:
+        Judge(cfg.judge)
 
 
 def make_all(study: Study, stages: StageFolder) -> None:
