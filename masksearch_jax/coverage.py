@@ -5,7 +5,7 @@
 
 Writes to OUT: coverage.json, the table; missing.jsonl, what each question lacks; answerable.jsonl,
 the questions that can be answered, to train on. With config.complete, a file to write, the index's
-passages and the gold documents that it lacks and the questions' file ships, to build an index of:
+passages and the gold documents that it lacks and the questions' file ships, to build an index of;
 the ids of what was added begin with `added/`.
 """
 
@@ -67,7 +67,7 @@ def run(cfg: CoverageRun) -> dict[str, dict[str, float]]:
     kept = (q for q, c in zip(asked, covered, strict=True) if c.is_answerable)
     write_lines(out / "answerable.jsonl", (json.dumps(to_json(q)) for q in kept))
     if cfg.complete:
-        added = coverage.additions(gold_documents(Path(cfg.questions)), absent)
+        added = coverage.additions(gold_documents(Path(cfg.questions)), index.passages)
         passages = itertools.chain(index.passages, added)
         count = write_lines(
             cfg.complete, (json.dumps(to_json(p), ensure_ascii=False) for p in passages)

@@ -13,17 +13,13 @@ from typing import Any
 from masksearch_jax.ramp.question_files import rows
 
 
-def gold_documents(path: Path) -> dict[str, str]:
-    """Title → text of all supporting documents; where two have one title, the first.
+def gold_documents(path: Path) -> list[tuple[str, str]]:
+    """(title, text) of all supporting documents, each once: MuSiQue has several of one article.
 
     Empty where the file ships none. Raises QuestionsError for a file that cannot be read.
     """
-    found: dict[str, str] = {}
-    for _, row in rows(path):
-        if isinstance(row, Mapping):
-            for title, text in _documents(row):
-                found.setdefault(title, text)
-    return found
+    told = (row for _, row in rows(path) if isinstance(row, Mapping))
+    return list(dict.fromkeys(document for row in told for document in _documents(row)))
 
 
 def _documents(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -37,7 +33,7 @@ def _documents(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             wanted = {title for title, _ in _pairs(row["supporting_facts"], "sent_id")}
             for title, sentences in _pairs(row["context"], "sentences"):
                 if title in wanted:
-                    yield title, " ".join(s.strip() for s in sentences)
+                    yield str(title), " ".join(s.strip() for s in sentences)
     except (TypeError, LookupError, AttributeError, ValueError):
         return
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from masksearch_jax.core.retrieval import SearchTool
-from masksearch_jax.core.scoring import normalise
+from masksearch_jax.core.scoring import tokenise
 from masksearch_jax.core.types import Passage, QAExample
 from masksearch_jax.search.store import PassageStore
 
-_NOT_IN_TEXT = ("yes", "no")  # answers that no passage need state
+_NOT_IN_TEXT = ("yes", "no", "是", "否")  # answers that no passage need state
+_GRAM = 3  # words in a row by which texts are compared
+_SHARE = 0.5  # of a document's that a corpus with the document has under its title
+_ADDED = "added/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +100,11 @@ def _cover(
 
 
 def _words(text: str) -> str:
-    """Normalised, with a space at both ends, so that whole words are looked for."""
-    return f" {normalise(text)} "
+    """Normalised, with a space at both ends, so that whole words are looked for.
+
+    Each Chinese character is a word.
+    """
+    return f" {' '.join(tokenise(text))} "
 
 
 def _has_answer(passage: Passage, answers: Sequence[str]) -> bool:
@@ -137,11 +144,37 @@ def _percentages(rows: Sequence[Covered], cuts: Sequence[int]) -> dict[str, floa
     return told
 
 
-def additions(documents: Mapping[str, str], absent: set[str]) -> list[Passage]:
-    """Passages of the documents whose titles the corpus lacks; their ids begin with `added/`."""
-    lacking = {title_key(title) for title in absent}
-    return [
-        Passage(f"added/{title}", title, text)
-        for title, text in documents.items()
-        if title_key(title) in lacking and text.strip()
-    ]
+def additions(documents: Iterable[tuple[str, str]], passages: Iterable[Passage]) -> list[Passage]:
+    """Passages of the (title, text)s that the corpus lacks; one reading of the corpus.
+
+    A document is lacking whose title no passage has, and one of which the passages of its title
+    have less than half: that much is left of an article in another year's words. Ids begin with
+    `added/`, and none is taken already.
+    """
+    wanted: dict[str, list[str]] = {title_key(title): [] for title, _ in documents}
+    ids: set[str] = set()
+    for passage in passages:
+        if (key := title_key(passage.title)) in wanted:
+            wanted[key].append(passage.text)
+        if passage.id.startswith(_ADDED):
+            ids.add(passage.id)
+    held = {key: _grams(texts) for key, texts in wanted.items()}
+    added = []
+    for title, text in documents:
+        own = _grams([text])
+        if own and len(own & held[title_key(title)]) < _SHARE * len(own):
+            names = itertools.chain([title], (f"{title}#{n}" for n in itertools.count(2)))
+            name = next(_ADDED + n for n in names if _ADDED + n not in ids)
+            ids.add(name)
+            held[title_key(title)] |= own
+            added.append(Passage(name, title, text))
+    return added
+
+
+def _grams(texts: Iterable[str]) -> set[tuple[str, ...]]:
+    """Words in a row of texts, _GRAM of them or all of a shorter text."""
+    found: set[tuple[str, ...]] = set()
+    for words in map(tokenise, texts):
+        last = max(1, len(words) - _GRAM + 1) if words else 0
+        found |= {tuple(words[i : i + _GRAM]) for i in range(last)}
+    return found

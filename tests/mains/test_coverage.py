@@ -13,6 +13,7 @@ from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.ramp.question_contexts import gold_documents
 from masksearch_jax.ramp.question_files import read_questions
 from masksearch_jax.search.bm25 import build
+from masksearch_jax.search.coverage import additions
 
 CORPUS = (
     Passage("1", "Ember (river)", "The Ember rises near Lindau and ends in Port Holm."),
@@ -73,6 +74,20 @@ def test_what_is_missing_is_listed_and_the_rest_is_to_train_on(tmp_path):
     assert [q.id for q in kept] == ["a", "c"]
 
 
+def test_a_chinese_answer_is_found_within_a_sentence(tmp_path):
+    question = QUESTIONS[0] | {"answers": ["林道"], "gold": ["4"], "titles": []}
+    build(
+        [Passage("4", "恩伯河", "恩伯河发源于林道，全长90公里。")],
+        tmp_path / "index",
+        language="zh",
+    )
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps(question) + "\n")
+    search = SearchConfig("bm25", str(tmp_path / "index"))
+    table = coverage.run(coverage.CoverageRun(str(path), search, str(tmp_path / "out")))["one"]
+    assert (table["answer_in_gold"], table["answerable"]) == (100.0, 100.0)
+
+
 def test_an_answer_is_looked_for_as_whole_words(tmp_path):
     question = QUESTIONS[0] | {"answers": ["Lind"]}
     assert coverage.run(settings(tmp_path, [question]))["one"]["answer_in_gold"] == 0.0
@@ -94,7 +109,8 @@ def test_a_corpus_is_completed_by_what_the_questions_ship(tmp_path):
     before = coverage.run(cfg)["hotpotqa"]
     whole = list(read_passages(tmp_path / "whole.jsonl"))
     added = Passage("added/Ash (song)", "Ash (song)", "Ash is a song. Mara Lind wrote it.")
-    assert whole == [*CORPUS, added]
+    other = Passage("added/Lindau", "Lindau", "Another text.")  # of an article that is there
+    assert whole == [*CORPUS, added, other]
     corpus = CorpusConfig(str(tmp_path / "whole.jsonl"), "", 0, 0.5)
     build_index.run(build_index.BuildIndexRun(corpus=corpus, index=str(tmp_path / "index")))
     after = coverage.run(coverage.CoverageRun(cfg.questions, cfg.search, cfg.out))["hotpotqa"]
@@ -104,30 +120,54 @@ def test_a_corpus_is_completed_by_what_the_questions_ship(tmp_path):
 @pytest.mark.parametrize(
     ("row", "documents"),
     [
-        (HOTPOT, {"Ash (song)": "Ash is a song. Mara Lind wrote it.", "Lindau": "Another text."}),
+        (
+            HOTPOT,
+            [("Ash (song)", "Ash is a song. Mara Lind wrote it."), ("Lindau", "Another text.")],
+        ),
         (
             {
                 "supporting_facts": {"title": ["A"], "sent_id": [0]},
                 "context": {"title": ["A", "B"], "sentences": [["x.", "y."], ["z."]]},
             },
-            {"A": "x. y."},
+            [("A", "x. y.")],
         ),
         (
             {
                 "paragraphs": [
                     {"title": "A", "paragraph_text": "x", "is_supporting": True},
+                    {"title": "A", "paragraph_text": "z", "is_supporting": True},
                     {"title": "B", "paragraph_text": "y", "is_supporting": False},
                 ]
             },
-            {"A": "x"},
+            [("A", "x"), ("A", "z")],
         ),
-        ({"context": 7, "supporting_facts": [["A", 0]]}, {}),
-        ({"question": "q"}, {}),
+        ({"context": 7, "supporting_facts": [["A", 0]]}, []),
+        ({"question": "q"}, []),
     ],
 )
 def test_supporting_documents_of_each_form_are_read(tmp_path, row, documents):
     (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n")
     assert gold_documents(tmp_path / "q.jsonl") == documents
+
+
+def test_a_document_is_added_unless_most_of_it_is_there():
+    corpus = [
+        *CORPUS,
+        Passage("4", "Lindau", "It lies on the Ember."),
+        Passage("added/Holm", "Holm", "A song of that name."),
+    ]
+    documents = [
+        ("Lindau", "Lindau, founded by Bishop Arno in 1204, lies on the Ember."),
+        ("lindau", "In 1650 all of its houses burned."),
+        ("Holm", "Holm is an island far in the north."),
+        ("Holm", "It has forty people and no harbour."),
+        ("Holm", ""),
+    ]
+    assert additions(documents, corpus) == [
+        Passage("added/lindau", "lindau", documents[1][1]),
+        Passage("added/Holm#2", "Holm", documents[2][1]),
+        Passage("added/Holm#3", "Holm", documents[3][1]),
+    ]
 
 
 def test_a_file_of_questions_must_be_named():
