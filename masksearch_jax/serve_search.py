@@ -27,6 +27,9 @@ class ServeSearchRun:
     host: str = key("127.0.0.1", "Address to bind; 127.0.0.1: this machine only.")
     port: int = key(8001, "Port to bind; 0: any free one.")
     waiting: int = key(256, "Requests that may wait for a search; more get 503 and Retry-After.")
+    drain: int = key(
+        30, "Seconds at the end in which requests are answered; the rest gets 503.", least=0
+    )
 
 
 def run(cfg: ServeSearchRun) -> None:
@@ -38,6 +41,7 @@ def run(cfg: ServeSearchRun) -> None:
         cfg.search.workers,
         waiting=cfg.waiting,
         default_top_k=cfg.search.top_k,
+        last_words=cfg.drain,
     )
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: server.shutdown())

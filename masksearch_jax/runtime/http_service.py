@@ -36,7 +36,7 @@ MAX_BODY = 4 * 2**20  # bytes of a request
 _DISCARDED = 256 * 2**20  # bytes that are read of one that is refused
 _BACKLOG = 1024  # connections that may wait to be taken
 _IDLE = 30  # seconds a connection may be silent
-_LAST_WORDS = 5  # seconds in which the replies in progress are sent, when a service ends
+LAST_WORDS = 5  # seconds in which the replies in progress are sent, when a service ends
 _THREADS = 256  # routes that run at once, of those that are no coroutines
 _KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _POLICY = (
@@ -107,8 +107,12 @@ class Service:
         hosts: Sequence[str] = ("*",),
         *,
         max_body: int = MAX_BODY,
+        last_words: int = LAST_WORDS,
     ):
-        """max_body: bytes of a request; a larger one is refused."""
+        """max_body: bytes of a request; a larger one is refused.
+
+        last_words: seconds in which replies in progress are sent at the end; others are refused.
+        """
         self.routes, self._threads = routes, anyio.CapacityLimiter(_THREADS)
         self._max_body = max_body
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -124,7 +128,7 @@ class Service:
             server_header=False,
             backlog=_BACKLOG,
             timeout_keep_alive=_IDLE,
-            timeout_graceful_shutdown=_LAST_WORDS,
+            timeout_graceful_shutdown=last_words,
         )
         self._server = _Server(config)
 
@@ -184,6 +188,11 @@ class Service:
                 return self._refuse(refusal)
             except ClientDisconnect:
                 return Response()  # which nobody reads
+            except asyncio.CancelledError:
+                if not self._server.should_exit:
+                    raise
+                ending = Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "the service has ended")
+                return self._refuse(ending, {"Retry-After": "1"})
             except Exception as error:
                 traceback.print_exc()
                 return self._refuse(Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, repr(error)))
@@ -209,9 +218,9 @@ class Service:
             refusal = Refusal(HTTPStatus.NOT_FOUND, f"no {path[:80]!r}; {there}")
         return self._refuse(refusal)
 
-    def _refuse(self, refusal: Refusal) -> Response:
+    def _refuse(self, refusal: Refusal, headers: Mapping[str, str] = _NONE) -> Response:
         # Its body may be unread, so nothing that follows on this connection could be understood.
-        return _json(self.error(refusal), refusal.status, {"Connection": "close"})
+        return _json(self.error(refusal), refusal.status, {"Connection": "close", **headers})
 
 
 class _Server(uvicorn.Server):

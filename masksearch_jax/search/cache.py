@@ -11,6 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.types import Hits, Passage
@@ -74,6 +75,13 @@ class CachedSearch:
         except sqlite3.Error as error:
             raise SearchError(f"cannot open the search cache {self._path}: {error}") from error
         self._searched = f"{name}@{fingerprint}"
+        self.fingerprint = fingerprint
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the tool's own."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._tool, name)
 
     def _open(self, name: str, fingerprint: str) -> str:
         """Opens the file; the fingerprint whose results are used."""

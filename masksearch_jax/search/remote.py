@@ -25,6 +25,7 @@ from masksearch_jax.search.replicas import FailedForNow, GaveUp, Patience, Repli
 
 Told = TypeVar("Told")  # what one request of a service gets
 
+INDEX = "X-Index"  # header of a reply: the fingerprint of the index that was searched
 TIME_LEFT = "X-Time-Left"  # header: seconds after which nobody waits for the reply any more
 
 
@@ -53,6 +54,7 @@ class RemoteSearch:
         patience = Patience(timeout, attempt_timeout, retries, backoff, hedge)
         self._timeout = timeout
         self._replicas: Replicas[Any] = Replicas(self._urls, patience, limit)
+        self._index = ""  # the fingerprint of what was searched so far
         self._gatherer = Gatherer(self._ask, batch_wait)
         self._client = HttpClient(is_secure=any(one.startswith("https:") for one in self._urls))
 
@@ -73,7 +75,8 @@ class RemoteSearch:
         found.discard("")
         if len(found) > 1:
             raise SearchError(f"the replicas {self._url} search different indexes: {sorted(found)}")
-        return found.pop() if found else ""
+        self._index = found.pop() if found else ""
+        return self._index
 
     def _fingerprint(self, url: str, seconds: float) -> str:
         """Of one service; "" where it tells none. Raises FailedForNow."""
@@ -127,6 +130,13 @@ class RemoteSearch:
         """One attempt. Raises FailedForNow when another may succeed, else SearchError."""
         response = self._send("POST", url, body, seconds)
         response.check_ok(url)
+        told = response.headers.get(INDEX, "")
+        if told and self._index and told != self._index:
+            raise SearchError(
+                f"{url} searches index {told}, and this run began with index {self._index}: start "
+                "the service with that index, or the run anew"
+            )
+        self._index = self._index or told
         try:
             return list(json.loads(response.data)["result"])
         except (ValueError, LookupError, TypeError, RecursionError) as error:

@@ -18,12 +18,13 @@ from starlette.responses import Response
 
 from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.types import JsonObject
-from masksearch_jax.runtime.http_service import Call, Refusal, Service
+from masksearch_jax.runtime.http_service import LAST_WORDS, Call, Refusal, Service
 from masksearch_jax.search import protocol
 from masksearch_jax.search.gather import RefusedError
-from masksearch_jax.search.remote import TIME_LEFT
+from masksearch_jax.search.remote import INDEX, TIME_LEFT
 from masksearch_jax.search.request_queue import DroppedError, FullError, Piece, SearchQueue
 
+OK = HTTPStatus.OK
 MAX_BODY = 64 * 2**20  # bytes of a request
 _RETRY_AFTER = 1  # seconds that a client of a full queue is asked to wait
 
@@ -32,7 +33,7 @@ class SearchServer(Service):
     """Serves `tool` on (host, port), as `Service` does.
 
     workers: threads that search. waiting: requests that may wait for one, beyond which they get
-    503. default_top_k: where a request names none.
+    503. default_top_k: where a request names none. last_words: as of `Service`.
     """
 
     def __init__(
@@ -44,8 +45,11 @@ class SearchServer(Service):
         *,
         waiting: int = 256,
         default_top_k: int = 5,
+        last_words: int = LAST_WORDS,
     ):
         self.tool, self._default_top_k = tool, default_top_k
+        index = getattr(tool, "fingerprint", "")
+        self._headers = {INDEX: index} if index else {}
         self._queue = SearchQueue(tool, workers, waiting)
         self._figures = _Figures(self._queue)
         routes = {
@@ -53,7 +57,7 @@ class SearchServer(Service):
             ("GET", "/health"): self._health,
             ("GET", "/metrics"): self._metrics,
         }
-        super().__init__(host, port, routes, max_body=MAX_BODY)
+        super().__init__(host, port, routes, max_body=MAX_BODY, last_words=last_words)
 
     @property
     def url(self) -> str:
@@ -69,9 +73,9 @@ class SearchServer(Service):
         try:
             asked = protocol.parse(call.json(), self._default_top_k)
             replies = await self._searched(self._queue.submit(asked, started + _time_left(call)))
-            status = HTTPStatus.OK
+            status = OK
             text = ", ".join(reply for piece in replies for reply in piece)
-            return Response(f'{{"result": [{text}]}}', media_type="application/json")
+            return Response(f'{{"result": [{text}]}}', OK, self._headers, "application/json")
         except Refusal as refusal:
             status = refusal.status
             raise

@@ -137,7 +137,10 @@ def _write_graph(folder: Path, count: int, dim: int) -> None:
     table = np.memmap(folder / _VECTORS, DTYPE, "r", shape=(count, dim))
     graph = Index(ndim=dim, metric=MetricKind.IP, dtype="f16")
     graph.add(np.arange(count), table)
-    graph.save(str(folder / GRAPH))
+    try:
+        graph.save(str(folder / GRAPH))
+    except RuntimeError as error:  # what a full disk comes as
+        raise OSError(f"{GRAPH}: {error}") from error
 
 
 class Vectors:

@@ -103,6 +103,14 @@ def test_a_rebuilt_index_answers_with_its_own_passages(tmp_path):
     replayed.close()
 
 
+def test_what_a_tool_tells_of_its_index_is_told(fruit, tmp_path):
+    tool = CachedSearch(fruit, tmp_path / "c", fingerprint=fruit.fingerprint)
+    assert (tool.fingerprint, len(tool.passages)) == (fruit.fingerprint, len(fruit))
+    replayed = CachedSearch(None, tmp_path / "c", mode="replay")
+    assert replayed.fingerprint == fruit.fingerprint
+    assert not hasattr(replayed, "passages")
+
+
 def test_scores_are_remembered(fruit, tmp_path):
     with cached(fruit, tmp_path / "c") as cache:
         (first,) = cache.search(["red"], 2)

@@ -1,6 +1,7 @@
 """Search by vectors and with words: exact neighbours, fusion, builds that go on, refusals."""
 
 import contextlib
+import gc
 import json
 from types import SimpleNamespace
 
@@ -224,6 +225,13 @@ def test_a_disk_that_is_full_while_encoding_loses_no_whole_shard(small_disk, mon
     whole = HashedWords().encode_queries([vectors.text_of(p) for p in LAKES])
     found = vectors.Vectors.open(small_disk / "v", "x").table
     np.testing.assert_array_equal(found, whole.astype(np.float16))
+
+
+def test_a_graph_that_a_full_disk_does_not_take_is_an_error(small_disk):
+    passages = [Passage(str(i), "", f"word{i}") for i in range(6000)]
+    with pytest.raises(SearchError, match=r"could not be written: graph\.usearch"):
+        vectors.build(passages, small_disk / "v", HashedWords(), index="i", graph=True)
+    gc.collect()  # the map of the file, which keeps the disk
 
 
 def test_a_vector_that_is_no_number_is_refused(tmp_path):

@@ -290,6 +290,18 @@ def test_a_closed_service_has_sent_the_replies_in_progress():
         assert waiting.result()[0] == 200
 
 
+def test_what_a_closing_service_cannot_answer_in_time_is_asked_to_come_again():
+    tool = slow_search(1.5)
+    with ThreadPoolExecutor(3) as pool:
+        with serving(SearchServer(tool, "127.0.0.1", 0, workers=1, last_words=0)) as server:
+            asked = [
+                pool.submit(post_raw, server, json.dumps({"queries": ["q"], "topk": k}), {})
+                for k in (1, 2, 3)
+            ]
+            wait_for(lambda: tool.calls and server._queue.waiting == 2)
+        assert [f.result()[0] for f in asked] == [503] * 3
+
+
 def test_requests_beyond_the_queue_are_asked_to_come_again():
     tool = slow_search()
     with (

@@ -134,6 +134,26 @@ def test_an_index_is_asked_for_its_fingerprint_until_it_tells(fruit):
         _ = client(server, timeout=0.2).fingerprint
 
 
+def test_a_service_that_comes_back_with_another_index_is_an_error(fruit):
+    def named(name):
+        tool = FakeSearch(lambda query: FRUIT[:1])
+        tool.fingerprint = name
+        return SearchServer(tool, "127.0.0.1", port)
+
+    port = 0
+    with services.serving(named("one")) as server:
+        port = server.server_address[1]
+        remote = client(server)
+        remote.search(["red"], 1)
+    with services.serving(named("one")):
+        assert remote.search(["red"], 1) == [[FRUIT[0]]]
+    with (
+        services.serving(named("other")),
+        pytest.raises(SearchError, match="searches index other, and this run began with index one"),
+    ):
+        remote.search(["red"], 1)
+
+
 def test_replicas_of_two_indexes_are_refused(fruit):
     other = FakeSearch({})
     other.fingerprint = "another"
