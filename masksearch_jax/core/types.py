@@ -140,13 +140,17 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True)
 class QueryRecord:
-    """What a search tool gave for one query, and how; see `Hits`."""
+    """What a search tool gave for one query, and how; see `Hits`.
+
+    depth: passages that it was asked for, 0 where it was not recorded.
+    """
 
     passage_ids: tuple[str, ...]
     scores: tuple[float, ...] = ()
     attempts: int = 0
     seconds: float = 0.0
     cached: bool = False
+    depth: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ class RecordedSearch:
 
     path: a file of JSON lines, plain or gzipped, or a folder of such files; a line is a trajectory.
     Of a query that was recorded several times the longest record counts. Raises SearchError for a
-    query that none asked, and for a passage that is not there.
+    query that none asked, for more passages than it was asked with, and for one that is not there.
     """
 
     def __init__(self, path: str, passages: PassageStore, fingerprint: str = ""):
@@ -36,7 +36,7 @@ class RecordedSearch:
         for turn in _turns(path):
             for query, record in zip(turn.queries, turn.found, strict=False):
                 kept = self._found.get(query)
-                if kept is None or len(record.passage_ids) > len(kept.passage_ids):
+                if kept is None or _length(record) > _length(kept):
                     self._found[query] = record
         if not self._found:
             raise SearchError(f"nothing to replay: no trajectory in {path} recorded a search")
@@ -48,6 +48,11 @@ class RecordedSearch:
         record = self._found.get(query)
         if record is None:
             raise SearchError(f"query {query!r} is not recorded in {self._path}")
+        if len(record.passage_ids) == record.depth < top_k:  # there may have been more
+            raise SearchError(
+                f"query {query!r} wants {top_k} passages, and {record.depth} were asked for when "
+                f"{self._path} was recorded"
+            )
         passages = [self._passage(name) for name in record.passage_ids[:top_k]]
         return Hits(passages, scores=record.scores[:top_k], cached=True)
 
@@ -56,6 +61,10 @@ class RecordedSearch:
         if passage is None:
             raise SearchError(f"passage {name!r}, recorded in {self._path}, is not in search.index")
         return passage
+
+
+def _length(record: QueryRecord) -> tuple[int, int]:
+    return len(record.passage_ids), record.depth
 
 
 def _turns(path: str) -> Iterator[Turn]:

@@ -1,13 +1,14 @@
 """Searches that wait for a thread: a bounded queue, whose waiting requests are searched together.
 
-A large request is cut, so that several threads share it. What nobody waits for any more is dropped
-before it is searched.
+A large request is cut, so that several threads share it. Requests take turns: a small one does not
+wait for all of a large one. What nobody waits for any more is dropped before it is searched.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import json
 import threading
 import time
@@ -49,7 +50,7 @@ class SearchQueue:
 
     def __init__(self, tool: SearchTool, workers: int, waiting: int):
         self._tool, self._most = tool, waiting
-        self._pieces: collections.deque[Piece] = collections.deque()
+        self._requests: collections.deque[collections.deque[Piece]] = collections.deque()
         self._changed = threading.Condition()
         self._closed = False
         self.searched = self.dropped = self.calls = 0
@@ -60,16 +61,17 @@ class SearchQueue:
     def waiting(self) -> int:
         """Requests that wait, or whose rest does."""
         with self._changed:
-            return self._waiting()
+            return len(self._requests)
 
     def submit(self, asked: Asked, deadline: float) -> list[Piece]:
         """Queues a request. Raises FullError."""
         cuts = range(0, len(asked.queries), BATCH)
         pieces = [Piece(asked.queries[i : i + BATCH], asked, deadline) for i in cuts]
         with self._changed:
-            if self._waiting() >= self._most:
+            if len(self._requests) >= self._most:
                 raise FullError(f"{self._most} requests wait already")
-            self._pieces += pieces
+            if pieces:
+                self._requests.append(collections.deque(pieces))
             self._changed.notify(len(pieces))
         return pieces
 
@@ -77,14 +79,11 @@ class SearchQueue:
         """Ends the threads; what waits is dropped."""
         with self._changed:
             self._closed = True
-            for piece in self._pieces:
+            for piece in itertools.chain.from_iterable(self._requests):
                 if not piece.replies.cancel():
                     piece.replies.set_exception(DroppedError("the service has ended"))
-            self._pieces.clear()
+            self._requests.clear()
             self._changed.notify_all()
-
-    def _waiting(self) -> int:
-        return len({id(piece.asked) for piece in self._pieces})
 
     def _serve(self) -> None:
         while batch := self._take():
@@ -107,7 +106,7 @@ class SearchQueue:
             if len(pieces) > 1 and not self._closed:
                 for piece in pieces:
                     piece.is_alone = True
-                self._pieces.extendleft(reversed(pieces))
+                self._requests.extendleft(collections.deque([p]) for p in reversed(pieces))
                 self._changed.notify(len(pieces))
                 return
         for piece in pieces:
@@ -116,16 +115,24 @@ class SearchQueue:
     def _take(self) -> list[Piece]:
         """The next pieces, of one top_k; empty when the queue is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._pieces or self._closed)
+            self._changed.wait_for(lambda: self._requests or self._closed)
             if self._closed:
                 return []
-            batch = [self._pieces.popleft()]
+            batch = [self._next()]
             count = len(batch[0].queries)
-            while self._pieces and self._is_joinable(batch[0], self._pieces[0], count):
-                count += len(self._pieces[0].queries)
-                batch.append(self._pieces.popleft())
+            while self._requests and self._is_joinable(batch[0], self._requests[0][0], count):
+                batch.append(self._next())
+                count += len(batch[-1].queries)
             self.calls += 1
             return batch
+
+    def _next(self) -> Piece:
+        """A piece of the first request, whose rest goes behind the others."""
+        request = self._requests.popleft()
+        piece = request.popleft()
+        if request:
+            self._requests.append(request)
+        return piece
 
     @staticmethod
     def _is_joinable(first: Piece, other: Piece, count: int) -> bool:

@@ -76,6 +76,8 @@ def test_what_a_tool_gave_is_recorded_before_any_is_left_out():
     shown, (record,) = find_recorded(Pieces(), ["q"], CFG, "")
     assert [p.id for p in shown] == ["x", "a"]
     assert record.seconds > 0  # of the call, where the tool tells none
-    assert dataclasses.replace(record, seconds=0) == QueryRecord(("x", "x", "a"), (1.0, 1.0, 1.0))
+    assert dataclasses.replace(record, seconds=0) == QueryRecord(
+        ("x", "x", "a"), (1.0, 1.0, 1.0), depth=3
+    )
     turn = Turn(("q",), ("x",), ("x",), 0.5, found=(record,))
     assert from_json(Turn, json.loads(json.dumps(to_json(turn)))).found == (record,)

@@ -416,6 +416,22 @@ def test_a_tool_that_answers_too_few_queries_is_an_error():
     assert "2 queries got 1 results" in str(reply)
 
 
+def test_a_small_request_does_not_wait_for_all_of_a_large_one():
+    tool = slow_search(0.05)
+    with (
+        serving(SearchServer(tool, "127.0.0.1", 0, workers=1)) as server,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        queries = [str(i) for i in range(320)]
+        large = pool.submit(ask, server, "POST", "/retrieve", json.dumps({"queries": queries}))
+        wait_for(lambda: tool.calls)
+        assert ask(server, "POST", "/retrieve", BODY)[0] == 200
+        before = tool.calls.index(("q",))
+        assert large.result()[0] == 200
+    assert before < 6
+    assert [q for call in tool.calls if call != ("q",) for q in call] == queries
+
+
 def test_a_large_batch_is_shared_by_the_threads():
     threads = set()
 

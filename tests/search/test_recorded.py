@@ -48,6 +48,8 @@ def test_recorded_searches_are_answered_again_without_their_service(fruit, index
     assert find_recorded(tool, ("red",), deeper, "")[0] == second
     (hits,) = tool.search(["red"], 2)
     assert (hits.cached, hits.scores) == (True, fruit.search(["red"], 2)[0].scores)
+    with pytest.raises(SearchError, match="'tropic' wants 3 passages, and 2 were asked for when"):
+        tool.search(["tropic"], 3)
     called = Turn(("apple",), (), (), 0.1, found=(QueryRecord(()),), tool="calculate")
     (folder / "3.jsonl").write_text(json.dumps({"turns": [to_json(called)]}) + "\n")
     with pytest.raises(SearchError, match="query 'apple' is not recorded in"):
