@@ -44,14 +44,23 @@ def visit_math_block(translator, node):
 
 
 COMMANDS = re.compile(r'(<div class="highlight-(?:bash|console).*?<pre>)(.*?)(</pre>)', re.DOTALL)
-OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
+SPACE = '<span class="w"> +</span>'
+OPTION = re.compile(
+    rf"((?:^{SPACE})?(?<![\w-])--[a-z][\w.-]*)((?:(?!{SPACE})[^\n])*)", re.MULTILINE
+)
+CONTINUED = re.compile(rf'{SPACE}<span class="se">\\</span>$', re.MULTILINE)
 
 
 def wrap_commands(app, page, template, context, doctree):
-    """Commands are wrapped: each line by itself, indented, and none within an option's name."""
+    """Commands are wrapped: each line by itself, indented, and between options where these fit.
+
+    An option does not leave its line's indent behind, nor a backslash its line.
+    """
 
     def mark(block):
-        text = OPTION.sub(r'<span class="option">\g<0></span>', block[2])
+        option = r'<span class="option"><span class="key">\1</span>\2</span>'
+        text = OPTION.sub(option, block[2])
+        text = CONTINUED.sub(r'<span class="continued">\g<0></span>', text)
         lines = text.splitlines(keepends=True)
         if all(line.count("<span") == line.count("</span") for line in lines):
             text = "".join(f'<span class="command">{line}</span>' for line in lines)
