@@ -57,27 +57,27 @@ def check_judge(cfg: EvalRun, loaded: Sequence[Suite]) -> None:
         judging.check_judge(cfg.judge, known)
 
 
-def added(cfg: EvalRun, workdir: epath.Path, found: JsonObject) -> JsonObject:
+def added(cfg: EvalRun, workdir: epath.Path, summary: JsonObject) -> JsonObject:
     """eval.json with verdicts, leakage and paired differences, as far as they are asked for."""
     if not (cfg.judge.base_url or cfg.eval.leakage or cfg.eval.compare):
-        return found
+        return summary
     read = Rows(workdir / TRAJECTORIES)
     how = Bootstrap(cfg.eval.bootstrap, cfg.eval.seed)
     if cfg.judge.base_url:
-        _add_verdicts(cfg, workdir, read, found, how)
+        _add_verdicts(cfg, workdir, read, summary, how)
     if cfg.eval.leakage:
         ngram = CleanConfig().ngram
-        found["leakage"] = leaked.told(read, cfg.eval.leakage, ngram, how)
+        summary["leakage"] = leaked.told(read, cfg.eval.leakage, ngram, how)
     if other := cfg.eval.compare:
         theirs = json.loads((storage.path(other) / RESULTS).read_text())
         mine = by_place(read)
-        found["compare"] = comparison.compare(mine, found["suites"], other, theirs, how)
-    write_json(workdir / RESULTS, found)
-    return found
+        summary["compare"] = comparison.compare(mine, summary["suites"], other, theirs, how)
+    write_json(workdir / RESULTS, summary)
+    return summary
 
 
 def _add_verdicts(
-    cfg: EvalRun, workdir: epath.Path, read: Rows, found: JsonObject, how: Bootstrap
+    cfg: EvalRun, workdir: epath.Path, read: Rows, summary: JsonObject, how: Bootstrap
 ) -> None:
     """The verdicts of a judge beside those of others; it is the measure `judge` from here on.
 
@@ -89,9 +89,9 @@ def _add_verdicts(
     results: JsonObject = {}
     for (suite, method), cell in judging.cells(read, verdicts, how).items():
         results.setdefault(suite, {})[method] = cell
-        found["results"][suite][method]["judge"] = cell
-    others = [one for one in found.get("judges", ()) if not judge.items() <= one.items()]
-    found["judge"], found["judges"] = judge, [*others, judge | {"results": results}]
+        summary["results"][suite][method]["judge"] = cell
+    others = [one for one in summary.get("judges", ()) if not judge.items() <= one.items()]
+    summary["judge"], summary["judges"] = judge, [*others, judge | {"results": results}]
     told = ((*row.place, row.example.id, v) for row, v in zip(read, verdicts, strict=True))
     names = ("suite", "method", "id", "verdict")
     mine = (judge | dict(zip(names, values, strict=True)) for values in told)

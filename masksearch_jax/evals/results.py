@@ -126,7 +126,7 @@ def differences(mine: Items, others: Items, how: Bootstrap) -> dict[str, dict[st
     return found
 
 
-def by_condition(found: JsonObject) -> tuple[JsonObject, JsonObject]:
+def by_condition(summary: JsonObject) -> tuple[JsonObject, JsonObject]:
     """Of eval.json, what a recipe's summary.json says: {suite: {condition: …}}, twice.
 
     The results, and the same by number of masks or type of question. The agent's condition is
@@ -134,10 +134,10 @@ def by_condition(found: JsonObject) -> tuple[JsonObject, JsonObject]:
     """
     whole: JsonObject = {}
     typed: JsonObject = {}
-    for suite, by_method in found["results"].items():
+    for suite, by_method in summary["results"].items():
         for method, cells in by_method.items():
             condition = "search" if method == "agent" else method
-            parts = found["breakdown"][suite][method]
+            parts = summary["breakdown"][suite][method]
             whole.setdefault(suite, {})[condition] = cells
             by_type = parts.get("masks") or parts.get("type") or {}
             typed.setdefault(suite, {})[condition] = by_type
@@ -147,25 +147,25 @@ def by_condition(found: JsonObject) -> tuple[JsonObject, JsonObject]:
 # ---- as text
 
 
-def table(found: JsonObject) -> str:
+def table(summary: JsonObject) -> str:
     """eval.json as lines of text: methods down, suites across, and their average (Table 2).
 
     Below it what means leave out, and where they were asked for the judges, the results without
     items that were trained on, and paired differences.
     """
-    results, suites = found["results"], found["suites"]
+    results, suites = summary["results"], summary["suites"]
     metrics = {name: suite["metric"] for name, suite in suites.items()}
     lines = [["", *metrics, "average"], ["", *metrics.values(), ""]]
     for method in _methods(results):
         cells = [results[s].get(method, {}).get(metric) for s, metric in metrics.items()]
-        lines.append([method, *map(_shown, cells), _shown(found["average"].get(method))])
+        lines.append([method, *map(_shown, cells), _shown(summary["average"].get(method))])
     told = _aligned(lines)
     told += list(_counts(results, metrics))
-    for judge in found.get("judges", ()):
+    for judge in summary.get("judges", ()):
         told += _judged(judge, list(metrics))
-    if leakage := found.get("leakage"):
+    if leakage := summary.get("leakage"):
         told += _unshared(leakage, metrics)
-    if compared := found.get("compare"):
+    if compared := summary.get("compare"):
         told.append(f"paired differences to {compared['run']}:")
         rows = [["", *metrics]]
         for method in _methods(compared["differences"]):

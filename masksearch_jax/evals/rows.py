@@ -37,20 +37,20 @@ class Rows:
                 yield row_of(json.loads(line))
 
 
-def row_of(found: Mapping[str, Any]) -> Row:
+def row_of(line: Mapping[str, Any]) -> Row:
     """The row of a line of trajectories.jsonl."""
-    kind = RampExample if "spans" in found["example"] else QAExample
-    example, slots = from_json(kind, found["example"]), []
+    kind = RampExample if "spans" in line["example"] else QAExample
+    example, slots = from_json(kind, line["example"]), []
     if isinstance(example, RampExample):
-        slots = [(s.type, r) for s, r in zip(example.spans, found["slots"], strict=True)]
-    said = "".join(s["text"] for s in found["segments"] if s["author"] == "policy")
-    tools = found.get("tools", SEARCH_ALONE)
-    labels = suites.labels(example, found["status"])
+        slots = [(s.type, r) for s, r in zip(example.spans, line["slots"], strict=True)]
+    said = "".join(s["text"] for s in line["segments"] if s["author"] == "policy")
+    tools = line.get("tools", SEARCH_ALONE)
+    labels = suites.labels(example, line["status"])
     return Row(
-        place=(found["suite"], found["method"]),
+        place=(line["suite"], line["method"]),
         example=example,
-        answer=markup.extract_answer(found["opening"] + said, tools) or None,
-        scored=Scored(example.id, found["scores"], labels, slots),
+        answer=markup.extract_answer(line["opening"] + said, tools) or None,
+        scored=Scored(example.id, line["scores"], labels, slots),
     )
 
 

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from concurrent import futures
 from typing import Generic, TypeVar
 
-Found = TypeVar("Found")  # what a call returns
+Result = TypeVar("Result")  # what a call returns
 
 
-class Call(futures.Future[Found]):
+class Call(futures.Future[Result]):
     """One call of `work`. `started` is None while it waits its turn, then a `perf_counter` time."""
 
-    def __init__(self, work: Callable[[], Found]):
+    def __init__(self, work: Callable[[], Result]):
         super().__init__()
         self.work = work
         self.started: float | None = None
@@ -30,23 +30,23 @@ class Call(futures.Future[Found]):
         return (now if self.started is None else self.started) + timeout
 
 
-class SearchPool(Generic[Found]):
+class SearchPool(Generic[Result]):
     """Runs calls on `workers` threads, in the order of `submit`."""
 
     def __init__(self, workers: int):
-        self._calls: queue.SimpleQueue[Call[Found] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[Call[Result] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
         self._threads: list[threading.Thread] = []
         for _ in range(workers):
             self._add_thread()
 
-    def submit(self, work: Callable[[], Found]) -> Call[Found]:
+    def submit(self, work: Callable[[], Result]) -> Call[Result]:
         call = Call(work)
         self._calls.put(call)
         return call
 
-    def abandon(self, call: Call[Found]) -> None:
+    def abandon(self, call: Call[Result]) -> None:
         """Nobody waits for the call any more: it is not begun, or its thread is replaced."""
         with self._lock:
             if call.done() or call.cancel():
