@@ -324,6 +324,18 @@ def compared(study: Study, seeds: int) -> tuple[JsonObject, list[str]]:
     return found, absent + comparison.absent(found, study.arms, cfg.reference)
 
 
+def unmoved(study: Study, stages: StageFolder, seeds: int) -> list[str]:
+    """Sentences: which trainings of the first seeds never updated the weights."""
+    found = []
+    for arm, by_seed in study.trainings.items():
+        for seed, trained in enumerate(by_seed[:seeds]):
+            for made in trained:
+                if not stages.records[made.name]["updates"][made.kind]:
+                    said = f"{made.kind} never updated the weights, and left the model as it was"
+                    found.append(f"{arm}, seed {seed}: {said}")
+    return found
+
+
 def curves_of(study: Study, seeds: int) -> list[JsonObject]:
     """Of each stage and the arms that share its trainings: what was measured over updates.
 
@@ -348,6 +360,7 @@ def write_results(study: Study, stages: StageFolder, seeds: int) -> None:
     cfg = study.cfg
     folder, name = Path(cfg.workdir), Path(cfg.workdir).name
     results, absent = compared(study, seeds)
+    notes = [*absent, *unmoved(study, stages, seeds)]
     told: JsonObject = {
         "study": name,
         "question": cfg.question,
@@ -364,7 +377,7 @@ def write_results(study: Study, stages: StageFolder, seeds: int) -> None:
             for arm, _ in study.arms.values()
         },
         "results": results,
-        "absent": absent,
+        "notes": notes,
         "curves": curves_of(study, seeds),
         "made": {
             made.name: {"seconds": stages.records[made.name]["seconds"], "of": made.of}
@@ -376,7 +389,7 @@ def write_results(study: Study, stages: StageFolder, seeds: int) -> None:
     }
     picture = page.plot(results, cfg.reference, name)
     write_json(folder / "study.json", told)
-    table = comparison.table(results, cfg.reference, absent, seeds, cfg.seeds)
+    table = comparison.table(results, cfg.reference, notes, seeds, cfg.seeds)
     head = [cfg.question] if cfg.question else []
     write_text(folder / "study.txt", "\n".join([*head, *table]) + "\n")
     write_text(folder / "study.svg", picture)

@@ -200,14 +200,14 @@ def miniature(make_once) -> Miniature:
 @pytest.fixture(scope="module")
 def one_device():
     """Meshes of one device: as fast as tiny models can be."""
-    from masksearch_jax import evaluate, quickstart, train_dapo, train_sft
+    from masksearch_jax import evaluate, quickstart, study, train_dapo, train_sft
     from masksearch_jax.parallel import sharding
 
     def make_mesh(config):
         return sharding.make_mesh(config, jax.devices()[:1])
 
     with pytest.MonkeyPatch.context() as patch:
-        for main in (evaluate, quickstart, train_dapo, train_sft):
+        for main in (evaluate, quickstart, study, train_dapo, train_sft):
             patch.setattr(main, "make_mesh", make_mesh)
         yield
 

@@ -26,7 +26,8 @@ def interval(values: np.ndarray, how: Bootstrap) -> Interval:
 
     Of value = mean + seed + item + rest, all three random: with the mean squares M of a two-way
     layout, the mean's variance is (M_seed + M_item - M_rest) / (seeds · items), no less than by
-    either alone, and its degrees of freedom are Satterthwaite's (Biometrics Bulletin 2, 1946).
+    either alone. Its degrees of freedom are Satterthwaite's (Biometrics Bulletin 2, 1946), and no
+    fewer than those of seeds or items, below which what is subtracted can take them.
     One item tells nothing of items, so that its interval is over seeds alone. Raises ValueError
     where there are none.
     """
@@ -45,13 +46,15 @@ def interval(values: np.ndarray, how: Bootstrap) -> Interval:
             (seeds - 1) * (items - 1),
         ),
     }
-    squares = {name: total / max(freedom, 1) for name, (total, freedom) in parts.items()}
+    squares = {name: total / max(of, 1) for name, (total, of) in parts.items()}
     own = max(squares["seed"], squares["item"])
     spread = max(squares["seed"] + squares["item"] - squares["rest"], own)
     half = 0.0
     if spread > 0:
-        shares = [(squares[name] / spread) ** 2 / max(f, 1) for name, (_, f) in parts.items()]
-        half = float(stdtrit(1 / sum(shares), 0.975) * np.sqrt(spread / (seeds * items)))
+        shares = [(squares[name] / spread) ** 2 / max(of, 1) for name, (_, of) in parts.items()]
+        fewest = min(seeds - 1, max(items - 1, 1))
+        freedom = max(1 / sum(shares), fewest)
+        half = float(stdtrit(freedom, 0.975) * np.sqrt(spread / (seeds * items)))
     return Interval(float(mean), float(mean) - half, float(mean) + half, items)
 
 
@@ -130,12 +133,12 @@ def seeds_said(seeds: int, asked: int) -> str:
 
 
 def table(
-    compared: JsonObject, reference: str, absent: Sequence[str], seeds: int, asked: int
+    compared: JsonObject, reference: str, notes: Sequence[str], seeds: int, asked: int
 ) -> list[str]:
     """Lines of text: of each suite and metric the arms down, their means and their differences.
 
-    absent: sentences of what is not there. seeds, asked: done, and wanted. `n` counts the items of
-    a mean, `paired` those of a difference.
+    notes: sentences, such as those of `absent`. seeds, asked: done, and wanted. `n` counts the
+    items of a mean, `paired` those of a difference.
     """
     rows = [["", "", "arm", "mean", f"minus {reference}", "n", "paired"]]
     for suite, by_metric in compared.items():
@@ -150,7 +153,7 @@ def table(
         "  ".join(part.ljust(w) for part, w in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
-    return [*lines, *absent, seeds_said(seeds, asked)]
+    return [*lines, *notes, seeds_said(seeds, asked)]
 
 
 def _shown(cell: Mapping[str, float], sign: str = "") -> str:

@@ -84,7 +84,7 @@ def page(study: JsonObject, picture: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<style>{style}</style><main><h1>{title}</h1>",
         *(f"<p>{html.escape(text)}</p>" for text in (study["question"], _said(study)) if text),
-        *(f'<p class="absent">{html.escape(text)}</p>' for text in study["absent"]),
+        *(f'<p class="absent">{html.escape(text)}</p>' for text in study["notes"]),
         picture,
     ]
     for suite, metrics in study["results"].items():

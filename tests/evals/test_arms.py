@@ -35,6 +35,13 @@ def test_where_seeds_are_alike_the_interval_is_students_of_the_items():
     assert found == pytest.approx((row.mean(), row.mean() - half, row.mean() + half, 200))
 
 
+def test_two_seeds_have_one_degree_of_freedom_at_least():
+    """One item right in one seed: each mean square is 1/8, of 12.7 standard errors, not more."""
+    found = arms.interval(np.asarray([[0.0, 0, 0, 0], [1, 0, 0, 0]]), HOW)
+    half = stats.t.ppf(0.975, 1) * np.sqrt(1 / 8 / 8)
+    assert found == pytest.approx((1 / 8, 1 / 8 - half, 1 / 8 + half, 4))
+
+
 def test_one_item_has_an_interval_over_seeds():
     found = arms.interval(np.asarray([[1.0], [2.0], [4.0]]), HOW)
     half = stats.t.ppf(0.975, 2) * np.std([1.0, 2.0, 4.0], ddof=1) / np.sqrt(3)

@@ -19,6 +19,7 @@ from masksearch_jax.recipes.stage_folder import StageFolder, Usage
 from masksearch_jax.recipes.workload import Work
 from masksearch_jax.rl import group_sampler
 from masksearch_jax.runtime import cli
+from masksearch_jax.testing.services import Answer, Endpoint
 
 
 @pytest.fixture
@@ -230,7 +231,7 @@ def test_an_unknown_study_names_the_nearest(parse):
         parse("reward,curriculum")
     with pytest.raises(ConfigError, match="judge is an arm of the study reward"):
         parse("masking,judge")
-    assert parse("reward,judge").arms[-1].startswith("judge: ")
+    assert parse("reward,judge").arms[-1] == "judge: ramp_sft ramp_dapo dapo.reward=judge"
     assert parse("ramp_sft").question.endswith("the same model, asked without turns to search in.")
 
 
@@ -314,6 +315,18 @@ def test_a_suite_that_no_text_has_and_items_that_an_arm_lost_are_told(parse, tmp
     assert list(results["ramp"]["span_recall"]) == ["mixed"]
     _, first = study.compared(found, 1)
     assert first == absent[:1]
+
+
+def test_a_training_that_never_updated_the_weights_is_told(parse, tmp_path):
+    found = planned(parse("reward", "seeds=2"), tmp_path)
+    stages = StageFolder(tmp_path)
+    still = found.trainings["penalised"][1][1]
+    for made_one in found.workshop.all.values():
+        updates = {made_one.kind: int(made_one != still)}
+        stages.records[made_one.name] = {"seconds": 1.0, "updates": updates}
+    said = "penalised, seed 1: ramp_dapo never updated the weights, and left the model as it was"
+    assert study.unmoved(found, stages, 2) == [said]
+    assert study.unmoved(found, stages, 1) == []
 
 
 def evaluated(folder, ids):
@@ -401,10 +414,13 @@ def test_a_tiny_study_ends_with_its_table_and_goes_on_with_more_seeds(
 def test_a_study_goes_through_both_stages_and_on_where_it_was_stopped(
     parse, shop, tmp_path, monkeypatch
 ):
-    """Questions alone and after RAMP, to DAPO; stopped in the midst of the last stage's steps."""
+    """Questions alone and after RAMP, to DAPO; stopped in the midst of the last stage's steps.
+
+    A judge at an endpoint pays, which is asked at the start about an answer that is right.
+    """
     cfg = parse("ramp_first,runlocal", *TINY, "checkpoint.every=1", f"made={shop}")
     none, _, half, _ = cfg.arms
-    arms = (f"{none} qa_dapo qa_dapo.steps=2", half)
+    arms = (f"{none} qa_dapo qa_dapo.steps=2 qa_dapo.reward=judge", half)
     cfg = dataclasses.replace(cfg, arms=arms, workdir=str(tmp_path / "run"))
     step, taken = group_sampler.GroupSampler.step, []
 
@@ -415,10 +431,17 @@ def test_a_study_goes_through_both_stages_and_on_where_it_was_stopped(
         return step(self, model, version)
 
     monkeypatch.setattr(group_sampler.GroupSampler, "step", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with Endpoint(lambda request: Answer('{"reason": "so", "verdict": "correct"}')) as endpoint:
+        calls = {"base_url": endpoint.url, "cache": str(tmp_path / "replies")}
+        cfg = dataclasses.replace(cfg, judge=dataclasses.replace(cfg.judge, **calls))
+        with pytest.raises(KeyboardInterrupt):
+            study.run(cfg)
+        assert not (tmp_path / "run" / "study.json").exists()
         study.run(cfg)
-    assert not (tmp_path / "run" / "study.json").exists()
-    study.run(cfg)
+        asked = [request["messages"][-1]["content"] for request in endpoint.paid]
+    assert len(asked) == len(set(asked)) > 0
+    known, _, answer = asked[0].partition("Known:")[2].partition("Answer:")
+    assert known.split()[0] in answer
     assert taken == [0, 1, 1, 0, 1]  # the stopped step again, then the other seed's two
     told = json.loads((tmp_path / "run" / "study.json").read_text())
     assert (told["seeds"], told["arms"]["none"]["stages"]) == (2, ["qa_sft", "qa_dapo"])
@@ -430,6 +453,7 @@ def test_a_study_goes_through_both_stages_and_on_where_it_was_stopped(
     assert by_stage["qa_dapo", "none"]["reward"]["steps"] == [1, 2]
     assert by_stage["qa_sft", "half"]["heldout_questions_recall"]["steps"] == [1, 2]
     table = (tmp_path / "run" / "study.txt").read_text()
+    assert all(note in table for note in told["notes"])
     assert "2 of 2 seeds are done; 95% intervals are over items and seeds" in table
 
 

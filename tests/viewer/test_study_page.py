@@ -27,7 +27,7 @@ CURVES = [
 ]  # fmt: skip
 TOLD = {
     "study": "reward", "reference": "a<b", "seeds": 1, "seeds_asked": 3, "results": RESULTS,
-    "question": "Is a<b?", "said": "1 of 3 seeds are done; over items", "absent": ["a<b has none"],
+    "question": "Is a<b?", "said": "1 of 3 seeds are done; over items", "notes": ["a<b has none"],
     "arms": {
         "a<b": {"stages": [], "overrides": []},
         "other": {"stages": ["ramp_sft", "qa_sft"], "overrides": ["sft.steps=3"]},
