@@ -13,6 +13,7 @@ from typing import Any
 
 from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.types import Hits, Passage
+from masksearch_jax.search.gather import RefusedError
 
 Key = tuple[str, int]  # query and top_k
 
@@ -20,7 +21,8 @@ Key = tuple[str, int]  # query and top_k
 class SharedSearch:
     """Asks `tool` for what is neither under way nor among the last `size` results.
 
-    A failure is that of all who wait for the search, and is not kept. `misses` counts
+    A failure is that of all who wait for the search, and is not kept. Where a search was refused,
+    each of them asks for its own query, since another one may have been the reason. `misses` counts
     queries that were searched for. All else is the tool's own.
     """
 
@@ -51,7 +53,7 @@ class SharedSearch:
             self._shared += len(queries) - len(own)
         if own:
             self._ask(own, top_k, [places[query][0] for query in own])
-        return [self._told(places[query][0], query not in own) for query in queries]
+        return [self._told(query, top_k, places[query][0], query not in own) for query in queries]
 
     def _place(self, key: Key) -> tuple[Future[Hits], bool]:
         """The future of a result, and whether this call has to search for it."""
@@ -74,8 +76,11 @@ class SharedSearch:
             with self._lock:
                 for query in queries:
                     del self._under_way[query, top_k]
+            told = error
+            if not isinstance(error, Exception):  # such as a Ctrl-C, which is this thread's alone
+                told = SearchError(f"the search was interrupted: {error!r}")
             for future in futures:
-                future.set_exception(error)
+                future.set_exception(told)
             raise
         with self._lock:
             for query, hits in zip(queries, found, strict=True):
@@ -86,9 +91,12 @@ class SharedSearch:
         for future, hits in zip(futures, found, strict=True):
             future.set_result(hits)
 
-    @staticmethod
-    def _told(future: Future[Hits], is_shared: bool) -> Hits:
-        hits = future.result()
+    def _told(self, query: str, top_k: int, future: Future[Hits], is_shared: bool) -> Hits:
+        try:
+            hits = future.result()
+        except RefusedError:  # only who shares it: a caller's own was raised to it
+            (found,) = self._tool.search([query], top_k)
+            return _as_hits(found)
         if not is_shared:
             return hits
         return Hits(hits, scores=hits.scores, attempts=0, seconds=0.0, cached=True)

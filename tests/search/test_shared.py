@@ -8,6 +8,7 @@ import pytest
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Hits
 from masksearch_jax.search import protocol
+from masksearch_jax.search.gather import RefusedError
 from masksearch_jax.search.shared import SharedSearch
 from masksearch_jax.search.tool import FakeSearch
 from tests.search.fruit import FRUIT
@@ -68,3 +69,27 @@ def test_what_a_tool_told_stays_with_its_results(fruit):
     told = {"status": "ok", "passages": 6, "fingerprint": fruit.fingerprint}
     assert protocol.health(shared) == protocol.health(fruit) == told
     assert (shared.fingerprint, shared.passages) == (fruit.fingerprint, fruit.passages)
+
+
+def test_a_query_that_is_refused_harms_none_that_shares_another():
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Picky:
+        def search(self, queries, top_k):
+            if "bad" in queries:
+                begun.set()
+                assert go_on.wait(10)
+                raise RefusedError("no such query")
+            return [FRUIT[:1] for _ in queries]
+
+    shared = SharedSearch(Picky(), 10)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(shared.search, ["good", "bad"], 1)
+        assert begun.wait(10)
+        second = pool.submit(shared.search, ["good"], 1)
+        while shared.hits < 1:
+            threading.Event().wait(0.005)
+        go_on.set()
+        with pytest.raises(RefusedError, match="no such query"):
+            first.result()
+        assert second.result() == [list(FRUIT[:1])]
