@@ -58,7 +58,9 @@ class StudyRun(RecipeRun):
     )
     reference: str = key("", "The arm that the others are compared with; needed.")
     question: str = key("", "What is asked, as the page and the table say it.", harmless=True)
-    seeds: int = key(3, "Seeds of each arm; with one, intervals are over items alone.")
+    seeds: int = key(
+        3, "Seeds of each arm; with one, intervals are over items alone.", harmless=True
+    )
     metrics: tuple[str, ...] = key(
         (), "Shown besides each suite's own, such as answer_tokens or searches."
     )

@@ -16,6 +16,7 @@ from scipy.special import stdtrit
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.evals.metrics import Interval, bootstrap
 from masksearch_jax.evals.results import Bootstrap
+from masksearch_jax.evals.scores import SHARES
 
 Scores = Mapping[str, Mapping[str, float]]  # item's id → metric → score
 Seeds = Sequence[Scores]  # in the order of seeds, the same for every arm
@@ -98,16 +99,25 @@ def compare(
 
 
 def _cell(mine: Seeds, others: Seeds, metric: str, how: Bootstrap) -> JsonObject:
-    """{mean, difference} of an arm; empty where no item has the metric."""
+    """{mean, difference} of an arm; empty where no item has the metric.
+
+    No interval reaches where the metric cannot: none is below 0, and shares are at most 1.
+    """
+    most = 1.0 if metric in SHARES else np.inf
     ids = shared_items([mine], metric)
     if not ids:
         return {}
-    cell: JsonObject = {"mean": interval(column(mine, metric, ids), how)._asdict()}
+    cell: JsonObject = {"mean": _within(interval(column(mine, metric, ids), how), 0.0, most)}
     cell["difference"] = None
     if both := shared_items([mine, others], metric):
         apart = column(mine, metric, both) - column(others, metric, both)
-        cell["difference"] = interval(apart, how)._asdict()
+        cell["difference"] = _within(interval(apart, how), -most, most)
     return cell
+
+
+def _within(found: Interval, least: float, most: float) -> JsonObject:
+    low, high = max(found.low, least), min(found.high, most)
+    return found._replace(low=low, high=high)._asdict()
 
 
 def absent(compared: JsonObject, arms: Iterable[str], reference: str) -> list[str]:

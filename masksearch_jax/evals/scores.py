@@ -21,6 +21,9 @@ _COMMON = (
 RAMP_METRICS = ("span_recall", "precision", "f1", "em", *_COMMON)
 QA_METRICS = ("recall", "precision", "f1", "em", *_COMMON, "gold_recall")
 FANOUTQA_METRICS = ("loose", "strict")  # of a question with an answer of several parts
+# Those that lie in 0..1; the others are counts.
+SHARES = ("span_recall", "recall", "precision", "f1", "em", "format_rate", "source_hit")
+SHARES += ("gold_recall", *FANOUTQA_METRICS)
 
 
 @dataclasses.dataclass(frozen=True)

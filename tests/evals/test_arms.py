@@ -86,6 +86,18 @@ def test_an_item_counts_where_every_seed_has_it():
     assert (b["difference"]["n"], b["difference"]["value"]) == (1, 0.0)  # item 1: 0, 1 against 0, 1
 
 
+def test_intervals_end_where_a_metric_does():
+    """Seeds far apart: a share lies in 0..1, its difference in -1..1; a count is not below 0."""
+    zeros, ones = ({i: {"recall": v, "searches": v} for i in "xy"} for v in (0.0, 1.0))
+    a, b = [zeros, ones], [ones, zeros]
+    found = arms.compare({"a": {"s": a}, "b": {"s": b}}, "a", {"s": ("recall", "searches")}, HOW)
+    recall, searches = found["s"]["recall"]["b"], found["s"]["searches"]["b"]
+    assert [(c["low"], c["high"]) for c in recall.values()] == [(0.0, 1.0), (-1.0, 1.0)]
+    half = stats.t.ppf(0.975, 1) * 0.5  # the seeds' deviation is the root of a half
+    assert (searches["mean"]["low"], searches["mean"]["high"]) == (0.0, pytest.approx(0.5 + half))
+    assert searches["difference"]["low"] == pytest.approx(-2 * half)
+
+
 def test_no_items_and_no_seeds_have_no_interval():
     for shape in ((0, 3), (3, 0)):
         with pytest.raises(ValueError, match="an interval needs seeds and items"):

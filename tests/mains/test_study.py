@@ -18,7 +18,7 @@ from masksearch_jax.recipes.made import Made
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
 from masksearch_jax.recipes.workload import Work
 from masksearch_jax.rl import group_sampler
-from masksearch_jax.runtime import cli
+from masksearch_jax.runtime import cli, run_record
 from masksearch_jax.testing.services import Answer, Endpoint
 
 
@@ -338,6 +338,13 @@ def evaluated(folder, ids):
     asked = {"dataset": "d", "question": "Who?", "answers": ["x"]}
     lines = [json.dumps(row | {"example": asked | {"id": name}}) for name in ids]
     write_lines(folder / "trajectories.jsonl", lines)
+
+
+def test_more_seeds_go_on_in_the_same_folder(parse, tmp_path):
+    run_record.resume(tmp_path, parse("curriculum", "seeds=1"))
+    run_record.resume(tmp_path, parse("curriculum", "question=Which?"))
+    with pytest.raises(ConfigError, match="reference: 'mixed' → 'rising'"):
+        run_record.resume(tmp_path, parse("curriculum", "reference=rising"))
 
 
 def test_gold_passages_are_left_out_by_their_share_and_nested(tmp_path):
