@@ -10,6 +10,7 @@ import os
 import sqlite3
 import threading
 import time
+import urllib.parse
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -85,7 +86,7 @@ class CachedSearch:
 
     def _open(self, name: str, fingerprint: str) -> str:
         """Opens the file; the fingerprint whose results are used."""
-        self._database = sqlite3.connect(self._path, timeout=30, check_same_thread=False)
+        self._database = self._connect()
         layout = self._pragma("user_version")
         if layout != _LAYOUT and self._has_table("results"):
             raise SearchError(
@@ -104,6 +105,21 @@ class CachedSearch:
             self._database.execute(newest, (name, fingerprint))
             self._evict()
         return fingerprint
+
+    def _connect(self) -> sqlite3.Connection:
+        """Raises SearchError for a file on a disk that takes no writes and that was not closed."""
+        options: dict[str, Any] = {"timeout": 30, "check_same_thread": False}
+        folder = os.path.dirname(os.path.abspath(self._path))
+        if self._mode == "use" or os.access(folder, os.W_OK):
+            return sqlite3.connect(self._path, **options)
+        log = f"{self._path}-wal"
+        if os.path.exists(log) and os.path.getsize(log):
+            raise SearchError(
+                f"the search cache {self._path} was not closed, and its folder takes no writes: "
+                f"copy it with {os.path.basename(log)} to another folder"
+            )
+        address = urllib.parse.quote(os.path.abspath(self._path))
+        return sqlite3.connect(f"file:{address}?immutable=1", uri=True, **options)
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
         found = self._load(dict.fromkeys(queries), top_k)

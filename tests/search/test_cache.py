@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -176,6 +177,30 @@ def test_a_bound_that_is_too_small_and_another_layout_are_refused(tmp_path):
     for mode in ("use", "replay"):
         with pytest.raises(SearchError, match=r"old has layout 0, must be 3: remove it"):
             CachedSearch(NoSearch(), tmp_path / "old", mode=mode)
+
+
+def test_a_replay_needs_no_right_to_write(small_disk):
+    path = small_disk / "a #1?%" / "c"
+    path.parent.mkdir()
+    tool = CachedSearch(FakeSearch({"q": FRUIT[:1]}), path, max_bytes=2**20)
+    tool.search(["q"], 1)
+
+    def mount(how):
+        subprocess.run(["mount", "-o", f"remount,{how}", small_disk], check=True)
+
+    copy = small_disk / "copy"
+    copy.mkdir()
+    for file in path.parent.iterdir():  # as a killed run leaves it
+        shutil.copy(file, copy)
+    tool.close()
+    mount("ro")
+    try:
+        with cached(None, path, mode="replay") as replayed:
+            assert replayed.search(["q"], 1) == [[FRUIT[0]]]
+        with pytest.raises(SearchError, match="was not closed, and its folder takes no writes"):
+            CachedSearch(None, copy / "c", mode="replay")
+    finally:
+        mount("rw")
 
 
 def test_a_disk_that_is_full_is_an_error_of_the_tool(small_disk):
