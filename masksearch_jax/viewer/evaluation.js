@@ -73,12 +73,13 @@ function evaluationView() {
       drawSuite(section, suite);
       return section;
     }),
-    report.main.origins.map(originPart),
+    report.main.origins.map(comparedPart),
+    report.main.origins.length > 0 && h("section", {}, h("h2", {}, "What made them"), report.main.origins.map(originPart)),
   ];
 }
 
-/** Of an evaluation: how it compares with another run, as it says itself, and what made it. */
-function originPart(origin) {
+/** How an evaluation compares with another run, as it says itself. */
+function comparedPart(origin) {
   const { run, differences } = origin.compare;
   const compared = Object.entries(differences).flatMap(([suite, methods]) =>
     Object.entries(methods).map(([method, cells]) => {
@@ -86,11 +87,13 @@ function originPart(origin) {
       const [value, low, high, n] = cells[metric] ?? [null, null, null, 0];
       return row(`${named("suites", suite)}, ${named("methods", method)}`, [named("scores", metric), signed(value), `${signed(low)} to ${signed(high)}`, number(n)]);
     }));
+  return compared.length > 0 && h("section", {}, h("h2", {}, `${placeName(origin)} less ${run}`), table(`Paired differences to ${run}`, ["", "measure", "difference", "95% interval", "items"], compared));
+}
+
+/** Of an evaluation: its model, files, seeds and versions. */
+function originPart(origin) {
   const pairs = origin.pairs.map(([k, v]) => row(words(k.replaceAll(".", " · ")), [typeof v === "string" ? v : JSON.stringify(v)]));
-  return [
-    compared.length > 0 && h("section", {}, h("h2", {}, `${placeName(origin)} less ${run}`), table(`Paired differences to ${run}`, ["", "measure", "difference", "95% interval", "items"], compared)),
-    h("details", { class: "more" }, h("summary", {}, `What made it: ${placeName(origin)}`), table(`What made the evaluation of ${placeName(origin)}`, ["", ""], pairs, "pairs")),
-  ];
+  return h("details", { class: "more" }, h("summary", {}, placeName(origin)), table(`What made the evaluation of ${placeName(origin)}`, ["", ""], pairs, "pairs"));
 }
 
 function drawSuite(section, suite) {

@@ -57,7 +57,7 @@ def stages(run: Run) -> list[JsonObject]:
     times = as_dict(run.summary.get("time"))
     return [
         {
-            "name": names.TRAININGS.get(name) or names.words(name),
+            "name": names.stage(name),
             "seconds": stage.get("seconds") if is_number(stage.get("seconds")) else None,
             "time": as_dict(times.get(name)),
         }
@@ -74,7 +74,7 @@ def data(run: Run) -> list[JsonObject]:
         counts = load.read_object(root.path / "counts.json")
     return [
         {
-            "name": names.words(name),
+            "name": names.STEPS.get(name) or names.words(name),
             "in": step.get("in"),
             "out": step.get("out"),
             "said": in_words(step),

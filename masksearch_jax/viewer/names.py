@@ -233,11 +233,21 @@ _EVALUATED = {"init": "before training", "control": "control: QA alone"} | {
     name: f"after {words}" for name, words in TRAININGS.items()
 }
 _ORDER = ["init", *TRAININGS, "control", *CELLS]
+# Steps of a build that make one thing of another: what is read, what is kept.
+STEPS = {"ramp": "ramp: passages to masked paragraphs"}
 
 
 def words(name: str) -> str:
     """A key as words."""
     return name.replace("_", " ").strip()
+
+
+def stage(name: str) -> str:
+    """What a stage of a recipe is called: as its training, or as what its evaluation is called."""
+    evaluated = name.removeprefix("evaluate_")
+    if evaluated != name:
+        return f"evaluation {_EVALUATED.get(evaluated) or words(evaluated)}"
+    return TRAININGS.get(name) or words(name)
 
 
 def place(parts: tuple[str, ...], *, is_evaluation: bool = False) -> str:

@@ -156,7 +156,12 @@ def write_run() -> Callable[..., pathlib.Path]:
         summary = {
             "wall_seconds": 582.25,
             "peak_memory_bytes": 2_310_000_000,
-            "stages": {"index": {"seconds": 1.5}, "ramp_sft": {"seconds": 262.5}},
+            "stages": {
+                "index": {"seconds": 1.5},
+                "evaluate_init": {"seconds": 9.0},
+                "ramp_sft": {"seconds": 262.5},
+                "evaluate_ramp_sft": {"seconds": 8.0},
+            },
             "data": {"ramp": counts, "index": {"in": 3, "out": 3, "dropped": {}}},
             "export": {"tensors": 51},
         }

@@ -128,6 +128,13 @@ def test_escape_closes_and_back_returns_to_the_list(open_page):
     assert missing.locator(".row").first.is_visible()
 
 
+def test_what_made_evaluations_stands_apart_from_the_suites(open_page):
+    page = open_page("#evaluation")
+    made = page.locator("section", has=page.get_by_role("heading", name="What made them"))
+    assert made.locator("> details").count() > 0
+    assert made.get_by_label("Measure", exact=True).count() == 0
+
+
 def test_a_control_keeps_the_focus_when_its_part_is_drawn_anew(open_page):
     page = open_page("#evaluation")
     page.locator("summary", has_text="Paired differences").click()

@@ -248,6 +248,7 @@ def test_items_of_other_files_are_no_pairs(write_run, tmp_path):
 
 def test_counts_of_data_are_in_words(main):
     ramp, index = main["runs"][0]["data"]
+    assert (ramp["name"], index["name"]) == ("ramp: passages to masked paragraphs", "index")
     assert ramp["said"] == "kept 25,217; left out: 531 same masks again"
     assert ramp["more"] == [["kept by.a", 2]]
     assert index["said"] == "kept 3; nothing left out"
@@ -266,7 +267,12 @@ def test_the_config_says_what_was_decided(main):
 
 def test_stages_have_their_seconds(main):
     stages = [(s["name"], s["seconds"]) for s in main["runs"][0]["stages"]]
-    assert stages == [("index", 1.5), ("RAMP SFT", 262.5)]
+    assert stages == [
+        ("index", 1.5),
+        ("evaluation before training", 9.0),
+        ("RAMP SFT", 262.5),
+        ("evaluation after RAMP SFT", 8.0),
+    ]
 
 
 def test_several_runs_share_a_page(run_folder, write_run, tmp_path):
