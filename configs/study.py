@@ -70,7 +70,10 @@ def masking(c: ConfigDict) -> None:
 
 
 def ramp_first(c: ConfigDict) -> None:
-    """Do masked paragraphs before questions help, and what share of the updates is theirs?"""
+    """Do masked paragraphs before questions help, and what share of the updates is theirs?
+
+    All models are asked after the questions: the suite ramp says what these have left of it.
+    """
     c.sft.curriculum, c.qa_sft.curriculum = "0:ramp_sft_mixed", "0:qa_sft_mixed"
     updates = c.sft.steps
     arms = [f"none: qa_sft qa_sft.steps={updates}"]

@@ -77,12 +77,12 @@ def compare(
     metrics: Mapping[str, Sequence[str]],
     how: Bootstrap,
 ) -> JsonObject:
-    """{suite: {metric: {arm: {mean, difference}}}}, each a cell of value, low, high, n.
+    """{suite: {metric: {arm: {mean, by_seed, difference}}}}, with intervals as value, low, high, n.
 
-    arms: name → suite → scores by seed. metrics: suite → its metrics. An arm without an item that
-    has the metric in every seed has no cell, see `absent`. difference: paired by item and seed, the
-    arm's minus the reference's, over the items that both have; None of the reference, and where
-    both have none.
+    arms: name → suite → scores by seed. metrics: suite → its metrics. by_seed: means. An arm
+    without an item that has the metric in every seed has no cell, see `absent`. difference: paired
+    by item and seed, the arm's minus the reference's, over the items that both have; None of the
+    reference, and where both have none.
     """
     found: JsonObject = {}
     for suite, names in metrics.items():
@@ -99,7 +99,7 @@ def compare(
 
 
 def _cell(mine: Seeds, others: Seeds, metric: str, how: Bootstrap) -> JsonObject:
-    """{mean, difference} of an arm; empty where no item has the metric.
+    """{mean, by_seed, difference} of an arm; empty where no item has the metric.
 
     No interval reaches where the metric cannot: none is below 0, and shares are at most 1.
     """
@@ -107,7 +107,9 @@ def _cell(mine: Seeds, others: Seeds, metric: str, how: Bootstrap) -> JsonObject
     ids = shared_items([mine], metric)
     if not ids:
         return {}
-    cell: JsonObject = {"mean": _within(interval(column(mine, metric, ids), how), 0.0, most)}
+    values = column(mine, metric, ids)
+    cell: JsonObject = {"mean": _within(interval(values, how), 0.0, most)}
+    cell["by_seed"] = values.mean(axis=1).tolist()
     cell["difference"] = None
     if both := shared_items([mine, others], metric):
         apart = column(mine, metric, both) - column(others, metric, both)
@@ -150,14 +152,16 @@ def table(
     notes: sentences, such as those of `absent`. seeds, asked: done, and wanted. `n` counts the
     items of a mean, `paired` those of a difference.
     """
-    rows = [["", "", "arm", "mean", f"minus {reference}", "n", "paired"]]
+    rows = [["", "", "arm", "mean", f"minus {reference}", "n", "paired", "by seed"]]
     for suite, by_metric in compared.items():
         for metric, cells in by_metric.items():
             for arm, cell in cells.items():
                 mean, apart = cell["mean"], cell["difference"]
                 told = "reference" if arm == reference else "–"
                 told, paired = (_shown(apart, "+"), str(apart["n"])) if apart else (told, "")
-                rows.append([suite, metric, arm, _shown(mean), told, str(mean["n"]), paired])
+                by_seed = " ".join(f"{value:.3f}" for value in cell["by_seed"])
+                shown = [_shown(mean), told, str(mean["n"]), paired, by_seed]
+                rows.append([suite, metric, arm, *shown])
     widths = [max(map(len, parts)) for parts in zip(*rows, strict=True)]
     lines = (
         "  ".join(part.ljust(w) for part, w in zip(row, widths, strict=True)).rstrip()

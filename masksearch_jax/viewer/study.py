@@ -175,9 +175,10 @@ def _results(name: str, cells: Mapping[str, Any], reference: str) -> list[str]:
         mean, apart = cell["mean"], cell["difference"]
         told = [_cell(apart, "+"), str(apart["n"])] if apart else ["–", ""]
         told = ["reference", ""] if arm == reference else told
-        shown = [_cell(mean), told[0], str(mean["n"]), told[1]]
+        by_seed = ", ".join(f"{value:.3f}" for value in cell["by_seed"])
+        shown = [_cell(mean), by_seed, told[0], str(mean["n"]), told[1]]
         rows.append([html.escape(arm), *shown])
-    head = ["arm", "mean", "difference", "items", "items of both"]
+    head = ["arm", "mean", "by seed", "difference", "items", "items of both"]
     return [f"<h2>{html.escape(name)}</h2>", *_table(head, rows)]
 
 

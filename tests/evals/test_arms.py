@@ -92,7 +92,9 @@ def test_intervals_end_where_a_metric_does():
     a, b = [zeros, ones], [ones, zeros]
     found = arms.compare({"a": {"s": a}, "b": {"s": b}}, "a", {"s": ("recall", "searches")}, HOW)
     recall, searches = found["s"]["recall"]["b"], found["s"]["searches"]["b"]
-    assert [(c["low"], c["high"]) for c in recall.values()] == [(0.0, 1.0), (-1.0, 1.0)]
+    assert recall["by_seed"] == [1.0, 0.0]
+    ends = [(recall[c]["low"], recall[c]["high"]) for c in ("mean", "difference")]
+    assert ends == [(0.0, 1.0), (-1.0, 1.0)]
     half = stats.t.ppf(0.975, 1) * 0.5  # the seeds' deviation is the root of a half
     assert (searches["mean"]["low"], searches["mean"]["high"]) == (0.0, pytest.approx(0.5 + half))
     assert searches["difference"]["low"] == pytest.approx(-2 * half)
@@ -117,19 +119,12 @@ def test_a_table_says_what_its_intervals_are_over(seeds, asked, said):
     other = {"ramp": [by_id(0.5, 0.5)] * seeds}
     found = arms.compare({"one": one, "other": other}, "one", {"ramp": ("recall",)}, HOW)
     head, first, second, last = arms.table(found, "one", [], seeds, asked)
-    assert head.split() == ["arm", "mean", "minus", "one", "n", "paired"]
-    assert first.split() == [
-        "ramp",
-        "recall",
-        "one",
-        "0.250",
-        "[0.250,",
-        "0.250]",
-        "reference",
-        "2",
-    ]
+    by_seed = ["0.250"] * seeds
+    assert head.split() == ["arm", "mean", "minus", "one", "n", "paired", "by", "seed"]
+    assert first.split()[2:] == ["one", "0.250", "[0.250,", "0.250]", "reference", "2", *by_seed]
     assert second.split()[3:] == [
         *("0.500", "[0.500,", "0.500]", "+0.250", "[+0.250,", "+0.250]", "2", "2"),
+        *["0.500"] * seeds,
     ]
     assert last == said
 
@@ -155,4 +150,5 @@ def test_an_arm_that_lost_its_items_is_told_and_the_others_are_compared():
     ]
     lines = arms.table(found, "all", said, 2, 2)
     assert lines[4:6] == said
-    assert [line.split()[-2:] for line in lines[2:4]] == [["–", "1"], ["1", "1"]]
+    shown = [line.split()[-4:] for line in lines[2:4]]
+    assert shown == [["–", "1", "1.000", "1.000"], ["1", "1", "1.000", "1.000"]]

@@ -11,8 +11,12 @@ CELL = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 8}
 RESULTS = {
     "ramp": {
         "span_recall": {
-            "a<b": {"mean": CELL, "difference": None},
-            "other": {"mean": CELL | {"value": 0.6}, "difference": CELL | {"value": 0.1}},
+            "a<b": {"mean": CELL, "by_seed": [0.5], "difference": None},
+            "other": {
+                "mean": CELL | {"value": 0.6},
+                "by_seed": [0.55, 0.65],
+                "difference": CELL | {"value": 0.1},
+            },
         }
     }
 }
@@ -64,7 +68,8 @@ def test_the_page_says_the_figures_and_what_they_are_over():
     ]
     assert page.count('<td class="number">8') == 3  # items of two means and a difference
     assert "a<b" not in page
-    assert '<td class="number">0.600 [0.250, 0.750]<td class="number">+0.100 [+0.250' in page
+    shown = ["0.600 [0.250, 0.750]", "0.550, 0.650", "+0.100 [+0.250, +0.750]"]
+    assert "".join(f'<td class="number">{cell}' for cell in shown) in page
     assert "ramp_sft → qa_sft" in page
     assert "<code>sft.steps=3</code>" in page
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(|src=|href=", page)
