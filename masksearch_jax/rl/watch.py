@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from masksearch_jax.core.config import DapoRun, TrainRun
@@ -12,7 +12,8 @@ from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.tools import Toolbox
 from masksearch_jax.core.types import JsonObject
-from masksearch_jax.data.gate import Gate
+from masksearch_jax.core.watch_config import AlarmsConfig
+from masksearch_jax.data.gate import QUESTIONS, Gate
 from masksearch_jax.rl.heldout import Heldout
 from masksearch_jax.rollout.model import Policy
 from masksearch_jax.training.alarms import Alarms, Ringing
@@ -58,6 +59,7 @@ class Watch:
             self._stack.enter_context(self._heldout)
         kinds = self._heldout.kinds() if self._heldout else []
         gate.check_kinds(kinds, cfg.eval.every, steps)
+        check_rings(cfg.alarms, cfg.rollout.max_repeats, kinds)
 
     @staticmethod
     def _check_best(cfg: TrainRun) -> None:
@@ -137,6 +139,20 @@ class Watch:
     def act(self, step: int) -> int | None:
         """The last step before the alarms, to go back to; None: go on. Raises AlarmError."""
         return self._alarms.act(step, self._ringing, self._rollbacks or 0)
+
+
+def check_rings(alarms: AlarmsConfig, max_repeats: int, kinds: Sequence[str]) -> None:
+    """Raises ConfigError for an alarm whose figure never moves. kinds: of held-out examples."""
+    if alarms.repetition and not max_repeats:
+        raise ConfigError(
+            f"config.alarms.repetition is {alarms.repetition:g}, and config.rollout.max_repeats is "
+            "0: no trajectory is cut for repeating itself, and the alarm can never ring"
+        )
+    if alarms.plateau and not set(kinds) - {QUESTIONS}:
+        raise ConfigError(
+            f"config.alarms.plateau is {alarms.plateau}, and config.eval.data has no held-out "
+            "masked paragraph: heldout_span_recall is not measured, and the alarm can never ring"
+        )
 
 
 def after_rollbacks(cfg: DapoRun, rollbacks: int) -> DapoRun:
