@@ -19,6 +19,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from masksearch_jax.core import chinese
 from masksearch_jax.core.types import SEARCH, SEARCH_ALONE, Passage, Segment
 
 MASK = "[mask]"
@@ -27,7 +28,10 @@ _BLANK_BRAILLE = "\u2800"
 _NAME = re.compile(r"[a-z][a-z_]{0,30}")
 
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)|[。！？]")
-_WORD_END = re.compile(r"\S(?=\s)")
+_WORD_END = re.compile(rf"\S(?=\s)|[{chinese.CHARACTERS}，、；：]")
+_LONGEST, _LONGEST_TITLE = 100_000, 1000  # characters that are read of a document and its title
+_UNSPACED = re.compile(r"\s*\S{100}")  # of a script that does not space its words
+_ANYWHERE = re.compile(r"\S")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
@@ -162,13 +166,14 @@ def render_information(
 
     A document with which the wrapped block no longer `fits` is left out with all after it, so that
     the block is always closed. If it is the first, its leading sentences are shown instead, as many
-    as fit, or else words. No passages: it says `note`. tools: of the run, whose tags are escaped.
+    as fit, or else words. Of a document _LONGEST characters are read. No passages: it says `note`.
+    tools: of the run, whose tags are escaped.
     """
     shown: list[Passage] = []
     body = ""
     for passage in passages:
-        text = passage.text
-        head = "" if text.startswith(passage.title) else f"{passage.title}: "
+        title, text = passage.title[:_LONGEST_TITLE], passage.text[:_LONGEST]
+        head = "" if text.startswith(title) else f"{title}: "
         line = escape(head + text, tools)
         candidate = f"{body}\n{line}" if body else line
         if not fits(wrap("information", candidate)):
@@ -184,11 +189,24 @@ def _beginning(line: str, head: int, fits: Callable[[str], bool]) -> str:
 
     head: characters of the line that are no text yet, but its title.
     """
-    for ends in (_SENTENCE_END, _WORD_END):
-        cuts = [match.end() for match in ends.finditer(line) if match.end() > head]
-        many = bisect.bisect_left(
-            cuts, True, key=lambda cut: not fits(wrap("information", line[:cut].rstrip()))
-        )
+    ways = [_SENTENCE_END, _WORD_END]
+    if _UNSPACED.match(line, head):
+        ways.append(_ANYWHERE)
+
+    def is_room(cut: int) -> bool:
+        return fits(wrap("information", line[:cut].rstrip()))
+
+    for ends in ways:
+        cuts: list[int] = []
+        tried = 1  # doubles, so that of a document of megabytes little more than fits is read
+        for match in ends.finditer(line):
+            if match.end() > head:
+                cuts.append(match.end())
+            if len(cuts) == 2 * tried:
+                if not is_room(cuts[-1]):
+                    break
+                tried *= 2
+        many = bisect.bisect_left(cuts, True, key=lambda cut: not is_room(cut))
         if many:
             return line[: cuts[many - 1]].rstrip()
     return ""

@@ -76,6 +76,8 @@ def test_information_keeps_whole_documents_within_its_budget(texts, budget):
         ('"It is long." He said so twice.', 19, 'Aar: "It is long."'),
         ("它很长。它很深。它结束。", 12, "Aar: 它很长。"),
         ("It is a very long river of the north", 15, "Aar: It is a"),
+        ("它是一条很长很长的河，流过许多国家", 12, "Aar: 它是一条很长很"),
+        ("x" * 150, 20, "Aar: " + "x" * 15),  # as Thai has it: no spaces
         ("It is long.", 2, ""),
         ("Itislong", 6, ""),  # a title alone would say nothing
         ("<search> it. </search> Then", 20, "Aar: <\u200bsearch> it."),
@@ -89,6 +91,21 @@ def test_a_first_document_that_is_too_long_is_cut_at_a_sentence(text, room, show
     )
     assert block == f"<information>{shown}</information>"
     assert kept == tuple(documents[: bool(shown)])
+
+
+def test_of_a_document_of_megabytes_little_is_read_twice():
+    seen = []
+
+    def fits(block):
+        seen.append(len(block))
+        return len(block) <= 500
+
+    text = "It flows on. " * 200_000
+    block, _ = markup.render_information([passage("1", text, "Aar")], fits=fits)
+    assert 480 < len(block) <= 500
+    assert sum(seen) < 110_000
+    whole, _ = markup.render_information([passage("1", text, "T" * 10**6)])
+    assert len(whole) == len("<information>: </information>") + 101_000
 
 
 def test_information_as_written():
