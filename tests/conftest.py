@@ -3,6 +3,7 @@
 import atexit
 import dataclasses
 import fcntl
+import gc
 import os
 import shutil
 import subprocess
@@ -16,9 +17,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Most programs here, those of the processes that tests start too, are compiled to run a few times:
-# optimising them further costs more than it saves, and without the fusion emitters each takes a
-# quarter of the time. Not at all optimised, a training step takes three times as long.
+# Most programs run once, and optimising them costs more than it saves, in the processes too that
+# tests start. `optimised` is for those that run often. Without the fusion emitters each program is
+# compiled in a quarter of the time.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1 "
     "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false"
@@ -67,12 +69,19 @@ LONGEST = (
 
 def pytest_configure(config: pytest.Config) -> None:
     jax.devices()  # JAX begins here, so that no main that a test calls sets another number
+    gc.disable()  # until all tests are collected: what is imported stays
     config.option.loadscopereorder = False  # xdist would begin with the files of the most tests
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {f"test_{name}": i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)  # tracing makes many objects, of which few stay
+    gc.enable()
 
 
 CHROMIUM = next(
@@ -195,6 +204,21 @@ def miniature(make_once) -> Miniature:
         )
 
     return at(make_once("miniature", make))
+
+
+@pytest.fixture(scope="module")
+def optimised():
+    """Programs are optimised, those of processes that are started too: whole trainings gain by it.
+
+    All programs: what is compared bit by bit must not have been compiled in two ways.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+        jax.config.update("jax_disable_most_optimizations", False)
+        jax.clear_caches()
+        yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="module")

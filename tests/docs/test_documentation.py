@@ -389,6 +389,7 @@ def tiny_inputs(tmp_path) -> Path:
 
 
 @pytest.mark.slow  # eight processes
+@pytest.mark.usefixtures("optimised")
 def test_the_readmes_chain_runs_as_it_stands_but_for_its_size(tiny_inputs):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     chain = next(b.text for b in blocks(text) if ".build_ramp --" in b.text)

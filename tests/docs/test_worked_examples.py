@@ -29,7 +29,7 @@ def numbers(text: str) -> list[float]:
     "name",
     [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in NAMES],
 )
-def test_it_prints_what_the_page_shows(name, capsys, one_device):
+def test_it_prints_what_the_page_shows(name, capsys, one_device, optimised):
     importlib.import_module(f"examples.worked.{name}").main()
     said, kept = capsys.readouterr().out, (FOLDER / f"{name}.txt").read_text(encoding="utf-8")
     if name not in WITHIN:

@@ -65,6 +65,7 @@ def chain(miniature, tmp_path):
 
 
 @pytest.mark.slow  # a dozen processes
+@pytest.mark.usefixtures("optimised")
 def test_cells_train_resume_and_are_shown_beside_each_other(chain, miniature):
     given = ("tiny,runlocal", f"--tokenizer={miniature.tokenizer}")
     for cell in ("rl-rl", "none-sft"):

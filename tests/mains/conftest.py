@@ -50,7 +50,7 @@ def cached(miniature, make_once, repository):
 
 
 @pytest.fixture(scope="module")
-def sft(cached, one_device, make_once):
+def sft(cached, optimised, one_device, make_once):
     """The config of a whole SFT run, which has been run."""
     folder = make_once("sft", lambda folder: train_sft.run(sft_config(cached, folder)))
     return sft_config(cached, folder)

@@ -301,7 +301,7 @@ def kill_at(process, workdir, pattern):
 
 
 @pytest.mark.slow  # four processes, two with children that import TensorFlow
-def test_a_kill_anywhere_changes_no_figure(repository, tmp_path):
+def test_a_kill_anywhere_changes_no_figure(repository, optimised, tmp_path):
     """The run that is killed goes on from a copy of the other's first iteration."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     expected = finish(start(repository, whole), whole)

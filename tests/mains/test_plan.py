@@ -38,6 +38,8 @@ SMALL_DAPO = (
     *("rollout.max_len=1024", "rollout.max_new_tokens=512"),
     "model.head_dim=128",  # which the kernel that reads the KV cache takes
 )
+# How users compile.
+AS_USERS = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="libtpu, the compiler for TPUs, is not installed: pip install 'jax[tpu]'",
@@ -203,7 +205,7 @@ def test_the_compilers_word_that_it_does_not_fit():
 def command(repository, config, *overrides):
     run = [sys.executable, "-m", "masksearch_jax.plan", f"--config={repository}/configs/{config}"]
     run += [f"--config.{o}" for o in overrides]
-    env = os.environ | {"XLA_FLAGS": ""}  # as users compile
+    env = os.environ | AS_USERS
     return subprocess.run(run, cwd=repository, env=env, capture_output=True, text=True, check=False)
 
 
@@ -307,7 +309,7 @@ def test_two_axes_of_a_mesh_may_share_a_side_of_the_slice(repository):
 
 def run_script(repository, text, *args):
     """What a script prints that compiles for TPUs in a process of its own."""
-    run, env = [sys.executable, "-c", text, *args], os.environ | plan.QUIET | {"XLA_FLAGS": ""}
+    run, env = [sys.executable, "-c", text, *args], os.environ | plan.QUIET | AS_USERS
     how = {"cwd": repository, "capture_output": True, "text": True, "check": True}
     return subprocess.run(run, env=env, **how).stdout
 

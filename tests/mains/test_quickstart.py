@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.crash_runs import curve
 from masksearch_jax import quickstart, train_dapo, train_sft, viewer
-from masksearch_jax.core.errors import UserError
+from masksearch_jax.core.errors import ConfigError, UserError
 from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import Vocab
@@ -30,6 +30,7 @@ SMALL = (
     "qa_dapo.overlong_buffer=16", "qa_sft.steps=3", "qa_dapo.steps=1",
     "eval.examples=4", "eval.bootstrap=50",
     "checkpoint.every=1", "report_trajectories=2",
+    "model.hidden_size=64", "model.intermediate_size=64", "model.head_dim=16",
 )  # fmt: skip
 
 
@@ -41,11 +42,15 @@ HEED_CTRL_C = (
 )
 
 
+def flags_of(repository, workdir, *overrides):
+    flags = [f"--config.{o}" for o in (f"workdir={workdir}", *SMALL, *overrides)]
+    return [f"--config={repository / 'configs' / 'quickstart.py'}:runlocal", *flags]
+
+
 def start(repository, workdir, *overrides):
     """The command as a user starts it; what it says goes to WORKDIR.err and WORKDIR.out."""
     command = [sys.executable, "-c", HEED_CTRL_C, "-m", "masksearch_jax.quickstart"]
-    command.append(f"--config={repository / 'configs' / 'quickstart.py'}:runlocal")
-    command += [f"--config.{o}" for o in (f"workdir={workdir}", *SMALL, *overrides)]
+    command += flags_of(repository, workdir, *overrides)
     files = [open(f"{workdir}.{s}", "w") for s in ("out", "err")]  # noqa: SIM115, the child's
     try:
         return subprocess.Popen(command, cwd=repository, stdout=files[0], stderr=files[1])
@@ -85,15 +90,18 @@ def curves(workdir):
 
 
 def stages_of(workdir):
-    """Stages of the run of a folder without a control, in order."""
+    """Stages of the run of a folder, in order."""
     return [*json.loads((workdir / "summary.json").read_text())["stages"], "report"]
 
 
+CONTROL = "control=True"
+
+
 @pytest.fixture(scope="module")
-def whole(repository, tmp_path_factory):
-    """The folder and the summary of a run that nobody disturbed."""
+def whole(repository, optimised, tmp_path_factory):
+    """The folder and the summary of a run with a control that nobody disturbed."""
     workdir = tmp_path_factory.mktemp("quickstart") / "whole"
-    return workdir, finish(start(repository, workdir), workdir)
+    return workdir, finish(start(repository, workdir, CONTROL), workdir)
 
 
 @pytest.mark.slow
@@ -102,12 +110,12 @@ def test_every_figure_is_in_the_summary(whole):
     assert list(summary["stages"]) == [
         "ramp", "index", "demonstrations", "tokenizer", "cache", "evaluate_init",
         *(f"{part}{name}" for name in quickstart.TRAININGS[:4] for part in ("", "evaluate_")),
-        "export",
+        "control", "evaluate_control", "export",
     ]  # fmt: skip
     assert all(stage["seconds"] > 0 for stage in summary["stages"].values())
     assert summary["wall_seconds"] >= sum(s["seconds"] for s in summary["stages"].values())
     assert 2**28 < summary["peak_memory_bytes"] < 2**32
-    assert list(summary["eval"]) == ["init", "ramp_sft", "ramp_dapo", "qa_sft", "qa_dapo"]
+    assert list(summary["eval"]) == ["init", *quickstart.TRAININGS[:4], "control"]
     measured = ("em", "f1", "format_rate", "searches", "source_hit")
     for name, suites in summary["eval"].items():
         hidden = {"source_hidden"} if name != "init" else set()
@@ -125,9 +133,10 @@ def test_every_figure_is_in_the_summary(whole):
     by_masks = summary["eval_by_type"]["qa_dapo"]["ramp"]["search"]
     assert set(by_masks) <= {"k1", "k2", "k3", "k4"}
     assert sum(m["f1"]["n"] for m in by_masks.values()) == 4
-    assert summary["time"].keys() == set(quickstart.TRAININGS[:4])
-    assert list(summary["updates"]) == list(quickstart.TRAININGS[:4])
-    assert [summary["updates"][name] for name in ("ramp_sft", "qa_sft")] == [6, 3]
+    assert summary["time"].keys() == set(quickstart.TRAININGS)
+    assert list(summary["updates"]) == list(quickstart.TRAININGS)
+    sft = ("ramp_sft", "qa_sft", "control_sft")
+    assert [summary["updates"][name] for name in sft] == [6, 3, 6 + 3]
     assert summary["data"].keys() == {
         "corpus", "questions", "clean", "ramp", "index", "demonstrations", "cache"
     }  # fmt: skip
@@ -158,7 +167,7 @@ def test_the_screen_is_short_and_names_every_stage(whole):
 def test_the_same_command_again_changes_nothing(repository, whole):
     workdir, summary = whole
     page = (workdir / "report.html").read_bytes()
-    assert finish(start(repository, workdir), workdir) == summary
+    assert finish(start(repository, workdir, CONTROL), workdir) == summary
     assert (workdir / "report.html").read_bytes() == page
     assert said(workdir).count("done before") == len(stages_of(workdir))
 
@@ -166,9 +175,31 @@ def test_the_same_command_again_changes_nothing(repository, whole):
 @pytest.mark.slow
 def test_another_configuration_is_refused(repository, whole):
     workdir, _ = whole
-    process = start(repository, workdir, "sft.steps=7")
-    assert process.wait() == 2
-    assert "sft.steps: 6 → 7" in said(workdir)
+    flags = flags_of(repository, workdir, CONTROL, "sft.steps=7")
+    cfg = cli.parse(quickstart.QuickstartRun, ["quickstart", *flags])
+    with pytest.raises(ConfigError, match=r"sft\.steps: 6 → 7"):
+        quickstart.run(cfg)
+
+
+@pytest.mark.slow
+def test_a_control_trains_on_questions_alone_as_long_as_both_stages(whole):
+    workdir, _ = whole
+    made = {name: json.loads((workdir / name / "run.json").read_text())["config"]
+            for name in quickstart.TRAININGS}  # fmt: skip
+    steps_of = {name: c.get("sft", c.get("dapo"))["steps"] for name, c in made.items()}
+    for kind in ("sft", "dapo"):
+        assert steps_of[f"control_{kind}"] == steps_of[f"ramp_{kind}"] + steps_of[f"qa_{kind}"]
+    assert made["control_sft"]["init"] == made["ramp_sft"]["init"] == ""
+    assert made["control_sft"]["seed"] == made["ramp_sft"]["seed"]
+    assert made["qa_sft"]["sft"]["curriculum"] == "0:ramp_sft_qa_mixed"
+    assert made["control_sft"]["sft"]["curriculum"] == "0:qa_sft_mixed"
+    assert made["control_dapo"]["dapo"]["curriculum"] == "0:qa_mixed"
+    rates = json.loads((workdir / "cache" / "manifest.json").read_text())["mixtures"]
+    assert rates["ramp_sft_qa_mixed"]["qa_sft_atlas"] == 0.8
+    assert made["qa_sft"]["init"] == str(workdir / "ramp_dapo" / "checkpoints")
+    main = data_of((workdir / "report.html").read_text())["main"]
+    assert "control: QA alone" in {e["place"] for e in main["evaluations"]}
+    assert {"control SFT", "control DAPO"} <= {s["place"] for s in main["series"]}
 
 
 def header(name):
@@ -193,23 +224,19 @@ def both(first, second):
 # Stage → when to stop in it. A stage that takes no time is stopped at its start or in the next.
 MOMENTS = {
     "ramp": header("ramp"),
-    "index": header("index"),
     "demonstrations": exists("data/demonstrations/*"),
-    "tokenizer": header("tokenizer"),
     "cache": exists("cache/*"),
     "evaluate_init": exists("eval/init/*.partial.jsonl"),
     "ramp_sft": lines("ramp_sft", 3),
-    "evaluate_ramp_sft": exists("eval/ramp_sft/*.partial.jsonl"),
     "ramp_dapo": lines("ramp_dapo", 1),
-    "qa_sft": lines("qa_sft", 1),
-    "evaluate_qa_dapo": exists("eval/qa_dapo/*.partial.jsonl"),
     "export": header("export"),
 }
 KILLS = {"ramp_sft": lines("ramp_sft", 4), "ramp_dapo": header("ramp_dapo")}
 
 
-@pytest.mark.slow  # a dozen starts
+@pytest.mark.slow  # ten starts
 def test_stopping_anywhere_changes_no_figure(repository, whole, tmp_path):
+    """The undisturbed run has a control besides, which changes nothing of the others."""
     undisturbed, expected = whole
     workdir = tmp_path / "stopped"
     for name, moment in MOMENTS.items():
@@ -224,10 +251,12 @@ def test_stopping_anywhere_changes_no_figure(repository, whole, tmp_path):
             status = stop(start(repository, workdir), workdir, KILLS[name], signal.SIGKILL)
             assert status == -signal.SIGKILL
     found = finish(start(repository, workdir), workdir)
-    for key in ("eval", "eval_by_type", "data", "export", "versions"):
+    for key in ("eval", "eval_by_type"):
+        assert found[key] == {n: v for n, v in expected[key].items() if n != "control"}, key
+    for key in ("data", "export", "versions"):
         assert found[key] == expected[key], key
     assert curves(workdir) == curves(undisturbed)
-    assert found["stages"].keys() == expected["stages"].keys()
+    assert found["stages"].keys() == expected["stages"].keys() - {"control", "evaluate_control"}
     ours, theirs = (
         json.loads((w / "data" / "counts.json").read_text()) for w in (workdir, undisturbed)
     )
@@ -235,7 +264,7 @@ def test_stopping_anywhere_changes_no_figure(repository, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_corpus_of_ones_own(repository, tmp_path):
+def test_a_corpus_of_ones_own(repository, optimised, tmp_path):
     """Wikipedia's shape, no questions: RAMP alone is evaluated, and a bad line is counted."""
     path = tmp_path / "own.jsonl"
     text = "{} was founded in {} by King Olav the {}th on the river Glomma in the land of Norway."
@@ -244,7 +273,8 @@ def test_a_corpus_of_ones_own(repository, tmp_path):
     path.write_text("".join(json.dumps(r) + "\n" for r in rows) + "{oops\n")
     workdir = tmp_path / "run"
     process = start(
-        repository, workdir, f"corpus.path={path}", "corpus.limit=0", "ramp.heldout_fraction=0.2"
+        *(repository, workdir, f"corpus.path={path}", "corpus.limit=0"),
+        *("ramp.heldout_fraction=0.2", "sft.steps=2", "dapo.steps=1"),
     )
     summary = finish(process, workdir)
     assert summary["data"]["corpus"] == {"in": 201, "out": 200, "dropped": {"not JSON": 1}}
@@ -256,31 +286,6 @@ def test_a_corpus_of_ones_own(repository, tmp_path):
     assert said(workdir).count("left out: there are no questions") == 4
     card = (workdir / "hf" / "README.md").read_text()
     assert "RAMP: SFT, then DAPO |" in card
-
-
-@pytest.mark.slow
-def test_a_control_trains_on_questions_alone_as_long_as_both_stages(repository, tmp_path):
-    workdir = tmp_path / "run"
-    process = start(repository, workdir, "control=True", "sft.steps=2", "dapo.steps=1")
-    summary = finish(process, workdir)
-    assert list(summary["eval"])[-1] == "control"
-    assert list(summary["stages"])[-3:] == ["control", "evaluate_control", "export"]
-    made = {name: json.loads((workdir / name / "run.json").read_text())["config"]
-            for name in quickstart.TRAININGS}  # fmt: skip
-    steps_of = {name: c.get("sft", c.get("dapo"))["steps"] for name, c in made.items()}
-    for kind in ("sft", "dapo"):
-        assert steps_of[f"control_{kind}"] == steps_of[f"ramp_{kind}"] + steps_of[f"qa_{kind}"]
-    assert made["control_sft"]["init"] == made["ramp_sft"]["init"] == ""
-    assert made["control_sft"]["seed"] == made["ramp_sft"]["seed"]
-    assert made["qa_sft"]["sft"]["curriculum"] == "0:ramp_sft_qa_mixed"
-    assert made["control_sft"]["sft"]["curriculum"] == "0:qa_sft_mixed"
-    assert made["control_dapo"]["dapo"]["curriculum"] == "0:qa_mixed"
-    rates = json.loads((workdir / "cache" / "manifest.json").read_text())["mixtures"]
-    assert rates["ramp_sft_qa_mixed"]["qa_sft_atlas"] == 0.8
-    assert made["qa_sft"]["init"] == str(workdir / "ramp_dapo" / "checkpoints")
-    main = data_of((workdir / "report.html").read_text())["main"]
-    assert "control: QA alone" in {e["place"] for e in main["evaluations"]}
-    assert {"control SFT", "control DAPO"} <= {s["place"] for s in main["series"]}
 
 
 # ---- quick

@@ -74,7 +74,7 @@ def test_a_model_that_is_not_there_is_named_before_anything_is_built(repository,
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("one_device", "optimised")
 def test_all_stages_go_from_the_file_to_an_exported_folder(repository, files, tmp_path):
     cfg = configured(repository, files, tmp_path / "run")
     quickstart.run(cfg)

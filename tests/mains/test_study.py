@@ -387,7 +387,7 @@ def shop(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("one_device", "optimised")
 def test_a_tiny_study_ends_with_its_table_and_goes_on_with_more_seeds(
     parse, shop, tmp_path, capsys
 ):
@@ -417,7 +417,7 @@ def test_a_tiny_study_ends_with_its_table_and_goes_on_with_more_seeds(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("one_device", "optimised")
 def test_a_study_goes_through_both_stages_and_on_where_it_was_stopped(
     parse, shop, tmp_path, monkeypatch
 ):
@@ -465,7 +465,7 @@ def test_a_study_goes_through_both_stages_and_on_where_it_was_stopped(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("one_device", "optimised")
 def test_a_tiny_study_learns_from_what_its_first_arm_finds_hard_and_samples(parse, shop, tmp_path):
     tiny = (*TINY, f"made={shop}", f"workdir={tmp_path}", "seeds=1", "heldout_points=0")
     cfg = parse("masking,runlocal", *tiny, "eval.suites=('ramp',)", "eval.examples=1")

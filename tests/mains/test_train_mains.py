@@ -47,6 +47,7 @@ def test_every_figure_of_a_run_is_explained(sft, dapo, repository):
     assert sorted(name for name in written if f"`{name}`" not in page) == []
 
 
+@pytest.mark.slow
 def test_tokens_per_second_are_those_of_training(cached, sft, tmp_path, monkeypatch):
     """A measurement of a thousand seconds, where all else takes one."""
     now = itertools.count()
@@ -98,6 +99,7 @@ def test_dapo_before_its_first_checkpoint_starts_afresh(dapo, begun):
     assert curves(folder) == curves(dapo.workdir)[:1]
 
 
+@pytest.mark.slow
 def test_sft_that_is_told_to_stop_saves_that_step_and_goes_on_bitwise(sft, tmp_path, capsys):
     class Stopped(Progress):
         def update(self, done, **figures):
@@ -135,6 +137,7 @@ class Terminates:
         return self.tool.search(queries, top_k)
 
 
+@pytest.mark.slow
 def test_dapo_that_is_told_to_stop_leaves_its_rollouts_and_goes_on_bitwise(
     cached, dapo, begun, tmp_path
 ):
@@ -164,6 +167,7 @@ class Down:
         return self.tool.search(queries, top_k)
 
 
+@pytest.mark.slow
 def test_a_step_whose_searches_fail_is_sampled_again_bitwise(
     cached, dapo, begun, tmp_path, monkeypatch
 ):
@@ -193,6 +197,7 @@ def test_a_step_whose_searches_fail_is_sampled_again_bitwise(
     assert all(re.fullmatch(said, text) for _, text in shown)
 
 
+@pytest.mark.slow
 def test_a_search_tool_that_stays_down_ends_the_run_which_goes_on_later(
     cached, dapo, begun, tmp_path, monkeypatch
 ):
@@ -261,6 +266,7 @@ def test_a_run_without_updates_ends_when_its_patience_does(dapo, tmp_path, capsy
     assert "3" in os.listdir(tmp_path / "checkpoints")
 
 
+@pytest.mark.slow
 def test_the_best_step_by_a_figure_of_updates_is_found_though_a_step_has_none(
     dapo, tmp_path, monkeypatch
 ):

@@ -238,6 +238,7 @@ def test_rows_that_the_mesh_cannot_split_in_time_are_refused_at_the_start(sft, d
 # ---- rewards
 
 
+@pytest.mark.slow
 def test_a_reward_of_ones_own_trains_as_ours_does(dapo, tmp_path):
     """The same curve, though several workers compute the rewards."""
     own_rewards.like.append(dapo.dapo)
@@ -251,6 +252,7 @@ def test_a_reward_of_ones_own_trains_as_ours_does(dapo, tmp_path):
     assert found == expected
 
 
+@pytest.mark.slow
 def test_a_judge_that_dies_stops_a_run_which_goes_on_and_asks_nothing_twice(
     dapo, tmp_path, monkeypatch
 ):

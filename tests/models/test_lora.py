@@ -182,6 +182,7 @@ def test_an_update_moves_adapters_alone(kind, dtype, mesh, dapo_settings):
     assert all(float(jnp.abs(x).max()) > 0 for x in jax.tree.leaves(state.params))
 
 
+@pytest.mark.slow
 def test_a_mesh_splits_adapters_and_changes_nothing(mesh):
     step = train_state.make_train_step(
         train_sft.make_loss_fn(COMPUTE), train_state.make_optimizer(OPTIM, 20)
@@ -252,6 +253,7 @@ def test_a_checkpoint_of_adapters_is_loaded_merged_into_its_base(dtype, mesh, tm
         from_checkpoint(str(tmp_path / "c"), MODEL, COMPUTE, mesh, str(tmp_path / "other"))
 
 
+@pytest.mark.slow
 def test_adapters_may_be_for_the_model_of_other_adapters(mesh, tmp_path):
     first = saved(tmp_path / "sft", "", mesh)  # on random weights: they are their seed's
     second = saved(tmp_path / "dapo", str(tmp_path / "sft"), mesh)
@@ -262,6 +264,7 @@ def test_adapters_may_be_for_the_model_of_other_adapters(mesh, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_adapters_name_the_step_that_they_are_for(mesh, tmp_path):
     base, models = tmp_path / "base", [full_model(seed) for seed in (3, 4)]
 
@@ -413,6 +416,7 @@ def test_the_exported_folder_is_base_plus_scaled_b_times_a(tmp_path):
         hf.save(model, tmp_path / "unmerged")
 
 
+@pytest.mark.slow
 def test_an_export_of_adapters_streams_what_merging_gives(mesh, tmp_path):
     """On an HF folder, on random weights, on other adapters; kept shards are of the same base."""
     hf.save(full_model(), tmp_path / "base")

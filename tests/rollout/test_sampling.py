@@ -218,6 +218,7 @@ def test_a_row_draws_by_its_own_sampler_as_if_all_had_it():
     assert BY_ROW._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_requests_of_one_engine_have_samplers_of_their_own():
     """Each as in an engine that has its sampler for all, and nothing is compiled for any."""
     samplers = [Sampler(0.0), Sampler(1.0), Sampler(0.7, top_k=3), None]
