@@ -365,6 +365,7 @@ def test_a_tokenizer_of_another_model_is_refused(run_config, tmp_path):
         evaluate.run(dataclasses.replace(run_config, workdir=str(tmp_path), model=model))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_an_evaluation_that_is_told_to_stop_does(run_config, tmp_path, monkeypatch):
     class Stopped(Progress):

@@ -216,6 +216,7 @@ def test_items_that_were_trained_on_are_told_apart(cfg, tmp_path):
 # ---- difficulty
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_what_makes_a_span_hard(miniature, cfg, tmp_path, monkeypatch, capsys):
     monkeypatch.undo()
