@@ -38,7 +38,7 @@ from masksearch_jax.parallel import sharding
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rl import behaviour, left_out, losses, rewards
 from masksearch_jax.rl.group_sampler import GroupSampler, Outage, figures
-from masksearch_jax.rl.groups import Group
+from masksearch_jax.rl.groups import Group, score_groups
 from masksearch_jax.rl.pass_rates import PassRates
 from masksearch_jax.rl.reward_pool import RewardPool, right_answer
 from masksearch_jax.rl.rollout_log import RolloutLog
@@ -395,7 +395,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 metrics["update_seconds"] = time.perf_counter() - sampled_at
                 metrics |= behaviour.figures(seen) | {"refills": float(sampler.refills)}
                 if dapo.rest_steps:
-                    pass_rates.update(step, seen)
+                    pass_rates.update(step, seen, score_groups(seen, dapo, rollout)[2])
                     metrics |= pass_rates.figures()
                 if dapo.keep_rollouts:
                     rollout_log.write(done, step, seen, kept, update.trained)

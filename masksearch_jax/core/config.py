@@ -289,8 +289,8 @@ class DapoConfig(RewardConfig, LossConfig):
     rest_steps: int = key(
         0,
         (
-            "Steps that a prompt rests whose samples were all right or all wrong, twice as many "
-            "each time; 0: none."
+            "Steps that a prompt rests whose samples had no spread (by default: were all right or "
+            "all wrong), twice as many each time; 0: none."
         ),
         least=0,
     )

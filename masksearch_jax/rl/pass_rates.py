@@ -1,7 +1,7 @@
 """What is remembered of each prompt: how often its samples were right, and until when it rests.
 
-A prompt whose samples are all right, or all wrong, has nothing to teach now. It comes back later,
-and later still each time.
+A prompt whose samples have no spread has nothing to teach now: by default where all are right, or
+all wrong. It comes back later, and later still each time.
 """
 
 from __future__ import annotations
@@ -37,20 +37,23 @@ class PassRates:
     def is_resting(self, name: str) -> bool:
         return self._known.get(name, (0, 0, 0, 0))[3] > self._step
 
-    def update(self, step: int, seen: Sequence[Group]) -> None:
-        """Remembers the groups of a step of all processes, which all must call it."""
-        own = []
-        for group in seen:
-            right = [t.accuracy >= self._threshold for t in asked_for(group) if not t.failure]
-            own.append([group.example.id, int(np.sum(right)), len(right)])
-        for text in hosts.gather_texts(json.dumps(own)):
-            for name, right, samples in json.loads(text):
-                if samples:
-                    self._remember(step, name, right, samples)
+    def update(self, step: int, seen: Sequence[Group], taught: Sequence[bool]) -> None:
+        """Remembers the groups of a step of all processes, which all must call it.
 
-    def _remember(self, step: int, name: str, right: int, samples: int) -> None:
+        taught: whether each has spread to learn from, as `score_groups` says.
+        """
+        own = []
+        for group, has_spread in zip(seen, taught, strict=True):
+            right = [t.accuracy >= self._threshold for t in asked_for(group) if not t.failure]
+            own.append([group.example.id, int(np.sum(right)), len(right), bool(has_spread)])
+        for text in hosts.gather_texts(json.dumps(own)):
+            for name, right, samples, has_spread in json.loads(text):
+                if samples:
+                    self._remember(step, name, right, samples, has_spread)
+
+    def _remember(self, step: int, name: str, right: int, samples: int, taught: bool) -> None:
         before = self._known.get(name, [0, 0, 0, 0])
-        idle = before[2] + 1 if right in (0, samples) else 0
+        idle = 0 if taught else before[2] + 1
         until = step + 1 + (self._rest << min(idle - 1, _MOST_DOUBLINGS)) if idle else 0
         self._known[name] = [before[0] + right, before[1] + samples, idle, until]
 
