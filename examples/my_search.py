@@ -34,4 +34,6 @@ def _shared(query: str, passage: Passage) -> int:
 
 if __name__ == "__main__":
     tool = TitleSearch(read_jsonl(sys.argv[1], Passage))
-    SearchServer(tool, "127.0.0.1", 8001).serve_forever()
+    server = SearchServer(tool, "127.0.0.1", 8001)
+    print("serving at http://127.0.0.1:8001", flush=True)
+    server.serve_forever()

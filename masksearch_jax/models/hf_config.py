@@ -50,7 +50,12 @@ _SCALING = {
 def read_json(path: Path) -> JsonObject:
     """The object in a JSON file. Raises FileNotFoundError, or HfError naming the file."""
     if not path.is_file():
-        raise FileNotFoundError(f"no {path.name} in {path.parent}: not a whole HF model folder")
+        folder = path.parent
+        if not folder.exists():
+            raise FileNotFoundError(f"{folder} is not there")
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is a file, neither an HF folder nor of GGUF")
+        raise FileNotFoundError(f"no {path.name} in {folder}: not a whole HF model folder")
     try:
         found = json.loads(path.read_text())
     except ValueError as error:

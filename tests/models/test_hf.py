@@ -674,6 +674,15 @@ def test_a_folder_transformers_cannot_load_says_why(tmp_path: Path) -> None:
         reload_check.reference(tmp_path, PROMPTS, 1)
 
 
+def test_what_no_architecture_can_be_read_from_is_named(tmp_path):
+    (tmp_path / "text.txt").write_text("no GGUF")
+    for name, said in (("absent.gguf", "is not there"), ("text.txt", "is a file, neither")):
+        with pytest.raises(FileNotFoundError, match=rf"{name} {said}"):
+            hf.read_config(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"no config\.json in .*: not a whole HF model"):
+        hf.read_config(tmp_path)
+
+
 def test_a_folder_without_a_model_is_told_with_what_it_has(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     mesh = make_mesh(MeshConfig(1, -1, 1))
