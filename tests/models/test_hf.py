@@ -543,6 +543,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_export_reloads_with_transformers(tokenizer: Path, tmp_path: Path) -> None:
     if not reload_check.has_transformers():
         pytest.skip("torch and transformers are not both installed")

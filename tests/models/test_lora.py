@@ -233,7 +233,7 @@ def saved(folder: Path, base: str, mesh, *, dtype: str = "float32") -> Transform
     return whole
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_checkpoint_of_adapters_is_loaded_merged_into_its_base(dtype, mesh, tmp_path):
     hf.save(full_model(), tmp_path / "base")
     whole = saved(tmp_path / "c", str(tmp_path / "base"), mesh, dtype=dtype)

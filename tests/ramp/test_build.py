@@ -254,6 +254,7 @@ def test_token_rows_give_a_token_across_the_border_to_the_target():
     ]
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_the_logits():
     config = ModelConfig(
         family="qwen2", vocab_size=50, hidden_size=16, intermediate_size=32, num_layers=2,

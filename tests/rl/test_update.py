@@ -285,6 +285,7 @@ def update(batch: rows.Batch, accumulate: int, used: int | None) -> tuple[dict, 
     return {k: float(v) for k, v in metrics.items()}, jax.tree.leaves(gradient)
 
 
+@pytest.mark.slow
 def test_loss_and_gradient_are_those_of_a_trajectory_to_a_row():
     given = samples([3, 12, 5, 0, 4, 7, 2, 4])
     padded = rows.lay([[one] for one in given], ROOM, DAPO_FIELDS)

@@ -258,7 +258,7 @@ def test_ids_do_not_depend_on_search_latency_or_order():
     ("sizes", "ways", "weights"),
     [
         (MeshConfig(2, 2, 2), 8, "whole"),
-        (MeshConfig(2, 4, 1), 8, "whole"),
+        pytest.param(MeshConfig(2, 4, 1), 8, "whole", marks=pytest.mark.slow),
         pytest.param(MeshConfig(2, 2, 2), 8, "shared", marks=pytest.mark.slow),
         pytest.param(MeshConfig(2, 1, 2, context=2), 4, "whole", marks=pytest.mark.slow),
     ],

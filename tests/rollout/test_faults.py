@@ -77,6 +77,7 @@ def model(vocab: Vocab) -> ScriptedModel:
     )
 
 
+@pytest.mark.slow
 def test_every_prompt_ends_once_however_search_misbehaves(vocab, model) -> None:
     search = Faulty()
     rollout = dataclasses.replace(
