@@ -16,7 +16,7 @@ _COLOUR, _REFERENCE = "#1f77b4", "#d62728"
 _STYLE = """\
 main { max-width: 62rem }
 table { width: auto; margin: .5rem 0 1.5rem }
-td.number { white-space: nowrap }
+td.whole { white-space: nowrap }
 svg { max-width: 100%; height: auto }"""
 
 _GROWTH = (
@@ -192,5 +192,10 @@ def _code(words: Sequence[str]) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     cells = "".join(f"<th>{name}" for name in head)
-    body = ("<tr>" + "".join(f'<td class="number">{c}' for c in row) for row in rows)
-    return [f"<table><tr>{cells}", *body, "</table>"]
+    body = ("<tr>" + "".join(map(_td, row)) for row in rows)
+    return [f'<div class="scroll"><table><tr>{cells}', *body, "</table></div>"]
+
+
+def _td(cell: str) -> str:
+    """A figure stays on its line; words of a list may go on in the next."""
+    return f"<td>{cell}" if "<code>" in cell else f'<td class="whole">{cell}'

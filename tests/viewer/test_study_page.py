@@ -66,10 +66,10 @@ def test_the_page_says_the_figures_and_what_they_are_over():
         "1 of 3 seeds are done; over items. Differences are paired, to the arm a&lt;b.",
         "a&lt;b has none",
     ]
-    assert page.count('<td class="number">8') == 3  # items of two means and a difference
+    assert page.count('<td class="whole">8') == 3  # items of two means and a difference
     assert "a<b" not in page
     shown = ["0.600 [0.250, 0.750]", "0.550, 0.650", "+0.100 [+0.250, +0.750]"]
-    assert "".join(f'<td class="number">{cell}' for cell in shown) in page
+    assert "".join(f'<td class="whole">{cell}' for cell in shown) in page
     assert "ramp_sft → qa_sft" in page
     assert "<code>sft.steps=3</code>" in page
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(|src=|href=", page)
@@ -91,7 +91,7 @@ def test_a_stages_charts_have_a_line_in_a_band_for_the_arms_that_share_it():
 def test_the_page_says_whether_answers_grew():
     page = study.page(TOLD, "<svg></svg>")
     rows = re.findall(r"<tr>(.*1\.000 → 1\.500.*)", page)
-    cells = [re.findall(r'<td class="number">([^<]*)', row) for row in rows]
+    cells = [re.findall(r'<td class="whole">([^<]*)', row) for row in rows]
     assert [c[3] for c in cells] == ["+0.250 to +0.750", "+0.000 to +0.750"]
     assert [c[-1] for c in cells] == ["yes", "no: it did not show"]
 
@@ -105,7 +105,9 @@ def test_a_study_that_trains_nothing_has_no_curves():
 @pytest.mark.slow
 def test_a_browser_draws_the_curves(browser, tmp_path):
     path = tmp_path / "study.html"
-    path.write_text(study.page(TOLD, "<svg></svg>"), encoding="utf-8")
+    of = [f"arm_with_a_name/{i}" for i in range(40)]  # a text is shared by all arms and seeds
+    made = {"made": {"text-0123456789abcdef": {"seconds": 2.4, "of": of}}}
+    path.write_text(study.page(TOLD | made, "<svg></svg>"), encoding="utf-8")
     said = []
     page = browser.new_page(viewport={"width": 1200, "height": 4000})
     page.on("console", lambda message: said.append(message.text))
@@ -116,5 +118,8 @@ def test_a_browser_draws_the_curves(browser, tmp_path):
     assert page.locator("#curves h3").all_inner_texts() == ["RAMP SFT", "RAMP DAPO"]
     shown = page.locator("figure .readout").all_inner_texts()[1]
     assert shown.split() == ["last", "0.5000", "0.5000"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1200
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.close()
     assert said == []
