@@ -17,7 +17,7 @@ from tests.rollout.word_engine import (
     OVERSUBSCRIBED,
     REQUESTS,
     ROLLOUT,
-    SEARCHER,
+    chain,
     colours,
     engine,
     request,
@@ -221,7 +221,9 @@ def test_a_run_that_is_told_to_end_opens_no_more_while_others_end() -> None:
     requests = [dataclasses.replace(request("plan", i), withdrawn=looked_at()) for i in range(40)]
     out: list[Trajectory] = []
     with engine() as e:
-        for trajectory in e.run(SEARCHER, requests, enough=lambda: len(out) >= 1):
+        for trajectory in e.run(
+            chain("plan", "red", "plan"), requests, enough=lambda: len(out) >= 1
+        ):
             out.append(trajectory)
     assert {t.status for t in out} == {"out_of_time"}
     assert len(out) == 2 * ROLLOUT.slots  # the second slots were filled as the first ended
