@@ -120,6 +120,6 @@ def test_a_browser_draws_the_curves(browser, tmp_path):
     assert shown.split() == ["last", "0.5000", "0.5000"]
     assert page.evaluate("document.documentElement.scrollWidth") <= 1200
     page.set_viewport_size({"width": 390, "height": 800})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.wait_for_function("document.documentElement.scrollWidth <= 390")  # the charts follow
     page.close()
     assert said == []
