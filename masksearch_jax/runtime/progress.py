@@ -20,12 +20,14 @@ def clock(seconds: float) -> str:
 class Progress:
     """A job of `total` items, `done` of them finished before now (a resumed run).
 
-    `update(done, **figures)` redraws; the time left comes from this process's own pace.
+    `update(done, **figures)` redraws. The time left comes from this process's own pace since its
+    first item was done: compiling is over by then.
     """
 
     def __init__(self, name: str, total: int, done: int = 0, *, log_seconds: float = 15.0):
         self.name, self.total, self.first, self.done = name, max(total, 1), done, done
         self.started = self.drawn = time.monotonic()
+        self._paced: tuple[float, int] | None = None  # since when, and what was done then
         self.log_seconds = log_seconds
         self.live = sys.stderr.isatty()
         self.figures: dict[str, float | int | str] = {}
@@ -44,6 +46,8 @@ class Progress:
         self.done = done
         self.figures |= figures
         now = time.monotonic()
+        if self._paced is None and done > self.first:
+            self._paced = now, done
         if now - self.drawn < (0.2 if self.live else self.log_seconds):
             return
         self.drawn = now
@@ -56,10 +60,16 @@ class Progress:
 
     def line(self) -> str:
         """`SFT 120/600 20% left 3:20 loss 0.71`."""
-        pace = (time.monotonic() - self.started) / max(self.done - self.first, 1)
-        left = clock(pace * (self.total - self.done)) if self.done > self.first else "?"
         percent = 100 * self.done // self.total
-        return f"{self.name} {self.done}/{self.total} {percent}% left {left}{self._figures()}"
+        return (
+            f"{self.name} {self.done}/{self.total} {percent}% left {self._left()}{self._figures()}"
+        )
+
+    def _left(self) -> str:
+        since, first = self._paced or (0.0, self.done)
+        if self.done == first:
+            return "?" if self.done < self.total else clock(0)
+        return clock((time.monotonic() - since) / (self.done - first) * (self.total - self.done))
 
     def _figures(self) -> str:
         shown = (
