@@ -116,11 +116,11 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
         choices = ", ".join(f"{t.name} ({', '.join(t.splits)})" for t in there)
         raise ConfigError(f"config.tasks, {cfg.tasks!r}, matches none of {choices}")
     manifest_path = Path(cfg.cache) / MANIFEST
-    others = {stamp.inputs_of(manifest_path)} - {"", made_from}
+    has_others = stamp.has_others([manifest_path], made_from)
     run_record.begin(
         cfg.cache,
         cfg,
-        replaces="splits of other settings are" if others else "",
+        replaces="splits of other settings are" if has_others else "",
         otherwise="its inputs or the program have changed",
         harmless=("folder", "cache"),
     )

@@ -133,11 +133,11 @@ def run(cfg: BuildDatasetRun) -> dict[str, Any]:
 def _begin(cfg: BuildDatasetRun, root: epath.Path, made_from: str) -> None:
     """Writes the dataset's record; what was made of other inputs is told before it is replaced."""
     stamps = root / COUNTS, *root.glob("k*/*/metadata.json")
-    others = {stamp.inputs_of(path) for path in stamps} - {"", made_from}
+    has_others = stamp.has_others(stamps, made_from)
     run_record.begin(
         root,
         cfg,
-        replaces="the dataset of other settings is" if others else "",
+        replaces="the dataset of other settings is" if has_others else "",
         otherwise="its inputs or the program have changed",
         harmless={"folder", *(f"beam.{k.name}" for k in describe_keys(BeamConfig))},
     )

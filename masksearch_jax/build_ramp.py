@@ -134,11 +134,11 @@ def _check_inputs(cfg: CorpusConfig) -> None:
 def _begin(cfg: BuildRampRun, folder: Path, made_from: str) -> None:
     """Writes the folder's record; what was made of other inputs is told before it is replaced."""
     stamps = folder / COUNTS, folder / "work" / "corpus.json"
-    others = {stamp.inputs_of(path) for path in stamps} - {"", made_from}
+    has_others = stamp.has_others(stamps, made_from)
     run_record.begin(
         folder,
         cfg,
-        replaces="passages, masks and questions of other settings are" if others else "",
+        replaces="passages, masks and questions of other settings are" if has_others else "",
         otherwise="its inputs or the program have changed",
         harmless={"folder", "max_failed", *(f"work.{k.name}" for k in describe_keys(WorkConfig))},
     )

@@ -206,7 +206,7 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
 def _begin(cfg: BuildTrajectoriesRun, output: Path, made_from: str) -> None:
     """Tells what will be replaced; an earlier output stands until then, and so does its record."""
     paths = _counts_path(output, KINDS), *(_counts_path(output, [kind]) for kind in cfg.kinds)
-    has_others = bool({*map(stamp.inputs_of, paths)} - {"", made_from})
+    has_others = stamp.has_others(paths, made_from)
     has_others |= any(p.name != made_from for p in output.with_suffix(".parts").glob("*"))
     before = run_record.read(output.parent)
     is_known = before is None or bool({*before["config"].get("kinds", ())} & {*cfg.kinds})

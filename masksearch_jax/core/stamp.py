@@ -81,6 +81,11 @@ def inputs_of(path: str | os.PathLike[str]) -> str:
         return ""
 
 
+def has_others(paths: Iterable[str | os.PathLike[str]], made_from: str) -> bool:
+    """Whether work that is finished by one of these stamps was made from other inputs."""
+    return bool({inputs_of(path) for path in paths} - {"", made_from})
+
+
 def _sizes(folder: epath.Path, names: Iterable[str]) -> dict[str, int]:
     """Bytes of each of the files that are there."""
     present = (n for n in names if (folder / n).exists())

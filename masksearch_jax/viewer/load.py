@@ -10,10 +10,12 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.viewer import names
+
+T = TypeVar("T")
 
 SUMMARY, METRICS, EVALUATION, RECORD = "summary.json", "metrics.jsonl", "eval.json", "run.json"
 ROLLBACKS = "rollbacks.json"  # a list, of a training that went back
@@ -105,24 +107,22 @@ def _walk(folder: Path, parts: tuple[str, ...]) -> Iterator[Folder]:
 
 def read_object(path: Path) -> JsonObject:
     """Raises RunFilesError for a file that is no JSON object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except json.JSONDecodeError as error:
-        raise RunFilesError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise RunFilesError(f"{path} must hold a JSON object, not a {type(value).__name__}")
-    return value
+    return _read(path, dict, "object")
 
 
 def read_list(path: Path) -> list[JsonObject]:
     """The objects of a JSON list. Raises RunFilesError for a file that is no JSON list."""
+    return [row for row in _read(path, list, "list") if isinstance(row, dict)]
+
+
+def _read(path: Path, kind: type[T], name: str) -> T:
     try:
         value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except json.JSONDecodeError as error:
         raise RunFilesError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, list):
-        raise RunFilesError(f"{path} must hold a JSON list, not a {type(value).__name__}")
-    return [row for row in value if isinstance(row, dict)]
+    if not isinstance(value, kind):
+        raise RunFilesError(f"{path} must hold a JSON {name}, not a {type(value).__name__}")
+    return value
 
 
 def suites(folder: Folder) -> JsonObject:

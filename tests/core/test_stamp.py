@@ -73,3 +73,12 @@ def test_content_is_of_bytes_and_names_within_and_not_of_the_place(tmp_path):
     path.write_bytes(b"y" * (3 << 20))
     assert stamp.content(tmp_path / "one") != first
     assert stamp.content("") == stamp.content(tmp_path / "none") == ""
+
+
+def test_others_are_stamps_of_other_inputs_and_no_missing_ones(tmp_path):
+    mine, other, none = (tmp_path / name for name in ("mine", "other", "none"))
+    stamp.write(mine, {}, "a")
+    stamp.write(other, {}, "b")
+    assert not stamp.has_others([mine, none], "a")
+    assert stamp.has_others([mine, other], "a")
+    assert stamp.has_others([mine], "b")
