@@ -46,7 +46,7 @@ from masksearch_jax.rl.update import Update, has_reference, micro_batches
 from masksearch_jax.rl.watch import Watch, after_rollbacks
 from masksearch_jax.rollout import sampling
 from masksearch_jax.rollout.engine import Engine
-from masksearch_jax.runtime import cli, storage
+from masksearch_jax.runtime import cli, metric_services, storage
 from masksearch_jax.runtime.metric_writer import MetricWriter
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.open import check_source_passages, open_tool
@@ -190,6 +190,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     or RolledBack by `cfg.alarms.action`.
     """
     check_given(cfg, workdir="the folder to write", data="the folder that build_cache wrote")
+    metric_services.check_log(cfg.log)
     workdir = storage.path(cfg.workdir)
     survival = Survival(cfg.survival, workdir)
     given, rollbacks = cfg, len(read_rollbacks(workdir))

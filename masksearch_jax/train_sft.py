@@ -27,7 +27,7 @@ from masksearch_jax.parallel import hosts
 from masksearch_jax.parallel.sharding import batch_shards, context_shards, make_mesh
 from masksearch_jax.rl import losses
 from masksearch_jax.rl.watch import Watch
-from masksearch_jax.runtime import cli, storage
+from masksearch_jax.runtime import cli, metric_services, storage
 from masksearch_jax.runtime.metric_writer import MetricWriter
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.open import open_tool
@@ -72,6 +72,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
     Artefacts go to `cfg.workdir`.
     """
     check_given(cfg, workdir="the folder to write", data="the folder that build_cache wrote")
+    metric_services.check_log(cfg.log)
     workdir = storage.path(cfg.workdir)
     survival = Survival(cfg.survival, workdir)
 

@@ -26,23 +26,39 @@ def import_function(
         raise ConfigError(f"{said}; a {what} is named as package.module:{what}")
     module = _import_module(name, said)
     if not hasattr(module, attribute):
-        there = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_")]
-        near = nearest(attribute, there)
+        near = nearest(attribute, _callables(module))
         raise ConfigError(f"{said}, but module {name!r} has no {attribute!r}; {near}")
     function = getattr(module, attribute)
     if not callable(function):
         raise ConfigError(f"{said}, which is {type(function).__name__}, not a {what}")
+    check_call(function, attribute, arguments, said)
+    return function
+
+
+def check_call(
+    function: Callable[..., Any], name: str, arguments: tuple[str, ...], said: str
+) -> None:
+    """Raises ConfigError unless a function can be called with as many positional arguments.
+
+    name, said: of it, and what the config says, for the message.
+    """
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError as error:
-        takes = f"{attribute}{inspect.signature(function)}"
+        takes = f"{name}{inspect.signature(function)}"
         raise ConfigError(
-            f"{said}, but it cannot be called as {attribute}({', '.join(arguments)}): {error}; "
+            f"{said}, but it cannot be called as {name}({', '.join(arguments)}): {error}; "
             f"it is {takes}"
         ) from error
     except ValueError:  # a builtin without a signature: the first call will tell
         pass
-    return function
+
+
+def _callables(module: Any) -> list[str]:
+    """Names of what can be called in a module; of what it imports only where nothing is its own."""
+    there = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_")]
+    own = [n for n in there if getattr(getattr(module, n), "__module__", "") == module.__name__]
+    return own or there
 
 
 def _import_module(name: str, said: str) -> Any:

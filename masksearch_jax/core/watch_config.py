@@ -17,8 +17,9 @@ class LogConfig:
     to: tuple[str, ...] = key(
         ("jsonl",),
         (
-            "Of jsonl (WORKDIR/metrics.jsonl, always), tensorboard (WORKDIR/tensorboard) and wandb "
-            "(Weights & Biases; WANDB_MODE=offline keeps it on this machine)."
+            "Of jsonl (WORKDIR/metrics.jsonl, always), tensorboard (WORKDIR/tensorboard), wandb "
+            "(Weights & Biases; WANDB_MODE=offline keeps it on this machine) and loggers of your "
+            "own, package.module:Class."
         ),
         harmless=True,
     )

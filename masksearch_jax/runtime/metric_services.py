@@ -1,20 +1,23 @@
-"""TensorBoard and Weights & Biases, each imported only where a run asks for it."""
+"""TensorBoard, Weights & Biases and loggers of users, each imported where a run asks for it."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import secrets
-from collections.abc import Sequence
-from typing import Protocol
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from etils import epath
 
 from masksearch_jax.core.errors import ConfigError, nearest
 from masksearch_jax.core.files import is_bucket
 from masksearch_jax.core.types import JsonObject
+from masksearch_jax.core.user_code import check_call, import_function
 from masksearch_jax.core.watch_config import LOGS, LogConfig
 
+KEY = "config.log.to"
 TENSORBOARD = "tensorboard"  # the folder of its files, in that of the run
 WANDB = "wandb"  # the same
 _NEEDS = {"tensorboard": ("clu", "tensorflow", "tensorboard"), "wandb": ("wandb",)}
@@ -30,30 +33,37 @@ class Service(Protocol):
 
 
 def check_log(log: LogConfig) -> None:
-    """Raises ConfigError for a service that is unknown or not installed."""
+    """Raises ConfigError for a service that is unknown or not installed, or is no logger."""
     for name in log.to:
-        if name not in LOGS:
-            raise ConfigError(f"config.log.to has {name!r}; {nearest(name, LOGS)}")
+        if ":" in name:
+            _own_class(name)
+        elif name not in LOGS:
+            choices = f"{', '.join(LOGS)} or package.module:Class"
+            raise ConfigError(f"{KEY} has {name!r}, not {choices}; {nearest(name, LOGS)}")
         lacking = [x for x in _NEEDS.get(name, ()) if importlib.util.find_spec(x) is None]
         if lacking:
             raise ConfigError(
-                f"config.log.to has {name!r}, which needs {', '.join(lacking)}: "
+                f"{KEY} has {name!r}, which needs {', '.join(lacking)}: "
                 f"pip install 'masksearch_jax[{name}]'"
             )
     if "jsonl" not in log.to:
         raise ConfigError(
-            f"config.log.to is {', '.join(log.to) or 'empty'}; it must have jsonl, which a resumed "
+            f"{KEY} is {', '.join(log.to) or 'empty'}; it must have jsonl, which a resumed "
             "run makes the others anew from"
         )
 
 
 def open_services(log: LogConfig, folder: epath.Path, rows: Sequence[JsonObject]) -> list[Service]:
-    """The services that `log.to` names besides jsonl; rows: those that a resumed run has."""
+    """The services that `log.to` names besides jsonl; rows: those that a resumed run has.
+
+    Raises ConfigError for a user's logger that cannot be made.
+    """
     found: list[Service] = []
     if "tensorboard" in log.to:
         found.append(_TensorBoard(folder / TENSORBOARD, rows))
     if "wandb" in log.to:
         found.append(_Wandb(folder, log.project))
+    found.extend(_Own(name, folder, rows) for name in log.to if ":" in name)
     return found
 
 
@@ -105,6 +115,55 @@ class _Wandb:
 
     def close(self) -> None:
         self._run.finish()
+
+
+class _Own:
+    """A user's logger. What it raises ends no run: it is told, and metrics.jsonl has the row."""
+
+    def __init__(self, name: str, folder: epath.Path, rows: Sequence[JsonObject]):
+        self._name, self._lost = name, 0
+        try:
+            self._logger = _own_class(name)(folder, [dict(row) for row in rows])
+        except Exception as error:
+            raise ConfigError(
+                f"the logger {name!r} of {KEY} cannot be made: {type(error).__name__}: {error}"
+            ) from error
+
+    def write(self, row: JsonObject) -> None:
+        """Told of the first row alone, of those in a row that it does not take."""
+        try:
+            self._logger.write(dict(row))
+        except Exception as error:
+            if not self._lost:
+                self._warn(f"did not take step {row['step']}", error)
+            self._lost += 1
+        else:
+            if self._lost > 1:
+                self._warn(f"did not take {self._lost} steps; it takes step {row['step']}")
+            self._lost = 0
+
+    def close(self) -> None:
+        if self._lost > 1:
+            self._warn(f"did not take the last {self._lost} steps")
+        try:
+            self._logger.close()
+        except Exception as error:
+            self._warn("did not close", error)
+
+    def _warn(self, what: str, error: Exception | None = None) -> None:
+        why = f": {type(error).__name__}: {error}" if error else ""
+        print(f"  warning: the logger {self._name!r} of {KEY} {what}{why}", file=sys.stderr)
+
+
+def _own_class(name: str) -> Callable[..., Any]:
+    """The class of a user's logger. Raises ConfigError."""
+    found, said = import_function(name, KEY, ("folder", "rows"), "class"), f"{KEY} has {name!r}"
+    for method, arguments in (("write", ("self", "row")), ("close", ("self",))):
+        function = getattr(found, method, None)
+        if not callable(function):
+            raise ConfigError(f"{said}, which has no method {method}({', '.join(arguments[1:])})")
+        check_call(function, method, arguments, said)
+    return found
 
 
 def _figures(row: JsonObject) -> dict[str, float]:

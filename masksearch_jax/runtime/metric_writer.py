@@ -1,6 +1,6 @@
 """A run's curves: one JSON line per step, cut back on resume to the restored step.
 
-TensorBoard and Weights & Biases get the same figures, where `config.log.to` names them.
+TensorBoard, Weights & Biases and a user's loggers get the same, where `config.log.to` names them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class MetricWriter:
     seconds since 1970. `resume_step` is the restored one: lines after it, and a line cut short by a
     kill, are dropped. 0, nothing restored: start afresh. Lines that a full disk does not take are
     kept and written with a later one. A context manager, which ends what `log.to` names besides.
-    Raises ConfigError for a service that is unknown or not installed.
+    Raises ConfigError for a service that is unknown or not installed, or is no logger.
     """
 
     def __init__(

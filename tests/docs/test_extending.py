@@ -22,7 +22,9 @@ from masksearch_jax.core.types import (
     Span,
     Trajectory,
 )
+from masksearch_jax.core.watch_config import LogConfig
 from masksearch_jax.data import prompt
+from masksearch_jax.runtime.metric_writer import MetricWriter
 from masksearch_jax.search.open import open_tool
 from masksearch_jax.search.server import SearchServer
 from masksearch_jax.testing.services import Answer, Endpoint, serving
@@ -110,3 +112,13 @@ def test_a_tool_of_a_user_is_named_in_the_config():
     assert tools.names == ("search", "convert")
     assert tools["convert"].call(("26.2 miles in km",), "").texts == ("42.16 km",)
     assert "converter of lengths" in prompt.instructions(tools.instructions)
+
+
+def test_a_logger_has_every_step_once_after_a_resume(tmp_path):
+    log = LogConfig(("jsonl", "examples.my_logger:Csv"))
+    with MetricWriter(tmp_path, 0, log) as writer:
+        for step in (1, 2, 3):
+            writer.write(step, {"loss": 1 / step})
+    with MetricWriter(tmp_path, 2, log) as writer:  # a run that goes on from its second step
+        writer.write(3, {"loss": 0.25})
+    assert (tmp_path / "loss.csv").read_text() == "1,1.0\n2,0.5\n3,0.25\n"

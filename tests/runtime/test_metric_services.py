@@ -10,10 +10,13 @@ from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.watch_config import LogConfig
 from masksearch_jax.runtime import metric_services
 from masksearch_jax.runtime.metric_writer import MetricWriter, read_metrics
+from tests.runtime import own_loggers
+
+OWN = "tests.runtime.own_loggers"
 
 
 def test_services_are_refused_by_name():
-    with pytest.raises(ConfigError, match=r"config\.log\.to has 'tensorbord'; .*tensorboard\?"):
+    with pytest.raises(ConfigError, match=r"config\.log\.to has 'tensorbord', .*tensorboard\?"):
         metric_services.check_log(LogConfig(("jsonl", "tensorbord")))
     with pytest.raises(ConfigError, match=r"config\.log\.to is wandb; it must have jsonl"):
         metric_services.check_log(LogConfig(("wandb",)))
@@ -31,6 +34,56 @@ def test_other_processes_write_nothing(monkeypatch, tmp_path):
     with MetricWriter(tmp_path / "run", 0, LogConfig(("jsonl", "tensorboard", "wandb"))) as writer:
         writer.write(1, {"loss": 0.5})
     assert not list(tmp_path.iterdir())
+
+
+# ---- loggers of users
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "examples.my_loger:Csv",
+            r"there is no module 'examples.my_loger'; did you mean my_logger",
+        ),
+        ("examples.my_logger:CSV", r"module 'examples.my_logger' has no 'CSV'; choices: Csv$"),
+        ("examples.my_logger", r"not jsonl, tensorboard, wandb or package.module:Class"),
+        (f"{OWN}:FACTS", r"config\.log\.to is '.*', which is dict, not a class"),
+        (f"{OWN}:NoClose", r"config\.log\.to has '.*NoClose', which has no method close\(\)"),
+        (f"{OWN}:WantsStep", r"cannot be called as write\(self, row\).*write\(self, step, row\)"),
+        (f"{OWN}:WantsMore", r"cannot be called as WantsMore\(folder, rows\)"),
+    ],
+)
+def test_what_is_no_logger_is_refused_with_the_reason(name, said):
+    with pytest.raises(ConfigError, match=said):
+        metric_services.check_log(LogConfig(("jsonl", name)))
+
+
+def test_a_logger_that_cannot_be_made_ends_the_run_before_it_begins(tmp_path):
+    log = LogConfig(("jsonl", f"{OWN}:Unmade"))
+    said = r"logger '.*:Unmade' of config\.log\.to cannot be made: PermissionError: no key for run$"
+    with pytest.raises(ConfigError, match=said):
+        MetricWriter(tmp_path / "run", 0, log)
+
+
+def test_what_a_logger_raises_is_told_and_ends_no_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(own_loggers, "taken", [])
+    with MetricWriter(tmp_path, 0, LogConfig(("jsonl", f"{OWN}:Unsteady"))) as writer:
+        for step in range(1, 9):
+            writer.write(step, {"loss": 0.5})
+    rows = read_metrics(tmp_path)
+    assert [(row["step"], row["loss"]) for row in rows] == [(step, 0.5) for step in range(1, 9)]
+    assert own_loggers.taken == [rows[2], rows[5]]
+    begin = f"  warning: the logger '{OWN}:Unsteady' of config.log.to"
+    assert capsys.readouterr().err.splitlines() == [
+        f"{begin} did not take step 1: OSError: no route to host",
+        f"{begin} did not take 2 steps; it takes step 3",
+        f"{begin} did not take step 4: OSError: no route to host",
+        f"{begin} did not take 2 steps; it takes step 6",
+        f"{begin} did not take step 7: OSError: no route to host",
+        f"{begin} did not take the last 2 steps",
+        f"{begin} did not close: OSError: still no route",
+    ]
 
 
 def log_records(data: bytes, header: int = 7, block: int = 32768) -> Iterator[bytes]:
