@@ -3,10 +3,12 @@
     python -m masksearch_jax.quickstart --config=configs/real.py \\
         --config.corpus.path=passages.jsonl.gz --config.corpus.questions=questions.jsonl.gz
     ... --config=configs/real.py:hf --config.init=FOLDER_OR_FILE.gguf       another model
+    ... --config=configs/real.py:gpu                                        one NVIDIA H100 or H200
 
 `launch/real.sh` gives it SmolLM2-135M-Instruct as `--config.init`. The sizes are an estimate for
-two CPU cores and three hours: no run of that length was made. `:runlocal` is a smoke run. Every
-number here is ours.
+two CPU cores and three hours: no run of that length was made. Those of `:gpu` are one for 15
+minutes and ten times the tokens: no run of it was made on a GPU. `:runlocal` is a smoke run.
+Switches and models go together, as in `:hf,gpu`. Every number here is ours.
 """
 
 from ml_collections import ConfigDict
@@ -38,8 +40,34 @@ def optim(learning_rate: float, warmup_steps: int) -> ConfigDict:
     return c
 
 
+def on_gpu(c: ConfigDict) -> None:
+    """Ten times the tokens of each stage, for a model of some hundred million weights.
+
+    A run that is killed loses at most five steps: seconds of SFT, about a minute of DAPO.
+    """
+    c.compute.dtype = "bfloat16"
+    c.compute.attention = "xla"  # cudnn is faster; its updates were not yet compared with others
+    c.compute.remat = "block"  # XLA's attention holds the scores of a layer, not of all
+    c.compute.loss_chunk = 4096
+    for part, steps in ((c.sft, 150), (c.qa_sft, 75)):
+        part.steps, part.batch_size = steps, 16
+    c.sft.curriculum = "0:ramp_sft_upto1,40:ramp_sft_upto4"
+    for part in (c.dapo, c.qa_dapo):
+        part.steps, part.groups, part.micro_batch = 10, 16, 8
+    c.ramp.max_examples, c.demonstrations = 24_000, 6000
+    c.ramp.heldout_fraction = 0.25  # so that 300 of some thousand questions are held out
+
+    c.rollout.slots = 256
+    c.rollout.tick_tokens, c.rollout.extend_tokens, c.rollout.chunk_tokens = 32, 512, 128
+    c.search.workers = 8
+    c.eval.examples = 300
+
+    c.checkpoint.every = 5
+    c.survival.compile_cache = "runs/programs"  # a run that starts again compiles nothing
+
+
 def get_config(arg: str = "") -> ConfigDict:
-    arg = common.parse_arg(arg, model="smollm2-135m", runlocal=False)
+    arg = common.parse_arg(arg, model="smollm2-135m", gpu=False, runlocal=False)
     c = ConfigDict()
     c.workdir = "runs/real"
     c.init = "SmolLM2-135M-Instruct.gguf" if arg.model == "smollm2-135m" else ""
@@ -103,14 +131,19 @@ def get_config(arg: str = "") -> ConfigDict:
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 10
     c.checkpoint.keep = 1
+    c.survival = ConfigDict()
 
+    if arg.gpu:
+        on_gpu(c)
     if arg.runlocal:
         c.corpus.limit, c.ramp.max_examples, c.demonstrations = 300, 40, 24
         for part in (c.sft, c.qa_sft):
             part.steps, part.seq_len, part.log_every = 2, 1536, 1
+            part.batch_size = 1
         c.sft.curriculum = "0:ramp_sft_upto1"
         for part in (c.dapo, c.qa_dapo):
             part.steps, part.groups, part.group_size, part.max_refills = 1, 1, 2, 0
+            part.micro_batch = 0
             part.patience = 0
         c.rollout.slots, c.rollout.max_new_tokens, c.dapo.overlong_buffer = 4, 32, 8
         c.qa_dapo.overlong_buffer = 8

