@@ -87,16 +87,14 @@ def ramp_first(c: ConfigDict) -> None:
 def ramp_sft(c: ConfigDict) -> None:
     """One mask: does the agent fill it better than one retrieval, or than no search at all?
 
-    All three are one model, trained to search: `rag` (one retrieval) and `closed_book` are the same
-    model, asked without turns to search in.
+    Each arm is trained for what it is asked: to search in turns, to answer from the passages of one
+    retrieval with the whole paragraph, or to answer by heart.
     """
     c.ramp.max_masks = 1
     c.sft.curriculum = "0:ramp_sft_upto1"
-    c.arms = (
-        "closed_book: ramp_sft eval.methods=closed_book",
-        "rag: ramp_sft eval.methods=rag",
-        "agent: ramp_sft eval.methods=agent",
-    )
+    c.heldout_points = 0  # a curve is of an agent
+    methods = ("closed_book", "rag", "agent")
+    c.arms = tuple(f"{name}: ramp_sft method={name} eval.methods={name}" for name in methods)
     c.reference = "rag"
     c.eval.suites = ("ramp",)
 

@@ -89,6 +89,13 @@ class BuildTrajectoriesRun:
             "phrases of a few words (short), for models of a short context."
         ),
     )
+    method: Literal["agent", "rag", "closed_book"] = key(
+        "agent",
+        (
+            "Of the script: what it shows. agent: searches in turns; rag: one retrieval in the "
+            "prompt, then the answer; closed_book: the answer alone."
+        ),
+    )
     language: str = key("en", "Of the agents' prompts: en or zh.")
     max_rejected: float = share(
         1.0, "Share of attempts without a demonstration; beyond it the job fails."
@@ -115,6 +122,11 @@ class FailedError(UserError):
 
 def check_sections(cfg: BuildTrajectoriesRun) -> None:
     """Raises ConfigError where a section that the teacher needs is missing or names no model."""
+    if cfg.method != "agent" and cfg.teacher != "scripted":
+        raise ConfigError(
+            f"config.method is {cfg.method!r}, and teacher {cfg.teacher!r} shows an agent; method "
+            "must be 'agent', or teacher 'scripted'"
+        )
     needed = [("llm", cfg.llm)] if cfg.teacher == "agents" else []
     needed += [("student", cfg.student)] if cfg.teacher == "local" else []
     needed += [("llm", cfg.llm)] if cfg.student and cfg.student.judge == "llm" else []
@@ -132,7 +144,7 @@ def make_teacher(cfg: BuildTrajectoriesRun) -> teachers.Teacher:
     tools = open_tools(cfg.tools, open_tool(cfg.search), cfg.search)
     check_source_passages(tools.search, cfg.search, _first_examples(cfg))
     if cfg.teacher == "scripted":
-        settings = cfg.search.workers, cfg.max_searches, cfg.seed, cfg.thoughts
+        settings = cfg.search.workers, cfg.max_searches, cfg.seed, cfg.thoughts, cfg.method
         return teachers.Scripted(tools, *settings)
     limits = agent_teacher.TeacherConfig(cfg.language, cfg.max_searches, cfg.search)
     if cfg.teacher == "agents":

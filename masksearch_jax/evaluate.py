@@ -30,11 +30,10 @@ from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.tools import Instructions, Toolbox, check_budgets
 from masksearch_jax.core.types import JsonObject, QAExample, RampExample, to_json
-from masksearch_jax.data import prompt
+from masksearch_jax.data import methods, prompt
 from masksearch_jax.evals import (
     additions,
     difficulty,
-    methods,
     provenance,
     results,
     rows,
@@ -42,6 +41,7 @@ from masksearch_jax.evals import (
     scores,
     suites,
 )
+from masksearch_jax.evals.controls import ShuffledSearch
 from masksearch_jax.evals.endpoint import EndpointSampler
 from masksearch_jax.evals.fanoutqa import Lemmatizer
 from masksearch_jax.evals.items import SOURCE_HIDDEN, Item, check_methods, chosen, items_of
@@ -129,7 +129,7 @@ def tools_of(cfg: EvalRun, loaded: Sequence[Suite]) -> Tools:
             found[method] = tool(cfg.search.kind)
         elif method == "random" and cfg.search.service:  # there may be no index here
             texts = [methods.query_of(e) for suite in loaded for e in suite.examples]
-            found[method] = methods.ShuffledSearch(tool(cfg.search.kind), texts, cfg.eval.seed)
+            found[method] = ShuffledSearch(tool(cfg.search.kind), texts, cfg.eval.seed)
         else:
             found[method] = tool("random") if method == "random" else NoSearch()
     return found

@@ -174,8 +174,11 @@ def make_index(run: Run) -> dict[str, Any]:
     return steps.make_index(run.data, run.index, run.cfg.corpus.language)
 
 
-def make_demonstrations(run: Run) -> dict[str, Any]:
-    """Of masked paragraphs, and where there are questions, of these too."""
+def make_demonstrations(run: Run, method: str = "agent") -> dict[str, Any]:
+    """Of masked paragraphs, and where there are questions, of these too.
+
+    method: "agent", "rag" or "closed_book".
+    """
     cfg = run.cfg
     kinds = {"ramp": cfg.demonstrations}
     kinds |= {"questions": cfg.question_demonstrations} if run.has_questions else {}
@@ -192,6 +195,7 @@ def make_demonstrations(run: Run) -> dict[str, Any]:
                 demonstrations=wanted,
                 seed=cfg.seed,
                 thoughts=cfg.thoughts,
+                method=method,
             )
         )
         kept, tried = kept + made["demonstrations"], tried + made["tried"]

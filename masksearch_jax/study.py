@@ -15,6 +15,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from masksearch_jax import train_dapo, train_sft
 from masksearch_jax.agents.judge import Judge
@@ -63,6 +64,13 @@ class StudyRun(RecipeRun):
     )
     metrics: tuple[str, ...] = key(
         (), "Shown besides each suite's own, such as answer_tokens or searches."
+    )
+    method: Literal["agent", "rag", "closed_book"] = key(
+        "agent",
+        (
+            "What demonstrations show and SFT teaches. agent: searches in turns; rag: an answer "
+            "from one retrieval in the prompt; closed_book: an answer without any."
+        ),
     )
     gold_left_out: float = share(
         0.0, "Share of the passages that questions' answers need that the index is without."
@@ -146,12 +154,29 @@ def arm_config(cfg: StudyRun, arm: Arm) -> StudyRun:
             f"config.gold_left_out is {found.gold_left_out:g} in {arm.name}; it must lie in 0..1, "
             "below 1"
         )
+    check_method(found, arm)
     try:
         suites.paths(found.eval, "the text's folder")
         check_methods(found.eval)
     except ConfigError as error:
         raise ConfigError(f"config.arms: {arm.name}: {error}") from error
     return found
+
+
+def check_method(cfg: StudyRun, arm: Arm) -> None:
+    """Raises ConfigError where an arm that is taught no agent needs one."""
+    if cfg.method == "agent":
+        return
+    said = f"config.method is {cfg.method!r} in {arm.name}"
+    if samples := [s for s in arm.stages if s.endswith("dapo") or s == "self_sft"]:
+        raise ConfigError(
+            f"{said}, whose stage {samples[0]} samples an agent; its stages must be of SFT alone"
+        )
+    if cfg.heldout_points:
+        raise ConfigError(
+            f"{said}, and its curve (config.heldout_points={cfg.heldout_points}) is of an agent; "
+            "give the arm heldout_points=0"
+        )
 
 
 def check_metrics(cfg: StudyRun, arms: Sequence[StudyRun]) -> None:

@@ -26,6 +26,7 @@ from masksearch_jax.core.types import (
     Segment,
     Turn,
 )
+from masksearch_jax.data import methods
 
 TEACHER = "scripted"
 REASONS = (
@@ -93,27 +94,39 @@ class _Transcript:
         """What the engine would show for these queries; writes nothing."""
         return self.tools[SEARCH].call(queries, self.source).passages
 
+    def retrieve(self, query: str) -> None:
+        """One retrieval before the answer: no action of the agent, its result is in the prompt."""
+        self._add_passages((query,), self.find((query,)))
+
     def add_search(self, thought: str, queries: Sequence[str], passages: Sequence[Passage]) -> None:
-        shown = self._add(thought, SEARCH, queries, passages)
+        self._add_action(thought, SEARCH, queries)
+        self._add_passages(queries, passages)
+
+    def add_call(self, thought: str, tool: str, request: str) -> None:
+        """Asks another tool than search, and writes down what it says."""
+        self._add_action(thought, tool, (request,))
+        self._add_result(self.tools[tool].call((request,), "").documents)
+        self.turns.append(Turn((request,), (), (), seconds=0.0, tool=tool))
+
+    def _add_action(self, thought: str, tool: str, requests: Sequence[str]) -> None:
+        action = markup.wrap("think", thought) + markup.wrap(tool, "\n".join(requests))
+        self.segments.append(Segment("policy", action))
+
+    def _add_passages(self, queries: Sequence[str], found: Sequence[Passage]) -> None:
+        shown = self._add_result(found)
         ids, titles = tuple(p.id for p in shown), tuple(p.title for p in shown)
         self.turns.append(Turn(tuple(queries), ids, titles, seconds=0.0))
         self.seen.append(shown)
 
-    def add_call(self, thought: str, tool: str, request: str) -> None:
-        """Asks another tool than search, and writes down what it says."""
-        self._add(thought, tool, (request,), self.tools[tool].call((request,), "").documents)
-        self.turns.append(Turn((request,), (), (), seconds=0.0, tool=tool))
-
-    def _add(
-        self, thought: str, tool: str, queries: Sequence[str], found: Sequence[Passage]
-    ) -> tuple[Passage, ...]:
-        """A thought, a call and what it shows; which of what was found that is."""
-        action = markup.wrap("think", thought) + markup.wrap(tool, "\n".join(queries))
+    def _add_result(self, found: Sequence[Passage]) -> tuple[Passage, ...]:
+        """Writes what a call shows, and returns which of what was found that is."""
         text, shown = markup.render_information(found, tools=self.tools.names)
-        self.segments += [Segment("policy", action), Segment("tool", text)]
+        self.segments.append(Segment("tool", text))
         return shown
 
-    def finish(self, thought: str, answer: str, example: Example) -> Demonstration:
+    def finish(
+        self, thought: str, answer: str, example: Example, method: str = "agent"
+    ) -> Demonstration:
         action = markup.wrap("think", thought) + markup.wrap("answer", answer)
         return Demonstration(
             id=f"{example.id}/{TEACHER}",
@@ -122,6 +135,7 @@ class _Transcript:
             teacher=TEACHER,
             segments=(*self.segments, Segment("policy", action)),
             turns=tuple(self.turns),
+            method=method,
         )
 
     def has_shown(self, text: str) -> bool:
@@ -136,20 +150,48 @@ def demonstrate(
     *,
     max_searches: int = 4,
     thoughts: str = "full",
+    method: str = "agent",
 ) -> Demonstration | Rejection:
     """A solved example, or why there is none; the same for the same tools and rng.
 
-    max_searches: calls of all tools together. thoughts: one of `thoughts.KINDS`. `turns` carry 0
-    seconds, so that the file of demonstrations is reproducible. What a tool raises passes through.
+    max_searches: calls of all tools together. thoughts: one of `thoughts.KINDS`. method: "agent",
+    or "rag" or "closed_book", whose demonstrations are of one turn. `turns` carry 0 seconds, so
+    that the file of demonstrations is reproducible. What a tool raises passes through.
     """
     mind = KINDS[thoughts](rng)
     transcript = _Transcript(tools, retrieval.source_of(example), mind)
-    answer = example.paragraph if isinstance(example, RampExample) else example.answers[0]
+    answer = _answer_of(example)
     if markup.escape(answer, tools.names) != answer:
         return Rejection(example.id, "reserved_text")
+    if method != "agent":
+        return _answer_at_once(example, transcript, method)
     if isinstance(example, RampExample):
         return _solve_ramp(example, transcript, rng, min(max_searches, _RAMP_SEARCHES))
     return _solve_qa(example, transcript, max_searches)
+
+
+def _answer_at_once(
+    example: Example, transcript: _Transcript, method: str
+) -> Demonstration | Rejection:
+    """An answer from one retrieval with the task itself, which shows what it needs, or by heart."""
+    thoughts = transcript.thoughts
+    if method == "closed_book":
+        return transcript.finish(thoughts.from_memory(), _answer_of(example), example, method)
+    query = methods.query_of(example)
+    transcript.retrieve(query)
+    if isinstance(example, RampExample):
+        if not all(transcript.has_shown(span.text) for span in example.spans):
+            return Rejection(example.id, "spans_not_found")
+        thought = thoughts.before_filling(example, transcript.seen)
+    else:
+        if not is_verdict(example.answers[0]) and not transcript.has_shown(example.answers[0]):
+            return Rejection(example.id, "answer_not_found")
+        thought = thoughts.before_answer(example, transcript.seen)
+    return transcript.finish(thought, _answer_of(example), example, method)
+
+
+def _answer_of(example: Example) -> str:
+    return example.paragraph if isinstance(example, RampExample) else example.answers[0]
 
 
 def _solve_ramp(

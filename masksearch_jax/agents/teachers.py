@@ -46,9 +46,10 @@ class Scripted:
         max_searches: int,
         seed: int,
         thoughts: str,
+        method: str,
     ):
         self._tools = tools
-        self._settings = {"max_searches": max_searches, "thoughts": thoughts}
+        self._settings = {"max_searches": max_searches, "thoughts": thoughts, "method": method}
         self._seed = seed
         self._pool = ThreadPoolExecutor(max(1, workers))
 

@@ -45,6 +45,10 @@ class Thoughts(Protocol):
 
     def before_answer(self, example: QAExample, seen: Observations) -> str: ...
 
+    def from_memory(self) -> str:
+        """Of an answer for which nothing was read."""
+        ...
+
 
 def is_verdict(answer: str) -> bool:
     """Whether the answer judges, so that no passage holds it."""
@@ -75,6 +79,9 @@ class Short:
 
     def before_answer(self, example: QAExample, seen: Observations) -> str:
         return self._rng.choice(wordings.SHORT_ENDING[:2])
+
+    def from_memory(self) -> str:
+        return self._rng.choice(wordings.SHORT_FROM_MEMORY)
 
 
 class Full:
@@ -129,6 +136,9 @@ class Full:
         if passage := self._place(answer, seen):
             return _sentences([self._say(wordings.ANSWERED, passage=passage, answer=answer)])
         return _sentences([self._say(wordings.DONE_READING, answer=answer)])
+
+    def from_memory(self) -> str:
+        return _sentences([self._say(wordings.FROM_MEMORY)])
 
     def _say(self, choices: Sequence[str], **parts: str) -> str:
         return self._rng.choice(choices).format(**parts)

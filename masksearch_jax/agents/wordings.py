@@ -14,6 +14,7 @@ SHORT_AGAIN = ("Not there. Try again.", "Something is missing.", "Search again."
 SHORT_ENDING = ("Found it.", "All is there.", "Now fill in.")
 SHORT_START = ("Look up", "Start with")
 SHORT_NEXT = ("Next:", "That leads to")
+SHORT_FROM_MEMORY = ("From memory.", "I recall it.", "As I know it.")
 SHORT_CALL = ("Now work it out.", "Compute.", "Both are known.")
 
 NEEDS = {
@@ -228,6 +229,18 @@ DONE_READING = (
     "it can be answered now: {answer}",
     "all is read, and it is {answer}",
     "I conclude that it is {answer}",
+)
+FROM_MEMORY = (
+    "I have to go by what I know",
+    "there is nothing to read, so I recall",
+    "I answer from memory",
+    "no passage is at hand, so I remember",
+    "what I know has to do",
+    "I recall what I can",
+    "nothing can be looked up here",
+    "without a search I rely on my memory",
+    "I write what I remember of it",
+    "this must come from what I have learned",
 )
 CALL = (
     "both figures are known, so I work out {request}",

@@ -219,6 +219,7 @@ class Demonstration:
     teacher: str
     segments: tuple[Segment, ...]
     turns: tuple[Turn, ...]
+    method: str = "agent"  # or one of a single turn, whose prompt holds what the tool has said
 
 
 Record = (
@@ -248,14 +249,21 @@ _NESTED: dict[str, type[Span | Segment | QueryRecord | Turn]] = {
 }
 
 
-# What a record of a run of search alone need not say: its files are as without other tools.
-_UNSAID: JsonObject = {"tool": SEARCH, "tools": SEARCH_ALONE, "unreadable": 0, "calls": ()}
+# What a record need not say of a run of search alone, or of an agent's demonstration.
+_UNSAID: JsonObject = {
+    "tool": SEARCH,
+    "tools": SEARCH_ALONE,
+    "unreadable": 0,
+    "calls": (),
+    "method": "agent",
+}
 
 
 def to_json(record: Record) -> JsonObject:
     """A JSON-ready dict of a record of this module; arrays become lists.
 
-    Fields of other tools than search are left out where there is none.
+    Fields of other tools than search are left out where there is none, and so is the method of an
+    agent's demonstration.
     """
     out = dataclasses.asdict(record, dict_factory=_said)
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in out.items()}

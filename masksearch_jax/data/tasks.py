@@ -23,8 +23,15 @@ import tensorflow as tf
 
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.tools import Instructions
-from masksearch_jax.core.types import SPLITS, Example, RampExample, from_json, to_json
-from masksearch_jax.data import demonstrations, prompt
+from masksearch_jax.core.types import (
+    SPLITS,
+    Demonstration,
+    Example,
+    RampExample,
+    from_json,
+    to_json,
+)
+from masksearch_jax.data import demonstrations, methods, prompt
 from masksearch_jax.data.folder import KINDS, Folder, is_sft, task_of
 
 _BATCH = 256  # records per call into Python
@@ -135,6 +142,15 @@ class _Catalogue(NamedTuple):
 
     def prompt(self, example: Example) -> str:
         return prompt.render(example, self.style, self.vocab, self.tools)
+
+    def sequence(self, demonstration: Demonstration) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and which of them the agent wrote, of any method."""
+        example = self.folder.examples[demonstration.example_id]
+        if demonstration.method in methods.SINGLE_TURN:
+            return demonstrations.tokenise_single_turn(
+                example, demonstration, self.style, self.vocab
+            )
+        return demonstrations.tokenise(self.prompt(example), demonstration, self.vocab)
 
 
 def register(
@@ -277,12 +293,10 @@ def _examples(
 
 def _sequences(lines: tf.data.Dataset, catalogue: _Catalogue, task: str) -> tf.data.Dataset:
     """JSON lines → batches of `targets` and `agent` (ragged int32) and `id`, of one task."""
-    examples, vocab = catalogue.folder.examples, catalogue.vocab
 
     def rows(batch: np.ndarray) -> tuple[np.ndarray, ...]:
         found = _of_task(batch, "demonstrations", task)
-        prompts = [catalogue.prompt(examples[r.example_id]) for r in found]
-        made = [demonstrations.tokenise(p, r, vocab) for p, r in zip(prompts, found, strict=True)]
+        made = list(map(catalogue.sequence, found))
         sizes = np.asarray([len(ids) for ids, _ in made], np.int64)
         ids = _flat([ids for ids, _ in made], np.int32)
         agent = _flat([agent for _, agent in made], np.int32)

@@ -18,7 +18,7 @@ from masksearch_jax.core import retrieval, scoring
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.types import Example, JsonObject, RampExample
-from masksearch_jax.evals.methods import query_of
+from masksearch_jax.data.methods import query_of
 from masksearch_jax.evals.metrics import grouped_intervals
 from masksearch_jax.evals.results import Bootstrap
 from masksearch_jax.evals.retried_search import RetriedSearch

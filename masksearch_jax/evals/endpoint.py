@@ -23,7 +23,7 @@ from masksearch_jax.core.llm_config import EndpointConfig
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tools import Result, Toolbox, ToolError, budgets
 from masksearch_jax.core.types import Segment, Status, Trajectory, Turn
-from masksearch_jax.evals import methods
+from masksearch_jax.data import methods
 from masksearch_jax.evals.sampling import Asked, Sampled
 
 STYLE = "chat"  # of its prompts: the endpoint applies its own template

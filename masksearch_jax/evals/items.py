@@ -16,8 +16,8 @@ from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocabulary
 from masksearch_jax.core.tools import Instructions
 from masksearch_jax.core.types import Example, RampExample, has_answer
-from masksearch_jax.data import prompt
-from masksearch_jax.evals import methods, suites
+from masksearch_jax.data import methods, prompt
+from masksearch_jax.evals import suites
 from masksearch_jax.evals.fanoutqa import Lemmatizer
 from masksearch_jax.evals.lost import Lost, check_share
 from masksearch_jax.evals.retried_search import RetriedSearch

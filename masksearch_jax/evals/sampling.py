@@ -15,10 +15,10 @@ from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.tokenizer import Vocabulary
 from masksearch_jax.core.types import NOT_ITS_DOING, Trajectory, Turn
-from masksearch_jax.evals import methods
+from masksearch_jax.data import methods
+from masksearch_jax.data.methods import Retrieved
 from masksearch_jax.evals.items import Item
 from masksearch_jax.evals.lost import Lost, LostItemsError, named
-from masksearch_jax.evals.methods import Retrieved
 
 _AT_ONCE = 8  # retrievals that a worker is given together
 OUTAGE = 100  # items lost with none between them that was not: a service is down

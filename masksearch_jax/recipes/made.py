@@ -84,6 +84,7 @@ class Place(quickstart.Run):
 class OfStudy(NamedTuple):
     """What an arm is told that no recipe has; see `study.StudyRun`."""
 
+    method: str
     gold_left_out: float
     ppl_by: str
     own_examples: int
@@ -121,7 +122,8 @@ class Workshop:
         """
         of = f"{arm.name}/{seed}"
         tokenizer = self._tokenizer(cfg, items, of)
-        text = self.text(cfg, own.gold_left_out, of, self._scorer(cfg, own.ppl_by, tokenizer))
+        scorer = self._scorer(cfg, own.ppl_by, tokenizer)
+        text = self.text(cfg, own.gold_left_out, of, scorer, own.method)
         if arm.has_questions:
             self._asking.setdefault(text.name, arm.name)
         cache = self._cache(cfg, text, tokenizer, of) if arm.stages else None
@@ -158,9 +160,14 @@ class Workshop:
         return Scorer(ppl, told, after_training=made is not None)
 
     def text(
-        self, cfg: QuickstartRun, gold_left_out: float, of: str, scorer: Scorer | None = None
+        self,
+        cfg: QuickstartRun,
+        gold_left_out: float,
+        of: str,
+        scorer: Scorer | None = None,
+        method: str = "agent",
     ) -> Made:
-        """A corpus with its examples, its index and its demonstrations."""
+        """A corpus with its examples, its index and demonstrations of a method."""
 
         def make(folder: Path) -> dict[str, Any]:
             run = Place(cfg, self._usage, folder)
@@ -178,10 +185,11 @@ class Workshop:
                 leave_out_gold(run.data, passages, gold_left_out)
             if not cfg.search.index:
                 record |= steps.make_index(passages, run.index, cfg.corpus.language)
-            return record | quickstart.make_demonstrations(run)
+            return record | quickstart.make_demonstrations(run, method)
 
         decides = settings(cfg, _TEXT) | {"gold_left_out": gold_left_out}
         decides |= {"ppl": scorer.told_by} if scorer else {}
+        decides |= {"method": method} if method != "agent" else {}
         waits = scorer is not None and scorer.after_training
         return self._put("text", decides, make, of, Work((("text", 1),)), waits)
 

@@ -11,15 +11,24 @@ import pytest
 
 from masksearch_jax import build_trajectories
 from masksearch_jax.agents import scripted_teacher, wordings
-from masksearch_jax.core import markup
+from masksearch_jax.core import chinese, markup
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.corpus_config import RampConfig
+from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tools import search_alone
-from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample, Span
+from masksearch_jax.core.types import (
+    Demonstration,
+    Passage,
+    QAExample,
+    RampExample,
+    Span,
+    from_json,
+    to_json,
+)
 from masksearch_jax.corpus import atlas, atlas_statements
-from masksearch_jax.data import prompt
+from masksearch_jax.data import methods, prompt
 from masksearch_jax.ramp.examples import build_examples
 from masksearch_jax.search import bm25
 from masksearch_jax.search.tool import FakeSearch, NoSearch
@@ -335,6 +344,54 @@ def main(folder, engine, monkeypatch):
 
 def output(folder):
     return (folder / "demonstrations" / "train.jsonl").read_bytes()
+
+
+def test_rag_shows_one_retrieval_with_the_whole_task(ramp_examples, questions, engine):
+    examples = [*ramp_examples[:40], *questions[:40]]
+    made = list(zip(examples, solve(examples, engine, method="rag"), strict=True))
+    shown = dict(kept(made))
+    assert len(shown) > 40
+    for example, demonstration in made:
+        query = methods.query_of(example)
+        found = methods.retrieve(engine, example, SEARCH, "", lambda block: True)
+        is_ramp = isinstance(example, RampExample)
+        wanted = [s.text for s in example.spans] if is_ramp else example.answers[:1]
+        has_all = all(chinese.is_within(text, found.information) for text in wanted)
+        if not isinstance(demonstration, Demonstration):
+            assert demonstration.reason == ("spans_not_found" if is_ramp else "answer_not_found")
+            assert not has_all
+            continue
+        assert has_all or example.answers[0].casefold() in ("yes", "no")
+        (turn,), (passages, said) = demonstration.turns, demonstration.segments
+        assert (demonstration.method, turn.queries) == ("rag", (query,))
+        assert (passages.author, passages.text) == ("tool", found.information)
+        assert turn.passage_ids == found.turn.passage_ids
+        answer = example.paragraph if is_ramp else example.answers[0]
+        assert markup.extract_answer(said.text) == answer
+        assert markup.is_well_formed([said])
+
+
+@pytest.mark.parametrize("thoughts", ["full", "short"])
+def test_closed_book_shows_an_answer_alone(ramp_examples, questions, engine, thoughts):
+    examples = [ramp_examples[0], questions[0]]
+    for example, demonstration in zip(
+        examples, solve(examples, engine, method="closed_book", thoughts=thoughts), strict=True
+    ):
+        (said,) = demonstration.segments
+        answer = example.paragraph if example is examples[0] else example.answers[0]
+        assert (demonstration.method, demonstration.turns) == ("closed_book", ())
+        assert markup.extract_answer(said.text) == answer
+        assert from_json(Demonstration, to_json(demonstration)) == demonstration
+
+
+def test_an_agents_demonstration_says_no_method(solved):
+    _, demonstration = kept(solved)[0]
+    assert "method" not in to_json(demonstration)
+
+
+def test_other_teachers_show_an_agent_alone(main):
+    with pytest.raises(ConfigError, match=r"config\.method is 'rag', and teacher 'agents' shows"):
+        main(teacher="agents", method="rag")
 
 
 def test_main_accounts_for_every_example(main, folder):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from masksearch_jax import build_cache
+from masksearch_jax.core import markup
 from masksearch_jax.core.config import PromptConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
@@ -22,10 +23,11 @@ from masksearch_jax.core.types import (
     RampExample,
     Segment,
     Span,
+    Turn,
     from_json,
     to_json,
 )
-from masksearch_jax.data import batches, prompt
+from masksearch_jax.data import batches, methods, prompt
 from masksearch_jax.data.cache import Manifest
 from masksearch_jax.data.folder import RecordError
 from masksearch_jax.tools.registry import instructions_of
@@ -61,6 +63,15 @@ def demonstration(example: RampExample | QAExample) -> Demonstration:
     )
     task = f"ramp_k{example.k}" if ramp else example.dataset
     return Demonstration(f"d-{example.id}", example.id, task, "scripted", segments, ())
+
+
+def at_once(example: RampExample, method: str) -> Demonstration:
+    """A demonstration of one turn; of rag after what a retrieval has shown."""
+    shown = (Segment("tool", "<information>Order: Oslo <|endoftext|></information>"),)
+    said = Segment("policy", f"<think>So.</think><answer>{example.paragraph}</answer>")
+    segments = (*shown, said) if method == "rag" else (said,)
+    turns = (Turn(("In order:",), ("p",), ("Order",), 0.0),) if method == "rag" else ()
+    return Demonstration("d", example.id, "ramp_k2", "scripted", segments, turns, method)
 
 
 def write_jsonl(path, made):
@@ -225,6 +236,31 @@ def test_demonstrations_become_tokens_and_whose_they_are(names, folder, vocab):
         types = {"targets": tf.int32, "agent": tf.int32, "id": tf.string}
         assert len(expected) == 6
         seqio_test.assert_dataset(given, expected, expected_dtypes=types)
+
+
+@pytest.mark.parametrize("style", ["minimal", "chat"])
+@pytest.mark.parametrize("method", methods.SINGLE_TURN)
+def test_a_single_turn_is_asked_as_evaluation_asks_it(folder, vocab, tmp_path, style, method):
+    """The prompt is that of `evaluate`, and what is learned after it reads as the answer."""
+    example = ramp_example("once", 2)
+    own = tmp_path / "own"
+    shutil.copytree(folder / "tokenizer", own / "tokenizer")
+    write_jsonl(own / "ramp" / "train.jsonl", [example])
+    demonstration = at_once(example, method)
+    write_jsonl(own / "demonstrations" / "train.jsonl", [demonstration])
+    tasks.register(own, own / "tokenizer", style)
+    (row,) = seqio.get_mixture_or_task("ramp_sft_k2").get_dataset(None, "train", shuffle=False)
+    ids, agent = row["targets"].numpy(), row["agent"].numpy()
+    shown = demonstration.segments[0].text if method == "rag" else ""
+    asked = methods.prompt_ids(method, example, style, vocab, shown)
+    np.testing.assert_array_equal(ids[: len(asked)], asked)
+    np.testing.assert_array_equal(agent, np.arange(len(ids)) >= len(asked))
+    assert np.flatnonzero(ids == vocab.eos_ids[0]).tolist() == [len(ids) - 1]
+    said = methods.opening(method, style) + vocab.decode(ids[len(asked) : -1])
+    assert markup.extract_answer(said) == example.paragraph
+    assert ("<think>" in said) == (style == "chat")
+    assert shown in vocab.decode(asked)
+    assert example.masked in vocab.decode(asked)
 
 
 def test_one_injected_record_passes_through_the_steps_of_its_task_alone(names, vocab):

@@ -28,7 +28,8 @@ from masksearch_jax.core.types import (
     Trajectory,
     from_json,
 )
-from masksearch_jax.evals import items, methods, results, suites
+from masksearch_jax.data import methods
+from masksearch_jax.evals import items, results, suites
 from masksearch_jax.evals.scores import QA_METRICS, RAMP_METRICS
 from masksearch_jax.models.load import InitError
 from masksearch_jax.runtime import cli, storage

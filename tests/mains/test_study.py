@@ -62,7 +62,7 @@ def test_every_arm_of_every_study_resolves(name, switch, parse, tmp_path):
         ("reward", 1, {"ramp_sft": 1, "ramp_dapo": 2}),
         ("masking", 3, {"ramp_sft": 3}),
         ("ramp_first", 1, {"ramp_sft": 3, "qa_sft": 4}),
-        ("ramp_sft", 1, {"ramp_sft": 1}),
+        ("ramp_sft", 3, {"ramp_sft": 3}),
         ("controls", 1, {"ramp_sft": 1, "qa_sft": 2}),
         ("data_scale", 3, {"ramp_sft": 3}),
         ("self_taught", 1, {"ramp_sft": 1, "more_sft": 1, "self_sft": 1}),
@@ -212,6 +212,14 @@ def test_a_pretrained_model_says_itself_how_hard_a_span_is(parse, tmp_path):
         (["costs=('sft=fast',)"], "it must be sft=SECONDS, of 1,000 tokens of rows"),
         (["costs=('sft=-1',)"], "its seconds must not be below 0"),
         (["arms=('a: gold_left_out=1.5', 'mixed:')"], "a: config.gold_left_out is 1.5"),
+        (
+            ["arms=('a: ramp_sft ramp_dapo method=rag', 'mixed:')"],
+            "config.method is 'rag' in a, whose stage ramp_dapo samples an agent",
+        ),
+        (
+            ["arms=('a: ramp_sft method=rag', 'mixed:')"],
+            r"config.method is 'rag' in a, and its curve \(config.heldout_points=8\) is of an",
+        ),
     ],
 )
 def test_a_study_that_cannot_be_is_refused_before_anything_is_made(
@@ -232,7 +240,7 @@ def test_an_unknown_study_names_the_nearest(parse):
     with pytest.raises(ConfigError, match="judge is an arm of the study reward"):
         parse("masking,judge")
     assert parse("reward,judge").arms[-1] == "judge: ramp_sft ramp_dapo dapo.reward=judge"
-    assert parse("ramp_sft").question.endswith("the same model, asked without turns to search in.")
+    assert parse("ramp_sft").question.endswith("with the whole paragraph, or to answer by heart.")
 
 
 # ---- what it takes

@@ -1,4 +1,4 @@
-"""Methods by which a suite is asked: what the prompt says, and what a search finds.
+"""Methods by which a task is given to a model: what the prompt says, and what is retrieved for it.
 
 closed_book: no tool in the prompt. rag: one retrieval with the question, its passages in the
 prompt, no agent. agent: the model searches as its prompt says or as it was trained. Controls of the
@@ -7,8 +7,6 @@ agent: no_search, whose searches find nothing, and random, whose searches find r
 
 from __future__ import annotations
 
-import hashlib
-import random
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -20,7 +18,7 @@ from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocabulary
 from masksearch_jax.core.tools import Instructions
-from masksearch_jax.core.types import Example, Passage, RampExample, Turn
+from masksearch_jax.core.types import Example, RampExample, Turn
 from masksearch_jax.data import prompt
 
 METHODS = ("closed_book", "rag", "agent", "no_search", "random")
@@ -34,23 +32,6 @@ _CLOSED_BOOK = f"Do the task below from what you know. {_ANSWERING}"
 _RAG = f"""\
 Do the task below with the help of passages of an encyclopedia, which a search for it has found. \
 Trust what you read more than what you remember. {_ANSWERING}"""
-
-
-class ShuffledSearch:
-    """Finds for each query what `tool` finds for another text: random passages of any tool.
-
-    The text is drawn by a hash of (seed, query), so that the same query finds the same anywhere.
-    """
-
-    def __init__(self, tool: SearchTool, texts: Sequence[str], seed: int = 0):
-        self._tool, self._texts, self._seed = tool, list(texts), seed
-
-    def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
-        return self._tool.search([self._other(query) for query in queries], top_k)
-
-    def _other(self, query: str) -> str:
-        key = f"{self._seed}\n{query}".encode("utf-8", "replace")
-        return random.Random(hashlib.sha256(key).digest()).choice(self._texts)
 
 
 def query_of(example: Example) -> str:
