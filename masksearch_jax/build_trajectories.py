@@ -27,14 +27,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from masksearch_jax.agents import agent_teacher, teachers
-from masksearch_jax.agents.llm_client import OUTAGE
-from masksearch_jax.agents.outcomes import grouped, listed, named, unanswerable
-from masksearch_jax.agents.scripted_teacher import NOT_FINAL, Rejection
+from masksearch_jax.agents import agent_teacher, attempts, teachers
+from masksearch_jax.agents.outcomes import listed
+from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.agents.selection import StudentConfig
 from masksearch_jax.core import stamp
 from masksearch_jax.core.config import SearchConfig
-from masksearch_jax.core.errors import ConfigError, UserError, check_given, nearest
+from masksearch_jax.core.errors import ConfigError, check_given, nearest
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.retrieval import source_of
@@ -42,11 +41,9 @@ from masksearch_jax.core.schema import describe_keys, harmless_keys, key, requir
 from masksearch_jax.core.search_config import tools_key
 from masksearch_jax.core.types import (
     Demonstration,
-    Example,
     RampExample,
     count_searches,
     from_json,
-    has_answer,
 )
 from masksearch_jax.data.folder import EXAMPLES
 from masksearch_jax.evals import source_rank
@@ -110,14 +107,6 @@ class BuildTrajectoriesRun:
     llm: LLMConfig | None = key(None, "Of the agents, and of the judge.")
     student: StudentConfig | None = key(None, "Of teacher `local`.")
     tools: tuple[str, ...] = tools_key()
-
-
-class RejectedError(UserError):
-    """More attempts gave no demonstration than `max_rejected` allows."""
-
-
-class FailedError(UserError):
-    """More attempts failed, by no fault of teacher or example, than `max_failed` allows."""
 
 
 def check_sections(cfg: BuildTrajectoriesRun) -> None:
@@ -186,7 +175,7 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
     made_from = _made_from(cfg, inputs.values())
     written_files = output.name, output.with_suffix(".rejected.jsonl").name
     finished = stamp.read(summary_path, made_from, written_files)
-    if finished is not None and not failures(finished["rejected"]):
+    if finished is not None and not attempts.failures(finished["rejected"]):
         return finished
     parts = output.with_suffix(".parts") / made_from
     with contextlib.closing(make_teacher(cfg)) as teacher:
@@ -195,7 +184,7 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
         _drop_others(parts)
         counts = [_solve(cfg, kind, path, teacher, parts) for kind, path in inputs.items()]
         figures = teacher.figures()
-    _check_failures(parts, counts, cfg.max_failed)
+    attempts.check_failures(parts, counts, cfg.max_failed)
     kept = list(_kept(cfg, parts, inputs))
     summary = _summary(counts, kept, _sources(inputs)) | ({"paid": figures} if figures else {})
     others = [kind for kind in KINDS if kind not in cfg.kinds]
@@ -203,14 +192,16 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
     for path in output.parent.glob("train*.counts.json"):
         path.unlink()
     _write_beside(output, kept, Demonstration, folder, others)
-    _write_beside(rejected_path(folder), list(_rejected(parts)), Rejection, folder, others)
+    _write_beside(
+        rejected_path(folder), list(attempts.rejected_in(parts)), Rejection, folder, others
+    )
     if stands:
         run_record.write(output.parent, cfg)
     stamp.write(summary_path, summary, made_from, written_files)
     for kind, found in standing.items():
         if found:
             stamp.write(_counts_path(output, [kind]), *found, written_files)
-    if not failures(summary["rejected"]):
+    if not attempts.failures(summary["rejected"]):
         shutil.rmtree(parts.parent)
     return summary
 
@@ -260,19 +251,6 @@ def _write_beside(
     write_jsonl(path, [*kept, *own] if "ramp" in others else [*own, *kept])
 
 
-def failures(rejected: Mapping[str, int]) -> dict[str, int]:
-    """Of attempts without a demonstration, by reason, those that are to be made again."""
-    return {reason: count for reason, count in rejected.items() if reason in NOT_FINAL}
-
-
-def _check_failures(parts: Path, counts: list[dict[str, Any]], allowed: float) -> None:
-    """Raises FailedError where more than the share `allowed` of the attempts failed, or all did."""
-    tried = sum(c["tried"] for c in counts)
-    failed = sum(sum(failures(c["rejected"]).values()) for c in counts)
-    if failed and (failed == tried or failed > allowed * tried):
-        raise FailedError(_too_many_failed(parts, tried))
-
-
 def _made_from(cfg: BuildTrajectoriesRun, paths: Sequence[Path]) -> str:
     """A hash of all that decides the result: examples, index, weights, settings."""
     settings = dataclasses.asdict(cfg)
@@ -307,124 +285,14 @@ def _solve(
             if cfg.demonstrations and kept >= cfg.demonstrations:
                 break
             chunk = examples[start : start + PART]
-            part = Part(parts / f"{kind}-{start:09d}.json", cfg, total, progress)
+            path_of_part = parts / f"{kind}-{start:09d}.json"
+            part = attempts.Part(path_of_part, cfg.max_rejected, cfg.max_failed, total, progress)
             counts = part.solve(chunk, teacher)
             total += Counter(counts["rejected"])
             kept, tried = kept + counts["kept"], tried + len(chunk) * teacher.attempts
             progress.update(tried, kept=kept, rejected=total.total())
-    if _final(total) > cfg.max_rejected * tried:
-        raise RejectedError(_too_many_rejected(parts, tried))
+    attempts.check_rejected(parts, tried, total, cfg.max_rejected)
     return {"kind": kind, "examples": len(examples), "tried": tried, "rejected": dict(total)}
-
-
-def _final(rejected: Mapping[str, int]) -> int:
-    return sum(rejected.values()) - sum(failures(rejected).values())
-
-
-class Part:
-    """One part of the work; its counts are written last, and tell that it has been gone through.
-
-    before: what other parts of this kind rejected, by reason.
-    """
-
-    def __init__(
-        self,
-        counts_path: Path,
-        cfg: BuildTrajectoriesRun,
-        before: Mapping[str, int],
-        progress: Progress,
-    ):
-        self._path, self._progress = counts_path, progress
-        self._allowed = cfg.max_rejected * progress.total - _final(before)
-        self._failures_allowed = cfg.max_failed * progress.total
-        self._refused = 0  # attempts that are final and gave nothing
-        self._failed, self._in_a_row = sum(failures(before).values()), 0
-        self._rejected: list[Rejection] = []
-
-    def solve(self, chunk: Sequence[Example], teacher: teachers.Teacher) -> dict[str, Any]:
-        """Its counts, after the attempts that it lacks.
-
-        Raises RejectedError as soon as more are rejected than allowed, FailedError as soon as more
-        fail than allowed and a service seems to be down.
-        """
-        counts = stamp.read(self._path)
-        if counts and not failures(counts["rejected"]):
-            return counts
-        known = self._known() if counts else {}
-        known |= {e.id: unanswerable(e, teacher.attempts) for e in chunk if not has_answer(e)}
-        self._rejected = [o for os in known.values() for o in os if isinstance(o, Rejection)]
-        self._refused = len(self._rejected)
-        self._progress.update(self._progress.done + sum(map(len, known.values())))
-        try:
-            left = [e for e in chunk if e.id not in known]
-            # Those heard of came as they ended; the file is the same for the same outcomes.
-            by_example = known | grouped(teacher.solve(left, self._hear) if left else ())
-            outcomes = [o for i in dict.fromkeys(e.id for e in chunk) for o in by_example[i]]
-            self._rejected = [o for o in outcomes if isinstance(o, Rejection)]
-        finally:
-            self._write_rejected()
-        kept = [o for o in outcomes if isinstance(o, Demonstration)]
-        write_jsonl(self._path.with_suffix(".jsonl"), kept)
-        rejected = Counter(r.reason for r in self._rejected)
-        counts = {"kept": len(kept), "rejected": dict(rejected)}
-        stamp.write(self._path, counts)
-        return counts
-
-    def _known(self) -> dict[str, list[teachers.Outcome]]:
-        """Outcomes of an earlier session of the examples of which no attempt failed."""
-        found = [
-            *read_jsonl(self._path.with_suffix(".jsonl"), Demonstration),
-            *read_jsonl(self._path.with_suffix(".rejected.jsonl"), Rejection),
-        ]
-        return {
-            example_id: outcomes
-            for example_id, outcomes in grouped(found).items()
-            if all(isinstance(o, Demonstration) or o.is_final for o in outcomes)
-        }
-
-    def _write_rejected(self) -> None:
-        write_jsonl(self._path.with_suffix(".rejected.jsonl"), self._rejected)
-
-    def _hear(self, outcome: teachers.Outcome) -> None:
-        self._progress.update(self._progress.done + 1)
-        rejected = isinstance(outcome, Rejection)
-        failed = rejected and not outcome.is_final
-        self._in_a_row = self._in_a_row + 1 if failed else 0
-        self._failed += failed
-        self._refused += rejected and not failed
-        if not rejected:
-            return
-        self._rejected.append(outcome)
-        done, parts = self._progress.done, self._path.parent
-        if self._refused > self._allowed:
-            self._write_rejected()
-            raise RejectedError(_too_many_rejected(parts, done))
-        if self._in_a_row >= OUTAGE and self._failed > self._failures_allowed:
-            self._write_rejected()
-            raise FailedError(_too_many_failed(parts, done))
-
-
-def _too_many_rejected(parts: Path, tried: int) -> str:
-    counted, first = named(r for r in _rejected(parts) if r.is_final)
-    return (
-        f"{counted.total()} of {tried} attempts gave no demonstration ({listed(counted)}), more "
-        f"than config.max_rejected allows; the first: {first}; all are named in "
-        f"{parts}/*.rejected.jsonl"
-    )
-
-
-def _too_many_failed(parts: Path, tried: int) -> str:
-    counted, first = named(r for r in _rejected(parts) if not r.is_final)
-    return (
-        f"{counted.total()} of {tried} attempts failed ({listed(counted)}), more than "
-        f"config.max_failed allows; the first: {first}; once this is mended, the same command "
-        "makes these attempts again and no others"
-    )
-
-
-def _rejected(parts: Path) -> Iterator[Rejection]:
-    paths = sorted(parts.glob("*.rejected.jsonl"))
-    return itertools.chain.from_iterable(read_jsonl(p, Rejection) for p in paths)
 
 
 def _kept(cfg: BuildTrajectoriesRun, parts: Path, kinds: Sequence[str]) -> Iterator[Demonstration]:
@@ -480,7 +348,7 @@ def _print_summary(summary: dict[str, Any], folder: str) -> None:
         k: ", ".join(f"{n} {r}" for r, n in summary[k].items()) or "none"
         for k in ("by_task", "by_searches", "rejected")
     }
-    if failed := failures(summary["rejected"]):
+    if failed := attempts.failures(summary["rejected"]):
         print(failed_line(failed), file=sys.stderr)
     print(
         f"{summary['examples']} examples, {summary['tried']} tried, "

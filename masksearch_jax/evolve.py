@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from masksearch_jax import build_trajectories, evaluate, report, train_sft
+from masksearch_jax.agents import attempts
 from masksearch_jax.agents import selection as logic
 from masksearch_jax.agents.selection import EvolveConfig, StudentConfig
 from masksearch_jax.core import config as c
@@ -152,7 +153,7 @@ def sample(run: Run, n: int) -> dict[str, Any]:
         )
     write_jsonl(folder / POOL, pool.examples)
     made = build_trajectories.run(teaching(run, n))
-    if failed := build_trajectories.failures(made["rejected"]):
+    if failed := attempts.failures(made["rejected"]):
         steps.log(f"{sum(failed.values())} of {made['tried']} attempts failed: {failed}")
     accepted = run.read(n, ACCEPTED, Demonstration)
     kept, dropped = logic.select(accepted, cfg.per_example, run.cfg.seed)

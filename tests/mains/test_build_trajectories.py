@@ -16,7 +16,7 @@ import zlib
 
 import pytest
 
-from masksearch_jax import build_trajectories
+from masksearch_jax.agents import attempts
 from masksearch_jax.agents.llm_client import BudgetError, JobError
 from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.core.errors import ConfigError
@@ -121,7 +121,7 @@ def test_a_job_of_prose_stops_before_it_has_paid_for_all(folder):
     """Of 40 items 4 may be rejected: the fifth ends the job, which names what it dropped."""
     with Endpoint(lambda body: Answer(PROSE)) as endpoint:
         llm = llm_config(endpoint, folder, concurrency=1)
-        with pytest.raises(build_trajectories.RejectedError) as error:
+        with pytest.raises(attempts.RejectedError) as error:
             run(folder, llm, max_rejected=0.1)
     said = str(error.value)
     assert said.startswith("5 of 5 attempts gave no demonstration (5 unreadable_planner)")
@@ -136,9 +136,9 @@ def test_the_share_is_of_what_was_tried(folder):
     """Exactly the share is allowed: of 40, 2 are rejected and 1 fails."""
     with Endpoint(Faulty()) as endpoint:
         llm = llm_config(endpoint, folder, timeout=2.0)
-        with pytest.raises(build_trajectories.RejectedError, match="2 of"):
+        with pytest.raises(attempts.RejectedError, match="2 of"):
             run(folder, llm, max_rejected=1.9 / 40)
-        with pytest.raises(build_trajectories.FailedError, match="1 of 40"):
+        with pytest.raises(attempts.FailedError, match="1 of 40"):
             run(folder, llm, max_rejected=2 / 40, max_failed=0.9 / 40)
         made = run(folder, llm, max_rejected=2 / 40, max_failed=1 / 40)
         assert made["demonstrations"] == 37

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from masksearch_jax import build_trajectories
+from masksearch_jax.agents import attempts
 from masksearch_jax.agents.llm_client import JobError
 from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
@@ -87,7 +88,7 @@ def test_what_failed_is_asked_again_and_nothing_else(folder):
     wanted = {f"e{n}" for n in range(0, 20, 4)}
     with Endpoint(refusing(400, lambda n: n % 4 == 0)) as endpoint:
         llm = llm_config(endpoint, folder)
-        with pytest.raises(build_trajectories.FailedError) as error:
+        with pytest.raises(attempts.FailedError) as error:
             run(folder, llm)
     said = str(error.value)
     assert said.startswith("5 of 20 attempts failed (5 llm_failed), more than config.max_failed")
@@ -120,7 +121,7 @@ def test_a_job_in_which_all_failed_never_ends_well(folder):
     few = own_folder(folder, [town(n)[1] for n in range(6)])
     with Endpoint(refusing(400)) as endpoint:
         llm = llm_config(endpoint, folder)
-        with pytest.raises(build_trajectories.FailedError, match=r"6 of 6 .*scripted 400"):
+        with pytest.raises(attempts.FailedError, match=r"6 of 6 .*scripted 400"):
             run(few, llm, max_failed=1.0)
     with Endpoint(refusing(400, lambda n: False)) as endpoint:
         llm = llm_config(endpoint, folder)
@@ -136,7 +137,7 @@ def test_a_search_tool_that_is_down_loses_no_example(folder, monkeypatch):
     with Endpoint(refusing(400, lambda n: False)) as endpoint:
         llm = llm_config(endpoint, folder)
         monkeypatch.setattr(build_trajectories, "open_tool", lambda cfg: down)
-        with pytest.raises(build_trajectories.FailedError, match=r"19 of 20.*19 search_failed"):
+        with pytest.raises(attempts.FailedError, match=r"19 of 20.*19 search_failed"):
             run(folder, llm)
         monkeypatch.undo()
         before = len(endpoint.requests)
@@ -150,7 +151,7 @@ def test_an_outage_stops_a_long_job_early(folder, monkeypatch):
     monkeypatch.setattr(build_trajectories, "OUTAGE", 4)
     with Endpoint(refusing(400, lambda n: n >= 8)) as endpoint:
         llm = llm_config(endpoint, folder, concurrency=1)
-        with pytest.raises(build_trajectories.FailedError, match=r"[4-9] of 1\d attempts failed"):
+        with pytest.raises(attempts.FailedError, match=r"[4-9] of 1\d attempts failed"):
             run(folder, llm)
 
 
