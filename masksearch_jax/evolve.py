@@ -24,6 +24,7 @@ from masksearch_jax.agents.selection import EvolveConfig, StudentConfig
 from masksearch_jax.core import config as c
 from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
 from masksearch_jax.core.errors import UserError, check_given
+from masksearch_jax.core.eval_config import EvalConfig
 from masksearch_jax.core.files import write_json
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.llm_config import LLMConfig
@@ -82,7 +83,7 @@ class EvolveRun:
     )
     llm: LLMConfig = section(LLMConfig, "Of the agents and the LLM judge.")
     tools: tuple[str, ...] = tools_key()
-    eval: c.EvalConfig = section(c.EvalConfig)
+    eval: EvalConfig = section(EvalConfig)
     checkpoint: c.CheckpointConfig = section(c.CheckpointConfig)
     survival: c.SurvivalConfig = section(c.SurvivalConfig)
     report_trajectories: int = key(3000, "Trajectories shown in the report, at most.")

@@ -22,6 +22,7 @@ from masksearch_jax import build_trajectories, evaluate, export_hf, report, trai
 from masksearch_jax.core import config as config_lib
 from masksearch_jax.core.corpus_config import CorpusConfig, PplConfig, RampConfig
 from masksearch_jax.core.errors import check_given
+from masksearch_jax.core.eval_config import EvalConfig
 from masksearch_jax.core.files import write_json
 from masksearch_jax.core.llm_config import JudgeConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
@@ -102,7 +103,7 @@ class RecipeRun:
     qa_dapo_optim: config_lib.OptimConfig = section(config_lib.OptimConfig)
     judge: JudgeConfig = section(JudgeConfig)
     rollout: RolloutConfig = section(RolloutConfig)
-    eval: config_lib.EvalConfig = section(config_lib.EvalConfig)
+    eval: EvalConfig = section(EvalConfig)
     heldout_points: int = key(
         0, "Times that a training is measured on held-out examples, evenly; 0: not once.", least=0
     )

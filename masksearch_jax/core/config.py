@@ -3,8 +3,8 @@
 A file in `configs/` lists what it decides; all else is as it stands here. ConfigDict stops here:
 `to_dataclass` turns it into these dataclasses once, strictly. What a corpus is turned into examples
 by is in `corpus_config`, how trajectories are sampled in `rollout_config`, what searches in
-`search_config`. The last part of the module puts the sections together: one `*Run` per main that
-trains or evaluates.
+`search_config`, what is evaluated in `eval_config`. The last part of the module puts the sections
+together: one `*Run` per main that trains or evaluates.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import dataclasses
 from typing import Literal
 
 from masksearch_jax.core.curriculum_config import LessonsConfig
+from masksearch_jax.core.eval_config import EvalConfig
 from masksearch_jax.core.llm_config import EndpointConfig, JudgeConfig
 from masksearch_jax.core.loss_config import LossConfig
 from masksearch_jax.core.reward_config import RewardConfig
@@ -336,76 +337,6 @@ class DapoConfig(RewardConfig, LossConfig):
         "Steps in a row without an update that end the run with 1; 0: none do.",
         harmless=True,
         least=0,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalConfig:
-    """What is evaluated, by which methods, on how much."""
-
-    suites: tuple[str, ...] = key(
-        ("ramp", "two_hop"),
-        (
-            "ramp, two_hop, source_hidden and, where they were built, statements of the folder "
-            "`data`, and NAME=PATH, files of questions; "
-            "source_hidden is RAMP with search that hides the masked passage, on examples whose "
-            "facts other passages repeat."
-        ),
-    )
-    methods: tuple[str, ...] = key(
-        ("agent", "no_search", "random"), "Of closed_book, rag, agent, no_search, random."
-    )
-    examples: int = key(1000, "Items of each suite, the same ones for every method.", least=1)
-    suite_examples: tuple[str, ...] = key(
-        (), "NAME=NUMBER: items of a suite that has another number."
-    )
-    strata: Literal["shares", "even"] = key(
-        "shares",
-        (
-            "Items are of each type in its share of the suite's file, or of all types alike, as "
-            "long as each lasts."
-        ),
-    )
-    temperature: float = key(
-        1.0, "Of evaluation rollouts, in place of rollout.temperature; 0: greedy.", least=0
-    )
-    bootstrap: int = key(1000, "Resamples of the 95% interval.", least=1)
-    seed: int = key(
-        0, "Of the choice of items and of the resamples; rollout.seed is that of rollouts."
-    )
-    compare: str = key(
-        "",
-        ("Folder of another evaluation, to which paired differences are told; empty: of none."),
-        harmless=True,
-    )
-    leakage: str = key(
-        "",
-        (
-            "What was trained on, the folder that build_ramp wrote or a JSONL file of passages: "
-            "items that share a title or text with it are told apart; empty: not looked for."
-        ),
-        harmless=True,
-    )
-    difficulty: bool = key(
-        False, "Of RAMP: what makes a span hard, and what came of it, as a table and a plot."
-    )
-    lemmatizer: str = key(
-        "",
-        (
-            "An installed spaCy pipeline by whose lemmas FanOutQA's accuracy compares words, "
-            "en_core_web_sm as its authors do; empty: words as they are written."
-        ),
-    )
-    retries: int = key(
-        3, "Of an item whose search failed or whose time ran out.", harmless=True, least=0
-    )
-    max_tool_failures: float = share(
-        0.01, "Share of such items, after that, beyond which the run ends with 1.", harmless=True
-    )
-    max_bad_fraction: float = share(
-        0.01,
-        "Share of items that cannot be run, found before any is, that is tolerated.",
-        harmless=True,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a finished evaluation can be given: a judge's verdicts, leakage, paired differences."""
+"""What a finished evaluation can be given: a user's measures, verdicts, leakage, differences."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.files import write_json, write_lines
 from masksearch_jax.core.schema import describe_keys
 from masksearch_jax.core.types import JsonObject, has_answer
-from masksearch_jax.evals import comparison, judging, leaked
+from masksearch_jax.evals import comparison, judging, leaked, own_metrics
 from masksearch_jax.evals.results import RESULTS, Bootstrap
 from masksearch_jax.evals.rows import TRAJECTORIES, Rows, by_place
 from masksearch_jax.evals.suites import Suite
@@ -37,6 +37,7 @@ def check_added(cfg: EvalRun) -> None:
             "config.judge.own_model is for training; of evaluate the judge is an endpoint, "
             "config.judge.base_url, such as serve_model's"
         )
+    own_metrics.functions(cfg.eval.metrics)
     if cfg.eval.compare and not (storage.path(cfg.eval.compare) / RESULTS).exists():
         raise ConfigError(
             f"config.eval.compare is {cfg.eval.compare!r}, which holds no {RESULTS}; it must name "
@@ -58,11 +59,13 @@ def check_judge(cfg: EvalRun, loaded: Sequence[Suite]) -> None:
 
 
 def added(cfg: EvalRun, workdir: epath.Path, summary: JsonObject) -> JsonObject:
-    """eval.json with verdicts, leakage and paired differences, as far as they are asked for."""
-    if not (cfg.judge.base_url or cfg.eval.leakage or cfg.eval.compare):
+    """eval.json with own measures, verdicts, leakage and differences, as they are asked for."""
+    if not (cfg.eval.metrics or cfg.judge.base_url or cfg.eval.leakage or cfg.eval.compare):
         return summary
     read = Rows(workdir / TRAJECTORIES)
     how = Bootstrap(cfg.eval.bootstrap, cfg.eval.seed)
+    if cfg.eval.metrics:
+        own_metrics.add(cfg.eval.metrics, workdir / TRAJECTORIES, summary, how)
     if cfg.judge.base_url:
         _add_verdicts(cfg, workdir, read, summary, how)
     if cfg.eval.leakage:
@@ -89,7 +92,7 @@ def _add_verdicts(
     results: JsonObject = {}
     for (suite, method), cell in judging.cells(read, verdicts, how).items():
         results.setdefault(suite, {})[method] = cell
-        summary["results"][suite][method]["judge"] = cell
+        summary["results"][suite][method][own_metrics.JUDGE] = cell
     others = [one for one in summary.get("judges", ()) if not judge.items() <= one.items()]
     summary["judge"], summary["judges"] = judge, [*others, judge | {"results": results}]
     told = ((*row.place, row.example.id, v) for row, v in zip(read, verdicts, strict=True))

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from masksearch_jax.core import chinese, retrieval
-from masksearch_jax.core.config import EvalConfig, EvalRun
+from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import ConfigError, nearest
+from masksearch_jax.core.eval_config import EvalConfig
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocabulary
 from masksearch_jax.core.tools import Instructions

@@ -150,8 +150,8 @@ def by_condition(summary: JsonObject) -> tuple[JsonObject, JsonObject]:
 def table(summary: JsonObject) -> str:
     """eval.json as lines of text: methods down, suites across, and their average (Table 2).
 
-    Below it what means leave out, and where they were asked for the judges, the results without
-    items that were trained on, and paired differences.
+    Below it what means leave out, and where they were asked for a user's measures, the judges, the
+    results without items that were trained on, and paired differences.
     """
     results, suites = summary["results"], summary["suites"]
     metrics = {name: suite["metric"] for name, suite in suites.items()}
@@ -161,6 +161,8 @@ def table(summary: JsonObject) -> str:
         lines.append([method, *map(_shown, cells), _shown(summary["average"].get(method))])
     told = _aligned(lines)
     told += list(_counts(results, metrics))
+    for measure, function in summary.get("metrics", {}).items():
+        told += _own(results, list(metrics), measure, function)
     for judge in summary.get("judges", ()):
         told += _judged(judge, list(metrics))
     if leakage := summary.get("leakage"):
@@ -176,6 +178,17 @@ def table(summary: JsonObject) -> str:
             rows.append([method, *(_shown(c, "+") for c in cells)])
         told += _aligned(rows)
     return "\n".join(told)
+
+
+def _own(
+    results: Mapping[str, Any], suites: Sequence[str], measure: str, function: str
+) -> list[str]:
+    """A measure of a user's function."""
+    rows = [["", *suites]]
+    for method in _methods(results):
+        cells = [results.get(suite, {}).get(method, {}).get(measure) for suite in suites]
+        rows.append([method, *map(_shown, cells)])
+    return [f"{measure} by {function}:", *_aligned(rows)]
 
 
 def _judged(judge: JsonObject, suites: Sequence[str]) -> list[str]:

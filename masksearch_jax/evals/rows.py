@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -9,8 +10,15 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from masksearch_jax.core import markup
-from masksearch_jax.core.types import SEARCH_ALONE, Example, QAExample, RampExample, from_json
-from masksearch_jax.evals import suites
+from masksearch_jax.core.types import (
+    SEARCH_ALONE,
+    Example,
+    QAExample,
+    RampExample,
+    Trajectory,
+    from_json,
+)
+from masksearch_jax.evals import scores, suites
 from masksearch_jax.evals.results import Place, Scored
 
 TRAJECTORIES = "trajectories.jsonl"  # in the folder of an evaluation
@@ -47,11 +55,24 @@ def row_of(line: Mapping[str, Any]) -> Row:
     tools = line.get("tools", SEARCH_ALONE)
     labels = suites.labels(example, line["status"])
     return Row(
-        place=(line["suite"], line["method"]),
+        place=place_of(line),
         example=example,
         answer=markup.extract_answer(line["opening"] + said, tools) or None,
         scored=Scored(example.id, line["scores"], labels, slots),
     )
+
+
+def place_of(line: Mapping[str, Any]) -> Place:
+    return line["suite"], line["method"]
+
+
+def trajectory_of(line: Mapping[str, Any]) -> Trajectory:
+    """The trajectory of a line of trajectories.jsonl; its text begins with what the prompt wrote of
+    the answer."""
+    names = [f.name for f in dataclasses.fields(Trajectory)]
+    found = from_json(Trajectory, {name: line[name] for name in names if name in line})
+    segments = tuple(scores.opened(found, line["opening"]))
+    return dataclasses.replace(found, segments=segments)
 
 
 def by_place(rows: Iterable[Row]) -> dict[Place, list[Scored]]:

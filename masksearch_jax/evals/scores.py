@@ -20,6 +20,7 @@ _COMMON = (
 )
 RAMP_METRICS = ("span_recall", "precision", "f1", "em", *_COMMON)
 QA_METRICS = ("recall", "precision", "f1", "em", *_COMMON, "gold_recall")
+CALLS = "calls_"  # before the name of a tool, where there are others than search
 FANOUTQA_METRICS = ("loose", "strict")  # of a question with an answer of several parts
 # Those that lie in 0..1; the others are counts.
 SHARES = ("span_recall", "recall", "precision", "f1", "em", "format_rate", "source_hit")
@@ -71,7 +72,7 @@ def score(
             scores |= {"loose": found.loose, "strict": found.strict}
     is_chinese = scorer.rules.is_chinese
     sampled = int(trajectory.sampled.sum()) if tokens is None else tokens
-    segments, tools = list(_opened(trajectory, opening)), trajectory.tools
+    segments, tools = list(opened(trajectory, opening)), trajectory.tools
     scores |= {
         "answer_tokens": float(len(scoring.tokenise(answer or "", is_chinese))),
         "format_rate": float(markup.is_well_formed(segments, tools)),
@@ -82,7 +83,7 @@ def score(
     }
     if tools != SEARCH_ALONE:
         calls = Counter(turn.tool for turn in trajectory.turns)
-        scores |= {f"calls_{name}": float(calls[name]) for name in tools}
+        scores |= {f"{CALLS}{name}": float(calls[name]) for name in tools}
     return scores | _retrieved(example, trajectory)
 
 
@@ -91,7 +92,7 @@ def slot_scores(example: RampExample, trajectory: Trajectory, opening: str = "")
     return scoring.slot_recalls(example, read_answer(trajectory, opening))
 
 
-def _opened(trajectory: Trajectory, opening: str) -> Iterator[Segment]:
+def opened(trajectory: Trajectory, opening: str) -> Iterator[Segment]:
     """The segments, the first that the policy wrote after what the prompt wrote of it."""
     for segment in trajectory.segments:
         if segment.author == "policy":

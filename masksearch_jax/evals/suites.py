@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from masksearch_jax.core import chinese, scoring, stamp
-from masksearch_jax.core.config import EvalConfig
 from masksearch_jax.core.errors import ConfigError, UserError, nearest
+from masksearch_jax.core.eval_config import EvalConfig
 from masksearch_jax.core.jsonl import RecordError, read_jsonl
 from masksearch_jax.core.scoring import Rules
 from masksearch_jax.core.types import STATEMENTS, Example, QAExample, RampExample

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from masksearch_jax.core import scoring
-from masksearch_jax.core.config import EvalConfig
+from masksearch_jax.core.eval_config import EvalConfig
 from masksearch_jax.core.types import QAExample, RampExample, Segment, Span, Trajectory, Turn
 from masksearch_jax.evals import metrics
 from masksearch_jax.evals.scores import (

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from masksearch_jax.core.config import EvalConfig
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.eval_config import EvalConfig
 from masksearch_jax.evals import suites
 
 

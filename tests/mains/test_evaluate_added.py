@@ -18,6 +18,7 @@ from masksearch_jax.core.types import Passage, QAExample
 from masksearch_jax.evals import results
 from masksearch_jax.evals.lost import LostItemsError
 from masksearch_jax.testing.services import Answer, Endpoint
+from masksearch_jax.viewer import evaluations, load
 from tests.agents.scripted_student import scripted
 from tests.mains.unsteady_search import Unsteady
 
@@ -61,6 +62,32 @@ def asking(cfg, **changes):
 
 def run(cfg):
     return evaluate.run(cfg, scripted(Vocab.load(cfg.tokenizer)))
+
+
+# ---- measures of users
+
+
+def test_a_users_measure_is_added_compared_and_shown(cfg, tmp_path):
+    """To a finished evaluation; of the two the second alone is told by another function."""
+    own, other = "tests.evals.own_metrics", dataclasses.replace(cfg, workdir=str(tmp_path / "two"))
+    first = run(cfg)
+    assert "metrics" not in first
+    run(asking(other, metrics=(f"{own}:of_few",)))
+    path = tmp_path / "two" / "trajectories.jsonl"
+    path.write_text(path.read_text().replace('"half": 0.5', '"half": 0.25'))
+    found = run(asking(cfg, metrics=(f"{own}:of_few", f"{own}:opened"), compare=other.workdir))
+    assert found["provenance"] == first["provenance"]
+    apart = found["compare"]["differences"]["towns"]["agent"]
+    assert apart["half"] == {"value": 0.25, "low": 0.25, "high": 0.25, "n": 4}
+    assert apart.keys() - first["results"]["towns"]["agent"].keys() == {"half", "ids"}
+    assert json.loads((tmp_path / "run" / "eval.json").read_text()) == found
+    told = results.table(found).splitlines()
+    assert told[-6:-3] == [f"opened by {own}:opened:", *told[-5:-3]]
+    assert told[-4] == "agent  1.000 [1.000, 1.000]"
+    (entries, _) = evaluations.read(load.read_run(tmp_path / "run", "run"), 0)
+    assert entries[0]["metrics"]["half"] == [0.5, 0.5, 0.5, 4]
+    with pytest.raises(ConfigError, match=r"eval\.metrics is 'nowhere:f', but there is no module"):
+        run(asking(cfg, metrics=("nowhere:f",)))
 
 
 # ---- paired differences

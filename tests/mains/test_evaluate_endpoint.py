@@ -13,8 +13,9 @@ import sys
 import pytest
 
 from masksearch_jax import evaluate
-from masksearch_jax.core.config import EvalConfig, EvalRun
+from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import UserError
+from masksearch_jax.core.eval_config import EvalConfig
 from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.llm_config import EndpointConfig
 from masksearch_jax.core.types import Passage, QAExample
