@@ -43,7 +43,8 @@ class PairScorer:
         self._most = reading.max_tokens
         self._tokenizer = read_tokenizer(folder, self._most)
         self.fingerprint = fingerprint(folder, reading)
-        mesh = Mesh(np.array(jax.local_devices()), ("pair",))
+        # In force while it computes, in place of the run's own, which may have other devices.
+        mesh = self._mesh = Mesh(np.array(jax.local_devices()), ("pair",))
         self._ways = mesh.size
         whole = NamedSharding(mesh, PartitionSpec())
         self._parts = NamedSharding(mesh, PartitionSpec("pair"))
@@ -63,7 +64,8 @@ class PairScorer:
             table, lengths = padded([ids[i] for i in rows], self._ways, self._most)
             of_types, _ = padded([types[i] for i in rows], self._ways, self._most)
             arrays = jax.device_put((table, of_types, lengths), self._parts)
-            out[rows] = np.asarray(self._score(*arrays))[: len(rows)]
+            with jax.set_mesh(self._mesh):
+                out[rows] = np.asarray(self._score(*arrays))[: len(rows)]
         return out
 
 

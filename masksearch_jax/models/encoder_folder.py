@@ -82,7 +82,8 @@ class TextEncoder:
         self.dim = shape.hidden_size
         self.fingerprint = fingerprint(folder, self.reading)
         self._tokenizer = read_tokenizer(folder, bound)
-        mesh = Mesh(np.array(jax.local_devices()), ("text",))
+        # In force while it computes, in place of the run's own, which may have other devices.
+        mesh = self._mesh = Mesh(np.array(jax.local_devices()), ("text",))
         self._ways = mesh.size
         self._whole = NamedSharding(mesh, PartitionSpec())
         self._parts = NamedSharding(mesh, PartitionSpec("text"))
@@ -110,7 +111,8 @@ class TextEncoder:
         for rows in batches(ids, self._ways):
             batch = padded([ids[i] for i in rows], self._ways, self.reading.max_tokens)
             arrays = jax.device_put(batch, self._parts)
-            out[rows] = np.asarray(self._encode(*arrays))[: len(rows)]
+            with jax.set_mesh(self._mesh):
+                out[rows] = np.asarray(self._encode(*arrays))[: len(rows)]
         return out
 
 

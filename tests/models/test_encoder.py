@@ -4,9 +4,11 @@ import importlib.util
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tokenizers
+from jax.sharding import Mesh
 
 from masksearch_jax.models.encoder_folder import Reading, TextEncoder
 from masksearch_jax.models.hf_config import HfError
@@ -50,6 +52,8 @@ def test_a_text_s_vector_is_the_same_in_any_company(tmp_path):
     np.testing.assert_allclose(encoder.encode(TEXTS), alone, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1.0, atol=1e-5)
     assert encoder.encode([]).shape == (0, 16)
+    with jax.set_mesh(Mesh(np.array(jax.devices()[:2]), ("data",))):  # of a run on other devices
+        np.testing.assert_allclose(encoder.encode(TEXTS), alone, atol=1e-5)
 
 
 @pytest.mark.slow

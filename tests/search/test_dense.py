@@ -5,8 +5,10 @@ import gc
 import json
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.types import Passage
@@ -65,6 +67,17 @@ def test_programs_of_several_threads_never_wait_for_each_other(lakes):
     queries = HashedWords().encode_queries(["w1"])
     program = nearest._search.lower(nearest._table, queries, 10).compile().as_text()
     assert not any(name in program for name in ("all-gather", "all-reduce", "collective"))
+
+
+def test_a_run_s_mesh_does_not_change_what_its_devices_find(lakes):
+    nearest = DeviceNearest(lakes[1].table)
+    asked = HashedWords().encode_queries(QUERIES)
+    alone = nearest(asked, 5)
+    with jax.set_mesh(jax.make_mesh((jax.device_count(),), ("data",), (AxisType.Auto,))):
+        under_mesh = nearest(asked, 5)
+        first = DeviceNearest(lakes[1].table)(asked, 5)
+    for found in (under_mesh, first):
+        np.testing.assert_array_equal(found[0], alone[0])
 
 
 @pytest.mark.parametrize("kind", [Graph, lambda v: DeviceNearest(v.table, approximate=True)])
