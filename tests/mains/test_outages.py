@@ -148,7 +148,7 @@ def test_a_search_tool_that_is_down_loses_no_example(folder, monkeypatch):
 
 
 def test_an_outage_stops_a_long_job_early(folder, monkeypatch):
-    monkeypatch.setattr(build_trajectories, "OUTAGE", 4)
+    monkeypatch.setattr(attempts, "OUTAGE", 4)
     with Endpoint(refusing(400, lambda n: n >= 8)) as endpoint:
         llm = llm_config(endpoint, folder, concurrency=1)
         with pytest.raises(attempts.FailedError, match=r"[4-9] of 1\d attempts failed"):
