@@ -6,6 +6,7 @@ import json
 import pytest
 
 from masksearch_jax import build_index, build_trajectories, coverage
+from masksearch_jax.agents import attempts
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.corpus_config import CorpusConfig
 from masksearch_jax.core.types import to_json
@@ -62,7 +63,7 @@ def test_a_build_that_was_stopped_says_what_it_was_making(tmp_path, capsys, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(build_trajectories, "_check_failures", stop)
+        patch.setattr(attempts, "check_failures", stop)
         with pytest.raises(KeyboardInterrupt):
             build_trajectories.run(demonstrations_run(tmp_path))
         assert record(folder)["config"]["seed"] == 0
@@ -70,7 +71,7 @@ def test_a_build_that_was_stopped_says_what_it_was_making(tmp_path, capsys, monk
     build_trajectories.run(demonstrations_run(tmp_path))
     assert len(record(folder)["sessions"]) == 2
     with monkeypatch.context() as patch:
-        patch.setattr(build_trajectories, "_check_failures", stop)
+        patch.setattr(attempts, "check_failures", stop)
         with pytest.raises(KeyboardInterrupt):
             build_trajectories.run(demonstrations_run(tmp_path, seed=1))
     assert record(folder)["config"]["seed"] == 0  # as is the file that stands
