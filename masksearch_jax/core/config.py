@@ -49,7 +49,9 @@ class RopeScaling:
 class ModelConfig:
     """Architecture of one decoder-only transformer; the numbers of an HF `config.json`."""
 
-    family: Literal["qwen2", "qwen3", "llama"] = required("`model_type` of the HF config.")
+    family: str = required(
+        "`model_type` of the HF config: qwen2, qwen3, llama, or one that an installed package adds."
+    )
     vocab_size: int = required("Rows of the embedding, at least the tokenizer's ids.", least=1)
     hidden_size: int = required("Width of the residual stream.", least=1)
     intermediate_size: int = required("Width of the feed-forward block.", least=1)

@@ -1,4 +1,4 @@
-"""Functions and classes that users name in a config, as `package.module:name`."""
+"""Functions, classes and values that users name in a config, as `package.module:name`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ def import_function(
     names the module, the function and what is there instead.
     """
     said = f"{key} is {spec!r}"
+    function = import_named(spec, said, what)
+    if not callable(function):
+        raise ConfigError(f"{said}, which is {type(function).__name__}, not a {what}")
+    check_call(function, spec.partition(":")[2], arguments, said)
+    return function
+
+
+def import_named(spec: str, said: str, what: str) -> Any:
+    """What `spec` names, package.module:name; said, what: for the message of a ConfigError."""
     name, _, attribute = spec.partition(":")
     if not all(part.isidentifier() for part in [*name.split("."), attribute]):
         raise ConfigError(f"{said}; a {what} is named as package.module:{what}")
@@ -28,11 +37,7 @@ def import_function(
     if not hasattr(module, attribute):
         near = nearest(attribute, _callables(module))
         raise ConfigError(f"{said}, but module {name!r} has no {attribute!r}; {near}")
-    function = getattr(module, attribute)
-    if not callable(function):
-        raise ConfigError(f"{said}, which is {type(function).__name__}, not a {what}")
-    check_call(function, attribute, arguments, said)
-    return function
+    return getattr(module, attribute)
 
 
 def check_call(

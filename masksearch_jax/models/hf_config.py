@@ -1,4 +1,4 @@
-"""HF `config.json` to `ModelConfig` and back, for Qwen2/2.5, Qwen3 and Llama 3.x."""
+"""HF `config.json` to `ModelConfig` and back, for the families of `families`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,8 @@ from typing import Any
 from masksearch_jax.core.config import ModelConfig, RopeScaling
 from masksearch_jax.core.gguf_file import is_gguf
 from masksearch_jax.core.types import JsonObject
-from masksearch_jax.models import gguf_model
+from masksearch_jax.models import families, gguf_model
 from masksearch_jax.models.rotary import YARN_BETAS, yarn_attention_factor
-
-ARCHITECTURES = {
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "llama": "LlamaForCausalLM",
-}
 
 
 class HfError(ValueError):
@@ -24,8 +18,6 @@ class HfError(ValueError):
 
 
 PEFT_ADVICE = "merge it into its model first (merge_and_unload) and give the merged folder"
-# What `head_dim` is where config.json has none; of the others, hidden_size by the heads.
-_HEAD_DIM = {"qwen3": 128}
 
 # Keys whose other values would change the function: value that we compute, by key.
 _REQUIRED = {
@@ -91,30 +83,35 @@ def read_config(folder: str | Path) -> ModelConfig:
             raise HfError(f"{path} has no {key!r}; it has {sorted(raw)}")
         return raw[key]
 
-    family = need("model_type")
-    if family not in ARCHITECTURES:
-        raise HfError(f"{path}: model_type {family!r} is unknown; choices: {[*ARCHITECTURES]}")
+    name = need("model_type")
+    family = families.find(name)
+    if family is None:
+        raise HfError(f"{path}: model_type {name!r} is unknown; choices: {families.names()}")
     for key, value in _REQUIRED.items():
         if raw.get(key, value) != value:
             raise HfError(f"{path}: {key} is {raw[key]!r}; only {value!r} is supported")
+    for key, value in family.fixed.items():
+        if key not in raw or raw[key] != value:
+            is_what = f"is {raw[key]!r}" if key in raw else "is not there"
+            raise HfError(f"{path}: {key} {is_what}; of {name} only {value!r} is supported")
     if odd := set(raw.get("layer_types") or ()) - {"full_attention"}:
         raise HfError(f"{path}: layer_types has {sorted(odd)}; only 'full_attention' is supported")
     theta, scaling = _read_rope(raw, path)
     heads = need("num_attention_heads")
     return ModelConfig(
-        family=family,
+        family=name,
         vocab_size=need("vocab_size"),
         hidden_size=need("hidden_size"),
         intermediate_size=need("intermediate_size"),
         num_layers=need("num_hidden_layers"),
         num_heads=heads,
         num_kv_heads=raw.get("num_key_value_heads") or heads,
-        head_dim=raw.get("head_dim") or _HEAD_DIM.get(family) or need("hidden_size") // heads,
+        head_dim=raw.get("head_dim") or family.head_dim or need("hidden_size") // heads,
         rope_theta=theta,
         rope_scaling=scaling,
         norm_eps=need("rms_norm_eps"),
-        qkv_bias=family == "qwen2",
-        qk_norm=family == "qwen3",
+        qkv_bias=family.qkv_bias,
+        qk_norm=family.qk_norm,
         tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
         max_position=need("max_position_embeddings"),
     )
@@ -176,14 +173,15 @@ def to_hf_config(config: ModelConfig, dtype: str) -> JsonObject:
 
     Raises HfError when the family has no such biases or norms: HF derives them from `model_type`.
     """
-    expected = (config.family == "qwen2", config.family == "qwen3")
+    family = families.of_config(config.family)
+    expected = (family.qkv_bias, family.qk_norm)
     if (config.qkv_bias, config.qk_norm) != expected:
         raise HfError(
             f"an HF {config.family} model has qkv_bias, qk_norm = {expected}, not "
             f"{(config.qkv_bias, config.qk_norm)}"
         )
     out: JsonObject = {
-        "architectures": [ARCHITECTURES[config.family]],
+        "architectures": [family.architecture],
         "model_type": config.family,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -199,6 +197,7 @@ def to_hf_config(config: ModelConfig, dtype: str) -> JsonObject:
         "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": dtype,
         "use_cache": True,
+        **family.fixed,
     }
     if (scaling := config.rope_scaling) is not None:
         values = {key: getattr(scaling, ours) for ours, key in _SCALING[scaling.kind].items()}

@@ -1,4 +1,4 @@
-"""One decoder-only transformer for Qwen2/2.5, Qwen3 and Llama 3.x: pre-norm, RoPE, GQA, gated MLP.
+"""One decoder-only transformer of the families of `families`: pre-norm, RoPE, GQA, gated MLP.
 
 Axis key: B batch row or cache slot, T query time, S key time, H heads, K kv heads, D head dim, M
 model, F hidden, V vocabulary, L layers. Parameters of all layers are stacked along a leading L and
@@ -17,6 +17,7 @@ from masksearch_jax.models import (
     attention,
     blocks,
     context_parallel,
+    families,
     head,
     kv_cache,
     paged_attention,
@@ -29,7 +30,6 @@ from masksearch_jax.models.remat import REMAT
 from masksearch_jax.models.unrolled import Unrolled
 from masksearch_jax.parallel import sharding
 
-FAMILIES = ("qwen2", "qwen3", "llama")
 _LAYER = ("batch", "time", "activation")  # logical axes of what goes from layer to layer
 
 
@@ -209,9 +209,11 @@ class Transformer(nnx.Module):
 
 
 def check_architecture(config: ModelConfig, compute: ComputeConfig) -> None:
-    """Raises ModelError for a family, head count, backend or remat policy that does not exist."""
-    if config.family not in FAMILIES:
-        raise ModelError(f"model.family {config.family!r} is unknown; choices: {FAMILIES}")
+    """Raises ModelError for a head count, backend or remat policy that does not exist.
+
+    ConfigError for a family.
+    """
+    families.of_config(config.family)
     if config.num_heads % config.num_kv_heads:
         raise ModelError(
             f"model.num_heads {config.num_heads} is not a multiple of "

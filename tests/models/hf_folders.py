@@ -7,9 +7,12 @@ import math
 from pathlib import Path
 
 import jax
+import numpy as np
+import pytest
 
-from masksearch_jax.core.config import RopeScaling
+from masksearch_jax.core.config import ModelConfig, RopeScaling
 from masksearch_jax.models import hf
+from masksearch_jax.models.hf_config import to_hf_config
 from masksearch_jax.parallel import sharding
 from masksearch_jax.testing.models import TINY_QWEN2
 
@@ -35,6 +38,23 @@ FAMILIES = {
 }
 SPLIT = dataclasses.replace(TINY_QWEN2, vocab_size=64, tie_embeddings=False)  # divides over a mesh
 SHARD = 15e3
+PROMPTS = np.random.default_rng(5).integers(0, TINY_QWEN2.vocab_size, (2, 24), np.int32)
+
+
+def write_with_transformers(config: ModelConfig, folder: Path, **how: object) -> np.ndarray:
+    """A random model saved by transformers itself; returns its logits [2, 24, V] of `PROMPTS`."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    raw = to_hf_config(config, "float32")
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(raw.pop("model_type"), **raw), dtype=torch.float32
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+        model.save_pretrained(folder, **how)
+        return model(torch.from_numpy(PROMPTS.astype(np.int64))).logits.numpy()
 
 
 def interrupted(

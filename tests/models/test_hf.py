@@ -33,7 +33,7 @@ from masksearch_jax.runtime import cli
 from masksearch_jax.testing.models import FLOAT32, TINY_QWEN2, random_model
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.train_state import TrainState
-from tests.models.hf_folders import FAMILIES, LLAMA, QWEN3
+from tests.models.hf_folders import FAMILIES, LLAMA, PROMPTS, QWEN3, write_with_transformers
 
 
 @pytest.fixture
@@ -55,25 +55,6 @@ def edit_config(folder: Path, **values: object) -> None:
 
 def edit_json(path: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def write_with_transformers(config: ModelConfig, folder: Path, **how: object) -> np.ndarray:
-    """A random model saved by transformers itself; returns its logits [2, 24, V] of `PROMPTS`."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    raw = to_hf_config(config, "float32")
-    model = transformers.AutoModelForCausalLM.from_config(
-        transformers.AutoConfig.for_model(raw.pop("model_type"), **raw), dtype=torch.float32
-    ).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.2)
-        model.save_pretrained(folder, **how)
-        return model(torch.from_numpy(PROMPTS.astype(np.int64))).logits.numpy()
-
-
-PROMPTS = np.random.default_rng(5).integers(0, TINY_QWEN2.vocab_size, (2, 24), np.int32)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

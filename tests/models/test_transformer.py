@@ -459,13 +459,9 @@ def test_llama3_scaling_keeps_fast_and_slows_slow_frequencies() -> None:
     assert (scaled[between] > plain[between] / 8).all()
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [({"family": "gpt2"}, "qwen2"), ({"num_kv_heads": 3}, "num_kv_heads 3")],
-)
-def test_an_impossible_architecture_is_refused(change: dict, named: str) -> None:
-    with pytest.raises(ModelError, match=named):
-        Transformer(dataclasses.replace(MODEL, **change), FLOAT32, nnx.Rngs(0))
+def test_an_impossible_architecture_is_refused() -> None:
+    with pytest.raises(ModelError, match="num_kv_heads 3"):
+        Transformer(dataclasses.replace(MODEL, num_kv_heads=3), FLOAT32, nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("field", ["dtype", "param_dtype", "attention", "remat"])
