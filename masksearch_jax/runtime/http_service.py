@@ -29,14 +29,16 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route as Path
+from starlette.types import Receive, Scope, Send
 
 from masksearch_jax.core.types import JsonObject
 
 MAX_BODY = 4 * 2**20  # bytes of a request
-_DISCARDED = 256 * 2**20  # bytes that are read of one that is refused
+_LINGERS = 30  # seconds in which what a refused client still sends is read and forgotten
 _BACKLOG = 1024  # connections that may wait to be taken
 _IDLE = 30  # seconds a connection may be silent
 LAST_WORDS = 5  # seconds in which the replies in progress are sent, when a service ends
+_DIGITS = 20  # of a length that are read
 _THREADS = 256  # routes that run at once, of those that are no coroutines
 _KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _POLICY = (
@@ -182,7 +184,9 @@ class Service:
     def _endpoint(self, route: Route) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
             try:
-                call = Call(await _body(request, self._max_body), request.headers)
+                if (body := await _body(request, self._max_body)) is None:
+                    return self._refuse(_too_large(request, self._max_body), is_unread=True)
+                call = Call(body, request.headers)
                 return _response(await _while_connected(request, self._run(route, call)))
             except Refusal as refusal:
                 return self._refuse(refusal)
@@ -216,11 +220,16 @@ class Service:
             *others, last = dict.fromkeys(path for _, path in self.routes)
             there = f"there are {', '.join(others)} and {last}" if others else f"there is {last}"
             refusal = Refusal(HTTPStatus.NOT_FOUND, f"no {path[:80]!r}; {there}")
-        return self._refuse(refusal)
+        return self._refuse(refusal, is_unread=True)
 
-    def _refuse(self, refusal: Refusal, headers: Mapping[str, str] = _NONE) -> Response:
-        # Its body may be unread, so nothing that follows on this connection could be understood.
-        return _json(self.error(refusal), refusal.status, {"Connection": "close", **headers})
+    def _refuse(
+        self, refusal: Refusal, headers: Mapping[str, str] = _NONE, *, is_unread: bool = False
+    ) -> Response:
+        """is_unread: of the request's body nothing, or not all, was read."""
+        # Nothing that follows an unread body on this connection could be understood.
+        kind = _Lingering if is_unread else Response
+        content = json.dumps(self.error(refusal))
+        return kind(content, refusal.status, {"Connection": "close", **headers}, "application/json")
 
 
 class _Server(uvicorn.Server):
@@ -229,26 +238,39 @@ class _Server(uvicorn.Server):
         yield  # signals are the main's
 
 
-async def _body(request: Request, most: int) -> bytes:
-    """All that is sent. Raises Refusal for more than `most` bytes.
+class _Lingering(Response):
+    """A whole reply to a client that may be sending still, which is listened to for a while.
 
-    Of a body that is too large up to _DISCARDED bytes are read and forgotten: a reply to a client
-    that is still sending would be lost with its connection.
+    A reply would be lost with its connection if that was closed before all is read.
     """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        head = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **head})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        with anyio.move_on_after(_LINGERS):
+            while (await receive()).get("more_body"):
+                pass
+        await send({"type": "http.response.body"})
+
+
+async def _body(request: Request, most: int) -> bytes | None:
+    """All that is sent; None for more than `most` bytes, of which not all are read."""
     length = request.headers.get("content-length", "0")
-    body, size = bytearray(), 0
-    if len(length) <= 12 and int(length) <= max(most, _DISCARDED):
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size <= most:
-                body += chunk
-            elif size > _DISCARDED:
-                break
-    asked = length[:20] if len(length) > 12 or int(length) > size else size
-    if size > most or len(length) > 12 or int(length) > most:
-        too_large = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-        raise Refusal(too_large, f"{asked} bytes, at most {most} are read")
+    if len(length) > _DIGITS or int(length) > most:
+        return None
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            return None
     return bytes(body)
+
+
+def _too_large(request: Request, most: int) -> Refusal:
+    length = request.headers.get("content-length", "")[:_DIGITS] or f"more than {most}"
+    too_large = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    return Refusal(too_large, f"{length} bytes, at most {most} are read")
 
 
 async def _while_connected(request: Request, work: Awaitable[Reply]) -> Reply:
@@ -282,15 +304,9 @@ def _response(reply: Reply) -> Response:
         return StreamingResponse(
             lines, headers=headers, media_type="text/event-stream", background=closed
         )
-    return _json(reply)
+    return Response(json.dumps(reply), media_type="application/json")
 
 
 async def _lines(events: AsyncIterator[JsonObject | str]) -> AsyncIterator[str]:
     async for event in events:
         yield f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n"
-
-
-def _json(
-    content: JsonObject, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] = _NONE
-) -> Response:
-    return Response(json.dumps(content), status, headers, "application/json")

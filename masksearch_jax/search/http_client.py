@@ -15,6 +15,7 @@ from masksearch_jax.search.replicas import FailedForNow, retry_after
 
 MAX_RESPONSE = 64 * 2**20  # bytes
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+_FAILURES = frozenset({500, 503})  # of a service at a request, where it asks for no pause
 _IDLE_CONNECTIONS = 64  # kept open
 
 
@@ -35,7 +36,9 @@ class Response(NamedTuple):
             return
         reason = f"HTTP {self.status} {self.data[:200].decode('utf-8', 'replace')}"
         if self.status in RETRIED:
-            raise FailedForNow(f"{service}: {reason}", retry_after(self.headers))
+            rest = retry_after(self.headers)
+            is_own = self.status in _FAILURES and not rest
+            raise FailedForNow(f"{service}: {reason}", rest, is_own=is_own)
         raise RefusedError(f"{service} refused the request: {reason}")
 
 

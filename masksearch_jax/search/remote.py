@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -18,12 +20,14 @@ from urllib.parse import urlsplit, urlunsplit
 from masksearch_jax.core import contents
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Hits, Passage
-from masksearch_jax.search.gather import Gatherer
+from masksearch_jax.search.gather import Batch, FailingBatchError, Gatherer
 from masksearch_jax.search.http_client import HttpClient, Response, TooLargeError
 from masksearch_jax.search.rate import RateLimit
 from masksearch_jax.search.replicas import FailedForNow, GaveUp, Patience, Replicas
 
 Told = TypeVar("Told")  # what one request of a service gets
+
+_TRIED_TOGETHER = 2  # failures of a service at several calls, before these are tried one by one
 
 INDEX = "X-Index"  # header of a reply: the fingerprint of the index that was searched
 TIME_LEFT = "X-Time-Left"  # header: seconds after which nobody waits for the reply any more
@@ -55,7 +59,7 @@ class RemoteSearch:
         self._timeout = timeout
         self._replicas: Replicas[Any] = Replicas(self._urls, patience, limit)
         self._index = ""  # the fingerprint of what was searched so far
-        self._gatherer = Gatherer(self._ask, batch_wait)
+        self._gatherer = Gatherer(self._ask, batch_wait, timeout)
         self._client = HttpClient(is_secure=any(one.startswith("https:") for one in self._urls))
 
     @functools.cached_property
@@ -90,32 +94,45 @@ class RemoteSearch:
             return ""
         return found if isinstance(found, str) else ""
 
-    def _patient(self, send: Callable[[str, float], Told]) -> tuple[Told, int]:
+    def _patient(
+        self, send: Callable[[str, float], Told], deadline: float = math.inf
+    ) -> tuple[Told, int]:
         """What `send` gets of a replica, and the number of attempts. Raises SearchError."""
         try:
-            return self._replicas.request(send)
+            return self._replicas.request(send, deadline)
         except GaveUp as error:
             raise SearchError(f"the search failed, {error}") from error
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
         return list(self._gatherer.search(queries, top_k)) if queries else []
 
-    def _ask(self, queries: Sequence[str], top_k: int) -> list[Hits]:
+    def _ask(self, queries: Sequence[str], top_k: int, batch: Batch) -> list[Hits]:
         """One request with its attempts; two where its reply is too large. Raises SearchError."""
         try:
-            return self._ask_at_once(queries, top_k)
+            return self._ask_at_once(queries, top_k, batch)
         except TooLargeError:
             half = len(queries) // 2
             if not half:
                 raise
-        return self._ask(queries[:half], top_k) + self._ask(queries[half:], top_k)
+        first, second = queries[:half], queries[half:]
+        return self._ask(first, top_k, batch) + self._ask(second, top_k, batch)
 
-    def _ask_at_once(self, queries: Sequence[str], top_k: int) -> list[Hits]:
+    def _ask_at_once(self, queries: Sequence[str], top_k: int, batch: Batch) -> list[Hits]:
         request = {"queries": list(queries), "topk": top_k, "return_scores": True}
         # ASCII JSON: a lone surrogate in a query travels as its escape.
         body = json.dumps(request).encode()
         started = time.monotonic()
-        results, attempts = self._patient(functools.partial(self._post, body))
+        failures = itertools.count(1)
+
+        def post(url: str, seconds: float) -> list[Any]:
+            try:
+                return self._post(body, url, seconds)
+            except FailedForNow as error:
+                if batch.calls > 1 and error.is_own and next(failures) >= _TRIED_TOGETHER:
+                    raise FailingBatchError(str(error)) from error
+                raise
+
+        results, attempts = self._patient(post, batch.deadline)
         if len(results) != len(queries):
             raise SearchError(
                 f"{self._url} answered {len(queries)} queries with {len(results)} results"

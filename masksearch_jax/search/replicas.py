@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import email.utils
+import math
 import queue
 import random
 import sys
@@ -28,11 +29,16 @@ _MOST_REST = 86_400.0  # seconds that a service may ask for
 
 
 class FailedForNow(Exception):
-    """An attempt failed in a way that may pass; `rest`: seconds that the service asks for."""
+    """An attempt failed in a way that may pass; `rest`: seconds that the service asks for.
 
-    def __init__(self, message: str, rest: float = 0.0, *, is_late: bool = False):
+    is_late: it ran out of time. is_own: the service failed at this request, and put nothing off.
+    """
+
+    def __init__(
+        self, message: str, rest: float = 0.0, *, is_late: bool = False, is_own: bool = False
+    ):
         super().__init__(message)
-        self.rest, self.is_late = rest, is_late
+        self.rest, self.is_late, self.is_own = rest, is_late, is_own
 
 
 class GaveUp(Exception):
@@ -81,10 +87,15 @@ class Replicas(Generic[Reply]):
         self._changed = threading.Condition()
         self._is_told = False  # that it answers, or that it does not
 
-    def request(self, send: Callable[[str, float], Reply]) -> tuple[Reply, int]:
-        """The first reply, and the number of attempts. Raises GaveUp, and what `send` does."""
+    def request(
+        self, send: Callable[[str, float], Reply], deadline: float = math.inf
+    ) -> tuple[Reply, int]:
+        """The first reply, and the number of attempts. Raises GaveUp, and what `send` does.
+
+        deadline: by `time.monotonic`, where less time is left than the patience has.
+        """
         patience = self._patience
-        deadline = time.monotonic() + patience.timeout
+        deadline = min(deadline, time.monotonic() + patience.timeout)
         attempts = late = waits = 0
         failed: set[Replica] = set()  # since the last wait, with the one before it
         last = "no replica may be asked"

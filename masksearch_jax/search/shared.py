@@ -13,17 +13,20 @@ from typing import Any
 
 from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.types import Hits, Passage
-from masksearch_jax.search.gather import RefusedError
 
 Key = tuple[str, int]  # query and top_k
+
+
+class _OfSeveralError(SearchError):
+    """A search of several queries failed, for one of them it may be."""
 
 
 class SharedSearch:
     """Asks `tool` for what is neither under way nor among the last `size` results.
 
-    A failure is that of all who wait for the search, and is not kept. Where a search was refused,
-    each of them asks for its own query, since another one may have been the reason. `misses` counts
-    queries that were searched for. All else is the tool's own.
+    A failure is that of all who wait for the search, and is not kept. Where it was of several
+    queries, those who wait for one of them search for that one, since another may have been the
+    reason. `misses` counts queries that were searched for. All else is the tool's own.
     """
 
     def __init__(self, tool: SearchTool, size: int):
@@ -79,6 +82,8 @@ class SharedSearch:
             told = error
             if not isinstance(error, Exception):  # such as a Ctrl-C, which is this thread's alone
                 told = SearchError(f"the search was interrupted: {error!r}")
+            elif len(queries) > 1:
+                told = _OfSeveralError(str(error))
             for future in futures:
                 future.set_exception(told)
             raise
@@ -94,8 +99,8 @@ class SharedSearch:
     def _told(self, query: str, top_k: int, future: Future[Hits], is_shared: bool) -> Hits:
         try:
             hits = future.result()
-        except RefusedError:  # only who shares it: a caller's own was raised to it
-            (found,) = self._tool.search([query], top_k)
+        except _OfSeveralError:  # only who shares it: a caller's own was raised to it
+            (found,) = self.search([query], top_k)
             return _as_hits(found)
         if not is_shared:
             return hits

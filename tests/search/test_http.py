@@ -211,7 +211,22 @@ def test_a_refusal_of_too_large_a_body_arrives(fruit, monkeypatch, headers):
         body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
     with serving(SearchServer(fruit, "127.0.0.1", 0)) as server:
         status, answer = ask(server, "POST", "/retrieve", body, headers)
-    assert (status, answer) == (413, {"error": "3000000 bytes, at most 1000 are read"})
+    sent = "more than 1000" if headers else "3000000"
+    assert (status, answer) == (413, {"error": f"{sent} bytes, at most 1000 are read"})
+
+
+@pytest.mark.parametrize(
+    ("path", "mib", "refusal"),
+    [("/retrieve", 257, 413), ("/nowhere", 20, 404), ("/health", 20, 405)],
+)
+def test_a_refusal_arrives_however_much_is_sent(service, path, mib, refusal):
+    block = b"x" * 2**20
+    host, port = service.server_address
+    connection = http.client.HTTPConnection(host, port, timeout=60)
+    length = {"Content-Length": str(mib * 2**20)}
+    with contextlib.closing(connection):
+        connection.request("POST", path, (block for _ in range(mib)), length)
+        assert connection.getresponse().status == refusal
 
 
 def test_a_failed_search_is_tried_again_until_the_retries_end():

@@ -254,9 +254,50 @@ def test_a_query_that_is_refused_harms_no_other_of_its_batch():
         assert [g.result() for g in good] == [TOOL.search([q], 3) for q in ("red", "blue")]
 
 
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_query_that_fails_for_good_loses_no_other_answer_of_its_batch(status):
+    broken = Answer(status=status, message="cannot search for this")
+    with SearchEndpoint(TOOL, lambda body: broken if "bad" in body["queries"] else WELL) as service:
+        remote = client(service, batch_wait=0.3, retries=3)
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(remote.search, [q], 3) for q in ("red", "bad", "blue")]
+            for query, found in zip(("red", "blue"), (asked[0], asked[2]), strict=True):
+                assert found.result() == TOOL.search([query], 3)
+            with pytest.raises(SearchError, match=r"attempt 4 .*cannot search for this"):
+                asked[1].result()
+        sizes = [len(request["queries"]) for request in service.requests]
+    assert sizes == [3, 3] + [1] * 6
+
+
+def test_a_batch_that_a_busy_service_puts_off_stays_together():
+    busy = Answer(status=503, headers=services.retry_after(0.05))
+    with SearchEndpoint(TOOL, in_turn(busy, busy, busy, WELL)) as service:
+        remote = client(service, batch_wait=0.3)
+        assert everything(remote, QUERIES[:8], 8) == EXPECTED[:8]
+        assert [len(request["queries"]) for request in service.requests] == [8] * 4
+
+
+def test_what_a_batch_took_is_of_the_time_of_its_searches():
+    slow = Answer(status=500, hang=0.4)
+    with SearchEndpoint(TOOL, slow) as service:
+        remote = client(service, timeout=1.2, attempt_timeout=5.0, batch_wait=0.1, retries=99)
+        started = time.monotonic()
+        with ThreadPoolExecutor(2) as pool:
+            asked = [pool.submit(remote.search, [q], 3) for q in ("red", "blue")]
+            for found in asked:
+                with pytest.raises(SearchError, match=r"within 1\.2 s"):
+                    found.result()
+        assert time.monotonic() - started < 1.2 + 0.5
+
+
 def test_a_batch_has_a_bound_and_a_larger_call_is_cut():
     asked = []
-    gatherer = Gatherer(lambda queries, top_k: asked.append(len(queries)) or list(queries), 0.2)
+
+    def ask(queries, top_k, batch):
+        asked.append(len(queries))
+        return list(queries)
+
+    gatherer = Gatherer(ask, 0.2, 60.0)
     many = [str(i) for i in range(2 * MAX_BATCH + 5)]
     assert gatherer.search(many, 3) == many
     assert asked == [MAX_BATCH, MAX_BATCH, 5]
@@ -271,7 +312,7 @@ def test_a_first_call_that_is_interrupted_while_it_waits_leaves_none_behind(monk
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    gatherer = Gatherer(lambda queries, top_k: list(queries), 0.01)
+    gatherer = Gatherer(lambda queries, top_k, batch: list(queries), 0.01, 60.0)
     monkeypatch.setattr(time, "sleep", interrupted)
     with pytest.raises(KeyboardInterrupt):
         gatherer.search(["red"], 3)

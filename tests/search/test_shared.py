@@ -71,7 +71,8 @@ def test_what_a_tool_told_stays_with_its_results(fruit):
     assert (shared.fingerprint, shared.passages) == (fruit.fingerprint, fruit.passages)
 
 
-def test_a_query_that_is_refused_harms_none_that_shares_another():
+@pytest.mark.parametrize("kind", [RefusedError, SearchError])
+def test_a_query_that_fails_harms_none_that_shares_another(kind):
     begun, go_on = threading.Event(), threading.Event()
 
     class Picky:
@@ -79,7 +80,7 @@ def test_a_query_that_is_refused_harms_none_that_shares_another():
             if "bad" in queries:
                 begun.set()
                 assert go_on.wait(10)
-                raise RefusedError("no such query")
+                raise kind("no such query")
             return [FRUIT[:1] for _ in queries]
 
     shared = SharedSearch(Picky(), 10)
@@ -90,6 +91,6 @@ def test_a_query_that_is_refused_harms_none_that_shares_another():
         while shared.hits < 1:
             threading.Event().wait(0.005)
         go_on.set()
-        with pytest.raises(RefusedError, match="no such query"):
+        with pytest.raises(kind, match="no such query"):
             first.result()
         assert second.result() == [list(FRUIT[:1])]
