@@ -108,7 +108,7 @@ def test_all_replicas_are_asked_before_a_try_counts_as_over():
     with contextlib.ExitStack() as stack:
         opened = [SearchEndpoint(TOOL, in_turn(DOWN, DOWN, WELL)) for _ in range(8)]
         services = [stack.enter_context(one) for one in opened]
-        (hits,) = client(*services, retries=2).search(["red"], 3)
+        (hits,) = client(*services, retries=2, attempt_timeout=20.0).search(["red"], 3)
         calls = [len(s.calls) for s in services]
     assert hits == TOOL.search(["red"], 3)[0]
     assert (hits.attempts, sorted(calls)) == (sum(calls), [1, *[2] * 6, 3])
