@@ -29,7 +29,7 @@ _NAME = re.compile(r"[a-z][a-z_]{0,30}")
 
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)|[。！？]")
 _WORD_END = re.compile(rf"\S(?=\s)|[{chinese.CHARACTERS}，、；：]")
-_LONGEST, _LONGEST_TITLE = 100_000, 1000  # characters that are read of a document and its title
+LONGEST, _LONGEST_TITLE = 100_000, 1000  # characters that are read of a document and its title
 _UNSPACED = re.compile(r"\s*\S{100}")  # of a script that does not space its words
 _ANYWHERE = re.compile(r"\S")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -166,13 +166,13 @@ def render_information(
 
     A document with which the wrapped block no longer `fits` is left out with all after it, so that
     the block is always closed. If it is the first, its leading sentences are shown instead, as many
-    as fit, or else words. Of a document _LONGEST characters are read. No passages: it says `note`.
+    as fit, or else words. Of a document LONGEST characters are read. No passages: it says `note`.
     tools: of the run, whose tags are escaped.
     """
     shown: list[Passage] = []
     body = ""
     for passage in passages:
-        title, text = passage.title[:_LONGEST_TITLE], passage.text[:_LONGEST]
+        title, text = passage.title[:_LONGEST_TITLE], passage.text[:LONGEST]
         head = "" if text.startswith(title) else f"{title}: "
         line = escape(head + text, tools)
         candidate = f"{body}\n{line}" if body else line

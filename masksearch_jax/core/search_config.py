@@ -118,8 +118,8 @@ class SearchConfig:
     )
     recorded: str = key(
         "",
-        "Trajectories, a JSONL file or a folder of them, whose recorded searches search.replay "
-        "answers from, with the passages of search.index.",
+        "Trajectories, a JSONL file or a folder of them, whose recorded searches, and answers of "
+        "other tools, search.replay answers from, with the passages of search.index.",
         harmless=True,
     )
     requests_per_second: float = key(

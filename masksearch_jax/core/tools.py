@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from masksearch_jax.core import retrieval
+from masksearch_jax.core import markup, retrieval
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import ConfigError, nearest
 from masksearch_jax.core.markup import SEARCH
@@ -147,16 +147,19 @@ class Answering:
 
     def call(self, requests: Sequence[str], hidden: str) -> Result:
         found = [self._one(request) for request in requests]
-        texts = tuple(retrieval.as_text(passage).text for passage, _ in found)
-        unreadable = sum(passage.id == UNREADABLE for passage, _ in found)
+        texts = tuple(text for text, _ in found)
+        unreadable = sum(UNREADABLE in record.passage_ids for _, record in found)
         return Result(records=tuple(r for _, r in found), texts=texts, unreadable=unreadable)
 
-    def _one(self, request: str) -> tuple[Passage, QueryRecord]:
+    def _one(self, request: str) -> tuple[str, QueryRecord]:
         started = time.monotonic()
         (hits,) = self._asked.search([request], 1)
         is_cached = isinstance(hits, Hits) and hits.cached
         seconds = 0.0 if is_cached else time.monotonic() - started
-        return hits[0], QueryRecord((), seconds=seconds, cached=is_cached)
+        text = retrieval.as_text(hits[0]).text
+        ids = (UNREADABLE,) if hits[0].id == UNREADABLE else ()
+        kept = text[: markup.LONGEST]  # of which no more is shown
+        return text, QueryRecord(ids, seconds=seconds, cached=is_cached, answer=kept)
 
     def check_example(self) -> None:
         """Asks its own example, and no cache. Raises ToolError where that has no answer."""

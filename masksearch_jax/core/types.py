@@ -142,7 +142,8 @@ class Segment:
 class QueryRecord:
     """What a search tool gave for one query, and how; see `Hits`.
 
-    depth: passages that it was asked for, 0 where it was not recorded.
+    depth: passages that it was asked for, 0 where it was not recorded. answer: of a tool that
+    answers with texts; its `passage_ids` may say that it could not read the request.
     """
 
     passage_ids: tuple[str, ...]
@@ -151,6 +152,7 @@ class QueryRecord:
     seconds: float = 0.0
     cached: bool = False
     depth: int = 0
+    answer: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,6 +258,7 @@ _UNSAID: JsonObject = {
     "unreadable": 0,
     "calls": (),
     "method": "agent",
+    "answer": None,
 }
 
 

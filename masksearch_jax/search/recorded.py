@@ -1,7 +1,8 @@
-"""Searches that trajectories recorded, answered again: a run is repeated without its tool."""
+"""Searches that trajectories recorded, answered again: a run is repeated without its tools."""
 
 from __future__ import annotations
 
+import collections
 import gzip
 import json
 from collections.abc import Iterator, Sequence
@@ -33,7 +34,7 @@ class RecordedSearch:
     def __init__(self, path: str, passages: PassageStore, fingerprint: str = ""):
         self.passages, self.fingerprint, self._path = passages, fingerprint, path
         self._found: dict[str, QueryRecord] = {}
-        for turn in _turns(path):
+        for turn in _turns(path, SEARCH):
             for query, record in zip(turn.queries, turn.found, strict=False):
                 kept = self._found.get(query)
                 if kept is None or _length(record) > _length(kept):
@@ -63,12 +64,40 @@ class RecordedSearch:
         return passage
 
 
+class RecordedAnswers:
+    """Answers what trajectories recorded of the tool with the tag `tag`; path: as `RecordedSearch`.
+
+    said: how messages call the tool. Raises SearchError for a request that none asked, and for one
+    that got several answers.
+    """
+
+    def __init__(self, path: str, tag: str, said: str):
+        self._path, self._said = path, said
+        self._found: dict[str, set[Passage]] = collections.defaultdict(set)
+        for turn in _turns(path, tag):
+            for query, record in zip(turn.queries, turn.found, strict=False):
+                if record.answer is not None:
+                    self._found[query].add(Passage("".join(record.passage_ids), "", record.answer))
+        if not self._found:
+            raise SearchError(f"nothing to replay: no trajectory in {path} has an answer of {said}")
+
+    def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
+        return [self._one(query) for query in queries]
+
+    def _one(self, query: str) -> Hits:
+        found = self._found.get(query, ())
+        if len(found) != 1:
+            many = "has several answers in" if found else "is not recorded in"
+            raise SearchError(f"request {query!r} {many} {self._path}, for {self._said}")
+        return Hits(found, cached=True)
+
+
 def _length(record: QueryRecord) -> tuple[int, int]:
     return len(record.passage_ids), record.depth
 
 
-def _turns(path: str) -> Iterator[Turn]:
-    """The searches of all trajectories. Raises SearchError naming a line that is no trajectory."""
+def _turns(path: str, tool: str) -> Iterator[Turn]:
+    """A tool's calls of all trajectories. Raises SearchError naming a line that is none."""
     place = Path(path)
     files = sorted(f for p in _PATTERNS for f in place.rglob(p)) if place.is_dir() else [place]
     for file in files:
@@ -76,7 +105,7 @@ def _turns(path: str) -> Iterator[Turn]:
             try:
                 row: JsonObject = json.loads(line)
                 turns = (from_json(Turn, turn) for turn in row.get("turns", ()))
-                yield from (turn for turn in turns if turn.tool == SEARCH)
+                yield from (turn for turn in turns if turn.tool == tool)
             except (ValueError, TypeError, AttributeError, LookupError) as error:
                 raise SearchError(f"{file}:{number} is no trajectory: {error}") from error
 

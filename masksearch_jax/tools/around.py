@@ -13,6 +13,7 @@ from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.search.cache import CachedSearch
 from masksearch_jax.search.rate import LimitedSearch, RateLimit
+from masksearch_jax.search.recorded import RecordedAnswers
 from masksearch_jax.search.shared import SharedSearch
 
 _FINGERPRINT, _RATE = "fingerprint", "requests_per_second"
@@ -23,6 +24,11 @@ def is_kept(tool: Any) -> bool:
     return hasattr(tool, _FINGERPRINT)
 
 
+def is_replayed(tool: Any, name: str, cfg: SearchConfig) -> bool:
+    """Whether it is not asked: this package's own tools ask nobody else, and are not replayed."""
+    return cfg.replay and (is_kept(tool) or ":" in name)
+
+
 def of_tool(
     tool: Any, name: str, said: str, cfg: SearchConfig
 ) -> Callable[[SearchTool], SearchTool]:
@@ -30,7 +36,7 @@ def of_tool(
 
     name: as the config has it; its answers lie in `cfg.cache` under it and its fingerprint. said:
     how messages call it. Raises ConfigError for an attribute of another type, and for a replay
-    without a cache.
+    from nothing.
     """
     rate = getattr(tool, _RATE, 0)
     if isinstance(rate, bool) or not isinstance(rate, int | float) or rate < 0:
@@ -38,10 +44,12 @@ def of_tool(
     fingerprint = getattr(tool, _FINGERPRINT, "")
     if not isinstance(fingerprint, str):
         raise ConfigError(f"{said} has {_FINGERPRINT} {fingerprint!r}; it must be a text")
-    if is_kept(tool) and cfg.replay and not cfg.cache:
-        raise ConfigError(f"{said} is replayed from search.cache, and search.cache names none")
+    if is_replayed(tool, name, cfg):
+        _check_replay(tool, said, cfg)
 
     def put(answers: SearchTool) -> SearchTool:
+        if cfg.recorded and is_replayed(tool, name, cfg):
+            return RecordedAnswers(cfg.recorded, tool.name, said)
         if rate:
             key = f"{_RATE} of {said}"
             answers = LimitedSearch(answers, RateLimit(rate), cfg.timeout, key)
@@ -59,3 +67,18 @@ def of_tool(
         return SharedSearch(answers, cfg.memory) if cfg.memory > 0 else answers
 
     return put
+
+
+def _check_replay(tool: Any, said: str, cfg: SearchConfig) -> None:
+    """Raises ConfigError where nothing has its answers."""
+    if cfg.recorded:
+        return
+    if not cfg.cache:
+        raise ConfigError(
+            f"{said} is replayed from search.cache or search.recorded, and neither names a file"
+        )
+    if not is_kept(tool):
+        raise ConfigError(
+            f"{said} has no fingerprint: search.cache has none of its answers to replay; replay "
+            "what trajectories recorded (search.recorded), or give it a fingerprint"
+        )

@@ -66,7 +66,7 @@ def _answering(name: str, cfg: SearchConfig) -> Answering:
             f"{_said(name)} cannot be made: {type(error).__name__}: {error}"
         ) from error
     tool = Answering(made, _said(name), around.of_tool(made, name, _said(name), cfg))
-    if not (cfg.replay and around.is_kept(made)):
+    if not around.is_replayed(made, name, cfg):
         tool.check_example()
     return tool
 

@@ -28,8 +28,8 @@ from flax import nnx
 
 from configs import common
 from masksearch_jax import serve_model
+from masksearch_jax.agents.attempts import FailedError
 from masksearch_jax.agents.scripted_teacher import Rejection
-from masksearch_jax.build_trajectories import FailedError
 from masksearch_jax.core.config import ComputeConfig, ModelConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.jsonl import read_jsonl

@@ -1,6 +1,7 @@
 """Tools that a config names: found, made, asked once before a run, and refused with the reason."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -8,6 +9,7 @@ from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tools import Answering, ToolError
+from masksearch_jax.core.types import QueryRecord, Turn, to_json
 from masksearch_jax.data import prompt
 from masksearch_jax.search.tool import NoSearch
 from masksearch_jax.tools.registry import instructions_of, open_tools
@@ -127,6 +129,44 @@ def test_answers_of_a_tool_that_has_a_fingerprint_are_kept_and_replayed(tmp_path
     assert asked == []
 
 
+@pytest.mark.parametrize("name", ["Kept", "Good"])  # with a fingerprint and without
+def test_answers_that_trajectories_recorded_are_replayed(tmp_path, asked, name):
+    requests = ("a", "odd", "b", "")
+    tool = open_tools([f"{BAD}:{name}"], NoSearch(), SearchConfig())["good"]
+    found = tool.call(requests, "")
+    turn = Turn(requests, (), (), 0.1, found=found.records, tool="good")
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps({"turns": [to_json(turn)]}) + "\n")
+    asked.clear()
+    cfg = SearchConfig(kind="none", replay=True, recorded=str(path))
+    replayed = open_tools([f"{BAD}:{name}", "calculate"], NoSearch(), cfg)
+    again = replayed["good"].call(requests, "")
+    assert (again.texts, again.unreadable) == (found.texts, found.unreadable)
+    assert all(record.cached for record in again.records)
+    with pytest.raises(SearchError, match=r"'c' is not recorded in .*, for the tool 'tests"):
+        replayed["good"].call(("c",), "")
+    assert asked == []
+    assert replayed["calculate"].call(("1 + 1",), "").texts == ("2",)
+
+
+def test_answers_that_were_not_recorded_or_not_always_the_same_are_not_replayed(tmp_path):
+    def line(request, answer):
+        record = QueryRecord((), answer=answer)
+        turn = Turn((request,), (), (), 0.1, found=(record,), tool="good")
+        return json.dumps({"turns": [to_json(turn)]}) + "\n"
+
+    path = tmp_path / "t.jsonl"
+    path.write_text(line("a", "1") + line("a", "1") + line("b", "1") + line("b", "2"))
+    cfg = SearchConfig(kind="none", replay=True, recorded=str(path))
+    tool = open_tools([f"{BAD}:Good"], NoSearch(), cfg)["good"]
+    assert tool.call(("a",), "").texts == ("1",)
+    with pytest.raises(SearchError, match="'b' has several answers in"):
+        tool.call(("b",), "")
+    path.write_text(line("a", None))  # as earlier versions wrote it
+    with pytest.raises(SearchError, match=r"nothing to replay: no trajectory in .* of the tool"):
+        open_tools([f"{BAD}:Good"], NoSearch(), cfg)
+
+
 def test_another_version_of_a_tool_is_asked_anew(tmp_path, asked, monkeypatch):
     cfg = SearchConfig(kind="none", cache=str(tmp_path / "cache"))
     for version in ("1", "2"):
@@ -154,7 +194,16 @@ def test_a_tool_is_asked_no_more_often_than_it_says():
     [
         ("OddRate", {}, "has requests_per_second 'often'; it must be a number"),
         ("OddFingerprint", {}, "has fingerprint 1; it must be a text"),
-        ("Kept", {"replay": True}, r"is replayed from search\.cache, and search\.cache names none"),
+        (
+            "Kept",
+            {"replay": True},
+            r"is replayed from search\.cache or .*, and neither",
+        ),
+        (
+            "Good",
+            {"replay": True, "cache": "c"},
+            r"no fingerprint: search\.cache has none of",
+        ),
     ],
 )
 def test_what_cannot_be_put_around_a_tool_is_said(name, changes, said):
