@@ -4,11 +4,14 @@
     ... --config=configs/study.py:curriculum,runlocal       smoke run: every part, nothing learned
     ... --config=configs/study.py:reward,judge              with an arm paid by `config.judge`
     ... --config=configs/study.py:ramp_first,hf --config.init=FOLDER    a model of yours
+    ... --config=configs/study.py:recipe,dapo --config.init=SmolLM2-135M-Instruct.gguf
 
-An arm is "NAME: STAGE … KEY=VALUE …". A named model, or `hf`, has text, sizes and steps of
-`configs/real.py`; without one it is the quickstart's small model. Its steps are sized for three
-seeds on two CPU cores in at most 45 minutes, by what the quickstart's stages took; docs/studies.md
-has each study's. Every number here is ours.
+An arm is "NAME: STAGE … KEY=VALUE …"; `{sft.steps//2}` in it is half of what the study's key says,
+from the command line too. A named model, or `hf`, has text, sizes and steps of `configs/real.py`,
+and with `gpu` those for a GPU; without one it is the quickstart's small model, of `recipe`
+SmolLM2-135M. Steps of the small model are sized for three seeds on two CPU cores in at most 45
+minutes, by what the quickstart's stages took; docs/studies.md has each study's. Every number here
+is ours.
 """
 
 from ml_collections import ConfigDict
@@ -22,15 +25,24 @@ SMOKE_UPDATES, SMOKE_DAPO_STEPS = 4, 1
 COSTS = ("text=22", "tokenizer=3", "cache=26", "sft=0.053", "dapo=0.04", "evaluate=0.008")
 
 
-def lessons(updates: int, *mixtures: str) -> str:
-    """A curriculum that gives each mixture the same number of updates."""
-    step = updates // len(mixtures)
-    return ",".join(f"{i * step}:{mixture}" for i, mixture in enumerate(mixtures))
+# Of SmolLM2-135M, of which an update of 2,048 tokens took 15 of them; the rest is reckoned by that.
+SMOLLM2_COSTS = ("text=240", "tokenizer=2", "cache=60", "sft=7.3", "dapo=13", "evaluate=5")
+# Half of the updates for RAMP, of these half with one mask; the others for questions.
+HALVES = (
+    "sft.steps={sft.steps//2} qa_sft.steps={sft.steps-sft.steps//2} "
+    "sft.curriculum=0:ramp_sft_upto1,{sft.steps//4}:ramp_sft_upto4"
+)
+
+
+def lessons(*mixtures: str) -> str:
+    """A curriculum that gives each mixture the same number of the updates `sft.steps`."""
+    step = f"sft.steps//{len(mixtures)}"
+    return ",".join(f"{{{step}*{i}}}:{mixture}" for i, mixture in enumerate(mixtures))
 
 
 def curriculum(c: ConfigDict) -> None:
     """Does one mask first, four last, teach more than all at once with as many updates?"""
-    rising = lessons(c.sft.steps, *(f"ramp_sft_upto{k}" for k in (1, 2, 3, 4)))
+    rising = lessons(*(f"ramp_sft_upto{k}" for k in (1, 2, 3, 4)))
     c.arms = (
         "mixed: ramp_sft sft.curriculum=0:ramp_sft_mixed",
         f"rising: ramp_sft sft.curriculum={rising}",
@@ -75,13 +87,38 @@ def ramp_first(c: ConfigDict) -> None:
     All models are asked after the questions: the suite ramp says what these have left of it.
     """
     c.sft.curriculum, c.qa_sft.curriculum = "0:ramp_sft_mixed", "0:qa_sft_mixed"
-    updates = c.sft.steps
-    arms = [f"none: qa_sft qa_sft.steps={updates}"]
+    arms = ["none: qa_sft qa_sft.steps={sft.steps}"]
     for name, quarters in (("quarter", 1), ("half", 2), ("three_quarters", 3)):
-        first = updates * quarters // 4
-        shares = f"sft.steps={first} qa_sft.steps={updates - first}"
+        first = f"sft.steps*{quarters}//4"
+        shares = f"sft.steps={{{first}}} qa_sft.steps={{sft.steps-{first}}}"
         arms.append(f"{name}: ramp_sft qa_sft {shares}")
     c.arms, c.reference = tuple(arms), "none"
+
+
+def recipe(c: ConfigDict) -> None:
+    """What does a pretrained model answer as it came, after questions alone, after RAMP and these?
+
+    As it came it is asked closed book, with one retrieval (rag), and as an agent by its prompt. The
+    others have as many updates of SFT, of which RAMP takes half of the last one's. The first
+    training of each has the rate of RAMP's.
+    """
+    c.qa_sft.curriculum = "0:qa_sft_mixed"
+    rate = "qa_sft_optim.learning_rate={sft_optim.learning_rate}"
+    c.arms = (
+        "closed_book: eval.methods=closed_book",
+        "rag: eval.methods=rag",
+        "prompt: eval.methods=agent",
+        f"qa_alone: qa_sft qa_sft.steps={{sft.steps}} {rate}",
+        f"ramp_first: ramp_sft qa_sft {HALVES}",
+    )
+    c.reference = "qa_alone"
+    c.metrics = ("f1", "em", "format_rate", "searches")
+    c.seeds = 1
+    c.heldout_points = 0
+    c.ramp.heldout_fraction = 0.25  # so that 300 of some thousand questions are held out
+    c.ramp.rl_fraction = 0.1
+    if c.sft.steps > SMOKE_UPDATES:
+        c.eval.examples = 300
 
 
 def ramp_sft(c: ConfigDict) -> None:
@@ -109,11 +146,10 @@ def controls(c: ConfigDict) -> None:
     if "init" not in c:
         c.ramp.statements = True
         c.eval.suites = ("ramp", "statements")
-        updates = c.sft.steps
-        c.sft.steps = c.qa_sft.steps = updates // 2
+        c.sft.steps = c.qa_sft.steps = c.sft.steps // 2
         c.qa_sft.curriculum = "0:ramp_sft_qa_statements"
         chain = "ramp_sft qa_sft"
-        only = f"qa_sft.steps={updates} qa_sft.curriculum=0:qa_sft_statements"
+        only = "qa_sft.steps={sft.steps+qa_sft.steps} qa_sft.curriculum=0:qa_sft_statements"
         alone = (f"statements_alone: qa_sft {only}",)
     methods = (("search", "agent"), ("no_search", "no_search"), ("random", "random"))
     c.arms = tuple(f"{name}: {chain} eval.methods={method}" for name, method in methods) + alone
@@ -123,9 +159,9 @@ def controls(c: ConfigDict) -> None:
 
 def data_scale(c: ConfigDict) -> None:
     """Do twice and four times as many demonstrations help, with as many updates?"""
-    once = 40 if c.sft.steps == SMOKE_UPDATES else 1000
+    c.demonstrations = 40 if c.sft.steps == SMOKE_UPDATES else 1000
     c.sft.curriculum = "0:ramp_sft_mixed"
-    c.arms = tuple(f"{k}x: ramp_sft demonstrations={k * once}" for k in (1, 2, 4))
+    c.arms = tuple(f"{k}x: ramp_sft demonstrations={{demonstrations*{k}}}" for k in (1, 2, 4))
     c.reference = "1x"
 
 
@@ -157,6 +193,7 @@ STUDIES = {
         reward,
         masking,
         ramp_first,
+        recipe,
         ramp_sft,
         controls,
         data_scale,
@@ -166,14 +203,23 @@ STUDIES = {
 }
 
 
+MORE_ARMS = {"judge": "reward", "dapo": "recipe"}  # switch → the study that it gives another arm
+
+
 def get_config(arg: str = "") -> ConfigDict:
-    names = dict.fromkeys(STUDIES, False)
-    parsed = common.parse_arg(arg, model="tiny", runlocal=False, judge=False, **names)
+    switches = dict.fromkeys(("runlocal", "gpu", "judge", "dapo", *STUDIES), False)
+    parsed = common.parse_arg(arg, model="", **switches)
     asked = [name for name in STUDIES if parsed[name]] or ["ramp_first"]
     if len(asked) > 1:
         raise ValueError(f"one study at a time; {arg!r} names {', '.join(asked)}")
+    parsed.model = parsed.model or ("smollm2-135m" if asked == ["recipe"] else "tiny")
+    if parsed.gpu and parsed.model == "tiny":
+        raise ValueError(f"gpu is of a pretrained model, and {arg!r} names none")
     base = quickstart if parsed.model == "tiny" else real
-    c = base.get_config(",".join([parsed.model, *["runlocal"] * parsed.runlocal]))
+    on = [name for name in ("gpu", "runlocal") if parsed[name]]
+    c = base.get_config(",".join([parsed.model, *on]))
+    if "report_trajectories" in c:
+        del c["report_trajectories"]  # a study has no report of its own
     c.workdir = f"runs/study/{asked[0]}"
     c.eval.suites, c.eval.methods = ("ramp", "two_hop"), ("agent",)
     c.checkpoint.keep = 1
@@ -184,6 +230,8 @@ def get_config(arg: str = "") -> ConfigDict:
         c.sft.steps = c.qa_sft.steps = UPDATES
         c.dapo.steps = c.qa_dapo.steps = DAPO_STEPS
         c.costs = COSTS
+    elif parsed.model == "smollm2-135m" and not parsed.gpu:
+        c.costs = SMOLLM2_COSTS
     c.dapo.patience = c.qa_dapo.patience = 0  # an arm that learns nothing is a result too
     c.heldout_points = 2 if parsed.runlocal else 8
     c.heldout_examples = 2 if parsed.runlocal else 16
@@ -192,8 +240,11 @@ def get_config(arg: str = "") -> ConfigDict:
     c.seeds = 2 if parsed.runlocal else 3
     c.question = " ".join((STUDIES[asked[0]].__doc__ or "").split())
     STUDIES[asked[0]](c)
+    for switch, study in MORE_ARMS.items():
+        if parsed[switch] and asked != [study]:
+            raise ValueError(f"{switch} is an arm of the study {study}; {arg!r} names {asked[0]}")
     if parsed.judge:
-        if asked != ["reward"]:
-            raise ValueError(f"judge is an arm of the study reward; {arg!r} names {asked[0]}")
         c.arms += ("judge: ramp_sft ramp_dapo dapo.reward=judge",)
+    if parsed.dapo:
+        c.arms += (f"ramp_first_dapo: ramp_sft qa_sft qa_dapo {HALVES}",)
     return c

@@ -2,15 +2,16 @@
 # A pretrained model through the whole recipe on this machine; arguments are overrides. Text and
 # questions: --config.corpus.path=FILE --config.corpus.questions=FILE. With --config.init=FOLDER or a
 # GGUF file it is that model, else SmolLM2-135M-Instruct of the extra smollm2.
-# --gpu: on one NVIDIA GPU.
+# --gpu: on one NVIDIA GPU. --study: the study `recipe`, arms compared on the same items, instead.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source-path=SCRIPTDIR source=setup_env.sh
 . "$here/setup_env.sh" requirements.txt
-words='' rest=() gpu='' named=''
+main=quickstart config=real.py words='' rest=() gpu='' named=''
 for argument in "$@"; do
   case $argument in
     --gpu) gpu=yes words=$words,gpu ;;
+    --study) main=study config=study.py words=$words,recipe ;;
     --config.init | --config.init=*) named=yes words=$words,hf rest+=("$argument") ;;
     *) rest+=("$argument") ;;
   esac
@@ -32,5 +33,5 @@ if [ -n "$gpu" ]; then
     exit 2
   }
 fi
-exec "$python" -m masksearch_jax.quickstart --config="$root/configs/real.py${words:+:${words#,}}" \
+exec "$python" -m "masksearch_jax.$main" --config="$root/configs/$config${words:+:${words#,}}" \
   ${rest[@]+"${rest[@]}"}

@@ -38,6 +38,7 @@ from masksearch_jax.recipes.arms import Arm
 from masksearch_jax.recipes.made import Made, OfStudy, Workshop
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
 from masksearch_jax.runtime import cli, overrides, run_record, storage
+from masksearch_jax.runtime.config_text import leaves
 from masksearch_jax.tools.registry import instructions_of
 from masksearch_jax.viewer import study as page
 
@@ -54,7 +55,8 @@ class StudyRun(RecipeRun):
         (),
         (
             '"NAME: STAGE … KEY=VALUE …": trainings in order, of ramp_sft, ramp_dapo, qa_sft, '
-            "qa_dapo, more_sft, self_sft, and what the arm overrides."
+            "qa_dapo, more_sft, self_sft, and what the arm overrides; {sft.steps//2} in it is half "
+            "of what the study's key says."
         ),
     )
     reference: str = key("", "The arm that the others are compared with; needed.")
@@ -199,7 +201,8 @@ def plan(cfg: StudyRun, usage: Usage) -> Study:
     """All that the study makes. Raises ConfigError as `arms.read` and `arm_config` do."""
     if cfg.seeds < 1:
         raise ConfigError(f"config.seeds is {cfg.seeds}; it must be 1 or more, and 3 is usual")
-    found = arms_lib.read(cfg.arms, cfg.reference)
+    keys = leaves(type(cfg), dataclasses.asdict(cfg))
+    found = [arms_lib.resolved(arm, keys) for arm in arms_lib.read(cfg.arms, cfg.reference)]
     own = {arm.name: (arm, arm_config(cfg, arm)) for arm in found}
     check_metrics(cfg, [mine for _, mine in own.values()])
     workshop = Workshop(Path(cfg.made or Path(cfg.workdir) / "made"), usage)
@@ -259,8 +262,16 @@ def needs(study: Study, stages: StageFolder) -> list[str]:
 
 
 def check_stages(study: Study) -> None:
-    """Raises ConfigError for a setting that a stage of an arm would refuse once it is its turn."""
+    """Raises ConfigError for a setting that a stage of an arm would refuse once it is its turn.
+
+    And for an arm that trains nothing where there is no model to start from.
+    """
     for arm, cfg in study.arms.values():
+        if not arm.stages and not cfg.init:
+            raise ConfigError(
+                f"config.arms: {arm.name} trains nothing, and config.init is empty: random weights "
+                "answer nothing; give config.init the folder or file of a model, or the arm a stage"
+            )
         for stage in arm.stages:
             try:
                 _check_stage(stage, cfg)
@@ -442,6 +453,10 @@ def run(cfg: StudyRun) -> None:
     print((Path(cfg.workdir) / "study.txt").read_text(encoding="utf-8"), end="")
     for what, suffix in (("page", "html"), ("plot", "svg"), ("figures", "json")):
         print(f"{what:8}{Path(cfg.workdir) / f'study.{suffix}'}")
+    *_, (last, *_) = study.evaluations.values()
+    folder = study.workshop.at(last) / "eval" / "model"
+    print(f"ten trajectories of {', '.join(last.of)}, to be read on a page:")
+    print(f"  python -m masksearch_jax.report {folder} --config.trajectories=10")
 
 
 if __name__ == "__main__":

@@ -3,14 +3,18 @@
     "NAME: STAGE STAGE KEY=VALUE KEY=VALUE"
 
 Words without `=` are stages in their order, the others are overrides of the study's config. An arm
-without stages is the model that training starts from.
+without stages is the model that training starts from. `{sft.steps//2}` within an override is what
+that comes to, by the study's own keys.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from masksearch_jax.core.errors import ConfigError, nearest
 
@@ -23,6 +27,15 @@ STAGES = {
     # After ramp_sft: the same again, and the same with trajectories of its own.
     "more_sft": ("sft", "sft_optim"),
     "self_sft": ("sft", "sft_optim"),
+}
+
+
+_TERM = re.compile(r"\{([^{}]*)\}")
+_OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
 }
 
 
@@ -82,3 +95,35 @@ def _arm(line: str) -> Arm:
     if len(set(stages)) < len(stages):
         raise ConfigError(f"config.arms: {name} has a stage twice: {' '.join(stages)}")
     return Arm(name, stages, tuple(word for word in words if "=" in word))
+
+
+def resolved(arm: Arm, keys: Mapping[str, Any]) -> Arm:
+    """The arm with what each `{…}` of its overrides comes to, by the study's keys.
+
+    keys: dotted name → value. A term is a key, a number, or these joined by + - * //. So an arm
+    follows what the command line says of a key. Raises ConfigError for what is none.
+    """
+
+    def told(term: re.Match[str]) -> str:
+        try:
+            return repr(_value(ast.parse(term[1], mode="eval").body, keys))
+        except (ConfigError, SyntaxError, ZeroDivisionError) as error:
+            why = error if isinstance(error, ConfigError) else "it is no term"
+            raise ConfigError(
+                f"config.arms: {arm.name} has {term[0]}, which is to be keys that are numbers, and "
+                f"numbers, joined by + - * //: {why}"
+            ) from error
+
+    return dataclasses.replace(arm, overrides=tuple(_TERM.sub(told, o) for o in arm.overrides))
+
+
+def _value(node: ast.expr, keys: Mapping[str, Any]) -> int | float:
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        return _OPERATORS[type(node.op)](_value(node.left, keys), _value(node.right, keys))
+    name = ast.unparse(node)
+    value = node.value if isinstance(node, ast.Constant) else keys.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        if name not in keys:
+            raise ConfigError(f"{name!r} is no key; {nearest(name, keys)}")
+        raise ConfigError(f"{name} is {value!r}")
+    return value

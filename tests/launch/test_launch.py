@@ -174,12 +174,12 @@ def test_no_python_is_said_plainly(checkout, tmp_path):
             "quickstart --config={root}/configs/real.py:gpu --config.init=SMOLLM2 --config.seed=1",
         ),
         (
-            ("--config.init=a b.gguf", "--gpu"),
-            "quickstart --config={root}/configs/real.py:hf,gpu --config.init=a b.gguf",
+            ("--study", "--config.init=a b.gguf", "--gpu"),
+            "study --config={root}/configs/study.py:recipe,hf,gpu --config.init=a b.gguf",
         ),
     ],
 )
-def test_real_takes_a_model_and_a_gpu(tmp_path, given, started):
+def test_real_takes_a_model_a_gpu_and_a_study(tmp_path, given, started):
     """What it would start, by a Python that says it; no network is asked."""
     (tmp_path / "launch").mkdir()
     for script in ("real.sh", "setup_env.sh"):

@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from configs import study as studies
-from masksearch_jax import study
+from masksearch_jax import report, study
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.files import write_json, write_lines
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
@@ -62,6 +63,8 @@ def test_every_arm_of_every_study_resolves(name, switch, parse, tmp_path):
         ("reward", 1, {"ramp_sft": 1, "ramp_dapo": 2}),
         ("masking", 3, {"ramp_sft": 3}),
         ("ramp_first", 1, {"ramp_sft": 3, "qa_sft": 4}),
+        ("recipe", 1, {"ramp_sft": 1, "qa_sft": 2}),
+        ("recipe,dapo", 1, {"ramp_sft": 1, "qa_sft": 2, "qa_dapo": 1}),
         ("ramp_sft", 3, {"ramp_sft": 3}),
         ("controls", 1, {"ramp_sft": 1, "qa_sft": 2}),
         ("data_scale", 3, {"ramp_sft": 3}),
@@ -77,12 +80,45 @@ def test_what_arms_have_in_common_is_made_once(name, texts, trainings, parse, tm
         assert found.count(stage) == cfg.seeds * trainings.get(stage, 0)
 
 
-def test_arms_spend_as_many_updates(parse, tmp_path):
-    def updates(own, arm):
-        return sum(getattr(own, arms.STAGES[stage][0]).steps for stage in arm.stages)
+def updates(found):
+    """Updates of SFT of each arm that trains."""
+    by_arm = {
+        name: [getattr(own, arms.STAGES[s][0]).steps for s in arm.stages if s.endswith("sft")]
+        for name, (arm, own) in found.arms.items()
+    }
+    return {name: steps for name, steps in by_arm.items() if steps}
 
-    found = planned(parse("ramp_first"), tmp_path)
-    assert {updates(own, arm) for arm, own in found.arms.values()} == {studies.UPDATES}
+
+@pytest.mark.parametrize("name", ["ramp_first", "recipe", "recipe,dapo", "recipe,gpu"])
+@pytest.mark.parametrize("steps", [0, 37])
+def test_arms_spend_as_many_updates_as_the_command_line_says(name, steps, parse, tmp_path):
+    given = [f"sft.steps={steps}"] * (steps > 0)
+    cfg = parse(name, *given)
+    spent = updates(planned(cfg, tmp_path))
+    assert {sum(own) for own in spent.values()} == {steps or cfg.sft.steps}
+    assert spent[cfg.reference] == [steps or cfg.sft.steps]
+
+
+def test_lessons_follow_the_updates(parse, tmp_path):
+    found = planned(parse("curriculum", "sft.steps=10"), tmp_path)
+    assert found.arms["rising"][1].sft.curriculum == (
+        "0:ramp_sft_upto1,2:ramp_sft_upto2,4:ramp_sft_upto3,6:ramp_sft_upto4"
+    )
+    own = planned(parse("recipe", "sft.steps=37"), tmp_path).arms["ramp_first"]
+    assert own[1].sft.curriculum == "0:ramp_sft_upto1,9:ramp_sft_upto4"
+    assert own[0].overrides[:2] == ("sft.steps=18", "qa_sft.steps=19")  # as the page shows them
+
+
+def test_the_recipes_first_training_has_one_rate_in_every_arm(parse, tmp_path):
+    cfg = parse("recipe", "sft_optim.learning_rate=2e-4")
+    found = planned(cfg, tmp_path)
+    assert found.arms["qa_alone"][1].qa_sft_optim.learning_rate == 2e-4
+    assert found.arms["ramp_first"][1].qa_sft_optim == cfg.qa_sft_optim
+    asked = {name: own.eval.methods for name, (_, own) in found.arms.items()}
+    by_itself = {"closed_book": ("closed_book",), "rag": ("rag",), "prompt": ("agent",)}
+    assert asked == by_itself | dict.fromkeys(("qa_alone", "ramp_first"), ("agent",))
+    assert {own.eval.examples for _, own in found.arms.values()} == {300}
+    assert kinds(found, "prompt/0") == ["evaluate", "text", "tokenizer"]
 
 
 def test_a_seed_moves_all_that_a_training_draws_and_no_text(parse, tmp_path):
@@ -121,8 +157,9 @@ def test_a_files_content_decides_and_not_its_place(parse, tmp_path):
 
 
 @pytest.mark.parametrize("name", studies.STUDIES)
-def test_a_pretrained_model_has_its_own_sizes(name, parse, tmp_path):
-    cfg = parse(f"{name},smollm2-135m")
+@pytest.mark.parametrize("switch", ["", ",runlocal"])
+def test_a_pretrained_model_has_its_own_sizes(name, switch, parse, tmp_path):
+    cfg = parse(f"{name},smollm2-135m{switch}")
     assert (cfg.model.vocab_size, cfg.prompt.style, cfg.init[-5:]) == (49152, "chat", ".gguf")
     assert kinds(planned(cfg, tmp_path)).count("evaluate") == cfg.seeds * len(cfg.arms)
 
@@ -220,6 +257,15 @@ def test_a_pretrained_model_says_itself_how_hard_a_span_is(parse, tmp_path):
             ["arms=('a: ramp_sft method=rag', 'mixed:')"],
             r"config.method is 'rag' in a, and its curve \(config.heldout_points=8\) is of an",
         ),
+        (["arms=('mixed:', 'a: ramp_sft')"], "mixed trains nothing, and config.init is empty: ran"),
+        (
+            ["arms=('a: ramp_sft sft.steps={sft.stepz//2}', 'mixed:')"],
+            r"a has {sft.stepz//2}, which is to be .* \+ - \* //: 'sft.stepz' is no key; did you m",
+        ),
+        (["arms=('a: sft.steps={sft.curriculum}', 'mixed:')"], "sft.curriculum is '0:ramp_sft_u"),
+        (["arms=('a: sft.steps={sft.steps/2}', 'mixed:')"], "'sft.steps / 2' is no key"),
+        (["arms=('a: sft.steps={sft.steps//0}', 'mixed:')"], "a has {.*: it is no term"),
+        (["arms=('a: sft.steps={2*}', 'mixed:')"], "it is no term"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused_before_anything_is_made(
@@ -239,7 +285,14 @@ def test_an_unknown_study_names_the_nearest(parse):
         parse("reward,curriculum")
     with pytest.raises(ConfigError, match="judge is an arm of the study reward"):
         parse("masking,judge")
+    with pytest.raises(ConfigError, match="dapo is an arm of the study recipe"):
+        parse("dapo")
+    with pytest.raises(
+        ConfigError, match="gpu is of a pretrained model, and 'reward,gpu' names no"
+    ):
+        parse("reward,gpu")
     assert parse("reward,judge").arms[-1] == "judge: ramp_sft ramp_dapo dapo.reward=judge"
+    assert parse("recipe,dapo").arms[-1].startswith("ramp_first_dapo: ramp_sft qa_sft qa_dapo sft.")
     assert parse("ramp_sft").question.endswith("with the whole paragraph, or to answer by heart.")
 
 
@@ -267,6 +320,19 @@ def test_a_plan_of_a_pods_model_needs_no_weights(parse, tmp_path, capsys):
     (size,) = re.findall(r"disk: ([\d.]+) GiB", said)
     assert float(size) * 2**30 == pytest.approx(9 * weights_and_moments, rel=1e-3)
     assert "not known, to be given as config.costs=KIND=SECONDS: text is of a text" in said
+
+
+def test_a_plan_of_the_recipe_says_its_minutes(parse, tmp_path, capsys):
+    study.run(parse("recipe,dapo", "plan_only=True", f"workdir={tmp_path / 'run'}"))
+    said = capsys.readouterr().out
+    rows = {row[0]: row[1:] for row in map(str.split, said.splitlines()[2:])}
+    assert rows["evaluate"][0] == "6"
+    assert rows["qa_sft"][2] == "360"
+    minutes = {name: float(row[-1]) for name, row in rows.items() if name in ("ramp_sft", "qa_sft")}
+    update = dict(cost.split("=") for cost in studies.SMOLLM2_COSTS)["sft"]
+    for name, steps in (("ramp_sft", 120), ("qa_sft", 360)):
+        assert minutes[name] == pytest.approx(steps * 2.048 * float(update) / 60, abs=0.05)
+    assert "not known" not in said
 
 
 def test_what_is_done_tells_the_costs_of_what_is_not(parse, tmp_path):
@@ -406,6 +472,13 @@ def test_a_tiny_study_ends_with_its_table_and_goes_on_with_more_seeds(
     said = capsys.readouterr()
     assert "1 seed is done; 95% intervals are over items alone: there is one seed" in said.out
     told = json.loads((tmp_path / "one" / "study.json").read_text())
+    *_, of, command = said.out.splitlines()
+    assert of == "ten trajectories of statements_alone/0, to be read on a page:"
+    (folder,) = told["arms"]["statements_alone"]["evaluations"]
+    argv = ["report", f"{folder}/eval/model", "--config.trajectories=10"]
+    assert command.split()[3:] == argv[1:]
+    cli.run(report.run, report.ReportConfig, report.arguments(argv))
+    assert (Path(folder) / "eval" / "model" / "report.html").is_file()
     assert list(told["arms"]) == ["search", "statements_alone"]
     assert list(told["results"]["ramp"]) == ["span_recall", "searches"]
     assert list(told["results"]["statements"]) == ["em", "searches"]
