@@ -70,6 +70,11 @@ class BuildTrajectoriesRun:
     kinds: tuple[str, ...] = key(("ramp", "questions"), "Of examples: ramp, questions, statements.")
     search: SearchConfig = section(SearchConfig)
     max_searches: int = key(4, "Searches in a demonstration, at most.")
+    examples: int = key(
+        0,
+        "Tried of each kind, the first of its file; 0: as many as `demonstrations` needs.",
+        least=0,
+    )
     demonstrations: int = key(0, "Kept of each kind (RAMP, questions, statements); 0: all.")
     seed: int = key(0, "Of the script's choices and of what a student samples.")
     teacher: Literal["scripted", "agents", "local"] = key(
@@ -277,7 +282,7 @@ def _solve(
     cfg: BuildTrajectoriesRun, kind: str, path: Path, teacher: teachers.Teacher, parts: Path
 ) -> dict[str, Any]:
     """Writes the missing parts of one kind, until there are enough; its counts."""
-    examples = read_jsonl(path, EXAMPLES[kind])
+    examples = read_jsonl(path, EXAMPLES[kind])[: cfg.examples or None]
     total: Counter[str] = Counter()
     kept = tried = 0
     with Progress(f"{cfg.teacher} {kind}", len(examples) * teacher.attempts) as progress:
@@ -361,6 +366,9 @@ def _print_summary(summary: dict[str, Any], folder: str) -> None:
         print(f"each rejected attempt with its reason: {rejected_path(folder)}")
     if paid := summary.get("paid"):
         print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in paid.items()))
+        if read := paid["parsed"] + paid["unreadable"]:
+            share = paid["parsed"] / read
+            print(f"{paid['parsed']} of {read} replies held what was asked for ({share:.0%})")
 
 
 if __name__ == "__main__":

@@ -143,8 +143,11 @@ async def ask(
     for left in range(repairs, -1, -1):
         reply = await llm.complete(messages)
         try:
-            return parse(reply.text)
+            found = parse(reply.text)
+            llm.usage.parsed += 1
+            return found
         except ReplyError as error:
+            llm.usage.unreadable += 1
             if reply.is_cut:
                 raise ReplyError(
                     f"cut off after {reply.completion_tokens} tokens (finish_reason length; "

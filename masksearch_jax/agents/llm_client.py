@@ -76,13 +76,16 @@ class Reply:
 class Usage:
     """What this process did.
 
-    repairs: replies shown back to the model, since unusable. cut_off: replies that ended at
+    parsed, unreadable: replies that held what was asked for, and that did not, cached ones too.
+    repairs: those shown back to the model, since unusable. cut_off: replies that ended at
     `max_tokens` or the model's own limit, cached ones too.
     """
 
     calls: int = 0
     cached: int = 0
     retries: int = 0
+    parsed: int = 0
+    unreadable: int = 0
     repairs: int = 0
     cut_off: int = 0
     prompt_tokens: int = 0

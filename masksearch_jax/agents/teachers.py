@@ -92,6 +92,8 @@ class Session:
             "cost": cost_of(self.cfg, paid.prompt_tokens, paid.completion_tokens),
             "from_cache": usage.cached,
             "retries": usage.retries,
+            "parsed": usage.parsed,
+            "unreadable": usage.unreadable,
             "repairs": usage.repairs,
             "cut_off": usage.cut_off,
         }

@@ -137,7 +137,7 @@ SINCE |= {"judge.max_unreadable": 0.5}
 # Of one file's schema alone.
 KEYS_SINCE = {"quickstart": {"qa_share": 0.0, "thoughts": "short", "init": ""}}
 KEYS_SINCE["quickstart"] |= {"heldout_points": 0, "heldout_examples": 16}
-KEYS_SINCE |= {"build_trajectories": {"thoughts": "full", "method": "agent"}}
+KEYS_SINCE |= {"build_trajectories": {"thoughts": "full", "method": "agent", "examples": 0}}
 KEYS_SINCE |= {"serve_search": {"waiting": 256, "drain": 30}, "build_index": {"shards": 1}}
 _WITH_TOOLS = ("ramp_sft", "qa_sft", "ramp_dapo", "qa_dapo", "evaluate", "quickstart", "ask")
 _WITH_TOOLS += ("serve_model", "build_trajectories", "build_cache", "evolve")

@@ -16,6 +16,7 @@ import zlib
 
 import pytest
 
+from masksearch_jax import build_trajectories
 from masksearch_jax.agents import attempts
 from masksearch_jax.agents.llm_client import BudgetError, JobError
 from masksearch_jax.agents.scripted_teacher import Rejection
@@ -96,11 +97,24 @@ def test_every_item_has_an_outcome_whatever_fails(folder):
         assert paid["calls"] >= 4 * 37
         assert paid["retries"] > 15
         assert paid["repairs"] == 2 + 2
+        assert (paid["parsed"], paid["unreadable"]) == (4 * 37, 2 * 2 + 2)
         asked = len(endpoint.requests)
         assert run(folder, llm, max_failed=0.05)["rejected"] == summary["rejected"]
         assert {number_of(body) for body in endpoint.requests[asked:]} == {2}  # the one that failed
     lost = read_jsonl(folder / "demonstrations" / "train.rejected.jsonl", Rejection)
     assert {r.detail for r in lost if r.reason != "llm_failed"} == {"there is no JSON object"}
+
+
+def test_the_first_examples_alone_are_tried_and_what_was_parsed_is_told(folder, capsys):
+    with Endpoint(Faulty()) as endpoint:
+        made = run(folder, llm_config(endpoint, folder, timeout=2.0), examples=2)
+    assert (made["examples"], made["tried"]) == (2, 2)
+    assert outcomes(folder) == expected(2)
+    build_trajectories._print_summary(made, str(folder))
+    said = capsys.readouterr().out
+    assert "2 examples, 2 tried, 1 demonstrations (1 ramp_k1)" in said
+    assert "rejected: 1 unreadable_planner" in said
+    assert "4 of 7 replies held what was asked for (57%)" in said
 
 
 def test_a_finished_job_is_replayed_with_no_network(folder, tmp_path):
