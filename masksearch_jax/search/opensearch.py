@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,7 +26,13 @@ from masksearch_jax.core.types import Hits, JsonObject, Passage
 from masksearch_jax.search.gather import RefusedError
 from masksearch_jax.search.http_client import RETRIED
 from masksearch_jax.search.rate import RateLimit
-from masksearch_jax.search.replicas import FailedForNow, GaveUp, Patience, Replicas
+from masksearch_jax.search.replicas import (
+    FailedForNow,
+    GaveUp,
+    Patience,
+    Replicas,
+    retry_after,
+)
 from masksearch_jax.search.term_index import TITLE_BOOST
 from masksearch_jax.search.vectors import Encoder, Vectors
 
@@ -33,8 +40,8 @@ MAX_QUERY_CHARS = 2500  # of a query; more words than a cluster allows clauses w
 _ROWS = 10_000  # loaded between two notes of how far the load is
 _CHUNK = 500  # passages of one request
 _CHUNK_BYTES = 20 * 2**20
-_RETRIES = 8  # of a request that loads, with waits that double
-_SECONDS = 60.0  # of such a request
+_REJECTED = 8  # times that passages which a cluster turns away for now are sent again
+PATIENCE = Patience(timeout=300.0, attempt_timeout=60.0, retries=200, backoff=0.1)  # of a load
 _CONNECTIONS = 64
 _SOURCE = tuple(field.name for field in dataclasses.fields(Passage))
 _ANALYSERS = {"en": "english", "zh": "cjk"}
@@ -42,6 +49,49 @@ _META = "masksearch"  # the entry of `_meta`
 _COMMAND = "python -m masksearch_jax.build_index with config.opensearch.url"
 
 Client = opensearchpy.OpenSearch
+
+
+class _UnansweredError(SearchError):
+    """A request of a load had no reply in its time."""
+
+
+class _Connection(opensearchpy.Urllib3HttpConnection):
+    """Raises FailedForNow where another try may succeed, with the pause that the cluster asks for.
+
+    With `patience` it tries again itself, and raises _UnansweredError in the end.
+    """
+
+    def __init__(self, *args: Any, patience: Patience | None = None, **options: Any):
+        super().__init__(*args, **options)
+        self._headers = threading.local()  # of the last reply with an error, by thread
+        self._replicas: Replicas[Any] | None = Replicas([self.host], patience) if patience else None
+
+    def perform_request(self, *args: Any, timeout: float | None = None, **options: Any) -> Any:
+        if self._replicas is None:
+            return self._attempt(args, options, timeout)
+        try:
+            return self._replicas.request(lambda _, left: self._attempt(args, options, left))[0]
+        except GaveUp as error:
+            raise _UnansweredError(str(error)) from error
+
+    def _attempt(self, args: Sequence[Any], options: JsonObject, seconds: float | None) -> Any:
+        self._headers.last = {}
+        try:
+            return super().perform_request(*args, timeout=seconds, **options)
+        except exceptions.SSLError:
+            raise
+        except exceptions.TransportError as error:
+            is_gone = isinstance(error, exceptions.ConnectionError)
+            if not is_gone and error.status_code not in RETRIED:
+                raise
+            is_late = isinstance(error, exceptions.ConnectionTimeout)
+            rest = retry_after(self._headers.last)
+            raise FailedForNow(f"{self.host}: {_line(error)}", rest, is_late=is_late) from error
+
+    def get_response_headers(self, response: Any) -> Any:
+        """Asked for before an error is raised, which has none itself."""
+        self._headers.last = response.headers
+        return super().get_response_headers(response)
 
 
 class OpenSearchSearch:
@@ -119,14 +169,9 @@ class OpenSearchSearch:
         """Raises FailedForNow where another try may succeed, else SearchError."""
         try:
             return ask(self._clients[url], seconds)
-        except exceptions.ConnectionTimeout as error:
-            raise FailedForNow(f"{url}: {_line(error)}", is_late=True) from error
         except exceptions.SSLError as error:
             raise SearchError(f"{url}: {_line(error)}") from error
         except exceptions.TransportError as error:
-            status = error.status_code
-            if status in RETRIED or isinstance(error, exceptions.ConnectionError):
-                raise FailedForNow(f"{url}: {_line(error)}") from error
             raise RefusedError(f"{url} refused the request: {_line(error)}") from error
         except (exceptions.SerializationError, LookupError, TypeError, AttributeError) as error:
             raise SearchError(f"{url} sent a reply of unknown form: {error!r}") from error
@@ -181,17 +226,19 @@ def _urls(cfg: OpenSearchConfig) -> list[str]:
 def _client(url: str, cfg: OpenSearchConfig, **options: Any) -> Client:
     user = os.environ.get(cfg.user_variable, "") if cfg.user_variable else ""
     password = os.environ.get(cfg.password_variable, "") if cfg.password_variable else ""
-    given = {"max_retries": 0, "retry_on_timeout": False, "pool_maxsize": _CONNECTIONS} | options
     return Client(
         hosts=[url],
         http_auth=(user, password) if user else None,
         verify_certs=True,
         ca_certs=cfg.certificates or None,
-        **given,
+        connection_class=_Connection,
+        max_retries=0,
+        pool_maxsize=_CONNECTIONS,
+        **options,
     )
 
 
-def _told(client: Client, name: str, seconds: float) -> JsonObject | None:
+def _told(client: Client, name: str, seconds: float | None = None) -> JsonObject | None:
     """What an index says of its passages; None where there is no index.
 
     Raises SearchError for another engine, and for an index of something else.
@@ -238,15 +285,11 @@ def _line(error: Exception) -> str:
 
 def check_cluster(cfg: OpenSearchConfig) -> None:
     """Raises SearchError where there is no cluster, or one with an index of something else."""
+    at_once = dataclasses.replace(PATIENCE, retries=_REJECTED)
     try:
-        _told(_loading_client(cfg), cfg.name, _SECONDS)
+        _told(_client(_urls(cfg)[0], cfg, patience=at_once), cfg.name)
     except exceptions.OpenSearchException as error:
         raise SearchError(f"{cfg.url}: {_line(error)}") from error
-
-
-def _loading_client(cfg: OpenSearchConfig) -> Client:
-    retried = {"max_retries": _RETRIES, "retry_on_status": (429, 502, 503, 504)}
-    return _client(_urls(cfg)[0], cfg, retry_on_timeout=True, timeout=_SECONDS, **retried)
 
 
 def load(
@@ -264,7 +307,7 @@ def load(
     Raises SearchError: for an index of this name with other passages, for a passage that is
     refused, and for a cluster that fails, after which the same call goes on.
     """
-    client = _loading_client(cfg)
+    client = _client(_urls(cfg)[0], cfg, patience=PATIENCE)
     try:
         meta = _meta(fingerprint, len(passages), vectors)
         done = _begin(client, cfg, meta, language, vectors)
@@ -277,7 +320,7 @@ def load(
                 progress(rows.stop)
         if done < len(passages):
             _finish(client, cfg.name, meta)
-    except exceptions.OpenSearchException as error:
+    except (exceptions.OpenSearchException, _UnansweredError) as error:
         raise SearchError(f"{cfg.url}: {_line(error)}; the same command goes on") from error
 
 
@@ -289,7 +332,7 @@ def _begin(
     vectors: Vectors | None,
 ) -> int:
     """The number of passages that the index, made if there was none, has already."""
-    told = _told(client, cfg.name, _SECONDS)
+    told = _told(client, cfg.name)
     if told is None:
         analyser = _ANALYSERS[language]
         text = {"type": "text", "analyzer": analyser}
@@ -346,7 +389,7 @@ def _load_rows(
         ({"_index": name, "_id": str(row), "_source": document(row)} for row in rows),
         chunk_size=_CHUNK,
         max_chunk_bytes=_CHUNK_BYTES,
-        max_retries=_RETRIES,
+        max_retries=_REJECTED,
         initial_backoff=0.1,
         max_backoff=30,
         raise_on_error=False,

@@ -19,7 +19,7 @@ from masksearch_jax.search.open import open_tool
 from masksearch_jax.search.replicas import Patience
 from masksearch_jax.search.vectors import Vectors
 from masksearch_jax.testing.search_services import OpenSearchEndpoint
-from masksearch_jax.testing.services import WELL, Answer, in_turn
+from masksearch_jax.testing.services import WELL, Answer, by_number, in_turn, retry_after
 from tests.search.fruit import FRUIT, SPECIAL, ids
 from tests.search.hashed import HashedWords
 
@@ -201,6 +201,17 @@ def test_what_may_pass_is_tried_again_until_the_deadline(service, answer, messag
         tool.search(["banana"], 2)
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_pause_that_a_cluster_asks_for_is_kept(service, status):
+    load(service)
+    tool = open_at(service)
+    service.script = in_turn(Answer(status=status, headers=retry_after(0.5)), WELL)
+    before = len(service.calls)
+    assert ids(tool, "banana", 2) == ["b"]
+    first, second = service.times[before:]
+    assert second - first >= 0.5
+
+
 MISSING = error_of("index_not_found_exception", "no such index [passages]")
 
 
@@ -304,6 +315,26 @@ def test_a_load_that_was_cut_off_goes_on(service, small_steps):
     before = bulks(service)
     assert load(service, MANY) == []  # nothing is left to do
     assert bulks(service) == before
+
+
+def test_a_load_outlives_a_cluster_that_fails_for_a_while(service, monkeypatch):
+    patience = dataclasses.replace(opensearch.PATIENCE, backoff=1e-6)
+    monkeypatch.setattr(opensearch, "PATIENCE", patience)
+    pause = Answer(status=429, headers=retry_after(0.3))
+    gone = {n: Answer(cut=0) if n % 2 else Answer(status=503) for n in range(2, 13)}
+    service.script = by_number(lambda n: (gone | {13: pause}).get(n, WELL))
+    load(service)
+    assert len(service.documents) == 6
+    assert service.times[13] - service.times[12] >= 0.3
+    assert ids(open_at(service), "banana", 2) == ["b"]
+
+
+def test_a_load_gives_up_in_one_line(service, monkeypatch):
+    patience = dataclasses.replace(opensearch.PATIENCE, retries=2, backoff=0.001)
+    monkeypatch.setattr(opensearch, "PATIENCE", patience)
+    service.script = Answer(status=503)
+    with pytest.raises(SearchError, match=r"attempt 3 within .*503.*; the same command goes on$"):
+        load(service)
 
 
 def test_passages_that_are_rejected_for_now_are_loaded_later(service):
