@@ -17,9 +17,10 @@ from masksearch_jax.planning.page import page, update_of
 FIGURES = Path(__file__).with_name("plan_v5p_64.json")
 INDENT = dict.fromkeys(("initial_indent", "subsequent_indent"), "      # ")
 MEANINGS = {
-    " chips, mesh ": "The slice by its sides; how its chips are shared between the mesh's axes.",
+    " chips, ": "The slice by its sides, and the memory that the compiler counts on a chip.",
+    "mesh ": "How the chips are shared between the mesh's axes.",
     "held on a device": "What each chip keeps from step to step.",
-    "the KV cache": "Room for rollouts: far more slots would fit than are asked for.",
+    "slots of rollout.max_len": "Room for rollouts: far more slots would fit than are asked for.",
     "update: ": "A training step. Its peak is what the compiler counts, with all that is held.",
     "temporaries": "Of that peak, what is made within the step; the program itself; how long the "
     "compiler took.",
@@ -32,12 +33,12 @@ MEANINGS = {
     "FLOPs": "Operations, and how many times those that the model needs: above 1, activations are "
     "computed again to save memory.",
     "all-gathers of the weights": "0 is right: more would hold the whole model at once.",
-    "estimate by published peaks: ": "Seconds of each kind if nothing else happened. The longest "
-    "bounds the step. No TPU has confirmed them.",
+    "estimate by published peaks: ": "Computed: no TPU has confirmed it.",
+    "    compute ": "Seconds of each kind if nothing else happened. The longest bounds the step.",
     "logprobs: ": "Log-probabilities under the step's first weights, for several minibatches.",
     "copy: ": "The weights that rollouts read, made once for many ticks.",
     "tick: ": "A step of the rollout engine, in which many tokens are decoded.",
-    "a decode step moves": "Decoding is bound by memory: bytes of a step, and the rate they allow.",
+    "    at most ": "Decoding is bound by memory: bytes of a step, and the rate they allow.",
     "with ": "The same update with less computed again: more memory, fewer operations.",
 }
 
@@ -52,7 +53,7 @@ def main() -> None:
         kind = next((k for k in MEANINGS if k in line), None)
         if kind and kind not in told:
             told.add(kind)
-            print(textwrap.fill(MEANINGS[kind], 88, **INDENT))
+            print(textwrap.fill(MEANINGS[kind], 80, **INDENT))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,19 @@ from typing import Any
 
 SHOWN = ("distinct_1", "distinct_2", "self_bleu", "query_overlap", "shapes", "shape_entropy")
 
+_LINES = (  # of the table: a name, the key of the figure, how it is written
+    ("demonstrations", "demonstrations", ","),
+    ("  new", "new", ","),
+    ("sampled", "sampled", ","),
+    ("accepted", "accepted", ".3f"),
+    ("distinct-2", "distinct_2", ".3f"),
+    ("self-BLEU", "self_bleu", ".3f"),
+    ("query overlap", "query_overlap", ".3f"),
+    ("plan shapes", "shapes", ""),
+    ("words", "words", ".1f"),
+    ("searches", "searches", ".2f"),
+)
+
 
 def row(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """One iteration's figures, flat but for `span_recall`, an interval, and `collapsed`, lines."""
@@ -28,19 +41,19 @@ def row(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The rows as lines of text: recall with its interval, what was sampled and kept, diversity."""
+    """The rows as lines of text, one column each: recall with its interval, samples, diversity."""
     masks = sorted({k for r in rows for k in r if k.startswith("accepted_k")})
-    head = ["n", "held-out span recall", "demos", "new", "sampled", "accepted"]
-    head += [k.removeprefix("accepted_") for k in masks]
-    head += ["dist-2", "s-BLEU", "overlap", "shapes", "words", "searches"]
-    lines = [head]
-    for r in rows:
-        m = r["span_recall"]
-        cells = [str(r["iteration"]), f"{m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]"]
-        cells += [f"{r[k]:,}" for k in ("demonstrations", "new", "sampled")]
-        cells += [f"{r['accepted']:.3f}", *(f"{r[k]:.2f}" if k in r else "-" for k in masks)]
-        cells += [f"{r[k]:.3f}" for k in ("distinct_2", "self_bleu", "query_overlap")]
-        cells += [str(r["shapes"]), f"{r['words']:.1f}", f"{r['searches']:.2f}"]
-        lines.append(cells)
+    lines = [["iteration", *(str(r["iteration"]) for r in rows)]]
+    for name, key in (("span recall", "value"), ("  from", "low"), ("  to", "high")):
+        lines.append([name, *(f"{r['span_recall'][key]:.3f}" for r in rows)])
+    for name, key, form in _LINES:
+        lines.append([name, *(format(r[key], form) for r in rows)])
+        if key == "accepted":
+            for k in masks:
+                told = [f"{r[k]:.2f}" if k in r else "-" for r in rows]
+                lines.append([f"  of {k.removeprefix('accepted_')}", *told])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)) for cells in lines]
+    return [
+        "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])])
+        for name, *cells in lines
+    ]

@@ -9,34 +9,34 @@ from masksearch_jax.planning.vector_search import BATCH
 
 
 def page(results: dict[str, Any]) -> str:
-    """All programs of a plan, one paragraph each."""
+    """All programs of a plan, one paragraph each, in lines for a terminal of 80 columns."""
     r = results
     mesh = " ".join(f"{name}={size}" for name, size in r["mesh"].items())
     held = ", ".join(f"{kind} {_gib(size)}" for kind, size in r["held"].items())
     head = (
-        f"{r['slices']} x {r['topology']}: {r['chips']} chips, mesh {mesh}, {_gib(r['hbm'])} of "
-        f"HBM on a device\nheld on a device: {held}"
+        f"{r['slices']} x {r['topology']}: {r['chips']} chips, {_gib(r['hbm'])} of HBM on a "
+        f"device\nmesh {mesh}\nheld on a device: {held}"
     )
     if "kv" in r:
         head += (
-            f"\nthe KV cache holds {r['kv']['tokens']:,} tokens, {r['kv']['longest']} slots of "
-            f"rollout.max_len; {r['kv']['slots_that_fit']} would fit"
+            f"\nthe KV cache holds {r['kv']['tokens']:,} tokens\n"
+            f"  {r['kv']['longest']} slots of rollout.max_len; {r['kv']['slots_that_fit']} would "
+            "fit"
         )
     parts = [head, *(_program(name, f) for name, f in r["programs"].items())]
     return "\n\n".join([*parts, *([vectors_of(r["vectors"])] if "vectors" in r else [])])
 
 
 def vectors_of(rows: list[dict[str, Any]]) -> str:
-    """What an exact search among vectors costs, one line for each length."""
-    where = f"on a host's {rows[0]['devices']} devices, each with a part (computed):"
+    """What an exact search among vectors costs, two lines for each length."""
+    where = f"on a host's {rows[0]['devices']} devices, each with a part"
     lines = [f"dense search of {rows[0]['passages']:,} passages {where}"]
+    lines.append("(computed; times are at least these):")
     for row in rows:
         size = f"{row['disk'] / 1e9:.1f} GB on disk, {_gib(row['held'])} on a device"
         query, batch = (f"{1e3 * row[f'{name}_seconds']:.1f} ms" for name in ("query", "batch"))
-        lines.append(
-            f"  {row['dim']} numbers: {size} and {_gib(row['scores'])} of scores; a query takes "
-            f"{query}, {BATCH} at once {batch}, at least"
-        )
+        lines.append(f"  {row['dim']} numbers: {size} and {_gib(row['scores'])} of scores")
+        lines.append(f"    a query takes {query}, {BATCH} at once {batch}")
     return "\n".join(lines)
 
 
@@ -70,7 +70,10 @@ def _decoding(figures: dict[str, Any]) -> list[str]:
     rate = f"{figures['tokens_per_second_at_most']:,.0f} tokens/s"
     step, sent = _gib(figures["step_bytes"]), _gib(figures["step_ici"])
     moved = f"{step} to and from HBM and {sent} over ICI"
-    return [f"  a decode step moves {moved}: at most {rate} (estimate by published peaks)"]
+    return [
+        f"  a decode step moves {moved}",
+        f"    at most {rate} (estimate by published peaks)",
+    ]
 
 
 def _training(figures: dict[str, Any]) -> list[str]:
@@ -79,7 +82,8 @@ def _training(figures: dict[str, Any]) -> list[str]:
     return [
         f"  {figures['flops']:.3g} FLOPs, {figures['recompute']:.2f} x the model's (causal)",
         f"  all-gathers of the weights of all layers at once: {figures['weight_stacks_gathered']}",
-        f"  estimate by published peaks: {times}; all overlapped MFU {e['mfu']:.0%}",
+        f"  estimate by published peaks: MFU {e['mfu']:.0%} if all of this overlaps",
+        f"    {times}",
     ]
 
 

@@ -39,6 +39,11 @@ def test_it_prints_what_the_page_shows(name, capsys, one_device, optimised):
     assert numbers(said) == pytest.approx(numbers(kept), abs=WITHIN[name], rel=0.2)
 
 
+def test_a_plan_fits_a_terminal():
+    lines = (FOLDER / "read_plan.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if len(line) > 80] == []
+
+
 def test_the_reward_of_ten_steps_rises():
     """On the page, whose figures the run above has too."""
     rows = (FOLDER / "ten_steps.txt").read_text(encoding="utf-8").splitlines()[1:]
