@@ -41,7 +41,7 @@ class PairScorer:
         reading = read_reading(folder, shape)
         self.folder = str(folder)
         self._most = reading.max_tokens
-        self._tokenizer = read_tokenizer(folder, self._most)
+        self._tokenizer = read_tokenizer(folder, self._most, shape.vocab_size)
         self.fingerprint = fingerprint(folder, reading)
         # In force while it computes, in place of the run's own, which may have other devices.
         mesh = self._mesh = Mesh(np.array(jax.local_devices()), ("pair",))

@@ -81,7 +81,7 @@ class TextEncoder:
             raise HfError(f"{bound} tokens are to be read, must be 3 to {shape.max_position}")
         self.dim = shape.hidden_size
         self.fingerprint = fingerprint(folder, self.reading)
-        self._tokenizer = read_tokenizer(folder, bound)
+        self._tokenizer = read_tokenizer(folder, bound, shape.vocab_size)
         # In force while it computes, in place of the run's own, which may have other devices.
         mesh = self._mesh = Mesh(np.array(jax.local_devices()), ("text",))
         self._ways = mesh.size
@@ -161,23 +161,34 @@ def read_shape(folder: Path) -> EncoderShape:
     if (activation := raw.get("hidden_act", "gelu")) not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         raise HfError(f"{folder} has hidden_act {activation!r}, must be one of {known}")
-    modules = _modules(folder)
-    try:
-        return EncoderShape(
-            vocab_size=raw["vocab_size"],
-            hidden_size=raw["hidden_size"],
-            intermediate_size=raw["intermediate_size"],
-            num_layers=raw["num_hidden_layers"],
-            num_heads=raw["num_attention_heads"],
-            max_position=raw["max_position_embeddings"],
-            token_types=raw["type_vocab_size"],
-            norm_eps=raw["layer_norm_eps"],
-            activation=activation,
-            pooling=_pooling(folder, modules),
-            normalised="Normalize" in modules if modules else True,
-        )
-    except KeyError as error:
-        raise HfError(f"{folder / _CONFIG} lacks {error.args[0]}") from None
+    modules, whole = _modules(folder), functools.partial(_whole, folder / _CONFIG, raw)
+    eps = raw.get("layer_norm_eps")
+    if not isinstance(eps, float):
+        raise HfError(f"{folder / _CONFIG}: layer_norm_eps is {eps!r}, must be a number")
+    shape = EncoderShape(
+        vocab_size=whole("vocab_size"),
+        hidden_size=whole("hidden_size"),
+        intermediate_size=whole("intermediate_size"),
+        num_layers=whole("num_hidden_layers"),
+        num_heads=whole("num_attention_heads"),
+        max_position=whole("max_position_embeddings"),
+        token_types=whole("type_vocab_size"),
+        norm_eps=eps,
+        activation=activation,
+        pooling=_pooling(folder, modules),
+        normalised="Normalize" in modules if modules else True,
+    )
+    if shape.hidden_size % shape.num_heads:
+        raise HfError(f"{folder}: {shape.num_heads} heads do not divide {shape.hidden_size}")
+    return shape
+
+
+def _whole(path: Path, raw: Mapping[str, Any], name: str) -> int:
+    """A number of a file. Raises HfError for anything else."""
+    value = raw.get(name)
+    if type(value) is not int or value < 1:
+        raise HfError(f"{path}: {name} is {value!r}, must be a whole number")
+    return value
 
 
 def _modules(folder: Path) -> dict[str, str]:
@@ -213,19 +224,27 @@ def read_reading(folder: Path, shape: EncoderShape) -> Reading:
     """Prefixes and the bound on tokens, as the folder's files say."""
     asked, bound = folder / "config_sentence_transformers.json", shape.max_position
     prompts = (read_json(asked) if asked.is_file() else {}).get("prompts") or {}
+    if not isinstance(prompts, dict):
+        raise HfError(f"{asked}: prompts is {prompts!r}, must be an object of texts")
+    for name, prompt in prompts.items():
+        if not isinstance(prompt, str):
+            raise HfError(f"{asked}: prompts.{name} is {prompt!r}, must be a text")
     own = folder / "sentence_bert_config.json"
-    if own.is_file():
-        bound = min(bound, read_json(own).get("max_seq_length") or bound)
+    if own.is_file() and (said := read_json(own)).get("max_seq_length") is not None:
+        bound = min(bound, _whole(own, said, "max_seq_length"))
     passage = prompts.get("passage", prompts.get("document", ""))
     return Reading(prompts.get("query", ""), passage, bound)
 
 
-def read_tokenizer(folder: Path, max_tokens: int) -> tokenizers.Tokenizer:
+def read_tokenizer(folder: Path, max_tokens: int, vocab_size: int) -> tokenizers.Tokenizer:
+    """Raises HfError for none, and for one of more words than the model has."""
     path = folder / _TOKENIZER
     try:
         found = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # of no class of its own
         raise HfError(f"cannot read the tokenizer {path}: {error}") from error
+    if (words := found.get_vocab_size()) > vocab_size:
+        raise HfError(f"{folder} has a tokenizer of {words} words, and its model has {vocab_size}")
     found.no_padding()
     found.enable_truncation(max_tokens)
     return found

@@ -34,8 +34,7 @@ class DenseSearch:
 
     def search_rows(self, queries: Sequence[str], top_k: int) -> list[Ranking]:
         """As `search`, with each passage's row and score."""
-        if not 1 <= top_k <= MAX_TOP_K:
-            raise SearchError(f"top_k is {top_k}, must be 1 to {MAX_TOP_K}")
+        _check_top_k(top_k)
         if not queries:
             return []
         asked = self._encoder.encode_queries([query[:MAX_QUERY_CHARS] for query in queries])
@@ -74,6 +73,7 @@ class HybridSearch:
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
         """The scores of its `Hits` are the fused ones."""
+        _check_top_k(top_k)
         depth = max(top_k, self._depth)
         words = self._words.search_rows(queries, depth)
         dense = self._dense.search_rows(queries, depth)
@@ -84,6 +84,11 @@ class HybridSearch:
         if self._fuse == "rank":
             return fusion.by_rank(rankings, self._rank_constant)
         return fusion.by_score(rankings, self._weights)
+
+
+def _check_top_k(top_k: int) -> None:
+    if not 1 <= top_k <= MAX_TOP_K:
+        raise SearchError(f"top_k is {top_k}, must be 1 to {MAX_TOP_K}")
 
 
 def _hits(passages: Sequence[Passage], found: Sequence[Ranking]) -> list[list[Passage]]:

@@ -89,6 +89,14 @@ def test_what_is_read_is_part_of_the_fingerprint(tmp_path):
     assert len(set(marks)) == 4
 
 
+def more_words(folder):
+    """A tokenizer of more words than the model's 40."""
+    path = str(folder / "tokenizer.json")
+    tokenizer = tokenizers.Tokenizer.from_file(path)
+    tokenizer.add_tokens([f"more{i}" for i in range(40)])
+    tokenizer.save(path)
+
+
 def change(folder, file, **values):
     path = folder / file
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
@@ -118,6 +126,34 @@ def change(folder, file, **values):
             r"names \['Dense'\]",
         ),
         (lambda f: (f / "modules.json").write_text("7"), "no list of modules"),
+        (
+            lambda f: change(f, "config.json", hidden_size="16"),
+            "hidden_size is '16', must be a whole",
+        ),
+        (
+            lambda f: change(f, "config.json", vocab_size=True),
+            "vocab_size is True, must be a whole",
+        ),
+        (
+            lambda f: change(f, "config.json", layer_norm_eps=None),
+            "layer_norm_eps is None, must be",
+        ),
+        (lambda f: change(f, "config.json", num_attention_heads=3), "3 heads do not divide 16"),
+        (
+            lambda f: change(f, "sentence_bert_config.json", max_seq_length="24"),
+            "max_seq_length is '24', must be a whole",
+        ),
+        (
+            lambda f: (f / "config_sentence_transformers.json").write_text('{"prompts": 3}'),
+            "prompts is 3, must be",
+        ),
+        (
+            lambda f: (f / "config_sentence_transformers.json").write_text(
+                '{"prompts": {"query": ["q"]}}'
+            ),
+            r"prompts\.query is \['q'\], must be a text",
+        ),
+        (more_words, r"tokenizer of \d\d words.* has 40"),
         (lambda f: (f / "tokenizer.json").write_text("{"), "cannot read the tokenizer"),
     ],
 )

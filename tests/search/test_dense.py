@@ -134,6 +134,9 @@ def test_hybrid_search_joins_words_and_vectors(lakes, fuse):
     assert [(int(p.id), s) for p, s in zip(hits, hits.scores, strict=True)] == expected[:7]
     other = HybridSearch(index, dense, **rules | {"depth": 60})
     assert len({tool.fingerprint, other.fingerprint, dense.fingerprint}) == 3
+    for top_k in (0, -1):
+        with pytest.raises(SearchError, match=f"top_k is {top_k}, must be 1 to"):
+            tool.search(["w1"], top_k)
     with pytest.raises(SearchError, match="must be rank or score"):
         HybridSearch(index, dense, **rules | {"fuse": "both"})
 
