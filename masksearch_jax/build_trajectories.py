@@ -344,8 +344,9 @@ def rejected_path(folder: str | Path) -> Path:
     return (Path(folder) / DEMONSTRATIONS).with_suffix(".rejected.jsonl")
 
 
-def _ranked(ranks: Mapping[str, int]) -> str:
-    return ", ".join(f"{rank}: {count}" for rank, count in ranks.items()) or "none"
+def listed_counts(counts: Mapping[str, int]) -> str:
+    """Numbers of searches, or ranks, and how many demonstrations have each."""
+    return ", ".join(f"{name}: {count:,}" for name, count in sorted(counts.items())) or "none"
 
 
 def _print_summary(summary: dict[str, Any], folder: str) -> None:
@@ -359,7 +360,7 @@ def _print_summary(summary: dict[str, Any], folder: str) -> None:
         f"{summary['examples']} examples, {summary['tried']} tried, "
         f"{summary['demonstrations']} demonstrations ({named['by_task']}); "
         f"searches: {named['by_searches']}; rank of the source passage in the first: "
-        f"{_ranked(summary['source_rank'])}; rejected: {named['rejected']}",
+        f"{listed_counts(summary['source_rank'])}; rejected: {named['rejected']}",
         file=sys.stdout,
     )
     if summary["rejected"]:

@@ -185,6 +185,7 @@ def make_demonstrations(run: Run, method: str = "agent") -> dict[str, Any]:
     kinds |= {"questions": cfg.question_demonstrations} if run.has_questions else {}
     kinds |= {STATEMENTS: cfg.question_demonstrations} if cfg.ramp.statements else {}
     kept, tried, lost = 0, 0, Counter[str]()
+    found: dict[str, Counter[str]] = {"by_searches": Counter(), "source_rank": Counter()}
     for kind, wanted in kinds.items():
         made = build_trajectories.run(
             build_trajectories.BuildTrajectoriesRun(
@@ -201,6 +202,8 @@ def make_demonstrations(run: Run, method: str = "agent") -> dict[str, Any]:
         )
         kept, tried = kept + made["demonstrations"], tried + made["tried"]
         lost += Counter(made["rejected"])
+        for name, counts in found.items():
+            counts.update(made[name])
     if kept + lost.total() < tried:
         lost["beyond the number wanted"] = tried - kept - lost.total()
     steps.log(f"{kept:,} demonstrations of {tried:,} examples tried")
@@ -208,6 +211,8 @@ def make_demonstrations(run: Run, method: str = "agent") -> dict[str, Any]:
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in lost.items())
         listed = build_trajectories.rejected_path(run.data)
         steps.log(f"without: {reasons}; each attempt that failed: {listed}")
+    searches, ranks = map(build_trajectories.listed_counts, found.values())
+    steps.log(f"searches: {searches}; rank of the source passage in the first: {ranks}")
     return steps.counted("demonstrations", tried, kept, lost)
 
 

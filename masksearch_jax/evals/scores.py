@@ -12,11 +12,11 @@ from masksearch_jax.core.types import SEARCH_ALONE, Example, RampExample, Segmen
 from masksearch_jax.evals.fanoutqa import Lemmatizer, accuracy
 from masksearch_jax.evals.metrics import answer_metrics
 
-# Measures of every item, after those of its answer; `source_hit` and, of a question, `gold_recall`
-# where the passages that support the answer are known.
+# Measures of every item, after those of its answer; those of the source and, of a question,
+# `gold_recall` where the passages that support the answer are known.
 _COMMON = (
     *("answer_tokens", "format_rate", "searches", "turns", "tokens", "tool_failures"),
-    "source_hit",
+    *("source_hit", "source_first"),
 )
 RAMP_METRICS = ("span_recall", "precision", "f1", "em", *_COMMON)
 QA_METRICS = ("recall", "precision", "f1", "em", *_COMMON, "gold_recall")
@@ -24,7 +24,7 @@ CALLS = "calls_"  # before the name of a tool, where there are others than searc
 FANOUTQA_METRICS = ("loose", "strict")  # of a question with an answer of several parts
 # Those that lie in 0..1; the others are counts.
 SHARES = ("span_recall", "recall", "precision", "f1", "em", "format_rate", "source_hit")
-SHARES += ("gold_recall", *FANOUTQA_METRICS)
+SHARES += ("source_first", "gold_recall", *FANOUTQA_METRICS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,7 @@ def score(
     each tool where there are others; `turns` that the policy wrote; `tokens` that it sampled;
     `tool_failures`, attempts before this one that ended for no fault of its own; `source_hit` 1
     when a search showed the passage that the example masks, or one that supports the answer;
+    `source_first` 1 when that was the first passage shown;
     `gold_recall`, share of these that searches showed, by id, or by title where the question names
     articles alone.
 
@@ -103,17 +104,23 @@ def opened(trajectory: Trajectory, opening: str) -> Iterator[Segment]:
 
 
 def _retrieved(example: Example, trajectory: Trajectory) -> dict[str, float]:
-    shown = {passage for turn in trajectory.turns for passage in turn.passage_ids}
+    shown = [passage for turn in trajectory.turns for passage in turn.passage_ids]
     if isinstance(example, RampExample):
-        return {"source_hit": float(example.passage_id in shown)}
+        source = example.passage_id
+        hit, first = source in shown, source in shown[:1]
+        return {"source_hit": float(hit), "source_first": float(first)}
     wanted = set(example.gold)
     if not wanted:
         wanted = {title.casefold() for title in example.titles}
-        shown = {title.casefold() for turn in trajectory.turns for title in turn.titles}
+        shown = [title.casefold() for turn in trajectory.turns for title in turn.titles]
     if not wanted:
         return {}
-    found = len(wanted & shown)
-    return {"source_hit": float(found > 0), "gold_recall": found / len(wanted)}
+    found = len(wanted.intersection(shown))
+    return {
+        "source_hit": float(found > 0),
+        "source_first": float(bool(wanted.intersection(shown[:1]))),
+        "gold_recall": found / len(wanted),
+    }
 
 
 def _score_fills(example: RampExample, answer: str | None, rules: Rules) -> dict[str, float]:

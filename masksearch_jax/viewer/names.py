@@ -192,6 +192,7 @@ SCORES = {
     "format": "format",
     "format_rate": "format rate",
     "source_hit": "source found",
+    "source_first": "source first",
     "gold_recall": "gold passages found",
     "searches": "searches",
     "turns": "turns",

@@ -64,7 +64,7 @@ def test_a_masked_paragraph():
         {
             "span_recall": 2 / 3, "precision": 2 / 3, "f1": 2 / 3, "em": 0, "answer_tokens": 14,
             "format_rate": 1, "searches": 2, "turns": 1, "tokens": 7, "tool_failures": 2,
-            "source_hit": 0,
+            "source_hit": 0, "source_first": 0,
         }
     )  # fmt: skip
     assert slot_scores(EXAMPLE, trajectory(answered(half))) == [1.0, 1.0, 0.0]
@@ -120,19 +120,21 @@ def test_what_the_prompt_wrote_of_the_answer_counts():
 @pytest.mark.parametrize(
     ("turns", "source", "by_id", "by_title"),
     [
-        ((), 0.0, (0.0, 0.0), (0.0, 0.0)),
-        ((turn("a", "p1"),), 1.0, (0.0, 0.0), (0.0, 0.0)),
-        ((turn("a"), turn("g2", "b")), 0.0, (1.0, 0.5), (1.0, 1.0)),
-        ((turn("g1"), turn("g2")), 0.0, (1.0, 1.0), (1.0, 1.0)),
+        ((), (0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)),
+        ((turn("a", "p1"),), (1.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)),
+        ((turn(), turn("p1", "a")), (1.0, 1.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)),
+        ((turn("a"), turn("g2", "b")), (0.0, 0.0), (1.0, 0.0, 0.5), (1.0, 0.0, 1.0)),
+        ((turn("g1"), turn("g2")), (0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.0, 1.0)),
     ],
 )
 def test_what_searches_showed_of_the_passages_that_tell(turns, source, by_id, by_title):
     found = trajectory(answered("x"), turns)
-    assert score(EXAMPLE, found, OURS)["source_hit"] == source
+    got = score(EXAMPLE, found, OURS)
+    assert (got["source_hit"], got["source_first"]) == source
 
     def retrieved(**known):
         got = score(dataclasses.replace(QA, **known), found, SQUAD)
-        return got["source_hit"], got["gold_recall"]
+        return got["source_hit"], got["source_first"], got["gold_recall"]
 
     assert retrieved(gold=("g1", "g2"), titles=("G2",)) == by_id
     assert retrieved(titles=("g2",)) == by_title

@@ -5,6 +5,8 @@ import dataclasses
 import functools
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +104,21 @@ def whole(repository, optimised, tmp_path_factory):
     """The folder and the summary of a run with a control that nobody disturbed."""
     workdir = tmp_path_factory.mktemp("quickstart") / "whole"
     return workdir, finish(start(repository, workdir, CONTROL), workdir)
+
+
+def test_the_log_says_how_many_searches_demonstrations_took(miniature, tmp_path, capsys):
+    shutil.copytree(miniature.data, tmp_path / "data")
+    wanted = {"demonstrations": 30, "question_demonstrations": 20}
+    cfg = dataclasses.replace(miniature.cfg, workdir=str(tmp_path), search=miniature.search)
+    made = quickstart.make_demonstrations(
+        quickstart.Run(dataclasses.replace(cfg, **wanted), Usage(tmp_path))
+    )
+    said = re.search(
+        r"searches: (.*); rank of the source passage in the first: (.*)", capsys.readouterr().err
+    )
+    searches, ranks = (dict(part.split(": ") for part in m.split(", ")) for m in said.groups())
+    assert sum(map(int, searches.values())) == made["data"]["demonstrations"]["out"] == 50
+    assert sum(map(int, ranks.values())) == 30  # of masked paragraphs
 
 
 @pytest.mark.slow
