@@ -29,6 +29,7 @@ from typing import Any
 from masksearch_jax.core.files import write_json
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.types import SEARCH, Passage
+from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.cache import CachedSearch
 from masksearch_jax.search.shared import SharedSearch
 from masksearch_jax.search.tool import FakeSearch
@@ -69,7 +70,7 @@ def made_up(groups: int, size: int, searches: int, distinct: int) -> list[list[S
 
 
 def replay(
-    tool: SearchTool, groups: Sequence[list[Searches]], at_once: int, decode: float
+    tool: SearchTool, groups: Sequence[list[Searches]], at_once: int, decode: float, name: str
 ) -> float:
     """Seconds until all trajectories have made their searches, `at_once` of them side by side."""
 
@@ -78,9 +79,11 @@ def replay(
             time.sleep(decode)
             tool.search(queries, TOP_K)
 
+    trajectories = list(itertools.chain.from_iterable(groups))
     started = time.perf_counter()
-    with ThreadPoolExecutor(at_once) as pool:
-        list(pool.map(one, itertools.chain.from_iterable(groups)))
+    with Progress(name, len(trajectories)) as progress, ThreadPoolExecutor(at_once) as pool:
+        for done, _ in enumerate(pool.map(one, trajectories), start=1):
+            progress.update(done)
     return time.perf_counter() - started
 
 
@@ -98,7 +101,7 @@ def measure(
                 tool = CachedSearch(asked, path)
             if name != "none":
                 tool = SharedSearch(tool, 0 if name == "shared while under way" else 10_000)
-            seconds = replay(tool, groups, at_once, decode)
+            seconds = replay(tool, groups, at_once, decode, name)
             row = {"arrangement": name, "calls": len(asked.calls)}
             row |= {"queries": sum(map(len, asked.calls)), "seconds": seconds}
             print(f"{name:>24}  {row['calls']:,} calls  {seconds:.2f} s", flush=True)

@@ -7,9 +7,10 @@ Told of each: passages built in a second, disk, milliseconds to open, resident m
 queries, and milliseconds a query and queries a second for questions and for masked paragraphs, by
 one thread and by two. Every engine is built in one process and opened in another, which ends before
 the next begins. Each engine's figures are written to F when they are measured: the same command
-goes on after them. Sizes beyond the passages given are windows of as many words over neighbouring
-passages. bm25s takes part where it is installed. usearch finds vectors: these are random, of 384
-numbers, since its time does not depend on what they say, and encoding a query is not in it.
+goes on after them. The time left is by the passages of engines that are done. Sizes beyond the
+passages given are windows of as many words over neighbouring passages. bm25s takes part where it is
+installed. usearch finds vectors: these are random, of 384 numbers, since its time does not depend
+on what they say, and encoding a query is not in it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from benchmarks.kept_rows import KeptRows, Row
 from benchmarks.search import CUTS, Bm25s, Engine, Ours
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus.passages import read_passages
+from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search import bm25
 
 THREADS = (1, 2)
@@ -202,13 +204,17 @@ def measure(
 ) -> list[Row]:
     """Rows of all engines at all sizes; those that `kept` has are not measured again."""
     rows = []
-    for size in sizes:
-        wanted = [n for n in names if kept.find(engine=n, passages=size) is None]
-        taken = list(windows(passages, size)) if wanted else []
-        for name in names:
-            row = kept.find(engine=name, passages=size) or kept.add(one(name, taken, queries))
-            rows.append(row)
-            print(line(row), flush=True)
+    left = {s: [n for n in names if kept.find(engine=n, passages=s) is None] for s in sizes}
+    total, done = sum(size * len(left[size]) for size in sizes), 0
+    with Progress("passages of all engines", total) as progress:
+        for size in sizes:
+            taken = list(windows(passages, size)) if left[size] else []
+            for name in names:
+                row = kept.find(engine=name, passages=size) or kept.add(one(name, taken, queries))
+                rows.append(row)
+                print(line(row), flush=True)
+                done += size * (name in left[size])
+                progress.update(done)
     return rows
 
 

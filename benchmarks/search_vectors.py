@@ -4,7 +4,9 @@
 
 INDEX is one that `build_index` wrote with config.vectors.encoder. --rerank, a folder of a
 cross-encoder, adds hybrid search reranked. recall@k is that of `benchmarks.search`, of the other
-half of the questions; questions take turns to be of either half.
+half of the questions; questions take turns to be of either half. Told first: passages that the
+encoder encodes in a second, by so many CPUs, and bytes of a passage's vector. Each figure is
+written to F when it is measured: the same command goes on after it.
 """
 
 from __future__ import annotations
@@ -13,16 +15,20 @@ import argparse
 import dataclasses
 import gzip
 import json
+import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.kept_rows import KeptRows, Row
 from benchmarks.search import CUTS, recall
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.types import Passage
+from masksearch_jax.models.encoder_folder import TextEncoder
+from masksearch_jax.runtime.progress import Progress
+from masksearch_jax.search import vectors
 from masksearch_jax.search.bm25 import BM25
 from masksearch_jax.search.open import open_tool
 
@@ -30,47 +36,75 @@ FUSIONS: tuple[dict[str, Any], ...] = (
     *({"fusion": "rank", "rank_constant": float(k)} for k in (1, 10, 60)),
     *({"fusion": "score", "dense_weight": w / 10} for w in (1, 2, 3, 4, 5)),
 )
-Row = dict[str, Any]
+_AT_ONCE = 64  # questions of one search
+_ENCODED, _WARM = 512, 64  # passages that are encoded to time it, and before
 
 
-def found(cfg: SearchConfig, places: dict[str, int], asked: Sequence[Row]) -> list[list[int]]:
-    """Rows of the passages found for each question."""
-    hits = open_tool(cfg).search([q["question"] for q in asked], CUTS[-1])
-    return [[places[p.id] for p in one] for one in hits]
+class Recalls:
+    """Recall of search by one kind or another over the passages of an index."""
 
+    def __init__(self, index: str, progress: Progress):
+        self._cfg = SearchConfig(index=index, memory=0)
+        self._passages: list[Passage] = list(BM25.open(index).passages)
+        self._places = {p.id: row for row, p in enumerate(self._passages)}
+        self._progress = progress
 
-def measure(index: str, questions: Sequence[Row], rerank: str) -> list[Row]:
-    passages: list[Passage] = list(BM25.open(index).passages)
-    places = {p.id: row for row, p in enumerate(passages)}
-    cfg = SearchConfig(index=index, memory=0)
-    first, second = questions[::2], questions[1::2]
-
-    def told(asked: Sequence[Row], **changes: Any) -> tuple[dict[str, dict[str, float]], float]:
+    def of(self, asked: Sequence[Row], changes: dict[str, Any]) -> Row:
+        """Recall by data set and cut, their mean, and milliseconds of a question."""
+        tool = open_tool(dataclasses.replace(self._cfg, **changes))
+        rows: list[list[int]] = []
         started = time.perf_counter()
-        rows = found(dataclasses.replace(cfg, **changes), places, asked)
-        seconds = time.perf_counter() - started
-        return recall(passages, asked, rows), seconds
+        for start in range(0, len(asked), _AT_ONCE):
+            part = asked[start : start + _AT_ONCE]
+            found = tool.search([q["question"] for q in part], CUTS[-1])
+            rows += [[self._places[p.id] for p in hits] for hits in found]
+            self._progress.update(self._progress.done + len(part))
+        each = 1e3 * (time.perf_counter() - started) / len(asked)
+        figures = recall(self._passages, asked, rows)
+        values = [value for cuts in figures.values() for value in cuts.values()]
+        return {"mean": float(np.mean(values)), "ms_per_question": each, "recall": figures}
 
-    def mean(figures: dict[str, dict[str, float]]) -> float:
-        return float(np.mean([value for cuts in figures.values() for value in cuts.values()]))
 
-    chosen = max(FUSIONS, key=lambda f: mean(told(first, kind="hybrid", **f)[0]))
-    rows = []
-    kinds = [("bm25", {}), ("dense", {}), ("hybrid", chosen)]
-    if rerank:
-        kinds.append(("hybrid", chosen | {"rerank": rerank}))
-    for kind, changes in kinds:
-        figures, seconds = told(second, kind=kind, **changes)
-        rows.append(
-            {
-                "kind": kind,
-                **changes,
-                "questions": len(second),
-                "ms_per_question_with_opening": 1e3 * seconds / len(second),
-                "recall": figures,
-            }
-        )
-    return rows
+def encoding(index: str) -> Row:
+    """How fast passages of the index are encoded again, and what their vectors take."""
+    opened = BM25.open(index)
+    table = vectors.Vectors.open(vectors.folder_of(index), opened.fingerprint)
+    encoder = TextEncoder(table.encoder_folder, dtype="bfloat16", reading=table.reading)
+    count = min(_ENCODED, len(opened))
+    texts = [vectors.text_of(opened.passages[row * len(opened) // count]) for row in range(count)]
+    encoder.encode_passages(texts[:_WARM])
+    started = time.perf_counter()
+    encoder.encode_passages(texts)
+    return {
+        "passages_per_second": count / (time.perf_counter() - started),
+        "cpus": len(os.sched_getaffinity(0)),
+        "bytes_per_passage": table.table[0].nbytes,
+    }
+
+
+def measure(index: str, questions: Sequence[Row], rerank: str, kept: KeptRows) -> list[Row]:
+    """The rows of recall; what `kept` has is not measured again."""
+    if kept.find(what="encoding") is None:
+        kept.add({"what": "encoding"} | encoding(index))
+    first, second = questions[::2], questions[1::2]
+    kinds: list[dict[str, Any]] = [{"kind": "bm25"}, {"kind": "dense"}, {"kind": "hybrid"}]
+    kinds += [{"kind": "hybrid", "rerank": rerank}] if rerank else []
+    total = len(FUSIONS) * len(first) + len(kinds) * len(second)
+    with Progress("questions", total) as progress:
+        recalls = Recalls(index, progress)
+
+        def row(asked: Sequence[Row], what: str, **changes: Any) -> Row:
+            key = {"what": what, **changes}
+            if (found := kept.find(**key)) is None:
+                return kept.add(key | recalls.of(asked, changes))
+            progress.total -= len(asked)
+            return found
+
+        chosen = max(FUSIONS, key=lambda f: row(first, "fusion", kind="hybrid", **f)["mean"])
+        for changes in kinds:
+            fused = chosen if changes["kind"] == "hybrid" else {}
+            row(second, "recall", **{"rerank": ""} | changes | fused)
+    return [r for r in kept.rows if r["what"] == "recall"]
 
 
 def main() -> None:
@@ -78,17 +112,20 @@ def main() -> None:
     parser.add_argument("--index", required=True, help="an index with vectors")
     parser.add_argument("--questions", required=True, help="JSONL of question, gold, dataset; .gz")
     parser.add_argument("--rerank", default="", help="folder of a cross-encoder")
-    parser.add_argument("--json", help="file to write the figures to")
+    parser.add_argument("--json", help="file of the figures, which a stopped run goes on from")
     args = parser.parse_args()
     with gzip.open(args.questions) as lines:
-        rows = measure(args.index, [json.loads(line) for line in lines], args.rerank)
+        questions = [json.loads(line) for line in lines]
+    made_of = BM25.open(args.index).fingerprint
+    kept = KeptRows(args.json, {"questions": len(questions), "index": made_of})
+    rows = measure(args.index, questions, args.rerank, kept)
+    told = kept.find(what="encoding") or {}
+    print(", ".join(f"{name} {value:.4g}" for name, value in told.items() if name != "what"))
     shown = ("kind", "rerank", *FUSIONS[0], *FUSIONS[-1])
     for row in rows:
-        name = " ".join(str(v) for k, v in row.items() if k in shown)
+        name = " ".join(str(row[k]) for k in dict.fromkeys(shown) if row.get(k, "") != "")
         cuts = {d: "/".join(f"{v:.1f}" for v in c.values()) for d, c in row["recall"].items()}
         print(f"{name:>20}", *(f"{d} {c}" for d, c in cuts.items()), sep="  ")
-    if args.json:
-        Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

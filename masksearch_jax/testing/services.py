@@ -14,7 +14,6 @@ import hashlib
 import http.server
 import itertools
 import json
-import math
 import socket
 import socketserver
 import threading
@@ -28,6 +27,7 @@ from masksearch_jax.runtime.http_service import Call, Refusal, Service
 from masksearch_jax.search import protocol
 
 _DEFAULT_TOP_K = 5  # of a search that names none
+_LOOK = 0.2  # seconds after which a call that hangs looks whether its client is still there
 _LAST_RECORDS = 5.0  # seconds in which the threads of a service that ends may record what they did
 
 Server = TypeVar("Server", bound=socketserver.BaseServer | Service)
@@ -371,14 +371,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._send(*self._reply(call, WELL), WELL)
             return
         with owner.asked(self.path, owner.told(self.path, call)) as (asked, answer):
-            if answer.hang:
-                self.server.ended.wait(None if answer.hang == math.inf else answer.hang)
+            self._wait(answer.hang)
             if self.server.ended.is_set():
                 raise ConnectionError("the service has ended")
             status, data = self._reply(call, answer)
         self._send(status, data, answer)
         with owner.lock:
             owner.served.append((asked, answer))
+
+    def _wait(self, seconds: float) -> None:
+        """Ends early with the service. Raises ConnectionError when its client goes."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not self.server.ended.wait(min(left, _LOOK)):
+            with contextlib.suppress(BlockingIOError):  # it waits, and says nothing more
+                if not self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                    raise ConnectionError("the client has gone")
 
     do_POST = do_PUT = do_HEAD = do_GET
 

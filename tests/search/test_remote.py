@@ -111,7 +111,9 @@ def test_all_replicas_are_asked_before_a_try_counts_as_over():
         (hits,) = client(*services, retries=2, attempt_timeout=20.0).search(["red"], 3)
         calls = [len(s.calls) for s in services]
     assert hits == TOOL.search(["red"], 3)[0]
-    assert (hits.attempts, sorted(calls)) == (sum(calls), [1, *[2] * 6, 3])
+    # The last try may begin at the one that the try before did not ask, having just failed.
+    assert sorted(calls) in ([1, *[2] * 6, 3], [*[2] * 7, 3])
+    assert hits.attempts == sum(calls)
 
 
 def test_a_reply_that_is_too_large_is_asked_for_in_parts(monkeypatch):

@@ -151,10 +151,19 @@ def test_a_stalled_call_is_accepted_and_never_answered():
             waiting = pool.submit(post, service, "/retrieve", {"queries": ["red"]})
             while len(service.calls) < 2:
                 time.sleep(0.01)
-            assert service.most_in_flight == 2
             service.kill()
             with pytest.raises((http.client.HTTPException, ConnectionError)):
                 waiting.result()
+
+
+def test_a_stalled_call_is_over_when_its_client_goes():
+    with Endpoint(Answer(hang=math.inf)) as service:
+        with pytest.raises(TimeoutError):
+            post(service, timeout=0.1)
+        end = time.monotonic() + 5.0
+        while service.in_flight and time.monotonic() < end:
+            time.sleep(0.01)
+        assert (len(service.calls), service.in_flight) == (1, 0)
 
 
 @pytest.mark.parametrize("form", ["seconds", "date", "bare date"])
