@@ -6,7 +6,8 @@
     ... --config=configs/real.py:gpu                                        one NVIDIA H100 or H200
 
 `launch/real.sh` gives it SmolLM2-135M-Instruct as `--config.init`. The sizes are an estimate for
-two CPU cores and three hours: no run of that length was made. Those of `:gpu` are one for 15
+two CPU cores and three hours: half of that is SFT, at 15 s an update; no run of that length was
+made. Those of `:gpu` are one for 15
 minutes and ten times the tokens: no run of it was made on a GPU. `:runlocal` is a smoke run.
 Switches and models go together, as in `:hf,gpu`. Every number here is ours.
 """
@@ -53,7 +54,7 @@ def on_gpu(c: ConfigDict) -> None:
         part.steps, part.batch_size = steps, 16
     c.sft.curriculum = "0:ramp_sft_upto1,40:ramp_sft_upto4"
     for part in (c.dapo, c.qa_dapo):
-        part.steps, part.groups, part.micro_batch = 10, 16, 8
+        part.steps, part.groups, part.micro_batch = 10, 12, 8
     c.ramp.max_examples, c.demonstrations = 24_000, 6000
     c.ramp.heldout_fraction = 0.25  # so that 300 of some thousand questions are held out
 
@@ -104,11 +105,11 @@ def get_config(arg: str = "") -> ConfigDict:
     # ---- RAMP, then questions, each by SFT and by DAPO ------------------------------------------
     c.sft = sft(240, "0:ramp_sft_upto1,60:ramp_sft_upto4")
     c.sft_optim = optim(3e-4, warmup_steps=10)
-    c.dapo = dapo(4, "0:ramp_upto4")
+    c.dapo = dapo(3, "0:ramp_upto4")
     c.dapo_optim = optim(5e-6, warmup_steps=1)
     c.qa_sft = sft(120, "0:qa_sft_mixed")
     c.qa_sft_optim = optim(1e-4, warmup_steps=10)
-    c.qa_dapo = dapo(4, "0:qa_mixed")
+    c.qa_dapo = dapo(3, "0:qa_mixed")
     c.qa_dapo_optim = optim(5e-6, warmup_steps=1)
 
     c.rollout = ConfigDict()
@@ -125,6 +126,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.eval = ConfigDict()
     c.eval.suites = ("ramp", "two_hop")
+    c.eval.methods = ("agent",)  # each further one, such as no_search, takes as long again
     c.eval.examples = 32
     c.eval.temperature = 0.0
 

@@ -134,7 +134,7 @@ def test_all_stages_go_from_the_file_to_an_exported_folder(repository, files, tm
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert list(summary["eval"]) == ["init", *TRAINED]
     assert {*summary["time"]} == {*TRAINED}
-    assert set(summary["eval"]["init"]["ramp"]) == {"search", "no_search", "random"}
+    assert set(summary["eval"]["init"]["ramp"]) == {"search"}
     config, vocab = describe(str(tmp_path / "run" / "hf"), "")
     assert config == cfg.model
     assert vocab.fingerprint == Vocab.load(files / "small.gguf").fingerprint
