@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import SearchConfig
-from masksearch_jax.core.types import Example, Hits, Passage, QueryRecord, RampExample
+from masksearch_jax.core.types import Example, Hits, Passage, QueryRecord, RampExample, Turn
 
 # Controls but tab and newline, bidirectional overrides, what is no character or half of one.
 _NO_TEXT = re.compile(
@@ -36,6 +36,33 @@ class SearchTool(Protocol):
 def source_of(example: Example) -> str:
     """The id of the passage that a RAMP example masks; "" for a question, which is of none."""
     return example.passage_id if isinstance(example, RampExample) else ""
+
+
+def sources_shown(example: Example, turns: Sequence[Turn]) -> dict[str, float]:
+    """What searches showed of the passages that tell an example's answer; {} where none are known.
+
+    They are the passage that it masks, or those that support a question's answer, by id, or by
+    title where the question names articles alone. `source_hit` 1 when one of them was shown,
+    `source_first` when it was the first passage shown; of a question `gold_recall`, the share of
+    them that were.
+    """
+    shown = [passage for turn in turns for passage in turn.passage_ids]
+    if isinstance(example, RampExample):
+        source = example.passage_id
+        hit, first = source in shown, source in shown[:1]
+        return {"source_hit": float(hit), "source_first": float(first)}
+    wanted = set(example.gold)
+    if not wanted:
+        wanted = {title.casefold() for title in example.titles}
+        shown = [title.casefold() for turn in turns for title in turn.titles]
+    if not wanted:
+        return {}
+    found = len(wanted.intersection(shown))
+    return {
+        "source_hit": float(found > 0),
+        "source_first": float(bool(wanted.intersection(shown[:1]))),
+        "gold_recall": found / len(wanted),
+    }
 
 
 def find(

@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 
-from masksearch_jax.core import markup, scoring
+from masksearch_jax.core import markup, retrieval, scoring
 from masksearch_jax.core.scoring import Rules
 from masksearch_jax.core.types import SEARCH_ALONE, Example, RampExample, Segment, Trajectory
 from masksearch_jax.evals.fanoutqa import Lemmatizer, accuracy
@@ -85,7 +85,7 @@ def score(
     if tools != SEARCH_ALONE:
         calls = Counter(turn.tool for turn in trajectory.turns)
         scores |= {f"{CALLS}{name}": float(calls[name]) for name in tools}
-    return scores | _retrieved(example, trajectory)
+    return scores | retrieval.sources_shown(example, trajectory.turns)
 
 
 def slot_scores(example: RampExample, trajectory: Trajectory, opening: str = "") -> list[float]:
@@ -101,26 +101,6 @@ def opened(trajectory: Trajectory, opening: str) -> Iterator[Segment]:
             opening = ""
         else:
             yield segment
-
-
-def _retrieved(example: Example, trajectory: Trajectory) -> dict[str, float]:
-    shown = [passage for turn in trajectory.turns for passage in turn.passage_ids]
-    if isinstance(example, RampExample):
-        source = example.passage_id
-        hit, first = source in shown, source in shown[:1]
-        return {"source_hit": float(hit), "source_first": float(first)}
-    wanted = set(example.gold)
-    if not wanted:
-        wanted = {title.casefold() for title in example.titles}
-        shown = [title.casefold() for turn in trajectory.turns for title in turn.titles]
-    if not wanted:
-        return {}
-    found = len(wanted.intersection(shown))
-    return {
-        "source_hit": float(found > 0),
-        "source_first": float(bool(wanted.intersection(shown[:1]))),
-        "gold_recall": found / len(wanted),
-    }
 
 
 def _score_fills(example: RampExample, answer: str | None, rules: Rules) -> dict[str, float]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from masksearch_jax.core import markup, scoring
+from masksearch_jax.core import markup, retrieval, scoring
 from masksearch_jax.core.types import NOT_ITS_DOING, Example, RampExample, Trajectory
 from masksearch_jax.parallel import hosts
 from masksearch_jax.rl import turns
@@ -27,12 +27,12 @@ def figures(seen: Sequence[Group]) -> dict[str, float]:
     """Figures by name, each the mean over those that have it; all processes must call it.
 
     Of a trajectory: `answers_opened`, answer tags; `tags_per_turn`; `thoughts`, the share of turns
-    that begin with a thought that is not empty; `repeating`, cut by the repetition guard. Of its
-    answer, if there is one: `answer_length`, words / words of the right answer (of a masked
-    paragraph, of the paragraph); `enumeration`, whether it lists alternatives that no right answer
-    does; `copied`, the share of its words in runs of eight that search showed and, of a masked
-    paragraph, the paragraph given does not hold. Of a group: `distinct_answers`, the share of its
-    answers that differ from all before.
+    that begin with a thought that is not empty; `repeating`, cut by the repetition guard; what
+    `retrieval.sources_shown` tells. Of its answer, if there is one: `answer_length`, words / words
+    of the right answer (of a masked paragraph, of the paragraph); `enumeration`, whether it lists
+    alternatives that no right answer does; `copied`, the share of its words in runs of eight that
+    search showed and, of a masked paragraph, the paragraph given does not hold. Of a group:
+    `distinct_answers`, the share of its answers that differ from all before.
     """
     own: dict[str, list[float]] = {}
     for group in seen:
@@ -61,6 +61,7 @@ def _of_trajectory(example: Example, trajectory: Trajectory) -> dict[str, float]
         "thoughts": float(np.mean([bool(_THOUGHT.match(turn)) for turn in each])) if each else 0.0,
         "repeating": float(trajectory.status == "repeating"),
     }
+    found |= retrieval.sources_shown(example, trajectory.turns)
     answer = _answer(trajectory)
     return found | (_of_answer(example, trajectory, answer) if answer else {})
 

@@ -52,6 +52,9 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Searches, length and endings": {
         "searches": ("Searches", "per trajectory"),
+        "source_hit": ("Source found", "share of trajectories"),
+        "source_first": ("Source first of all that was shown", "share of trajectories"),
+        "gold_recall": ("Gold passages found", "share of them"),
         "sampled_tokens": ("Length", "sampled tokens per trajectory"),
         "truncated": ("Truncated", "share of trajectories"),
         "no_answer": ("Ended without an answer", "share of trajectories"),

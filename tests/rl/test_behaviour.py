@@ -1,9 +1,11 @@
 """Figures of how trajectories behave: each moves where a policy games its reward or decays."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from masksearch_jax.core.types import QAExample, RampExample, Segment, Span, Trajectory
+from masksearch_jax.core.types import QAExample, RampExample, Segment, Span, Trajectory, Turn
 from masksearch_jax.rl import behaviour
 from masksearch_jax.rl.groups import Group
 from masksearch_jax.rl.rewards import RewardTerms
@@ -51,6 +53,16 @@ def test_an_honest_answer_moves_nothing():
         "copied": 0.0,
         "distinct_answers": 1.0,
     }
+
+
+def test_where_the_source_stood_is_told_of_what_has_one():
+    shown = [Turn(("q",), ids, ids, 0.0) for ids in (("p", "a"), ("a", "p"), ())]
+    made = [dataclasses.replace(trajectory(HONEST), turns=(turn,)) for turn in shown]
+    found = figures(RAMP, *made)
+    assert found["source_hit"] == pytest.approx(2 / 3)
+    assert found["source_first"] == pytest.approx(1 / 3)
+    known = figures(dataclasses.replace(QA, gold=("a", "b")), *made)
+    assert (known["source_first"], known["gold_recall"]) == pytest.approx((1 / 3, 1 / 3))
 
 
 @pytest.mark.parametrize(
