@@ -75,6 +75,7 @@ TEST = [
     "mypy>=2.4,<3",
     "peft>=0.21,<0.22",
     "playwright>=1.50",
+    "psycopg[binary]>=3.3,<4",
     "pytest>=9",
     "pytest-xdist>=3.8",
     "pyyaml>=6",
