@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-Row = Mapping[str, Any]  # step, wall_time and the figures of the step
+Row = Mapping[str, Any]  # step, wall_time, the step's figures; no loss where nothing was learned
 
 
 class Csv:
@@ -23,7 +23,7 @@ class Csv:
             self.write(row)
 
     def write(self, row: Row) -> None:
-        print(row["step"], row.get("loss"), sep=",", file=self._file, flush=True)
+        print(row["step"], row.get("loss", ""), sep=",", file=self._file, flush=True)
 
     def close(self) -> None:
         self._file.close()

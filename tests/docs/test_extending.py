@@ -121,4 +121,5 @@ def test_a_logger_has_every_step_once_after_a_resume(tmp_path):
             writer.write(step, {"loss": 1 / step})
     with MetricWriter(tmp_path, 2, log) as writer:  # a run that goes on from its second step
         writer.write(3, {"loss": 0.25})
-    assert (tmp_path / "loss.csv").read_text() == "1,1.0\n2,0.5\n3,0.25\n"
+        writer.write(4, {"kept": 0})  # a step of DAPO without an update
+    assert (tmp_path / "loss.csv").read_text() == "1,1.0\n2,0.5\n3,0.25\n4,\n"
