@@ -68,7 +68,7 @@ class RandomVectors:
     """The encoder itself, but each passage's vector is random; float32 [B, dim]."""
 
     def __init__(self, encoder: TextEncoder):
-        self.folder, self.dim = encoder.folder, encoder.dim
+        self.folder, self.dim, self.dtype = encoder.folder, encoder.dim, encoder.dtype
         self.fingerprint, self.told = encoder.fingerprint, encoder.told
         self.encode_queries = encoder.encode_queries
         self._rng = np.random.default_rng(0)

@@ -73,7 +73,7 @@ class TextEncoder:
     ):
         """reading: what is read otherwise than the folder says, by the names of `Reading`."""
         folder = Path(folder)
-        self.folder = str(folder)
+        self.folder, self.dtype = str(folder), dtype
         shape = read_shape(folder)
         self.reading = dataclasses.replace(read_reading(folder, shape), **(reading or {}))
         bound = self.reading.max_tokens

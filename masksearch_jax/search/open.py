@@ -216,7 +216,9 @@ def _encoder(cfg: SearchConfig, folder: str, reading: dict[str, str | int]) -> E
     try:
         return TextEncoder(cfg.encoder or folder, reading=reading)
     except (OSError, HfError) as error:
-        raise SearchError(f"the encoder cannot be opened: {error}") from error
+        then = "; the vectors were made with it then: give its folder now as search.encoder"
+        said = "" if cfg.encoder else then
+        raise SearchError(f"the encoder cannot be opened: {error}{said}") from error
 
 
 def _nearest(cfg: SearchConfig, table: Vectors) -> Nearest:

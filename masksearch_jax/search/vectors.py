@@ -34,6 +34,7 @@ class Encoder(Protocol):
 
     folder: str
     dim: int
+    dtype: str  # that it computes in
     fingerprint: str
 
     @property
@@ -62,11 +63,20 @@ def build(
 ) -> None:
     """Encodes `passages`, the store of the index with this fingerprint, into `folder`.
 
-    A cut-off build of the same goes on after its last whole shard. `graph` adds an HNSW graph.
-    Space for all vectors is taken first, so that a full disk is known before anything is encoded.
-    Raises SearchError.
+    A cut-off build of the same goes on after its last whole shard, and one that is done is left as
+    it is. `graph` adds an HNSW graph. Space for all vectors is taken first, so that a full disk is
+    known before anything is encoded. Raises SearchError.
     """
-    made_from = {"format": FORMAT, "index": index, "encoder": encoder.fingerprint}
+    made_from = {
+        "format": FORMAT,
+        "index": index,
+        "encoder": encoder.fingerprint,
+        "dtype": encoder.dtype,
+    }
+    if _is_built(folder, made_from, graph):
+        if progress:
+            progress(len(passages))
+        return
     try:
         with writing_folder(folder, json.dumps(made_from)) as partial:
             files = _write(passages, partial, encoder, progress)
@@ -85,6 +95,17 @@ def build(
             (partial / _DONE).unlink()
     except OSError as error:
         raise SearchError(f"the vectors {folder} could not be written: {error}") from error
+
+
+def _is_built(folder: Path, made_from: dict[str, Any], graph: bool) -> bool:
+    """Whether whole vectors of the same are there."""
+    try:
+        Vectors.open(folder, made_from["index"])
+        told = _read_manifest(folder)
+    except SearchError:
+        return False
+    has_graph = GRAPH in told["files"]
+    return made_from.items() <= told.items() and (has_graph or not graph)
 
 
 def _write(

@@ -400,6 +400,11 @@ def test_vectors_are_built_and_searched(tmp_path, kind):
         open_tool(dataclasses.replace(cfg, encoder=str(tmp_path / "another")))
     with pytest.raises(SearchError, match=r"the encoder cannot be opened: .*none is not there"):
         open_tool(dataclasses.replace(cfg, encoder=str(tmp_path / "none")))
+    (tmp_path / "encoder").rename(tmp_path / "moved")
+    with pytest.raises(
+        SearchError, match=r"is not there; the vectors were made with it then: give"
+    ):
+        open_tool(cfg)
 
 
 def test_an_encoder_of_another_kind_is_known_before_the_corpus_is_read(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 class HashedWords:
     """Vectors of 32 numbers, normalised; the same in any process."""
 
-    folder, dim = "hashed", 32
+    folder, dim, dtype = "hashed", 32, "float32"
     told = {"query_prefix": "", "passage_prefix": "", "max_tokens": 0}  # noqa: RUF012
 
     def __init__(self, fingerprint="hashed"):

@@ -213,6 +213,23 @@ def test_another_encoder_or_another_corpus_starts_anew(tmp_path, monkeypatch):
         assert len(encoder.encoded) == len(passages)
 
 
+def test_vectors_that_are_there_are_not_made_again(tmp_path):
+    build(FRUIT, tmp_path / "i", HashedWords())
+    again, told = HashedWords(), []
+    _, table = build(FRUIT, tmp_path / "i", again, progress=told.append)
+    assert (again.encoded, told) == ([], [6])
+    half = HashedWords()
+    half.dtype = "bfloat16"
+    for encoder, options in ((half, {}), (half, {"graph": True}), (HashedWords("b"), {})):
+        encoder.encoded = []
+        _, table = build(FRUIT, tmp_path / "i", encoder, **options)
+        assert len(encoder.encoded) == 6
+    flip(table.folder)
+    again = HashedWords("b")
+    build(FRUIT, tmp_path / "i", again)
+    assert len(again.encoded) == 6
+
+
 def test_a_disk_that_takes_no_more_is_known_before_encoding(small_disk):
     encoder = HashedWords()
     with pytest.raises(SearchError, match=r"the vectors .* could not be written: .*No space left"):

@@ -205,11 +205,11 @@ def test_what_may_pass_is_tried_again_until_the_deadline(service, answer, messag
 def test_a_pause_that_a_cluster_asks_for_is_kept(service, status):
     load(service)
     tool = open_at(service)
-    service.script = in_turn(Answer(status=status, headers=retry_after(0.5)), WELL)
+    service.script = in_turn(Answer(status=status, headers=retry_after(0.25)), WELL)
     before = len(service.calls)
     assert ids(tool, "banana", 2) == ["b"]
     first, second = service.times[before:]
-    assert second - first >= 0.5
+    assert second - first >= 0.25
 
 
 MISSING = error_of("index_not_found_exception", "no such index [passages]")
