@@ -45,7 +45,9 @@ CONFIG = RampConfig(heldout_fraction=0.0, max_masks=2, examples_per_passage=1)
 def test_the_page_names_every_example():
     page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     there = {p.stem for p in (ROOT / "examples").glob("*.py")} - {"__init__"}
-    assert set(re.findall(r"`examples/(\w+)\.py`", page)) == there
+    cells = [line.rpartition(" | ")[2] for line in page.splitlines() if line.startswith("| ")]
+    assert set(re.findall(r"`(\w+)\.py`", "\n".join(cells))) == there
+    assert set(re.findall(r"literalinclude\} \.\./examples/(\w+)\.py", page)) == there
 
 
 def test_a_search_tool_is_asked_as_a_service():
