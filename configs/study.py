@@ -57,6 +57,7 @@ def reward(c: ConfigDict) -> None:
     """
     if c.sft.steps > SMOKE_UPDATES:
         c.sft.steps, c.dapo.steps = c.sft.steps // 4, 2 * c.dapo.steps
+    c.eval.suites = ("ramp",)
     c.sft.curriculum = "0:ramp_sft_upto2"
     c.arms = (
         "sft: ramp_sft",
@@ -74,6 +75,7 @@ def masking(c: ConfigDict) -> None:
     and what the arm `random` has learned says so. Its losses have a scale of their own: none is
     left out.
     """
+    c.eval.suites = ("ramp",)
     c.sft.curriculum = "0:ramp_sft_mixed"
     limits = ""
     if "init" not in c:
@@ -165,6 +167,7 @@ def controls(c: ConfigDict) -> None:
 def data_scale(c: ConfigDict) -> None:
     """Do twice and four times as many demonstrations help, with as many updates?"""
     c.demonstrations = 40 if c.sft.steps == SMOKE_UPDATES else 1000
+    c.eval.suites = ("ramp",)
     c.sft.curriculum = "0:ramp_sft_mixed"
     c.arms = tuple(f"{k}x: ramp_sft demonstrations={{demonstrations*{k}}}" for k in (1, 2, 4))
     c.reference = "1x"
@@ -173,6 +176,7 @@ def data_scale(c: ConfigDict) -> None:
 def self_taught(c: ConfigDict) -> None:
     """Do trajectories of its own teach a model more than the teacher's, at as many updates?"""
     c.sft.steps //= 2  # of each of two trainings
+    c.eval.suites = ("ramp",)
     c.sft.curriculum = "0:ramp_sft_mixed"
     c.arms = ("static: ramp_sft more_sft", "self_taught: ramp_sft self_sft")
     c.reference = "static"
