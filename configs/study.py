@@ -32,6 +32,8 @@ HALVES = (
     "sft.steps={sft.steps//2} qa_sft.steps={sft.steps-sft.steps//2} "
     "sft.curriculum=0:ramp_sft_upto1,{sft.steps//4}:ramp_sft_upto4"
 )
+# All of them for questions, at the rate of a first training.
+QUESTIONS = "qa_sft.steps={sft.steps} qa_sft_optim.learning_rate={sft_optim.learning_rate}"
 
 
 def lessons(*mixtures: str) -> str:
@@ -110,12 +112,11 @@ def recipe(c: ConfigDict) -> None:
     training of each has the rate of RAMP's.
     """
     c.qa_sft.curriculum = "0:qa_sft_mixed"
-    rate = "qa_sft_optim.learning_rate={sft_optim.learning_rate}"
     c.arms = (
         "closed_book: eval.methods=closed_book",
         "rag: eval.methods=rag",
         "prompt: eval.methods=agent",
-        f"qa_alone: qa_sft qa_sft.steps={{sft.steps}} {rate}",
+        f"qa_alone: qa_sft {QUESTIONS}",
         f"ramp_first: ramp_sft qa_sft {HALVES}",
     )
     c.reference = "qa_alone"
@@ -212,11 +213,12 @@ STUDIES = {
 }
 
 
-MORE_ARMS = {"judge": "reward", "dapo": "recipe"}  # switch → the study that it gives another arm
+# Switch → the study that it gives another arm.
+MORE_ARMS = {"judge": "reward", "dapo": "recipe", "trained_rag": "recipe"}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    switches = dict.fromkeys(("runlocal", "gpu", "judge", "dapo", *STUDIES), False)
+    switches = dict.fromkeys(("runlocal", "gpu", *MORE_ARMS, *STUDIES), False)
     parsed = common.parse_arg(arg, model="", **switches)
     asked = [name for name in STUDIES if parsed[name]] or ["ramp_first"]
     if len(asked) > 1:
@@ -256,4 +258,6 @@ def get_config(arg: str = "") -> ConfigDict:
         c.arms += ("judge: ramp_sft ramp_dapo dapo.reward=judge",)
     if parsed.dapo:
         c.arms += (f"ramp_first_dapo: ramp_sft qa_sft qa_dapo {HALVES}",)
+    if parsed.trained_rag:
+        c.arms += (f"trained_rag: qa_sft method=rag eval.methods=rag {QUESTIONS}",)
     return c

@@ -65,6 +65,7 @@ def test_every_arm_of_every_study_resolves(name, switch, parse, tmp_path):
         ("ramp_first", 1, {"ramp_sft": 3, "qa_sft": 4}),
         ("recipe", 1, {"ramp_sft": 1, "qa_sft": 2}),
         ("recipe,dapo", 1, {"ramp_sft": 1, "qa_sft": 2, "qa_dapo": 1}),
+        ("recipe,trained_rag", 2, {"ramp_sft": 1, "qa_sft": 3}),
         ("ramp_sft", 3, {"ramp_sft": 3}),
         ("controls", 1, {"ramp_sft": 1, "qa_sft": 2}),
         ("data_scale", 3, {"ramp_sft": 3}),
@@ -89,7 +90,7 @@ def updates(found):
     return {name: steps for name, steps in by_arm.items() if steps}
 
 
-@pytest.mark.parametrize("name", ["ramp_first", "recipe", "recipe,dapo", "recipe,gpu"])
+@pytest.mark.parametrize("name", ["ramp_first", "recipe", "recipe,trained_rag", "recipe,gpu"])
 @pytest.mark.parametrize("steps", [0, 37])
 def test_arms_spend_as_many_updates_as_the_command_line_says(name, steps, parse, tmp_path):
     given = [f"sft.steps={steps}"] * (steps > 0)
