@@ -113,8 +113,8 @@ def recipe(c: ConfigDict) -> None:
     """
     c.qa_sft.curriculum = "0:qa_sft_mixed"
     c.arms = (
-        "closed_book: eval.methods=closed_book",
-        "rag: eval.methods=rag",
+        "closed_book: eval.methods=closed_book eval.whole_replies=True",
+        "rag: eval.methods=rag eval.whole_replies=True",
         "prompt: eval.methods=agent",
         f"qa_alone: qa_sft {QUESTIONS}",
         f"ramp_first: ramp_sft qa_sft {HALVES}",

@@ -384,7 +384,7 @@ def _row(sampled: sampling.Sampled, attempts: int, model: Model | None) -> JsonO
     measured = scores.score(example, trajectory, item.scorer, opening, attempts, sampled.tokens)
     row: JsonObject = {"suite": item.suite, "method": item.method, "scores": measured}
     if isinstance(example, RampExample):
-        row["slots"] = scores.slot_scores(example, trajectory, opening)
+        row["slots"] = scores.slot_scores(example, trajectory, item.scorer, opening)
     row |= to_json(trajectory) | {"opening": opening, "example": to_json(example)}
     row["tokens"] = [model.vocab.decode([i]) for i in trajectory.ids.tolist()] if model else []
     return row

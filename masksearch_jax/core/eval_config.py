@@ -60,6 +60,13 @@ class EvalConfig:
         ),
         harmless=True,
     )
+    whole_replies: bool = key(
+        False,
+        (
+            "Of closed_book and rag: a reply without <answer> is scored whole, as of a model that "
+            "was not trained to write the tag."
+        ),
+    )
     difficulty: bool = key(
         False, "Of RAMP: what makes a span hard, and what came of it, as a table and a plot."
     )

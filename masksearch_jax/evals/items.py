@@ -150,7 +150,8 @@ def _items(
         if vocab is not None:
             ids = methods.prompt_ids(method, example, cfg.prompt.style, vocab, tools=tools)
         hidden = retrieval.source_of(example) if hides else ""
-        scorer = Scorer(suite.rules(example), lemmatize)
+        whole = cfg.eval.whole_replies and method in methods.SINGLE_TURN
+        scorer = Scorer(suite.rules(example), lemmatize, whole)
         yield Item(suite.name, method, number, example, ids, hidden, scorer)
 
 

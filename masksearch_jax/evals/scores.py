@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -29,10 +30,24 @@ SHARES += ("source_first", "gold_recall", *FANOUTQA_METRICS)
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """How the items of a suite are scored. lemmatize: for FanOutQA's accuracy."""
+    """How the items of a suite are scored.
+
+    lemmatize: for FanOutQA's accuracy. takes_whole: a reply without `<answer>` is the answer.
+    """
 
     rules: Rules
     lemmatize: Lemmatizer = str
+    takes_whole: bool = False
+
+
+_ENDS = re.compile(r"(?:\s*<\|\w+\|>)+\s*$")  # as tokenizers spell the tokens that end a reply
+
+
+def _scored_answer(trajectory: Trajectory, opening: str, *, takes_whole: bool) -> str | None:
+    answer = read_answer(trajectory, opening)
+    if answer or not takes_whole or "<answer>" in trajectory.text_by("policy"):
+        return answer
+    return _ENDS.sub("", trajectory.text_by("policy")).strip() or None
 
 
 def read_answer(trajectory: Trajectory, opening: str = "") -> str | None:
@@ -63,7 +78,7 @@ def score(
 
     opening: what of its answer the prompt has written already. tokens: where not those sampled.
     """
-    answer = read_answer(trajectory, opening)
+    answer = _scored_answer(trajectory, opening, takes_whole=scorer.takes_whole)
     if isinstance(example, RampExample):
         scores = _score_fills(example, answer, scorer.rules)
     else:
@@ -88,9 +103,12 @@ def score(
     return scores | retrieval.sources_shown(example, trajectory.turns)
 
 
-def slot_scores(example: RampExample, trajectory: Trajectory, opening: str = "") -> list[float]:
+def slot_scores(
+    example: RampExample, trajectory: Trajectory, scorer: Scorer, opening: str = ""
+) -> list[float]:
     """Recall of each masked span in its slot, in text order."""
-    return scoring.slot_recalls(example, read_answer(trajectory, opening))
+    answer = _scored_answer(trajectory, opening, takes_whole=scorer.takes_whole)
+    return scoring.slot_recalls(example, answer)
 
 
 def opened(trajectory: Trajectory, opening: str) -> Iterator[Segment]:

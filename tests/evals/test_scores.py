@@ -67,7 +67,7 @@ def test_a_masked_paragraph():
             "source_hit": 0, "source_first": 0,
         }
     )  # fmt: skip
-    assert slot_scores(EXAMPLE, trajectory(answered(half))) == [1.0, 1.0, 0.0]
+    assert slot_scores(EXAMPLE, trajectory(answered(half)), OURS) == [1.0, 1.0, 0.0]
     assert score(EXAMPLE, trajectory(answered(PARAGRAPH)), OURS)["em"] == 1.0
     silent = score(EXAMPLE, trajectory("hm"), OURS)
     assert silent == dict.fromkeys(RAMP_METRICS, 0.0) | {"turns": 1.0}
@@ -108,6 +108,34 @@ def test_a_question():
     )  # fmt: skip
     known = dataclasses.replace(QA, gold=("p1", "p2"))
     assert tuple(score(known, trajectory(answered("Poland")), SQUAD)) == QA_METRICS
+
+
+@pytest.mark.parametrize(
+    ("text", "em", "recall"),
+    [
+        ("Warsaw<|im_end|>", 1.0, 1.0),
+        ("Born in Warsaw, she went to Paris. <|im_end|><|endoftext|>\n", 0.0, 1.0),
+        ("It is in Poland. <answer>Warsaw</answer>", 1.0, 1.0),
+        ("Warsaw <answer>Poland</answer>", 0.0, 0.0),
+        ("Warsaw <answer>", 0.0, 0.0),
+        ("<|im_end|>", 0.0, 0.0),
+    ],
+)
+def test_a_reply_without_the_tag_counts_whole_where_that_is_asked(text, em, recall):
+    asked = dataclasses.replace(QA, answers=("Warsaw",))
+    whole = score(asked, trajectory(text), dataclasses.replace(SQUAD, takes_whole=True))
+    assert (whole["em"], whole["recall"]) == (em, recall)
+    tagged = score(asked, trajectory(text), SQUAD)
+    assert tagged["recall"] == (recall if "</answer>" in text else 0.0)
+    assert whole["format_rate"] == tagged["format_rate"]  # the form is what it was
+
+
+def test_the_whole_paragraph_of_a_reply_fills_its_slots():
+    scorer = dataclasses.replace(OURS, takes_whole=True)
+    reply = trajectory(f"{PARAGRAPH}<|im_end|>")
+    assert score(EXAMPLE, reply, scorer)["span_recall"] == 1.0
+    assert slot_scores(EXAMPLE, reply, scorer) == [1.0, 1.0, 1.0]
+    assert slot_scores(EXAMPLE, reply, OURS) == [0.0, 0.0, 0.0]
 
 
 def test_what_the_prompt_wrote_of_the_answer_counts():
