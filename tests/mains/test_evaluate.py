@@ -236,6 +236,17 @@ LINKED = [
 ]
 
 
+def test_whole_replies_are_of_the_methods_that_write_one(run_config):
+    section = dataclasses.replace(
+        run_config.eval, suites=("two_hop",), methods=methods.METHODS, whole_replies=True
+    )
+    cfg = dataclasses.replace(run_config, eval=section)
+    (suite,) = suites.load(section, cfg.data)
+    made, _ = items.items_of(cfg, [(suite, [0])], None, lambda ids: "")
+    assert [i.method for i in made if i.scorer.takes_whole] == ["closed_book", "rag"]
+    assert len(made) == len(methods.METHODS)
+
+
 @pytest.mark.parametrize(("span", "told"), [("Norway", True), ("700,000", False)])
 def test_facts_that_another_article_on_the_subject_tells_are_repeated(span, told):
     start = LINKED[0].text.index(span)
