@@ -26,7 +26,7 @@ COSTS = ("text=22", "tokenizer=3", "cache=26", "sft=0.053", "dapo=0.04", "evalua
 
 
 # Of SmolLM2-135M, of which an update of 2,048 tokens took 15 of them; the rest is reckoned by that.
-SMOLLM2_COSTS = ("text=240", "tokenizer=2", "cache=60", "sft=7.3", "dapo=13", "evaluate=5")
+SMOLLM2_COSTS = ("text=130", "tokenizer=1", "cache=60", "sft=7.3", "dapo=13", "evaluate=5")
 # Half of the updates for RAMP, of these half with one mask; the others for questions.
 HALVES = (
     "sft.steps={sft.steps//2} qa_sft.steps={sft.steps-sft.steps//2} "
