@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -82,6 +83,9 @@ def _column(kind: Any) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
         return pa.list_(_column(args[0]))
+    if origin is types.UnionType:  # with None: a column may lack any value
+        (kind,) = (one for one in args if one is not types.NoneType)
+        return _column(kind)
     if origin is typing.Literal:
         return pa.string()
     if dataclasses.is_dataclass(kind):

@@ -131,7 +131,7 @@ def test_a_judge_may_have_the_last_word(miniature, setting, examples, tmp_path):
 def test_the_main_takes_it_for_a_teacher(miniature, setting, examples, tmp_path):
     write_jsonl(tmp_path / "ramp" / "train.jsonl", examples)
     cfg = build_trajectories.BuildTrajectoriesRun(
-        str(tmp_path), ("ramp",), miniature.search, 2, 0, 0, "local", student=setting
+        str(tmp_path), ("ramp",), miniature.search, 2, teacher="local", student=setting
     )
     summary = build_trajectories.run(cfg)
     assert (summary["examples"], summary["tried"], summary["demonstrations"]) == (5, 10, 10)
