@@ -31,7 +31,7 @@ def start(study: str, folder: Path, log: Path, more: list[str]) -> subprocess.Po
     command = [sys.executable, "-m", "masksearch_jax.study"]
     command += [f"--config=configs/study.py:{study},runlocal", f"--config.workdir={folder}", *more]
     with log.open("ab") as file:
-        return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+        return subprocess.Popen(command, stdout=file, stderr=file)
 
 
 def undisturbed(study: str, folder: Path, log: Path, more: list[str]) -> float:

@@ -90,4 +90,5 @@ def _import_module(name: str, said: str) -> Any:
 def _near_modules(parent: list[str], word: str) -> str:
     """The modules beside it that are most like it; at the top, those of the working folder."""
     folders = importlib.import_module(".".join(parent)).__path__ if parent else ["."]
-    return nearest(word, {m.name for m in pkgutil.iter_modules(folders)})
+    names = {m.name for m in pkgutil.iter_modules(folders)}
+    return nearest(word, {n for n in names if n.isidentifier() and not n.startswith("_")})
