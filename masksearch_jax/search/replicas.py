@@ -65,6 +65,7 @@ class Replica:
     failures: int = 0  # in a row
     rests_until: float = 0.0  # by `time.monotonic`
     tried_until: float = 0.0  # the same; one request finds out whether it works again
+    failed_with: str = ""  # the last failure in a row
 
     @property
     def back_at(self) -> float:
@@ -98,13 +99,15 @@ class Replicas(Generic[Reply]):
         deadline = min(deadline, time.monotonic() + patience.timeout)
         attempts = late = waits = 0
         failed: set[Replica] = set()  # since the last wait, with the one before it
-        last = "no replica may be asked"
+        last = ""
         while True:
             if not self._limit.wait(deadline - time.monotonic()):
-                last = f"no turn at {self._limit.per_second:g} requests a second, after: {last}"
+                after = f", after: {last}" if last else ""
+                last = f"no turn at {self._limit.per_second:g} requests a second{after}"
                 break
             replica = self._take(deadline, failed)
             if replica is None:
+                last = last or self._resting()
                 break
             seconds = patience.attempt_timeout * 2.0**late
             attempts += 1
@@ -219,13 +222,20 @@ class Replicas(Generic[Reply]):
             replica.in_flight -= 1
             replica.tried_until = 0.0
             if error is None:
-                replica.failures, replica.rests_until = 0, 0.0
+                replica.failures, replica.rests_until, replica.failed_with = 0, 0.0, ""
             else:
                 replica.failures += 1
+                replica.failed_with = str(error)
                 over = replica.failures - _TRIPS
                 rest = jittered(self._patience.backoff, over) if over >= 0 else 0.0
                 replica.rests_until = time.monotonic() + max(rest, error.rest)
             self._changed.notify_all()
+
+    def _resting(self) -> str:
+        """Why none was asked: the failure of the replica that failed most often in a row."""
+        with self._changed:
+            failure = max(self._replicas, key=lambda r: r.failures).failed_with
+        return f"every replica rests after failures{failure and f', the last: {failure}'}"
 
     def _has_another(self, failed: Collection[Replica]) -> bool:
         with self._changed:

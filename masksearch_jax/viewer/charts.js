@@ -102,6 +102,7 @@ function drawInto(state) {
   const { chart, options, plot } = state;
   const { series, bands } = drawnLines(chart.lines, options);
   state.data = aligned(chart.lines, options);
+  const read = () => state.drawn.cursor.idx ?? moveTo(state, state.data[0].length - 1);
   const axis = { stroke: () => css("--soft"), grid: { stroke: () => css("--grid"), width: 1 }, ticks: { stroke: () => css("--grid"), width: 1 } };
   const font = "12px system-ui, sans-serif";
   state.drawn = new uPlot(
@@ -122,6 +123,7 @@ function drawInto(state) {
         setCursor: [() => readAt(state)],
         draw: [(u) => drawMarks(u, chart.lines)],
         setScale: [(u, key) => key === "x" && told(state, u)],
+        ready: [() => document.activeElement === plot && read()], // it had the focus before it was drawn
       },
     },
     state.data,
@@ -129,7 +131,7 @@ function drawInto(state) {
   );
   charts.add(state);
   plot.addEventListener("keydown", (event) => keyed(state, event));
-  plot.addEventListener("focus", () => state.drawn.cursor.idx ?? moveTo(state, state.data[0].length - 1));
+  plot.addEventListener("focus", read);
   plot.addEventListener("blur", () => rest(state));
   plot.addEventListener("mouseleave", () => document.activeElement === plot || rest(state));
   touched(state);

@@ -101,7 +101,8 @@ function drawSuite(section, suite) {
   const keys = inOrder("scores", entries.flatMap((e) => Object.keys(e.metrics)));
   const choice = (chosen[suite] ??= { metric: mainScore(suite, keys), by: "", method: "", against: "" });
   const redraw = () => keepingFocus(section, () => drawSuite(section, suite));
-  const choose = (name) => (value) => { choice[name] = value; redraw(); };
+  // a control within a part is used in an open part, of which the event `toggle` may be yet to come
+  const choose = (name, part) => (value) => { Object.assign(choice, { [name]: value }, part && { [part]: true }); redraw(); };
   fill(
     section,
     h("h2", {}, named("suites", suite)),
@@ -201,8 +202,8 @@ function breakdowns(entries, choice, choose) {
     h(
       "div",
       { class: "controls" },
-      kinds.length > 1 && select("By", kinds.map((k) => [k, words(k)]), by, choose("by")),
-      methods.length > 1 && select("Method", methods.map((m) => [m, named("methods", m)]), method, choose("method")),
+      kinds.length > 1 && select("By", kinds.map((k) => [k, words(k)]), by, choose("by", "isSplit")),
+      methods.length > 1 && select("Method", methods.map((m) => [m, named("methods", m)]), method, choose("method", "isSplit")),
     ),
     table(`By ${words(by)}`, ["", ...shown.map(placeName)], rows),
   );
@@ -229,7 +230,7 @@ function paired(suite, choice, choose) {
     "details",
     { class: "more", open: choice.isOpen },
     h("summary", {}, "Paired differences"),
-    select("Less", groups.map((g) => [evaluatedName(g), evaluatedName(g)]), evaluatedName(reference), choose("against")),
+    select("Less", groups.map((g) => [evaluatedName(g), evaluatedName(g)]), evaluatedName(reference), choose("against", "isOpen")),
     rows,
   );
   drawn.addEventListener("toggle", () => {

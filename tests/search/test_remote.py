@@ -189,6 +189,18 @@ def test_a_pause_beyond_the_time_of_the_search_is_an_error():
         assert len(service.calls) == 1
 
 
+def test_a_search_that_finds_every_replica_at_rest_says_why_they_rest():
+    asked = Answer(status=503, headers=services.retry_after(100))
+    with SearchEndpoint(TOOL, asked) as service:
+        remote = client(service, timeout=0.3)
+        with pytest.raises(SearchError, match=r"attempt 1 within 0\.3 s: .*HTTP 503"):
+            remote.search(["red"], 3)
+        why = r"attempt 0 within 0\.3 s: every replica rests after failures, the last: .*HTTP 503"
+        with pytest.raises(SearchError, match=why):
+            remote.search(["green"], 3)
+        assert len(service.calls) == 1
+
+
 def test_retry_after_is_a_number_or_a_date():
     for form in ("seconds", "date", "bare date"):
         assert 58 < retry_after(services.retry_after(60, form)) <= 60

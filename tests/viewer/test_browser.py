@@ -23,10 +23,7 @@ def page_file(tmp_path_factory, write_run):
 
 @pytest.fixture
 def open_page(browser, page_file):
-    """Opens the report at an address in it; at the end, nothing may have been said or loaded.
-
-    The page forbids `eval`, by which `wait_for_function` would look a second time.
-    """
+    """Opens the report at an address in it; at the end, nothing may have been said or loaded."""
     said, asked, contexts = [], [], []
 
     def open_(address: str = "", **options):
@@ -112,12 +109,12 @@ def test_escape_closes_and_back_returns_to_the_list(open_page):
     page.get_by_role("button", name="Next").focus()
     page.keyboard.press("Escape")  # from within
     assert page.evaluate("document.activeElement.className") == "rows"
-    page.wait_for_function("location.hash === '#trajectories'")
+    page.wait_for_url("**#trajectories")
     page.locator(".row").nth(3).click()
     page.wait_for_selector(".reading .detail h2")
     page.keyboard.press("j")
     page.go_back()
-    page.wait_for_function("location.hash === '#trajectories'")
+    page.wait_for_url("**#trajectories")
     assert count(page, ".reading") == 0
     assert page.locator("[role=option][aria-selected=true]").get_attribute("id") == "row-4"
     missing = open_page("#t-nowhere", viewport={"width": 390, "height": 800})
@@ -240,7 +237,23 @@ def test_curves_are_read_and_zoomed_by_keys(open_page):
     page.keyboard.press("0")
     assert page.evaluate("[...charts][0].range") is None
     page.get_by_label("Over", exact=True).select_option("seconds")
+    page.wait_for_selector(".plot canvas")
     page.locator(".plot").first.focus()
+    assert "after 1 min 10 s" in page.locator(".readout").first.inner_text()
+
+
+def test_a_chart_that_is_drawn_after_it_has_the_focus_is_read(open_page):
+    page = open_page("#curves")
+    page.wait_for_selector(".plot canvas")
+    drawn = """(select) => {  // charts are drawn when a frame has shown them: not yet
+        select.value = "seconds";
+        select.dispatchEvent(new Event("change"));
+        const isDrawn = document.querySelector(".plot canvas") !== null;
+        document.querySelector(".plot").focus();
+        return isDrawn;
+    }"""
+    assert page.get_by_label("Over", exact=True).evaluate(drawn) is False
+    page.wait_for_selector(".plot canvas")
     assert "after 1 min 10 s" in page.locator(".readout").first.inner_text()
 
 
@@ -261,6 +274,19 @@ def test_paired_differences_are_of_the_items_that_both_have(open_page):
     assert "+0.500" in cells.inner_text()
     assert "325 / 0" in cells.inner_text()
     assert "650" in cells.inner_text()
+
+
+def test_a_choice_within_a_part_that_was_just_opened_leaves_it_open(open_page):
+    page = open_page("#evaluation")
+    are_open = page.evaluate("""() => {
+        const parts = () => [...document.querySelectorAll("details")];
+        const name = (part) => part.querySelector("summary").textContent;
+        const part = parts().find((p) => p.querySelector("select"));
+        part.querySelector("summary").click();
+        part.querySelector("select").dispatchEvent(new Event("change"));  // before `toggle`
+        return parts().find((p) => name(p) === name(part)).open;
+    }""")
+    assert are_open
 
 
 def test_the_config_marks_what_was_decided(open_page):
