@@ -46,6 +46,7 @@ from masksearch_jax.core.types import (
     from_json,
 )
 from masksearch_jax.data.folder import EXAMPLES
+from masksearch_jax.data.methods import Taught
 from masksearch_jax.evals import source_rank
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.runtime import cli, run_record, storage
@@ -91,7 +92,7 @@ class BuildTrajectoriesRun:
             "phrases of a few words (short), for models of a short context."
         ),
     )
-    method: Literal["agent", "rag", "closed_book"] = key(
+    method: Taught = key(
         "agent",
         (
             "Of the script: what it shows. agent: searches in turns; rag: one retrieval in the "

@@ -15,7 +15,6 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from masksearch_jax import train_dapo, train_sft
 from masksearch_jax.agents.judge import Judge
@@ -23,6 +22,7 @@ from masksearch_jax.core.errors import ConfigError, check_given, nearest
 from masksearch_jax.core.files import write_json, write_text
 from masksearch_jax.core.schema import key, share
 from masksearch_jax.core.types import JsonObject
+from masksearch_jax.data.methods import Taught
 from masksearch_jax.evals import arms as comparison
 from masksearch_jax.evals import rows, suites
 from masksearch_jax.evals.items import check_methods
@@ -67,7 +67,7 @@ class StudyRun(RecipeRun):
     metrics: tuple[str, ...] = key(
         (), "Shown besides each suite's own, such as answer_tokens or searches."
     )
-    method: Literal["agent", "rag", "closed_book"] = key(
+    method: Taught = key(
         "agent",
         (
             "What demonstrations show and SFT teaches. agent: searches in turns; rag: an answer "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from masksearch_jax.data import prompt
 
 METHODS = ("closed_book", "rag", "agent", "no_search", "random")
 SINGLE_TURN = ("closed_book", "rag")  # methods of which the model writes one answer and no search
+Taught = Literal["agent", "rag", "closed_book"]  # methods that a demonstration can show
 _SEARCHING = ("rag", "agent")  # methods whose search is the configured one
 
 _ANSWERING = """\

@@ -164,7 +164,7 @@ def read_shape(folder: Path) -> EncoderShape:
     modules, whole = _modules(folder), functools.partial(_whole, folder / _CONFIG, raw)
     eps = raw.get("layer_norm_eps")
     if not isinstance(eps, float):
-        raise HfError(f"{folder / _CONFIG}: layer_norm_eps is {eps!r}, must be a number")
+        raise HfError(f"{folder / _CONFIG}: layer_norm_eps is {eps!r}, must be a float, as 1e-12")
     shape = EncoderShape(
         vocab_size=whole("vocab_size"),
         hidden_size=whole("hidden_size"),
