@@ -1,21 +1,21 @@
-"""Line charts side by side, as an SVG file."""
+"""Line charts one below the other, as an SVG file for light and dark pages."""
 
 from __future__ import annotations
 
-import math
 from html import escape
 from typing import Any, NamedTuple
 
-WIDTH, HEIGHT, GAP, TITLE = 440, 210, 30, 24
+from masksearch_jax.viewer.study import round_ticks
+
+WIDTH, HEIGHT, GAP, TITLE = 400, 210, 16, 24  # in pixels: a phone shows it whole
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 40
 
 STYLE = """
-  svg { font: 11px system-ui, "DejaVu Sans", sans-serif; }
-  .paper { fill: #fff; } .title { font-size: 13px; fill: #1b1e23; }
-  .tick { fill: #5b626d; } .mid { text-anchor: middle; } .end { text-anchor: end; }
-  .grid { stroke: #eceef0; } .axis { stroke: #9aa2ae; }
-  .bar { stroke: #1f5fbf; stroke-width: 1.2; opacity: 0.6; }
-  .curve { fill: none; stroke: #1f5fbf; stroke-width: 1.8; } .dot { fill: #1f5fbf; }
+  svg { font: 12px system-ui, "DejaVu Sans", sans-serif; fill: #6b6b6b; }
+  .title { font-weight: bold; } .mid { text-anchor: middle; } .end { text-anchor: end; }
+  .grid { stroke: #8884; } .axis { stroke: #888; }
+  .bar { stroke: #1f77b4; stroke-width: 1.2; opacity: 0.6; }
+  .curve { fill: none; stroke: #1f77b4; stroke-width: 1.8; } .dot { fill: #1f77b4; }
 """
 
 
@@ -27,18 +27,15 @@ class Chart(NamedTuple):
     floor: float | None = None  # a value that the axis shows in any case
 
 
-def side_by_side(charts: list[Chart], x_name: str) -> str:
-    width = len(charts) * (WIDTH + GAP) - GAP
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT + TITLE}">',
-        f"<style>{STYLE}</style>",
-        f'<rect class="paper" width="{width}" height="{HEIGHT + TITLE}"/>',
-    ]
+def stacked(charts: list[Chart], x_name: str) -> str:
+    height = len(charts) * (TITLE + HEIGHT + GAP) - GAP
+    size = f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}"'
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {size}>', f"<style>{STYLE}</style>"]
     for i, (rows, title, floor) in enumerate(charts):
         chart = line_chart(rows, title, x_name, floor)
-        x = i * (WIDTH + GAP)
-        place = f'<svg x="{x}" y="{TITLE}" width="{WIDTH}" height="{HEIGHT}" '
-        parts.append(f'<text class="title" x="{x + LEFT}" y="16">{title}</text>')
+        top = i * (TITLE + HEIGHT + GAP)
+        place = f'<svg y="{top + TITLE}" width="{WIDTH}" height="{HEIGHT}" '
+        parts.append(f'<text class="title" x="0" y="{top + 16}">{escape(title)}</text>')
         parts.append(chart.replace("<svg ", place, 1))
     return "\n".join([*parts, "</svg>\n"])
 
@@ -51,7 +48,7 @@ def line_chart(rows: list[dict[str, Any]], key: str, x_name: str, floor: float |
     xs, ys = [r["step"] for r in rows], [r[key] for r in rows]
     bars = [(r["step"], r[f"{key}_low"], r[f"{key}_high"]) for r in rows if f"{key}_low" in r]
     ends = [*ys, *(end for bar in bars for end in bar[1:]), *([] if floor is None else [floor])]
-    x_ticks, y_ticks = nice_ticks(min(xs), max(xs)), nice_ticks(min(ends), max(ends))
+    x_ticks, y_ticks = round_ticks(min(xs), max(xs)), round_ticks(min(ends), max(ends))
     if max(xs) > min(xs):  # the axis ends where the data does, and steps are whole
         x_ticks = [t for t in x_ticks if min(xs) <= t <= max(xs) and t == int(t)]
     x0, x1 = (min(xs), max(xs)) if max(xs) > min(xs) else (x_ticks[0], x_ticks[-1])
@@ -69,18 +66,6 @@ def line_chart(rows: list[dict[str, Any]], key: str, x_name: str, floor: float |
         "</svg>",
     ]  # fmt: skip
     return "".join(parts)
-
-
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round values (1, 2 or 5 times a power of ten) that cover [low, high]."""
-    if high <= low:
-        pad = abs(low) * 0.1 or 1.0
-        low, high = (0.0 if low == 0 else low - pad), high + pad
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
 
 
 def tick_label(value: float) -> str:
@@ -107,16 +92,12 @@ def _axes(x_ticks: list, y_ticks: list, px: Any, py: Any, x_name: str) -> str:
         parts.append(
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
-        parts.append(
-            f'<text class="tick end" x="{LEFT - 6}" y="{y + 4:.1f}">{tick_label(tick)}</text>'
-        )
+        parts.append(f'<text class="end" x="{LEFT - 6}" y="{y + 4:.1f}">{tick_label(tick)}</text>')
     for tick in x_ticks:
         x = px(tick)
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 4}"/>')
-        parts.append(
-            f'<text class="tick mid" x="{x:.1f}" y="{base + 17}">{tick_label(tick)}</text>'
-        )
+        parts.append(f'<text class="mid" x="{x:.1f}" y="{base + 17}">{tick_label(tick)}</text>')
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>')
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="tick mid" x="{middle}" y="{HEIGHT - 6}">{x_name}</text>')
+    parts.append(f'<text class="mid" x="{middle}" y="{HEIGHT - 6}">{x_name}</text>')
     return "".join(parts)

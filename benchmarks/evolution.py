@@ -42,7 +42,7 @@ def drawing(rows: list[dict[str, Any]]) -> str:
             and (key != "accepted" or row["iteration"])  # not the teacher
         ]
         charts.append(drawings.Chart(points, title))
-    return drawings.side_by_side(charts, "iteration")
+    return drawings.stacked(charts, "iteration")
 
 
 def _point(title: str, cell: Any) -> dict[str, float]:

@@ -109,7 +109,7 @@ def drawing(rows: list[Row]) -> str:
     for name, title in titles.items():
         points = [{"step": r["chips"], title: r[name] / GIB} for r in rows if name in r]
         charts.append(drawings.Chart(points, title, floor=0.0))
-    return drawings.side_by_side(charts, "chips")
+    return drawings.stacked(charts, "chips")
 
 
 def main() -> int:

@@ -49,16 +49,26 @@ OPTION = re.compile(
     rf"((?:^{SPACE})?(?<![\w-])--[a-z][\w.-]*)((?:(?!{SPACE})[^\n])*)", re.MULTILINE
 )
 CONTINUED = re.compile(rf'{SPACE}<span class="se">\\</span>$', re.MULTILINE)
+# Of an option's value: behind commas and slashes, which are no part of a tag.
+JOINT = re.compile(r"[,/](?=[^\s<,/])(?![^<>]*>)")
+# Words of code that any screen holds, and intervals such as [0.1, 0.2] and (1.2–1.4) in a table.
+CODE_WORD = re.compile(r'<span class="pre">(?=[^<]{1,40}</span>)')
+CELL = re.compile(r"<td>.*?</td>", re.DOTALL)
+INTERVAL = re.compile(r"\[[-+\d.,]+, [-+\d.,]+\]|\([\d.,]+–[\d.,]+\)")
 
 
-def wrap_commands(app, page, template, context, doctree):
-    """Commands are wrapped: each line by itself, indented, and between options where these fit.
+def lay_out(app, page, template, context, doctree):
+    """Lines break where a reader would break them: in commands, at code and in tables.
 
-    An option does not leave its line's indent behind, nor a backslash its line.
+    A line of a command is wrapped by itself, indented, and between options where these fit. An
+    option does not leave its line's indent behind, nor a backslash its line.
     """
 
+    def option(found):
+        value = JOINT.sub(r"\g<0><wbr>", found[2])
+        return f'<span class="option"><span class="key">{found[1]}</span>{value}</span>'
+
     def mark(block):
-        option = r'<span class="option"><span class="key">\1</span>\2</span>'
         text = OPTION.sub(option, block[2])
         text = CONTINUED.sub(r'<span class="continued">\g<0></span>', text)
         lines = text.splitlines(keepends=True)
@@ -66,11 +76,15 @@ def wrap_commands(app, page, template, context, doctree):
             text = "".join(f'<span class="command">{line}</span>' for line in lines)
         return block[1] + text + block[3]
 
+    def cell(found):
+        return INTERVAL.sub(r'<span class="interval">\g<0></span>', found[0])
+
     if "body" in context:
-        context["body"] = COMMANDS.sub(mark, context["body"])
+        body = CODE_WORD.sub('<span class="pre whole">', COMMANDS.sub(mark, context["body"]))
+        context["body"] = CELL.sub(cell, body)
 
 
 def setup(app):
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
-    app.connect("html-page-context", wrap_commands)
+    app.connect("html-page-context", lay_out)
     app.connect("builder-inited", lambda app: configuration_reference.write(DOCS / "_generated"))

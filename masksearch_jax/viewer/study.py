@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ from masksearch_jax.viewer import names
 from masksearch_jax.viewer.page import STYLES, UPLOT, asset, hashes, pack
 
 SCRIPTS = ("data.js", "format.js", "elements.js", "charts.js", "study.js")
-_LEFT, _WIDTH, _ROW, _TOP, _GAP = 150, 360, 24, 34, 26  # of a panel, in pixels
+_WIDTH, _ROW, _TOP, _GAP = 250, 24, 34, 26  # of a panel, in pixels: a phone shows it whole
+_LETTER = 7  # pixels of a letter of an arm's name, at most
 _COLOUR, _REFERENCE = "#1f77b4", "#d62728"
 _STYLE = """\
 main { max-width: 62rem }
@@ -32,42 +34,55 @@ def plot(compared: JsonObject, reference: str, title: str) -> str:
     """
     panels = [(s, m, cells) for s, metrics in compared.items() for m, cells in metrics.items()]
     height = sum(_TOP + _ROW * len(cells) + _GAP for _, _, cells in panels)
-    size = f'viewBox="0 0 {_LEFT + _WIDTH + 40} {height}" width="{_LEFT + _WIDTH + 40}"'
+    left = 16 + _LETTER * max((len(arm) for _, _, cells in panels for arm in cells), default=0)
+    size = f'viewBox="0 0 {left + _WIDTH + 20} {height}" width="{left + _WIDTH + 20}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif"'
-    parts = [f'{head} font-size="12" fill="#777"><title>{html.escape(title)}</title>']
+    parts = [f'{head} font-size="12" fill="#6b6b6b"><title>{html.escape(title)}</title>']
     top = 0
     for suite, metric, cells in panels:
-        parts += _panel(top, f"{suite}, {metric}", cells, reference)
+        parts += _panel(left, top, f"{suite}, {metric}", cells, reference)
         top += _TOP + _ROW * len(cells) + _GAP
     return "".join([*parts, "</svg>\n"])
 
 
-def _panel(top: int, name: str, cells: Mapping[str, Any], reference: str) -> list[str]:
+def _panel(left: int, top: int, name: str, cells: Mapping[str, Any], reference: str) -> list[str]:
     means = {arm: cell["mean"] for arm, cell in cells.items()}
     low = min(0.0, *(m["low"] for m in means.values()))
-    high = max(1.0, *(m["high"] for m in means.values()))
+    ticks = round_ticks(low, max(1.0, *(m["high"] for m in means.values())))
+    low, high = ticks[0], ticks[-1]
 
     def at(value: float) -> str:
-        return f"{_LEFT + (value - low) / (high - low) * _WIDTH:.1f}"
+        return f"{left + (value - low) / (high - low) * _WIDTH:.1f}"
 
     bottom = top + _TOP + _ROW * len(cells)
     parts = [f'<text x="0" y="{top + 16}" font-weight="bold">{html.escape(name)}</text>']
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        value = low + share * (high - low)
+    for value in ticks:
         parts.append(f'<path d="M{at(value)} {top + _TOP - 6}V{bottom}" stroke="#8884"/>')
         parts.append(f'<text x="{at(value)}" y="{bottom + 14}" text-anchor="middle">')
-        parts.append(f"{value:.3g}</text>")
+        parts.append(f"{value:g}</text>")
     if reference in means:
         line = f'd="M{at(means[reference]["value"])} {top + _TOP - 6}V{bottom}"'
         parts.append(f'<path {line} stroke="{_REFERENCE}" stroke-dasharray="3 3"/>')
     for place, (arm, mean) in enumerate(means.items()):
         y = top + _TOP + _ROW * place + _ROW // 2
         colour = _REFERENCE if arm == reference else _COLOUR
-        parts.append(f'<text x="{_LEFT - 10}" y="{y + 4}" text-anchor="end">')
+        parts.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">')
         parts.append(f"{html.escape(arm)}</text>")
         parts.append(f'<path d="M{at(mean["low"])} {y}H{at(mean["high"])}" stroke="{colour}"/>')
         parts.append(f'<circle cx="{at(mean["value"])}" cy="{y}" r="4" fill="{colour}"/>')
     return parts
+
+
+def round_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round values (1, 2 or 5 times a power of ten) that cover [low, high]."""
+    if high <= low:
+        pad = abs(low) * 0.1 or 1.0
+        low, high = (0.0 if low == 0 else low - pad), high + pad
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
 
 
 def page(study: JsonObject, picture: str) -> str:

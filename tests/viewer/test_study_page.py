@@ -44,18 +44,32 @@ SVG = "{http://www.w3.org/2000/svg}"
 def test_the_plot_has_a_dot_and_an_interval_for_each_arm():
     picture = ElementTree.fromstring(study.plot(RESULTS, "a<b", "reward"))
     dots = picture.findall(f"{SVG}circle")
-    assert [d.get("cx") for d in dots] == ["330.0", "366.0"]  # 0.5 and 0.6 of 360 pixels, from 150
+    assert [d.get("cx") for d in dots] == ["176.0", "201.0"]  # 0.5 and 0.6 of 250 pixels, from 51
     texts = [t.text for t in picture.findall(f"{SVG}text")]
     assert texts[0] == "ramp, span_recall"
     assert texts[-2:] == ["a<b", "other"]
     bars = [p.get("d") for p in picture.findall(f"{SVG}path")]
-    assert sum(bar.startswith("M240.0 ") and bar.endswith("H420.0") for bar in bars) == 2
+    assert sum(bar.startswith("M113.5 ") and bar.endswith("H238.5") for bar in bars) == 2
 
 
 def test_the_plot_reaches_as_far_as_a_count_does():
     cells = {"a": {"mean": CELL | {"value": 4.0, "high": 5.0}, "difference": None}}
     picture = ElementTree.fromstring(study.plot({"s": {"answer_tokens": cells}}, "a", "t"))
-    assert [d.get("cx") for d in picture.findall(f"{SVG}circle")] == ["438.0"]  # 4 of 5
+    assert [d.get("cx") for d in picture.findall(f"{SVG}circle")] == ["223.0"]  # 4 of 5
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.0, 1.0, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (0.0, 2.397, [0, 0.5, 1, 1.5, 2, 2.5]),
+        (-0.3, 1.0, [-0.5, 0, 0.5, 1]),
+        (0.0, 350.0, [0, 100, 200, 300, 400]),
+        (3.0, 3.0, [2.6, 2.8, 3.0, 3.2, 3.4]),
+    ],
+)
+def test_an_axis_has_round_values_that_cover_what_is_drawn(low, high, ticks):
+    assert study.round_ticks(low, high) == ticks
 
 
 def test_the_page_says_the_figures_and_what_they_are_over():
