@@ -318,6 +318,24 @@ def seeds_done(study: Study, stages: StageFolder) -> int:
 # ---- results
 
 
+def what_was_run(study: Study) -> list[str]:
+    """Lines: model, text, what is asked, machine and version, and each arm with its overrides."""
+    cfg, by = study.cfg, run_record.versions()
+    layers = f"{cfg.model.num_layers} layer{'s' * (cfg.model.num_layers != 1)}"
+    size = f"{cfg.model.family}, {layers} of {cfg.model.hidden_size}"
+    questions = f", questions of {cfg.corpus.questions}" if cfg.corpus.questions else ""
+    asked = (f"{suites.number_of(cfg.eval, suite)} of {suite}" for suite in study.suites)
+    arms = [(a.name, " ".join((*a.stages, *a.overrides))) for a, _ in study.arms.values()]
+    named = [f"{name} {by[name]}" for name in ("masksearch_jax", "jax") if name in by]
+    return [
+        f"model: {cfg.init or 'random weights'} ({size})",
+        f"text: {cfg.corpus.path or 'the built-in atlas of facts'}{questions}",
+        f"asked: at most {', '.join(asked)}, at temperature {cfg.eval.temperature:g}",
+        f"made with: {', '.join([*named, by.get('accelerators', 'no device yet')])}",
+        *(f"arm {name}: {told}" for name, told in arms),
+    ]
+
+
 def scores(study: Study, arm: str, seeds: int) -> dict[str, comparison.Seeds]:
     """Of each suite the scores of the arm's items, by seed; none where all of a seed are lost."""
     _, mine = study.arms[arm]
@@ -416,6 +434,7 @@ def write_results(study: Study, stages: StageFolder, seeds: int) -> None:
         },
         "results": results,
         "notes": notes,
+        "ran": what_was_run(study),
         "curves": curves_of(study, seeds),
         "made": {
             made.name: {"seconds": stages.records[made.name]["seconds"], "of": made.of}
@@ -429,7 +448,7 @@ def write_results(study: Study, stages: StageFolder, seeds: int) -> None:
     write_json(folder / "study.json", told)
     table = comparison.table(results, cfg.reference, notes, seeds, cfg.seeds)
     head = [cfg.question] if cfg.question else []
-    write_text(folder / "study.txt", "\n".join([*head, *table]) + "\n")
+    write_text(folder / "study.txt", "\n".join([*head, *told["ran"], *table]) + "\n")
     write_text(folder / "study.svg", picture)
     write_text(folder / "study.html", page.page(json.loads(json.dumps(told)), picture))
 

@@ -354,7 +354,8 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
 
             def look(done: int, **shown: float) -> None:
                 """Watches the step and tells its figures, unless a stop cuts that off."""
-                metrics.update(watch.look(done, state.model, metrics))
+                is_trained = int(state.step) > metrics["updates"]
+                metrics.update(watch.look(done, state.model, metrics, is_trained))
                 measured.update(metrics)
                 if watch.is_behind:
                     return
@@ -404,7 +405,8 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 idle = 0 if metrics["updates"] else idle + 1
                 if idle == dapo.warn_after and not told:
                     told = True
-                    print(f"  {no_spread(idle, metrics)}", file=sys.stderr, flush=True)
+                    said = no_spread(idle, metrics, dapo.overlong_filter)
+                    print(f"  {said}", file=sys.stderr, flush=True)
                 preempted = survival.preemption.is_reached()
                 idles = idle >= dapo.patience > 0
                 if is_due(done) or idles or preempted:
@@ -413,19 +415,31 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                     survival.stop(checkpointer)
                 if idles:
                     survival.finish(checkpointer)
-                    raise NothingLearnedError(f"{no_spread(idle, metrics)} (dapo.patience)")
+                    said = no_spread(idle, metrics, dapo.overlong_filter)
+                    raise NothingLearnedError(f"{said} (dapo.patience)")
             survival.finish(checkpointer)
     return metrics | {"all_updates": updates(state.opt_state)}
 
 
-def no_spread(steps: int, metrics: Mapping[str, float]) -> str:
-    """What a run learns nothing from, in figures, and the keys that change it."""
+def no_spread(steps: int, metrics: Mapping[str, float], overlong_filter: bool = False) -> str:
+    """What a run learns nothing from, in figures, and the keys that change it.
+
+    overlong_filter: whether truncated samples are left out.
+    """
     if metrics.get("groups_kept"):
         return (
             f"nothing to learn from in {steps} steps: groups had spread, but what is left out took "
             f"all their tokens (masked_sequences {metrics.get('masked_sequences', 0.0):.3f}, "
             "dropped tokens); raise dapo.sequence_gap, or look why trainer and sampler differ "
             "(sampler_gap)"
+        )
+    truncated = metrics.get("truncated", 0.0)
+    if overlong_filter and truncated >= 0.5:
+        return (
+            f"nothing to learn from in {steps} steps: dapo.overlong_filter leaves out truncated "
+            f"samples, {truncated:.3f} of all, and no group had right and wrong ones among the "
+            "others; raise rollout.max_new_tokens, turn dapo.overlong_filter off, or start from a "
+            "model trained longer (init)"
         )
     task, threshold = "harder (dapo.curriculum)", "raise"
     accuracy, reward, spread = (
@@ -455,10 +469,12 @@ def train(cfg: DapoRun) -> dict[str, Any]:
         except RolledBack as back:
             print(f"  rolled back: {back}", file=sys.stderr, flush=True)
     if not found["all_updates"]:
+        filters = [f"dapo.{x}" for x in ("overlong_filter", "sequence_gap") if getattr(cfg.dapo, x)]
+        rest = f" in what {' and '.join(filters)} left" if filters else ""
         said = (
             f"{cfg.dapo.steps} steps are done and none updated the weights: no group of samples "
-            "had spread; see config.dapo.curriculum, dapo.accuracy_threshold, dapo.group_size, "
-            "rollout.temperature and init"
+            f"had spread{rest}; see config.dapo.curriculum, dapo.accuracy_threshold, "
+            "dapo.group_size, rollout.temperature and init"
         )
         if cfg.dapo.patience:
             raise NothingLearnedError(said)

@@ -271,11 +271,29 @@ def _tasks_of(
         if found is not None and found.records:
             rates[task] = rate
     if not rates:
-        key = "max_prompt_len" if kind == "prompt" else "max_len"
-        why = f": {longer} were too long for it; give build_cache a larger config.{key}"
-        where = f"mixture {mixture!r} has no records in split {split!r}"
-        raise cache.CacheError(where + (why if longer else ""))
+        raise cache.CacheError(_without_records(manifest, mixture, split, kind, longer))
     return rates
+
+
+def _without_records(
+    manifest: cache.Manifest, mixture: str, split: str, kind: cache.Kind, longer: int
+) -> str:
+    """What a lesson lacks, and where there is some. longer: records that had no room."""
+
+    def has_records(name: str, split: str) -> bool:
+        found = (manifest.tasks[task].get(split) for task in manifest.rates(name))
+        return any(s is not None and s.kind == kind and s.records for s in found)
+
+    where = f"curriculum: mixture {mixture!r} has no {kind!r} records in split {split!r}"
+    if longer:
+        key = "max_prompt_len" if kind == "prompt" else "max_len"
+        return f"{where}: {longer} were too long for it; give build_cache a larger config.{key}"
+    splits = sorted({name for found in manifest.tasks.values() for name in found})
+    if others := [repr(name) for name in splits if has_records(mixture, name)]:
+        key = " (config.dapo.split)" if kind == "prompt" else ""
+        return f"{where}; it has them in {', '.join(others)}{key}"
+    choices = [name for name in manifest.names() if has_records(name, split)]
+    return f"{where}; choices: {', '.join(choices) or 'none'}"
 
 
 def _hash(*parts: str) -> int:

@@ -69,7 +69,8 @@ class Gate:
             return
         if not every:
             raise ConfigError(
-                f"config.lessons.by is {cfg.by}, and config.eval.every is 0: nothing is measured"
+                f"config.lessons.by is {cfg.by}, and config.eval.every is 0: nothing is measured; "
+                "give config.eval.every steps and config.eval.data a folder, or choose schedule"
             )
         for number, kinds in enumerate(self._kinds):
             if unknown := [kind for kind in kinds if kind not in measured]:

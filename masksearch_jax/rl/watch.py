@@ -96,11 +96,22 @@ class Watch:
         return dict(self._owed or {})
 
     def is_due(self, step: int) -> bool:
+        """Whether the figures of this step are wanted, however seldom the run logs its own.
+
+        Of the first step where an alarm could ring: a threshold that it is beyond is refused.
+        """
+        return self._is_measured(step) or (step == 1 and self._alarms.is_on)
+
+    def _is_measured(self, step: int) -> bool:
         """Whether held-out examples are measured after this step."""
         return self._heldout is not None and self._heldout.is_due(step, self._steps)
 
-    def look(self, step: int, model: Policy, figures: Mapping[str, float]) -> dict[str, Any]:
+    def look(
+        self, step: int, model: Policy, figures: Mapping[str, float], is_trained: bool
+    ) -> dict[str, Any]:
         """Further figures of the step; all processes must call it.
+
+        is_trained: whether the weights had an update before the step.
 
         `heldout_…` where they are due; `lesson` and the gate's value, as they were in the step;
         `alarms`, the names of those that ring, where any does. Nothing where the run is told to
@@ -108,7 +119,7 @@ class Watch:
         """
         found: dict[str, Any] = {}
         self._owed, self._ringing = None, []
-        if self._heldout and self.is_due(step):
+        if self._heldout and self._is_measured(step):
             try:
                 with self._survival.phase("sample"):
                     found |= self._heldout.measure(model)
@@ -118,7 +129,7 @@ class Watch:
         found |= self._gate.listen(step, found)
         if self._rollbacks:
             found["rollbacks"] = float(self._rollbacks)
-        self._ringing = self._alarms.ring(step, {**figures, **found})
+        self._ringing = self._alarms.ring(step, {**figures, **found}, is_trained)
         self._alarms.tell(self._ringing)
         names = [one.name for one in self._ringing]
         return found | ({"alarms": names} if names else {})

@@ -59,8 +59,8 @@ class Alarms:
 
     samples: whether the run samples trajectories to train on. measures: whether it measures
     held-out examples. `state` belongs into the checkpoint. Raises ConfigError for settings that
-    cannot work, and from `ring` for a threshold that the first step of a run is beyond: no training
-    led there.
+    cannot work, and from `ring` for a threshold that a step before any update is beyond: no
+    training led there.
     """
 
     def __init__(self, cfg: AlarmsConfig, samples: bool, measures: bool):
@@ -70,6 +70,11 @@ class Alarms:
         self._told: set[str] = set()
         _check(cfg, samples, measures)
 
+    @property
+    def is_on(self) -> bool:
+        """Whether a figure of single steps has a threshold; the plateau is of measurements."""
+        return any(getattr(self._cfg, name) for name in FIGURES)
+
     def state(self) -> JsonObject:
         best = self._best if math.isfinite(self._best) else None
         return {"since": dict(self._since), "best": best, "worse": self._worse}
@@ -78,8 +83,13 @@ class Alarms:
         self._since, self._worse = dict(state["since"]), state["worse"]
         self._best = -math.inf if state["best"] is None else state["best"]
 
-    def ring(self, step: int, figures: Mapping[str, float]) -> list[Ringing]:
-        """The alarms that ring after this step; a figure that is not there changes nothing."""
+    def ring(
+        self, step: int, figures: Mapping[str, float], is_trained: bool = True
+    ) -> list[Ringing]:
+        """The alarms that ring after this step; a figure that is not there changes nothing.
+
+        is_trained: whether the weights had an update before the step.
+        """
         found = []
         for name, (figure, side) in FIGURES.items():
             limit, value = getattr(self._cfg, name), figures.get(figure)
@@ -90,10 +100,10 @@ class Alarms:
                 continue
             since = self._since.setdefault(name, step)
             said = f"{figure} is {value:.4g}, {side} config.alarms.{name}, {limit:g}"
-            if step == 1:
+            if not is_trained:
                 raise ConfigError(
-                    f"{said}, after the first step: no training led there; choose another "
-                    "threshold for this model and data"
+                    f"{said}, in step {step}, and no update came before it: no training led there; "
+                    "choose another threshold for this model and data"
                 )
             if step - since + 1 >= self._cfg.steps:
                 found.append(Ringing(name, since, f"{said}, since step {since}"))

@@ -115,7 +115,8 @@ def page(study: JsonObject, picture: str) -> str:
     made = [
         [html.escape(n), f"{s['seconds']:.0f}", _code(s["of"])] for n, s in study["made"].items()
     ]
-    parts += ["<h2>What was run</h2>", *_table(["folder", "seconds", "of"], made), "</main>"]
+    ran = [f"<p>{html.escape(line)}</p>" for line in study["ran"]]
+    parts += ["<h2>What was run</h2>", *ran, *_table(["folder", "seconds", "of"], made), "</main>"]
     packed = pack(drawn(study["curves"]))
     parts.append(f'<script type="application/gzip" id="data-curves">{packed}</script>')
     parts += [f"<script>{script}</script>" for script in scripts if study["curves"]]

@@ -379,7 +379,9 @@ def test_wrong_requests_are_refused(manifest):
         batches(manifest, process_count=3)
     with pytest.raises(CacheError, match="holds 'prompt' records"):
         batches(manifest, "0:ask")
-    with pytest.raises(CacheError, match="no records in split 'heldout'"):
+    with pytest.raises(
+        CacheError, match="no 'sft' records in split 'heldout'; it has them in 'train'"
+    ):
         batches(manifest, split="heldout")
     empty = dataclasses.replace(manifest.tasks["a"]["train"], records=0, dropped=7)
     short = dataclasses.replace(manifest, tasks={"a": {"train": empty}}, mixtures={})

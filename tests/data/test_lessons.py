@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from masksearch_jax.core.curriculum_config import LessonsConfig
 from masksearch_jax.core.types import QAExample, to_json
 from masksearch_jax.data.batches import PromptBatches, prompt_batches
-from masksearch_jax.data.cache import Manifest, write_split
+from masksearch_jax.data.cache import CacheError, Manifest, write_split
 from masksearch_jax.data.gate import figure_of
 
 TASKS = ("ramp_k1", "ramp_k2")
@@ -78,6 +79,15 @@ def test_a_task_without_records_is_told(manifest, capsys):
     assert said.startswith(
         "  mixture 'all' has no records of ramp_k3 in split 'train': its lessons"
     )
+
+
+def test_a_lesson_without_records_is_refused_with_those_that_have_some(manifest):
+    said = (
+        "curriculum: mixture 'ramp_k3' has no 'prompt' records in split 'train'; "
+        "choices: both, all, ramp_k1, ramp_k2"
+    )
+    with pytest.raises(CacheError, match=f"^{re.escape(said)}$"):
+        prompts(manifest, "0:both,1:ramp_k3")
 
 
 def test_measured_rates_change_the_next_batch_and_go_on_after_a_resume(manifest):

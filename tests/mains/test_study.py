@@ -422,6 +422,22 @@ def test_more_seeds_go_on_in_the_same_folder(parse, tmp_path):
         run_record.resume(tmp_path, parse("curriculum", "reference=rising"))
 
 
+def test_the_table_says_what_was_run(parse, tmp_path):
+    own = ("corpus.path=wiki.jsonl", "corpus.questions=asked.jsonl", "eval.examples=30")
+    ran = study.what_was_run(planned(parse("reward", "sft.steps=8", *own), tmp_path))
+    assert ran[:3] == [
+        "model: random weights (qwen2, 3 layers of 128)",
+        "text: wiki.jsonl, questions of asked.jsonl",
+        "asked: at most 30 of ramp, at temperature 0.6",
+    ]
+    assert re.fullmatch(
+        r"made with: masksearch_jax \S+, jax \S+, (\d+ × cpu|no device yet)", ran[3]
+    )
+    assert ran[4:6] == ["arm sft: ramp_sft", "arm recall: ramp_sft ramp_dapo dapo.reward=recall"]
+    _, text, *_ = study.what_was_run(planned(parse("curriculum"), tmp_path))
+    assert text == "text: the built-in atlas of facts"
+
+
 def test_gold_passages_are_left_out_by_their_share_and_nested(tmp_path):
     passages = [Passage(f"p{i}", "Oslo", "Oslo is a town.") for i in range(40)]
     write_passages(tmp_path / "passages.jsonl", passages)
@@ -542,6 +558,7 @@ def test_a_study_goes_through_both_stages_and_on_where_it_was_stopped(
     assert by_stage["qa_dapo", "none"]["reward"]["steps"] == [1, 2]
     assert by_stage["qa_sft", "half"]["heldout_questions_recall"]["steps"] == [1, 2]
     table = (tmp_path / "run" / "study.txt").read_text()
+    assert all(line in table.splitlines() for line in told["ran"])
     assert all(note in table for note in told["notes"])
     assert "2 of 2 seeds are done; 95% intervals are over items and seeds" in table
 

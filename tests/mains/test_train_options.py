@@ -191,7 +191,7 @@ def test_a_rollback_goes_back_to_before_the_alarm_and_on_with_less(cached, dapo,
     cfg = changed(cfg, "alarms", tags=1e-9, steps=2, action="rollback", rollbacks=1)
     real = alarms.Alarms.ring
 
-    def ring(self, step, figures):
+    def ring(self, step, figures, is_trained):
         return real(self, step, figures) if step > 1 else []
 
     with pytest.MonkeyPatch.context() as patch:

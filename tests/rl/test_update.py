@@ -269,6 +269,16 @@ def test_samples_beyond_the_sampler_gap_are_masked_and_nothing_left_is_said(upda
     assert "raise dapo.sequence_gap" in said
 
 
+def test_a_filter_that_leaves_nothing_is_named():
+    figures = {"truncated": 0.9, "accuracy": 0.0, "reward": 0.0, "reward_spread": 0.0}
+    said = train_dapo.no_spread(3, figures, overlong_filter=True)
+    assert "dapo.overlong_filter leaves out truncated samples, 0.900 of all, and no group" in said
+    assert "raise rollout.max_new_tokens, turn dapo.overlong_filter off" in said
+    for other in (figures, figures | {"truncated": 0.1}):
+        said = train_dapo.no_spread(3, other, overlong_filter=other != figures)
+        assert "in 3 steps: no group had right and wrong samples (accuracy" in said
+
+
 def whole_parts(update: Update):
     return update._train_step, update._logprobs
 

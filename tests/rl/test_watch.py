@@ -1,10 +1,17 @@
-"""What a run is watched by: alarms that could never ring are refused."""
+"""What a run is watched by: alarms that could never ring, or ring at once, are refused."""
+
+import dataclasses
 
 import pytest
 
+from masksearch_jax.core.config import SftRun
+from masksearch_jax.core.curriculum_config import LessonsConfig
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.watch_config import AlarmsConfig
-from masksearch_jax.rl.watch import check_rings
+from masksearch_jax.data.gate import Gate
+from masksearch_jax.rl.watch import Watch, check_rings
+from masksearch_jax.runtime import cli
 
 
 @pytest.mark.parametrize(
@@ -22,3 +29,19 @@ def test_an_alarm_whose_figure_never_moves_is_refused(alarms, kinds, said):
     with pytest.raises(ConfigError, match=said):
         check_rings(AlarmsConfig(**alarms), 0, kinds)
     check_rings(AlarmsConfig(**alarms), 8, ["k2", "questions"])
+
+
+def test_a_run_that_logs_seldom_looks_at_its_first_step_where_an_alarm_is_on(repository):
+    """Or a threshold that no training led to would ring for good, and never be refused."""
+    cfg = to_dataclass(SftRun, cli.load_config(f"{repository / 'configs' / 'ramp_sft.py'}:tiny"))
+    assert cfg.sft.log_every > 1
+
+    def watching(**alarms) -> Watch:
+        gate = Gate(LessonsConfig(), [["a"]], [{"a": 1.0}], [0])
+        own = dataclasses.replace(cfg, alarms=AlarmsConfig(**alarms))
+        return Watch(own, 30, gate, None, None, None)
+
+    assert [step for step in range(1, 31) if watching(grad_norm=1.0).is_due(step)] == [1]
+    assert not any(map(watching().is_due, range(1, 31)))
+    with pytest.raises(ConfigError, match=r"grad_norm is 2, .*, 1, in step 1, and no update came"):
+        watching(grad_norm=1.0).look(1, None, {"grad_norm": 2.0}, is_trained=False)

@@ -45,9 +45,16 @@ def test_a_plateau_is_measurements_without_a_better_one():
     assert found == [[], [], [], ["plateau"], [], [], ["plateau"]]
 
 
-def test_a_threshold_that_fires_at_the_first_step_is_refused():
-    with pytest.raises(ConfigError, match=r"answer_length is 3, above config\.alarms\.answer_leng"):
-        made(answer_length=2.0).ring(1, {"answer_length": 3.0})
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_threshold_that_fires_before_any_update_is_refused(step):
+    """Of DAPO the first steps may have no update; what they show, no training led to."""
+    said = (
+        rf"answer_length is 3, above config\.alarms\.answer_length, 2, in step {step}, and no upd"
+    )
+    with pytest.raises(ConfigError, match=said):
+        made(answer_length=2.0).ring(step, {"answer_length": 3.0}, is_trained=False)
+    assert made(answer_length=2.0).ring(step, {"answer_length": 3.0}) == []
+    assert made(answer_length=2.0).ring(step, {"answer_length": 1.0}, is_trained=False) == []
 
 
 def test_the_state_goes_on():

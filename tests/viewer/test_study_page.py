@@ -32,6 +32,7 @@ CURVES = [
 TOLD = {
     "study": "reward", "reference": "a<b", "seeds": 1, "seeds_asked": 3, "results": RESULTS,
     "question": "Is a<b?", "said": "1 of 3 seeds are done; over items", "notes": ["a<b has none"],
+    "ran": ["model: a<b (qwen2)"],
     "arms": {
         "a<b": {"stages": [], "overrides": []},
         "other": {"stages": ["ramp_sft", "qa_sft"], "overrides": ["sft.steps=3"]},
@@ -82,6 +83,7 @@ def test_the_page_says_the_figures_and_what_they_are_over():
     ]
     assert page.count('<td class="whole">8') == 3  # items of two means and a difference
     assert "a<b" not in page
+    assert "<p>model: a&lt;b (qwen2)</p>" in page.partition("<h2>What was run</h2>")[2]
     shown = ["0.600 [0.250, 0.750]", "0.550, 0.650", "+0.100 [+0.250, +0.750]"]
     assert "".join(f'<td class="whole">{cell}' for cell in shown) in page
     assert "ramp_sft → qa_sft" in page
