@@ -1,5 +1,6 @@
 """Settings of the documentation's build by Sphinx; `bash launch/docs.sh` runs it."""
 
+import functools
 import re
 import sys
 from pathlib import Path
@@ -49,10 +50,11 @@ OPTION = re.compile(
     rf"((?:^{SPACE})?(?<![\w-])--[a-z][\w.-]*)((?:(?!{SPACE})[^\n])*)", re.MULTILINE
 )
 CONTINUED = re.compile(rf'{SPACE}<span class="se">\\</span>$', re.MULTILINE)
-# Of an option's value: behind commas and slashes, which are no part of a tag.
-JOINT = re.compile(r"[,/](?=[^\s<,/])(?![^<>]*>)")
-# Words of code that any screen holds, and intervals such as [0.1, 0.2] and (1.2–1.4) in a table.
-CODE_WORD = re.compile(r'<span class="pre">(?=[^<]{1,40}</span>)')
+# Of an option's value: behind what joins its parts, which is in no tag.
+JOINT = re.compile(r"[,/=](?![\s,/])(?![^<>]*>)")
+# A word of code, where its parts end, and intervals such as [0.1, 0.2] and (1.2–1.4).
+WORD = re.compile(r'<span class="pre">([^<]+)</span>')
+PART = re.compile(r"(?<=[/=,:_])(?=[^./=,:_])|(?<=\.)(?=[a-z]\w{3})")
 CELL = re.compile(r"<td>.*?</td>", re.DOTALL)
 INTERVAL = re.compile(r"\[[-+\d.,]+, [-+\d.,]+\]|\([\d.,]+–[\d.,]+\)")
 
@@ -77,11 +79,20 @@ def lay_out(app, page, template, context, doctree):
         return block[1] + text + block[3]
 
     def cell(found):
-        return INTERVAL.sub(r'<span class="interval">\g<0></span>', found[0])
+        text = WORD.sub(functools.partial(code, longest=16), found[0])
+        return INTERVAL.sub(r'<span class="whole">\g<0></span>', text)
 
     if "body" in context:
-        body = CODE_WORD.sub('<span class="pre whole">', COMMANDS.sub(mark, context["body"]))
-        context["body"] = CELL.sub(cell, body)
+        body = CELL.sub(cell, COMMANDS.sub(mark, context["body"]))
+        context["body"] = WORD.sub(functools.partial(code, longest=40), body)
+
+
+def code(word, longest):
+    """A word of code, which is cut between its parts if at all, and then where it is long."""
+    if len(word[1]) <= longest:
+        return f'<span class="pre whole">{word[1]}</span>'
+    parts = [f'<span class="whole">{part}</span>' for part in PART.split(word[1])]
+    return f'<span class="pre parts">{"<wbr>".join(parts)}</span>'
 
 
 def setup(app):
