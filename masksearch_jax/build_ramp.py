@@ -358,7 +358,8 @@ def lines(counts: dict[str, Any], folder: str | Path) -> list[str]:
         lost = named(part["dropped"])
         out.append(f"{name}: {part['in']:,} in, {part['out']:,} out, dropped: {lost}")
     asked = counts["questions"]
-    out.append(f"questions: {asked['train']:,} to train on, {asked['rl']:,} for rl")
+    kept = f"{asked['train']:,} to train on, {asked['rl']:,} for rl, {asked['heldout']:,} held out"
+    out.append(f"questions: {kept}")
     if stated := counts.get(STATEMENTS):
         out.append(f"statements: {', '.join(f'{n:,} {split}' for split, n in stated.items())}")
     for split, by_masks in counts["ramp"]["by_masks"].items():

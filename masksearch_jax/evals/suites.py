@@ -102,9 +102,17 @@ def is_ramp(name: str) -> bool:
 def load(cfg: EvalConfig, data: str) -> list[Suite]:
     """The suites of a config, with all that their files hold.
 
-    Raises ConfigError as `paths` does, UserError for a file without items, and as the readers do.
+    Raises ConfigError as `paths` does, UserError for a file without items and for a suite of which
+    build_ramp wrote no file, and as the readers do.
     """
     files = paths(cfg, data)
+    for name, file in files.items():
+        if name in cfg.suites and Path(data).is_dir() and not file.exists():
+            raise UserError(
+                f"{file} is not there, which config.eval.suites asks for by {name!r}: build_ramp "
+                f"held out no such example ({Path(data) / 'counts.json'}); leave the suite out, as "
+                "in --config.eval.suites=ramp, or name a file of yours, as in NAME=PATH"
+            )
     return [_read(name, file, cfg.max_bad_fraction) for name, file in files.items()]
 
 

@@ -270,6 +270,7 @@ def _example(row: Any, dataset: str, with_answers: bool) -> QAExample:
             level=str(row.get("level") or ""),
             hops=_hops(row),
             parts=_parts(row),
+            calls=_calls(row),
         )
     except (TypeError, LookupError, AttributeError, ValueError) as error:
         raise _BadRow("not a row of its form", repr(error)) from None
@@ -323,6 +324,15 @@ def _answers(row: Mapping[str, Any], dataset: str) -> tuple[str, ...]:
     found += (row[key] for key in row if re.fullmatch(r"answer_\d+", key))
     texts = (_flat(answer).strip() for answer in found if answer is not None)
     return tuple(dict.fromkeys(text for text in texts if text))
+
+
+def _calls(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What tools other than search are to be asked, of our form. Raises _BadRow."""
+    calls = row.get("calls") or []
+    if not isinstance(calls, list) or not all(isinstance(c, str) and ": " in c for c in calls):
+        detail = f"calls is {calls!r}; it must be a list of texts 'TOOL: REQUEST'"
+        raise _BadRow("calls are no list of texts", detail)
+    return tuple(calls)
 
 
 def _parts(row: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.errors import ConfigError, UserError
 from masksearch_jax.core.eval_config import EvalConfig
 from masksearch_jax.evals import suites
 
@@ -22,4 +22,14 @@ def test_a_file_of_questions_under_a_name_of_ramp_is_one_line_with_the_choices(t
         r"build_ramp wrote, such as DATA/ramp/heldout\.jsonl; a file of questions takes another "
         r"name",
         str(error.value),
+    )
+
+
+def test_a_suite_of_which_nothing_was_held_out_is_named_with_the_choices(tmp_path):
+    with pytest.raises(UserError) as error:
+        suites.load(EvalConfig(suites=("two_hop",)), str(tmp_path))
+    assert str(error.value) == (
+        f"{tmp_path}/questions/heldout.jsonl is not there, which config.eval.suites asks for by "
+        f"'two_hop': build_ramp held out no such example ({tmp_path}/counts.json); leave the suite "
+        "out, as in --config.eval.suites=ramp, or name a file of yours, as in NAME=PATH"
     )

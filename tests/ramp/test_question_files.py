@@ -3,6 +3,7 @@
 import bz2
 import collections
 import csv
+import dataclasses
 import gzip
 import io
 import json
@@ -31,6 +32,19 @@ def write(path, rows):
 
 def read(path, **options):
     return read_questions(path, **options).examples
+
+
+def test_what_tools_are_to_be_asked_is_read_too(tmp_path):
+    calls = ["convert: 26.2 miles in km"]
+    assert read(write(tmp_path / "q.jsonl", [ROW | {"calls": calls}])) == [
+        dataclasses.replace(EXPECTED, calls=tuple(calls))
+    ]
+
+
+@pytest.mark.parametrize("calls", ["convert: 1 km in m", ["1 km in m"], [1]])
+def test_calls_that_name_no_tool_make_a_bad_row(tmp_path, calls):
+    with pytest.raises(QuestionsError, match=r"must be a list of texts 'TOOL: REQUEST'"):
+        read(write(tmp_path / "q.jsonl", [ROW | {"calls": calls}]))
 
 
 # ---- the forms, each with rows made here
