@@ -257,7 +257,10 @@ def needs(study: Study, stages: StageFolder) -> list[str]:
     all_made = [(made.kind, made.work, stages.is_done(made.name)) for made in order(study)]
     known = costs(study, stages)
     where = "measured on what is done" if any(done for *_, done in all_made) else "as given"
-    head = f"{len(study.arms)} arms, {study.cfg.seeds} seeds, in {study.workshop.folder}"
+    seeds = f"{study.cfg.seeds} seeds"
+    if study.cfg.seeds == 1:
+        seeds = "1 seed (intervals will be over items alone)"
+    head = f"{len(study.arms)} arms, {seeds}, in {study.workshop.folder}"
     return [head, *workload.table(all_made, known, where)]
 
 

@@ -52,8 +52,8 @@ class AlarmsConfig:
     action: Literal["warn", "stop", "rollback"] = key(
         "warn",
         (
-            "Say so; end the run with 1; or, of DAPO, go back to the last checkpoint before the "
-            "alarm, with a lower learning rate and another seed of sampling."
+            "Say so; end the run with 1; or, of DAPO, go back to the last checkpoint whose weights "
+            "are from before the alarm, with a lower learning rate and another seed of sampling."
         ),
         harmless=True,
     )

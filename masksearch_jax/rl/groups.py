@@ -76,7 +76,8 @@ def score_groups(
     """Totals with the overlong penalty and which samples count [G, n], groups with spread [G].
 
     Those that ended for no fault of the policy, and those without a finite reward, never count;
-    with `overlong_filter`, nor do truncated samples.
+    with `overlong_filter`, nor do truncated samples: m = 0 on all their tokens, and they are in no
+    mean of their group (overlong filtering of DAPO, arXiv 2503.14476, section 3.4).
     """
     shape = (len(groups), cfg.group_size)  # no group is a batch too, of a process that has none
 

@@ -245,7 +245,8 @@ def is_within_gap(
 
     The mean is over the sample's asked tokens with a finite difference, in float64; without one
     they do. exp of it is the geometric mean of the ratios, by which whole samples are masked since
-    a product of many ratios of which each is within bounds need not be.
+    a product of many ratios of which each is within bounds need not be: the geometric sequence mask
+    of SkyRL's documentation.
     """
     gap = np.asarray(logp_old, np.float64) - logp_sampler
     gap = gap[asked & np.isfinite(gap)]

@@ -136,9 +136,11 @@ class Alarms:
         self._told = names
 
     def act(self, step: int, ringing: list[Ringing], rollbacks: int) -> int | None:
-        """The last step before the alarms where the config says rollback, else None.
+        """The last step with good weights where the config says rollback, else None; 0: the start.
 
-        Raises AlarmError where it says stop, and after as many `rollbacks` as it allows.
+        A step samples by the weights of the step before, so that these gave its figures. Held-out
+        examples are measured by its own. Raises AlarmError where the config says stop, and after as
+        many `rollbacks` as it allows.
         """
         if not ringing or self._cfg.action == "warn":
             return None
@@ -150,7 +152,7 @@ class Alarms:
                 f"step {step}: {why}, after {rollbacks} rollbacks, as many as "
                 "config.alarms.rollbacks allows"
             )
-        return min(one.since for one in ringing) - 1
+        return max(0, min(one.since - 2 + (one.name == PLATEAU) for one in ringing))
 
 
 def _check(cfg: AlarmsConfig, samples: bool, measures: bool) -> None:
@@ -199,7 +201,8 @@ def roll_back(
 ) -> NoReturn:
     """Drops the checkpoints after step `good`, remembers it, and raises RolledBack.
 
-    Raises AlarmError where there is no checkpoint up to that step. All processes must call it.
+    The start of the run is one that is always there where good is 0 or nothing was saved yet.
+    Raises AlarmError where no checkpoint up to that step is left. All processes must call it.
     """
     left = checkpointer.drop_after(good)
     if left is None:

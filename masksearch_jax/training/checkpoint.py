@@ -161,15 +161,18 @@ class Checkpointer:
         return self._manager.latest_step()
 
     def drop_after(self, step: int) -> int | None:
-        """Deletes all later steps; the newest that is left. None: there is none, and none goes."""
+        """Deletes all later steps; the newest that is left, 0 where none was saved or all go.
+
+        None: there are later ones alone, and none goes, since step is not 0.
+        """
         self.wait()
         steps = sorted(self._manager.all_steps())
-        if not steps or steps[0] > step:
+        if steps and steps[0] > step > 0:
             return None
         with held():
             for later in (s for s in steps if s > step):
                 self._manager.delete(later)
-        return max(s for s in steps if s <= step)
+        return max((s for s in steps if s <= step), default=0)
 
     def wait(self) -> None:
         """Returns when nothing is being written."""

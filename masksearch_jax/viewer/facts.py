@@ -99,14 +99,22 @@ def in_words(step: JsonObject) -> str:
     return f"{kept}; left out: {', '.join(dropped)}" if dropped else f"{kept}; nothing left out"
 
 
-def marks(folder: Folder) -> list[list[Any]]:
-    """[step, mixture] at which a training's curriculum comes to its next mixture."""
+def marks(folder: Folder, rows: list[JsonObject]) -> list[list[Any]]:
+    """[step, mixture] at which a training's curriculum comes to its next mixture.
+
+    Where a gate opens lessons, it is the step of the first of the `rows` that has the lesson.
+    """
     if load.RECORD not in folder.files:
         return []
     config = as_dict(load.read_object(folder.path / load.RECORD).get("config"))
     texts = (as_dict(config.get(section)).get("curriculum") for section in ("sft", "dapo"))
     text = next((t for t in texts if isinstance(t, str)), "")
-    return [[int(step), name.strip()] for step, name in re.findall(r"(\d+):([^,]+)", text)]
+    planned = [[int(step), name.strip()] for step, name in re.findall(r"(\d+):([^,]+)", text)]
+    if as_dict(config.get("lessons")).get("by") != "gated":
+        return planned
+    firsts = {row["lesson"]: row["step"] for row in reversed(rows) if is_number(row.get("lesson"))}
+    later = [[firsts[i], name] for i, (_, name) in enumerate(planned) if i and i in firsts]
+    return planned[:1] + later
 
 
 def alarms(rows: list[JsonObject]) -> list[list[Any]]:

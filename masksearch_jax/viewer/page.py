@@ -154,7 +154,7 @@ def _series(run: Run, number: int) -> Iterator[JsonObject]:
             "seconds": [t - times[0] for t in times] if all(map(is_number, times)) else None,
             "values": {k: [_short(row.get(k)) for row in shared] for k in keys},
             "metrics": {k: list(names.metric(k)) for k in keys},
-            "marks": facts.marks(folder) + facts.alarms(rows) + facts.rollbacks(folder),
+            "marks": facts.marks(folder, rows) + facts.alarms(rows) + facts.rollbacks(folder),
             "rows": len(rows),
             "width": width,
             "unusable": {k: n for k in keys if (n := _unusable(rows, k))},

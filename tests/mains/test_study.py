@@ -313,6 +313,14 @@ def test_a_plan_says_what_is_needed_and_makes_nothing(parse, tmp_path, capsys):
     assert said[-1].startswith("seconds of a unit, as given: text 22, tokenizer 3, cache 26, sft")
 
 
+def test_a_plan_of_one_seed_says_what_intervals_will_be_over(parse, tmp_path):
+    stages = StageFolder(tmp_path)
+    one, three = (study.needs(planned(parse("reward", f"seeds={n}"), tmp_path), stages)[0]
+                  for n in (1, 3))  # fmt: skip
+    assert one.startswith("3 arms, 1 seed (intervals will be over items alone), in ")
+    assert three.startswith("3 arms, 3 seeds, in ")
+
+
 def test_a_plan_of_a_pods_model_needs_no_weights(parse, tmp_path, capsys):
     cfg = parse("reward,qwen2.5-7b", "plan_only=True", f"workdir={tmp_path / 'run'}")
     study.run(cfg)

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -184,29 +185,62 @@ def test_with_passages_at_random_searches_fall_and_trip_their_alarm(dapo, tmp_pa
     assert last["no_search"] > first["no_search"]
 
 
-def test_a_rollback_goes_back_to_before_the_alarm_and_on_with_less(cached, dapo, tmp_path):
-    """An alarm that always rings, from the second step on: back once, then the run ends."""
-    cfg = changed(at(dapo, tmp_path), "checkpoint", every=1, keep=4)
-    cfg = changed(cfg, "optim", schedule="constant", warmup_steps=0)
-    cfg = changed(cfg, "alarms", tags=1e-9, steps=2, action="rollback", rollbacks=1)
-    real = alarms.Alarms.ring
+def rung(workdir) -> set[str]:
+    """The alarms that a run rang, each in the metrics of its step."""
+    return {name for row in read_metrics(workdir) for name in row.get("alarms", [])}
 
-    def ring(self, step, figures, is_trained):
-        return real(self, step, figures) if step > 1 else []
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(alarms.Alarms, "ring", ring)
-        with pytest.raises(AlarmError, match=r"after 1 rollbacks, as many as config\.alarms"):
-            train_dapo.train(cfg)
+def test_a_policy_that_collapses_trips_the_alarms_of_decay(cached, dapo, tmp_path, capsys):
+    """A learning rate far too high; tokens that are older than the step's policy are told too."""
+    cfg = measured(at(dapo, tmp_path), cached, every=1, examples=1)
+    settings = {"keep_by": "spread", "reward": "tests.rl.own_rewards:by_sample"}
+    cfg = changed(cfg, "dapo", steps=4, curriculum="0:ramp_qa_mixed", oversample=2.0, **settings)
+    cfg = changed(cfg, "rollout", in_flight="rebuild", max_staleness=2, max_repeats=4, slots=16)
+    cfg = changed(cfg, "optim", learning_rate=0.3)
+    limits = {"entropy": 2.1, "repetition": 0.1, "searches": 0.5, "thoughts": 0.6, "diversity": 0.2}
+    limits |= {"sampler_gap": 1.0, "grad_norm": 0.4, "plateau": 2}
+    cfg = changed(cfg, "alarms", steps=1, **limits)
+    train_dapo.train(cfg)
+    assert rung(tmp_path) == set(limits)
+    said = capsys.readouterr().err
+    assert all(f"\n  alarm: {name}: " in said for name in limits)
+    assert re.search(r"DAPO: in .*  alarm .*searches", said)
+
+
+def test_a_reward_that_pays_for_tags_trips_the_alarms_of_form(dapo, tmp_path):
+    cfg = changed(at(dapo, tmp_path), "dapo", steps=4, reward="tests.rl.own_rewards:tags")
+    cfg = changed(cfg, "dapo", curriculum="0:qa_easy", keep_by="spread")
+    cfg = changed(cfg, "optim", learning_rate=3e-3)
+    limits = {"answers": 2.0, "tags": 3.0, "invalid": 1.6}
+    cfg = changed(cfg, "alarms", steps=1, **limits)
+    train_dapo.train(cfg)
+    assert rung(tmp_path) == set(limits)
+
+
+def test_a_rollback_goes_back_to_weights_from_before_the_alarm_and_on_with_less(dapo, tmp_path):
+    """A step shows what the weights of the step before do: these are not gone back to.
+
+    The reward is as before, so that the alarm rings again, and the run ends.
+    """
+    cfg = changed(at(dapo, tmp_path), "checkpoint", every=1, keep=9)
+    cfg = changed(cfg, "dapo", steps=9, reward="tests.rl.own_rewards:tags", keep_by="spread")
+    cfg = changed(cfg, "dapo", curriculum="0:qa_easy")
+    cfg = changed(cfg, "optim", learning_rate=1.5e-3, schedule="constant", warmup_steps=0)
+    cfg = changed(cfg, "alarms", answers=2.0, steps=1, action="rollback", rollbacks=1)
+    with pytest.raises(AlarmError, match=r"after 1 rollbacks, as many as config\.alarms"):
+        train_dapo.train(cfg)
     (back,) = alarms.read_rollbacks(tmp_path)
-    assert (back["from"], back["to"]) == (3, 1)
-    rows, before = read_metrics(tmp_path), read_metrics(dapo.workdir)
-    assert [row["step"] for row in rows] == [1, 2, 3]
-    assert [row.get("rollbacks") for row in rows] == [None, 1, 1]
-    assert rows[0]["reward"] == before[0]["reward"]
-    assert rows[1]["reward"] != before[1]["reward"]  # sampled by another seed
-    rates = [row["lr"] for row in rows[1:] if "lr" in row]
-    assert rates == pytest.approx([cfg.optim.learning_rate / 2] * len(rates))
+    assert back["to"] == max(0, back["from"] - 2)
+    rows = read_metrics(tmp_path)
+    assert [row["step"] for row in rows] == [*range(1, len(rows) + 1)]
+    after = rows[back["to"] :]
+    assert [row.get("rollbacks") for row in rows] == [None] * back["to"] + [1] * len(after)
+    assert [row["lr"] for row in rows] == pytest.approx(
+        [1.5e-3] * back["to"] + [0.75e-3] * len(after)
+    )
+    rang = re.match(r"answers_opened is (\S+), above", back["why"])[1]
+    assert after[0]["answers_opened"] < float(rang)
+    assert after[-1]["answers_opened"] > 2
 
 
 def test_prompts_that_teach_nothing_rest(dapo, tmp_path):

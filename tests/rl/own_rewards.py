@@ -125,3 +125,8 @@ def length(example, trajectory):
     answer = trajectory.text_by("policy").partition("<answer>")[2].partition("</answer>")[0]
     words = len(answer.split())
     return {"total": words / 10, "accuracy": float(words > 6)}
+
+
+def tags(example, trajectory):
+    """Pays for every answer that is opened, whatever it says."""
+    return float(trajectory.text_by("policy").count("<answer>"))

@@ -205,7 +205,7 @@ def test_without_a_sampler_gap_the_sequence_ratio_is_gspo():
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["many", "fixed"])
+@pytest.mark.parametrize("name", SWITCHES)
 def test_sum_and_count_do_not_depend_on_micro_batches(name):
     """Down to one row, which holds fewer samples than a group."""
     x = packed("uneven")

@@ -269,6 +269,25 @@ def test_samples_beyond_the_sampler_gap_are_masked_and_nothing_left_is_said(upda
     assert "raise dapo.sequence_gap" in said
 
 
+def test_the_samples_beyond_a_sampler_gap_are_those_that_their_own_means_say(update_step):
+    """Of eight samples in packed rows three are masked, with the gaps of float64 NumPy."""
+    whole, fresh = update_step
+    kept = [group(i) for i in range(4)]
+    keeping = Update(MESH, DAPO, RolloutConfig(max_len=ROOM), *whole_parts(whole), True)
+    keeping(fresh(), kept)
+    trajectories = [t for g in kept for t in g.trajectories]
+    gaps = [
+        abs(np.mean(np.float64(old)[t.sampled[1:]] - t.logprobs[1:][t.sampled[1:]]))
+        for old, t in zip(keeping.trained.logprobs, trajectories, strict=True)
+    ]
+    low, high = sorted(gaps)[4:6]
+    dapo = dataclasses.replace(DAPO, sequence_gap=(low + high) / 2)
+    masking = Update(MESH, dapo, RolloutConfig(max_len=ROOM), *whole_parts(whole))
+    _, metrics = masking(fresh(), kept)
+    assert metrics["masked_sequences"] == 3 / 8
+    assert metrics["loss_weight"] == 5 * 4  # tokens of each sample
+
+
 def test_a_filter_that_leaves_nothing_is_named():
     figures = {"truncated": 0.9, "accuracy": 0.0, "reward": 0.0, "reward_spread": 0.0}
     said = train_dapo.no_spread(3, figures, overlong_filter=True)

@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 
-from masksearch_jax.core.config import SftRun
+from masksearch_jax.core.config import DapoRun, SftRun
 from masksearch_jax.core.curriculum_config import LessonsConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.watch_config import AlarmsConfig
 from masksearch_jax.data.gate import Gate
-from masksearch_jax.rl.watch import Watch, check_rings
+from masksearch_jax.rl.watch import Watch, after_rollbacks, check_rings
 from masksearch_jax.runtime import cli
 
 
@@ -45,3 +45,12 @@ def test_a_run_that_logs_seldom_looks_at_its_first_step_where_an_alarm_is_on(rep
     assert not any(map(watching().is_due, range(1, 31)))
     with pytest.raises(ConfigError, match=r"grad_norm is 2, .*, 1, in step 1, and no update came"):
         watching(grad_norm=1.0).look(1, None, {"grad_norm": 2.0}, is_trained=False)
+
+
+def test_after_rollbacks_the_rate_is_lower_and_the_seed_another(repository):
+    cfg = to_dataclass(DapoRun, cli.load_config(f"{repository / 'configs' / 'ramp_dapo.py'}:tiny"))
+    assert after_rollbacks(cfg, 0) == cfg
+    found = after_rollbacks(cfg, 2)
+    assert found.optim.learning_rate == cfg.optim.learning_rate / 4
+    assert found.rollout.seed == cfg.rollout.seed + 2
+    assert found.dapo == cfg.dapo

@@ -76,11 +76,15 @@ def test_an_alarm_is_told_once_while_it_rings(capsys):
 
 
 def test_actions():
+    """Back to the weights that gave the last figures within the threshold, or to the start."""
     ringing = made(steps=2, grad_norm=5.0)
     ringing.ring(4, {"grad_norm": 9.0})
     found = ringing.ring(5, {"grad_norm": 9.0})
     assert made(action="warn").act(5, found, 0) is None
-    assert made(action="rollback").act(5, found, 1) == 3
+    assert made(action="rollback").act(5, found, 1) == 2
+    plateau, early = alarms.Ringing(alarms.PLATEAU, 4, ""), alarms.Ringing("tags", 1, "")
+    assert made(action="rollback").act(5, [plateau], 1) == 3
+    assert made(action="rollback").act(5, [plateau, early], 1) == 0
     assert made(action="rollback").act(5, [], 1) is None
     with pytest.raises(
         AlarmError, match=r"step 5: grad_norm is 9, above .* \(config\.alarms\.acti"

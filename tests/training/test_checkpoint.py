@@ -103,6 +103,19 @@ def test_the_newest_steps_are_kept_and_any_kept_one_restores(tmp_path):
             checkpointer.restore(make_state(), step=1)
 
 
+def test_later_steps_are_dropped_and_what_none_comes_before_is_kept(tmp_path):
+    with Checkpointer(tmp_path, dataclasses.replace(CONFIG, keep=9), MODEL) as checkpointer:
+        assert checkpointer.drop_after(3) == 0  # nothing was saved yet: the start
+        for step in (4, 6, 8):
+            checkpointer.save(step, make_state(step), {})
+        assert checkpointer.drop_after(3) is None
+        assert checkpointer.latest_step() == 8
+        assert checkpointer.drop_after(7) == 6
+        assert checkpointer.latest_step() == 6
+        assert checkpointer.drop_after(0) == 0
+        assert checkpointer.latest_step() is None
+
+
 class Slow(dict):
     """Takes its time to become JSON."""
 

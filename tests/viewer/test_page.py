@@ -13,6 +13,7 @@ import pytest
 
 from masksearch_jax import report, viewer
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.files import write_json
 from masksearch_jax.runtime import cli
 from masksearch_jax.testing.pages import data_of
 from masksearch_jax.viewer import names
@@ -108,6 +109,23 @@ def test_curves_are_named_grouped_and_timed(main):
     assert list(sft["metrics"]) == ["agent_nll", "lr"]
     assert rl["metrics"]["reward"][0] == "Reward and answers"
     assert sft["marks"] == [[0, "ramp_k1"], [4, "ramp_k2"]]
+
+
+@pytest.mark.parametrize(
+    ("by", "marks"),
+    [
+        ("gated", [[0, "ramp_k1"], [3, "ramp_k2"]]),
+        ("schedule", [[0, "ramp_k1"], [100, "ramp_k2"], [200, "ramp_k3"]]),
+    ],
+)
+def test_a_lesson_is_marked_where_its_gate_opened_and_not_where_it_was_planned(by, marks, tmp_path):
+    config = {"sft": {"curriculum": "0:ramp_k1, 100:ramp_k2,200:ramp_k3"}, "lessons": {"by": by}}
+    write_json(tmp_path / "run.json", {"config": config})
+    rows = [{"step": s, "lesson": float(s > 2), "gate": 0.1 * s} for s in range(1, 6)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (series,) = data_of(viewer.render([tmp_path]))["main"]["series"]
+    assert series["marks"] == marks
+    assert series["metrics"]["gate"][1] == "Recall that the gate reads"
 
 
 def test_an_alarm_is_marked_where_it_begins(tmp_path):
