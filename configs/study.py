@@ -55,11 +55,12 @@ def curriculum(c: ConfigDict) -> None:
 def reward(c: ConfigDict) -> None:
     """Does a reward of recall make answers longer, and do they score more?
 
-    SFT is three eighths of the other studies', so that a reward has something left to teach.
+    SFT is three eighths of the other studies', so that a reward has something left to teach. The
+    models are asked at the temperature at which DAPO samples.
     """
     if c.sft.steps > SMOKE_UPDATES:
         c.sft.steps, c.dapo.steps = c.sft.steps * 3 // 8, 3 * c.dapo.steps
-    c.eval.suites = ("ramp",)
+    c.eval.suites, c.eval.temperature = ("ramp",), 1.0
     c.sft.curriculum = "0:ramp_sft_upto2"
     c.arms = (
         "sft: ramp_sft",
