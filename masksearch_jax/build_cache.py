@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import re
 import sys
@@ -164,7 +165,12 @@ def _finished(cache: str, made_from: str) -> Manifest | None:
 
 
 def _import_seqio() -> tuple[Any, Any]:
-    """The modules `seqio` and `data.tasks`; they bring TensorFlow, which takes seconds."""
+    """The modules `seqio` and `data.tasks`; they bring TensorFlow, which takes seconds.
+
+    Raises ConfigError where seqio is not installed.
+    """
+    if importlib.util.find_spec("seqio") is None:
+        raise ConfigError("seqio is not installed; pip install 'masksearch_jax[data]'")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     with _hushed():

