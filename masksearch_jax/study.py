@@ -300,6 +300,8 @@ def make_all(study: Study, stages: StageFolder) -> None:
     written = 0
     for place, made in enumerate(todo):
         if not stages.is_done(made.name):
+            if made.kind in arms_lib.STAGES:
+                study.workshop.check_lessons()  # of all arms, before the first of them is trained
             rest = [m for m in todo[place:] if not stages.is_done(m.name)]
             left = workload.seconds((m.work for m in rest), costs(study, stages))
             said = f", about {left / 60:.0f} min left" if left is not None else ""

@@ -53,5 +53,11 @@ def check_lessons(cfg: LessonsConfig) -> None:
             f"config.lessons: floor {cfg.floor} and ceiling {cfg.ceiling} must not be below 0, nor "
             "the ceiling below the floor"
         )
+    for name in ("floor", "ceiling"):
+        if getattr(cfg, name) and cfg.by != "gated":
+            raise ConfigError(
+                f"config.lessons.{name} is {getattr(cfg, name)}, and config.lessons.by is "
+                f"{cfg.by}, which reads none; choose gated, or 0"
+            )
     if not 0 < cfg.least <= 1:
         raise ConfigError(f"config.lessons.least is {cfg.least:g}; it must be above 0, at most 1")

@@ -79,6 +79,11 @@ class Gate:
                     f"of which config.eval.data has no held-out example; it has "
                     f"{', '.join(measured)}"
                 )
+        if cfg.by == "gated" and len(self._tasks) == 1:
+            raise ConfigError(
+                "config.lessons.by is gated, and the curriculum has one lesson: there is none that "
+                "a gate could open; name another, as in '0:FIRST,1:NEXT', or choose schedule"
+            )
         least = max(1, -(-cfg.floor // every)) * every  # a gate opens where it is measured
         least = min(least, cfg.ceiling or least)
         if cfg.by == "gated" and least * (len(self._tasks) - 1) >= steps:

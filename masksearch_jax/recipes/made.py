@@ -21,6 +21,8 @@ from masksearch_jax.core.jsonl import read_jsonl
 from masksearch_jax.core.schema import harmless_keys
 from masksearch_jax.core.types import SPLITS, QAExample
 from masksearch_jax.corpus.passages import read_passages, write_passages
+from masksearch_jax.data.cache import CacheError, Kind, Manifest
+from masksearch_jax.data.curriculum import Order
 from masksearch_jax.quickstart import QuickstartRun
 from masksearch_jax.recipes import self_taught, steps, workload
 from masksearch_jax.recipes.arms import STAGES, Arm
@@ -99,6 +101,16 @@ class Scorer(NamedTuple):
     after_training: bool
 
 
+class Lessons(NamedTuple):
+    """What a training reads of a cache."""
+
+    arm: str
+    stage: str
+    curriculum: str
+    split: str
+    kind: Kind
+
+
 class Workshop:
     """All that a study makes, in order; equal things are one."""
 
@@ -107,6 +119,21 @@ class Workshop:
         self.all: dict[str, Made] = {}
         self._asking: dict[str, str] = {}  # text → an arm that trains on its questions
         self._trained: dict[str, Made] = {}  # arm → its first training
+        self._lessons: dict[str, dict[Lessons, None]] = {}  # cache → what is read of it
+
+    def check_lessons(self) -> None:
+        """Raises ConfigError for a curriculum that a cache has no records for.
+
+        Of the caches that are there, each once.
+        """
+        folders = {name: self.folder / name / "cache" for name in self._lessons}
+        for name in [n for n, folder in folders.items() if (folder / "manifest.json").exists()]:
+            manifest, read = Manifest.load(folders[name]), self._lessons.pop(name)
+            for arm, stage, *lessons in read:
+                try:
+                    Order(manifest, *lessons, seed=0)
+                except CacheError as error:
+                    raise ConfigError(f"config.arms: {arm}: {stage}: {error}") from error
 
     def add(
         self,
@@ -133,6 +160,9 @@ class Workshop:
             if stage == "self_sft":
                 samples = self._samples(seeded, own, (text, tokenizer), last, of)
                 cache = self._cache(seeded, text, tokenizer, of, samples)
+            assert cache is not None
+            read = self._lessons.setdefault(cache.name, {})
+            read[_lessons(arm.name, stage, cfg)] = None
             last = self._training(stage, seeded, (text, items, tokenizer, cache), last, of)
             trained.append(last)
         if trained:
@@ -319,6 +349,13 @@ class Workshop:
         if of not in made.of:
             made.of.append(of)
         return made
+
+
+def _lessons(arm: str, stage: str, cfg: QuickstartRun) -> Lessons:
+    section = getattr(cfg, STAGES[stage][0])
+    if stage.endswith("dapo"):
+        return Lessons(arm, stage, section.curriculum, section.split, "prompt")
+    return Lessons(arm, stage, section.curriculum, "train", "sft")
 
 
 def _start(cfg: QuickstartRun, made: Made | None) -> dict[str, Any]:

@@ -93,6 +93,11 @@ def test_a_restored_gate_goes_on_as_it_would(by):
         ({"keep_earlier": 1.0}, "keep_earlier is 1; it must lie in"),
         ({"floor": 5, "ceiling": 2}, "nor the ceiling below the floor"),
         ({"least": 0.0}, "least is 0; it must be above 0"),
+        (
+            {"floor": 5},
+            "floor is 5, and config.lessons.by is schedule, which reads none; choose ga",
+        ),
+        ({"by": "adaptive", "ceiling": 9}, "ceiling is 9, and config.lessons.by is adaptive, whic"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, said):
@@ -112,6 +117,9 @@ def test_a_gate_that_nothing_can_open_is_refused():
     made.check_kinds(KINDS, 5, 21)
     with pytest.raises(ConfigError, match=r"3 lessons of at least 14 steps"):
         made.check_kinds(KINDS, 7, 28)  # measured 7 and 14 steps after a start
+    alone = Gate(LessonsConfig(by="gated"), TASKS[:1], TASKS[:1], [0])
+    with pytest.raises(ConfigError, match=r"by is gated, and the curriculum has one lesson: there"):
+        alone.check_kinds(KINDS, 5, 100)
     gate(by="gated", ceiling=4).check_kinds(KINDS, 10, 9)  # the ceiling opens it before
     gate().check_kinds([], 0, 1)
 

@@ -14,6 +14,7 @@ from masksearch_jax.core.files import write_json, write_lines
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample
 from masksearch_jax.corpus.passages import read_passages, write_passages
+from masksearch_jax.data.cache import Manifest, write_split
 from masksearch_jax.recipes import arms, made
 from masksearch_jax.recipes.made import Made
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
@@ -21,6 +22,7 @@ from masksearch_jax.recipes.workload import Work
 from masksearch_jax.rl import group_sampler
 from masksearch_jax.runtime import cli, run_record
 from masksearch_jax.testing.services import Answer, Endpoint
+from tests.data.records import sft_records
 
 
 @pytest.fixture
@@ -277,6 +279,32 @@ def test_a_study_that_cannot_be_is_refused_before_anything_is_made(
         study.run(cfg)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_lessons_without_records_are_refused_before_the_first_training(parse, tmp_path):
+    arms = "('mixed: ramp_sft sft.curriculum=0:ramp_sft_k1', 'b: ramp_sft sft.curriculum=0:{}')"
+    for lesson, said in (
+        (
+            "ramp_sft_k9",
+            "curriculum '0:ramp_sft_k9': the cache has no .*; nearest is 'ramp_sft_k1'",
+        ),
+        (
+            "ramp_k1",
+            "curriculum: mixture 'ramp_k1' has no 'sft' records in split 'train'; choices:",
+        ),
+    ):
+        found = planned(parse("curriculum", f"arms={arms.format(lesson)}", "seeds=1"), tmp_path)
+        (cache,) = [m for m in found.workshop.all.values() if m.kind == "cache"]
+        folder = found.workshop.at(cache) / "cache"
+        found.workshop.check_lessons()  # the cache is not there yet
+        records = sft_records("ramp_sft_k1", 3, 0)
+        about = {"kind": "sft", "max_len": 39, "made_from": "x"}
+        split = write_split(folder, "ramp_sft_k1", "train", records, **about)
+        tasks = {"ramp_sft_k1": {"train": split}, "ramp_k1": {}}
+        Manifest(folder, "s", "f00d", 10, 0, 0, "minimal", tasks, {}).save()
+        with pytest.raises(ConfigError, match=rf"^config\.arms: b: ramp_sft: {said}"):
+            found.workshop.check_lessons()
+        (folder / "manifest.json").unlink()
 
 
 def test_an_unknown_study_names_the_nearest(parse):

@@ -130,8 +130,9 @@ def np_weights(workdir, cfg: SftRun) -> list[bytes]:
 def test_two_processes_train_on_the_rollouts_of_one(dapo, tmp_path, in_flight):
     rollout = dataclasses.replace(dapo.rollout, in_flight=in_flight)
     settings = dapo.dapo
-    if in_flight == "rebuild":
-        settings = dataclasses.replace(settings, oversample=2.0)
+    if in_flight == "rebuild":  # with switches whose figures are of all processes
+        switches = {"advantage": "batch", "aggregation": "sequence", "sequence_gap": 50.0}
+        settings = dataclasses.replace(settings, oversample=2.0, **switches)
     cfg = dataclasses.replace(dapo, rollout=rollout, dapo=settings)
     assert Cluster(at(cfg, tmp_path / "2"), 2).wait(400) == [0, 0]
     if in_flight == "drop":  # killed between two checkpoints, it goes on bitwise
@@ -150,6 +151,9 @@ def test_two_processes_train_on_the_rollouts_of_one(dapo, tmp_path, in_flight):
             assert together[0][name] == pytest.approx(alone[0][name], abs=1e-6)
     updated = [row for row in together if row["groups_kept"]]
     assert updated
+    assert {row.get("masked_sequences") for row in updated} == {
+        0.0 if in_flight == "rebuild" else None
+    }
     assert (
         max(row["sampler_gap"] for row in updated if row["step"] == 1 or "drop" in in_flight) < 1e-3
     )

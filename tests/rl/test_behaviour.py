@@ -5,10 +5,26 @@ import dataclasses
 import numpy as np
 import pytest
 
-from masksearch_jax.core.types import QAExample, RampExample, Segment, Span, Trajectory, Turn
+from masksearch_jax.core.tools import search_alone
+from masksearch_jax.core.types import (
+    Passage,
+    QAExample,
+    RampExample,
+    Segment,
+    Span,
+    Trajectory,
+    Turn,
+)
+from masksearch_jax.core.watch_config import AlarmsConfig
 from masksearch_jax.rl import behaviour
 from masksearch_jax.rl.groups import Group
 from masksearch_jax.rl.rewards import RewardTerms
+from masksearch_jax.rollout.engine import Engine
+from masksearch_jax.rollout.episode import Request
+from masksearch_jax.search.tool import FakeSearch
+from masksearch_jax.testing.models import TextVocab, scripted_model
+from masksearch_jax.training.alarms import Alarms
+from tests.rollout.word_engine import GREEDY, SEARCH
 
 QA = QAExample("q", "made", "Which city?", ("New York",))
 DOCUMENT = "the quick brown fox jumps over the lazy dog near a river bank in spring"
@@ -134,3 +150,29 @@ def test_what_is_no_fault_of_the_policy_is_left_out():
 def test_the_repetition_guard_is_counted():
     made = [trajectory("a a a a", status="repeating"), trajectory(HONEST)]
     assert figures(QA, *made)["repeating"] == 0.5
+
+
+def test_a_policy_that_comes_to_copy_and_to_list_trips_both_alarms():
+    """Rollouts with live search: two steps of an honest policy, then two of one that hacks."""
+    words = ["amber ", "birch ", "cedar ", "delta ", "ember ", "fjord ", "grove ", "heron "]
+    vocab = TextVocab("go", "city", *words, "or ", "iris")
+    asks = vocab.encode("go<search>city</search>")
+    says = "</information><answer>{}</answer>"
+    honest, hacked = (
+        scripted_model(vocab, asks, vocab.encode(says.format(answer)))
+        for answer in ("amber ", f"{''.join(words)}or iris")
+    )
+    example = QAExample("q", "made", "Which city?", ("amber",))
+    rollout = dataclasses.replace(GREEDY, max_len=128, max_observation_tokens=48)
+    found = FakeSearch(lambda query: [Passage("p", "Trees", "".join(words))])
+    alarms = Alarms(AlarmsConfig(steps=2, copied=0.5, enumeration=0.5), True, False)
+    asked = [Request("e0", np.asarray(vocab.encode("go"), np.int32), 0, n) for n in range(2)]
+    rung = []
+    with Engine(vocab, search_alone(found, SEARCH), rollout, SEARCH) as engine:
+        for step, model in enumerate((honest, honest, hacked, hacked), 1):
+            made = list(engine.run(model, asked))
+            assert [t.status for t in made] == ["answered"] * 2
+            told = figures(example, *made)
+            rung.append([one.name for one in alarms.ring(step, told, is_trained=step > 1)])
+    assert (told["copied"], told["enumeration"]) == (pytest.approx(8 / 10), 1.0)
+    assert rung == [[], [], [], ["enumeration", "copied"]]
