@@ -39,6 +39,8 @@ FIGURES = {
 }
 PLATEAU = "plateau"
 _OF_UPDATES = ("grad_norm", PLATEAU)  # alarms whose figures a run has that samples nothing
+# Those whose figures only a step with an update has; the others are there from the first step on.
+_FROM_UPDATES = ("entropy", "sampler_gap", "grad_norm")
 _MEASURED = "heldout_span_recall"
 
 
@@ -59,8 +61,8 @@ class Alarms:
 
     samples: whether the run samples trajectories to train on. measures: whether it measures
     held-out examples. `state` belongs into the checkpoint. Raises ConfigError for settings that
-    cannot work, and from `ring` for a threshold that a step before any update is beyond: no
-    training led there.
+    cannot work, and from `ring` for a threshold that a figure is beyond as it is first known, by
+    the weights that training began with: no training led there.
     """
 
     def __init__(self, cfg: AlarmsConfig, samples: bool, measures: bool):
@@ -100,7 +102,7 @@ class Alarms:
                 continue
             since = self._since.setdefault(name, step)
             said = f"{figure} is {value:.4g}, {side} config.alarms.{name}, {limit:g}"
-            if not is_trained:
+            if not is_trained and (step == 1 or name in _FROM_UPDATES):
                 raise ConfigError(
                     f"{said}, in step {step}, and no update came before it: no training led there; "
                     "choose another threshold for this model and data"

@@ -45,16 +45,26 @@ def test_a_plateau_is_measurements_without_a_better_one():
     assert found == [[], [], [], ["plateau"], [], [], ["plateau"]]
 
 
-@pytest.mark.parametrize("step", [1, 4])
-def test_a_threshold_that_fires_before_any_update_is_refused(step):
-    """Of DAPO the first steps may have no update; what they show, no training led to."""
-    said = (
-        rf"answer_length is 3, above config\.alarms\.answer_length, 2, in step {step}, and no upd"
-    )
+@pytest.mark.parametrize(("step", "name"), [(1, "tags"), (1, "entropy"), (4, "entropy")])
+def test_a_threshold_that_fires_as_its_figure_is_first_known_is_refused(step, name):
+    """Of DAPO the first update may come late: what it shows, no training led to."""
+    figure, side = alarms.FIGURES[name]
+    beyond, within = (3.0, 1.0) if side == "above" else (1.0, 3.0)
+    said = rf"{figure} is {beyond:g}, {side} config\.alarms\.{name}, 2, in step {step}, and no upd"
     with pytest.raises(ConfigError, match=said):
-        made(answer_length=2.0).ring(step, {"answer_length": 3.0}, is_trained=False)
-    assert made(answer_length=2.0).ring(step, {"answer_length": 3.0}) == []
-    assert made(answer_length=2.0).ring(step, {"answer_length": 1.0}, is_trained=False) == []
+        made(**{name: 2.0}).ring(step, {figure: beyond}, is_trained=False)
+    assert made(**{name: 2.0}).ring(step, {figure: beyond}) == []
+    assert made(**{name: 2.0}).ring(step, {figure: within}, is_trained=False) == []
+
+
+def test_a_step_without_an_update_may_be_beyond_a_threshold_that_the_first_was_not():
+    """Samples are few: `alarms.steps` in a row say more."""
+    watching = made(searches=2.0, steps=2)
+    found = [
+        watching.ring(step, {"searches": value}, is_trained=False)
+        for step, value in enumerate([2.1, 1.9, 2.1], 1)
+    ]
+    assert found == [[], [], []]
 
 
 def test_the_state_goes_on():
