@@ -8,6 +8,7 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 
+import api_reference  # noqa: E402
 import configuration_reference  # noqa: E402
 from docutils import nodes  # noqa: E402
 from latex2mathml.converter import convert  # noqa: E402
@@ -98,4 +99,5 @@ def code(word, longest):
 def setup(app):
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
     app.connect("html-page-context", lay_out)
-    app.connect("builder-inited", lambda app: configuration_reference.write(DOCS / "_generated"))
+    for reference in (configuration_reference, api_reference):
+        app.connect("builder-inited", lambda app, of=reference: of.write(DOCS / "_generated"))

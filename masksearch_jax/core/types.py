@@ -208,6 +208,7 @@ class Trajectory:
         return count_searches(self.turns)
 
     def text_by(self, author: Author) -> str:
+        """All that an author wrote, without what stands between: of "policy" its turns, joined."""
         return "".join(s.text for s in self.segments if s.author == author)
 
 
