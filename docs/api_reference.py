@@ -26,19 +26,21 @@ OBJECTS = {
         "render_information",
         "core.scoring": "span_recall slot_recalls strict_f1 best_overlap is_exact_answer",
     },
-    "Spans and masks": {
+    "Spans, masks and demonstrations": {
         "ramp.spans": "Extractor Candidates RulesExtractor",
         "ramp.examples": "build_examples",
+        "agents.scripted_teacher": "demonstrate",
     },
     "Search and tools": {
         "core.retrieval": "SearchTool SearchError",
         "search.open": "open_tool",
         "search.server": "SearchServer",
         "core.tools": "TextTool Unreadable Toolbox search_alone",
+        "tools.registry": "open_tools",
     },
     "Tokens and batches": {
         "core.tokenizer": "Vocab train_bpe",
-        "data.prompt": "render",
+        "data.prompt": "render wording",
         "data.demonstrations": "tokenise",
         "data.batches": "sft_tokens",
         "core.rows": "lay",
