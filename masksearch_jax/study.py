@@ -330,15 +330,21 @@ def what_was_run(study: Study) -> list[str]:
     size = f"{cfg.model.family}, {layers} of {cfg.model.hidden_size}"
     questions = f", questions of {cfg.corpus.questions}" if cfg.corpus.questions else ""
     asked = (f"{suites.number_of(cfg.eval, suite)} of {suite}" for suite in study.suites)
-    arms = [(a.name, " ".join((*a.stages, *a.overrides))) for a, _ in study.arms.values()]
+    arms = [f"arm {arm.name}: {_trained(arm, own)}" for arm, own in study.arms.values()]
     named = [f"{name} {by[name]}" for name in ("masksearch_jax", "jax") if name in by]
     return [
         f"model: {cfg.init or 'random weights'} ({size})",
         f"text: {cfg.corpus.path or 'the built-in atlas of facts'}{questions}",
         f"asked: at most {', '.join(asked)}, at temperature {cfg.eval.temperature:g}",
         f"made with: {', '.join([*named, by.get('accelerators', 'no device yet')])}",
-        *(f"arm {name}: {told}" for name, told in arms),
+        *arms,
     ]
+
+
+def _trained(arm: Arm, cfg: StudyRun) -> str:
+    """An arm's stages with their steps, and its overrides."""
+    stages = (f"{s} of {getattr(cfg, arms_lib.STAGES[s][0]).steps} steps" for s in arm.stages)
+    return "; ".join(filter(None, (", ".join(stages) or "no training", " ".join(arm.overrides))))
 
 
 def scores(study: Study, arm: str, seeds: int) -> dict[str, comparison.Seeds]:

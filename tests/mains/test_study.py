@@ -460,18 +460,26 @@ def test_more_seeds_go_on_in_the_same_folder(parse, tmp_path):
 
 def test_the_table_says_what_was_run(parse, tmp_path):
     own = ("corpus.path=wiki.jsonl", "corpus.questions=asked.jsonl", "eval.examples=30")
-    ran = study.what_was_run(planned(parse("reward", "sft.steps=8", *own), tmp_path))
+    given = ("sft.steps=8", "dapo.steps=5", "eval.temperature=0.7")
+    ran = study.what_was_run(planned(parse("reward", *own, *given), tmp_path))
     assert ran[:3] == [
         "model: random weights (qwen2, 3 layers of 128)",
         "text: wiki.jsonl, questions of asked.jsonl",
-        "asked: at most 30 of ramp, at temperature 0.6",
+        "asked: at most 30 of ramp, at temperature 0.7",
     ]
     assert re.fullmatch(
         r"made with: masksearch_jax \S+, jax \S+, (\d+ × cpu|no device yet)", ran[3]
     )
-    assert ran[4:6] == ["arm sft: ramp_sft", "arm recall: ramp_sft ramp_dapo dapo.reward=recall"]
+    assert ran[4:6] == [
+        "arm sft: ramp_sft of 8 steps",
+        "arm recall: ramp_sft of 8 steps, ramp_dapo of 5 steps; dapo.reward=recall",
+    ]
     _, text, *_ = study.what_was_run(planned(parse("curriculum"), tmp_path))
     assert text == "text: the built-in atlas of facts"
+    ran = study.what_was_run(planned(parse("recipe"), tmp_path))
+    assert ran[4] == (
+        "arm closed_book: no training; eval.methods=closed_book eval.whole_replies=True"
+    )
 
 
 def test_gold_passages_are_left_out_by_their_share_and_nested(tmp_path):
