@@ -218,7 +218,7 @@ def test_sum_and_count_do_not_depend_on_micro_batches(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["many", "fixed"])
+@pytest.mark.parametrize("name", SWITCHES)
 @pytest.mark.parametrize("shape", [(1, 8), (2, 4), (8, 1)])
 def test_a_mesh_changes_nothing(name, shape):
     if jax.device_count() < 8:
