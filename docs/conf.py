@@ -53,10 +53,10 @@ OPTION = re.compile(
 CONTINUED = re.compile(rf'{SPACE}<span class="se">\\</span>$', re.MULTILINE)
 # Of an option's value: behind what joins its parts, which is in no tag.
 JOINT = re.compile(r"[,/=](?![\s,/])(?![^<>]*>)")
-# A word of code, where its parts end, and intervals such as [0.1, 0.2] and (1.2–1.4).
+# A word of code, where its parts end; cells and headings; intervals: [0.1, 0.2] and (1.2–1.4).
 WORD = re.compile(r'<span class="pre">([^<]+)</span>')
 PART = re.compile(r"(?<=[/=,:_])(?=[^./=,:_])|(?<=\.)(?=[a-z]\w{3})")
-CELL = re.compile(r"<td>.*?</td>", re.DOTALL)
+NARROW = re.compile(r"<(td|h[1-6])>.*?</\1>", re.DOTALL)
 INTERVAL = re.compile(r"\[[-+\d.,]+, [-+\d.,]+\]|\([\d.,]+–[\d.,]+\)")
 
 
@@ -79,12 +79,12 @@ def lay_out(app, page, template, context, doctree):
             text = "".join(f'<span class="command">{line}</span>' for line in lines)
         return block[1] + text + block[3]
 
-    def cell(found):
+    def narrow(found):
         text = WORD.sub(functools.partial(code, longest=16), found[0])
         return INTERVAL.sub(r'<span class="whole">\g<0></span>', text)
 
     if "body" in context:
-        body = CELL.sub(cell, COMMANDS.sub(mark, context["body"]))
+        body = NARROW.sub(narrow, COMMANDS.sub(mark, context["body"]))
         context["body"] = WORD.sub(functools.partial(code, longest=40), body)
 
 

@@ -73,10 +73,16 @@ def key_rows(schema: type) -> list[str]:
     for field in dataclasses.fields(schema):
         if section_of(kinds[field.name]):
             continue
-        mark = f" {HARMLESS}" if field.metadata.get("harmless") else ""
+        mark = f"\u00a0{HARMLESS}" if field.metadata.get("harmless") else ""
         cells = [f"`{field.name}`{mark}", type_text(kinds[field.name]), default_text(field)]
         rows.append(f"| {' | '.join([*cells, sentence_text(field)])} |")
     return ["| key | type | default | meaning |", "|---|---|---|---|", *rows] if rows else []
+
+
+def key_table(schema: type) -> str:
+    """The table as Markdown; its class lets a narrow screen lay it out by itself."""
+    rows = "\n".join(key_rows(schema))
+    return f"```{{table}}\n:class: keys\n\n{rows}\n```" if rows else ""
 
 
 def first_line(schema: type) -> str:
@@ -107,7 +113,7 @@ def page() -> str:
                 mains = found.setdefault(section, {}).setdefault(name, [])
                 mains += [] if main in mains else [main]
             title = f"`{main}`" if len(schemas(main)) == 1 else f"`{main}` of a `{schema.__name__}`"
-            out += [f"### {title}", first_line(schema), "\n".join(key_rows(schema))]
+            out += [f"### {title}", first_line(schema), key_table(schema)]
             links = (f"[`{n}`](#{anchor(s)})" for n, s in sections if "." not in n)
             if any("." not in n for n, _ in sections):
                 out.append(f"Sections: {', '.join(links)}.")
@@ -116,7 +122,7 @@ def page() -> str:
         used = "; ".join(f"`{n}` of {', '.join(f'`{m}`' for m in ms)}" for n, ms in names.items())
         inner = [f"[`{n}`](#{anchor(s)})" for n, s in places(section) if "." not in n]
         out += [f"({anchor(section)})=\n### `{min(names, key=len)}`", first_line(section)]
-        out += ["\n".join(key_rows(section)), f"Sections: {', '.join(inner)}." if inner else ""]
+        out += [key_table(section), f"Sections: {', '.join(inner)}." if inner else ""]
         out.append(f"Where: {used}.")
     return "\n\n".join(part for part in out if part) + "\n"
 

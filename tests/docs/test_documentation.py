@@ -452,7 +452,7 @@ def test_a_table_of_the_reference_has_type_default_and_sentence():
     assert reference.key_rows(Section)[2:] == [
         "| `name` | str | given by the config file |  |",
         "| `kind` | `a`, `b` | `a` | Of `a*`\\|b\\*. |",
-        "| `parts` ° | list of int | `1,2` |  |",
+        "| `parts`\u00a0° | list of int | `1,2` |  |",
         "| `limit` | int or none | none |  |",
         "| `folder` | str | empty |  |",
     ]
