@@ -242,6 +242,8 @@ def _expected(error: Exception, settings: object) -> str | None:
         return f"the disk is full{where}; free some space and start the same command again"
     if isinstance(error, OSError) and (said := path_error(error, settings)):
         return said
+    if isinstance(error, ModuleNotFoundError) and (extra := installed.extra_of(error.name or "")):
+        return f"{error.name} is not installed; pip install 'masksearch_jax[{extra}]'"
     ours = type(error).__module__.partition(".")[0] in ("masksearch_jax", "__main__")
     if isinstance(error, (UserError, OSError)) or ours:
         return str(error) or type(error).__name__

@@ -8,7 +8,9 @@ commit.
 from __future__ import annotations
 
 import functools
+import re
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 from masksearch_jax import __version__
@@ -46,3 +48,14 @@ def commit() -> str:
 def version_line() -> str:
     """Version and commit, as `--version` prints them."""
     return f"masksearch_jax {__version__}, commit {commit() or 'unknown'}"
+
+
+def extra_of(module: str) -> str:
+    """The extra of the installed distribution that brings a module's package; "" for none."""
+    try:
+        lines = metadata.requires("masksearch_jax") or []
+    except metadata.PackageNotFoundError:
+        return ""
+    found = (re.match(r"([\w.-]+).*extra == \W(\w+)", line) for line in lines)
+    names = {m[1].lower().replace("-", "_"): m[2] for m in reversed(list(found)) if m}
+    return names.get(module.partition(".")[0].lower(), "")

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,21 @@ def test_the_command_lists_the_mains_and_runs_them(monkeypatch, capsys):
     assert err == (
         "error: masksearch train-dpo: there is no main 'train-dpo'; did you mean train-dapo?\n"
     )
+
+
+def test_the_extra_of_a_package_that_is_missing_is_told(monkeypatch, capsys):
+    lines = ["numpy>=2.0", 'A-b<2,>=1.0; extra == "ramp"', 'a-b<2,>=1.0; extra == "test"']
+    monkeypatch.setattr(metadata, "requires", lambda name: lines)
+    assert [installed.extra_of(name) for name in ("a_b.c", "numpy", "other")] == ["ramp", "", ""]
+
+    def fail() -> None:
+        raise ModuleNotFoundError("No module named 'a_b'", name="a_b")
+
+    with pytest.raises(SystemExit) as ended:
+        cli.call(fail)
+    assert ended.value.code == 1
+    said = "error: a_b is not installed; pip install 'masksearch_jax[ramp]'\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("argv", [[], ["--version"]])
