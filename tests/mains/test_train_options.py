@@ -191,19 +191,19 @@ def rung(workdir) -> set[str]:
 
 
 def test_a_policy_that_collapses_trips_the_alarms_of_decay(cached, dapo, tmp_path, capsys):
-    """A learning rate far too high; tokens that are older than the step's policy are told too."""
+    """A learning rate far too high; a coarse cache parts the sampler from the trainer."""
     cfg = measured(at(dapo, tmp_path), cached, every=1, examples=1)
     settings = {"keep_by": "spread", "reward": "tests.rl.own_rewards:by_sample"}
-    cfg = changed(cfg, "dapo", steps=4, curriculum="0:ramp_qa_mixed", oversample=2.0, **settings)
-    cfg = changed(cfg, "rollout", in_flight="rebuild", max_staleness=2, max_repeats=4, slots=16)
+    cfg = changed(cfg, "dapo", steps=4, curriculum="0:ramp_qa_mixed", **settings)
+    cfg = changed(cfg, "rollout", kv_dtype="int8", max_repeats=4, slots=16)
     cfg = changed(cfg, "optim", learning_rate=0.3)
-    limits = {"entropy": 2.1, "repetition": 0.1, "searches": 0.5, "thoughts": 0.6, "diversity": 0.2}
-    limits |= {"sampler_gap": 1.0, "grad_norm": 0.4, "plateau": 2}
+    limits = {"entropy": 2.0, "repetition": 0.2, "searches": 0.5, "thoughts": 0.6}
+    limits |= {"diversity": 0.13, "sampler_gap": 0.0035, "grad_norm": 0.6, "plateau": 2}
     cfg = changed(cfg, "alarms", steps=1, **limits)
     train_dapo.train(cfg)
     assert rung(tmp_path) == set(limits)
     said = capsys.readouterr().err
-    assert all(f"\n  alarm: {name}: " in said for name in limits)
+    assert {x.split(": ")[1] for x in said.splitlines() if x.startswith("  alarm: ")} == set(limits)
     assert re.search(r"DAPO: in .*  alarm .*searches", said)
 
 
