@@ -56,6 +56,7 @@ JOINT = re.compile(r"[,/=](?![\s,/])(?![^<>]*>)")
 # A word of code, where its parts end; cells and headings; intervals: [0.1, 0.2] and (1.2–1.4).
 WORD = re.compile(r'<span class="pre">([^<]+)</span>')
 PART = re.compile(r"(?<=[/=,:_])(?=[^./=,:_])|(?<=\.)(?=[a-z]\w{3})")
+LONGEST = 36  # letters of code that a phone holds
 NARROW = re.compile(r"<(td|h[1-6])>.*?</\1>", re.DOTALL)
 INTERVAL = re.compile(r"\[[-+\d.,]+, [-+\d.,]+\]|\([\d.,]+–[\d.,]+\)")
 
@@ -85,15 +86,16 @@ def lay_out(app, page, template, context, doctree):
 
     if "body" in context:
         body = NARROW.sub(narrow, COMMANDS.sub(mark, context["body"]))
-        context["body"] = WORD.sub(functools.partial(code, longest=40), body)
+        context["body"] = WORD.sub(functools.partial(code, longest=LONGEST), body)
 
 
 def code(word, longest):
     """A word of code, which is cut between its parts if at all, and then where it is long."""
     if len(word[1]) <= longest:
         return f'<span class="pre whole">{word[1]}</span>'
-    parts = [f'<span class="whole">{part}</span>' for part in PART.split(word[1])]
-    return f'<span class="pre parts">{"<wbr>".join(parts)}</span>'
+    parts = PART.split(word[1])
+    held = [p if len(p) > LONGEST else f'<span class="whole">{p}</span>' for p in parts]
+    return f'<span class="pre parts">{"<wbr>".join(held)}</span>'
 
 
 def setup(app):
