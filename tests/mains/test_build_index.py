@@ -350,6 +350,7 @@ def test_serve_search_serves_until_it_is_told_to_stop(tmp_path, repository, told
         assert process.wait(20) == 0
 
 
+@pytest.mark.slow
 def test_passages_are_loaded_into_a_cluster(tmp_path):
     pytest.importorskip("opensearchpy", reason="the extra `opensearch` is not installed")
     write_passages(tmp_path / "c.jsonl", FRUIT)

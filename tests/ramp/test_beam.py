@@ -49,7 +49,10 @@ import tensorflow as tf  # noqa: E402
 import tensorflow_datasets as tfds  # noqa: E402
 from seqio import test_utils as seqio_test  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:::apache_beam", "ignore:::tensorflow_datasets")
+pytestmark = [
+    pytest.mark.slow,  # Beam and TFDS start
+    pytest.mark.filterwarnings("ignore:::apache_beam", "ignore:::tensorflow_datasets"),
+]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAMES = ("Ada Byron", "Karl Weber", "Ida Noddack", "Emil Post", "Rosa Lee")
@@ -285,7 +288,6 @@ def test_a_stopped_build_has_its_record_and_tells_what_it_replaces(
     ]
 
 
-@pytest.mark.slow
 def test_a_half_written_config_is_made_again_and_a_finished_one_kept(made, tmp_path):
     folder = tmp_path / "dataset"
     subprocess.run(["cp", "-r", "--preserve=timestamps", made.cfg.folder, folder], check=True)
@@ -305,16 +307,8 @@ def test_a_half_written_config_is_made_again_and_a_finished_one_kept(made, tmp_p
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        pytest.param(
-            {"max_bad_fraction": 0.01},
-            r"1 of 62 lines are malformed, more than .*=0.01 .*not JSON",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            {"ramp.min_words": 50},
-            r"no training example .* 60 paragraphs .*'too_short': 60",
-            marks=pytest.mark.slow,
-        ),
+        ({"max_bad_fraction": 0.01}, r"1 of 62 lines are malformed, more than .*=0.01 .*not JSON"),
+        ({"ramp.min_words": 50}, r"no training example .* 60 paragraphs .*'too_short': 60"),
         ({"ramp.max_examples": 5}, r"max_examples is 5; it must be 0"),
         ({"ramp.gazetteer": 9}, r"gazetteer is 9; it must be 0 here"),
         ({"ramp.extractor": "llm"}, r"extractor is 'llm'; it must be rules or spacy here"),
@@ -388,7 +382,6 @@ def test_tfds_loads_it_and_so_does_a_users_own_seqio_task(made):
     seqio_test.assert_dataset(given, [{"targets": e.masked} for e in made.records[2]["heldout"]])
 
 
-@pytest.mark.slow
 def test_without_tfrecord_it_is_read_by_number_alone(made, tmp_path):
     cfg = dataclasses.replace(
         made.cfg,
@@ -409,7 +402,6 @@ def test_without_tfrecord_it_is_read_by_number_alone(made, tmp_path):
         tfds.load("ramp/k1", data_dir=tmp_path, split="train")
 
 
-@pytest.mark.slow
 def test_a_conversion_that_was_killed_goes_on(made, tmp_path):
     folder = tmp_path / "dataset"
     subprocess.run(["cp", "-r", "--preserve=timestamps", made.cfg.folder, folder], check=True)
@@ -445,7 +437,6 @@ def test_a_users_script_reads_it_through_tfds_and_grain_without_tensorflow(made)
     assert done.stdout.splitlines() == [f"{sorted(e.id for e in records)} {texts}", "[]"]
 
 
-@pytest.mark.slow
 def test_a_killed_build_goes_on_from_its_last_finished_config(made, tmp_path):
     cfg = dataclasses.replace(made.cfg, folder=str(tmp_path))
     flags = [f"--config.{k}={getattr(cfg, k)}" for k in ("corpus", "folder", "max_bad_fraction")]
@@ -799,7 +790,6 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.slow
 def test_a_users_script_gets_tasks_and_mixtures_cached_by_seqio_and_not(both, made, tmp_path):
     """One import of the user's registers all, in seqio's command too; its cache changes nothing."""
     (tmp_path / "my_tasks.py").write_text(_TASKS)
