@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
 import sys
 from pathlib import Path
 from typing import Any
+
+import generated_page
 
 OBJECTS = {
     "Records": {
@@ -128,10 +129,8 @@ def signature(name: str, thing: Any) -> str:
 
 
 def text_of(thing: Any) -> str:
-    """A docstring as Markdown: what would be a tag or emphasis is escaped, but for backticks."""
-    said = inspect.cleandoc(thing.__doc__ or "")
-    parts = re.split(r"(`[^`]*`)", said)
-    return "".join(p if p[:1] == "`" else re.sub(r"([*<_\[\]$])", r"\\\1", p) for p in parts)
+    """A docstring as Markdown."""
+    return generated_page.escaped(inspect.cleandoc(thing.__doc__ or ""))
 
 
 def methods(thing: type) -> list[str]:
@@ -171,11 +170,8 @@ def page() -> str:
 
 
 def write(folder: Path) -> None:
-    """Writes FOLDER/api.md, and leaves the file alone where nothing changed."""
-    path, text = folder / "api.md", page()
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    """Writes FOLDER/api.md."""
+    generated_page.write(folder / "api.md", page())
 
 
 if __name__ == "__main__":

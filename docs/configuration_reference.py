@@ -8,13 +8,14 @@ The build of the documentation calls `write`; nothing that it writes is committe
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import generated_page
 
 from masksearch_jax.runtime.completion import main_names, schemas
 
@@ -60,10 +61,8 @@ def default_text(field: dataclasses.Field) -> str:
 
 
 def sentence_text(field: dataclasses.Field) -> str:
-    """A key's sentence with what is Markdown escaped, but for text in backticks."""
-    parts = re.split(r"(`[^`]*`)", field.metadata.get("sentence", ""))
-    said = (p if p[:1] == "`" else re.sub(r"([*<_\[\]])", r"\\\1", p) for p in parts)
-    return "".join(said).replace("|", "\\|")
+    """A key's sentence as the cell of a table in Markdown."""
+    return generated_page.escaped(field.metadata.get("sentence", "")).replace("|", "\\|")
 
 
 def key_rows(schema: type) -> list[str]:
@@ -128,11 +127,8 @@ def page() -> str:
 
 
 def write(folder: Path) -> None:
-    """Writes FOLDER/configuration.md, and leaves the file alone where nothing changed."""
-    path, text = folder / "configuration.md", page()
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    """Writes FOLDER/configuration.md."""
+    generated_page.write(folder / "configuration.md", page())
 
 
 if __name__ == "__main__":
