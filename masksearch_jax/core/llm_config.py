@@ -7,13 +7,15 @@ from typing import Literal
 
 from masksearch_jax.core.schema import key, share
 
+_USER = "a key goes into the environment variable that api_key_env names"
+
 
 @dataclasses.dataclass(frozen=True)
 class LLMConfig:
     """How one endpoint is called. Seconds are wall-clock, prices in any one currency."""
 
     base_url: str = key(
-        "http://localhost:8000/v1", "Of an OpenAI-compatible endpoint.", harmless=True
+        "http://localhost:8000/v1", "Of an OpenAI-compatible endpoint.", harmless=True, user=_USER
     )
     model: str = key("Qwen2.5-72B-Instruct", "Name and pinned version, as the endpoint spells it.")
     api_key_env: str = key(
@@ -58,7 +60,10 @@ class JudgeConfig(LLMConfig):
     """The judge of `dapo.reward=judge`: an OpenAI-compatible endpoint, or the model itself."""
 
     base_url: str = key(
-        "", "Of its endpoint; `dapo.reward=judge` needs it, or own_model.", harmless=True
+        "",
+        "Of its endpoint; `dapo.reward=judge` needs it, or own_model.",
+        harmless=True,
+        user=_USER,
     )
     own_model: bool = key(
         False,
@@ -91,7 +96,9 @@ class JudgeConfig(LLMConfig):
 class EndpointConfig(LLMConfig):
     """A model behind an OpenAI-compatible endpoint, evaluated in place of one of ours."""
 
-    base_url: str = key("", "Of the endpoint; empty: config.init is evaluated.", harmless=True)
+    base_url: str = key(
+        "", "Of the endpoint; empty: config.init is evaluated.", harmless=True, user=_USER
+    )
     temperature: float = key(0.0, "Not read: eval.temperature is in its place.", least=0)
     cache: str = key(
         "", "SQLite file of the replies paid for; empty: WORKDIR/replies.sqlite.", harmless=True

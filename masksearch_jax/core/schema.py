@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ class Section(Protocol):
 
 T = TypeVar("T", bound=Section)
 
+_USER = re.compile(r"//[^/?#,]*@")  # of an address, or of one of several
+
 REQUIRED = dataclasses.MISSING  # in place of a default: the config file, or a flag, must give it
 
 
@@ -35,15 +38,17 @@ def key(
     folder: bool = False,
     least: float | None = None,
     most: float | None = None,
+    user: str = "",
 ) -> Any:
     """A field of a section: its default, and what it means with units and choices.
 
     harmless: a run that is resumed with another value comes to the same result (to rounding).
     folder: names one, and what lies in it decides, not where it is. least, most: of a number, the
-    smallest and the largest that can work.
+    smallest and the largest that can work. user: of an address, in which there must be no user, as
+    logs and records keep it: where user and password go instead.
     """
     said = {"sentence": sentence, "harmless": harmless, "folder": folder}
-    bounds = {"least": least, "most": most}
+    bounds = {"least": least, "most": most, "user": user}
     return dataclasses.field(default=default, metadata=said | bounds)
 
 
@@ -117,7 +122,8 @@ def to_dataclass(schema: type[T], config: Any, path: str = "config") -> T:
 
     An int is taken for a float and a list for a tuple; nothing else is converted. Raises
     ConfigError that names the dotted key and the nearest valid ones (unknown), what is missing, or
-    the value and the type it should have, or the least or the most that it may be.
+    the value and the type it should have, or the least or the most that it may be; and for a user
+    in an address, without the value.
     """
     values = config.to_dict() if hasattr(config, "to_dict") else config
     if not isinstance(values, Mapping):
@@ -134,6 +140,11 @@ def to_dataclass(schema: type[T], config: Any, path: str = "config") -> T:
     for field in dataclasses.fields(schema):
         if (value := found.get(field.name)) is not None:
             _check_bounds(f"{path}.{field.name}", value, field.metadata)
+            if (instead := field.metadata.get("user")) and _USER.search(value):
+                raise ConfigError(
+                    f"{path}.{field.name} has a user or a password in it, and logs and records "
+                    f"would keep it; {instead}"
+                )
     return schema(**found)
 
 

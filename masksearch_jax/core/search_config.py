@@ -30,7 +30,9 @@ class SearchConfig:
     )
     index: str = key("runs/index", "Folder that build_index wrote.", folder=True)
     url: str = key(
-        "", "Of a running serve_search, for kind http; commas between those of several replicas."
+        "",
+        "Of a running serve_search, for kind http; commas between those of several replicas.",
+        user="a service that asks for them is reached through a proxy that adds them",
     )
     top_k: int = key(5, "Passages per query.", least=1)
     max_passages: int = key(5, "Passages shown per search, after merging.", least=1)

@@ -16,7 +16,11 @@ class WebConfig:
         "serper",
         "serper, serpapi: what these two need, where the other keys are empty; json: as these say.",
     )
-    url: str = key("", "Its address, with {query}, {top_k} and {key} where these belong.")
+    url: str = key(
+        "",
+        "Its address, with {query}, {top_k} and {key} where these belong.",
+        user="a key goes into the environment variable that key_variable names",
+    )
     body: str = key("", "JSON that is posted, with the same in its texts; empty: GET.")
     header: str = key(
         "", "A header with the key, such as 'Authorization: Bearer {key}'.", harmless=True
@@ -32,7 +36,11 @@ class WebConfig:
 class OpenSearchConfig:
     """An OpenSearch cluster with passages that build_index loaded, for kind opensearch."""
 
-    url: str = key("", "Its address; commas between those of several nodes.")
+    url: str = key(
+        "",
+        "Its address; commas between those of several nodes.",
+        user="they go into the environment variables that user_variable and password_variable name",
+    )
     name: str = key("passages", "Of the cluster's index.")
     by: Literal["words", "vectors"] = key(
         "words",

@@ -291,7 +291,8 @@ class Workshop:
         decides = settings(cfg, (*_MODEL, *STAGES[stage]))
         if stage.endswith("dapo"):
             train, work = quickstart.run_dapo, workload.of_dapo
-            decides |= settings(cfg, (*_SAMPLING, "judge")) | {"text": text.made_from}
+            judge = ("judge",) if section.reward == "judge" else ()
+            decides |= settings(cfg, (*_SAMPLING, *judge)) | {"text": text.made_from}
         if cfg.heldout_points:
             decides |= settings(cfg, _MEASURED)
             decides |= {n: made.made_from for n, made in (("text", text), ("items", items))}

@@ -215,11 +215,6 @@ def _urls(cfg: OpenSearchConfig) -> list[str]:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise SearchError(f"opensearch.url has {url!r}, must be like https://host:9200")
-        if parts.username or parts.password:
-            raise SearchError(
-                "opensearch.url has a user in it: user and password come from the environment "
-                f"variables {cfg.user_variable} and {cfg.password_variable}"
-            )
     return urls
 
 

@@ -406,15 +406,19 @@ def test_the_schemas_are_frozen():
         assert schema_of(name).__dataclass_params__.frozen
 
 
-def test_every_share_has_bounds_and_every_default_lies_within_its_own():
-    sections = {
+def sections() -> set[type]:
+    """All that any schema has, itself among them."""
+    return {
         section
         for name in SCHEMAS
         for section in (schema_of(name), *(k.section for k in describe_keys(schema_of(name))))
         if section
     }
+
+
+def test_every_share_has_bounds_and_every_default_lies_within_its_own():
     shares = 0
-    for section in sections:
+    for section in sections():
         kinds = typing.get_type_hints(section)
         for field in dataclasses.fields(section):
             least, most = field.metadata.get("least"), field.metadata.get("most")
@@ -425,6 +429,52 @@ def test_every_share_has_bounds_and_every_default_lies_within_its_own():
                 assert least is None or least <= field.default, field.name
                 assert most is None or field.default <= most, field.name
     assert shares > 15
+
+
+def read_with(name: str, key: str, value: str) -> typing.Any:
+    """A config file's schema with a key from the command line."""
+    found = []
+    given = [name, f"--config={CONFIGS / name}.py", f"--config.{key}={value}"]
+    cli.run(found.append, schema_of(name), given)
+    return found[0]
+
+
+def test_every_address_refuses_a_user():
+    addresses = {
+        f"{section.__name__}.{field.name}": field.metadata["user"]
+        for section in sections()
+        for field in dataclasses.fields(section)
+        if field.name.endswith("url")
+    }
+    assert set(addresses) >= {"SearchConfig.url", "WebConfig.url", "LLMConfig.base_url"}
+    assert [name for name, instead in addresses.items() if not instead] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "instead"),
+    [
+        ("evaluate", "search.url", "reached through a proxy that adds them"),
+        ("evaluate", "search.web.url", "variable that key_variable names"),
+        ("evaluate", "search.opensearch.url", "that user_variable and password_variable name"),
+        ("evaluate", "endpoint.base_url", "variable that api_key_env names"),
+        ("ramp_dapo", "judge.base_url", "variable that api_key_env names"),
+        ("build_trajectories", "llm.base_url", "variable that api_key_env names"),
+    ],
+)
+@pytest.mark.parametrize("address", ["http://ada:secret@host:1/v1", "http://host:1,//ada@other"])
+def test_an_address_with_a_user_is_refused_without_naming_it(capsys, name, key, instead, address):
+    with pytest.raises(SystemExit) as end:
+        read_with(name, key, address)
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: config.{key} has a user or a password in it, and logs and ")
+    assert said.endswith(f"{instead}\n")
+    assert "ada" not in said
+
+
+def test_an_at_sign_after_the_host_is_no_user():
+    address = "http://host:1/retrieve?for=a@b,https://other/@x"
+    assert read_with("evaluate", "search.url", address).search.url == address
 
 
 @pytest.mark.slow  # imports TensorFlow

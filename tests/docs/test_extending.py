@@ -1,18 +1,25 @@
 """The modules of examples/ that docs/extending.md names do what they say."""
 
 import asyncio
+import contextlib
 import re
+import socket
+import threading
 from pathlib import Path
 
 import numpy as np
 import openai
 import pytest
+import uvicorn
 
-from examples import my_judge, my_masking, my_search, my_spans, my_teacher
+from examples import exact_judge, my_judge, my_masking, my_search, my_spans, my_teacher
+from masksearch_jax.agents.judge import Judge
+from masksearch_jax.agents.llm_client import LLMError
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
+from masksearch_jax.core.llm_config import JudgeConfig
 from masksearch_jax.core.types import (
     Demonstration,
     Passage,
@@ -107,6 +114,55 @@ def test_a_judge_is_a_reward(monkeypatch):
     monkeypatch.setenv("MY_JUDGE", "http://127.0.0.1:1/v1")
     with pytest.raises(openai.APIConnectionError):
         asyncio.run(my_judge.reward(example, attempt(said[0])))
+
+
+@contextlib.contextmanager
+def exact_judge_served():
+    """Its address."""
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        server = uvicorn.Server(uvicorn.Config(exact_judge.app, log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def test_a_judge_without_a_model_compares_each_gap(tmp_path):
+    text = "Leonardo died in Amboise in 1519."
+    spans = (Span(17, 24, "Amboise", "GPE"), Span(28, 32, "1519", "DATE"))
+    masked = "Leonardo died in [mask] in [mask]."
+    paragraph = RampExample("e1", "p1", "Loire", masked, text, spans)
+    question = QAExample("q1", "made", "Which river?", ("the Thames", "River Thames"))
+    asked = [
+        (paragraph, text, True),
+        (paragraph, "Leonardo died in  amboise in 1519.", True),
+        (paragraph, "Leonardo died in Amboise in 1516.", False),
+        (paragraph, "Leonardo died in 1519 in Amboise.", False),
+        (paragraph, "1519", False),
+        (paragraph, f"{text}\n\nAnswer:\n{text}", False),
+        (question, "Thames", True),
+        (question, "Loire", False),
+    ]
+
+    async def verdicts(url):
+        calls = {"base_url": url, "cache": str(tmp_path / "verdicts.sqlite"), "retries": 0}
+        async with Judge(JudgeConfig(**calls)) as judge:
+            await judge.check_known(paragraph)
+            await judge.check_known(question)
+            return [await judge(example, answer) for example, answer, _ in asked]
+
+    async def in_chinese(url):
+        calls = {"base_url": url, "cache": str(tmp_path / "more.sqlite"), "retries": 0}
+        async with Judge(JudgeConfig(**calls, language="zh")) as judge:
+            await judge(question, "Thames")
+
+    with exact_judge_served() as url:
+        assert asyncio.run(verdicts(url)) == [right for *_, right in asked]
+        with pytest.raises(LLMError, match="HTTP 400: no task, known answer and answer in"):
+            asyncio.run(in_chinese(url))
 
 
 def test_a_tool_of_a_user_is_named_in_the_config():

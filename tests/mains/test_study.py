@@ -199,6 +199,16 @@ def test_a_pretrained_model_says_itself_how_hard_a_span_is(parse, tmp_path):
     assert not any(m.waits for m in study.order(found))
 
 
+def test_another_judge_is_of_the_arm_that_it_pays_alone(parse, tmp_path):
+    names = []
+    for judge in ("one", "other"):
+        cfg = parse("reward,judge", f"judge.model={judge}", "judge.base_url=http://localhost:1/v1")
+        found = planned(cfg, tmp_path)
+        names.append({arm: made[0].name for arm, made in found.evaluations.items()})
+    first, second = names
+    assert {arm for arm in first if first[arm] != second[arm]} == {"judge"}
+
+
 # ---- bad input
 
 

@@ -261,10 +261,8 @@ def test_what_cannot_be_searched_is_said(service, monkeypatch):
     service.version = {"number": "8.15.0"}
     with pytest.raises(SearchError, match=r"this is no OpenSearch but \{'number': '8\.15\.0'\}"):
         open_at(service)
-    for url, message in (("host:9200", "must be like https"), ("http://me:pw@h", "has a user in")):
-        with pytest.raises(SearchError, match=message) as caught:
-            open_tool(dataclasses.replace(CFG, opensearch=OpenSearchConfig(url=url)))
-        assert "pw@" not in str(caught.value)
+    with pytest.raises(SearchError, match="must be like https"):
+        open_tool(dataclasses.replace(CFG, opensearch=OpenSearchConfig(url="host:9200")))
 
 
 def test_user_and_password_come_from_the_environment(service, monkeypatch):
