@@ -20,7 +20,7 @@ from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.data.folder import Folder
 from masksearch_jax.ramp.survey import CleanConfig
-from masksearch_jax.runtime import goodput
+from masksearch_jax.runtime import goodput, installed
 from masksearch_jax.tools.registry import instructions_of
 
 
@@ -86,7 +86,7 @@ def make_cache(folder: Path, cache: Path, tokenizer: Path, tasks: str, **setting
     seqio needs TensorFlow, which is imported in a process of its own and gone with it.
     """
     given = {"folder": folder, "cache": cache, "tasks": tasks, "tokenizer": tokenizer} | settings
-    config = Path(__file__).parents[2] / "configs" / "build_cache.py"
+    config = installed.root() / "configs" / "build_cache.py"
     command = [sys.executable, "-m", "masksearch_jax.build_cache", f"--config={config}"]
     command += [f"--config.{k}={v}" for k, v in given.items()]
     # In a session of its own, so that a Ctrl-C is this process's to tell of.

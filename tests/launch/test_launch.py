@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
+SCRIPTS = [
+    *sorted((ROOT / "launch").glob("*.sh")),
+    *(ROOT / ".ci" / name for name in ("run", "wheel")),
+]
 
 # A build backend in the checkout itself, so that `pip install -e` needs no setuptools.
 _BACKEND = """

@@ -141,6 +141,21 @@ def test_lessons_of_sft_wait_for_their_gate_and_go_on_bitwise(cached, sft, tmp_p
     assert curves(tmp_path / "cut") == rows
 
 
+def test_lessons_of_dapo_wait_for_their_gate_and_go_on_bitwise(cached, dapo, tmp_path):
+    cfg = changed(at(dapo, tmp_path), "eval", every=1, data=str(cached.data), examples=2)
+    cfg = changed(changed(cfg, "dapo", curriculum="0:ramp_k1,1:ramp_k2"), "checkpoint", every=2)
+    cfg = changed(changed(cfg, "dapo", keep_by="spread"), "lessons", by="gated", threshold=1.0)
+    cfg = changed(cfg, "lessons", ceiling=3)
+    train_dapo.run(cfg)
+    rows = curves(tmp_path)
+    assert [row["lesson"] for row in rows] == [0, 0, 0, 1]
+    assert [row["lesson_steps"] for row in rows] == [1, 2, 3, 1]
+    assert sum(row["updates"] for row in rows) > 0
+    run_until_measurement(3, train_dapo, at(cfg, tmp_path / "cut"))
+    train_dapo.run(at(cfg, tmp_path / "cut"))
+    assert curves(tmp_path / "cut") == rows
+
+
 def test_dapo_makes_up_for_a_measurement_that_a_stop_cut_off(cached, dapo, tmp_path):
     """Though no step is left to do; and the best step is known by it."""
     cfg = changed(at(dapo, tmp_path), "eval", every=DAPO_STEPS, data=str(cached.data), examples=2)

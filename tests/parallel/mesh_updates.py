@@ -15,13 +15,23 @@ from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.training import train_state
 from tests.training.updates import COMPUTE, MODEL, batch, losses
 
-SWITCHES = {
-    "ratio": "sequence",
-    "aggregation": "sequence",
-    "kl": "k3",
-    "kl_weight": 0.1,
-    "likelihood_floor": 0.1,
-    "dual_clip": 1.5,
+# Each switch of DAPO's loss once, in two sets that go together.
+SWITCHES: dict[str, dict[str, Any]] = {
+    "sequences": {
+        "ratio": "sequence",
+        "aggregation": "sequence",
+        "kl": "k3",
+        "kl_weight": 0.1,
+        "likelihood_floor": 0.1,
+        "dual_clip": 1.5,
+    },
+    "tokens": {
+        "aggregation": "fixed",
+        "fixed_length": 24,
+        "kl": "positive",
+        "kl_weight": 0.1,
+        "sequence_gap": 0.5,
+    },
 }
 MESHES = {
     "data_fsdp": MeshConfig(2, 2, 1),

@@ -28,8 +28,8 @@ jax.distributed.initialize(f"localhost:{port}", count, process)
 import numpy as np
 from tests.parallel.mesh_updates import MESHES, SWITCHES, updates
 for name in names:
-    mesh, switches = MESHES.get(name, MESHES["data_fsdp"]), None if name in MESHES else SWITCHES
-    found = updates(mesh, process, count, switches=switches)
+    mesh = MESHES.get(name, MESHES["data_fsdp"])
+    found = updates(mesh, process, count, switches=SWITCHES.get(name))
     if process == 0:
         np.savez(f"{folder}/{name}.npz", **found)
 """
@@ -48,7 +48,8 @@ def alone():
 
 @pytest.fixture(scope="module")
 def switched():
-    return updates(MeshConfig(1, 1, 1), 0, 1, jax.devices()[:1], switches=SWITCHES)
+    config, device = MeshConfig(1, 1, 1), jax.devices()[:1]
+    return {name: updates(config, 0, 1, device, switches=set_) for name, set_ in SWITCHES.items()}
 
 
 def test_the_gradients_compared_are_of_every_parameter(alone):
@@ -66,6 +67,12 @@ def assert_as_alone(found: Mapping[str, np.ndarray], alone: dict[str, np.ndarray
 
 
 @pytest.mark.slow
+def test_each_set_of_switches_changes_the_update(alone, switched):
+    changed = [alone, *switched.values()]
+    assert len({float(found["dapo.loss"]) for found in changed}) == len(changed)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
 def test_meshes_update_as_one_device_does(alone, mesh):
     assert_as_alone(updates(mesh, 0, 1, jax.devices()[:4]), alone)
@@ -79,7 +86,7 @@ def test_micro_batches_on_replicas_update_as_one_device_does(alone, mesh):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("count", "names"), [(2, ["data_fsdp", "switches"]), (4, ["fsdp_tensor", "fsdp_context"])]
+    ("count", "names"), [(2, ["data_fsdp", *SWITCHES]), (4, ["fsdp_tensor", "fsdp_context"])]
 )
 def test_processes_and_meshes_update_as_one_device_does(alone, switched, count, names, tmp_path):
     """Every axis of a mesh spans processes once."""
@@ -103,20 +110,23 @@ def test_processes_and_meshes_update_as_one_device_does(alone, switched, count, 
         for process in started:
             process.kill()
     for name in names:
-        expected = alone if name in MESHES else switched
+        expected = alone if name in MESHES else switched[name]
         assert_as_alone(np.load(tmp_path / f"{name}.npz"), expected)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", SWITCHES)
 @pytest.mark.parametrize("shape", [(1, 8), (8, 1)])
-def test_the_switches_of_the_loss_update_on_meshes_as_on_one_device(switched, shape):
+def test_the_switches_of_the_loss_update_on_meshes_as_on_one_device(switched, shape, name):
     config = MeshConfig(*shape, 1)
-    assert_as_alone(updates(config, 0, 1, jax.devices()[:8], switches=SWITCHES), switched)
+    found = updates(config, 0, 1, jax.devices()[:8], switches=SWITCHES[name])
+    assert_as_alone(found, switched[name])
 
 
 @pytest.mark.slow
-def test_the_switches_of_the_loss_update_in_micro_batches_as_in_one(switched):
+@pytest.mark.parametrize("name", SWITCHES)
+def test_the_switches_of_the_loss_update_in_micro_batches_as_in_one(switched, name):
     """Of one row each, which holds fewer samples than a group has."""
     config = MeshConfig(1, 1, 1)
-    found = updates(config, 0, 1, jax.devices()[:1], accumulate=8, switches=SWITCHES)
-    assert_as_alone(found, switched)
+    found = updates(config, 0, 1, jax.devices()[:1], accumulate=8, switches=SWITCHES[name])
+    assert_as_alone(found, switched[name])

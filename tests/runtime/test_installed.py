@@ -98,6 +98,14 @@ def test_a_reader_that_goes_away_is_no_failure(argv, monkeypatch):
         command.main()
 
 
+def test_two_modules_alone_know_where_the_package_lies():
+    """Others ask `installed.root()`: in a wheel configs and scripts lie elsewhere."""
+    package = installed.PACKAGE
+    files = {p.relative_to(package).as_posix(): p for p in package.rglob("*.py")}
+    knowing = {name for name, p in files.items() if "__file__" in p.read_text(encoding="utf-8")}
+    assert knowing == {"runtime/installed.py", "runtime/watchdog.py"}
+
+
 # ---- the wheel
 
 COMMIT = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty"]
