@@ -21,7 +21,7 @@ def sft(steps: int, curriculum: str) -> ConfigDict:
     c = ConfigDict()
     c.steps, c.curriculum = steps, curriculum
     c.batch_size, c.seq_len = 1, 2048  # a row holds two or three trajectories
-    c.log_every = 5
+    c.log_every = 1  # an update takes many seconds: the watchdog is to see each
     return c
 
 
@@ -51,7 +51,7 @@ def on_gpu(c: ConfigDict) -> None:
     c.compute.remat = "block"  # XLA's attention holds the scores of a layer, not of all
     c.compute.loss_chunk = 4096
     for part, steps in ((c.sft, 150), (c.qa_sft, 75)):
-        part.steps, part.batch_size = steps, 16
+        part.steps, part.batch_size, part.log_every = steps, 16, 5
     c.sft.curriculum = "0:ramp_sft_upto1,40:ramp_sft_upto4"
     for part in (c.dapo, c.qa_dapo):
         part.steps, part.groups, part.micro_batch = 10, 12, 8
@@ -65,6 +65,7 @@ def on_gpu(c: ConfigDict) -> None:
 
     c.checkpoint.every = 5
     c.survival.compile_cache = "runs/programs"  # a run that starts again compiles nothing
+    c.survival.step_seconds = 300.0
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -134,6 +135,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.checkpoint.every = 10
     c.checkpoint.keep = 1
     c.survival = ConfigDict()
+    c.survival.step_seconds = 1800.0  # of a machine that does other things too
 
     if arg.gpu:
         on_gpu(c)

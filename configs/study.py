@@ -43,11 +43,16 @@ def lessons(*mixtures: str) -> str:
 
 
 def curriculum(c: ConfigDict) -> None:
-    """Does one mask first, four last, teach more than all at once with as many updates?"""
+    """Does one mask first, four last, teach more than all at once with as many updates?
+
+    `gated` goes on once it fills enough masks of its lesson, and at the latest where `rising` does.
+    """
     rising = lessons(*(f"ramp_sft_upto{k}" for k in (1, 2, 3, 4)))
+    gate = "lessons.by=gated lessons.ceiling={sft.steps//4}"
     c.arms = (
         "mixed: ramp_sft sft.curriculum=0:ramp_sft_mixed",
         f"rising: ramp_sft sft.curriculum={rising}",
+        f"gated: ramp_sft sft.curriculum={rising} {gate}",
     )
     c.reference = "mixed"
 

@@ -21,7 +21,8 @@ from typing import Any, Literal
 from masksearch_jax import build_trajectories, evaluate, export_hf, report, train_dapo, train_sft
 from masksearch_jax.core import config as config_lib
 from masksearch_jax.core.corpus_config import CorpusConfig, PplConfig, RampConfig
-from masksearch_jax.core.errors import check_given
+from masksearch_jax.core.curriculum_config import SCHEDULE, LessonsConfig, check_lessons
+from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.eval_config import EvalConfig
 from masksearch_jax.core.files import write_json
 from masksearch_jax.core.llm_config import JudgeConfig
@@ -29,7 +30,7 @@ from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section, share
 from masksearch_jax.core.search_config import tools_key
 from masksearch_jax.core.types import STATEMENTS
-from masksearch_jax.core.watch_config import HeldoutConfig
+from masksearch_jax.core.watch_config import AlarmsConfig, HeldoutConfig
 from masksearch_jax.evals.results import by_condition
 from masksearch_jax.models.hf_card import Card
 from masksearch_jax.models.hf_config import read_config
@@ -102,6 +103,10 @@ class RecipeRun:
     qa_dapo: config_lib.DapoConfig = section(config_lib.DapoConfig, "The second stage by DAPO.")
     qa_dapo_optim: config_lib.OptimConfig = section(config_lib.OptimConfig)
     judge: JudgeConfig = section(JudgeConfig)
+    lessons: LessonsConfig = section(
+        LessonsConfig, "Of trainings whose curriculum has several; gates want heldout_points."
+    )
+    alarms: AlarmsConfig = section(AlarmsConfig, "Of trainings by DAPO.")
     rollout: RolloutConfig = section(RolloutConfig)
     eval: EvalConfig = section(EvalConfig)
     heldout_points: int = key(
@@ -285,8 +290,31 @@ def heldout(run: Run, steps: int) -> HeldoutConfig:
     )
 
 
+def lessons_of(cfg: RecipeRun, curriculum: str) -> LessonsConfig:
+    """How a training goes through its curriculum: one lesson has no next one to wait for."""
+    return cfg.lessons if "," in curriculum else SCHEDULE
+
+
+def check_watch(cfg: RecipeRun) -> None:
+    """Raises ConfigError for a gate that can never open, or an alarm that can never ring."""
+    check_lessons(cfg.lessons)
+    listens = {"lessons.by": cfg.lessons.by != "schedule", "alarms.plateau": cfg.alarms.plateau}
+    for name in [name for name, wanted in listens.items() if wanted and not cfg.heldout_points]:
+        section, _, key = name.partition(".")
+        raise ConfigError(
+            f"config.{name} is {getattr(getattr(cfg, section), key)}, and config.heldout_points "
+            "is 0: nothing is measured; say how often a training is to be"
+        )
+
+
 def training(
-    run: Run, name: str, init: str, steps: int, optim: config_lib.OptimConfig, *, samples: bool
+    run: Run,
+    name: str,
+    init: str,
+    stage: config_lib.SftConfig | config_lib.DapoConfig,
+    optim: config_lib.OptimConfig,
+    *,
+    samples: bool,
 ) -> dict[str, Any]:
     """What a training of either kind is told; of sampling and search, where it `samples`."""
     cfg = run.cfg
@@ -301,12 +329,13 @@ def training(
         "mesh": cfg.mesh,
         "tools": cfg.tools,
         "optim": optim,
+        "lessons": lessons_of(cfg, stage.curriculum),
         "checkpoint": dataclasses.replace(cfg.checkpoint, folder=run.checkpoints(name)),
         "survival": cfg.survival,
     }
     if samples:
         told |= {"prompt": cfg.prompt, "search": run.search, "rollout": cfg.rollout}
-        told |= {"eval": heldout(run, steps)}
+        told |= {"eval": heldout(run, stage.steps)}
     return told
 
 
@@ -315,7 +344,7 @@ def run_sft(
 ) -> dict[str, Any]:
     """Trains `name` from the checkpoint `init`; its last metrics, and how many updates it had."""
     samples = bool(run.cfg.heldout_points)  # else nothing of it searches
-    told = training(run, name, init, sft.steps, optim, samples=samples)
+    told = training(run, name, init, sft, optim, samples=samples)
     made = train_sft.run(config_lib.SftRun(**told, sft=sft))
     return made | {"updates": {name: made["all_updates"]}}
 
@@ -324,8 +353,9 @@ def run_dapo(
     run: Run, name: str, init: str, dapo: config_lib.DapoConfig, optim: config_lib.OptimConfig
 ) -> dict[str, Any]:
     """The same, with live search. Raises NothingLearnedError as `train_dapo.train` does."""
-    told = training(run, name, init, dapo.steps, optim, samples=True)
-    made = train_dapo.train(config_lib.DapoRun(**told, dapo=dapo, judge=run.cfg.judge))
+    told = training(run, name, init, dapo, optim, samples=True)
+    told |= {"judge": run.cfg.judge, "alarms": run.cfg.alarms}
+    made = train_dapo.train(config_lib.DapoRun(**told, dapo=dapo))
     return made | {"updates": {name: made["all_updates"]}}
 
 
@@ -470,6 +500,7 @@ def print_end(run: Run) -> None:
 def run(cfg: QuickstartRun) -> None:
     """All stages; summary.json after each, report.html at the end."""
     check_given(cfg, workdir="the folder to write")
+    check_watch(cfg)
     split_cpu(cfg.cpu_devices)
     pinned(cfg.init, cfg.model)  # or says that it is not there, before anything is built
     usage = Usage(Path(cfg.workdir))

@@ -31,7 +31,7 @@ from masksearch_jax.evals.scores import FANOUTQA_METRICS, QA_METRICS, RAMP_METRI
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import pinned
 from masksearch_jax.parallel.sharding import make_mesh, split_cpu
-from masksearch_jax.quickstart import QuickstartRun, RecipeRun
+from masksearch_jax.quickstart import QuickstartRun, RecipeRun, check_watch
 from masksearch_jax.recipes import arms as arms_lib
 from masksearch_jax.recipes import curves, steps, workload
 from masksearch_jax.recipes.arms import Arm
@@ -283,6 +283,7 @@ def check_stages(study: Study) -> None:
 
 
 def _check_stage(stage: str, cfg: StudyRun) -> None:
+    check_watch(cfg)
     section, optim = (getattr(cfg, name) for name in arms_lib.STAGES[stage])
     mesh = make_mesh(cfg.mesh)
     if stage.endswith("sft"):

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 from masksearch_jax import quickstart
 from masksearch_jax.core import stamp
 from masksearch_jax.core.corpus_config import PplConfig
+from masksearch_jax.core.curriculum_config import SCHEDULE
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.jsonl import read_jsonl
 from masksearch_jax.core.schema import harmless_keys
 from masksearch_jax.core.types import SPLITS, QAExample
+from masksearch_jax.core.watch_config import AlarmsConfig
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.data.cache import CacheError, Kind, Manifest
 from masksearch_jax.data.curriculum import Order
@@ -293,6 +295,9 @@ class Workshop:
             train, work = quickstart.run_dapo, workload.of_dapo
             judge = ("judge",) if section.reward == "judge" else ()
             decides |= settings(cfg, (*_SAMPLING, *judge)) | {"text": text.made_from}
+            decides |= settings(cfg, ("alarms",)) if cfg.alarms != AlarmsConfig() else {}
+        if quickstart.lessons_of(cfg, section.curriculum) != SCHEDULE:
+            decides |= settings(cfg, ("lessons",))
         if cfg.heldout_points:
             decides |= settings(cfg, _MEASURED)
             decides |= {n: made.made_from for n, made in (("text", text), ("items", items))}

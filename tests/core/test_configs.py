@@ -159,7 +159,12 @@ WATCHED = {
 SECTIONS_SINCE = {
     "SftRun": WATCHED | {"prompt": PromptConfig, "search": SearchConfig, "rollout": RolloutConfig},
     "DapoRun": {"judge": JudgeConfig} | WATCHED,
-    "QuickstartRun": {"judge": JudgeConfig, "clean": CleanConfig},
+    "QuickstartRun": {
+        "judge": JudgeConfig,
+        "clean": CleanConfig,
+        "lessons": LessonsConfig,
+        "alarms": AlarmsConfig,
+    },
     "EvalRun": {"endpoint": EndpointConfig, "judge": JudgeConfig},
     "BuildIndexRun": {"vectors": VectorConfig, "opensearch": OpenSearchLoadConfig},
 }

@@ -61,7 +61,7 @@ def test_every_arm_of_every_study_resolves(name, switch, parse, tmp_path):
 @pytest.mark.parametrize(
     ("name", "texts", "trainings"),
     [
-        ("curriculum", 1, {"ramp_sft": 2}),
+        ("curriculum", 1, {"ramp_sft": 3}),
         ("reward", 1, {"ramp_sft": 1, "ramp_dapo": 2}),
         ("masking", 3, {"ramp_sft": 3}),
         ("ramp_first", 1, {"ramp_sft": 3, "qa_sft": 4}),
@@ -258,6 +258,12 @@ def test_another_judge_is_of_the_arm_that_it_pays_alone(parse, tmp_path):
             "a: qa_dapo: config.judge.base_url is empty",
         ),
         (["arms=('a: qa_sft qa_sft.batch_size=0', 'mixed:')"], "config.qa_sft.batch_size is 0"),
+        (
+            ["lessons.by=gated", "heldout_points=0"],
+            "mixed: ramp_sft: config.lessons.by is gated, and",
+        ),
+        (["alarms.plateau=3", "heldout_points=0"], "config.alarms.plateau is 3, and config.heldou"),
+        (["lessons.by=gated", "lessons.threshold=2"], "config.lessons.threshold is 2, a gate that"),
         (["costs=('stf=1',)"], "config.costs has 'stf=1'; did you mean sft"),
         (["costs=('sft=fast',)"], "it must be sft=SECONDS, of 1,000 tokens of rows"),
         (["costs=('sft=-1',)"], "its seconds must not be below 0"),
@@ -433,7 +439,7 @@ def test_a_suite_that_no_text_has_and_items_that_an_arm_lost_are_told(parse, tmp
         "rising has no item of ramp that has span_recall in every seed, and no row",
     ]
     assert list(results) == ["ramp"]
-    assert list(results["ramp"]["span_recall"]) == ["mixed"]
+    assert list(results["ramp"]["span_recall"]) == ["mixed", "gated"]
     _, first = study.compared(found, 1)
     assert first == absent[:1]
 
@@ -459,6 +465,19 @@ def evaluated(folder, ids):
     asked = {"dataset": "d", "question": "Who?", "answers": ["x"]}
     lines = [json.dumps(row | {"example": asked | {"id": name}}) for name in ids]
     write_lines(folder / "trajectories.jsonl", lines)
+
+
+def test_lessons_decide_where_a_curriculum_has_several(parse, tmp_path):
+    def names(*overrides):
+        found = planned(parse("curriculum", "seeds=1", *overrides), tmp_path)
+        return {arm: made[0].name for arm, made in found.evaluations.items()}
+
+    before = names()
+    gate = planned(parse("curriculum"), tmp_path).arms["gated"][1].lessons
+    assert (gate.by, gate.ceiling) == ("gated", 400)
+    kept = names("lessons.keep_earlier=0.2")
+    assert kept["mixed"] == before["mixed"]  # one lesson has none before it
+    assert (kept["rising"] != before["rising"], kept["gated"] != before["gated"]) == (True, True)
 
 
 def test_more_seeds_go_on_in_the_same_folder(parse, tmp_path):
