@@ -65,7 +65,6 @@ def on_gpu(c: ConfigDict) -> None:
 
     c.checkpoint.every = 5
     c.survival.compile_cache = "runs/programs"  # a run that starts again compiles nothing
-    c.survival.step_seconds = 300.0
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -135,10 +134,11 @@ def get_config(arg: str = "") -> ConfigDict:
     c.checkpoint.every = 10
     c.checkpoint.keep = 1
     c.survival = ConfigDict()
-    c.survival.step_seconds = 1800.0  # of a machine that does other things too
 
     if arg.gpu:
         on_gpu(c)
+    else:
+        c.survival.step_seconds = 1800.0  # of a CPU that does other things too
     if arg.runlocal:
         c.corpus.limit, c.ramp.max_examples, c.demonstrations = 300, 40, 24
         for part in (c.sft, c.qa_sft):
