@@ -31,11 +31,12 @@ from masksearch_jax.evals.scores import FANOUTQA_METRICS, QA_METRICS, RAMP_METRI
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import pinned
 from masksearch_jax.parallel.sharding import make_mesh, split_cpu
-from masksearch_jax.quickstart import QuickstartRun, RecipeRun, check_watch
+from masksearch_jax.quickstart import QuickstartRun
 from masksearch_jax.recipes import arms as arms_lib
 from masksearch_jax.recipes import curves, steps, workload
 from masksearch_jax.recipes.arms import Arm
 from masksearch_jax.recipes.made import Made, OfStudy, Workshop
+from masksearch_jax.recipes.recipe_config import RecipeRun, check_watch
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
 from masksearch_jax.runtime import cli, overrides, run_record, storage
 from masksearch_jax.runtime.config_text import leaves

@@ -28,6 +28,7 @@ from masksearch_jax.data.curriculum import Order
 from masksearch_jax.quickstart import QuickstartRun
 from masksearch_jax.recipes import self_taught, steps, workload
 from masksearch_jax.recipes.arms import STAGES, Arm
+from masksearch_jax.recipes.recipe_config import lessons_of
 from masksearch_jax.recipes.stage_folder import Usage
 from masksearch_jax.recipes.workload import Work
 from masksearch_jax.runtime import storage
@@ -296,7 +297,7 @@ class Workshop:
             judge = ("judge",) if section.reward == "judge" else ()
             decides |= settings(cfg, (*_SAMPLING, *judge)) | {"text": text.made_from}
             decides |= settings(cfg, ("alarms",)) if cfg.alarms != AlarmsConfig() else {}
-        if quickstart.lessons_of(cfg, section.curriculum) != SCHEDULE:
+        if lessons_of(cfg, section.curriculum) != SCHEDULE:
             decides |= settings(cfg, ("lessons",))
         if cfg.heldout_points:
             decides |= settings(cfg, _MEASURED)
