@@ -15,7 +15,7 @@ from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.training import train_state
 from tests.training.updates import COMPUTE, MODEL, batch, losses
 
-# Each switch of DAPO's loss once, in two sets that go together.
+# Switches of DAPO's loss in two sets that go together; what the loss is given is not of them.
 SWITCHES: dict[str, dict[str, Any]] = {
     "sequences": {
         "ratio": "sequence",
