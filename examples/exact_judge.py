@@ -5,7 +5,8 @@
         --config.judge.base_url=http://127.0.0.1:8200/v1 --config.judge.model=exact
 
 It speaks as an OpenAI-compatible endpoint does, and reads what a judge is asked in English. With it
-a judged reward can be compared with other rewards where no model is at hand that judges well.
+a judged reward can be compared with other rewards where no model is at hand that judges well. Asked
+as any other model than `exact` it refuses: caches and studies keep verdicts by the model's name.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from starlette.routing import Route
 
 from masksearch_jax.core import markup, scoring
 
+NAME = "exact"
 _ASKED = re.compile(r"Task:\n(.*?)\n\nKnown:\n(.*?)\n\nAnswer:\n(.*)", re.DOTALL)
 _NUMBER = re.compile(r"^\d+\. ", re.MULTILINE)
 
@@ -43,6 +45,9 @@ def is_right(asked: str) -> bool:
 
 async def complete(request: Request) -> JSONResponse:
     body = await request.json()
+    if body["model"] != NAME:
+        said = f"there is no model {body['model']!r} here; this judge is {NAME!r}"
+        return JSONResponse({"error": {"message": said}}, status_code=404)
     try:
         right = is_right(body["messages"][-1]["content"])
     except ValueError as error:
@@ -51,8 +56,8 @@ async def complete(request: Request) -> JSONResponse:
     message = {"role": "assistant", "content": json.dumps(verdict)}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-    said = {"id": "exact", "object": "chat.completion", "created": 0, "model": body["model"]}
-    return JSONResponse({**said, "choices": [choice], "usage": usage})
+    head = {"id": NAME, "object": "chat.completion", "created": 0, "model": NAME}
+    return JSONResponse({**head, "choices": [choice], "usage": usage})
 
 
 app = Starlette(routes=[Route("/v1/chat/completions", complete, methods=["POST"])])

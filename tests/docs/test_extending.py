@@ -147,22 +147,26 @@ def test_a_judge_without_a_model_compares_each_gap(tmp_path):
         (question, "Loire", False),
     ]
 
-    async def verdicts(url):
+    def config(url, **changes):
         calls = {"base_url": url, "cache": str(tmp_path / "verdicts.sqlite"), "retries": 0}
-        async with Judge(JudgeConfig(**calls)) as judge:
+        return JudgeConfig(**calls | {"model": "exact"} | changes)
+
+    async def verdicts(url):
+        async with Judge(config(url)) as judge:
             await judge.check_known(paragraph)
             await judge.check_known(question)
             return [await judge(example, answer) for example, answer, _ in asked]
 
-    async def in_chinese(url):
-        calls = {"base_url": url, "cache": str(tmp_path / "more.sqlite"), "retries": 0}
-        async with Judge(JudgeConfig(**calls, language="zh")) as judge:
+    async def refused(url, **changes):
+        async with Judge(config(url, **changes)) as judge:
             await judge(question, "Thames")
 
     with exact_judge_served() as url:
         assert asyncio.run(verdicts(url)) == [right for *_, right in asked]
         with pytest.raises(LLMError, match="HTTP 400: no task, known answer and answer in"):
-            asyncio.run(in_chinese(url))
+            asyncio.run(refused(url, language="zh"))
+        with pytest.raises(LLMError, match=r"no model 'Qwen2\.5-72B-Instruct' here; this judge is"):
+            asyncio.run(refused(url, model="Qwen2.5-72B-Instruct"))
 
 
 def test_a_tool_of_a_user_is_named_in_the_config():
