@@ -25,7 +25,7 @@ class Section(Protocol):
 
 T = TypeVar("T", bound=Section)
 
-_USER = re.compile(r"//[^/?#,]*@")  # of an address, or of one of several
+_USER = re.compile(r"//[^/?#]*@")  # of an address, or of one of several
 
 REQUIRED = dataclasses.MISSING  # in place of a default: the config file, or a flag, must give it
 

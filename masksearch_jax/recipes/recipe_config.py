@@ -101,5 +101,5 @@ def check_watch(cfg: RecipeRun) -> None:
         section, _, key = name.partition(".")
         raise ConfigError(
             f"config.{name} is {getattr(getattr(cfg, section), key)}, and config.heldout_points "
-            "is 0: nothing is measured; say how often a training is to be"
+            "is 0: nothing is measured; choose 1 or more measurements of each training"
         )

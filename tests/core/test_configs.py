@@ -466,7 +466,10 @@ def test_every_address_refuses_a_user():
         ("build_trajectories", "llm.base_url", "variable that api_key_env names"),
     ],
 )
-@pytest.mark.parametrize("address", ["http://ada:secret@host:1/v1", "http://host:1,//ada@other"])
+@pytest.mark.parametrize(
+    "address",
+    ["http://ada:secret@host:1/v1", "http://host:1,//ada@other", "https://ada:se,cret@host"],
+)
 def test_an_address_with_a_user_is_refused_without_naming_it(capsys, name, key, instead, address):
     with pytest.raises(SystemExit) as end:
         read_with(name, key, address)
