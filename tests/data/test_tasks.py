@@ -179,7 +179,7 @@ def test_questions_have_their_share_of_a_mixture_with_ramp(names, folder):
 
 def test_a_mixture_draws_from_all_its_tasks(names):
     data = seqio.get_mixture_or_task("ramp_mixed").get_dataset(
-        split="train", shuffle=False, num_epochs=None, passthrough_features=["example"]
+        split="train", shuffle=False, seed=0, num_epochs=None, passthrough_features=["example"]
     )
     drawn = [
         len(json.loads(row["example"])["spans"])

@@ -782,9 +782,14 @@ for cached, name in ((False, "ramp_mixed"), (True, "ramp_upto1")):
         [row["id"].decode(), row["inputs"].tolist(), row["targets"].tolist()] for row in rows
     ]
     mixture = seqio.get_mixture_or_task(name).get_dataset(
-        None, split="heldout", use_cached=cached, num_epochs=None, passthrough_features=["id"]
+        None,
+        split="heldout",
+        use_cached=cached,
+        seed=0,
+        num_epochs=None,
+        passthrough_features=["id"],
     )
-    found[name] = [row["id"].decode() for row in itertools.islice(mixture.as_numpy_iterator(), 120)]
+    found[name] = [row["id"].decode() for row in itertools.islice(mixture.as_numpy_iterator(), 400)]
 found["stats"] = task.get_cached_stats("heldout")
 print(json.dumps(found))
 """
