@@ -32,7 +32,7 @@ from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import describe, initial, pinned
 from masksearch_jax.parallel.sharding import make_mesh, split_cpu
 from masksearch_jax.recipes import steps
-from masksearch_jax.recipes.recipe_config import RecipeRun, check_watch, lessons_of
+from masksearch_jax.recipes.recipe_config import RecipeRun, check_watch, lessons_of, measured_every
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
 from masksearch_jax.runtime import agent_settings, cli, run_record
 
@@ -207,7 +207,7 @@ def heldout(run: Run, steps: int) -> HeldoutConfig:
     if not cfg.heldout_points:
         return HeldoutConfig()
     return HeldoutConfig(
-        every=max(1, steps // cfg.heldout_points),
+        every=measured_every(cfg, steps),
         data=str(run.data),
         examples=cfg.heldout_examples,
         temperature=cfg.eval.temperature,
@@ -408,7 +408,8 @@ def print_end(run: Run) -> None:
 def run(cfg: QuickstartRun) -> None:
     """All stages; summary.json after each, report.html at the end."""
     check_given(cfg, workdir="the folder to write")
-    check_watch(cfg)
+    asks = not cfg.corpus.path or cfg.corpus.questions  # else the stages of questions are left out
+    check_watch(cfg, cfg.sft, cfg.dapo, *([cfg.qa_sft, cfg.qa_dapo] if asks else ()))
     split_cpu(cfg.cpu_devices)
     pinned(cfg.init, cfg.model)  # or says that it is not there, before anything is built
     usage = Usage(Path(cfg.workdir))

@@ -284,8 +284,8 @@ def check_stages(study: Study) -> None:
 
 
 def _check_stage(stage: str, cfg: StudyRun) -> None:
-    check_watch(cfg)
     section, optim = (getattr(cfg, name) for name in arms_lib.STAGES[stage])
+    check_watch(cfg, section)
     mesh = make_mesh(cfg.mesh)
     if stage.endswith("sft"):
         train_sft.check_batch(section, optim, mesh)

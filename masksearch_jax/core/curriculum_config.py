@@ -61,3 +61,17 @@ def check_lessons(cfg: LessonsConfig) -> None:
             )
     if not 0 < cfg.least <= 1:
         raise ConfigError(f"config.lessons.least is {cfg.least:g}; it must be above 0, at most 1")
+
+
+def check_last_lesson(cfg: LessonsConfig, lessons: int, every: int, steps: int) -> None:
+    """Raises ConfigError for gates that open too late for the last lesson ever to begin.
+
+    lessons: of the curriculum. every: steps between measurements. steps: of the run.
+    """
+    least = max(1, -(-cfg.floor // every)) * every  # a gate opens where it is measured
+    least = min(least, cfg.ceiling or least)
+    if cfg.by == "gated" and least * (lessons - 1) >= steps:
+        raise ConfigError(
+            f"config.lessons: {lessons} lessons of at least {least} steps (floor, ceiling, "
+            f"eval.every) and a run of {steps}: the last is never reached"
+        )

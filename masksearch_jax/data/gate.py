@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from masksearch_jax.core.curriculum_config import LessonsConfig
+from masksearch_jax.core.curriculum_config import LessonsConfig, check_last_lesson
 from masksearch_jax.core.errors import ConfigError
 
 QUESTIONS = "questions"  # the kind of questions; of masked paragraphs it is k1, k2, …
@@ -84,13 +84,7 @@ class Gate:
                 "config.lessons.by is gated, and the curriculum has one lesson: there is none that "
                 "a gate could open; name another, as in '0:FIRST,1:NEXT', or choose schedule"
             )
-        least = max(1, -(-cfg.floor // every)) * every  # a gate opens where it is measured
-        least = min(least, cfg.ceiling or least)
-        if cfg.by == "gated" and least * (len(self._tasks) - 1) >= steps:
-            raise ConfigError(
-                f"config.lessons: {len(self._tasks)} lessons of at least {least} steps (floor, "
-                f"ceiling, eval.every) and a run of {steps}: the last is never reached"
-            )
+        check_last_lesson(cfg, len(self._tasks), every, steps)
 
     def enter(self, step: int) -> int:
         """The stretch in force for the batch after `step` batches."""

@@ -7,7 +7,12 @@ from typing import Literal
 
 from masksearch_jax.core import config as config_lib
 from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
-from masksearch_jax.core.curriculum_config import SCHEDULE, LessonsConfig, check_lessons
+from masksearch_jax.core.curriculum_config import (
+    SCHEDULE,
+    LessonsConfig,
+    check_last_lesson,
+    check_lessons,
+)
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.eval_config import EvalConfig
 from masksearch_jax.core.llm_config import JudgeConfig
@@ -93,8 +98,16 @@ def lessons_of(cfg: RecipeRun, curriculum: str) -> LessonsConfig:
     return cfg.lessons if "," in curriculum else SCHEDULE
 
 
-def check_watch(cfg: RecipeRun) -> None:
-    """Raises ConfigError for a gate that can never open, or an alarm that can never ring."""
+def measured_every(cfg: RecipeRun, steps: int) -> int:
+    """Steps between the measurements of a training of so many; 0 for none."""
+    return max(1, steps // cfg.heldout_points) if cfg.heldout_points else 0
+
+
+def check_watch(cfg: RecipeRun, *trainings: config_lib.SftConfig | config_lib.DapoConfig) -> None:
+    """Raises ConfigError for a gate that can never open, or an alarm that can never ring.
+
+    And for gates that keep a training's last lesson from ever beginning.
+    """
     check_lessons(cfg.lessons)
     listens = {"lessons.by": cfg.lessons.by != "schedule", "alarms.plateau": cfg.alarms.plateau}
     for name in [name for name, wanted in listens.items() if wanted and not cfg.heldout_points]:
@@ -103,3 +116,7 @@ def check_watch(cfg: RecipeRun) -> None:
             f"config.{name} is {getattr(getattr(cfg, section), key)}, and config.heldout_points "
             "is 0: nothing is measured; choose 1 or more measurements of each training"
         )
+    for training in [t for t in trainings if cfg.heldout_points and t.steps]:
+        lessons = lessons_of(cfg, training.curriculum)
+        every = measured_every(cfg, training.steps)
+        check_last_lesson(lessons, training.curriculum.count(",") + 1, every, training.steps)

@@ -264,6 +264,13 @@ def test_another_judge_is_of_the_arm_that_it_pays_alone(parse, tmp_path):
         ),
         (["alarms.plateau=3", "heldout_points=0"], "config.alarms.plateau is 3, and config.heldou"),
         (["lessons.by=gated", "lessons.threshold=2"], "config.lessons.threshold is 2, a gate that"),
+        (
+            [
+                "arms=('a: ramp_sft lessons.by=gated lessons.floor=900 sft.steps=1000', 'mixed:')",
+                "sft.curriculum=0:ramp_sft_upto1,500:ramp_sft_mixed",
+            ],
+            "a: ramp_sft: config.lessons: 2 lessons of at least 1000 steps .* and a run of 1000",
+        ),
         (["costs=('stf=1',)"], "config.costs has 'stf=1'; did you mean sft"),
         (["costs=('sft=fast',)"], "it must be sft=SECONDS, of 1,000 tokens of rows"),
         (["costs=('sft=-1',)"], "its seconds must not be below 0"),
