@@ -29,7 +29,7 @@ from masksearch_jax.core.search_config import tools_key
 from masksearch_jax.core.tokenizer import Vocabulary
 from masksearch_jax.core.types import JsonObject, Trajectory
 from masksearch_jax.data import prompt
-from masksearch_jax.models.load import describe, initial
+from masksearch_jax.models.load import check_context, describe, initial
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout import narration
 from masksearch_jax.rollout.engine import Engine
@@ -160,6 +160,7 @@ def opened(cfg: AskRun) -> Iterator[Agent]:
     """
     mesh = make_mesh(cfg.mesh)  # before anything that reads a checkpoint, for which JAX begins
     config, vocab = describe(cfg.init, cfg.tokenizer)
+    check_context(config, cfg.rollout.max_len, "config.rollout.max_len")
     prompt.check_style(cfg.prompt.style, vocab)
     rollout = dataclasses.replace(cfg.rollout, in_flight="keep" if cfg.web else "drop")
     tools = open_tools(cfg.tools, open_tool(cfg.search), cfg.search)

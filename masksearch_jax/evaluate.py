@@ -51,7 +51,7 @@ from masksearch_jax.evals.rows import TRAJECTORIES
 from masksearch_jax.evals.suites import Suite
 from masksearch_jax.models import likelihood
 from masksearch_jax.models.hf_config import read_config
-from masksearch_jax.models.load import check_vocabulary, initial, pinned
+from masksearch_jax.models.load import check_context, check_vocabulary, initial, pinned
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import hosts
 from masksearch_jax.parallel.processes import join_processes
@@ -356,6 +356,7 @@ def vocabulary(cfg: EvalRun) -> Vocab:
     """The tokenizer. Raises where it is not the model's, or cannot write the prompt style."""
     vocab = Vocab.load(cfg.tokenizer)
     check_vocabulary(cfg.model, vocab, cfg.tokenizer, cfg.init)
+    check_context(cfg.model, cfg.rollout.max_len, "config.rollout.max_len")
     prompt.check_style(cfg.prompt.style, vocab)
     return vocab
 
@@ -434,17 +435,11 @@ def summary(
     found["average"] = results.average(by_place, named_metrics, how)
     found["suites"] = {
         suite.name: provenance.suite_of(
-            suite, len(numbers), worklist.lost, _failures(by_place, suite.name)
+            suite, len(numbers), worklist.lost, results.failures(by_place, suite.name)
         )
         for suite, numbers in worklist.places
     }
     return found
-
-
-def _failures(by_place: Mapping[tuple[str, str], Sequence[Scored]], suite: str) -> dict[str, int]:
-    """By method, attempts that a failing tool ended before the one that counts."""
-    own = {method: items for (name, method), items in by_place.items() if name == suite}
-    return {m: int(sum(i.scores["tool_failures"] for i in items)) for m, items in own.items()}
 
 
 # ---- what makes a span hard

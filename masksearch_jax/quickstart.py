@@ -29,7 +29,7 @@ from masksearch_jax.core.watch_config import HeldoutConfig
 from masksearch_jax.evals.results import by_condition
 from masksearch_jax.models.hf_card import Card
 from masksearch_jax.models.hf_config import read_config
-from masksearch_jax.models.load import describe, initial, pinned
+from masksearch_jax.models.load import check_context, describe, initial, pinned
 from masksearch_jax.parallel.sharding import make_mesh, split_cpu
 from masksearch_jax.recipes import steps
 from masksearch_jax.recipes.recipe_config import RecipeRun, check_watch, lessons_of, measured_every
@@ -410,6 +410,7 @@ def run(cfg: QuickstartRun) -> None:
     check_given(cfg, workdir="the folder to write")
     asks = not cfg.corpus.path or cfg.corpus.questions  # else the stages of questions are left out
     check_watch(cfg, cfg.sft, cfg.dapo, *([cfg.qa_sft, cfg.qa_dapo] if asks else ()))
+    check_context(cfg.model, cfg.rollout.max_len, "config.rollout.max_len")
     split_cpu(cfg.cpu_devices)
     pinned(cfg.init, cfg.model)  # or says that it is not there, before anything is built
     usage = Usage(Path(cfg.workdir))

@@ -24,7 +24,7 @@ from masksearch_jax.core.search_config import tools_key
 from masksearch_jax.core.tokenizer import Vocab, VocabError
 from masksearch_jax.core.tools import Toolbox
 from masksearch_jax.data import prompt
-from masksearch_jax.models.load import describe, initial
+from masksearch_jax.models.load import check_context, describe, initial
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout.engine import Engine
@@ -71,6 +71,7 @@ def opened(cfg: ServeModelRun) -> Iterator[tuple[ChatServer, Transformer]]:
         )
     mesh = make_mesh(cfg.mesh)  # before anything that reads a checkpoint, for which JAX begins
     config, vocab = describe(cfg.init, cfg.tokenizer)
+    check_context(config, cfg.rollout.max_len, "config.rollout.max_len")
     try:
         vocab.check_chat_template()
     except VocabError as error:

@@ -29,7 +29,7 @@ from masksearch_jax.evals.items import check_methods
 from masksearch_jax.evals.results import RESULTS, Bootstrap
 from masksearch_jax.evals.scores import FANOUTQA_METRICS, QA_METRICS, RAMP_METRICS
 from masksearch_jax.models.hf_config import read_config
-from masksearch_jax.models.load import pinned
+from masksearch_jax.models.load import check_context, pinned
 from masksearch_jax.parallel.sharding import make_mesh, split_cpu
 from masksearch_jax.quickstart import QuickstartRun
 from masksearch_jax.recipes import arms as arms_lib
@@ -276,6 +276,7 @@ def check_stages(study: Study) -> None:
                 f"config.arms: {arm.name} trains nothing, and config.init is empty: random weights "
                 "answer nothing; give config.init the folder or file of a model, or the arm a stage"
             )
+        check_context(cfg.model, cfg.rollout.max_len, f"config.rollout.max_len of {arm.name}")
         for stage in arm.stages:
             try:
                 _check_stage(stage, cfg)

@@ -33,7 +33,7 @@ from masksearch_jax.data import batches, cache
 from masksearch_jax.models import head, lora
 from masksearch_jax.models.head import LanguageModel
 from masksearch_jax.models.hf_config import read_config
-from masksearch_jax.models.load import check_vocabulary, identity, initial, pinned
+from masksearch_jax.models.load import check_context, check_vocabulary, identity, initial, pinned
 from masksearch_jax.parallel import sharding
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rl import behaviour, left_out, losses, rewards
@@ -207,6 +207,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         cfg.data, tokenizer=vocab.fingerprint, prompt_style=cfg.prompt.style, tools=cfg.tools
     )
     check_vocabulary(cfg.model, vocab, cfg.tokenizer, cfg.init)
+    check_context(cfg.model, cfg.rollout.max_len, "config.rollout.max_len")
     prompts = batches.prompt_batches(
         manifest,
         dapo.curriculum,

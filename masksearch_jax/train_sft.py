@@ -22,7 +22,14 @@ from masksearch_jax.data.batches import sft_batches
 from masksearch_jax.models import head, lora
 from masksearch_jax.models.head import LanguageModel
 from masksearch_jax.models.hf_config import read_config
-from masksearch_jax.models.load import check_vocabulary, identity, initial, pinned
+from masksearch_jax.models.load import (
+    check_context,
+    check_vocabulary,
+    context_of,
+    identity,
+    initial,
+    pinned,
+)
 from masksearch_jax.parallel import hosts
 from masksearch_jax.parallel.sharding import batch_shards, context_shards, make_mesh
 from masksearch_jax.rl import losses
@@ -86,6 +93,8 @@ def run(cfg: SftRun) -> dict[str, Any]:
         cfg.data, tokenizer=vocab.fingerprint, prompt_style=style, tools=cfg.tools
     )
     check_vocabulary(cfg.model, vocab, cfg.tokenizer, cfg.init)
+    if cfg.eval.every:
+        check_context(cfg.model, cfg.rollout.max_len, "config.rollout.max_len")
     batches = sft_batches(
         manifest,
         cfg.sft.curriculum,
@@ -93,6 +102,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
         seq_len=cfg.sft.seq_len,
         seed=cfg.sft.seed,
         context_loss_weight=cfg.sft.context_loss_weight,
+        context=context_of(cfg.model),
         process_index=share,
         process_count=shares,
         lessons=cfg.lessons,

@@ -18,7 +18,7 @@ from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.tools import Toolbox
 from masksearch_jax.core.types import Demonstration, Example
 from masksearch_jax.data import prompt
-from masksearch_jax.models.load import check_vocabulary, initial
+from masksearch_jax.models.load import check_context, check_vocabulary, initial
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request, lacks_room
@@ -45,6 +45,7 @@ class Student:
         self._vocab = Vocab.load(cfg.tokenizer, "config.student.tokenizer")
         prompt.check_style(cfg.prompt.style, self._vocab, "config.student")
         check_vocabulary(cfg.model, self._vocab, cfg.tokenizer, cfg.init)
+        check_context(cfg.model, cfg.rollout.max_len, "config.student.rollout.max_len")
         self._mesh = make_mesh(cfg.mesh)
         self._model = initial(cfg.init, cfg.model, cfg.compute, self._mesh, 0)
         self._engine = Engine(self._vocab, tools, cfg.rollout, limits.search)

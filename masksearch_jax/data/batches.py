@@ -39,6 +39,7 @@ def sft_batches(
     seq_len: int,
     seed: int,
     context_loss_weight: float,
+    context: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     split: str = "train",
@@ -54,7 +55,8 @@ def sft_batches(
     float32[B, T]: 1 where the target was written by the agent, `context_loss_weight` where it was
     not, 0 where there is no next token in the segment. `get_state()` is a JSON-ready dict;
     `set_state` continues with bitwise the same batches, on any number of processes. `prefetch` > 0
-    prepares that many batches in a thread. Raises CacheError for a record longer than `seq_len`.
+    prepares that many batches in a thread. Raises CacheError for a record longer than `seq_len`, or
+    than `context`, the tokens that the model's positions reach (0: any number).
     """
     own = _own_share(batch_size, process_index, process_count, "batch_size")
     order = Order(manifest, curriculum, split, "sft", seed, lessons=lessons)
@@ -65,6 +67,11 @@ def sft_batches(
             raise cache.CacheError(
                 f"{records.name} has a record of {longest} tokens, seq_len is {seq_len}; raise "
                 "seq_len, or build the cache with a smaller max_len"
+            )
+        if 0 < context < longest:
+            raise cache.CacheError(
+                f"{records.name} has a record of {longest} tokens, and the model's context is of "
+                f"{context} (config.model.max_position): build the cache with a smaller max_len"
             )
     made = _SftBatches(order, batch_size, own, seq_len, context_loss_weight, manifest.pad_id)
     return grain.experimental.ThreadPrefetchDatasetIterator(made, prefetch) if prefetch else made

@@ -57,6 +57,12 @@ def summarise(
     return {name: cell._asdict() | {"lost": dict(lost)} for name, cell in found.items()}
 
 
+def failures(items: Items, suite: str) -> dict[str, int]:
+    """By method, attempts that a failing tool ended before the one that counts."""
+    own = {method: scored for (name, method), scored in items.items() if name == suite}
+    return {m: int(sum(i.scores["tool_failures"] for i in scored)) for m, scored in own.items()}
+
+
 def breakdown(items: Sequence[Scored], how: Bootstrap) -> dict[str, dict[str, dict[str, Cell]]]:
     """{by: {label: {metric: {value, low, high, n}}}}: by dataset, type, hops, masks, span_type, …
 

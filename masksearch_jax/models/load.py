@@ -265,6 +265,25 @@ def check_vocabulary(config: ModelConfig, vocab: Vocab, tokenizer: str, init: st
         checkpoint_files.check_tokenizer(init, stored, identity(vocab, tokenizer))
 
 
+def context_of(config: ModelConfig) -> int:
+    """Tokens that a model's positions reach: of its longest context, or as rope scaling has it."""
+    scaling = config.rope_scaling
+    if scaling is None or scaling.kind == "llama3":  # whose longest context is the scaled one
+        return config.max_position
+    original = scaling.original_max_position or config.max_position  # linear names none
+    return max(config.max_position, int(original * scaling.factor))
+
+
+def check_context(config: ModelConfig, tokens: int, what: str) -> None:
+    """Raises ConfigError for more tokens than a model's positions reach. what: has so many."""
+    if tokens > (most := context_of(config)):
+        raise ConfigError(
+            f"{what} is {tokens}, and the model's context is of {most} tokens "
+            "(config.model.max_position): choose at most so many, or a model whose rope_scaling "
+            "reaches further"
+        )
+
+
 def identity(vocab: Vocab, folder: str) -> dict[str, str]:
     """What checkpoints say of their tokenizer."""
     return {"folder": folder, "ids": vocab.ids_fingerprint}

@@ -393,6 +393,10 @@ def test_wrong_requests_are_refused(manifest):
         batches(short, "0:upto1")
     with pytest.raises(CacheError, match=r"a-train has a record of \d+ tokens, seq_len is 9"):
         sft_batches(manifest, "0:a", batch_size=1, seq_len=9, seed=0, context_loss_weight=1.0)
+    longest = int(manifest.open("a", "train").lengths.max())
+    batches(manifest, "0:a", context=longest)
+    with pytest.raises(CacheError, match=rf"{longest} tokens, and .* context is of {longest - 1} "):
+        batches(manifest, "0:a", context=longest - 1)
 
 
 # ---- prompts for RL

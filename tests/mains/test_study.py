@@ -263,6 +263,10 @@ def test_another_judge_is_of_the_arm_that_it_pays_alone(parse, tmp_path):
             "mixed: ramp_sft: config.lessons.by is gated, and",
         ),
         (["alarms.plateau=3", "heldout_points=0"], "config.alarms.plateau is 3, and config.heldou"),
+        (
+            ["rollout.max_len=4096"],
+            "config.rollout.max_len of mixed is 4096, and the model's context",
+        ),
         (["lessons.by=gated", "lessons.threshold=2"], "config.lessons.threshold is 2, a gate that"),
         (
             [

@@ -211,6 +211,11 @@ def test_a_batch_that_does_not_divide_is_refused_at_the_start(sft, tmp_path):
             r"mixture 'qa_easy' has \d+ prompts; config\.dapo\.groups is 4096",
         ),
         ("dapo", {"curriculum": "0:ramp_k9"}, r"no mixture or task 'ramp_k9'; nearest"),
+        (
+            "model",
+            {"max_position": 99},
+            r"config\.rollout\.max_len is \d+, and the model's context is of 99 tokens",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused(dapo, tmp_path, section, change, message):

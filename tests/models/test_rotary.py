@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from masksearch_jax.core.config import RopeScaling
-from masksearch_jax.models import hf, rotary
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.models import hf, load, rotary
 from masksearch_jax.models.hf_config import HfError, read_config, to_hf_config
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.testing.models import FLOAT32, TINY_QWEN2
@@ -69,6 +70,23 @@ def test_the_original_context_is_the_models_where_yarn_names_none(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(raw))
     with pytest.raises(HfError, match="truncate of yarn rope scaling is False; only True"):
         read_config(tmp_path)
+
+
+def test_positions_reach_as_far_as_rope_scaling_has_them():
+    plain = dataclasses.replace(TINY_QWEN2, max_position=100)
+    reach = {
+        None: 100,
+        RopeScaling(4.0, 1.0, 4.0, 25, "llama3"): 100,  # whose max_position is the scaled one
+        RopeScaling(4.0, 1.0, 32.0, 100, "yarn"): 400,
+        RopeScaling(4.0, 1.0, 32.0, 25, "yarn"): 100,
+        RopeScaling(2.5, 0.0, 0.0, 0, "linear"): 250,
+    }
+    for scaling, tokens in reach.items():
+        config = dataclasses.replace(plain, rope_scaling=scaling)
+        assert load.context_of(config) == tokens
+        load.check_context(config, tokens, "x")
+        with pytest.raises(ConfigError, match=f"x is {tokens + 1}, .* is of {tokens} tokens"):
+            load.check_context(config, tokens + 1, "x")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
