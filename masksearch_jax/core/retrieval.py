@@ -43,25 +43,28 @@ def sources_shown(example: Example, turns: Sequence[Turn]) -> dict[str, float]:
 
     They are the passage that it masks, or those that support a question's answer, by id, or by
     title where the question names articles alone. `source_hit` 1 when one of them was shown,
-    `source_first` when it was the first passage shown; of a question `gold_recall`, the share of
-    them that were.
+    `source_first` when it was the first passage shown, `source_reciprocal_rank` 1 / the place of
+    the first of them among all that were shown, 0 where none was; of a question `gold_recall`, the
+    share of them that were.
     """
     shown = [passage for turn in turns for passage in turn.passage_ids]
     if isinstance(example, RampExample):
-        source = example.passage_id
-        hit, first = source in shown, source in shown[:1]
-        return {"source_hit": float(hit), "source_first": float(first)}
+        return _places({example.passage_id}, shown)
     wanted = set(example.gold)
     if not wanted:
         wanted = {title.casefold() for title in example.titles}
         shown = [title.casefold() for turn in turns for title in turn.titles]
     if not wanted:
         return {}
-    found = len(wanted.intersection(shown))
+    return _places(wanted, shown) | {"gold_recall": len(wanted.intersection(shown)) / len(wanted)}
+
+
+def _places(wanted: set[str], shown: Sequence[str]) -> dict[str, float]:
+    first = next((place for place, name in enumerate(shown, 1) if name in wanted), 0)
     return {
-        "source_hit": float(found > 0),
-        "source_first": float(bool(wanted.intersection(shown[:1]))),
-        "gold_recall": found / len(wanted),
+        "source_hit": float(first > 0),
+        "source_first": float(first == 1),
+        "source_reciprocal_rank": 1 / first if first else 0.0,
     }
 
 

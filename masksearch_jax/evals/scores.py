@@ -17,7 +17,7 @@ from masksearch_jax.evals.metrics import answer_metrics
 # `gold_recall` where the passages that support the answer are known.
 _COMMON = (
     *("answer_tokens", "format_rate", "searches", "turns", "tokens", "tool_failures"),
-    *("source_hit", "source_first"),
+    *("source_hit", "source_first", "source_reciprocal_rank"),
 )
 RAMP_METRICS = ("span_recall", "precision", "f1", "em", *_COMMON)
 QA_METRICS = ("recall", "precision", "f1", "em", *_COMMON, "gold_recall")
@@ -25,7 +25,7 @@ CALLS = "calls_"  # before the name of a tool, where there are others than searc
 FANOUTQA_METRICS = ("loose", "strict")  # of a question with an answer of several parts
 # Those that lie in 0..1; the others are counts.
 SHARES = ("span_recall", "recall", "precision", "f1", "em", "format_rate", "source_hit")
-SHARES += ("source_first", "gold_recall", *FANOUTQA_METRICS)
+SHARES += ("source_first", "source_reciprocal_rank", "gold_recall", *FANOUTQA_METRICS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +72,9 @@ def score(
     each tool where there are others; `turns` that the policy wrote; `tokens` that it sampled;
     `tool_failures`, attempts before this one that ended for no fault of its own; `source_hit` 1
     when a search showed the passage that the example masks, or one that supports the answer;
-    `source_first` 1 when that was the first passage shown;
-    `gold_recall`, share of these that searches showed, by id, or by title where the question names
-    articles alone.
+    `source_first` 1 when that was the first passage shown, and `source_reciprocal_rank` 1 / its
+    place among all that were; `gold_recall`, share of these that searches showed, by id, or by
+    title where the question names articles alone.
 
     opening: what of its answer the prompt has written already. tokens: where not those sampled.
     """

@@ -175,6 +175,8 @@ def scores(item: Item, trajectory: Trajectory) -> dict[str, float]:
         "heldout_format_rate": float(markup.is_well_formed(trajectory.segments, tools)),
         "heldout_searches": float(trajectory.searches),
     }
+    shown = retrieval.sources_shown(example, trajectory.turns)
+    found |= {f"heldout_{name}": value for name, value in shown.items()}
     if isinstance(example, RampExample):
         recall = scoring.span_recall(example, answer)
         return found | {figure_of(item.kind): recall, "heldout_span_recall": recall}

@@ -64,7 +64,7 @@ def test_a_masked_paragraph():
         {
             "span_recall": 2 / 3, "precision": 2 / 3, "f1": 2 / 3, "em": 0, "answer_tokens": 14,
             "format_rate": 1, "searches": 2, "turns": 1, "tokens": 7, "tool_failures": 2,
-            "source_hit": 0, "source_first": 0,
+            "source_hit": 0, "source_first": 0, "source_reciprocal_rank": 0,
         }
     )  # fmt: skip
     assert slot_scores(EXAMPLE, trajectory(answered(half)), OURS) == [1.0, 1.0, 0.0]

@@ -77,8 +77,10 @@ def test_where_the_source_stood_is_told_of_what_has_one():
     found = figures(RAMP, *made)
     assert found["source_hit"] == pytest.approx(2 / 3)
     assert found["source_first"] == pytest.approx(1 / 3)
+    assert found["source_reciprocal_rank"] == pytest.approx((1 + 1 / 2 + 0) / 3)
     known = figures(dataclasses.replace(QA, gold=("a", "b")), *made)
     assert (known["source_first"], known["gold_recall"]) == pytest.approx((1 / 3, 1 / 3))
+    assert known["source_reciprocal_rank"] == pytest.approx((1 / 2 + 1 + 0) / 3)
 
 
 @pytest.mark.parametrize(
