@@ -87,10 +87,10 @@ SHAPES = {
         dataclasses.replace(COMPUTE, remat="dots", loss_chunk=1024),
         *(1, 1),
     ),
-    # SmolLM2-135M, whose weights `benchmarks.real_model` gives.
+    # One row of two or three trajectories of a pretrained model, which `benchmarks.real_model` gives.
     "real": Shape(
         to_dataclass(ModelConfig, common.model("smollm2-135m")),
-        *(1, 1024, (250, 500), 1),
+        *(1, 2048, (600, 900), 1),
         dataclasses.replace(COMPUTE, remat="dots", loss_chunk=512),
         *(1, 1),
     ),
@@ -299,6 +299,8 @@ def against_torch(
     from masksearch_jax.models.transformer import Transformer
 
     shape = SHAPES[name]
+    if model is not None:
+        shape = dataclasses.replace(shape, model=model.config)
     batch = next(batches(write_cache(folder, shape), shape))
     np.savez(folder / "batch.npz", **batch)
     if model is None:
