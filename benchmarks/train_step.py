@@ -87,7 +87,7 @@ SHAPES = {
         dataclasses.replace(COMPUTE, remat="dots", loss_chunk=1024),
         *(1, 1),
     ),
-    # One row of two or three trajectories of a pretrained model, which `benchmarks.real_model` gives.
+    # One row of two or three trajectories of a pretrained model, given by `benchmarks.real_model`.
     "real": Shape(
         to_dataclass(ModelConfig, common.model("smollm2-135m")),
         *(1, 2048, (600, 900), 1),
