@@ -8,8 +8,8 @@
     ... --config.endpoint.base_url=URL --config.endpoint.model=NAME   a model behind an endpoint
 
 By default of what ramp_dapo trained; with a cell in the argument, of what that cell trained
-(launch/cells.sh). Sampled at temperature 1, seeded: the same command gives the same figures. The
-argument is as in ramp_sft.
+(launch/cells.sh). Sampled at temperature 1, seeded: with one program (rollout.decode_share of 1.0)
+the same command gives the same figures. The argument is as in ramp_sft.
 """
 
 from ml_collections import ConfigDict

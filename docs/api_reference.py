@@ -21,6 +21,7 @@ OBJECTS = {
         "core.types": "Passage Hits Span RampExample QAExample Example Segment Turn QueryRecord "
         "Trajectory Demonstration to_json from_json",
         "core.jsonl": "read_jsonl write_jsonl",
+        "core.errors": "UserError ConfigError",
     },
     "Text and scores": {
         "core.markup": "extract_answer parse_queries is_well_formed merge_results "
@@ -46,6 +47,8 @@ OBJECTS = {
         "data.batches": "sft_tokens",
         "core.rows": "lay",
         "data.cache": "Manifest write_split",
+        "data.tasks": "register",
+        "data.agent_lm": "AgentLMFeatureConverter",
     },
     "Rollouts and training": {
         "rollout.engine": "Engine",
@@ -54,7 +57,7 @@ OBJECTS = {
         "models.families": "Family",
     },
     "Mains from Python": {
-        "runtime.cli": "load_config",
+        "runtime.cli": "load_config call",
         "core.schema": "to_dataclass",
         "train_sft": "run",
         "train_dapo": "run",
@@ -73,8 +76,10 @@ FIRST = """\
 
 This page is for whoever writes Python against this project: a reward, a tool, a script.
 
-It is made from the code, and has what the [modules](../extending.md#the-modules) and the
-[worked examples](../worked_examples.md) import. Other functions may change without a word.
+It is made from the code, and has what the [modules](../extending.md#the-modules), the
+[worked examples](../worked_examples.md) and a
+[script with seqio](../your_model_and_text.md#from-your-own-seqio-script) import.
+Other functions may change without a word.
 Each `run` takes the dataclass of its [configuration](configuration.md):
 
 ```python

@@ -1,12 +1,13 @@
-"""A judge that is no model: it calls an answer right where each gap has exactly the known text.
+"""A judge that is no model: an answer is right where each gap has the known text.
 
     python -m examples.exact_judge 8200
     python -m masksearch_jax.study --config=configs/study.py:reward,judge \\
         --config.judge.base_url=http://127.0.0.1:8200/v1 --config.judge.model=exact
 
-It speaks as an OpenAI-compatible endpoint does, and reads what a judge is asked in English. With it
-a judged reward can be compared with other rewards where no model is at hand that judges well. Asked
-as any other model than `exact` it refuses: caches and studies keep verdicts by the model's name.
+Case, punctuation, articles and white space make no difference. It speaks as an OpenAI-compatible
+endpoint does, and reads what a judge is asked in English. With it a judged reward can be compared
+with other rewards where no model is at hand that judges well. Asked as any other model than `exact`
+it refuses: caches and studies keep verdicts by the model's name.
 """
 
 from __future__ import annotations

@@ -69,7 +69,9 @@ class BuildRampRun:
     work: WorkConfig = section(WorkConfig)
     ppl: PplConfig | None = key(None, "Of the strategy ppl.")
     llm: LLMConfig | None = key(None, "Of the extractor llm.")
-    max_failed: float = share(0.01, "Share of passages that it may give no reply for.")
+    max_failed: float = share(
+        0.01, "Share of passages that the LLM extractor may give no reply for."
+    )
 
 
 def run(cfg: BuildRampRun) -> dict[str, Any]:

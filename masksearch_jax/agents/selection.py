@@ -34,7 +34,7 @@ class Rules:
     """What a trajectory must be to be accepted."""
 
     min_recall: float = share(1.0, "Of the masked spans, each in its slot; of a question's answer.")
-    grounded: bool = key(True, "What it fills in must stand in what it has read.")
+    grounded: bool = key(True, "What a trajectory fills in must stand in what it read.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,13 +75,17 @@ class EvolveConfig:
     )
     language: str = key("en", "Of the agents' prompts: en or zh.")
     seed_examples: int = key(3000, "Training examples that the teacher is given.")
-    seed_masks: int = key(2, "Most masks in them; students sample on up to ramp.max_masks.")
+    seed_masks: int = key(
+        2, "Most masks in the teacher's examples; students sample on up to ramp.max_masks."
+    )
     split: Literal["train", "rl"] = key(
         "rl", "Of the examples that students sample on; rl: of articles new to the teacher."
     )
     pool_size: int = key(1200, "Examples that a student samples on in an iteration.")
     samples: int = key(4, "Trajectories of each.")
-    hard_share: float = share(0.25, "Of the pool, at most: those that nobody has solved so far.")
+    hard_share: float = share(
+        0.25, "Most of the pool that may be examples which nobody has solved so far."
+    )
     max_tries: int = key(3, "Iterations in which a hard item is sampled before it is given up.")
     per_example: int = key(2, "Accepted trajectories of an example kept in an iteration.")
     max_failed: float = share(

@@ -180,7 +180,7 @@ KINDS = {"full": Full, "short": Short}
 
 
 def _where(text: str, seen: Observations) -> tuple[int, int, Passage] | None:
-    """The search, counted from the last (0), the rank and the passage that shows a text first."""
+    """The search, counted from the first (0), the rank and the passage that shows a text first."""
     for turn, passages in enumerate(seen):
         for rank, passage in enumerate(passages):
             if chinese.is_within(text, f"{passage.title}: {passage.text}"):

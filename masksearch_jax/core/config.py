@@ -162,10 +162,12 @@ class CheckpointConfig:
     every: int = required("Steps between saves.", harmless=True, least=1)
     keep: int = key(2, "Newest checkpoints kept.", harmless=True, least=1)
     keep_every: int = key(
-        0, "Those of every so many steps are kept for good; 0: none.", harmless=True, least=0
+        0, "Checkpoints of every so many steps are kept for good; 0: none.", harmless=True, least=0
     )
     best_metric: str = key(
-        "", "The one with the best value of this metric is kept too; empty: none.", harmless=True
+        "",
+        "The checkpoint with the best value of this metric is kept too; empty: none.",
+        harmless=True,
     )
     best_mode: Literal["max", "min"] = key(
         "max", "Which value of best_metric is the best.", harmless=True
@@ -215,7 +217,7 @@ class SurvivalConfig:
     # A step whose searches fail in this share is sampled again until the tool answers.
     tool_failures: float = share(0.5, "Share of failed searches that voids a step.", harmless=True)
     tool_outage_seconds: float = key(
-        600.0, "Of waiting for it; then exit 42.", harmless=True, least=0
+        600.0, "Seconds to wait for a failing tool; then exit 42.", harmless=True, least=0
     )
     profile_steps: tuple[int, ...] = key(
         (), "Steps traced to WORKDIR/profile; SIGUSR1 traces the next one.", harmless=True
@@ -302,7 +304,11 @@ class DapoConfig(RewardConfig, LossConfig):
         "Share of prompts without room to answer in rollout.max_len that is tolerated.",
         harmless=True,
     )
-    max_refills: int = key(10, "Sampling rounds before training on what there is.", least=0)
+    max_refills: int = key(
+        10,
+        "Sampling rounds of a step, the first one included, before it trains on what there is.",
+        least=0,
+    )
     overlong_buffer: int = key(
         256, "Sampled tokens before max_new_tokens where the penalty ramps.", least=0
     )
@@ -349,7 +355,9 @@ class PlanConfig:
     topology: str = key(
         "", "A TPU slice: v5p-64, v6e-256, or by its sides, v5p:2x4x4.", harmless=True
     )
-    slices: int = key(1, "Of them, joined by the data centre's network.", harmless=True, least=1)
+    slices: int = key(
+        1, "Number of slices, joined by the data centre's network.", harmless=True, least=1
+    )
     improve: bool = key(
         True,
         "Try other ways too: smaller where it does not fit, faster where it does.",

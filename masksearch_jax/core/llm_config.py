@@ -50,7 +50,12 @@ class LLMConfig:
         harmless=True,
         least=0,
     )
-    max_cost: float = key(0.0, "The same in money; 0: no limit.", harmless=True, least=0)
+    max_cost: float = key(
+        0.0,
+        "Cost of the tokens ever paid for into this cache; 0: no limit.",
+        harmless=True,
+        least=0,
+    )
     prompt_price: float = key(0.0, "Of a million prompt tokens.", harmless=True, least=0)
     completion_price: float = key(0.0, "Of a million completion tokens.", harmless=True, least=0)
 
@@ -61,7 +66,7 @@ class JudgeConfig(LLMConfig):
 
     base_url: str = key(
         "",
-        "Of its endpoint; `dapo.reward=judge` needs it, or own_model.",
+        "Address of the judge's endpoint; `dapo.reward=judge` needs it, or own_model.",
         harmless=True,
         user=_USER,
     )

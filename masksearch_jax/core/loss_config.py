@@ -58,7 +58,7 @@ class LossConfig:
             "whose ratio fell below 1 - clip_low (positive)."
         ),
     )
-    kl_weight: float = key(0.001, "Of that penalty.")
+    kl_weight: float = key(0.001, "Weight of the penalty `kl`.")
     likelihood_floor: float = key(
         0.0, "Weight of the fall of log-probabilities in samples of no negative advantage."
     )

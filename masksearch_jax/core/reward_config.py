@@ -27,7 +27,7 @@ class RewardConfig:
         0.6,
         (
             "Of the penalised reward: taken off for an excess as long as the right text. Above "
-            "one half, a second guess costs more than it may win."
+            "one half, a second guess as long as the right text costs more than recall can gain."
         ),
         least=0,
     )
@@ -54,17 +54,23 @@ class RewardConfig:
         least=0,
     )
     no_search_penalty: float = key(
-        0.0, "The same of a last turn before which nothing was searched for.", least=0
+        0.0,
+        "Taken off the advantage of the last turn of a trajectory that never searched.",
+        least=0,
     )
     malformed_turn_penalty: float = key(
-        0.0, "The same of a turn that is not an optional thought and one action.", least=0
+        0.0,
+        "Taken off the advantage of a turn that is not an optional thought and one action.",
+        least=0,
     )
     repeated_query_penalty: float = key(
-        0.0, "The same of a turn that searches, times its share of queries asked before.", least=0
+        0.0,
+        "Taken off the advantage of a turn, times the share of its queries asked before.",
+        least=0,
     )
     unreadable_call_penalty: float = key(
         0.0,
-        "The same of a call, times its share of requests that the tool could not read.",
+        "Taken off the advantage of a call, times the share that its tool could not read.",
         least=0,
     )
     reward_workers: int = key(

@@ -68,7 +68,7 @@ class RolloutConfig:
     )
     chunk_tokens: int = key(
         128,
-        "Of those, written at once: a chunk is 8 rows of so many, padded.",
+        "Of extend_tokens, those written at once: a chunk is 8 rows of so many, padded.",
         harmless=True,
         least=1,
     )

@@ -38,7 +38,7 @@ class OpenSearchConfig:
 
     url: str = key(
         "",
-        "Its address; commas between those of several nodes.",
+        "The cluster's address; commas between the addresses of several nodes.",
         user="they go into the environment variables that user_variable and password_variable name",
     )
     name: str = key("passages", "Of the cluster's index.")

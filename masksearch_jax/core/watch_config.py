@@ -60,33 +60,50 @@ class AlarmsConfig:
     steps: int = key(
         3, "Steps in a row beyond a threshold that are an alarm.", harmless=True, least=1
     )
-    rollbacks: int = key(2, "Of a run; the next alarm ends it with 1.", harmless=True, least=0)
+    rollbacks: int = key(
+        2, "Rollbacks of a run; the next alarm ends the run with 1.", harmless=True, least=0
+    )
     rollback_lr: float = share(0.5, "Learning rate after a rollback / before it.")
     answer_length: float = key(
-        0.0, "Tokens of answers / of the right ones: above it.", harmless=True, least=0
+        0.0, "Words of answers / of the right ones; rings above.", harmless=True, least=0
     )
-    answers: float = key(0.0, "Answers that a trajectory opens: above it.", harmless=True, least=0)
+    answers: float = key(
+        0.0, "Answers that a trajectory opens; rings above.", harmless=True, least=0
+    )
     enumeration: float = share(
-        0.0, "Share of answers that list alternatives: above it.", harmless=True
+        0.0, "Share of answers that list alternatives; rings above.", harmless=True
     )
-    tags: float = key(0.0, "Tags that a turn opens: above it.", harmless=True, least=0)
+    tags: float = key(0.0, "Tags that a turn opens; rings above.", harmless=True, least=0)
     copied: float = share(
-        0.0, "Share of an answer that is copied from what search showed: above it.", harmless=True
+        0.0,
+        "Share of an answer that is copied from what search showed; rings above.",
+        harmless=True,
     )
-    entropy: float = key(0.0, "Of sampled tokens, nats: below it.", harmless=True, least=0)
+    entropy: float = key(
+        0.0, "Entropy of sampled tokens, nats; rings below.", harmless=True, least=0
+    )
     repetition: float = share(
-        0.0, "Share of trajectories that repeat themselves: above it.", harmless=True
+        0.0, "Share of trajectories that repeat themselves; rings above.", harmless=True
     )
-    invalid: float = key(0.0, "Malformed turns of a trajectory: above it.", harmless=True, least=0)
-    searches: float = key(0.0, "Of a trajectory: below it.", harmless=True, least=0)
+    invalid: float = key(
+        0.0, "Malformed turns of a trajectory; rings above.", harmless=True, least=0
+    )
+    searches: float = key(0.0, "Searches of a trajectory; rings below.", harmless=True, least=0)
     thoughts: float = share(
-        0.0, "Share of turns that begin with a thought: below it.", harmless=True
+        0.0, "Share of turns that begin with a thought; rings below.", harmless=True
     )
     sampler_gap: float = key(
-        0.0, "Between log-probabilities of trainer and sampler: above it.", harmless=True, least=0
+        0.0,
+        "Gap between log-probabilities of trainer and sampler; rings above.",
+        harmless=True,
+        least=0,
     )
-    grad_norm: float = key(0.0, "Before clipping: above it.", harmless=True, least=0)
-    diversity: float = share(0.0, "Share of different answers in a group: below it.", harmless=True)
+    grad_norm: float = key(
+        0.0, "Norm of the gradient before clipping; rings above.", harmless=True, least=0
+    )
+    diversity: float = share(
+        0.0, "Share of different answers in a group; rings below.", harmless=True
+    )
     plateau: int = key(
-        0, "Held-out measurements without a better one: as many.", harmless=True, least=0
+        0, "Held-out measurements without a better one; rings at as many.", harmless=True, least=0
     )

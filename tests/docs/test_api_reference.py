@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,20 @@ def test_the_page_has_what_the_examples_import(page):
                 if not inspect.ismodule(thing) and not is_config:
                     missing += [] if f"### `{module}.{name}`" in page else [f"{path.name}: {name}"]
     assert not missing
+
+
+def test_the_page_has_what_other_pages_name(page):
+    """Classes by their whole name, and functions of modules that a block of Python imports."""
+    named = set()
+    for path in (ROOT / "docs").glob("*.md"):
+        text = path.read_text(encoding="utf-8")
+        named |= set(re.findall(r"`masksearch_jax\.((?:\w+\.)+[A-Z]\w+)`", text))
+        for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            for module, alias in re.findall(r"from masksearch_jax\.(\w+) import (\w+)", block):
+                called = re.findall(rf"\b{alias}\.(\w+)\(", block)
+                named |= {f"{module}.{alias}.{name}" for name in called}
+    assert {"data.tasks.register", "data.agent_lm.AgentLMFeatureConverter"} <= named
+    assert [name for name in sorted(named) if f"### `{name}`" not in page] == []
 
 
 def test_every_entry_says_what_it_is(page):

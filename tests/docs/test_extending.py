@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import re
+import runpy
 import socket
 import threading
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,15 @@ import openai
 import pytest
 import uvicorn
 
-from examples import exact_judge, my_judge, my_masking, my_search, my_spans, my_teacher
+from examples import (
+    exact_judge,
+    my_family,
+    my_judge,
+    my_masking,
+    my_search,
+    my_spans,
+    my_teacher,
+)
 from masksearch_jax.agents.judge import Judge
 from masksearch_jax.agents.llm_client import LLMError
 from masksearch_jax.core import markup
@@ -31,7 +41,10 @@ from masksearch_jax.core.types import (
 )
 from masksearch_jax.core.watch_config import LogConfig
 from masksearch_jax.data import prompt
+from masksearch_jax.data.folder import Folder
+from masksearch_jax.models import families
 from masksearch_jax.runtime.metric_writer import MetricWriter
+from masksearch_jax.search import bm25
 from masksearch_jax.search.open import open_tool
 from masksearch_jax.search.server import SearchServer
 from masksearch_jax.testing.services import Answer, Endpoint, serving
@@ -90,6 +103,57 @@ def test_a_teacher_writes_what_sft_reads(tmp_path):
     assert (made.task, made.turns[0].passage_ids) == ("ramp_k1", ("p1", "p2"))
     policy = "".join(s.text for s in made.segments if s.author == "policy")
     assert markup.extract_answer(policy) == text
+
+
+def called(monkeypatch, module, *given: Path) -> None:
+    monkeypatch.setattr("sys.argv", ["example", *map(str, given)])
+    module.main()
+
+
+@pytest.mark.parametrize(
+    ("module", "masks"), [(my_spans, {"ramp_k1": 1, "ramp_k2": 1}), (my_masking, {"ramp_k1": 1})]
+)
+def test_what_examples_make_is_put_where_a_cache_reads_it(tmp_path, monkeypatch, module, masks):
+    write_jsonl(tmp_path / "passages.jsonl", RIVERS)
+    bm25.build(RIVERS, tmp_path / "index")
+    monkeypatch.setattr(module, "RampConfig", lambda: CONFIG)
+    called(monkeypatch, module, tmp_path)
+    called(monkeypatch, my_teacher, tmp_path, tmp_path / "index")
+    made = {task: {"train": count} for task, count in masks.items()}
+    taught = {task.replace("ramp", "ramp_sft"): by_split for task, by_split in made.items()}
+    assert Folder(tmp_path).counts() == {"ramp": made, "demonstrations": taught}
+
+
+@pytest.mark.parametrize(
+    ("module", "given", "status", "said"),
+    [
+        ("my_spans", [], 2, "usage: python -m examples.my_spans FOLDER, which build_ramp wrote"),
+        ("my_spans", ["/none"], 1, "[Errno 2] No such file or directory: '/none/passages.jsonl'"),
+        ("my_masking", [], 2, "usage: python -m examples.my_masking FOLDER, which build_ramp"),
+        ("my_masking", ["/none"], 1, "[Errno 2] No such file or directory: '/none/passages.jsonl'"),
+        ("my_teacher", ["/none"], 2, "usage: python -m examples.my_teacher FOLDER INDEX"),
+        ("my_teacher", ["/none", "/index"], 1, "/index"),
+    ],
+)
+def test_a_folder_that_is_none_is_one_line(module, given, status, said, monkeypatch, capsys):
+    path = ROOT / "examples" / f"{module}.py"
+    monkeypatch.setattr("sys.argv", [str(path), *given])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(path), run_name="__main__")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+    assert ended.value.code == status
+
+
+def test_the_package_of_a_family_is_whole():
+    """Its pyproject.toml names the module and the family that the example has."""
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    told = tomllib.loads(re.search(r"```toml\n(.*?)```", page, re.DOTALL)[1])
+    (entry,) = told["project"]["entry-points"][families.GROUP].items()
+    assert entry == ("mistral", "my_family:MISTRAL")
+    assert told["tool"]["setuptools"]["py-modules"] == ["my_family"]
+    assert isinstance(my_family.MISTRAL, families.Family)
 
 
 def attempt(said: str) -> Trajectory:

@@ -76,6 +76,21 @@ def test_the_service_speaks_search_r1(service, fruit):
     assert ask(service, "GET", "/health") == (200, well)
 
 
+def test_a_client_of_verl_reads_titles_and_texts(service, fruit):
+    """It names three passages and scores, and splits `contents` at the end of the title's line."""
+    body = json.dumps({"queries": ["red fruit", "tropic"], "topk": 3, "return_scores": True})
+    kind = "application/json"
+    status, answer = ask(service, "POST", "/retrieve", body, {"Content-Type": kind, "Accept": kind})
+    assert status == 200
+    told = [
+        [tuple(hit["document"]["contents"].split("\n", 1)) for hit in hits]
+        for hits in answer["result"]
+    ]
+    found = fruit.search(["red fruit", "tropic"], 3)
+    assert told == [[(f'"{p.title}"', p.text) for p in hits] for hits in found]
+    assert all(told)
+
+
 def test_a_service_that_cannot_search_is_not_well():
     with serving(SearchServer(FakeSearch({}, fail_first=1), "127.0.0.1", 0)) as server:
         status, told = ask(server, "GET", "/health")
