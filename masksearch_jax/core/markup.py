@@ -164,10 +164,10 @@ def render_information(
 ) -> tuple[str, tuple[Passage, ...]]:
     """An `<information>` block and the passages in it.
 
-    A document with which the wrapped block no longer `fits` is left out with all after it, so that
-    the block is always closed. If it is the first, its leading sentences are shown instead, as many
-    as fit, or else words. Of a document LONGEST characters are read. No passages: it says `note`.
-    tools: of the run, whose tags are escaped.
+    Of a document with which the wrapped block no longer `fits` the leading sentences are shown, as
+    many as fit, and nothing of those after it, so that the block is always closed. If it is the
+    first and no sentence fits, words are shown. Of a document LONGEST characters are read. No
+    passages: it says `note`. tools: of the run, whose tags are escaped.
     """
     shown: list[Passage] = []
     body = ""
@@ -175,26 +175,29 @@ def render_information(
         title, text = passage.title[:_LONGEST_TITLE], passage.text[:LONGEST]
         head = "" if text.startswith(title) else f"{title}: "
         line = escape(head + text, tools)
-        candidate = f"{body}\n{line}" if body else line
-        if not fits(wrap("information", candidate)):
-            if not shown and (body := _beginning(line, len(escape(head, tools)), fits)):
-                shown = [passage]
+        before = f"{body}\n" if body else ""
+        is_whole = fits(wrap("information", before + line))
+        if not is_whole:
+            line = _beginning(line, len(escape(head, tools)), before, fits)
+        if is_whole or line:
+            body, shown = before + line, [*shown, passage]
+        if not is_whole:
             break
-        body, shown = candidate, [*shown, passage]
     return wrap("information", body or note), tuple(shown)
 
 
-def _beginning(line: str, head: int, fits: Callable[[str], bool]) -> str:
-    """The most leading sentences of a document that fit, or else words; "" if not one does.
+def _beginning(line: str, head: int, before: str, fits: Callable[[str], bool]) -> str:
+    """The most leading sentences of a document that fit; of a first one else words; or "".
 
-    head: characters of the line that are no text yet, but its title.
+    head: characters of the line that are no text yet, but its title. before: what the block has
+    already, "" of a first document.
     """
-    ways = [_SENTENCE_END, _WORD_END]
-    if _UNSPACED.match(line, head):
+    ways = [_SENTENCE_END] if before else [_SENTENCE_END, _WORD_END]
+    if not before and _UNSPACED.match(line, head):
         ways.append(_ANYWHERE)
 
     def is_room(cut: int) -> bool:
-        return fits(wrap("information", line[:cut].rstrip()))
+        return fits(wrap("information", before + line[:cut].rstrip()))
 
     for ends in ways:
         cuts: list[int] = []

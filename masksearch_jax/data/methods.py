@@ -55,7 +55,7 @@ def retrieve(
     hidden: str,
     fits: Callable[[str], bool],
 ) -> Retrieved:
-    """The passages that rag puts into the prompt, whole ones while the block `fits`.
+    """The passages that rag puts into the prompt, the last of them cut so that the block `fits`.
 
     hidden: the passage never to be shown. Raises what the tool raises.
     """

@@ -50,16 +50,15 @@ def test_information_is_one_block_whatever_the_documents_say(texts, title):
 # ---- what is shown
 
 
-@given(st.lists(st.text("ab ", min_size=1, max_size=9), max_size=6), st.integers(0, 90))
-def test_information_keeps_whole_documents_within_its_budget(texts, budget):
+@given(st.lists(st.text("ab .", min_size=1, max_size=9), max_size=6), st.integers(0, 90))
+def test_information_keeps_what_fits_in_its_budget(texts, budget):
     documents = [passage(str(i), text) for i, text in enumerate(texts)]
     block, shown = markup.render_information(
         documents, fits=lambda block: len(block) <= budget, note=""
     )
     assert shown == tuple(documents[: len(shown)])
     whole, _ = markup.render_information(shown, note="")
-    if block != whole:  # the first alone, cut
-        assert len(shown) == 1
+    if block != whole:  # the last is cut
         assert len(whole) > budget
         assert whole.startswith(block.removesuffix("</information>"))
     assert not shown or len(block) <= budget
@@ -91,6 +90,28 @@ def test_a_first_document_that_is_too_long_is_cut_at_a_sentence(text, room, show
     )
     assert block == f"<information>{shown}</information>"
     assert kept == tuple(documents[: bool(shown)])
+
+
+@pytest.mark.parametrize(
+    ("texts", "room", "shown", "count"),
+    [
+        (["Short.", "One. Two. Three.", "End."], 21, "Short.\nAar: One. Two.", 2),
+        (["Short.", "One. Two. Three.", "End."], 20, "Short.\nAar: One.", 2),
+        (["Short.", "One. Two. Three.", "End."], 16, "Short.\nAar: One.", 2),
+        (["Short.", "One. Two. Three.", "End."], 15, "Short.", 1),
+        (["Short.", "One. Two.", "Four. Five. Six."], 34, "Short.\nAar: One. Two.\nAar: Four.", 3),
+        (["Short.", "One two three four", "End."], 20, "Short.", 1),  # no words, no document after
+        (["短。", "它很长。它很深。它结束。"], 16, "短。\nAar: 它很长。它很深。", 2),
+    ],
+)
+def test_a_later_document_that_is_too_long_is_cut_at_a_sentence(texts, room, shown, count):
+    documents = [passage(str(i), text, "Aar" if i else "") for i, text in enumerate(texts)]
+    wrapped = len("<information></information>")
+    block, kept = markup.render_information(
+        documents, fits=lambda block: len(block) <= wrapped + room
+    )
+    assert block == f"<information>{shown}</information>"
+    assert kept == tuple(documents[:count])
 
 
 def test_of_a_document_of_megabytes_little_is_read_twice():
