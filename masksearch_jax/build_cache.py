@@ -68,8 +68,12 @@ class BuildCacheRun:
     )
     prompt: PromptConfig = section(PromptConfig, "Its style must be that of the run that reads.")
     tools: tuple[str, ...] = tools_key()
-    max_len: int = key(4096, "Tokens of a demonstration; longer ones are dropped and counted.")
-    max_prompt_len: int = key(1024, "Tokens of a prompt; longer ones are dropped and counted.")
+    max_len: int = key(
+        4096, "Tokens of a demonstration; longer ones are dropped and counted.", least=1
+    )
+    max_prompt_len: int = key(
+        1024, "Tokens of a prompt; longer ones are dropped and counted.", least=1
+    )
     temperatures: tuple[float, ...] = key(
         (),
         (

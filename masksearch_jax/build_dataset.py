@@ -75,7 +75,7 @@ class BuildDatasetRun:
     articles: bool = key(
         False, "Lines are whole articles, which are cut into passages, not passages."
     )
-    passage_words: int = key(100, "Words of the passages that articles are cut into.")
+    passage_words: int = key(100, "Words of the passages that articles are cut into.", least=1)
     max_bad_fraction: float = share(0.01, "Share of malformed lines tolerated.")
     tfrecord: bool = key(
         True,

@@ -40,7 +40,9 @@ class VectorConfig:
     encoder: str = key(
         "", "HF folder of a text encoder of BERT's family; empty: no vectors.", folder=True
     )
-    max_tokens: int = key(0, "Tokens of a text that are read; 0: as many as the folder says.")
+    max_tokens: int = key(
+        0, "Tokens of a text that are read; 0: as many as the folder says.", least=0
+    )
     query_prefix: str = key("auto", "Stands before a query; auto: what the folder says.")
     passage_prefix: str = key("auto", "Stands before a passage; auto: what the folder says.")
     dtype: Literal["bfloat16", "float32"] = key("bfloat16", "Of the encoder's computing.")
@@ -53,7 +55,7 @@ class BuildIndexRun:
 
     corpus: CorpusConfig = section(CorpusConfig)
     index: str = key("runs/index", "Folder to write.")
-    workers: int = key(1, "Processes that cut whole articles into passages.")
+    workers: int = key(1, "Processes that cut whole articles into passages.", least=1)
     vectors: VectorConfig = section(VectorConfig)
     shards: int = key(
         1,

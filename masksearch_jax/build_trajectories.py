@@ -70,13 +70,17 @@ class BuildTrajectoriesRun:
     folder: str = required("Holds ramp/train.jsonl, questions/train.jsonl or both.")
     kinds: tuple[str, ...] = key(("ramp", "questions"), "Of examples: ramp, questions, statements.")
     search: SearchConfig = section(SearchConfig)
-    max_searches: int = key(4, "Searches and calls of other tools in a demonstration, at most.")
+    max_searches: int = key(
+        4, "Searches and calls of other tools in a demonstration, at most.", least=1
+    )
     examples: int = key(
         0,
         "Tried of each kind, the first of its file; 0: as many as `demonstrations` needs.",
         least=0,
     )
-    demonstrations: int = key(0, "Kept of each kind (RAMP, questions, statements); 0: all.")
+    demonstrations: int = key(
+        0, "Kept of each kind (RAMP, questions, statements); 0: all.", least=0
+    )
     seed: int = key(0, "Of the script's choices and of what a student samples.")
     teacher: Literal["scripted", "agents", "local"] = key(
         "scripted",

@@ -6,7 +6,7 @@
 Writes to OUT: coverage.json, the table; missing.jsonl, what each question lacks; answerable.jsonl,
 the questions that can be answered, to train on. With config.complete, a file to write, the index's
 passages and the gold documents that it lacks and the questions' file ships, to build an index of;
-the ids of what was added begin with `added/`.
+the ids of what was added begin with `added/`. OUT/complete.json says which file that is.
 """
 
 from __future__ import annotations
@@ -14,23 +14,27 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from masksearch_jax.core import stamp
 from masksearch_jax.core.config import SearchConfig
-from masksearch_jax.core.errors import check_given
+from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.files import write_json, write_lines
 from masksearch_jax.core.schema import key, section
 from masksearch_jax.core.types import to_json
+from masksearch_jax.corpus.passages import write_passages
 from masksearch_jax.ramp.question_contexts import gold_documents
 from masksearch_jax.ramp.question_files import read_questions
-from masksearch_jax.runtime import cli, run_record
+from masksearch_jax.runtime import cli, run_record, storage
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search import coverage
 from masksearch_jax.search.bm25 import BM25
 from masksearch_jax.search.open import open_tool
 
 CUTS = (2, 5, 10, 20)
+COMPLETED = "complete.json"  # in OUT: the completed corpus that was written last
 _AT_ONCE = 64  # questions of one search
 
 
@@ -41,13 +45,16 @@ class CoverageRun:
     questions: str = key("", "File of questions, of any form that build_ramp reads.")
     search: SearchConfig = section(SearchConfig)
     out: str = key("runs/coverage", "Folder to write.")
-    complete: str = key("", "File of the completed corpus to write; empty: none.")
-    limit: int = key(0, "Questions that are looked at; 0: all.")
+    complete: str = key(
+        "", "File of the completed corpus to write, packed where its name ends in .gz; empty: none."
+    )
+    limit: int = key(0, "Questions that are looked at; 0: all.", least=0)
 
 
 def run(cfg: CoverageRun) -> dict[str, dict[str, float]]:
     """The table, by data set."""
     check_given(cfg, questions="a file of questions")
+    _check_replaceable(cfg)
     asked = read_questions(cfg.questions).examples[: cfg.limit or None]
     replaces = "the table of other settings is"
     run_record.begin(cfg.out, cfg, replaces=replaces, harmless=("out", "complete"))
@@ -68,12 +75,26 @@ def run(cfg: CoverageRun) -> dict[str, dict[str, float]]:
     write_lines(out / "answerable.jsonl", (json.dumps(to_json(q)) for q in kept))
     if cfg.complete:
         added = coverage.additions(gold_documents(Path(cfg.questions)), index.passages)
-        passages = itertools.chain(index.passages, added)
-        count = write_lines(
-            cfg.complete, (json.dumps(to_json(p), ensure_ascii=False) for p in passages)
-        )
+        count = write_passages(cfg.complete, itertools.chain(index.passages, added))
+        stamp.write(out / COMPLETED, {"bytes": _size(cfg.complete)}, cfg.complete)
         print(f"{cfg.complete}: {count:,} passages, {len(added):,} of them added")
     return table
+
+
+def _check_replaceable(cfg: CoverageRun) -> None:
+    """Raises ConfigError where `complete` is there and no run with the same `out` wrote it."""
+    if not cfg.complete or not storage.path(cfg.complete).exists():
+        return
+    written = stamp.read(os.path.join(cfg.out, COMPLETED), cfg.complete)
+    if written != {"bytes": _size(cfg.complete)}:
+        raise ConfigError(
+            f"config.complete is {cfg.complete!r}, which is there and which no run of config.out="
+            f"{cfg.out!r} wrote; remove it or name another file"
+        )
+
+
+def _size(file: str) -> int:
+    return int(storage.path(file).stat().length)
 
 
 def render(table: dict[str, dict[str, float]]) -> str:

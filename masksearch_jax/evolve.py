@@ -64,11 +64,14 @@ class EvolveRun:
     tokenizer: str = key(
         "", "Folder with tokenizer.json; empty: one trained on this run's text.", folder=True
     )
-    tokenizer_vocab_size: int = key(1024, "Of the tokenizer trained on this run's text.")
+    tokenizer_vocab_size: int = key(1024, "Of the tokenizer trained on this run's text.", least=1)
     model: c.ModelConfig = section(c.ModelConfig)
     compute: c.ComputeConfig = section(c.ComputeConfig)
     cpu_devices: int = key(
-        2, "Where there is no accelerator: devices that the CPU is split into.", harmless=True
+        2,
+        "Where there is no accelerator: devices that the CPU is split into.",
+        harmless=True,
+        least=1,
     )
     mesh: c.MeshConfig = section(c.MeshConfig)
     evolve: EvolveConfig = section(EvolveConfig)
@@ -86,7 +89,7 @@ class EvolveRun:
     eval: EvalConfig = section(EvalConfig)
     checkpoint: c.CheckpointConfig = section(c.CheckpointConfig)
     survival: c.SurvivalConfig = section(c.SurvivalConfig)
-    report_trajectories: int = key(3000, "Trajectories shown in the report, at most.")
+    report_trajectories: int = key(3000, "Trajectories shown in the report, at most.", least=0)
 
 
 class Run(StageFolder):

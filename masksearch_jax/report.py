@@ -31,7 +31,9 @@ class ReportConfig:
         "", "File to write; empty: report.html, in the run's folder, of several runs here."
     )
     trajectories: int = key(
-        viewer.MAX_TRAJECTORIES, "Most that can be read on the page, the first of each kind."
+        viewer.MAX_TRAJECTORIES,
+        "Most that can be read on the page, the first of each kind.",
+        least=0,
     )
 
 

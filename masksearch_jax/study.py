@@ -63,7 +63,7 @@ class StudyRun(RecipeRun):
     reference: str = key("", "The arm that the others are compared with; needed.")
     question: str = key("", "What is asked, as the page and the table say it.", harmless=True)
     seeds: int = key(
-        3, "Seeds of each arm; with one, intervals are over items alone.", harmless=True
+        3, "Seeds of each arm; with one, intervals are over items alone.", harmless=True, least=1
     )
     metrics: tuple[str, ...] = key(
         (), "Shown besides each suite's own, such as answer_tokens or searches."
@@ -200,8 +200,6 @@ def recipe(cfg: StudyRun) -> QuickstartRun:
 
 def plan(cfg: StudyRun, usage: Usage) -> Study:
     """All that the study makes. Raises ConfigError as `arms.read` and `arm_config` do."""
-    if cfg.seeds < 1:
-        raise ConfigError(f"config.seeds is {cfg.seeds}; it must be 1 or more, and 3 is usual")
     keys = leaves(type(cfg), dataclasses.asdict(cfg))
     found = [arms_lib.resolved(arm, keys) for arm in arms_lib.read(cfg.arms, cfg.reference)]
     own = {arm.name: (arm, arm_config(cfg, arm)) for arm in found}

@@ -43,7 +43,7 @@ class StudentConfig:
 
     init: str = required("HF folder or checkpoint folder.")
     tokenizer: str = required("Folder with tokenizer.json.")
-    samples: int = key(4, "Trajectories per example.")
+    samples: int = key(4, "Trajectories per example.", least=1)
     rules: Rules = section(Rules)
     judge: Literal["rules", "llm"] = key(
         "rules", "llm: what the rules accept the LLM judge must accept too."
@@ -68,26 +68,28 @@ class Floors:
 class EvolveConfig:
     """What an iteration samples, keeps and trains on."""
 
-    iterations: int = key(3, "After the first demonstrations.")
+    iterations: int = key(3, "After the first demonstrations.", least=0)
     teacher: Literal["scripted", "agents"] = key("scripted", "Of the first demonstrations.")
     thoughts: Literal["full", "short"] = key(
         "full", "Of the scripted teacher, as in build_trajectories."
     )
     language: str = key("en", "Of the agents' prompts: en or zh.")
-    seed_examples: int = key(3000, "Training examples that the teacher is given.")
+    seed_examples: int = key(3000, "Training examples that the teacher is given.", least=1)
     seed_masks: int = key(
-        2, "Most masks in the teacher's examples; students sample on up to ramp.max_masks."
+        2, "Most masks in the teacher's examples; students sample on up to ramp.max_masks.", least=1
     )
     split: Literal["train", "rl"] = key(
         "rl", "Of the examples that students sample on; rl: of articles new to the teacher."
     )
-    pool_size: int = key(1200, "Examples that a student samples on in an iteration.")
-    samples: int = key(4, "Trajectories of each.")
+    pool_size: int = key(1200, "Examples that a student samples on in an iteration.", least=1)
+    samples: int = key(4, "Trajectories of each.", least=1)
     hard_share: float = share(
         0.25, "Most of the pool that may be examples which nobody has solved so far."
     )
-    max_tries: int = key(3, "Iterations in which a hard item is sampled before it is given up.")
-    per_example: int = key(2, "Accepted trajectories of an example kept in an iteration.")
+    max_tries: int = key(
+        3, "Iterations in which a hard item is sampled before it is given up.", least=1
+    )
+    per_example: int = key(2, "Accepted trajectories of an example kept in an iteration.", least=1)
     max_failed: float = share(
         0.01, "Share of attempts that may fail for want of an endpoint or a search tool."
     )
@@ -98,7 +100,7 @@ class EvolveConfig:
     restart: bool = key(
         False, "Train from the first weights each time, not from the last student's."
     )
-    diversity_texts: int = key(300, "Trajectories that diversity is measured on.")
+    diversity_texts: int = key(300, "Trajectories that diversity is measured on.", least=1)
     floors: Floors = section(Floors)
     on_collapse: Literal["stop", "warn"] = key("warn", "What to do where diversity has collapsed.")
 

@@ -34,7 +34,7 @@ class RopeScaling:
     high_freq_factor: float = required(
         "Original context / wavelength of no scaling; yarn's beta_fast; unused by linear."
     )
-    original_max_position: int = required("Tokens of the original context.")
+    original_max_position: int = required("Tokens of the original context.", least=1)
     kind: Literal["llama3", "yarn", "linear"] = key(
         "llama3",
         (

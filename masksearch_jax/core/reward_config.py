@@ -31,7 +31,7 @@ class RewardConfig:
         ),
         least=0,
     )
-    min_searches: int = key(0, "A trajectory with fewer searches is not well-formed.")
+    min_searches: int = key(0, "A trajectory with fewer searches is not well-formed.", least=0)
     coverage_weight: float = key(
         0.0,
         (

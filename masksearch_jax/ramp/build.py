@@ -43,16 +43,18 @@ class FailedError(UserError):
 class WorkConfig:
     """How a build is divided; changes nothing but speed and memory."""
 
-    workers: int = key(1, "Processes.", harmless=True)
+    workers: int = key(1, "Processes.", harmless=True, least=1)
     examples: int = key(
         0,
         "Of each number of masks, to read in FOLDER/examples.html; 0: no page.",
         harmless=True,
+        least=0,
     )
     part: int = key(
         5000,
         "Passages masked together: balanced over mask counts, done again if stopped.",
         harmless=True,
+        least=1,
     )
 
 

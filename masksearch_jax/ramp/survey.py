@@ -50,7 +50,9 @@ class CleanConfig:
         (), "Files of questions not to be trained on, in the forms of `ramp.question_files`."
     )
     evaluation_passages: str = key("", "JSONL of the passages that their `gold` names.")
-    ngram: int = key(13, "Words in a row, shared with a gold passage, that make an overlap.")
+    ngram: int = key(
+        13, "Words in a row, shared with a gold passage, that make an overlap.", least=1
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -87,7 +87,7 @@ class RecipeRun:
         0, "Times that a training is measured on held-out examples, evenly; 0: not once.", least=0
     )
     heldout_examples: int = key(
-        16, "Masked paragraphs of each number of masks, and questions, of a measurement."
+        16, "Masked paragraphs of each number of masks, and questions, of a measurement.", least=1
     )
     checkpoint: config_lib.CheckpointConfig = section(config_lib.CheckpointConfig)
     survival: config_lib.SurvivalConfig = section(config_lib.SurvivalConfig)

@@ -35,9 +35,11 @@ from masksearch_jax.core.schema import (
     section,
     to_dataclass,
 )
+from masksearch_jax.coverage import CoverageRun
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.quickstart import QuickstartRun
 from masksearch_jax.runtime import cli
+from masksearch_jax.study import StudyRun
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +142,8 @@ def test_what_does_not_fit_is_named_with_its_dotted_key(changes, message):
         ("evaluate.py:tiny", "eval.examples", 0, 1),
         ("evaluate.py:tiny", "eval.bootstrap", 0, 1),
         ("quickstart.py:runlocal", "qa_sft.seq_len", 0, 1),
+        ("coverage.py", "limit", -3, 0),
+        ("study.py:curriculum", "seeds", 0, 1),
     ],
 )
 def test_a_number_that_cannot_work_is_refused_with_the_least(
@@ -152,6 +156,8 @@ def test_a_number_that_cannot_work_is_refused_with_the_least(
         "ramp_dapo": config.DapoRun,
         "evaluate": config.EvalRun,
         "quickstart": QuickstartRun,
+        "coverage": CoverageRun,
+        "study": StudyRun,
     }[name]
     with pytest.raises(SystemExit) as end:
         cli.run(print, schema, [name, spec, f"--config.{flag}={value}"])

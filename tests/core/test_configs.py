@@ -436,6 +436,24 @@ def test_every_share_has_bounds_and_every_default_lies_within_its_own():
     assert shares > 15
 
 
+# Whole numbers that may be below 0, or whose least a main checks with its reason.
+SIGNED = {"seed", "step", "data", "fsdp", "tensor", "context", "floor", "ceiling"}
+UNCOUNTED = {"port", "waiting"}
+
+
+def test_every_count_has_a_least():
+    """A negative one would leave the end of a list out, or find nothing, without a word."""
+    without = {
+        f"{section.__name__}.{field.name}"
+        for section in sections()
+        for field in dataclasses.fields(section)
+        if typing.get_type_hints(section)[field.name] is int
+        and field.metadata.get("least") is None
+        and field.name not in SIGNED | UNCOUNTED
+    }
+    assert without == set()
+
+
 def read_with(name: str, key: str, value: str) -> typing.Any:
     """A config file's schema with a key from the command line."""
     found = []

@@ -1,5 +1,7 @@
 """Coverage of questions by a corpus: exact counts, what is missing, completed corpora."""
 
+import dataclasses
+import gzip
 import json
 
 import pytest
@@ -115,6 +117,28 @@ def test_a_corpus_is_completed_by_what_the_questions_ship(tmp_path):
     build_index.run(build_index.BuildIndexRun(corpus=corpus, index=str(tmp_path / "index")))
     after = coverage.run(coverage.CoverageRun(cfg.questions, cfg.search, cfg.out))["hotpotqa"]
     assert (before["answerable"], after["answerable"]) == (0.0, 100.0)
+
+
+def test_a_completed_corpus_is_packed_as_its_name_says_and_replaces_its_own_alone(tmp_path):
+    whole = tmp_path / "whole.jsonl.gz"
+    cfg = settings(tmp_path, [HOTPOT], complete=str(whole))
+    coverage.run(cfg)
+    assert gzip.decompress(whole.read_bytes()).count(b"\n") == 5
+    coverage.run(dataclasses.replace(cfg, complete=""))  # another run of the folder
+    coverage.run(cfg)  # which wrote it
+    foreign = tmp_path / "index" / "passages.jsonl"
+    before = foreign.read_bytes()
+    elsewhere = dataclasses.replace(cfg, out=str(tmp_path / "other"))
+    whole.write_bytes(before)  # somebody else's by now
+    for refused in (dataclasses.replace(cfg, complete=str(foreign)), cfg, elsewhere):
+        with pytest.raises(ConfigError) as caught:
+            coverage.run(refused)
+        assert str(caught.value) == (
+            f"config.complete is {refused.complete!r}, which is there and which no run of "
+            f"config.out={refused.out!r} wrote; remove it or name another file"
+        )
+    assert foreign.read_bytes() == whole.read_bytes() == before
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,6 @@ def test_another_judge_is_of_the_arm_that_it_pays_alone(parse, tmp_path):
     [
         (["reference="], "config.reference is empty; it must name the arm .*: mixed, rising"),
         (["reference=mixd"], "config.reference is 'mixd', no arm; did you mean mixed"),
-        (["seeds=0"], "config.seeds is 0; it must be 1 or more"),
         (["arms=('a: ramp_sft',)"], "config.arms has 1 arm; a study compares two at least"),
         (["arms=('a: ramp_sft', 'a: ramp_sft')"], "config.arms has 'a' twice"),
         (["arms=('ramp_sft', 'b:')"], "'ramp_sft', which is not 'NAME: STAGE"),
