@@ -89,7 +89,7 @@ def find_recorded(
     A tool that tells no seconds took those of the call.
     """
     hidden = source if cfg.exclude_source else ""
-    depth = cfg.top_k + bool(hidden)
+    depth = first_depth(cfg, source)
     started = time.monotonic()
     found = tool.search(queries, depth)
     # A tool whose index has a passage cut in several has its id several times.
@@ -100,6 +100,11 @@ def find_recorded(
     seconds = time.monotonic() - started
     shown = tuple(map(as_text, markup.merge_results(seen, cfg.max_passages)))
     return shown, tuple(_record(hits, seconds, depth) for hits in found)
+
+
+def first_depth(cfg: SearchConfig, source: str) -> int:
+    """Passages that are asked for at first, one more where the passage `source` is hidden."""
+    return cfg.top_k + bool(cfg.exclude_source and source)
 
 
 def _has_more(hits: Sequence[Passage], hidden: str, top_k: int, depth: int) -> bool:

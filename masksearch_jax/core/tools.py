@@ -7,6 +7,7 @@ object that answers a text with a text; a `Toolbox` holds the tools of a run.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -122,6 +123,17 @@ class Searching:
     def max_requests(self) -> int:
         return self.cfg.max_queries
 
+    def begin(self, calls: Sequence[tuple[Sequence[str], str]]) -> None:
+        """Of calls that are about to come, (requests, hidden): what a tool searches for at once."""
+        begin = getattr(self.tool, "begin", None)
+        if begin is None:
+            return
+        by_depth = collections.defaultdict(list)
+        for requests, hidden in calls:
+            by_depth[retrieval.first_depth(self.cfg, hidden)].append(requests)
+        for depth, asked in by_depth.items():
+            begin(asked, depth)
+
     def call(self, requests: Sequence[str], hidden: str) -> Result:
         return Result(*retrieval.find_recorded(self.tool, requests, self.cfg, hidden))
 
@@ -236,6 +248,10 @@ class Toolbox:
     @property
     def search(self) -> SearchTool:
         return self._search.tool
+
+    def begin_searches(self, calls: Sequence[tuple[Sequence[str], str]]) -> None:
+        """As `Searching.begin`."""
+        self._search.begin(calls)
 
     def __getitem__(self, name: str) -> Tool:
         return self._by_name[name]

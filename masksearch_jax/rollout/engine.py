@@ -12,7 +12,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 
 import jax
@@ -310,6 +310,7 @@ class Engine:
         self.stats.sampled_tokens += int(count.sum())
         self.stats.decode_rows += len(letter.decoding)
         self.stats.program_rows += needs.rows * len(self._shards)
+        asking: list[Episode] = []
         for at, episode in letter.decoding:
             if episode not in self._shards[at[0]].rows:
                 continue  # its time ran out during the tick
@@ -318,9 +319,11 @@ class Engine:
             if self.watch:
                 self.watch(episode)
             if isinstance(outcome, tuple):
-                self._ask(episode, outcome)
+                episode.queries = outcome
+                asking.append(episode)
             elif outcome:
                 self._finish(self._shards[at[0]], episode, outcome)
+        self._ask(asking)
         self.stats.host_seconds += time.perf_counter() - now
 
     def _finish(self, shard: schedule.Shard, episode: Episode, status: Status) -> None:
@@ -330,15 +333,19 @@ class Engine:
 
     # ---- search
 
-    def _ask(self, episode: Episode, queries: tuple[str, ...]) -> None:
-        """Send the queries to the pool; a search without a query finds nothing."""
-        episode.queries, episode.asked = queries, time.perf_counter()
-        if episode.tool == SEARCH:
-            self.stats.searches += 1
-            self.stats.queries += len(queries)
-        asked = (episode.tool, queries, episode.request.source)
-        room = self.rules.observation_room(episode)
-        episode.search = self._pool.submit(functools.partial(self.rules.call, *asked, room))
+    def _ask(self, asking: Sequence[Episode]) -> None:
+        """Send the queries of a tick to the pool; a search without a query finds nothing."""
+        searches = [(e.queries, e.request.source) for e in asking if e.tool == SEARCH and e.queries]
+        if searches:
+            self.tools.begin_searches(searches)
+        for episode in asking:
+            episode.asked = time.perf_counter()
+            if episode.tool == SEARCH:
+                self.stats.searches += 1
+                self.stats.queries += len(episode.queries)
+            asked = (episode.tool, episode.queries, episode.request.source)
+            room = self.rules.observation_room(episode)
+            episode.search = self._pool.submit(functools.partial(self.rules.call, *asked, room))
 
     def _collect(self) -> None:
         """Put finished searches into their slots; a failed or late one ends its trajectory."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -22,6 +24,21 @@ class Batch(NamedTuple):
 
 
 Ask = Callable[[Sequence[str], int, Batch], list[Hits]]
+
+_CALLS = contextvars.ContextVar("calls", default=1)  # that a search is made for, in this thread
+
+
+@contextlib.contextmanager
+def of_calls(count: int) -> Iterator[None]:
+    """A search within the block is made for so many calls, each of which may ask on its own.
+
+    A batch of several that is refused, or fails again and again, is left to them.
+    """
+    before = _CALLS.set(count)
+    try:
+        yield
+    finally:
+        _CALLS.reset(before)
 
 
 class RefusedError(SearchError):
@@ -63,7 +80,7 @@ class Gatherer:
         try:
             return batch.found.result()[start : start + len(queries)]
         except (RefusedError, FailingBatchError):
-            if batch.calls == 1:
+            if batch.calls == 1 or _CALLS.get() > 1:
                 raise
         return self._ask(queries, top_k, Batch(1, deadline))
 
@@ -78,7 +95,7 @@ class Gatherer:
                 batch = self._open[top_k] = _Gathered(deadline)
             start = len(batch.queries)
             batch.queries += queries
-            batch.calls += 1
+            batch.calls += _CALLS.get()
             return batch, start, is_first
 
     def _run(self, batch: _Gathered, top_k: int) -> None:

@@ -60,6 +60,7 @@ class RemoteSearch:
         self._replicas: Replicas[Any] = Replicas(self._urls, patience, limit)
         self._index = ""  # the fingerprint of what was searched so far
         self._gatherer = Gatherer(self._ask, batch_wait, timeout)
+        self.gathers = batch_wait > 0  # whether calls that begin together become one request
         self._client = HttpClient(is_secure=any(one.startswith("https:") for one in self._urls))
 
     @functools.cached_property

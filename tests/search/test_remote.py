@@ -24,6 +24,7 @@ from masksearch_jax.search.replicas import (
     retry_after,
 )
 from masksearch_jax.search.server import SearchServer
+from masksearch_jax.search.shared import SharedSearch
 from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.testing import services
 from masksearch_jax.testing.services import WELL, Answer, SearchEndpoint, by_number, in_turn
@@ -281,6 +282,39 @@ def test_a_query_that_fails_for_good_loses_no_other_answer_of_its_batch(status):
                 asked[1].result()
         sizes = [len(request["queries"]) for request in service.requests]
     assert sizes == [3, 3] + [1] * 6
+
+
+def begun(service, calls, **options):
+    """A future of each call, whose searches were begun together."""
+    shared = SharedSearch(client(service, batch_wait=0.3, **options), 10)
+    shared.begin(calls, 3)
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [pool.submit(shared.search, queries, 3) for queries in calls]
+
+
+@pytest.mark.parametrize("status", [400, 500, 503])
+def test_a_query_that_fails_loses_no_other_that_was_begun_with_it(status):
+    broken = Answer(status=status, message="cannot search for this")
+    with SearchEndpoint(TOOL, lambda body: broken if "bad" in body["queries"] else WELL) as service:
+        red, bad, blue = begun(service, [["red"], ["bad"], ["blue"]], retries=3)
+        assert [red.result(), blue.result()] == [TOOL.search([q], 3) for q in ("red", "blue")]
+        with pytest.raises(SearchError, match="cannot search for this"):
+            bad.result()
+
+
+def test_one_query_of_several_calls_is_tried_as_long_as_any():
+    with SearchEndpoint(TOOL, in_turn(DOWN, DOWN, DOWN, WELL)) as service:
+        calls = begun(service, [["red"], ["red"]])
+        assert [call.result() for call in calls] == [TOOL.search(["red"], 3)] * 2
+        assert len(service.calls) == 4
+
+
+def test_a_service_that_is_gone_is_waited_for_once_by_what_was_begun_together():
+    with SearchEndpoint(TOOL, Answer(status=502)) as service:
+        for call in begun(service, [["red"], ["blue"]], retries=2):
+            with pytest.raises(SearchError, match=r"the search failed, attempt 3 .*502"):
+                call.result()
+        assert [len(request["queries"]) for request in service.requests] == [2] * 3
 
 
 def test_a_batch_that_a_busy_service_puts_off_stays_together():

@@ -8,7 +8,7 @@ import pytest
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Hits
 from masksearch_jax.search import protocol
-from masksearch_jax.search.gather import RefusedError
+from masksearch_jax.search.gather import MAX_BATCH, RefusedError
 from masksearch_jax.search.shared import SharedSearch
 from masksearch_jax.search.tool import FakeSearch
 from tests.search.fruit import FRUIT
@@ -94,3 +94,52 @@ def test_a_query_that_fails_harms_none_that_shares_another(kind):
         with pytest.raises(kind, match="no such query"):
             first.result()
         assert second.result() == [list(FRUIT[:1])]
+
+
+class Gathering(FakeSearch):
+    """A tool whose calls become one request, which it waits to be let go on with."""
+
+    gathers = True
+
+    def __init__(self, results):
+        super().__init__(results)
+        self.go_on = threading.Event()
+
+    def search(self, queries, top_k):
+        assert self.go_on.wait(10)
+        return super().search(queries, top_k)
+
+
+def test_calls_that_are_about_to_come_are_one_search():
+    tool = Gathering(lambda query: [FRUIT["abc".index(query)]])
+    shared = SharedSearch(tool, 10)
+    shared.begin([("a", "b"), ("b", "c"), ()], 1)
+    shared.begin([("a", "c")], 1)  # under way
+    tool.go_on.set()
+    found = [shared.search(queries, 1) for queries in (["a", "b"], ["b", "c"], ["a"])]
+    a, b, c = ([passage] for passage in FRUIT[:3])
+    assert found == [[a, b], [b, c], [a]]
+    assert [[hits.cached for hits in one] for one in found] == [
+        [False, False],
+        [True, False],
+        [True],
+    ]
+    assert tool.calls == [("a", "b", "c")]
+    assert (shared.hits, shared.misses) == (2, 3)
+
+
+def test_nothing_is_begun_where_a_tool_gathers_no_calls():
+    tool = FakeSearch(lambda query: FRUIT[:1])
+    shared = SharedSearch(tool, 10)
+    shared.begin([("a",), ("b",)], 1)
+    shared.search(["a"], 1)
+    assert tool.calls == [("a",)]
+
+
+def test_begun_searches_have_the_bound_of_a_request():
+    tool = Gathering(lambda query: FRUIT[:1])
+    SharedSearch(tool, 10).begin([(f"q{i}",) for i in range(MAX_BATCH + 3)], 1)
+    tool.go_on.set()
+    while len(tool.calls) < 2:
+        threading.Event().wait(0.005)
+    assert sorted(map(len, tool.calls)) == [3, MAX_BATCH]
