@@ -99,7 +99,7 @@ def find_recorded(
     seen = [[p for p in hits if not hidden or p.id != hidden][: cfg.top_k] for hits in found]
     seconds = time.monotonic() - started
     shown = tuple(map(as_text, markup.merge_results(seen, cfg.max_passages)))
-    return shown, tuple(_record(hits, seconds, depth) for hits in found)
+    return shown, tuple(_record(tool, hits, seconds, depth) for hits in found)
 
 
 def first_depth(cfg: SearchConfig, source: str) -> int:
@@ -112,12 +112,17 @@ def _has_more(hits: Sequence[Passage], hidden: str, top_k: int, depth: int) -> b
     return len(hits) == depth <= _DEEPEST and sum(p.id != hidden for p in hits) < top_k
 
 
-def _record(hits: Sequence[Passage], seconds: float, depth: int) -> QueryRecord:
-    ids = tuple(p.id for p in hits)
-    if not isinstance(hits, Hits):
-        return QueryRecord(ids, seconds=seconds, depth=depth)
-    took = hits.seconds or (0.0 if hits.cached else seconds)
-    return QueryRecord(ids, hits.scores, hits.attempts, took, hits.cached, depth)
+def _record(tool: SearchTool, hits: Sequence[Passage], seconds: float, depth: int) -> QueryRecord:
+    told = hits if isinstance(hits, Hits) else Hits()
+    return QueryRecord(
+        passage_ids=tuple(p.id for p in hits),
+        scores=told.scores,
+        attempts=told.attempts,
+        seconds=told.seconds or (0.0 if told.cached else seconds),
+        cached=told.cached,
+        depth=depth,
+        answered_by=told.answered_by or getattr(tool, "fingerprint", ""),
+    )
 
 
 def as_text(passage: Passage) -> Passage:

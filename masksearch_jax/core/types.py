@@ -50,7 +50,9 @@ class Hits(list[Passage]):
     """The passages that one query found, best first, and how: equal to a plain list of them.
 
     scores: one per passage, empty where the tool has none. attempts: requests that were made, 0 in
-    process. seconds: that the search took. cached: nothing was searched.
+    process. seconds: that the search took. cached: nothing was searched. answered_by: the address
+    of the service that answered, and after a space the fingerprint of its index where that is
+    known; of a stored answer the one that gave it.
     """
 
     def __init__(
@@ -61,10 +63,12 @@ class Hits(list[Passage]):
         attempts: int = 0,
         seconds: float = 0.0,
         cached: bool = False,
+        answered_by: str = "",
     ):
         super().__init__(passages)
         self.scores = tuple(scores)
         self.attempts, self.seconds, self.cached = attempts, seconds, cached
+        self.answered_by = answered_by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +147,8 @@ class QueryRecord:
     """What a search tool gave for one query, and how; see `Hits`.
 
     depth: passages that it was asked for, 0 where it was not recorded. answer: of a tool that
-    answers with texts; its `passage_ids` may say that it could not read the request.
+    answers with texts; its `passage_ids` may say that it could not read the request. answered_by:
+    as of `Hits`; of a search in process the fingerprint of the index.
     """
 
     passage_ids: tuple[str, ...]
@@ -153,6 +158,7 @@ class QueryRecord:
     cached: bool = False
     depth: int = 0
     answer: str | None = None
+    answered_by: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +258,7 @@ _NESTED: dict[str, type[Span | Segment | QueryRecord | Turn]] = {
 }
 
 
-# What a record need not say of a run of search alone, or of an agent's demonstration.
+# What a record need not say of a run of search alone, of an agent's demonstration, of an unknown.
 _UNSAID: JsonObject = {
     "tool": SEARCH,
     "tools": SEARCH_ALONE,
@@ -260,14 +266,15 @@ _UNSAID: JsonObject = {
     "calls": (),
     "method": "agent",
     "answer": None,
+    "answered_by": "",
 }
 
 
 def to_json(record: Record) -> JsonObject:
     """A JSON-ready dict of a record of this module; arrays become lists.
 
-    Fields of other tools than search are left out where there is none, and so is the method of an
-    agent's demonstration.
+    Fields of other tools than search are left out where there is none, and so are the method of an
+    agent's demonstration and who answered where that is not known.
     """
     out = dataclasses.asdict(record, dict_factory=_said)
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in out.items()}

@@ -209,11 +209,13 @@ class CachedSearch:
 
 
 def _as_json(hits: Sequence[Passage]) -> str:
-    passages = [dataclasses.astuple(p) for p in hits]
-    return json.dumps({"passages": passages, "scores": getattr(hits, "scores", ())})
+    told = hits if isinstance(hits, Hits) else Hits()
+    kept = {"passages": [dataclasses.astuple(p) for p in hits], "scores": told.scores}
+    return json.dumps(kept | ({"answered_by": told.answered_by} if told.answered_by else {}))
 
 
 def _hits(text: str) -> Hits:
     found = json.loads(text)
     passages = (Passage(*fields) for fields in found["passages"])
-    return Hits(passages, scores=found["scores"], cached=True)
+    by = found.get("answered_by", "")  # "" of a tool in process, whose index is in the key
+    return Hits(passages, scores=found["scores"], cached=True, answered_by=by)

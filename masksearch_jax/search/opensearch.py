@@ -112,7 +112,7 @@ class OpenSearchSearch:
         self._cfg = cfg
         self._clients = {url: _client(url, cfg) for url in _urls(cfg)}
         self._replicas: Replicas[Any] = Replicas(list(self._clients), patience, limit)
-        told = self._request(lambda client, seconds: _told(client, cfg.name, seconds))[0]
+        told, _, _ = self._request(lambda client, seconds: _told(client, cfg.name, seconds))
         if told is None:
             raise SearchError(f"no index {cfg.name!r} at {cfg.url}; load it: {_COMMAND}")
         if told["rows"] != told["count"]:
@@ -139,12 +139,10 @@ class OpenSearchSearch:
                 raise SearchError(f"{len(queries)} queries got {len(found)} results")
             return found
 
-        found, attempts = self._request(ask)
-        seconds = time.monotonic() - started
-        return [
-            Hits(hits[:top_k], scores=hits.scores[:top_k], attempts=attempts, seconds=seconds)
-            for hits in found
-        ]
+        found, url, attempts = self._request(ask)
+        told = {"attempts": attempts, "seconds": time.monotonic() - started}
+        told["answered_by"] = f"{url} {self.fingerprint}"
+        return [Hits(hits[:top_k], scores=hits.scores[:top_k], **told) for hits in found]
 
     def _lines(self, queries: Sequence[str], top_k: int) -> list[JsonObject]:
         """The request of several searches: of each its header and its body."""
@@ -158,17 +156,20 @@ class OpenSearchSearch:
         rest = {"size": top_k, "track_total_hits": False, "_source": _SOURCE}
         return [line for query in asked for line in (header, {"query": query, **rest})]
 
-    def _request(self, ask: Callable[[Client, float], Any]) -> tuple[Any, int]:
-        """The reply and the number of attempts. Raises SearchError."""
+    def _request(self, ask: Callable[[Client, float], Any]) -> tuple[Any, str, int]:
+        """The reply, the node that gave it, and the number of attempts. Raises SearchError."""
         try:
-            return self._replicas.request(functools.partial(self._attempt, ask))
+            (reply, url), attempts = self._replicas.request(functools.partial(self._attempt, ask))
+            return reply, url, attempts
         except GaveUp as error:
             raise SearchError(f"the search failed, {error}") from error
 
-    def _attempt(self, ask: Callable[[Client, float], Any], url: str, seconds: float) -> Any:
+    def _attempt(
+        self, ask: Callable[[Client, float], Any], url: str, seconds: float
+    ) -> tuple[Any, str]:
         """Raises FailedForNow where another try may succeed, else SearchError."""
         try:
-            return ask(self._clients[url], seconds)
+            return ask(self._clients[url], seconds), url
         except exceptions.SSLError as error:
             raise SearchError(f"{url}: {_line(error)}") from error
         except exceptions.TransportError as error:

@@ -55,7 +55,8 @@ class RecordedSearch:
                 f"{self._path} was recorded"
             )
         passages = [self._passage(name) for name in record.passage_ids[:top_k]]
-        return Hits(passages, scores=record.scores[:top_k], cached=True)
+        scores, by = record.scores[:top_k], record.answered_by
+        return Hits(passages, scores=scores, cached=True, answered_by=by)
 
     def _passage(self, name: str) -> Passage:
         passage = self.passages.find(name)

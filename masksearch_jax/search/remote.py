@@ -125,7 +125,7 @@ class RemoteSearch:
         started = time.monotonic()
         failures = itertools.count(1)
 
-        def post(url: str, seconds: float) -> list[Any]:
+        def post(url: str, seconds: float) -> tuple[list[Any], str]:
             try:
                 return self._post(body, url, seconds)
             except FailedForNow as error:
@@ -133,19 +133,22 @@ class RemoteSearch:
                     raise FailingBatchError(str(error)) from error
                 raise
 
-        results, attempts = self._patient(post, batch.deadline)
+        (results, by), attempts = self._patient(post, batch.deadline)
         if len(results) != len(queries):
             raise SearchError(
                 f"{self._url} answered {len(queries)} queries with {len(results)} results"
             )
-        seconds = time.monotonic() - started
+        told = {"attempts": attempts, "seconds": time.monotonic() - started, "answered_by": by}
         try:
-            return [_hits(hits[:top_k], attempts, seconds) for hits in results]
+            return [_hits(hits[:top_k], told) for hits in results]
         except (TypeError, LookupError, AttributeError) as error:
             raise SearchError(f"{self._url} sent a document of unknown form: {error!r}") from error
 
-    def _post(self, body: bytes, url: str, seconds: float) -> list[Any]:
-        """One attempt. Raises FailedForNow when another may succeed, else SearchError."""
+    def _post(self, body: bytes, url: str, seconds: float) -> tuple[list[Any], str]:
+        """What one attempt found, and who answered.
+
+        Raises FailedForNow when another may succeed, else SearchError.
+        """
         response = self._send("POST", url, body, seconds)
         response.check_ok(url)
         told = response.headers.get(INDEX, "")
@@ -156,7 +159,8 @@ class RemoteSearch:
             )
         self._index = self._index or told
         try:
-            return list(json.loads(response.data)["result"])
+            by = f"{url} {told or self._index}".rstrip()
+            return list(json.loads(response.data)["result"]), by
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise SearchError(f"{url} sent no JSON list `result`: {error!r}") from error
 
@@ -179,12 +183,15 @@ def _service(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
-def _hits(hits: Sequence[Any], attempts: int, seconds: float) -> Hits:
-    """What one query found. Raises TypeError, LookupError or AttributeError for another form."""
+def _hits(hits: Sequence[Any], told: dict[str, Any]) -> Hits:
+    """What one query found. told: of its request.
+
+    Raises TypeError, LookupError or AttributeError for another form.
+    """
     passages = [_passage(hit) for hit in hits]
     scores = [hit.get("score") for hit in hits]
     known = all(isinstance(s, int | float) for s in scores)
-    return Hits(passages, scores=scores if known else (), attempts=attempts, seconds=seconds)
+    return Hits(passages, scores=scores if known else (), **told)
 
 
 def _passage(hit: Any) -> Passage:

@@ -64,4 +64,5 @@ def _ordered(hits: Sequence[Passage], scores: np.ndarray, top_k: int) -> Hits:
         attempts=told.attempts,
         seconds=told.seconds,
         cached=told.cached,
+        answered_by=told.answered_by,
     )

@@ -111,7 +111,7 @@ class SharedSearch:
         futures: Sequence[Future[Hits]],
         of_one: tuple[type[Exception], ...] = (Exception,),
     ) -> None:
-        """of_one: failures of a search of several queries for which one of them may be the reason."""
+        """of_one: failures of a search of several queries of which one may be the reason."""
         try:
             found = [_as_hits(hits) for hits in self._tool.search(queries, top_k)]
             if len(found) != len(queries):
@@ -147,7 +147,7 @@ class SharedSearch:
             return _as_hits(found)
         if not is_shared:
             return hits
-        return Hits(hits, scores=hits.scores, attempts=0, seconds=0.0, cached=True)
+        return Hits(hits, scores=hits.scores, cached=True, answered_by=hits.answered_by)
 
 
 def _as_hits(hits: Sequence[Passage]) -> Hits:

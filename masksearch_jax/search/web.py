@@ -90,7 +90,8 @@ class WebSearch:
         except GaveUp as error:
             raise SearchError(f"the search failed, {error}") from error
         passages = self._passages(reply)[:top_k]
-        return Hits(passages, attempts=attempts, seconds=time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return Hits(passages, attempts=attempts, seconds=seconds, answered_by=self._service)
 
     def _send(self, query: str, top_k: int, _: str, seconds: float) -> Any:
         """One attempt: the reply's JSON. Raises FailedForNow, and SearchError for other JSON."""

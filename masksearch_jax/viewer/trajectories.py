@@ -221,7 +221,7 @@ def _wanted(example: JsonObject, answer: str | None, recalls: list[Any]) -> list
 def _turns(row: JsonObject, example: JsonObject, segments: list[list[str]]) -> list[JsonObject]:
     """Calls with their documents: id, title, text, and whether it is the source or gold.
 
-    tool: of a call of another than search.
+    tool: of a call of another than search. answered_by: who answered, where that was recorded.
     """
     told = (text for author, text in segments if author == "tool")
     gold = {*map(str, as_list(example.get("gold")))}
@@ -239,8 +239,16 @@ def _turns(row: JsonObject, example: JsonObject, segments: list[list[str]]) -> l
             kind = "source" if is_source else "gold" if name in gold or title in titles else ""
             documents.append({"id": name, "title": title, "text": piece, "kind": kind})
         kept = {k: turn[k] for k in ("queries", "seconds", "error", "tool") if turn.get(k)}
+        if by := _answered_by(turn):
+            kept["answered_by"] = by
         turns.append(kept | {"documents": documents})
     return turns
+
+
+def _answered_by(turn: JsonObject) -> list[str]:
+    """Who answered the queries of a turn, each once."""
+    found = (as_dict(record).get("answered_by") for record in as_list(turn.get("found")))
+    return list(dict.fromkeys(name for name in found if name and isinstance(name, str)))
 
 
 def split_documents(information: str, titles: list[str]) -> list[str]:

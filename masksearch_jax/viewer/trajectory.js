@@ -197,6 +197,7 @@ function documents(part, wanted) {
   if (turn.seconds !== undefined) note.push(turn.seconds < 1 ? `${Math.round(1000 * turn.seconds)} ms` : duration(turn.seconds));
   return [
     h("p", { class: "note" }, note.join(" in ")),
+    turn.answered_by && h("p", { class: "note" }, `answered by ${turn.answered_by.join(", ")}`),
     turn.error && h("p", { class: "note error" }, turn.error),
     turn.documents.length
       ? turn.documents.map((d) =>

@@ -80,4 +80,20 @@ def test_what_a_tool_gave_is_recorded_before_any_is_left_out():
         ("x", "x", "a"), (1.0, 1.0, 1.0), depth=3
     )
     turn = Turn(("q",), ("x",), ("x",), 0.5, found=(record,))
+    assert "answered_by" not in to_json(turn)["found"][0]  # a tool that tells nothing of itself
     assert from_json(Turn, json.loads(json.dumps(to_json(turn)))).found == (record,)
+
+
+def test_who_answered_is_recorded():
+    """The index of a tool in process, unless the answer itself tells what gave it."""
+
+    class Told:
+        fingerprint = "f1"
+
+        def search(self, queries, top_k):
+            return [[], Hits(), Hits(answered_by="http://b:1/retrieve f0")]
+
+    _, records = find_recorded(Told(), ["q", "r", "s"], CFG, "")
+    assert [r.answered_by for r in records] == ["f1", "f1", "http://b:1/retrieve f0"]
+    turn = Turn(("q",), (), (), 0.5, found=records)
+    assert from_json(Turn, json.loads(json.dumps(to_json(turn)))).found == records

@@ -57,6 +57,7 @@ def test_the_searches_of_a_tick_are_one_request(model):
     records = [record for t in done for turn in t.turns for record in turn.found]
     assert sum(record.attempts for record in records) == len(set(queries))
     assert [r.cached for r in records].count(False) == len(set(queries))
+    assert {r.answered_by for r in records} == {service.url}
 
 
 def test_a_query_that_is_refused_ends_its_own_trajectory_alone(model):

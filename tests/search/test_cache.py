@@ -12,12 +12,13 @@ from contextlib import contextmanager
 import pytest
 
 from masksearch_jax.core.config import SearchConfig
-from masksearch_jax.core.retrieval import SearchError
+from masksearch_jax.core.retrieval import SearchError, find_recorded
 from masksearch_jax.core.types import Passage
 from masksearch_jax.search.bm25 import build
 from masksearch_jax.search.cache import LEAST_BYTES, CachedSearch
 from masksearch_jax.search.open import open_tool
 from masksearch_jax.search.tool import FakeSearch, NoSearch
+from masksearch_jax.testing.services import SearchEndpoint
 from tests.search.fruit import FRUIT
 
 
@@ -118,6 +119,18 @@ def test_scores_are_remembered(fruit, tmp_path):
         (again,) = cache.search(["red"], 2)
     assert (first, first.scores) == (again, again.scores)
     assert (first.cached, again.cached) == (False, True)
+
+
+def test_a_stored_answer_keeps_who_gave_it(tmp_path):
+    with SearchEndpoint(FakeSearch({"q": FRUIT[:1]})) as service:
+        cfg = SearchConfig("http", url=service.url, cache=str(tmp_path / "cache"), timeout=5.0)
+        tool = open_tool(cfg)
+        for is_cached in (False, True):  # as shared in memory
+            (hits,) = tool.search(["q"], 1)
+            assert (hits.answered_by, hits.cached) == (service.url, is_cached)
+    elsewhere = dataclasses.replace(cfg, replay=True, memory=0)
+    _, (record,) = find_recorded(open_tool(elsewhere), ["q"], dataclasses.replace(cfg, top_k=1), "")
+    assert (record.answered_by, record.cached) == (service.url, True)
 
 
 def test_the_results_used_longest_ago_make_room(tmp_path):

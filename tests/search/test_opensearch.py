@@ -249,7 +249,8 @@ def test_another_node_is_asked_where_one_is_gone(service):
     load(service)
     address = f"http://127.0.0.1:1, {service.address}"
     cfg = dataclasses.replace(CFG, opensearch=OpenSearchConfig(url=address))
-    assert ids(open_tool(cfg), "banana", 2) == ["b"]
+    (hits,) = open_tool(cfg).search(["banana"], 2)
+    assert ([p.id for p in hits], hits.answered_by) == (["b"], f"{service.address} f1+opensearch")
 
 
 def test_what_cannot_be_searched_is_said(service, monkeypatch):

@@ -371,6 +371,18 @@ def test_a_first_call_that_is_interrupted_while_it_waits_leaves_none_behind(monk
     assert found == [["blue"]]
 
 
+def test_an_answer_tells_which_replica_gave_it_and_of_which_index(fruit):
+    with SearchEndpoint(TOOL, DOWN) as broken, SearchEndpoint(TOOL) as well:
+        found = client(broken, well).search(["red", "blue"], 3)
+        assert [hits.answered_by for hits in found] == [well.url] * 2
+    with SearchEndpoint(TOOL, STALL) as slow, SearchEndpoint(TOOL) as fast:
+        remote = client(slow, fast, hedge=0.05, attempt_timeout=20.0)
+        assert {remote.search([q], 1)[0].answered_by for q in QUERIES[:6]} == {fast.url}
+    with services.serving(SearchServer(fruit, "127.0.0.1", 0)) as server:
+        (hits,) = RemoteSearch(server.url, timeout=10).search(["red"], 1)
+        assert hits.answered_by == f"{server.url} {fruit.fingerprint}"
+
+
 def test_connections_are_used_again():
     with SearchEndpoint(TOOL) as service:
         remote = client(service)

@@ -48,6 +48,7 @@ def test_results_are_passages(service, fruit, kind):
     found = tool.search(queries, 2)
     assert found == fruit.search(queries, 2)
     assert (found[0].attempts, found[0].cached, found[0].scores) == (1, False, ())
+    assert {hits.answered_by for hits in found} == {service.address}
     assert found[0].seconds > 0
     assert sorted(r["q"] for r in service.requests[1:]) == sorted(queries)
     assert {str(r["num"]) for r in service.requests[1:]} == {"2"}

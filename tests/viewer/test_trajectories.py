@@ -74,6 +74,16 @@ def test_documents_are_told_apart_and_the_source_is_marked(tmp_path, make_trajec
     assert other["text"] == f"Mali: {hostile}".replace("\ud800", "?")
 
 
+def test_a_search_tells_who_answered(tmp_path, make_trajectory):
+    row = make_trajectory(7)
+    by = ["http://b:1/retrieve f1", "http://a:1/retrieve f1", "http://b:1/retrieve f1", 7]
+    row["turns"][0]["found"] = [{"passage_ids": [], "answered_by": name} for name in by] + [{}]
+    _, text, _ = one(tmp_path, row)
+    assert text["turns"][0]["answered_by"] == by[:2]
+    _, text, _ = one(tmp_path, make_trajectory(7))
+    assert "answered_by" not in text["turns"][0]
+
+
 def test_a_call_of_another_tool_is_told_with_its_name(tmp_path, make_trajectory):
     row = make_trajectory(7)
     said = [("policy", "<calculate>1 + 1</calculate>"), ("tool", "<information>2</information>")]
