@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -36,7 +38,13 @@ from masksearch_jax.search.replicas import (
 from masksearch_jax.search.term_index import TITLE_BOOST
 from masksearch_jax.search.vectors import Encoder, Vectors
 
-MAX_QUERY_CHARS = 2500  # of a query; more words than a cluster allows clauses would be refused
+MAX_QUERY_CHARS = 20_000  # of a query; the rest is ignored
+MAX_CLAUSES = 1024  # of a query, which a cluster allows by default (indices.query.bool.…)
+_FIELDS = 2  # that each word of a query is looked for in: a clause each
+# What may become a term by either analyser, at most one each: a run of letters and digits of a
+# script that spaces its words, or any other sign beyond ASCII, such as a Chinese character.
+_TERM = re.compile(r"[^\W\u0e00-\U0010ffff]{1,255}|[^\x00-\x7f]")
+_TOO_MANY = ("too_many_clauses", "too_many_nested_clauses")  # types of a refusal, with status 500
 _ROWS = 10_000  # loaded between two notes of how far the load is
 _CHUNK = 500  # passages of one request
 _CHUNK_BYTES = 20 * 2**20
@@ -149,7 +157,7 @@ class OpenSearchSearch:
         texts = [q[:MAX_QUERY_CHARS].encode("utf-8", "replace").decode() for q in queries]
         if self._encoder is None:
             header = {"search_type": "dfs_query_then_fetch"}
-            asked = [_by_words(text) for text in texts]
+            asked = [_by_words(_allowed(text)) for text in texts]
         else:
             header = {}
             asked = [_by_vector(v, top_k) for v in self._encoder.encode_queries(texts).tolist()]
@@ -176,6 +184,12 @@ class OpenSearchSearch:
             raise RefusedError(f"{url} refused the request: {_line(error)}") from error
         except (exceptions.SerializationError, LookupError, TypeError, AttributeError) as error:
             raise SearchError(f"{url} sent a reply of unknown form: {error!r}") from error
+
+
+def _allowed(text: str) -> str:
+    """The text up to the last word for which a cluster allows clauses."""
+    last = next(itertools.islice(_TERM.finditer(text), MAX_CLAUSES // _FIELDS - 1, None), None)
+    return text[: last.end()] if last else text
 
 
 def _by_words(text: str) -> JsonObject:
@@ -256,8 +270,10 @@ def _told(client: Client, name: str, seconds: float | None = None) -> JsonObject
 def _hits(name: str, reply: JsonObject) -> Hits:
     """The passages of one query's reply. Raises FailedForNow or SearchError for a failed one."""
     if "error" in reply:
-        error = reply["error"]
-        said = f"{error['type']}: {error.get('reason')}" if isinstance(error, dict) else str(error)
+        kind, said = _cause(reply["error"])
+        if kind in _TOO_MANY:
+            limit = f"queries need indices.query.bool.max_clause_count of {MAX_CLAUSES}"
+            raise RefusedError(f"the index {name!r} refused the search: {said}; {limit}")
         if reply.get("status") in RETRIED:
             raise FailedForNow(f"HTTP {reply['status']} {said}")
         raise RefusedError(f"the index {name!r} refused the search: {said}")
@@ -270,6 +286,15 @@ def _hits(name: str, reply: JsonObject) -> Hits:
     found = reply["hits"]["hits"]
     passages = [Passage(*(hit["_source"][field] for field in _SOURCE)) for hit in found]
     return Hits(passages, scores=[hit["_score"] for hit in found])
+
+
+def _cause(error: Any) -> tuple[str, str]:
+    """The type of a reply's error, and what it says: of its root, where all shards had one."""
+    if not isinstance(error, dict):
+        return "", str(error)
+    roots = error.get("root_cause") or [error]
+    kind, reason = roots[0]["type"], str(roots[0].get("reason"))
+    return kind, reason if reason.startswith(f"{kind}: ") else f"{kind}: {reason}"
 
 
 def _line(error: Exception) -> str:

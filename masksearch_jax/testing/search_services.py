@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from masksearch_jax.core import chinese
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.types import JsonObject, Passage
 from masksearch_jax.runtime.http_service import Call, Refusal
 from masksearch_jax.testing.services import WELL, Loopback, Script
+
+_WORDS = re.compile(rf"[{chinese.CHARACTERS}]+|[^\W{chinese.CHARACTERS}]+")
 
 
 class WebEndpoint(Loopback):
@@ -76,7 +80,8 @@ class OpenSearchEndpoint(Loopback):
 
     A passage scores by the words of the query that it has, or by its vector. version: what the
     cluster says of itself. user: who may ask, with a password. rejects: rows that are turned away
-    so many times. refuses: rows that never fit. loses: rows that are lost.
+    so many times. refuses: rows that never fit. loses: rows that are lost. most_clauses: of a
+    query, all fields together, as Lucene counts the terms of the index's analyser.
     """
 
     unscripted = ()
@@ -91,6 +96,7 @@ class OpenSearchEndpoint(Loopback):
         self.rejects: dict[int, int] = {}
         self.refuses: set[int] = set()
         self.loses: set[int] = set()
+        self.most_clauses = 1024
 
     def told(self, path: str, call: Call) -> JsonObject:
         """A JSON object, or the `lines` of several."""
@@ -155,6 +161,9 @@ class OpenSearchEndpoint(Loopback):
         return {"status": 201, "result": "created", "_version": 1}
 
     def _found(self, asked: JsonObject) -> JsonObject:
+        analyser = self.mappings["properties"]["all"]["analyzer"]
+        if _clauses(asked["query"], analyser) > self.most_clauses:
+            return self._refused_clauses()
         score = _score_of(asked["query"])
         scored = ((score(d), int(name), d) for name, d in self.documents.items())
         best = sorted((hit for hit in scored if hit[0]), key=lambda hit: (-hit[0], hit[1]))
@@ -175,9 +184,39 @@ class OpenSearchEndpoint(Loopback):
             "status": 200,
         }
 
+    def _refused_clauses(self) -> JsonObject:
+        """The reply to a query with too many clauses, which fails on each shard."""
+        kind = "too_many_nested_clauses"
+        said = (
+            f"Query contains too many nested clauses; maxClauseCount is set to {self.most_clauses}"
+        )
+        error = {
+            "root_cause": [{"type": kind, "reason": f"{kind}: {said}"}],
+            "type": "search_phase_execution_exception",
+            "reason": "all shards failed",
+            "phase": "dfs",
+            "grouped": True,
+            "failed_shards": [
+                {"shard": 0, "index": "passages", "node": "n", "reason": {"type": kind}}
+            ],
+        }
+        return {"error": error, "status": 500}
+
     def error(self, message: str, code: str | None = None) -> JsonObject:
         cause = {"type": code or "exception", "reason": message}
         return {"error": {**cause, "root_cause": [cause]}}
+
+
+def _clauses(query: JsonObject, analyser: str) -> int:
+    """Terms of a query of words, of all its fields; 0 of another. cjk makes pairs of characters."""
+    texts = [
+        asked["query"]
+        for match in query.get("bool", {}).get("should", ())
+        for asked in match["match"].values()
+    ]
+    runs = [run for text in texts for run in _WORDS.findall(text)]
+    fewer = int(analyser == "cjk")
+    return sum(max(1, len(r) - fewer) if chinese.CHARACTER.match(r) else 1 for r in runs)
 
 
 def _score_of(query: JsonObject) -> Callable[[JsonObject], float]:

@@ -101,6 +101,44 @@ def test_any_text_is_a_query(service, query):
     assert len(asked["query"]) <= 2500
 
 
+def hanzi(count):
+    return "".join(chr(0x4E00 + 7 * i) for i in range(count))
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize(
+    ("query", "kept"),
+    [
+        (f"red {hanzi(100)}", 104),
+        (f"red {hanzi(2600)}", 515),  # a word and 511 characters
+        (f"red {'a b. ' * 2000}", 4 + 5 * 255 + 1),  # a word and 511 others
+        ("red" + " fruit" * 511, 3 + 6 * 511),  # 512 words
+        ("red" + " fruit" * 512, 3 + 6 * 511),
+        (f"red {'😀' * 600}", 515),
+        (f"red {'!' * 30_000}", 20_000),  # signs are no terms
+    ],
+)
+def test_a_query_has_no_more_clauses_than_a_cluster_allows(service, language, query, kept):
+    load(service, mark={"fingerprint": "f", "language": language})
+    assert ids(open_at(service), query, 2) == ["a", "c"]
+    asked = service.requests[-1]["lines"][1]["query"]["bool"]["should"]
+    assert asked[0]["match"]["all"]["query"] == asked[1]["match"]["title"]["query"] == query[:kept]
+
+
+def test_a_cluster_that_allows_fewer_clauses_refuses_at_once(service):
+    load(service)
+    service.most_clauses = 64
+    tool = open_at(service)
+    before = len(service.calls)
+    message = (
+        r"'passages' refused the search: too_many_nested_clauses: Query contains too many nested "
+        r"clauses; maxClauseCount is set to 64.* indices\.query\.bool\.max_clause_count of 1024"
+    )
+    with pytest.raises(SearchError, match=message):
+        tool.search(["red " * 33], 2)
+    assert len(service.calls) == before + 1
+
+
 # ---- vectors
 
 TABLE = HashedWords().encode_queries([f"{p.title}\n{p.text}" for p in FRUIT]).astype(np.float16)
