@@ -74,7 +74,7 @@ def _llama3(hidden, intermediate, layers, heads, *, factor, tied):
 HF = "hf"  # in place of a name: the architecture of the folder `config.init`
 MODELS = {
     # The quickstart's: small enough to learn to search on two CPU cores.
-    "tiny": _qwen2(128, 384, 3, 4, 2, vocab=2048, tied=True, window=2048) | {"rope_theta": 1e4},
+    "tiny": _qwen2(128, 384, 3, 4, 2, vocab=2048, tied=True, window=8192) | {"rope_theta": 1e4},
     "qwen2.5-0.5b": _qwen2(896, 4864, 24, 14, 2, tied=True, window=32768),
     "qwen2.5-1.5b": _qwen2(1536, 8960, 28, 12, 2, tied=True),
     "qwen2.5-3b": _qwen2(2048, 11008, 36, 16, 2, tied=True, window=32768),

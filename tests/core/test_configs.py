@@ -207,6 +207,8 @@ MODEL |= dict.fromkeys(("quickstart", "evolve"), ("tiny", "model."))
 MODEL |= {"build_trajectories": ("qwen2.5-1.5b", "student.model.")}
 SWITCHES = dict.fromkeys((*MODEL, "build_ramp", "build_cache", "build_dataset"), ("", "runlocal"))
 SWITCHES |= {"export_hf": ("",)}
+# The smallest model's context: the rollouts that configs ask for by default fit into it.
+DECIDED_OF = {"tiny": {"max_position": 8192}}
 NEW = ("real", "study", "export_data")  # since the snapshot
 CASES = [
     (name, "", switch)
@@ -240,7 +242,8 @@ def test_a_config_resolves_to_what_it_did_when_files_spelled_every_key(name, mod
     """The snapshot holds the models' tables, each file's keys, and those that a switch changes."""
     taken = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
     first, at = MODEL.get(name, ("tiny", ""))
-    want = {at + k: v for k, v in taken["models"][model or first].items()} if at else {}
+    table = taken["models"][model or first] | DECIDED_OF.get(model or first, {})
+    want = {at + k: v for k, v in table.items()} if at else {}
     want |= taken["configs"][name][""] | taken["configs"][name][switch]
     want = {RENAMED.get(key, key): value for key, value in want.items() if key not in GONE}
     sections = {key.rpartition(".")[0] for key in want}
@@ -263,7 +266,8 @@ def test_a_models_table_is_what_it_was(name):
     taken = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
     model = to_dataclass(ModelConfig, common.model(name))
     since = _SCALING if model.rope_scaling else {}
-    assert dotted(dataclasses.asdict(model)) == taken["models"][name] | since
+    decided = DECIDED_OF.get(name, {})
+    assert dotted(dataclasses.asdict(model)) == taken["models"][name] | since | decided
 
 
 # ---- files and schemas --------------------------------------------------------------------------

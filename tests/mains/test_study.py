@@ -263,8 +263,8 @@ def test_another_judge_is_of_the_arm_that_it_pays_alone(parse, tmp_path):
         ),
         (["alarms.plateau=3", "heldout_points=0"], "config.alarms.plateau is 3, and config.heldou"),
         (
-            ["rollout.max_len=4096"],
-            "config.rollout.max_len of mixed is 4096, and the model's context",
+            ["rollout.max_len=9000"],
+            "config.rollout.max_len of mixed is 9000, and the model's context",
         ),
         (["lessons.by=gated", "lessons.threshold=2"], "config.lessons.threshold is 2, a gate that"),
         (
@@ -386,7 +386,8 @@ def test_a_plan_of_a_pods_model_needs_no_weights(parse, tmp_path, capsys):
 
 
 def test_a_plan_of_the_recipe_says_its_minutes(parse, tmp_path, capsys):
-    study.run(parse("recipe,dapo", "plan_only=True", f"workdir={tmp_path / 'run'}"))
+    given = ("sft.steps=240", "plan_only=True", f"workdir={tmp_path / 'run'}")
+    study.run(parse("recipe,dapo", *given))
     said = capsys.readouterr().out
     rows = {row[0]: row[1:] for row in map(str.split, said.splitlines()[2:])}
     assert rows["evaluate"][0] == "6"
