@@ -47,7 +47,11 @@ class HeldoutConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AlarmsConfig:
-    """Figures beyond which a training run has gone wrong; 0: that alarm is off."""
+    """Figures beyond which a training run has gone wrong; 0: that alarm is off.
+
+    They change the result of a run that they roll back; where the action is another one, a resumed
+    run may change them.
+    """
 
     action: Literal["warn", "stop", "rollback"] = key(
         "warn",
@@ -55,38 +59,25 @@ class AlarmsConfig:
             "Say so; end the run with 1; or, of DAPO, go back to the last checkpoint whose weights "
             "are from before the alarm, with a lower learning rate and another seed of sampling."
         ),
-        harmless=True,
     )
-    steps: int = key(
-        3, "Steps in a row beyond a threshold that are an alarm.", harmless=True, least=1
-    )
+    steps: int = key(3, "Steps in a row beyond a threshold that are an alarm.", least=1)
     rollbacks: int = key(2, "Of a run; the next alarm ends it with 1.", harmless=True, least=0)
     rollback_lr: float = share(0.5, "Learning rate after a rollback / before it.")
-    answer_length: float = key(
-        0.0, "Tokens of answers / of the right ones: above it.", harmless=True, least=0
-    )
-    answers: float = key(0.0, "Answers that a trajectory opens: above it.", harmless=True, least=0)
-    enumeration: float = share(
-        0.0, "Share of answers that list alternatives: above it.", harmless=True
-    )
-    tags: float = key(0.0, "Tags that a turn opens: above it.", harmless=True, least=0)
+    answer_length: float = key(0.0, "Tokens of answers / of the right ones: above it.", least=0)
+    answers: float = key(0.0, "Answers that a trajectory opens: above it.", least=0)
+    enumeration: float = share(0.0, "Share of answers that list alternatives: above it.")
+    tags: float = key(0.0, "Tags that a turn opens: above it.", least=0)
     copied: float = share(
-        0.0, "Share of an answer that is copied from what search showed: above it.", harmless=True
+        0.0, "Share of an answer that is copied from what search showed: above it."
     )
-    entropy: float = key(0.0, "Of sampled tokens, nats: below it.", harmless=True, least=0)
-    repetition: float = share(
-        0.0, "Share of trajectories that repeat themselves: above it.", harmless=True
-    )
-    invalid: float = key(0.0, "Malformed turns of a trajectory: above it.", harmless=True, least=0)
-    searches: float = key(0.0, "Of a trajectory: below it.", harmless=True, least=0)
-    thoughts: float = share(
-        0.0, "Share of turns that begin with a thought: below it.", harmless=True
-    )
+    entropy: float = key(0.0, "Of sampled tokens, nats: below it.", least=0)
+    repetition: float = share(0.0, "Share of trajectories that repeat themselves: above it.")
+    invalid: float = key(0.0, "Malformed turns of a trajectory: above it.", least=0)
+    searches: float = key(0.0, "Of a trajectory: below it.", least=0)
+    thoughts: float = share(0.0, "Share of turns that begin with a thought: below it.")
     sampler_gap: float = key(
-        0.0, "Between log-probabilities of trainer and sampler: above it.", harmless=True, least=0
+        0.0, "Between log-probabilities of trainer and sampler: above it.", least=0
     )
-    grad_norm: float = key(0.0, "Before clipping: above it.", harmless=True, least=0)
-    diversity: float = share(0.0, "Share of different answers in a group: below it.", harmless=True)
-    plateau: int = key(
-        0, "Held-out measurements without a better one: as many.", harmless=True, least=0
-    )
+    grad_norm: float = key(0.0, "Before clipping: above it.", least=0)
+    diversity: float = share(0.0, "Share of different answers in a group: below it.")
+    plateau: int = key(0, "Held-out measurements without a better one: as many.", least=0)

@@ -139,10 +139,53 @@ def test_fingerprints_tell_what_decides_from_what_does_not(parse, tmp_path):
         return set(planned(parse("curriculum", *overrides), tmp_path).workshop.all)
 
     before = names()
-    assert names("checkpoint.every=7", "survival.guard=skip", "sft.log_every=3") == before
+    assert names("checkpoint.every=7", "survival.step_factor=5", "sft.log_every=3") == before
     fewer = names("eval.examples=30")
     assert set(before - fewer) == {n for n in before if n.startswith("evaluate-")}
     assert not names("ramp.seed=5") & before
+
+
+def test_what_decides_which_updates_are_applied_is_in_the_name_of_a_training(parse, tmp_path):
+    def names(*keys):
+        given = [f"survival.{key}" for key in keys]
+        return set(planned(parse("curriculum", "seeds=1", *given), tmp_path).workshop.all)
+
+    before = names()
+    trained = {n for n in before if n.startswith(("ramp_sft-", "evaluate-"))}
+    skips, spikes = names("guard=skip"), names("spike_sigma=2")
+    others = [skips, names("guard=skip", "max_skips=3"), spikes]
+    others.append(names("spike_sigma=2", "spike_window=8"))
+    assert [before - found for found in others] == [trained] * 4
+    assert len(set().union(*others) - before) == 4 * len(trained)
+    assert names("spike_window=8", "max_skips=3") == before  # of which nothing is asked then
+    assert names("guard=skip", "spike_window=8") == skips
+    assert names("spike_sigma=2", "max_skips=3") == spikes
+
+
+def test_alarms_are_in_the_name_of_a_training_that_they_roll_back(parse, tmp_path):
+    def trained(*overrides):
+        found = planned(parse("reward", "seeds=1", *overrides), tmp_path)
+        return [made.name for stages in found.trainings["recall"] for made in stages]
+
+    sft, dapo = before = trained()
+    assert trained("alarms.entropy=0.5", "alarms.action=stop", "alarms.rollback_lr=0.1") == before
+    back = [trained("alarms.action=rollback", *more) for more in (
+        (), ("alarms.entropy=0.5",), ("alarms.entropy=2.5",), ("alarms.steps=9",),
+        ("alarms.rollbacks=9",), ("alarms.rollback_lr=0.1",),
+    )]  # fmt: skip
+    assert {name for name, _ in back} == {sft}
+    assert len({dapo, *(name for _, name in back)}) == 1 + len(back)
+
+
+def test_arms_apart_by_what_is_applied_are_two(parse, tmp_path):
+    spike = "survival.spike_sigma=2 survival.guard=skip survival.spike_window=8"
+    back = "alarms.entropy=2.5 alarms.action=rollback"
+    for one, other in (
+        ("ramp_sft", f"ramp_sft {spike}"),
+        ("ramp_sft ramp_dapo alarms.entropy=0.5", f"ramp_sft ramp_dapo {back}"),
+    ):
+        arms = f"arms=('mixed: {one}', 'b: {other}')"
+        planned(parse("curriculum", "seeds=1", arms), tmp_path)  # or says that both are the same
 
 
 def test_a_files_content_decides_and_not_its_place(parse, tmp_path):
