@@ -15,6 +15,7 @@ import pytest
 from benchmarks.evolution import Control
 from masksearch_jax import evolve, viewer
 from masksearch_jax.agents import selection as logic
+from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.types import (
     Demonstration,
@@ -401,6 +402,14 @@ def test_the_students_articles_are_not_the_teachers(repository):
     assert cfg.evolve.split == "rl"
     assert cfg.ramp.rl_fraction > 0
     assert cfg.rollout.corrections == 0
+
+
+def test_an_evaluation_that_cannot_be_is_refused_before_anything_is_built(repository, tmp_path):
+    for wrong in ("suites=", "methods=agent,agent"):
+        flags = (f"--config.workdir={tmp_path / 'run'}", f"--config.eval.{wrong}")
+        with pytest.raises(ConfigError, match=rf"config\.eval\.{wrong.partition('=')[0]} "):
+            evolve.run(parse(repository, *flags))
+        assert not (tmp_path / "run").exists()
 
 
 def test_all_stages_have_the_tools_of_the_run(run, monkeypatch):
