@@ -239,12 +239,13 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     pass_rates = PassRates(dapo.rest_steps, dapo.accuracy_threshold)
     prompts.is_resting = pass_rates.is_resting if dapo.rest_steps else None
 
-    open_run_folder(given, "dapo.steps")
+    init = pinned(cfg.init, cfg.model) if has_reference(dapo) else ""
+    init = open_run_folder(given, "dapo.steps", compared=init)
     if jax.process_index() == 0:
         left_out.write(prompts, cfg, workdir)
 
     # ---- model, state, programs
-    init = pinned(cfg.init, cfg.model)
+    init = init or pinned(cfg.init, cfg.model)
     model = initial(init, cfg.model, cfg.compute, mesh, cfg.seed, cfg.base)
     params, frozen = lora.trained(model, cfg.lora, mesh, cfg.seed)
     adapters = lora.describe(cfg.lora, model, init, cfg.seed)
