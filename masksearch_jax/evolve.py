@@ -362,8 +362,7 @@ def run(cfg: EvolveRun) -> None:
     split_cpu(cfg.cpu_devices)
     usage = Usage(Path(cfg.workdir))
     this = Run(cfg, usage)
-    this.open(cfg)
-    with usage:
+    with this.open(cfg), usage:
         for name, work in this.stages().items():
             if this.collapsed() and name != "report":
                 steps.log(f"{name}: left out, diversity has collapsed")

@@ -424,8 +424,7 @@ def run(cfg: QuickstartRun) -> None:
     pinned(cfg.init, cfg.model)  # or says that it is not there, before anything is built
     usage = Usage(Path(cfg.workdir))
     this = Run(cfg, usage)
-    this.open(cfg)
-    with usage:
+    with this.open(cfg), usage:
         for name, work in stages(cfg).items():
             before = this.is_done(name)
             this.stage(name, functools.partial(work, this))

@@ -8,25 +8,37 @@ from masksearch_jax.core.config import TrainRun
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.parallel import hosts
+from masksearch_jax.parallel.folder_lock import FolderLock
 from masksearch_jax.runtime import run_record, storage
 from masksearch_jax.training import checkpoint_files
 
 _STEP = "init.step"  # in the content of run.json: of `init`, where the run compares with it
 
 
+class RunFolder(FolderLock):
+    """A training's folder, which no other process works in until the block ends.
+
+    compared: where the weights are that the run compares with to its end; "" for none.
+    """
+
+    compared: str = ""
+
+
 def open_run_folder(
     cfg: TrainRun, steps: str, unread: Sequence[str] = (), compared: str = ""
-) -> str:
-    """Writes WORKDIR/run.json. All processes must call it.
+) -> RunFolder:
+    """Takes WORKDIR and writes its run.json. All processes must call it.
 
     steps: the key with the number of steps. With a constant learning rate more of them change
     nothing of those before; linear and cosine schedules end with the last one. unread: keys of
     folders that the run does not read, whose files may change. compared: where the weights of
-    `cfg.init` are that the run compares with to its end, FOLDER/STEP of checkpoints; "" for none.
-    Returns that, of a run that goes on with the step that it began with. Raises ConfigError, on all
+    `cfg.init` are that the run compares with to its end, FOLDER/STEP of checkpoints; "" for none;
+    of a run that goes on the folder has the step that it began with. Raises ConfigError, on all
     processes, where there are checkpoints and the settings that they come from differ in what
-    changes the result, see `run_record.resume`, or the weights compared with are others.
+    changes the result, see `run_record.resume`, or the weights compared with are others, and
+    BeingWrittenError as `FolderLock`.
     """
+    folder = RunFolder(cfg.workdir)
     harmless = {*unread, *([steps] if cfg.optim.schedule == "constant" else ())}
     checkpoints = cfg.checkpoint.folder or storage.path(cfg.workdir) / "checkpoints"
     goes_on = checkpoint_files.has_steps(checkpoints)  # orbax asks all processes together
@@ -42,7 +54,8 @@ def open_run_folder(
             run_record.write(cfg.workdir, cfg, content)
         return where
 
-    return hosts.from_first(record)
+    folder.compared = hosts.from_first(record)
+    return folder
 
 
 def _as_begun(cfg: TrainRun, compared: str, before: JsonObject | None) -> str:

@@ -16,6 +16,7 @@ from benchmarks.evolution import Control
 from masksearch_jax import evolve, viewer
 from masksearch_jax.agents import selection as logic
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.files import BeingWrittenError
 from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.types import (
     Demonstration,
@@ -30,6 +31,7 @@ from masksearch_jax.evals import iterations
 from masksearch_jax.recipes.stage_folder import Usage
 from masksearch_jax.runtime import cli
 from masksearch_jax.testing.pages import data_of
+from tests.parallel.lock_holder import held
 
 TEXT = "Sora is a town on the Liri with 25,000 people."
 EXAMPLE = RampExample(
@@ -402,6 +404,13 @@ def test_the_students_articles_are_not_the_teachers(repository):
     assert cfg.evolve.split == "rl"
     assert cfg.ramp.rl_fraction > 0
     assert cfg.rollout.corrections == 0
+
+
+def test_a_run_that_another_process_makes_is_left_alone(repository, tmp_path):
+    cfg = parse(repository, f"--config.workdir={tmp_path}")
+    with held(tmp_path) as other, pytest.raises(BeingWrittenError, match=f"process {other.pid} on"):
+        evolve.run(cfg)
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
 
 
 def test_an_evaluation_that_cannot_be_is_refused_before_anything_is_built(repository, tmp_path):

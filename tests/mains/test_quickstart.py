@@ -18,6 +18,7 @@ import pytest
 from benchmarks.crash_runs import curve
 from masksearch_jax import evaluate, quickstart, train_dapo, train_sft, viewer
 from masksearch_jax.core.errors import ConfigError, UserError
+from masksearch_jax.core.files import BeingWrittenError
 from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import Vocab
@@ -27,6 +28,7 @@ from masksearch_jax.recipes.stage_folder import Usage
 from masksearch_jax.runtime import cli
 from masksearch_jax.testing.pages import data_of
 from tests.mains.train_runs import changed
+from tests.parallel.lock_holder import held
 
 SMALL = (
     "rollout.slots=4", "rollout.max_new_tokens=48", "dapo.overlong_buffer=16",
@@ -414,6 +416,13 @@ def test_without_questions_the_recipe_ends_with_the_first_stage(run):
     assert run.last == "qa_dapo"
     (run.data / "questions" / "rl.jsonl").unlink()
     assert not run.has_questions
+
+
+def test_a_run_that_another_process_makes_is_left_alone(repository, tmp_path):
+    cfg = cli.parse(quickstart.QuickstartRun, ["quickstart", *flags_of(repository, tmp_path)])
+    with held(tmp_path) as other, pytest.raises(BeingWrittenError, match=f"process {other.pid} on"):
+        quickstart.run(cfg)
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
 
 
 def test_an_evaluation_that_cannot_be_is_refused_before_anything_is_built(repository, tmp_path):

@@ -10,12 +10,12 @@ import pytest
 from configs import study as studies
 from masksearch_jax import report, study
 from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.core.files import write_json, write_lines
+from masksearch_jax.core.files import BeingWrittenError, write_json, write_lines
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.data.cache import Manifest, write_split
-from masksearch_jax.recipes import arms, made
+from masksearch_jax.recipes import arms, made, stage_folder
 from masksearch_jax.recipes.made import Made
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
 from masksearch_jax.recipes.workload import Work
@@ -23,6 +23,7 @@ from masksearch_jax.rl import group_sampler
 from masksearch_jax.runtime import cli, run_record
 from masksearch_jax.testing.services import Answer, Endpoint
 from tests.data.records import sft_records
+from tests.parallel.lock_holder import held
 
 
 @pytest.fixture
@@ -478,6 +479,30 @@ def test_what_is_done_is_not_made_again_and_a_stop_goes_on(parse, tmp_path):
     study.make_all(found, StageFolder(tmp_path))
     assert calls == ["text", "ramp_sft", "ramp_sft", "evaluate"]
     assert json.loads((tmp_path / "stages" / "text-0.json").read_text())["at"] == "text-0"
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_study_that_another_process_makes_is_left_alone(parse, tmp_path):
+    cfg = parse("curriculum", f"workdir={tmp_path}")
+    with held(tmp_path) as other, pytest.raises(BeingWrittenError, match=f"process {other.pid} on"):
+        study.run(cfg)
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.mark.usefixtures("one_device")
+def test_what_a_study_of_the_same_folder_makes_is_waited_for(parse, tmp_path, monkeypatch):
+    cfg = parse("curriculum", f"made={tmp_path / 'made'}")
+    asked = []
+
+    def note(folder, waits=False):
+        asked.append((folder, waits))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage_folder, "FolderLock", note)
+    (text, *_) = study.order(planned(cfg, tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        study.run(dataclasses.replace(cfg, workdir=str(tmp_path / "run")))
+    assert asked == [(tmp_path / "made" / text.name, True)]
 
 
 def test_a_suite_that_no_text_has_and_items_that_an_arm_lost_are_told(parse, tmp_path):

@@ -16,6 +16,7 @@ from masksearch_jax import export_hf, train_dapo, train_sft
 from masksearch_jax.core import rows
 from masksearch_jax.core.config import MeshConfig
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.files import BeingWrittenError
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import Passage, RampExample, Span, Trajectory
@@ -32,6 +33,7 @@ from masksearch_jax.training import patience
 from masksearch_jax.training.checkpoint_files import CheckpointError
 from masksearch_jax.training.run_folder import open_run_folder
 from tests.mains.train_runs import SFT_STEPS, at, changed
+from tests.parallel.lock_holder import held
 from tests.rl import own_rewards
 
 
@@ -114,6 +116,25 @@ def test_before_its_first_checkpoint_a_run_may_still_change(sft, tmp_path):
     found = json.loads((tmp_path / "run.json").read_text())
     assert found["config"]["optim"]["learning_rate"] == 0.5
     assert len(found["sessions"]) == 1
+
+
+def test_a_folder_that_another_process_trains_in_is_left_alone(sft, dapo, tmp_path):
+    """A second start cut back the metrics of the first and removed its checkpoint under way."""
+    for main, cfg in ((train_sft, sft), (train_dapo, dapo)):
+        run = tmp_path / main.__name__
+        shutil.copytree(cfg.workdir, run)
+        under_way = run / "checkpoints" / "90.orbax-checkpoint-tmp"
+        under_way.mkdir()
+        (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text() + '{"step": 90}\n')
+        before = {p: p.stat().st_size for p in run.rglob("*")}
+        with held(run) as other, pytest.raises(BeingWrittenError) as error:
+            main.run(at(cfg, run))
+        assert str(error.value).startswith(f"{run} is in use by process {other.pid} on far.example")
+        (run / ".lock").unlink()
+        assert {p: p.stat().st_size for p in run.rglob("*")} == before
+        main.run(at(cfg, run))
+        assert not under_way.exists()
+        assert not (run / ".lock").exists()
 
 
 class Loaded(Exception):
