@@ -92,6 +92,9 @@ class StudyRun(RecipeRun):
         1200, "Of self_sft: examples that the model before samples, of articles new to it.", least=1
     )
     own_samples: int = key(4, "Of self_sft: trajectories of each.", least=1)
+    own_least: int = key(
+        1, "Of self_sft: fewer new demonstrations among these end the study; 0: none do.", least=0
+    )
     ppl_by: str = key(
         "",
         (

@@ -95,6 +95,7 @@ class OfStudy(NamedTuple):
     ppl_by: str
     own_examples: int
     own_samples: int
+    own_least: int
 
 
 class Scorer(NamedTuple):
@@ -251,10 +252,11 @@ class Workshop:
         def make(folder: Path) -> dict[str, Any]:
             place = Place(cfg, self._usage, folder, self._weights(cfg, student))
             place.of(self.at(text), self.at(tokenizer))
-            return self_taught.sample(place, folder, *counts)
+            return self_taught.sample(place, folder, *counts, own.own_least)
 
         decides = settings(cfg, (*_MODEL, *_SAMPLING)) | _start(cfg, student)
         decides |= {"text": text.made_from, "tokenizer": tokenizer.made_from, "counts": counts}
+        decides |= {"least": own.own_least} if own.own_least != 1 else {}
         # An item of an evaluation is sampled like one of its trajectories.
         work = Work((("evaluate", counts[0] * counts[1]),))
         return self._put("samples", decides, make, of, work, waits=True)

@@ -236,6 +236,9 @@ def test_own_trajectories_are_those_of_the_model_before(parse, tmp_path):
         assert made.index(samples) < made.index(cache) < made.index(second)
     fewer = planned(parse("self_taught", "seeds=2", "own_samples=2"), tmp_path)
     assert samples.name not in fewer.workshop.all
+    content = planned(parse("self_taught", "seeds=2", "own_least=0"), tmp_path)
+    assert samples.name not in content.workshop.all
+    assert parse("self_taught,runlocal").own_least == 0
 
 
 def test_a_pretrained_model_says_itself_how_hard_a_span_is(parse, tmp_path):
