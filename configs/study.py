@@ -254,6 +254,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.heldout_examples = 2 if parsed.runlocal else 16
     if parsed.runlocal:
         c.own_examples, c.own_samples = 8, 2
+        c.own_least = 0  # of a model that can do nothing rules accept nothing
     c.seeds = 2 if parsed.runlocal else 3
     c.question = " ".join((STUDIES[asked[0]].__doc__ or "").split())
     STUDIES[asked[0]](c)

@@ -54,6 +54,7 @@ from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import check_context, check_vocabulary, initial, pinned
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import hosts
+from masksearch_jax.parallel.folder_lock import FolderLock
 from masksearch_jax.parallel.processes import join_processes
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.parallel.shared_log import SharedLog
@@ -287,8 +288,8 @@ def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
     """eval.json, as docs/evaluation.md describes it; `model` saves loading it.
 
     Several processes share the items, and the first one writes. Raises ConfigError where the folder
-    holds an evaluation with other settings, and LostItemsError where too many items have no score;
-    what is done is kept then.
+    holds an evaluation with other settings, BeingWrittenError where another command makes it, and
+    LostItemsError where too many items have no score; what is done is kept then.
     """
     check_given(cfg, workdir="the folder to write")
     join_processes()
@@ -301,7 +302,7 @@ def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
     check_same_suites(content["data"])
     hosts.from_first(lambda: additions.check_judge(cfg, loaded))
     workdir.mkdir(parents=True, exist_ok=True)
-    with SharedLog(workdir, _name) as log:
+    with FolderLock(workdir), SharedLog(workdir, _name) as log:
         begun, is_finished = hosts.from_first(lambda: resume(cfg, workdir, content, log.rows))
         if begun and is_finished:
             return hosts.from_first(lambda: finished(cfg, workdir, log))

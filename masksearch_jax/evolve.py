@@ -32,7 +32,8 @@ from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.search_config import tools_key
 from masksearch_jax.core.types import Demonstration, RampExample
-from masksearch_jax.evals import diversity, iterations
+from masksearch_jax.evals import diversity, iterations, suites
+from masksearch_jax.evals.items import check_methods
 from masksearch_jax.evals.results import by_condition
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.parallel.sharding import split_cpu
@@ -359,11 +360,12 @@ def make_report(run: Run) -> dict[str, Any]:
 def run(cfg: EvolveRun) -> None:
     """All stages; summary.json after each, a manifest per iteration, report.html at the end."""
     check_given(cfg, workdir="the folder to write")
+    suites.paths(cfg.eval, "the text's folder")
+    check_methods(cfg.eval)
     split_cpu(cfg.cpu_devices)
     usage = Usage(Path(cfg.workdir))
     this = Run(cfg, usage)
-    this.open(cfg)
-    with usage:
+    with this.open(cfg), usage:
         for name, work in this.stages().items():
             if this.collapsed() and name != "report":
                 steps.log(f"{name}: left out, diversity has collapsed")

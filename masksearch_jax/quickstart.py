@@ -21,11 +21,13 @@ from typing import Any
 from masksearch_jax import build_trajectories, evaluate, export_hf, report, train_dapo, train_sft
 from masksearch_jax.core import config as config_lib
 from masksearch_jax.core.corpus_config import PplConfig
-from masksearch_jax.core.errors import check_given
+from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.files import write_json
 from masksearch_jax.core.schema import key
 from masksearch_jax.core.types import STATEMENTS
 from masksearch_jax.core.watch_config import HeldoutConfig
+from masksearch_jax.evals import suites
+from masksearch_jax.evals.items import check_methods
 from masksearch_jax.evals.results import by_condition
 from masksearch_jax.models.hf_card import Card
 from masksearch_jax.models.hf_config import read_config
@@ -173,12 +175,17 @@ def make_cache(run: Run) -> dict[str, Any]:
 
 def evaluate_model(run: Run, name: str) -> dict[str, Any]:
     cfg = run.cfg
-    suites = tuple(s for s in cfg.eval.suites if run.has_questions or s != "two_hop")
-    own = tuple(s for s in cfg.eval.suite_examples if s.partition("=")[0] in suites)
-    counts: dict[str, Any] = {"suites": suites, "suite_examples": own}
+    asked = tuple(s for s in cfg.eval.suites if run.has_questions or s != "two_hop")
+    if not asked:
+        raise ConfigError(
+            "config.eval.suites is two_hop, and the text has no questions; choose ramp, "
+            "source_hidden, statements, or give questions as config.corpus.questions"
+        )
+    own = tuple(s for s in cfg.eval.suite_examples if s.partition("=")[0] in asked)
+    counts: dict[str, Any] = {"suites": asked, "suite_examples": own}
     if name == "init" and not cfg.init:
         # Random weights answer nothing, at length: few examples tell that.
-        counts["suites"] = tuple(s for s in suites if s != "source_hidden")
+        counts["suites"] = tuple(s for s in asked if s != "source_hidden") or asked
         counts |= {"examples": min(50, cfg.eval.examples), "suite_examples": ()}
     eval_run = config_lib.EvalRun(
         workdir=str(run.folder / "eval" / name),
@@ -374,10 +381,10 @@ def evaluations(run: Run, figures: str) -> dict[str, Any]:
 
 def eval_lines(results: Mapping[str, Any]) -> list[str]:
     """{checkpoint: evaluation} as a table: suites and checkpoints down, conditions across."""
-    suites = dict.fromkeys(suite for found in results.values() for suite in found)
+    asked = dict.fromkeys(suite for found in results.values() for suite in found)
     conditions = dict.fromkeys(c for found in results.values() for by in found.values() for c in by)
     lines = [f"{'':36}" + "".join(f"{c:22}" for c in conditions)]
-    for suite in suites:
+    for suite in asked:
         metric = SHOWN_METRICS.get(suite, "f1")
         for name, found in results.items():
             if suite not in found:
@@ -408,6 +415,8 @@ def print_end(run: Run) -> None:
 def run(cfg: QuickstartRun) -> None:
     """All stages; summary.json after each, report.html at the end."""
     check_given(cfg, workdir="the folder to write")
+    suites.paths(cfg.eval, "the text's folder")
+    check_methods(cfg.eval)
     asks = not cfg.corpus.path or cfg.corpus.questions  # else the stages of questions are left out
     check_watch(cfg, cfg.sft, cfg.dapo, *([cfg.qa_sft, cfg.qa_dapo] if asks else ()))
     check_context(cfg.model, cfg.rollout.max_len, "config.rollout.max_len")
@@ -415,8 +424,7 @@ def run(cfg: QuickstartRun) -> None:
     pinned(cfg.init, cfg.model)  # or says that it is not there, before anything is built
     usage = Usage(Path(cfg.workdir))
     this = Run(cfg, usage)
-    this.open(cfg)
-    with usage:
+    with this.open(cfg), usage:
         for name, work in stages(cfg).items():
             before = this.is_done(name)
             this.stage(name, functools.partial(work, this))

@@ -30,6 +30,7 @@ from masksearch_jax.evals.results import RESULTS, Bootstrap
 from masksearch_jax.evals.scores import FANOUTQA_METRICS, QA_METRICS, RAMP_METRICS
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import check_context, pinned
+from masksearch_jax.parallel.folder_lock import FolderLock
 from masksearch_jax.parallel.sharding import make_mesh, split_cpu
 from masksearch_jax.quickstart import QuickstartRun
 from masksearch_jax.recipes import arms as arms_lib
@@ -91,6 +92,9 @@ class StudyRun(RecipeRun):
         1200, "Of self_sft: examples that the model before samples, of articles new to it.", least=1
     )
     own_samples: int = key(4, "Of self_sft: trajectories of each.", least=1)
+    own_least: int = key(
+        1, "Of self_sft: fewer new demonstrations among these end the study; 0: none do.", least=0
+    )
     ppl_by: str = key(
         "",
         (
@@ -477,10 +481,10 @@ def run(cfg: StudyRun) -> None:
     split_cpu(cfg.cpu_devices)
     check_stages(study)
     pinned(cfg.init, cfg.model)  # or says that it is not there, before anything is built
-    run_record.resume(cfg.workdir, cfg)
     names = [made.name for made in order(study)]
-    with usage:
-        make_all(study, StageFolder(study.workshop.folder, names))
+    with FolderLock(cfg.workdir), usage:
+        run_record.resume(cfg.workdir, cfg)
+        make_all(study, StageFolder(study.workshop.folder, names, is_shared=True))
     print((Path(cfg.workdir) / "study.txt").read_text(encoding="utf-8"), end="")
     for what, suffix in (("page", "html"), ("plot", "svg"), ("figures", "json")):
         print(f"{what:8}{Path(cfg.workdir) / f'study.{suffix}'}")

@@ -239,12 +239,13 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     pass_rates = PassRates(dapo.rest_steps, dapo.accuracy_threshold)
     prompts.is_resting = pass_rates.is_resting if dapo.rest_steps else None
 
-    open_run_folder(given, "dapo.steps")
+    compared = pinned(cfg.init, cfg.model) if has_reference(dapo) else ""
+    folder = open_run_folder(given, "dapo.steps", compared=compared)
     if jax.process_index() == 0:
         left_out.write(prompts, cfg, workdir)
 
     # ---- model, state, programs
-    init = pinned(cfg.init, cfg.model)
+    init = folder.compared or pinned(cfg.init, cfg.model)
     model = initial(init, cfg.model, cfg.compute, mesh, cfg.seed, cfg.base)
     params, frozen = lora.trained(model, cfg.lora, mesh, cfg.seed)
     adapters = lora.describe(cfg.lora, model, init, cfg.seed)
@@ -265,10 +266,10 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
 
     metrics: dict[str, Any] = {}
     measured: dict[str, Any] = {}  # the last value of each figure: of an update, until the next one
-    checkpoints = Checkpointer(
+    checkpointer = Checkpointer(
         workdir / "checkpoints", cfg.checkpoint, cfg.model, adapters, identity(vocab, cfg.tokenizer)
     )
-    with engine, watch, RewardPool(dapo, judge) as pool, checkpoints as checkpointer, survival:
+    with folder, engine, watch, RewardPool(dapo, judge) as pool, checkpointer, survival:
         failures = cfg.survival.tool_failures
         sampler = GroupSampler(
             engine, prompts, dapo, rollout, pool, failures, own_model, tools.names

@@ -116,7 +116,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
         survival,
     )
 
-    open_run_folder(cfg, "sft.steps", () if cfg.eval.every else ("search.index",))
+    folder = open_run_folder(cfg, "sft.steps", () if cfg.eval.every else ("search.index",))
 
     # ---- model and state
     init = pinned(cfg.init, cfg.model)
@@ -137,7 +137,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
     checkpoints = Checkpointer(
         workdir / "checkpoints", cfg.checkpoint, cfg.model, adapters, identity(vocab, cfg.tokenizer)
     )
-    with watch, checkpoints as checkpointer, survival:
+    with folder, watch, checkpoints as checkpointer, survival:
         start = 0
         if checkpointer.latest_step() is not None:
             with survival.disk("restore"):

@@ -207,12 +207,9 @@ class SurvivalConfig:
     spike_sigma: float = key(
         0.0,
         "A spike: a loss so many standard deviations above the mean; 0: none is.",
-        harmless=True,
         least=0,
     )
-    spike_window: int = key(
-        128, "Good losses that mean and deviation are taken of.", harmless=True, least=1
-    )
+    spike_window: int = key(128, "Good losses that mean and deviation are taken of.", least=1)
     max_skips: int = key(10, "Bad updates in a row that stop the run.", harmless=True, least=0)
     # A step whose searches fail in this share is sampled again until the tool answers.
     tool_failures: float = share(0.5, "Share of failed searches that voids a step.", harmless=True)

@@ -47,7 +47,11 @@ class HeldoutConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AlarmsConfig:
-    """Figures beyond which a training run has gone wrong; 0: that alarm is off."""
+    """Figures beyond which a training run has gone wrong; 0: that alarm is off.
+
+    They change the result of a run that they roll back; where the action is another one, a resumed
+    run may change them.
+    """
 
     action: Literal["warn", "stop", "rollback"] = key(
         "warn",
@@ -55,55 +59,30 @@ class AlarmsConfig:
             "Say so; end the run with 1; or, of DAPO, go back to the last checkpoint whose weights "
             "are from before the alarm, with a lower learning rate and another seed of sampling."
         ),
-        harmless=True,
     )
-    steps: int = key(
-        3, "Steps in a row beyond a threshold that are an alarm.", harmless=True, least=1
-    )
+    steps: int = key(3, "Steps in a row beyond a threshold that are an alarm.", least=1)
     rollbacks: int = key(
         2, "Rollbacks of a run; the next alarm ends the run with 1.", harmless=True, least=0
     )
     rollback_lr: float = share(0.5, "Learning rate after a rollback / before it.")
-    answer_length: float = key(
-        0.0, "Words of answers / of the right ones; rings above.", harmless=True, least=0
-    )
-    answers: float = key(
-        0.0, "Answers that a trajectory opens; rings above.", harmless=True, least=0
-    )
-    enumeration: float = share(
-        0.0, "Share of answers that list alternatives; rings above.", harmless=True
-    )
-    tags: float = key(0.0, "Tags that a turn opens; rings above.", harmless=True, least=0)
+    answer_length: float = key(0.0, "Words of answers / of the right ones; rings above.", least=0)
+    answers: float = key(0.0, "Answers that a trajectory opens; rings above.", least=0)
+    enumeration: float = share(0.0, "Share of answers that list alternatives; rings above.")
+    tags: float = key(0.0, "Tags that a turn opens; rings above.", least=0)
     copied: float = share(
         0.0,
         "Share of an answer that is copied from what search showed; rings above.",
-        harmless=True,
     )
-    entropy: float = key(
-        0.0, "Entropy of sampled tokens, nats; rings below.", harmless=True, least=0
-    )
-    repetition: float = share(
-        0.0, "Share of trajectories that repeat themselves; rings above.", harmless=True
-    )
-    invalid: float = key(
-        0.0, "Malformed turns of a trajectory; rings above.", harmless=True, least=0
-    )
-    searches: float = key(0.0, "Searches of a trajectory; rings below.", harmless=True, least=0)
-    thoughts: float = share(
-        0.0, "Share of turns that begin with a thought; rings below.", harmless=True
-    )
+    entropy: float = key(0.0, "Entropy of sampled tokens, nats; rings below.", least=0)
+    repetition: float = share(0.0, "Share of trajectories that repeat themselves; rings above.")
+    invalid: float = key(0.0, "Malformed turns of a trajectory; rings above.", least=0)
+    searches: float = key(0.0, "Searches of a trajectory; rings below.", least=0)
+    thoughts: float = share(0.0, "Share of turns that begin with a thought; rings below.")
     sampler_gap: float = key(
         0.0,
         "Gap between log-probabilities of trainer and sampler; rings above.",
-        harmless=True,
         least=0,
     )
-    grad_norm: float = key(
-        0.0, "Norm of the gradient before clipping; rings above.", harmless=True, least=0
-    )
-    diversity: float = share(
-        0.0, "Share of different answers in a group; rings below.", harmless=True
-    )
-    plateau: int = key(
-        0, "Held-out measurements without a better one; rings at as many.", harmless=True, least=0
-    )
+    grad_norm: float = key(0.0, "Norm of the gradient before clipping; rings above.", least=0)
+    diversity: float = share(0.0, "Share of different answers in a group; rings below.")
+    plateau: int = key(0, "Held-out measurements without a better one; rings at as many.", least=0)

@@ -57,7 +57,16 @@ def methods_of(cfg: EvalConfig, suite: str) -> list[str]:
 
 
 def check_methods(cfg: EvalConfig) -> None:
-    """Raises ConfigError for a method that there is not, and for what no method is asked."""
+    """Raises ConfigError for methods that there are not, or twice, and for what none is asked."""
+    if not cfg.methods:
+        raise ConfigError(
+            f"config.eval.methods is empty; it must name some of {', '.join(methods.METHODS)}"
+        )
+    if twice := next((name for name in cfg.methods if cfg.methods.count(name) > 1), ""):
+        raise ConfigError(
+            f"config.eval.methods has {twice!r} twice: its items would count twice, and intervals "
+            "be narrower than they are; give each method once"
+        )
     for name in cfg.methods:
         if name not in methods.METHODS:
             raise ConfigError(f"config.eval.methods has {name!r}; {nearest(name, methods.METHODS)}")

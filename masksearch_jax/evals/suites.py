@@ -119,9 +119,14 @@ def load(cfg: EvalConfig, data: str) -> list[Suite]:
 def paths(cfg: EvalConfig, data: str) -> dict[str, Path]:
     """The file of each suite of a config.
 
-    data: the folder that build_ramp wrote, of those of ours. Raises ConfigError for an unknown or
-    doubled name, and for `suite_examples` that are not of these.
+    data: the folder that build_ramp wrote, of those of ours. Raises ConfigError where there is
+    none, for an unknown or doubled name, and for `suite_examples` that are not of these.
     """
+    if not cfg.suites:
+        raise ConfigError(
+            f"config.eval.suites is empty; it must name some of {', '.join(FILES)}, or files of "
+            "questions as NAME=PATH"
+        )
     files: dict[str, Path] = {}
     for spec in cfg.suites:
         name, is_given, path = spec.partition("=")

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from masksearch_jax import quickstart
 from masksearch_jax.core import stamp
+from masksearch_jax.core.config import SurvivalConfig
 from masksearch_jax.core.corpus_config import PplConfig
 from masksearch_jax.core.curriculum_config import SCHEDULE
 from masksearch_jax.core.errors import ConfigError
@@ -94,6 +95,7 @@ class OfStudy(NamedTuple):
     ppl_by: str
     own_examples: int
     own_samples: int
+    own_least: int
 
 
 class Scorer(NamedTuple):
@@ -250,10 +252,11 @@ class Workshop:
         def make(folder: Path) -> dict[str, Any]:
             place = Place(cfg, self._usage, folder, self._weights(cfg, student))
             place.of(self.at(text), self.at(tokenizer))
-            return self_taught.sample(place, folder, *counts)
+            return self_taught.sample(place, folder, *counts, own.own_least)
 
         decides = settings(cfg, (*_MODEL, *_SAMPLING)) | _start(cfg, student)
         decides |= {"text": text.made_from, "tokenizer": tokenizer.made_from, "counts": counts}
+        decides |= {"least": own.own_least} if own.own_least != 1 else {}
         # An item of an evaluation is sampled like one of its trajectories.
         work = Work((("evaluate", counts[0] * counts[1]),))
         return self._put("samples", decides, make, of, work, waits=True)
@@ -291,12 +294,12 @@ class Workshop:
         section, optim = (getattr(cfg, name) for name in STAGES[stage])
         train: Callable[..., dict[str, Any]] = quickstart.run_sft
         work: Callable[..., Work] = workload.of_sft
-        decides = settings(cfg, (*_MODEL, *STAGES[stage]))
+        decides = settings(cfg, (*_MODEL, *STAGES[stage])) | _guard(cfg.survival)
         if stage.endswith("dapo"):
             train, work = quickstart.run_dapo, workload.of_dapo
             judge = ("judge",) if section.reward == "judge" else ()
             decides |= settings(cfg, (*_SAMPLING, *judge)) | {"text": text.made_from}
-            decides |= settings(cfg, ("alarms",)) if cfg.alarms != AlarmsConfig() else {}
+            decides |= _rollback(cfg.alarms)
         if lessons_of(cfg, section.curriculum) != SCHEDULE:
             decides |= settings(cfg, ("lessons",))
         if cfg.heldout_points:
@@ -367,6 +370,28 @@ def _lessons(arm: str, stage: str, cfg: QuickstartRun) -> Lessons:
 
 def _start(cfg: QuickstartRun, made: Made | None) -> dict[str, Any]:
     return {"start": made.made_from if made else settings(cfg, ("init",))}
+
+
+def _guard(survival: SurvivalConfig) -> dict[str, Any]:
+    """What decides which updates of a training are applied, and whether one ends it."""
+    names = ["guard", "spike_sigma"]
+    names += ["spike_window"] if survival.spike_sigma else []
+    names += ["max_skips"] if survival.guard == "skip" else []
+    changed = _changed(survival)
+    return {f"survival.{name}": changed[name] for name in names if name in changed}
+
+
+def _rollback(alarms: AlarmsConfig) -> dict[str, Any]:
+    """What decides from where and how a training goes on that has gone wrong."""
+    if alarms.action != "rollback":
+        return {}
+    return {f"alarms.{name}": value for name, value in _changed(alarms).items()}
+
+
+def _changed(section: SurvivalConfig | AlarmsConfig) -> dict[str, Any]:
+    """The keys that have another value than their default: a new key changes no name by itself."""
+    default = dataclasses.asdict(type(section)())
+    return {k: v for k, v in dataclasses.asdict(section).items() if v != default[k]}
 
 
 def settings(cfg: QuickstartRun, names: Iterable[str]) -> dict[str, Any]:

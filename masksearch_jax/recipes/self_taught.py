@@ -13,17 +13,25 @@ from masksearch_jax import build_trajectories, quickstart
 from masksearch_jax.agents import selection
 from masksearch_jax.agents.selection import EvolveConfig, StudentConfig
 from masksearch_jax.build_trajectories import DEMONSTRATIONS, BuildTrajectoriesRun
+from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.types import Demonstration, RampExample
 from masksearch_jax.data.folder import EXAMPLES
 from masksearch_jax.recipes import steps
 
 
-def sample(run: quickstart.Run, folder: Path, examples: int, samples: int) -> dict[str, Any]:
+class NothingAcceptedError(UserError):
+    """A student of whose trajectories too few are demonstrations to learn from."""
+
+
+def sample(
+    run: quickstart.Run, folder: Path, examples: int, samples: int, least: int
+) -> dict[str, Any]:
     """Writes FOLDER/data: the demonstrations of the run's data, and what rules accept of its own.
 
     The run's weights sample `samples` trajectories of each of so many examples of the split rl,
-    whose articles the teacher has not shown, or where that is empty of train.
+    whose articles the teacher has not shown, or where that is empty of train. Raises
+    NothingAcceptedError where fewer than `least` say what the teacher has not said.
     """
     cfg = run.cfg
     pool = [
@@ -59,11 +67,20 @@ def sample(run: quickstart.Run, folder: Path, examples: int, samples: int) -> di
     kept, dropped = selection.select(accepted, EvolveConfig().per_example, cfg.seed)
     shown = read_jsonl(run.data / DEMONSTRATIONS, Demonstration)
     merged, known = selection.merge(shown, kept)
+    steps.log(f"{len(accepted):,} of {made['tried']:,} own trajectories accepted")
+    lost = made["rejected"] | dropped | {"known before": known}
+    if len(kept) - known < least:
+        why = ", ".join(f"{n:,} {reason}" for reason, n in lost.items() if n)
+        raise NothingAcceptedError(
+            f"{made['tried']:,} trajectories of {len(pool):,} examples were sampled, and "
+            f"{len(kept) - known} of them are demonstrations that the teacher has not shown, below "
+            f"config.own_least, {least}: self_sft would learn from the teacher alone; without: "
+            f"{why}; train the stage before for longer, or raise config.own_examples or "
+            "config.own_samples"
+        )
     write_jsonl(folder / "data" / DEMONSTRATIONS, merged)
     for kind in EXAMPLES:
         _link(run.data / kind, folder / "data" / kind)
-    steps.log(f"{len(accepted):,} of {made['tried']:,} own trajectories accepted")
-    lost = made["rejected"] | dropped | {"known before": known}
     return steps.counted("own trajectories", made["tried"], len(kept), lost)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from masksearch_jax.core import files, stamp
+from masksearch_jax.parallel.folder_lock import FolderLock
 from masksearch_jax.runtime import run_record
 
 
@@ -79,20 +80,24 @@ class Usage:
 class StageFolder:
     """FOLDER/stages/NAME.json: the records of the stages that are done.
 
-    `names`: all stages in order, to say which one of how many runs.
+    `names`: all stages in order, to say which one of how many runs. `is_shared`: several processes
+    make stages in it at once, and one waits for the stage that another is making in FOLDER/NAME.
     """
 
-    def __init__(self, folder: Path, names: Iterable[str] = ()):
-        self.folder = folder
+    def __init__(self, folder: Path, names: Iterable[str] = (), is_shared: bool = False):
+        self.folder, self._is_shared = folder, is_shared
         self._places = {n: i for i, n in enumerate(names, 1)}
         self.records: dict[str, dict[str, Any]] = {}
 
-    def open(self, cfg: Any) -> None:
-        """Makes the folder this config's own. Raises ConfigError as `run_record.resume` does.
+    def open(self, cfg: Any) -> FolderLock:
+        """Makes the folder this config's own, and until the end of a block this process's.
 
-        A stage that is done is not done again where changed settings are accepted.
+        A stage that is done is not done again where changed settings are accepted. Raises
+        BeingWrittenError as `FolderLock` and ConfigError as `run_record.resume` does.
         """
+        lock = FolderLock(self.folder)
         run_record.resume(self.folder, cfg)
+        return lock
 
     def done(self, name: str) -> dict[str, Any] | None:
         """The record of a stage that is done, by an earlier session too; else None."""
@@ -106,6 +111,12 @@ class StageFolder:
 
     def stage(self, name: str, work: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
         """The record of a stage: `work`'s result and its seconds, over all sessions; done once."""
+        if self._is_shared and not self.is_done(name):
+            with FolderLock(self.folder / name, waits=True):
+                return self._stage(name, work)
+        return self._stage(name, work)
+
+    def _stage(self, name: str, work: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
         path = self._path(name)
         place = f"[{self._places[name]}/{len(self._places)}] " if name in self._places else ""
         if (done := self.done(name)) is not None:

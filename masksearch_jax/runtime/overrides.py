@@ -57,7 +57,7 @@ def resolve(
     folder. A key that nobody gives and that has no default is not in the result. Raises ConfigError
     for a flag that is no key, and for a value that is none of its kind.
     """
-    flags = [_checked_flag(schema, flag) for flag in flags]
+    flags = _checked_flags(schema, flags)
     if read_model is not None:
         _read_models(schema, config, flags, read_model)
     named = {m[1] for flag in flags if (m := _OVERRIDE.match(flag))}
@@ -78,24 +78,36 @@ def override(cfg: T, given: Sequence[str]) -> T:
     return to_dataclass(type(cfg), values)
 
 
-def _checked_flag(schema: type[Section], arg: str) -> str:
-    """The argument, with `a,b` spelled as a tuple for a key that is one.
+def _checked_flags(schema: type[Section], args: Iterable[str]) -> list[str]:
+    """The arguments, of a list the last flag alone, with `a,b` spelled as a tuple.
 
     Raises ConfigError on a flag that is no key of the schema.
     """
-    match = _OVERRIDE.match(arg)
-    if not match and not arg.startswith("--"):
-        return arg  # the value of the flag before it
-    flag, equals, value = arg.partition("=")
-    keys = flat_keys(schema)
-    name = match[1] if match else flag.lstrip("-")
-    if not match or name not in keys:
-        raise ConfigError(f"{flag} is not a flag; {nearest(name, keys, prefix='--config.')}")
-    if equals and typing.get_origin(keys[name]) is tuple and value[:1] not in ("(", "["):
-        kind = typing.get_args(keys[name])[0]
-        parts = [v.strip() for v in value.split(",") if v.strip()]
-        return f"{flag}={tuple(_number(kind, part) for part in parts)!r}"
-    return arg
+    keys, found, left = flat_keys(schema), [], iter(args)
+    for arg in left:
+        match = _OVERRIDE.match(arg)
+        flag, equals, value = arg.partition("=")
+        name = match[1] if match else flag.lstrip("-")
+        if not match and not arg.startswith("--"):
+            found.append(arg)  # the value of the flag before it
+            continue
+        if not match or name not in keys:
+            raise ConfigError(f"{flag} is not a flag; {nearest(name, keys, prefix='--config.')}")
+        if typing.get_origin(keys[name]) is tuple:
+            # ml_collections would join the values of several flags.
+            found = [f for f in found if not ((m := _OVERRIDE.match(f)) and m[1] == name)]
+            after = value if equals else next(left, None)
+            arg = arg if after is None else f"{flag}={_tuple_text(keys[name], after)}"
+        found.append(arg)
+    return found
+
+
+def _tuple_text(kind: Any, text: str) -> str:
+    """A list's value as Python writes it, of `a,b` too."""
+    if text[:1] in ("(", "["):
+        return text
+    (of, *_), parts = typing.get_args(kind), [v.strip() for v in text.split(",") if v.strip()]
+    return repr(tuple(_number(of, part) for part in parts))
 
 
 def _number(kind: type, text: str) -> Any:

@@ -140,15 +140,18 @@ def changes(
     """How a config, with the content of its folders, differs from a record.
 
     A key that the record lacks, of an older version, had its default. A folder that holds the same
-    files elsewhere is harmless; one that holds others is not, at the same path either.
+    files elsewhere is harmless; one that holds others is not, at the same path either. Alarms are
+    harmless where neither config rolls back by them.
     """
     found = Changes([], [])
     then, now = leaves(type(cfg), before["config"]), leaves(type(cfg), _plain(cfg))
+    rolls_back = "rollback" in (then.get("alarms.action"), now.get("alarms.action"))
     for known in describe_keys(type(cfg)):
         name, old, new = known.name, _of(then, known), _of(now, known)
         was, is_now = (at.get(name, "") for at in (before["content"], content))
         if old != new:
             is_harmless = known.harmless or name in harmless or (was and was == is_now)
+            is_harmless = is_harmless or (name.startswith("alarms.") and not rolls_back)
             told = found.harmless if is_harmless else found.of_result
             told.append(f"{name}: {old!r} → {new!r}")
         elif was and is_now and was != is_now:

@@ -5,28 +5,77 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from masksearch_jax.core.config import TrainRun
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.types import JsonObject
 from masksearch_jax.parallel import hosts
+from masksearch_jax.parallel.folder_lock import FolderLock
 from masksearch_jax.runtime import run_record, storage
 from masksearch_jax.training import checkpoint_files
 
+_STEP = "init.step"  # in the content of run.json: of `init`, where the run compares with it
 
-def open_run_folder(cfg: TrainRun, steps: str, unread: Sequence[str] = ()) -> None:
-    """Writes WORKDIR/run.json. All processes must call it.
+
+class RunFolder(FolderLock):
+    """A training's folder, which no other process works in until the block ends.
+
+    compared: where the weights are that the run compares with to its end; "" for none.
+    """
+
+    compared: str = ""
+
+
+def open_run_folder(
+    cfg: TrainRun, steps: str, unread: Sequence[str] = (), compared: str = ""
+) -> RunFolder:
+    """Takes WORKDIR and writes its run.json. All processes must call it.
 
     steps: the key with the number of steps. With a constant learning rate more of them change
     nothing of those before; linear and cosine schedules end with the last one. unread: keys of
-    folders that the run does not read, whose files may change. Raises ConfigError,
-    on all processes, where there are checkpoints and the settings that they come from differ in
-    what changes the result, see `run_record.resume`.
+    folders that the run does not read, whose files may change. compared: where the weights of
+    `cfg.init` are that the run compares with to its end, FOLDER/STEP of checkpoints; "" for none;
+    of a run that goes on the folder has the step that it began with. Raises ConfigError, on all
+    processes, where there are checkpoints and the settings that they come from differ in what
+    changes the result, see `run_record.resume`, or the weights compared with are others, and
+    BeingWrittenError as `FolderLock`.
     """
+    folder = RunFolder(cfg.workdir)
     harmless = {*unread, *([steps] if cfg.optim.schedule == "constant" else ())}
     checkpoints = cfg.checkpoint.folder or storage.path(cfg.workdir) / "checkpoints"
     goes_on = checkpoint_files.has_steps(checkpoints)  # orbax asks all processes together
 
-    def record() -> None:
+    def record() -> str:
+        content, where = dict.fromkeys(unread, ""), compared
+        if compared:
+            where = _as_begun(cfg, compared, run_record.read(cfg.workdir) if goes_on else None)
+            content |= {"init": storage.fingerprint(where).hex(), _STEP: _step(where)}
         if goes_on:
-            run_record.resume(cfg.workdir, cfg, harmless, dict.fromkeys(unread, ""))
+            run_record.resume(cfg.workdir, cfg, harmless, content)
         else:
-            run_record.write(cfg.workdir, cfg, dict.fromkeys(unread, ""))
+            run_record.write(cfg.workdir, cfg, content)
+        return where
 
-    hosts.from_first(record)
+    folder.compared = hosts.from_first(record)
+    return folder
+
+
+def _as_begun(cfg: TrainRun, compared: str, before: JsonObject | None) -> str:
+    """`compared` with the step that its run began with. Raises ConfigError where that is gone."""
+    began = before["content"].get(_STEP, "") if before else ""
+    if not began or began == _step(compared):
+        return compared
+    where = f"{checkpoint_files.split(compared)[0]}/{began}"
+    if storage.path(where).exists():
+        return where
+    if cfg.survival.changed == "accept":
+        return compared
+    raise ConfigError(
+        f"config.init is {cfg.init!r}, which no longer holds step {began}: the run began with that "
+        "step and compares with it (config.dapo.kl); put the step back, or go on with another one "
+        "by --config.survival.changed=accept"
+    )
+
+
+def _step(where: str) -> str:
+    """STEP of FOLDER/STEP; "" where there is none."""
+    step = checkpoint_files.split(where)[1]
+    return "" if step is None else str(step)

@@ -293,6 +293,26 @@ def test_a_tuple_is_given_as_a_list_with_commas_or_as_python(folder, value, want
     assert parse(folder, f"--config.inner.names={value}").inner.names == want
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--config.inner.names=x,y", "--config.inner.names=z"],
+        ["--config.inner.names=x", "--config.inner.names", "y", "--config.inner.names=('z',)"],
+        ["-config.inner.names=x,y", "--config.inner.steps=1", "--config.inner.names", "z"],
+    ],
+)
+def test_of_a_list_as_of_any_key_the_last_flag_holds(folder, given):
+    assert parse(folder, *given).inner.names == ("z",)
+    assert parse(folder, *given, "--config.inner.names=").inner.names == ()
+    assert parse(folder, "--config.inner.rate=2", "--config.inner.rate=3").inner.rate == 3
+
+
+def test_a_list_is_one_as_the_argument_after_its_flag_too(folder):
+    assert parse(folder, "--config.inner.names", "x,y").inner.names == ("x", "y")
+    with pytest.raises(ConfigError, match=r"Missing value for flag --config\.inner\.names"):
+        parse(folder, "--config.inner.names=x", "--config.inner.names")
+
+
 def test_the_argument_after_the_colon_reaches_get_config_and_the_last_config_wins(folder):
     path = f"{folder}/configs/job.py"
     assert cli.parse(Outer, ["job", f"--config={path}:small"]).inner.steps == 1

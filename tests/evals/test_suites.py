@@ -33,3 +33,12 @@ def test_a_suite_of_which_nothing_was_held_out_is_named_with_the_choices(tmp_pat
         f"'two_hop': build_ramp held out no such example ({tmp_path}/counts.json); leave the suite "
         "out, as in --config.eval.suites=ramp, or name a file of yours, as in NAME=PATH"
     )
+
+
+def test_an_evaluation_of_no_suite_is_refused_with_the_choices():
+    with pytest.raises(ConfigError) as error:
+        suites.paths(EvalConfig(suites=()), "data")
+    assert str(error.value) == (
+        "config.eval.suites is empty; it must name some of ramp, two_hop, source_hidden, "
+        "statements, or files of questions as NAME=PATH"
+    )

@@ -17,6 +17,7 @@ import pytest
 from masksearch_jax import evaluate
 from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.files import BeingWrittenError
 from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tokenizer import Vocab
@@ -36,6 +37,7 @@ from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.training.supervisor import Preempted
+from tests.parallel.lock_holder import held
 
 EXAMPLES = 7
 
@@ -327,6 +329,13 @@ def test_random_passages_need_no_index_where_search_is_remote(run_config, monkey
     assert set(drawn) <= texts
     assert len(set(drawn)) > 15
     assert drawn == [tool.search([f"q{i}"], 1)[0][0].id for i in range(20)]
+
+
+def test_an_evaluation_that_another_process_makes_is_left_alone(run_config, tmp_path):
+    cfg = dataclasses.replace(run_config, workdir=str(tmp_path))
+    with held(tmp_path) as other, pytest.raises(BeingWrittenError, match=f"process {other.pid} on"):
+        evaluate.run(cfg)
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(

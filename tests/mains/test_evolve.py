@@ -15,6 +15,8 @@ import pytest
 from benchmarks.evolution import Control
 from masksearch_jax import evolve, viewer
 from masksearch_jax.agents import selection as logic
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.files import BeingWrittenError
 from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.types import (
     Demonstration,
@@ -29,6 +31,7 @@ from masksearch_jax.evals import iterations
 from masksearch_jax.recipes.stage_folder import Usage
 from masksearch_jax.runtime import cli
 from masksearch_jax.testing.pages import data_of
+from tests.parallel.lock_holder import held
 
 TEXT = "Sora is a town on the Liri with 25,000 people."
 EXAMPLE = RampExample(
@@ -401,6 +404,21 @@ def test_the_students_articles_are_not_the_teachers(repository):
     assert cfg.evolve.split == "rl"
     assert cfg.ramp.rl_fraction > 0
     assert cfg.rollout.corrections == 0
+
+
+def test_a_run_that_another_process_makes_is_left_alone(repository, tmp_path):
+    cfg = parse(repository, f"--config.workdir={tmp_path}")
+    with held(tmp_path) as other, pytest.raises(BeingWrittenError, match=f"process {other.pid} on"):
+        evolve.run(cfg)
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+
+
+def test_an_evaluation_that_cannot_be_is_refused_before_anything_is_built(repository, tmp_path):
+    for wrong in ("suites=", "methods=agent,agent"):
+        flags = (f"--config.workdir={tmp_path / 'run'}", f"--config.eval.{wrong}")
+        with pytest.raises(ConfigError, match=rf"config\.eval\.{wrong.partition('=')[0]} "):
+            evolve.run(parse(repository, *flags))
+        assert not (tmp_path / "run").exists()
 
 
 def test_all_stages_have_the_tools_of_the_run(run, monkeypatch):

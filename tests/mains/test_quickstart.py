@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.crash_runs import curve
-from masksearch_jax import quickstart, train_dapo, train_sft, viewer
+from masksearch_jax import evaluate, quickstart, train_dapo, train_sft, viewer
 from masksearch_jax.core.errors import ConfigError, UserError
+from masksearch_jax.core.files import BeingWrittenError
 from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import Vocab
@@ -26,6 +27,8 @@ from masksearch_jax.recipes import steps
 from masksearch_jax.recipes.stage_folder import Usage
 from masksearch_jax.runtime import cli
 from masksearch_jax.testing.pages import data_of
+from tests.mains.train_runs import changed
+from tests.parallel.lock_holder import held
 
 SMALL = (
     "rollout.slots=4", "rollout.max_new_tokens=48", "dapo.overlong_buffer=16",
@@ -413,6 +416,36 @@ def test_without_questions_the_recipe_ends_with_the_first_stage(run):
     assert run.last == "qa_dapo"
     (run.data / "questions" / "rl.jsonl").unlink()
     assert not run.has_questions
+
+
+def test_a_run_that_another_process_makes_is_left_alone(repository, tmp_path):
+    cfg = cli.parse(quickstart.QuickstartRun, ["quickstart", *flags_of(repository, tmp_path)])
+    with held(tmp_path) as other, pytest.raises(BeingWrittenError, match=f"process {other.pid} on"):
+        quickstart.run(cfg)
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+
+
+def test_an_evaluation_that_cannot_be_is_refused_before_anything_is_built(repository, tmp_path):
+    for wrong in ("suites=", "methods=agent,agent", "suites=ramp,ramp=x"):
+        argv = ["quickstart", *flags_of(repository, tmp_path / "run", f"eval.{wrong}")]
+        with pytest.raises(ConfigError, match=rf"config\.eval\.{wrong.partition('=')[0]} "):
+            quickstart.run(cli.parse(quickstart.QuickstartRun, argv))
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_text_without_any_item_of_the_suites_is_told(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(evaluate, "run", lambda cfg, model: asked.append(cfg.eval.suites))
+    monkeypatch.setattr(quickstart, "by_condition", lambda found: ({}, {}))
+    for suites in (("two_hop",), ("source_hidden",), ("two_hop", "source_hidden")):
+        run.cfg = changed(run.cfg, "eval", suites=suites)
+        if suites == ("two_hop",):
+            said = r"config\.eval\.suites is two_hop, and the text has no questions; .*source_"
+            with pytest.raises(ConfigError, match=said):
+                quickstart.evaluate_model(run, "init")
+        else:
+            quickstart.evaluate_model(run, "init")
+    assert asked == [("source_hidden",)] * 2  # of random weights too, where nothing else is asked
 
 
 def test_the_control_is_a_stage_where_it_is_asked_for(run):

@@ -10,12 +10,12 @@ import pytest
 from configs import study as studies
 from masksearch_jax import report, study
 from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.core.files import write_json, write_lines
+from masksearch_jax.core.files import BeingWrittenError, write_json, write_lines
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.data.cache import Manifest, write_split
-from masksearch_jax.recipes import arms, made
+from masksearch_jax.recipes import arms, made, stage_folder
 from masksearch_jax.recipes.made import Made
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
 from masksearch_jax.recipes.workload import Work
@@ -23,6 +23,7 @@ from masksearch_jax.rl import group_sampler
 from masksearch_jax.runtime import cli, run_record
 from masksearch_jax.testing.services import Answer, Endpoint
 from tests.data.records import sft_records
+from tests.parallel.lock_holder import held
 
 
 @pytest.fixture
@@ -139,10 +140,53 @@ def test_fingerprints_tell_what_decides_from_what_does_not(parse, tmp_path):
         return set(planned(parse("curriculum", *overrides), tmp_path).workshop.all)
 
     before = names()
-    assert names("checkpoint.every=7", "survival.guard=skip", "sft.log_every=3") == before
+    assert names("checkpoint.every=7", "survival.step_factor=5", "sft.log_every=3") == before
     fewer = names("eval.examples=30")
     assert set(before - fewer) == {n for n in before if n.startswith("evaluate-")}
     assert not names("ramp.seed=5") & before
+
+
+def test_what_decides_which_updates_are_applied_is_in_the_name_of_a_training(parse, tmp_path):
+    def names(*keys):
+        given = [f"survival.{key}" for key in keys]
+        return set(planned(parse("curriculum", "seeds=1", *given), tmp_path).workshop.all)
+
+    before = names()
+    trained = {n for n in before if n.startswith(("ramp_sft-", "evaluate-"))}
+    skips, spikes = names("guard=skip"), names("spike_sigma=2")
+    others = [skips, names("guard=skip", "max_skips=3"), spikes]
+    others.append(names("spike_sigma=2", "spike_window=8"))
+    assert [before - found for found in others] == [trained] * 4
+    assert len(set().union(*others) - before) == 4 * len(trained)
+    assert names("spike_window=8", "max_skips=3") == before  # of which nothing is asked then
+    assert names("guard=skip", "spike_window=8") == skips
+    assert names("spike_sigma=2", "max_skips=3") == spikes
+
+
+def test_alarms_are_in_the_name_of_a_training_that_they_roll_back(parse, tmp_path):
+    def trained(*overrides):
+        found = planned(parse("reward", "seeds=1", *overrides), tmp_path)
+        return [made.name for stages in found.trainings["recall"] for made in stages]
+
+    sft, dapo = before = trained()
+    assert trained("alarms.entropy=0.5", "alarms.action=stop", "alarms.rollback_lr=0.1") == before
+    back = [trained("alarms.action=rollback", *more) for more in (
+        (), ("alarms.entropy=0.5",), ("alarms.entropy=2.5",), ("alarms.steps=9",),
+        ("alarms.rollbacks=9",), ("alarms.rollback_lr=0.1",),
+    )]  # fmt: skip
+    assert {name for name, _ in back} == {sft}
+    assert len({dapo, *(name for _, name in back)}) == 1 + len(back)
+
+
+def test_arms_apart_by_what_is_applied_are_two(parse, tmp_path):
+    spike = "survival.spike_sigma=2 survival.guard=skip survival.spike_window=8"
+    back = "alarms.entropy=2.5 alarms.action=rollback"
+    for one, other in (
+        ("ramp_sft", f"ramp_sft {spike}"),
+        ("ramp_sft ramp_dapo alarms.entropy=0.5", f"ramp_sft ramp_dapo {back}"),
+    ):
+        arms = f"arms=('mixed: {one}', 'b: {other}')"
+        planned(parse("curriculum", "seeds=1", arms), tmp_path)  # or says that both are the same
 
 
 def test_a_files_content_decides_and_not_its_place(parse, tmp_path):
@@ -192,6 +236,9 @@ def test_own_trajectories_are_those_of_the_model_before(parse, tmp_path):
         assert made.index(samples) < made.index(cache) < made.index(second)
     fewer = planned(parse("self_taught", "seeds=2", "own_samples=2"), tmp_path)
     assert samples.name not in fewer.workshop.all
+    content = planned(parse("self_taught", "seeds=2", "own_least=0"), tmp_path)
+    assert samples.name not in content.workshop.all
+    assert parse("self_taught,runlocal").own_least == 0
 
 
 def test_a_pretrained_model_says_itself_how_hard_a_span_is(parse, tmp_path):
@@ -435,6 +482,30 @@ def test_what_is_done_is_not_made_again_and_a_stop_goes_on(parse, tmp_path):
     study.make_all(found, StageFolder(tmp_path))
     assert calls == ["text", "ramp_sft", "ramp_sft", "evaluate"]
     assert json.loads((tmp_path / "stages" / "text-0.json").read_text())["at"] == "text-0"
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_study_that_another_process_makes_is_left_alone(parse, tmp_path):
+    cfg = parse("curriculum", f"workdir={tmp_path}")
+    with held(tmp_path) as other, pytest.raises(BeingWrittenError, match=f"process {other.pid} on"):
+        study.run(cfg)
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.mark.usefixtures("one_device")
+def test_what_a_study_of_the_same_folder_makes_is_waited_for(parse, tmp_path, monkeypatch):
+    cfg = parse("curriculum", f"made={tmp_path / 'made'}")
+    asked = []
+
+    def note(folder, waits=False):
+        asked.append((folder, waits))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage_folder, "FolderLock", note)
+    (text, *_) = study.order(planned(cfg, tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        study.run(dataclasses.replace(cfg, workdir=str(tmp_path / "run")))
+    assert asked == [(tmp_path / "made" / text.name, True)]
 
 
 def test_a_suite_that_no_text_has_and_items_that_an_arm_lost_are_told(parse, tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from masksearch_jax import export_hf, train_dapo, train_sft
 from masksearch_jax.core import rows
 from masksearch_jax.core.config import MeshConfig
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.files import BeingWrittenError
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import Passage, RampExample, Span, Trajectory
@@ -31,6 +33,7 @@ from masksearch_jax.training import patience
 from masksearch_jax.training.checkpoint_files import CheckpointError
 from masksearch_jax.training.run_folder import open_run_folder
 from tests.mains.train_runs import SFT_STEPS, at, changed
+from tests.parallel.lock_holder import held
 from tests.rl import own_rewards
 
 
@@ -113,6 +116,79 @@ def test_before_its_first_checkpoint_a_run_may_still_change(sft, tmp_path):
     found = json.loads((tmp_path / "run.json").read_text())
     assert found["config"]["optim"]["learning_rate"] == 0.5
     assert len(found["sessions"]) == 1
+
+
+def test_a_folder_that_another_process_trains_in_is_left_alone(sft, dapo, tmp_path):
+    """A second start cut back the metrics of the first and removed its checkpoint under way."""
+    for main, cfg in ((train_sft, sft), (train_dapo, dapo)):
+        run = tmp_path / main.__name__
+        shutil.copytree(cfg.workdir, run)
+        under_way = run / "checkpoints" / "90.orbax-checkpoint-tmp"
+        under_way.mkdir()
+        (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text() + '{"step": 90}\n')
+        before = {p: p.stat().st_size for p in run.rglob("*")}
+        with held(run) as other, pytest.raises(BeingWrittenError) as error:
+            main.run(at(cfg, run))
+        assert str(error.value).startswith(f"{run} is in use by process {other.pid} on far.example")
+        (run / ".lock").unlink()
+        assert {p: p.stat().st_size for p in run.rglob("*")} == before
+        main.run(at(cfg, run))
+        assert not under_way.exists()
+        assert not (run / ".lock").exists()
+
+
+class Loaded(Exception):
+    """A run has come to where it loads the weights that it starts from."""
+
+
+def test_what_a_penalty_compares_with_stays_the_same(dapo, tmp_path, monkeypatch, capsys):
+    """Though more steps come to the folder of `init`; the step itself must stay as it is."""
+    source, init, run = Path(dapo.init), tmp_path / "init", tmp_path / "run"
+    first, later = sorted((p.name for p in source.iterdir() if p.name.isdigit()), key=int)
+    shutil.copytree(source / first, init / first)
+    cfg = dataclasses.replace(at(dapo, run), init=str(init))
+    compares = changed(cfg, "dapo", kl="k3", kl_weight=0.1)
+    loaded = []
+
+    def note(init, *_):
+        loaded.append(init)
+        raise Loaded
+
+    def begin(asked):
+        with pytest.raises(Loaded):
+            train_dapo.run(asked)
+
+    monkeypatch.setattr(train_dapo, "initial", note)
+    begin(compares)
+    shutil.copytree(Path(dapo.workdir) / "checkpoints", run / "checkpoints")  # it has gone on
+    shutil.copytree(source / later, init / later)
+    begin(compares)
+    moved = shutil.copytree(init, tmp_path / "moved")
+    begin(dataclasses.replace(compares, init=str(moved)))
+    assert loaded == [f"{init}/{first}", f"{init}/{first}", f"{moved}/{first}"]
+    assert f"settings changed: init: '{init}' → '{moved}'\n" in capsys.readouterr().err
+
+    other = dataclasses.replace(compares, init=str(shutil.copytree(init, tmp_path / "other")))
+    shutil.rmtree(tmp_path / "other" / first)
+    shutil.copytree(source / later, tmp_path / "other" / first)
+    with pytest.raises(ConfigError, match=rf"\(init: '{moved}' → '{other.init}'\), which change"):
+        train_dapo.run(other)
+    shutil.rmtree(moved / first)
+    with pytest.raises(ConfigError) as error:
+        train_dapo.run(dataclasses.replace(compares, init=str(moved)))
+    assert str(error.value) == (
+        f"config.init is '{moved}', which no longer holds step {first}: the run began with that "
+        "step and compares with it (config.dapo.kl); put the step back, or go on with another "
+        "one by --config.survival.changed=accept"
+    )
+    accepting = changed(other, "survival", changed="accept")
+    begin(accepting)
+    shutil.rmtree(tmp_path / "other" / first)
+    begin(accepting)
+    shutil.copytree(init / first, tmp_path / "other" / first)
+    begin(accepting)
+    begin(changed(accepting, "dapo", kl="none"))  # which goes on by its own weights alone
+    assert loaded[3:] == [f"{other.init}/{step}" for step in (first, later, later, later)]
 
 
 def test_weights_are_read_without_a_warning(sft, caplog):

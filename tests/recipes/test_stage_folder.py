@@ -1,6 +1,7 @@
 """A run's folder: each stage once, time kept over interruptions, one configuration per folder."""
 
 import dataclasses
+import io
 import json
 import subprocess
 import sys
@@ -8,11 +9,13 @@ import time
 
 import pytest
 
+from masksearch_jax.core import stamp
 from masksearch_jax.core.config import SurvivalConfig
 from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.core.files import write_json
+from masksearch_jax.core.files import BeingWrittenError, write_json
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
+from tests.parallel.lock_holder import held
 
 
 def test_a_stage_is_done_once(tmp_path):
@@ -62,6 +65,53 @@ def test_a_folder_belongs_to_one_configuration(tmp_path):
         StageFolder(tmp_path).open(Settings("a", steps=7))
     StageFolder(tmp_path).open(Settings("a"))  # the refused run left no trace
     StageFolder(tmp_path).open(Settings("a", steps=7, survival=SurvivalConfig(changed="accept")))
+
+
+def test_a_folder_that_another_process_has_is_left_alone(tmp_path):
+    with held(tmp_path) as other, pytest.raises(BeingWrittenError, match=f"process {other.pid} on"):
+        StageFolder(tmp_path).open(Settings("a"))
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+    with StageFolder(tmp_path).open(Settings("a")):
+        assert (tmp_path / "run.json").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+
+
+class Listener(io.StringIO):
+    """A stream that acts as soon as something is said of waiting."""
+
+    def __init__(self, act):
+        super().__init__()
+        self._act = act
+
+    def write(self, text):
+        super().write(text)
+        if "waiting" in text:
+            self._act()
+
+
+@pytest.mark.parametrize("ends", ["done", "killed"])
+def test_a_stage_that_another_process_makes_is_waited_for(tmp_path, monkeypatch, ends):
+    """What that process has done is taken, what it leaves undone is made; others wait for none."""
+    made = []
+    with held(tmp_path / "cache-1") as other:
+
+        def end():
+            if ends == "done":
+                stamp.write(tmp_path / "stages" / "cache-1.json", {"seconds": 3.0, "of": "other"})
+            other.kill()
+
+        said = Listener(end)
+        monkeypatch.setattr(sys, "stderr", said)
+        folder = StageFolder(tmp_path, ["cache-1", "cache-2"], is_shared=True)
+        folder.stage("cache-2", lambda: made.append(2))
+        assert other.poll() is None
+        record = folder.stage("cache-1", lambda: made.append(1))
+    assert made == ([2] if ends == "done" else [2, 1])
+    assert record.get("of") == ("other" if ends == "done" else None)
+    where = f"{tmp_path / 'cache-1'} is in use by process {other.pid} on far.example"
+    then = "done before, 3 s" if ends == "done" else ""
+    lines = [f"  {where}: waiting for its end", ": ".join(filter(None, ("[1/2] cache-1", then)))]
+    assert said.getvalue().splitlines() == ["[2/2] cache-2", *lines]
 
 
 def test_json_is_replaced_whole(tmp_path):

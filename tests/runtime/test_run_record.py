@@ -11,9 +11,10 @@ from typing import Literal
 
 import pytest
 
-from masksearch_jax.core.config import DapoRun, SftRun
+from masksearch_jax.core.config import DapoRun, SftRun, SurvivalConfig
 from masksearch_jax.core.errors import ConfigError, UserError
 from masksearch_jax.core.schema import describe_keys, key, required, section
+from masksearch_jax.core.watch_config import AlarmsConfig
 from masksearch_jax.runtime import run_record
 
 
@@ -140,6 +141,42 @@ def test_keys_may_be_harmless_in_a_run_alone(tmp_path):
     assert record(tmp_path)["config"]["rate"] == 1.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Watched:
+    alarms: AlarmsConfig = section(AlarmsConfig)
+    survival: SurvivalConfig = section(SurvivalConfig)
+
+
+def test_alarms_change_a_run_that_they_roll_back_alone(tmp_path, capsys):
+    def resumed(**alarms):
+        run_record.resume(tmp_path, Watched(AlarmsConfig(**alarms)))
+        return capsys.readouterr().err
+
+    assert resumed() == ""
+    told = "  settings changed: alarms.action: 'warn' → 'stop'; alarms.entropy: 0.0 → 0.5\n"
+    assert resumed(action="stop", entropy=0.5) == told
+    for refused in ({"action": "rollback", "entropy": 0.5}, {"action": "rollback"}):
+        with pytest.raises(ConfigError, match=r"\(alarms\.action: 'stop' → 'rollback'"):
+            resumed(**refused)
+    run_record.write(tmp_path, Watched(AlarmsConfig("rollback", entropy=0.5)))
+    with pytest.raises(ConfigError, match=r"\(alarms\.entropy: 0\.5 → 2\.5\), which change"):
+        resumed(action="rollback", entropy=2.5)
+    with pytest.raises(ConfigError, match=r"\(alarms\.action: 'rollback' → 'warn'\), which"):
+        resumed(entropy=0.5)
+    more = resumed(action="rollback", entropy=0.5, rollbacks=5)  # where the run ends
+    assert more == "  settings changed: alarms.rollbacks: 2 → 5\n"
+
+
+def test_a_rule_of_spikes_changes_a_run_and_what_a_bad_update_ends_does_not(tmp_path, capsys):
+    run_record.write(tmp_path, Watched())
+    skipping = SurvivalConfig(guard="skip", max_skips=3)
+    run_record.resume(tmp_path, Watched(survival=skipping))
+    assert "survival.guard: 'stop' → 'skip'; survival.max_skips: " in capsys.readouterr().err
+    spikes = Watched(survival=dataclasses.replace(skipping, spike_sigma=2.0, spike_window=8))
+    with pytest.raises(ConfigError, match=r"\(survival\.spike_sigma: 0\.0 → 2\.0; survival\.spi"):
+        run_record.resume(tmp_path, spikes)
+
+
 def test_a_section_that_comes_or_goes_is_a_change(tmp_path):
     run_record.write(tmp_path, Run("w"))
     with pytest.raises(ConfigError, match=r"\(other\.names: None → \['a'\]\)"):
@@ -235,7 +272,12 @@ CHANGES_THE_RESULT = {
     ),
     "lessons": ("by", "keep_earlier", "threshold", "floor", "ceiling", "least"),
     "eval": ("every", "data", "examples", "temperature", "seed"),
-    "alarms": ("rollback_lr",),
+    "survival": ("spike_sigma", "spike_window"),
+    "alarms": (
+        *("action", "steps", "rollback_lr", "answer_length", "answers", "enumeration", "tags"),
+        *("copied", "entropy", "repetition", "invalid", "searches", "thoughts", "sampler_gap"),
+        *("grad_norm", "diversity", "plateau"),
+    ),
     "sft": ("steps", "curriculum", "batch_size", "seq_len", "context_loss_weight", "seed"),
     "dapo": (
         *("steps", "curriculum", "groups", "group_size", "minibatches", "clip_low", "clip_high"),
@@ -260,7 +302,7 @@ HARMLESS = {
     "checkpoint": ("every", "keep", "keep_every", "best_metric", "best_mode", "folder"),
     "survival": (
         *("startup_seconds", "step_factor", "step_seconds", "heartbeat_seconds", "guard"),
-        *("spike_sigma", "spike_window", "max_skips", "profile_steps", "compile_cache", "changed"),
+        *("max_skips", "profile_steps", "compile_cache", "changed"),
         *("tool_failures", "tool_outage_seconds"),
     ),
     "plan": ("topology", "slices", "improve", "json", "passages"),
@@ -276,11 +318,7 @@ HARMLESS = {
         *("tick_tokens", "extend_tokens", "chunk_tokens", "deadline"),
     ),
     "log": ("to", "project"),
-    "alarms": (
-        *("action", "steps", "rollbacks", "answer_length", "answers", "enumeration", "tags"),
-        *("copied", "entropy", "repetition", "invalid", "searches", "thoughts", "sampler_gap"),
-        *("grad_norm", "diversity", "plateau"),
-    ),
+    "alarms": ("rollbacks",),
     "sft": ("log_every",),
     "dapo": (
         *("micro_batch", "allow_filters", "warn_after", "patience", "reward_workers"),
