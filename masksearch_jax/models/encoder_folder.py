@@ -1,9 +1,9 @@
 """A folder of a text encoder in HF format, with what sentence-transformers wrote beside it.
 
 `modules.json` names the steps (transformer, pooling, normalising), `1_Pooling/config.json` the
-pooling, `sentence_bert_config.json` how many tokens are read, and the prompts of
-`config_sentence_transformers.json` what stands before a query and before a passage. A folder
-without these files is pooled by mean and normalised.
+pooling, `sentence_bert_config.json` or else `tokenizer_config.json` how many tokens are read, and
+the prompts of `config_sentence_transformers.json` what stands before a query and before a passage.
+A folder without these files is pooled by mean and normalised.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from masksearch_jax.models.hf_config import HfError, read_json
 
 Module = TypeVar("Module", bound=nnx.Module)
 
-_CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
+_CONFIG, _TOKENIZER, _OWN = "config.json", "tokenizer.json", "sentence_bert_config.json"
 _MODULES = ("Transformer", "Pooling", "Normalize")
+# Where the number of tokens stands: sentence-transformers wrote the first, and writes the second.
+_BOUNDS = ((_OWN, "max_seq_length"), ("tokenizer_config.json", "model_max_length"))
 _BATCHES = (1, 8, 64)  # texts of one program; more are cut
 _STEP = 32  # tokens: rows are padded to a multiple
 _LAYER_NAMES = {
@@ -217,6 +219,10 @@ def _pooling(folder: Path, modules: dict[str, str]) -> Any:
     asked = {names.get(name, name) for name in asked}
     if asked not in ({"mean"}, {"cls"}):
         raise HfError(f"{path} pools by {sorted(asked)}, must be mean or cls alone")
+    if (included := raw.get("include_prompt", True)) is not True:
+        raise HfError(
+            f"{path}: include_prompt is {included!r}, must be true: prefixes are pooled too"
+        )
     return asked.pop()
 
 
@@ -229,15 +235,19 @@ def read_reading(folder: Path, shape: EncoderShape) -> Reading:
     for name, prompt in prompts.items():
         if not isinstance(prompt, str):
             raise HfError(f"{asked}: prompts.{name} is {prompt!r}, must be a text")
-    own = folder / "sentence_bert_config.json"
-    if own.is_file() and (said := read_json(own)).get("max_seq_length") is not None:
-        bound = min(bound, _whole(own, said, "max_seq_length"))
+    for path, name in _BOUNDS:
+        if (folder / path).is_file() and (said := read_json(folder / path)).get(name) is not None:
+            bound = min(bound, _whole(folder / path, said, name))
+            break
     passage = prompts.get("passage", prompts.get("document", ""))
     return Reading(prompts.get("query", ""), passage, bound)
 
 
 def read_tokenizer(folder: Path, max_tokens: int, vocab_size: int) -> tokenizers.Tokenizer:
-    """Raises HfError for none, and for one of more words than the model has."""
+    """Raises HfError for none, for one of more words than the model has, or that keeps capitals.
+
+    It may keep them where the folder does not say `do_lower_case`.
+    """
     path = folder / _TOKENIZER
     try:
         found = tokenizers.Tokenizer.from_file(str(path))
@@ -245,6 +255,10 @@ def read_tokenizer(folder: Path, max_tokens: int, vocab_size: int) -> tokenizers
         raise HfError(f"cannot read the tokenizer {path}: {error}") from error
     if (words := found.get_vocab_size()) > vocab_size:
         raise HfError(f"{folder} has a tokenizer of {words} words, and its model has {vocab_size}")
+    own = folder / _OWN
+    lowers = (read_json(own) if own.is_file() else {}).get("do_lower_case")
+    if lowers and (found.normalizer is None or found.normalizer.normalize_str("A") != "a"):
+        raise HfError(f"{own}: do_lower_case is {lowers!r}, and its tokenizer keeps capitals")
     found.no_padding()
     found.enable_truncation(max_tokens)
     return found
