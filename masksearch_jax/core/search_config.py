@@ -67,6 +67,12 @@ class SearchConfig:
         "HNSW; device: on the run's own devices, all compared; device_approximate: there, a few "
         "missed.",
     )
+    models_on: Literal["device", "host"] = key(
+        "device",
+        "Where the encoder of queries and the reranker compute: on the run's own devices (device), "
+        "or on the host's CPU, so that no tick waits for them (host).",
+        harmless=True,
+    )
     fusion: Literal["rank", "score"] = key(
         "rank", "How kind hybrid joins its two rankings: by reciprocal ranks, or weighted scores."
     )

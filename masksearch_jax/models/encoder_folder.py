@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from masksearch_jax.models import hf_files
 from masksearch_jax.models.encoder import ACTIVATIONS, Encoder, EncoderShape
 from masksearch_jax.models.hf_config import HfError, read_json
+from masksearch_jax.models.text_program import Place, TextProgram
 
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -33,8 +33,6 @@ _CONFIG, _TOKENIZER, _OWN = "config.json", "tokenizer.json", "sentence_bert_conf
 _MODULES = ("Transformer", "Pooling", "Normalize")
 # Where the number of tokens stands: sentence-transformers wrote the first, and writes the second.
 _BOUNDS = ((_OWN, "max_seq_length"), ("tokenizer_config.json", "model_max_length"))
-_BATCHES = (1, 8, 64)  # texts of one program; more are cut
-_STEP = 32  # tokens: rows are padded to a multiple
 _LAYER_NAMES = {
     "q": "attention.self.query",
     "k": "attention.self.key",
@@ -72,8 +70,12 @@ class TextEncoder:
         *,
         dtype: str = "float32",
         reading: Mapping[str, str | int] | None = None,
+        place: Place = "device",
     ):
-        """reading: what is read otherwise than the folder says, by the names of `Reading`."""
+        """reading: what is read otherwise than the folder says, by the names of `Reading`.
+
+        place: the devices, or the host's CPU.
+        """
         folder = Path(folder)
         self.folder, self.dtype = str(folder), dtype
         shape = read_shape(folder)
@@ -84,13 +86,8 @@ class TextEncoder:
         self.dim = shape.hidden_size
         self.fingerprint = fingerprint(folder, self.reading)
         self._tokenizer = read_tokenizer(folder, bound, shape.vocab_size)
-        # In force while it computes, in place of the run's own, which may have other devices.
-        mesh = self._mesh = Mesh(np.array(jax.local_devices()), ("text",))
-        self._ways = mesh.size
-        self._whole = NamedSharding(mesh, PartitionSpec())
-        self._parts = NamedSharding(mesh, PartitionSpec("text"))
-        model = jax.device_put(load(folder, shape, dtype), self._whole)
-        self._encode = functools.partial(jax.jit(_encode, out_shardings=self._whole), model)
+        model = load(folder, shape, dtype)
+        self.program = TextProgram(_encode, model, tables=1, most=bound, place=place)
 
     @property
     def told(self) -> dict[str, str | int]:
@@ -98,53 +95,27 @@ class TextEncoder:
         return dataclasses.asdict(self.reading)
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [B, M]."""
-        return self.encode([self.reading.query_prefix + text for text in texts])
+        """float32 [B, M], by the programs of searches."""
+        return self._encoded([self.reading.query_prefix + text for text in texts], is_search=True)
 
     def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [B, M]."""
         return self.encode([self.reading.passage_prefix + text for text in texts])
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [B, M] of texts as they are, in batches of texts of similar length."""
+        """float32 [B, M] of texts as they are."""
+        return self._encoded(texts, is_search=False)
+
+    def _encoded(self, texts: Sequence[str], *, is_search: bool) -> np.ndarray:
+        if not texts:
+            return np.empty((0, self.dim), np.float32)
         clean = [text.encode("utf-8", "replace").decode() for text in texts]
         ids = [found.ids for found in self._tokenizer.encode_batch(clean)]
-        out = np.empty((len(ids), self.dim), np.float32)
-        for rows in batches(ids, self._ways):
-            batch = padded([ids[i] for i in rows], self._ways, self.reading.max_tokens)
-            arrays = jax.device_put(batch, self._parts)
-            with jax.set_mesh(self._mesh):
-                out[rows] = np.asarray(self._encode(*arrays))[: len(rows)]
-        return out
+        return self.program(ids, is_search=is_search)
 
 
 def _encode(model: Encoder, ids: jax.Array, lengths: jax.Array) -> jax.Array:
     return model(ids, lengths)
-
-
-# ---- batches
-
-
-def batches(ids: Sequence[Sequence[int]], ways: int) -> Iterator[list[int]]:
-    """Places of the rows of each batch, of rows of similar length; ways: devices that share one."""
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    most = _BATCHES[-1] * ways
-    for start in range(0, len(order), most):
-        yield order[start : start + most]
-
-
-def padded(ids: Sequence[Sequence[int]], ways: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """One batch, padded to a size that has a program: ids int32 [B, T] and lengths int32 [B].
-
-    most: tokens of a row, which no padding goes beyond.
-    """
-    count = next(b * ways for b in _BATCHES if b * ways >= len(ids))
-    longest = max(map(len, ids))
-    table = np.zeros((count, min(-(-longest // _STEP) * _STEP, most)), np.int32)
-    lengths = np.zeros(count, np.int32)
-    for row, found in enumerate(ids):
-        table[row, : len(found)], lengths[row] = found, len(found)
-    return table, lengths
 
 
 # ---- what a folder says

@@ -107,6 +107,7 @@ SINCE = {"survival.changed": "refuse", "dapo.warn_after": 5, "dapo.patience": 20
 SINCE |= {"dapo.keep_by": "accuracy", "dapo.min_spread": 0.01}
 SINCE |= {"search.memory": 10_000}
 SINCE |= {"search.encoder": "", "search.nearest": "exact", "search.fusion": "rank"}
+SINCE |= {"search.models_on": "device"}
 SINCE |= {"search.rank_constant": 60.0, "search.dense_weight": 0.3, "search.fusion_depth": 100}
 SINCE |= {"survival.tool_failures": 0.5, "survival.tool_outage_seconds": 600.0}
 SINCE |= {"llm.max_tokens_field": "max_tokens", "llm.send_temperature": True}

