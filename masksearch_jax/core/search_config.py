@@ -8,6 +8,8 @@ from typing import Any, Literal
 from masksearch_jax.core.schema import key, section, share
 from masksearch_jax.core.search_services_config import OpenSearchConfig, WebConfig
 
+MAX_TOP_K = 10_000  # passages of a query; the engine of an index sets memory aside for as many
+
 
 def tools_key() -> Any:
     """The key `tools`, the same in every main in which an agent calls tools."""
@@ -34,7 +36,7 @@ class SearchConfig:
         "Of a running serve_search, for kind http; commas between those of several replicas.",
         user="a service that asks for them is reached through a proxy that adds them",
     )
-    top_k: int = key(5, "Passages per query.", least=1)
+    top_k: int = key(5, "Passages per query.", least=1, most=MAX_TOP_K)
     max_passages: int = key(5, "Passages shown per search, after merging.", least=1)
     max_queries: int = key(4, "Queries read from one <search> block.", least=1)
     timeout: float = key(
@@ -78,7 +80,9 @@ class SearchConfig:
     )
     rank_constant: float = key(60.0, "k of 1 / (k + rank), of fusion by rank.", least=0)
     dense_weight: float = share(0.3, "Of the vectors in fusion by score; the words' is the rest.")
-    fusion_depth: int = key(100, "Passages of each ranking that are joined.", least=1)
+    fusion_depth: int = key(
+        100, "Passages of each ranking that are joined.", least=1, most=MAX_TOP_K
+    )
     memory: int = key(
         10_000,
         "Results that a cache, a reranker and kinds http, dense and hybrid keep, the last used.",
@@ -141,7 +145,9 @@ class SearchConfig:
         "HF folder of a cross-encoder of BERT's family that orders results anew; empty: none.",
         folder=True,
     )
-    rerank_depth: int = key(20, "Passages of a query that are ordered anew.", least=1)
+    rerank_depth: int = key(
+        20, "Passages of a query that are ordered anew.", least=1, most=MAX_TOP_K
+    )
     web: WebConfig = section(WebConfig)
     opensearch: OpenSearchConfig = section(OpenSearchConfig)
 

@@ -49,6 +49,11 @@ class SharedSearch:
     def misses(self) -> int:
         return getattr(self._tool, "misses", self._searched)
 
+    @property
+    def uncached(self) -> SearchTool:
+        """What is asked for results that nothing has kept."""
+        return getattr(self._tool, "uncached", self._tool)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tool, name)
 
