@@ -23,7 +23,8 @@ class DenseSearch:
         """Raises SearchError for vectors of another encoder."""
         vectors.check_encoder(encoder)
         self.passages = index.passages
-        self.fingerprint = f"{index.fingerprint}+{encoder.fingerprint}"
+        way = "" if nearest.way == "exact" else f"+{nearest.way}"
+        self.fingerprint = f"{index.fingerprint}+{encoder.fingerprint}{way}"
         self._encoder, self._nearest = encoder, nearest
 
     def __len__(self) -> int:

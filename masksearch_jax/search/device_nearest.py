@@ -29,6 +29,7 @@ class DeviceNearest:
     """
 
     def __init__(self, table: np.ndarray, *, approximate: bool = False):
+        self.way = "device_approximate" if approximate else "device"
         devices = jax.local_devices()
         self._mesh = Mesh(np.array(devices), ("shard",))
         self._count = len(table)

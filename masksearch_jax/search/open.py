@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from masksearch_jax.search.vectors import Encoder, Vectors
 
 KINDS = ("bm25", "dense", "hybrid", "http", "web", "opensearch", "none", "random")
+_DENSE = ("dense", "hybrid")
 _INDEXED = ("bm25", "dense", "hybrid", "random")
 _SLOW = ("dense", "hybrid", "http", "web", "opensearch")  # kinds whose results are kept in memory
 _REMOTE = ("http", "web", "opensearch")  # kinds that send requests, and bound their rate themselves
@@ -70,6 +71,8 @@ def _cache_name(cfg: SearchConfig) -> str:
         return web.cache_name(cfg.web)
     if cfg.kind == "opensearch":
         return f"opensearch:{cfg.opensearch.url}/{cfg.opensearch.name}/{cfg.opensearch.by}"
+    if cfg.kind in _DENSE and cfg.nearest != "exact":
+        return f"{cfg.kind}:{cfg.index}:{cfg.nearest}"
     return cfg.url if cfg.kind == "http" else f"{cfg.kind}:{cfg.index}"
 
 
@@ -153,7 +156,7 @@ def _open(cfg: SearchConfig) -> SearchTool:
 
         index = BM25.open(cfg.index)
         return RandomSearch(index.passages, fingerprint=index.fingerprint)
-    if cfg.kind in ("dense", "hybrid"):
+    if cfg.kind in _DENSE:
         return _open_vectors(cfg)
     if cfg.kind == "web":
         from masksearch_jax.search.web import WebSearch
@@ -239,8 +242,8 @@ def _nearest(cfg: SearchConfig, table: Vectors) -> Nearest:
 
 
 def _depths(cfg: SearchConfig) -> set[int]:
-    """How many of the nearest vectors searches ask for."""
-    asked = {cfg.top_k, cfg.top_k + cfg.exclude_source}
+    """How many of the nearest vectors searches ask for, and a server that tells how well it is."""
+    asked = {1, cfg.top_k, cfg.top_k + cfg.exclude_source}
     least = max(cfg.rerank_depth if cfg.rerank else 0, cfg.fusion_depth * (cfg.kind == "hybrid"))
     return {max(depth, least) for depth in asked}
 

@@ -147,6 +147,28 @@ def test_a_run_s_mesh_does_not_change_what_its_devices_find(lakes):
         np.testing.assert_array_equal(found[0], alone[0])
 
 
+WAYS = ["exact", "graph", "device", "device_approximate"]
+
+
+@pytest.mark.slow  # opens eight tools
+@pytest.mark.parametrize("kind", ["dense", "hybrid"])
+def test_what_one_way_found_is_not_another_s(tmp_path, models, kind):
+    build(LAKES, tmp_path / "i", models[0], graph=True)
+    cfg = SearchConfig(kind, str(tmp_path / "i"), cache=str(tmp_path / "cache.sqlite"))
+    marks, found = [], []
+    for nearest in WAYS:
+        with contextlib.closing(open_tool(dataclasses.replace(cfg, nearest=nearest))) as tool:
+            found += tool.search(["the river ember"], 3)
+            assert (tool.hits, tool.misses) == (0, 1)
+            marks.append(tool.fingerprint)
+    assert len(set(marks)) == 4
+    for nearest, hits in zip(WAYS, found, strict=True):
+        asked = dataclasses.replace(cfg, nearest=nearest, replay=True)
+        with contextlib.closing(open_tool(asked)) as tool:
+            (again,) = tool.search(["the river ember"], 3)
+            assert (again, again.scores, tool.hits) == (hits, hits.scores, 1)
+
+
 @pytest.mark.parametrize("kind", [Graph, lambda v: DeviceNearest(v.table, approximate=True)])
 def test_faster_ways_find_nearly_all(lakes, kind):
     asked = HashedWords().encode_queries([f"w{i} w{i + 3}" for i in range(40)])
@@ -163,6 +185,15 @@ def test_dense_search_is_a_search_tool(lakes):
     assert (len(first), len(second)) == (5, 5)
     assert list(first.scores) == sorted(first.scores, reverse=True)
     assert tool.fingerprint == f"{lakes[0].fingerprint}+hashed"
+    others = [
+        DenseSearch(*lakes, HashedWords(), nearest).fingerprint.removeprefix(tool.fingerprint)
+        for nearest in (
+            Graph(lakes[1]),
+            DeviceNearest(lakes[1].table),
+            DeviceNearest(lakes[1].table, approximate=True),
+        )
+    ]
+    assert others == ["+graph", "+device", "+device_approximate"]
     with pytest.raises(SearchError, match="top_k is 0"):
         tool.search(["x"], 0)
 
