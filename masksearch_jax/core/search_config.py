@@ -85,7 +85,8 @@ class SearchConfig:
     )
     memory: int = key(
         10_000,
-        "Results that a cache, a reranker and kinds http, dense and hybrid keep, the last used.",
+        "Results of a cache, a reranker and kinds dense, hybrid, http, web and opensearch that are "
+        "kept in memory, the last used; fewer where their texts have over 268 million characters.",
         harmless=True,
         least=0,
     )

@@ -58,9 +58,8 @@ def open_tool(cfg: SearchConfig) -> SearchTool:
             fingerprint=getattr(tool, "fingerprint", ""),
             max_bytes=cfg.cache_bytes,
         )
-    if cfg.memory > 0 and (cfg.cache or cfg.rerank or cfg.kind in _SLOW):
-        return SharedSearch(tool, cfg.memory)
-    return tool
+    is_slow = cfg.cache or cfg.rerank or cfg.kind in _SLOW
+    return SharedSearch(tool, cfg.memory if is_slow else 0)
 
 
 def _cache_name(cfg: SearchConfig) -> str:
