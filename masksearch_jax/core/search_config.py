@@ -76,7 +76,9 @@ class SearchConfig:
         harmless=True,
     )
     fusion: Literal["rank", "score"] = key(
-        "rank", "How kind hybrid joins its two rankings: by reciprocal ranks, or weighted scores."
+        "score",
+        "How kind hybrid joins its two rankings: by weighted scores, which at 0.3 found most of "
+        "eight ways that were measured, or by reciprocal ranks.",
     )
     rank_constant: float = key(60.0, "k of 1 / (k + rank), of fusion by rank.", least=0)
     dense_weight: float = share(0.3, "Of the vectors in fusion by score; the words' is the rest.")
