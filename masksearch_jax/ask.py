@@ -63,7 +63,7 @@ class AskRun:
     init: str = required("Folder in HF format, or of checkpoints.")
     question: str = key("", "A question, or a paragraph with [mask]; empty: one a line of input.")
     web: bool = key(False, "Asked on a page of this machine instead.")
-    port: int = key(0, "Port of the page; 0: any free one.")
+    port: int = key(0, "Port of the page; 0: any free one.", least=0, most=65_535)
     tokenizer: str = key("", "Folder with tokenizer.json; empty: that of init.")
     base: str = key("", "Where init holds adapters: their base model; empty: where they say it is.")
     compute: ComputeConfig = section(ComputeConfig)

@@ -43,7 +43,7 @@ class ServeModelRun:
     base: str = key("", "Where init holds adapters: their base model; empty: where they say it is.")
     name: str = key("", "What clients call the model; empty: as the folder init is called.")
     host: str = key("127.0.0.1", "Address to bind; 127.0.0.1: this machine only.")
-    port: int = key(8000, "Port to bind; 0: any free one.")
+    port: int = key(8000, "Port to bind; 0: any free one.", least=0, most=65_535)
     agent: bool = key(False, "Also serve the model with its search, as NAME:agent.")
     deadline: float = key(600.0, "Seconds of a request, its wait for a slot included.", least=0.001)
     grace: float = key(

@@ -25,8 +25,10 @@ class ServeSearchRun:
 
     search: SearchConfig = section(SearchConfig)
     host: str = key("127.0.0.1", "Address to bind; 127.0.0.1: this machine only.")
-    port: int = key(8001, "Port to bind; 0: any free one.")
-    waiting: int = key(256, "Requests that may wait for a search; more get 503 and Retry-After.")
+    port: int = key(8001, "Port to bind; 0: any free one.", least=0, most=65_535)
+    waiting: int = key(
+        256, "Requests that may wait for a search; more get 503 and Retry-After.", least=1
+    )
     drain: int = key(
         30, "Seconds at the end in which requests are answered; the rest gets 503.", least=0
     )
@@ -45,14 +47,20 @@ def run(cfg: ServeSearchRun) -> None:
     )
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: server.shutdown())
-    print(
-        f"serving {cfg.search.service or cfg.search.index or cfg.search.kind} at {server.url}",
-        flush=True,
-    )
+    print(f"serving {_served(cfg.search)} at {server.url}", flush=True)
     try:
         server.serve_forever()
     finally:
         server.server_close()
+
+
+def _served(cfg: SearchConfig) -> str:
+    """What the replies come from."""
+    if cfg.kind == "none":
+        return "no passages"
+    if cfg.replay:
+        return cfg.cache or cfg.recorded
+    return cfg.service or (f"random passages of {cfg.index}" if cfg.kind == "random" else cfg.index)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from masksearch_jax.core.schema import key, section, share
 from masksearch_jax.core.search_services_config import OpenSearchConfig, WebConfig
 
+MAX_TOP_K = 10_000  # passages of a query; the engine of an index sets memory aside for as many
+
 
 def tools_key() -> Any:
     """The key `tools`, the same in every main in which an agent calls tools."""
@@ -34,7 +36,7 @@ class SearchConfig:
         "Of a running serve_search, for kind http; commas between those of several replicas.",
         user="a service that asks for them is reached through a proxy that adds them",
     )
-    top_k: int = key(5, "Passages per query.", least=1)
+    top_k: int = key(5, "Passages per query.", least=1, most=MAX_TOP_K)
     max_passages: int = key(5, "Passages shown per search, after merging.", least=1)
     max_queries: int = key(4, "Queries read from one <search> block.", least=1)
     timeout: float = key(
@@ -67,15 +69,26 @@ class SearchConfig:
         "HNSW; device: on the run's own devices, all compared; device_approximate: there, a few "
         "missed.",
     )
+    models_on: Literal["device", "host"] = key(
+        "device",
+        "Where the encoder of queries and the reranker compute: on the run's own devices (device), "
+        "or on the host's CPU, so that no tick waits for them (host).",
+        harmless=True,
+    )
     fusion: Literal["rank", "score"] = key(
-        "rank", "How kind hybrid joins its two rankings: by reciprocal ranks, or weighted scores."
+        "score",
+        "How kind hybrid joins its two rankings: by weighted scores, which at 0.3 found most of "
+        "eight ways that were measured, or by reciprocal ranks.",
     )
     rank_constant: float = key(60.0, "k of 1 / (k + rank), of fusion by rank.", least=0)
     dense_weight: float = share(0.3, "Of the vectors in fusion by score; the words' is the rest.")
-    fusion_depth: int = key(100, "Passages of each ranking that are joined.", least=1)
+    fusion_depth: int = key(
+        100, "Passages of each ranking that are joined.", least=1, most=MAX_TOP_K
+    )
     memory: int = key(
         10_000,
-        "Results that a cache, a reranker and kinds http, dense and hybrid keep, the last used.",
+        "Results of a cache, a reranker and kinds dense, hybrid, http, web and opensearch that are "
+        "kept in memory, the last used; fewer where their texts have over 268 million characters.",
         harmless=True,
         least=0,
     )
@@ -135,7 +148,9 @@ class SearchConfig:
         "HF folder of a cross-encoder of BERT's family that orders results anew; empty: none.",
         folder=True,
     )
-    rerank_depth: int = key(20, "Passages of a query that are ordered anew.", least=1)
+    rerank_depth: int = key(
+        20, "Passages of a query that are ordered anew.", least=1, most=MAX_TOP_K
+    )
     web: WebConfig = section(WebConfig)
     opensearch: OpenSearchConfig = section(OpenSearchConfig)
 

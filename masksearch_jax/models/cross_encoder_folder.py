@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from masksearch_jax.models.encoder import CrossEncoder, EncoderShape
 from masksearch_jax.models.encoder_folder import (
     Weights,
-    batches,
     filled,
     fingerprint,
-    padded,
     read_reading,
     read_shape,
     read_tokenizer,
 )
 from masksearch_jax.models.hf_config import HfError, read_json
+from masksearch_jax.models.text_program import Place, TextProgram
 
 _ARCHITECTURE = "BertForSequenceClassification"
 _UNUSED = ("embeddings.position_ids",)
@@ -34,39 +31,29 @@ class PairScorer:
     Safe for threads. Raises HfError for a folder of another kind.
     """
 
-    def __init__(self, folder: str | Path, *, dtype: str = "float32"):
+    def __init__(self, folder: str | Path, *, dtype: str = "float32", place: Place = "device"):
+        """place: the devices, or the host's CPU."""
         folder = Path(folder)
         _check_architecture(folder)
         shape = read_shape(folder)
         reading = read_reading(folder, shape)
-        self.folder = str(folder)
-        self._most = reading.max_tokens
-        self._tokenizer = read_tokenizer(folder, self._most, shape.vocab_size)
+        self.folder, most = str(folder), reading.max_tokens
+        self._tokenizer = read_tokenizer(folder, most, shape.vocab_size)
         self.fingerprint = fingerprint(folder, reading)
-        # In force while it computes, in place of the run's own, which may have other devices.
-        mesh = self._mesh = Mesh(np.array(jax.local_devices()), ("pair",))
-        self._ways = mesh.size
-        whole = NamedSharding(mesh, PartitionSpec())
-        self._parts = NamedSharding(mesh, PartitionSpec("pair"))
-        model = jax.device_put(load(folder, shape, dtype), whole)
-        self._score = functools.partial(jax.jit(_score, out_shardings=whole), model)
+        model = load(folder, shape, dtype)
+        self.program = TextProgram(_score, model, tables=2, most=most, place=place)
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """float32 [B]: how relevant each pair's second text is for its first, as logits.
 
         A pair that is too long loses tokens of its longer text.
         """
+        if not pairs:
+            return np.empty(0, np.float32)
         clean = [tuple(t.encode("utf-8", "replace").decode() for t in pair) for pair in pairs]
         read = self._tokenizer.encode_batch(clean)
         ids, types = [found.ids for found in read], [found.type_ids for found in read]
-        out = np.empty(len(ids), np.float32)
-        for rows in batches(ids, self._ways):
-            table, lengths = padded([ids[i] for i in rows], self._ways, self._most)
-            of_types, _ = padded([types[i] for i in rows], self._ways, self._most)
-            arrays = jax.device_put((table, of_types, lengths), self._parts)
-            with jax.set_mesh(self._mesh):
-                out[rows] = np.asarray(self._score(*arrays))[: len(rows)]
-        return out
+        return self.program(ids, types, is_search=True)
 
 
 def _score(model: CrossEncoder, ids: jax.Array, types: jax.Array, lengths: jax.Array) -> jax.Array:

@@ -1,9 +1,9 @@
 """A folder of a text encoder in HF format, with what sentence-transformers wrote beside it.
 
 `modules.json` names the steps (transformer, pooling, normalising), `1_Pooling/config.json` the
-pooling, `sentence_bert_config.json` how many tokens are read, and the prompts of
-`config_sentence_transformers.json` what stands before a query and before a passage. A folder
-without these files is pooled by mean and normalised.
+pooling, `sentence_bert_config.json` or else `tokenizer_config.json` how many tokens are read, and
+the prompts of `config_sentence_transformers.json` what stands before a query and before a passage.
+A folder without these files is pooled by mean and normalised.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,18 +21,18 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from masksearch_jax.models import hf_files
 from masksearch_jax.models.encoder import ACTIVATIONS, Encoder, EncoderShape
 from masksearch_jax.models.hf_config import HfError, read_json
+from masksearch_jax.models.text_program import Place, TextProgram
 
 Module = TypeVar("Module", bound=nnx.Module)
 
-_CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
+_CONFIG, _TOKENIZER, _OWN = "config.json", "tokenizer.json", "sentence_bert_config.json"
 _MODULES = ("Transformer", "Pooling", "Normalize")
-_BATCHES = (1, 8, 64)  # texts of one program; more are cut
-_STEP = 32  # tokens: rows are padded to a multiple
+# Where the number of tokens stands: sentence-transformers wrote the first, and writes the second.
+_BOUNDS = ((_OWN, "max_seq_length"), ("tokenizer_config.json", "model_max_length"))
 _LAYER_NAMES = {
     "q": "attention.self.query",
     "k": "attention.self.key",
@@ -70,8 +70,12 @@ class TextEncoder:
         *,
         dtype: str = "float32",
         reading: Mapping[str, str | int] | None = None,
+        place: Place = "device",
     ):
-        """reading: what is read otherwise than the folder says, by the names of `Reading`."""
+        """reading: what is read otherwise than the folder says, by the names of `Reading`.
+
+        place: the devices, or the host's CPU.
+        """
         folder = Path(folder)
         self.folder, self.dtype = str(folder), dtype
         shape = read_shape(folder)
@@ -82,13 +86,8 @@ class TextEncoder:
         self.dim = shape.hidden_size
         self.fingerprint = fingerprint(folder, self.reading)
         self._tokenizer = read_tokenizer(folder, bound, shape.vocab_size)
-        # In force while it computes, in place of the run's own, which may have other devices.
-        mesh = self._mesh = Mesh(np.array(jax.local_devices()), ("text",))
-        self._ways = mesh.size
-        self._whole = NamedSharding(mesh, PartitionSpec())
-        self._parts = NamedSharding(mesh, PartitionSpec("text"))
-        model = jax.device_put(load(folder, shape, dtype), self._whole)
-        self._encode = functools.partial(jax.jit(_encode, out_shardings=self._whole), model)
+        model = load(folder, shape, dtype)
+        self.program = TextProgram(_encode, model, tables=1, most=bound, place=place)
 
     @property
     def told(self) -> dict[str, str | int]:
@@ -96,53 +95,27 @@ class TextEncoder:
         return dataclasses.asdict(self.reading)
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [B, M]."""
-        return self.encode([self.reading.query_prefix + text for text in texts])
+        """float32 [B, M], by the programs of searches."""
+        return self._encoded([self.reading.query_prefix + text for text in texts], is_search=True)
 
     def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [B, M]."""
         return self.encode([self.reading.passage_prefix + text for text in texts])
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [B, M] of texts as they are, in batches of texts of similar length."""
+        """float32 [B, M] of texts as they are."""
+        return self._encoded(texts, is_search=False)
+
+    def _encoded(self, texts: Sequence[str], *, is_search: bool) -> np.ndarray:
+        if not texts:
+            return np.empty((0, self.dim), np.float32)
         clean = [text.encode("utf-8", "replace").decode() for text in texts]
         ids = [found.ids for found in self._tokenizer.encode_batch(clean)]
-        out = np.empty((len(ids), self.dim), np.float32)
-        for rows in batches(ids, self._ways):
-            batch = padded([ids[i] for i in rows], self._ways, self.reading.max_tokens)
-            arrays = jax.device_put(batch, self._parts)
-            with jax.set_mesh(self._mesh):
-                out[rows] = np.asarray(self._encode(*arrays))[: len(rows)]
-        return out
+        return self.program(ids, is_search=is_search)
 
 
 def _encode(model: Encoder, ids: jax.Array, lengths: jax.Array) -> jax.Array:
     return model(ids, lengths)
-
-
-# ---- batches
-
-
-def batches(ids: Sequence[Sequence[int]], ways: int) -> Iterator[list[int]]:
-    """Places of the rows of each batch, of rows of similar length; ways: devices that share one."""
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    most = _BATCHES[-1] * ways
-    for start in range(0, len(order), most):
-        yield order[start : start + most]
-
-
-def padded(ids: Sequence[Sequence[int]], ways: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """One batch, padded to a size that has a program: ids int32 [B, T] and lengths int32 [B].
-
-    most: tokens of a row, which no padding goes beyond.
-    """
-    count = next(b * ways for b in _BATCHES if b * ways >= len(ids))
-    longest = max(map(len, ids))
-    table = np.zeros((count, min(-(-longest // _STEP) * _STEP, most)), np.int32)
-    lengths = np.zeros(count, np.int32)
-    for row, found in enumerate(ids):
-        table[row, : len(found)], lengths[row] = found, len(found)
-    return table, lengths
 
 
 # ---- what a folder says
@@ -217,6 +190,10 @@ def _pooling(folder: Path, modules: dict[str, str]) -> Any:
     asked = {names.get(name, name) for name in asked}
     if asked not in ({"mean"}, {"cls"}):
         raise HfError(f"{path} pools by {sorted(asked)}, must be mean or cls alone")
+    if (included := raw.get("include_prompt", True)) is not True:
+        raise HfError(
+            f"{path}: include_prompt is {included!r}, must be true: prefixes are pooled too"
+        )
     return asked.pop()
 
 
@@ -229,15 +206,19 @@ def read_reading(folder: Path, shape: EncoderShape) -> Reading:
     for name, prompt in prompts.items():
         if not isinstance(prompt, str):
             raise HfError(f"{asked}: prompts.{name} is {prompt!r}, must be a text")
-    own = folder / "sentence_bert_config.json"
-    if own.is_file() and (said := read_json(own)).get("max_seq_length") is not None:
-        bound = min(bound, _whole(own, said, "max_seq_length"))
+    for path, name in _BOUNDS:
+        if (folder / path).is_file() and (said := read_json(folder / path)).get(name) is not None:
+            bound = min(bound, _whole(folder / path, said, name))
+            break
     passage = prompts.get("passage", prompts.get("document", ""))
     return Reading(prompts.get("query", ""), passage, bound)
 
 
 def read_tokenizer(folder: Path, max_tokens: int, vocab_size: int) -> tokenizers.Tokenizer:
-    """Raises HfError for none, and for one of more words than the model has."""
+    """Raises HfError for none, for one of more words than the model has, or that keeps capitals.
+
+    It may keep them where the folder does not say `do_lower_case`.
+    """
     path = folder / _TOKENIZER
     try:
         found = tokenizers.Tokenizer.from_file(str(path))
@@ -245,6 +226,10 @@ def read_tokenizer(folder: Path, max_tokens: int, vocab_size: int) -> tokenizers
         raise HfError(f"cannot read the tokenizer {path}: {error}") from error
     if (words := found.get_vocab_size()) > vocab_size:
         raise HfError(f"{folder} has a tokenizer of {words} words, and its model has {vocab_size}")
+    own = folder / _OWN
+    lowers = (read_json(own) if own.is_file() else {}).get("do_lower_case")
+    if lowers and (found.normalizer is None or found.normalizer.normalize_str("A") != "a"):
+        raise HfError(f"{own}: do_lower_case is {lowers!r}, and its tokenizer keeps capitals")
     found.no_padding()
     found.enable_truncation(max_tokens)
     return found

@@ -18,6 +18,7 @@ from typing import Any
 
 from masksearch_jax.core.files import write_json, writing_folder
 from masksearch_jax.core.retrieval import SearchError
+from masksearch_jax.core.search_config import MAX_TOP_K
 from masksearch_jax.core.types import Hits, Passage
 from masksearch_jax.runtime import storage
 from masksearch_jax.search.manifest import entry, seal, verify
@@ -29,7 +30,6 @@ from masksearch_jax.search.words import LANGUAGES, query_words
 FORMAT = 2  # of the folder's layout and of the analysis of text; an index of another one is refused
 MAX_TERMS = 24  # rarest terms kept of a long query
 MAX_QUERY_CHARS = 20_000  # of a query; the rest is ignored
-MAX_TOP_K = 10_000  # the engine sets memory aside for as many
 
 _MANIFEST = "manifest.json"
 _SHARDS = "shards"  # in the manifest of several: the documents of each

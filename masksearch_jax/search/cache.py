@@ -78,6 +78,11 @@ class CachedSearch:
         self._searched = f"{name}@{fingerprint}"
         self.fingerprint = fingerprint
 
+    @property
+    def uncached(self) -> SearchTool:
+        """What is asked for results that the file lacks; where nothing is, itself."""
+        return self._tool or self
+
     def __getattr__(self, name: str) -> Any:
         """All else is the tool's own."""
         if name.startswith("_"):

@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Sequence
 
 from masksearch_jax.core.retrieval import SearchError
+from masksearch_jax.core.search_config import MAX_TOP_K
 from masksearch_jax.core.types import Hits, Passage
 from masksearch_jax.search import fusion
-from masksearch_jax.search.bm25 import BM25, MAX_QUERY_CHARS, MAX_TOP_K
+from masksearch_jax.search.bm25 import BM25, MAX_QUERY_CHARS
 from masksearch_jax.search.nearest import Nearest
 from masksearch_jax.search.vectors import Encoder, Vectors
 
@@ -22,7 +23,8 @@ class DenseSearch:
         """Raises SearchError for vectors of another encoder."""
         vectors.check_encoder(encoder)
         self.passages = index.passages
-        self.fingerprint = f"{index.fingerprint}+{encoder.fingerprint}"
+        way = "" if nearest.way == "exact" else f"+{nearest.way}"
+        self.fingerprint = f"{index.fingerprint}+{encoder.fingerprint}{way}"
         self._encoder, self._nearest = encoder, nearest
 
     def __len__(self) -> int:

@@ -6,6 +6,8 @@ Axis key: B query, N vector, M dimension, K found, D device.
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 _BATCHES = (1, 8, 64)  # queries of one program; more are cut
+_DEPTHS = (16, 128, 1024)  # rows found by one program; those of more have one each
 
 
 class DeviceNearest:
@@ -26,6 +29,7 @@ class DeviceNearest:
     """
 
     def __init__(self, table: np.ndarray, *, approximate: bool = False):
+        self.way = "device_approximate" if approximate else "device"
         devices = jax.local_devices()
         self._mesh = Mesh(np.array(devices), ("shard",))
         self._count = len(table)
@@ -50,16 +54,30 @@ class DeviceNearest:
         rows, scores = zip(*parts, strict=True)
         return np.concatenate(rows).astype(np.int64), np.concatenate(scores)
 
+    def searches(self, depths: Iterable[int]) -> list[Callable[[], jax.stages.Compiled]]:
+        """What compiles each program of searches for so many, so that none compiles one itself."""
+        needed = itertools.product(_BATCHES, sorted({self._depth(k) for k in depths}))
+        return [functools.partial(self._compiled, *sizes) for sizes in needed]
+
+    def _compiled(self, size: int, depth: int) -> jax.stages.Compiled:
+        queries = jax.ShapeDtypeStruct((size, self._table.shape[1]), np.float32)
+        with jax.set_mesh(self._mesh):
+            return self._search.lower(self._table, queries, depth).compile()
+
     def _batch(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         size = next(b for b in _BATCHES if b >= len(queries))
         padded = np.zeros((size, queries.shape[1]), np.float32)
         padded[: len(queries)] = queries
-        k = min(k, self._count)
         with jax.set_mesh(self._mesh):  # in place of the run's own, if one is in force
-            found = self._search(self._table, padded, k)
+            found = self._search(self._table, padded, self._depth(k))
         rows, scores = (np.asarray(x)[: len(queries)] for x in found)
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]  # equal ones by row
+        best = np.argsort(-scores, axis=1, kind="stable")[:, : min(k, self._count)]  # equal by row
         return np.take_along_axis(rows, best, axis=1), np.take_along_axis(scores, best, axis=1)
+
+    def _depth(self, k: int) -> int:
+        """How many rows a program finds for k: few programs serve all."""
+        most = min(k, self._count)
+        return next((depth for depth in _DEPTHS if depth >= most), most)
 
 
 def _search(

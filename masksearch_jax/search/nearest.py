@@ -14,6 +14,8 @@ Found = tuple[np.ndarray, np.ndarray]  # rows int [B, k], scores float32 [B, k],
 
 
 class Nearest(Protocol):
+    way: str  # as `search.nearest` names it
+
     def __call__(self, queries: np.ndarray, k: int) -> Found:
         """The k rows of the largest inner products with each query, float32 [B, dim]."""
         ...
@@ -21,6 +23,8 @@ class Nearest(Protocol):
 
 class Exact:
     """Compares with every vector."""
+
+    way = "exact"
 
     def __init__(self, vectors: Vectors):
         self._table = vectors.table
@@ -33,6 +37,8 @@ class Exact:
 
 class Graph:
     """Follows an HNSW graph: faster, and misses some."""
+
+    way = "graph"
 
     def __init__(self, vectors: Vectors):
         path = vectors.folder / GRAPH

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.types import Example, RampExample
+from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.rate import LimitedSearch, RateLimit
 from masksearch_jax.search.replicas import Patience
 from masksearch_jax.search.shared import SharedSearch
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from masksearch_jax.search.vectors import Encoder, Vectors
 
 KINDS = ("bm25", "dense", "hybrid", "http", "web", "opensearch", "none", "random")
+_DENSE = ("dense", "hybrid")
 _INDEXED = ("bm25", "dense", "hybrid", "random")
 _SLOW = ("dense", "hybrid", "http", "web", "opensearch")  # kinds whose results are kept in memory
 _REMOTE = ("http", "web", "opensearch")  # kinds that send requests, and bound their rate themselves
@@ -55,9 +58,8 @@ def open_tool(cfg: SearchConfig) -> SearchTool:
             fingerprint=getattr(tool, "fingerprint", ""),
             max_bytes=cfg.cache_bytes,
         )
-    if cfg.memory > 0 and (cfg.cache or cfg.rerank or cfg.kind in _SLOW):
-        return SharedSearch(tool, cfg.memory)
-    return tool
+    is_slow = cfg.cache or cfg.rerank or cfg.kind in _SLOW
+    return SharedSearch(tool, cfg.memory if is_slow else 0)
 
 
 def _cache_name(cfg: SearchConfig) -> str:
@@ -68,6 +70,8 @@ def _cache_name(cfg: SearchConfig) -> str:
         return web.cache_name(cfg.web)
     if cfg.kind == "opensearch":
         return f"opensearch:{cfg.opensearch.url}/{cfg.opensearch.name}/{cfg.opensearch.by}"
+    if cfg.kind in _DENSE and cfg.nearest != "exact":
+        return f"{cfg.kind}:{cfg.index}:{cfg.nearest}"
     return cfg.url if cfg.kind == "http" else f"{cfg.kind}:{cfg.index}"
 
 
@@ -107,9 +111,10 @@ def _reranked(tool: SearchTool, cfg: SearchConfig) -> SearchTool:
     from masksearch_jax.search.rerank import RerankedSearch
 
     try:
-        scorer = PairScorer(cfg.rerank)
+        scorer = PairScorer(cfg.rerank, place=cfg.models_on)
     except (OSError, HfError) as error:
         raise SearchError(f"the reranker cannot be opened: {error}") from error
+    _compile("reranker", scorer.program.searches())
     return RerankedSearch(tool, scorer, cfg.rerank_depth)
 
 
@@ -150,7 +155,7 @@ def _open(cfg: SearchConfig) -> SearchTool:
 
         index = BM25.open(cfg.index)
         return RandomSearch(index.passages, fingerprint=index.fingerprint)
-    if cfg.kind in ("dense", "hybrid"):
+    if cfg.kind in _DENSE:
         return _open_vectors(cfg)
     if cfg.kind == "web":
         from masksearch_jax.search.web import WebSearch
@@ -214,18 +219,39 @@ def _encoder(cfg: SearchConfig, folder: str, reading: dict[str, str | int]) -> E
     from masksearch_jax.models.hf_config import HfError
 
     try:
-        return TextEncoder(cfg.encoder or folder, reading=reading)
+        encoder = TextEncoder(cfg.encoder or folder, reading=reading, place=cfg.models_on)
     except (OSError, HfError) as error:
         then = "; the vectors were made with it then: give its folder now as search.encoder"
         said = "" if cfg.encoder else then
         raise SearchError(f"the encoder cannot be opened: {error}{said}") from error
+    _compile("encoder", encoder.program.searches())
+    return encoder
 
 
 def _nearest(cfg: SearchConfig, table: Vectors) -> Nearest:
     if cfg.nearest.startswith("device"):
         from masksearch_jax.search.device_nearest import DeviceNearest
 
-        return DeviceNearest(table.table, approximate=cfg.nearest == "device_approximate")
+        found = DeviceNearest(table.table, approximate=cfg.nearest == "device_approximate")
+        _compile("nearest vectors", found.searches(_depths(cfg)))
+        return found
     from masksearch_jax.search import nearest
 
     return nearest.Graph(table) if cfg.nearest == "graph" else nearest.Exact(table)
+
+
+def _depths(cfg: SearchConfig) -> set[int]:
+    """How many of the nearest vectors searches ask for, and a server that tells how well it is."""
+    asked = {1, cfg.top_k, cfg.top_k + cfg.exclude_source}
+    least = max(cfg.rerank_depth if cfg.rerank else 0, cfg.fusion_depth * (cfg.kind == "hybrid"))
+    return {max(depth, least) for depth in asked}
+
+
+def _compile(what: str, programs: Sequence[Callable[[], object]]) -> None:
+    """Compiles what searches run, so that none compiles within its time."""
+    with (
+        Progress(f"programs of the {what}", len(programs)) as progress,
+        ThreadPoolExecutor() as pool,
+    ):
+        for done, _ in enumerate(pool.map(lambda compiled: compiled(), programs), start=1):
+            progress.update(done)

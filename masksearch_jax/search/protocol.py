@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from masksearch_jax.core import contents
 from masksearch_jax.core.retrieval import SearchTool
+from masksearch_jax.core.search_config import MAX_TOP_K
 from masksearch_jax.core.types import Hits, JsonObject, Passage
 from masksearch_jax.runtime.http_service import Refusal
 
-MAX_TOP_K = 100
 _FALSE = ("", "0", "f", "false", "n", "no", "off")  # in texts
 _HEALTH_QUERY = "the capital city of a country"
 
@@ -69,9 +69,9 @@ def result(hits: Sequence[Passage], scored: bool) -> list[JsonObject]:
 
 
 def health(tool: SearchTool) -> JsonObject:
-    """Raises Refusal with 503 where the tool cannot search, which is tried."""
+    """Raises Refusal with 503 where the tool cannot search: that is tried, whatever is kept."""
     try:
-        tool.search([_HEALTH_QUERY], 1)
+        getattr(tool, "uncached", tool).search([_HEALTH_QUERY], 1)
     except Exception as error:  # whatever it is, the tool cannot search
         unavailable = HTTPStatus.SERVICE_UNAVAILABLE
         raise Refusal(unavailable, f"the search failed: {error}") from error

@@ -19,6 +19,8 @@ from masksearch_jax.search import gather
 
 Key = tuple[str, int]  # query and top_k
 
+MOST_CHARACTERS = 2**28  # of the passages that are kept
+
 
 class _OfSeveralError(SearchError):
     """A search of several queries failed, for one of them it may be."""
@@ -26,6 +28,8 @@ class _OfSeveralError(SearchError):
 
 class SharedSearch:
     """Asks `tool` for what is neither under way nor among the last `size` results.
+
+    Fewer are kept where they have more than MOST_CHARACTERS.
 
     A failure is that of all who wait for the search, and is not kept. Where it was of several
     queries, those who wait for one of them search for that one, since another may have been the
@@ -38,7 +42,7 @@ class SharedSearch:
         self._under_way: dict[Key, Future[Hits]] = {}
         self._kept: collections.OrderedDict[Key, Hits] = collections.OrderedDict()
         self._begun: set[Key] = set()  # searched before the call that it is for
-        self._shared = self._searched = 0
+        self._shared = self._searched = self._characters = 0
 
     @property
     def hits(self) -> int:
@@ -49,16 +53,22 @@ class SharedSearch:
     def misses(self) -> int:
         return getattr(self._tool, "misses", self._searched)
 
+    @property
+    def uncached(self) -> SearchTool:
+        """What is asked for results that nothing has kept."""
+        return getattr(self._tool, "uncached", self._tool)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tool, name)
 
     def begin(self, calls: Sequence[Sequence[str]], top_k: int) -> None:
         """Begins one search for all calls that are about to come; returns at once.
 
-        Of a tool that gathers calls into requests, else nothing is begun. Its failure is that of
-        each call, which searches on its own where another's query may have been the reason.
+        Of a tool that gathers calls into requests, where results are kept until their calls come;
+        else nothing is begun. Its failure is that of each call, which searches on its own where
+        another's query may have been the reason.
         """
-        if not getattr(self._tool, "gathers", False):
+        if not (self._size and getattr(self._tool, "gathers", False)):
             return
         with self._lock:
             wanted = dict.fromkeys(query for queries in calls for query in queries)
@@ -133,8 +143,10 @@ class SharedSearch:
             for query, hits in zip(queries, found, strict=True):
                 del self._under_way[query, top_k]
                 self._kept[query, top_k] = hits
-            while len(self._kept) > self._size:
-                gone, _ = self._kept.popitem(last=False)
+                self._characters += _characters(hits)
+            while len(self._kept) > self._size or self._characters > MOST_CHARACTERS:
+                gone, hits = self._kept.popitem(last=False)
+                self._characters -= _characters(hits)
                 self._begun.discard(gone)
         for future, hits in zip(futures, found, strict=True):
             future.set_result(hits)
@@ -148,6 +160,10 @@ class SharedSearch:
         if not is_shared:
             return hits
         return Hits(hits, scores=hits.scores, cached=True, answered_by=hits.answered_by)
+
+
+def _characters(hits: Sequence[Passage]) -> int:
+    return sum(len(passage.title) + len(passage.text) for passage in hits)
 
 
 def _as_hits(hits: Sequence[Passage]) -> Hits:

@@ -64,7 +64,7 @@ def of_tool(
                 fingerprint=fingerprint,
                 max_bytes=cfg.cache_bytes,
             )
-        return SharedSearch(answers, cfg.memory) if cfg.memory > 0 else answers
+        return SharedSearch(answers, cfg.memory)
 
     return put
 

@@ -35,10 +35,12 @@ from masksearch_jax.core.schema import (
     section,
     to_dataclass,
 )
+from masksearch_jax.core.search_config import SearchConfig
 from masksearch_jax.coverage import CoverageRun
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.quickstart import QuickstartRun
 from masksearch_jax.runtime import cli
+from masksearch_jax.serve_search import ServeSearchRun
 from masksearch_jax.study import StudyRun
 
 
@@ -187,6 +189,10 @@ def test_a_number_that_cannot_work_is_refused_with_the_least(
         (EndpointConfig, "max_tokens", 0, "at least 1"),
         (RolloutConfig, "top_p", 1.5, "at most 1"),
         (RampConfig, "heldout_fraction", 2.0, "at most 1"),
+        (ServeSearchRun, "waiting", 0, "at least 1"),
+        (SearchConfig, "top_k", 10_001, "at most 10000"),
+        (SearchConfig, "fusion_depth", 10_001, "at most 10000"),
+        (SearchConfig, "rerank_depth", 10_001, "at most 10000"),
     ],
 )
 def test_a_number_beyond_its_bounds_is_refused(schema, name, value, rule):

@@ -106,7 +106,8 @@ def load(name: str, arg: str = "") -> typing.Any:
 SINCE = {"survival.changed": "refuse", "dapo.warn_after": 5, "dapo.patience": 20}
 SINCE |= {"dapo.keep_by": "accuracy", "dapo.min_spread": 0.01}
 SINCE |= {"search.memory": 10_000}
-SINCE |= {"search.encoder": "", "search.nearest": "exact", "search.fusion": "rank"}
+SINCE |= {"search.encoder": "", "search.nearest": "exact", "search.fusion": "score"}
+SINCE |= {"search.models_on": "device"}
 SINCE |= {"search.rank_constant": 60.0, "search.dense_weight": 0.3, "search.fusion_depth": 100}
 SINCE |= {"survival.tool_failures": 0.5, "survival.tool_outage_seconds": 600.0}
 SINCE |= {"llm.max_tokens_field": "max_tokens", "llm.send_temperature": True}
@@ -442,7 +443,6 @@ def test_every_share_has_bounds_and_every_default_lies_within_its_own():
 
 # Whole numbers that may be below 0, or whose least a main checks with its reason.
 SIGNED = {"seed", "step", "data", "fsdp", "tensor", "context", "floor", "ceiling"}
-UNCOUNTED = {"port", "waiting"}
 
 
 def test_every_count_has_a_least():
@@ -453,9 +453,25 @@ def test_every_count_has_a_least():
         for field in dataclasses.fields(section)
         if typing.get_type_hints(section)[field.name] is int
         and field.metadata.get("least") is None
-        and field.name not in SIGNED | UNCOUNTED
+        and field.name not in SIGNED
     }
     assert without == set()
+
+
+PORTS = [name for name in SCHEMAS if "port" in flat_keys(schema_of(name))]
+
+
+def test_three_mains_bind_a_port():
+    assert PORTS == ["ask", "serve_model", "serve_search"]
+    assert not [k for name in SCHEMAS for k in flat_keys(schema_of(name)) if k.endswith(".port")]
+
+
+@pytest.mark.parametrize("name", PORTS)
+@pytest.mark.parametrize(("value", "rule"), [(-1, "at least 0"), (65_536, "at most 65535")])
+def test_a_port_that_no_machine_has_is_refused(name, value, rule):
+    argv = [name, f"--config={CONFIGS / name}.py", f"--config.port={value}"]
+    with pytest.raises(ConfigError, match=rf"^config\.port is {value}; it must be {rule}$"):
+        cli.parse(schema_of(name), argv)
 
 
 def read_with(name: str, key: str, value: str) -> typing.Any:

@@ -187,5 +187,7 @@ def test_a_tool_is_asked_once_before_it_is_used(monkeypatch):
     cfg = build_trajectories.SearchConfig("bm25", "", "", 2, 2, 3, 10.0, 2)
     with pytest.raises(SearchError, match="the search tool does not answer: scripted failure"):
         opening.open_tool(cfg)
-    assert opening.open_tool(cfg) is down
+    tool = opening.open_tool(cfg)
     assert len(down.calls) == 2
+    assert tool.search(["q"], 2) == [[]]
+    assert down.calls[2:] == [("q",)]

@@ -16,12 +16,13 @@ def write_encoder(folder, *, pooling="mean", normalised=True, prompts=None, seed
     _write_tokenizer(folder)
     steps = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     modules = [
-        {"idx": i, "path": path, "type": f"sentence_transformers.models.{name}"}
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
         for i, (path, name) in enumerate(steps[: 3 if normalised else 2])
     ]
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir()
     modes = {
+        "word_embedding_dimension": 16,
         "pooling_mode_cls_token": pooling == "cls",
         "pooling_mode_mean_tokens": pooling == "mean",
         "pooling_mode_max_tokens": pooling == "max",
@@ -69,7 +70,17 @@ def _write_model(kind, folder, seed, **changes):
 
 
 def _write_tokenizer(folder):
-    """Of words; a pair's second text has token type 1."""
+    """Of words, as transformers finds it too; a pair's second text has token type 1."""
+    special = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+    }
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    told = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 48}
+    told |= special | {"model_input_names": names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
     words = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "[UNK]"))
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()

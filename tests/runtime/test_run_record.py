@@ -309,7 +309,7 @@ HARMLESS = {
     "search": (
         *("timeout", "attempt_timeout", "retries", "backoff", "hedge", "batch_wait", "workers"),
         *("cache", "replay", "encoder", "memory", "cache_bytes", "recorded"),
-        *("requests_per_second",),
+        *("requests_per_second", "models_on"),
     ),
     "search.opensearch": ("user_variable", "password_variable", "certificates"),
     "search.web": ("header", "key_variable"),

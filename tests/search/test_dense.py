@@ -1,8 +1,10 @@
 """Search by vectors and with words: exact neighbours, fusion, builds that go on, refusals."""
 
 import contextlib
+import dataclasses
 import gc
 import json
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import jax
@@ -10,13 +12,18 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.types import Passage
+from masksearch_jax.models.cross_encoder_folder import PairScorer
+from masksearch_jax.models.encoder_folder import TextEncoder
 from masksearch_jax.search import bm25, fusion, vectors
 from masksearch_jax.search.bm25 import BM25
 from masksearch_jax.search.dense import DenseSearch, HybridSearch
 from masksearch_jax.search.device_nearest import DeviceNearest
 from masksearch_jax.search.nearest import Exact, Graph
+from masksearch_jax.search.open import open_tool
+from tests.models.bert_folders import WORDS, write_cross_encoder, write_encoder
 from tests.search.fruit import FRUIT, ids
 from tests.search.hashed import HashedWords
 
@@ -62,11 +69,71 @@ def test_the_nearest_are_those_of_a_plain_product(lakes, kind, count, k):
     np.testing.assert_allclose(scores, found, atol=2e-3)
 
 
-def test_programs_of_several_threads_never_wait_for_each_other(lakes):
-    nearest = DeviceNearest(lakes[1].table)
-    queries = HashedWords().encode_queries(["w1"])
-    program = nearest._search.lower(nearest._table, queries, 10).compile().as_text()
-    assert not any(name in program for name in ("all-gather", "all-reduce", "collective"))
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """An encoder and a scorer of pairs."""
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "encoder").mkdir()
+    write_encoder(folder / "encoder")
+    write_cross_encoder(folder / "scorer")
+    return TextEncoder(folder / "encoder"), PairScorer(folder / "scorer")
+
+
+def test_programs_of_several_threads_never_wait_for_each_other(lakes, models):
+    assert jax.local_device_count() > 1
+    nearest, (encoder, scorer) = DeviceNearest(lakes[1].table), models
+    programs = [
+        *nearest.searches([10, 100]),
+        *encoder.program.searches(),
+        *scorer.program.searches(),
+    ]
+    for compiled in programs:
+        text = compiled().as_text()
+        names = ("all-gather", "all-reduce", "all-to-all", "reduce-scatter", "collective")
+        assert not any(name in text for name in names)
+
+
+@contextlib.contextmanager
+def compiling():
+    """A list of what JAX compiles meanwhile, in any thread."""
+    found = []
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.slow  # compiles all programs of searches
+@pytest.mark.parametrize(
+    ("kind", "is_reranked", "place"),
+    [
+        ("dense", False, "device"),
+        ("dense", True, "device"),
+        ("hybrid", False, "device"),
+        ("hybrid", True, "host"),
+    ],
+)
+def test_no_search_of_an_open_tool_compiles(tmp_path, models, kind, is_reranked, place):
+    encoder, scorer = models
+    build(LAKES, tmp_path / "i", encoder)
+    cfg = SearchConfig(kind, str(tmp_path / "i"), nearest="device", top_k=16, exclude_source=True)
+    cfg = dataclasses.replace(cfg, rerank=scorer.folder if is_reranked else "", models_on=place)
+    jax.clear_caches()
+    with compiling() as found:
+        tool = open_tool(cfg)
+    assert found
+    queries = [" ".join(WORDS * i)[: 1 + 37 * i] for i in range(40)]
+    with compiling() as found, ThreadPoolExecutor(4) as pool:
+        for asked in (queries[:1], queries[1:6], queries[6:]):
+            for depth in (cfg.top_k, cfg.top_k + 1):
+                assert len(pool.submit(tool.search, asked, depth).result()) == len(asked)
+    assert found == []
 
 
 def test_a_run_s_mesh_does_not_change_what_its_devices_find(lakes):
@@ -78,6 +145,28 @@ def test_a_run_s_mesh_does_not_change_what_its_devices_find(lakes):
         first = DeviceNearest(lakes[1].table)(asked, 5)
     for found in (under_mesh, first):
         np.testing.assert_array_equal(found[0], alone[0])
+
+
+WAYS = ["exact", "graph", "device", "device_approximate"]
+
+
+@pytest.mark.slow  # opens eight tools
+@pytest.mark.parametrize("kind", ["dense", "hybrid"])
+def test_what_one_way_found_is_not_another_s(tmp_path, models, kind):
+    build(LAKES, tmp_path / "i", models[0], graph=True)
+    cfg = SearchConfig(kind, str(tmp_path / "i"), cache=str(tmp_path / "cache.sqlite"))
+    marks, found = [], []
+    for nearest in WAYS:
+        with contextlib.closing(open_tool(dataclasses.replace(cfg, nearest=nearest))) as tool:
+            found += tool.search(["the river ember"], 3)
+            assert (tool.hits, tool.misses) == (0, 1)
+            marks.append(tool.fingerprint)
+    assert len(set(marks)) == 4
+    for nearest, hits in zip(WAYS, found, strict=True):
+        asked = dataclasses.replace(cfg, nearest=nearest, replay=True)
+        with contextlib.closing(open_tool(asked)) as tool:
+            (again,) = tool.search(["the river ember"], 3)
+            assert (again, again.scores, tool.hits) == (hits, hits.scores, 1)
 
 
 @pytest.mark.parametrize("kind", [Graph, lambda v: DeviceNearest(v.table, approximate=True)])
@@ -96,6 +185,15 @@ def test_dense_search_is_a_search_tool(lakes):
     assert (len(first), len(second)) == (5, 5)
     assert list(first.scores) == sorted(first.scores, reverse=True)
     assert tool.fingerprint == f"{lakes[0].fingerprint}+hashed"
+    others = [
+        DenseSearch(*lakes, HashedWords(), nearest).fingerprint.removeprefix(tool.fingerprint)
+        for nearest in (
+            Graph(lakes[1]),
+            DeviceNearest(lakes[1].table),
+            DeviceNearest(lakes[1].table, approximate=True),
+        )
+    ]
+    assert others == ["+graph", "+device", "+device_approximate"]
     with pytest.raises(SearchError, match="top_k is 0"):
         tool.search(["x"], 0)
 

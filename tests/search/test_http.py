@@ -1,6 +1,7 @@
 """Search over HTTP: client and service on real sockets, failures, deadlines."""
 
 import contextlib
+import dataclasses
 import http.client
 import json
 import socket
@@ -14,12 +15,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage
 from masksearch_jax.search import server as server_module
+from masksearch_jax.search.cache import CachedSearch
 from masksearch_jax.search.gather import RefusedError
+from masksearch_jax.search.open import open_tool
 from masksearch_jax.search.remote import TIME_LEFT, RemoteSearch
 from masksearch_jax.search.server import SearchServer
+from masksearch_jax.search.shared import SharedSearch
 from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.testing.services import WELL, Answer, SearchEndpoint, in_turn, serving
 from tests.search.fruit import FRUIT, SPECIAL
@@ -99,6 +104,49 @@ def test_a_service_that_cannot_search_is_not_well():
         assert ask(server, "GET", "/health") == (200, {"status": "ok"})
 
 
+class Down:
+    """Answers until it is told to fail."""
+
+    fails = False
+
+    def search(self, queries, top_k):
+        if self.fails:
+            raise SearchError("down")
+        return [FRUIT[:top_k] for _ in queries]
+
+
+@pytest.mark.parametrize("kept", ["memory", "a cache", "memory of a cache"])
+def test_a_service_that_keeps_results_is_well_only_while_it_can_search(tmp_path, kept):
+    tool = wrapped = Down()
+    if "cache" in kept:
+        wrapped = CachedSearch(tool, tmp_path / "cache.sqlite")
+    if "memory" in kept:
+        wrapped = SharedSearch(wrapped, 10)
+    with serving(SearchServer(wrapped, "127.0.0.1", 0)) as server:
+        for _ in range(2):
+            assert ask(server, "GET", "/health") == (200, {"status": "ok"})
+        tool.fails = True
+        assert ask(server, "GET", "/health") == (503, {"error": "the search failed: down"})
+        tool.fails = False
+        assert ask(server, "GET", "/health") == (200, {"status": "ok"})
+
+
+@pytest.mark.parametrize("cache", ["", "cache.sqlite"])
+def test_a_service_in_front_of_one_that_has_gone_is_not_well(fruit, tmp_path, cache):
+    with contextlib.ExitStack() as stack:
+        gone = stack.enter_context(contextlib.ExitStack())
+        behind = gone.enter_context(serving(SearchServer(fruit, "127.0.0.1", 0)))
+        cfg = SearchConfig("http", url=behind.url, timeout=10.0, retries=0)
+        cfg = dataclasses.replace(cfg, cache=cache and str(tmp_path / cache))
+        front = stack.enter_context(serving(SearchServer(open_tool(cfg), "127.0.0.1", 0)))
+        well = {"status": "ok", "fingerprint": fruit.fingerprint}
+        assert ask(front, "GET", "/health") == (200, well)
+        gone.close()
+        status, told = ask(front, "GET", "/health")
+    assert status == 503
+    assert "refused" in told["error"]
+
+
 def test_a_remote_index_is_known_by_its_fingerprint(service, fruit):
     assert RemoteSearch(service.url, timeout=5).fingerprint == fruit.fingerprint
     with serving(SearchServer(FakeSearch({}), "127.0.0.1", 0)) as server:
@@ -149,7 +197,7 @@ def test_contents_in_replies_are_split_as_those_of_a_corpus():
         ("POST", "/retrieve", '{"queries": [1]}', 400, "list of strings"),
         ("POST", "/retrieve", '{"queries": ["red"], "topk": -1}', 400, "`topk` is -1"),
         ("POST", "/retrieve", '{"queries": ["red"], "topk": true}', 400, "`topk` is True"),
-        ("POST", "/retrieve", '{"queries": ["red"], "topk": 101}', 400, "1 to 100"),
+        ("POST", "/retrieve", '{"queries": ["red"], "topk": 10001}', 400, "1 to 10000"),
         ("POST", "/retrieve", '{"queries": ["red"], "topk": "many"}', 400, "`topk` is 'many'"),
         ("POST", "/retrieve", '{"queries": ["red"], "topk": 2.5}', 400, "`topk` is 2.5"),
         ("POST", "/search", "{}", 404, "'/search'"),
@@ -172,6 +220,13 @@ def test_a_request_that_names_no_number_gets_the_configured_one(fruit, topk):
             server, "POST", "/retrieve", json.dumps({"queries": ["fruit"], **topk})
         )
     assert (status, len(answer["result"][0])) == (200, 2)
+
+
+def test_as_many_passages_as_an_index_finds_can_be_the_configured_number():
+    tool = FakeSearch(lambda query: FRUIT)
+    with serving(SearchServer(tool, "127.0.0.1", 0, default_top_k=10_000)) as server:
+        status, answer = ask(server, "POST", "/retrieve", BODY)
+    assert (status, len(answer["result"][0])) == (200, len(FRUIT))
 
 
 @pytest.mark.parametrize("scored", ["false", "0", "No", False, None])
@@ -263,7 +318,7 @@ def test_a_refused_request_is_not_tried_again():
         serving(SearchServer(tool, "127.0.0.1", 0)) as server,
         pytest.raises(SearchError, match="refused the request: HTTP 400"),
     ):
-        RemoteSearch(server.url, timeout=10, backoff=60).search(["q"], 1000)
+        RemoteSearch(server.url, timeout=10, backoff=60).search(["q"], 10_001)
     assert tool.calls == []
 
 

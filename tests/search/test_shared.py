@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from masksearch_jax.core.retrieval import SearchError
-from masksearch_jax.core.types import Hits
+from masksearch_jax.core.types import Hits, Passage
 from masksearch_jax.search import protocol
+from masksearch_jax.search import shared as shared_module
 from masksearch_jax.search.gather import MAX_BATCH, RefusedError
 from masksearch_jax.search.shared import SharedSearch
 from masksearch_jax.search.tool import FakeSearch
@@ -49,6 +50,17 @@ def test_the_last_results_are_kept():
     shared.search(["b", "z"], 1)
     shared.search(["b"], 2)  # another top_k is another search
     assert tool.calls[4:] == [("z",), ("b",)]
+
+
+def test_fewer_results_are_kept_of_many_characters(monkeypatch):
+    monkeypatch.setattr(shared_module, "MOST_CHARACTERS", 20)
+    tool = FakeSearch(lambda query: [Passage("1", "", "x" * int(query))])
+    shared = SharedSearch(tool, 9)
+    for query in ("6", "7", "8", "7", "8", "6", "21", "8", "0", "8", "0"):
+        shared.search([query], 1)
+    asked = [query for (query,) in tool.calls]
+    # 6 goes for 8, and comes again for 7; of 21 none is kept, nor what was there before.
+    assert asked == ["6", "7", "8", "6", "21", "8", "0"]
 
 
 def test_a_failure_is_shared_and_not_kept():
@@ -128,10 +140,15 @@ def test_calls_that_are_about_to_come_are_one_search():
     assert (shared.hits, shared.misses) == (2, 3)
 
 
-def test_nothing_is_begun_where_a_tool_gathers_no_calls():
-    tool = FakeSearch(lambda query: FRUIT[:1])
-    shared = SharedSearch(tool, 10)
+@pytest.mark.parametrize(("kind", "size"), [(FakeSearch, 10), (Gathering, 0)])
+def test_nothing_is_begun_where_a_tool_gathers_no_calls_or_no_result_is_kept(kind, size):
+    tool = kind(lambda query: FRUIT[:1])
+    shared = SharedSearch(tool, size)
+    before = threading.active_count()
     shared.begin([("a",), ("b",)], 1)
+    assert threading.active_count() == before
+    if kind is Gathering:
+        tool.go_on.set()
     shared.search(["a"], 1)
     assert tool.calls == [("a",)]
 

@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -94,7 +96,7 @@ def test_open_tool_opens_each_kind(fruit, tmp_path):
     assert open_tool(config("random", index)).search(["q"], 3) == RandomSearch(FRUIT).search(
         ["q"], 3
     )
-    assert isinstance(open_tool(config("none")), NoSearch)
+    assert open_tool(config("none")).search(["q"], 3) == [[]]
     with serving(SearchServer(BM25.open(index), "127.0.0.1", 0)) as server:
         tool = open_tool(config("http", url=server.url))
         assert isinstance(tool, SharedSearch)
@@ -102,6 +104,49 @@ def test_open_tool_opens_each_kind(fruit, tmp_path):
         assert ids(tool, "banana") == ["b"]
     with pytest.raises(SearchError, match=r"does not answer: .*http://localhost:1/.*refused"):
         open_tool(config("http", url="http://localhost:1/retrieve"))
+
+
+@pytest.mark.parametrize("memory", [0, 10])
+@pytest.mark.parametrize("kind", ["bm25", "http", "a cache"])
+def test_equal_searches_under_way_are_one_with_any_tool(tmp_path, monkeypatch, kind, memory):
+    build(FRUIT, tmp_path / "i")
+    begun, go, calls = threading.Event(), threading.Event(), []
+    search = BM25.search
+
+    def gated(index, queries, top_k):
+        calls.append(tuple(queries))
+        begun.set()
+        assert go.wait(10)
+        return search(index, queries, top_k)
+
+    with contextlib.ExitStack() as stack:
+        service = SearchServer(BM25.open(tmp_path / "i"), "127.0.0.1", 0)
+        url = stack.enter_context(serving(service)).url
+        cfg = config("http" if kind == "http" else "bm25", str(tmp_path / "i"), url)
+        cache = str(tmp_path / "cache.sqlite") if kind == "a cache" else ""
+        cfg = dataclasses.replace(cfg, memory=memory, cache=cache, timeout=10.0)
+        tool, pool = open_tool(cfg), stack.enter_context(ThreadPoolExecutor(2))
+        monkeypatch.setattr(BM25, "search", gated)
+        first = pool.submit(tool.search, ["red"], 2)
+        assert begun.wait(10)
+        second = pool.submit(tool.search, ["red"], 2)
+        for _ in range(2000):
+            if tool.hits:
+                break
+            threading.Event().wait(0.005)
+        go.set()
+        found = first.result()
+        assert second.result() == found == search(BM25.open(tmp_path / "i"), ["red"], 2)
+    assert calls == [("red",)]
+
+
+def test_results_of_words_alone_are_not_kept(tmp_path):
+    build(FRUIT, tmp_path / "i")
+    tool = open_tool(config(index=str(tmp_path / "i")))
+    found = [tool.search(["red"], 2)[0] for _ in range(2)]
+    assert found[0] == found[1]
+    assert [hits.cached for hits in found] == [False, False]
+    assert (tool.hits, tool.misses) == (0, 2)
 
 
 def test_open_tool_says_what_is_wrong(tmp_path):
