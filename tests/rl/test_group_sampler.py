@@ -18,6 +18,7 @@ from masksearch_jax.rl.group_sampler import GroupSampler, ToolOutage, figures
 from masksearch_jax.rl.reward_pool import RewardPool
 from masksearch_jax.rl.rewards import RewardTerms
 from masksearch_jax.rollout.stats import EngineStats
+from tests.rollout import word_engine
 
 EXAMPLE = RampExample("e", "p", "t", "A [mask].", "A b.", (Span(2, 3, "b", "TERM"),))
 DAPO = DapoConfig(steps=9, curriculum="", groups=2, group_size=2, max_refills=4, overlong_buffer=0)
@@ -248,6 +249,38 @@ def test_samples_of_an_open_group_that_are_too_old_are_asked_for_again(sampler_o
     assert [v for v, name, sample in engine.asked if (name, sample) == ("0", 0)] == [0, 2, 4, 6]
     assert [v for v, name, sample in engine.asked if (name, sample) == ("0", 1)] == [0]
     assert engine.stats.restarted == 3 + 2 + 2 + 1 + 1  # of streams 0 to 4
+
+
+@pytest.mark.parametrize("ticks", [1, 2])
+@pytest.mark.parametrize("most", [0, 1])
+@pytest.mark.parametrize("how", ["keep", "rebuild"])
+def test_no_token_that_is_trained_on_is_older_than_the_bound(how, most, ticks):
+    """Not even of samples that the tick after a step's last group ended, which wait a version."""
+    thought = ("<think>", "red", "</think>") if ticks == 2 else ()
+    model = word_engine.chain("plan", *thought, "<answer>", "blue", "</answer>")
+    dapo = dataclasses.replace(DAPO, groups=1, max_refills=1, oversample=4.0)
+    dapo = dataclasses.replace(dapo, reward="tests.rl.own_rewards:by_sample")
+    rollout = dataclasses.replace(word_engine.ROLLOUT, in_flight=how, max_staleness=most)
+
+    class Plans(Prompts):
+        def extra(self, groups: int) -> list[Prompt]:
+            ids = np.asarray(word_engine.VOCAB.encode("plan"), np.int32)
+            return [prompt._replace(ids=ids) for prompt in super().extra(groups)]
+
+    class AtOnce(RewardPool):
+        def submit(self, *scored):
+            reward = super().submit(*scored)
+            self.wait([reward])
+            return reward
+
+    oldest = []
+    with word_engine.engine(rollout=rollout) as engine, AtOnce(dapo) as pool:
+        sampler = GroupSampler(engine, Plans(per_step=1), dapo, rollout, pool)
+        for version in range(8):
+            kept, _ = sampler.step(model, version)
+            oldest += [version - group.oldest for group in kept]
+    assert len(oldest) == 8
+    assert max(oldest) == most
 
 
 # ---- what counts

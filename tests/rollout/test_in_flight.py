@@ -146,15 +146,28 @@ def test_what_is_too_old_begins_again(rollout, models):
     first, second, stats = two_runs(dataclasses.replace(rollout, max_staleness=0), models)
     assert 1 <= stats.restarted <= ROLLOUT.slots
     assert set(by_request(first, second)) == set(fresh)
-    # Those that the last tick of the first run ended are of the old weights, all others of the new.
-    versions = [set(t.versions[t.sampled].tolist()) for t in second]
-    assert all(v in ({0}, {1}) for v in versions)
-    again = [t for t, v in zip(second, versions, strict=True) if v == {1}]
-    assert len(again) >= stats.restarted
+    assert {v for t in second for v in t.versions[t.sampled].tolist()} == {1}
     assert same_ids(
-        by_request(again),
-        {(t.example_id, t.sample): fresh[t.example_id, t.sample] for t in again},
+        by_request(second),
+        {(t.example_id, t.sample): fresh[t.example_id, t.sample] for t in second},
     )
+
+
+@pytest.mark.parametrize(("bound", "gap"), [(0, 0), (0, 1), (1, 1), (1, 2)])
+@pytest.mark.parametrize("rollout", KEPT, ids=lambda c: c.in_flight)
+def test_what_has_ended_but_was_not_taken_begins_again_once_it_is_too_old(rollout, bound, gap):
+    """The one tick of a run that has enough ends all that it opens; nobody takes them before."""
+    model = chain("plan", "<answer>", "blue", "</answer>")
+    requests = [request("plan", i) for i in range(ROLLOUT.slots)]
+    with engine(rollout=dataclasses.replace(rollout, max_staleness=bound)) as e:
+        assert list(e.run(model, requests, 5, enough=lambda: True)) == []
+        assert e.stats.trajectories == len(requests)
+        found = by_request(e.run(model, version=5 + gap))
+    is_old = gap > bound
+    assert set(found) == {(r.example_id, r.sample) for r in requests}
+    versions = {v for t in found.values() for v in t.versions[t.sampled].tolist()}
+    assert versions == {5 + gap if is_old else 5}
+    assert e.stats.restarted == (len(requests) if is_old else 0)
 
 
 @pytest.mark.slow
