@@ -111,13 +111,15 @@ def check_settings(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None
     """Raises ConfigError, or MeshError, for settings that cannot work."""
     shards, dapo = sharding.batch_shards(mesh), on_mesh(dapo, mesh)
     sharding.context_shards(mesh, rollout.max_len)
-    if rollout.temperature <= 0:
+    sampler = sampling.sampler_of(rollout)
+    if sampler.is_greedy:
         raise ConfigError(
-            f"config.rollout.temperature is {rollout.temperature}; to train, it must be above 0"
+            f"config.rollout.temperature is {rollout.temperature}; to train, it must be at least "
+            f"{sampling.COLDEST:g}"
         )
     rewards.check_reward(dapo, rollout.max_turns)
     check_loss(dapo, dapo.minibatches)
-    if sampling.sampler_of(rollout).has_filters and not dapo.allow_filters:
+    if sampler.has_filters and not dapo.allow_filters:
         raise ConfigError(
             f"config.rollout samples with top_k {rollout.top_k}, top_p {rollout.top_p}, min_p "
             f"{rollout.min_p}: tokens left out make the sampler's log-probabilities differ from "
