@@ -82,6 +82,7 @@ class Engine:
         self._cache: sharding.PyTree = None
         self._stop: np.ndarray | jax.Array | None = None  # of `decode.stop_table`
         self._version = 0
+        self._rests_since: float | None = None  # the end of the last run
 
     def __enter__(self) -> Engine:
         return self
@@ -157,6 +158,7 @@ class Engine:
             self._forget()  # the device may be ahead of us
             raise
         finally:
+            self._rests_since = time.perf_counter()
             if self.cfg.in_flight == "drop":
                 self.drop()
 
@@ -204,6 +206,7 @@ class Engine:
         self._warm_up(model, mesh, shards, sizes)
         if version != self._version:
             self._renew(version)
+        self._leave_out_rest()
 
     def _renew(self, version: int) -> None:
         """Trajectories in flight under new weights: those too old begin again, ended ones too."""
@@ -229,6 +232,14 @@ class Engine:
                     shard.forget(episode)
                 else:
                     episode.key = b""  # old weights wrote its prompt: nobody may share it
+
+    def _leave_out_rest(self) -> None:
+        """The time since the last run counts neither for what is open nor for its searches."""
+        now = time.perf_counter()
+        rest = now - (now if self._rests_since is None else self._rests_since)
+        for episode in self._episodes():
+            episode.opened += rest
+            episode.asked += rest
 
     def _begin_again(self, request: Request) -> None:
         self._queue.appendleft(request)

@@ -194,7 +194,11 @@ def test_a_batch_that_does_not_divide_is_refused_at_the_start(sft, tmp_path):
 @pytest.mark.parametrize(
     ("section", "change", "message"),
     [
-        ("rollout", {"temperature": 0.0}, r"config\.rollout\.temperature is 0\.0; .* at least 1e-05"),
+        (
+            "rollout",
+            {"temperature": 0.0},
+            r"config\.rollout\.temperature is 0\.0; .* at least 1e-05",
+        ),
         ("dapo", {"micro_batch": 7}, r"groups × group_size = 32 .* micro-batches of 7"),
         ("dapo", {"micro_batch": -1}, r"do not divide into 1 minibatches of micro-batches of -1"),
         ("dapo", {"minibatches": 0}, r"do not divide into 0 minibatches"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import types
 from collections.abc import Callable
 
 import jax
@@ -11,12 +12,15 @@ import numpy as np
 import pytest
 
 from masksearch_jax.core.types import Trajectory
+from masksearch_jax.rollout import engine as engine_module
+from masksearch_jax.rollout import episode as episode_module
 from tests.rollout.word_engine import (
     ANSWERER,
     GREEDY,
     OVERSUBSCRIBED,
     REQUESTS,
     ROLLOUT,
+    SEARCH,
     chain,
     colours,
     engine,
@@ -178,6 +182,32 @@ def test_staleness_counts_from_the_first_sampled_token(gap, restarts, models):
         some(e, models[0], REQUESTS, 5, 4)
         list(e.run(models[0], version=5 + gap))
         assert (e.stats.restarted > 0) == restarts
+
+
+@pytest.mark.parametrize("rollout", KEPT, ids=lambda c: c.in_flight)
+@pytest.mark.parametrize(("within", "status"), [(4.0, "answered"), (8.0, "out_of_time")])
+def test_time_between_runs_counts_neither_for_a_trajectory_nor_for_its_search(
+    rollout, within, status, monkeypatch
+):
+    """The first run takes 1 s, then an update 9 s, of a deadline of 8 s."""
+    clock = types.SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    for module in (engine_module, episode_module):
+        monkeypatch.setattr(module, "time", clock)
+
+    def is_at(now: float) -> bool:
+        clock.now = now
+        return True
+
+    patient = dataclasses.replace(SEARCH, timeout=99.0)
+    requests = [request("plan", i) for i in range(ROLLOUT.slots)]
+    with engine(rollout=dataclasses.replace(rollout, deadline=8.0), search_config=patient) as e:
+        assert list(e.run(ANSWERER, requests, enough=lambda: is_at(1.0))) == []
+        clock.now += 9.0
+        e.check = lambda: is_at(10.0 + within)
+        found = list(e.run(ANSWERER, version=1))
+    assert {(t.status, t.seconds) for t in found} == {(status, 1.0 + within)}
+    if status == "answered":
+        assert [turn.seconds for t in found for turn in t.turns] == [within] * len(requests)
 
 
 class Interrupts:
