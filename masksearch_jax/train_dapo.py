@@ -270,7 +270,13 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     checkpoints = Checkpointer(
         workdir / "checkpoints", cfg.checkpoint, cfg.model, adapters, identity(vocab, cfg.tokenizer)
     )
-    with engine, watch, RewardPool(dapo, judge) as pool, checkpoints as checkpointer, survival:
+    with (
+        engine,
+        watch,
+        RewardPool(dapo, judge, survival.raise_if_stopped) as pool,
+        checkpoints as checkpointer,
+        survival,
+    ):
         failures = cfg.survival.tool_failures
         sampler = GroupSampler(
             engine, prompts, dapo, rollout, pool, failures, own_model, tools.names

@@ -309,10 +309,16 @@ class GroupSampler:
         version: int,
         pending: Callable[[], Sequence[futures.Future]],
     ) -> None:
-        """Decodes verdicts until nothing pending waits for one, on any process."""
-        while hosts.is_on_any(bool(asked := judge.asked(pending()))):
-            for verdict in self.engine.run(model, asked, version):
-                judge.take(verdict)
+        """Decodes verdicts until all that is pending is done, on all processes."""
+        while True:
+            asked = judge.asked(pending())
+            if hosts.is_on_any(bool(asked)):
+                for verdict in self.engine.run(model, asked, version):
+                    judge.take(verdict)
+            elif hosts.is_on_any(not all(reward.done() for reward in pending())):
+                self.pool.check()
+            else:
+                return
 
     def _ended(self) -> list[str]:
         """The prompts whose samples have all ended."""

@@ -25,11 +25,14 @@ from masksearch_jax.core.tokenizer import Vocabulary
 from masksearch_jax.core.types import NOT_ITS_DOING, Example, RampExample, Segment, Trajectory
 from masksearch_jax.data.batches import Prompt
 from masksearch_jax.data.prompt import question_text
+from masksearch_jax.parallel import hosts
 from masksearch_jax.rl import rewards
 from masksearch_jax.rl.rewards import RewardTerms
 from masksearch_jax.rollout.search_pool import SearchPool
 
 T = TypeVar("T")
+
+_LOOK = 0.5  # seconds from one look whether to stop to the next
 
 
 class RewardError(UserError):
@@ -45,15 +48,18 @@ class RewardPool:
 
     judge: opens the judge of `cfg.reward` "judge", in the pool's event loop. A reward that raises,
     is no number or takes too long is a RewardTerms with its `failure`; a UserError of a judge, such
-    as a spent budget, is raised by the future. Raises ConfigError for a function that cannot be
-    imported.
+    as a spent budget, is raised by the future. `check` is called while rewards are waited for,
+    twice a second and equally often on all processes, and ends the wait by raising. Raises
+    ConfigError for a function that cannot be imported.
     """
 
     def __init__(
         self,
         cfg: RewardConfig,
         judge: contextlib.AbstractAsyncContextManager[rewards.Judge] | None = None,
+        check: Callable[[], None] = lambda: None,
     ):
+        self.check = check
         self.cfg, self.seconds, self.wait_seconds = cfg, 0.0, 0.0
         self._own = rewards.own_reward(cfg) if ":" in cfg.reward else None
         self._is_own_async = is_async(self._own)
@@ -127,9 +133,11 @@ class RewardPool:
             )
 
     def wait(self, pending: Sequence[futures.Future[RewardTerms]]) -> None:
-        """Until all of them are there; counted as `wait_seconds`."""
+        """Until all of them are there, on all processes; counted as `wait_seconds`."""
         started = time.perf_counter()
-        futures.wait(pending)
+        while hosts.is_on_any(not all(reward.done() for reward in pending)):
+            self.check()
+            futures.wait(pending, _LOOK)
         self.wait_seconds += time.perf_counter() - started
 
     def timing(self) -> dict[str, float]:

@@ -30,6 +30,7 @@ from tests.mains.train_runs import (
     run_until,
     terminate,
 )
+from tests.rl import own_rewards
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,36 @@ def test_dapo_that_is_told_to_stop_leaves_its_rollouts_and_goes_on_bitwise(
     assert "1" in os.listdir(tmp_path / "checkpoints")
     train_dapo.run(at(dapo, tmp_path), tool)
     assert curves(tmp_path) == curves(dapo.workdir)
+
+
+@pytest.mark.slow
+def test_dapo_that_is_told_to_stop_while_it_waits_for_a_reward_goes_on_the_same(
+    dapo, tmp_path, monkeypatch
+):
+    class Met(train_dapo.RewardPool):
+        def wait(self, pending):
+            own_rewards.met.set()
+            super().wait(pending)
+
+    monkeypatch.setattr(train_dapo, "RewardPool", Met)
+    own_rewards.asked.clear()
+    own_rewards.like.append(dapo.dapo)
+    own_rewards.stops.append(lambda: len(read_metrics(tmp_path)) == 1)  # within the second step
+    cfg = changed(at(dapo, tmp_path), "dapo", reward="tests.rl.own_rewards:as_ours_and_stops")
+    with pytest.raises(Preempted):
+        train_dapo.run(cfg)
+    assert (own_rewards.stops, own_rewards.asked) == ([], [])
+    assert len(curves(tmp_path)) == 1
+    assert "1" in os.listdir(tmp_path / "checkpoints")
+    train_dapo.run(cfg)
+    found, expected = (
+        [
+            {name: row.get(name) for name in ("loss", "grad_norm", "reward")}
+            for row in curves(folder)
+        ]
+        for folder in (tmp_path, dapo.workdir)
+    )
+    assert found == expected
 
 
 # ---- search down, nothing to learn
