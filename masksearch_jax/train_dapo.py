@@ -366,6 +366,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 is_trained = int(state.step) > metrics["updates"]
                 metrics.update(watch.look(done, state.model, metrics, is_trained))
                 measured.update(metrics)
+                watch.check_best(measured)
                 if watch.is_behind:
                     return
                 writer.write(done, metrics)

@@ -166,6 +166,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
             def look(done: int) -> None:
                 """Watches the step and tells its figures, unless a stop cuts that off."""
                 metrics.update(watch.look(done, state.model, metrics, done > 1))
+                watch.check_best(metrics)
                 if not watch.is_behind:
                     writer.write(done, metrics)
                     shown = {"loss": metrics["loss"], "tok_s": int(metrics["tokens_per_second"])}

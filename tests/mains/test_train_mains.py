@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.crash_runs import curve as curves
 from masksearch_jax import train_dapo, train_sft
-from masksearch_jax.core.errors import Restart
+from masksearch_jax.core.errors import ConfigError, Restart
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.rl.heldout import Heldout
 from masksearch_jax.runtime import goodput
@@ -18,7 +18,6 @@ from masksearch_jax.runtime.metric_writer import read_metrics
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.open import open_tool
 from masksearch_jax.training import patience
-from masksearch_jax.training.checkpoint_files import CheckpointError
 from masksearch_jax.training.supervisor import Preempted
 from tests.mains.train_runs import (
     DAPO_STEPS,
@@ -313,6 +312,13 @@ def test_the_best_step_by_a_figure_of_updates_is_found_though_a_step_has_none(
     rows = read_metrics(tmp_path)
     assert sum("grad_norm" in row for row in rows) == 1
     assert len(rows) == DAPO_STEPS
-    typo = changed(at(dapo, tmp_path / "typo"), "checkpoint", every=1, best_metric="grad_nrm")
-    with pytest.raises(CheckpointError, match=r"'grad_nrm', which this run does not .*grad_norm"):
-        train_dapo.run(typo)
+
+
+def test_a_typo_in_the_metric_of_the_best_step_is_told_after_the_first_update(sft, dapo, tmp_path):
+    """Not with the first checkpoint, which may be hours later."""
+    for main, cfg in ((train_sft, sft), (train_dapo, dapo)):
+        folder = tmp_path / main.__name__
+        typo = changed(at(cfg, folder), "checkpoint", every=3, best_metric="grad_nrm")
+        with pytest.raises(ConfigError, match=r"'grad_nrm', which this run does not .*grad_norm"):
+            main.run(typo)
+        assert not [name for name in os.listdir(folder / "checkpoints") if name.isdigit()]
