@@ -11,7 +11,15 @@ import pytest
 
 from masksearch_jax.core.config import DapoConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
-from masksearch_jax.core.types import RampExample, Segment, Span, Trajectory, Turn
+from masksearch_jax.core.types import (
+    NOT_ITS_DOING,
+    QAExample,
+    RampExample,
+    Segment,
+    Span,
+    Trajectory,
+    Turn,
+)
 from masksearch_jax.data.batches import Prompt
 from masksearch_jax.rl import groups as groups_lib
 from masksearch_jax.rl.group_sampler import GroupSampler, ToolOutage, figures
@@ -21,6 +29,7 @@ from masksearch_jax.rollout.stats import EngineStats
 from tests.rollout import word_engine
 
 EXAMPLE = RampExample("e", "p", "t", "A [mask].", "A b.", (Span(2, 3, "b", "TERM"),))
+QUESTION = QAExample("q", "made", "Which?", ("b",))
 DAPO = DapoConfig(steps=9, curriculum="", groups=2, group_size=2, max_refills=4, overlong_buffer=0)
 ROLLOUT = RolloutConfig()
 
@@ -361,4 +370,38 @@ def test_figures_of_a_step():
     none = figures([], [], 0, EngineStats(), 4, 0.9)
     assert set(none.values()) == {0.0}
     scores = {"reward", "answer", "format", "accuracy", "reward_spread", "reward_failures"}
-    assert found.keys() - none.keys() == scores  # nothing was scored: there is no score of 0
+    ended = {"searches", "sampled_tokens", "truncated", "tool_failures"}
+    # Nothing ended and nothing was scored: there is no mean of 0.
+    assert found.keys() - none.keys() == scores | ended
+
+
+@pytest.mark.parametrize("status", sorted(NOT_ITS_DOING))
+def test_what_is_not_the_policys_doing_is_in_no_figure_of_what_it_does(status):
+    """Search was called three times before it failed, and the calculator gave no result."""
+    called = (*[Turn(("q",), (), (), 0.0)] * 3, Turn(("1",), (), (), 0.0, "down", tool="add"))
+    cut = dataclasses.replace(trajectory("e", 0, 0), status=status, turns=called)
+    asked = (Turn(("q",), (), (), 0.0),)
+    plain = dataclasses.replace(trajectory("e", 1, 0), turns=asked, ids=np.arange(3))
+    long = dataclasses.replace(
+        plain, status="out_of_tokens", sampled=np.asarray([False, True, False])
+    )
+    terms = [RewardTerms(0.0, 0.0, 0.0, 0.0, failure=status)] + [RewardTerms(1, 1, 1, 1)] * 2
+    groups = [
+        groups_lib.Group(EXAMPLE, [cut, plain, long], terms),
+        groups_lib.Group(QUESTION, [cut, plain], terms[:2]),
+        groups_lib.Group(QUESTION, [cut], terms[:1]),  # none of its samples says anything
+    ]
+    found = figures(groups, groups, 0, EngineStats(), 0, 0.9, ("search", "add"))
+    expected = {
+        "searches": 1.0,
+        "ramp_searches": 1.0,
+        "qa_searches": 1.0,
+        "sampled_tokens": 5 / 3,
+        "truncated": 1 / 3,
+        "calls_search": 1.0,
+        "calls_add": 0.0,
+        "unreadable_add": 0.0,
+        "failures_add": 0.5,
+        "tool_failures": 0.5 if status == "tool_failure" else 0.0,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
