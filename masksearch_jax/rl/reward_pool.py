@@ -59,7 +59,7 @@ class RewardPool:
         judge: contextlib.AbstractAsyncContextManager[rewards.Judge] | None = None,
         check: Callable[[], None] = lambda: None,
     ):
-        self.check = check
+        self.check, self._is_closing = check, False
         self.cfg, self.seconds, self.wait_seconds = cfg, 0.0, 0.0
         self._own = rewards.own_reward(cfg) if ":" in cfg.reward else None
         self._is_own_async = is_async(self._own)
@@ -85,6 +85,7 @@ class RewardPool:
 
     def close(self) -> None:
         """Drops what is not done."""
+        self._is_closing = True
         self._run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -162,12 +163,14 @@ class RewardPool:
         started = time.perf_counter()
         try:
             return await self._score(example, trajectory)
-        except (UserError, asyncio.CancelledError):
+        except UserError:
             raise
         except TimeoutError as error:
             limit = f"no reward in {self.cfg.reward_timeout:g} s"
             return rewards.no_reward(str(error) or limit)
-        except BaseException as error:  # a user's function may even exit
+        except BaseException as error:  # a user's function may even exit, or be cancelled
+            if self._is_closing and isinstance(error, asyncio.CancelledError):
+                raise
             return rewards.no_reward(f"{type(error).__name__}: {error}")
         finally:
             self.seconds += time.perf_counter() - started

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent import futures
 from typing import NamedTuple
 
 from masksearch_jax.core import markup
@@ -104,6 +105,20 @@ async def raises_later(example, trajectory):
 
 def leaves(example, trajectory):
     sys.exit(3)
+
+
+def cancels(example, trajectory):
+    raise asyncio.CancelledError("by whoever")
+
+
+def cancels_a_call(example, trajectory):
+    raise futures.CancelledError("by whoever")
+
+
+async def cancels_a_task(example, trajectory):
+    task = asyncio.create_task(asyncio.sleep(60))
+    task.cancel("by whoever")
+    await task
 
 
 def hangs(example, trajectory):

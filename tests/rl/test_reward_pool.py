@@ -220,6 +220,9 @@ FAILURES = [
     ("raises", r"KeyError: 'gold'"),
     ("raises_later", r"KeyError: 'gold'"),
     ("leaves", r"SystemExit: 3"),
+    ("cancels", r"CancelledError: by whoever"),
+    ("cancels_a_call", r"CancelledError: by whoever"),
+    ("cancels_a_task", r"CancelledError: by whoever"),
     ("hangs", r"no reward in 0\.05 s"),
 ]
 
@@ -234,6 +237,13 @@ def test_a_reward_that_is_none_is_named_with_its_example(name, message):
         with pytest.raises(ConfigError, match=said):
             pool.check_sample(EXAMPLE, trajectory("e7", 0, "A b."))
         own_rewards.met.set()  # so that no thread is left
+
+
+def test_a_pool_that_closes_cancels_what_is_not_done():
+    with RewardPool(own("hangs")) as pool:
+        reward = pool.submit(EXAMPLE, trajectory("e7", 0, "A b."))
+    own_rewards.met.set()  # so that no thread is left
+    assert reward.cancelled()
 
 
 def test_samples_without_a_reward_are_left_out_and_counted(caplog):
