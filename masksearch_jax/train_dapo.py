@@ -10,10 +10,9 @@ that it began with, but for groups that the step before had too many of, and par
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ from jax.sharding import Mesh
 from masksearch_jax.agents.judge import Judge
 from masksearch_jax.agents.own_model import OwnModel
 from masksearch_jax.core.config import ComputeConfig, DapoConfig, DapoRun, OptimConfig
-from masksearch_jax.core.errors import ConfigError, Restart, UserError, check_given
+from masksearch_jax.core.errors import ConfigError, Restart, check_given
 from masksearch_jax.core.loss_config import check_loss
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.rollout_config import RolloutConfig
@@ -39,6 +38,7 @@ from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rl import behaviour, left_out, losses, rewards
 from masksearch_jax.rl.group_sampler import GroupSampler, Outage, figures
 from masksearch_jax.rl.groups import Group, score_groups
+from masksearch_jax.rl.nothing_learned import NothingLearnedError, no_spread
 from masksearch_jax.rl.pass_rates import PassRates
 from masksearch_jax.rl.reward_pool import RewardPool, right_answer
 from masksearch_jax.rl.rollout_log import RolloutLog
@@ -62,10 +62,6 @@ from masksearch_jax.training.supervisor import Preempted, Survival
 
 class ToolOutageError(Restart):
     """The search tool or the judge was down for longer than the run waits; what it had is saved."""
-
-
-class NothingLearnedError(UserError):
-    """A run that is done and has never updated its weights, or has not for too many steps."""
 
 
 def make_loss_fn(
@@ -429,42 +425,6 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                     raise NothingLearnedError(f"{said} (dapo.patience)")
             survival.finish(checkpointer)
     return metrics | {"all_updates": updates(state.opt_state)}
-
-
-def no_spread(steps: int, metrics: Mapping[str, float], overlong_filter: bool = False) -> str:
-    """What a run learns nothing from, in figures, and the keys that change it.
-
-    overlong_filter: whether truncated samples are left out.
-    """
-    if metrics.get("groups_kept"):
-        return (
-            f"nothing to learn from in {steps} steps: groups had spread, but what is left out took "
-            f"all their tokens (masked_sequences {metrics.get('masked_sequences', 0.0):.3f}, "
-            "dropped tokens); raise dapo.sequence_gap, or look why trainer and sampler differ "
-            "(sampler_gap)"
-        )
-    truncated = metrics.get("truncated", 0.0)
-    if overlong_filter and truncated >= 0.5:
-        return (
-            f"nothing to learn from in {steps} steps: dapo.overlong_filter leaves out truncated "
-            f"samples, {truncated:.3f} of all, and no group had right and wrong ones among the "
-            "others; raise rollout.max_new_tokens, turn dapo.overlong_filter off, or start from a "
-            "model trained longer (init)"
-        )
-    task, threshold = "harder (dapo.curriculum)", "raise"
-    accuracy, reward, spread = (
-        metrics.get(name, math.nan) for name in ("accuracy", "reward", "reward_spread")
-    )
-    if not accuracy >= 0.5:
-        task = "easier (dapo.curriculum), or start from a model trained longer (init)"
-        threshold = "lower"
-    return (
-        f"nothing to learn from in {steps} steps: no group had right and wrong samples (accuracy "
-        f"{accuracy:.3f}, reward {reward:.3f}, deviation within groups {spread:.4f}); make "
-        f"the task {task}, {threshold} "
-        "dapo.accuracy_threshold, set dapo.keep_by to spread, raise dapo.group_size, "
-        "dapo.max_refills or rollout.temperature"
-    )
 
 
 def train(cfg: DapoRun) -> dict[str, Any]:
