@@ -103,8 +103,10 @@ def on_mesh(dapo: DapoConfig, mesh: Mesh) -> DapoConfig:
     return dataclasses.replace(dapo, micro_batch=dapo.micro_batch or sharding.batch_shards(mesh))
 
 
-def check_settings(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None:
-    """Raises ConfigError, or MeshError, for settings that cannot work."""
+def check_settings(
+    dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh, tools: Sequence[str] = ()
+) -> None:
+    """Raises ConfigError, or MeshError, for settings that cannot work. tools: besides search."""
     shards, dapo = sharding.batch_shards(mesh), on_mesh(dapo, mesh)
     sharding.context_shards(mesh, rollout.max_len)
     sampler = sampling.sampler_of(rollout)
@@ -113,7 +115,7 @@ def check_settings(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None
             f"config.rollout.temperature is {rollout.temperature}; to train, it must be at least "
             f"{sampling.COLDEST:g}"
         )
-    rewards.check_reward(dapo, rollout.max_turns)
+    rewards.check_reward(dapo, rollout.max_turns, tools)
     check_loss(dapo, dapo.minibatches)
     if sampler.has_filters and not dapo.allow_filters:
         raise ConfigError(
@@ -125,6 +127,12 @@ def check_settings(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None
         raise ConfigError(
             f"config.dapo.overlong_buffer is {dapo.overlong_buffer}; it must lie in 0.."
             f"config.rollout.max_new_tokens, {rollout.max_new_tokens}"
+        )
+    if dapo.oversample > 1 and rollout.in_flight == "drop":
+        raise ConfigError(
+            f"config.dapo.oversample is {dapo.oversample:g}, which does nothing with "
+            "config.rollout.in_flight drop: each step ends all that it begins; choose "
+            "in_flight=keep or rebuild, or oversample=1"
         )
     if dapo.keep_rollouts < 0:
         raise ConfigError(
@@ -195,7 +203,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     cfg = after_rollbacks(given, rollbacks)
     mesh = make_mesh(cfg.mesh)
     dapo, rollout = on_mesh(cfg.dapo, mesh), cfg.rollout
-    check_settings(dapo, rollout, mesh)
+    check_settings(dapo, rollout, mesh, cfg.tools)
     check_optim(cfg.optim)
 
     # ---- data, search

@@ -199,6 +199,12 @@ def test_a_batch_that_does_not_divide_is_refused_at_the_start(sft, tmp_path):
             {"temperature": 0.0},
             r"config\.rollout\.temperature is 0\.0; .* at least 1e-05",
         ),
+        (
+            "dapo",
+            {"oversample": 4.0},
+            r"oversample is 4, which .*in_flight drop: .*; choose in_flight=keep",
+        ),
+        ("dapo", {"unreadable_call_penalty": 0.5}, r"penalty is 0\.5, .*; choose config\.tools"),
         ("dapo", {"micro_batch": 7}, r"groups × group_size = 32 .* micro-batches of 7"),
         ("dapo", {"micro_batch": -1}, r"do not divide into 1 minibatches of micro-batches of -1"),
         ("dapo", {"minibatches": 0}, r"do not divide into 0 minibatches"),
