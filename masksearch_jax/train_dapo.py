@@ -38,7 +38,7 @@ from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rl import behaviour, left_out, losses, rewards
 from masksearch_jax.rl.group_sampler import GroupSampler, Outage, figures
 from masksearch_jax.rl.groups import Group, score_groups
-from masksearch_jax.rl.nothing_learned import NothingLearnedError, no_spread
+from masksearch_jax.rl.nothing_learned import NothingLearnedError, check_updates, no_spread
 from masksearch_jax.rl.pass_rates import PassRates
 from masksearch_jax.rl.reward_pool import RewardPool, right_answer
 from masksearch_jax.rl.rollout_log import RolloutLog
@@ -54,7 +54,7 @@ from masksearch_jax.tools.registry import open_tools
 from masksearch_jax.training import train_state
 from masksearch_jax.training.alarms import RolledBack, read_rollbacks, roll_back
 from masksearch_jax.training.checkpoint import Checkpointer
-from masksearch_jax.training.guard import Guard, guarded, updates
+from masksearch_jax.training.guard import Guard, counts, guarded, updates
 from masksearch_jax.training.patience import Patience
 from masksearch_jax.training.run_folder import open_run_folder
 from masksearch_jax.training.supervisor import Preempted, Survival
@@ -367,7 +367,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
 
             def look(done: int, **shown: float) -> None:
                 """Watches the step and tells its figures, unless a stop cuts that off."""
-                is_trained = int(state.step) > metrics["updates"]
+                is_trained = updates(state.opt_state) > metrics["updates"]
                 metrics.update(watch.look(done, state.model, metrics, is_trained))
                 measured.update(metrics)
                 watch.check_best(measured)
@@ -432,7 +432,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                     said = no_spread(idle, metrics, dapo.overlong_filter)
                     raise NothingLearnedError(f"{said} (dapo.patience)")
             survival.finish(checkpointer)
-    return metrics | {"all_updates": updates(state.opt_state)}
+    return metrics | counts(state.opt_state)
 
 
 def train(cfg: DapoRun) -> dict[str, Any]:
@@ -446,18 +446,19 @@ def train(cfg: DapoRun) -> dict[str, Any]:
             found = run(cfg)
         except RolledBack as back:
             print(f"  rolled back: {back}", file=sys.stderr, flush=True)
-    if not found["all_updates"]:
-        filters = [f"dapo.{x}" for x in ("overlong_filter", "sequence_gap") if getattr(cfg.dapo, x)]
-        rest = f" in what {' and '.join(filters)} left" if filters else ""
-        said = (
-            f"{cfg.dapo.steps} steps are done and none updated the weights: no group of samples "
-            f"had spread{rest}; see config.dapo.curriculum, dapo.accuracy_threshold, "
-            "dapo.group_size, rollout.temperature and init"
-        )
+    filters = [f"dapo.{x}" for x in ("overlong_filter", "sequence_gap") if getattr(cfg.dapo, x)]
+    rest = f" in what {' and '.join(filters)} left" if filters else ""
+    why = (
+        f"no group of samples had spread{rest}; see config.dapo.curriculum, "
+        "dapo.accuracy_threshold, dapo.group_size, rollout.temperature and init"
+    )
+    try:
+        check_updates(found, cfg.dapo.steps, why)
+    except NothingLearnedError as error:
         if cfg.dapo.patience:
-            raise NothingLearnedError(said)
+            raise
         if jax.process_index() == 0:
-            print(f"  nothing was learned: {said}", file=sys.stderr, flush=True)
+            print(f"  nothing was learned: {error}", file=sys.stderr, flush=True)
     return found
 
 

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from masksearch_jax.core.errors import UserError
+
+_LEFT_OUT = "the guard left out every update"
+_INSTEAD = "begin with other weights (init), a lower learning rate or other data"
 
 
 class NothingLearnedError(UserError):
     """A run that is done and has never updated its weights, or has not for too many steps."""
+
+
+def check_updates(found: Mapping[str, Any], steps: int, otherwise: str) -> None:
+    """Raises NothingLearnedError where a run of `steps` is done and never updated the weights.
+
+    found: `all_updates` that these have had, and `skipped`, those that the guard left out.
+    otherwise: why, where it left out none.
+    """
+    if not found["all_updates"]:
+        why = f"{_LEFT_OUT}; {_INSTEAD}" if found.get("skipped") else otherwise
+        raise NothingLearnedError(f"{steps} steps are done and none updated the weights: {why}")
 
 
 def no_spread(steps: int, metrics: Mapping[str, float], overlong_filter: bool = False) -> str:
@@ -17,6 +32,12 @@ def no_spread(steps: int, metrics: Mapping[str, float], overlong_filter: bool = 
 
     overlong_filter: whether truncated samples are left out.
     """
+    if metrics.get("skipped_in_a_row"):
+        loss, norm = (metrics.get(name, math.nan) for name in ("loss", "grad_norm"))
+        return (
+            f"nothing to learn from in {steps} steps: {_LEFT_OUT} (loss {loss:.4g}, gradient norm "
+            f"{norm:.4g}); {_INSTEAD}"
+        )
     if metrics.get("groups_kept"):
         return (
             f"nothing to learn from in {steps} steps: groups had spread, but what is left out took "

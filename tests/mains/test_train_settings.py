@@ -24,6 +24,7 @@ from masksearch_jax.parallel.sharding import MeshError, make_mesh
 from masksearch_jax.rl import advantages, rewards
 from masksearch_jax.rl import groups as groups_lib
 from masksearch_jax.rl.left_out import LeftOutError
+from masksearch_jax.rl.nothing_learned import NothingLearnedError
 from masksearch_jax.runtime.metric_writer import read_metrics
 from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.testing.services import Answer, Endpoint, in_turn
@@ -78,7 +79,7 @@ def test_a_run_goes_on_with_the_settings_that_made_its_folder(sft, tmp_path, cap
     shutil.copytree(sft.data, moved)
     cfg = dataclasses.replace(at(sft, tmp_path), data=str(moved))
     found = train_sft.run(changed(cfg, "sft", log_every=7))  # nothing is left to do
-    assert found == {"all_updates": SFT_STEPS}
+    assert found == {"all_updates": SFT_STEPS, "skipped": 0}
     assert curves(tmp_path) == curves(sft.workdir)
     told = capsys.readouterr().err
     assert f"settings changed: workdir: {sft.workdir!r} → {cfg.workdir!r}; data: " in told
@@ -189,6 +190,22 @@ def test_a_batch_that_does_not_divide_is_refused_at_the_start(sft, tmp_path):
     with pytest.raises(ConfigError, match=r"optim\.accumulate is 0; it must be at least 1"):
         train_sft.run(dataclasses.replace(at(sft, tmp_path), optim=none))
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_sft_whose_every_update_was_left_out_is_no_success(sft, tmp_path, monkeypatch, capsys):
+    """Nor is it when the run is done and started again."""
+    real = train_sft.initial
+
+    def spoilt(*args):
+        return jax.tree.map(lambda x: x * np.nan, real(*args))
+
+    monkeypatch.setattr(train_sft, "initial", spoilt)
+    cfg = changed(changed(at(sft, tmp_path), "sft", steps=3), "survival", guard="skip")
+    for _ in range(2):
+        with pytest.raises(NothingLearnedError, match=r"3 steps are done and none updated the wei"):
+            train_sft.run(cfg)
+    assert "they were left out" in capsys.readouterr().err
+    assert "3" in os.listdir(tmp_path / "checkpoints")
 
 
 @pytest.mark.parametrize(

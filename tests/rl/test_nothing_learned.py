@@ -1,6 +1,10 @@
 """What is said of a run that learns nothing."""
 
-from masksearch_jax.rl.nothing_learned import no_spread
+import math
+
+import pytest
+
+from masksearch_jax.rl.nothing_learned import NothingLearnedError, check_updates, no_spread
 
 
 def test_samples_that_were_all_masked_are_named():
@@ -17,3 +21,22 @@ def test_a_filter_that_leaves_nothing_is_named():
     for other in (figures, figures | {"truncated": 0.1}):
         said = no_spread(3, other, overlong_filter=other != figures)
         assert "in 3 steps: no group had right and wrong samples (accuracy" in said
+
+
+def test_updates_that_the_guard_left_out_are_named():
+    figures = {"groups_kept": 2.0, "skipped_in_a_row": 4.0, "loss": math.nan, "grad_norm": 1.25}
+    said = no_spread(3, figures)
+    assert "in 3 steps: the guard left out every update (loss nan, gradient norm 1.25)" in said
+    assert "a lower learning rate or other data" in said
+    assert "groups had spread" in no_spread(3, figures | {"skipped_in_a_row": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("skipped", "why"), [(0, "no group of samples"), (9, "the guard left out every update")]
+)
+def test_a_run_that_never_updated_the_weights_is_told_why(skipped, why):
+    found = {"skipped": skipped, "reward": 0.5}
+    check_updates(found | {"all_updates": 1}, 3, "no group of samples had spread")
+    said = rf"^3 steps are done and none updated the weights: {why}"
+    with pytest.raises(NothingLearnedError, match=said):
+        check_updates(found | {"all_updates": 0}, 3, "no group of samples had spread")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import hypothesis
 import jax
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from masksearch_jax import train_dapo
 from masksearch_jax.core import rows
-from masksearch_jax.core.config import DapoConfig, MeshConfig, OptimConfig
+from masksearch_jax.core.config import DapoConfig, MeshConfig, OptimConfig, SurvivalConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.types import QAExample, Trajectory
 from masksearch_jax.parallel.hosts import split_micro
@@ -22,6 +23,7 @@ from masksearch_jax.rl.groups import DAPO_FIELDS, Group
 from masksearch_jax.rl.rewards import RewardTerms
 from masksearch_jax.rl.update import Minibatch, Update, combined, cut_minibatches, micro_batches
 from masksearch_jax.testing.models import random_model
+from masksearch_jax.training import guard
 from masksearch_jax.training.train_state import (
     TrainState,
     copied,
@@ -191,6 +193,28 @@ def test_groups_that_there_are_are_spread_and_no_minibatch_is_empty(update_step,
     assert metrics["loss_weight"] == kept * 2 * 4
     assert metrics["lr"] == pytest.approx(float(make_schedule(ADAM, 36)(updates - 1)))
     assert metrics["ratio"] > 0.9  # of empty minibatches it would be 0
+
+
+@pytest.mark.parametrize(("bad", "applied"), [((), 4), ((1,), 3), ((0, 3), 2), ((0, 1, 2, 3), 0)])
+def test_an_update_that_the_guard_leaves_out_is_not_counted(update_step, bad, applied):
+    """Its advantages are not finite; the others of the step, before or after, are counted."""
+    whole, _ = update_step
+    tx = guard.guarded(make_optimizer(ADAM, total_steps=36), SurvivalConfig(guard="skip"))
+    guarded_step = make_train_step(losses()["dapo"], tx, micro_batches(DAPO))
+    numbers = itertools.count()
+
+    def step(state, batch, used):
+        spoilt = np.nan if next(numbers) in bad else 1.0
+        return guarded_step(state, batch | {"advantages": batch["advantages"] * spoilt}, used)
+
+    update = Update(MESH, DAPO, RolloutConfig(max_len=ROOM), step, whole._logprobs)
+    state = init_state(random_model(MODEL, COMPUTE, seed=1), tx)
+    for _ in range(2):  # `skipped` grows over the run, `updates` are of the step
+        state, metrics = update(state, [group(i) for i in range(4)])
+        assert metrics["updates"] == applied
+        numbers = itertools.count()
+    assert guard.updates(state.opt_state) == 2 * applied
+    assert int(state.step) == 2 * 4
 
 
 def test_a_minibatch_of_samples_that_do_not_count_changes_nothing(update_step):
