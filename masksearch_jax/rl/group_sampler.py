@@ -180,7 +180,7 @@ class GroupSampler:
         drawn = next(self.prompts)
         if ahead := self._ahead():
             drawn = [*drawn, *self.prompts.extra(ahead)]
-        for round_ in range(max(self.dapo.max_refills, 1)):
+        for round_ in range(self.dapo.max_refills):
             if round_:
                 short = lacking(counts, self.wanted)
                 if not short:

@@ -285,7 +285,7 @@ def test_a_run_with_nothing_to_learn_from_says_so_and_is_no_success(dapo, tmp_pa
 
 
 def test_a_run_without_updates_ends_when_its_patience_does(dapo, tmp_path, capsys):
-    settings = {"accuracy_threshold": 2.0, "max_refills": 0, "patience": 3}
+    settings = {"accuracy_threshold": 2.0, "max_refills": 1, "patience": 3}
     hopeless = changed(at(dapo, tmp_path), "dapo", **settings)
     hopeless = changed(hopeless, "checkpoint", best_metric="grad_norm", every=1)  # never measured
     run_until(2, train_dapo, hopeless)  # the step before is counted when it goes on

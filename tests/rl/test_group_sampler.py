@@ -124,14 +124,14 @@ def test_a_refill_draws_as_many_prompts_as_are_likely_to_be_lacking(sampler_of):
     assert sampler.refills == 1
 
 
-@pytest.mark.parametrize(("most", "rounds"), [(0, 1), (1, 1), (3, 3)])
-def test_refills_end_at_their_cap_and_are_told(sampler_of, most, rounds):
-    """No group has spread, so that every round lacks all of them."""
+@pytest.mark.parametrize("most", [1, 3])
+def test_refills_end_at_their_cap_and_are_told(sampler_of, most):
+    """No group has spread, so that every round lacks all of them; the first is no refill."""
     engine = Answers(lambda stream: False)
     sampler = sampler_of(engine, Prompts(), dataclasses.replace(DAPO, max_refills=most))
     kept, seen = sampler.step(None, 0)
-    assert (kept, engine.prompts) == ([], [2] * rounds)
-    assert (sampler.refills, len(seen)) == (rounds - 1, 2 * rounds)
+    assert (kept, engine.prompts) == ([], [2] * most)
+    assert (sampler.refills, len(seen)) == (most - 1, 2 * most)
 
 
 def test_what_is_lacking_is_that_of_the_process_with_the_fewest_groups():
