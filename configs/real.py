@@ -31,7 +31,7 @@ def dapo(steps: int, curriculum: str) -> ConfigDict:
     c.reward = "penalised"
     c.groups, c.group_size, c.minibatches = 4, 8, 1
     c.keep_by = "spread"  # few answers to real questions are wholly right
-    c.max_refills, c.overlong_buffer = 0, 64
+    c.max_refills, c.overlong_buffer = 1, 64
     c.split = "rl"
     return c
 
@@ -147,7 +147,7 @@ def get_config(arg: str = "") -> ConfigDict:
             part.batch_size = 1
         c.sft.curriculum = "0:ramp_sft_upto1"
         for part in (c.dapo, c.qa_dapo):
-            part.steps, part.groups, part.group_size, part.max_refills = 1, 1, 2, 0
+            part.steps, part.groups, part.group_size, part.max_refills = 1, 1, 2, 1
             part.micro_batch = 0
             part.patience = 0
         c.rollout.slots, c.rollout.max_new_tokens, c.dapo.overlong_buffer = 4, 32, 8

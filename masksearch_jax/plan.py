@@ -136,7 +136,7 @@ def sft_programs(cfg: SftRun, mesh: Mesh) -> Iterator[Program]:
 def dapo_programs(cfg: DapoRun, mesh: Mesh) -> Iterator[Program]:
     state, tx = state_of(cfg, mesh)
     dapo, rollout = train_dapo.on_mesh(cfg.dapo, mesh), cfg.rollout
-    train_dapo.check_settings(dapo, rollout, mesh)
+    train_dapo.check_settings(dapo, rollout, mesh, cfg.tools)
     micro, length = micro_batches(dapo), rollout.max_len
     batch = shapes.batch(mesh, micro, dapo.micro_batch, length, batch_fields(dapo))
     used = shapes.placed(jax.ShapeDtypeStruct((), jnp.int32), mesh)

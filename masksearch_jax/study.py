@@ -293,7 +293,7 @@ def _check_stage(stage: str, cfg: StudyRun) -> None:
     if stage.endswith("sft"):
         train_sft.check_batch(section, optim, mesh)
         return
-    train_dapo.check_settings(section, cfg.rollout, mesh)
+    train_dapo.check_settings(section, cfg.rollout, mesh, cfg.tools)
     train_dapo.check_optim(optim)
     if section.reward == "judge" and not cfg.judge.own_model:
         Judge(cfg.judge)

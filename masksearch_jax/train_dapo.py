@@ -10,10 +10,9 @@ that it began with, but for groups that the step before had too many of, and par
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ from jax.sharding import Mesh
 from masksearch_jax.agents.judge import Judge
 from masksearch_jax.agents.own_model import OwnModel
 from masksearch_jax.core.config import ComputeConfig, DapoConfig, DapoRun, OptimConfig
-from masksearch_jax.core.errors import ConfigError, Restart, UserError, check_given
+from masksearch_jax.core.errors import ConfigError, Restart, check_given
 from masksearch_jax.core.loss_config import check_loss
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.rollout_config import RolloutConfig
@@ -39,6 +38,7 @@ from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rl import behaviour, left_out, losses, rewards
 from masksearch_jax.rl.group_sampler import GroupSampler, Outage, figures
 from masksearch_jax.rl.groups import Group, score_groups
+from masksearch_jax.rl.nothing_learned import NothingLearnedError, check_updates, no_spread
 from masksearch_jax.rl.pass_rates import PassRates
 from masksearch_jax.rl.reward_pool import RewardPool, right_answer
 from masksearch_jax.rl.rollout_log import RolloutLog
@@ -54,7 +54,7 @@ from masksearch_jax.tools.registry import open_tools
 from masksearch_jax.training import train_state
 from masksearch_jax.training.alarms import RolledBack, read_rollbacks, roll_back
 from masksearch_jax.training.checkpoint import Checkpointer
-from masksearch_jax.training.guard import Guard, guarded, updates
+from masksearch_jax.training.guard import Guard, counts, guarded, updates
 from masksearch_jax.training.patience import Patience
 from masksearch_jax.training.run_folder import open_run_folder
 from masksearch_jax.training.supervisor import Preempted, Survival
@@ -62,10 +62,6 @@ from masksearch_jax.training.supervisor import Preempted, Survival
 
 class ToolOutageError(Restart):
     """The search tool or the judge was down for longer than the run waits; what it had is saved."""
-
-
-class NothingLearnedError(UserError):
-    """A run that is done and has never updated its weights, or has not for too many steps."""
 
 
 def make_loss_fn(
@@ -107,17 +103,21 @@ def on_mesh(dapo: DapoConfig, mesh: Mesh) -> DapoConfig:
     return dataclasses.replace(dapo, micro_batch=dapo.micro_batch or sharding.batch_shards(mesh))
 
 
-def check_settings(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None:
-    """Raises ConfigError, or MeshError, for settings that cannot work."""
+def check_settings(
+    dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh, tools: Sequence[str] = ()
+) -> None:
+    """Raises ConfigError, or MeshError, for settings that cannot work. tools: besides search."""
     shards, dapo = sharding.batch_shards(mesh), on_mesh(dapo, mesh)
     sharding.context_shards(mesh, rollout.max_len)
-    if rollout.temperature <= 0:
+    sampler = sampling.sampler_of(rollout)
+    if sampler.is_greedy:
         raise ConfigError(
-            f"config.rollout.temperature is {rollout.temperature}; to train, it must be above 0"
+            f"config.rollout.temperature is {rollout.temperature}; to train, it must be at least "
+            f"{sampling.COLDEST:g}"
         )
-    rewards.check_reward(dapo, rollout.max_turns)
+    rewards.check_reward(dapo, rollout.max_turns, tools)
     check_loss(dapo, dapo.minibatches)
-    if sampling.sampler_of(rollout).has_filters and not dapo.allow_filters:
+    if sampler.has_filters and not dapo.allow_filters:
         raise ConfigError(
             f"config.rollout samples with top_k {rollout.top_k}, top_p {rollout.top_p}, min_p "
             f"{rollout.min_p}: tokens left out make the sampler's log-probabilities differ from "
@@ -127,6 +127,12 @@ def check_settings(dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh) -> None
         raise ConfigError(
             f"config.dapo.overlong_buffer is {dapo.overlong_buffer}; it must lie in 0.."
             f"config.rollout.max_new_tokens, {rollout.max_new_tokens}"
+        )
+    if dapo.oversample > 1 and rollout.in_flight == "drop":
+        raise ConfigError(
+            f"config.dapo.oversample is {dapo.oversample:g}, which does nothing with "
+            "config.rollout.in_flight drop: each step ends all that it begins; choose "
+            "in_flight=keep or rebuild, or oversample=1"
         )
     if dapo.keep_rollouts < 0:
         raise ConfigError(
@@ -197,7 +203,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     cfg = after_rollbacks(given, rollbacks)
     mesh = make_mesh(cfg.mesh)
     dapo, rollout = on_mesh(cfg.dapo, mesh), cfg.rollout
-    check_settings(dapo, rollout, mesh)
+    check_settings(dapo, rollout, mesh, cfg.tools)
     check_optim(cfg.optim)
 
     # ---- data, search
@@ -269,7 +275,14 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     checkpointer = Checkpointer(
         workdir / "checkpoints", cfg.checkpoint, cfg.model, adapters, identity(vocab, cfg.tokenizer)
     )
-    with folder, engine, watch, RewardPool(dapo, judge) as pool, checkpointer, survival:
+    with (
+        folder,
+        engine,
+        watch,
+        RewardPool(dapo, judge, survival.raise_if_stopped) as pool,
+        checkpointer,
+        survival,
+    ):
         failures = cfg.survival.tool_failures
         sampler = GroupSampler(
             engine, prompts, dapo, rollout, pool, failures, own_model, tools.names
@@ -356,9 +369,10 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
 
             def look(done: int, **shown: float) -> None:
                 """Watches the step and tells its figures, unless a stop cuts that off."""
-                is_trained = int(state.step) > metrics["updates"]
+                is_trained = updates(state.opt_state) > metrics["updates"]
                 metrics.update(watch.look(done, state.model, metrics, is_trained))
                 measured.update(metrics)
+                watch.check_best(measured)
                 if watch.is_behind:
                     return
                 writer.write(done, metrics)
@@ -420,43 +434,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                     said = no_spread(idle, metrics, dapo.overlong_filter)
                     raise NothingLearnedError(f"{said} (dapo.patience)")
             survival.finish(checkpointer)
-    return metrics | {"all_updates": updates(state.opt_state)}
-
-
-def no_spread(steps: int, metrics: Mapping[str, float], overlong_filter: bool = False) -> str:
-    """What a run learns nothing from, in figures, and the keys that change it.
-
-    overlong_filter: whether truncated samples are left out.
-    """
-    if metrics.get("groups_kept"):
-        return (
-            f"nothing to learn from in {steps} steps: groups had spread, but what is left out took "
-            f"all their tokens (masked_sequences {metrics.get('masked_sequences', 0.0):.3f}, "
-            "dropped tokens); raise dapo.sequence_gap, or look why trainer and sampler differ "
-            "(sampler_gap)"
-        )
-    truncated = metrics.get("truncated", 0.0)
-    if overlong_filter and truncated >= 0.5:
-        return (
-            f"nothing to learn from in {steps} steps: dapo.overlong_filter leaves out truncated "
-            f"samples, {truncated:.3f} of all, and no group had right and wrong ones among the "
-            "others; raise rollout.max_new_tokens, turn dapo.overlong_filter off, or start from a "
-            "model trained longer (init)"
-        )
-    task, threshold = "harder (dapo.curriculum)", "raise"
-    accuracy, reward, spread = (
-        metrics.get(name, math.nan) for name in ("accuracy", "reward", "reward_spread")
-    )
-    if not accuracy >= 0.5:
-        task = "easier (dapo.curriculum), or start from a model trained longer (init)"
-        threshold = "lower"
-    return (
-        f"nothing to learn from in {steps} steps: no group had right and wrong samples (accuracy "
-        f"{accuracy:.3f}, reward {reward:.3f}, deviation within groups {spread:.4f}); make "
-        f"the task {task}, {threshold} "
-        "dapo.accuracy_threshold, set dapo.keep_by to spread, raise dapo.group_size, "
-        "dapo.max_refills or rollout.temperature"
-    )
+    return metrics | counts(state.opt_state)
 
 
 def train(cfg: DapoRun) -> dict[str, Any]:
@@ -470,18 +448,19 @@ def train(cfg: DapoRun) -> dict[str, Any]:
             found = run(cfg)
         except RolledBack as back:
             print(f"  rolled back: {back}", file=sys.stderr, flush=True)
-    if not found["all_updates"]:
-        filters = [f"dapo.{x}" for x in ("overlong_filter", "sequence_gap") if getattr(cfg.dapo, x)]
-        rest = f" in what {' and '.join(filters)} left" if filters else ""
-        said = (
-            f"{cfg.dapo.steps} steps are done and none updated the weights: no group of samples "
-            f"had spread{rest}; see config.dapo.curriculum, dapo.accuracy_threshold, "
-            "dapo.group_size, rollout.temperature and init"
-        )
+    filters = [f"dapo.{x}" for x in ("overlong_filter", "sequence_gap") if getattr(cfg.dapo, x)]
+    rest = f" in what {' and '.join(filters)} left" if filters else ""
+    why = (
+        f"no group of samples had spread{rest}; see config.dapo.curriculum, "
+        "dapo.accuracy_threshold, dapo.group_size, rollout.temperature and init"
+    )
+    try:
+        check_updates(found, cfg.dapo.steps, why)
+    except NothingLearnedError as error:
         if cfg.dapo.patience:
-            raise NothingLearnedError(said)
+            raise
         if jax.process_index() == 0:
-            print(f"  nothing was learned: {said}", file=sys.stderr, flush=True)
+            print(f"  nothing was learned: {error}", file=sys.stderr, flush=True)
     return found
 
 

@@ -33,6 +33,7 @@ from masksearch_jax.models.load import (
 from masksearch_jax.parallel import hosts
 from masksearch_jax.parallel.sharding import batch_shards, context_shards, make_mesh
 from masksearch_jax.rl import losses
+from masksearch_jax.rl.nothing_learned import check_updates
 from masksearch_jax.rl.watch import Watch
 from masksearch_jax.runtime import cli, metric_services, storage
 from masksearch_jax.runtime.metric_writer import MetricWriter
@@ -41,7 +42,7 @@ from masksearch_jax.search.open import open_tool
 from masksearch_jax.tools.registry import open_tools
 from masksearch_jax.training import train_state
 from masksearch_jax.training.checkpoint import Checkpointer
-from masksearch_jax.training.guard import Guard, guarded, updates
+from masksearch_jax.training.guard import Guard, counts, guarded, updates
 from masksearch_jax.training.run_folder import open_run_folder
 from masksearch_jax.training.supervisor import Survival
 
@@ -76,7 +77,7 @@ def check_batch(sft: SftConfig, optim: OptimConfig, mesh: jax.sharding.Mesh) -> 
 def run(cfg: SftRun) -> dict[str, Any]:
     """Trains to `cfg.sft.steps`; the last metrics, and `all_updates` that the weights have had.
 
-    Artefacts go to `cfg.workdir`.
+    Artefacts go to `cfg.workdir`. Raises NothingLearnedError where the guard left out all of them.
     """
     check_given(cfg, workdir="the folder to write", data="the folder that build_cache wrote")
     metric_services.check_log(cfg.log)
@@ -165,7 +166,9 @@ def run(cfg: SftRun) -> dict[str, Any]:
 
             def look(done: int) -> None:
                 """Watches the step and tells its figures, unless a stop cuts that off."""
-                metrics.update(watch.look(done, state.model, metrics, done > 1))
+                earlier = updates(state.opt_state) - (not metrics["skipped_in_a_row"])
+                metrics.update(watch.look(done, state.model, metrics, earlier > 0))
+                watch.check_best(metrics)
                 if not watch.is_behind:
                     writer.write(done, metrics)
                     shown = {"loss": metrics["loss"], "tok_s": int(metrics["tokens_per_second"])}
@@ -201,7 +204,9 @@ def run(cfg: SftRun) -> dict[str, Any]:
                 if preempted or watch.is_behind:
                     survival.stop(checkpointer)
             survival.finish(checkpointer)
-    return metrics | {"all_updates": updates(state.opt_state)}
+    found = metrics | counts(state.opt_state)
+    check_updates(found, cfg.sft.steps, "no batch was trained on")
+    return found
 
 
 if __name__ == "__main__":

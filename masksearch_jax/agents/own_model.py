@@ -19,6 +19,8 @@ from masksearch_jax.core.tokenizer import Vocab, VocabError
 from masksearch_jax.core.types import Trajectory
 from masksearch_jax.rollout.episode import Request
 
+_LOOK = 0.5  # seconds after which whoever waits may look whether to stop
+
 
 class OwnModel:
     """`await complete(messages)` in the thread of rewards; all else in the engine's thread.
@@ -43,6 +45,7 @@ class OwnModel:
         self._lock, self._stirred = threading.Lock(), threading.Event()
         self._replies: dict[str, futures.Future[Reply]] = {}
         self._new: list[Request] = []
+        self._awaited: set[futures.Future] = set()  # whose end stirs
 
     async def complete(self, messages: Sequence[Message]) -> Reply:
         """Its reply. Raises ConfigError where there is no room for one, LLMError for none."""
@@ -77,22 +80,22 @@ class OwnModel:
         """Forgets the replies of other weights; who still waits for one gets none."""
         with self._lock:
             old, self._replies, self._new = self._replies, {}, []
+        self._awaited.clear()
         for reply in old.values():
             if not reply.done():
                 reply.set_exception(LLMError("the step that asked was given up"))
 
     def asked(self, pending: Sequence[futures.Future]) -> list[Request]:
-        """What to decode next; nothing once all `pending`, for which it may be, are done."""
-        for reward in pending:
+        """What to decode next, for rewards of which some are `pending`; waits a moment for it."""
+        for reward in set(pending) - self._awaited:
+            self._awaited.add(reward)
             reward.add_done_callback(lambda _: self._stirred.set())
-        while True:
-            self._stirred.clear()
-            is_over = all(reward.done() for reward in pending)
-            with self._lock:
-                found, self._new = self._new, []
-            if found or is_over:
-                return found
-            self._stirred.wait()
+        if not all(reward.done() for reward in pending):
+            self._stirred.wait(_LOOK)
+        self._stirred.clear()
+        with self._lock:
+            found, self._new = self._new, []
+        return found
 
     def take(self, trajectory: Trajectory) -> None:
         """Gives a reply that has ended to those who wait for it."""

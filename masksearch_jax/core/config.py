@@ -304,7 +304,7 @@ class DapoConfig(RewardConfig, LossConfig):
     max_refills: int = key(
         10,
         "Sampling rounds of a step, the first one included, before it trains on what there is.",
-        least=0,
+        least=1,
     )
     overlong_buffer: int = key(
         256, "Sampled tokens before max_new_tokens where the penalty ramps.", least=0

@@ -102,7 +102,9 @@ class RolloutConfig:
     max_repeats: int = key(
         16, "A phrase so often in a row ends the trajectory; 0: it never does.", least=0
     )
-    deadline: float = key(600.0, "Seconds; 0: any number.", harmless=True, least=0)
+    deadline: float = key(
+        600.0, "Seconds, without those of updates; 0: any number.", harmless=True, least=0
+    )
     in_flight: Literal["drop", "keep", "rebuild"] = key(
         "drop",
         (

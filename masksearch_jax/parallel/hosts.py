@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import jax
@@ -158,6 +158,20 @@ def mean_over_processes(figures: dict[str, float]) -> dict[str, float]:
     own = np.asarray(list(figures.values()), np.float32)
     mean = np.asarray(multihost_utils.process_allgather(own)).mean(axis=0)
     return dict(zip(figures, mean.tolist(), strict=True))
+
+
+def means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Of each name the mean over the values of all processes, where there are any.
+
+    All must call it; with any names.
+    """
+    own = {name: [float(np.sum(found)), len(found)] for name, found in values.items()}
+    total: dict[str, tuple[float, int]] = {}
+    for text in gather_texts(json.dumps(own)):
+        for name, (amount, count) in json.loads(text).items():
+            before = total.get(name, (0.0, 0))
+            total[name] = before[0] + amount, before[1] + count
+    return {name: amount / count for name, (amount, count) in total.items() if count}
 
 
 def gather_texts(text: str) -> list[str]:

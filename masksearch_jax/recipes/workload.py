@@ -76,7 +76,7 @@ def of_sft(cfg: QuickstartRun, sft: SftConfig, optim: OptimConfig) -> Work:
 
 
 def of_dapo(cfg: QuickstartRun, dapo: DapoConfig, optim: OptimConfig) -> Work:
-    """Without refills, of which there may be `max_refills`."""
+    """Without refills, of which there may be `max_refills` less one."""
     trajectories = dapo.steps * dapo.groups * dapo.group_size
     length = cfg.rollout.max_len
     tokens = trajectories * length

@@ -5,14 +5,13 @@ Means over trajectories of all processes; what is no fault of the policy is left
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from masksearch_jax.core import markup, retrieval, scoring
-from masksearch_jax.core.types import NOT_ITS_DOING, Example, RampExample, Trajectory
+from masksearch_jax.core.types import Example, RampExample, Trajectory
 from masksearch_jax.parallel import hosts
 from masksearch_jax.rl import turns
 from masksearch_jax.rl.groups import Group
@@ -36,19 +35,14 @@ def figures(seen: Sequence[Group]) -> dict[str, float]:
     """
     own: dict[str, list[float]] = {}
     for group in seen:
-        counted = [t for t in group.trajectories if t.status not in NOT_ITS_DOING]
-        for trajectory in counted:
+        for trajectory in group.counted:
             for name, value in _of_trajectory(group.example, trajectory).items():
                 own.setdefault(name, []).append(value)
-        answers = [_words(_answer(t) or "") for t in counted]
+        answers = [_words(_answer(t) or "") for t in group.counted]
         if answers:
             different = len(set(map(tuple, answers))) / len(answers)
             own.setdefault("distinct_answers", []).append(different)
-    sums = {name: [float(np.sum(x)), len(x)] for name, x in own.items()}
-    each = [json.loads(text) for text in hosts.gather_texts(json.dumps(sums))]
-    names = dict.fromkeys(name for one in each for name in one)
-    total = {name: np.sum([one.get(name, (0.0, 0)) for one in each], axis=0) for name in names}
-    return {name: float(amount / count) for name, (amount, count) in total.items()}
+    return hosts.means(own)
 
 
 def _of_trajectory(example: Example, trajectory: Trajectory) -> dict[str, float]:

@@ -180,7 +180,7 @@ class GroupSampler:
         drawn = next(self.prompts)
         if ahead := self._ahead():
             drawn = [*drawn, *self.prompts.extra(ahead)]
-        for round_ in range(max(self.dapo.max_refills, 1)):
+        for round_ in range(self.dapo.max_refills):
             if round_:
                 short = lacking(counts, self.wanted)
                 if not short:
@@ -309,10 +309,16 @@ class GroupSampler:
         version: int,
         pending: Callable[[], Sequence[futures.Future]],
     ) -> None:
-        """Decodes verdicts until nothing pending waits for one, on any process."""
-        while hosts.is_on_any(bool(asked := judge.asked(pending()))):
-            for verdict in self.engine.run(model, asked, version):
-                judge.take(verdict)
+        """Decodes verdicts until all that is pending is done, on all processes."""
+        while True:
+            asked = judge.asked(pending())
+            if hosts.is_on_any(bool(asked)):
+                for verdict in self.engine.run(model, asked, version):
+                    judge.take(verdict)
+            elif hosts.is_on_any(not all(reward.done() for reward in pending())):
+                self.pool.check()
+            else:
+                return
 
     def _ended(self) -> list[str]:
         """The prompts whose samples have all ended."""
@@ -373,24 +379,30 @@ def figures(
 ) -> dict[str, float]:
     """What a step's groups looked like and what sampling them took; all processes must call it.
 
-    Means are over all that was sampled, on all processes. threshold: of a sample that is right.
-    Staleness is in versions, of the tokens of `kept`. tools: of the run; where there are others
-    than search, `calls_NAME` and `failures_NAME` of each too.
+    Means are over all that ended by the policy's doing, on all processes; those of failures are
+    over all that ended. Without any there is none. threshold: of a sample that is right. Staleness
+    is in versions, of the tokens of `kept`. tools: of the run; where there are others than search,
+    `calls_NAME`, `failures_NAME` and `unreadable_NAME` of each too.
     """
-    trajectories = [t for g in seen for t in g.trajectories]
-    means = {
-        "searches": _mean([t.searches for t in trajectories]),
-        "sampled_tokens": _mean([t.sampled.sum() for t in trajectories]),
-        "truncated": _mean([t.status == "out_of_tokens" for t in trajectories]),
-        "tool_failures": _mean([t.status == "tool_failure" for t in trajectories]),
+    counted = [t for g in seen for t in g.counted]
+    ended = [t for g in seen for t in g.trajectories]
+    values = {
+        "searches": [float(t.searches) for t in counted],
+        "sampled_tokens": [float(t.sampled.sum()) for t in counted],
+        "truncated": [float(t.status == "out_of_tokens") for t in counted],
+        "tool_failures": [float(t.status == "tool_failure") for t in ended],
     }
-    if tools != SEARCH_ALONE:
-        means |= _calls(trajectories, tools)
+    for name in tools if tools != SEARCH_ALONE else ():
+        calls = [[turn for turn in t.turns if turn.tool == name] for t in counted]
+        values[f"calls_{name}"] = [float(len(own)) for own in calls]
+        values[f"unreadable_{name}"] = [float(sum(t.unreadable > 0 for t in own)) for own in calls]
+        values[f"failures_{name}"] = [
+            float(sum(turn.tool == name and bool(turn.error) for turn in t.turns)) for t in ended
+        ]
     sampled = {g.stream for g in seen}
     ages = [version - t.versions[t.sampled] for g in kept for t in g.trajectories]
     tokens = np.concatenate([*ages, np.zeros(0, np.int32)])
-    own = {name: x * len(seen) for name, x in means.items()} | stats.figures()
-    own |= {
+    own = stats.figures() | {
         "groups_sampled": float(len(seen)),
         "groups_kept": float(len(kept)),
         "groups_carried": float(sum(g.stream not in sampled for g in kept)),
@@ -398,23 +410,8 @@ def figures(
         "staleness": float(tokens.sum()),
         "tokens": float(len(tokens)),
     }
-    found = reward_figures.figures(seen, threshold) | hosts.mean_over_processes(own)
-    found |= {name: found[name] / max(found["groups_sampled"], 1e-9) for name in means}
+    found = reward_figures.figures(seen, threshold) | hosts.means(values)
+    found |= hosts.mean_over_processes(own)
     found["staleness"] /= max(found.pop("tokens"), 1e-9)
     found["staleness_max"] = float(hosts.most([int(tokens.max(initial=0))])[0])
     return found | {name: found[name] * jax.process_count() for name in _TOTALS}
-
-
-def _calls(trajectories: Sequence[Trajectory], tools: Sequence[str]) -> dict[str, float]:
-    """Of each tool, calls of a trajectory, those that failed, and those that it could not read."""
-    found = {}
-    for name in tools:
-        turns = [[turn for turn in t.turns if turn.tool == name] for t in trajectories]
-        found[f"calls_{name}"] = _mean([len(own) for own in turns])
-        found[f"failures_{name}"] = _mean([sum(bool(t.error) for t in own) for own in turns])
-        found[f"unreadable_{name}"] = _mean([sum(t.unreadable > 0 for t in own) for own in turns])
-    return found
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else 0.0

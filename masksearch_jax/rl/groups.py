@@ -45,6 +45,11 @@ class Group(NamedTuple):
         """The version of the policy that sampled its oldest token."""
         return min(oldest(t) for t in self.trajectories)
 
+    @property
+    def counted(self) -> list[Trajectory]:
+        """Those whose end is the policy's doing."""
+        return [t for t in self.trajectories if t.status not in NOT_ITS_DOING]
+
 
 def oldest(trajectory: Trajectory) -> int:
     """The version of the policy that sampled its oldest token; without any, later than all."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -186,12 +185,6 @@ def scores(item: Item, trajectory: Trajectory) -> dict[str, float]:
 
 def _means(values: dict[str, list[float]], tool_failures: float) -> dict[str, float]:
     """Over all processes; all must call it. `heldout_lost` alone from `tool_failures` on."""
-    own = {name: [float(np.sum(each)), len(each)] for name, each in values.items()}
-    total: dict[str, list[float]] = {}
-    for text in hosts.gather_texts(json.dumps(own)):
-        for name, (amount, count) in json.loads(text).items():
-            at = total.setdefault(name, [0.0, 0.0])
-            at[0], at[1] = at[0] + amount, at[1] + count
-    means = {name: amount / count for name, (amount, count) in sorted(total.items())}
+    means = dict(sorted(hosts.means(values).items()))
     lost = means["heldout_lost"]
     return {"heldout_lost": lost} if 0 < lost >= tool_failures else means

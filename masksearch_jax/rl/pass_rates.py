@@ -40,22 +40,28 @@ class PassRates:
     def update(self, step: int, seen: Sequence[Group], taught: Sequence[bool]) -> None:
         """Remembers the groups of a step of all processes, which all must call it.
 
-        taught: whether each has spread to learn from, as `score_groups` says.
+        taught: whether each has spread to learn from, as `score_groups` says. One that has none and
+        lost samples, which might have had it, says nothing of that.
         """
         own = []
         for group, has_spread in zip(seen, taught, strict=True):
             right = [t.accuracy >= self._threshold for t in asked_for(group) if not t.failure]
-            own.append([group.example.id, int(np.sum(right)), len(right), bool(has_spread)])
+            is_told = has_spread or len(right) == len(group.rewards)
+            told = bool(has_spread) if is_told else None
+            own.append([group.example.id, int(np.sum(right)), len(right), told])
         for text in hosts.gather_texts(json.dumps(own)):
-            for name, right, samples, has_spread in json.loads(text):
+            for name, right, samples, told in json.loads(text):
                 if samples:
-                    self._remember(step, name, right, samples, has_spread)
+                    self._remember(step, name, right, samples, told)
 
-    def _remember(self, step: int, name: str, right: int, samples: int, taught: bool) -> None:
-        before = self._known.get(name, [0, 0, 0, 0])
-        idle = 0 if taught else before[2] + 1
-        until = step + 1 + (self._rest << min(idle - 1, _MOST_DOUBLINGS)) if idle else 0
-        self._known[name] = [before[0] + right, before[1] + samples, idle, until]
+    def _remember(
+        self, step: int, name: str, right: int, samples: int, taught: bool | None
+    ) -> None:
+        all_right, all_samples, idle, until = self._known.get(name, [0, 0, 0, 0])
+        if taught is not None:
+            idle = 0 if taught else idle + 1
+            until = step + 1 + (self._rest << min(idle - 1, _MOST_DOUBLINGS)) if idle else 0
+        self._known[name] = [all_right + right, all_samples + samples, idle, until]
 
     def figures(self) -> dict[str, float]:
         """Prompts seen so far; of these, those that rest in the next step; mean of pass rates."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,11 +48,7 @@ def figures(seen: Sequence[Group], threshold: float) -> dict[str, float]:
         if there:
             spread = float(np.std([terms.total for terms in there]))
             values.setdefault("reward_spread", []).append(spread)
-    own = {name: [float(np.sum(found)), len(found)] for name, found in values.items()}
-    each = [json.loads(text) for text in hosts.gather_texts(json.dumps(own))]
-    names = dict.fromkeys(name for one in each for name in one)
-    sums = {name: np.sum([one.get(name, (0.0, 0)) for one in each], axis=0) for name in names}
-    means = {name: float(total / count) for name, (total, count) in sums.items() if count}
+    means = hosts.means(values)
     if all(f"{kind}_searches" in means for kind in KINDS):
         return means
     of_one = {f"{kind}_{name}" for kind in KINDS for name in ("reward", "accuracy", "searches")}
@@ -67,7 +62,7 @@ def _of_its_kind(group: Group, threshold: float) -> dict[str, list[float]]:
     return {
         f"{kind}_reward": [terms.total for terms in there],
         f"{kind}_accuracy": [float(terms.accuracy >= threshold) for terms in there],
-        f"{kind}_searches": [float(t.searches) for t in group.trajectories],
+        f"{kind}_searches": [float(t.searches) for t in group.counted],
     }
 
 

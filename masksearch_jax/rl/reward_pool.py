@@ -25,11 +25,14 @@ from masksearch_jax.core.tokenizer import Vocabulary
 from masksearch_jax.core.types import NOT_ITS_DOING, Example, RampExample, Segment, Trajectory
 from masksearch_jax.data.batches import Prompt
 from masksearch_jax.data.prompt import question_text
+from masksearch_jax.parallel import hosts
 from masksearch_jax.rl import rewards
 from masksearch_jax.rl.rewards import RewardTerms
 from masksearch_jax.rollout.search_pool import SearchPool
 
 T = TypeVar("T")
+
+_LOOK = 0.5  # seconds from one look whether to stop to the next
 
 
 class RewardError(UserError):
@@ -45,15 +48,18 @@ class RewardPool:
 
     judge: opens the judge of `cfg.reward` "judge", in the pool's event loop. A reward that raises,
     is no number or takes too long is a RewardTerms with its `failure`; a UserError of a judge, such
-    as a spent budget, is raised by the future. Raises ConfigError for a function that cannot be
-    imported.
+    as a spent budget, is raised by the future. `check` is called while rewards are waited for,
+    twice a second and equally often on all processes, and ends the wait by raising. Raises
+    ConfigError for a function that cannot be imported.
     """
 
     def __init__(
         self,
         cfg: RewardConfig,
         judge: contextlib.AbstractAsyncContextManager[rewards.Judge] | None = None,
+        check: Callable[[], None] = lambda: None,
     ):
+        self.check, self._is_closing = check, False
         self.cfg, self.seconds, self.wait_seconds = cfg, 0.0, 0.0
         self._own = rewards.own_reward(cfg) if ":" in cfg.reward else None
         self._is_own_async = is_async(self._own)
@@ -79,6 +85,7 @@ class RewardPool:
 
     def close(self) -> None:
         """Drops what is not done."""
+        self._is_closing = True
         self._run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -127,9 +134,11 @@ class RewardPool:
             )
 
     def wait(self, pending: Sequence[futures.Future[RewardTerms]]) -> None:
-        """Until all of them are there; counted as `wait_seconds`."""
+        """Until all of them are there, on all processes; counted as `wait_seconds`."""
         started = time.perf_counter()
-        futures.wait(pending)
+        while hosts.is_on_any(not all(reward.done() for reward in pending)):
+            self.check()
+            futures.wait(pending, _LOOK)
         self.wait_seconds += time.perf_counter() - started
 
     def timing(self) -> dict[str, float]:
@@ -154,12 +163,14 @@ class RewardPool:
         started = time.perf_counter()
         try:
             return await self._score(example, trajectory)
-        except (UserError, asyncio.CancelledError):
+        except UserError:
             raise
         except TimeoutError as error:
             limit = f"no reward in {self.cfg.reward_timeout:g} s"
             return rewards.no_reward(str(error) or limit)
-        except BaseException as error:  # a user's function may even exit
+        except BaseException as error:  # a user's function may even exit, or be cancelled
+            if self._is_closing and isinstance(error, asyncio.CancelledError):
+                raise
             return rewards.no_reward(f"{type(error).__name__}: {error}")
         finally:
             self.seconds += time.perf_counter() - started

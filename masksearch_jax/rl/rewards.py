@@ -72,8 +72,11 @@ def no_reward(why: str) -> RewardTerms:
     return RewardTerms(0.0, 0.0, 0.0, 0.0, failure=why)
 
 
-def check_reward(cfg: RewardConfig, max_turns: int) -> None:
-    """Raises ConfigError for a reward that there is not, or that nothing could earn."""
+def check_reward(cfg: RewardConfig, max_turns: int, tools: Sequence[str] = ()) -> None:
+    """Raises ConfigError for a reward that there is not, that nothing could earn, or pays nothing.
+
+    tools: of the run, besides search.
+    """
     if ":" in cfg.reward:
         own_reward(cfg)
     elif cfg.reward not in KINDS:
@@ -83,6 +86,19 @@ def check_reward(cfg: RewardConfig, max_turns: int) -> None:
         raise ConfigError(
             f"config.dapo.min_searches is {cfg.min_searches}; it must lie in 0.."
             f"config.rollout.max_turns, {max_turns}"
+        )
+    for name in ("coverage_weight", "gold_hit_weight") if ":" in cfg.reward else ():
+        if weight := getattr(cfg, name):
+            raise ConfigError(
+                f"config.dapo.{name} is {weight:g}, which does nothing with dapo.reward "
+                f"{cfg.reward}: what a function of yours returns is paid as it is; add it there, "
+                f"or choose {', '.join(KINDS)}"
+            )
+    if cfg.unreadable_call_penalty and not tools:
+        raise ConfigError(
+            f"config.dapo.unreadable_call_penalty is {cfg.unreadable_call_penalty:g}, which does "
+            "nothing without another tool than search, of which every call is readable; choose "
+            "config.tools, or 0"
         )
 
 

@@ -80,9 +80,10 @@ class Update:
     minibatches in their order; each minibatch that holds any, on any process, is one
     `train_step(state, micro_batches, used)`. With `dapo.minibatches` above 1,
     `logprobs(model, batch)` gives the log-probabilities under the policy that the step began with.
-    metrics: what `train_step` reports, `combined`; `row_fill`, the mean over the updates; their
-    number, `updates`. Without an update, `row_fill` 0 and `updates` 0 alone. `trained` is of the
-    last call, with log-probabilities where `keeps_logprobs` asks for them.
+    metrics: what `train_step` reports, `combined`; `row_fill`, the mean over the updates; the
+    number of those that the guard did not leave out, `updates`. Without an update, `row_fill` 0 and
+    `updates` 0 alone. `trained` is of the last call, with log-probabilities where `keeps_logprobs`
+    asks for them.
     """
 
     def __init__(
@@ -144,7 +145,8 @@ class Update:
             found.append({name: float(value) for name, value in out.items()})
         row_fill = float(np.mean([minibatch.row_fill for minibatch in minibatches]))
         metrics = combined(found) | hosts.mean_over_processes({"row_fill": row_fill})
-        return state, metrics | masked | {"updates": float(len(found))}
+        applied = sum(not one.get("skipped_in_a_row") for one in found)
+        return state, metrics | masked | {"updates": float(applied)}
 
     def _minibatches(self, kept: Sequence[Group]) -> list[Minibatch]:
         """Those that hold tokens on any process."""

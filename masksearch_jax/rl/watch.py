@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from masksearch_jax.core.config import DapoRun, TrainRun
-from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.errors import ConfigError, nearest
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.tools import Toolbox
 from masksearch_jax.core.types import JsonObject
@@ -142,6 +143,23 @@ class Watch:
         """Whether the step has the figure that tells the best: a held-out one is of some alone."""
         best = self._cfg.checkpoint.best_metric
         return not best.startswith("heldout_") or best in figures
+
+    def check_best(self, known: Mapping[str, object]) -> None:
+        """Raises ConfigError where none of the figures that are known so far tells the best step.
+
+        Nothing is refused before those of an update are known, or, where held-out examples tell it,
+        those of a measurement that lost none of them.
+        """
+        best = self._cfg.checkpoint.best_metric
+        whole = known.get("heldout_lost") == 0 if best.startswith("heldout_") else "loss" in known
+        if not whole:
+            return
+        numbers = [name for name, value in known.items() if isinstance(value, Real)]
+        if best and best not in numbers:
+            raise ConfigError(
+                f"config.checkpoint.best_metric is {best!r}, which this run does not measure; "
+                + nearest(best, numbers)
+            )
 
     def why(self) -> str:
         """What rings, in a sentence."""

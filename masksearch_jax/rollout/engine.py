@@ -76,12 +76,13 @@ class Engine:
         self._warm: set[tuple[Mesh | None, int]] = set()
         self._pool: SearchPool[Observation] = SearchPool(search_config.workers)
         self._queue: collections.deque[Request] = collections.deque()
-        self._finished: collections.deque[Trajectory] = collections.deque()
+        self._finished: collections.deque[tuple[Request, Trajectory]] = collections.deque()
         self._shards: list[schedule.Shard] = []
         self._sizes: tuple[int, schedule.Sizes] | None = None  # number of shards, what each has
         self._cache: sharding.PyTree = None
         self._stop: np.ndarray | jax.Array | None = None  # of `decode.stop_table`
         self._version = 0
+        self._rests_since: float | None = None  # the end of the last run
 
     def __enter__(self) -> Engine:
         return self
@@ -157,6 +158,7 @@ class Engine:
             self._forget()  # the device may be ahead of us
             raise
         finally:
+            self._rests_since = time.perf_counter()
             if self.cfg.in_flight == "drop":
                 self.drop()
 
@@ -166,7 +168,7 @@ class Engine:
         agreement = Agreement(mesh)
         while True:
             while self._finished:
-                yield self._finished.popleft()
+                yield self._finished.popleft()[1]
             self.check()
             started = time.perf_counter()
             self._collect()
@@ -204,22 +206,44 @@ class Engine:
         self._warm_up(model, mesh, shards, sizes)
         if version != self._version:
             self._renew(version)
+        self._leave_out_rest()
 
     def _renew(self, version: int) -> None:
-        """Trajectories in flight under new weights: those too old begin again."""
+        """Trajectories in flight under new weights: those too old begin again, ended ones too."""
         self._version = version
+
+        def is_too_old(versions: Sequence[int] | np.ndarray) -> bool:
+            first = min((v for v in versions if v >= 0), default=version)
+            return version - first > self.cfg.max_staleness
+
+        ended = [request for request, t in self._finished if is_too_old(t.versions)]
+        self._finished = collections.deque(
+            pair for pair in self._finished if not is_too_old(pair[1].versions)
+        )
+        for request in ended:
+            self._begin_again(request)
         for shard in self._shards:
             for episode in shard.episodes:
-                first = min((v for v in episode.versions if v >= 0), default=version)
-                if version - first > self.cfg.max_staleness:
+                if is_too_old(episode.versions):
                     self._abandon(episode)
                     shard.close(episode)
-                    self._queue.appendleft(episode.request)
-                    self.stats.restarted += 1
+                    self._begin_again(episode.request)
                 elif self.cfg.in_flight == "rebuild" or not episode.new_tokens:
                     shard.forget(episode)
                 else:
                     episode.key = b""  # old weights wrote its prompt: nobody may share it
+
+    def _leave_out_rest(self) -> None:
+        """The time since the last run counts neither for what is open nor for its searches."""
+        now = time.perf_counter()
+        rest = now - (now if self._rests_since is None else self._rests_since)
+        for episode in self._episodes():
+            episode.opened += rest
+            episode.asked += rest
+
+    def _begin_again(self, request: Request) -> None:
+        self._queue.appendleft(request)
+        self.stats.restarted += 1
 
     def _warm_up(
         self, model: SamplingModel, mesh: Mesh | None, shards: int, sizes: schedule.Sizes
@@ -329,7 +353,7 @@ class Engine:
     def _finish(self, shard: schedule.Shard, episode: Episode, status: Status) -> None:
         shard.close(episode)
         self.stats.trajectories += 1
-        self._finished.append(finish(episode, status, self.tools.names))
+        self._finished.append((episode.request, finish(episode, status, self.tools.names)))
 
     # ---- search
 

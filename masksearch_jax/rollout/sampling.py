@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from masksearch_jax.core.rollout_config import RolloutConfig
 
 BLOCK = 512  # tokens of the vocabulary whose weights are summed first
+COLDEST = 1e-5  # temperature that logits of float32 can be divided by, as vLLM has it
 
 
 class Sampler(NamedTuple):
@@ -22,13 +23,17 @@ class Sampler(NamedTuple):
 
     A token is kept if it is among the `top_k` likeliest (0: all), in the smallest set of them that
     holds `top_p` of the probability (1: all), and at least `min_p` times as likely as the likeliest
-    (0: all). Temperature 0 takes the likeliest.
+    (0: all). Temperature 0, and any below COLDEST, takes the likeliest.
     """
 
     temperature: float
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < COLDEST
 
     @property
     def has_filters(self) -> bool:
@@ -46,19 +51,19 @@ def sample(
 
     logits float32[B, V], stream uint32[B, 2], position int32[B], seed uint32[]. Each row draws one
     uniform from `fold_in(seed, stream, position)` and inverts the cumulative distribution: its
-    token depends on its own logits and stream alone. At temperature 0 log-probabilities are those
-    at 1.
+    token depends on its own logits and stream alone. Of a greedy sampler log-probabilities are
+    those at temperature 1.
     """
-    scaled = logits / (sampler.temperature or 1.0)
+    scaled = logits / (1.0 if sampler.is_greedy else sampler.temperature)
     top = jnp.max(scaled, axis=-1, keepdims=True)
     blocks = _blocks(jnp.exp(scaled - top))
     log_total = jnp.log(jnp.sum(jnp.sum(blocks, axis=-1), axis=-1, keepdims=True))
-    if sampler.temperature == 0.0:
+    if sampler.is_greedy:
         ids = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     else:
         uniform = jax.vmap(_uniform, in_axes=(None, 0, 0))(seed, stream, position)
         if sampler.has_filters:
-            kept = keep(scaled - top - log_total, sampler)
+            kept = keep(scaled - top - log_total, *sampler[1:])
             blocks = _blocks(jnp.where(kept, jnp.exp(scaled - top), 0.0))
         ids = _invert(blocks, uniform)
     logprobs = jnp.take_along_axis(scaled, ids[:, None], axis=-1) - top - log_total
@@ -77,14 +82,14 @@ def sample_by_row(
     One program for all. The vocabulary is sorted in the steps in which a row has a filter.
     """
     temperature, top_k, top_p, min_p = (column[:, None] for column in samplers.T)
-    is_greedy = temperature == 0.0
+    is_greedy = temperature < COLDEST
     scaled = logits / jnp.where(is_greedy, 1.0, temperature)
     top = jnp.max(scaled, axis=-1, keepdims=True)
     weights = jnp.exp(scaled - top)
     log_total = jnp.log(jnp.sum(jnp.sum(_blocks(weights), axis=-1), axis=-1, keepdims=True))
     kept = jax.lax.cond(
         jnp.any(~is_greedy & ((top_k > 0) | (top_p < 1.0) | (min_p > 0.0))),
-        lambda: jnp.where(_keep_by_row(scaled - top - log_total, top_k, top_p, min_p), weights, 0),
+        lambda: jnp.where(keep(scaled - top - log_total, top_k, top_p, min_p), weights, 0),
         lambda: weights,
     )
     uniform = jax.vmap(_uniform, in_axes=(None, 0, 0))(seed, stream, position)
@@ -92,20 +97,6 @@ def sample_by_row(
     ids = jnp.where(is_greedy[:, 0], jnp.argmax(logits, axis=-1).astype(jnp.int32), drawn)
     logprobs = jnp.take_along_axis(scaled, ids[:, None], axis=-1) - top - log_total
     return ids, logprobs[:, 0]
-
-
-def _keep_by_row(
-    logprobs: jax.Array, top_k: jax.Array, top_p: jax.Array, min_p: jax.Array
-) -> jax.Array:
-    """`keep` with filters [B, 1] of each row."""
-    ranked = -jnp.sort(-logprobs, axis=-1)
-    passing = logprobs >= ranked[:, :1] + jnp.log(min_p)
-    last = jnp.clip(top_k.astype(jnp.int32) - 1, 0, logprobs.shape[-1] - 1)
-    passing &= (top_k == 0) | (logprobs >= jnp.take_along_axis(ranked, last, axis=-1))
-    probability = jnp.exp(ranked)
-    before = jnp.cumsum(probability, axis=-1) - probability  # of all that are likelier
-    inside = jnp.where((before < top_p) | (before == 0.0), ranked, jnp.inf)
-    return passing & ((top_p >= 1.0) | (logprobs >= jnp.min(inside, axis=-1, keepdims=True)))
 
 
 def _blocks(weights: jax.Array) -> jax.Array:
@@ -136,22 +127,25 @@ def _first(passed: jax.Array, possible: jax.Array) -> jax.Array:
     return jnp.where(passed.any(axis=-1), jnp.argmax(passed, axis=-1), last).astype(jnp.int32)
 
 
-def keep(logprobs: jax.Array, sampler: Sampler) -> jax.Array:
-    """Which tokens pass the filters, bool[B, V]; the likeliest always does, ties pass together."""
-    passing = jnp.ones_like(logprobs, jnp.bool_)
-    if sampler.min_p > 0.0:
-        floor = jnp.max(logprobs, axis=-1, keepdims=True) + jnp.log(sampler.min_p)
-        passing &= logprobs >= floor
-    if sampler.top_k or sampler.top_p < 1.0:
-        ranked = -jnp.sort(-logprobs, axis=-1)
-        if sampler.top_k:
-            passing &= logprobs >= ranked[:, sampler.top_k - 1, None]
-        if sampler.top_p < 1.0:
-            probability = jnp.exp(ranked)
-            before = jnp.cumsum(probability, axis=-1) - probability  # of all that are likelier
-            inside = jnp.where(before < sampler.top_p, ranked, jnp.inf)
-            passing &= logprobs >= jnp.min(inside, axis=-1, keepdims=True)
-    return passing
+def keep(
+    logprobs: jax.Array,
+    top_k: jax.Array | int,
+    top_p: jax.Array | float,
+    min_p: jax.Array | float,
+) -> jax.Array:
+    """Which tokens pass the filters, bool[B, V]; the likeliest always does, ties pass together.
+
+    A filter is one number for all rows, or [B, 1] of each.
+    """
+    passing = logprobs >= jnp.max(logprobs, axis=-1, keepdims=True) + jnp.log(min_p)
+    ranked = -jnp.sort(-logprobs, axis=-1)
+    last = jnp.clip(jnp.asarray(top_k, jnp.int32) - 1, 0, logprobs.shape[-1] - 1)
+    last = jnp.broadcast_to(last, (len(logprobs), 1))
+    passing &= (top_k == 0) | (logprobs >= jnp.take_along_axis(ranked, last, axis=-1))
+    probability = jnp.exp(ranked)
+    before = jnp.cumsum(probability, axis=-1) - probability  # of all that are likelier
+    inside = jnp.where((before < top_p) | (before == 0.0), ranked, jnp.inf)
+    return passing & ((top_p >= 1.0) | (logprobs >= jnp.min(inside, axis=-1, keepdims=True)))
 
 
 def _uniform(seed: jax.Array, stream: jax.Array, position: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import gc
 import json
+import math
 import os
 import sys
 import warnings
@@ -204,14 +205,14 @@ class Checkpointer:
         }
 
     def _tracked(self, metrics: Mapping[str, float]) -> dict[str, float] | None:
-        """What the best step is told by; None where nothing tells."""
+        """What the best step is told by; None where nothing tells, or no finite number."""
         name = self._config.best_metric
         if name and name not in metrics:
             raise CheckpointError(
                 f"config.checkpoint.best_metric is {name!r}, which this run does not measure; "
                 + nearest(name, metrics)
             )
-        return {name: float(metrics[name])} if name else None
+        return {name: value} if name and math.isfinite(value := float(metrics[name])) else None
 
     def _check_space(self, *trees: Arrays) -> None:
         """Raises OSError on all processes where one sees no room for the whole."""

@@ -101,6 +101,11 @@ def updates(opt_state: PyTree) -> int:
     return int(opt_state.good)
 
 
+def counts(opt_state: PyTree) -> dict[str, int]:
+    """`all_updates` that the weights have had, and `skipped`, those left out, in all."""
+    return {"all_updates": updates(opt_state), "skipped": int(opt_state.skipped)}
+
+
 class Guard:
     """Reads what the updates say of themselves, and stops the run or warns, as configured."""
 

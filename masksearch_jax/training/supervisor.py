@@ -147,9 +147,8 @@ class Survival:
             raise checkpointer.failed or UserError("another process could not save")
 
     def stop(self, checkpointer: Checkpointer) -> None:
-        """Waits for what is being written, then raises Preempted."""
-        with self.disk("save"):
-            checkpointer.wait()
+        """Finishes, then raises Preempted."""
+        self.finish(checkpointer)
         self.preemption.raise_if_stopped()
 
     def raise_if_stopped(self) -> None:

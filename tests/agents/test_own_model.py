@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -161,6 +163,32 @@ def test_a_verdict_that_does_not_come_is_an_outage():
         Late(vocab, search_alone(NoSearch(), search), ROLLOUT, search) as engine,
         RewardPool(DAPO, Judge(JUDGE, own)) as pool,
         pytest.raises(JudgeOutage, match=r"4 of 4 verdicts failed: .*LLMError: out_of_time"),
+    ):
+        GroupSampler(engine, Prompts(vocab), DAPO, ROLLOUT, pool, own_judge=own).step(model, 0)
+
+
+class Stopped(Exception):
+    """What a look whether to stop may raise."""
+
+
+def test_whoever_waits_for_a_judge_that_asks_nothing_looks_meanwhile_whether_to_stop():
+    class Slow(Judge):
+        async def __call__(self, example, answer):
+            await asyncio.sleep(60)
+
+    looks = itertools.count(1)
+
+    def check():
+        if next(looks) == 3:
+            raise Stopped
+
+    vocab = Words()
+    model = scripted_model(vocab, vocab.encode("go<answer>4 km</answer>"))
+    own, search = OwnModel(vocab, JUDGE, ROLLOUT), SearchConfig(workers=1)
+    with (
+        Engine(vocab, search_alone(NoSearch(), search), ROLLOUT, search) as engine,
+        RewardPool(DAPO, Slow(JUDGE, own), check) as pool,
+        pytest.raises(Stopped),
     ):
         GroupSampler(engine, Prompts(vocab), DAPO, ROLLOUT, pool, own_judge=own).step(model, 0)
 

@@ -137,6 +137,7 @@ def test_what_does_not_fit_is_named_with_its_dotted_key(changes, message):
         ("ramp_sft.py:tiny", "model.num_kv_heads", 0, 1),
         ("ramp_dapo.py:tiny", "dapo.groups", 0, 1),
         ("ramp_dapo.py:tiny", "dapo.minibatches", -1, 1),
+        ("ramp_dapo.py:tiny", "dapo.max_refills", 0, 1),
         ("ramp_dapo.py:tiny", "rollout.slots", 0, 1),
         ("ramp_dapo.py:tiny", "rollout.page_tokens", 0, 1),
         ("ramp_dapo.py:tiny", "eval.every", -1, 0),

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.crash_runs import curve as curves
 from masksearch_jax import train_dapo, train_sft
-from masksearch_jax.core.errors import Restart
+from masksearch_jax.core.errors import ConfigError, Restart
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.rl.heldout import Heldout
 from masksearch_jax.runtime import goodput
@@ -18,7 +18,6 @@ from masksearch_jax.runtime.metric_writer import read_metrics
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.open import open_tool
 from masksearch_jax.training import patience
-from masksearch_jax.training.checkpoint_files import CheckpointError
 from masksearch_jax.training.supervisor import Preempted
 from tests.mains.train_runs import (
     DAPO_STEPS,
@@ -30,6 +29,7 @@ from tests.mains.train_runs import (
     run_until,
     terminate,
 )
+from tests.rl import own_rewards
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +151,36 @@ def test_dapo_that_is_told_to_stop_leaves_its_rollouts_and_goes_on_bitwise(
     assert curves(tmp_path) == curves(dapo.workdir)
 
 
+@pytest.mark.slow
+def test_dapo_that_is_told_to_stop_while_it_waits_for_a_reward_goes_on_the_same(
+    dapo, tmp_path, monkeypatch
+):
+    class Met(train_dapo.RewardPool):
+        def wait(self, pending):
+            own_rewards.met.set()
+            super().wait(pending)
+
+    monkeypatch.setattr(train_dapo, "RewardPool", Met)
+    own_rewards.asked.clear()
+    own_rewards.like.append(dapo.dapo)
+    own_rewards.stops.append(lambda: len(read_metrics(tmp_path)) == 1)  # within the second step
+    cfg = changed(at(dapo, tmp_path), "dapo", reward="tests.rl.own_rewards:as_ours_and_stops")
+    with pytest.raises(Preempted):
+        train_dapo.run(cfg)
+    assert (own_rewards.stops, own_rewards.asked) == ([], [])
+    assert len(curves(tmp_path)) == 1
+    assert "1" in os.listdir(tmp_path / "checkpoints")
+    train_dapo.run(cfg)
+    found, expected = (
+        [
+            {name: row.get(name) for name in ("loss", "grad_norm", "reward")}
+            for row in curves(folder)
+        ]
+        for folder in (tmp_path, dapo.workdir)
+    )
+    assert found == expected
+
+
 # ---- search down, nothing to learn
 
 
@@ -255,7 +285,7 @@ def test_a_run_with_nothing_to_learn_from_says_so_and_is_no_success(dapo, tmp_pa
 
 
 def test_a_run_without_updates_ends_when_its_patience_does(dapo, tmp_path, capsys):
-    settings = {"accuracy_threshold": 2.0, "max_refills": 0, "patience": 3}
+    settings = {"accuracy_threshold": 2.0, "max_refills": 1, "patience": 3}
     hopeless = changed(at(dapo, tmp_path), "dapo", **settings)
     hopeless = changed(hopeless, "checkpoint", best_metric="grad_norm", every=1)  # never measured
     run_until(2, train_dapo, hopeless)  # the step before is counted when it goes on
@@ -282,6 +312,13 @@ def test_the_best_step_by_a_figure_of_updates_is_found_though_a_step_has_none(
     rows = read_metrics(tmp_path)
     assert sum("grad_norm" in row for row in rows) == 1
     assert len(rows) == DAPO_STEPS
-    typo = changed(at(dapo, tmp_path / "typo"), "checkpoint", every=1, best_metric="grad_nrm")
-    with pytest.raises(CheckpointError, match=r"'grad_nrm', which this run does not .*grad_norm"):
-        train_dapo.run(typo)
+
+
+def test_a_typo_in_the_metric_of_the_best_step_is_told_after_the_first_update(sft, dapo, tmp_path):
+    """Not with the first checkpoint, which may be hours later."""
+    for main, cfg in ((train_sft, sft), (train_dapo, dapo)):
+        folder = tmp_path / main.__name__
+        typo = changed(at(cfg, folder), "checkpoint", every=3, best_metric="grad_nrm")
+        with pytest.raises(ConfigError, match=r"'grad_nrm', which this run does not .*grad_norm"):
+            main.run(typo)
+        assert not [name for name in os.listdir(folder / "checkpoints") if name.isdigit()]

@@ -259,7 +259,7 @@ def test_a_rollback_goes_back_to_weights_from_before_the_alarm_and_on_with_less(
 
 
 def test_prompts_that_teach_nothing_rest(dapo, tmp_path):
-    settings = {"steps": 3, "rest_steps": 2, "curriculum": "0:qa_easy", "max_refills": 0}
+    settings = {"steps": 3, "rest_steps": 2, "curriculum": "0:qa_easy", "max_refills": 1}
     cfg = changed(at(dapo, tmp_path / "cut"), "dapo", **settings)
     cfg = changed(cfg, "checkpoint", every=1)
     run_until(2, train_dapo, cfg)

@@ -51,7 +51,7 @@ def error_of(done: subprocess.CompletedProcess) -> str:
 
 
 def test_the_command_is_no_success_where_no_step_updated(dapo, tmp_path):
-    hopeless = {"accuracy_threshold": 2.0, "max_refills": 0, "steps": 2, "patience": 20}
+    hopeless = {"accuracy_threshold": 2.0, "max_refills": 1, "steps": 2, "patience": 20}
     cfg = changed(at(dapo, tmp_path / "run"), "dapo", **hopeless)
     done = command(cfg, tmp_path)
     assert error_of(done).startswith("error: 2 steps are done and none updated the weights: no gr")

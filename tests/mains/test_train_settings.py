@@ -26,6 +26,7 @@ from masksearch_jax.parallel.sharding import MeshError, make_mesh
 from masksearch_jax.rl import advantages, rewards
 from masksearch_jax.rl import groups as groups_lib
 from masksearch_jax.rl.left_out import LeftOutError
+from masksearch_jax.rl.nothing_learned import NothingLearnedError
 from masksearch_jax.runtime.metric_writer import read_metrics
 from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.testing.services import Answer, Endpoint, in_turn
@@ -81,7 +82,7 @@ def test_a_run_goes_on_with_the_settings_that_made_its_folder(sft, tmp_path, cap
     shutil.copytree(sft.data, moved)
     cfg = dataclasses.replace(at(sft, tmp_path), data=str(moved))
     found = train_sft.run(changed(cfg, "sft", log_every=7))  # nothing is left to do
-    assert found == {"all_updates": SFT_STEPS}
+    assert found == {"all_updates": SFT_STEPS, "skipped": 0}
     assert curves(tmp_path) == curves(sft.workdir)
     told = capsys.readouterr().err
     assert f"settings changed: workdir: {sft.workdir!r} → {cfg.workdir!r}; data: " in told
@@ -267,10 +268,36 @@ def test_a_batch_that_does_not_divide_is_refused_at_the_start(sft, tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_sft_whose_every_update_was_left_out_is_no_success(sft, tmp_path, monkeypatch, capsys):
+    """Nor is it when the run is done and started again."""
+    real = train_sft.initial
+
+    def spoilt(*args):
+        return jax.tree.map(lambda x: x * np.nan, real(*args))
+
+    monkeypatch.setattr(train_sft, "initial", spoilt)
+    cfg = changed(changed(at(sft, tmp_path), "sft", steps=3), "survival", guard="skip")
+    for _ in range(2):
+        with pytest.raises(NothingLearnedError, match=r"3 steps are done and none updated the wei"):
+            train_sft.run(cfg)
+    assert "they were left out" in capsys.readouterr().err
+    assert "3" in os.listdir(tmp_path / "checkpoints")
+
+
 @pytest.mark.parametrize(
     ("section", "change", "message"),
     [
-        ("rollout", {"temperature": 0.0}, r"config\.rollout\.temperature is 0\.0; .* above 0"),
+        (
+            "rollout",
+            {"temperature": 0.0},
+            r"config\.rollout\.temperature is 0\.0; .* at least 1e-05",
+        ),
+        (
+            "dapo",
+            {"oversample": 4.0},
+            r"oversample is 4, which .*in_flight drop: .*; choose in_flight=keep",
+        ),
+        ("dapo", {"unreadable_call_penalty": 0.5}, r"penalty is 0\.5, .*; choose config\.tools"),
         ("dapo", {"micro_batch": 7}, r"groups × group_size = 32 .* micro-batches of 7"),
         ("dapo", {"micro_batch": -1}, r"do not divide into 1 minibatches of micro-batches of -1"),
         ("dapo", {"minibatches": 0}, r"do not divide into 0 minibatches"),

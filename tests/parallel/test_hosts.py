@@ -137,3 +137,11 @@ def test_processes_that_share_a_part_have_each_other_s_sequences(repository) -> 
         ["UserError", "of process 0: 'defect'"],
         ["Restart", "of process 0: again"],
     ]
+
+
+def test_means_are_over_the_values_of_all_processes(monkeypatch):
+    """Whatever number of them each has; a name without any has no mean."""
+    assert hosts.means({"a": [1.0, 4.0], "b": []}) == {"a": 2.5}
+    other = json.dumps({"c": [0.5, 1], "a": [7.0, 1], "b": [0.0, 0]})
+    monkeypatch.setattr(hosts, "gather_texts", lambda text: [text, other])
+    assert hosts.means({"a": [1.0, 4.0], "b": []}) == {"a": 4.0, "c": 0.5}

@@ -3,10 +3,14 @@
 import asyncio
 import functools
 import math
+import os
 import random
+import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from concurrent import futures
 from typing import NamedTuple
 
 from masksearch_jax.core import markup
@@ -16,6 +20,7 @@ from masksearch_jax.rl import rewards
 met = threading.Event()
 asked: list[str] = []
 like: list[DapoConfig] = []  # whose reward `as_ours` gives
+stops: list[Callable[[], bool]] = []  # of `as_ours_and_stops`
 
 NOT_A_FUNCTION = 1.0
 
@@ -102,6 +107,20 @@ def leaves(example, trajectory):
     sys.exit(3)
 
 
+def cancels(example, trajectory):
+    raise asyncio.CancelledError("by whoever")
+
+
+def cancels_a_call(example, trajectory):
+    raise futures.CancelledError("by whoever")
+
+
+async def cancels_a_task(example, trajectory):
+    task = asyncio.create_task(asyncio.sleep(60))
+    task.cancel("by whoever")
+    await task
+
+
 def hangs(example, trajectory):
     met.wait(30)
 
@@ -118,6 +137,18 @@ def some_fail(example, trajectory):
 async def as_ours(example, trajectory):
     found = rewards.reward(example, trajectory, like[-1])
     return {"total": found.total, "accuracy": found.accuracy}
+
+
+async def as_ours_and_stops(example, trajectory):
+    """Once `stops` says so, with `met` this process is told to stop, and the reward takes long."""
+    if stops and stops[-1]():
+        stops.clear()
+        met.clear()
+        await asyncio.to_thread(met.wait, 60)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(20)
+        asked.append("waited for it")
+    return await as_ours(example, trajectory)
 
 
 def length(example, trajectory):

@@ -11,15 +11,25 @@ import pytest
 
 from masksearch_jax.core.config import DapoConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
-from masksearch_jax.core.types import RampExample, Segment, Span, Trajectory, Turn
+from masksearch_jax.core.types import (
+    NOT_ITS_DOING,
+    QAExample,
+    RampExample,
+    Segment,
+    Span,
+    Trajectory,
+    Turn,
+)
 from masksearch_jax.data.batches import Prompt
 from masksearch_jax.rl import groups as groups_lib
 from masksearch_jax.rl.group_sampler import GroupSampler, ToolOutage, figures
 from masksearch_jax.rl.reward_pool import RewardPool
 from masksearch_jax.rl.rewards import RewardTerms
 from masksearch_jax.rollout.stats import EngineStats
+from tests.rollout import word_engine
 
 EXAMPLE = RampExample("e", "p", "t", "A [mask].", "A b.", (Span(2, 3, "b", "TERM"),))
+QUESTION = QAExample("q", "made", "Which?", ("b",))
 DAPO = DapoConfig(steps=9, curriculum="", groups=2, group_size=2, max_refills=4, overlong_buffer=0)
 ROLLOUT = RolloutConfig()
 
@@ -114,14 +124,14 @@ def test_a_refill_draws_as_many_prompts_as_are_likely_to_be_lacking(sampler_of):
     assert sampler.refills == 1
 
 
-@pytest.mark.parametrize(("most", "rounds"), [(0, 1), (1, 1), (3, 3)])
-def test_refills_end_at_their_cap_and_are_told(sampler_of, most, rounds):
-    """No group has spread, so that every round lacks all of them."""
+@pytest.mark.parametrize("most", [1, 3])
+def test_refills_end_at_their_cap_and_are_told(sampler_of, most):
+    """No group has spread, so that every round lacks all of them; the first is no refill."""
     engine = Answers(lambda stream: False)
     sampler = sampler_of(engine, Prompts(), dataclasses.replace(DAPO, max_refills=most))
     kept, seen = sampler.step(None, 0)
-    assert (kept, engine.prompts) == ([], [2] * rounds)
-    assert (sampler.refills, len(seen)) == (rounds - 1, 2 * rounds)
+    assert (kept, engine.prompts) == ([], [2] * most)
+    assert (sampler.refills, len(seen)) == (most - 1, 2 * most)
 
 
 def test_what_is_lacking_is_that_of_the_process_with_the_fewest_groups():
@@ -250,6 +260,38 @@ def test_samples_of_an_open_group_that_are_too_old_are_asked_for_again(sampler_o
     assert engine.stats.restarted == 3 + 2 + 2 + 1 + 1  # of streams 0 to 4
 
 
+@pytest.mark.parametrize("ticks", [1, 2])
+@pytest.mark.parametrize("most", [0, 1])
+@pytest.mark.parametrize("how", ["keep", "rebuild"])
+def test_no_token_that_is_trained_on_is_older_than_the_bound(how, most, ticks):
+    """Not even of samples that the tick after a step's last group ended, which wait a version."""
+    thought = ("<think>", "red", "</think>") if ticks == 2 else ()
+    model = word_engine.chain("plan", *thought, "<answer>", "blue", "</answer>")
+    dapo = dataclasses.replace(DAPO, groups=1, max_refills=1, oversample=4.0)
+    dapo = dataclasses.replace(dapo, reward="tests.rl.own_rewards:by_sample")
+    rollout = dataclasses.replace(word_engine.ROLLOUT, in_flight=how, max_staleness=most)
+
+    class Plans(Prompts):
+        def extra(self, groups: int) -> list[Prompt]:
+            ids = np.asarray(word_engine.VOCAB.encode("plan"), np.int32)
+            return [prompt._replace(ids=ids) for prompt in super().extra(groups)]
+
+    class AtOnce(RewardPool):
+        def submit(self, *scored):
+            reward = super().submit(*scored)
+            self.wait([reward])
+            return reward
+
+    oldest = []
+    with word_engine.engine(rollout=rollout) as engine, AtOnce(dapo) as pool:
+        sampler = GroupSampler(engine, Plans(per_step=1), dapo, rollout, pool)
+        for version in range(8):
+            kept, _ = sampler.step(model, version)
+            oldest += [version - group.oldest for group in kept]
+    assert len(oldest) == 8
+    assert max(oldest) == most
+
+
 # ---- what counts
 
 
@@ -328,4 +370,38 @@ def test_figures_of_a_step():
     none = figures([], [], 0, EngineStats(), 4, 0.9)
     assert set(none.values()) == {0.0}
     scores = {"reward", "answer", "format", "accuracy", "reward_spread", "reward_failures"}
-    assert found.keys() - none.keys() == scores  # nothing was scored: there is no score of 0
+    ended = {"searches", "sampled_tokens", "truncated", "tool_failures"}
+    # Nothing ended and nothing was scored: there is no mean of 0.
+    assert found.keys() - none.keys() == scores | ended
+
+
+@pytest.mark.parametrize("status", sorted(NOT_ITS_DOING))
+def test_what_is_not_the_policys_doing_is_in_no_figure_of_what_it_does(status):
+    """Search was called three times before it failed, and the calculator gave no result."""
+    called = (*[Turn(("q",), (), (), 0.0)] * 3, Turn(("1",), (), (), 0.0, "down", tool="add"))
+    cut = dataclasses.replace(trajectory("e", 0, 0), status=status, turns=called)
+    asked = (Turn(("q",), (), (), 0.0),)
+    plain = dataclasses.replace(trajectory("e", 1, 0), turns=asked, ids=np.arange(3))
+    long = dataclasses.replace(
+        plain, status="out_of_tokens", sampled=np.asarray([False, True, False])
+    )
+    terms = [RewardTerms(0.0, 0.0, 0.0, 0.0, failure=status)] + [RewardTerms(1, 1, 1, 1)] * 2
+    groups = [
+        groups_lib.Group(EXAMPLE, [cut, plain, long], terms),
+        groups_lib.Group(QUESTION, [cut, plain], terms[:2]),
+        groups_lib.Group(QUESTION, [cut], terms[:1]),  # none of its samples says anything
+    ]
+    found = figures(groups, groups, 0, EngineStats(), 0, 0.9, ("search", "add"))
+    expected = {
+        "searches": 1.0,
+        "ramp_searches": 1.0,
+        "qa_searches": 1.0,
+        "sampled_tokens": 5 / 3,
+        "truncated": 1 / 3,
+        "calls_search": 1.0,
+        "calls_add": 0.0,
+        "unreadable_add": 0.0,
+        "failures_add": 0.5,
+        "tool_failures": 0.5 if status == "tool_failure" else 0.0,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from masksearch_jax.core.config import DapoConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
@@ -65,10 +66,31 @@ def test_what_is_kept_by_spread_does_not_rest():
 def test_samples_without_a_reward_do_not_count():
     rates = PassRates(2, 0.5)
     remember(rates, 0, [group("down", lost=3), group("half", 1.0, lost=1)])
-    assert rests(rates, "down", range(1, 4)) == []
-    assert rests(rates, "half", range(1, 4)) == [1, 2]
     rates.begin(1)
-    assert rates.figures() == {"prompts_known": 1.0, "prompts_resting": 1.0, "pass_rate": 1.0}
+    assert rates.figures() == {"prompts_known": 1.0, "prompts_resting": 0.0, "pass_rate": 1.0}
+
+
+@pytest.mark.parametrize("status", ["tool_failure", "out_of_time", "answered"])
+def test_a_group_that_lost_samples_says_nothing_of_its_prompt_unless_the_rest_have_spread(status):
+    """Those that a tool, the clock or a reward failed might have differed from the others."""
+
+    def cut(*accuracies: float) -> Group:
+        whole = group("all", *accuracies, lost=7)
+        lost = [replace(t, status=status) for t in whole.trajectories[len(accuracies) :]]
+        return whole._replace(trajectories=[*whole.trajectories[: len(accuracies)], *lost])
+
+    rates = PassRates(2, 0.5)
+    remember(rates, 0, [cut(1.0)])
+    assert rests(rates, "all", range(1, 9)) == []
+    remember(rates, 1, [group("all", 1.0, 1.0)])
+    remember(rates, 2, [cut(1.0)])  # it was drawn though it rests: it goes on to
+    assert rests(rates, "all", range(2, 9)) == [2, 3]
+    remember(rates, 4, [group("all", 1.0, 1.0)])  # the second time in a row
+    assert rests(rates, "all", range(5, 13)) == [5, 6, 7, 8]
+    remember(rates, 9, [cut(1.0, 0.0)])
+    assert rests(rates, "all", range(10, 18)) == []
+    rates.begin(17)
+    assert rates.figures()["pass_rate"] == 7 / 8
 
 
 def test_what_is_back_in_the_next_step_is_not_told_to_rest():

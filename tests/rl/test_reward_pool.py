@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+import threading
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.types import QAExample, RampExample, Segment, Span, Trajectory, Turn
 from masksearch_jax.data.batches import Prompt
-from masksearch_jax.rl import rewards
+from masksearch_jax.rl import reward_pool, rewards
 from masksearch_jax.rl.group_sampler import GroupSampler, figures
 from masksearch_jax.rl.groups import Group, score_groups
 from masksearch_jax.rl.reward_figures import figures as reward_figures
@@ -125,6 +128,61 @@ def test_what_is_not_the_policys_doing_is_not_scored(status):
     assert (found["reward"], found["reward_failures"]) == (0.5, 0.0)
 
 
+class Stopped(Exception):
+    """What a look whether to stop may raise."""
+
+
+def test_whoever_waits_for_a_reward_looks_meanwhile_whether_to_stop():
+    looks = itertools.count(1)
+
+    def check():
+        if next(looks) == 3:
+            raise Stopped
+
+    with RewardPool(own("hangs"), check=check) as pool:
+        with pytest.raises(Stopped):
+            pool.wait([pool.submit(EXAMPLE, trajectory("e7", 0, "A b."))])
+        own_rewards.met.set()  # so that no thread is left
+
+
+class Together:
+    """`hosts.is_on_any` of threads that stand for processes; it fails where they do not all ask."""
+
+    def __init__(self, count: int):
+        self.flags, self.found = [], False
+        self.barrier = threading.Barrier(count, self.decide, timeout=30)
+
+    def decide(self):
+        self.found = any(self.flags)
+        self.flags.clear()
+
+    def __call__(self, flag: bool) -> bool:
+        self.flags.append(flag)
+        self.barrier.wait()
+        return self.found
+
+
+def test_processes_wait_for_each_others_rewards_and_look_equally_often(monkeypatch):
+    """The reward of one is there at once, that of the other once the first has looked twice."""
+    monkeypatch.setattr(reward_pool.hosts, "is_on_any", Together(2))
+    looks = [0, 0]
+
+    def wait(process: int) -> None:
+        def check() -> None:
+            looks[process] += 1
+            if looks[0] == 2:
+                own_rewards.met.set()
+
+        with RewardPool(own("hangs" if process else "by_sample"), check=check) as pool:
+            reward = pool.submit(EXAMPLE, trajectory("e7", 1, "A b."))
+            pool.wait([reward])
+            assert reward.done()
+
+    with futures.ThreadPoolExecutor(2) as threads:
+        list(threads.map(wait, range(2)))
+    assert looks[0] == looks[1] >= 2
+
+
 # ---- a user's function
 
 
@@ -162,6 +220,9 @@ FAILURES = [
     ("raises", r"KeyError: 'gold'"),
     ("raises_later", r"KeyError: 'gold'"),
     ("leaves", r"SystemExit: 3"),
+    ("cancels", r"CancelledError: by whoever"),
+    ("cancels_a_call", r"CancelledError: by whoever"),
+    ("cancels_a_task", r"CancelledError: by whoever"),
     ("hangs", r"no reward in 0\.05 s"),
 ]
 
@@ -176,6 +237,13 @@ def test_a_reward_that_is_none_is_named_with_its_example(name, message):
         with pytest.raises(ConfigError, match=said):
             pool.check_sample(EXAMPLE, trajectory("e7", 0, "A b."))
         own_rewards.met.set()  # so that no thread is left
+
+
+def test_a_pool_that_closes_cancels_what_is_not_done():
+    with RewardPool(own("hangs")) as pool:
+        reward = pool.submit(EXAMPLE, trajectory("e7", 0, "A b."))
+    own_rewards.met.set()  # so that no thread is left
+    assert reward.cancelled()
 
 
 def test_samples_without_a_reward_are_left_out_and_counted(caplog):

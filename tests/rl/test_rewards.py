@@ -384,6 +384,23 @@ def test_qa_recall_and_dispatch():
     assert qa_reward(QA, trajectory(policy("Warsaw")), CFG) == RewardTerms(0.0, 0.0, 0.0, 0.0)
 
 
+@pytest.mark.parametrize("name", ["coverage_weight", "gold_hit_weight"])
+def test_what_a_function_of_ones_own_is_not_paid_for_is_refused(name):
+    own = dataclasses.replace(CFG, reward="tests.rl.own_rewards:by_sample")
+    check_reward(own, max_turns=4)
+    check_reward(dataclasses.replace(CFG, **{name: 0.25}), max_turns=4)
+    with pytest.raises(ConfigError, match=rf"config\.dapo\.{name} is 0\.25, .* recall, f1, penal"):
+        check_reward(dataclasses.replace(own, **{name: 0.25}), max_turns=4)
+
+
+def test_a_penalty_of_calls_wants_a_tool_whose_calls_may_be_unreadable():
+    cfg = dataclasses.replace(CFG, unreadable_call_penalty=0.5)
+    check_reward(cfg, max_turns=4, tools=("calculate",))
+    check_reward(CFG, max_turns=4)
+    with pytest.raises(ConfigError, match=r"unreadable_call_penalty is 0\.5, .* choose config\.to"):
+        check_reward(cfg, max_turns=4)
+
+
 def test_an_unknown_reward_names_the_choices():
     cfg = dataclasses.replace(CFG, reward="penalized")
     said = (

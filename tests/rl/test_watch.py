@@ -1,6 +1,8 @@
 """What a run is watched by: alarms that could never ring, or ring at once, are refused."""
 
+import contextlib
 import dataclasses
+import types
 
 import pytest
 
@@ -10,8 +12,16 @@ from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.watch_config import AlarmsConfig
 from masksearch_jax.data.gate import Gate
+from masksearch_jax.rl import watch as watch_module
 from masksearch_jax.rl.watch import Watch, after_rollbacks, check_rings
 from masksearch_jax.runtime import cli
+
+
+class _NoHeldout(contextlib.nullcontext):
+    """Stands for held-out examples that are never measured."""
+
+    def kinds(self) -> list[str]:
+        return []
 
 
 @pytest.mark.parametrize(
@@ -45,6 +55,41 @@ def test_a_run_that_logs_seldom_looks_at_its_first_step_where_an_alarm_is_on(rep
     assert not any(map(watching().is_due, range(1, 31)))
     with pytest.raises(ConfigError, match=r"grad_norm is 2, .*, 1, in step 1, and no update came"):
         watching(grad_norm=1.0).look(1, None, {"grad_norm": 2.0}, is_trained=False)
+
+
+@pytest.mark.parametrize(
+    ("best", "figures", "said"),
+    [
+        ("", {"loss": 1.0}, ""),
+        ("loss", {"loss": 1.0}, ""),
+        ("los", {"loss": 1.0, "lr": 0.1}, r"best_metric is 'los', which .*; did you mean loss"),
+        ("grad_norm", {"reward": 1.0}, ""),  # no update came yet, which has it
+        ("alarms", {"loss": 1.0, "alarms": ["entropy"]}, r"best_metric is 'alarms', which"),
+        ("heldout_recal", {"loss": 1.0}, ""),  # nothing was measured yet
+        (
+            "heldout_recal",
+            {"heldout_recall": 1.0, "heldout_lost": 0.0},
+            r"'heldout_recal', .*; did you mean heldout_recall",
+        ),
+        ("heldout_recall", {"heldout_lost": 0.75, "loss": 1.0}, ""),  # all others were lost
+        ("heldout_recall", {"heldout_recall": 1.0, "heldout_lost": 0.0, "loss": 1.0}, ""),
+    ],
+)
+def test_a_best_metric_that_is_not_measured_is_told_once_figures_are_known(
+    repository, best, figures, said
+):
+    cfg = to_dataclass(SftRun, cli.load_config(f"{repository / 'configs' / 'ramp_sft.py'}:tiny"))
+    how = dataclasses.replace(cfg.checkpoint, best_metric=best, every=3)
+    heldout = dataclasses.replace(cfg.eval, every=3)
+    gate = Gate(LessonsConfig(), [["a"]], [{"a": 1.0}], [0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch_module, "Heldout", lambda *_: _NoHeldout())
+        watch = Watch(
+            dataclasses.replace(cfg, checkpoint=how, eval=heldout),
+            *(30, gate, None, lambda: None, types.SimpleNamespace(raise_if_stopped=None)),
+        )
+    with pytest.raises(ConfigError, match=said) if said else contextlib.nullcontext():
+        watch.check_best(figures)
 
 
 def test_after_rollbacks_the_rate_is_lower_and_the_seed_another(repository):

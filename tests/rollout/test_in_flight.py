@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import types
 from collections.abc import Callable
 
 import jax
@@ -11,12 +12,15 @@ import numpy as np
 import pytest
 
 from masksearch_jax.core.types import Trajectory
+from masksearch_jax.rollout import engine as engine_module
+from masksearch_jax.rollout import episode as episode_module
 from tests.rollout.word_engine import (
     ANSWERER,
     GREEDY,
     OVERSUBSCRIBED,
     REQUESTS,
     ROLLOUT,
+    SEARCH,
     chain,
     colours,
     engine,
@@ -146,15 +150,28 @@ def test_what_is_too_old_begins_again(rollout, models):
     first, second, stats = two_runs(dataclasses.replace(rollout, max_staleness=0), models)
     assert 1 <= stats.restarted <= ROLLOUT.slots
     assert set(by_request(first, second)) == set(fresh)
-    # Those that the last tick of the first run ended are of the old weights, all others of the new.
-    versions = [set(t.versions[t.sampled].tolist()) for t in second]
-    assert all(v in ({0}, {1}) for v in versions)
-    again = [t for t, v in zip(second, versions, strict=True) if v == {1}]
-    assert len(again) >= stats.restarted
+    assert {v for t in second for v in t.versions[t.sampled].tolist()} == {1}
     assert same_ids(
-        by_request(again),
-        {(t.example_id, t.sample): fresh[t.example_id, t.sample] for t in again},
+        by_request(second),
+        {(t.example_id, t.sample): fresh[t.example_id, t.sample] for t in second},
     )
+
+
+@pytest.mark.parametrize(("bound", "gap"), [(0, 0), (0, 1), (1, 1), (1, 2)])
+@pytest.mark.parametrize("rollout", KEPT, ids=lambda c: c.in_flight)
+def test_what_has_ended_but_was_not_taken_begins_again_once_it_is_too_old(rollout, bound, gap):
+    """The one tick of a run that has enough ends all that it opens; nobody takes them before."""
+    model = chain("plan", "<answer>", "blue", "</answer>")
+    requests = [request("plan", i) for i in range(ROLLOUT.slots)]
+    with engine(rollout=dataclasses.replace(rollout, max_staleness=bound)) as e:
+        assert list(e.run(model, requests, 5, enough=lambda: True)) == []
+        assert e.stats.trajectories == len(requests)
+        found = by_request(e.run(model, version=5 + gap))
+    is_old = gap > bound
+    assert set(found) == {(r.example_id, r.sample) for r in requests}
+    versions = {v for t in found.values() for v in t.versions[t.sampled].tolist()}
+    assert versions == {5 + gap if is_old else 5}
+    assert e.stats.restarted == (len(requests) if is_old else 0)
 
 
 @pytest.mark.slow
@@ -165,6 +182,32 @@ def test_staleness_counts_from_the_first_sampled_token(gap, restarts, models):
         some(e, models[0], REQUESTS, 5, 4)
         list(e.run(models[0], version=5 + gap))
         assert (e.stats.restarted > 0) == restarts
+
+
+@pytest.mark.parametrize("rollout", KEPT, ids=lambda c: c.in_flight)
+@pytest.mark.parametrize(("within", "status"), [(4.0, "answered"), (8.0, "out_of_time")])
+def test_time_between_runs_counts_neither_for_a_trajectory_nor_for_its_search(
+    rollout, within, status, monkeypatch
+):
+    """The first run takes 1 s, then an update 9 s, of a deadline of 8 s."""
+    clock = types.SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    for module in (engine_module, episode_module):
+        monkeypatch.setattr(module, "time", clock)
+
+    def is_at(now: float) -> bool:
+        clock.now = now
+        return True
+
+    patient = dataclasses.replace(SEARCH, timeout=99.0)
+    requests = [request("plan", i) for i in range(ROLLOUT.slots)]
+    with engine(rollout=dataclasses.replace(rollout, deadline=8.0), search_config=patient) as e:
+        assert list(e.run(ANSWERER, requests, enough=lambda: is_at(1.0))) == []
+        clock.now += 9.0
+        e.check = lambda: is_at(10.0 + within)
+        found = list(e.run(ANSWERER, version=1))
+    assert {(t.status, t.seconds) for t in found} == {(status, 1.0 + within)}
+    if status == "answered":
+        assert [turn.seconds for t in found for turn in t.turns] == [within] * len(requests)
 
 
 class Interrupts:

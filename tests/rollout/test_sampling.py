@@ -32,10 +32,12 @@ from tests.rollout.word_engine import (
 )
 
 DRAW = jax.jit(sample, static_argnums=4)
+BY_ROW = jax.jit(sample_by_row)
 MESH = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
 FILTERS = [
     Sampler(1.0, top_k=1),
     Sampler(1.0, top_k=5),
+    Sampler(1.0, top_p=0.0),
     Sampler(1.0, top_p=0.01),
     Sampler(1.0, top_p=0.5),
     Sampler(1.0, top_p=0.93),
@@ -76,7 +78,7 @@ def kept_by_definition(row: np.ndarray, sampler: Sampler) -> np.ndarray:
 @pytest.mark.parametrize("sampler", FILTERS, ids=str)
 def test_filters_keep_what_their_definition_says(sampler):
     logprobs = random_logprobs(seed=11)
-    kept = np.asarray(keep(jnp.asarray(logprobs), sampler))
+    kept = np.asarray(keep(jnp.asarray(logprobs), *sampler[1:]))
     expected = np.stack([kept_by_definition(row, sampler) for row in logprobs])
     np.testing.assert_array_equal(kept, expected)
     assert kept[np.arange(len(kept)), logprobs.argmax(axis=1)].all()
@@ -95,12 +97,13 @@ def test_filters_keep_what_their_definition_says(sampler):
         (Sampler(1.0, top_p=0.65), (0.1, 0.4, 0.3, 0.2), "0110"),
         (Sampler(1.0, top_p=0.75), (0.1, 0.4, 0.3, 0.2), "0111"),
         (Sampler(1.0, top_p=0.5), (0.3, 0.3, 0.3, 0.1), "1110"),
+        (Sampler(1.0, top_p=0.0), (0.1, 0.4, 0.3, 0.2), "0100"),
         (Sampler(1.0, min_p=0.6), (0.4, 0.3, 0.2, 0.1), "1100"),
         (Sampler(1.0), (0.4, 0.3, 0.2, 0.1), "1111"),
     ],
 )
 def test_filters_on_four_tokens(sampler, probability, expected):
-    kept = keep(jnp.log(jnp.asarray([probability])), sampler)[0]
+    kept = keep(jnp.log(jnp.asarray([probability])), *sampler[1:])[0]
     assert "".join(str(int(k)) for k in kept) == expected
 
 
@@ -135,7 +138,7 @@ def test_no_rounding_of_sums_draws_a_token_left_out(monkeypatch, sampler):
     logprobs = jnp.asarray(random_logprobs(seed=9, rows=256, size=4096))
     position = jnp.zeros(256, jnp.int32)
     ids, _ = sample(logprobs, streams(256), position, np.uint32(0), sampler)
-    assert keep(logprobs, sampler)[jnp.arange(256), ids].all()
+    assert keep(logprobs, *sampler[1:])[jnp.arange(256), ids].all()
 
 
 @pytest.mark.parametrize("size", [1, 511, 512, 513, 1300])
@@ -172,6 +175,21 @@ def test_temperature_zero_takes_the_likeliest_with_its_logprob_at_one(sampler):
     np.testing.assert_allclose(found, logprobs.max(axis=1), atol=1e-6)
 
 
+@pytest.mark.parametrize("temperature", [1e-45, 1e-40, 1e-38, 1e-30, 1e-20, 1e-7, 1e-5])
+def test_a_temperature_at_which_float32_loses_logits_takes_the_likeliest(temperature):
+    """By a sampler for all and by one of each row; from 1e-5 on it is drawn, here the same."""
+    logits = 40.0 * random_logprobs(seed=6, rows=8, size=700)[:4]
+    sampler, position = Sampler(temperature), jnp.zeros(4, jnp.int32)
+    by_row = jnp.asarray([sampler] * 4, jnp.float32)
+    for draw, how in ((DRAW, sampler), (BY_ROW, by_row)):
+        ids, found = draw(jnp.asarray(logits), streams(4), position, np.uint32(0), how)
+        np.testing.assert_array_equal(ids, logits.argmax(axis=1))
+        assert np.isfinite(found).all()
+        if temperature < sampling.COLDEST:
+            expected = jax.nn.log_softmax(logits).max(axis=1)
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_a_draw_depends_on_seed_stream_position_and_its_own_row_alone():
     logits, rows = jnp.asarray(random_logprobs(seed=3, rows=32)), 32
     draw = lambda logits, stream, position, seed: np.asarray(  # noqa: E731
@@ -194,12 +212,9 @@ def test_a_draw_depends_on_seed_stream_position_and_its_own_row_alone():
     assert all((other != plain).any() for other in others)
 
 
-BY_ROW = jax.jit(sample_by_row)
-
-
 def test_a_row_draws_by_its_own_sampler_as_if_all_had_it():
     samplers = [Sampler(0.0), Sampler(1.0), Sampler(0.5), *FILTERS, Sampler(2.0, 7, 0.9, 0.01)]
-    rows = len(samplers)
+    rows, compiled = len(samplers), BY_ROW._cache_size()
     logits = jnp.asarray(random_logprobs(5, rows=2 * rows, size=700)[:rows])
     stream = jnp.asarray(np.arange(2 * rows).reshape(rows, 2), jnp.uint32)
     position, seed = jnp.arange(rows, dtype=jnp.int32), jnp.uint32(3)
@@ -215,7 +230,7 @@ def test_a_row_draws_by_its_own_sampler_as_if_all_had_it():
     none = jnp.asarray([Sampler(1.0, top_p=0.0)] * rows, jnp.float32)
     top = BY_ROW(logits, stream, position, seed, none)[0]
     np.testing.assert_array_equal(np.take_along_axis(logits, top[:, None], 1)[:, 0], logits.max(1))
-    assert BY_ROW._cache_size() == 1
+    assert BY_ROW._cache_size() == compiled + 1
 
 
 @pytest.mark.slow
@@ -280,6 +295,10 @@ def test_training_refuses_filters_unless_they_are_allowed(change, says, dapo):
     train_dapo.check_settings(dapo, ROLLOUT, MESH)
 
 
-def test_training_refuses_greedy_sampling(dapo):
-    with pytest.raises(ConfigError, match=r"temperature is 0\.0; to train, it must be above 0"):
-        train_dapo.check_settings(dapo, GREEDY, MESH)
+@pytest.mark.parametrize("temperature", [0.0, 1e-40])
+def test_training_refuses_greedy_sampling(dapo, temperature):
+    rollout = dataclasses.replace(GREEDY, temperature=temperature)
+    with pytest.raises(
+        ConfigError, match=rf"temperature is {temperature}; to train, it must be at least 1e-05"
+    ):
+        train_dapo.check_settings(dapo, rollout, MESH)

@@ -355,18 +355,20 @@ def test_weights_are_read_as_long_as_they_lie_alike(of_format):
     assert_equal(checkpoint_files.load_params(folder, params, MODEL), params)
 
 
-def test_retention_keeps_the_newest_every_nth_and_the_best(tmp_path):
-    config = CheckpointConfig(1, keep=2, keep_every=4, best_metric="loss", best_mode="min")
-    losses = [5.0, 4.0, 1.0, 3.0, 2.0, 6.0, 7.0, 8.0, 9.0, 9.0]
+@pytest.mark.parametrize(("mode", "sign"), [("min", 1), ("max", -1)])
+def test_retention_keeps_the_newest_every_nth_and_the_best(tmp_path, mode, sign):
+    """A value that is not finite is never the best, nor does it hide the best."""
+    config = CheckpointConfig(1, keep=2, keep_every=4, best_metric="loss", best_mode=mode)
+    losses = [5.0, 4.0, 1.0, 3.0, math.nan, 6.0, 7.0, -math.inf, 9.0, math.nan, 9.0, 9.0]
 
     def save(first: int, last: int) -> None:  # the best is known after a restart too
         with Checkpointer(tmp_path, config, MODEL) as checkpointer:
             for step in range(first, last + 1):
-                checkpointer.save(step, make_state(step), {}, {"loss": losses[step - 1]})
+                checkpointer.save(step, make_state(step), {}, {"loss": sign * losses[step - 1]})
 
     save(1, 6)
-    save(7, 10)
-    assert sorted(int(p.name) for p in tmp_path.iterdir()) == [3, 4, 8, 9, 10]
+    save(7, 12)
+    assert sorted(int(p.name) for p in tmp_path.iterdir()) == [3, 4, 8, 11, 12]
     like = jax.eval_shape(lambda: make_state().params)
     assert_equal(load_params(tmp_path / "3", like, MODEL), make_state(3).params)
     with (
@@ -375,7 +377,7 @@ def test_retention_keeps_the_newest_every_nth_and_the_best(tmp_path):
             CheckpointError, match=r"best_metric is 'loss', which .* did you mean losses"
         ),
     ):
-        checkpointer.save(11, make_state(11), {}, {"losses": 1.0})
+        checkpointer.save(13, make_state(13), {}, {"losses": 1.0})
 
 
 def test_a_step_that_is_given_its_metrics_later_may_be_the_best(tmp_path):
