@@ -7,10 +7,12 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
 # The other scripts of launch/ copy or test a checkout.
 SCRIPTS = ["setup_env.sh", "quickstart.sh", "real.sh", "cells.sh", "worker.sh"]
+COMMIT = "commit.txt"
 
 
 class BuildWithConfigs(build_py):
@@ -26,11 +28,24 @@ class BuildWithConfigs(build_py):
             copy = shipped / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, copy)
-        (shipped / "commit.txt").write_text(commit() + "\n", encoding="utf-8")
+        (shipped / COMMIT).write_text(commit() + "\n", encoding="utf-8")
+
+
+class SourceWithCommit(sdist):
+    """A source distribution: what MANIFEST.in says, and the commit."""
+
+    def make_release_tree(self, base_dir, files):
+        super().make_release_tree(base_dir, files)
+        (Path(base_dir) / COMMIT).write_text(commit() + "\n", encoding="utf-8")
 
 
 def commit() -> str:
-    """The git commit of the checkout, `-dirty` where files differ; "" for none."""
+    """The git commit of the checkout, `-dirty` where files differ, or of the source distribution.
+
+    "" for none.
+    """
+    if (ROOT / COMMIT).is_file():
+        return (ROOT / COMMIT).read_text(encoding="utf-8").strip()
     if not (ROOT / ".git").exists():
         return ""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -102,7 +117,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["masksearch_jax", "masksearch_jax.*"]),
-    cmdclass={"build_py": BuildWithConfigs},
+    cmdclass={"build_py": BuildWithConfigs, "sdist": SourceWithCommit},
     entry_points={"console_scripts": ["masksearch = masksearch_jax.runtime.command:main"]},
     package_data={"masksearch_jax": ["**/*.txt", "**/*.css", "**/*.js", "**/*.html"]},
     install_requires=[

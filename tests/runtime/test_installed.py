@@ -112,19 +112,25 @@ COMMIT = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> tuple[Path, str]:
-    """The wheel of a copy of the checkout, and the copy's commit. Nothing is fetched."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
+def checkout(tmp_path_factory) -> tuple[Path, str]:
+    """A copy of the checkout, and its commit."""
+    source = tmp_path_factory.mktemp("checkout") / "source"
     no_junk = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("masksearch_jax", "configs", "launch"):
         shutil.copytree(ROOT / name, source / name, ignore=no_junk)
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
+    for path in ROOT.glob("requirements*.txt"):
+        shutil.copy(path, source)
     for line in (["git", "init", "-q"], [*COMMIT, "-m", "all"]):
         subprocess.run(line, cwd=source, check=True)
     line = ["git", "rev-parse", "HEAD"]
     head = subprocess.run(line, cwd=source, check=True, capture_output=True, text=True).stdout
+    return source, head.strip()
+
+
+def wheel_of(source: Path, folder: Path) -> Path:
+    """The wheel that is built in `folder`. Nothing is fetched."""
     build = ["-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "--no-index", "-q"]
     done = subprocess.run(
         [sys.executable, *build, "--disable-pip-version-check", "-w", str(folder)],
@@ -134,7 +140,36 @@ def wheel(tmp_path_factory) -> tuple[Path, str]:
     )
     assert done.returncode == 0, done.stderr
     (made,) = folder.glob("*.whl")
-    return made, head.strip()
+    return made
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout, tmp_path_factory) -> tuple[Path, str]:
+    """The wheel of the copy, and the copy's commit."""
+    source, head = checkout
+    return wheel_of(source, tmp_path_factory.mktemp("wheel")), head
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    """The files of a wheel but their list, which is in the order of the build."""
+    with zipfile.ZipFile(wheel) as file:
+        return {n: file.read(n) for n in file.namelist() if not n.endswith("/RECORD")}
+
+
+@pytest.mark.slow
+def test_a_source_distribution_makes_the_wheel_of_the_checkout(checkout, wheel, tmp_path):
+    """As `python -m build` does; launch/ finds in it the pins that it installs."""
+    source, _ = checkout
+    pack = ["setup.py", "-q", "sdist", "-d", str(tmp_path / "packed")]
+    subprocess.run([sys.executable, *pack], cwd=source, check=True)
+    (packed,) = (tmp_path / "packed").glob("*.tar.gz")
+    shutil.unpack_archive(packed, tmp_path, filter="data")
+    (unpacked,) = (p for p in tmp_path.iterdir() if p.name.startswith("masksearch_jax-"))
+    assert (unpacked / "requirements.txt").is_file()
+    made = contents(wheel_of(unpacked, tmp_path / "wheel"))
+    assert made == contents(wheel[0])
+    assert "masksearch_jax/shipped/configs/quickstart.py" in made
+    assert "masksearch_jax/shipped/launch/quickstart.sh" in made
 
 
 @pytest.mark.slow
