@@ -17,6 +17,4 @@ def get_config(arg: str = "") -> ConfigDict:
     c.checkpoint = "runs/ramp_dapo/checkpoints"
     c.folder = "runs/ramp_dapo/export"
     c.model = common.model(arg.model)
-    c.card = ConfigDict()  # what it leaves out is for whoever publishes the folder
-    c.card.training = "RAMP: SFT, then DAPO"
     return c

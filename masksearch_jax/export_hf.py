@@ -22,7 +22,7 @@ from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import JsonObject
-from masksearch_jax.models import hf, reload_check
+from masksearch_jax.models import hf, reload_check, trainings
 from masksearch_jax.models.hf_card import Card, model_card
 from masksearch_jax.models.hf_config import read_config, read_json
 from masksearch_jax.models.load import check_vocabulary, weights
@@ -106,7 +106,7 @@ def run(cfg: ExportRun) -> dict[str, Any]:
             dtype=params.dtype if cfg.dtype == "stored" else cfg.dtype,
             max_shard_bytes=cfg.max_shard_gigabytes * 1e9,
             reload=cfg.reload,
-            card=cfg.card,
+            card=_card(cfg),
             step=params.step,
             agent=agent_settings.read(cfg.checkpoint),
         )
@@ -114,6 +114,12 @@ def run(cfg: ExportRun) -> dict[str, Any]:
     if jax.process_index() == 0:
         print(json.dumps({"folder": cfg.folder, "step": params.step} | report))
     return report
+
+
+def _card(cfg: ExportRun) -> Card:
+    """With the trainings before the checkpoint, where the config does not say them."""
+    training = cfg.card.training or trainings.told(cfg.checkpoint)
+    return dataclasses.replace(cfg.card, training=training)
 
 
 def check_local(folder: str | Path) -> None:

@@ -14,7 +14,9 @@ class Card:
     """What the folder cannot say itself; what is empty is said to be for its publisher to fill."""
 
     base_model: str = key("", "Name of the model that training started from.")
-    training: str = key("", 'How it was trained, as "RAMP, DAPO".')
+    training: str = key(
+        "", 'How it was trained, as "RAMP, DAPO"; empty: as the records of its runs say.'
+    )
     dataset: str = key("", "What it was trained on.")
     license: str = key("", "Of the exported weights, as an identifier of the Hugging Face hub.")
 

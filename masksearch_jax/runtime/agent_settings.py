@@ -54,9 +54,8 @@ def read(folder: str) -> JsonObject:
             return of_run(json.loads((path / FILE).read_text()))
         except (ValueError, AttributeError) as error:
             raise UserError(f"{path / FILE} tells no settings of an agent: {error}") from error
-    for place in (path.parent, path.parent.parent):  # of checkpoints, or of one of them
-        if (record := run_record.read(place)) is not None:
-            return of_run(record["config"]) | _of_cache(record["config"])
+    if (record := run_record.of_checkpoints(folder)) is not None:
+        return of_run(record["config"]) | _of_cache(record["config"])
     return {}
 
 

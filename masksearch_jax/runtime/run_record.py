@@ -124,6 +124,13 @@ def read(folder: str | os.PathLike) -> JsonObject | None:
         ) from error
 
 
+def of_checkpoints(folder: str | os.PathLike) -> JsonObject | None:
+    """The record of the run that wrote a folder of checkpoints, or one of these, as `read` does."""
+    path = storage.path(folder)
+    places = (path.parent, path.parent.parent)
+    return next((record for place in places if (record := read(place)) is not None), None)
+
+
 class Changes(NamedTuple):
     """`key: old → new` of each key that differs from a record, by what it does to the result."""
 

@@ -597,7 +597,7 @@ def test_export_checks_the_table_where_told(tokenizer: Path, tmp_path: Path) -> 
 def test_a_checkpoint_is_exported(tokenizer: Path, tmp_path: Path, capsys) -> None:
     config = dataclasses.replace(TINY_QWEN2, vocab_size=300)
     model = random_model(config)
-    folder = str(tmp_path / "checkpoints")
+    folder = str(tmp_path / "run" / "checkpoints")
     with Checkpointer(folder, CheckpointConfig(every=1, keep=2), config) as checkpointer:
         for step in (1, 2):
             scaled = jax.tree.map(lambda leaf, by=step: leaf * by, model)
@@ -614,12 +614,20 @@ def test_a_checkpoint_is_exported(tokenizer: Path, tmp_path: Path, capsys) -> No
         mesh=MeshConfig(1, -1, 1),
         model=config,
     )
+    trained = {"config": {"sft": {"curriculum": "0:ramp_sft_mixed"}}, "content": {}, "sessions": []}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(trained))
     report = export_hf.run(run)
+    assert "| training | SFT (ramp_sft_mixed) |" in (tmp_path / "model" / "README.md").read_text()
     assert json.loads(capsys.readouterr().out) == {"folder": run.folder, "step": 2} | report
     twice = jax.tree.map(lambda leaf: leaf * 2, model)
     jax.tree.map(np.testing.assert_array_equal, hf.load(run.folder, FLOAT32), twice)
+    card = dataclasses.replace(run.card, training="by hand")
+    export_hf.run(dataclasses.replace(run, card=card))
+    assert "| training | by hand |" in (tmp_path / "model" / "README.md").read_text()
+    capsys.readouterr()
     export_hf.run(dataclasses.replace(run, step=1))
-    told = f"  {run.folder}: the export of other settings is replaced (step: -1 → 1)\n"
+    changed = "step: -1 → 1; card.training: 'by hand' → ''"
+    told = f"  {run.folder}: the export of other settings is replaced ({changed})\n"
     assert told in capsys.readouterr().err
     record = json.loads((tmp_path / "model" / "run.json").read_text())
     assert record["config"]["step"] == 1
