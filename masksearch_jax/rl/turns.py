@@ -46,10 +46,10 @@ def faults(trajectory: Trajectory) -> Mapping[str, tuple[float, ...]]:
     """Of each fault, how much of it each turn has, in 0..1.
 
     no_answer: of the last turn of a trajectory that did not end with an answer. no_search: of the
-    last turn where none before it searched. malformed_turn: of a turn that is not an optional
-    thought and one action. repeated_query: the share of a turn's queries that were asked before.
-    unreadable_call, where there are other tools than search: the share that its tool could not
-    read.
+    last turn where no turn searched, the last one included. malformed_turn: of a turn that is not
+    an optional thought and one action. repeated_query: the share of a turn's queries that a turn
+    before it asked. unreadable_call, where there are other tools than search: the share that its
+    tool could not read.
     """
     turns = texts(trajectory)
     tools = trajectory.tools
@@ -100,7 +100,7 @@ def _repeated(queries: Sequence[Sequence[tuple[str, str]]]) -> list[float]:
 
 
 def totals(faults: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """How often a trajectory has each fault, all turns together; to be logged."""
+    """How much of each fault a trajectory has, summed over its turns; to be logged."""
     return {name: float(sum(each)) for name, each in faults.items()}
 
 

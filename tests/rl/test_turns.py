@@ -80,6 +80,24 @@ def test_faults_are_those_of_their_turn(said, status, expected):
     assert {len(each) for each in found.values()} == {count}
 
 
+@pytest.mark.parametrize(
+    ("said", "status", "expected"),
+    [
+        (("so", FOUND, search(" "), FOUND, "so"), "answered", (0, 1, 3, 0)),  # no share: a sum
+        ((search("a"), FOUND, search("A "), FOUND, ANSWER), "answered", (0, 0, 0, 1)),
+        ((search("a", "a"), FOUND, search("b", "a"), FOUND, ANSWER), "answered", (0, 0, 0, 0.5)),
+        (("and so on and on",), "out_of_tokens", (1, 1, 1, 0)),
+        (("so", FOUND, search("a")), "out_of_tokens", (1, 0, 1, 0)),  # the last turn searches first
+        ((search("a") + ANSWER,), "answered", (0, 0, 1, 0)),
+    ],
+)
+def test_what_is_logged_of_a_trajectory_is_summed_over_its_turns(said, status, expected):
+    """no_answer, no_search, malformed_turn and repeated_query."""
+    found = turns.totals(turns.faults(made(*said, status=status)))
+    assert tuple(found.values()) == expected
+    assert rewards.reward(RAMP, made(*said, status=status), CFG).logged.items() >= found.items()
+
+
 def test_a_call_that_its_tool_could_not_read_is_a_fault_of_its_turn():
     def call(text):
         return f"<calculate>{text}</calculate>"
