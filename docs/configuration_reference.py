@@ -20,6 +20,12 @@ import generated_page
 from masksearch_jax.runtime.completion import main_names, schemas
 
 HARMLESS = "°"  # marks a key that a resumed run may change
+PROMISE = (
+    f"A run may be resumed with another value of a key marked {HARMLESS}. What it computes stays "
+    "the same but for rounding, by which a sampled token may become another one. What it does "
+    "where something goes wrong (alarms, bad updates, replies that cannot be read, time that runs "
+    "out) is as the new value says from then on."
+)
 
 
 def section_of(kind: Any) -> type | None:
@@ -102,7 +108,7 @@ def page() -> str:
         "# Configuration reference",
         "This page is for whoever looks for a key. It is made from the dataclasses of the configs.",
         "Each main reads one config file. `--config.SECTION.KEY=VALUE` overrides a key.",
-        f"A resumed run may change a key marked {HARMLESS}: it comes to the same result.",
+        PROMISE,
         "## Mains",
     ]
     for main in main_names():

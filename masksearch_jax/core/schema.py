@@ -42,7 +42,8 @@ def key(
 ) -> Any:
     """A field of a section: its default, and what it means with units and choices.
 
-    harmless: a run that is resumed with another value comes to the same result (to rounding).
+    harmless: a run that is resumed with another value comes to the same result (to rounding), but
+    for what it does where something goes wrong.
     folder: names one, and what lies in it decides, not where it is. least, most: of a number, the
     smallest and the largest that can work. user: of an address, in which there must be no user, as
     logs and records keep it: where user and password go instead.
