@@ -1,6 +1,7 @@
 """docs/metrics.md has a row for each name that a log or table prints, read from what writes it."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -17,25 +18,16 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "masksearch_jax"
 PAGE = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
 
-# Functions whose dicts with written keys are figures, by module.
+# Rooms whose functions are known by what they return, as figures by name.
+ROOMS = ("data", "rl", "rollout", "training")
+FIGURES = re.compile(
+    r"\b(dict|Mapping)\[str, (float|jax\.Array|list\[float\]|tuple\[float, \.\.\.\])\]"
+    r"|\b(Metrics|Loss|RewardTerms)\b"
+)
+# Functions that write figures and return something else, or are elsewhere, by module.
 WRITERS = {
     "train_sft.py": {"run"},
     "train_dapo.py": {"run"},
-    "training/train_state.py": {"make_train_step", "_rate"},
-    "training/guard.py": {"figures"},
-    "data/gate.py": {"listen", "_figures"},
-    "rl/behaviour.py": {"figures", "_of_trajectory", "_of_answer"},
-    "rl/group_sampler.py": {"figures"},
-    "rl/heldout.py": {"scores", "measure"},
-    "rl/losses.py": {
-        *("sft_loss", "dapo_loss", "_penalties", "_policy_metrics", "_sampler_metrics"),
-    },
-    "rl/pass_rates.py": {"figures"},
-    "rl/reward_figures.py": {"figures", "_of_its_kind", "_named"},
-    "rl/reward_pool.py": {"timing"},
-    "rl/rewards.py": {"_described", "judged_reward"},
-    "rl/turns.py": {"faults"},
-    "rl/update.py": {"timing", "__call__", "_without_gaps"},
     "rl/watch.py": {"look"},
     "runtime/metric_writer.py": {"write"},
     "recipes/stage_folder.py": {"figures"},
@@ -43,7 +35,7 @@ WRITERS = {
 # Keys of the same functions that are no figures: of checkpoints, sums and the like.
 NOT_LOGGED = {
     *("prompts", "sampler", "step_", "watch", "pass_rates", "measured", "data", "extra"),
-    *("all_updates", "masked", "samples", "idle"),
+    *("all_updates", "masked", "samples", "idle", "total"),
 }
 
 
@@ -73,16 +65,40 @@ def keys(tree: ast.AST) -> set[str]:
     return {key for key in named if isinstance(key, str)}
 
 
-def written() -> set[str]:
+def functions(tree: ast.AST) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def returned(tree: ast.AST) -> set[str]:
+    """The keys that functions write which return figures, as their annotation says."""
+    found = (f for f in functions(tree) if f.returns and FIGURES.search(ast.unparse(f.returns)))
+    return set().union(*map(keys, found))
+
+
+@functools.cache
+def written() -> frozenset[str]:
     """The figures of the trainers."""
     found = set(EngineStats().figures()) | {"step", "lr"}
-    for module, functions in WRITERS.items():
-        tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
-        defined = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
-        assert functions <= {n.name for n in defined}, module
-        for function in (n for n in defined if n.name in functions):
-            found |= keys(function)
-    return found - NOT_LOGGED
+    for path in (p for room in ROOMS for p in (PACKAGE / room).glob("*.py")):
+        found |= returned(ast.parse(path.read_text(encoding="utf-8")))
+    for module, own in WRITERS.items():
+        defined = functions(ast.parse((PACKAGE / module).read_text(encoding="utf-8")))
+        assert own <= {f.name for f in defined}, module
+        found |= set().union(*(keys(f) for f in defined if f.name in own))
+    return frozenset(found - NOT_LOGGED)
+
+
+def test_a_function_of_figures_is_found_by_what_it_returns():
+    new = """
+def one(step: int) -> dict[str, float]:
+    return {"a": 1.0}
+class Of:
+    async def two(self) -> tuple[int, Mapping[str, jax.Array]]:
+        found["b"] = 2.0
+def three() -> dict[str, int]:
+    return {"c": 3}
+"""
+    assert returned(ast.parse(new)) == {"a", "b"}
 
 
 def test_the_page_has_every_figure_that_a_trainer_writes():
