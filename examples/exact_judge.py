@@ -23,6 +23,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from masksearch_jax.core import markup, scoring
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.runtime import cli
 
 NAME = "exact"
 _ASKED = re.compile(r"Task:\n(.*?)\n\nKnown:\n(.*?)\n\nAnswer:\n(.*)", re.DOTALL)
@@ -63,5 +65,12 @@ async def complete(request: Request) -> JSONResponse:
 
 app = Starlette(routes=[Route("/v1/chat/completions", complete, methods=["POST"])])
 
-if __name__ == "__main__":
+
+def main() -> None:
+    if len(sys.argv) != 2 or not sys.argv[1].isdecimal() or int(sys.argv[1]) > 65535:
+        raise ConfigError("usage: python -m examples.exact_judge PORT, a number up to 65535")
     uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), access_log=False)
+
+
+if __name__ == "__main__":
+    cli.call(main)  # an error is one line

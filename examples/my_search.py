@@ -13,8 +13,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.jsonl import read_jsonl
 from masksearch_jax.core.types import Passage
+from masksearch_jax.runtime import cli
 from masksearch_jax.search.server import SearchServer
 
 
@@ -32,8 +34,14 @@ def _shared(query: str, passage: Passage) -> int:
     return len(set(query.lower().split()) & set(passage.title.lower().split()))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    if len(sys.argv) != 2:
+        raise ConfigError("usage: python -m examples.my_search PASSAGES.jsonl")
     tool = TitleSearch(read_jsonl(sys.argv[1], Passage))
     server = SearchServer(tool, "127.0.0.1", 8001)
     print("serving at http://127.0.0.1:8001", flush=True)
     server.serve_forever()
+
+
+if __name__ == "__main__":
+    cli.call(main)  # an error is one line

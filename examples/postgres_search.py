@@ -15,9 +15,11 @@ from collections.abc import Iterable, Sequence
 
 import psycopg
 
+from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.jsonl import read_jsonl
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Hits, Passage
+from masksearch_jax.runtime import cli
 from masksearch_jax.search.server import SearchServer
 
 TABLE = """create table passages (place serial, id text, title text, text text,
@@ -64,11 +66,21 @@ def _plain(text: str) -> str:
     return text.replace("\0", " ").encode("utf-8", "replace").decode()
 
 
-if __name__ == "__main__":
-    with psycopg.connect(sys.argv[1]) as opened:
-        (there,) = opened.execute("select to_regclass('passages')").fetchone()
-    if there is None:
-        load(sys.argv[1], read_jsonl(sys.argv[2], Passage))
-    server = SearchServer(PostgresSearch(sys.argv[1]), "127.0.0.1", 8001)
+def main() -> None:
+    if len(sys.argv) != 3:
+        raise ConfigError("usage: python -m examples.postgres_search DATABASE PASSAGES.jsonl")
+    database, passages = sys.argv[1:]
+    try:
+        with psycopg.connect(database) as opened:
+            (there,) = opened.execute("select to_regclass('passages')").fetchone()
+        if there is None:
+            load(database, read_jsonl(passages, Passage))
+    except psycopg.Error as error:
+        raise SearchError(f"PostgreSQL: {error}") from error
+    server = SearchServer(PostgresSearch(database), "127.0.0.1", 8001)
     print("serving at http://127.0.0.1:8001", flush=True)
     server.serve_forever()
+
+
+if __name__ == "__main__":
+    cli.call(main)  # an error is one line

@@ -5,6 +5,7 @@ import contextlib
 import re
 import runpy
 import socket
+import sys
 import threading
 import tomllib
 from pathlib import Path
@@ -76,6 +77,31 @@ def test_a_search_tool_is_asked_as_a_service():
         tool = open_tool(SearchConfig(kind="http", url=server.address, top_k=1))
         (found,) = tool.search(["castles of the loire"], 1)
     assert list(found) == [RIVERS[1]]
+
+
+@pytest.mark.parametrize(
+    ("module", "given", "status", "said"),
+    [
+        ("my_search", [], 2, "usage: python -m examples.my_search PASSAGES.jsonl"),
+        ("my_search", ["/none.jsonl"], 1, "[Errno 2] No such file or directory: '/none.jsonl'"),
+        ("my_search", [__file__], 1, f"{__file__}:1: not a Passage: "),
+        ("exact_judge", [], 2, "usage: python -m examples.exact_judge PORT, a number up to 65535"),
+        ("exact_judge", ["judge"], 2, "usage: python -m examples.exact_judge PORT"),
+        ("exact_judge", ["70000"], 2, "usage: python -m examples.exact_judge PORT"),
+        ("postgres_search", ["dbname=a"], 2, "usage: python -m examples.postgres_search DATABASE "),
+        ("postgres_search", ["port=x", __file__], 1, "PostgreSQL: "),
+    ],
+)
+def test_a_wrong_argument_is_one_line(module, given, status, said, monkeypatch, capsys):
+    if module == "postgres_search":
+        pytest.importorskip("psycopg")
+    path = ROOT / "examples" / f"{module}.py"
+    monkeypatch.setattr(sys, "argv", [str(path), *given])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(path), run_name="__main__")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {said}")
+    assert ended.value.code == status
 
 
 def test_an_extractor_decides_what_is_masked():
