@@ -1,7 +1,8 @@
 """A judge of your own: an LLM is asked in your words, and its verdict is the reward.
 
     MY_JUDGE=http://127.0.0.1:8000/v1 python -m masksearch_jax.train_dapo \\
-        --config=configs/qa_dapo.py:qwen2.5-1.5b --config.dapo.reward=examples.my_judge:reward
+        --config=configs/qa_dapo.py:qwen2.5-1.5b --config.tokenizer=Qwen2.5-1.5B-Instruct \\
+        --config.dapo.reward=examples.my_judge:reward
 
 A reward may be an `async def`; many are then under way at once. What raises is no score of 0: the
 sample is left out. The judge that comes with the project is `--config.dapo.reward=judge`.

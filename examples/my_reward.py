@@ -1,7 +1,7 @@
 """A reward of your own: the answer's token F1, less a little for every search that it took.
 
     python -m masksearch_jax.train_dapo --config=configs/qa_dapo.py:qwen2.5-1.5b \\
-        --config.dapo.reward=examples.my_reward:reward
+        --config.tokenizer=Qwen2.5-1.5B-Instruct --config.dapo.reward=examples.my_reward:reward
 
 A reward is a function of the example and of the finished trajectory. It returns a number, or named
 numbers with `total`: `total` is what the policy is trained on, `accuracy` says which samples count

@@ -2,6 +2,7 @@
 
     python -m examples.my_search passages.jsonl
     python -m masksearch_jax.train_dapo --config=configs/ramp_dapo.py:qwen2.5-1.5b \\
+        --config.tokenizer=Qwen2.5-1.5B-Instruct \\
         --config.search.kind=http --config.search.url=http://127.0.0.1:8001
 
 A search tool has one method, which several threads may call at once; it raises SearchError where it

@@ -39,8 +39,8 @@ from masksearch_jax.rollout.narration import NOTHING, Narrator
 from masksearch_jax.rollout.server import ChatServer, serve_until_told
 from masksearch_jax.runtime import agent_settings, cli
 from masksearch_jax.runtime.http_service import Call, Page, Route
-from masksearch_jax.search.open import open_tool
-from masksearch_jax.tools.registry import open_tools
+from masksearch_jax.search.open import check_named, open_tool
+from masksearch_jax.tools.registry import instructions_of, open_tools
 
 _STYLES = {  # ANSI codes
     "plan": "2",
@@ -152,12 +152,19 @@ class Agent:
             self._tell(event)
 
 
+def check_config(cfg: AskRun) -> None:
+    """Raises ConfigError for tools that there are not, and what `check_named` raises."""
+    instructions_of(cfg.tools)
+    check_named(cfg.search)
+
+
 @contextlib.contextmanager
 def opened(cfg: AskRun) -> Iterator[Agent]:
     """The agent, its programs compiled.
 
     Raises ConfigError for an `init` that is no folder, SearchError for an index that is not there.
     """
+    check_config(cfg)
     mesh = make_mesh(cfg.mesh)  # before anything that reads a checkpoint, for which JAX begins
     config, vocab = describe(cfg.init, cfg.tokenizer)
     check_context(config, cfg.rollout.max_len, "config.rollout.max_len")

@@ -91,9 +91,20 @@ class BuildCacheRun:
     )
 
 
+def check_config(cfg: BuildCacheRun) -> None:
+    """Raises ConfigError for keys that are empty, and for tools that there are not."""
+    check_given(
+        cfg,
+        folder="the folder that build_ramp wrote",
+        cache="the folder to write",
+        tokenizer="the folder that holds tokenizer.json",
+    )
+    instructions_of(cfg.tools)
+
+
 def run(cfg: BuildCacheRun) -> dict[str, Any]:
     """Builds or resumes the cache; per task and split its counts, and what the build cost."""
-    check_given(cfg, folder="the folder that build_ramp wrote", cache="the folder to write")
+    check_config(cfg)
     started = time.monotonic()
     vocab = Vocab.load(cfg.tokenizer)
     prompt.check_style(cfg.prompt.style, vocab)

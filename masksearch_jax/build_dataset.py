@@ -100,7 +100,8 @@ def run(cfg: BuildDatasetRun) -> dict[str, Any]:
     Raises ConfigError for a config that no dataset can be made of, DropError for too many malformed
     lines, or when no training example comes out, ShareError when too much of the rest is no prose.
     """
-    _check(cfg)
+    check_config(cfg)
+    _check_machine(cfg)
     with _hushed():
         files = files_of(cfg.corpus)
     root, made_from = epath.Path(cfg.folder) / tfds_records.NAME, _made_from(cfg, files)
@@ -143,7 +144,8 @@ def _begin(cfg: BuildDatasetRun, root: epath.Path, made_from: str) -> None:
     )
 
 
-def _check(cfg: BuildDatasetRun) -> None:
+def check_config(cfg: BuildDatasetRun) -> None:
+    """Raises ConfigError for what no corpus can mend: keys that are empty, and keys that clash."""
     check_given(cfg, folder="the folder to write", corpus="files to read, or patterns of them")
     for dotted, (allowed, reason) in _ONLY.items():
         part, _, name = dotted.partition(".")
@@ -153,11 +155,15 @@ def _check(cfg: BuildDatasetRun) -> None:
             raise ConfigError(f"config.{dotted} is {value!r}; it must be {choices} here: {reason}")
     if cfg.clean.leakage == "drop" and not cfg.clean.evaluation:
         raise ConfigError("config.clean.leakage is 'drop' and config.clean.evaluation is empty")
+    examples.check_settings(cfg.ramp)
+
+
+def _check_machine(cfg: BuildDatasetRun) -> None:
+    """Raises ConfigError for a folder that holds other examples, and for what is not installed."""
     if stray := next((epath.Path(cfg.folder) / tfds_records.NAME).glob("*.jsonl"), None):
         raise ConfigError(f"config.folder holds RAMP examples as JSONL already: {stray}")
     if importlib.util.find_spec("apache_beam") is None:
         raise ConfigError("Apache Beam is not installed; pip install 'masksearch_jax[beam]'")
-    examples.check_settings(cfg.ramp)
     if cfg.ramp.extractor == "spacy":
         rules = PassageRules(cfg.clean, cfg.ramp, cfg.language)
         build.extractor_of(rules)  # or says what is missing

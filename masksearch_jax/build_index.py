@@ -65,14 +65,19 @@ class BuildIndexRun:
     opensearch: OpenSearchLoadConfig = section(OpenSearchLoadConfig)
 
 
+def check_config(cfg: BuildIndexRun) -> None:
+    """Raises ConfigError for keys that are empty."""
+    check_given(cfg, index="the folder to write")
+    readable = "a corpus that build_ramp reads, or the passages.jsonl that it wrote"
+    check_given(cfg.corpus, "config.corpus", path=readable)
+
+
 def run(cfg: BuildIndexRun) -> dict[str, Any]:
     """Builds the index; the counts in and out, every drop by reason, and what it cost.
 
     left_out: of whole articles, what is no prose, by reason.
     """
-    check_given(cfg, index="the folder to write")
-    readable = "a corpus that build_ramp reads, or the passages.jsonl that it wrote"
-    check_given(cfg.corpus, "config.corpus", path=readable)
+    check_config(cfg)
     started = time.monotonic()
     encoder = _open_encoder(cfg.vectors) if cfg.vectors.encoder else None
     load = _open_cluster(cfg.opensearch) if cfg.opensearch.url else None

@@ -24,6 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from masksearch_jax.agents.llm_client import check_endpoint
 from masksearch_jax.agents.span_models import SpanModels
 from masksearch_jax.core import files, stamp
 from masksearch_jax.core.corpus_config import CorpusConfig, PplConfig, RampConfig
@@ -74,24 +75,31 @@ class BuildRampRun:
     )
 
 
-def run(cfg: BuildRampRun) -> dict[str, Any]:
-    """Builds the folder, or finds it built: {"corpus", "questions", "ramp"}, each its counts.
-
-    Each has "in", "out" and "dropped" by reason. Raises ConfigError where not one training example
-    comes out.
-    """
+def check_config(cfg: BuildRampRun) -> None:
+    """Raises ConfigError for what no corpus can mend: keys that are empty, and keys that clash."""
     check_given(cfg, folder="the folder to write")
-    folder = Path(cfg.folder)
-    made_from = _made_from(cfg)
-    done = stamp.read(folder / COUNTS, made_from, FILES)
-    if done is not None and FAILED not in done["ramp"]["dropped"]:
-        return done
     examples.check_settings(cfg.ramp)
     if cfg.ramp.statements and cfg.corpus.path:
         raise ConfigError(
             f"config.ramp.statements is True, and config.corpus.path is {cfg.corpus.path!r}: "
             "statements are made of the atlas's facts alone; leave one of the two out"
         )
+    if cfg.ramp.extractor == "llm" and cfg.llm:
+        check_endpoint(cfg.llm, "config.llm")
+
+
+def run(cfg: BuildRampRun) -> dict[str, Any]:
+    """Builds the folder, or finds it built: {"corpus", "questions", "ramp"}, each its counts.
+
+    Each has "in", "out" and "dropped" by reason. Raises ConfigError where not one training example
+    comes out.
+    """
+    check_config(cfg)
+    folder = Path(cfg.folder)
+    made_from = _made_from(cfg)
+    done = stamp.read(folder / COUNTS, made_from, FILES)
+    if done is not None and FAILED not in done["ramp"]["dropped"]:
+        return done
     _check_inputs(cfg.corpus)
     evaluation = _evaluation(cfg)
     _begin(cfg, folder, made_from)

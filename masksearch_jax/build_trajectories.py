@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from masksearch_jax.agents import agent_teacher, attempts, teachers
+from masksearch_jax.agents.llm_client import check_endpoint
 from masksearch_jax.agents.outcomes import listed
 from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.agents.selection import StudentConfig
@@ -51,8 +52,8 @@ from masksearch_jax.evals import source_rank
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.runtime import cli, run_record, storage
 from masksearch_jax.runtime.progress import Progress
-from masksearch_jax.search.open import check_source_passages, open_tool
-from masksearch_jax.tools.registry import open_tools
+from masksearch_jax.search.open import check_named, check_source_passages, open_tool
+from masksearch_jax.tools.registry import instructions_of, open_tools
 
 FORMAT = 2
 KINDS = tuple(EXAMPLES)
@@ -138,6 +139,22 @@ def check_sections(cfg: BuildTrajectoriesRun) -> None:
         check_given(cfg.student, "config.student", init=init, tokenizer=tokenizer)
 
 
+def check_config(cfg: BuildTrajectoriesRun) -> None:
+    """Raises ConfigError for what no examples can mend: keys that are empty, and keys that clash.
+
+    SearchError for those of search.
+    """
+    check_given(cfg, folder="the folder of the examples")
+    check_sections(cfg)
+    if (cfg.teacher == "agents" or (cfg.student and cfg.student.judge == "llm")) and cfg.llm:
+        check_endpoint(cfg.llm, "config.llm")
+    for kind in cfg.kinds:
+        if kind not in KINDS:
+            raise ConfigError(f"config.kinds has {kind!r}; {nearest(kind, KINDS)}")
+    instructions_of(cfg.tools)
+    check_named(cfg.search)
+
+
 def make_teacher(cfg: BuildTrajectoriesRun) -> teachers.Teacher:
     """The teacher that `cfg` names, with its search tool. Raises what loading it raises."""
     tools = open_tools(cfg.tools, open_tool(cfg.search), cfg.search)
@@ -169,12 +186,8 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
     than `max_failed`, and llm.JobError when the endpoint takes no more calls; what there is then is
     kept, and the same command goes on from it.
     """
-    check_given(cfg, folder="the folder of the examples")
-    check_sections(cfg)
+    check_config(cfg)
     folder = Path(cfg.folder)
-    for kind in cfg.kinds:
-        if kind not in KINDS:
-            raise ConfigError(f"config.kinds has {kind!r}; {nearest(kind, KINDS)}")
     inputs = {kind: folder / kind / "train.jsonl" for kind in cfg.kinds}
     inputs = {kind: path for kind, path in inputs.items() if path.is_file()}
     if not inputs:

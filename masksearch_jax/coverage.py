@@ -31,7 +31,7 @@ from masksearch_jax.runtime import cli, run_record, storage
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search import coverage
 from masksearch_jax.search.bm25 import BM25
-from masksearch_jax.search.open import open_tool
+from masksearch_jax.search.open import check_named, open_tool
 
 CUTS = (2, 5, 10, 20)
 COMPLETED = "complete.json"  # in OUT: the completed corpus that was written last
@@ -51,9 +51,16 @@ class CoverageRun:
     limit: int = key(0, "Questions that are looked at; 0: all.", least=0)
 
 
+def check_config(cfg: CoverageRun) -> None:
+    """Raises ConfigError for keys that are empty, SearchError for those of search that clash."""
+    check_given(cfg, questions="a file of questions")
+    check_given(cfg.search, "config.search", index="the folder that build_index wrote")
+    check_named(cfg.search)
+
+
 def run(cfg: CoverageRun) -> dict[str, dict[str, float]]:
     """The table, by data set."""
-    check_given(cfg, questions="a file of questions")
+    check_config(cfg)
     _check_replaceable(cfg)
     asked = read_questions(cfg.questions).examples[: cfg.limit or None]
     replaces = "the table of other settings is"

@@ -1,6 +1,7 @@
 """Evaluates a model on suites by several methods: closed book, one retrieval, agent, controls.
 
-    python -m masksearch_jax.evaluate --config=configs/evaluate.py:qwen2.5-1.5b --config.init=FOLDER
+    python -m masksearch_jax.evaluate --config=configs/evaluate.py:qwen2.5-1.5b \\
+        --config.init=FOLDER --config.tokenizer=FOLDER
 
 Writes WORKDIR/eval.json, one line per trajectory to trajectories.jsonl, and one per item that has
 none to lost.jsonl. Items are kept as they end, so that the same command goes on where it was
@@ -24,7 +25,7 @@ from etils import epath
 
 from masksearch_jax.core import stamp
 from masksearch_jax.core.config import EvalRun
-from masksearch_jax.core.errors import ConfigError, UserError, check_given
+from masksearch_jax.core.errors import UserError, check_given
 from masksearch_jax.core.files import write_json, write_lines, writing
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocab
@@ -33,6 +34,7 @@ from masksearch_jax.core.types import JsonObject, QAExample, RampExample, to_jso
 from masksearch_jax.data import methods, prompt
 from masksearch_jax.evals import (
     additions,
+    checks,
     difficulty,
     provenance,
     results,
@@ -44,7 +46,7 @@ from masksearch_jax.evals import (
 from masksearch_jax.evals.controls import ShuffledSearch
 from masksearch_jax.evals.endpoint import EndpointSampler
 from masksearch_jax.evals.fanoutqa import Lemmatizer
-from masksearch_jax.evals.items import SOURCE_HIDDEN, Item, check_methods, chosen, items_of
+from masksearch_jax.evals.items import SOURCE_HIDDEN, Item, chosen, items_of
 from masksearch_jax.evals.lost import Lost, check_share, named
 from masksearch_jax.evals.results import RESULTS, Bootstrap, Scored
 from masksearch_jax.evals.rows import TRAJECTORIES
@@ -66,9 +68,9 @@ from masksearch_jax.runtime import agent_settings, cli, run_record, storage
 from masksearch_jax.runtime.process import process_count, process_index
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.runtime.row_log import RowLog
-from masksearch_jax.search.open import check_source_passages, open_tool
+from masksearch_jax.search.open import check_named, check_source_passages, open_tool
 from masksearch_jax.search.tool import NoSearch
-from masksearch_jax.tools.registry import open_tools
+from masksearch_jax.tools.registry import instructions_of, open_tools
 from masksearch_jax.training.supervisor import Preemption
 
 VERSION = 2  # of the form of eval.json
@@ -90,20 +92,6 @@ class Worklist(NamedTuple):
 # ---- what is asked
 
 
-def check_processes(cfg: EvalRun) -> None:
-    """Raises ConfigError for what one process does, where this is one of several."""
-    alone = {
-        "endpoint.base_url": (cfg.endpoint.base_url, "an endpoint is asked by one process"),
-        "eval.difficulty": (cfg.eval.difficulty, "one process measures how likely spans are"),
-    }
-    for name, (value, why) in alone.items():
-        if value and process_count() > 1:
-            raise ConfigError(
-                f"config.{name} is {value!r}, and this is one of {process_count()} processes: "
-                f"{why}; start one, with JAX_COORDINATOR_ADDRESS unset"
-            )
-
-
 def check_same_suites(digest: str) -> None:
     """Raises UserError, on all processes, where one has read other suites than the first."""
     digests = hosts.gather(digest)
@@ -113,6 +101,12 @@ def check_same_suites(digest: str) -> None:
                 f"process {process} has read other suites than process 0: config.data and the "
                 "files of config.eval.suites must be the same for all"
             )
+
+
+def kind_of(cfg: EvalRun, method: str) -> str:
+    """The kind of search that a method does."""
+    searches = method in ("rag", "agent") or (method == "random" and cfg.search.service)
+    return cfg.search.kind if searches else "random" if method == "random" else "none"
 
 
 def tools_of(cfg: EvalRun, loaded: Sequence[Suite]) -> Tools:
@@ -126,13 +120,11 @@ def tools_of(cfg: EvalRun, loaded: Sequence[Suite]) -> Tools:
 
     found: dict[str, SearchTool] = {}
     for method in cfg.eval.methods:
-        if method in ("rag", "agent"):
-            found[method] = tool(cfg.search.kind)
-        elif method == "random" and cfg.search.service:  # there may be no index here
+        kind = kind_of(cfg, method)
+        found[method] = NoSearch() if kind == "none" else tool(kind)
+        if method == "random" and kind != "random":  # there may be no index here
             texts = [methods.query_of(e) for suite in loaded for e in suite.examples]
-            found[method] = ShuffledSearch(tool(cfg.search.kind), texts, cfg.eval.seed)
-        else:
-            found[method] = tool("random") if method == "random" else NoSearch()
+            found[method] = ShuffledSearch(found[method], texts, cfg.eval.seed)
     return found
 
 
@@ -284,6 +276,21 @@ def sample(
     return failed
 
 
+def check_config(cfg: EvalRun) -> None:
+    """Raises ConfigError for what no data can mend: keys that are empty, and keys that clash.
+
+    SearchError for those of search.
+    """
+    check_given(cfg, workdir="the folder to write")
+    checks.check_asked(cfg)
+    check_budgets(cfg.rollout.tool_turns, [t.name for t in instructions_of(cfg.tools)])
+    if not cfg.endpoint.base_url:
+        check_given(cfg, tokenizer="the folder that holds tokenizer.json")
+        check_context(cfg.model, cfg.rollout.max_len, "config.rollout.max_len")
+    for kind in dict.fromkeys(kind_of(cfg, method) for method in cfg.eval.methods):
+        check_named(dataclasses.replace(cfg.search, kind=kind))
+
+
 def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
     """eval.json, as docs/evaluation.md describes it; `model` saves loading it.
 
@@ -291,10 +298,9 @@ def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
     holds an evaluation with other settings, BeingWrittenError where another command makes it, and
     LostItemsError where too many items have no score; what is done is kept then.
     """
-    check_given(cfg, workdir="the folder to write")
+    check_config(cfg)
     join_processes()
-    check_processes(cfg)
-    check_methods(cfg.eval)
+    checks.check_processes(cfg)
     additions.check_added(cfg)
     workdir = storage.path(cfg.workdir)
     loaded = suites.load(cfg.eval, cfg.data)
@@ -310,7 +316,6 @@ def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
         vocab = None if has_endpoint else vocabulary(cfg)
         tools = tools_of(cfg, loaded)
         toolbox = open_tools(cfg.tools, NoSearch(), cfg.search)
-        check_budgets(cfg.rollout.tool_turns, toolbox.names)
         choices = hosts.from_first(lambda: choose_once(cfg, workdir, loaded, tools, begun))
         worklist = worklist_of(cfg, loaded, choices, vocab, toolbox.instructions)
         init = "" if has_endpoint else pinned(cfg.init, cfg.model)
@@ -357,7 +362,6 @@ def vocabulary(cfg: EvalRun) -> Vocab:
     """The tokenizer. Raises where it is not the model's, or cannot write the prompt style."""
     vocab = Vocab.load(cfg.tokenizer)
     check_vocabulary(cfg.model, vocab, cfg.tokenizer, cfg.init)
-    check_context(cfg.model, cfg.rollout.max_len, "config.rollout.max_len")
     prompt.check_style(cfg.prompt.style, vocab)
     return vocab
 

@@ -20,6 +20,7 @@ from typing import Any
 from masksearch_jax import build_trajectories, evaluate, report, train_sft
 from masksearch_jax.agents import attempts
 from masksearch_jax.agents import selection as logic
+from masksearch_jax.agents.llm_client import check_endpoint
 from masksearch_jax.agents.selection import EvolveConfig, StudentConfig
 from masksearch_jax.core import config as c
 from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
@@ -32,14 +33,14 @@ from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.search_config import tools_key
 from masksearch_jax.core.types import Demonstration, RampExample
-from masksearch_jax.evals import diversity, iterations, suites
-from masksearch_jax.evals.items import check_methods
+from masksearch_jax.evals import diversity, iterations
 from masksearch_jax.evals.results import by_condition
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.parallel.sharding import split_cpu
 from masksearch_jax.recipes import steps
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
 from masksearch_jax.runtime import cli, run_record
+from masksearch_jax.tools.registry import instructions_of
 
 # Files of an iteration: examples sampled on, what the judge accepted, what was kept of it, and all
 # demonstrations so far.
@@ -211,7 +212,6 @@ def teaching(run: Run, n: int) -> build_trajectories.BuildTrajectoriesRun:
         prompt=cfg.prompt,
         rollout=cfg.rollout,
     )
-    llm = dataclasses.replace(cfg.llm, cache=cfg.llm.cache or str(run.folder / "replies.sqlite"))
     return build_trajectories.BuildTrajectoriesRun(
         folder=str(run.iteration(n) / "pool"),
         kinds=("ramp",),
@@ -223,10 +223,15 @@ def teaching(run: Run, n: int) -> build_trajectories.BuildTrajectoriesRun:
         teacher="local" if n else cfg.evolve.teacher,
         thoughts=cfg.evolve.thoughts,
         language=cfg.evolve.language,
-        llm=llm,
+        llm=endpoint_of(cfg),
         student=student if n else None,
         tools=cfg.tools,
     )
+
+
+def endpoint_of(cfg: EvolveRun) -> LLMConfig:
+    """How the endpoint is called: its replies kept in the run's folder."""
+    return dataclasses.replace(cfg.llm, cache=cfg.llm.cache or f"{cfg.workdir}/replies.sqlite")
 
 
 def collapse(run: Run, n: int, kept: list[Demonstration]) -> list[str]:
@@ -357,11 +362,19 @@ def make_report(run: Run) -> dict[str, Any]:
     return {"report": str(report.write([run.folder], most=run.cfg.report_trajectories))}
 
 
-def run(cfg: EvolveRun) -> None:
-    """All stages; summary.json after each, a manifest per iteration, report.html at the end."""
+def check_config(cfg: EvolveRun) -> None:
+    """Raises ConfigError for what no text can mend: keys that are empty, and keys that clash."""
     check_given(cfg, workdir="the folder to write")
     suites.paths(cfg.eval, "the text's folder")
     check_methods(cfg.eval)
+    instructions_of(cfg.tools)
+    if cfg.evolve.teacher == "agents" or cfg.evolve.judge == "llm":
+        check_endpoint(endpoint_of(cfg), "config.llm")
+
+
+def run(cfg: EvolveRun) -> None:
+    """All stages; summary.json after each, a manifest per iteration, report.html at the end."""
+    check_config(cfg)
     split_cpu(cfg.cpu_devices)
     usage = Usage(Path(cfg.workdir))
     this = Run(cfg, usage)

@@ -58,19 +58,24 @@ class ExportDataRun:
     card: DataCard = section(DataCard)
 
 
-def run(cfg: ExportDataRun) -> dict[str, dict[str, int]]:
-    """Records by subset and split. Raises ConfigError where there is nothing to write."""
+def check_config(cfg: ExportDataRun) -> None:
+    """Raises ConfigError where there is nothing to write, or two runs have one name."""
     check_given(cfg, folder="the folder to write")
     if not cfg.data and not cfg.runs:
         raise ConfigError(
             "config.data and config.runs are empty; one must name what is written: the folder that "
             "build_ramp wrote, or folders of runs"
         )
+    if len(set(map(_name_of, cfg.runs))) < len(cfg.runs):
+        raise ConfigError(f"config.runs has two folders of one name: {', '.join(cfg.runs)}")
+
+
+def run(cfg: ExportDataRun) -> dict[str, dict[str, int]]:
+    """Records by subset and split. Raises ConfigError where there is nothing to write."""
+    check_config(cfg)
     if cfg.data and importlib.util.find_spec("pyarrow") is None:
         raise ConfigError("pyarrow is not installed; pip install 'masksearch_jax[ramp]'")
     runs = {_name_of(folder): _files_of(Path(folder)) for folder in cfg.runs}
-    if len(runs) < len(cfg.runs):
-        raise ConfigError(f"config.runs has two folders of one name: {', '.join(cfg.runs)}")
     total = len(KINDS) * bool(cfg.data) + len(runs)
     run_record.begin(
         cfg.folder,

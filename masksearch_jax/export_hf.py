@@ -72,6 +72,17 @@ class ExportRun:
     model: ModelConfig = section(ModelConfig)
 
 
+def check_config(cfg: ExportRun) -> None:
+    """Raises ConfigError for keys that are empty, ExportError for a folder in a bucket."""
+    check_given(
+        cfg,
+        checkpoint="the folder of checkpoints",
+        folder="the folder to write",
+        tokenizer="the folder that holds tokenizer.json",
+    )
+    check_local(cfg.folder)
+
+
 def run(cfg: ExportRun) -> dict[str, Any]:
     """Exports `cfg.checkpoint` and prints and returns the report of `export`.
 
@@ -79,14 +90,8 @@ def run(cfg: ExportRun) -> dict[str, Any]:
     command after an interruption keeps the shards that are whole.
     """
     join_processes()
-    check_given(
-        cfg,
-        checkpoint="the folder of checkpoints",
-        folder="the folder to write",
-        tokenizer="the folder that holds tokenizer.json",
-    )
+    check_config(cfg)
     check_vocabulary(cfg.model, Vocab.load(cfg.tokenizer), cfg.tokenizer, cfg.checkpoint)
-    check_local(cfg.folder)
     mesh, step = sharding.make_mesh(cfg.mesh), None if cfg.step < 0 else cfg.step
     with weights(cfg.checkpoint, cfg.model, _COMPUTE, mesh, cfg.base, step) as params:
         stands = not storage.is_unmade(cfg.folder)

@@ -329,8 +329,19 @@ def improve(cfg: Run) -> list[JsonObject]:
     return tried
 
 
+def check_config(cfg: Run) -> None:
+    """Raises ConfigError for a training that cannot be, PlanError for a slice that does not exist.
+
+    Of both as far as the name of the slice tells it.
+    """
+    chips.parse(cfg.plan.topology)
+    if isinstance(cfg, DapoRun):
+        train_dapo.check_sampling(cfg.dapo, cfg.rollout, cfg.tools)
+
+
 def run(cfg: Run) -> int:
     """Prints the plan and what to change; 1 where the run does not fit."""
+    check_config(cfg)
     results = plan(cfg)
     print(page(results))
     tried = improve(cfg) if cfg.plan.improve and not results["fits"] else []

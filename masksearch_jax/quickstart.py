@@ -37,6 +37,7 @@ from masksearch_jax.recipes import steps
 from masksearch_jax.recipes.recipe_config import RecipeRun, check_watch, lessons_of, measured_every
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
 from masksearch_jax.runtime import agent_settings, cli, run_record
+from masksearch_jax.tools.registry import instructions_of
 
 # Of each suite, on the terminal.
 SHOWN_METRICS = {"ramp": "span_recall", "two_hop": "f1", "source_hidden": "span_recall"}
@@ -412,14 +413,20 @@ def print_end(run: Run) -> None:
         print(f"{what:8}{run.folder / name}")
 
 
-def run(cfg: QuickstartRun) -> None:
-    """All stages; summary.json after each, report.html at the end."""
+def check_config(cfg: QuickstartRun) -> None:
+    """Raises ConfigError for what no text can mend: keys that are empty, and keys that clash."""
     check_given(cfg, workdir="the folder to write")
     suites.paths(cfg.eval, "the text's folder")
     check_methods(cfg.eval)
     asks = not cfg.corpus.path or cfg.corpus.questions  # else the stages of questions are left out
     check_watch(cfg, cfg.sft, cfg.dapo, *([cfg.qa_sft, cfg.qa_dapo] if asks else ()))
     check_context(cfg.model, cfg.rollout.max_len, "config.rollout.max_len")
+    instructions_of(cfg.tools)
+
+
+def run(cfg: QuickstartRun) -> None:
+    """All stages; summary.json after each, report.html at the end."""
+    check_config(cfg)
     split_cpu(cfg.cpu_devices)
     pinned(cfg.init, cfg.model)  # or says that it is not there, before anything is built
     usage = Usage(Path(cfg.workdir))

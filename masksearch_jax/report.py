@@ -52,10 +52,15 @@ def write(
     return path
 
 
-def run(cfg: ReportConfig) -> None:
-    """Writes the report and prints where it is."""
+def check_config(cfg: ReportConfig) -> None:
+    """Raises ConfigError where no run is named."""
     if not cfg.runs or not all(folder.strip() for folder in cfg.runs):
         raise ConfigError("config.runs is empty; it must name the folders of runs")
+
+
+def run(cfg: ReportConfig) -> None:
+    """Writes the report and prints where it is."""
+    check_config(cfg)
     path = write(cfg.runs, cfg.out, cfg.trajectories)
     print(f"report: {path} ({path.stat().st_size / 2**20:.1f} MiB)", file=sys.stderr)
 

@@ -30,8 +30,8 @@ from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.server import ChatServer, serve_until_told
 from masksearch_jax.runtime import agent_settings, cli
-from masksearch_jax.search.open import open_tool
-from masksearch_jax.tools.registry import open_tools
+from masksearch_jax.search.open import check_named, open_tool
+from masksearch_jax.tools.registry import instructions_of, open_tools
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,21 @@ class ServeModelRun:
     rollout: RolloutConfig = section(RolloutConfig, "Its sampler is that of requests without one.")
 
 
+def check_config(cfg: ServeModelRun) -> None:
+    """Raises ConfigError for a rollout that drops what is in flight, and for tools of an agent.
+
+    SearchError for its search.
+    """
+    if cfg.rollout.in_flight == "drop":
+        raise ConfigError(
+            "config.rollout.in_flight is 'drop', which loses requests that come as others end; it "
+            "must be 'keep'"
+        )
+    if cfg.agent:
+        instructions_of(cfg.tools)
+        check_named(cfg.search)
+
+
 @contextlib.contextmanager
 def opened(cfg: ServeModelRun) -> Iterator[tuple[ChatServer, Transformer]]:
     """The service, its port bound and all programs compiled, and the model to `serve` with it.
@@ -64,11 +79,7 @@ def opened(cfg: ServeModelRun) -> Iterator[tuple[ChatServer, Transformer]]:
     Raises ConfigError for an `init` that is no folder, a tokenizer without a chat template that
     works, and a rollout that drops what is in flight; OSError for a taken port.
     """
-    if cfg.rollout.in_flight == "drop":
-        raise ConfigError(
-            "config.rollout.in_flight is 'drop', which loses requests that come as others end; it "
-            "must be 'keep'"
-        )
+    check_config(cfg)
     mesh = make_mesh(cfg.mesh)  # before anything that reads a checkpoint, for which JAX begins
     config, vocab = describe(cfg.init, cfg.tokenizer)
     check_context(config, cfg.rollout.max_len, "config.rollout.max_len")

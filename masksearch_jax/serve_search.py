@@ -15,7 +15,7 @@ import signal
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.schema import key, section
 from masksearch_jax.runtime import cli
-from masksearch_jax.search.open import open_tool
+from masksearch_jax.search.open import check_named, open_tool
 from masksearch_jax.search.server import SearchServer
 
 
@@ -34,8 +34,14 @@ class ServeSearchRun:
     )
 
 
+def check_config(cfg: ServeSearchRun) -> None:
+    """Raises what `check_named` raises."""
+    check_named(cfg.search)
+
+
 def run(cfg: ServeSearchRun) -> None:
     """Serves until SIGINT, SIGTERM or SIGHUP; requests in progress are answered first."""
+    check_config(cfg)
     server = SearchServer(
         open_tool(cfg.search),
         cfg.host,

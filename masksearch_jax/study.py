@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from masksearch_jax import train_dapo, train_sft
@@ -36,7 +36,7 @@ from masksearch_jax.quickstart import QuickstartRun
 from masksearch_jax.recipes import arms as arms_lib
 from masksearch_jax.recipes import curves, steps, workload
 from masksearch_jax.recipes.arms import Arm
-from masksearch_jax.recipes.made import Made, OfStudy, Workshop
+from masksearch_jax.recipes.made import Made, OfStudy, Workshop, check_differ
 from masksearch_jax.recipes.recipe_config import RecipeRun, check_watch
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
 from masksearch_jax.runtime import cli, overrides, run_record, storage
@@ -198,8 +198,7 @@ def check_metrics(cfg: StudyRun, arms: Sequence[StudyRun]) -> None:
 
 def recipe(cfg: StudyRun) -> QuickstartRun:
     """The config of the quickstart's stages."""
-    shared = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(RecipeRun)}
-    return QuickstartRun(**shared)
+    return QuickstartRun(**{f.name: getattr(cfg, f.name) for f in dataclasses.fields(RecipeRun)})
 
 
 def plan(cfg: StudyRun, usage: Usage) -> Study:
@@ -221,18 +220,6 @@ def plan(cfg: StudyRun, usage: Usage) -> Study:
             evaluations[name].append(made)
     check_differ(evaluations)
     return Study(cfg, own, workshop, evaluations, trainings)
-
-
-def check_differ(evaluations: Mapping[str, Sequence[Made]]) -> None:
-    """Raises ConfigError for two arms that are one: their difference would be 0, and look known."""
-    by_name: dict[str, str] = {}
-    for arm, (made, *_) in evaluations.items():
-        other = by_name.setdefault(made.name, arm)
-        if other != arm:
-            raise ConfigError(
-                f"config.arms: {arm} has the stages and settings of {other}, so that both are the "
-                "same model, asked alike; give one of them another stage or setting"
-            )
 
 
 # ---- making it
@@ -469,21 +456,27 @@ def write_results(study: Study, stages: StageFolder, seeds: int) -> None:
     write_text(folder / "study.html", page.page(json.loads(json.dumps(told)), picture))
 
 
+def check_config(cfg: StudyRun) -> None:
+    """Raises ConfigError for a study that cannot be planned."""
+    check_given(cfg, workdir="the folder to write")
+    workload.given(cfg.costs)
+    plan(cfg, Usage(Path(cfg.workdir)))
+
+
 def run(cfg: StudyRun) -> None:
     """Makes all that is not made, and prints the table."""
-    check_given(cfg, workdir="the folder to write")
+    check_config(cfg)
     usage = Usage(Path(cfg.workdir))
     study = plan(cfg, usage)
-    workload.given(cfg.costs)  # or says what is wrong with them
     if cfg.plan_only:
         print("\n".join(needs(study, StageFolder(study.workshop.folder))))
         return
     split_cpu(cfg.cpu_devices)
     check_stages(study)
     pinned(cfg.init, cfg.model)  # or says that it is not there, before anything is built
-    names = [made.name for made in order(study)]
     with FolderLock(cfg.workdir), usage:
         run_record.resume(cfg.workdir, cfg)
+        names = [made.name for made in order(study)]
         make_all(study, StageFolder(study.workshop.folder, names, is_shared=True))
     print((Path(cfg.workdir) / "study.txt").read_text(encoding="utf-8"), end="")
     for what, suffix in (("page", "html"), ("plot", "svg"), ("figures", "json")):

@@ -1,6 +1,7 @@
 """Reinforcement learning with live search: DAPO (arXiv 2503.14476) on RAMP or QA prompts.
 
-    python -m masksearch_jax.train_dapo --config=configs/ramp_dapo.py:qwen2.5-1.5b
+    python -m masksearch_jax.train_dapo --config=configs/ramp_dapo.py:qwen2.5-1.5b \\
+        --config.tokenizer=Qwen2.5-1.5B-Instruct
 
 Each step: sample groups with the rollout engine, reward them, keep the groups with spread (sampling
 again up to a cap), update on rows that trajectories share. A step's tokens come from the weights
@@ -43,14 +44,14 @@ from masksearch_jax.rl.pass_rates import PassRates
 from masksearch_jax.rl.reward_pool import RewardPool, right_answer
 from masksearch_jax.rl.rollout_log import RolloutLog
 from masksearch_jax.rl.update import Update, has_reference, micro_batches
-from masksearch_jax.rl.watch import Watch, after_rollbacks
+from masksearch_jax.rl.watch import Watch, after_rollbacks, check_watched
 from masksearch_jax.rollout import sampling
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.runtime import cli, metric_services, storage
 from masksearch_jax.runtime.metric_writer import MetricWriter
 from masksearch_jax.runtime.progress import Progress
-from masksearch_jax.search.open import check_source_passages, open_tool
-from masksearch_jax.tools.registry import open_tools
+from masksearch_jax.search.open import check_named, check_source_passages, open_tool
+from masksearch_jax.tools.registry import instructions_of, open_tools
 from masksearch_jax.training import train_state
 from masksearch_jax.training.alarms import RolledBack, read_rollbacks, roll_back
 from masksearch_jax.training.checkpoint import Checkpointer
@@ -103,12 +104,8 @@ def on_mesh(dapo: DapoConfig, mesh: Mesh) -> DapoConfig:
     return dataclasses.replace(dapo, micro_batch=dapo.micro_batch or sharding.batch_shards(mesh))
 
 
-def check_settings(
-    dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh, tools: Sequence[str] = ()
-) -> None:
-    """Raises ConfigError, or MeshError, for settings that cannot work. tools: besides search."""
-    shards, dapo = sharding.batch_shards(mesh), on_mesh(dapo, mesh)
-    sharding.context_shards(mesh, rollout.max_len)
+def check_sampling(dapo: DapoConfig, rollout: RolloutConfig, tools: Sequence[str] = ()) -> None:
+    """Raises ConfigError for settings that cannot work on any mesh. tools: besides search."""
     sampler = sampling.sampler_of(rollout)
     if sampler.is_greedy:
         raise ConfigError(
@@ -144,6 +141,15 @@ def check_settings(
             f"config.dapo.group_size is {dapo.group_size}; it must be at least 2: a sample is "
             "compared with the others of its prompt"
         )
+
+
+def check_settings(
+    dapo: DapoConfig, rollout: RolloutConfig, mesh: Mesh, tools: Sequence[str] = ()
+) -> None:
+    """Raises ConfigError, or MeshError, for settings that cannot work. tools: besides search."""
+    shards, dapo = sharding.batch_shards(mesh), on_mesh(dapo, mesh)
+    sharding.context_shards(mesh, rollout.max_len)
+    check_sampling(dapo, rollout, tools)
     trajectories = dapo.groups * dapo.group_size
     cut = max(dapo.minibatches, 0) * max(dapo.micro_batch, 0)  # 0: into none
     if not cut or trajectories % cut or dapo.micro_batch % shards:
@@ -188,6 +194,29 @@ def check_reward(
         pool.check_sample(prompt.example, trajectory)
 
 
+def check_config(cfg: DapoRun, search: SearchTool | None = None) -> None:
+    """Raises ConfigError for what no data can mend: keys that are empty, and keys that clash.
+
+    SearchError for those of search, which `search` stands for.
+    """
+    check_given(
+        cfg,
+        workdir="the folder to write",
+        data="the folder that build_cache wrote",
+        tokenizer="the folder that holds tokenizer.json",
+    )
+    metric_services.check_log(cfg.log)
+    check_sampling(cfg.dapo, cfg.rollout, cfg.tools)
+    check_optim(cfg.optim)
+    check_context(cfg.model, cfg.rollout.max_len, "config.rollout.max_len")
+    if cfg.dapo.reward == "judge" and not cfg.judge.own_model:
+        Judge(cfg.judge)
+    check_budgets(cfg.rollout.tool_turns, [t.name for t in instructions_of(cfg.tools)])
+    check_watched(cfg, samples=True)
+    if search is None:
+        check_named(cfg.search)
+
+
 def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     """Trains to `cfg.dapo.steps`; the last metrics, and `all_updates` that the weights have had.
 
@@ -195,8 +224,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     NothingLearnedError after `cfg.dapo.patience` steps in a row without an update, and AlarmError
     or RolledBack by `cfg.alarms.action`.
     """
-    check_given(cfg, workdir="the folder to write", data="the folder that build_cache wrote")
-    metric_services.check_log(cfg.log)
+    check_config(cfg, search)
     workdir = storage.path(cfg.workdir)
     survival = Survival(cfg.survival, workdir)
     given, rollbacks = cfg, len(read_rollbacks(workdir))
@@ -204,7 +232,6 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     mesh = make_mesh(cfg.mesh)
     dapo, rollout = on_mesh(cfg.dapo, mesh), cfg.rollout
     check_settings(dapo, rollout, mesh, cfg.tools)
-    check_optim(cfg.optim)
 
     # ---- data, search
     vocab = Vocab.load(cfg.tokenizer)
@@ -213,7 +240,6 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         cfg.data, tokenizer=vocab.fingerprint, prompt_style=cfg.prompt.style, tools=cfg.tools
     )
     check_vocabulary(cfg.model, vocab, cfg.tokenizer, cfg.init)
-    check_context(cfg.model, cfg.rollout.max_len, "config.rollout.max_len")
     prompts = batches.prompt_batches(
         manifest,
         dapo.curriculum,
@@ -228,7 +254,6 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     left_out.check_share(prompts, cfg)
     search = search or open_tool(cfg.search)
     tools = open_tools(cfg.tools, search, cfg.search)
-    check_budgets(rollout.tool_turns, tools.names)
     first = prompts.first(8)
     check_source_passages(search, cfg.search, [p.example for p in first])
     check_reward(dapo, judge, own_model, [(p, right_answer(p, vocab)) for p in first])

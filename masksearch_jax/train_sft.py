@@ -1,6 +1,7 @@
 """Supervised fine-tuning on cached trajectories.
 
-    python -m masksearch_jax.train_sft --config=configs/ramp_sft.py:qwen2.5-1.5b
+    python -m masksearch_jax.train_sft --config=configs/ramp_sft.py:qwen2.5-1.5b \\
+        --config.init=Qwen2.5-1.5B-Instruct --config.tokenizer=Qwen2.5-1.5B-Instruct
 
 The story: data, model, state (restored if there is one), loop. Stopping at any time loses at most
 `checkpoint.every` steps; the same command goes on with bitwise the same losses.
@@ -34,11 +35,11 @@ from masksearch_jax.parallel import hosts
 from masksearch_jax.parallel.sharding import batch_shards, context_shards, make_mesh
 from masksearch_jax.rl import losses
 from masksearch_jax.rl.nothing_learned import check_updates
-from masksearch_jax.rl.watch import Watch
+from masksearch_jax.rl.watch import Watch, check_watched
 from masksearch_jax.runtime import cli, metric_services, storage
 from masksearch_jax.runtime.metric_writer import MetricWriter
 from masksearch_jax.runtime.progress import Progress
-from masksearch_jax.search.open import open_tool
+from masksearch_jax.search.open import check_named, open_tool
 from masksearch_jax.tools.registry import open_tools
 from masksearch_jax.training import train_state
 from masksearch_jax.training.checkpoint import Checkpointer
@@ -74,13 +75,30 @@ def check_batch(sft: SftConfig, optim: OptimConfig, mesh: jax.sharding.Mesh) -> 
         )
 
 
+def check_config(cfg: SftRun) -> None:
+    """Raises ConfigError for what no data can mend: keys that are empty, and keys that clash.
+
+    SearchError for those of search, where held-out examples are asked.
+    """
+    check_given(
+        cfg,
+        workdir="the folder to write",
+        data="the folder that build_cache wrote",
+        tokenizer="the folder that holds tokenizer.json",
+    )
+    metric_services.check_log(cfg.log)
+    check_watched(cfg, samples=False)
+    if cfg.eval.every:
+        check_context(cfg.model, cfg.rollout.max_len, "config.rollout.max_len")
+        check_named(cfg.search)
+
+
 def run(cfg: SftRun) -> dict[str, Any]:
     """Trains to `cfg.sft.steps`; the last metrics, and `all_updates` that the weights have had.
 
     Artefacts go to `cfg.workdir`. Raises NothingLearnedError where the guard left out all of them.
     """
-    check_given(cfg, workdir="the folder to write", data="the folder that build_cache wrote")
-    metric_services.check_log(cfg.log)
+    check_config(cfg)
     workdir = storage.path(cfg.workdir)
     survival = Survival(cfg.survival, workdir)
 
@@ -94,8 +112,6 @@ def run(cfg: SftRun) -> dict[str, Any]:
         cfg.data, tokenizer=vocab.fingerprint, prompt_style=style, tools=cfg.tools
     )
     check_vocabulary(cfg.model, vocab, cfg.tokenizer, cfg.init)
-    if cfg.eval.every:
-        check_context(cfg.model, cfg.rollout.max_len, "config.rollout.max_len")
     batches = sft_batches(
         manifest,
         cfg.sft.curriculum,

@@ -92,6 +92,13 @@ class Usage:
     completion_tokens: int = 0
 
 
+def check_endpoint(cfg: LLMConfig, section: str) -> None:
+    """Raises ConfigError where `cfg`, at that path of the user's config, names no endpoint."""
+    address = "the address of an OpenAI-compatible endpoint"
+    file = "the SQLite file that keeps the replies paid for"
+    check_given(cfg, section, base_url=address, model="the model to ask", cache=file)
+
+
 class LLM:
     """Asks one endpoint. Use as `async with LLM(cfg) as llm: await llm.complete(messages)`.
 
@@ -101,9 +108,7 @@ class LLM:
     """
 
     def __init__(self, cfg: LLMConfig, section: str = "config.llm", *, takes_empty: bool = False):
-        address = "the address of an OpenAI-compatible endpoint"
-        file = "the SQLite file that keeps the replies paid for"
-        check_given(cfg, section, base_url=address, model="the model to ask", cache=file)
+        check_endpoint(cfg, section)
         self.cfg, self.section, self._takes_empty = cfg, section, takes_empty
         self.usage = Usage()
         try:

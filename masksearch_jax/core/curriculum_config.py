@@ -63,6 +63,18 @@ def check_lessons(cfg: LessonsConfig) -> None:
         raise ConfigError(f"config.lessons.least is {cfg.least:g}; it must be above 0, at most 1")
 
 
+def check_measured(cfg: LessonsConfig, every: int) -> None:
+    """Raises ConfigError for lessons that listen where nothing is measured.
+
+    every: steps between measurements; 0: there is none.
+    """
+    if cfg.by != "schedule" and not every:
+        raise ConfigError(
+            f"config.lessons.by is {cfg.by}, and config.eval.every is 0: nothing is measured; "
+            "give config.eval.every steps and config.eval.data a folder, or choose schedule"
+        )
+
+
 def check_last_lesson(cfg: LessonsConfig, lessons: int, every: int, steps: int) -> None:
     """Raises ConfigError for gates that open too late for the last lesson ever to begin.
 

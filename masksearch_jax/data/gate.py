@@ -10,7 +10,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from masksearch_jax.core.curriculum_config import LessonsConfig, check_last_lesson
+from masksearch_jax.core.curriculum_config import (
+    LessonsConfig,
+    check_last_lesson,
+    check_measured,
+)
 from masksearch_jax.core.errors import ConfigError
 
 QUESTIONS = "questions"  # the kind of questions; of masked paragraphs it is k1, k2, …
@@ -67,11 +71,7 @@ class Gate:
         cfg = self._cfg
         if cfg.by == "schedule":
             return
-        if not every:
-            raise ConfigError(
-                f"config.lessons.by is {cfg.by}, and config.eval.every is 0: nothing is measured; "
-                "give config.eval.every steps and config.eval.data a folder, or choose schedule"
-            )
+        check_measured(cfg, every)
         for number, kinds in enumerate(self._kinds):
             if unknown := [kind for kind in kinds if kind not in measured]:
                 raise ConfigError(

@@ -31,13 +31,7 @@ def keys() -> list[str]:
 
 
 def check_added(cfg: EvalRun) -> None:
-    """Raises ConfigError for what no finished evaluation could be given."""
-    if cfg.judge.own_model:
-        raise ConfigError(
-            "config.judge.own_model is for training; of evaluate the judge is an endpoint, "
-            "config.judge.base_url, such as serve_model's"
-        )
-    own_metrics.functions(cfg.eval.metrics)
+    """Raises ConfigError where what a finished evaluation is to be given is not there."""
     if cfg.eval.compare and not (storage.path(cfg.eval.compare) / RESULTS).exists():
         raise ConfigError(
             f"config.eval.compare is {cfg.eval.compare!r}, which holds no {RESULTS}; it must name "

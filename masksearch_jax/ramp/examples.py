@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from masksearch_jax.core.corpus_config import RampConfig
+from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.types import Passage, RampExample, Span
 from masksearch_jax.corpus import prose
 from masksearch_jax.corpus.tally import Tally
@@ -158,23 +159,30 @@ class _Usable(NamedTuple):
 
 
 def check_settings(cfg: RampConfig) -> None:
-    """Raises ValueError for settings that contradict each other."""
+    """Raises ConfigError for settings that contradict each other."""
     for name in ("max_masks", "examples_per_passage"):
         if getattr(cfg, name) < 1:
-            raise ValueError(f"ramp.{name} is {getattr(cfg, name)}; it must be at least 1")
+            raise ConfigError(f"config.ramp.{name} is {getattr(cfg, name)}; it must be at least 1")
     for name in ("heldout_fraction", "rl_fraction"):
         if not 0 <= getattr(cfg, name) < 1:
-            raise ValueError(f"ramp.{name} is {getattr(cfg, name)}; it must be in [0, 1)")
+            raise ConfigError(f"config.ramp.{name} is {getattr(cfg, name)}; it must be in [0, 1)")
     if cfg.min_words > cfg.max_words:
-        raise ValueError(f"ramp.min_words {cfg.min_words} is above max_words {cfg.max_words}")
+        raise ConfigError(
+            f"config.ramp.min_words is {cfg.min_words}; it must not be above max_words, "
+            f"{cfg.max_words}"
+        )
     if cfg.linked and cfg.max_masks < 2:
-        raise ValueError("ramp.linked is True and ramp.max_masks 1; linked masks are two at least")
+        raise ConfigError(
+            "config.ramp.linked is True, and config.ramp.max_masks 1: linked masks are two at least"
+        )
     if cfg.min_nll > cfg.max_nll:
-        raise ValueError(f"ramp.min_nll {cfg.min_nll} is above max_nll {cfg.max_nll}")
+        raise ConfigError(
+            f"config.ramp.min_nll is {cfg.min_nll}; it must not be above max_nll, {cfg.max_nll}"
+        )
     for name, choices in (("extractor", spans.EXTRACTORS), ("strategy", masking.STRATEGIES)):
         if getattr(cfg, name) not in choices:
-            raise ValueError(
-                f"no {name} {getattr(cfg, name)!r} (ramp.{name}); choices: {', '.join(choices)}"
+            raise ConfigError(
+                f"config.ramp.{name} is {getattr(cfg, name)!r}; choices: {', '.join(choices)}"
             )
 
 

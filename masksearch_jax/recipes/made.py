@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +60,18 @@ class Made:
     @property
     def name(self) -> str:
         return f"{self.kind}-{self.made_from}"
+
+
+def check_differ(evaluations: Mapping[str, Sequence[Made]]) -> None:
+    """Raises ConfigError for two arms that are one: their difference would be 0, and look known."""
+    by_name: dict[str, str] = {}
+    for arm, (made, *_) in evaluations.items():
+        other = by_name.setdefault(made.name, arm)
+        if other != arm:
+            raise ConfigError(
+                f"config.arms: {arm} has the stages and settings of {other}, so that both are the "
+                "same model, asked alike; give one of them another stage or setting"
+            )
 
 
 class Place(quickstart.Run):

@@ -9,7 +9,8 @@ from numbers import Real
 from typing import Any
 
 from masksearch_jax.core.config import DapoRun, TrainRun
-from masksearch_jax.core.errors import ConfigError, nearest
+from masksearch_jax.core.curriculum_config import check_lessons, check_measured
+from masksearch_jax.core.errors import ConfigError, check_given, nearest
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.tools import Toolbox
 from masksearch_jax.core.types import JsonObject
@@ -17,7 +18,7 @@ from masksearch_jax.core.watch_config import AlarmsConfig
 from masksearch_jax.data.gate import QUESTIONS, Gate
 from masksearch_jax.rl.heldout import Heldout
 from masksearch_jax.rollout.model import Policy
-from masksearch_jax.training.alarms import Alarms, Ringing
+from masksearch_jax.training.alarms import Alarms, Ringing, check_alarms
 from masksearch_jax.training.supervisor import Preempted, Survival
 
 
@@ -40,7 +41,7 @@ class Watch:
     ):
         self._cfg, self._steps, self._gate, self._survival = cfg, steps, gate, survival
         self._rollbacks = rollbacks
-        self._check_best(cfg)
+        check_watched(cfg, rollbacks is not None)
         self._alarms = Alarms(cfg.alarms, rollbacks is not None, cfg.eval.every > 0)
         self._ringing: list[Ringing] = []
         self._owed: dict[str, float] | None = None
@@ -61,18 +62,6 @@ class Watch:
         kinds = self._heldout.kinds() if self._heldout else []
         gate.check_kinds(kinds, cfg.eval.every, steps)
         check_rings(cfg.alarms, cfg.rollout.max_repeats, kinds)
-
-    @staticmethod
-    def _check_best(cfg: TrainRun) -> None:
-        every, best = cfg.eval.every, cfg.checkpoint.best_metric
-        if every < 0:
-            raise ConfigError(f"config.eval.every is {every}; it must not be below 0")
-        if best.startswith("heldout_") and (not every or cfg.checkpoint.every % every):
-            raise ConfigError(
-                f"config.checkpoint.best_metric is {best}, of which a checkpoint must have its own "
-                f"value: config.checkpoint.every, {cfg.checkpoint.every}, must be a multiple of "
-                f"config.eval.every, which is {every}"
-            )
 
     def __enter__(self) -> Watch:
         return self
@@ -168,6 +157,27 @@ class Watch:
     def act(self, step: int) -> int | None:
         """The last step before the alarms, to go back to; None: go on. Raises AlarmError."""
         return self._alarms.act(step, self._ringing, self._rollbacks or 0)
+
+
+def check_watched(cfg: TrainRun, samples: bool) -> None:
+    """Raises ConfigError for settings that cannot work, whatever is measured.
+
+    samples: whether the run samples trajectories to train on.
+    """
+    every, best = cfg.eval.every, cfg.checkpoint.best_metric
+    if every < 0:
+        raise ConfigError(f"config.eval.every is {every}; it must not be below 0")
+    if every:
+        check_given(cfg.eval, "config.eval", data="the folder that build_ramp wrote")
+    if best.startswith("heldout_") and (not every or cfg.checkpoint.every % every):
+        raise ConfigError(
+            f"config.checkpoint.best_metric is {best}, of which a checkpoint must have its own "
+            f"value: config.checkpoint.every, {cfg.checkpoint.every}, must be a multiple of "
+            f"config.eval.every, which is {every}"
+        )
+    check_lessons(cfg.lessons)
+    check_measured(cfg.lessons, every)
+    check_alarms(cfg.alarms, samples, every > 0)
 
 
 def check_rings(alarms: AlarmsConfig, max_repeats: int, kinds: Sequence[str]) -> None:

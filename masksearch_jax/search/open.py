@@ -32,21 +32,48 @@ _FIRST_QUERY = "river"  # of any tool, to see that it answers
 _PROBES, _PROBE_DEPTH = 8, 10  # examples searched for, and how deep
 
 
+def check_named(cfg: SearchConfig) -> None:
+    """Raises ConfigError where a tool's kind lacks what it needs, and SearchError where keys clash.
+
+    Whatever is there: no folder is read, no service asked.
+    """
+    if cfg.recorded and (not cfg.replay or cfg.cache):
+        raise SearchError(
+            "search.recorded is what search.replay answers from, without search.cache: set "
+            "search.replay, and search.cache to nothing"
+        )
+    if cfg.replay and not cfg.cache and not cfg.recorded:
+        raise SearchError(
+            "search.replay answers from what was recorded: search.cache names none, and neither "
+            "does search.recorded"
+        )
+    if cfg.recorded and cfg.kind not in _CONTROLS:
+        check_given(cfg, "config.search", index="the folder that has the recorded passages")
+    elif cfg.replay and not cfg.recorded:
+        return  # nothing is searched
+    elif cfg.kind in _INDEXED:
+        check_given(cfg, "config.search", index="the folder that build_index wrote")
+    elif cfg.kind == "http":
+        check_given(cfg, "config.search", url="the address of the search service")
+    elif cfg.kind == "opensearch":
+        check_given(cfg.opensearch, "config.search.opensearch", url="the address of the cluster")
+    elif cfg.kind == "web":
+        from masksearch_jax.search import web
+
+        web.completed(cfg.web)
+
+
 def open_tool(cfg: SearchConfig) -> SearchTool:
     """The search tool that `cfg` describes, with its cache.
 
     Raises SearchError if there is none, or if it does not answer a first search, which no cache is
     asked.
     """
+    check_named(cfg)
     # Imported here, so that each kind loads only its own dependencies (and those import this file).
     if cfg.recorded:
         return _recorded(cfg)
     tool = None if cfg.replay else _answering(cfg)
-    if not cfg.cache and tool is None:
-        raise SearchError(
-            "search.replay answers from what was recorded: search.cache names none, and neither "
-            "does search.recorded"
-        )
     if cfg.cache:
         from masksearch_jax.search.cache import CachedSearch
 
@@ -77,17 +104,11 @@ def _cache_name(cfg: SearchConfig) -> str:
 
 def _recorded(cfg: SearchConfig) -> SearchTool:
     """What trajectories recorded of a tool; a control, which asks no service, is itself."""
-    if not cfg.replay or cfg.cache:
-        raise SearchError(
-            "search.recorded is what search.replay answers from, without search.cache: set "
-            "search.replay, and search.cache to nothing"
-        )
     if cfg.kind in _CONTROLS:
         return _open(cfg)
     from masksearch_jax.search.bm25 import BM25
     from masksearch_jax.search.recorded import RecordedSearch
 
-    check_given(cfg, "config.search", index="the folder that has the recorded passages")
     index = BM25.open(cfg.index)
     return RecordedSearch(cfg.recorded, index.passages, index.fingerprint)
 
@@ -142,10 +163,6 @@ def check_source_passages(tool: SearchTool, cfg: SearchConfig, examples: Sequenc
 
 def _open(cfg: SearchConfig) -> SearchTool:
     """The tool itself, of the kind that the config names."""
-    if cfg.kind in _INDEXED:
-        check_given(cfg, "config.search", index="the folder that build_index wrote")
-    if cfg.kind == "http":
-        check_given(cfg, "config.search", url="the address of the search service")
     if cfg.kind == "bm25":
         from masksearch_jax.search.bm25 import BM25
 
@@ -162,7 +179,6 @@ def _open(cfg: SearchConfig) -> SearchTool:
 
         return WebSearch(cfg.web, _patience(cfg), RateLimit(cfg.requests_per_second))
     if cfg.kind == "opensearch":
-        check_given(cfg.opensearch, "config.search.opensearch", url="the address of the cluster")
         try:
             from masksearch_jax.search.opensearch import OpenSearchSearch
         except ModuleNotFoundError as error:

@@ -70,7 +70,7 @@ class Alarms:
         self._since: dict[str, int] = {}
         self._best, self._worse = -math.inf, 0
         self._told: set[str] = set()
-        _check(cfg, samples, measures)
+        check_alarms(cfg, samples, measures)
 
     @property
     def is_on(self) -> bool:
@@ -157,7 +157,8 @@ class Alarms:
         return max(0, min(one.since - 2 + (one.name == PLATEAU) for one in ringing))
 
 
-def _check(cfg: AlarmsConfig, samples: bool, measures: bool) -> None:
+def check_alarms(cfg: AlarmsConfig, samples: bool, measures: bool) -> None:
+    """Raises ConfigError for settings that cannot work; `samples`, `measures` as of `Alarms`."""
     limits = {name: getattr(cfg, name) for name in (*FIGURES, PLATEAU)}
     for name, limit in limits.items():
         if limit < 0:

@@ -194,6 +194,7 @@ DECIDED_IN |= {"quickstart": {"qa_share": 0.8} | MIXED}
 DECIDED |= {"eval.methods": ["agent", "no_search", "random"]}
 DECIDED_IN["quickstart"] |= {"eval.examples": 400, "eval.strata": "even"}
 DECIDED_IN |= {"evolve": {"eval.methods": ["agent"]}}
+DECIDED_IN |= {"build_dataset": {"folder": "runs/ramp_tfds"}}  # build_ramp has written runs/ramp
 DECIDED_IN |= {"export_hf": {"card.training": ""}}  # as the runs before it are recorded
 DECIDED_IN_FULL = {"quickstart": {"qa_sft.steps": 2000, "qa_sft.batch_size": 8}}
 # A smoke run of a model that can do nothing is one that ends well.

@@ -1,4 +1,4 @@
-"""What the documents say of the code holds: links, commands, keys; and their generated page."""
+"""What the documents say of the code holds: links, keys, code; and their generated page."""
 
 import ast
 import dataclasses
@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -16,9 +16,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs import common
-from masksearch_jax import export_hf, report
+from masksearch_jax import export_hf
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, ModelConfig
-from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.schema import flat_keys, to_dataclass
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import QAExample, Segment, Trajectory, Turn
@@ -26,50 +25,12 @@ from masksearch_jax.corpus import atlas
 from masksearch_jax.corpus.passages import write_passages
 from masksearch_jax.models.load import initial
 from masksearch_jax.parallel.sharding import make_mesh
-from masksearch_jax.runtime import cli
+from tests.docs.shown import DOCUMENTS, ROOT, blocks, name_of, without_blocks
 
-ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
 
-import check_site  # noqa: E402
-import configuration_reference as reference  # noqa: E402
-
-DOCUMENTS = [
-    *(ROOT / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "launch/README.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
-]
-PROGRAMS = [
-    "masksearch",
-    "python",
-    "python3",
-    "bash",
-    "pip",
-    "gcloud",
-    "xpk",
-    "sky",
-    "kubectl",
-    "cp",
-    "source",
-]
-
-
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
-
-
-class Block(NamedTuple):
-    language: str
-    text: str
-
-
-def blocks(text: str) -> list[Block]:
-    return [
-        Block(*m) for m in re.findall(r"^```([^\n]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    ]
-
-
-def without_blocks(text: str) -> str:
-    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+import check_site
+import configuration_reference as reference
 
 
 def anchors(text: str) -> set[str]:
@@ -126,171 +87,7 @@ def test_there_is_one_chain_of_commands():
     assert readme == page
 
 
-# ---- commands
-
-
-class Command(NamedTuple):
-    argv: list[str]
-    printed: str  # what the document shows as its output
-
-
-def shell(text: str, folder: Path) -> list[list[str]]:
-    """The commands of a bash script, run with stand-ins for every program: nothing is started.
-
-    The programs of a pipe write at once: each holds the file while it writes its words.
-    """
-    log = folder / "commands"
-    stubs = "".join(
-        f"{name}() {{ {{ flock 9; printf '%s\\0' {name} \"$@\" $'\\n'; }} 9>>'{log}' >&9; }}\n"
-        for name in PROGRAMS
-    )
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", stubs + text],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        cwd=folder,
-    )
-    assert done.returncode == 0, f"{text}\n{done.stderr}"
-    said = log.read_text() if log.exists() else ""
-    log.unlink(missing_ok=True)
-    return [call.split("\0")[:-1] for call in said.split("\n\0") if call]
-
-
-def commands(path: Path, folder: Path) -> list[Command]:
-    found = []
-    for language, text in blocks(path.read_text(encoding="utf-8")):
-        if language == "bash":
-            found += [Command(argv, "") for argv in shell(text, folder)]
-        elif language == "console":
-            for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
-                typed = re.match(r"(?:.*\\\n)*.*\n", part)[0]
-                (argv,) = shell(typed, folder)
-                found.append(Command(argv, part[len(typed) :]))
-    return found
-
-
-def parse(main: str, argv: list[str]) -> Any:
-    given = [main, *argv]
-    given = report.arguments(given) if main == "report" else given  # which begins with folders
-    return cli.parse(tuple(reference.schemas(main)), given)
-
-
-def check_command(command: Command) -> None:
-    """Raises AssertionError, or ConfigError, where a command cannot be as it is shown."""
-    argv = command.argv
-    scripts = [a for a in argv if re.match(r"(launch|configs)/", a)]
-    assert all((ROOT / s).exists() for s in scripts), argv
-    ours = [a for a in argv if a.startswith("masksearch_jax.")]
-    benchmark = [a for a in argv if a.startswith("benchmarks.")]
-    assert all((ROOT / f"{b.replace('.', '/')}.py").is_file() for b in benchmark), argv
-    if ours:
-        main, given = ours[0].partition(".")[2], argv[argv.index(ours[0]) + 1 :]
-    elif "--" in argv and argv[1].startswith("launch/"):
-        main, *given = argv[argv.index("--") + 1 :]
-    elif argv[0] == "masksearch" and argv[1:] != ["--version"]:
-        main, given = argv[1].replace("-", "_"), argv[2:]
-    elif argv[:2] == ["bash", "launch/quickstart.sh"]:
-        main, given = "quickstart", ["--config=configs/quickstart.py", *argv[2:]]
-    else:
-        return
-    assert main in reference.main_names(), argv
-    if command.printed.startswith("error: "):
-        with pytest.raises(ConfigError) as error:
-            parse(main, given)
-        assert f"error: {error.value}" == command.printed.strip()
-    elif "--help" not in given:
-        parse(main, [a for a in given if a != "--print-config"])
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
-def test_every_command_is_one_that_the_code_takes(path, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    for command in commands(path, tmp_path):
-        check_command(command)
-
-
-def test_commands_are_found_and_faults_in_them_too(tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    assert len(commands(ROOT / "README.md", tmp_path)) >= 14
-    for text, fault in (
-        (
-            "python -m masksearch_jax.train_sft --config=configs/ramp_sft.py --config.sft.step=1",
-            "steps",
-        ),
-        ("python -m masksearch_jax.train_sft --config=configs/ramp_stf.py", "ramp_stf"),
-        (
-            "bash launch/tpu_vm.sh --name=a -- train_sft --config=configs/ramp_sft.py --config.a=1",
-            "flag",
-        ),
-        ("python -m masksearch_jax.train_ppo --config=configs/ramp_sft.py", "train_ppo"),
-        ("bash launch/quickstart.sh --config.sft.steps=few", "few"),
-        ("masksearch train-ppo --config=ramp_sft", "train_ppo"),
-        ("masksearch train-sft --config=ramp_stf", "ramp_stf"),
-        ("bash launch/tpu.sh", "tpu.sh"),
-    ):
-        (argv,) = shell(text, tmp_path)
-        with pytest.raises((AssertionError, ConfigError), match=fault):
-            check_command(Command(argv, ""))
-
-
-LAUNCHERS = ("launch/tpu_vm.sh", "launch/gke/xpk.sh", "launch/gke/jobset.py")
-
-
-def name_of_command(argv: list[str]) -> str:
-    """The main or the script that a command is of; the program where it is another's."""
-    if ours := [a for a in argv if a.startswith("masksearch_jax.")]:
-        return ours[0].partition(".")[2]
-    if argv[0] == "masksearch":
-        return argv[1].replace("-", "_")
-    return argv[1] if argv[0] in ("bash", "python3") else argv[0]
-
-
-def test_every_command_is_in_the_table_of_what_was_run(tmp_path):
-    """And every row is of a command, has a test that names it, and a day or a word for it."""
-    page = (ROOT / "docs" / "what_was_run.md").read_text(encoding="utf-8")
-    rows = {
-        row[0].strip("`"): row[1:]
-        for line in re.findall(r"^\| (`.*) \|$", page, re.MULTILINE)
-        if (row := [cell.strip() for cell in line.split("|")])
-    }
-    shown = {name_of_command(c.argv) for path in DOCUMENTS for c in commands(path, tmp_path)}
-    others = {*PROGRAMS, "__version"} - {"masksearch", "python3", "bash"}
-    assert shown - others == set(rows)
-    for name, (day, what, test) in rows.items():
-        last = day.strip("`")
-        assert Path(name).stem in (ROOT / test.strip("`")).read_text(encoding="utf-8"), name
-        assert re.fullmatch(r"2026-\d\d-\d\d|never|each change", last), name
-        assert bool(what) == (last[0] == "2"), name
-
-
-def test_commands_for_clouds_run_dry(tmp_path, monkeypatch):
-    """As they stand; what they would start was parsed by another test."""
-    monkeypatch.chdir(tmp_path)
-    shown = [c.argv for path in DOCUMENTS for c in commands(path, tmp_path)]
-    found = [argv for argv in shown if argv[1] in LAUNCHERS and "--delete" not in argv]
-    assert {argv[1] for argv in found} == set(LAUNCHERS)
-    for program, script, *given in found:
-        dry = [] if script.endswith(".py") else ["--dry-run"]
-        done = subprocess.run(
-            [program, str(ROOT / script), *dry, *given],
-            env={"PATH": os.environ["PATH"], "LAUNCH_PYTHON": "/bin/true"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        main = given[given.index("--") + 1]
-        assert main in done.stdout
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file stays open
-def test_lines_of_python_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "wiki.jsonl").write_text('{"id": "1", "title": "Oslo", "text": "A city."}\n')
-    shown = [c.argv for path in DOCUMENTS for c in commands(path, tmp_path)]
-    (line,) = [argv[2] for argv in shown if argv[:2] == ["python", "-c"]]
-    exec(line, {})
-    assert Vocab.load("tokenizer").decode(Vocab.load("tokenizer").encode("Oslo")) == "Oslo"
+# ---- blocks of code
 
 
 def test_blocks_of_python_do_what_they_say(tmp_path):

@@ -184,7 +184,7 @@ def test_a_search_tool_that_is_down_is_found_at_the_start(folder):
 def test_a_tool_is_asked_once_before_it_is_used(monkeypatch):
     down = FakeSearch({}, fail_first=1)
     monkeypatch.setattr(opening, "_open", lambda cfg: down)
-    cfg = build_trajectories.SearchConfig("bm25", "", "", 2, 2, 3, 10.0, 2)
+    cfg = build_trajectories.SearchConfig("bm25", "index", "", 2, 2, 3, 10.0, 2)
     with pytest.raises(SearchError, match="the search tool does not answer: scripted failure"):
         opening.open_tool(cfg)
     tool = opening.open_tool(cfg)

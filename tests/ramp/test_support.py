@@ -6,6 +6,7 @@ import pytest
 
 from masksearch_jax import build_ramp
 from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
+from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.jsonl import read_jsonl
 from masksearch_jax.core.types import Passage, RampExample, Span
 from masksearch_jax.corpus.passages import write_passages
@@ -146,5 +147,5 @@ def test_a_build_with_linked_masks_counts_the_paragraphs_without(born, tmp_path)
 
 
 def test_linked_masks_are_two_at_least():
-    with pytest.raises(ValueError, match=r"ramp\.linked is True and ramp\.max_masks 1"):
+    with pytest.raises(ConfigError, match=r"ramp\.linked is True, and config\.ramp\.max_masks 1"):
         examples.check_settings(RampConfig(linked=True, max_masks=1))
