@@ -35,7 +35,7 @@ from masksearch_jax.search.tool import FakeSearch, NoSearch
 
 SEARCH = SearchConfig(
     kind="bm25",
-    index="",
+    index="index",
     url="",
     top_k=2,
     max_passages=2,
