@@ -34,9 +34,9 @@ class Header:
         field = self._reader.get_field(key)
         return default if field is None else field.contents()
 
-    def need(self, key: str) -> Any:
-        """A setting. Raises GgufError where the file has none of it."""
-        if (found := self.get(key)) is None:
+    def need(self, key: str, default: Any = None) -> Any:
+        """A setting, or its default. Raises GgufError where there is neither."""
+        if (found := self.get(key, default)) is None:
             raise GgufError(f"{self.path} has no {key!r}; it has {sorted(self._reader.fields)}")
         return found
 

@@ -119,8 +119,9 @@ def write(
     if tokenizer is not None:
         _add_tokenizer(writer, tokenizer, settings)
     for key, value in settings.items():
-        add = writer.add_string if isinstance(value, str) else writer.add_float32
-        (writer.add_uint32 if isinstance(value, int) else add)(key.replace("__", "."), value)
+        {str: writer.add_string, int: writer.add_uint32, list: writer.add_array}.get(
+            type(value), writer.add_float32
+        )(key.replace("__", "."), value)
     for name, weight in weights.items():
         made, kind_of = in_blocks(stored_form(config, name, weight), kind)
         writer.add_tensor(gguf_name(name), made, raw_dtype=kind_of)

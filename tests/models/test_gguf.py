@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -128,6 +129,39 @@ def test_the_scaling_of_llama_3_is_known_by_its_quotients(tmp_path):
         tmp_path / "n.gguf", config, weights | {"rope_freqs.weight": quotients[::-1].copy()}
     )
     with pytest.raises(GgufError, match=r"rope_freqs\.weight is not the scaling of Llama 3"):
+        read_config(path)
+
+    mixed = {"llama__rope__scaling__factor": 2.0}
+    path = gguf_files.write(
+        tmp_path / "o.gguf", config, weights | {"rope_freqs.weight": quotients}, **mixed
+    )
+    with pytest.raises(GgufError, match=r"rope_freqs\.weight beside linear rope scaling; only one"):
+        read_config(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("attention.head_count", 0, "is 0; it must be at least 1"),
+        ("attention.head_count_kv", 0, "is 0; it must be at least 1"),
+        ("attention.head_count_kv", 3, "is 3; it must be a divisor of 4"),
+        ("attention.head_count_kv", [2, 2], "is [2, 2] (list); it must be int"),
+        ("attention.key_length", 0, "is 0; it must be at least 1"),
+        ("feed_forward_length", [256, 256], "is [256, 256] (list); it must be int"),
+        ("embedding_length", "256", "is '256' (str); it must be int"),
+        ("block_count", 0, "is 0; it must be at least 1"),
+        ("context_length", 0, "is 0; it must be at least 1"),
+        ("rope.freq_base", "1e4", "is '1e4' (str); it must be float"),
+        ("rope.freq_base", 1.0, "is 1.0; it must be above 1, and finite"),
+        ("attention.layer_norm_rms_epsilon", -1.0, "is -1.0; it must be at least 0"),
+    ],
+)
+def test_a_file_of_wrong_numbers_is_refused_by_file_key_and_rule(key, value, said, tmp_path):
+    settings = {f"llama.{key}".replace(".", "__"): value}
+    path = gguf_files.write(
+        tmp_path / "m.gguf", LLAMA, gguf_files.random_weights(LLAMA), **settings
+    )
+    with pytest.raises(GgufError, match=f"^{re.escape(f'{path}: llama.{key} {said}')}"):
         read_config(path)
 
 
