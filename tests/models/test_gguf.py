@@ -6,6 +6,8 @@ import dataclasses
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -257,6 +259,52 @@ def test_what_is_not_read_is_refused_with_the_choices(tmp_path, tokenizer):
     refused(r"its tokenizer is 'llama'; only 'gpt2'", Vocab.load, tokenizer_model="llama")
     refused("'viking', which is not one of gpt-2, llama-bpe", Vocab.load, pre="viking")
     refused(r"is one of 3 files: merge", read_config, split__count=3)
+
+
+TOKENIZER = [
+    ("eos_token_id", 300, "eos_token_id is 300; it must be one of its tokens, 0 to 299"),
+    ("eot_token_id", 4000, "eot_token_id is 4000; it must be one of its tokens, 0 to 299"),
+    ("padding_token_id", "<|pad|>", "padding_token_id is '<|pad|>'; it must be one of its tokens"),
+    ("bos_token_id", [0], "bos_token_id is [0]; it must be one of its tokens, 0 to 299"),
+    ("token_type", [1] * 299, "token_type is of 299 tokens; there are 300"),
+    ("token_type", [1] * 301, "token_type is of 301 tokens; there are 300"),
+    ("token_type", 1, "token_type is 1; it must be a list of int"),
+    ("tokens", [1, 2], "tokens is [1, 2]; it must be a list of str"),
+    ("merges", ["Ġ zebra"], "merges has 'Ġ zebra'; it must be two tokens whose whole is one"),
+    ("merges", ["q z"], "merges has 'q z'; it must be two tokens whose whole is one too"),
+    ("merges", ["q"], "merges has 'q'; it must be two tokens whose whole is one too"),
+    ("merges", "Ġ t", "merges is 'Ġ t'; it must be a list of str"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "said"), TOKENIZER)
+def test_a_tokenizer_that_cannot_work_is_refused_by_file_and_key(
+    key, value, said, tmp_path, tokenizer
+):
+    settings = {f"tokenizer__ggml__{key}": value}
+    path = gguf_files.write(tmp_path / "m.gguf", LLAMA, {}, tokenizer=tokenizer, **settings)
+    said = re.escape(f"{path}: tokenizer.ggml.{said}")
+    with pytest.raises(GgufError, match=f"^{said}"):
+        gguf_tokenizer.read(path)
+    with pytest.raises(VocabError, match=said):
+        Vocab.load(path)
+
+
+def test_a_tokenizer_that_does_not_say_how_text_is_cut_is_refused_with_the_choices(
+    tmp_path, tokenizer
+):
+    path = gguf_files.write(tmp_path / "m.gguf", LLAMA, {}, tokenizer=tokenizer, pre=None)
+    said = (
+        f"{path} has no tokenizer.ggml.pre, the way to cut text; find out that of the model and "
+        "write it (gguf-new-metadata --pre-tokenizer NAME): gpt-2, llama-bpe, qwen2, smollm"
+    )
+    with pytest.raises(GgufError, match=f"^{re.escape(said)}$"):
+        gguf_tokenizer.read(path)
+    command = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", "--force"]
+    command += ["--pre-tokenizer", "qwen2", str(path), str(tmp_path / "n.gguf")]
+    subprocess.run(command, check=True, capture_output=True)
+    named = gguf_files.write(tmp_path / "o.gguf", LLAMA, {}, tokenizer=tokenizer, pre="qwen2")
+    assert Vocab.load(tmp_path / "n.gguf").fingerprint == Vocab.load(named).fingerprint
 
 
 def test_a_file_that_is_cut_or_another_thing_is_named(file, tmp_path):
