@@ -51,6 +51,11 @@ def read_header(path: str | Path) -> Header:
     return _read(path, stat.st_mtime_ns, stat.st_size)
 
 
+def let_go() -> None:
+    """Unmaps the files read last; the next header is read anew."""
+    _read.cache_clear()
+
+
 @functools.lru_cache(maxsize=2)  # a vocabulary of 150,000 tokens takes seconds
 def _read(path: Path, changed: int, size: int) -> Header:
     del changed, size  # they tell a file from another one of its name

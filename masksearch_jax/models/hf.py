@@ -23,7 +23,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import KeyPath
 
-from masksearch_jax.core import files
+from masksearch_jax.core import files, gguf_file
 from masksearch_jax.core.config import ComputeConfig, ModelConfig
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.models import hf_files, hf_folder, hf_names, layout
@@ -117,6 +117,7 @@ def load(folder: str | Path, compute: ComputeConfig, mesh: Mesh | None = None) -
             arrays.append(parameters.read(name))
             done += arrays[-1].nbytes
             progress.update(done // MB)
+    gguf_file.let_go()
     return jax.tree.unflatten(jax.tree.structure(parameters.model), arrays)
 
 

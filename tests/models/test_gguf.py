@@ -218,6 +218,16 @@ def test_a_model_exported_from_a_file_is_a_plain_folder(file, tmp_path):
     assert describe(str(tmp_path / "out"), "")[0] == config
 
 
+def test_a_file_is_mapped_no_longer_than_it_is_loaded(file):
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("what is mapped is read from /proc")
+    gguf_file.read_header(file)
+    assert str(file) in maps.read_text()
+    loaded(file)
+    assert str(file) not in maps.read_text()
+
+
 def test_a_config_may_read_its_model_from_a_file(file, repository):
     argv = ["main", f"--config={repository}/configs/ramp_sft.py:hf,runlocal"]
     argv += [f"--config.init={file}"]
