@@ -60,7 +60,11 @@ class EvolveRun:
     )
     prompt: c.PromptConfig = section(c.PromptConfig)
     init: str = key(
-        "", "HF folder or checkpoints that the first student starts from; empty: random weights."
+        "",
+        (
+            "Folder in HF format or of checkpoints, or a GGUF file that the first student starts "
+            "from; empty: random weights."
+        ),
     )
     tokenizer: str = key(
         "", "Folder with tokenizer.json; empty: one trained on this run's text.", folder=True

@@ -407,7 +407,10 @@ class ModelRun:
         "Folder of tokenised records with their manifest; of evaluate: examples.", folder=True
     )
     tokenizer: str = key("", "Folder with tokenizer.json; needed.", folder=True)
-    init: str = key("", "HF or checkpoint folder to start from; empty: random weights.")
+    init: str = key(
+        "",
+        "Folder in HF format or of checkpoints, or a GGUF file; empty: random weights.",
+    )
     base: str = key(
         "",
         "Where init holds adapters: their base model; empty: where they say it is.",

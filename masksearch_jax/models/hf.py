@@ -124,7 +124,8 @@ def load(folder: str | Path, compute: ComputeConfig, mesh: Mesh | None = None) -
 class Parameters:
     """What `load` loads, one parameter at a time; `model` has their shapes.
 
-    Each process reads the slices that its devices hold, one tensor at a time; its host keeps none.
+    dtype: what the files have, float32 where they have several. Each process reads the slices that
+    its devices hold, one tensor at a time; its host keeps none.
     Raises HfError naming tensor, expected and found, before any weight is read.
     """
 
@@ -134,6 +135,8 @@ class Parameters:
         self._rows: dict[str, list[Stored]] = {}
         for tensor, stored in _matched(folder, self.model):
             self._rows.setdefault(tensor.row.ours, []).append(stored)
+        kinds = {DTYPES[s.dtype] for found in self._rows.values() for s in found}
+        self.dtype = kinds.pop() if len(kinds) == 1 else "float32"
         self._largest = max(math.prod(s.shape) for found in self._rows.values() for s in found)
         self._places = _leaves(layout.parameter_shardings(mesh, self.model)) if mesh else {}
 

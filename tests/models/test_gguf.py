@@ -17,12 +17,13 @@ import tokenizers
 
 from masksearch_jax import export_hf
 from masksearch_jax.core import gguf_file, gguf_tokenizer
-from masksearch_jax.core.config import RopeScaling, SftRun
+from masksearch_jax.core.config import MeshConfig, RopeScaling, SftRun
 from masksearch_jax.core.gguf_file import GgufError
 from masksearch_jax.core.tokenizer import Vocab, VocabError, train_bpe
 from masksearch_jax.models import gguf_model, hf, hf_files, rotary
 from masksearch_jax.models.hf_config import read_config, to_hf_config
-from masksearch_jax.models.load import InitError, describe, initial, pinned
+from masksearch_jax.models.load import InitError, describe, initial, pinned, weights
+from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.runtime import cli, storage
 from masksearch_jax.testing.models import FLOAT32
 from tests.models import gguf_files
@@ -218,6 +219,51 @@ def test_a_model_exported_from_a_file_is_a_plain_folder(file, tmp_path):
     assert describe(str(tmp_path / "out"), "")[0] == config
 
 
+def exported(repository, checkpoint: Path, folder: Path, *flags: str) -> dict:
+    """What the command reports of an export of a model with its own architecture."""
+    argv = ["export_hf", f"--config={repository}/configs/export_hf.py:hf", *flags]
+    argv += [f"--config.checkpoint={checkpoint}", f"--config.folder={folder}"]
+    argv += ["--config.reload=table"]
+    return export_hf.run(cli.parse(export_hf.ExportRun, argv, read_config))
+
+
+def test_the_command_exports_a_file_as_a_plain_folder(file, repository, tmp_path, capsys):
+    out = tmp_path / "out"
+    report = exported(repository, file, out, "--config.dtype=stored")
+    assert json.loads(capsys.readouterr().out) == {"folder": str(out), "step": None} | report
+    assert_same_bits(loaded(out), loaded(file))
+    assert Vocab.load(out).fingerprint == Vocab.load(file).fingerprint
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == "float32"
+    card = (out / "README.md").read_text()
+    assert "| training | not recorded |" in card
+    assert "search agent:" not in card
+    for flag in ("step=3", "base=other"):
+        said = r"small\.gguf is a model, not a folder of checkpoints: it has no steps, no base"
+        with pytest.raises(InitError, match=said):
+            exported(repository, file, tmp_path / "refused", f"--config.{flag}")
+    assert not (tmp_path / "refused").exists()
+
+
+def test_the_command_exports_a_folder_in_the_dtype_that_it_has(file, repository, tmp_path):
+    exported(repository, file, tmp_path / "first")  # in bfloat16
+    exported(repository, tmp_path / "first", tmp_path / "second", "--config.dtype=stored")
+    one, two = ((tmp_path / name / hf.SINGLE).read_bytes() for name in ("first", "second"))
+    assert one == two
+    with pytest.raises(export_hf.ExportError, match=r"first, as config\.checkpoint is: give an"):
+        exported(repository, tmp_path / "first", tmp_path / "second" / ".." / "first")
+
+
+def test_an_export_of_another_file_keeps_nothing_of_the_first(file, repository, tmp_path):
+    other = tmp_path / "other.gguf"
+    other.write_bytes(file.read_bytes()[:-4] + np.float32(7.0).tobytes())
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    made_from = []
+    for path in (file, other):
+        with weights(str(path), read_config(path), FLOAT32, mesh) as found:
+            made_from.append(found.made_from)
+    assert made_from[0] != made_from[1]
+
+
 def test_a_file_is_mapped_no_longer_than_it_is_loaded(file):
     maps = Path("/proc/self/maps")
     if not maps.exists():
@@ -228,11 +274,14 @@ def test_a_file_is_mapped_no_longer_than_it_is_loaded(file):
     assert str(file) not in maps.read_text()
 
 
-def test_a_config_may_read_its_model_from_a_file(file, repository):
+def test_a_config_may_read_its_model_from_a_file(file, repository, monkeypatch):
     argv = ["main", f"--config={repository}/configs/ramp_sft.py:hf,runlocal"]
     argv += [f"--config.init={file}"]
     assert cli.parse(SftRun, argv, read_config).model == read_config(file)
     named = ["main", f"--config={repository}/configs/ramp_sft.py:{file}"]
+    assert cli.parse(SftRun, named, read_config).model == read_config(file)
+    monkeypatch.chdir(file.parent)
+    named = ["main", f"--config={repository}/configs/ramp_sft.py:runlocal,{file.name}"]
     assert cli.parse(SftRun, named, read_config).model == read_config(file)
 
 
