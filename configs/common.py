@@ -112,12 +112,17 @@ MODELS = {
 }
 
 
+def _is_path(name: str) -> bool:
+    """Whether this is no name of ours but a path, which has a `/` or ends in .gguf."""
+    return "/" in name or name.endswith(".gguf")
+
+
 def model(name: str) -> ConfigDict:
-    """The architecture called `name`; "hf" and a folder's path have it read from a config.json.
+    """The architecture called `name`; "hf" and a path have it read from an HF folder or GGUF file.
 
     Raises ValueError naming the nearest name and all choices.
     """
-    if name == HF or "/" in name:
+    if name == HF or _is_path(name):
         return ConfigDict({"hf_folder": "" if name == HF else name})
     if name not in MODELS:
         nearest = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
@@ -132,8 +137,8 @@ def parse_arg(arg: str, **defaults: str | bool) -> ConfigDict:
 
     `defaults` holds `model`, a name of `MODELS`, and switches that are off. A part of `arg` is a
     switch to turn on, or a model: a name of `MODELS`, `hf` for the architecture of the folder
-    `config.init`, or that of another HF folder by its path, which has a `/`. Raises ValueError
-    naming the choices.
+    `config.init`, or that of another HF folder or GGUF file by its path, which has a `/` or ends in
+    .gguf. Raises ValueError naming the choices.
     """
     parsed = ConfigDict(defaults)
     switches = [name for name, value in defaults.items() if value is False]
@@ -141,13 +146,13 @@ def parse_arg(arg: str, **defaults: str | bool) -> ConfigDict:
     for part in filter(None, arg.split(",")):
         if part in switches:
             parsed[part] = True
-        elif part in models or (models and "/" in part):
+        elif part in models or (models and _is_path(part)):
             parsed.model = part
         else:
             choices = switches + models
             close = difflib.get_close_matches(part, choices, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            folder = ", and no folder, whose path has a /" if models else ""
+            folder = ", and no path, which has a / or ends in .gguf" if models else ""
             raise ValueError(f"{part!r} is not one of {', '.join(choices)}{folder}{hint}")
     return parsed
 

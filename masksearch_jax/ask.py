@@ -60,7 +60,7 @@ Tell = Callable[[JsonObject], None]
 class AskRun:
     """`ask`: questions to a model, with live search."""
 
-    init: str = required("Folder in HF format, or of checkpoints.")
+    init: str = required("Folder in HF format or of checkpoints, or a GGUF file.")
     question: str = key("", "A question, or a paragraph with [mask]; empty: one a line of input.")
     web: bool = key(False, "Asked on a page of this machine instead.")
     port: int = key(0, "Port of the page; 0: any free one.", least=0, most=65_535)

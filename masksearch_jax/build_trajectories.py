@@ -134,7 +134,7 @@ def check_sections(cfg: BuildTrajectoriesRun) -> None:
         if given is None:
             raise ConfigError(f"config.teacher {cfg.teacher!r} needs the section config.{name}")
     if cfg.teacher == "local":
-        init = "the HF folder or checkpoints of the model that samples"
+        init = "the HF folder, checkpoints or GGUF file of the model that samples"
         tokenizer = "the folder that holds tokenizer.json"
         check_given(cfg.student, "config.student", init=init, tokenizer=tokenizer)
 

@@ -33,7 +33,8 @@ from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.search_config import tools_key
 from masksearch_jax.core.types import Demonstration, RampExample
-from masksearch_jax.evals import diversity, iterations
+from masksearch_jax.evals import diversity, iterations, suites
+from masksearch_jax.evals.items import check_methods
 from masksearch_jax.evals.results import by_condition
 from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.parallel.sharding import split_cpu
@@ -61,7 +62,11 @@ class EvolveRun:
     )
     prompt: c.PromptConfig = section(c.PromptConfig)
     init: str = key(
-        "", "HF folder or checkpoints that the first student starts from; empty: random weights."
+        "",
+        (
+            "Folder in HF format or of checkpoints, or a GGUF file that the first student starts "
+            "from; empty: random weights."
+        ),
     )
     tokenizer: str = key(
         "", "Folder with tokenizer.json; empty: one trained on this run's text.", folder=True

@@ -2,6 +2,8 @@
 
     python -m masksearch_jax.export_hf --config=configs/export_hf.py:qwen2.5-1.5b \\
         --config.checkpoint=runs/ramp_dapo/checkpoints --config.folder=exported
+    python -m masksearch_jax.export_hf --config=configs/export_hf.py:hf \\
+        --config.checkpoint=MODEL.gguf --config.folder=exported
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from masksearch_jax.core.types import JsonObject
 from masksearch_jax.models import hf, reload_check, trainings
 from masksearch_jax.models.hf_card import Card, model_card
 from masksearch_jax.models.hf_config import read_config, read_json
-from masksearch_jax.models.load import check_vocabulary, weights
+from masksearch_jax.models.load import check_vocabulary, has_model, weights
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
 from masksearch_jax.parallel.processes import join_processes
@@ -47,9 +49,15 @@ class ExportError(Exception):
 class ExportRun:
     """`export_hf`: a checkpoint to a folder that transformers loads."""
 
-    checkpoint: str = required("Folder of checkpoints.")
+    checkpoint: str = required("Folder of checkpoints or in HF format, or a GGUF file.")
     folder: str = required("Folder to write; an earlier export of that name is replaced.")
-    tokenizer: str = key("", "Folder whose tokenizer files are copied; needed.")
+    tokenizer: str = key(
+        "",
+        (
+            "Folder whose tokenizer files are copied, or a GGUF file; empty: that of checkpoint; "
+            "needed of checkpoints."
+        ),
+    )
     step: int = key(-1, "Which checkpoint; -1: the latest.")
     base: str = key(
         "", "Where checkpoint holds adapters: their base model; empty: where they say it is."
@@ -73,14 +81,16 @@ class ExportRun:
 
 
 def check_config(cfg: ExportRun) -> None:
-    """Raises ConfigError for keys that are empty, ExportError for a folder in a bucket."""
-    check_given(
-        cfg,
-        checkpoint="the folder of checkpoints",
-        folder="the folder to write",
-        tokenizer="the folder that holds tokenizer.json",
-    )
+    """Raises ConfigError for keys that are empty, ExportError for a folder that cannot be written.
+
+    A model in HF format or in a GGUF file has its tokenizer with it.
+    """
+    check_given(cfg, checkpoint="the folder of checkpoints", folder="the folder to write")
+    if not has_model(cfg.checkpoint):
+        check_given(cfg, tokenizer="the folder that holds tokenizer.json")
     check_local(cfg.folder)
+    if Path(cfg.folder).resolve() == Path(cfg.checkpoint).resolve():
+        raise ExportError(f"config.folder is {cfg.folder}, as config.checkpoint is: give another")
 
 
 def run(cfg: ExportRun) -> dict[str, Any]:
@@ -91,6 +101,8 @@ def run(cfg: ExportRun) -> dict[str, Any]:
     """
     join_processes()
     check_config(cfg)
+    if not cfg.tokenizer:
+        cfg = dataclasses.replace(cfg, tokenizer=cfg.checkpoint)
     check_vocabulary(cfg.model, Vocab.load(cfg.tokenizer), cfg.tokenizer, cfg.checkpoint)
     mesh, step = sharding.make_mesh(cfg.mesh), None if cfg.step < 0 else cfg.step
     with weights(cfg.checkpoint, cfg.model, _COMPUTE, mesh, cfg.base, step) as params:

@@ -38,7 +38,7 @@ from masksearch_jax.tools.registry import instructions_of, open_tools
 class ServeModelRun:
     """`serve_model`: a model as an OpenAI-compatible HTTP service."""
 
-    init: str = required("Folder in HF format, or of checkpoints.")
+    init: str = required("Folder in HF format or of checkpoints, or a GGUF file.")
     tokenizer: str = key("", "Folder with tokenizer.json and a chat template; empty: that of init.")
     base: str = key("", "Where init holds adapters: their base model; empty: where they say it is.")
     name: str = key("", "What clients call the model; empty: as the folder init is called.")

@@ -41,7 +41,7 @@ class Rules:
 class StudentConfig:
     """A model of ours as the teacher: it samples, and rules (or an LLM too) say what is kept."""
 
-    init: str = required("HF folder or checkpoint folder.")
+    init: str = required("Folder in HF format or of checkpoints, or a GGUF file.")
     tokenizer: str = required("Folder with tokenizer.json.")
     samples: int = key(4, "Trajectories per example.", least=1)
     rules: Rules = section(Rules)

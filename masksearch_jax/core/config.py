@@ -10,6 +10,8 @@ together: one `*Run` per main that trains or evaluates.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator
 from typing import Literal
 
 from masksearch_jax.core.curriculum_config import LessonsConfig
@@ -27,14 +29,17 @@ from masksearch_jax.core.watch_config import AlarmsConfig, HeldoutConfig, LogCon
 class RopeScaling:
     """How rotary frequencies are slowed for longer contexts (`rope_type` of an HF config)."""
 
-    factor: float = required("Times that the context is longer than the original one.")
+    factor: float = required("Times that the context is longer than the original one.", least=1)
     low_freq_factor: float = required(
-        "Original context / wavelength of full scaling; yarn's beta_slow; unused by linear."
+        "Original context / wavelength of full scaling; yarn's beta_slow; unused by linear.",
+        least=0,
     )
     high_freq_factor: float = required(
-        "Original context / wavelength of no scaling; yarn's beta_fast; unused by linear."
+        "Original context / wavelength of no scaling; yarn's beta_fast; unused by linear.", least=0
     )
-    original_max_position: int = required("Tokens of the original context.", least=1)
+    original_max_position: int = required(
+        "Tokens of the original context; unused by linear.", least=0
+    )
     kind: Literal["llama3", "yarn", "linear"] = key(
         "llama3",
         (
@@ -42,7 +47,22 @@ class RopeScaling:
             "or all (linear)."
         ),
     )
-    attention_factor: float = key(1.0, "Of cosines and sines; other than 1 in yarn alone.")
+    attention_factor: float = key(1.0, "Of cosines and sines; other than 1 in yarn alone.", least=0)
+
+    def broken(self) -> Iterator[tuple[str, str]]:
+        """See `Ruled`: what has no frequencies, or none that are numbers."""
+        for name in ("factor", "low_freq_factor", "high_freq_factor", "attention_factor"):
+            if math.isinf(getattr(self, name)):
+                yield name, "finite"
+        if self.attention_factor == 0:
+            yield "attention_factor", "above 0"
+        if self.kind != "linear":
+            if self.original_max_position < 1:
+                yield "original_max_position", "at least 1"
+            if self.low_freq_factor == 0:
+                yield "low_freq_factor", "above 0"
+            if self.high_freq_factor <= self.low_freq_factor:
+                yield "high_freq_factor", f"above the lower one, {self.low_freq_factor:g}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +86,15 @@ class ModelConfig:
     qk_norm: bool = required("Queries and keys are normalised by head.")
     tie_embeddings: bool = required("The LM head is the embedding.")
     max_position: int = required("Tokens of the longest context.", least=1)
+
+    def broken(self) -> Iterator[tuple[str, str]]:
+        """See `Ruled`."""
+        if self.num_heads % self.num_kv_heads:
+            yield "num_kv_heads", f"a divisor of {self.num_heads}"
+        if self.head_dim % 2:
+            yield "head_dim", "even"
+        if not 1 < self.rope_theta < math.inf:
+            yield "rope_theta", "above 1, and finite"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -378,7 +407,10 @@ class ModelRun:
         "Folder of tokenised records with their manifest; of evaluate: examples.", folder=True
     )
     tokenizer: str = key("", "Folder with tokenizer.json; needed.", folder=True)
-    init: str = key("", "HF or checkpoint folder to start from; empty: random weights.")
+    init: str = key(
+        "",
+        "Folder in HF format or of checkpoints, or a GGUF file; empty: random weights.",
+    )
     base: str = key(
         "",
         "Where init holds adapters: their base model; empty: where they say it is.",

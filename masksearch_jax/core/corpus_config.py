@@ -104,7 +104,7 @@ class RampConfig:
 class PplConfig:
     """The model that says how hard a span is, for the strategy ppl."""
 
-    init: str = key("", "Folder in HF format, or of checkpoints; needed.")
+    init: str = key("", "Folder in HF format or of checkpoints, or a GGUF file; needed.")
     tokenizer: str = key("", "Folder with tokenizer.json; empty: that of init.")
     batch: int = key(16, "Spans scored at once.", least=1)
     max_len: int = key(

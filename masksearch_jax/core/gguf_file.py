@@ -34,9 +34,9 @@ class Header:
         field = self._reader.get_field(key)
         return default if field is None else field.contents()
 
-    def need(self, key: str) -> Any:
-        """A setting. Raises GgufError where the file has none of it."""
-        if (found := self.get(key)) is None:
+    def need(self, key: str, default: Any = None) -> Any:
+        """A setting, or its default. Raises GgufError where there is neither."""
+        if (found := self.get(key, default)) is None:
             raise GgufError(f"{self.path} has no {key!r}; it has {sorted(self._reader.fields)}")
         return found
 
@@ -49,6 +49,11 @@ def read_header(path: str | Path) -> Header:
     path = Path(path).resolve()
     stat = path.stat()
     return _read(path, stat.st_mtime_ns, stat.st_size)
+
+
+def let_go() -> None:
+    """Unmaps the files read last; the next header is read anew."""
+    _read.cache_clear()
 
 
 @functools.lru_cache(maxsize=2)  # a vocabulary of 150,000 tokens takes seconds

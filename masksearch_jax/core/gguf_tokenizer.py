@@ -25,6 +25,7 @@ from masksearch_jax.core import gguf_file
 from masksearch_jax.core.gguf_file import GgufError
 from masksearch_jax.core.types import JsonObject
 
+_AT = "tokenizer.ggml"  # before the keys of a file's tokenizer
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # of tokenizer.ggml.token_type
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -53,19 +54,28 @@ PIECES = ("gpt-2", "llama-bpe", "qwen2", "smollm")
 def read(path: str | Path) -> tuple[Tokenizer, JsonObject, str]:
     """The tokenizer, its tokenizer_config.json and its chat template, which may be empty.
 
-    Raises GgufError for a tokenizer that is not byte-level, or cuts text in a way of no known name.
+    Raises GgufError for a tokenizer that is not byte-level, or cuts text in a way of no known name,
+    or is not whole.
     """
     header = gguf_file.read_header(path)
-    kind, pieces = header.need("tokenizer.ggml.model"), header.get("tokenizer.ggml.pre", "gpt-2")
-    if kind != "gpt2":
+    if (kind := header.need("tokenizer.ggml.model")) != "gpt2":
         raise GgufError(f"{path}: its tokenizer is {kind!r}; only 'gpt2', byte-level BPE, is read")
+    if (pieces := header.get("tokenizer.ggml.pre")) is None:
+        raise GgufError(
+            f"{path} has no tokenizer.ggml.pre, the way to cut text; find out that of the model "
+            f"and write it (gguf-new-metadata --pre-tokenizer NAME): {', '.join(PIECES)}"
+        )
     if pieces not in PIECES:
         choices = ", ".join(PIECES)
         raise GgufError(f"{path}: tokenizer.ggml.pre is {pieces!r}, which is not one of {choices}")
-    tokens = header.need("tokenizer.ggml.tokens")
-    types = header.get("tokenizer.ggml.token_type", [1] * len(tokens))
-    merges = [tuple(m.split(" ")) for m in header.need("tokenizer.ggml.merges")]
+    tokens = _listed(header, "tokens", str)
+    types = _listed(header, "token_type", int, [1] * len(tokens))
+    if len(types) != len(tokens):
+        raise GgufError(
+            f"{path}: {_AT}.token_type is of {len(types)} tokens; there are {len(tokens)}"
+        )
     vocab = {t: i for i, t in enumerate(tokens) if types[i] != _UNUSED}
+    merges = _merges(header, vocab)
     tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=pieces == "llama-bpe"))
     if pieces == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
@@ -90,17 +100,47 @@ def write(path: str | Path, folder: Path) -> None:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
+def _listed(header: gguf_file.Header, key: str, kind: type, default: Any = None) -> list[Any]:
+    """A list of the tokenizer. Raises GgufError for anything else."""
+    found = header.need(f"{_AT}.{key}", default)
+    if not isinstance(found, list) or not all(type(one) is kind for one in found):
+        said = f"{found!r:.80}; it must be a list of {kind.__name__}"
+        raise GgufError(f"{header.path}: {_AT}.{key} is {said}")
+    return found
+
+
+def _merges(header: gguf_file.Header, vocab: dict[str, int]) -> list[tuple[str, str]]:
+    """Pairs of tokens that become one. Raises GgufError for what the library would not take."""
+    merges = []
+    for merge in _listed(header, "merges", str):
+        first, _, second = merge.partition(" ")
+        if not vocab.keys() >= {first, second, first + second}:
+            said = f"{merge!r}; it must be two tokens whose whole is one too"
+            raise GgufError(f"{header.path}: {_AT}.merges has {said}")
+        merges.append((first, second))
+    return merges
+
+
+def _id(header: gguf_file.Header, key: str, tokens: list[str]) -> int | None:
+    """The id of a token by its part. Raises GgufError where there is no such token."""
+    found = header.get(f"{_AT}.{key}_token_id")
+    if found is not None and (type(found) is not int or not 0 <= found < len(tokens)):
+        said = f"{found!r}; it must be one of its tokens, 0 to {len(tokens) - 1}"
+        raise GgufError(f"{header.path}: {_AT}.{key}_token_id is {said}")
+    return found
+
+
 def _config(header: gguf_file.Header, tokens: list[str]) -> JsonObject:
     config: JsonObject = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
     }
-    ids: dict[str, Any] = {
-        name: header.get(f"tokenizer.ggml.{key}_token_id")
+    ids = {
+        name: _id(header, key, tokens)
         for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown"))
     }
     config |= {f"{name}_token": tokens[i] for name, i in ids.items() if i is not None}
-    ends = (ids["eos"], header.get("tokenizer.ggml.eot_token_id"))
+    ends = (ids["eos"], _id(header, "eot", tokens))
     return config | {"eos_token_id": [i for i in ends if i is not None]}
 
 

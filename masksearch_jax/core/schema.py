@@ -11,7 +11,7 @@ import functools
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from masksearch_jax.core.errors import ConfigError, nearest
@@ -23,8 +23,18 @@ class Section(Protocol):
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
 
+@typing.runtime_checkable
+class Ruled(Protocol):
+    """A section with rules beyond the bounds of its keys."""
+
+    def broken(self) -> Iterator[tuple[str, str]]:
+        """The keys whose values break a rule, each with what it must be."""
+        ...
+
+
 T = TypeVar("T", bound=Section)
 
+_UNNAMED: Mapping[str, str] = types.MappingProxyType({})
 _USER = re.compile(r"//[^/?#]*@")  # of an address, or of one of several
 
 REQUIRED = dataclasses.MISSING  # in place of a default: the config file, or a flag, must give it
@@ -118,13 +128,16 @@ def flat_keys(schema: type[Section]) -> dict[str, Any]:
     return {k.name: k.kind for k in describe_keys(schema)}
 
 
-def to_dataclass(schema: type[T], config: Any, path: str = "config") -> T:
+def to_dataclass(
+    schema: type[T], config: Any, path: str = "config", names: Mapping[str, str] = _UNNAMED
+) -> T:
     """The frozen dataclass `schema` filled from a ConfigDict or dict; other keys by their default.
 
-    An int is taken for a float and a list for a tuple; nothing else is converted. Raises
-    ConfigError that names the dotted key and the nearest valid ones (unknown), what is missing, or
-    the value and the type it should have, or the least or the most that it may be; and for a user
-    in an address, without the value.
+    An int is taken for a float and a list for a tuple; nothing else is converted. names: what
+    messages call a key in place of its dotted name. Raises ConfigError that names the dotted key
+    and the nearest valid ones (unknown), what is missing, or the value and the type it should have,
+    or the least or the most that it may be, or the rule of a `Ruled` section; and for a user in an
+    address, without the value.
     """
     values = config.to_dict() if hasattr(config, "to_dict") else config
     if not isinstance(values, Mapping):
@@ -137,16 +150,21 @@ def to_dataclass(schema: type[T], config: Any, path: str = "config") -> T:
     needed = {f.name for f in dataclasses.fields(schema) if f.default is REQUIRED}
     if missing := sorted(needed - set(values)):
         raise ConfigError(f"{path} lacks {', '.join(f'{path}.{m}' for m in missing)}")
-    found = {k: _convert(kinds[k], v, f"{path}.{k}") for k, v in values.items()}
+    found = {k: _convert(kinds[k], v, f"{path}.{k}", names) for k, v in values.items()}
+    called = {name: names.get(f"{path}.{name}", f"{path}.{name}") for name in kinds}
     for field in dataclasses.fields(schema):
         if (value := found.get(field.name)) is not None:
-            _check_bounds(f"{path}.{field.name}", value, field.metadata)
+            _check_bounds(called[field.name], value, field.metadata)
             if (instead := field.metadata.get("user")) and _USER.search(value):
                 raise ConfigError(
                     f"{path}.{field.name} has a user or a password in it, and logs and records "
                     f"would keep it; {instead}"
                 )
-    return schema(**found)
+    made = schema(**found)
+    if isinstance(made, Ruled):
+        for name, rule in made.broken():
+            raise ConfigError(f"{called[name]} is {getattr(made, name)}; it must be {rule}")
+    return made
 
 
 def _check_bounds(name: str, value: Any, said: Mapping[str, Any]) -> None:
@@ -175,24 +193,24 @@ def _section_of(kind: Any) -> type[Section] | None:
     return inner if isinstance(inner, type) and dataclasses.is_dataclass(inner) else None
 
 
-def _convert(kind: Any, value: Any, path: str) -> Any:
-    inner = _not_none(kind)
+def _convert(kind: Any, value: Any, path: str, names: Mapping[str, str]) -> Any:
+    inner, called = _not_none(kind), names.get(path, path)
     if value is None and inner is not kind:
         return None
     if section := _section_of(kind):
-        return to_dataclass(section, value, path)
+        return to_dataclass(section, value, path, names)
     origin, args = typing.get_origin(inner), typing.get_args(inner)
     if origin is typing.Literal:
         if value not in args:
             near = nearest(str(value), map(str, args))
-            raise ConfigError(f"{path} is {value!r}, not one of {', '.join(args)}; {near}")
+            raise ConfigError(f"{called} is {value!r}, not one of {', '.join(args)}; {near}")
         return value
     if origin is tuple and isinstance(value, (tuple, list)):
-        return tuple(_convert(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+        return tuple(_convert(args[0], v, f"{called}[{i}]", names) for i, v in enumerate(value))
     if inner is float and type(value) is int:
         return float(value)
     if isinstance(inner, type) and type(value) is inner:
         return value
     name = inner.__name__ if isinstance(inner, type) and not args else str(inner)
     name += " or None" if inner is not kind else ""
-    raise ConfigError(f"{path} is {value!r} ({type(value).__name__}); it must be {name}")
+    raise ConfigError(f"{called} is {value!r} ({type(value).__name__}); it must be {name}")

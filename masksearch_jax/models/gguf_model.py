@@ -5,6 +5,7 @@ The package gguf turns blocks of quantised numbers into float32 with NumPy, rows
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,13 @@ import numpy as np
 from masksearch_jax.core import gguf_file
 from masksearch_jax.core.config import ModelConfig, RopeScaling
 from masksearch_jax.core.gguf_file import GgufError, Header
-from masksearch_jax.models.rotary import YARN_BETAS, frequencies, yarn_attention_factor
+from masksearch_jax.models.file_config import checked, head_dim
+from masksearch_jax.models.rotary import (
+    UNUSED_BY_LINEAR,
+    YARN_BETAS,
+    frequencies,
+    yarn_attention_factor,
+)
 
 if TYPE_CHECKING:
     from gguf.gguf_reader import ReaderTensor
@@ -39,6 +46,25 @@ _NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# GGUF's name, behind the architecture's, of each number.
+_KEYS = {
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_layers": "block_count",
+    "num_heads": "attention.head_count",
+    "num_kv_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "rope_theta": "rope.freq_base",
+    "norm_eps": "attention.layer_norm_rms_epsilon",
+    "max_position": "context_length",
+}
+_YARN_KEYS = {
+    "low_freq_factor": "yarn_beta_slow",
+    "high_freq_factor": "yarn_beta_fast",
+    "original_max_position": "original_context_length",
+    "attention_factor": "attn_factor",
+}
+_ROPE_THETA = 10000.0  # of a file that does not say it
 _PLACE = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
 _TURNED = re.compile(r"model\.layers\.\d+\.self_attn\.([qk])_proj\.weight")
 _ROPE_FREQUENCIES = "rope_freqs.weight"  # by what Llama 3 divides them; the config says it
@@ -54,77 +80,93 @@ def read_config(path: str | Path) -> ModelConfig:
     if family not in ARCHITECTURES:
         choices = ", ".join(ARCHITECTURES)
         raise GgufError(f"{path}: architecture {family!r} is unknown; choices: {choices}")
-
-    def need(key: str) -> Any:
-        return header.need(f"{family}.{key}")
-
+    keys = {ours: f"{family}.{key}" for ours, key in _KEYS.items()}
     tensors = {tensor.name: tensor for tensor in header.tensors()}
     if _TABLE not in tensors:
         raise GgufError(f"{path} has no tensor {_TABLE!r}: it holds no whole model")
-    hidden, heads = need("embedding_length"), need("attention.head_count")
-    head_dim = header.get(f"{family}.attention.key_length") or hidden // heads
-    if (turned := header.get(f"{family}.rope.dimension_count", head_dim)) != head_dim:
+    hidden, heads = header.need(keys["hidden_size"]), header.need(keys["num_heads"])
+    defaults = {
+        "num_kv_heads": heads,
+        "head_dim": head_dim(hidden, heads),
+        "rope_theta": _ROPE_THETA,
+    }
+    values = {ours: header.need(key, defaults.get(ours)) for ours, key in keys.items()} | {
+        "family": family,
+        "vocab_size": int(tensors[_TABLE].shape[-1]),
+        "rope_scaling": None,
+        "qkv_bias": family == "qwen2",
+        "qk_norm": family == "qwen3",
+        "tie_embeddings": "output.weight" not in tensors,
+    }
+    values |= {ours: _decimal(values[ours]) for ours in ("rope_theta", "norm_eps")}
+    config = checked(ModelConfig, values, path, keys, GgufError)
+    turned = header.get(f"{family}.rope.dimension_count", config.head_dim)
+    if turned != config.head_dim:
         raise GgufError(
-            f"{path}: {turned} of a head's {head_dim} dimensions are rotated; only all is supported"
+            f"{path}: {turned} of a head's {config.head_dim} dimensions are rotated; only all is "
+            "supported"
         )
-    return ModelConfig(
-        family=family,
-        vocab_size=int(tensors[_TABLE].shape[1]),
-        hidden_size=hidden,
-        intermediate_size=need("feed_forward_length"),
-        num_layers=need("block_count"),
-        num_heads=heads,
-        num_kv_heads=header.get(f"{family}.attention.head_count_kv") or heads,
-        head_dim=head_dim,
-        rope_theta=_decimal(header.get(f"{family}.rope.freq_base", 10000.0)),
-        rope_scaling=_read_scaling(header, family, head_dim, tensors.get(_ROPE_FREQUENCIES)),
-        norm_eps=_decimal(need("attention.layer_norm_rms_epsilon")),
-        qkv_bias=family == "qwen2",
-        qk_norm=family == "qwen3",
-        tie_embeddings="output.weight" not in tensors,
-        max_position=need("context_length"),
-    )
+    scaling = _read_scaling(header, config, tensors.get(_ROPE_FREQUENCIES))
+    return dataclasses.replace(config, rope_scaling=scaling)
 
 
-def _decimal(value: float) -> float:
+def _decimal(value: Any) -> Any:
     """The shortest number that a file's float32 may have been made from: 1e-05."""
-    return float(str(np.float32(value)))
+    return float(str(np.float32(value))) if type(value) in (int, float) else value
 
 
 def _read_scaling(
-    header: Header, family: str, head_dim: int, divisors: ReaderTensor | None
+    header: Header, config: ModelConfig, divisors: ReaderTensor | None
 ) -> RopeScaling | None:
-    kind = header.get(f"{family}.rope.scaling.type", "none")
+    """The scaling that a file says, by factor or by Llama 3's quotients; linear where of no kind.
+
+    llama.cpp takes linear too, and the factor of the older key where the newer one is not there.
+    """
+    at = f"{config.family}.rope"
+    keys = (f"{at}.scaling.factor", f"{at}.scale_linear")
+    given = next((key for key in keys if header.get(key) is not None), None)
+    kind = header.get(f"{at}.scaling.type", "linear" if given else "none")
     if kind not in ("none", "linear", "yarn"):
         choices = "none, linear, yarn"
         raise GgufError(f"{header.path}: rope.scaling.type {kind!r} is not one of {choices}")
-    if kind != "none":
-        return _read_slowing(header, f"{family}.rope.scaling", kind)
-    if divisors is None:
-        return None
+    if kind == "none":
+        return None if divisors is None else _read_quotients(header, config, divisors)
+    if divisors is not None:
+        raise GgufError(
+            f"{header.path} has {_ROPE_FREQUENCIES} beside {kind} rope scaling; only one is read"
+        )
+    return _read_slowing(header, f"{at}.scaling", kind, given or keys[0])
+
+
+def _read_quotients(header: Header, config: ModelConfig, divisors: ReaderTensor) -> RopeScaling:
+    """The scaling of Llama 3, of which a file keeps what each frequency is divided by."""
     found = np.asarray(divisors.data, np.float64)
-    theta = header.get(f"{family}.rope.freq_base", 10000.0)
-    scaling = RopeScaling(factor=float(found.max()), **_LLAMA3)
-    slowed = frequencies(head_dim, theta, scaling)
-    expected = frequencies(head_dim, theta, None) / slowed
-    if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-4):
-        raise GgufError(f"{header.path}: {_ROPE_FREQUENCIES} is not the scaling of Llama 3")
-    return scaling
+    plain = frequencies(config.head_dim, config.rope_theta, None)
+    if found.shape == plain.shape and np.isfinite(found).all() and found.min() >= 1:
+        scaling = RopeScaling(factor=float(found.max()), **_LLAMA3)
+        slowed = frequencies(config.head_dim, config.rope_theta, scaling)
+        if np.allclose(found, plain / slowed, rtol=1e-4):
+            return scaling
+    raise GgufError(f"{header.path}: {_ROPE_FREQUENCIES} is not the scaling of Llama 3")
 
 
-def _read_slowing(header: Header, at: str, kind: str) -> RopeScaling:
-    factor = _decimal(header.need(f"{at}.factor"))
-    if kind == "linear":
-        return RopeScaling(factor, 0.0, 0.0, 0, kind="linear")
-    return RopeScaling(
-        factor,
-        _decimal(header.get(f"{at}.yarn_beta_slow", YARN_BETAS["beta_slow"])),
-        _decimal(header.get(f"{at}.yarn_beta_fast", YARN_BETAS["beta_fast"])),
-        header.need(f"{at}.original_context_length"),
-        kind="yarn",
-        attention_factor=_decimal(header.get(f"{at}.attn_factor", 1.0))
-        * yarn_attention_factor(factor),
-    )
+def _read_slowing(header: Header, at: str, kind: str, factor: str) -> RopeScaling:
+    """linear or yarn. factor: the key that has it."""
+    keys = {"factor": factor}
+    values = {**UNUSED_BY_LINEAR, "kind": kind, "factor": _decimal(header.need(factor))}
+    if kind == "yarn":
+        keys |= {ours: f"{at}.{key}" for ours, key in _YARN_KEYS.items()}
+        beta_slow = header.get(keys["low_freq_factor"], YARN_BETAS["beta_slow"])
+        beta_fast = header.get(keys["high_freq_factor"], YARN_BETAS["beta_fast"])
+        values |= {
+            "low_freq_factor": _decimal(beta_slow),
+            "high_freq_factor": _decimal(beta_fast),
+            "original_max_position": header.need(keys["original_max_position"]),
+            "attention_factor": _decimal(header.get(keys["attention_factor"], 1.0)),
+        }
+    scaling = checked(RopeScaling, values, header.path, keys, GgufError)
+    gain = yarn_attention_factor(scaling.factor) if kind == "yarn" else 1.0
+    return dataclasses.replace(scaling, attention_factor=scaling.attention_factor * gain)
 
 
 class GgufFile:

@@ -23,7 +23,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import KeyPath
 
-from masksearch_jax.core import files
+from masksearch_jax.core import files, gguf_file
 from masksearch_jax.core.config import ComputeConfig, ModelConfig
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.models import hf_files, hf_folder, hf_names, layout
@@ -117,13 +117,15 @@ def load(folder: str | Path, compute: ComputeConfig, mesh: Mesh | None = None) -
             arrays.append(parameters.read(name))
             done += arrays[-1].nbytes
             progress.update(done // MB)
+    gguf_file.let_go()
     return jax.tree.unflatten(jax.tree.structure(parameters.model), arrays)
 
 
 class Parameters:
     """What `load` loads, one parameter at a time; `model` has their shapes.
 
-    Each process reads the slices that its devices hold, one tensor at a time; its host keeps none.
+    dtype: what the files have, float32 where they have several. Each process reads the slices that
+    its devices hold, one tensor at a time; its host keeps none.
     Raises HfError naming tensor, expected and found, before any weight is read.
     """
 
@@ -133,6 +135,8 @@ class Parameters:
         self._rows: dict[str, list[Stored]] = {}
         for tensor, stored in _matched(folder, self.model):
             self._rows.setdefault(tensor.row.ours, []).append(stored)
+        kinds = {DTYPES[s.dtype] for found in self._rows.values() for s in found}
+        self.dtype = kinds.pop() if len(kinds) == 1 else "float32"
         self._largest = max(math.prod(s.shape) for found in self._rows.values() for s in found)
         self._places = _leaves(layout.parameter_shardings(mesh, self.model)) if mesh else {}
 

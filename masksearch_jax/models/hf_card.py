@@ -28,8 +28,7 @@ _TEXT = """\
 
 # {title}
 
-A search agent: a language model that plans, calls a search engine, reads what comes back and
-answers. Trained with `masksearch_jax`, which implements MaskSearch (arXiv 2505.20285).
+{what}
 
 | | |
 |---|---|
@@ -55,7 +54,12 @@ With searches, from a checkout of `masksearch_jax` and an index of passages:
 python -m masksearch_jax.ask --config=configs/ask.py --config.init={title} \\
   --config.tokenizer={title} --config.search.index=INDEX --config.question="..."
 ```
-
+{words}"""
+_AGENT = """\
+A search agent: a language model that plans, calls a search engine, reads what comes back and
+answers. Trained with `masksearch_jax`, which implements MaskSearch (arXiv 2505.20285)."""
+_MODEL = "A language model, written by `masksearch_jax` as it was read."
+_WORDS = """
 ## Its words
 
 The model writes `<think>…</think>`, then `<search>` with one query per line `</search>`. Whoever
@@ -69,15 +73,19 @@ def model_card(
 ) -> str:
     """The text of a README.md with the hub's front matter.
 
-    step: updates of the last training, None when unknown. parameters: their number.
+    step: updates of the last training, None when unknown; a model of which no training is known
+    either is not called an agent. parameters: their number.
     """
+    is_agent = bool(card.training) or step is not None
     known = {"license": card.license, "base_model": card.base_model}
     front = [f"{key}: {json.dumps(value)}" for key, value in known.items() if value]
     front += ["library_name: transformers", "pipeline_tag: text-generation"]
-    front += ["tags: [search-agent, masksearch]"]
+    front += ["tags: [search-agent, masksearch]"] if is_agent else []
     return _TEXT.format(
         front="\n".join(front),
         title=title,
+        what=_AGENT if is_agent else _MODEL,
+        words=_WORDS if is_agent else "",
         base_model=card.base_model or "not recorded",
         training=card.training or "not recorded",
         step="not recorded" if step is None else f"{step:,}",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,8 @@ from masksearch_jax.core.config import ModelConfig, RopeScaling
 from masksearch_jax.core.gguf_file import is_gguf
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.models import families, gguf_model
-from masksearch_jax.models.rotary import YARN_BETAS, yarn_attention_factor
+from masksearch_jax.models.file_config import checked, head_dim
+from masksearch_jax.models.rotary import UNUSED_BY_LINEAR, YARN_BETAS, yarn_attention_factor
 
 
 class HfError(ValueError):
@@ -26,7 +30,21 @@ _REQUIRED = {
     "mlp_bias": False,
     "use_sliding_window": False,
 }
-# Ours, by HF's name, of the scalings of rotary frequencies that are computed.
+# HF's name of each number of an architecture.
+_KEYS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "rope_theta": "rope_theta",
+    "norm_eps": "rms_norm_eps",
+    "tie_embeddings": "tie_word_embeddings",
+    "max_position": "max_position_embeddings",
+}
+# HF's name of each number of the scalings of rotary frequencies that are computed.
 _LENGTH = {"original_max_position": "original_max_position_embeddings"}
 _SCALING = {
     "llama3": {"low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor"}
@@ -69,7 +87,7 @@ def read_config(folder: str | Path) -> ModelConfig:
     """The architecture of a GGUF file, or in `folder/config.json` as transformers 4 and 5 write it.
 
     Raises HfError naming the file and key for a model or option that the decoder does not compute,
-    and for weights that are quantised or an adapter's.
+    for a number that cannot work, and for weights that are quantised or an adapter's.
     """
     if is_gguf(folder):
         return gguf_model.read_config(folder)
@@ -78,13 +96,14 @@ def read_config(folder: str | Path) -> ModelConfig:
     raw = read_json(path)
     _check_not_quantised(raw, path)
 
-    def need(key: str) -> Any:
-        if raw.get(key) is None:
+    def need(key: str, default: Any = None) -> Any:
+        found = default if raw.get(key) is None else raw[key]
+        if found is None:
             raise HfError(f"{path} has no {key!r}; it has {sorted(raw)}")
-        return raw[key]
+        return found
 
     name = need("model_type")
-    family = families.find(name)
+    family = families.find(name) if isinstance(name, str) else None
     if family is None:
         raise HfError(f"{path}: model_type {name!r} is unknown; choices: {families.names()}")
     for key, value in _REQUIRED.items():
@@ -98,23 +117,16 @@ def read_config(folder: str | Path) -> ModelConfig:
         raise HfError(f"{path}: layer_types has {sorted(odd)}; only 'full_attention' is supported")
     theta, scaling = _read_rope(raw, path)
     heads = need("num_attention_heads")
-    return ModelConfig(
-        family=name,
-        vocab_size=need("vocab_size"),
-        hidden_size=need("hidden_size"),
-        intermediate_size=need("intermediate_size"),
-        num_layers=need("num_hidden_layers"),
-        num_heads=heads,
-        num_kv_heads=raw.get("num_key_value_heads") or heads,
-        head_dim=raw.get("head_dim") or family.head_dim or need("hidden_size") // heads,
-        rope_theta=theta,
-        rope_scaling=scaling,
-        norm_eps=need("rms_norm_eps"),
-        qkv_bias=family.qkv_bias,
-        qk_norm=family.qk_norm,
-        tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        max_position=need("max_position_embeddings"),
-    )
+    defaults = {
+        "num_key_value_heads": heads,
+        "head_dim": family.head_dim or head_dim(need("hidden_size"), heads),
+        "tie_word_embeddings": False,
+        "rope_theta": theta,
+    }
+    numbers = {ours: need(key, defaults.get(key)) for ours, key in _KEYS.items()}
+    rest = {"family": name, "qkv_bias": family.qkv_bias, "qk_norm": family.qk_norm}
+    rest |= {"rope_theta": theta, "rope_scaling": scaling and dataclasses.asdict(scaling)}
+    return checked(ModelConfig, numbers | rest, path, _KEYS, HfError)
 
 
 def _check_not_quantised(raw: JsonObject, path: Path) -> None:
@@ -130,42 +142,53 @@ def _check_not_quantised(raw: JsonObject, path: Path) -> None:
         )
 
 
-def _read_rope(raw: JsonObject, path: Path) -> tuple[float, RopeScaling | None]:
+def _read_rope(raw: JsonObject, path: Path) -> tuple[Any, RopeScaling | None]:
     """Theta and scaling: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`."""
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    at = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
+    rope = raw.get(at) or {}
+    if not isinstance(rope, Mapping):
+        raise HfError(f"{path}: {at} is {rope!r}; it must be an object")
     theta = rope.get("rope_theta", raw.get("rope_theta"))
     if theta is None:
         raise HfError(f"{path} has no rope_theta, at the top or in rope_parameters")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
-        return float(theta), None
-    if kind not in _SCALING:
+        return theta, None
+    if kind not in [*_SCALING]:
         choices = ", ".join(("default", *_SCALING))
         raise HfError(f"{path}: rope_type {kind!r} is unsupported; choices: {choices}")
-    return float(theta), _read_scaling(kind, _with_defaults(kind, rope, raw, path), path)
-
-
-def _read_scaling(kind: str, rope: JsonObject, path: Path) -> RopeScaling:
-    if missing := [key for key in _SCALING[kind].values() if key not in rope]:
-        raise HfError(f"{path}: {kind} rope scaling lacks {missing}")
-    found = {ours: rope[key] for ours, key in _SCALING[kind].items()}
-    unused = {"low_freq_factor": 0.0, "high_freq_factor": 0.0, "original_max_position": 0}
-    return RopeScaling(**unused | found, kind=kind)
-
-
-def _with_defaults(kind: str, rope: JsonObject, raw: JsonObject, path: Path) -> JsonObject:
-    """What a file says of scaling, with what transformers takes where yarn leaves it out."""
-    if kind != "yarn" or rope.get("factor") is None:
-        return rope
-    if not rope.get("truncate", True):
-        raise HfError(f"{path}: truncate of yarn rope scaling is False; only True is supported")
-    length = raw.get("original_max_position_embeddings", raw.get("max_position_embeddings"))
     given = {key: value for key, value in rope.items() if value is not None}
-    factors = [given.get(key) for key in ("mscale", "mscale_all_dim")]
-    over, under = factors if all(factors) else (1.0, 0.0)
-    gains = [yarn_attention_factor(rope["factor"], weight) for weight in (over, under)]
-    defaults = YARN_BETAS | {"attention_factor": gains[0] / gains[1]}
-    return defaults | {_LENGTH["original_max_position"]: length} | given
+    if kind != "yarn":
+        return theta, _read_scaling(kind, given, path, at)
+    if not given.get("truncate", True):
+        raise HfError(f"{path}: truncate of yarn rope scaling is False; only True is supported")
+    return theta, _read_yarn(given, raw, path, at)
+
+
+def _read_scaling(kind: str, rope: JsonObject, path: Path, at: str) -> RopeScaling:
+    keys = _SCALING[kind]
+    if missing := [key for key in keys.values() if key not in rope]:
+        raise HfError(f"{path}: {kind} rope scaling lacks {missing}")
+    found = {ours: rope[key] for ours, key in keys.items()}
+    named = {ours: f"{at}.{key}" for ours, key in keys.items()}
+    values = {**UNUSED_BY_LINEAR, **found, "kind": kind}
+    return checked(RopeScaling, values, path, named, HfError)
+
+
+def _read_yarn(rope: JsonObject, raw: JsonObject, path: Path, at: str) -> RopeScaling:
+    """yarn's scaling, with what transformers takes where a file leaves it out."""
+    length = raw.get("original_max_position_embeddings", raw.get("max_position_embeddings"))
+    defaults = YARN_BETAS | {"attention_factor": 1.0, _LENGTH["original_max_position"]: length}
+    scaling = _read_scaling("yarn", defaults | rope, path, at)
+    if "attention_factor" in rope:
+        return scaling
+    weights = [rope.get(key, 0) for key in ("mscale", "mscale_all_dim")]
+    for key, weight in zip(("mscale", "mscale_all_dim"), weights, strict=True):
+        if type(weight) not in (int, float) or not 0 <= weight < math.inf:
+            raise HfError(f"{path}: {at}.{key} is {weight!r}; it must be a number of at least 0")
+    over, under = weights if all(weights) else (1.0, 0.0)
+    gains = [yarn_attention_factor(scaling.factor, weight) for weight in (over, under)]
+    return dataclasses.replace(scaling, attention_factor=gains[0] / gains[1])
 
 
 def to_hf_config(config: ModelConfig, dtype: str) -> JsonObject:
@@ -183,18 +206,8 @@ def to_hf_config(config: ModelConfig, dtype: str) -> JsonObject:
     out: JsonObject = {
         "architectures": [family.architecture],
         "model_type": config.family,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
         "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "max_position_embeddings": config.max_position,
-        "tie_word_embeddings": config.tie_embeddings,
+        **{key: getattr(config, ours) for ours, key in _KEYS.items()},
         "torch_dtype": dtype,
         "use_cache": True,
         **family.fixed,

@@ -71,7 +71,7 @@ def read(tensor: Stored, index: Index, transposed: bool, out: np.ndarray) -> Non
     """Fills `out` with the slice `index` of a tensor, or of its transpose, cast to out's dtype.
 
     Of the file only that slice is read, and it is mapped no longer than that: mapped pages count as
-    memory of the process.
+    memory of the process. A GGUF file stays mapped until `gguf_file.let_go`.
     """
     shape = tensor.shape[::-1] if transposed else tensor.shape
     bounds = [slice(*cut.indices(size)[:2]) for cut, size in zip(index, shape, strict=True)]

@@ -22,6 +22,7 @@ from masksearch_jax.models import hf, layout, lora
 from masksearch_jax.models.hf_config import check_no_adapter
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
+from masksearch_jax.runtime import storage
 from masksearch_jax.training import checkpoint_files
 
 _MODEL = (
@@ -121,7 +122,7 @@ class Weights(NamedTuple):
     """A model's parameters, brought by name one at a time; see `stored.StoredParams`."""
 
     read: Callable[[str], jax.Array]
-    step: int
+    step: int | None  # None: of an HF folder or a GGUF file
     dtype: str  # of adapters, that of their base
     made_from: str
 
@@ -137,8 +138,12 @@ def weights(
 ) -> Iterator[Weights]:
     """What `from_checkpoint` loads, of a step (None: the latest), one parameter at a time.
 
-    The base of adapters is read twice: first to see that it is the one that they are for.
+    `folder` may be an HF folder or a GGUF file too. The base of adapters is read twice: first to
+    see that it is the one that they are for.
     """
+    if has_model(folder):
+        yield _of_model(folder, config, compute, mesh, base, step)
+        return
     adapters, shapes = checkpoint_files.read_adapters(folder, step), hf.abstract(config, compute)
     if adapters is None:
         with checkpoint_files.StoredParams(folder, _placed(shapes, mesh), config, step) as params:
@@ -162,6 +167,26 @@ def weights(
             return lora.merged(of_base(name), a, b, scale, compute.param_dtype)
 
         yield Weights(read, own.step, adapters["base_dtype"], f"{own.made_from} {fingerprint}")
+
+
+def _of_model(
+    folder: str,
+    config: ModelConfig,
+    compute: ComputeConfig,
+    mesh: Mesh,
+    base: str,
+    step: int | None,
+) -> Weights:
+    """The parameters of an HF folder or a GGUF file. Raises InitError for a step or a base."""
+    if base or step is not None:
+        raise InitError(
+            f"{folder} is a model, not a folder of checkpoints: it has no steps, no base"
+        )
+    _check_local("config.checkpoint", folder)
+    _check_same(folder, hf.read_config(folder), config)
+    parameters = hf.Parameters(folder, compute, mesh)
+    made_from = f"{folder} {storage.fingerprint(folder).hex()}"
+    return Weights(parameters.read, None, parameters.dtype, made_from)
 
 
 @contextlib.contextmanager
@@ -231,13 +256,11 @@ def _has_hf_weights(init: str, config: ModelConfig) -> bool:
             "first and give the path of its GGUF file, or of the folder that holds its "
             "config.json, or of checkpoints"
         )
-    if "://" in init and has_model(init):
-        raise InitError(
-            f"config.init is {init!r}, an HF folder in a bucket: give a local path, of a copy "
-            "(gcloud storage cp -r) or of the bucket mounted as a folder (gcsfuse)"
-        )
+    is_model = has_model(init)
+    if is_model:
+        _check_local("config.init", init)
     check_no_adapter(init)
-    if not has_model(init):
+    if not is_model:
         if Path(init).is_dir() and not checkpoint_files.has_steps(init):
             names = sorted(p.name for p in Path(init).iterdir())[:10]
             below = checkpoint_files.below(init)
@@ -247,6 +270,15 @@ def _has_hf_weights(init: str, config: ModelConfig) -> bool:
         return False
     _check_same(init, hf.read_config(init), config)
     return True
+
+
+def _check_local(key: str, model: str) -> None:
+    """Raises InitError for an HF folder in a bucket."""
+    if "://" in model:
+        raise InitError(
+            f"{key} is {model!r}, an HF folder in a bucket: give a local path, of a copy "
+            "(gcloud storage cp -r) or of the bucket mounted as a folder (gcsfuse)"
+        )
 
 
 def check_vocabulary(config: ModelConfig, vocab: Vocab, tokenizer: str, init: str = "") -> None:

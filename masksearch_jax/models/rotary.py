@@ -10,6 +10,7 @@ from masksearch_jax.core.config import RopeScaling
 
 # Turns in the original context beyond which yarn keeps a channel, and below which it slows it.
 YARN_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
+UNUSED_BY_LINEAR = {"low_freq_factor": 0.0, "high_freq_factor": 0.0, "original_max_position": 0}
 
 
 def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:

@@ -21,8 +21,10 @@ from masksearch_jax.core.schema import (
     to_dataclass,
 )
 
-# In place of a model's keys: the HF folder whose config.json has them; empty: the key `init` beside
+# In place of a model's keys: the HF folder whose config.json has them; empty: what the key beside
+# it names that the weights come from.
 HF_FOLDER = "hf_folder"
+_SOURCES = ("init", "checkpoint")
 T = TypeVar("T", bound=Section)
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
@@ -191,14 +193,16 @@ def _read_models(
     read_model: Callable[[str], ModelConfig],
 ) -> None:
     """Puts the architecture of an HF folder where the config names one in place of a model."""
+    keys = flat_keys(schema)
     for found in (k for k in describe_keys(schema) if k.section is ModelConfig):
         parent, _, name = found.name.rpartition(".")
         beside = _section(config, parent)
         model = beside.get(name) if beside else None
         if not model or HF_FOLDER not in model:
             continue
-        init = f"{parent}.init" if parent else "init"
-        folder = model[HF_FOLDER] or _given(flags, init) or beside.get("init", "")
+        beside_it = [f"{parent}.{source}".lstrip(".") for source in _SOURCES]
+        init = next((key for key in beside_it if key in keys), beside_it[0])
+        folder = model[HF_FOLDER] or _said(config, flags, init)
         if not folder:
             raise ConfigError(
                 f"config.{found.name} is to be read from a Hugging Face folder and none is named; "

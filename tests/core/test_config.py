@@ -135,6 +135,8 @@ def test_what_does_not_fit_is_named_with_its_dotted_key(changes, message):
         ("ramp_sft.py:tiny", "sft.log_every", 0, 1),
         ("ramp_sft.py:tiny", "sft.batch_size", 0, 1),
         ("ramp_sft.py:tiny", "model.num_kv_heads", 0, 1),
+        ("ramp_sft.py:llama3.2-1b", "model.rope_scaling.factor", 0.0, 1),
+        ("ramp_sft.py:llama3.2-1b", "model.rope_scaling.factor", -1.0, 1),
         ("ramp_dapo.py:tiny", "dapo.groups", 0, 1),
         ("ramp_dapo.py:tiny", "dapo.minibatches", -1, 1),
         ("ramp_dapo.py:tiny", "dapo.max_refills", 0, 1),

@@ -99,7 +99,7 @@ def write(
 ) -> Path:
     """A file of HF weights in a quantisation; `settings` replace those of the config.
 
-    tokenizer: a folder; its tokens, merges and template go into the file.
+    tokenizer: a folder; its tokens, merges and template go into the file, and what `pre` names.
     """
     import gguf
 
@@ -119,8 +119,9 @@ def write(
     if tokenizer is not None:
         _add_tokenizer(writer, tokenizer, settings)
     for key, value in settings.items():
-        add = writer.add_string if isinstance(value, str) else writer.add_float32
-        (writer.add_uint32 if isinstance(value, int) else add)(key.replace("__", "."), value)
+        {str: writer.add_string, int: writer.add_uint32, list: writer.add_array}.get(
+            type(value), writer.add_float32
+        )(key.replace("__", "."), value)
     for name, weight in weights.items():
         made, kind_of = in_blocks(stored_form(config, name, weight), kind)
         writer.add_tensor(gguf_name(name), made, raw_dtype=kind_of)
@@ -138,7 +139,8 @@ def _add_tokenizer(writer, folder: Path, settings: dict[str, object]) -> None:
     names |= {t["id"]: t["content"] for t in spec["added_tokens"]}
     tokens = [names[i] for i in range(len(names))]
     writer.add_tokenizer_model(str(settings.pop("tokenizer_model", "gpt2")))
-    writer.add_tokenizer_pre(str(settings.pop("pre", "gpt-2")))
+    if pre := settings.pop("pre", "gpt-2"):
+        writer.add_tokenizer_pre(str(pre))
     writer.add_token_list(tokens)
     writer.add_token_types(
         [{None: 1, True: 3, False: 4}[special.get(i)] for i in range(len(tokens))]

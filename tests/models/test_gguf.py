@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -14,12 +17,13 @@ import tokenizers
 
 from masksearch_jax import export_hf
 from masksearch_jax.core import gguf_file, gguf_tokenizer
-from masksearch_jax.core.config import RopeScaling, SftRun
+from masksearch_jax.core.config import MeshConfig, RopeScaling, SftRun
 from masksearch_jax.core.gguf_file import GgufError
 from masksearch_jax.core.tokenizer import Vocab, VocabError, train_bpe
 from masksearch_jax.models import gguf_model, hf, hf_files, rotary
 from masksearch_jax.models.hf_config import read_config, to_hf_config
-from masksearch_jax.models.load import InitError, describe, initial, pinned
+from masksearch_jax.models.load import InitError, describe, initial, pinned, weights
+from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.runtime import cli, storage
 from masksearch_jax.testing.models import FLOAT32
 from tests.models import gguf_files
@@ -130,6 +134,39 @@ def test_the_scaling_of_llama_3_is_known_by_its_quotients(tmp_path):
     with pytest.raises(GgufError, match=r"rope_freqs\.weight is not the scaling of Llama 3"):
         read_config(path)
 
+    mixed = {"llama__rope__scaling__factor": 2.0}
+    path = gguf_files.write(
+        tmp_path / "o.gguf", config, weights | {"rope_freqs.weight": quotients}, **mixed
+    )
+    with pytest.raises(GgufError, match=r"rope_freqs\.weight beside linear rope scaling; only one"):
+        read_config(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("attention.head_count", 0, "is 0; it must be at least 1"),
+        ("attention.head_count_kv", 0, "is 0; it must be at least 1"),
+        ("attention.head_count_kv", 3, "is 3; it must be a divisor of 4"),
+        ("attention.head_count_kv", [2, 2], "is [2, 2] (list); it must be int"),
+        ("attention.key_length", 0, "is 0; it must be at least 1"),
+        ("feed_forward_length", [256, 256], "is [256, 256] (list); it must be int"),
+        ("embedding_length", "256", "is '256' (str); it must be int"),
+        ("block_count", 0, "is 0; it must be at least 1"),
+        ("context_length", 0, "is 0; it must be at least 1"),
+        ("rope.freq_base", "1e4", "is '1e4' (str); it must be float"),
+        ("rope.freq_base", 1.0, "is 1.0; it must be above 1, and finite"),
+        ("attention.layer_norm_rms_epsilon", -1.0, "is -1.0; it must be at least 0"),
+    ],
+)
+def test_a_file_of_wrong_numbers_is_refused_by_file_key_and_rule(key, value, said, tmp_path):
+    settings = {f"llama.{key}".replace(".", "__"): value}
+    path = gguf_files.write(
+        tmp_path / "m.gguf", LLAMA, gguf_files.random_weights(LLAMA), **settings
+    )
+    with pytest.raises(GgufError, match=f"^{re.escape(f'{path}: llama.{key} {said}')}"):
+        read_config(path)
+
 
 @pytest.mark.parametrize("pieces", ["gpt-2", "qwen2"])
 def test_the_tokenizer_cuts_text_as_transformers_does(pieces, tmp_path, tokenizer):
@@ -182,11 +219,69 @@ def test_a_model_exported_from_a_file_is_a_plain_folder(file, tmp_path):
     assert describe(str(tmp_path / "out"), "")[0] == config
 
 
-def test_a_config_may_read_its_model_from_a_file(file, repository):
+def exported(repository, checkpoint: Path, folder: Path, *flags: str) -> dict:
+    """What the command reports of an export of a model with its own architecture."""
+    argv = ["export_hf", f"--config={repository}/configs/export_hf.py:hf", *flags]
+    argv += [f"--config.checkpoint={checkpoint}", f"--config.folder={folder}"]
+    argv += ["--config.reload=table"]
+    return export_hf.run(cli.parse(export_hf.ExportRun, argv, read_config))
+
+
+def test_the_command_exports_a_file_as_a_plain_folder(file, repository, tmp_path, capsys):
+    out = tmp_path / "out"
+    report = exported(repository, file, out, "--config.dtype=stored")
+    assert json.loads(capsys.readouterr().out) == {"folder": str(out), "step": None} | report
+    assert_same_bits(loaded(out), loaded(file))
+    assert Vocab.load(out).fingerprint == Vocab.load(file).fingerprint
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == "float32"
+    card = (out / "README.md").read_text()
+    assert "| training | not recorded |" in card
+    assert "search agent:" not in card
+    for flag in ("step=3", "base=other"):
+        said = r"small\.gguf is a model, not a folder of checkpoints: it has no steps, no base"
+        with pytest.raises(InitError, match=said):
+            exported(repository, file, tmp_path / "refused", f"--config.{flag}")
+    assert not (tmp_path / "refused").exists()
+
+
+def test_the_command_exports_a_folder_in_the_dtype_that_it_has(file, repository, tmp_path):
+    exported(repository, file, tmp_path / "first")  # in bfloat16
+    exported(repository, tmp_path / "first", tmp_path / "second", "--config.dtype=stored")
+    one, two = ((tmp_path / name / hf.SINGLE).read_bytes() for name in ("first", "second"))
+    assert one == two
+    with pytest.raises(export_hf.ExportError, match=r"first, as config\.checkpoint is: give an"):
+        exported(repository, tmp_path / "first", tmp_path / "second" / ".." / "first")
+
+
+def test_an_export_of_another_file_keeps_nothing_of_the_first(file, repository, tmp_path):
+    other = tmp_path / "other.gguf"
+    other.write_bytes(file.read_bytes()[:-4] + np.float32(7.0).tobytes())
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    made_from = []
+    for path in (file, other):
+        with weights(str(path), read_config(path), FLOAT32, mesh) as found:
+            made_from.append(found.made_from)
+    assert made_from[0] != made_from[1]
+
+
+def test_a_file_is_mapped_no_longer_than_it_is_loaded(file):
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("what is mapped is read from /proc")
+    gguf_file.read_header(file)
+    assert str(file) in maps.read_text()
+    loaded(file)
+    assert str(file) not in maps.read_text()
+
+
+def test_a_config_may_read_its_model_from_a_file(file, repository, monkeypatch):
     argv = ["main", f"--config={repository}/configs/ramp_sft.py:hf,runlocal"]
     argv += [f"--config.init={file}"]
     assert cli.parse(SftRun, argv, read_config).model == read_config(file)
     named = ["main", f"--config={repository}/configs/ramp_sft.py:{file}"]
+    assert cli.parse(SftRun, named, read_config).model == read_config(file)
+    monkeypatch.chdir(file.parent)
+    named = ["main", f"--config={repository}/configs/ramp_sft.py:runlocal,{file.name}"]
     assert cli.parse(SftRun, named, read_config).model == read_config(file)
 
 
@@ -223,6 +318,52 @@ def test_what_is_not_read_is_refused_with_the_choices(tmp_path, tokenizer):
     refused(r"its tokenizer is 'llama'; only 'gpt2'", Vocab.load, tokenizer_model="llama")
     refused("'viking', which is not one of gpt-2, llama-bpe", Vocab.load, pre="viking")
     refused(r"is one of 3 files: merge", read_config, split__count=3)
+
+
+TOKENIZER = [
+    ("eos_token_id", 300, "eos_token_id is 300; it must be one of its tokens, 0 to 299"),
+    ("eot_token_id", 4000, "eot_token_id is 4000; it must be one of its tokens, 0 to 299"),
+    ("padding_token_id", "<|pad|>", "padding_token_id is '<|pad|>'; it must be one of its tokens"),
+    ("bos_token_id", [0], "bos_token_id is [0]; it must be one of its tokens, 0 to 299"),
+    ("token_type", [1] * 299, "token_type is of 299 tokens; there are 300"),
+    ("token_type", [1] * 301, "token_type is of 301 tokens; there are 300"),
+    ("token_type", 1, "token_type is 1; it must be a list of int"),
+    ("tokens", [1, 2], "tokens is [1, 2]; it must be a list of str"),
+    ("merges", ["Ġ zebra"], "merges has 'Ġ zebra'; it must be two tokens whose whole is one"),
+    ("merges", ["q z"], "merges has 'q z'; it must be two tokens whose whole is one too"),
+    ("merges", ["q"], "merges has 'q'; it must be two tokens whose whole is one too"),
+    ("merges", "Ġ t", "merges is 'Ġ t'; it must be a list of str"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "said"), TOKENIZER)
+def test_a_tokenizer_that_cannot_work_is_refused_by_file_and_key(
+    key, value, said, tmp_path, tokenizer
+):
+    settings = {f"tokenizer__ggml__{key}": value}
+    path = gguf_files.write(tmp_path / "m.gguf", LLAMA, {}, tokenizer=tokenizer, **settings)
+    said = re.escape(f"{path}: tokenizer.ggml.{said}")
+    with pytest.raises(GgufError, match=f"^{said}"):
+        gguf_tokenizer.read(path)
+    with pytest.raises(VocabError, match=said):
+        Vocab.load(path)
+
+
+def test_a_tokenizer_that_does_not_say_how_text_is_cut_is_refused_with_the_choices(
+    tmp_path, tokenizer
+):
+    path = gguf_files.write(tmp_path / "m.gguf", LLAMA, {}, tokenizer=tokenizer, pre=None)
+    said = (
+        f"{path} has no tokenizer.ggml.pre, the way to cut text; find out that of the model and "
+        "write it (gguf-new-metadata --pre-tokenizer NAME): gpt-2, llama-bpe, qwen2, smollm"
+    )
+    with pytest.raises(GgufError, match=f"^{re.escape(said)}$"):
+        gguf_tokenizer.read(path)
+    command = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", "--force"]
+    command += ["--pre-tokenizer", "qwen2", str(path), str(tmp_path / "n.gguf")]
+    subprocess.run(command, check=True, capture_output=True)
+    named = gguf_files.write(tmp_path / "o.gguf", LLAMA, {}, tokenizer=tokenizer, pre="qwen2")
+    assert Vocab.load(tmp_path / "n.gguf").fingerprint == Vocab.load(named).fingerprint
 
 
 def test_a_file_that_is_cut_or_another_thing_is_named(file, tmp_path):

@@ -132,7 +132,7 @@ def test_config_round_trips_in_both_forms(config: ModelConfig, tmp_path: Path) -
         ({"use_sliding_window": True}, "use_sliding_window is True"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
         ({"rope_scaling": {"type": "longrope", "factor": 4.0}}, "default, llama3, yarn, linear"),
-        ({"rope_scaling": {"type": "yarn"}}, r"yarn rope scaling lacks \['factor', "),
+        ({"rope_scaling": {"type": "yarn"}}, r"yarn rope scaling lacks \['factor'\]"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "lacks .*low_freq_factor"),
         ({"rope_theta": None}, "no rope_theta"),
         ({"hidden_size": None}, "no 'hidden_size'"),
@@ -141,6 +141,34 @@ def test_config_round_trips_in_both_forms(config: ModelConfig, tmp_path: Path) -
 def test_a_config_we_do_not_compute_is_refused(folder: Path, values: dict, message: str) -> None:
     edit_config(folder, **values)
     with pytest.raises(HfError, match=message):
+        read_config(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"num_attention_heads": 0}, "num_attention_heads is 0; it must be at least 1"),
+        ({"num_attention_heads": "4"}, "num_attention_heads is '4' (str); it must be int"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads is 0; it must be at least 1"),
+        ({"num_key_value_heads": [2, 2]}, "num_key_value_heads is [2, 2] (list); it must be int"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads is 3; it must be a divisor of 4"),
+        ({"head_dim": 0}, "head_dim is 0; it must be at least 1"),
+        ({"head_dim": 7}, "head_dim is 7; it must be even"),
+        ({"head_dim": None, "hidden_size": 3}, "head_dim is 0; it must be at least 1"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers is -1; it must be at least 1"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings is 0; it must be at least 1"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps is '1e-6' (str); it must be float"),
+        ({"rope_theta": 0}, "rope_theta is 0.0; it must be above 1, and finite"),
+        ({"rope_theta": "1e4"}, "rope_theta is '1e4' (str); it must be float"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false' (str); it must be"),
+        ({"model_type": ["qwen2"]}, "model_type ['qwen2'] is unknown; choices: ['qwen2', "),
+    ],
+)
+def test_a_config_of_wrong_numbers_is_refused_by_file_key_and_rule(
+    folder: Path, values: dict, said: str
+) -> None:
+    edit_config(folder, **values)
+    with pytest.raises(HfError, match=f"^{re.escape(f'{folder}/config.json: {said}')}"):
         read_config(folder)
 
 

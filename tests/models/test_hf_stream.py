@@ -272,6 +272,9 @@ def test_the_card_says_what_is_known_and_asks_for_the_licence() -> None:
     assert 'license: "apache-2.0"\n' in bare
     assert "| updates | not recorded |" in bare
     assert "base_model:" not in bare
+    for said in ("A search agent: ", "## Its words", "search-agent"):  # nothing says it is one
+        assert said in text
+        assert said not in bare
 
 
 # ---- several processes, memory

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from masksearch_jax.core.config import RopeScaling
+from masksearch_jax.core.config import ModelConfig, RopeScaling
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.gguf_file import GgufError
+from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.models import hf, load, rotary
 from masksearch_jax.models.hf_config import HfError, read_config, to_hf_config
 from masksearch_jax.models.transformer import Transformer
@@ -89,6 +93,81 @@ def test_positions_reach_as_far_as_rope_scaling_has_them():
             load.check_context(config, tokens + 1, "x")
 
 
+YARN_OF_4 = {"rope_type": "yarn", "factor": 4.0}
+LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "factor": 8.0}
+LLAMA3 |= {"original_max_position_embeddings": 8192}
+
+
+@pytest.mark.parametrize(
+    ("rope", "said"),
+    [
+        ({"rope_type": "linear", "factor": 0}, ".factor is 0.0; it must be at least 1"),
+        ({"rope_type": "linear", "factor": -2}, ".factor is -2.0; it must be at least 1"),
+        ({"rope_type": "linear", "factor": 0.5}, ".factor is 0.5; it must be at least 1"),
+        ({"rope_type": "linear", "factor": "4"}, ".factor is '4' (str); it must be float"),
+        ({"rope_type": "linear", "factor": math.inf}, ".factor is inf; it must be finite"),
+        ({"rope_type": "linear", "factor": math.nan}, ".factor is nan; it must be at least 1"),
+        ({"rope_type": "linear", "factor": None}, ": linear rope scaling lacks ['factor']"),
+        (YARN_OF_4 | {"factor": 0.0}, ".factor is 0.0; it must be at least 1"),
+        (YARN_OF_4 | {"factor": None}, ": yarn rope scaling lacks ['factor']"),
+        (YARN_OF_4 | {"factor": [4.0]}, ".factor is [4.0] (list); it must be float"),
+        (
+            YARN_OF_4 | {"original_max_position_embeddings": 0},
+            ".original_max_position_embeddings is 0; it must be at least 1",
+        ),
+        (YARN_OF_4 | {"beta_slow": 0}, ".beta_slow is 0.0; it must be above 0"),
+        (YARN_OF_4 | {"beta_fast": 1}, ".beta_fast is 1.0; it must be above the lower one, 1"),
+        (YARN_OF_4 | {"attention_factor": 0}, ".attention_factor is 0.0; it must be above 0"),
+        (YARN_OF_4 | {"mscale": "1"}, ".mscale is '1'; it must be a number of at least 0"),
+        (YARN_OF_4 | {"mscale_all_dim": -1}, ".mscale_all_dim is -1; it must be a number of"),
+        (LLAMA3 | {"factor": 0.0}, ".factor is 0.0; it must be at least 1"),
+        (LLAMA3 | {"high_freq_factor": 1.0}, ".high_freq_factor is 1.0; it must be above the"),
+        (
+            LLAMA3 | {"original_max_position_embeddings": -1},
+            ".original_max_position_embeddings is -1; it must be at least 0",
+        ),
+        ({"rope_type": ["yarn"]}, ": rope_type ['yarn'] is unsupported; choices: default, llama3"),
+        ([1], " is [1]; it must be an object"),
+        ("yarn", " is 'yarn'; it must be an object"),
+    ],
+)
+def test_a_scaling_of_wrong_numbers_is_refused_by_file_key_and_rule(rope, said, tmp_path):
+    path = tmp_path / "config.json"
+    raw = to_hf_config(TINY_QWEN2, "float32")
+    for key in ("rope_scaling", "rope_parameters"):
+        path.write_text(json.dumps(raw | {key: rope}))
+        at = f"{path}{said}" if said.startswith(": ") else f"{path}: {key}{said}"
+        with pytest.raises(HfError, match=f"^{re.escape(at)}"):
+            read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value", "rule"),
+    [
+        ("linear", "factor", 0.0, "at least 1"),
+        ("linear", "factor", -1.0, "at least 1"),
+        ("yarn", "factor", math.nan, "at least 1"),
+        ("yarn", "factor", math.inf, "finite"),
+        ("yarn", "original_max_position", 0, "at least 1"),
+        ("llama3", "original_max_position", 0, "at least 1"),
+        ("yarn", "low_freq_factor", 0.0, "above 0"),
+        ("llama3", "high_freq_factor", 1.0, "above the lower one, 1"),
+        ("yarn", "attention_factor", 0.0, "above 0"),
+    ],
+)
+def test_a_scaling_that_no_frequencies_can_be_made_of_is_refused_in_a_config(
+    kind, key, value, rule
+):
+    given = {"linear": LINEAR, "yarn": YARN, "llama3": RopeScaling(8.0, 1.0, 4.0, 8192)}[kind]
+    model = dataclasses.asdict(dataclasses.replace(TINY_QWEN2, rope_scaling=given))
+    assert to_dataclass(ModelConfig, model).rope_scaling == given
+    assert np.isfinite(rotary.frequencies(8, 1e4, given)).all()
+    model["rope_scaling"][key] = value
+    said = f"config.rope_scaling.{key} is {value}; it must be {rule}"
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
+        to_dataclass(ModelConfig, model)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_whole_and_cached_logits_are_those_of_transformers_beyond_the_original_context(
     name, tmp_path
@@ -125,17 +204,71 @@ def test_whole_and_cached_logits_are_those_of_transformers_beyond_the_original_c
     np.testing.assert_allclose(np.concatenate(found, axis=1), expected, atol=close)
 
 
+def gguf_scaled(path, **rope):
+    """The scaling that is read from a small file that says so of it; yarn__factor: yarn.factor."""
+    config = gguf_files.config_of("qwen2")
+    table = {"model.embed_tokens.weight": np.zeros((config.vocab_size, 256), np.float32)}
+    table["lm_head.weight"] = table["model.embed_tokens.weight"]
+    told = {f"qwen2__rope__{key}": value for key, value in rope.items()}
+    read = read_config(gguf_files.write(path, config, table, **told))
+    assert dataclasses.replace(read, rope_scaling=None) == config
+    return read.rope_scaling
+
+
 @pytest.mark.parametrize("scaling", [YARN, LINEAR], ids=["yarn", "linear"])
 def test_a_gguf_file_says_how_it_is_scaled(scaling, tmp_path):
     pytest.importorskip("gguf")
-    config = dataclasses.replace(gguf_files.config_of("qwen2"), rope_scaling=scaling)
-    rope = {"type": scaling.kind, "factor": scaling.factor}
+    told = {"scaling__type": scaling.kind, "scaling__factor": scaling.factor}
     if scaling.kind == "yarn":
-        rope["original_context_length"] = scaling.original_max_position
-    told = {f"qwen2__rope__scaling__{key}": value for key, value in rope.items()}
-    table = {"model.embed_tokens.weight": np.zeros((config.vocab_size, 256), np.float32)}
-    table["lm_head.weight"] = table["model.embed_tokens.weight"]
-    assert read_config(gguf_files.write(tmp_path / "m.gguf", config, table, **told)) == config
-    told["qwen2__rope__scaling__type"] = "longrope"
+        told["scaling__original_context_length"] = scaling.original_max_position
+    assert gguf_scaled(tmp_path / "m.gguf", **told) == scaling
+    told["scaling__type"] = "longrope"
     with pytest.raises(ValueError, match="'longrope' is not one of none, linear, yarn"):
-        read_config(gguf_files.write(tmp_path / "n.gguf", config, table, **told))
+        gguf_scaled(tmp_path / "n.gguf", **told)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({}, None),
+        ({"scaling__type": "none", "scaling__factor": 2.5}, None),
+        ({"scaling__factor": 2.5}, LINEAR),
+        ({"scale_linear": 2.5}, LINEAR),
+        ({"scaling__type": "linear", "scale_linear": 2.5}, LINEAR),
+        ({"scaling__factor": 2.5, "scale_linear": 8.0}, LINEAR),
+    ],
+)
+def test_a_gguf_file_that_names_no_kind_is_scaled_linearly_as_by_llama_cpp(
+    told, expected, tmp_path
+):
+    pytest.importorskip("gguf")
+    assert gguf_scaled(tmp_path / "m.gguf", **told) == expected
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (
+            {"scaling__type": "linear", "scaling__factor": 0.0},
+            ": qwen2.rope.scaling.factor is 0.0; it must be at least 1",
+        ),
+        ({"scale_linear": -2.0}, ": qwen2.rope.scale_linear is -2.0; it must be at least 1"),
+        (
+            {"scaling__type": "linear", "scaling__factor": "4"},
+            ": qwen2.rope.scaling.factor is '4' (str); it must be float",
+        ),
+        (
+            {
+                "scaling__type": "yarn",
+                "scaling__factor": 4.0,
+                "scaling__original_context_length": 0,
+            },
+            ": qwen2.rope.scaling.original_context_length is 0; it must be at least 1",
+        ),
+        ({"scaling__type": "linear"}, " has no 'qwen2.rope.scaling.factor'"),
+    ],
+)
+def test_a_gguf_file_of_a_wrong_scaling_is_refused_by_file_key_and_rule(told, said, tmp_path):
+    pytest.importorskip("gguf")
+    with pytest.raises(GgufError, match=re.escape(f"m.gguf{said}")):
+        gguf_scaled(tmp_path / "m.gguf", **told)
