@@ -21,6 +21,7 @@ import numpy as np
 
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, ModelConfig
 from masksearch_jax.core.errors import check_given
+from masksearch_jax.core.files import is_bucket
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import JsonObject
@@ -83,10 +84,10 @@ class ExportRun:
 def check_config(cfg: ExportRun) -> None:
     """Raises ConfigError for keys that are empty, ExportError for a folder that cannot be written.
 
-    A model in HF format or in a GGUF file has its tokenizer with it.
+    A model in HF format or in a GGUF file on this machine has its tokenizer with it.
     """
     check_given(cfg, checkpoint="the folder of checkpoints", folder="the folder to write")
-    if not has_model(cfg.checkpoint):
+    if is_bucket(cfg.checkpoint) or not has_model(cfg.checkpoint):
         check_given(cfg, tokenizer="the folder that holds tokenizer.json")
     check_local(cfg.folder)
     if Path(cfg.folder).resolve() == Path(cfg.checkpoint).resolve():

@@ -14,6 +14,7 @@ import pytest
 from masksearch_jax import evaluate
 from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.evals import checks
 from masksearch_jax.rollout.episode import Rules
 from masksearch_jax.runtime.process import RESTART
 from masksearch_jax.runtime.progress import Progress
@@ -169,12 +170,16 @@ def test_two_processes_are_killed_moved_to_one_and_back(repository, cfg, tmp_pat
 @pytest.mark.parametrize(
     ("section", "change", "message"),
     [
-        ("eval", {"difficulty": True}, r"eval\.difficulty is True, and this is one of 2 processes"),
+        (
+            "eval",
+            {"difficulty": True, "suites": ("ramp",)},
+            r"eval\.difficulty is True, and this is one of 2 processes",
+        ),
         ("endpoint", {"base_url": "http://h/v1"}, r"endpoint\.base_url is 'http://h/v1', and this"),
     ],
 )
 def test_what_one_process_does_is_refused_to_several(cfg, monkeypatch, section, change, message):
-    monkeypatch.setattr(evaluate, "process_count", lambda: 2)
+    monkeypatch.setattr(checks, "process_count", lambda: 2)
     changed = dataclasses.replace(getattr(cfg, section), **change)
     with pytest.raises(ConfigError, match=message):
         evaluate.run(dataclasses.replace(cfg, **{section: changed}))

@@ -80,7 +80,7 @@ def test_a_best_metric_that_is_not_measured_is_told_once_figures_are_known(
 ):
     cfg = to_dataclass(SftRun, cli.load_config(f"{repository / 'configs' / 'ramp_sft.py'}:tiny"))
     how = dataclasses.replace(cfg.checkpoint, best_metric=best, every=3)
-    heldout = dataclasses.replace(cfg.eval, every=3)
+    heldout = dataclasses.replace(cfg.eval, every=3, data="folder")
     gate = Gate(LessonsConfig(), [["a"]], [{"a": 1.0}], [0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(watch_module, "Heldout", lambda *_: _NoHeldout())
