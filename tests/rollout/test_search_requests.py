@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import warnings
 
 import pytest
 
@@ -27,6 +29,15 @@ def model():
     )
     shape = dataclasses.replace(MODEL, vocab_size=WORDS.size)
     return stand_in.Scripted(stand_in.transformer(shape), script, WORDS.first_word)
+
+
+@pytest.fixture(autouse=True)
+def connections_end_here():
+    """Those of a service that has ended are let go in these tests, not in one that collects."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def rollouts(model, service, **search):
