@@ -91,7 +91,7 @@ SHAPES = {
     "real": Shape(
         to_dataclass(ModelConfig, common.model("smollm2-135m")),
         *(1, 2048, (600, 900), 1),
-        dataclasses.replace(COMPUTE, remat="dots", loss_chunk=512),
+        dataclasses.replace(COMPUTE, attention="blockwise", remat="dots", loss_chunk=512),
         *(1, 1),
     ),
 }

@@ -99,6 +99,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.compute = ConfigDict()
     c.compute.dtype = "float32"  # CPUs are slow at bfloat16
+    c.compute.attention = "blockwise"  # a row's texts do not see one another
     c.compute.remat = "dots"
     c.compute.loss_chunk = 512  # logits of 49,152 tokens each
     c.cpu_devices = 1  # a row is not divided

@@ -103,9 +103,12 @@ class ComputeConfig:
 
     dtype: Literal["bfloat16", "float32"] = key("bfloat16", "Of activations and matrix products.")
     param_dtype: Literal["float32", "bfloat16"] = key("float32", "Of stored weights.")
-    attention: Literal["xla", "splash", "cudnn"] = key(
+    attention: Literal["xla", "blockwise", "splash", "cudnn"] = key(
         "xla",
-        "Attention kernel; splash: for TPUs, in training; cudnn: for NVIDIA GPUs.",
+        (
+            "Attention of whole rows; blockwise: on any device, holds the scores of two blocks "
+            "at a time and skips other segments; splash: for TPUs; cudnn: for NVIDIA GPUs."
+        ),
         harmless=True,
     )
     remat: Literal["none", "dots", "offload", "block"] = key(

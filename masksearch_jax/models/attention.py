@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from masksearch_jax.core.config import ModelConfig
-from masksearch_jax.models import context_parallel, rotary
+from masksearch_jax.models import blockwise_attention, context_parallel, rotary
 from masksearch_jax.models.remat import keep
 from masksearch_jax.parallel import sharding
 
@@ -140,6 +140,19 @@ def _attend(
     )
     (weights,) = softmax([(scores, allowed)], q.shape[3], q.dtype)
     return ungroup(jnp.einsum("bkxs,bksd->bkxd", weights, v.transpose(0, 2, 1, 3)), q.shape[1])
+
+
+def blocked_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array
+) -> jax.Array:
+    """`packed_attention` by `blockwise_attention`, on any device."""
+    time = q.shape[1]
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+        k, v, keys = (context_parallel.whole(x) for x in (k, v, segments))
+        return blockwise_attention.attend(q, k, v, segments, context_parallel.times(time), keys)
+
+    return sharding.on_shards(attend, *_SPLIT)(q, k, v, segment_ids)
 
 
 def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
@@ -288,4 +301,9 @@ def fused_attention(
     )
 
 
-ATTENTION = {"xla": packed_attention, "splash": splash_attention, "cudnn": cudnn_attention}
+ATTENTION = {
+    "xla": packed_attention,
+    "blockwise": blocked_attention,
+    "splash": splash_attention,
+    "cudnn": cudnn_attention,
+}

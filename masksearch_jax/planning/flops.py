@@ -15,6 +15,7 @@ from masksearch_jax.core.config import ModelConfig
 
 # Matrix products of each attention kernel, in units of scores @ values; causal: half of each.
 _KERNELS = {"fwd": 2, "dq": 3, "dkv": 4}
+_BLOCKWISE = {"forward_blocks": 2, "backward_blocks": 5}  # of models.blockwise_attention
 
 
 def of_program(jaxpr: Any, loops: float = 1.0) -> float:
@@ -36,6 +37,10 @@ def _of_equation(equation: Any, loops: float) -> float:
         return 2.0 * math.prod(left) * math.prod(right) / inner
     if name == "pallas_call":
         return _of_kernel(equation)
+    if params.get("name") in _BLOCKWISE:
+        (batch, time, heads, dim), keys = (v.aval.shape for v in equation.invars[:2])
+        products = _BLOCKWISE[params["name"]]
+        return products * 2.0 * batch * heads * time * keys[1] * dim / 2
     bodies = [p for p in params.values() if isinstance(p, core.Jaxpr | core.ClosedJaxpr)]
     if name == "scan":
         return params["length"] * of_program(params["jaxpr"], loops)
