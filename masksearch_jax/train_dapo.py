@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from masksearch_jax.agents.judge import Judge
 from masksearch_jax.agents.own_model import OwnModel
 from masksearch_jax.core.config import ComputeConfig, DapoConfig, DapoRun, OptimConfig
-from masksearch_jax.core.errors import ConfigError, Restart, check_given
+from masksearch_jax.core.errors import ConfigError, Restart
 from masksearch_jax.core.loss_config import check_loss
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.rollout_config import RolloutConfig
@@ -47,17 +47,16 @@ from masksearch_jax.rl.update import Update, has_reference, micro_batches
 from masksearch_jax.rl.watch import Watch, after_rollbacks, check_watched
 from masksearch_jax.rollout import sampling
 from masksearch_jax.rollout.engine import Engine
-from masksearch_jax.runtime import cli, metric_services, storage
+from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.metric_writer import MetricWriter
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.open import check_named, check_source_passages, open_tool
 from masksearch_jax.tools.registry import instructions_of, open_tools
-from masksearch_jax.training import train_state
+from masksearch_jax.training import run_folder, train_state
 from masksearch_jax.training.alarms import RolledBack, read_rollbacks, roll_back
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.guard import Guard, counts, guarded, updates
 from masksearch_jax.training.patience import Patience
-from masksearch_jax.training.run_folder import open_run_folder
 from masksearch_jax.training.supervisor import Preempted, Survival
 
 
@@ -199,13 +198,7 @@ def check_config(cfg: DapoRun, search: SearchTool | None = None) -> None:
 
     SearchError for those of search, which `search` stands for.
     """
-    check_given(
-        cfg,
-        workdir="the folder to write",
-        data="the folder that build_cache wrote",
-        tokenizer="the folder that holds tokenizer.json",
-    )
-    metric_services.check_log(cfg.log)
+    run_folder.check_config(cfg)
     check_sampling(cfg.dapo, cfg.rollout, cfg.tools)
     check_optim(cfg.optim)
     check_context(cfg.model, cfg.rollout.max_len, "config.rollout.max_len")
@@ -271,7 +264,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     prompts.is_resting = pass_rates.is_resting if dapo.rest_steps else None
 
     compared = pinned(cfg.init, cfg.model) if has_reference(dapo) else ""
-    folder = open_run_folder(given, "dapo.steps", compared=compared)
+    folder = run_folder.open_run_folder(given, "dapo.steps", compared=compared)
     if jax.process_index() == 0:
         left_out.write(prompts, cfg, workdir)
 

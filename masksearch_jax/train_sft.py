@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from masksearch_jax.core.config import ComputeConfig, OptimConfig, SftConfig, SftRun
-from masksearch_jax.core.errors import ConfigError, check_given
+from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.data import cache
 from masksearch_jax.data.batches import sft_batches
@@ -36,15 +36,14 @@ from masksearch_jax.parallel.sharding import batch_shards, context_shards, make_
 from masksearch_jax.rl import losses
 from masksearch_jax.rl.nothing_learned import check_updates
 from masksearch_jax.rl.watch import Watch, check_watched
-from masksearch_jax.runtime import cli, metric_services, storage
+from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.metric_writer import MetricWriter
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.open import check_named, open_tool
 from masksearch_jax.tools.registry import open_tools
-from masksearch_jax.training import train_state
+from masksearch_jax.training import run_folder, train_state
 from masksearch_jax.training.checkpoint import Checkpointer
 from masksearch_jax.training.guard import Guard, counts, guarded, updates
-from masksearch_jax.training.run_folder import open_run_folder
 from masksearch_jax.training.supervisor import Survival
 
 
@@ -80,13 +79,7 @@ def check_config(cfg: SftRun) -> None:
 
     SearchError for those of search, where held-out examples are asked.
     """
-    check_given(
-        cfg,
-        workdir="the folder to write",
-        data="the folder that build_cache wrote",
-        tokenizer="the folder that holds tokenizer.json",
-    )
-    metric_services.check_log(cfg.log)
+    run_folder.check_config(cfg)
     check_watched(cfg, samples=False)
     if cfg.eval.every:
         check_context(cfg.model, cfg.rollout.max_len, "config.rollout.max_len")
@@ -133,7 +126,9 @@ def run(cfg: SftRun) -> dict[str, Any]:
         survival,
     )
 
-    folder = open_run_folder(cfg, "sft.steps", () if cfg.eval.every else ("search.index",))
+    folder = run_folder.open_run_folder(
+        cfg, "sft.steps", () if cfg.eval.every else ("search.index",)
+    )
 
     # ---- model and state
     init = pinned(cfg.init, cfg.model)

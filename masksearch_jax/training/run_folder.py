@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from masksearch_jax.core.config import TrainRun
-from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.parallel import hosts
 from masksearch_jax.parallel.folder_lock import FolderLock
-from masksearch_jax.runtime import run_record, storage
+from masksearch_jax.runtime import metric_services, run_record, storage
 from masksearch_jax.training import checkpoint_files
 
 _STEP = "init.step"  # in the content of run.json: of `init`, where the run compares with it
@@ -22,6 +22,17 @@ class RunFolder(FolderLock):
     """
 
     compared: str = ""
+
+
+def check_config(cfg: TrainRun) -> None:
+    """Raises ConfigError for keys that every training needs and that are empty or cannot be."""
+    check_given(
+        cfg,
+        workdir="the folder to write",
+        data="the folder that build_cache wrote",
+        tokenizer="the folder that holds tokenizer.json",
+    )
+    metric_services.check_log(cfg.log)
 
 
 def open_run_folder(

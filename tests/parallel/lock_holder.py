@@ -1,6 +1,7 @@
 """Another process that has the lock of a folder."""
 
 import contextlib
+import io
 import subprocess
 import sys
 
@@ -27,3 +28,16 @@ def held(folder):
             yield process
         finally:
             process.kill()
+
+
+class Listener(io.StringIO):
+    """A stream that acts as soon as something is said of waiting."""
+
+    def __init__(self, act):
+        super().__init__()
+        self._act = act
+
+    def write(self, text):
+        super().write(text)
+        if "waiting" in text:
+            self._act()

@@ -1,6 +1,5 @@
 """One process at a time in a folder."""
 
-import io
 import os
 import re
 import signal
@@ -13,7 +12,7 @@ import pytest
 from masksearch_jax.core.files import BeingWrittenError
 from masksearch_jax.parallel import folder_lock
 from masksearch_jax.parallel.folder_lock import FolderLock
-from tests.parallel.lock_holder import held
+from tests.parallel.lock_holder import Listener, held
 
 THIS = f"process {os.getpid()} on {socket.gethostname()}"
 
@@ -61,18 +60,6 @@ def test_what_a_killed_process_left_is_no_lock(tmp_path):
     assert (tmp_path / ".lock").exists()
     with FolderLock(tmp_path):
         assert (tmp_path / ".lock").read_text() == f"{THIS}\n"
-
-
-class Listener(io.StringIO):
-    """A stream that acts as soon as something is said."""
-
-    def __init__(self, act):
-        super().__init__()
-        self._act = act
-
-    def write(self, text):
-        super().write(text)
-        self._act()
 
 
 @pytest.mark.parametrize("removes", [False, True])

@@ -1,7 +1,6 @@
 """A run's folder: each stage once, time kept over interruptions, one configuration per folder."""
 
 import dataclasses
-import io
 import json
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.files import BeingWrittenError, write_json
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
-from tests.parallel.lock_holder import held
+from tests.parallel.lock_holder import Listener, held
 
 
 def test_a_stage_is_done_once(tmp_path):
@@ -74,19 +73,6 @@ def test_a_folder_that_another_process_has_is_left_alone(tmp_path):
     with StageFolder(tmp_path).open(Settings("a")):
         assert (tmp_path / "run.json").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
-
-
-class Listener(io.StringIO):
-    """A stream that acts as soon as something is said of waiting."""
-
-    def __init__(self, act):
-        super().__init__()
-        self._act = act
-
-    def write(self, text):
-        super().write(text)
-        if "waiting" in text:
-            self._act()
 
 
 @pytest.mark.parametrize("ends", ["done", "killed"])
