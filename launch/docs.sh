@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The documentation as a site in docs/_build/html; a warning fails, and so
-# does a link inside the site that leads nowhere. Arguments go to sphinx-build.
+# The documentation as a site in docs/_build/html. A warning fails, and so does a link inside the site
+# that leads nowhere, or a worked example that prints something else than its page shows (a minute or
+# two). Arguments go to sphinx-build.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source-path=SCRIPTDIR source=setup_env.sh
@@ -8,4 +9,5 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$root"
 "$python" -m sphinx -q -W --keep-going -b html "$@" docs docs/_build/html
 "$python" docs/check_site.py docs/_build/html
+"$python" docs/check_examples.py
 echo "docs: $root/docs/_build/html/index.html"
