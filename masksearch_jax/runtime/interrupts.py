@@ -21,15 +21,20 @@ def _send() -> None:
 def never_lost() -> Iterator[None]:
     """A KeyboardInterrupt that meets a callback out of which Python raises nothing is sent again.
 
-    JAX has such a callback, of the garbage collector; Python would print a traceback and go on.
+    JAX has such a callback, of the garbage collector; Python would print a traceback and go on. So
+    it would where one meets the telling of another callback's error.
     """
     before = sys.unraisablehook
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
-        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        met = isinstance(unraisable.exc_value, KeyboardInterrupt)
+        if not met:
+            try:
+                before(unraisable)
+            except KeyboardInterrupt:
+                met = True
+        if met:
             threading.Timer(0.01, _send).start()  # later, or it would end here
-        else:
-            before(unraisable)
 
     sys.unraisablehook = hook
     try:

@@ -82,6 +82,26 @@ def test_one_that_meets_a_callback_of_gc_is_not_lost(capsys):
     assert capsys.readouterr().err == END
 
 
+def test_one_that_meets_the_telling_of_another_error_is_not_lost(capsys, monkeypatch):
+    class Failing:
+        def __del__(self):
+            raise ValueError("in a callback")
+
+    told = []
+
+    def tell(unraisable):
+        told.append(str(unraisable.exc_value))
+        raise KeyboardInterrupt
+
+    def work():
+        Failing()
+        time.sleep(30)
+
+    monkeypatch.setattr(sys, "unraisablehook", tell)
+    assert status_of(work) == 130
+    assert (told, capsys.readouterr().err) == (["in a callback"], END)
+
+
 # The build of an index begins anew, plain files, a plan, a report or a question too. What serves
 # has nothing to go on from.
 STARTS_ANEW = {
