@@ -47,13 +47,15 @@ def ours(
     attend: Callable[..., jax.Array], arrays: list[np.ndarray], segments: np.ndarray
 ) -> tuple[dict[str, Call], float]:
     """The two calls, and the bytes of the gradient's temporaries."""
-    *arguments, weights = map(jnp.asarray, arrays)
+    q, k, v, weights = map(jnp.asarray, arrays)
+    arguments = q, k, v, jnp.asarray(segments), weights
 
-    def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return jnp.sum(attend(q, k, v, segments) * weights)
+    def loss(*args: jax.Array) -> jax.Array:
+        *given, weights = args
+        return jnp.sum(attend(*given) * weights)
 
     programs = {
-        "forward": jax.jit(lambda q, k, v: [attend(q, k, v, segments)]),
+        "forward": jax.jit(lambda *args: [attend(*args[:4])]),
         "gradient": jax.jit(lambda *args: list(jax.grad(loss, (0, 1, 2))(*args))),
     }
     compiled = {name: f.lower(*arguments).compile() for name, f in programs.items()}

@@ -23,6 +23,7 @@ NAMES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem != "__init__")
 # sampled by a model that is trained, a last bit may choose another one.
 WITHIN = {"token_by_token": 0.011, "ten_steps": 0.15}
 RELATIVE = 0.2  # or so much of the page's number
+SECONDS = 600.0  # that an example may take, ten times what the longest does
 AT_ONCE = 2  # the longest two take as long as the others together
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 
@@ -59,13 +60,17 @@ def fault(name: str, said: str, shown: str) -> str:
 def check(name: str) -> str:
     """ "" or what is wrong with the example."""
     started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", f"examples.worked.{name}"],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", f"examples.worked.{name}"],
+            cwd=ROOT,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONIOENCODING": "utf-8"},
+            capture_output=True,
+            encoding="utf-8",
+            timeout=SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"{name} has not ended after {SECONDS:g} s"
     print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
     if done.returncode:
         return f"{name} ended with {done.returncode}:\n{done.stderr}"

@@ -106,8 +106,9 @@ class ComputeConfig:
     attention: Literal["xla", "blockwise", "splash", "cudnn"] = key(
         "xla",
         (
-            "Attention of whole rows; blockwise: on any device, holds the scores of two blocks "
-            "at a time and skips other segments; splash: for TPUs; cudnn: for NVIDIA GPUs."
+            "Attention of whole rows; blockwise: on any device, holds the scores of one pair of "
+            "blocks at a time, and of a row of several texts computes fewer; splash: for TPUs; "
+            "cudnn: for NVIDIA GPUs."
         ),
         harmless=True,
     )

@@ -1,8 +1,10 @@
 """Attention of packed rows that holds the scores of one pair of blocks at a time.
 
 The algorithms 1 and 2 of FlashAttention 2 (Dao 2023, arXiv 2307.08691), in XLA's own loops: any
-device runs them. Pairs of blocks that share no segment, and those after the queries, are not
-computed, so that rows packed from several texts cost less than one text as long.
+device runs them. A block of queries meets the key blocks from the first that holds a segment of it,
+in any row of the batch, to its own. So a row packed from several texts costs less than one text as
+long, and most is saved with one row to a micro-batch. Scores are of one pair of blocks, of all rows
+and heads. There is no forward mode and no second derivative.
 
 Axis key: B batch row, T query time, S key time, H heads = K·G, K kv heads, G query heads per kv
 head, D head dim, N query blocks, X = G times the tokens of a block.
@@ -109,7 +111,8 @@ def backward_blocks(
     mean = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
     queries, key_segments, keys = _blocks(q, segments, times, key_segments, kv_heads)
     count = len(queries.times)
-    g, mean = (_split_queries(x, kv_heads, count) for x in (g, mean))
+    # What fills the last block up are copies of the last query; they have no gradient.
+    g, mean = (_split_queries(x, kv_heads, count, "constant") for x in (g, mean))
     length, k, v = k.shape[1], _keys(k, keys), _keys(v, keys)
 
     def of_block(sums: tuple, xs: tuple) -> tuple:
@@ -168,10 +171,10 @@ def _count(time: int) -> int:
     return -(-time // BLOCK)
 
 
-def _fill(x: jax.Array, count: int) -> jax.Array:
-    """x[B, T, ...] with its last entry again at the end, so that `count` blocks are as long."""
+def _fill(x: jax.Array, count: int, mode: str = "edge") -> jax.Array:
+    """x[B, T, ...] with its last entry, or 0, at the end, so that `count` blocks are as long."""
     more = -x.shape[1] % count
-    return jnp.pad(x, [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2), mode="edge")
+    return jnp.pad(x, [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2), mode=mode)
 
 
 def _range(segments: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -180,9 +183,9 @@ def _range(segments: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.min(ordered, axis=2), jnp.max(ordered, axis=2)
 
 
-def _split_queries(x: jax.Array, kv_heads: int, count: int) -> jax.Array:
+def _split_queries(x: jax.Array, kv_heads: int, count: int, mode: str = "edge") -> jax.Array:
     """x[B, T, H, D] as [N, B, K, X, D]; the last block is filled up."""
-    x = _fill(x, count)
+    x = _fill(x, count, mode)
     batch, time, heads, dim = x.shape
     x = x.reshape(batch, count, time // count, kv_heads, heads // kv_heads, dim)
     return x.transpose(1, 0, 3, 4, 2, 5).reshape(count, batch, kv_heads, -1, dim)
@@ -225,5 +228,5 @@ def _scores(x: _Queries, keys: jax.Array, key_segments: jax.Array, j: jax.Array)
         x.times[:, None] >= j * size + jnp.arange(size)
     )
     split = scores.reshape(*scores.shape[:2], -1, len(x.times), size)
-    # A score is too small to move the least float, and a sum is faster than a choice.
+    # A finite score does not move the least float, and a sum is faster than a choice.
     return (split + jnp.where(seen, 0.0, _LOW)[:, None, None]).reshape(scores.shape)

@@ -38,9 +38,11 @@ def _of_equation(equation: Any, loops: float) -> float:
     if name == "pallas_call":
         return _of_kernel(equation)
     if params.get("name") in _BLOCKWISE:
-        (batch, time, heads, dim), keys = (v.aval.shape for v in equation.invars[:2])
-        products = _BLOCKWISE[params["name"]]
-        return products * 2.0 * batch * heads * time * keys[1] * dim / 2
+        shapes = [v.aval.shape for v in equation.invars if len(v.aval.shape) == 4]
+        if len(shapes) < 2:  # what JAX moves out of a loop over layers
+            return 0.0
+        (batch, time, heads, dim), keys = shapes[0], shapes[1][1]
+        return _BLOCKWISE[params["name"]] * 2.0 * batch * heads * time * keys * dim / 2
     bodies = [p for p in params.values() if isinstance(p, core.Jaxpr | core.ClosedJaxpr)]
     if name == "scan":
         return params["length"] * of_program(params["jaxpr"], loops)

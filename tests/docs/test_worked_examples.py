@@ -60,6 +60,13 @@ def test_an_example_that_prints_something_else_is_named(
     assert said in err if said else not err
 
 
+def test_an_example_that_hangs_is_named(tmp_path, monkeypatch, capsys):
+    script(tmp_path, monkeypatch, "import time\ntime.sleep(60)", "")
+    monkeypatch.setattr(check_examples, "SECONDS", 0.01)
+    assert check_examples.main() == 1
+    assert capsys.readouterr().err == "mine has not ended after 0.01 s\n"
+
+
 def test_every_tolerance_is_of_an_example():
     assert check_examples.WITHIN.keys() <= set(check_examples.NAMES)
 
