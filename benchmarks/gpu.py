@@ -87,7 +87,7 @@ def ours_decode(repeats: int, context: int, bandwidth: float) -> rollout.Values:
     per_token = memory.page_bytes(config, 1, weights.compute.dtype)
     for rows in ROWS:
         cache = jax.tree.map(fill, decode.init_cache(weights, 1, rows * width, PAGE, ""))
-        inbox = decode.empty_inbox(1, rows, width, 128, 128)
+        inbox = decode.empty_inbox(1, rows, width, 128, 128, 8)
         inbox.table[0] = np.random.default_rng(0).permutation(rows * width).reshape(rows, width)
         inbox.length[:], inbox.budget[:] = context, TICK
         inbox.stream[0, :, 0] = np.arange(rows)

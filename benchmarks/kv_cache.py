@@ -150,7 +150,7 @@ def step(repeats: int) -> Values:
 
 def decoding(width: int, filled: int, tokens: int) -> decode.Inbox:
     """All rows, of `width` pages each, decode so many tokens after `filled` in the cache."""
-    inbox = decode.empty_inbox(1, ROWS, width, 64, 64)
+    inbox = decode.empty_inbox(1, ROWS, width, 64, 64, 8)
     pages = np.random.default_rng(0).permutation(ROWS * width)
     inbox.table[0] = pages.reshape(ROWS, width)
     inbox.length[0], inbox.last[0], inbox.budget[0] = filled, np.arange(ROWS), tokens

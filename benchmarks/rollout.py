@@ -78,7 +78,7 @@ def parked(repeats: int) -> tuple[Values, Notes]:
 
 def decoding_inbox(rows: int, width: int, tokens: int) -> decode.Inbox:
     """Of all rows the first `rows`, of `width` pages each, decode so many tokens."""
-    inbox = decode.empty_inbox(1, PARKED_SLOTS, width, 64, 64)
+    inbox = decode.empty_inbox(1, PARKED_SLOTS, width, 64, 64, 8)
     inbox.table[0] = np.arange(PARKED_SLOTS * width).reshape(PARKED_SLOTS, width)
     inbox.length[0, :rows], inbox.last[0, :rows] = PARKED_LENGTH, np.arange(rows)
     inbox.budget[0, :rows] = tokens

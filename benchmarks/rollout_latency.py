@@ -68,8 +68,8 @@ class TurnSynchronous:
         size = model.config.vocab_size
         self._stop = decode.stop_table(self.rules.token_bytes, vocab.eos_ids, markup.stops(), size)
         self._cache = decode.init_cache(model, 1, self.sizes.pages, rollout.page_tokens, "")
-        tokens = (rollout.extend_tokens, rollout.chunk_tokens)
-        self._call(decode.empty_inbox(1, rows, self.sizes.width, *tokens))  # compiles
+        chunks = schedule.chunking(rollout)
+        self._call(decode.empty_inbox(1, rows, self.sizes.width, *chunks))  # compiles
 
     def run(self, requests: Sequence[Request]) -> list[Trajectory]:
         rows, done = self.cfg.slots, []

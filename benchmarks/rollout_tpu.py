@@ -66,7 +66,7 @@ def abstract(mesh: Mesh, config: ModelConfig) -> tuple[Any, Any, Any]:
     slots = SLOTS // shards
     cache = jax.eval_shape(lambda: decode.init_cache(model, shards, slots * WIDTH, PAGE, ""))
     cache = jax.tree.map(lambda x: shapes.placed(x, mesh, *sharding.CACHE[: x.ndim]), cache)
-    inbox = decode.empty_inbox(shards, slots, WIDTH, EXTEND, CHUNK)
+    inbox = decode.empty_inbox(shards, slots, WIDTH, EXTEND, CHUNK, 8)
     return model, cache, shapes.placed(inbox, mesh, "batch")
 
 

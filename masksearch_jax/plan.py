@@ -178,8 +178,8 @@ def tick_of(
     at = (shards, sizes.pages, sizes.page_tokens, dtype)
     cache = jax.eval_shape(lambda m: decode.init_cache(m, *at), model)
     cache = jax.tree.map(lambda x: shapes.placed(x, mesh, *sharding.CACHE[: x.ndim]), cache)
-    tokens = (rollout.extend_tokens, rollout.chunk_tokens)
-    inbox = decode.empty_inbox(shards, sizes.rows[-1], sizes.width, *tokens)
+    chunks = schedule.chunking(rollout)
+    inbox = decode.empty_inbox(shards, sizes.rows[-1], sizes.width, *chunks)
     seed = shapes.placed(jax.ShapeDtypeStruct((), jnp.uint32), mesh)
     stop = shapes.placed(jax.ShapeDtypeStruct((cfg.model.vocab_size,), jnp.bool_), mesh)
     attention = paged_attention.reader(

@@ -68,7 +68,16 @@ class RolloutConfig:
     )
     chunk_tokens: int = key(
         128,
-        "Of extend_tokens, those written at once: a chunk is 8 rows of so many, padded.",
+        "Of extend_tokens, those written at once: a chunk is chunk_rows rows of so many, padded.",
+        harmless=True,
+        least=1,
+    )
+    chunk_rows: int = key(
+        8,
+        (
+            "Trajectories that a chunk writes for. Where few wait at once, fewer rows of more "
+            "chunk_tokens are less padding."
+        ),
         harmless=True,
         least=1,
     )

@@ -28,8 +28,6 @@ Array = TypeVar("Array")  # np.ndarray on the host, jax.Array in a tick
 # (logits, stream, position, seed) → ids and log-probabilities, as `sample`.
 Draw: TypeAlias = Callable[..., tuple[jax.Array, jax.Array]]
 
-EXTEND_ROWS = 8  # rows per extend chunk; fixed, so that numerics do not depend on who else waits
-
 
 class RolloutError(ValueError):
     """Settings of a rollout that no engine can be made of, or not on these devices."""
@@ -68,14 +66,15 @@ class Sampled(NamedTuple):
 
 
 def empty_inbox(
-    shards: int, rows: int, pages: int, extend_tokens: int, chunk_tokens: int
+    shards: int, rows: int, pages: int, extend_tokens: int, chunk_tokens: int, chunk_rows: int
 ) -> Inbox[np.ndarray]:
     """An inbox that does nothing, to be filled in place.
 
-    For rows of at most `pages` pages that write up to `extend_tokens` each, so many at once.
+    For rows of at most `pages` pages that write up to `extend_tokens` each, in chunks of one size,
+    `chunk_rows` rows of `chunk_tokens`, so that numerics do not depend on who else waits.
     """
     pieces = -(-extend_tokens // chunk_tokens)
-    chunks = (shards, -(-rows // EXTEND_ROWS) * pieces, EXTEND_ROWS)
+    chunks = (shards, -(-rows // chunk_rows) * pieces, chunk_rows)
     zeros = functools.partial(np.zeros, dtype=np.int32)
     return Inbox(
         copies=zeros(shards),

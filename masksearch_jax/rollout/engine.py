@@ -259,8 +259,8 @@ class Engine:
             return
         # The first once more: the cache of a tick may lie otherwise than the cache before any.
         for rows in (*sizes.rows, sizes.rows[0]):
-            tokens = (self.cfg.extend_tokens, self.cfg.chunk_tokens)
-            inbox = decode.empty_inbox(own, sizes.rows[-1], sizes.width, *tokens)
+            chunks = schedule.chunking(self.cfg)
+            inbox = decode.empty_inbox(own, sizes.rows[-1], sizes.width, *chunks)
             self._call(model, mesh, inbox, rows)
         self._warm.update((mesh, rows) for rows in sizes.rows)
 

@@ -232,6 +232,11 @@ class Letter(NamedTuple):
         return bool(self.decoding) or bool(self.inbox.chunks.any())
 
 
+def chunking(cfg: RolloutConfig) -> tuple[int, int, int]:
+    """What `decode.empty_inbox` is told of the chunks that write prompts and observations."""
+    return cfg.extend_tokens, cfg.chunk_tokens, cfg.chunk_rows
+
+
 def reach(episode: Episode, written: int, cfg: RolloutConfig, rules: Rules) -> int:
     """Tokens that its cache may hold after a tick that finds `written` of them there."""
     end = min(len(episode.ids) - 1, written + cfg.extend_tokens)
@@ -243,9 +248,7 @@ def reach(episode: Episode, written: int, cfg: RolloutConfig, rules: Rules) -> i
 def write_inbox(shards: list[Shard], cfg: RolloutConfig, rules: Rules) -> Letter:
     """The next tokens of all that have some to write, and who decodes, on all shards."""
     sizes = shards[0].sizes
-    inbox = decode.empty_inbox(
-        len(shards), sizes.rows[-1], sizes.width, cfg.extend_tokens, cfg.chunk_tokens
-    )
+    inbox = decode.empty_inbox(len(shards), sizes.rows[-1], sizes.width, *chunking(cfg))
     decoding = []
     for n, shard in enumerate(shards):
         inbox.chunks[n] = _write_chunks(inbox, n, shard.rows, cfg)
@@ -276,7 +279,7 @@ def _write_chunks(
         end = min(len(episode.ids) - 1, episode.written + cfg.extend_tokens)
         pieces.append([(row, at, min(at + size, end)) for at in range(episode.written, end, size)])
     total = sum(map(len, pieces))
-    chunks = max(-(-total // decode.EXTEND_ROWS), *map(len, pieces), 0)
+    chunks = max(-(-total // cfg.chunk_rows), *map(len, pieces), 0)
     first = 0
     for own in pieces:
         places = [divmod(i, chunks)[::-1] for i in range(first, first + len(own))]

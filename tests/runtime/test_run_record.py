@@ -315,7 +315,7 @@ HARMLESS = {
     "search.web": ("header", "key_variable"),
     "rollout": (
         *("slots", "decode_share", "kv_tokens", "page_tokens", "attention", "weights"),
-        *("tick_tokens", "extend_tokens", "chunk_tokens", "deadline"),
+        *("tick_tokens", "extend_tokens", "chunk_tokens", "chunk_rows", "deadline"),
     ),
     "log": ("to", "project"),
     "alarms": ("rollbacks",),
