@@ -60,7 +60,8 @@ def on_gpu(c: ConfigDict) -> None:
     c.ramp.heldout_fraction = 0.25  # so that 300 of some thousand questions are held out
 
     c.rollout.slots = 256
-    c.rollout.tick_tokens, c.rollout.extend_tokens, c.rollout.chunk_tokens = 32, 512, 128
+    c.rollout.tick_tokens, c.rollout.extend_tokens = 32, 512
+    c.rollout.chunk_rows, c.rollout.chunk_tokens = 8, 128
     c.search.workers = 8
     c.eval.examples = 300
 
@@ -119,7 +120,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.rollout.decode_share = (1.0,)
     c.rollout.max_len = 1536
     c.rollout.page_tokens = 128
-    c.rollout.tick_tokens, c.rollout.extend_tokens, c.rollout.chunk_tokens = 16, 256, 64
+    c.rollout.tick_tokens, c.rollout.extend_tokens = 16, 512
+    # Prompts and observations are long, and few trajectories wait for theirs at once.
+    c.rollout.chunk_rows, c.rollout.chunk_tokens = 1, 128
     c.rollout.max_turns = 2
     c.rollout.max_new_tokens = 512  # a demonstration of four masks has up to 465
     c.rollout.max_observation_tokens = 400
