@@ -45,6 +45,7 @@ TIMED = (
     "queue_length",
     "searches_in_flight",
     "prompts_shared",
+    "prefix_tokens",
     "open_trajectories",
     "kv_pages_used",
     "evicted",

@@ -30,6 +30,9 @@ class Sizes(NamedTuple):
     pages: int
     page_tokens: int
     width: int  # pages of the longest trajectory
+    # Pieces of prompts end where pages do, so that a prompt is cut alike from any page on. What is
+    # computed of a token depends on its piece in the last bit.
+    whole_pieces: bool = False
 
 
 def sizes(cfg: RolloutConfig, shards: int) -> Sizes:
@@ -59,7 +62,8 @@ def sizes(cfg: RolloutConfig, shards: int) -> Sizes:
             f"rollout.chunk_tokens is {cfg.chunk_tokens}; it must be from 1 to "
             f"rollout.extend_tokens, {cfg.extend_tokens}"
         )
-    return Sizes(rows, open_, pages, cfg.page_tokens, width)
+    cut = cfg.page_tokens % cfg.chunk_tokens or cfg.extend_tokens % cfg.chunk_tokens
+    return Sizes(rows, open_, pages, cfg.page_tokens, width, not cut)
 
 
 class Shard:
@@ -71,7 +75,8 @@ class Shard:
         self.episodes: list[Episode] = []  # open, in the order of opening
         self.rows: list[Episode] = []  # those of the next tick, in the order of their rows
         self.copies: list[tuple[int, int]] = []  # of pages, in order
-        self.shared = self.evicted = 0  # prompts copied, caches taken, since it was made
+        # Prompts copied, tokens of other prompts' beginnings, caches taken, since it was made.
+        self.shared = self.prefix_tokens = self.evicted = 0
 
     def close(self, episode: Episode) -> None:
         """It has ended: its pages are free."""
@@ -140,6 +145,8 @@ class Shard:
         donor = self._donor(episode.key) if begins else None
         if begins and not donor and any(self._is_writing(e, episode.key) for e in self.rows):
             return True
+        if begins and not donor:
+            self._share_beginning(episode)
         if not self._make_room(episode, self._missing(episode, donor, reach), take):
             return False
         if donor and not donor.written:  # its pages were taken just now
@@ -181,6 +188,31 @@ class Shard:
             self.copies.append((donor.pages[full], episode.pages[-1]))
         episode.written = episode.prompt_len - 1
         self.shared += 1
+
+    def _share_beginning(self, episode: Episode) -> None:
+        """The most full pages that its prompt begins with and another's does too, by reference.
+
+        The instructions of a task, which all of its prompts begin with, are written once so.
+        """
+        if not self.sizes.whole_pieces:
+            return
+        most, donor = 0, episode
+        for other in self.episodes:
+            if (count := self._alike(other, episode)) > most:
+                most, donor = count, other
+        episode.pages = self.pool.share(donor.pages[:most])
+        episode.written = most * self.sizes.page_tokens
+        self.prefix_tokens += episode.written
+
+    def _alike(self, donor: Episode, episode: Episode) -> int:
+        """Full pages, from the first on, of both prompts that have the same tokens."""
+        page = self.sizes.page_tokens
+        written = min(donor.written, donor.prompt_len - 1) if donor.key else 0  # by these weights
+        most = min(written, episode.prompt_len - 1) // page
+        for i in range(most):
+            if donor.ids[i * page : (i + 1) * page] != episode.ids[i * page : (i + 1) * page]:
+                return i
+        return most
 
     def _has_pages(self, request: Request) -> bool:
         """Whether the prompt finds pages free, and one more for each row in use to grow by."""

@@ -20,6 +20,7 @@ class EngineStats:
     cache_hits: int = 0  # queries answered from the search tool's cache
     prompts: int = 0  # begun
     shared_prompts: int = 0  # of these, found in another's cache
+    prefix_tokens: int = 0  # of other prompts, found in the cache of one that begins alike
     trajectories: int = 0
     restarted: int = 0  # trajectories begun again, their weights too old
     evicted: int = 0  # caches taken from trajectories for others, to be written again
@@ -45,8 +46,9 @@ class EngineStats:
             self.used_pages += shard.pool.used
             self.all_pages += shard.sizes.pages
             self.shared_prompts += shard.shared
+            self.prefix_tokens += shard.prefix_tokens
             self.evicted += shard.evicted
-            shard.shared = shard.evicted = 0
+            shard.shared = shard.prefix_tokens = shard.evicted = 0
 
     def since(self, before: EngineStats) -> EngineStats:
         names = [f.name for f in dataclasses.fields(self)]
@@ -69,6 +71,7 @@ class EngineStats:
             "search_wait_seconds": self.search_wait_seconds,
             "open_trajectories": self.opened / max(self.ticks, 1),
             "kv_pages_used": self.used_pages / max(self.all_pages, 1),
+            "prefix_tokens": float(self.prefix_tokens),
             "evicted": float(self.evicted),
             "restarted": float(self.restarted),
         }

@@ -126,6 +126,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "searches_in_flight": ("Searches in flight", ""),
         "search_cache_hits": ("Searches answered from the cache", "share"),
         "prompts_shared": ("Prompts shared within a group", "share"),
+        "prefix_tokens": ("Prompt tokens found in another prompt's cache", "tokens per step"),
         "kv_pages_used": ("Pages of the KV cache in use", "share"),
         "evicted": ("Evicted trajectories", "per step"),
         "restarted": ("Restarted trajectories", "per step"),

@@ -56,7 +56,7 @@ from tests.rollout.word_engine import (
     ],
 )
 def test_sizes_of_a_shard(change, shards, expected):
-    assert schedule.sizes(dataclasses.replace(ROLLOUT, **change), shards) == expected
+    assert schedule.sizes(dataclasses.replace(ROLLOUT, **change), shards)[:5] == expected
 
 
 @pytest.mark.parametrize(
@@ -153,13 +153,14 @@ class World:
             max_len=40,
             page_tokens=rng.choice([1, 3, 8, 40, 64]),
         )
-        whole = schedule.sizes(cfg, 1)
+        whole = schedule.sizes(cfg, 1)._replace(whole_pieces=rng.random() < 0.7)
         pages = rng.choice([whole.pages, rng.randint(whole.width, whole.pages)])
         self.scarce = pages < whole.pages
         self.sizes = whole._replace(pages=pages)
         self.shard = schedule.Shard(self.sizes)
         self.contents = [[-1] * self.sizes.page_tokens for _ in range(pages)]
-        prompts = [[rng.randrange(250) for _ in range(rng.randint(1, 9))] for _ in range(5)]
+        task = [rng.randrange(250) for _ in range(rng.choice((0, 6)))]
+        prompts = [task + [rng.randrange(250) for _ in range(rng.randint(1, 9))] for _ in range(5)]
         self.queue = [
             Pretender(p, i) for i, p in enumerate(prompts) for _ in range(rng.choice((1, 5)))
         ]
@@ -239,7 +240,7 @@ class World:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_plans_lose_nobody_and_keep_everyone_s_cache(seed):
-    evicted = shared = 0
+    evicted = shared = alike = 0
     for world in map(World, range(seed * 40, seed * 40 + 40)):
         for _ in range(900):
             world.step()
@@ -249,8 +250,11 @@ def test_plans_lose_nobody_and_keep_everyone_s_cache(seed):
         assert world.shard.pool.free == world.sizes.pages
         assert world.scarce or not world.shard.evicted
         evicted, shared = evicted + world.shard.evicted, shared + world.shard.shared
+        assert world.sizes.whole_pieces or not world.shard.prefix_tokens
+        alike += world.shard.prefix_tokens
     assert evicted > 0
     assert shared > 0
+    assert alike > 0
 
 
 def shard_of(rows: int, open_: int, pages: int, *episodes: Pretender) -> schedule.Shard:
@@ -305,6 +309,34 @@ def test_a_prompt_s_full_pages_are_shared_and_the_last_is_copied():
     assert (shard.pool.used, shard.shared) == (2 + 3, 2)
     shard.close(writer)
     assert shard.pool.used == 2 + 2
+
+
+def test_prompts_that_begin_alike_share_their_full_pages():
+    """The most that another has, of its prompt, written by the weights that there are."""
+    task = list(range(9))  # two pages of 4 and a token
+    one, more = Pretender([*task[:5], 99], 1), Pretender([*task, 20, 21], 2)
+    shard = shard_of(4, 4, 12, one, more)
+    shard.sizes = shard.sizes._replace(whole_pieces=True)
+    new, short = Pretender([*task, 30, 31, 32, 33, 34], 3), Pretender(task[:5], 4)
+    plan_of(shard, 1, (new, short))
+    assert (new.pages[:2], new.written) == (more.pages[:2], 8)
+    assert new.pages[2] not in more.pages
+    assert (short.pages[:1], short.written) == (one.pages[:1], 4)  # the first of equals
+    assert (shard.copies, shard.prefix_tokens, shard.shared) == ([], 8 + 4, 0)
+    more.key = b""  # its prompt was written by other weights
+    shard.close(new)
+    again = Pretender([*task, 30, 31], 5)
+    plan_of(shard, 1, (again,))
+    assert (again.pages[:1], again.written) == (one.pages[:1], 4)
+
+
+@pytest.mark.parametrize(
+    ("page", "extend", "chunk", "whole"),
+    [(8, 8, 4, True), (8, 6, 3, False), (6, 8, 4, False), (8, 12, 4, True), (8, 10, 4, False)],
+)
+def test_beginnings_are_shared_where_pieces_end_with_pages(page, extend, chunk, whole):
+    cfg = dataclasses.replace(ROLLOUT, page_tokens=page, extend_tokens=extend, chunk_tokens=chunk)
+    assert schedule.sizes(cfg, 1).whole_pieces == whole
 
 
 def test_pages_are_taken_from_the_last_to_wait_then_from_the_youngest():
@@ -374,6 +406,25 @@ def test_a_group_samples_what_its_members_alone_sample():
     assert sum(counts) - shared == 3 * (len(group[0].prompt_ids) - 1)
 
 
+def test_prompts_that_begin_alike_sample_what_they_sample_alone():
+    """To the last bit: what others have written of a prompt was cut into the same pieces."""
+    rng, model = random.Random(7), transformer()
+    words = ["red", "blue", "green"]
+    task = "".join(rng.choices(words, k=19))  # two pages of 8 and three tokens
+    asked = [request(task + "".join(rng.choices(words, k=1 + i)), i) for i in range(10)]
+    with engine(rollout=dataclasses.replace(ROLLOUT, extend_tokens=8)) as e:
+        counts = written_tokens(e)
+        together = {t.example_id: t for t in e.run(model, asked)}
+        shared, found, counts[:] = sum(counts), e.stats.prefix_tokens, []
+        alone = {r.example_id: next(e.run(model, [r])) for r in asked}
+        assert e.stats.prefix_tokens == found > 0
+    assert found % 16 == 0
+    assert found == sum(counts) - shared
+    for name, t in alone.items():
+        assert t.ids.tolist() == together[name].ids.tolist()
+        np.testing.assert_array_equal(t.logprobs, together[name].logprobs)
+
+
 def test_a_prompt_of_many_chunks_is_whole_where_a_short_trajectory_was():
     rng, model = random.Random(5), transformer()
     short = [request("plan", i) for i in range(8, 24)]
@@ -391,7 +442,7 @@ def test_trajectories_that_wait_in_slots_of_their_own_change_no_token(plain, see
     search = colours(delay=lambda query: rng.random() * 0.03)
     with engine(search, rollout=OVERSUBSCRIBED) as e:
         out = list(e.run(transformer(), REQUESTS))
-        assert e._sizes == (1, ((2, 3), 6, 48, 8, 8))
+        assert e._sizes == (1, ((2, 3), 6, 48, 8, 8, False))
     found = {(t.example_id, t.sample): t for t in out}
     assert len(out) == len(found) == len(REQUESTS)
     assert same_ids(found, plain)
