@@ -300,7 +300,7 @@ def against_torch(
 
     shape = SHAPES[name]
     if model is not None:
-        shape = dataclasses.replace(shape, model=model.config)
+        shape = shape._replace(model=model.config)
     batch = next(batches(write_cache(folder, shape), shape))
     np.savez(folder / "batch.npz", **batch)
     if model is None:
