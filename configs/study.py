@@ -25,8 +25,8 @@ SMOKE_UPDATES, SMOKE_DAPO_STEPS = 4, 1
 COSTS = ("text=22", "tokenizer=3", "cache=26", "sft=0.053", "dapo=0.04", "evaluate=0.008")
 
 
-# Of SmolLM2-135M, of which an update of 2,048 tokens took 15 of them; the rest is reckoned by that.
-SMOLLM2_COSTS = ("text=130", "tokenizer=1", "cache=60", "sft=7.3", "dapo=13", "evaluate=5")
+# Of SmolLM2-135M and 54,533 passages; a trajectory of DAPO is reckoned.
+SMOLLM2_COSTS = ("text=30", "tokenizer=1", "cache=23", "sft=8", "dapo=13", "evaluate=3")
 # Half of the updates for RAMP, of these half with one mask; the others for questions.
 HALVES = (
     "sft.steps={sft.steps//2} qa_sft.steps={sft.steps-sft.steps//2} "
