@@ -51,9 +51,9 @@ def on_gpu(c: ConfigDict) -> None:
     c.compute.attention = "xla"  # cudnn is faster; its updates were not yet compared with others
     c.compute.remat = "block"  # XLA's attention holds the scores of a layer, not of all
     c.compute.loss_chunk = 4096
-    for part, steps in ((c.sft, 130), (c.qa_sft, 60)):
+    for part, steps in ((c.sft, 100), (c.qa_sft, 50)):
         part.steps, part.batch_size, part.log_every = steps, 16, 5
-    c.sft.curriculum = "0:ramp_sft_upto1,35:ramp_sft_upto4"
+    c.sft.curriculum = "0:ramp_sft_upto1,25:ramp_sft_upto4"
     for part in (c.dapo, c.qa_dapo):
         part.steps, part.groups, part.micro_batch = 10, 12, 8
     c.ramp.max_examples, c.demonstrations = 24_000, 6000

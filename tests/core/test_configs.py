@@ -144,6 +144,7 @@ _WITH_TOOLS = ("ramp_sft", "qa_sft", "ramp_dapo", "qa_dapo", "evaluate", "quicks
 _WITH_TOOLS += ("serve_model", "build_trajectories", "build_cache", "evolve")
 KEYS_SINCE |= {name: KEYS_SINCE.get(name, {}) | {"tools": []} for name in _WITH_TOOLS}
 SINCE |= {f"{at}rollout.tool_turns": [] for at in ("", "student.")} | {"ramp.arithmetic": False}
+SINCE |= {f"{at}rollout.chunk_rows": 8 for at in ("", "student.")}
 SINCE |= {
     "evolve.thoughts": "short",
     "ramp.supported": False,
