@@ -23,8 +23,8 @@ NAMES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem != "__init__")
 # sampled by a model that is trained, a last bit may choose another one.
 WITHIN = {"token_by_token": 0.011, "ten_steps": 0.15}
 RELATIVE = 0.2  # or so much of the page's number
-SECONDS = 600.0  # that an example may take, ten times what the longest does
-AT_ONCE = 2  # the longest two take as long as the others together
+SECONDS = 600.0  # that an example may take, many times what the longest does
+AT_ONCE = 2
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 
 
@@ -46,19 +46,13 @@ def fault(name: str, said: str, shown: str) -> str:
     """The lines that differ; "" where the outputs agree."""
     if agree(said, shown, WITHIN.get(name)):
         return ""
-    lines = difflib.unified_diff(
-        shown.splitlines(),
-        said.splitlines(),
-        f"{name}.txt",
-        f"what {name} prints",
-        lineterm="",
-        n=0,
-    )
+    names = f"{name}.txt", f"what {name} prints"
+    lines = difflib.unified_diff(shown.splitlines(), said.splitlines(), *names, lineterm="", n=0)
     return "\n".join(lines)
 
 
 def check(name: str) -> str:
-    """ "" or what is wrong with the example."""
+    """What is wrong with the example; "" where nothing is."""
     started = time.monotonic()
     try:
         done = subprocess.run(

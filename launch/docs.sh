@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The documentation as a site in docs/_build/html. A warning fails, and so does a link inside the site
-# that leads nowhere, or a worked example that prints something else than its page shows (a minute or
-# two). Arguments go to sphinx-build.
+# that leads nowhere, or a worked example that prints something else than its page shows. Arguments go
+# to sphinx-build.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source-path=SCRIPTDIR source=setup_env.sh

@@ -150,7 +150,9 @@ def blocked_attention(
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
         k, v, keys = (context_parallel.whole(x) for x in (k, v, segments))
-        return blockwise_attention.attend(q, k, v, segments, context_parallel.times(time), keys)
+        times = context_parallel.times(time)
+        inputs = blockwise_attention.Inputs(q, k, v, segments, times, keys)
+        return blockwise_attention.attend(inputs)
 
     return sharding.on_shards(attend, *_SPLIT)(q, k, v, segment_ids)
 

@@ -24,6 +24,19 @@ _LOW = float(jnp.finfo(jnp.float32).min)
 _LAST = jnp.iinfo(jnp.int32).max  # padding's segment, where blocks are compared
 
 
+class Inputs(NamedTuple):
+    """Queries q[B, T, H, D] of `segments`[B, T] at `times`[T]; k and v[B, S, K, D] of times 0 to
+    S - 1, of `key_segments`[B, S].
+    """
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    segments: jax.Array
+    times: jax.Array
+    key_segments: jax.Array
+
+
 class _Queries(NamedTuple):
     """What a block of queries has, [N, ...] for all of them."""
 
@@ -35,44 +48,29 @@ class _Queries(NamedTuple):
 
 
 @jax.custom_vjp
-def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segments: jax.Array,
-    times: jax.Array,
-    key_segments: jax.Array,
-) -> jax.Array:
-    """Queries q[B, T, H, D] of `segments`[B, T] at `times`[T] over k and v[B, S, K, D] of times 0
-    to S - 1: keys of the same segment, none later -> [B, T, H, D].
-    """
-    return _forward(q, k, v, segments, times, key_segments)[0]
+def attend(inputs: Inputs) -> jax.Array:
+    """Each query over the keys of its segment that are not later -> [B, T, H, D]."""
+    return _forward(inputs)[0]
 
 
-def _forward(*args: jax.Array) -> tuple[jax.Array, tuple]:
-    out, log_total = map(keep, forward_blocks(*args))
-    return out, (*args, out, log_total)
+def _forward(inputs: Inputs) -> tuple[jax.Array, tuple]:
+    out, log_total = map(keep, forward_blocks(inputs))
+    return out, (inputs, out, log_total)
 
 
-def _backward(kept: tuple, g: jax.Array) -> tuple:
-    return (*backward_blocks(*kept, g), None, None, None)
+def _backward(kept: tuple, g: jax.Array) -> tuple[Inputs]:
+    return (Inputs(*backward_blocks(*kept, g), None, None, None),)
 
 
 attend.defvjp(_forward, _backward)
 
 
 @jax.jit
-def forward_blocks(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segments: jax.Array,
-    times: jax.Array,
-    key_segments: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+def forward_blocks(inputs: Inputs) -> tuple[jax.Array, jax.Array]:
     """`attend`, and the logarithm of each query's sum of exponentials [N, B, K, X, 1]."""
-    shape, kv_heads = q.shape, k.shape[2]
-    queries, key_segments, keys = _blocks(q, segments, times, key_segments, kv_heads)
+    q, k, v = inputs[:3]
+    shape = q.shape
+    queries, key_segments, keys = _blocks(inputs)
     k, v = _keys(k, keys), _keys(v, keys)
 
     def of_block(x: _Queries) -> tuple[jax.Array, jax.Array]:
@@ -96,20 +94,13 @@ def forward_blocks(
 
 @jax.jit
 def backward_blocks(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segments: jax.Array,
-    times: jax.Array,
-    key_segments: jax.Array,
-    out: jax.Array,
-    log_total: jax.Array,
-    g: jax.Array,
+    inputs: Inputs, out: jax.Array, log_total: jax.Array, g: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The gradients of q, k and v; the weights are computed again."""
+    q, k, v = inputs[:3]
     shape, kv_heads, dtypes = q.shape, k.shape[2], (k.dtype, v.dtype)
     mean = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
-    queries, key_segments, keys = _blocks(q, segments, times, key_segments, kv_heads)
+    queries, key_segments, keys = _blocks(inputs)
     count = len(queries.times)
     # What fills the last block up are copies of the last query; they have no gradient.
     g, mean = (_split_queries(x, kv_heads, count, "constant") for x in (g, mean))
@@ -140,10 +131,9 @@ def backward_blocks(
     return _whole(of_q, shape).astype(q.dtype), of_k, of_v
 
 
-def _blocks(
-    q: jax.Array, segments: jax.Array, times: jax.Array, key_segments: jax.Array, kv_heads: int
-) -> tuple[_Queries, jax.Array, int]:
+def _blocks(inputs: Inputs) -> tuple[_Queries, jax.Array, int]:
     """All blocks of queries; the keys' segments, in whole blocks; the tokens of a key block."""
+    q, k, _, segments, times, key_segments = inputs
     count, key_count = _count(q.shape[1]), _count(key_segments.shape[1])
     # What fills a last block up is of the last token's segment: keys later than any query.
     key_segments = _fill(key_segments, key_count)
@@ -156,7 +146,7 @@ def _blocks(
     meet = (low[:, :, None] <= key_high[:, None]) & (key_low[:, None] <= high[:, :, None])
     return (
         _Queries(
-            _split_queries(q, kv_heads, count),
+            _split_queries(q, k.shape[2], count),
             segments.swapaxes(0, 1),
             times,
             jnp.argmax(jnp.any(meet, axis=0), axis=1).astype(jnp.int32),

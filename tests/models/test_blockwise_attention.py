@@ -114,7 +114,8 @@ def test_blocks_without_a_segment_in_common_are_left_out():
     segments = jnp.int32([row(BLOCK, 2 * BLOCK, BLOCK + 9, BLOCK - 9)])
     time = segments.shape[1]
     q = jnp.zeros((1, time, 2, 8))
-    blocks, _, width = blockwise_attention._blocks(q, segments, jnp.arange(time), segments, 2)
+    inputs = blockwise_attention.Inputs(q, q, q, segments, jnp.arange(time), segments)
+    blocks, _, width = blockwise_attention._blocks(inputs)
     assert width == BLOCK
     assert blocks.first.tolist() == [0, 1, 1, 3, 3]
     assert blocks.end.tolist() == [1, 2, 3, 4, 5]
