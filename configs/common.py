@@ -118,7 +118,7 @@ def _is_path(name: str) -> bool:
 
 
 def model(name: str) -> ConfigDict:
-    """The architecture called `name`; "hf" and a path have it read from an HF folder or GGUF file.
+    """The architecture called `name`; "hf" and a path have it read from a model's folder or file.
 
     Raises ValueError naming the nearest name and all choices.
     """

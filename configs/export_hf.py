@@ -2,9 +2,10 @@
 
     python -m masksearch_jax.export_hf --config=configs/export_hf.py:qwen2.5-1.5b \\
         --config.tokenizer=PATH/Qwen2.5-1.5B-Instruct
+    ... --config=configs/export_hf.py:hf --config.checkpoint=RUN/checkpoints --config.tokenizer=PATH
     ... --config=configs/export_hf.py:hf --config.checkpoint=MODEL.gguf       a model as it is
 
-An HF folder by its path, such as the one that training started from, names its architecture too.
+`hf` reads the architecture from what `checkpoint` names.
 """
 
 from ml_collections import ConfigDict

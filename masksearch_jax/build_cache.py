@@ -45,6 +45,7 @@ from masksearch_jax.data.cache import (
 )
 from masksearch_jax.data.folder import Folder
 from masksearch_jax.runtime import cli, run_record
+from masksearch_jax.runtime.process_lock import ProcessLock
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.tools.registry import instructions_of
 
@@ -103,7 +104,10 @@ def check_config(cfg: BuildCacheRun) -> None:
 
 
 def run(cfg: BuildCacheRun) -> dict[str, Any]:
-    """Builds or resumes the cache; per task and split its counts, and what the build cost."""
+    """Builds or resumes the cache; per task and split its counts, and what the build cost.
+
+    Raises BeingWrittenError where another process writes it.
+    """
     check_config(cfg)
     started = time.monotonic()
     vocab = Vocab.load(cfg.tokenizer)
@@ -115,6 +119,15 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
     done = _finished(cfg.cache, made_from)
     if done is not None:
         return _summary(done, sum(map(len, done.tasks.values())), time.monotonic() - started)
+    with ProcessLock(cfg.cache):
+        manifest, reused = _build(cfg, vocab, folder, made_from)
+    return _summary(manifest, reused, time.monotonic() - started)
+
+
+def _build(
+    cfg: BuildCacheRun, vocab: Vocab, folder: Folder, made_from: str
+) -> tuple[Manifest, int]:
+    """The manifest, written last, and how many splits were there already."""
     seqio, tasks = _import_seqio()
     names = tasks.register(
         cfg.folder,
@@ -145,7 +158,7 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
         inputs = _made_from(cfg, vocab, folder.files_of(task.name, split))
         found = finished_split(cfg.cache, task.name, split, inputs)
         if found is None:
-            found = _build(cfg, task, split, inputs)
+            found = _build_split(cfg, task, split, inputs)
         else:
             reused += 1
         built.setdefault(task.name, {})[split] = found
@@ -162,7 +175,7 @@ def run(cfg: BuildCacheRun) -> dict[str, Any]:
         tools=cfg.tools,
     )
     manifest.save()
-    return _summary(manifest, reused, time.monotonic() - started)
+    return manifest, reused
 
 
 def _finished(cache: str, made_from: str) -> Manifest | None:
@@ -221,7 +234,7 @@ def _is_wanted(pattern: str, task: str, split: str) -> bool:
     return not pattern or any(re.fullmatch(pattern, n) for n in (task, f"{task}-{split}"))
 
 
-def _build(cfg: BuildCacheRun, task: Any, split: str, made_from: str) -> Split:
+def _build_split(cfg: BuildCacheRun, task: Any, split: str, made_from: str) -> Split:
     """Writes one split of one task, in the order of its file."""
     kind = "sft" if "agent" in task.output_features else "prompt"
     data = task.get_dataset(

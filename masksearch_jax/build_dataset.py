@@ -34,6 +34,7 @@ from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import build, examples, leakage, tfds_records
 from masksearch_jax.ramp.survey import CleanConfig, PassageRules
 from masksearch_jax.runtime import cli, run_record
+from masksearch_jax.runtime.process_lock import ProcessLock
 from masksearch_jax.runtime.progress import Progress
 
 FORMAT = 3  # of the dataset; one of another format is built again
@@ -98,7 +99,8 @@ def run(cfg: BuildDatasetRun) -> dict[str, Any]:
     """Builds or resumes the dataset; {"corpus", "clean", "ramp"}, each with its counts.
 
     Raises ConfigError for a config that no dataset can be made of, DropError for too many malformed
-    lines, or when no training example comes out, ShareError when too much of the rest is no prose.
+    lines, or when no training example comes out, ShareError when too much of the rest is no prose,
+    BeingWrittenError where another process writes it.
     """
     check_config(cfg)
     _check_machine(cfg)
@@ -107,6 +109,13 @@ def run(cfg: BuildDatasetRun) -> dict[str, Any]:
     root, made_from = epath.Path(cfg.folder) / tfds_records.NAME, _made_from(cfg, files)
     if (finished := _finished(root, made_from)) is not None:
         return finished
+    with ProcessLock(root):
+        return _build(cfg, files, root, made_from)
+
+
+def _build(
+    cfg: BuildDatasetRun, files: list[str], root: epath.Path, made_from: str
+) -> dict[str, Any]:
     rules = rules_of(cfg)
     _begin(cfg, root, made_from)
     for name in (tfds_records.CHECKSUMS, COUNTS):

@@ -44,6 +44,7 @@ from masksearch_jax.ramp.question_files import Questions, read_questions
 from masksearch_jax.ramp.questions import GoldPassages, write_split, write_statements
 from masksearch_jax.ramp.survey import CleanConfig
 from masksearch_jax.runtime import cli, run_record, storage
+from masksearch_jax.runtime.process_lock import ProcessLock
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.viewer import examples as page
 
@@ -92,7 +93,7 @@ def run(cfg: BuildRampRun) -> dict[str, Any]:
     """Builds the folder, or finds it built: {"corpus", "questions", "ramp"}, each its counts.
 
     Each has "in", "out" and "dropped" by reason. Raises ConfigError where not one training example
-    comes out.
+    comes out, BeingWrittenError where another process works in the folder.
     """
     check_config(cfg)
     folder = Path(cfg.folder)
@@ -100,6 +101,11 @@ def run(cfg: BuildRampRun) -> dict[str, Any]:
     done = stamp.read(folder / COUNTS, made_from, FILES)
     if done is not None and FAILED not in done["ramp"]["dropped"]:
         return done
+    with ProcessLock(folder):
+        return _build(cfg, folder, made_from)
+
+
+def _build(cfg: BuildRampRun, folder: Path, made_from: str) -> dict[str, Any]:
     _check_inputs(cfg.corpus)
     evaluation = _evaluation(cfg)
     _begin(cfg, folder, made_from)
@@ -244,6 +250,9 @@ def _mask(
             max_failed=cfg.max_failed,
         )
         paid = models.figures()
+        if not any(stats.examples.values()) and (unread := models.forget_unread()):
+            build.forget_masked(folder)
+            raise build.FailedError(f"no example came out: {unread}")
     if evaluation and clean.leakage == "tag":
         found = map(json.dumps, build.leaks(folder, evaluation))
         files.write_lines(folder / "ramp" / "leaks.jsonl", found)

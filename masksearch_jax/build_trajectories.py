@@ -49,8 +49,9 @@ from masksearch_jax.core.types import (
 from masksearch_jax.data.folder import EXAMPLES
 from masksearch_jax.data.methods import Taught
 from masksearch_jax.evals import source_rank
-from masksearch_jax.models.hf_config import read_config
+from masksearch_jax.models.load import read_model
 from masksearch_jax.runtime import cli, run_record, storage
+from masksearch_jax.runtime.process_lock import ProcessLock
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.open import check_named, check_source_passages, open_tool
 from masksearch_jax.tools.registry import instructions_of, open_tools
@@ -182,9 +183,10 @@ def _first_examples(cfg: BuildTrajectoriesRun) -> list[RampExample]:
 def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
     """Builds or resumes the demonstrations; counts in, kept by task, rejected by reason.
 
-    Raises RejectedError when more was rejected than `max_rejected`, FailedError when more failed
-    than `max_failed`, and llm.JobError when the endpoint takes no more calls; what there is then is
-    kept, and the same command goes on from it.
+    Raises RejectedError when more was rejected than `max_rejected`, or all, FailedError when more
+    failed than `max_failed`, or no reply could be read, llm.JobError when the endpoint takes no
+    more calls, and BeingWrittenError where another process works in the folder; what there is then
+    is kept, and the same command goes on from it.
     """
     check_config(cfg)
     folder = Path(cfg.folder)
@@ -194,21 +196,38 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
         wanted = " nor ".join(f"{kind}/train.jsonl" for kind in cfg.kinds)
         raise FileNotFoundError(f"{folder} holds no {wanted}")
     output = folder / DEMONSTRATIONS
-    summary_path = _counts_path(output, cfg.kinds)
     made_from = _made_from(cfg, inputs.values())
-    written_files = output.name, output.with_suffix(".rejected.jsonl").name
-    finished = stamp.read(summary_path, made_from, written_files)
+    finished = stamp.read(_counts_path(output, cfg.kinds), made_from, _written(output))
     if finished is not None and not attempts.failures(finished["rejected"]):
         return finished
+    with ProcessLock(folder):
+        return _build(cfg, inputs, output, made_from)
+
+
+def _build(
+    cfg: BuildTrajectoriesRun, inputs: Mapping[str, Path], output: Path, made_from: str
+) -> dict[str, Any]:
+    folder = Path(cfg.folder)
+    summary_path = _counts_path(output, cfg.kinds)
+    written_files = _written(output)
     parts = output.with_suffix(".parts") / made_from
     with contextlib.closing(make_teacher(cfg)) as teacher:
         _begin(cfg, output, made_from)
         stands = output.is_file()
         _drop_others(parts)
-        counts = [_solve(cfg, kind, path, teacher, parts) for kind, path in inputs.items()]
+        try:
+            counts = [_solve(cfg, kind, path, teacher, parts) for kind, path in inputs.items()]
+            attempts.check_failures(parts, counts, cfg.max_failed)
+            kept = list(_kept(cfg, parts, inputs))
+            if not kept and cfg.teacher != "local":  # of a student's, what asks for them decides
+                attempts.check_some(parts, counts, output)
+        except attempts.RejectedError as error:
+            if not (unread := teacher.forget_unread()):
+                raise
+            for path in parts.glob("*.json"):  # so that all attempts are made again
+                path.unlink()
+            raise attempts.RejectedError(f"{error}; {unread}") from error
         figures = teacher.figures()
-    attempts.check_failures(parts, counts, cfg.max_failed)
-    kept = list(_kept(cfg, parts, inputs))
     summary = _summary(counts, kept, _sources(inputs)) | ({"paid": figures} if figures else {})
     others = [kind for kind in KINDS if kind not in cfg.kinds]
     standing = {kind: _standing(output, kind, written_files) for kind in others}
@@ -245,6 +264,11 @@ def _begin(cfg: BuildTrajectoriesRun, output: Path, made_from: str) -> None:
         stands=output.is_file(),
         harmless=_NOT_COMPARED if is_known else {k.name for k in describe_keys(type(cfg))},
     )
+
+
+def _written(output: Path) -> tuple[str, str]:
+    """The names of the files that a call writes beside its counts."""
+    return output.name, output.with_suffix(".rejected.jsonl").name
 
 
 def _counts_path(output: Path, kinds: Sequence[str]) -> Path:
@@ -395,5 +419,5 @@ if __name__ == "__main__":
         lambda cfg: _print_summary(run(cfg), cfg.folder),
         BuildTrajectoriesRun,
         resumes=True,
-        read_model=read_config,
+        read_model=read_model,
     )

@@ -28,6 +28,7 @@ from masksearch_jax.corpus.passages import write_passages
 from masksearch_jax.ramp.question_contexts import gold_documents
 from masksearch_jax.ramp.question_files import read_questions
 from masksearch_jax.runtime import cli, run_record, storage
+from masksearch_jax.runtime.process_lock import ProcessLock
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search import coverage
 from masksearch_jax.search.bm25 import BM25
@@ -59,12 +60,24 @@ def check_config(cfg: CoverageRun) -> None:
 
 
 def run(cfg: CoverageRun) -> dict[str, dict[str, float]]:
-    """The table, by data set."""
+    """The table, by data set. Raises BeingWrittenError where another process writes it."""
     check_config(cfg)
+    with ProcessLock(cfg.out):
+        return _run(cfg)
+
+
+def _run(cfg: CoverageRun) -> dict[str, dict[str, float]]:
     _check_replaceable(cfg)
     asked = read_questions(cfg.questions).examples[: cfg.limit or None]
-    replaces = "the table of other settings is"
-    run_record.begin(cfg.out, cfg, replaces=replaces, harmless=("out", "complete"))
+    out = Path(cfg.out)
+    stands = (out / "coverage.json").is_file()
+    run_record.begin(
+        out,
+        cfg,
+        replaces=f"the table of other settings {'will be' if stands else 'is'}",
+        stands=stands,
+        harmless=("out", "complete"),
+    )
     index, tool = BM25.open(cfg.search.index), open_tool(cfg.search)
     absent = coverage.missing_titles(index.passages, asked)
     covered: list[coverage.Covered] = []
@@ -74,7 +87,8 @@ def run(cfg: CoverageRun) -> dict[str, dict[str, float]]:
             covered += coverage.cover(part, index.passages, tool, absent, CUTS[-1])
             progress.update(len(covered))
     table = coverage.summary(covered, CUTS)
-    out = Path(cfg.out)
+    if stands:
+        run_record.write(out, cfg)
     write_json(out / "coverage.json", table)
     lacking = (c for c in covered if not c.is_answerable)
     write_lines(out / "missing.jsonl", (json.dumps(dataclasses.asdict(c)) for c in lacking))

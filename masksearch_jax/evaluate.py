@@ -52,8 +52,7 @@ from masksearch_jax.evals.results import RESULTS, Bootstrap, Scored
 from masksearch_jax.evals.rows import TRAJECTORIES
 from masksearch_jax.evals.suites import Suite
 from masksearch_jax.models import likelihood
-from masksearch_jax.models.hf_config import read_config
-from masksearch_jax.models.load import check_context, check_vocabulary, initial, pinned
+from masksearch_jax.models.load import check_context, check_vocabulary, initial, pinned, read_model
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import hosts
 from masksearch_jax.parallel.folder_lock import FolderLock
@@ -497,4 +496,4 @@ def main(cfg: EvalRun) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, EvalRun, None, read_config, read_defaults=agent_settings.read, resumes=True)
+    cli.run(main, EvalRun, None, read_model, read_defaults=agent_settings.read, resumes=True)

@@ -36,7 +36,7 @@ from masksearch_jax.core.types import Demonstration, RampExample
 from masksearch_jax.evals import diversity, iterations, suites
 from masksearch_jax.evals.items import check_methods
 from masksearch_jax.evals.results import by_condition
-from masksearch_jax.models.hf_config import read_config
+from masksearch_jax.models.load import read_model
 from masksearch_jax.parallel.sharding import split_cpu
 from masksearch_jax.recipes import steps
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
@@ -399,4 +399,4 @@ def run(cfg: EvolveRun) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(run, EvolveRun, resumes=True, read_model=read_config)
+    cli.run(run, EvolveRun, resumes=True, read_model=read_model)

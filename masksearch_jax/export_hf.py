@@ -27,8 +27,8 @@ from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.models import hf, reload_check, trainings
 from masksearch_jax.models.hf_card import Card, model_card
-from masksearch_jax.models.hf_config import read_config, read_json
-from masksearch_jax.models.load import check_vocabulary, has_model, weights
+from masksearch_jax.models.hf_config import read_json
+from masksearch_jax.models.load import check_vocabulary, has_model, read_model, weights
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
 from masksearch_jax.parallel.processes import join_processes
@@ -264,4 +264,4 @@ def _generation_config(tokenizer_dir: str | Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: run(cfg) and None, ExportRun, resumes=True, read_model=read_config)
+    cli.run(lambda cfg: run(cfg) and None, ExportRun, resumes=True, read_model=read_model)

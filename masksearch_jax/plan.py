@@ -37,7 +37,7 @@ from masksearch_jax.core.files import write_json
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.data.batches import SFT_FIELDS
 from masksearch_jax.models import hf, layout, lora, paged_attention, rollout_weights
-from masksearch_jax.models.hf_config import read_config
+from masksearch_jax.models.load import read_model
 from masksearch_jax.models.transformer import Transformer, stacked
 from masksearch_jax.parallel import hosts, sharding
 from masksearch_jax.parallel.sharding import PyTree
@@ -361,4 +361,4 @@ def run(cfg: Run) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(run, (SftRun, DapoRun), read_model=read_config)
+    cli.run(run, (SftRun, DapoRun), read_model=read_model)

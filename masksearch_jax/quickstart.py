@@ -30,8 +30,7 @@ from masksearch_jax.evals import suites
 from masksearch_jax.evals.items import check_methods
 from masksearch_jax.evals.results import by_condition
 from masksearch_jax.models.hf_card import Card
-from masksearch_jax.models.hf_config import read_config
-from masksearch_jax.models.load import check_context, describe, initial, pinned
+from masksearch_jax.models.load import check_context, describe, initial, pinned, read_model
 from masksearch_jax.parallel.sharding import make_mesh, split_cpu
 from masksearch_jax.recipes import steps
 from masksearch_jax.recipes.recipe_config import RecipeRun, check_watch, lessons_of, measured_every
@@ -441,4 +440,4 @@ def run(cfg: QuickstartRun) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(run, QuickstartRun, resumes=True, read_model=read_config)
+    cli.run(run, QuickstartRun, resumes=True, read_model=read_model)

@@ -28,8 +28,7 @@ from masksearch_jax.evals import rows, suites
 from masksearch_jax.evals.items import check_methods
 from masksearch_jax.evals.results import RESULTS, Bootstrap
 from masksearch_jax.evals.scores import FANOUTQA_METRICS, QA_METRICS, RAMP_METRICS
-from masksearch_jax.models.hf_config import read_config
-from masksearch_jax.models.load import check_context, pinned
+from masksearch_jax.models.load import check_context, pinned, read_model
 from masksearch_jax.parallel.folder_lock import FolderLock
 from masksearch_jax.parallel.sharding import make_mesh, split_cpu
 from masksearch_jax.quickstart import QuickstartRun
@@ -488,4 +487,4 @@ def run(cfg: StudyRun) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(run, StudyRun, resumes=True, read_model=read_config)
+    cli.run(run, StudyRun, resumes=True, read_model=read_model)

@@ -32,8 +32,14 @@ from masksearch_jax.core.types import Trajectory
 from masksearch_jax.data import batches, cache
 from masksearch_jax.models import head, lora
 from masksearch_jax.models.head import LanguageModel
-from masksearch_jax.models.hf_config import read_config
-from masksearch_jax.models.load import check_context, check_vocabulary, identity, initial, pinned
+from masksearch_jax.models.load import (
+    check_context,
+    check_vocabulary,
+    identity,
+    initial,
+    pinned,
+    read_model,
+)
 from masksearch_jax.parallel import sharding
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rl import behaviour, left_out, losses, rewards
@@ -483,4 +489,4 @@ def train(cfg: DapoRun) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: train(cfg) and None, DapoRun, resumes=True, read_model=read_config)
+    cli.run(lambda cfg: train(cfg) and None, DapoRun, resumes=True, read_model=read_model)

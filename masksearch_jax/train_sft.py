@@ -22,7 +22,6 @@ from masksearch_jax.data import cache
 from masksearch_jax.data.batches import sft_batches
 from masksearch_jax.models import head, lora
 from masksearch_jax.models.head import LanguageModel
-from masksearch_jax.models.hf_config import read_config
 from masksearch_jax.models.load import (
     check_context,
     check_vocabulary,
@@ -30,6 +29,7 @@ from masksearch_jax.models.load import (
     identity,
     initial,
     pinned,
+    read_model,
 )
 from masksearch_jax.parallel import hosts
 from masksearch_jax.parallel.sharding import batch_shards, context_shards, make_mesh
@@ -221,4 +221,4 @@ def run(cfg: SftRun) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: run(cfg) and None, SftRun, resumes=True, read_model=read_config)
+    cli.run(lambda cfg: run(cfg) and None, SftRun, resumes=True, read_model=read_model)

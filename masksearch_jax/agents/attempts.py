@@ -50,6 +50,16 @@ def check_failures(parts: Path, counts: list[dict[str, Any]], allowed: float) ->
         raise FailedError(_too_many_failed(parts, tried))
 
 
+def check_some(parts: Path, counts: list[dict[str, Any]], output: Path) -> None:
+    """Raises RejectedError where attempts were made, for a call of which not one gave anything."""
+    if tried := sum(c["tried"] for c in counts):
+        counted, first = named(rejected_in(parts))
+        raise RejectedError(
+            f"none of {tried} attempts gave a demonstration ({listed(counted)}); the first: "
+            f"{first}; all are named in {parts}/*.rejected.jsonl, and {output} stays as it was"
+        )
+
+
 class Part:
     """One part of the work; its counts are written last, and tell that it has been gone through.
 

@@ -144,10 +144,10 @@ async def ask(
         reply = await llm.complete(messages)
         try:
             found = parse(reply.text)
-            llm.usage.parsed += 1
+            llm.count_read(messages, reply, True)
             return found
         except ReplyError as error:
-            llm.usage.unreadable += 1
+            llm.count_read(messages, reply, False)
             if reply.is_cut:
                 raise ReplyError(
                     f"cut off after {reply.completion_tokens} tokens (finish_reason length; "

@@ -32,7 +32,10 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _CUT = ("length", "max_tokens")  # finish_reason of a reply that ended at a limit
+# finish_reason of a reply that a fault or a filter ended, not the model; `abort` is an engine's.
+_NOT_THE_MODELS = ("error", "abort", "cancelled", "content_filter")
 _TEXT = ("text", "output_text")  # type of a part of the content that is said, not thought
+_QUOTED = 200  # characters of a reply that an error shows
 _LONGEST = 366 * 86400.0  # seconds; what asks for more is no pause but a mistake
 _HOPELESS = frozenset({401, 402})  # wrong key, no money: no call will get a reply
 # The same, as OpenAI says it with other statuses: a 429 that no wait can help, a 400.
@@ -111,6 +114,7 @@ class LLM:
         check_endpoint(cfg, section)
         self.cfg, self.section, self._takes_empty = cfg, section, takes_empty
         self.usage = Usage()
+        self._unread: dict[str, str] = {}  # by key, until one reply can be read
         try:
             self._replies = Replies(cfg.cache)
         except RepliesError as error:
@@ -168,6 +172,33 @@ class LLM:
         """The reply to a conversation is not taken from the cache again; a replay keeps it."""
         if not self.cfg.replay:
             self._replies.forget(key_of(self._request(messages), sample))
+
+    def count_read(self, messages: Sequence[Message], reply: Reply, is_read: bool) -> None:
+        """Counts whether the reply held what was asked for."""
+        if is_read:
+            self.usage.parsed += 1
+            self._unread.clear()
+            return
+        self.usage.unreadable += 1
+        if not self.usage.parsed:
+            self._unread[key_of(self._request(messages), 0)] = reply.text
+
+    def forget_unread(self) -> str:
+        """Where there were replies and none could be read, has all asked for anew, and says so.
+
+        So a page of a proxy, sent in the place of what a model says, is not kept. Else "".
+        """
+        if not self._unread or self.cfg.replay:
+            return ""
+        said = next(iter(self._unread.values()))
+        for key in self._unread:
+            self._replies.forget(key)
+        count, self._unread = len(self._unread), {}
+        return (
+            f"not one of {count} replies of {self.section}.model {self.cfg.model!r} at "
+            f"{self.cfg.base_url} held what was asked for; the first: {said[:_QUOTED]!r}; once this "
+            "is mended, the same command asks for all of them anew"
+        )
 
     def _request(self, messages: Sequence[Message]) -> dict[str, Any]:
         cfg = self.cfg
@@ -327,12 +358,18 @@ def _read(answer: Any) -> Stored:
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or not choices:
         raise _UselessError("a reply without choices")
-    choice = _object(choices[0])
-    message, used = _object(choice.get("message")), _object(answer.get("usage"))
+    choice, used = _object(choices[0]), _object(answer.get("usage"))
+    message, reason = choice.get("message"), choice.get("finish_reason")
+    if not isinstance(message, dict):
+        raise _UselessError("a reply without a message")
+    if isinstance(reason, str) and reason in _NOT_THE_MODELS:
+        raise _UselessError(f"a reply that the endpoint broke off (finish_reason {reason})")
+    if not isinstance(message.get("content"), str | list | None):
+        raise _UselessError("a message whose content is neither text nor a list of parts")
     text = _text(message.get("content")) or _text(message.get("refusal"))
     counts = [used.get(name) for name in ("prompt_tokens", "completion_tokens")]
     paid = (count if type(count) is int else 0 for count in counts)
-    is_cut = choice.get("finish_reason") in _CUT
+    is_cut = reason in _CUT
     return Stored(text.encode("utf-8", "replace").decode(), *paid, is_cut)  # no lone surrogates
 
 
@@ -358,7 +395,8 @@ def _check_no_error(answer: Any, response: Any) -> None:
     choices = answer.get("choices")
     first = _object(choices[0]) if isinstance(choices, list) and choices else {}
     error = answer.get("error") or first.get("error")
-    if not error and not choices and (answer.get("message") or answer.get("detail")):
+    is_error = answer.get("object") == "error" or not choices
+    if not error and is_error and (answer.get("message") or answer.get("detail")):
         error = answer
     if not error:
         return

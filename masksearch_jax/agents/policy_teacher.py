@@ -119,6 +119,9 @@ class Student:
     def figures(self) -> dict[str, Any]:
         return {"judge": self._judge.figures()} if self._judge else {}
 
+    def forget_unread(self) -> str:
+        return ""
+
     def close(self) -> None:
         self._engine.close()
         if self._judge:

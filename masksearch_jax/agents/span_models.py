@@ -47,6 +47,10 @@ class SpanModels:
         """What the replies cost; empty where none was asked for."""
         return self._session.figures() if self._session else {}
 
+    def forget_unread(self) -> str:
+        """Where not one reply could be read, has all asked for anew, and says so; else ""."""
+        return self._session.llm.forget_unread() if self._session else ""
+
     def close(self) -> None:
         if self._session:
             self._session.close()

@@ -31,6 +31,10 @@ class Teacher(Protocol):
         """What it cost so far."""
         ...
 
+    def forget_unread(self) -> str:
+        """Where not one reply could be read, has all asked for anew, and says so; else ""."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -66,6 +70,9 @@ class Scripted:
 
     def figures(self) -> dict[str, Any]:
         return {}
+
+    def forget_unread(self) -> str:
+        return ""
 
     def close(self) -> None:
         self._pool.shutdown()
@@ -119,6 +126,9 @@ class Agents:
 
     def figures(self) -> dict[str, Any]:
         return self._session.figures()
+
+    def forget_unread(self) -> str:
+        return self._session.llm.forget_unread()
 
     def close(self) -> None:
         self._session.close()

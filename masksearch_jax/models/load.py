@@ -16,13 +16,14 @@ from jax.sharding import Mesh
 from masksearch_jax.core.config import ComputeConfig, LoraConfig, ModelConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.gguf_file import is_gguf
+from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.models import hf, layout, lora
 from masksearch_jax.models.hf_config import check_no_adapter
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
-from masksearch_jax.runtime import storage
+from masksearch_jax.runtime import run_record, storage
 from masksearch_jax.training import checkpoint_files
 
 _MODEL = (
@@ -58,6 +59,19 @@ def describe(folder: str, tokenizer: str, key: str = "config") -> tuple[ModelCon
     vocab = Vocab.load(tokenizer or folder)
     check_vocabulary(config, vocab, tokenizer or folder, folder)
     return config, vocab
+
+
+def read_model(folder: str) -> ModelConfig:
+    """That of a folder in HF format, of a GGUF file, or of checkpoints by the record of their run.
+
+    Without a device: a command line asks before processes join. Raises what `hf.read_config`
+    raises, and ConfigError for a record whose model cannot be read.
+    """
+    if not has_model(folder) and storage.path(folder).is_dir():
+        record = run_record.of_checkpoints(folder)
+        if record is not None and "model" in record["config"]:
+            return to_dataclass(ModelConfig, record["config"]["model"], "model")
+    return hf.read_config(folder)
 
 
 def has_model(path: str) -> bool:

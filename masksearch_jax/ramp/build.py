@@ -101,6 +101,12 @@ def partition(
     return paths
 
 
+def forget_masked(folder: Path) -> None:
+    """Has the next `build` mask all parts again."""
+    for done in (folder / "work").glob("part-*.json"):
+        done.unlink()
+
+
 class _Part(NamedTuple):
     path: Path
     rules: PassageRules

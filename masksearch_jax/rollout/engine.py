@@ -78,7 +78,8 @@ class Engine:
         self._queue: collections.deque[Request] = collections.deque()
         self._finished: collections.deque[tuple[Request, Trajectory]] = collections.deque()
         self._shards: list[schedule.Shard] = []
-        self._sizes: tuple[int, schedule.Sizes] | None = None  # number of shards, what each has
+        # How the cache lies: the mesh, the number of shards, and what each has.
+        self._layout: tuple[Mesh | None, int, schedule.Sizes] | None = None
         self._cache: sharding.PyTree = None
         self._stop: np.ndarray | jax.Array | None = None  # of `decode.stop_table`
         self._version = 0
@@ -196,17 +197,29 @@ class Engine:
         sizes = schedule.sizes(self.cfg, shards)
         own = max(shards // jax.process_count(), 1)
         decode.check_backend(self.cfg.attention)
-        if not decode.is_alive(self._cache) or self._sizes != (shards, sizes):
+        if not decode.is_alive(self._cache) or self._layout != (mesh, shards, sizes):
             self._forget()
             dtype = memory.cache_dtype(self.cfg, model.compute)
             memory.check_room(model.config, self.cfg, shards, dtype)
             self._cache = decode.init_cache(model, shards, sizes.pages, sizes.page_tokens, dtype)
-            self._sizes = (shards, sizes)
-            self._shards = self._shards or [schedule.Shard(sizes) for _ in range(own)]
+            if self._layout != (mesh, shards, sizes):
+                self._layout, self._stop = (mesh, shards, sizes), None
+                self._deal([schedule.Shard(sizes) for _ in range(own)])
         self._warm_up(model, mesh, shards, sizes)
         if version != self._version:
             self._renew(version)
         self._leave_out_rest()
+
+    def _deal(self, shards: list[schedule.Shard]) -> None:
+        """Gives what is open to other shards, in turn; what has no place there begins again."""
+        opened, self._shards = self._episodes(), shards
+        for place, episode in enumerate(opened):
+            shard = shards[place % len(shards)]
+            if shard.free:
+                shard.episodes.append(episode)
+            else:
+                self._abandon(episode)
+                self._begin_again(episode.request)
 
     def _renew(self, version: int) -> None:
         """Trajectories in flight under new weights: those too old begin again, ended ones too."""
@@ -228,7 +241,7 @@ class Engine:
                     self._abandon(episode)
                     shard.close(episode)
                     self._begin_again(episode.request)
-                elif self.cfg.in_flight == "rebuild" or not episode.new_tokens:
+                elif not (self.cfg.in_flight == "keep" and episode.new_tokens and episode.written):
                     shard.forget(episode)
                 else:
                     episode.key = b""  # old weights wrote its prompt: nobody may share it
@@ -283,7 +296,7 @@ class Engine:
 
     def _split(self, mesh: Mesh | None) -> Mesh | None:
         """The mesh that the rows are split over; None: every device has them all."""
-        return mesh if self._sizes is not None and self._sizes[0] > 1 else None
+        return mesh if self._layout is not None and self._layout[1] > 1 else None
 
     def _episodes(self) -> list[Episode]:
         return [e for shard in self._shards for e in shard.episodes]

@@ -148,6 +148,9 @@ class Shard:
         if begins and not donor:
             self._share_beginning(episode)
         if not self._make_room(episode, self._missing(episode, donor, reach), take):
+            if begins and episode.written:  # what it shares is no use without the rest
+                self.prefix_tokens -= episode.written
+                self.forget(episode)
             return False
         if donor and not donor.written:  # its pages were taken just now
             donor = None

@@ -443,6 +443,10 @@ def replying(**changes) -> Answer:
     return Answer(body=json.dumps(body).encode())
 
 
+def sent(**body) -> Answer:
+    return Answer(body=json.dumps(body).encode())
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [
@@ -507,6 +511,47 @@ def test_an_empty_reply_is_one_where_it_is_taken(tmp_path):
     assert usage.retries == 1
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        replying(message=None, finish_reason="error"),
+        Answer(body=b'{"choices": [null]}'),
+        Answer(body=b'{"choices": ["boom"]}'),
+        Answer(body=b'{"choices": [{}]}'),
+        Answer(body=b'{"choices": [{"text": "<answer>x</answer>"}]}'),
+        replying(message={"content": 123}),
+        replying(message={"content": {"text": "hi"}}),
+        *(
+            replying(message={"content": text}, finish_reason=reason)
+            for text in ("", "<thi")
+            for reason in ("error", "abort", "cancelled", "content_filter")
+        ),
+        sent(object="error", message="out of memory", choices=[{"message": {"content": ""}}]),
+    ],
+)
+def test_what_no_model_said_is_no_reply_where_an_empty_one_is_taken(tmp_path, broken):
+    async def ask_once(cfg):
+        async with LLM(cfg, takes_empty=True) as llm:
+            return await llm.complete(HELLO), llm.usage
+
+    with Endpoint(in_turn(broken, Answer("hi"))) as endpoint:
+        reply, usage = asyncio.run(ask_once(config(endpoint, tmp_path)))
+    assert (reply.text, usage.retries) == ("hi", 1)
+
+
+@pytest.mark.parametrize("reason", ["stop", None, "tool_calls"])
+def test_a_message_without_content_is_an_empty_reply(tmp_path, reason):
+    silent = replying(message={"content": None, "reasoning_content": "Hm."}, finish_reason=reason)
+
+    async def ask_once(cfg):
+        async with LLM(cfg, takes_empty=True) as llm:
+            return await llm.complete(HELLO), llm.usage
+
+    with Endpoint(in_turn(silent)) as endpoint:
+        reply, usage = asyncio.run(ask_once(config(endpoint, tmp_path)))
+    assert (reply.text, usage.retries) == ("", 0)
+
+
 def test_a_cache_from_before_cut_offs_were_kept_is_read(tmp_path):
     with Endpoint(in_turn(Answer("hi"))) as endpoint:
         cfg = config(endpoint, tmp_path)
@@ -516,10 +561,6 @@ def test_a_cache_from_before_cut_offs_were_kept_is_read(tmp_path):
             file.commit()
         [reply], _ = complete(cfg, HELLO)
     assert reply == Reply("hi", 7, 3, cached=True)
-
-
-def sent(**body) -> Answer:
-    return Answer(body=json.dumps(body).encode())
 
 
 CREDITS = {"message": "Insufficient credits", "code": 402}

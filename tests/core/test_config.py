@@ -37,9 +37,10 @@ from masksearch_jax.core.schema import (
 )
 from masksearch_jax.core.search_config import SearchConfig
 from masksearch_jax.coverage import CoverageRun
-from masksearch_jax.models.hf_config import read_config
+from masksearch_jax.export_hf import ExportRun
+from masksearch_jax.models.load import read_model
 from masksearch_jax.quickstart import QuickstartRun
-from masksearch_jax.runtime import cli
+from masksearch_jax.runtime import cli, run_record
 from masksearch_jax.serve_search import ServeSearchRun
 from masksearch_jax.study import StudyRun
 
@@ -564,7 +565,7 @@ WANT = ModelConfig(
 
 def parse_hf(repository, arg: str, *flags: str, name: str = "ramp_sft", schema=config.SftRun):
     spec = f"--config={repository / 'configs' / name}.py:{arg}"
-    return cli.parse(schema, [name, spec, *flags], read_config)
+    return cli.parse(schema, [name, spec, *flags], read_model)
 
 
 def test_an_architecture_is_read_from_the_folder_of_the_weights(repository, hf_folder):
@@ -581,6 +582,23 @@ def test_an_architecture_is_read_from_the_folder_of_the_weights(repository, hf_f
         name="build_trajectories", schema=BuildTrajectoriesRun,
     )  # fmt: skip
     assert student.student.model == WANT
+
+
+def test_an_architecture_is_read_from_checkpoints_by_the_record_of_their_run(repository, tmp_path):
+    scaling = config.RopeScaling(4.0, 1.0, 32.0, 64, "yarn")
+    model = dataclasses.replace(WANT, rope_scaling=scaling)
+    sft = dataclasses.replace(parse_hf(repository, "tiny"), model=model)
+    run_record.write(tmp_path, sft)
+    step = tmp_path / "checkpoints" / "40"
+    step.mkdir(parents=True)
+    for folder in (step.parent, step):
+        found = parse_hf(
+            repository, "hf", f"--config.checkpoint={folder}", name="export_hf", schema=ExportRun
+        )
+        assert found.model == model
+        assert parse_hf(repository, "hf", f"--config.init={folder}").model == model
+    with pytest.raises(ConfigError, match=r"read from '.*gone': .*gone is not there"):
+        parse_hf(repository, "hf", f"--config.init={tmp_path / 'gone'}")
 
 
 def test_a_folder_that_gives_no_architecture_is_one_line(repository, hf_folder, tmp_path):
@@ -612,7 +630,7 @@ def test_as_a_process_a_typo_is_one_line_on_stderr_and_status_2(folder):
     script.write_text(
         textwrap.dedent("""
         import dataclasses
-        from masksearch_jax.runtime import cli
+        from masksearch_jax.runtime import cli, run_record
 
         @dataclasses.dataclass(frozen=True)
         class Job:

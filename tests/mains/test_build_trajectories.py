@@ -20,8 +20,11 @@ from masksearch_jax import build_trajectories
 from masksearch_jax.agents import attempts
 from masksearch_jax.agents.llm_client import BudgetError, JobError
 from masksearch_jax.agents.scripted_teacher import Rejection
+from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.jsonl import read_jsonl
+from masksearch_jax.core.types import Passage
+from masksearch_jax.search import bm25
 from masksearch_jax.testing.services import Answer, Endpoint
 from tests.mains.trajectory_job import agent, llm_config, number_of, outcomes, run, write_towns
 
@@ -144,6 +147,44 @@ def test_a_job_of_prose_stops_before_it_has_paid_for_all(folder):
     [path] = (folder / "demonstrations").glob("train.parts/*/ramp-*.rejected.jsonl")
     assert len(read_jsonl(path, Rejection)) in (5, 6)
     assert not (folder / "demonstrations" / "train.jsonl").exists()
+
+
+def test_a_page_in_the_place_of_all_replies_is_kept_nowhere(folder):
+    """What stands stays, the command fails, and once the endpoint is well it asks for all anew."""
+    is_well = True
+    with Endpoint(lambda body: Answer(agent(body) if is_well else PROSE)) as endpoint:
+        llm = llm_config(endpoint, folder)
+        run(folder, llm)
+        before = (folder / "demonstrations" / "train.jsonl").read_bytes()
+        is_well = False
+        for _ in range(2):
+            asked = len(endpoint.requests)
+            with pytest.raises(attempts.RejectedError) as error:
+                run(folder, dataclasses.replace(llm, model="other"))
+            assert len(endpoint.requests) == asked + 2 * 40
+            assert (folder / "demonstrations" / "train.jsonl").read_bytes() == before
+        is_well = True
+        made = run(folder, dataclasses.replace(llm, model="other"))
+    said = str(error.value)
+    assert said.startswith("none of 40 attempts gave a demonstration (40 unreadable_planner); the ")
+    assert said.endswith(
+        f"; not one of 80 replies of config.llm.model 'other' at {endpoint.url} held what was "
+        f"asked for; the first: {PROSE!r}; once this is mended, the same command asks for all of "
+        "them anew"
+    )
+    assert made["demonstrations"] == 40
+
+
+def test_a_teacher_that_solves_nothing_fails_and_replaces_nothing(folder):
+    with Endpoint(lambda body: Answer(agent(body))) as endpoint:
+        run(folder, llm_config(endpoint, folder))
+    before = (folder / "demonstrations" / "train.jsonl").read_bytes()
+    bm25.build([Passage("x", "Elsewhere", "Nobody lives here.")], folder / "other")
+    search = SearchConfig("bm25", str(folder / "other"), "", 2, 2, 3, 10.0, 2)
+    for _ in range(2):
+        with pytest.raises(attempts.RejectedError, match=r"^none of 40 .*40 spans_not_found"):
+            run(folder, None, teacher="scripted", search=search)
+    assert (folder / "demonstrations" / "train.jsonl").read_bytes() == before
 
 
 def test_the_share_is_of_what_was_tried(folder):

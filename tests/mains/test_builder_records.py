@@ -5,15 +5,20 @@ import json
 
 import pytest
 
-from masksearch_jax import build_index, build_trajectories, coverage
+from masksearch_jax import build_dataset, build_index, build_ramp, build_trajectories, coverage
 from masksearch_jax.agents import attempts
+from masksearch_jax.build_dataset import BuildDatasetRun
+from masksearch_jax.build_ramp import BuildRampRun
 from masksearch_jax.core.config import SearchConfig
-from masksearch_jax.core.corpus_config import CorpusConfig
+from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
+from masksearch_jax.core.files import BeingWrittenError
+from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import to_json
 from masksearch_jax.corpus.passages import write_passages
 from masksearch_jax.search import bm25
 from tests.mains.commands import build, passages, question, write_lines
 from tests.mains.trajectory_job import town, write_towns
+from tests.parallel.lock_holder import held
 
 
 def record(folder):
@@ -80,6 +85,42 @@ def test_a_build_that_was_stopped_says_what_it_was_making(tmp_path, capsys, monk
     assert told(capsys, folder) == []
 
 
+@pytest.mark.parametrize("main", ["ramp", "demonstrations", "coverage", "dataset"])
+def test_a_folder_that_another_process_builds_is_left_alone(tmp_path, repository, main):
+    """The second writes, deletes and replaces nothing."""
+    write_passages(tmp_path / "towns.jsonl", passages())
+    write_lines(tmp_path / "questions.jsonl", [question(i, [f"town:{i}"]) for i in range(12)])
+    write_towns(tmp_path, 12)
+    out = tmp_path / "out"
+    search = SearchConfig(index=str(tmp_path / "index"))
+    towns = str(tmp_path / "towns.jsonl")
+    make, folder = {
+        "ramp": (
+            lambda: build_ramp.run(
+                BuildRampRun(str(out), CorpusConfig(towns), RampConfig(heldout_fraction=0.3))
+            ),
+            out,
+        ),
+        "demonstrations": (lambda: build_trajectories.run(demonstrations_run(tmp_path)), tmp_path),
+        "coverage": (
+            lambda: coverage.run(
+                coverage.CoverageRun(str(tmp_path / "questions.jsonl"), search, str(out))
+            ),
+            out,
+        ),
+        "dataset": (lambda: build_dataset.run(BuildDatasetRun(str(out), towns)), out / "ramp"),
+    }[main]
+    if main == "dataset":
+        pytest.importorskip("apache_beam", reason="the extra `beam` is not installed")
+    with held(folder) as other:
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        with pytest.raises(BeingWrittenError, match=f"is in use by process {other.pid} on"):
+            make()
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    if main != "dataset":
+        assert make()
+
+
 def test_an_index_has_its_record_at_once_and_tells_what_it_replaces(tmp_path, capsys):
     write_passages(tmp_path / "towns.jsonl", passages())
     index = tmp_path / "index"
@@ -122,7 +163,13 @@ def test_masks_and_coverage_of_other_settings_are_told(tmp_path, repository, cap
     )
     coverage.run(cfg)
     assert record(tmp_path / "coverage")["config"]["limit"] == 0
+    gone = SearchConfig(kind="http", url="http://127.0.0.1:1/retrieve", index=cfg.search.index)
+    with pytest.raises(SearchError):
+        coverage.run(dataclasses.replace(cfg, search=gone))
+    assert record(tmp_path / "coverage")["config"]["search"]["kind"] == "bm25"  # as the table's
+    capsys.readouterr()
     coverage.run(dataclasses.replace(cfg, limit=3))
     assert told(capsys, tmp_path / "coverage") == [
-        f"{tmp_path / 'coverage'}: the table of other settings is replaced (limit: 0 → 3)"
+        f"{tmp_path / 'coverage'}: the table of other settings will be replaced (limit: 0 → 3)"
     ]
+    assert record(tmp_path / "coverage")["config"]["limit"] == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import types
@@ -11,7 +12,10 @@ import jax
 import numpy as np
 import pytest
 
+from masksearch_jax.core.config import MeshConfig
 from masksearch_jax.core.types import Trajectory
+from masksearch_jax.models.layout import shard_parameters
+from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout import engine as engine_module
 from masksearch_jax.rollout import episode as episode_module
 from tests.rollout.word_engine import (
@@ -270,3 +274,51 @@ def test_a_run_that_is_told_to_end_opens_no_more_while_others_end() -> None:
             out.append(trajectory)
     assert {t.status for t in out} == {"out_of_time"}
     assert len(out) == 2 * ROLLOUT.slots  # the second slots were filled as the first ended
+
+
+def test_a_cache_that_is_gone_is_written_anew_and_no_other_prompt_s(models, monkeypatch):
+    """Stopped in the middle, kept under a new version of the same weights: nothing changes."""
+    rollout = dataclasses.replace(ROLLOUT, slots=6, max_staleness=99, in_flight="keep")
+    words = ["red" if i % 2 else "blue green" for i in range(6)]
+    requests = [request("plan " * i + word, i) for i, word in enumerate(words)]
+    with engine(rollout=rollout) as e:
+        collected = iter(range(8))
+        collect = e._collect
+
+        def stop_at_last():
+            if next(collected) == 7:
+                raise KeyboardInterrupt
+            return collect()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(e, "_collect", stop_at_last)
+            out = []
+            with pytest.raises(KeyboardInterrupt):
+                out.extend(e.run(models[0], requests, 0))
+        assert any(len(x.ids) > x.prompt_len for x in e._episodes())
+        out = by_request(out, e.run(models[0], version=1))
+    for t in out.values():
+        gap = np.abs(teacher_forced(models[0], t) - t.logprobs)[t.sampled]
+        assert gap.max(initial=0) < 1e-4
+
+
+def test_another_mesh_changes_no_token_of_what_is_open(models):
+    """Begun on four devices, ended on one, and the other way."""
+    rollout = dataclasses.replace(ROLLOUT, slots=8, in_flight="keep", max_staleness=9)
+    requests = [request("plan " * (1 + i) + "red", i) for i in range(12)]
+    mesh = make_mesh(MeshConfig(2, 2), jax.devices()[:4])
+    split = shard_parameters(mesh, models[0])
+    with engine(rollout=rollout) as e:
+        alone = by_request(e.run(models[0], requests))
+    for first, then in (((mesh, split), (None, models[0])), ((None, models[0]), (mesh, split))):
+        with engine(rollout=rollout) as e:
+            parts = []
+            for place, model in (first, then):
+                with jax.set_mesh(place) if place else contextlib.nullcontext():
+                    asked = requests if not parts else ()
+                    parts.append(some(e, model, asked, 0, 3 if not parts else 99))
+        found = by_request(*parts)
+        assert found.keys() == alone.keys()
+        for name, t in found.items():
+            assert t.ids.tolist() == alone[name].ids.tolist()
+            np.testing.assert_allclose(t.logprobs, alone[name].logprobs, atol=1e-4)

@@ -311,6 +311,40 @@ def test_a_prompt_s_full_pages_are_shared_and_the_last_is_copied():
     assert shard.pool.used == 2 + 2
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_one_that_lost_its_pages_is_seated_before_new_ones_though_its_prompt_begins_alike(whole):
+    """A beginning that it shares in vain, as the rest finds no room, is given back."""
+    task = list(range(9))
+    lost = Pretender([*task, 50], 0)
+    lost.ids += range(60, 80)
+    lost.turns = ["a search"]
+    first = Pretender([*task, 40, 41], 1)
+    first.ids += range(200, 209)
+    shard = shard_of(2, 6, 9, first)
+    shard.sizes = shard.sizes._replace(whole_pieces=whole)
+    shard.episodes, shard.rows = [lost, first], [first]
+    new = [Pretender([*task, 100 + i], 100 + i) for i in range(20)]
+    opened = 0
+
+    def open_next(fits):
+        nonlocal opened
+        if opened == len(new) or not fits(new[opened].request):
+            return None
+        opened += 1
+        return new[opened - 1]
+
+    for tick in range(4):
+        shard.assign_rows(open_next, len(new) - opened, lambda e, written: len(e.ids) + 1)
+        if lost in shard.rows:
+            break
+        assert (lost.pages, lost.written, shard.prefix_tokens) == ([], 0, 0)
+        for episode in list(shard.rows):
+            episode.written = len(episode.ids) - 1
+        if tick == 2:
+            shard.close(first)
+    assert (lost in shard.rows, opened) == (True, 0)
+
+
 def test_prompts_that_begin_alike_share_their_full_pages():
     """The most that another has, of its prompt, written by the weights that there are."""
     task = list(range(9))  # two pages of 4 and a token
@@ -442,7 +476,7 @@ def test_trajectories_that_wait_in_slots_of_their_own_change_no_token(plain, see
     search = colours(delay=lambda query: rng.random() * 0.03)
     with engine(search, rollout=OVERSUBSCRIBED) as e:
         out = list(e.run(transformer(), REQUESTS))
-        assert e._sizes == (1, ((2, 3), 6, 48, 8, 8, False))
+        assert e._layout == (None, 1, ((2, 3), 6, 48, 8, 8, False))
     found = {(t.example_id, t.sample): t for t in out}
     assert len(out) == len(found) == len(REQUESTS)
     assert same_ids(found, plain)
