@@ -38,7 +38,7 @@ class VectorConfig:
     """Vectors of the passages, for search of kind dense and hybrid."""
 
     encoder: str = key(
-        "", "HF folder of a text encoder of BERT's family; empty: no vectors.", folder=True
+        "", "HF folder of a text encoder of BERT's family; empty: no vectors.", content="sampled"
     )
     max_tokens: int = key(
         0, "Tokens of a text that are read; 0: as many as the folder says.", least=0

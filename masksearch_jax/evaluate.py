@@ -303,8 +303,8 @@ def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
     additions.check_added(cfg)
     workdir = storage.path(cfg.workdir)
     loaded = suites.load(cfg.eval, cfg.data)
-    content = content_of(cfg, loaded)
-    check_same_suites(content["data"])
+    content = content_of(cfg)
+    check_same_suites(stamp.hash_of([suite.sha256 for suite in loaded]))
     hosts.from_first(lambda: additions.check_judge(cfg, loaded))
     workdir.mkdir(parents=True, exist_ok=True)
     with FolderLock(workdir), SharedLog(workdir, _name) as log:
@@ -375,10 +375,9 @@ def weights(cfg: EvalRun, init: str) -> Policy:
 # ---- what is kept
 
 
-def content_of(cfg: EvalRun, loaded: Sequence[Suite]) -> dict[str, str]:
-    """Digests of the weights and of the suites' files; those of other folders are the record's."""
-    files = [suite.sha256 for suite in loaded]
-    return {"data": stamp.hash_of(files), "init": storage.fingerprint(cfg.init).hex()}
+def content_of(cfg: EvalRun) -> dict[str, str]:
+    """Digests of the weights and of the suites in `data`; those of other files are the record's."""
+    return {"data": suites.content(cfg.data), "init": storage.fingerprint(cfg.init).hex()}
 
 
 def _row(sampled: sampling.Sampled, attempts: int, model: Model | None) -> JsonObject:

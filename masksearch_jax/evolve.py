@@ -69,7 +69,7 @@ class EvolveRun:
         ),
     )
     tokenizer: str = key(
-        "", "Folder with tokenizer.json; empty: one trained on this run's text.", folder=True
+        "", "Folder with tokenizer.json; empty: one trained on this run's text.", content="sampled"
     )
     tokenizer_vocab_size: int = key(1024, "Of the tokenizer trained on this run's text.", least=1)
     model: c.ModelConfig = section(c.ModelConfig)

@@ -196,8 +196,8 @@ class LLM:
         count, self._unread = len(self._unread), {}
         return (
             f"not one of {count} replies of {self.section}.model {self.cfg.model!r} at "
-            f"{self.cfg.base_url} held what was asked for; the first: {said[:_QUOTED]!r}; once this "
-            "is mended, the same command asks for all of them anew"
+            f"{self.cfg.base_url} held what was asked for; the first: {said[:_QUOTED]!r}; once "
+            "this is mended, the same command asks for all of them anew"
         )
 
     def _request(self, messages: Sequence[Message]) -> dict[str, Any]:

@@ -408,9 +408,9 @@ class ModelRun:
 
     workdir: str = required("Folder or bucket of the run: what it writes.", harmless=True)
     data: str = required(
-        "Folder of tokenised records with their manifest; of evaluate: examples.", folder=True
+        "Folder of tokenised records with their manifest; of evaluate: examples.", content="sampled"
     )
-    tokenizer: str = key("", "Folder with tokenizer.json; needed.", folder=True)
+    tokenizer: str = key("", "Folder with tokenizer.json; needed.", content="sampled")
     init: str = key(
         "",
         "Folder in HF format or of checkpoints, or a GGUF file; empty: random weights.",

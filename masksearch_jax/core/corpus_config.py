@@ -13,10 +13,13 @@ from masksearch_jax.core.schema import key, section, share
 class CorpusConfig:
     """The text that there is, and how it is read."""
 
-    path: str = key("", "A file or folder of `format`; empty: the built-in atlas of facts.")
+    path: str = key(
+        "", "A file or folder of `format`; empty: the built-in atlas of facts.", content="text"
+    )
     questions: str = key(
         "",
         ("A file of questions, in a form of `ramp.question_files`; empty: the atlas's, or none."),
+        content="text",
     )
     limit: int = key(0, "Passages kept; 0: all.", least=0)
     max_bad_fraction: float = share(

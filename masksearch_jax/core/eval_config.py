@@ -20,6 +20,7 @@ class EvalConfig:
             "source_hidden is RAMP with search that hides the masked passage, on examples whose "
             "facts other passages repeat."
         ),
+        content="named",
     )
     methods: tuple[str, ...] = key(
         ("agent", "no_search", "random"), "Of closed_book, rag, agent, no_search, random."

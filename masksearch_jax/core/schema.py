@@ -12,7 +12,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 from masksearch_jax.core.errors import ConfigError, nearest
 
@@ -37,6 +37,10 @@ T = TypeVar("T", bound=Section)
 _UNNAMED: Mapping[str, str] = types.MappingProxyType({})
 _USER = re.compile(r"//[^/?#]*@")  # of an address, or of one of several
 
+# What tells the files that a key names from others: all of each (text); of a model's or an index's
+# folder, samples of each file, as weights differ everywhere (sampled); of each NAME=PATH of a list,
+# all of PATH, where a NAME alone is no file (named).
+Content = Literal["", "text", "sampled", "named"]
 REQUIRED = dataclasses.MISSING  # in place of a default: the config file, or a flag, must give it
 
 
@@ -45,7 +49,7 @@ def key(
     sentence: str,
     *,
     harmless: bool = False,
-    folder: bool = False,
+    content: Content = "",
     least: float | None = None,
     most: float | None = None,
     user: str = "",
@@ -54,11 +58,11 @@ def key(
 
     harmless: a run that is resumed with another value comes to the same result (to rounding), but
     for what it does where something goes wrong.
-    folder: names one, and what lies in it decides, not where it is. least, most: of a number, the
-    smallest and the largest that can work. user: of an address, in which there must be no user, as
-    logs and records keep it: where user and password go instead.
+    content: names files whose content decides, not where they are; see `Content`. least, most: of a
+    number, the smallest and the largest that can work. user: of an address, in which there must be
+    no user, as logs and records keep it: where user and password go instead.
     """
-    said = {"sentence": sentence, "harmless": harmless, "folder": folder}
+    said = {"sentence": sentence, "harmless": harmless, "content": content}
     bounds = {"least": least, "most": most, "user": user}
     return dataclasses.field(default=default, metadata=said | bounds)
 
@@ -69,10 +73,10 @@ def share(default: float, sentence: str, *, harmless: bool = False) -> Any:
 
 
 def required(
-    sentence: str, *, harmless: bool = False, folder: bool = False, least: float | None = None
+    sentence: str, *, harmless: bool = False, content: Content = "", least: float | None = None
 ) -> Any:
     """A field of a section without a default: whoever writes the config decides."""
-    return key(REQUIRED, sentence, harmless=harmless, folder=folder, least=least)
+    return key(REQUIRED, sentence, harmless=harmless, content=content, least=least)
 
 
 def section(cls: type[Section], sentence: str = "") -> Any:
@@ -93,7 +97,7 @@ class Key(NamedTuple):
     default: Any  # REQUIRED for none
     sentence: str
     harmless: bool
-    folder: bool
+    content: Content
 
     @property
     def section(self) -> type[Section] | None:
@@ -111,8 +115,8 @@ def describe_keys(schema: type[Section]) -> tuple[Key, ...]:
     for field in dataclasses.fields(schema):
         name, said = field.name, field.metadata
         sentence, harmless = said.get("sentence", ""), said.get("harmless", False)
-        folder = said.get("folder", False)
-        found = Key(name, kinds[name], field.default, sentence, harmless, folder)
+        content = said.get("content", "")
+        found = Key(name, kinds[name], field.default, sentence, harmless, content)
         inner = describe_keys(found.section) if found.section else ()
         keys += [found, *(k._replace(name=f"{name}.{k.name}") for k in inner)]
     return tuple(keys)

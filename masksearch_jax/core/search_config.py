@@ -30,7 +30,7 @@ class SearchConfig:
         "web: a service of the web; opensearch: a cluster; "
         "none, random: baselines of evaluation.",
     )
-    index: str = key("runs/index", "Folder that build_index wrote.", folder=True)
+    index: str = key("runs/index", "Folder that build_index wrote.", content="sampled")
     url: str = key(
         "",
         "Of a running serve_search, for kind http; commas between those of several replicas.",
@@ -60,7 +60,7 @@ class SearchConfig:
     encoder: str = key(
         "",
         "Folder of the encoder that made the vectors; empty: where it was then.",
-        folder=True,
+        content="sampled",
         harmless=True,
     )
     nearest: Literal["exact", "graph", "device", "device_approximate"] = key(
@@ -146,7 +146,7 @@ class SearchConfig:
     rerank: str = key(
         "",
         "HF folder of a cross-encoder of BERT's family that orders results anew; empty: none.",
-        folder=True,
+        content="sampled",
     )
     rerank_depth: int = key(
         20, "Passages of a query that are ordered anew.", least=1, most=MAX_TOP_K

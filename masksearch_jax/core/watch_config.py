@@ -34,7 +34,7 @@ class HeldoutConfig:
     data: str = key(
         "",
         "Folder that build_ramp wrote: its ramp/heldout.jsonl and questions/heldout.jsonl.",
-        folder=True,
+        content="sampled",
     )
     examples: int = key(
         64,

@@ -9,6 +9,7 @@ each row.
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 import sys
 from collections import Counter, defaultdict
@@ -34,6 +35,12 @@ FILES = {
     STATEMENTS: f"{STATEMENTS}/heldout.jsonl",
 }
 _OF_RAMP = ("ramp", "source_hidden")
+
+
+def content(data: str) -> str:
+    """What tells the suites of a folder that build_ramp wrote from others; "" where it has none."""
+    found = {name: stamp.content(os.path.join(data, name)) for name in sorted(set(FILES.values()))}
+    return stamp.hash_of(found) if any(found.values()) else ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,9 +47,13 @@ class CleanConfig:
         "keep", "Paragraphs that overlap evaluation sets; tag: kept, and listed in leaks.jsonl."
     )
     evaluation: tuple[str, ...] = key(
-        (), "Files of questions not to be trained on, in the forms of `ramp.question_files`."
+        (),
+        "Files of questions not to be trained on, in the forms of `ramp.question_files`.",
+        content="text",
     )
-    evaluation_passages: str = key("", "JSONL of the passages that their `gold` names.")
+    evaluation_passages: str = key(
+        "", "JSONL of the passages that their `gold` names.", content="text"
+    )
     ngram: int = key(
         13, "Words in a row, shared with a gold passage, that make an overlap.", least=1
     )

@@ -20,7 +20,7 @@ from masksearch_jax.core.corpus_config import PplConfig
 from masksearch_jax.core.curriculum_config import SCHEDULE
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.jsonl import read_jsonl
-from masksearch_jax.core.schema import harmless_keys
+from masksearch_jax.core.schema import describe_keys
 from masksearch_jax.core.types import SPLITS, QAExample
 from masksearch_jax.core.watch_config import AlarmsConfig
 from masksearch_jax.corpus.passages import read_passages, write_passages
@@ -32,18 +32,17 @@ from masksearch_jax.recipes.arms import STAGES, Arm
 from masksearch_jax.recipes.recipe_config import lessons_of
 from masksearch_jax.recipes.stage_folder import Usage
 from masksearch_jax.recipes.workload import Work
-from masksearch_jax.runtime import storage
+from masksearch_jax.runtime import run_record, storage
 from masksearch_jax.runtime.config_text import leaves
 
 # Keys and sections that decide a text; `gold_left_out` and the contents of files besides.
 _TEXT = ("corpus", "clean", "ramp", "search", "thoughts", "demonstrations")
-_TEXT += ("question_demonstrations", "rollout.max_turns", "seed", "tools")
+_TEXT += ("question_demonstrations", "rollout.max_turns", "seed", "tools", "qa_dapo.split")
 _CACHE = ("tools", "prompt", "sft.seq_len", "qa_sft.seq_len", "rollout.max_len", "qa_share")
 _CACHE += ("dapo.split", "qa_dapo.split")
 _MODEL = ("model", "compute", "seed")
 _SAMPLING = ("prompt", "tools", "search", "rollout")
 _MEASURED = (*_SAMPLING, "heldout_points", "heldout_examples", "eval.temperature", "eval.seed")
-_FILES = ("corpus.path", "corpus.questions", "search.index", "init")  # their contents decide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -411,12 +410,17 @@ def settings(cfg: QuickstartRun, names: Iterable[str]) -> dict[str, Any]:
 
     Of a key that names a file or folder, what tells its contents from others.
     """
-    wanted, harmless = tuple(names), harmless_keys(type(cfg))
+    wanted, keys = tuple(names), {known.name: known for known in describe_keys(type(cfg))}
     found = {}
     for name, value in leaves(type(cfg), dataclasses.asdict(cfg)).items():
-        is_wanted = any(name == w or name.startswith(f"{w}.") for w in wanted)
-        if is_wanted and name not in harmless:
-            found[name] = storage.fingerprint(value).hex() if name in _FILES else value
+        known = keys[name]
+        if known.harmless or not any(name == w or name.startswith(f"{w}.") for w in wanted):
+            continue
+        found[name] = value
+        if known.content:
+            found[name] = run_record.content_of(known, value)
+            if known.content == "named":  # and which names they are asked by
+                found[name] = [[one.partition("=")[0] for one in value], found[name]]
     return found
 
 

@@ -35,6 +35,7 @@ class RecipeRun:
             "What training starts from: an HF folder or a GGUF file, whose tokenizer is taken too; "
             "empty: random weights, and a tokenizer trained on the text."
         ),
+        content="sampled",
     )
     corpus: CorpusConfig = section(CorpusConfig)
     clean: CleanConfig = section(CleanConfig)

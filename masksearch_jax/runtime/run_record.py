@@ -25,6 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from masksearch_jax.core import stamp
 from masksearch_jax.core.errors import ConfigError, UserError
 from masksearch_jax.core.files import write_json
 from masksearch_jax.core.schema import REQUIRED, Key, Section, describe_keys
@@ -177,15 +178,27 @@ def _of(found: Mapping[str, Any], known: Key) -> Any:
 
 
 def contents(cfg: Section, given: Mapping[str, str] = _NOTHING) -> dict[str, str]:
-    """What tells the files of each local folder that a config names, by key, unless it is given."""
-    values = dataclasses.asdict(cfg)
-    folders = {k.name: lookup(values, k.name) for k in describe_keys(type(cfg)) if k.folder}
-    folders = {name: at for name, at in folders.items() if isinstance(at, str)}
-    found = {name: _content(at) for name, at in folders.items() if name not in given} | dict(given)
+    """What tells the files that a config names, by key, unless it is given."""
+    values, found = dataclasses.asdict(cfg), dict(given)
+    for known in describe_keys(type(cfg)):
+        if known.content and known.name not in found:
+            found[known.name] = content_of(known, lookup(values, known.name))
     return {name: content for name, content in found.items() if content}
 
 
-def _content(folder: str) -> str:
+def content_of(known: Key, value: Any) -> str:
+    """What tells the files that a key's value names from others, see `Content`; "" for none."""
+    told = _sampled if known.content == "sampled" else stamp.content
+    if isinstance(value, str):
+        return told(value)
+    paths = value if isinstance(value, list | tuple) else ()
+    if known.content == "named":
+        paths = [path for _, equals, path in (p.partition("=") for p in paths) if equals]
+    each = [told(path) for path in paths]
+    return stamp.hash_of(each) if any(each) else ""
+
+
+def _sampled(folder: str) -> str:
     """The fingerprint that a folder's manifest names, as an index's does, else one of its files."""
     manifest = Path(folder) / "manifest.json"
     if folder and manifest.is_file():

@@ -54,6 +54,7 @@ class Settings:
     workdir: str = required("Folder.", harmless=True)
     steps: int = key(6, "Of it.")
     suites: tuple[str, ...] = key(("ramp",), "Of it.")
+    text: str = key("", "Of it.", content="text")
     survival: SurvivalConfig = section(SurvivalConfig)
 
 
@@ -64,6 +65,18 @@ def test_a_folder_belongs_to_one_configuration(tmp_path):
         StageFolder(tmp_path).open(Settings("a", steps=7))
     StageFolder(tmp_path).open(Settings("a"))  # the refused run left no trace
     StageFolder(tmp_path).open(Settings("a", steps=7, survival=SurvivalConfig(changed="accept")))
+
+
+def test_a_folder_belongs_to_one_text(tmp_path):
+    """Stages that are done are of the text as it was, not of another in its place."""
+    text, rows = tmp_path / "text.jsonl", [f"row {i} of town\n" for i in range(40_000)]
+    text.write_text("".join(rows))
+    cfg = Settings("a", text=str(text))
+    StageFolder(tmp_path / "run").open(cfg)
+    rows[9_000] = rows[9_000].replace("town", "city")
+    text.write_text("".join(rows))
+    with pytest.raises(ConfigError, match=r"other settings \(text: '.*' holds other files than"):
+        StageFolder(tmp_path / "run").open(cfg)
 
 
 def test_a_folder_that_another_process_has_is_left_alone(tmp_path):

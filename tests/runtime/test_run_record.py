@@ -37,7 +37,7 @@ class Run:
     workdir: str = required("Folder.", harmless=True)
     rate: float = key(0.5, "Of change.")
     log: int = key(1, "Lines.", harmless=True)
-    data: str = key("", "Folder.", folder=True)
+    data: str = key("", "Folder.", content="sampled")
     part: Part = section(Part)
     other: Part | None = key(None, "Another part.")
     survival: Survival = section(Survival)
