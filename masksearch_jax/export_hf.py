@@ -168,7 +168,7 @@ def export(
     (the model in float32 must fit into memory twice), "table" checks names, shapes and dtypes only,
     "auto" is the former in one process with torch installed and at most 2e9 parameters. Returns
     {"tensors", "bytes", "reload"} and, reloaded, {"max_logit_difference", "greedy_tokens_equal"}.
-    Raises ExportError when the folder computes something else.
+    Raises ExportError when the folder computes something else; an earlier one is left then.
     """
     if reload not in RELOADS:
         raise ExportError(f"reload {reload!r} is unknown; choices: {', '.join(RELOADS)}")
@@ -177,7 +177,7 @@ def export(
     asked = dict(agent or {})
     if "compute" in asked:
         asked["compute"] = asked["compute"] | {"param_dtype": kept}
-    report: dict[str, Any] = hf.save(
+    return hf.save(
         model,
         folder,
         read=read,
@@ -188,8 +188,8 @@ def export(
         beside={agent_settings.FILE: asked} if asked else {},
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
+        check=lambda written: _compare_reloaded(model, read, written, kept, reload),
     )
-    return report | _compare_reloaded(model, read, folder, kept, reload)
 
 
 def _size(model: Transformer) -> int:
@@ -214,6 +214,8 @@ def _compare_reloaded(
     for (path, leaf), found in zip(leaves, jax.tree.leaves(ours), strict=True):
         name = sharding.parameter_name(path)
         if not _is_same(read(name) if read else leaf, found, np.dtype(kept)):
+            for file in Path(folder).glob("*.safetensors"):  # the next export writes them anew
+                file.unlink()
             raise ExportError(f"{folder} does not hold the weights that were written to it: {name}")
     return {"reload": "transformers"} | _compare(ours, folder)
 

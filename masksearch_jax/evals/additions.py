@@ -42,6 +42,11 @@ def check_added(cfg: EvalRun) -> None:
             f"config.eval.leakage is {cfg.eval.leakage!r}, which is not there; it must name the "
             "folder that build_ramp wrote, or a JSONL file of passages"
         )
+    if cfg.eval.leakage and next(leaked.trained_on(cfg.eval.leakage), None) is None:
+        raise ConfigError(
+            f"config.eval.leakage is {cfg.eval.leakage!r}, which holds no text that was trained "
+            "on: neither ramp/train.jsonl or ramp/rl.jsonl of build_ramp, nor passages"
+        )
 
 
 def check_judge(cfg: EvalRun, loaded: Sequence[Suite]) -> None:

@@ -14,7 +14,7 @@ import math
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -174,8 +174,9 @@ def save(
     beside: Mapping[str, JsonObject] = _NOTHING,
     dtype: str | None = None,
     max_shard_bytes: float = 5e9,
-) -> dict[str, int]:
-    """Writes the model as an HF folder and returns {"tensors", "bytes"}.
+    check: Callable[[Path], JsonObject] = lambda folder: {},
+) -> dict[str, Any]:
+    """Writes the model as an HF folder and returns {"tensors", "bytes"} and what `check` does.
 
     The model is arrays, or shapes whose parameters `read` brings by name, one after the other. All
     processes must call it; the first writes, tensor by tensor. dtype: of the files; None: as the
@@ -183,6 +184,8 @@ def save(
     `config.json`; None takes the file of `tokenizer_dir`, if any. card: the text of README.md.
     beside: further files of JSON, by name. The folder appears whole or not at all; an earlier HF
     folder of that name is replaced.
+    check: of the first process, of the written folder before it has its name; what it raises leaves
+    an earlier folder.
     made_from: names where the weights come from; after an interruption the next call with the same
     text keeps the shards that are whole. Raises HfError when the disk is too small.
     """
@@ -206,7 +209,7 @@ def save(
         if card:
             files.write_text(partial / "README.md", card)
         _write_weights(model, partial, shards, read, kept)
-        return verify(partial)
+        return verify(partial) | check(partial)
 
 
 def _write_weights(

