@@ -15,7 +15,7 @@ def get_config(arg: str = "") -> ConfigDict:
     arg = common.parse_arg(arg, runlocal=False)
     c = ConfigDict()
     c.folder = "runs/ramp"
-    c.cache = "runs/ramp/cache"
+    c.cache = c.get_ref("folder") + "/cache"
     if arg.runlocal:
         c.max_len, c.max_prompt_len = 768, 576
     return c

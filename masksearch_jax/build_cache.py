@@ -25,7 +25,7 @@ import numpy as np
 
 from masksearch_jax.core import stamp
 from masksearch_jax.core.config import PromptConfig
-from masksearch_jax.core.errors import ConfigError, check_given
+from masksearch_jax.core.errors import ConfigError, UserError, check_given
 from masksearch_jax.core.schema import key, required, section, share
 from masksearch_jax.core.search_config import tools_key
 from masksearch_jax.core.tokenizer import Vocab
@@ -296,17 +296,30 @@ def _summary(manifest: Manifest, reused: int, seconds: float) -> dict[str, Any]:
             for task, splits in manifest.tasks.items()
         },
         "mixtures": {name: list(rates) for name, rates in manifest.mixtures.items()},
+        "cache": str(manifest.folder),
         "splits_reused": reused,
         "seconds": round(seconds, 1),
     }
 
 
-def _print_summary(summary: dict[str, Any]) -> None:
-    for task, splits in summary["tasks"].items():
-        for split, counts in splits.items():
-            print(f"{task} {split}: " + ", ".join(f"{v:,} {k}" for k, v in counts.items()))
-    print(f"{summary['splits_reused']} splits kept, {summary['seconds']} s")
+def _print_summary(cfg: BuildCacheRun, summary: dict[str, Any]) -> None:
+    """Raises UserError where not one record is in the cache."""
+    splits = {f"{t} {s}": c for t, found in summary["tasks"].items() for s, c in found.items()}
+    for name, counts in splits.items():
+        print(f"{name}: " + ", ".join(f"{v:,} {k}" for k, v in counts.items()))
+    limits = f"config.max_len={cfg.max_len} or config.max_prompt_len={cfg.max_prompt_len}"
+    for name, counts in splits.items():
+        if counts["dropped"] and not counts["records"]:
+            said = f"{name} is empty: all {counts['dropped']:,} are longer than {limits} allow"
+            print(f"  {said}", file=sys.stderr)
+    records = sum(counts["records"] for counts in splits.values())
+    if not records:
+        raise UserError(f"{summary['cache']} has no record: all are longer than {limits} allow")
+    print(
+        f"{summary['cache']}: {records:,} records in {len(splits)} splits, "
+        f"{summary['splits_reused']} of them from before, {summary['seconds']} s"
+    )
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: _print_summary(run(cfg)), BuildCacheRun, resumes=True)
+    cli.run(lambda cfg: _print_summary(cfg, run(cfg)), BuildCacheRun, resumes=True)

@@ -28,7 +28,7 @@ from masksearch_jax.agents.llm_client import check_endpoint
 from masksearch_jax.agents.span_models import SpanModels
 from masksearch_jax.core import files, stamp
 from masksearch_jax.core.corpus_config import CorpusConfig, PplConfig, RampConfig
-from masksearch_jax.core.errors import ConfigError, check_given
+from masksearch_jax.core.errors import ConfigError, UserError, check_given
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.schema import describe_keys, harmless_keys, key, required, section, share
@@ -108,7 +108,9 @@ def run(cfg: BuildRampRun) -> dict[str, Any]:
 def _build(cfg: BuildRampRun, folder: Path, made_from: str) -> dict[str, Any]:
     _check_inputs(cfg.corpus)
     evaluation = _evaluation(cfg)
-    _begin(cfg, folder, made_from)
+    if _begin(cfg, folder, made_from):
+        for name in FILES:  # so that nothing is made of them and of these settings
+            (folder / name).unlink(missing_ok=True)
     (folder / COUNTS).unlink(missing_ok=True)  # of other inputs, or with passages to ask about
     made = _corpus(cfg, folder, made_from, evaluation)
     tally, stats, paid = _mask(cfg, folder, evaluation)
@@ -144,11 +146,12 @@ def _check_inputs(cfg: CorpusConfig) -> None:
             next(passages, None)
         if cfg.questions:
             with contextlib.closing(question_files.rows(Path(cfg.questions))) as rows:
-                next(rows, None)
+                if next(rows, None) is None:
+                    raise UserError(f"{cfg.questions} holds no questions")
 
 
-def _begin(cfg: BuildRampRun, folder: Path, made_from: str) -> None:
-    """Writes the folder's record; what was made of other inputs is told before it is replaced."""
+def _begin(cfg: BuildRampRun, folder: Path, made_from: str) -> bool:
+    """Writes the folder's record, and tells of what was made of other inputs, if anything was."""
     stamps = folder / COUNTS, folder / "work" / "corpus.json"
     has_others = stamp.has_others(stamps, made_from)
     run_record.begin(
@@ -158,6 +161,7 @@ def _begin(cfg: BuildRampRun, folder: Path, made_from: str) -> None:
         otherwise="its inputs or the program have changed",
         harmless={"folder", "max_failed", *(f"work.{k.name}" for k in describe_keys(WorkConfig))},
     )
+    return has_others
 
 
 def _made_from(cfg: BuildRampRun) -> str:

@@ -398,9 +398,11 @@ def _print_summary(summary: dict[str, Any], folder: str) -> None:
     }
     if failed := attempts.failures(summary["rejected"]):
         print(failed_line(failed), file=sys.stderr)
+    beyond = summary["tried"] - summary["demonstrations"] - sum(summary["rejected"].values())
     print(
         f"{summary['examples']} examples, {summary['tried']} tried, "
-        f"{summary['demonstrations']} demonstrations ({named['by_task']}); "
+        f"{summary['demonstrations']} demonstrations ({named['by_task']})"
+        f"{f', {beyond} more beyond config.demonstrations' if beyond else ''}; "
         f"searches: {named['by_searches']}; rank of the source passage in the first: "
         f"{listed_counts(summary['source_rank'])}; rejected: {named['rejected']}",
         file=sys.stdout,

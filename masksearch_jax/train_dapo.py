@@ -322,6 +322,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
             watch.restore(extra["watch"])
             pass_rates.restore(extra["pass_rates"])
             idle = extra["idle"]
+            run_folder.tell_start(cfg.workdir, start, dapo.steps)
         guard = Guard(cfg.survival, state.opt_state, start)
 
         def position() -> dict[str, Any]:
@@ -472,12 +473,9 @@ def train(cfg: DapoRun) -> dict[str, Any]:
             found = run(cfg)
         except RolledBack as back:
             print(f"  rolled back: {back}", file=sys.stderr, flush=True)
-    filters = [f"dapo.{x}" for x in ("overlong_filter", "sequence_gap") if getattr(cfg.dapo, x)]
-    rest = f" in what {' and '.join(filters)} left" if filters else ""
-    why = (
-        f"no group of samples had spread{rest}; see config.dapo.curriculum, "
-        "dapo.accuracy_threshold, dapo.group_size, rollout.temperature and init"
-    )
+    why = "see metrics.jsonl and config.dapo.keep_by"
+    if "reward_spread" in found:  # of the last step; where none was left to do there is none
+        why = no_spread(cfg.dapo.steps, found, cfg.dapo.overlong_filter)
     try:
         check_updates(found, cfg.dapo.steps, why)
     except NothingLearnedError as error:

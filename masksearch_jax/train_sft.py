@@ -157,6 +157,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
             batches.set_state(extra["data"])
             watch.restore(extra["watch"])
             start = int(state.step)
+            run_folder.tell_start(cfg.workdir, start, cfg.sft.steps)
         guard = Guard(cfg.survival, state.opt_state, start)
 
         def save(done: int) -> None:

@@ -181,7 +181,7 @@ def _answer_at_once(
     transcript.retrieve(query)
     if isinstance(example, RampExample):
         if not all(transcript.has_shown(span.text) for span in example.spans):
-            return Rejection(example.id, "spans_not_found")
+            return Rejection(example.id, "spans_not_found", _unshown(example, transcript))
         thought = thoughts.before_filling(example, transcript.seen)
     else:
         if not is_verdict(example.answers[0]) and not transcript.has_shown(example.answers[0]):
@@ -211,7 +211,12 @@ def _solve_ramp(
         if all(transcript.has_shown(span.text) for span in example.spans):
             thought = transcript.thoughts.before_filling(example, transcript.seen)
             return transcript.finish(thought, example.paragraph, example)
-    return Rejection(example.id, "spans_not_found")
+    return Rejection(example.id, "spans_not_found", _unshown(example, transcript))
+
+
+def _unshown(example: RampExample, transcript: _Transcript) -> str:
+    lacking = [span.text for span in example.spans if not transcript.has_shown(span.text)]
+    return f"no passage shown has {', '.join(map(repr, lacking))}"
 
 
 def _ramp_queries(
@@ -260,6 +265,12 @@ def _near_masks(masked: str, subject: Sequence[str]) -> list[str]:
     return sorted(found, key=found.__getitem__)
 
 
+def _unread(gold: set[str], transcript: _Transcript) -> str:
+    asked = [query for turn in transcript.turns for query in turn.queries]
+    searched = f"searches for {', '.join(map(repr, asked))}" if asked else "no name in sight"
+    return f"{searched} did not show {', '.join(sorted(gold))}; see search.top_k and max_searches"
+
+
 def _solve_qa(
     example: QAExample, transcript: _Transcript, max_searches: int
 ) -> Demonstration | Rejection:
@@ -276,12 +287,12 @@ def _solve_qa(
     while len(transcript.turns) < max_searches and (unread or not transcript.turns):
         query, found = _next_query(example, transcript, unread)
         if query is None:
-            return Rejection(example.id, "gold_not_found")
+            return Rejection(example.id, "gold_not_found", _unread(unread, transcript))
         thought = transcript.thoughts.before_lookup(example, query, transcript.seen)
         transcript.add_search(thought, (query,), found)
         unread -= {p.id for p in found}
     if unread:
-        return Rejection(example.id, "gold_not_found")
+        return Rejection(example.id, "gold_not_found", _unread(unread, transcript))
     for tool, request in map(_call, example.calls):
         # It works with what it has read, not with what it knows.
         if unseen := [f for f in _FIGURE.findall(request) if not transcript.has_shown(f)]:

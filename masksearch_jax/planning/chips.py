@@ -91,6 +91,10 @@ def parse(name: str) -> Slice:
     As sold, v4-N, v5p-N and tpu7x-N count cores, two per chip; v5e-N and v6e-N count chips.
     """
     found = re.fullmatch(r"(\w+)(?:-(\d+)|:(\d+(?:x\d+)*))", name.strip().lower())
+    if not name.strip():
+        raise PlanError(
+            "config.plan.topology is empty; it must name a TPU slice, as v5p-64 or v5p:2x4x4 do"
+        )
     kind = ALIASES.get(found[1], found[1]) if found else ""
     if kind not in CHIPS:
         near = difflib.get_close_matches(name.lower(), [*CHIPS, *ALIASES], n=1, cutoff=0.0)[0]

@@ -22,6 +22,7 @@ xpk restarts on 42 and 127 to 255 by itself, not on 1 and 2.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import importlib.util
 import os
@@ -134,8 +135,16 @@ def _resolved(
         raise ConfigError(f"--config is missing{such}; {USAGE.format(name=_program(argv))}")
     config = load_config(spec)
     if isinstance(schema, tuple):
-        known = (s for s in schema if set(config) <= set(typing.get_type_hints(s)))
-        schema = next(known, schema[0])
+        keys = [set(typing.get_type_hints(s)) for s in schema]
+        lacking = [set(config) - known for known in keys]
+        fewest = min(lacking, key=len)
+        near = [difflib.get_close_matches(name, set().union(*keys)) for name in fewest]
+        if fewest and not any(near):  # else a typo, which is told with the nearest key
+            raise ConfigError(
+                f"--config={spec} is of none of {', '.join(s.__name__ for s in schema)}, which "
+                f"{_program(argv)} takes: these have no key {', '.join(sorted(fewest))}"
+            )
+        schema = schema[lacking.index(fewest)]
     return schema, overrides.resolve(schema, config, flags, read_model, read_defaults)
 
 

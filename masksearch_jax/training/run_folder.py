@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from masksearch_jax.core.config import TrainRun
@@ -10,6 +11,7 @@ from masksearch_jax.core.types import JsonObject
 from masksearch_jax.parallel import hosts
 from masksearch_jax.parallel.folder_lock import FolderLock
 from masksearch_jax.runtime import metric_services, run_record, storage
+from masksearch_jax.runtime.process import process_index
 from masksearch_jax.training import checkpoint_files
 
 _STEP = "init.step"  # in the content of run.json: of `init`, where the run compares with it
@@ -67,6 +69,15 @@ def open_run_folder(
 
     folder.compared = hosts.from_first(record)
     return folder
+
+
+def tell_start(workdir: str, start: int, steps: int) -> None:
+    """Says on stderr, from process 0, where a run with checkpoints goes on."""
+    if process_index() == 0:
+        rest = f"goes on from step {start}" if start < steps else "nothing is left to do"
+        print(
+            f"  {workdir}: {start} of {steps} steps are done; {rest}", file=sys.stderr, flush=True
+        )
 
 
 def _as_begun(cfg: TrainRun, compared: str, before: JsonObject | None) -> str:

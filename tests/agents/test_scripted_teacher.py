@@ -267,7 +267,8 @@ def test_without_a_subject_the_words_around_the_gaps_are_searched_for():
 
 def test_a_span_must_stand_as_whole_words():
     search = FakeSearch(lambda query: [Passage("q", "Sora", "Sora has 125,000 people.")])
-    assert demonstrate(EXAMPLE, search) == scripted_teacher.Rejection("e", "spans_not_found")
+    said = "no passage shown has '25,000'"
+    assert demonstrate(EXAMPLE, search) == scripted_teacher.Rejection("e", "spans_not_found", said)
 
 
 def test_a_chinese_span_needs_no_space_around_it():
@@ -279,7 +280,8 @@ def test_a_chinese_span_needs_no_space_around_it():
     search = FakeSearch(lambda query: [Passage("p", "索拉", text)])
     assert demonstrate(example, search).segments[-1].text.endswith(f"<answer>{text}</answer>")
     more = FakeSearch(lambda query: [Passage("p", "索拉", text.replace("25,000", "125,000"))])
-    assert demonstrate(example, more) == scripted_teacher.Rejection("zh", "spans_not_found")
+    said = "no passage shown has '25,000'"
+    assert demonstrate(example, more) == scripted_teacher.Rejection("zh", "spans_not_found", said)
 
 
 def test_examples_that_cannot_be_solved_are_rejected_with_a_reason():

@@ -15,7 +15,7 @@ import pytest
 from masksearch_jax import build_cache
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import PromptConfig
-from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.errors import ConfigError, UserError
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import (
     Demonstration,
@@ -30,6 +30,7 @@ from masksearch_jax.core.types import (
 from masksearch_jax.data import batches, methods, prompt
 from masksearch_jax.data.cache import Manifest
 from masksearch_jax.data.folder import RecordError
+from masksearch_jax.runtime import cli
 from masksearch_jax.tools.registry import instructions_of
 
 seqio, tasks = build_cache._import_seqio()
@@ -593,3 +594,27 @@ def test_without_seqio_a_line_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "seqio", None)
     with pytest.raises(ConfigError, match=r"^seqio is not installed; pip install '.*\[data\]'$"):
         build_cache._import_seqio()
+
+
+def test_a_cache_lies_in_the_folder_of_its_data(repository):
+    """So that data in another folder does not replace the cache of the first."""
+    spec = f"--config={repository}/configs/build_cache.py"
+
+    def asked(*flags):
+        return cli.parse(build_cache.BuildCacheRun, ["build_cache", spec, *flags]).cache
+
+    assert asked() == "runs/ramp/cache"
+    assert asked("--config.folder=mine") == "mine/cache"
+    assert asked("--config.folder=mine", "--config.cache=elsewhere") == "elsewhere"
+
+
+def test_tasks_that_lose_all_records_are_named_and_a_cache_of_none_fails(folder, tmp_path, capsys):
+    cfg = config(folder, tmp_path / "cache", max_len=1, tasks="ramp_sft_k.*|qa_sft_.*|ramp_k.*")
+    build_cache._print_summary(cfg, build_cache.run(cfg))
+    found = capsys.readouterr()
+    assert "ramp_sft_k1 train is empty: all " in found.err
+    assert " are longer than config.max_len=1 or config.max_prompt_len=100 allow" in found.err
+    assert found.out.splitlines()[-1].startswith(f"{tmp_path / 'cache'}: ")
+    cfg = config(folder, tmp_path / "none", max_len=1, tasks="ramp_sft_k.*")
+    with pytest.raises(UserError, match=r"none has no record: all are longer than config\.max_l"):
+        build_cache._print_summary(cfg, build_cache.run(cfg))

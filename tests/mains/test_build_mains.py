@@ -17,7 +17,7 @@ from masksearch_jax.core.config import CheckpointConfig, ComputeConfig, ModelCon
 from masksearch_jax.core.jsonl import read_jsonl
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.tokenizer import train_bpe
-from masksearch_jax.core.types import Passage, QAExample, RampExample, Span, to_json
+from masksearch_jax.core.types import SPLITS, Passage, QAExample, RampExample, Span, to_json
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.models import hf
 from masksearch_jax.models.transformer import Transformer
@@ -151,6 +151,29 @@ def test_a_build_that_fails_is_not_taken_for_whole(towns, repository, capsys):
     assert status == 2
     assert "no training example came out of 12 paragraphs (dropped: {'too_long': 12}" in said
     assert not (towns / "out" / "counts.json").exists()
+
+
+@pytest.mark.parametrize("fails", ["at once", "later"])
+def test_what_other_settings_made_is_not_beside_those_of_a_build_that_failed(
+    towns, repository, capsys, fails
+):
+    """The files that stand and run.json are of one build: the earlier one, or neither has any."""
+    build(repository, towns)
+    before = {p: p.read_bytes() for p in (towns / "out").rglob("*.json*")}
+    if fails == "at once":
+        changes = {"corpus__questions": write_lines(towns / "none.jsonl", [])}
+    else:
+        changes = {"corpus__questions": towns / "questions.jsonl", "ramp__max_words": 9}
+    given = {"corpus__path": towns / "towns.jsonl", "folder": towns / "out"} | changes
+    _, said = failure(capsys, repository, "build_ramp", "build_ramp.py", **given)
+    after = {p: p.read_bytes() for p in (towns / "out").rglob("*.json*")}
+    if fails == "at once":
+        assert said == f"{towns}/none.jsonl holds no questions"
+        assert after == before
+        return
+    assert json.loads((towns / "out" / "run.json").read_text())["config"]["ramp"]["max_words"] == 9
+    for split in SPLITS:
+        assert (towns / "out" / "ramp" / f"{split}.jsonl").read_text() == ""
 
 
 @pytest.mark.parametrize(("reworded", "each"), [(False, 1), (True, 3)])

@@ -67,7 +67,7 @@ def test_slices_by_their_names(name, topology, count):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("", "'' is no TPU slice"),
+        (" ", r"config\.plan\.topology is empty; it must name a TPU slice"),
         ("v5-64", "'v5-64' is no TPU slice; did you mean v"),
         ("h100-8", "Write KIND-N or KIND:AxB, KIND one of v4, v5e, v5p, v6e, tpu7x"),
         ("v5p-63", "'v5p-63' is not sold; choices: v5p-8, v5p-16"),
@@ -220,7 +220,16 @@ def command(repository, config, *overrides):
 def test_a_slice_is_needed(repository):
     done = command(repository, "ramp_sft.py:tiny")
     assert done.returncode == 1
-    assert "error: plan.topology '' is no TPU slice" in done.stderr
+    assert "error: config.plan.topology is empty; it must name a TPU slice" in done.stderr
+
+
+def test_a_config_of_another_main_is_told(repository):
+    done = command(repository, "evaluate.py:tiny", "plan.topology=v5p-64")
+    assert done.returncode == 2
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith(f"error: --config={repository}/configs/evaluate.py:tiny is of none of ")
+    assert "SftRun, DapoRun, which masksearch_jax.plan takes: these have no key " in said
+    assert said.endswith("eval")
 
 
 def config_of(repository, name, *overrides):

@@ -114,7 +114,9 @@ def test_sft_that_is_told_to_stop_saves_that_step_and_goes_on_bitwise(sft, tmp_p
     assert "31" in os.listdir(tmp_path / "checkpoints")  # no multiple of 10: the step under way
     run_until(45, train_sft, at(sft, tmp_path))
     assert curves(tmp_path) == curves(sft.workdir)[:45]
-    assert re.search(r"goodput [\d.]+% of \d+ s in 2 sessions", capsys.readouterr().err)
+    told = capsys.readouterr().err
+    assert re.search(r"goodput [\d.]+% of \d+ s in 2 sessions", told)
+    assert told.count(f"  {tmp_path}: 31 of 60 steps are done; goes on from step 31\n") == 1
     found = goodput.summarise(tmp_path)
     parts = (*goodput.BUCKETS, "lost", "down")
     assert sum(found[k] for k in parts) == pytest.approx(found["wall"], rel=0.01)
@@ -280,7 +282,9 @@ def test_a_run_with_nothing_to_learn_from_says_so_and_is_no_success(dapo, tmp_pa
         train_dapo.train(cfg)
     capsys.readouterr()
     assert train_dapo.train(changed(cfg, "dapo", patience=0))["all_updates"] == 0
-    assert "\n  nothing was learned: 4 steps are done and none updated" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"  {tmp_path}: 4 of 4 steps are done; nothing is left to do\n" in told
+    assert "\n  nothing was learned: 4 steps are done and none updated" in told
     assert train_dapo.run(dapo)["all_updates"] >= 2
 
 

@@ -586,13 +586,13 @@ def answering(answer):
     [
         (b"<html>", "no JSON list `result`"),
         (b'{"results": []}', "no JSON list `result`"),
-        (b'{"result": 5}', "no JSON list `result`"),
+        (b'{"result": 5}', "no JSON list of lists `result`"),
         (b"[]", "no JSON list `result`"),
         (b"[" * 100_000, "no JSON list `result`"),  # deeper than Python reads
         (b'{"result": []}', "answered 1 queries with 0 results"),
         (b'{"result": [[{"document": {}}]]}', "document of unknown form"),
         (b'{"result": [[7]]}', "document of unknown form"),
-        (b'{"result": [5]}', "document of unknown form"),
+        (b'{"result": [5]}', "no JSON list of lists `result`"),
         (b'{"result": [[{"text": null}]]}', "document of unknown form"),
         (b'{"result": [[{"contents": 5}]]}', "document of unknown form"),
     ],
