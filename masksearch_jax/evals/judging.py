@@ -98,8 +98,7 @@ def check_judge(cfg: JudgeConfig, example: Example) -> None:
 def cells(rows: Iterable[Row], verdicts: Sequence[str], how: Bootstrap) -> dict[Place, JsonObject]:
     """Of each suite and method {value, low, high, n, unreadable, agreement}.
 
-    value: share that is judged right; what is unreadable is not. agreement: share of the readable
-    verdicts that em agrees with.
+    value: share of the readable verdicts that say right. agreement: share that em agrees with.
     """
     found: dict[Place, list[tuple[float, str]]] = {}
     lost: Counter[Place] = Counter()
@@ -111,7 +110,7 @@ def cells(rows: Iterable[Row], verdicts: Sequence[str], how: Bootstrap) -> dict[
             lost[row.place] += 1
     told: dict[Place, JsonObject] = {}
     for place, own in found.items():
-        right = [float(verdict == _RIGHT) for _, verdict in own]
+        right = [float(verdict == _RIGHT) for _, verdict in own if verdict != _UNREADABLE]
         agreeing = [float((em == 1.0) == (v == _RIGHT)) for em, v in own if v in (_RIGHT, _WRONG)]
         told[place] = bootstrap(right, *how)._asdict() | {
             "lost": {"no_verdict": lost[place]} if lost[place] else {},

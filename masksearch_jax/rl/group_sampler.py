@@ -37,7 +37,7 @@ from masksearch_jax.rl.groups import (
     unpack,
 )
 from masksearch_jax.rl.reward_pool import RewardError, RewardPool, UnreadableError
-from masksearch_jax.rl.rewards import RewardTerms
+from masksearch_jax.rl.rewards import JUDGE_UNREADABLE, RewardTerms
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
 from masksearch_jax.rollout.model import Policy
@@ -227,7 +227,7 @@ class GroupSampler:
         failures = [why for group in seen for why in reward_figures.failures(group)]
         failed = [(len(each), [why for why in each if why]) for each in calls.values()]
         failed.append((len(asked), failures))
-        verdicts = [terms.logged.get("judge_unreadable") for terms in asked]
+        verdicts = [terms.logged.get(JUDGE_UNREADABLE) for terms in asked]
         failed.append((len(asked) - len(failures), [""] * verdicts.count(1.0)))
         said = [own, *([n, len(whys), whys[:1]] for n, whys in failed)]
         found = [json.loads(text) for text in hosts.gather_texts(json.dumps(said))]

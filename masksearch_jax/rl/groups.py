@@ -96,8 +96,8 @@ def score_groups(
     total = total + advantages.overlong_penalty(
         lengths, rollout.max_new_tokens, cfg.overlong_buffer, cfg.overlong_penalty
     )
-    failed = table([[bool(r.failure) for r in g.rewards] for g in groups], np.bool_)
-    valid = ~np.isin(status, NOT_ITS_DOING) & ~failed & np.isfinite(total)
+    known = table([[r.is_known for r in g.rewards] for g in groups], np.bool_)
+    valid = ~np.isin(status, NOT_ITS_DOING) & known & np.isfinite(total)
     if cfg.overlong_filter:
         valid &= status != "out_of_tokens"
     threshold = cfg.accuracy_threshold if cfg.keep_by == "accuracy" else None

@@ -45,7 +45,7 @@ class PassRates:
         """
         own = []
         for group, has_spread in zip(seen, taught, strict=True):
-            right = [t.accuracy >= self._threshold for t in asked_for(group) if not t.failure]
+            right = [t.accuracy >= self._threshold for t in asked_for(group) if t.is_known]
             is_told = has_spread or len(right) == len(group.rewards)
             told = bool(has_spread) if is_told else None
             own.append([group.example.id, int(np.sum(right)), len(right), told])

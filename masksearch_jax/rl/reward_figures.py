@@ -9,7 +9,7 @@ import numpy as np
 from masksearch_jax.core.types import NOT_ITS_DOING, RampExample
 from masksearch_jax.parallel import hosts
 from masksearch_jax.rl.groups import Group
-from masksearch_jax.rl.rewards import RewardTerms
+from masksearch_jax.rl.rewards import JUDGE_UNREADABLE, RewardTerms
 
 KINDS = ("ramp", "qa")
 
@@ -32,13 +32,17 @@ def figures(seen: Sequence[Group], threshold: float) -> dict[str, float]:
     threshold: of `accuracy` in a sample that is right. Where a step has masked paragraphs and
     questions, `reward`, `accuracy` and `searches` are also told of each, as `ramp_…` and `qa_…`.
     `reward_spread` is the mean deviation within groups, `reward_failures` the share of samples
-    without a reward; these are in no other figure. All processes must call it.
+    without a reward, `judge_unreadable` that of verdicts that cannot be read; these samples are in
+    no other figure. All processes must call it.
     """
     values: dict[str, list[float]] = {"reward_failures": []}
     for group in seen:
         asked = asked_for(group)
         values["reward_failures"] += [float(bool(terms.failure)) for terms in asked]
-        there = [terms for terms in asked if not terms.failure]
+        for terms in asked:
+            if not terms.failure and not terms.is_known:
+                values.setdefault(JUDGE_UNREADABLE, []).append(1.0)
+        there = [terms for terms in asked if terms.is_known]
         for terms in there:
             right = float(terms.accuracy >= threshold)
             for name, value in {**_named(terms), "accuracy": right}.items():
@@ -58,7 +62,7 @@ def figures(seen: Sequence[Group], threshold: float) -> dict[str, float]:
 def _of_its_kind(group: Group, threshold: float) -> dict[str, list[float]]:
     """Figures of a group's samples, named after the kind of its example."""
     kind = KINDS[not isinstance(group.example, RampExample)]
-    there = [terms for terms in asked_for(group) if not terms.failure]
+    there = [terms for terms in asked_for(group) if terms.is_known]
     return {
         f"{kind}_reward": [terms.total for terms in there],
         f"{kind}_accuracy": [float(terms.accuracy >= threshold) for terms in there],

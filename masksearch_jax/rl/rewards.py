@@ -48,14 +48,17 @@ class Judge(Protocol):
     async def forget_unreadable(self) -> str: ...
 
 
+JUDGE_UNREADABLE = "judge_unreadable"
+
+
 @dataclasses.dataclass(frozen=True)
 class RewardTerms:
     """`total` is what the policy is trained on; the terms of our kinds lie in 0..1.
 
     `answer`: score of the answer by the configured kind. `format`: 1 when well-formed. `accuracy`:
     what decides whether a sample counts as right. `turns`: what each policy turn adds to the
-    advantage of its tokens. `logged`: further figures, by name. `failure`: why there is no reward;
-    the sample then neither trains nor counts.
+    advantage of its tokens. `logged`: further figures, by name. `failure`: why there is no reward.
+    A sample that is not `is_known` neither trains nor counts.
     """
 
     total: float
@@ -65,6 +68,11 @@ class RewardTerms:
     turns: tuple[float, ...] = ()
     logged: Mapping[str, float] = dataclasses.field(default_factory=dict)
     failure: str = ""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it says what the sample is worth: no failure, no verdict that cannot be read."""
+        return not self.failure and not self.logged.get(JUDGE_UNREADABLE)
 
 
 def no_reward(why: str) -> RewardTerms:
@@ -136,7 +144,7 @@ def judged_reward(
     if not is_to_judge(answer):
         return terms
     agrees = right == scoring.is_exact_answer(example, answer)
-    said = {"judge_unreadable": float(verdict is None), "judge_agreement": float(agrees)}
+    said = {JUDGE_UNREADABLE: float(verdict is None), "judge_agreement": float(agrees)}
     return dataclasses.replace(terms, logged={**terms.logged, **said})
 
 

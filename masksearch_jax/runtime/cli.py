@@ -22,7 +22,6 @@ xpk restarts on 42 and 127 to 255 by itself, not on 1 and 2.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import importlib.util
 import os
@@ -116,8 +115,14 @@ def parse(
     the architecture of an HF folder, for configs that name one in place of a model. read_defaults:
     what the folder that `init` names says in place of the schema's defaults.
     """
-    schema, values = _resolved(schema, argv, read_model, read_defaults)
-    return to_dataclass(schema, values)
+    found, values = _resolved(schema, argv, read_model, read_defaults)
+    try:
+        return to_dataclass(found, values)
+    except ConfigError as error:
+        if not isinstance(schema, tuple):
+            raise
+        mains = " or ".join((s.__doc__ or "").split("`")[1] for s in schema)
+        raise ConfigError(f"{error}; {_program(argv)} takes a config of {mains}") from error
 
 
 def _resolved(
@@ -135,16 +140,8 @@ def _resolved(
         raise ConfigError(f"--config is missing{such}; {USAGE.format(name=_program(argv))}")
     config = load_config(spec)
     if isinstance(schema, tuple):
-        keys = [set(typing.get_type_hints(s)) for s in schema]
-        lacking = [set(config) - known for known in keys]
-        fewest = min(lacking, key=len)
-        near = [difflib.get_close_matches(name, set().union(*keys)) for name in fewest]
-        if fewest and not any(near):  # else a typo, which is told with the nearest key
-            raise ConfigError(
-                f"--config={spec} is of none of {', '.join(s.__name__ for s in schema)}, which "
-                f"{_program(argv)} takes: these have no key {', '.join(sorted(fewest))}"
-            )
-        schema = schema[lacking.index(fewest)]
+        known = (s for s in schema if set(config) <= set(typing.get_type_hints(s)))
+        schema = next(known, schema[0])
     return schema, overrides.resolve(schema, config, flags, read_model, read_defaults)
 
 

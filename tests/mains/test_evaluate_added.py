@@ -152,7 +152,7 @@ def test_a_judge_scores_answers_once(cfg, tmp_path):
         assert len(endpoint.requests) == ITEMS
         assert all(r["temperature"] == 0.0 for r in endpoint.requests)
     cell = found["results"]["towns"]["agent"]["judge"]
-    assert (cell["value"], cell["n"], cell["unreadable"]) == (0.8, ITEMS, 1)
+    assert (cell["value"], cell["n"], cell["unreadable"]) == (8 / 9, ITEMS - 1, 1)
     # em says 1 of 0 to 5 and 0 of the others: it agrees on 0 and 2 to 5 alone.
     assert cell["agreement"]["value"] == pytest.approx(5 / 9)
     rows = map(json.loads, (tmp_path / "run" / "verdicts.jsonl").read_text().splitlines())
@@ -175,7 +175,7 @@ def test_a_second_judge_stands_beside_the_first(cfg, tmp_path):
         run(judging(cfg, endpoint, tmp_path, model="strict"))  # in place of its own
     assert (tmp_path / "run" / "trajectories.jsonl").read_bytes() == before
     values = {j["model"]: j["results"]["towns"]["agent"]["value"] for j in found["judges"]}
-    assert values == {JudgeConfig().model: 0.8, "strict": 0.1}
+    assert values == {JudgeConfig().model: 8 / 9, "strict": 0.1}
     assert found["judges"][0] == first["judges"][0]
     assert found["judge"]["model"] == "strict"
     assert found["results"]["towns"]["agent"]["judge"]["value"] == 0.1
@@ -189,7 +189,7 @@ def test_a_second_judge_stands_beside_the_first(cfg, tmp_path):
     }
     told = results.table(found).splitlines()
     at = told.index(f"judged right by {JudgeConfig().model}:")
-    assert told[at + 2].startswith("agent  0.800 [")
+    assert told[at + 2].startswith("agent  0.889 [")
     assert told[at + 2].endswith("], em agrees 0.556, unreadable 1")
     at = told.index("judged right by strict:")
     assert told[at + 2].endswith("em agrees 0.500, unreadable 0")
@@ -206,7 +206,7 @@ def test_a_judge_that_is_down_scores_nothing(cfg, tmp_path):
     with Endpoint(verdict) as endpoint:
         found = run(judging(cfg, endpoint, tmp_path))
         assert len(endpoint.requests) == 1  # the others are paid for
-        assert found["results"]["towns"]["agent"]["judge"]["n"] == ITEMS
+        assert found["results"]["towns"]["agent"]["judge"]["n"] == ITEMS - 1  # one cannot be read
     with Endpoint(Answer(status=401)) as endpoint, pytest.raises(JudgeError, match="401"):
         run(judging(cfg, endpoint, tmp_path, cache=str(tmp_path / "new.sqlite")))
     with Endpoint(Answer("It is.")) as endpoint, pytest.raises(JudgeError, match="no verdict"):

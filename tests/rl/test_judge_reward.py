@@ -16,6 +16,7 @@ from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.types import QAExample, RampExample, Segment, Span, Trajectory
 from masksearch_jax.data.batches import Prompt
 from masksearch_jax.rl.group_sampler import GroupSampler, JudgeOutage
+from masksearch_jax.rl.groups import score_groups
 from masksearch_jax.rl.reward_figures import figures
 from masksearch_jax.rl.reward_pool import RewardPool
 from masksearch_jax.rl.rewards import RewardTerms
@@ -80,6 +81,7 @@ def test_a_verdict_is_the_score_and_is_held_against_exact_match(tmp_path):
     assert [parts.accuracy for parts in found] == [1.0, 1.0, 0.0, 0.0]
     assert [parts.logged["judge_agreement"] for parts in found] == [1.0, 0.0, 1.0, 1.0]
     assert [parts.logged["judge_unreadable"] for parts in found] == [0.0, 0.0, 0.0, 1.0]
+    assert [parts.is_known for parts in found] == [True, True, True, False]
 
 
 def test_the_judge_is_asked_with_the_pinned_prompt_at_temperature_0(tmp_path):
@@ -274,15 +276,21 @@ def test_verdicts_of_which_too_many_cannot_be_read_are_an_outage(tmp_path, unrea
         assert len(endpoint.requests) == 4 + 3
 
 
-def test_verdicts_of_which_a_few_cannot_be_read_are_wrong_and_counted(tmp_path):
+def test_samples_of_which_a_few_verdicts_cannot_be_read_train_nobody_and_are_counted(tmp_path):
     script = {f"{n} km": YES if n < 6 else Answer("Hm.") for n in range(4, 8)}
     with (
         Endpoint(by_answer(script)) as endpoint,
         RewardPool(DAPO, Judge(settings(endpoint, tmp_path))) as pool,
     ):
-        [group], _ = sampler_of(pool).step(None, 0)
-    assert [parts.answer for parts in group.rewards] == [1.0, 1.0, 0.0, 0.0]
-    assert figures([group], 0.9)["judge_unreadable"] == 0.5
+        kept, [group, *_] = sampler_of(pool).step(None, 0)
+    assert kept == []
+    assert [parts.is_known for parts in group.rewards] == [True, True, False, False]
+    told = figures([group], 0.9)
+    assert told["judge_unreadable"] == 0.5
+    assert (told["answer"], told["accuracy"], told["reward_spread"]) == (1.0, 1.0, 0.0)
+    _, valid, keep = score_groups([group], DAPO, RolloutConfig())
+    assert valid.tolist() == [[True, True, False, False]]
+    assert not keep.any()  # those that are known are all right
 
 
 def test_a_judge_without_an_endpoint_is_told_in_one_line():
