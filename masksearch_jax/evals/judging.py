@@ -72,17 +72,21 @@ async def _judge_all(rows: Iterable[Row], cfg: JudgeConfig) -> list[_Said]:
 
 
 async def _check_readable(found: Iterable[_Said], judge: Judge) -> None:
-    """Raises LostItemsError where more than a share of a method's verdicts cannot be read."""
+    """Raises LostItemsError where more than a share of a method's verdicts, or all, are unread."""
     told = [one for one in found if one.verdict in (_WRONG, _RIGHT, _UNREADABLE)]
     asked = Counter(one.place for one in told)
     unreadable = Counter(one.place for one in told if one.verdict == _UNREADABLE)
     for place, count in unreadable.items():
         if count > judge.max_unreadable * asked[place]:
-            why = await judge.forget_unreadable()
-            raise LostItemsError(
-                f"{' '.join(place)}: {count} of {asked[place]} verdicts cannot be read, more than "
-                f"config.judge.max_unreadable={judge.max_unreadable:g} allows: {why}"
-            )
+            said = f"more than config.judge.max_unreadable={judge.max_unreadable:g} allows"
+        elif count == asked[place]:
+            said = "so that there is no measure"
+        else:
+            continue
+        why = await judge.forget_unreadable()
+        raise LostItemsError(
+            f"{' '.join(place)}: {count} of {asked[place]} verdicts cannot be read, {said}: {why}"
+        )
 
 
 def check_judge(cfg: JudgeConfig, example: Example) -> None:

@@ -84,7 +84,8 @@ def load_config(spec: str) -> Any:
         module_spec.loader.exec_module(module)
         return module.get_config(*([arg] if arg else []))
     except Exception as error:
-        raise ConfigError(f"--config={spec}: {type(error).__name__}: {error}") from error
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ConfigError(f"--config={spec}: {kind}{error}") from error
 
 
 def _config_file(spec: str, name: str) -> Path:

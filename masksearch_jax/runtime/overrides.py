@@ -168,6 +168,12 @@ def _without_unset(schema: type[Section], values: dict[str, Any]) -> dict[str, A
     return kept
 
 
+def _in_words(said: str) -> str:
+    """What Python says of a text that is no number, as a user knows it."""
+    said = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number", said)
+    return re.sub(r"could not convert string to float: (.*)", r"\1 is no number", said)
+
+
 def _overridden(config: Any, flags: Sequence[str]) -> dict[str, Any]:
     from absl import flags as absl_flags
     from ml_collections import config_flags
@@ -177,7 +183,7 @@ def _overridden(config: Any, flags: Sequence[str]) -> dict[str, Any]:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         extra = values(argv)[1:]
     except (absl_flags.Error, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(_in_words(str(error))) from error
     if extra:
         raise ConfigError(f"unexpected argument {extra[0]!r}; flags are --config.KEY=VALUE")
     return values.config.to_dict()

@@ -342,7 +342,8 @@ def test_the_argument_after_the_colon_reaches_get_config_and_the_last_config_win
         (["-config.inner.stps=3"], "did you mean --config.inner.steps?"),
         (["--workdir=3"], "--workdir is not a flag; did you mean --config.workdir?"),
         (["--config.qqq=3"], "choices: --config.flag, --config.inner, --config.kind"),
-        (["--config.inner.steps=three"], "--config.inner.steps=three: invalid literal for int()"),
+        (["--config.inner.steps=three"], "--config.inner.steps=three: 'three' is no whole number"),
+        (["--config.inner.rate=fast"], "--config.inner.rate=fast: 'fast' is no number"),
         (["--config.flag=perhaps"], "--config.flag=perhaps"),
         (["--config.inner.steps"], "Missing value for flag --config.inner.steps"),
         (["--config.kind=third"], "config.kind is 'third', not one of first, second"),
@@ -360,7 +361,7 @@ def test_a_wrong_config_file_or_argument_is_named(folder):
         ConfigError, match=r"there is no file '.*jb\.py'; did you mean .*/job\.py\?"
     ):
         cli.parse(Outer, ["job", f"--config={folder}/configs/jb.py"])
-    with pytest.raises(ConfigError, match=r"job\.py:smal: ValueError: 'smal' is not one of small"):
+    with pytest.raises(ConfigError, match=r"job\.py:smal: 'smal' is not one of small"):
         cli.parse(Outer, ["job", f"--config={folder}/configs/job.py:smal"])
     with pytest.raises(
         ConfigError, match=r"--config is missing; usage: python -m masksearch_jax\.job"

@@ -42,6 +42,9 @@ def test_verdicts_of_which_too_many_cannot_be_read_are_no_score(tmp_path):
         tolerant = dataclasses.replace(cfg, max_unreadable=0.75)
         found = judging.judged(ROWS, tolerant, 0.5)
         assert found == ["correct", "unreadable", "unreadable", "unreadable"]
+        said = "3 of 3 verdicts cannot be read, so that there is no measure: "
+        with pytest.raises(LostItemsError, match=said):
+            judging.judged(ROWS[1:], dataclasses.replace(cfg, max_unreadable=1.0), 0.5)
 
 
 def test_an_outage_counts_among_the_answers_that_were_asked(tmp_path):
