@@ -520,7 +520,7 @@ def test_a_config_says_only_what_it_decides(tmp_path):
     typo = r"--config\.deep\.nmes is not a flag; did you mean --config\.deep\.names"
     with pytest.raises(ConfigError, match=typo):  # of a key that no file spells
         parse("--config.deep.nmes=b")
-    with pytest.raises(ConfigError, match=r"invalid literal for float\(\)|could not convert"):
+    with pytest.raises(ConfigError, match=r"rate=fast: 'fast' is no number"):
         parse("--config.deep.rate=fast")
 
 
