@@ -115,10 +115,11 @@ def load(cfg: EvalConfig, data: str) -> list[Suite]:
     files = paths(cfg, data)
     for name, file in files.items():
         if name in cfg.suites and Path(data).is_dir() and not file.exists():
+            how = ", which it makes with config.ramp.statements=True" if name == STATEMENTS else ""
             raise UserError(
                 f"{file} is not there, which config.eval.suites asks for by {name!r}: build_ramp "
-                f"held out no such example ({Path(data) / 'counts.json'}); leave the suite out, as "
-                "in --config.eval.suites=ramp, or name a file of yours, as in NAME=PATH"
+                f"held out no such example{how} ({Path(data) / 'counts.json'}); leave the suite "
+                "out, as in --config.eval.suites=ramp, or name a file of yours, as in NAME=PATH"
             )
     return [_read(name, file, cfg.max_bad_fraction) for name, file in files.items()]
 

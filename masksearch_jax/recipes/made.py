@@ -416,11 +416,7 @@ def settings(cfg: QuickstartRun, names: Iterable[str]) -> dict[str, Any]:
         known = keys[name]
         if known.harmless or not any(name == w or name.startswith(f"{w}.") for w in wanted):
             continue
-        found[name] = value
-        if known.content:
-            found[name] = run_record.content_of(known, value)
-            if known.content == "named":  # and which names they are asked by
-                found[name] = [[one.partition("=")[0] for one in value], found[name]]
+        found[name] = (known.content and run_record.content_of(known, value)) or value
     return found
 
 

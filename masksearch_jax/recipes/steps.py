@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.data.folder import Folder
 from masksearch_jax.ramp.survey import CleanConfig
-from masksearch_jax.runtime import goodput, installed
+from masksearch_jax.runtime import goodput, installed, parent
 from masksearch_jax.tools.registry import instructions_of
 
 
@@ -81,22 +80,6 @@ def make_tokenizer(
     return {"tokens": Vocab.load(folder).size}
 
 
-_BOUND = """
-import ctypes, os, runpy, signal, sys
-parent, module = int(sys.argv[1]), sys.argv[2]
-ask = getattr(ctypes.CDLL(None), "prctl", None)  # of Linux: what to send when the parent ends
-ask and ask(1, signal.SIGKILL)
-if os.getppid() == parent:  # else it had ended before
-    sys.argv = sys.argv[2:]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
-"""
-
-
-def bound_to_this(module: str, arguments: Sequence[str]) -> list[str]:
-    """The command that runs a module and, on Linux, ends with this process however that ends."""
-    return [sys.executable, "-c", _BOUND, str(os.getpid()), module, *arguments]
-
-
 def make_cache(folder: Path, cache: Path, tokenizer: Path, tasks: str, **settings: Any) -> dict:
     """`build_cache` of `tasks`, a regular expression, with other settings by their dotted names.
 
@@ -104,10 +87,12 @@ def make_cache(folder: Path, cache: Path, tokenizer: Path, tasks: str, **setting
     """
     given = {"folder": folder, "cache": cache, "tasks": tasks, "tokenizer": tokenizer} | settings
     config = installed.root() / "configs" / "build_cache.py"
-    flags = [f"--config={config}", *(f"--config.{k}={v}" for k, v in given.items())]
-    command = bound_to_this("masksearch_jax.build_cache", flags)
+    command = [sys.executable, "-m", "masksearch_jax.build_cache", f"--config={config}"]
+    command += [f"--config.{k}={v}" for k, v in given.items()]
     # In a session of its own, so that a Ctrl-C is this process's to tell of.
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    done = subprocess.run(
+        command, stdout=subprocess.DEVNULL, start_new_session=True, env=parent.environment()
+    )
     if done.returncode:
         raise UserError(f"build_cache ended with status {done.returncode}; see above")
     manifest = json.loads((cache / "manifest.json").read_text())

@@ -38,6 +38,7 @@ from masksearch_jax.core.errors import ConfigError, Restart, UserError, nearest
 from masksearch_jax.core.schema import Section, to_dataclass
 from masksearch_jax.runtime import config_text, installed, overrides
 from masksearch_jax.runtime.interrupts import never_lost
+from masksearch_jax.runtime.parent import end_with_parent
 from masksearch_jax.runtime.path_errors import path_error
 from masksearch_jax.runtime.process import (
     RESTART,
@@ -178,6 +179,7 @@ def run(
     other exception is a defect and keeps its traceback. `--help`, `--print-config` and `--version`
     print and do not call `fn`.
     """
+    end_with_parent()
     argv = list(sys.argv if argv is None else argv)
     if VERSION in argv[1:]:
         print_lines([installed.version_line()])

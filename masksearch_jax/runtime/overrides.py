@@ -66,7 +66,8 @@ def resolve(
     if read_defaults is not None and not _said(config, flags, "endpoint.base_url"):
         folder = _said(config, flags, "init")
         if read := set(_put_defaults(config, read_defaults(folder))) - named:
-            print(f"  read from {folder}: {', '.join(sorted(read))}", file=sys.stderr, flush=True)
+            told = ", ".join(f"{name}={_value(config, name)}" for name in sorted(read))
+            print(f"  read from {folder}: {told}", file=sys.stderr, flush=True)
     _fill(schema, config, named)
     return _without_unset(schema, _overridden(config, flags))
 
@@ -239,6 +240,11 @@ def _put_defaults(config: Any, values: Mapping[str, Any], path: str = "") -> lis
             config[name] = tuple(value) if isinstance(value, list) else value
             found.append(path + name)
     return found
+
+
+def _value(config: Any, dotted: str) -> Any:
+    section, _, name = dotted.rpartition(".")
+    return _section(config, section)[name]
 
 
 def _section(config: Any, path: str) -> Any:

@@ -191,11 +191,12 @@ def content_of(known: Key, value: Any) -> str:
     told = _sampled if known.content == "sampled" else stamp.content
     if isinstance(value, str):
         return told(value)
-    paths = value if isinstance(value, list | tuple) else ()
+    names = value if isinstance(value, list | tuple) else ()
+    each = [("", "", path) for path in names]
     if known.content == "named":
-        paths = [path for _, equals, path in (p.partition("=") for p in paths) if equals]
-    each = [told(path) for path in paths]
-    return stamp.hash_of(each) if any(each) else ""
+        each = [one.partition("=") for one in names]
+    found = [(name, told(path) if path else "") for name, _, path in each]
+    return stamp.hash_of(found) if any(content for _, content in found) else ""
 
 
 def _sampled(folder: str) -> str:

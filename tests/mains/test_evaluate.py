@@ -88,8 +88,8 @@ def test_an_agent_is_evaluated_as_it_was_trained(repository, tmp_path, monkeypat
     assert settings("--config.search.top_k=4") == ("minimal", 4, 1)
     said = capsys.readouterr().err.splitlines()
     assert said == [
-        f"  read from {tmp_path}: prompt.style, search.max_queries, search.top_k",
-        f"  read from {tmp_path}: prompt.style, search.max_queries",
+        f"  read from {tmp_path}: prompt.style=minimal, search.max_queries=1, search.top_k=2",
+        f"  read from {tmp_path}: prompt.style=minimal, search.max_queries=1",
     ]
     assert settings("--config.endpoint.base_url=http://h/v1")[0] == "chat"
 

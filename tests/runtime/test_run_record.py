@@ -13,7 +13,7 @@ import pytest
 
 from masksearch_jax.core.config import DapoRun, SftRun, SurvivalConfig
 from masksearch_jax.core.errors import ConfigError, UserError
-from masksearch_jax.core.schema import describe_keys, key, required, section
+from masksearch_jax.core.schema import Key, describe_keys, key, required, section
 from masksearch_jax.core.watch_config import AlarmsConfig
 from masksearch_jax.runtime import run_record
 
@@ -92,6 +92,22 @@ def test_the_command_is_that_of_the_process(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code, "--config.x=a b"], check=True)
     assert record(tmp_path)["sessions"][0]["command"].endswith("'--config.x=a b'")
+
+
+def test_a_list_of_named_files_is_told_by_its_names_and_what_the_files_hold(tmp_path):
+    one = Path(with_data(tmp_path, "one", "1")) / "rows"
+    moved = Path(with_data(tmp_path, "moved", "1")) / "rows"
+    other = Path(with_data(tmp_path, "other", "2")) / "rows"
+    known = Key("suites", tuple[str, ...], (), "Of it.", harmless=False, content="named")
+
+    def of(*names):
+        return run_record.content_of(known, names)
+
+    assert of("ramp", f"mine={one}") == of("ramp", f"mine={moved}")
+    assert of("ramp", f"mine={one}") != of("ramp", f"mine={other}")
+    assert of("ramp", f"mine={one}") != of("ramp", f"yours={one}")
+    assert of("ramp", f"mine={one}") != of("two_hop", f"mine={one}")
+    assert of("ramp", "two_hop") == of(f"mine={tmp_path}/gone") == ""
 
 
 # ---- a resumed run
