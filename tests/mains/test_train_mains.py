@@ -116,7 +116,7 @@ def test_sft_that_is_told_to_stop_saves_that_step_and_goes_on_bitwise(sft, tmp_p
     assert curves(tmp_path) == curves(sft.workdir)[:45]
     told = capsys.readouterr().err
     assert re.search(r"goodput [\d.]+% of \d+ s in 2 sessions", told)
-    assert told.count(f"  {tmp_path}: 31 of 60 steps are done; goes on from step 31\n") == 1
+    assert told.count(f"  {tmp_path}: 31 of 80 steps are done; goes on from step 31\n") == 1
     found = goodput.summarise(tmp_path)
     parts = (*goodput.BUCKETS, "lost", "down")
     assert sum(found[k] for k in parts) == pytest.approx(found["wall"], rel=0.01)
