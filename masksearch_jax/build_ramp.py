@@ -101,14 +101,19 @@ def run(cfg: BuildRampRun) -> dict[str, Any]:
     done = stamp.read(folder / COUNTS, made_from, FILES)
     if done is not None and FAILED not in done["ramp"]["dropped"]:
         return done
-    with ProcessLock(folder):
-        return _build(cfg, folder, made_from)
-
-
-def _build(cfg: BuildRampRun, folder: Path, made_from: str) -> dict[str, Any]:
     _check_inputs(cfg.corpus)
     evaluation = _evaluation(cfg)
-    if _begin(cfg, folder, made_from):
+    with ProcessLock(folder):
+        return _build(cfg, folder, made_from, evaluation)
+
+
+def _build(
+    cfg: BuildRampRun, folder: Path, made_from: str, evaluation: leakage.Evaluation | None
+) -> dict[str, Any]:
+    stamps = folder / COUNTS, folder / "work" / "corpus.json"
+    has_others = stamp.has_others(stamps, made_from)
+    _begin(cfg, folder, has_others)
+    if has_others:
         for name in FILES:  # so that nothing is made of them and of these settings
             (folder / name).unlink(missing_ok=True)
     (folder / COUNTS).unlink(missing_ok=True)  # of other inputs, or with passages to ask about
@@ -150,10 +155,8 @@ def _check_inputs(cfg: CorpusConfig) -> None:
                     raise UserError(f"{cfg.questions} holds no questions")
 
 
-def _begin(cfg: BuildRampRun, folder: Path, made_from: str) -> bool:
-    """Writes the folder's record, and tells of what was made of other inputs, if anything was."""
-    stamps = folder / COUNTS, folder / "work" / "corpus.json"
-    has_others = stamp.has_others(stamps, made_from)
+def _begin(cfg: BuildRampRun, folder: Path, has_others: bool) -> None:
+    """Writes the folder's record; what was made of other inputs is told before it is replaced."""
     run_record.begin(
         folder,
         cfg,
@@ -161,7 +164,6 @@ def _begin(cfg: BuildRampRun, folder: Path, made_from: str) -> bool:
         otherwise="its inputs or the program have changed",
         harmless={"folder", "max_failed", *(f"work.{k.name}" for k in describe_keys(WorkConfig))},
     )
-    return has_others
 
 
 def _made_from(cfg: BuildRampRun) -> str:

@@ -62,12 +62,12 @@ def check_config(cfg: CoverageRun) -> None:
 def run(cfg: CoverageRun) -> dict[str, dict[str, float]]:
     """The table, by data set. Raises BeingWrittenError where another process writes it."""
     check_config(cfg)
+    _check_replaceable(cfg)
     with ProcessLock(cfg.out):
         return _run(cfg)
 
 
 def _run(cfg: CoverageRun) -> dict[str, dict[str, float]]:
-    _check_replaceable(cfg)
     asked = read_questions(cfg.questions).examples[: cfg.limit or None]
     out = Path(cfg.out)
     stands = (out / "coverage.json").is_file()

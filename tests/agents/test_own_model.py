@@ -110,8 +110,9 @@ def test_the_engine_decodes_the_verdicts(said, verdict, right, agrees, unreadabl
     group, stats = step(said, verdict)
     assert [parts.answer for parts in group.rewards] == [right] * 4
     found = figures([group], 0.9)
-    assert found["accuracy"] == right
-    assert (found["judge_agreement"], found["judge_unreadable"]) == (agrees, unreadable)
+    assert found["judge_unreadable"] == unreadable
+    expected = {} if unreadable else {"accuracy": right, "judge_agreement": agrees}
+    assert {n: found[n] for n in ("accuracy", "judge_agreement") if n in found} == expected
     assert stats.trajectories == 2 * (4 + 1)  # four equal answers are judged once a step
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from masksearch_jax import ask, build_trajectories, evaluate, train_dapo, train_sft
+from masksearch_jax.agents.attempts import RejectedError
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import DapoRun, EvalRun, SftRun
 from masksearch_jax.core.errors import ConfigError
@@ -124,9 +125,11 @@ def test_without_its_tool_a_question_is_rejected(small, tmp_path):
     cfg = build_trajectories.BuildTrajectoriesRun(
         folder=str(tmp_path), kinds=("questions",), search=small.settings("")["search"]
     )
-    assert build_trajectories.run(cfg)["rejected"] == {"no_tool": 3}
+    with pytest.raises(RejectedError, match=r"^none of 3 attempts .*\(3 no_tool\)"):
+        build_trajectories.run(cfg)
     cfg = dataclasses.replace(cfg, tools=TOOLS, max_searches=1)
-    assert build_trajectories.run(cfg)["rejected"] == {"no_turns_left": 3}
+    with pytest.raises(RejectedError, match=r"^none of 3 attempts .*\(3 no_turns_left\)"):
+        build_trajectories.run(cfg)
 
 
 @pytest.fixture(scope="module")

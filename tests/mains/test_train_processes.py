@@ -54,7 +54,9 @@ def test_the_command_is_no_success_where_no_step_updated(dapo, tmp_path):
     hopeless = {"accuracy_threshold": 2.0, "max_refills": 1, "steps": 2, "patience": 20}
     cfg = changed(at(dapo, tmp_path / "run"), "dapo", **hopeless)
     done = command(cfg, tmp_path)
-    assert error_of(done).startswith("error: 2 steps are done and none updated the weights: no gr")
+    said = error_of(done)
+    assert said.startswith("error: 2 steps are done and none updated the weights: nothing to learn")
+    assert "no group had right and wrong samples (accuracy 0.000, " in said
     assert done.returncode == 1
 
 
