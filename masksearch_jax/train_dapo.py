@@ -473,7 +473,10 @@ def train(cfg: DapoRun) -> dict[str, Any]:
             found = run(cfg)
         except RolledBack as back:
             print(f"  rolled back: {back}", file=sys.stderr, flush=True)
-    why = "see metrics.jsonl and config.dapo.keep_by"
+    why = (
+        "no group of samples was trained on; see accuracy and reward_spread in metrics.jsonl, and "
+        "config.dapo.keep_by, dapo.accuracy_threshold, dapo.group_size, dapo.curriculum and init"
+    )
     if "reward_spread" in found:  # of the last step; where none was left to do there is none
         why = no_spread(cfg.dapo.steps, found, cfg.dapo.overlong_filter)
     try:
