@@ -17,9 +17,9 @@ from masksearch_jax import viewer
 from masksearch_jax.core import files
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.schema import key, required
-from masksearch_jax.runtime import cli
+from masksearch_jax.runtime import cli, installed
 
-USAGE = "usage: python -m masksearch_jax.report RUN [RUN ...] [--config.key=value ...]"
+USAGE = "usage: {name} RUN [RUN ...] [--config.key=value ...]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def arguments(argv: Sequence[str]) -> list[str]:
     Raises ConfigError, with the usage, where there are no arguments.
     """
     if len(argv) == 1:
-        raise ConfigError(USAGE)
+        raise ConfigError(USAGE.format(name=installed.as_started("report")))
     folders = tuple(itertools.takewhile(lambda arg: not arg.startswith("-"), argv[1:]))
     if not folders:
         return list(argv)

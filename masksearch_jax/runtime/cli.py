@@ -54,7 +54,7 @@ T = TypeVar("T", bound=Section)
 ReadModel = Callable[[str], ModelConfig]
 ReadDefaults = Callable[[str], Mapping[str, Any]]
 
-USAGE = "usage: python -m {name} --config=NAME[:arg]|FILE.py[:arg] [--config.section.key=value ...]"
+USAGE = "usage: {name} --config=NAME[:arg]|FILE.py[:arg] [--config.section.key=value ...]"
 OPTIONS = (
     "       --help[=SECTION] says what each key means; --print-config prints the whole config;\n"
     "       --version prints version and commit"
@@ -124,7 +124,7 @@ def parse(
         if not isinstance(schema, tuple):
             raise
         mains = " or ".join((s.__doc__ or "").split("`")[1] for s in schema)
-        raise ConfigError(f"{error}; {_program(argv)} takes a config of {mains}") from error
+        raise ConfigError(f"{error}; {Path(argv[0]).stem} takes a config of {mains}") from error
 
 
 def _resolved(
@@ -148,7 +148,7 @@ def _resolved(
 
 
 def _program(argv: Sequence[str]) -> str:
-    return f"masksearch_jax.{Path(argv[0]).stem}"
+    return installed.as_started(Path(argv[0]).stem)
 
 
 def _fail(message: str, status: int) -> typing.NoReturn:

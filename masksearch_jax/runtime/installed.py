@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -48,6 +49,13 @@ def commit() -> str:
 def version_line() -> str:
     """Version and commit, as `--version` prints them."""
     return f"masksearch_jax {__version__}, commit {commit() or 'unknown'}"
+
+
+def as_started(main: str) -> str:
+    """How a main is called: by the command `masksearch` in a process that it started."""
+    if [Path(word).stem for word in sys.orig_argv[1:2]] == ["masksearch"]:
+        return f"masksearch {main.replace('_', '-')}"
+    return f"python -m masksearch_jax.{main}"
 
 
 def extra_of(module: str) -> str:

@@ -65,6 +65,11 @@ def test_the_command_lists_the_mains_and_runs_them(monkeypatch, capsys):
         status, out, _ = asked(monkeypatch, capsys, spelled, "--config=serve_search", "--help")
         assert status == 0
         assert out.startswith("usage: python -m masksearch_jax.serve_search --config=")
+    monkeypatch.setattr(sys, "orig_argv", ["python3", "/bin/masksearch", "serve_search", "--help"])
+    monkeypatch.delitem(sys.modules, "masksearch_jax.serve_search", raising=False)
+    status, out, _ = asked(monkeypatch, capsys, "serve_search", "--help")
+    assert status == 0
+    assert out.startswith("usage: masksearch serve-search --config=")
 
     status, out, err = asked(monkeypatch, capsys, "train-dpo")
     assert (status, out) == (2, "")
