@@ -49,9 +49,15 @@ from masksearch_jax.rl.update import batch_fields, has_reference, micro_batches
 from masksearch_jax.rollout import decode, memory, schedule
 from masksearch_jax.rollout.sampling import sampler_of
 from masksearch_jax.runtime import cli
+from masksearch_jax.runtime.progress import Clock
 from masksearch_jax.training import guard, train_state
 
-QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+# Of a host without TPUs: libtpu asks no metadata server, and does not miss the kind of its chips.
+QUIET = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5p-8",
+}
 _FIT = 0.98  # of the HBM: gaps between arrays take some, which the compiler's peak leaves out
 
 
@@ -64,6 +70,9 @@ class Program(NamedTuple):
     held: tuple[int, ...]  # which of these the run keeps on the device anyway
     model_flops: float  # what the model needs for it; 0: not told
     loops: int = 1  # how often those run whose length is not in the program, at most
+    rows: int = 0  # of an update
+    row_tokens: int = 0
+    updates: int = 0  # of the whole run
 
 
 def mesh_of(cfg: Run) -> tuple[chips.Slice, Mesh]:
@@ -130,7 +139,8 @@ def sft_programs(cfg: SftRun, mesh: Mesh) -> Iterator[Program]:
     step = train_state.make_train_step(loss, tx, micro, state, rounding)
     tokens = cfg.sft.batch_size * cfg.sft.seq_len
     need = flops.of_training(cfg.model, tokens, cfg.sft.seq_len, cfg.lora.rank > 0)
-    yield Program("update", step, (state, batch), (0,), need)
+    size = cfg.sft.batch_size, cfg.sft.seq_len, cfg.sft.steps
+    yield Program("update", step, (state, batch), (0,), need, 1, *size)
 
 
 def dapo_programs(cfg: DapoRun, mesh: Mesh) -> Iterator[Program]:
@@ -145,7 +155,8 @@ def dapo_programs(cfg: DapoRun, mesh: Mesh) -> Iterator[Program]:
     step = train_state.make_train_step(loss, tx, micro, state, rounding)
     tokens = micro * dapo.micro_batch * length
     need = flops.of_training(cfg.model, tokens, length, cfg.lora.rank > 0)
-    yield Program("update", step, (state, batch, used), (0,), need, micro)
+    size = micro * dapo.micro_batch, length, dapo.steps * dapo.minibatches
+    yield Program("update", step, (state, batch, used), (0,), need, micro, *size)
     part = shapes.batch(mesh, 1, dapo.micro_batch, length, batch_fields(dapo))
     logprobs = train_dapo.make_logprob_fn(cfg.compute, rollout.temperature)
     need = flops.of_forward(cfg.model, dapo.micro_batch * length, length)
@@ -290,8 +301,11 @@ def plan(cfg: Run, only: str = "") -> JsonObject:
         "programs": {},
     }
     for program in (p for p in programs if only in ("", p.name)):
-        print(f"  compiling {program.name} for {target.topology}", flush=True)
-        figures = compile_program(program, mesh, target)
+        with Clock(f"compiling {program.name} for {target.topology}"):
+            figures = compile_program(program, mesh, target)
+        if program.updates:
+            figures["rows"], figures["row_tokens"] = program.rows, program.row_tokens
+            figures["updates"] = program.updates
         figures["peak"] = peak_of(figures, held)
         figures["fits"] = "needed" not in figures and figures["peak"] <= _FIT * room
         results["programs"][program.name] = figures

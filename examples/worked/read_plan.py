@@ -35,6 +35,8 @@ MEANINGS = {
     "all-gathers of the weights": "0 is right: more would hold the whole model at once.",
     "estimate by published peaks: ": "Computed: no TPU has confirmed it.",
     "    compute ": "Seconds of each kind if nothing else happened. The longest bounds the step.",
+    "such updates": "The batch, and the longest of these times for all updates of the run. "
+    "Sampling is not in it.",
     "logprobs: ": "Log-probabilities under the step's first weights, for several minibatches.",
     "copy: ": "The weights that rollouts read, made once for many ticks.",
     "tick: ": "A step of the rollout engine, in which many tokens are decoded.",

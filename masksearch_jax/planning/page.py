@@ -84,7 +84,16 @@ def _training(figures: dict[str, Any]) -> list[str]:
         f"  all-gathers of the weights of all layers at once: {figures['weight_stacks_gathered']}",
         f"  estimate by published peaks: MFU {e['mfu']:.0%} if all of this overlaps",
         f"    {times}",
+        *_whole_run(figures),
     ]
+
+
+def _whole_run(figures: dict[str, Any]) -> list[str]:
+    if "updates" not in figures:
+        return []
+    size = f"{figures['rows']} rows of {figures['row_tokens']:,} tokens each"
+    hours = figures["updates"] * figures["estimate"]["seconds"] / 3600
+    return [f"    {size}; {figures['updates']:,} such updates: at least {hours:,.1f} hours"]
 
 
 def _gib(size: float) -> str:

@@ -7,6 +7,7 @@ seconds.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 
 
@@ -15,6 +16,33 @@ def clock(seconds: float) -> str:
     minutes, s = divmod(int(seconds + 0.5), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
+
+
+class Clock:
+    """A job of which nothing is known but that it goes on: its name, and how long it has taken.
+
+    A line is printed at the start and every `log_seconds`, as long as the block runs.
+    """
+
+    def __init__(self, name: str, *, log_seconds: float = 15.0):
+        self.name, self.log_seconds = name, log_seconds
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._tell, daemon=True)
+
+    def __enter__(self) -> Clock:
+        print(f"  {self.name}", file=sys.stderr, flush=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _tell(self) -> None:
+        started = time.monotonic()
+        while not self._ended.wait(self.log_seconds):
+            took = clock(time.monotonic() - started)
+            print(f"  {self.name}: {took} so far", file=sys.stderr, flush=True)
 
 
 class Progress:

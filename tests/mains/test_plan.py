@@ -257,6 +257,10 @@ def test_the_reference_of_a_kl_penalty_is_held_beside_the_weights(repository):
         cfg = config_of(repository, "ramp_dapo.py:tiny,runlocal", f"dapo.kl={kl}")
         mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
         programs = list(plan.dapo_programs(cfg, mesh))
+        update, dapo = programs[0], cfg.dapo
+        of_step = (dapo.groups * dapo.group_size, cfg.rollout.max_len, dapo.steps)
+        size = (update.rows * dapo.minibatches, update.row_tokens)
+        assert (*size, update.updates / dapo.minibatches) == of_step
         assert [p.name for p in programs if p.name == "reference"] == extra
         held = plan.held_of(programs)
         assert held.get("reference", 0) == (held["weights"] if extra else 0)
@@ -355,6 +359,7 @@ def planned(repository, tmp_path, config, *overrides):
 def test_a_small_sft_run_is_planned(repository, tmp_path):
     found, _, said = planned(repository, tmp_path, "ramp_sft.py:tiny", *SMALL_SFT)
     assert list(found["programs"]) == ["update"]
+    assert "    8 rows of 512 tokens each; 4,000 such updates: at least 0.0 hours\n" in said
     assert found["quicker"]["change"] == "compute.remat=dots"
     (faster,) = found["quicker"]["results"]["programs"].values()
     assert faster["recompute"] < found["programs"]["update"]["recompute"]

@@ -1,5 +1,7 @@
 """The line of a long job: how much is done, and the time left by the pace since its first item."""
 
+import threading
+
 import pytest
 
 from masksearch_jax.runtime import progress
@@ -41,3 +43,14 @@ def test_a_job_of_one_item_ends_with_nothing_left(clock):
     clock(3.0)
     job.update(1)
     assert job.line() == "index 1/1 100% left 0:00"
+
+
+def test_a_job_without_items_says_that_it_goes_on_until_it_ends(capfd):
+    said = ""
+    with progress.Clock("compiling update", log_seconds=0.001):
+        while said.count("so far") < 2:
+            said += capfd.readouterr().err
+    lines = said.splitlines()
+    assert lines[0] == "  compiling update"
+    assert set(lines[1:]) == {"  compiling update: 0:00 so far"}
+    assert not [t for t in threading.enumerate() if "_tell" in t.name]
