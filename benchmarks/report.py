@@ -23,7 +23,7 @@ from masksearch_jax.core.files import write_json
 VIEWS = ("overview", "evaluation", "curves", "trajectories", "config")
 FILTERS = {
     "by status": {"status": "out_of_turns"},
-    "by suite, best first": {"suite": "two_hop", "order": "best"},
+    "by suite, best first": {"suite": "questions", "order": "best"},
     "by score": {"least": "0.2", "most": "0.8"},
     "by words of the text": {"text": "population of"},
 }

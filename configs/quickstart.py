@@ -125,7 +125,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.qa_dapo_optim = small_dapo_optim()
 
     # ---- evaluation ---------------------------------------------------------------------------
-    c.eval.suites = ("ramp", "two_hop", "source_hidden")
+    c.eval.suites = ("ramp", "questions", "source_hidden")
     c.eval.examples = 400
     c.eval.strata = "even"  # results by type need items of the rare types too
 

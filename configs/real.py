@@ -130,7 +130,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.rollout.deadline = 0.0
 
     c.eval = ConfigDict()
-    c.eval.suites = ("ramp", "two_hop")
+    c.eval.suites = ("ramp", "questions")
     c.eval.methods = ("agent",)  # each further one, such as no_search, takes as long again
     c.eval.examples = 32
     c.eval.temperature = 0.0

@@ -238,7 +238,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if "report_trajectories" in c:
         del c["report_trajectories"]  # a study has no report of its own
     c.workdir = f"runs/study/{asked[0]}"
-    c.eval.suites, c.eval.methods = ("ramp", "two_hop"), ("agent",)
+    c.eval.suites, c.eval.methods = ("ramp", "questions"), ("agent",)
     c.checkpoint.keep = 1
     if parsed.runlocal:
         c.sft.steps = c.qa_sft.steps = SMOKE_UPDATES

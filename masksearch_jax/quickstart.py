@@ -39,7 +39,7 @@ from masksearch_jax.runtime import agent_settings, cli, run_record
 from masksearch_jax.tools.registry import instructions_of
 
 # Of each suite, on the terminal.
-SHOWN_METRICS = {"ramp": "span_recall", "two_hop": "f1", "source_hidden": "span_recall"}
+SHOWN_METRICS = {"ramp": "span_recall", "questions": "f1", "source_hidden": "span_recall"}
 SHOWN_METRICS[STATEMENTS] = "em"
 # Folders of trainings; and what is evaluated, of which "control" is what the last two end with.
 TRAININGS = ("ramp_sft", "ramp_dapo", "qa_sft", "qa_dapo", "control_sft", "control_dapo")
@@ -175,10 +175,10 @@ def make_cache(run: Run) -> dict[str, Any]:
 
 def evaluate_model(run: Run, name: str) -> dict[str, Any]:
     cfg = run.cfg
-    asked = tuple(s for s in cfg.eval.suites if run.has_questions or s != "two_hop")
+    asked = tuple(s for s in cfg.eval.suites if run.has_questions or s != "questions")
     if not asked:
         raise ConfigError(
-            "config.eval.suites is two_hop, and the text has no questions; choose ramp, "
+            "config.eval.suites is questions, and the text has no questions; choose ramp, "
             "source_hidden, statements, or give questions as config.corpus.questions"
         )
     own = tuple(s for s in cfg.eval.suite_examples if s.partition("=")[0] in asked)

@@ -13,9 +13,9 @@ class EvalConfig:
     """What is evaluated, by which methods, on how much."""
 
     suites: tuple[str, ...] = key(
-        ("ramp", "two_hop"),
+        ("ramp", "questions"),
         (
-            "ramp, two_hop, source_hidden and, where they were built, statements of the folder "
+            "ramp, questions, source_hidden and, where they were built, statements of the folder "
             "`data`, and NAME=PATH, files of questions; "
             "source_hidden is RAMP with search that hides the masked passage, on examples whose "
             "facts other passages repeat."

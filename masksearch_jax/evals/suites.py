@@ -1,9 +1,9 @@
 """Suites: which examples an evaluation asks, the same ones for every method and checkpoint.
 
-A suite is one of ours by its name, `ramp`, `two_hop`, `source_hidden`, `statements`, or NAME=PATH:
-a file of questions in any form that `ramp.question_files` reads. The name tells by whose rules
-answers are scored (`evals.metrics.RULES`); of a name that no rules are known for, the data set of
-each row.
+A suite is one of ours by its name (`ramp`, `questions`, `source_hidden`, `statements`) or is
+NAME=PATH, a file of questions in any form that `ramp.question_files` reads. The name tells by whose
+rules answers are scored (`evals.metrics.RULES`); of a name that no rules are known for, the data
+set of each row.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from masksearch_jax.runtime.process import process_index
 # a file of these.
 FILES = {
     "ramp": "ramp/heldout.jsonl",
-    "two_hop": "questions/heldout.jsonl",
+    "questions": "questions/heldout.jsonl",
     "source_hidden": "ramp/heldout.jsonl",
     STATEMENTS: f"{STATEMENTS}/heldout.jsonl",
 }

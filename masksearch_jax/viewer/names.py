@@ -164,7 +164,7 @@ ITERATIONS = {
 SUITES = {
     "ramp": "Held-out RAMP",
     "source_hidden": "RAMP, its own passage hidden",
-    "two_hop": "Two-hop questions",
+    "questions": "Questions",
     "statements": "Statements: true, false, not told",
     "hotpotqa": "HotpotQA",
     "fanoutqa": "FanOutQA",

@@ -27,11 +27,11 @@ def test_a_file_of_questions_under_a_name_of_ramp_is_one_line_with_the_choices(t
 
 def test_a_suite_of_which_nothing_was_held_out_is_named_with_the_choices(tmp_path):
     with pytest.raises(UserError) as error:
-        suites.load(EvalConfig(suites=("two_hop",)), str(tmp_path))
+        suites.load(EvalConfig(suites=("questions",)), str(tmp_path))
     assert str(error.value) == (
         f"{tmp_path}/questions/heldout.jsonl is not there, which config.eval.suites asks for by "
-        f"'two_hop': build_ramp held out no such example ({tmp_path}/counts.json); leave the suite "
-        "out, as in --config.eval.suites=ramp, or name a file of yours, as in NAME=PATH"
+        f"'questions': build_ramp held out no such example ({tmp_path}/counts.json); leave the "
+        "suite out, as in --config.eval.suites=ramp, or name a file of yours, as in NAME=PATH"
     )
 
 
@@ -39,6 +39,6 @@ def test_an_evaluation_of_no_suite_is_refused_with_the_choices():
     with pytest.raises(ConfigError) as error:
         suites.paths(EvalConfig(suites=()), "data")
     assert str(error.value) == (
-        "config.eval.suites is empty; it must name some of ramp, two_hop, source_hidden, "
+        "config.eval.suites is empty; it must name some of ramp, questions, source_hidden, "
         "statements, or files of questions as NAME=PATH"
     )

@@ -78,7 +78,7 @@ def test_cells_train_resume_and_are_shown_beside_each_other(chain, miniature):
         assert (runs / "rl-rl" / stage / "metrics.jsonl").read_text()
     for cell in ("rl-rl", "none-sft"):
         found = json.loads((runs / "eval" / cell / "eval.json").read_text())
-        assert found["results"].keys() == {"ramp", "two_hop"}
+        assert found["results"].keys() == {"ramp", "questions"}
     main = data_of((runs / "report.html").read_text())["main"]
     assert {e["place"] for e in main["evaluations"]} == {"RL → RL", "none → SFT"}
     trained = {"RL → RL · RAMP SFT", "RL → RL · RAMP DAPO", "RL → RL · QA DAPO"}

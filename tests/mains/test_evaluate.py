@@ -58,10 +58,10 @@ def run_config(miniature):
         rollout=dataclasses.replace(cfg.rollout, slots=4, max_new_tokens=12),
         eval=dataclasses.replace(
             cfg.eval,
-            suites=("ramp", "two_hop"),
+            suites=("ramp", "questions"),
             methods=methods.METHODS,
             examples=EXAMPLES,
-            suite_examples=(f"two_hop={EXAMPLES - 2}",),
+            suite_examples=(f"questions={EXAMPLES - 2}",),
             bootstrap=20,
         ),
     )
@@ -117,9 +117,9 @@ def test_every_method_is_asked_the_same_items_once(evaluated):
     asked = {}
     for row in rows:
         asked.setdefault((row["suite"], row["method"]), []).append(row["example"]["id"])
-    places = itertools.product(("ramp", "two_hop"), methods.METHODS)
+    places = itertools.product(("ramp", "questions"), methods.METHODS)
     assert asked.keys() == set(places)
-    for suite, count in (("ramp", EXAMPLES), ("two_hop", EXAMPLES - 2)):
+    for suite, count in (("ramp", EXAMPLES), ("questions", EXAMPLES - 2)):
         ids = asked[suite, "agent"]
         assert len(set(ids)) == len(ids) == count
         assert all(asked[suite, method] == ids for method in methods.METHODS)
@@ -183,7 +183,7 @@ def test_a_line_holds_the_whole_trajectory_and_its_example(evaluated):
 
 def test_results_are_broken_down(evaluated):
     _, found, rows = evaluated
-    for suite, method in itertools.product(("ramp", "two_hop"), methods.METHODS):
+    for suite, method in itertools.product(("ramp", "questions"), methods.METHODS):
         whole, parts = found["results"][suite][method], found["breakdown"][suite][method]
         by = "masks" if suite == "ramp" else "type"
         assert parts.keys() == {"status", by} | ({"span_type"} if suite == "ramp" else set())
@@ -201,15 +201,15 @@ def test_results_are_broken_down(evaluated):
 def test_the_table_has_methods_down_suites_across_and_their_average(evaluated):
     _, found, _ = evaluated
     lines = results.table(found).splitlines()
-    assert lines[0].split() == ["ramp", "two_hop", "average"]
+    assert lines[0].split() == ["ramp", "questions", "average"]
     assert lines[1].split() == ["span_recall", "recall"]
     for line, method in zip(lines[2:7], methods.METHODS, strict=True):
         cells = [found["results"]["ramp"][method]["span_recall"]]
-        cells += [found["results"]["two_hop"][method]["recall"], found["average"][method]]
+        cells += [found["results"]["questions"][method]["recall"], found["average"][method]]
         assert cells[2]["value"] == pytest.approx((cells[0]["value"] + cells[1]["value"]) / 2)
         shown = [f"{c['value']:.3f} [{c['low']:.3f}, {c['high']:.3f}]" for c in cells]
         assert re.split(r"  +", line) == [method, *shown]
-    assert lines[7:] == [f"ramp: n {EXAMPLES}", f"two_hop: n {EXAMPLES - 2}"]
+    assert lines[7:] == [f"ramp: n {EXAMPLES}", f"questions: n {EXAMPLES - 2}"]
 
 
 def test_what_made_it_stands_beside_the_results(evaluated):
@@ -240,7 +240,7 @@ LINKED = [
 
 def test_whole_replies_are_of_the_methods_that_write_one(run_config):
     section = dataclasses.replace(
-        run_config.eval, suites=("two_hop",), methods=methods.METHODS, whole_replies=True
+        run_config.eval, suites=("questions",), methods=methods.METHODS, whole_replies=True
     )
     cfg = dataclasses.replace(run_config, eval=section)
     (suite,) = suites.load(section, cfg.data)

@@ -55,7 +55,7 @@ def cfg(miniature, tmp_path):
         search=miniature.search,
         rollout=dataclasses.replace(c.rollout, slots=4, max_new_tokens=24),
         eval=dataclasses.replace(
-            c.eval, suites=("two_hop",), methods=("agent",), examples=ITEMS, temperature=0.0
+            c.eval, suites=("questions",), methods=("agent",), examples=ITEMS, temperature=0.0
         ),
     )
 
@@ -71,7 +71,7 @@ def run(monkeypatch, miniature, one_device):
 
     def run(cfg, tool):
         monkeypatch.setattr(evaluate, "open_tool", lambda search: tool)
-        return evaluate.run(cfg, model)["results"]["two_hop"]["agent"]
+        return evaluate.run(cfg, model)["results"]["questions"]["agent"]
 
     return run
 
@@ -111,8 +111,8 @@ def test_failing_searches_cost_no_item_its_score(run, cfg, tmp_path):
     assert 150 < count - scored < 250
     found = json.loads(workdir(once, "eval.json").read_text())
     told = results.table(found)
-    assert told.endswith(f"two_hop: n {scored}, without {count - scored} tool_failure")
-    failed = found["suites"]["two_hop"]
+    assert told.endswith(f"questions: n {scored}, without {count - scored} tool_failure")
+    failed = found["suites"]["questions"]
     assert failed["lost"] == {"agent": {"tool_failure": count - scored}}
     named = [json.loads(line) for line in workdir(once, "lost.jsonl").read_text().splitlines()]
     rows = workdir(once, "trajectories.jsonl").read_text().splitlines()
@@ -130,7 +130,7 @@ def test_above_the_share_the_run_fails_and_the_same_command_asks_for_the_rest(ru
     lost = ITEMS - len(kept)
     assert 0 < lost < ITEMS / 2
     assert said.startswith(
-        f"two_hop agent: {lost} of 40 items ended for no fault of the model, 2 times each, more "
+        f"questions agent: {lost} of 40 items ended for no fault of the model, 2 times each, more "
         "than config.eval.max_tool_failures=0.01 allows: q"
     )
     assert "(tool_failure: SearchError: scripted failure)" in said
@@ -186,7 +186,9 @@ def test_items_that_cannot_be_run_are_left_out_by_name(run, cfg, capsys, tmp_pat
     with pytest.raises(LostItemsError) as error:
         evaluate.run(cfg)  # random weights would be loaded only now
     said = str(error.value)
-    assert said.startswith("two_hop agent: 2 of 7 items cannot be run, more than config.eval.max_")
+    assert said.startswith(
+        "questions agent: 2 of 7 items cannot be run, more than config.eval.max_"
+    )
     assert re.search(r"q3 \(prompt_too_long: \d{4} tokens; rollout\.max_len is 336\)", said)
     write_jsonl(heldout, items)
     tool = Unsteady()
@@ -196,7 +198,7 @@ def test_items_that_cannot_be_run_are_left_out_by_name(run, cfg, capsys, tmp_pat
     assert lost == {"prompt_too_long": 2}
     assert (value, scored) == ((24 - 2) / 35, 35)
     assert tool.calls == 35
-    told = json.loads(workdir(cfg, "eval.json").read_text())["suites"]["two_hop"]
+    told = json.loads(workdir(cfg, "eval.json").read_text())["suites"]["questions"]
     assert told["left_out"] == {"no answers": 2, "id is there already": 1}
     assert (told["rows"], told["items"]) == (40, 37)
 
@@ -211,7 +213,7 @@ def test_a_suite_without_items_is_named(cfg, tmp_path):
 
 
 def test_of_a_finished_evaluation_the_table_is_printed_and_no_more(run, cfg, monkeypatch):
-    found = {"two_hop": {"agent": run(cfg, Unsteady())}}
+    found = {"questions": {"agent": run(cfg, Unsteady())}}
     before = workdir(cfg, "trajectories.jsonl").stat().st_mtime_ns
     for name in ("initial", "open_tool", "Vocab", "Engine"):
         monkeypatch.setattr(evaluate, name, None)

@@ -64,7 +64,7 @@ def cfg(miniature, tmp_path):
         search=miniature.search,
         rollout=dataclasses.replace(c.rollout, slots=SLOTS, max_new_tokens=12),
         eval=dataclasses.replace(
-            c.eval, suites=("two_hop",), methods=METHODS, examples=ITEMS, bootstrap=20
+            c.eval, suites=("questions",), methods=METHODS, examples=ITEMS, bootstrap=20
         ),
     )
 
@@ -146,7 +146,7 @@ def test_two_processes_are_killed_moved_to_one_and_back(repository, cfg, tmp_pat
 
     statuses, (table, nothing), said = two_processes(cfg, repository, log)
     assert statuses == [0, 0], said
-    assert table[0].split() == ["two_hop", "average"]
+    assert table[0].split() == ["questions", "average"]
     assert nothing == []
     lines = (workdir / "trajectories.jsonl").read_text().splitlines()
     assert set(kept) <= set(lines)

@@ -139,11 +139,11 @@ def test_every_figure_is_in_the_summary(whole):
     measured = ("em", "f1", "format_rate", "searches", "source_hit")
     for name, suites in summary["eval"].items():
         hidden = {"source_hidden"} if name != "init" else set()
-        assert suites.keys() == {"ramp", "two_hop"} | hidden
+        assert suites.keys() == {"ramp", "questions"} | hidden
         for suite, conditions in suites.items():
             all_of_them = {"search", "no_search", "random"}
             assert conditions.keys() == ({"search"} if suite in hidden else all_of_them)
-            recall = "recall" if suite == "two_hop" else "span_recall"
+            recall = "recall" if suite == "questions" else "span_recall"
             for metrics in conditions.values():
                 assert metrics.keys() >= {recall, *measured}
                 assert all(
@@ -437,10 +437,10 @@ def test_a_text_without_any_item_of_the_suites_is_told(run, monkeypatch):
     asked = []
     monkeypatch.setattr(evaluate, "run", lambda cfg, model: asked.append(cfg.eval.suites))
     monkeypatch.setattr(quickstart, "by_condition", lambda found: ({}, {}))
-    for suites in (("two_hop",), ("source_hidden",), ("two_hop", "source_hidden")):
+    for suites in (("questions",), ("source_hidden",), ("questions", "source_hidden")):
         run.cfg = changed(run.cfg, "eval", suites=suites)
-        if suites == ("two_hop",):
-            said = r"config\.eval\.suites is two_hop, and the text has no questions; .*source_"
+        if suites == ("questions",):
+            said = r"config\.eval\.suites is questions, and the text has no questions; .*source_"
             with pytest.raises(ConfigError, match=said):
                 quickstart.evaluate_model(run, "init")
         else:

@@ -533,7 +533,7 @@ def test_a_suite_that_no_text_has_and_items_that_an_arm_lost_are_told(parse, tmp
             evaluated(found.workshop.at(one) / "eval" / "model", ids)
     results, absent = study.compared(found, 2)
     assert absent == [
-        "two_hop was not asked: the text has no such items",
+        "questions was not asked: the text has no such items",
         "rising has no item of ramp that has span_recall in every seed, and no row",
     ]
     assert list(results) == ["ramp"]
@@ -721,7 +721,7 @@ def test_a_study_goes_through_both_stages_and_on_where_it_was_stopped(
     assert taken == [0, 1, 1, 0, 1]  # the stopped step again, then the other seed's two
     told = json.loads((tmp_path / "run" / "study.json").read_text())
     assert (told["seeds"], told["arms"]["none"]["stages"]) == (2, ["qa_sft", "qa_dapo"])
-    assert set(told["results"]["two_hop"]) == {"recall"}
+    assert set(told["results"]["questions"]) == {"recall"}
     by_stage = {(c["stage"], *c["arms"]): c["metrics"] for c in told["curves"]}
     assert list(by_stage) == [
         *(("qa_sft", "none"), ("qa_dapo", "none"), ("ramp_sft", "half"), ("qa_sft", "half")),

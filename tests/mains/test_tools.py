@@ -234,11 +234,11 @@ def test_sft_and_dapo_train_it_and_its_evaluation_tells_types_apart(
     assert row["failures_calculate"] == row["failures_date"] == 0
 
     counts = dataclasses.replace(
-        cfg.eval, suites=("two_hop",), methods=("agent",), examples=3, bootstrap=50
+        cfg.eval, suites=("questions",), methods=("agent",), examples=3, bootstrap=50
     )
     settings = small.settings("eval", init) | {"data": str(small.folder / "data")}
     found = evaluate.run(EvalRun(**settings, eval=counts))
-    cells = found["breakdown"]["two_hop"]["agent"]["type"]
+    cells = found["breakdown"]["questions"]["agent"]["type"]
     assert set(cells) == set(TYPES)
     assert {"calls_search", "calls_calculate", "calls_date"} <= set(cells["population_sum"])
 
