@@ -28,10 +28,8 @@ COSTS = ("text=22", "tokenizer=3", "cache=26", "sft=0.053", "dapo=0.04", "evalua
 # Of SmolLM2-135M and 54,533 passages; a trajectory of DAPO is reckoned.
 SMOLLM2_COSTS = ("text=30", "tokenizer=1", "cache=23", "sft=8", "dapo=13", "evaluate=3")
 # Half of the updates for RAMP, of these half with one mask; the others for questions.
-HALVES = (
-    "sft.steps={sft.steps//2} qa_sft.steps={sft.steps-sft.steps//2} "
-    "sft.curriculum=0:ramp_sft_upto1,{sft.steps//4}:ramp_sft_upto4"
-)
+RAMP_HALF = "sft.steps={sft.steps//2} sft.curriculum=0:ramp_sft_upto1,{sft.steps//4}:ramp_sft_upto4"
+HALVES = f"{RAMP_HALF} qa_sft.steps={{sft.steps-sft.steps//2}}"
 # All of them for questions, at the rate of a first training.
 QUESTIONS = "qa_sft.steps={sft.steps} qa_sft_optim.learning_rate={sft_optim.learning_rate}"
 
@@ -220,7 +218,7 @@ STUDIES = {
 
 
 # Switch → the study that it gives another arm.
-MORE_ARMS = {"judge": "reward", "dapo": "recipe", "trained_rag": "recipe"}
+MORE_ARMS = {"judge": "reward", "dapo": "recipe", "trained_rag": "recipe", "ramp_added": "recipe"}
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -267,4 +265,6 @@ def get_config(arg: str = "") -> ConfigDict:
         c.arms += (f"ramp_first_dapo: ramp_sft qa_sft qa_dapo {HALVES}",)
     if parsed.trained_rag:
         c.arms += (f"trained_rag: qa_sft method=rag eval.methods=rag {QUESTIONS}",)
+    if parsed.ramp_added:
+        c.arms += (f"ramp_added: ramp_sft qa_sft {RAMP_HALF} {QUESTIONS}",)
     return c

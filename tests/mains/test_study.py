@@ -69,6 +69,7 @@ def test_every_arm_of_every_study_resolves(name, switch, parse, tmp_path):
         ("recipe", 1, {"ramp_sft": 1, "qa_sft": 2}),
         ("recipe,dapo", 1, {"ramp_sft": 1, "qa_sft": 2, "qa_dapo": 1}),
         ("recipe,trained_rag", 2, {"ramp_sft": 1, "qa_sft": 3}),
+        ("recipe,ramp_added", 1, {"ramp_sft": 1, "qa_sft": 3}),
         ("ramp_sft", 3, {"ramp_sft": 3}),
         ("controls", 1, {"ramp_sft": 1, "qa_sft": 2}),
         ("data_scale", 3, {"ramp_sft": 3}),
@@ -101,6 +102,14 @@ def test_arms_spend_as_many_updates_as_the_command_line_says(name, steps, parse,
     spent = updates(planned(cfg, tmp_path))
     assert {sum(own) for own in spent.values()} == {steps or cfg.sft.steps}
     assert spent[cfg.reference] == [steps or cfg.sft.steps]
+
+
+def test_ramp_is_added_to_as_many_updates_on_questions_as_without_it(parse, tmp_path):
+    found = planned(parse("recipe,ramp_added"), tmp_path)
+    spent = updates(found)
+    assert spent["ramp_added"] == [spent["ramp_first"][0], *spent["qa_alone"]]
+    rates = [found.arms[arm][1].qa_sft_optim.learning_rate for arm in ("ramp_added", "qa_alone")]
+    assert rates == [found.arms["ramp_first"][1].sft_optim.learning_rate] * 2
 
 
 def test_lessons_follow_the_updates(parse, tmp_path):
