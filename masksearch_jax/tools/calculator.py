@@ -22,7 +22,8 @@ _LONGEST = 200  # characters of a request
 _DEEPEST = 16  # parentheses and powers inside one another
 _MOST_BITS = 4096  # of a numerator or a denominator
 _MOST_EXPONENT = 400  # of a number as it is written, 1e400
-_DIGITS = 12  # significant ones of what is no whole number
+_DIGITS = 12  # significant ones of what no few decimals write, or all before the point
+_EXACT_DIGITS = 15  # most of a number with decimals that is written out
 _WHOLE_DIGITS = 30  # of the longest whole number that is written out
 
 _TOKEN = re.compile(
@@ -183,6 +184,8 @@ def _power(base: Fraction, exponent: Fraction) -> Fraction:
         return _bounded(Fraction(float(base) ** float(exponent)))
     except OverflowError as error:
         raise _CannotError("The numbers are too large.") from error
+    except ZeroDivisionError as error:  # of a base that floating point rounds to 0
+        raise _CannotError("The numbers are too small.") from error
 
 
 def _bounded(value: Fraction) -> Fraction:
@@ -192,11 +195,26 @@ def _bounded(value: Fraction) -> Fraction:
 
 
 def _written(value: Fraction) -> str:
-    """A whole number with commas by thousands; others, and very large ones, to twelve digits."""
-    if value.denominator == 1 and abs(value.numerator) < 10**_WHOLE_DIGITS:
+    """A whole number with commas by thousands; others exactly, or rounded to twelve digits.
+
+    What is below 10^30 has all digits before the point.
+    """
+    whole = abs(value.numerator) // value.denominator
+    if value.denominator == 1 and whole < 10**_WHOLE_DIGITS:
         return f"{value.numerator:,}"
-    with decimal.localcontext(decimal.Context(prec=_DIGITS)):
-        found = decimal.Decimal(value.numerator) / decimal.Decimal(value.denominator)
-        found = found.normalize()
+    try:
+        found = _divided(value, _EXACT_DIGITS, decimal.Inexact)
+    except decimal.Inexact:
+        digits = len(str(whole)) if whole < 10**_WHOLE_DIGITS else 0
+        found = _divided(value, max(_DIGITS, digits))
     size = found.adjusted()
     return f"{found:,f}" if -7 < size < _WHOLE_DIGITS else f"{found:e}"
+
+
+def _divided(
+    value: Fraction, digits: int, *traps: type[decimal.DecimalException]
+) -> decimal.Decimal:
+    """The value in so many significant digits. Raises those of `traps`."""
+    with decimal.localcontext(decimal.Context(prec=digits, traps=list(traps))):
+        found = decimal.Decimal(value.numerator) / decimal.Decimal(value.denominator)
+        return found.normalize()

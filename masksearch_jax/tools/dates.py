@@ -113,7 +113,7 @@ def _months(first: datetime.date, last: datetime.date) -> int:
 def _moved(match: re.Match[str]) -> str:
     """A date so many units later or earlier; the end of a shorter month stands for a later day."""
     start, unit = _day(match["date"]), match["unit"]
-    count = int(match["count"].replace(",", "")[:9])
+    count = int(match["count"].replace(",", ""))
     if count > _MOST:
         raise _CannotError(f"Too many: {match['count']}; at most {_MOST:,}.")
     count = -count if match["sign"] == "-" else count

@@ -43,6 +43,10 @@ answer = Calculator().answer
         ("1e3 + .5", "1,000.5"),
         ("10 / 1e30", "1e-29"),
         ("12345678901234.5 * 2", "24,691,357,802,469"),
+        ("1,234,567,890,123.45 + 0.05", "1,234,567,890,123.5"),
+        ("999,999,999,999.75 + 0.1", "999,999,999,999.85"),
+        ("1e15 + 1/3", "1,000,000,000,000,000"),
+        ("12,345,678,901,234,567 + 1/3", "12,345,678,901,234,567"),
     ],
 )
 def test_values_are_exact_and_written_as_prose_writes_them(request_, said):
@@ -58,6 +62,7 @@ def test_values_are_exact_and_written_as_prose_writes_them(request_, said):
         ("5 apples", "'apples'"),
         ("7 / 0", "Division by zero"),
         ("0 ^ -1", "Division by zero"),
+        ("1e-400 ^ -0.5", "too small"),
         ("1 / (2 - 2)", "Division by zero"),
         ("9 ^ 9 ^ 9 ^ 9", "too large"),
         ("2 ^ 1e300", "too large"),

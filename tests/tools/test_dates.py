@@ -56,6 +56,7 @@ def test_values_by_hand(request_, said):
         ("", "Cannot read the date"),
         ("yesterday", "Cannot read the date 'yesterday'"),
         ("2023-02-29 to 2024-01-01", "Cannot read the date '2023-02-29'"),
+        ("2024-01-01 + 0000000001000005 days", "Too many"),
         ("2024-01-01 + 99999999 days", "Too many"),
         ("9999-12-31 + 1 day", "outside of the years"),
         ("0001-01-01 - 1 month", "outside of the years"),
