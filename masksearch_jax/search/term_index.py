@@ -62,11 +62,25 @@ class TermIndex:
                 for field, term, weight in clauses
             ]
         )
-        # Uncounted, so that the engine may skip blocks that cannot reach the top.
-        hits = self._searcher.search(disjunction, top_k, count=False).hits
+        hits = self._with_equals(disjunction, top_k)
         rows = self._searcher.fast_field_values("row", [address for _, address in hits])
         scores = [score for score, _ in hits]
-        return sorted(zip(rows, scores, strict=True), key=lambda hit: (-hit[1], hit[0]))
+        ranking = sorted(zip(rows, scores, strict=True), key=lambda hit: (-hit[1], hit[0]))
+        return ranking[:top_k]
+
+    def _with_equals(self, query: tantivy.Query, top_k: int) -> list[tuple[float, Any]]:
+        """The best `top_k`, and all that score as the last of them does.
+
+        The engine cuts equal scores in the order of its segments, which differs from build to
+        build.
+        """
+        asked = top_k + 1
+        while True:
+            # Uncounted, so that the engine may skip blocks that cannot reach the top.
+            hits = self._searcher.search(query, asked, count=False).hits
+            if len(hits) < asked or hits[-1][0] < hits[top_k - 1][0]:
+                return hits
+            asked *= 4
 
     def average_length(self, field: str, term: str) -> float:
         """Terms of the field per passage, from how the engine explains a term that it has there."""

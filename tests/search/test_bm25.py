@@ -15,6 +15,7 @@ from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.search.bm25 import BM25, MAX_TERMS, build
+from masksearch_jax.search.term_index import TermIndex, TermWriter
 from tests.search.fruit import FRUIT, SPECIAL, ids
 
 
@@ -69,6 +70,21 @@ def test_scores_are_those_of_bm25_by_hand(tmp_path):
 def test_the_best_come_first_and_ties_in_the_order_of_the_corpus(tmp_path):
     build([Passage(f"p{i}", "same", "same words") for i in range(9)], tmp_path / "i")
     assert ids(BM25.open(tmp_path / "i"), "words", 4) == ["p0", "p1", "p2", "p3"]
+
+
+def test_equal_scores_are_cut_by_row_whatever_order_the_engine_holds_them_in(tmp_path):
+    with TermWriter(tmp_path / "terms", "en", 1) as writer:
+        for row in (*range(99, 49, -1), *range(50)):
+            text = "a green pear" if row in (7, 70) else "a red apple"
+            writer.add(row, Passage(str(row), "Fruit", text))
+            if row % 20 == 0:
+                writer.commit()  # a segment of its own
+        writer.commit()
+    index = TermIndex(tmp_path / "terms")
+    assert [row for row, _ in index.search(["appl"], 4)] == [0, 1, 2, 3]
+    assert [row for row, _ in index.search(["fruit"], 98)] == list(range(98))
+    assert [row for row, _ in index.search(["pear", "appl"], 3)] == [7, 70, 0]
+    assert [row for row, _ in index.search(["pear"], 3)] == [7, 70]
 
 
 def test_one_list_per_query_at_most_top_k_long(fruit):
