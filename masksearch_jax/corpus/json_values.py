@@ -1,4 +1,4 @@
-"""JSON values of a text, streamed: the items of one array, or objects one after another."""
+"""JSON values of a text, streamed: objects one after another, and the items of arrays."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def is_spread(head: str) -> bool:
 
 
 def values(file: TextIO) -> Iterator[Any]:
-    """The items of the array that a text is, or its values where it is none, in order.
+    """The values of a text one after another, in order; of an array its items.
 
     Memory: one chunk, or the largest value. Raises ValueError where the text breaks off or is no
     JSON, naming how many values came before; what reading the file raises.
     """
     decode = json.JSONDecoder().raw_decode
     held, size = file.read(_CHUNK), _CHUNK
-    start = _BETWEEN.match(held).end()
-    in_array = held[start : start + 1] == "["
-    position = start + in_array
-    count = 0
+    position = count = 0
+    in_array = False
     while True:
         position = _BETWEEN.match(held, position).end()
-        if in_array and held[position : position + 1] == "]":
-            return
+        if held[position : position + 1] == ("]" if in_array else "["):
+            in_array = not in_array
+            position += 1
+            continue
         try:
             value, position = decode(held, position)
         except (ValueError, RecursionError) as error:

@@ -243,6 +243,22 @@ def test_objects_spread_over_lines_are_read(tmp_path):
     assert read(write(tmp_path, data, name="pretty.json"))[0] == EXPECTED
 
 
+@pytest.mark.parametrize("between", ["\n", "", " , "])
+@pytest.mark.parametrize("chunk", [1, 1 << 20])
+def test_arrays_and_objects_one_after_another_are_read(tmp_path, monkeypatch, between, chunk):
+    monkeypatch.setattr(json_values, "_CHUNK", chunk)
+    parts = (ROWS[:20], ROWS[20:40], [], *ROWS[40:])
+    data = between.join(json.dumps(part) for part in parts).encode()
+    assert read(write(tmp_path, data, name="two.json"))[0] == EXPECTED
+
+
+@pytest.mark.parametrize("after", [" GARBAGE", "]", "\n{", "\n[{}"])
+def test_what_is_no_json_after_an_array_is_named(tmp_path, after):
+    data = (json.dumps(ROWS) + after).encode()
+    with pytest.raises(CorpusError, match=r"corpus\.jsonl: after 5[01] values: "):
+        read(write(tmp_path, data), max_bad_fraction=0.1)
+
+
 def test_bad_items_of_an_array_are_counted_and_a_break_is_named(tmp_path):
     data = json.dumps([*ROWS, 5, {"id": "x", "title": "T"}], indent=1, ensure_ascii=False).encode()
     passages, stats, log = read(write(tmp_path, data), max_bad_fraction=0.1)
