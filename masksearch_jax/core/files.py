@@ -129,6 +129,7 @@ def _in_bucket(name: str, mode: str) -> Iterator[IO[Any]]:
     partial = path.parent / _partial_name(path.name)
     try:
         with partial.open(mode) as file:
+            file.write(b"" if "b" in mode else "")  # TensorFlow makes no object of no write
             yield file
         partial.replace(path)
     except BaseException:

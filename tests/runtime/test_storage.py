@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+from pathlib import Path
 from typing import ClassVar
 
 import fsspec
@@ -15,7 +17,7 @@ from orbax.checkpoint._src.path import gcs_utils
 
 from masksearch_jax import export_hf
 from masksearch_jax.core.config import CheckpointConfig, MeshConfig
-from masksearch_jax.core.files import is_bucket, write_json, writing
+from masksearch_jax.core.files import is_bucket, write_json, write_lines, writing
 from masksearch_jax.models import hf
 from masksearch_jax.models.load import InitError, initial
 from masksearch_jax.parallel import sharding
@@ -42,16 +44,52 @@ class Bucket(MemoryFileSystem):
         return super()._open(path, mode, **kwargs)
 
 
-@pytest.fixture
-def bucket(monkeypatch) -> str:
-    """A bucket in memory, with etils' own paths in front of it (not TensorFlow's)."""
-    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
+class Folder:
+    """TensorFlow's own file system, with a local folder in the place of `gs://`."""
+
+    def __init__(self, root: Path):
+        self._root = root
+
+    def __getattr__(self, name: str):
+        real = getattr(importlib.import_module("tensorflow").io.gfile, name)
+
+        def call(path: object, *args: object, **kwargs: object):
+            path, *args = (self._inside(x) for x in (path, *args))
+            if name == "GFile" and "w" in args[0]:  # a bucket has no folders to make
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            found = real(path, *args, **kwargs)
+            is_paths = name == "glob"
+            return [x.replace(f"{self._root}/", "gs://") for x in found] if is_paths else found
+
+        return call
+
+    def _inside(self, value: object):
+        text = os.fspath(value) if isinstance(value, os.PathLike) else value
+        return text.replace("gs://", f"{self._root}/") if isinstance(text, str) else text
+
+
+@pytest.fixture(params=["fsspec", "tensorflow"])
+def bucket(request, monkeypatch, tmp_path) -> str:
+    """A bucket in memory by fsspec, or a folder by TensorFlow: etils has both ways to one."""
+    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: request.param == "tensorflow")
+    monkeypatch.setattr(gpath, "_is_zonal_gcs_bucket", lambda name: False)  # Google says it of it
+    monkeypatch.setattr(gcs_utils, "get_bucket", lambda name: name)  # as this
     monkeypatch.setattr(backend.fsspec_backend, "_get_filesystem", lambda name: Bucket())
-    monkeypatch.setattr(gcs_utils, "get_bucket", lambda name: name)  # what Google says of it
     monkeypatch.setattr(Bucket, "store", {})
     monkeypatch.setattr(Bucket, "pseudo_dirs", [""])
     assert isinstance(Bucket(), fsspec.AbstractFileSystem)
+    folder = Folder(tmp_path / "buckets")
+    monkeypatch.setattr(backend._TfBackend, "gfile", property(lambda self: folder))
     return "gs://a-bucket"
+
+
+def objects(bucket: str) -> list[str]:
+    """All that is in a bucket, by its name there."""
+    place = storage.path(bucket)
+    if not place.exists():
+        return []
+    found = (f"{folder}/{name}" for folder, _, names in place.walk() for name in names)
+    return sorted(path.partition("/a-bucket/")[2] for path in found)
 
 
 def test_a_path_in_a_bucket_stays_one(tmp_path) -> None:
@@ -70,7 +108,7 @@ def test_curves_in_a_bucket_are_those_on_disk(bucket: str, tmp_path) -> None:
         rows = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": 0.5}]
         found = read_metrics(folder)
         assert [{k: v for k, v in row.items() if k != "wall_time"} for row in found] == rows
-    assert sorted(Bucket.store) == ["/a-bucket/run/metrics.jsonl"]
+    assert objects(bucket) == ["run/metrics.jsonl"]
     assert read_metrics(f"{bucket}/other") == []
 
 
@@ -79,7 +117,16 @@ def test_a_file_in_a_bucket_is_replaced_at_once(bucket: str) -> None:
     for value in (1, 2):
         write_json(path, {"f1": value})
         assert json.loads(path.read_text()) == {"f1": value}
-    assert sorted(Bucket.store) == ["/a-bucket/run/eval.json"]
+    assert objects(bucket) == ["run/eval.json"]
+
+
+def test_a_file_of_nothing_in_a_bucket_is_there(bucket: str) -> None:
+    place = storage.path(bucket) / "run"
+    assert write_lines(place / "lost.jsonl", ()) == 0
+    with writing(place / "none", "wb"):
+        pass
+    assert [(place / name).read_bytes() for name in ("lost.jsonl", "none")] == [b"", b""]
+    assert objects(bucket) == ["run/lost.jsonl", "run/none"]
 
 
 def test_a_stream_into_a_bucket_is_whole_or_not_there(bucket: str) -> None:
@@ -93,12 +140,12 @@ def test_a_stream_into_a_bucket_is_whole_or_not_there(bucket: str) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         write("cut off", KeyboardInterrupt)
-    assert sorted(Bucket.store) == []
+    assert objects(bucket) == []
     write("old")
     with pytest.raises(ValueError):
         write("cut off", ValueError)
     assert path.read_text() == "old"
-    assert sorted(Bucket.store) == ["/a-bucket/run/trajectories.jsonl"]
+    assert objects(bucket) == ["run/trajectories.jsonl"]
 
 
 def test_rows_in_a_bucket_are_written_together(bucket: str, monkeypatch) -> None:
