@@ -1,7 +1,8 @@
 """Files of questions as their authors publish them, read into one schema, `QAExample`.
 
-Read are a JSON array, JSON lines and CSV (or TSV) with rows above its header, packed as
-`corpus.packed` says, in UTF-8 or in UTF-16 with a byte order mark. A row's keys tell the data set:
+Read are JSON arrays, JSON lines and CSV (or TSV) with rows above its header, packed as
+`corpus.packed` says, in UTF-8 or in UTF-16 with a byte order mark. A text where a list is due is a
+list in JSON, or else the only item. A row's keys, in any case, tell the data set:
 
 - ours: `id` (or `qid`), `dataset`, `question`, `answers` and, if known, `gold`, `type`, `titles`,
   `level`, `hops`, `parts`, `decomposition`;
@@ -17,7 +18,9 @@ Read are a JSON array, JSON lines and CSV (or TSV) with rows above its header, p
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
+import dataclasses
 import hashlib
 import html
 import io
@@ -43,6 +46,9 @@ _HOPS = {"one-hop": 1, "two-hop": 2}
 _HOPS_IN_NAME = re.compile(r"(?<![^\W_])(\d)hop")  # MuSiQue: 2hop__1_2, 3hop1
 _NOT_ANSWERABLE = "not answerable"
 _NO_ANSWERS = "no answers"
+_PAIRED = "its question is there already, with another context"  # of MuSiQue-Full
+_NO_FAULT = (_NOT_ANSWERABLE, _PAIRED)
+_LIST = re.compile(r"\s*\[\s*[]\"'\d{[]")  # as a list begins in JSON or in Python
 _TOLD = 3  # malformed rows of a file that a warning quotes
 
 
@@ -79,7 +85,8 @@ def read_questions(
     default the file's. with_answers: a row without an answer is bad; else it is a question without
     answers. A bad row is left out and goes to `log` as "file:row: reason"; without a `log` a
     warning quotes the first few and counts them. A question that is marked as not answerable is
-    left out where answers are needed, and is not bad. QuestionsError
+    left out where answers are needed, else the second of its id, and is not bad. An id that a
+    question of another data set has already is prefixed by its own set's name. QuestionsError
     for a file that is missing, empty, of another form or encoding, or damaged, and for more than
     `max_bad_fraction` bad rows (names the first).
     """
@@ -88,21 +95,25 @@ def read_questions(
     dropped: Counter[str] = Counter()
     bad_rows = 0
     first: list[str] = []
-    seen: set[str] = set()
+    seen: dict[str, QAExample] = {}
     for where, row in rows(path):
         try:
-            example = _example(row, dataset or _name(path), with_answers)
-            if example.id in seen:
+            row = _folded(row)
+            example = _apart(_example(row, dataset or _name(path), with_answers), seen)
+            if first_of_id := seen.get(example.id):
+                is_pair = "answerable" in row and first_of_id.question == example.question
+                if is_pair and not with_answers:
+                    raise _BadRow(_PAIRED)
                 raise _BadRow("id is there already", repr(example.id))
         except _BadRow as bad:
             dropped[bad.reason] += 1
-            if bad.reason != _NOT_ANSWERABLE:
+            if bad.reason not in _NO_FAULT:
                 bad_rows += 1
                 first += [f"{path}:{where}: {bad}"] if len(first) < _TOLD else []
                 if log:
                     log(f"{path}:{where}: {bad}")
             continue
-        seen.add(example.id)
+        seen[example.id] = example
         examples.append(example)
     count = len(examples) + dropped.total()
     if count and dropped[_NO_ANSWERS] == count:
@@ -225,8 +236,11 @@ def _sheet(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
     try:
         for number, cells in enumerate(reader, 1):
             if names:
-                if any(cells):
-                    yield reader.line_num, dict(zip(names, cells, strict=False))
+                if len(cells) == len(names) and any(cells):
+                    yield reader.line_num, dict(zip(names, cells, strict=True))
+                elif any(cells):
+                    detail = f"{len(cells)}, not {len(names)}"
+                    yield reader.line_num, _BadRow("wrong number of columns", detail)
             elif "question" in (folded := [cell.strip().casefold() for cell in cells]):
                 names = folded
             elif number == _HEADER_WITHIN:
@@ -240,14 +254,28 @@ def _sheet(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
 # ---- rows to questions
 
 
-def _example(row: Any, dataset: str, with_answers: bool) -> QAExample:
-    """The question of a row of any of the forms. Raises _BadRow."""
+def _folded(row: Any) -> dict[str, Any]:
+    """The fields of a row and of its metadata by their names in lower case. Raises _BadRow."""
     if isinstance(row, _BadRow):
         raise row
     if not isinstance(row, dict):
         raise _BadRow("not a JSON object", type(row).__name__)
+    plain = {key: value for key, value in row.items() if key == key.casefold()}
+    row = {key.casefold(): value for key, value in row.items()} | plain
     more = row.get("metadata")
-    row = {**more, **row} if isinstance(more, dict) else row
+    return {**_folded(more), **row} if isinstance(more, dict) else row
+
+
+def _apart(example: QAExample, seen: Mapping[str, QAExample]) -> QAExample:
+    """With an id that no question of another data set has."""
+    earlier = seen.get(example.id)
+    if earlier is None or earlier.dataset == example.dataset:
+        return example
+    return dataclasses.replace(example, id=f"{example.dataset}:{example.id}")
+
+
+def _example(row: dict[str, Any], dataset: str, with_answers: bool) -> QAExample:
+    """The question of a row of any of the forms. Raises _BadRow."""
     if "question" not in row:
         raise _BadRow("no question", f"keys are {', '.join(map(str, row)) or 'none'}")
     question = row["question"]
@@ -256,15 +284,15 @@ def _example(row: Any, dataset: str, with_answers: bool) -> QAExample:
     if row.get("answerable") is False and with_answers:
         raise _BadRow(_NOT_ANSWERABLE)
     named = row.get("dataset") or row.get("data_source")
-    dataset = str(named or _dataset(row) or dataset)
     try:
+        dataset = str(named or _dataset(row) or dataset)
         answers = _answers(row, dataset)
         example = QAExample(
             id=_id(row, dataset, question.strip()),
             dataset=dataset,
             question=question.strip(),
             answers=answers,
-            gold=tuple(str(g) for g in row.get("gold") or ()),
+            gold=tuple(str(g) for g in _list(row, "gold")),
             type=_type(row),
             titles=tuple(dict.fromkeys(html.unescape(t) for t in _titles(row) if t)),
             level=str(row.get("level") or ""),
@@ -297,8 +325,33 @@ def _dataset(row: Mapping[str, Any]) -> str:
 
 
 def _has_evidence(row: Mapping[str, Any]) -> bool:
-    steps = row.get("decomposition")
+    steps = _list(row, "decomposition")
     return bool(steps) and isinstance(steps[0], dict) and "evidence" in steps[0]
+
+
+def _list(row: Mapping[str, Any], key: str) -> list[Any]:
+    """The list under a key; of a text the list that it is in JSON, or the text alone; of none [].
+
+    Raises _BadRow for what is neither, and for a text that begins as a list and is none in JSON.
+    """
+    value = row.get(key)
+    if isinstance(value, str):
+        if not _LIST.match(value):
+            return [value] if value.strip() else []
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    if not isinstance(value, list | None):
+        raise _BadRow("a field is no list", f"{key} is {value!r}; it must be a list")
+    return value or []
+
+
+def _records(row: Mapping[str, Any], key: str) -> list[Any]:
+    """The list under a key, which may be stored in columns, as `datasets` does. Raises _BadRow."""
+    value = row.get(key)
+    if not isinstance(value, Mapping):
+        return _list(row, key)
+    columns = [_list(value, name) for name in value]
+    return [dict(zip(value, each, strict=True)) for each in zip(*columns, strict=True)]
 
 
 def _id(row: Mapping[str, Any], dataset: str, question: str) -> str:
@@ -314,15 +367,13 @@ def _answers(row: Mapping[str, Any], dataset: str) -> tuple[str, ...]:
     """All accepted answers, each once; none where the row has none. Raises _BadRow."""
     found: list[Any] = []
     for key in ("answers", "golden_answers"):
-        if not isinstance(row.get(key, []), list):
-            raise _BadRow("answers are no list", f"{key} is {row[key]!r}; it must be one of texts")
-        found += row.get(key, [])
+        found += _list(row, key)
     answer = row.get("answer")
     is_choice = isinstance(answer, list) and dataset != "fanoutqa"
     found += answer if is_choice else [answer]
-    found += row.get("answer_aliases") or ()
+    found += _list(row, "answer_aliases")
     found += (row[key] for key in row if re.fullmatch(r"answer_\d+", key))
-    texts = (_flat(answer).strip() for answer in found if answer is not None)
+    texts = (_flat(each).strip() for each in found if each is not None and each == each)  # no NaN
     return tuple(dict.fromkeys(text for text in texts if text))
 
 
@@ -357,23 +408,25 @@ def _flat(answer: Any) -> str:
 def _type(row: Mapping[str, Any]) -> str:
     if "fact_type" in row:
         return f"{row['fact_type']},{row.get('num_hops', '')}".strip(",")
-    return str(row.get("type") or ",".join(row.get("categories") or ()))
+    return str(row.get("type") or ",".join(_list(row, "categories")))
 
 
 def _titles(row: Mapping[str, Any]) -> Iterator[str]:
     """Titles of the articles that support the answer."""
-    yield from row.get("titles") or ()
-    facts = row.get("supporting_facts") or ()
-    if isinstance(facts, Mapping):  # as `datasets` stores it: columns
-        yield from facts["title"]
+    yield from _list(row, "titles")
+    facts = row.get("supporting_facts")
+    if isinstance(facts, Mapping):  # in columns
+        yield from _list(facts, "title")
     else:
-        yield from (fact[0] for fact in facts)
-    for paragraph in row.get("paragraphs") or ():
+        facts = _list(row, "supporting_facts")
+        yield from (fact if isinstance(fact, str) else fact[0] for fact in facts)
+    for paragraph in _records(row, "paragraphs"):
         if paragraph.get("is_supporting"):
             yield paragraph["title"]
     if _has_evidence(row):
-        yield from (step["evidence"]["title"] for step in _with_evidence(row["decomposition"]))
-    yield from (article["title"] for article in row.get("necessary_evidence") or ())
+        steps = _with_evidence(_list(row, "decomposition"))
+        yield from (step["evidence"]["title"] for step in steps)
+    yield from (article["title"] for article in _list(row, "necessary_evidence"))
 
 
 def _with_evidence(steps: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
@@ -388,12 +441,13 @@ def _hops(row: Mapping[str, Any]) -> int:
     """Steps to the answer, as the row says or as many as it lists; 0 where it does neither."""
     if row.get("hops"):
         return int(row["hops"])
-    if row.get("num_hops"):
-        return _HOPS.get(row["num_hops"], 0)
+    if (number := row.get("num_hops")) and isinstance(number, int | str):
+        return number if isinstance(number, int) else _HOPS.get(number, 0)
+    steps = _list(row, "decomposition")
     if _has_evidence(row):
-        return sum(1 for _ in _with_evidence(row["decomposition"]))
-    for key in ("question_decomposition", "decomposition", "evidences"):
-        if row.get(key):
-            return len(row[key])
+        return sum(1 for _ in _with_evidence(steps))
+    for listed in (_records(row, "question_decomposition"), steps, _records(row, "evidences")):
+        if listed:
+            return len(listed)
     named = (_HOPS_IN_NAME.search(str(row.get(key))) for key in ("id", "qid", "type"))
     return next((int(found[1]) for found in named if found), 0)

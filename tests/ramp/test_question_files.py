@@ -283,7 +283,17 @@ def test_questions_that_cannot_be_answered_are_left_out_where_answers_are_needed
         ("[" * 100_000, "not JSON", ""),
         ("[1]", "not a JSON object", "list"),
         ({**ROW, "answers": []}, "no answers", "keys are id, dataset"),
-        ({**ROW, "answers": "Ann"}, "answers are no list", "answers is 'Ann'"),
+        ({**ROW, "answers": "['Ann']"}, "a field is no list", "answers is \"['Ann']\""),
+        ({**ROW, "answers": {"text": ["Ann"]}}, "a field is no list", "answers is {'text'"),
+        ({**ROW, "gold": 6}, "a field is no list", "gold is 6; it must be a list"),
+        ({**ROW, "decomposition": {"a": 1}}, "a field is no list", "decomposition is {'a': 1}"),
+        ({**ROW, "decomposition": 5}, "a field is no list", "decomposition is 5"),
+        (
+            {**ROW, "metadata": {"decomposition": {"x": ["y"]}}},
+            "a field is no list",
+            "{'x': ['y']}",
+        ),
+        ({"id": "x", "question": "q?", "answer": float("nan")}, "no answers", "keys are id"),
         ({**ROW, "question": " "}, "question is not text", "' '"),
         ({"id": "x", "answers": ["a"]}, "no question", "keys are id, answers"),
         ({**ROW, "id": "0"}, "id is there already", "'0'"),
@@ -314,6 +324,87 @@ def test_a_list_of_answers_is_a_choice_and_fanoutqas_one_answer(tmp_path):
     assert read(path, dataset="fanoutqa")[0].answers == ("Linda Davis, Linda K. Davis",)
     path = write(tmp_path / "own.jsonl", [{"id": "1", "question": WALK, "answer": [True, 7]}])
     assert read(path)[0].answers == ("yes", "7")
+
+
+def test_text_where_a_list_is_due_is_its_only_item_or_a_list_in_json(tmp_path):
+    lists = {"answers": "Ann", "answer_aliases": "A. Lee", "gold": "p1", "titles": "[REC]"}
+    row = {"id": "1", "dataset": "d", "question": WALK, **lists, "categories": "Film"}
+    expected = QAExample("1", "d", WALK, ("Ann", "A. Lee"), ("p1",), "Film", ("[REC]",))
+    assert read(write(tmp_path / "q.jsonl", [row])) == [expected]
+    row |= {"supporting_facts": "Ember", "categories": ""}
+    expected = dataclasses.replace(expected, type="", titles=("[REC]", "Ember"))
+    assert read(write(tmp_path / "q.jsonl", [row])) == [expected]
+    cells = {"question": WALK, "id": "1", "answers": '["Ann", "A. Lee"]', "gold": "[6, 4]"}
+    cells |= {"titles": "Ember", "answer_aliases": "", "decomposition": '["first", "then"]'}
+    with open(tmp_path / "d.csv", "w", newline="") as file:
+        csv.writer(file).writerows([cells.keys(), cells.values()])
+    expected = QAExample("1", "d", WALK, ("Ann", "A. Lee"), ("6", "4"), "", ("Ember",), "", 2)
+    assert read(tmp_path / "d.csv") == [expected]
+
+
+def test_lists_of_objects_may_be_stored_in_columns(tmp_path):
+    row = FORMS["2wiki"][0] | {"evidences": {"fact": ["A", "B"], "entity": ["B", "C"]}}
+    assert read(write(tmp_path / "q.jsonl", [row])) == [FORMS["2wiki"][1]]
+    columns = {"title": ["A", "B"], "is_supporting": [True, False]}
+    row = FORMS["musique"][0] | {"paragraphs": columns}
+    assert read(write(tmp_path / "q.jsonl", [row])) == [FORMS["musique"][1]]
+
+
+def test_names_of_fields_are_known_in_any_case(tmp_path):
+    rows = [{"Question": WALK, "Answer": "The Ember", "Metadata": {"Level": "hard"}}]
+    (found,) = read(write(tmp_path / "bamboogle.json", rows))
+    assert (found.id, found.question) == ("bamboogle:d9fa6873e76a", WALK)
+    assert (found.answers, found.level) == (("The Ember",), "hard")
+    rows = [{"question": WALK, "Question": "No?", "Answer": "no", "answer": "a", "num_hops": 3}]
+    (found,) = read(write(tmp_path / "own.json", rows))
+    assert (found.question, found.answers, found.hops) == (WALK, ("a",), 3)
+
+
+def test_a_row_of_a_sheet_with_other_columns_is_bad(tmp_path):
+    good = "".join(f"{i},Who {i}?,Bob\n" for i in range(98))
+    wrong = "x,In which year, then, was it?,1990\ny,Who?\n"
+    (tmp_path / "s.csv").write_text(f"id,question,answer\n{good}{wrong}")
+    lines = []
+    found = read_questions(tmp_path / "s.csv", max_bad_fraction=0.02, log=lines.append)
+    assert (len(found.examples), found.dropped) == (98, {"wrong number of columns": 2})
+    assert [line.partition("s.csv:")[2] for line in lines] == [
+        "100: wrong number of columns: 5, not 3",
+        "101: wrong number of columns: 2, not 3",
+    ]
+
+
+def test_ids_of_several_sets_in_a_file_are_told_apart(tmp_path):
+    """Each of FlashRAG's sets has ids test_0 and so on."""
+    rows = [
+        {"id": f"test_{i}", "question": f"{s} {i}?", "golden_answers": ["a"], "data_source": s}
+        for s in ("nq", "popqa", "bamboogle")
+        for i in range(2)
+    ]
+    found = read(write(tmp_path / "test.jsonl", rows), max_bad_fraction=0.0)
+    assert [(q.id, q.dataset, q.question) for q in found] == [
+        ("test_0", "nq", "nq 0?"),
+        ("test_1", "nq", "nq 1?"),
+        ("popqa:test_0", "popqa", "popqa 0?"),
+        ("popqa:test_1", "popqa", "popqa 1?"),
+        ("bamboogle:test_0", "bamboogle", "bamboogle 0?"),
+        ("bamboogle:test_1", "bamboogle", "bamboogle 1?"),
+    ]
+    twice = write(tmp_path / "test.jsonl", [*rows, rows[0], rows[2]])
+    assert read_questions(twice, max_bad_fraction=0.5).dropped == {"id is there already": 2}
+
+
+def test_a_question_with_two_contexts_is_one_where_no_answer_is_needed(tmp_path):
+    """MuSiQue-Full has each question with a context that answers it, and one that does not."""
+    row, expected = FORMS["musique"]
+    other = {**row, "answerable": False}
+    path = write(tmp_path / "q.jsonl", [row, other])
+    assert read_questions(path, max_bad_fraction=0.0) == ([expected], {"not answerable": 1})
+    found = read_questions(path, with_answers=False, max_bad_fraction=0.0)
+    paired = "its question is there already, with another context"
+    assert found == ([expected], {paired: 1})
+    path = write(tmp_path / "q.jsonl", [row, {**other, "question": "Which other?"}])
+    found = read_questions(path, with_answers=False, max_bad_fraction=0.5)
+    assert found == ([expected], {"id is there already": 1})
 
 
 def test_without_a_log_malformed_rows_are_one_warning(tmp_path, caplog):
