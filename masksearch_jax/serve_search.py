@@ -13,6 +13,7 @@ import dataclasses
 import signal
 
 from masksearch_jax.core.config import SearchConfig
+from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.schema import key, section
 from masksearch_jax.runtime import cli
 from masksearch_jax.search.open import check_named, open_tool
@@ -35,8 +36,13 @@ class ServeSearchRun:
 
 
 def check_config(cfg: ServeSearchRun) -> None:
-    """Raises what `check_named` raises."""
+    """Raises what `check_named` raises, and ConfigError for a replay."""
     check_named(cfg.search)
+    if cfg.search.replay:
+        raise ConfigError(
+            "config.search.replay: a service would fail on all that was not recorded; replay in "
+            "the run itself, by its own search.replay"
+        )
 
 
 def run(cfg: ServeSearchRun) -> None:
@@ -52,7 +58,8 @@ def run(cfg: ServeSearchRun) -> None:
         last_words=cfg.drain,
     )
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: server.shutdown())
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
+            signal.signal(number, lambda *_: server.shutdown())
     print(f"serving {_served(cfg.search)} at {server.url}", flush=True)
     try:
         server.serve_forever()
@@ -64,8 +71,6 @@ def _served(cfg: SearchConfig) -> str:
     """What the replies come from."""
     if cfg.kind == "none":
         return "no passages"
-    if cfg.replay:
-        return cfg.cache or cfg.recorded
     return cfg.service or (f"random passages of {cfg.index}" if cfg.kind == "random" else cfg.index)
 
 

@@ -22,11 +22,11 @@ LEAST_BYTES = 2**20  # that a bound must leave
 _LAYOUT = 3  # of the tables, as SQLite's user_version
 _SPARE = 0.1  # of the bound that is made free when it is passed
 _TABLES = (
-    """create table if not exists results (
+    """create table results (
     id integer primary key, searched text, query text, top_k integer, hits text, used integer,
     unique (searched, query, top_k))""",
-    "create index if not exists by_use on results (used)",
-    "create table if not exists versions (name text primary key, fingerprint text) without rowid",
+    "create index by_use on results (used)",
+    "create table versions (name text primary key, fingerprint text) without rowid",
     f"pragma user_version={_LAYOUT}",
 )
 
@@ -92,24 +92,32 @@ class CachedSearch:
     def _open(self, name: str, fingerprint: str) -> str:
         """Opens the file; the fingerprint whose results are used."""
         self._database = self._connect()
+        if self._mode == "replay":
+            self._check_layout()
+            asked = "select fingerprint from versions where name=?"
+            return (self._database.execute(asked, (name,)).fetchone() or ("",))[0]
+        self._database.execute("pragma journal_mode=wal")
+        self._database.execute("pragma synchronous=normal")
+        with self._database:
+            # All tables or none, whoever else begins the file now and wherever this is cut off.
+            self._database.execute("begin immediate")
+            if not self._has_table("results"):
+                for table in _TABLES:
+                    self._database.execute(table)
+            self._check_layout()
+            newest = "insert or replace into versions values (?,?)"
+            self._database.execute(newest, (name, fingerprint))
+            self._evict()
+        return fingerprint
+
+    def _check_layout(self) -> None:
+        """Raises SearchError for a file of another layout."""
         layout = self._pragma("user_version")
         if layout != _LAYOUT and self._has_table("results"):
             raise SearchError(
                 f"the search cache {self._path} has layout {layout}, must be {_LAYOUT}: remove it "
                 "or name another file as search.cache"
             )
-        if self._mode == "replay":
-            asked = "select fingerprint from versions where name=?"
-            return (self._database.execute(asked, (name,)).fetchone() or ("",))[0]
-        self._database.execute("pragma journal_mode=wal")
-        self._database.execute("pragma synchronous=normal")
-        for table in _TABLES:
-            self._database.execute(table)
-        with self._database:
-            newest = "insert or replace into versions values (?,?)"
-            self._database.execute(newest, (name, fingerprint))
-            self._evict()
-        return fingerprint
 
     def _connect(self) -> sqlite3.Connection:
         """Raises SearchError for a file on a disk that takes no writes and that was not closed."""

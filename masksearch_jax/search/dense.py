@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 from masksearch_jax.core.retrieval import SearchError
@@ -44,7 +45,8 @@ class DenseSearch:
         pairs = (
             zip(r, s, strict=True) for r, s in zip(rows.tolist(), scores.tolist(), strict=True)
         )
-        return [sorted(hits, key=lambda hit: (-hit[1], hit[0])) for hits in pairs]
+        found = ([hit for hit in hits if hit[1] > -math.inf] for hits in pairs)
+        return [sorted(hits, key=lambda hit: (-hit[1], hit[0])) for hits in found]
 
 
 class HybridSearch:

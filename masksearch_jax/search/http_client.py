@@ -11,10 +11,11 @@ import httpx2
 
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.search.gather import RefusedError
-from masksearch_jax.search.replicas import FailedForNow, retry_after
+from masksearch_jax.search.replicas import FailedForNow, NoAnswerError, retry_after
 
 MAX_RESPONSE = 64 * 2**20  # bytes
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+REFUSED = frozenset({400, 413, 422})  # for what is asked
 _FAILURES = frozenset({500, 503})  # of a service at a request, where it asks for no pause
 _IDLE_CONNECTIONS = 64  # kept open
 
@@ -31,7 +32,10 @@ class Response(NamedTuple):
     data: bytes
 
     def check_ok(self, service: str) -> None:
-        """Raises FailedForNow where another try may succeed, RefusedError for any other failure."""
+        """Raises FailedForNow where another try may succeed, RefusedError for a wrong request.
+
+        Any other status is a NoAnswerError: a page of what stands before the service, a wrong key.
+        """
         if self.status == 200:
             return
         reason = f"HTTP {self.status} {self.data[:200].decode('utf-8', 'replace')}"
@@ -39,7 +43,8 @@ class Response(NamedTuple):
             rest = retry_after(self.headers)
             is_own = self.status in _FAILURES and not rest
             raise FailedForNow(f"{service}: {reason}", rest, is_own=is_own)
-        raise RefusedError(f"{service} refused the request: {reason}")
+        kind = RefusedError if self.status in REFUSED else NoAnswerError
+        raise kind(f"{service} refused the request: {reason}")
 
 
 class HttpClient:

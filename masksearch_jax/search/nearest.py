@@ -17,7 +17,10 @@ class Nearest(Protocol):
     way: str  # as `search.nearest` names it
 
     def __call__(self, queries: np.ndarray, k: int) -> Found:
-        """The k rows of the largest inner products with each query, float32 [B, dim]."""
+        """The k rows of the largest inner products with each query, float32 [B, dim].
+
+        Where fewer are found, the last scores are -inf and their rows mean nothing.
+        """
         ...
 
 
@@ -57,4 +60,7 @@ def _rows_and_scores(found: object, count: int) -> Found:
     """Of one query usearch gives a row, of several a table; its distance is 1 - product."""
     keys, distances = np.asarray(found.keys), np.asarray(found.distances)  # type: ignore[attr-defined]
     rows = keys.reshape(count, -1).astype(np.int64)
-    return rows, 1.0 - distances.reshape(count, -1).astype(np.float32)
+    counts = np.reshape(getattr(found, "counts", rows.shape[1]), (-1, 1))  # one query is not filled
+    is_found = np.arange(rows.shape[1]) < counts
+    distances = np.where(is_found, distances.reshape(count, -1), np.inf)
+    return rows, 1.0 - distances.astype(np.float32)

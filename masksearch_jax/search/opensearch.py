@@ -26,11 +26,12 @@ from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.search_services_config import OpenSearchConfig, OpenSearchLoadConfig
 from masksearch_jax.core.types import Hits, JsonObject, Passage
 from masksearch_jax.search.gather import RefusedError
-from masksearch_jax.search.http_client import RETRIED
+from masksearch_jax.search.http_client import REFUSED, RETRIED
 from masksearch_jax.search.rate import RateLimit
 from masksearch_jax.search.replicas import (
     FailedForNow,
     GaveUp,
+    NoAnswerError,
     Patience,
     Replicas,
     retry_after,
@@ -175,15 +176,19 @@ class OpenSearchSearch:
     def _attempt(
         self, ask: Callable[[Client, float], Any], url: str, seconds: float
     ) -> tuple[Any, str]:
-        """Raises FailedForNow where another try may succeed, else SearchError."""
+        """Raises FailedForNow where another try may succeed, NoAnswerError where one elsewhere may.
+
+        A wrong request is a RefusedError.
+        """
         try:
             return ask(self._clients[url], seconds), url
         except exceptions.SSLError as error:
-            raise SearchError(f"{url}: {_line(error)}") from error
+            raise NoAnswerError(f"{url}: {_line(error)}") from error
         except exceptions.TransportError as error:
-            raise RefusedError(f"{url} refused the request: {_line(error)}") from error
+            kind = RefusedError if error.status_code in REFUSED else NoAnswerError
+            raise kind(f"{url} refused the request: {_line(error)}") from error
         except (exceptions.SerializationError, LookupError, TypeError, AttributeError) as error:
-            raise SearchError(f"{url} sent a reply of unknown form: {error!r}") from error
+            raise NoAnswerError(f"{url} sent a reply of unknown form: {error!r}") from error
 
 
 def _allowed(text: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import gzip
 import json
+import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from masksearch_jax.core.types import (
 )
 from masksearch_jax.search.store import PassageStore
 
+_INDEX = re.compile(r"(?:^| )([0-9a-f]{16})(?:\+|$)")  # in what a record says of who answered
 _PATTERNS = ("*.jsonl", "*.jsonl.gz")
 
 
@@ -41,6 +44,18 @@ class RecordedSearch:
                     self._found[query] = record
         if not self._found:
             raise SearchError(f"nothing to replay: no trajectory in {path} recorded a search")
+        if others := self._other_indexes():
+            print(
+                f"  {path} recorded searches of index {', '.join(others)}, and search.index is "
+                f"{fingerprint}: texts that differ there are answered as search.index has them",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _other_indexes(self) -> list[str]:
+        """The indexes that answered, by the records that name one, but the one of `passages`."""
+        named = (_INDEX.search(record.answered_by) for record in self._found.values())
+        return sorted({match[1] for match in named if match} - {self.fingerprint})
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
         return [self._one(query, top_k) for query in queries]
@@ -54,8 +69,8 @@ class RecordedSearch:
                 f"query {query!r} wants {top_k} passages, and {record.depth} were asked for when "
                 f"{self._path} was recorded"
             )
-        passages = [self._passage(name) for name in record.passage_ids[:top_k]]
         scores, by = record.scores[:top_k], record.answered_by
+        passages = [self._passage(name) for name in record.passage_ids[:top_k]]
         return Hits(passages, scores=scores, cached=True, answered_by=by)
 
     def _passage(self, name: str) -> Passage:

@@ -7,6 +7,7 @@ with a hit `{"document": {...}, "score": 1.2}` or the document itself, whose tex
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -14,7 +15,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from masksearch_jax.core import contents
@@ -23,7 +24,13 @@ from masksearch_jax.core.types import Hits, Passage
 from masksearch_jax.search.gather import Batch, FailingBatchError, Gatherer
 from masksearch_jax.search.http_client import HttpClient, Response, TooLargeError
 from masksearch_jax.search.rate import RateLimit
-from masksearch_jax.search.replicas import FailedForNow, GaveUp, Patience, Replicas
+from masksearch_jax.search.replicas import (
+    FailedForNow,
+    GaveUp,
+    NoAnswerError,
+    Patience,
+    Replicas,
+)
 
 Told = TypeVar("Told")  # what one request of a service gets
 
@@ -65,7 +72,7 @@ class RemoteSearch:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Which index the services search, where their /health says so; else empty.
+        """Which index the services search, where /health or a reply so far says so; else empty.
 
         Raises SearchError for replicas of two indexes.
         """
@@ -80,20 +87,25 @@ class RemoteSearch:
         found.discard("")
         if len(found) > 1:
             raise SearchError(f"the replicas {self._url} search different indexes: {sorted(found)}")
-        self._index = found.pop() if found else ""
+        self._index = found.pop() if found else self._index
         return self._index
 
     def _fingerprint(self, url: str, seconds: float) -> str:
-        """Of one service; "" where it tells none. Raises FailedForNow."""
+        """Of one service, by /health beside its path or of its host; "" where neither tells it.
+
+        Raises FailedForNow.
+        """
         parts = urlsplit(url)
-        health = urlunsplit((parts.scheme, parts.netloc, "/health", "", ""))
-        try:
-            response = self._send("GET", health, None, seconds)
-            response.check_ok(health)
-            found = json.loads(response.data).get("fingerprint", "")
-        except (SearchError, AttributeError, ValueError, RecursionError):
-            return ""
-        return found if isinstance(found, str) else ""
+        beside = parts.path.rstrip("/").rpartition("/")[0]
+        for path in dict.fromkeys((f"{beside}/health", "/health")):
+            health = urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+            with contextlib.suppress(SearchError, AttributeError, ValueError, RecursionError):
+                response = self._send("GET", health, None, seconds)
+                response.check_ok(health)
+                found = json.loads(response.data).get("fingerprint")
+                if found and isinstance(found, str):
+                    return found
+        return ""
 
     def _patient(
         self, send: Callable[[str, float], Told], deadline: float = math.inf
@@ -125,29 +137,24 @@ class RemoteSearch:
         started = time.monotonic()
         failures = itertools.count(1)
 
-        def post(url: str, seconds: float) -> tuple[list[Any], str]:
+        def post(url: str, seconds: float) -> tuple[list[_Found], str]:
             try:
-                return self._post(body, url, seconds)
+                results, by = self._post(body, url, seconds)
+                return _found(url, queries, [hits[:top_k] for hits in results]), by
             except FailedForNow as error:
                 if batch.calls > 1 and error.is_own and next(failures) >= _TRIED_TOGETHER:
                     raise FailingBatchError(str(error)) from error
                 raise
 
         (results, by), attempts = self._patient(post, batch.deadline)
-        if len(results) != len(queries):
-            raise SearchError(
-                f"{self._url} answered {len(queries)} queries with {len(results)} results"
-            )
         told = {"attempts": attempts, "seconds": time.monotonic() - started, "answered_by": by}
-        try:
-            return [_hits(hits[:top_k], told) for hits in results]
-        except (TypeError, LookupError, AttributeError) as error:
-            raise SearchError(f"{self._url} sent a document of unknown form: {error!r}") from error
+        return [Hits(found.passages, scores=found.scores, **told) for found in results]
 
     def _post(self, body: bytes, url: str, seconds: float) -> tuple[list[Any], str]:
         """What one attempt found, and who answered.
 
-        Raises FailedForNow when another may succeed, else SearchError.
+        Raises FailedForNow when another may succeed, NoAnswerError when one elsewhere may, else
+        SearchError.
         """
         response = self._send("POST", url, body, seconds)
         response.check_ok(url)
@@ -162,11 +169,11 @@ class RemoteSearch:
             answer = json.loads(response.data)
             found = answer["result"]
         except (ValueError, LookupError, TypeError, RecursionError) as error:
-            raise SearchError(f"{url} sent no JSON list `result`: {error!r}") from error
+            raise NoAnswerError(f"{url} sent no JSON list `result`: {error!r}") from error
         if said := answer.get("error"):  # sent with 200: it is not that nothing was found
             raise FailedForNow(f"{url} sent an error: {said!r:.200}", is_own=True)
         if not isinstance(found, list) or not all(isinstance(hits, list) for hits in found):
-            raise SearchError(f"{url} sent no JSON list of lists `result`: {found!r:.200}")
+            raise NoAnswerError(f"{url} sent no JSON list of lists `result`: {found!r:.200}")
         return found, f"{url} {told or self._index}".rstrip()
 
     def _send(self, method: str, url: str, body: bytes | None, seconds: float) -> Response:
@@ -188,15 +195,27 @@ def _service(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
-def _hits(hits: Sequence[Any], told: dict[str, Any]) -> Hits:
-    """What one query found. told: of its request.
+class _Found(NamedTuple):
+    """What one query found. scores: none where not each hit has a number."""
 
-    Raises TypeError, LookupError or AttributeError for another form.
-    """
-    passages = [_passage(hit) for hit in hits]
+    passages: list[Passage]
+    scores: Sequence[float]
+
+
+def _found(url: str, queries: Sequence[str], results: Sequence[Sequence[Any]]) -> list[_Found]:
+    """What the hits of each query say. Raises NoAnswerError for another form."""
+    if len(results) != len(queries):
+        raise NoAnswerError(f"{url} answered {len(queries)} queries with {len(results)} results")
+    try:
+        return [_Found([_passage(hit) for hit in hits], _scores(hits)) for hits in results]
+    except (TypeError, LookupError, AttributeError) as error:
+        raise NoAnswerError(f"{url} sent a document of unknown form: {error!r}") from error
+
+
+def _scores(hits: Sequence[Any]) -> Sequence[float]:
     scores = [hit.get("score") for hit in hits]
-    known = all(isinstance(s, int | float) for s in scores)
-    return Hits(passages, scores=scores if known else (), **told)
+    known = all(isinstance(s, int | float) and math.isfinite(s) for s in scores)
+    return scores if known else ()
 
 
 def _passage(hit: Any) -> Passage:

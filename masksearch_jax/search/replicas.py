@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
+from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.search.rate import RateLimit
 
 Reply = TypeVar("Reply")
@@ -39,6 +40,12 @@ class FailedForNow(Exception):
     ):
         super().__init__(message)
         self.rest, self.is_late, self.is_own = rest, is_late, is_own
+
+
+class NoAnswerError(SearchError):
+    """What an attempt got is no answer of such a service, and another replica may give one."""
+
+    rest = 0.0
 
 
 class GaveUp(Exception):
@@ -77,8 +84,9 @@ class Replicas(Generic[Reply]):
     """Sends requests to one of several replicas; safe for threads.
 
     limit: of all attempts. send(url, seconds): one attempt of at most so many seconds. Raises
-    FailedForNow where another may succeed; what else it raises ends the request. That a service
-    which has not answered yet is tried again is told once, on stderr.
+    FailedForNow where another may succeed, NoAnswerError where one at another replica may; what
+    else it raises ends the request. That a service which has not answered yet is tried again is
+    told once, on stderr.
     """
 
     def __init__(self, urls: Sequence[str], patience: Patience, limit: RateLimit | None = None):
@@ -99,6 +107,7 @@ class Replicas(Generic[Reply]):
         deadline = min(deadline, time.monotonic() + patience.timeout)
         attempts = late = waits = 0
         failed: set[Replica] = set()  # since the last wait, with the one before it
+        strange: set[Replica] = set()  # that gave no answer
         last = ""
         while True:
             if not self._limit.wait(deadline - time.monotonic()):
@@ -115,11 +124,16 @@ class Replicas(Generic[Reply]):
                 reply, more = self._attempt(replica, send, seconds, deadline)
                 self._is_told = True
                 return reply, attempts + more
+            except NoAnswerError as error:
+                strange.add(replica)
+                if len(strange) == len(self._replicas):
+                    raise
+                last = str(error)
             except FailedForNow as error:
                 last = str(error)
-                failed.add(replica)
-                self._tell(last)
                 late += error.is_late
+            failed.add(replica)
+            self._tell(last)
             if not self._has_another(failed):
                 wait = jittered(patience.backoff, waits)
                 if waits >= patience.retries or time.monotonic() + wait >= deadline:
@@ -166,7 +180,7 @@ class Replicas(Generic[Reply]):
             if error is None:
                 return reply, running - 1 if hedges else 0  # type: ignore[return-value]
             running -= 1
-            if not running or not isinstance(error, FailedForNow):
+            if not running or not isinstance(error, FailedForNow | NoAnswerError):
                 raise error
         raise AssertionError("unreachable")
 
@@ -182,7 +196,7 @@ class Replicas(Generic[Reply]):
         def run() -> None:
             try:
                 reply = send(replica.url, max(0.001, end - time.monotonic()))
-            except FailedForNow as error:
+            except (FailedForNow, NoAnswerError) as error:
                 self._give(replica, error)
                 replies.put((None, error))
             except Exception as error:
@@ -216,7 +230,7 @@ class Replicas(Generic[Reply]):
                 back = min(r.back_at for r in self._replicas)
                 self._changed.wait(max(0.0, min(deadline, back) - now))
 
-    def _give(self, replica: Replica, error: FailedForNow | None) -> None:
+    def _give(self, replica: Replica, error: FailedForNow | NoAnswerError | None) -> None:
         """Back from an attempt that failed so, or not."""
         with self._changed:
             replica.in_flight -= 1

@@ -136,9 +136,9 @@ class _Figures:
 
 
 def _time_left(call: Call) -> float:
-    """Seconds that the client waits, where it says so."""
+    """Seconds that the client waits, where it says so; at 0 and below it has gone."""
     try:
         left = float(call.headers.get(TIME_LEFT.lower(), "inf"))
     except ValueError:
         return math.inf
-    return left if left > 0 else math.inf
+    return math.inf if math.isnan(left) else left

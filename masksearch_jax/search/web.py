@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 import weakref
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from masksearch_jax.search.replicas import GaveUp, Patience, Replicas
 
 MAX_QUERY_CHARS = 2048  # of a query; the rest is ignored, as services do
 _AT_ONCE = 8  # queries of one call that are asked at the same time
-_STRUCK_OUT = "***"
+_STRUCK_OUT = b"***"
 _HTTP_LOGGER = "httpx2"
 
 SERVICES = {
@@ -116,12 +117,14 @@ class WebSearch:
         """The results of a reply. Raises SearchError for a reply of another form."""
         cfg = self._cfg
         found = _at(reply, cfg.results)
-        if found is None and _is_without_results(reply):
+        if not found and _is_without_results(reply):
             return []
+        said = _at(reply, "error") or _at(reply, "message")
+        if said and not found:  # it is not that nothing was found
+            raise SearchError(f"{self._service} sent an error: {said!r:.200}")
         if not isinstance(found, list):
-            said = _at(reply, "error") or _at(reply, "message") or reply
             where = f"{cfg.results!r} (search.web.results)"
-            raise SearchError(f"{self._service} sent no list at {where}: {said!r:.200}")
+            raise SearchError(f"{self._service} sent no list at {where}: {reply!r:.200}")
         return [self._passage(result) for result in found]
 
     def _passage(self, result: Any) -> Passage:
@@ -139,10 +142,19 @@ class WebSearch:
 
 
 def _struck_out(key: str, data: bytes) -> bytes:
-    """The data without the key, as it is or as addresses have it."""
-    for text in {key, quote(key, safe="")} - {""}:
-        data = data.replace(text.encode(), _STRUCK_OUT.encode())
-    return data
+    """The data without the key, however JSON, addresses or HTML write its characters."""
+    return _written(key).sub(_STRUCK_OUT, data) if key else data
+
+
+@functools.cache
+def _written(key: str) -> re.Pattern[bytes]:
+    """Each character of the key as it is or escaped: `\\/`, `\\u002F`, `%2f`, `&#47;`, `&#x2F;`."""
+    characters = (
+        rf"(?:{re.escape(c)}|\\{re.escape(c)}"
+        rf"|(?i:\\u00{ord(c):02x}|%{ord(c):02x}|&#0*{ord(c)};|&#x0*{ord(c):x};))"
+        for c in key
+    )
+    return re.compile("".join(characters).encode())
 
 
 def _strike(key: str, record: logging.LogRecord) -> bool:

@@ -5,6 +5,7 @@ import signal
 import pytest
 
 from masksearch_jax import serve_search
+from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.search_config import SearchConfig
 from masksearch_jax.search.bm25 import BM25, build
 from masksearch_jax.search.server import SearchServer
@@ -37,6 +38,14 @@ def test_it_says_what_it_serves(said, tmp_path):
     assert said(kind="none", index=index) == "no passages"
     assert said(kind="random", index=index) == f"random passages of {index}"
     assert said(index=index, cache=cache) == index
-    assert said(index=index, cache=cache, replay=True) == cache
+    with pytest.raises(ConfigError, match=r"config\.search\.replay: a service would fail on all"):
+        said(index=index, cache=cache, replay=True)
     with SearchEndpoint(BM25.open(index)) as behind:
         assert said(kind="http", url=behind.url, index=index) == behind.url
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored(said):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    said(kind="none")
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    assert callable(signal.getsignal(signal.SIGTERM))

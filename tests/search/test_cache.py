@@ -14,6 +14,7 @@ import pytest
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.retrieval import SearchError, find_recorded
 from masksearch_jax.core.types import Passage
+from masksearch_jax.search import cache
 from masksearch_jax.search.bm25 import build
 from masksearch_jax.search.cache import LEAST_BYTES, CachedSearch
 from masksearch_jax.search.open import open_tool
@@ -190,6 +191,15 @@ def test_a_bound_that_is_too_small_and_another_layout_are_refused(tmp_path):
     for mode in ("use", "replay"):
         with pytest.raises(SearchError, match=r"old has layout 0, must be 3: remove it"):
             CachedSearch(NoSearch(), tmp_path / "old", mode=mode)
+
+
+def test_a_file_that_was_cut_off_as_it_began_is_begun_anew(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "_TABLES", (*cache._TABLES[:2], "no sql"))
+        with pytest.raises(SearchError, match=r"cannot open the search cache .*syntax error"):
+            CachedSearch(FakeSearch({}), tmp_path / "c.sqlite", name="x")
+    with cached(FakeSearch({"red": FRUIT[:1]}), tmp_path / "c.sqlite", name="x") as again:
+        assert again.search(["red"], 1) == [list(FRUIT[:1])]
 
 
 def test_a_replay_needs_no_right_to_write(small_disk):

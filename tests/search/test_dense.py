@@ -176,6 +176,22 @@ def test_faster_ways_find_nearly_all(lakes, kind):
     assert (scores >= by_hand(lakes[1].table, asked, 10)[:, -1:] - 2e-3).mean() > 0.95
 
 
+def test_a_graph_that_reaches_fewer_gives_what_it_found(tmp_path):
+    same = [Passage(str(i), "Same", "w1 w2") for i in range(600)]
+    other = [Passage(str(i), f"Other {i}", f"w{i} w{i * 7}") for i in range(600, 1200)]
+    index, table = build([*same, *other], tmp_path / "i", HashedWords(), graph=True)
+    asked = HashedWords().encode_queries(["w1 w2"] * 4)
+    rows, scores = Graph(table)(asked, 1100)
+    found = np.isfinite(scores)
+    assert 0 < found.sum(axis=1).min() < 1100  # else nothing is tried here
+    for own, finite in zip(rows, found, strict=True):
+        assert len(set(own[finite].tolist())) == finite.sum()
+    hits = DenseSearch(index, table, HashedWords(), Graph(table)).search(["w1 w2"] * 4, 1000)
+    for own in hits:
+        assert len({p.id for p in own}) == len(own) == len(own.scores)
+        assert np.isfinite(own.scores).all()
+
+
 def test_dense_search_is_a_search_tool(lakes):
     tool = DenseSearch(*lakes, HashedWords(), Exact(lakes[1]))
     assert isinstance(tool, SearchTool)

@@ -439,7 +439,10 @@ def test_a_request_whose_time_has_passed_is_not_searched():
         assert post_raw(server, late, {TIME_LEFT: "0.05"})[0] == 503
         assert first.result()[0] == 200
         assert post_raw(server, BODY, {TIME_LEFT: "nonsense"})[0] == 200
-    assert tool.calls == [("q",), ("q",)]
+        assert [post_raw(server, BODY, {TIME_LEFT: t})[0] for t in ("0", "-5", "nan")] == [
+            *(503, 503, 200),
+        ]
+    assert tool.calls == [("q",)] * 3
 
 
 def test_requests_that_wait_together_are_one_search():

@@ -57,12 +57,19 @@ def test_recorded_searches_are_answered_again_without_their_service(fruit, index
     assert open_tool(dataclasses.replace(cfg, kind="none")).search(["apple"], 2) == [[]]
 
 
-def test_a_replayed_answer_keeps_who_gave_it(fruit, index, tmp_path):
+def test_a_replayed_answer_keeps_who_gave_it(fruit, index, tmp_path, capsys):
     record(fruit, tmp_path / "t.jsonl.gz", ("red",))
     cfg = dataclasses.replace(CFG, index=index, replay=True, recorded=str(tmp_path))
     build(FRUIT[::-1], index)  # another index with the same passages
-    _, (again,) = find_recorded(open_tool(cfg), ("red",), cfg, "")
-    assert again.answered_by == fruit.fingerprint != open_tool(cfg).fingerprint
+    capsys.readouterr()
+    tool = open_tool(cfg)
+    _, (again,) = find_recorded(tool, ("red",), cfg, "")
+    assert again.answered_by == fruit.fingerprint != tool.fingerprint
+    said = f"recorded searches of index {fruit.fingerprint}, and search.index is {tool.fingerprint}"
+    assert said in capsys.readouterr().err
+    build(FRUIT, index)
+    assert open_tool(cfg).fingerprint == fruit.fingerprint
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

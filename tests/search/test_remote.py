@@ -106,6 +106,35 @@ def test_another_replica_answers_for_one_that_is_down():
     assert len(well.calls) == len(QUERIES)
 
 
+PAGE = Answer(body=b"<html>maintenance</html>")
+OTHER_FORM = Answer(body=json.dumps({"result": [[{"document": {"id": "1"}}]]}).encode())
+STRANGE = [Answer(status=404), Answer(status=401), Answer(status=302), PAGE, OTHER_FORM]
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+def test_another_replica_answers_for_one_whose_reply_is_none(strange):
+    with SearchEndpoint(TOOL) as well, SearchEndpoint(TOOL, strange) as broken:
+        remote = client(well, broken, backoff=60.0)
+        assert everything(remote, QUERIES, 4) == EXPECTED
+        assert 3 <= len(broken.calls) <= 7  # as of one that is down
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+def test_a_reply_that_is_none_is_an_error_once_every_replica_gave_one(strange):
+    with SearchEndpoint(TOOL, strange) as one, SearchEndpoint(TOOL, strange) as two:
+        with pytest.raises(SearchError, match=r"refused the request|no JSON list|unknown form"):
+            client(one, two, backoff=60.0).search(["red"], 3)
+        assert [len(one.calls), len(two.calls)] == [1, 1]
+
+
+def test_a_request_that_one_replica_refuses_is_not_asked_of_another():
+    refuses = Answer(status=422, message="no such query")
+    with SearchEndpoint(TOOL, refuses) as one, SearchEndpoint(TOOL, refuses) as two:
+        with pytest.raises(SearchError, match="refused the request: HTTP 422"):
+            client(one, two).search(["red"], 3)
+        assert len(one.calls) + len(two.calls) == 1
+
+
 def test_all_replicas_are_asked_before_a_try_counts_as_over():
     with contextlib.ExitStack() as stack:
         opened = [SearchEndpoint(TOOL, in_turn(DOWN, DOWN, WELL)) for _ in range(8)]
@@ -136,6 +165,26 @@ def test_an_index_is_asked_for_its_fingerprint_until_it_tells(fruit):
         assert len(shaky.calls) == 4
     with pytest.raises(SearchError, match=r"attempt \d+ within 0\.2 s"):
         _ = client(server, timeout=0.2).fingerprint
+
+
+def test_an_index_without_health_is_known_by_its_replies(fruit):
+    with SearchEndpoint(TOOL, Answer(headers={"X-Index": "one"})) as service:
+        remote = client(service)
+        remote.search(["red"], 3)
+        assert remote.fingerprint == "one"
+
+
+class _UnderPath(SearchEndpoint):
+    def reply(self, route, call, answer):
+        if route == ("GET", "/wiki/health"):
+            return {"fingerprint": "of wiki"}
+        return super().reply(route, call, answer)
+
+
+def test_a_service_under_a_path_has_its_health_beside_it(fruit):
+    for path, told in (("/wiki/retrieve", "of wiki"), ("/other/retrieve/", fruit.fingerprint)):
+        with _UnderPath(fruit) as one:
+            assert RemoteSearch(f"{one.address}{path}", timeout=5.0).fingerprint == told
 
 
 def test_a_service_that_comes_back_with_another_index_is_an_error(fruit):

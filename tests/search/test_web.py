@@ -93,7 +93,8 @@ def test_a_result_needs_a_title_or_a_text(service):
         (Answer(body=b"<html>"), "sent no JSON"),
         (Answer(body=b"[]"), "sent no list at 'organic'"),
         (Answer(body=b'{"organic": {}}'), "sent no list at 'organic'"),
-        (Answer(body=b'{"message": "soon"}'), "'organic' .*: 'soon'"),
+        (Answer(body=b'{"message": "soon"}'), "sent an error: 'soon'"),
+        (Answer(body=b'{"error": "quota exceeded", "organic": []}'), "an error: 'quota exceeded'"),
         (Answer(body=b'{"organic": [3]}'), "a result without 'title' and 'snippet': 3"),
         (Answer(body=b'{"organic": [{"link": "l"}]}'), "a result without"),
         (Answer(status=403, message="no credit"), "refused the request: HTTP 403 .*no credit"),
@@ -150,6 +151,27 @@ def test_nobody_sees_the_key(service, tmp_path, caplog):
     assert "told" in seen
     assert KEY not in seen
     assert "k3y%2Fof%26mine" not in seen
+
+
+@pytest.mark.parametrize(
+    "escaped",
+    [
+        rb"abc+DEF\/gh1==",
+        rb"abc\u002BDEF\u002fgh1\u003d\u003D",
+        b"abc%2bDEF%2fgh1%3d%3D",
+        b"abc&#43;DEF&#x2F;gh1==",
+    ],
+)
+def test_a_key_is_struck_out_however_a_reply_writes_it(monkeypatch, service, escaped):
+    monkeypatch.setenv("SERPER_API_KEY", "abc+DEF/gh1==")
+    service.key = "abc+DEF/gh1=="
+    tool = tool_of(service)
+    found = b'{"organic": [{"title": "T", "snippet": "key %s.", "link": "l"}]}' % escaped
+    service.script = Answer(body=found)
+    assert tool.search(["q"], 3) == [[Passage("l", "T", "key ***.")]]
+    service.script = Answer(status=403, body=b"<h1>bad key %s</h1>" % escaped)
+    with pytest.raises(SearchError, match=r"HTTP 403 <h1>bad key \*\*\*</h1>"):
+        tool.search(["q2"], 3)
 
 
 def test_a_key_that_is_missing_is_named(monkeypatch, service):
