@@ -180,11 +180,21 @@ def _check_machine(cfg: BuildDatasetRun) -> None:
 
 
 def rules_of(cfg: BuildDatasetRun) -> PassageRules:
-    """What is done to passages. Raises what reading the evaluation sets raises."""
+    """What is done to passages.
+
+    Raises ConfigError where gold passages are known by id alone, and what reading the sets raises.
+    """
     clean = cfg.clean
     evaluation = None
     if clean.leakage == "drop":
         evaluation = leakage.read(clean.evaluation, clean.evaluation_passages, clean.ngram)
+        if evaluation.unresolved:
+            path, ids = evaluation.unresolved[0]
+            raise ConfigError(
+                f"config.clean.evaluation has {path}, which names {len(ids):,} gold passages by id "
+                f"alone, such as {min(ids)!r}; config.clean.evaluation_passages must name the file "
+                "that holds them here: a corpus is read in pieces"
+            )
     return PassageRules(clean, cfg.ramp, cfg.language, evaluation)
 
 

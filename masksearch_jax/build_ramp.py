@@ -48,7 +48,7 @@ from masksearch_jax.runtime.process_lock import ProcessLock
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.viewer import examples as page
 
-FORMAT = 2  # of the folder's files; a build of another one is done again
+FORMAT = 3  # of the folder's files; a build of another one is done again
 COUNTS = "counts.json"
 DROPPED = "dropped.txt"  # rows that could not be read
 _QUESTIONS, _STATEMENTS, _RAMP = (
@@ -227,6 +227,8 @@ def _mask(
 ) -> tuple[Tally, examples.RampStats, dict[str, Any]]:
     """Writes the examples; what was left out before and while masking, and what was paid."""
     clean = cfg.clean if cfg.corpus.path else CleanConfig()
+    if evaluation and evaluation.unresolved:
+        evaluation = evaluation.resolved(read_passages(folder / "passages.jsonl"))
     rules = survey.PassageRules(clean, cfg.ramp, cfg.corpus.language, evaluation)
     paragraphs = folder / "paragraphs.jsonl"
     to_mask = paragraphs if paragraphs.is_file() else folder / "passages.jsonl"

@@ -57,7 +57,8 @@ class EvalConfig:
         "",
         (
             "What was trained on, the folder that build_ramp wrote or a JSONL file of passages: "
-            "items that share a title or text with it are told apart; empty: not looked for."
+            "items that share a passage, title or text with it are told apart; empty: not looked "
+            "for."
         ),
         harmless=True,
     )

@@ -45,7 +45,7 @@ def check_added(cfg: EvalRun) -> None:
     if cfg.eval.leakage and next(leaked.trained_on(cfg.eval.leakage), None) is None:
         raise ConfigError(
             f"config.eval.leakage is {cfg.eval.leakage!r}, which holds no text that was trained "
-            "on: neither ramp/train.jsonl or ramp/rl.jsonl of build_ramp, nor passages"
+            "on: neither train.jsonl or rl.jsonl in ramp, questions or statements, nor passages"
         )
 
 

@@ -215,14 +215,25 @@ def _verdict(cell: JsonObject | None) -> str:
 
 
 def _unshared(leakage: JsonObject, metrics: Mapping[str, str]) -> list[str]:
-    """The results over the items that share no title and no text with what was trained on."""
+    """The results over the items that share nothing with what was trained on."""
     own = {suite: told["without"] for suite, told in leakage["suites"].items()}
     counts = {s: sum(told["shared"].values()) for s, told in leakage["suites"].items()}
     rows = [["", *metrics], ["", *(f"{counts.get(s, 0)} items left out" for s in metrics)]]
     for method in _methods(own):
         cells = [own.get(s, {}).get(method, {}).get(metric) for s, metric in metrics.items()]
         rows.append([method, *map(_shown, cells)])
-    return [f"without items that share a title or text with {leakage['path']}:", *_aligned(rows)]
+    head = f"without items that share a passage, title or text with {leakage['path']}:"
+    return [head, *_aligned(rows), *_unknown(leakage)]
+
+
+def _unknown(leakage: JsonObject) -> list[str]:
+    """Of which items no more than the words could be compared with what was trained on."""
+    return [
+        f"{suite}: {told['unknown']} of {told['items']} items name passages by id alone, and "
+        f"{leakage['path']} has none of them: their words alone were compared"
+        for suite, told in leakage["suites"].items()
+        if told.get("unknown")
+    ]
 
 
 def _methods(results: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -52,10 +52,20 @@ class CleanConfig:
         content="text",
     )
     evaluation_passages: str = key(
-        "", "JSONL of the passages that their `gold` names.", content="text"
+        "",
+        (
+            "JSONL of the passages that their `gold` names; empty: those of the corpus with these "
+            "ids."
+        ),
+        content="text",
     )
     ngram: int = key(
-        13, "Words in a row, shared with a gold passage, that make an overlap.", least=1
+        13,
+        (
+            "Words in a row, shared with a gold passage, that make an overlap; of Chinese three "
+            "characters count as a word."
+        ),
+        least=1,
     )
 
 

@@ -561,6 +561,9 @@ def test_a_dataset_leaves_out_what_is_evaluated_on(tmp_path):
         cfg, build_dataset.rules_of(cfg), files, build_dataset.epath.Path(tmp_path / "work")
     )
     assert counts["clean"]["dropped"]["gold_title"] == 2  # both paragraphs of the article
+    by_id = dataclasses.replace(cfg, clean=dataclasses.replace(cfg.clean, evaluation_passages=""))
+    with pytest.raises(ConfigError, match=r"names 1 gold passages by id alone, such as '"):
+        build_dataset.rules_of(by_id)
     strict = dataclasses.replace(cfg, clean=dataclasses.replace(cfg.clean, max_drop=0.01))
     with pytest.raises(ShareError, match=r"passages to mask: .* of 20 left out, .*max_drop=0.01"):
         build_dataset.extract(

@@ -182,7 +182,7 @@ def test_overlap_by_title_and_by_text():
     assert found.overlap(town(40)) == ""
     chinese = Passage("z", "河", "恩伯河是瓦尔德里亚北部的一条河流，全长84公里。")
     asked = [QAExample("q", "d", "哪条河？", ("x",), ("z",))]
-    grams = leakage.evaluation(asked, [chinese], 13)
+    grams = leakage.evaluation(asked, [chinese], 6)
     assert grams.overlap(Passage("y", "别", f"有人说{chinese.text}")) == "gold_text"
     assert grams.overlap(Passage("y", "别", "恩伯河很长。")) == ""
 

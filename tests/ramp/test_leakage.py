@@ -3,12 +3,14 @@
 import collections
 import itertools
 import json
+import random
 
 import pytest
 
 from masksearch_jax import build_ramp
 from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
-from masksearch_jax.core.jsonl import read_jsonl
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.types import Passage, QAExample, RampExample
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.ramp import leakage
@@ -159,3 +161,108 @@ def test_a_passage_without_a_title_shares_none():
     assert found.titles == frozenset()
     assert found.overlap(Passage("2", "", "d e f")) == ""
     assert found.overlap(Passage("2", "", "x a b c")) == "gold_text"
+
+
+# ---- gold passages that are named by id alone
+
+
+def towns(prefix):
+    """Two paragraphs an article, in words that no two share 13 of in a row."""
+    return [
+        Passage(
+            f"{prefix}{i}",
+            f"Town{i // 2}",
+            f"In {1700 + i} the mayor Ann Berg{i} opened harbour {i} in Corvo{i}, which Brenland "
+            f"had paid for since {1600 + i} by a tax of {i + 20} crowns on salt.",
+        )
+        for i in range(40)
+    ]
+
+
+def asking_by_id(tmp_path, names):
+    path = tmp_path / "asked.jsonl"
+    asked = [QAExample(f"q{n}", "d", f"Which is {n}?", ("x",), (n,)) for n in names]
+    write_jsonl(path, asked)
+    return path
+
+
+def built_without(tmp_path, questions, leakage):
+    write_passages(tmp_path / "corpus.jsonl", towns("t"))
+    cfg = build_ramp.BuildRampRun(
+        str(tmp_path / leakage),
+        CorpusConfig(str(tmp_path / "corpus.jsonl")),
+        RAMP,
+        clean=CleanConfig(leakage=leakage, evaluation=(str(questions),)),
+    )
+    return build_ramp.run(cfg)
+
+
+def test_gold_passages_named_by_id_alone_are_the_corpus_own(tmp_path):
+    """With them go the other paragraphs of their articles."""
+    questions = asking_by_id(tmp_path, ["t4", "t7", "of another corpus"])
+    made = built_without(tmp_path, questions, "drop")
+    assert made["clean"]["dropped"] == {"gold_id": 2, "gold_title": 2}
+    built_without(tmp_path, questions, "tag")
+    with open(tmp_path / "tag" / "ramp" / "leaks.jsonl", encoding="utf-8") as file:
+        told = {(row["id"].partition("@")[0], row["reason"]) for row in map(json.loads, file)}
+    assert told == {
+        ("t4", "gold_id"),
+        ("t5", "gold_title"),
+        ("t6", "gold_title"),
+        ("t7", "gold_id"),
+    }
+
+
+def test_ids_of_another_corpus_are_refused(tmp_path):
+    message = (
+        r"config\.clean\.evaluation has .*asked\.jsonl, which names 2 gold passages by id alone, "
+        r"such as 'a1', and none is in the corpus; config\.clean\.evaluation_passages must name"
+    )
+    with pytest.raises(ConfigError, match=message):
+        built_without(tmp_path, asking_by_id(tmp_path, ["a1", "a2"]), "drop")
+
+
+def test_ids_that_a_file_of_passages_tells_are_not_the_corpus_own(tmp_path):
+    write_passages(tmp_path / "gold.jsonl", [Passage("t4", "Oslo", "It is a city.")])
+    asked = asking_by_id(tmp_path, ["t4"])
+    found = leakage.read([str(asked)], str(tmp_path / "gold.jsonl"), N)
+    assert found.unresolved == ()
+    assert found.overlap(Passage("t4", "Town2", "Another.")) == ""
+    assert found.overlap(Passage("x", "Oslo", "Another.")) == "gold_title"
+
+
+def test_all_real_gold_passages_named_by_id_are_found(shared_data):
+    folder = shared_data / "multihop"
+    around = list(read_passages(folder / "passages.jsonl.gz"))
+    found = leakage.read([str(folder / "questions.jsonl.gz")], "", N).resolved(around)
+    asked = read_questions(folder / "questions.jsonl.gz").examples
+    gold = {name for question in asked for name in question.gold}
+    reasons = collections.Counter(found.overlap(p) for p in around if p.id in gold)
+    assert reasons == {"gold_id": 2681}
+
+
+# ---- runs
+
+
+def test_three_chinese_characters_count_as_a_word():
+    characters = "恩伯河是瓦尔德里亚北部的一条河流全长八十四公里"
+    assert len(characters) == 23
+    for n, count in ((1, 21), (7, 3), (8, 1), (9, 1)):
+        assert len(list(leakage.runs(characters, n))) == count
+    assert set(leakage.runs(characters[:21], 7)) < set(leakage.runs(characters, 7))
+    assert list(leakage.runs("", 3)) == []
+    mixed = "Alda河是一条河"  # a word and five characters: 8 thirds of a word
+    assert len(list(leakage.runs(mixed, 2))) == 1
+    assert list(leakage.runs("恩伯河 is long", 3)) == list(leakage.runs("恩伯河 IS long!", 3))
+
+
+def test_few_unrelated_chinese_paragraphs_share_a_run(shared_data):
+    passages = list(read_passages(shared_data / "wiki_zh" / "paragraphs.jsonl.gz"))
+    random.Random(0).shuffle(passages)
+    gold, others = passages[:500], passages[500:5500]
+    asked = [QAExample("q", "d", "?", ("a",), tuple(p.id for p in gold))]
+    found = leakage.evaluation(asked, gold, N)
+    titles = {p.title for p in gold}
+    others = [p for p in others if p.title not in titles]
+    overlaps = sum(found.overlap(p) == "gold_text" for p in others)
+    assert 0 < overlaps < 0.015 * len(others)  # of English paragraphs it is 0.003
