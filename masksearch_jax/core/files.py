@@ -19,8 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from etils import epath
-
+from masksearch_jax.core.bucket import BucketPath
 from masksearch_jax.core.errors import UserError
 
 _PARTIAL = ".partial"
@@ -42,7 +41,8 @@ def writing(path: str | os.PathLike[str], mode: Literal["w", "wb"] = "w") -> Ite
 
     Until then `path` is what it was, whatever kills the process. Folders that are missing are made;
     text is UTF-8. The file has the permissions of the one that it replaces. Of several writers at
-    once the last one to end is kept. Raises OSError; that of a full disk names `path`.
+    once the last one to end is kept. Raises OSError; that of a full disk names `path`, that of a
+    bucket is a StorageError.
     """
     kind = _in_bucket if is_bucket(path) else _on_disk
     with _named(path), kind(os.fspath(path), mode) as file:
@@ -125,7 +125,7 @@ def _on_disk(name: str, mode: str) -> Iterator[IO[Any]]:
 
 @contextlib.contextmanager
 def _in_bucket(name: str, mode: str) -> Iterator[IO[Any]]:
-    path = epath.Path(name)
+    path = BucketPath(name)
     partial = path.parent / _partial_name(path.name)
     try:
         with partial.open(mode) as file:

@@ -30,6 +30,7 @@ import jax
 import numpy as np
 
 from masksearch_jax.core import files
+from masksearch_jax.core.bucket import StorageError
 from masksearch_jax.core.types import JsonObject, Trajectory, to_json
 from masksearch_jax.parallel import hosts
 from masksearch_jax.rl.groups import Group
@@ -125,6 +126,8 @@ class RolloutLog:
         try:
             with files.writing(path, "wb") as file:
                 file.write(gzip.compress(text, mtime=0))
+        except StorageError as error:
+            print(f"  warning: {error}", file=sys.stderr, flush=True)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

@@ -12,7 +12,7 @@ Exit statuses, for those who start runs again:
     1    failed: the same command would fail again (bad data, NaN, a full disk at the end, a defect)
     2    the command is wrong
     42   start the same command again: it was told to stop (SIGTERM) and has saved, lost another
-         process, or hung
+         process, hung, or a bucket was out
     130  interrupted (Ctrl-C)
     134, 137 and the like: ended by a signal; JAX aborts (134) when its coordinator is gone
 

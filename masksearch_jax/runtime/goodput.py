@@ -95,7 +95,7 @@ class Goodput:
         self._written = time.monotonic()
         row = {"event": event, "time": self._began + self._written - self._clock, "step": step}
         row |= {"seconds": {k: round(v, 4) for k, v in self.seconds.items()}} | (more or {})
-        with contextlib.suppress(OSError):  # a full disk ends no run
+        with contextlib.suppress(OSError):  # a full disk or a bucket ends no run
             self.path.parent.mkdir(parents=True, exist_ok=True)
             torn = "\n" if _is_torn(self.path) else ""
             storage.append(self.path, torn + json.dumps(row) + "\n")

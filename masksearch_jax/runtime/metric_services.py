@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import secrets
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from etils import epath
 
+from masksearch_jax.core import bucket
 from masksearch_jax.core.errors import ConfigError, nearest
 from masksearch_jax.core.files import is_bucket
 from masksearch_jax.core.types import JsonObject
@@ -68,7 +70,10 @@ def open_services(log: LogConfig, folder: epath.Path, rows: Sequence[JsonObject]
 
 
 class _TensorBoard:
-    """Event files, made anew from the rows of a resumed run: no step is in them twice."""
+    """Event files, made anew from the rows of a resumed run: no step is in them twice.
+
+    Rows that a bucket does not take are told, and end no run.
+    """
 
     def __init__(self, folder: epath.Path, rows: Sequence[JsonObject]):
         import tensorflow as tf
@@ -78,16 +83,27 @@ class _TensorBoard:
         if folder.exists():
             for old in folder.glob("events.out.tfevents.*"):
                 old.unlink()
+        self._folder = folder
         self._writer = metric_writers.SummaryWriter(os.fspath(folder))
         for row in rows:
             self.write(row)
 
     def write(self, row: JsonObject) -> None:
-        self._writer.write_scalars(row["step"], _figures(row))
-        self._writer.flush()
+        with self._told(f"step {row['step']}"):
+            self._writer.write_scalars(row["step"], _figures(row))
+            self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        with self._told("the last step"):
+            self._writer.close()
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        try:
+            with bucket.asking(self._folder):
+                yield
+        except bucket.StorageError as error:
+            print(f"  warning: TensorBoard lacks {what}: {error}", file=sys.stderr)
 
 
 class _Wandb:

@@ -18,6 +18,7 @@ import jax
 from etils import epath
 
 from masksearch_jax.core import files
+from masksearch_jax.core.bucket import StorageError
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.core.watch_config import LogConfig
 from masksearch_jax.runtime import metric_services, storage
@@ -31,9 +32,10 @@ class MetricWriter:
 
     From process 0 only. A step is the number of updates done, as a checkpoint's; `wall_time` is in
     seconds since 1970. `resume_step` is the restored one: lines after it, and a line cut short by a
-    kill, are dropped. 0, nothing restored: start afresh. Lines that a full disk does not take are
-    kept and written with a later one. A context manager, which ends what `log.to` names besides.
-    Raises ConfigError for a service that is unknown or not installed, or is no logger.
+    kill, are dropped. 0, nothing restored: start afresh. Lines that a full disk or a bucket does
+    not take are kept and written with a later one, or at the end. A context manager, which ends
+    what `log.to` names besides. Raises ConfigError for a service that is unknown or not installed,
+    or is no logger.
     """
 
     def __init__(
@@ -58,12 +60,17 @@ class MetricWriter:
         for service in self._services:
             service.write(row)
         self._kept += json.dumps(row, allow_nan=False) + "\n"
+        self._append(f"step {step}")
+
+    def _append(self, what: str) -> None:
         try:
             storage.append(self.path, self._kept)
+        except StorageError as error:
+            print(f"  warning: {what} is not written yet: {error}", file=sys.stderr)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            print(f"  warning: no room on the disk for step {step} in {self.path}", file=sys.stderr)
+            print(f"  warning: no room on the disk for {what} in {self.path}", file=sys.stderr)
         else:
             self._kept = ""
 
@@ -71,6 +78,8 @@ class MetricWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._kept:
+            self._append("the last step")
         for service in self._services:
             service.close()
 

@@ -1,18 +1,20 @@
 """A JSONL file that grows row by row, so that a process that was killed goes on with what it had.
 
 What a kill cut off is dropped when the file is opened again. A row is in the file when `add`
-returns; in a bucket, whose objects are written whole, up to a minute later.
+returns; in a bucket, whose objects are written whole, up to a minute later, or once it takes them.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from etils import epath
 
+from masksearch_jax.core.bucket import StorageOutageError
 from masksearch_jax.core.files import is_bucket
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.runtime import storage
@@ -85,7 +87,11 @@ class RowLog:
         self._size += len(line)
         self._pending += line
         if time.monotonic() - self._written >= self._every:
-            self.write()
+            try:
+                self.write()
+            except StorageOutageError as error:
+                self._written = time.monotonic()
+                print(f"  warning: rows are not written yet: {error}", file=sys.stderr, flush=True)
 
 
 def _whole_rows(path: epath.Path) -> Iterator[tuple[bytes, Row]]:

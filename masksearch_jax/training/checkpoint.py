@@ -25,7 +25,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from masksearch_jax.core import files
+from masksearch_jax.core import bucket, files
 from masksearch_jax.core.config import CheckpointConfig, ModelConfig
 from masksearch_jax.core.errors import nearest
 from masksearch_jax.core.types import JsonObject
@@ -33,7 +33,7 @@ from masksearch_jax.parallel import hosts
 from masksearch_jax.runtime.interrupts import held
 from masksearch_jax.runtime.process import is_lost_process
 from masksearch_jax.training import checkpoint_files
-from masksearch_jax.training.checkpoint_files import CheckpointError
+from masksearch_jax.training.checkpoint_files import CheckpointError, CheckpointOutageError
 from masksearch_jax.training.train_state import TrainState
 
 Arrays = dict[str, jax.Array]
@@ -55,7 +55,7 @@ class Checkpointer:
     they were, and is in `failed`.
     `adapters`: JSON of the adapters that the weights are, and of their base; None: they are all.
     `tokenizer`: `folder` and `ids_fingerprint` as `ids`; None: it is not said.
-    Raises CheckpointError where this process cannot write.
+    Raises CheckpointError where this process cannot write, StorageOutageError as `bucket`.
     """
 
     def __init__(
@@ -231,6 +231,8 @@ class Checkpointer:
         except Exception as error:  # orbax and tensorstore raise many types for one full disk
             if is_lost_process(error):
                 raise
+            found = bucket.failure(error, self.folder)
+            passes = isinstance(found, bucket.StorageOutageError)
             why = " ".join(str(error).split())[:400]
         else:
             return
@@ -240,7 +242,8 @@ class Checkpointer:
         self._writing = None
         self._manager.reload()  # what is on disk, not what was to be
         last = self._manager.latest_step()
-        self.failed = CheckpointError(
+        kind = CheckpointOutageError if passes else CheckpointError
+        self.failed = kind(
             f"step {step} could not be written to {self.folder}: {why}; the last good "
             f"checkpoint is {'none' if last is None else f'step {last}, untouched'}"
         )
@@ -273,6 +276,8 @@ def _check_writable(folder: epath.Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
         probe.unlink()
+    except bucket.StorageOutageError:
+        raise
     except Exception as error:  # every kind of bucket has its own
         raise CheckpointError(
             f"checkpoints cannot be written to {folder} ({type(error).__name__}: {error}); give "

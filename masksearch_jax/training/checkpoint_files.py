@@ -18,7 +18,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from masksearch_jax.core import bucket
 from masksearch_jax.core.config import ModelConfig, RopeScaling
+from masksearch_jax.core.errors import Restart
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.parallel import sharding
 from masksearch_jax.parallel.sharding import PyTree
@@ -35,6 +37,10 @@ CHUNK = 2**23
 
 class CheckpointError(Exception):
     """A checkpoint could not be written, or is not the one asked for; the message says why."""
+
+
+class CheckpointOutageError(CheckpointError, Restart):
+    """A bucket that did not take one in passing: the same command goes on from the one before."""
 
 
 def load_params(
@@ -258,7 +264,8 @@ def restore(
 
 def _arrays_in(place: epath.Path) -> dict[str, ocp.metadata.ArrayMetadata]:
     """Shapes, dtypes and chunks of an item's arrays, by name."""
-    return ocp.PyTreeCheckpointHandler().metadata(place).tree
+    with bucket.asking(place):
+        return ocp.PyTreeCheckpointHandler().metadata(place).tree
 
 
 def _read(
@@ -282,7 +289,8 @@ def _read(
         handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=limit / 10**9)
         how = ocp.checkpoint_utils.construct_restore_args(item)
         args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
-        found |= handler.restore(place, args=args)
+        with bucket.asking(place):
+            found |= handler.restore(place, args=args)
     return found
 
 

@@ -19,6 +19,7 @@ from typing import TypeAlias
 import jax
 from jax.experimental import multihost_utils
 
+from masksearch_jax.core.bucket import StorageError
 from masksearch_jax.core.config import SurvivalConfig
 from masksearch_jax.core.errors import ConfigError, Restart, UserError
 from masksearch_jax.parallel import hosts
@@ -110,8 +111,10 @@ class Survival:
         self._clock.end(self._step)
         if error is not None and is_lost_process(error):
             end_alone(error)  # before anything else that would wait for the one that is gone
-        if self._clock.writes and (figures := goodput.summarise(self._workdir)):
-            print(f"  {goodput.sentence(figures)}", file=sys.stderr, flush=True)
+        if self._clock.writes:
+            with contextlib.suppress(StorageError):  # the run is what it is without its account
+                if figures := goodput.summarise(self._workdir):
+                    print(f"  {goodput.sentence(figures)}", file=sys.stderr, flush=True)
 
     def steps(self, start: int, stop: int, bucket: str) -> Iterator[int]:
         """start, …, stop - 1: the steps to be done; time within them goes to `bucket`."""
@@ -140,11 +143,16 @@ class Survival:
             self._clock.save(step)
 
     def finish(self, checkpointer: Checkpointer) -> None:
-        """Waits for what is being written. Raises UserError where the last step is not."""
+        """Waits for what is being written. Raises where the last step is not.
+
+        CheckpointError, or UserError where another process failed; a Restart where that passes.
+        """
         with self.disk("save"):
             checkpointer.wait()
         if hosts.is_on_any(checkpointer.failed is not None):
-            raise checkpointer.failed or UserError("another process could not save")
+            passes = hosts.is_on_any(isinstance(checkpointer.failed, Restart))
+            another = (Restart if passes else UserError)("another process could not save")
+            raise checkpointer.failed or another
 
     def stop(self, checkpointer: Checkpointer) -> None:
         """Finishes, then raises Preempted."""

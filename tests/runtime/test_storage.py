@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,12 +17,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 from orbax.checkpoint._src.path import gcs_utils
 
 from masksearch_jax import export_hf
+from masksearch_jax.core.bucket import StorageError, StorageOutageError, asking
 from masksearch_jax.core.config import CheckpointConfig, MeshConfig
 from masksearch_jax.core.files import is_bucket, write_json, write_lines, writing
 from masksearch_jax.models import hf
 from masksearch_jax.models.load import InitError, initial
 from masksearch_jax.parallel import sharding
-from masksearch_jax.runtime import row_log, storage
+from masksearch_jax.runtime import cli, goodput, row_log, storage
 from masksearch_jax.runtime.metric_writer import MetricWriter, read_metrics
 from masksearch_jax.testing.models import FLOAT32, TINY_QWEN2, random_model
 from masksearch_jax.training.checkpoint import Checkpointer
@@ -49,11 +51,14 @@ class Folder:
 
     def __init__(self, root: Path):
         self._root = root
+        self.error: Exception | None = None  # raised by all that is asked
 
     def __getattr__(self, name: str):
         real = getattr(importlib.import_module("tensorflow").io.gfile, name)
 
         def call(path: object, *args: object, **kwargs: object):
+            if self.error:
+                raise self.error
             path, *args = (self._inside(x) for x in (path, *args))
             if name == "GFile" and "w" in args[0]:  # a bucket has no folders to make
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -71,16 +76,27 @@ class Folder:
 @pytest.fixture(params=["fsspec", "tensorflow"])
 def bucket(request, monkeypatch, tmp_path) -> str:
     """A bucket in memory by fsspec, or a folder by TensorFlow: etils has both ways to one."""
-    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: request.param == "tensorflow")
-    monkeypatch.setattr(gpath, "_is_zonal_gcs_bucket", lambda name: False)  # Google says it of it
-    monkeypatch.setattr(gcs_utils, "get_bucket", lambda name: name)  # as this
+    if request.param == "tensorflow":
+        request.getfixturevalue("folder")
+        return "gs://a-bucket"
+    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
     monkeypatch.setattr(backend.fsspec_backend, "_get_filesystem", lambda name: Bucket())
+    monkeypatch.setattr(gcs_utils, "get_bucket", lambda name: name)  # what Google says of it
     monkeypatch.setattr(Bucket, "store", {})
     monkeypatch.setattr(Bucket, "pseudo_dirs", [""])
     assert isinstance(Bucket(), fsspec.AbstractFileSystem)
-    folder = Folder(tmp_path / "buckets")
-    monkeypatch.setattr(backend._TfBackend, "gfile", property(lambda self: folder))
     return "gs://a-bucket"
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path) -> Folder:
+    """What TensorFlow asks in the place of all buckets."""
+    found = Folder(tmp_path / "buckets")
+    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: True)
+    monkeypatch.setattr(gpath, "_is_zonal_gcs_bucket", lambda name: False)  # what Google says of it
+    monkeypatch.setattr(gcs_utils, "get_bucket", lambda name: name)
+    monkeypatch.setattr(backend._TfBackend, "gfile", property(lambda self: found))
+    return found
 
 
 def objects(bucket: str) -> list[str]:
@@ -164,6 +180,124 @@ def test_rows_in_a_bucket_are_written_together(bucket: str, monkeypatch) -> None
     path.write_text(path.read_text() + '{"n": 3')
     assert len(row_log.RowLog(path, lambda row: row["n"])) == 3
     assert path.read_text() == '{"n": 0}\n{"n": 1}\n{"n": 2}\n'
+
+
+def error_of(kind: str, text: str) -> Exception:
+    return getattr(importlib.import_module("tensorflow").errors, kind)(None, None, text)
+
+
+def outage() -> Exception:
+    return error_of(
+        "UnavailableError", "Error executing an HTTP request:\n\tHTTP response code 503"
+    )
+
+
+ASKED = {
+    "exists": lambda path: path.exists(),
+    "is_dir": lambda path: path.is_dir(),
+    "stat": lambda path: path.stat(),
+    "iterdir": lambda path: list(path.iterdir()),
+    "glob": lambda path: list(path.glob("*")),
+    "walk": lambda path: list(path.walk()),
+    "mkdir": lambda path: path.mkdir(),
+    "rmdir": lambda path: path.rmdir(),
+    "rmtree": lambda path: path.rmtree(),
+    "unlink": lambda path: path.unlink(missing_ok=True),
+    "rename": lambda path: path.rename(path.parent / "other"),
+    "replace": lambda path: path.replace(path.parent / "other"),
+    "copy": lambda path: path.copy(path.parent / "other"),
+    "read": lambda path: path.read_text(),
+    "write": lambda path: path.write_text("x"),
+    "append": lambda path: storage.append(path, "x"),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_whatever_is_asked_of_a_bucket_that_is_out_one_class_says_so(folder, asked: str) -> None:
+    path = storage.path("gs://a-bucket") / "run" / "x"
+    folder.error = outage()
+    with pytest.raises(StorageOutageError) as told:
+        ASKED[asked](path)
+    said = "Error executing an HTTP request: HTTP response code 503 (Unavailable)"
+    assert str(told.value) == f"gs://a-bucket/run/x: {said}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "status"),
+    [
+        ("AbortedError", "All 10 retry attempts failed. The last failure: 503", 42),
+        ("DeadlineExceededError", "too late", 42),
+        ("FailedPreconditionError", "libcurl code 6 meaning 'Could not resolve hostname'", 42),
+        ("FailedPreconditionError", "HTTP response code 412", 1),
+        ("PermissionDeniedError", "HTTP response code 403", 1),
+        ("NotFoundError", "The specified bucket does not exist.", 1),
+    ],
+)
+def test_a_bucket_s_error_ends_a_run_with_one_line(folder, capsys, kind, text, status) -> None:
+    folder.error = error_of(kind, text)
+    with pytest.raises(SystemExit) as ended:
+        cli.call(lambda: write_json("gs://a-bucket/run.json", {}))
+    assert ended.value.code == status
+    address = r"gs://a-bucket/\.run\.json\.[0-9a-f]{8}\.partial"
+    said = rf"error: {address}: {re.escape(text)} \({kind.removesuffix('Error')}\)\n"
+    assert re.fullmatch(said, capsys.readouterr().err)
+
+
+def test_tensorstore_s_errors_about_a_bucket_are_of_that_class_too() -> None:
+    for text, kind in {
+        "UNAVAILABLE: CURL error": StorageOutageError,
+        "DEADLINE_EXCEEDED: late": StorageOutageError,
+        "PERMISSION_DENIED: no right": StorageError,
+    }.items():
+        with pytest.raises(StorageError) as told, asking("gs://a-bucket/x"):
+            raise ValueError(text)
+        assert type(told.value) is kind
+        assert str(told.value) == f"gs://a-bucket/x: {text} ({text.partition(':')[0]})"
+    with pytest.raises(ValueError, match=r"^2 is no step$"), asking("gs://a-bucket/x"):
+        raise ValueError("2 is no step")
+
+
+def test_curves_that_a_bucket_does_not_take_are_written_later(folder, capsys) -> None:
+    with MetricWriter("gs://a-bucket/run") as writer:
+        writer.write(1, {"loss": 1.0})
+        folder.error = outage()
+        writer.write(2, {"loss": 2.0})
+        folder.error = None
+        writer.write(3, {"loss": 3.0})
+        assert [row["step"] for row in read_metrics("gs://a-bucket/run")] == [1, 2, 3]
+        folder.error = outage()
+        writer.write(4, {"loss": 4.0})
+        folder.error = None
+    assert [row["step"] for row in read_metrics("gs://a-bucket/run")] == [1, 2, 3, 4]
+    said = "gs://a-bucket/run/metrics.jsonl: Error executing an HTTP request: HTTP response code"
+    warnings = [f"  warning: step {n} is not written yet: {said} 503 (Unavailable)" for n in (2, 4)]
+    assert capsys.readouterr().err.splitlines() == warnings
+
+
+def test_a_run_goes_on_without_the_account_that_a_bucket_does_not_take(folder) -> None:
+    clock = goodput.Goodput("gs://a-bucket/run")
+    clock.start(0)
+    folder.error = outage()
+    clock.save(1)
+    clock.touch()
+    folder.error = None
+    clock.end(2)
+    assert [row["event"] for row in goodput.read("gs://a-bucket/run")] == ["start", "end"]
+
+
+def test_rows_that_a_bucket_does_not_take_are_written_later(folder, monkeypatch, capsys) -> None:
+    now = 0.0
+    monkeypatch.setattr(row_log.time, "monotonic", lambda: now)
+    path = storage.path("gs://a-bucket") / "rows.jsonl"
+    with row_log.RowLog(path, lambda row: row["n"]) as log:
+        now, folder.error = 61.0, outage()
+        log.add({"n": 0})
+        assert "rows are not written yet: gs://a-bucket/rows.jsonl" in capsys.readouterr().err
+        log.add({"n": 1})
+        with pytest.raises(StorageOutageError):
+            log.write()
+        folder.error = None
+    assert path.read_text() == '{"n": 0}\n{"n": 1}\n'
 
 
 def test_weights_in_hf_form_are_not_read_from_a_bucket(bucket: str, tmp_path) -> None:

@@ -20,6 +20,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from benchmarks import restore
 from masksearch_jax.core.config import CheckpointConfig, OptimConfig, RopeScaling
+from masksearch_jax.core.errors import Restart
 from masksearch_jax.testing.models import TINY_QWEN2
 from masksearch_jax.training import checkpoint_files
 from masksearch_jax.training.checkpoint import Checkpointer
@@ -287,6 +288,24 @@ def test_a_failed_write_is_told_and_leaves_the_last_good_one(tmp_path, capsys):
         state, extra = checkpointer.restore(make_state(), step=1)
         assert extra == {"good": True}
         assert_equal(state, good)
+
+
+@pytest.mark.parametrize(
+    ("text", "restarts"), [("UNAVAILABLE: 503", True), ("PERMISSION_DENIED: 403", False)]
+)
+def test_what_a_bucket_did_not_take_in_passing_starts_a_run_again(
+    tmp_path, monkeypatch, text, restarts
+):
+    """TensorStore raises a ValueError; no bucket is here to raise one."""
+    with Checkpointer(tmp_path, CONFIG, MODEL) as checkpointer:
+
+        def save(*args, **kwargs):
+            raise ValueError(text)
+
+        monkeypatch.setattr(checkpointer._manager, "save", save)
+        checkpointer.save(1, make_state(1), {})
+        assert isinstance(checkpointer.failed, CheckpointError)
+        assert isinstance(checkpointer.failed, Restart) == restarts
 
 
 def test_a_full_disk_is_seen_before_writing_and_the_run_goes_on(small_disk):

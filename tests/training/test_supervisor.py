@@ -20,7 +20,7 @@ from masksearch_jax.core.config import OptimConfig, SurvivalConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.runtime import goodput, process, watchdog
 from masksearch_jax.runtime.process import RESTART, is_lost_process
-from masksearch_jax.training.checkpoint_files import CheckpointError
+from masksearch_jax.training.checkpoint_files import CheckpointError, CheckpointOutageError
 from masksearch_jax.training.guard import Guard, GuardError, guarded
 from masksearch_jax.training.supervisor import Preempted, Preemption, Survival
 from masksearch_jax.training.train_state import init_state, make_optimizer, make_train_step
@@ -42,7 +42,14 @@ def test_sigterm_is_a_question_and_the_old_handler_comes_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize("failed", [None, CheckpointError("step 7 could not be written: full")])
+@pytest.mark.parametrize(
+    "failed",
+    [
+        None,
+        CheckpointError("step 7 could not be written: full"),
+        CheckpointOutageError("step 7 could not be written: 503"),
+    ],
+)
 def test_a_run_that_is_told_to_stop_says_so_only_where_its_last_step_is_on_disk(tmp_path, failed):
     """Else the same command would not go on from there."""
 
@@ -56,7 +63,7 @@ def test_a_run_that_is_told_to_stop_says_so_only_where_its_last_step_is_on_disk(
     survival = Survival(CONFIG, tmp_path)
     with survival.preemption:
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(CheckpointError if failed else Preempted) as told:
+        with pytest.raises(type(failed) if failed else Preempted) as told:
             survival.stop(Written())
     assert not failed or told.value is failed
 
