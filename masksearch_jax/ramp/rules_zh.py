@@ -15,6 +15,8 @@ from masksearch_jax.core.types import Span
 
 _H = chinese.CHARACTERS
 _D = "\\d０-９"
+_CAPITALS = "A-ZÀ-ÖØ-Þ"
+_LETTERS = "A-Za-zÀ-ÖØ-öø-ʯ\u0300-\u036fḀ-ỿ"  # Latin ones and their accents
 _CN = "〇零一二三四五六七八九十百千"
 _ERAS = (
     "民国|民國|明治|大正|昭和|平成|令和|康熙|乾隆|雍正|道光|光绪|光緒|同治|洪武"
@@ -38,12 +40,12 @@ _UNIT = (
     "|节|節|天|小时|小時|分钟|分鐘|秒|倍|分|集|期|队|隊|户|戶|村|％|%"
 )
 _NUMBER = (
-    rf"(?<![{_D}.,:：A-Za-z_/／-])(?:约|約)?[{_D}]+(?:[,，][{_D}]{{3}})*(?:\.[{_D}]+)?"
-    rf"(?:[千万萬亿億兆余餘多]{{1,3}})?(?:{_UNIT}|(?![{_D}A-Za-z年月日世.:：线線号號路]))"
+    rf"(?<![{_D}.,:：{_LETTERS}_/／-])(?:约|約)?[{_D}]+(?:[,，][{_D}]{{3}})*(?:\.[{_D}]+)?"
+    rf"(?:[千万萬亿億兆余餘多]{{1,3}})?(?:{_UNIT}|(?![{_D}{_LETTERS}年月日世.:：线線号號路]))"
     rf"(?![-–—~～至到/／]?[{_D}])"
 )
 _TITLE = r"《(?P<title>[^《》]{1,30})》|〈(?P<title2>[^〈〉]{2,30})〉"
-_BEFORE = rf"(?<![{_H}A-Za-z{_D}])|(?<=[是和与與及由被對对為为在于於从從的了至到向])"
+_BEFORE = rf"(?<![{_H}{_LETTERS}{_D}])|(?<=[是和与與及由被對对為为在于於从從的了至到向])"
 _AFTER = "，。、；：！？（）()《》「」的是和与與及於于在所等为為被將将向曾則则率也以任都"
 _OFFICE = (
     "总统|總統|主席|总理|總理|首相|国王|國王|皇帝|部长|部長|司长|司長|市长|市長"
@@ -106,10 +108,10 @@ _ORG = (  # no "University" of "University Institute"
     rf"(?<=[{_FROM}])(?P<org>{_NAME}{{2,12}}(?:{_ORG_ENDS}))"
     rf"(?![{_H}]{{0,12}}(?:{_ORG_ENDS}))"
 )
-_WORD = "[A-Z][A-Za-z0-9]+(?:[ -][A-Z0-9][A-Za-z0-9]*){0,4}"
-_LATIN = rf"(?<![A-Za-z0-9-])(?P<latin>{_WORD})(?![A-Za-z0-9'’-])"
+_WORD = rf"[{_CAPITALS}][{_LETTERS}0-9]+(?:[ -][{_CAPITALS}0-9][{_LETTERS}0-9]*){{0,4}}"
+_LATIN = rf"(?<![{_LETTERS}0-9-])(?P<latin>{_WORD})(?![{_LETTERS}0-9'’-])"
 _SPOKEN = "你我他她了嗎吗呢吧才而"  # in what somebody says, hardly in a term
-_QUOTED = rf"[「“](?P<quoted>(?:(?![{_SPOKEN}])[{_H}A-Za-z0-9·]){{2,12}})[」”]"
+_QUOTED = rf"[「“](?P<quoted>(?:(?![{_SPOKEN}])[{_H}{_LETTERS}0-9·]){{2,12}})[」”]"
 
 
 @functools.cache

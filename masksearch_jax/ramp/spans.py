@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-from masksearch_jax.core import chinese
+from masksearch_jax.core import chinese, markup
 from masksearch_jax.core.types import Passage, Span
 from masksearch_jax.ramp import lexicon, rules_en, rules_zh
 from masksearch_jax.ramp.gazetteer import Gazetteer
@@ -139,7 +139,7 @@ def _refusal(span: Span, mine: Sequence[str], passage: Passage, title_words: set
         return "trivial"
     if lexicon.DEMONYM.match(span.text):
         return "demonym"
-    if _is_repeated(span.text, passage.text):
+    if _is_repeated(span, passage.text):
         return "repeated"
     return ""
 
@@ -169,18 +169,10 @@ def _is_trivial(text: str, mine: Sequence[str]) -> bool:
     )
 
 
-def _is_repeated(text: str, paragraph: str) -> bool:
-    if paragraph.count(text) < 2:
-        return False
-    if chinese.CHARACTER.search(text):
-        return True
-    whole, start = 0, paragraph.find(text)
-    while start >= 0 and whole < 2:
-        end = start + len(text)
-        before, after = paragraph[start - 1 : start], paragraph[end : end + 1]
-        whole += not (before.isalnum() or before == "_" or after.isalnum() or after == "_")
-        start = paragraph.find(text, end)
-    return whole > 1
+def _is_repeated(span: Span, paragraph: str) -> bool:
+    """True when the text stands once more in the paragraph, in any case, as a whole word."""
+    rest = f"{paragraph[: span.start]}{markup.MASK}{paragraph[span.end :]}"
+    return span.text.lower() in rest.lower() and chinese.is_within(span.text, rest)
 
 
 def _is_given_away(mine: Sequence[str], roots: Counter[str]) -> bool:

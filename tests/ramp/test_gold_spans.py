@@ -228,6 +228,13 @@ def test_parts_of_names_and_numbers_are_not_masked(text, expected):
         ("2002年11月22至28日，十一、二世紀，1667-1668和312號", ["2002年11月22至28日"]),
         ("自河南省洛阳市（今孟津县）由西庇阿·卡尔弗斯成立", ["河南省洛阳市", "西庇阿·卡尔弗斯"]),
         ("事會指「真正的人而非影評人」，「馬克思主義」", ["馬克思主義"]),
+        (
+            "作者André Øster在São Paulo拍Cafés，Nguyễn不寫",
+            ["André Øster", "São Paulo", "Cafés", "Nguyễn"],
+        ),
+        ("代號GéN和ABé的約3é，共25ö", ["GéN", "ABé"]),
+        ("公司Nokia生产手机，Nokia的对手是Sony公司", ["Sony"]),
+        ("公司NOKIA生产手机，其Nokia手机比SonyX和Sony好", ["SonyX", "Sony"]),
     ],
 )
 def test_chinese_rules(text, expected):
