@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from masksearch_jax.core import chinese
 from masksearch_jax.core.types import Passage, Span
 from masksearch_jax.ramp import spans
 
@@ -45,7 +46,11 @@ class LLMExtractor:
 
 
 def _located(passage: Passage, named: Named) -> spans.Candidates:
-    """Spans of the names in text order; names not in the text or of no type are counted."""
+    """Spans of the names in text order; names not in the text or of no type are counted.
+
+    A name is in the text where it stands as whole words: "Iran" is not in "Iranian". `sift` refuses
+    one that stands there twice.
+    """
     if isinstance(named, NoReply):
         return spans.Candidates([], Counter([FAILED]))
     if isinstance(named, str):
@@ -53,8 +58,8 @@ def _located(passage: Passage, named: Named) -> spans.Candidates:
     refused: Counter[str] = Counter()
     proposed: dict[tuple[int, int], Span] = {}
     for text, kind in named:
-        start = passage.text.find(text) if text else -1
-        if start < 0:
+        start = next(chinese.places(text, passage.text), None) if text else None
+        if start is None:
             refused["not_in_text"] += 1
         elif kind not in spans.TYPES:
             refused["unknown_type"] += 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from masksearch_jax.core.types import Passage, Span
-from masksearch_jax.ramp import gazetteer, lexicon, rules_en, spans
+from masksearch_jax.ramp import gazetteer, lexicon, llm_spans, rules_en, spans
 
 GOLD = Path(__file__).with_name("spans_gold.jsonl")
 
@@ -254,3 +254,41 @@ def test_sifting_keeps_what_makes_a_good_mask():
     kept, refused, _ = spans.sift(passage, given)
     assert [s.text for s in kept] == ["1731", "met", "Cy"]
     assert refused == {"title": 1, "repeated": 1, "overlap": 1, "given_away": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "named", "kept", "refused"),
+    [
+        (
+            "The Iranian revolution came, and the last shah left Iran in January.",
+            [("Iran", "PLACE"), ("shah", "TERM")],
+            [("shah", 42), ("Iran", 52)],
+            {},
+        ),
+        (
+            "He scored 10 goals in 1910 and had 10 caps. Annual prizes went to Ann Bee.",
+            [("10", "NUMBER"), ("Ann", "PERSON")],
+            [("Ann", 66)],
+            {"repeated": 1},
+        ),
+        (
+            "It was first held in 1996 with 96 teams.",
+            [("96", "NUMBER"), ("team", "TERM")],
+            [("96", 31)],
+            {"not_in_text": 1},
+        ),
+        (
+            "他在北京大学读书，后来离开北京，前往上海。",
+            [("北京", "PLACE"), ("上海", "PLACE")],
+            [("上海", 18)],
+            {"repeated": 1},
+        ),
+    ],
+)
+def test_what_a_model_names_is_a_span_where_it_stands_once_as_whole_words(
+    text, named, kept, refused
+):
+    extractor = llm_spans.LLMExtractor(lambda passages: [named])
+    (found,) = extractor.find([Passage("1", "None", text)])
+    assert [(s.text, s.start) for s in found.spans] == kept
+    assert found.refused == refused
