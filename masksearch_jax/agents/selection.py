@@ -33,7 +33,9 @@ from masksearch_jax.core.types import (
 class Rules:
     """What a trajectory must be to be accepted."""
 
-    min_recall: float = share(1.0, "Of the masked spans, each in its slot; of a question's answer.")
+    min_recall: float = share(
+        1.0, "Of the masked spans, each in its slot; of a question's answer its strict F1."
+    )
     grounded: bool = key(True, "What a trajectory fills in must stand in what it read.")
 
 
@@ -124,7 +126,7 @@ def rejection(example: Example, trajectory: Trajectory, rules: Rules) -> Rejecti
 
     Reasons: its status unless `answered` (`detail`: the error of its last search); malformed;
     no_search; repeated_search (a turn asks what an earlier one asked); spans_wrong (`detail`: the
-    recall); not_grounded (`detail`: the text).
+    recall, of a question the strict F1); not_grounded (`detail`: the text).
     """
     if trajectory.status != "answered":
         error = trajectory.turns[-1].error if trajectory.turns else ""
@@ -137,9 +139,9 @@ def rejection(example: Example, trajectory: Trajectory, rules: Rules) -> Rejecti
     if len({(t.tool, t.queries) for t in trajectory.turns}) < len(trajectory.turns):
         return Rejection(example.id, "repeated_search")
     answer = markup.extract_answer(trajectory.text_by("policy"), tools) or ""
-    recall, wanted = _recall(example, answer)
-    if recall < rules.min_recall:
-        return Rejection(example.id, "spans_wrong", f"{recall:.3f}")
+    score, wanted = _score(example, answer)
+    if score < rules.min_recall:
+        return Rejection(example.id, "spans_wrong", f"{score:.3f}")
     shown = [Segment("tool", text) for text in markup.shown_by_search(trajectory.segments, tools)]
     if isinstance(example, QAExample) and example.calls:  # what no passage says, a tool does
         shown = list(trajectory.segments)
@@ -149,12 +151,15 @@ def rejection(example: Example, trajectory: Trajectory, rules: Rules) -> Rejecti
     return None
 
 
-def _recall(example: Example, answer: str) -> tuple[float, list[str]]:
-    """How much of what was asked for the answer holds, and what it must have read to know it."""
+def _score(example: Example, answer: str) -> tuple[float, list[str]]:
+    """How well the answer holds what was asked for and no more, and what it must have read.
+
+    Neither a slot nor a question's answer pays for a passage that is copied whole.
+    """
     if isinstance(example, RampExample):
         return scoring.span_recall(example, answer), [s.text for s in example.spans]
     closed = any(map(is_verdict, example.answers))
-    found = scoring.best_overlap(answer, example.answers).recall
+    found = scoring.strict_f1(answer, example.answers, scoring.rules_of(example))
     return found, [] if closed else [answer]
 
 

@@ -103,6 +103,10 @@ def test_a_trajectory_is_accepted_or_refused_by_rule(made, rules, reason, detail
     [
         ("the Liri", ("Liri", "Liris"), ""),
         ("the Po", ("Liri",), "spans_wrong"),
+        ("Sora lies on the Liri. 25,000 people live there.", ("Liri",), "spans_wrong"),
+        ("Sora, Liri", ("Liri",), "spans_wrong"),
+        ("people: 25,000", ("25,000 people",), "not_grounded"),
+        ("25,000 people", ("5,000 people", "25,000 people"), ""),
         ("Sora river", ("Sora river",), "not_grounded"),
         ("yes", ("yes",), ""),
     ],
