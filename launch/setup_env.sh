@@ -3,6 +3,7 @@
 # environment in .venv beside setup.py, its interpreter in $python and the checkout's folder in $root.
 # Does nothing when all is up to date; after an interruption the next call mends what was left.
 # In an installed package, which has no setup.py beside, the environment is the one on PATH.
+# Ends with 1 where no Python serves, and with 42 (start it again) where making the environment failed.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 requirements=$root/${1:?usage: . launch/setup_env.sh REQUIREMENTS.txt}
@@ -20,16 +21,33 @@ find_python() {
       return
     fi
   done
-  echo "error: no Python 3.11, 3.12 or 3.13 with the venv module is on PATH" \
-    "(on Debian and Ubuntu: apt install python3-venv)" >&2
   return 1
+}
+
+# uv, which pip brings, brings a Python of its own to the home folder and makes .venv with it.
+venv_by_uv() {
+  local uv status=0
+  uv=$(mktemp -d) || return
+  echo "setup: creating .venv with Python 3.11, which uv brings"
+  python3 -m pip install --disable-pip-version-check -qq --target "$uv" uv==0.13.9 &&
+    "$uv/bin/uv" venv --quiet --clear --managed-python --python 3.11 "$venv" || status=$?
+  rm -rf "$uv"
+  return "$status"
 }
 
 make_venv() {
   local base
-  base=$(find_python) || return
-  echo "setup: creating .venv with $("$base" --version), $base"
-  "$base" -m venv --clear --without-pip "$venv"
+  if base=$(find_python); then
+    echo "setup: creating .venv with $("$base" --version), $base"
+    "$base" -m venv --clear --without-pip "$venv" || return 42
+  elif [ "$1" = requirements-tpu.txt ] && python3 -m pip --version >/dev/null 2>&1; then
+    # A TPU VM: its Ubuntu 22.04 has Python 3.10.
+    venv_by_uv || return 42
+  else
+    echo "error: no Python 3.11, 3.12 or 3.13 with the venv module is on PATH" \
+      "(on Debian and Ubuntu: apt install python3-venv)" >&2
+    return 1
+  fi
 }
 
 has_pip() { "$python" -m pip --version >/dev/null 2>&1; }
@@ -64,20 +82,19 @@ fingerprint() {
 }
 
 setup_env() {
-  local stamp
-  stamp=$venv/.installed-$(basename "$requirements")
+  local stamp=$venv/.installed-$1
   if ! "$python" -c '' 2>/dev/null; then
-    make_venv || return
+    make_venv "$1" || return
   fi
   if [ -e "$venv/.installing" ] || [ "$(fingerprint)" != "$(cat "$stamp" 2>/dev/null)" ]; then
-    install_requirements || return
-    fingerprint >"$stamp"
+    install_requirements || return 42
+    fingerprint >"$stamp" || return 42
   fi
   echo "setup: ready, $("$python" --version) in $venv"
 }
 
 if [ -f "$root/setup.py" ]; then
-  setup_env || exit 1
+  setup_env "$1" || exit
 else
   python=$(command -v python) || { echo "error: no python is on PATH" >&2; exit 1; }
 fi

@@ -412,7 +412,7 @@ def test_a_managed_job_recovers_from_what_a_restart_mends(tmp_path: Path) -> Non
     assert codes.isdisjoint({0, 1, 2, 130})
     assert all(0 <= code <= 255 for code in codes)
     assert task["resources"]["use_spot"] is True
-    assert set(task) == {*("name", "workdir", "resources", "envs", "file_mounts", "setup", "run")}
+    assert set(task) == {*("name", "workdir", "resources", "envs", "file_mounts", "run")}
     # Its `run` with arguments as a user quotes them; worker.sh prints what it is given.
     (tmp_path / "launch").mkdir()
     (tmp_path / "launch" / "worker.sh").write_text("printf '%s\\n' \"$@\"; exit 42\n")
