@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -71,13 +71,16 @@ def write_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> int:
 
 
 @contextlib.contextmanager
-def writing_folder(path: str | os.PathLike[str], made_from: str = "") -> Iterator[Path]:
+def writing_folder(
+    path: str | os.PathLike[str], made_from: str = "", kept: Collection[str] | None = None
+) -> Iterator[Path]:
     """A new local folder to write in, which is `path` when the block ends; an old one is replaced.
 
     made_from: names what is written. What a cut-off writing of the same left is there again, to go
-    on from; with "" the folder is empty, and gone when the block raises. A kill between the two
-    renames of a replacement, which follow one another at once, leaves the old folder beside `path`
-    for the next writer to put back. Raises BeingWrittenError, OSError as `writing`.
+    on from, or of it the files in `kept`; with "" the folder is empty, and gone when the block
+    raises. A kill between the two renames of a replacement, which follow one another at once,
+    leaves the old folder beside `path` for the next writer to put back. Raises BeingWrittenError,
+    OSError as `writing`.
     """
     path = Path(os.path.abspath(path))
     partial, old = (path.with_name(f".{path.name}{end}") for end in (_PARTIAL, ".replaced"))
@@ -86,7 +89,9 @@ def writing_folder(path: str | os.PathLike[str], made_from: str = "") -> Iterato
             shutil.rmtree(old) if path.exists() else old.rename(path)
         begun = partial / _MADE_FROM
         if not made_from or not begun.is_file() or begun.read_text(encoding="utf-8") != made_from:
-            _empty(partial)
+            kept = ()
+        if kept is not None:
+            _empty(partial, kept)
         try:
             if made_from:
                 write_text(begun, made_from)
@@ -198,8 +203,8 @@ def _owned(partial: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
+def _empty(folder: Path, kept: Collection[str]) -> None:
+    for path in (p for p in folder.iterdir() if p.name not in kept):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -187,7 +187,8 @@ def save(
     check: of the first process, of the written folder before it has its name; what it raises leaves
     an earlier folder.
     made_from: names where the weights come from; after an interruption the next call with the same
-    text keeps the shards that are whole. Raises HfError when the disk is too small.
+    text keeps the shards that are whole, of the same sizes and dtype. Raises HfError when the disk
+    is too small.
     """
     kept = np.dtype(dtype or model.compute.param_dtype)
     if kept.name not in DTYPES.values():
@@ -197,7 +198,7 @@ def save(
     if jax.process_index():
         _write_weights(model, None, shards, read, kept)
         return {"tensors": len(tensors(model)), "bytes": sum(s.size for s in shards)}
-    with hf_folder.replacing(Path(folder), made_from) as partial:
+    with hf_folder.replacing(Path(folder), made_from, [s.file for s in shards]) as partial:
         generation = hf_folder.copy_tokenizer(tokenizer_dir, partial)
         generation = generation if generation_config is None else generation_config
         ids = {k: v for k, v in generation.items() if k.endswith("_token_id")}

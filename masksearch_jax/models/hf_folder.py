@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from masksearch_jax.core import files, gguf_file, gguf_tokenizer
@@ -25,16 +25,16 @@ TOKENIZER_FILES = (
 
 
 @contextlib.contextmanager
-def replacing(folder: Path, made_from: str) -> Iterator[Path]:
+def replacing(folder: Path, made_from: str, weights: Collection[str]) -> Iterator[Path]:
     """A sibling folder to write in, renamed to `folder` on success.
 
-    made_from: names what is written, so that what a cut-off writing left is kept for the next one
-    of the same text; with "" nothing is kept. Raises HfError where the folder is something else,
-    and as `files.writing_folder`.
+    made_from: names what is written, so that what a cut-off writing left of the files `weights` is
+    there again for the next one of the same text; with "" nothing is. Raises HfError where the
+    folder is something else, and as `files.writing_folder`.
     """
     if not storage.is_unmade(folder) and not (folder / "config.json").is_file():
         raise HfError(f"{folder} exists and is no HF model folder; it is left as it is")
-    with files.writing_folder(folder, made_from) as partial:
+    with files.writing_folder(folder, made_from, weights) as partial:
         yield partial
 
 

@@ -137,6 +137,32 @@ def test_an_export_interrupted_at_every_parameter_goes_on_and_is_the_same(tmp_pa
     assert sorted(os.listdir(tmp_path / "model")) == sorted(os.listdir(tmp_path / "at_once"))
 
 
+@pytest.mark.parametrize(("before", "after"), [(SHARD, 5e9), (5e9, SHARD), (SHARD, 2 * SHARD)])
+def test_an_export_is_repeated_with_shards_of_another_size(
+    before: float, after: float, tmp_path: Path
+) -> None:
+    """And with fewer files beside them: what was left is none of the folder's."""
+    model = random_model(SPLIT)
+
+    def stop(folder: Path) -> dict:
+        (folder / ".model.safetensors.0.partial").write_text("left by a kill")
+        (folder / "cut").mkdir()
+        raise KeyboardInterrupt
+
+    def save(folder: Path, size: float, **more) -> dict:
+        return hf.save(model, folder, made_from="run 1", max_shard_bytes=size, **more)
+
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path / "model", before, card="Read me", beside={"run.json": {}}, check=stop)
+    assert len(os.listdir(tmp_path / ".model.partial")) > 5
+    assert save(tmp_path / "model", after) == save(tmp_path / "at_once", after)
+    found = [
+        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
+        for name in ("model", "at_once")
+    ]
+    assert found[0] == found[1]
+
+
 def test_weights_of_another_source_are_not_mixed_in(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted(random_model(SPLIT), tmp_path / "model", "blocks.down", KeyboardInterrupt())
