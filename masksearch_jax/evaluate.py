@@ -387,6 +387,7 @@ def _row(sampled: sampling.Sampled, attempts: int, model: Model | None) -> JsonO
     example = item.example
     measured = scores.score(example, trajectory, item.scorer, opening, attempts, sampled.tokens)
     row: JsonObject = {"suite": item.suite, "method": item.method, "scores": measured}
+    row["answer"] = scores.scored_answer(trajectory, item.scorer, opening)
     if isinstance(example, RampExample):
         row["slots"] = scores.slot_scores(example, trajectory, item.scorer, opening)
     row |= to_json(trajectory) | {"opening": opening, "example": to_json(example)}

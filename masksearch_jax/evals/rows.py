@@ -9,15 +9,8 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from masksearch_jax.core import markup
-from masksearch_jax.core.types import (
-    SEARCH_ALONE,
-    Example,
-    QAExample,
-    RampExample,
-    Trajectory,
-    from_json,
-)
+from masksearch_jax.core.errors import UserError
+from masksearch_jax.core.types import Example, QAExample, RampExample, Trajectory, from_json
 from masksearch_jax.evals import scores, suites
 from masksearch_jax.evals.results import Place, Scored
 
@@ -25,7 +18,7 @@ TRAJECTORIES = "trajectories.jsonl"  # in the folder of an evaluation
 
 
 class Row(NamedTuple):
-    """An item that has a score, and its answer, None where it gave none."""
+    """An item that has a score, and the answer that was scored, None where it gave none."""
 
     place: Place
     example: Example
@@ -46,18 +39,24 @@ class Rows:
 
 
 def row_of(line: Mapping[str, Any]) -> Row:
-    """The row of a line of trajectories.jsonl."""
+    """The row of a line of trajectories.jsonl.
+
+    Raises UserError for one that an earlier version wrote.
+    """
+    if "answer" not in line:
+        raise UserError(
+            f"a line of {TRAJECTORIES} has no `answer`, as lines of earlier versions have none: "
+            f"its keys are {', '.join(line)}; evaluate again in a new folder"
+        )
     kind = RampExample if "spans" in line["example"] else QAExample
     example, slots = from_json(kind, line["example"]), []
     if isinstance(example, RampExample):
         slots = [(s.type, r) for s, r in zip(example.spans, line["slots"], strict=True)]
-    said = "".join(s["text"] for s in line["segments"] if s["author"] == "policy")
-    tools = line.get("tools", SEARCH_ALONE)
     labels = suites.labels(example, line["status"])
     return Row(
         place=place_of(line),
         example=example,
-        answer=markup.extract_answer(line["opening"] + said, tools) or None,
+        answer=line["answer"],
         scored=Scored(example.id, line["scores"], labels, slots),
     )
 

@@ -43,9 +43,10 @@ class Scorer:
 _ENDS = re.compile(r"(?:\s*<\|\w+\|>)+\s*$")  # as tokenizers spell the tokens that end a reply
 
 
-def _scored_answer(trajectory: Trajectory, opening: str, *, takes_whole: bool) -> str | None:
+def scored_answer(trajectory: Trajectory, scorer: Scorer, opening: str = "") -> str | None:
+    """What is scored: the policy's answer, or its whole reply where the scorer takes one."""
     answer = read_answer(trajectory, opening)
-    if answer or not takes_whole or "<answer>" in trajectory.text_by("policy"):
+    if answer or not scorer.takes_whole or "<answer>" in trajectory.text_by("policy"):
         return answer
     return _ENDS.sub("", trajectory.text_by("policy")).strip() or None
 
@@ -78,7 +79,7 @@ def score(
 
     opening: what of its answer the prompt has written already. tokens: where not those sampled.
     """
-    answer = _scored_answer(trajectory, opening, takes_whole=scorer.takes_whole)
+    answer = scored_answer(trajectory, scorer, opening)
     if isinstance(example, RampExample):
         scores = _score_fills(example, answer, scorer.rules)
     else:
@@ -107,8 +108,7 @@ def slot_scores(
     example: RampExample, trajectory: Trajectory, scorer: Scorer, opening: str = ""
 ) -> list[float]:
     """Recall of each masked span in its slot, in text order."""
-    answer = _scored_answer(trajectory, opening, takes_whole=scorer.takes_whole)
-    return scoring.slot_recalls(example, answer)
+    return scoring.slot_recalls(example, scored_answer(trajectory, scorer, opening))
 
 
 def opened(trajectory: Trajectory, opening: str) -> Iterator[Segment]:

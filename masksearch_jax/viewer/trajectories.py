@@ -152,7 +152,8 @@ def shown(row: JsonObject) -> JsonObject:
     ]
     said = as_scored(row, segments)
     policy = "".join(s.text for s in said if s.author == "policy")
-    answer = markup.extract_answer(policy, _tools(row))
+    scored = row.get("answer")  # of an evaluation, which may take a reply without the tag
+    answer = scored if isinstance(scored, str) else markup.extract_answer(policy, _tools(row))
     kept = {k: row[k] for k in TEXT_FIELDS if row.get(k) not in (None, "")}
     kept |= {"tools": list(_tools(row))} if _tools(row) != SEARCH_ALONE else {}
     kept |= {

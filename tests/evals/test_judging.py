@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
+from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.llm_config import JudgeConfig
 from masksearch_jax.core.types import QAExample
-from masksearch_jax.evals import judging
+from masksearch_jax.evals import judging, rows
 from masksearch_jax.evals.lost import LostItemsError
 from masksearch_jax.evals.results import Scored
 from masksearch_jax.evals.rows import Row
@@ -47,9 +48,14 @@ def test_verdicts_of_which_too_many_cannot_be_read_are_no_score(tmp_path):
             judging.judged(ROWS[1:], dataclasses.replace(cfg, max_unreadable=1.0), 0.5)
 
 
+def test_a_line_without_its_scored_answer_is_refused():
+    with pytest.raises(UserError, match=r"no `answer`, .* evaluate again in a new folder"):
+        rows.row_of({"suite": "towns", "method": "agent"})
+
+
 def test_an_outage_counts_among_the_answers_that_were_asked(tmp_path):
     """Items without an answer need no judge: they do not thin out what a judge lost."""
-    rows = [
+    asked = [
         Row(
             ("towns", "agent"),
             QAExample(f"q{i}", "towns", f"Which town is number {i}?", ("o",)),
@@ -63,4 +69,4 @@ def test_an_outage_counts_among_the_answers_that_were_asked(tmp_path):
             base_url=endpoint.url, retries=0, backoff=0.0, cache=str(tmp_path / "judge.sqlite")
         )
         with pytest.raises(LostItemsError, match="2 of 2 items got no reply of the judge"):
-            judging.judged(rows, cfg, 0.5)
+            judging.judged(asked, cfg, 0.5)

@@ -17,7 +17,7 @@ from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import UserError
 from masksearch_jax.core.eval_config import EvalConfig
 from masksearch_jax.core.jsonl import write_jsonl
-from masksearch_jax.core.llm_config import EndpointConfig
+from masksearch_jax.core.llm_config import EndpointConfig, JudgeConfig
 from masksearch_jax.core.types import Passage, QAExample
 from masksearch_jax.evals.endpoint import EndpointError
 from masksearch_jax.evals.lost import LostItemsError
@@ -102,6 +102,21 @@ def test_a_reply_without_an_action_is_no_answer(cfg):
         found = evaluate.run(at(cfg, endpoint))
     assert found["results"]["towns"]["closed_book"]["em"]["value"] == 0.0
     assert found["breakdown"]["towns"]["closed_book"]["status"].keys() == {"no_answer"}
+
+
+def test_a_judge_reads_a_reply_that_is_scored_whole(cfg, tmp_path):
+    section = dataclasses.replace(cfg.eval, methods=("closed_book",), whole_replies=True)
+    with (
+        Endpoint(Answer("It is Oslo.")) as endpoint,
+        Endpoint(Answer('{"reason": "so", "verdict": "correct"}')) as judge,
+    ):
+        judged_by = JudgeConfig(base_url=judge.url, cache=str(tmp_path / "judge.sqlite"))
+        cfg = dataclasses.replace(at(cfg, endpoint), eval=section, judge=judged_by)
+        found = evaluate.run(cfg)
+        assert sum("It is Oslo." in str(r["messages"]) for r in judge.requests) == ITEMS
+    cells = found["results"]["towns"]["closed_book"]
+    assert (cells["recall"]["value"], cells["judge"]["value"]) == (1.0, 1.0)
+    assert [row["answer"] for row in rows_of(cfg)] == ["It is Oslo."] * ITEMS
 
 
 def test_an_empty_reply_is_the_models_and_is_scored(cfg):

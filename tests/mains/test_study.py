@@ -568,7 +568,7 @@ def evaluated(folder, ids):
     write_json(folder / "eval.json", {"suites": {"ramp": {"metric": "span_recall"}}})
     said = [{"author": "policy", "text": "<answer>no</answer>"}]
     row = {"suite": "ramp", "method": "agent", "opening": "", "segments": said}
-    row |= {"status": "answered", "scores": {"span_recall": 0.5}}
+    row |= {"status": "answered", "scores": {"span_recall": 0.5}, "answer": "no"}
     asked = {"dataset": "d", "question": "Who?", "answers": ["x"]}
     lines = [json.dumps(row | {"example": asked | {"id": name}}) for name in ids]
     write_lines(folder / "trajectories.jsonl", lines)

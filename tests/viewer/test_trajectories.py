@@ -57,6 +57,10 @@ def test_an_answer_that_the_prompt_opens_is_read_as_it_was_scored(tmp_path, make
     assert text["answer"] == "Chad 7 is a country of Africa."
     assert text["wanted"][0]["fill"] == "Africa"
     assert row["well_formed"]
+    segments = [{"author": "policy", "text": "Chad 7 is a country of Africa.<|im_end|>"}]
+    whole = {"segments": segments, "turns": [], "answer": "Chad 7 is a country of Africa."}
+    _, text, _ = one(tmp_path, make_trajectory(7, **whole))
+    assert (text["answer"], text["wanted"][0]["fill"]) == (whole["answer"], "Africa")
 
 
 def test_documents_are_told_apart_and_the_source_is_marked(tmp_path, make_trajectory, hostile):
