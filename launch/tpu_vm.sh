@@ -173,13 +173,11 @@ copy_data() {
   on_all "sudo mkdir -p /data && sudo chown \"\$USER\" /data && gcloud storage rsync -r $quoted /data"
 }
 
-# The command on every host. What an earlier start left running there ends with its connection; it is
-# waited for. Each host says its status: gcloud has one for all.
+# The command on every host; each says its status.
 start() {
   local quoted
   printf -v quoted '%q ' "$@"
-  on_all "flock -w 60 -E 1 /tmp/masksearch_jax.lock bash masksearch_jax/launch/worker.sh $quoted; \
-status=\$?; echo \"tpu_vm: \$(hostname) exits with \$status\"; exit \$status"
+  on_all "bash masksearch_jax/launch/tpu_worker.sh $quoted"
 }
 
 # The log of an attempt beside the run's other files, where those are in a bucket.

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,14 +26,20 @@ FAKE = """#!/usr/bin/env bash
 printf '%s\\n' "$(basename "$0") $(printf '%q ' "$@")" >>"$FAKES/calls"
 [ "$(basename "$0")" = gcloud ] || kind=$(basename "$0")-$1
 case "$*" in
+  *describe*yaml*) kind=why ;;
   *queued-resources\\ describe*) kind=state ;;
   *tpu-vm\\ describe*) kind=node ;;
   *worker.sh*) kind=run ;;
+  *tpu-vm\\ scp*) kind=copy ;;
+  *--command=mkdir*) kind=unpack ;;
 esac
 kind=${kind:-other}
 n=$(cat "$FAKES/$kind.n" 2>/dev/null || echo 0)
 echo $((n + 1)) >"$FAKES/$kind.n"
-[ -e "$FAKES/$kind.$n" ] || exit 0
+if [ ! -e "$FAKES/$kind.$n" ]; then
+  [ "$kind" != run ] || echo 'tpu_vm: host-0 exits with 0'
+  exit
+fi
 . "$FAKES/$kind.$n"
 """
 
@@ -70,7 +77,7 @@ def launch(
 
 
 GKE = ["--name=run", "--cluster=c", "--zone=z", "--type=v5p-64", "--image=i", "--", *AWKWARD]
-SLICE = ("--name=run", "--zone=z", "--type=v5p-64", "--spot")
+SLICE = ("--name=run", "--zone=z", "--type=v5p-8", "--spot")  # of one host
 
 
 def tpu_vm(fakes: Path, *args: str, command=COMMAND) -> subprocess.CompletedProcess:
@@ -115,7 +122,7 @@ def test_an_absent_slice_is_made_waited_for_and_used(fakes: Path) -> None:
     create = next(words for words in calls(fakes) if "create" in words)
     assert shlex.join(create) == (
         "gcloud compute tpus queued-resources create run --node-id=run --zone=z "
-        "--accelerator-type=v5p-64 --runtime-version=v2-alpha-tpuv5 --spot"
+        "--accelerator-type=v5p-8 --runtime-version=v2-alpha-tpuv5 --spot"
     )
     log = next(words for words in calls(fakes) if words[1:3] == ["storage", "cp"])
     assert re.fullmatch(r"gs://b/a run/logs/run-\d{8}T\d{6}Z\.log", log[-1])
@@ -133,34 +140,22 @@ def test_arguments_reach_the_host_as_they_were(fakes: Path) -> None:
     answers(fakes, "node", READY)
     assert tpu_vm(fakes, command=AWKWARD).returncode == 0
     remote = next(w[-1] for w in calls(fakes) if "worker.sh" in w[-1]).removeprefix("--command=")
-    # The host's shell runs what came through: flock is not its own, worker.sh prints its arguments.
+    # The host's shell runs what came through: worker.sh prints its arguments.
     host = fakes / "host" / "masksearch_jax" / "launch"
     host.mkdir(parents=True)
+    shutil.copy(LAUNCH / "tpu_worker.sh", host)
     (host / "worker.sh").write_text("printf '%s\\n' \"$@\"; exit 42\n")
-    ran = subprocess.run(["bash", "-c", remote], cwd=fakes / "host", capture_output=True, text=True)
+    ran = subprocess.run(
+        ["bash", "-c", remote],
+        cwd=fakes / "host",
+        env=os.environ | {"TPU_WORKER_LOCK": str(fakes / "lock")},
+        capture_output=True,
+        text=True,
+    )
     assert ran.returncode == 42, ran.stderr
     *printed, last = ran.stdout.splitlines()
     assert printed == AWKWARD
     assert re.fullmatch(r"tpu_vm: \S+ exits with 42", last)
-
-
-def test_hosts_get_the_checkout_without_what_is_made_in_it(fakes: Path, tmp_path: Path) -> None:
-    made = [".venv/bin/python", ".libtpu/libtpu.so", "runs/tiny/log", "src/__pycache__/a.pyc"]
-    scripts = ["launch/tpu_vm.sh", "launch/check_command.sh"]
-    kept = [*scripts, "src/a.py", ".gitignore", "data/builds.json", "masksearch_jax/train_sft.py"]
-    root = tmp_path / "checkout"
-    for name in [*made, *kept, ".git/HEAD", ".hypothesis/x", "m.egg-info/PKG-INFO"]:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    for name in scripts:
-        shutil.copy(ROOT / name, root / "launch")
-    shutil.copy(ROOT / ".gitignore", root)
-    answers(fakes, "state", "echo ACTIVE")
-    answers(fakes, "node", READY)
-    answers(fakes, "other", 'tar -tzf "$5" >"$FAKES/files"')
-    assert launch(fakes, root / "launch" / "tpu_vm.sh", *SLICE, "--", *COMMAND).returncode == 0
-    files = (fakes / "files").read_text().split()
-    assert sorted(f.removeprefix("./") for f in files if f[-1] != "/") == sorted(kept)
 
 
 @pytest.mark.parametrize("status", [42, 134, 137, 143, 255])
@@ -198,6 +193,38 @@ def test_a_preempted_slice_is_deleted_and_asked_for_again(fakes: Path, after: st
     assert delete[-2:] == ["--force", "--quiet"]
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_an_earlier_worker_saves_before_another_starts(tmp_path: Path, ends: bool) -> None:
+    shutil.copy(LAUNCH / "tpu_worker.sh", tmp_path)
+    (tmp_path / "worker.sh").write_text(
+        f"cd {tmp_path}\n"
+        'if [ "$1" = first ]; then\n'
+        f"  trap '{'touch saved; exit 42' if ends else ''}' TERM\n"
+        "  echo started; while true; do sleep 0.1; done\n"
+        "fi\n"
+        "ls saved\n"
+    )
+    environment = os.environ | {
+        "TPU_WORKER_LOCK": str(tmp_path / "lock"),
+        "TPU_WORKER_WAIT": "60" if ends else "0",
+    }
+    command = ["bash", str(tmp_path / "tpu_worker.sh")]
+    how = {"env": environment, "text": True, "start_new_session": True}
+    with subprocess.Popen([*command, "first"], stdout=subprocess.PIPE, **how) as first:
+        assert first.stdout.readline() == "started\n"
+        second = subprocess.run([*command, "second"], capture_output=True, **how)
+        if not ends:
+            os.killpg(first.pid, signal.SIGKILL)
+        first_said = first.stdout.read()
+    *said, last = second.stdout.splitlines()
+    assert "tells the earlier start, process" in said[0]
+    if ends:
+        assert (second.returncode, said[1:]) == (0, ["saved"])
+        assert first_said.endswith("exits with 42\n")
+    else:
+        assert (second.returncode, last.split()[-1]) == (42, "42")
+
+
 def test_restarts_are_bounded(fakes: Path) -> None:
     answers(fakes, "state", *["echo ACTIVE"] * 9)
     answers(fakes, "node", *[READY] * 9)
@@ -208,7 +235,7 @@ def test_restarts_are_bounded(fakes: Path) -> None:
 
 
 def test_a_slice_that_cannot_be_seen_is_not_made_again(fakes: Path) -> None:
-    answers(fakes, "state", "echo 'ERROR: PERMISSION_DENIED' >&2; exit 1")
+    answers(fakes, "state", *["echo 'ERROR: PERMISSION_DENIED' >&2; exit 1"] * 21)
     done = tpu_vm(fakes)
     assert done.returncode == 1
     assert "PERMISSION_DENIED" in done.stderr
