@@ -56,6 +56,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/check_command.sh"
 poll=${TPU_VM_POLL_SECONDS:-30}
 log=${TPU_VM_LOG:-$name.log}
+ssh_hint="gcloud reaches several hosts by the key in ssh-agent: ssh-add ~/.ssh/google_compute_engine"
 where=("--zone=$zone" ${project:+"--project=$project"})
 
 # An accelerator type as `gcloud` spells it: a generation and a number, of chips or of cores.
@@ -157,14 +158,38 @@ ensure() {
 
 on_all() { act gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all "--command=$1"; }
 
+# Names of the files that hosts get, each ended by NUL: what git has and would take, without weights and
+# without other repositories inside, which git names as folders.
+list_files() {
+  local file
+  git -C "$root" ls-files -coz --exclude-standard | while IFS= read -r -d '' file; do
+    case $file in
+      *.safetensors | *.gguf | *.bin) ;;
+      *) [ ! -f "$root/$file" ] || printf '%s\0' "$file" ;;
+    esac
+  done
+}
+
+# The same where there is no git, by what is ignored.
+pack() {
+  if [ -e "$root/.git" ] && command -v git >/dev/null; then
+    list_files >"$1.files" && act tar -czf "$1" -C "$root" --null -T "$1.files"
+  else
+    act tar -czf "$1" -C "$root" --exclude-from="$root/.gitignore" --exclude=./.git \
+      --exclude='*.safetensors' --exclude='*.gguf' --exclude='*.bin' .
+  fi
+}
+
 # This checkout, without what is made in it, to ~/masksearch_jax of every host.
 copy_code() {
-  local archive
-  archive=$(mktemp -d)/masksearch_jax.tgz
-  act tar -czf "$archive" -C "$root" --exclude-from="$root/.gitignore" --exclude=./.git .
-  act gcloud compute tpus tpu-vm scp "$archive" "$name:masksearch_jax.tgz" "${where[@]}" --worker=all
-  on_all 'mkdir -p masksearch_jax && tar -xzf masksearch_jax.tgz -C masksearch_jax'
-  rm -rf "$(dirname "$archive")"
+  local folder status=0
+  folder=$(mktemp -d) || return
+  pack "$folder/masksearch_jax.tgz" &&
+    act gcloud compute tpus tpu-vm scp "$folder/masksearch_jax.tgz" "$name:masksearch_jax.tgz" \
+      "${where[@]}" --worker=all &&
+    on_all 'mkdir -p masksearch_jax && tar -xzf masksearch_jax.tgz -C masksearch_jax' || status=$?
+  rm -rf "$folder"
+  return "$status"
 }
 
 copy_data() {
@@ -197,7 +222,10 @@ keep_log() {
 attempt() {
   local status=0 statuses
   ensure
-  copy_code || return 42
+  copy_code || {
+    say "the checkout did not reach all hosts; $ssh_hint"
+    return 42
+  }
   [ -z "$data" ] || copy_data || return 42
   if [ -n "$dry" ]; then
     start "$@"

@@ -158,6 +158,48 @@ def test_arguments_reach_the_host_as_they_were(fakes: Path) -> None:
     assert re.fullmatch(r"tpu_vm: \S+ exits with 42", last)
 
 
+@pytest.mark.parametrize("has_git", [True, False])
+def test_hosts_get_the_checkout_without_what_is_made_in_it(
+    fakes: Path, tmp_path: Path, has_git: bool
+) -> None:
+    weights = ["Qwen2.5-7B/model-1.safetensors", "exported/a b.gguf", "exported/model.bin"]
+    made = [".venv/bin/python", ".libtpu/libtpu.so", "runs/tiny/log", "src/__pycache__/a.pyc"]
+    scripts = ["launch/tpu_vm.sh", "launch/check_command.sh"]
+    kept = [*scripts, "src/a.py", ".gitignore", "data/builds.json", "masksearch_jax/train_sft.py"]
+    root = tmp_path / "checkout"
+    for name in [*made, *kept, *weights, ".hypothesis/x", "m.egg-info/PKG-INFO"]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    for name in scripts:
+        shutil.copy(ROOT / name, root / "launch")
+    shutil.copy(ROOT / ".gitignore", root)
+    if has_git:
+        (root / "src" / "deleted.py").touch()
+        (root / "model" / "config.json").parent.mkdir()
+        (root / "model" / "config.json").touch()
+        for words in (["init"], ["add", "src", "launch"], ["init", "model"]):
+            subprocess.run(["git", "-C", str(root), *words], check=True, capture_output=True)
+        (root / "src" / "deleted.py").unlink()
+    answers(fakes, "state", "echo ACTIVE")
+    answers(fakes, "node", READY)
+    answers(fakes, "copy", 'tar -tzf "$5" >"$FAKES/files"')
+    assert launch(fakes, root / "launch" / "tpu_vm.sh", *SLICE, "--", *COMMAND).returncode == 0
+    files = (fakes / "files").read_text().split()
+    assert sorted(f.removeprefix("./") for f in files if f[-1] != "/") == sorted(kept)
+
+
+@pytest.mark.parametrize(("step", "asked"), [("copy", ["copy"]), ("unpack", ["copy", "unpack"])])
+def test_a_command_never_starts_where_the_checkout_did_not_arrive(
+    fakes: Path, step: str, asked: list[str]
+) -> None:
+    answers(fakes, "state", *["echo ACTIVE"] * 2)
+    answers(fakes, "node", *[READY] * 2)
+    answers(fakes, step, "exit 1")
+    done = tpu_vm(fakes)
+    assert (done.returncode, kinds(fakes)) == (0, [*asked, *START])
+    assert "ssh-add ~/.ssh/google_compute_engine" in done.stderr
+
+
 @pytest.mark.parametrize("status", [42, 134, 137, 143, 255])
 def test_what_a_restart_mends_is_started_again(fakes: Path, status: int) -> None:
     answers(fakes, "state", "echo ACTIVE", "echo ACTIVE")
