@@ -99,28 +99,31 @@ act() {
   fi
 }
 
-# ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ... or ABSENT. Fails when it cannot be known: a slice that
-# cannot be seen is not one to make a second time.
-state() {
-  local found error
+# What gcloud says of the queued resource or of its node by a format; ABSENT where there is none. Fails
+# when it cannot be known: a slice that cannot be seen is not one to make a second time, or to delete.
+describe() {
+  local found error status=0
   error=$(mktemp)
-  if found=$(gcloud compute tpus queued-resources describe "$name" "${where[@]}" \
-    "--format=value(state.state)" 2>"$error"); then
-    rm -f "$error"
-    echo "$found"
-  elif grep -qiE 'not_found|not found' "$error"; then
-    rm -f "$error"
-    echo ABSENT
-  else
-    cat "$error" >&2
-    rm -f "$error"
-    return 1
+  found=$(gcloud compute tpus "$1" describe "$name" "${where[@]}" "--format=$2" 2>"$error") || status=$?
+  if [ "$status" -ne 0 ] && grep -qiE 'not_found|was not found' "$error"; then
+    found=ABSENT status=0
   fi
+  [ "$status" -eq 0 ] || cat "$error" >&2
+  rm -f "$error"
+  echo "$found"
+  return "$status"
 }
 
-# The node's own state: a queued resource stays ACTIVE for a while after its node was preempted.
-node_is_ready() {
-  [ "$(gcloud compute tpus tpu-vm describe "$name" "${where[@]}" '--format=value(state)')" = READY ]
+# ABSENT, WAITING_FOR_RESOURCES, SUSPENDED, ..., and of an active one with its node's: ACTIVE/READY. A
+# queued resource stays ACTIVE for a while after its node was preempted.
+state() {
+  local found node
+  found=$(describe queued-resources 'value(state.state)') || return
+  if [ "$found" = ACTIVE ]; then
+    node=$(describe tpu-vm 'value(state)') || return
+    found=ACTIVE/$node
+  fi
+  echo "$found"
 }
 
 create() {
@@ -132,25 +135,43 @@ remove() {
   act gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
 }
 
-# Returns when there is a slice. Spot TPUs cannot be started again: deleted and asked for again.
+# Returns when there is a slice, with 42 when it is to be tried again as a restart. What is gone is
+# deleted and asked for again, as spot TPUs cannot be started again; what only changes is waited for.
 ensure() {
-  local now last=''
+  local now last='' unseen=0
   if [ -n "$dry" ]; then
     create
     return
   fi
   while true; do
-    now=$(state) || fail "the state of $name cannot be read" 1
+    if ! now=$(state); then
+      unseen=$((unseen + 1)) # a network has its bad minutes
+      [ "$unseen" -le 20 ] || fail "the state of $name cannot be read" 1
+      say "the state of $name cannot be read; it is asked again"
+      sleep "$poll"
+      continue
+    fi
+    unseen=0
     [ "$now" = "$last" ] || say "$name is $now"
     last=$now
     case $now in
-      ACTIVE)
-        node_is_ready && return
-        say "the node of $name is gone"
-        remove
+      ACTIVE/READY) return ;;
+      ABSENT)
+        create || {
+          [ "$try" -gt 0 ] || fail "$name cannot be created" 1
+          return 42
+        }
         ;;
-      ABSENT) create || fail "$name cannot be created" 1 ;;
-      FAILED | SUSPENDED) remove || fail "$name cannot be deleted" 1 ;;
+      FAILED)
+        say "$name failed, as Google Cloud says:"
+        describe queued-resources 'yaml(state)' >&2
+        remove
+        return 42
+        ;;
+      SUSPENDED | ACTIVE/ABSENT | ACTIVE/PREEMPTED | ACTIVE/TERMINATED)
+        remove || return 42
+        sleep "$poll"
+        ;;
       *) sleep "$poll" ;;
     esac
   done
@@ -205,6 +226,15 @@ start() {
   on_all "bash masksearch_jax/launch/tpu_worker.sh $quoted"
 }
 
+# Four chips are a host's; the smallest slices of v5e and v6e are one host.
+host_count() {
+  local size=${type##*-}
+  case $type in
+    v4-* | v5p-*) echo $((size / 8)) ;;
+    *) echo $((size <= 8 ? 1 : size / 4)) ;;
+  esac
+}
+
 # The log of an attempt beside the run's other files, where those are in a bucket.
 keep_log() {
   local argument
@@ -220,8 +250,8 @@ keep_log() {
 
 # One attempt; 0 done, 42 to start again, else the status to end with.
 attempt() {
-  local status=0 statuses
-  ensure
+  local heard count hosts statuses
+  ensure || return
   copy_code || {
     say "the checkout did not reach all hosts; $ssh_hint"
     return 42
@@ -232,18 +262,23 @@ attempt() {
     keep_log "$@"
     return 0
   fi
-  start "$@" 2>&1 | tee "$log" || status=${PIPESTATUS[0]}
+  # gcloud's own status says nothing of a single host.
+  start "$@" 2>&1 | tee "$log"
   keep_log "$@"
-  [ "$status" -ne 0 ] || return 0
-  statuses=$(sed -n 's/^tpu_vm: .* exits with \([0-9]*\)$/\1/p' "$log" | sort -un | tr '\n' ' ')
-  say "exit statuses of the hosts: ${statuses:-none was heard}"
+  heard=$(grep -aoE 'tpu_vm: [^ ]+ exits with [0-9]+' "$log" | awk '{ print $NF }')
+  count=$(grep -c . <<<"$heard")
+  hosts=$(host_count)
+  statuses=$(sort -un <<<"$heard" | tr '\n' ' ')
+  say "exit statuses of the hosts: ${statuses% } ($count of $hosts heard)"
   case " $statuses" in
+    ' 0 ') [ "$count" -lt "$hosts" ] || return 0 ;;
     *' 1 '* | *' 2 '* | *' 126 '* | *' 127 '*)
       # A host's own failure, unless the slice went from under it.
-      [ "$(state)" = ACTIVE ] && node_is_ready || return 42
+      [ "$(state)" = ACTIVE/READY ] || return 42
       case " $statuses" in *' 2 '*) return 2 ;; *) return 1 ;; esac
       ;;
   esac
+  [ "$count" -gt 0 ] || say "no host was heard of; $ssh_hint"
   return 42
 }
 

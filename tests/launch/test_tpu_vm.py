@@ -235,6 +235,46 @@ def test_a_preempted_slice_is_deleted_and_asked_for_again(fakes: Path, after: st
     assert delete[-2:] == ["--force", "--quiet"]
 
 
+def test_a_slice_that_is_there_is_waited_for(fakes: Path) -> None:
+    """Whatever its node does for a moment, and where gcloud cannot say it."""
+    states = ("echo WAITING_FOR_RESOURCES", "exit 1", "exit 1", *["echo ACTIVE"] * 5)
+    answers(fakes, "state", *states)
+    waits = [f"echo {s}" for s in ("REPAIRING", "RESTARTING", "STARTING")]
+    answers(fakes, "node", "echo 'ERROR: 503' >&2; exit 1", *waits, READY)
+    done = tpu_vm(fakes)
+    assert (done.returncode, kinds(fakes)) == (0, START), done.stderr
+    assert "run is ACTIVE/REPAIRING" in done.stderr
+
+
+def test_a_request_that_fails_counts_as_a_restart_and_says_why(fakes: Path) -> None:
+    answers(fakes, "state", *[ABSENT, "echo FAILED"] * 9)
+    answers(fakes, "why", "echo 'state: {failedData: {error: {message: no quota}}}'")
+    done = tpu_vm(fakes, "--restarts=2")
+    assert (done.returncode, kinds(fakes)) == (1, ["create", "delete"] * 3)
+    assert "no quota" in done.stderr
+
+
+@pytest.mark.parametrize("said", [["0", "42"], ["0"], []])
+def test_a_run_is_done_when_every_host_says_so(fakes: Path, said: list[str]) -> None:
+    """gcloud's own 0 says nothing."""
+    answers(fakes, "state", *["echo ACTIVE"] * 2)
+    answers(fakes, "node", *[READY] * 2)
+    lines = [f"echo 'tpu_vm: host-{i} exits with {s}'" for i, s in enumerate(said)]
+    both = "echo 'tpu_vm: host-0 exits with 0'; echo -n 'x tpu_vm: host-1 exits with 0'; exit 1"
+    answers(fakes, "run", "; ".join([*lines, "true"]), both)
+    done = tpu_vm(fakes, "--type=v5p-16")
+    assert (done.returncode, kinds(fakes)) == (0, [*START, *START])
+    assert f"({len(said)} of 2 heard)" in done.stderr
+    assert ("no host was heard of" in done.stderr) == (not said)
+
+
+def test_a_failure_of_a_host_ends_a_run_whatever_gcloud_says(fakes: Path) -> None:
+    answers(fakes, "state", *["echo ACTIVE"] * 2)
+    answers(fakes, "node", *[READY] * 2)
+    answers(fakes, "run", "echo 'tpu_vm: host-1 exits with 1'")
+    assert (tpu_vm(fakes).returncode, kinds(fakes)) == (1, START)
+
+
 @pytest.mark.parametrize("ends", [True, False])
 def test_an_earlier_worker_saves_before_another_starts(tmp_path: Path, ends: bool) -> None:
     shutil.copy(LAUNCH / "tpu_worker.sh", tmp_path)
