@@ -31,7 +31,7 @@ from masksearch_jax.core.corpus_config import CorpusConfig, PplConfig, RampConfi
 from masksearch_jax.core.errors import ConfigError, UserError, check_given
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.retrieval import SearchTool
-from masksearch_jax.core.schema import describe_keys, harmless_keys, key, required, section, share
+from masksearch_jax.core.schema import harmless_keys, key, required, section, share
 from masksearch_jax.core.types import SPLITS, STATEMENTS, Passage
 from masksearch_jax.corpus import readers
 from masksearch_jax.corpus.dropped_rows import DroppedRows
@@ -162,15 +162,17 @@ def _begin(cfg: BuildRampRun, folder: Path, has_others: bool) -> None:
         cfg,
         replaces="passages, masks and questions of other settings are" if has_others else "",
         otherwise="its inputs or the program have changed",
-        harmless={"folder", "max_failed", *(f"work.{k.name}" for k in describe_keys(WorkConfig))},
+        harmless={"folder", "max_failed", *(f"work.{name}" for name in harmless_keys(WorkConfig))},
     )
 
 
 def _made_from(cfg: BuildRampRun) -> str:
     """A hash of all that decides the result: settings, and the corpus or what the atlas is of."""
     settings = dataclasses.asdict(cfg)
-    for name in ("folder", "work", "max_failed"):  # decide nothing
+    for name in ("folder", "max_failed"):  # decide nothing
         del settings[name]
+    for name in harmless_keys(WorkConfig):
+        del settings["work"][name]
     del settings["corpus"]["path"], settings["corpus"]["questions"]
     for name, used in (("llm", cfg.ramp.extractor == "llm"), ("ppl", cfg.ramp.strategy == "ppl")):
         given = settings.pop(name)

@@ -41,7 +41,7 @@ class FailedError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class WorkConfig:
-    """How a build is divided; changes nothing but speed and memory."""
+    """How a build is divided."""
 
     workers: int = key(1, "Processes.", harmless=True, least=1)
     examples: int = key(
@@ -52,8 +52,10 @@ class WorkConfig:
     )
     part: int = key(
         5000,
-        "Passages masked together: balanced over mask counts, done again if stopped.",
-        harmless=True,
+        (
+            "Passages masked together, done again if stopped. Decides examples: each part is "
+            "balanced over mask counts by itself, and so waits for no other."
+        ),
         least=1,
     )
 

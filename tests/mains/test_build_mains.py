@@ -104,6 +104,19 @@ def test_the_same_command_changes_nothing(towns, repository):
     assert contents(towns / "out") == before
 
 
+def test_parts_of_another_size_are_another_build(towns, repository):
+    """Numbers of masks are balanced in each; processes decide nothing."""
+    first = build(repository, towns, work__part=2)
+    before = contents(towns / "out")
+    assert build(repository, towns, work__part=2, work__workers=2) == first
+    assert contents(towns / "out") == before
+    build(repository, towns)
+    again = made(towns / "out")
+    build(repository, towns, folder=towns / "new")
+    assert made(towns / "new") == again
+    assert again["ramp/train.jsonl"] != before["ramp/train.jsonl"][1]
+
+
 @pytest.mark.parametrize("damage", ["ramp/train.jsonl", "passages.jsonl", "counts.json"])
 def test_a_damaged_build_is_made_whole(towns, repository, damage):
     first = build(repository, towns)
