@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,7 +112,7 @@ def forget_masked(folder: Path) -> None:
 class _Part(NamedTuple):
     path: Path
     rules: PassageRules
-    most: int  # examples, 0: all
+    most: int | None  # examples; None: all
 
 
 def _mask_part(task: _Part) -> RampStats:
@@ -128,22 +128,36 @@ def mask_part(
     One in which a model did not answer is not: its passages are asked about again.
     """
     done = task.path.with_suffix(".json")
-    if (counts := stamp.read(done)) is not None:
+    if (counts := stamp.read(done, str(task.most))) is not None:
         return RampStats.from_json(counts)
     if extractor is None:
         if task.rules not in _EXTRACTORS:
             _EXTRACTORS[task.rules] = extractor_of(task.rules)
         extractor = _EXTRACTORS[task.rules]
     passages = list(_read_part(task.path))
-    cfg = dataclasses.replace(task.rules.ramp, max_examples=task.most)
-    made, stats = build_examples(
-        passages, cfg, _quiet, language=task.rules.language, extractor=extractor, scorer=scorer
-    )
+    if task.most == 0:
+        made, stats = {split: [] for split in SPLITS}, _none_of(passages)
+    else:
+        cfg = dataclasses.replace(task.rules.ramp, max_examples=task.most or 0)
+        made, stats = build_examples(
+            passages, cfg, _quiet, language=task.rules.language, extractor=extractor, scorer=scorer
+        )
+    done.unlink(missing_ok=True)  # of fewer examples
     for split in SPLITS:
         write_jsonl(task.path.with_suffix(f".{split}"), made[split])
     if FAILED not in stats.dropped:
-        stamp.write(done, dataclasses.asdict(stats))
+        stamp.write(done, dataclasses.asdict(stats), str(task.most))
     return stats
+
+
+def _none_of(passages: Sequence[Passage]) -> RampStats:
+    """The counts of a part that is to give no example."""
+    if not passages:
+        return RampStats()
+    beyond = "beyond_max_examples"
+    return RampStats(
+        len(passages), dropped={beyond: len(passages)}, example={beyond: passages[0].id}
+    )
 
 
 def _read_part(path: Path) -> Iterable[Passage]:
@@ -154,11 +168,33 @@ def _quiet(line: str) -> None:
     pass
 
 
-def _quotas(paths: list[Path], most: int) -> list[int]:
-    """The examples that each part may give, in proportion to its size, `most` in all; 0: all."""
+def _quotas(paths: list[Path], most: int) -> Sequence[int | None]:
+    """The examples that each part may give, in proportion to its size, `most` in all.
+
+    None where `most` is 0: all.
+    """
+    if not most:
+        return [None] * len(paths)
     sizes = np.cumsum([0, *(p.stat().st_size for p in paths)])
     edges = np.round(sizes / max(sizes[-1], 1) * most).astype(int)
     return np.diff(edges).tolist()
+
+
+def _raised(tasks: list[_Part], made: list[RampStats], most: int) -> list[_Part]:
+    """The parts with what others lack of `most` examples asked of those that have more to give."""
+    missing = most - sum(map(_examples_in, made))
+    able = [i for i, stats in enumerate(made) if stats.dropped.get("beyond_max_examples")]
+    if missing <= 0 or any(FAILED in stats.dropped for stats in made):  # asked about again
+        return tasks
+    raised = list(tasks)
+    for place, i in enumerate(able):
+        more = missing // len(able) + (place < missing % len(able))
+        raised[i] = tasks[i]._replace(most=(tasks[i].most or 0) + more)
+    return raised
+
+
+def _examples_in(stats: RampStats) -> int:
+    return sum(n for by_k in stats.examples.values() for n in by_k.values())
 
 
 # ---- the whole
@@ -192,25 +228,36 @@ def build(
     tally.check_share("passages to mask", rules.clean.max_drop, "config.clean.max_drop")
     paths = partition(passages, work, kept, rules, work_cfg.part)
     most = rules.ramp.max_examples
-    tasks = [
-        _Part(path, rules, quota)
-        for path, quota in zip(paths, _quotas(paths, most), strict=True)
-        if quota or not most
-    ]
-    stats = RampStats()
+    quotas = _quotas(paths, most)
+    tasks = [_Part(path, rules, quota) for path, quota in zip(paths, quotas, strict=True)]
     own = bool(namer or scorer or search)
     extractor: spans.Extractor | None = extractor_of(rules, namer) if own else None
     if extractor and search:
         extractor = SupportedExtractor(extractor, search, is_linking=rules.ramp.linked)
     with mapper(1 if own or len(tasks) < 2 else work_cfg.workers) as each:
         run = (lambda t: mask_part(t, extractor, scorer)) if own else _mask_part
-        for number, part in enumerate(each(run, tasks), 1):
-            stats += part
-            progress(number, len(tasks))
+        made = _masked(tasks, lambda tasks: each(run, tasks), progress)
+        while (raised := _raised(tasks, made, most)) != tasks:
+            tasks = raised
+            made = _masked(tasks, lambda tasks: each(run, tasks), progress)
+    stats = sum(made, RampStats())
     _check_answered(stats, extractor, max_failed)
     for split in SPLITS:
         _join([t.path.with_suffix(f".{split}") for t in tasks], folder / "ramp" / f"{split}.jsonl")
     return tally, stats
+
+
+def _masked(
+    tasks: list[_Part],
+    each: Callable[[list[_Part]], Iterable[RampStats]],
+    progress: Callable[[int, int], None],
+) -> list[RampStats]:
+    """What came of each part, in order; `progress` hears of one after another."""
+    made = []
+    for stats in each(tasks):
+        made.append(stats)
+        progress(len(made), len(tasks))
+    return made
 
 
 def _check_answered(stats: RampStats, extractor: Any, max_failed: float) -> None:

@@ -118,32 +118,48 @@ def build_examples(
     """Examples of each split (train, rl, heldout), and what became of each paragraph.
 
     No article is in two splits. A paragraph of a rewording ("city:1#2") has the passage before "#"
-    as its `passage_id`. extractor: by default the rules alone. scorer: for the strategy ppl.
+    as its `passage_id`. `cfg.max_examples` are made, of a sample of the paragraphs, unless all give
+    fewer. extractor: by default the rules alone. scorer: for the strategy ppl.
     ValueError for an impossible config; `log` gets the counts as text.
     """
     check_settings(cfg)
     extractor = extractor or spans.RulesExtractor(language)
-    given = list(paragraphs)
-    tally = Tally(seen=len(given))
-    usable, refused = _usable(given, cfg, language, extractor, tally)
-    usable, too = _weighted(usable, cfg, scorer, tally)
-    by_split: dict[str, list[_Usable]] = {"train": [], "rl": [], "heldout": []}
-    for member in usable:
-        by_split[split_of(article_of(member.paragraph), cfg)].append(member)
-    made = {split: _balanced(members, cfg, split, tally) for split, members in by_split.items()}
+    finder = _Finder(list(paragraphs), cfg, language, extractor, scorer)
+    usable = finder.take(cfg.max_examples)
+    made, again = _drawn(usable, cfg)
+    while finder.waiting and _count(made) < cfg.max_examples:
+        usable += finder.take(cfg.max_examples - _count(made))
+        made, again = _drawn(usable, cfg)
+    if cfg.max_examples:
+        _cut(made, cfg.max_examples)
     everything = [e for examples in made.values() for e in examples]
+    used = {e.id.rpartition("@")[0] for e in everything}
+    tally = finder.tally
+    tally.add(again)
+    for passage in [*finder.waiting, *(u.paragraph for u in usable if u.paragraph.id not in used)]:
+        tally.drop("beyond_max_examples", passage.id)
     stats = RampStats(
-        paragraphs=len(given),
-        used=len({e.id.rpartition("@")[0] for e in everything}),
+        paragraphs=tally.seen,
+        used=len(used),
         examples={s: dict(Counter(e.k for e in examples)) for s, examples in made.items()},
         dropped=dict(tally.dropped),
-        refused=dict(refused + too),
+        refused=dict(finder.refused),
         example=tally.example,
         types=dict(Counter(s.type for e in everything for s in e.spans)),
     )
     for line in stats.lines():
         log(line)
     return made, stats
+
+
+def _count(made: Mapping[str, Sequence[RampExample]]) -> int:
+    return sum(map(len, made.values()))
+
+
+def _cut(made: Mapping[str, list[RampExample]], most: int) -> None:
+    """Removes what is beyond `most` from the end of the longest split; each is in random order."""
+    for _ in range(_count(made) - most):
+        max(made.values(), key=len).pop()
 
 
 class _Usable(NamedTuple):
@@ -186,46 +202,57 @@ def check_settings(cfg: RampConfig) -> None:
             )
 
 
-def _usable(
-    given: list[Passage],
-    cfg: RampConfig,
-    language: str,
-    extractor: spans.Extractor,
-    tally: Tally,
-) -> tuple[list[_Usable], Counter[str]]:
-    """Paragraphs with their spans; the others are counted in `tally`, refused spans by reason.
+class _Finder:
+    """Finds paragraphs with spans, a few after another, in a random order: `take` gives a sample.
 
-    In a random order, so that `max_examples` takes a sample, and stopping there saves the rest.
+    waiting: those not looked at yet. The others that are not given are counted in `tally`, refused
+    spans by reason in `refused`.
     """
-    wanted = -(-cfg.max_examples // cfg.examples_per_passage) or len(given)
-    order = random.Random(f"{cfg.seed}/order").sample(range(len(given)), len(given))
-    usable: list[_Usable] = []
-    refused: Counter[str] = Counter()
-    seen: set[tuple[str, str]] = set()
-    while order and len(usable) < wanted:
-        size = min(_BLOCK, wanted - len(usable))
-        block, order = order[:size], order[size:]
+
+    def __init__(
+        self,
+        given: list[Passage],
+        cfg: RampConfig,
+        language: str,
+        extractor: spans.Extractor,
+        scorer: masking.Scorer | None,
+    ):
+        self.tally = Tally(seen=len(given))
+        self.refused: Counter[str] = Counter()
+        self.waiting = random.Random(f"{cfg.seed}/order").sample(given, len(given))
+        self._cfg, self._language, self._extractor, self._scorer = cfg, language, extractor, scorer
+        self._seen: set[tuple[str, str]] = set()
+
+    def take(self, examples: int) -> list[_Usable]:
+        """As many paragraphs as so many examples are made of, or all that are left; 0: all."""
+        wanted = -(-examples // self._cfg.examples_per_passage) or len(self.waiting)
+        found: list[_Usable] = []
+        while self.waiting and len(found) < wanted:
+            size = min(_BLOCK, wanted - len(found))
+            block, self.waiting = self.waiting[:size], self.waiting[size:]
+            found += self._usable(block)
+        return _within_nll(found, self._cfg, self._scorer, self.tally, self.refused)
+
+    def _usable(self, block: Sequence[Passage]) -> Iterator[_Usable]:
         fit = []
-        for paragraph in (given[i] for i in block):
+        for paragraph in block:
             key = (paragraph.title, paragraph.text)
-            reason = refusal(paragraph, cfg, language) or ("duplicate" if key in seen else "")
+            reason = refusal(paragraph, self._cfg, self._language)
+            reason = reason or ("duplicate" if key in self._seen else "")
             if reason:
-                tally.drop(reason, paragraph.id)
+                self.tally.drop(reason, paragraph.id)
             else:
-                seen.add(key)
+                self._seen.add(key)
                 fit.append(paragraph)
-        for paragraph, (candidates, why, links) in zip(fit, extractor.find(fit), strict=True):
-            refused.update(why)
+        for paragraph, (candidates, why, links) in zip(fit, self._extractor.find(fit), strict=True):
+            self.refused.update(why)
             found = _Usable(paragraph, candidates, links=links).of(masking.disjoint(candidates))
             if not found.candidates:
-                tally.drop(FAILED if FAILED in why else "no_spans", paragraph.id)
-            elif cfg.linked and not found.links:
-                tally.drop(UNLINKED, paragraph.id)
+                self.tally.drop(FAILED if FAILED in why else "no_spans", paragraph.id)
+            elif self._cfg.linked and not found.links:
+                self.tally.drop(UNLINKED, paragraph.id)
             else:
-                usable.append(found)
-    if order:
-        tally.drop("beyond_max_examples", given[order[0]].id, len(order))
-    return usable, refused
+                yield found
 
 
 def refusal(paragraph: Passage, cfg: RampConfig, language: str) -> str:
@@ -240,22 +267,22 @@ def refusal(paragraph: Passage, cfg: RampConfig, language: str) -> str:
     return "reserved_text" if masking.has_reserved(paragraph.text) else ""
 
 
-def _weighted(
-    usable: list[_Usable], cfg: RampConfig, scorer: masking.Scorer | None, tally: Tally
-) -> tuple[list[_Usable], Counter[str]]:
-    """The paragraphs with weights for their spans, as `cfg.strategy` says; spans refused by it."""
-    if cfg.strategy == "random":
-        return usable, Counter()
-    if cfg.strategy == "weighted":
-        common = Counter(text for u in usable for text in masking.texts(u.candidates))
-        weigh = masking.by_type_and_rarity
-        return [u._replace(weights=weigh(u.candidates, common)) for u in usable], Counter()
+def _within_nll(
+    usable: list[_Usable],
+    cfg: RampConfig,
+    scorer: masking.Scorer | None,
+    tally: Tally,
+    refused: Counter[str],
+) -> list[_Usable]:
+    """Of the strategy ppl: the paragraphs with their spans as hard as they may be, and weights."""
+    if cfg.strategy != "ppl":
+        return usable
     if scorer is None:
         raise ValueError("ramp.strategy 'ppl' needs a model that scores spans; there is none")
-    kept, refused = [], Counter[str]()
+    kept = []
     for member, losses in _scored(usable, scorer):
         weighed, why = masking.by_difficulty(member.candidates, losses, cfg.min_nll, cfg.max_nll)
-        refused += why
+        refused.update(why)
         left = member.of(list(weighed))._replace(weights=weighed)
         if not weighed:
             tally.drop("no_span_within_nll", member.paragraph.id)
@@ -263,7 +290,7 @@ def _weighted(
             tally.drop(UNLINKED, member.paragraph.id)
         else:
             kept.append(left)
-    return kept, refused
+    return kept
 
 
 def _scored(
@@ -276,6 +303,20 @@ def _scored(
         losses = iter(scorer([one for own in asked for one in own]))
         for member, own in zip(block, asked, strict=True):
             yield member, list(itertools.islice(losses, len(own)))
+
+
+def _drawn(usable: list[_Usable], cfg: RampConfig) -> tuple[dict[str, list[RampExample]], Tally]:
+    """The examples of each split, and what came out twice."""
+    if cfg.strategy == "weighted":
+        common = Counter(text for u in usable for text in masking.texts(u.candidates))
+        weigh = masking.by_type_and_rarity
+        usable = [u._replace(weights=weigh(u.candidates, common)) for u in usable]
+    again = Tally()
+    by_split: dict[str, list[_Usable]] = {"train": [], "rl": [], "heldout": []}
+    for member in usable:
+        by_split[split_of(article_of(member.paragraph), cfg)].append(member)
+    made = {split: _balanced(members, cfg, split, again) for split, members in by_split.items()}
+    return made, again
 
 
 def _balanced(

@@ -24,7 +24,7 @@ REASONS = {
     "corpus/wikipedia_dump.py": {"_page_refusal"},
     "corpus/readers.py": {"_prose"},
     "corpus/prose.py": {"refusal", "_language_refusal"},
-    "ramp/examples.py": {"_usable", "refusal", "_weighted", "_balanced"},
+    "ramp/examples.py": {"_usable", "refusal", "_within_nll", "_balanced", "build_examples"},
     "ramp/leakage.py": {"overlap"},
     "ramp/llm_spans.py": {"_located"},
     "ramp/masking.py": {"by_difficulty"},
@@ -37,7 +37,7 @@ REASONS = {
 }
 # Texts of the same functions that are no reasons: languages, authors of segments and the like.
 NO_REASONS = {
-    *("en", "zh", "name", "date", "quoted", "utf", "random", "weighted"),
+    *("en", "zh", "name", "date", "quoted", "utf", "random", "weighted", "ppl"),
     *("answered", "policy", "prompt", "tool", "salient"),
 }
 # Functions whose written keys are figures.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import random
 
@@ -152,10 +153,29 @@ def test_several_processes_make_the_same(source, built, tmp_path):
     assert examples(tmp_path) == examples(folder)
 
 
-def test_max_examples_is_shared_among_the_parts(source, tmp_path):
-    _, stats = build(source, tmp_path, cfg=dataclasses.replace(RAMP, max_examples=40))
-    assert 32 <= sum(map(len, examples(tmp_path).values())) <= 44
-    assert stats.dropped["beyond_max_examples"] > 40
+@pytest.mark.parametrize(("most", "part"), [(40, 20), (39, 20), (3, 20), (10, 7), (10, 80), (1, 3)])
+def test_max_examples_are_made_in_parts_of_any_size(source, tmp_path, most, part):
+    cfg = dataclasses.replace(RAMP, max_examples=most)
+    _, stats = build(source, tmp_path, cfg=cfg, part=part)
+    made = list(itertools.chain(*examples(tmp_path).values()))
+    assert len(made) == most == sum(sum(by_k.values()) for by_k in stats.examples.values())
+    assert stats.used == len({e.passage_id for e in made})
+    assert stats.used + stats.dropped["beyond_max_examples"] == stats.paragraphs == 80
+
+
+def test_what_a_part_lacks_of_max_examples_another_gives(tmp_path):
+    """Paragraphs without a span are as long as others, and of articles of their own."""
+    nothing = "there was nothing at all to be seen on the way to it or back from it "
+    bare = [Passage(f"n{i}", f"None{i}", nothing * 3) for i in range(60)]
+    write_passages(tmp_path / "p.jsonl", [*bare, *map(town, range(20))])
+    cfg, clean = dataclasses.replace(RAMP, max_examples=30), survey.CleanConfig()
+    _, stats = build(tmp_path / "p.jsonl", tmp_path / "out", cfg=cfg, clean=clean, part=10)
+    assert sum(map(len, examples(tmp_path / "out").values())) == 30
+    cfg = dataclasses.replace(RAMP, max_examples=1000)
+    _, stats = build(tmp_path / "p.jsonl", tmp_path / "all", cfg=cfg, clean=clean, part=10)
+    assert (stats.used, stats.dropped["no_spans"]) == (20, 60)
+    assert sum(map(len, examples(tmp_path / "all").values())) <= 40
+    assert build(tmp_path / "p.jsonl", tmp_path / "all", cfg=cfg, clean=clean, part=10)[1] == stats
 
 
 def test_a_build_fails_that_leaves_out_more_than_its_share(source, tmp_path):

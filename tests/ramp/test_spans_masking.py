@@ -277,7 +277,9 @@ def test_max_examples_bounds_the_build_and_the_seed_decides_it(paragraphs):
         return [e.id for e in train], [e.id for e in heldout]
 
     few = ids(max_examples=50)
-    assert 40 <= len(few[0]) + len(few[1]) <= 50
+    assert len(few[0]) + len(few[1]) == 50
+    odd = ids(max_examples=49)
+    assert len(odd[0]) + len(odd[1]) == 49
     assert ids(max_examples=50) == few
     assert ids(max_examples=50, seed=1) != few
 
