@@ -44,6 +44,9 @@ _FREE_SIGNS = 4
 # An answer is no copy of the text, but a dump, beyond twice its words and signs and this per slot.
 _ROOM_PER_SLOT = 16
 _MATCH, _RUN = 4, 1  # score of a copied piece, and of continuing a run of copied pieces
+_GOLD, _EDGE_SIGN = 2, 1  # the same of what decides between equal scores of these
+_NEVER = -(2**30)  # below any score
+_STRAIGHT = str.maketrans("‘’‚‛“”„‟", "''''\"\"\"\"")
 
 
 class Overlap(NamedTuple):
@@ -88,6 +91,11 @@ def normalise(text: str, is_chinese: bool = False) -> str:
     text = chinese.half_width(text) if is_chinese else text
     signs = _NO_CHINESE_PUNCTUATION if is_chinese else _NO_PUNCTUATION
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(signs)).split())
+
+
+def straight(text: str) -> str:
+    """With straight quotes and apostrophes in place of curly ones; as long as it was."""
+    return text.translate(_STRAIGHT)
 
 
 def tokenise(text: str, is_chinese: bool | None = None) -> list[str]:
@@ -220,8 +228,7 @@ def slot_recalls(example: RampExample, answer: str | None) -> list[float]:
     if answer is None:
         return [0.0] * example.k
     rules = rules_of(example)
-    fills = fill_slots(example, answer)
-    return [_slot_recall(f, s.text, rules) for f, s in zip(fills, example.spans, strict=True)]
+    return [_slot_recall(fill, gold, rules) for fill, gold in filled_spans(example, answer)]
 
 
 def penalised_span_recall(example: RampExample, answer: str | None, penalty: float) -> float:
@@ -233,17 +240,16 @@ def penalised_span_recall(example: RampExample, answer: str | None, penalty: flo
     if answer is None:
         return 0.0
     rules = rules_of(example)
-    slots = zip(fill_slots(example, answer), example.spans, strict=True)
-    filled = ((fill, (span.text,)) for fill, span in slots if fill is not None)
-    return sum(penalised_recall(fill, gold, penalty, rules) for fill, gold in filled) / example.k
+    found = [(fill, gold) for fill, gold in filled_spans(example, answer) if fill is not None]
+    return sum(penalised_recall(fill, [gold], penalty, rules) for fill, gold in found) / example.k
 
 
 def is_exact_answer(example: Example, answer: str) -> bool:
     """Whether an answer equals an accepted one, or each slot's fill its span, in normal form."""
     rules = rules_of(example)
     if isinstance(example, RampExample):
-        pairs = zip(fill_slots(example, answer), example.spans, strict=True)
-        return all(is_exact_match(fill or "", span.text, rules) for fill, span in pairs)
+        pairs = filled_spans(example, answer)
+        return all(is_exact_match(fill or "", gold, rules) for fill, gold in pairs)
     return any(is_exact_match(answer, gold, rules) for gold in example.answers)
 
 
@@ -252,25 +258,37 @@ def fill_slots(example: RampExample, answer: str) -> list[str | None]:
     return align_fills(example.masked, answer, [span.text for span in example.spans])
 
 
+def filled_spans(example: RampExample, answer: str) -> list[tuple[str | None, str]]:
+    """Of each slot its fill, None where there is none, and its span, both with straight quotes."""
+    fills = [fill and straight(fill) for fill in fill_slots(example, answer)]
+    spans = [straight(span.text) for span in example.spans]
+    return list(zip(fills, spans, strict=True))
+
+
 def align_fills(
     masked: str, answer: str, expected: Sequence[str] | None = None
 ) -> list[str | None]:
     """The fill of each `[mask]` of `masked`, located in `answer` by the copied text around it.
 
-    A faithful copy (up to white space) is cut at the unmasked texts from left to right; where a
-    fill could hold its separator ("Paris, Texas" before ", "), `expected` fills decide. Any other
-    answer is aligned by its longest weighted run of copied pieces; a slot then needs a copied
-    piece on each side (or the text's edge). None: slot not found, empty, or still holding
-    `[mask]`. Never backtracks: O(len(masked) * len(answer)) at most, and answers of over twice
-    the text's length are not read.
+    A faithful copy (up to white space and the form of quotes) is cut at the unmasked texts from
+    left to right; where a fill could hold its separator ("Paris, Texas" before ", "), `expected`
+    fills decide. Any other answer is aligned by its longest weighted run of copied pieces, and of
+    equal ones by that which has more of the expected fills in their slots; a slot then needs a
+    copied piece on each side, or the text's edge, where signs alone may lack. Slots with no text
+    between them, or signs that lack, are cut where all but one hold what is expected. None: slot
+    not found, empty, or still holding `[mask]`. Never backtracks: O(len(masked) * len(answer)) at
+    most, and answers of over twice the text's length are not read.
     """
-    fixed = [" ".join(text.split()) for text in masked.split(MASK)]
-    slots, length = len(fixed) - 1, sum(len(_PIECE.findall(x)) for x in [*fixed, *(expected or ())])
-    found = list(_PIECE.finditer(answer))
+    plain = straight(masked)
+    slots = plain.count(MASK)
+    golds = [straight(gold) for gold in expected or [""] * slots]
+    fixed = [" ".join(text.split()) for text in plain.split(MASK)]
+    length = sum(len(_PIECE.findall(text)) for text in (*fixed, *golds))
+    found = list(_PIECE.finditer(straight(answer)))
     if len(found) > 2 * length + _ROOM_PER_SLOT * slots:
         return [None] * slots
-    copied = _cut_copy(masked, answer, expected)
-    fills = _align_pieces(fixed, answer, found) if copied is None else copied
+    copied = _cut_copy(plain, answer, golds)
+    fills = _align_pieces(fixed, answer, found, golds) if copied is None else copied
     return [fill if fill and not markup.has_mask(fill) else None for fill in fills]
 
 
@@ -284,15 +302,16 @@ def _slot_recall(fill: str | None, gold: str, rules: Rules) -> float:
     )
 
 
-def _cut_copy(masked: str, answer: str, expected: Sequence[str] | None) -> list[str] | None:
+def _cut_copy(masked: str, answer: str, golds: Sequence[str]) -> list[str] | None:
     """Fills of an answer that copies all unmasked text in order; None when it does not."""
     first, *others = " ".join(masked.split()).split(MASK)
-    text = " ".join(answer.split())
+    written = " ".join(answer.split())
+    text = straight(written)
     if not text.startswith(first):
         return None
     fills, position = [], len(first)
     for i, after in enumerate(others):
-        gold = " ".join(expected[i].split()) if expected else ""
+        gold = " ".join(golds[i].split())
         last = i == len(others) - 1
         if gold and text.startswith(gold + after, position) and not last:
             end = position + len(gold)
@@ -302,54 +321,114 @@ def _cut_copy(masked: str, answer: str, expected: Sequence[str] | None) -> list[
             end = text.find(after, position)
         if end < position:
             return None
-        fills.append(text[position:end].strip())
+        fills.append(written[position:end].strip())
         position = end + len(after)
     return fills
 
 
-def _align_pieces(fixed: list[str], answer: str, found: list[re.Match]) -> list[str | None]:
+def _align_pieces(
+    fixed: list[str], answer: str, found: list[re.Match], golds: Sequence[str]
+) -> list[str | None]:
     """Fills by aligning the words and signs of the unmasked text with those of the answer."""
-    literal = [(i, m[0].lower()) for i, text in enumerate(fixed) for m in _PIECE.finditer(text)]
-    slots = len(fixed) - 1
-    matches = _longest_runs(literal, [m[0].lower() for m in found])
+    slots, words = len(golds), [m[0].lower() for m in found]
+    pieces = _pieces(fixed, golds)
     ends: dict[int, list[int]] = {}
-    for row, column in matches:
-        ends.setdefault(literal[row][0], []).append(column)
+    for row, column in _longest_runs(pieces, words):
+        if (text := pieces[row].text) is not None:
+            ends.setdefault(text, []).append(column)
+    may_lack = [i not in ends and not _has_word(between) for i, between in enumerate(fixed)]
     fills: list[str | None] = []
-    for i in range(slots):
-        left = ends[i][-1] if i in ends else (-1 if i == 0 and not fixed[0] else None)
-        at_end = i == slots - 1 and not fixed[-1]
-        right = ends[i + 1][0] if i + 1 in ends else (len(found) if at_end else None)
-        if left is None or right is None or right - left < 2:
-            fills.append(None)
-        else:
-            fills.append(answer[found[left + 1].start() : found[right - 1].end()])
+    while (first := len(fills)) < slots:
+        last = next(i for i in range(first, slots) if i == slots - 1 or not may_lack[i + 1])
+        left = ends[first][-1] if first in ends else -1 if may_lack[first] else None
+        right = ends[last + 1][0] if last + 1 in ends else len(found) if may_lack[-1] else None
+        if left is None or right is None or (last + 1 < slots and last + 1 not in ends):
+            fills += [None] * (last + 1 - first)
+            continue
+        cuts = _split(words[left + 1 : right], [_words(gold) for gold in golds[first : last + 1]])
+        begun = found[left + 1 : right]
+        fills += [cut and answer[begun[cut[0]].start() : begun[cut[1] - 1].end()] for cut in cuts]
     return fills
 
 
-def _longest_runs(literal: list[tuple[int, str]], words: list[str]) -> list[tuple[int, int]]:
-    """Matching (literal, word) index pairs, increasing in both, of the greatest score.
+def _has_word(text: str) -> bool:
+    return bool(re.search(r"\w", text))
 
-    A match scores 4, and 1 more when it continues the run of the match before it within one text.
-    One NumPy row per literal piece: best[i, j] of prefixes, ending[i, j] with i and j matched to
-    each other.
+
+def _words(text: str) -> list[str]:
+    return [m[0].lower() for m in _PIECE.finditer(text)]
+
+
+def _split(region: list[str], golds: list[list[str]]) -> list[tuple[int, int] | None]:
+    """Where in a region each of adjacent slots lies, [start, end); None where that is not told.
+
+    Slots that begin or end the region as expected are told, and one that is left between them.
     """
-    n, m = len(literal), len(words)
+    cuts: list[tuple[int, int] | None] = [None] * len(golds)
+    start, end, first, last = 0, len(region), 0, len(golds) - 1
+    while first < last and golds[first] == region[start : start + len(golds[first])] != []:
+        cuts[first] = start, start + len(golds[first])
+        start, first = start + len(golds[first]), first + 1
+    while first < last and golds[last] == region[start:end][-len(golds[last]) :] != []:
+        cuts[last] = end - len(golds[last]), end
+        end, last = end - len(golds[last]), last - 1
+    if first == last and start < end:
+        cuts[first] = start, end
+    return cuts
+
+
+class _Piece(NamedTuple):
+    """A word or sign to be found. text: the unmasked one it is of; None: an expected fill's.
+
+    gain, run: the score of a match, and of one that continues the match of the piece before.
+    """
+
+    text: int | None
+    word: str
+    gain: int
+    run: int
+
+
+def _pieces(fixed: list[str], golds: Sequence[str]) -> list[_Piece]:
+    """Pieces of the unmasked texts, with those of the expected fills between them.
+
+    Expected fills, and signs before the first word or after the last that are masked, decide
+    between equal scores of the others alone.
+    """
+    edges = [i for i in (0, len(fixed) - 1) if not _has_word(fixed[i])]
+    least = [len(_words(text)) for text in (*golds, *(fixed[i] for i in edges))]
+    unit = 1 + _GOLD * sum(least)
+    pieces: list[_Piece] = []
+    for i, text in enumerate(fixed):
+        for place, word in enumerate(_words(text)):
+            run = _RUN * unit if place and i not in edges else 0
+            gain = _EDGE_SIGN if i in edges else _MATCH * unit
+            pieces.append(_Piece(i, word, gain, run))
+        for word in _words(golds[i]) if i < len(golds) else ():
+            pieces.append(_Piece(None, word, _GOLD, 0))
+    return pieces
+
+
+def _longest_runs(pieces: list[_Piece], words: list[str]) -> list[tuple[int, int]]:
+    """Matching (piece, word) index pairs, increasing in both, of the greatest score.
+
+    One NumPy row per piece: best[i, j] of prefixes, ending[i, j] with i and j matched to each
+    other.
+    """
+    n, m = len(pieces), len(words)
     best = np.zeros((n + 1, m + 1), np.int32)
-    ending = np.full((n + 1, m + 1), -1, np.int32)
+    ending = np.full((n + 1, m + 1), _NEVER, np.int32)
     columns = np.asarray(words, dtype=object)
-    for i, (text, piece) in enumerate(literal, start=1):
-        same = columns == piece
-        run = i > 1 and literal[i - 2][0] == text
-        after = np.maximum(best[i - 1, :-1], ending[i - 1, :-1] + _RUN if run else 0)
-        ending[i, 1:] = np.where(same, after + _MATCH, -1)
+    for i, piece in enumerate(pieces, start=1):
+        after = best[i - 1, :-1]
+        if piece.run:
+            after = np.maximum(after, ending[i - 1, :-1] + piece.run)
+        ending[i, 1:] = np.where(columns == piece.word, after + piece.gain, _NEVER)
         best[i] = np.maximum.accumulate(np.maximum(best[i - 1], ending[i]))
-    return _trace(best, ending, literal)
+    return _trace(best, ending, pieces)
 
 
-def _trace(
-    best: np.ndarray, ending: np.ndarray, literal: list[tuple[int, str]]
-) -> list[tuple[int, int]]:
+def _trace(best: np.ndarray, ending: np.ndarray, pieces: list[_Piece]) -> list[tuple[int, int]]:
     """The pairs of one best alignment, walked back from the end."""
     i, j = best.shape[0] - 1, best.shape[1] - 1
     pairs: list[tuple[int, int]] = []
@@ -361,8 +440,7 @@ def _trace(
             i -= 1
         else:
             pairs.append((i - 1, j - 1))
-            continues = i > 1 and literal[i - 2][0] == literal[i - 1][0]
-            before = ending[i - 1, j - 1]
-            in_run = bool(continues and before >= 0 and before + _RUN > best[i - 1, j - 1])
+            run = pieces[i - 1].run
+            in_run = bool(run and ending[i - 1, j - 1] + run > best[i - 1, j - 1])
             i, j = i - 1, j - 1
     return pairs[::-1]

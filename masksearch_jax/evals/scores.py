@@ -122,9 +122,8 @@ def opened(trajectory: Trajectory, opening: str) -> Iterator[Segment]:
 
 
 def _score_fills(example: RampExample, answer: str | None, rules: Rules) -> dict[str, float]:
-    fills = scoring.fill_slots(example, answer or "")
-    pairs = [(fill or "", span.text) for fill, span in zip(fills, example.spans, strict=True)]
-    each = [scoring.overlap(fill, gold, rules) for fill, gold in pairs]
+    pairs = scoring.filled_spans(example, answer or "")
+    each = [scoring.overlap(fill or "", gold, rules) for fill, gold in pairs]
     return {
         "span_recall": scoring.span_recall(example, answer),
         "precision": sum(found.precision for found in each) / example.k,

@@ -213,9 +213,13 @@ def _wanted(example: JsonObject, answer: str | None, recalls: list[Any]) -> list
         fills = scoring.fill_slots(ramp, answer) if answer else [None] * len(spans)
     except (ValueError, TypeError, AttributeError):  # of an older version, or written by hand
         return wanted
+    plain = [
+        (scoring.straight(f or ""), scoring.straight(w["text"]))
+        for f, w in zip(fills, wanted, strict=True)
+    ]
     return [
-        w | {"fill": fill, "is_right": scoring.is_exact_match(fill or "", w["text"])}
-        for w, fill in zip(wanted, fills, strict=True)
+        w | {"fill": fill, "is_right": scoring.is_exact_match(*pair)}
+        for w, fill, pair in zip(wanted, fills, plain, strict=True)
     ]
 
 

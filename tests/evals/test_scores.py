@@ -73,6 +73,15 @@ def test_a_masked_paragraph():
     assert silent == dict.fromkeys(RAMP_METRICS, 0.0) | {"turns": 1.0}
 
 
+def test_curly_quotes_are_straight_ones_in_all_measures_of_a_masked_paragraph():
+    text = "She met Miles O\u2019Hara in Rome."
+    span = Span(8, 20, text[8:20], "PERSON")
+    example = RampExample("r", "p", "t", "She met [mask] in Rome.", text, (span,))
+    for said in (text, text.replace("\u2019", "'")):
+        got = score(example, trajectory(answered(said)), OURS)
+        assert (got["span_recall"], got["precision"], got["f1"], got["em"]) == (1, 1, 1, 1)
+
+
 def test_a_masked_paragraph_is_scored_in_its_own_language():
     """Whatever the others of its suite are written in: all measures mean the same words."""
     span = Span(3, 6, "挪威人", "TERM")

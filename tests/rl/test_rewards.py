@@ -17,6 +17,7 @@ from masksearch_jax.core.scoring import (
     is_exact_match,
     normalise,
     overlap,
+    penalised_span_recall,
     span_recall,
 )
 from masksearch_jax.core.types import QAExample, RampExample, Segment, Span, Trajectory, Turn
@@ -130,6 +131,51 @@ def test_slots_without_copied_neighbours_are_not_found():
     assert align_fills("x [mask] [mask] y", "X a b Y") == [None, None]
     missing_middle = "Marie Curie was born in Warsaw and discovered polonium with Pierre Curie."
     assert align_fills(EXAMPLE.masked, missing_middle) == [None, None, "polonium"]
+
+
+@pytest.mark.parametrize(
+    ("masked", "golds", "answer"),
+    [
+        ("They drew [mask] of [mask].", ("maps", "Europe"), "They drew maps of Europe"),
+        ("He joined the [mask].", ("U.S. Army",), "he joined the U.S. Army"),
+        ("The correlation was [mask].", ("0.86",), "the correlation was 0.86."),
+        ("The correlation was [mask].", ("0.86",), "the correlation was 0.86. That is all."),
+        ("The correlation was [mask].", ("0.86",), "the correlation was 0.86"),
+        ("Not [mask], but [mask].", ("1,5", "St. Ives"), "not 1,5, but St. Ives."),
+        ('"[mask]" is a song.', ("Ash",), "Ash is a song."),
+        ('He said "[mask]" and left.', ("no",), "He said “no” and left."),
+        ("He said ‘[mask]’ to [mask].", ("no", "O'Hara"), "he said 'no' to O’Hara."),
+        ("It was [mask] who left.", ("O’Hara",), "It was O'Hara who left."),
+        ("The [mask] [mask] line opened.", ("1920s", "IND"), "the 1920s IND line opened."),
+        ("Bob (“[mask]” [mask]) sings.", ("Rob", "Lee"), "bob (Rob Lee) sings."),
+        ("作為[mask][mask]的一部份興建。", ("1920年代末", "IND"), "作為1920年代末IND的一部份興建"),
+    ],
+)
+def test_a_small_slip_in_the_copy_costs_nothing(masked, golds, answer):
+    paragraph, spans = "", []
+    for text, gold in zip(masked.split("[mask]"), (*golds, ""), strict=True):
+        paragraph += text
+        if gold:
+            spans.append(Span(len(paragraph), len(paragraph) + len(gold), gold, "TERM"))
+        paragraph += gold
+    example = RampExample("r", "p", "t", masked, paragraph, tuple(spans))
+    assert span_recall(example, answer) == 1.0
+    assert penalised_span_recall(example, answer, 0.6) == 1.0
+    assert span_recall(example, masked) == 0.0
+    assert span_recall(example, masked.rstrip("。.")) == 0.0
+
+
+def test_what_is_expected_tells_no_more_than_where_a_fill_ends():
+    example = ramp("They drew maps of Europe.", "maps", "Europe")
+    assert fill_slots(example, "they drew plans of Asia") == ["plans", "Asia"]
+    assert fill_slots(example, "they drew plans of maps of Asia") == ["plans of maps", "Asia"]
+    assert fill_slots(example, "they drew Europe of maps") == ["Europe", "maps"]
+    guesses = "they drew maps of Asia Africa America Australia Antarctica Europe"
+    assert span_recall(example, guesses) == pytest.approx((1 + 3 / 6) / 2)
+    adjacent = ramp("The first IND line opened.", "first", "IND")
+    assert fill_slots(adjacent, "the first BMT line opened.") == ["first", "BMT"]
+    assert fill_slots(adjacent, "the last IND line opened.") == ["last", "IND"]
+    assert fill_slots(adjacent, "the IND first line opened.") == [None, None]
 
 
 words = st.text(st.sampled_from("ab ,.\n[]"), max_size=40)

@@ -63,6 +63,16 @@ def test_an_answer_that_the_prompt_opens_is_read_as_it_was_scored(tmp_path, make
     assert (text["answer"], text["wanted"][0]["fill"]) == (whole["answer"], "Africa")
 
 
+def test_a_right_fill_may_have_quotes_of_another_form(tmp_path, make_trajectory):
+    spans = [{"start": 8, "end": 14, "text": "O\u2019Hara", "type": "PERSON"}]
+    example = {"id": "r", "passage_id": "p", "title": "t", "spans": spans}
+    example |= {"masked": "She met [mask].", "paragraph": "She met O\u2019Hara."}
+    said = [{"author": "policy", "text": "<answer>She met O'Hara.</answer>"}]
+    _, text, _ = one(tmp_path, make_trajectory(7, example=example, segments=said, turns=[]))
+    (wanted,) = text["wanted"]
+    assert (wanted["fill"], wanted["is_right"]) == ("O'Hara", True)
+
+
 def test_documents_are_told_apart_and_the_source_is_marked(tmp_path, make_trajectory, hostile):
     _, text, _ = one(tmp_path, make_trajectory(7))
     (turn,) = text["turns"]
