@@ -10,11 +10,11 @@ import dataclasses
 import html
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from masksearch_jax.core import retrieval, scoring
+from masksearch_jax.core import chinese, retrieval, scoring
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.types import Example, JsonObject, RampExample
@@ -36,8 +36,8 @@ Losses = Callable[[Sequence[tuple[str, str]]], Sequence[float]]  # nats per toke
 class SpanFacts:
     """A masked span: its factors, the rank of its source (None: not among DEPTH), its recall.
 
-    example: the id of its paragraph. rarity: paragraphs of the suite's file that hold its text.
-    perplexity: None without a model.
+    example: the id of its paragraph. rarity: different paragraphs of the suite's file that hold its
+    text, masked there or not, as whole words. perplexity: None without a model.
     """
 
     example: str
@@ -72,12 +72,10 @@ def spans_of(
     rank_of: Mapping[str, int | None],
     losses: Losses | None,
 ) -> list[SpanFacts]:
-    """The masked spans of the rows of one suite and method."""
-    holding: Counter[str] = Counter()
-    for example in everything:
-        if isinstance(example, RampExample):
-            holding.update(masking.texts(example.spans))
+    """The masked spans of the rows of one suite and method. everything: the suite's file."""
     examples = [row.example for row in rows if isinstance(row.example, RampExample)]
+    paragraphs = {e.paragraph for e in everything if isinstance(e, RampExample)}
+    holding = _holding({span.text for e in examples for span in e.spans}, paragraphs)
     asked = [q for e in examples for q in masking.questions(e.paragraph, e.spans)]
     nats = iter(losses(asked) if losses else [])
     found: list[SpanFacts] = []
@@ -95,6 +93,15 @@ def spans_of(
                 )
             )
     return found
+
+
+def _holding(texts: Collection[str], paragraphs: Iterable[str]) -> Counter[str]:
+    """Text → the paragraphs that hold it as whole words, masked there or not."""
+    holding: Counter[str] = Counter()
+    for paragraph in paragraphs:
+        there = (text for text in texts if text in paragraph)
+        holding.update(t for t in there if next(chinese.places(t, paragraph), None) is not None)
+    return holding
 
 
 def told(spans: Sequence[SpanFacts], how: Bootstrap) -> dict[str, list[JsonObject]]:

@@ -5,10 +5,12 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
+from masksearch_jax.core.types import QAExample, RampExample, Span
 from masksearch_jax.evals import difficulty
 from masksearch_jax.evals.difficulty import SpanFacts
 from masksearch_jax.evals.metrics import bootstrap
-from masksearch_jax.evals.results import Bootstrap
+from masksearch_jax.evals.results import Bootstrap, Scored
+from masksearch_jax.evals.rows import Row
 
 HOW = Bootstrap(200, 0)
 
@@ -30,3 +32,25 @@ def test_a_label_is_text_in_the_picture():
     picture = difficulty.plot(difficulty.told([span("e", kind="A & <b>")], HOW), "hard")
     shown = [t.text for t in ET.fromstring(picture).iter("{http://www.w3.org/2000/svg}text")]
     assert "A & <b>" in shown
+
+
+def test_rarity_counts_different_paragraphs_that_hold_the_text():
+    """Masked or not, as whole words, each paragraph once however many examples it has."""
+
+    def example(name, paragraph, masked):
+        start = paragraph.index(masked)
+        spans = (Span(start, start + len(masked), masked, "PLACE"),)
+        hidden = paragraph.replace(masked, "[mask]", 1)
+        return RampExample(name, name.partition("@")[0], "T", hidden, paragraph, spans)
+
+    everything = [
+        example("a@0", "Ann left Iran for Rome.", "Iran"),
+        example("a@1", "Ann left Iran for Rome.", "Rome"),
+        example("b@0", "Bo came to Iran from Bonn.", "Bonn"),
+        example("c@0", "Iranian shahs saw Paris.", "Paris"),
+        QAExample("q", "d", "Where is Iran?", ("Iran",)),
+    ]
+    scored = Scored("a", {"span_recall": 1.0}, {}, [("Iran", 1.0)])
+    rows = [Row(("ramp", "agent"), one, "", scored) for one in everything[:4]]
+    found = difficulty.spans_of(rows, everything, dict.fromkeys(("a@0", "a@1", "b@0", "c@0")), None)
+    assert [fact.rarity for fact in found] == [2, 1, 1, 1]
