@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 import types
 import typing
@@ -137,11 +138,11 @@ def to_dataclass(
 ) -> T:
     """The frozen dataclass `schema` filled from a ConfigDict or dict; other keys by their default.
 
-    An int is taken for a float and a list for a tuple; nothing else is converted. names: what
-    messages call a key in place of its dotted name. Raises ConfigError that names the dotted key
-    and the nearest valid ones (unknown), what is missing, or the value and the type it should have,
-    or the least or the most that it may be, or the rule of a `Ruled` section; and for a user in an
-    address, without the value.
+    An int is taken for a float, which must be finite, and a list for a tuple; nothing else is
+    converted. names: what messages call a key in place of its dotted name. Raises ConfigError that
+    names the dotted key and the nearest valid ones (unknown), what is missing, or the value and the
+    type it should have, or the least or the most that it may be, or the rule of a `Ruled` section;
+    and for a user in an address, without the value.
     """
     values = config.to_dict() if hasattr(config, "to_dict") else config
     if not isinstance(values, Mapping):
@@ -172,11 +173,11 @@ def to_dataclass(
 
 
 def _check_bounds(name: str, value: Any, said: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a number beyond the bounds of its key; NaN is beyond any."""
+    """Raises ConfigError for a number beyond the bounds of its key."""
     least, most = said.get("least"), said.get("most")
-    if least is not None and not value >= least:
+    if least is not None and value < least:
         raise ConfigError(f"{name} is {value}; it must be at least {least:g}")
-    if most is not None and not value <= most:
+    if most is not None and value > most:
         raise ConfigError(f"{name} is {value}; it must be at most {most:g}")
 
 
@@ -211,7 +212,9 @@ def _convert(kind: Any, value: Any, path: str, names: Mapping[str, str]) -> Any:
         return value
     if origin is tuple and isinstance(value, (tuple, list)):
         return tuple(_convert(args[0], v, f"{called}[{i}]", names) for i, v in enumerate(value))
-    if inner is float and type(value) is int:
+    if inner is float and type(value) in (int, float):
+        if not math.isfinite(value):
+            raise ConfigError(f"{called} is {value}; it must be finite")
         return float(value)
     if isinstance(inner, type) and type(value) is inner:
         return value

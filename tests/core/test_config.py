@@ -53,6 +53,12 @@ class Inner:
 
 
 @dataclasses.dataclass(frozen=True)
+class Floats:
+    rate: float = 0.0
+    rates: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Outer:
     workdir: str
     flag: bool
@@ -180,10 +186,13 @@ def test_a_number_that_cannot_work_is_refused_with_the_least(
         (RewardConfig, "reward_workers", -1, "at least 1"),
         (RewardConfig, "format_weight", 2.0, "at most 1"),
         (RewardConfig, "format_weight", -1.0, "at least 0"),
-        (RewardConfig, "format_weight", math.nan, "at least 0"),
+        (RewardConfig, "format_weight", math.nan, "finite"),
         (RewardConfig, "length_penalty", -1.0, "at least 0"),
         (RewardConfig, "max_reward_failures", -1.0, "at least 0"),
         (RewardConfig, "reward_timeout", -1.0, "at least 0"),
+        (RewardConfig, "length_penalty", math.inf, "finite"),
+        (RewardConfig, "length_penalty", -math.inf, "finite"),
+        (Floats, "rate", math.nan, "finite"),
         (LLMConfig, "concurrency", 0, "at least 1"),
         (LLMConfig, "timeout", 0.0, r"at least 0\.001"),
         (LLMConfig, "retries", -1, "at least 0"),
@@ -202,6 +211,24 @@ def test_a_number_that_cannot_work_is_refused_with_the_least(
 def test_a_number_beyond_its_bounds_is_refused(schema, name, value, rule):
     with pytest.raises(ConfigError, match=rf"^config\.{name} is {value}; it must be {rule}$"):
         to_dataclass(schema, {name: value})
+
+
+def test_each_number_of_a_list_is_finite():
+    assert to_dataclass(Floats, {"rates": [1.0, 2]}).rates == (1.0, 2.0)
+    with pytest.raises(ConfigError, match=r"^config\.rates\[1\] is inf; it must be finite$"):
+        to_dataclass(Floats, {"rates": [1.0, math.inf]})
+
+
+def test_a_learning_rate_that_is_not_finite_is_refused(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.run(
+            print,
+            config.SftRun,
+            ["x", "--config=ramp_sft:tiny", "--config.optim.learning_rate=inf"],
+        )
+    assert end.value.code == 2
+    said = "error: config.optim.learning_rate is inf; it must be finite\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_missing_key_is_named():
@@ -600,6 +627,29 @@ def test_an_architecture_is_read_from_checkpoints_by_the_record_of_their_run(rep
         assert parse_hf(repository, "hf", f"--config.init={folder}").model == model
     with pytest.raises(ConfigError, match=r"read from '.*gone': .*gone is not there"):
         parse_hf(repository, "hf", f"--config.init={tmp_path / 'gone'}")
+
+
+def test_a_check_says_what_is_wrong_and_reads_no_model(repository, capsys):
+    spec = f"--config={repository}/configs/qa_dapo.py:hf"
+    away = ("--config.init=/data/on-the-hosts-alone", "--check")
+    assert shown_hf(capsys, spec, *away) == ("", "")
+    _, wrong = shown_hf(capsys, spec, *away, "--config.dapo.split=tran")
+    assert wrong.startswith("error: config.dapo.split is 'tran', not one of")
+    _, none = shown_hf(capsys, spec, "--check")
+    assert "is to be read from a Hugging Face folder and none is named" in none
+
+
+def shown_hf(capsys, *args: str) -> tuple[str, str]:
+    """As `shown`, of a main that reads models and asks them how their agents were trained."""
+    with contextlib.suppress(SystemExit):
+        cli.run(
+            raising(AssertionError("must not run")),
+            config.DapoRun,
+            ["job.py", *args],
+            raising(AssertionError("must not be read")),
+            read_defaults=raising(AssertionError("must not be asked")),
+        )
+    return capsys.readouterr()
 
 
 def test_a_folder_that_gives_no_architecture_is_one_line(repository, hf_folder, tmp_path):
