@@ -132,7 +132,7 @@ class Run(StageFolder):
         if n < 0:
             return self.cfg.init
         elsewhere = self.cfg.checkpoint.folder
-        return f"{elsewhere}/{n}" if elsewhere else str(self.iteration(n) / "sft/checkpoints")
+        return f"{elsewhere}/student_{n}" if elsewhere else f"{self.iteration(n)}/sft/checkpoints"
 
     def sft(self, n: int) -> c.SftConfig:
         return self.cfg.sft if n else self.cfg.first_sft

@@ -81,33 +81,46 @@ def resume(
     cfg: Section,
     harmless: Collection[str] = (),
     content: Mapping[str, str] = _NOTHING,
+    checkpoints: str = "",
 ) -> None:
     """Adds a session to the record of a run that goes on, with what it changes; from process 0.
 
-    A folder without a record gets one. What does not change the result is taken and told on stderr,
+    checkpoints: a folder of their own, whose record is compared and kept as that of the folder: a
+    run may be moved to another folder, and another run does not go on from its checkpoints. A
+    folder without a record gets one. What does not change the result is taken and told on stderr,
     as are other changes where `cfg.survival.changed` accepts them. harmless: keys that do not,
     besides those of the schema. content: by key, what tells the files that it names from others,
     where the schema does not say how. Raises ConfigError for changes of the result.
     """
     if process_index() != 0:
         return
-    before, content = read(folder), contents(cfg, content)
-    if before is None:
-        _write(folder, cfg, content, [_session([])])
-        return
-    found = changes(before, cfg, content, harmless)
+    content = contents(cfg, content)
+    keys = {"checkpoint.folder": checkpoints} if checkpoints else {}
+    places = keys | {"workdir": folder}
+    records = {key: read(place) for key, place in places.items()}
+    changed: dict[str, None] = {}
+    for key, before in records.items():
+        if before is not None:
+            found = changes(before, cfg, content, harmless)
+            _check_result(cfg, found, key, places[key])
+            changed |= dict.fromkeys([*found.of_result, *found.harmless])
+    if changed:
+        print(f"  settings changed: {'; '.join(changed)}", file=sys.stderr, flush=True)
+    earlier: list[JsonObject] = next((r["sessions"] for r in records.values() if r), [])
+    for place in places.values():
+        _write(place, cfg, content, [*earlier, _session([*changed])])
+
+
+def _check_result(cfg: Section, found: Changes, key: str, place: str | os.PathLike) -> None:
+    """Raises ConfigError for changes of the result that are not accepted; key: names the folder."""
     survival = getattr(cfg, "survival", None)
     if found.of_result and not (survival and survival.changed == "accept"):
         way = "go on with the new ones by --config.survival.changed=accept"
         raise ConfigError(
-            f"{folder} holds a run with other settings ({'; '.join(found.of_result)}), which "
-            "change its result: choose another --config.workdir, or "
+            f"{place} holds a run with other settings ({'; '.join(found.of_result)}), which "
+            f"change its result: choose another --config.{key}, or "
             f"{way if survival else 'delete it'}"
         )
-    changed = [*found.of_result, *found.harmless]
-    if changed:
-        print(f"  settings changed: {'; '.join(changed)}", file=sys.stderr, flush=True)
-    _write(folder, cfg, content, [*before["sessions"], _session(changed)])
 
 
 def read(folder: str | os.PathLike) -> JsonObject | None:
@@ -128,6 +141,9 @@ def read(folder: str | os.PathLike) -> JsonObject | None:
 def of_checkpoints(folder: str | os.PathLike) -> JsonObject | None:
     """The record of the run that wrote a folder of checkpoints, or one of these, as `read` does."""
     path = storage.path(folder)
+    own = read(path)  # of a folder of their own
+    if own is not None and own["config"].get("checkpoint", {}).get("folder"):
+        return own
     places = (path.parent, path.parent.parent)
     return next((record for place in places if (record := read(place)) is not None), None)
 

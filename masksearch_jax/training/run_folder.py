@@ -18,12 +18,20 @@ _STEP = "init.step"  # in the content of run.json: of `init`, where the run comp
 
 
 class RunFolder(FolderLock):
-    """A training's folder, which no other process works in until the block ends.
+    """A training's folder, and that of its checkpoints: no other process works there until the end.
 
     compared: where the weights are that the run compares with to its end; "" for none.
     """
 
-    compared: str = ""
+    def __init__(self, workdir: str, checkpoints: str, compared: str = ""):
+        super().__init__(workdir)
+        self._checkpoints = FolderLock(checkpoints) if checkpoints else None
+        self.compared = compared
+
+    def __exit__(self, *error: object) -> None:
+        if self._checkpoints:
+            self._checkpoints.__exit__(*error)
+        super().__exit__(*error)
 
 
 def check_config(cfg: TrainRun) -> None:
@@ -35,12 +43,17 @@ def check_config(cfg: TrainRun) -> None:
         tokenizer="the folder that holds tokenizer.json",
     )
     metric_services.check_log(cfg.log)
+    if storage.path(cfg.checkpoint.folder).name.isdigit():
+        raise ConfigError(
+            f"config.checkpoint.folder is {cfg.checkpoint.folder!r}, which names a step of a "
+            "folder of checkpoints: give a folder whose name is no number"
+        )
 
 
 def open_run_folder(
     cfg: TrainRun, steps: str, unread: Sequence[str] = (), compared: str = ""
 ) -> RunFolder:
-    """Takes WORKDIR and writes its run.json. All processes must call it.
+    """Takes WORKDIR and `checkpoint.folder` and writes their run.json. All processes must call it.
 
     steps: the key with the number of steps. With a constant learning rate more of them change
     nothing of those before; linear and cosine schedules end with the last one. unread: keys of
@@ -51,20 +64,23 @@ def open_run_folder(
     changes the result, see `run_record.resume`, or the weights compared with are others, and
     BeingWrittenError as `FolderLock`.
     """
-    folder = RunFolder(cfg.workdir)
+    own = cfg.checkpoint.folder
+    folder = RunFolder(cfg.workdir, own)
     harmless = {*unread, *([steps] if cfg.optim.schedule == "constant" else ())}
-    checkpoints = cfg.checkpoint.folder or storage.path(cfg.workdir) / "checkpoints"
+    checkpoints = own or storage.path(cfg.workdir) / "checkpoints"
     goes_on = checkpoint_files.has_steps(checkpoints)  # orbax asks all processes together
 
     def record() -> str:
         content, where = dict.fromkeys(unread, ""), compared
         if compared:
-            where = _as_begun(cfg, compared, run_record.read(cfg.workdir) if goes_on else None)
+            before = (own and run_record.read(own)) or run_record.read(cfg.workdir)
+            where = _as_begun(cfg, compared, before if goes_on else None)
             content |= {"init": storage.fingerprint(where).hex(), _STEP: _step(where)}
         if goes_on:
-            run_record.resume(cfg.workdir, cfg, harmless, content)
+            run_record.resume(cfg.workdir, cfg, harmless, content, own)
         else:
-            run_record.write(cfg.workdir, cfg, content)
+            for place in filter(None, (cfg.workdir, own)):
+                run_record.write(place, cfg, content)
         return where
 
     folder.compared = hosts.from_first(record)

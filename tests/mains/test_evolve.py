@@ -389,6 +389,14 @@ def test_a_control_is_trained_as_long_on_the_teachers_demonstrations(run):
     assert beside.sft(2) == dataclasses.replace(run.sft(2), curriculum="0:ramp_sft_upto2")
 
 
+def test_checkpoints_elsewhere_are_in_folders_that_name_no_step(run):
+    """/kept/1 is step 1 of /kept to all that read checkpoints."""
+    assert run.student(1) == str(run.folder / "iterations" / "1" / "sft/checkpoints")
+    elsewhere = dataclasses.replace(run.cfg.checkpoint, folder="/kept")
+    run.cfg = dataclasses.replace(run.cfg, checkpoint=elsewhere)
+    assert run.student(1) == "/kept/student_1"
+
+
 def test_a_collapse_stops_the_run_or_warns(run):
     for changes, found in (({"on_collapse": "stop"}, ["x"]), ({"on_collapse": "warn"}, [])):
         this = with_evolve(run, **changes)
