@@ -289,6 +289,8 @@ def make_all(study: Study, stages: StageFolder) -> None:
     """Makes what is not made; the results after each seed that all arms have."""
     todo = order(study)
     written = 0
+    for made in todo:
+        study.workshop.check_weights(made)
     for place, made in enumerate(todo):
         if not stages.is_done(made.name):
             if made.kind in arms_lib.STAGES:
@@ -298,6 +300,7 @@ def make_all(study: Study, stages: StageFolder) -> None:
             said = f", about {left / 60:.0f} min left" if left is not None else ""
             steps.log(f"of {', '.join(made.of)}; {len(rest)} to make{said}")
         stages.stage(made.name, functools.partial(made.make, study.workshop.at(made)))
+        study.workshop.check_weights(made)  # another study may have made it meanwhile
         if (done := seeds_done(study, stages)) > written:
             write_results(study, stages, done)
             written = done

@@ -34,6 +34,7 @@ from masksearch_jax.recipes.stage_folder import Usage
 from masksearch_jax.recipes.workload import Work
 from masksearch_jax.runtime import run_record, storage
 from masksearch_jax.runtime.config_text import leaves
+from masksearch_jax.training.checkpoint_files import has_steps
 
 # Keys and sections that decide a text; `gold_left_out` and the contents of files besides.
 _TEXT = ("corpus", "clean", "ramp", "search", "thoughts", "demonstrations")
@@ -47,7 +48,10 @@ _MEASURED = (*_SAMPLING, "heldout_points", "heldout_examples", "eval.temperature
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """A thing to make: kind and fingerprint, how, what it takes, the arms and seeds it is for."""
+    """A thing to make: kind and fingerprint, how, what it takes, the arms and seeds it is for.
+
+    weights: of a training, where its checkpoints are.
+    """
 
     kind: str
     made_from: str
@@ -55,6 +59,7 @@ class Made:
     work: Work
     of: list[str] = dataclasses.field(default_factory=list, compare=False)
     waits: bool = False  # for a training: what a trained model draws or samples, and its cache
+    weights: str = dataclasses.field(default="", compare=False)
 
     @property
     def name(self) -> str:
@@ -151,6 +156,19 @@ class Workshop:
                 except CacheError as error:
                     raise ConfigError(f"config.arms: {arm}: {stage}: {error}") from error
 
+    def check_weights(self, made: Made) -> None:
+        """Raises ConfigError for a training by a study that has its checkpoints elsewhere."""
+        record = run_record.read(self.at(made) / made.kind)
+        if not made.weights or record is None:
+            return
+        found = record["config"]["checkpoint"]["folder"]
+        if has_steps(found) and not has_steps(made.weights):
+            raise ConfigError(
+                f"{self.at(made)} is a training whose weights lie in {found}, and this study looks "
+                f"for them in {made.weights}: give the config.checkpoint.folder of the study that "
+                "made it, or another config.made"
+            )
+
     def add(
         self,
         arm: Arm,
@@ -197,7 +215,7 @@ class Workshop:
                 f"hard a span is: an arm that trains and stands before ({before}), or the folder "
                 "or file of a model; empty: that of config.init"
             )
-        weights = self._weights(cfg, made) if made or not ppl_by else ppl_by
+        weights = _weights(cfg, made) if made or not ppl_by else ppl_by
         own = ""
         if made:  # checkpoints hold no tokenizer
             own = cfg.init or str(self.at(tokenizer) / "tokenizer")
@@ -261,7 +279,7 @@ class Workshop:
         counts = own.own_examples, own.own_samples
 
         def make(folder: Path) -> dict[str, Any]:
-            place = Place(cfg, self._usage, folder, self._weights(cfg, student))
+            place = Place(cfg, self._usage, folder, _weights(cfg, student))
             place.of(self.at(text), self.at(tokenizer))
             return self_taught.sample(place, folder, *counts, own.own_least)
 
@@ -319,13 +337,13 @@ class Workshop:
 
         def make(folder: Path) -> dict[str, Any]:
             assert cache is not None
-            place = Place(cfg, self._usage, folder, self._weights(cfg, before))
+            place = Place(cfg, self._usage, folder, _weights(cfg, before))
             place.of(self.at(text), self.at(tokenizer), self.at(cache))
             place.data = self.at(items) / "data"  # what it is measured on; it trains on the cache
             return train(place, stage, "init", section, optim)
 
         decides |= {"cache": cache and cache.made_from} | _start(cfg, before)
-        return self._put(stage, decides, make, of, work(cfg, section, optim))
+        return self._put(stage, decides, make, of, work(cfg, section, optim), trained_by=cfg)
 
     def _evaluation(
         self,
@@ -337,7 +355,7 @@ class Workshop:
         of: str,
     ) -> Made:
         def make(folder: Path) -> dict[str, Any]:
-            place = Place(cfg, self._usage, folder, self._weights(cfg, model))
+            place = Place(cfg, self._usage, folder, _weights(cfg, model))
             place.of(self.at(text), self.at(tokenizer))
             place.data = self.at(items) / "data"
             return quickstart.evaluate_model(place, "model")
@@ -350,12 +368,6 @@ class Workshop:
     def at(self, made: Made) -> Path:
         return self.folder / made.name
 
-    def _weights(self, cfg: QuickstartRun, made: Made | None) -> str:
-        """Where the weights are that something starts from."""
-        if made is None:
-            return cfg.init
-        return Place(cfg, self._usage, self.at(made)).checkpoints(made.kind)
-
     def _put(
         self,
         kind: str,
@@ -364,12 +376,21 @@ class Workshop:
         of: str,
         work: Work,
         waits: bool = False,
+        trained_by: QuickstartRun | None = None,
     ) -> Made:
         made = Made(kind, stamp.hash_of(decides), make, work, waits=waits)
+        if trained_by:
+            weights = Place(trained_by, self._usage, self.at(made)).checkpoints(kind)
+            made = dataclasses.replace(made, weights=weights)
         made = self.all.setdefault(made.name, made)
         if of not in made.of:
             made.of.append(of)
         return made
+
+
+def _weights(cfg: QuickstartRun, made: Made | None) -> str:
+    """Where the weights are that something starts from."""
+    return made.weights if made else cfg.init
 
 
 def _lessons(arm: str, stage: str, cfg: QuickstartRun) -> Lessons:

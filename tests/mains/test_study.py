@@ -5,10 +5,12 @@ import json
 import re
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
 from configs import study as studies
 from masksearch_jax import report, study
+from masksearch_jax.core.config import CheckpointConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.files import BeingWrittenError, write_json, write_lines
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
@@ -21,7 +23,10 @@ from masksearch_jax.recipes.stage_folder import StageFolder, Usage
 from masksearch_jax.recipes.workload import Work
 from masksearch_jax.rl import group_sampler
 from masksearch_jax.runtime import cli, run_record
+from masksearch_jax.testing.models import TINY_QWEN2
 from masksearch_jax.testing.services import Answer, Endpoint
+from masksearch_jax.training.checkpoint import Checkpointer
+from masksearch_jax.training.train_state import TrainState
 from tests.data.records import sft_records
 from tests.parallel.lock_holder import held
 
@@ -507,6 +512,39 @@ def test_what_is_done_is_not_made_again_and_a_stop_goes_on(parse, tmp_path):
     study.make_all(found, StageFolder(tmp_path))
     assert calls == ["text", "ramp_sft", "ramp_sft", "evaluate"]
     assert json.loads((tmp_path / "stages" / "text-0.json").read_text())["at"] == "text-0"
+
+
+def test_a_training_whose_weights_another_study_has_elsewhere_is_refused(parse, tmp_path):
+    """Not where they were moved, nor where they are gone and nothing needs them any more."""
+
+    def of(folder):
+        flags = f"made={tmp_path / 'made'}", f"checkpoint.folder={tmp_path / folder}"
+        return planned(parse("curriculum", *flags), tmp_path / "run")
+
+    theirs, ours = (of(name).trainings["mixed"][0][0] for name in ("theirs", "ours"))
+    assert theirs.name == ours.name
+    assert theirs.weights == f"{tmp_path}/theirs/{theirs.name}/ramp_sft"
+    at = of("ours").workshop.at(ours)
+    record = {"config": {"checkpoint": {"folder": theirs.weights}}, "content": {}, "sessions": []}
+    write_json(at / "ramp_sft" / "run.json", record)
+    of("ours").workshop.check_weights(ours)
+    checkpoint_at(theirs.weights)
+    of("theirs").workshop.check_weights(theirs)
+    with pytest.raises(ConfigError) as told:
+        study.make_all(of("ours"), StageFolder(tmp_path / "made"))
+    assert str(told.value) == (
+        f"{at} is a training whose weights lie in {theirs.weights}, and this study looks for them "
+        f"in {ours.weights}: give the config.checkpoint.folder of the study that made it, or "
+        "another config.made"
+    )
+    checkpoint_at(ours.weights)
+    of("ours").workshop.check_weights(ours)
+
+
+def checkpoint_at(folder):
+    state = TrainState(jnp.int32(1), {"w": jnp.zeros(4)}, ())
+    with Checkpointer(folder, CheckpointConfig(every=1), TINY_QWEN2) as checkpointer:
+        checkpointer.save(1, state, {})
 
 
 @pytest.mark.usefixtures("one_device")
