@@ -4,7 +4,9 @@ A config file says what it decides; every other key has the default of its schem
 `--config=FILE.py:ARG --config.KEY=VALUE …` starts a run, `--config=NAME:ARG` one by a file of this
 package's own `configs/`. `--help` prints each key with its value in the config that is given and
 what it means, `--help=rollout` those of one section. `--print-config` prints the whole config, one
-`key = value` a line, so that two can be told apart by `diff`; `--version` version and commit.
+`key = value` a line, so that two can be told apart by `diff`; `--check` says of a command whether
+its keys and values are right, and reads no model, so that a machine without the run's files can
+ask; `--version` prints version and commit.
 
 Exit statuses, for those who start runs again:
 
@@ -57,9 +59,11 @@ ReadDefaults = Callable[[str], Mapping[str, Any]]
 USAGE = "usage: {name} --config=NAME[:arg]|FILE.py[:arg] [--config.section.key=value ...]"
 OPTIONS = (
     "       --help[=SECTION] says what each key means; --print-config prints the whole config;\n"
+    "       --check checks keys and values, reads no model and starts nothing;\n"
     "       --version prints version and commit"
 )
 PRINT_CONFIG = "--print-config"
+CHECK = "--check"
 VERSION = "--version"
 _HELP = re.compile(r"-h|--?help(?:=(.*))?")
 
@@ -176,8 +180,8 @@ def run(
     schema, read_model, read_defaults as in `parse`. `resumes`: the same command goes on from what
     an interrupted one has saved, which Ctrl-C then says. An int that `fn` returns is the exit
     status. A UserError, an error class of this package or an OSError is printed as one line; any
-    other exception is a defect and keeps its traceback. `--help`, `--print-config` and `--version`
-    print and do not call `fn`.
+    other exception is a defect and keeps its traceback. `--help`, `--print-config`, `--check` and
+    `--version` do not call `fn`.
     """
     end_with_parent()
     argv = list(sys.argv if argv is None else argv)
@@ -188,14 +192,37 @@ def run(
         if asked := next((m for a in argv[1:] if (m := _HELP.fullmatch(a))), None):
             print_lines(_help(schema, argv, asked[1] or "", read_model, read_defaults))
             return
-        rest = [a for a in argv if a != PRINT_CONFIG]
+        rest = [a for a in argv if a not in (PRINT_CONFIG, CHECK)]
+        if CHECK in argv:
+            parse(schema, rest, read_model and _unread)
+            return
         settings = parse(schema, rest, read_model, read_defaults)
         if PRINT_CONFIG in argv:
             print_lines(config_text.config_lines(settings))
             return
-    except UserError as error:
-        _fail(str(error), 2)
+    except (UserError, OSError) as error:  # an OSError: of a folder or bucket that is read
+        status = 2 if isinstance(error, UserError) else 1
+        _fail(str(error), RESTART if isinstance(error, Restart) else status)
     call(lambda: fn(settings), resumes=resumes, settings=settings)
+
+
+def _unread(_: str) -> ModelConfig:
+    """An architecture in place of one that is not read: any that breaks no rule."""
+    sizes = dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_layers"), 64)
+    return ModelConfig(
+        family="qwen2",
+        **sizes,
+        num_heads=64,
+        num_kv_heads=1,
+        head_dim=64,
+        rope_theta=10_000.0,
+        rope_scaling=None,
+        norm_eps=1e-6,
+        qkv_bias=True,
+        qk_norm=False,
+        tie_embeddings=True,
+        max_position=1 << 20,
+    )
 
 
 def _help(
@@ -207,7 +234,7 @@ def _help(
 ) -> list[str]:
     """Usage, and each key with its sentence and its value in the config, else its default."""
     schemas = schema if isinstance(schema, tuple) else (schema,)
-    rest = [a for a in argv if not _HELP.fullmatch(a) and a != PRINT_CONFIG]
+    rest = [a for a in argv if not _HELP.fullmatch(a) and a not in (PRINT_CONFIG, CHECK)]
     values = None
     if overrides.split_config(rest[1:])[0] is not None:
         found, values = _resolved(schema, rest, read_model, read_defaults)

@@ -17,7 +17,7 @@ from masksearch_jax.core.schema import Key, Section, describe_keys
 from masksearch_jax.runtime import installed
 
 SHELLS = ("bash", "zsh")
-OPTIONS = ("--config=", "--help", "--help=", "--print-config", "--version")
+OPTIONS = ("--config=", "--help", "--help=", "--print-config", "--check", "--version")
 
 
 def run_call(path: Path) -> ast.Call | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from masksearch_jax.core.config import ModelConfig
-from masksearch_jax.core.errors import ConfigError, nearest
+from masksearch_jax.core.errors import ConfigError, Restart, nearest
 from masksearch_jax.core.schema import (
     REQUIRED,
     Key,
@@ -218,6 +218,8 @@ def _read_models(
             )
         try:
             read = dataclasses.asdict(read_model(folder))
+        except Restart:  # a bucket that is out says nothing of the config
+            raise
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"config.{found.name} is to be read from {folder!r}: {error}"

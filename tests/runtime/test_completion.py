@@ -49,6 +49,7 @@ def completed(scripts, line: str, folder=None) -> list[str]:
         ("masksearch train-sft --config.dapo.kl_", []),
         ("masksearch evaluate --help=ju", ["judge"]),
         ("masksearch evaluate --pri", ["--print-config"]),
+        ("masksearch evaluate --che", ["--check"]),
         ("masksearch train-dapo --config.tokenizer=ba", ["bash"]),  # a file of the folder
     ],
 )
