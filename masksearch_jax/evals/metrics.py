@@ -41,7 +41,9 @@ _NAMES = {
     "2wikimultihopqa": "2wiki",
     "2wikimultihop": "2wiki",
     "squad2": "squad_v2",
+    "squad20": "squad_v2",
     "squadv2": "squad_v2",
+    "squadv20": "squad_v2",
 }
 
 
@@ -54,11 +56,18 @@ class Interval(NamedTuple):
     n: int
 
 
+@functools.cache
 def rules_name(dataset: str, default: str = _OTHERS) -> str:
-    """The key in RULES of what a set's answers are compared by; `default` where none is known."""
-    plain = re.sub(r"[\W_]", "", dataset.casefold())
+    """The key in RULES of what a set's answers are compared by; `default` where none is known.
+
+    The name of a set may have more after it, but no letter at once: hotpotqa_dev, 2wiki-500.
+    """
     known = _NAMES | {re.sub(r"[\W_]", "", name): name for name in RULES}
-    return known.get(plain, default)
+    for name in sorted(known, key=len, reverse=True):
+        end = r"(?![^\W_])" if name[-1].isdecimal() else r"(?![^\W\d_])"
+        if re.match(r"[\W_]*".join(name) + end, dataset.strip().casefold()):
+            return known[name]
+    return default
 
 
 def answer_metrics(answer: str | None, golds: Sequence[str], rules: Rules) -> dict[str, float]:

@@ -101,6 +101,22 @@ class Suite:
             f"are those of {', '.join(sorted(set(apart.values())))}"
         )
 
+    @property
+    def unruled(self) -> str:
+        """Whose rules hold where none are known of questions of a user's file; "" where all are."""
+        if self.name in FILES or metrics.rules_name(self.name, default=""):
+            return ""
+        sets = Counter(e.dataset for e in self.examples if isinstance(e, QAExample))
+        unknown = [name for name in sorted(sets) if not metrics.rules_name(name, default="")]
+        if not unknown:
+            return ""
+        return (
+            f"the suite {self.name} is scored by the rules of {metrics.rules_name(unknown[0])}: "
+            f"none are known of its name, nor of {', '.join(unknown)}, which "
+            f"{sum(sets[name] for name in unknown)} of {len(self.examples)} questions are of; "
+            f"known are those of {', '.join(metrics.RULES)}"
+        )
+
 
 def is_ramp(name: str) -> bool:
     return name in _OF_RAMP
@@ -184,8 +200,9 @@ def _read(name: str, path: Path, max_bad_fraction: float) -> Suite:
         left_out=left_out,
         is_chinese=2 * chinese_ones > len(examples),
     )
-    if suite.overridden and process_index() == 0:
-        print(f"  {suite.overridden}", file=sys.stderr, flush=True)
+    for said in filter(None, (suite.overridden, suite.unruled)):
+        if process_index() == 0:
+            print(f"  {said}", file=sys.stderr, flush=True)
     return suite
 
 

@@ -107,6 +107,43 @@ def test_a_name_that_overrides_the_rules_of_a_file_is_told(tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "rules"),
+    [
+        ("hotpotqa_dev", "hotpotqa"),
+        ("HotpotQA-500", "hotpotqa"),
+        ("hotpot_dev_distractor_v1", "hotpotqa"),
+        ("2wiki_dev", "2wiki"),
+        ("2WikiMultihopQA 1000", "2wiki"),
+        ("musique_ans_v1.0_dev", "musique"),
+        ("squad-v1.1", "squad"),
+        ("SQuAD 2.0", "squad_v2"),
+        ("squad20", "squad_v2"),
+        ("squad_200", "squad"),
+        ("squad_v2", "squad_v2"),
+        ("squadron", "none"),
+        ("my_hotpotqa", "none"),
+        ("2wikipedia", "none"),
+        ("nq", "none"),
+    ],
+)
+def test_the_name_of_a_set_may_have_more_after_it(name, rules):
+    assert metrics.rules_name(name, default="none") == rules
+
+
+def test_a_file_that_no_rules_are_known_for_is_told(tmp_path, capsys):
+    rows = [{"id": "a", "question": "Who?", "answers": ["Ann"], "data_source": "nq"}]
+    rows.append(rows[0] | {"id": "b", "data_source": "hotpotqa_dev"})
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (suite,) = load(EvalConfig(suites=(f"mine={tmp_path / 'q.jsonl'}",)), "")
+    assert [suite.rules_name(e) for e in suite.examples] == ["squad", "hotpotqa"]
+    assert capsys.readouterr().err == (
+        "  the suite mine is scored by the rules of squad: none are known of its name, nor of nq, "
+        "which 1 of 2 questions are of; known are those of squad, hotpotqa, 2wiki, musique, "
+        "squad_v2\n"
+    )
+
+
 def test_a_question():
     qa = score(QA, trajectory(answered("Poland")), SQUAD, tokens=11)  # its passages are not known
     assert qa == pytest.approx(
