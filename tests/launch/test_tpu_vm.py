@@ -419,9 +419,35 @@ def test_a_command_that_no_host_would_start_is_found_here(fakes, script, options
     assert not (fakes / "calls").exists()
 
 
-def test_a_right_command_is_taken(fakes: Path) -> None:
-    args = [*SLICE, "--dry-run", "--", *AWKWARD]
-    assert launch(fakes, "tpu_vm.sh", *args, python=sys.executable).returncode == 0
+@pytest.mark.parametrize(
+    "command",
+    [
+        AWKWARD,
+        ["train_sft", "--config=configs/ramp_sft.py:hf", "--config.init=/data/Qwen2.5-7B-Instruct"],
+        ["evaluate", "--config=configs/evaluate.py:tiny", "--config.init=gs://no-such/run"],
+    ],
+)
+def test_a_right_command_is_taken(fakes: Path, command: list[str]) -> None:
+    """What its init names is on the hosts alone."""
+    done = launch(fakes, "tpu_vm.sh", *SLICE, "--dry-run", "--", *command, python=sys.executable)
+    assert (done.returncode, done.stderr) == (0, "tpu_vm: done; --delete deletes run\n")
+
+
+@pytest.mark.parametrize(("script", "options"), [("tpu_vm.sh", SLICE), ("gke/xpk.sh", GKE[:5])])
+def test_a_dry_run_installs_nothing(
+    fakes: Path, tmp_path: Path, script: str, options: list[str]
+) -> None:
+    root = tmp_path / "checkout"
+    shutil.copytree(LAUNCH, root / "launch")
+    for name in ("setup.py", "requirements.txt", ".gitignore", "masksearch_jax/train_sft.py"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    before = sorted(root.rglob("*"))
+    args = [str(root / "launch" / script), *options, "--dry-run", "--", *COMMAND]
+    done = launch(fakes, *args, python="")
+    assert (done.returncode, sorted(root.rglob("*"))) == (0, before)
+    assert "gcloud" in done.stdout
+    assert "keys and values are not checked" in done.stderr
 
 
 # ---- GKE
