@@ -6,6 +6,7 @@ Seconds are linear in the work: costs of units, measured on what is done or give
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -121,8 +122,8 @@ def given(specs: Sequence[str]) -> dict[str, float]:
             raise ConfigError(
                 f"config.costs has {spec!r}; it must be {kind}=SECONDS, of {UNITS[kind]}"
             ) from error
-        if not found[kind] >= 0:
-            raise ConfigError(f"config.costs has {spec!r}; its seconds must not be below 0")
+        if not 0 <= found[kind] < math.inf:
+            raise ConfigError(f"config.costs has {spec!r}; its seconds must be finite, at least 0")
     return found
 
 

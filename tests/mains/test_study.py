@@ -353,7 +353,8 @@ def test_another_judge_is_of_the_arm_that_it_pays_alone(parse, tmp_path):
         ),
         (["costs=('stf=1',)"], "config.costs has 'stf=1'; did you mean sft"),
         (["costs=('sft=fast',)"], "it must be sft=SECONDS, of 1,000 tokens of rows"),
-        (["costs=('sft=-1',)"], "its seconds must not be below 0"),
+        (["costs=('sft=-1',)"], "its seconds must be finite, at least 0"),
+        (["costs=('sft=inf',)"], "its seconds must be finite, at least 0"),
         (["arms=('a: gold_left_out=1.5', 'mixed:')"], "a: config.gold_left_out is 1.5"),
         (
             ["arms=('a: ramp_sft ramp_dapo method=rag', 'mixed:')"],

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import fsspec
+import numpy as np
 import pytest
 from etils import epath
 from etils.epath import backend, gpath
@@ -23,6 +24,8 @@ from masksearch_jax.core.files import is_bucket, write_json, write_lines, writin
 from masksearch_jax.models import hf
 from masksearch_jax.models.load import InitError, initial
 from masksearch_jax.parallel import sharding
+from masksearch_jax.rl.rollout_log import RolloutLog
+from masksearch_jax.rl.update import Trained
 from masksearch_jax.runtime import cli, goodput, row_log, storage
 from masksearch_jax.runtime.metric_writer import MetricWriter, read_metrics
 from masksearch_jax.testing.models import FLOAT32, TINY_QWEN2, random_model
@@ -283,6 +286,14 @@ def test_a_run_goes_on_without_the_account_that_a_bucket_does_not_take(folder) -
     folder.error = None
     clock.end(2)
     assert [row["event"] for row in goodput.read("gs://a-bucket/run")] == ["start", "end"]
+
+
+def test_rollouts_that_a_bucket_does_not_take_end_no_run(folder, capsys) -> None:
+    log = RolloutLog("gs://a-bucket/run", 1.0, 0, str)
+    folder.error = outage()
+    log.write(1, 0, [], [], Trained(np.zeros((0, 2), np.float32), []))
+    said = r"  warning: gs://a-bucket/run/rollouts/\.1\.jsonl\.gz\.[0-9a-f]{8}\.partial: .*"
+    assert re.fullmatch(said + r"503 \(Unavailable\)\n", capsys.readouterr().err)
 
 
 def test_rows_that_a_bucket_does_not_take_are_written_later(folder, monkeypatch, capsys) -> None:
