@@ -179,25 +179,21 @@ ensure() {
 
 on_all() { act gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all "--command=$1"; }
 
-# Names of the files that hosts get, each ended by NUL: what git has and would take, without weights and
-# without other repositories inside, which git names as folders.
+# Names of the files that hosts get, each ended by NUL: what git has and would take. Other repositories
+# inside, which git names as folders, are left out.
 list_files() {
   local file
   git -C "$root" ls-files -coz --exclude-standard | while IFS= read -r -d '' file; do
-    case $file in
-      *.safetensors | *.gguf | *.bin) ;;
-      *) [ ! -f "$root/$file" ] || printf '%s\0' "$file" ;;
-    esac
+    [ ! -f "$root/$file" ] || printf '%s\0' "$file"
   done
 }
 
-# The same where there is no git, by what is ignored.
+# Packs them; where there is no git, all that is not ignored.
 pack() {
   if [ -e "$root/.git" ] && command -v git >/dev/null; then
     list_files >"$1.files" && act tar -czf "$1" -C "$root" --null -T "$1.files"
   else
-    act tar -czf "$1" -C "$root" --exclude-from="$root/.gitignore" --exclude=./.git \
-      --exclude='*.safetensors' --exclude='*.gguf' --exclude='*.bin' .
+    act tar -czf "$1" -C "$root" --exclude-from="$root/.gitignore" --exclude=./.git .
   fi
 }
 
