@@ -26,6 +26,14 @@ class EvalConfig:
         ("agent", "no_search", "random"), "Of closed_book, rag, agent, no_search, random."
     )
     examples: int = key(1000, "Items of each suite, the same ones for every method.", least=1)
+    aliases: str = key(
+        "",
+        (
+            "File of other names of answers that are accepted too, by the `answer_id` of a "
+            "question: 2WikiMultihopQA's id_aliases.json, as its script v1.1 reads; empty: none."
+        ),
+        content="text",
+    )
     suite_examples: tuple[str, ...] = key(
         (), "NAME=NUMBER: items of a suite that has another number."
     )

@@ -3,7 +3,7 @@
 A suite is one of ours by its name (`ramp`, `questions`, `source_hidden`, `statements`) or is
 NAME=PATH, a file of questions in any form that `ramp.question_files` reads. The name tells by whose
 rules answers are scored (`evals.metrics.RULES`); of a name that no rules are known for, the data
-set of each row.
+set of each row. `eval.aliases` adds other names of answers to those that are accepted.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from masksearch_jax.core.jsonl import RecordError, read_jsonl
 from masksearch_jax.core.scoring import Rules
 from masksearch_jax.core.types import STATEMENTS, Example, QAExample, RampExample
 from masksearch_jax.evals import metrics
+from masksearch_jax.evals.aliases import read_aliases
 from masksearch_jax.ramp.question_files import read_questions
 from masksearch_jax.runtime.process import process_index
 
@@ -47,7 +48,8 @@ def content(data: str) -> str:
 class Suite:
     """A suite's file and what it holds.
 
-    examples: all of them, in the file's order. left_out: rows that are none, by reason.
+    examples: all of them, in the file's order. left_out: rows that are none, by reason. renamed:
+    rows whose answer has other names by `eval.aliases`.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Suite:
     examples: tuple[Example, ...]
     left_out: Counter[str]
     is_chinese: bool
+    renamed: int = 0
 
     @property
     def is_ramp(self) -> bool:
@@ -137,7 +140,15 @@ def load(cfg: EvalConfig, data: str) -> list[Suite]:
                 f"held out no such example{how} ({Path(data) / 'counts.json'}); leave the suite "
                 "out, as in --config.eval.suites=ramp, or name a file of yours, as in NAME=PATH"
             )
-    return [_read(name, file, cfg.max_bad_fraction) for name, file in files.items()]
+    aliases = read_aliases(cfg.aliases) if cfg.aliases else {}
+    loaded = [_read(name, file, cfg.max_bad_fraction, aliases) for name, file in files.items()]
+    if aliases and not any(suite.renamed for suite in loaded):
+        raise ConfigError(
+            f"config.eval.aliases names {cfg.aliases}, which has no name of an answer of "
+            f"{', '.join(files)}: it needs questions with the `answer_id` of 2WikiMultihopQA's "
+            "data_ids; leave config.eval.aliases empty"
+        )
+    return loaded
 
 
 def paths(cfg: EvalConfig, data: str) -> dict[str, Path]:
@@ -174,8 +185,17 @@ def paths(cfg: EvalConfig, data: str) -> dict[str, Path]:
     return files
 
 
-def _read(name: str, path: Path, max_bad_fraction: float) -> Suite:
+def _read(
+    name: str, path: Path, max_bad_fraction: float, aliases: Mapping[str, Sequence[str]]
+) -> Suite:
     left_out: Counter[str] = Counter()
+    renamed = 0
+
+    def names_of(entity: str) -> Sequence[str]:
+        nonlocal renamed
+        renamed += bool(aliases.get(entity))
+        return aliases.get(entity, ())
+
     examples: Sequence[Example]
     if name in _OF_RAMP:
         try:
@@ -187,7 +207,9 @@ def _read(name: str, path: Path, max_bad_fraction: float) -> Suite:
                 f"wrote, such as DATA/{FILES[name]}; a file of questions takes another name"
             ) from error
     else:
-        examples, left_out = read_questions(path, dataset=name, max_bad_fraction=max_bad_fraction)
+        examples, left_out = read_questions(
+            path, dataset=name, names_of=names_of, max_bad_fraction=max_bad_fraction
+        )
     if not examples:
         raise UserError(f"{path} holds no item of config.eval.suites {name!r}")
     written = [e.paragraph if isinstance(e, RampExample) else e.question for e in examples]
@@ -199,6 +221,7 @@ def _read(name: str, path: Path, max_bad_fraction: float) -> Suite:
         examples=tuple(examples),
         left_out=left_out,
         is_chinese=2 * chinese_ones > len(examples),
+        renamed=renamed,
     )
     for said in filter(None, (suite.overridden, suite.unruled)):
         if process_index() == 0:

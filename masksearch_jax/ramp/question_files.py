@@ -30,7 +30,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TextIO
 
@@ -76,13 +76,15 @@ def read_questions(
     *,
     dataset: str = "",
     with_answers: bool = True,
+    names_of: Callable[[str], Sequence[str]] = lambda entity: (),
     max_bad_fraction: float = 0.01,
     log: Callable[[str], None] | None = None,
 ) -> Questions:
     """The questions of a file.
 
     dataset: the name of the set, where rows do not say it and have not the form of a known set; by
-    default the file's. with_answers: a row without an answer is bad; else it is a question without
+    default the file's. names_of: other names of the entity of an `answer_id`, which are accepted
+    answers too. with_answers: a row without an answer is bad; else it is a question without
     answers. A bad row is left out and goes to `log` as "file:row: reason"; without a `log` a
     warning quotes the first few and counts them. A question that is marked as not answerable is
     left out where answers are needed, else the second of its id, and is not bad. An id that a
@@ -99,7 +101,7 @@ def read_questions(
     for where, row in rows(path):
         try:
             row = _folded(row)
-            example = _apart(_example(row, dataset or _name(path), with_answers), seen)
+            example = _apart(_example(row, dataset or _name(path), with_answers, names_of), seen)
             if first_of_id := seen.get(example.id):
                 is_pair = "answerable" in row and first_of_id.question == example.question
                 if is_pair and not with_answers:
@@ -274,7 +276,12 @@ def _apart(example: QAExample, seen: Mapping[str, QAExample]) -> QAExample:
     return dataclasses.replace(example, id=f"{example.dataset}:{example.id}")
 
 
-def _example(row: dict[str, Any], dataset: str, with_answers: bool) -> QAExample:
+def _example(
+    row: dict[str, Any],
+    dataset: str,
+    with_answers: bool,
+    names_of: Callable[[str], Sequence[str]],
+) -> QAExample:
     """The question of a row of any of the forms. Raises _BadRow."""
     if "question" not in row:
         raise _BadRow("no question", f"keys are {', '.join(map(str, row)) or 'none'}")
@@ -287,6 +294,8 @@ def _example(row: dict[str, Any], dataset: str, with_answers: bool) -> QAExample
     try:
         dataset = str(named or _dataset(row) or dataset)
         answers = _answers(row, dataset)
+        if answers and isinstance(entity := row.get("answer_id"), str):
+            answers = tuple(dict.fromkeys((*answers, *names_of(entity))))
         example = QAExample(
             id=_id(row, dataset, question.strip()),
             dataset=dataset,

@@ -173,7 +173,7 @@ SECTIONS_SINCE = {
 # The same, within sections of that time.
 ADDED_SINCE = {"search.web": WebConfig, "search.opensearch": OpenSearchConfig}
 SINCE |= {"eval.suite_examples": [], "eval.strata": "shares", "eval.compare": ""}
-SINCE |= {"eval.whole_replies": False}
+SINCE |= {"eval.whole_replies": False, "eval.aliases": ""}
 SINCE |= {"eval.metrics": [], "eval.leakage": "", "eval.difficulty": False, "eval.lemmatizer": ""}
 RENAMED = {
     "evolve.items": "evolve.pool_size",

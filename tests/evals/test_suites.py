@@ -7,7 +7,7 @@ import pytest
 
 from masksearch_jax.core.errors import ConfigError, UserError
 from masksearch_jax.core.eval_config import EvalConfig
-from masksearch_jax.evals import suites
+from masksearch_jax.evals import metrics, suites
 
 
 @pytest.mark.parametrize("name", ["ramp", "source_hidden"])
@@ -33,6 +33,49 @@ def test_a_suite_of_which_nothing_was_held_out_is_named_with_the_choices(tmp_pat
         f"'questions': build_ramp held out no such example ({tmp_path}/counts.json); leave the "
         "suite out, as in --config.eval.suites=ramp, or name a file of yours, as in NAME=PATH"
     )
+
+
+def aliased(tmp_path, *lines):
+    """A suite of 2WikiMultihopQA's form, and a file of aliases of these lines."""
+    row = {"_id": "x", "question": "Which country?", "evidences": [], "answer": "United States"}
+    rows = [row | {"answer_id": "Q30"}, row | {"_id": "y"}, row | {"_id": "z", "answer_id": "Q1"}]
+    (tmp_path / "dev.json").write_text(json.dumps(rows))
+    (tmp_path / "id_aliases.json").write_text("\n".join(lines) + "\n")
+    asked = (f"2wiki_dev={tmp_path / 'dev.json'}",)
+    return suites.load(EvalConfig(suites=asked, aliases=str(tmp_path / "id_aliases.json")), "")[0]
+
+
+def test_other_names_of_2wikis_answers_are_accepted(tmp_path):
+    names = {"Q_id": "Q30", "aliases": ["USA", "United States"], "demonyms": ["American"]}
+    other = {"Q_id": "Q2", "aliases": ["Earth"], "demonyms": []}
+    suite = aliased(tmp_path, json.dumps(names), json.dumps(other))
+    known = ("United States",)
+    assert [e.answers for e in suite.examples] == [(*known, "USA", "American"), known, known]
+    assert suite.renamed == 1
+    first, second, _ = suite.examples
+    rules = suite.rules(first)
+    assert metrics.answer_metrics("the USA", first.answers, rules)["em"] == 1.0
+    assert metrics.answer_metrics("the USA", second.answers, rules)["em"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"Q_id": "Q2", "aliases": ["Earth"], "demonyms": []}', "has no name of an answer of 2w"),
+        ('{"Q30": ["USA"]}', r"line 1 is not as those of .*KeyError\('aliases'\)"),
+        ('{"Q_id": "Q30", "aliases": "USA", "demonyms": []}', "line 1 .*'USA' is no list of texts"),
+        ("[", "line 1 is not as those of .*it must be an object of Q_id, aliases and demonyms"),
+    ],
+)
+def test_aliases_that_name_nothing_are_refused(tmp_path, line, said):
+    with pytest.raises(ConfigError, match=said):
+        aliased(tmp_path, line)
+    (tmp_path / "id_aliases.json").unlink()
+    nowhere = EvalConfig(suites=(f"2wiki={tmp_path / 'dev.json'}",), aliases=f"{tmp_path}/none")
+    with pytest.raises(
+        ConfigError, match=r"cannot read config\.eval\.aliases=.*none: No such file"
+    ):
+        suites.load(nowhere, "")
 
 
 def test_an_evaluation_of_no_suite_is_refused_with_the_choices():
