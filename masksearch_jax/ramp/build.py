@@ -181,9 +181,9 @@ def _quotas(paths: list[Path], most: int) -> Sequence[int | None]:
 
 
 def _raised(tasks: list[_Part], made: list[RampStats], most: int) -> list[_Part]:
-    """The parts with what others lack of `most` examples asked of those that have more to give."""
+    """The parts with what others lack of `most` examples asked of those that gave all asked for."""
     missing = most - sum(map(_examples_in, made))
-    able = [i for i, stats in enumerate(made) if stats.dropped.get("beyond_max_examples")]
+    able = [i for i, stats in enumerate(made) if _examples_in(stats) == tasks[i].most]
     if missing <= 0 or any(FAILED in stats.dropped for stats in made):  # asked about again
         return tasks
     raised = list(tasks)

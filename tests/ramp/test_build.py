@@ -168,14 +168,15 @@ def test_what_a_part_lacks_of_max_examples_another_gives(tmp_path):
     nothing = "there was nothing at all to be seen on the way to it or back from it "
     bare = [Passage(f"n{i}", f"None{i}", nothing * 3) for i in range(60)]
     write_passages(tmp_path / "p.jsonl", [*bare, *map(town, range(20))])
-    cfg, clean = dataclasses.replace(RAMP, max_examples=30), survey.CleanConfig()
-    _, stats = build(tmp_path / "p.jsonl", tmp_path / "out", cfg=cfg, clean=clean, part=10)
-    assert sum(map(len, examples(tmp_path / "out").values())) == 30
-    cfg = dataclasses.replace(RAMP, max_examples=1000)
+    cfg, clean = dataclasses.replace(RAMP, max_examples=1000), survey.CleanConfig()
     _, stats = build(tmp_path / "p.jsonl", tmp_path / "all", cfg=cfg, clean=clean, part=10)
     assert (stats.used, stats.dropped["no_spans"]) == (20, 60)
-    assert sum(map(len, examples(tmp_path / "all").values())) <= 40
-    assert build(tmp_path / "p.jsonl", tmp_path / "all", cfg=cfg, clean=clean, part=10)[1] == stats
+    most = sum(map(len, examples(tmp_path / "all").values())) - 1
+    assert 30 < most < 40
+    cfg = dataclasses.replace(RAMP, max_examples=most)
+    for _ in range(2):  # the second finds it done
+        build(tmp_path / "p.jsonl", tmp_path / "out", cfg=cfg, clean=clean, part=10)
+        assert sum(map(len, examples(tmp_path / "out").values())) == most
 
 
 def test_a_build_fails_that_leaves_out_more_than_its_share(source, tmp_path):
