@@ -101,12 +101,9 @@ def read_questions(
     for where, row in rows(path):
         try:
             row = _folded(row)
-            example = _apart(_example(row, dataset or _name(path), with_answers, names_of), seen)
-            if first_of_id := seen.get(example.id):
-                is_pair = "answerable" in row and first_of_id.question == example.question
-                if is_pair and not with_answers:
-                    raise _BadRow(_PAIRED)
-                raise _BadRow("id is there already", repr(example.id))
+            example = _example(row, dataset or _name(path), with_answers, names_of)
+            may_repeat = "answerable" in row and not with_answers
+            example = _new(example, seen, may_repeat=may_repeat)
         except _BadRow as bad:
             dropped[bad.reason] += 1
             if bad.reason not in _NO_FAULT:
@@ -268,12 +265,20 @@ def _folded(row: Any) -> dict[str, Any]:
     return {**_folded(more), **row} if isinstance(more, dict) else row
 
 
-def _apart(example: QAExample, seen: Mapping[str, QAExample]) -> QAExample:
-    """With an id that no question of another data set has."""
+def _new(example: QAExample, seen: Mapping[str, QAExample], *, may_repeat: bool) -> QAExample:
+    """With an id that no question of another data set has.
+
+    may_repeat: a question that is there already is no fault. Raises _BadRow for an id that is.
+    """
     earlier = seen.get(example.id)
-    if earlier is None or earlier.dataset == example.dataset:
-        return example
-    return dataclasses.replace(example, id=f"{example.dataset}:{example.id}")
+    if earlier and earlier.dataset != example.dataset:
+        example = dataclasses.replace(example, id=f"{example.dataset}:{example.id}")
+        earlier = seen.get(example.id)
+    if earlier and may_repeat and earlier.question == example.question:
+        raise _BadRow(_PAIRED)
+    if earlier:
+        raise _BadRow("id is there already", repr(example.id))
+    return example
 
 
 def _example(
