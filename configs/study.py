@@ -28,8 +28,9 @@ COSTS = ("text=22", "tokenizer=3", "cache=26", "sft=0.053", "dapo=0.04", "evalua
 # Of SmolLM2-135M and 54,533 passages; a trajectory of DAPO is reckoned.
 SMOLLM2_COSTS = ("text=30", "tokenizer=1", "cache=23", "sft=8", "dapo=13", "evaluate=3")
 # Half of the updates for RAMP, of these half with one mask; the others for questions.
-RAMP_HALF = "sft.steps={sft.steps//2} sft.curriculum=0:ramp_sft_upto1,{sft.steps//4}:ramp_sft_upto4"
-HALVES = f"{RAMP_HALF} qa_sft.steps={{sft.steps-sft.steps//2}}"
+LESSONS = "sft.curriculum=0:ramp_sft_upto1,{sft.steps//4}:ramp_sft_upto4"
+HALVES = f"sft.steps={{sft.steps//2}} qa_sft.steps={{sft.steps-sft.steps//2}} {LESSONS}"
+RAMP_HALF = f"sft.steps={{sft.steps//2}} {LESSONS}"
 # All of them for questions, at the rate of a first training.
 QUESTIONS = "qa_sft.steps={sft.steps} qa_sft_optim.learning_rate={sft_optim.learning_rate}"
 

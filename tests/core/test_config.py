@@ -629,29 +629,6 @@ def test_an_architecture_is_read_from_checkpoints_by_the_record_of_their_run(rep
         parse_hf(repository, "hf", f"--config.init={tmp_path / 'gone'}")
 
 
-def test_a_check_says_what_is_wrong_and_reads_no_model(repository, capsys):
-    spec = f"--config={repository}/configs/qa_dapo.py:hf"
-    away = ("--config.init=/data/on-the-hosts-alone", "--check")
-    assert shown_hf(capsys, spec, *away) == ("", "")
-    _, wrong = shown_hf(capsys, spec, *away, "--config.dapo.split=tran")
-    assert wrong.startswith("error: config.dapo.split is 'tran', not one of")
-    _, none = shown_hf(capsys, spec, "--check")
-    assert "is to be read from a Hugging Face folder and none is named" in none
-
-
-def shown_hf(capsys, *args: str) -> tuple[str, str]:
-    """As `shown`, of a main that reads models and asks them how their agents were trained."""
-    with contextlib.suppress(SystemExit):
-        cli.run(
-            raising(AssertionError("must not run")),
-            config.DapoRun,
-            ["job.py", *args],
-            raising(AssertionError("must not be read")),
-            read_defaults=raising(AssertionError("must not be asked")),
-        )
-    return capsys.readouterr()
-
-
 def test_a_folder_that_gives_no_architecture_is_one_line(repository, hf_folder, tmp_path):
     wrong = "config.model is to be read from"
     with pytest.raises(ConfigError, match=rf"^{wrong} a Hugging.*give it as --config\.init"):
