@@ -132,13 +132,21 @@ def model(name: str) -> ConfigDict:
     return ConfigDict(MODELS[name])
 
 
+class UnknownArgument(ValueError):
+    """A part of a config's argument that is none of its `choices`."""
+
+    def __init__(self, message: str, choices: list[str]):
+        super().__init__(message)
+        self.choices = choices
+
+
 def parse_arg(arg: str, **defaults: str | bool) -> ConfigDict:
     """The settings that a config's argument couples: `"qwen2.5-7b,runlocal"`, in any order.
 
     `defaults` holds `model`, a name of `MODELS`, and switches that are off. A part of `arg` is a
     switch to turn on, or a model: a name of `MODELS`, `hf` for the architecture of the folder
     `config.init`, or that of another HF folder or GGUF file by its path, which has a `/` or ends in
-    .gguf. Raises ValueError naming the choices.
+    .gguf. Raises UnknownArgument naming the choices.
     """
     parsed = ConfigDict(defaults)
     switches = [name for name, value in defaults.items() if value is False]
@@ -153,7 +161,8 @@ def parse_arg(arg: str, **defaults: str | bool) -> ConfigDict:
             close = difflib.get_close_matches(part, choices, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             folder = ", and no path, which has a / or ends in .gguf" if models else ""
-            raise ValueError(f"{part!r} is not one of {', '.join(choices)}{folder}{hint}")
+            said = f"{part!r} is not one of {', '.join(choices)}{folder}{hint}"
+            raise UnknownArgument(said, choices)
     return parsed
 
 

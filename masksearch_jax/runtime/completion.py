@@ -1,4 +1,6 @@
-"""Completion of mains, configs, keys and choices in bash and zsh, as a script made of the schemas.
+"""Completion for bash and zsh, as a script made of the schemas and of the package's configs.
+
+Offered are mains, configs with their arguments, keys, and the choices of keys.
 
     masksearch --completion bash >~/.local/share/bash-completion/completions/masksearch
 
@@ -11,10 +13,12 @@ from __future__ import annotations
 import ast
 import importlib
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 
+from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.schema import Key, Section, describe_keys
-from masksearch_jax.runtime import installed
+from masksearch_jax.runtime import cli, installed
 
 SHELLS = ("bash", "zsh")
 OPTIONS = ("--config=", "--help", "--help=", "--print-config", "--check", "--version")
@@ -51,6 +55,15 @@ def choices(key: Key) -> tuple[str, ...]:
     return ("False", "True") if kind is bool else ()
 
 
+def arguments(config: str) -> Sequence[str]:
+    """The words that may follow the colon of `--config=CONFIG:`, of a config of the package."""
+    try:
+        cli.load_config(f"{config}:?")
+    except ConfigError as error:
+        return getattr(error.__cause__, "choices", ())
+    return ()  # it takes any
+
+
 def script(shell: str) -> str:
     """The script for one of SHELLS."""
     words: dict[str, list[str]] = {}
@@ -70,6 +83,7 @@ def script(shell: str) -> str:
         options=options,
         mains=" ".join(main.replace("_", "-") for main in words),
         configs=" ".join(configs),
+        arguments=_cases({config: " ".join(arguments(config)) for config in configs}),
         words=_cases({main.replace("_", "-"): " ".join(w) for main, w in words.items()}),
         values=_cases(_by_key(values)),
     )
@@ -92,8 +106,8 @@ def _cases(found: dict[str, str]) -> str:
     return "\n".join(f"    {'|'.join(names)}) echo '{words}' ;;" for words, names in arms.items())
 
 
-# bash cuts the line at "=", as COMP_WORDBREAKS says: a key, "=" and a value are three words, and
-# only the last is to be given. zsh does not cut. What is typed is read from the line itself.
+# bash cuts the line at "=" and ":", as COMP_WORDBREAKS says: a key, "=" and a value are three
+# words, and only the last is to be given. zsh does not cut. What is typed is read from the line.
 _SCRIPT = """\
 # Completion of `masksearch`, made by `masksearch --completion`.
 _masksearch_words() {{
@@ -109,6 +123,12 @@ _masksearch_values() {{
   esac
 }}
 
+_masksearch_arguments() {{
+  case "$1" in
+{arguments}
+  esac
+}}
+
 _masksearch() {{
   local line="${{COMP_LINE:0:$COMP_POINT}}" typed main
   typed="${{line##*[[:space:]]}}"
@@ -117,6 +137,15 @@ _masksearch() {{
   COMPREPLY=()
   if [[ "$line" =~ ^[^[:space:]]+[[:space:]]+[^[:space:]]*$ ]]; then
     COMPREPLY=($(compgen -W "{mains} --completion --help --version" -- "$typed"))
+  elif [[ "$typed" == --config=*:* ]]; then
+    local config="${{typed%%:*}}" argument="${{typed#*:}}" given=""
+    [[ "$argument" == *,* ]] && given="${{argument%,*}},"
+    config="${{config#--config=}}"
+    local name="${{config##*/}}"
+    local words="$(_masksearch_arguments "${{name%.py}}")"
+    COMPREPLY=($(compgen -P "$given" -W "$words" -- "${{argument##*,}}"))
+    [[ "${{COMP_WORDBREAKS-}}" == *:* ]] || COMPREPLY=("${{COMPREPLY[@]/#/$config:}}")
+    [[ "${{COMP_WORDBREAKS-}}" == *[=:]* ]] || COMPREPLY=("${{COMPREPLY[@]/#/--config=}}")
   elif [[ "$typed" == *=* ]]; then
     COMPREPLY=($(compgen -W "$(_masksearch_values "$main" "${{typed%%=*}}")" -- "${{typed#*=}}"))
     [[ ${{#COMPREPLY[@]}} -gt 0 ]] || COMPREPLY=($(compgen -f -- "${{typed#*=}}"))

@@ -39,6 +39,9 @@ def completed(scripts, line: str, folder=None) -> list[str]:
         ("masksearch train", ["train-dapo", "train-sft"]),
         ("masksearch --co", ["--completion"]),
         ("masksearch train-dapo --config=qa_", ["qa_dapo", "qa_sft"]),
+        ("masksearch train-dapo --config=qa_dapo:qwen2.5-1", ["qwen2.5-1.5b", "qwen2.5-14b"]),
+        ("masksearch study --config=configs/study.py:recipe,gp", ["recipe,gpu"]),
+        ("masksearch coverage --config=coverage:", []),
         (
             "masksearch train-dapo --config=qa_dapo --config.dapo.kl=",
             ["none", "k1", "k3", "positive"],
