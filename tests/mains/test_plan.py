@@ -227,7 +227,7 @@ def test_a_config_of_another_main_is_told(repository):
     done = command(repository, "evaluate.py:tiny", "plan.topology=v5p-64")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        "error: config.checkpoint lacks config.checkpoint.every; masksearch_jax.plan takes a "
+        "error: config.checkpoint lacks config.checkpoint.every; plan takes a "
         "config of train_sft or train_dapo"
     )
 
