@@ -116,7 +116,8 @@ def recipe(c: ConfigDict) -> None:
     others have as many updates of SFT, of which RAMP takes half of the last one's. The first
     training of each has the rate of RAMP's.
     """
-    c.qa_sft.curriculum = "0:qa_sft_mixed"
+    c.qa_sft.curriculum, c.qa_dapo.curriculum = "0:qa_sft_mixed", "0:qa_mixed"
+    c.qa_sft_optim.learning_rate = 1e-4
     c.arms = (
         "closed_book: eval.methods=closed_book eval.whole_replies=True",
         "rag: eval.methods=rag eval.whole_replies=True",

@@ -25,7 +25,7 @@ from tests.models import gguf_files
 
 pytest.importorskip("gguf")
 TRAINED = ("ramp_sft", "ramp_dapo", "qa_sft", "qa_dapo")
-MIXTURES = ("ramp_sft_upto1", "ramp_sft_upto4", "qa_sft_mixed")
+MIXTURES = ("ramp_sft_upto1", "ramp_sft_upto4", "ramp_sft_qa_mixed")
 
 
 @pytest.fixture(scope="module")
