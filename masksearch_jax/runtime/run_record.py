@@ -141,8 +141,9 @@ def read(folder: str | os.PathLike) -> JsonObject | None:
 def of_checkpoints(folder: str | os.PathLike) -> JsonObject | None:
     """The record of the run that wrote a folder of checkpoints, or one of these, as `read` does."""
     path = storage.path(folder)
-    own = read(path)  # of a folder of their own
-    if own is not None and own["config"].get("checkpoint", {}).get("folder"):
+    own = read(path)  # of a folder of their own, or of an export, which has no such section
+    keys = own["config"].get("checkpoint") if own is not None else None
+    if isinstance(keys, dict) and keys.get("folder"):
         return own
     places = (path.parent, path.parent.parent)
     return next((record for place in places if (record := read(place)) is not None), None)
