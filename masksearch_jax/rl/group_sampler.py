@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from concurrent import futures
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -42,6 +42,8 @@ from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Request
 from masksearch_jax.rollout.model import Policy
 from masksearch_jax.rollout.stats import EngineStats
+
+Shared = TypeVar("Shared")
 
 # Figures of which a process has its part; of the others all have their own.
 _TOTALS = (
@@ -138,19 +140,19 @@ class GroupSampler:
 
     @staticmethod
     def gather(state: JsonObject) -> JsonObject:
-        """JSON of `state` with what all processes have; all must call it."""
+        """JSON of `state` with what each process has, in their order; all must call it."""
         own = [state["open"], [pack(group) for group in state["carried"]]]
         found = [json.loads(text) for text in hosts.gather_texts(json.dumps(own))]
-        opened, carried = (
-            [x for values in shared for x in values] for shared in zip(*found, strict=True)
-        )
-        return state | {"open": opened, "carried": carried}
+        opened, carried = zip(*found, strict=True)
+        return state | {"open": [*opened], "carried": [*carried]}
 
     def restore(self, state: JsonObject) -> None:
-        """Goes on from `state`, on any number of processes; open groups are sampled anew."""
-        own = slice(jax.process_index(), None, jax.process_count())
-        self.carried = [unpack(text) for text in state["carried"][own]]
-        self._go_on(state["stream"], state["open"][own])
+        """Goes on from a `state` that was gathered; open groups are sampled anew.
+
+        As many processes as before go on with their own groups each; others share them equally.
+        """
+        self.carried = [unpack(text) for text in _own(state["carried"])]
+        self._go_on(state["stream"], _own(state["open"]))
 
     def rewind(self, state: JsonObject) -> None:
         """Goes back to a `state` of this process, whatever has been sampled since."""
@@ -360,6 +362,13 @@ class GroupSampler:
     def _sample_request(stream: int, prompt: batches.Prompt, sample: int) -> Request:
         source = retrieval.source_of(prompt.example)
         return Request(str(stream), prompt.ids, stream % 2**32, sample, source)
+
+
+def _own(each: Sequence[Sequence[Shared]]) -> Sequence[Shared]:
+    """Of what each process had, what this one has, on any number of them."""
+    if len(each) == jax.process_count():
+        return each[jax.process_index()]
+    return [x for own in each for x in own][jax.process_index() :: jax.process_count()]
 
 
 def _summed(each: Sequence[tuple[int, int, list[str]]]) -> tuple[int, int, str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -21,6 +23,7 @@ from masksearch_jax.core.types import (
     Turn,
 )
 from masksearch_jax.data.batches import Prompt
+from masksearch_jax.parallel import hosts
 from masksearch_jax.rl import groups as groups_lib
 from masksearch_jax.rl.group_sampler import GroupSampler, ToolOutage, figures
 from masksearch_jax.rl.reward_pool import RewardPool
@@ -182,6 +185,70 @@ def test_a_run_goes_on_from_a_checkpoint_with_the_groups_that_it_carried(sampler
     again.restore(saved(cut))
     found += steps(again, 2, 4)
     assert repr(found) == repr(whole)
+
+
+def group(stream: int) -> groups_lib.Group:
+    """Two samples, the first one right."""
+    made = [trajectory("e", i, 0, right=i == 0) for i in range(2)]
+    return groups_lib.Group(EXAMPLE, made, [RewardTerms(r, r, 0.0, r) for r in (1.0, 0.0)], stream)
+
+
+def gone_on(sampler_of, carried: list[list[int]], opened: list[list[int]], processes: int) -> list:
+    """Of each process that goes on: streams of its carried and open groups, and what it asks.
+
+    carried, opened: those of each process that was stopped.
+    """
+    before = []
+    for own, of_prompts in zip(carried, opened, strict=True):
+        sampler = sampler_of(Part(0), Prompts())
+        sampler.carried, sampler.stream = [group(i) for i in own], 12
+        for i in of_prompts:
+            sampler._request(i, Prompt(np.full(2, i), EXAMPLE))
+        before.append(sampler)
+
+    with pytest.MonkeyPatch.context() as patch:
+        texts: list[str] = []  # what each process gives to the others
+        patch.setattr(hosts, "gather_texts", lambda text: texts.append(text) or [text])
+        for sampler in before:
+            sampler.gather(sampler.state())
+        patch.setattr(hosts, "gather_texts", lambda text: texts)
+        state = json.loads(json.dumps(before[0].gather(before[0].state())))
+        patch.setattr(jax, "process_count", lambda: processes)
+        found = []
+        for process in range(processes):
+            patch.setattr(jax, "process_index", lambda process=process: process)
+            sampler = sampler_of(Part(0), Prompts())
+            sampler.restore(state)
+            asked = [(r.example_id, r.sample) for r in sampler.again]
+            assert asked == [(name, s) for name in sampler.open for s in range(2)]
+            assert sampler.stream == 12
+            found.append((streams(sampler.carried), [int(name) for name in sampler.open]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("carried", "opened"),
+    [
+        ([[2, 3], [9]], [[], []]),
+        ([[2, 3], [8, 9]], [[4], [10, 11]]),
+        ([[2, 3, 4], []], [[5, 6, 7], []]),
+        ([[], [8, 9, 10]], [[0, 1], [6, 7]]),
+    ],
+)
+def test_each_process_goes_on_with_its_own_groups(sampler_of, carried, opened):
+    """So that a run that was stopped trains on what an uninterrupted one does."""
+    found = gone_on(sampler_of, carried, opened, processes=2)
+    assert found == [*zip(carried, opened, strict=True)]
+
+
+@pytest.mark.parametrize("processes", [1, 3, 4])
+def test_another_number_of_processes_shares_the_groups(sampler_of, processes):
+    """None is lost, none is there twice, and each process has as many as the others but for one."""
+    found = gone_on(sampler_of, [[2, 3, 4], [9]], [[5], [8, 10, 11]], processes)
+    for kind, expected in enumerate([[2, 3, 4, 9], [5, 8, 10, 11]]):
+        own = [each[kind] for each in found]
+        assert sorted(itertools.chain(*own)) == expected
+        assert max(map(len, own)) - min(map(len, own)) <= 1
 
 
 def test_a_group_is_the_same_when_it_was_packed():
