@@ -115,7 +115,7 @@ def _decode(text: str) -> tuple[dict[str, Any], int]:
         raise ReplyError("there is no JSON object")
     try:
         return json.JSONDecoder(strict=False).raw_decode(text, start)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also of a number of many digits
         raise ReplyError(f"the JSON is broken: {error}") from error
 
 

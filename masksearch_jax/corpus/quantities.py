@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 _NUMBER = re.compile(r"([-−+]?)(\d[\d,]*)?(\.\d+)?")
+_MOST_DIGITS = 100  # before the point; Python reads no number of many thousands
 _MIXED = re.compile(r"([-−]?)(?:(\d+)\+)?(\d+)/(\d+)")
 _RANGE_IN_ONE = re.compile(r"([\d.,]+)\s*[-–]\s*([\d.,]+)")
 _MULTIPLE = re.compile(r"e(3|6|9|12)(.+)")
@@ -166,6 +167,8 @@ def number(text: str, comma: bool = True) -> str | None:
     if not found or not (found[2] or found[3]):
         return None
     digits = (found[2] or "0").replace(",", "")
+    if len(digits) > _MOST_DIGITS:
+        return None
     whole = f"{int(digits):,}" if comma and not digits.startswith("0") else digits
     return f"{_minus(found[1])}{whole}{found[3] or ''}"
 

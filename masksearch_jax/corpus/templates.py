@@ -100,6 +100,7 @@ _RAISED = str.maketrans("0123456789+-−=()ni", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺�
 _LOWERED = str.maketrans("0123456789+-−=()", "₀₁₂₃₄₅₆₇₈₉₊₋₋₌₍₎")
 _ORDINALS = _names("st, nd, rd, th, er, me, lle")
 _YEAR = re.compile(r"\d{3,4}")
+_DAY = re.compile(r"\d{1,2}")  # or a month
 
 
 class Call(NamedTuple):
@@ -199,13 +200,13 @@ def _date(values: list[str], month_first: bool) -> str | None:
     if not rest:
         return year
     month = rest[0].title()
-    if rest[0].isdecimal() and 1 <= int(rest[0]) <= 12:
+    if _DAY.fullmatch(rest[0]) and 1 <= int(rest[0]) <= 12:
         month = _MONTHS[int(rest[0]) - 1]
     if month not in _MONTHS:
         return None
     if len(rest) == 1:
         return f"{month} {year}"
-    if not rest[1].isdecimal() or not 1 <= int(rest[1]) <= 31:
+    if not _DAY.fullmatch(rest[1]) or not 1 <= int(rest[1]) <= 31:
         return None
     day = int(rest[1])
     return f"{month} {day}, {year}" if month_first else f"{day} {month} {year}"

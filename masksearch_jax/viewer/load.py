@@ -118,7 +118,7 @@ def read_list(path: Path) -> list[JsonObject]:
 def _read(path: Path, kind: type[T], name: str) -> T:
     try:
         value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise RunFilesError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, kind):
         raise RunFilesError(f"{path} must hold a JSON {name}, not a {type(value).__name__}")
@@ -160,7 +160,7 @@ def read_lines(path: Path, run: Run) -> Iterator[tuple[str, JsonObject]]:
 def _parsed(line: str) -> Any:
     try:
         return json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
 
 

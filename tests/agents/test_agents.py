@@ -742,6 +742,8 @@ def test_an_object_is_found_in_what_models_put_around_it(text):
         ("{'a': 'b'}", "broken"),
         ('{"a": 1} {"a": 2}', "more than one"),
         ('{"a":' * 100_000, "broken"),
+        ('{"a": ' + "1" * 5000 + "}", "broken"),
+        ('<think>so</think>{"a": ' + "1" * 5000 + "}", "broken"),
         ('<think>I may say {"a": "draft"}', "opened and never closed"),
         ('<think>a</think>\n<think>I may say {"a": "draft"}', "opened and never closed"),
         ('<think>```json\n{"a": "draft"}\n```', "opened and never closed"),
@@ -797,6 +799,15 @@ def test_what_each_role_says():
         (judge.parse, '{"reason": "r", "verdict": "partly correct"}'),
         (judge.parse, '{"reason": "r", "verdict": ["correct"]}'),
         (judge.parse, '{"reason": "r"}'),
+        *(
+            (parse, f'{{"thought": "t", "{name}": {"1" * 5000}}}')
+            for parse, name in (
+                (planner.parse, "need"),
+                (rewriter.parse, "queries"),
+                (observer.parse, "action"),
+                (judge.parse, "verdict"),
+            )
+        ),
     ],
 )
 def test_a_reply_short_of_what_was_asked_is_rejected(parse, text):

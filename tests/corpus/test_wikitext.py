@@ -173,6 +173,12 @@ def test_a_template_in_a_sentence(sentence, shown):
         assert found == (_SLOT.sub(shown, sentence),)
 
 
+@pytest.mark.parametrize("template", ["convert|{}|km|mi", "formatnum:{}", "As of|2011|{}"])
+def test_a_number_of_more_digits_than_python_reads_leaves_a_hole(template):
+    shown = "{{" + template.format("1" * 5000) + "}}"
+    assert render(f"The road is {shown} long.") == (f"The road is {HOLE} long.",)
+
+
 def test_what_stands_apart_is_no_hole_and_within_a_sentence_it_is():
     text = "The Alda is a river."
     for box in ("{{main|Brenn}}", "{{Infobox river|a=b}}", "{{clear}}", "{{odd\n|a=b\n}}"):

@@ -160,7 +160,8 @@ def test_a_long_curve_is_thinned_to_means(tmp_path):
 
 def test_rows_written_twice_and_values_that_are_no_numbers(tmp_path):
     text = (
-        '{"step": 2, "loss": 9}\n{"step": 1, "loss": NaN}\n{"step": 2, "loss": 4.25}\n{"step": 3, '
+        '{"step": 2, "loss": 9}\n{"step": 1, "loss": NaN}\n{"step": 2, "loss": 4.25}\n'
+        f'{{"step": 2, "loss": {"1" * 5000}}}\n{"[" * 100_000}\n{{"step": 3, '
     )
     (tmp_path / "metrics.jsonl").write_text(text)
     main = data_of(viewer.render([tmp_path]))["main"]
@@ -169,7 +170,7 @@ def test_rows_written_twice_and_values_that_are_no_numbers(tmp_path):
     assert series["values"]["loss"] == [None, 4.25]
     assert series["unusable"] == {"loss": 1}
     assert series["seconds"] is None
-    assert main["runs"][0]["notes"] == ["metrics.jsonl: 1 unreadable line left out (4)."]
+    assert main["runs"][0]["notes"] == ["metrics.jsonl: 3 unreadable lines left out (4, 5, 6)."]
 
 
 def test_evaluations_have_all_their_figures(main):
