@@ -85,6 +85,8 @@ def dapo_loss(
     gain = jnp.where(kept, jax.lax.stop_gradient(advantages), 0.0)
     gap = jnp.where(kept, old - sampler, 0.0)
     weight = jnp.exp(jnp.minimum(gap, jnp.log(cfg.tis_cap)))
+    m = kept.astype(jnp.float32)
+    metrics = _step_metrics(jnp.where(kept, logp - old, 0.0), m) | _sampler_metrics(gap, weight, m)
     if cfg.proximal == "sampler":
         old, weight = sampler, jnp.ones_like(weight)
     moved = jnp.where(kept, logp - old, 0.0)
@@ -100,8 +102,7 @@ def dapo_loss(
     if cfg.dual_clip:
         objective = jnp.where(gain < 0, jnp.maximum(objective, cfg.dual_clip * gain), objective)
     objective = weight * objective
-    m = kept.astype(jnp.float32)
-    metrics = _policy_metrics(ratio, log_ratio, gain, m, cfg) | _sampler_metrics(gap, weight, m)
+    metrics |= _clip_metrics(ratio, gain, m, cfg)
     for name, penalty in _penalties(cfg, samples, kept, gain, log_ratio, moved, drift).items():
         objective = objective - penalty
         metrics[name] = ((m * penalty).sum(), m.sum())
@@ -188,24 +189,36 @@ def _given(drift: jax.Array | None) -> jax.Array:
     return drift
 
 
-def _policy_metrics(
-    ratio: jax.Array, log_ratio: jax.Array, gain: jax.Array, m: jax.Array, cfg: LossConfig
-) -> Metrics:
-    """Movement since the step began; `kl_k1`, `kl_k3` estimate KL(old ‖ now), unclipped."""
-    count = m.sum()
-    low = (gain < 0) & (ratio < 1 - cfg.clip_low)
-    high = (gain > 0) & (ratio > 1 + cfg.clip_high)
+def _step_metrics(moved: jax.Array, m: jax.Array) -> Metrics:
+    """Movement since the step began, by token, whatever ratio the objective takes.
+
+    moved: logp - logp_old, 0 where m is. `kl_k1`, `kl_k3` estimate KL(old ‖ now).
+    """
+    count, log_ratio = m.sum(), jnp.clip(moved, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    ratio = jnp.exp(log_ratio)
     return {
         "ratio": ((m * ratio).sum(), count),
-        "clip_low": (jnp.where(low, m, 0.0).sum(), count),
-        "clip_high": (jnp.where(high, m, 0.0).sum(), count),
         "kl_k1": (-(m * log_ratio).sum(), count),
         "kl_k3": ((m * (ratio - 1 - log_ratio)).sum(), count),
     }
 
 
+def _clip_metrics(ratio: jax.Array, gain: jax.Array, m: jax.Array, cfg: LossConfig) -> Metrics:
+    """Shares of the tokens whose ratio, that of the objective, is clipped."""
+    count = m.sum()
+    low = (gain < 0) & (ratio < 1 - cfg.clip_low)
+    high = (gain > 0) & (ratio > 1 + cfg.clip_high)
+    return {
+        "clip_low": (jnp.where(low, m, 0.0).sum(), count),
+        "clip_high": (jnp.where(high, m, 0.0).sum(), count),
+    }
+
+
 def _sampler_metrics(gap: jax.Array, weight: jax.Array, m: jax.Array) -> Metrics:
-    """Distance of the trainer's log-probabilities from those the tokens were sampled with."""
+    """Distance of the trainer's log-probabilities from those the tokens were sampled with.
+
+    weight: of the decoupled objective, which `proximal` sampler does not take.
+    """
     count = m.sum()
     return {
         "tis_weight": ((m * weight).sum(), count),

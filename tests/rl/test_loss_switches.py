@@ -247,6 +247,47 @@ def test_how_samples_share_rows_changes_nothing(name):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5)
 
 
+MOVED = [0.8, -0.8, 0.8, -0.8]
+
+
+def figures(switches: dict, moved=MOVED, lag: float = 0.0) -> dict[str, float]:
+    """Of a sample of four tokens that moved since the step began, its sampler `lag` behind."""
+    old = np.full((1, 4), -1.0, np.float32)
+    now, sampler = old + np.asarray([moved], np.float32), old - np.float32(lag)
+    cfg = config(switches | {"clip_low": 0.1, "clip_high": 0.1})
+    gains, mask = np.ones(1, np.float32), np.ones((1, 4), bool)
+    metrics = dapo_loss(now, old, sampler, gains, mask, cfg)[2]
+    return {name: float(total / count) for name, (total, count) in metrics.items()}
+
+
+@pytest.mark.parametrize("switches", [{}, {"ratio": "sequence"}, {"proximal": "sampler"}])
+def test_divergences_are_by_token_to_the_policy_of_the_steps_start(switches):
+    """Whatever ratio the objective takes: the tokens' differences cancel in a sample's mean."""
+    found, up, down = figures(switches), math.exp(0.8), math.exp(-0.8)
+    assert found["ratio"] == pytest.approx((up + down) / 2, rel=1e-6)
+    assert found["kl_k1"] == pytest.approx(0.0, abs=1e-7)
+    assert found["kl_k3"] == pytest.approx((up + down) / 2 - 1, rel=1e-6)
+    still = figures(switches, [0.0] * 4, lag=1.0)
+    assert (still["ratio"], still["kl_k1"], still["kl_k3"]) == (1.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("switches", "clipped"),
+    [({}, 0.5), ({"ratio": "sequence"}, 0.0), ({"proximal": "sampler"}, 0.5)],
+)
+def test_what_is_clipped_is_the_ratio_of_the_objective(switches, clipped):
+    assert figures(switches)["clip_high"] == clipped
+    lags = figures({"proximal": "sampler"}, [0.0] * 4, lag=1.0)
+    assert lags["clip_high"] == 1.0
+
+
+@pytest.mark.parametrize("proximal", ["step", "sampler"])
+def test_the_importance_weight_is_told_though_the_objective_has_none(proximal):
+    found = figures({"proximal": proximal}, lag=0.5)
+    assert found["tis_weight"] == pytest.approx(math.exp(0.5), rel=1e-6)
+    assert figures({"proximal": proximal}, lag=1.0)["tis_weight"] == 2.0  # tis_cap
+
+
 def test_a_reference_that_is_not_given_is_an_error():
     x = {k: v for k, v in packed("uneven").items() if k != "logp_ref"}
     with pytest.raises(ValueError, match="k1 and k3 need logp_ref"):
