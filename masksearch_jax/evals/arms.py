@@ -16,7 +16,7 @@ from scipy.special import stdtrit
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.evals.metrics import Interval, bootstrap
 from masksearch_jax.evals.results import Bootstrap
-from masksearch_jax.evals.scores import SHARES
+from masksearch_jax.evals.scores import bounds
 
 Scores = Mapping[str, Mapping[str, float]]  # item's id → metric → score
 Seeds = Sequence[Scores]  # in the order of seeds, the same for every arm
@@ -101,19 +101,19 @@ def compare(
 def _cell(mine: Seeds, others: Seeds, metric: str, how: Bootstrap) -> JsonObject:
     """{mean, by_seed, difference} of an arm; empty where no item has the metric.
 
-    No interval reaches where the metric cannot: none is below 0, and shares are at most 1.
+    No interval reaches where the metric cannot.
     """
-    most = 1.0 if metric in SHARES else np.inf
+    least, most = bounds(metric)
     ids = shared_items([mine], metric)
     if not ids:
         return {}
     values = column(mine, metric, ids)
-    cell: JsonObject = {"mean": _within(interval(values, how), 0.0, most)}
+    cell: JsonObject = {"mean": _within(interval(values, how), least, most)}
     cell["by_seed"] = values.mean(axis=1).tolist()
     cell["difference"] = None
     if both := shared_items([mine, others], metric):
         apart = column(mine, metric, both) - column(others, metric, both)
-        cell["difference"] = _within(interval(apart, how), -most, most)
+        cell["difference"] = _within(interval(apart, how), least - most, most - least)
     return cell
 
 

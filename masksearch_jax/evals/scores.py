@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -23,9 +24,8 @@ RAMP_METRICS = ("span_recall", "precision", "f1", "em", *_COMMON)
 QA_METRICS = ("recall", "precision", "f1", "em", *_COMMON, "gold_recall")
 CALLS = "calls_"  # before the name of a tool, where there are others than search
 FANOUTQA_METRICS = ("loose", "strict")  # of a question with an answer of several parts
-# Those that lie in 0..1; the others are counts.
-SHARES = ("span_recall", "recall", "precision", "f1", "em", "format_rate", "source_hit")
-SHARES += ("source_first", "source_reciprocal_rank", "gold_recall", *FANOUTQA_METRICS)
+_SHARES = ("span_recall", "recall", "precision", "f1", "em", "format_rate", "source_hit")
+_SHARES += ("source_first", "source_reciprocal_rank", "gold_recall", "strict")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,16 @@ class Scorer:
 
 
 _ENDS = re.compile(r"(?:\s*<\|\w+\|>)+\s*$")  # as tokenizers spell the tokens that end a reply
+
+
+def bounds(metric: str) -> tuple[float, float]:
+    """The least and the most that it can be: of shares 0 and 1, of counts 0 and nothing.
+
+    `loose` is at most 1 and has no least: what a nested part lacks counts one by one.
+    """
+    if metric == "loose":
+        return -math.inf, 1.0
+    return 0.0, 1.0 if metric in _SHARES else math.inf
 
 
 def scored_answer(trajectory: Trajectory, scorer: Scorer, opening: str = "") -> str | None:

@@ -1,10 +1,15 @@
 """Intervals over items and seeds against ones that are known, and what is paired with what."""
 
+import json
+
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 from scipy import stats
 
 from masksearch_jax.evals import arms
+from masksearch_jax.evals.fanoutqa import accuracy
 from masksearch_jax.evals.metrics import bootstrap
 from masksearch_jax.evals.results import Bootstrap
 
@@ -98,6 +103,45 @@ def test_intervals_end_where_a_metric_does():
     half = stats.t.ppf(0.975, 1) * 0.5  # the seeds' deviation is the root of a half
     assert (searches["mean"]["low"], searches["mean"]["high"]) == (0.0, pytest.approx(0.5 + half))
     assert searches["difference"]["low"] == pytest.approx(-2 * half)
+
+
+TOWNS = json.dumps({"Norway": ["Oslo", "Bergen", "Moss"], "Sweden": ["Lund", "Kiruna"]})
+REPLIES = ("", "Oslo in Norway", "Norway: Oslo, Bergen, Moss. Sweden: Lund, Kiruna.")
+A_SCORE = {
+    "loose": st.sampled_from([accuracy(TOWNS, reply).loose for reply in REPLIES]),
+    "strict": st.sampled_from([0.0, 1.0]),
+    "recall": st.floats(0, 1),
+    "searches": st.integers(0, 9).map(float),
+}
+
+
+@hypothesis.given(
+    st.data(), st.sampled_from(list(A_SCORE)), st.sampled_from([1, 2, 3]), st.integers(1, 6)
+)
+def test_an_interval_holds_its_value(data, metric, seeds, items):
+    """Of each measure that scores give; the loose accuracy of a nested answer is below 0."""
+    assert accuracy(TOWNS, "").loose == -0.75
+    one = st.fixed_dictionaries({f"q{i}": A_SCORE[metric] for i in range(items)})
+    drawn = st.lists(one, min_size=seeds, max_size=seeds)
+    by_arm = {
+        arm: {"s": [{i: {metric: v} for i, v in seed.items()} for seed in data.draw(drawn)]}
+        for arm in "ab"
+    }
+    found = arms.compare(by_arm, "a", {"s": (metric,)}, Bootstrap(200, 7))["s"][metric]
+    for cell in (found["a"]["mean"], found["b"]["mean"], found["b"]["difference"]):
+        assert cell["low"] - 1e-9 <= cell["value"] <= cell["high"] + 1e-9
+
+
+def test_a_loose_accuracy_below_0_has_an_interval_below_0():
+    """As FanOutQA's own scorer takes what a nested part lacks off the whole, one by one."""
+    a, b = ([{f"q{i}": {"loose": v} for i, v in enumerate(x)}] for x in ([-0.75] * 4, [1.0] * 4))
+    found = arms.compare({"a": {"s": a}, "b": {"s": b}}, "b", {"s": ("loose",)}, HOW)["s"]["loose"]
+    assert found["a"]["mean"] == {"value": -0.75, "low": -0.75, "high": -0.75, "n": 4}
+    assert found["a"]["difference"] == {"value": -1.75, "low": -1.75, "high": -1.75, "n": 4}
+    far = [{"q": {"loose": value}} for value in (-0.75, 1.0)]
+    cell = arms.compare({"a": {"s": far}}, "a", {"s": ("loose",)}, HOW)["s"]["loose"]["a"]["mean"]
+    half = stats.t.ppf(0.975, 1) * 1.75 / 2  # the seeds' deviation is 1.75 / √2
+    assert (cell["low"], cell["high"]) == (pytest.approx(0.125 - half), 1.0)
 
 
 def test_no_items_and_no_seeds_have_no_interval():
