@@ -333,7 +333,6 @@ class Engine:
         started = time.perf_counter()
         sampled = self._call(model, mesh, letter.inbox, needs.rows)
         self.stats.add_tick(self._shards, len(self._queue))
-        self.stats.cache_hits = getattr(self.tools.search, "hits", 0)
         if not letter.decoding and jax.process_count() == 1:
             return  # the middle of a prompt: nothing to read, the next tick follows at once
         self._collect()
@@ -403,6 +402,8 @@ class Engine:
                 status = self.rules.fail(episode, now - episode.asked, text)
             else:
                 self.stats.observation_tokens += len(call.result().ids)
+                if episode.tool == SEARCH:
+                    self.stats.add_results(call.result().found)
                 status = self.rules.observe(episode, call.result(), now - episode.asked)
                 if self.watch:
                     self.watch(episode)

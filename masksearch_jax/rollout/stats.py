@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from masksearch_jax.core.types import QueryRecord
 from masksearch_jax.rollout.schedule import Shard
 
 
@@ -17,7 +18,8 @@ class EngineStats:
     observation_tokens: int = 0
     searches: int = 0
     queries: int = 0
-    cache_hits: int = 0  # queries answered from the search tool's cache
+    results: int = 0  # of queries, by search
+    cache_hits: int = 0  # of these, not searched for
     prompts: int = 0  # begun
     shared_prompts: int = 0  # of these, found in another's cache
     prefix_tokens: int = 0  # of other prompts, found in the cache of one that begins alike
@@ -50,6 +52,11 @@ class EngineStats:
             self.evicted += shard.evicted
             shard.shared = shard.prefix_tokens = shard.evicted = 0
 
+    def add_results(self, found: Sequence[QueryRecord]) -> None:
+        """What a search of this engine has found; the tool's own counts are of all who ask it."""
+        self.results += len(found)
+        self.cache_hits += sum(record.cached for record in found)
+
     def since(self, before: EngineStats) -> EngineStats:
         names = [f.name for f in dataclasses.fields(self)]
         return EngineStats(*(getattr(self, n) - getattr(before, n) for n in names))
@@ -62,7 +69,7 @@ class EngineStats:
             "decode_occupancy": self.decode_rows / max(self.program_rows, 1),
             "queue_length": self.queued / max(self.ticks, 1),
             "searches_in_flight": self.searching / max(self.ticks, 1),
-            "search_cache_hits": self.cache_hits / max(self.queries, 1),
+            "search_cache_hits": self.cache_hits / max(self.results, 1),
             "prompts_shared": self.shared_prompts / max(self.prompts, 1),
             "device_seconds": self.device_seconds,
             "host_seconds": self.host_seconds,

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from masksearch_jax.core.tools import search_alone
+from masksearch_jax.core.types import Hits
 from masksearch_jax.models import kv_cache
 from masksearch_jax.rollout import memory, schedule
 from masksearch_jax.rollout.decode import RolloutError
@@ -482,19 +483,22 @@ def test_trajectories_that_wait_in_slots_of_their_own_change_no_token(plain, see
     assert same_ids(found, plain)
 
 
+def remembering():
+    """A tool that says of all its results but the first that it remembered them."""
+    tool = colours()
+    search = tool.search
+
+    def recalled(queries, top_k):
+        return [Hits(hits, cached=len(tool.calls) > 1) for hits in search(queries, top_k)]
+
+    tool.search = recalled
+    return tool
+
+
 def test_what_an_engine_counts():
     """Five requests of one group in two slots, each with one search; four searches repeat one."""
-    tool = colours()
-    tool.hits = 0
-    search, config = tool.search, dataclasses.replace(GREEDY, slots=2)
-
-    def remembering(queries, top_k):
-        tool.hits += len(tool.calls) > 0
-        return search(queries, top_k)
-
-    tool.search = remembering
-    one = dataclasses.replace(SEARCH, workers=1)
-    with engine(tool, rollout=config, search_config=one) as e:
+    config, one = dataclasses.replace(GREEDY, slots=2), dataclasses.replace(SEARCH, workers=1)
+    with engine(remembering(), rollout=config, search_config=one) as e:
         before = dataclasses.replace(e.stats)
         out = list(e.run(ANSWERER, [request("red blue plan", sample=i) for i in range(5)]))
         stats = e.stats.since(before)
@@ -506,6 +510,22 @@ def test_what_an_engine_counts():
     assert figures["search_cache_hits"] == 4 / 5
     assert 0 < figures["queue_length"] <= 3
     assert 0 <= figures["searches_in_flight"] <= 2
+
+
+def test_an_engine_counts_the_results_of_its_own_queries_alone():
+    """Two engines ask one tool, as a run and its held-out examples do, one after the other."""
+    tool, one = remembering(), dataclasses.replace(SEARCH, workers=1)
+    tool.hits = 0  # of both engines, as a tool counts them
+    shares = []
+    with (
+        engine(tool, rollout=GREEDY, search_config=one) as first,
+        engine(tool, rollout=GREEDY, search_config=one) as second,
+    ):
+        for e, count in ((first, 1), (second, 5), (first, 2)):
+            before, tool.hits = dataclasses.replace(e.stats), tool.hits + count
+            assert len(list(e.run(ANSWERER, [request("plan", i) for i in range(count)]))) == count
+            shares.append(e.stats.since(before).figures()["search_cache_hits"])
+    assert shares == [0.0, 1.0, 1.0]
 
 
 SCARCE = [
