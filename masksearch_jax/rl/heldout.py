@@ -179,7 +179,10 @@ def scores(item: Item, trajectory: Trajectory) -> dict[str, float]:
     if isinstance(example, RampExample):
         recall = scoring.span_recall(example, answer)
         return found | {figure_of(item.kind): recall, "heldout_span_recall": recall}
-    recall = scoring.best_overlap(answer, example.answers).recall if answer else 0.0
+    recall = 0.0
+    if answer:
+        rules = scoring.rules_of(example)
+        recall = scoring.best_overlap(answer, example.answers, rules).recall
     return found | {figure_of(item.kind): recall}
 
 
