@@ -90,8 +90,9 @@ class JudgeConfig(LLMConfig):
     max_unreadable: float = share(
         0.5,
         (
-            "Share of its verdicts, of a step or a method's answers, that may be unreadable and "
-            "count as wrong; beyond it the judge counts as down, or evaluate ends with 1."
+            "Share of its verdicts, of a step or a method's answers, that may be unreadable: these "
+            "train nobody and are in no mean; beyond it the judge counts as down, or evaluate ends "
+            "with 1."
         ),
         harmless=True,
     )
