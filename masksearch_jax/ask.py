@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ import jax
 import numpy as np
 
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, PromptConfig, SearchConfig
+from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.search_config import tools_key
@@ -135,8 +137,11 @@ class Agent:
     def ask(self, question: str, tell: Tell) -> Trajectory:
         """One trajectory; `tell` is called with its events as they come, the last an answer or not.
 
-        After a Ctrl-C it may be asked again.
+        After a Ctrl-C it may be asked again. Raises ValueError for a question that is too long, or
+        no text.
         """
+        if _has_other_bytes(question):
+            raise ValueError(f"the question {question.strip()!r:.80} is not valid UTF-8")
         self._narrator, self._seen = Narrator(self.engine.tools.limits), NOTHING
         self._tell = tell
         ids = np.asarray(self.vocab.encode(self.prompt(question)), np.int32)
@@ -153,7 +158,15 @@ class Agent:
 
 
 def check_config(cfg: AskRun) -> None:
-    """Raises ConfigError for tools that there are not, and what `check_named` raises."""
+    """Raises ConfigError for tools that there are not, a question that is no text.
+
+    SearchError for the search.
+    """
+    if _has_other_bytes(cfg.question):
+        raise ConfigError(
+            f"config.question is {cfg.question!r:.80}, whose bytes are not valid UTF-8; it must be "
+            "text in UTF-8"
+        )
     instructions_of(cfg.tools)
     check_named(cfg.search)
 
@@ -213,13 +226,18 @@ def converse(agent: Agent, screen: Screen) -> int:
             failures += answer(agent, question, screen).status == "tool_failure"
         except KeyboardInterrupt:
             screen.show("", "stopped", "failed")
-        except ValueError as error:  # a question that is too long
+        except ValueError as error:  # a question that is too long, or no text
             screen.show("", str(error), "failed")
     return int(failures > 0)
 
 
 def _questions(file: TextIO) -> Iterator[str]:
-    """The lines that say something; at a terminal they can be edited, and have a history."""
+    """The lines that say something; at a terminal they can be edited, and have a history.
+
+    Bytes that are no text are in them as surrogates: the lines behind them can still be read.
+    """
+    if isinstance(file, io.TextIOWrapper):
+        file.reconfigure(errors="surrogateescape")
     if not file.isatty():
         yield from filter(str.strip, file)
         return
@@ -229,6 +247,15 @@ def _questions(file: TextIO) -> Iterator[str]:
         while True:
             if line := input(_PROMPT).strip():
                 yield line
+
+
+def _has_other_bytes(text: str) -> bool:
+    """Whether bytes were in the text's place that are no UTF-8; Python keeps them as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def page_server(agent: Agent) -> ChatServer:

@@ -87,6 +87,20 @@ def test_a_model_stays_loaded_from_question_to_question(folder, repository, caps
     assert asked(dataclasses.replace(cfg, question="Why?"))[0].ids.tolist() == why.ids.tolist()
 
 
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # as locales have them
+def test_a_line_that_is_no_utf_8_is_told_and_the_next_is_asked(
+    folder, repository, capsys, monkeypatch, errors
+):
+    typed = io.BytesIO("Where is Tromsø?\n".encode("latin-1") + "Où est Tromsø?\n".encode())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(typed, encoding="utf-8", errors=errors))
+    with ask.opened(settings(folder, repository)) as agent:
+        assert ask.converse(agent, ask.Screen(sys.stdout)) == 0
+        assert agent.engine.stats.trajectories == 1
+    shown = capsys.readouterr().out
+    assert "the question 'Where is Troms\\udcf8?' is not valid UTF-8\n" in shown
+    assert re.search(r"\d+ searches, \d+ tokens", shown.partition("valid UTF-8")[2])
+
+
 TURN = "<think>é? plan</think><search>Krone\ncapital</search>"
 ANSWER = "<think>Now</think><answer>krone</answer>"
 
@@ -231,6 +245,10 @@ def test_a_paragraph_with_a_mask_is_filled_and_a_question_is_not():
 def test_what_cannot_be_asked(folder, repository):
     for change, message in (
         ({"init": "Qwen/Qwen2.5-1.5B"}, "'Qwen/Qwen2.5-1.5B', which is not a local folder"),
+        (
+            {"question": "Troms\udcf8?"},
+            r"config\.question is 'Troms\\udcf8\?', whose bytes are not valid UTF-8",
+        ),
     ):
         cfg = dataclasses.replace(settings(folder, repository, "Why?"), **change)
         with pytest.raises(ConfigError, match=message):
