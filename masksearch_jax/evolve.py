@@ -240,8 +240,14 @@ def endpoint_of(cfg: EvolveRun) -> LLMConfig:
 
 
 def collapse(run: Run, n: int, kept: list[Demonstration]) -> list[str]:
-    """Measures of diversity below their floors, against as many of the first demonstrations."""
+    """Measures of diversity below their floors, against as many of the first demonstrations.
+
+    Where too few were kept for a measure, that alone.
+    """
     cfg = run.cfg.evolve
+    if len(kept) < logic.FEWEST:
+        few = f"fewer than the {logic.FEWEST} demonstrations whose diversity can be measured"
+        return [f"{len(kept)} kept, {few}"]
     first = run.read(0, NEW, Demonstration)
     most = min(cfg.diversity_texts, len(kept), len(first))
     then, now = (diversity.measure(d, most, run.cfg.seed) for d in (first, kept))

@@ -28,6 +28,9 @@ from masksearch_jax.core.types import (
     Trajectory,
 )
 
+# Demonstrations: fewer are not different from each other.
+FEWEST = 2
+
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
@@ -102,9 +105,11 @@ class EvolveConfig:
     restart: bool = key(
         False, "Train from the first weights each time, not from the last student's."
     )
-    diversity_texts: int = key(300, "Trajectories that diversity is measured on.", least=1)
+    diversity_texts: int = key(300, "Trajectories that diversity is measured on.", least=FEWEST)
     floors: Floors = section(Floors)
-    on_collapse: Literal["stop", "warn"] = key("warn", "What to do where diversity has collapsed.")
+    on_collapse: Literal["stop", "warn"] = key(
+        "warn", "What to do where diversity has collapsed, or too few were kept to measure it."
+    )
 
 
 def to_demonstration(

@@ -404,6 +404,39 @@ def test_a_collapse_stops_the_run_or_warns(run):
         assert this.collapsed() == found
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_student_of_which_hardly_anything_is_kept_has_collapsed(run, capsys, monkeypatch, count):
+    """Of fewer than two demonstrations no measure of diversity says anything."""
+    this = with_evolve(run, on_collapse="stop", iterations=2)
+    first = [demonstration(f"e{i}", 0, f"text {i} of many", searches=1 + i % 3) for i in range(30)]
+    write_jsonl(this.iteration(0) / evolve.NEW, first)
+    assert evolve.collapse(this, 1, first[:2]) == []
+    found = evolve.collapse(this, 1, first[:count])
+    assert found == [
+        f"{count} kept, fewer than the 2 demonstrations whose diversity can be measured"
+    ]
+
+    def teach(cfg):
+        made = first if cfg.teacher == "scripted" else first[:count]
+        write_jsonl(Path(cfg.folder) / "demonstrations" / "train.jsonl", made)
+        return {"tried": 30, "rejected": {}}
+
+    done = []
+    monkeypatch.setattr(evolve.build_trajectories, "run", teach)
+    monkeypatch.setattr(evolve, "write_summary", lambda run: None)
+    work = dict.fromkeys(this.stages(), dict) | {
+        f"sample_{n}": lambda n=n: evolve.sample(this, n) for n in range(3)
+    }
+    monkeypatch.setattr(
+        evolve.Run,
+        "stages",
+        lambda _: {name: lambda name=name: done.append(name) or work[name]() for name in work},
+    )
+    evolve.run(this.cfg)
+    assert done[-2:] == ["sample_1", "report"]
+    assert f"stopped: {found[0]}" in capsys.readouterr().out
+
+
 def test_the_stages_in_order(run):
     names = list(with_evolve(run, iterations=1).stages())
     first, second = ([f"{s}_{n}" for s in ("cache", "sft", "evaluate")] for n in (0, 1))
