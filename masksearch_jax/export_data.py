@@ -3,9 +3,10 @@
     python -m masksearch_jax.export_data --config=configs/export_data.py --config.data=runs/ramp \\
         --config.runs=runs/evaluate,runs/ramp_dapo --config.folder=runs/published
 
-Of `data`, RAMP examples, questions and demonstrations by split. Of each run, a document of the
-Agent Trajectory Interchange Format v1.7 for each trajectory in trajectories.jsonl and rollouts/,
-one a line. Each document is read back before it is written. The folder appears whole or not at all.
+Of `data`, RAMP examples, questions, statements and demonstrations by split. Of each run, a document
+of the Agent Trajectory Interchange Format v1.7 for each trajectory in trajectories.jsonl and
+rollouts/, one a line. Each document is read back before it is written. The folder appears whole or
+not at all.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from masksearch_jax.core import atif, files
 from masksearch_jax.core.atif_schema import Document
 from masksearch_jax.core.errors import ConfigError, UserError, check_given
 from masksearch_jax.core.schema import key, required, section
-from masksearch_jax.core.types import SPLITS, JsonObject, Trajectory, from_json
+from masksearch_jax.core.types import SPLITS, STATEMENTS, JsonObject, Trajectory, from_json
 from masksearch_jax.data.folder import KINDS, Folder
 from masksearch_jax.data.publish import DataCard, Subset, card_text, write_records
 from masksearch_jax.runtime import cli, run_record
@@ -35,6 +36,7 @@ from masksearch_jax.runtime.progress import Progress
 SAID = {
     "ramp": "masked paragraphs",
     "questions": "questions with their answers",
+    STATEMENTS: "statements with their verdicts",
     "demonstrations": "trajectories of a teacher, as text",
 }
 _FIELDS = {f.name for f in dataclasses.fields(Trajectory)}

@@ -139,15 +139,18 @@ def card_text(
 
     name: of the folder. made_from: the folder that was read and the hash of its config.
     """
+    # Texts are quoted: YAML takes a bare no for false, and 1e3 for a number.
     front = [f"license: {json.dumps(card.license)}"] if card.license else []
-    front += [f"language: [{card.language}]", "tags: [search-agent, masksearch]", "configs:"]
+    front += [f"language: [{json.dumps(card.language)}]"]
+    front += ["tags: [search-agent, masksearch]", "configs:"]
     # The hub reads all subsets of a folder by one reader: JSON lines beside parquet have none.
     records = [subset for subset in subsets if subset.suffix == "parquet"]
     documents = [subset for subset in subsets if subset.suffix != "parquet"]
     for subset in records or documents:
         front += [f"- config_name: {subset.name}", "  data_files:"]
         for split in subset.rows:
-            front += [f"  - split: {split}", f"    path: {subset.name}/{split}.{subset.suffix}"]
+            path = f"{subset.name}/{split}.{subset.suffix}"
+            front += [f"  - split: {json.dumps(split)}", f"    path: {json.dumps(path)}"]
     table = ["| subset | records | columns | rows |", "|---|---|---|---|"]
     for subset in subsets:
         rows = ", ".join(f"{split}: {count:,}" for split, count in subset.rows.items())

@@ -24,6 +24,7 @@ from masksearch_jax.core.types import (
     from_json,
     to_json,
 )
+from masksearch_jax.data.folder import KINDS
 from masksearch_jax.data.publish import DataCard
 from masksearch_jax.export_data import ExportDataRun
 from masksearch_jax.runtime import run_record
@@ -31,8 +32,11 @@ from masksearch_jax.runtime import run_record
 SPANS = (Span(0, 4, "1928", "DATE"),)
 RAMP = RampExample("r1", "p1", "Thames", "[mask] was wet.", "1928 was wet.", SPANS)
 QUESTION = QAExample("q1", "made", "Which?", ("blue", "grey"), gold=("p1",))
+STATEMENT = QAExample("s1", "statements", "Thames is wet.", ("true",), gold=("p1",))
 TURNS = (Turn(("thames",), ("p1",), ("Thames",), 0.0),)
 DEMONSTRATION = Demonstration("r1/me", "r1", "ramp_k1", "me", (Segment("policy", "<a>"),), TURNS)
+RECORDS = {"ramp": RAMP, "questions": QUESTION, "statements": STATEMENT}
+RECORDS["demonstrations"] = DEMONSTRATION
 TRAJECTORY = Trajectory(
     "q1",
     0,
@@ -50,14 +54,10 @@ TRAJECTORY = Trajectory(
 @pytest.fixture
 def data(tmp_path):
     """A folder as build_ramp and build_trajectories leave it."""
-    for kind, split, record in (
-        ("ramp", "train", RAMP),
-        ("ramp", "heldout", RAMP),
-        ("questions", "train", QUESTION),
-        ("demonstrations", "train", DEMONSTRATION),
-    ):
+    splits = [(kind, "train") for kind in RECORDS] + [("ramp", "heldout")]
+    for kind, split in splits:
         (tmp_path / "data" / kind).mkdir(parents=True, exist_ok=True)
-        jsonl.write_jsonl(tmp_path / "data" / kind / f"{split}.jsonl", [record])
+        jsonl.write_jsonl(tmp_path / "data" / kind / f"{split}.jsonl", [RECORDS[kind]])
     return tmp_path / "data"
 
 
@@ -72,13 +72,11 @@ def test_each_kind_is_json_lines_and_parquet_with_a_card(data, tmp_path):
     assert written == {
         "ramp": {"train": 1, "heldout": 1},
         "questions": {"train": 1},
+        "statements": {"train": 1},
         "demonstrations": {"train": 1},
     }
-    for subset, record in (
-        ("ramp", RAMP),
-        ("questions", QUESTION),
-        ("demonstrations", DEMONSTRATION),
-    ):
+    assert list(written) == list(KINDS)
+    for subset, record in RECORDS.items():
         path = tmp_path / "out" / subset / "train.parquet"
         (row,) = pq.read_table(path).to_pylist()
         assert from_json(type(record), row) == record
@@ -91,7 +89,24 @@ def test_each_kind_is_json_lines_and_parquet_with_a_card(data, tmp_path):
         str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").glob("*/*.parquet")
     )
     assert "| `ramp` | masked paragraphs | `id`, `passage_id`, " in card_text
+    assert "| `statements` | statements with their verdicts | `id`, `dataset`, " in card_text
     assert "train: 1, heldout: 1" in card_text
+
+
+@pytest.mark.parametrize("text", ["no", "1e3", "null", "zh-Hant", "[en", "a: b # c", "česky"])
+def test_the_front_matter_of_a_card_says_what_was_given(text, tmp_path):
+    """YAML takes a bare no for false; a run's folder, a split, may be called so too."""
+    run = tmp_path / "no"
+    run.mkdir()
+    (run / "trajectories.jsonl").write_text(line() + "\n")
+    card = DataCard(language=text, license=text)
+    cfg = ExportDataRun(folder=str(tmp_path / "out"), runs=(str(run),), card=card)
+    export_data.run(cfg)
+    front = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("\n---\n")[0])
+    assert (front["language"], front["license"]) == ([text], text)
+    (subset,) = front["configs"]
+    assert subset["config_name"] == "trajectories"
+    assert subset["data_files"] == [{"split": "no", "path": "trajectories/no.jsonl"}]
 
 
 def test_an_export_has_its_record_at_once_and_tells_what_it_replaces(
