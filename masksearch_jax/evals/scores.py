@@ -24,8 +24,10 @@ RAMP_METRICS = ("span_recall", "precision", "f1", "em", *_COMMON)
 QA_METRICS = ("recall", "precision", "f1", "em", *_COMMON, "gold_recall")
 CALLS = "calls_"  # before the name of a tool, where there are others than search
 FANOUTQA_METRICS = ("loose", "strict")  # of a question with an answer of several parts
-_SHARES = ("span_recall", "recall", "precision", "f1", "em", "format_rate", "source_hit")
-_SHARES += ("source_first", "source_reciprocal_rank", "gold_recall", "strict")
+_SHARES = (
+    *("span_recall", "recall", "precision", "f1", "em", "strict", "format_rate"),
+    *("source_hit", "source_first", "source_reciprocal_rank", "gold_recall"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
