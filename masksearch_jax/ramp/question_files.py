@@ -306,7 +306,7 @@ def _example(
             dataset=dataset,
             question=question.strip(),
             answers=answers,
-            gold=tuple(str(g) for g in _list(row, "gold")),
+            gold=_gold(row),
             type=_type(row),
             titles=tuple(dict.fromkeys(html.unescape(t) for t in _titles(row) if t)),
             level=str(row.get("level") or ""),
@@ -314,12 +314,12 @@ def _example(
             parts=_parts(row),
             calls=_calls(row),
         )
-    except (TypeError, LookupError, AttributeError, ValueError) as error:
+    except (TypeError, LookupError, AttributeError, ValueError, OverflowError) as error:
         raise _BadRow("not a row of its form", repr(error)) from None
     if with_answers and not answers:
         raise _BadRow(_NO_ANSWERS, f"keys are {', '.join(map(str, row))}")
     try:
-        "".join((example.id, example.question, *answers, *example.titles)).encode()
+        json.dumps(dataclasses.astuple(example), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise _BadRow("not valid Unicode", error.reason) from None
     return example
@@ -391,6 +391,15 @@ def _answers(row: Mapping[str, Any], dataset: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for text in texts if text))
 
 
+def _gold(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Ids of passages, which may be numbers. Raises _BadRow."""
+    found = _list(row, "gold")
+    if not all(isinstance(g, str | int) for g in found):
+        detail = f"gold is {found!r}; it must be a list of passages' ids"
+        raise _BadRow("gold names no passage", detail)
+    return tuple(map(str, found))
+
+
 def _calls(row: Mapping[str, Any]) -> tuple[str, ...]:
     """What tools other than search are to be asked, of our form. Raises _BadRow."""
     calls = row.get("calls") or []
@@ -401,9 +410,20 @@ def _calls(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _parts(row: Mapping[str, Any]) -> str:
-    """FanOutQA's answer, as JSON; another set's is a text or several to choose from."""
-    if row.get("parts"):
-        return str(row["parts"])
+    """Our `parts`, or FanOutQA's answer, as JSON. Raises _BadRow for a text that is not JSON.
+
+    The answer of another set is a text or several to choose from.
+    """
+    parts = row.get("parts")
+    if isinstance(parts, str) and parts.strip():
+        try:
+            json.loads(parts)
+        except (ValueError, RecursionError) as error:
+            detail = f"parts is {parts[:80]!r}; it must be a list or an object, or JSON of one"
+            raise _BadRow("parts are not JSON", f"{detail} ({error})") from None
+        return parts
+    if parts and not isinstance(parts, str) and parts == parts:  # no NaN
+        return json.dumps(parts, ensure_ascii=False)
     is_structured = _has_evidence(row) and row.get("answer") is not None
     return json.dumps(row["answer"], ensure_ascii=False) if is_structured else ""
 

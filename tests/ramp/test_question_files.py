@@ -11,6 +11,7 @@ import json
 import pytest
 
 from masksearch_jax.core.types import QAExample
+from masksearch_jax.evals.fanoutqa import accuracy
 from masksearch_jax.ramp.question_files import QuestionsError, read_questions
 
 ROW = {
@@ -301,6 +302,13 @@ def test_questions_that_cannot_be_answered_are_left_out_where_answers_are_needed
         ({**ROW, "supporting_facts": [[]]}, "not a row of its form", "IndexError"),
         ({**ROW, "paragraphs": ["x"]}, "not a row of its form", "AttributeError"),
         ({**ROW, "hops": "many"}, "not a row of its form", "ValueError"),
+        ({**ROW, "hops": float("inf")}, "not a row of its form", "OverflowError"),
+        ({**ROW, "parts": "Oslo, Bergen"}, "parts are not JSON", "'Oslo, Bergen'; it must be"),
+        ({**ROW, "parts": "['Oslo', 'Bergen']"}, "parts are not JSON", "Expecting value"),
+        ({**ROW, "parts": "[" * 100_000}, "parts are not JSON", "parts is '[[[["),
+        ({**ROW, "parts": ["\ud800"]}, "not valid Unicode", "surrogates"),
+        ({**ROW, "type": "\ud800"}, "not valid Unicode", "surrogates"),
+        ({**ROW, "gold": [{"id": "p1"}]}, "gold names no passage", "{'id': 'p1'}"),
     ],
 )
 def test_malformed_rows_are_skipped_named_and_bounded(tmp_path, line, reason, detail):
@@ -315,6 +323,27 @@ def test_malformed_rows_are_skipped_named_and_bounded(tmp_path, line, reason, de
     message = rf"1 of 100 rows of .*q.jsonl are malformed.*q.jsonl:100: {reason}"
     with pytest.raises(QuestionsError, match=message):
         read_questions(path, max_bad_fraction=0.001, log=lines.append)
+
+
+@pytest.mark.parametrize(
+    ("parts", "read_as"),
+    [
+        (["Oslo", "Bergen"], '["Oslo", "Bergen"]'),
+        ({"Tromsø": True, "Oslo": ["a", 2]}, '{"Tromsø": true, "Oslo": ["a", 2]}'),
+        ('["Oslo", "Bergen"]', '["Oslo", "Bergen"]'),
+        ('{"Oslo": 7}', '{"Oslo": 7}'),
+        (7, "7"),
+        (" ", ""),
+        ([], ""),
+        (None, ""),
+        (float("nan"), ""),
+    ],
+)
+def test_parts_are_json_however_a_row_writes_them(tmp_path, parts, read_as):
+    (found,) = read(write(tmp_path / "q.jsonl", [ROW | {"parts": parts}]))
+    assert found == dataclasses.replace(EXPECTED, parts=read_as)
+    if read_as:
+        assert accuracy(found.parts, f"{found.parts} yes").strict == 1.0
 
 
 def test_a_list_of_answers_is_a_choice_and_fanoutqas_one_answer(tmp_path):
