@@ -44,9 +44,12 @@ _THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 
 
 class _Round(NamedTuple):
-    """What the policy wrote in one go, what was said to it then, and its call, if it made one."""
+    """What the policy wrote in one go, what was said to it then, and its call, if it made one.
 
-    policy: str
+    policy: None where it had no room to write.
+    """
+
+    policy: str | None
     tool: str | None
     turn: Turn | None
 
@@ -64,9 +67,10 @@ def to_atif(
     retrieved = _retrieved(trajectory)
     extra = {"retrieved": [to_json(turn) for turn in retrieved]} if retrieved else None
     steps = [Step(step_id=1, source="user", message=prompt, extra=extra)]
-    rounds = list(_rounds(trajectory, trajectory.turns[len(retrieved) :]))
-    for number, (found, tokens) in enumerate(_with_tokens(rounds, trajectory, runs)):
-        steps.append(_step(number + 2, found, tokens and _metrics(trajectory, *tokens), bool(runs)))
+    left = iter(runs)
+    for number, found in enumerate(_rounds(trajectory, trajectory.turns[len(retrieved) :]), 2):
+        tokens = None if found.policy is None else next(left, None)
+        steps.append(_step(number, found, tokens and _metrics(trajectory, *tokens)))
     own = {
         name: getattr(trajectory, name)
         for name in ("example_id", "sample", "status", "seconds", "prompt_len")
@@ -99,14 +103,16 @@ def from_atif(document: Document) -> Trajectory:
     if own is None:
         raise ValueError(f"the document is of {document.agent.name}: its extra has no {AGENT}")
     user, *agent = document.steps
-    segments = [Segment("prompt", str(user.message))]
+    segments = [Segment("prompt", str(user.message))] if user.message else []
     turns = [from_json(Turn, turn) for turn in (user.extra or {}).get("retrieved", ())]
     ids: list[int] = []
     arrays: dict[str, list[Any]] = {"logprobs": [], "sampled": [], "versions": []}
     for step in agent:
-        segments.append(Segment("policy", (step.extra or {})["text"]))
+        if step.extra is not None:
+            segments.append(Segment("policy", step.extra["text"]))
         for result in step.observation.results if step.observation else ():
-            segments.append(Segment("tool", str(result.content or "")))
+            if result.content is not None:
+                segments.append(Segment("tool", str(result.content)))
             if "turn" in (result.extra or {}):
                 turns.append(from_json(Turn, (result.extra or {})["turn"]))
         if step.metrics is not None:
@@ -120,7 +126,7 @@ def from_atif(document: Document) -> Trajectory:
         sampled=np.asarray(arrays["sampled"], np.bool_),
         versions=np.asarray(arrays["versions"], np.int32),
         prompt_len=own["prompt_len"],
-        segments=tuple(s for s in segments if s.text),
+        segments=tuple(segments),
         turns=tuple(turns),
         status=own["status"],
         seconds=own["seconds"],
@@ -179,29 +185,7 @@ def _rounds(trajectory: Trajectory, made: Sequence[Turn]) -> Iterator[_Round]:
         is_last = place == len(texts)
         # A call that failed, or whose result had no room, is not followed by a result.
         turn = next(turns, None) if is_result or is_last else None
-        yield _Round(policy or "", tool, turn)
-
-
-def _with_tokens(
-    rounds: Sequence[_Round], trajectory: Trajectory, runs: Sequence[tuple[int, int]]
-) -> Iterator[tuple[_Round, tuple[int, int] | None]]:
-    """Each round with its stretch of sampled tokens, None where nothing was sampled.
-
-    A round with text has one. One without text has one where its tokens decode to nothing, and
-    none where it had no room; of several such rounds the first have what there is. Stretches
-    behind all text are rounds of their own.
-    """
-    left = iter(runs)
-    spare = len(runs) - sum(bool(found.policy) for found in rounds)
-    begins_given = (
-        len(trajectory.sampled) > trajectory.prompt_len
-        and not (trajectory.sampled[trajectory.prompt_len])
-    )
-    for number, found in enumerate(rounds):
-        is_empty = not found.policy and (spare <= 0 or (number == 0 and begins_given))
-        spare -= not found.policy and not is_empty
-        yield found, None if is_empty else next(left, None)
-    yield from ((_Round("", None, None), tokens) for tokens in left)
+        yield _Round(policy, tool, turn)
 
 
 def _text_by(author: str, texts: Sequence[Segment], place: int) -> str | None:
@@ -209,10 +193,10 @@ def _text_by(author: str, texts: Sequence[Segment], place: int) -> str | None:
     return texts[place].text if is_there else None
 
 
-def _step(number: int, found: _Round, metrics: Metrics | None, has_ids: bool) -> Step:
-    """has_ids: whether the trajectory tells its tokens, so that a step without any sampled none."""
-    thought = _THOUGHT.match(found.policy)
-    rest = found.policy[thought.end() :] if thought else found.policy
+def _step(number: int, found: _Round, metrics: Metrics | None) -> Step:
+    text = found.policy or ""
+    thought = _THOUGHT.match(text)
+    rest = text[thought.end() :] if thought else text
     calls, results = None, []
     if found.turn is not None:
         tool = found.turn.tool
@@ -232,8 +216,8 @@ def _step(number: int, found: _Round, metrics: Metrics | None, has_ids: bool) ->
         tool_calls=calls,
         observation=Observation(results=results) if results else None,
         metrics=metrics,
-        llm_call_count=int(metrics is not None or not has_ids),
-        extra={"text": found.policy},
+        llm_call_count=int(found.policy is not None),
+        extra=None if found.policy is None else {"text": found.policy},
     )
 
 

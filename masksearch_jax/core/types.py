@@ -192,8 +192,9 @@ class Trajectory:
     ids: int32[T]. logprobs: float32[T], of sampled tokens under the policy at the sampling
     temperature, 0 elsewhere. sampled: bool[T], True only where the policy sampled the token.
     versions: int32[T], the policy's version then (weights may change in mid-trajectory), else -1.
-    `segments` is the same sequence as text; `prompt_len` counts the leading prompt tokens. `tools`:
-    the names of those that it could call.
+    `segments` is the same sequence as text, with one of the policy for each run of sampled tokens,
+    "" where these are no text; `prompt_len` counts the leading prompt tokens. `tools`: the names of
+    those that it could call.
     """
 
     example_id: str

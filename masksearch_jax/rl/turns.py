@@ -1,7 +1,7 @@
 """Faults of a trajectory's turns, and what they add to the advantage of the turns' own tokens.
 
-A turn is what the policy sampled between two texts of the tool. The terms are ours: with weight 0,
-the default, they are counted and add nothing.
+A turn is what the policy sampled between two texts of the tool; where it sampled nothing there is
+none. The terms are ours: with weight 0, the default, they are counted and add nothing.
 """
 
 from __future__ import annotations
@@ -27,13 +27,7 @@ WEIGHTS = {
 
 def texts(trajectory: Trajectory) -> list[str]:
     """The policy's text of each turn; "" of one whose tokens are no text."""
-    found = [""]
-    for segment in trajectory.segments:
-        if segment.author == "policy":
-            found[-1] += segment.text
-        elif segment.author == "tool":
-            found.append("")
-    return found[: len(_runs(trajectory))]
+    return [segment.text for segment in trajectory.segments if segment.author == "policy"]
 
 
 def _runs(trajectory: Trajectory) -> list[slice]:

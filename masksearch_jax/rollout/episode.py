@@ -79,6 +79,7 @@ class Episode:
     written: int = 0
     turns: list[Turn] = dataclasses.field(default_factory=list)
     shown: list[tuple[Passage, ...]] = dataclasses.field(default_factory=list)  # by each call
+    observed: list[int] = dataclasses.field(default_factory=list)  # the segment with what it showed
     turn_bytes: bytearray = dataclasses.field(default_factory=bytearray)
     turn_tokens: int = 0
     new_tokens: int = 0
@@ -155,9 +156,9 @@ class Rules:
         self, episode: Episode, ids: np.ndarray, logprobs: np.ndarray, version: int
     ) -> Status | tuple[str, ...] | None:
         """Append what was sampled; its end, or what to ask `episode.tool`, or None to go on."""
-        if not episode.turn_bytes:
-            episode.segments.append(Segment("policy", ""))
         ids = ids[: self._tokens_to_stop(episode, ids)]
+        if len(ids) and not episode.turn_tokens:
+            episode.segments.append(Segment("policy", ""))
         logprobs = logprobs[: len(ids)]
         episode.ids += ids.tolist()
         episode.logprobs += logprobs.tolist()
@@ -170,7 +171,8 @@ class Rules:
             episode.turn_bytes += self.token_bytes[i] if i < len(self.token_bytes) else b""
         text = episode.turn_bytes.decode("utf-8", "replace")
         found = [at for stop in episode.request.stop if (at := text.find(stop)) >= 0]
-        episode.segments[-1] = Segment("policy", text[: min(found)] if found else text)
+        if episode.turn_tokens:
+            episode.segments[-1] = Segment("policy", text[: min(found)] if found else text)
         if episode.request.plain:
             return self._plain(episode, ended or bool(found))
         stop = markup.find_stop(text, self.tools.names)
@@ -298,6 +300,7 @@ class Rules:
         episode.shown.append(seen.shown)
         if len(seen.ids) >= self.cfg.max_len - len(episode.ids):
             return "out_of_tokens"
+        episode.observed.append(len(episode.segments))
         self._append(episode, seen.text, seen.ids)
         return None
 
@@ -325,7 +328,7 @@ def finish(episode: Episode, status: Status, tools: tuple[str, ...] = SEARCH_ALO
         sampled=versions >= 0,
         versions=versions,
         prompt_len=episode.prompt_len,
-        segments=tuple(s for s in episode.segments if s.text),
+        segments=tuple(s for s in episode.segments if s.text or s.author == "policy"),
         turns=tuple(episode.turns),
         status=status,
         seconds=time.perf_counter() - episode.opened,

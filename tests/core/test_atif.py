@@ -19,7 +19,8 @@ def trajectory(rounds, turns, status="answered", after=()) -> Trajectory:
     """Of rounds of (policy text, sampled ids, tool text, its ids), after a prompt of three ids."""
     segments, ids, sampled = [Segment("prompt", "Which?\n")], [1, 2, 3], [False] * 3
     for policy, new, tool, given in rounds:
-        segments += [Segment("policy", policy), Segment("tool", tool)]
+        segments += [Segment("policy", policy)] * bool(policy or new or "policy" in empty)
+        segments += [Segment("tool", tool)] * bool(tool or "tool" in empty)
         ids += [*new, *given]
         sampled += [True] * len(new) + [False] * len(given)
     ids += after
@@ -34,7 +35,7 @@ def trajectory(rounds, turns, status="answered", after=()) -> Trajectory:
         chosen,
         np.where(chosen, 5, -1).astype(np.int32),
         3,
-        tuple(s for s in segments if s.text),
+        tuple(segments),
         tuple(turns),
         status,
         1.5,
@@ -65,6 +66,15 @@ CASES = {
             ("b", [8], "", []),
         ],
         [TURN],
+    ),
+    "no room, then no text": (
+        [
+            ("a", [4], CORRECTION, [5]),
+            ("", [], CORRECTION, [6]),
+            ("", [7], CORRECTION, [8]),
+            ("<answer>a</answer>", [9], "", []),
+        ],
+        [],
     ),
     "ids behind all text": ([("hm", [4], CORRECTION, [5]), ("", [6], "", [])], []),
     "retrieved for the prompt": ([("<answer>blue</answer>", [4, 5], "", [])], [TURN]),
@@ -122,6 +132,7 @@ def test_a_turn_is_a_step_with_its_thought_search_and_result():
         ("no room at first", [None, [5]]),
         ("no room after a result", [[4, 5], None, [8]]),
         ("no room twice", [None, [5], None, [8]]),
+        ("no room, then no text", [[4], None, [7], [9]]),
         ("ids behind all text", [[4], [6]]),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import hypothesis
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from masksearch_jax.core.config import DapoConfig
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.tools import search_alone
 from masksearch_jax.core.types import (
     QAExample,
     RampExample,
@@ -22,6 +24,9 @@ from masksearch_jax.core.types import (
 )
 from masksearch_jax.rl import rewards, turns
 from masksearch_jax.rl.groups import Group, to_tokens
+from masksearch_jax.rollout.episode import Request, Rules, finish
+from masksearch_jax.testing.models import TextVocab
+from tests.rollout.word_engine import GREEDY, SEARCH, colours
 
 CFG = DapoConfig(steps=1, curriculum="", group_size=2)
 WEIGHTS = dict(zip(turns.WEIGHTS.values(), (1.0, 0.1, 0.01, 0.001, 1e-4), strict=True))
@@ -127,12 +132,94 @@ def test_a_call_that_its_tool_could_not_read_is_a_fault_of_its_turn():
     assert turns.faults(alone)["malformed_turn"] == (1.0, 0.0)
 
 
+class Silent(TextVocab):
+    """The end of sequence has no text."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return super().token_bytes(token_id) if token_id else b""
+
+
+VOCAB = Silent("red", "blue")
+ROOMY = dataclasses.replace(
+    GREEDY, max_len=400, max_new_tokens=300, max_observation_tokens=100, corrections=1
+)
+
+
+def played(say: Callable[[int], list[int]], **changes) -> Trajectory:
+    """A trajectory under these rules; say: of the room of a turn, the ids that are sampled then."""
+    r = Rules(VOCAB, dataclasses.replace(ROOMY, **changes), search_alone(colours(), SEARCH))
+    e = r.open(Request("e", np.asarray(VOCAB.encode("red"), np.int32), 0))
+    outcome: Status | tuple[str, ...] | None = None
+    while not isinstance(outcome, str):
+        ids = say(max(r.room(e), 0))
+        outcome = r.read(e, np.asarray(ids, np.int32), np.full(len(ids), -0.5), 4)
+        if isinstance(outcome, tuple):
+            e.queries = outcome
+            seen = r.call(e.tool, outcome, "", r.observation_room(e))
+            outcome = r.observe(e, seen, 0.0)
+    return finish(e, outcome)
+
+
+def test_a_turn_without_room_has_no_fault_that_another_could_be_given():
+    """Where a search took all the room there was before an answer, a correction comes at once."""
+    texts = iter([f"<think>{'x' * 35}</think><search>red</search>", "", "<answer>blue</answer>"])
+    rooms = []
+
+    def say(room: int) -> list[int]:
+        rooms.append(room)
+        return VOCAB.encode(next(texts))
+
+    found = played(say, max_new_tokens=60, answer_tokens=20, max_turns=2)
+    assert rooms == [40, 0, 20]
+    assert [s.author for s in found.segments] == ["prompt", "policy", "tool", "tool", "policy"]
+    assert found.status == "answered"
+    assert turns.faults(found) == dict.fromkeys(turns.faults(found), (0.0, 0.0))
+    added = turns.terms(turns.faults(found), dataclasses.replace(CFG, **WEIGHTS))
+    np.testing.assert_array_equal(turns.per_token(found, added), 0.0)
+
+
 def test_a_turn_of_tokens_that_are_no_text_is_a_turn():
-    """An end of sequence alone, corrected, then an answer."""
-    whole = made("~", FOUND, search("a"), FOUND, ANSWER)
-    segments = tuple(s for s in whole.segments if s.text != "~")
-    found = turns.faults(dataclasses.replace(whole, segments=segments))
-    assert found["malformed_turn"] == (1.0, 0.0, 0.0)
+    """An end of sequence alone, corrected, then a search and an answer."""
+    texts = iter(["<eos>", search("red"), "<answer>blue</answer>"])
+    found = played(lambda room: VOCAB.encode(next(texts)))
+    assert turns.texts(found) == ["", search("red"), "<answer>blue</answer>"]
+    assert turns.faults(found)["malformed_turn"] == (1.0, 0.0, 0.0)
+    assert turns.faults(found)["no_search"] == (0.0, 0.0, 0.0)
+
+
+SAID = [search("red"), search("red", "blue"), search(" "), "so <eos>", "<eos>", ANSWER, "é" * 9]
+
+
+@hypothesis.given(
+    st.data(),
+    st.fixed_dictionaries(
+        {
+            "max_len": st.integers(20, 600),
+            "max_new_tokens": st.integers(1, 60),
+            "max_turn_tokens": st.sampled_from([0, 5, 20]),
+            "max_observation_tokens": st.integers(0, 60),
+            "answer_tokens": st.integers(0, 60),
+            "corrections": st.integers(0, 3),
+            "max_turns": st.integers(0, 3),
+        }
+    ),
+)
+@hypothesis.settings(deadline=None, max_examples=300)
+def test_each_stretch_of_sampled_tokens_is_a_turn_with_its_text(data, changes):
+    """However tight the budgets are; a text is read in pieces, of no token too."""
+    left: list[int] = []
+
+    def say(room: int) -> list[int]:
+        if not left:
+            left.extend(VOCAB.encode(data.draw(st.sampled_from(SAID))))
+        count = min(room, data.draw(st.integers(1, len(left))))
+        said, left[:count] = left[:count], []
+        return said
+
+    found = played(say, **changes)
+    ends = np.flatnonzero(np.diff(found.sampled, prepend=False, append=False)).reshape(-1, 2)
+    assert turns.texts(found) == [VOCAB.decode(found.ids[a:b].tolist()) for a, b in ends]
+    assert {len(each) for each in turns.faults(found).values()} == {len(ends)}
 
 
 @hypothesis.given(
