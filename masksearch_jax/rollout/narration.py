@@ -31,13 +31,15 @@ _REASONS: dict[Status, str] = {
 class Seen(NamedTuple):
     """A trajectory up to now: its segments, each call's queries, the passages it showed, its tool.
 
-    tools: of each call; search where there is none.
+    tools: of each call; search where there is none. observed: of each call, the place of the
+    segment with what it showed; the last may have none, where there was no room for it.
     """
 
     segments: tuple[Segment, ...]
     queries: tuple[tuple[str, ...], ...]
     shown: tuple[tuple[Passage, ...], ...]
     tools: tuple[str, ...] = ()
+    observed: tuple[int, ...] = ()
 
     def tool(self, i: int) -> str:
         return self.tools[i] if i < len(self.tools) else SEARCH
@@ -55,7 +57,8 @@ NOTHING = Seen((), (), ())
 
 def seen_of(episode: Episode) -> Seen:
     queries, tools = (tuple(getattr(t, n) for t in episode.turns) for n in ("queries", "tool"))
-    return Seen(tuple(episode.segments), queries, tuple(episode.shown), tools)
+    shown, observed = tuple(episode.shown), tuple(episode.observed)
+    return Seen(tuple(episode.segments), queries, shown, tools, observed)
 
 
 class Narrator:
@@ -69,7 +72,6 @@ class Narrator:
         self._at = 0  # the segment that is being told
         self._told = 0  # characters of its plan
         self._has_called = False  # whether its call is told
-        self._shown = 0  # calls whose documents are told
 
     def tell(self, seen: Seen) -> Iterator[JsonObject]:
         """What has come since the last call."""
@@ -79,7 +81,7 @@ class Narrator:
             if segment.author == "policy":
                 yield from self._policy(segment.text, is_whole=not is_last)
             elif segment.author == "tool":
-                yield from self._tool(segment.text, seen)
+                yield self._tool(self._at, seen)
             if is_last and segment.author == "policy":
                 return  # it may grow
             self._at += 1
@@ -95,8 +97,9 @@ class Narrator:
         yield from self.tell(seen)
         if seen.segments and seen.segments[-1].author == "policy":
             yield from self._policy(seen.segments[-1].text, is_whole=True)
-        while self._shown < len(seen.shown):  # for which there was no room
-            yield self._documents(seen)
+        for i in range(len(seen.observed), len(seen.shown)):  # for which there was no room
+            if seen.tool(i) == SEARCH:
+                yield _documents(seen.shown[i])
         if why := failure_of(seen, status, self._tools, error, tool):
             yield {"failed": why}
         else:
@@ -116,15 +119,13 @@ class Narrator:
                 call = {"tool": tool, "requests": list(queries)}
                 yield {"search": list(queries)} if is_search else {"call": call}
 
-    def _tool(self, text: str, seen: Seen) -> Iterator[JsonObject]:
-        said = self._tag.sub("", text)
-        if self._shown >= len(seen.shown):
-            yield {"note": said}
-        elif seen.tool(self._shown) == SEARCH:
-            yield self._documents(seen)
-        else:
-            self._shown += 1
-            yield {"result": said}
+    def _tool(self, place: int, seen: Seen) -> JsonObject:
+        """What a tool showed, or what the turn before was told: the segment at a place."""
+        said = self._tag.sub("", seen.segments[place].text)
+        if place not in seen.observed:
+            return {"note": said}
+        i = seen.observed.index(place)
+        return _documents(seen.shown[i]) if seen.tool(i) == SEARCH else {"result": said}
 
     def _plan(self, text: str, is_whole: bool) -> str:
         """What a turn says outside its action, without tags; of one in the making, what is sure."""
@@ -133,12 +134,11 @@ class Narrator:
             text = text[: action.start()]
         elif not is_whole:
             text = steady(text, self._tags)
-        plan = self._tag.sub("", text).lstrip()
-        return plan.rstrip() if action or is_whole else plan
+        return self._tag.sub("", text).strip()
 
-    def _documents(self, seen: Seen) -> JsonObject:
-        self._shown += 1
-        return {"documents": [as_document(p) for p in seen.shown[self._shown - 1]]}
+
+def _documents(passages: Sequence[Passage]) -> JsonObject:
+    return {"documents": [as_document(p) for p in passages]}
 
 
 def as_document(passage: Passage) -> JsonObject:

@@ -121,7 +121,8 @@ def test_the_events_of_a_trajectory_are_told_once_and_without_tags():
             for end in range(step, len(segment.text) + step, step):
                 text = segment.text[:end] + ("\ufffd" if end < len(segment.text) else "")
                 text = text if segment.author == "policy" else segment.text
-                seen = Seen((*whole[:i], Segment(segment.author, text)), (), shown[: i > 1])
+                told_of = (*whole[:i], Segment(segment.author, text))
+                seen = Seen(told_of, (), shown[: i > 1], observed=(2,)[: i > 1])
                 told += narrator.tell(seen)
         told += narrator.end(seen, "answered")
         merged = []
