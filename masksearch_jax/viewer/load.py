@@ -22,7 +22,8 @@ ROLLBACKS = "rollbacks.json"  # a list, of a training that went back
 TRAJECTORIES, ROLLOUTS, VERDICTS = "trajectories.jsonl", "rollouts", "verdicts.jsonl"
 _PARTIAL = re.compile(r"trajectories\.partial(\.\d+)?\.jsonl")  # of an evaluation not finished
 _MOST_DEEP = 5
-# Folders of weights, records and indexes: large, and nothing that the report shows.
+# Folders of weights, records and indexes, where they hold no results: large, and nothing that the
+# report shows.
 _CLOSED = {"checkpoints", "cache", "index", "data", "hf", "tokenizer", "stages", "tensorboard"}
 
 
@@ -49,6 +50,12 @@ class Folder:
             return []
         found = (name for name in self.files if _PARTIAL.fullmatch(name))
         return sorted(found, key=lambda name: (len(name), name))
+
+    @property
+    def has_results(self) -> bool:
+        """Whether there is anything in it that the report shows."""
+        shown = {SUMMARY, METRICS, EVALUATION, TRAJECTORIES, ROLLOUTS}
+        return bool(self.files & shown or self.partial)
 
     @property
     def has_rollouts(self) -> bool:
@@ -82,9 +89,7 @@ def read_run(root: str | os.PathLike, name: str) -> Run:
     """
     root = Path(root)
     folders = sorted(_walk(root, ()), key=lambda f: names.place_order(f.parts))
-    found = {name for folder in folders for name in folder.files}
-    is_unfinished = any(folder.partial for folder in folders)
-    if not is_unfinished and not found & {SUMMARY, METRICS, EVALUATION, TRAJECTORIES, ROLLOUTS}:
+    if not any(folder.has_results for folder in folders):
         wanted = ", ".join((SUMMARY, METRICS, EVALUATION, TRAJECTORIES))
         raise RunFilesError(f"{root} is not the folder of a run: neither it nor a folder in it has "
                             f"one of {wanted}")  # fmt: skip
@@ -98,9 +103,12 @@ def _walk(folder: Path, parts: tuple[str, ...]) -> Iterator[Folder]:
         entries = list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return
-    yield Folder(folder, parts, frozenset(e.name for e in entries))
+    found = Folder(folder, parts, frozenset(e.name for e in entries))
+    if parts and parts[-1] in _CLOSED and not found.has_results:
+        return
+    yield found
     for entry in entries:
-        is_open = entry.is_dir(follow_symlinks=False) and entry.name not in {*_CLOSED, ROLLOUTS}
+        is_open = entry.is_dir(follow_symlinks=False) and entry.name != ROLLOUTS
         if is_open and not entry.name.startswith(".") and len(parts) < _MOST_DEEP:
             yield from _walk(folder / entry.name, (*parts, entry.name))
 

@@ -13,10 +13,10 @@ import pytest
 
 from masksearch_jax import report, viewer
 from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.core.files import write_json
+from masksearch_jax.core.files import write_json, write_lines
 from masksearch_jax.runtime import cli
 from masksearch_jax.testing.pages import data_of
-from masksearch_jax.viewer import names
+from masksearch_jax.viewer import load, names
 from masksearch_jax.viewer.load import RunFilesError, run_names
 
 VOID = {"meta", "br", "img", "input", "hr", "link"}
@@ -357,6 +357,20 @@ def test_one_file_is_enough(tmp_path, path):
 
 
 # ---- the command
+
+
+@pytest.mark.parametrize("name", ["hf", "index", "data", "cache", "tokenizer", "stages"])
+@pytest.mark.parametrize(
+    "file", ["eval.json", "trajectories.jsonl", "trajectories.partial.1.jsonl", "metrics.jsonl"]
+)
+def test_a_folder_with_results_is_read_whatever_it_is_called(name, file, tmp_path):
+    """Such a name is else of weights and records, as of a run's own folders beside its results."""
+    write_lines(tmp_path / "evals" / "vllm" / "metrics.jsonl", [])
+    write_lines(tmp_path / "evals" / name / file, [])
+    write_lines(tmp_path / "evals" / name / name / "passages.jsonl", [])
+    write_lines(tmp_path / "evals" / name / name / "old" / "metrics.jsonl", [])
+    found = load.read_run(tmp_path / "evals", "evals")
+    assert {folder.parts for folder in found.folders} == {(), (name,), ("vllm",)}
 
 
 def test_the_report_is_written_whole_or_not_at_all(write_run, tmp_path):
