@@ -31,7 +31,7 @@ from masksearch_jax.core.corpus_config import CorpusConfig, PplConfig, RampConfi
 from masksearch_jax.core.errors import ConfigError, UserError, check_given
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.retrieval import SearchTool
-from masksearch_jax.core.schema import harmless_keys, key, required, section, share
+from masksearch_jax.core.schema import harmless_keys, key, required, section, seed_key, share
 from masksearch_jax.core.types import SPLITS, STATEMENTS, Passage
 from masksearch_jax.corpus import readers
 from masksearch_jax.corpus.dropped_rows import DroppedRows
@@ -66,7 +66,7 @@ class BuildRampRun:
     folder: str = required("Folder to write.")
     corpus: CorpusConfig = section(CorpusConfig)
     ramp: RampConfig = section(RampConfig)
-    seed: int = key(0, "Of the atlas's wording.")
+    seed: int = seed_key("Of the atlas's wording.")
     clean: CleanConfig = section(CleanConfig)
     work: WorkConfig = section(WorkConfig)
     ppl: PplConfig | None = key(None, "Of the strategy ppl.")

@@ -38,7 +38,15 @@ from masksearch_jax.core.errors import ConfigError, check_given, nearest
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.retrieval import source_of
-from masksearch_jax.core.schema import describe_keys, harmless_keys, key, required, section, share
+from masksearch_jax.core.schema import (
+    describe_keys,
+    harmless_keys,
+    key,
+    required,
+    section,
+    seed_key,
+    share,
+)
 from masksearch_jax.core.search_config import tools_key
 from masksearch_jax.core.types import (
     Demonstration,
@@ -83,7 +91,7 @@ class BuildTrajectoriesRun:
     demonstrations: int = key(
         0, "Kept of each kind (RAMP, questions, statements); 0: all.", least=0
     )
-    seed: int = key(0, "Of the script's choices and of what a student samples.")
+    seed: int = seed_key("Of the script's choices and of what a student samples.")
     teacher: Literal["scripted", "agents", "local"] = key(
         "scripted",
         (

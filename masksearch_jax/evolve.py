@@ -30,7 +30,7 @@ from masksearch_jax.core.files import write_json
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
-from masksearch_jax.core.schema import key, required, section
+from masksearch_jax.core.schema import key, later_seed, required, section, seed_key
 from masksearch_jax.core.search_config import tools_key
 from masksearch_jax.core.types import Demonstration, RampExample
 from masksearch_jax.evals import diversity, iterations, suites
@@ -54,7 +54,7 @@ class EvolveRun:
     """`evolve`: from corpus to N students, each taught by the one before."""
 
     workdir: str = required("Folder of the run: what it writes.", harmless=True)
-    seed: int = key(0, "Of the atlas's wording, of what is kept and of random weights.")
+    seed: int = seed_key("Of the atlas's wording, of what is kept and of random weights.")
     corpus: CorpusConfig = section(CorpusConfig)
     ramp: RampConfig = section(RampConfig)
     search: c.SearchConfig = section(
@@ -224,7 +224,7 @@ def teaching(run: Run, n: int) -> build_trajectories.BuildTrajectoriesRun:
         max_searches=cfg.rollout.max_turns,
         demonstrations=0,
         max_failed=cfg.evolve.max_failed,
-        seed=cfg.seed + n,
+        seed=later_seed(cfg.seed, n),
         teacher="local" if n else cfg.evolve.teacher,
         thoughts=cfg.evolve.thoughts,
         language=cfg.evolve.language,

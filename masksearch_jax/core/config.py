@@ -19,7 +19,7 @@ from masksearch_jax.core.llm_config import EndpointConfig, JudgeConfig
 from masksearch_jax.core.loss_config import LossConfig
 from masksearch_jax.core.reward_config import RewardConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
-from masksearch_jax.core.schema import key, required, section, share
+from masksearch_jax.core.schema import key, required, section, seed_key, share
 from masksearch_jax.core.search_config import SearchConfig, tools_key
 from masksearch_jax.core.watch_config import AlarmsConfig, HeldoutConfig, LogConfig
 
@@ -283,7 +283,7 @@ class SftConfig:
         0.0, "Loss weight of tokens that the agent did not write, such as observations.", least=0
     )
     log_every: int = key(10, "Steps between lines of metrics.", harmless=True, least=1)
-    seed: int = key(0, "Of the order of the data.")
+    seed: int = seed_key("Of the order of the data.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -362,7 +362,7 @@ class DapoConfig(RewardConfig, LossConfig):
     split: Literal["train", "rl"] = key(
         "train", "Of the prompts; rl where ramp.rl_fraction kept some."
     )
-    seed: int = key(0, "Of the order of the prompts.")
+    seed: int = seed_key("Of the order of the prompts.")
     warn_after: int = key(
         5, "Steps in a row without an update before this is said.", harmless=True, least=1
     )
@@ -425,7 +425,7 @@ class ModelRun:
 class TrainRun(ModelRun):
     """What every main that trains is told."""
 
-    seed: int = key(0, "Of random weights and adapters, and of stochastic rounding.")
+    seed: int = seed_key("Of random weights and adapters, and of stochastic rounding.")
     optim: OptimConfig = section(OptimConfig)
     checkpoint: CheckpointConfig = section(CheckpointConfig)
     log: LogConfig = section(LogConfig)

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from masksearch_jax.core.config import ComputeConfig, MeshConfig
-from masksearch_jax.core.schema import key, section, share
+from masksearch_jax.core.schema import key, section, seed_key, share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class RampConfig:
         0.0, "Share of the other articles kept from demonstrations, for DAPO."
     )
     max_examples: int = key(0, "Examples made; 0: all.", least=0)
-    seed: int = key(0, "Of the choice of spans.")
+    seed: int = seed_key("Of the choice of spans.")
     strategy: Literal["random", "weighted", "ppl"] = key(
         "random",
         (

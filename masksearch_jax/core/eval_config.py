@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from masksearch_jax.core.schema import key, share
+from masksearch_jax.core.schema import key, seed_key, share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +48,8 @@ class EvalConfig:
         1.0, "Of evaluation rollouts, in place of rollout.temperature; 0: greedy.", least=0
     )
     bootstrap: int = key(1000, "Resamples of the 95% interval.", least=1)
-    seed: int = key(
-        0, "Of the choice of items and of the resamples; rollout.seed is that of rollouts."
+    seed: int = seed_key(
+        "Of the choice of items and of the resamples; rollout.seed is that of rollouts."
     )
     metrics: tuple[str, ...] = key(
         (),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from masksearch_jax.core.schema import key, share
+from masksearch_jax.core.schema import key, seed_key, share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,4 +129,4 @@ class RolloutConfig:
         ),
         least=0,
     )
-    seed: int = key(0, "Of all that is sampled.")
+    seed: int = seed_key("Of all that is sampled.")

@@ -42,6 +42,7 @@ _USER = re.compile(r"//[^/?#]*@")  # of an address, or of one of several
 # folder, samples of each file, as weights differ everywhere (sampled); of each NAME=PATH of a list,
 # all of PATH, where a NAME alone is no file (named).
 Content = Literal["", "text", "sampled", "named"]
+_SEEDS = 2**32
 REQUIRED = dataclasses.MISSING  # in place of a default: the config file, or a flag, must give it
 
 
@@ -71,6 +72,16 @@ def key(
 def share(default: float, sentence: str, *, harmless: bool = False) -> Any:
     """A field of a section that lies in 0..1."""
     return key(default, sentence, harmless=harmless, least=0, most=1)
+
+
+def seed_key(sentence: str) -> Any:
+    """A field of a section: what random numbers begin with, a uint32 as all generators take it."""
+    return key(0, sentence, least=0, most=_SEEDS - 1)
+
+
+def later_seed(seed: int, more: int) -> int:
+    """The seed so many after another; after the last one comes 0."""
+    return (seed + more) % _SEEDS
 
 
 def required(
@@ -178,7 +189,7 @@ def _check_bounds(name: str, value: Any, said: Mapping[str, Any]) -> None:
     if least is not None and value < least:
         raise ConfigError(f"{name} is {value}; it must be at least {least:g}")
     if most is not None and value > most:
-        raise ConfigError(f"{name} is {value}; it must be at most {most:g}")
+        raise ConfigError(f"{name} is {value}; it must be at most {most:.10g}")
 
 
 def _names(schema: type[Section]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from masksearch_jax.core.schema import key, share
+from masksearch_jax.core.schema import key, seed_key, share
 
 LOGS = ("jsonl", "tensorboard", "wandb")
 
@@ -42,7 +42,7 @@ class HeldoutConfig:
         least=1,
     )
     temperature: float = key(1.0, "Of their rollouts, in place of rollout.temperature.", least=0)
-    seed: int = key(0, "Of the choice of examples.")
+    seed: int = seed_key("Of the choice of examples.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from masksearch_jax.core.corpus_config import PplConfig
 from masksearch_jax.core.curriculum_config import SCHEDULE
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.jsonl import read_jsonl
-from masksearch_jax.core.schema import describe_keys
+from masksearch_jax.core.schema import describe_keys, later_seed
 from masksearch_jax.core.types import SPLITS, QAExample
 from masksearch_jax.core.watch_config import AlarmsConfig
 from masksearch_jax.corpus.passages import read_passages, write_passages
@@ -445,11 +445,11 @@ def with_seed(cfg: QuickstartRun, seed: int) -> QuickstartRun:
     """The config with all that a training draws drawn by another seed; 0 changes nothing."""
 
     def moved(section: Any) -> Any:
-        return dataclasses.replace(section, seed=section.seed + seed)
+        return dataclasses.replace(section, seed=later_seed(section.seed, seed))
 
     names = ("sft", "dapo", "qa_sft", "qa_dapo", "rollout")
     parts = {name: moved(getattr(cfg, name)) for name in names}
-    return dataclasses.replace(cfg, seed=cfg.seed + seed, **parts)
+    return dataclasses.replace(cfg, seed=later_seed(cfg.seed, seed), **parts)
 
 
 def leave_out_gold(data: Path, folder: Path, share: float) -> int:

@@ -17,7 +17,7 @@ from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.eval_config import EvalConfig
 from masksearch_jax.core.llm_config import JudgeConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
-from masksearch_jax.core.schema import key, required, section, share
+from masksearch_jax.core.schema import key, required, section, seed_key, share
 from masksearch_jax.core.search_config import tools_key
 from masksearch_jax.core.watch_config import AlarmsConfig
 from masksearch_jax.ramp.survey import CleanConfig
@@ -28,7 +28,7 @@ class RecipeRun:
     """The keys of a recipe from text to trained models, which quickstart and study share."""
 
     workdir: str = required("Folder of the run: what it writes.", harmless=True)
-    seed: int = key(0, "Of the atlas's wording, of demonstrations and of random weights.")
+    seed: int = seed_key("Of the atlas's wording, of demonstrations and of random weights.")
     init: str = key(
         "",
         (

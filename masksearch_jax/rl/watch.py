@@ -11,6 +11,7 @@ from typing import Any
 from masksearch_jax.core.config import DapoRun, TrainRun
 from masksearch_jax.core.curriculum_config import check_lessons, check_measured
 from masksearch_jax.core.errors import ConfigError, check_given, nearest
+from masksearch_jax.core.schema import later_seed
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.tools import Toolbox
 from masksearch_jax.core.types import JsonObject
@@ -202,5 +203,5 @@ def after_rollbacks(cfg: DapoRun, rollbacks: int) -> DapoRun:
     return dataclasses.replace(
         cfg,
         optim=dataclasses.replace(cfg.optim, learning_rate=rate),
-        rollout=dataclasses.replace(cfg.rollout, seed=cfg.rollout.seed + rollbacks),
+        rollout=dataclasses.replace(cfg.rollout, seed=later_seed(cfg.rollout.seed, rollbacks)),
     )

@@ -445,7 +445,7 @@ def test_every_share_has_bounds_and_every_default_lies_within_its_own():
 
 
 # Whole numbers that may be below 0, or whose least a main checks with its reason.
-SIGNED = {"seed", "step", "data", "fsdp", "tensor", "context", "floor", "ceiling"}
+SIGNED = {"step", "data", "fsdp", "tensor", "context", "floor", "ceiling"}
 
 
 def test_every_count_has_a_least():
@@ -459,6 +459,33 @@ def test_every_count_has_a_least():
         and field.name not in SIGNED
     }
     assert without == set()
+
+
+def test_every_seed_is_one_that_all_generators_take():
+    seeds = {
+        section.__name__: (field.metadata["least"], field.metadata["most"])
+        for section in sections()
+        for field in dataclasses.fields(section)
+        if field.name == "seed"
+    }
+    assert {"DapoRun", "DapoConfig", "RolloutConfig", "EvalConfig", "RampConfig"} <= set(seeds)
+    assert seeds == dict.fromkeys(seeds, (0, 2**32 - 1))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("rollout.seed", -1, "at least 0"),
+        ("dapo.seed", -1, "at least 0"),
+        ("seed", 2**33, "at most 4294967295"),
+    ],
+)
+def test_a_seed_that_no_generator_takes_is_refused(capsys, key, value, rule):
+    argv = ["x", f"--config={CONFIGS / 'ramp_dapo'}.py:tiny", f"--config.{key}={value}", "--check"]
+    with pytest.raises(SystemExit) as end:
+        cli.run(print, config.DapoRun, argv)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"error: config.{key} is {value}; it must be {rule}\n"
 
 
 PORTS = [name for name in SCHEMAS if "port" in flat_keys(schema_of(name))]

@@ -145,6 +145,8 @@ def test_a_seed_moves_all_that_a_training_draws_and_no_text(parse, tmp_path):
     assert made.with_seed(cfg, 0) == cfg
     seeds = [moved.seed, moved.sft.seed, moved.qa_sft.seed, moved.dapo.seed, moved.rollout.seed]
     assert seeds == [2] * 5
+    last = dataclasses.replace(cfg, seed=2**32 - 1)
+    assert made.with_seed(last, 2).seed == 1
     assert moved.ramp.seed == cfg.ramp.seed
     assert moved.eval.seed == cfg.eval.seed
 

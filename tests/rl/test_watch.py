@@ -99,3 +99,5 @@ def test_after_rollbacks_the_rate_is_lower_and_the_seed_another(repository):
     assert found.optim.learning_rate == cfg.optim.learning_rate / 4
     assert found.rollout.seed == cfg.rollout.seed + 2
     assert found.dapo == cfg.dapo
+    last = dataclasses.replace(cfg, rollout=dataclasses.replace(cfg.rollout, seed=2**32 - 1))
+    assert after_rollbacks(last, 2).rollout.seed == 1
