@@ -39,7 +39,8 @@ def _final(rejected: Mapping[str, int]) -> int:
 def check_rejected(parts: Path, tried: int, rejected: Mapping[str, int], allowed: float) -> None:
     """Raises RejectedError where more than the share `allowed` of the attempts gave nothing."""
     if _final(rejected) > allowed * tried:
-        raise RejectedError(_too_many_rejected(parts, tried))
+        said = named(r for r in rejected_in(parts) if r.is_final)
+        raise RejectedError(_too_many_rejected(parts, tried, *said))
 
 
 def check_failures(parts: Path, counts: list[dict[str, Any]], allowed: float) -> None:
@@ -47,7 +48,8 @@ def check_failures(parts: Path, counts: list[dict[str, Any]], allowed: float) ->
     tried = sum(c["tried"] for c in counts)
     failed = sum(sum(failures(c["rejected"]).values()) for c in counts)
     if failed and (failed == tried or failed > allowed * tried):
-        raise FailedError(_too_many_failed(parts, tried))
+        said = named(r for r in rejected_in(parts) if not r.is_final)
+        raise FailedError(_too_many_failed(tried, *said))
 
 
 def check_some(parts: Path, counts: list[dict[str, Any]], output: Path) -> None:
@@ -74,12 +76,14 @@ class Part:
         before: Mapping[str, int],
         progress: Progress,
     ):
-        self._path, self._progress = counts_path, progress
+        self._path, self._progress, self._before = counts_path, progress, before
         self._allowed = max_rejected * progress.total - _final(before)
         self._failures_allowed = max_failed * progress.total
         self._refused = 0  # attempts that are final and gave nothing
         self._failed, self._in_a_row = sum(failures(before).values()), 0
-        self._rejected: list[Rejection] = []
+        self._earlier: dict[str, list[teachers.Outcome]] = {}  # by example, of earlier sessions
+        self._done: set[str] = set()  # of these examples, those without an attempt to repeat
+        self._heard: dict[str, list[teachers.Outcome]] = {}  # of this session
 
     def solve(self, chunk: Sequence[Example], teacher: teachers.Teacher) -> dict[str, Any]:
         """Its counts, after the attempts that it lacks.
@@ -90,40 +94,50 @@ class Part:
         counts = stamp.read(self._path)
         if counts and not failures(counts["rejected"]):
             return counts
-        known = self._known() if counts else {}
-        known |= {e.id: unanswerable(e, teacher.attempts) for e in chunk if not has_answer(e)}
-        self._rejected = [o for os in known.values() for o in os if isinstance(o, Rejection)]
-        self._refused = len(self._rejected)
-        self._progress.update(self._progress.done + sum(map(len, known.values())))
+        self._earlier = self._read() if counts else {}
+        self._earlier |= {
+            e.id: unanswerable(e, teacher.attempts) for e in chunk if not has_answer(e)
+        }
+        self._done = {
+            name for name, found in self._earlier.items() if _is_done(found, teacher.attempts)
+        }
+        done = [o for name in self._done for o in self._earlier[name]]
+        self._refused = sum(isinstance(o, Rejection) for o in done)
+        self._progress.update(self._progress.done + len(done))
         try:
-            left = [e for e in chunk if e.id not in known]
+            left = [e for e in chunk if e.id not in self._done]
             # Those heard of came as they ended; the file is the same for the same outcomes.
-            by_example = known | grouped(teacher.solve(left, self._hear) if left else ())
-            outcomes = [o for i in dict.fromkeys(e.id for e in chunk) for o in by_example[i]]
-            self._rejected = [o for o in outcomes if isinstance(o, Rejection)]
+            self._heard = grouped(teacher.solve(left, self._hear) if left else ())
         finally:
-            self._write_rejected()
-        kept = [o for o in outcomes if isinstance(o, Demonstration)]
-        write_jsonl(self._path.with_suffix(".jsonl"), kept)
-        rejected = Counter(r.reason for r in self._rejected)
-        counts = {"kept": len(kept), "rejected": dict(rejected)}
+            kept, rejected = self._write(chunk)
+        counts = {"kept": kept, "rejected": dict(rejected)}
         stamp.write(self._path, counts)
         return counts
 
-    def _known(self) -> dict[str, list[teachers.Outcome]]:
-        """Outcomes of an earlier session of the examples of which no attempt failed."""
-        found = [
-            *read_jsonl(self._path.with_suffix(".jsonl"), Demonstration),
-            *read_jsonl(self._path.with_suffix(".rejected.jsonl"), Rejection),
-        ]
-        return {
-            example_id: outcomes
-            for example_id, outcomes in grouped(found).items()
-            if all(isinstance(o, Demonstration) or o.is_final for o in outcomes)
-        }
+    def _read(self) -> dict[str, list[teachers.Outcome]]:
+        """What an earlier session wrote, by example."""
+        return grouped(
+            [
+                *read_jsonl(self._path.with_suffix(".jsonl"), Demonstration),
+                *read_jsonl(self._path.with_suffix(".rejected.jsonl"), Rejection),
+            ]
+        )
 
-    def _write_rejected(self) -> None:
-        write_jsonl(self._path.with_suffix(".rejected.jsonl"), self._rejected)
+    def _write(self, chunk: Sequence[Example]) -> tuple[int, Counter[str]]:
+        """Writes what there is of each example, all of this session or all of an earlier one.
+
+        The demonstrations it has written, and its rejections by reason. An example that this
+        session was stopped in lacks attempts, and one that it did not come to has those that had
+        failed: both are attempted again.
+        """
+        found = self._earlier | self._heard
+        outcomes = [o for i in dict.fromkeys(e.id for e in chunk) for o in found.get(i, ())]
+        kept = [o for o in outcomes if isinstance(o, Demonstration)]
+        rejected = [o for o in outcomes if isinstance(o, Rejection)]
+        # The failures that are repeated go last: until then their examples are not done.
+        write_jsonl(self._path.with_suffix(".jsonl"), kept)
+        write_jsonl(self._path.with_suffix(".rejected.jsonl"), rejected)
+        return len(kept), Counter(r.reason for r in rejected)
 
     def _hear(self, outcome: teachers.Outcome) -> None:
         self._progress.update(self._progress.done + 1)
@@ -132,20 +146,32 @@ class Part:
         self._in_a_row = self._in_a_row + 1 if failed else 0
         self._failed += failed
         self._refused += rejected and not failed
+        self._heard.setdefault(outcome.example_id, []).append(outcome)
         if not rejected:
             return
-        self._rejected.append(outcome)
         done, parts = self._progress.done, self._path.parent
         if self._refused > self._allowed:
-            self._write_rejected()
-            raise RejectedError(_too_many_rejected(parts, done))
+            raise RejectedError(_too_many_rejected(parts, done, *self._named(final=True)))
         if self._in_a_row >= OUTAGE and self._failed > self._failures_allowed:
-            self._write_rejected()
-            raise FailedError(_too_many_failed(parts, done))
+            raise FailedError(_too_many_failed(done, *self._named(final=False)))
+
+    def _named(self, *, final: bool) -> tuple[Counter[str], str]:
+        """`named` of what was rejected, for good or not; without what is yet to be repeated."""
+        known = [o for name in self._done for o in self._earlier[name]]
+        heard = [o for found in self._heard.values() for o in found]
+        own = (o for o in known + heard if isinstance(o, Rejection) and o.is_final == final)
+        counted, first = named(own)
+        counted.update({r: n for r, n in self._before.items() if (r not in NOT_FINAL) == final})
+        return counted, first
 
 
-def _too_many_rejected(parts: Path, tried: int) -> str:
-    counted, first = named(r for r in rejected_in(parts) if r.is_final)
+def _is_done(outcomes: Sequence[teachers.Outcome], attempts: int) -> bool:
+    """Whether an example has had all its attempts, and none of them failed."""
+    failed = [o for o in outcomes if isinstance(o, Rejection) and not o.is_final]
+    return len(outcomes) == attempts and not failed
+
+
+def _too_many_rejected(parts: Path, tried: int, counted: Counter[str], first: str) -> str:
     return (
         f"{counted.total()} of {tried} attempts gave no demonstration ({listed(counted)}), more "
         f"than config.max_rejected allows; the first: {first}; all are named in "
@@ -153,8 +179,7 @@ def _too_many_rejected(parts: Path, tried: int) -> str:
     )
 
 
-def _too_many_failed(parts: Path, tried: int) -> str:
-    counted, first = named(r for r in rejected_in(parts) if not r.is_final)
+def _too_many_failed(tried: int, counted: Counter[str], first: str) -> str:
     return (
         f"{counted.total()} of {tried} attempts failed ({listed(counted)}), more than "
         f"config.max_failed allows; the first: {first}; once this is mended, the same command "
