@@ -42,6 +42,12 @@ def peers(mesh: Mesh) -> list[int]:
     return [process for process, shards in held.items() if shards == held[jax.process_index()]]
 
 
+def before(mesh: Mesh) -> list[int]:
+    """The processes, ascending, whose shares come before this one's."""
+    held = _held(mesh)
+    return [process for process, shards in held.items() if shards < held[jax.process_index()]]
+
+
 def _held(mesh: Mesh) -> dict[int, tuple[int, ...]]:
     """The shards of a batch that each process's devices hold, ascending."""
     found: dict[int, set[int]] = {}

@@ -7,6 +7,7 @@ micro-batches of rows as hold anything.
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -76,9 +77,9 @@ class Trained(NamedTuple):
 class Update:
     """`update(state, kept) -> state, metrics`, with the step's `state` donated.
 
-    kept: this process's groups. All processes must call it. Samples are spread over the
-    minibatches in their order; each minibatch that holds any, on any process, is one
-    `train_step(state, micro_batches, used)`. With `dapo.minibatches` above 1,
+    kept: this process's groups. All processes must call it. Sample i of all, those of a process
+    after each other, is in minibatch i modulo their number, on any mesh; each minibatch that holds
+    any is one `train_step(state, micro_batches, used)`. With `dapo.minibatches` above 1,
     `logprobs(model, batch)` gives the log-probabilities under the policy that the step began with.
     metrics: what `train_step` reports, `combined`; `row_fill`, the mean over the updates; the
     number of those that the guard did not leave out, `updates`. Without an update, `row_fill` 0 and
@@ -171,9 +172,17 @@ class Update:
         size = self._accumulate * self._rows_per_shard  # rows of a shard of a minibatch
         least = hosts.most([-(-len(samples) // (size * self._shards))])[0]
         count = min(self._dapo.minibatches, max(sum(groups), least))
-        cut = self._shards, count, size, self._rows_per_shard
-        fields = batch_fields(self._dapo)
-        minibatches = cut_minibatches(samples, *cut, self._rollout.max_len, fields)
+        first = sum(groups[process] for process in hosts.before(self._mesh))
+        minibatches = cut_minibatches(
+            samples,
+            self._shards,
+            count,
+            size,
+            self._rows_per_shard,
+            self._rollout.max_len,
+            batch_fields(self._dapo),
+            first * self._dapo.group_size,
+        )
         used = hosts.most([minibatch.used for minibatch in minibatches])
         tokens = hosts.most([minibatch.tokens for minibatch in minibatches])
         return [
@@ -263,27 +272,28 @@ def cut_minibatches(
     rows_per_shard: int,
     seq_len: int,
     fields: rows.Fields = DAPO_FIELDS,
+    first: int = 0,
 ) -> list[Minibatch]:
-    """Samples, in order, as `shards` runs of `count` minibatches: as many of each run in each.
+    """Sample i of a step as one of minibatch i % count, on any mesh; `first`: i of the first one.
 
-    Numbers of samples differ by one at most, none is above `size`, the rows that a run of a
+    The samples, in order, are `shards` runs of equal length. Numbers of samples of a run in the
+    minibatches, and of runs, differ by one at most; none is above `size`, the rows that a run of a
     minibatch has. A micro-batch has `rows_per_shard` rows of each run. Each run of a minibatch is
     packed by itself into its first rows: what a device gets does not depend on how many others its
     process has. Samples without tokens are left out.
     """
     by_run = np.arange(shards * size).reshape(shards, -1, rows_per_shard).swapaxes(0, 1)
     micro_rows = [*by_run.reshape(-1, shards * rows_per_shard)]
-    ends = len(samples) * np.arange(shards * count + 1) // (shards * count)
+    ends = len(samples) * np.arange(shards + 1) // shards
     found = []
     for minibatch in range(count):
         laid: list[list[int]] = []
         most = 1
-        for shard in range(shards):
-            cell = shard * count + minibatch
-            run = samples[ends[cell] : ends[cell + 1]]
-            shared = rows.fewest_rows([len(tokens["ids"]) for tokens in run], seq_len)
+        for start, end in itertools.pairwise(ends.tolist()):
+            run = range(start + (minibatch - first - start) % count, end, count)
+            shared = rows.fewest_rows([len(samples[i]["ids"]) for i in run], seq_len)
             most = max(most, len(shared))
-            laid += [[int(ends[cell]) + i for i in members] for members in shared]
+            laid += [[run[i] for i in members] for members in shared]
             laid += [[]] * (size - len(shared))
         batch = rows.lay([[samples[i] for i in row] for row in laid], seq_len, fields)
         found.append(Minibatch(batch, -(-most // rows_per_shard), micro_rows, laid))

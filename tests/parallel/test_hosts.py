@@ -48,6 +48,7 @@ def test_processes_with_the_same_parts_share_their_rows(
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         assert hosts.peers(mesh) == among
         assert hosts.share(mesh) == (share, len(set(shares)))
+        assert hosts.before(mesh) == [other for other, its in enumerate(shares) if its < share]
     assert hosts.shards(mesh) == shards
 
 

@@ -17,6 +17,7 @@ from masksearch_jax.core import rows
 from masksearch_jax.core.config import DapoConfig, MeshConfig, OptimConfig, SurvivalConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.types import QAExample, Trajectory
+from masksearch_jax.models.load import initial
 from masksearch_jax.parallel.hosts import split_micro
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rl.groups import DAPO_FIELDS, Group
@@ -99,14 +100,14 @@ def test_every_trajectory_is_there_once_and_as_it_was(lengths, parts, count):
     for number, minibatch in enumerate(minibatches):
         used = np.concatenate(minibatch.micro_batches[: minibatch.used])
         assert not np.delete(minibatch.batch["segment_ids"], used, axis=0).any()
-        own = np.reshape(lengths, (parts, count, size))[:, number]
+        own = np.reshape(lengths, (parts, size, count))[..., number]
         assert minibatch.row_fill == pytest.approx(own.sum() / (len(used) * ROOM))
 
 
 def test_an_update_takes_as_many_samples_of_every_part():
     given = samples([ROOM] * 8)
     first, second = cut_minibatches(given, 2, 2, 2, 1, ROOM)
-    for minibatch, taken in ((first, [0, 1, 4, 5]), (second, [2, 3, 6, 7])):
+    for minibatch, taken in ((first, [0, 2, 4, 6]), (second, [1, 3, 5, 7])):
         expected = [given[i]["ids"].tolist() for i in taken]
         assert minibatch.batch["ids"].tolist() == expected
     (whole,) = cut_minibatches(given, 2, 1, 4, 2, ROOM)
@@ -125,6 +126,24 @@ def test_samples_are_spread_over_parts_and_minibatches(number, parts, count):
     ]
     assert sum(counts) == number
     assert max(counts) - min(counts) <= 1
+
+
+@hypothesis.given(st.integers(0, 24), st.sampled_from([1, 2, 3, 4]), st.integers(0, 24))
+@hypothesis.settings(deadline=None)
+def test_no_mesh_and_no_number_of_processes_moves_a_sample_to_another_minibatch(number, count, cut):
+    """Sample i of a step is in minibatch i % count; the second process begins at sample `cut`."""
+    given = samples([1 + i % ROOM for i in range(number)])
+    expected = [{*range(minibatch, number, count)} for minibatch in range(count)]
+    for parts in (1, 2, 4):
+        size = -(-24 // (parts * count))
+        found: list[list[int]] = [[] for _ in range(count)]
+        for own, first in ((given[:cut], 0), (given[cut:], min(cut, number))):
+            made = cut_minibatches(own, parts, count, size, 1, ROOM, first=first)
+            for minibatch, into in zip(made, found, strict=True):
+                assert len(minibatch.members) == parts * size
+                into += [first + i for row in minibatch.members for i in row]
+        assert [{*each} for each in found] == expected
+        assert sum(map(len, found)) == number
 
 
 def test_figures_of_a_step_are_means_over_tokens_but_for_what_adds_up_and_maxima():
@@ -195,6 +214,32 @@ def test_groups_that_there_are_are_spread_and_no_minibatch_is_empty(update_step,
     assert metrics["ratio"] > 0.9  # of empty minibatches it would be 0
 
 
+@pytest.mark.parametrize("kept", [2, 4])
+def test_the_mesh_changes_no_update(kept):
+    """Of two to a step: the second is of the weights that the first has made."""
+
+    def after(shards: int) -> tuple[list[np.ndarray], dict[str, float]]:
+        mesh = make_mesh(MeshConfig(1, shards, 1), jax.devices()[:shards])
+        dapo = train_dapo.on_mesh(dataclasses.replace(DAPO, minibatches=2, micro_batch=0), mesh)
+        tx = make_optimizer(ADAM, total_steps=36)
+        with jax.set_mesh(mesh):
+            state = init_state(initial("", MODEL, COMPUTE, mesh, seed=1), tx)
+            step = make_train_step(losses()["dapo"], tx, micro_batches(dapo), like=state)
+            logprobs = train_dapo.make_logprob_fn(COMPUTE, 1.0)
+            update = Update(mesh, dapo, RolloutConfig(max_len=ROOM), step, logprobs)
+            state, metrics = update(state, [group(i) for i in range(kept)])
+        return [np.asarray(x) for x in jax.tree.leaves(state.params)], metrics
+
+    expected, figures = after(1)
+    assert figures["updates"] == 2
+    for shards in (2, 4):
+        found, metrics = after(shards)
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)
+        for name in ("loss", "loss_weight", "ratio", "grad_norm", "lr"):
+            assert metrics[name] == pytest.approx(figures[name], rel=1e-4, abs=1e-5), name
+
+
 @pytest.mark.parametrize(("bad", "applied"), [((), 4), ((1,), 3), ((0, 3), 2), ((0, 1, 2, 3), 0)])
 def test_an_update_that_the_guard_leaves_out_is_not_counted(update_step, bad, applied):
     """Its advantages are not finite; the others of the step, before or after, are counted."""
@@ -221,7 +266,7 @@ def test_a_minibatch_of_samples_that_do_not_count_changes_nothing(update_step):
     """Tool failures beside two groups that train: as if these were alone."""
     update, fresh = update_step
     failed = [group(i, "tool_failure") for i in (0, 3)]
-    state, metrics = update(fresh(), [failed[0], group(1), group(2), failed[1]])
+    state, metrics = update(fresh(), [group(1), failed[0], group(2), failed[1]])
     alone, expected = update(fresh(), [group(1), group(2)])
     assert metrics == expected
     assert metrics["updates"] == 2
