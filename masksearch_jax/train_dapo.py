@@ -430,7 +430,8 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                     sampler.expired,
                     engine.stats.since(before),
                     step,
-                    dapo.accuracy_threshold,
+                    dapo,
+                    rollout,
                     tools.names,
                 )
                 metrics |= pool.timing() | update.timing()

@@ -383,15 +383,16 @@ def figures(
     expired: int,
     stats: EngineStats,
     version: int,
-    threshold: float,
+    dapo: DapoConfig,
+    rollout: RolloutConfig,
     tools: tuple[str, ...] = SEARCH_ALONE,
 ) -> dict[str, float]:
     """What a step's groups looked like and what sampling them took; all processes must call it.
 
     Means are over all that ended by the policy's doing, on all processes; those of failures are
-    over all that ended. Without any there is none. threshold: of a sample that is right. Staleness
-    is in versions, of the tokens of `kept`. tools: of the run; where there are others than search,
-    `calls_NAME`, `failures_NAME` and `unreadable_NAME` of each too.
+    over all that ended. Without any there is none. Staleness is in versions, of the tokens of
+    `kept`. tools: of the run; where there are others than search, `calls_NAME`, `failures_NAME` and
+    `unreadable_NAME` of each too.
     """
     counted = [t for g in seen for t in g.counted]
     ended = [t for g in seen for t in g.trajectories]
@@ -419,7 +420,7 @@ def figures(
         "staleness": float(tokens.sum()),
         "tokens": float(len(tokens)),
     }
-    found = reward_figures.figures(seen, threshold) | hosts.means(values)
+    found = reward_figures.figures(seen, dapo, rollout) | hosts.means(values)
     found |= hosts.mean_over_processes(own)
     found["staleness"] /= max(found.pop("tokens"), 1e-9)
     found["staleness_max"] = float(hosts.most([int(tokens.max(initial=0))])[0])

@@ -75,6 +75,14 @@ def unpack(text: str) -> Group:
     return Group(parse_example(found["example"]), trajectories, rewards, found["stream"])
 
 
+def overlong(group: Group, cfg: DapoConfig, rollout: RolloutConfig) -> np.ndarray:
+    """float32[n]: what is added to the reward of each sample for its length, 0 or less."""
+    lengths = np.asarray([int(t.sampled.sum()) for t in group.trajectories], np.int64)
+    return advantages.overlong_penalty(
+        lengths, rollout.max_new_tokens, cfg.overlong_buffer, cfg.overlong_penalty
+    )
+
+
 def score_groups(
     groups: Sequence[Group], cfg: DapoConfig, rollout: RolloutConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -82,20 +90,19 @@ def score_groups(
 
     Those that ended for no fault of the policy, and those without a finite reward, never count;
     with `overlong_filter`, nor do truncated samples: m = 0 on all their tokens, and they are in no
-    mean of their group (overlong filtering of DAPO, arXiv 2503.14476, section 3.4).
+    mean of their group (overlong filtering of DAPO, arXiv 2503.14476, section 3.4). All groups
+    have as many samples.
     """
-    shape = (len(groups), cfg.group_size)  # no group is a batch too, of a process that has none
+    # No group is a batch too, of a process that has none.
+    shape = (len(groups), -1 if groups else cfg.group_size)
 
-    def table(rows: list[list], dtype: type) -> np.ndarray:
+    def table(rows: Sequence[Sequence | np.ndarray], dtype: type) -> np.ndarray:
         return np.asarray(rows, dtype).reshape(shape)
 
     total = table([[r.total for r in g.rewards] for g in groups], np.float32)
     accuracy = table([[r.accuracy for r in g.rewards] for g in groups], np.float32)
-    lengths = table([[int(t.sampled.sum()) for t in g.trajectories] for g in groups], np.int64)
     status = table([[t.status for t in g.trajectories] for g in groups], np.str_)
-    total = total + advantages.overlong_penalty(
-        lengths, rollout.max_new_tokens, cfg.overlong_buffer, cfg.overlong_penalty
-    )
+    total = total + table([overlong(g, cfg, rollout) for g in groups], np.float32)
     known = table([[r.is_known for r in g.rewards] for g in groups], np.bool_)
     valid = ~np.isin(status, NOT_ITS_DOING) & known & np.isfinite(total)
     if cfg.overlong_filter:

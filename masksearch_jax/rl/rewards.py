@@ -53,7 +53,7 @@ JUDGE_UNREADABLE = "judge_unreadable"
 
 @dataclasses.dataclass(frozen=True)
 class RewardTerms:
-    """`total` is what the policy is trained on; the terms of our kinds lie in 0..1.
+    """`total` trains, less the overlong penalty; the terms of our kinds lie in 0..1.
 
     `answer`: score of the answer by the configured kind. `format`: 1 when well-formed. `accuracy`:
     what decides whether a sample counts as right. `turns`: what each policy turn adds to the

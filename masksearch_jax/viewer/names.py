@@ -16,6 +16,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "coverage": ("Coverage", "share of what the answer needs that search has shown"),
         "gold_hit": ("Gold passages found", "share of the known passages"),
         "reward_spread": ("Spread of rewards", "mean deviation within a group"),
+        "overlong": ("Taken off for length", "mean per trajectory"),
         "judge_agreement": ("Judge agrees with exact match", "share of verdicts"),
         "judge_unreadable": ("Judge unreadable", "share of replies"),
         "ramp_reward": ("Reward of RAMP", "mean per trajectory"),

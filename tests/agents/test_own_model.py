@@ -109,7 +109,7 @@ def step(said: str, verdict: str, rollout=ROLLOUT, cfg=JUDGE):
 def test_the_engine_decodes_the_verdicts(said, verdict, right, agrees, unreadable):
     group, stats = step(said, verdict)
     assert [parts.answer for parts in group.rewards] == [right] * 4
-    found = figures([group], 0.9)
+    found = figures([group], DAPO, ROLLOUT)
     assert found["judge_unreadable"] == unreadable
     expected = {} if unreadable else {"accuracy": right, "judge_agreement": agrees}
     assert {n: found[n] for n in ("accuracy", "judge_agreement") if n in found} == expected

@@ -411,17 +411,19 @@ def test_an_outage_is_of_one_tool_however_well_the_others_answer(pool):
         step(lambda sample: True)
     assert caught.value.tool == "add tool"
     _, seen = step(lambda sample: False)
-    found = figures(seen, [], 0, EngineStats(), 0, 0.9, ("search", "add"))
+    found = figures(seen, [], 0, EngineStats(), 0, DAPO, ROLLOUT, ("search", "add"))
     assert (found["searches"], found["calls_search"], found["calls_add"]) == (2.0, 2.0, 1.0)
     assert (found["failures_add"], found["unreadable_add"]) == (0.0, 0.0)
-    assert not [name for name in figures(seen, [], 0, EngineStats(), 0, 0.9) if "_add" in name]
+    assert not [
+        name for name in figures(seen, [], 0, EngineStats(), 0, DAPO, ROLLOUT) if "_add" in name
+    ]
 
 
 def test_figures_of_a_step():
     made = [trajectory("e", i, version) for i, version in enumerate((2, 4))]
     group = groups_lib.Group(EXAMPLE, made, [RewardTerms(x, x, 1.0, x) for x in (0.5, 1.0)], 3)
     carried = group._replace(stream=1, trajectories=[trajectory("e", i, 1) for i in range(2)])
-    found = figures([group], [carried, group], 2, EngineStats(), 4, 0.9)
+    found = figures([group], [carried, group], 2, EngineStats(), 4, DAPO, ROLLOUT)
     expected = {
         "accuracy": 0.5,
         "reward": 0.75,
@@ -434,7 +436,7 @@ def test_figures_of_a_step():
         "staleness_max": 3.0,
     }
     assert {name: found[name] for name in expected} == expected
-    none = figures([], [], 0, EngineStats(), 4, 0.9)
+    none = figures([], [], 0, EngineStats(), 4, DAPO, ROLLOUT)
     assert set(none.values()) == {0.0}
     scores = {"reward", "answer", "format", "accuracy", "reward_spread", "reward_failures"}
     ended = {"searches", "sampled_tokens", "truncated", "tool_failures"}
@@ -458,7 +460,7 @@ def test_what_is_not_the_policys_doing_is_in_no_figure_of_what_it_does(status):
         groups_lib.Group(QUESTION, [cut, plain], terms[:2]),
         groups_lib.Group(QUESTION, [cut], terms[:1]),  # none of its samples says anything
     ]
-    found = figures(groups, groups, 0, EngineStats(), 0, 0.9, ("search", "add"))
+    found = figures(groups, groups, 0, EngineStats(), 0, DAPO, ROLLOUT, ("search", "add"))
     expected = {
         "searches": 1.0,
         "ramp_searches": 1.0,

@@ -150,7 +150,7 @@ def test_a_sample_that_the_judge_gives_no_verdict_on_is_left_out_and_counted(tmp
         ([group], _) = sampler_of(pool, cfg).step(None, 0)
     assert [parts.answer for parts in group.rewards[:3]] == [1.0, 0.0, 0.0]
     assert group.rewards[3].failure == "LLMError: HTTP 500: scripted 500 after 1 attempt(s)"
-    found = figures([group], 0.9)
+    found = figures([group], DAPO, RolloutConfig())
     assert found["reward_failures"] == 0.25
     assert found["answer"] == pytest.approx(1 / 3)  # of three, not of four with a 0
     assert found["judge_agreement"] == 1.0
@@ -285,7 +285,7 @@ def test_samples_of_which_a_few_verdicts_cannot_be_read_train_nobody_and_are_cou
         kept, [group, *_] = sampler_of(pool).step(None, 0)
     assert kept == []
     assert [parts.is_known for parts in group.rewards] == [True, True, False, False]
-    told = figures([group], 0.9)
+    told = figures([group], DAPO, RolloutConfig())
     assert told["judge_unreadable"] == 0.5
     assert (told["answer"], told["accuracy"], told["reward_spread"]) == (1.0, 1.0, 0.0)
     _, valid, keep = score_groups([group], DAPO, RolloutConfig())

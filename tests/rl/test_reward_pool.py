@@ -124,7 +124,7 @@ def test_what_is_not_the_policys_doing_is_not_scored(status):
         _, (group, *_) = GroupSampler(engine, Prompts(), cfg, ROLLOUT, pool).step(None, 0)
     assert [r.failure for r in group.rewards] == ["", "", status]
     assert len(own_rewards.asked) == 6 * 2
-    found = reward_figures([group], 0.9)
+    found = reward_figures([group], DAPO, ROLLOUT)
     assert (found["reward"], found["reward_failures"]) == (0.5, 0.0)
 
 
@@ -254,7 +254,7 @@ def test_samples_without_a_reward_are_left_out_and_counted(caplog):
     assert valid.tolist() == [[False, True, True, True]] * 6
     assert keep.all()
     assert len(kept) == 6
-    found = figures(seen, kept, 0, EngineStats(), 0, 0.9)
+    found = figures(seen, kept, 0, EngineStats(), 0, cfg, ROLLOUT)
     assert found["reward_failures"] == 0.25
     assert found["reward"] == pytest.approx(1 / 3)
     said = "a sample without a reward: example e7: ValueError: nan, which is not finite"
@@ -302,6 +302,51 @@ def test_a_reward_is_tried_on_the_right_answer():
 
 # ---- figures
 
+LENIENT = dataclasses.replace(DAPO, accuracy_threshold=0.9)
+
+
+def sampled(tokens: int, sample: int, status: str = "answered") -> Trajectory:
+    """A prompt token and so many sampled ones."""
+    is_sampled = np.r_[False, np.ones(tokens, bool)]
+    versions = np.where(is_sampled, 0, -1).astype(np.int32)
+    ids, logprobs = np.ones(tokens + 1, np.int32), np.zeros(tokens + 1, np.float32)
+    return Trajectory("e", sample, ids, logprobs, is_sampled, versions, 1, (), (), status)
+
+
+@pytest.mark.parametrize(("example", "kind"), [(EXAMPLE, "ramp"), (QA, "qa")])
+def test_the_reward_that_is_told_is_the_one_that_trains(example, kind):
+    """The third is as long as can be, the fourth is 220 tokens into a buffer of 256."""
+    cfg = DapoConfig(steps=1, curriculum="", group_size=4)
+    made = [sampled(n, i) for i, n in enumerate((100, 100, 1536, 1500))]
+    terms = [rewards.RewardTerms(x, x, 1.0, x) for x in (1.0, 0.0, 1.0, 1.0)]
+    group = Group(example, made, terms)
+    trained = score_groups([group], cfg, ROLLOUT)[0][0]
+    assert trained.tolist() == [1.0, 0.0, 0.0, 0.140625]
+    other = Group(QA if kind == "ramp" else EXAMPLE, [sampled(1, 0)], [rewards.no_reward("no")])
+    found = reward_figures([group, other], cfg, ROLLOUT)
+    assert found["reward"] == found[f"{kind}_reward"] == 0.28515625
+    assert found["reward_spread"] == pytest.approx(np.std(trained), rel=1e-6)
+    assert found["overlong"] == (1.0 + 0.859375) / 4
+    assert found["answer"] == 0.75
+
+
+def test_without_a_penalty_of_length_there_is_no_figure_of_one():
+    group = Group(EXAMPLE, [sampled(1536, 0)], [rewards.RewardTerms(1.0, 1.0, 1.0, 1.0)])
+    for off in ({"overlong_buffer": 0}, {"overlong_penalty": 0.0}):
+        cfg = DapoConfig(steps=1, curriculum="", **off)
+        found = reward_figures([group], cfg, ROLLOUT)
+        assert (found["reward"], "overlong" in found) == (1.0, False)
+
+
+def test_the_spread_is_that_of_the_samples_that_train():
+    made = [sampled(8, i, "out_of_tokens" if i == 2 else "answered") for i in range(3)]
+    terms = [rewards.RewardTerms(x, x, 1.0, x) for x in (1.0, 1.0, 0.0)]
+    for is_filtered, spread in ((False, np.std([1, 1, 0])), (True, 0.0)):
+        cfg = dataclasses.replace(DAPO, group_size=3, overlong_filter=is_filtered)
+        found = reward_figures([Group(EXAMPLE, made, terms)], cfg, ROLLOUT)
+        assert found["reward_spread"] == pytest.approx(spread)
+        assert found["reward"] == pytest.approx(2 / 3)
+
 
 def test_each_part_is_logged_apart_over_the_samples_that_have_it():
     made = [trajectory("e", i, "x") for i in range(3)]
@@ -310,7 +355,7 @@ def test_each_part_is_logged_apart_over_the_samples_that_have_it():
         rewards.RewardTerms(0.0, 0.5, 0.0, 0.0, logged={"coverage": 1.0, "gold_hit": 1.0}),
         rewards.no_reward("nan"),
     ]
-    assert reward_figures([Group(EXAMPLE, made, terms)], 0.9) == {
+    assert reward_figures([Group(EXAMPLE, made, terms)], LENIENT, ROLLOUT) == {
         "reward_failures": pytest.approx(1 / 3),
         "reward": 0.5,
         "answer": 0.75,
@@ -320,7 +365,7 @@ def test_each_part_is_logged_apart_over_the_samples_that_have_it():
         "gold_hit": 1.0,
         "reward_spread": 0.5,
     }
-    assert not math.isnan(sum(reward_figures([], 0.9).values()))
+    assert not math.isnan(sum(reward_figures([], LENIENT, ROLLOUT).values()))
 
 
 def test_figures_are_told_by_kind_of_example_where_a_step_has_both():
@@ -330,7 +375,7 @@ def test_figures_are_told_by_kind_of_example_where_a_step_has_both():
     masked = Group(EXAMPLE, searched, terms)
     plain = [trajectory("q3", i, "x") for i in range(2)]
     question = Group(QA, plain, [rewards.RewardTerms(0.25, 0.2, 0.0, 0.2), rewards.no_reward("no")])
-    both, alone = reward_figures([masked, question], 0.9), reward_figures([masked], 0.9)
+    both, alone = (reward_figures(g, LENIENT, ROLLOUT) for g in ([masked, question], [masked]))
     assert {name: value for name, value in both.items() if name.startswith(("ramp_", "qa_"))} == {
         "ramp_reward": 0.75,
         "ramp_accuracy": 0.5,
