@@ -395,8 +395,12 @@ def run(cfg: EvolveRun) -> None:
                 steps.log(f"{name}: left out, diversity has collapsed")
                 continue
             before = this.is_done(name)
+            if not before:
+                this.withdraw(["report"])  # of a run that had ended
+            if not before and name == "report":  # which shows what summary.json says
+                write_summary(this)
             this.stage(name, work)
-            if not before and name != "report":  # the report shows what summary.json says
+            if not before and name != "report":
                 write_summary(this)
     print("\n".join(iterations.table([iterations.row(m) for m in manifests(this)])))
     for line in this.collapsed():

@@ -350,6 +350,12 @@ def stages(cfg: QuickstartRun) -> dict[str, Callable[[Run], dict[str, Any]]]:
     return found | {"export": run_export, "report": run_report}
 
 
+def after(run: Run, name: str) -> tuple[str, ...]:
+    """The stages that are made again after a stage of a run that had ended: what a reader gets."""
+    is_exported = name in (run.last, "tokenizer")
+    return ("export", "report") if is_exported else ("report",)
+
+
 # ---- what a reader gets
 
 
@@ -433,8 +439,12 @@ def run(cfg: QuickstartRun) -> None:
     with this.open(cfg), usage:
         for name, work in stages(cfg).items():
             before = this.is_done(name)
+            if not before:
+                this.withdraw(after(this, name))
+            if not before and name == "report":  # which shows what summary.json says
+                write_summary(this)
             this.stage(name, functools.partial(work, this))
-            if not before and name != "report":  # the report shows what summary.json says
+            if not before and name != "report":
                 write_summary(this)
     print_end(this)
 

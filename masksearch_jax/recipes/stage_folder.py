@@ -106,6 +106,11 @@ class StageFolder:
     def is_done(self, name: str) -> bool:
         return self.done(name) is not None
 
+    def withdraw(self, names: Iterable[str]) -> None:
+        """Has the stages made again: they show or hold what another stage is about to make."""
+        for name in names:
+            self._path(name).unlink(missing_ok=True)
+
     def _path(self, name: str) -> Path:
         return self.folder / "stages" / f"{name}.json"
 

@@ -1,6 +1,7 @@
 """Self-evolution: what is kept of a student's trajectories, and that no kill changes a figure."""
 
 import dataclasses
+import functools
 import json
 import shutil
 import signal
@@ -16,7 +17,7 @@ from benchmarks.evolution import Control
 from masksearch_jax import evolve, viewer
 from masksearch_jax.agents import selection as logic
 from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.core.files import BeingWrittenError
+from masksearch_jax.core.files import BeingWrittenError, write_json
 from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.types import (
     Demonstration,
@@ -435,6 +436,35 @@ def test_a_student_of_which_hardly_anything_is_kept_has_collapsed(run, capsys, m
     evolve.run(this.cfg)
     assert done[-2:] == ["sample_1", "report"]
     assert f"stopped: {found[0]}" in capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_has_a_new_report(repository, tmp_path, monkeypatch):
+    """With more iterations; where there is nothing new, the file stays."""
+    own = evolve.Run.stages
+
+    def work(run, name):
+        kind, _, n = name.partition("_")
+        if kind == "evaluate":
+            write_json(run.iteration(n) / "manifest.json", manifest(int(n), 0.5))
+        return {}
+
+    def stages(run):
+        quick = {name: functools.partial(work, run, name) for name in own(run)}
+        return quick | {"report": functools.partial(evolve.make_report, run)}
+
+    monkeypatch.setattr(evolve.Run, "stages", stages)
+    monkeypatch.setattr(evolve, "split_cpu", lambda devices: None)
+
+    def shown(*flags):
+        evolve.run(parse(repository, f"--config.workdir={tmp_path}", *flags))
+        page = (tmp_path / "report.html").read_text()
+        return page, len(data_of(page)["main"]["runs"][0]["iterations"])
+
+    first = shown("--config.evolve.iterations=1")
+    assert first[1] == 2
+    assert shown("--config.evolve.iterations=1") == first
+    more = ("--config.evolve.iterations=2", "--config.survival.changed=accept")
+    assert shown(*more)[1] == 3
 
 
 def test_the_stages_in_order(run):

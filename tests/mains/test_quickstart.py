@@ -448,6 +448,82 @@ def test_a_text_without_any_item_of_the_suites_is_told(run, monkeypatch):
     assert asked == [("source_hidden",)] * 2  # of random weights too, where nothing else is asked
 
 
+CONTROLS = ["control", "evaluation control: QA alone"]  # as the report calls these stages
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Stages of quickstart without their work, in their order, and the names of those made."""
+    made, own = [], quickstart.stages
+
+    def work(name):
+        def stage(run):
+            made.append(name)
+            if name == "ramp":
+                write_questions(run)
+            if name == "export":
+                (run.folder / "hf").mkdir(exist_ok=True)
+                (run.folder / "hf" / "made").write_text(str(made.count(name)))
+            return {"eval": {"ramp": {"search": {"em": cell(0.5)}}}, "eval_by_type": {}}
+
+        return stage
+
+    def stages(cfg):
+        return {name: work(name) for name in own(cfg)} | {"report": quickstart.run_report}
+
+    monkeypatch.setattr(quickstart, "stages", stages)
+    monkeypatch.setattr(quickstart, "split_cpu", lambda devices: None)
+    return made
+
+
+def test_what_a_run_shows_is_made_again_where_it_goes_on(repository, tmp_path, at_once):
+    """The report with each stage; the model's folder with what it ends with, its tokenizer too."""
+
+    def go(*overrides):
+        argv = ["quickstart", *flags_of(repository, tmp_path, *overrides)]
+        at_once.clear()
+        quickstart.run(cli.parse(quickstart.QuickstartRun, argv))
+        files = (tmp_path / "report.html").read_text(), (tmp_path / "hf" / "made").stat()
+        (shown,) = data_of(files[0])["main"]["runs"]
+        return [*at_once], files, [stage["name"] for stage in shown["stages"]]
+
+    made, first, shown = go()
+    assert (made[-1], len(made), len(shown)) == ("export", 15, 15)
+    assert go()[:2] == ([], first)  # nothing new: the same files
+    more, second, shown = go("control=True", "survival.changed=accept")
+    assert more == ["control", "evaluate_control"]
+    assert second[0] != first[0]
+    assert (len(shown), [s for s in shown if "control" in s]) == (17, CONTROLS)
+    assert second[1] == first[1]  # of the model that the recipe ends with
+    for name in ("qa_dapo", "tokenizer"):
+        (tmp_path / "stages" / f"{name}.json").unlink()
+        assert go("control=True")[0] == [name, "export"]
+
+
+def test_a_report_that_a_stop_left_undone_is_made(repository, tmp_path, at_once, monkeypatch):
+    """It shows the stage before the stop, though a summary with that was not written."""
+    argv = ["quickstart", *flags_of(repository, tmp_path)]
+    quickstart.run(cli.parse(quickstart.QuickstartRun, argv))
+    argv += ["--config.control=True", "--config.survival.changed=accept"]
+    cfg = cli.parse(quickstart.QuickstartRun, argv)
+    write = quickstart.write_summary
+
+    def stopped(run):
+        if "evaluate_control" in run.records:
+            raise KeyboardInterrupt
+        write(run)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(quickstart, "write_summary", stopped)
+        quickstart.run(cfg)
+    at_once.clear()
+    quickstart.run(cfg)
+    assert at_once == []
+    (shown,) = data_of((tmp_path / "report.html").read_text())["main"]["runs"]
+    assert [s["name"] for s in shown["stages"]][-3:-1] == CONTROLS
+    assert "control" in json.loads((tmp_path / "summary.json").read_text())["eval"]
+
+
 def test_the_control_is_a_stage_where_it_is_asked_for(run):
     without = list(quickstart.stages(run.cfg))
     both = list(quickstart.stages(dataclasses.replace(run.cfg, control=True)))

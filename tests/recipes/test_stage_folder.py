@@ -33,6 +33,15 @@ def test_a_stage_is_done_once(tmp_path):
     assert folder.stage("empty", lambda: None).keys() == {"seconds"}
 
 
+def test_a_stage_that_is_withdrawn_is_made_again(tmp_path):
+    folder, calls = StageFolder(tmp_path), []
+    for _ in range(2):
+        folder.stage("index", lambda: calls.append("index"))
+        folder.stage("report", lambda: calls.append("report"))
+        folder.withdraw(["report", "export"])
+    assert calls == ["index", "report", "report"]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
 def test_a_stopped_stage_runs_again_and_its_time_adds_up(tmp_path, error):
     def stopped():
