@@ -136,16 +136,21 @@ def check_sections(cfg: BuildTrajectoriesRun) -> None:
             f"config.method is {cfg.method!r}, and teacher {cfg.teacher!r} shows an agent; method "
             "must be 'agent', or teacher 'scripted'"
         )
-    needed = [("llm", cfg.llm)] if cfg.teacher == "agents" else []
-    needed += [("student", cfg.student)] if cfg.teacher == "local" else []
-    needed += [("llm", cfg.llm)] if cfg.student and cfg.student.judge == "llm" else []
-    for name, given in needed:
-        if given is None:
+    for name in sections_of(cfg):
+        if getattr(cfg, name) is None:
             raise ConfigError(f"config.teacher {cfg.teacher!r} needs the section config.{name}")
     if cfg.teacher == "local":
         init = "the HF folder, checkpoints or GGUF file of the model that samples"
         tokenizer = "the folder that holds tokenizer.json"
         check_given(cfg.student, "config.student", init=init, tokenizer=tokenizer)
+
+
+def sections_of(cfg: BuildTrajectoriesRun) -> list[str]:
+    """Of the sections `student` and `llm`, those that the teacher reads."""
+    is_local = cfg.teacher == "local"
+    is_judged = is_local and cfg.student is not None and cfg.student.judge == "llm"
+    is_read = {"student": is_local, "llm": cfg.teacher == "agents" or is_judged}
+    return [name for name, is_so in is_read.items() if is_so]
 
 
 def check_config(cfg: BuildTrajectoriesRun) -> None:
@@ -155,7 +160,7 @@ def check_config(cfg: BuildTrajectoriesRun) -> None:
     """
     check_given(cfg, folder="the folder of the examples")
     check_sections(cfg)
-    if (cfg.teacher == "agents" or (cfg.student and cfg.student.judge == "llm")) and cfg.llm:
+    if "llm" in sections_of(cfg):
         check_endpoint(cfg.llm, "config.llm")
     for kind in cfg.kinds:
         if kind not in KINDS:
@@ -222,7 +227,7 @@ def _build(
     with contextlib.closing(make_teacher(cfg)) as teacher:
         _begin(cfg, output, made_from)
         stands = output.is_file()
-        _drop_others(parts)
+        _drop_others(parts, cfg.kinds)
         try:
             counts = [_solve(cfg, kind, path, teacher, parts) for kind, path in inputs.items()]
             attempts.check_failures(parts, counts, cfg.max_failed)
@@ -251,27 +256,41 @@ def _build(
     for kind, found in standing.items():
         if found:
             stamp.write(_counts_path(output, [kind]), *found, written_files)
-    if not attempts.failures(summary["rejected"]):
-        shutil.rmtree(parts.parent)
+    if parts.is_dir() and not attempts.failures(summary["rejected"]):
+        shutil.rmtree(parts)
+        _remove_if_empty(parts.parent)
     return summary
 
 
 def _begin(cfg: BuildTrajectoriesRun, output: Path, made_from: str) -> None:
     """Tells what will be replaced; an earlier output stands until then, and so does its record."""
-    paths = _counts_path(output, KINDS), *(_counts_path(output, [kind]) for kind in cfg.kinds)
-    has_others = stamp.has_others(paths, made_from)
-    has_others |= any(p.name != made_from for p in output.with_suffix(".parts").glob("*"))
     before = run_record.read(output.parent)
-    is_known = before is None or bool({*before["config"].get("kinds", ())} & {*cfg.kinds})
+    last = KINDS if before is None else before["config"].get("kinds", ())
+    others = [k for k in dict.fromkeys(cfg.kinds) if _has_others(output, k, made_from, k in last)]
+    told = f"demonstrations of {', '.join(others)} of other settings will be" if others else ""
+    is_known = before is None or bool({*last} & {*cfg.kinds})
+    unread = {"student", "llm"} - {*sections_of(cfg)}
+    keys = {k.name for k in describe_keys(type(cfg))}
+    harmless = {*_NOT_COMPARED, *(k for k in keys if k.partition(".")[0] in unread)}
     why = "its inputs or the program" if is_known else "run.json is of other kinds since: settings"
     run_record.begin(
         output.parent,
         cfg,
-        replaces=f"demonstrations of {', '.join(cfg.kinds)} of other settings will be" * has_others,
+        replaces=told,
         otherwise=f"{why} have changed",
         stands=output.is_file(),
-        harmless=_NOT_COMPARED if is_known else {k.name for k in describe_keys(type(cfg))},
+        harmless=harmless if is_known else keys,
     )
+
+
+def _has_others(output: Path, kind: str, made_from: str, is_last: bool) -> bool:
+    """Whether there are demonstrations of a kind from other inputs, finished or not.
+
+    is_last: the last call was for this kind, with or without others.
+    """
+    stamps = [_counts_path(output, [kind]), *([_counts_path(output, KINDS)] if is_last else [])]
+    parts = output.with_suffix(".parts").glob(f"*/{kind}-*")
+    return stamp.has_others(stamps, made_from) or any(p.parent.name != made_from for p in parts)
 
 
 def _written(output: Path) -> tuple[str, str]:
@@ -307,8 +326,12 @@ def _write_beside(
 
 
 def _made_from(cfg: BuildTrajectoriesRun, paths: Sequence[Path]) -> str:
-    """A hash of all that decides the result: examples, index, weights, settings."""
-    settings = dataclasses.asdict(cfg)
+    """A hash of all that decides the result: examples, index, weights, settings.
+
+    Of the settings those that the teacher reads.
+    """
+    settings, read = dataclasses.asdict(cfg), sections_of(cfg)
+    settings |= {name: None for name in ("student", "llm") if name not in read}
     del settings["folder"], settings["max_rejected"], settings["max_failed"]
     for part, names in _HARMLESS.items():
         for name in names if settings[part] else ():
@@ -316,16 +339,23 @@ def _made_from(cfg: BuildTrajectoriesRun, paths: Sequence[Path]) -> str:
             del functools.reduce(operator.getitem, outer, settings[part])[last]
     indexed = Path(cfg.search.index) / "passages.jsonl" if cfg.search.index else ""
     contents = [stamp.content(path) for path in (*paths, indexed)]
-    weights = storage.fingerprint(cfg.student.init).hex() if cfg.student else ""
+    student = cfg.student if "student" in read else None
+    weights = storage.fingerprint(student.init).hex() if student else ""
     return stamp.hash_of([FORMAT, settings, contents, weights])
 
 
-def _drop_others(parts: Path) -> None:
-    """Deletes the parts of an unfinished build from other inputs."""
-    if parts.parent.is_dir():
-        for other in parts.parent.iterdir():
-            if other != parts:
-                shutil.rmtree(other)
+def _drop_others(parts: Path, kinds: Sequence[str]) -> None:
+    """Deletes the parts of unfinished builds of these kinds from other inputs."""
+    for other in parts.parent.glob("*"):
+        if other != parts:
+            for path in itertools.chain.from_iterable(other.glob(f"{k}-*") for k in set(kinds)):
+                path.unlink()
+            _remove_if_empty(other)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _solve(
