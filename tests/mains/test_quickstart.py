@@ -513,9 +513,10 @@ def test_a_report_that_a_stop_left_undone_is_made(repository, tmp_path, at_once,
             raise KeyboardInterrupt
         write(run)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(quickstart, "write_summary", stopped)
-        quickstart.run(cfg)
+        with pytest.raises(KeyboardInterrupt):
+            quickstart.run(cfg)
     at_once.clear()
     quickstart.run(cfg)
     assert at_once == []
