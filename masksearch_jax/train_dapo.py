@@ -67,7 +67,10 @@ from masksearch_jax.training.supervisor import Preempted, Survival
 
 
 class ToolOutageError(Restart):
-    """The search tool or the judge was down for longer than the run waits; what it had is saved."""
+    """A tool or the judge was down, or sampling too slow, for longer than the run waits.
+
+    What the run had is saved.
+    """
 
 
 def make_loss_fn(
@@ -344,8 +347,9 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         def sample(step: int) -> tuple[list[Group], list[Group]]:
             """Groups with spread, and all.
 
-            A step whose searches or verdicts fail is sampled again, as if for the first time; one
-            that is told to stop, or for which there is no more time to wait, is saved at its start.
+            A step whose searches or verdicts fail, or which the clock cuts off, is sampled again,
+            as if for the first time; one that is told to stop, or for which there is no more time
+            to wait, is saved at its start.
             """
             began_at = position()
             patience = Patience(cfg.survival.tool_outage_seconds, survival.raise_if_stopped)
@@ -368,7 +372,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
             label = outage.tool.partition(" ")[0]
 
             def tell(left: float) -> None:
-                said = f"down, again in {left:.0f} s ({outage})"
+                said = f"{outage.state}, again in {left:.0f} s ({outage})"
                 progress.update(step, **{label: said})
 
             with survival.phase("data"):
@@ -376,9 +380,10 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
             progress.figures.pop(label, None)
             if not goes_on:
                 raise ToolOutageError(
-                    f"the {outage.tool} was down for {cfg.survival.tool_outage_seconds:g} s "
-                    f"(config.survival.tool_outage_seconds) in step {step + 1}: {outage}; the run "
-                    "is saved, start the same command again once it answers"
+                    f"the {outage.tool} was {outage.state} for "
+                    f"{cfg.survival.tool_outage_seconds:g} s (config.survival.tool_outage_seconds) "
+                    f"in step {step + 1}: {outage}; the run is saved, start the same command again "
+                    f"{outage.until}"
                 ) from outage
 
         def is_due(done: int) -> bool:

@@ -165,6 +165,14 @@ class OptimConfig:
         ),
     )
 
+    def broken(self) -> Iterator[tuple[str, str]]:
+        """See `Ruled`: what makes AdamW divide by 0, at the first update or where a gradient is."""
+        if self.eps == 0:
+            yield "eps", "above 0"
+        for name in ("b1", "b2"):
+            if getattr(self, name) == 1:
+                yield name, "below 1"
+
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
@@ -211,8 +219,8 @@ class SurvivalConfig:
     """How a run meets hangs, bad updates, lost hosts and a changed config.
 
     A step or rollout tick that takes `step_factor` times the median, and over `step_seconds`, is a
-    hang: all threads' stacks are dumped and the process exits with 42. An update whose loss or
-    gradient is not finite, or whose loss is a spike, is never applied.
+    hang: all threads' stacks are dumped and the process exits with 42. An update whose loss,
+    gradient or change of weights is not finite, or whose loss is a spike, is never applied.
     """
 
     startup_seconds: float = key(
@@ -240,10 +248,14 @@ class SurvivalConfig:
     )
     spike_window: int = key(128, "Good losses that mean and deviation are taken of.", least=1)
     max_skips: int = key(10, "Bad updates in a row that stop the run.", harmless=True, least=0)
-    # A step whose searches fail in this share is sampled again until the tool answers.
-    tool_failures: float = share(0.5, "Share of failed searches that voids a step.", harmless=True)
+    # Such a step is sampled again until the tool answers, and in time.
+    tool_failures: float = share(
+        0.5,
+        "Share of searches that fail, or of samples that rollout.deadline ends, that voids a step.",
+        harmless=True,
+    )
     tool_outage_seconds: float = key(
-        600.0, "Seconds to wait for a failing tool; then exit 42.", harmless=True, least=0
+        600.0, "Seconds to wait for a failing or slow tool; then exit 42.", harmless=True, least=0
     )
     profile_steps: tuple[int, ...] = key(
         (), "Steps traced to WORKDIR/profile; SIGUSR1 traces the next one.", harmless=True

@@ -112,7 +112,13 @@ class RolloutConfig:
         16, "A phrase so often in a row ends the trajectory; 0: it never does.", least=0
     )
     deadline: float = key(
-        600.0, "Seconds, without those of updates; 0: any number.", harmless=True, least=0
+        600.0,
+        (
+            "Seconds of a trajectory by the clock, those of its searches included and of updates "
+            "not; 0: any number. What it ends trains nobody."
+        ),
+        harmless=True,
+        least=0,
     )
     in_flight: Literal["drop", "keep", "rebuild"] = key(
         "drop",

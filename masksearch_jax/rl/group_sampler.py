@@ -53,7 +53,12 @@ _TOTALS = (
 
 
 class Outage(Exception):
-    """So much that a step asked of a tool failed that it teaches nothing: to be sampled again."""
+    """So much of a step failed for no fault of the policy that it teaches nothing: sample it again.
+
+    tool: what failed. state: how. until: what must come before another try is of use.
+    """
+
+    state, until = "down", "once it answers"
 
     def __init__(self, tool: str, said: str):
         super().__init__(said)
@@ -73,6 +78,17 @@ class JudgeOutage(Outage):
 
     def __init__(self, said: str):
         super().__init__("judge", said)
+
+
+class ClockOutage(Outage):
+    """Of trajectories that have no time to end, whether search is too slow or the sampling."""
+
+    state = "too slow"
+    until = "once search is faster, or with a larger rollout.deadline or search.workers"
+
+    def __init__(self, ended: int, asked: int, deadline: float):
+        said = f"were ended by config.rollout.deadline, {deadline:g} s"
+        super().__init__("sampling", f"{ended} of {asked} trajectories {said}")
 
 
 class OwnJudge(Protocol):
@@ -97,10 +113,10 @@ class GroupSampler:
     is trained on is older than `rollout.max_staleness` versions: a sample that is, of a group that
     is open, is sampled anew; a group that would be is not carried, but counted as `expired`.
     A prompt's stream is its number in the run, whatever the number of processes. Where a share of
-    `tool_failures` of the calls of one of the `tools` fails, `step` raises ToolOutage. A trajectory
-    goes to the pool of rewards as soon as it ends, and a group is whole once all its rewards are
-    there. With an `own_judge` the engine decodes its verdicts once the trajectories of a round have
-    ended.
+    `tool_failures` of the calls of one of the `tools` fails, `step` raises ToolOutage, and where
+    the clock ends such a share of the trajectories, ClockOutage. A trajectory goes to the pool of
+    rewards as soon as it ends, and a group is whole once all its rewards are there. With an
+    `own_judge` the engine decodes its verdicts once the trajectories of a round have ended.
     """
 
     def __init__(
@@ -231,17 +247,24 @@ class GroupSampler:
         failed.append((len(asked), failures))
         verdicts = [terms.logged.get(JUDGE_UNREADABLE) for terms in asked]
         failed.append((len(asked) - len(failures), [""] * verdicts.count(1.0)))
+        status = [t.status for group in seen for t in group.trajectories]
+        failed.append((len(status), [""] * status.count("out_of_time")))
         said = [own, *([n, len(whys), whys[:1]] for n, whys in failed)]
         found = [json.loads(text) for text in hosts.gather_texts(json.dumps(said))]
         for i, name in enumerate(self.tools, 1):
             self._check_calls(name, *_summed([each[i] for each in found]))
-        self._check_rewards(*_summed([each[-2] for each in found]))
-        self._check_verdicts(*_summed([each[-1] for each in found])[:2])
+        self._check_clock(*_summed([each[-1] for each in found])[:2])
+        self._check_rewards(*_summed([each[-3] for each in found]))
+        self._check_verdicts(*_summed([each[-2] for each in found])[:2])
         return [Counts(*each[0]) for each in found]
 
     def _check_calls(self, tool: str, asked: int, failed: int, error: str) -> None:
         if failed and failed >= self.tool_failures * asked:
             raise ToolOutage(tool, failed, asked, error)
+
+    def _check_clock(self, ended: int, late: int) -> None:
+        if late and late >= self.tool_failures * ended:
+            raise ClockOutage(late, ended, self.rollout.deadline)
 
     def _check_rewards(self, asked: int, failed: int, error: str) -> None:
         most = self.dapo.max_reward_failures
@@ -401,6 +424,7 @@ def figures(
         "sampled_tokens": [float(t.sampled.sum()) for t in counted],
         "truncated": [float(t.status == "out_of_tokens") for t in counted],
         "tool_failures": [float(t.status == "tool_failure") for t in ended],
+        "out_of_time": [float(t.status == "out_of_time") for t in ended],
     }
     for name in tools if tools != SEARCH_ALONE else ():
         calls = [[turn for turn in t.turns if turn.tool == name] for t in counted]

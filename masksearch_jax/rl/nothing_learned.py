@@ -9,6 +9,7 @@ from typing import Any
 from masksearch_jax.core.errors import UserError
 
 _LEFT_OUT = "the guard left out every update"
+_MANY_LOST = 0.25  # of the samples, for no fault of the policy; far more are an outage
 _INSTEAD = "begin with other weights (init), a lower learning rate or other data"
 
 
@@ -44,6 +45,14 @@ def no_spread(steps: int, metrics: Mapping[str, float], overlong_filter: bool = 
             f"all their tokens (masked_sequences {metrics.get('masked_sequences', 0.0):.3f}, "
             "dropped tokens); raise dapo.sequence_gap, or look why trainer and sampler differ "
             "(sampler_gap)"
+        )
+    late, failed = (metrics.get(name, 0.0) for name in ("out_of_time", "tool_failures"))
+    if late + failed >= _MANY_LOST:
+        return (
+            f"nothing to learn from in {steps} steps: rollout.deadline ended {late:.3f} of the "
+            f"samples (out_of_time) and failed calls {failed:.3f} (tool_failures), for no fault of "
+            "the policy, and no group had right and wrong ones among the others; raise "
+            "rollout.deadline or search.workers, or look why tools are slow or fail"
         )
     truncated = metrics.get("truncated", 0.0)
     if overlong_filter and truncated >= 0.5:

@@ -68,6 +68,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "malformed_turn": ("Malformed turns", "per trajectory"),
         "repeated_query": ("Repeated queries", "shares of a turn, per trajectory"),
         "tool_failures": ("Tool failures", "share of trajectories"),
+        "out_of_time": ("Ended by the clock", "share of trajectories"),
         "reward_failures": ("Samples without a reward", "share"),
         "ramp_searches": ("Searches of RAMP", "per trajectory"),
         "qa_searches": ("Searches of questions", "per trajectory"),

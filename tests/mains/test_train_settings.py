@@ -394,6 +394,23 @@ def test_a_judge_that_dies_stops_a_run_which_goes_on_and_asks_nothing_twice(
         assert row["reward_seconds"] >= 0 <= row["reward_wait_seconds"]
 
 
+@pytest.mark.slow
+def test_a_run_that_the_clock_cuts_off_waits_and_says_what_to_raise(dapo, tmp_path, monkeypatch):
+    monkeypatch.setattr(patience, "_LONGEST", 0.02)
+    monkeypatch.setattr(patience, "_LOOK", 0.01)
+    cfg = changed(at(dapo, tmp_path / "run"), "survival", tool_outage_seconds=0.1)
+    cfg = changed(changed(cfg, "dapo", steps=1, patience=0), "rollout", deadline=1e-6)
+    said = (
+        r"the sampling was too slow for 0\.1 s .* in step 1: (\d+) of \1 trajectories were ended "
+        r"by config\.rollout\.deadline, 1e-06 s; the run is saved, start the same command again "
+        r"once search is faster, or with a larger rollout\.deadline or search\.workers$"
+    )
+    with pytest.raises(train_dapo.ToolOutageError, match=said):
+        train_dapo.run(cfg)
+    train_dapo.run(changed(cfg, "rollout", deadline=0.0))
+    assert [row["out_of_time"] for row in read_metrics(tmp_path / "run")] == [0.0]
+
+
 def test_a_run_whose_rewards_fail_is_refused_at_the_start(dapo, tmp_path):
     cfg = changed(at(dapo, tmp_path), "dapo", reward="tests.rl.own_rewards:raises")
     said = r"config\.dapo\.reward is '.*:raises', which gives no reward for example \S+: KeyError"

@@ -25,7 +25,7 @@ from masksearch_jax.core.types import (
 from masksearch_jax.data.batches import Prompt
 from masksearch_jax.parallel import hosts
 from masksearch_jax.rl import groups as groups_lib
-from masksearch_jax.rl.group_sampler import GroupSampler, ToolOutage, figures
+from masksearch_jax.rl.group_sampler import ClockOutage, GroupSampler, ToolOutage, figures
 from masksearch_jax.rl.reward_pool import RewardPool
 from masksearch_jax.rl.rewards import RewardTerms
 from masksearch_jax.rollout.stats import EngineStats
@@ -419,6 +419,39 @@ def test_an_outage_is_of_one_tool_however_well_the_others_answer(pool):
     ]
 
 
+class Late(Answers):
+    """Samples of which the clock ends some."""
+
+    def __init__(self, is_late):
+        super().__init__()
+        self.is_late = is_late
+
+    def run(self, model, requests, version, *, enough):
+        for t in super().run(model, requests, version, enough=enough):
+            yield dataclasses.replace(t, status="out_of_time") if self.is_late(t.sample) else t
+
+
+@pytest.mark.parametrize(("late", "most", "said"), [(2, 1.0, "4 of 4"), (1, 0.5, "2 of 4")])
+def test_a_step_whose_trajectories_the_clock_ends_is_an_outage(pool, late, most, said):
+    """Searches that are answered, but so late that nothing comes of them, fail in no call."""
+    engine = Late(lambda sample: sample < late)
+    rollout = dataclasses.replace(ROLLOUT, deadline=2.5)
+    sampler = GroupSampler(engine, Prompts(), DAPO, rollout, pool, most)
+    with pytest.raises(
+        ClockOutage,
+        match=rf"^{said} trajectories were ended by config\.rollout\.deadline, 2\.5 s$",
+    ) as caught:
+        sampler.step(None, 0)
+    assert (caught.value.tool, caught.value.state) == ("sampling", "too slow")
+
+
+def test_what_the_clock_ends_short_of_an_outage_is_counted(pool):
+    engine = Late(lambda sample: sample == 1)
+    _, seen = GroupSampler(engine, Prompts(), DAPO, ROLLOUT, pool, 0.51).step(None, 0)
+    found = figures(seen, [], 0, EngineStats(), 0, DAPO, ROLLOUT)
+    assert (found["out_of_time"], found["tool_failures"]) == (0.5, 0.0)
+
+
 def test_figures_of_a_step():
     made = [trajectory("e", i, version) for i, version in enumerate((2, 4))]
     group = groups_lib.Group(EXAMPLE, made, [RewardTerms(x, x, 1.0, x) for x in (0.5, 1.0)], 3)
@@ -439,7 +472,7 @@ def test_figures_of_a_step():
     none = figures([], [], 0, EngineStats(), 4, DAPO, ROLLOUT)
     assert set(none.values()) == {0.0}
     scores = {"reward", "answer", "format", "accuracy", "reward_spread", "reward_failures"}
-    ended = {"searches", "sampled_tokens", "truncated", "tool_failures"}
+    ended = {"searches", "sampled_tokens", "truncated", "tool_failures", "out_of_time"}
     # Nothing ended and nothing was scored: there is no mean of 0.
     assert found.keys() - none.keys() == scores | ended
 
@@ -472,5 +505,6 @@ def test_what_is_not_the_policys_doing_is_in_no_figure_of_what_it_does(status):
         "unreadable_add": 0.0,
         "failures_add": 0.5,
         "tool_failures": 0.5 if status == "tool_failure" else 0.0,
+        "out_of_time": 0.5 if status == "out_of_time" else 0.0,
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected)

@@ -23,6 +23,19 @@ def test_a_filter_that_leaves_nothing_is_named():
         assert "in 3 steps: no group had right and wrong samples (accuracy" in said
 
 
+@pytest.mark.parametrize(("late", "failed"), [(0.3, 0.0), (0.1, 0.15), (0.0, 0.4)])
+def test_samples_that_ended_for_no_fault_of_the_policy_are_named(late, failed):
+    figures = {"accuracy": 0.0, "reward": 0.0, "reward_spread": 0.0, "truncated": 0.9}
+    lost = {"out_of_time": late, "tool_failures": failed}
+    said = no_spread(3, figures | lost, overlong_filter=True)
+    assert f"rollout.deadline ended {late:.3f} of the samples (out_of_time)" in said
+    assert f"failed calls {failed:.3f} (tool_failures)" in said
+    assert "raise rollout.deadline or search.workers" in said
+    assert "make the task easier" not in said
+    few = {"out_of_time": 0.1, "tool_failures": 0.1}
+    assert "make the task easier" in no_spread(3, figures | few)
+
+
 def test_updates_that_the_guard_left_out_are_named():
     figures = {"groups_kept": 2.0, "skipped_in_a_row": 4.0, "loss": math.nan, "grad_norm": 1.25}
     said = no_spread(3, figures)
