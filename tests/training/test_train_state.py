@@ -12,6 +12,8 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from masksearch_jax.core.config import ComputeConfig, ModelConfig, OptimConfig
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.hosts import split_micro
 from masksearch_jax.training.train_state import (
@@ -109,6 +111,21 @@ def test_an_unknown_schedule_names_the_choices():
 
 
 # ---- the optimizer
+
+
+@pytest.mark.parametrize(
+    ("key", "bad", "good", "rule"),
+    [
+        ("eps", 0.0, 1e-30, "above 0"),
+        ("b1", 1.0, 0.0, "below 1"),
+        ("b2", 1.0, 0.999999, "below 1"),
+    ],
+)
+def test_constants_of_adam_that_divide_by_nothing_are_refused(key, bad, good, rule):
+    values = {"learning_rate": 0.1}
+    assert getattr(to_dataclass(OptimConfig, values | {key: good}), key) == good
+    with pytest.raises(ConfigError, match=rf"^config\.{key} is {bad}; it must be {rule}$"):
+        to_dataclass(OptimConfig, values | {key: bad})
 
 
 def test_three_adamw_updates_by_hand():
