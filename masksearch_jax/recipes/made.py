@@ -104,7 +104,7 @@ class Place(quickstart.Run):
 
 
 class OfStudy(NamedTuple):
-    """What an arm is told that no recipe has; see `study.StudyRun`."""
+    """What an arm is told that no recipe has; see `StudyRun`."""
 
     method: str
     gold_left_out: float
@@ -169,6 +169,22 @@ class Workshop:
                 "made it, or another config.made"
             )
 
+    def items(self, reference: str, cfg: QuickstartRun, own: OfStudy, arms: Iterable[str]) -> Made:
+        """The text whose held-out examples are asked and whose tokenizer is taken.
+
+        arms: names of all. Raises ConfigError where one of them says how hard its spans are, which
+        is trained with that tokenizer, and as `add` does.
+        """
+        if cfg.ramp.strategy == "ppl" and own.ppl_by in arms:
+            raise ConfigError(
+                f"config.reference is {reference!r}, whose spans the arm {own.ppl_by} measures "
+                "(config.ppl_by) once it is trained, and all arms are trained with the reference's "
+                "tokenizer and asked its items: name another arm, or give config.ppl_by the folder "
+                "or file of a model"
+            )
+        scorer = self._scorer(cfg, own.ppl_by)
+        return self.text(cfg, own.gold_left_out, f"{reference}/items", scorer)
+
     def add(
         self,
         arm: Arm,
@@ -179,7 +195,7 @@ class Workshop:
     ) -> tuple[list[Made], Made]:
         """The trainings of an arm with a seed and its evaluation; all before them is added too.
 
-        items: the text whose held-out examples are asked and whose tokenizer is taken.
+        items: as `items` gives it. Raises ConfigError where no model says how hard spans are.
         """
         of = f"{arm.name}/{seed}"
         tokenizer = self._tokenizer(cfg, items, of)
@@ -203,8 +219,13 @@ class Workshop:
             self._trained.setdefault(arm.name, trained[0])
         return trained, self._evaluation(seeded, text, items, tokenizer, last, of)
 
-    def _scorer(self, cfg: QuickstartRun, ppl_by: str, tokenizer: Made) -> Scorer | None:
-        """The model that says how hard spans are. Raises ConfigError where there is none."""
+    def _scorer(
+        self, cfg: QuickstartRun, ppl_by: str, tokenizer: Made | None = None
+    ) -> Scorer | None:
+        """The model that says how hard spans are. Raises ConfigError where there is none.
+
+        tokenizer: of an arm's, since checkpoints hold none.
+        """
         if cfg.ramp.strategy != "ppl":
             return None
         made = self._trained.get(ppl_by)
@@ -217,7 +238,7 @@ class Workshop:
             )
         weights = _weights(cfg, made) if made or not ppl_by else ppl_by
         own = ""
-        if made:  # checkpoints hold no tokenizer
+        if made and tokenizer:
             own = cfg.init or str(self.at(tokenizer) / "tokenizer")
         ppl = PplConfig(init=weights, tokenizer=own, compute=cfg.compute, mesh=cfg.mesh)
         told = made.made_from if made else storage.fingerprint(weights).hex()
@@ -235,7 +256,7 @@ class Workshop:
 
         def make(folder: Path) -> dict[str, Any]:
             run = Place(cfg, self._usage, folder)
-            run.ppl = scorer and scorer.model
+            run.ppl = scorer.model if scorer else run.ppl
             record = quickstart.make_ramp(run)
             asks = self._asking.get(folder.name)
             if asks and not run.has_questions:

@@ -7,16 +7,22 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
+from configs import common
 from configs import study as studies
-from masksearch_jax import report, study
-from masksearch_jax.core.config import CheckpointConfig
+from masksearch_jax import quickstart, report, study
+from masksearch_jax.core.config import CheckpointConfig, ComputeConfig, ModelConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.files import BeingWrittenError, write_json, write_lines
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
+from masksearch_jax.core.schema import to_dataclass
+from masksearch_jax.core.tokenizer import train_bpe
 from masksearch_jax.core.types import Demonstration, Passage, QAExample, RampExample
 from masksearch_jax.corpus.passages import read_passages, write_passages
 from masksearch_jax.data.cache import Manifest, write_split
+from masksearch_jax.models import hf
+from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.recipes import arms, made, stage_folder
 from masksearch_jax.recipes.made import Made
 from masksearch_jax.recipes.stage_folder import StageFolder, Usage
@@ -38,6 +44,12 @@ def parse(repository):
         return cli.parse(study.StudyRun, [*argv, *(f"--config.{o}" for o in overrides)])
 
     return parsed
+
+
+ARMS = {
+    name: [line.partition(":")[0] for line in studies.get_config(f"{name},runlocal").arms]
+    for name in studies.STUDIES
+}
 
 
 def planned(cfg, folder):
@@ -254,6 +266,61 @@ def test_masks_that_a_trained_arm_draws_wait_for_its_training(parse, tmp_path):
     assert made.index(scorer) < made.index(text) < made.index(cache) < made.index(trained)
     other = planned(parse("masking", "seeds=2", "sft.steps=7"), tmp_path)
     assert text.name not in other.workshop.all  # another training says something else
+
+
+REFERENCES = [
+    *((f"{name},runlocal", arm) for name, arms in ARMS.items() for arm in arms),
+    *(("masking,smollm2-135m,runlocal", arm) for arm in ("random", "weighted", "ppl")),
+]
+
+
+@pytest.mark.parametrize(("name", "reference"), REFERENCES)
+def test_any_arm_may_be_the_reference_or_is_refused(name, reference, parse, tmp_path, monkeypatch):
+    """Its text is made by the model that its masks need, before anything is trained."""
+    masked = []
+    monkeypatch.setattr(quickstart, "make_demonstrations", lambda run, method: {})
+    monkeypatch.setattr(made.steps, "make_index", lambda *given: {})
+    monkeypatch.setattr(made, "leave_out_gold", lambda *given: 0)
+    monkeypatch.setattr(
+        quickstart, "make_ramp", lambda run: masked.append((run.cfg.ramp.strategy, run.ppl)) or {}
+    )
+    monkeypatch.setattr(quickstart.Run, "has_questions", True)
+    cfg = parse(name, f"reference={reference}", f"workdir={tmp_path}")
+    if (name, reference) == ("masking,runlocal", "ppl"):
+        with pytest.raises(ConfigError) as told:
+            study.check_config(cfg)
+        assert str(told.value) == (
+            "config.reference is 'ppl', whose spans the arm random measures (config.ppl_by) once "
+            "it is trained, and all arms are trained with the reference's tokenizer and asked its "
+            "items: name another arm, or give config.ppl_by the folder or file of a model"
+        )
+        return
+    study.check_config(cfg)
+    found = planned(cfg, tmp_path)
+    first, *_ = study.order(found)
+    assert (first.kind, f"{reference}/items" in first.of) == ("text", True)
+    StageFolder(tmp_path).stage(first.name, lambda: first.make(found.workshop.at(first)))
+    ((strategy, ppl),) = masked
+    assert (strategy == "ppl") == (ppl is not None)
+    assert ppl is None or ppl.init == cfg.init != ""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device", "optimised")
+def test_masks_of_the_references_text_may_be_of_a_model_of_yours(parse, tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 1, "num_heads": 2,
+             "num_kv_heads": 1, "head_dim": 16, "vocab_size": 400}  # fmt: skip
+    train_bpe(["Oslo is a town in Norway."] * 3, tmp_path / "tokenizer", 400)
+    model = to_dataclass(ModelConfig, common.MODELS["tiny"] | sizes)
+    weights = Transformer(model, ComputeConfig("float32", "float32"), nnx.Rngs(0))
+    hf.save(weights, tmp_path / "hf", tokenizer_dir=tmp_path / "tokenizer")
+    given = (*TINY, "reference=ppl", f"ppl_by={tmp_path / 'hf'}")
+    found = planned(parse("masking,runlocal", *given), tmp_path / "run")
+    first, *_ = study.order(found)
+    assert {"ppl/items", "ppl/0"} <= {*first.of}  # the arm's own text is the one that is asked
+    first.make(found.workshop.at(first))
+    data = found.workshop.at(first) / "data"
+    assert read_jsonl(data / "ramp" / "heldout.jsonl", RampExample)
 
 
 def test_own_trajectories_are_those_of_the_model_before(parse, tmp_path):
