@@ -9,12 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from masksearch_jax import export_data
+from masksearch_jax import evaluate, export_data
 from masksearch_jax.core import atif, jsonl
 from masksearch_jax.core.atif_schema import Document
+from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.eval_config import EvalConfig
+from masksearch_jax.core.llm_config import EndpointConfig
 from masksearch_jax.core.types import (
     Demonstration,
+    Passage,
     QAExample,
     RampExample,
     Segment,
@@ -28,6 +32,8 @@ from masksearch_jax.data.folder import KINDS
 from masksearch_jax.data.publish import DataCard
 from masksearch_jax.export_data import ExportDataRun
 from masksearch_jax.runtime import run_record
+from masksearch_jax.search.tool import FakeSearch
+from masksearch_jax.testing.services import Answer, Endpoint
 
 SPANS = (Span(0, 4, "1928", "DATE"),)
 RAMP = RampExample("r1", "p1", "Thames", "[mask] was wet.", "1928 was wet.", SPANS)
@@ -155,6 +161,46 @@ def test_trajectories_of_runs_are_documents(tmp_path):
     assert found.extra["example"]["answers"] == ["blue", "grey"]
     assert atif.from_atif(found).ids.tolist() == [1, 2, 3]
     assert [d.extra["step"] for d in read["ramp_dapo"]] == [2, 10]
+
+
+def test_an_empty_reply_of_an_endpoint_comes_back(miniature, tmp_path, monkeypatch):
+    """The first, of each method, and an agent's after a search; a search that is empty too."""
+    rows = [QAExample(f"q{i}", "d", f"Which town has number n{i}", ("Oslo",)) for i in range(4)]
+    jsonl.write_jsonl(tmp_path / "towns.jsonl", rows)
+    found = {"n3": [Passage("p", "Oslo", "The answer is Oslo.")]}
+    monkeypatch.setattr(evaluate, "open_tool", lambda search: FakeSearch(found))
+
+    def silent(request):
+        first, *later = (message["content"] for message in request["messages"])
+        if "n1" in first or later:
+            return Answer("")
+        return Answer("<search>n3</search>" if "n3" in first else "<answer>Oslo</answer>")
+
+    with Endpoint(silent) as endpoint:
+        cfg = EvalRun(
+            workdir=str(tmp_path / "run"),
+            data="",
+            model=miniature.cfg.model,
+            search=miniature.search,
+            rollout=miniature.cfg.rollout,
+            endpoint=EndpointConfig(base_url=endpoint.url, model="m", retries=0),
+            eval=EvalConfig(
+                suites=(f"towns={tmp_path / 'towns.jsonl'}",),
+                methods=("closed_book", "rag", "agent"),
+                bootstrap=20,
+            ),
+        )
+        evaluate.run(cfg)
+    runs = (cfg.workdir,)
+    written = export_data.run(ExportDataRun(folder=str(tmp_path / "out"), runs=runs))
+    assert written == {"trajectories": {"run": 12}}
+    lines = (tmp_path / "out" / "trajectories" / "run.jsonl").read_text().splitlines()
+    back = [atif.from_atif(Document.model_validate_json(text)) for text in lines]
+    empty = [t for t in back if Segment("policy", "") in t.segments]
+    assert sorted(t.example_id for t in empty) == ["q1", "q1", "q1", "q3"]
+    (searched,) = (t for t in empty if t.example_id == "q3")
+    assert [s.author for s in searched.segments] == ["prompt", "policy", "tool", "policy"]
+    assert len(searched.turns) == 1
 
 
 def test_a_card_names_files_of_one_kind_for_the_hub(data, tmp_path):
