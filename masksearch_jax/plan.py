@@ -45,6 +45,7 @@ from masksearch_jax.planning import alternatives, chips, flops, measure, shapes,
 from masksearch_jax.planning.alternatives import Run
 from masksearch_jax.planning.hlo import Module
 from masksearch_jax.planning.page import page, update_of
+from masksearch_jax.rl.sampling_settings import check_sampling
 from masksearch_jax.rl.update import batch_fields, has_reference, micro_batches
 from masksearch_jax.rollout import decode, memory, schedule
 from masksearch_jax.rollout.sampling import sampler_of
@@ -350,7 +351,7 @@ def check_config(cfg: Run) -> None:
     """
     chips.parse(cfg.plan.topology)
     if isinstance(cfg, DapoRun):
-        train_dapo.check_sampling(cfg.dapo, cfg.rollout, cfg.tools)
+        check_sampling(cfg.dapo, cfg.rollout, cfg.tools)
 
 
 def run(cfg: Run) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,6 @@ from masksearch_jax.agents.judge import Judge
 from masksearch_jax.agents.own_model import OwnModel
 from masksearch_jax.core.config import ComputeConfig, DapoConfig, DapoRun, OptimConfig
 from masksearch_jax.core.errors import ConfigError, Restart
-from masksearch_jax.core.loss_config import check_loss
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.tokenizer import Vocab
@@ -49,9 +48,9 @@ from masksearch_jax.rl.nothing_learned import NothingLearnedError, check_updates
 from masksearch_jax.rl.pass_rates import PassRates
 from masksearch_jax.rl.reward_pool import RewardPool, right_answer
 from masksearch_jax.rl.rollout_log import RolloutLog
+from masksearch_jax.rl.sampling_settings import check_sampling
 from masksearch_jax.rl.update import Update, has_reference, micro_batches
 from masksearch_jax.rl.watch import Watch, after_rollbacks, check_watched
-from masksearch_jax.rollout import sampling
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.metric_writer import MetricWriter
@@ -110,45 +109,6 @@ def make_logprob_fn(compute: ComputeConfig, temperature: float) -> jax.stages.Wr
 def on_mesh(dapo: DapoConfig, mesh: Mesh) -> DapoConfig:
     """The config with its number of rows per micro-batch on this mesh."""
     return dataclasses.replace(dapo, micro_batch=dapo.micro_batch or sharding.batch_shards(mesh))
-
-
-def check_sampling(dapo: DapoConfig, rollout: RolloutConfig, tools: Sequence[str] = ()) -> None:
-    """Raises ConfigError for settings that cannot work on any mesh. tools: besides search."""
-    sampler = sampling.sampler_of(rollout)
-    if sampler.is_greedy:
-        raise ConfigError(
-            f"config.rollout.temperature is {rollout.temperature}; to train, it must be at least "
-            f"{sampling.COLDEST:g}"
-        )
-    rewards.check_reward(dapo, rollout.max_turns, tools)
-    check_loss(dapo, dapo.minibatches)
-    if sampler.has_filters and not dapo.allow_filters:
-        raise ConfigError(
-            f"config.rollout samples with top_k {rollout.top_k}, top_p {rollout.top_p}, min_p "
-            f"{rollout.min_p}: tokens left out make the sampler's log-probabilities differ from "
-            "the trainer's; turn them off, or set config.dapo.allow_filters"
-        )
-    if not 0 <= dapo.overlong_buffer <= rollout.max_new_tokens:
-        raise ConfigError(
-            f"config.dapo.overlong_buffer is {dapo.overlong_buffer}; it must lie in 0.."
-            f"config.rollout.max_new_tokens, {rollout.max_new_tokens}"
-        )
-    if dapo.oversample > 1 and rollout.in_flight == "drop":
-        raise ConfigError(
-            f"config.dapo.oversample is {dapo.oversample:g}, which does nothing with "
-            "config.rollout.in_flight drop: each step ends all that it begins; choose "
-            "in_flight=keep or rebuild, or oversample=1"
-        )
-    if dapo.keep_rollouts < 0:
-        raise ConfigError(
-            f"config.dapo.keep_rollouts is {dapo.keep_rollouts}; it must be a share up to 1, a "
-            "number above 1, or 0 for none"
-        )
-    if dapo.group_size < 2:
-        raise ConfigError(
-            f"config.dapo.group_size is {dapo.group_size}; it must be at least 2: a sample is "
-            "compared with the others of its prompt"
-        )
 
 
 def check_settings(
@@ -210,6 +170,7 @@ def check_config(cfg: DapoRun, search: SearchTool | None = None) -> None:
     run_folder.check_config(cfg)
     check_sampling(cfg.dapo, cfg.rollout, cfg.tools)
     check_optim(cfg.optim)
+    lora.check_lora(cfg.lora)
     check_context(cfg.model, cfg.rollout.max_len, "config.rollout.max_len")
     if cfg.dapo.reward == "judge" and not cfg.judge.own_model:
         Judge(cfg.judge)
@@ -298,7 +259,6 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     engine = Engine(vocab, tools, rollout, cfg.search, check=survival.raise_if_stopped)
 
     metrics: dict[str, Any] = {}
-    measured: dict[str, Any] = {}  # the last value of each figure: of an update, until the next one
     checkpointer = Checkpointer(
         workdir / "checkpoints", cfg.checkpoint, cfg.model, adapters, identity(vocab, cfg.tokenizer)
     )
@@ -321,7 +281,6 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
             prompts.set_state(extra["prompts"])
             start = extra["step"]
             sampler.restore(extra["sampler"])
-            measured = extra["measured"]
             watch.restore(extra["watch"])
             pass_rates.restore(extra["pass_rates"])
             idle = extra["idle"]
@@ -335,14 +294,8 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
             with survival.disk("save", done):
                 extra = at | {"step": done, "sampler": sampler.gather(at["sampler"])}
                 extra |= {"watch": watch.state(), "pass_rates": pass_rates.state(), "idle": idle}
-                checkpointer.save(
-                    done, state, extra | {"measured": measured}, measured if is_ranked() else None
-                )
-
-        def is_ranked() -> bool:
-            """Whether the step has the figure that tells the best."""
-            known = "loss" in measured or cfg.checkpoint.best_metric in measured
-            return known and watch.is_best_told(metrics)
+                told = metrics if watch.is_best_told(metrics) else None
+                checkpointer.save(done, state, extra, told)
 
         def sample(step: int) -> tuple[list[Group], list[Group]]:
             """Groups with spread, and all.
@@ -397,12 +350,14 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
             Progress("DAPO", dapo.steps, start) as progress,
         ):
 
-            def look(done: int, **shown: float) -> None:
-                """Watches the step and tells its figures, unless a stop cuts that off."""
+            def look(done: int, sampled: Collection[str] = (), **shown: float) -> None:
+                """Watches the step and tells its figures, unless a stop cuts that off.
+
+                sampled: names of those of what it sampled.
+                """
                 is_trained = updates(state.opt_state) > metrics["updates"]
                 metrics.update(watch.look(done, state.model, metrics, is_trained))
-                measured.update(metrics)
-                watch.check_best(measured)
+                watch.check_best(metrics, sampled)
                 if watch.is_behind:
                     return
                 writer.write(done, metrics)
@@ -416,8 +371,8 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 look(start)
                 if watch.is_behind:
                     survival.stop(checkpointer)
-                if is_due(start) and is_ranked():
-                    checkpointer.add_metrics(start, measured)
+                if is_due(start) and watch.is_best_told(metrics):
+                    checkpointer.add_metrics(start, metrics)
             if not start:
                 sampler.check_own_judge(state.model, [p.example for p in first])
             for step in survival.steps(start, dapo.steps, "update"):
@@ -426,7 +381,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 kept, seen = sample(step)
                 sampled_at = time.perf_counter()
                 state, metrics = update(state, kept)
-                done = step + 1
+                done, of_update = step + 1, set(metrics)
                 if "loss" in metrics:
                     guard.check_figures(done, metrics)
                 metrics |= figures(
@@ -448,7 +403,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                     metrics |= pass_rates.figures()
                 if dapo.keep_rollouts:
                     rollout_log.write(done, step, seen, kept, update.trained)
-                look(done, kept=len(kept))
+                look(done, metrics.keys() - of_update, kept=len(kept))
                 idle = 0 if metrics["updates"] else idle + 1
                 if idle == dapo.warn_after and not told:
                     told = True

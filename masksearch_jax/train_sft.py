@@ -81,6 +81,7 @@ def check_config(cfg: SftRun) -> None:
     """
     run_folder.check_config(cfg)
     check_watched(cfg, samples=False)
+    lora.check_lora(cfg.lora)
     if cfg.eval.every:
         check_context(cfg.model, cfg.rollout.max_len, "config.rollout.max_len")
         check_named(cfg.search)

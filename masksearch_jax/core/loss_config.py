@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.core.schema import key, share
+from masksearch_jax.core.schema import check_idle, key, share
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,16 +90,24 @@ def check_loss(cfg: LossConfig, minibatches: int) -> None:
     for name in ("kl_weight", "likelihood_floor", "sequence_gap"):
         if getattr(cfg, name) < 0:
             raise ConfigError(f"config.dapo.{name} is {getattr(cfg, name)}; it must not be below 0")
+    if cfg.kl == "none":
+        instead = "choose dapo.kl=k1, k3 or positive"
+        check_idle(cfg, "config.dapo", "dapo.kl=none", instead, kl_weight=0.0)
+    if cfg.proximal == "sampler":
+        instead = "choose dapo.proximal=step"
+        check_idle(cfg, "config.dapo", "dapo.proximal=sampler", instead, tis_cap=None)
     still = {
         "ratio": cfg.ratio == "sequence",
         "kl": cfg.kl == "positive",
         "likelihood_floor": cfg.likelihood_floor > 0,
         "dual_clip": cfg.dual_clip > 0,
     }
-    for name in [name for name, on in still.items() if on]:
-        if minibatches == 1 and cfg.proximal == "step":
+    if minibatches == 1 and cfg.proximal == "step":
+        because = "dapo.minibatches 1: the policy of the step's start is then the policy now"
+        instead = "choose more minibatches or dapo.proximal=sampler"
+        for name in [name for name, on in still.items() if on]:
             raise ConfigError(
-                f"config.dapo.{name} is {getattr(cfg, name)}, which does nothing with "
-                "dapo.minibatches 1: the policy of the step's start is then the policy now; choose "
-                "more minibatches or dapo.proximal=sampler"
+                f"config.dapo.{name} is {getattr(cfg, name)}, which does nothing with {because}; "
+                f"{instead}"
             )
+        check_idle(cfg, "config.dapo", because, instead, clip_low=None, clip_high=None)

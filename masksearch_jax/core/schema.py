@@ -183,6 +183,22 @@ def to_dataclass(
     return made
 
 
+def check_idle(section: Section, path: str, because: str, instead: str, **keys: Any) -> None:
+    """Raises ConfigError for the first of the keys that has a value which nothing reads.
+
+    because: the setting that they do nothing with. instead: what to choose. keys: each with the
+    value, besides its default, that says no more than what happens.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(section)}
+    for name, same in keys.items():
+        value = getattr(section, name)
+        if value not in (defaults[name], same):
+            raise ConfigError(
+                f"{path}.{name} is {value}, which does nothing with {because}; {instead}, or leave "
+                f"it at {defaults[name]}"
+            )
+
+
 def _check_bounds(name: str, value: Any, said: Mapping[str, Any]) -> None:
     """Raises ConfigError for a number beyond the bounds of its key."""
     least, most = said.get("least"), said.get("most")

@@ -21,6 +21,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from masksearch_jax.core.config import LoraConfig
+from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.schema import check_idle
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.models import layout
 from masksearch_jax.models.adapters import TARGETS, Adapters
@@ -29,17 +31,24 @@ from masksearch_jax.parallel import sharding
 from masksearch_jax.training import checkpoint_files, train_state
 
 
-class LoraError(ValueError):
-    """Adapters that this decoder cannot have."""
-
-
 def check_lora(config: LoraConfig) -> None:
-    """Raises LoraError for a negative rank, no target or an unknown one."""
+    """Raises ConfigError for adapters that cannot be, that add nothing, or that are not asked for.
+
+    These have a negative rank, no target or an unknown one; an alpha of 0; no rank.
+    """
     if config.rank < 0:
-        raise LoraError(f"config.lora.rank is {config.rank}; it must be 0 (all weights) or more")
+        raise ConfigError(f"config.lora.rank is {config.rank}; it must be 0 (all weights) or more")
     unknown = [name for name in config.targets if name not in TARGETS]
     if config.rank and (unknown or not config.targets):
-        raise LoraError(f"config.lora.targets is {config.targets}; choose some of {TARGETS}")
+        raise ConfigError(f"config.lora.targets is {config.targets}; choose some of {TARGETS}")
+    if config.rank and not config.alpha:
+        raise ConfigError(
+            f"config.lora.alpha is {config.alpha}, with which adapters add nothing, whatever they "
+            "learn; it must be above 0 where lora.rank is"
+        )
+    if not config.rank:
+        instead = "choose a rank, such as 16"
+        check_idle(config, "config.lora", "lora.rank=0", instead, alpha=0.0, targets=())
 
 
 def add(model: Transformer, config: LoraConfig, seed: int) -> Transformer:

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeGuard
 from masksearch_jax.core import markup, scoring
 from masksearch_jax.core.errors import ConfigError, nearest
 from masksearch_jax.core.reward_config import RewardConfig
+from masksearch_jax.core.schema import check_idle
 from masksearch_jax.core.types import SEARCH, Example, QAExample, RampExample, Trajectory
 from masksearch_jax.core.user_code import import_function
 from masksearch_jax.rl import turns
@@ -95,13 +96,18 @@ def check_reward(cfg: RewardConfig, max_turns: int, tools: Sequence[str] = ()) -
             f"config.dapo.min_searches is {cfg.min_searches}; it must lie in 0.."
             f"config.rollout.max_turns, {max_turns}"
         )
-    for name in ("coverage_weight", "gold_hit_weight") if ":" in cfg.reward else ():
-        if weight := getattr(cfg, name):
-            raise ConfigError(
-                f"config.dapo.{name} is {weight:g}, which does nothing with dapo.reward "
-                f"{cfg.reward}: what a function of yours returns is paid as it is; add it there, "
-                f"or choose {', '.join(KINDS)}"
-            )
+    because = f"dapo.reward={cfg.reward}"
+    if ":" in cfg.reward:
+        because += ": what a function of yours returns is paid as it is"
+        instead = f"add it there, choose {', '.join(KINDS)}"
+        own = {"coverage_weight": 0.0, "gold_hit_weight": 0.0, "format_weight": 0.0}
+        check_idle(cfg, "config.dapo", because, instead, **own, min_searches=0, length_penalty=0.0)
+    elif cfg.reward != "penalised":
+        instead = "choose dapo.reward=penalised"
+        check_idle(cfg, "config.dapo", because, instead, length_penalty=0.0)
+    if not cfg.format_weight:
+        instead = "pay for the format"
+        check_idle(cfg, "config.dapo", "dapo.format_weight=0", instead, min_searches=0)
     if cfg.unreadable_call_penalty and not tools:
         raise ConfigError(
             f"config.dapo.unreadable_call_penalty is {cfg.unreadable_call_penalty:g}, which does "

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from masksearch_jax.core.config import TrainRun
 from masksearch_jax.core.errors import ConfigError, check_given
+from masksearch_jax.core.schema import check_idle
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.parallel import hosts
 from masksearch_jax.parallel.folder_lock import FolderLock
@@ -43,6 +44,9 @@ def check_config(cfg: TrainRun) -> None:
         tokenizer="the folder that holds tokenizer.json",
     )
     metric_services.check_log(cfg.log)
+    if cfg.optim.schedule == "constant":
+        because, instead = "optim.schedule=constant", "choose linear or cosine"
+        check_idle(cfg.optim, "config.optim", because, instead, end_lr_ratio=1.0)
     if storage.path(cfg.checkpoint.folder).name.isdigit():
         raise ConfigError(
             f"config.checkpoint.folder is {cfg.checkpoint.folder!r}, which names a step of a "

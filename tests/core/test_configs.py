@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from configs import common
-from masksearch_jax import train_dapo
+from masksearch_jax import train_dapo, train_sft
 from masksearch_jax.build_index import VectorConfig
 from masksearch_jax.core import config
 from masksearch_jax.core.config import ModelConfig, PromptConfig, SearchConfig
@@ -29,6 +29,7 @@ from masksearch_jax.core.search_services_config import (
 from masksearch_jax.core.watch_config import AlarmsConfig, HeldoutConfig, LogConfig
 from masksearch_jax.parallel import sharding
 from masksearch_jax.ramp.survey import CleanConfig
+from masksearch_jax.rl.sampling_settings import check_sampling
 from masksearch_jax.runtime import cli, config_text
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -352,6 +353,23 @@ def test_a_dapo_batch_divides_into_its_micro_batches(name, arg):
         mesh = jax.sharding.AbstractMesh((1, parts, 1, 1), sharding.AXES)
         train_dapo.check_settings(cfg.dapo, cfg.rollout, mesh)
     assert cfg.dapo.overlong_buffer < cfg.rollout.max_new_tokens < cfg.rollout.max_len
+
+
+def test_no_file_sets_a_key_that_another_one_makes_idle():
+    """Whatever its argument; the trainers refuse such a key."""
+    trainings = stages = 0
+    for name, arg in ARGUMENTS:
+        cfg = to_dataclass(schema_of(name), load(name, arg))
+        if isinstance(cfg, config.DapoRun | config.SftRun):
+            main = train_dapo if isinstance(cfg, config.DapoRun) else train_sft
+            main.check_config(dataclasses.replace(cfg, workdir="w", data="d", tokenizer="t"))
+            trainings += 1
+        for section in ("dapo", "qa_dapo"):
+            if own := getattr(cfg, section, None):
+                check_sampling(own, cfg.rollout, cfg.tools)
+                stages += 1
+    assert trainings >= 4 * len(common.MODELS)
+    assert stages >= 4 * len(common.MODELS)
 
 
 STAGES = ("ramp_sft", "ramp_dapo", "qa_sft", "qa_dapo")

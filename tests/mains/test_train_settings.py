@@ -302,6 +302,22 @@ def test_sft_whose_every_update_was_left_out_is_no_success(sft, tmp_path, monkey
         ("dapo", {"micro_batch": -1}, r"do not divide into 1 minibatches of micro-batches of -1"),
         ("dapo", {"minibatches": 0}, r"do not divide into 0 minibatches"),
         ("dapo", {"overlong_buffer": 9999}, r"overlong_buffer is 9999; .* 0\.\..*new_tokens, \d+$"),
+        (
+            "dapo",
+            {"overlong_buffer": 0, "overlong_penalty": 0.5},
+            r"overlong_penalty is 0\.5, which",
+        ),
+        (
+            "rollout",
+            {"in_flight": "keep", "max_staleness": 0},
+            r"in_flight is keep, which does nothing with rollout\.max_staleness=0: .*; choose",
+        ),
+        (
+            "optim",
+            {"schedule": "constant", "end_lr_ratio": 0.5},
+            r"optim\.end_lr_ratio is 0\.5, which does nothing with optim\.schedule=constant",
+        ),
+        ("lora", {"alpha": 16.0}, r"lora\.alpha is 16\.0, which does nothing with lora\.rank=0"),
         ("dapo", {"group_size": 1}, r"config\.dapo\.group_size is 1; it must be at least 2"),
         (
             "optim",

@@ -23,6 +23,7 @@ from masksearch_jax.core.config import (
     OptimConfig,
     SftRun,
 )
+from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.models import head, hf, lora
 from masksearch_jax.models.layout import shard_parameters
@@ -210,11 +211,24 @@ def test_a_mesh_splits_adapters_and_changes_nothing(mesh):
 @pytest.mark.parametrize(
     ("change", "says"),
     [({"rank": -1}, "rank is -1"), ({"targets": ()}, "choose some of"),
+     ({"alpha": 0.0}, r"alpha is 0\.0, with which adapters add nothing"),
      ({"targets": ("q", "embedding")}, r"\('q', 'embedding'\); choose some of")],
 )  # fmt: skip
 def test_adapters_that_cannot_be_are_refused(change, says, mesh):
-    with pytest.raises(lora.LoraError, match=says):
+    with pytest.raises(ConfigError, match=says):
         lora.trained(full_model(), dataclasses.replace(LORA, **change), mesh, 0)
+
+
+@pytest.mark.parametrize("change", [{"alpha": 16.0}, {"targets": ("q",)}])
+def test_settings_of_adapters_that_a_run_has_not_are_refused(change):
+    lora.check_lora(LoraConfig())
+    (name, value), *_ = change.items()
+    with pytest.raises(ConfigError) as error:
+        lora.check_lora(LoraConfig(**change))
+    said = (
+        f"config.lora.{name} is {value}, which does nothing with lora.rank=0; choose a rank, such"
+    )
+    assert str(error.value).startswith(said)
 
 
 # ---- checkpoints

@@ -385,9 +385,35 @@ def test_a_sample_is_masked_by_the_mean_gap_over_its_sampled_tokens():
         ),
         ({"minibatches": 1, "dual_clip": 3.0}, r"dual_clip is 3\.0, which does nothing with"),
         ({"minibatches": 1, "ratio": "sequence"}, r"ratio is sequence, which does nothing with"),
+        (
+            {"kl_weight": 0.1},
+            r"kl_weight is 0\.1, which does nothing with dapo\.kl=none; choose .*it at 0\.001$",
+        ),
+        (
+            {"proximal": "sampler", "tis_cap": 3.0},
+            r"tis_cap is 3\.0, which does nothing with dapo\.proximal=sampler",
+        ),
+        (
+            {"minibatches": 1, "clip_low": 0.1},
+            r"clip_low is 0\.1, which does nothing with dapo\.mi",
+        ),
+        ({"minibatches": 1, "clip_high": 0.2}, r"clip_high is 0\.2, which does nothing with dapo"),
     ],
 )
 def test_switches_that_contradict_or_do_nothing_are_refused(settings, said):
     with pytest.raises(ConfigError, match=said):
         check_loss(config(settings), config(settings).minibatches)
     check_loss(config({"dual_clip": 3.0, "proximal": "sampler"}), minibatches=1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kl_weight": 0.0},
+        {"kl": "k3", "kl_weight": 0.1},
+        {"tis_cap": 3.0},
+        {"minibatches": 1, "proximal": "sampler", "clip_low": 0.1, "clip_high": 0.2},
+    ],
+)
+def test_switches_that_do_something_or_say_that_they_do_nothing_are_taken(settings):
+    check_loss(config(settings), config(settings).minibatches)

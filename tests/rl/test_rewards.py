@@ -430,19 +430,54 @@ def test_qa_recall_and_dispatch():
     assert qa_reward(QA, trajectory(policy("Warsaw")), CFG) == RewardTerms(0.0, 0.0, 0.0, 0.0)
 
 
-@pytest.mark.parametrize("name", ["coverage_weight", "gold_hit_weight"])
-def test_what_a_function_of_ones_own_is_not_paid_for_is_refused(name):
-    own = dataclasses.replace(CFG, reward="tests.rl.own_rewards:by_sample")
+PENALISED = DapoConfig(steps=1, curriculum="", reward="penalised")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("coverage_weight", 0.25),
+        ("gold_hit_weight", 0.25),
+        ("format_weight", 0.2),
+        ("min_searches", 1),
+        ("length_penalty", 0.5),
+    ],
+)
+def test_what_a_function_of_ones_own_is_not_paid_for_is_refused(name, value):
+    own = dataclasses.replace(PENALISED, reward="tests.rl.own_rewards:by_sample")
     check_reward(own, max_turns=4)
-    check_reward(dataclasses.replace(CFG, **{name: 0.25}), max_turns=4)
-    with pytest.raises(ConfigError, match=rf"config\.dapo\.{name} is 0\.25, .* recall, f1, penal"):
-        check_reward(dataclasses.replace(own, **{name: 0.25}), max_turns=4)
+    check_reward(dataclasses.replace(PENALISED, **{name: value}), max_turns=4)
+    with pytest.raises(
+        ConfigError, match=rf"config\.dapo\.{name} is {value}, .* recall, f1, penal"
+    ):
+        check_reward(dataclasses.replace(own, **{name: value}), max_turns=4)
+
+
+@pytest.mark.parametrize("kind", ["recall", "f1", "judge"])
+def test_a_penalty_of_length_that_the_reward_has_none_of_is_refused(kind):
+    cfg = dataclasses.replace(PENALISED, reward=kind)
+    check_reward(cfg, max_turns=4)
+    check_reward(dataclasses.replace(cfg, length_penalty=0.0), max_turns=4)
+    said = (
+        rf"^config\.dapo\.length_penalty is 0\.5, which does nothing with dapo\.reward={kind}; "
+        r"choose dapo\.reward=penalised, or leave it at 0\.6$"
+    )
+    with pytest.raises(ConfigError, match=said):
+        check_reward(dataclasses.replace(cfg, length_penalty=0.5), max_turns=4)
+
+
+def test_searches_that_are_demanded_for_no_pay_are_refused():
+    cfg = dataclasses.replace(PENALISED, min_searches=1)
+    check_reward(cfg, max_turns=4)
+    said = r"min_searches is 1, which does nothing with dapo\.format_weight=0; pay for the format,"
+    with pytest.raises(ConfigError, match=said):
+        check_reward(dataclasses.replace(cfg, format_weight=0.0), max_turns=4)
 
 
 def test_a_penalty_of_calls_wants_a_tool_whose_calls_may_be_unreadable():
-    cfg = dataclasses.replace(CFG, unreadable_call_penalty=0.5)
+    cfg = dataclasses.replace(PENALISED, unreadable_call_penalty=0.5)
     check_reward(cfg, max_turns=4, tools=("calculate",))
-    check_reward(CFG, max_turns=4)
+    check_reward(PENALISED, max_turns=4)
     with pytest.raises(ConfigError, match=r"unreadable_call_penalty is 0\.5, .* choose config\.to"):
         check_reward(cfg, max_turns=4)
 
