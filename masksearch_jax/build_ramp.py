@@ -24,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from masksearch_jax.agents.llm_client import check_endpoint
+from masksearch_jax.agents.llm_client import check_endpoint, served_by
 from masksearch_jax.agents.span_models import SpanModels
 from masksearch_jax.core import files, stamp
 from masksearch_jax.core.corpus_config import CorpusConfig, PplConfig, RampConfig
@@ -167,7 +167,10 @@ def _begin(cfg: BuildRampRun, folder: Path, has_others: bool) -> None:
 
 
 def _made_from(cfg: BuildRampRun) -> str:
-    """A hash of all that decides the result: settings, and the corpus or what the atlas is of."""
+    """A hash of all that decides the result: settings, and the corpus or what the atlas is of.
+
+    Of the extractor llm also what its endpoint serves. Raises JobError for one that is down.
+    """
     settings = dataclasses.asdict(cfg)
     for name in ("folder", "max_failed"):  # decide nothing
         del settings[name]
@@ -195,6 +198,8 @@ def _made_from(cfg: BuildRampRun) -> str:
         "files": [stamp.content(path) for path in paths],
         "packages": sorted([p.name, p.version] for p in packages if p.name in _ATLAS_PACKAGES),
     }
+    if cfg.llm and cfg.ramp.extractor == "llm" and (served := served_by(cfg.llm)):
+        inputs["served"] = served
     return stamp.hash_of(inputs)
 
 

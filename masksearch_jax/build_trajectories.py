@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from masksearch_jax.agents import agent_teacher, attempts, teachers
-from masksearch_jax.agents.llm_client import check_endpoint
+from masksearch_jax.agents.llm_client import check_endpoint, served_by
 from masksearch_jax.agents.outcomes import listed
 from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.agents.selection import StudentConfig
@@ -328,7 +328,7 @@ def _write_beside(
 def _made_from(cfg: BuildTrajectoriesRun, paths: Sequence[Path]) -> str:
     """A hash of all that decides the result: examples, index, weights, settings.
 
-    Of the settings those that the teacher reads.
+    Of the settings those that the teacher reads. Raises JobError for an endpoint that is down.
     """
     settings, read = dataclasses.asdict(cfg), sections_of(cfg)
     settings |= {name: None for name in ("student", "llm") if name not in read}
@@ -341,7 +341,8 @@ def _made_from(cfg: BuildTrajectoriesRun, paths: Sequence[Path]) -> str:
     contents = [stamp.content(path) for path in (*paths, indexed)]
     student = cfg.student if "student" in read else None
     weights = storage.fingerprint(student.init).hex() if student else ""
-    return stamp.hash_of([FORMAT, settings, contents, weights])
+    served = served_by(cfg.llm) if cfg.llm and "llm" in read else ""
+    return stamp.hash_of([FORMAT, settings, contents, weights, served])
 
 
 def _drop_others(parts: Path, kinds: Sequence[str]) -> None:

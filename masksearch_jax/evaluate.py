@@ -36,6 +36,7 @@ from masksearch_jax.evals import (
     additions,
     checks,
     difficulty,
+    endpoint,
     provenance,
     results,
     rows,
@@ -44,7 +45,6 @@ from masksearch_jax.evals import (
     suites,
 )
 from masksearch_jax.evals.controls import ShuffledSearch
-from masksearch_jax.evals.endpoint import EndpointSampler
 from masksearch_jax.evals.fanoutqa import Lemmatizer
 from masksearch_jax.evals.items import SOURCE_HIDDEN, Item, chosen, items_of
 from masksearch_jax.evals.lost import Lost, check_share, named
@@ -220,7 +220,7 @@ def sampler_of(
 ) -> Iterator[sampling.Sampler]:
     """What samples the items of a method: a model of ours, or the endpoint where that is None."""
     if model is None:
-        yield EndpointSampler(cfg, method, tools, check)
+        yield endpoint.EndpointSampler(cfg, method, tools, check)
         return
     rollout, shown = sampling.rollout_of(cfg, method), sampling.shown_of(cfg.search)
     with Engine(model.vocab, tools, rollout, shown, check=check) as engine:
@@ -308,6 +308,7 @@ def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
     hosts.from_first(lambda: additions.check_judge(cfg, loaded))
     workdir.mkdir(parents=True, exist_ok=True)
     with FolderLock(workdir), SharedLog(workdir, _name) as log:
+        content |= hosts.from_first(lambda: endpoint.content_of(cfg))
         begun, is_finished = hosts.from_first(lambda: resume(cfg, workdir, content, log.rows))
         if begun and is_finished:
             return hosts.from_first(lambda: finished(cfg, workdir, log))
@@ -327,7 +328,7 @@ def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
             worklist.lost.extend(sample(cfg, ours, tools, worklist.items, log, toolbox))
         made_by = provenance.provenance(
             cfg,
-            provenance.model_of(cfg, init, content["init"]),
+            provenance.model_of(cfg, init, content["init"], content.get(endpoint.SERVED, "")),
             vocab.fingerprint if vocab else "",
             tools.get("agent") or tools.get("rag") or tools.get("random"),
         )

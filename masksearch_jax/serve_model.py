@@ -3,7 +3,8 @@
     python -m masksearch_jax.serve_model --config=configs/serve_model.py --config.init=FOLDER
 
 POST /v1/chat/completions, POST /v1/completions and GET /v1/models are OpenAI's; GET /health says
-how many requests are in flight. It has no access control: bind it to a private address.
+how many requests are in flight. /v1/models tells a fingerprint of what decides the replies, too.
+It has no access control: bind it to a private address.
 """
 
 from __future__ import annotations
@@ -16,20 +17,23 @@ from pathlib import Path
 
 import jax
 
+from masksearch_jax.core import stamp
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, PromptConfig, SearchConfig
 from masksearch_jax.core.errors import ConfigError
+from masksearch_jax.core.retrieval import SearchError, SearchTool
 from masksearch_jax.core.rollout_config import RolloutConfig
-from masksearch_jax.core.schema import key, required, section
+from masksearch_jax.core.schema import Section, harmless_keys, key, required, section
 from masksearch_jax.core.search_config import tools_key
 from masksearch_jax.core.tokenizer import Vocab, VocabError
 from masksearch_jax.core.tools import Toolbox
 from masksearch_jax.data import prompt
-from masksearch_jax.models.load import check_context, describe, initial
+from masksearch_jax.models.load import check_context, describe, initial, pinned
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.sharding import make_mesh
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.server import ChatServer, serve_until_told
-from masksearch_jax.runtime import agent_settings, cli
+from masksearch_jax.runtime import agent_settings, cli, storage
+from masksearch_jax.runtime.config_text import leaves
 from masksearch_jax.search.open import check_named, open_tool
 from masksearch_jax.tools.registry import instructions_of, open_tools
 
@@ -90,6 +94,7 @@ def opened(cfg: ServeModelRun) -> Iterator[tuple[ChatServer, Transformer]]:
             f"{error}; chat completions need one: give the folder of another as config.tokenizer"
         ) from error
     name = cfg.name or Path(cfg.init).resolve().name
+    init = pinned(cfg.init, config)  # what is told of the weights is of those that are read
     search = cfg.search if cfg.agent else dataclasses.replace(cfg.search, kind="none")
     tools = open_tools(cfg.tools if cfg.agent else (), open_tool(search), search)
     with (
@@ -104,11 +109,39 @@ def opened(cfg: ServeModelRun) -> Iterator[tuple[ChatServer, Transformer]]:
             deadline=cfg.deadline,
             grace=cfg.grace,
             agent_prompt=_agent_prompt(cfg, vocab, tools) if cfg.agent else None,
+            fingerprints=_fingerprints(cfg, init, vocab, tools.search),
         ) as server,
     ):
-        model = initial(cfg.init, config, cfg.compute, mesh, 0, cfg.base)
+        model = initial(init, config, cfg.compute, mesh, 0, cfg.base)
         collections.deque(engine.run(model), maxlen=0)
         yield server, model
+
+
+def _fingerprints(
+    cfg: ServeModelRun, init: str, vocab: Vocab, search: SearchTool
+) -> tuple[str, str]:
+    """What tells the replies of the model, and those of the agent, from others of the same name.
+
+    The model's: weights, tokenizer, number formats, and what a request may leave out. The agent's:
+    besides, how it is asked, its tools, and what it searches.
+    """
+    weights = storage.fingerprint(init).hex()
+    decides = [_deciding(cfg.compute), _deciding(cfg.rollout)]
+    of_model = stamp.hash_of([weights, vocab.fingerprint, *decides])
+    try:
+        searched = getattr(search, "fingerprint", "")
+    except SearchError:  # it is down, which those who ask the agent will be told
+        searched = ""
+    how = [_deciding(cfg.prompt), cfg.tools, _deciding(cfg.search), searched]
+    return of_model, stamp.hash_of([of_model, *how])
+
+
+def _deciding(section: Section) -> dict[str, object]:
+    """The keys of a section that decide a reply, by their dotted names."""
+    given = leaves(type(section), dataclasses.asdict(section))
+    return {
+        name: value for name, value in given.items() if name not in harmless_keys(type(section))
+    }
 
 
 def _agent_prompt(cfg: ServeModelRun, vocab: Vocab, tools: Toolbox) -> Callable[[str], str]:

@@ -18,6 +18,7 @@ create table if not exists replies (
     key text primary key, request text, text text, prompt_tokens integer, completion_tokens integer
 );
 create table if not exists cut (key text primary key);
+create table if not exists served (model text primary key, fingerprint text);
 create table if not exists failures (key text primary key, request text, error text);
 create table if not exists paid (
     one integer primary key check (one = 1),
@@ -50,9 +51,12 @@ class Stored(NamedTuple):
     is_cut: bool = False  # it ended at the limit of tokens, not by itself
 
 
-def key_of(request: Mapping[str, Any], sample: int) -> str:
-    """A digest of all that is sent, and of which of several independent replies is meant."""
-    text = json.dumps([request, sample], sort_keys=True)
+def key_of(request: Mapping[str, Any], sample: int, served: str = "") -> str:
+    """A digest of all that is sent, and of which of several independent replies is meant.
+
+    served: what tells the weights behind the model's name from others, where the endpoint does.
+    """
+    text = json.dumps([request, sample, *([served] if served else [])], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -84,6 +88,14 @@ class Replies:
         """Whether a reply of this model is kept, to whatever it was asked."""
         select = "select 1 from replies where json_extract(request, '$.model') = ? limit 1"
         return self._row(select, model) is not None
+
+    def served(self, model: str) -> str:
+        """What was told last of the weights behind a model's name, for a replay; "" for nothing."""
+        row = self._row("select fingerprint from served where model = ?", model)
+        return row[0] if row else ""
+
+    def keep_served(self, model: str, fingerprint: str) -> None:
+        self._write(("insert or replace into served values (?, ?)", [model, fingerprint]))
 
     def forget(self, key: str) -> None:
         """Removes a reply, which is asked for and paid for anew; what it cost stays counted."""

@@ -11,16 +11,23 @@ import asyncio
 import dataclasses
 import datetime
 import email.utils
+import functools
 import json
 import os
 import random
-import re
 import weakref
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 from etils import epy
 
+from masksearch_jax.agents.llm_answers import (
+    UselessError,
+    check_no_error,
+    fingerprint_of,
+    is_hopeless,
+    read_reply,
+)
 from masksearch_jax.agents.llm_cache import Paid, Replies, RepliesError, Stored, key_of
 from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.llm_config import LLMConfig
@@ -28,20 +35,12 @@ from masksearch_jax.core.llm_config import LLMConfig
 with epy.lazy_imports():  # it takes more than a second, and the other teachers do without
     import openai
 
+T = TypeVar("T")
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-_CUT = ("length", "max_tokens")  # finish_reason of a reply that ended at a limit
-# finish_reason of a reply that a fault or a filter ended, not the model; `abort` is an engine's.
-_NOT_THE_MODELS = ("error", "abort", "cancelled", "content_filter")
-_TEXT = ("text", "output_text")  # type of a part of the content that is said, not thought
 _QUOTED = 200  # characters of a reply that an error shows
 _LONGEST = 366 * 86400.0  # seconds; what asks for more is no pause but a mistake
-_HOPELESS = frozenset({401, 402})  # wrong key, no money: no call will get a reply
-# The same, as OpenAI says it with other statuses: a 429 that no wait can help, a 400.
-_HOPELESS_CODES = frozenset(
-    {"insufficient_quota", "billing_not_active", "billing_hard_limit_reached"}
-)
 OUTAGE = 200  # failures of a job with no other outcome between them: a service is down
 _DETAIL = 300  # characters of an error without a sentence
 _FIRST = 8  # calls of a job; where none of them gets a reply, no other will
@@ -126,6 +125,7 @@ class LLM:
         self._stopped: JobError | None = None
         self._begun = self._first_failed = 0  # calls; and of the first ones, those without a reply
         self._refused = 0  # calls since the last good reply
+        self._served: asyncio.Future[str] | None = None  # of `served`, once somebody asks
         # One lock per question, so that two who ask the same pay once.
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._client = openai.AsyncOpenAI(
@@ -139,6 +139,8 @@ class LLM:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._served:
+            self._served.cancel()
         await self._client.close()
         self._replies.close()
 
@@ -146,6 +148,41 @@ class LLM:
     def paid(self) -> Paid:
         """All that was ever paid for into this cache, by this process or another."""
         return self._replies.paid()
+
+    async def served(self) -> str:
+        """What tells the weights behind the model's name from others; "" where nobody does.
+
+        It is asked once; in a replay it is what was told last. Raises JobError where it is down:
+        replies of other weights could not be told from its own.
+        """
+        if self._served is None:
+            self._served = asyncio.ensure_future(self._ask_served())
+        return await asyncio.shield(self._served)
+
+    async def _ask_served(self) -> str:
+        try:
+            if self.cfg.replay:
+                return self._replies.served(self.cfg.model)
+            found = await self._with_retries(self._list_models)
+            self._replies.keep_served(self.cfg.model, found)
+        except RepliesError as error:
+            raise JobError(str(error)) from error
+        except LLMError as error:
+            raise JobError(f"{self.cfg.base_url} does not say what it serves: {error}") from error
+        return found
+
+    async def _list_models(self) -> str:
+        """One request. Of an endpoint that refuses it, or sends no JSON, nothing is known."""
+        try:
+            async with asyncio.timeout(self.cfg.timeout):
+                sent = await self._client.models.with_raw_response.list()
+                return fingerprint_of(json.loads(sent.http_response.content), self.cfg.model)
+        except openai.APIStatusError as error:
+            if error.status_code in _RETRIED:
+                raise
+        except (ValueError, RecursionError):
+            pass
+        return ""
 
     async def complete(self, messages: Sequence[Message], sample: int = 0) -> Reply:
         """The reply to a conversation, from the cache if it was ever asked.
@@ -156,22 +193,22 @@ class LLM:
         cache raises the same, while those in flight come in and are kept.
         """
         request = self._request(messages)
-        key = key_of(request, sample)
-        lock = self._locks.setdefault(key, asyncio.Lock())
-        async with lock:
-            try:
+        try:
+            key = key_of(request, sample, await self.served())
+            lock = self._locks.setdefault(key, asyncio.Lock())
+            async with lock:
                 return await self._complete(key, request)
-            except RepliesError as error:
-                self._stopped = JobError(str(error))
-                raise self._stopped from error
-            except JobError as error:
-                self._stopped = error
-                raise
+        except RepliesError as error:
+            self._stopped = JobError(str(error))
+            raise self._stopped from error
+        except JobError as error:
+            self._stopped = error
+            raise
 
     def forget(self, messages: Sequence[Message], sample: int = 0) -> None:
         """The reply to a conversation is not taken from the cache again; a replay keeps it."""
         if not self.cfg.replay:
-            self._replies.forget(key_of(self._request(messages), sample))
+            self._replies.forget(self._key(messages, sample))
 
     def count_read(self, messages: Sequence[Message], reply: Reply, is_read: bool) -> None:
         """Counts whether the reply held what was asked for."""
@@ -181,7 +218,7 @@ class LLM:
             return
         self.usage.unreadable += 1
         if not self.usage.parsed:
-            self._unread[key_of(self._request(messages), 0)] = reply.text
+            self._unread[self._key(messages, 0)] = reply.text
 
     def forget_unread(self) -> str:
         """Where there were replies and none could be read, has all asked for anew, and says so.
@@ -199,6 +236,11 @@ class LLM:
             f"{self.cfg.base_url} held what was asked for; the first: {said[:_QUOTED]!r}; once "
             "this is mended, the same command asks for all of them anew"
         )
+
+    def _key(self, messages: Sequence[Message], sample: int) -> str:
+        """Of what was asked before, so that it is known who was."""
+        served = self._served.result() if self._served and self._served.done() else ""
+        return key_of(self._request(messages), sample, served)
 
     def _request(self, messages: Sequence[Message]) -> dict[str, Any]:
         cfg = self.cfg
@@ -221,7 +263,7 @@ class LLM:
         self._begun += 1
         first = self._begun <= _FIRST
         try:
-            reply = await self._with_retries(request)
+            reply = await self._with_retries(functools.partial(self._attempt, request))
         except LLMError as error:
             before = self._replies.failure(key)
             self._replies.keep_failure(key, request, str(error))
@@ -250,16 +292,16 @@ class LLM:
         self.usage.prompt_tokens += reply.prompt_tokens
         self.usage.completion_tokens += reply.completion_tokens
 
-    async def _with_retries(self, request: dict[str, Any]) -> Stored:
+    async def _with_retries(self, attempt_once: Callable[[], Awaitable[T]]) -> T:
         clock = asyncio.get_running_loop().time
         end = clock() + self.cfg.deadline
         for attempt in range(self.cfg.retries + 1):
             try:
                 async with asyncio.timeout_at(end), self._gate:
                     await self._wait_for_pause(end)
-                    return await self._attempt(request)
-            except (openai.APIError, TimeoutError, _UselessError) as error:
-                if _is_hopeless(error):
+                    return await attempt_once()
+            except (openai.APIError, TimeoutError, UselessError) as error:
+                if is_hopeless(error):
                     raise JobError(f"{self.cfg.base_url}: {_name(error)}") from error
                 if not _is_worth_retrying(error) or attempt == self.cfg.retries:
                     raise LLMError(f"{_name(error)} after {attempt + 1} attempt(s)") from error
@@ -293,16 +335,16 @@ class LLM:
                 sent = await self._client.chat.completions.with_raw_response.create(**request)
                 answer = json.loads(sent.http_response.content)
         except (ValueError, RecursionError) as error:
-            raise _UselessError("a reply that is no JSON") from error
+            raise UselessError("a reply that is no JSON") from error
         finally:
             self._reserved -= self.cfg.max_tokens
             self._settled.set()
-        _check_no_error(answer, sent.http_response)
-        reply = _read(answer)
+        check_no_error(answer, sent.http_response)
+        reply = read_reply(answer)
         if not (reply.text or reply.is_cut or self._takes_empty):
             self._replies.add_cost(reply.prompt_tokens, reply.completion_tokens)
             self._count(reply)
-            raise _UselessError("an empty reply")
+            raise UselessError("an empty reply")
         return reply
 
     async def _reserve(self) -> None:
@@ -338,6 +380,16 @@ class LLM:
         )
 
 
+def served_by(cfg: LLMConfig, section: str = "config.llm") -> str:
+    """`LLM.served` of an endpoint. Raises JobError where it is down."""
+
+    async def ask() -> str:
+        async with LLM(cfg, section) as llm:
+            return await llm.served()
+
+    return asyncio.run(ask())
+
+
 def cost_of(cfg: LLMConfig, prompt_tokens: int, completion_tokens: int) -> float:
     """By the configured prices."""
     return (prompt_tokens * cfg.prompt_price + completion_tokens * cfg.completion_price) / 1e6
@@ -347,76 +399,6 @@ def _budget(cfg: LLMConfig) -> str:
     limits = [f"{cfg.budget} tokens"] if cfg.budget else []
     limits += [f"{cfg.max_cost:g} in money"] if cfg.max_cost else []
     return " or ".join(limits)
-
-
-class _UselessError(Exception):
-    """The endpoint answered with nothing to use: worth asking again, not worth keeping."""
-
-
-def _read(answer: Any) -> Stored:
-    """Text and cost of whatever the endpoint sent as JSON; raises _UselessError for no reply."""
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    if not isinstance(choices, list) or not choices:
-        raise _UselessError("a reply without choices")
-    choice, used = _object(choices[0]), _object(answer.get("usage"))
-    message, reason = choice.get("message"), choice.get("finish_reason")
-    if not isinstance(message, dict):
-        raise _UselessError("a reply without a message")
-    if isinstance(reason, str) and reason in _NOT_THE_MODELS:
-        raise _UselessError(f"a reply that the endpoint broke off (finish_reason {reason})")
-    if not isinstance(message.get("content"), str | list | None):
-        raise _UselessError("a message whose content is neither text nor a list of parts")
-    text = _text(message.get("content")) or _text(message.get("refusal"))
-    counts = [used.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    paid = (count if type(count) is int else 0 for count in counts)
-    is_cut = reason in _CUT
-    return Stored(text.encode("utf-8", "replace").decode(), *paid, is_cut)  # no lone surrogates
-
-
-def _object(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _text(content: Any) -> str:
-    """The text of a message's content, a string or a list of parts; thoughts are left out."""
-    parts = content if isinstance(content, list) else [content]
-    parts = ({"text": part} if isinstance(part, str) else _object(part) for part in parts)
-    texts = (part.get("text") for part in parts if part.get("type", "text") in _TEXT)
-    return "".join(text for text in texts if isinstance(text, str))
-
-
-def _check_no_error(answer: Any, response: Any) -> None:
-    """Raises what an error in the place of a reply, though sent with 200, says it is.
-
-    With a status as its code, or one that says that no call will be answered, it is an
-    APIStatusError; else worth another attempt.
-    """
-    answer = _object(answer)
-    choices = answer.get("choices")
-    first = _object(choices[0]) if isinstance(choices, list) and choices else {}
-    error = answer.get("error") or first.get("error")
-    is_error = answer.get("object") == "error" or not choices
-    if not error and is_error and (answer.get("message") or answer.get("detail")):
-        error = answer
-    if not error:
-        return
-    found = _object(error)
-    said = found.get("message") or found.get("detail") or error
-    said = said if isinstance(said, str) else json.dumps(said)
-    code = str(found.get("code") or found.get("status"))
-    failure = openai.APIStatusError(said, response=response, body=error)
-    if re.fullmatch("[45][0-9][0-9]", code):
-        failure.status_code = int(code)
-    elif not _is_hopeless(failure):
-        raise _UselessError(f"an error in place of a reply: {said}")
-    raise failure
-
-
-def _is_hopeless(error: Exception) -> bool:
-    """Whether every other call would fail too."""
-    return isinstance(error, openai.APIStatusError) and (
-        error.status_code in _HOPELESS or not _HOPELESS_CODES.isdisjoint((error.code, error.type))
-    )
 
 
 def _refusal(error: LLMError) -> int:
@@ -430,7 +412,7 @@ def _refusal(error: LLMError) -> int:
 def _is_worth_retrying(error: Exception) -> bool:
     if isinstance(error, openai.APIStatusError):
         return error.status_code in _RETRIED
-    return isinstance(error, openai.APIConnectionError | TimeoutError | _UselessError)
+    return isinstance(error, openai.APIConnectionError | TimeoutError | UselessError)
 
 
 def _wait(error: Exception, backoff: float) -> tuple[float, float]:
@@ -468,7 +450,7 @@ def _name(error: Exception) -> str:
         return f"HTTP {error.status_code}: {_sentence(error)}"
     if isinstance(error, TimeoutError | openai.APITimeoutError):
         return "no reply in time"
-    if isinstance(error, _UselessError):
+    if isinstance(error, UselessError):
         return str(error)
     return f"{type(error).__name__}: {error}"
 

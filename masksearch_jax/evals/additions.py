@@ -83,11 +83,13 @@ def _add_verdicts(
 ) -> None:
     """The verdicts of a judge beside those of others; it is the measure `judge` from here on.
 
-    A judge is a model with a prompt. Asked again, its verdicts take the place of its own.
+    A judge is a model, by its name and what tells its weights from others, with a prompt. Asked
+    again, its verdicts take the place of its own.
     """
     verdicts = judging.judged(read, cfg.judge, cfg.eval.max_tool_failures)
     prompt_hash = stamp.hash_of(judging.prompt_of(cfg.judge))
-    judge = {"model": cfg.judge.model, "prompt": prompt_hash}
+    served = judging.served_of(cfg.judge)
+    judge = {"model": cfg.judge.model, "prompt": prompt_hash, "fingerprint": served}
     results: JsonObject = {}
     for (suite, method), cell in judging.cells(read, verdicts, how).items():
         results.setdefault(suite, {})[method] = cell

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from masksearch_jax.agents.llm_client import LLM, JobError, LLMError, Message
+from masksearch_jax.agents.llm_client import LLM, JobError, LLMError, Message, served_by
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import UserError
@@ -24,8 +24,11 @@ from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tools import Result, Toolbox, ToolError, budgets
 from masksearch_jax.core.types import Segment, Status, Trajectory, Turn
 from masksearch_jax.data import methods
+from masksearch_jax.evals.results import RESULTS
 from masksearch_jax.evals.sampling import Asked, Sampled
+from masksearch_jax.runtime import run_record, storage
 
+SERVED = "endpoint.model"  # the key whose content is told
 STYLE = "chat"  # of its prompts: the endpoint applies its own template
 
 
@@ -37,6 +40,26 @@ def settings_of(cfg: EvalRun) -> EndpointConfig:
     """How the endpoint is called: at eval.temperature, its replies kept in the run's folder."""
     cache = cfg.endpoint.cache or os.path.join(cfg.workdir, "replies.sqlite")
     return dataclasses.replace(cfg.endpoint, temperature=cfg.eval.temperature, cache=cache)
+
+
+def content_of(cfg: EvalRun) -> dict[str, str]:
+    """{SERVED: what tells the weights behind the endpoint's model from others}; {} where none does.
+
+    Of a finished evaluation what its record says: nothing is asked of its endpoint, which may have
+    gone. Raises EndpointError for one that is down.
+    """
+    if not cfg.endpoint.base_url:
+        return {}
+    workdir = storage.path(cfg.workdir)
+    before = run_record.read(workdir) if (workdir / RESULTS).exists() else None
+    if before is not None:
+        served = before["content"].get(SERVED, "")
+    else:
+        try:
+            served = served_by(settings_of(cfg), "config.endpoint")
+        except JobError as error:
+            raise EndpointError(f"the endpoint: {error}") from error
+    return {SERVED: served} if served else {}
 
 
 class EndpointSampler:

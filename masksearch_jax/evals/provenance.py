@@ -17,15 +17,16 @@ from masksearch_jax.runtime import installed, run_record
 NO_LOGPROBS = "none: an endpoint gives text, no token ids and no log-probabilities"
 
 
-def model_of(cfg: EvalRun, pinned: str, fingerprint: str) -> JsonObject:
+def model_of(cfg: EvalRun, pinned: str, fingerprint: str, served: str) -> JsonObject:
     """Where the model is, the hash of its folder and the step of its checkpoint, or its endpoint.
 
     pinned: `config.init` with the step that was read, where it holds checkpoints. fingerprint: of
-    the folder when it was read; a training may have written to it since.
+    the folder when it was read; a training may have written to it since. served: what the endpoint
+    tells of the weights behind its model.
     """
     if cfg.endpoint.base_url:
         asked = {"endpoint": cfg.endpoint.base_url, "model": cfg.endpoint.model}
-        return asked | {"logprobs": NO_LOGPROBS}
+        return asked | {"fingerprint": served, "logprobs": NO_LOGPROBS}
     step = pinned.rpartition("/")[2] if pinned != cfg.init else ""
     return {
         "folder": cfg.init,

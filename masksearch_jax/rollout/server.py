@@ -5,7 +5,7 @@ POST /v1/chat/completions  {"model": "hf", "messages": [{"role": "user", "conten
 POST /v1/completions       {"model": "hf", "prompt": [1, 2, 3], "return_token_ids": true}
                         →  {"choices": [{"text": "...", "token_ids": [...]}], "usage": ...}
 GET  /v1/models         →  {"object": "list", "data": [{"id": "hf", ...}]}
-GET  /v1/models/hf      →  {"id": "hf", ...}
+GET  /v1/models/hf      →  {"id": "hf", "fingerprint": "…", ...}
 GET  /health            →  {"status": "ok", "model": "hf", "in_flight": 3}
 With "stream": true a reply comes in pieces, as server-sent events. With "agent": true, or the model
 "hf:agent", the model searches, and its answer comes with citations. Errors are {"error":
@@ -80,7 +80,8 @@ class ChatServer(Service):
     The engine samples by row. The event loop hands requests to it, and it decodes in the thread
     that calls `serve`. deadline: seconds of a request, its wait for a slot included. grace: seconds
     that those in flight have once `stop` is called. agent_prompt: what an agent is given for a
-    question; None: there is no agent. routes: further ones. hosts: as for `Service`.
+    question; None: there is no agent. fingerprints: what tells the model, and the agent, from
+    others of the same name; "" is not told. routes: further ones. hosts: as for `Service`.
     """
 
     def __init__(
@@ -94,11 +95,13 @@ class ChatServer(Service):
         deadline: float,
         grace: float,
         agent_prompt: Callable[[str], str] | None = None,
+        fingerprints: tuple[str, str] = ("", ""),
         routes: Mapping[tuple[str, str], Route] = _NO_ROUTES,
         hosts: Sequence[str] = ("*",),
     ):
         self.engine, self.vocab, self.name = engine, vocab, name
         self.deadline, self.grace, self.agent_prompt = deadline, grace, agent_prompt
+        self._fingerprints = fingerprints
         self._numbers = itertools.count(secrets.randbits(31))
         self._lock, self._work = threading.Lock(), threading.Event()
         self._pending: dict[str, _Choice] = {}
@@ -327,8 +330,11 @@ class ChatServer(Service):
         return lambda _: self._about(name)
 
     def _about(self, name: str) -> JsonObject:
-        about = {"id": name, "object": "model", "created": self._born}
-        return about | {"owned_by": "masksearch_jax"}
+        about: JsonObject = {"id": name, "object": "model", "created": self._born}
+        of_model, of_agent = self._fingerprints
+        fingerprint = of_model if name == self.name else of_agent
+        told = {"fingerprint": fingerprint} if fingerprint else {}
+        return about | {"owned_by": "masksearch_jax"} | told
 
     def _health(self, _: Call) -> JsonObject:
         return {"status": "ok", "model": self.name, "in_flight": len(self._pending)}

@@ -18,6 +18,7 @@ import socket
 import socketserver
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple, Self, TypeVar
@@ -29,6 +30,8 @@ from masksearch_jax.search import protocol
 _DEFAULT_TOP_K = 5  # of a search that names none
 _LOOK = 0.2  # seconds after which a call that hangs looks whether its client is still there
 _LAST_RECORDS = 5.0  # seconds in which the threads of a service that ends may record what they did
+
+_NO_MODELS: Mapping[str, str] = types.MappingProxyType({})
 
 Server = TypeVar("Server", bound=socketserver.BaseServer | Service)
 
@@ -262,7 +265,14 @@ def completion(answer: Answer, model: str = "") -> dict[str, Any]:
 
 
 class Endpoint(Loopback):
-    """An LLM that speaks OpenAI's chat protocol at `url`; the script has what it says."""
+    """An LLM that speaks OpenAI's chat protocol at `url`; the script has what it says.
+
+    models: the fingerprint of the weights behind each name, which it lists; empty: it lists none.
+    """
+
+    def __init__(self, script: Script, models: Mapping[str, str] = _NO_MODELS):
+        super().__init__(script)
+        self.models = models
 
     @property
     def url(self) -> str:
@@ -276,6 +286,9 @@ class Endpoint(Loopback):
         return [asked.body for asked, answer in served if answer.is_whole and answer.text]
 
     def reply(self, route: tuple[str, str], call: Call, answer: Answer) -> dict[str, Any]:
+        if route == ("GET", "/v1/models") and self.models:
+            listed = [{"id": name, "fingerprint": f} for name, f in self.models.items()]
+            return {"object": "list", "data": listed}
         if route != ("POST", "/v1/chat/completions"):
             raise Refusal(HTTPStatus.NOT_FOUND, f"no {' '.join(route)}")
         return completion(answer, call.json().get("model", ""))

@@ -294,7 +294,7 @@ def test_the_deadline_ends_a_call_before_its_retries_do(tmp_path):
 def test_no_server_is_a_clear_error(tmp_path):
     with Endpoint(in_turn(Answer("hi"))) as endpoint:
         cfg = config(endpoint, tmp_path, retries=1)
-    with pytest.raises(LLMError, match=r"APIConnectionError.*after 2 attempt"):
+    with pytest.raises(JobError, match=r"APIConnectionError.*after 2 attempt"):
         complete(cfg, HELLO)
 
 
@@ -982,7 +982,8 @@ def test_the_same_demonstration_comes_from_the_cache_alone(tmp_path):
     with Endpoint(by_role(**GOOD)) as endpoint:
         cfg = config(endpoint, tmp_path)
         first = demonstrate(QUESTION, cfg)
-    assert demonstrate(QUESTION, cfg) == first  # the server is gone
+    replay = dataclasses.replace(cfg, replay=True)
+    assert demonstrate(QUESTION, replay) == first  # the server is gone
     assert len(endpoint.requests) == 6
 
 

@@ -187,6 +187,30 @@ def test_a_teacher_that_solves_nothing_fails_and_replaces_nothing(folder):
     assert (folder / "demonstrations" / "train.jsonl").read_bytes() == before
 
 
+def test_another_model_of_the_same_name_is_asked(folder):
+    """Through one cache, and by the same command; a replay is of the last one that was asked."""
+
+    def slow(body):
+        said = agent(body)
+        return Answer(
+            json.dumps({"thought": "No.", "action": "give_up"}) if "Here" in said else said
+        )
+
+    good = lambda body: Answer(agent(body))  # noqa: E731
+    with Endpoint(good, {"hf": "1"}) as one, Endpoint(slow, {"hf": "2"}) as other:
+        assert run(folder, llm_config(one, folder, model="hf"))["demonstrations"] == 40
+        with pytest.raises(attempts.RejectedError, match=r"^none of 40 .*40 gave_up"):
+            run(folder, llm_config(other, folder, model="hf"))
+        assert len(other.requests) == 3 * 40
+        asked = len(one.requests)
+        assert run(folder, llm_config(one, folder, model="hf"))["demonstrations"] == 40
+        assert len(one.requests) == asked
+    replay = llm_config(other, folder, model="hf", replay=True)
+    assert run(folder, replay)["demonstrations"] == 40
+    with pytest.raises(JobError, match="does not say what it serves"):
+        run(folder, dataclasses.replace(replay, replay=False))
+
+
 def test_the_share_is_of_what_was_tried(folder):
     """Exactly the share is allowed: of 40, 2 are rejected and 1 fails."""
     with Endpoint(Faulty()) as endpoint:

@@ -195,6 +195,24 @@ def test_a_second_judge_stands_beside_the_first(cfg, tmp_path):
     assert told[at + 2].endswith("em agrees 0.500, unreadable 0")
 
 
+def test_judges_of_one_name_and_other_weights_stand_side_by_side(cfg, tmp_path):
+    wrong = json.dumps({"reason": "so", "verdict": "incorrect"})
+
+    def strict(request):
+        return verdict(request) if "number 0?" in str(request["messages"]) else Answer(wrong)
+
+    with Endpoint(verdict, {"hf": "1"}) as one, Endpoint(strict, {"hf": "2"}) as other:
+        run(judging(cfg, one, tmp_path, model="hf"))
+        for _ in range(2):
+            found = run(judging(cfg, other, tmp_path, model="hf"))
+        assert (len(one.requests), len(other.requests)) == (ITEMS, ITEMS)
+    judges = [(j["model"], j["fingerprint"]) for j in found["judges"]]
+    assert judges == [("hf", "1"), ("hf", "2")]
+    values = [j["results"]["towns"]["agent"]["value"] for j in found["judges"]]
+    assert values == [8 / 9, 0.1]
+    assert found["judge"]["fingerprint"] == "2"
+
+
 def test_a_judge_that_is_down_scores_nothing(cfg, tmp_path):
     def sick(request):
         return Answer(status=500) if "number 3?" in str(request["messages"]) else verdict(request)

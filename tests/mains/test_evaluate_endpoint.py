@@ -14,7 +14,7 @@ import pytest
 
 from masksearch_jax import evaluate
 from masksearch_jax.core.config import EvalRun
-from masksearch_jax.core.errors import UserError
+from masksearch_jax.core.errors import ConfigError, UserError
 from masksearch_jax.core.eval_config import EvalConfig
 from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.llm_config import EndpointConfig, JudgeConfig
@@ -23,6 +23,7 @@ from masksearch_jax.evals.endpoint import EndpointError
 from masksearch_jax.evals.lost import LostItemsError
 from masksearch_jax.evals.provenance import NO_LOGPROBS
 from masksearch_jax.ramp.spacy_spans import SpacyError
+from masksearch_jax.runtime import run_record
 from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.testing.services import Answer, Endpoint
 
@@ -72,6 +73,29 @@ def at(cfg, endpoint, **changes):
 def rows_of(cfg):
     with open(f"{cfg.workdir}/trajectories.jsonl") as file:
         return list(map(json.loads, file))
+
+
+def test_an_evaluation_is_of_one_model_whatever_it_is_called(cfg):
+    broken = lambda request: Answer(status=400)  # noqa: E731
+    with Endpoint(broken, {"m": "1"}) as one, Endpoint(student, {"m": "2"}) as other:
+        started = at(cfg, one)
+        with pytest.raises(LostItemsError):
+            evaluate.run(started)
+        one.script = lambda request: (
+            student(request) if "n0" in str(request["messages"]) else Answer(status=400)
+        )
+        with pytest.raises((LostItemsError, EndpointError)):
+            evaluate.run(started)
+        with pytest.raises(ConfigError, match=r"other settings \(endpoint\.model: 'm' holds other"):
+            evaluate.run(at(cfg, other))
+        assert not other.requests
+        one.script = student
+        results = evaluate.run(started)
+    assert results["provenance"]["model"]["fingerprint"] == "1"
+    assert evaluate.run(started) == results  # the endpoint has gone
+    assert evaluate.run(started) == results  # and the record still says what it was of
+    record = run_record.read(cfg.workdir)
+    assert record["content"]["endpoint.model"] == "1"
 
 
 def test_every_method_of_an_endpoint(cfg):

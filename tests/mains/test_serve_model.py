@@ -29,6 +29,7 @@ from flax import nnx
 from configs import common
 from masksearch_jax import serve_model
 from masksearch_jax.agents.attempts import FailedError, RejectedError
+from masksearch_jax.agents.llm_client import served_by
 from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.core.config import ComputeConfig, ModelConfig
 from masksearch_jax.core.errors import ConfigError
@@ -238,6 +239,33 @@ def test_a_model_is_found_by_its_name(client):
     assert client.models.retrieve("small") == client.models.list().data[0]
     with pytest.raises(openai.NotFoundError, match="there are"):
         client.models.retrieve("other")
+
+
+def test_the_list_of_models_tells_what_decides_their_replies(
+    server, client, settings, folder, tmp_path
+):
+    vocab = Vocab.load(folder)
+
+    def told(init=folder, **changes):
+        cfg = settings(init=init, **changes)
+        return serve_model._fingerprints(cfg, str(init), vocab, NoSearch())
+
+    of_model, of_agent = told()
+    assert client.models.list().data[0].fingerprint == of_model != of_agent
+    llm = LLMConfig(base_url=server.url, model="small", cache=str(tmp_path / "replies.sqlite"))
+    assert served_by(llm) == of_model
+    copy = shutil.copytree(folder, tmp_path / "elsewhere" / "small")
+    assert told(copy, port=1, name="other", rollout__slots=2) == (of_model, of_agent)
+    assert told(prompt__style="minimal")[0] == told(search__top_k=2)[0] == of_model
+    agents = {told(prompt__style="minimal")[1], told(search__top_k=2)[1], of_agent}
+    assert len(agents) == 3
+    (weights,) = copy.glob("*.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    others = [told(copy), told(rollout__temperature=0.5), told(compute__dtype="bfloat16")]
+    assert len({of_model, *(found for found, _ in others)}) == 4
+    assert len({of_agent, *(found for _, found in others)}) == 4
 
 
 def test_a_page_of_this_machine_may_ask_and_no_other(server):

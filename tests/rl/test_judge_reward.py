@@ -101,7 +101,8 @@ def test_a_verdict_is_paid_for_once(tmp_path):
         first = judged(cfg, QA, "4 km", "4 km")
         assert judged(cfg, QA, "4 km") == first[:1]
         assert len(endpoint.requests) == 1
-    assert judged(cfg, QA, "4 km") == first[:1]  # and with nobody there
+    replay = dataclasses.replace(cfg, replay=True)
+    assert judged(replay, QA, "4 km") == first[:1]  # and with nobody there
 
 
 @pytest.mark.parametrize("text", ["", "<answer> </answer>", "<answer>A [mask] of c.</answer>"])
@@ -211,7 +212,7 @@ def test_a_judge_that_is_not_there_is_told_at_the_start(tmp_path):
     with Endpoint(YES) as endpoint:
         cfg = settings(endpoint, tmp_path)
     with RewardPool(DAPO, Judge(cfg)) as pool:
-        said = r"the judge does not answer: LLMError: APIConnectionError: .* after 1 attempt"
+        said = r"the judge: .* does not say what it serves: APIConnectionError: .* after 1 attempt"
         with pytest.raises(JudgeError, match=said):
             pool.check_sample(QA, trajectory(QA, 0, "<answer>4 km</answer>"))
 
