@@ -203,7 +203,10 @@ class CheckpointConfig:
     )
     best_metric: str = key(
         "",
-        "The checkpoint with the best value of this metric is kept too; empty: none.",
+        (
+            "The checkpoint with the best value of this metric, held-out or of the step's update, "
+            "is kept too; empty: none."
+        ),
         harmless=True,
     )
     best_mode: Literal["max", "min"] = key(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -130,21 +130,27 @@ class Watch:
         return {"alarm": ", ".join(one.name for one in self._ringing)} if self._ringing else {}
 
     def is_best_told(self, figures: Mapping[str, object]) -> bool:
-        """Whether the step has the figure that tells the best: a held-out one is of some alone."""
-        best = self._cfg.checkpoint.best_metric
-        return not best.startswith("heldout_") or best in figures
+        """Whether the step itself has the figure that tells the best."""
+        return self._cfg.checkpoint.best_metric in figures
 
-    def check_best(self, known: Mapping[str, object]) -> None:
-        """Raises ConfigError where none of the figures that are known so far tells the best step.
+    def check_best(self, known: Mapping[str, object], sampled: Collection[str] = ()) -> None:
+        """Raises ConfigError where none of the figures of a step tells the best.
 
-        Nothing is refused before those of an update are known, or, where held-out examples tell it,
-        those of a measurement that lost none of them.
+        Nothing else is refused before those of an update are known, or, where held-out examples
+        tell it, those of a measurement that lost none of them. sampled: the names of those of what
+        the step sampled: they are of the weights before its update, which are not those saved.
         """
         best = self._cfg.checkpoint.best_metric
+        if best in sampled:
+            raise ConfigError(
+                f"config.checkpoint.best_metric is {best}, a figure of what a step samples by the "
+                "weights before its update, which are not those that it saves; choose heldout_… "
+                "(config.eval.every measures it) or a figure of the update, such as loss"
+            )
         whole = known.get("heldout_lost") == 0 if best.startswith("heldout_") else "loss" in known
         if not whole:
             return
-        numbers = [name for name, value in known.items() if isinstance(value, Real)]
+        numbers = {name for name, value in known.items() if isinstance(value, Real)} - {*sampled}
         if best and best not in numbers:
             raise ConfigError(
                 f"config.checkpoint.best_metric is {best!r}, which this run does not measure; "

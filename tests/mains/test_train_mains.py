@@ -304,18 +304,27 @@ def test_a_run_without_updates_ends_when_its_patience_does(dapo, tmp_path, capsy
 def test_the_best_step_by_a_figure_of_updates_is_found_though_a_step_has_none(
     dapo, tmp_path, monkeypatch
 ):
-    """A step without an update has the weights, and so the value, of the one before."""
-    cfg = changed(at(dapo, tmp_path), "checkpoint", every=1, best_metric="grad_norm")
+    """Which is no candidate: it has the weights of the one before."""
+    cfg = changed(at(dapo, tmp_path), "checkpoint", every=1, keep=1, best_metric="grad_norm")
     real = train_dapo.Update.__call__
 
-    def update(self, state, kept):
-        return real(self, state, kept if int(state.step) == 0 else [])
+    def update(self, state, kept, step):
+        return real(self, state, kept if step == 0 else [], step)
 
     monkeypatch.setattr(train_dapo.Update, "__call__", update)
     train_dapo.run(cfg)
     rows = read_metrics(tmp_path)
-    assert sum("grad_norm" in row for row in rows) == 1
-    assert len(rows) == DAPO_STEPS
+    assert ["grad_norm" in row for row in rows] == [True] + [False] * (DAPO_STEPS - 1)
+    kept = {name for name in os.listdir(tmp_path / "checkpoints") if name.isdigit()}
+    assert kept == {"1", str(DAPO_STEPS)}
+
+
+def test_a_figure_of_what_a_step_samples_tells_no_best_step(dapo, tmp_path):
+    """It is of the weights before the step's update, and these are not those that are saved."""
+    cfg = changed(at(dapo, tmp_path), "checkpoint", every=1, best_metric="reward")
+    with pytest.raises(ConfigError, match=r"best_metric is reward, .* before its update"):
+        train_dapo.run(cfg)
+    assert not [name for name in os.listdir(tmp_path / "checkpoints") if name.isdigit()]
 
 
 def test_a_typo_in_the_metric_of_the_best_step_is_told_after_the_first_update(sft, dapo, tmp_path):

@@ -61,6 +61,12 @@ def test_a_run_that_logs_seldom_looks_at_its_first_step_where_an_alarm_is_on(rep
     ("best", "figures", "said"),
     [
         ("", {"loss": 1.0}, ""),
+        (
+            "sampled",
+            {"sampled": 1.0, "updates": 0.0},
+            r"best_metric is sampled, .* before its update, .*; choose heldout_.* such as loss$",
+        ),
+        ("sample", {"sampled": 1.0, "loss": 1.0}, r"'sample', which .* measure; (?!.*sampled)"),
         ("loss", {"loss": 1.0}, ""),
         ("los", {"loss": 1.0, "lr": 0.1}, r"best_metric is 'los', which .*; did you mean loss"),
         ("grad_norm", {"reward": 1.0}, ""),  # no update came yet, which has it
@@ -89,7 +95,8 @@ def test_a_best_metric_that_is_not_measured_is_told_once_figures_are_known(
             *(30, gate, None, lambda: None, types.SimpleNamespace(raise_if_stopped=None)),
         )
     with pytest.raises(ConfigError, match=said) if said else contextlib.nullcontext():
-        watch.check_best(figures)
+        watch.check_best(figures, sampled={"sampled"} & figures.keys())
+    assert watch.is_best_told(figures) == (best in figures)
 
 
 def test_after_rollbacks_the_rate_is_lower_and_the_seed_another(repository):
