@@ -150,14 +150,14 @@ def dapo_programs(cfg: DapoRun, mesh: Mesh) -> Iterator[Program]:
     train_dapo.check_settings(dapo, rollout, mesh, cfg.tools)
     micro, length = micro_batches(dapo), rollout.max_len
     batch = shapes.batch(mesh, micro, dapo.micro_batch, length, batch_fields(dapo))
-    used = shapes.placed(jax.ShapeDtypeStruct((), jnp.int32), mesh)
+    count = shapes.placed(jax.ShapeDtypeStruct((), jnp.int32), mesh)
     loss = train_dapo.make_loss_fn(cfg.compute, dapo, rollout.temperature)
     rounding = train_state.rounding_seed(cfg.optim, state.params, cfg.seed)
     step = train_state.make_train_step(loss, tx, micro, state, rounding)
     tokens = micro * dapo.micro_batch * length
     need = flops.of_training(cfg.model, tokens, length, cfg.lora.rank > 0)
     size = micro * dapo.micro_batch, length, dapo.steps * dapo.minibatches
-    yield Program("update", step, (state, batch, used), (0,), need, micro, *size)
+    yield Program("update", step, (state, batch, count, count), (0,), need, micro, *size)
     part = shapes.batch(mesh, 1, dapo.micro_batch, length, batch_fields(dapo))
     logprobs = train_dapo.make_logprob_fn(cfg.compute, rollout.temperature)
     need = flops.of_forward(cfg.model, dapo.micro_batch * length, length)

@@ -380,7 +380,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
                 pass_rates.begin(step)
                 kept, seen = sample(step)
                 sampled_at = time.perf_counter()
-                state, metrics = update(state, kept)
+                state, metrics = update(state, kept, step)
                 done, of_update = step + 1, set(metrics)
                 if "loss" in metrics:
                     guard.check_figures(done, metrics)

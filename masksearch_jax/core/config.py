@@ -145,7 +145,14 @@ class OptimConfig:
     schedule: Literal["constant", "linear", "cosine"] = key(
         "cosine", "Learning rate after the warm-up; linear and cosine end with the run's steps."
     )
-    warmup_steps: int = key(10, "Updates in which the learning rate rises to its peak.", least=0)
+    warmup_steps: int = key(
+        10,
+        (
+            "Updates in which the learning rate rises to its peak; a step of DAPO counts as "
+            "dapo.minibatches of them, however few it makes."
+        ),
+        least=0,
+    )
     end_lr_ratio: float = share(0.1, "Last learning rate / learning_rate, of linear and cosine.")
     b1: float = share(0.9, "Decay of the mean of gradients.")
     b2: float = share(0.95, "Decay of the mean of squared gradients.")

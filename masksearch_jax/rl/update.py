@@ -26,7 +26,9 @@ from masksearch_jax.rl import advantages
 from masksearch_jax.rl.groups import DAPO_FIELDS, Group, score_groups, to_tokens
 from masksearch_jax.training.train_state import TrainState, join
 
-TrainStep = Callable[[TrainState, rows.Batch, np.int32], tuple[TrainState, dict[str, jax.Array]]]
+TrainStep = Callable[
+    [TrainState, rows.Batch, np.int32, np.int32], tuple[TrainState, dict[str, jax.Array]]
+]
 Logprobs = Callable[[PyTree, rows.Batch], jax.Array]
 
 
@@ -75,12 +77,14 @@ class Trained(NamedTuple):
 
 
 class Update:
-    """`update(state, kept) -> state, metrics`, with the step's `state` donated.
+    """`update(state, kept, step) -> state, metrics`, with the step's `state` donated.
 
-    kept: this process's groups. All processes must call it. Sample i of all, those of a process
-    after each other, is in minibatch i modulo their number, on any mesh; each minibatch that holds
-    any is one `train_step(state, micro_batches, used)`. With `dapo.minibatches` above 1,
-    `logprobs(model, batch)` gives the log-probabilities under the policy that the step began with.
+    kept: this process's groups. step: how many steps came before. All processes must call it.
+    Sample i of all, those of a process after each other, is in minibatch i modulo their number, on
+    any mesh; each minibatch that holds any is one `train_step(state, micro_batches, used, place)`.
+    The schedule has `dapo.minibatches` places for each step; the last update of a step takes the
+    step's last place. With `dapo.minibatches` above 1, `logprobs(model, batch)` gives the
+    log-probabilities under the policy that the step began with.
     metrics: what `train_step` reports, `combined`; `row_fill`, the mean over the updates; the
     number of those that the guard did not leave out, `updates`. Without an update, `row_fill` 0 and
     `updates` 0 alone. `trained` is of the last call, with log-probabilities where `keeps_logprobs`
@@ -120,7 +124,7 @@ class Update:
         return Trained(np.zeros((groups, size), np.float32), nothing)
 
     def __call__(
-        self, state: TrainState, kept: Sequence[Group]
+        self, state: TrainState, kept: Sequence[Group], step: int
     ) -> tuple[TrainState, dict[str, float]]:
         self.trained = self._untrained(len(kept))
         minibatches = self._minibatches(kept)
@@ -140,9 +144,11 @@ class Update:
             reference = join(self._reference, state.frozen)
             self._add_logprobs(reference, minibatch, "logp_ref")
         found = []
-        for minibatch in minibatches:
+        places = self._dapo.minibatches
+        for number, minibatch in enumerate(minibatches, 1):
+            place = np.int32(step * places + number * places // len(minibatches) - 1)
             placed = hosts.shard_batch(self._mesh, minibatch.batch, self._accumulate)
-            state, out = self._train_step(state, placed, np.int32(minibatch.used))
+            state, out = self._train_step(state, placed, np.int32(minibatch.used), place)
             found.append({name: float(value) for name, value in out.items()})
         row_fill = float(np.mean([minibatch.row_fill for minibatch in minibatches]))
         metrics = combined(found) | hosts.mean_over_processes({"row_fill": row_fill})

@@ -45,16 +45,18 @@ def guarded(
     of the good losses, weighted exponentially over `spike_window`; none is one before so many.
     """
 
+    inner_update = optax.with_extra_args_support(tx).update
+
     def init(params: PyTree) -> GuardState:
         good, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
         mean, square = (jnp.zeros((), jnp.float32) for _ in range(2))
         return GuardState(tx.init(params), good, mean, square, skipped, in_a_row)
 
     def update(
-        grads: PyTree, state: GuardState, params: PyTree = None, *, value: jax.Array, **_: object
+        grads: PyTree, state: GuardState, params: PyTree = None, *, value: jax.Array, **more: object
     ) -> tuple[PyTree, GuardState]:
         value = value.astype(jnp.float32)
-        updates, inner = tx.update(grads, state.inner, params)
+        updates, inner = inner_update(grads, state.inner, params, **more)
         sizes = jnp.stack([value, optax.tree.norm(grads), optax.tree.norm(updates)])
         ok = jnp.isfinite(sizes).all() & ~_is_spike(value, state, config)
         # Minus zero is the number that leaves every other as it is, zeros of both signs included.

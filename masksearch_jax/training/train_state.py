@@ -53,15 +53,13 @@ class TrainState:
 class LearningRateState(NamedTuple):
     """`learning_rate` is the one the last update used."""
 
-    # A method of tuples, which nobody asks this for.
-    count: jax.Array  # type: ignore[assignment]
     learning_rate: jax.Array
 
 
 def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
-    """Learning rate of update 0, 1, …: linear warm-up to the peak, then the named decay.
+    """Learning rate at place 0, 1, …: linear warm-up to the peak, then the named decay.
 
-    The warm-up's last update and the one after it run at the peak; update `total_steps - 1` runs at
+    The warm-up's last update and the one after it run at the peak; place `total_steps - 1` runs at
     `end_lr_ratio` of it (for `constant`, at the peak). Raises ValueError on an unknown schedule.
     """
     if config.schedule not in SCHEDULES:
@@ -82,10 +80,11 @@ def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
     return schedule
 
 
-def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformationExtraArgs:
     """AdamW: global-norm clipping, float32 moments, decay on matrices only (not norms, not biases).
 
-    `clip_norm` 0 turns clipping off. `total_steps` counts updates and sets the schedule's end.
+    `clip_norm` 0 turns clipping off. `update` wants the update's `place` in a schedule of
+    `total_steps` places, int32[].
     """
     schedule = make_schedule(config, total_steps)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
@@ -100,11 +99,13 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
         # Moments take the dtype of what `init` sees: bf16 weights must not make bf16 moments.
         return chain.init(_float32(params))
 
-    def update(grads: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+    def update(
+        grads: PyTree, state: PyTree, params: PyTree = None, **more: object
+    ) -> tuple[PyTree, PyTree]:
         with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an int32 step count
-            return chain.update(grads, state, params)
+            return chain.update(grads, state, params, **more)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def is_decayed(path: KeyPath) -> bool:
@@ -175,13 +176,14 @@ def make_train_step(
     like: TrainState | None = None,
     rounding: int | None = None,
 ) -> jax.stages.Wrapped:
-    """A jitted update that donates its state: `step(state, batch, used) -> (state, metrics)`.
+    """A jitted update, `step(state, batch, used, place) -> (state, metrics)`; it donates its state.
 
     loss_fn(model, batch) returns (sum, count, {name: (sum, count)}); a name that ends in `_max` is
     combined by maximum. Sums and gradients are added over `accumulate` micro-batches (leading batch
     axis, absent when 1) and over the mesh, then divided once by the whole batch's count: the update
     does not depend on how a batch is cut. `used`, int32[] or None for all: how many micro-batches
-    hold anything; no more are computed. `like`, a sharded state, fixes the result's shardings.
+    hold anything; no more are computed. `place`, int32[], in the schedule; None: as many updates
+    came before. `like`, a sharded state, fixes the result's shardings.
     `rounding`: seed of the stochastic rounding of bfloat16 weights; None: to the nearest.
     metrics: float32 scalars `loss`, `loss_weight` (the count), `grad_norm` (before clipping), `lr`
     (where `tx` comes from make_optimizer), the guard's (where `tx` is guarded), and the loss
@@ -191,7 +193,10 @@ def make_train_step(
     objective = functools.partial(_objective, loss_fn)
 
     def step(
-        state: TrainState, batch: PyTree, used: jax.Array | None = None
+        state: TrainState,
+        batch: PyTree,
+        used: jax.Array | None = None,
+        place: jax.Array | None = None,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         grads, (total, count, sums) = gradients.gradient(
             objective, state.params, state.frozen, batch, accumulate, used
@@ -199,7 +204,8 @@ def make_train_step(
         divisor = jnp.where(count > 0, count, 1)
         grads = jax.tree.map(lambda g: g / divisor, grads)
         loss = total / divisor
-        updates, opt_state = update(grads, state.opt_state, state.params, value=loss)
+        place = state.step if place is None else place
+        updates, opt_state = update(grads, state.opt_state, state.params, value=loss, place=place)
         params = _apply(state.params, updates, rounding, state.step)
         metrics = {name: _finish(name, *pair) for name, pair in sums.items()}
         metrics |= {"loss": loss, "loss_weight": count} | guard.figures(opt_state)
@@ -265,16 +271,19 @@ def _weight_decay(rate: float) -> optax.GradientTransformation:
     return optax.stateless(add)
 
 
-def _scale_by_learning_rate(schedule: optax.Schedule) -> optax.GradientTransformation:
+def _scale_by_learning_rate(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
     def init(params: PyTree) -> LearningRateState:
-        zero = jnp.zeros((), jnp.int32)
-        return LearningRateState(zero, schedule(zero))
+        return LearningRateState(schedule(jnp.zeros((), jnp.int32)))
 
     def update(
-        updates: PyTree, state: LearningRateState, params: PyTree = None
+        updates: PyTree,
+        state: LearningRateState,
+        params: PyTree = None,
+        *,
+        place: jax.Array,
+        **_: object,
     ) -> tuple[PyTree, LearningRateState]:
-        rate = schedule(state.count)
-        scaled = jax.tree.map(lambda u: -rate * u, updates)
-        return scaled, LearningRateState(state.count + 1, rate)
+        rate = schedule(place)
+        return jax.tree.map(lambda u: -rate * u, updates), LearningRateState(rate)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)

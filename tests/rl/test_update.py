@@ -183,7 +183,7 @@ EXAMPLE = QAExample("e", "made", "?", ("a",))
 
 @pytest.fixture(scope="module")
 def update_step():
-    """`update(state, kept)` of a whole configuration, and the state that it begins with."""
+    """`update(state, kept, step)` of a whole configuration, and the state that it begins with."""
     tx = make_optimizer(ADAM, total_steps=36)
     state = init_state(random_model(MODEL, COMPUTE, seed=1), tx)
     rollout = RolloutConfig(max_len=ROOM)
@@ -199,19 +199,29 @@ def update_step():
 
 @pytest.mark.parametrize(("kept", "updates"), [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4)])
 def test_groups_that_there_are_are_spread_and_no_minibatch_is_empty(update_step, kept, updates):
-    """Each update is counted, moves the schedule by one, and trains as many tokens as the others.
+    """Each update is counted, and trains as many tokens as the others.
 
     An empty one would move the weights by the momentum, and decay them.
     """
     update, fresh = update_step
-    state, metrics = update(fresh(), [group(i) for i in range(kept)])
+    state, metrics = update(fresh(), [group(i) for i in range(kept)], 0)
     assert metrics["updates"] == int(state.step) == updates
     if not updates:
         assert metrics == {"updates": 0.0, "row_fill": 0.0}
         return
     assert metrics["loss_weight"] == kept * 2 * 4
-    assert metrics["lr"] == pytest.approx(float(make_schedule(ADAM, 36)(updates - 1)))
     assert metrics["ratio"] > 0.9  # of empty minibatches it would be 0
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_the_schedule_ends_with_the_run_however_few_updates_its_steps_make(update_step, kept):
+    """A step's last update has the learning rate of the last of as many as there could be."""
+    update, fresh = update_step
+    state, schedule = fresh(), make_schedule(ADAM, 36)
+    for step in (0, 3, 8):
+        state, metrics = update(state, [group(i) for i in range(kept)], step)
+        assert metrics["lr"] == pytest.approx(float(schedule(step * 4 + 3)))
+    assert metrics["lr"] == pytest.approx(ADAM.end_lr_ratio * ADAM.learning_rate)
 
 
 @pytest.mark.parametrize("kept", [2, 4])
@@ -227,7 +237,7 @@ def test_the_mesh_changes_no_update(kept):
             step = make_train_step(losses()["dapo"], tx, micro_batches(dapo), like=state)
             logprobs = train_dapo.make_logprob_fn(COMPUTE, 1.0)
             update = Update(mesh, dapo, RolloutConfig(max_len=ROOM), step, logprobs)
-            state, metrics = update(state, [group(i) for i in range(kept)])
+            state, metrics = update(state, [group(i) for i in range(kept)], 0)
         return [np.asarray(x) for x in jax.tree.leaves(state.params)], metrics
 
     expected, figures = after(1)
@@ -248,14 +258,15 @@ def test_an_update_that_the_guard_leaves_out_is_not_counted(update_step, bad, ap
     guarded_step = make_train_step(losses()["dapo"], tx, micro_batches(DAPO))
     numbers = itertools.count()
 
-    def step(state, batch, used):
+    def step(state, batch, used, place):
         spoilt = np.nan if next(numbers) in bad else 1.0
-        return guarded_step(state, batch | {"advantages": batch["advantages"] * spoilt}, used)
+        batch = batch | {"advantages": batch["advantages"] * spoilt}
+        return guarded_step(state, batch, used, place)
 
     update = Update(MESH, DAPO, RolloutConfig(max_len=ROOM), step, whole._logprobs)
     state = init_state(random_model(MODEL, COMPUTE, seed=1), tx)
-    for _ in range(2):  # `skipped` grows over the run, `updates` are of the step
-        state, metrics = update(state, [group(i) for i in range(4)])
+    for number in range(2):  # `skipped` grows over the run, `updates` are of the step
+        state, metrics = update(state, [group(i) for i in range(4)], number)
         assert metrics["updates"] == applied
         numbers = itertools.count()
     assert guard.updates(state.opt_state) == 2 * applied
@@ -266,13 +277,13 @@ def test_a_minibatch_of_samples_that_do_not_count_changes_nothing(update_step):
     """Tool failures beside two groups that train: as if these were alone."""
     update, fresh = update_step
     failed = [group(i, "tool_failure") for i in (0, 3)]
-    state, metrics = update(fresh(), [group(1), failed[0], group(2), failed[1]])
-    alone, expected = update(fresh(), [group(1), group(2)])
+    state, metrics = update(fresh(), [group(1), failed[0], group(2), failed[1]], 0)
+    alone, expected = update(fresh(), [group(1), group(2)], 0)
     assert metrics == expected
     assert metrics["updates"] == 2
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(alone), strict=True):
         np.testing.assert_array_equal(a, b)
-    unmoved, metrics = update(fresh(), failed)
+    unmoved, metrics = update(fresh(), failed, 0)
     assert metrics == {"updates": 0.0, "row_fill": 0.0}
     for a, b in zip(jax.tree.leaves(unmoved), jax.tree.leaves(fresh()), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -283,8 +294,8 @@ def test_each_sample_has_its_log_probabilities_by_the_trainer(update_step):
     whole, fresh = update_step
     keeping = Update(MESH, DAPO, RolloutConfig(max_len=ROOM), *whole_parts(whole), True)
     kept = [group(0), group(1, "tool_failure"), group(2)]
-    state, metrics = keeping(fresh(), kept)
-    alone, expected = whole(fresh(), kept)
+    state, metrics = keeping(fresh(), kept, 0)
+    alone, expected = whole(fresh(), kept, 0)
     assert metrics == expected
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(alone), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -314,7 +325,7 @@ def test_the_reference_outlives_updates_that_donate_what_is_frozen():
     penalties = []
     with jax.set_mesh(MESH):
         for number in range(3):
-            state, metrics = update(state, [group(number)])
+            state, metrics = update(state, [group(number)], number)
             penalties.append(metrics["kl_penalty"])
     assert penalties[0] == pytest.approx(0.0, abs=1e-6)
     assert min(penalties[1:]) > 1e-4
@@ -326,7 +337,7 @@ def test_samples_beyond_the_sampler_gap_are_masked(update_step):
     for limit, share in ((1e-9, 1.0), (9.0, 0.0)):
         dapo = dataclasses.replace(DAPO, sequence_gap=limit)
         masking = Update(MESH, dapo, RolloutConfig(max_len=ROOM), *whole_parts(whole))
-        state, metrics = masking(fresh(), kept)
+        state, metrics = masking(fresh(), kept, 0)
         assert metrics["masked_sequences"] == share
         assert (metrics["updates"] == 0) == (share == 1.0)
         if share == 1.0:
@@ -340,7 +351,7 @@ def test_the_samples_beyond_a_sampler_gap_are_those_that_their_own_means_say(upd
     whole, fresh = update_step
     kept = [group(i) for i in range(4)]
     keeping = Update(MESH, DAPO, RolloutConfig(max_len=ROOM), *whole_parts(whole), True)
-    keeping(fresh(), kept)
+    keeping(fresh(), kept, 0)
     trajectories = [t for g in kept for t in g.trajectories]
     gaps = [
         abs(np.mean(np.float64(old)[t.sampled[1:]] - t.logprobs[1:][t.sampled[1:]]))
@@ -349,7 +360,7 @@ def test_the_samples_beyond_a_sampler_gap_are_those_that_their_own_means_say(upd
     low, high = sorted(gaps)[4:6]
     dapo = dataclasses.replace(DAPO, sequence_gap=(low + high) / 2)
     masking = Update(MESH, dapo, RolloutConfig(max_len=ROOM), *whole_parts(whole))
-    _, metrics = masking(fresh(), kept)
+    _, metrics = masking(fresh(), kept, 0)
     assert metrics["masked_sequences"] == 3 / 8
     assert metrics["loss_weight"] == 5 * 4  # tokens of each sample
 

@@ -133,7 +133,7 @@ def test_three_adamw_updates_by_hand():
         OPTIM, weight_decay=0.1, clip_norm=0.5, schedule="linear", warmup_steps=1, end_lr_ratio=0.0
     )
     tx = make_optimizer(config, total_steps=4)
-    update = jax.jit(tx.update)
+    update = jax.jit(tx.update, static_argnames="place")
     params = {"kernel": np.asarray([1.0, -2.0]), "bias": np.asarray([0.5])}
     grads = [
         {"kernel": np.asarray([0.3, -0.1]) * s, "bias": np.asarray([2.0]) * s} for s in (1, 9, 0.1)
@@ -143,7 +143,7 @@ def test_three_adamw_updates_by_hand():
     m = dict.fromkeys(params, 0.0)
     v = dict.fromkeys(params, 0.0)
     for t, grad in enumerate(grads, start=1):
-        updates, state = update(jax.tree.map(jnp.float32, grad), state, got)
+        updates, state = update(jax.tree.map(jnp.float32, grad), state, got, place=t - 1)
         got = optax.apply_updates(got, updates)
         norm = np.sqrt(sum((g**2).sum() for g in grad.values()))
         rate = 0.1 * (1 - (t - 1 - (t > 1)) / 2 if t > 1 else 1.0)
@@ -271,6 +271,8 @@ def test_the_learning_rate_reported_is_the_one_used():
         state, metrics = step(state, make_batch())
         rates.append(float(metrics["lr"]))
     np.testing.assert_allclose(rates, [0.1, 0.05, 0.0], atol=1e-8)
+    _, metrics = step(state, make_batch(), None, np.int32(1))
+    assert float(metrics["lr"]) == pytest.approx(0.05)
 
 
 def test_the_old_state_is_donated():
