@@ -25,9 +25,10 @@ from masksearch_jax.search.manifest import entry, seal, verify
 from masksearch_jax.search.shards import ShardedTerms, level
 from masksearch_jax.search.store import PassageStore, PassageWriter
 from masksearch_jax.search.term_index import FIELDS, VERSION, TermIndex, TermWriter, panics
-from masksearch_jax.search.words import LANGUAGES, query_words
+from masksearch_jax.search.words import LANGUAGES, as_pair, query_words
 
-FORMAT = 2  # of the folder's layout and of the analysis of text; an index of another one is refused
+# By language, of the folder's layout and of the analysis of text; an index of another is refused.
+FORMATS = {"en": 2, "zh": 3}
 MAX_TERMS = 24  # rarest terms kept of a long query
 MAX_QUERY_CHARS = 20_000  # of a query; the rest is ignored
 
@@ -104,6 +105,7 @@ class BM25:
     def terms(self, query: str) -> list[str]:
         """What is searched for: distinct terms that the index knows, the MAX_TERMS rarest."""
         text = query[:MAX_QUERY_CHARS].encode("utf-8", "replace").decode()
+        text = as_pair(text, self.language)
         for analyser in self._analysers:
             frequency = {term: self._frequency(term) for term in analyser.analyze(text)}
             if frequency:
@@ -201,9 +203,9 @@ def _files(folder: Path) -> dict[str, Path]:
 
 def _write_manifest(folder: Path, language: str, told: dict[str, Any]) -> None:
     """told: what `_write` tells; its `contents`, a hash, are in the fingerprint."""
-    made = f"{FORMAT} {VERSION} {language} {told.pop('contents')}"
+    made = f"{FORMATS[language]} {VERSION} {language} {told.pop('contents')}"
     manifest = {
-        "format": FORMAT,
+        "format": FORMATS[language],
         "engine": VERSION,
         "language": language,
         "count": told.pop("count"),
@@ -219,13 +221,13 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / _MANIFEST).read_bytes())
         theirs = {key: manifest[key] for key in ("format", "engine")}
+        ours = {"format": FORMATS.get(str(manifest.get("language"))), "engine": VERSION}
     except (FileNotFoundError, NotADirectoryError):
         raise SearchError(f"no search index in {str(folder)!r}; build it: {_COMMAND}") from None
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise SearchError(
             f"{folder / _MANIFEST} is damaged ({error!r}); rebuild: {_COMMAND}"
         ) from None
-    ours = {"format": FORMAT, "engine": VERSION}
     if theirs != ours:
         raise SearchError(
             f"{folder} was built as {theirs}, this program reads {ours}; rebuild it: {_COMMAND}"

@@ -16,7 +16,7 @@ from typing import Any
 import tantivy
 
 from masksearch_jax.core.types import Passage
-from masksearch_jax.search.words import text_words, title_words
+from masksearch_jax.search.words import as_pair, text_words, title_words
 
 VERSION: str = tantivy.__version__
 TITLE_BOOST = 0.4
@@ -109,7 +109,7 @@ class TermWriter:
     def __init__(self, folder: Path, language: str, shards: int):
         self.count = 0  # documents so far
         self._folder = folder
-        self._is_by_pairs = language == "zh"
+        self._language = language
         self._analysers = {"title": title_words(language), "text": text_words(language)}
         self._examples: dict[str, str] = {}  # of each field, a term that is in it
         schema = tantivy.SchemaBuilder().add_integer_field("row", fast=True)
@@ -135,7 +135,8 @@ class TermWriter:
             self._writer.wait_merging_threads()
 
     def add(self, row: int, passage: Passage) -> None:
-        texts = {"title": passage.title, "text": f"{passage.title}\n{passage.text}"}
+        title = as_pair(passage.title, self._language)
+        texts = {"title": title, "text": f"{passage.title}\n{passage.text}"}
         for field, text in texts.items():
             if field not in self._examples and (terms := self._analysers[field].analyze(text)):
                 self._examples[field] = terms[0]
@@ -162,7 +163,7 @@ class TermWriter:
 
     def _filler_text(self, terms: int) -> str:
         """Text of so many terms: words of one letter, or as many pairs of letters."""
-        if self._is_by_pairs:
+        if self._language == "zh":
             return _FILLER * (terms + 1) if terms else ""
         return f"{_FILLER} " * terms
 

@@ -1,7 +1,8 @@
 """How text and queries become terms, by language; pure configuration of tantivy's analysers.
 
 English: words, lower-cased, accents folded, stemmed; stop words are kept in titles only. Chinese:
-overlapping pairs of characters, since its words are not spaced.
+overlapping pairs of characters, since its words are not spaced; a title or a query of one character
+is a pair of it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ def title_words(language: str) -> tantivy.TextAnalyzer:
 def text_words(language: str) -> tantivy.TextAnalyzer:
     """Terms of a passage: every word but stop words."""
     return _english(stop_words=True) if language == "en" else _chinese()
+
+
+def as_pair(text: str, language: str) -> str:
+    """The title or query that is analysed: twice itself where it is one character of Chinese."""
+    alone = text.strip()
+    return alone * 2 if language == "zh" and len(alone) == 1 else text
 
 
 def query_words(language: str) -> tuple[tantivy.TextAnalyzer, ...]:

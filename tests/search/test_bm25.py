@@ -136,6 +136,32 @@ def test_chinese_is_found_by_pairs_of_characters(tmp_path):
     assert ids(tool, "京") == []
 
 
+@pytest.mark.parametrize(("language", "other"), [("zh", 2), ("en", 1), ("en", 3)])
+def test_an_index_whose_text_was_analysed_otherwise_is_refused(language, other, tmp_path):
+    build([Passage("1", "水", "水是化合物。")], tmp_path / "i", language=language)
+    BM25.open(tmp_path / "i")
+    told = json.loads((tmp_path / "i" / "manifest.json").read_text())
+    (tmp_path / "i" / "manifest.json").write_text(json.dumps(told | {"format": other}))
+    said = (
+        rf"was built as \{{'format': {other}, .*reads \{{'format': {told['format']}, .*rebuild it"
+    )
+    with pytest.raises(SearchError, match=said):
+        BM25.open(tmp_path / "i")
+
+
+def test_a_chinese_title_of_one_character_is_found(tmp_path):
+    passages = [
+        Passage("1", "水星", "水星是离太阳最近的行星。"),
+        Passage("2", "水", "水是由氢和氧组成的化合物。"),
+        Passage("3", "氢", "氢是最轻的元素，见于水。"),
+        Passage("4", "𩷶", "𩷶是一种鱼。"),
+    ]
+    build(passages, tmp_path / "i", language="zh")
+    tool = BM25.open(tmp_path / "i")
+    for query, expected in (("水", "2"), (" 氢 ", "3"), ("𩷶", "4"), ("水星", "1")):
+        assert ids(tool, query) == [expected]
+
+
 @pytest.mark.parametrize(
     "query", [*SPECIAL, "of the and", "", " ", "\0\0", "\ud800 red", "😀", "ｆｕｌｌ"]
 )

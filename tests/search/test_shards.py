@@ -117,13 +117,30 @@ def test_any_query_is_searched(tmp_path, fruit, shards):
         assert found.scores == pytest.approx(expected.scores, rel=1e-4)
 
 
-def test_passages_without_titles_and_in_chinese(tmp_path):
-    passages = [Passage(str(i), "", "北京是中国首都" * (1 + i % 7)) for i in range(30)]
-    for folder, shards in (("one", 1), ("many", 2)):
-        build(passages, tmp_path / folder, language="zh", shards=shards)
+@pytest.mark.parametrize(
+    "titles", [[""], ["水", "水星", "水的历史", "中国", "江"], ["水"] * 3 + ["", "水星"]]
+)
+@pytest.mark.parametrize("shards", [2, 3])
+def test_chinese_with_titles_of_any_length_and_none(titles, shards, tmp_path):
+    passages = [
+        Passage(str(i), titles[i % len(titles)], "北京是中国首都" * (1 + i % 7)) for i in range(31)
+    ]
+    for folder, number in (("one", 1), ("many", shards)):
+        build(passages, tmp_path / folder, language="zh", shards=number)
     one, many = (BM25.open(tmp_path / name) for name in ("one", "many"))
-    (expected,), (found,) = one.search(["中国的首都"], 9), many.search(["中国的首都"], 9)
-    assert found.scores == pytest.approx(expected.scores, rel=1e-4)
+    for query in ("中国的首都", "水", "水星是"):
+        (expected,), (found,) = one.search([query], 9), many.search([query], 9)
+        assert bool(expected) == (query == "中国的首都" or "水" in titles)
+        assert sorted(p.id for p in found) == sorted(p.id for p in expected)
+        assert found.scores == pytest.approx(expected.scores, rel=1e-4)
+    terms = {"title": "水水", "text": "中国"}
+    for field, term in terms.items():
+        if not one._terms.frequency(field, term):
+            continue
+        expected = one._terms.average_length(field, term)
+        parts = [s for s in many._terms._shards if s.frequency(field, term)]
+        found = [s.average_length(field, term) for s in parts]
+        assert found == pytest.approx([expected] * len(found), rel=0.5 / LEAST_TERMS)
 
 
 def test_a_shard_that_is_gone_is_damage(tmp_path):
