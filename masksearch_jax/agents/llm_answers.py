@@ -5,26 +5,18 @@ Servers differ in what they send; nothing here asks.
 
 from __future__ import annotations
 
-import json
-import re
+import datetime
+import email.utils
 from typing import Any
-
-from etils import epy
 
 from masksearch_jax.agents.llm_cache import Stored
 
-with epy.lazy_imports():  # it takes more than a second, and the other teachers do without
-    import openai
-
 _CUT = ("length", "max_tokens")  # finish_reason of a reply that ended at a limit
+_MOST_TOKENS = 10**12  # that a reply may be said to have cost
+_LONGEST = 366 * 86400.0  # seconds; what asks for more is no pause but a mistake
 # finish_reason of a reply that a fault or a filter ended, not the model; `abort` is an engine's.
 _NOT_THE_MODELS = ("error", "abort", "cancelled", "content_filter")
 _TEXT = ("text", "output_text")  # type of a part of the content that is said, not thought
-_HOPELESS = frozenset({401, 402})  # wrong key, no money: no call will get a reply
-# The same, as OpenAI says it with other statuses: a 429 that no wait can help, a 400.
-_HOPELESS_CODES = frozenset(
-    {"insufficient_quota", "billing_not_active", "billing_hard_limit_reached"}
-)
 
 
 class UselessError(Exception):
@@ -36,7 +28,7 @@ def read_reply(answer: Any) -> Stored:
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or not choices:
         raise UselessError("a reply without choices")
-    choice, used = _object(choices[0]), _object(answer.get("usage"))
+    choice, used = as_object(choices[0]), as_object(answer.get("usage"))
     message, reason = choice.get("message"), choice.get("finish_reason")
     if not isinstance(message, dict):
         raise UselessError("a reply without a message")
@@ -46,55 +38,22 @@ def read_reply(answer: Any) -> Stored:
         raise UselessError("a message whose content is neither text nor a list of parts")
     text = _text(message.get("content")) or _text(message.get("refusal"))
     counts = [used.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    paid = (count if type(count) is int else 0 for count in counts)
+    paid = (n if type(n) is int and 0 <= n <= _MOST_TOKENS else 0 for n in counts)
     is_cut = reason in _CUT
     return Stored(text.encode("utf-8", "replace").decode(), *paid, is_cut)  # no lone surrogates
 
 
-def _object(value: Any) -> dict[str, Any]:
+def as_object(value: Any) -> dict[str, Any]:
+    """The value where it is an object, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
 def _text(content: Any) -> str:
     """The text of a message's content, a string or a list of parts; thoughts are left out."""
     parts = content if isinstance(content, list) else [content]
-    parts = ({"text": part} if isinstance(part, str) else _object(part) for part in parts)
+    parts = ({"text": part} if isinstance(part, str) else as_object(part) for part in parts)
     texts = (part.get("text") for part in parts if part.get("type", "text") in _TEXT)
     return "".join(text for text in texts if isinstance(text, str))
-
-
-def check_no_error(answer: Any, response: Any) -> None:
-    """Raises what an error in the place of a reply, though sent with 200, says it is.
-
-    With a status as its code, or one that says that no call will be answered, it is an
-    APIStatusError; else worth another attempt.
-    """
-    answer = _object(answer)
-    choices = answer.get("choices")
-    first = _object(choices[0]) if isinstance(choices, list) and choices else {}
-    error = answer.get("error") or first.get("error")
-    is_error = answer.get("object") == "error" or not choices
-    if not error and is_error and (answer.get("message") or answer.get("detail")):
-        error = answer
-    if not error:
-        return
-    found = _object(error)
-    said = found.get("message") or found.get("detail") or error
-    said = said if isinstance(said, str) else json.dumps(said)
-    code = str(found.get("code") or found.get("status"))
-    failure = openai.APIStatusError(said, response=response, body=error)
-    if re.fullmatch("[45][0-9][0-9]", code):
-        failure.status_code = int(code)
-    elif not is_hopeless(failure):
-        raise UselessError(f"an error in place of a reply: {said}")
-    raise failure
-
-
-def is_hopeless(error: Exception) -> bool:
-    """Whether every other call would fail too."""
-    return isinstance(error, openai.APIStatusError) and (
-        error.status_code in _HOPELESS or not _HOPELESS_CODES.isdisjoint((error.code, error.type))
-    )
 
 
 def fingerprint_of(answer: Any, model: str) -> str:
@@ -102,9 +61,31 @@ def fingerprint_of(answer: Any, model: str) -> str:
 
     `serve_model` tells it, most others do not.
     """
-    listed = _object(answer).get("data")
-    for about in map(_object, listed if isinstance(listed, list) else ()):
+    listed = as_object(answer).get("data")
+    for about in map(as_object, listed if isinstance(listed, list) else ()):
         found = about.get("fingerprint")
         if about.get("id") == model and isinstance(found, str):
             return found
     return ""
+
+
+def retry_after(header: str) -> float:
+    """Seconds that a Retry-After header asks for, as a number or an HTTP date.
+
+    A date without a zone is UTC. 0 for what is past, unreadable, or longer than a year.
+    """
+    try:
+        seconds = float(header)
+    except ValueError:
+        seconds = _until(header)
+    return seconds if 0.0 < seconds <= _LONGEST else 0.0
+
+
+def _until(date: str) -> float:
+    """Seconds until an HTTP date; 0 if unreadable."""
+    try:
+        then = email.utils.parsedate_to_datetime(date)
+    except (ValueError, OverflowError):
+        return 0.0
+    then = then if then.tzinfo else then.replace(tzinfo=datetime.UTC)
+    return (then - datetime.datetime.now(datetime.UTC)).total_seconds()

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import datetime
-import email.utils
 import functools
 import json
 import os
 import random
+import re
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -23,10 +22,10 @@ from etils import epy
 
 from masksearch_jax.agents.llm_answers import (
     UselessError,
-    check_no_error,
+    as_object,
     fingerprint_of,
-    is_hopeless,
     read_reply,
+    retry_after,
 )
 from masksearch_jax.agents.llm_cache import Paid, Replies, RepliesError, Stored, key_of
 from masksearch_jax.core.errors import check_given
@@ -40,7 +39,11 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _QUOTED = 200  # characters of a reply that an error shows
-_LONGEST = 366 * 86400.0  # seconds; what asks for more is no pause but a mistake
+_HOPELESS = frozenset({401, 402})  # wrong key, no money: no call will get a reply
+# The same, as OpenAI says it with other statuses: a 429 that no wait can help, a 400.
+_HOPELESS_CODES = frozenset(
+    {"insufficient_quota", "billing_not_active", "billing_hard_limit_reached"}
+)
 OUTAGE = 200  # failures of a job with no other outcome between them: a service is down
 _DETAIL = 300  # characters of an error without a sentence
 _FIRST = 8  # calls of a job; where none of them gets a reply, no other will
@@ -301,7 +304,7 @@ class LLM:
                     await self._wait_for_pause(end)
                     return await attempt_once()
             except (openai.APIError, TimeoutError, UselessError) as error:
-                if is_hopeless(error):
+                if _is_hopeless(error):
                     raise JobError(f"{self.cfg.base_url}: {_name(error)}") from error
                 if not _is_worth_retrying(error) or attempt == self.cfg.retries:
                     raise LLMError(f"{_name(error)} after {attempt + 1} attempt(s)") from error
@@ -339,7 +342,7 @@ class LLM:
         finally:
             self._reserved -= self.cfg.max_tokens
             self._settled.set()
-        check_no_error(answer, sent.http_response)
+        _check_no_error(answer, sent.http_response)
         reply = read_reply(answer)
         if not (reply.text or reply.is_cut or self._takes_empty):
             self._replies.add_cost(reply.prompt_tokens, reply.completion_tokens)
@@ -401,6 +404,40 @@ def _budget(cfg: LLMConfig) -> str:
     return " or ".join(limits)
 
 
+def _check_no_error(answer: Any, response: Any) -> None:
+    """Raises what an error in the place of a reply, though sent with 200, says it is.
+
+    With a status as its code, or one that says that no call will be answered, it is an
+    APIStatusError; else worth another attempt.
+    """
+    answer = as_object(answer)
+    choices = answer.get("choices")
+    first = as_object(choices[0]) if isinstance(choices, list) and choices else {}
+    error = answer.get("error") or first.get("error")
+    is_error = answer.get("object") == "error" or not choices
+    if not error and is_error and (answer.get("message") or answer.get("detail")):
+        error = answer
+    if not error:
+        return
+    found = as_object(error)
+    said = found.get("message") or found.get("detail") or error
+    said = said if isinstance(said, str) else json.dumps(said)
+    code = str(found.get("code") or found.get("status"))
+    failure = openai.APIStatusError(said, response=response, body=error)
+    if re.fullmatch("[45][0-9][0-9]", code):
+        failure.status_code = int(code)
+    elif not _is_hopeless(failure):
+        raise UselessError(f"an error in place of a reply: {said}")
+    raise failure
+
+
+def _is_hopeless(error: Exception) -> bool:
+    """Whether every other call would fail too."""
+    return isinstance(error, openai.APIStatusError) and (
+        error.status_code in _HOPELESS or not _HOPELESS_CODES.isdisjoint((error.code, error.type))
+    )
+
+
 def _refusal(error: LLMError) -> int:
     """The status by which a call was refused for good; 0 for an error that may pass."""
     cause = error.__cause__
@@ -421,28 +458,6 @@ def _wait(error: Exception, backoff: float) -> tuple[float, float]:
     if isinstance(error, openai.APIStatusError):
         asked = retry_after(error.response.headers.get("retry-after", ""))
     return max(wait, asked), asked
-
-
-def retry_after(header: str) -> float:
-    """Seconds that a Retry-After header asks for, as a number or an HTTP date.
-
-    A date without a zone is UTC. 0 for what is past, unreadable, or longer than a year.
-    """
-    try:
-        seconds = float(header)
-    except ValueError:
-        seconds = _until(header)
-    return seconds if 0.0 < seconds <= _LONGEST else 0.0
-
-
-def _until(date: str) -> float:
-    """Seconds until an HTTP date; 0 if unreadable."""
-    try:
-        then = email.utils.parsedate_to_datetime(date)
-    except (ValueError, OverflowError):
-        return 0.0
-    then = then if then.tzinfo else then.replace(tzinfo=datetime.UTC)
-    return (then - datetime.datetime.now(datetime.UTC)).total_seconds()
 
 
 def _name(error: Exception) -> str:

@@ -28,13 +28,13 @@ from masksearch_jax.agents import (
     rewriter,
     salient,
 )
+from masksearch_jax.agents.llm_answers import retry_after
 from masksearch_jax.agents.llm_client import (
     LLM,
     BudgetError,
     JobError,
     LLMError,
     Reply,
-    retry_after,
 )
 from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.core import markup
@@ -593,8 +593,9 @@ def test_the_limits_name_and_the_temperature_are_the_endpoints(tmp_path):
     assert endpoint.requests == [{"model": "m", "messages": HELLO, "max_completion_tokens": 50}]
 
 
-def test_a_reply_without_counts_costs_nothing(tmp_path):
-    body = json.loads(WHOLE) | {"usage": {"prompt_tokens": "x"}}
+@pytest.mark.parametrize("count", ["x", True, 1.5, -1, 10**30])
+def test_a_reply_without_counts_costs_nothing(tmp_path, count):
+    body = json.loads(WHOLE) | {"usage": {"prompt_tokens": count}}
     with Endpoint(in_turn(Answer(body=json.dumps(body).encode()))) as endpoint:
         [reply], _ = complete(config(endpoint, tmp_path), HELLO)
     assert reply == Reply("hi", 0, 0, cached=False)
