@@ -15,6 +15,7 @@ from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.schema import to_dataclass
 from masksearch_jax.core.types import Demonstration, QAExample, RampExample, Segment, Span, Turn
+from masksearch_jax.testing.services import Answer, Endpoint
 
 SPAN = Span(0, 4, "1928", "DATE")
 EXAMPLES = [
@@ -85,6 +86,13 @@ def solve(tmp_path, monkeypatch):
     return session
 
 
+@pytest.fixture
+def endpoint():
+    """It tells nothing of the models that it serves."""
+    with Endpoint(Answer("")) as found:
+        yield found
+
+
 def outcomes(folder):
     """Example → the ids and reasons of its attempts."""
     found = {e.id: Counter() for e in EXAMPLES}
@@ -153,7 +161,7 @@ def told(capsys):
     ],
 )
 def test_demonstrations_are_made_anew_by_what_their_teacher_reads_alone(
-    solve, tmp_path, capsys, teacher, judge, reads_student, reads_llm
+    solve, tmp_path, capsys, endpoint, teacher, judge, reads_student, reads_llm
 ):
     """Of the weights and settings of the student, and of the settings of the LLM."""
     weights = tmp_path / "checkpoints"
@@ -162,7 +170,7 @@ def test_demonstrations_are_made_anew_by_what_their_teacher_reads_alone(
     model = to_dataclass(ModelConfig, common.MODELS["tiny"] | {"vocab_size": 512})
     given = {"init": str(weights), "tokenizer": "t", "model": model}
     student = StudentConfig(**given, samples=1, judge=judge)
-    llm = LLMConfig(base_url="http://127.0.0.1:1/v1", model="a", cache=str(tmp_path / "r.sqlite"))
+    llm = LLMConfig(base_url=endpoint.url, model="a", cache=str(tmp_path / "replies.sqlite"))
     settings = {"teacher": teacher, "student": student, "llm": llm}
 
     def is_made_anew(**changes):
