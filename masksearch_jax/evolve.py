@@ -242,7 +242,7 @@ def endpoint_of(cfg: EvolveRun) -> LLMConfig:
 def collapse(run: Run, n: int, kept: list[Demonstration]) -> list[str]:
     """Measures of diversity below their floors, against as many of the first demonstrations.
 
-    Where too few were kept for a measure, that alone.
+    Of too few to measure, one line that says so.
     """
     cfg = run.cfg.evolve
     if len(kept) < logic.FEWEST:
