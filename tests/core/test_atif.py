@@ -19,8 +19,8 @@ def trajectory(rounds, turns, status="answered", after=()) -> Trajectory:
     """Of rounds of (policy text, sampled ids, tool text, its ids), after a prompt of three ids."""
     segments, ids, sampled = [Segment("prompt", "Which?\n")], [1, 2, 3], [False] * 3
     for policy, new, tool, given in rounds:
-        segments += [Segment("policy", policy)] * bool(policy or new or "policy" in empty)
-        segments += [Segment("tool", tool)] * bool(tool or "tool" in empty)
+        segments += [Segment("policy", policy)] * bool(policy or new)
+        segments += [Segment("tool", tool)] * bool(tool)
         ids += [*new, *given]
         sampled += [True] * len(new) + [False] * len(given)
     ids += after
@@ -167,12 +167,25 @@ def test_what_is_no_number_comes_back_as_none():
     np.testing.assert_array_equal(back.logprobs, given.logprobs)
 
 
-def test_one_without_ids_has_no_figures():
-    given = trajectory([(SEARCH, [], SHOWN, []), ("<answer>blue</answer>", [], "", [])], [TURN])
+def without_ids(given: Trajectory, **more) -> Trajectory:
+    """As an endpoint's, which tells text alone."""
     none = {n: getattr(given, n)[:0] for n in ("ids", "logprobs", "sampled", "versions")}
-    given = Trajectory(**(vars(given) | none | {"prompt_len": 0}))
+    return Trajectory(**(vars(given) | none | {"prompt_len": 0} | more))
+
+
+def test_one_without_ids_has_no_figures():
+    rounds = [(SEARCH, [], SHOWN, []), ("<answer>blue</answer>", [], "", [])]
+    given = without_ids(trajectory(rounds, [TURN]))
     document = atif.to_atif(given)
     assert [step.metrics for step in document.steps] == [None] * 3
+    check_same(given, atif.from_atif(Document.model_validate_json(atif.dumps(document))))
+
+
+def test_an_empty_reply_is_a_step_with_an_inference():
+    segments = (Segment("prompt", "Which?\n"), Segment("policy", ""))
+    given = without_ids(trajectory([], []), segments=segments)
+    document = atif.to_atif(given)
+    assert [step.llm_call_count for step in document.steps[1:]] == [1]
     check_same(given, atif.from_atif(Document.model_validate_json(atif.dumps(document))))
 
 
