@@ -229,8 +229,8 @@ class SurvivalConfig:
     """How a run meets hangs, bad updates, lost hosts and a changed config.
 
     A step or rollout tick that takes `step_factor` times the median, and over `step_seconds`, is a
-    hang: all threads' stacks are dumped and the process exits with 42. An update whose loss,
-    gradient or change of weights is not finite, or whose loss is a spike, is never applied.
+    hang: all threads' stacks are dumped and the process exits with 42. An update whose loss or
+    gradient is not finite, or whose loss is a spike, is never applied.
     """
 
     startup_seconds: float = key(

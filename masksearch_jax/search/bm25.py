@@ -221,19 +221,20 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / _MANIFEST).read_bytes())
         theirs = {key: manifest[key] for key in ("format", "engine")}
-        ours = {"format": FORMATS.get(str(manifest.get("language"))), "engine": VERSION}
     except (FileNotFoundError, NotADirectoryError):
         raise SearchError(f"no search index in {str(folder)!r}; build it: {_COMMAND}") from None
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise SearchError(
             f"{folder / _MANIFEST} is damaged ({error!r}); rebuild: {_COMMAND}"
         ) from None
+    is_of_ours = theirs["engine"] == VERSION and theirs["format"] in FORMATS.values()
+    if is_of_ours and manifest.get("seal") != seal(manifest):
+        raise SearchError(
+            f"{folder / _MANIFEST} is damaged (it is not as it was written); rebuild: {_COMMAND}"
+        )
+    ours = {"format": FORMATS.get(str(manifest.get("language"))), "engine": VERSION}
     if theirs != ours:
         raise SearchError(
             f"{folder} was built as {theirs}, this program reads {ours}; rebuild it: {_COMMAND}"
-        )
-    if manifest.get("seal") != seal(manifest):
-        raise SearchError(
-            f"{folder / _MANIFEST} is damaged (it is not as it was written); rebuild: {_COMMAND}"
         )
     return manifest

@@ -1,4 +1,4 @@
-"""Bad updates kept out of the weights: those with a number that is not finite, or a spike in loss.
+"""Bad updates kept out of the weights: of a loss or gradient not finite, or of a spike in the loss.
 
 The decision is part of the update's program and its history part of the optimizer's state, so that
 all processes decide alike and a resumed run decides as if it had not stopped.
@@ -38,10 +38,9 @@ class GuardState(NamedTuple):
 def guarded(
     tx: optax.GradientTransformation, config: SurvivalConfig
 ) -> optax.GradientTransformationExtraArgs:
-    """`tx`, whose update is nothing, and its state as before, where it would be a bad one.
+    """`tx`, whose update is nothing, and its state as before, where loss or gradient are bad.
 
-    `update` wants the loss as `value`. Bad is what is not finite, of loss, gradient and the update
-    itself, and a spike. A spike is more than `spike_sigma` deviations above the mean
+    `update` wants the loss as `value`. A spike is more than `spike_sigma` deviations above the mean
     of the good losses, weighted exponentially over `spike_window`; none is one before so many.
     """
 
@@ -56,9 +55,10 @@ def guarded(
         grads: PyTree, state: GuardState, params: PyTree = None, *, value: jax.Array, **more: object
     ) -> tuple[PyTree, GuardState]:
         value = value.astype(jnp.float32)
+        # Known before the update is computed: else old and new state would be held at once.
+        ok = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(grads))
+        ok &= ~_is_spike(value, state, config)
         updates, inner = inner_update(grads, state.inner, params, **more)
-        sizes = jnp.stack([value, optax.tree.norm(grads), optax.tree.norm(updates)])
-        ok = jnp.isfinite(sizes).all() & ~_is_spike(value, state, config)
         # Minus zero is the number that leaves every other as it is, zeros of both signs included.
         updates = jax.tree.map(lambda u: jnp.where(ok, u, jnp.full_like(u, -0.0)), updates)
         inner = jax.tree.map(lambda new, old: jnp.where(ok, new, old), inner, state.inner)
@@ -124,9 +124,8 @@ class Guard:
         if not more and not bad:
             return
         steps = f"step {step}" if first == step else f"steps {first} to {step}"
-        what = f"{steps}: {more} updates had a loss, gradient or change of weights that is not "
-        what += f"finite, or a spike (loss {metrics['loss']:.4g}, gradient norm "
-        what += f"{metrics['grad_norm']:.4g})"
+        what = f"{steps}: {more} updates had a loss or gradient that is not finite, or a spike"
+        what += f" (loss {metrics['loss']:.4g}, gradient norm {metrics['grad_norm']:.4g})"
         if bad:
             what += f"; not finite: {', '.join(bad)}"
         if self._config.guard == "stop" or metrics["skipped_in_a_row"] >= self._config.max_skips:

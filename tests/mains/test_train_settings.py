@@ -188,7 +188,8 @@ def test_what_a_penalty_compares_with_stays_the_same(dapo, tmp_path, monkeypatch
     begin(accepting)
     shutil.copytree(init / first, tmp_path / "other" / first)
     begin(accepting)
-    begin(changed(accepting, "dapo", kl="none"))  # which goes on by its own weights alone
+    # Goes on by its own weights alone.
+    begin(changed(accepting, "dapo", kl="none", kl_weight=0.0))
     assert loaded[3:] == [f"{other.init}/{step}" for step in (first, later, later, later)]
 
 

@@ -344,10 +344,10 @@ def loss_fn(params, batch):
 ADAM = OptimConfig(1e-3, "constant", 0, 1.0, 0.9, 0.999, 1e-8, 0.0, 0.0, 1)
 
 
-def run_guarded(values, adam=ADAM, **settings):
+def run_guarded(values, **settings):
     """States and metrics of an update per value; the loss is w · value with w near 1."""
     config = dataclasses.replace(CONFIG, **settings)
-    tx = guarded(make_optimizer(adam, 100), config)
+    tx = guarded(make_optimizer(ADAM, 100), config)
     state = init_state({"w": jnp.ones(()), "zero": jnp.float32(-0.0)}, tx)
     step = make_train_step(loss_fn, tx)
     states, metrics = [jax.device_get(state)], []
@@ -374,17 +374,6 @@ def test_an_update_that_is_not_finite_changes_not_a_bit(bad):
     assert [int(s.step) for s in states] == [0, 1, 2, 3, 4]
     assert [m["skipped"] for m in metrics] == [0, 1, 2, 2]
     assert [m["skipped_in_a_row"] for m in metrics] == [0, 1, 2, 0]
-
-
-@pytest.mark.parametrize("adam", [{"b1": 1.0}, {"b2": 1.0}, {"eps": 0.0}])
-def test_an_update_of_no_numbers_changes_not_a_bit(adam):
-    """Though loss and gradient are: what the optimizer makes of them divides by 0."""
-    states, metrics = run_guarded([0.0, 0.0], adam=dataclasses.replace(ADAM, **adam))
-    assert [np.isfinite(m["grad_norm"]) and np.isfinite(m["loss"]) for m in metrics] == [True] * 2
-    for after in states[1:]:
-        assert bits(after.params) == bits(states[0].params)
-        assert bits(after.opt_state.inner) == bits(states[0].opt_state.inner)
-    assert [m["skipped"] for m in metrics] == [1, 2]
 
 
 def test_a_spike_is_left_out_once_the_window_is_full():
