@@ -78,7 +78,7 @@ def test_rollouts_and_tensorboard_have_what_a_stopped_run_has_and_change_nothing
     for row in curves(tmp_path):
         found = rollouts(tmp_path, row["step"])
         assert len(found) == row["groups_sampled"] * dapo.dapo.group_size
-        paid = row["reward"] - row["overlong"]  # without what length takes off
+        paid = row["reward"] + row["overlong"]  # before what length takes off
         assert np.mean([x["reward"]["total"] for x in found]) == pytest.approx(paid)
         trained = [x for x in found if x["trained"]]
         assert len(trained) == row["groups_kept"] * dapo.dapo.group_size
