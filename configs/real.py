@@ -6,11 +6,10 @@
     ... --config=configs/real.py:gpu                                        one NVIDIA H100 or H200
 
 `launch/real.sh` installs SmolLM2-135M-Instruct and gives its file as `--config.init`. The sizes are
-for two CPU cores and three hours, of which SFT takes most. A run with 80 updates on questions, at a
-third of the rate and without masked paragraphs among them, took 129 minutes (docs/results.md) and
-forgot to fill masks: hence the second stage here. Sizes of `:gpu` are an estimate for 15 minutes
-and ten times the tokens: no run of it was made on a GPU. `:runlocal` is a smoke run. Switches and
-models go together, as in `:hf,gpu`. Every number here is ours.
+for two CPU cores and three hours, of which SFT takes most: a run took 168 minutes beside other work
+(docs/results.md). Sizes of `:gpu` are an estimate for 15 minutes and ten times the tokens: no run
+of it was made on a GPU. `:runlocal` is a smoke run. Switches and models go together, as in
+`:hf,gpu`. Every number here is ours.
 """
 
 from ml_collections import ConfigDict
