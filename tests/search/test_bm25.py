@@ -15,6 +15,7 @@ from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.search.bm25 import BM25, MAX_TERMS, build
+from masksearch_jax.search.manifest import seal
 from masksearch_jax.search.term_index import TermIndex, TermWriter
 from tests.search.fruit import FRUIT, SPECIAL, ids
 
@@ -141,7 +142,9 @@ def test_an_index_whose_text_was_analysed_otherwise_is_refused(language, other, 
     build([Passage("1", "水", "水是化合物。")], tmp_path / "i", language=language)
     BM25.open(tmp_path / "i")
     told = json.loads((tmp_path / "i" / "manifest.json").read_text())
-    (tmp_path / "i" / "manifest.json").write_text(json.dumps(told | {"format": other}))
+    earlier = told | {"format": other}
+    earlier |= {"seal": seal(earlier)}
+    (tmp_path / "i" / "manifest.json").write_text(json.dumps(earlier))
     said = (
         rf"was built as \{{'format': {other}, .*reads \{{'format': {told['format']}, .*rebuild it"
     )
