@@ -39,7 +39,7 @@ from masksearch_jax.evals.results import by_condition
 from masksearch_jax.models.load import read_model
 from masksearch_jax.parallel.sharding import split_cpu
 from masksearch_jax.recipes import steps
-from masksearch_jax.recipes.stage_folder import StageFolder, Usage
+from masksearch_jax.recipes.stage_folder import REPORT, StageFolder, Usage
 from masksearch_jax.runtime import cli, run_record
 from masksearch_jax.tools.registry import instructions_of
 
@@ -122,7 +122,7 @@ class Run(StageFolder):
                 work[f"{name}_{n}"] = functools.partial(stage, self, n)
                 if name == "sample" and not n and not cfg.tokenizer:
                     work["tokenizer"] = functools.partial(make_tokenizer, self)
-        return work | {"report": functools.partial(make_report, self)}
+        return work | {REPORT: functools.partial(make_report, self)}
 
     def iteration(self, n: int) -> Path:
         return self.folder / "iterations" / str(n)
@@ -391,17 +391,10 @@ def run(cfg: EvolveRun) -> None:
     this = Run(cfg, usage)
     with this.open(cfg), usage:
         for name, work in this.stages().items():
-            if this.collapsed() and name != "report":
+            if this.collapsed() and name != REPORT:
                 steps.log(f"{name}: left out, diversity has collapsed")
                 continue
-            before = this.is_done(name)
-            if not before:
-                this.withdraw(["report"])  # of a run that had ended
-            if not before and name == "report":  # which shows what summary.json says
-                write_summary(this)
-            this.stage(name, work)
-            if not before and name != "report":
-                write_summary(this)
+            this.stage_of_run(name, work, [REPORT], functools.partial(write_summary, this))
     print("\n".join(iterations.table([iterations.row(m) for m in manifests(this)])))
     for line in this.collapsed():
         print(f"stopped: {line}")

@@ -34,7 +34,7 @@ from masksearch_jax.models.load import check_context, describe, initial, pinned,
 from masksearch_jax.parallel.sharding import make_mesh, split_cpu
 from masksearch_jax.recipes import steps
 from masksearch_jax.recipes.recipe_config import RecipeRun, check_watch, lessons_of, measured_every
-from masksearch_jax.recipes.stage_folder import StageFolder, Usage
+from masksearch_jax.recipes.stage_folder import REPORT, StageFolder, Usage
 from masksearch_jax.runtime import agent_settings, cli, run_record
 from masksearch_jax.tools.registry import instructions_of
 
@@ -347,13 +347,13 @@ def stages(cfg: QuickstartRun) -> dict[str, Callable[[Run], dict[str, Any]]]:
         found[f"evaluate_{name}"] = (
             evaluated if name.startswith("ramp") else of_questions(evaluated)
         )
-    return found | {"export": run_export, "report": run_report}
+    return found | {"export": run_export, REPORT: run_report}
 
 
 def after(run: Run, name: str) -> tuple[str, ...]:
     """The stages that are made again after a stage of a run that had ended: what a reader gets."""
     is_exported = name in (run.last, "tokenizer")
-    return ("export", "report") if is_exported else ("report",)
+    return ("export", REPORT) if is_exported else (REPORT,)
 
 
 # ---- what a reader gets
@@ -438,14 +438,8 @@ def run(cfg: QuickstartRun) -> None:
     this = Run(cfg, usage)
     with this.open(cfg), usage:
         for name, work in stages(cfg).items():
-            before = this.is_done(name)
-            if not before:
-                this.withdraw(after(this, name))
-            if not before and name == "report":  # which shows what summary.json says
-                write_summary(this)
-            this.stage(name, functools.partial(work, this))
-            if not before and name != "report":
-                write_summary(this)
+            summarise = functools.partial(write_summary, this)
+            this.stage_of_run(name, functools.partial(work, this), after(this, name), summarise)
     print_end(this)
 
 

@@ -21,6 +21,8 @@ from masksearch_jax.core import files, stamp
 from masksearch_jax.parallel.folder_lock import FolderLock
 from masksearch_jax.runtime import run_record
 
+REPORT = "report"  # the stage that a run ends with
+
 
 class Usage:
     """Wall time and peak memory of a run, its sessions and child processes, kept in usage.json."""
@@ -110,6 +112,27 @@ class StageFolder:
         """Has the stages made again: they show or hold what another stage is about to make."""
         for name in names:
             self._path(name).unlink(missing_ok=True)
+
+    def stage_of_run(
+        self,
+        name: str,
+        work: Callable[[], dict[str, Any] | None],
+        after: Iterable[str],
+        summarise: Callable[[], None],
+    ) -> None:
+        """A stage of a run that ends with its report, and the run's summary where it was made.
+
+        after: stages that are made again once it is, of a run that had ended. The report shows the
+        summary, which is written before it.
+        """
+        is_done = self.is_done(name)
+        if not is_done:
+            self.withdraw(after)
+            if name == REPORT:
+                summarise()
+        self.stage(name, work)
+        if not is_done and name != REPORT:
+            summarise()
 
     def _path(self, name: str) -> Path:
         return self.folder / "stages" / f"{name}.json"
