@@ -19,7 +19,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from masksearch_jax.agents.judge import Judge
+from masksearch_jax.agents.judge import Judge, served_of
 from masksearch_jax.agents.own_model import OwnModel
 from masksearch_jax.core.config import ComputeConfig, DapoConfig, DapoRun, OptimConfig
 from masksearch_jax.core.errors import ConfigError, Restart
@@ -234,7 +234,13 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     prompts.is_resting = pass_rates.is_resting if dapo.rest_steps else None
 
     compared = pinned(cfg.init, cfg.model) if has_reference(dapo) else ""
-    folder = run_folder.open_run_folder(given, "dapo.steps", compared=compared)
+    is_asked = judge and not own_model and jax.process_index() == 0
+    folder = run_folder.open_run_folder(
+        given,
+        "dapo.steps",
+        compared=compared,
+        served={"judge.model": served_of(cfg.judge)} if is_asked else {},
+    )
     if jax.process_index() == 0:
         left_out.write(prompts, cfg, workdir)
 

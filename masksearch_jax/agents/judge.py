@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from masksearch_jax.agents import dialogue
-from masksearch_jax.agents.llm_client import LLM, JobError, LLMError, Message, Reply
+from masksearch_jax.agents.llm_client import LLM, JobError, LLMError, Message, Reply, served_by
 from masksearch_jax.core.errors import ConfigError, UserError, check_given
 from masksearch_jax.core.llm_config import JudgeConfig
 from masksearch_jax.core.types import Example, RampExample
@@ -57,6 +57,17 @@ def right_answer(example: Example) -> str:
 
 class JudgeError(UserError):
     """No call of the judge can succeed any more, or it does not call a right answer right."""
+
+
+def served_of(cfg: JudgeConfig) -> str:
+    """What tells the judge's weights from others of its name, "" where its endpoint does not.
+
+    Raises JudgeError for one that is down.
+    """
+    try:
+        return served_by(cfg, "config.judge")
+    except JobError as error:
+        raise JudgeError(f"the judge: {error}") from error
 
 
 class Model(Protocol):

@@ -5,15 +5,12 @@ Servers differ in what they send; nothing here asks.
 
 from __future__ import annotations
 
-import datetime
-import email.utils
 from typing import Any
 
 from masksearch_jax.agents.llm_cache import Stored
 
 _CUT = ("length", "max_tokens")  # finish_reason of a reply that ended at a limit
 _MOST_TOKENS = 10**12  # that a reply may be said to have cost
-_LONGEST = 366 * 86400.0  # seconds; what asks for more is no pause but a mistake
 # finish_reason of a reply that a fault or a filter ended, not the model; `abort` is an engine's.
 _NOT_THE_MODELS = ("error", "abort", "cancelled", "content_filter")
 _TEXT = ("text", "output_text")  # type of a part of the content that is said, not thought
@@ -67,25 +64,3 @@ def fingerprint_of(answer: Any, model: str) -> str:
         if about.get("id") == model and isinstance(found, str):
             return found
     return ""
-
-
-def retry_after(header: str) -> float:
-    """Seconds that a Retry-After header asks for, as a number or an HTTP date.
-
-    A date without a zone is UTC. 0 for what is past, unreadable, or longer than a year.
-    """
-    try:
-        seconds = float(header)
-    except ValueError:
-        seconds = _until(header)
-    return seconds if 0.0 < seconds <= _LONGEST else 0.0
-
-
-def _until(date: str) -> float:
-    """Seconds until an HTTP date; 0 if unreadable."""
-    try:
-        then = email.utils.parsedate_to_datetime(date)
-    except (ValueError, OverflowError):
-        return 0.0
-    then = then if then.tzinfo else then.replace(tzinfo=datetime.UTC)
-    return (then - datetime.datetime.now(datetime.UTC)).total_seconds()

@@ -20,16 +20,11 @@ from typing import Any, TypeVar
 
 from etils import epy
 
-from masksearch_jax.agents.llm_answers import (
-    UselessError,
-    as_object,
-    fingerprint_of,
-    read_reply,
-    retry_after,
-)
+from masksearch_jax.agents.llm_answers import UselessError, as_object, fingerprint_of, read_reply
 from masksearch_jax.agents.llm_cache import Paid, Replies, RepliesError, Stored, key_of
 from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.llm_config import LLMConfig
+from masksearch_jax.core.retry_after import retry_after
 
 with epy.lazy_imports():  # it takes more than a second, and the other teachers do without
     import openai

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from etils import epath
 
+from masksearch_jax.agents.judge import served_of
 from masksearch_jax.core import stamp
 from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import ConfigError
@@ -88,7 +89,7 @@ def _add_verdicts(
     """
     verdicts = judging.judged(read, cfg.judge, cfg.eval.max_tool_failures)
     prompt_hash = stamp.hash_of(judging.prompt_of(cfg.judge))
-    served = judging.served_of(cfg.judge)
+    served = served_of(cfg.judge)
     judge = {"model": cfg.judge.model, "prompt": prompt_hash, "fingerprint": served}
     results: JsonObject = {}
     for (suite, method), cell in judging.cells(read, verdicts, how).items():

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from masksearch_jax.agents import judge as agents_judge
-from masksearch_jax.agents.judge import Judge, JudgeError
-from masksearch_jax.agents.llm_client import JobError, LLMError, served_by
+from masksearch_jax.agents.judge import Judge
+from masksearch_jax.agents.llm_client import LLMError
 from masksearch_jax.core import markup
 from masksearch_jax.core.llm_config import JudgeConfig
 from masksearch_jax.core.types import Example, JsonObject
@@ -87,17 +87,6 @@ async def _check_readable(found: Iterable[_Said], judge: Judge) -> None:
         raise LostItemsError(
             f"{' '.join(place)}: {count} of {asked[place]} verdicts cannot be read, {said}: {why}"
         )
-
-
-def served_of(cfg: JudgeConfig) -> str:
-    """What tells the judge's weights from others of its name, "" where its endpoint does not.
-
-    Raises JudgeError for one that is down.
-    """
-    try:
-        return served_by(cfg, "config.judge")
-    except JobError as error:
-        raise JudgeError(f"the judge: {error}") from error
 
 
 def check_judge(cfg: JudgeConfig, example: Example) -> None:

@@ -180,7 +180,8 @@ def changes(
             told = found.harmless if is_harmless else found.of_result
             told.append(f"{name}: {old!r} → {new!r}")
         elif was and is_now and was != is_now:
-            found.of_result.append(f"{name}: {new!r} holds other files than before")
+            what = "holds other files" if known.content else "has other weights"
+            found.of_result.append(f"{name}: {new!r} {what} than before")
     return found
 
 

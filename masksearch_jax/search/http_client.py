@@ -10,8 +10,9 @@ from typing import NamedTuple
 import httpx2
 
 from masksearch_jax.core.retrieval import SearchError
+from masksearch_jax.core.retry_after import retry_after
 from masksearch_jax.search.gather import RefusedError
-from masksearch_jax.search.replicas import FailedForNow, NoAnswerError, retry_after
+from masksearch_jax.search.replicas import FailedForNow, NoAnswerError
 
 MAX_RESPONSE = 64 * 2**20  # bytes
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -40,7 +41,7 @@ class Response(NamedTuple):
             return
         reason = f"HTTP {self.status} {self.data[:200].decode('utf-8', 'replace')}"
         if self.status in RETRIED:
-            rest = retry_after(self.headers)
+            rest = retry_after(self.headers.get("Retry-After", ""))
             is_own = self.status in _FAILURES and not rest
             raise FailedForNow(f"{service}: {reason}", rest, is_own=is_own)
         kind = RefusedError if self.status in REFUSED else NoAnswerError

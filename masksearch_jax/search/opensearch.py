@@ -23,6 +23,7 @@ import opensearchpy
 from opensearchpy import exceptions, helpers
 
 from masksearch_jax.core.retrieval import SearchError
+from masksearch_jax.core.retry_after import retry_after
 from masksearch_jax.core.search_services_config import OpenSearchConfig, OpenSearchLoadConfig
 from masksearch_jax.core.types import Hits, JsonObject, Passage
 from masksearch_jax.search.gather import RefusedError
@@ -34,7 +35,6 @@ from masksearch_jax.search.replicas import (
     NoAnswerError,
     Patience,
     Replicas,
-    retry_after,
 )
 from masksearch_jax.search.term_index import TITLE_BOOST
 from masksearch_jax.search.vectors import Encoder, Vectors
@@ -94,7 +94,7 @@ class _Connection(opensearchpy.Urllib3HttpConnection):
             if not is_gone and error.status_code not in RETRIED:
                 raise
             is_late = isinstance(error, exceptions.ConnectionTimeout)
-            rest = retry_after(self._headers.last)
+            rest = retry_after(self._headers.last.get("Retry-After", ""))
             raise FailedForNow(f"{self.host}: {_line(error)}", rest, is_late=is_late) from error
 
     def get_response_headers(self, response: Any) -> Any:

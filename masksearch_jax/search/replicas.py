@@ -8,15 +8,13 @@ and is then tried by one request alone (a circuit breaker).
 from __future__ import annotations
 
 import dataclasses
-import email.utils
 import math
 import queue
 import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection, Sequence
 from typing import Generic, TypeVar
 
 from masksearch_jax.core.retrieval import SearchError
@@ -26,7 +24,6 @@ Reply = TypeVar("Reply")
 
 MAX_BACKOFF = 2.0  # seconds between attempts, unless a service asks for more
 _TRIPS = 3  # failures in a row after which a replica rests
-_MOST_REST = 86_400.0  # seconds that a service may ask for
 
 
 class FailedForNow(Exception):
@@ -260,22 +257,3 @@ class Replicas(Generic[Reply]):
 def jittered(first: float, number: int) -> float:
     """Seconds before retry `number`, from 0 on: between a half and all of first·2^number."""
     return min(MAX_BACKOFF, first * 2.0 ** min(number, 30)) * random.uniform(0.5, 1.0)
-
-
-def retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that the header Retry-After asks for, as a number or as a date; 0 for none.
-
-    At most a day: a wrong date would rest a replica for good.
-    """
-    text = headers.get("Retry-After", "").strip()
-    try:
-        return max(0.0, min(float(text), _MOST_REST))
-    except ValueError:
-        pass
-    try:
-        when = email.utils.parsedate_to_datetime(text)
-    except (ValueError, OverflowError):
-        return 0.0
-    if when.tzinfo is None:  # a date without a zone is of Greenwich
-        when = when.replace(tzinfo=UTC)
-    return max(0.0, min((when - datetime.now(UTC)).total_seconds(), _MOST_REST))

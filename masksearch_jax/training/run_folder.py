@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 
 from masksearch_jax.core.config import TrainRun
 from masksearch_jax.core.errors import ConfigError, check_given
@@ -15,6 +16,7 @@ from masksearch_jax.runtime import metric_services, run_record, storage
 from masksearch_jax.runtime.process import process_index
 from masksearch_jax.training import checkpoint_files
 
+_NOTHING: Mapping[str, str] = types.MappingProxyType({})
 _STEP = "init.step"  # in the content of run.json: of `init`, where the run compares with it
 
 
@@ -55,7 +57,11 @@ def check_config(cfg: TrainRun) -> None:
 
 
 def open_run_folder(
-    cfg: TrainRun, steps: str, unread: Sequence[str] = (), compared: str = ""
+    cfg: TrainRun,
+    steps: str,
+    unread: Sequence[str] = (),
+    compared: str = "",
+    served: Mapping[str, str] = _NOTHING,
 ) -> RunFolder:
     """Takes WORKDIR and `checkpoint.folder` and writes their run.json. All processes must call it.
 
@@ -63,7 +69,8 @@ def open_run_folder(
     nothing of those before; linear and cosine schedules end with the last one. unread: keys of
     folders that the run does not read, whose files may change. compared: where the weights of
     `cfg.init` are that the run compares with to its end, FOLDER/STEP of checkpoints; "" for none;
-    of a run that goes on the folder has the step that it began with. Raises ConfigError, on all
+    of a run that goes on the folder has the step that it began with. served: by the key of a name,
+    what tells the weights behind that name of an endpoint from others. Raises ConfigError, on all
     processes, where there are checkpoints and the settings that they come from differ in what
     changes the result, see `run_record.resume`, or the weights compared with are others, and
     BeingWrittenError as `FolderLock`.
@@ -75,7 +82,7 @@ def open_run_folder(
     goes_on = checkpoint_files.has_steps(checkpoints)  # orbax asks all processes together
 
     def record() -> str:
-        content, where = dict.fromkeys(unread, ""), compared
+        content, where = {**dict.fromkeys(unread, ""), **served}, compared
         if compared:
             before = (own and run_record.read(own)) or run_record.read(cfg.workdir)
             where = _as_begun(cfg, compared, before if goes_on else None)

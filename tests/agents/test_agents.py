@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import datetime
-import email.utils
 import json
 import re
 import sqlite3
@@ -28,7 +26,6 @@ from masksearch_jax.agents import (
     rewriter,
     salient,
 )
-from masksearch_jax.agents.llm_answers import retry_after
 from masksearch_jax.agents.llm_client import (
     LLM,
     BudgetError,
@@ -627,38 +624,6 @@ def test_a_file_that_is_no_cache_is_named(tmp_path):
         pytest.raises(JobError, match=r"broken\.sqlite"),
     ):
         complete(config(endpoint, tmp_path, cache=str(path)), HELLO)
-
-
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [
-        *(("2.5", 2.5), ("-4", 0.0), ("", 0.0), ("soon", 0.0), ("nan", 0.0), ("86400", 86400.0)),
-        *(("inf", 0.0), ("-inf", 0.0), ("1e300", 0.0), ("1767225600", 0.0)),  # the last a time
-    ],
-)
-def test_retry_after_in_seconds(header, seconds):
-    assert retry_after(header) == seconds
-
-
-def test_retry_after_as_a_date():
-    then = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=100)
-    assert 98 < retry_after(email.utils.format_datetime(then, usegmt=True)) <= 100
-    naive = then.strftime("%a, %d %b %Y %H:%M:%S")
-    for zone in ("", " -0000", " GMT", " +0000", " UTC"):
-        assert 98 < retry_after(naive + zone) <= 100, zone
-    assert 98 < retry_after(then.astimezone().strftime("%a, %d %b %Y %H:%M:%S %z")) <= 100
-
-
-@pytest.mark.parametrize(
-    "date",
-    [
-        *("Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 2015 07:28:00", "Wed, 21 Oct 2015"),
-        *("Fri, 31 Dec 9999 23:59:59 GMT", "Fri, 31 Dec 99999 23:59:59 GMT", "Oct Oct Oct"),
-        *("Wed, 21 Oct 2015 07:28:00 +9999", "Wed, 41 Oct 2030 07:28:00 GMT", "2030-10-21T07:28Z"),
-    ],
-)
-def test_a_date_that_is_past_or_absurd_asks_for_no_pause(date):
-    assert retry_after(date) == 0.0
 
 
 def test_a_date_without_a_zone_does_not_end_the_job(tmp_path):

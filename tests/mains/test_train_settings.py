@@ -412,6 +412,21 @@ def test_a_judge_that_dies_stops_a_run_which_goes_on_and_asks_nothing_twice(
 
 
 @pytest.mark.slow
+def test_a_run_does_not_go_on_with_another_judge_of_the_same_name(dapo, tmp_path):
+    answer = Answer('{"reason": "so", "verdict": "correct"}')
+    cfg = changed(at(dapo, tmp_path / "run"), "dapo", steps=1, reward="judge", patience=0)
+    with Endpoint(answer, {"one": "1"}) as one, Endpoint(answer, {"one": "2"}) as other:
+        calls = {"model": "one", "retries": 0, "cache": str(tmp_path / "replies")}
+        train_dapo.run(changed(cfg, "judge", base_url=one.url, **calls))
+        more = changed(changed(cfg, "judge", base_url=other.url, **calls), "dapo", steps=2)
+        said = r"judge\.model: 'one' has other weights than before\), which change its"
+        with pytest.raises(ConfigError, match=said):
+            train_dapo.run(more)
+        train_dapo.run(changed(more, "survival", changed="accept"))
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2]
+
+
+@pytest.mark.slow
 def test_a_run_that_the_clock_cuts_off_waits_and_says_what_to_raise(dapo, tmp_path, monkeypatch):
     monkeypatch.setattr(patience, "_LONGEST", 0.02)
     monkeypatch.setattr(patience, "_LOOK", 0.01)

@@ -22,7 +22,6 @@ from masksearch_jax.search.replicas import (
     Patience,
     Replicas,
     jittered,
-    retry_after,
 )
 from masksearch_jax.search.server import SearchServer
 from masksearch_jax.search.shared import SharedSearch
@@ -250,17 +249,6 @@ def test_a_search_that_finds_every_replica_at_rest_says_why_they_rest():
         with pytest.raises(SearchError, match=why):
             remote.search(["green"], 3)
         assert len(service.calls) == 1
-
-
-def test_retry_after_is_a_number_or_a_date():
-    for form in ("seconds", "date", "bare date"):
-        assert 58 < retry_after(services.retry_after(60, form)) <= 60
-    beyond = "Fri, 31 Dec 99999999999999999999 23:59:59 GMT"
-    for text in ("", "soon", "-5", "Mon, 01 Jan 2001 00:00:00 GMT", beyond):
-        assert retry_after({"Retry-After": text}) == 0.0
-    assert retry_after({}) == 0.0
-    for text in ("1e9", "Fri, 01 Jan 2999 00:00:00 GMT"):
-        assert retry_after({"Retry-After": text}) == 86_400.0
 
 
 def test_waits_double_with_jitter_up_to_a_bound():
