@@ -4,20 +4,24 @@
 
 INDEX is one that `build_index` wrote with config.vectors.encoder. --rerank, a folder of a
 cross-encoder, adds hybrid search reranked. recall@k is that of `benchmarks.search`, of the other
-half of the questions; questions take turns to be of either half. Told first: passages that the
-encoder encodes in a second, by so many CPUs, and bytes of a passage's vector. Each figure is
-written to F when it is measured: the same command goes on after it.
+half of the questions; questions take turns to be of either half. Told first: bytes of a passage's
+vector, and passages that are encoded in a second on so many CPUs, by us and by
+sentence-transformers where it is installed. The two take turns; their ratio is to the faster of its
+float32 and its bfloat16. Each figure is written to F when it is measured: the same command goes on
+after it.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import gzip
+import importlib.util
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +41,9 @@ FUSIONS: tuple[dict[str, Any], ...] = (
     *({"fusion": "score", "dense_weight": w / 10} for w in (1, 2, 3, 4, 5)),
 )
 _AT_ONCE = 64  # questions of one search
-_ENCODED, _WARM = 512, 64  # passages that are encoded to time it, and before
+_ENCODED, _REPEATS = 512, 5  # passages that are encoded to time it, and how often
+_SAME = 0.99  # cosine
+Encode = Callable[[Sequence[str]], np.ndarray]
 
 
 class Recalls:
@@ -72,14 +78,48 @@ def encoding(index: str) -> Row:
     encoder = TextEncoder(table.encoder_folder, dtype="bfloat16", reading=table.reading)
     count = min(_ENCODED, len(opened))
     texts = [vectors.text_of(opened.passages[row * len(opened) // count]) for row in range(count)]
-    encoder.encode_passages(texts[:_WARM])
-    started = time.perf_counter()
-    encoder.encode_passages(texts)
-    return {
-        "passages_per_second": count / (time.perf_counter() - started),
-        "cpus": len(os.sched_getaffinity(0)),
-        "bytes_per_passage": table.table[0].nbytes,
-    }
+    sides = {"ours": encoder.encode_passages} | others(encoder)
+    speeds: dict[str, list[float]] = {name: [] for name in sides}
+    own = encoder.encode_passages(texts)
+    for name, encode in sides.items():  # what compiles is not timed
+        if (least := float((encode(texts) * own).sum(axis=1).min())) < _SAME:
+            raise RuntimeError(f"{name}: a passage's vector has a cosine of {least:.4f} to ours")
+    for _ in range(_REPEATS):
+        for name, encode in sides.items():
+            started = time.perf_counter()
+            encode(texts)
+            speeds[name].append(count / (time.perf_counter() - started))
+    told = {"cpus": len(os.sched_getaffinity(0)), "bytes_per_passage": table.table[0].nbytes}
+    for name, of_each in speeds.items():
+        told |= spread(f"{name}.passages_per_second", of_each)
+    if len(speeds) > 1:
+        best = [max(speeds[name][n] for name in speeds if name != "ours") for n in range(_REPEATS)]
+        ratios = [one / other for one, other in zip(speeds["ours"], best, strict=True)]
+        told |= spread("ratio_to_sentence_transformers", ratios)
+    return told
+
+
+def spread(name: str, values: Sequence[float]) -> Row:
+    """Median, least and most."""
+    found = {"": float(np.median(values)), ".least": min(values), ".most": max(values)}
+    return {name + part: value for part, value in found.items()}
+
+
+def others(encoder: TextEncoder) -> dict[str, Encode]:
+    """sentence-transformers with the same folder, by the type of its numbers."""
+    if not importlib.util.find_spec("sentence_transformers"):
+        return {}
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    prefix = encoder.reading.passage_prefix
+    found: dict[str, Encode] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = SentenceTransformer(encoder.folder, device="cpu", model_kwargs={"dtype": dtype})
+        model.max_seq_length = encoder.reading.max_tokens
+        name = f"sentence_transformers.{str(dtype).removeprefix('torch.')}"
+        found[name] = functools.partial(model.encode, prompt=prefix, show_progress_bar=False)
+    return found
 
 
 def measure(index: str, questions: Sequence[Row], rerank: str, kept: KeptRows) -> list[Row]:

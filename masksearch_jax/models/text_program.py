@@ -19,6 +19,8 @@ Place = Literal["device", "host"]
 Rows = Sequence[Sequence[int]]
 
 _BATCHES = (1, 8, 64)  # texts of a device in one program; more are cut
+# On a CPU what larger ones compute outgrows its caches, and malloc gives that memory back each time.
+_CPU_BATCHES = (1, 8, 16)
 _STEP = 32  # tokens: rows of many texts are padded to a multiple
 
 
@@ -37,7 +39,9 @@ class TextProgram:
         Raises HfError where JAX has no CPU.
         """
         # In force while it computes, in place of the run's own, which may have other devices.
-        self._mesh = Mesh(np.array(_devices(place)), ("text",))
+        devices = _devices(place)
+        self._batches = _CPU_BATCHES if devices[0].platform == "cpu" else _BATCHES
+        self._mesh = Mesh(np.array(devices), ("text",))
         self._parts = NamedSharding(self._mesh, PartitionSpec("text"))
         self._model = jax.device_put(model, NamedSharding(self._mesh, PartitionSpec()))
         self._run = jax.jit(run, out_shardings=self._parts)
@@ -52,14 +56,14 @@ class TextProgram:
         """
         ids, *_ = tables
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        most, found = _BATCHES[-1] * self._mesh.size, []
+        most, found = self._batches[-1] * self._mesh.size, []
         for start in range(0, len(order), most):
             rows = order[start : start + most]
             batch = self._padded([[table[i] for i in rows] for table in tables], is_search)
             arrays = jax.device_put(batch, self._parts)
             with jax.set_mesh(self._mesh):
-                found.append(np.asarray(self._run(self._model, *arrays))[: len(rows)])
-        joined = np.concatenate(found)
+                found.append((self._run(self._model, *arrays), len(rows)))
+        joined = np.concatenate([np.asarray(part)[:count] for part, count in found])
         out = np.empty_like(joined)
         out[order] = joined
         return out
@@ -68,7 +72,7 @@ class TextProgram:
         """What compiles each program of searches, so that none compiles one itself."""
         return [
             functools.partial(self.compiled, count * self._mesh.size, length)
-            for count in _BATCHES
+            for count in self._batches
             for length in self._coarse
         ]
 
@@ -82,7 +86,8 @@ class TextProgram:
     def _padded(self, tables: Sequence[Rows], is_search: bool) -> list[np.ndarray]:
         """One batch, padded to a size that has a program: int32 tables [B, T] and lengths [B]."""
         counts = [len(row) for row in tables[0]]
-        size = next(b for b in _BATCHES if b * self._mesh.size >= len(counts)) * self._mesh.size
+        size = next(b for b in self._batches if b * self._mesh.size >= len(counts))
+        size *= self._mesh.size
         sizes = self._coarse if is_search else self._fine
         out = np.zeros((len(tables), size, next(n for n in sizes if n >= max(counts))), np.int32)
         for table, rows in zip(out, tables, strict=True):
