@@ -7,8 +7,10 @@ cross-encoder, adds hybrid search reranked. recall@k is that of `benchmarks.sear
 half of the questions; questions take turns to be of either half. Told first: bytes of a passage's
 vector, and passages that are encoded in a second on so many CPUs, by us and by
 sentence-transformers where it is installed. The two take turns; their ratio is to the faster of its
-float32 and its bfloat16. Each figure is written to F when it is measured: the same command goes on
-after it.
+float32 and its bfloat16. Vectors are found in each way of search.nearest; by the graph, where the
+index has one. Told of each: milliseconds of a question of 64 that are asked at once, and of one
+that is asked alone. Each figure is written to F when it is measured: the same command goes on after
+it.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ FUSIONS: tuple[dict[str, Any], ...] = (
     *({"fusion": "rank", "rank_constant": float(k)} for k in (1, 10, 60)),
     *({"fusion": "score", "dense_weight": w / 10} for w in (1, 2, 3, 4, 5)),
 )
-_AT_ONCE = 64  # questions of one search
+_AT_ONCE, _ALONE = 64, 100  # questions of one search; those that are asked one by one
 _ENCODED, _REPEATS = 512, 5  # passages that are encoded to time it, and how often
 _SAME = 0.99  # cosine
 Encode = Callable[[Sequence[str]], np.ndarray]
@@ -56,7 +58,10 @@ class Recalls:
         self._progress = progress
 
     def of(self, asked: Sequence[Row], changes: dict[str, Any]) -> Row:
-        """Recall by data set and cut, their mean, and milliseconds of a question."""
+        """Recall by data set and cut, their mean, and milliseconds of a question.
+
+        These of questions that are asked so many at once, and of the first ones one by one.
+        """
         tool = open_tool(dataclasses.replace(self._cfg, **changes))
         rows: list[list[int]] = []
         started = time.perf_counter()
@@ -66,9 +71,15 @@ class Recalls:
             rows += [[self._places[p.id] for p in hits] for hits in found]
             self._progress.update(self._progress.done + len(part))
         each = 1e3 * (time.perf_counter() - started) / len(asked)
+        alone = []
+        for question in asked[:_ALONE]:
+            started = time.perf_counter()
+            tool.search([question["question"]], CUTS[-1])
+            alone.append(1e3 * (time.perf_counter() - started))
         figures = recall(self._passages, asked, rows)
         values = [value for cuts in figures.values() for value in cuts.values()]
-        return {"mean": float(np.mean(values)), "ms_per_question": each, "recall": figures}
+        told = {"mean": float(np.mean(values)), "recall": figures}
+        return told | {"ms_per_question": each, "ms_alone": float(np.median(alone))}
 
 
 def encoding(index: str) -> Row:
@@ -127,8 +138,10 @@ def measure(index: str, questions: Sequence[Row], rerank: str, kept: KeptRows) -
     if kept.find(what="encoding") is None:
         kept.add({"what": "encoding"} | encoding(index))
     first, second = questions[::2], questions[1::2]
-    kinds: list[dict[str, Any]] = [{"kind": "bm25"}, {"kind": "dense"}, {"kind": "hybrid"}]
+    kinds: list[dict[str, Any]] = [{"kind": "bm25"}, {"kind": "hybrid"}]
     kinds += [{"kind": "hybrid", "rerank": rerank}] if rerank else []
+    ways = ["exact", *(["graph"] if (vectors.folder_of(index) / vectors.GRAPH).exists() else [])]
+    kinds += [{"kind": "dense", "nearest": n} for n in (*ways, "device", "device_approximate")]
     total = len(FUSIONS) * len(first) + len(kinds) * len(second)
     with Progress("questions", total) as progress:
         recalls = Recalls(index, progress)
@@ -161,11 +174,12 @@ def main() -> None:
     rows = measure(args.index, questions, args.rerank, kept)
     told = kept.find(what="encoding") or {}
     print(", ".join(f"{name} {value:.4g}" for name, value in told.items() if name != "what"))
-    shown = ("kind", "rerank", *FUSIONS[0], *FUSIONS[-1])
+    shown = ("kind", "nearest", "rerank", *FUSIONS[0], *FUSIONS[-1])
     for row in rows:
         name = " ".join(str(row[k]) for k in dict.fromkeys(shown) if row.get(k, "") != "")
         cuts = {d: "/".join(f"{v:.1f}" for v in c.values()) for d, c in row["recall"].items()}
-        print(f"{name:>20}", *(f"{d} {c}" for d, c in cuts.items()), sep="  ")
+        times = f"{row['ms_per_question']:.2f} ms, alone {row['ms_alone']:.2f} ms"
+        print(f"{name:>24}", *(f"{d} {c}" for d, c in cuts.items()), times, sep="  ")
 
 
 if __name__ == "__main__":

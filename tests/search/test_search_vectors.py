@@ -28,13 +28,16 @@ def test_fusion_is_chosen_on_half_of_the_questions_and_a_stopped_run_goes_on(tmp
     for fusion in FUSIONS:
         kept.add(tried | fusion | {"mean": float(fusion == chosen)})
     rows = measure(index, QUESTIONS, rerank, KeptRows(path, {}))
-    assert [(row["kind"], row["rerank"]) for row in rows] == [
-        ("bm25", ""),
-        ("dense", ""),
-        ("hybrid", ""),
-        ("hybrid", rerank),
+    assert [(row["kind"], row["rerank"], row.get("nearest")) for row in rows] == [
+        ("bm25", "", None),
+        ("hybrid", "", None),
+        ("hybrid", rerank, None),
+        ("dense", "", "exact"),
+        ("dense", "", "device"),
+        ("dense", "", "device_approximate"),
     ]
-    assert all(chosen.items() <= row.items() for row in rows[2:])
+    assert all(chosen.items() <= row.items() for row in rows[1:3])
+    assert rows[3]["recall"] == rows[4]["recall"]
     assert rows[0]["recall"] == {"rivers": {"2": 100.0, "5": 100.0, "10": 100.0}}
     written = KeptRows(path, {}).rows
     told = next(row for row in written if row["what"] == "encoding")
