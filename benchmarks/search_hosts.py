@@ -1,11 +1,12 @@
 """Search for many hosts: a copy of the index on each, or servers that they share, as a table.
 
     python -m benchmarks.search_hosts --passages=passages.jsonl.gz \\
-        --questions=questions.jsonl.gz --sizes=50000,200000 --json=F
+        --questions=questions.jsonl.gz --sizes=50000,200000 --speed=S --json=F
     python -m benchmarks.search_hosts --json=F --hosts=256 --corpus=21000000
 
 The first measures BM25 in process at each size, by `benchmarks.search_speed`, usearch's HNSW graph
-beside it, and one serve_search that two clients ask in batches; the second reads what F has. The
+beside it, and one serve_search that two clients ask in batches. What that command wrote of these
+sizes to S, on the same machine, is not measured again. The second reads what F has. The
 table is computed: each figure is a straight line through those of all sizes, at --corpus passages.
 A line tells too much of what grows less than the corpus, such as a query's time. `p99` waits for no
 other query. A copy is searched by one thread of its host, a server as it was measured.
@@ -168,6 +169,7 @@ def main() -> None:
     parser.add_argument("--questions", help="JSONL of question, gzipped")
     parser.add_argument("--sizes", default="2000,4000", help="numbers of passages measured")
     parser.add_argument("--queries", type=int, default=1000)
+    parser.add_argument("--speed", help="file of figures of benchmarks.search_speed")
     parser.add_argument("--json", help="file of the figures, which a stopped run goes on from")
     parser.add_argument("--corpus", type=int, default=21_000_000, help="passages of the table")
     parser.add_argument("--hosts", type=int, default=256)
@@ -179,7 +181,12 @@ def main() -> None:
         passages = list(read_passages(args.passages))
         with gzip.open(args.questions) as rows:
             questions = [json.loads(row)["question"] for row in rows][: args.queries]
-        for size in map(int, args.sizes.split(",")):
+        sizes = [int(size) for size in args.sizes.split(",")]
+        for row in json.loads(Path(args.speed).read_text())["rows"] if args.speed else ():
+            is_asked = row["engine"] in ENGINES and row["passages"] in sizes
+            if is_asked and kept.find(engine=row["engine"], passages=row["passages"]) is None:
+                kept.add(row)
+        for size in sizes:
             search_speed.measure(passages, {"questions": questions}, [size], ENGINES, kept)
             if kept.find(engine=SERVED, passages=size) is None:
                 kept.add(served(list(search_speed.windows(passages, size)), questions))
