@@ -19,7 +19,7 @@ Place = Literal["device", "host"]
 Rows = Sequence[Sequence[int]]
 
 _BATCHES = (1, 8, 64)  # texts of a device in one program; more are cut
-# On a CPU what larger ones compute outgrows its caches, and malloc gives that memory back each time.
+# What a CPU computes of more outgrows its caches, and malloc maps that memory anew each time.
 _CPU_BATCHES = (1, 8, 16)
 _STEP = 32  # tokens: rows of many texts are padded to a multiple
 

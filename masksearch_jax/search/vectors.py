@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -64,8 +65,8 @@ def build(
     """Encodes `passages`, the store of the index with this fingerprint, into `folder`.
 
     A cut-off build of the same goes on after its last whole shard, and one that is done is left as
-    it is. `graph` adds an HNSW graph. Space for all vectors is taken first, so that a full disk is
-    known before anything is encoded. Raises SearchError.
+    it is. `graph` adds an HNSW graph, for which nothing is encoded again. Space for all vectors is
+    taken first, so that a full disk is known before anything is encoded. Raises SearchError.
     """
     made_from = {
         "format": FORMAT,
@@ -73,13 +74,18 @@ def build(
         "encoder": encoder.fingerprint,
         "dtype": encoder.dtype,
     }
-    if _is_built(folder, made_from, graph):
-        if progress:
-            progress(len(passages))
+    before = _files_of(folder, made_from)
+    if before and progress:
+        progress(len(passages))
+    if before and (GRAPH in before or not graph):
         return
     try:
         with writing_folder(folder, json.dumps(made_from)) as partial:
-            files = _write(passages, partial, encoder, progress)
+            if before:
+                _take(folder / _VECTORS, partial / _VECTORS)
+                files = {_VECTORS: before[_VECTORS]}
+            else:
+                files = _write(passages, partial, encoder, progress)
             if graph:
                 _write_graph(partial, len(passages), encoder.dim)
                 files[GRAPH] = manifest.entry(partial / GRAPH)
@@ -92,20 +98,28 @@ def build(
                 "files": files,
             }
             write_json(partial / _MANIFEST, told | {"seal": manifest.seal(told)})
-            (partial / _DONE).unlink()
+            (partial / _DONE).unlink(missing_ok=True)
     except OSError as error:
         raise SearchError(f"the vectors {folder} could not be written: {error}") from error
 
 
-def _is_built(folder: Path, made_from: dict[str, Any], graph: bool) -> bool:
-    """Whether whole vectors of the same are there."""
+def _files_of(folder: Path, made_from: dict[str, Any]) -> dict[str, list[int]]:
+    """What is told of the files of whole vectors of the same; {} where there are none."""
     try:
         Vectors.open(folder, made_from["index"])
         told = _read_manifest(folder)
     except SearchError:
-        return False
-    has_graph = GRAPH in told["files"]
-    return made_from.items() <= told.items() and (has_graph or not graph)
+        return {}
+    return told["files"] if made_from.items() <= told.items() else {}
+
+
+def _take(file: Path, place: Path) -> None:
+    """The same file at another place: by a link, or as a copy on a disk that has no links."""
+    place.unlink(missing_ok=True)
+    try:
+        place.hardlink_to(file)
+    except OSError:
+        shutil.copyfile(file, place)
 
 
 def _write(

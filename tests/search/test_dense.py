@@ -334,14 +334,33 @@ def test_vectors_that_are_there_are_not_made_again(tmp_path):
     assert (again.encoded, told) == ([], [6])
     half = HashedWords()
     half.dtype = "bfloat16"
-    for encoder, options in ((half, {}), (half, {"graph": True}), (HashedWords("b"), {})):
-        encoder.encoded = []
-        _, table = build(FRUIT, tmp_path / "i", encoder, **options)
+    for encoder in (half, HashedWords("b")):
+        _, table = build(FRUIT, tmp_path / "i", encoder)
         assert len(encoder.encoded) == 6
     flip(table.folder)
     again = HashedWords("b")
     build(FRUIT, tmp_path / "i", again)
     assert len(again.encoded) == 6
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_graph_is_added_to_vectors_that_are_there(tmp_path, monkeypatch, has_links):
+    def refused(place, file):
+        raise OSError("no links here")
+
+    if not has_links:
+        monkeypatch.setattr(vectors.Path, "hardlink_to", refused)
+    _, table = build(FRUIT, tmp_path / "i", HashedWords())
+    assert not (table.folder / vectors.GRAPH).exists()
+    again, told = HashedWords(), []
+    _, added = build(FRUIT, tmp_path / "i", again, graph=True, progress=told.append)
+    assert (again.encoded, told) == ([], [6])
+    assert (added.folder / vectors.GRAPH).exists()
+    np.testing.assert_array_equal(added.table, table.table)
+    again = HashedWords()
+    build(FRUIT, tmp_path / "i", again)  # a graph that is not asked for stays
+    assert again.encoded == []
+    assert (added.folder / vectors.GRAPH).exists()
 
 
 def test_a_disk_that_takes_no_more_is_known_before_encoding(small_disk):
