@@ -67,6 +67,17 @@ def served(passages: Sequence[Passage], questions: Sequence[str]) -> Row:
     }
 
 
+def take(path: str, sizes: Sequence[int], queries: int, kept: KeptRows) -> None:
+    """Keeps what a file of `benchmarks.search_speed` has of these sizes and is not kept yet."""
+    told = json.loads(Path(path).read_text())
+    if (asked := told["settings"]["queries"]) != queries:
+        raise SystemExit(f"{path} was measured with {asked} queries: give --queries={asked}")
+    for row in told["rows"]:
+        is_wanted = row["engine"] in ENGINES and row["passages"] in sizes
+        if is_wanted and kept.find(engine=row["engine"], passages=row["passages"]) is None:
+            kept.add(row)
+
+
 def at(rows: Sequence[Row], passages: int, name: str) -> float:
     """A figure of so many passages, by the line through those measured; of one size, in proportion.
 
@@ -182,10 +193,8 @@ def main() -> None:
         with gzip.open(args.questions) as rows:
             questions = [json.loads(row)["question"] for row in rows][: args.queries]
         sizes = [int(size) for size in args.sizes.split(",")]
-        for row in json.loads(Path(args.speed).read_text())["rows"] if args.speed else ():
-            is_asked = row["engine"] in ENGINES and row["passages"] in sizes
-            if is_asked and kept.find(engine=row["engine"], passages=row["passages"]) is None:
-                kept.add(row)
+        if args.speed:
+            take(args.speed, sizes, args.queries, kept)
         for size in sizes:
             search_speed.measure(passages, {"questions": questions}, [size], ENGINES, kept)
             if kept.find(engine=SERVED, passages=size) is None:

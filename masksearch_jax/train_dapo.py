@@ -19,7 +19,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from masksearch_jax.agents.judge import Judge, served_of
+from masksearch_jax.agents.judge import SERVED, Judge, served_of
 from masksearch_jax.agents.own_model import OwnModel
 from masksearch_jax.core.config import ComputeConfig, DapoConfig, DapoRun, OptimConfig
 from masksearch_jax.core.errors import ConfigError, Restart
@@ -239,7 +239,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         given,
         "dapo.steps",
         compared=compared,
-        served={"judge.model": served_of(cfg.judge)} if is_asked else {},
+        served={SERVED: served_of(cfg.judge)} if is_asked else {},
     )
     if jax.process_index() == 0:
         left_out.write(prompts, cfg, workdir)

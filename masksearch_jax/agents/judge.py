@@ -15,6 +15,7 @@ from masksearch_jax.core.llm_config import JudgeConfig
 from masksearch_jax.core.types import Example, RampExample
 
 VERDICTS = ("correct", "incorrect")
+SERVED = "judge.model"  # the key of a config whose weights `served_of` tells
 _REMEMBERED = 4096  # conversations whose replies could not be read, the last ones
 _QUOTED = 80  # characters of a reply or an answer
 

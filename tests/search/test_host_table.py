@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.kept_rows import KeptRows
-from benchmarks.search_hosts import SERVED, at, render, table
+from benchmarks.search_hosts import SERVED, at, render, table, take
 
 
 def in_process(passages, engine="ours"):
@@ -59,3 +59,17 @@ def test_a_row_is_measured_once_and_other_settings_are_refused(tmp_path):
     assert again.find(engine="ours", passages=2000) is None
     with pytest.raises(SystemExit, match="name another"):
         KeptRows(path, {"queries": 6})
+
+
+def test_what_the_speed_of_engines_has_told_is_taken(tmp_path):
+    path = str(tmp_path / "speed.json")
+    speed = KeptRows(path, {"passages": 9, "queries": 5})
+    rows = [in_process(1000), in_process(1000, "FTS5"), in_process(2000), in_process(4000)]
+    for row in rows:
+        speed.add(row)
+    kept = KeptRows(None, {"queries": 5})
+    kept.add(own := in_process(2000) | {"disk_mb": 7.0})
+    take(path, [1000, 2000], 5, kept)
+    assert kept.rows == [own, rows[0]]
+    with pytest.raises(SystemExit, match="5 queries: give --queries=5"):
+        take(path, [1000], 6, kept)
