@@ -86,7 +86,9 @@ def test_an_evaluation_is_of_one_model_whatever_it_is_called(cfg):
         )
         with pytest.raises((LostItemsError, EndpointError)):
             evaluate.run(started)
-        with pytest.raises(ConfigError, match=r"other settings \(endpoint\.model: 'm' holds other"):
+        with pytest.raises(
+            ConfigError, match=r"other settings \(endpoint\.model: 'm' has other weights"
+        ):
             evaluate.run(at(cfg, other))
         assert not other.requests
         one.script = student
