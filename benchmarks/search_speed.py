@@ -10,7 +10,7 @@ the next begins. Each engine's figures are written to F when they are measured: 
 goes on after them. The time left is by the passages of engines that are done. Sizes beyond the
 passages given are windows of as many words over neighbouring passages. bm25s takes part where it is
 installed. usearch finds vectors: these are random, of 384 numbers, since its time does not depend
-on what they say, and encoding a query is not in it. --engines='ours;bm25s' measures those alone.
+on what they say, and encoding a query is not in it. --engines=ours,bm25s measures those alone.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Vectors:
 
 
 def engines() -> dict[str, Engine]:
-    found: dict[str, Engine] = {"ours": Ours(), "ours, 4 shards": Sharded(), "FTS5": Fts5()}
+    found: dict[str, Engine] = {"ours": Ours(), "ours in 4 shards": Sharded(), "FTS5": Fts5()}
     if importlib.util.find_spec("bm25s"):
         found["bm25s"] = Bm25s()
     return found | {"usearch exact": Vectors(True), "usearch HNSW": Vectors(False)}
@@ -255,9 +255,7 @@ def main() -> None:
     parser.add_argument("--questions", required=True, help="JSONL of question, gzipped")
     parser.add_argument("--sizes", default="50000,200000,700000", help="numbers of passages")
     parser.add_argument("--queries", type=int, default=1000, help="of each kind")
-    parser.add_argument(
-        "--engines", default=";".join(engines()), help="names by semicolon, those alone"
-    )
+    parser.add_argument("--engines", default=",".join(engines()), help="those alone, by comma")
     parser.add_argument("--json", help="file of the figures, which a stopped run goes on from")
     args = parser.parse_args()
     passages = list(read_passages(args.passages))
@@ -266,9 +264,11 @@ def main() -> None:
     queries = {"questions": questions, "paragraphs": masked(passages, args.queries, seed=0)}
     sizes = [int(size) for size in args.sizes.split(",")]
     kept = KeptRows(args.json, {"passages": len(passages), "queries": len(questions)})
-    names = args.engines.split(";")
+    names = args.engines.split(",")
     if unknown := set(names) - set(engines()):
-        parser.error(f"no engine is called {unknown}; choose from {', '.join(engines())}")
+        parser.error(
+            f"no engine is called {', '.join(sorted(unknown))}; choose from {', '.join(engines())}"
+        )
     measure(passages, queries, sizes, names, kept)
 
 

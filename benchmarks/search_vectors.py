@@ -29,6 +29,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.kept_rows import KeptRows, Row
+from benchmarks.rollout import Values
+from benchmarks.rollout import table as spread
 from benchmarks.search import CUTS, recall
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.types import Passage
@@ -45,6 +47,7 @@ FUSIONS: tuple[dict[str, Any], ...] = (
 _AT_ONCE, _ALONE = 64, 100  # questions of one search; those that are asked one by one
 _ENCODED, _REPEATS = 512, 5  # passages that are encoded to time it, and how often
 _SAME = 0.99  # cosine
+_RATIO = "ratio_to_sentence_transformers"
 Encode = Callable[[Sequence[str]], np.ndarray]
 
 
@@ -90,30 +93,27 @@ def encoding(index: str) -> Row:
     count = min(_ENCODED, len(opened))
     texts = [vectors.text_of(opened.passages[row * len(opened) // count]) for row in range(count)]
     sides = {"ours": encoder.encode_passages} | others(encoder)
-    speeds: dict[str, list[float]] = {name: [] for name in sides}
-    own = encoder.encode_passages(texts)
-    for name, encode in sides.items():  # what compiles is not timed
-        if (least := float((encode(texts) * own).sum(axis=1).min())) < _SAME:
+    found = {name: unit(encode(texts)) for name, encode in sides.items()}  # compiles, too
+    for name in sides:
+        if (least := float((found[name] * found["ours"]).sum(axis=1).min())) < _SAME:
             raise RuntimeError(f"{name}: a passage's vector has a cosine of {least:.4f} to ours")
+    values: Values = {f"{name}.passages_per_second": [] for name in sides}
     for _ in range(_REPEATS):
         for name, encode in sides.items():
             started = time.perf_counter()
             encode(texts)
-            speeds[name].append(count / (time.perf_counter() - started))
+            speed = count / (time.perf_counter() - started)
+            values[f"{name}.passages_per_second"].append(speed)
+    if len(sides) > 1:
+        own, *theirs = values.values()
+        values[_RATIO] = [one / max(each) for one, *each in zip(own, *theirs, strict=True)]
     told = {"cpus": len(os.sched_getaffinity(0)), "bytes_per_passage": table.table[0].nbytes}
-    for name, of_each in speeds.items():
-        told |= spread(f"{name}.passages_per_second", of_each)
-    if len(speeds) > 1:
-        best = [max(speeds[name][n] for name in speeds if name != "ours") for n in range(_REPEATS)]
-        ratios = [one / other for one, other in zip(speeds["ours"], best, strict=True)]
-        told |= spread("ratio_to_sentence_transformers", ratios)
-    return told
+    return told | {"repeats": values}
 
 
-def spread(name: str, values: Sequence[float]) -> Row:
-    """Median, least and most."""
-    found = {"": float(np.median(values)), ".least": min(values), ".most": max(values)}
-    return {name + part: value for part, value in found.items()}
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows of length 1."""
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def others(encoder: TextEncoder) -> dict[str, Encode]:
@@ -172,8 +172,9 @@ def main() -> None:
     made_of = BM25.open(args.index).fingerprint
     kept = KeptRows(args.json, {"questions": len(questions), "index": made_of})
     rows = measure(args.index, questions, args.rerank, kept)
-    told = kept.find(what="encoding") or {}
-    print(", ".join(f"{name} {value:.4g}" for name, value in told.items() if name != "what"))
+    told = next(row for row in kept.rows if row["what"] == "encoding")
+    print(f"{told['cpus']} CPUs, {told['bytes_per_passage']} bytes a passage\n")
+    print(spread(told["repeats"], {}), end="\n\n")
     shown = ("kind", "nearest", "rerank", *FUSIONS[0], *FUSIONS[-1])
     for row in rows:
         name = " ".join(str(row[k]) for k in dict.fromkeys(shown) if row.get(k, "") != "")

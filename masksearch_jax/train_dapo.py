@@ -239,7 +239,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         given,
         "dapo.steps",
         compared=compared,
-        served={SERVED: served_of(cfg.judge)} if is_asked else {},
+        served={SERVED: served_of(cfg.judge)} if is_asked else None,
     )
     if jax.process_index() == 0:
         left_out.write(prompts, cfg, workdir)

@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from masksearch_jax.agents.llm_cache import Stored
+from masksearch_jax.core.retry_after import retry_after
 
 _CUT = ("length", "max_tokens")  # finish_reason of a reply that ended at a limit
+_LONGEST = 366 * 86400.0  # seconds; what asks for more is no pause but a mistake
 _MOST_TOKENS = 10**12  # that a reply may be said to have cost
 # finish_reason of a reply that a fault or a filter ended, not the model; `abort` is an engine's.
 _NOT_THE_MODELS = ("error", "abort", "cancelled", "content_filter")
@@ -64,3 +66,9 @@ def fingerprint_of(answer: Any, model: str) -> str:
         if about.get("id") == model and isinstance(found, str):
             return found
     return ""
+
+
+def pause_of(header: str) -> float:
+    """Seconds that a Retry-After header asks for; 0 for longer than a year, as for none."""
+    seconds = retry_after(header)
+    return seconds if seconds <= _LONGEST else 0.0

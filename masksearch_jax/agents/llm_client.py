@@ -20,11 +20,16 @@ from typing import Any, TypeVar
 
 from etils import epy
 
-from masksearch_jax.agents.llm_answers import UselessError, as_object, fingerprint_of, read_reply
+from masksearch_jax.agents.llm_answers import (
+    UselessError,
+    as_object,
+    fingerprint_of,
+    pause_of,
+    read_reply,
+)
 from masksearch_jax.agents.llm_cache import Paid, Replies, RepliesError, Stored, key_of
 from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.llm_config import LLMConfig
-from masksearch_jax.core.retry_after import retry_after
 
 with epy.lazy_imports():  # it takes more than a second, and the other teachers do without
     import openai
@@ -451,7 +456,7 @@ def _wait(error: Exception, backoff: float) -> tuple[float, float]:
     """Seconds before the next attempt (spread by up to a half), and those the endpoint asks for."""
     wait, asked = backoff * random.uniform(1.0, 1.5), 0.0
     if isinstance(error, openai.APIStatusError):
-        asked = retry_after(error.response.headers.get("retry-after", ""))
+        asked = pause_of(error.response.headers.get("retry-after", ""))
     return max(wait, asked), asked
 
 

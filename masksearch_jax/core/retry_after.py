@@ -5,19 +5,18 @@ from __future__ import annotations
 import email.utils
 from datetime import UTC, datetime
 
-_LONGEST = 86_400.0  # seconds; more is a wrong clock, or a time in the place of a pause
-
 
 def retry_after(header: str) -> float:
     """Seconds that a Retry-After header asks for, as a number or an HTTP date.
 
-    A date without a zone is UTC. 0 for what is past, unreadable, or longer than a day.
+    A date without a zone is UTC. 0 for what is past or unreadable. It has no bound: a wrong clock
+    may ask for years.
     """
     try:
         seconds = float(header)
     except ValueError:
         seconds = _until(header)
-    return seconds if 0.0 < seconds <= _LONGEST else 0.0
+    return seconds if seconds > 0.0 else 0.0
 
 
 def _until(date: str) -> float:

@@ -23,12 +23,14 @@ from masksearch_jax.search.rate import RateLimit
 Reply = TypeVar("Reply")
 
 MAX_BACKOFF = 2.0  # seconds between attempts, unless a service asks for more
+_MOST_REST = 86_400.0  # seconds that a service may ask for
 _TRIPS = 3  # failures in a row after which a replica rests
 
 
 class FailedForNow(Exception):
     """An attempt failed in a way that may pass; `rest`: seconds that the service asks for.
 
+    At most a day: a wrong date would rest a replica for good.
     is_late: it ran out of time. is_own: the service failed at this request, and put nothing off.
     """
 
@@ -36,7 +38,8 @@ class FailedForNow(Exception):
         self, message: str, rest: float = 0.0, *, is_late: bool = False, is_own: bool = False
     ):
         super().__init__(message)
-        self.rest, self.is_late, self.is_own = rest, is_late, is_own
+        self.rest = min(rest, _MOST_REST)
+        self.is_late, self.is_own = is_late, is_own
 
 
 class NoAnswerError(SearchError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import types
 from collections.abc import Mapping, Sequence
 
 from masksearch_jax.core.config import TrainRun
@@ -16,7 +15,6 @@ from masksearch_jax.runtime import metric_services, run_record, storage
 from masksearch_jax.runtime.process import process_index
 from masksearch_jax.training import checkpoint_files
 
-_NOTHING: Mapping[str, str] = types.MappingProxyType({})
 _STEP = "init.step"  # in the content of run.json: of `init`, where the run compares with it
 
 
@@ -61,7 +59,7 @@ def open_run_folder(
     steps: str,
     unread: Sequence[str] = (),
     compared: str = "",
-    served: Mapping[str, str] = _NOTHING,
+    served: Mapping[str, str] | None = None,
 ) -> RunFolder:
     """Takes WORKDIR and `checkpoint.folder` and writes their run.json. All processes must call it.
 
@@ -82,7 +80,7 @@ def open_run_folder(
     goes_on = checkpoint_files.has_steps(checkpoints)  # orbax asks all processes together
 
     def record() -> str:
-        content, where = {**dict.fromkeys(unread, ""), **served}, compared
+        content, where = {**dict.fromkeys(unread, ""), **(served or {})}, compared
         if compared:
             before = (own and run_record.read(own)) or run_record.read(cfg.workdir)
             where = _as_begun(cfg, compared, before if goes_on else None)

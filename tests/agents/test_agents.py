@@ -26,6 +26,7 @@ from masksearch_jax.agents import (
     rewriter,
     salient,
 )
+from masksearch_jax.agents.llm_answers import pause_of
 from masksearch_jax.agents.llm_client import (
     LLM,
     BudgetError,
@@ -624,6 +625,18 @@ def test_a_file_that_is_no_cache_is_named(tmp_path):
         pytest.raises(JobError, match=r"broken\.sqlite"),
     ):
         complete(config(endpoint, tmp_path, cache=str(path)), HELLO)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        *(("2.5", 2.5), ("86400", 86400.0), ("31622400", 31622400.0), ("31622401", 0.0)),
+        *(("inf", 0.0), ("1e300", 0.0), ("1767225600", 0.0)),  # the last a time
+        *(("Fri, 31 Dec 9999 23:59:59 GMT", 0.0), ("soon", 0.0)),
+    ],
+)
+def test_a_pause_of_more_than_a_year_is_none(header, seconds):
+    assert pause_of(header) == seconds
 
 
 def test_a_date_without_a_zone_does_not_end_the_job(tmp_path):

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from masksearch_jax.core.retrieval import SearchError
+from masksearch_jax.core.retry_after import retry_after
 from masksearch_jax.core.types import Passage
 from masksearch_jax.search import http_client
 from masksearch_jax.search.cache import CachedSearch
@@ -249,6 +250,17 @@ def test_a_search_that_finds_every_replica_at_rest_says_why_they_rest():
         with pytest.raises(SearchError, match=why):
             remote.search(["green"], 3)
         assert len(service.calls) == 1
+
+
+@pytest.mark.parametrize("header", ["1e9", "inf", "90000", "Fri, 01 Jan 2999 00:00:00 GMT"])
+def test_a_replica_rests_for_a_day_at_most(header):
+    assert FailedForNow("busy", retry_after(header)).rest == 86_400.0
+
+
+def test_a_pause_in_any_form_is_read():
+    for form in ("seconds", "date", "bare date"):
+        (header,) = services.retry_after(60, form).values()
+        assert 58 < FailedForNow("busy", retry_after(header)).rest <= 60
 
 
 def test_waits_double_with_jitter_up_to_a_bound():

@@ -41,5 +41,6 @@ def test_fusion_is_chosen_on_half_of_the_questions_and_a_stopped_run_goes_on(tmp
     assert rows[0]["recall"] == {"rivers": {"2": 100.0, "5": 100.0, "10": 100.0}}
     written = KeptRows(path, {}).rows
     told = next(row for row in written if row["what"] == "encoding")
-    assert (told["bytes_per_passage"], told["ours.passages_per_second"] > 0) == (32, True)
+    assert told["bytes_per_passage"] == 32
+    assert min(told["repeats"]["ours.passages_per_second"]) > 0
     assert measure(index, QUESTIONS, rerank, KeptRows(path, {})) == rows  # with their times
