@@ -35,6 +35,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from masksearch_jax.core import idle
 from masksearch_jax.core.config import ModelConfig
 from masksearch_jax.core.errors import ConfigError, Restart, UserError, nearest
 from masksearch_jax.core.schema import Section, to_dataclass
@@ -123,12 +124,14 @@ def parse(
     """
     found, values = _resolved(schema, argv, read_model, read_defaults)
     try:
-        return to_dataclass(found, values)
+        settings = to_dataclass(found, values)
     except ConfigError as error:
         if not isinstance(schema, tuple):
             raise
         mains = " or ".join((s.__doc__ or "").split("`")[1] for s in schema)
         raise ConfigError(f"{error}; {Path(argv[0]).stem} takes a config of {mains}") from error
+    idle.check_flags(settings, overrides.named_keys(argv[1:]))
+    return settings
 
 
 def _resolved(

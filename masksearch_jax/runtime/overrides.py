@@ -43,6 +43,11 @@ def split_config(args: Sequence[str]) -> tuple[str | None, list[str]]:
     return spec, rest
 
 
+def named_keys(args: Iterable[str]) -> set[str]:
+    """The dotted keys that flags override."""
+    return {match[1] for arg in args if (match := _OVERRIDE.match(arg))}
+
+
 def resolve(
     schema: type[Section],
     config: Any,
@@ -62,7 +67,7 @@ def resolve(
     flags = _checked_flags(schema, flags)
     if read_model is not None:
         _read_models(schema, config, flags, read_model)
-    named = {m[1] for flag in flags if (m := _OVERRIDE.match(flag))}
+    named = named_keys(flags)
     if read_defaults is not None and not _said(config, flags, "endpoint.base_url"):
         folder = _said(config, flags, "init")
         if read := set(_put_defaults(config, read_defaults(folder))) - named:
