@@ -75,6 +75,11 @@ class AskRun:
     search: SearchConfig = section(SearchConfig)
     rollout: RolloutConfig = section(RolloutConfig)
 
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """See `Switched`."""
+        if not self.web:
+            yield "port", "it is read with config.web"
+
 
 class Screen:
     """Lines with a label in front; coloured on a terminal, unless NO_COLOR is set."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +63,11 @@ class BuildIndexRun:
         least=1,
     )
     opensearch: OpenSearchLoadConfig = section(OpenSearchLoadConfig)
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """See `Switched`."""
+        if not self.opensearch.url:
+            yield "opensearch", "it is read with config.opensearch.url"
 
 
 def check_config(cfg: BuildIndexRun) -> None:

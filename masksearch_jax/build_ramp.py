@@ -71,6 +71,17 @@ class BuildRampRun:
     work: WorkConfig = section(WorkConfig)
     ppl: PplConfig | None = key(None, "Of the strategy ppl.")
     llm: LLMConfig | None = key(None, "Of the extractor llm.")
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """See `Switched`."""
+        if self.ramp.strategy != "ppl":
+            yield "ppl", "it is read with config.ramp.strategy=ppl"
+        if self.ramp.extractor != "llm":
+            yield "llm", "it is read with config.ramp.extractor=llm"
+        if self.corpus.path:
+            for name in ("ramp.cities", "ramp.reworded", "ramp.arithmetic", "seed"):
+                yield name, "it is of the atlas, which is read without config.corpus.path"
+
     max_failed: float = share(
         0.01, "Share of passages that the LLM extractor may give no reply for."
     )

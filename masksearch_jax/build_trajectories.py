@@ -128,6 +128,15 @@ class BuildTrajectoriesRun:
     student: StudentConfig | None = key(None, "Of teacher `local`.")
     tools: tuple[str, ...] = tools_key()
 
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """See `Switched`."""
+        if self.teacher != "scripted":
+            yield "thoughts", "it is read with config.teacher=scripted"
+        if self.teacher != "local":
+            yield "student", "it is read with config.teacher=local"
+        if "llm" not in sections_of(self):
+            yield "llm", "it is read with config.teacher=agents, or config.student.judge=llm"
+
 
 def check_sections(cfg: BuildTrajectoriesRun) -> None:
     """Raises ConfigError where a section that the teacher needs is missing or names no model."""

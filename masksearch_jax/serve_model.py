@@ -60,6 +60,12 @@ class ServeModelRun:
     search: SearchConfig = section(SearchConfig, "Of the agent.")
     rollout: RolloutConfig = section(RolloutConfig, "Its sampler is that of requests without one.")
 
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """See `Switched`."""
+        if not self.agent:
+            for name in ("prompt", "tools", "search"):
+                yield name, "it is read with config.agent"
+
 
 def check_config(cfg: ServeModelRun) -> None:
     """Raises ConfigError for a rollout that drops what is in flight, and for tools of an agent.

@@ -3,8 +3,8 @@
 A file in `configs/` lists what it decides; all else is as it stands here. ConfigDict stops here:
 `to_dataclass` turns it into these dataclasses once, strictly. What a corpus is turned into examples
 by is in `corpus_config`, how trajectories are sampled in `rollout_config`, what searches in
-`search_config`, what is evaluated in `eval_config`. The last part of the module puts the sections
-together: one `*Run` per main that trains or evaluates.
+`search_config`, what is evaluated in `eval_config`, what a run outlives in `survival_config`. The
+last part of the module puts the sections together: one `*Run` per main that trains or evaluates.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from masksearch_jax.core.reward_config import RewardConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section, seed_key, share
 from masksearch_jax.core.search_config import SearchConfig, tools_key
+from masksearch_jax.core.survival_config import CheckpointConfig, SurvivalConfig
 from masksearch_jax.core.watch_config import AlarmsConfig, HeldoutConfig, LogConfig
 
 
@@ -196,90 +197,6 @@ class LoraConfig:
     alpha: float = key(32.0, "What an adapter adds counts alpha / rank times.", least=0)
     targets: tuple[str, ...] = key(
         ("q", "k", "v", "o", "gate", "up", "down"), "Matrices that have an adapter."
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """When the state is saved, and what is kept."""
-
-    every: int = required("Steps between saves.", harmless=True, least=1)
-    keep: int = key(2, "Newest checkpoints kept.", harmless=True, least=1)
-    keep_every: int = key(
-        0, "Checkpoints of every so many steps are kept for good; 0: none.", harmless=True, least=0
-    )
-    best_metric: str = key(
-        "",
-        (
-            "The checkpoint with the best value of this metric, held-out or of the step's update, "
-            "is kept too; empty: none."
-        ),
-        harmless=True,
-    )
-    best_mode: Literal["max", "min"] = key(
-        "max", "Which value of best_metric is the best.", harmless=True
-    )
-    folder: str = key(
-        "", "A folder or bucket of their own; empty: WORKDIR/checkpoints.", harmless=True
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class SurvivalConfig:
-    """How a run meets hangs, bad updates, lost hosts and a changed config.
-
-    A step or rollout tick that takes `step_factor` times the median, and over `step_seconds`, is a
-    hang: all threads' stacks are dumped and the process exits with 42. An update whose loss or
-    gradient is not finite, or whose loss is a spike, is never applied.
-    """
-
-    startup_seconds: float = key(
-        3600.0,
-        "Seconds until the first step is done, and for each save; 0: no watchdog.",
-        harmless=True,
-        least=0,
-    )
-    step_factor: float = key(
-        10.0, "A step that takes so many times the median may hang.", harmless=True, least=0
-    )
-    step_seconds: float = key(300.0, "No shorter step is a hang.", harmless=True, least=0)
-    heartbeat_seconds: int = key(
-        30, "A host that is silent for so many seconds is lost.", harmless=True, least=1
-    )
-    guard: Literal["stop", "skip"] = key(
-        "stop",
-        "After a bad update: stop, or count it and go on unless max_skips come in a row.",
-        harmless=True,
-    )
-    spike_sigma: float = key(
-        0.0,
-        "A spike: a loss so many standard deviations above the mean; 0: none is.",
-        least=0,
-    )
-    spike_window: int = key(128, "Good losses that mean and deviation are taken of.", least=1)
-    max_skips: int = key(10, "Bad updates in a row that stop the run.", harmless=True, least=0)
-    # Such a step is sampled again until the tool answers, and in time.
-    tool_failures: float = share(
-        0.5,
-        "Share of searches that fail, or of samples that rollout.deadline ends, that voids a step.",
-        harmless=True,
-    )
-    tool_outage_seconds: float = key(
-        600.0, "Seconds to wait for a failing or slow tool; then exit 42.", harmless=True, least=0
-    )
-    profile_steps: tuple[int, ...] = key(
-        (), "Steps traced to WORKDIR/profile; SIGUSR1 traces the next one.", harmless=True
-    )
-    compile_cache: str = key(
-        "", "Folder or bucket of compiled programs; empty: none.", harmless=True
-    )
-    changed: Literal["refuse", "accept"] = key(
-        "refuse",
-        (
-            "A run that is resumed with settings that change its result: refused with both "
-            "values, or goes on with the new ones."
-        ),
-        harmless=True,
     )
 
 
@@ -462,12 +379,25 @@ class TrainRun(ModelRun):
     lora: LoraConfig = section(LoraConfig)
     plan: PlanConfig = section(PlanConfig)
 
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """See `Switched`."""
+        if not self.eval.every:
+            for name in ("data", "examples", "temperature", "seed"):
+                yield f"eval.{name}", "it is read with config.eval.every above 0"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SftRun(TrainRun):
     """`train_sft`: supervised fine-tuning on cached trajectories."""
 
     sft: SftConfig = section(SftConfig)
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """See `Switched`."""
+        yield from super().idle()
+        if not self.eval.every:
+            for name in ("search", "rollout"):
+                yield name, "train_sft reads it with config.eval.every above 0"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -476,6 +406,12 @@ class DapoRun(TrainRun):
 
     dapo: DapoConfig = section(DapoConfig)
     judge: JudgeConfig = section(JudgeConfig)
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """See `Switched`."""
+        yield from super().idle()
+        if self.dapo.reward != "judge":
+            yield "judge", "it is read with config.dapo.reward=judge"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -489,3 +425,12 @@ class EvalRun(ModelRun):
     eval: EvalConfig = section(EvalConfig)
     endpoint: EndpointConfig = section(EndpointConfig)
     judge: JudgeConfig = section(JudgeConfig, "With an endpoint, each answer is judged too.")
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """See `Switched`."""
+        for name in ("rollout", "endpoint"):
+            yield f"{name}.temperature", "config.eval.temperature is read in its place"
+        if not self.endpoint.base_url:
+            yield "endpoint", "it is read with config.endpoint.base_url"
+        if not self.judge.base_url:
+            yield "judge", "it is read with config.judge.base_url"

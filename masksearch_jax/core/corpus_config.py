@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Literal
 
 from masksearch_jax.core.config import ComputeConfig, MeshConfig
@@ -101,6 +102,16 @@ class RampConfig:
             "another: to fill both, one search has to lead to the next."
         ),
     )
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """See `Switched`."""
+        if self.strategy != "ppl":
+            for name in ("min_nll", "max_nll"):
+                yield name, "it is read with config.ramp.strategy=ppl"
+        if self.extractor != "spacy":
+            yield "spacy_model", "it is read with config.ramp.extractor=spacy"
+        if self.extractor != "rules":
+            yield "gazetteer", "it is read with config.ramp.extractor=rules"
 
 
 @dataclasses.dataclass(frozen=True)

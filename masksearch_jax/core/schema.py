@@ -33,6 +33,15 @@ class Ruled(Protocol):
         ...
 
 
+@typing.runtime_checkable
+class Switched(Protocol):
+    """A section, or a whole config, whose keys may switch each other off."""
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """The keys and sections that nothing reads by its other keys, each with what would."""
+        ...
+
+
 T = TypeVar("T", bound=Section)
 
 _UNNAMED: Mapping[str, str] = types.MappingProxyType({})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from masksearch_jax.core.schema import key, section, share
@@ -18,6 +19,19 @@ def tools_key() -> Any:
         "What the agent may call besides search: calculate, date, or classes of yours, "
         "package.module:Class.",
     )
+
+
+_SERVICES = ("http", "web", "opensearch")
+_DENSE = ("dense", "hybrid")
+_READ_BY = {
+    **dict.fromkeys(("url", "batch_wait"), ("http",)),
+    "web": ("web",),
+    "opensearch": ("opensearch",),
+    **dict.fromkeys(("attempt_timeout", "retries", "backoff", "hedge"), _SERVICES),
+    "encoder": (*_DENSE, "opensearch"),
+    "nearest": _DENSE,
+    **dict.fromkeys(("fusion", "rank_constant", "dense_weight", "fusion_depth"), ("hybrid",)),
+}  # keys that some kinds of search alone read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +167,20 @@ class SearchConfig:
     )
     web: WebConfig = section(WebConfig)
     opensearch: OpenSearchConfig = section(OpenSearchConfig)
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """See `Switched`."""
+        for name, kinds in _READ_BY.items():
+            if self.kind not in kinds:
+                yield name, f"it is read with config.search.kind={' or '.join(kinds)}"
+        if self.kind == "hybrid" and self.fusion == "score":
+            yield "rank_constant", "it is read with config.search.fusion=rank"
+        if self.kind == "hybrid" and self.fusion == "rank":
+            yield "dense_weight", "it is read with config.search.fusion=score"
+        if not self.rerank:
+            yield "rerank_depth", "it is read with config.search.rerank"
+        if not self.cache:
+            yield "cache_bytes", "it is read with config.search.cache"
 
     @property
     def service(self) -> str:

@@ -122,15 +122,15 @@ def parse(
     the architecture of an HF folder, for configs that name one in place of a model. read_defaults:
     what the folder that `init` names says in place of the schema's defaults.
     """
-    found, values = _resolved(schema, argv, read_model, read_defaults)
+    found, resolved = _resolved(schema, argv, read_model, read_defaults)
     try:
-        settings = to_dataclass(found, values)
+        settings = to_dataclass(found, resolved.values)
     except ConfigError as error:
         if not isinstance(schema, tuple):
             raise
         mains = " or ".join((s.__doc__ or "").split("`")[1] for s in schema)
         raise ConfigError(f"{error}; {Path(argv[0]).stem} takes a config of {mains}") from error
-    idle.check_flags(settings, overrides.named_keys(argv[1:]))
+    idle.check_changed(settings, resolved.changed)
     return settings
 
 
@@ -139,7 +139,7 @@ def _resolved(
     argv: Sequence[str],
     read_model: ReadModel | None,
     read_defaults: ReadDefaults | None,
-) -> tuple[type[T], dict[str, Any]]:
+) -> tuple[type[T], overrides.Resolved]:
     """The schema that fits, and the config file over its defaults with the flags over both."""
     spec, flags = overrides.split_config(argv[1:])
     if spec is None:
@@ -240,8 +240,8 @@ def _help(
     rest = [a for a in argv if not _HELP.fullmatch(a) and a not in (PRINT_CONFIG, CHECK)]
     values = None
     if overrides.split_config(rest[1:])[0] is not None:
-        found, values = _resolved(schema, rest, read_model, read_defaults)
-        schemas = (found,)
+        found, resolved = _resolved(schema, rest, read_model, read_defaults)
+        schemas, values = (found,), resolved.values
     keys = config_text.help_lines(schemas, section, values)
     return [USAGE.format(name=_program(argv)), OPTIONS, "", *keys]
 

@@ -8,7 +8,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from masksearch_jax.core.config import ModelConfig
 from masksearch_jax.core.errors import ConfigError, Restart, nearest
@@ -43,9 +43,11 @@ def split_config(args: Sequence[str]) -> tuple[str | None, list[str]]:
     return spec, rest
 
 
-def named_keys(args: Iterable[str]) -> set[str]:
-    """The dotted keys that flags override."""
-    return {match[1] for arg in args if (match := _OVERRIDE.match(arg))}
+class Resolved(NamedTuple):
+    """All keys of a schema. changed: dotted, those that flags gave another value."""
+
+    values: dict[str, Any]
+    changed: frozenset[str]
 
 
 def resolve(
@@ -54,7 +56,7 @@ def resolve(
     flags: Sequence[str],
     read_model: Callable[[str], ModelConfig] | None = None,
     read_defaults: Callable[[str], Mapping[str, Any]] | None = None,
-) -> dict[str, Any]:
+) -> Resolved:
     """All keys of the schema: a config file's, else its defaults, then what the flags override.
 
     read_defaults: what the folder that the key `init` names says in place of the defaults; not
@@ -67,14 +69,16 @@ def resolve(
     flags = _checked_flags(schema, flags)
     if read_model is not None:
         _read_models(schema, config, flags, read_model)
-    named = named_keys(flags)
+    named = {m[1] for flag in flags if (m := _OVERRIDE.match(flag))}
     if read_defaults is not None and not _said(config, flags, "endpoint.base_url"):
         folder = _said(config, flags, "init")
         if read := set(_put_defaults(config, read_defaults(folder))) - named:
             told = ", ".join(f"{name}={_value(config, name)}" for name in sorted(read))
             print(f"  read from {folder}: {told}", file=sys.stderr, flush=True)
     _fill(schema, config, named)
-    return _without_unset(schema, _overridden(config, flags))
+    before, values = config.to_dict(), _overridden(config, flags)
+    changed = frozenset(name for name in named if _at(before, name) != _at(values, name))
+    return Resolved(_without_unset(schema, values), changed)
 
 
 def override(cfg: T, given: Sequence[str]) -> T:
@@ -82,8 +86,8 @@ def override(cfg: T, given: Sequence[str]) -> T:
     from ml_collections import ConfigDict
 
     flags = [f"--config.{one}" for one in given]
-    values = resolve(type(cfg), ConfigDict(dataclasses.asdict(cfg)), flags)
-    return to_dataclass(type(cfg), values)
+    found = resolve(type(cfg), ConfigDict(dataclasses.asdict(cfg)), flags)
+    return to_dataclass(type(cfg), found.values)
 
 
 def _checked_flags(schema: type[Section], args: Iterable[str]) -> list[str]:
@@ -252,6 +256,12 @@ def _put_defaults(config: Any, values: Mapping[str, Any], path: str = "") -> lis
 def _value(config: Any, dotted: str) -> Any:
     section, _, name = dotted.rpartition(".")
     return _section(config, section)[name]
+
+
+def _at(values: Any, dotted: str) -> Any:
+    for name in dotted.split("."):
+        values = values.get(name) if isinstance(values, dict) else None
+    return values
 
 
 def _section(config: Any, path: str) -> Any:

@@ -606,7 +606,7 @@ def test_an_architecture_is_read_from_the_folder_of_the_weights(repository, hf_f
     quick = parse_hf(repository, str(hf_folder), name="quickstart", schema=QuickstartRun)
     assert quick.model == dataclasses.replace(WANT, vocab_size=1024)  # its tokenizer's
     student = parse_hf(
-        repository, "hf", f"--config.student.init={hf_folder}",
+        repository, "hf", "--config.teacher=local", f"--config.student.init={hf_folder}",
         name="build_trajectories", schema=BuildTrajectoriesRun,
     )  # fmt: skip
     assert student.student.model == WANT

@@ -568,7 +568,9 @@ def test_an_address_with_a_user_is_refused_without_naming_it(capsys, name, key, 
 
 def test_an_at_sign_after_the_host_is_no_user():
     address = "http://host:1/retrieve?for=a@b,https://other/@x"
-    assert read_with("evaluate", "search.url", address).search.url == address
+    argv = ["evaluate", f"--config={CONFIGS}/evaluate.py", "--config.search.kind=http"]
+    cfg = cli.parse(schema_of("evaluate"), [*argv, f"--config.search.url={address}"])
+    assert cfg.search.url == address
 
 
 @pytest.mark.slow  # imports TensorFlow

@@ -1,29 +1,48 @@
 """Flags for keys that another key switches off."""
 
+import dataclasses
+
 import pytest
 
+from masksearch_jax.ask import AskRun
+from masksearch_jax.build_index import BuildIndexRun
+from masksearch_jax.build_ramp import BuildRampRun
+from masksearch_jax.build_trajectories import BuildTrajectoriesRun
 from masksearch_jax.core.config import DapoRun, EvalRun, SftRun
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.idle import idle_keys
 from masksearch_jax.core.schema import describe_keys
 from masksearch_jax.runtime import cli
 from masksearch_jax.search.open import KINDS
+from masksearch_jax.serve_model import ServeModelRun
 
-SCHEMAS = {"ramp_sft": SftRun, "ramp_dapo": DapoRun, "evaluate": EvalRun}
+SCHEMAS = {
+    "ask": AskRun,
+    "build_index": BuildIndexRun,
+    "build_ramp": BuildRampRun,
+    "build_trajectories": BuildTrajectoriesRun,
+    "evaluate": EvalRun,
+    "ramp_dapo": DapoRun,
+    "ramp_sft": SftRun,
+    "serve_model": ServeModelRun,
+}
 
 
 def parsed(config, flags):
     given = [f"--config.{flag}" for flag in flags]
-    return cli.parse(SCHEMAS[config], [config, f"--config={config}:qwen2.5-0.5b", *given])
+    return cli.parse(SCHEMAS[config], [config, f"--config={config}", *given])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("config", SCHEMAS)
 def test_what_is_told_to_be_idle_is_a_key(config, kind):
-    switches = [f"search.kind={kind}"] if config != "ramp_sft" else []
-    cfg = parsed(config, switches)
+    cfg = parsed(config, [f"init={config}"] if SCHEMAS[config] in (AskRun, ServeModelRun) else [])
+    if hasattr(cfg, "search"):
+        cfg = dataclasses.replace(cfg, search=dataclasses.replace(cfg.search, kind=kind))
     known = {key.name for key in describe_keys(type(cfg))}
-    assert {name for name, _ in idle_keys(cfg)} <= known
+    found = [name for name, _ in idle_keys(cfg)]
+    assert found
+    assert set(found) <= known
 
 
 IDLE = [
@@ -48,6 +67,18 @@ IDLE = [
     ("evaluate", ["search.cache_bytes=3"], "search.cache=FILE"),
     ("evaluate", ["endpoint.model=m"], "endpoint.base_url=http://h/v1"),
     ("evaluate", ["judge.model=m"], "judge.base_url=http://h/v1"),
+    ("build_ramp", ["ppl.batch=3"], "ramp.strategy=ppl"),
+    ("build_ramp", ["ramp.min_nll=0.1"], "ramp.strategy=ppl"),
+    ("build_ramp", ["llm.model=m"], "ramp.extractor=llm"),
+    ("build_ramp", ["ramp.spacy_model=m"], "ramp.extractor=spacy"),
+    ("build_ramp", ["ramp.extractor=llm", "ramp.gazetteer=9"], "ramp.extractor=rules"),
+    ("build_ramp", ["corpus.path=wiki.jsonl", "ramp.cities=9"], "corpus.path="),
+    ("build_trajectories", ["llm.model=m"], "teacher=agents"),
+    ("build_trajectories", ["student.init=m"], "teacher=local"),
+    ("build_trajectories", ["teacher=agents", "thoughts=short"], "teacher=scripted"),
+    ("build_index", ["opensearch.name=i"], "opensearch.url=http://h:9200"),
+    ("serve_model", ["init=m", "search.top_k=3"], "agent=True"),
+    ("ask", ["init=m", "port=80"], "web=True"),
 ]
 
 
@@ -80,5 +111,5 @@ def test_what_a_config_file_says_and_defaults_pass(tmp_path):
         "    c.judge = ConfigDict({'model': 'of-another-run'})\n"
         "    return c\n"
     )
-    cfg = cli.parse(DapoRun, ["main", f"--config={file}", "--config.search.url="])
+    cfg = cli.parse(DapoRun, ["ramp_dapo", f"--config={file}", "--config.search.url="])
     assert cfg.judge.model == "of-another-run"
