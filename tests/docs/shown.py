@@ -110,7 +110,7 @@ def named_commands(path: Path, folder: Path) -> list[Command]:
 def docstring_commands(path: Path, folder: Path) -> list[Command]:
     """Those of a module's docstring, without [what may be left out] and words at some distance.
 
-    A line that begins with ... adds to the command before it.
+    A line that begins with ... adds to the last command that stands whole.
     """
     said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     found: list[Command] = []
@@ -118,7 +118,8 @@ def docstring_commands(path: Path, folder: Path) -> list[Command]:
         words = re.split(r"\s{2,}", line.strip())[0]
         if _OF_A_DOCSTRING.match(line):
             found += [Command(argv) for argv in shell(words, folder)]
+            whole = found[-1].argv
         elif line.startswith("    ... ") and found:
             (argv,) = shell(words.replace("...", "python", 1), folder)
-            found.append(Command([*found[-1].argv, *argv[1:]]))
+            found.append(Command([*whole, *argv[1:]]))
     return found
